@@ -11,6 +11,7 @@ import argparse
 import dataclasses
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from rows import interleave, refuse_debug_build, report
@@ -18,7 +19,7 @@ from uncached_decoder import UncachedDecoder
 
 from fiber.config import ImageTextConfig, preset
 from fiber.models.encoders.roberta import PAD_ID
-from fiber.models.fiber.captioner import END_ID, CaptionDecoder, NextTokens, search_beams
+from fiber.models.fiber.captioner import END_ID, CaptionDecoder, search_beams
 from fiber.models.fiber.image_text import FiberImageText
 
 
@@ -51,7 +52,7 @@ def main() -> None:
     tokens = model.backbone.encode_image(images).stages[-1]
     found = []
 
-    def milliseconds(decoder: Callable[..., NextTokens]) -> float:
+    def milliseconds(decoder: Callable[..., Any]) -> float:
         began = time.perf_counter()
         found.append(search_beams(decoder(model, tokens), options.beams, options.max_tokens))
         return 1000 * (time.perf_counter() - began)

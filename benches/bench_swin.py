@@ -21,7 +21,7 @@ from eager_fiber import Swin
 from rows import interleave, refuse_debug_build, report
 from torch import Tensor, nn
 
-from fiber.checkpoints.encoders import tower_states
+from fiber.checkpoints.encoders import encoder_states
 from fiber.config import FiberConfig
 from fiber.models.fiber.image_text import FiberImageText
 
@@ -50,7 +50,7 @@ def trunks(config: FiberConfig) -> dict[str, tuple[nn.Module, Callable[[Tensor],
     model = FiberImageText(config).train()
     eager, peer = Swin(config).train(), timm_swin(config).train()
     for tower, layout in ((eager, "microsoft"), (peer, "timm")):
-        given = tower_states(model, layout)["swin"]
+        given = encoder_states(model, layout)["swin"]
         missing = set(tower.state_dict()) - set(given)
         assert all(name.endswith(("relative_position_index", "attn_mask")) for name in missing)
         tower.load_state_dict(given, strict=False)

@@ -12,7 +12,7 @@ from fiber.models.fiber.image_text import FiberImageText
 
 
 class UncachedDecoder:
-    """The model as `fiber.models.fiber.captioner.NextTokens`."""
+    """The model with the methods of `fiber.models.fiber.captioner.CaptionDecoder`."""
 
     def __init__(self, model: FiberImageText, image_tokens: Tensor) -> None:
         self.num_images, self.device = len(image_tokens), image_tokens.device

@@ -1,8 +1,7 @@
 """Model configuration: frozen dataclasses, validated on construction, and presets.
 
-A `FiberConfig` is all that is needed to rebuild the model of a checkpoint. The coarse (image-text)
-and the fine (image-text-box) stage share one backbone; they differ in `FusionConfig` and in the
-heads.
+A `FiberConfig` determines a model completely, up to its weights. The coarse (image-text) and the
+fine (image-text-box) stage share one backbone; they differ in `FusionConfig` and in the heads.
 """
 
 from __future__ import annotations
@@ -45,7 +44,8 @@ class SwinConfig:
         for stage, (channels, heads) in enumerate(zip(self.channels, self.num_heads, strict=True)):
             require(
                 channels % heads == 0,
-                f"swin: stage {stage} has {channels} channels, not a multiple of {heads} heads",
+                f"swin: num_heads[{stage}] must divide the {channels} channels of stage {stage},"
+                f" got {heads}",
             )
 
     @property
@@ -78,7 +78,7 @@ class RobertaConfig:
     def __post_init__(self) -> None:
         require(
             self.width % self.num_heads == 0,
-            f"roberta: width {self.width} is not a multiple of num_heads {self.num_heads}",
+            f"roberta: num_heads must divide width, got {self.num_heads} and {self.width}",
         )
 
     @property
@@ -94,14 +94,14 @@ class RobertaConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class FusionConfig:
-    """How the two encoders are fused; the only difference between the stages' backbones."""
+    """Fusion of the two encoders; the only difference between the stages' backbones."""
 
-    #: Number of (image block, text layer) pairs with cross-attention: the last of both encoders.
+    #: Number of (image block, text layer) pairs with cross-attention, the last ones of both
+    #: encoders.
     num_fused_layers: int = 6
-    #: LayerNorm before the query of the image-to-text attention (published coarse and fine v3:
-    #: yes, fine v2: no).
+    #: LayerNorm before the image-to-text query (published: yes, except in fine v2).
     normalize_query: bool = True
-    #: Apply the output LayerNorm of the last text layer in `encode_pair` (fine: yes, coarse: no).
+    #: Output LayerNorm of the last text layer in `encode_pair` (fine: yes, coarse: no).
     normalize_last_text: bool = False
     #: Shift windows even on maps that fit into one window (fine: yes, coarse: no).
     shift_small_maps: bool = False
@@ -111,7 +111,7 @@ class FusionConfig:
     def __post_init__(self) -> None:
         require(
             self.num_fused_layers >= 0,
-            f"fusion: num_fused_layers must be 0 or more, got {self.num_fused_layers}",
+            f"fusion: num_fused_layers must be >= 0, got {self.num_fused_layers}",
         )
 
 
@@ -119,7 +119,7 @@ class FusionConfig:
 class ImageTextConfig:
     """Heads of the coarse model."""
 
-    #: Heads to build, of `IMAGE_TEXT_HEADS`.
+    #: Subset of `IMAGE_TEXT_HEADS`.
     heads: tuple[str, ...] = ("itc", "itm", "mlm")
     #: Number of answers of the VQA classifier.
     num_answers: int = 3129
@@ -130,7 +130,7 @@ class ImageTextConfig:
         for head in self.heads:
             require(
                 head in IMAGE_TEXT_HEADS,
-                f"image_text.heads: {head!r} is not one of {', '.join(IMAGE_TEXT_HEADS)}",
+                f"image_text.heads: expected any of {', '.join(IMAGE_TEXT_HEADS)}, got {head!r}",
             )
 
 
@@ -146,14 +146,12 @@ class DetectorConfig:
     norm_groups: int = 16
     #: Size of the square anchor as a multiple of the level's stride.
     anchor_scale: float = 8.0
-    #: Shorter side in pixels that images are resized to for inference, ...
+    #: Shorter side of images at inference, and maximum of their longer side, in pixels.
     shorter_side: int = 800
-    #: ... and the maximum of their longer side.
     max_size: int = 1333
     #: Strides in pixels of the pyramid levels P3 to P7.
     strides: tuple[int, ...] = (8, 16, 32, 64, 128)
-    #: Channels of an unused class convolution of the published model, kept so that its checkpoints
-    #: round-trip exactly.
+    #: Channels of an unused layer that makes published checkpoints round-trip exactly.
     num_unused_classes: int = 80
     #: DropBlock on two pyramid levels in training (published: yes).
     drop_block: bool = True
@@ -163,19 +161,19 @@ class DetectorConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class FiberConfig:
-    """A whole model: encoders, fusion and the heads of one stage."""
+    """FIBER model: encoders, fusion and the heads of one stage."""
 
     #: "coarse": the image-text model; "fine": the detector.
     stage: Literal["coarse", "fine"] = "coarse"
-    #: Height and width of the input of the coarse stage, in pixels.
+    #: Input height and width of the coarse stage, in pixels.
     image_size: int = 384
-    #: Channel order of the input (published fine models: bgr).
+    #: Input channel order (published fine models: bgr).
     channel_order: Literal["rgb", "bgr"] = "rgb"
     #: Maximum text length in tokens, including <s> and </s>.
     max_tokens: int = 40
-    #: Init of the linear weights of encoders, fusion and coarse heads: "published" is N(0, 0.02);
-    #: "fan_in" scales it to have the effect of width 768 at any width. With "published", narrow
-    #: encoders hardly mix tokens and learn nothing in a short run.
+    #: Init of linear weights in encoders, fusion and coarse heads. "published": N(0, 0.02), with
+    #: which narrow encoders hardly mix tokens and learn nothing in a short run. "fan_in": scaled
+    #: to have the effect of width 768 at any width.
     weight_start: Literal["published", "fan_in"] = "published"
     swin: SwinConfig = field(default_factory=SwinConfig)
     roberta: RobertaConfig = field(default_factory=RobertaConfig)
@@ -193,24 +191,31 @@ class FiberConfig:
         )
         require(
             self.max_tokens <= self.roberta.max_tokens,
-            f"max_tokens {self.max_tokens} exceeds the {self.roberta.max_tokens} positions of the"
-            " text encoder",
+            f"max_tokens must be at most {self.roberta.max_tokens}, the positions of the text"
+            f" encoder, got {self.max_tokens}",
         )
-        fused, depths, layers = (
-            self.fusion.num_fused_layers,
-            self.swin.depths,
-            self.roberta.num_layers,
-        )
+        fused, depths = self.fusion.num_fused_layers, self.swin.depths
+        least, most = depths[3], min(self.roberta.num_layers, depths[2] + depths[3])
         require(
-            fused == 0 or depths[3] <= fused <= min(layers, depths[2] + depths[3]),
-            f"fusion.num_fused_layers is {fused}; expected 0 or {depths[3]} (all of stage 4) to"
-            f" {min(layers, depths[2] + depths[3])}",
+            fused == 0 or least <= fused <= most,
+            f"fusion.num_fused_layers: expected 0 or {least} (all of stage 4) to {most},"
+            f" got {fused}",
         )
 
     @property
     def heads(self) -> tuple[str, ...]:
         """Names of the heads; the fine model has one, "grounding"."""
         return self.image_text.heads if self.stage == "coarse" else ("grounding",)
+
+    @property
+    def vocab_size(self) -> int:
+        """Vocabulary size of the text encoder."""
+        return self.roberta.vocab_size
+
+    @property
+    def num_answers(self) -> int:
+        """Number of answers of the VQA head."""
+        return self.image_text.num_answers
 
     def with_vocabulary(self, vocab_size: int) -> FiberConfig:
         """Return the config with another vocabulary size."""
@@ -219,16 +224,14 @@ class FiberConfig:
         )
 
     def with_image_size(self, image_size: int) -> FiberConfig:
-        """Return a coarse config for another input size; the window size is scaled with it.
+        """Return a coarse config for another input size, with the window size scaled.
 
         Raises:
-            ValueError: for the fine stage, which takes images of any size, or if the window size
-                would not be an integer.
+            ValueError: for the fine stage, or if the window size would not be an integer.
         """
         require(
             "grounding" not in self.heads,
-            f"image_size {image_size}: the fine model takes images of any size; its window size"
-            f" stays {self.swin.window_size}",
+            f"image_size {image_size}: a fine model takes images of any size and has no image_size",
         )
         step = self.image_size // math.gcd(self.image_size, self.swin.window_size)
         require(
@@ -246,7 +249,7 @@ class FiberConfig:
         max_tokens: int | None = None,
         shift_small_maps: bool = True,
     ) -> FiberConfig:
-        """Return the fine config of this backbone; "v3" has the norms of the published coarse."""
+        """Return the fine config of this backbone; "v3" has the query norms of the coarse one."""
         require(version in ("v2", "v3"), f"version: expected v2 or v3, got {version!r}")
         return dataclasses.replace(
             self,
@@ -323,11 +326,7 @@ PRESETS: dict[str, FiberConfig] = {
 
 
 def preset(name: str, *, stage: Literal["coarse", "fine"] = "coarse") -> FiberConfig:
-    """Look up a preset by name.
-
-    Raises:
-        ValueError: if there is no such preset, with the nearest names.
-    """
+    """Look up a preset; raises ValueError, with the nearest names, if it does not exist."""
     if name not in PRESETS:
         raise ValueError(f"preset {name!r} does not exist; {nearest(name, PRESETS)}")
     config = PRESETS[name]

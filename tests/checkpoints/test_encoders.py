@@ -6,12 +6,13 @@ import re
 import pytest
 import torch
 
-from fiber.checkpoints.encoders import FIRST_CONVOLUTION, load_tower, tower_states
-from fiber.checkpoints.published import resize_bias_table
+from fiber.checkpoints.encoders import encoder_states, load_encoder
 from fiber.config import FiberConfig, RobertaConfig, SwinConfig, preset
-from fiber.models.encoders.keys import encoder_layout
+from fiber.models.encoders.swin import resize_bias_table
 from fiber.models.fiber.detector import FiberDetector
 from fiber.models.fiber.image_text import FiberImageText
+from fiber.models.fiber.keys import FIRST_CONVOLUTION
+from fiber.models.registry import encoder_format
 
 transformers = pytest.importorskip("transformers")
 
@@ -139,7 +140,7 @@ def check_features(ours, theirs, exact):
 @pytest.mark.parametrize("rename", [lambda state: state, in_timm_names], ids=["microsoft", "timm"])
 def test_image_tower_equals_transformers(rename):
     theirs, ours = swin(), model()
-    _, ignored = load_tower(ours, rename(in_microsoft_names(theirs.state_dict())))
+    _, ignored = load_encoder(ours, rename(in_microsoft_names(theirs.state_dict())))
     assert ignored == {}
     images = torch.randn(2, 3, 64, 64)
     tower = ours.backbone.image
@@ -164,7 +165,7 @@ def test_text_tower_equals_transformers(prefix):
     theirs, ours = roberta(), model()
     state = {f"{prefix}{name}": tensor for name, tensor in theirs.state_dict().items()}
     state |= {"lm_head.bias": torch.zeros(100), f"{prefix}embeddings.position_ids": torch.ones(1)}
-    _, ignored = load_tower(ours, state)
+    _, ignored = load_encoder(ours, state)
     assert set(ignored) == {
         "lm_head.bias",
         *(f"{prefix}{name}" for name in ("embeddings.position_ids", "pooler.dense.weight")),
@@ -185,20 +186,20 @@ def test_text_tower_equals_transformers(prefix):
 def test_towers_come_back_as_they_went_in(layout, stage):
     config = CONFIG if stage == "coarse" else CONFIG.fine()
     source, target = model(config, 1), model(config, 2)
-    states = tower_states(source, layout)
+    states = encoder_states(source, layout)
     assert ("layers.3.downsample.norm.bias" in states["swin"]) == (layout == "timm")
     assert ("layers.0.downsample.norm.bias" in states["swin"]) == (layout == "microsoft")
     assert ("norm.weight" in states["swin"]) == (stage == "coarse")
     taken = set()
     for state in states.values():
-        keys, ignored = load_tower(target, state)
+        keys, ignored = load_encoder(target, state)
         taken |= set(keys)
         assert ignored == {}
     own, expected = target.state_dict(), source.state_dict()
     assert {name for name in own if name.startswith(("backbone.image.", "backbone.text."))} <= taken
     for name in taken:
         assert torch.equal(own[name], expected[name]), name
-    again = tower_states(target, layout)
+    again = encoder_states(target, layout)
     for tower, state in states.items():
         assert list(state) == list(again[tower])
         assert all(torch.equal(state[name], again[tower][name]) for name in state)
@@ -206,12 +207,12 @@ def test_towers_come_back_as_they_went_in(layout, stage):
 
 def test_exported_towers_load_into_transformers():
     ours, theirs = draw(model()), roberta()
-    state = tower_states(ours)["roberta"]
+    state = encoder_states(ours)["roberta"]
     wrong = theirs.load_state_dict(state, strict=False)
     assert wrong.unexpected_keys == []
     assert all(name.startswith("pooler.") for name in wrong.missing_keys)
     names = set(in_microsoft_names(swin().state_dict()))
-    assert set(tower_states(ours)["swin"]) == names
+    assert set(encoder_states(ours)["swin"]) == names
 
 
 def test_what_a_released_file_holds_besides():
@@ -223,13 +224,13 @@ def test_what_a_released_file_holds_besides():
         "head.weight": torch.zeros(10, 128),
         "head.bias": torch.zeros(10),
     }
-    _, ignored = load_tower(model(), state)
+    _, ignored = load_encoder(model(), state)
     assert set(ignored.values()) == {
         "buffer that follows from the map size",
         "buffer that follows from the window size",
         "classifier of ImageNet",
     }
-    _, ignored = load_tower(model(CONFIG.fine()), state)
+    _, ignored = load_encoder(model(CONFIG.fine()), state)
     assert "norm.weight" in ignored
 
 
@@ -237,7 +238,7 @@ def test_tables_follow_the_window():
     larger = dataclasses.replace(CONFIG, swin=dataclasses.replace(CONFIG.swin, window_size=4))
     state = in_microsoft_names(swin().state_dict())
     ours = model(larger)
-    load_tower(ours, state)
+    load_encoder(ours, state)
     table = ours.state_dict()["backbone.image.stages.1.blocks.0.attention.bias_table"]
     theirs = state["layers.1.blocks.0.attn.relative_position_bias_table"]
     assert torch.equal(table, resize_bias_table(theirs, 49))
@@ -246,11 +247,11 @@ def test_tables_follow_the_window():
 def test_colours_are_turned_round_for_a_model_that_has_blue_first():
     state = in_microsoft_names(swin().state_dict())
     ours = model(dataclasses.replace(CONFIG.fine(), channel_order="bgr"))
-    load_tower(ours, state)
+    load_encoder(ours, state)
     first = ours.state_dict()[FIRST_CONVOLUTION]
     assert torch.equal(first[:, 0], state["patch_embed.proj.weight"][:, 2])
     assert torch.equal(
-        tower_states(ours)["swin"]["patch_embed.proj.weight"], state["patch_embed.proj.weight"]
+        encoder_states(ours)["swin"]["patch_embed.proj.weight"], state["patch_embed.proj.weight"]
     )
 
 
@@ -271,11 +272,11 @@ def test_what_does_not_fit_is_named_and_nothing_is_loaded(damage, message):
     ours = model()
     before = {name: tensor.clone() for name, tensor in ours.state_dict().items()}
     with pytest.raises(ValueError, match=message):
-        load_tower(ours, state)
+        load_encoder(ours, state)
     assert all(torch.equal(before[name], each) for name, each in ours.state_dict().items())
 
 
 def test_no_tower():
-    assert encoder_layout(["conv1.weight"]) is None
+    assert encoder_format(["conv1.weight"]) is None
     with pytest.raises(ValueError, match=r"image.*conv1"):
-        load_tower(model(), {"conv1.weight": torch.zeros(1)})
+        load_encoder(model(), {"conv1.weight": torch.zeros(1)})

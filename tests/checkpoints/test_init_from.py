@@ -7,9 +7,9 @@ import torch
 
 from fiber.checkpoints.init_from import initialize
 from fiber.checkpoints.model_dir import StoredModel, load_model, read_tensors
-from fiber.checkpoints.published import resize_bias_table
 from fiber.config import preset
 from fiber.config_io import replace_fields
+from fiber.models.encoders.swin import resize_bias_table
 from fiber.models.registry import build_model
 from tests.golden import COARSE
 from tests.training.micro_runs import coarse_config, run
@@ -71,16 +71,16 @@ def test_another_size_is_said_in_a_line(stage):
     with pytest.raises(ValueError, match="released") as caught:
         initialize(build_model(preset("small", stage=stage).with_vocabulary(320)), start)
     assert str(caught.value) == (
-        "released.ckpt has text width 32, the run's model 128; text layers 4, the run's model 6;"
-        " image channels 16, the run's model 32; image depths (1, 1, 2, 2), the run's model"
-        " (1, 1, 4, 2); fused layers 3, the run's model 4 (preset small); start from a model of"
-        " that size, or take a recipe of the start's size (`fiber recipes`)"
+        "released.ckpt has text width 32, expected 128; text layers 4, expected 6; image channels"
+        " 16, expected 32; image depths (1, 1, 2, 2), expected (1, 1, 4, 2); fused layers 3,"
+        " expected 4 (preset small); start from a model of that size, or use a recipe of the"
+        " initial model's size (`fiber recipes`)"
     )
 
 
 def test_only_the_sizes_that_differ_are_named():
     wider = replace_fields(preset("micro"), {"roberta.width": 48})
-    message = "^the model to start from has text width 32, the run's model 48; start from a model"
+    message = "^the initial model has text width 32, expected 48; start from a model"
     with pytest.raises(ValueError, match=message):
         initialize(build_model(wider), stored(preset("micro")))
 

@@ -59,7 +59,7 @@ def test_files_with_and_without_splits(tmp_path):
     for split in ("train", "val"):
         told = seen_before(trained, "captions", path, split)
         assert f"{path}, which has no splits" in str(told)
-        assert 'the field "split" ("train" or "val") and train again' in str(told)
+        assert 'the field "split" ("train" or "val")' in str(told)
     path.write_text(
         "".join(json.dumps(line | {"split": split}) + "\n" for split in ("train", "val"))
     )

@@ -8,12 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from fiber.checkpoints.init_from import transfer_backbone
+from fiber.checkpoints.init_from import initialize
+from fiber.checkpoints.model_dir import StoredModel
 from fiber.checkpoints.published import load_published, published_state
 from fiber.config import IMAGE_TEXT_HEADS, FiberConfig, ImageTextConfig, preset
 from fiber.models.fiber.detector import FiberDetector
 from fiber.models.fiber.image_text import FiberImageText
-from fiber.models.fiber.keys import coarse_keys, filled_in, ignored_coarse_key
+from fiber.models.fiber.keys import coarse_defaults, coarse_keys, ignored_coarse_key
 from tests.golden import COARSE
 from tests.parity.coarse_case import CoarseCase
 from tests.published_keys import coarse_keys as published_keys
@@ -75,7 +76,7 @@ def test_round_trip_is_bit_equal(model, state, case):
     assert not set(back) & set(ignored)
     for name, value in back.items():
         assert torch.equal(value, state[name]), name
-    assert ignored["rank_output.weight"] == "stale copy of row 1 of the matching head"
+    assert ignored["rank_output.weight"] == "stale copy of row 1 of the ITM head"
     assert "text_transformer.pooler.dense.weight" in ignored
 
 
@@ -119,15 +120,15 @@ def test_checkpoint_of_the_released_kind(model, state):
     ignored = load_published(model, state)
     assert {"logit_scale", "token_type_embeddings.weight"} <= set(ignored)
     assert model.temperature.item() == pytest.approx(0.07)
-    assert filled_in(model.config, state) == {"temperature": 0.07}
+    assert coarse_defaults(model.config, state) == {"temperature": 0.07}
 
 
-def test_what_is_filled_in_is_the_temperature_alone(case, state):
+def test_what_is_coarse_defaults_is_the_temperature_alone(case, state):
     config = case.fiber_config()
-    assert filled_in(config, state) == {}
-    assert filled_in(config, []) == {"temperature": 0.07}
+    assert coarse_defaults(config, state) == {}
+    assert coarse_defaults(config, []) == {"temperature": 0.07}
     other = dataclasses.replace(config, image_text=ImageTextConfig(heads=("vqa",)))
-    assert filled_in(other, []) == {}
+    assert coarse_defaults(other, []) == {}
 
 
 @pytest.mark.parametrize("head", IMAGE_TEXT_HEADS)
@@ -155,7 +156,7 @@ def test_the_backbone_is_copied_from_coarse_to_fine(version):
         parameter.data = torch.randn_like(parameter)
     detector = FiberDetector(micro("fine", version=version))
     fresh = {name: value.clone() for name, value in detector.state_dict().items()}
-    report = transfer_backbone(coarse, detector)
+    report = initialize(detector, StoredModel(network=coarse))
     state, source = detector.state_dict(), coarse.state_dict()
     assert set(report.taken) | set(report.created) == set(state)
     assert set(report.taken) | set(report.dropped) == set(source)
@@ -176,7 +177,7 @@ def test_the_backbone_is_copied_from_fine_to_coarse(version):
     for parameter in detector.parameters():
         parameter.data = torch.randn_like(parameter)
     coarse = FiberImageText(micro("coarse"))
-    report = transfer_backbone(detector, coarse)
+    report = initialize(coarse, StoredModel(network=detector))
     state, source = coarse.state_dict(), detector.state_dict()
     backbone = {name for name in state if name.startswith("backbone.")}
     norms = {name for name in backbone if "image_to_text.norm" in name}
@@ -191,20 +192,28 @@ def test_the_backbone_is_copied_from_fine_to_coarse(version):
 
 def test_the_report_can_be_read():
     coarse, detector = FiberImageText(micro("coarse")), FiberDetector(micro("fine", version="v2"))
-    page = str(transfer_backbone(coarse.state_dict(), detector))
+    page = str(initialize(detector, StoredModel(network=coarse)))
     assert page.startswith("taken: ")
     assert "backbone.fusion.*.image_to_text.norm: 6" in page
     assert "vqa_head" in page.split("dropped: ")[1].split("created: ")[0]
     assert len(page.splitlines()) < 60
 
 
+class Bodiless(torch.nn.Module):
+    """A model without a backbone, and without any tensor."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+
+
 def test_backbones_of_other_sizes_are_refused():
     detector = FiberDetector(micro("fine"))
-    coarse = FiberImageText(micro("coarse")).state_dict()
-    coarse["backbone.image.patch_embedding.norm.weight"] = torch.zeros(3)
+    coarse = FiberImageText(micro("coarse"))
+    coarse.backbone.image.patch_embedding.norm.weight = torch.nn.Parameter(torch.zeros(3))
     before = detector.state_dict()["backbone.image.patch_embedding.norm.bias"].clone()
     with pytest.raises(ValueError, match=r"patch_embedding.norm.weight \(3,\).*\(16,\)"):
-        transfer_backbone(coarse, detector)
+        initialize(detector, StoredModel(network=coarse))
     assert torch.equal(detector.state_dict()["backbone.image.patch_embedding.norm.bias"], before)
     with pytest.raises(ValueError, match="share no tensor"):
-        transfer_backbone({"head.weight": torch.zeros(1)}, detector)
+        initialize(detector, StoredModel(network=Bodiless(coarse.config)))

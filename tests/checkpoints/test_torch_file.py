@@ -19,10 +19,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from fiber.checkpoints.torch_file import InertUnpickler, StandIn, read_state
+from fiber.checkpoints.torch_file import InertUnpickler, StandIn, read_checkpoint
 
 #: Memory of this process in pages.
 STATM = pathlib.Path("/proc/self/statm")
+
+
+def read_state(path, weights="raw"):
+    return read_checkpoint(path, weights).state
 
 
 class Running(enum.Enum):
@@ -132,7 +136,7 @@ def test_moving_average_is_chosen_by_name(tmp_path):
     assert read_state(path, "raw")["w"].sum() == 0
     assert read_state(path, "ema")["w"].sum() == 2
     torch.save({"model": {"w": torch.zeros(2)}}, path)
-    with pytest.raises(ValueError, match=r"fine.pth holds no moving average.*keys are model"):
+    with pytest.raises(ValueError, match=r"fine.pth contains no moving average.*keys are model"):
         read_state(path, "ema")
     with pytest.raises(ValueError, match=r"weights.*raw.*ema.*'best'"):
         read_state(path, "best")  # type: ignore[arg-type]
@@ -189,7 +193,7 @@ def test_file_that_runs_code_is_refused_and_not_run(tmp_path, function, named, l
     path = tmp_path / "harm.ckpt"
     content = {"state_dict": tensors(), "callbacks": Harm(function, command)}
     torch.save(content, path, _use_new_zipfile_serialization=not legacy)
-    with pytest.raises(ValueError, match=rf"harm.ckpt.*call {named}"):
+    with pytest.raises(ValueError, match=rf"harm.ckpt.*calls {named}"):
         read_state(path)
     assert not trace.exists()
 
@@ -265,7 +269,7 @@ def test_file_that_was_cut_off(tmp_path, kind):
     whole = path.read_bytes()
     for kept in (1, 9, 30, 200, len(whole) // 2, len(whole) - 3):
         path.write_bytes(whole[:kept])
-        with pytest.raises(ValueError, match=rf"{path.name} (is|cannot be read)"):
+        with pytest.raises(ValueError, match=rf"{path.name} is"):
             read_state(path)
 
 
@@ -307,10 +311,10 @@ def tar_file() -> bytes:
     [
         (b"<!DOCTYPE html><html>", "looks like a web page"),
         (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS"),
-        (b"\xff\xd8\xff\xe0 a photograph", "is no checkpoint: it begins with"),
-        (zip_of("word/document.xml"), r"data.pkl.*missing"),
+        (b"\xff\xd8\xff\xe0 a photograph", "is not a checkpoint.*starts with"),
+        (zip_of("word/document.xml"), r"zip archive without data.pkl"),
         (zip_of("model/constants.pkl"), "TorchScript program"),
-        (tar_file(), "is no checkpoint"),
+        (tar_file(), "is not a checkpoint"),
     ],
     ids=["web page", "LFS pointer", "photograph", "other zip", "TorchScript", "tar"],
 )
@@ -324,11 +328,11 @@ def test_file_of_another_kind(tmp_path, blob, reason):
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        ([1, 2], "holds a list, not tensors by name"),
-        ({"epoch": 1, "loss": 2.0}, "holds no tensors.*its keys are epoch, loss"),
-        ({"state_dict": {}}, "holds no tensors"),
-        ({"state_dict": {"w": torch.zeros(1), "v": 3}}, "holds among its tensors what is none: v"),
-        (torch.nn.Linear(2, 2), "holds a StandIn, not tensors"),
+        ([1, 2], "contains a list"),
+        ({"epoch": 1, "loss": 2.0}, "contains no tensors.*its keys are epoch, loss"),
+        ({"state_dict": {}}, "contains no tensors"),
+        ({"state_dict": {"w": torch.zeros(1), "v": 3}}, "contains values other than tensors: v"),
+        (torch.nn.Linear(2, 2), "contains a StandIn"),
     ],
     ids=["list", "no tensors", "nothing", "a number among them", "whole module"],
 )

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 import fiber
-from fiber.checkpoints.torch_file import read_state
+from fiber.checkpoints.torch_file import read_checkpoint
 from fiber.cli import main
 
 from ..conftest import ANSWERS
@@ -23,15 +23,15 @@ def test_published_to_fiber_and_back(desk, capsys):
     assert main(["convert", "published.ckpt", "ours", "--to", "fiber", *arguments]) == 0
     report = capsys.readouterr().out
     assert "read published.ckpt: coarse model with itc, itm, mlm, vqa, nlvr2, caption" in report
-    assert "windows of 12, pictures of 384 pixels" in report
-    assert "left out: 77 tensors" in report
-    assert "not in the file: 0 tensors\n" in report
-    assert "stale copy of row 1 of the matching head:\n    rank_output.weight" in report
+    assert "windows of 12, images of 384 pixels" in report
+    assert "skipped: 77 tensors" in report
+    assert "missing in the file: 0 tensors\n" in report
+    assert "stale copy of row 1 of the ITM head:\n    rank_output.weight" in report
     assert "crossattention_t2i.output.LayerNorm.weight\n      6 with * = 6 7 8 9 10 11" in report
-    assert "without" not in report.split("wrote ")[1]
+    assert "  no " not in report.split("wrote ")[1]
     assert json.loads((desk / "ours" / "answers.json").read_text()) == list(ANSWERS)
     assert main(["convert", "ours", "back.pth", "--to", "published"]) == 0
-    back = read_state(desk / "back.pth")
+    back = read_checkpoint(desk / "back.pth").state
     assert len(back) == 754 - 77
     assert all(torch.equal(tensor, state[name]) for name, tensor in back.items())
 
@@ -43,7 +43,7 @@ def test_what_the_file_does_not_hold_is_said(desk, capsys):
     torch.save({"state_dict": state}, "released.ckpt")
     assert main(["convert", "released.ckpt", "ours", "--to", "fiber"]) == 0
     report = capsys.readouterr().out
-    assert "not in the file: 1 tensor\n  temperature: set to 0.07\n" in report
+    assert "missing in the file: 1 tensor\n  temperature: set to 0.07\n" in report
     assert "older published files lack it" in report
     assert load_file(desk / "ours" / "model.safetensors")["temperature"].item() == pytest.approx(
         0.07
@@ -55,10 +55,12 @@ def test_what_the_file_does_not_hold_is_said(desk, capsys):
     assert main(["convert", "without.ckpt", "plain", "--to", "fiber"]) == 0
     report = capsys.readouterr().out
     assert "coarse model with itm, mlm, vqa, nlvr2, caption;" in report
-    assert "not in the file: 0 tensors" in report
+    assert "missing in the file: 0 tensors" in report
     assert main(["convert", "plain", "back.ckpt", "--to", "published"]) == 0
     assert not [
-        name for name in read_state(desk / "back.ckpt") if "_itc." in name or name == "temp"
+        name
+        for name in read_checkpoint(desk / "back.ckpt").state
+        if "_itc." in name or name == "temp"
     ]
 
 
@@ -72,7 +74,7 @@ def test_moving_average_of_a_fine_file(desk, capsys):
     assert main(["convert", "fine.pth", "ours", "--to", "fiber", "--weights", "ema"]) == 0
     report = capsys.readouterr().out
     assert "read fine.pth, moving average: fine model v2 with grounding" in report
-    assert "without a tokenizer: nothing that takes a text can be asked (--tokenizer)" in report
+    assert "no tokenizer: the model cannot process text (--tokenizer)" in report
     assert not load_file(desk / "ours" / "model.safetensors")["head.text_bias"].any()
 
 
@@ -82,46 +84,48 @@ def test_towers(desk, capsys, stage):
     assert main(arguments) == 0
     report = capsys.readouterr().out
     assert "wrote towers/swin.safetensors: " in report
-    assert ("without the Swin's last norm" in report) == (stage == "fine")
+    assert ("without the last norm of Swin" in report) == (stage == "fine")
     assert "layers.1.downsample.norm.bias" in load_file(desk / "towers" / "swin.safetensors")
     assert main(arguments) == 2
-    assert "holds swin.safetensors already" in error_line(capsys)
+    assert "already contains swin.safetensors" in error_line(capsys)
 
 
 def test_another_size(desk, capsys):
     arguments = ["convert", "runs/demo/coarse", "larger", "--to", "fiber", "--image-size", "128"]
     assert main(arguments) == 0
-    assert "windows of 4, pictures of 128 pixels" in capsys.readouterr().out
+    assert "windows of 4, images of 128 pixels" in capsys.readouterr().out
     model = json.loads((desk / "larger" / "config.json").read_text())["model"]
     assert (model["image_size"], model["swin"]["window_size"]) == (128, 4)
     assert main(arguments) == 2
-    assert "larger holds config.json of another model" in error_line(capsys)
+    assert "larger already contains config.json" in error_line(capsys)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["none.ckpt", "out", "--to", "fiber"], "none.ckpt does not exist"),
-        (["words.jpg", "out", "--to", "fiber"], "words.jpg is no checkpoint"),
+        (["words.jpg", "out", "--to", "fiber"], "words.jpg is not a checkpoint"),
         (
             ["runs/demo/fine", "out.zip", "--to", "published"],
-            "out.zip: expected a file's name that ends in .ckpt, .pt, .pth, .safetensors",
+            "out.zip: expected a file with suffix .ckpt, .pt, .pth, .safetensors",
         ),
-        (["none.ckpt", "out", "--to", "published"], "out: expected a file's name that ends in"),
+        (["none.ckpt", "out", "--to", "published"], "out: expected a file with suffix"),
         *(
             (
                 ["none.ckpt", f"out{ending}", "--to", form],
-                f"out{ending} is the name of a file; expected a folder's, which is what the form"
-                f" {form} is written to",
+                f"out{ending}: expected a directory for format {form}",
             )
             for form in ("fiber", "towers")
             for ending in (".ckpt", ".pt", ".pth", ".safetensors", ".CKPT")
         ),
         (
             ["runs/demo/fine", "out", "--to", "fiber", "--image-size", "99"],
-            "image_size 99: the fine",
+            "image_size 99: a fine",
         ),
-        (["runs/demo/fine", "out", "--to", "fiber", "--weights", "ema"], "holds one set only"),
+        (
+            ["runs/demo/fine", "out", "--to", "fiber", "--weights", "ema"],
+            "weights: expected raw for the directory runs/demo/fine, got 'ema'",
+        ),
     ],
 )
 def test_wrong_use(desk, capsys, arguments, message):

@@ -77,7 +77,7 @@ class TestTrain:
             (["scenes_fine", "--data", ".", "--answers", "none.json"], "none.json: No such file"),
             (
                 ["scenes_coarse", "--data", ".", "--answers", "twice.json"],
-                "'no' stands there twice",
+                "duplicate answer 'no'",
             ),
             (["scenes_fine", "--data", "."], "refcoco_train.json"),
         ],

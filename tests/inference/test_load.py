@@ -39,7 +39,7 @@ class TestLoadAndSave:
 
     def test_classes_are_remembered(self, fine, pictures, tmp_path):
         names = ("red circle", "blue square")
-        with pytest.raises(ValueError, match="not trained to detect classes of its own; name what"):
+        with pytest.raises(ValueError, match="not trained on a fixed set of classes"):
             fine.detect(pictures[0])
         knowing = Model(fine.network, fine.tokenizer, classes=names)
         knowing.save(tmp_path / "copy")
@@ -54,7 +54,7 @@ class TestLoadAndSave:
 
     def test_only_a_free_folder_takes_a_model(self, micro_models, coarse, tmp_path):
         (tmp_path / "photo.jpg").write_bytes(b"")
-        with pytest.raises(NotADirectoryError, match=r"photo\.jpg.*file.*folder"):
+        with pytest.raises(NotADirectoryError, match=r"photo\.jpg.*file.*directory"):
             coarse.save(str(tmp_path / "photo.jpg"))
         with pytest.raises(FileExistsError, match=r"fine.*config\.json"):
             coarse.save(micro_models["fine"])
@@ -75,9 +75,9 @@ class TestLoadAndSave:
         model = fiber.load(bare, device="cpu")
         with pytest.raises(ValueError, match=r"answers.*FILE"):
             model.answer(pictures[0], "why?")
-        with pytest.raises(ValueError, match="without a tokenizer"):
+        with pytest.raises(ValueError, match="no tokenizer"):
             model.match(pictures[0], "why?")
-        with pytest.raises(ValueError, match="without a tokenizer"):
+        with pytest.raises(ValueError, match="no tokenizer"):
             model.caption(pictures[0])
         assert model.embed_images(pictures[0]).shape == (32,)
         whole = micro_models["coarse"]
@@ -89,14 +89,14 @@ class TestLoadAndSave:
 
     def test_parts_that_do_not_fit(self, micro_models, tmp_path):
         small = Tokenizer.train(["a"], 262)
-        with pytest.raises(ValueError, match=r"tokenizer.*\d+ tokens"):
+        with pytest.raises(ValueError, match=r"tokenizer.*\d+ tokens.*\d+"):
             fiber.load(micro_models["fine"], tokenizer=small)
-        with pytest.raises(ValueError, match=r"2.*VQA head.*12"):
+        with pytest.raises(ValueError, match=r"2 answers.*12.*VQA head"):
             fiber.load(micro_models["coarse"], answers=["yes", "no"])
         (tmp_path / "answers.json").write_text('{"yes": 1}')
         with pytest.raises(ValueError, match=r"answers.*head 'vqa'.*grounding"):
             fiber.load(micro_models["fine"], answers=ANSWERS)
-        with pytest.raises(ValueError, match="expected a list of texts"):
+        with pytest.raises(ValueError, match="expected a list of strings"):
             fiber.load(micro_models["coarse"], answers=tmp_path / "answers.json")
         with pytest.raises(FileNotFoundError, match="tokenizer"):
             fiber.load(micro_models["coarse"], tokenizer=tmp_path)
@@ -104,12 +104,12 @@ class TestLoadAndSave:
     def test_nothing_to_load(self, micro_models, tmp_path):
         with pytest.raises(FileNotFoundError, match="none does not exist"):
             fiber.load(tmp_path / "none")
-        with pytest.raises(FileNotFoundError, match="holds no model"):
+        with pytest.raises(FileNotFoundError, match="contains no model"):
             fiber.load(tmp_path)
         with pytest.raises(ValueError, match=r"model.safetensors.*config.json"):
             fiber.load(micro_models["fine"] / "model.safetensors")
         (tmp_path / "cut.ckpt").write_bytes(b"PK\x03\x04")
-        with pytest.raises(ValueError, match=r"cut.ckpt.*cut"):
+        with pytest.raises(ValueError, match=r"cut.ckpt.*truncated"):
             fiber.load(tmp_path / "cut.ckpt")
 
     @pytest.mark.parametrize("read", ["load", "init"])
@@ -126,9 +126,12 @@ class TestLoadAndSave:
         (tmp_path / "cut.ckpt").write_bytes(whole[: len(whole) // 2])
         record = Record(key="a", images=(b"",), text="a")
         for name, message in (
-            ("harm.pt", r"harm.pt tries to run code .* it asks to call (builtins|_?io)\.open"),
-            ("resnet.pth", "resnet.pth: it holds no published model.* are conv1.weight, fc"),
-            ("cut.ckpt", "cut.ckpt is cut off"),
+            ("harm.pt", r"harm.pt tries to run code .* it calls (builtins|_?io)\.open"),
+            (
+                "resnet.pth",
+                "resnet.pth: the file contains no published model.*got conv1.weight, fc",
+            ),
+            ("cut.ckpt", "cut.ckpt is truncated"),
         ):
             with pytest.raises(ValueError, match=message):
                 if read == "load":
@@ -156,9 +159,9 @@ class TestLoadAndSave:
         assert model.answer(pictures[0], "why?")[0].answer in ANSWERS
         assert 0 <= model.match(pictures[0], "a red circle") <= 1
         bare = fiber.load(tmp_path / "a.ckpt", device="cpu", image_size=96)
-        with pytest.raises(ValueError, match="without a tokenizer"):
+        with pytest.raises(ValueError, match="no tokenizer"):
             bare.match(pictures[0], "a red circle")
-        with pytest.raises(ValueError, match=r"2.*VQA head.*12"):
+        with pytest.raises(ValueError, match=r"2 answers.*12.*VQA head"):
             fiber.load(tmp_path / "a.ckpt", words, ["yes", "no"], device="cpu")
 
     @pytest.mark.parametrize("version", ["v2", "v3"])

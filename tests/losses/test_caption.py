@@ -89,7 +89,7 @@ def test_gold_names_what_is_wrong():
     logits = torch.zeros(2, 4, 5)
     with pytest.raises(ValueError, match=r"reference_logits.*shape \(2, 3, 5\)"):
         gold_loss(logits, logits[:, :3], IDS, MASK)
-    with pytest.raises(ValueError, match=r"divisor.*'pads'.*'tokens'.*'padding'"):
+    with pytest.raises(ValueError, match=r"divisor.*'tokens'.*'padding'.*'pads'"):
         gold_loss(logits, logits, IDS, MASK, divisor="pads")  # type: ignore[arg-type]
 
 
@@ -134,5 +134,5 @@ def test_self_critical_names_what_is_wrong():
     zeros = torch.zeros(2, 3, 4)
     with pytest.raises(ValueError, match=r"rewards \(2,\).*\(B, S, L\)"):
         self_critical_loss(zeros, zeros.bool(), torch.zeros(2))
-    with pytest.raises(ValueError, match=r"1 samples.*(picture|image)"):
+    with pytest.raises(ValueError, match=r"2 samples per image, got 1"):
         others_mean(torch.zeros(2, 1))

@@ -12,7 +12,8 @@ from fiber.losses.atss import atss_assign
 from fiber.losses.grounding import centerness_targets, grounding_losses, token_focal_loss
 from fiber.models.fiber.detector import DetectorOutput
 from fiber.ops.anchors import pyramid_anchors
-from fiber.ops.boxes import decode_deltas, encode_deltas
+from fiber.ops.boxes import decode_deltas
+from tests.box_deltas import encode_deltas
 from tests.golden import FINE
 
 RECORDED = FINE / "data_geometry.json"

@@ -8,10 +8,10 @@ from fiber.ops.boxes import (
     centers,
     clip_to_image,
     decode_deltas,
-    encode_deltas,
     paired_giou,
     to_inclusive,
 )
+from tests.box_deltas import encode_deltas
 from tests.golden import FINE
 
 RECORDED = FINE / "data_geometry.json"

@@ -35,13 +35,13 @@ from fiber.ops.boxes import (
     MAX_LOG_SCALE,
     clip_to_image,
     decode_deltas,
-    encode_deltas,
     paired_giou,
     to_inclusive,
 )
 from fiber.postprocess.find import suppress
 from fiber.training.config.run import load_recipe
 from fiber.training.optim import lr_factor
+from tests.box_deltas import encode_deltas
 from tests.parity.comparison import Comparison, Reading
 from tests.parity.tolerances import GEOMETRY, LEARNING_RATES
 

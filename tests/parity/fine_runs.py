@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from fiber.losses.atss import atss_assign
 from fiber.losses.grounding import centerness_targets
 from fiber.models.fiber.detector import DetectorOutput, FiberDetector
-from fiber.ops.boxes import encode_deltas, to_inclusive
+from fiber.ops.boxes import to_inclusive
 from fiber.postprocess import FoundBoxes, detect_boxes
+from tests.box_deltas import encode_deltas
 from tests.parity.fine_case import LEVELS, FineCase
 
 

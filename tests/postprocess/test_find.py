@@ -5,9 +5,9 @@ import torch
 
 from fiber.models.fiber.detector import DetectorOutput
 from fiber.ops.anchors import pyramid_anchors
-from fiber.ops.boxes import encode_deltas
 from fiber.postprocess import FoundBoxes, detect_boxes, ground_phrases, join_chunks
 from fiber.postprocess.find import suppress
+from tests.box_deltas import encode_deltas
 from tests.golden import FINE
 
 RECORDED = FINE / "data_geometry.json"

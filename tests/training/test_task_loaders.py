@@ -286,11 +286,11 @@ def test_the_published_list_may_hold_one_empty_answer(pictures):
 @pytest.mark.parametrize(
     ("answers", "said"),
     [
-        ((), "answers: expected one or more, got none"),
-        (["red", "blue", "red"], "'red' stands there twice, as entries 0 and 2"),
-        (["red", " "], "answers: entry 1 is ' '; expected a text with words"),
-        (["red", 3], "answers: entry 1 is 3; expected a text"),
-        ({"red": 0}, "answers: expected a list of texts, got the dict {'red': 0}"),
+        ((), "answers: expected at least one, got none"),
+        (["red", "blue", "red"], "duplicate answer 'red' (entries 0 and 2)"),
+        (["red", " "], "answers[1]: expected a string with words, got ' '"),
+        (["red", 3], "answers[1]: expected a string, got 3"),
+        ({"red": 0}, "answers: expected a list of strings, got dict {'red': 0}"),
         (["pink"], "none of the 12 has one of the model's 1, the first, record 'q0', has 'red'"),
     ],
 )

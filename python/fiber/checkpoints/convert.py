@@ -1,15 +1,15 @@
-"""Convert checkpoints between formats and report every dropped or filled tensor."""
+"""Convert checkpoints between formats and report every skipped or filled tensor."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sized
+from collections.abc import Iterable, Iterator, Sized
 from pathlib import Path
 from typing import Literal
 
 from fiber.checkpoints.encoders import SwinLayout
-from fiber.checkpoints.export import write_published, write_towers
+from fiber.checkpoints.export import write_encoders, write_published
 from fiber.checkpoints.load import load_stored
 from fiber.checkpoints.model_dir import StoredModel, save_model
 from fiber.checkpoints.torch_file import SUFFIXES, Weights
@@ -17,6 +17,9 @@ from fiber.models.registry import architecture_of
 
 #: Output formats.
 Form = Literal["fiber", "published", "towers"]
+
+#: Numbers in a tensor name.
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
 
 
 def convert(
@@ -32,19 +35,12 @@ def convert(
 ) -> str:
     """Write a model in another format.
 
-    Args:
-        source: as in `fiber.load`.
-        target: directory, or file for "published".
-        to: "fiber" (model directory), "published" (file for the published code) or "towers"
-            (directory with Swin and RoBERTa files for other libraries).
-        tokenizer: as in `fiber.load`; not written to published files.
-        answers: as in `fiber.load`.
-        image_size: as in `fiber.load`.
-        weights: as in `fiber.load`.
-        layout: key layout of the Swin file.
+    `to` is "fiber" (model directory), "published" (file for the published code, without tokenizer)
+    or "towers" (directory with Swin and RoBERTa files for other libraries, Swin in the given key
+    `layout`). The other arguments are those of `fiber.load`.
 
     Returns:
-        Report of tensors read and written, dropped ones with reasons and filled ones with values.
+        Report of tensors read and written, skipped ones with reasons and filled ones with values.
 
     Raises:
         FileNotFoundError, ValueError: as `fiber.load`; also if the suffix of `target` does not fit
@@ -52,82 +48,59 @@ def convert(
         OSError: if the target exists or cannot be written.
     """
     path = Path(target)
-    _check_name(path, to)
+    suffixes = ", ".join(SUFFIXES)
+    if to == "published" and path.suffix not in SUFFIXES:
+        raise ValueError(f"{path}: expected a file with suffix {suffixes} for format published")
+    if to != "published" and path.suffix.lower() in SUFFIXES:
+        raise ValueError(f"{path}: expected a directory for format {to}, got a file name")
     stored = load_stored(source, tokenizer, answers, "cpu", image_size=image_size, weights=weights)
     description = architecture_of(stored.config).describe(stored.config)
     average = ", moving average" if weights == "ema" else ""
-    lines = [
-        f"read {os.fspath(source)}{average}: {description}",
-        *_left_out(stored.ignored),
-        *_filled(stored),
-    ]
+    lines = [f"read {os.fspath(source)}{average}: {description}", *_unused_and_filled(stored)]
     if to == "fiber":
         save_model(stored.network, path, stored.tokenizer, stored.answers, stored.classes)
-        lines += [f"wrote {path}: {len(stored.network.state_dict())} tensors", *_words(stored)]
+        lines.append(f"wrote {path}: {_tensors(stored.network.state_dict())}")
+        if stored.tokenizer is None:
+            lines.append("  no tokenizer: the model cannot process text (--tokenizer)")
+        if "vqa" in stored.config.heads and not stored.answers:
+            lines.append("  no answers for the VQA head: the model cannot answer (--answers)")
     elif to == "published":
-        lines.append(f"wrote {path}: {len(write_published(stored.network, path))} tensors")
+        lines.append(f"wrote {path}: {_tensors(write_published(stored.network, path))}")
     else:
-        written = write_towers(stored.network, path, layout)
-        for tower, state in written.items():
-            lines.append(f"wrote {path / tower}.safetensors: {len(state)} tensors")
-        if "norm.weight" not in written["swin"]:
-            lines.append("  without the Swin's last norm, which the model has no use for")
+        for name, state in write_encoders(stored.network, path, layout).items():
+            lines.append(f"wrote {path / name}.safetensors: {_tensors(state)}")
+            if name == "swin" and "norm.weight" not in state:
+                lines.append("  without the last norm of Swin, which the model does not have")
     return "\n".join(lines)
 
 
-def _check_name(target: Path, to: Form) -> None:
-    """Check that the suffix of the target fits the format."""
-    if to == "published" and target.suffix not in SUFFIXES:
-        raise ValueError(
-            f"{target}: expected a file's name that ends in {', '.join(SUFFIXES)}, which is what"
-            " the form published is written to"
-        )
-    if to != "published" and target.suffix.lower() in SUFFIXES:
-        raise ValueError(
-            f"{target} is the name of a file; expected a folder's, which is what the form {to} is"
-            " written to (a file for the published code: published)"
-        )
-
-
-def _left_out(ignored: Mapping[str, str]) -> Iterator[str]:
-    """List dropped tensors, grouped by reason and name pattern."""
-    yield f"left out: {_tensors(ignored)}"
-    for reason in dict.fromkeys(ignored.values()):
+def _unused_and_filled(stored: StoredModel) -> Iterator[str]:
+    """List skipped tensors by reason and name pattern, and missing ones with their fill values."""
+    yield f"skipped: {_tensors(stored.ignored)}"
+    for reason in dict.fromkeys(stored.ignored.values()):
         yield f"  {reason}:"
-        names = [name for name, why in ignored.items() if why == reason]
-        yield from (f"    {name}" for name in _folded(names))
-
-
-def _filled(stored: StoredModel) -> Iterator[str]:
-    """List tensors that are missing in the file, with their fill values."""
-    yield f"not in the file: {_tensors(stored.filled)}"
+        yield from _merge_numbers(name for name, why in stored.ignored.items() if why == reason)
+    yield f"missing in the file: {_tensors(stored.filled)}"
     for name, value in stored.filled.items():
         yield f"  {name}: set to {value:g}"
     if "temperature" in stored.filled:
-        yield "    older published files lack it, and those of tasks without contrast (itc)"
-        yield "    every published file has the projections of itc: whether its task trained them"
-        yield "    is not known"
+        yield "    older published files lack it, and those of tasks without ITC"
+        yield "    every published file has the ITC projections, whether trained or not"
 
 
 def _tensors(names: Sized) -> str:
     return f"{len(names)} tensor{'s' if len(names) != 1 else ''}"
 
 
-def _folded(names: Iterable[str]) -> Iterator[str]:
-    """Merge names that differ only in numbers."""
+def _merge_numbers(names: Iterable[str]) -> Iterator[str]:
+    """List names; those that differ only in numbers share a line."""
     groups: dict[str, list[str]] = {}
     for name in names:
-        groups.setdefault(re.sub(r"(?<=\.)\d+(?=\.|$)", "*", name), []).append(name)
+        groups.setdefault(_NUMBER.sub("*", name), []).append(name)
     for pattern, members in groups.items():
-        yield pattern if len(members) > 1 else members[0]
-        if len(members) > 1:
-            places = ["/".join(re.findall(r"(?<=\.)\d+(?=\.|$)", name)) for name in members]
-            yield f"  {len(members)} with * = {' '.join(places)}"
-
-
-def _words(stored: StoredModel) -> Iterator[str]:
-    """Report a missing tokenizer or missing answers."""
-    if stored.tokenizer is None:
-        yield "  without a tokenizer: nothing that takes a text can be asked (--tokenizer)"
-    if "vqa" in stored.config.heads and not stored.answers:
-        yield "  without the answers of the VQA head: answer cannot be asked (--answers)"
+        if len(members) == 1:
+            yield f"    {members[0]}"
+        else:
+            numbers = ["/".join(_NUMBER.findall(name)) for name in members]
+            yield f"    {pattern}"
+            yield f"      {len(members)} with * = {' '.join(numbers)}"

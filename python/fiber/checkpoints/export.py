@@ -3,36 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import safetensors.torch
 import torch
 from torch import Tensor
 
 from fiber.atomic_io import write_file
-from fiber.checkpoints.encoders import FIRST_CONVOLUTION, SwinLayout, tower_states
+from fiber.checkpoints.encoders import SwinLayout, encoder_states
 from fiber.checkpoints.published import published_state
-from fiber.checkpoints.torch_file import (
-    SETTINGS,
-    SUFFIXES,
-)
-from fiber.models.fiber.infer_config import stated_config
+from fiber.checkpoints.torch_file import SETTINGS, SUFFIXES
 from fiber.models.registry import Network, architecture_of
 
 
 def write_published(model: Network, path: Path) -> dict[str, Tensor]:
     """Write a checkpoint for the published code, including the config.
 
-    The config is stored under Lightning's key, with published and our own field names. The file
-    loads as an equal model up to the order of input channels.
-
-    Args:
-        model: coarse or fine. A fine model is written for BGR input, as published.
-        path: .safetensors file, or torch.save file with the tensors under "state_dict" (coarse)
-            or "model" (fine).
+    The suffix selects safetensors or torch.save. The config is stored under Lightning's key, with
+    published and our own field names. The file loads as an equal model up to the order of input
+    channels, which is the published one.
 
     Returns:
         Written tensors by published key.
@@ -42,39 +33,31 @@ def write_published(model: Network, path: Path) -> dict[str, Tensor]:
         OSError: if the file cannot be written; no partial file remains.
     """
     if path.suffix not in SUFFIXES:
-        raise ValueError(f"{path}: expected a name that ends in {', '.join(SUFFIXES)}")
-    config = model.config
-    architecture = architecture_of(config)
+        raise ValueError(f"{path}: expected a file with suffix {', '.join(SUFFIXES)}")
+    config, architecture = model.config, architecture_of(model.config)
     state, order = published_state(model), architecture.published_channel_order
     if config.channel_order != order:
-        (first,) = architecture.keys(config)[FIRST_CONVOLUTION]
+        (first,) = architecture.keys(config)[architecture.first_convolution]
         state[first] = state[first].flip(1)
-    stated = stated_config(replace(config, channel_order=order))
+    stored = architecture.stored_config(replace(config, channel_order=order))
     try:
-        architecture.infer_config(state, stated)
+        architecture.infer_config(state, stored)
     except ValueError as error:
-        raise ValueError(f"{path}: the published form cannot hold this model: {error}") from error
-    settings = {"config": stated}
-    _make_folder(path.parent)
+        raise ValueError(f"{path}: the published format cannot hold this model: {error}") from error
+    settings = {"config": stored}
+    _make_directory(path.parent)
     if path.suffix == ".safetensors":
-        write_file(path, _tensor_writer(state, {SETTINGS: json.dumps(settings)}))
+        _write_safetensors(path, state, {SETTINGS: json.dumps(settings)})
     else:
-        write_file(
-            path,
-            lambda part: torch.save({architecture.published_key: state, SETTINGS: settings}, part),
-        )
+        content = {architecture.published_key: state, SETTINGS: settings}
+        write_file(path, lambda part: torch.save(content, part))
     return state
 
 
-def write_towers(
+def write_encoders(
     model: Network, folder: Path, layout: SwinLayout = "microsoft"
 ) -> dict[str, dict[str, Tensor]]:
-    """Write swin.safetensors and roberta.safetensors with the keys of other libraries.
-
-    Args:
-        model: coarse or fine; fusion and heads are not written.
-        folder: created if missing.
-        layout: key layout of the Swin file.
+    """Write one safetensors file per encoder with the keys of other libraries.
 
     Returns:
         Written state dict of each file, by stem.
@@ -83,25 +66,25 @@ def write_towers(
         FileExistsError: if one of the files exists.
         OSError: if a file cannot be written.
     """
-    states = tower_states(model, layout)
-    _make_folder(folder)
-    for tower in states:
-        if (folder / f"{tower}.safetensors").exists():
-            raise FileExistsError(f"{folder} holds {tower}.safetensors already; name a new folder")
-    for tower, state in states.items():
-        write_file(folder / f"{tower}.safetensors", _tensor_writer(state))
+    states = encoder_states(model, layout)
+    _make_directory(folder)
+    for name in states:
+        if (folder / f"{name}.safetensors").exists():
+            raise FileExistsError(f"{folder} already contains {name}.safetensors")
+    for name, state in states.items():
+        _write_safetensors(folder / f"{name}.safetensors", state)
     return states
 
 
-def _make_folder(folder: Path) -> None:
+def _make_directory(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
-        raise NotADirectoryError(f"{folder} is a file; expected a folder to write to")
+        raise NotADirectoryError(f"{folder} is a file, expected a directory to write to")
     folder.mkdir(parents=True, exist_ok=True)
 
 
-def _tensor_writer(
-    state: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
-) -> Callable[[Path], Any]:
-    metadata = {"format": "pt", **(metadata or {})}
+def _write_safetensors(
+    path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    return lambda part: safetensors.torch.save_file(tensors, part, metadata)
+    metadata = {"format": "pt", **(metadata or {})}
+    write_file(path, lambda part: safetensors.torch.save_file(tensors, part, metadata))

@@ -13,18 +13,11 @@ from torch import Tensor
 
 from fiber.atomic_io import read_json
 from fiber.checkpoints.model_dir import StoredModel, load_model
-from fiber.checkpoints.published import load_published, resize_bias_tables
-from fiber.checkpoints.torch_file import (
-    SUFFIXES,
-    Checkpoint,
-    Weights,
-    read_checkpoint,
-    read_state,
-)
+from fiber.checkpoints.published import load_published
+from fiber.checkpoints.torch_file import SUFFIXES, Checkpoint, Weights, read_checkpoint
 from fiber.checkpoints.vocabulary import Answers, open_answers, open_tokenizer
 from fiber.data import Tokenizer
-from fiber.models.encoders.keys import encoder_layout
-from fiber.models.registry import recognize
+from fiber.models.registry import encoder_format, recognize
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,14 +37,9 @@ def read_model(
     image_size: int | None = None,
     weights: Weights = "raw",
 ) -> StoredModel:
-    """Load a model directory or a published checkpoint in evaluation mode.
+    """Load a model directory, a finished run or a published checkpoint in evaluation mode.
 
-    Args:
-        path: directory of a run or a saved model, or published coarse or fine file.
-        device: device of the model.
-        image_size: new input size of a coarse model in pixels; resizes relative position bias
-            tables. Default: unchanged.
-        weights: "raw" or "ema" (moving average), for files that have both.
+    `image_size` is a new input size in pixels. `weights` "ema" reads the moving average of a file.
 
     Raises:
         FileNotFoundError: if the model or one of its files is missing.
@@ -60,16 +48,13 @@ def read_model(
     path = Path(path)
     if path.is_dir():
         if weights != "raw":
-            raise ValueError(f"weights {weights!r}: {path} is a folder, which holds one set only")
+            raise ValueError(f"weights: expected raw for the directory {path}, got {weights!r}")
         return load_model(path, device, image_size=image_size)
     return _published_model(path, read_checkpoint(path, weights), device, image_size)
 
 
 def read_init(path: str | os.PathLike[str]) -> StoredModel | EncoderStates:
-    """Load initial weights for training.
-
-    Args:
-        path: as in `read_model`, or a Swin or RoBERTa file, or a directory of such files.
+    """Load initial weights: a model, a standalone encoder, or a directory of encoder files.
 
     Raises:
         FileNotFoundError: if the file does not exist.
@@ -80,9 +65,10 @@ def read_init(path: str | os.PathLike[str]) -> StoredModel | EncoderStates:
         files = [] if _is_ours(path) else sorted(f for f in path.iterdir() if f.suffix in SUFFIXES)
         if not files:
             return load_model(path)
-        return EncoderStates(path=path, states={file: read_state(file) for file in files})
+        states = {file: read_checkpoint(file).state for file in files}
+        return EncoderStates(path=path, states=states)
     checkpoint = read_checkpoint(path)
-    if encoder_layout(checkpoint.state) is not None:
+    if encoder_format(checkpoint.state) is not None:
         return EncoderStates(path=path, states={path: checkpoint.state})
     return _published_model(path, checkpoint, "cpu", None)
 
@@ -96,7 +82,7 @@ def _published_model(
         config = architecture.infer_config(state, checkpoint.config)
         if image_size is not None:
             config = config.with_image_size(image_size)
-            state = resize_bias_tables(state, config.swin.window_size)
+            state = architecture.resize(state, config)
         with torch.device("meta"):
             model = architecture.network(config)
         model.to_empty(device=device)
@@ -107,11 +93,10 @@ def _published_model(
 
 
 def _is_ours(folder: Path) -> bool:
-    """Check for a model or run of fiber; a config.json may also be one of transformers."""
-    config = folder / "config.json"
-    if not config.is_file():
+    """Check for a model or run of fiber; transformers has a config.json of its own."""
+    if not (folder / "config.json").is_file():
         return (folder / "checkpoints").is_dir()
-    values = read_json(config)
+    values = read_json(folder / "config.json")
     return isinstance(values, dict) and "model" in values
 
 
@@ -133,39 +118,41 @@ def load_stored(
     """
     if not Path(path).exists():
         raise FileNotFoundError(
-            f"model {os.fspath(path)} does not exist; `fiber demo` or `fiber train` makes one"
+            f"model {os.fspath(path)} does not exist; `fiber demo` or `fiber train` creates one"
         )
-    where = _choose_device(device)
-    stored = read_model(path, where, image_size=image_size, weights=weights)
+    target = _choose_device(device)
+    stored = read_model(path, target, image_size=image_size, weights=weights)
     own = stored.tokenizer if tokenizer is None else open_tokenizer(tokenizer)
-    words = stored.answers if answers is None else open_answers(answers)
+    vqa_answers = stored.answers if answers is None else open_answers(answers)
     config = stored.config
-    if own is not None and own.vocab_size != config.roberta.vocab_size:
+    if own is not None and own.vocab_size != config.vocab_size:
         raise ValueError(
-            f"the tokenizer has {own.vocab_size} tokens, the model {config.roberta.vocab_size};"
-            " a model works only with the tokenizer that it was trained with"
+            f"the tokenizer has {own.vocab_size} tokens, expected {config.vocab_size}; use the"
+            " tokenizer that the model was trained with"
         )
-    if answers is not None and "vqa" not in config.heads:
+    has_vqa = "vqa" in config.heads
+    if answers is not None and not has_vqa:
         raise ValueError(
-            f"answers are for the head 'vqa'; this model has {', '.join(config.heads)}"
+            f"answers need the head 'vqa'; the model has the heads {', '.join(config.heads)}"
         )
-    if words and "vqa" in config.heads and len(words) != config.image_text.num_answers:
+    if vqa_answers and has_vqa and len(vqa_answers) != config.num_answers:
         raise ValueError(
-            f"{len(words)} answers, but the VQA head has {config.image_text.num_answers}"
+            f"got {len(vqa_answers)} answers, expected {config.num_answers}, the size of the VQA"
+            " head"
         )
     if dtype is None:
-        dtype = torch.bfloat16 if where.type == "cuda" else torch.float32
-    return dataclasses.replace(stored, tokenizer=own, answers=words, dtype=dtype)
+        dtype = torch.bfloat16 if target.type == "cuda" else torch.float32
+    return dataclasses.replace(stored, tokenizer=own, answers=vqa_answers, dtype=dtype)
 
 
 def _choose_device(device: torch.device | str | None) -> torch.device:
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        where = torch.device(device)
+        target = torch.device(device)
     except RuntimeError as error:
         raise ValueError(f"device {device!r}: expected cpu, cuda or cuda:N") from error
-    if where.type == "cuda" and (where.index or 0) >= torch.cuda.device_count():
-        count = torch.cuda.device_count()
-        raise ValueError(f"device {device!r}: torch sees {count} CUDA devices here")
-    return where
+    count = torch.cuda.device_count()
+    if target.type == "cuda" and (target.index or 0) >= count:
+        raise ValueError(f"device {device!r} does not exist; this machine has {count} CUDA devices")
+    return target

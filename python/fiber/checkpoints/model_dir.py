@@ -14,12 +14,11 @@ from torch import Tensor, nn
 
 from fiber.atomic_io import read_json, write_file, write_json
 from fiber.checkpoints.provenance import TrainedOn
-from fiber.checkpoints.published import resize_bias_tables
 from fiber.config import FiberConfig
-from fiber.config_io import from_dict, to_dict
+from fiber.config_io import to_dict
 from fiber.data import Tokenizer
 from fiber.env import provenance
-from fiber.models.registry import Network, build_model
+from fiber.models.registry import Network, architecture_of, build_model, read_config
 
 #: Files of a model directory.
 MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.json", "answers.json", "classes.json")
@@ -27,24 +26,19 @@ MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.json", "answers.js
 
 #: Error messages for models without a vocabulary, such as published files.
 NO_TOKENIZER = (
-    "the model came without a tokenizer; name the one that it was trained with: --tokenizer DIR, or"
-    ' fiber.load(path, tokenizer="folder"); `fiber convert MODEL OUT --to fiber --tokenizer DIR`'
-    " writes it beside the model for good"
+    "the model has no tokenizer; pass the one that it was trained with (--tokenizer DIR, or"
+    ' fiber.load(path, tokenizer="folder")), or add it to the model:'
+    " `fiber convert MODEL OUT --to fiber --tokenizer DIR`"
 )
-
-
 NO_ANSWERS = (
-    "the model came without the answers of its VQA head; name them in the order of its logits:"
-    ' --answers FILE, or fiber.load(path, answers="answers.json");'
-    " `fiber data answers DIR --output FILE` makes those of the published head from VQAv2's"
-    " original annotations;"
-    " `fiber convert MODEL OUT --to fiber --answers FILE` writes them beside the model for good"
+    "the model has no answers for its VQA head; pass them in the order of its logits (--answers"
+    ' FILE, or fiber.load(path, answers="answers.json")), or add them to the model:'
+    " `fiber convert MODEL OUT --to fiber --answers FILE`. `fiber data answers DIR --output FILE`"
+    " builds those of the published head from VQAv2's original annotations"
 )
-
-
 NO_CLASSES = (
-    'the model was not trained to detect classes of its own; name what to look for: --classes "mug;'
-    ' laptop", or model.detect(pictures, ["mug", "laptop"])'
+    "the model was not trained on a fixed set of classes; pass the classes to detect (--classes"
+    ' "mug; laptop", or model.detect(images, ["mug", "laptop"]))'
 )
 
 
@@ -105,12 +99,12 @@ def save_model(
     if tokenizer is not None:
         tokenizer.check_for_models()
     if folder.exists() and not folder.is_dir():
-        raise NotADirectoryError(f"{folder} is a file; expected a folder to write the model to")
+        raise NotADirectoryError(f"{folder} is a file, expected a directory for the model")
     # A leftover file, such as the answers of another model, would be mixed with this one.
     for name in (*MODEL_FILES, "checkpoints", "metrics.jsonl"):
         if (folder / name).exists():
             raise FileExistsError(
-                f"{folder} holds {name} of another model or run; name a new folder"
+                f"{folder} already contains {name} of a model or run, expected a new directory"
             )
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -138,13 +132,7 @@ def load_model(
     *,
     image_size: int | None = None,
 ) -> StoredModel:
-    """Load a model directory in evaluation mode.
-
-    Args:
-        folder: written by `save_model`, or a finished run.
-        device: device of the model.
-        image_size: new input size of a coarse model in pixels; resizes relative position bias
-            tables. Default: unchanged.
+    """Load a model directory or a finished run in evaluation mode; `image_size` resizes its input.
 
     Raises:
         FileNotFoundError: if the folder or one of its files is missing.
@@ -155,43 +143,34 @@ def load_model(
         if not (folder / name).is_file():
             unfinished = (folder / "checkpoints").is_dir()
             hint = "; its run is not finished, resume it first" if unfinished else ""
-            raise FileNotFoundError(f"{folder} holds no model: {name} is missing{hint}")
+            raise FileNotFoundError(f"{folder} contains no model: {name} does not exist{hint}")
     values = read_json(folder / "config.json")
-    config = from_dict(FiberConfig, values["model"])
+    config = read_config(values["model"])
     if image_size is not None:
         config = config.with_image_size(image_size)
     with torch.device("meta"):
         model = build_model(config)
     model.to_empty(device=device)
-    load_state(
-        model,
-        folder / "model.safetensors",
-        window_size=None if image_size is None else config.swin.window_size,
-    )
-    words = read_vocabulary(folder)
+    load_state(model, folder / "model.safetensors", resize=image_size is not None)
+    vocabulary = read_vocabulary(folder)
     return StoredModel(
         network=model.eval(),
         path=folder,
-        tokenizer=words.tokenizer if words else None,
+        tokenizer=vocabulary.tokenizer if vocabulary else None,
         answers=_read_list(folder, "answers"),
         classes=_read_list(folder, "classes"),
         trained_on=TrainedOn.read(values),
     )
 
 
-def write_vocabulary(folder: Path, words: Vocabulary) -> None:
+def write_vocabulary(folder: Path, vocabulary: Vocabulary) -> None:
     """Write tokenizer.json, and answers.json and classes.json unless empty."""
-    write_file(folder / "tokenizer.json", lambda path: words.tokenizer.save(str(path)))
-    _write_lists(folder, answers=words.answers, classes=words.classes)
+    write_file(folder / "tokenizer.json", lambda path: vocabulary.tokenizer.save(str(path)))
+    _write_lists(folder, answers=vocabulary.answers, classes=vocabulary.classes)
 
 
 def read_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
-    """Read a tokenizer.json with RoBERTa's special token ids.
-
-    Raises:
-        FileNotFoundError: if the file does not exist.
-        ValueError: for other special tokens.
-    """
+    """Read a tokenizer.json; raises ValueError unless it has RoBERTa's special token ids."""
     tokenizer = Tokenizer.from_file(path)
     try:
         tokenizer.check_for_models()
@@ -205,8 +184,9 @@ def read_vocabulary(folder: Path) -> Vocabulary | None:
     path = folder / "tokenizer.json"
     if not path.exists():
         return None
-    lists = _read_list(folder, "answers"), _read_list(folder, "classes")
-    return Vocabulary(read_tokenizer(path), *lists)
+    return Vocabulary(
+        read_tokenizer(path), _read_list(folder, "answers"), _read_list(folder, "classes")
+    )
 
 
 def _write_lists(folder: Path, **lists: tuple[str, ...]) -> None:
@@ -220,20 +200,16 @@ def _read_list(folder: Path, name: str) -> tuple[str, ...]:
     return tuple(read_json(path)) if path.exists() else ()
 
 
-def load_state(model: nn.Module, path: Path, *, window_size: int | None = None) -> None:
-    """Load a safetensors file strictly.
-
-    Args:
-        model: receives the tensors.
-        path: safetensors file.
-        window_size: resize relative position bias tables to this window; None: do not.
+def load_state(model: nn.Module, path: Path, *, resize: bool = False) -> None:
+    """Load a safetensors file strictly, with tensors resized to the model's image size if asked.
 
     Raises:
         ValueError: naming all missing and unexpected keys and shape mismatches.
     """
     stored = read_tensors(path)
-    if window_size is not None:
-        stored = resize_bias_tables(stored, window_size)
+    if resize:
+        config: FiberConfig = model.config  # type: ignore[assignment]
+        stored = architecture_of(config).resize(stored, config)
     own = model.state_dict()
     faults = [f"missing {name}" for name in own if name not in stored]
     faults += [f"unexpected {name}" for name in stored if name not in own]
@@ -248,15 +224,11 @@ def load_state(model: nn.Module, path: Path, *, window_size: int | None = None) 
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file.
-
-    Raises:
-        ValueError: if it is damaged or truncated.
-    """
+    """Read a safetensors file; raises ValueError if it is damaged or truncated."""
     try:
         return safetensors.torch.load_file(path)
     except safetensors.SafetensorError as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
+        raise ValueError(f"{path} is not a valid safetensors file: {error}") from error
 
 
 def write_tensors(state: dict[str, Tensor], path: Path) -> None:

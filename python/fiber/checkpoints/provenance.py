@@ -42,25 +42,25 @@ def seen_before(
 
     Args:
         trained: training data, if known.
-        source: a key of `fiber.data.datasets.registry.LAYOUTS`.
+        source: key of `fiber.data.datasets.registry.LAYOUTS` for the evaluation data.
         data: directory or file of the evaluation data.
         split: evaluation split; "+" joins several.
 
     Returns:
-        Warning text; None if paths or splits differ.
+        Warning message; None if paths or splits differ.
     """
     if trained is None or absolute(data) != trained.path:
         return None
     if not has_splits(source, Path(data), split):
         return (
-            f"the model was trained on {data}, which has no splits: this measures it on pictures"
-            ' that it was trained on. Give every line of a .jsonl the field "split" ("train" or'
-            ' "val") and train again, or measure on another file'
+            f"the model was trained on {data}, which has no splits, so it is evaluated on images"
+            ' from its training. Add the field "split" ("train" or "val") to every line of the'
+            " .jsonl file and train again, or evaluate on another file"
         )
     again = [part for part in split.split("+") if part in trained.split.split("+")]
     if not again:
         return None
     return (
-        f"the model was trained on split {'+'.join(again)!r} of {data}: this measures it on"
-        " pictures that it was trained on; name another split (--split, split=...)"
+        f"the model was trained on split {'+'.join(again)!r} of {data}, so it is evaluated on"
+        " images from its training; choose another split (--split, split=...)"
     )

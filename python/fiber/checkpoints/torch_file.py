@@ -1,11 +1,9 @@
 """Read the tensors of an untrusted checkpoint without executing anything in it.
 
-A file of `torch.save` is a pickle, and a pickle may name any function to be called.
-`torch.load(weights_only=True)` refuses a file as soon as it names a class outside torch, and
-Lightning 1.3.2 does: it keys the states of its callbacks by class. So the pickle is read by
-`InertUnpickler`, handed to `torch.load` as its pickle module: torch still reads the container and
-the storages, and the few operations of a pickle that can call, create or fill something are
-replaced by ones that do so for tensors alone.
+A file of `torch.save` is a pickle, and a pickle can call any function. `torch.load` with
+weights_only=True rejects every file that names a class outside torch, as Lightning 1.3.2 does: it
+keys the states of its callbacks by class. Here torch still reads the container and the storages,
+but the pickle is read by `InertUnpickler`, whose operations only build tensors and containers.
 """
 
 from __future__ import annotations
@@ -16,7 +14,8 @@ import tarfile
 import zipfile
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple
 
@@ -26,22 +25,25 @@ import torch
 import torch._utils
 from torch import Tensor
 
-#: Which weights of a file that holds both the trained ones and their moving average.
+#: Which weights to read from a file with both the trained ones and their moving average.
 Weights = Literal["raw", "ema"]
 
-#: What such a file is called.
+#: Suffixes of checkpoint files.
 SUFFIXES = (".ckpt", ".pt", ".pth", ".safetensors", ".bin")
 
-#: Keys under which a file holds its tensors, in the order in which they are looked for.
-_PLACES: dict[Weights, tuple[str, ...]] = {"raw": ("state_dict", "model"), "ema": ("model_ema",)}
-
-#: Key under which Lightning writes the settings of a run; of safetensors, a key of the metadata.
+#: Key of the run's settings in Lightning files, and in the metadata of safetensors files.
 SETTINGS = "hyper_parameters"
 
-#: The number that a file of torch.save before torch 1.6 begins with, as a pickle of its own.
+#: Keys of the state dict, in the order of lookup.
+_STATE_KEYS: dict[Weights, tuple[str, ...]] = {
+    "raw": ("state_dict", "model"),
+    "ema": ("model_ema",),
+}
+
+#: Magic number of torch.save before torch 1.6, stored as a pickle at the start of the file.
 _LEGACY_NUMBER = 0x1950A86A20F9469CFC6C
 
-#: All that a pickle may call. None of them looks a name up or calls what it is given.
+#: Functions that a pickle may call. None of them looks up names or calls its arguments.
 _CALLABLE: dict[str, Callable[..., Any]] = {
     "collections.OrderedDict": OrderedDict,
     "torch._utils._rebuild_tensor": torch._utils._rebuild_tensor,
@@ -50,8 +52,8 @@ _CALLABLE: dict[str, Callable[..., Any]] = {
     "torch.Size": torch.Size,
 }
 
-#: A file that names one of these means harm. Safety does not rest on the list (nothing unknown is
-#: ever called), but nobody wants the weights of such a file.
+#: Names that only a malicious file contains. Safety does not depend on this list, since unknown
+#: functions are never called, but the weights of such a file should not be trusted.
 _HOSTILE_MODULES = {
     *("os", "posix", "nt", "sys", "subprocess", "pty", "shutil", "socket", "ctypes"),
     *("importlib", "runpy", "code", "codeop", "pickle", "_pickle", "marshal", "webbrowser", "pdb"),
@@ -64,14 +66,11 @@ _HOSTILE_BUILTINS = {
 
 
 class HostileFileError(ValueError):
-    """A pickle asks for a function that runs code."""
+    """A pickle names a function that runs code."""
 
 
 class StandIn:
-    """What stands for something that a pickle names or creates and we do not know.
-
-    It has no `__call__` and no state; it can be a key and a value, and no more.
-    """
+    """Placeholder for an unknown class, function or object of a pickle; cannot be called."""
 
     __slots__ = ("name",)
 
@@ -83,100 +82,84 @@ class StandIn:
 
 
 class InertUnpickler(pickle._Unpickler):
-    """Python's own unpickler, in which nothing but `_CALLABLE` can be called.
+    """Unpickler that calls nothing outside `_CALLABLE`.
 
-    The one written in Python is the base, since the one in C does not let its operations be
-    replaced, and restricting the names alone would still let a pickle write attributes of those
-    that are left (`BUILD`).
+    Based on the Python implementation, because operations of the C one cannot be overridden.
+    Restricting the names alone would still allow a pickle to set attributes (`BUILD`).
     """
 
-    # Attributes of the base that its type stub leaves out.
+    # Missing in the type stub of the base class.
     stack: list[Any]
     append: Callable[[Any], None]
     pop_mark: Callable[[], list[Any]]
     readline: Callable[[], bytes]
 
     def find_class(self, module: str, name: str) -> Any:
-        """Give one of the known globals, or a stand-in; nothing is imported."""
-        # Protocol 2, which torch.save writes, has the names of Python 2.
+        """Return a function of `_CALLABLE` or a stand-in; nothing is imported."""
+        # Protocol 2, the default of torch.save, uses names of Python 2.
         module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
         full_name = f"{module}.{name}"
-        # A pickle of `open` names the module that it is written in.
+        # `open` is pickled under the name of its C module.
         builtin = module in ("builtins", "io", "_io") and name in _HOSTILE_BUILTINS
         if builtin or module.partition(".")[0] in _HOSTILE_MODULES:
-            raise HostileFileError(f"it asks to call {full_name}")
+            raise HostileFileError(full_name)
         return _CALLABLE.get(full_name) or StandIn(full_name)
 
-    def _call(self) -> None:
-        """Replace (callee, arguments) on the stack by what the call gives."""
-        arguments, callee = self.stack.pop(), self.stack[-1]
-        self.stack[-1] = _made(callee, arguments)
+    def _reduce(self) -> None:
+        arguments, function = self.stack.pop(), self.stack[-1]
+        self.stack[-1] = _call(function, arguments)
 
-    def _call_with_keywords(self) -> None:
-        keywords = self.stack.pop()
-        if keywords:
+    def _new_with_keywords(self) -> None:
+        if self.stack.pop():
             raise pickle.UnpicklingError("keyword arguments, which torch.save does not write")
-        self._call()
+        self._reduce()
 
-    def _call_marked(self) -> None:
-        """Do `_call` for a callee and arguments that stand after a mark."""
-        callee, *arguments = self.pop_mark()
-        made = _made(callee, tuple(arguments))
-        self.append(made)
+    def _object(self) -> None:
+        function, *arguments = self.pop_mark()
+        self.append(_call(function, tuple(arguments)))
 
-    def _call_named(self) -> None:
-        """Do `_call` for a callee that is named by the operation itself."""
+    def _instance(self) -> None:
         module, name = (self.readline()[:-1].decode("ascii") for _ in range(2))
-        made = _made(self.find_class(module, name), tuple(self.pop_mark()))
-        self.append(made)
+        arguments = tuple(self.pop_mark())
+        self.append(_call(self.find_class(module, name), arguments))
 
     def _drop_state(self) -> None:
-        """Leave attributes unset: no tensor needs any."""
         self.stack.pop()
 
-    def _fill_list(self) -> None:
-        items = self.pop_mark()
-        _extend(self.stack[-1], items)
-
-    def _fill_list_by_one(self) -> None:
+    def _fill_one(self) -> None:
         item = self.stack.pop()
-        _extend(self.stack[-1], [item])
+        _fill(self.stack[-1], [item])
 
-    def _fill_dict(self) -> None:
-        items = self.pop_mark()
-        _update(self.stack[-1], items)
-
-    def _fill_dict_by_one(self) -> None:
+    def _fill_pair(self) -> None:
         value, key = self.stack.pop(), self.stack.pop()
-        _update(self.stack[-1], [key, value])
+        _fill(self.stack[-1], [key, value])
 
-    def _fill_set(self) -> None:
-        items, target = self.pop_mark(), self.stack[-1]
-        if type(target) is set:
-            target.update(items)
+    def _fill_marked(self) -> None:
+        items = self.pop_mark()
+        _fill(self.stack[-1], items)
 
-    # Left out besides: EXT1, EXT2, EXT4 (registered extensions) and out-of-band buffers.
+    # Registered extensions (EXT1, EXT2, EXT4) are not supported.
     dispatch = {  # type: ignore[assignment]
         key: operation
         for key, operation in pickle._Unpickler.dispatch.items()
         if key not in {each[0] for each in (pickle.EXT1, pickle.EXT2, pickle.EXT4)}
     } | {
-        pickle.REDUCE[0]: _call,
-        pickle.NEWOBJ[0]: _call,
-        pickle.NEWOBJ_EX[0]: _call_with_keywords,
-        pickle.OBJ[0]: _call_marked,
-        pickle.INST[0]: _call_named,
+        pickle.REDUCE[0]: _reduce,
+        pickle.NEWOBJ[0]: _reduce,
+        pickle.NEWOBJ_EX[0]: _new_with_keywords,
+        pickle.OBJ[0]: _object,
+        pickle.INST[0]: _instance,
         pickle.BUILD[0]: _drop_state,
-        pickle.APPEND[0]: _fill_list_by_one,
-        pickle.APPENDS[0]: _fill_list,
-        pickle.SETITEM[0]: _fill_dict_by_one,
-        pickle.SETITEMS[0]: _fill_dict,
-        pickle.ADDITEMS[0]: _fill_set,
+        pickle.APPEND[0]: _fill_one,
+        pickle.SETITEM[0]: _fill_pair,
+        pickle.APPENDS[0]: _fill_marked,
+        pickle.SETITEMS[0]: _fill_marked,
+        pickle.ADDITEMS[0]: _fill_marked,
     }
 
 
 class InertPickle:
-    """The part of the module `pickle` that `torch.load` uses, on `InertUnpickler`."""
+    """Replacement for the module `pickle` in `torch.load`."""
 
     Unpickler = InertUnpickler
 
@@ -186,22 +169,20 @@ class InertPickle:
         return InertUnpickler(file, **options).load()
 
 
-def _made(callee: Any, arguments: tuple[Any, ...]) -> Any:
-    """Call one of `_CALLABLE`; for all else give a stand-in without calling anything."""
-    if any(callee is known for known in _CALLABLE.values()):
-        return callee(*arguments)
-    return StandIn(getattr(callee, "name", type(callee).__name__))
+def _call(function: Any, arguments: tuple[Any, ...]) -> Any:
+    """Call a function of `_CALLABLE`; return a stand-in for the result of any other."""
+    if any(function is known for known in _CALLABLE.values()):
+        return function(*arguments)
+    return StandIn(getattr(function, "name", type(function).__name__))
 
 
-def _extend(target: Any, items: list[Any]) -> None:
-    """Fill a list; a stand-in for one stays empty."""
+def _fill(target: Any, items: list[Any]) -> None:
+    """Add items, or alternating keys and values, to a container; ignored for a stand-in."""
     if type(target) is list:
         target.extend(items)
-
-
-def _update(target: Any, items: list[Any]) -> None:
-    """Fill a dict; a stand-in for one stays empty."""
-    if type(target) in (dict, OrderedDict):
+    elif type(target) is set:
+        target.update(items)
+    elif type(target) in (dict, OrderedDict):
         target.update(zip(items[::2], items[1::2], strict=True))
 
 
@@ -210,36 +191,28 @@ class Checkpoint(NamedTuple):
 
     #: Tensors by name.
     state: dict[str, Tensor]
-    #: Settings of the run that wrote it, by their published names; empty if the file has none.
+    #: Config of the run that wrote it, by its published names; empty if the file has none.
     config: Mapping[str, Any]
 
 
-def read_state(path: Path, weights: Weights = "raw") -> dict[str, Tensor]:
-    """Read the tensors of a checkpoint, see `read_checkpoint`."""
-    return read_checkpoint(path, weights).state
-
-
 def read_checkpoint(path: Path, weights: Weights = "raw") -> Checkpoint:
-    """Read a checkpoint: safetensors, or any age of torch.save.
+    """Read a checkpoint written by safetensors or any version of torch.save.
 
-    Tensors are looked for under "state_dict" and "model" (the moving average under "model_ema"),
-    else at the top; a prefix `module.` that all names have is dropped. Storages are mapped from the
-    file where its format allows, so that what nobody uses is never read. The config is looked for
-    under "hyper_parameters", "config"; of safetensors that is JSON in the metadata.
+    Tensors are looked up under "state_dict", then "model" ("model_ema" for the moving average),
+    then at the top level; a prefix `module.` of all names is removed. Storages are memory-mapped
+    where the format allows, so that unused ones are never read. The config is looked up under
+    "hyper_parameters", "config"; in safetensors that is JSON in the metadata.
 
     Args:
-        path: the file; what it holds decides how it is read.
-        weights: "raw", as the published tools do, or "ema".
-
-    Returns:
-        The tensors, and the config if there is one.
+        path: file; its contents decide the format.
+        weights: "raw", as the published tools, or "ema" (moving average).
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is empty, cut off, of another kind, holds no tensors or tries to run code;
-            with the file's name and the reason. Nothing of the file is run in any case.
+        FileNotFoundError: if the file does not exist.
+        ValueError: naming the file and the reason, if it is empty, truncated, of another format,
+            has no tensors or tries to run code. Nothing in the file is executed in any case.
     """
-    if weights not in _PLACES:
+    if weights not in _STATE_KEYS:
         raise ValueError(f"weights: expected raw or ema, got {weights!r}")
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint {path} does not exist")
@@ -247,8 +220,8 @@ def read_checkpoint(path: Path, weights: Weights = "raw") -> Checkpoint:
         content, settings = _read(path)
     except HostileFileError as error:
         raise ValueError(
-            f"{path} tries to run code when it is loaded: {error}; nothing of it was run. Do not"
-            " load this file with other tools"
+            f"{path} tries to run code when it is loaded: it calls {error}. The code was not run."
+            " Do not load this file with other tools"
         ) from error
     state = _find_tensors(path, content, weights)
     if all(name.startswith("module.") for name in state):
@@ -258,7 +231,7 @@ def read_checkpoint(path: Path, weights: Weights = "raw") -> Checkpoint:
 
 
 def _read(path: Path) -> tuple[Any, Any]:
-    """Read whatever the file holds, stand-ins included; and the settings of its run, or None."""
+    """Read the content of a file, with stand-ins, and the settings of its run, or None."""
     with path.open("rb") as file:
         start = file.read(64)
     if not start:
@@ -270,17 +243,26 @@ def _read(path: Path) -> tuple[Any, Any]:
         _check_zip(path)
     else:
         _check_legacy(path, start)
-    try:
-        # weights_only would exclude a pickle module of our own: see the module's docstring.
+    with _damage_errors(path):
+        # weights_only=True does not allow a custom pickle module; see the module docstring.
         content = torch.load(
             path, map_location="cpu", pickle_module=InertPickle, weights_only=False, mmap=is_zip
         )
+    return content, content.get(SETTINGS) if isinstance(content, Mapping) else None
+
+
+@contextmanager
+def _damage_errors(path: Path) -> Iterator[None]:
+    """Turn errors of a parser, which can be of any type for a damaged file, into ValueError."""
+    try:
+        yield
     except (HostileFileError, OSError):
         raise
     except Exception as error:
-        # A damaged pickle can fail in any way.
-        raise ValueError(f"{path} is damaged or cut off: {_said(error)}") from error
-    return content, content.get(SETTINGS) if isinstance(content, Mapping) else None
+        reason = str(error).strip().partition("\n")[0][:200]
+        raise ValueError(
+            f"{path} is damaged or truncated: {type(error).__name__} ({reason})"
+        ) from error
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], Any]:
@@ -289,93 +271,68 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], Any]:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
     except safetensors.SafetensorError as error:
-        raise ValueError(
-            f"{path} cannot be read as safetensors, it is cut off, damaged or of another kind:"
-            f" {error}"
-        ) from error
+        raise ValueError(f"{path} is not a valid safetensors file: {error}") from error
     try:
         return tensors, json.loads(metadata.get(SETTINGS, "null"))
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: {SETTINGS} in its metadata is no JSON: {error}") from error
+        raise ValueError(f"{path}: {SETTINGS} in its metadata is not JSON: {error}") from error
 
 
 def _check_zip(path: Path) -> None:
-    """Check that a zip archive is whole and is what torch.save writes."""
-    try:
-        names = _zip_names(path)
-    except OSError:
-        raise
-    except Exception as error:
-        # zipfile answers damage with errors of many kinds.
-        raise ValueError(f"{path} is damaged: {_said(error)}") from error
+    """Check that a zip archive is complete and written by torch.save."""
+    names: set[str] | None = None
+    with _damage_errors(path):
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                names = {name.rpartition("/")[2] for name in archive.namelist()}
     if names is None:
-        raise ValueError(
-            f"{path} is cut off: it begins as a zip archive, but has no directory at its end"
-        )
+        raise ValueError(f"{path} is truncated: a zip archive without a directory at its end")
     if "constants.pkl" in names:
-        # torch.load would hand it to torch.jit, which has a language of its own.
-        raise ValueError(f"{path} is a TorchScript program; expected weights, as torch.save writes")
+        # torch.load would pass it to torch.jit, which runs programs.
+        raise ValueError(f"{path} is a TorchScript program, expected weights of torch.save")
     if "data.pkl" not in names:
-        raise ValueError(f"{path} is a zip archive, but none of torch.save: data.pkl is missing")
-
-
-def _zip_names(path: Path) -> set[str] | None:
-    """List the files of a zip archive without their folders; None if it has no directory."""
-    if not zipfile.is_zipfile(path):
-        return None
-    with zipfile.ZipFile(path) as archive:
-        return {name.rpartition("/")[2] for name in archive.namelist()}
+        raise ValueError(f"{path} is a zip archive without data.pkl, expected one of torch.save")
 
 
 def _check_legacy(path: Path, start: bytes) -> None:
-    """Check that a file begins as torch.save wrote before torch 1.6."""
+    """Check that a file starts as written by torch.save before torch 1.6."""
     if start.lstrip()[:1] == b"<":
-        raise ValueError(f"{path} looks like a web page; the download went wrong")
+        raise ValueError(f"{path} looks like a web page; the download failed")
     if start.startswith(b"version https://git-lfs"):
-        raise ValueError(f"{path} is a pointer of Git LFS; fetch the file itself")
+        raise ValueError(f"{path} is a Git LFS pointer; fetch the file itself")
     # torch.load would unpack a tar archive, the format of torch 0.1.
     if not start.startswith(b"\x80") or tarfile.is_tarfile(path):
         raise ValueError(
-            f"{path} is no checkpoint: it begins with {start[:16]!r}; expected what torch.save or"
-            " safetensors write"
+            f"{path} is not a checkpoint: expected a file of torch.save or safetensors, got one"
+            f" that starts with {start[:16]!r}"
         )
-    try:
-        with path.open("rb") as file:
-            number = InertUnpickler(file).load()
-    except (HostileFileError, OSError):
-        raise
-    except Exception as error:
-        raise ValueError(f"{path} is damaged or cut off: {_said(error)}") from error
+    with _damage_errors(path), path.open("rb") as file:
+        number = InertUnpickler(file).load()
     if number != _LEGACY_NUMBER:
-        raise ValueError(f"{path} is a plain pickle; expected what torch.save writes")
+        raise ValueError(f"{path} is a plain pickle, expected a file of torch.save")
 
 
 def _find_tensors(path: Path, content: Any, weights: Weights) -> dict[str, Tensor]:
     if not isinstance(content, Mapping):
-        raise ValueError(f"{path} holds a {type(content).__name__}, not tensors by name")
-    place = next((key for key in _PLACES[weights] if isinstance(content.get(key), Mapping)), None)
-    if place is None and weights == "ema":
+        raise ValueError(f"{path} contains a {type(content).__name__}, expected a dict of tensors")
+    keys = (key for key in _STATE_KEYS[weights] if isinstance(content.get(key), Mapping))
+    key = next(keys, None)
+    if key is None and weights == "ema":
         raise ValueError(
-            f"{path} holds no moving average (key 'model_ema'); its keys are {_listed(content)}"
+            f"{path} contains no moving average (key 'model_ema'); its keys are {_shorten(content)}"
         )
-    state = content if place is None else content[place]
-    others = [str(name) for name, value in state.items() if not isinstance(value, Tensor)]
-    if not state or len(others) == len(state):
+    state = content if key is None else content[key]
+    others = [name for name, value in state.items() if not isinstance(value, Tensor)]
+    if len(others) == len(state):
         raise ValueError(
-            f"{path} holds no tensors under 'state_dict', 'model' or at the top; its keys are"
-            f" {_listed(content)}"
+            f"{path} contains no tensors under 'state_dict', 'model' or at the top level; its keys"
+            f" are {_shorten(content)}"
         )
     if others:
-        raise ValueError(f"{path} holds among its tensors what is none: {_listed(others)}")
+        raise ValueError(f"{path} contains values other than tensors: {_shorten(others)}")
     return {str(name): tensor for name, tensor in state.items()}
 
 
-def _listed(names: Any) -> str:
-    names = [str(name) for name in names]
-    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
-    return (", ".join(names[:8]) or "none") + more
-
-
-def _said(error: Exception) -> str:
-    first = str(error).strip().partition("\n")[0][:200]
-    return f"{type(error).__name__}: {first}" if first else type(error).__name__
+def _shorten(names: Collection[Any]) -> str:
+    shown = ", ".join(str(name) for name in list(names)[:8]) or "none"
+    return shown + (f" and {len(names) - 8} more" if len(names) > 8 else "")

@@ -39,11 +39,9 @@ def choose_answers(
 
 
 def open_tokenizer(tokenizer: Tokenizer | str | os.PathLike[str] | None) -> Tokenizer:
-    """Load a tokenizer; a `Tokenizer` is checked and returned.
+    """Load a tokenizer.json, or a directory with it or with RoBERTa's vocab.json and merges.txt.
 
-    Args:
-        tokenizer: tokenizer.json, or a directory with it or with RoBERTa's vocab.json and
-            merges.txt.
+    A `Tokenizer` is checked and returned.
 
     Raises:
         ValueError: for None, or if the special tokens do not have RoBERTa's ids.
@@ -51,9 +49,9 @@ def open_tokenizer(tokenizer: Tokenizer | str | os.PathLike[str] | None) -> Toke
     """
     if tokenizer is None:
         raise ValueError(
-            "data without a tokenizer.json beside them need tokenizer=... (--tokenizer), such a"
-            " file or a fiber.data.Tokenizer, or 'train' to train one on their texts, or init=..."
-            " (--init) a model that has one"
+            "the data has no tokenizer.json; pass tokenizer=... (--tokenizer): a tokenizer.json, a"
+            " fiber.data.Tokenizer or 'train' to train one on the texts, or init=... (--init): a"
+            " model with a tokenizer"
         )
     if isinstance(tokenizer, Tokenizer):
         tokenizer.check_for_models()
@@ -66,8 +64,8 @@ def open_tokenizer(tokenizer: Tokenizer | str | os.PathLike[str] | None) -> Toke
         path = path / "tokenizer.json"
     if not path.is_file():
         raise FileNotFoundError(
-            f"tokenizer {path} does not exist; name one (--tokenizer), or a model that has one to"
-            " start from (--init)"
+            f"tokenizer {path} does not exist; pass one (--tokenizer), or a model with one to start"
+            " from (--init)"
         )
     return read_tokenizer(path)
 
@@ -79,55 +77,44 @@ def open_answers(answers: Answers) -> tuple[str, ...]:
         FileNotFoundError: if the file does not exist.
         ValueError: if the answers are not a list of strings.
     """
-    place, words = "", answers
+    where, values = "answers", answers
     if isinstance(answers, (str, os.PathLike)):
-        place, words = f"{os.fspath(answers)}: ", read_json(Path(answers))
-    if isinstance(words, str) or not isinstance(words, Sequence):
+        where, values = f"{os.fspath(answers)}: answers", read_json(Path(answers))
+    if isinstance(values, str) or not isinstance(values, Sequence):
         raise ValueError(
-            f"{place}answers: expected a list of texts, got the {type(words).__name__}"
-            f" {words!r:.60}"
+            f"{where}: expected a list of strings, got {type(values).__name__} {values!r:.60}"
         )
-    for index, word in enumerate(words):
-        if not isinstance(word, str):
-            raise ValueError(f"{place}answers: entry {index} is {word!r:.60}; expected a text")
-    return tuple(words)
+    for index, value in enumerate(values):
+        if not isinstance(value, str):
+            raise ValueError(f"{where}[{index}]: expected a string, got {value!r:.60}")
+    return tuple(values)
 
 
 def check_answers(answers: tuple[str, ...]) -> tuple[str, ...]:
-    """Check that answers are distinct and not blank.
+    """Check that answers are distinct and not blank; raises ValueError.
 
     One empty answer is allowed: the normalization of "a".
-
-    Raises:
-        ValueError: for no answers, a blank or a duplicate answer.
     """
     if not answers:
-        raise ValueError("answers: expected one or more, got none")
+        raise ValueError("answers: expected at least one, got none")
     first: dict[str, int] = {}
     for index, answer in enumerate(answers):
         if answer and not answer.strip():
-            raise ValueError(f"answers: entry {index} is {answer!r}; expected a text with words")
+            raise ValueError(f"answers[{index}]: expected a string with words, got {answer!r}")
         if answer in first:
-            raise ValueError(
-                f"answers: {answer!r} stands there twice, as entries {first[answer]} and {index};"
-                " expected each answer once"
-            )
+            raise ValueError(f"duplicate answer {answer!r} (entries {first[answer]} and {index})")
         first[answer] = index
     return answers
 
 
 def count_answers(records: RecordSet, limit: int) -> tuple[str, ...]:
-    """List the `limit` most frequent best answers of the training questions.
-
-    Raises:
-        ValueError: if a record has no answers.
-    """
+    """List the `limit` most frequent best answers; raises ValueError for a record without any."""
     counts: Counter[str] = Counter()
     for index in range(len(records)):
         record = records[index]
         if record.answers is None:
-            raise ValueError(f"record {record.key!r} has no answers; the question task needs them")
+            raise ValueError(f"record {record.key!r}: the question task needs answers, got none")
         if record.answers:
-            counts[max(record.answers, key=lambda answer: record.answers[answer])] += 1  # type: ignore[index]
+            counts[max(record.answers, key=record.answers.__getitem__)] += 1
     ordered = sorted(counts, key=lambda answer: (-counts[answer], answer))
     return tuple(ordered[:limit])

@@ -1,6 +1,6 @@
 """Assignment of anchors to boxes by adaptive training sample selection (ATSS).
 
-Letters: B images, A anchors over all levels, G boxes of the batch, K candidates of a box.
+Shapes: B images, A anchors over all levels, G boxes of the batch, K candidates of a box.
 """
 
 from __future__ import annotations
@@ -29,19 +29,18 @@ def atss_assign(
 
     For each box, the `top_k` anchors of every level with the nearest centers are candidates. The
     threshold is the mean plus the (unbiased) standard deviation of the candidates' IoUs. A
-    candidate is positive if its IoU reaches the threshold and its center is inside of the box. An
-    anchor that is positive for several boxes of its image goes to the one with the highest IoU.
+    candidate is positive if its IoU reaches the threshold and its center is inside the box. An
+    anchor that is positive for several boxes of its image is assigned to that of the highest IoU.
 
     Args:
         anchors: (H_l * W_l, 4) of each level, half-open pixels, the same for all images.
-        boxes_xyxy: (G, 4) boxes, half-open pixels, image by image.
-        boxes_per_image: (B,) int64, number of boxes of each image.
+        boxes_xyxy: (G, 4), half-open pixels, image by image.
+        boxes_per_image: (B,) int64.
         top_k: candidates of each level.
-        inside: (B, A) bool, anchors inside of each image, if images of several sizes are padded;
-            None: all.
+        inside: (B, A) bool, anchors inside each image, in a batch of several sizes; None: all.
 
     Returns:
-        (B, A) int64: the index of the box among all G, or -1.
+        (B, A) int64: index into the G boxes, or -1.
 
     Source: Zhang et al. 2020, with the constants of the published model.
     """
@@ -56,10 +55,10 @@ def atss_assign(
     )
     usable = None if inside is None else inside[images]
     overlaps = _candidate_overlaps(anchors, all_anchors, boxes_xyxy, top_k, usable)
-    # Index of a box in its own image, to lay out the G rows as (B, most boxes).
+    # Index of a box in its own image, to arrange the G rows as (B, most boxes).
     starts = boxes_per_image.cumsum(0) - boxes_per_image
     places = torch.arange(num_boxes, device=device) - starts[images]
-    # One synchronization: the largest count is the size of the table.
+    # The size of the table needs one synchronization.
     most = int(boxes_per_image.max())
     table = overlaps.new_full((batch, most, len(all_anchors)), -1.0)
     table[images, places] = overlaps
@@ -74,9 +73,9 @@ def _candidate_overlaps(
     top_k: int,
     usable: Tensor | None,
 ) -> Tensor:
-    """IoU (G, A) of every box with its candidates; -1 elsewhere.
+    """Compute the IoU (G, A) of boxes and their candidates; -1 elsewhere.
 
-    `usable` is (G, A) bool, the anchors of each box's image, or None for all.
+    `usable` is (G, A) bool, the anchors inside the image of a box; None: all.
     """
     overlaps = box_iou(boxes_xyxy, all_anchors)
     anchor_centers = centers(all_anchors)
@@ -100,7 +99,7 @@ def _candidate_overlaps(
         mean = (candidate_overlaps * real).sum(1) / count
         square = ((candidate_overlaps - mean[:, None]) * real).square().sum(1)
         threshold = mean + (square / (count - 1)).sqrt()
-    # The published test compares inclusive corners, of anchors as of boxes.
+    # As published, on inclusive corners.
     middles = centers(to_inclusive(all_anchors))[candidates]
     corners = to_inclusive(boxes_xyxy)[:, None]
     margins = torch.cat([middles - corners[..., :2], corners[..., 2:] - middles], dim=-1)

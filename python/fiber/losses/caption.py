@@ -1,7 +1,8 @@
 """Losses to fine-tune a captioner beyond likelihood: GOLD (off-policy) and SCST (CIDEr-D).
 
-As in `losses.language`, a rank returns its own sum times the number of ranks over the count of all
-ranks. Letters: B captions of this rank, L text tokens, V vocabulary, S samples of an image.
+The means over ranks, token_ids and text_mask are those of `losses.language`.
+
+Shapes: B captions of this rank, L text tokens, V vocabulary, S samples of an image.
 """
 
 from __future__ import annotations
@@ -31,35 +32,28 @@ def gold_loss(
     *,
     divisor: Literal["tokens", "padding"] = "tokens",
 ) -> Tensor:
-    """Cross entropy of next tokens, weighted by their probability under a frozen model.
+    """Compute the cross entropy of next tokens, weighted by a frozen model's probabilities.
 
     With p_t the frozen model's probability of token t and q_t the mean of p from t to the end of
     the caption, the weight of a token is max(p_t q_t, 0.1).
 
-    Args:
-        logits: (B, L, V) from `decode_text`.
-        reference_logits: (B, L, V) of the frozen model for the same captions; no gradient.
-        token_ids: (B, L) int64 with <s> and </s>.
-        text_mask: (B, L) bool, True = real token.
-        divisor: "tokens": divide the sum of a caption by its number of targets. "padding": by its
-            number of positions without a target, as in the published code, where short captions
-            have less weight and one that fills all L tokens a billion times more.
-
-    Returns:
-        The mean over the captions of all ranks that have a target.
+    The logits of both models are (B, L, V). The loss is the mean over all captions with a target.
+    The sum of a caption is divided by its number of targets, or with `divisor` "padding" by its
+    number of positions without a target, as in the published code, where short captions have less
+    weight and one that fills all L tokens a billion times more.
 
     Raises:
-        ValueError: if the shapes do not fit together, or for another divisor.
+        ValueError: if the shapes do not match, or for another divisor.
 
     Source: GOLD (Pang and He 2021), as in FIBER.
     """
     if reference_logits.shape != logits.shape:
         raise ValueError(
-            f"reference_logits have shape {tuple(reference_logits.shape)};"
-            f" expected {tuple(logits.shape)} as the logits"
+            f"reference_logits have shape {tuple(reference_logits.shape)}, expected that of the"
+            f" logits, {tuple(logits.shape)}"
         )
     if divisor not in ("tokens", "padding"):
-        raise ValueError(f"divisor is {divisor!r}; expected 'tokens' or 'padding'")
+        raise ValueError(f"divisor: expected 'tokens' or 'padding', got {divisor!r}")
     targets = next_tokens(logits, token_ids, text_mask)
     real = targets >= 0
     weights = gold_weights(reference_logits, targets)
@@ -75,14 +69,9 @@ def gold_loss(
 
 @torch.no_grad()
 def gold_weights(reference_logits: Tensor, targets: Tensor) -> Tensor:
-    """Weights of `gold_loss`.
+    """Compute the weights of `gold_loss`: (B, L, V), (B, L) targets -> (B, L) float32 in [0.1, 1].
 
-    Args:
-        reference_logits: (B, L, V).
-        targets: (B, L) int64, negative without a target.
-
-    Returns:
-        (B, L) float32 in [0.1, 1]; undefined at positions without a target.
+    Undefined at positions without a target (negative).
     """
     real = targets >= 0
     # The published probabilities: exp(log(softmax + 1e-9)).
@@ -101,21 +90,21 @@ def self_critical_loss(
     baseline: Tensor | float = PUBLISHED_BASELINE,
     scale: float = PUBLISHED_SCALE,
 ) -> Tensor:
-    """REINFORCE loss of sampled captions with a baseline.
+    """Compute the REINFORCE loss of sampled captions with a baseline.
 
     Args:
-        log_probs: (B, S, L) float, log probability of each sampled token, with gradient.
+        log_probs: (B, S, L), log probability of each sampled token, with gradient.
         is_token: (B, S, L) bool, True for sampled tokens, up to and including </s>.
         rewards: (B, S) CIDEr-D of each sample, from 0 to 10 (see `metrics.cider`); no gradient.
-        baseline: subtracted from the rewards: a number (published: 1.0) or (B, S) of `others_mean`.
-        scale: factor on the rewards, as published.
+        baseline: subtracted from the rewards: a number or (B, S), as from `others_mean`.
+        scale: factor on the rewards.
 
     Returns:
         The sum over an image's samples of scale (baseline - reward) times the mean log probability
         of the sample's tokens, averaged over the images of all ranks.
 
     Raises:
-        ValueError: if the shapes do not fit together.
+        ValueError: if the shapes do not match.
 
     Source: self-critical training (Rennie et al. 2017) with the published constant baseline.
     """
@@ -128,17 +117,13 @@ def self_critical_loss(
     kept = wide(log_probs).masked_fill(~is_token, 0.0)
     means = kept.sum(2) / is_token.sum(2).clamp(min=1)
     total = (means * (scale * (baseline - wide(rewards.detach())))).sum()
-    pictures = all_rank_sum(torch.tensor(len(rewards), device=rewards.device)).clamp(min=1)
-    return total * world_size() / pictures
+    images = all_rank_sum(torch.tensor(len(rewards), device=rewards.device)).clamp(min=1)
+    return total * world_size() / images
 
 
 def others_mean(rewards: Tensor) -> Tensor:
-    """Mean reward of the image's other samples, as a baseline: (B, S) -> (B, S).
-
-    Raises:
-        ValueError: if S is 1.
-    """
+    """Average the rewards of the image's other samples, as a baseline: (B, S) -> (B, S)."""
     samples = rewards.shape[1]
     if samples < 2:
-        raise ValueError(f"got {samples} samples of a picture; expected at least 2")
+        raise ValueError(f"expected at least 2 samples per image, got {samples}")
     return (rewards.sum(1, keepdim=True) - rewards) / (samples - 1)

@@ -1,14 +1,13 @@
 """Collectives for losses: sums over all ranks, and rows of the global batch with gradients.
 
-A row is one sample's tensor. The global batch is the batches of all ranks in rank order: its row
-`counts[0] + ... + counts[r - 1] + i` is row i of rank r. Without an initialized `torch.distributed`
-the global batch is the local one and nothing is sent.
+A row is the tensor of one sample. The global batch is the concatenation of the batches of all
+ranks, in rank order. Without an initialized `torch.distributed` it is the local batch.
 
-Gradients: a rank's loss may depend on rows of every rank; the backward pass sums the gradients of
-each row over all ranks. With losses scaled by the number of ranks, and the mean of gradients that
-DistributedDataParallel takes, N processes equal one process with the global batch.
+A loss may depend on rows of every rank; the backward pass sums the gradients of each row over all
+ranks. DistributedDataParallel averages gradients, so a loss that is
+`local_sum * world_size() / all_rank_sum(local_count)` trains like one process on the global batch.
 
-Letters: n rows of this rank, G rows of the global batch, W ranks.
+Shapes: n rows of this rank, which may differ between ranks, G rows of the global batch.
 """
 
 from __future__ import annotations
@@ -26,18 +25,7 @@ def world_size() -> int:
 
 
 def all_rank_sum(tensor: Tensor) -> Tensor:
-    """Sum a tensor over all ranks, without gradient.
-
-    DistributedDataParallel averages gradients, so a loss that is
-    `local_sum * world_size() / all_rank_sum(local_count)` trains as one process with the global
-    batch would.
-
-    Args:
-        tensor: any shape, the same on every rank.
-
-    Returns:
-        The sum, on every rank; the detached tensor itself without torch.distributed.
-    """
+    """Sum a tensor of the same shape over all ranks, without gradient."""
     if world_size() == 1:
         return tensor.detach()
     total = tensor.detach().clone(memory_format=torch.contiguous_format)
@@ -51,7 +39,7 @@ def rank() -> int:
 
 
 def row_counts(rows: Tensor) -> tuple[int, ...]:
-    """Return the number of rows of every rank; one small all-gather."""
+    """All-gather the number of rows of every rank."""
     if world_size() == 1:
         return (rows.shape[0],)
     own = torch.tensor([rows.shape[0]], device=rows.device)
@@ -70,17 +58,10 @@ def all_rank_max(number: int, device: torch.device | str) -> int:
 
 
 def gather_rows(rows: Tensor, counts: tuple[int, ...] | None = None) -> Tensor:
-    """All-gather rows, with gradient.
-
-    Args:
-        rows: (n, ...) of any dtype; n may differ between ranks, the rest of the shape may not.
-        counts: result of `row_counts`, if it is known.
-
-    Returns:
-        (G, ...) rows of rank 0, then of rank 1, and so on: the same tensor on every rank.
+    """All-gather rows with gradient: (n, ...) -> (G, ...), given `row_counts` if known.
 
     Raises:
-        ValueError: if `counts` does not fit the ranks or this rank's rows.
+        ValueError: if `counts` does not match the ranks or this rank's rows.
     """
     counts = row_counts(rows) if counts is None else counts
     _check_counts(rows, counts)
@@ -92,24 +73,25 @@ def gather_rows(rows: Tensor, counts: tuple[int, ...] | None = None) -> Tensor:
 
 
 def fetch_rows(rows: Tensor, indices: Tensor, counts: tuple[int, ...] | None = None) -> Tensor:
-    """Index rows of the global batch, with gradient; ranks send only requested rows.
+    """Index rows of the global batch with gradient; ranks send only requested rows.
 
     Args:
-        rows: (n, ...) this rank's rows, of any dtype; only n may differ between ranks.
-        indices: (n,) int64 in [0, G), one row of the global batch for each of this rank's rows.
-        counts: result of `row_counts`, if it is known.
+        rows: (n, ...) of this rank.
+        indices: (n,) int64 in [0, G), one for each of this rank's rows.
+        counts: result of `row_counts`, if known.
 
     Returns:
-        (n, ...) requested rows. Their gradients are sent back to the ranks that own them.
+        (n, ...) requested rows.
 
     Raises:
-        ValueError: if `indices` is not an (n,) int64 tensor, or `counts` does not fit.
+        ValueError: if `indices` is not an (n,) int64 tensor, or `counts` does not match.
     """
     counts = row_counts(rows) if counts is None else counts
     _check_counts(rows, counts)
     if indices.dtype != torch.int64 or tuple(indices.shape) != (rows.shape[0],):
         raise ValueError(
-            f"indices are {indices.dtype} {tuple(indices.shape)}; expected int64 ({rows.shape[0]},)"
+            f"indices: expected int64 ({rows.shape[0]},), got {indices.dtype}"
+            f" {tuple(indices.shape)}"
         )
     if len(counts) == 1:
         return rows[indices]
@@ -119,14 +101,13 @@ def fetch_rows(rows: Tensor, indices: Tensor, counts: tuple[int, ...] | None = N
 def _check_counts(rows: Tensor, counts: tuple[int, ...]) -> None:
     if len(counts) != world_size() or counts[rank()] != rows.shape[0]:
         raise ValueError(
-            f"counts are {counts}; expected one for each of {world_size()} ranks, and"
-            f" {rows.shape[0]} for rank {rank()}"
+            f"counts: expected one for each of {world_size()} ranks and {rows.shape[0]} for rank"
+            f" {rank()}, got {counts}"
         )
 
 
 def _all_gather(rows: Tensor, counts: tuple[int, ...]) -> Tensor:
-    # Padded to equal numbers of rows, since all backends have a fast all-gather for equal
-    # sizes.
+    # Padded, since all backends have a fast all-gather for equal sizes.
     most = max(counts)
     padded = rows.new_zeros((most, *rows.shape[1:]))
     padded[: rows.shape[0]] = rows
@@ -163,7 +144,7 @@ class _FetchRows(torch.autograd.Function):
         own_start, own_end = starts[rank()], starts[rank()] + counts[rank()]
         sent = [w[(w >= own_start) & (w < own_end)] - own_start for w in wanted]
         owner = torch.bucketize(wanted[rank()], torch.tensor(starts), right=True) - 1
-        # Rows arrive owner by owner; `order` says which wanted row each arrival is.
+        # Rows arrive owner by owner; `order` has the index of each in `wanted`.
         order = torch.argsort(owner, stable=True).to(rows.device)
         ctx.sent = torch.cat(sent).to(rows.device)
         ctx.send_sizes = [len(s) for s in sent]

@@ -1,6 +1,6 @@
 """Losses of the fine model: token alignment, boxes and centerness.
 
-Letters: B images, A anchors over all levels, L tokens, G boxes, P anchors that have a box.
+Shapes: B images, A anchors over all levels, L tokens, G boxes, P anchors that have a box.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ def grounding_losses(
     """Compute the losses of a batch; anchors are assigned by ATSS.
 
     Args:
-        output: of the model, for the images and texts of the batch.
+        output: predictions for the batch.
         batch: boxes and the tokens that name them; an image may have none.
-        config: of the model; `detector.atss_top_k` is read.
+        config: config of the model.
         background_token: target token of anchors without a box. The published training uses the
-            last of 256 slots, which is a pad unless a text fills all of them; then </s> becomes a
-            false positive everywhere. Default: none.
+            last of 256 positions, a pad unless a text fills all of them; then </s> becomes a false
+            positive everywhere. Default: none.
 
     Returns:
-        Unweighted float32 scalars: `alignment` (token focal loss over the number of anchors that
-        have a box), `box` (1 - GIoU, weighted by and over the centerness) and `centerness`
-        (binary cross-entropy over the number of anchors that have a box). The divisors count
-        over all ranks. The published weight of `box` is 2, of the others 1.
+        Unweighted float32 scalars: `alignment` (token focal loss over the number of anchors with a
+        box), `box` (1 - GIoU, weighted by and over the centerness) and `centerness` (binary cross
+        entropy over the number of anchors with a box). The divisors count over all ranks. The
+        published weights are 2 for `box` and 1 for the others.
     """
     assigned = atss_assign(
         output.anchors,
@@ -68,13 +68,13 @@ def grounding_losses(
     centerness_logits = wide(torch.cat(output.centerness_logits, dim=1)[image, anchor])
 
     alignment = (token_focal_loss(token_logits, targets) * output.text_mask[:, None]).sum()
-    # Published on inclusive corners and without their 1, see `fiber.ops.boxes`.
+    # As published, on inclusive corners but without + 1; see `fiber.ops.boxes`.
     giou = paired_giou(to_inclusive(predicted), to_inclusive(boxes))
     centerness = F.binary_cross_entropy_with_logits(centerness_logits, centrality, reduction="sum")
 
     count = centrality.new_tensor(float(len(box)))
     totals = all_rank_sum(torch.stack([count, centrality.sum()]))
-    # Without a box on any rank the sums over boxes are 0; their divisors must not be.
+    # Avoid a division by 0 without a box on any rank.
     per_anchor = world_size() / totals[0].clamp(min=1.0)
     per_centrality = world_size() / totals[1].clamp(min=1e-6)
     return {
@@ -85,14 +85,9 @@ def grounding_losses(
 
 
 def token_focal_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Binary focal loss.
+    """Compute the elementwise binary focal loss alpha_t * (1 - p_t)^2 * -log(p_t).
 
-    Args:
-        logits: any shape, float32.
-        targets: the same shape, bool.
-
-    Returns:
-        The same shape: alpha_t * (1 - p_t)^2 * -log(p_t), alpha 0.25 for True and 0.75 for False.
+    Alpha is 0.25 for True and 0.75 for False targets.
 
     Source: Lin et al. 2017, "Focal loss".
     """
@@ -103,15 +98,11 @@ def token_focal_loss(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def centerness_targets(anchors_xyxy: Tensor, boxes_xyxy: Tensor) -> Tensor:
-    """Compute the centerness of anchors in their boxes.
-
-    Args:
-        anchors_xyxy: (P, 4) half-open.
-        boxes_xyxy: (P, 4) half-open, each with its anchor's centre inside.
+    """Compute the centerness of anchors (P, 4) with their centers in boxes (P, 4), half-open.
 
     Returns:
-        (P,) in (0, 1]: sqrt of the nearer over the farther side, in x times in y, measured on
-        inclusive corners as published.
+        (P,) in (0, 1]: sqrt of the product over x and y of nearer over farther side, on inclusive
+        corners as published.
 
     Source: FCOS (Tian et al. 2019).
     """

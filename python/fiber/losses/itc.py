@@ -1,6 +1,7 @@
 """Image-text contrastive loss (ITC) over the global batch; see `losses.itc_queue` for a queue.
 
-Letters: B pairs of this rank, G pairs of the global batch (all ranks), D width of the vectors.
+Shapes: B pairs of this rank, G pairs of the global batch (all ranks), D width of the vectors.
+Image and text ids are (B,) int64; equal ids mean the same image or text.
 """
 
 from __future__ import annotations
@@ -21,15 +22,14 @@ TEMPERATURE_RANGE = (0.001, 1.0)
 class Similarities:
     """Similarities of this rank's images and texts to the candidates, detached.
 
-    The K candidates are the G rows of the global batch, or, in the queue form, the B rows of this
-    rank followed by the queue.
+    The K candidates are the G rows of the global batch, or the B rows of this rank followed by the
+    queue.
     """
 
-    #: (B, K) float32 cosine similarity / temperature, image queries and text keys.
+    #: (B, K) float32 cosine similarity / temperature, for image and text queries.
     image_to_text: Tensor
-    #: (B, K) float32, text queries and image keys.
     text_to_image: Tensor
-    #: (B, K) bool, True where row and column are a true negative pair.
+    #: (B, K) bool, True for a negative pair.
     is_negative: Tensor
     #: Number of rows of each rank; the global batch is in rank order.
     counts: tuple[int, ...]
@@ -49,39 +49,35 @@ def itc_loss(
     image_ids: Tensor,
     text_ids: Tensor | None = None,
 ) -> tuple[Tensor, Similarities]:
-    """Cross entropy of image to text and text to image retrieval within the global batch.
+    """Compute the cross entropy of retrieval in both directions within the global batch.
 
-    Row i of both sides is a pair. A column with the same image as the row (equal `image_ids`) or
-    the same text (equal `text_ids`) is neither target nor negative: it is masked in the softmax. So
-    the target stays one-hot, as published, and an image with many captions has no more weight than
-    another.
+    Row i of both sides is a pair. Other columns with the image or text of the row are masked in the
+    softmax. The target stays one-hot, as published, and an image with many captions has the same
+    weight as others.
 
     Args:
         image_vectors: (B, D) of unit length.
         text_vectors: (B, D) of unit length.
-        temperature: a scalar parameter, clamped in place to [0.001, 1], as published, so that it
-            never stays out of the range.
-        image_ids: (B,) int64, equal numbers mean the same image.
-        text_ids: (B,) int64, equal numbers mean the same text (see `text_fingerprints`), or None:
-            all texts differ.
+        temperature: scalar parameter, clamped in place to [0.001, 1], as published.
+        image_ids: (B,).
+        text_ids: (B,), as from `text_fingerprints`; None: all texts differ.
 
     Returns:
-        The loss of this rank: the mean of ranks' losses, and of their gradients, is that of one
-        process with the global batch. And the similarities, for `itm.hard_negatives`.
+        The loss of this rank, whose mean over ranks is that of one process with the global batch,
+        and the similarities for `itm.hard_negatives`.
 
     Raises:
-        ValueError: if shapes do not fit together, or the global batch is a single pair.
+        ValueError: if the shapes do not match, or the global batch is a single pair.
 
-    Source: FIBER (Dou et al. 2022), ITC within the batch (the paper's form; the published code has
-    a queue of older vectors instead: `losses.itc_queue`).
+    Source: FIBER (Dou et al. 2022), as in the paper; the published code uses a queue.
     """
     check_pairs(image_vectors, text_vectors, image_ids, text_ids)
     counts = row_counts(image_vectors)
     whole = sum(counts)
     if whole < 2:
         raise ValueError(
-            f"the contrastive loss got a whole batch of {whole} pairs over {world_size()} ranks;"
-            " expected at least 2, since the other pairs are the negatives"
+            f"ITC needs at least 2 pairs for negatives, got a global batch of {whole} over"
+            f" {world_size()} ranks"
         )
     with torch.no_grad():
         temperature.clamp_(*TEMPERATURE_RANGE)
@@ -91,19 +87,15 @@ def itc_loss(
         is_negative &= text_ids[:, None] != gather_rows(text_ids, counts)[None]
     first_row = sum(counts[: rank()])
     targets = torch.arange(len(image_ids), device=image_ids.device) + first_row
-    left_out = ~is_negative
-    left_out[torch.arange(len(targets), device=targets.device), targets] = False
+    masked = ~is_negative
+    masked[torch.arange(len(targets), device=targets.device), targets] = False
 
     with torch.autocast(image_vectors.device.type, enabled=False):
         images, texts = wide(image_vectors), wide(text_vectors)
         scale = 1 / wide(temperature)
         image_to_text = images @ gather_rows(texts, counts).T * scale
         text_to_image = texts @ gather_rows(images, counts).T * scale
-        total = image_to_text.new_zeros(())
-        for logits in (image_to_text, text_to_image):
-            kept = logits.masked_fill(left_out, -torch.inf)
-            total = total + F.cross_entropy(kept, targets, reduction="sum")
-        loss = total * world_size() / (2 * whole)
+        loss = retrieval_loss(image_to_text, text_to_image, masked, targets, whole)
     similarities = Similarities(
         image_to_text=image_to_text.detach(),
         text_to_image=text_to_image.detach(),
@@ -114,18 +106,27 @@ def itc_loss(
     return loss, similarities
 
 
+def retrieval_loss(
+    image_to_text: Tensor, text_to_image: Tensor, masked: Tensor, targets: Tensor, whole: int
+) -> Tensor:
+    """Average the cross entropy of both directions over a global batch of `whole` pairs.
+
+    `masked` is (B, K) bool, columns outside the softmax; `targets` is (B,) int64.
+    """
+    total = image_to_text.new_zeros(())
+    for logits in (image_to_text, text_to_image):
+        kept = logits.masked_fill(masked, -torch.inf)
+        total = total + F.cross_entropy(kept, targets, reduction="sum")
+    return total * world_size() / max(1, 2 * whole)
+
+
 def text_fingerprints(token_ids: Tensor, text_mask: Tensor) -> Tensor:
-    """Hash texts: equal texts have equal hashes, whatever their padding.
+    """Hash texts independently of their padding: (B, L), (B, L) bool -> (B,) int64.
 
-    Args:
-        token_ids: (B, L) int64.
-        text_mask: (B, L) bool, True = real token; real tokens come first.
-
-    Returns:
-        (B,) int64 hashes (two different texts share one with a chance of about 2 ** -64).
+    Real tokens come first. Two different texts collide with a probability of about 2 ** -64.
     """
     positions = torch.arange(token_ids.shape[1], device=token_ids.device)
-    # Integer overflow wraps around, which is what a multiplicative hash wants.
+    # Integer overflow wraps around, as a multiplicative hash needs.
     mixed = (token_ids + 1) * 0x5851F42D4C957F2D + positions * 0x2545F4914F6CDD1D
     for shift in (29, 32):
         mixed = (mixed ^ (mixed >> shift)) * 0x369DEA0F31A53F85
@@ -135,11 +136,7 @@ def text_fingerprints(token_ids: Tensor, text_mask: Tensor) -> Tensor:
 def check_pairs(
     image_vectors: Tensor, text_vectors: Tensor, image_ids: Tensor, text_ids: Tensor | None
 ) -> None:
-    """Check that the shapes of vectors and ids fit together.
-
-    Raises:
-        ValueError: if they do not, with the shapes.
-    """
+    """Check that the shapes of vectors and ids match; raises ValueError."""
     if image_vectors.ndim != 2 or image_vectors.shape != text_vectors.shape:
         raise ValueError(
             f"image_vectors have shape {tuple(image_vectors.shape)}, text_vectors"

@@ -1,10 +1,10 @@
 """Image-text contrastive loss (ITC) against a queue of past pairs, as in the published code.
 
-The default is `itc.itc_loss`, which has no state. Here the keys are the current batch of this rank
-and a queue with the vectors, images and texts of past batches of all ranks. Queued vectors are not
-recomputed, and there is no momentum encoder.
+The keys are the current batch of this rank and a queue of past batches of all ranks. Queued vectors
+are not recomputed, and there is no momentum encoder. The default is `itc.itc_loss`, without state.
 
-Letters: B pairs of this rank, Q slots of the queue, D width of the vectors, L text tokens.
+Shapes: B pairs of this rank, Q slots of the queue, D width of the vectors, L text tokens of the
+queue, L' <= L of the batch; images are (B, 3, H, W), token_ids and text_mask (B, L'), ids (B,).
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fiber.losses.distributed import all_rank_max, gather_rows, row_counts, wide, world_size
-from fiber.losses.itc import TEMPERATURE_RANGE, Similarities, check_pairs
+from fiber.losses.distributed import all_rank_max, gather_rows, row_counts, wide
+from fiber.losses.itc import TEMPERATURE_RANGE, Similarities, check_pairs, retrieval_loss
 from fiber.losses.itm import HardNegatives
 
 #: Id of <pad>, to which texts in the queue are padded.
@@ -27,23 +27,18 @@ class PairQueue:
     Attributes:
         image_vectors: (Q, D) float32, 0 in empty slots.
         text_vectors: (Q, D) float32.
-        images: (Q, 3, H, W) of the model's input. 4096 of 384 x 384 pixels take 7.25 GB.
+        images: (Q, 3, H, W) model inputs; 4096 of 384 x 384 pixels take 7.25 GB.
         token_ids: (Q, L) int64.
         text_mask: (Q, L) bool.
-        image_ids: (Q,) int64, equal numbers mean the same image.
-        text_ids: (Q,) int64, equal numbers mean the same text.
+        image_ids: (Q,) int64.
+        text_ids: (Q,) int64.
         pointer: slot that is written next.
         total: number of pairs written so far.
     """
 
     TENSORS = (
-        "image_vectors",
-        "text_vectors",
-        "images",
-        "token_ids",
-        "text_mask",
-        "image_ids",
-        "text_ids",
+        *("image_vectors", "text_vectors", "images", "token_ids", "text_mask"),
+        *("image_ids", "text_ids"),
     )
 
     def __init__(
@@ -55,20 +50,13 @@ class PairQueue:
         max_tokens: int,
         device: torch.device | str = "cpu",
     ) -> None:
-        """Make an empty queue.
-
-        Args:
-            length: Q.
-            width: D.
-            image_size: (height, width) of an image in pixels.
-            max_tokens: L.
-            device: of the tensors.
+        """Create an empty queue of Q = `length` slots, D = `width` and L = `max_tokens`.
 
         Raises:
             ValueError: if `length` is not positive.
         """
         if length < 1:
-            raise ValueError(f"queue length is {length}; expected 1 or more")
+            raise ValueError(f"queue length must be >= 1, got {length}")
         self.image_vectors = torch.zeros(length, width, device=device)
         self.text_vectors = torch.zeros(length, width, device=device)
         self.images = torch.zeros(length, 3, *image_size, device=device)
@@ -99,55 +87,41 @@ class PairQueue:
     ) -> None:
         """Append the pairs of all ranks in rank order, after the loss of the micro-batch.
 
-        Args:
-            image_vectors: (B, D).
-            text_vectors: (B, D).
-            images: (B, 3, H, W).
-            token_ids: (B, L') int64, where L' may be less than L.
-            text_mask: (B, L') bool.
-            image_ids: (B,) int64.
-            text_ids: (B,) int64.
-
         Raises:
             ValueError: if the global batch does not fit into the queue, or a text is longer than L.
         """
         longest = all_rank_max(token_ids.shape[1], token_ids.device)
         if longest > self.token_ids.shape[1]:
             raise ValueError(
-                f"texts of {longest} tokens do not fit into a queue of {self.token_ids.shape[1]}"
+                f"a text of {longest} tokens does not fit into a queue of {self.token_ids.shape[1]}"
             )
-        missing = self.token_ids.shape[1] - token_ids.shape[1]
-        values = {
-            "image_vectors": image_vectors.to(self.image_vectors.dtype),
-            "text_vectors": text_vectors.to(self.text_vectors.dtype),
-            "images": images.to(self.images.dtype),
-            "token_ids": F.pad(token_ids, [0, missing], value=PAD_ID),
-            "text_mask": F.pad(text_mask, [0, missing]),
-            "image_ids": image_ids,
-            "text_ids": text_ids,
-        }
+        token_ids, text_mask = self.pad_texts(token_ids, text_mask)
+        values = image_vectors, text_vectors, images, token_ids, text_mask, image_ids, text_ids
         counts = row_counts(image_ids)
         if sum(counts) > len(self):
             raise ValueError(
-                f"a whole batch of {sum(counts)} pairs does not fit into a queue of {len(self)}"
+                f"a global batch of {sum(counts)} pairs does not fit into a queue of {len(self)}"
             )
         places = (torch.arange(sum(counts)) + self.pointer) % len(self)
-        for name, value in values.items():
+        for name, value in zip(self.TENSORS, values, strict=True):
             kept: Tensor = getattr(self, name)
-            kept[places.to(kept.device)] = gather_rows(value.contiguous(), counts).to(kept.device)
+            rows = gather_rows(value.to(kept.dtype).contiguous(), counts)
+            kept[places.to(kept.device)] = rows.to(kept.device)
         self.pointer = (self.pointer + sum(counts)) % len(self)
         self.total += sum(counts)
+
+    def pad_texts(self, token_ids: Tensor, text_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Pad texts to L tokens."""
+        missing = [0, self.token_ids.shape[1] - token_ids.shape[1]]
+        return F.pad(token_ids, missing, value=PAD_ID), F.pad(text_mask, missing)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the tensors to save in a checkpoint."""
         state = {name: getattr(self, name) for name in self.TENSORS}
-        return state | {
-            "pointer": torch.tensor(self.pointer),
-            "total": torch.tensor(self.total),
-        }
+        return state | {"pointer": torch.tensor(self.pointer), "total": torch.tensor(self.total)}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Restore what `state_dict` returned."""
+        """Restore the queue from `state_dict`."""
         for name in self.TENSORS:
             getattr(self, name).copy_(state[name])
         self.pointer, self.total = int(state["pointer"]), int(state["total"])
@@ -163,28 +137,27 @@ def queue_itc_loss(
     *,
     only_written: bool = True,
 ) -> tuple[Tensor, Similarities]:
-    """Cross entropy of image-text retrieval, both ways, in this rank's batch and the queue.
+    """Compute the cross entropy of retrieval in this rank's batch and the queue, both ways.
 
-    Only queries get gradients. As in `itc.itc_loss`, a column with the row's image or text is
-    masked. The published code has no ids; with ids that all differ this is its loss.
+    Only queries get gradients. As in `itc.itc_loss`, columns with the image or text of the row are
+    masked. The published code has no ids; with distinct ids, this is its loss.
 
     Args:
         image_vectors: (B, D) of unit length.
         text_vectors: (B, D) of unit length.
-        temperature: a scalar parameter, clamped in place to [0.001, 1], as published.
-        image_ids: (B,) int64, equal numbers mean the same image.
-        text_ids: (B,) int64, equal numbers mean the same text.
-        queue: older pairs; it is not changed (`PairQueue.enqueue` does so).
-        only_written: mask empty slots. False: they count as negatives, as in the published code,
-            whose queue is initialized with random vectors.
+        temperature: scalar parameter, clamped in place to [0.001, 1], as published.
+        image_ids: (B,).
+        text_ids: (B,).
+        queue: older pairs; unchanged (see `PairQueue.enqueue`).
+        only_written: mask empty slots. False: they are negatives, as in the published code, whose
+            queue is initialized with random vectors.
 
     Returns:
         The loss of this rank, whose mean over ranks is the mean over all pairs, and the
         similarities to this rank's batch and the queue, for `itm.hard_negatives`.
 
     Raises:
-        ValueError: if shapes do not fit together, or there are no negatives: one pair and an empty
-            queue.
+        ValueError: if the shapes do not match, or there are no negatives (one pair, empty queue).
 
     Source: the published code of FIBER (Dou et al. 2022), after ALBEF (Li et al. 2021).
     """
@@ -193,17 +166,17 @@ def queue_itc_loss(
     batch, used = len(image_ids), queue.written if only_written else len(queue)
     if sum(counts) + used < 2:
         raise ValueError(
-            f"the contrastive loss got a whole batch of {sum(counts)} pairs and an empty queue;"
-            " expected at least 2 pairs, since the others are the negatives"
+            "ITC needs at least 2 pairs for negatives, got a global batch of"
+            f" {sum(counts)} and an empty queue"
         )
     with torch.no_grad():
         temperature.clamp_(*TEMPERATURE_RANGE)
     same = image_ids[:, None] == torch.cat([image_ids, queue.image_ids[:used]])
     same |= text_ids[:, None] == torch.cat([text_ids, queue.text_ids[:used]])
-    # Empty slots have no ids: they equal no row.
+    # Empty slots have no ids.
     same[:, batch + queue.written :] = False
-    left_out = same.clone()
-    left_out.fill_diagonal_(False)
+    masked = same.clone()
+    masked.fill_diagonal_(False)
     targets = torch.arange(batch, device=image_ids.device)
     with torch.autocast(image_vectors.device.type, enabled=False):
         images, texts = wide(image_vectors), wide(text_vectors)
@@ -211,18 +184,13 @@ def queue_itc_loss(
         text_keys = torch.cat([texts.detach(), queue.text_vectors[:used].to(texts.dtype)])
         image_to_text = images @ text_keys.T / wide(temperature)
         text_to_image = texts @ image_keys.T / wide(temperature)
-        total = image_to_text.new_zeros(())
-        for logits in (image_to_text, text_to_image):
-            kept = logits.masked_fill(left_out, -torch.inf)
-            total = total + F.cross_entropy(kept, targets, reduction="sum")
-        loss = total * world_size() / max(1, 2 * sum(counts))
+        loss = retrieval_loss(image_to_text, text_to_image, masked, targets, sum(counts))
     candidates = batch + queue.written
     similarities = Similarities(
         image_to_text=image_to_text.detach()[:, :candidates],
         text_to_image=text_to_image.detach()[:, :candidates],
         is_negative=~same[:, :candidates],
         counts=counts,
-        first_candidate=0,
     )
     return loss, similarities
 
@@ -234,21 +202,12 @@ def queued_negatives(
     queue: PairQueue,
     negatives: HardNegatives,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gather sampled negatives from this rank's batch and the queue.
-
-    Args:
-        images: (B, 3, H, W) this rank's images.
-        token_ids: (B, L') int64.
-        text_mask: (B, L') bool.
-        queue: before this batch is enqueued, as for the similarities.
-        negatives: sampled from the similarities of `queue_itc_loss`.
+    """Gather sampled negatives from this rank's batch and the queue, before it is enqueued.
 
     Returns:
-        (B, 3, H, W) negative images, (B, L) negative texts and their (B, L) mask, L of the queue.
+        (B, 3, H, W) negative images, (B, L) negative texts and their (B, L) mask.
     """
-    missing = queue.token_ids.shape[1] - token_ids.shape[1]
-    own_ids = F.pad(token_ids, [0, missing], value=PAD_ID)
-    own_mask = F.pad(text_mask, [0, missing])
+    own_ids, own_mask = queue.pad_texts(token_ids, text_mask)
     return (
         _rows(images, queue.images, negatives.image_index),
         _rows(own_ids, queue.token_ids, negatives.text_index),

@@ -1,9 +1,14 @@
 """Image-text matching (ITM): pairs with hard or random negatives, and the loss over them.
 
 With hard negatives (pre-training) there are 3B pairs, in this order: B true ones, B images with
-another text, B texts with another image. For fine-tuning without ITC half of the B texts keep their
-image and half get a random other one. Letters: B pairs of this rank, G pairs of the
-global batch (all ranks), L text tokens.
+another text, B texts with another image. For fine-tuning without ITC, half of the texts keep their
+image and half get a random other one.
+
+Random samples depend only on (seed, step, index of the row in the global batch), so that they do
+not change with the number of ranks; step is the number of the micro-batch in the run.
+
+Shapes: B pairs of this rank, G pairs of the global batch (all ranks), L text tokens. A text_mask is
+(B, L) bool, True = real token.
 """
 
 from __future__ import annotations
@@ -18,34 +23,29 @@ from torch import Tensor
 
 from fiber.losses.distributed import (
     all_rank_max,
-    all_rank_sum,
     fetch_rows,
     gather_rows,
     rank,
     row_counts,
-    wide,
     world_size,
 )
 from fiber.losses.itc import Similarities
-
-#: Label of a pair that the loss ignores.
-IGNORED = -100
+from fiber.losses.language import IGNORED, mean_cross_entropy
 
 
 @dataclass(frozen=True)
 class HardNegatives:
-    """For each row of this rank, a text and an image that do not belong to it.
+    """A negative text and image for each row of this rank.
 
-    Indices are into the candidates of the similarities: rows of the global batch, or, in the queue
-    form, this rank's rows followed by the queue.
+    Indices are into the candidates of the similarities: rows of the global batch, or this rank's
+    rows followed by the queue.
     """
 
-    #: (B,) int64: candidate with the negative text of this image.
+    #: (B,) int64, candidates with the negative text of an image and the negative image of a text.
     text_index: Tensor
-    #: (B,) int64: candidate with the negative image of this text.
     image_index: Tensor
-    #: (B,) bool: False if no candidate is a negative (then both indices are the row's own, and the
-    #: loss ignores the two pairs).
+    #: (B,) bool, False if no candidate is a negative. Both indices are the row's own then, and the
+    #: loss ignores the two pairs.
     exists: Tensor
     #: Number of rows of each rank.
     counts: tuple[int, ...]
@@ -53,12 +53,12 @@ class HardNegatives:
 
 @dataclass(frozen=True)
 class HalfPairs:
-    """The texts of this rank, each with its own or another image."""
+    """Texts of this rank, each with its own or another image."""
 
-    #: (B,) int64: row of the global batch with the image of this text.
+    #: (B,) int64, row of the global batch with the image of a text.
     image_index: Tensor
-    #: (B,) int64: 1 for the text's own image, 0 for another one, -100 if the global batch has no
-    #: other image (the loss ignores the pair).
+    #: (B,) int64: 1 for the text's own image, 0 for another one, -100 (ignored) if the global batch
+    #: has no other image.
     labels: Tensor
     #: Number of rows of each rank.
     counts: tuple[int, ...]
@@ -66,71 +66,53 @@ class HalfPairs:
 
 @dataclass(frozen=True)
 class MatchingPairs:
-    """The 3B pairs that fusion and the ITM head score."""
+    """The 3B pairs that are scored."""
 
-    #: (3B, ...) images.
+    #: (3B, ...) images, (3B, L, ...) texts and their (3B, L) mask.
     image_rows: Tensor
-    #: (3B, L, ...) texts.
     text_rows: Tensor
-    #: (3B, L) bool, True = real token.
     text_mask: Tensor
 
 
 def hard_negatives(similarities: Similarities, *, seed: int, step: int) -> HardNegatives:
     """Sample one negative text for each image and one negative image for each text.
 
-    A candidate's probability is the softmax of its similarity over all true negatives of the global
-    batch. The sample of a row depends only on (seed, step, index of the row in the global batch),
-    so that it does not change with the number of ranks.
+    A candidate's probability is the softmax of its similarity over all negatives.
 
-    Args:
-        similarities: from `itc.itc_loss` or `itc_queue.queue_itc_loss`.
-        seed: of the run.
-        step: number of the micro-batch in the run.
-
-    Source: ALBEF (Li et al. 2021) 3.2; candidates from all ranks as in VLMo, which FIBER's paper
-    follows (the published code adds 1e-9 to every weight, the true pair's too; here a true pair
-    is never sampled).
+    Source: ALBEF (Li et al. 2021) 3.2; candidates of all ranks as in VLMo, which FIBER's paper
+    follows. The published code adds 1e-9 to every weight; here a true pair is never sampled.
     """
     first, rows = similarities.first_row, similarities.is_negative.shape[0]
     numbers = np.arange(first, first + rows)
     exists = similarities.is_negative.any(1)
     own = torch.arange(rows, device=exists.device) + similarities.first_candidate
-    drawn = []
+    sampled = []
     for stream, logits in enumerate((similarities.image_to_text, similarities.text_to_image)):
         uniforms = counter_uniforms(seed, step, stream, numbers)
-        index = _draw(logits, similarities.is_negative, torch.from_numpy(uniforms))
-        drawn.append(torch.where(exists, index, own))
-    return HardNegatives(
-        text_index=drawn[0], image_index=drawn[1], exists=exists, counts=similarities.counts
-    )
+        index = _sample_columns(logits, similarities.is_negative, torch.from_numpy(uniforms))
+        sampled.append(torch.where(exists, index, own))
+    return HardNegatives(*sampled, exists=exists, counts=similarities.counts)
 
 
 def half_pairs(image_ids: Tensor, *, seed: int, step: int) -> HalfPairs:
     """Keep the image of half of the texts and give the others a random wrong one.
 
-    Of the G texts of the global batch a random G // 2 are true pairs. The others get an image that
-    is sampled uniformly from the rows with another image. Samples depend only on (seed, step, index
-    of the row in the global batch).
-
-    Args:
-        image_ids: (B,) int64, equal numbers mean the same image.
-        seed: of the run.
-        step: number of this batch in the run.
+    Of the G texts of the global batch, a random G // 2 are true pairs. The others get an image that
+    is sampled uniformly from the rows with another image; `image_ids` is (B,), equal for the same
+    image.
 
     Raises:
         ValueError: if the global batch is a single pair.
 
     Source: ITM fine-tuning in the published code of FIBER, which samples the wrong image from the
-        whole data set and may so sample the text's own.
+    whole dataset, the text's own included.
     """
     counts = row_counts(image_ids)
     whole, rows = sum(counts), len(image_ids)
     if whole < 2:
         raise ValueError(
-            f"matching with random pictures got a whole batch of {whole} pairs over"
-            f" {world_size()} ranks; expected at least 2, since the other pictures are the false"
-            " ones"
+            "ITM with random images needs at least 2 pairs for negatives, got a global batch of"
+            f" {whole} over {world_size()} ranks"
         )
     first = sum(counts[: rank()])
     order = counter_uniforms(seed, step, 2, np.arange(whole)).argsort(kind="stable")
@@ -139,7 +121,7 @@ def half_pairs(image_ids: Tensor, *, seed: int, step: int) -> HalfPairs:
     is_true = is_true[first : first + rows].to(image_ids.device)
     is_other = image_ids[:, None] != gather_rows(image_ids, counts)[None]
     uniforms = counter_uniforms(seed, step, 3, np.arange(first, first + rows))
-    others = _draw(
+    others = _sample_columns(
         torch.zeros_like(is_other, dtype=torch.float32), is_other, torch.tensor(uniforms)
     )
     exists = is_other.any(1)
@@ -154,17 +136,10 @@ def half_pairs(image_ids: Tensor, *, seed: int, step: int) -> HalfPairs:
 def matching_pairs(
     image_rows: Tensor, text_rows: Tensor, text_mask: Tensor, negatives: HardNegatives
 ) -> MatchingPairs:
-    """Build the 3B pairs; rows of negatives are fetched from their ranks.
+    """Build the 3B pairs from (B, ...) images and (B, L, ...) texts, or their prefixes.
 
-    Args:
-        image_rows: (B, ...) images or their prefixes.
-        text_rows: (B, L, ...) token ids or their prefixes, padded with zeros to the
-            longest L of all ranks.
-        text_mask: (B, L) bool, True = real token.
-        negatives: from `hard_negatives`.
-
-    Returns:
-        The pairs; gradients flow to the rows on whichever rank they are.
+    Rows of negatives are fetched from their ranks, and gradients are sent back. Texts are padded
+    with zeros to the longest L of all ranks.
     """
     longest = all_rank_max(text_rows.shape[1], text_rows.device)
     text_rows, text_mask = _pad_texts(text_rows, text_mask, longest)
@@ -182,11 +157,9 @@ def matching_pairs(
 def join_pairs(
     true: tuple[Tensor, Tensor, Tensor], wrong: tuple[Tensor, Tensor, Tensor]
 ) -> MatchingPairs:
-    """Build the 3B pairs from rows of this rank.
+    """Build the 3B pairs from images, texts and text mask of true pairs and of negatives.
 
-    Args:
-        true: (B, ...) images, (B, L, ...) texts and their (B, L) mask.
-        wrong: the same of the negatives; shorter texts are padded with zeros.
+    Shorter texts are padded with zeros.
     """
     longest = max(true[1].shape[1], wrong[1].shape[1])
     texts, mask = _pad_texts(true[1], true[2], longest)
@@ -209,7 +182,7 @@ def matching_labels(
     negatives: HardNegatives | None = None,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """(3B,) int64: 1 for the B true pairs, 0 for the 2B others, -100 without a negative."""
+    """Return (3B,) int64 labels: 1 for true pairs, 0 for the rest, -100 without a negative."""
     if negatives is not None:
         device = negatives.exists.device
     labels = torch.zeros(3, batch_size, dtype=torch.int64, device=device)
@@ -226,61 +199,53 @@ def itm_loss(
     *,
     rows: Tensor | None = None,
 ) -> Tensor:
-    """ITM cross entropy over the 3B pairs of all ranks.
+    """Compute the mean ITM cross entropy over the 3B pairs of all ranks.
 
     Args:
-        logits: (3B, 2) float, in the order of `matching_pairs`; column 1 is "match".
-        batch_size: B of this rank.
-        negatives: of the pairs; pairs without a negative are ignored.
-        rows: (n,) int64 indices of the scored pairs, with logits (n, 2); None: all.
-
-    Returns:
-        The loss of this rank; the mean over ranks is the mean over all pairs of all ranks.
+        logits: (3B, 2), in the order of `matching_pairs`; column 1 is "match".
+        batch_size: B.
+        negatives: negatives of the pairs; pairs without one are ignored.
+        rows: (n,) int64 indices of scored pairs, with logits (n, 2); None: all.
 
     Raises:
-        ValueError: if `logits` is not (3B, 2).
+        ValueError: if the shape of `logits` is wrong.
 
     Source: ALBEF (Li et al. 2021) 3.2, as in FIBER: one true pair to two hard negatives.
     """
     scored = 3 * batch_size if rows is None else len(rows)
     if tuple(logits.shape) != (scored, 2):
         raise ValueError(
-            f"matching logits have shape {tuple(logits.shape)}; expected ({scored}, 2) for"
-            f" a batch of {batch_size}: the true pairs and two negatives of each, or those of rows"
+            f"ITM logits have shape {tuple(logits.shape)}; expected ({scored}, 2) for a batch of"
+            f" {batch_size}"
         )
     labels = matching_labels(batch_size, negatives, logits.device)
     return pair_loss(logits, labels if rows is None else labels[rows])
 
 
 def pair_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """ITM cross entropy over the labeled pairs of all ranks.
+    """Compute the mean ITM cross entropy over the labeled pairs of all ranks.
 
     Args:
-        logits: (n, 2) float; column 1 is "match".
+        logits: (n, 2); column 1 is "match".
         labels: (n,) int64: 1, 0, or -100 to ignore a pair.
 
-    Returns:
-        The loss of this rank; the mean over ranks is the mean over all pairs of all ranks.
-
     Raises:
-        ValueError: if the shapes do not fit together.
+        ValueError: if the shapes do not match.
     """
     if logits.ndim != 2 or logits.shape[1] != 2 or labels.shape != logits.shape[:1]:
         raise ValueError(
-            f"matching logits have shape {tuple(logits.shape)}, labels {tuple(labels.shape)};"
+            f"ITM logits have shape {tuple(logits.shape)}, labels {tuple(labels.shape)};"
             " expected (n, 2) and (n,)"
         )
-    total = F.cross_entropy(wide(logits), labels, ignore_index=IGNORED, reduction="sum")
-    pairs = all_rank_sum((labels != IGNORED).sum()).clamp(min=1)
-    return total * world_size() / pairs
+    return mean_cross_entropy(logits, labels)
 
 
 def counter_uniforms(
     seed: int, step: int, stream: int, rows: NDArray[np.int64]
 ) -> NDArray[np.float64]:
-    """Counter-based RNG: one number in [0, 1) per row, a function of the four arguments.
+    """Return one number in [0, 1) per row, a function of the four arguments (counter-based RNG).
 
-    Source: the finalizer of SplitMix64 (Steele et al. 2014), applied once for each argument.
+    Source: finalizer of SplitMix64 (Steele et al. 2014), applied once for each argument.
     """
     state = np.zeros(len(rows), dtype=np.uint64)
     for word in (seed, step, stream, rows):
@@ -297,30 +262,27 @@ def _splitmix(state: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return state ^ (state >> np.uint64(31))
 
 
-def _draw(logits: Tensor, allowed: Tensor, uniforms: Tensor) -> Tensor:
+def _sample_columns(logits: Tensor, allowed: Tensor, uniforms: Tensor) -> Tensor:
     """Sample one column per row by inverting its cumulative distribution: (B,) int64."""
     if not logits.shape[0]:
         return torch.zeros(0, dtype=torch.int64, device=logits.device)
-    # float64, so that the boundaries between candidates hardly move with the order of sums.
+    # In float64, boundaries between candidates hardly depend on the order of summation.
     masked = logits.double().masked_fill(~allowed, -torch.inf)
     weights = torch.softmax(masked, 1).nan_to_num(0.0)
     cumulative = weights.cumsum(1)
     targets = uniforms.to(logits.device)[:, None] * cumulative[:, -1:]
     index = torch.searchsorted(cumulative, targets, right=True)[:, 0]
     index = index.clamp(max=logits.shape[1] - 1)
-    # A parallel cumulative sum may step by a rounding error where the weight is 0: never take
-    # such a column.
+    # Rounding errors of a parallel cumulative sum may select a column of weight 0.
     forbidden = weights.gather(1, index[:, None])[:, 0] == 0
     return torch.where(forbidden, weights.argmax(1), index)
 
 
 def half_of_negatives(batch_size: int, first_row: int) -> Tensor:
-    """Select, of the 3B pairs, the true ones and one negative for each.
+    """Select the true pairs and one negative for each among the 3B pairs.
 
-    Args:
-        batch_size: B of this rank.
-        first_row: index of this rank's first row in the global batch, so that the
-            selection does not change with the number of ranks.
+    `first_row` is the index of this rank's first row in the global batch, so that the selection
+    does not change with the number of ranks.
 
     Returns:
         (2B,) int64: true pairs, then a negative text for even and a negative image for odd rows.

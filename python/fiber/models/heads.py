@@ -40,12 +40,7 @@ class MissingHeadError(ValueError):
 
 
 def need_head(config: FiberConfig, head: str, asked: str) -> None:
-    """Check that a model has a head.
-
-    Args:
-        config: config of the model.
-        head: name of the head.
-        asked: subject of the message, such as a method or a task.
+    """Check that a model has a head that `asked`, such as a method or a task, needs.
 
     Raises:
         MissingHeadError: naming the model's heads and the recipe of the missing one.
@@ -99,11 +94,3 @@ class Classifier(nn.Module):
     def forward(self, vectors: Tensor) -> Tensor:
         """Compute logits (B, width_in) -> (B, classes)."""
         return self.output(self.activation(self.norm(self.hidden(vectors))))
-
-
-def init_head(module: nn.Module) -> None:
-    """Initialize the linear layers of a head: weights N(0, 0.02), biases 0."""
-    for part in module.modules():
-        if isinstance(part, nn.Linear):
-            nn.init.normal_(part.weight, std=0.02)
-            nn.init.zeros_(part.bias)

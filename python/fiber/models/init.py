@@ -1,28 +1,29 @@
-"""Initialization of linear layers for models that are trained from scratch."""
+"""Initialization of linear layers."""
 
 from __future__ import annotations
 
 from torch import nn
 
-#: Standard deviation of the published init, and width of the published text tower.
+#: Standard deviation of the published init, and width of the published text encoder.
 PUBLISHED_STD = 0.02
 PUBLISHED_WIDTH = 768
 
 
 def fan_in_std(inputs: int) -> float:
-    """Return the std with which outputs have the variance of the published init at width 768."""
+    """Return the std that gives outputs the variance of the published init at width 768."""
     return PUBLISHED_STD * (PUBLISHED_WIDTH / inputs) ** 0.5
 
 
-def draw_by_fan_in(module: nn.Module) -> None:
-    """Initialize all linear layers: weights with `fan_in_std`, biases 0.
+def init_linear(module: nn.Module, *, fan_in: bool) -> None:
+    """Initialize all linear layers: weights N(0, 0.02), or with `fan_in_std`; biases 0.
 
-    With the published N(0, 0.02) a tower of width 128 barely changes its tokens. With variance
-    1 / inputs, about twice this std, attention averages the tokens of a text until they are equal,
-    since the text tower normalizes after each residual.
+    With the published N(0, 0.02), an encoder of width 128 barely changes its tokens. With variance
+    1 / inputs, about twice the std by fan-in, attention averages the tokens of a text until they
+    are equal, since the text encoder normalizes after each residual.
     """
     for part in module.modules():
         if isinstance(part, nn.Linear):
-            nn.init.normal_(part.weight, std=fan_in_std(part.in_features))
+            std = fan_in_std(part.in_features) if fan_in else PUBLISHED_STD
+            nn.init.normal_(part.weight, std=std)
             if part.bias is not None:
                 nn.init.zeros_(part.bias)

@@ -1,21 +1,25 @@
 """Registry of architectures.
 
 A model family is a folder next to this file plus its entries here; FIBER has one for each stage.
-Other code uses an entry or the heads of a config ("grounding" in config.heads), never the name of a
-stage.
+Other code asks the entry, or the heads of a config ("grounding" in config.heads), and never for the
+name of a family or stage. A network has its config as `config` and its encoders in `backbone`. A
+config is a frozen dataclass with `heads`, `channel_order`, `vocab_size`, `num_answers` and
+`with_image_size`; that of a family other than FIBER has a field `family`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Collection, Container, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import Tensor
 
 from fiber.config import FiberConfig
+from fiber.config_io import from_dict
 from fiber.data import ImageTransform
-from fiber.models.encoders.keys import KeyMap, encoder_layout
+from fiber.models.encoders.keys import EncoderFormat, KeyMap
+from fiber.models.encoders.swin import resize_bias_tables
 from fiber.models.fiber import infer_config, keys, preprocess
 from fiber.models.fiber.detector import FiberDetector
 from fiber.models.fiber.image_text import FiberImageText
@@ -28,77 +32,104 @@ Network = FiberImageText | FiberDetector
 class Architecture:
     """Registry entry."""
 
-    #: `FiberConfig.stage`.
-    stage: str
+    #: Value of the config's field `family`; FIBER's configs have none.
+    family: str
+    #: Value of the config's field `stage`, if it has one.
+    stage: str | None = None
     #: Name in messages.
     title: str
-    #: Class of the network.
-    network: Callable[[FiberConfig], Network]
-    #: Prefix of keys that only its published checkpoints have.
-    published_prefix: str
+    #: Class of the config, and network that is built from it.
+    config_class: type[Any]
+    network: Callable[[Any], Any]
+    #: Recognizes the keys of its published checkpoints.
+    recognizes: Callable[[Collection[str]], bool]
     #: Key of the state dict in published files.
     published_key: Literal["state_dict", "model"]
-    #: Input channel order of published files.
+    #: Input channel order of published files, and the weight (ours) whose input channels it orders.
     published_channel_order: Literal["rgb", "bgr"]
+    first_convolution: str
     #: Infers the config from published tensors and the stored config.
-    infer_config: Callable[[Mapping[str, Tensor], Mapping[str, Any]], FiberConfig]
+    infer_config: Callable[[Mapping[str, Tensor], Mapping[str, Any]], Any]
+    #: Converts a config to the one that is stored in published files.
+    stored_config: Callable[[Any], dict[str, Any]]
     #: Our keys -> published keys.
-    keys: Callable[[FiberConfig], KeyMap]
+    keys: Callable[[Any], KeyMap]
     #: Reason to ignore a published key outside `keys`; None if it is unknown.
-    ignored_key: Callable[[str, FiberConfig], str | None]
+    ignored_key: Callable[[str, Any], str | None]
     #: Default values of tensors that a published file may lack, by our keys.
-    default_values: Callable[[FiberConfig, Container[str]], dict[str, float]]
+    default_values: Callable[[Any, Container[str]], dict[str, float]] = lambda config, names: {}
     #: Converts published tensors before `keys` is applied.
-    from_published: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
+    from_published: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] = lambda state: state
     #: Inverse of `from_published`; adds published buffers.
-    to_published: Callable[[Mapping[str, Tensor], FiberConfig], dict[str, Tensor]]
+    to_published: Callable[[Any, Any], dict[str, Tensor]] = lambda state, config: state
+    #: Encoders that are loaded from, and written to, files of their own.
+    encoders: tuple[EncoderFormat, ...]
+    #: Resizes tensors, by our or published keys, that depend on the image size.
+    resize: Callable[[Mapping[str, Tensor], Any], Mapping[str, Tensor]]
+    #: Sizes that determine most shapes, by name in messages.
+    main_sizes: Callable[[Any], dict[str, Any]]
     #: Image preprocessing at inference.
-    transform: Callable[[FiberConfig], ImageTransform]
+    transform: Callable[[Any], ImageTransform]
     #: Describes a config in one line.
-    describe: Callable[[FiberConfig], str]
+    describe: Callable[[Any], str]
 
 
-FIBER_COARSE = Architecture(
-    stage="coarse",
-    title="coarse FIBER",
-    network=FiberImageText,
-    published_prefix="vit_model.",
-    published_key="state_dict",
-    published_channel_order="rgb",
-    infer_config=infer_config.coarse_config,
-    keys=keys.coarse_keys,
-    ignored_key=keys.ignored_coarse_key,
-    default_values=keys.filled_in,
-    from_published=lambda state: state,
-    to_published=lambda state, config: dict(state),
-    transform=preprocess.coarse_transform,
-    describe=infer_config.describe_coarse,
-)
-FIBER_FINE = Architecture(
-    stage="fine",
-    title="fine FIBER",
-    network=FiberDetector,
-    published_prefix="fusion_backbone.",
-    published_key="model",
-    published_channel_order="bgr",
-    infer_config=infer_config.fine_config,
-    keys=keys.fine_keys,
-    ignored_key=keys.ignored_fine_key,
-    default_values=lambda config, names: {},
-    from_published=keys.from_published_fine,
-    to_published=keys.to_published_fine,
-    transform=preprocess.fine_transform,
-    describe=infer_config.describe_fine,
-)
+def _resize_windows(state: Mapping[str, Tensor], config: FiberConfig) -> Mapping[str, Tensor]:
+    return resize_bias_tables(state, config.swin.window_size)
+
 
 #: All entries, in the order of recognition.
-ARCHITECTURES = (FIBER_COARSE, FIBER_FINE)
-_BY_STAGE = {entry.stage: entry for entry in ARCHITECTURES}
+ARCHITECTURES = (
+    Architecture(
+        family="fiber",
+        stage="coarse",
+        title="coarse FIBER",
+        config_class=FiberConfig,
+        network=FiberImageText,
+        recognizes=lambda names: any(name.startswith(keys.COARSE_IMAGE) for name in names),
+        published_key="state_dict",
+        published_channel_order="rgb",
+        first_convolution=keys.FIRST_CONVOLUTION,
+        infer_config=infer_config.coarse_config,
+        stored_config=infer_config.stored_config,
+        keys=keys.coarse_keys,
+        ignored_key=keys.ignored_coarse_key,
+        default_values=keys.coarse_defaults,
+        encoders=keys.ENCODERS,
+        resize=_resize_windows,
+        main_sizes=infer_config.main_sizes,
+        transform=preprocess.coarse_transform,
+        describe=infer_config.describe,
+    ),
+    Architecture(
+        family="fiber",
+        stage="fine",
+        title="fine FIBER",
+        config_class=FiberConfig,
+        network=FiberDetector,
+        recognizes=lambda names: any(name.startswith("fusion_backbone.") for name in names),
+        published_key="model",
+        published_channel_order="bgr",
+        first_convolution=keys.FIRST_CONVOLUTION,
+        infer_config=infer_config.fine_config,
+        stored_config=infer_config.stored_config,
+        keys=keys.fine_keys,
+        ignored_key=keys.ignored_fine_key,
+        from_published=keys.from_published_fine,
+        to_published=keys.to_published_fine,
+        encoders=keys.ENCODERS,
+        resize=_resize_windows,
+        main_sizes=infer_config.main_sizes,
+        transform=preprocess.fine_transform,
+        describe=infer_config.describe,
+    ),
+)
 
 
 def architecture_of(config: FiberConfig) -> Architecture:
     """Return the registry entry of a config."""
-    return _BY_STAGE[config.stage]
+    entries = [entry for entry in ARCHITECTURES if isinstance(config, entry.config_class)]
+    return next(entry for entry in entries if entry.stage is None or entry.stage == config.stage)
 
 
 def build_model(config: FiberConfig) -> Network:
@@ -111,44 +142,48 @@ def inference_transform(config: FiberConfig) -> ImageTransform:
     return architecture_of(config).transform(config)
 
 
-def recognize(names: Iterable[str]) -> Architecture:
+def read_config(values: dict[str, Any]) -> FiberConfig:
+    """Read a config of any family from the JSON object of its fields.
+
+    Raises:
+        ValueError: naming an unknown family, or a wrong field.
+    """
+    classes = {entry.family: entry.config_class for entry in ARCHITECTURES}
+    family = values.get("family", "fiber")
+    if family not in classes:
+        raise ValueError(f"family {family!r} does not exist; expected {' or '.join(classes)}")
+    return from_dict(classes[family], values)
+
+
+def encoder_format(names: Collection[str]) -> EncoderFormat | None:
+    """Find the format of a standalone encoder by its keys; None if it is not one."""
+    formats = (each for entry in ARCHITECTURES for each in entry.encoders)
+    return next((each for each in formats if each.layout(names) is not None), None)
+
+
+def recognize(names: Collection[str]) -> Architecture:
     """Find the architecture of a published checkpoint by its keys.
 
     Raises:
         ValueError: if there is none.
     """
-    names = sorted(names)
     for entry in ARCHITECTURES:
-        if any(name.startswith(entry.published_prefix) for name in names):
+        if entry.recognizes(names):
             return entry
-    encoder = encoder_layout(names)
+    encoder = encoder_format(names)
     if encoder is not None:
         raise ValueError(
-            f"it holds a {encoder.title} encoder alone, which has no heads; start the training of a"
-            " model from it (fiber train --init, init=...)"
+            f"the file contains a {encoder.title} encoder without heads; pass it to fiber train"
+            " --init (init=...) to start the training of a model from it"
         )
     if any(name.startswith("backbone.image.") for name in names):
         raise ValueError(
-            "it holds the weights of a model of this package without its config.json; pass the"
-            " folder that has both"
+            "the file contains the weights of a model of this package without its config.json; pass"
+            " the directory that contains both"
         )
-    expected = " or ".join(f"{each.published_prefix} ({each.title})" for each in ARCHITECTURES)
+    titles = " or ".join(entry.title for entry in ARCHITECTURES)
+    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
     raise ValueError(
-        f"it holds no published model: expected tensor names with {expected}; the first of its"
-        f" {len(names)} names are {', '.join(names[:4])}"
+        f"the file contains no published model: expected keys of {titles}, got"
+        f" {', '.join(sorted(names)[:4])}{more}"
     )
-
-
-def published_config(
-    state: Mapping[str, Tensor], stated: Mapping[str, Any] | None = None
-) -> FiberConfig:
-    """Infer the config of a published checkpoint.
-
-    Args:
-        state: tensors by published key.
-        stated: stored config, by the names of the published code.
-
-    Raises:
-        ValueError: if no architecture has these tensors, or the stored config contradicts them.
-    """
-    return recognize(state).infer_config(state, stated or {})

@@ -15,13 +15,7 @@ def level_anchors(
     *,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """Build the anchors of a level: squares of side anchor_scale * stride.
-
-    Args:
-        map_size: (height, width) of the level's map.
-        stride: Pixels between neighboring locations.
-        anchor_scale: Side of the square in strides (published: 8).
-        device: Device of the anchors.
+    """Build the anchors of a level: squares of side anchor_scale * stride pixels.
 
     Returns:
         (H * W, 4) float32 half-open boxes in pixels, row by row, not clipped to the image. For

@@ -1,14 +1,11 @@
 """Box coding, clipping and GIoU that torchvision lacks; IoU and NMS are torchvision's.
 
-Every box here is float pixels, half-open xyxy: (x0, y0) is the first corner, (x1, y1) the corner
-just past the last pixel, so that the width is x1 - x0.
+Boxes are (..., 4) float pixels, half-open xyxy, so that the width is x1 - x0.
 
 The published model uses inclusive boxes: (x1, y1) is the last pixel and the width x1 - x0 + 1. Its
 box coder, IoU and NMS give the same numbers on half-open boxes. Three computations omit the + 1
-and therefore call `to_inclusive`: the test whether an anchor center is inside a box
+and therefore call `to_inclusive`: the test that an anchor center is inside a box
 (`fiber.losses.atss`), the centerness target and the GIoU loss (`fiber.losses.grounding`).
-
-Letters: A anchors, G ground-truth boxes, N any number of boxes.
 """
 
 from __future__ import annotations
@@ -25,28 +22,21 @@ MAX_LOG_SCALE = math.log(1000.0 / 16.0)
 
 
 def to_inclusive(boxes_xyxy: Tensor) -> Tensor:
-    """Convert (..., 4) half-open boxes to the published model's inclusive ones."""
+    """Convert half-open boxes to the published model's inclusive ones."""
     return boxes_xyxy - boxes_xyxy.new_tensor([0.0, 0.0, 1.0, 1.0])
 
 
 def centers(boxes_xyxy: Tensor) -> Tensor:
-    """Compute the centers (..., 2), as (x, y), of (..., 4) boxes."""
+    """Compute the centers (x, y) of boxes: (..., 4) -> (..., 2)."""
     return (boxes_xyxy[..., :2] + boxes_xyxy[..., 2:]) * 0.5
 
 
 def paired_giou(first_xyxy: Tensor, second_xyxy: Tensor, *, epsilon: float = 1e-7) -> Tensor:
-    """Compute the elementwise GIoU of two sets of boxes, as published.
+    """Compute the elementwise GIoU of two (N, 4) sets of boxes, as published: (N,) in (-1, 1].
 
-    Inclusive boxes narrower than a pixel have negative sides. They count as 0 here, while
-    `torchvision.ops.generalized_box_iou_loss` multiplies two of them to a positive area.
-
-    Args:
-        first_xyxy: (N, 4) boxes; negative sides count as 0.
-        second_xyxy: (N, 4) boxes.
-        epsilon: Added to union and enclosing area, in square pixels.
-
-    Returns:
-        (N,) in (-1, 1].
+    Inclusive boxes narrower than a pixel have negative sides. In the first set they count as 0,
+    while `torchvision.ops.generalized_box_iou_loss` multiplies two of them to a positive area.
+    `epsilon` is added to union and enclosing area.
 
     Source: Rezatofighi et al. 2019.
     """
@@ -59,34 +49,13 @@ def paired_giou(first_xyxy: Tensor, second_xyxy: Tensor, *, epsilon: float = 1e-
     return intersection / union - (enclosing - union) / enclosing
 
 
-def encode_deltas(boxes_xyxy: Tensor, anchors_xyxy: Tensor) -> Tensor:
-    """Encode boxes relative to their anchors.
+def decode_deltas(deltas: Tensor, anchors_xyxy: Tensor) -> Tensor:
+    """Decode predicted deltas (..., 4) to boxes (..., 4), not clipped to the image.
 
-    Args:
-        boxes_xyxy: (..., 4) boxes of positive size.
-        anchors_xyxy: (..., 4) their anchors.
-
-    Returns:
-        (..., 4) deltas: center offsets over anchor sizes, times 10; log size ratios, times 5.
+    Deltas are center offsets over anchor sizes, times 10, and log size ratios, times 5, which are
+    clamped to log(1000 / 16). Anchors are broadcast against the deltas.
 
     Source: Faster R-CNN (Ren et al. 2015), weights as published by FIBER.
-    """
-    anchor_sizes = anchors_xyxy[..., 2:] - anchors_xyxy[..., :2]
-    sizes = boxes_xyxy[..., 2:] - boxes_xyxy[..., :2]
-    offsets = (centers(boxes_xyxy) - centers(anchors_xyxy)) / anchor_sizes
-    deltas = torch.cat([offsets, torch.log(sizes / anchor_sizes)], dim=-1)
-    return deltas * deltas.new_tensor(DELTA_WEIGHTS)
-
-
-def decode_deltas(deltas: Tensor, anchors_xyxy: Tensor) -> Tensor:
-    """Decode predicted deltas to boxes.
-
-    Args:
-        deltas: (..., 4) as from `encode_deltas`; log size ratios are clamped to log(1000 / 16).
-        anchors_xyxy: (..., 4) anchors, broadcast against the deltas.
-
-    Returns:
-        (..., 4) half-open boxes in pixels, not clipped to the image.
     """
     deltas = deltas / deltas.new_tensor(DELTA_WEIGHTS)
     anchor_sizes = anchors_xyxy[..., 2:] - anchors_xyxy[..., :2]

@@ -3,7 +3,7 @@
 torchvision's CPU backward pass loops over taps and channels one by one; here whole rows of a
 channels-last table are summed with `embedding_bag`.
 
-Letters: B images, C channels, H W input map, h w output map, K taps.
+Shapes: B images, C channels, H W input map, h w output map, K taps.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def modulated_deform_conv(
         modulation: (B, 9, h, w) factors on the taps.
         weight: (C_out, C, 3, 3).
         bias: (C_out,).
-        stride: Stride of the convolution.
+        stride: stride of the convolution.
 
     Returns:
         (B, C_out, h, w). Taps are interpolated bilinearly, with zeros outside the map.
@@ -80,11 +80,10 @@ def modulated_deform_conv(
 def _corners(
     offsets: Tensor, modulation: Tensor, height: int, width: int, stride: int
 ) -> tuple[Tensor, Tensor]:
-    """Compute the four pixels around each tap.
+    """Compute the four pixels around each tap, (B h w K, 4), and their weights with modulation.
 
-    Returns:
-        (B h w K, 4) int64 row indices into the table of all pixels of the batch, and their weights
-        with modulation; 0 for a pixel outside the map.
+    Pixels are int64 row indices into the table of all pixels of the batch; the weight of a pixel
+    outside the map is 0.
     """
     batch, _, out_height, out_width = offsets.shape
     # (B, 18, h, w) -> (B, h, w, K, 2)

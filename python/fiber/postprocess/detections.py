@@ -33,7 +33,7 @@ class Detections:
     and not comparable across prompts, labels or models; see docs/grounding.md.
 
     Raises:
-        ValueError: If the fields differ in length.
+        ValueError: if the fields differ in length.
     """
 
     #: (n, 4) float32, half-open pixels of the image, best first or grouped by phrase.
@@ -53,8 +53,8 @@ class Detections:
         count = len(self.labels)
         if self.boxes_xyxy.shape != (count, 4) or len(self.scores) != count:
             raise ValueError(
-                f"Detections: {count} labels, boxes_xyxy {self.boxes_xyxy.shape} and"
-                f" {len(self.scores)} scores; expected as many of each"
+                f"Detections: expected as many labels, boxes and scores, got {count} labels,"
+                f" boxes_xyxy {self.boxes_xyxy.shape} and {len(self.scores)} scores"
             )
 
     @classmethod
@@ -88,12 +88,7 @@ class Detections:
         return "\n".join(lines)
 
     def to_dict(self, *, image: str | None = None, model: str | None = None) -> dict[str, Any]:
-        """Convert to the JSON object that the command line prints.
-
-        Args:
-            image: Name of the image. Default: its path, if known.
-            model: Name of the model.
-        """
+        """Convert to the JSON object that the command line prints; default image name: its path."""
         if image is None and isinstance(self.picture, (str, os.PathLike)):
             image = os.fspath(self.picture)
         height, width = self.image_size

@@ -1,9 +1,10 @@
 """Boxes from raw predictions: label scores, NMS, rescaling to the original image.
 
 Boxes are half-open xyxy pixels (`fiber.ops.boxes`). NMS and clipping are equivalent to the
-published ones on inclusive boxes.
+published ones on inclusive boxes. Sizes are (height, width) in pixels: image_sizes without padding,
+and original_sizes, to which boxes are rescaled.
 
-Dimensions: B images, A anchors over all levels, L text tokens, K labels of an image, n boxes.
+Shapes: B images, A anchors over all levels, L text tokens, K labels of an image, n boxes.
 """
 
 from __future__ import annotations
@@ -55,21 +56,18 @@ def detect_boxes(
     threshold are ranked by score times centerness; the square root of the product is returned.
 
     Args:
-        output: Output of the detector.
-        label_token_maps: Token indices of each label of each image.
-        image_sizes: (height, width) inside the padded tensor.
-        original_sizes: (height, width) of the original images; boxes are in their pixels.
-        score_threshold: Minimum label score, exclusive, before centerness is applied.
+        output: output of the detector.
+        label_token_maps: token indices of each label of each image.
+        image_sizes: B sizes.
+        original_sizes: B sizes.
+        score_threshold: minimum label score, exclusive, before centerness is applied.
         nms_threshold: IoU above which the lower of two boxes of a label is removed.
-        max_detections: Boxes kept per image.
+        max_detections: boxes kept per image.
         candidates_per_level: (location, label) pairs kept per level before NMS.
         aggregate: "mean" or "max" of token probabilities.
 
-    Returns:
-        The boxes of each image, best first.
-
     Raises:
-        ValueError: If the number of token maps or sizes is not B, or a token index is out of range.
+        ValueError: if the number of token maps or sizes is not B, or a token index is out of range.
     """
     scores, centerness = _probabilities(output)
     lengths = [len(level) for level in output.anchors]
@@ -104,23 +102,11 @@ def ground_phrases(
     score_threshold: float = 0.0,
     nms_threshold: float = 0.6,
 ) -> list[FoundBoxes]:
-    """Find the best boxes of each phrase, independently of other phrases' scores.
+    """Find up to `boxes_per_phrase` boxes of each phrase, independently of other phrases' scores.
 
-    Args:
-        output: Output of the detector.
-        phrase_token_maps: Token indices of each phrase of each image.
-        image_sizes: (height, width) inside the padded tensor.
-        original_sizes: (height, width) of the original images; boxes are in their pixels.
-        boxes_per_phrase: Maximum number of boxes per phrase.
-        score_threshold: Minimum score, including centerness, in [0, 1].
-        nms_threshold: As in `detect_boxes`.
-
-    Returns:
-        The boxes of each image, grouped by phrase, best first in each group. A phrase without
-        tokens (truncated text) has none.
-
-    Raises:
-        ValueError: As `detect_boxes`.
+    `score_threshold` is a minimum, including centerness; other arguments and errors are those of
+    `detect_boxes`. Boxes are grouped by phrase, best first in each group. A phrase without tokens
+    (truncated text) has none.
     """
     scores, centerness = _probabilities(output)
     places_wanted = 1 if boxes_per_phrase == 1 else PLACES_PER_BOX * boxes_per_phrase
@@ -155,9 +141,9 @@ def join_chunks(
     """Merge the boxes that several prompts found in one image, best first.
 
     Args:
-        chunks: Boxes of each prompt, at least one.
-        first_labels: Index of each prompt's first label in the list of all labels.
-        max_detections: Boxes kept. Default: all, as published.
+        chunks: boxes of each prompt, at least one.
+        first_labels: index of each prompt's first label in the list of all labels.
+        max_detections: boxes kept. Default: all, as published.
     """
     joined = FoundBoxes(
         torch.cat([chunk.boxes_xyxy for chunk in chunks]),
@@ -182,7 +168,7 @@ def _images(
     if not batch == len(token_maps) == len(image_sizes) == len(originals):
         raise ValueError(
             f"got {len(token_maps)} token maps, {len(image_sizes)} image sizes and"
-            f" {len(originals)} original sizes; expected {batch} of each, the batch size"
+            f" {len(originals)} original sizes, expected {batch} of each, the batch size"
         )
     for image, token_map in enumerate(token_maps):
         for label, tokens in enumerate(token_map):

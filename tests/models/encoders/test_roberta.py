@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fiber.config import RobertaConfig
-from fiber.models.encoders.roberta import RobertaTower, TextLayer, causal_attention_mask
+from fiber.models.encoders.roberta import RobertaEncoder, TextLayer, causal_attention_mask
 from tests.models.encoders.test_swin import randomise
 
 CONFIG = RobertaConfig(
@@ -33,7 +33,7 @@ def texts(*lengths: int) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("lengths", [(1,), (7, 2), (18, 18, 3)], ids=str)
 def test_equals_transformers(lengths):
     transformers = pytest.importorskip("transformers")
-    tower = RobertaTower(CONFIG).eval()
+    tower = RobertaEncoder(CONFIG).eval()
     randomise(tower)
     theirs = transformers.RobertaModel(
         transformers.RobertaConfig(
@@ -85,7 +85,7 @@ def hugging_face_name(name: str) -> str:
 
 
 def test_padding_changes_nothing():
-    tower = RobertaTower(CONFIG).eval()
+    tower = RobertaEncoder(CONFIG).eval()
     randomise(tower)
     ids, mask = texts(5)
     longer = torch.nn.functional.pad(ids, (0, 6), value=1)
@@ -94,7 +94,7 @@ def test_padding_changes_nothing():
 
 
 def test_causal_mask_reads_no_later_token():
-    tower = RobertaTower(CONFIG).eval()
+    tower = RobertaEncoder(CONFIG).eval()
     randomise(tower)
     ids, mask = texts(6, 4)
     embedded = tower.embeddings(ids).detach().requires_grad_()
@@ -114,14 +114,14 @@ def test_output_norm_can_be_left_out():
 
 
 def test_dropout_only_in_training():
-    tower = RobertaTower(dataclasses.replace(CONFIG, dropout=0.3))
+    tower = RobertaEncoder(dataclasses.replace(CONFIG, dropout=0.3))
     ids, mask = texts(5, 5)
     assert not torch.equal(tower.train()(ids, mask), tower(ids, mask))
     assert torch.equal(tower.eval()(ids, mask), tower(ids, mask))
 
 
 def test_initialisation():
-    tower = RobertaTower(CONFIG)
+    tower = RobertaEncoder(CONFIG)
     assert tower.embeddings.word.weight.std().item() == pytest.approx(0.02, rel=0.1)
     assert (tower.embeddings.word.weight[1] == 0).all()
     assert (tower.embeddings.position.weight[1] == 0).all()

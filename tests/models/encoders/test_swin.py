@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fiber.config import SwinConfig
-from fiber.models.encoders.swin import PatchMerging, SwinBlock, SwinTower
+from fiber.models.encoders.swin import PatchMerging, SwinBlock, SwinEncoder
 
 CONFIG = SwinConfig(
     embed_dim=16, depths=(1, 2, 2, 1), num_heads=(1, 2, 2, 4), window_size=3, drop_path=0.0
@@ -46,7 +46,7 @@ def hugging_face_name(name: str) -> str:
 @pytest.mark.parametrize("size", [(96, 96), (93, 96), (150, 101), (192, 110)], ids=str)
 def test_equals_transformers(size):
     transformers = pytest.importorskip("transformers")
-    tower = SwinTower(CONFIG).eval()
+    tower = SwinEncoder(CONFIG).eval()
     randomise(tower)
     theirs = transformers.SwinModel(
         transformers.SwinConfig(
@@ -83,7 +83,7 @@ def test_equals_transformers(size):
 @pytest.mark.parametrize("size", [(1, 1), (4, 4), (5, 130), (64, 33)], ids=str)
 @pytest.mark.parametrize("shift_small_maps", [False, True])
 def test_any_size(size, shift_small_maps):
-    tower = SwinTower(CONFIG, shift_small_maps=shift_small_maps)
+    tower = SwinEncoder(CONFIG, shift_small_maps=shift_small_maps)
     stages = tower(torch.randn(1, 3, *size))
     height, width = -(-size[0] // 4), -(-size[1] // 4)
     for stage in stages:
@@ -155,13 +155,13 @@ def test_drop_path_drops_whole_samples_and_keeps_the_mean():
 
 
 def test_drop_path_grows_over_the_blocks():
-    tower = SwinTower(dataclasses.replace(CONFIG, drop_path=0.5))
+    tower = SwinEncoder(dataclasses.replace(CONFIG, drop_path=0.5))
     rates = [tower.block(number).drop_path for number in range(6)]
     assert rates == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4, 0.5])
 
 
 def test_initialisation():
-    tower = SwinTower(CONFIG)
+    tower = SwinEncoder(CONFIG)
     linear = tower.block(0).mlp[0]
     assert linear.weight.std().item() == pytest.approx(0.02, rel=0.1)
     assert (linear.bias == 0).all()

@@ -68,7 +68,7 @@ def test_a_coarse_config_is_refused():
 
 def test_strides_that_the_towers_do_not_have_are_refused():
     detector = dataclasses.replace(CONFIG.detector, strides=(4, 8, 16, 32, 64))
-    with pytest.raises(ValueError, match=r"gives \(8, 16, 32, 64, 128\)"):
+    with pytest.raises(ValueError, match=r"expected \(8, 16, 32, 64, 128\)"):
         FiberDetector(dataclasses.replace(CONFIG, detector=detector))
 
 

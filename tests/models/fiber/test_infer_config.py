@@ -10,8 +10,8 @@ from fiber.config import IMAGE_TEXT_HEADS, ImageTextConfig, preset
 from fiber.config_io import replace_fields
 from fiber.models.fiber.detector import FiberDetector
 from fiber.models.fiber.image_text import FiberImageText
-from fiber.models.fiber.infer_config import stated_config
-from fiber.models.registry import published_config
+from fiber.models.fiber.infer_config import stored_config
+from fiber.models.registry import recognize
 from tests.golden import COARSE
 from tests.parity.coarse_case import CoarseCase
 from tests.published_keys import (
@@ -21,6 +21,10 @@ from tests.published_keys import (
     names_of_head,
     small_state,
 )
+
+
+def published_config(state, stored=None):
+    return recognize(state).infer_config(state, stored or {})
 
 
 def test_coarse_base_model():
@@ -122,8 +126,8 @@ def test_sizes_that_cannot_be_read_off(name):
     ("names", "message"),
     [
         (["layer1.0.conv1.weight", "fc.bias"], "no published model.* fc.bias, layer1.0"),
-        (["patch_embed.proj.weight", "layers.0.blocks.0.norm1.weight"], "a Swin encoder alone"),
-        (["roberta.embeddings.word_embeddings.weight"], "a RoBERTa encoder alone.*--init"),
+        (["patch_embed.proj.weight", "layers.0.blocks.0.norm1.weight"], "a Swin encoder"),
+        (["roberta.embeddings.word_embeddings.weight"], "a RoBERTa encoder.*--init"),
         (["backbone.image.patch_embedding.norm.bias"], "without its config.json"),
     ],
     ids=["resnet", "swin", "roberta", "ours"],
@@ -188,7 +192,7 @@ class TestConfigOfTheFile:
             ("max_text_len", 600, r"max_text_len 600.*512"),
             ("num_heads", 7, r"num_heads 7.*768"),
             ("num_heads", "12", r"num_heads '12'.*1"),
-            ("fiber_model", 3, r"fiber_model.*fields"),
+            ("fiber_model", 3, r"fiber_model.*int.*fields"),
             ("fiber_model", {"stages": 1}, r"fiber_model.*field 'stages'"),
         ],
     )
@@ -207,7 +211,10 @@ class TestConfigOfTheFile:
         [
             ({"swin.window_size": 3}, r"swin.window_size.*3.*2"),
             ({"roberta.ffn_width": 32}, r"roberta.ffn_width.*32.*64"),
-            ({"image_text.heads": "itm"}, r"image_text.heads is \('itm',\), there \('itc', 'itm'"),
+            (
+                {"image_text.heads": "itm"},
+                r"image_text.heads is \('itm',\), expected \('itc', 'itm'",
+            ),
             ({"image_text.num_answers": 3}, r"image_text.num_answers.*3.*16"),
             ({"fusion.normalize_last_text": True}, r"normalize_last_text.*True.*False"),
         ],
@@ -215,14 +222,14 @@ class TestConfigOfTheFile:
     )
     def test_our_own_config_is_held_against_the_tensors(self, change, message):
         state = published_state(FiberImageText(preset("micro")))
-        stated = stated_config(replace_fields(preset("micro"), change))
+        stated = stored_config(replace_fields(preset("micro"), change))
         with pytest.raises(ValueError, match=message):
             published_config(state, stated)
 
     def test_our_own_config_is_held_against_the_published_names(self):
         config = preset("micro")
         state = published_state(FiberImageText(config))
-        assert published_config(state, stated_config(config)) == config
-        stated = stated_config(config) | {"image_size": 128}
-        with pytest.raises(ValueError, match=r"image_size 128.*model 64"):
+        assert published_config(state, stored_config(config)) == config
+        stated = stored_config(config) | {"image_size": 128}
+        with pytest.raises(ValueError, match=r"image_size 128.*fiber_model has 64"):
             published_config(state, stated)

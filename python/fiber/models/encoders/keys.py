@@ -1,113 +1,126 @@
-"""Key maps of the encoders: published keys of Swin and RoBERTa."""
+"""Published keys of Swin and RoBERTa, as parts of a model and as files of their own."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from fiber.config import RobertaConfig, SwinConfig
 
 #: Our key -> published keys whose tensors are concatenated.
 KeyMap = dict[str, tuple[str, ...]]
 
+#: Ignored published keys: pattern and reason.
+IgnoredKeys = tuple[tuple[str, str], ...]
+
+IGNORED_SWIN: IgnoredKeys = (
+    (r".*\.relative_position_index", "buffer that follows from the window size"),
+    (r".*\.attn_mask", "buffer that follows from the map size"),
+    (r"head\.(fc\.)?(weight|bias)", "classifier of ImageNet"),
+    (r"norm\.(weight|bias)", "last norm, which only the ITC head uses; the model has none"),
+)
+IGNORED_ROBERTA: IgnoredKeys = (
+    (r"(roberta\.)?embeddings\.(position_ids|token_type_ids)", "buffer of positions"),
+    (r"(roberta\.)?pooler\.dense\.(weight|bias)", "pooler, never used"),
+    (r"lm_head\..*", "language head of RoBERTa; the model's own is initialized, as published"),
+)
+
 
 class EncoderLayout(NamedTuple):
-    """Key layout of a published encoder."""
+    """Variant of the keys of a standalone encoder."""
 
-    tower: Literal["swin", "roberta"]
     #: Common prefix of all keys, including the dot.
     prefix: str = ""
-    #: Patch merging is part of the stage after it, as in timm since 0.9. False: of the stage before
-    #: it, as in Microsoft's Swin and FIBER.
+    #: Swin: patch merging is part of the stage after it, as in timm since 0.9. False: of the stage
+    #: before it, as in Microsoft's Swin and FIBER.
     merging_in_next_stage: bool = False
 
-    @property
-    def title(self) -> str:
-        """Name of the tower in messages."""
-        return "Swin" if self.tower == "swin" else "RoBERTa"
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderFormat:
+    """File format of a standalone encoder that a model family can load and write."""
+
+    #: Stem of the written file.
+    name: str
+    #: Name in messages.
+    title: str
+    #: Detects the layout from published keys; None for another encoder.
+    layout: Callable[[Collection[str]], EncoderLayout | None]
+    #: Maps keys of the whole model, given its config -> published keys.
+    keys: Callable[[Any, EncoderLayout], KeyMap]
+    #: Published keys outside `keys`.
+    ignored: IgnoredKeys
 
 
-def encoder_layout(names: Iterable[str]) -> EncoderLayout | None:
-    """Detect the layout of a standalone encoder from its keys; None if it is not one."""
-    names = set(names)
-    if "patch_embed.proj.weight" in names and any(name.startswith("layers.0.") for name in names):
-        numbers = {name.split(".")[1] for name in names if ".downsample." in name}
-        return EncoderLayout(tower="swin", merging_in_next_stage="0" not in numbers)
+def swin_layout(names: Collection[str]) -> EncoderLayout | None:
+    """Detect a Swin file by its keys."""
+    if "patch_embed.proj.weight" not in names:
+        return None
+    if not any(name.startswith("layers.0.") for name in names):
+        return None
+    stages = {name.split(".")[1] for name in names if ".downsample." in name}
+    return EncoderLayout(merging_in_next_stage="0" not in stages)
+
+
+def roberta_layout(names: Collection[str]) -> EncoderLayout | None:
+    """Detect a RoBERTa file by its keys."""
     for prefix in ("", "roberta."):
         if f"{prefix}embeddings.word_embeddings.weight" in names:
-            return EncoderLayout(tower="roberta", prefix=prefix)
+            return EncoderLayout(prefix)
     return None
 
 
-def swin_keys(config: SwinConfig, prefix: str, *, merging_in_next_stage: bool = False) -> KeyMap:
-    """Map the image tower.
-
-    Args:
-        config: sizes of the tower.
-        prefix: prefix of the published keys, including the dot.
-        merging_in_next_stage: as in `EncoderLayout`.
-
-    Returns:
-        Keys of a `FiberBackbone` -> published keys.
-    """
-    keys: KeyMap = {}
-    keys |= weight_and_bias("image.patch_embedding.projection", f"{prefix}patch_embed.proj")
-    keys |= weight_and_bias("image.patch_embedding.norm", f"{prefix}patch_embed.norm")
+def swin_keys(config: SwinConfig, layout: EncoderLayout) -> KeyMap:
+    """Map `backbone.image.*` to the published keys of Swin."""
+    ours, theirs = "backbone.image", layout.prefix
+    keys = {
+        **weight_and_bias(f"{ours}.patch_embedding.projection", f"{theirs}patch_embed.proj"),
+        **weight_and_bias(f"{ours}.patch_embedding.norm", f"{theirs}patch_embed.norm"),
+    }
     for stage, depth in enumerate(config.depths):
-        for block in range(depth):
-            keys |= _swin_block_keys(
-                f"image.stages.{stage}.blocks.{block}", f"{prefix}layers.{stage}.blocks.{block}"
-            )
+        for number in range(depth):
+            block = f"{ours}.stages.{stage}.blocks.{number}"
+            published = f"{theirs}layers.{stage}.blocks.{number}"
+            keys |= {
+                f"{block}.attention.bias_table": (
+                    f"{published}.attn.relative_position_bias_table",
+                ),
+                **weight_and_bias(f"{block}.attention_norm", f"{published}.norm1"),
+                **weight_and_bias(f"{block}.attention.qkv", f"{published}.attn.qkv"),
+                **weight_and_bias(f"{block}.attention.output", f"{published}.attn.proj"),
+                **weight_and_bias(f"{block}.mlp_norm", f"{published}.norm2"),
+                **weight_and_bias(f"{block}.mlp.0", f"{published}.mlp.fc1"),
+                **weight_and_bias(f"{block}.mlp.2", f"{published}.mlp.fc2"),
+            }
         if stage < len(config.depths) - 1:
-            ours = f"image.stages.{stage}.merging"
-            theirs = f"{prefix}layers.{stage + merging_in_next_stage}.downsample"
-            keys |= weight_and_bias(f"{ours}.norm", f"{theirs}.norm")
-            keys[f"{ours}.reduction.weight"] = (f"{theirs}.reduction.weight",)
+            merging = f"{ours}.stages.{stage}.merging"
+            published = f"{theirs}layers.{stage + layout.merging_in_next_stage}.downsample"
+            keys |= weight_and_bias(f"{merging}.norm", f"{published}.norm")
+            keys[f"{merging}.reduction.weight"] = (f"{published}.reduction.weight",)
     return keys
 
 
-def roberta_keys(config: RobertaConfig, prefix: str) -> KeyMap:
-    """Map the text tower, with keys as in transformers' RobertaModel.
-
-    Args:
-        config: sizes of the tower.
-        prefix: prefix of the published keys, including the dot.
-
-    Returns:
-        Keys of a `FiberBackbone` -> published keys.
-    """
-    keys: KeyMap = {}
-    for name in ("word", "position", "token_type"):
-        theirs = f"{prefix}embeddings.{name}_embeddings.weight"
-        keys[f"text.embeddings.{name}.weight"] = (theirs,)
-    keys |= weight_and_bias("text.embeddings.norm", f"{prefix}embeddings.LayerNorm")
-    for layer in range(config.num_layers):
-        keys |= _text_layer_keys(f"text.layers.{layer}", f"{prefix}encoder.layer.{layer}")
+def roberta_keys(config: RobertaConfig, layout: EncoderLayout) -> KeyMap:
+    """Map `backbone.text.*` to the keys of transformers' RobertaModel."""
+    ours, theirs = "backbone.text", layout.prefix
+    keys: KeyMap = {
+        f"{ours}.embeddings.{name}.weight": (f"{theirs}embeddings.{name}_embeddings.weight",)
+        for name in ("word", "position", "token_type")
+    }
+    keys |= weight_and_bias(f"{ours}.embeddings.norm", f"{theirs}embeddings.LayerNorm")
+    for number in range(config.num_layers):
+        layer, published = f"{ours}.layers.{number}", f"{theirs}encoder.layer.{number}"
+        qkv = [f"{published}.attention.self.{name}" for name in ("query", "key", "value")]
+        keys |= {
+            **weight_and_bias(f"{layer}.attention.qkv", *qkv),
+            **weight_and_bias(f"{layer}.attention.output", f"{published}.attention.output.dense"),
+            **weight_and_bias(f"{layer}.attention_norm", f"{published}.attention.output.LayerNorm"),
+            **weight_and_bias(f"{layer}.mlp.0", f"{published}.intermediate.dense"),
+            **weight_and_bias(f"{layer}.mlp.2", f"{published}.output.dense"),
+            **weight_and_bias(f"{layer}.output_norm", f"{published}.output.LayerNorm"),
+        }
     return keys
-
-
-def _swin_block_keys(ours: str, theirs: str) -> KeyMap:
-    return {
-        f"{ours}.attention.bias_table": (f"{theirs}.attn.relative_position_bias_table",),
-        **weight_and_bias(f"{ours}.attention_norm", f"{theirs}.norm1"),
-        **weight_and_bias(f"{ours}.attention.qkv", f"{theirs}.attn.qkv"),
-        **weight_and_bias(f"{ours}.attention.output", f"{theirs}.attn.proj"),
-        **weight_and_bias(f"{ours}.mlp_norm", f"{theirs}.norm2"),
-        **weight_and_bias(f"{ours}.mlp.0", f"{theirs}.mlp.fc1"),
-        **weight_and_bias(f"{ours}.mlp.2", f"{theirs}.mlp.fc2"),
-    }
-
-
-def _text_layer_keys(ours: str, theirs: str) -> KeyMap:
-    attention = tuple(f"{theirs}.attention.self.{name}" for name in ("query", "key", "value"))
-    return {
-        **weight_and_bias(f"{ours}.attention.qkv", *attention),
-        **weight_and_bias(f"{ours}.attention.output", f"{theirs}.attention.output.dense"),
-        **weight_and_bias(f"{ours}.attention_norm", f"{theirs}.attention.output.LayerNorm"),
-        **weight_and_bias(f"{ours}.mlp.0", f"{theirs}.intermediate.dense"),
-        **weight_and_bias(f"{ours}.mlp.2", f"{theirs}.output.dense"),
-        **weight_and_bias(f"{ours}.output_norm", f"{theirs}.output.LayerNorm"),
-    }
 
 
 def weight_and_bias(ours: str, *theirs: str) -> KeyMap:

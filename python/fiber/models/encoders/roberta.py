@@ -1,6 +1,7 @@
-"""Text tower: embeddings and post-norm layers.
+"""RoBERTa: embeddings and post-norm layers.
 
-A layer takes an optional function of its self-attention output, which is how fusion is added.
+An attention_mask is bool and broadcast to (B, h, L, keys), True = attend; None: attend to all. A
+layer takes an optional function of its self-attention output, which is how fusion is added.
 
 Source: RoBERTa (Liu et al. 2019).
 """
@@ -81,16 +82,10 @@ class TextSelfAttention(nn.Module):
         cache: KeyValueCache | None = None,
         num_queries: int | None = None,
     ) -> Tensor:
-        """Compute self-attention.
+        """Compute self-attention: (B, L, D) -> (B, L, D), or (B, num_queries, D).
 
-        Args:
-            hidden: (B, L, D).
-            attention_mask: bool, broadcast to (B, h, L, keys), True = attend; None: attend to all.
-            cache: keys and values of previous tokens; the new ones are appended.
-            num_queries: compute only the first tokens' outputs; None: all.
-
-        Returns:
-            (B, L, D), or (B, num_queries, D).
+        Keys and values are appended to `cache`, if given. With `num_queries`, only the outputs of
+        the first tokens are computed.
         """
         # (B, L, 3 D) -> 3 x (B, h, L, d)
         qkv = self.qkv(hidden).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
@@ -133,19 +128,11 @@ class TextLayer(nn.Module):
         cache: KeyValueCache | None = None,
         num_queries: int | None = None,
     ) -> Tensor:
-        """Run the layer.
+        """Run the layer: (B, L, D) -> (B, L, D), or (B, num_queries, D).
 
-        Args:
-            hidden: (B, L, D).
-            attention_mask: bool, broadcast to (B, h, L, keys), True = attend; None: attend to all.
-            branch: applied to the self-attention output before the residual.
-            normalize_output: apply the last LayerNorm.
-            cache: keys and values of previous tokens.
-            num_queries: compute only the first tokens' outputs; None: all. Needs a mask that is
-                equal for all queries.
-
-        Returns:
-            (B, L, D), or (B, num_queries, D).
+        `branch` is applied to the self-attention output before the residual, `normalize_output`
+        enables the last LayerNorm. `cache` and `num_queries` are those of `TextSelfAttention`;
+        `num_queries` needs a mask that is equal for all queries.
         """
         attended = self.attention(hidden, attention_mask, cache, num_queries)
         if branch is not None:
@@ -155,7 +142,7 @@ class TextLayer(nn.Module):
         return self.output_norm(hidden) if normalize_output else hidden
 
 
-class RobertaTower(nn.Module):
+class RobertaEncoder(nn.Module):
     """RoBERTa encoder."""
 
     def __init__(self, config: RobertaConfig) -> None:
@@ -165,7 +152,7 @@ class RobertaTower(nn.Module):
         self.apply(_init_weights)
 
     def forward(self, token_ids: Tensor, text_mask: Tensor) -> Tensor:
-        """Run without fusion: (B, L) ids and (B, L) bool mask -> (B, L, D)."""
+        """Run without fusion: (B, L) ids, (B, L) bool mask -> (B, L, D)."""
         hidden, attention_mask = self.embeddings(token_ids), key_attention_mask(text_mask)
         for layer in self.layers:
             hidden = layer(hidden, attention_mask)

@@ -1,4 +1,4 @@
-"""Image tower: patches, window attention, blocks, stages.
+"""Swin Transformer: patches, window attention, blocks, stages.
 
 Feature maps are (B, H, W, C). A block takes an optional function of its self-attention output,
 which is how fusion is added.
@@ -8,7 +8,8 @@ Source: Swin Transformer (Liu et al. 2021).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
 import torch
@@ -20,7 +21,7 @@ from fiber.config import SwinConfig
 
 #: Size of an MLP hidden activation chunk without gradients on the CPU; fits in the cache.
 PIECE_BYTES = 8_000_000
-#: Epsilon of all LayerNorms of the tower.
+#: Epsilon of all LayerNorms.
 LAYER_NORM_EPS = 1e-5
 
 #: Maps a self-attention output to its replacement, before the residual.
@@ -84,16 +85,13 @@ class WindowAttention(nn.Module):
     def forward(
         self, tokens: Tensor, window_size: int, shift: int, valid_sizes: Tensor | None = None
     ) -> Tensor:
-        """Compute window attention.
+        """Compute window attention: (B, H, W, C) -> (B, H, W, C).
 
         Args:
-            tokens: (B, H, W, C).
+            tokens: feature map.
             window_size: side of a window in tokens, at most `self.window_size`.
             shift: cyclic shift of the map in tokens.
             valid_sizes: (B, 2) int64 (height, width) of each sample's valid map; None: whole map.
-
-        Returns:
-            (B, H, W, C).
         """
         head_shape = (3, self.num_heads, tokens.shape[-1] // self.num_heads)
         out = kernels.window_attention(
@@ -107,7 +105,7 @@ class WindowAttention(nn.Module):
         return self.output(out.flatten(-2))
 
     def _table(self, window_size: int) -> Tensor:
-        """Slice the table of a smaller window from the center: ((2 w - 1) ** 2, h)."""
+        """Crop the table for a smaller window: ((2 w - 1) ** 2, h)."""
         margin = self.window_size - window_size
         if margin == 0:
             return self.bias_table
@@ -149,15 +147,12 @@ class SwinBlock(nn.Module):
         branch: Branch | None = None,
         sizes: MapSizes | None = None,
     ) -> Tensor:
-        """Run the block.
+        """Run the block: (B, H, W, C) -> (B, H, W, C), undefined outside of valid maps.
 
         Args:
-            tokens: (B, H, W, C).
+            tokens: feature map.
             branch: applied to the self-attention output before the residual.
             sizes: valid map of each sample, if they differ; tokens outside are not attended to.
-
-        Returns:
-            (B, H, W, C); undefined outside of valid maps.
         """
         attended = self._attend(self.attention_norm(tokens), sizes)
         if branch is not None:
@@ -187,10 +182,10 @@ class SwinBlock(nn.Module):
         return out
 
     def _window(self, map_size: Sequence[int]) -> tuple[int, int]:
-        """Return window side and shift in tokens on a map of this (height, width).
+        """Return window side and shift in tokens on a map of (height, width).
 
         The fine stage always pads the map to whole windows and shifts them. The coarse stage, like
-        Swin, limits windows to the map, and does not shift if a side is at most one window.
+        Swin, limits windows to the map and does not shift if a side is at most one window.
         """
         shift = self.window_size // 2 if self.shifted else 0
         if self.shift_small_maps:
@@ -216,7 +211,7 @@ class SwinStage(nn.Module):
         self.merging = merging
 
 
-class SwinTower(nn.Module):
+class SwinEncoder(nn.Module):
     """Swin encoder of four stages; blocks are numbered across stages."""
 
     def __init__(self, config: SwinConfig, *, shift_small_maps: bool = False) -> None:
@@ -254,15 +249,10 @@ class SwinTower(nn.Module):
     def enter(
         self, number: int, tokens: Tensor, stages: tuple[Tensor, ...]
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Prepare the input of a block: apply patch merging where a stage begins.
+        """Apply patch merging before a block that starts a stage.
 
-        Args:
-            number: number of the block.
-            tokens: (B, H, W, C) output of the previous block.
-            stages: outputs of the finished stages.
-
-        Returns:
-            Input of the block, and finished stages including one that ends here.
+        `tokens` is the output of the previous block, `stages` those of finished stages. Returns the
+        input of the block, and the finished stages including one that ends here.
         """
         stage, block = self.places[number]
         if block > 0 or stage == 0:
@@ -286,3 +276,26 @@ def _init_weights(module: nn.Module) -> None:
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
+
+
+def resize_bias_tables(state: Mapping[str, Tensor], window_size: int) -> dict[str, Tensor]:
+    """Resize the relative position bias tables of a state dict, with our or published keys."""
+    rows = (2 * window_size - 1) ** 2
+    return {
+        name: resize_bias_table(tensor, rows) if name.endswith("bias_table") else tensor
+        for name, tensor in state.items()
+    }
+
+
+def resize_bias_table(table: Tensor, rows: int) -> Tensor:
+    """Resize a bias table by bicubic interpolation, as published: (r, h) -> (rows, h).
+
+    A window of side w has r = (2 w - 1) ** 2. Returns `table` itself if it has the size.
+    """
+    if len(table) == rows:
+        return table
+    old, new = math.isqrt(len(table)), math.isqrt(rows)
+    # (old ** 2, h) -> (1, h, old, old)
+    square = table.T.reshape(1, -1, old, old)
+    resized = F.interpolate(square.float(), (new, new), mode="bicubic", align_corners=False)
+    return resized[0].flatten(1).T.to(table.dtype)

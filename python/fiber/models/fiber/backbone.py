@@ -1,4 +1,8 @@
-"""Backbone of both stages: Swin and RoBERTa with cross-attention in their last layers."""
+"""Backbone of both stages: Swin and RoBERTa with cross-attention in their last layers.
+
+Shapes: images are (B, 3, H, W) normalized pixels of any size, token_ids (B, L) int64, text_mask
+(B, L) bool, True = real token, and text features (B, L, D).
+"""
 
 from __future__ import annotations
 
@@ -13,22 +17,22 @@ from torch.utils.checkpoint import checkpoint
 
 from fiber.config import FiberConfig
 from fiber.models.encoders.roberta import (
+    Branch,
     KeyValueCache,
-    RobertaTower,
+    RobertaEncoder,
     causal_attention_mask,
     key_attention_mask,
 )
-from fiber.models.encoders.swin import MapSizes, SwinTower
+from fiber.models.encoders.swin import MapSizes, SwinEncoder
 from fiber.models.fiber.fusion import FusedPair, ImageToTextAttention, TextToImageAttention
-from fiber.models.init import draw_by_fan_in
+from fiber.models.init import init_linear
 
-#: Outputs that are needed: "all"; "pooled" = image and first text token; or "text". The last fused
+#: Required outputs: "all"; "pooled", the image and the first text token; or "text". The last fused
 #: pair skips the others.
 Wanted = Literal["all", "pooled", "text"]
 
-
 #: (height, width) in pixels of each image's valid region in a padded tensor, at the top left, in
-#: whole patches of the last stage.
+#: multiples of the patches of the last stage.
 ImageSizes = tuple[tuple[int, int], ...]
 
 
@@ -38,9 +42,8 @@ class BackboneOutput(NamedTuple):
     #: Stage s: (B, H_s, W_s, C_s), not normalized, before patch merging. Without the last stage if
     #: only "text" was wanted.
     stages: tuple[Tensor, ...]
-    #: (B, L, D); (B, 1, D) if "pooled"; None for images alone.
+    #: (B, L, D) and (B, L), or (B, 1, D) and (B, 1) if "pooled"; None for images alone.
     text: Tensor | None = None
-    #: (B, L) bool, True = real token.
     text_mask: Tensor | None = None
     #: Valid regions, if they differ.
     sizes: ImageSizes | None = None
@@ -57,12 +60,7 @@ class ImagePrefix(NamedTuple):
     sizes: ImageSizes | None = None
 
     def take(self, indices: Tensor, *, with_stages: bool = False) -> ImagePrefix:
-        """Select samples.
-
-        Args:
-            indices: (n,) int64, in any order, repeats allowed.
-            with_stages: keep the finished stages, which the detector needs.
-        """
+        """Select samples by (n,) int64 indices; the detector needs the finished stages, too."""
         sizes = self.sizes
         return ImagePrefix(
             self.tokens.index_select(0, indices),
@@ -75,20 +73,20 @@ class ImagePrefix(NamedTuple):
 class Decoding:
     """State of incremental decoding with `decode_next`."""
 
-    #: Image keys and values of each fused layer, (B, T, h, d) each.
-    pictures: list[tuple[Tensor, Tensor]]
+    #: Cross-attention of each fused layer, with the keys and values of the image.
+    branches: list[Branch]
     #: Cache of each text layer, over the tokens of all texts of an image.
     caches: list[KeyValueCache]
     #: (B, n, tokens) bool, True = the cached token belongs to this text.
-    held: Tensor | None = None
+    own_tokens: Tensor | None = None
     #: Tokens per text.
     length: int = 0
 
     def select(self, sources: Tensor) -> None:
         """Continue from other texts: (B, m) int64 indices of the texts to continue."""
-        assert self.held is not None
-        index = sources[..., None].expand(-1, -1, self.held.shape[2])
-        self.held = self.held.gather(1, index)
+        assert self.own_tokens is not None
+        index = sources[..., None].expand(-1, -1, self.own_tokens.shape[2])
+        self.own_tokens = self.own_tokens.gather(1, index)
 
 
 class FiberBackbone(nn.Module):
@@ -105,9 +103,9 @@ class FiberBackbone(nn.Module):
         self.config = config
         self.gradient_checkpointing = False
         fusion, swin, roberta = config.fusion, config.swin, config.roberta
-        self.image = SwinTower(swin, shift_small_maps=fusion.shift_small_maps)
-        self.text = RobertaTower(roberta)
-        #: Indices of the first fused image block and text layer.
+        self.image = SwinEncoder(swin, shift_small_maps=fusion.shift_small_maps)
+        self.text = RobertaEncoder(roberta)
+        # Indices of the first fused image block and text layer.
         self.first_fused_block = len(self.image.places) - fusion.num_fused_layers
         self.first_fused_layer = roberta.num_layers - fusion.num_fused_layers
         self.fusion = nn.ModuleList()
@@ -132,45 +130,30 @@ class FiberBackbone(nn.Module):
                 )
             )
         if config.weight_start == "fan_in":
-            draw_by_fan_in(self)
+            init_linear(self, fan_in=True)
 
     def image_prefix(self, images: Tensor, sizes: ImageSizes | None = None) -> ImagePrefix:
-        """Run the image tower up to the first fused block.
+        """Run the image encoder up to the first fused block.
 
-        Args:
-            images: (B, 3, H, W) normalized pixels.
-            sizes: valid regions, with zeros outside; features do not depend on the padding then.
-                None: padding is treated as part of the image, as published.
+        Features do not depend on the padding if the valid regions, with zeros outside, are given as
+        `sizes`. None: padding is treated as part of the image, as published.
         """
         start = ImagePrefix(self.image.patch_embedding(images), sizes=sizes)
         return self._image_blocks(start, 0, self.first_fused_block)
 
     def text_prefix(self, token_ids: Tensor, text_mask: Tensor) -> Tensor:
-        """Run the text tower up to the first fused layer: (B, L), (B, L) bool -> (B, L, D)."""
-        return self._text_layers(
-            self.text.embeddings(token_ids),
-            key_attention_mask(text_mask),
-            0,
-            self.first_fused_layer,
-        )
+        """Run the text encoder up to the first fused layer: (B, L) -> (B, L, D)."""
+        text, mask = self.text.embeddings(token_ids), key_attention_mask(text_mask)
+        return self._text_layers(text, mask, 0, self.first_fused_layer)
 
     def complete_image(self, prefix: ImagePrefix) -> BackboneOutput:
-        """Run the rest of the image tower without fusion."""
+        """Run the rest of the image encoder without fusion."""
         last = len(self.image.places)
         prefix = self._image_blocks(prefix, self.first_fused_block, last)
         return BackboneOutput((*prefix.stages, prefix.tokens), sizes=prefix.sizes)
 
     def complete_text(self, prefix: Tensor, text_mask: Tensor, *, wanted: Wanted = "all") -> Tensor:
-        """Run the rest of the text tower without fusion.
-
-        Args:
-            prefix: (B, L, D).
-            text_mask: (B, L) bool, True = real token.
-            wanted: "pooled" if only the first token is needed.
-
-        Returns:
-            (B, L, D), or (B, 1, D) if "pooled".
-        """
+        """Run the rest of the text encoder without fusion: (B, L, D), or (B, 1, D) if "pooled"."""
         mask, last = key_attention_mask(text_mask), len(self.text.layers)
         if wanted != "pooled" or self.first_fused_layer == last:
             text = self._text_layers(prefix, mask, self.first_fused_layer, last)
@@ -179,11 +162,11 @@ class FiberBackbone(nn.Module):
         return self._run(partial(self.text.layers[last - 1], num_queries=1), text, mask)
 
     def encode_image(self, images: Tensor) -> BackboneOutput:
-        """Encode images alone: (B, 3, H, W) normalized pixels of any size."""
+        """Encode images without fusion."""
         return self.complete_image(self.image_prefix(images))
 
     def encode_text(self, token_ids: Tensor, text_mask: Tensor) -> Tensor:
-        """Encode texts alone: (B, L) ids and (B, L) bool mask -> (B, L, D)."""
+        """Encode texts without fusion: (B, L) -> (B, L, D)."""
         return self.complete_text(self.text_prefix(token_ids, text_mask), text_mask)
 
     def encode_pair(
@@ -195,15 +178,7 @@ class FiberBackbone(nn.Module):
         sizes: ImageSizes | None = None,
         wanted: Wanted = "all",
     ) -> BackboneOutput:
-        """Encode pairs with fusion.
-
-        Args:
-            images: (B, 3, H, W) normalized pixels of any size.
-            token_ids: (B, L) int64.
-            text_mask: (B, L) bool, True = real token.
-            sizes: as in `image_prefix`.
-            wanted: outputs that are needed.
-        """
+        """Encode pairs with fusion; `sizes` as in `image_prefix`."""
         return self.fuse(
             self.image_prefix(images, sizes),
             self.text_prefix(token_ids, text_mask),
@@ -221,15 +196,7 @@ class FiberBackbone(nn.Module):
     ) -> BackboneOutput:
         """Run the fused layers on prefixes, which several objectives may share.
 
-        Args:
-            image_prefix: B images.
-            text_prefix: (B, L, D).
-            text_mask: (B, L) bool, True = real token.
-            wanted: outputs that are needed.
-
-        Returns:
-            Stages of the prefix and of the fused blocks, and the text. Without fused layers the
-            text has its last LayerNorm in every config.
+        Without fused layers, the text has its last LayerNorm in every config.
         """
         tokens, stages, sizes = image_prefix
         text = text_prefix
@@ -247,12 +214,12 @@ class FiberBackbone(nn.Module):
     def decode_text(
         self, image_tokens: Sequence[Tensor], token_ids: Tensor, text_mask: Tensor
     ) -> Tensor:
-        """Encode texts causally with cross-attention to images encoded alone (captioning).
+        """Encode texts causally with cross-attention to separately encoded images (captioning).
 
         Args:
             image_tokens: (B, T, C) for each fused layer, with the channels of its image block.
-            token_ids: (B n, L) int64; the n texts of an image are contiguous.
-            text_mask: (B n, L) bool, True = real token.
+            token_ids: (B n, L); the n texts of an image are contiguous.
+            text_mask: (B n, L).
 
         Returns:
             (B n, L, D); position t depends on tokens 0 to t. All LayerNorms are applied.
@@ -264,51 +231,36 @@ class FiberBackbone(nn.Module):
         return text
 
     def start_decoding(self, image_tokens: Sequence[Tensor]) -> Decoding:
-        """Compute the image keys and values for `decode_next`.
-
-        Args:
-            image_tokens: as in `decode_text`.
-        """
-        pictures = [
-            cast(FusedPair, pair).text_to_image.keys_values(tokens)
-            for pair, tokens in zip(self.fusion, image_tokens, strict=True)
-        ]
-        return Decoding(pictures, [KeyValueCache() for _ in self.text.layers])
+        """Compute the image keys and values for `decode_next`; arguments of `decode_text`."""
+        branches: list[Branch] = []
+        for pair, tokens in zip(self.fusion, image_tokens, strict=True):
+            attention = cast(FusedPair, pair).text_to_image
+            key, value = attention.keys_values(tokens)
+            branches.append(partial(attention.read, key=key, value=value))
+        return Decoding(branches, [KeyValueCache() for _ in self.text.layers])
 
     def decode_next(self, decoding: Decoding, token_ids: Tensor) -> Tensor:
-        """Process the next token of each text; equals the last position of `decode_text`.
+        """Process the next token of each text: (B, n) -> (B, n, D), the last of `decode_text`.
 
         The texts of an image are tokens of one sample, masked to their own past. They share image
-        keys, and `Decoding.select` moves no keys. Caches are updated in place: use `decode_text`
-        for gradients.
-
-        Args:
-            decoding: state from `start_decoding`; updated.
-            token_ids: (B, n) int64, newest token of each text.
-
-        Returns:
-            (B, n, D).
+        keys, and `Decoding.select` moves no keys. Caches in `decoding` are updated in place: use
+        `decode_text` for gradients.
         """
         batch, texts = token_ids.shape
-        newest = torch.eye(texts, dtype=torch.bool, device=token_ids.device)
-        newest = newest.expand(batch, -1, -1)
-        held = newest if decoding.held is None else torch.cat((decoding.held, newest), 2)
-        # (B, n) -> (B n, 1, D) -> (B, n, D): each token has the position of its own text
+        newest = torch.eye(texts, dtype=torch.bool, device=token_ids.device).expand(batch, -1, -1)
+        past = decoding.own_tokens
+        own_tokens = newest if past is None else torch.cat((past, newest), 2)
+        # (B, n) -> (B n, 1, D) -> (B, n, D): the position of a token is that in its own text
         text = self.text.embeddings(token_ids.reshape(-1, 1), decoding.length)
         text = text.reshape(batch, texts, text.shape[-1])
         for number, (layer, cache) in enumerate(
             zip(self.text.layers, decoding.caches, strict=True), -self.first_fused_layer
         ):
-            branch = None if number < 0 else self._reader(number, decoding.pictures[number])
-            text = layer(text, held[:, None], branch, cache=cache)
-        decoding.held = held
+            branch = None if number < 0 else decoding.branches[number]
+            text = layer(text, own_tokens[:, None], branch, cache=cache)
+        decoding.own_tokens = own_tokens
         decoding.length += 1
         return text
-
-    def _reader(self, pair: int, picture: tuple[Tensor, Tensor]) -> Callable[[Tensor], Tensor]:
-        """Bind the text-to-image attention of a pair to image keys and values."""
-        fusion = cast(FusedPair, self.fusion[pair])
-        return lambda attended: fusion.text_to_image.read(attended, *picture)
 
     def _pair(
         self,

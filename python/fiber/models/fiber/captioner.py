@@ -3,13 +3,14 @@
 Decoding is incremental and batched over all texts of all images. Keys and values of previous tokens
 are cached; those of an image are shared by its texts.
 
-Dimensions: K beams, S samples, V vocabulary, n tokens after <s>.
+Shapes: B images, K beams, S samples, V vocabulary, n tokens after <s>. image_tokens are the
+(B, H, W, C) last stage of `encode_image`. max_tokens includes <s> and </s>.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -46,28 +47,8 @@ class Samples(NamedTuple):
     log_probs: Tensor
 
 
-class NextTokens(Protocol):
-    """Incremental language model over several texts per image."""
-
-    #: B.
-    num_images: int
-    device: torch.device
-
-    def log_probs(self, token_ids: Tensor) -> Tensor:
-        """Append a token to each text of an image, (B, n); in the first call n = 1.
-
-        Returns:
-            (B, n, V) log probabilities of the next token.
-        """
-        ...
-
-    def select(self, sources: Tensor) -> None:
-        """Continue from other texts: (B, m) int64 indices of the texts to continue."""
-        ...
-
-
 class CaptionDecoder:
-    """`NextTokens` of a model, given the (B, H, W, C) last stage of `encode_image`."""
+    """Incremental language model over several texts per image."""
 
     def __init__(self, model: FiberImageText, image_tokens: Tensor) -> None:
         self.num_images, self.device = len(image_tokens), image_tokens.device
@@ -75,7 +56,7 @@ class CaptionDecoder:
         self._decoding = model.start_decoding(image_tokens)
 
     def log_probs(self, token_ids: Tensor) -> Tensor:
-        """Append a token to each text: (B, n) -> (B, n, V) for the next token."""
+        """Append a token to each text: (B, n) -> (B, n, V) for the next one; first call: n = 1."""
         hidden = self._model.backbone.decode_next(self._decoding, token_ids)
         return next_token_log_probs(self._model, self._model.caption_logits(hidden))
 
@@ -90,39 +71,33 @@ def beam_search(
 ) -> Captions:
     """Find the caption with the highest mean log probability by beam search.
 
-    As published, a finished beam competes once per vocabulary entry with its unchanged score, so it
-    may fill several beams. The search stops when all beams are finished.
-
-    Args:
-        model: model with the caption head.
-        image_tokens: (B, H, W, C) last stage of `encode_image`.
-        num_beams: K; 1 is greedy search.
-        max_tokens: maximum length, including <s> and </s>.
+    One beam is greedy search. As published, a finished beam competes once per vocabulary entry with
+    its unchanged score, so it may fill several beams. The search stops when all beams are finished.
 
     Raises:
         ValueError: if num_beams or max_tokens is out of range.
     """
     vocab_size = model.config.roberta.vocab_size
     if not 1 <= num_beams <= vocab_size:
-        raise ValueError(f"num_beams is {num_beams}; expected 1 to {vocab_size}, the vocabulary")
+        raise ValueError(f"num_beams: expected 1 to {vocab_size} (vocabulary), got {num_beams}")
     _check_max_tokens(model, max_tokens)
     return search_beams(CaptionDecoder(model, image_tokens), num_beams, max_tokens)
 
 
-def search_beams(decoder: NextTokens, num_beams: int, max_tokens: int) -> Captions:
-    """Run `beam_search` on any `NextTokens`."""
+def search_beams(decoder: CaptionDecoder, num_beams: int, max_tokens: int) -> Captions:
+    """Run `beam_search` on a decoder."""
     log_probs = decoder.log_probs(_start(decoder))[:, 0]
     vocab_size = log_probs.shape[-1]
     totals, token = log_probs.topk(num_beams)
     decoder.select(torch.zeros_like(token))
-    # beams (B, K, t) without <s>; lengths in tokens and ended (B, K)
+    # beams (B, K, t) without <s>; lengths and ended (B, K)
     beams, lengths, ended = token[..., None], torch.ones_like(totals), _ends(token)
     for _ in range(2, max_tokens):
         if ended.all():
             break
         log_probs = decoder.log_probs(token).masked_fill(ended[..., None], 0.0)
         new_lengths = lengths + (~ended).to(lengths.dtype)
-        # (B, K, V) -> (B, K V): mean log probability of each continuation of each beam
+        # (B, K, V): log probability of each continuation of each beam
         sums = totals[..., None] + log_probs
         means = sums / (new_lengths[..., None] + _LENGTH_EPS)
         best = means.flatten(1).topk(num_beams).indices
@@ -156,9 +131,9 @@ def sample_captions(
 
     Args:
         model: model with the caption head.
-        image_tokens: (B, H, W, C) last stage of `encode_image`.
+        image_tokens: (B, H, W, C).
         samples_per_image: S.
-        max_tokens: maximum length, including <s> and </s>.
+        max_tokens: maximum length.
         temperature: divisor of the logits.
         top_k: sample from the k most likely tokens.
         top_p: nucleus sampling, after top_k.
@@ -175,7 +150,7 @@ def sample_captions(
     _check_max_tokens(model, max_tokens)
     _check_sampling(samples_per_image, temperature, top_k, top_p)
     if isinstance(generator, Sequence) and len(generator) != len(image_tokens):
-        raise ValueError(f"got {len(generator)} generators for {len(image_tokens)} pictures")
+        raise ValueError(f"expected {len(image_tokens)} generators, got {len(generator)}")
     decoder = CaptionDecoder(model, image_tokens)
     log_probs = decoder.log_probs(_start(decoder)).expand(-1, samples_per_image, -1)
     decoder.select(torch.zeros(log_probs.shape[:2], dtype=torch.int64, device=decoder.device))
@@ -185,8 +160,8 @@ def sample_captions(
     for step in range(1, max_tokens):
         if step > 1:
             log_probs = decoder.log_probs(tokens[-1])
-        weights = _truncated((log_probs / temperature).softmax(-1), top_k, top_p)
-        token = _drawn(weights, generator)
+        weights = _truncate((log_probs / temperature).softmax(-1), top_k, top_p)
+        token = _sample(weights, generator)
         values.append(log_probs.gather(2, token[..., None])[..., 0].masked_fill(ended, 0.0))
         tokens.append(token.masked_fill(ended, PAD_ID))
         ended = ended | _ends(tokens[-1])
@@ -196,23 +171,17 @@ def sample_captions(
 
 
 def caption_log_probs(model: FiberImageText, image_tokens: Tensor, token_ids: Tensor) -> Tensor:
-    """Compute log probabilities of captions, with gradient (self-critical training).
+    """Compute log probabilities of token_ids from `sample_captions`, with gradient.
 
-    Args:
-        model: model with the caption head.
-        image_tokens: (B, H, W, C) last stage of `encode_image`.
-        token_ids: (B, S, n) int64 without <s>, as from `sample_captions`.
-
-    Returns:
-        (B, S, n) float32, up to and including the first </s> or <pad>, 0 after it.
+    Maps (B, S, n) int64 without <s> to (B, S, n) float32, 0 after the first </s> or <pad>.
 
     Raises:
-        ValueError: if the captions are not (B, S, n) with n >= 1.
+        ValueError: if the shape is not (B, S, n) with n >= 1.
     """
     if token_ids.ndim != 3 or token_ids.shape[0] != len(image_tokens) or not token_ids.shape[2]:
         raise ValueError(
-            f"captions have shape {tuple(token_ids.shape)}; expected ({len(image_tokens)}, samples,"
-            " tokens) with at least one token"
+            f"captions: expected shape ({len(image_tokens)}, samples, tokens) with at least one"
+            f" token, got {tuple(token_ids.shape)}"
         )
     ids = token_ids.flatten(0, 1)
     written = is_written(ids)
@@ -242,7 +211,7 @@ def next_token_log_probs(model: FiberImageText, logits: Tensor) -> Tensor:
     return (logits if logits.dtype == torch.float64 else logits.float()).log_softmax(-1)
 
 
-def _start(decoder: NextTokens) -> Tensor:
+def _start(decoder: CaptionDecoder) -> Tensor:
     """Return <s> for each image: (B, 1)."""
     return torch.full((decoder.num_images, 1), START_ID, device=decoder.device)
 
@@ -251,7 +220,7 @@ def _ends(token_ids: Tensor) -> Tensor:
     return (token_ids == END_ID) | (token_ids == PAD_ID)
 
 
-def _truncated(probabilities: Tensor, top_k: int | None, top_p: float) -> Tensor:
+def _truncate(probabilities: Tensor, top_k: int | None, top_p: float) -> Tensor:
     """Apply top_k and top_p: set the probabilities (..., V) of excluded tokens to 0."""
     if top_k is None and top_p == 1.0:
         return probabilities
@@ -263,33 +232,31 @@ def _truncated(probabilities: Tensor, top_k: int | None, top_p: float) -> Tensor
     return torch.zeros_like(ordered).scatter(-1, order, ordered)
 
 
-def _drawn(
+def _sample(
     weights: Tensor, generator: torch.Generator | Sequence[torch.Generator] | None
 ) -> Tensor:
     """Sample a token for each text: (B, S, V) -> (B, S) int64."""
     if isinstance(generator, Sequence):
-        drawn = [
-            torch.multinomial(own, 1, generator=source)
-            for own, source in zip(weights, generator, strict=True)
-        ]
-        return torch.cat(drawn or [weights.new_empty(0, 1, dtype=torch.int64)]).view(
-            weights.shape[:2]
-        )
-    return torch.multinomial(weights.flatten(0, 1), 1, generator=generator).view(weights.shape[:2])
+        pairs = zip(weights, generator, strict=True)
+        sampled = [torch.multinomial(own, 1, generator=source) for own, source in pairs]
+        tokens = torch.cat(sampled or [weights.new_empty(0, 1, dtype=torch.int64)])
+    else:
+        tokens = torch.multinomial(weights.flatten(0, 1), 1, generator=generator)
+    return tokens.view(weights.shape[:2])
 
 
 def _check_max_tokens(model: FiberImageText, max_tokens: int) -> None:
     longest = model.config.roberta.max_tokens
     if not 2 <= max_tokens <= longest:
-        raise ValueError(f"max_tokens is {max_tokens}; expected 2 to {longest}")
+        raise ValueError(f"max_tokens: expected 2 to {longest}, got {max_tokens}")
 
 
 def _check_sampling(samples: int, temperature: float, top_k: int | None, top_p: float) -> None:
     if samples < 1:
-        raise ValueError(f"samples_per_image is {samples}; expected 1 or more")
+        raise ValueError(f"samples_per_image must be >= 1, got {samples}")
     if not temperature > 0:
-        raise ValueError(f"temperature is {temperature}; expected more than 0")
+        raise ValueError(f"temperature must be > 0, got {temperature}")
     if top_k is not None and top_k < 1:
-        raise ValueError(f"top_k is {top_k}; expected 1 or more, or None")
+        raise ValueError(f"top_k must be >= 1 or None, got {top_k}")
     if not 0 < top_p <= 1:
-        raise ValueError(f"top_p is {top_p}; expected more than 0 and at most 1")
+        raise ValueError(f"top_p must be > 0 and <= 1, got {top_p}")

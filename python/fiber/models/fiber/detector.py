@@ -3,7 +3,9 @@
 Backbone, feature pyramid and dynamic head, with three predictions at each location: logits of all
 text tokens, box deltas and centerness.
 
-Dimensions: A locations, H_l W_l summed over the levels.
+Shapes: images are (B, 3, H, W), token_ids (B, L) int64, text_mask (B, L) bool, True = real token,
+image_sizes (B, 2) int64 (height, width) in pixels without padding; A locations, H_l W_l summed over
+the levels.
 """
 
 from __future__ import annotations
@@ -48,7 +50,7 @@ class DetectorOutput:
 
 
 class GroundingHead(nn.Module):
-    """Prediction layers on the features of the dynamic head and the text tokens."""
+    """Prediction layers on features of the dynamic head and text tokens."""
 
     def __init__(self, channels: int, text_width: int, num_levels: int, unused: int) -> None:
         super().__init__()
@@ -60,8 +62,8 @@ class GroundingHead(nn.Module):
         self.bias = nn.Parameter(torch.full((1,), -prior))
         self.log_temperature = nn.Parameter(torch.zeros(1))
         self.level_scales = nn.ParameterList(torch.ones(1) for _ in range(num_levels))
-        # Unused: the published model multiplies its loss by 0. Kept so that published checkpoints
-        # load and save completely.
+        # Unused: the published model multiplies its loss by 0. Needed to load and save published
+        # checkpoints completely.
         self.unused_classes = nn.Linear(channels, unused)
         for layer in (self.box_deltas, self.centerness, self.unused_classes):
             nn.init.normal_(layer.weight, std=0.01)
@@ -72,15 +74,9 @@ class GroundingHead(nn.Module):
     def forward(
         self, levels: list[Tensor], text: Tensor, text_mask: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Predict for all levels.
+        """Predict token logits (B, A, L), box deltas (B, A, 4) and centerness logits (B, A).
 
-        Args:
-            levels: (B, C, H_l, W_l) of each level.
-            text: (B, L, D).
-            text_mask: (B, L) bool, True = real token.
-
-        Returns:
-            Token logits (B, A, L), box deltas (B, A, 4), centerness logits (B, A).
+        Inputs are (B, C, H_l, W_l) levels and (B, L, D) text features.
         """
         # (B, C, H_l, W_l) of each level -> (B, A, C)
         features = torch.cat([level.flatten(2) for level in levels], dim=2).transpose(1, 2)
@@ -118,16 +114,16 @@ class FiberDetector(nn.Module):
         super().__init__()
         if "grounding" not in config.heads:
             raise ValueError(
-                f"FiberDetector needs a config of stage 'fine', got {config.stage!r};"
-                " config.fine() makes one"
+                f"FiberDetector needs a config of stage 'fine', as from config.fine(), got"
+                f" {config.stage!r}"
             )
         detector = config.detector
-        # P3 is the second stage of the image tower, with twice the stride of a patch.
+        # P3 is the second stage of the image encoder, with twice the stride of a patch.
         expected = tuple(config.swin.patch_size * 2 ** (level + 1) for level in range(5))
         if tuple(detector.strides) != expected:
             raise ValueError(
-                f"detector.strides are {detector.strides}; a patch of {config.swin.patch_size}"
-                f" pixels gives {expected}"
+                f"detector.strides: expected {expected} for patches of"
+                f" {config.swin.patch_size} pixels, got {detector.strides}"
             )
         self.config = config
         self.backbone = FiberBackbone(config)
@@ -151,13 +147,8 @@ class FiberDetector(nn.Module):
     ) -> DetectorOutput:
         """Predict token logits, box deltas and centerness.
 
-        Args:
-            images: (B, 3, H, W) normalized, H and W multiples of 8 patches (32 pixels).
-            token_ids: (B, L) int64.
-            text_mask: (B, L) bool, True = real token.
-            image_sizes: (B, 2) int64 (height, width) of each image in pixels, without padding.
-                Predictions do not depend on the rest of the batch then. None: padding is treated
-                as part of the image, as published.
+        H and W are multiples of 8 patches (32 pixels). With image_sizes, predictions do not depend
+        on the rest of the batch. None: padding is treated as part of the image, as published.
 
         Raises:
             ValueError: if the image size does not fit.
@@ -172,7 +163,7 @@ class FiberDetector(nn.Module):
         )
 
     def image_prefix(self, images: Tensor, image_sizes: Tensor | None = None) -> ImagePrefix:
-        """Run the unfused part of the image tower, for the backbone's `fuse` and then `predict`.
+        """Run the unfused image blocks, for the backbone's `fuse` and then `predict`.
 
         Arguments and errors are those of `forward`.
         """
@@ -180,12 +171,12 @@ class FiberDetector(nn.Module):
         height, width = images.shape[-2:]
         if images.ndim != 4 or height % divisor or width % divisor:
             raise ValueError(
-                f"images have shape {tuple(images.shape)}; expected (B, 3, H, W) with H and W"
-                f" multiples of {divisor}"
+                f"images: expected (B, 3, H, W) with H and W multiples of {divisor}, got"
+                f" {tuple(images.shape)}"
             )
         sizes = None
         if image_sizes is not None:
-            images, sizes = _own_parts(images, image_sizes, divisor)
+            images, sizes = _crop_padding(images, image_sizes, divisor)
         prefix = self.backbone.image_prefix(images, sizes)
         # The pyramid starts at the second stage.
         return prefix._replace(stages=prefix.stages[1:])
@@ -198,7 +189,7 @@ class FiberDetector(nn.Module):
         """
         text, text_mask = features.text, features.text_mask
         if text is None or text_mask is None:
-            raise ValueError("the detector needs the text's tokens; use backbone.encode_pair")
+            raise ValueError("the detector needs text features, as from backbone.encode_pair")
         sizes, maps = features.sizes, self.stage_maps(features)
         del features
         if sizes is None:
@@ -206,7 +197,7 @@ class FiberDetector(nn.Module):
             del maps
             return self._predict(levels, text, text_mask)
         outputs = []
-        # Run each size alone: convolutions, group norms and pooling would see the padding.
+        # Run each size separately: convolutions, group norms and pooling would see the padding.
         for own in dict.fromkeys(sizes):
             rows = torch.tensor([row for row, size in enumerate(sizes) if size == own])
             rows = rows.to(text.device)
@@ -259,9 +250,7 @@ class FiberDetector(nn.Module):
     ) -> DetectorOutput:
         """Pad predictions of several image sizes to common maps.
 
-        Args:
-            outputs: batch indices, level sizes and predictions of each image size.
-            text_mask: (B, L) bool of the whole batch.
+        `outputs` are batch indices, level sizes and predictions of each image size.
         """
         levels = range(len(self.config.detector.strides))
         sizes = [
@@ -272,65 +261,50 @@ class FiberDetector(nn.Module):
             for level in levels
         ]
 
-        def laid_out(parts: Sequence[Tensor], level: int, fill: float | bool) -> Tensor:
-            """Pad (b, h w, ...) of each size to (B, H_l W_l, ...)."""
-            whole = parts[0].new_full((len(text_mask), *sizes[level], *parts[0].shape[2:]), fill)
-            for (rows, own, _), part in zip(outputs, parts, strict=True):
-                height, width = own[level]
-                whole[rows, :height, :width] = part.unflatten(1, own[level])
-            return whole.flatten(1, 2)
+        def pad(parts: list[list[Tensor]], fill: float | bool) -> list[Tensor]:
+            """Pad the levels (b, h w, ...) of each size to (B, H_l W_l, ...)."""
+            padded = []
+            for level in levels:
+                shape = (len(text_mask), *sizes[level], *parts[0][level].shape[2:])
+                whole = parts[0][level].new_full(shape, fill)
+                for (rows, own, _), part in zip(outputs, parts, strict=True):
+                    height, width = own[level]
+                    whole[rows, :height, :width] = part[level].unflatten(1, own[level])
+                padded.append(whole.flatten(1, 2))
+            return padded
 
         found = [output for _, _, output in outputs]
         lowest = -MAX_TOKEN_LOGIT
+        valid = [[torch.ones_like(c, dtype=torch.bool) for c in f.centerness_logits] for f in found]
         return DetectorOutput(
-            token_logits=[laid_out([f.token_logits[n] for f in found], n, lowest) for n in levels],
-            box_deltas=[laid_out([f.box_deltas[n] for f in found], n, 0.0) for n in levels],
-            centerness_logits=[
-                laid_out([f.centerness_logits[n] for f in found], n, lowest) for n in levels
-            ],
+            token_logits=pad([output.token_logits for output in found], lowest),
+            box_deltas=pad([output.box_deltas for output in found], 0.0),
+            centerness_logits=pad([output.centerness_logits for output in found], lowest),
             anchors=self._anchors(sizes, text_mask.device),
             text_mask=text_mask,
-            inside=torch.cat(
-                [
-                    laid_out(
-                        [torch.ones_like(f.centerness_logits[n], dtype=torch.bool) for f in found],
-                        n,
-                        False,
-                    )
-                    for n in levels
-                ],
-                dim=1,
-            ),
+            inside=torch.cat(pad(valid, False), dim=1),
         )
 
 
-def _own_parts(
+def _crop_padding(
     images: Tensor, image_sizes: Tensor, divisor: int
 ) -> tuple[Tensor, ImageSizes | None]:
-    """Compute the valid region of each image and crop padding that all images share.
-
-    Args:
-        images: (B, 3, H, W).
-        image_sizes: (B, 2) (height, width) without padding.
-        divisor: valid regions are multiples of it, as for an image that is padded alone.
+    """Crop padding that all images share.
 
     Returns:
-        Cropped images, and their valid regions or None if all are equal.
-
-    Raises:
-        ValueError: if a size exceeds the tensor.
+        Cropped images, and their valid regions in multiples of `divisor`, or None if all are equal.
     """
     height, width = images.shape[-2:]
     sizes = []
     for row, (own_height, own_width) in enumerate(image_sizes.tolist()):
         if not (0 < own_height <= height and 0 < own_width <= width):
             raise ValueError(
-                f"image_sizes[{row}] is ({own_height}, {own_width}); expected (height, width) from"
-                f" 1 to ({height}, {width}), the size of the tensor"
+                f"image_sizes[{row}]: expected (height, width) from 1 to the tensor's"
+                f" ({height}, {width}), got ({own_height}, {own_width})"
             )
         sizes.append((-(-own_height // divisor) * divisor, -(-own_width // divisor) * divisor))
     if len(sizes) != len(images):
-        raise ValueError(f"{len(sizes)} image_sizes for {len(images)} pictures; expected as many")
+        raise ValueError(f"expected {len(images)} image_sizes, got {len(sizes)}")
     if not sizes:
         return images, None
     highest, widest = (max(size[axis] for size in sizes) for axis in (0, 1))

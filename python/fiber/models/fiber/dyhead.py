@@ -32,17 +32,7 @@ class ModulatedConv(nn.Module):
         nn.init.uniform_(self.weight, -bound, bound)
 
     def forward(self, features: Tensor, offsets: Tensor, modulation: Tensor) -> Tensor:
-        """Convolve.
-
-        Args:
-            features: (B, C, H, W).
-            offsets: (B, 18, h, w), (y, x) of each tap in pixels of the map; (h, w) is the output
-                size.
-            modulation: (B, 9, h, w) in [0, 1].
-
-        Returns:
-            (B, C, h, w).
-        """
+        """Convolve (B, C, H, W) -> (B, C, h, w); see `modulated_deform_conv`."""
         # At least float32; float64 is kept.
         exact = torch.promote_types(features.dtype, torch.float32)
         with torch.autocast(features.device.type, enabled=False):
@@ -95,10 +85,9 @@ class DynamicBlock(nn.Module):
             nn.init.zeros_(self.scale_attention.bias)
 
     def forward(self, levels: Sequence[Tensor]) -> list[Tensor]:
-        """Mix each level with its neighbors; shapes are kept.
+        """Mix each level with its neighbors.
 
-        Args:
-            levels: (B, C, H_l, W_l), finest first, each half the previous one, rounded up.
+        Levels are (B, C, H_l, W_l), finest first, each half the previous one, rounded up.
         """
         return [self.activation(self._mix(levels, level)) for level in range(len(levels))]
 
@@ -134,8 +123,7 @@ def reread(values: Tensor, map_size: Sequence[int]) -> Tensor:
     """Reinterpret the first K * h * w values of each sample: (B, K, H, W) -> (B, K, h, w).
 
     The published model passes offsets of the finer level to the convolution of the coarser level,
-    and its CUDA kernel reads their memory as if it had the smaller shape. The published weights
-    were trained this way, so it is reproduced.
+    whose CUDA kernel reads their memory in the smaller shape. The weights were trained this way.
     """
     batch, kinds = values.shape[:2]
     height, width = map_size

@@ -1,4 +1,4 @@
-"""Gated cross-attentions between the towers.
+"""Gated cross-attentions between the encoders.
 
 Source: FIBER (Dou et al. 2022), fusion in the backbone.
 """
@@ -35,18 +35,14 @@ class ImageToTextAttention(nn.Module):
             nn.init.zeros_(linear.bias)
 
     def forward(self, attended: Tensor, text: Tensor, text_mask: Tensor) -> Tensor:
-        """Add the gated cross-attention output.
+        """Add the gated cross-attention output: (B, H, W, C) -> (B, H, W, C).
 
-        Each image token attends to the whole text, so windows are not needed, and keys and values
-        are computed once per sample.
+        Each image token attends to the whole text, so windows are not needed.
 
         Args:
-            attended: (B, H, W, C) self-attention output of the image block.
+            attended: self-attention output of the image block.
             text: (B, L, D) input of the paired text layer.
             text_mask: (B, L) bool, True = real token.
-
-        Returns:
-            (B, H, W, C).
         """
         # (B, H, W, C) -> (B, H W, h, d)
         query = self.query(self.norm(attended)).unflatten(-1, (self.num_heads, -1)).flatten(1, 2)
@@ -91,16 +87,12 @@ class TextToImageAttention(nn.Module):
         image_tokens: Tensor,
         sizes: tuple[tuple[int, int], ...] | None = None,
     ) -> Tensor:
-        """Add the gated cross-attention output.
+        """Add the gated cross-attention output: (B, L, D) -> (B, L, D).
 
         Args:
-            attended: (B, L, D) self-attention output of the text layer.
+            attended: self-attention output of the text layer.
             image_tokens: (B, H, W, C) or (B, T, C) input of the paired image block.
             sizes: (height, width) of each sample's valid map, if they differ; needs (B, H, W, C).
-                Tokens outside are not attended to.
-
-        Returns:
-            (B, L, D).
         """
         key, value = self.keys_values(image_tokens)
         if sizes is None:
@@ -131,18 +123,14 @@ class TextToImageAttention(nn.Module):
         valid_sizes: Tensor | None = None,
         map_size: tuple[int, int] | None = None,
     ) -> Tensor:
-        """Add the gated cross-attention output, given image keys and values.
+        """Add the gated cross-attention output: (B n, L, D) -> (B n, L, D).
 
         Args:
-            attended: (B n, L, D) self-attention output of the text layer; the n texts of an image
-                are contiguous.
+            attended: self-attention output; the n texts of an image are contiguous.
             key: (B, T, h, d).
             value: (B, T, h, d).
             valid_sizes: (B, 2) int64 (height, width) of each image's valid map.
             map_size: (H, W) with H * W = T; needed with valid_sizes.
-
-        Returns:
-            (B n, L, D).
         """
         # (B n, L, D) -> (B, n L, h, d): queries are independent, so the texts of an image are
         # concatenated to share its keys.

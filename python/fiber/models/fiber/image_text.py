@@ -1,4 +1,7 @@
-"""Coarse model: backbone with image-text heads. Raw logits and embeddings, no losses."""
+"""Coarse model: backbone with image-text heads. Raw logits and embeddings, no losses.
+
+Shapes: images are (B, 3, H, W), token_ids (B, L) int64, text_mask (B, L) bool, True = real token.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,8 @@ from torch import Tensor, nn
 
 from fiber.config import FiberConfig
 from fiber.models.fiber.backbone import BackboneOutput, Decoding, FiberBackbone
-from fiber.models.heads import Classifier, LanguageHead, Pooler, init_head
-from fiber.models.init import draw_by_fan_in
+from fiber.models.heads import Classifier, LanguageHead, Pooler
+from fiber.models.init import init_linear
 
 #: Heads on pooled (image, text) features.
 POOLED_HEADS = ("itm", "vqa", "nlvr2")
@@ -36,7 +39,7 @@ class FiberImageText(nn.Module):
             return module
 
         if "itc" in heads:
-            # Only ITC uses the last LayerNorm of the image tower.
+            # Only ITC uses the last LayerNorm of the image encoder.
             self.itc_image_norm = nn.LayerNorm(channels[-1], eps=1e-5)
             self.itc_image_transform = build(nn.Linear(channels[-1], width))
             self.itc_text_transform = build(nn.Linear(width, width))
@@ -68,19 +71,10 @@ class FiberImageText(nn.Module):
             )
             build(self.caption_projections)
         for module in built:
-            if config.weight_start == "fan_in":
-                draw_by_fan_in(module)
-            else:
-                init_head(module)
+            init_linear(module, fan_in=config.weight_start == "fan_in")
 
     def forward(self, images: Tensor, token_ids: Tensor, text_mask: Tensor, head: str) -> Tensor:
-        """Run the backbone and one head.
-
-        Args:
-            images: (B, 3, H, W); for "nlvr2" (B, 2, 3, H, W), left image first.
-            token_ids: (B, L) int64.
-            text_mask: (B, L) bool, True = real token.
-            head: one of `config.image_text.heads`.
+        """Run the backbone and one head; images are (B, 2, 3, H, W) for "nlvr2", left image first.
 
         Returns:
             Logits: "itc" (B, B), image-to-text similarities over the temperature; "itm" and "nlvr2"
@@ -89,10 +83,8 @@ class FiberImageText(nn.Module):
         Raises:
             ValueError: if the model does not have the head.
         """
-        if head not in self.config.image_text.heads:
-            raise ValueError(
-                f"head {head!r}: this model has {', '.join(self.config.image_text.heads)}"
-            )
+        if head not in self.config.heads:
+            raise ValueError(f"head: expected one of {', '.join(self.config.heads)}, got {head!r}")
         if head == "itc":
             vectors = self.embed_images(images), self.embed_texts(token_ids, text_mask)
             return vectors[0] @ vectors[1].T / self.temperature
@@ -109,11 +101,11 @@ class FiberImageText(nn.Module):
         return self.itm_logits(pooled) if head == "itm" else self.vqa_logits(pooled)
 
     def embed_images(self, images: Tensor) -> Tensor:
-        """Embed images for ITC: (B, 3, H, W) -> (B, D), L2-normalized."""
+        """Embed images for ITC: (B, D), L2-normalized."""
         return self.image_vectors(self.backbone.encode_image(images))
 
     def embed_texts(self, token_ids: Tensor, text_mask: Tensor) -> Tensor:
-        """Embed texts for ITC: (B, L), (B, L) bool -> (B, D), L2-normalized."""
+        """Embed texts for ITC: (B, D), L2-normalized."""
         prefix = self.backbone.text_prefix(token_ids, text_mask)
         return self.text_vectors(self.backbone.complete_text(prefix, text_mask, wanted="pooled"))
 
@@ -141,14 +133,9 @@ class FiberImageText(nn.Module):
         return self.itm_head(pooled)
 
     def mlm_logits(self, text: Tensor, positions: Tensor | None = None) -> Tensor:
-        """Compute vocabulary logits.
+        """Compute vocabulary logits: (B, L, D) -> (B, L, vocabulary), or (n, vocabulary).
 
-        Args:
-            text: (B, L, D) from `encode_pair` or `decode_text`.
-            positions: (B, L) bool, or (n,) int64 indices into the B * L tokens; None: all.
-
-        Returns:
-            (B, L, vocabulary), or (n, vocabulary) at the positions.
+        `positions` selects tokens: (B, L) bool, or (n,) int64 indices into the B * L tokens.
         """
         if positions is not None:
             chosen = (
@@ -170,16 +157,7 @@ class FiberImageText(nn.Module):
         return self.nlvr2_head(torch.cat((pooled_left, pooled_right), -1))
 
     def statement_logits(self, images: Tensor, token_ids: Tensor, text_mask: Tensor) -> Tensor:
-        """Compute NLVR2 logits of image pairs; both images run in one forward pass.
-
-        Args:
-            images: (B, 2, 3, H, W), left image first.
-            token_ids: (B, L) int64.
-            text_mask: (B, L) bool, True = real token.
-
-        Returns:
-            (B, 2); column 1 = the statement is true.
-        """
+        """Compute NLVR2 logits: (B, 2, 3, H, W), left image first -> (B, 2); column 1 = true."""
         # (B, 2, 3, H, W) -> (2B, 3, H, W), all left images before all right ones
         images = images.transpose(0, 1).flatten(0, 1)
         text = self.backbone.text_prefix(token_ids, text_mask)
@@ -198,24 +176,11 @@ class FiberImageText(nn.Module):
         return self.caption_logits(self.decode_text(tokens, token_ids, text_mask))
 
     def decode_text(self, image_tokens: Tensor, token_ids: Tensor, text_mask: Tensor) -> Tensor:
-        """Run the caption decoder.
-
-        Args:
-            image_tokens: (B, H, W, C) last stage of `encode_image`.
-            token_ids: (B n, L) int64; the n texts of an image are contiguous.
-            text_mask: (B n, L) bool, True = real token.
-
-        Returns:
-            (B n, L, D); position t depends on tokens 0 to t.
-        """
+        """Run the backbone's `decode_text` on the (B, H, W, C) last stage of `encode_image`."""
         return self.backbone.decode_text(self._for_decoder(image_tokens), token_ids, text_mask)
 
     def start_decoding(self, image_tokens: Tensor) -> Decoding:
-        """Start incremental decoding with the backbone's `decode_next`.
-
-        Args:
-            image_tokens: (B, H, W, C) last stage of `encode_image`.
-        """
+        """Start the backbone's `decode_next` on the (B, H, W, C) last stage of `encode_image`."""
         return self.backbone.start_decoding(self._for_decoder(image_tokens))
 
     def _for_decoder(self, image_tokens: Tensor) -> list[Tensor]:

@@ -12,65 +12,85 @@ import torch
 from torch import Tensor
 
 from fiber.config import FiberConfig
-from fiber.models.encoders.keys import KeyMap, roberta_keys, swin_keys, weight_and_bias
+from fiber.models.encoders.keys import (
+    IGNORED_ROBERTA,
+    IGNORED_SWIN,
+    EncoderFormat,
+    EncoderLayout,
+    IgnoredKeys,
+    KeyMap,
+    roberta_keys,
+    roberta_layout,
+    swin_keys,
+    swin_layout,
+    weight_and_bias,
+)
 from fiber.ops.anchors import level_anchors
 from fiber.ops.boxes import to_inclusive
 
-#: Ignored published coarse keys: pattern and reason.
-IGNORED_COARSE_KEYS: tuple[tuple[str, str], ...] = (
-    (r".*\.relative_position_index", "buffer that follows from the window size"),
-    (r".*\.attn_mask", "buffer that follows from the map size"),
-    (r"text_transformer\.embeddings\.position_ids", "buffer that counts positions"),
-    (r"(image|text|image_input|text_input|text_input_mask)_queue", "queue of past batches"),
-    (r"queue_(ptr|total)", "queue of past batches"),
-    (r"rank_output\.(weight|bias)", "stale copy of row 1 of the matching head"),
-    (r"logit_scale", "temperature of an implementation before the published one"),
-    (r"token_type_embeddings\.weight", "modality vectors that no published code reads"),
-    (r"copy_module\..*", "frozen copy that the captioner's off-policy training (GOLD) keeps"),
-    (r"text_transformer\.pooler\.dense\.(weight|bias)", "RoBERTa's pooler, never used"),
-    (r".*\.crossattention_t2i\.output\.LayerNorm\.(weight|bias)", "norm that is never applied"),
-)
-
-#: Heads, and published prefixes that only models with one of these heads have.
-_HEAD_PREFIXES: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
-    (
-        ("itc",),
-        (
-            "temp",
-            "vit_model.norm.",
-            "cross_modal_text_transform_itc.",
-            "cross_modal_image_transform_itc.",
-            "cross_modal_text_pooler_itc.",
-            "cross_modal_image_pooler_itc.",
-        ),
-    ),
-    (("itm", "mlm", "vqa", "nlvr2", "caption"), ("cross_modal_text_transform.",)),
-    (
-        ("itm", "vqa", "nlvr2"),
-        (
-            "cross_modal_image_transform.",
-            "cross_modal_image_pooler.",
-            "cross_modal_text_pooler.",
-        ),
-    ),
-    (("mlm", "caption"), ("mlm_score.",)),
-    (("itm",), ("itm_score.",)),
-    (("vqa",), ("vqa_classifier.",)),
-    (("nlvr2",), ("nlvr2_classifier.",)),
-    (("caption",), ("cross_modal_att_layers.",)),
-)
-
-_IMAGE = "fusion_backbone.backbone.body."
+#: Prefixes of the published encoders.
+COARSE_IMAGE, COARSE_TEXT = "vit_model.", "text_transformer."
+FINE_IMAGE = "fusion_backbone.backbone.body."
+FINE_TEXT = "fusion_backbone.language_backbone.body.model."
 _PYRAMID = "fusion_backbone.backbone.fpn."
-_TEXT = "fusion_backbone.language_backbone.body.model."
 _HEAD = "rpn.head."
 
-#: Ignored published fine keys, all buffers: pattern and reason.
-IGNORED_FINE_KEYS: tuple[tuple[str, str], ...] = (
+#: Weight with RGB or BGR input channels.
+FIRST_CONVOLUTION = "backbone.image.patch_embedding.projection.weight"
+
+_IGNORED_COARSE: IgnoredKeys = (
     (r".*\.relative_position_index", "buffer that follows from the window size"),
-    (r".*\.embeddings\.position_ids", "buffer that counts positions"),
+    (r".*\.attn_mask", "buffer that follows from the map size"),
+    (r"text_transformer\.embeddings\.position_ids", "buffer of positions"),
+    (r"(image|text|image_input|text_input|text_input_mask)_queue", "queue of past batches"),
+    (r"queue_(ptr|total)", "queue of past batches"),
+    (r"rank_output\.(weight|bias)", "stale copy of row 1 of the ITM head"),
+    (r"logit_scale", "temperature of an earlier implementation"),
+    (r"token_type_embeddings\.weight", "modality embeddings that no published code uses"),
+    (r"copy_module\..*", "frozen copy of the captioner for off-policy training (GOLD)"),
+    (r"text_transformer\.pooler\.dense\.(weight|bias)", "pooler of RoBERTa, never used"),
+    (r".*\.crossattention_t2i\.output\.LayerNorm\.(weight|bias)", "norm that is never applied"),
+)
+_IGNORED_FINE: IgnoredKeys = (
+    (r".*\.relative_position_index", "buffer that follows from the window size"),
+    (r".*\.embeddings\.position_ids", "buffer of positions"),
     (r"rpn\.anchor_generator\.cell_anchors\.\d+", "buffer that follows from the anchor sizes"),
 )
+
+#: Heads that need some layers -> our layer -> published layer; a tuple is the key of a tensor.
+_HEAD_LAYERS: dict[tuple[str, ...], dict[str, str | tuple[str, ...]]] = {
+    ("itc",): {
+        "temperature": ("temp",),
+        "itc_image_norm": "vit_model.norm",
+        "itc_image_transform": "cross_modal_image_transform_itc",
+        "itc_image_pooler.linear": "cross_modal_image_pooler_itc.dense",
+        "itc_text_transform": "cross_modal_text_transform_itc",
+        "itc_text_pooler.linear": "cross_modal_text_pooler_itc.dense",
+    },
+    ("itm", "mlm", "vqa", "nlvr2", "caption"): {"text_transform": "cross_modal_text_transform"},
+    ("itm", "vqa", "nlvr2"): {
+        "image_transform": "cross_modal_image_transform",
+        "image_pooler.linear": "cross_modal_image_pooler.dense",
+        "text_pooler.linear": "cross_modal_text_pooler.dense",
+    },
+    ("mlm", "caption"): {
+        "language_head.transform": "mlm_score.transform.dense",
+        "language_head.norm": "mlm_score.transform.LayerNorm",
+        "language_head.decoder.weight": ("mlm_score.decoder.weight",),
+        "language_head.decoder.bias": ("mlm_score.bias",),
+    },
+    ("itm",): {"itm_head": "itm_score.fc"},
+    ("vqa",): {
+        "vqa_head.hidden": "vqa_classifier.0",
+        "vqa_head.norm": "vqa_classifier.1",
+        "vqa_head.output": "vqa_classifier.3",
+    },
+    ("nlvr2",): {
+        "nlvr2_head.hidden": "nlvr2_classifier.0",
+        "nlvr2_head.norm": "nlvr2_classifier.1",
+        "nlvr2_head.output": "nlvr2_classifier.3",
+    },
+}
 
 #: Our linear layers that are 1 x 1 convolutions in the published model, (C_out, C, 1, 1) weights.
 _CONVOLUTIONS = {
@@ -80,107 +100,98 @@ _CONVOLUTIONS = {
 }
 
 
-def tower_keys(config: FiberConfig, *, image_prefix: str, text_prefix: str) -> KeyMap:
-    """Map the backbone, whose published keys differ between the stages only in the prefix.
+def _swin_file_keys(config: FiberConfig, layout: EncoderLayout) -> KeyMap:
+    keys = swin_keys(config.swin, layout)
+    if "itc" in config.heads:
+        keys |= weight_and_bias("itc_image_norm", f"{layout.prefix}norm")
+    return keys
 
-    Args:
-        config: config of the model.
-        image_prefix: prefix of the published image tower, including the dot.
-        text_prefix: prefix of the published text tower, including the dot.
 
-    Returns:
-        Keys of a `FiberBackbone` -> published keys.
-    """
-    keys = swin_keys(config.swin, image_prefix) | roberta_keys(config.roberta, text_prefix)
-    fused, layers = config.fusion.num_fused_layers, config.roberta.num_layers
+#: Standalone encoders that FIBER models load and write.
+ENCODERS = (
+    EncoderFormat(
+        name="swin",
+        title="Swin",
+        layout=swin_layout,
+        keys=_swin_file_keys,
+        ignored=IGNORED_SWIN,
+    ),
+    EncoderFormat(
+        name="roberta",
+        title="RoBERTa",
+        layout=roberta_layout,
+        keys=lambda config, layout: roberta_keys(config.roberta, layout),
+        ignored=IGNORED_ROBERTA,
+    ),
+)
+
+
+def _backbone_keys(config: FiberConfig, image_prefix: str, text_prefix: str) -> KeyMap:
+    """Map the backbone, whose published keys differ between the stages only in the prefixes."""
+    keys = swin_keys(config.swin, EncoderLayout(image_prefix))
+    keys |= roberta_keys(config.roberta, EncoderLayout(text_prefix))
+    fused = config.fusion.num_fused_layers
     blocks = [
-        f"{image_prefix}layers.{stage}.blocks.{block}"
+        f"{image_prefix}layers.{stage}.blocks.{block}.attn"
         for stage, depth in enumerate(config.swin.depths)
         for block in range(depth)
     ]
     for pair in range(fused):
-        block, layer = blocks[len(blocks) - fused + pair], layers - fused + pair
-        keys |= _image_to_text_keys(f"fusion.{pair}.image_to_text", f"{block}.attn", config)
-        keys |= _text_to_image_keys(
-            f"fusion.{pair}.text_to_image", f"{text_prefix}encoder.layer.{layer}"
-        )
+        ours, theirs = f"backbone.fusion.{pair}.image_to_text", blocks[len(blocks) - fused + pair]
+        keys[f"{ours}.gate"] = (f"{theirs}.alpha_i2t",)
+        if config.fusion.normalize_query:
+            keys |= weight_and_bias(f"{ours}.norm", f"{theirs}.norm_i2t_i")
+        keys |= weight_and_bias(f"{ours}.query", f"{theirs}.qkv_i2t")
+        keys |= weight_and_bias(f"{ours}.key_value", f"{theirs}.qkv_text_i2t")
+        keys |= weight_and_bias(f"{ours}.output", f"{theirs}.proj_i2t")
+        ours = f"backbone.fusion.{pair}.text_to_image"
+        layer = f"{text_prefix}encoder.layer.{config.roberta.num_layers - fused + pair}"
+        theirs = f"{layer}.crossattention_t2i"
+        keys[f"{ours}.gate"] = (f"{layer}.alpha_t2i",)
+        keys |= weight_and_bias(f"{ours}.query", f"{theirs}.self.query")
+        keys |= weight_and_bias(f"{ours}.key_value", f"{theirs}.self.key", f"{theirs}.self.value")
+        keys |= weight_and_bias(f"{ours}.output", f"{theirs}.output.dense")
     return keys
 
 
-def _image_to_text_keys(ours: str, theirs: str, config: FiberConfig) -> KeyMap:
-    norm = weight_and_bias(f"{ours}.norm", f"{theirs}.norm_i2t_i")
-    return {
-        f"{ours}.gate": (f"{theirs}.alpha_i2t",),
-        **(norm if config.fusion.normalize_query else {}),
-        **weight_and_bias(f"{ours}.query", f"{theirs}.qkv_i2t"),
-        **weight_and_bias(f"{ours}.key_value", f"{theirs}.qkv_text_i2t"),
-        **weight_and_bias(f"{ours}.output", f"{theirs}.proj_i2t"),
+def _head_keys(config: FiberConfig) -> dict[tuple[str, ...], KeyMap]:
+    """Map all coarse heads: heads that need some tensors -> their key map."""
+    caption = {
+        f"caption_projections.{number}": f"cross_modal_att_layers.{layer}"
+        for number, layer in enumerate(_projected_text_layers(config))
     }
-
-
-def _text_to_image_keys(ours: str, theirs: str) -> KeyMap:
-    attention = f"{theirs}.crossattention_t2i"
-    return {
-        f"{ours}.gate": (f"{theirs}.alpha_t2i",),
-        **weight_and_bias(f"{ours}.query", f"{attention}.self.query"),
-        **weight_and_bias(f"{ours}.key_value", f"{attention}.self.key", f"{attention}.self.value"),
-        **weight_and_bias(f"{ours}.output", f"{attention}.output.dense"),
-    }
+    maps: dict[tuple[str, ...], KeyMap] = {}
+    for heads, layers in (_HEAD_LAYERS | {("caption",): caption}).items():
+        maps[heads] = {}
+        for ours, theirs in layers.items():
+            is_tensor = isinstance(theirs, tuple)
+            maps[heads] |= {ours: theirs} if is_tensor else weight_and_bias(ours, theirs)
+    return maps
 
 
 def coarse_keys(config: FiberConfig) -> KeyMap:
     """Map the coarse model: keys of a `FiberImageText` -> published keys."""
-    towers = tower_keys(config, image_prefix="vit_model.", text_prefix="text_transformer.")
-    keys: KeyMap = {f"backbone.{ours}": theirs for ours, theirs in towers.items()}
-    heads = set(config.image_text.heads)
-    if "itc" in heads:
-        keys["temperature"] = ("temp",)
-        keys |= weight_and_bias("itc_image_norm", "vit_model.norm")
-        for side in ("image", "text"):
-            keys |= weight_and_bias(f"itc_{side}_transform", f"cross_modal_{side}_transform_itc")
-            keys |= weight_and_bias(
-                f"itc_{side}_pooler.linear", f"cross_modal_{side}_pooler_itc.dense"
-            )
-    if heads - {"itc"}:
-        keys |= weight_and_bias("text_transform", "cross_modal_text_transform")
-    if heads & {"itm", "vqa", "nlvr2"}:
-        keys |= weight_and_bias("image_transform", "cross_modal_image_transform")
-        for side in ("image", "text"):
-            keys |= weight_and_bias(f"{side}_pooler.linear", f"cross_modal_{side}_pooler.dense")
-    if heads & {"mlm", "caption"}:
-        keys |= weight_and_bias("language_head.transform", "mlm_score.transform.dense")
-        keys |= weight_and_bias("language_head.norm", "mlm_score.transform.LayerNorm")
-        keys["language_head.decoder.weight"] = ("mlm_score.decoder.weight",)
-        keys["language_head.decoder.bias"] = ("mlm_score.bias",)
-    if "itm" in heads:
-        keys |= weight_and_bias("itm_head", "itm_score.fc")
-    for head in ("vqa", "nlvr2"):
-        if head in heads:
-            keys |= weight_and_bias(f"{head}_head.hidden", f"{head}_classifier.0")
-            keys |= weight_and_bias(f"{head}_head.norm", f"{head}_classifier.1")
-            keys |= weight_and_bias(f"{head}_head.output", f"{head}_classifier.3")
-    if "caption" in heads:
-        for number, layer in enumerate(_projected_text_layers(config)):
-            keys |= weight_and_bias(
-                f"caption_projections.{number}", f"cross_modal_att_layers.{layer}"
-            )
+    keys = _backbone_keys(config, COARSE_IMAGE, COARSE_TEXT)
+    for heads, head_keys in _head_keys(config).items():
+        if set(heads) & set(config.heads):
+            keys |= head_keys
     return keys
 
 
 def ignored_coarse_key(name: str, config: FiberConfig) -> str | None:
     """Return the reason to ignore a published key outside `coarse_keys`; None if it is unknown."""
-    for pattern, reason in IGNORED_COARSE_KEYS:
+    for pattern, reason in _IGNORED_COARSE:
         if re.fullmatch(pattern, name):
             return reason
     layer = re.fullmatch(r"text_transformer\.encoder\.layer\.(\d+)\.alpha_t2i", name)
     fused_from = config.roberta.num_layers - config.fusion.num_fused_layers
     if layer and int(layer[1]) < fused_from:
-        return "gate of a text layer that reads no picture"
+        return "gate of a text layer without cross-attention"
     layer = re.fullmatch(r"cross_modal_att_layers\.(\d+)\.(weight|bias)", name)
     if layer and int(layer[1]) not in _projected_text_layers(config):
         return "projection for a text layer that needs none"
-    for heads, prefixes in _HEAD_PREFIXES:
-        if name.startswith(prefixes) and not set(heads) & set(config.image_text.heads):
+    for heads, head_keys in _head_keys(config).items():
+        if (name,) in head_keys.values() and not set(heads) & set(config.heads):
             return f"the model was built without a head that needs it ({' or '.join(heads)})"
     return None
 
@@ -192,30 +203,22 @@ def _projected_text_layers(config: FiberConfig) -> range:
     return range(first, first + max(fused - config.swin.depths[3], 0))
 
 
-def filled_in(config: FiberConfig, names: Container[str]) -> dict[str, float]:
-    """Return default values of tensors that a published coarse file may lack.
+def coarse_defaults(config: FiberConfig, names: Container[str]) -> dict[str, float]:
+    """Return default values, by our key, of tensors that a published coarse file may lack.
 
     `temp` is missing if ITC was not among the objectives of the run, and in the released files,
     which were written by an earlier implementation. The ITC projections are always present.
-
-    Args:
-        config: config of the model.
-        names: published keys in the file.
-
-    Returns:
-        Our keys of missing tensors, with values.
     """
-    if "itc" in config.image_text.heads and "temp" not in names:
+    if "itc" in config.heads and "temp" not in names:
         return {"temperature": config.image_text.temperature}
     return {}
 
 
 def fine_keys(config: FiberConfig) -> KeyMap:
     """Map the detector: keys of a `FiberDetector` -> published keys."""
-    towers = tower_keys(config, image_prefix=_IMAGE, text_prefix=_TEXT)
-    keys: KeyMap = {f"backbone.{ours}": theirs for ours, theirs in towers.items()}
+    keys = _backbone_keys(config, FINE_IMAGE, FINE_TEXT)
     for number in range(3):
-        keys |= weight_and_bias(f"stage_norms.{number}", f"{_IMAGE}norm{number + 1}")
+        keys |= weight_and_bias(f"stage_norms.{number}", f"{FINE_IMAGE}norm{number + 1}")
         keys |= weight_and_bias(f"pyramid.laterals.{number}", f"{_PYRAMID}fpn_inner{number + 2}")
         keys |= weight_and_bias(f"pyramid.outputs.{number}", f"{_PYRAMID}fpn_layer{number + 2}")
     for level in ("p6", "p7"):
@@ -249,9 +252,7 @@ def block_keys(ours: str, theirs: str) -> KeyMap:
 
 def ignored_fine_key(name: str, config: FiberConfig) -> str | None:
     """Return the reason to ignore a published key outside `fine_keys`; None if it is unknown."""
-    return next(
-        (reason for pattern, reason in IGNORED_FINE_KEYS if re.fullmatch(pattern, name)), None
-    )
+    return next((why for pattern, why in _IGNORED_FINE if re.fullmatch(pattern, name)), None)
 
 
 def from_published_fine(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -274,10 +275,10 @@ def to_published_fine(state: Mapping[str, Tensor], config: FiberConfig) -> dict[
     index = _relative_position_index(config.swin.window_size)
     for stage, depth in enumerate(config.swin.depths):
         for block in range(depth):
-            name = f"{_IMAGE}layers.{stage}.blocks.{block}.attn.relative_position_index"
+            name = f"{FINE_IMAGE}layers.{stage}.blocks.{block}.attn.relative_position_index"
             state[name] = index.clone()
     positions = torch.arange(config.roberta.max_positions).unsqueeze(0)
-    state[f"{_TEXT}embeddings.position_ids"] = positions
+    state[f"{FINE_TEXT}embeddings.position_ids"] = positions
     for level, stride in enumerate(config.detector.strides):
         anchor = to_inclusive(level_anchors((1, 1), stride, config.detector.anchor_scale))
         state[f"rpn.anchor_generator.cell_anchors.{level}"] = anchor

@@ -28,12 +28,7 @@ class TextFeatureStore:
         return len(self._texts)
 
     def add(self, prefix: Tensor, text_mask: Tensor) -> None:
-        """Append texts.
-
-        Args:
-            prefix: (B, L, D) from the backbone's `text_prefix`.
-            text_mask: (B, L) bool, True = real token; real tokens come first.
-        """
+        """Append (B, L, D) features of the backbone's `text_prefix`; real tokens come first."""
         # Each text is a view of one tensor without padding.
         self._texts += prefix[text_mask].cpu().split(text_mask.sum(1).tolist())
 
@@ -58,18 +53,9 @@ def run_pairs(
     *,
     pairs_at_once: int,
 ) -> Tensor:
-    """Run a head on pairs.
+    """Run a head on n pairs (row of `images`, index of a text), `pairs_at_once` in a batch.
 
-    Args:
-        model: model with a pooled head.
-        images: image features.
-        texts: text features.
-        pairs: n pairs (row of `images`, index of a text).
-        head: maps pooled pairs (B, 2 D) to (B, ...).
-        pairs_at_once: batch size in the fused layers.
-
-    Returns:
-        (n, ...) float32 on the CPU, in the order of the pairs.
+    The head maps pooled pairs (B, 2 D) to (B, ...). Returns (n, ...) float32 on the CPU.
     """
     device = images.tokens.device
     if not pairs:

@@ -16,9 +16,6 @@ DROP_BLOCK_SIZE = 3
 def drop_block(features: Tensor) -> Tensor:
     """Zero random squares, the same in all channels, and rescale by the kept share of the batch.
 
-    Args:
-        features: (B, C, H, W).
-
     Source: DropBlock (Ghiasi et al. 2018), with the constants of the published model.
     """
     batch, _, height, width = features.shape
@@ -33,10 +30,7 @@ def drop_block(features: Tensor) -> Tensor:
 class FeaturePyramid(nn.Module):
     """Merge three maps from coarse to fine and add two coarser levels.
 
-    Args:
-        in_channels: channels of the three input maps, finest first.
-        channels: channels of the output levels.
-        drop_block: apply DropBlock to the two finest merged maps in training, as published.
+    DropBlock is applied to the two finest merged maps in training, as published.
 
     Source: Lin et al. 2017; the two extra levels as in RetinaNet, from P5.
     """
@@ -57,14 +51,9 @@ class FeaturePyramid(nn.Module):
                     nn.init.zeros_(module.bias)
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """Build the levels.
+        """Build P3 to P7 from three (B, C_s, H_s, W_s), finest first, each half the previous one.
 
-        Args:
-            maps: three (B, C_s, H_s, W_s), each half the size of the previous one.
-
-        Returns:
-            Five (B, channels, H_l, W_l), P3 to P7; P6 and P7 are half the previous level, rounded
-            up.
+        P6 and P7 are half the previous level, rounded up.
         """
         merged = [lateral(features) for lateral, features in zip(self.laterals, maps, strict=True)]
         for level in (1, 0):

@@ -1,0 +1,208 @@
+"""A model family is registered by one entry: checkpoints are saved, loaded and recognized."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import Literal
+
+import pytest
+import torch
+from torch import nn
+
+from fiber.checkpoints.convert import convert
+from fiber.checkpoints.export import write_encoders, write_published
+from fiber.checkpoints.init_from import initialize
+from fiber.checkpoints.load import EncoderStates, load_stored, read_init, read_model
+from fiber.checkpoints.model_dir import StoredModel, load_model, save_model
+from fiber.config import preset
+from fiber.config_io import from_dict, to_dict
+from fiber.data import ImageTransform
+from fiber.models import registry
+from fiber.models.encoders.keys import EncoderFormat, EncoderLayout, weight_and_bias
+from fiber.models.registry import Architecture, build_model, inference_transform, recognize
+from tests.published_keys import coarse_keys, fine_keys
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToyConfig:
+    """Patches with a position embedding, words, and a VQA head."""
+
+    family: Literal["toy"] = "toy"
+    channel_order: Literal["rgb", "bgr"] = "rgb"
+    image_size: int = 8
+    width: int = 6
+    vocab_size: int = 20
+    num_answers: int = 3
+    heads: tuple[str, ...] = ("vqa",)
+
+    def with_image_size(self, image_size):
+        return dataclasses.replace(self, image_size=image_size)
+
+
+class ToyBackbone(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.patches = nn.Conv2d(3, config.width, 4, stride=4)
+        self.positions = nn.Parameter(torch.randn((config.image_size // 4) ** 2, config.width))
+        self.words = nn.Embedding(config.vocab_size, config.width)
+
+
+class ToyNetwork(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.backbone = ToyBackbone(config)
+        self.vqa_head = nn.Linear(2 * config.width, config.num_answers)
+
+
+def image_keys(config, layout):
+    prefix = layout.prefix
+    keys = weight_and_bias("backbone.patches", f"{prefix}conv")
+    return keys | {"backbone.positions": (f"{prefix}positions",)}
+
+
+def toy_keys(config):
+    return {
+        **image_keys(config, EncoderLayout("vit_model.")),
+        "backbone.words.weight": ("text_transformer.words",),
+        # Published as two layers.
+        "vqa_head.weight": ("cross_modal.first", "cross_modal.rest"),
+        "vqa_head.bias": ("cross_modal.bias",),
+    }
+
+
+def infer_toy(state, stored):
+    config = from_dict(ToyConfig, stored["toy"])
+    if state["vit_model.conv.weight"].shape[0] != config.width:
+        raise ValueError(f"width {config.width} contradicts the tensors")
+    return config
+
+
+def resize(state, config):
+    rows = (config.image_size // 4) ** 2
+    return {
+        name: tensor[torch.arange(rows) % len(tensor)] if name.endswith("positions") else tensor
+        for name, tensor in state.items()
+    }
+
+
+TOY = Architecture(
+    family="toy",
+    title="Toy",
+    config_class=ToyConfig,
+    network=ToyNetwork,
+    # FIBER's files have names with vit_model., too.
+    recognizes=lambda names: any(name.startswith("cross_modal.") for name in names),
+    published_key="model",
+    published_channel_order="bgr",
+    first_convolution="backbone.patches.weight",
+    infer_config=infer_toy,
+    stored_config=lambda config: {"toy": to_dict(config)},
+    keys=toy_keys,
+    ignored_key=lambda name, config: "a buffer" if name == "vit_model.buffer" else None,
+    encoders=(
+        EncoderFormat(
+            name="clip",
+            title="CLIP",
+            layout=lambda names: EncoderLayout() if "conv.weight" in names else None,
+            keys=image_keys,
+            ignored=((r"logit_scale", "temperature of CLIP"),),
+        ),
+    ),
+    resize=resize,
+    main_sizes=lambda config: {"width": config.width},
+    transform=lambda config: ImageTransform.squash(config.image_size),
+    describe=lambda config: f"toy model of width {config.width}",
+)
+
+
+@pytest.fixture
+def toy(monkeypatch):
+    monkeypatch.setattr(registry, "ARCHITECTURES", (TOY, *registry.ARCHITECTURES))
+    torch.manual_seed(0)
+    return build_model(ToyConfig(num_answers=4))
+
+
+def check_equal(network, expected):
+    assert type(network) is type(expected)
+    state = network.state_dict()
+    assert list(state) == list(expected.state_dict())
+    for name, tensor in expected.state_dict().items():
+        assert torch.equal(state[name], tensor), name
+
+
+def test_model_directory(toy, tmp_path):
+    save_model(toy, tmp_path / "toy", answers=("a", "b", "c", "d"))
+    stored = load_model(tmp_path / "toy")
+    assert stored.config == toy.config
+    check_equal(stored.network, toy)
+    assert inference_transform(stored.config) != inference_transform(preset("micro"))
+    larger = load_model(tmp_path / "toy", image_size=16)
+    assert larger.config.image_size == 16
+    assert torch.equal(larger.network.backbone.positions[4:8], toy.backbone.positions)
+    with pytest.raises(ValueError, match=r"got 2 answers, expected 4"):
+        load_stored(tmp_path / "toy", answers=["a", "b"], device="cpu")
+
+
+def test_other_families_keep_their_files(toy, tmp_path):
+    micro = build_model(preset("micro"))
+    save_model(micro, tmp_path / "micro")
+    assert "family" not in json.loads((tmp_path / "micro" / "config.json").read_text())["model"]
+    check_equal(load_model(tmp_path / "micro").network, micro)
+    assert recognize(coarse_keys()).title == "coarse FIBER"
+    assert recognize(fine_keys("v3")).title == "fine FIBER"
+
+
+def test_unknown_family(toy, tmp_path, monkeypatch):
+    save_model(toy, tmp_path / "toy")
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match=r"'toy'.*fiber"):
+        load_model(tmp_path / "toy")
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_published_file(toy, tmp_path, suffix):
+    path = tmp_path / f"toy{suffix}"
+    state = write_published(toy, path)
+    assert torch.equal(state["vit_model.conv.weight"], toy.backbone.patches.weight.flip(1))
+    assert recognize(state) is TOY
+    stored = read_model(path)
+    assert stored.config == dataclasses.replace(toy.config, channel_order="bgr")
+    new = build_model(toy.config)
+    assert initialize(new, stored, stored.answers).created == ()
+    check_equal(new, toy)
+    report = convert(path, tmp_path / "directory", "fiber")
+    assert "toy model of width 6" in report
+    check_equal(load_model(tmp_path / "directory").network, stored.network)
+
+
+def test_published_file_that_does_not_fit(toy, tmp_path):
+    state = write_published(toy, tmp_path / "toy.pth")
+    state |= {"vit_model.buffer": torch.zeros(1), "unheard.of": torch.zeros(1)}
+    del state["cross_modal.bias"]
+    settings = {"config": TOY.stored_config(toy.config)}
+    torch.save({"model": state, "hyper_parameters": settings}, tmp_path / "toy.pth")
+    with pytest.raises(ValueError, match=r"(?s)2 .*missing cross_modal.bias.*unknown unheard.of"):
+        read_model(tmp_path / "toy.pth")
+
+
+def test_encoders(toy, tmp_path):
+    write_encoders(toy, tmp_path / "encoders")
+    assert [path.name for path in (tmp_path / "encoders").iterdir()] == ["clip.safetensors"]
+    start = read_init(tmp_path / "encoders")
+    assert isinstance(start, EncoderStates)
+    new = build_model(dataclasses.replace(toy.config, channel_order="bgr", image_size=16))
+    report = initialize(new, start)
+    assert set(report.taken) == set(image_keys(toy.config, EncoderLayout()))
+    assert torch.equal(new.backbone.patches.weight, toy.backbone.patches.weight.flip(1))
+    assert torch.equal(new.backbone.positions[:4], toy.backbone.positions)
+    with pytest.raises(ValueError, match=r"Swin or RoBERTa.*conv.bias"):
+        initialize(build_model(preset("micro")), start)
+
+
+def test_model_of_another_size_or_family_is_no_start(toy):
+    wider = build_model(dataclasses.replace(toy.config, width=8))
+    with pytest.raises(ValueError, match="width 6, expected 8"):
+        initialize(wider, StoredModel(network=toy))
+    with pytest.raises(ValueError, match="is a Toy model, expected coarse FIBER"):
+        initialize(build_model(preset("micro")), StoredModel(network=toy))
