@@ -102,7 +102,7 @@ def test_another_size(desk, capsys):
     ("arguments", "message"),
     [
         (["none.ckpt", "out", "--to", "fiber"], "none.ckpt does not exist"),
-        (["words.jpg", "out", "--to", "fiber"], "words.jpg is no checkpoint"),
+        (["words.jpg", "out", "--to", "fiber"], "words.jpg is not a checkpoint"),
         (
             ["runs/demo/fine", "out.zip", "--to", "published"],
             "out.zip: expected a file's name that ends in .ckpt, .pt, .pth, .safetensors",
