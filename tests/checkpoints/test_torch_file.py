@@ -19,7 +19,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from fiber.checkpoints.torch_file import InertUnpickler, StandIn, read_checkpoint
+from fiber.checkpoints.inert_pickle import Inert, read_pickle
+from fiber.checkpoints.torch_file import read_checkpoint
+from tests.processes import run_python
 
 #: Memory of this process in pages.
 STATM = pathlib.Path("/proc/self/statm")
@@ -231,8 +233,8 @@ def noted(*arguments):
 )
 def test_no_operation_of_a_pickle_calls_what_it_names(stream):
     stream %= __name__.encode()
-    found = InertUnpickler(io.BytesIO(stream)).load()
-    assert isinstance(found, StandIn)
+    found = read_pickle(io.BytesIO(stream)).content
+    assert isinstance(found, Inert)
     assert found.name == f"{__name__}.noted"
     assert not callable(found)
 
@@ -241,13 +243,13 @@ def test_known_functions_keep_their_attributes():
     """BUILD could write the defaults of a function that a pickle may name."""
     before = torch._utils._rebuild_tensor_v2.__defaults__
     stream = b"ctorch._utils\n_rebuild_tensor_v2\n(N(dS'__defaults__'\n(I1\ntstb."
-    InertUnpickler(io.BytesIO(stream)).load()
+    read_pickle(io.BytesIO(stream))
     assert torch._utils._rebuild_tensor_v2.__defaults__ == before
 
 
 def test_names_are_not_imported(monkeypatch):
     monkeypatch.setattr(builtins, "__import__", noted)
-    found = InertUnpickler(io.BytesIO(b"cthis_module.is_not\nthere\n.")).load()
+    found = read_pickle(io.BytesIO(b"cthis_module.is_not\nthere\n.")).content
     assert found.name == "this_module.is_not.there"
 
 
@@ -332,7 +334,7 @@ def test_file_of_another_kind(tmp_path, blob, reason):
         ({"epoch": 1, "loss": 2.0}, "contains no tensors.*its keys are epoch, loss"),
         ({"state_dict": {}}, "contains no tensors"),
         ({"state_dict": {"w": torch.zeros(1), "v": 3}}, "contains values other than tensors: v"),
-        (torch.nn.Linear(2, 2), "contains a StandIn"),
+        (torch.nn.Linear(2, 2), "contains a torch.nn.modules.linear.Linear"),
     ],
     ids=["list", "no tensors", "nothing", "a number among them", "whole module"],
 )
@@ -345,3 +347,89 @@ def test_content_without_tensors(tmp_path, content, reason):
 def test_missing_file(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"none.ckpt.*exist"):
         read_state(tmp_path / "none.ckpt")
+
+
+def legacy(pickled: bytes) -> bytes:
+    """A file of torch.save before 1.6 with one pickle as its content and no storages."""
+    head = (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True})
+    return b"".join(pickle.dumps(each, 2) for each in head) + pickled + pickle.dumps([], 2)
+
+
+def zipped(pickled: bytes, compression: int = zipfile.ZIP_STORED) -> bytes:
+    """A zip archive of torch.save with one pickle as its content and no storages."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", compression) as archive:
+        archive.writestr("archive/data.pkl", pickled)
+        archive.writestr("archive/version", b"3\n")
+    return buffer.getvalue()
+
+
+#: Pickles whose contents take far more time, memory or stack than their bytes.
+BOMBS = {
+    "key of 2^60 leaves": b"\x80\x02}N" + b"2\x86" * 60 + b"Ns.",
+    "deep key": b"\x80\x02}N" + b"\x85" * 150_000 + b"Ns.",
+    "bytearray of 20 GB": b"\x80\x05\x96" + (20 << 30).to_bytes(8, "little") + b"xx.",
+    "bytearray called with 20 GB": b"\x80\x02cbuiltins\nbytearray\n\x8a\x05\0\0\0\0\5\x85R.",
+    "tensor class called": b"\x80\x02ctorch\nFloatTensor\n\x8a\x05\0\0\0\0\5\x85R.",
+    "colliding integers": b"\x80\x02}("
+    + b"".join(pickle.dumps(each * (2**61 - 1), 2)[2:-1] + b"N" for each in range(1, 60_000))
+    + b"u.",
+    "set of a tuple of 2^60 leaves": b"\x80\x02c__builtin__\nset\n]N" + b"2\x86" * 60 + b"a\x85R.",
+    "two million operations": b"\x80\x02" + b"N" * 2_000_000 + b".",
+}
+
+
+@pytest.mark.parametrize("container", [legacy, zipped, bytes])
+@pytest.mark.parametrize("bomb", BOMBS.values(), ids=BOMBS)
+def test_a_small_pickle_takes_little_time_and_memory(tmp_path, bomb, container):
+    path = tmp_path / "bomb.ckpt"
+    path.write_bytes(container(bomb))
+    script = tmp_path / "read.py"
+    script.write_text(READ_WITHIN_LIMITS)
+    run = run_python([script, path])
+    assert run.stdout.startswith("ValueError"), run.stdout + run.stderr
+
+
+READ_WITHIN_LIMITS = """
+import resource, sys
+from pathlib import Path
+from fiber.checkpoints.torch_file import read_checkpoint
+from tests.processes import run_python
+
+pages = int(Path("/proc/self/statm").read_text().split()[0])
+limit = pages * resource.getpagesize() + 500_000_000
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+used = resource.getrusage(resource.RUSAGE_SELF)
+cpu = int(used.ru_utime + used.ru_stime)
+resource.setrlimit(resource.RLIMIT_CPU, (cpu + 6, cpu + 6))
+try:
+    read_checkpoint(Path(sys.argv[1]))
+except ValueError as error:
+    print("ValueError", str(error)[:300])
+"""
+
+
+def test_a_compressed_archive_is_refused(tmp_path):
+    path = tmp_path / "deflated.ckpt"
+    path.write_bytes(zipped(b"\x80\x02" + b"\0" * 10_000_000 + b".", zipfile.ZIP_DEFLATED))
+    with pytest.raises(ValueError, match=r"deflated.ckpt.*data.pkl is compressed"):
+        read_state(path)
+
+
+@pytest.mark.parametrize("protocol", [0, 1, 2, 3, 4, 5])
+def test_every_protocol_of_a_pickle(protocol):
+    value = {
+        "text": "ä" * 300,
+        "bytes": b"ab",
+        3: (1, (2.5, None), True),
+        "list": [1, -2, 2**70, "x"] * 2,
+        "nested": {"a": {"b": [[], {}, ()]}},
+        2**65: "a key of many bits",
+    }
+    read = read_pickle(io.BytesIO(pickle.dumps(value, protocol))).content
+    *keys, last = read
+    assert isinstance(last, Inert)
+    # Protocol 0 to 2 write bytes as a call.
+    del keys[1], read["bytes"], value["bytes"]
+    assert {key: read[key] for key in keys} == {key: value[key] for key in keys}
+    assert read[last] == value[2**65]

@@ -1,29 +1,39 @@
 """Read the tensors of an untrusted checkpoint without executing anything in it.
 
-A file of `torch.save` is a pickle, and a pickle can call any function. `torch.load` with
-weights_only=True rejects every file that names a class outside torch, as Lightning 1.3.2 does: it
-keys the states of its callbacks by class. Here torch still reads the container and the storages,
-but the pickle is read by `InertUnpickler`, whose operations only build tensors and containers.
+`torch.load` is not used: with weights_only=True it refuses files that name a class outside torch,
+as Lightning's do, and pickle protocols above 2. Both containers of `torch.save` are read here, the
+zip archive and the consecutive pickles before torch 1.6; `inert_pickle` reads the pickles. Tensors
+are views of the memory-mapped file, so unused ones are never read.
 """
 
 from __future__ import annotations
 
+import errno
+import io
 import json
-import pickle
+import math
+import mmap
+import os
+import struct
+import sys
 import tarfile
 import zipfile
-from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
-from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import safetensors
 import safetensors.torch
 import torch
-import torch._utils
 from torch import Tensor
+
+from fiber.checkpoints.inert_pickle import (
+    HostileFileError,
+    Inert,
+    StorageRecord,
+    TensorRecord,
+    read_pickle,
+)
 
 #: Which weights to read from a file with both the trained ones and their moving average.
 Weights = Literal["raw", "ema"]
@@ -31,159 +41,34 @@ Weights = Literal["raw", "ema"]
 #: Suffixes of checkpoint files.
 SUFFIXES = (".ckpt", ".pt", ".pth", ".safetensors", ".bin")
 
-#: Key of the run's settings in Lightning files, and in the metadata of safetensors files.
-SETTINGS = "hyper_parameters"
-
 #: Keys of the state dict, in the order of lookup.
 _STATE_KEYS: dict[Weights, tuple[str, ...]] = {
     "raw": ("state_dict", "model"),
     "ema": ("model_ema",),
 }
 
+#: Key of the run's settings in Lightning files, and in the metadata of safetensors files.
+SETTINGS = "hyper_parameters"
+
 #: Magic number of torch.save before torch 1.6, stored as a pickle at the start of the file.
 _LEGACY_NUMBER = 0x1950A86A20F9469CFC6C
 
-#: Functions that a pickle may call. None of them looks up names or calls its arguments.
-_CALLABLE: dict[str, Callable[..., Any]] = {
-    "collections.OrderedDict": OrderedDict,
-    "torch._utils._rebuild_tensor": torch._utils._rebuild_tensor,
-    "torch._utils._rebuild_tensor_v2": torch._utils._rebuild_tensor_v2,
-    "torch._utils._rebuild_parameter": torch._utils._rebuild_parameter,
-    "torch.Size": torch.Size,
+#: Element types by the name of the storage class that torch.save writes.
+_DTYPES = {
+    "DoubleStorage": torch.float64,
+    "FloatStorage": torch.float32,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+    "ComplexFloatStorage": torch.complex64,
+    "ComplexDoubleStorage": torch.complex128,
+    "UntypedStorage": torch.uint8,
 }
-
-#: Names that only a malicious file contains. Safety does not depend on this list, since unknown
-#: functions are never called, but the weights of such a file should not be trusted.
-_HOSTILE_MODULES = {
-    *("os", "posix", "nt", "sys", "subprocess", "pty", "shutil", "socket", "ctypes"),
-    *("importlib", "runpy", "code", "codeop", "pickle", "_pickle", "marshal", "webbrowser", "pdb"),
-    *("multiprocessing", "asyncio", "timeit", "cProfile", "pip"),
-}
-_HOSTILE_BUILTINS = {
-    *("eval", "exec", "compile", "open", "__import__", "getattr", "setattr"),
-    *("delattr", "input", "breakpoint", "globals", "locals", "vars"),
-}
-
-
-class HostileFileError(ValueError):
-    """A pickle names a function that runs code."""
-
-
-class StandIn:
-    """Placeholder for an unknown class, function or object of a pickle; cannot be called."""
-
-    __slots__ = ("name",)
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def __repr__(self) -> str:
-        return f"StandIn({self.name})"
-
-
-class InertUnpickler(pickle._Unpickler):
-    """Unpickler that calls nothing outside `_CALLABLE`.
-
-    Based on the Python implementation, because operations of the C one cannot be overridden.
-    Restricting the names alone would still allow a pickle to set attributes (`BUILD`).
-    """
-
-    # Missing in the type stub of the base class.
-    stack: list[Any]
-    append: Callable[[Any], None]
-    pop_mark: Callable[[], list[Any]]
-    readline: Callable[[], bytes]
-
-    def find_class(self, module: str, name: str) -> Any:
-        """Return a function of `_CALLABLE` or a stand-in; nothing is imported."""
-        # Protocol 2, the default of torch.save, uses names of Python 2.
-        module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
-        full_name = f"{module}.{name}"
-        # `open` is pickled under the name of its C module.
-        builtin = module in ("builtins", "io", "_io") and name in _HOSTILE_BUILTINS
-        if builtin or module.partition(".")[0] in _HOSTILE_MODULES:
-            raise HostileFileError(full_name)
-        return _CALLABLE.get(full_name) or StandIn(full_name)
-
-    def _reduce(self) -> None:
-        arguments, function = self.stack.pop(), self.stack[-1]
-        self.stack[-1] = _call(function, arguments)
-
-    def _new_with_keywords(self) -> None:
-        if self.stack.pop():
-            raise pickle.UnpicklingError("keyword arguments, which torch.save does not write")
-        self._reduce()
-
-    def _object(self) -> None:
-        function, *arguments = self.pop_mark()
-        self.append(_call(function, tuple(arguments)))
-
-    def _instance(self) -> None:
-        module, name = (self.readline()[:-1].decode("ascii") for _ in range(2))
-        arguments = tuple(self.pop_mark())
-        self.append(_call(self.find_class(module, name), arguments))
-
-    def _drop_state(self) -> None:
-        self.stack.pop()
-
-    def _fill_one(self) -> None:
-        item = self.stack.pop()
-        _fill(self.stack[-1], [item])
-
-    def _fill_pair(self) -> None:
-        value, key = self.stack.pop(), self.stack.pop()
-        _fill(self.stack[-1], [key, value])
-
-    def _fill_marked(self) -> None:
-        items = self.pop_mark()
-        _fill(self.stack[-1], items)
-
-    # Registered extensions (EXT1, EXT2, EXT4) are not supported.
-    dispatch = {  # type: ignore[assignment]
-        key: operation
-        for key, operation in pickle._Unpickler.dispatch.items()
-        if key not in {each[0] for each in (pickle.EXT1, pickle.EXT2, pickle.EXT4)}
-    } | {
-        pickle.REDUCE[0]: _reduce,
-        pickle.NEWOBJ[0]: _reduce,
-        pickle.NEWOBJ_EX[0]: _new_with_keywords,
-        pickle.OBJ[0]: _object,
-        pickle.INST[0]: _instance,
-        pickle.BUILD[0]: _drop_state,
-        pickle.APPEND[0]: _fill_one,
-        pickle.SETITEM[0]: _fill_pair,
-        pickle.APPENDS[0]: _fill_marked,
-        pickle.SETITEMS[0]: _fill_marked,
-        pickle.ADDITEMS[0]: _fill_marked,
-    }
-
-
-class InertPickle:
-    """Replacement for the module `pickle` in `torch.load`."""
-
-    Unpickler = InertUnpickler
-
-    @staticmethod
-    def load(file: BinaryIO, **options: Any) -> Any:
-        """Read one pickle."""
-        return InertUnpickler(file, **options).load()
-
-
-def _call(function: Any, arguments: tuple[Any, ...]) -> Any:
-    """Call a function of `_CALLABLE`; return a stand-in for the result of any other."""
-    if any(function is known for known in _CALLABLE.values()):
-        return function(*arguments)
-    return StandIn(getattr(function, "name", type(function).__name__))
-
-
-def _fill(target: Any, items: list[Any]) -> None:
-    """Add items, or alternating keys and values, to a container; ignored for a stand-in."""
-    if type(target) is list:
-        target.extend(items)
-    elif type(target) is set:
-        target.update(items)
-    elif type(target) in (dict, OrderedDict):
-        target.update(zip(items[::2], items[1::2], strict=True))
 
 
 class Checkpoint(NamedTuple):
@@ -195,12 +80,20 @@ class Checkpoint(NamedTuple):
     config: Mapping[str, Any]
 
 
+class _TorchFile(NamedTuple):
+    """Parsed file of torch.save, with records in place of tensors."""
+
+    path: Path
+    content: Any
+    #: Offset and size of each storage in bytes, by key.
+    storages: Mapping[str, tuple[int, int]]
+
+
 def read_checkpoint(path: Path, weights: Weights = "raw") -> Checkpoint:
-    """Read a checkpoint written by safetensors or any version of torch.save.
+    """Read a checkpoint written by safetensors or torch.save (torch 0.4 or later).
 
     Tensors are looked up under "state_dict", then "model" ("model_ema" for the moving average),
-    then at the top level; a prefix `module.` of all names is removed. Storages are memory-mapped
-    where the format allows, so that unused ones are never read. The config is looked up under
+    then at the top level; a prefix `module.` of all names is removed. The config is looked up under
     "hyper_parameters", "config"; in safetensors that is JSON in the metadata.
 
     Args:
@@ -216,53 +109,22 @@ def read_checkpoint(path: Path, weights: Weights = "raw") -> Checkpoint:
         raise ValueError(f"weights: expected raw or ema, got {weights!r}")
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint {path} does not exist")
-    try:
-        content, settings = _read(path)
-    except HostileFileError as error:
-        raise ValueError(
-            f"{path} tries to run code when it is loaded: it calls {error}. The code was not run."
-            " Do not load this file with other tools"
-        ) from error
-    state = _find_tensors(path, content, weights)
-    if all(name.startswith("module.") for name in state):
-        state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
-    config = settings.get("config") if isinstance(settings, Mapping) else None
-    return Checkpoint(state, config if isinstance(config, Mapping) else {})
-
-
-def _read(path: Path) -> tuple[Any, Any]:
-    """Read the content of a file, with stand-ins, and the settings of its run, or None."""
     with path.open("rb") as file:
         start = file.read(64)
     if not start:
         raise ValueError(f"{path} is empty")
     if path.suffix == ".safetensors" or start[8:10] in (b'{"', b"{}"):
-        return _read_safetensors(path)
-    is_zip = start.startswith(b"PK")
-    if is_zip:
-        _check_zip(path)
+        content, settings = _read_safetensors(path)
+        state = _choose_tensors(path, content, weights)
     else:
-        _check_legacy(path, start)
-    with _damage_errors(path):
-        # weights_only=True does not allow a custom pickle module; see the module docstring.
-        content = torch.load(
-            path, map_location="cpu", pickle_module=InertPickle, weights_only=False, mmap=is_zip
-        )
-    return content, content.get(SETTINGS) if isinstance(content, Mapping) else None
-
-
-@contextmanager
-def _damage_errors(path: Path) -> Iterator[None]:
-    """Turn errors of a parser, which can be of any type for a damaged file, into ValueError."""
-    try:
-        yield
-    except (HostileFileError, OSError):
-        raise
-    except Exception as error:
-        reason = str(error).strip().partition("\n")[0][:200]
-        raise ValueError(
-            f"{path} is damaged or truncated: {type(error).__name__} ({reason})"
-        ) from error
+        torch_file = _read_torch_file(path, start)
+        content = torch_file.content
+        settings = content.get(SETTINGS) if isinstance(content, Mapping) else None
+        state = _make_tensors(torch_file, _choose_tensors(path, content, weights))
+    if all(name.startswith("module.") for name in state):
+        state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    config = settings.get("config") if isinstance(settings, Mapping) else None
+    return Checkpoint(state, config if isinstance(config, Mapping) else {})
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], Any]:
@@ -274,47 +136,115 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], Any]:
         raise ValueError(f"{path} is not a valid safetensors file: {error}") from error
     try:
         return tensors, json.loads(metadata.get(SETTINGS, "null"))
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{path}: {SETTINGS} in its metadata is not JSON: {error}") from error
 
 
-def _check_zip(path: Path) -> None:
-    """Check that a zip archive is complete and written by torch.save."""
-    names: set[str] | None = None
-    with _damage_errors(path):
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                names = {name.rpartition("/")[2] for name in archive.namelist()}
-    if names is None:
-        raise ValueError(f"{path} is truncated: a zip archive without a directory at its end")
-    if "constants.pkl" in names:
-        # torch.load would pass it to torch.jit, which runs programs.
-        raise ValueError(f"{path} is a TorchScript program, expected weights of torch.save")
-    if "data.pkl" not in names:
-        raise ValueError(f"{path} is a zip archive without data.pkl, expected one of torch.save")
+def _read_torch_file(path: Path, start: bytes) -> _TorchFile:
+    """Read a zip archive or a legacy file of torch.save."""
+    is_zip = start.startswith(b"PK")
+    if not is_zip:
+        _check_legacy_start(path, start)
+    try:
+        return _read_zip(path) if is_zip else _read_legacy(path)
+    except HostileFileError as error:
+        raise ValueError(
+            f"{path} tries to run code when it is loaded: it calls {error}. The code was not run."
+            " Do not load this file with other tools"
+        ) from error
+    except _FormatError:
+        raise
+    except Exception as error:
+        # A parser fails on damage with any type of error; a wild offset is an EINVAL.
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise
+        reason = str(error).strip().partition("\n")[0][:200]
+        raise ValueError(
+            f"{path} is damaged or truncated: {type(error).__name__} ({reason})"
+        ) from error
 
 
-def _check_legacy(path: Path, start: bytes) -> None:
+class _FormatError(ValueError):
+    """A complete file that is not a checkpoint."""
+
+
+def _read_zip(path: Path) -> _TorchFile:
+    if not zipfile.is_zipfile(path):
+        raise _FormatError(f"{path} is truncated: a zip archive without a directory at its end")
+    with path.open("rb") as file, zipfile.ZipFile(file) as archive:
+        # A record is named by its path below the archive's only folder.
+        records = {each.filename.partition("/")[2]: each for each in archive.infolist()}
+        names = {name.rpartition("/")[2] for name in archive.namelist()}
+        if "constants.pkl" in names or any(name.startswith("code/") for name in records):
+            raise _FormatError(f"{path} is a TorchScript program, expected weights of torch.save")
+        if "data.pkl" not in records:
+            raise _FormatError(
+                f"{path} is a zip archive without data.pkl, expected one of torch.save"
+            )
+        if len(records) < len(archive.infolist()):
+            raise ValueError("the archive has two files of the same name")
+        for name, record in records.items():
+            stored = record.compress_type == zipfile.ZIP_STORED and not record.flag_bits & 1
+            if not stored or record.compress_size != record.file_size:
+                raise ValueError(f"{name} is compressed or encrypted, expected a stored file")
+        order = archive.read(records["byteorder"]) if "byteorder" in records else b"little"
+        if order.decode("ascii") != sys.byteorder:
+            raise ValueError(f"byte order {order!r}, expected {sys.byteorder}")
+        content, _ = read_pickle(io.BytesIO(archive.read(records["data.pkl"])))
+        storages = {
+            name.removeprefix("data/"): (_first_byte(file, record), record.file_size)
+            for name, record in records.items()
+            if name.startswith("data/")
+        }
+    return _TorchFile(path, content, storages)
+
+
+def _first_byte(file: Any, record: zipfile.ZipInfo) -> int:
+    """Return the offset of a stored file's content, which follows its local header."""
+    file.seek(record.header_offset)
+    header = file.read(30)
+    if header[:4] != b"PK\x03\x04":
+        raise ValueError(f"no header of {record.filename} at byte {record.header_offset}")
+    name_bytes, extra_bytes = struct.unpack("<HH", header[26:30])
+    return record.header_offset + 30 + name_bytes + extra_bytes
+
+
+def _check_legacy_start(path: Path, start: bytes) -> None:
     """Check that a file starts as written by torch.save before torch 1.6."""
     if start.lstrip()[:1] == b"<":
         raise ValueError(f"{path} looks like a web page; the download failed")
     if start.startswith(b"version https://git-lfs"):
         raise ValueError(f"{path} is a Git LFS pointer; fetch the file itself")
-    # torch.load would unpack a tar archive, the format of torch 0.1.
     if not start.startswith(b"\x80") or tarfile.is_tarfile(path):
         raise ValueError(
             f"{path} is not a checkpoint: expected a file of torch.save or safetensors, got one"
             f" that starts with {start[:16]!r}"
         )
-    with _damage_errors(path), path.open("rb") as file:
-        number = InertUnpickler(file).load()
-    if number != _LEGACY_NUMBER:
-        raise ValueError(f"{path} is a plain pickle, expected a file of torch.save")
 
 
-def _find_tensors(path: Path, content: Any, weights: Weights) -> dict[str, Tensor]:
+def _read_legacy(path: Path) -> _TorchFile:
+    """Read the pickles (magic number, version, system, content, storage keys) and storages."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        if read_pickle(data).content != _LEGACY_NUMBER:
+            raise _FormatError(f"{path} is a plain pickle, expected a file of torch.save")
+        read_pickle(data)
+        if not read_pickle(data).content.get("little_endian", True):
+            raise ValueError("byte order big, expected little")
+        content, kinds = read_pickle(data)
+        storages: dict[str, tuple[int, int]] = {}
+        for key in map(str, read_pickle(data).content):
+            (numel,) = struct.unpack("<q", data.read(8))
+            size = numel * _dtype(kinds[key]).itemsize
+            storages[key] = (data.tell(), size)
+            data.seek(size, os.SEEK_CUR)
+    return _TorchFile(path, content, storages)
+
+
+def _choose_tensors(path: Path, content: Any, weights: Weights) -> dict[str, Any]:
+    """Return the tensors, or their records, by name."""
     if not isinstance(content, Mapping):
-        raise ValueError(f"{path} contains a {type(content).__name__}, expected a dict of tensors")
+        kind = content.name if isinstance(content, Inert) else type(content).__name__
+        raise ValueError(f"{path} contains a {kind}, expected a dict of tensors")
     keys = (key for key in _STATE_KEYS[weights] if isinstance(content.get(key), Mapping))
     key = next(keys, None)
     if key is None and weights == "ema":
@@ -322,7 +252,7 @@ def _find_tensors(path: Path, content: Any, weights: Weights) -> dict[str, Tenso
             f"{path} contains no moving average (key 'model_ema'); its keys are {_shorten(content)}"
         )
     state = content if key is None else content[key]
-    others = [name for name, value in state.items() if not isinstance(value, Tensor)]
+    others = [name for name, value in state.items() if not isinstance(value, Tensor | TensorRecord)]
     if len(others) == len(state):
         raise ValueError(
             f"{path} contains no tensors under 'state_dict', 'model' or at the top level; its keys"
@@ -331,6 +261,36 @@ def _find_tensors(path: Path, content: Any, weights: Weights) -> dict[str, Tenso
     if others:
         raise ValueError(f"{path} contains values other than tensors: {_shorten(others)}")
     return {str(name): tensor for name, tensor in state.items()}
+
+
+def _make_tensors(file: _TorchFile, records: Mapping[str, TensorRecord]) -> dict[str, Tensor]:
+    """Create the tensors as views of the memory-mapped file."""
+    size = file.path.stat().st_size
+    mapped = torch.UntypedStorage.from_file(str(file.path), shared=False, nbytes=size)
+    storages: dict[str, torch.UntypedStorage] = {}
+    state = {}
+    for name, (storage, offset, shape, stride) in records.items():
+        dtype = _dtype(storage)
+        first, stored_bytes = file.storages.get(storage.key, (0, 0))
+        storage_bytes = storage.numel * dtype.itemsize
+        last = offset + sum((n - 1) * step for n, step in zip(shape, stride, strict=True))
+        holds = 0 in shape or (last < storage.numel and math.prod(shape) < 2**48)
+        if not holds or storage_bytes > stored_bytes or first + storage_bytes > size:
+            raise ValueError(
+                f"{file.path} is damaged or truncated: {name} has shape {shape}, stride {stride}"
+                f" and offset {offset}, but {stored_bytes} bytes of {dtype} are stored"
+            )
+        if storage.key not in storages:
+            storages[storage.key] = mapped[first : first + storage_bytes]
+        tensor = torch.empty(0, dtype=dtype)
+        state[name] = tensor.set_(storages[storage.key], offset, shape, stride)
+    return state
+
+
+def _dtype(storage: StorageRecord) -> torch.dtype:
+    if storage.kind not in _DTYPES:
+        raise ValueError(f"a storage of type {storage.kind}; expected {', '.join(_DTYPES)}")
+    return _DTYPES[storage.kind]
 
 
 def _shorten(names: Collection[Any]) -> str:

@@ -1,0 +1,281 @@
+"""Read the data of a pickle without importing or calling anything that it names.
+
+`pickle` builds what a file asks for. `torch.load(weights_only=True)` refuses a file that names a
+class outside torch, which Lightning's files do, and any pickle protocol above 2. This reader knows
+the containers, numbers and strings of a pickle and the records of `torch.save`; everything else
+becomes an `Inert` value. Memory and time are linear in the bytes of the pickle.
+"""
+
+from __future__ import annotations
+
+import pickletools
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
+from typing import Any, BinaryIO, NamedTuple
+
+#: Most operations in one pickle. A state dict takes about 40 per tensor.
+MAX_OPERATIONS = 1_000_000
+
+#: Integer keys up to here cannot be chosen to collide in a dict.
+_MAX_INT_KEY = 2**60
+
+#: Modules and builtins that only a harmful file names. Safety does not depend on this list, since
+#: nothing is ever called; a file that names one of them is refused altogether.
+_HOSTILE_MODULES = {
+    *("os", "posix", "nt", "sys", "subprocess", "pty", "shutil", "socket", "ctypes"),
+    *("importlib", "runpy", "code", "codeop", "pickle", "_pickle", "marshal", "webbrowser"),
+    *("pdb", "multiprocessing", "asyncio", "timeit", "cProfile", "pip"),
+}
+_HOSTILE_BUILTINS = {
+    *("eval", "exec", "compile", "open", "__import__", "getattr", "setattr", "delattr"),
+    *("input", "breakpoint", "globals", "locals", "vars", "execfile"),
+}
+
+
+class HostileFileError(ValueError):
+    """A pickle names a function that runs code."""
+
+
+class Inert:
+    """Placeholder for a class, function or object that a pickle names or creates."""
+
+    __slots__ = ("name",)
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __repr__(self) -> str:
+        return f"Inert({self.name})"
+
+
+class StorageRecord(NamedTuple):
+    """A storage of a tensor, which the pickle refers to."""
+
+    #: Name of the storage class without its module, such as "FloatStorage".
+    kind: str
+    #: Key of the storage in the file.
+    key: str
+    #: Number of elements.
+    numel: int
+
+
+class TensorRecord(NamedTuple):
+    """A tensor as a strided view of a storage, in elements."""
+
+    storage: StorageRecord
+    offset: int
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+
+
+class _Mark:
+    """Mark on the stack; compared by identity."""
+
+
+_MARK = _Mark()
+
+#: Operations that push their argument.
+_LITERALS = {
+    *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
+    *("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE"),
+    *("SHORT_BINUNICODE", "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
+    *("BYTEARRAY8"),
+}
+_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+_IGNORED = {"PROTO", "FRAME", "STOP"}
+_TUPLES = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+
+
+class Pickle(NamedTuple):
+    """Content of one pickle."""
+
+    #: None, numbers, strings, bytes, tuples, lists and dicts as they are; tensors and storages as
+    #: records; everything else as `Inert`.
+    content: Any
+    #: Every storage that it refers to, by key.
+    storages: dict[str, StorageRecord]
+
+
+def read_pickle(file: BinaryIO) -> Pickle:
+    """Read one pickle from the position of a file, and leave the position at its end.
+
+    Raises:
+        HostileFileError: if it names a function that runs code.
+        ValueError, IndexError, KeyError, TypeError, AttributeError: if it is damaged.
+    """
+    reader = _Reader()
+    for number, (operation, argument, _) in enumerate(pickletools.genops(file)):
+        if number >= MAX_OPERATIONS:
+            raise ValueError(f"a pickle of more than {MAX_OPERATIONS:,} operations")
+        reader.step(operation.name, argument)
+    # `genops` ends with STOP or an error.
+    return Pickle(reader.stack.pop(), reader.storages)
+
+
+class _Reader:
+    """Stack and memo of a pickle."""
+
+    def __init__(self) -> None:
+        self.stack: list[Any] = []
+        self.memo: dict[int, Any] = {}
+        self.storages: dict[str, StorageRecord] = {}
+
+    def step(self, name: str, argument: Any) -> None:
+        """Carry out one operation."""
+        stack = self.stack
+        if name in _LITERALS:
+            stack.append(argument)
+        elif name in ("BINGET", "LONG_BINGET", "GET"):
+            stack.append(self.memo[argument])
+        elif name in ("BINPUT", "LONG_BINPUT", "PUT"):
+            self.memo[argument] = stack[-1]
+        elif name == "MEMOIZE":
+            self.memo[len(self.memo)] = stack[-1]
+        elif name in _CONSTANTS:
+            stack.append(_CONSTANTS[name])
+        elif name == "MARK":
+            stack.append(_MARK)
+        elif name in _TUPLES:
+            count = _TUPLES[name]
+            stack.append(tuple(self._pop(count)))
+        elif name == "TUPLE":
+            stack.append(tuple(self._pop_mark()))
+        elif name in ("EMPTY_LIST", "EMPTY_DICT"):
+            stack.append([] if name == "EMPTY_LIST" else {})
+        elif name == "LIST":
+            stack.append(self._pop_mark())
+        elif name == "DICT":
+            items = self._pop_mark()
+            stack.append({})
+            self._set_items(items)
+        elif name in ("APPEND", "APPENDS"):
+            items = self._pop_mark() if name == "APPENDS" else self._pop(1)
+            if type(stack[-1]) is list:
+                stack[-1].extend(items)
+        elif name in ("SETITEM", "SETITEMS"):
+            self._set_items(self._pop_mark() if name == "SETITEMS" else self._pop(2))
+        elif name == "GLOBAL":
+            stack.append(_named(*argument.split(" ", 1)))
+        elif name == "STACK_GLOBAL":
+            stack.append(_named(*self._pop(2)))
+        elif name in ("REDUCE", "NEWOBJ"):
+            stack.append(_result(*self._pop(2)))
+        elif name == "NEWOBJ_EX":
+            callee, arguments, _ = self._pop(3)
+            stack.append(_result(callee, arguments))
+        elif name == "OBJ":
+            callee, *arguments = self._pop_mark()
+            stack.append(_result(callee, tuple(arguments)))
+        elif name == "INST":
+            arguments = tuple(self._pop_mark())
+            stack.append(_result(_named(*argument.split(" ", 1)), arguments))
+        elif name == "BUILD":
+            self._pop(1)
+        elif name == "BINPERSID":
+            stack.append(self._storage(*self._pop(1)))
+        elif name in ("EMPTY_SET", "FROZENSET"):
+            if name == "FROZENSET":
+                self._pop_mark()
+            stack.append(Inert("builtins.set"))
+        elif name == "ADDITEMS":
+            self._pop_mark()
+        elif name == "POP":
+            self._pop(1)
+        elif name == "POP_MARK":
+            self._pop_mark()
+        elif name == "DUP":
+            stack.append(stack[-1])
+        elif name not in _IGNORED:
+            raise ValueError(f"the operation {name}, which torch.save does not write")
+
+    def _pop(self, count: int) -> list[Any]:
+        """Pop values above the latest mark."""
+        if count == 0:
+            return []
+        values = self.stack[-count:]
+        if len(values) < count or any(value is _MARK for value in values):
+            raise ValueError("an operation with too few values")
+        del self.stack[-count:]
+        return values
+
+    def _pop_mark(self) -> list[Any]:
+        """Pop the latest mark and all values above it."""
+        stack, items = self.stack, []
+        while (value := stack.pop()) is not _MARK:
+            items.append(value)
+        items.reverse()
+        return items
+
+    def _set_items(self, items: list[Any]) -> None:
+        target = self.stack[-1]
+        if type(target) is dict:
+            for key, value in zip(items[::2], items[1::2], strict=True):
+                target[_key(key)] = value
+
+    def _storage(self, value: Any) -> Any:
+        """Read a reference to a storage: ("storage", class, key, device, numel, ...)."""
+        if not (isinstance(value, tuple) and value and value[0] == "storage"):
+            return Inert("persistent id")
+        kind, key, _, numel = value[1:5]
+        if not isinstance(kind, Inert) or type(numel) is not int or not 0 <= numel < 2**63:
+            raise ValueError(f"a storage of {numel!r} elements")
+        # Files before torch 0.4 may give a storage as a part of another one.
+        if len(value) > 5 and value[5] is not None:
+            raise ValueError("a storage that is a view, which torch has not written since 0.4")
+        record = StorageRecord(kind.name.rpartition(".")[2], str(key), numel)
+        if self.storages.setdefault(record.key, record) != record:
+            raise ValueError(f"storage {record.key} with two types or sizes")
+        return record
+
+
+def _key(key: Any) -> Any:
+    """Give a key whose hash takes constant time; others become distinct inert keys."""
+    if key is None or isinstance(key, str | bytes | Inert):
+        return key
+    if isinstance(key, int) and abs(key) < _MAX_INT_KEY:
+        return key
+    return Inert(type(key).__name__)
+
+
+def _named(module: Any, name: Any) -> Inert:
+    """Give a placeholder for a class or function; nothing is imported."""
+    if not (isinstance(module, str) and isinstance(name, str)):
+        raise ValueError("a class whose name is not a string")
+    # Protocol 2, which torch.save writes, has the names of Python 2.
+    module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
+    # A pickle of `open` names the module that defines it.
+    builtin = module in ("builtins", "io", "_io") and name in _HOSTILE_BUILTINS
+    if builtin or module.partition(".")[0] in _HOSTILE_MODULES:
+        raise HostileFileError(f"{module}.{name}")
+    return Inert(f"{module}.{name}")
+
+
+def _result(callee: Any, arguments: Any) -> Any:
+    """Give the tensor or container that a call stands for, or a placeholder."""
+    name = callee.name if isinstance(callee, Inert) else type(callee).__name__
+    if not isinstance(arguments, tuple):
+        raise ValueError(f"a call of {name} without a tuple of arguments")
+    if name == "collections.OrderedDict" and not arguments:
+        return {}
+    if name == "collections.OrderedDict" and _is_pairs(arguments[0]):
+        return {_key(key): value for key, value in arguments[0]}
+    if name in ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor"):
+        return _tensor(arguments)
+    if name in ("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state"):
+        return arguments[0]
+    return Inert(name)
+
+
+def _is_pairs(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(pair, tuple | list) and len(pair) == 2 for pair in value
+    )
+
+
+def _tensor(arguments: tuple[Any, ...]) -> TensorRecord:
+    storage, offset, size, stride = arguments[:4]
+    numbers = [offset, *size, *stride]
+    if not isinstance(storage, StorageRecord) or len(size) != len(stride):
+        raise ValueError("a tensor without a storage")
+    if not all(type(number) is int and 0 <= number < 2**63 for number in numbers):
+        raise ValueError(f"a tensor of size {size}, stride {stride} and offset {offset}")
+    return TensorRecord(storage, offset, tuple(size), tuple(stride))
