@@ -96,8 +96,8 @@ def test_one_is_no_plural(count, what, said):
 
 
 COCO, FLICKR30K = "https://cocodataset.org", "caption_datasets.zip of Karpathy and Fei-Fei (2015)"
-SCENES = "(`fiber data scenes --output DIR` makes a data set to try with)"
-ARROW = "from the published code's write_*.py, which make it of the original downloads"
+SCENES = "(`fiber data scenes --output DIR` generates an example data set)"
+ARROW = "from the published code's write_*.py, which convert the original downloads"
 TABLES_AND_SHARDS = [
     "an Arrow or Parquet table: val.parquet or val-*-of-*.parquet or data/val-*-of-*.parquet or"
     " val/data-*-of-*.arrow or validation.parquet or validation-*-of-*.parquet or"
@@ -137,7 +137,7 @@ VQAV2, NLVR2 = "https://visualqa.org", "https://lil.nlp.cornell.edu/nlvr"
             "restval",
             [
                 "COCO, Karpathy's splits: dataset_coco.json or karpathy/dataset_coco.json,"
-                f" from {FLICKR30K}, its pictures from {COCO}",
+                f" from {FLICKR30K}, its images from {COCO}",
                 f"published Arrow data: coco_caption_karpathy_restval.arrow, {ARROW}",
             ],
         ),
@@ -156,8 +156,8 @@ def test_a_missing_source_is_answered_with_all_its_forms(source, split, forms, f
     with pytest.raises(FileNotFoundError) as error:
         open_source(source, folder.folder, split)
     assert str(error.value) == (
-        f"{folder.folder} has no {source} of split {split!r}. Expected in the folder one of:"
-        f" {'; '.join(forms)}. A file with another name can be named instead of the folder"
+        f"{folder.folder} has no {source} of split {split!r}. Expected one of these in the folder:"
+        f" {'; '.join(forms)}. A file with another name can be given instead of the folder"
     )
     none = folder.folder / "none"
     with pytest.raises(FileNotFoundError, match=rf"^{none}.*exist.*folder"):
@@ -199,8 +199,8 @@ def test_a_missing_split_is_answered_with_those_that_are_there(source, files, sp
     with pytest.raises(FileNotFoundError) as error:
         open_source(source, folder.folder, "novel")
     assert (
-        f"has no {source} of split 'novel', only of the splits whose files are there: {splits}."
-        " Expected in the folder one of: "
+        f"has no {source} of split 'novel', only of the splits whose files exist: {splits}."
+        " Expected one of these in the folder: "
     ) in str(error.value)
 
 
@@ -209,7 +209,7 @@ def test_a_file_with_one_split_is_not_taken_for_another(folder):
     folder("Train_GCC-training.tsv", "a dog\t2.png\n")
     assert texts("captions", folder.folder) == ["a dog"]
     for source in ("captions", "conceptual_captions"):
-        with pytest.raises(FileNotFoundError, match="only of the splits whose files are there: tr"):
+        with pytest.raises(FileNotFoundError, match="only of the splits whose files exist: tr"):
             open_source(source, folder.folder, "val")
     folder("Validation_GCC-1.1.0-Validation.tsv", "a cat\t2.png\n")
     assert texts("captions", folder.folder, "val") == ["a cat"]
@@ -259,7 +259,7 @@ def test_a_split_that_a_source_never_has(folder, monkeypatch):
         folder(name, "")
         with pytest.raises(ValueError) as error:
             open_source(source, folder.folder, "val")
-        said = f"{source} has only a training split, no 'val'; expected 'train'"
+        said = f"{source} has only a training split, got 'val'; expected 'train'"
         assert str(error.value) == said
     # Nor are its Arrow files read for the same records a second time.
     read = []
@@ -377,14 +377,14 @@ def test_an_unknown_source_is_answered_with_those_there_are(source, said, folder
 
 
 @pytest.mark.parametrize(
-    ("data", "split", "error", "said"),
+    ("data", "split", "error", "message"),
     [
-        (None, "train", TypeError, r"data.*None.*folder.*file"),
-        ("data", None, TypeError, r"split.*None.*'train'"),
-        ("data", "", ValueError, "split.*''.*'\\+'"),
+        (None, "train", TypeError, r"data.*folder.*file.*None"),
+        ("data", None, TypeError, r"split.*'train'.*None"),
+        ("data", "", ValueError, "split.*'\\+'.*''"),
         ("data", "train+", ValueError, "split.*'train\\+'"),
     ],
 )
-def test_wrong_arguments_are_named(data, split, error, said):
-    with pytest.raises(error, match=f"^{said}"):
+def test_wrong_arguments_are_named(data, split, error, message):
+    with pytest.raises(error, match=f"^{message}"):
         open_source("captions", data, split)

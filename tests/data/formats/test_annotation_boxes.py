@@ -104,8 +104,8 @@ def test_crowds_and_empty_boxes_are_dropped_and_counted(data):
     )
     found = sources.phrases(data.folder, "val")
     assert len(found[0].boxes_xyxy) == 1
-    assert (found.count("crowd boxes"), found.count("empty boxes")) == (1, 2)
-    assert found.count("clipped boxes") == 0
+    assert (found.counts.get("crowd boxes", 0), found.counts.get("empty boxes", 0)) == (1, 2)
+    assert found.counts.get("clipped boxes", 0) == 0
 
 
 def test_boxes_a_pixel_outside_are_clipped(data):
@@ -113,7 +113,7 @@ def test_boxes_a_pixel_outside_are_clipped(data):
     data("flickr_val.json", flickr([box]))
     found = sources.phrases(data.folder, "val")
     assert found[0].boxes_xyxy == ((0, 0, 333, 500),)
-    assert found.count("clipped boxes") == 1
+    assert found.counts.get("clipped boxes", 0) == 1
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ def test_refcoco_expressions(data):
 def test_expressions_that_lost_their_box_are_counted(data):
     data("refcoco_val.json", flickr([{"bbox": [1, 2, 1, 1], "tokens_positive": [[0, 5]]}]))
     found = sources.referring(data.folder, "val")
-    assert found == [] and found.count("expressions without a box") == 1
+    assert found == [] and found.counts.get("expressions without a box", 0) == 1
 
 
 # ---- detection
@@ -242,7 +242,7 @@ def test_the_published_files_of_flickr(data, below):
     for named in (data.folder, path):
         (record,) = open_source("phrases", named, "train")
         assert record.images == (where,) and record.image_id == where
-    with pytest.raises(FileNotFoundError, match="only of the splits whose files are there: train"):
+    with pytest.raises(FileNotFoundError, match="only of the splits whose files exist: train"):
         open_source("phrases", data.folder, "val")
 
 
@@ -311,10 +311,10 @@ def test_boxes_of_phrases_that_do_not_fit_are_counted_where_asked_for(data):
     data("flickr_val.json", flickr([BOX, bad]))
     found = sources.phrases(data.folder, "val", on_error="skip")
     assert found[0].boxes_xyxy == ((10, 20, 40, 60), (320, 20, 333, 60))
-    assert found.count("clipped boxes") == 1
+    assert found.counts.get("clipped boxes", 0) == 1
     data("refcoco_val.json", flickr([{**BOX, "bbox": [400, 20, 30, 40]}]))
     found = sources.referring(data.folder, "val", on_error="skip")
-    assert found == [] and found.count("expressions without a box") == 1
+    assert found == [] and found.counts.get("expressions without a box", 0) == 1
 
 
 def test_objects_are_as_the_file_has_them(data):

@@ -6,7 +6,8 @@ import types
 
 import pytest
 
-from fiber.data.formats.arrow import table_captions, table_questions, table_statements
+from fiber.data.formats.arrow import Tables, statement_records
+from fiber.data.formats.row_records import caption_records, question_records
 
 
 class _Value:
@@ -83,6 +84,18 @@ def write(request, tmp_path, monkeypatch):
         return tmp_path / name
 
     return save
+
+
+def table_captions(*paths):
+    return caption_records(Tables(paths))
+
+
+def table_questions(path):
+    return question_records(Tables([path]))
+
+
+def table_statements(path):
+    return statement_records(Tables([path]))
 
 
 def test_captions_of_several_files(write):

@@ -190,7 +190,7 @@ def test_another_split_is_answered_with_those_that_are_there(folder):
     folder("valid/_annotations.coco.json", instances(["1.jpg"]), "valid")
     with pytest.raises(FileNotFoundError) as error:
         open_source("detection", folder.path, "test")
-    assert "only of the splits whose files are there: train, val" in str(error.value)
+    assert "only of the splits whose files exist: train, val" in str(error.value)
     assert "Roboflow: test/_annotations.coco.json" in str(error.value)
     with pytest.raises(FileNotFoundError, match=r"boxes.*split 'test'"):
         coco_detection(folder.path, "test")

@@ -101,7 +101,7 @@ def test_splits_are_a_field_or_files(lines):
     # Without the field all lines are those of any split.
     assert len(captions(lines(CAPTION, CAPTION | {"text": "a cat"}), "val")) == 2
     lines(CAPTION, name="val.jsonl")
-    assert len(jsonl_captions(lines.folder, "val")) == 1
+    assert len(open_source("captions", lines.folder, "val")) == 1
 
 
 def test_pictures_of_other_splits_need_not_be_there(lines):
@@ -186,8 +186,8 @@ def test_a_file_with_other_encodings_is_named(lines):
         ),
         (
             CAPTION | {"boxes_xyxy": [[1, 2, 3, 4]], "labels": ["dog"]},
-            "has 'text' and 'boxes_xyxy', fields of captions and of boxes; expected one kind per"
-            " line: use one line for each kind",
+            "has 'text' and 'boxes_xyxy', fields of captions and of boxes; expected fields of one"
+            " kind per line",
         ),
         (
             CAPTION | {"text": "a \ud83d dog"},
@@ -200,7 +200,7 @@ def test_a_file_with_other_encodings_is_named(lines):
         ({"image": "1.png", "texts": []}, r"'texts' '\[\]'"),
         ({"image": "1.png", "texts": "x"}, "'texts' 'x'"),
         ({"image": "1.png", "texts": ["x", ""]}, r"empty 'texts\[1\]'"),
-        (CAPTION | {"id": 1.5}, r"'id' '1.5'.*text.*integer"),
+        (CAPTION | {"id": 1.5}, r"'id' '1.5'.*string.*integer"),
         (CAPTION | {"id": 1}, "has the duplicate 'id' 1"),
         (CAPTION | {"split": "train"}, r"line 2.*field 'split'.*line 1"),
     ],
@@ -333,7 +333,7 @@ class TestListsAndTables:
     @pytest.mark.parametrize(
         ("name", "content", "message"),
         [
-            ("a.json", '{"image": "1.png"}', r"a\.json holds a dict; expected a list"),
+            ("a.json", '{"image": "1.png"}', r"a\.json contains a dict; expected a list"),
             ("a.json", "[1", r"a\.json.*JSON"),
             ("a.json", "[1]", r"a\.json: entry 1.*'1'"),
             ("a.json", '[{"image": "1.png", "txt": "a"}]', r"entry 1.*field 'txt'"),

@@ -67,7 +67,7 @@ def test_a_missing_split_is_answered_with_those_that_are_there(reader, data):
     with pytest.raises(FileNotFoundError) as error:
         getattr(sources, reader)(data.folder, "val")
     path = data.folder / READERS[reader]
-    expected = "expected one of the splits whose files are there: novel, train"
+    expected = "expected one of the splits whose files exist: novel, train"
     assert str(error.value) == f"{path} does not exist; {expected}"
 
 
@@ -82,7 +82,7 @@ def test_a_missing_folder_of_pictures_is_named(data):
     data("captions_val.json", {"images": [], "annotations": []})
     assert sources.captions(data.folder, "val") == []
     (data.folder / "images").rmdir()
-    with pytest.raises(FileNotFoundError, match=r"images is not a folder"):
+    with pytest.raises(FileNotFoundError, match=r"images does not exist"):
         sources.captions(data.folder, "val")
 
 

@@ -18,14 +18,14 @@ _IMAGES_TO_FIND = 20
 
 # By the prefix of a kind; the first match is used.
 _HOW_TO_GET = {
-    "COCO, Karpathy": "caption_datasets.zip of Karpathy and Fei-Fei (2015), its pictures from"
+    "COCO, Karpathy": "caption_datasets.zip of Karpathy and Fei-Fei (2015), its images from"
     " https://cocodataset.org",
     "COCO": "https://cocodataset.org",
     "Flickr30k, Karpathy": "caption_datasets.zip of Karpathy and Fei-Fei (2015)",
     "Flickr30k Entities, original": "https://github.com/BryanPlummer/flickr30k_entities",
     "Flickr30k": "MDETR's mdetr_annotations (final_flickr_separateGT_*.json)",
     "MDETR's mixed set": "MDETR's mdetr_annotations (final_mixed_train_no_coco.json)",
-    "Objects365": "the page of Objects365 (Shao et al. 2019), packed as GLIP's DATA.md says",
+    "Objects365": "the page of Objects365 (Shao et al. 2019), packed as in GLIP's DATA.md",
     "RefCOCO": "MDETR's mdetr_annotations (finetune_refcoco_*.json)",
     "VQAv2": "https://visualqa.org",
     "NLVR2": "https://lil.nlp.cornell.edu/nlvr",
@@ -33,21 +33,15 @@ _HOW_TO_GET = {
     "Visual Genome": "the official page of Visual Genome (Krishna et al. 2017)",
     "SBU": "the official page of the SBU Captioned Photo Dataset (Ordonez et al. 2011)",
     "Conceptual Captions": "the official page of Conceptual Captions (Sharma et al. 2018)",
-    "published Arrow": "the published code's write_*.py, which make it of the original downloads",
+    "published Arrow": "the published code's write_*.py, which convert the original downloads",
 }
 
-#: How to get files that `fiber data` can generate, for messages.
-TRY_WITH = "`fiber data scenes --output DIR` makes a data set to try with"
-# Kinds of files that `fiber data` cannot generate.
+#: Command that generates data, for messages.
+TRY_WITH = "`fiber data scenes --output DIR` generates an example data set"
+# Kinds of files that `fiber data` cannot generate, in messages about missing files.
 _NOT_GENERATED = {
-    "COCO, Karpathy's splits",
-    "Flickr30k, Karpathy's splits",
     "Flickr30k Entities, original files",
-    "Visual Genome's region descriptions",
-    "SBU captions",
-    "Conceptual Captions",
     "VQAv2 annotations, original files",
-    "MDETR's mixed set",
     "Objects365, the published TSV files",
 }
 
@@ -65,7 +59,7 @@ FILES = {
 
 
 class ReadReport:
-    """Counts of what a reader skipped or changed, and its notes; base class of its results."""
+    """Counts of entries that a reader skipped or changed, and its notes; base of its results."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -81,18 +75,15 @@ class ReadReport:
         if times:
             self.counts[what] = self.counts.get(what, 0) + times
 
-    def add_counts(self, counts: Mapping[str, int]) -> None:
-        """Add the counts of another report."""
+    def add_report(self, counts: Mapping[str, int], notes: Iterable[str] = ()) -> None:
+        """Add the counts and notes of another report."""
         for what, times in counts.items():
             self.skip(what, times)
+        self.notes += notes
 
 
 class RecordList(ReadReport, list[Record]):
     """Records with the report of their reader."""
-
-    def count(self, what: Any) -> int:
-        """Return how many entries of a kind were skipped or changed, such as "crowd boxes"."""
-        return self.counts.get(what, 0)
 
 
 class AnnotationFile:
@@ -165,8 +156,15 @@ class AnnotationFile:
             raise self.error(f"has {key!r} {str(value)[:40]!r}; expected {names}")
         return value
 
+    def objects(self, entry: Mapping[str, Any], key: str) -> Iterator[dict[str, Any]]:
+        """Yield the items of a required list of objects."""
+        for item in self.get(entry, key, list):
+            if not isinstance(item, dict):
+                raise self.error(f"has {str(item)[:40]!r} in {key!r}; expected an object")
+            yield item
+
     def text(self, entry: Mapping[str, Any], key: str) -> str:
-        """Return a required text that is not empty."""
+        """Return a required string that is not empty."""
         value = self.get(entry, key, str)
         if not value.strip():
             raise self.error(f"has an empty {key!r}")
@@ -181,10 +179,11 @@ class AnnotationFile:
             raise self.error(f"has {key} {value!r}, which is not in {str(where)!r}")
         return table[value]
 
-    def record(self, **fields: Any) -> Record:
-        """Return a record; errors name the file and the current entry."""
+    def record(self, number: int | str, image: str, **fields: Any) -> Record:
+        """Return a record with the key "<file>/<number>"; errors name the current entry."""
+        key = f"{self.path.stem}/{number}"
         try:
-            return Record(**fields)
+            return Record(key=key, images=(image,), image_id=image, **fields)
         except ValueError as problem:
             raise self.error(f"is not a valid record: {problem}") from None
 
@@ -232,7 +231,7 @@ def _read_json(path: Path, kind: str, expected: type, name: str) -> Any:
         raise ValueError(f"{path} is not JSON ({problem}); expected {kind}") from None
     if not isinstance(data, expected):
         has = f"a {type(data).__name__}" if isinstance(data, dict | list) else f"{data!r:.40}"
-        raise ValueError(f"{path} holds {has}; expected the {name} of {kind}")
+        raise ValueError(f"{path} contains {has}; expected the {name} of {kind}")
     return data
 
 
@@ -251,20 +250,20 @@ def read_json_lines(path: Path, kind: str) -> AnnotationFile:
 
 
 def read_text(path: Path, kind: str) -> str:
-    """Read a UTF-8 file; the error for a missing file names its origin."""
+    """Read a UTF-8 file; the error for a missing file says where to get it."""
     try:
         return path.read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError):
         splits = _splits_in_folder(path)
         if splits:
             raise FileNotFoundError(
-                f"{path} does not exist; expected one of the splits whose files are there:"
+                f"{path} does not exist; expected one of the splits whose files exist:"
                 f" {', '.join(splits)}"
             ) from None
-        made = "" if kind in _NOT_GENERATED else f"; {TRY_WITH}"
+        generated = "" if kind in _NOT_GENERATED else f"; {TRY_WITH}"
         raise FileNotFoundError(
-            f"{path} does not exist; expected a file of {kind}. It comes from"
-            f" {where_to_get(kind)}{made}"
+            f"{path} does not exist; expected a file of {kind}. It is available from"
+            f" {where_to_get(kind)}{generated}"
         ) from None
     except UnicodeDecodeError as problem:
         raise ValueError(f"{path} is not text ({problem}); expected {kind}") from None
@@ -290,12 +289,22 @@ def annotation_path(folder: AnyPath, split: str, kind: str, path: AnyPath | None
     return Path(folder) / FILES[kind].format(split=split) if path is None else Path(path)
 
 
-def images_folder(folder: AnyPath, images: AnyPath | None) -> str:
-    """Return the folder of images: `images` or "images" in the data folder. It must exist."""
+def images_folder(folder: AnyPath, images: AnyPath | None, name: str | None = None) -> str:
+    """Return the folder of images: `images`, or "images" in the data folder.
+
+    A folder called `name` in it or in the data folder has priority.
+
+    Raises:
+        FileNotFoundError: if the folder does not exist.
+    """
     root = Path(folder) / "images" if images is None else Path(images)
+    if name is not None:
+        for parent in (root, Path(folder)) if images is None else (root,):
+            if (parent / name).is_dir():
+                return str(parent / name)
     if not root.is_dir():
         raise FileNotFoundError(
-            f"{root} is not a folder; expected the images there (name another one with `images`)"
+            f"image folder {root} does not exist (name another one with `images`)"
         )
     return str(root)
 
@@ -311,16 +320,6 @@ def find_images_folder(names: Sequence[str], folders: Iterable[Path]) -> Path | 
         The first of the best folders; None if no image is found.
     """
     sample = names[:: max(1, -(-len(names) // _IMAGES_TO_FIND))]
-    there = [folder for folder in dict.fromkeys(folders) if folder.is_dir()]
-    counts = [sum((folder / name).is_file() for name in sample) for folder in there]
-    return there[counts.index(max(counts))] if max(counts, default=0) else None
-
-
-def images_subfolder(folder: AnyPath, images: AnyPath | None, name: str) -> str:
-    """Return the folder of this name in the folder of images or in the data folder.
-
-    If there is none, return the folder of images, which must exist.
-    """
-    roots = [Path(folder) / "images", Path(folder)] if images is None else [Path(images)]
-    found = next((root / name for root in roots if (root / name).is_dir()), None)
-    return str(found) if found else images_folder(folder, images)
+    existing = [folder for folder in dict.fromkeys(folders) if folder.is_dir()]
+    counts = [sum((folder / name).is_file() for name in sample) for folder in existing]
+    return existing[counts.index(max(counts))] if max(counts, default=0) else None

@@ -28,14 +28,14 @@ _EXPECTED = {
     ".csv": "a UTF-8 table with commas, field names in the first line and one text or answer per"
     " line",
 }
-# List fields, which CSV lacks, and their alternatives.
+# List fields, which CSV does not support, and their alternatives.
 _LISTS = {
     "texts": "'text', one per line",
     "answers": "'answer', one per line",
     "boxes_xyxy": "a .jsonl or .json file",
     "labels": "a .jsonl or .json file",
 }
-# Field names of other formats that `nearest` would not find.
+# Field names of other formats that `nearest` does not find.
 _OTHER_NAMES = {
     "caption": "text",
     "captions": "texts",
@@ -55,7 +55,7 @@ _OTHER_NAMES = {
     "classes": "labels",
 }
 
-# JSON escapes that may be lone surrogates, which UTF-8 cannot encode.
+# JSON escapes that may be lone surrogates; UTF-8 cannot encode these.
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -75,16 +75,15 @@ class LineReader:
         self.path = path
         folder = path.parent
         self._roots = [folder, folder / "images"] if images is None else [Path(images)]
-        self._number = 0
-        self._what = "line"
-        self._has_surrogates = False
+        self._number, self._has_surrogates = 0, False
         self._found: dict[str, str] = {}
-        self.expected = _EXPECTED.get(path.suffix.lower(), _EXPECTED[".jsonl"])
+        self._suffix = path.suffix.lower()
+        self.expected = _EXPECTED.get(self._suffix, _EXPECTED[".jsonl"])
 
     @property
     def where(self) -> str:
         """The current line, for messages."""
-        return f"{self.path}: {self._what} {self._number}"
+        return f"{self.path}: {'entry' if self._suffix == '.json' else 'line'} {self._number}"
 
     def error(self, problem: str) -> ValueError:
         """Return an error that names the current line."""
@@ -101,57 +100,59 @@ class LineReader:
                     meant = _OTHER_NAMES.get(field.lower())
                     hint = f"did you mean {meant!r}?" if meant else nearest(field, _FIELDS)
                     raise self.error(f"has the unknown field {field!r}; {hint}")
-            if self._has_surrogates:
-                self._check_surrogates(entry)
+            for field, value in entry.items() if self._has_surrogates else ():
+                try:
+                    json.dumps(value, ensure_ascii=False).encode()
+                except UnicodeEncodeError:
+                    raise self.error(
+                        f"has a lone surrogate in {field!r}, {json.dumps(value):.60}; expected"
+                        " whole characters"
+                    ) from None
             yield number, entry
 
     def entries(self) -> Iterator[tuple[int, Any]]:
         """Yield (number, value) of each line or list item, from 1."""
-        text = self._read()
-        self._has_surrogates = _SURROGATE.search(text) is not None
-        if self.path.suffix.lower() == ".json":
-            self._what = "entry"
-            yield from enumerate(self._list(text), 1)
-            return
-        if self.path.suffix.lower() == ".csv":
-            yield from self._cells(text)
-            return
-        # Not `splitlines`: JSON strings may contain Unicode line separators.
-        for number, line in enumerate(text.split("\n"), 1):
-            self._number = number
-            if not line.strip():
-                continue
-            try:
-                yield number, json.loads(line)
-            except JSON_ERRORS as problem:
-                raise self.error(f"is not JSON ({problem})") from None
-
-    def _check_surrogates(self, entry: dict[str, Any]) -> None:
-        for field, value in entry.items():
-            try:
-                json.dumps(value, ensure_ascii=False).encode()
-            except UnicodeEncodeError:
-                raise self.error(
-                    f"has a lone surrogate in {field!r}, {json.dumps(value):.60}; expected whole"
-                    " characters"
-                ) from None
-
-    def _list(self, text: str) -> list[Any]:
         try:
-            found = json.loads(text)
-        except JSON_ERRORS as problem:
-            raise ValueError(f"{self.path} is not JSON ({problem})") from None
-        if not isinstance(found, list):
-            raise ValueError(f"{self.path} holds a {type(found).__name__}; expected a list")
-        return found
+            # Files from Windows may begin with a byte order mark.
+            text = self.path.read_text(encoding="utf-8-sig")
+        except (FileNotFoundError, NotADirectoryError):
+            example = ', such as {"image": "1.jpg", "text": "a dog"}'
+            raise FileNotFoundError(
+                f"{self.path} does not exist; expected {self.expected}"
+                f"{'' if self._suffix == '.csv' else example}"
+            ) from None
+        except UnicodeDecodeError as problem:
+            raise ValueError(
+                f"{self.path} is not text ({problem}); expected {self.expected}"
+            ) from None
+        self._has_surrogates = _SURROGATE.search(text) is not None
+        if self._suffix == ".csv":
+            yield from self._cells(text)
+        elif self._suffix == ".json":
+            try:
+                found = json.loads(text)
+            except JSON_ERRORS as problem:
+                raise ValueError(f"{self.path} is not JSON ({problem})") from None
+            if not isinstance(found, list):
+                raise ValueError(f"{self.path} contains a {type(found).__name__}; expected a list")
+            yield from enumerate(found, 1)
+        else:
+            # Not `splitlines`: JSON strings may contain Unicode line separators.
+            for number, line in enumerate(text.split("\n"), 1):
+                self._number = number
+                if not line.strip():
+                    continue
+                try:
+                    yield number, json.loads(line)
+                except JSON_ERRORS as problem:
+                    raise self.error(f"is not JSON ({problem})") from None
 
     def _cells(self, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
         """Yield the rows of a CSV table as objects, without empty cells."""
         reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
         try:
-            fields = reader.fieldnames or ()
+            self._number, fields = 1, reader.fieldnames or ()
             for place, field in enumerate(fields):
-                self._number = 1
                 if field in fields[:place]:
                     raise self.error(f"has a duplicate column {field!r}")
                 if field in _LISTS:
@@ -163,8 +164,7 @@ class LineReader:
                 self._number = reader.line_num
                 if None in cells:
                     raise self.error(
-                        f"has more cells than the header, which has"
-                        f" {', '.join(map(repr, reader.fieldnames or ()))}"
+                        f"has more cells than the header {', '.join(map(repr, fields))}"
                     )
                 yield reader.line_num, {name: cell for name, cell in cells.items() if cell}
         except csv.Error as problem:
@@ -173,15 +173,15 @@ class LineReader:
             raise self.error(f"is not a valid CSV row ({problem})") from None
 
     def text(self, entry: dict[str, Any], field: str) -> str:
-        """Return a required text that is not empty."""
+        """Return a required string that is not empty."""
         if field not in entry:
             raise self.error(f"has no {field!r}")
         return self.checked_text(entry[field], field)
 
     def checked_text(self, value: Any, field: str) -> str:
-        """Check that the value of a field is a text that is not empty."""
+        """Return the value of a field, which must be a string that is not empty."""
         if not isinstance(value, str):
-            raise self.error(f"has {field!r} {str(value)[:40]!r}; expected a text")
+            raise self.error(f"has {field!r} {str(value)[:40]!r}; expected a string")
         if not value.strip():
             raise self.error(f"has an empty {field!r}")
         return value
@@ -189,8 +189,8 @@ class LineReader:
     def image(self, entry: dict[str, Any]) -> str:
         """Return the path of the image of a line.
 
-        The first image must exist, since otherwise the folder is likely wrong. A later one may be
-        missing: the loader raises or skips it.
+        The first image must exist, since otherwise the folder is probably wrong. Others may be
+        missing: the loader raises an error or skips them.
         """
         name = self.text(entry, "image")
         if name not in self._found:
@@ -204,30 +204,14 @@ class LineReader:
             self._found[name] = str(path or paths[0])
         return self._found[name]
 
-    def _read(self) -> str:
-        try:
-            # Files from Windows may begin with a byte order mark.
-            return self.path.read_text(encoding="utf-8-sig")
-        except (FileNotFoundError, NotADirectoryError):
-            such = ', such as {"image": "1.jpg", "text": "a dog"}'
-            raise FileNotFoundError(
-                f"{self.path} does not exist; expected {self.expected}"
-                f"{'' if self.path.suffix.lower() == '.csv' else such}"
-            ) from None
-        except UnicodeDecodeError as problem:
-            raise ValueError(
-                f"{self.path} is not text ({problem}); expected {self.expected}"
-            ) from None
-
 
 def is_list(path: Path) -> bool:
-    """Return whether a .json file is a list, as a user's own may be."""
+    """Return whether a .json file contains a list."""
     try:
         with path.open(encoding="utf-8-sig") as file:
             while start := file.read(64):
                 if start.strip():
                     return start.lstrip().startswith("[")
     except (OSError, UnicodeDecodeError):
-        # The reader will report the error.
-        pass
+        pass  # The reader will report the error.
     return False
