@@ -135,7 +135,7 @@ def test_copies_of_a_picture_stay_on_one_side(folder):
 
 def test_one_picture_cannot_be_divided(folder):
     folder("annotations.json", instances(["1.jpg"]), "images")
-    with pytest.raises(ValueError, match=r"1 images.*hold some out"):
+    with pytest.raises(ValueError, match=r"annotations\.json.*images.*1"):
         open_source("detection", folder.path, "train")
 
 
@@ -168,7 +168,7 @@ def test_pictures_that_are_nowhere_are_named(folder):
     path = folder("annotations/instances_val2017.json", instances(["1.jpg", "2.jpg"]), "elsewhere")
     with pytest.raises(FileNotFoundError) as error:
         open_source("detection", folder.path, "val")
-    assert f"{path} names 2 images, such as '1.jpg'; none of a sample of them is in" in str(
+    assert f"{path} has 2 images, such as '1.jpg'; none of a sample of them is in" in str(
         error.value
     )
     assert str(folder.path / "annotations") in str(error.value)
@@ -231,7 +231,7 @@ def test_a_few_pictures_of_each_class(folder):
         found = open_source("detection", folder.path, "train", shots=shots)
         kept = sorted(int(Path(str(record.images[0])).stem) for record in found)
         assert kept == published_selection(content, shots)
-        said = f"{len(kept)} of 12 images are kept: {shots} of each class, as published"
+        said = f"{len(kept)} of 12 images are kept: {shots} per class, as published"
         assert skip_lines(found)[0] == said
     assert published_selection(content, 1) == [1, 2, 6]
     assert len(open_source("detection", folder.path, "train")) == 12

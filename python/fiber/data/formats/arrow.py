@@ -46,12 +46,12 @@ class Tables(RowSource):
         self.tables = [open_table(Path(path), kind) for path in paths]
 
     @property
-    def class_names(self) -> list[str]:
+    def class_names(self) -> Sequence[str]:
         """Class names in the schema of the first file that has them."""
         names_of = (
             table.class_names("objects", field) for table in self.tables for field in CATEGORIES
         )
-        return next(filter(None, names_of), [])
+        return next(filter(None, names_of), ())
 
     def image(self, location: tuple[int, int, str]) -> StoredImage:
         """Read the image at (table, row, column)."""

@@ -111,7 +111,8 @@ def jsonl_questions(
 class _BoxLines(RowSource):
     """Lines with boxes as rows."""
 
-    image = staticmethod(os.fspath)
+    # Not a bound method, which records would pickle with all lines.
+    image = staticmethod(os.fspath)  # type: ignore[assignment]
 
     def __init__(self, lines: LineReader, split: str) -> None:
         super().__init__()

@@ -40,8 +40,10 @@ class DataRow(NamedTuple):
 class RowSource(ReadReport, ABC):
     """Files as one sequence of rows; its report is complete when all rows are read."""
 
-    #: Class names of numeric categories.
-    class_names: Sequence[str] = ()
+    @property
+    def class_names(self) -> Sequence[str]:
+        """Class names of numeric categories."""
+        return ()
 
     @abstractmethod
     def rows(self, kind: str) -> Iterator[DataRow]:

@@ -98,7 +98,7 @@ def optimized_order(
         count = int(numpy_generator.choice(max(1, full))) + 1
         generator.random()
     sampled = numpy_generator.choice(len(names), size=min(count, len(names)), replace=False)
-    negatives = list({label for label in sampled.tolist() if label not in positives})
+    negatives = list({label for label in map(int, sampled) if label not in positives})
     kept = list(positives)
     generator.shuffle(kept)
     generator.shuffle(negatives)
