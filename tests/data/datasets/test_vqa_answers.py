@@ -61,7 +61,10 @@ class TestOriginals:
         found = published_answers(folder)
         assert found.answers == ("yes", "blue")
         assert found.notes[0] == "2 answers, from 26 questions"
-        assert "not the published list: the original train and val have 658111 questions" in found.notes[1]
+        assert (
+            "not the published list: the original train and val have 658111 questions"
+            in found.notes[1]
+        )
 
     def test_another_number_of_answers_is_told_of_whole_files(self, write, monkeypatch):
         write(VAL, annotations(*["no"] * 9))

@@ -52,7 +52,7 @@ class ImageFinder:
         path = self.find(name)
         if path is None:
             raise FileNotFoundError(
-                f"{file.path}: {file.where} has image {name!r}, which is in none of"
+                f"{file.where} has image {name!r}, which is in none of"
                 f" {', '.join(map(str, self._folders))}"
             )
         return path

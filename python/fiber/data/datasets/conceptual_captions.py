@@ -25,7 +25,7 @@ FILES = {
 }
 
 
-@without_garbage_collection
+@without_garbage_collection()
 def conceptual_captions(
     folder: AnyPath, split: str, *, annotations: AnyPath, images: AnyPath | None = None
 ) -> RecordList:

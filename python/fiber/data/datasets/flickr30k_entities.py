@@ -46,7 +46,7 @@ class Phrase(NamedTuple):
     kind: str
 
 
-@without_garbage_collection
+@without_garbage_collection()
 def flickr_entities(
     folder: AnyPath,
     split: str,

@@ -20,7 +20,7 @@ FLICKR30K_KARPATHY = ("dataset_flickr30k.json", "karpathy/dataset_flickr30k.json
 
 
 def _reader(kind: str, *subfolders: str) -> Callable[..., RecordList]:
-    @without_garbage_collection
+    @without_garbage_collection()
     def read(
         folder: AnyPath, split: str, *, annotations: AnyPath, images: AnyPath | None = None
     ) -> RecordList:

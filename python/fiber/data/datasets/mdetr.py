@@ -43,7 +43,7 @@ MIXED_IMAGES = {
 }
 
 
-@without_garbage_collection
+@without_garbage_collection()
 def phrases(
     folder: AnyPath,
     split: str,
@@ -78,7 +78,7 @@ def phrases(
     return _phrase_records(file, lambda _: root, on_error)
 
 
-@without_garbage_collection
+@without_garbage_collection()
 def mixed(
     folder: AnyPath, split: str, *, annotations: AnyPath, on_error: str = "raise"
 ) -> RecordList:
@@ -194,7 +194,7 @@ def _shares(label: tuple[CharSpan, ...], spans: tuple[CharSpan, ...]) -> bool:
     return any(span in spans for span in label)
 
 
-@without_garbage_collection
+@without_garbage_collection()
 def referring(
     folder: AnyPath,
     split: str,

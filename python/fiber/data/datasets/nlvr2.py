@@ -12,7 +12,7 @@ from fiber.data.formats.annotation_file import (
 from fiber.data.record import AnyPath, Record
 
 
-@without_garbage_collection
+@without_garbage_collection()
 def reasoning(
     folder: AnyPath,
     split: str,

@@ -25,27 +25,6 @@ FILES = ("objects365_train*.yaml", "Objects365/objects365_train*.yaml", "*.yaml"
 _NEEDED = ("img", "label", "labelmap")
 
 
-def objects365(
-    folder: AnyPath, split: str, *, annotations: AnyPath, on_error: str = "raise"
-) -> TsvRecords:
-    """Read boxes of classes from TSV files: one record per entry of the line list.
-
-    Boxes are clipped to their images; crowds, empty and reversed boxes are dropped. All of this is
-    counted while records are read. A `rect` is half-open.
-
-    Args:
-        folder: not used.
-        split: not used; the only split is "train".
-        annotations: the YAML file.
-        on_error: "raise", or "skip": drop and count invalid objects.
-
-    Raises:
-        FileNotFoundError: if a file is missing.
-        ValueError: if a file is invalid, with its name.
-    """
-    return TsvRecords(Path(annotations), on_error=on_error)
-
-
 def _read_yaml(path: Path) -> dict[str, str]:
     """Read lines of `name: value`, the only YAML that these files use."""
     found = {}
@@ -77,17 +56,31 @@ def _read_labelmap(path: Path) -> list[str]:
     return sorted((name for name in numbers if name != "__background__"), key=numbers.__getitem__)
 
 
-class TsvRecords(RecordSequence):
-    """Records that are created on access; see `objects365`.
+class Objects365Records(RecordSequence):
+    """Boxes of classes from TSV files: one record per entry of the line list, created on access.
+
+    Boxes are clipped to their images; crowds, empty and reversed boxes are dropped. All of this is
+    counted while records are read. A `rect` is half-open.
+
+    Args:
+        folder: not used.
+        split: not used; the only split is "train".
+        annotations: the YAML file.
+        on_error: "raise", or "skip": drop and count invalid objects.
 
     Raises:
-        ValueError: on access, for an invalid label or image, with file and line.
+        FileNotFoundError: if a file is missing.
+        ValueError: if a file is invalid; on access, for an invalid label or image, with file and
+            line.
     """
 
     #: Counts grow while records are read; records read twice count twice.
     counts_while_reading = True
 
-    def __init__(self, annotations: Path, *, on_error: str) -> None:
+    def __init__(
+        self, folder: AnyPath, split: str, *, annotations: AnyPath, on_error: str = "raise"
+    ) -> None:
+        annotations = Path(annotations)
         files = _read_yaml(annotations)
         self._name = annotations.stem
         self._images = TsvFile(annotations.parent / files["img"])

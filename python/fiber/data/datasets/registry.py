@@ -21,12 +21,7 @@ from fiber.data.datasets import (
 from fiber.data.formats import arrow, coco_folders, jsonl, tsv, webdataset
 from fiber.data.formats.annotation_file import FILES
 from fiber.data.formats.arrow import Tables
-from fiber.data.formats.row_records import (
-    RowSource,
-    box_records,
-    caption_records,
-    question_records,
-)
+from fiber.data.formats.row_records import box_records, caption_records, question_records
 from fiber.data.formats.webdataset import Shards
 from fiber.data.record import AnyPath, RecordSet
 
@@ -54,16 +49,10 @@ class DatasetLayout(NamedTuple):
 
 def _rows_reader(
     read: Callable[..., RecordSet],
-    source: Callable[[Sequence[AnyPath]], RowSource],
+    source: Callable[[Sequence[AnyPath]], Any],
     patterns: Sequence[str] = (),
 ) -> Reader:
-    """Return a reader of files of rows.
-
-    Args:
-        read: creates the records from a row source and options.
-        source: opens files.
-        patterns: names of files in several parts; the first part selects all.
-    """
+    """Return a reader of a row source; the first file of one of the patterns selects all parts."""
 
     def reader(folder: AnyPath, split: str, *, annotations: AnyPath, **options: Any) -> RecordSet:
         for pattern in patterns:
@@ -75,10 +64,9 @@ def _rows_reader(
     return reader
 
 
-def _layouts(
-    names: Iterable[str], reader: Reader, kind: str, split: str = "", is_fallback: bool = False
-) -> list[DatasetLayout]:
-    return [DatasetLayout(name, reader, kind, split, is_fallback) for name in names]
+def _layouts(names: Iterable[str], *fields: Any, **options: Any) -> list[DatasetLayout]:
+    """Return layouts with equal fields."""
+    return [DatasetLayout(name, *fields, **options) for name in names]
 
 
 def _arrow(read: Callable[..., RecordSet], pattern: str, split: str = "") -> DatasetLayout:
@@ -163,6 +151,8 @@ def _refcoco(*names: str) -> list[DatasetLayout]:
     return _layouts(_in_mdetr(*names), partial(sources.referring), "RefCOCO, MDETR's files")
 
 
+_FLICKR_PHRASES = _in_mdetr("final_flickr_separateGT_{split}.json")
+_MIXED = [name for file in mdetr.MIXED_FILES for name in _in_mdetr(file)]
 _REFERRING = DatasetLayout(FILES["referring"], sources.referring, "RefCOCO, MDETR's form")
 _REFCOCO = _refcoco("finetune_refcoco_{split}.json")
 _REFCOCOPLUS = _refcoco("finetune_refcoco+_{split}.json")
@@ -200,11 +190,7 @@ LAYOUTS: dict[str, list[DatasetLayout]] = {
     ],
     "phrases": [
         DatasetLayout(FILES["phrases"], sources.phrases, "Flickr30k Entities, MDETR's form"),
-        *_layouts(
-            _in_mdetr("final_flickr_separateGT_{split}.json"),
-            sources.phrases,
-            "Flickr30k Entities, MDETR's files",
-        ),
+        *_layouts(_FLICKR_PHRASES, sources.phrases, "Flickr30k Entities, MDETR's files"),
         *_layouts(
             flickr30k_entities.LISTS,
             flickr30k_entities.flickr_entities,
@@ -212,17 +198,12 @@ LAYOUTS: dict[str, list[DatasetLayout]] = {
             is_fallback=True,
         ),
     ],
-    "mixed": _layouts(
-        [name for file in mdetr.MIXED_FILES for name in _in_mdetr(file)],
-        mdetr.mixed,
-        mdetr.MIXED,
-        "train",
-    ),
+    "mixed": _layouts(_MIXED, mdetr.mixed, mdetr.MIXED, "train"),
     "referring": [_REFERRING, *_REFCOCO, *_REFCOCOPLUS, *_REFCOCOG],
     "refcoco": [_REFERRING, *_REFCOCO],
     "refcocoplus": _REFCOCOPLUS,
     "refcocog": _REFCOCOG,
-    "objects365": _layouts(objects365.FILES, objects365.objects365, tsv.KIND, "train"),
+    "objects365": _layouts(objects365.FILES, objects365.Objects365Records, tsv.KIND, "train"),
     "detection": [
         DatasetLayout(FILES["detection"], coco_folders.coco_detection, coco_folders.KIND),
         *(
@@ -247,34 +228,21 @@ WITH_SPLITS = {karpathy.coco_karpathy, karpathy.flickr30k_karpathy}
 #: Sources and readers of data sets with a training split only.
 TRAINING_ONLY = {"visual_genome", "sbu", "mixed", "objects365"}
 TRAINING_READERS = {visual_genome.visual_genome, sbu.sbu}
-#: Readers of files with other names, by source and extension.
-BY_SUFFIX: dict[tuple[str, str], Reader] = {
-    ("captions", ".jsonl"): jsonl.jsonl_captions,
-    ("captions", ".json"): sources.captions,
-    ("captions", ".csv"): jsonl.jsonl_captions,
-    ("captions", ".tsv"): conceptual_captions.conceptual_captions,
-    ("questions", ".jsonl"): jsonl.jsonl_questions,
-    ("questions", ".json"): sources.questions,
-    ("questions", ".csv"): jsonl.jsonl_questions,
-    ("reasoning", ".jsonl"): sources.reasoning,
-    ("reasoning", ".json"): sources.reasoning,
-    ("phrases", ".json"): sources.phrases,
-    ("phrases", ".txt"): flickr30k_entities.flickr_entities,
-    ("mixed", ".json"): mdetr.mixed,
-    **{(name, ".json"): sources.referring for name in LAYOUTS if name.startswith("ref")},
-    ("objects365", ".yaml"): objects365.objects365,
-    ("detection", ".json"): coco_folders.coco_detection,
-    ("detection", ".jsonl"): jsonl.jsonl_boxes,
-    ("swapped", ".jsonl"): sources.swapped,
-}
-for _source, _read, _opened in (
-    ("captions", caption_records, {".arrow": Tables, ".parquet": Tables, ".tar": Shards}),
-    ("questions", question_records, {".arrow": Tables, ".parquet": Tables, ".tar": Shards}),
-    ("reasoning", arrow.statement_records, {".arrow": Tables, ".parquet": Tables}),
-    ("detection", box_records, {".arrow": Tables, ".parquet": Tables, ".tar": Shards}),
+#: Readers of files with other names, by source and extension; data sets of captions have none.
+BY_SUFFIX: dict[tuple[str, str], Reader] = {}
+for _source in LAYOUTS:
+    if _source == "captions" or LAYOUTS[_source][0] not in LAYOUTS["captions"]:
+        for _layout in LAYOUTS[_source]:
+            BY_SUFFIX.setdefault((_source, Path(_layout.pattern).suffix), _layout.reader)
+for _source, _read in (
+    ("captions", caption_records),
+    ("questions", question_records),
+    ("reasoning", arrow.statement_records),
+    ("detection", box_records),
 ):
-    for _suffix, _open in _opened.items():
-        BY_SUFFIX[_source, _suffix] = _rows_reader(_read, _open)
+    BY_SUFFIX[_source, ".arrow"] = BY_SUFFIX[_source, ".parquet"] = _rows_reader(_read, Tables)
+    if (_source, ".tar") in BY_SUFFIX:
+        BY_SUFFIX[_source, ".tar"] = _rows_reader(_read, Shards)
 #: Extensions of files in several parts; a file that is named is read without the others.
 PART_SUFFIXES = (".arrow", ".parquet", ".tar")
 

@@ -119,8 +119,7 @@ def has_splits(source: str, data: AnyPath, split: str) -> bool:
 def choose_layout(source: str, data: Path, split: str) -> tuple[Reader, Path | None]:
     """Choose the layout in which a folder has a split of a source.
 
-    Returns:
-        Its reader and the first of its files, or None if the reader finds the file itself.
+    Return its reader and the first of its files, or None if the reader finds the file itself.
 
     Raises:
         FileNotFoundError: if there is none.
@@ -174,16 +173,14 @@ def _missing(source: str, folder: Path, split: str) -> str:
         problem = f"{folder} has no {source} of split {split!r}"
         problem += f", only of the splits whose files exist: {splits}" if splits else ""
     kinds: dict[str, list[str]] = {}
-    for layout in LAYOUTS[source]:
-        if layout.may_have(split):
-            names = " with ".join([layout.pattern, *COMPANION_FILES.get(layout.pattern, ())])
-            kinds.setdefault(layout.kind, []).append(names.format(split=split))
-    generated = {layout.kind for layout in LAYOUTS[source] if layout.pattern in FILES.values()}
-    expected = []
-    for kind, files in kinds.items():
-        where = f", from {where_to_get(kind)}" if where_to_get(kind) else ""
-        how = f" ({TRY_WITH})" if kind in generated else ""
-        expected.append(f"{kind}: {' or '.join(files)}{where}{how}")
+    origins = {}
+    for layout in filter(lambda layout: layout.may_have(split), LAYOUTS[source]):
+        names = " with ".join([layout.pattern, *COMPANION_FILES.get(layout.pattern, ())])
+        kinds.setdefault(layout.kind, []).append(names.format(split=split))
+        origin = f", from {where_to_get(layout.kind)}" if where_to_get(layout.kind) else ""
+        is_generated = layout.pattern in FILES.values()
+        origins.setdefault(layout.kind, f"{origin} ({TRY_WITH})" if is_generated else origin)
+    expected = [f"{kind}: {' or '.join(files)}{origins[kind]}" for kind, files in kinds.items()]
     return (
         f"{problem}. Expected one of these in the folder: {'; '.join(expected)}. A file with"
         " another name can be given instead of the folder"

@@ -23,7 +23,7 @@ KIND = "SBU captions"
 FILES = ("sbu-captions-all.json", "annot.json")
 
 
-@without_garbage_collection
+@without_garbage_collection()
 def sbu(
     folder: AnyPath, split: str, *, annotations: AnyPath, images: AnyPath | None = None
 ) -> RecordList:

@@ -21,7 +21,7 @@ KIND = "Visual Genome's region descriptions"
 FILES = ("region_descriptions.json", "annotations/region_descriptions.json")
 
 
-@without_garbage_collection
+@without_garbage_collection()
 def visual_genome(
     folder: AnyPath, split: str, *, annotations: AnyPath, images: AnyPath | None = None
 ) -> RecordList:

@@ -18,7 +18,7 @@ from fiber.data.formats.rows import ANSWER_SCORES
 from fiber.data.record import AnyPath
 
 
-@without_garbage_collection
+@without_garbage_collection()
 def questions(
     folder: AnyPath,
     split: str,

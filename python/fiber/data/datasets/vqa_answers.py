@@ -72,7 +72,7 @@ def frequent_answers(majority: Sequence[str]) -> tuple[str, ...]:
     return tuple(answer for answer, count in counts.items() if count >= MIN_QUESTIONS)
 
 
-@without_garbage_collection
+@without_garbage_collection()
 def _from_originals(paths: Sequence[Path]) -> PublishedAnswers:
     majority = []
     for path in paths:

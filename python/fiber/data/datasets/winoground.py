@@ -14,7 +14,7 @@ from fiber.data.formats.annotation_file import (
 from fiber.data.record import AnyPath
 
 
-@without_garbage_collection
+@without_garbage_collection()
 def swapped(
     folder: AnyPath,
     split: str,

@@ -32,10 +32,9 @@ def char_spans(
     spans = file.get(entry, key, list)
     try:
         found: tuple[CharSpan, ...] = tuple((start, end) for start, end in spans)
-        are_integers = all(isinstance(value, int) for span in found for value in span)
     except (TypeError, ValueError):
-        found, are_integers = (), False
-    if not are_integers:
+        found = ()
+    if len(found) != len(spans) or not all(isinstance(v, int) for span in found for v in span):
         raise file.error(f"has {key!r} {str(spans)[:60]}; expected a list of [start, end]")
     if text.isascii():
         return found
@@ -157,11 +156,7 @@ def true_objects(
 ) -> TrueObjects:
     """Return all boxes of an image unchanged, with the verified classes of LVIS.
 
-    Args:
-        file: the annotation file.
-        image: an entry of its `images`.
-        entries: annotations of the image, from `boxes_by_image`.
-        label_index: index in `Record.labels` of each category id.
+    `label_index` has the index in `Record.labels` of each category id.
 
     Raises:
         ValueError: for an invalid box or an unknown category.
@@ -176,12 +171,13 @@ def true_objects(
         areas.append(float(area))
         crowd.append(bool(entry.get("iscrowd")))
     file.at("images", image)
-    known = {}
-    for key in ("neg_category_ids", "not_exhaustive_category_ids"):
-        given = file.get(image, key, list) if key in image else []
-        known[key] = frozenset(
-            file.look_up(label_index, {key: category}, key, "categories") for category in given
+    known = {
+        key: frozenset(
+            file.look_up(label_index, {key: category}, key, "categories")
+            for category in (file.get(image, key, list) if key in image else ())
         )
+        for key in ("neg_category_ids", "not_exhaustive_category_ids")
+    }
     return TrueObjects(
         boxes_xyxy=tuple(boxes_xyxy),
         labels=tuple(labels),

@@ -21,7 +21,7 @@ from fiber.data.prompts.classes import class_prompt
 from fiber.data.record import AnyPath
 
 
-@without_garbage_collection
+@without_garbage_collection()
 def captions(
     folder: AnyPath,
     split: str,
@@ -64,7 +64,7 @@ def captions(
     return out
 
 
-@without_garbage_collection
+@without_garbage_collection()
 def detection(
     folder: AnyPath,
     split: str,

@@ -90,7 +90,7 @@ class _Found(NamedTuple):
     is_divided: bool = False
 
 
-@without_garbage_collection
+@without_garbage_collection()
 def coco_detection(
     folder: AnyPath,
     split: str,

@@ -52,7 +52,7 @@ _NEEDED = {
 }
 
 
-@without_garbage_collection
+@without_garbage_collection()
 def jsonl_captions(
     folder: AnyPath, split: str, *, annotations: AnyPath, images: AnyPath | None = None
 ) -> RecordList:
@@ -81,7 +81,7 @@ def jsonl_captions(
             raise lines.error(f"has 'texts' {str(texts)[:40]!r}; expected a list of strings")
         image = lines.image(entry)
         for place, text in enumerate(texts):
-            text = lines.checked_text(text, f"texts[{place}]") if several else text
+            text = lines.text({(field := f"texts[{place}]"): text}, field) if several else text
             name = f"{key}-{place}" if several else key
             if (image, text) in seen:
                 out.skip("repeated captions")
@@ -91,7 +91,7 @@ def jsonl_captions(
     return out
 
 
-@without_garbage_collection
+@without_garbage_collection()
 def jsonl_questions(
     folder: AnyPath, split: str, *, annotations: AnyPath, images: AnyPath | None = None
 ) -> RecordList:
@@ -218,7 +218,7 @@ def _answers(lines: LineReader, entry: dict[str, Any], *, optional: bool) -> dic
             f"has 'answers' {str(answers)[:40]!r}; expected a list, or answers with their scores"
         )
     for answer in answers:
-        lines.checked_text(answer, "answers")
+        lines.text({"answers": answer}, "answers")
     if isinstance(answers, list):
         return {"answers": scores_of(answers), "human_answers": tuple(answers)}
     with named(lines.where):

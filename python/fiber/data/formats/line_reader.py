@@ -15,6 +15,7 @@ from typing import Any
 
 from fiber.atomic_io import JSON_ERRORS
 from fiber.config_io import nearest
+from fiber.data.formats.annotation_file import EntryFile
 from fiber.data.record import AnyPath
 
 _FIELDS = (
@@ -59,7 +60,7 @@ _OTHER_NAMES = {
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
-class LineReader:
+class LineReader(EntryFile):
     """Reader of a file of lines, with the current line for error messages.
 
     Args:
@@ -72,7 +73,7 @@ class LineReader:
     """
 
     def __init__(self, path: Path, images: AnyPath | None) -> None:
-        self.path = path
+        super().__init__(path)
         folder = path.parent
         self._roots = [folder, folder / "images"] if images is None else [Path(images)]
         self._number, self._has_surrogates = 0, False
@@ -82,12 +83,8 @@ class LineReader:
 
     @property
     def where(self) -> str:
-        """The current line, for messages."""
+        """The file and the current line, for messages."""
         return f"{self.path}: {'entry' if self._suffix == '.json' else 'line'} {self._number}"
-
-    def error(self, problem: str) -> ValueError:
-        """Return an error that names the current line."""
-        return ValueError(f"{self.where} {problem}")
 
     def walk(self) -> Iterator[tuple[int, dict[str, Any]]]:
         """Yield (number, object) of each line that is not blank, from 1, with checked fields."""
@@ -171,20 +168,6 @@ class LineReader:
             # `DictReader.line_num` is the line of the last complete row.
             self._number = reader.reader.line_num
             raise self.error(f"is not a valid CSV row ({problem})") from None
-
-    def text(self, entry: dict[str, Any], field: str) -> str:
-        """Return a required string that is not empty."""
-        if field not in entry:
-            raise self.error(f"has no {field!r}")
-        return self.checked_text(entry[field], field)
-
-    def checked_text(self, value: Any, field: str) -> str:
-        """Return the value of a field, which must be a string that is not empty."""
-        if not isinstance(value, str):
-            raise self.error(f"has {field!r} {str(value)[:40]!r}; expected a string")
-        if not value.strip():
-            raise self.error(f"has an empty {field!r}")
-        return value
 
     def image(self, entry: dict[str, Any]) -> str:
         """Return the path of the image of a line.

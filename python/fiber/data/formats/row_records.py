@@ -112,7 +112,7 @@ def caption_records(source: RowSource) -> RowRecords:
                     seen.add(text)
                     key = row.key if one else f"{row.key}-{place}"
                     out.add(row, key=key, text=text, image_id=_image_id(row))
-    out.add_report(source.counts, source.notes)
+    out.add_report(source)
     return out
 
 
@@ -130,7 +130,7 @@ def question_records(source: RowSource) -> RowRecords:
                 if number is not None:
                     key = f"{row.key.rpartition('/')[0]}/{number}"
                 out.add(row, key=key, image_id=_image_id(row), **fields)
-    out.add_report(source.counts, source.notes)
+    out.add_report(source)
     return out
 
 
@@ -176,7 +176,7 @@ def box_records(
         )
         with named(row.where):
             out.add(row, image_id=_image_id(row), image_size=size, **fields)
-    out.add_report(source.counts, source.notes)
+    out.add_report(source)
     return out
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from fiber.data.formats.annotation_boxes import Box, is_number
 
@@ -33,14 +33,6 @@ CATEGORIES = ("category", "label", "category_id", "categories", "labels")
 #: VQAv2 soft score of an answer that 0, 1, 2, 3 or at least 4 of ten annotators gave.
 ANSWER_SCORES = (0.0, 0.3, 0.6, 0.9, 1.0)
 _ANNOTATORS = 10
-
-
-class RowBox(NamedTuple):
-    """A box of a row."""
-
-    box_xyxy: Box
-    #: Class name or index.
-    category: str | int
 
 
 def captions_of(row: Mapping[str, Any]) -> list[str] | str:
@@ -159,8 +151,8 @@ def scores_of(answers: Sequence[str]) -> dict[str, float]:
     }
 
 
-def boxes_of(row: Mapping[str, Any]) -> Iterator[RowBox]:
-    """Yield the boxes of a row with their classes.
+def boxes_of(row: Mapping[str, Any]) -> Iterator[tuple[Box, str | int]]:
+    """Yield the boxes of a row, each with its class name or index.
 
     Raises:
         ValueError: if boxes and classes differ in number, or a box is not four numbers.
@@ -182,7 +174,7 @@ def boxes_of(row: Mapping[str, Any]) -> Iterator[RowBox]:
         if not isinstance(category, str | int) or isinstance(category, bool):
             raise ValueError(f"has class {str(category)[:40]!r}; expected a name or a number")
         x0, y0, x1, y1 = map(float, box)
-        yield RowBox((x0, y0, x1, y1) if is_xyxy else (x0, y0, x0 + x1, y0 + y1), category)
+        yield (x0, y0, x1, y1) if is_xyxy else (x0, y0, x0 + x1, y0 + y1), category
 
 
 def _object_lists(objects: Any) -> tuple[Any, Any]:

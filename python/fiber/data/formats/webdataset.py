@@ -16,6 +16,8 @@ is not UTF-8, invalid JSON and files that `TarFile` rejects raise errors with fi
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,29 +47,30 @@ def samples_of(file: TarFile, counts: dict[str, int]) -> Iterator[Sample]:
         ValueError: for a duplicate member, or a sample in two places.
     """
     seen: set[str] = set()
-    sample: Sample | None = None
-    for member in file.members:
-        folder, slash, last = member.name.rpartition("/")
-        stem, dot, end = last.partition(".")
-        if not dot or not stem or not end:
-            counts["members without an ending"] = counts.get("members without an ending", 0) + 1
-            continue
-        name = f"{folder}{slash}{stem}"
-        if sample is None or sample.name != name:
-            if sample is not None:
-                yield sample
+    for name, group in groupby(_named_members(file, counts), key=itemgetter(0)):
+        members: dict[str, Member] = {}
+        for _, extension, member in group:
             if name in seen:
                 raise ValueError(
                     f"{file.path}: the members of {name!r} are in two places, the second starts at"
                     f" {member.name!r}; expected all members of a sample together"
                 )
-            seen.add(name)
-            sample = Sample(name, {})
-        if end.lower() in sample.members:
-            raise ValueError(f"{file.path}: duplicate member {member.name!r}")
-        sample.members[end.lower()] = member
-    if sample is not None:
-        yield sample
+            if extension in members:
+                raise ValueError(f"{file.path}: duplicate member {member.name!r}")
+            members[extension] = member
+        seen.add(name)
+        yield Sample(name, members)
+
+
+def _named_members(file: TarFile, counts: dict[str, int]) -> Iterator[tuple[str, str, Member]]:
+    """Yield sample name, extension in lower case, and member."""
+    for member in file.members:
+        folder, slash, last = member.name.rpartition("/")
+        stem, _, extension = last.partition(".")
+        if stem and extension:
+            yield f"{folder}{slash}{stem}", extension.lower(), member
+        else:
+            counts["members without an ending"] = counts.get("members without an ending", 0) + 1
 
 
 def fields_of(file: TarFile, sample: Sample) -> dict[str, Any]:
@@ -131,4 +134,4 @@ class Shards(RowSource):
                 f" {have}"
             )
         for file in self.files:
-            self.add_report(file.counts, file.notes)
+            self.add_report(file)

@@ -127,18 +127,15 @@ def as_class(given: Any, number: int) -> ClassName:
         TypeError: for any other type.
         ValueError: for a mapping with other keys or without a name, or an empty name.
     """
-    if isinstance(given, str):
-        found = ClassName(given)
-    elif isinstance(given, ClassName):
-        found = given
-    elif isinstance(given, Mapping):
+    found = ClassName(given) if isinstance(given, str) else given
+    if isinstance(given, Mapping):
         if "name" not in given or not set(given) <= {part.name for part in fields(ClassName)}:
             raise ValueError(
                 f"class {number} has the keys {', '.join(map(repr, given)) or '(none)'};"
                 " expected 'name', and optionally 'prefix' and 'suffix'"
             )
         found = ClassName(**given)
-    else:
+    if not isinstance(found, ClassName):
         raise TypeError(
             f"class {number} must be a str, a ClassName or a mapping with 'prefix', 'name' and"
             f" 'suffix', got {type(given).__name__} {given!r:.60}"
@@ -276,12 +273,10 @@ def read_classes(path: AnyPath) -> list[ClassName]:
     if path.suffix.lower() != ".json":
         try:
             # Editors on Windows write a byte order mark.
-            lines = path.read_text(encoding="utf-8-sig").splitlines()
+            lines = map(str.strip, path.read_text(encoding="utf-8-sig").splitlines())
         except UnicodeDecodeError as problem:
-            raise ValueError(
-                f"{path} is not text ({problem}); expected one class per line"
-            ) from None
-        found = [ClassName(line.strip()) for line in lines if line.strip()]
+            raise ValueError(f"{path} is not text ({problem}); expected a class per line") from None
+        found = [ClassName(line) for line in lines if line]
         if not found:
             raise ValueError(f"{path} is empty; expected one class per line")
         return found

@@ -30,18 +30,11 @@ def keep_positives(
     budget: int,
     generator: random.Random,
 ) -> tuple[list[int], int]:
-    """Keep as many of an image's classes as fit the budget, in random order.
+    """Keep as many of the class ids `present` as fit the budget, in random order.
 
-    Args:
-        present: class ids of its boxes.
-        names: name of each class id.
-        count_tokens: applied to each class alone, which gives more tokens than the class adds to a
-            text.
-        budget: maximum text length in tokens, without <s> and </s>.
-        generator: shuffles the classes.
-
-    Returns:
-        The ids kept, and the tokens counted, including those of the first class dropped.
+    `count_tokens` is applied to each class alone, which gives more tokens than the class adds to a
+    text. `budget` is in tokens without <s> and </s>. Return the ids kept, and the tokens counted,
+    including those of the first class dropped.
     """
     order = list(set(present))
     generator.shuffle(order)
@@ -66,7 +59,7 @@ def optimized_order(
     generator: random.Random,
     numpy_generator: np.random.RandomState,
 ) -> list[int]:
-    """Return the class ids of a prompt: an image's classes and a random number of others.
+    """Return the class ids of a prompt: those `present` and a random number of others.
 
     Classes of the image are removed from the others after sampling. The background may be sampled.
 
@@ -75,8 +68,8 @@ def optimized_order(
         names: name of each class id; the background is 0.
         chances: see `PromptRules.negative_chances`.
         max_negatives: maximum number of other classes (published: 85).
-        count_tokens: as in `keep_positives`.
-        budget: as in `keep_positives`.
+        count_tokens: see `keep_positives`.
+        budget: see `keep_positives`.
         positive_tokens: tokens counted by `keep_positives`.
         generator: Python's generator.
         numpy_generator: NumPy's legacy generator.

@@ -131,9 +131,8 @@ class SampledPrompts:
 
     def _counts(self, positives: int, others: int, rng: Rng) -> tuple[int, int]:
         """Sample the number of negatives and of positives."""
-        limit, rules = others, self.rules
-        if rules.max_negatives is not None:
-            limit = min(limit, rules.max_negatives)
+        rules = self.rules
+        limit = min(others, others if rules.max_negatives is None else rules.max_negatives)
         if rules.max_classes is not None:
             limit = min(limit, max(rules.max_classes - positives, 0))
         one, none, every, drop = rules.negative_chances
@@ -199,6 +198,7 @@ class SampledPrompts:
         return join_classes([ClassName(name) for name in chosen], chosen), new_index
 
     def _count(self, text: str) -> int:
+        """Count tokens without <s> and </s>."""
         return len(self.tokenizer.encode(text)[0]) - 2
 
 
