@@ -117,7 +117,7 @@ def test_the_task_that_finds_nothing_in_a_file_is_named(lines, micro_models, cap
     entries = map(json.loads, lines.read_text().splitlines())
     captions = [json.dumps(entry) for entry in entries if "text" in entry]
     (lines.parent / "captions.jsonl").write_text("\n".join(captions))
-    problem = "captions.jsonl has only lines with captions; expected lines with 'question' and"
+    problem = "captions.jsonl has only captions; expected lines with 'question' and"
     assert main(["train", "scenes_coarse", "--data", "captions.jsonl"]) == 2
     assert f"task 'question': {problem}" in error_line(capsys)
     assert main(["eval", str(micro_models["coarse"]), "vqa", "--data", "captions.jsonl"]) == 2

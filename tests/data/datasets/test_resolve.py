@@ -64,7 +64,7 @@ def test_several_forms_are_told_with_the_names_that_tell_them_apart(folder):
         ("dataset_flickr30k.json", karpathy("train")),
     ):
         folder(name, content)
-    with pytest.raises(AmbiguousLayoutError, match="name one file instead") as error:
+    with pytest.raises(AmbiguousLayoutError, match="name a file") as error:
         open_source("captions", folder.folder, "train")
     assert error.value.sources == ("coco_karpathy", "flickr30k_karpathy")
     # Of two forms of one set the first is read by its name, and others are not told apart by it.
@@ -259,7 +259,7 @@ def test_a_split_that_a_source_never_has(folder, monkeypatch):
         folder(name, "")
         with pytest.raises(ValueError) as error:
             open_source(source, folder.folder, "val")
-        said = f"{source} has only a training split, got 'val'; expected 'train'"
+        said = f"{source} has only the split 'train', got 'val'"
         assert str(error.value) == said
     # Nor are its Arrow files read for the same records a second time.
     read = []

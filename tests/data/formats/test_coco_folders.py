@@ -177,7 +177,7 @@ def test_pictures_that_are_nowhere_are_named(folder):
 def test_two_years_are_two_files(folder):
     for year in (2014, 2017):
         folder(f"annotations/instances_train{year}.json", instances(["1.jpg"]), f"train{year}")
-    with pytest.raises(ValueError, match="files: annotations/instances_train2014"):
+    with pytest.raises(ValueError, match=r"files.*/annotations/instances_train2014"):
         open_source("detection", folder.path, "train")
     (record,) = open_source(
         "detection", folder.path / "annotations/instances_train2014.json", "train"

@@ -15,18 +15,13 @@ from typing import Any
 from fiber.data.formats.annotation_file import AnnotationFile, RecordList, read_json_array
 from fiber.data.record import AnyPath, Record
 
-#: Images per folder of img2dataset.
-_ROWS_PER_FOLDER = 10_000
 _MISSING = "pictures that are missing"
 
 
 class ImageFinder:
-    """Find the images of a data set; each folder is listed once.
+    """Find the images of a data set in `images`, or in the data folder and "images" in it.
 
-    Args:
-        folder: data folder; searched together with "images" in it.
-        images: folder of images, searched instead.
-        subfolders: names of subfolders that are also searched.
+    `subfolders` of these are also searched. Each folder is listed once.
     """
 
     def __init__(
@@ -52,8 +47,7 @@ class ImageFinder:
         path = self.find(name)
         if path is None:
             raise FileNotFoundError(
-                f"{file.where} has image {name!r}, which is in none of"
-                f" {', '.join(map(str, self._folders))}"
+                f"{file.where} has image {name!r}, not in {', '.join(map(str, self._folders))}"
             )
         return path
 
@@ -76,12 +70,7 @@ def add_captions(out: RecordList, stem: str, image: str, found: Sequence[tuple[A
 def caption_rows(
     path: Path, rows: Iterable[tuple[tuple[str, ...], Any]], images: ImageFinder
 ) -> RecordList:
-    """Make records of rows with one caption each, whose images may be missing.
-
-    Args:
-        path: annotation file, for keys and messages.
-        rows: possible file names of the image, and its caption.
-        images: finds the images.
+    """Create records of rows: possible file names of an image that may be missing, and a caption.
 
     Raises:
         FileNotFoundError: if all images are missing.
@@ -100,8 +89,7 @@ def caption_rows(
             add_captions(out, path.stem, image, [(row, caption)])
     if total and out.counts.get(_MISSING) == total:
         raise FileNotFoundError(
-            f"{path}: none of the {total} images exists, such as {example!r}; name their folder"
-            " with `images`"
+            f"{path}: none of the {total} images exists, such as {example!r} (see `images`)"
         )
     return out
 
@@ -113,14 +101,14 @@ def path_rows(path: Path, kind: str) -> Iterator[tuple[tuple[str, ...], str]]:
             isinstance(pair, list) and len(pair) == 2 and all(isinstance(v, str) for v in pair)
         ):
             raise ValueError(
-                f"{path}: entry {index} must be [path, caption], got {str(pair)[:40]!r}"
+                f"{path}: entry {index} is {str(pair)[:40]!r}; expected [path, caption]"
             )
         yield (pair[0],), pair[1]
 
 
 def row_name(row: int) -> str:
     """Return the file name that img2dataset gives to the image of a row."""
-    return f"{row // _ROWS_PER_FOLDER:05d}/{row:09d}.jpg"
+    return f"{row // 10_000:05d}/{row:09d}.jpg"
 
 
 def check_split(path: Path, split: str, splits: Iterable[str]) -> None:

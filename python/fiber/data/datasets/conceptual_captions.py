@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fiber.data.datasets.caption_files import ImageFinder, caption_rows, path_rows, row_name
-from fiber.data.formats.annotation_file import RecordList, read_text, without_garbage_collection
+from fiber.data.formats.annotation_file import RecordList, read_text
 from fiber.data.record import AnyPath
 
 #: Kind of file in messages.
@@ -25,7 +25,6 @@ FILES = {
 }
 
 
-@without_garbage_collection()
 def conceptual_captions(
     folder: AnyPath, split: str, *, annotations: AnyPath, images: AnyPath | None = None
 ) -> RecordList:
@@ -52,9 +51,7 @@ def _tsv_rows(path: Path) -> Iterator[tuple[tuple[str, ...], str]]:
             continue
         columns = line.rstrip("\r").split("\t")
         if len(columns) != 2:
-            raise ValueError(
-                f"{path}: line {row + header + 1} must have 2 columns separated by a tab (caption"
-                f" and URL), got {len(columns)}"
-            )
+            where = f"{path}: line {row + header + 1}"
+            raise ValueError(f"{where} has {len(columns)} columns; expected caption and URL")
         caption, location = columns
         yield ((row_name(row),) if "://" in location else (location,)), caption

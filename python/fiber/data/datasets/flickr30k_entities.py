@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from fiber.data.char_spans import CharSpan
 from fiber.data.formats.annotation_boxes import Box
-from fiber.data.formats.annotation_file import RecordList, read_text, without_garbage_collection
+from fiber.data.formats.annotation_file import RecordList, read_text
 from fiber.data.record import AnyPath, Record
 
 #: Kind of file in messages.
@@ -46,7 +46,6 @@ class Phrase(NamedTuple):
     kind: str
 
 
-@without_garbage_collection()
 def flickr_entities(
     folder: AnyPath,
     split: str,
@@ -61,12 +60,9 @@ def flickr_entities(
     such a phrase. `labels` are the phrases, `label_groups` their kinds; a box has the spans of all
     its phrases.
 
-    Args:
-        folder: data folder.
-        split: "train", "val" or "test".
-        annotations: list of images; the other files are in its folder.
-        images: folder of images; default: the first of `IMAGE_FOLDERS` that exists.
-        on_error: "raise", or "skip": drop and count objects with an invalid box.
+    `annotations` is the list of images; the other files are in its folder. The folder of images is
+    by default the first of `IMAGE_FOLDERS` that exists. With `on_error` "skip", objects with an
+    invalid box are dropped and counted.
 
     Raises:
         FileNotFoundError: if a file or the folder of images is missing.
@@ -113,14 +109,10 @@ def _record(
 
 
 def read_sentence(line: str, where: str) -> tuple[str, list[Phrase]]:
-    """Parse a caption with brackets into its text and its phrases, in order.
-
-    Args:
-        line: "[/EN#1/people The man] sits ."
-        where: name of the caption in messages.
+    """Parse a caption such as "[/EN#1/people The man] sits ." into its text and its phrases.
 
     Raises:
-        ValueError: for a phrase that is not closed or has no number or words.
+        ValueError: for a phrase that is not closed or has no number or words, with `where`.
     """
     text, phrases, opened = "", [], None
     for token in line.split():
@@ -184,7 +176,5 @@ def _images_root(folder: Path, list_folder: Path, split: str, images: AnyPath | 
         candidates = [Path(images)]
     found = next((path for path in candidates if path.is_dir()), None)
     if found is None:
-        raise FileNotFoundError(
-            f"no image folder; expected one of {', '.join(map(str, candidates))}"
-        )
+        raise FileNotFoundError(f"image folder is none of {', '.join(map(str, candidates))}")
     return found

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fiber.data.datasets.caption_files import ImageFinder, add_captions, check_split
-from fiber.data.formats.annotation_file import RecordList, read_json, without_garbage_collection
+from fiber.data.formats.annotation_file import RecordList, read_json
 from fiber.data.record import AnyPath
 
 #: Kinds of files in messages.
@@ -20,7 +20,6 @@ FLICKR30K_KARPATHY = ("dataset_flickr30k.json", "karpathy/dataset_flickr30k.json
 
 
 def _reader(kind: str, *subfolders: str) -> Callable[..., RecordList]:
-    @without_garbage_collection()
     def read(
         folder: AnyPath, split: str, *, annotations: AnyPath, images: AnyPath | None = None
     ) -> RecordList:
@@ -29,13 +28,9 @@ def _reader(kind: str, *subfolders: str) -> Callable[..., RecordList]:
         The published code trains on "train" and "val" of COCO and selects on "test"; most others
         train on "train" and "restval" and select on "val".
 
-        Args:
-            folder: data folder.
-            split: of the images.
-            annotations: the annotation file.
-            images: folder of images; default: the data folder, or "images" in it. Those of COCO are
-                in its subfolders train2014 and val2014, those of Flickr30k may be in
-                "flickr30k-images" or "flickr30k_images".
+        The folder of images is the data folder or "images" in it. Those of COCO are in its
+        subfolders train2014 and val2014, those of Flickr30k may be in "flickr30k-images" or
+        "flickr30k_images".
 
         Raises:
             FileNotFoundError: if the file or an image is missing.

@@ -8,7 +8,7 @@ Source: MDETR (Kamath et al. 2021).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +78,6 @@ def phrases(
     return _phrase_records(file, lambda _: root, on_error)
 
 
-@without_garbage_collection()
 def mixed(
     folder: AnyPath, split: str, *, annotations: AnyPath, on_error: str = "raise"
 ) -> RecordList:
@@ -94,7 +93,7 @@ def mixed(
         names.setdefault(_source(entry), []).append(entry["file_name"])
     roots = {}
     for source, own in names.items():
-        candidates = [base / name for base in _bases(folder) for name in MIXED_IMAGES[source]]
+        candidates = _candidates(folder, MIXED_IMAGES[source])
         found = find_images_folder(own, candidates)
         if found is None:
             raise FileNotFoundError(
@@ -109,9 +108,9 @@ def _source(entry: dict[str, Any]) -> str:
     return "coco" if entry["data_source"] == "coco" else "vg"
 
 
-def _bases(folder: AnyPath) -> list[Path]:
-    """Return the parents of image folders: the annotations may be in a subfolder."""
-    return [Path(folder), Path(folder).parent]
+def _candidates(folder: AnyPath, names: Sequence[str]) -> list[Path]:
+    """Return image folders; the annotations may be in a subfolder of the data folder."""
+    return [parent / name for parent in (Path(folder), Path(folder).parent) for name in names]
 
 
 def _root(
@@ -120,8 +119,7 @@ def _root(
     """Find the folder that a file's image names are relative to."""
     if images is None:
         names = [entry["file_name"] for entry in file.images()]
-        roots = [base / name for base in _bases(folder) for name in folders]
-        found = find_images_folder(names, [Path(folder) / "images", *roots])
+        found = find_images_folder(names, [Path(folder) / "images", *_candidates(folder, folders)])
         if found is not None:
             return str(found)
     return images_folder(folder, images)

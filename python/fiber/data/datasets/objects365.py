@@ -15,7 +15,7 @@ import numpy as np
 
 from fiber.atomic_io import JSON_ERRORS
 from fiber.data.formats.annotation_boxes import EMPTY_BOX_PIXELS, Box, clip_box, is_number
-from fiber.data.formats.annotation_file import read_text
+from fiber.data.formats.annotation_file import read_json, read_text
 from fiber.data.formats.tsv import KIND, TsvFile, read_integers
 from fiber.data.prompts.classes import class_prompt
 from fiber.data.record import AnyPath, LazyImages, Record, RecordSequence
@@ -44,12 +44,8 @@ def _read_yaml(path: Path) -> dict[str, str]:
 
 def _read_labelmap(path: Path) -> list[str]:
     """Return the class names, in order of their numbers."""
-    text = read_text(path, KIND)
-    try:
-        content = json.loads(text)
-    except JSON_ERRORS as problem:
-        raise ValueError(f"{path} is not JSON ({problem}); expected class names") from None
-    numbers = content.get("label_to_idx", content) if isinstance(content, Mapping) else None
+    content = read_json(path, KIND).data
+    numbers = content.get("label_to_idx", content)
     if not isinstance(numbers, Mapping) or not all(type(n) is int for n in numbers.values()):
         raise ValueError(f'{path}: expected the number of each class, {{"mug": 1}}')
     # Added by the published code; not a class.
@@ -62,11 +58,8 @@ class Objects365Records(RecordSequence):
     Boxes are clipped to their images; crowds, empty and reversed boxes are dropped. All of this is
     counted while records are read. A `rect` is half-open.
 
-    Args:
-        folder: not used.
-        split: not used; the only split is "train".
-        annotations: the YAML file.
-        on_error: "raise", or "skip": drop and count invalid objects.
+    `annotations` is the YAML file; the only split is "train". With `on_error` "skip", invalid
+    objects are dropped and counted.
 
     Raises:
         FileNotFoundError: if a file is missing.

@@ -30,7 +30,12 @@ from fiber.data.datasets.registry import (
     matching,
 )
 from fiber.data.formats import coco_folders, jsonl, line_reader
-from fiber.data.formats.annotation_file import FILES, TRY_WITH, where_to_get
+from fiber.data.formats.annotation_file import (
+    FILES,
+    TRY_WITH,
+    where_to_get,
+    without_garbage_collection,
+)
 from fiber.data.record import AnyPath, ConcatRecords, Record, RecordSet, record_in_epoch
 from fiber.data.storage import packed
 
@@ -47,6 +52,7 @@ class AmbiguousLayoutError(ValueError):
         self.sources = sources
 
 
+@without_garbage_collection()
 def open_source(source: str, data: AnyPath, split: str, **options: Any) -> RecordSet:
     """Read the records of a source and split in any known layout.
 
@@ -95,9 +101,7 @@ def _splits_of(source: str, folder: Path, asked: list[str]) -> list[str]:
     """Return the requested splits that a source has."""
     if source in TRAINING_ONLY:
         if "train" not in asked:
-            raise ValueError(
-                f"{source} has only a training split, got {'+'.join(asked)!r}; expected 'train'"
-            )
+            raise ValueError(f"{source} has only the split 'train', got {'+'.join(asked)!r}")
         return [split for split in asked if split == "train"]
     if source == "conceptual_captions" and "train" in asked:
         return [s for s in asked if s != "val" or _layouts_in(source, folder, s)]
@@ -138,12 +142,10 @@ def choose_layout(source: str, data: Path, split: str) -> tuple[Reader, Path | N
         raise FileNotFoundError(_missing(source, data, split))
     if len(found) > 1:
         names = ", ".join(str(path.relative_to(data)) for path in found.values())
+        others = (name for name in LAYOUTS if name != source)
         raise AmbiguousLayoutError(
-            f"{data} has {source} of split {split!r} in several layouts: {names}; name one file"
-            " instead of the folder",
-            tuple(
-                name for name in LAYOUTS if name != source and _reads_one(name, data, split, found)
-            ),
+            f"{data} has {source} of split {split!r} in several layouts; name a file: {names}",
+            tuple(name for name in others if _reads_one(name, data, split, found)),
         )
     return next(iter(found.items()))
 
@@ -275,7 +277,5 @@ def existing_data(data: AnyPath) -> Path:
         return path
     if path.suffix:
         raise FileNotFoundError(f"data file {path} does not exist")
-    raise FileNotFoundError(
-        f"data folder {path} does not exist; `fiber data scenes --output {path}` generates an"
-        " example data set"
-    )
+    hint = f"`fiber data scenes --output {path}` generates an example data set"
+    raise FileNotFoundError(f"data folder {path} does not exist; {hint}")

@@ -14,7 +14,7 @@ from fiber.data.datasets.caption_files import (
     path_rows,
     row_name,
 )
-from fiber.data.formats.annotation_file import RecordList, read_json, without_garbage_collection
+from fiber.data.formats.annotation_file import RecordList, read_json
 from fiber.data.record import AnyPath
 
 #: Kind of file in messages.
@@ -23,7 +23,6 @@ KIND = "SBU captions"
 FILES = ("sbu-captions-all.json", "annot.json")
 
 
-@without_garbage_collection()
 def sbu(
     folder: AnyPath, split: str, *, annotations: AnyPath, images: AnyPath | None = None
 ) -> RecordList:
@@ -44,9 +43,7 @@ def sbu(
         file = read_json(path, KIND)
         urls, texts = (file.get(file.data, key, list) for key in ("image_urls", "captions"))
         if len(urls) != len(texts):
-            raise file.error(
-                f"has {len(urls)} 'image_urls' and {len(texts)} 'captions'; expected equal numbers"
-            )
+            raise file.error(f"has {len(urls)} 'image_urls' and {len(texts)} 'captions'")
         rows = (
             ((str(url).rpartition("/")[2], row_name(row)), text)
             for row, (url, text) in enumerate(zip(urls, texts, strict=True))

@@ -11,7 +11,6 @@ from fiber.data.datasets.caption_files import ImageFinder, add_captions, check_s
 from fiber.data.formats.annotation_file import (
     RecordList,
     read_json_array,
-    without_garbage_collection,
 )
 from fiber.data.record import AnyPath
 
@@ -21,7 +20,6 @@ KIND = "Visual Genome's region descriptions"
 FILES = ("region_descriptions.json", "annotations/region_descriptions.json")
 
 
-@without_garbage_collection()
 def visual_genome(
     folder: AnyPath, split: str, *, annotations: AnyPath, images: AnyPath | None = None
 ) -> RecordList:

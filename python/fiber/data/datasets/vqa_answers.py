@@ -37,11 +37,7 @@ class PublishedAnswers(NamedTuple):
 
 
 def published_answers(folder: AnyPath) -> PublishedAnswers:
-    """Build the list from the files in a folder, preferably the original ones.
-
-    Args:
-        folder: with v2_mscoco_train2014_annotations.json and v2_mscoco_val2014_annotations.json, or
-            with vqav2_train.arrow and vqav2_val.arrow.
+    """Build the list from a folder with the original JSON files or the published Arrow files.
 
     Raises:
         FileNotFoundError: if a file is missing, with its name and where to get it.
@@ -61,8 +57,7 @@ def published_answers(folder: AnyPath) -> PublishedAnswers:
 def frequent_answers(majority: Sequence[str]) -> tuple[str, ...]:
     """Return the majority answers of at least nine questions, normalized, in order of appearance.
 
-    Args:
-        majority: majority answer of each question of train and then of val, in order of the files.
+    `majority` has the answer of each question of train and then of val, in order of the files.
 
     Source: the published code's write_vqa.py.
     """
@@ -82,7 +77,7 @@ def _from_originals(paths: Sequence[Path]) -> PublishedAnswers:
     answers = frequent_answers(majority)
     if not answers:
         raise ValueError(
-            f"{paths[0].parent}: no answer is the majority answer of at least {MIN_QUESTIONS} of"
+            f"{paths[0].parent}: no answer is the majority answer of {MIN_QUESTIONS} of"
             f" {len(majority)} questions; expected complete {' and '.join(_ORIGINALS)}"
         )
     notes = [f"{len(answers)} answers, from {len(majority)} questions"]

@@ -136,9 +136,8 @@ def read_boxes(
         clipped, beyond = clip_box(box, (height, width))
         if beyond > BOX_SLACK_PIXELS and not file.skips_errors:
             raise file.error(
-                f"of record '{file.path.stem}/{image['id']}': box {len(found)} is (x0, y0, x1, y1)"
-                f" = {box}, {beyond:g} pixels outside its image of {height} x {width}"
-                " (height x width)"
+                f"of record '{file.path.stem}/{image['id']}': box {len(found)}, (x0, y0, x1, y1) ="
+                f" {box}, is {beyond:g} pixels outside its image ({height=}, {width=})"
             )
         if min(clipped[2] - clipped[0], clipped[3] - clipped[1]) <= 0:
             out.skip("boxes outside their pictures")

@@ -39,13 +39,6 @@ _HOW_TO_GET = {
 
 #: Command that generates data, for messages.
 TRY_WITH = "`fiber data scenes --output DIR` generates an example data set"
-# Kinds of files that `fiber data` cannot generate, in messages about missing files.
-_NOT_GENERATED = {
-    "Flickr30k Entities, original files",
-    "VQAv2 annotations, original files",
-    "Objects365, the published TSV files",
-}
-
 #: Name of the annotation file of a split, by task, in a folder of `fiber data`.
 FILES = {
     "captions": "captions_{split}.json",
@@ -258,7 +251,8 @@ def read_text(path: Path, kind: str) -> str:
         if splits := _splits_in_folder(path):
             expected = f"one of the splits whose files exist: {', '.join(splits)}"
         else:
-            generated = "" if kind in _NOT_GENERATED else f"; {TRY_WITH}"
+            # `fiber data` does not generate original files.
+            generated = "" if "original" in kind or "published" in kind else f"; {TRY_WITH}"
             expected = f"a file of {kind}, from {where_to_get(kind)}{generated}"
         raise FileNotFoundError(f"{path} does not exist; expected {expected}") from None
     except UnicodeDecodeError as problem:
@@ -299,21 +293,14 @@ def images_folder(folder: AnyPath, images: AnyPath | None, name: str | None = No
             if (parent / name).is_dir():
                 return str(parent / name)
     if not root.is_dir():
-        raise FileNotFoundError(
-            f"image folder {root} does not exist (name another one with `images`)"
-        )
+        raise FileNotFoundError(f"image folder {root} does not exist (see the option `images`)")
     return str(root)
 
 
 def find_images_folder(names: Sequence[str], folders: Iterable[Path]) -> Path | None:
     """Find the folder that has most of the images, by a sample of their names.
 
-    Args:
-        names: file names, relative to the folder.
-        folders: candidates, likelier ones first; they need not exist.
-
-    Returns:
-        The first of the best folders; None if no image is found.
+    Return the first of the best `folders`, which need not exist; None if no image is found.
     """
     sample = names[:: max(1, -(-len(names) // _IMAGES_TO_FIND))]
     existing = [folder for folder in dict.fromkeys(folders) if folder.is_dir()]

@@ -31,10 +31,6 @@ _METADATA = ("image_id", "height", "width")
 class Tables(RowSource):
     """Files as one sequence of rows.
 
-    Args:
-        paths: files, in order.
-        kind: name of the format in messages.
-
     Raises:
         ModuleNotFoundError: if pyarrow is not installed.
         FileNotFoundError: if a file is missing.
@@ -79,10 +75,8 @@ def _columns_in(table: Table, names: Sequence[str]) -> list[str]:
     """Return the columns that a table has of `names`; raise ValueError if it has none."""
     found = [name for name in names if name in table.columns]
     if not found:
-        raise ValueError(
-            f"{table.path} has no column {' or '.join(map(repr, names))}; it has"
-            f" {', '.join(map(repr, table.columns)) or 'none'}"
-        )
+        wanted, have = " or ".join(map(repr, names)), ", ".join(map(repr, table.columns))
+        raise ValueError(f"{table.path} has no column {wanted}; it has {have or 'none'}")
     return found
 
 
@@ -102,10 +96,8 @@ def table_answers(*paths: AnyPath) -> dict[int, str]:
         for row, (own_texts, own_labels) in enumerate(zip(texts, labels, strict=True)):
             for text, label in zip(chain(*own_texts), chain(*own_labels), strict=True):
                 if known.setdefault(label, text) != text:
-                    raise ValueError(
-                        f"{table.path}: row {row} has answer {label} as {text!r}; expected"
-                        f" {known[label]!r}, as before"
-                    )
+                    where = f"{table.path}: row {row}"
+                    raise ValueError(f"{where} has answer {label} {text!r}, not {known[label]!r}")
     return known
 
 

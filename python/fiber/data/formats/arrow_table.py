@@ -47,11 +47,7 @@ _BROKEN = (
 
 
 class Table(ABC):
-    """A file with named columns, in parts: record batches or row groups.
-
-    Attributes:
-        columns: column names.
-    """
+    """A file with named columns, in parts: record batches or row groups."""
 
     #: Name of a part in messages.
     _part_name: str
@@ -97,11 +93,9 @@ class Table(ABC):
         try:
             yield
         except _BROKEN as problem:
-            raise ValueError(
-                f"{self.path}: column {column!r} of {self._part_name} {part} cannot be read"
-                f" ({_line(problem)}); its rows are {self._first_row(part)} to"
-                f" {self._ends[part] - 1}"
-            ) from None
+            where = f"{self.path}: column {column!r} of {self._part_name} {part}"
+            rows = f"its rows are {self._first_row(part)} to {self._ends[part] - 1}"
+            raise ValueError(f"{where} cannot be read ({_line(problem)}); {rows}") from None
 
     def image(self, column: str, row: int) -> StoredImage:
         """Read an image: bytes, a path, or a struct with `bytes` or `path`.
@@ -119,8 +113,8 @@ class Table(ABC):
             return found
         if not isinstance(found, str) or not found:
             raise ValueError(
-                f"{self.path}: row {row} has no image in {column!r}, but {str(found)[:40]!r};"
-                " expected bytes, a path, or a struct with 'bytes' or 'path'"
+                f"{self.path}: row {row} has {str(found)[:40]!r} in {column!r}; expected bytes, a"
+                " path, or a struct with 'bytes' or 'path'"
             )
         in_images = self.path.parent / "images" / found
         return str(in_images if in_images.is_file() else self.path.parent / found)
@@ -238,8 +232,7 @@ def open_table(path: Path, kind: str) -> Table:
         importlib.import_module("pyarrow")
     except ImportError:
         raise ModuleNotFoundError(
-            f"reading {path} needs pyarrow; pip install 'fiber-vl[arrow]'",
-            name="pyarrow",
+            f"reading {path} needs pyarrow; pip install 'fiber-vl[arrow]'", name="pyarrow"
         ) from None
     if not path.is_file():
         origin = f", from {where_to_get(kind)}" if where_to_get(kind) else ""

@@ -30,7 +30,6 @@ from fiber.data.formats.annotation_file import (
     find_images_folder,
     images_folder,
     read_json,
-    without_garbage_collection,
 )
 from fiber.data.record import AnyPath
 
@@ -62,16 +61,9 @@ SPLIT_FILES = {
 }
 #: Files with all images of a folder, of any split.
 WHOLE_FILES = (
-    "annotations.json",
-    "_annotations.coco.json",
-    "annotations/annotations.json",
-    "annotations/instances_default.json",
-    "annotations/instances.json",
-    "instances_default.json",
-    "instances.json",
-    "labels.json",
-    "result.json",
-    "coco.json",
+    *("annotations.json", "_annotations.coco.json", "annotations/annotations.json"),
+    *("annotations/instances_default.json", "annotations/instances.json"),
+    *("instances_default.json", "instances.json", "labels.json", "result.json", "coco.json"),
 )
 _SPLIT_ALIASES = {
     "val": ("val", "mini_val", "valid", "validation"),
@@ -90,7 +82,6 @@ class _Found(NamedTuple):
     is_divided: bool = False
 
 
-@without_garbage_collection()
 def coco_detection(
     folder: AnyPath,
     split: str,
@@ -102,14 +93,9 @@ def coco_detection(
 ) -> RecordList:
     """Read boxes of classes from a folder in any known layout, or from a file: `sources.detection`.
 
-    Args:
-        folder: data folder.
-        split: such as "train".
-        annotations: a file to read as a whole instead; its images are searched around it.
-        on_error: "raise", or "skip": clip boxes that exceed their images, drop invalid ones, and
-            count both.
-        shots: images per class, for few-shot training (see `_choose_shots`); 0: all images.
-        objects: see `sources.detection`.
+    A file given as `annotations` is read as a whole; its images are searched near it. With
+    `on_error` "skip", boxes that exceed their images are clipped, invalid ones dropped, and both
+    counted. `shots` is the number of images per class (see `_choose_shots`); 0: all images.
 
     Raises:
         FileNotFoundError: if the split has no file, or its images are not found.
@@ -166,10 +152,9 @@ def _file_of_split(folder: Path, split: str) -> Path | None:
             for pattern in patterns:
                 files = sorted(folder.glob(pattern.format(split=name)))
                 if len(files) > 1:
-                    named = ", ".join(str(file.relative_to(folder)) for file in files)
+                    named = ", ".join(str(file) for file in files)
                     raise ValueError(
-                        f"{folder} has boxes of split {split!r} in several files: {named}; name one"
-                        " file instead of the folder"
+                        f"boxes of split {split!r} are in several files; name one of them: {named}"
                     )
                 if files:
                     return files[0]
@@ -236,10 +221,7 @@ def _hold_out(file: AnnotationFile, split: str) -> str:
         if len(held_out) < count:
             held_out.update(groups[name])
     if len(held_out) == total:
-        raise ValueError(
-            f"{file.path} must have two or more different images to hold some out for validation,"
-            f" got {total}"
-        )
+        raise ValueError(f"{file.path} must have 2 or more different images to split, got {total}")
     ids = {entry["id"] for entry in file.data["images"]}
     _drop(file, held_out if split == "train" else ids - held_out)
     return (

@@ -33,7 +33,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from fiber.data.formats.annotation_file import ReadReport, RecordList, without_garbage_collection
+from fiber.data.formats.annotation_file import ReadReport, RecordList
 from fiber.data.formats.line_reader import LineReader
 from fiber.data.formats.row_records import DataRow, RowRecords, RowSource, box_records, named
 from fiber.data.formats.rows import check_scores, scores_of
@@ -52,18 +52,12 @@ _NEEDED = {
 }
 
 
-@without_garbage_collection()
 def jsonl_captions(
     folder: AnyPath, split: str, *, annotations: AnyPath, images: AnyPath | None = None
 ) -> RecordList:
-    """Read captions: one record per text. Lines of other kinds are counted.
+    """Read captions of the file `annotations`: one record per text.
 
-    Args:
-        folder: not used.
-        split: lines to read, if lines have a `split`.
-        annotations: the file.
-        images: folder that image names are relative to; default: the file's folder, or "images" in
-            it.
+    Lines of other splits are ignored, those of other kinds counted. `images`: see `LineReader`.
 
     Raises:
         FileNotFoundError: if the file or the first image is missing, with the line.
@@ -91,11 +85,10 @@ def jsonl_captions(
     return out
 
 
-@without_garbage_collection()
 def jsonl_questions(
     folder: AnyPath, split: str, *, annotations: AnyPath, images: AnyPath | None = None
 ) -> RecordList:
-    """Read questions: one record per line. Lines of other kinds are counted.
+    """Read questions: one record per line.
 
     Arguments and errors as in `jsonl_captions`. Answers are optional in splits whose names start
     with "test".
@@ -133,10 +126,7 @@ def jsonl_boxes(
     images: AnyPath | None = None,
     **options: Any,
 ) -> RowRecords:
-    """Read boxes of classes: one record per line.
-
-    Arguments and errors as in `jsonl_captions` and `row_records.box_records`.
-    """
+    """Read boxes of classes: one record per line; see `jsonl_captions` and `box_records`."""
     return box_records(_BoxLines(LineReader(Path(annotations), images), split), **options)
 
 
@@ -160,15 +150,13 @@ def _of_split(
             lacking = lacking or number
         if having and lacking:
             raise lines.error(
-                f"is inconsistent: line {having} has the field 'split', but line {lacking} has not;"
-                " expected it in all lines or in none"
+                f"is inconsistent: line {having} has the field 'split', but line {lacking} does not"
             )
         kinds = [name for name, fields in _KINDS.items() if fields & set(entry)]
         if len(kinds) > 1:
             have = " and ".join(repr(next(f for f in entry if f in _KINDS[name])) for name in kinds)
             raise lines.error(
-                f"has {have}, fields of {' and of '.join(kinds)}; expected fields of one kind per"
-                " line"
+                f"has {have}; expected fields of one kind ({' or '.join(kinds)}) per line"
             )
         if not kinds:
             have = ", ".join(map(repr, entry)) or "nothing"
@@ -197,8 +185,7 @@ def _of_split(
         have = ", ".join(map(repr, sorted(splits)))
         raise ValueError(f"{lines.path} has no line of split {split!r}; its splits are {have}")
     raise ValueError(
-        f"{lines.path} has only lines with {' and '.join(others)}; expected lines with"
-        f" {_NEEDED[kind]}"
+        f"{lines.path} has only {' and '.join(others)}; expected lines with {_NEEDED[kind]}"
     )
 
 
@@ -214,9 +201,7 @@ def _answers(lines: LineReader, entry: dict[str, Any], *, optional: bool) -> dic
         raise lines.error("has no 'answer' and no 'answers'")
     answers = entry["answers"]
     if not isinstance(answers, dict | list) or not answers:
-        raise lines.error(
-            f"has 'answers' {str(answers)[:40]!r}; expected a list, or answers with their scores"
-        )
+        raise lines.error(f"has 'answers' {str(answers)[:40]!r}; expected a list, or their scores")
     for answer in answers:
         lines.text({"answers": answer}, "answers")
     if isinstance(answers, list):

@@ -38,22 +38,12 @@ _LISTS = {
 }
 # Field names of other formats that `nearest` does not find.
 _OTHER_NAMES = {
-    "caption": "text",
-    "captions": "texts",
-    "sentence": "text",
-    "sentences": "texts",
-    "img": "image",
-    "image_path": "image",
-    "img_path": "image",
-    "file_name": "image",
-    "filename": "image",
-    "path": "image",
-    "picture": "image",
-    "pictures": "images",
-    "boxes": "boxes_xyxy",
-    "bbox": "boxes_xyxy",
-    "bboxes": "boxes_xyxy",
-    "classes": "labels",
+    "image": ("img", "image_path", "img_path", "file_name", "filename", "path", "picture"),
+    "images": ("pictures",),
+    "text": ("caption", "sentence"),
+    "texts": ("captions", "sentences"),
+    "boxes_xyxy": ("boxes", "bbox", "bboxes"),
+    "labels": ("classes",),
 }
 
 # JSON escapes that may be lone surrogates; UTF-8 cannot encode these.
@@ -61,15 +51,10 @@ _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 class LineReader(EntryFile):
-    """Reader of a file of lines, with the current line for error messages.
+    """Reader of a file of lines, in the format of its extension.
 
-    Args:
-        path: the file; its extension determines the format.
-        images: folder that image names are relative to; default: the file's folder, or "images" in
-            it.
-
-    Attributes:
-        expected: description of the format, for messages.
+    Image names are relative to `images`; by default to the file's folder, or "images" in it.
+    `expected` describes the format, for messages.
     """
 
     def __init__(self, path: Path, images: AnyPath | None) -> None:
@@ -94,7 +79,8 @@ class LineReader(EntryFile):
                 raise self.error(f"is {str(entry)[:40]!r}; expected an object")
             for field in entry:
                 if field not in _FIELDS:
-                    meant = _OTHER_NAMES.get(field.lower())
+                    names = (name for name, own in _OTHER_NAMES.items() if field.lower() in own)
+                    meant = next(names, None)
                     hint = f"did you mean {meant!r}?" if meant else nearest(field, _FIELDS)
                     raise self.error(f"has the unknown field {field!r}; {hint}")
             for field, value in entry.items() if self._has_surrogates else ():
@@ -102,8 +88,8 @@ class LineReader(EntryFile):
                     json.dumps(value, ensure_ascii=False).encode()
                 except UnicodeEncodeError:
                     raise self.error(
-                        f"has a lone surrogate in {field!r}, {json.dumps(value):.60}; expected"
-                        " whole characters"
+                        f"has a lone surrogate in {field!r}, which UTF-8 cannot encode:"
+                        f" {json.dumps(value):.60}"
                     ) from None
             yield number, entry
 
@@ -113,15 +99,12 @@ class LineReader(EntryFile):
             # Files from Windows may begin with a byte order mark.
             text = self.path.read_text(encoding="utf-8-sig")
         except (FileNotFoundError, NotADirectoryError):
-            example = ', such as {"image": "1.jpg", "text": "a dog"}'
-            raise FileNotFoundError(
-                f"{self.path} does not exist; expected {self.expected}"
-                f"{'' if self._suffix == '.csv' else example}"
-            ) from None
+            example = "" if self._suffix == ".csv" else ': {"image": "1.jpg", "text": "a dog"}'
+            message = f"{self.path} does not exist; expected {self.expected}{example}"
+            raise FileNotFoundError(message) from None
         except UnicodeDecodeError as problem:
-            raise ValueError(
-                f"{self.path} is not text ({problem}); expected {self.expected}"
-            ) from None
+            message = f"{self.path} is not text ({problem}); expected {self.expected}"
+            raise ValueError(message) from None
         self._has_surrogates = _SURROGATE.search(text) is not None
         if self._suffix == ".csv":
             yield from self._cells(text)
@@ -153,16 +136,11 @@ class LineReader(EntryFile):
                 if field in fields[:place]:
                     raise self.error(f"has a duplicate column {field!r}")
                 if field in _LISTS:
-                    raise self.error(
-                        f"has the field {field!r}; expected {_LISTS[field]}, since CSV cells"
-                        " cannot be lists"
-                    )
+                    raise self.error(f"has the list field {field!r}; in CSV, use {_LISTS[field]}")
             for cells in reader:
                 self._number = reader.line_num
                 if None in cells:
-                    raise self.error(
-                        f"has more cells than the header {', '.join(map(repr, fields))}"
-                    )
+                    raise self.error(f"has more cells than columns: {', '.join(map(repr, fields))}")
                 yield reader.line_num, {name: cell for name, cell in cells.items() if cell}
         except csv.Error as problem:
             # `DictReader.line_num` is the line of the last complete row.
@@ -181,9 +159,7 @@ class LineReader(EntryFile):
             path = next((path for path in paths if path.is_file()), None)
             if path is None and not self._found:
                 tried = " or ".join(dict.fromkeys(map(str, paths)))
-                raise FileNotFoundError(
-                    f"{self.where} has 'image' {name!r}, but {tried} does not exist"
-                )
+                raise FileNotFoundError(f"{self.where}: image {name!r} does not exist as {tried}")
             self._found[name] = str(path or paths[0])
         return self._found[name]
 

@@ -141,15 +141,12 @@ def box_records(
 
     Numeric categories are indices into `source.class_names`. String categories are class names, in
     alphabetical order. Boxes of at most one pixel in width or height are dropped and counted.
-    Reversed boxes, such as those in another format, are an error. Boxes are clipped if the row has
-    the size of its image.
+    Boxes are clipped if the row has the size of its image. `shots` is the number of images per
+    class, in order of the rows; 0: all images. `objects` has no effect: without crowds, metrics use
+    the boxes themselves.
 
-    Args:
-        source: rows with the fields of `boxes_of`, and optionally `height` and `width`.
-        on_error: "raise", or "skip": clip boxes that exceed their images, drop reversed ones, and
-            count both.
-        shots: images per class, in order of the rows; 0: all images.
-        objects: no effect: without crowds, metrics use the boxes themselves.
+    Boxes outside their images and reversed boxes, such as those in another format, are errors. With
+    `on_error` "skip" the former are clipped, the latter dropped, and both are counted.
 
     Raises:
         ValueError: for an invalid row, with its location.
@@ -206,8 +203,8 @@ def _boxes(
         if isinstance(category, int):
             if not 0 <= category < len(names):
                 raise ValueError(
-                    f"has box {number} of class {category}; expected a name, or an index below"
-                    f" {len(names)}, the number of class names in the file"
+                    f"has box {number} of class {category}; expected a name or an index below"
+                    f" {len(names)}"
                 )
             name = names[category]
         x0, y0, x1, y1 = box
@@ -215,19 +212,17 @@ def _boxes(
             if skips_errors:
                 out.skip("reversed boxes")
                 continue
-            if "boxes_xyxy" in values:
-                raise ValueError(
-                    f"has box {number}, {box}; expected x0 <= x1 and y0 <= y1 (x0, y0, x1, y1)"
+            found_box = f"{box}; expected x0 <= x1 and y0 <= y1 (x0, y0, x1, y1)"
+            if "boxes_xyxy" not in values:
+                found_box = (
+                    f"(x, y, width, height) {(x0, y0, x1 - x0, y1 - y0)} with a negative side"
                 )
-            raise ValueError(
-                f"has box {number}, (x, y, width, height) = {(x0, y0, x1 - x0, y1 - y0)};"
-                " expected a width and a height of 0 or more"
-            )
+            raise ValueError(f"has box {number}, {found_box}")
         clipped, beyond = (box, 0.0) if size is None else clip_box(box, size)
         if size is not None and beyond > BOX_SLACK_PIXELS and not skips_errors:
             raise ValueError(
-                f"has box {number}, (x0, y0, x1, y1) = {box}, {beyond:g} pixels outside its image"
-                f" of {size[0]} x {size[1]} (height x width)"
+                f"has box {number} {box} (x0, y0, x1, y1), {beyond:g} pixels outside its image of"
+                f" {size[0]} x {size[1]} (height x width)"
             )
         if min(clipped[2] - clipped[0], clipped[3] - clipped[1]) <= EMPTY_BOX_PIXELS:
             out.skip("empty boxes")

@@ -48,9 +48,7 @@ def captions_of(row: Mapping[str, Any]) -> list[str] | str:
     if isinstance(found, str):
         return found
     if not isinstance(found, list):
-        raise ValueError(
-            f"has {name!r} {str(found)[:40]!r}; expected a string or a list of strings"
-        )
+        raise ValueError(f"has {name!r} {str(found)[:40]!r}; expected strings")
     texts: list[Any] = [one.get("raw") if isinstance(one, Mapping) else one for one in found]
     for text in texts:
         if not isinstance(text, str):
@@ -109,9 +107,7 @@ def _scored(answers: Any, scores: Any) -> dict[str, float]:
     _check_list(answers, "answers")
     _check_list(scores, "answer_scores")
     if len(answers) != len(scores):
-        raise ValueError(
-            f"has {len(answers)} answers and {len(scores)} 'answer_scores'; expected one for each"
-        )
+        raise ValueError(f"has {len(answers)} answers and {len(scores)} 'answer_scores'")
     return check_scores({_text(one, "answers"): s for one, s in zip(answers, scores, strict=True)})
 
 
@@ -125,10 +121,7 @@ def check_one_each(values: Any, name: str, questions: Any) -> None:
     _check_list(questions, "questions")
     _check_list(values, name)
     if len(values) != len(questions):
-        raise ValueError(
-            f"has {len(questions)} 'questions' and {len(values)} entries in {name!r}; expected one"
-            " for each"
-        )
+        raise ValueError(f"has {len(questions)} 'questions' but {len(values)} {name!r}")
 
 
 def check_scores(scores: Mapping[str, Any]) -> dict[str, float]:
@@ -136,8 +129,7 @@ def check_scores(scores: Mapping[str, Any]) -> dict[str, float]:
     for answer, given in scores.items():
         if not is_number(given) or not 0 <= given <= 1:
             raise ValueError(
-                f"has score {given!r} for answer {answer!r} in 'answers'; expected a number in"
-                " [0, 1]"
+                f"has score {given!r} for answer {answer!r}; expected a number in [0, 1]"
             )
     return {answer: float(score) for answer, score in scores.items()}
 
@@ -164,10 +156,8 @@ def boxes_of(row: Mapping[str, Any]) -> Iterator[tuple[Box, str | int]]:
         boxes, classes = _object_lists(row["objects"])
     boxes, classes = boxes or [], classes or []
     if not isinstance(boxes, list) or not isinstance(classes, list) or len(boxes) != len(classes):
-        raise ValueError(
-            f"has boxes {str(boxes)[:40]!r} and classes {str(classes)[:40]!r}; expected one class"
-            " per box"
-        )
+        given = f"boxes {str(boxes)[:40]!r} and classes {str(classes)[:40]!r}"
+        raise ValueError(f"has {given}; expected one class per box")
     for number, (box, category) in enumerate(zip(boxes, classes, strict=True)):
         if not isinstance(box, list) or len(box) != 4 or not all(map(is_number, box)):
             raise ValueError(f"has box {number} {str(box)[:60]}; expected four numbers")

@@ -45,8 +45,8 @@ class TsvFile:
             ends = np.append(starts[1:], size)
             if len(starts) and (starts[0] != 0 or (starts >= ends).any()):
                 raise ValueError(
-                    f"{index} does not match its file of {size} bytes: offsets must increase from 0"
-                    " and be below the size; delete it to scan the lines"
+                    f"{index}: offsets must increase from 0 and be below the file's {size} bytes;"
+                    " delete it to scan the lines"
                 )
             self._starts = np.append(starts, size)
         else:

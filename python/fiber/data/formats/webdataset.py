@@ -52,8 +52,7 @@ def samples_of(file: TarFile, counts: dict[str, int]) -> Iterator[Sample]:
         for _, extension, member in group:
             if name in seen:
                 raise ValueError(
-                    f"{file.path}: the members of {name!r} are in two places, the second starts at"
-                    f" {member.name!r}; expected all members of a sample together"
+                    f"{file.path}: members of {name!r} are not adjacent, the last is {member.name!r}"
                 )
             if extension in members:
                 raise ValueError(f"{file.path}: duplicate member {member.name!r}")

@@ -6,6 +6,7 @@ A prompt is one caption that names every label (a class or a phrase): "mug. traf
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -75,14 +76,10 @@ class Prompt:
     first_label: int = 0
 
     def token_map(self, offsets: Sequence[CharSpan]) -> list[list[int]]:
-        """Find the tokens of each label.
+        """Return the indices of the tokens that overlap the spans of each label.
 
-        Args:
-            offsets: half-open span of code points of each token; empty for special tokens.
-
-        Returns:
-            For each label, the indices of the tokens that overlap its spans; an empty list if the
-            text was truncated before the label.
+        `offsets` has the half-open span of code points of each token, empty for special tokens. A
+        label has no tokens if the text was truncated before it.
         """
         return [
             [
@@ -117,11 +114,7 @@ def clean_class_name(name: str) -> str:
 
 
 def as_class(given: Any, number: int) -> ClassName:
-    """Convert a user's class to `ClassName`.
-
-    Args:
-        given: a name, a `ClassName`, or a mapping with "name" and optionally "prefix" and "suffix".
-        number: index in the user's list, for messages.
+    """Convert a name, `ClassName` or mapping with its fields; `number` is its index in messages.
 
     Raises:
         TypeError: for any other type.
@@ -130,10 +123,8 @@ def as_class(given: Any, number: int) -> ClassName:
     found = ClassName(given) if isinstance(given, str) else given
     if isinstance(given, Mapping):
         if "name" not in given or not set(given) <= {part.name for part in fields(ClassName)}:
-            raise ValueError(
-                f"class {number} has the keys {', '.join(map(repr, given)) or '(none)'};"
-                " expected 'name', and optionally 'prefix' and 'suffix'"
-            )
+            have = ", ".join(map(repr, given)) or "(none)"
+            raise ValueError(f"class {number} has keys {have}; expected 'name', 'prefix', 'suffix'")
         found = ClassName(**given)
     if not isinstance(found, ClassName):
         raise TypeError(
@@ -202,24 +193,23 @@ def class_prompts(
         raise ValueError(f"classes per prompt must be 1 or more, got {max_classes}")
     named = [as_class(given, number) for number, given in enumerate(classes)]
     texts, labels = [each.text for each in named], _result_names(named)
+
+    def tokens(start: int, end: int) -> int:
+        return len(tokenizer.encode(SEPARATOR.join(texts[start:end]))[0])
+
     prompts: list[Prompt] = []
     start = 0
     while start < len(named):
         last = len(named)
         if max_classes is not None:
             last = min(last, (start // max_classes + 1) * max_classes)
-        # Bisect for the longest prefix that fits. A text has at least one token.
-        end, high = start, min(last, start + max_tokens)
-        while end < high:
-            middle = (end + high + 1) // 2
-            if len(tokenizer.encode(SEPARATOR.join(texts[start:middle]))[0]) <= max_tokens:
-                end = middle
-            else:
-                high = middle - 1
+        # A text has at least one token.
+        ends = range(start + 1, min(last, start + max_tokens) + 1)
+        end = start + bisect_left(ends, True, key=lambda e: tokens(start, e) > max_tokens)
         if end == start:
             raise ValueError(
                 f"class {start} ({texts[start][:60]!r}) alone must have at most {max_tokens}"
-                f" tokens, got {len(tokenizer.encode(texts[start])[0])}"
+                f" tokens, got {tokens(start, start + 1)}"
             )
         prompts.append(join_classes(named[start:end], labels[start:end], start))
         start = end
@@ -231,10 +221,6 @@ def caption_prompt(caption: str, phrases: Sequence[str]) -> Prompt:
 
     Each phrase is searched after the previous one, then anywhere; as whole words first, then as any
     substring; case-insensitively.
-
-    Args:
-        caption: "A red mug next to the laptop."
-        phrases: ["a red mug", "the laptop"].
 
     Raises:
         ValueError: for a phrase that is empty or does not occur, by name.
@@ -258,12 +244,10 @@ def caption_prompt(caption: str, phrases: Sequence[str]) -> Prompt:
 
 
 def read_classes(path: AnyPath) -> list[ClassName]:
-    """Read a list of classes.
+    """Read a list of classes: a text file with one name per line, or .json.
 
-    Args:
-        path: a text file with one name per line (blank lines are ignored), or a .json file with a
-            list of names or of objects with `name` and optionally `prefix` and `suffix` (published:
-            CAPTION_PROMPT of an ODinW data set).
+    Blank lines are ignored. A .json file is a list of names or of objects with `name` and
+    optionally `prefix` and `suffix` (published: CAPTION_PROMPT of an ODinW data set).
 
     Raises:
         FileNotFoundError: if it does not exist.
@@ -283,10 +267,7 @@ def read_classes(path: AnyPath) -> list[ClassName]:
     entries = read_json(path)
     if not isinstance(entries, list) or not entries:
         what = "an empty list" if entries == [] else f"a {type(entries).__name__}"
-        raise ValueError(
-            f"{path} contains {what}; expected a list of class names or of objects with 'name',"
-            " 'prefix' and 'suffix'"
-        )
+        raise ValueError(f"{path} contains {what}; expected a list of class names or objects")
     try:
         return [as_class(entry, number) for number, entry in enumerate(entries)]
     except (TypeError, ValueError) as problem:

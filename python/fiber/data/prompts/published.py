@@ -61,18 +61,9 @@ def optimized_order(
 ) -> list[int]:
     """Return the class ids of a prompt: those `present` and a random number of others.
 
-    Classes of the image are removed from the others after sampling. The background may be sampled.
-
-    Args:
-        present: ids that `keep_positives` kept.
-        names: name of each class id; the background is 0.
-        chances: see `PromptRules.negative_chances`.
-        max_negatives: maximum number of other classes (published: 85).
-        count_tokens: see `keep_positives`.
-        budget: see `keep_positives`.
-        positive_tokens: tokens counted by `keep_positives`.
-        generator: Python's generator.
-        numpy_generator: NumPy's legacy generator.
+    Classes of the image are removed from the others after sampling. The background, class 0, may be
+    sampled. `present` and `positive_tokens` are from `keep_positives`; `chances` and
+    `max_negatives` (published: 85) as in `PromptRules`.
     """
     # A new set, since its iteration order is part of the result.
     positives = set(present)

@@ -42,11 +42,10 @@ class PromptRules:
         # Also false for NaN; decimal fractions may sum to slightly more than 1.
         if not (all(0 <= chance <= 1 for chance in chances) and sum(chances[:3]) < 1.001):
             raise ValueError(
-                "negative_chances must be in [0, 1] and the first three sum to at most 1, got"
+                "negative_chances must be in [0, 1], the first three with a sum of at most 1, got"
                 f" {chances}"
             )
         if self.class_rule == "optimized" and chances[3]:
             raise ValueError(
-                "the fourth of negative_chances must be 0 for the class rule 'optimized', which"
-                f" keeps all classes with boxes, got {chances}"
+                f"the fourth of negative_chances must be 0 for the rule 'optimized', got {chances}"
             )

@@ -38,19 +38,12 @@ class SampledPrompts:
 
     Negatives are never classes of the image's boxes, nor a class with the same prompt text
     ("bow_(ribbon)" and "bow_(weapon)"), nor the background. If even the classes of the boxes do not
-    fit into a prompt, some of them are sampled and the boxes of the others dropped.
+    fit into a prompt, some of them are sampled. `dropped_boxes` counts the boxes of the others,
+    which `in_epoch` has dropped.
 
-    Args:
-        records: from `sources.detection`: `labels` are all classes of the file, and `box_labels`
-            index them.
-        tokenizer: the model's tokenizer.
-        max_tokens: maximum text length of the model, including <s> and </s>.
-        rules: how classes are sampled.
-        seed: in [0, 2 ** 64).
-
-    Attributes:
-        dropped_boxes: number of boxes that `in_epoch` has dropped because the prompt does not name
-            their class.
+    `records` are those of `sources.detection`: `labels` are all classes of the file, and
+    `box_labels` index them. `max_tokens` is the maximum text length, including <s> and </s>; the
+    seed is in [0, 2 ** 64).
 
     Raises:
         ValueError: for more than 2 ** 32 records; on access, for a class that alone is longer than
