@@ -42,10 +42,6 @@ class DatasetLayout(NamedTuple):
     #: Used only if no other layout matches, since other files may have such names.
     is_fallback: bool = False
 
-    def may_have(self, split: str) -> bool:
-        """Return whether the file may have a split."""
-        return self.split in ("", split)
-
 
 def _rows_reader(
     read: Callable[..., RecordSet],

@@ -132,7 +132,7 @@ def choose_layout(source: str, data: Path, split: str) -> tuple[Reader, Path | N
     """
     first = LAYOUTS[source][0]
     # The layout of `fiber data` has priority.
-    if first.may_have(split) and (files := matching(data, first.pattern, split)):
+    if first.split in ("", split) and (files := matching(data, first.pattern, split)):
         return first.reader, None if first.pattern in FILES.values() else files[0]
     # A split of boxes may be part of another file.
     if source == "detection" and coco_folders.find(data, split) is not None:
@@ -154,7 +154,7 @@ def _layouts_in(source: str, folder: Path, split: str) -> dict[Reader, Path]:
     """Return the first file of each reader for which a folder has files of a source."""
     found: dict[Reader, Path] = {}
     for layout in sorted(LAYOUTS[source], key=lambda layout: layout.is_fallback):
-        if not layout.may_have(split) or (layout.is_fallback and found):
+        if layout.split not in ("", split) or (layout.is_fallback and found):
             continue
         for path in matching(folder, layout.pattern, split)[:1]:
             found.setdefault(layout.reader, path)
@@ -176,7 +176,7 @@ def _missing(source: str, folder: Path, split: str) -> str:
         problem += f", only of the splits whose files exist: {splits}" if splits else ""
     kinds: dict[str, list[str]] = {}
     origins = {}
-    for layout in filter(lambda layout: layout.may_have(split), LAYOUTS[source]):
+    for layout in (each for each in LAYOUTS[source] if each.split in ("", split)):
         names = " with ".join([layout.pattern, *COMPANION_FILES.get(layout.pattern, ())])
         kinds.setdefault(layout.kind, []).append(names.format(split=split))
         origin = f", from {where_to_get(layout.kind)}" if where_to_get(layout.kind) else ""

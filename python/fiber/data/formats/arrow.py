@@ -112,12 +112,10 @@ def statement_records(tables: Tables) -> RowRecords:
     """
     out = RowRecords(tables)
     for number, table in enumerate(tables.tables):
-        for name in ("image_0", "image_1"):
+        names = ("image_0", "image_1", "questions", "answers", "identifier")
+        for name in names:
             _columns_in(table, (name,))
-        columns = [
-            table.values(*_columns_in(table, (name,)))
-            for name in ("questions", "answers", "identifier")
-        ]
+        columns = [table.values(name) for name in names[2:]]
         for place, (texts, answers, identifier) in enumerate(zip(*columns, strict=True)):
             row = DataRow(
                 where=f"{table.path}: row {place}",

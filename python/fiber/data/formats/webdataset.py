@@ -51,9 +51,7 @@ def samples_of(file: TarFile, counts: dict[str, int]) -> Iterator[Sample]:
         members: dict[str, Member] = {}
         for _, extension, member in group:
             if name in seen:
-                raise ValueError(
-                    f"{file.path}: members of {name!r} are not adjacent, the last is {member.name!r}"
-                )
+                raise ValueError(f"{file.path}: {member.name!r} is not adjacent to sample {name!r}")
             if extension in members:
                 raise ValueError(f"{file.path}: duplicate member {member.name!r}")
             members[extension] = member

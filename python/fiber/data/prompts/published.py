@@ -18,22 +18,19 @@ from fiber.data.prompts.classes import SEPARATOR, clean_class_name
 #: Name of class id 0 in files that have one.
 BACKGROUND = "__background__"
 
-#: Returns the number of tokens of a text without <s> and </s>.
-CountTokens = Callable[[str], int]
-
 
 def keep_positives(
     present: Iterable[int],
     names: Sequence[str],
     *,
-    count_tokens: CountTokens,
+    count_tokens: Callable[[str], int],
     budget: int,
     generator: random.Random,
 ) -> tuple[list[int], int]:
     """Keep as many of the class ids `present` as fit the budget, in random order.
 
-    `count_tokens` is applied to each class alone, which gives more tokens than the class adds to a
-    text. `budget` is in tokens without <s> and </s>. Return the ids kept, and the tokens counted,
+    `count_tokens` counts each class alone, which is more than the class adds to a text; neither it
+    nor `budget` includes <s> and </s>. Return the ids kept, and the number of tokens counted,
     including those of the first class dropped.
     """
     order = list(set(present))
@@ -53,7 +50,7 @@ def optimized_order(
     *,
     chances: Sequence[float],
     max_negatives: int,
-    count_tokens: CountTokens,
+    count_tokens: Callable[[str], int],
     budget: int,
     positive_tokens: int,
     generator: random.Random,
