@@ -129,7 +129,7 @@ def test_entries_that_do_not_fit_are_named(change, message, data):
         open_source("coco_karpathy", data.folder, "val")
 
 
-def test_a_missing_picture_is_named(data):
+def test_a_missing_image_is_named(data):
     coco(data, ("a.jpg", "val", ["A dog."]))
     with pytest.raises(FileNotFoundError, match=r"images\[0\].*'val2014/a\.jpg'"):
         open_source("coco_karpathy", data.folder, "val")
@@ -274,7 +274,7 @@ def test_rows_are_named_as_img2dataset_does():
     assert caption_files.row_name(120345) == "00012/000120345.jpg"
 
 
-def test_a_set_without_any_picture_is_refused(data):
+def test_a_set_without_any_image_is_refused(data):
     data("Train_GCC-training.tsv", "a dog\thttp://x/y.jpg\n")
     with pytest.raises(FileNotFoundError, match=r"none.*1 (picture|image)s"):
         open_source("conceptual_captions", data.folder, "train")

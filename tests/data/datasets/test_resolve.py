@@ -43,7 +43,7 @@ def texts(source, path, split="train"):
     return [record.text for record in open_source(source, path, split)]
 
 
-def test_forms_of_captions_in_a_folder(folder):
+def test_layouts_of_captions_in_a_folder(folder):
     folder("train.jsonl", LINE)
     assert texts("captions", folder.folder) == ["mine"]
     folder("dataset_coco.json", karpathy("train"))
@@ -57,7 +57,7 @@ def test_forms_of_captions_in_a_folder(folder):
     assert texts("captions", folder.folder) == ["standard"]
 
 
-def test_several_forms_are_told_with_the_names_that_tell_them_apart(folder):
+def test_several_layouts_are_reported_with_sources_that_select_one(folder):
     for name, content in (
         ("train.jsonl", LINE),
         ("dataset_coco.json", karpathy("train")),
@@ -152,7 +152,7 @@ VQAV2, NLVR2 = "https://visualqa.org", "https://lil.nlp.cornell.edu/nlvr"
         ),
     ],
 )
-def test_a_missing_source_is_answered_with_all_its_forms(source, split, forms, folder):
+def test_a_missing_source_is_reported_with_all_its_layouts(source, split, forms, folder):
     with pytest.raises(FileNotFoundError) as error:
         open_source(source, folder.folder, split)
     assert str(error.value) == (
@@ -193,7 +193,7 @@ def test_missing_captions_are_answered_with_every_set(folder):
         ("conceptual_captions", ["conceptual_caption_train_0.arrow"], "train"),
     ],
 )
-def test_a_missing_split_is_answered_with_those_that_are_there(source, files, splits, folder):
+def test_a_missing_split_lists_the_splits_that_exist(source, files, splits, folder):
     for name in files:
         folder(name, "")
     with pytest.raises(FileNotFoundError) as error:
@@ -276,7 +276,7 @@ def test_a_split_that_a_source_never_has(folder, monkeypatch):
         open_source("conceptual_captions", folder.folder, "val")
 
 
-def test_a_file_of_another_name_is_told_by_its_end(folder):
+def test_a_file_with_another_name_is_read_by_its_extension(folder):
     assert texts("captions", folder("mine.jsonl", LINE), "val") == ["mine"]
     assert texts("captions", folder("captions_val2014.json", coco("val"))) == ["val"]
     (folder.folder / "mine").mkdir()

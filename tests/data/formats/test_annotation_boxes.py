@@ -141,7 +141,7 @@ def test_boxes_that_do_not_fit_are_named(box, message, data):
     assert str(path) in str(error.value)
 
 
-def test_pictures_without_a_size_are_named(data):
+def test_images_without_a_size_are_named(data):
     content = flickr([{"bbox": [10, 20, 30, 40], "tokens_positive": [[0, 5]]}])
     del content["images"][0]["width"]
     data("flickr_val.json", content)
@@ -201,7 +201,7 @@ def test_coco_instances(data):
     assert second.boxes_xyxy == () and second.text == first.text
 
 
-def test_lvis_names_pictures_by_their_address(data):
+def test_lvis_names_images_by_their_address(data):
     picture = {"id": 5, "height": 10, "width": 10, "coco_url": "http://x.org/val2017/0005.jpg"}
     content = {"images": [picture], "annotations": [], "categories": [{"id": 1, "name": "mug"}]}
     data("instances_val.json", content)
@@ -256,7 +256,7 @@ def mixed(*sources):
     return content
 
 
-def test_the_mixed_set_has_two_folders_of_pictures(data):
+def test_the_mixed_set_has_two_folders_of_images(data):
     path = data("final_mixed_train_no_coco.json", mixed("coco", "vg", "coco"))
     with pytest.raises(FileNotFoundError, match=r"2.*data_source 'coco'"):
         open_source("mixed", data.folder, "train")
@@ -278,7 +278,7 @@ def test_the_mixed_set_has_two_folders_of_pictures(data):
         open_source("mixed", data.folder, "train")
 
 
-def test_three_sets_of_expressions_are_told_apart(data):
+def test_three_sets_of_expressions_are_distinguished(data):
     touch(data.folder, "refcoco/train2014/1007129816.jpg")
     names = {
         "refcoco": "finetune_refcoco_testA.json",

@@ -96,7 +96,7 @@ def test_a_file_of_one_row_and_of_none(tmp_path):
     assert (record.key, record.text, list(record.images)) == ("one/0", "a dog", [picture(3)])
 
 
-def test_pictures_as_paths(tmp_path):
+def test_images_as_paths(tmp_path):
     (tmp_path / "images").mkdir()
     (tmp_path / "images/1.png").write_bytes(picture(1))
     (tmp_path / "2.png").write_bytes(picture(2))

@@ -60,7 +60,7 @@ def test_a_file_of_another_format_is_named(reader, content, data):
 
 
 @pytest.mark.parametrize("reader", READERS)
-def test_a_missing_split_is_answered_with_those_that_are_there(reader, data):
+def test_a_missing_split_lists_the_splits_that_exist(reader, data):
     for split in ("train", "novel"):
         data(READERS[reader].replace("val", split), {})
     data("unrelated_train_more.json", {})
@@ -78,7 +78,7 @@ def test_a_file_with_other_encodings_is_named(data):
         sources.captions(data.folder, "val")
 
 
-def test_a_missing_folder_of_pictures_is_named(data):
+def test_a_missing_folder_of_images_is_named(data):
     data("captions_val.json", {"images": [], "annotations": []})
     assert sources.captions(data.folder, "val") == []
     (data.folder / "images").rmdir()
@@ -86,7 +86,7 @@ def test_a_missing_folder_of_pictures_is_named(data):
         sources.captions(data.folder, "val")
 
 
-def test_a_file_of_another_kind_is_named_before_its_pictures_are_looked_for(data):
+def test_a_file_of_another_kind_is_named_before_its_images_are_looked_for(data):
     (data.folder / "images").rmdir()
     path = data("num.json", {"a": 1})
     for source in ("captions", "detection"):
@@ -182,7 +182,7 @@ def test_vqa_scores_count_annotators(data):
     assert record.key == "vqa_questions_val/7"
 
 
-def test_a_question_may_name_its_picture(data):
+def test_a_question_may_name_its_image(data):
     vqa(data, ["down"] * 10, image="val/000/000003.jpg")
     (record,) = sources.questions(data.folder, "val")
     assert record.images == (f"{data.images}/val/000/000003.jpg",)

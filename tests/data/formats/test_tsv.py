@@ -115,7 +115,7 @@ def test_records_of_all_lines(write, index):
         assert len({record.key for record in records}) == 4
 
 
-def test_copies_leave_one_another_their_files(write):
+def test_copies_do_not_close_files_of_each_other(write):
     # In a state in which file numbers are known: it has been read.
     records = open_source("objects365", write(), "train")
     expected = [(r.boxes_xyxy, list(r.images)) for r in records]
@@ -139,7 +139,7 @@ def test_a_list_of_lines_chooses_and_repeats(write):
         records[3]
 
 
-def test_classes_of_a_text_are_drawn(write):
+def test_classes_of_a_prompt_are_sampled(write):
     write()
     records = open_source("objects365", write.folder, "train")
     tokenizer = Tokenizer.train([records[0].text] * 9, 300)

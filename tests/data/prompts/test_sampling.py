@@ -187,7 +187,7 @@ def test_negatives_are_never_positives_nor_their_namesakes_nor_background():
     assert names_of_boxes(record) == ["bow "] * 3 and len(record.labels) == 2
 
 
-def test_a_picture_without_boxes_is_asked_for_something():
+def test_an_image_without_boxes_is_asked_for_something():
     records = drawn([picture()], negative_chances=(0.0, 1.0, 0.0, 0.0))
     assert len(records[0].labels) == 1
     assert drawn([picture()], max_negatives=0)[0].labels != ()
