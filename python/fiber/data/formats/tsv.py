@@ -36,8 +36,7 @@ class TsvFile:
     def __init__(self, path: Path) -> None:
         if not path.is_file():
             raise FileNotFoundError(f"{path} does not exist; expected a file of {KIND}")
-        self.path = path
-        self._file = PooledFile(path)
+        self.path, self._file = path, PooledFile(path)
         index = path.with_suffix(".lineidx")
         size = self._file.bytes
         if index.is_file():
