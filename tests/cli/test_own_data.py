@@ -66,7 +66,7 @@ def test_train_and_eval_with_one_file(lines, micro_models, capsys):
         (["--data", "none.jsonl"], "data file none.jsonl does not exist"),
         (["--data", "bad.jsonl"], "task 'image_text': bad.jsonl: line 1 has no 'image'"),
         (["--data", "mine.jsonl", "--set", "data.split=test"], "no line of split 'test'"),
-        (["--data", "0.png"], "0.png: a file of captions ends in .jsonl"),
+        (["--data", "0.png"], "0.png must be a folder, or a captions file that ends in .json"),
         (["--data", "empty.jsonl"], "empty.jsonl: line 1 has an empty 'text'"),
         (["--data", "mine.jsonl", "--set", "data.batch_size=1"], "leaves one pair a pass"),
     ],
@@ -117,7 +117,7 @@ def test_the_task_that_finds_nothing_in_a_file_is_named(lines, micro_models, cap
     entries = map(json.loads, lines.read_text().splitlines())
     captions = [json.dumps(entry) for entry in entries if "text" in entry]
     (lines.parent / "captions.jsonl").write_text("\n".join(captions))
-    problem = "captions.jsonl has only lines with captions; expected lines with 'question' and"
+    problem = "captions.jsonl has only captions; expected lines with 'question' and"
     assert main(["train", "scenes_coarse", "--data", "captions.jsonl"]) == 2
     assert f"task 'question': {problem}" in error_line(capsys)
     assert main(["eval", str(micro_models["coarse"]), "vqa", "--data", "captions.jsonl"]) == 2

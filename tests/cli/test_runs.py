@@ -305,8 +305,8 @@ class TestEval:
             (["runs/demo/fine", "refcoco", "--data", "."], "refcoco_val.json"),
             (
                 ["runs/demo/fine", "refcoco", "--data", "splits", "--split", "vall"],
-                "splits has no referring of split 'vall', only of the splits whose files are"
-                " there: train, val",
+                "splits has no referring of split 'vall', only of the splits whose files"
+                " exist: train, val",
             ),
             (["none", "refcoco", "--data", "."], "model none does not exist"),
         ],

@@ -212,7 +212,7 @@ def read_coco(
         (folder / "images" / "1.png").write_bytes(_picture(*size))
         (folder / "instances_train.json").write_text(json.dumps(content))
         records = sources.detection(folder, "train")
-    return torch.tensor(records[0].boxes_xyxy), records.count("crowd boxes")
+    return torch.tensor(records[0].boxes_xyxy), records.counts.get("crowd boxes", 0)
 
 
 def _coco_boxes(comparison: Comparison, case: Reading) -> None:

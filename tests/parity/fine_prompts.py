@@ -1,4 +1,4 @@
-"""Compare class prompts drawn for training with the recorded ones of `data_text.json`."""
+"""Compare sampled training prompts with the recorded ones of `data_text.json`."""
 
 from __future__ import annotations
 
@@ -10,23 +10,18 @@ from typing import Any
 
 import numpy as np
 
-from fiber.data.prompts.classes import ClassName
-from fiber.data.prompts.published import (
-    BACKGROUND,
-    ClassCaption,
-    keep_positives,
-    optimized_prompt,
-    optimized_prompt_in_order,
-    simple_prompt,
-)
+from fiber.data.char_spans import CharSpan
+from fiber.data.prompts.classes import ClassName, Prompt, class_prompt
+from fiber.data.prompts.published import BACKGROUND, keep_positives, optimized_order
+from fiber.data.prompts.rules import ClassRule, PromptRules
+from fiber.data.prompts.sampling import SampledPrompts
+from fiber.data.record import Record
 from tests.parity.comparison import Comparison
 from tests.parity.recorded_tokens import RecordedTokens, recorded_tokens
 
 SECTION = "od_to_grounding"
-#: Names that give the recorded pieces; the record has them cleaned.
-NAMES = dict(
-    enumerate(("person", "traffic_light", "hair_drier", "dog_(pet)", "cup", "wine_glass"), 1)
-)
+#: Names of class ids 1 to 6, which the record has cleaned.
+NAMES = ("person", "traffic_light", "hair_drier", "dog_(pet)", "cup", "wine_glass")
 WORDING = [ClassName("fish", prefix=" "), ClassName("jellyfish", suffix=" which is soft")]
 #: Longest text without <s> and </s>.
 BUDGET = 254
@@ -49,13 +44,11 @@ def compare_drawn_prompts(path: Path) -> Comparison:
         name = f"{number} {case['fn']}"
         match case["fn"]:
             case "simple":
-                wrong = _differences(simple_prompt(NAMES), case)
+                wrong = _differences(*_in_order("simple"), case)
             case "simple_caption_prompt":
-                two = {1: "fish", 2: "jellyfish"}
-                wrong = _differences(simple_prompt(two, wording=WORDING), case)
+                wrong = _differences(class_prompt(WORDING), [1, 2], case)
             case "optimized_disable_shuffle":
-                ordered = optimized_prompt_in_order({0: BACKGROUND, **NAMES})
-                wrong = _differences(ordered, case)
+                wrong = _differences(*_in_order("optimized"), case)
             case "optimized_with_released_CONTROL_PROB":
                 wrong = int(_is_refused(case) != (case["outcome"] == "AssertionError"))
             case "check_for_positive_overflow":
@@ -69,37 +62,37 @@ def compare_drawn_prompts(path: Path) -> Comparison:
     return comparison
 
 
-def _differences(caption: ClassCaption, case: Mapping[str, Any]) -> int:
-    """Count what differs: the text, the boxes that stay, the span of each."""
-    wrong = int(caption.text != case["caption"])
+def _in_order(rule: ClassRule) -> tuple[Prompt, list[int]]:
+    """Return the prompt of a rule without shuffling, and its class ids."""
+    record = Record(key="0", images=("0.jpg",), text="", labels=NAMES)
+    rules = PromptRules(class_rule=rule, shuffle_classes=False)
+    sampled = SampledPrompts([record], recorded_tokens(), max_tokens=BUDGET + 2, rules=rules)[0]
+    prompt = Prompt(sampled.text, sampled.labels, sampled.label_spans)
+    return prompt, [NAMES.index(label) + 1 for label in sampled.labels]
+
+
+def _differences(prompt: Prompt, order: list[int], case: Mapping[str, Any]) -> int:
+    """Count differences in the text, the boxes that are kept, and the span of each."""
+    spans: dict[int, CharSpan] = dict(zip(order, (span for (span,) in prompt.spans), strict=True))
+    wrong = int(prompt.text != case["caption"])
     annotations = case["annotations"]
-    kept = [label for label in case["labels"] if label in caption.spans]
+    kept = [label for label in case["labels"] if label in spans]
     wrong += int(kept != [annotation["category_id"] for annotation in annotations])
     for annotation in annotations:
-        span = caption.spans.get(annotation["category_id"])
+        span = spans.get(annotation["category_id"])
         wrong += int(annotation["tokens_positive"] != [list(span or ())])
     for label, position in case.get("label_to_positions", {}).items():
-        wrong += int(list(caption.spans.get(int(label), ())) != position)
+        wrong += int(list(spans.get(int(label), ())) != position)
     if "n_categories" in case:
-        wrong += int(len(caption.spans) != case["n_categories"])
-        wrong += int((0 in caption.spans) != case["has_background"])
+        wrong += int(len(spans) != case["n_categories"])
+        wrong += int((0 in spans) != case["has_background"])
     return wrong
 
 
 def _is_refused(case: Mapping[str, Any]) -> bool:
-    """Whether the published rule stops at the chances."""
+    """Return whether the published rule rejects the probabilities of a case."""
     try:
-        optimized_prompt(
-            {0: BACKGROUND, **NAMES},
-            [1],
-            chances=case["control_probabilities"],
-            max_negatives=85,
-            count_tokens=len,
-            budget=BUDGET,
-            positive_tokens=0,
-            generator=random.Random(0),
-            numpy_generator=np.random.RandomState(0),
-        )
+        PromptRules(class_rule="optimized", negative_chances=case["control_probabilities"])
     except ValueError:
         return True
     return False
@@ -110,7 +103,7 @@ def _overflow_differences(case: Mapping[str, Any]) -> int:
     (each,) = set(case["tokens_per_label"])
     kept, length = keep_positives(
         range(1, case["n_in"] + 1),
-        dict.fromkeys(range(1, case["n_in"] + 1), "x"),
+        "x" * (case["n_in"] + 1),
         count_tokens=lambda text: each,
         budget=BUDGET,
         generator=random.Random(case["seed"]),
@@ -125,7 +118,7 @@ class _Seeded:
     def __init__(self, tokenizer: RecordedTokens, queries: list[dict[str, Any]]) -> None:
         self.tokenizer = tokenizer
         (coco,) = (query for query in queries if query["name"] == "coco80")
-        self.names = {0: BACKGROUND, **dict(enumerate(coco["names"], 1))}
+        self.names = (BACKGROUND, *coco["names"])
 
     def differences(self, case: Mapping[str, Any]) -> int:
         generator = random.Random(case["seed"])
@@ -136,9 +129,9 @@ class _Seeded:
             budget=BUDGET,
             generator=generator,
         )
-        caption = optimized_prompt(
-            self.names,
+        order = optimized_order(
             [label for label in case["labels"] if label in kept],
+            self.names,
             chances=case["control_probabilities"],
             max_negatives=case["random_sample_negative"],
             count_tokens=self._count,
@@ -147,9 +140,10 @@ class _Seeded:
             generator=generator,
             numpy_generator=np.random.RandomState(case["seed"]),
         )
+        prompt = class_prompt([self.names[label] for label in order])
         wrong = int(positive_tokens != case["positive_caption_length"])
-        wrong += int(self._count(caption.text) + 2 != case["n_tokens_with_specials"])
-        return wrong + _differences(caption, case)
+        wrong += int(self._count(prompt.text) + 2 != case["n_tokens_with_specials"])
+        return wrong + _differences(prompt, order, case)
 
     def _count(self, text: str) -> int:
         return len(self.tokenizer.encode(text)[0]) - 2

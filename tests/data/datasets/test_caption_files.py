@@ -4,13 +4,8 @@ import json
 
 import pytest
 
-from fiber.data.datasets import (
-    caption_files,
-    conceptual_captions,
-    karpathy,
-    sbu,
-    visual_genome,
-)
+from fiber.data.datasets import caption_files
+from fiber.data.datasets.resolve import open_source
 
 
 def touch(folder, *names):
@@ -60,15 +55,15 @@ def test_coco_of_each_split(data):
         (names[1], "restval", ["A dog."]),
         (names[2], "test", ["A cat."]),
     )
-    found = karpathy.coco_karpathy(data.folder, "test")
+    found = open_source("coco_karpathy", data.folder, "test")
     keys = ["dataset_coco/0", "dataset_coco/1", "dataset_coco/200"]
     assert [r.key for r in found] == keys
     assert [r.text for r in found] == ["A man on a bike.", "A man rides.", "A cat."]
     assert found[0].images == (f"{data.folder}/val2014/{names[0]}",)
     assert found[0].image_id == found[1].image_id != found[2].image_id
-    assert [r.text for r in karpathy.coco_karpathy(data.folder, "restval")] == ["A dog."]
+    assert [r.text for r in open_source("coco_karpathy", data.folder, "restval")] == ["A dog."]
     with pytest.raises(ValueError, match=r"split 'val'.*'restval'.*'test'"):
-        karpathy.coco_karpathy(data.folder, "val")
+        open_source("coco_karpathy", data.folder, "val")
 
 
 def test_repeated_and_empty_captions_are_counted(data):
@@ -80,7 +75,7 @@ def test_repeated_and_empty_captions_are_counted(data):
         # Another picture may say the same.
         ("c.jpg", "val", ["A dog."]),
     )
-    found = karpathy.coco_karpathy(data.folder, "val")
+    found = open_source("coco_karpathy", data.folder, "val")
     # The first of equal captions stays, so that every process has the same order.
     assert [r.text for r in found] == ["A dog.", "A cat.", "A dog."]
     assert [r.key.rpartition("/")[2] for r in found] == ["0", "1", "200"]
@@ -106,12 +101,12 @@ def test_flickr30k_has_no_paths(data):
         "dataset": "flickr30k",
     }
     data("dataset_flickr30k.json", content)
-    (record,) = karpathy.flickr30k_karpathy(data.folder, "train")
+    (record,) = open_source("flickr30k_karpathy", data.folder, "train")
     assert record.images == (f"{data.folder}/flickr30k-images/1000092795.jpg",)
     # Where the file is named, it may be in a folder of its own.
     (data.folder / "karpathy").mkdir()
     (data.folder / "dataset_flickr30k.json").rename(data.folder / "karpathy/dataset_flickr30k.json")
-    assert karpathy.flickr30k_karpathy(data.folder, "train")[0].images == record.images
+    assert open_source("flickr30k_karpathy", data.folder, "train")[0].images == record.images
 
 
 @pytest.mark.parametrize(
@@ -131,41 +126,41 @@ def test_entries_that_do_not_fit_are_named(change, message, data):
     touch(data.folder, "a.jpg")
     data("dataset_coco.json", {"images": [entry]})
     with pytest.raises(ValueError, match=rf"dataset_coco\.json: {message}"):
-        karpathy.coco_karpathy(data.folder, "val")
+        open_source("coco_karpathy", data.folder, "val")
 
 
-def test_a_missing_picture_is_named(data):
+def test_a_missing_image_is_named(data):
     coco(data, ("a.jpg", "val", ["A dog."]))
     with pytest.raises(FileNotFoundError, match=r"images\[0\].*'val2014/a\.jpg'"):
-        karpathy.coco_karpathy(data.folder, "val")
+        open_source("coco_karpathy", data.folder, "val")
 
 
 @pytest.mark.parametrize(
-    ("reader", "split", "name", "source"),
+    ("source", "split", "name", "origin"),
     [
-        (karpathy.coco_karpathy, "train", "dataset_coco.json", "caption_datasets.zip of Karpathy"),
-        (karpathy.flickr30k_karpathy, "train", "dataset_flickr30k.json", "caption_datasets.zip"),
+        ("coco_karpathy", "train", "dataset_coco.json", "caption_datasets.zip of Karpathy"),
+        ("flickr30k_karpathy", "train", "dataset_flickr30k.json", "caption_datasets.zip"),
         (
-            visual_genome.visual_genome,
+            "visual_genome",
             "train",
             "region_descriptions.json",
             "official page of Visual Genome",
         ),
-        (sbu.sbu, "train", "sbu-captions-all.json", "official page of the SBU"),
+        ("sbu", "train", "sbu-captions-all.json", "official page of the SBU"),
         (
-            conceptual_captions.conceptual_captions,
+            "conceptual_captions",
             "val",
             "Validation_GCC-1.1.0-Validation.tsv",
             "official page of C",
         ),
     ],
 )
-def test_a_missing_file_is_named_with_where_to_get_it(reader, split, name, source, data):
+def test_a_missing_file_is_named_with_where_to_get_it(source, split, name, origin, data):
     with pytest.raises(FileNotFoundError) as error:
-        reader(data.folder, split)
+        open_source(source, data.folder, split)
     message = str(error.value)
-    assert str(data.folder / name) in message
-    assert f"comes from {source}" in message or f"comes from the {source}" in message
+    assert str(data.folder) in message and name in message
+    assert f"from {origin}" in message or f"from the {origin}" in message
     assert "fiber data" not in message
 
 
@@ -186,7 +181,7 @@ def test_phrases_of_regions_are_captions(data):
         {"id": 2, "regions": [{"region_id": 9, "image_id": 2, "phrase": "a tree", **region}]},
     ]
     data("region_descriptions.json", content)
-    found = visual_genome.visual_genome(data.folder, "train")
+    found = open_source("visual_genome", data.folder, "train")
     assert [(r.key, r.text) for r in found] == [
         ("region_descriptions/1382", "the clock is green"),
         ("region_descriptions/9", "a tree"),
@@ -194,13 +189,13 @@ def test_phrases_of_regions_are_captions(data):
     assert found[1].images == (f"{data.folder}/VG_100K_2/2.jpg",)
     assert found.counts == {"empty captions": 1}
     with pytest.raises(ValueError, match=r"split 'val'.*'train'"):
-        visual_genome.visual_genome(data.folder, "val")
+        open_source("visual_genome", data.folder / "region_descriptions.json", "val")
     data("region_descriptions.json", [{"id": 1, "regions": [{"region_id": 3}]}])
     with pytest.raises(ValueError, match=r"entries\[0\].*'phrase'"):
-        visual_genome.visual_genome(data.folder, "train")
+        open_source("visual_genome", data.folder, "train")
     data("region_descriptions.json", {"images": []})
-    with pytest.raises(ValueError, match="holds a dict; expected the list of Visual Genome"):
-        visual_genome.visual_genome(data.folder, "train")
+    with pytest.raises(ValueError, match="contains a dict; expected the list of Visual Genome"):
+        open_source("visual_genome", data.folder, "train")
 
 
 # ---- lists of addresses
@@ -218,7 +213,7 @@ def test_sbu_lists(data):
         "captions": ["a wooden chair", "gone", "a dog"],
     }
     data("sbu-captions-all.json", content)
-    found = sbu.sbu(data.folder, "train")
+    found = open_source("sbu", data.folder, "train")
     assert [(r.key, r.text) for r in found] == [
         ("sbu-captions-all/0", "a wooden chair"),
         ("sbu-captions-all/2", "a dog"),
@@ -228,27 +223,27 @@ def test_sbu_lists(data):
     assert found.counts == {"pictures that are missing": 1}
     data("sbu-captions-all.json", content | {"captions": ["a"]})
     with pytest.raises(ValueError, match=r"3 'image_urls'.*1 'captions'"):
-        sbu.sbu(data.folder, "train")
+        open_source("sbu", data.folder, "train")
     data("sbu-captions-all.json", {"captions": ["a"]})
     with pytest.raises(ValueError, match=r"file.*'image_urls'"):
-        sbu.sbu(data.folder, "train")
+        open_source("sbu", data.folder, "train")
 
 
 def test_paths_with_captions(data):
     """The form that the published code takes SBU and Conceptual Captions in."""
     touch(data.folder, "a/1.jpg")
     rows = [["a/1.jpg", "a dog"], ["a/2.jpg", "gone"]]
-    for name, reader in (
-        ("annot.json", sbu.sbu),
-        ("train_annot.json", conceptual_captions.conceptual_captions),
+    for name, source in (
+        ("annot.json", "sbu"),
+        ("train_annot.json", "conceptual_captions"),
     ):
         data(name, rows)
-        found = reader(data.folder, "train")
+        found = open_source(source, data.folder, "train")
         assert [r.images for r in found] == [(f"{data.folder}/a/1.jpg",)]
         assert found.counts == {"pictures that are missing": 1}
         data(name, [["a/1.jpg"]])
         with pytest.raises(ValueError, match=r"entry 0.*\[path, caption\]"):
-            reader(data.folder, "train")
+            open_source(source, data.folder, "train")
 
 
 @pytest.mark.parametrize("header", ["", "caption\turl\n"], ids=["original", "with a header"])
@@ -260,7 +255,7 @@ def test_conceptual_captions(header, data):
         "a dog\tmine/3.jpg",
     ]
     path = data("Train_GCC-training.tsv", header + "\n".join(rows) + "\n")
-    found = conceptual_captions.conceptual_captions(data.folder, "train")
+    found = open_source("conceptual_captions", data.folder, "train")
     assert [(r.key, r.text) for r in found] == [
         ("Train_GCC-training/0", "a very typical bus station"),
         ("Train_GCC-training/2", "a dog"),
@@ -270,18 +265,18 @@ def test_conceptual_captions(header, data):
     path.write_text(header + "one column\n")
     line = 2 if header else 1
     with pytest.raises(ValueError, match=rf"\.tsv: line {line}.*1"):
-        conceptual_captions.conceptual_captions(data.folder, "train")
-    with pytest.raises(ValueError, match=r"split 'test'.*'train'.*'val'"):
-        conceptual_captions.conceptual_captions(data.folder, "test")
+        open_source("conceptual_captions", data.folder, "train")
+    with pytest.raises(FileNotFoundError, match=r"split 'test'.*train"):
+        open_source("conceptual_captions", data.folder, "test")
 
 
 def test_rows_are_named_as_img2dataset_does():
     assert caption_files.row_name(120345) == "00012/000120345.jpg"
 
 
-def test_a_set_without_any_picture_is_refused(data):
+def test_a_set_without_any_image_is_refused(data):
     data("Train_GCC-training.tsv", "a dog\thttp://x/y.jpg\n")
     with pytest.raises(FileNotFoundError, match=r"none.*1 (picture|image)s"):
-        conceptual_captions.conceptual_captions(data.folder, "train")
+        open_source("conceptual_captions", data.folder, "train")
     data("sbu-captions-all.json", json.dumps({"image_urls": [], "captions": []}))
-    assert sbu.sbu(data.folder, "train") == []
+    assert open_source("sbu", data.folder, "train") == []

@@ -37,9 +37,13 @@ def folder(tmp_path):
     return tmp_path
 
 
+def read(folder, split="val", **options):
+    return flickr_entities(folder, split, annotations=folder / f"{split}.txt", **options)
+
+
 def test_an_empty_list_has_no_records(folder):
     (folder / "val.txt").write_text("\n")
-    assert flickr_entities(folder, "val") == []
+    assert read(folder) == []
 
 
 def test_sentences():
@@ -60,7 +64,7 @@ def test_sentences():
 
 
 def test_captions_with_their_boxes(folder):
-    first, second = records = flickr_entities(folder, "val")
+    first, second = records = read(folder)
     assert [record.key for record in records] == ["val/12_0", "val/12_1"]
     assert first.images == (str(folder / "flickr30k-images" / "12.jpg"),)
     assert first.text == "A man and two dogs sit near the water ."
@@ -82,7 +86,7 @@ def test_folders_and_lists_are_found(folder, tmp_path):
         target = below / "flickr30k_entities" / name
         target.parent.mkdir(exist_ok=True)
         (folder / name).rename(target)
-    with pytest.raises(FileNotFoundError, match=r"flickr30k-images.*folder"):
+    with pytest.raises(FileNotFoundError, match="flickr30k-images"):
         open_source("phrases", below, "val")
     pictures = below / "flickr30k_images" / "val"
     pictures.mkdir(parents=True)
@@ -104,7 +108,7 @@ def test_any_other_form_comes_before_a_list(folder):
     ("name", "change", "message"),
     [
         ("Annotations/12.xml", ("</annotation>", ""), "12.xml is not valid XML"),
-        ("Annotations/12.xml", ("<xmax>105</xmax>", ""), "object 0 has no number in one of xmin"),
+        ("Annotations/12.xml", ("<xmax>105</xmax>", ""), r"object 0.*\['5', '6', '', '206'\]"),
         (
             "Annotations/12.xml",
             ("<xmax>105<", "<xmax>1<"),
@@ -121,9 +125,9 @@ def test_broken_files_are_named(folder, name, change, message):
     path = folder / name
     path.write_text(path.read_text().replace(*change))
     with pytest.raises(ValueError, match=message):
-        flickr_entities(folder, "val")
+        read(folder)
     if "object 0" in message:
-        records = flickr_entities(folder, "val", on_error="skip")
+        records = read(folder, on_error="skip")
         assert records.counts["objects whose box is none"] == 1
         assert records[0].labels == ("two dogs",)
 
@@ -131,6 +135,6 @@ def test_broken_files_are_named(folder, name, change, message):
 def test_missing_files_are_named(folder):
     (folder / "Sentences" / "12.txt").unlink()
     with pytest.raises(FileNotFoundError, match=r"12\.txt.*/BryanPlummer/"):
-        flickr_entities(folder, "val")
+        read(folder)
     with pytest.raises(FileNotFoundError, match=r"train\.txt.*exist"):
-        flickr_entities(folder, "train")
+        read(folder, "train")

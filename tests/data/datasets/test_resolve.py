@@ -43,7 +43,7 @@ def texts(source, path, split="train"):
     return [record.text for record in open_source(source, path, split)]
 
 
-def test_forms_of_captions_in_a_folder(folder):
+def test_layouts_of_captions_in_a_folder(folder):
     folder("train.jsonl", LINE)
     assert texts("captions", folder.folder) == ["mine"]
     folder("dataset_coco.json", karpathy("train"))
@@ -57,14 +57,14 @@ def test_forms_of_captions_in_a_folder(folder):
     assert texts("captions", folder.folder) == ["standard"]
 
 
-def test_several_forms_are_told_with_the_names_that_tell_them_apart(folder):
+def test_several_layouts_are_reported_with_sources_that_select_one(folder):
     for name, content in (
         ("train.jsonl", LINE),
         ("dataset_coco.json", karpathy("train")),
         ("dataset_flickr30k.json", karpathy("train")),
     ):
         folder(name, content)
-    with pytest.raises(AmbiguousLayoutError, match="name one file instead") as error:
+    with pytest.raises(AmbiguousLayoutError, match="name a file") as error:
         open_source("captions", folder.folder, "train")
     assert error.value.sources == ("coco_karpathy", "flickr30k_karpathy")
     # Of two forms of one set the first is read by its name, and others are not told apart by it.
@@ -96,8 +96,8 @@ def test_one_is_no_plural(count, what, said):
 
 
 COCO, FLICKR30K = "https://cocodataset.org", "caption_datasets.zip of Karpathy and Fei-Fei (2015)"
-SCENES = "(`fiber data scenes --output DIR` makes a data set to try with)"
-ARROW = "from the published code's write_*.py, which make it of the original downloads"
+SCENES = "(`fiber data scenes --output DIR` generates an example data set)"
+ARROW = "from the published code's write_*.py, which convert the original downloads"
 TABLES_AND_SHARDS = [
     "an Arrow or Parquet table: val.parquet or val-*-of-*.parquet or data/val-*-of-*.parquet or"
     " val/data-*-of-*.arrow or validation.parquet or validation-*-of-*.parquet or"
@@ -137,7 +137,7 @@ VQAV2, NLVR2 = "https://visualqa.org", "https://lil.nlp.cornell.edu/nlvr"
             "restval",
             [
                 "COCO, Karpathy's splits: dataset_coco.json or karpathy/dataset_coco.json,"
-                f" from {FLICKR30K}, its pictures from {COCO}",
+                f" from {FLICKR30K}, its images from {COCO}",
                 f"published Arrow data: coco_caption_karpathy_restval.arrow, {ARROW}",
             ],
         ),
@@ -152,12 +152,12 @@ VQAV2, NLVR2 = "https://visualqa.org", "https://lil.nlp.cornell.edu/nlvr"
         ),
     ],
 )
-def test_a_missing_source_is_answered_with_all_its_forms(source, split, forms, folder):
+def test_a_missing_source_is_reported_with_all_its_layouts(source, split, forms, folder):
     with pytest.raises(FileNotFoundError) as error:
         open_source(source, folder.folder, split)
     assert str(error.value) == (
-        f"{folder.folder} has no {source} of split {split!r}. Expected in the folder one of:"
-        f" {'; '.join(forms)}. A file with another name can be named instead of the folder"
+        f"{folder.folder} has no {source} of split {split!r}. Expected one of these in the folder:"
+        f" {'; '.join(forms)}. A file with another name can be given instead of the folder"
     )
     none = folder.folder / "none"
     with pytest.raises(FileNotFoundError, match=rf"^{none}.*exist.*folder"):
@@ -193,14 +193,14 @@ def test_missing_captions_are_answered_with_every_set(folder):
         ("conceptual_captions", ["conceptual_caption_train_0.arrow"], "train"),
     ],
 )
-def test_a_missing_split_is_answered_with_those_that_are_there(source, files, splits, folder):
+def test_a_missing_split_lists_the_splits_that_exist(source, files, splits, folder):
     for name in files:
         folder(name, "")
     with pytest.raises(FileNotFoundError) as error:
         open_source(source, folder.folder, "novel")
     assert (
-        f"has no {source} of split 'novel', only of the splits whose files are there: {splits}."
-        " Expected in the folder one of: "
+        f"has no {source} of split 'novel', only of the splits whose files exist: {splits}."
+        " Expected one of these in the folder: "
     ) in str(error.value)
 
 
@@ -209,7 +209,7 @@ def test_a_file_with_one_split_is_not_taken_for_another(folder):
     folder("Train_GCC-training.tsv", "a dog\t2.png\n")
     assert texts("captions", folder.folder) == ["a dog"]
     for source in ("captions", "conceptual_captions"):
-        with pytest.raises(FileNotFoundError, match="only of the splits whose files are there: tr"):
+        with pytest.raises(FileNotFoundError, match="only of the splits whose files exist: tr"):
             open_source(source, folder.folder, "val")
     folder("Validation_GCC-1.1.0-Validation.tsv", "a cat\t2.png\n")
     assert texts("captions", folder.folder, "val") == ["a cat"]
@@ -259,7 +259,7 @@ def test_a_split_that_a_source_never_has(folder, monkeypatch):
         folder(name, "")
         with pytest.raises(ValueError) as error:
             open_source(source, folder.folder, "val")
-        said = f"{source} has only a training split, no 'val'; expected 'train'"
+        said = f"{source} has only the split 'train', got 'val'"
         assert str(error.value) == said
     # Nor are its Arrow files read for the same records a second time.
     read = []
@@ -276,14 +276,14 @@ def test_a_split_that_a_source_never_has(folder, monkeypatch):
         open_source("conceptual_captions", folder.folder, "val")
 
 
-def test_a_file_of_another_name_is_told_by_its_end(folder):
+def test_a_file_with_another_name_is_read_by_its_extension(folder):
     assert texts("captions", folder("mine.jsonl", LINE), "val") == ["mine"]
     assert texts("captions", folder("captions_val2014.json", coco("val"))) == ["val"]
     (folder.folder / "mine").mkdir()
     (folder.folder / "mine/2.png").touch()
     path = folder("cc.tsv", "a dog\tmine/2.png\n")
     assert texts("conceptual_captions", path) == texts("captions", path) == ["a dog"]
-    with pytest.raises(ValueError, match=r"mine\.xls.*\.jsonl.*\.json"):
+    with pytest.raises(ValueError, match=r"mine\.xls.*\.json, \.jsonl"):
         open_source("captions", folder("mine.xls", ""), "train")
     with pytest.raises(ValueError, match=r"\.jsonl.*\.json.*\.arrow"):
         open_source("reasoning", folder("mine.xls", ""), "train")
@@ -377,14 +377,14 @@ def test_an_unknown_source_is_answered_with_those_there_are(source, said, folder
 
 
 @pytest.mark.parametrize(
-    ("data", "split", "error", "said"),
+    ("data", "split", "error", "message"),
     [
-        (None, "train", TypeError, r"data.*None.*folder.*file"),
-        ("data", None, TypeError, r"split.*None.*'train'"),
-        ("data", "", ValueError, "split.*''.*'\\+'"),
+        (None, "train", TypeError, r"data.*folder.*file.*None"),
+        ("data", None, TypeError, r"split.*'train'.*None"),
+        ("data", "", ValueError, "split.*'\\+'.*''"),
         ("data", "train+", ValueError, "split.*'train\\+'"),
     ],
 )
-def test_wrong_arguments_are_named(data, split, error, said):
-    with pytest.raises(error, match=f"^{said}"):
+def test_wrong_arguments_are_named(data, split, error, message):
+    with pytest.raises(error, match=f"^{message}"):
         open_source("captions", data, split)

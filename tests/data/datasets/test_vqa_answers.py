@@ -61,14 +61,17 @@ class TestOriginals:
         found = published_answers(folder)
         assert found.answers == ("yes", "blue")
         assert found.notes[0] == "2 answers, from 26 questions"
-        assert "have 658111 questions: this is not the published list" in found.notes[1]
+        assert (
+            "not the published list: the original train and val have 658111 questions"
+            in found.notes[1]
+        )
 
     def test_another_number_of_answers_is_told_of_whole_files(self, write, monkeypatch):
         write(VAL, annotations(*["no"] * 9))
         folder = write(TRAIN, annotations(*["yes"] * 9))
         monkeypatch.setattr(module, "WHOLE_QUESTIONS", 18)
         told = published_answers(folder).notes
-        assert told[1:] == ("the published list has 3129 answers: this is another one",)
+        assert told[1:] == ("this is not the published list, which has 3129 answers",)
         monkeypatch.setattr(module, "PUBLISHED_COUNT", 2)
         assert published_answers(folder).notes == ("2 answers, from 18 questions",)
 

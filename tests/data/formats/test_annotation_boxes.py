@@ -104,8 +104,8 @@ def test_crowds_and_empty_boxes_are_dropped_and_counted(data):
     )
     found = sources.phrases(data.folder, "val")
     assert len(found[0].boxes_xyxy) == 1
-    assert (found.count("crowd boxes"), found.count("empty boxes")) == (1, 2)
-    assert found.count("clipped boxes") == 0
+    assert (found.counts.get("crowd boxes", 0), found.counts.get("empty boxes", 0)) == (1, 2)
+    assert found.counts.get("clipped boxes", 0) == 0
 
 
 def test_boxes_a_pixel_outside_are_clipped(data):
@@ -113,7 +113,7 @@ def test_boxes_a_pixel_outside_are_clipped(data):
     data("flickr_val.json", flickr([box]))
     found = sources.phrases(data.folder, "val")
     assert found[0].boxes_xyxy == ((0, 0, 333, 500),)
-    assert found.count("clipped boxes") == 1
+    assert found.counts.get("clipped boxes", 0) == 1
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_boxes_that_do_not_fit_are_named(box, message, data):
     assert str(path) in str(error.value)
 
 
-def test_pictures_without_a_size_are_named(data):
+def test_images_without_a_size_are_named(data):
     content = flickr([{"bbox": [10, 20, 30, 40], "tokens_positive": [[0, 5]]}])
     del content["images"][0]["width"]
     data("flickr_val.json", content)
@@ -169,7 +169,7 @@ def test_refcoco_expressions(data):
 def test_expressions_that_lost_their_box_are_counted(data):
     data("refcoco_val.json", flickr([{"bbox": [1, 2, 1, 1], "tokens_positive": [[0, 5]]}]))
     found = sources.referring(data.folder, "val")
-    assert found == [] and found.count("expressions without a box") == 1
+    assert found == [] and found.counts.get("expressions without a box", 0) == 1
 
 
 # ---- detection
@@ -201,7 +201,7 @@ def test_coco_instances(data):
     assert second.boxes_xyxy == () and second.text == first.text
 
 
-def test_lvis_names_pictures_by_their_address(data):
+def test_lvis_names_images_by_their_address(data):
     picture = {"id": 5, "height": 10, "width": 10, "coco_url": "http://x.org/val2017/0005.jpg"}
     content = {"images": [picture], "annotations": [], "categories": [{"id": 1, "name": "mug"}]}
     data("instances_val.json", content)
@@ -242,7 +242,7 @@ def test_the_published_files_of_flickr(data, below):
     for named in (data.folder, path):
         (record,) = open_source("phrases", named, "train")
         assert record.images == (where,) and record.image_id == where
-    with pytest.raises(FileNotFoundError, match="only of the splits whose files are there: train"):
+    with pytest.raises(FileNotFoundError, match="only of the splits whose files exist: train"):
         open_source("phrases", data.folder, "val")
 
 
@@ -256,7 +256,7 @@ def mixed(*sources):
     return content
 
 
-def test_the_mixed_set_has_two_folders_of_pictures(data):
+def test_the_mixed_set_has_two_folders_of_images(data):
     path = data("final_mixed_train_no_coco.json", mixed("coco", "vg", "coco"))
     with pytest.raises(FileNotFoundError, match=r"2.*data_source 'coco'"):
         open_source("mixed", data.folder, "train")
@@ -278,7 +278,7 @@ def test_the_mixed_set_has_two_folders_of_pictures(data):
         open_source("mixed", data.folder, "train")
 
 
-def test_three_sets_of_expressions_are_told_apart(data):
+def test_three_sets_of_expressions_are_distinguished(data):
     touch(data.folder, "refcoco/train2014/1007129816.jpg")
     names = {
         "refcoco": "finetune_refcoco_testA.json",
@@ -295,7 +295,7 @@ def test_three_sets_of_expressions_are_told_apart(data):
             assert [record.text for record in found] == [f"a man of {source}"]
             assert found[0].images == (f"{data.folder}/refcoco/train2014/1007129816.jpg",)
     with pytest.raises(
-        AmbiguousLayoutError, match="in several layouts: finetune_refcoco_testA"
+        AmbiguousLayoutError, match=r"in several layouts.*: finetune_refcoco_testA"
     ) as error:
         open_source("referring", data.folder, "testA")
     assert error.value.sources == tuple(names)
@@ -311,10 +311,10 @@ def test_boxes_of_phrases_that_do_not_fit_are_counted_where_asked_for(data):
     data("flickr_val.json", flickr([BOX, bad]))
     found = sources.phrases(data.folder, "val", on_error="skip")
     assert found[0].boxes_xyxy == ((10, 20, 40, 60), (320, 20, 333, 60))
-    assert found.count("clipped boxes") == 1
+    assert found.counts.get("clipped boxes", 0) == 1
     data("refcoco_val.json", flickr([{**BOX, "bbox": [400, 20, 30, 40]}]))
     found = sources.referring(data.folder, "val", on_error="skip")
-    assert found == [] and found.count("expressions without a box") == 1
+    assert found == [] and found.counts.get("expressions without a box", 0) == 1
 
 
 def test_objects_are_as_the_file_has_them(data):

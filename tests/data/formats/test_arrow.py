@@ -6,7 +6,8 @@ import types
 
 import pytest
 
-from fiber.data.formats.arrow import table_captions, table_questions, table_statements
+from fiber.data.formats.arrow import Tables, statement_records
+from fiber.data.formats.row_records import caption_records, question_records
 
 
 class _Value:
@@ -85,6 +86,18 @@ def write(request, tmp_path, monkeypatch):
     return save
 
 
+def table_captions(*paths):
+    return caption_records(Tables(paths))
+
+
+def table_questions(path):
+    return question_records(Tables([path]))
+
+
+def table_statements(path):
+    return statement_records(Tables([path]))
+
+
 def test_captions_of_several_files(write):
     one = write(
         "coco_0.arrow",
@@ -134,7 +147,7 @@ def test_questions_with_and_without_answers(write):
     assert [r.answers for r in found] == [None] * 2
 
 
-def test_statements_show_two_pictures(write):
+def test_statements_show_two_images(write):
     path = write(
         "nlvr2_dev.arrow",
         image_0=[b"\x01"],
@@ -206,7 +219,7 @@ def test_files_that_do_not_fit_are_named(write, tmp_path):
         table_captions(path)
 
 
-def test_without_pyarrow_it_is_asked_for(monkeypatch):
+def test_missing_pyarrow_is_an_error(monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(ModuleNotFoundError, match=r"vg\.arrow needs pyarrow;.* pip install"):
         table_captions("vg.arrow")

@@ -63,7 +63,7 @@ def lines(tmp_path):
     return tmp_path
 
 
-def test_a_picture_that_vanishes_in_mid_epoch(lines):
+def test_an_image_that_vanishes_in_mid_epoch(lines):
     records = open_source("captions", lines, "train")
     batches = loader(records).epoch()
     assert next(batches).keys == ("train/1", "train/2")
@@ -126,7 +126,7 @@ def test_a_table_that_is_cut_in_mid_epoch(tmp_path):
         open_source("captions", tmp_path, "train")
 
 
-def test_annotations_of_another_size_than_the_picture(data):
+def test_annotations_of_another_size_than_the_image(data):
     """It stops the loader, or is counted; see also `fiber data inspect`."""
     Image.new("RGB", (20, 15)).save(f"{data.images}/1.png")
     coco = {

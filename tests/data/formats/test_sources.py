@@ -60,14 +60,14 @@ def test_a_file_of_another_format_is_named(reader, content, data):
 
 
 @pytest.mark.parametrize("reader", READERS)
-def test_a_missing_split_is_answered_with_those_that_are_there(reader, data):
+def test_a_missing_split_lists_the_splits_that_exist(reader, data):
     for split in ("train", "novel"):
         data(READERS[reader].replace("val", split), {})
     data("unrelated_train_more.json", {})
     with pytest.raises(FileNotFoundError) as error:
         getattr(sources, reader)(data.folder, "val")
     path = data.folder / READERS[reader]
-    expected = "expected one of the splits whose files are there: novel, train"
+    expected = "expected one of the splits whose files exist: novel, train"
     assert str(error.value) == f"{path} does not exist; {expected}"
 
 
@@ -78,15 +78,15 @@ def test_a_file_with_other_encodings_is_named(data):
         sources.captions(data.folder, "val")
 
 
-def test_a_missing_folder_of_pictures_is_named(data):
+def test_a_missing_folder_of_images_is_named(data):
     data("captions_val.json", {"images": [], "annotations": []})
     assert sources.captions(data.folder, "val") == []
     (data.folder / "images").rmdir()
-    with pytest.raises(FileNotFoundError, match=r"images is not a folder"):
+    with pytest.raises(FileNotFoundError, match=r"images does not exist"):
         sources.captions(data.folder, "val")
 
 
-def test_a_file_of_another_kind_is_named_before_its_pictures_are_looked_for(data):
+def test_a_file_of_another_kind_is_named_before_its_images_are_looked_for(data):
     (data.folder / "images").rmdir()
     path = data("num.json", {"a": 1})
     for source in ("captions", "detection"):
@@ -182,7 +182,7 @@ def test_vqa_scores_count_annotators(data):
     assert record.key == "vqa_questions_val/7"
 
 
-def test_a_question_may_name_its_picture(data):
+def test_a_question_may_name_its_image(data):
     vqa(data, ["down"] * 10, image="val/000/000003.jpg")
     (record,) = sources.questions(data.folder, "val")
     assert record.images == (f"{data.images}/val/000/000003.jpg",)

@@ -44,7 +44,7 @@ def test_names_with_words_around_them(tmp_path):
     [
         ("a.txt", " \n\n", r"a\.txt.*empty"),
         ("a.json", "[]", r"a\.json.*empty"),
-        ("a.json", '{"name": "mug"}', r"a\.json holds a dict; expected a list"),
+        ("a.json", '{"name": "mug"}', r"a\.json contains a dict; expected a list"),
         ("a.json", "mug", r"a\.json.*valid JSON"),
         ("a.json", '["mug", 3]', r"a\.json: class 1.*int 3"),
         ("a.json", '[{"title": "mug"}]', r"a\.json: class 0.*keys 'title'.*'name'"),

@@ -12,21 +12,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from fiber.data.formats.annotation_file import AnnotationFile, RecordList
+from fiber.data.formats.annotation_file import AnnotationFile, RecordList, read_json_array
 from fiber.data.record import AnyPath, Record
 
-#: Images per folder of img2dataset.
-_ROWS_PER_FOLDER = 10_000
 _MISSING = "pictures that are missing"
 
 
 class ImageFinder:
-    """Find the images of a data set; each folder is listed once.
+    """Find the images of a data set in `images`, or in the data folder and "images" in it.
 
-    Args:
-        folder: data folder; searched with "images" in it.
-        images: folder of images, searched instead.
-        subfolders: names of subfolders to search as well.
+    `subfolders` of these are also searched. Each folder is listed once.
     """
 
     def __init__(
@@ -38,28 +33,23 @@ class ImageFinder:
 
     def find(self, *names: str) -> str | None:
         """Return the path of the first of these relative file names that exists."""
-        for name in names:
-            for folder in self._folders:
-                path = folder / name
-                if path.name in self._list(path.parent):
-                    return str(path)
+        for path in (folder / name for name in names for folder in self._folders):
+            parent = path.parent
+            if parent not in self._listed:
+                entries = parent.iterdir() if parent.is_dir() else ()
+                self._listed[parent] = {entry.name for entry in entries}
+            if path.name in self._listed[parent]:
+                return str(path)
         return None
 
     def require(self, file: AnnotationFile, name: str) -> str:
-        """Return the path of an image that must exist."""
+        """Return the path of an image; raise FileNotFoundError if it does not exist."""
         path = self.find(name)
         if path is None:
-            tried = ", ".join(map(str, self._folders))
             raise FileNotFoundError(
-                f"{file.path}: {file.where} has image {name!r}, which is in none of {tried}"
+                f"{file.where} has image {name!r}, not in {', '.join(map(str, self._folders))}"
             )
         return path
-
-    def _list(self, folder: Path) -> set[str]:
-        if folder not in self._listed:
-            entries = folder.iterdir() if folder.is_dir() else ()
-            self._listed[folder] = {entry.name for entry in entries}
-        return self._listed[folder]
 
 
 def add_captions(out: RecordList, stem: str, image: str, found: Sequence[tuple[Any, str]]) -> None:
@@ -80,67 +70,49 @@ def add_captions(out: RecordList, stem: str, image: str, found: Sequence[tuple[A
 def caption_rows(
     path: Path, rows: Iterable[tuple[tuple[str, ...], Any]], images: ImageFinder
 ) -> RecordList:
-    """Make records of rows with one caption each, whose images may be missing.
-
-    Args:
-        path: annotation file, for keys and messages.
-        rows: possible file names of the image, and its caption.
-        images: finds the images.
+    """Create records of rows: possible file names of an image that may be missing, and a caption.
 
     Raises:
         FileNotFoundError: if all images are missing.
-        ValueError: if a caption is not a text.
+        ValueError: if a caption is not a string.
     """
     out, total, example = RecordList(), 0, ""
     for row, (names, caption) in enumerate(rows):
         total += 1
         if not isinstance(caption, str):
-            raise ValueError(f"{path}: caption {row} is {str(caption)[:40]!r}; expected a text")
+            raise ValueError(f"{path}: caption {row} must be a string, got {str(caption)[:40]!r}")
         image = images.find(*names)
         if image is None:
             out.skip(_MISSING)
             example = example or names[-1]
         else:
             add_captions(out, path.stem, image, [(row, caption)])
-    if total and out.count(_MISSING) == total:
+    if total and out.counts.get(_MISSING) == total:
         raise FileNotFoundError(
-            f"{path}: none of the {total} images exists, the first would be {example!r};"
-            " name their folder with `images`"
+            f"{path}: none of the {total} images exists, such as {example!r} (see `images`)"
         )
     return out
 
 
-def path_rows(file: AnnotationFile) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Yield path and caption of a list of [path, caption]."""
-    for index, pair in enumerate(file.data["entries"]):
+def path_rows(path: Path, kind: str) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Yield path and caption of a JSON list of [path, caption]."""
+    for index, pair in enumerate(read_json_array(path, kind).data["entries"]):
         if not (
             isinstance(pair, list) and len(pair) == 2 and all(isinstance(v, str) for v in pair)
         ):
             raise ValueError(
-                f"{file.path}: entry {index} is {str(pair)[:40]!r}; expected [path, caption]"
+                f"{path}: entry {index} is {str(pair)[:40]!r}; expected [path, caption]"
             )
         yield (pair[0],), pair[1]
 
 
 def row_name(row: int) -> str:
     """Return the file name that img2dataset gives to the image of a row."""
-    return f"{row // _ROWS_PER_FOLDER:05d}/{row:09d}.jpg"
-
-
-def first_file(folder: AnyPath, given: AnyPath | None, names: Sequence[str]) -> Path:
-    """Return `given`, or the first of the names that exists, or the first name."""
-    if given is not None:
-        return Path(given)
-    paths = [Path(folder) / name for name in names]
-    return next((path for path in paths if path.is_file()), paths[0])
+    return f"{row // 10_000:05d}/{row:09d}.jpg"
 
 
 def check_split(path: Path, split: str, splits: Iterable[str]) -> None:
-    """Check that a data set has a split.
-
-    Raises:
-        ValueError: with the splits that it has.
-    """
+    """Raise ValueError, with the available splits, unless a data set has a split."""
     if split not in splits:
         have = ", ".join(map(repr, sorted(splits))) or "none"
         raise ValueError(f"{path} has no split {split!r}; its splits are {have}")

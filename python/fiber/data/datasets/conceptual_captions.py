@@ -8,20 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from fiber.data.datasets.caption_files import (
-    ImageFinder,
-    caption_rows,
-    check_split,
-    first_file,
-    path_rows,
-    row_name,
-)
-from fiber.data.formats.annotation_file import (
-    RecordList,
-    read_json_array,
-    read_text,
-    without_garbage_collection,
-)
+from fiber.data.datasets.caption_files import ImageFinder, caption_rows, path_rows, row_name
+from fiber.data.formats.annotation_file import RecordList, read_text
 from fiber.data.record import AnyPath
 
 #: Kind of file in messages.
@@ -37,13 +25,8 @@ FILES = {
 }
 
 
-@without_garbage_collection
 def conceptual_captions(
-    folder: AnyPath,
-    split: str,
-    *,
-    annotations: AnyPath | None = None,
-    images: AnyPath | None = None,
+    folder: AnyPath, split: str, *, annotations: AnyPath, images: AnyPath | None = None
 ) -> RecordList:
     """Read the TSV of captions and URLs, or <split>_annot.json.
 
@@ -51,32 +34,24 @@ def conceptual_captions(
     img2dataset gives it: "00012/000120345.jpg" for n = 120345. If the second column is not a URL,
     it is the path of the image. The JSON file is a list of [path, caption].
 
-    Arguments and errors as in `karpathy.coco_karpathy`. Splits are "train" and "val". Missing
-    images are counted, since many URLs are dead; it is an error if all are missing.
+    Arguments and errors as in `karpathy`; a file is read as a whole. Missing images are counted,
+    since many URLs are dead; it is an error if all are missing.
     """
-    if annotations is None:
-        check_split(Path(folder), split, FILES)
-    path = first_file(folder, annotations, FILES.get(split, ()))
-    rows = (
-        path_rows(read_json_array(path, KIND))
-        if path.suffix == ".json"
-        else _tsv_rows(path, read_text(path, KIND))
-    )
+    path = Path(annotations)
+    rows = path_rows(path, KIND) if path.suffix == ".json" else _tsv_rows(path)
     return caption_rows(path, rows, ImageFinder(folder, images))
 
 
-def _tsv_rows(path: Path, text: str) -> Iterator[tuple[tuple[str, ...], str]]:
+def _tsv_rows(path: Path) -> Iterator[tuple[tuple[str, ...], str]]:
     """Yield file names and caption of each line."""
-    lines = text.split("\n")
+    lines = read_text(path, KIND).split("\n")
     header = int(lines[0].strip() == "caption\turl")
     for row, line in enumerate(lines[header:]):
         if not line.strip():
             continue
         columns = line.rstrip("\r").split("\t")
         if len(columns) != 2:
-            raise ValueError(
-                f"{path}: line {row + header + 1} has {len(columns)} columns; expected caption and"
-                " URL, separated by a tab"
-            )
+            where = f"{path}: line {row + header + 1}"
+            raise ValueError(f"{where} has {len(columns)} columns; expected caption and URL")
         caption, location = columns
         yield ((row_name(row),) if "://" in location else (location,)), caption

@@ -8,12 +8,13 @@ Source: MDETR (Kamath et al. 2021).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from fiber.data.char_spans import CharSpan
 from fiber.data.formats.annotation_boxes import (
+    EntryBoxes,
     annotated_size,
     boxes_by_image,
     char_spans,
@@ -32,7 +33,7 @@ from fiber.data.record import AnyPath, Record
 
 #: Name of the mixed set in messages.
 MIXED = "MDETR's mixed set"
-#: Its files; the first one has no images of COCO's val2017.
+#: Its files; the first one excludes images of COCO's val2017.
 MIXED_FILES = ("final_mixed_train_no_coco.json", "final_mixed_train.json")
 #: Folders of its images by `data_source`, relative to the data folder; the best match is used. The
 #: images of Visual Genome are GQA's.
@@ -42,7 +43,7 @@ MIXED_IMAGES = {
 }
 
 
-@without_garbage_collection
+@without_garbage_collection()
 def phrases(
     folder: AnyPath,
     split: str,
@@ -72,44 +73,44 @@ def phrases(
     """
     path = annotation_path(folder, split, "phrases", annotations)
     file = read_json(path, "Flickr30k Entities, MDETR's form")
-    file.skips_errors = on_error == "skip"
     names = (f"flickr30k/flickr30k_images/{split}", "flickr30k/flickr30k_images", "flickr30k")
     root = _root(file, folder, images, (*names, f"flickr30k_images/{split}", "flickr30k_images"))
-    return _phrase_records(file, lambda _: root)
+    return _phrase_records(file, lambda _: root, on_error)
 
 
-@without_garbage_collection
 def mixed(
-    folder: AnyPath, split: str, *, annotations: AnyPath | None = None, on_error: str = "raise"
+    folder: AnyPath, split: str, *, annotations: AnyPath, on_error: str = "raise"
 ) -> RecordList:
     """Read MDETR's mixed set: captions with phrases and boxes on images of COCO and GQA.
 
     Arguments, records and errors as in `phrases`. `data_source` determines the folder of an image;
     see `MIXED_IMAGES`. The only split is "train".
     """
-    path = Path(folder) / MIXED_FILES[0] if annotations is None else Path(annotations)
-    file = read_json(path, MIXED)
-    file.skips_errors = on_error == "skip"
+    file = read_json(Path(annotations), MIXED)
     names: dict[str, list[str]] = {}
     for entry in file.images():
-        source = file.get(entry, "data_source", str)
-        names.setdefault("coco" if source == "coco" else "vg", []).append(entry["file_name"])
+        file.get(entry, "data_source", str)
+        names.setdefault(_source(entry), []).append(entry["file_name"])
     roots = {}
     for source, own in names.items():
-        candidates = [base / name for base in _bases(folder) for name in MIXED_IMAGES[source]]
+        candidates = _candidates(folder, MIXED_IMAGES[source])
         found = find_images_folder(own, candidates)
         if found is None:
             raise FileNotFoundError(
-                f"{path} names {len(own)} images of data_source {source!r}, such as {own[0]!r};"
-                f" none of a sample of them is in {', '.join(map(str, candidates))}"
+                f"{file.path} has {len(own)} images with data_source {source!r}, such as"
+                f" {own[0]!r}; none of a sample of them is in {', '.join(map(str, candidates))}"
             )
         roots[source] = str(found)
-    return _phrase_records(file, lambda e: roots["coco" if e["data_source"] == "coco" else "vg"])
+    return _phrase_records(file, lambda entry: roots[_source(entry)], on_error)
 
 
-def _bases(folder: AnyPath) -> list[Path]:
-    """Return the parents of image folders: the annotations may be in a subfolder."""
-    return [Path(folder), Path(folder).parent]
+def _source(entry: dict[str, Any]) -> str:
+    return "coco" if entry["data_source"] == "coco" else "vg"
+
+
+def _candidates(folder: AnyPath, names: Sequence[str]) -> list[Path]:
+    """Return image folders; the annotations may be in a subfolder of the data folder."""
+    return [parent / name for parent in (Path(folder), Path(folder).parent) for name in names]
 
 
 def _root(
@@ -118,22 +119,29 @@ def _root(
     """Find the folder that a file's image names are relative to."""
     if images is None:
         names = [entry["file_name"] for entry in file.images()]
-        bases = _bases(folder)
-        roots = [Path(folder) / "images", *(base / name for base in bases for name in folders)]
-        found = find_images_folder(names, roots)
+        found = find_images_folder(names, [Path(folder) / "images", *_candidates(folder, folders)])
         if found is not None:
             return str(found)
     return images_folder(folder, images)
 
 
-def _phrase_records(file: AnnotationFile, root: Callable[[dict[str, Any]], str]) -> RecordList:
-    """Make the records of `phrases`; `root` returns the image folder of an entry."""
+def _texts(
+    file: AnnotationFile, out: RecordList, on_error: str
+) -> Iterator[tuple[dict[str, Any], str, EntryBoxes]]:
+    """Yield each entry of `images` with its caption and boxes."""
+    file.skips_errors = on_error == "skip"
     boxes = boxes_by_image(file)
-    out = RecordList()
     for entry in file.images():
         text = file.text(entry, "caption")
-        key = f"{file.path.stem}/{entry['id']}"
-        found = read_boxes(file, key, entry, boxes.get(entry["id"], []), out)
+        yield entry, text, read_boxes(file, entry, boxes.get(entry["id"], []), out)
+
+
+def _phrase_records(
+    file: AnnotationFile, root: Callable[[dict[str, Any]], str], on_error: str
+) -> RecordList:
+    """Make the records of `phrases`; `root` returns the image folder of an entry."""
+    out = RecordList()
+    for entry, text, found in _texts(file, out, on_error):
         spans = []
         for _, box in found:
             file.at("annotations", box)
@@ -148,12 +156,10 @@ def _phrase_records(file: AnnotationFile, root: Callable[[dict[str, Any]], str])
         for own in spans:
             if not any(_shares(label, own) for label in labels):
                 labels.append(own)
-        image = f"{root(entry)}/{entry['file_name']}"
         out.append(
             file.record(
-                key=key,
-                images=(image,),
-                image_id=image,
+                entry["id"],
+                f"{root(entry)}/{entry['file_name']}",
                 image_size=annotated_size(entry),
                 text=text,
                 boxes_xyxy=tuple(box for box, _ in found),
@@ -186,7 +192,7 @@ def _shares(label: tuple[CharSpan, ...], spans: tuple[CharSpan, ...]) -> bool:
     return any(span in spans for span in label)
 
 
-@without_garbage_collection
+@without_garbage_collection()
 def referring(
     folder: AnyPath,
     split: str,
@@ -207,14 +213,9 @@ def referring(
     """
     path = annotation_path(folder, split, "referring", annotations)
     file = read_json(path, "RefCOCO, MDETR's form")
-    file.skips_errors = on_error == "skip"
     root = _root(file, folder, images, MIXED_IMAGES["coco"])
-    boxes = boxes_by_image(file)
     out = RecordList()
-    for entry in file.images():
-        text = file.text(entry, "caption")
-        key = f"{path.stem}/{entry['id']}"
-        found = read_boxes(file, key, entry, boxes.get(entry["id"], []), out)
+    for entry, text, found in _texts(file, out, on_error):
         if not found:
             out.skip("expressions without a box")
             continue
@@ -225,9 +226,8 @@ def referring(
         file.at("images", entry)
         out.append(
             file.record(
-                key=key,
-                images=(f"{root}/{entry['file_name']}",),
-                image_id=f"{root}/{entry['file_name']}",
+                entry["id"],
+                f"{root}/{entry['file_name']}",
                 image_size=annotated_size(entry),
                 text=text,
                 boxes_xyxy=tuple(box for box, _ in found),

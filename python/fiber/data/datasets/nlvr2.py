@@ -6,14 +6,13 @@ from fiber.data.formats.annotation_file import (
     RecordList,
     annotation_path,
     images_folder,
-    images_subfolder,
     read_json_lines,
     without_garbage_collection,
 )
 from fiber.data.record import AnyPath, Record
 
 
-@without_garbage_collection
+@without_garbage_collection()
 def reasoning(
     folder: AnyPath,
     split: str,
@@ -33,28 +32,27 @@ def reasoning(
     """
     path = annotation_path(folder, split, "reasoning", annotations)
     file = read_json_lines(path, "NLVR2")
-    out, root, folders = RecordList(), "", {}
+    # `roots`: by name of the subfolder.
+    out, roots = RecordList(), dict[str | None, str]()
     for entry in file.walk("lines"):
         identifier = file.text(entry, "identifier")
-        if "left_image" in entry:
-            root = root or images_folder(folder, images)
-            names = tuple(
-                f"{root}/{file.text(entry, f'{side}_image')}" for side in ("left", "right")
-            )
+        is_named = "left_image" in entry
+        part = None if is_named else identifier.partition("-")[0]
+        if part not in roots:
+            roots[part] = images_folder(folder, images, part)
+        if is_named:
+            names = [file.text(entry, f"{side}_image") for side in ("left", "right")]
         else:
-            part, start = identifier.partition("-")[0], identifier.rpartition("-")[0]
-            if part not in folders:
-                folders[part] = images_subfolder(folder, images, part)
-            directory = f"{entry['directory']}/" if "directory" in entry else ""
-            start = f"{folders[part]}/{directory}{start}"
-            names = (f"{start}-img0.png", f"{start}-img1.png")
+            start = f"{entry['directory']}/" if "directory" in entry else ""
+            start += identifier.rpartition("-")[0]
+            names = [f"{start}-img0.png", f"{start}-img1.png"]
         label = str(file.get(entry, "label", str, bool)).lower()
         if label not in ("true", "false"):
             raise file.error(f"has label {entry['label']!r}; expected True or False")
         out.append(
             Record(
                 key=f"{path.stem}/{identifier}",
-                images=names,
+                images=tuple(f"{roots[part]}/{name}" for name in names),
                 text=file.text(entry, "sentence"),
                 truth=label == "true",
                 group=entry.get("group", ""),

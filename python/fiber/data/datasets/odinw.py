@@ -5,7 +5,7 @@
 
 A data set may also be in ROOT/NAME, in any COCO layout that `fiber.data.open_source` reads. Class
 names are those of GLIP's configurations, in order of the category ids, and replace those of the
-files. Prompts with more than the names were published for Aquarium only.
+files. Only Aquarium has a published prompt with more than the names.
 
 Source: Li et al. 2022 (ELEVATER); `configs/odinw_13` of GLIP; FIBER's configuration of Aquarium.
 """
@@ -61,8 +61,8 @@ ODINW_13 = {
     "pothole": OdinwSet("pothole", ("pothole",)),
     "thermalDogsAndPeople": OdinwSet("thermalDogsAndPeople", ("dog", "person")),
 }
-#: Published prompts; see `ClassName`.
-PUBLISHED_WORDS = {
+# Published prompts.
+_PUBLISHED_PROMPTS = {
     "Aquarium": (
         ClassName("fish", prefix=" "),
         ClassName("jellyfish"),
@@ -74,9 +74,6 @@ PUBLISHED_WORDS = {
     )
 }
 _FILE = "annotations_without_background.json"
-# Names of splits on disk. PascalVOC has no test split; its validation split is used.
-_SPLITS = {"val": ("val", "valid", "mini_val")}
-_OWN_SPLITS = {("PascalVOC", "test"): ("test", "valid")}
 
 
 def find_set(root: AnyPath, name: str, split: str) -> Path | None:
@@ -85,7 +82,10 @@ def find_set(root: AnyPath, name: str, split: str) -> Path | None:
     Raises:
         ValueError: if several files of one layout match, with their names.
     """
-    names = _OWN_SPLITS.get((name, split)) or _SPLITS.get(split, (split,))
+    names = ("val", "valid", "mini_val") if split == "val" else (split,)
+    if (name, split) == ("PascalVOC", "test"):
+        # It has no test split; its validation split is used.
+        names = ("test", "valid")
     for folder in (Path(root) / ODINW_13[name].folder, Path(root) / name):
         for part in names:
             for place in (folder / part / _FILE, folder / f"{part}_{_FILE}"):
@@ -99,7 +99,7 @@ def find_set(root: AnyPath, name: str, split: str) -> Path | None:
 
 
 def open_set(root: AnyPath, name: str, split: str) -> RecordSet | None:
-    """Read a data set with the published class names; return None if it is not there.
+    """Read a data set with the published class names; return None if it is missing.
 
     Raises:
         ValueError: if the number of classes differs, with both lists.
@@ -112,12 +112,11 @@ def open_set(root: AnyPath, name: str, split: str) -> RecordSet | None:
     if len(records.classes) != len(names):
         raise ValueError(
             f"{file} has {len(records.classes)} classes ({', '.join(records.classes)[:200]});"
-            f" expected the {len(names)} of {name}: {', '.join(names)}"
+            f" {name} must have {len(names)}: {', '.join(names)}"
         )
     return [dataclasses.replace(record, labels=names) for record in records]
 
 
 def published_words(name: str) -> list[ClassName]:
     """Return the published prompt of a data set, or its class names."""
-    known = PUBLISHED_WORDS.get(name)
-    return list(known) if known else [ClassName(label) for label in ODINW_13[name].classes]
+    return list(_PUBLISHED_PROMPTS.get(name) or map(ClassName, ODINW_13[name].classes))

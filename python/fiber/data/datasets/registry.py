@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +20,9 @@ from fiber.data.datasets import (
 )
 from fiber.data.formats import arrow, coco_folders, jsonl, tsv, webdataset
 from fiber.data.formats.annotation_file import FILES
+from fiber.data.formats.arrow import Tables
+from fiber.data.formats.row_records import box_records, caption_records, question_records
+from fiber.data.formats.webdataset import Shards
 from fiber.data.record import AnyPath, RecordSet
 
 #: Reads the records of a split: (folder, split, annotations=file).
@@ -39,70 +42,53 @@ class DatasetLayout(NamedTuple):
     #: Used only if no other layout matches, since other files may have such names.
     is_fallback: bool = False
 
-    def may_have(self, split: str) -> bool:
-        """Return whether the file may have a split."""
-        return self.split in ("", split)
 
-
-#: Reads the records of files in several parts: (*files, options).
-SetReader = Callable[..., RecordSet]
-
-
-def _parts(
-    read: SetReader, kind: str, *files: tuple[str, str], is_fallback: bool = False
-) -> list[DatasetLayout]:
-    """Return layouts of files in several parts; matching the first part selects all.
-
-    Args:
-        read: reads the parts.
-        kind: kind of file.
-        files: pattern and split of each layout; see `DatasetLayout`.
-        is_fallback: see `DatasetLayout`.
-    """
+def _rows_reader(
+    read: Callable[..., RecordSet],
+    source: Callable[[Sequence[AnyPath]], Any],
+    patterns: Sequence[str] = (),
+) -> Reader:
+    """Return a reader of a row source; the first file of one of the patterns selects all parts."""
 
     def reader(folder: AnyPath, split: str, *, annotations: AnyPath, **options: Any) -> RecordSet:
-        for pattern, _ in files:
+        for pattern in patterns:
             parts = matching(Path(folder), pattern, split)
             if Path(annotations) in parts[:1]:
-                return read(*parts, **options)
-        return read(annotations, **options)
+                return read(source(parts), **options)
+        return read(source([annotations]), **options)
 
-    return [DatasetLayout(pattern, reader, kind, only, is_fallback) for pattern, only in files]
+    return reader
 
 
-def _arrow(read: SetReader, files: str, only: str = "") -> DatasetLayout:
+def _layouts(names: Iterable[str], *fields: Any, **options: Any) -> list[DatasetLayout]:
+    """Return layouts with equal fields."""
+    return [DatasetLayout(name, *fields, **options) for name in names]
+
+
+def _arrow(read: Callable[..., RecordSet], pattern: str, split: str = "") -> DatasetLayout:
     """Return the layout of Arrow files of the published code."""
-    (layout,) = _parts(partial(read, kind=arrow.KIND), arrow.KIND, (files, only))
-    return layout
+    reader = _rows_reader(read, partial(Tables, kind=arrow.KIND), [pattern])
+    return DatasetLayout(pattern, reader, arrow.KIND, split)
 
 
-def _one(read: SetReader) -> Reader:
-    """Return a reader of a single file of any name."""
-    return lambda folder, split, *, annotations, **options: read(annotations, **options)
-
-
-def _tables(read: SetReader) -> list[DatasetLayout]:
-    """Return layouts of tables named by Hugging Face's `datasets` and hub."""
-    names = [
-        (pattern, "")
-        for pattern in (
-            "{split}.parquet",
-            "{split}-*-of-*.parquet",
-            "data/{split}-*-of-*.parquet",
-            "{split}/data-*-of-*.arrow",
-        )
-    ]
+def _tables_and_shards(read: Callable[..., RecordSet]) -> list[DatasetLayout]:
+    """Return layouts of tables named as on Hugging Face's hub, and of shards."""
+    tables = (
+        "{split}.parquet",
+        "{split}-*-of-*.parquet",
+        "data/{split}-*-of-*.parquet",
+        "{split}/data-*-of-*.arrow",
+    )
     # Name of "val" on the hub.
-    others = [(name.replace("{split}", "validation"), "val") for name, _ in names]
-    return _parts(read, arrow.TABLE_KIND, *names, *others)
-
-
-def _shards(read: SetReader) -> list[DatasetLayout]:
-    """Return layouts of shards: split in the file or folder name, or numbers only (fallback)."""
-    names = ("{split}-[0-9]*.tar", "{split}_[0-9]*.tar", "{split}.tar", "{split}/*.tar")
+    validation = [name.replace("{split}", "validation") for name in tables]
+    table_reader = _rows_reader(read, Tables, [*tables, *validation])
+    shards = ("{split}-[0-9]*.tar", "{split}_[0-9]*.tar", "{split}.tar", "{split}/*.tar")
+    numbered = ["[0-9]*.tar"]
     return [
-        *_parts(read, webdataset.KIND, *((name, "") for name in names)),
-        *_parts(read, webdataset.KIND, ("[0-9]*.tar", "train"), is_fallback=True),
+        *_layouts(tables, table_reader, arrow.TABLE_KIND),
+        *_layouts(validation, table_reader, arrow.TABLE_KIND, "val"),
+        *_layouts(shards, _rows_reader(read, Shards, shards), webdataset.KIND),
+        *_layouts(numbered, _rows_reader(read, Shards, numbered), webdataset.KIND, "train", True),
     ]
 
 
@@ -112,48 +98,39 @@ _OWN = "JSON lines, a JSON list or CSV"
 def _own(read: Reader) -> list[DatasetLayout]:
     """Return layouts of a user's own files. NLVR2's original files are also "{split}.json"."""
     return [
-        DatasetLayout("{split}.jsonl", read, _OWN),
-        DatasetLayout("{split}.csv", read, _OWN),
+        *_layouts(("{split}.jsonl", "{split}.csv"), read, _OWN),
         DatasetLayout("{split}.json", read, _OWN, is_fallback=True),
     ]
 
 
-def _layouts(
-    names: Iterable[str], reader: Reader, kind: str, split: str = "", is_fallback: bool = False
-) -> list[DatasetLayout]:
-    return [DatasetLayout(name, reader, kind, split, is_fallback) for name in names]
-
-
 _COCO = [
-    *_layouts(karpathy.COCO_KARPATHY, karpathy.coco_karpathy, "COCO, Karpathy's splits"),
-    _arrow(arrow.table_captions, "coco_caption_karpathy_{split}.arrow"),
+    *_layouts(karpathy.COCO_KARPATHY, karpathy.coco_karpathy, karpathy.COCO_KIND),
+    _arrow(caption_records, "coco_caption_karpathy_{split}.arrow"),
 ]
 _FLICKR30K = [
-    *_layouts(
-        karpathy.FLICKR30K_KARPATHY, karpathy.flickr30k_karpathy, "Flickr30k, Karpathy's splits"
-    ),
-    _arrow(arrow.table_captions, "f30k_caption_karpathy_{split}.arrow"),
+    *_layouts(karpathy.FLICKR30K_KARPATHY, karpathy.flickr30k_karpathy, karpathy.FLICKR30K_KIND),
+    _arrow(caption_records, "f30k_caption_karpathy_{split}.arrow"),
 ]
 _VISUAL_GENOME = [
     *_layouts(visual_genome.FILES, visual_genome.visual_genome, visual_genome.KIND, "train"),
-    _arrow(arrow.table_captions, "vg.arrow", "train"),
+    _arrow(caption_records, "vg.arrow", "train"),
 ]
 _SBU = [
     *_layouts(sbu.FILES, sbu.sbu, sbu.KIND, "train"),
-    _arrow(arrow.table_captions, "sbu_*.arrow", "train"),
+    _arrow(caption_records, "sbu_*.arrow", "train"),
 ]
 _CONCEPTUAL_CAPTIONS = [
     *(
-        layout
-        for split, names in conceptual_captions.FILES.items()
-        for layout in _layouts(
-            names, conceptual_captions.conceptual_captions, conceptual_captions.KIND, split
+        DatasetLayout(
+            name, conceptual_captions.conceptual_captions, conceptual_captions.KIND, split
         )
+        for split, names in conceptual_captions.FILES.items()
+        for name in names
     ),
-    _arrow(arrow.table_captions, "conceptual_caption_{split}_*.arrow"),
+    _arrow(caption_records, "conceptual_caption_{split}_*.arrow"),
 ]
 _VQAV2 = "v2_OpenEnded_mscoco_{split}20*_questions.json"
-# Other files that a layout needs.
+#: Other files that a layout needs.
 COMPANION_FILES = {
     FILES["questions"]: [FILES["answers"]],
     _VQAV2: ["v2_mscoco_{split}20*_annotations.json"],
@@ -161,7 +138,7 @@ COMPANION_FILES = {
 
 
 def _in_mdetr(*names: str) -> list[str]:
-    """Return file names in a data folder and in the folder of MDETR's archive."""
+    """Return file names in the data folder and in the folder of MDETR's archive."""
     return [f"{folder}{name}" for folder in ("", "mdetr_annotations/") for name in names]
 
 
@@ -170,6 +147,8 @@ def _refcoco(*names: str) -> list[DatasetLayout]:
     return _layouts(_in_mdetr(*names), partial(sources.referring), "RefCOCO, MDETR's files")
 
 
+_FLICKR_PHRASES = _in_mdetr("final_flickr_separateGT_{split}.json")
+_MIXED = [name for file in mdetr.MIXED_FILES for name in _in_mdetr(file)]
 _REFERRING = DatasetLayout(FILES["referring"], sources.referring, "RefCOCO, MDETR's form")
 _REFCOCO = _refcoco("finetune_refcoco_{split}.json")
 _REFCOCOPLUS = _refcoco("finetune_refcoco+_{split}.json")
@@ -186,8 +165,7 @@ LAYOUTS: dict[str, list[DatasetLayout]] = {
         *_VISUAL_GENOME,
         *_SBU,
         *_CONCEPTUAL_CAPTIONS,
-        *_tables(arrow.table_captions),
-        *_shards(webdataset.shard_captions),
+        *_tables_and_shards(caption_records),
     ],
     "coco_karpathy": _COCO,
     "flickr30k_karpathy": _FLICKR30K,
@@ -198,22 +176,17 @@ LAYOUTS: dict[str, list[DatasetLayout]] = {
         DatasetLayout(FILES["questions"], sources.questions, "VQAv2 questions"),
         *_own(jsonl.jsonl_questions),
         DatasetLayout(_VQAV2, sources.questions, "VQAv2, original files"),
-        _arrow(arrow.table_questions, "vqav2_{split}.arrow"),
-        *_tables(arrow.table_questions),
-        *_shards(webdataset.shard_questions),
+        _arrow(question_records, "vqav2_{split}.arrow"),
+        *_tables_and_shards(question_records),
     ],
     "reasoning": [
         DatasetLayout(FILES["reasoning"], sources.reasoning, "NLVR2"),
         DatasetLayout("{split}.json", sources.reasoning, "NLVR2, original file"),
-        _arrow(arrow.table_statements, "nlvr2_{split}.arrow"),
+        _arrow(arrow.statement_records, "nlvr2_{split}.arrow"),
     ],
     "phrases": [
         DatasetLayout(FILES["phrases"], sources.phrases, "Flickr30k Entities, MDETR's form"),
-        *_layouts(
-            _in_mdetr("final_flickr_separateGT_{split}.json"),
-            sources.phrases,
-            "Flickr30k Entities, MDETR's files",
-        ),
+        *_layouts(_FLICKR_PHRASES, sources.phrases, "Flickr30k Entities, MDETR's files"),
         *_layouts(
             flickr30k_entities.LISTS,
             flickr30k_entities.flickr_entities,
@@ -221,37 +194,26 @@ LAYOUTS: dict[str, list[DatasetLayout]] = {
             is_fallback=True,
         ),
     ],
-    "mixed": _layouts(
-        [name for file in mdetr.MIXED_FILES for name in _in_mdetr(file)],
-        mdetr.mixed,
-        mdetr.MIXED,
-        "train",
-    ),
+    "mixed": _layouts(_MIXED, mdetr.mixed, mdetr.MIXED, "train"),
     "referring": [_REFERRING, *_REFCOCO, *_REFCOCOPLUS, *_REFCOCOG],
     "refcoco": [_REFERRING, *_REFCOCO],
     "refcocoplus": _REFCOCOPLUS,
     "refcocog": _REFCOCOG,
-    "objects365": _layouts(objects365.FILES, objects365.objects365, tsv.KIND, "train"),
+    "objects365": _layouts(objects365.FILES, objects365.Objects365Records, tsv.KIND, "train"),
     "detection": [
         DatasetLayout(FILES["detection"], coco_folders.coco_detection, coco_folders.KIND),
         *(
-            layout
+            DatasetLayout(name, coco_folders.coco_detection, kind)
             for kind, names in coco_folders.SPLIT_FILES.items()
-            for layout in _layouts(names, coco_folders.coco_detection, kind)
+            for name in names
         ),
         *(
-            layout
+            DatasetLayout(name, coco_folders.coco_detection, "one file for all images", split)
             for split in ("train", coco_folders.HELD_OUT)
-            for layout in _layouts(
-                coco_folders.WHOLE_FILES,
-                coco_folders.coco_detection,
-                "one file for all images",
-                split,
-            )
+            for name in coco_folders.WHOLE_FILES
         ),
         DatasetLayout("{split}.jsonl", jsonl.jsonl_boxes, _OWN),
-        *_tables(arrow.table_boxes),
-        *_shards(webdataset.shard_boxes),
+        *_tables_and_shards(box_records),
     ],
     "swapped": [DatasetLayout(FILES["swapped"], sources.swapped, "Winoground")],
 }
@@ -262,35 +224,21 @@ WITH_SPLITS = {karpathy.coco_karpathy, karpathy.flickr30k_karpathy}
 #: Sources and readers of data sets with a training split only.
 TRAINING_ONLY = {"visual_genome", "sbu", "mixed", "objects365"}
 TRAINING_READERS = {visual_genome.visual_genome, sbu.sbu}
-#: Readers of files with other names, by source and extension.
-BY_SUFFIX: dict[tuple[str, str], Reader] = {
-    ("captions", ".jsonl"): jsonl.jsonl_captions,
-    ("captions", ".json"): sources.captions,
-    ("captions", ".csv"): jsonl.jsonl_captions,
-    ("captions", ".tsv"): conceptual_captions.conceptual_captions,
-    ("questions", ".jsonl"): jsonl.jsonl_questions,
-    ("questions", ".json"): sources.questions,
-    ("questions", ".csv"): jsonl.jsonl_questions,
-    ("reasoning", ".jsonl"): sources.reasoning,
-    ("reasoning", ".json"): sources.reasoning,
-    ("phrases", ".json"): sources.phrases,
-    ("phrases", ".txt"): flickr30k_entities.flickr_entities,
-    ("mixed", ".json"): mdetr.mixed,
-    **{(name, ".json"): sources.referring for name in LAYOUTS if name.startswith("ref")},
-    ("objects365", ".yaml"): objects365.objects365,
-    ("detection", ".json"): coco_folders.coco_detection,
-    ("detection", ".jsonl"): jsonl.jsonl_boxes,
-    ("swapped", ".jsonl"): sources.swapped,
-}
-for _source, _table, _shard in (
-    ("captions", arrow.table_captions, webdataset.shard_captions),
-    ("questions", arrow.table_questions, webdataset.shard_questions),
-    ("reasoning", arrow.table_statements, None),
-    ("detection", arrow.table_boxes, webdataset.shard_boxes),
+#: Readers of files with other names, by source and extension; data sets of captions have none.
+BY_SUFFIX: dict[tuple[str, str], Reader] = {}
+for _source in LAYOUTS:
+    if _source == "captions" or LAYOUTS[_source][0] not in LAYOUTS["captions"]:
+        for _layout in LAYOUTS[_source]:
+            BY_SUFFIX.setdefault((_source, Path(_layout.pattern).suffix), _layout.reader)
+for _source, _read in (
+    ("captions", caption_records),
+    ("questions", question_records),
+    ("reasoning", arrow.statement_records),
+    ("detection", box_records),
 ):
-    BY_SUFFIX[_source, ".arrow"] = BY_SUFFIX[_source, ".parquet"] = _one(_table)
-    if _shard is not None:
-        BY_SUFFIX[_source, ".tar"] = _one(_shard)
+    BY_SUFFIX[_source, ".arrow"] = BY_SUFFIX[_source, ".parquet"] = _rows_reader(_read, Tables)
+    if (_source, ".tar") in BY_SUFFIX:
+        BY_SUFFIX[_source, ".tar"] = _rows_reader(_read, Shards)
 #: Extensions of files in several parts; a file that is named is read without the others.
 PART_SUFFIXES = (".arrow", ".parquet", ".tar")
 

@@ -30,7 +30,12 @@ from fiber.data.datasets.registry import (
     matching,
 )
 from fiber.data.formats import coco_folders, jsonl, line_reader
-from fiber.data.formats.annotation_file import FILES, TRY_WITH, where_to_get
+from fiber.data.formats.annotation_file import (
+    FILES,
+    TRY_WITH,
+    where_to_get,
+    without_garbage_collection,
+)
 from fiber.data.record import AnyPath, ConcatRecords, Record, RecordSet, record_in_epoch
 from fiber.data.storage import packed
 
@@ -40,18 +45,14 @@ OWN_KINDS = ("captions", "questions", "detection")
 
 
 class AmbiguousLayoutError(ValueError):
-    """A folder has several layouts of a source.
-
-    Args:
-        problem: error message.
-        sources: sources that select one of them.
-    """
+    """A folder has several layouts of a source; `sources` are names that select one of them."""
 
     def __init__(self, problem: str, sources: tuple[str, ...]) -> None:
         super().__init__(problem)
         self.sources = sources
 
 
+@without_garbage_collection()
 def open_source(source: str, data: AnyPath, split: str, **options: Any) -> RecordSet:
     """Read the records of a source and split in any known layout.
 
@@ -70,14 +71,14 @@ def open_source(source: str, data: AnyPath, split: str, **options: Any) -> Recor
         ValueError: for an unknown source, a split that it never has, or an invalid file.
     """
     if source not in LAYOUTS:
-        raise ValueError(f"source is {source!r}; {nearest(str(source), LAYOUTS)}")
+        raise ValueError(f"unknown source {source!r}; {nearest(str(source), LAYOUTS)}")
     if not isinstance(data, str | PathLike):
-        raise TypeError(f"data is {data!r:.40}; expected the path of a folder or file")
+        raise TypeError(f"data must be the path of a folder or file, got {data!r:.40}")
     if not isinstance(split, str):
-        raise TypeError(f"split is {split!r:.40}; expected a name, such as 'train'")
-    if not all(split.split("+")):
-        raise ValueError(f"split is {split!r}; expected a name, or several joined by '+'")
+        raise TypeError(f"split must be a name, such as 'train', got {split!r:.40}")
     path, asked = Path(data), split.split("+")
+    if not all(asked):
+        raise ValueError(f"split must be a name, or several joined by '+', got {split!r}")
     if packed.is_pack(path):
         parts = [packed.open_pack(path, source, part, **options) for part in asked]
     elif path.is_file():
@@ -88,21 +89,22 @@ def open_source(source: str, data: AnyPath, split: str, **options: Any) -> Recor
             splits = ["train"]
         parts = [reader(path.parent, part, annotations=path, **options) for part in splits]
     else:
-        splits = _splits_of(source, path, asked)
-        parts = [_open_folder(source, path, part, options) for part in splits]
+        parts = []
+        for part in _splits_of(source, path, asked):
+            reader, file = choose_layout(source, path, part)
+            named = {} if file is None else {"annotations": file}
+            parts.append(reader(path, part, **named, **options))
     return parts[0] if len(parts) == 1 else ConcatRecords(parts)
 
 
 def _splits_of(source: str, folder: Path, asked: list[str]) -> list[str]:
-    """Return those of the requested splits that a source has."""
+    """Return the requested splits that a source has."""
     if source in TRAINING_ONLY:
         if "train" not in asked:
-            raise ValueError(
-                f"{source} has only a training split, no {'+'.join(asked)!r}; expected 'train'"
-            )
+            raise ValueError(f"{source} has only the split 'train', got {'+'.join(asked)!r}")
         return [split for split in asked if split == "train"]
     if source == "conceptual_captions" and "train" in asked:
-        return [s for s in asked if s != "val" or _layouts_there(source, folder, s)]
+        return [s for s in asked if s != "val" or _layouts_in(source, folder, s)]
     return asked
 
 
@@ -115,22 +117,13 @@ def has_splits(source: str, data: AnyPath, split: str) -> bool:
     if not path.is_file():
         return True
     reader = file_reader(source, path, split)
-    if reader in OWN_READERS:
-        return jsonl.names_splits(path)
-    return reader in WITH_SPLITS
-
-
-def _open_folder(source: str, data: Path, split: str, options: dict[str, Any]) -> RecordSet:
-    reader, file = choose_layout(source, data, split)
-    named = {} if file is None else {"annotations": file}
-    return reader(data, split, **named, **options)
+    return jsonl.names_splits(path) if reader in OWN_READERS else reader in WITH_SPLITS
 
 
 def choose_layout(source: str, data: Path, split: str) -> tuple[Reader, Path | None]:
     """Choose the layout in which a folder has a split of a source.
 
-    Returns:
-        Its reader and the first of its files, or None if the reader finds the file itself.
+    Return its reader and the first of its files, or None if the reader finds the file itself.
 
     Raises:
         FileNotFoundError: if there is none.
@@ -139,31 +132,29 @@ def choose_layout(source: str, data: Path, split: str) -> tuple[Reader, Path | N
     """
     first = LAYOUTS[source][0]
     # The layout of `fiber data` has priority.
-    if first.may_have(split) and (files := matching(data, first.pattern, split)):
+    if first.split in ("", split) and (files := matching(data, first.pattern, split)):
         return first.reader, None if first.pattern in FILES.values() else files[0]
     # A split of boxes may be part of another file.
     if source == "detection" and coco_folders.find(data, split) is not None:
         return first.reader, None
-    found = _layouts_there(source, data, split)
+    found = _layouts_in(source, data, split)
     if not found:
         raise FileNotFoundError(_missing(source, data, split))
     if len(found) > 1:
         names = ", ".join(str(path.relative_to(data)) for path in found.values())
+        others = (name for name in LAYOUTS if name != source)
         raise AmbiguousLayoutError(
-            f"{data} has {source} of split {split!r} in several layouts: {names}; name one file"
-            " instead of the folder",
-            tuple(
-                name for name in LAYOUTS if name != source and _reads_one(name, data, split, found)
-            ),
+            f"{data} has {source} of split {split!r} in several layouts; name a file: {names}",
+            tuple(name for name in others if _reads_one(name, data, split, found)),
         )
     return next(iter(found.items()))
 
 
-def _layouts_there(source: str, folder: Path, split: str) -> dict[Reader, Path]:
+def _layouts_in(source: str, folder: Path, split: str) -> dict[Reader, Path]:
     """Return the first file of each reader for which a folder has files of a source."""
     found: dict[Reader, Path] = {}
     for layout in sorted(LAYOUTS[source], key=lambda layout: layout.is_fallback):
-        if not layout.may_have(split) or (layout.is_fallback and found):
+        if layout.split not in ("", split) or (layout.is_fallback and found):
             continue
         for path in matching(folder, layout.pattern, split)[:1]:
             found.setdefault(layout.reader, path)
@@ -177,26 +168,24 @@ def _reads_one(source: str, folder: Path, split: str, found: dict[Reader, Path])
 
 
 def _missing(source: str, folder: Path, split: str) -> str:
-    """Return the error for a folder without a source, with the expected files and their origin."""
+    """Return the error for a missing source, with the expected files and their origin."""
     problem = f"{folder} does not exist"
     if folder.is_dir():
         splits = ", ".join(splits_there(source, folder))
         problem = f"{folder} has no {source} of split {split!r}"
-        problem += f", only of the splits whose files are there: {splits}" if splits else ""
+        problem += f", only of the splits whose files exist: {splits}" if splits else ""
     kinds: dict[str, list[str]] = {}
-    for layout in LAYOUTS[source]:
-        if layout.may_have(split):
-            names = " with ".join([layout.pattern, *COMPANION_FILES.get(layout.pattern, ())])
-            kinds.setdefault(layout.kind, []).append(names.format(split=split))
-    generated = {layout.kind for layout in LAYOUTS[source] if layout.pattern in FILES.values()}
-    expected = []
-    for kind, files in kinds.items():
-        where = f", from {where_to_get(kind)}" if where_to_get(kind) else ""
-        made = f" ({TRY_WITH})" if kind in generated else ""
-        expected.append(f"{kind}: {' or '.join(files)}{where}{made}")
+    origins = {}
+    for layout in (each for each in LAYOUTS[source] if each.split in ("", split)):
+        names = " with ".join([layout.pattern, *COMPANION_FILES.get(layout.pattern, ())])
+        kinds.setdefault(layout.kind, []).append(names.format(split=split))
+        origin = f", from {where_to_get(layout.kind)}" if where_to_get(layout.kind) else ""
+        is_generated = layout.pattern in FILES.values()
+        origins.setdefault(layout.kind, f"{origin} ({TRY_WITH})" if is_generated else origin)
+    expected = [f"{kind}: {' or '.join(files)}{origins[kind]}" for kind, files in kinds.items()]
     return (
-        f"{problem}. Expected in the folder one of: {'; '.join(expected)}. A file with another name"
-        " can be named instead of the folder"
+        f"{problem}. Expected one of these in the folder: {'; '.join(expected)}. A file with"
+        " another name can be given instead of the folder"
     )
 
 
@@ -233,12 +222,12 @@ def file_reader(source: str, path: Path, split: str) -> Reader:
     reader = BY_SUFFIX.get((_kind(source), suffix))
     if reader is None:
         suffixes = ", ".join(end for name, end in BY_SUFFIX if name == _kind(source))
-        raise ValueError(f"{path}: a file of {source} ends in {suffixes}, or the data are a folder")
+        raise ValueError(f"{path} must be a folder, or a {source} file that ends in {suffixes}")
     return reader
 
 
 def _kind(source: str) -> str:
-    """Return the source whose readers a named data set uses: captions."""
+    """Return the source itself, or "captions" for a named data set of captions."""
     return source if any(source == name for name, _ in BY_SUFFIX) else "captions"
 
 
@@ -246,13 +235,12 @@ def _kind(source: str) -> str:
 #: or one for each task.
 Data = AnyPath | RecordSet | Mapping[str, RecordSet]
 
-
 #: Description of a record set, for messages.
 RECORD_SET = "a map-style set of fiber.data.Record"
 
 
 def check_records(given: Any, expected: str) -> None:
-    """Check by its first item that something is a record set; otherwise raise TypeError."""
+    """Raise TypeError unless something is a record set, judged by its first item."""
     kind = type(given).__name__
     if hasattr(given, "__len__") and hasattr(given, "__getitem__") and not isinstance(given, str):
         if not len(given) or isinstance(given[0], Record):
@@ -283,13 +271,11 @@ class ChosenRecords:
 
 
 def existing_data(data: AnyPath) -> Path:
-    """Return the path of a data folder or file; raise FileNotFoundError, with help, if missing."""
+    """Return the path of a data folder or file; raise FileNotFoundError if it does not exist."""
     path = Path(data)
-    if path.suffix and not path.exists():
+    if path.exists():
+        return path
+    if path.suffix:
         raise FileNotFoundError(f"data file {path} does not exist")
-    if not path.exists():
-        raise FileNotFoundError(
-            f"data folder {path} does not exist; `fiber data scenes --output {path}` makes a data"
-            " set to try with"
-        )
-    return path
+    hint = f"`fiber data scenes --output {path}` generates an example data set"
+    raise FileNotFoundError(f"data folder {path} does not exist; {hint}")

@@ -5,20 +5,16 @@ Source: Ordonez et al. 2011.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from fiber.data.datasets.caption_files import (
     ImageFinder,
     caption_rows,
     check_split,
-    first_file,
     path_rows,
     row_name,
 )
-from fiber.data.formats.annotation_file import (
-    RecordList,
-    read_json,
-    read_json_array,
-    without_garbage_collection,
-)
+from fiber.data.formats.annotation_file import RecordList, read_json
 from fiber.data.record import AnyPath
 
 #: Kind of file in messages.
@@ -27,35 +23,27 @@ KIND = "SBU captions"
 FILES = ("sbu-captions-all.json", "annot.json")
 
 
-@without_garbage_collection
 def sbu(
-    folder: AnyPath,
-    split: str,
-    *,
-    annotations: AnyPath | None = None,
-    images: AnyPath | None = None,
+    folder: AnyPath, split: str, *, annotations: AnyPath, images: AnyPath | None = None
 ) -> RecordList:
     """Read sbu-captions-all.json or annot.json.
 
     The former has the lists `image_urls` and `captions`; an image has the last part of its URL as
-    its name, or the name of img2dataset (see `conceptual_captions`). The latter is a list of
-    [path, caption].
+    its name, or the name that img2dataset gives it (see `conceptual_captions`). The latter is a
+    list of [path, caption].
 
-    Arguments and errors as in `karpathy.coco_karpathy`. The only split is "train". Missing images
-    are counted; it is an error if all are missing.
+    Arguments and errors as in `karpathy`. The only split is "train". Missing images are counted; it
+    is an error if all are missing.
     """
-    path = first_file(folder, annotations, FILES)
+    path = Path(annotations)
     check_split(path, split, {"train"})
     if path.name == "annot.json":
-        rows = path_rows(read_json_array(path, KIND))
+        rows = path_rows(path, KIND)
     else:
         file = read_json(path, KIND)
         urls, texts = (file.get(file.data, key, list) for key in ("image_urls", "captions"))
         if len(urls) != len(texts):
-            raise file.error(
-                f"has {len(urls)} 'image_urls' and {len(texts)} 'captions'; expected the same"
-                " number"
-            )
+            raise file.error(f"has {len(urls)} 'image_urls' and {len(texts)} 'captions'")
         rows = (
             ((str(url).rpartition("/")[2], row_name(row)), text)
             for row, (url, text) in enumerate(zip(urls, texts, strict=True))

@@ -4,32 +4,21 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from typing import Any, NamedTuple
+from typing import Any
 
 from fiber.data.formats.annotation_file import (
     AnnotationFile,
     RecordList,
     annotation_path,
     images_folder,
-    images_subfolder,
     read_json,
     without_garbage_collection,
 )
 from fiber.data.formats.rows import ANSWER_SCORES
-from fiber.data.record import AnyPath, Record
+from fiber.data.record import AnyPath
 
 
-class _Answers(NamedTuple):
-    """Answers to one question."""
-
-    #: Soft score of each answer; None if the question has no answers.
-    scores: dict[str, float] | None = None
-    #: Answer of each annotator.
-    annotators: tuple[str, ...] = ()
-    question_type: str = ""
-
-
-@without_garbage_collection
+@without_garbage_collection()
 def questions(
     folder: AnyPath,
     split: str,
@@ -61,11 +50,11 @@ def questions(
     original = re.fullmatch(r"(.*)OpenEnded_(.+)_questions\.json", path.name)
     if answers is None and original:
         answers_path = path.with_name("{}{}_annotations.json".format(*original.groups()))
-    answers_of: dict[Any, _Answers] | None = None
+    answers_of: dict[Any, dict[str, Any]] | None = None
     if answers is not None or answers_path.exists() or not split.startswith("test"):
         answers_of = _read_answers(read_json(answers_path, "VQAv2 annotations"))
     subtype = str(file.data.get("data_subtype", split)).replace("test-dev", "test")
-    numbered, root = images_subfolder(folder, images, subtype), ""
+    numbered, root = images_folder(folder, images, subtype), ""
     out = RecordList()
     for entry in file.walk("questions"):
         number = file.get(entry, "question_id", int, str)
@@ -74,26 +63,16 @@ def questions(
             image = f"{root}/{file.text(entry, 'image')}"
         else:
             image = f"{numbered}/COCO_{subtype}_{file.get(entry, 'image_id', int):012d}.jpg"
-        own = _Answers()
+        fields = {}
         if answers_of is not None:
-            own = file.look_up(answers_of, entry, "question_id", answers_path)
-        out.append(
-            Record(
-                key=f"{path.stem}/{number}",
-                images=(image,),
-                image_id=image,
-                text=file.text(entry, "question"),
-                answers=own.scores,
-                human_answers=own.annotators,
-                group=own.question_type,
-            )
-        )
+            fields = file.look_up(answers_of, entry, "question_id", answers_path)
+        out.append(file.record(number, image, text=file.text(entry, "question"), **fields))
     return out
 
 
-def _read_answers(file: AnnotationFile) -> dict[Any, _Answers]:
-    """Return the answers to each question, by question_id."""
-    found: dict[Any, _Answers] = {}
+def _read_answers(file: AnnotationFile) -> dict[Any, dict[str, Any]]:
+    """Return record fields with the answers to each question, by question_id."""
+    found = {}
     # A few thousand different answers occur millions of times.
     interned: dict[str, str] = {}
     for entry in file.walk("annotations"):
@@ -104,5 +83,6 @@ def _read_answers(file: AnnotationFile) -> dict[Any, _Answers]:
                 raise file.error(f"has {one!r} in 'answers'; expected an object with 'answer'")
             given.append(interned.setdefault(one["answer"], one["answer"]))
         scores = {answer: ANSWER_SCORES[min(n, 4)] for answer, n in Counter(given).items()}
-        found[number] = _Answers(scores, tuple(given), entry.get("question_type", ""))
+        group = entry.get("question_type", "")
+        found[number] = {"answers": scores, "human_answers": tuple(given), "group": group}
     return found

@@ -7,7 +7,7 @@ VQAv2's train and val, as in the published code, or read from the published Arro
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +20,7 @@ from fiber.metrics.vqa import normalize_answer
 PUBLISHED_COUNT = 3129
 #: Number of questions in the original train and val.
 WHOLE_QUESTIONS = 443_757 + 214_354
-#: An answer is in the list if it is the majority answer of at least this many questions.
+#: The list has the majority answers of at least this many questions.
 MIN_QUESTIONS = 9
 
 _ORIGINALS = ("v2_mscoco_train2014_annotations.json", "v2_mscoco_val2014_annotations.json")
@@ -37,11 +37,7 @@ class PublishedAnswers(NamedTuple):
 
 
 def published_answers(folder: AnyPath) -> PublishedAnswers:
-    """Build the list from the files in a folder, preferably the original ones.
-
-    Args:
-        folder: with v2_mscoco_train2014_annotations.json and v2_mscoco_val2014_annotations.json, or
-            with vqav2_train.arrow and vqav2_val.arrow.
+    """Build the list from a folder with the original JSON files or the published Arrow files.
 
     Raises:
         FileNotFoundError: if a file is missing, with its name and where to get it.
@@ -61,8 +57,7 @@ def published_answers(folder: AnyPath) -> PublishedAnswers:
 def frequent_answers(majority: Sequence[str]) -> tuple[str, ...]:
     """Return the majority answers of at least nine questions, normalized, in order of appearance.
 
-    Args:
-        majority: majority answer of each question of train and then of val, in order of the files.
+    `majority` has the answer of each question of train and then of val, in order of the files.
 
     Source: the published code's write_vqa.py.
     """
@@ -72,29 +67,28 @@ def frequent_answers(majority: Sequence[str]) -> tuple[str, ...]:
     return tuple(answer for answer, count in counts.items() if count >= MIN_QUESTIONS)
 
 
+@without_garbage_collection()
 def _from_originals(paths: Sequence[Path]) -> PublishedAnswers:
-    majority = [answer for path in paths for answer in _majority(path)]
+    majority = []
+    for path in paths:
+        file = read_json(path, _KIND)
+        for entry in file.walk("annotations"):
+            majority.append(file.get(entry, "multiple_choice_answer", str))
     answers = frequent_answers(majority)
     if not answers:
         raise ValueError(
-            f"{paths[0].parent}: no answer is the majority answer of at least {MIN_QUESTIONS} of"
+            f"{paths[0].parent}: no answer is the majority answer of {MIN_QUESTIONS} of"
             f" {len(majority)} questions; expected complete {' and '.join(_ORIGINALS)}"
         )
     notes = [f"{len(answers)} answers, from {len(majority)} questions"]
-    if len(majority) != WHOLE_QUESTIONS:
+    if len(majority) == WHOLE_QUESTIONS:
+        notes += _count_notes(len(answers))
+    else:
         notes.append(
-            f"the original train and val have {WHOLE_QUESTIONS} questions: this is not the"
-            " published list"
+            "this is not the published list: the original train and val have"
+            f" {WHOLE_QUESTIONS} questions"
         )
-        return PublishedAnswers(answers, tuple(notes))
-    return PublishedAnswers(answers, (*notes, *_count_note(len(answers))))
-
-
-@without_garbage_collection
-def _majority(path: Path) -> list[str]:
-    """Read the majority answer of each question of a file."""
-    file = read_json(path, _KIND)
-    return [file.get(entry, "multiple_choice_answer", str) for entry in file.walk("annotations")]
+    return PublishedAnswers(answers, tuple(notes))
 
 
 def _from_arrow(paths: Sequence[Path]) -> PublishedAnswers:
@@ -111,9 +105,10 @@ def _from_arrow(paths: Sequence[Path]) -> PublishedAnswers:
             f"{len(missing)} of them occur in no question of these files and are named"
             f" 'unknown {missing[0]}' and so on; {' and '.join(_ORIGINALS)} have them"
         )
-    return PublishedAnswers(answers, (*notes, *_count_note(total)))
+    return PublishedAnswers(answers, (*notes, *_count_notes(total)))
 
 
-def _count_note(count: int) -> Iterator[str]:
-    if count != PUBLISHED_COUNT:
-        yield f"the published list has {PUBLISHED_COUNT} answers: this is another one"
+def _count_notes(count: int) -> list[str]:
+    if count == PUBLISHED_COUNT:
+        return []
+    return [f"this is not the published list, which has {PUBLISHED_COUNT} answers"]

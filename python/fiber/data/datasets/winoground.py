@@ -11,10 +11,10 @@ from fiber.data.formats.annotation_file import (
     read_json_lines,
     without_garbage_collection,
 )
-from fiber.data.record import AnyPath, Record
+from fiber.data.record import AnyPath
 
 
-@without_garbage_collection
+@without_garbage_collection()
 def swapped(
     folder: AnyPath,
     split: str,
@@ -37,18 +37,10 @@ def swapped(
     for entry in file.walk("lines"):
         number = file.get(entry, "id", int, str)
         names = [file.text(entry, f"image_{i}") for i in (0, 1)]
-        paths = [f"{root}/{name}" if Path(name).suffix else f"{root}/{name}.png" for name in names]
         texts = [file.text(entry, f"caption_{i}") for i in (0, 1)]
-        for image in (0, 1):
-            for caption in (0, 1):
-                out.append(
-                    Record(
-                        key=f"{path.stem}/{number}/{image}/{caption}",
-                        images=(paths[image],),
-                        image_id=paths[image],
-                        text=texts[caption],
-                        truth=image == caption,
-                        group=entry.get("tag", ""),
-                    )
-                )
+        for i, name in enumerate(names):
+            image = f"{root}/{name}" if Path(name).suffix else f"{root}/{name}.png"
+            for j, text in enumerate(texts):
+                key, group = f"{number}/{i}/{j}", entry.get("tag", "")
+                out.append(file.record(key, image, text=text, truth=i == j, group=group))
     return out

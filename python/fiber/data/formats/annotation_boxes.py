@@ -10,6 +10,11 @@ from fiber.data.char_spans import CharSpan, whole_characters
 from fiber.data.formats.annotation_file import AnnotationFile, RecordList
 from fiber.data.record import TrueObjects
 
+#: (x0, y0, x1, y1), half-open, in pixels.
+Box = tuple[float, float, float, float]
+#: Boxes and the entries they are from.
+EntryBoxes = list[tuple[Box, dict[str, Any]]]
+
 #: Boxes may exceed the image by this much (rounding) and are clipped; more is an error.
 BOX_SLACK_PIXELS = 1.0
 #: Boxes of at most this width or height are dropped, as in the published code.
@@ -27,24 +32,15 @@ def char_spans(
     spans = file.get(entry, key, list)
     try:
         found: tuple[CharSpan, ...] = tuple((start, end) for start, end in spans)
-        are_integers = all(isinstance(value, int) for span in found for value in span)
     except (TypeError, ValueError):
-        found, are_integers = (), False
-    if not are_integers:
+        found = ()
+    if len(found) != len(spans) or not all(isinstance(v, int) for span in found for v in span):
         raise file.error(f"has {key!r} {str(spans)[:60]}; expected a list of [start, end]")
     if text.isascii():
         return found
     whole = tuple(whole_characters(text, span) for span in found)
     out.skip("spans that split a character", sum(a != b for a, b in zip(whole, found, strict=True)))
     return whole
-
-
-def has_box(file: AnnotationFile, entry: Mapping[str, Any]) -> bool:
-    """Check `bbox` (x, y, width, height); return whether it exceeds `EMPTY_BOX_PIXELS`."""
-    box = file.get(entry, "bbox", list)
-    if len(box) != 4 or not all(map(is_number, box)):
-        raise file.error(f"has 'bbox' {str(box)[:60]}; expected [x, y, width, height] in pixels")
-    return box[2] > EMPTY_BOX_PIXELS and box[3] > EMPTY_BOX_PIXELS
 
 
 def is_number(value: Any) -> bool:
@@ -60,47 +56,30 @@ def annotated_size(image: Mapping[str, Any]) -> tuple[int, int] | None:
     return None
 
 
-def xyxy_box(
-    file: AnnotationFile,
-    entry: Mapping[str, Any],
-    image_size: tuple[int, int],
-    key: str,
-    number: int,
-) -> tuple[tuple[float, float, float, float], bool]:
-    """Return `bbox` as (x0, y0, x1, y1), half-open, and whether it was clipped.
-
-    Raises:
-        ValueError: if it exceeds the image by more than a pixel, with record and box, unless the
-            file skips errors.
-    """
-    x, y, box_width, box_height = entry["bbox"]
-    height, width = image_size
-    box = (float(x), float(y), float(x + box_width), float(y + box_height))
+def clip_box(box: Box, size: tuple[float, float]) -> tuple[Box, float]:
+    """Clip a box to an image of size (height, width); return it and its excess in pixels."""
+    height, width = size
     clipped = (max(box[0], 0.0), max(box[1], 0.0), min(box[2], width), min(box[3], height))
-    beyond = max(abs(a - b) for a, b in zip(box, clipped, strict=True))
-    if beyond > BOX_SLACK_PIXELS and not file.skips_errors:
-        raise file.error(
-            f"of record {key!r}: box {number} is (x0, y0, x1, y1) = {box}, {beyond:g} pixels"
-            f" outside its image of {height} x {width} (height x width)"
-        )
-    return clipped, beyond > 0
+    return clipped, max(abs(a - b) for a, b in zip(box, clipped, strict=True))
 
 
-def class_names(file: AnnotationFile) -> dict[int, str]:
-    """Return the names of the `categories`, by id.
+def categories_by_id(file: AnnotationFile) -> dict[int, dict[str, Any]]:
+    """Return the entries of `categories`, in order of their ids.
 
     Raises:
         ValueError: for a duplicate id or name.
     """
-    names: dict[int, str] = {}
+    found: dict[int, dict[str, Any]] = {}
+    names = set()
     for entry in file.walk("categories"):
         number, name = file.get(entry, "id", int), file.text(entry, "name")
-        if number in names:
-            raise file.error(f"has the id {number}, a duplicate of {names[number]!r}")
-        if name in names.values():
+        if number in found:
+            raise file.error(f"has the id {number}, a duplicate of {found[number]['name']!r}")
+        if name in names:
             raise file.error(f"has the name {name!r}, a duplicate of another category")
-        names[number] = name
-    return names
+        found[number] = entry
+        names.add(name)
+    return dict(sorted(found.items()))
 
 
 def boxes_by_image(file: AnnotationFile) -> dict[Any, list[tuple[int, dict[str, Any]]]]:
@@ -115,20 +94,28 @@ def boxes_by_image(file: AnnotationFile) -> dict[Any, list[tuple[int, dict[str, 
     return boxes
 
 
+def _read_box(file: AnnotationFile, entry: Mapping[str, Any]) -> Box:
+    """Return `bbox` (x, y, width, height) as a half-open box."""
+    box = file.get(entry, "bbox", list)
+    if len(box) != 4 or not all(map(is_number, box)):
+        raise file.error(f"has 'bbox' {str(box)[:60]}; expected [x, y, width, height] in pixels")
+    x, y, width, height = box
+    return float(x), float(y), float(x + width), float(y + height)
+
+
 def read_boxes(
     file: AnnotationFile,
-    key: str,
     image: dict[str, Any],
     entries: list[tuple[int, dict[str, Any]]],
     out: RecordList,
-) -> list[tuple[tuple[float, float, float, float], dict[str, Any]]]:
+) -> EntryBoxes:
     """Return the boxes of an image with their entries.
 
     As in the published code, crowds, boxes of at most one pixel in width or height, and reversed
     boxes (negative width or height) are dropped and counted. If the file skips errors, so are
-    malformed boxes and boxes outside the image.
+    malformed boxes and boxes outside the image; otherwise they raise a ValueError.
     """
-    size = (file.get(image, "height", int), file.get(image, "width", int))
+    height, width = file.get(image, "height", int), file.get(image, "width", int)
     found = []
     for index, entry in entries:
         file.at("annotations", entry, index)
@@ -136,66 +123,60 @@ def read_boxes(
             out.skip("crowd boxes")
             continue
         try:
-            is_large_enough = has_box(file, entry)
+            box = _read_box(file, entry)
         except ValueError:
             if not file.skips_errors:
                 raise
             out.skip("boxes that are no four numbers")
             continue
-        if not is_large_enough:
-            is_reversed = min(entry["bbox"][2:]) < 0
-            out.skip("reversed boxes" if is_reversed else "empty boxes")
+        shorter = min(entry["bbox"][2:])
+        if shorter <= EMPTY_BOX_PIXELS:
+            out.skip("reversed boxes" if shorter < 0 else "empty boxes")
             continue
-        box, clipped = xyxy_box(file, entry, size, key, len(found))
-        if min(box[2] - box[0], box[3] - box[1]) <= 0:
+        clipped, beyond = clip_box(box, (height, width))
+        if beyond > BOX_SLACK_PIXELS and not file.skips_errors:
+            raise file.error(
+                f"of record '{file.path.stem}/{image['id']}': box {len(found)}, (x0, y0, x1, y1) ="
+                f" {box}, is {beyond:g} pixels outside its image ({height=}, {width=})"
+            )
+        if min(clipped[2] - clipped[0], clipped[3] - clipped[1]) <= 0:
             out.skip("boxes outside their pictures")
             continue
-        if clipped:
-            out.skip("clipped boxes")
-        found.append((box, entry))
+        out.skip("clipped boxes", int(beyond > 0))
+        found.append((clipped, entry))
     return found
-
-
-def frequencies(file: AnnotationFile) -> dict[int, str]:
-    """Return LVIS' frequency group ("r", "c" or "f") of each category id, "" in other data sets."""
-    entries = file.walk("categories")
-    return {entry["id"]: str(entry.get("frequency", "")) for entry in entries}
 
 
 def true_objects(
     file: AnnotationFile,
     image: Mapping[str, Any],
-    boxes: Mapping[Any, list[tuple[int, dict[str, Any]]]],
+    entries: list[tuple[int, dict[str, Any]]],
     label_index: Mapping[int, int],
 ) -> TrueObjects:
     """Return all boxes of an image unchanged, with the verified classes of LVIS.
 
-    Args:
-        file: the annotation file.
-        image: an entry of its `images`.
-        boxes: annotations of each image, from `boxes_by_image`.
-        label_index: index in `Record.labels` of each category id.
+    `label_index` has the index in `Record.labels` of each category id.
 
     Raises:
         ValueError: for an invalid box or an unknown category.
     """
     boxes_xyxy, labels, areas, crowd = [], [], [], []
-    for index, entry in boxes.get(image["id"], ()):
+    for index, entry in entries:
         file.at("annotations", entry, index)
-        has_box(file, entry)
-        x, y, width, height = map(float, entry["bbox"])
-        boxes_xyxy.append((x, y, x + width, y + height))
+        boxes_xyxy.append(_read_box(file, entry))
+        width, height = map(float, entry["bbox"][2:])
         labels.append(file.look_up(label_index, entry, "category_id", "categories"))
         area = file.get(entry, "area", int, float) if "area" in entry else width * height
         areas.append(float(area))
         crowd.append(bool(entry.get("iscrowd")))
     file.at("images", image)
-    known = {}
-    for key in ("neg_category_ids", "not_exhaustive_category_ids"):
-        given = file.get(image, key, list) if key in image else []
-        known[key] = frozenset(
-            file.look_up(label_index, {key: category}, key, "categories") for category in given
+    known = {
+        key: frozenset(
+            file.look_up(label_index, {key: category}, key, "categories")
+            for category in (file.get(image, key, list) if key in image else ())
         )
+        for key in ("neg_category_ids", "not_exhaustive_category_ids")
+    }
     return TrueObjects(
         boxes_xyxy=tuple(boxes_xyxy),
         labels=tuple(labels),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 import gc
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 from fiber.atomic_io import JSON_ERRORS
 from fiber.data.record import AnyPath, Record
@@ -18,14 +19,14 @@ _IMAGES_TO_FIND = 20
 
 # By the prefix of a kind; the first match is used.
 _HOW_TO_GET = {
-    "COCO, Karpathy": "caption_datasets.zip of Karpathy and Fei-Fei (2015), its pictures from"
+    "COCO, Karpathy": "caption_datasets.zip of Karpathy and Fei-Fei (2015), its images from"
     " https://cocodataset.org",
     "COCO": "https://cocodataset.org",
     "Flickr30k, Karpathy": "caption_datasets.zip of Karpathy and Fei-Fei (2015)",
     "Flickr30k Entities, original": "https://github.com/BryanPlummer/flickr30k_entities",
     "Flickr30k": "MDETR's mdetr_annotations (final_flickr_separateGT_*.json)",
     "MDETR's mixed set": "MDETR's mdetr_annotations (final_mixed_train_no_coco.json)",
-    "Objects365": "the page of Objects365 (Shao et al. 2019), packed as GLIP's DATA.md says",
+    "Objects365": "the page of Objects365 (Shao et al. 2019), packed as in GLIP's DATA.md",
     "RefCOCO": "MDETR's mdetr_annotations (finetune_refcoco_*.json)",
     "VQAv2": "https://visualqa.org",
     "NLVR2": "https://lil.nlp.cornell.edu/nlvr",
@@ -33,24 +34,11 @@ _HOW_TO_GET = {
     "Visual Genome": "the official page of Visual Genome (Krishna et al. 2017)",
     "SBU": "the official page of the SBU Captioned Photo Dataset (Ordonez et al. 2011)",
     "Conceptual Captions": "the official page of Conceptual Captions (Sharma et al. 2018)",
-    "published Arrow": "the published code's write_*.py, which make it of the original downloads",
+    "published Arrow": "the published code's write_*.py, which convert the original downloads",
 }
 
-#: How to get files that `fiber data` can generate, for messages.
-TRY_WITH = "`fiber data scenes --output DIR` makes a data set to try with"
-# Kinds of files that `fiber data` cannot generate.
-_NOT_GENERATED = {
-    "COCO, Karpathy's splits",
-    "Flickr30k, Karpathy's splits",
-    "Flickr30k Entities, original files",
-    "Visual Genome's region descriptions",
-    "SBU captions",
-    "Conceptual Captions",
-    "VQAv2 annotations, original files",
-    "MDETR's mixed set",
-    "Objects365, the published TSV files",
-}
-
+#: Command that generates data, for messages.
+TRY_WITH = "`fiber data scenes --output DIR` generates an example data set"
 #: Name of the annotation file of a split, by task, in a folder of `fiber data`.
 FILES = {
     "captions": "captions_{split}.json",
@@ -65,7 +53,7 @@ FILES = {
 
 
 class ReadReport:
-    """Counts of what a reader skipped or changed, and its notes; base class of its results."""
+    """Counts of entries that a reader skipped or changed, and its notes; base of its results."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -81,50 +69,81 @@ class ReadReport:
         if times:
             self.counts[what] = self.counts.get(what, 0) + times
 
-    def add_counts(self, counts: Mapping[str, int]) -> None:
-        """Add the counts of another report."""
-        for what, times in counts.items():
+    def add_report(self, other: Any) -> None:
+        """Add the `counts` and `notes` of another report."""
+        for what, times in other.counts.items():
             self.skip(what, times)
+        self.notes += other.notes
 
 
 class RecordList(ReadReport, list[Record]):
     """Records with the report of their reader."""
 
-    def count(self, what: Any) -> int:
-        """Return how many entries of a kind were skipped or changed, such as "crowd boxes"."""
-        return self.counts.get(what, 0)
+
+class EntryFile(ABC):
+    """A file of entries that are checked; errors name the file and the current entry."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    @abstractmethod
+    def where(self) -> str:
+        """The file and the current entry, for messages."""
+
+    def error(self, problem: str) -> ValueError:
+        """Return an error that names the file and the current entry."""
+        return ValueError(f"{self.where} {problem}")
+
+    def get(self, entry: Mapping[str, Any], key: str, *kinds: type) -> Any:
+        """Return a required value of one of the given types."""
+        value = entry.get(key)
+        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+            if key not in entry:
+                have = ", ".join(map(repr, entry)) or "nothing"
+                raise self.error(f"has no {key!r}; it has {have}")
+            names = " or ".join(kind.__name__ for kind in kinds)
+            raise self.error(f"has {key!r} {str(value)[:40]!r}; expected {names}")
+        return value
+
+    def text(self, entry: Mapping[str, Any], key: str) -> str:
+        """Return a required string that is not empty."""
+        value = self.get(entry, key, str)
+        if not value.strip():
+            raise self.error(f"has an empty {key!r}")
+        return value
 
 
-class AnnotationFile:
-    """The content of an annotation file, and the current entry for error messages."""
+class AnnotationFile(EntryFile):
+    """The content of an annotation file."""
 
     def __init__(self, path: Path, kind: str, data: dict[str, Any]) -> None:
-        self.path = path
+        super().__init__(path)
         self.kind = kind
         self.data = data
         #: True to skip or clip invalid boxes and count them, instead of raising.
         self.skips_errors = False
-        self._where = ""
+        self._section = ""
         self._index: int | None = None
 
     @property
     def where(self) -> str:
-        """The current entry, for messages."""
-        where = self._where or "the file"
-        return where if self._index is None else f"{where}[{self._index}]"
+        """The file and the current entry, for messages."""
+        index = "" if self._index is None else f"[{self._index}]"
+        return f"{self.path}: {self._section or 'the file'}{index}"
 
     def error(self, problem: str) -> ValueError:
-        """Return an error that names the file and the current entry."""
-        return ValueError(f"{self.path}: {self.where} {problem} (read as {self.kind})")
+        """Return an error that also names the kind of file."""
+        return super().error(f"{problem} (read as {self.kind})")
 
     def at(self, section: str, entry: Mapping[str, Any], index: int | None = None) -> None:
         """Set the current entry."""
         self._index = index
-        self._where = section if index is not None else f"{section} entry {entry.get('id')!r}"
+        self._section = section if index is not None else f"{section} entry {entry.get('id')!r}"
 
     def require_list(self, section: str) -> AnnotationFile:
         """Check that the file has a list of this name; return the file."""
-        self._where, self._index = "", None
+        self._section, self._index = "", None
         if not isinstance(self.data.get(section), list):
             have = ", ".join(repr(key) for key in list(self.data)[:8]) or "nothing"
             raise self.error(f"has no list {section!r}; it has {have}")
@@ -134,7 +153,7 @@ class AnnotationFile:
         """Yield the entries of a list, each as the current entry."""
         entries = self.require_list(section).data[section]
         for index, entry in enumerate(entries):
-            self._where, self._index = section, index
+            self._section, self._index = section, index
             if not isinstance(entry, dict):
                 raise self.error(f"is {str(entry)[:40]!r}; expected an object")
             yield entry
@@ -154,23 +173,12 @@ class AnnotationFile:
             self.text(entry, "file_name")
             yield entry
 
-    def get(self, entry: Mapping[str, Any], key: str, *kinds: type) -> Any:
-        """Return a required value of one of the given types."""
-        value = entry.get(key)
-        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-            if key not in entry:
-                have = ", ".join(map(repr, entry)) or "nothing"
-                raise self.error(f"has no {key!r}; it has {have}")
-            names = " or ".join(kind.__name__ for kind in kinds)
-            raise self.error(f"has {key!r} {str(value)[:40]!r}; expected {names}")
-        return value
-
-    def text(self, entry: Mapping[str, Any], key: str) -> str:
-        """Return a required text that is not empty."""
-        value = self.get(entry, key, str)
-        if not value.strip():
-            raise self.error(f"has an empty {key!r}")
-        return value
+    def objects(self, entry: Mapping[str, Any], key: str) -> Iterator[dict[str, Any]]:
+        """Yield the items of a required list of objects."""
+        for item in self.get(entry, key, list):
+            if not isinstance(item, dict):
+                raise self.error(f"has {str(item)[:40]!r} in {key!r}; expected an object")
+            yield item
 
     def look_up(
         self, table: Mapping[Any, Any], entry: Mapping[str, Any], key: str, where: str | Path
@@ -181,91 +189,72 @@ class AnnotationFile:
             raise self.error(f"has {key} {value!r}, which is not in {str(where)!r}")
         return table[value]
 
-    def record(self, **fields: Any) -> Record:
-        """Return a record; errors name the file and the current entry."""
+    def record(self, number: int | str, image: str, **fields: Any) -> Record:
+        """Return a record with the key "<file>/<number>"; errors name the current entry."""
+        key = f"{self.path.stem}/{number}"
         try:
-            return Record(**fields)
+            return Record(key=key, images=(image,), image_id=image, **fields)
         except ValueError as problem:
             raise self.error(f"is not a valid record: {problem}") from None
 
 
-Arguments = ParamSpec("Arguments")
-Result = TypeVar("Result")
-
-
-def without_garbage_collection(
-    reader: Callable[Arguments, Result],
-) -> Callable[Arguments, Result]:
-    """Pause the garbage collector while a reader runs.
+@contextmanager
+def without_garbage_collection() -> Iterator[None]:
+    """Pause the garbage collector; a decorator of readers.
 
     Readers create very many objects and no cycles, which the collector would scan repeatedly.
     """
-
-    @functools.wraps(reader)
-    def read(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
-        was_on = gc.isenabled()
-        gc.disable()
-        try:
-            return reader(*args, **kwargs)
-        finally:
-            if was_on:
-                gc.enable()
-
-    return read
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def read_json(path: Path, kind: str) -> AnnotationFile:
     """Read a file with one JSON object."""
-    return AnnotationFile(path, kind, _read_json(path, kind, dict, "object"))
+    return AnnotationFile(path, kind, _parse(read_text(path, kind), path, kind, dict))
 
 
 def read_json_array(path: Path, kind: str) -> AnnotationFile:
     """Read a file with one JSON array, as the list "entries"."""
-    return AnnotationFile(path, kind, {"entries": _read_json(path, kind, list, "list")})
-
-
-def _read_json(path: Path, kind: str, expected: type, name: str) -> Any:
-    text = read_text(path, kind)
-    try:
-        data = json.loads(text)
-    except JSON_ERRORS as problem:
-        raise ValueError(f"{path} is not JSON ({problem}); expected {kind}") from None
-    if not isinstance(data, expected):
-        has = f"a {type(data).__name__}" if isinstance(data, dict | list) else f"{data!r:.40}"
-        raise ValueError(f"{path} holds {has}; expected the {name} of {kind}")
-    return data
+    return AnnotationFile(path, kind, {"entries": _parse(read_text(path, kind), path, kind, list)})
 
 
 def read_json_lines(path: Path, kind: str) -> AnnotationFile:
     """Read a file with one JSON object per line, as the list "lines"."""
-    lines = []
-    for number, line in enumerate(read_text(path, kind).split("\n"), 1):
-        if line.strip():
-            try:
-                lines.append(json.loads(line))
-            except JSON_ERRORS as problem:
-                raise ValueError(
-                    f"{path}: line {number} is not JSON ({problem}); expected {kind}"
-                ) from None
-    return AnnotationFile(path, kind, {"lines": lines})
+    lines = enumerate(read_text(path, kind).split("\n"), 1)
+    parsed = [_parse(text, f"{path}: line {n}", kind) for n, text in lines if text.strip()]
+    return AnnotationFile(path, kind, {"lines": parsed})
+
+
+def _parse(text: str, where: object, kind: str, expected: type = object) -> Any:
+    """Parse JSON of an expected type; `where` names it in errors."""
+    try:
+        data = json.loads(text)
+    except JSON_ERRORS as problem:
+        raise ValueError(f"{where} is not JSON ({problem}); expected {kind}") from None
+    if not isinstance(data, expected):
+        has = f"a {type(data).__name__}" if isinstance(data, dict | list) else f"{data!r:.40}"
+        name = "list" if expected is list else "object"
+        raise ValueError(f"{where} contains {has}; expected the {name} of {kind}")
+    return data
 
 
 def read_text(path: Path, kind: str) -> str:
-    """Read a UTF-8 file; the error for a missing file names its origin."""
+    """Read a UTF-8 file; the error for a missing file says where to get it."""
     try:
         return path.read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError):
-        splits = _splits_in_folder(path)
-        if splits:
-            raise FileNotFoundError(
-                f"{path} does not exist; expected one of the splits whose files are there:"
-                f" {', '.join(splits)}"
-            ) from None
-        made = "" if kind in _NOT_GENERATED else f"; {TRY_WITH}"
-        raise FileNotFoundError(
-            f"{path} does not exist; expected a file of {kind}. It comes from"
-            f" {where_to_get(kind)}{made}"
-        ) from None
+        if splits := _splits_in_folder(path):
+            expected = f"one of the splits whose files exist: {', '.join(splits)}"
+        else:
+            # `fiber data` does not generate original files.
+            generated = "" if "original" in kind or "published" in kind else f"; {TRY_WITH}"
+            expected = f"a file of {kind}, from {where_to_get(kind)}{generated}"
+        raise FileNotFoundError(f"{path} does not exist; expected {expected}") from None
     except UnicodeDecodeError as problem:
         raise ValueError(f"{path} is not text ({problem}); expected {kind}") from None
 
@@ -290,37 +279,30 @@ def annotation_path(folder: AnyPath, split: str, kind: str, path: AnyPath | None
     return Path(folder) / FILES[kind].format(split=split) if path is None else Path(path)
 
 
-def images_folder(folder: AnyPath, images: AnyPath | None) -> str:
-    """Return the folder of images: `images` or "images" in the data folder. It must exist."""
+def images_folder(folder: AnyPath, images: AnyPath | None, name: str | None = None) -> str:
+    """Return the folder of images: `images`, or "images" in the data folder.
+
+    A folder called `name` in it or in the data folder has priority.
+
+    Raises:
+        FileNotFoundError: if the folder does not exist.
+    """
     root = Path(folder) / "images" if images is None else Path(images)
+    if name is not None:
+        for parent in (root, Path(folder)) if images is None else (root,):
+            if (parent / name).is_dir():
+                return str(parent / name)
     if not root.is_dir():
-        raise FileNotFoundError(
-            f"{root} is not a folder; expected the images there (name another one with `images`)"
-        )
+        raise FileNotFoundError(f"image folder {root} does not exist (see the option `images`)")
     return str(root)
 
 
 def find_images_folder(names: Sequence[str], folders: Iterable[Path]) -> Path | None:
     """Find the folder that has most of the images, by a sample of their names.
 
-    Args:
-        names: file names, relative to the folder.
-        folders: candidates, likelier ones first; they need not exist.
-
-    Returns:
-        The first of the best folders; None if no image is found.
+    Return the first of the best `folders`, which need not exist; None if no image is found.
     """
     sample = names[:: max(1, -(-len(names) // _IMAGES_TO_FIND))]
-    there = [folder for folder in dict.fromkeys(folders) if folder.is_dir()]
-    counts = [sum((folder / name).is_file() for name in sample) for folder in there]
-    return there[counts.index(max(counts))] if max(counts, default=0) else None
-
-
-def images_subfolder(folder: AnyPath, images: AnyPath | None, name: str) -> str:
-    """Return the folder of this name in the folder of images or in the data folder.
-
-    If there is none, return the folder of images, which must exist.
-    """
-    roots = [Path(folder) / "images", Path(folder)] if images is None else [Path(images)]
-    found = next((root / name for root in roots if (root / name).is_dir()), None)
-    return str(found) if found else images_folder(folder, images)
+    existing = [folder for folder in dict.fromkeys(folders) if folder.is_dir()]
+    counts = [sum((folder / name).is_file() for name in sample) for folder in existing]
+    return existing[counts.index(max(counts))] if max(counts, default=0) else None

@@ -20,7 +20,7 @@ import threading
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -47,19 +47,21 @@ _BROKEN = (
 
 
 class Table(ABC):
-    """A file with named columns.
+    """A file with named columns, in parts: record batches or row groups."""
 
-    Args:
-        columns: column names.
-        metadata: schema metadata.
-    """
+    #: Name of a part in messages.
+    _part_name: str
 
-    def __init__(self, path: Path, columns: list[str], metadata: dict[bytes, bytes] | None) -> None:
-        self.path = path
-        self.columns = columns
-        self._metadata = metadata or {}
+    def __init__(self, file: PooledFile, schema: Any, rows: Iterable[int]) -> None:
+        self._file, self.path = file, file.path
+        self.columns, self._metadata = list(schema.names), schema.metadata or {}
+        #: For each part, the index after its last row.
+        self._ends = list(accumulate(rows))
 
     @abstractmethod
+    def _column(self, part: int, column: str) -> Any:
+        """Return a validated column of a part; raises one of `_BROKEN` if it is invalid."""
+
     def values(self, column: str) -> list[Any]:
         """Read a whole column.
 
@@ -68,10 +70,32 @@ class Table(ABC):
             ValueError: if the column is broken, with file and rows, or the file has changed since
                 it was opened.
         """
+        self._file.check_now()
+        out: list[Any] = []
+        for part in range(len(self._ends)):
+            with self._named(part, column):
+                out += self._column(part, column).to_pylist()
+        return out
 
-    @abstractmethod
     def value(self, column: str, row: int) -> Any:
         """Read one value of a column. Errors as in `values`."""
+        self._file.check_now()
+        part = bisect_right(self._ends, row)
+        with self._named(part, column):
+            return self._column(part, column)[row - self._first_row(part)].as_py()
+
+    def _first_row(self, part: int) -> int:
+        return self._ends[part - 1] if part else 0
+
+    @contextlib.contextmanager
+    def _named(self, part: int, column: str) -> Iterator[None]:
+        """Name the column and rows in errors."""
+        try:
+            yield
+        except _BROKEN as problem:
+            where = f"{self.path}: column {column!r} of {self._part_name} {part}"
+            rows = f"its rows are {self._first_row(part)} to {self._ends[part] - 1}"
+            raise ValueError(f"{where} cannot be read ({_line(problem)}); {rows}") from None
 
     def image(self, column: str, row: int) -> StoredImage:
         """Read an image: bytes, a path, or a struct with `bytes` or `path`.
@@ -89,8 +113,8 @@ class Table(ABC):
             return found
         if not isinstance(found, str) or not found:
             raise ValueError(
-                f"{self.path}: row {row} has no image in {column!r}, but {str(found)[:40]!r};"
-                " expected bytes, a path, or a struct with 'bytes' or 'path'"
+                f"{self.path}: row {row} has {str(found)[:40]!r} in {column!r}; expected bytes, a"
+                " path, or a struct with 'bytes' or 'path'"
             )
         in_images = self.path.parent / "images" / found
         return str(in_images if in_images.is_file() else self.path.parent / found)
@@ -105,20 +129,16 @@ class Table(ABC):
             features = metadata.get("info", {}).get("features", {}).get(column)
         except (ValueError, AttributeError):
             return []
-        return _names_in(features, field)
-
-
-def _names_in(features: Any, field: str) -> list[str]:
-    """Find the `names` of a field at any depth."""
-    if not isinstance(features, dict):
+        # The field may be at any depth.
+        while isinstance(features, dict):
+            own = features.get(field)
+            while isinstance(own, dict):
+                names = own.get("names")
+                if isinstance(names, list) and all(isinstance(name, str) for name in names):
+                    return names
+                own = own.get("feature")
+            features = features.get("feature")
         return []
-    own = features.get(field)
-    while isinstance(own, dict):
-        names = own.get("names")
-        if isinstance(names, list) and all(isinstance(name, str) for name in names):
-            return names
-        own = own.get("feature")
-    return _names_in(features.get("feature"), field)
 
 
 class _ArrowTable(Table):
@@ -128,59 +148,23 @@ class _ArrowTable(Table):
     full before its first value is used, and the file is checked for changes before every read.
     """
 
+    _part_name = "record batch"
+
     def __init__(self, file: PooledFile, schema: Any, batches: list[Any]) -> None:
-        super().__init__(file.path, list(schema.names), schema.metadata)
-        self._file = file
+        super().__init__(file, schema, (batch.num_rows for batch in batches))
         self._batches = batches
-        self._ends = list(accumulate(batch.num_rows for batch in batches))
         # Error of each validated column of a batch, or None.
         self._problems: dict[tuple[int, int], str | None] = {}
 
-    def values(self, column: str) -> list[Any]:
-        self._file.check_now()
-        out: list[Any] = []
-        for number in range(len(self._batches)):
-            found = self._column(number, column)
-            with self._named(number, column):
-                out += found.to_pylist()
-        return out
-
-    def value(self, column: str, row: int) -> Any:
-        self._file.check_now()
-        number = bisect_right(self._ends, row)
-        found = self._column(number, column)
-        with self._named(number, column):
-            return found[row - self._first_row(number)].as_py()
-
-    def _first_row(self, number: int) -> int:
-        return self._ends[number - 1] if number else 0
-
-    def _column(self, number: int, column: str) -> Any:
-        """Return a column of a batch, validated."""
+    def _column(self, part: int, column: str) -> Any:
         place = self.columns.index(column)
-        with self._named(number, column):
-            found = self._batches[number].column(place)
-        key = (number, place)
-        if key not in self._problems:
-            self._problems[key] = _problem_of(found, self._batches[number].num_rows)
-        problem = self._problems[key]
+        found = self._batches[part].column(place)
+        if (part, place) not in self._problems:
+            self._problems[part, place] = _problem_of(found, self._batches[part].num_rows)
+        problem = self._problems[part, place]
         if problem is not None:
-            raise self._error(number, column, problem)
+            raise ValueError(problem)
         return found
-
-    @contextlib.contextmanager
-    def _named(self, number: int, column: str) -> Iterator[None]:
-        """Name the column and rows in errors."""
-        try:
-            yield
-        except _BROKEN as problem:
-            raise self._error(number, column, _line(problem)) from None
-
-    def _error(self, number: int, column: str, problem: str) -> ValueError:
-        return ValueError(
-            f"{self.path}: column {column!r} of record batch {number} cannot be read ({problem});"
-            f" its rows are {self._first_row(number)} to {self._ends[number] - 1}"
-        )
 
 
 def _problem_of(values: Any, rows: int) -> str | None:
@@ -195,14 +179,13 @@ def _problem_of(values: Any, rows: int) -> str | None:
 class _ParquetTable(Table):
     """Row groups of an open file, read on demand and not mapped."""
 
+    _part_name = "row group"
+
     def __init__(self, file: PooledFile, reader: Any) -> None:
-        schema = reader.schema_arrow
-        super().__init__(file.path, list(schema.names), schema.metadata)
-        self._file = file
-        self._reader = reader
         metadata = reader.metadata
         sizes = (metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
-        self._ends = list(accumulate(sizes))
+        super().__init__(file, reader.schema_arrow, sizes)
+        self._reader = reader
         self._cache: OrderedDict[tuple[int, str], Any] = OrderedDict()
         # pyarrow's reader is not thread-safe.
         self._lock = threading.Lock()
@@ -212,6 +195,7 @@ class _ParquetTable(Table):
         return _open_parquet, (self._file,)
 
     def values(self, column: str) -> list[Any]:
+        """Read a whole column at once; see `Table.values`."""
         self._file.check_now()
         try:
             with self._lock:
@@ -223,41 +207,21 @@ class _ParquetTable(Table):
                 f"{self.path}: column {column!r} cannot be read ({_line(problem)})"
             ) from None
 
-    def value(self, column: str, row: int) -> Any:
-        self._file.check_now()
-        group = bisect_right(self._ends, row)
-        start = self._ends[group - 1] if group else 0
-        try:
-            with self._lock:
-                found = self._group(group, column)
-            return found[row - start].as_py()
-        except _BROKEN as problem:
-            raise ValueError(
-                f"{self.path}: row group {group} cannot be read ({_line(problem)}); its rows are"
-                f" {start} to {self._ends[group] - 1}"
-            ) from None
-
-    def _group(self, group: int, column: str) -> Any:
-        """Return a column of a row group, from the cache if possible."""
-        key = (group, column)
-        if key not in self._cache:
-            found = self._reader.read_row_group(group, columns=[column]).column(0)
-            found.validate(full=True)
-            self._cache[key] = found
-            while (
-                len(self._cache) > 1 and sum(a.nbytes for a in self._cache.values()) > CACHE_BYTES
-            ):
-                self._cache.popitem(last=False)
-        self._cache.move_to_end(key)
-        return self._cache[key]
+    def _column(self, part: int, column: str) -> Any:
+        key, cache = (part, column), self._cache
+        with self._lock:
+            if key not in cache:
+                found = self._reader.read_row_group(part, columns=[column]).column(0)
+                found.validate(full=True)
+                cache[key] = found
+                while len(cache) > 1 and sum(a.nbytes for a in cache.values()) > CACHE_BYTES:
+                    cache.popitem(last=False)
+            cache.move_to_end(key)
+            return cache[key]
 
 
 def open_table(path: Path, kind: str) -> Table:
-    """Open an Arrow or Parquet file; the format is detected by extension and content.
-
-    Args:
-        path: path of the file.
-        kind: expected kind of file, for messages.
+    """Open an Arrow or Parquet file, detected by extension and content.
 
     Raises:
         ModuleNotFoundError: if pyarrow is not installed.
@@ -268,12 +232,11 @@ def open_table(path: Path, kind: str) -> Table:
         importlib.import_module("pyarrow")
     except ImportError:
         raise ModuleNotFoundError(
-            f"reading {path} needs pyarrow; install it with pip install 'fiber-vl[arrow]'",
-            name="pyarrow",
+            f"reading {path} needs pyarrow; pip install 'fiber-vl[arrow]'", name="pyarrow"
         ) from None
     if not path.is_file():
-        origin = f"it comes from {where_to_get(kind)}" if where_to_get(kind) else f"expected {kind}"
-        raise FileNotFoundError(f"{path} does not exist; {origin}")
+        origin = f", from {where_to_get(kind)}" if where_to_get(kind) else ""
+        raise FileNotFoundError(f"{path} does not exist; expected {kind}{origin}")
     file = PooledFile(path, is_held=True)
     with path.open("rb") as opened:
         start = opened.read(len(_ARROW_FILE))
@@ -285,13 +248,13 @@ def open_table(path: Path, kind: str) -> Table:
         raise ValueError(
             f"{path} is not a valid {form} file ({_line(problem)}); expected {kind}"
         ) from None
-    # It may have been overwritten after `PooledFile` took its size and time.
+    # It may have been overwritten since `PooledFile` stored its size and time.
     file.check_now()
     return table
 
 
 def _line(problem: BaseException) -> str:
-    """Return pyarrow's multi-line message as one line."""
+    """Return an error message of pyarrow as one line."""
     return " ".join(str(problem).split()) or type(problem).__name__
 
 

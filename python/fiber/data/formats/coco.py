@@ -5,8 +5,7 @@ from __future__ import annotations
 from fiber.data.formats.annotation_boxes import (
     annotated_size,
     boxes_by_image,
-    class_names,
-    frequencies,
+    categories_by_id,
     read_boxes,
     true_objects,
 )
@@ -19,10 +18,10 @@ from fiber.data.formats.annotation_file import (
     without_garbage_collection,
 )
 from fiber.data.prompts.classes import class_prompt
-from fiber.data.record import AnyPath, Record
+from fiber.data.record import AnyPath
 
 
-@without_garbage_collection
+@without_garbage_collection()
 def captions(
     folder: AnyPath,
     split: str,
@@ -48,26 +47,24 @@ def captions(
     file = read_json(path, "COCO captions").require_list("images")
     root = images_folder(folder, images)
     by_id = {entry["id"]: entry for entry in file.images()}
-    out, shown = RecordList(), set()
+    out, captioned = RecordList(), set()
     for entry in file.walk("annotations"):
-        annotated = file.look_up(by_id, entry, "image_id", "images")
-        shown.add(annotated["id"])
-        image = f"{root}/{annotated['file_name']}"
+        image = file.look_up(by_id, entry, "image_id", "images")
+        captioned.add(image["id"])
         out.append(
-            Record(
-                key=f"{path.stem}/{file.get(entry, 'id', int, str)}",
-                images=(image,),
-                image_id=image,
-                image_size=annotated_size(annotated),
+            file.record(
+                file.get(entry, "id", int, str),
+                f"{root}/{image['file_name']}",
+                image_size=annotated_size(image),
                 text=file.text(entry, "caption"),
                 group=entry.get("group", ""),
             )
         )
-    out.skip("pictures without captions", len(by_id) - len(shown))
+    out.skip("pictures without captions", len(by_id) - len(captioned))
     return out
 
 
-@without_garbage_collection
+@without_garbage_collection()
 def detection(
     folder: AnyPath,
     split: str,
@@ -87,47 +84,39 @@ def detection(
     """
     path = annotation_path(folder, split, "detection", annotations)
     file = read_json(path, "COCO instances").require_list("images")
-    root = images_folder(folder, images)
-    return detection_records(file, root, objects=objects)
+    return detection_records(file, images_folder(folder, images), objects=objects)
 
 
 def detection_records(file: AnnotationFile, root: str, *, objects: bool = False) -> RecordList:
     """Make the records of `detection` from a file whose images are in the folder `root`."""
-    names, groups = class_names(file), frequencies(file)
-    ids = sorted(names)
-    prompt = class_prompt([names[category] for category in ids])
-    label_index = {category: index for index, category in enumerate(ids)}
-    # Shared by all records: files have thousands of classes.
-    label_ids, label_groups = tuple(ids), tuple(groups[category] for category in ids)
-    boxes = boxes_by_image(file)
+    categories = categories_by_id(file)
+    label_index = {category: index for index, category in enumerate(categories)}
     out = RecordList()
-    out.classes = tuple(names[category] for category in ids)
+    out.classes = tuple(entry["name"] for entry in categories.values())
+    prompt = class_prompt(out.classes)
+    # Shared by all records: files have thousands of classes.
+    label_ids = tuple(categories)
+    # LVIS: "r", "c" or "f".
+    label_groups = tuple(str(entry.get("frequency", "")) for entry in categories.values())
+    boxes = boxes_by_image(file)
     for entry in file.images():
-        key = f"{file.path.stem}/{entry['id']}"
+        own = boxes.get(entry["id"], [])
         # With `objects`, dropped boxes are kept there and not counted.
-        report = RecordList() if objects else out
-        found = read_boxes(file, key, entry, boxes.get(entry["id"], []), report)
-        categories = []
+        found = read_boxes(file, entry, own, RecordList() if objects else out)
+        labels = []
         for _, box in found:
             file.at("annotations", box)
-            file.look_up(names, box, "category_id", "categories")
-            categories.append(box["category_id"])
-        image = f"{root}/{entry['file_name']}"
+            labels.append(file.look_up(label_index, box, "category_id", "categories"))
+        file.at("images", entry)
         out.append(
-            Record(
-                key=key,
-                images=(image,),
-                image_id=image,
+            file.record(
+                entry["id"],
+                f"{root}/{entry['file_name']}",
                 image_size=annotated_size(entry),
-                text=prompt.text,
-                boxes_xyxy=tuple(box for box, _ in found),
-                char_spans=tuple(prompt.spans[label_index[category]] for category in categories),
-                box_labels=tuple(label_index[category] for category in categories),
-                labels=prompt.labels,
-                label_spans=prompt.spans,
                 label_ids=label_ids,
                 label_groups=label_groups,
-                objects=true_objects(file, entry, boxes, label_index) if objects else None,
+                objects=true_objects(file, entry, own, label_index) if objects else None,
+                **prompt.record_fields((box for box, _ in found), labels),
             )
         )
     return out

@@ -30,7 +30,6 @@ from fiber.data.formats.annotation_file import (
     find_images_folder,
     images_folder,
     read_json,
-    without_garbage_collection,
 )
 from fiber.data.record import AnyPath
 
@@ -62,16 +61,9 @@ SPLIT_FILES = {
 }
 #: Files with all images of a folder, of any split.
 WHOLE_FILES = (
-    "annotations.json",
-    "_annotations.coco.json",
-    "annotations/annotations.json",
-    "annotations/instances_default.json",
-    "annotations/instances.json",
-    "instances_default.json",
-    "instances.json",
-    "labels.json",
-    "result.json",
-    "coco.json",
+    *("annotations.json", "_annotations.coco.json", "annotations/annotations.json"),
+    *("annotations/instances_default.json", "annotations/instances.json"),
+    *("instances_default.json", "instances.json", "labels.json", "result.json", "coco.json"),
 )
 _SPLIT_ALIASES = {
     "val": ("val", "mini_val", "valid", "validation"),
@@ -87,10 +79,9 @@ class _Found(NamedTuple):
 
     file: Path
     #: True if the file has both the training images and the held-out ones.
-    is_divided: bool
+    is_divided: bool = False
 
 
-@without_garbage_collection
 def coco_detection(
     folder: AnyPath,
     split: str,
@@ -102,32 +93,23 @@ def coco_detection(
 ) -> RecordList:
     """Read boxes of classes from a folder in any known layout, or from a file: `sources.detection`.
 
-    Args:
-        folder: data folder.
-        split: such as "train".
-        annotations: a file to read as a whole instead; its images are searched around it.
-        on_error: "raise", or "skip": clip boxes that exceed their images, drop invalid ones, and
-            count both.
-        shots: images per class, for few-shot training (see `_choose_shots`); 0: all images.
-        objects: see `sources.detection`.
+    A file given as `annotations` is read as a whole; its images are searched near it. With
+    `on_error` "skip", boxes that exceed their images are clipped, invalid ones dropped, and both
+    counted. `shots` is the number of images per class (see `_choose_shots`); 0: all images.
 
     Raises:
         FileNotFoundError: if the split has no file, or its images are not found.
         ValueError: for an invalid entry, with file, entry and key; if there are too few images to
             hold some out.
     """
-    if annotations is None:
-        found = find(Path(folder), split)
-        if found is None:
-            raise FileNotFoundError(f"{folder} has no boxes of split {split!r}")
-    else:
-        found = _Found(Path(annotations), is_divided=False)
-    file = read_json(found.file, KIND)
+    found = _Found(Path(annotations)) if annotations is not None else find(Path(folder), split)
+    if found is None:
+        raise FileNotFoundError(f"{folder} has no boxes of split {split!r}")
+    file, notes = read_json(found.file, KIND), []
     file.skips_errors = on_error == "skip"
-    notes = []
     if _drop_placeholder(file):
         notes.append(
-            f"the first category of {found.file} is a supercategory without boxes; it is no class"
+            f"the first category of {found.file} is a supercategory without boxes and is ignored"
         )
     root = _images_root(file, Path(folder), split)
     if found.is_divided:
@@ -147,18 +129,16 @@ def find(folder: Path, split: str) -> _Found | None:
     """
     own = folder / FILES["detection"].format(split=split)
     if own.is_file():
-        return _Found(own, is_divided=False)
+        return _Found(own)
     file = _file_of_split(folder, split)
     if file is not None:
         return _Found(file, is_divided=split == "train" and _lacks_held_out(folder))
-    if split in ("train", HELD_OUT):
-        training = _file_of_split(folder, "train") if split == HELD_OUT else None
-        whole = training or next(
-            (folder / name for name in WHOLE_FILES if (folder / name).is_file()), None
-        )
-        if whole is not None and _lacks_held_out(folder):
-            return _Found(whole, is_divided=True)
-    return None
+    if split not in ("train", HELD_OUT):
+        return None
+    training = _file_of_split(folder, "train") if split == HELD_OUT else None
+    whole = [folder / name for name in WHOLE_FILES if (folder / name).is_file()]
+    files = [training] if training else whole
+    return _Found(files[0], is_divided=True) if files and _lacks_held_out(folder) else None
 
 
 def _lacks_held_out(folder: Path) -> bool:
@@ -172,10 +152,9 @@ def _file_of_split(folder: Path, split: str) -> Path | None:
             for pattern in patterns:
                 files = sorted(folder.glob(pattern.format(split=name)))
                 if len(files) > 1:
-                    named = ", ".join(str(file.relative_to(folder)) for file in files)
+                    named = ", ".join(str(file) for file in files)
                     raise ValueError(
-                        f"{folder} has boxes of split {split!r} in several files: {named}; name one"
-                        " file instead of the folder"
+                        f"boxes of split {split!r} are in several files; name one of them: {named}"
                     )
                 if files:
                     return files[0]
@@ -183,18 +162,16 @@ def _file_of_split(folder: Path, split: str) -> Path | None:
 
 
 def _drop_placeholder(file: AnnotationFile) -> bool:
-    """Drop the category 0 of Roboflow, the supercategory of all others; return whether it existed.
-
-    It has no boxes.
-    """
+    """Drop Roboflow's category 0, the supercategory of all others; return whether it existed."""
     categories = list(file.walk("categories"))
-    first = next((entry for entry in categories if entry.get("id") == 0), None)
+    first = next((entry for entry in categories if entry.get("id") == 0), {})
     others = [entry for entry in categories if entry is not first]
-    if first is None or not others or first.get("supercategory") != "none":
-        return False
-    if any(entry.get("supercategory") != first.get("name") for entry in others):
-        return False
-    if any(entry.get("category_id") == 0 for entry in file.walk("annotations")):
+    if (
+        not others
+        or first.get("supercategory") != "none"
+        or any(entry.get("supercategory") != first.get("name") for entry in others)
+        or any(entry.get("category_id") == 0 for entry in file.walk("annotations"))
+    ):
         return False
     file.data["categories"] = others
     return True
@@ -207,32 +184,32 @@ def _images_root(file: AnnotationFile, folder: Path, split: str) -> str:
     # "instances_train2017" -> "train2017"
     last = re.sub(r"^(instances|lvis_v1)_", "", file.path.stem)
     parts = dict.fromkeys([last, *_SPLIT_ALIASES.get(split, (split,))])
-    roots = [parent, parent / "images", parent / "data"]
     # For a file named by the user, the data folder is the file's folder.
     bases = dict.fromkeys([folder, parent.parent])
-    for base in bases:
-        for part in parts:
-            roots += [base / part, base / "images" / part, base / part / "images"]
-    for base in bases:
-        roots += [base / "images", base / "data", base]
+    roots = [parent, parent / "images", parent / "data"]
+    roots += [
+        base / name
+        for base in bases
+        for part in parts
+        for name in (part, f"images/{part}", f"{part}/images")
+    ]
+    roots += [base / name for base in bases for name in ("images", "data", "")]
     found = find_images_folder(names, roots)
     if found is not None:
         return str(found)
-    if not names or file.path == folder / FILES["detection"].format(split=split):
-        return images_folder(folder, None) if names else str(folder)
-    looked_in = ", ".join(str(root) for root in dict.fromkeys(roots) if root.is_dir())
+    if not names:
+        return str(folder)
+    if file.path == folder / FILES["detection"].format(split=split):
+        return images_folder(folder, None)
+    folders = ", ".join(str(root) for root in dict.fromkeys(roots) if root.is_dir())
     raise FileNotFoundError(
-        f"{file.path} names {len(names)} images, such as {names[0]!r}; none of a sample of them is"
-        f" in {looked_in}"
+        f"{file.path} has {len(names)} images, such as {names[0]!r}; none of a sample of them is in"
+        f" {folders}"
     )
 
 
 def _hold_out(file: AnnotationFile, split: str) -> str:
-    """Keep the training or the held-out images of a file without splits; return a note.
-
-    Raises:
-        ValueError: if the file has too few images.
-    """
+    """Keep the training or the held-out images of a file without splits; return a note."""
     groups: dict[str, list[Any]] = defaultdict(list)
     for entry in file.images():
         # Roboflow's copies of an image differ after ".rf.".
@@ -244,10 +221,7 @@ def _hold_out(file: AnnotationFile, split: str) -> str:
         if len(held_out) < count:
             held_out.update(groups[name])
     if len(held_out) == total:
-        raise ValueError(
-            f"{file.path} has {total} images, too few to hold some out for validation; expected two"
-            " or more different ones"
-        )
+        raise ValueError(f"{file.path} must have 2 or more different images to split, got {total}")
     ids = {entry["id"] for entry in file.data["images"]}
     _drop(file, held_out if split == "train" else ids - held_out)
     return (
@@ -267,9 +241,9 @@ def _drop(file: AnnotationFile, ids: set[Any]) -> None:
 def _choose_shots(file: AnnotationFile, shots: int) -> str:
     """Keep a few images of each class; return a note.
 
-    In order of their ids, an image is kept if one of its classes has fewer than `shots` images so
-    far; it then counts for all of its classes. So a class that appears with others may get more
-    images, and images without boxes are never kept.
+    In order of ids, an image is kept if one of its classes has fewer than `shots` images so far; it
+    then counts for all of its classes. So some classes may get more images; images without boxes
+    are never kept.
 
     Source: the published few-shot fine-tuning on ODinW.
     """
@@ -284,4 +258,4 @@ def _choose_shots(file: AnnotationFile, shots: int) -> str:
             kept.add(entry["id"])
             counts.update(shown)
     _drop(file, {entry["id"] for entry in file.data["images"]} - kept)
-    return f"{len(kept)} of {total} images are kept: {shots} of each class, as published"
+    return f"{len(kept)} of {total} images are kept: {shots} per class, as published"

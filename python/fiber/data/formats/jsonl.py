@@ -10,7 +10,7 @@ one text or answer per line.
     {"image": "photos/1.jpg", "question": "what runs?", "answers": ["dog", "dog", "animal"]}
     {"image": "photos/1.jpg", "boxes_xyxy": [[10, 20, 90.5, 60]], "labels": ["dog"]}
 
-A line has one of these kinds; an image with a text and boxes needs two lines.
+Each line is of one of these kinds; an image with a text and boxes needs two lines.
 
 Boxes are half-open pixels (x0, y0, x1, y1), each with its class in `labels`. With `width` and
 `height` they are checked against the size of the image.
@@ -33,9 +33,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from fiber.data.formats.annotation_file import RecordList, without_garbage_collection
+from fiber.data.formats.annotation_file import ReadReport, RecordList
 from fiber.data.formats.line_reader import LineReader
-from fiber.data.formats.row_records import DataRow, RowRecords, box_records
+from fiber.data.formats.row_records import DataRow, RowRecords, RowSource, box_records, named
 from fiber.data.formats.rows import check_scores, scores_of
 from fiber.data.record import AnyPath, Record
 
@@ -52,41 +52,30 @@ _NEEDED = {
 }
 
 
-@without_garbage_collection
 def jsonl_captions(
-    folder: AnyPath,
-    split: str,
-    *,
-    annotations: AnyPath | None = None,
-    images: AnyPath | None = None,
+    folder: AnyPath, split: str, *, annotations: AnyPath, images: AnyPath | None = None
 ) -> RecordList:
-    """Read captions: one record per text. Lines of other kinds are counted.
+    """Read captions of the file `annotations`: one record per text.
 
-    Args:
-        folder: data folder.
-        split: lines to read, if lines have a `split`.
-        annotations: the file; default: "<split>.jsonl" in the folder.
-        images: folder that image names are relative to; default: the file's folder, or "images" in
-            it.
+    Lines of other splits are ignored, those of other kinds counted. `images`: see `LineReader`.
 
     Raises:
         FileNotFoundError: if the file or the first image is missing, with the line.
         ValueError: for an invalid line, with file, line and field; if no line has this split or
             kind.
     """
-    lines = LineReader(_file(folder, split, annotations), images)
-    out, keys, seen = RecordList(), set(), set()
-    for number, entry in _of_split(lines, split, out, "captions"):
-        key = _key(lines, entry, number, keys)
+    lines = LineReader(Path(annotations), images)
+    out, seen = RecordList(), set()
+    for key, entry in _of_split(lines, split, out, "captions"):
         several = "texts" in entry
         if several and "text" in entry:
             raise lines.error("has both 'text' and 'texts'; expected one of them")
         texts = entry["texts"] if several else [lines.text(entry, "text")]
         if not isinstance(texts, list) or not texts:
-            raise lines.error(f"has 'texts' {str(texts)[:40]!r}; expected a list of texts")
+            raise lines.error(f"has 'texts' {str(texts)[:40]!r}; expected a list of strings")
         image = lines.image(entry)
         for place, text in enumerate(texts):
-            text = lines.checked_text(text, f"texts[{place}]") if several else text
+            text = lines.text({(field := f"texts[{place}]"): text}, field) if several else text
             name = f"{key}-{place}" if several else key
             if (image, text) in seen:
                 out.skip("repeated captions")
@@ -96,68 +85,49 @@ def jsonl_captions(
     return out
 
 
-@without_garbage_collection
 def jsonl_questions(
-    folder: AnyPath,
-    split: str,
-    *,
-    annotations: AnyPath | None = None,
-    images: AnyPath | None = None,
+    folder: AnyPath, split: str, *, annotations: AnyPath, images: AnyPath | None = None
 ) -> RecordList:
-    """Read questions: one record per line. Lines of other kinds are counted.
+    """Read questions: one record per line.
 
     Arguments and errors as in `jsonl_captions`. Answers are optional in splits whose names start
     with "test".
     """
-    lines = LineReader(_file(folder, split, annotations), images)
-    out, keys = RecordList(), set()
-    for number, entry in _of_split(lines, split, out, "questions"):
+    lines, out = LineReader(Path(annotations), images), RecordList()
+    for key, entry in _of_split(lines, split, out, "questions"):
         answers = _answers(lines, entry, optional=split.startswith("test"))
-        image, annotators = lines.image(entry), entry.get("answers")
-        out.append(
-            Record(
-                key=_key(lines, entry, number, keys),
-                images=(image,),
-                image_id=image,
-                text=lines.text(entry, "question"),
-                answers=answers,
-                human_answers=tuple(annotators) if isinstance(annotators, list) else (),
-            )
-        )
+        image, text = lines.image(entry), lines.text(entry, "question")
+        out.append(Record(key=key, images=(image,), image_id=image, text=text, **answers))
     return out
+
+
+class _BoxLines(RowSource):
+    """Lines with boxes as rows."""
+
+    # Not a bound method, which records would pickle with all lines.
+    image = staticmethod(os.fspath)  # type: ignore[assignment]
+
+    def __init__(self, lines: LineReader, split: str) -> None:
+        super().__init__()
+        self.lines, self.split = lines, split
+
+    def rows(self, kind: str) -> Iterator[DataRow]:
+        for key, entry in _of_split(self.lines, self.split, self, kind):
+            image = self.lines.image(entry)
+            values = {"boxes_xyxy": [], "image_id": image, **entry}
+            yield DataRow(self.lines.where, key, values, (image,))
 
 
 def jsonl_boxes(
     folder: AnyPath,
     split: str,
     *,
-    annotations: AnyPath | None = None,
+    annotations: AnyPath,
     images: AnyPath | None = None,
-    on_error: str = "raise",
-    shots: int = 0,
-    objects: bool = False,
+    **options: Any,
 ) -> RowRecords:
-    """Read boxes of classes: one record per line; see `row_records.box_records`.
-
-    `objects` has no effect: without crowds, metrics use the boxes themselves. Other arguments and
-    errors as in `jsonl_captions`.
-    """
-    lines = LineReader(_file(folder, split, annotations), images)
-    report, keys = RecordList(), set()
-
-    def rows() -> Iterator[DataRow]:
-        for number, entry in _of_split(lines, split, report, "boxes"):
-            image = lines.image(entry)
-            yield DataRow(
-                where=lines.where,
-                key=_key(lines, entry, number, keys),
-                values={"boxes_xyxy": [], "image_id": image, **entry},
-                locations=(image,),
-            )
-
-    out = box_records(rows(), os.fspath, on_error=on_error, shots=shots)
-    out.add_counts(report.counts)
-    return out
+    """Read boxes of classes: one record per line; see `jsonl_captions` and `box_records`."""
+    return box_records(_BoxLines(LineReader(Path(annotations), images), split), **options)
 
 
 def names_splits(path: Path) -> bool:
@@ -165,17 +135,13 @@ def names_splits(path: Path) -> bool:
     return any("split" in entry for _, entry in islice(LineReader(path, None).walk(), 1))
 
 
-def _file(folder: AnyPath, split: str, path: AnyPath | None) -> Path:
-    return Path(folder) / f"{split}.jsonl" if path is None else Path(path)
-
-
 def _of_split(
-    lines: LineReader, split: str, out: RecordList, kind: str
-) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the lines of a split and kind; count those of other kinds."""
+    lines: LineReader, split: str, out: ReadReport, kind: str
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the lines of a split and kind, with unique keys; count those of other kinds."""
     wanted, splits = set(split.split("+")), set()
     having = lacking = 0
-    used, others = False, dict[str, None]()
+    keys, others = set[str](), dict[str, None]()
     for number, entry in lines.walk():
         if "split" in entry:
             splits.add(lines.text(entry, "split"))
@@ -184,15 +150,13 @@ def _of_split(
             lacking = lacking or number
         if having and lacking:
             raise lines.error(
-                f"is inconsistent: line {having} has the field 'split', line {lacking} has not;"
-                " expected it in all lines or in none"
+                f"is inconsistent: line {having} has the field 'split', but line {lacking} does not"
             )
         kinds = [name for name, fields in _KINDS.items() if fields & set(entry)]
         if len(kinds) > 1:
             have = " and ".join(repr(next(f for f in entry if f in _KINDS[name])) for name in kinds)
             raise lines.error(
-                f"has {have}, fields of {' and of '.join(kinds)}; expected one kind per line:"
-                " use one line for each kind"
+                f"has {have}; expected fields of one kind ({' or '.join(kinds)}) per line"
             )
         if not kinds:
             have = ", ".join(map(repr, entry)) or "nothing"
@@ -205,9 +169,15 @@ def _of_split(
             others[kinds[0]] = None
             out.skip(f"lines with {kinds[0]}")
             continue
-        used = True
-        yield number, entry
-    if used:
+        own = entry.get("id", number)
+        if isinstance(own, bool) or not isinstance(own, str | int) or own == "":
+            raise lines.error(f"has 'id' {str(own)[:40]!r}; expected a string or an integer")
+        key = f"{lines.path.stem}/{own}"
+        if key in keys:
+            raise lines.error(f"has the duplicate 'id' {own!r}")
+        keys.add(key)
+        yield key, entry
+    if keys:
         return
     if not having and not lacking:
         raise ValueError(f"{lines.path} is empty; expected {lines.expected}")
@@ -215,48 +185,29 @@ def _of_split(
         have = ", ".join(map(repr, sorted(splits)))
         raise ValueError(f"{lines.path} has no line of split {split!r}; its splits are {have}")
     raise ValueError(
-        f"{lines.path} has only lines with {' and '.join(others)}; expected lines with"
-        f" {_NEEDED[kind]}"
+        f"{lines.path} has only {' and '.join(others)}; expected lines with {_NEEDED[kind]}"
     )
 
 
-def _key(lines: LineReader, entry: dict[str, Any], number: int, keys: set[str]) -> str:
-    """Return a unique key for the records of a line."""
-    own = entry.get("id", number)
-    if isinstance(own, bool) or not isinstance(own, str | int) or own == "":
-        raise lines.error(f"has 'id' {str(own)[:40]!r}; expected a text or an integer")
-    key = f"{lines.path.stem}/{own}"
-    if key in keys:
-        raise lines.error(f"has the duplicate 'id' {own!r}")
-    keys.add(key)
-    return key
-
-
-def _answers(
-    lines: LineReader, entry: dict[str, Any], *, optional: bool
-) -> dict[str, float] | None:
-    """Return the soft score of each answer of a line."""
+def _answers(lines: LineReader, entry: dict[str, Any], *, optional: bool) -> dict[str, Any]:
+    """Return record fields with the soft score of each answer, and annotators' answers."""
     if "answer" in entry and "answers" in entry:
         raise lines.error("has both 'answer' and 'answers'; expected one of them")
     if "answer" in entry:
-        return {lines.text(entry, "answer"): 1.0}
+        return {"answers": {lines.text(entry, "answer"): 1.0}}
     if "answers" not in entry:
         if optional:
-            return None
+            return {}
         raise lines.error("has no 'answer' and no 'answers'")
     answers = entry["answers"]
     if not isinstance(answers, dict | list) or not answers:
-        raise lines.error(
-            f"has 'answers' {str(answers)[:40]!r}; expected answers with their scores, or a list"
-        )
+        raise lines.error(f"has 'answers' {str(answers)[:40]!r}; expected a list, or their scores")
     for answer in answers:
-        lines.checked_text(answer, "answers")
+        lines.text({"answers": answer}, "answers")
     if isinstance(answers, list):
-        return scores_of(answers)
-    try:
-        return check_scores(answers)
-    except ValueError as problem:
-        raise lines.error(str(problem)) from None
+        return {"answers": scores_of(answers), "human_answers": tuple(answers)}
+    with named(lines.where):
+        return {"answers": check_scores(answers)}
 
 
 def splits_in(path: Path) -> list[str]:

@@ -15,6 +15,7 @@ from typing import Any
 
 from fiber.atomic_io import JSON_ERRORS
 from fiber.config_io import nearest
+from fiber.data.formats.annotation_file import EntryFile
 from fiber.data.record import AnyPath
 
 _FIELDS = (
@@ -28,67 +29,47 @@ _EXPECTED = {
     ".csv": "a UTF-8 table with commas, field names in the first line and one text or answer per"
     " line",
 }
-# List fields, which CSV lacks, and their alternatives.
+# List fields, which CSV does not support, and their alternatives.
 _LISTS = {
     "texts": "'text', one per line",
     "answers": "'answer', one per line",
     "boxes_xyxy": "a .jsonl or .json file",
     "labels": "a .jsonl or .json file",
 }
-# Field names of other formats that `nearest` would not find.
+# Field names of other formats that `nearest` does not find.
 _OTHER_NAMES = {
-    "caption": "text",
-    "captions": "texts",
-    "sentence": "text",
-    "sentences": "texts",
-    "img": "image",
-    "image_path": "image",
-    "img_path": "image",
-    "file_name": "image",
-    "filename": "image",
-    "path": "image",
-    "picture": "image",
-    "pictures": "images",
-    "boxes": "boxes_xyxy",
-    "bbox": "boxes_xyxy",
-    "bboxes": "boxes_xyxy",
-    "classes": "labels",
+    "image": ("img", "image_path", "img_path", "file_name", "filename", "path", "picture"),
+    "images": ("pictures",),
+    "text": ("caption", "sentence"),
+    "texts": ("captions", "sentences"),
+    "boxes_xyxy": ("boxes", "bbox", "bboxes"),
+    "labels": ("classes",),
 }
 
-# JSON escapes that may be lone surrogates, which UTF-8 cannot encode.
+# JSON escapes that may be lone surrogates; UTF-8 cannot encode these.
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
-class LineReader:
-    """Reader of a file of lines, with the current line for error messages.
+class LineReader(EntryFile):
+    """Reader of a file of lines, in the format of its extension.
 
-    Args:
-        path: the file; its extension determines the format.
-        images: folder that image names are relative to; default: the file's folder, or "images" in
-            it.
-
-    Attributes:
-        expected: description of the format, for messages.
+    Image names are relative to `images`; by default to the file's folder, or "images" in it.
+    `expected` describes the format, for messages.
     """
 
     def __init__(self, path: Path, images: AnyPath | None) -> None:
-        self.path = path
+        super().__init__(path)
         folder = path.parent
         self._roots = [folder, folder / "images"] if images is None else [Path(images)]
-        self._number = 0
-        self._what = "line"
-        self._has_surrogates = False
+        self._number, self._has_surrogates = 0, False
         self._found: dict[str, str] = {}
-        self.expected = _EXPECTED.get(path.suffix.lower(), _EXPECTED[".jsonl"])
+        self._suffix = path.suffix.lower()
+        self.expected = _EXPECTED.get(self._suffix, _EXPECTED[".jsonl"])
 
     @property
     def where(self) -> str:
-        """The current line, for messages."""
-        return f"{self.path}: {self._what} {self._number}"
-
-    def error(self, problem: str) -> ValueError:
-        """Return an error that names the current line."""
-        return ValueError(f"{self.where} {problem}")
+        """The file and the current line, for messages."""
+        return f"{self.path}: {'entry' if self._suffix == '.json' else 'line'} {self._number}"
 
     def walk(self) -> Iterator[tuple[int, dict[str, Any]]]:
         """Yield (number, object) of each line that is not blank, from 1, with checked fields."""
@@ -98,99 +79,79 @@ class LineReader:
                 raise self.error(f"is {str(entry)[:40]!r}; expected an object")
             for field in entry:
                 if field not in _FIELDS:
-                    meant = _OTHER_NAMES.get(field.lower())
+                    names = (name for name, own in _OTHER_NAMES.items() if field.lower() in own)
+                    meant = next(names, None)
                     hint = f"did you mean {meant!r}?" if meant else nearest(field, _FIELDS)
                     raise self.error(f"has the unknown field {field!r}; {hint}")
-            if self._has_surrogates:
-                self._check_surrogates(entry)
+            for field, value in entry.items() if self._has_surrogates else ():
+                try:
+                    json.dumps(value, ensure_ascii=False).encode()
+                except UnicodeEncodeError:
+                    raise self.error(
+                        f"has a lone surrogate in {field!r}, which UTF-8 cannot encode:"
+                        f" {json.dumps(value):.60}"
+                    ) from None
             yield number, entry
 
     def entries(self) -> Iterator[tuple[int, Any]]:
         """Yield (number, value) of each line or list item, from 1."""
-        text = self._read()
-        self._has_surrogates = _SURROGATE.search(text) is not None
-        if self.path.suffix.lower() == ".json":
-            self._what = "entry"
-            yield from enumerate(self._list(text), 1)
-            return
-        if self.path.suffix.lower() == ".csv":
-            yield from self._cells(text)
-            return
-        # Not `splitlines`: JSON strings may contain Unicode line separators.
-        for number, line in enumerate(text.split("\n"), 1):
-            self._number = number
-            if not line.strip():
-                continue
-            try:
-                yield number, json.loads(line)
-            except JSON_ERRORS as problem:
-                raise self.error(f"is not JSON ({problem})") from None
-
-    def _check_surrogates(self, entry: dict[str, Any]) -> None:
-        for field, value in entry.items():
-            try:
-                json.dumps(value, ensure_ascii=False).encode()
-            except UnicodeEncodeError:
-                raise self.error(
-                    f"has a lone surrogate in {field!r}, {json.dumps(value):.60}; expected whole"
-                    " characters"
-                ) from None
-
-    def _list(self, text: str) -> list[Any]:
         try:
-            found = json.loads(text)
-        except JSON_ERRORS as problem:
-            raise ValueError(f"{self.path} is not JSON ({problem})") from None
-        if not isinstance(found, list):
-            raise ValueError(f"{self.path} holds a {type(found).__name__}; expected a list")
-        return found
+            # Files from Windows may begin with a byte order mark.
+            text = self.path.read_text(encoding="utf-8-sig")
+        except (FileNotFoundError, NotADirectoryError):
+            example = "" if self._suffix == ".csv" else ': {"image": "1.jpg", "text": "a dog"}'
+            message = f"{self.path} does not exist; expected {self.expected}{example}"
+            raise FileNotFoundError(message) from None
+        except UnicodeDecodeError as problem:
+            message = f"{self.path} is not text ({problem}); expected {self.expected}"
+            raise ValueError(message) from None
+        self._has_surrogates = _SURROGATE.search(text) is not None
+        if self._suffix == ".csv":
+            yield from self._cells(text)
+        elif self._suffix == ".json":
+            try:
+                found = json.loads(text)
+            except JSON_ERRORS as problem:
+                raise ValueError(f"{self.path} is not JSON ({problem})") from None
+            if not isinstance(found, list):
+                raise ValueError(f"{self.path} contains a {type(found).__name__}; expected a list")
+            yield from enumerate(found, 1)
+        else:
+            # Not `splitlines`: JSON strings may contain Unicode line separators.
+            for number, line in enumerate(text.split("\n"), 1):
+                self._number = number
+                if not line.strip():
+                    continue
+                try:
+                    yield number, json.loads(line)
+                except JSON_ERRORS as problem:
+                    raise self.error(f"is not JSON ({problem})") from None
 
     def _cells(self, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
         """Yield the rows of a CSV table as objects, without empty cells."""
         reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
         try:
-            fields = reader.fieldnames or ()
+            self._number, fields = 1, reader.fieldnames or ()
             for place, field in enumerate(fields):
-                self._number = 1
                 if field in fields[:place]:
                     raise self.error(f"has a duplicate column {field!r}")
                 if field in _LISTS:
-                    raise self.error(
-                        f"has the field {field!r}; expected {_LISTS[field]}, since CSV cells"
-                        " cannot be lists"
-                    )
+                    raise self.error(f"has the list field {field!r}; in CSV, use {_LISTS[field]}")
             for cells in reader:
                 self._number = reader.line_num
                 if None in cells:
-                    raise self.error(
-                        f"has more cells than the header, which has"
-                        f" {', '.join(map(repr, reader.fieldnames or ()))}"
-                    )
+                    raise self.error(f"has more cells than columns: {', '.join(map(repr, fields))}")
                 yield reader.line_num, {name: cell for name, cell in cells.items() if cell}
         except csv.Error as problem:
             # `DictReader.line_num` is the line of the last complete row.
             self._number = reader.reader.line_num
             raise self.error(f"is not a valid CSV row ({problem})") from None
 
-    def text(self, entry: dict[str, Any], field: str) -> str:
-        """Return a required text that is not empty."""
-        if field not in entry:
-            raise self.error(f"has no {field!r}")
-        return self.checked_text(entry[field], field)
-
-    def checked_text(self, value: Any, field: str) -> str:
-        """Check that the value of a field is a text that is not empty."""
-        if not isinstance(value, str):
-            raise self.error(f"has {field!r} {str(value)[:40]!r}; expected a text")
-        if not value.strip():
-            raise self.error(f"has an empty {field!r}")
-        return value
-
     def image(self, entry: dict[str, Any]) -> str:
         """Return the path of the image of a line.
 
-        The first image must exist, since otherwise the folder is likely wrong. A later one may be
-        missing: the loader raises or skips it.
+        The first image must exist, since otherwise the folder is probably wrong. Others may be
+        missing: the loader raises an error or skips them.
         """
         name = self.text(entry, "image")
         if name not in self._found:
@@ -198,36 +159,18 @@ class LineReader:
             path = next((path for path in paths if path.is_file()), None)
             if path is None and not self._found:
                 tried = " or ".join(dict.fromkeys(map(str, paths)))
-                raise FileNotFoundError(
-                    f"{self.where} has 'image' {name!r}, but {tried} does not exist"
-                )
+                raise FileNotFoundError(f"{self.where}: image {name!r} does not exist as {tried}")
             self._found[name] = str(path or paths[0])
         return self._found[name]
 
-    def _read(self) -> str:
-        try:
-            # Files from Windows may begin with a byte order mark.
-            return self.path.read_text(encoding="utf-8-sig")
-        except (FileNotFoundError, NotADirectoryError):
-            such = ', such as {"image": "1.jpg", "text": "a dog"}'
-            raise FileNotFoundError(
-                f"{self.path} does not exist; expected {self.expected}"
-                f"{'' if self.path.suffix.lower() == '.csv' else such}"
-            ) from None
-        except UnicodeDecodeError as problem:
-            raise ValueError(
-                f"{self.path} is not text ({problem}); expected {self.expected}"
-            ) from None
-
 
 def is_list(path: Path) -> bool:
-    """Return whether a .json file is a list, as a user's own may be."""
+    """Return whether a .json file contains a list."""
     try:
         with path.open(encoding="utf-8-sig") as file:
             while start := file.read(64):
                 if start.strip():
                     return start.lstrip().startswith("[")
     except (OSError, UnicodeDecodeError):
-        # The reader will report the error.
-        pass
+        pass  # The reader will report the error.
     return False

@@ -1,4 +1,4 @@
-"""Records from rows: shared by tables, tar shards and JSON lines.
+"""Records from rows of tables, tar shards and JSON lines.
 
 Texts and boxes are read at once, images on access. Empty captions, repeated captions of an image,
 and images without captions are skipped and counted.
@@ -6,19 +6,23 @@ and images without captions are skipped and counted.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from fiber.data.formats.annotation_boxes import BOX_SLACK_PIXELS, EMPTY_BOX_PIXELS, is_number
+from fiber.data.formats.annotation_boxes import (
+    BOX_SLACK_PIXELS,
+    EMPTY_BOX_PIXELS,
+    Box,
+    clip_box,
+    is_number,
+)
 from fiber.data.formats.annotation_file import ReadReport
-from fiber.data.formats.rows import RowBox, boxes_of, captions_of, questions_of
+from fiber.data.formats.rows import boxes_of, captions_of, questions_of
 from fiber.data.prompts.classes import class_prompt
 from fiber.data.record import LazyImages, Record, RecordSequence, StoredImage
-
-#: Returns the image at a location.
-ReadImage = Callable[[Any], StoredImage]
 
 
 class DataRow(NamedTuple):
@@ -33,12 +37,33 @@ class DataRow(NamedTuple):
     locations: tuple[Hashable, ...]
 
 
+class RowSource(ReadReport, ABC):
+    """Files as one sequence of rows; its report is complete when all rows are read."""
+
+    @property
+    def class_names(self) -> Sequence[str]:
+        """Class names of numeric categories."""
+        return ()
+
+    @abstractmethod
+    def rows(self, kind: str) -> Iterator[DataRow]:
+        """Yield the rows of a kind: a key of `rows.FIELDS`.
+
+        Raises:
+            ValueError: if the files have no such rows.
+        """
+
+    @abstractmethod
+    def image(self, location: Any, /) -> StoredImage:
+        """Read the image at a location; thread-safe."""
+
+
 class RowRecords(ReadReport, RecordSequence):
     """Records whose images are read on access."""
 
-    def __init__(self, read: ReadImage) -> None:
+    def __init__(self, source: RowSource) -> None:
         super().__init__()
-        self._read = read
+        self._read = source.image
         self._fields: list[dict[str, Any]] = []
 
     def add(self, row: DataRow, **fields: Any) -> None:
@@ -65,14 +90,14 @@ def named(where: str) -> Iterator[None]:
         raise ValueError(f"{where} {problem}") from None
 
 
-def caption_records(rows: Iterable[DataRow], read: ReadImage) -> RowRecords:
-    """Make a record of each caption.
+def caption_records(source: RowSource) -> RowRecords:
+    """Create a record of each caption.
 
     Raises:
         ValueError: for an invalid row, with its location.
     """
-    out = RowRecords(read)
-    for row in rows:
+    out = RowRecords(source)
+    for row in source.rows("captions"):
         with named(row.where):
             texts, seen = captions_of(row.values), set()
             one = isinstance(texts, str)
@@ -87,61 +112,53 @@ def caption_records(rows: Iterable[DataRow], read: ReadImage) -> RowRecords:
                     seen.add(text)
                     key = row.key if one else f"{row.key}-{place}"
                     out.add(row, key=key, text=text, image_id=_image_id(row))
+    out.add_report(source)
     return out
 
 
-def question_records(rows: Iterable[DataRow], read: ReadImage) -> RowRecords:
-    """Make a record of each question; arguments and errors as in `caption_records`."""
-    out = RowRecords(read)
-    for row in rows:
-        with named(row.where):
-            for place, asked in enumerate(questions_of(row.values)):
-                stem = row.key.rpartition("/")[0]
-                several = f"{row.key}-{place}" if "questions" in row.values else row.key
-                out.add(
-                    row,
-                    key=several if asked.number is None else f"{stem}/{asked.number}",
-                    text=asked.text,
-                    image_id=_image_id(row),
-                    answers=asked.scores,
-                    human_answers=asked.annotators,
-                )
-    return out
-
-
-def box_records(
-    rows: Iterable[DataRow],
-    read: ReadImage,
-    names: Sequence[str] = (),
-    *,
-    on_error: str = "raise",
-    shots: int = 0,
-) -> RowRecords:
-    """Make a record of each image with its boxes; the text is the prompt of all classes.
-
-    Boxes of at most one pixel in width or height are dropped and counted. Reversed boxes, such as
-    those in another format, are an error. Boxes are clipped if the row has the size of its image.
-
-    Args:
-        rows: with the fields of `boxes_of`, and optionally `height` and `width`.
-        read: returns the image at a location.
-        names: class names of numeric categories. String categories are used as they are, in
-            alphabetical order.
-        on_error: "raise", or "skip": clip boxes that exceed their images, drop reversed ones, and
-            count both.
-        shots: images per class, in order of the rows; 0: all images.
+def question_records(source: RowSource) -> RowRecords:
+    """Create a record of each question, with answers if there are any.
 
     Raises:
         ValueError: for an invalid row, with its location.
     """
-    out = RowRecords(read)
+    out = RowRecords(source)
+    for row in source.rows("questions"):
+        with named(row.where):
+            for place, (number, fields) in enumerate(questions_of(row.values)):
+                key = f"{row.key}-{place}" if "questions" in row.values else row.key
+                if number is not None:
+                    key = f"{row.key.rpartition('/')[0]}/{number}"
+                out.add(row, key=key, image_id=_image_id(row), **fields)
+    out.add_report(source)
+    return out
+
+
+def box_records(
+    source: RowSource, *, on_error: str = "raise", shots: int = 0, objects: bool = False
+) -> RowRecords:
+    """Create a record of each image with its boxes; the text is the prompt of all classes.
+
+    Numeric categories are indices into `source.class_names`. String categories are class names, in
+    alphabetical order. Boxes of at most one pixel in width or height are dropped and counted.
+    Boxes are clipped if the row has the size of its image. `shots` is the number of images per
+    class, in order of the rows; 0: all images. `objects` has no effect: without crowds, metrics use
+    the boxes themselves.
+
+    Boxes outside their images and reversed boxes, such as those in another format, are errors. With
+    `on_error` "skip" the former are clipped, the latter dropped, and both are counted.
+
+    Raises:
+        ValueError: for an invalid row, with its location.
+    """
+    out, names = RowRecords(source), source.class_names
     known, kept = set(names), []
     counts: Counter[str] = Counter()
-    for row in rows:
+    for row in source.rows("boxes"):
         with named(row.where):
             size = _image_size(row.values)
             found = _boxes(row.values, size, names, out, on_error == "skip")
-            shown = {str(box.category) for box in found}
+            shown = {name for _, name in found}
             known |= shown
             if shots and not any(counts[name] < shots for name in shown):
                 continue
@@ -151,19 +168,12 @@ def box_records(
     prompt = class_prompt(out.classes)
     label_index = {name: index for index, name in enumerate(out.classes)}
     for row, size, found in kept:
-        own = tuple(label_index[str(box.category)] for box in found)
+        fields = prompt.record_fields(
+            (box for box, _ in found), [label_index[name] for _, name in found]
+        )
         with named(row.where):
-            out.add(
-                row,
-                text=prompt.text,
-                image_id=_image_id(row),
-                image_size=size,
-                boxes_xyxy=tuple(box.box_xyxy for box in found),
-                char_spans=tuple(prompt.spans[label] for label in own),
-                box_labels=own,
-                labels=prompt.labels,
-                label_spans=prompt.spans,
-            )
+            out.add(row, image_id=_image_id(row), image_size=size, **fields)
+    out.add_report(source)
     return out
 
 
@@ -185,47 +195,38 @@ def _boxes(
     names: Sequence[str],
     out: RowRecords,
     skips_errors: bool,
-) -> list[RowBox]:
-    """Return the boxes of a row, clipped to its image, with the names of their classes."""
+) -> list[tuple[Box, str]]:
+    """Return the boxes of a row, clipped to its image, with their class names."""
     found = []
     for number, (box, category) in enumerate(boxes_of(values)):
         name = category
         if isinstance(category, int):
             if not 0 <= category < len(names):
                 raise ValueError(
-                    f"has box {number} of class {category}; expected a name, or an index below"
-                    f" {len(names)}, the number of class names in the file"
+                    f"has box {number} of class {category}; expected a name or an index below"
+                    f" {len(names)}"
                 )
             name = names[category]
-        if box[2] < box[0] or box[3] < box[1]:
-            if not skips_errors:
-                raise ValueError(_reversed(values, number, box))
-            out.skip("reversed boxes")
-            continue
-        clipped = box
-        if size is not None:
-            height, width = size
-            clipped = (max(box[0], 0.0), max(box[1], 0.0), min(box[2], width), min(box[3], height))
-            beyond = max(abs(a - b) for a, b in zip(box, clipped, strict=True))
-            if beyond > BOX_SLACK_PIXELS and not skips_errors:
-                raise ValueError(
-                    f"has box {number}, (x0, y0, x1, y1) = {box}, {beyond:g} pixels outside its"
-                    f" image of {height} x {width} (height x width)"
+        x0, y0, x1, y1 = box
+        if x1 < x0 or y1 < y0:
+            if skips_errors:
+                out.skip("reversed boxes")
+                continue
+            found_box = f"{box}; expected x0 <= x1 and y0 <= y1 (x0, y0, x1, y1)"
+            if "boxes_xyxy" not in values:
+                found_box = (
+                    f"(x, y, width, height) {(x0, y0, x1 - x0, y1 - y0)} with a negative side"
                 )
+            raise ValueError(f"has box {number}, {found_box}")
+        clipped, beyond = (box, 0.0) if size is None else clip_box(box, size)
+        if size is not None and beyond > BOX_SLACK_PIXELS and not skips_errors:
+            raise ValueError(
+                f"has box {number} {box} (x0, y0, x1, y1), {beyond:g} pixels outside its image of"
+                f" {size[0]} x {size[1]} (height x width)"
+            )
         if min(clipped[2] - clipped[0], clipped[3] - clipped[1]) <= EMPTY_BOX_PIXELS:
             out.skip("empty boxes")
             continue
-        out.skip("clipped boxes", int(clipped != box))
-        found.append(RowBox(clipped, name))
+        out.skip("clipped boxes", int(beyond > 0))
+        found.append((clipped, str(name)))
     return found
-
-
-def _reversed(values: Mapping[str, Any], number: int, box: tuple[float, ...]) -> str:
-    """Return the error message for a reversed box, in the format of the row."""
-    x0, y0, x1, y1 = box
-    if "boxes_xyxy" in values:
-        return f"has box {number}, {box}; expected x0 <= x1 and y0 <= y1 (x0, y0, x1, y1)"
-    return (
-        f"has box {number}, (x, y, width, height) = {(x0, y0, x1 - x0, y1 - y0)}; expected a width"
-        " and a height of 0 or more"
-    )

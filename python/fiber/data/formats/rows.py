@@ -14,38 +14,25 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-from fiber.data.formats.annotation_boxes import is_number
+from fiber.data.formats.annotation_boxes import Box, is_number
 
 CAPTIONS = ("caption", "captions", "text", "texts", "sentences")
 QUESTIONS = ("question", "questions")
 ANSWERS = ("answers", "answer_scores", "answer", "multiple_choice_answer", "question_id")
 BOXES = ("objects", "boxes_xyxy")
+#: Fields of each kind of row, of which it needs one, and its optional fields.
+FIELDS = {
+    "captions": (CAPTIONS, ()),
+    "questions": (QUESTIONS, ANSWERS),
+    "boxes": (BOXES, ("labels",)),
+}
 #: Names of the class field in `objects`.
 CATEGORIES = ("category", "label", "category_id", "categories", "labels")
 #: VQAv2 soft score of an answer that 0, 1, 2, 3 or at least 4 of ten annotators gave.
 ANSWER_SCORES = (0.0, 0.3, 0.6, 0.9, 1.0)
 _ANNOTATORS = 10
-
-
-class RowQuestion(NamedTuple):
-    """A question of a row."""
-
-    text: str
-    #: None if not given.
-    number: str | int | None
-    scores: dict[str, float] | None
-    #: Answer of each annotator.
-    annotators: tuple[str, ...]
-
-
-class RowBox(NamedTuple):
-    """A box of a row."""
-
-    box_xyxy: tuple[float, float, float, float]
-    #: Class name or index.
-    category: str | int
 
 
 def captions_of(row: Mapping[str, Any]) -> list[str] | str:
@@ -61,24 +48,23 @@ def captions_of(row: Mapping[str, Any]) -> list[str] | str:
     if isinstance(found, str):
         return found
     if not isinstance(found, list):
-        raise ValueError(f"has {name!r} {str(found)[:40]!r}; expected a text or a list of texts")
+        raise ValueError(f"has {name!r} {str(found)[:40]!r}; expected strings")
     texts: list[Any] = [one.get("raw") if isinstance(one, Mapping) else one for one in found]
     for text in texts:
         if not isinstance(text, str):
-            raise ValueError(f"has {str(text)[:40]!r} in {name!r}; expected a text")
+            raise ValueError(f"has {str(text)[:40]!r} in {name!r}; expected a string")
     return texts
 
 
-def questions_of(row: Mapping[str, Any]) -> Iterator[RowQuestion]:
-    """Yield the questions of a row.
+def questions_of(row: Mapping[str, Any]) -> Iterator[tuple[str | int | None, dict[str, Any]]]:
+    """Yield the number (None if not given) and the record fields of each question of a row.
 
     Raises:
         ValueError: for an invalid question or answer.
     """
     number = row.get("question_id")
     if "questions" not in row:
-        scores, annotators = _answers(row)
-        yield RowQuestion(_text(row["question"], "question"), number, scores, annotators)
+        yield number, {"text": _text(row["question"], "question"), **_answers(row)}
         return
     questions, answers, scores = row["questions"], row.get("answers"), row.get("answer_scores")
     _check_list(questions, "questions")
@@ -86,47 +72,42 @@ def questions_of(row: Mapping[str, Any]) -> Iterator[RowQuestion]:
         if values:
             check_one_each(values, name, questions)
     for place, text in enumerate(questions):
-        own, annotators = None, ()
+        own = {}
         if answers and scores:
-            own = _scored(answers[place] or [], scores[place] or [])
+            own = {"answers": _scored(answers[place] or [], scores[place] or [])}
         elif answers:
-            own, annotators = _answers({"answers": answers[place]})
-        yield RowQuestion(
-            _text(text, "questions"), number[place] if number else None, own, annotators
-        )
+            own = _answers({"answers": answers[place]})
+        yield number[place] if number else None, {"text": _text(text, "questions"), **own}
 
 
 def _text(value: Any, name: str) -> str:
     if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"has {name!r} {str(value)[:40]!r}; expected a text")
+        raise ValueError(f"has {name!r} {str(value)[:40]!r}; expected a string")
     return value
 
 
-def _answers(row: Mapping[str, Any]) -> tuple[dict[str, float] | None, tuple[str, ...]]:
-    """Return the soft score of each answer, and the answer of each annotator."""
+def _answers(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the record fields with the soft score of each answer, and annotators' answers."""
     found, scores = row.get("answers"), row.get("answer_scores")
     if isinstance(found, Mapping):
-        return check_scores(found), ()
+        return {"answers": check_scores(found)}
     if isinstance(found, list) and found:
         given = [one.get("answer") if isinstance(one, Mapping) else one for one in found]
-        answers = [_text(answer, "answers") for answer in given]
+        answers = tuple(_text(answer, "answers") for answer in given)
         if scores:
-            return _scored(answers, scores), ()
-        return scores_of(answers), tuple(answers)
+            return {"answers": _scored(list(answers), scores)}
+        return {"answers": scores_of(answers), "human_answers": answers}
     if found:
         raise ValueError(f"has 'answers' {str(found)[:40]!r}; expected a list")
     one = row.get("answer", row.get("multiple_choice_answer"))
-    return (None if one is None else {_text(one, "answer"): 1.0}), ()
+    return {} if one is None else {"answers": {_text(one, "answer"): 1.0}}
 
 
 def _scored(answers: Any, scores: Any) -> dict[str, float]:
-    """Return the soft score of each answer, from two lists."""
     _check_list(answers, "answers")
     _check_list(scores, "answer_scores")
     if len(answers) != len(scores):
-        raise ValueError(
-            f"has {len(answers)} answers and {len(scores)} 'answer_scores'; expected one for each"
-        )
+        raise ValueError(f"has {len(answers)} answers and {len(scores)} 'answer_scores'")
     return check_scores({_text(one, "answers"): s for one, s in zip(answers, scores, strict=True)})
 
 
@@ -136,29 +117,25 @@ def _check_list(values: Any, name: str) -> None:
 
 
 def check_one_each(values: Any, name: str, questions: Any) -> None:
-    """Raise ValueError unless `values` is a list with one entry for each of `questions`."""
+    """Raise ValueError unless `values` is a list with one entry per question."""
     _check_list(questions, "questions")
     _check_list(values, name)
     if len(values) != len(questions):
-        raise ValueError(
-            f"has {len(questions)} 'questions' and {len(values)} entries in {name!r}; expected one"
-            " for each"
-        )
+        raise ValueError(f"has {len(questions)} 'questions' but {len(values)} {name!r}")
 
 
 def check_scores(scores: Mapping[str, Any]) -> dict[str, float]:
-    """Check soft scores of answers; raise ValueError for one that is not a number in [0, 1]."""
+    """Return soft scores of answers as floats; raise ValueError for one outside [0, 1]."""
     for answer, given in scores.items():
         if not is_number(given) or not 0 <= given <= 1:
             raise ValueError(
-                f"has the score {given!r} of answer {answer!r} in 'answers'; expected a number"
-                " from 0 to 1"
+                f"has score {given!r} for answer {answer!r}; expected a number in [0, 1]"
             )
     return {answer: float(score) for answer, score in scores.items()}
 
 
 def scores_of(answers: Sequence[str]) -> dict[str, float]:
-    """Score annotators' answers as in VQAv2; other numbers of annotators than ten in proportion."""
+    """Score annotators' answers as in VQAv2, in proportion if there are not ten annotators."""
     counts = Counter(answers)
     return {
         answer: ANSWER_SCORES[min(4, round(_ANNOTATORS * times / len(answers)))]
@@ -166,30 +143,28 @@ def scores_of(answers: Sequence[str]) -> dict[str, float]:
     }
 
 
-def boxes_of(row: Mapping[str, Any]) -> Iterator[RowBox]:
-    """Yield the boxes of a row with their classes.
+def boxes_of(row: Mapping[str, Any]) -> Iterator[tuple[Box, str | int]]:
+    """Yield the boxes of a row, each with its class name or index.
 
     Raises:
         ValueError: if boxes and classes differ in number, or a box is not four numbers.
     """
-    if "boxes_xyxy" in row:
-        boxes, classes, is_xyxy = row["boxes_xyxy"], row.get("labels"), True
+    is_xyxy = "boxes_xyxy" in row
+    if is_xyxy:
+        boxes, classes = row["boxes_xyxy"], row.get("labels")
     else:
         boxes, classes = _object_lists(row["objects"])
-        is_xyxy = False
     boxes, classes = boxes or [], classes or []
     if not isinstance(boxes, list) or not isinstance(classes, list) or len(boxes) != len(classes):
-        raise ValueError(
-            f"has boxes {str(boxes)[:40]!r} and classes {str(classes)[:40]!r}; expected a class for"
-            " each box"
-        )
+        given = f"boxes {str(boxes)[:40]!r} and classes {str(classes)[:40]!r}"
+        raise ValueError(f"has {given}; expected one class per box")
     for number, (box, category) in enumerate(zip(boxes, classes, strict=True)):
         if not isinstance(box, list) or len(box) != 4 or not all(map(is_number, box)):
-            raise ValueError(f"has the box {str(box)[:60]}, number {number}; expected four numbers")
+            raise ValueError(f"has box {number} {str(box)[:60]}; expected four numbers")
         if not isinstance(category, str | int) or isinstance(category, bool):
-            raise ValueError(f"has the class {str(category)[:40]!r}; expected a name or a number")
+            raise ValueError(f"has class {str(category)[:40]!r}; expected a name or a number")
         x0, y0, x1, y1 = map(float, box)
-        yield RowBox((x0, y0, x1, y1) if is_xyxy else (x0, y0, x0 + x1, y0 + y1), category)
+        yield (x0, y0, x1, y1) if is_xyxy else (x0, y0, x0 + x1, y0 + y1), category
 
 
 def _object_lists(objects: Any) -> tuple[Any, Any]:

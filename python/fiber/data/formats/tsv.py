@@ -14,40 +14,50 @@ is scanned once. Images are read on access.
 
 from __future__ import annotations
 
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
 
+from fiber.data.formats.annotation_file import read_text
 from fiber.data.storage.file_pool import PooledFile
 
 KIND = "Objects365, the published TSV files"
 
 
 class TsvFile:
-    """A TSV file with random access to its lines."""
+    """A TSV file with random access to its lines.
+
+    Raises:
+        FileNotFoundError: if it is missing.
+        ValueError: if its .lineidx is invalid.
+    """
 
     def __init__(self, path: Path) -> None:
-        """Open a file.
-
-        Raises:
-            FileNotFoundError: if it is missing.
-            ValueError: if its .lineidx is invalid.
-        """
         if not path.is_file():
             raise FileNotFoundError(f"{path} does not exist; expected a file of {KIND}")
-        self.path = path
-        self._file = PooledFile(path)
-        self._size = self._file.bytes
+        self.path, self._file = path, PooledFile(path)
         index = path.with_suffix(".lineidx")
-        self._starts = _read_index(index, self._size) if index.is_file() else _find_lines(path)
+        size = self._file.bytes
+        if index.is_file():
+            starts = read_integers(index, "the byte offset of each line")
+            ends = np.append(starts[1:], size)
+            if len(starts) and (starts[0] != 0 or (starts >= ends).any()):
+                raise ValueError(
+                    f"{index}: offsets must increase from 0 and be below the file's {size} bytes;"
+                    " delete it to scan the lines"
+                )
+            self._starts = np.append(starts, size)
+        else:
+            with path.open("rb") as file:
+                self._starts = np.array([0, *accumulate(map(len, file))], dtype=np.int64)
 
     def __len__(self) -> int:
-        return len(self._starts)
+        return len(self._starts) - 1
 
     def row(self, number: int) -> list[str]:
         """Return the columns of a line; `number` counts from 0."""
-        start = int(self._starts[number])
-        end = int(self._starts[number + 1]) if number + 1 < len(self) else self._size
+        start, end = int(self._starts[number]), int(self._starts[number + 1])
         data = self._file.read(start, end - start)
         try:
             return data.decode("utf-8").rstrip("\r\n").split("\t")
@@ -55,25 +65,10 @@ class TsvFile:
             raise ValueError(f"{self.path}: line {number + 1} is not text ({problem})") from None
 
 
-def _read_index(path: Path, size: int) -> np.ndarray:
+def read_integers(path: Path, what: str) -> np.ndarray:
+    """Read one integer per line; raise ValueError, with `what` they are, for anything else."""
+    text = read_text(path, KIND)
     try:
-        starts = np.array(path.read_text(encoding="ascii").split(), dtype=np.int64)
+        return np.array(text.encode("ascii").split(), dtype=np.int64)
     except (ValueError, OverflowError):
-        raise ValueError(
-            f"{path}: expected the byte offset of each line, one number per line"
-        ) from None
-    if len(starts) and (starts[0] != 0 or starts[-1] >= size or (np.diff(starts) <= 0).any()):
-        raise ValueError(
-            f"{path} does not fit its file of {size} bytes: offsets must increase from 0 and stay"
-            " below the size; delete it to scan the lines"
-        )
-    return starts
-
-
-def _find_lines(path: Path) -> np.ndarray:
-    starts, position = [], 0
-    with path.open("rb") as file:
-        for line in file:
-            starts.append(position)
-            position += len(line)
-    return np.array(starts, dtype=np.int64)
+        raise ValueError(f"{path}: expected {what}, one integer per line") from None

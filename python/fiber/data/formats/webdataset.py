@@ -5,30 +5,24 @@
     000017.json   {"caption": "..."} and the other fields of `rows`: questions, answers, boxes
 
 As in `webdataset`, the name of a sample is the part of the member name before the first dot of its
-last component, and members of a sample are adjacent, in any order. Captions of the JSON have
+last component, and members of a sample are adjacent, in any order. Captions in the JSON have
 priority over .txt. Images are read on access, in any order and by any thread.
 
 Samples without an image or without the requested fields are skipped and counted, as are members
 that are not regular files or have no extension. Duplicate members, samples in two places, text that
-is not UTF-8, invalid JSON and what `TarFile` rejects raise errors with file and member.
+is not UTF-8, invalid JSON and files that `TarFile` rejects raise errors with file and member.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Sequence
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fiber.data.formats.annotation_file import ReadReport
-from fiber.data.formats.row_records import (
-    DataRow,
-    RowRecords,
-    box_records,
-    caption_records,
-    question_records,
-)
-from fiber.data.formats.rows import BOXES, CAPTIONS, QUESTIONS
+from fiber.data.formats.row_records import DataRow, RowSource
+from fiber.data.formats.rows import CAPTIONS, FIELDS
 from fiber.data.record import AnyPath
 from fiber.data.storage.tar import Member, TarFile, as_json
 
@@ -45,11 +39,6 @@ class Sample(NamedTuple):
     #: By extension, in lower case.
     members: dict[str, Member]
 
-    @property
-    def image(self) -> Member | None:
-        """The image, if there is one."""
-        return next((self.members[end] for end in IMAGE_EXTENSIONS if end in self.members), None)
-
 
 def samples_of(file: TarFile, counts: dict[str, int]) -> Iterator[Sample]:
     """Group the members of a shard; count those without an extension in `counts`.
@@ -58,83 +47,27 @@ def samples_of(file: TarFile, counts: dict[str, int]) -> Iterator[Sample]:
         ValueError: for a duplicate member, or a sample in two places.
     """
     seen: set[str] = set()
-    sample: Sample | None = None
+    for name, group in groupby(_named_members(file, counts), key=itemgetter(0)):
+        members: dict[str, Member] = {}
+        for _, extension, member in group:
+            if name in seen:
+                raise ValueError(f"{file.path}: {member.name!r} is not adjacent to sample {name!r}")
+            if extension in members:
+                raise ValueError(f"{file.path}: duplicate member {member.name!r}")
+            members[extension] = member
+        seen.add(name)
+        yield Sample(name, members)
+
+
+def _named_members(file: TarFile, counts: dict[str, int]) -> Iterator[tuple[str, str, Member]]:
+    """Yield sample name, extension in lower case, and member."""
     for member in file.members:
         folder, slash, last = member.name.rpartition("/")
-        stem, dot, end = last.partition(".")
-        if not dot or not stem or not end:
+        stem, _, extension = last.partition(".")
+        if stem and extension:
+            yield f"{folder}{slash}{stem}", extension.lower(), member
+        else:
             counts["members without an ending"] = counts.get("members without an ending", 0) + 1
-            continue
-        name = f"{folder}{slash}{stem}"
-        if sample is None or sample.name != name:
-            if sample is not None:
-                yield sample
-            if name in seen:
-                raise ValueError(
-                    f"{file.path}: the members of {name!r} are in two places, the second begins"
-                    f" with {member.name!r}; expected all members of a sample together"
-                )
-            seen.add(name)
-            sample = Sample(name, {})
-        if end.lower() in sample.members:
-            raise ValueError(f"{file.path}: duplicate member {member.name!r}")
-        sample.members[end.lower()] = member
-    if sample is not None:
-        yield sample
-
-
-class _Shards(ReadReport):
-    """Shards as one sequence of samples."""
-
-    def __init__(self, paths: Sequence[AnyPath]) -> None:
-        super().__init__()
-        self.files = [TarFile(Path(path)) for path in paths]
-
-    def image(self, location: tuple[int, int, int]) -> bytes:
-        """Read the image at (shard, start, size)."""
-        number, start, size = location
-        return self.files[number].read(start, size)
-
-    def rows(self, fields: Sequence[str], what: str) -> Iterator[DataRow]:
-        """Yield a row for each sample with an image and at least one of the fields.
-
-        Raises:
-            ValueError: if there is none, with the extensions that samples have.
-        """
-        found, endings = 0, dict[str, None]()
-        for number, file in enumerate(self.files):
-            for sample in samples_of(file, self.counts):
-                endings.update(dict.fromkeys(sample.members))
-                image = sample.image
-                if image is None:
-                    self.skip("samples without a picture")
-                    continue
-                values = fields_of(file, sample)
-                if not any(name in values for name in fields):
-                    self.skip(f"samples without {what}")
-                    continue
-                found += 1
-                yield DataRow(
-                    where=f"{file.path}: sample {sample.name!r}",
-                    key=f"{file.path.stem}/{sample.name}",
-                    values=values,
-                    locations=((number, image.start, image.size),),
-                )
-        if not found:
-            have = ", ".join(f".{end}" for end in list(endings)[:8]) or "nothing"
-            raise ValueError(
-                f"{self.files[0].path if self.files else 'no shard'}: no sample has an image and"
-                f" {what}; expected .jpg, .png or .webp and .txt or .json with"
-                f" {' or '.join(map(repr, fields))}; samples have {have}"
-            )
-
-    def finish(self, out: RowRecords) -> RowRecords:
-        """Add the counts and notes of the shards."""
-        out.add_counts(self.counts)
-        for file in self.files:
-            out.notes += file.notes
-            out.add_counts(file.counts)
-        return out
 
 
 def fields_of(file: TarFile, sample: Sample) -> dict[str, Any]:
@@ -152,34 +85,50 @@ def fields_of(file: TarFile, sample: Sample) -> dict[str, Any]:
     return values
 
 
-def shard_captions(*paths: AnyPath) -> RowRecords:
-    """Read captions.
-
-    Args:
-        paths: shards, in order.
+class Shards(RowSource):
+    """Shards as one sequence of samples.
 
     Raises:
         FileNotFoundError: if a file is missing.
         ValueError: for invalid content; see the docstring of the module.
     """
-    shards = _Shards(paths)
-    return shards.finish(caption_records(shards.rows(CAPTIONS, "captions"), shards.image))
 
+    def __init__(self, paths: Sequence[AnyPath]) -> None:
+        super().__init__()
+        self.files = [TarFile(Path(path)) for path in paths]
 
-def shard_questions(*paths: AnyPath) -> RowRecords:
-    """Read questions from the JSON; arguments and errors as in `shard_captions`."""
-    shards = _Shards(paths)
-    return shards.finish(question_records(shards.rows(QUESTIONS, "questions"), shards.image))
+    def image(self, location: tuple[int, int, int]) -> bytes:
+        """Read the image at (shard, start, size)."""
+        number, start, size = location
+        return self.files[number].read(start, size)
 
-
-def shard_boxes(
-    *paths: AnyPath, on_error: str = "raise", shots: int = 0, objects: bool = False
-) -> RowRecords:
-    """Read boxes of classes from the JSON: see `row_records.box_records`.
-
-    `objects` has no effect: without crowds, metrics use the boxes themselves. Other arguments and
-    errors as in `shard_captions`.
-    """
-    shards = _Shards(paths)
-    read = functools.partial(box_records, on_error=on_error, shots=shots)
-    return shards.finish(read(shards.rows(BOXES, "boxes"), shards.image))
+    def rows(self, kind: str) -> Iterator[DataRow]:
+        """Yield the rows of a kind; see `RowSource`."""
+        found, required, extensions = 0, FIELDS[kind][0], dict[str, None]()
+        for number, file in enumerate(self.files):
+            for sample in samples_of(file, self.counts):
+                extensions.update(dict.fromkeys(sample.members))
+                images = [sample.members[e] for e in IMAGE_EXTENSIONS if e in sample.members]
+                if not images:
+                    self.skip("samples without a picture")
+                    continue
+                values = fields_of(file, sample)
+                if not any(name in values for name in required):
+                    self.skip(f"samples without {kind}")
+                    continue
+                found += 1
+                yield DataRow(
+                    where=f"{file.path}: sample {sample.name!r}",
+                    key=f"{file.path.stem}/{sample.name}",
+                    values=values,
+                    locations=((number, images[0].start, images[0].size),),
+                )
+        if not found:
+            have = ", ".join(f".{end}" for end in list(extensions)[:8]) or "nothing"
+            raise ValueError(
+                f"{self.files[0].path}: no sample has an image and {kind}; expected .jpg, .png or"
+                f" .webp and .txt or .json with {' or '.join(map(repr, required))}; samples have"
+                f" {have}"
+            )
+        for file in self.files:
+            self.add_report(file)

@@ -1,8 +1,8 @@
-"""Detection data as grounding: sample the classes that the prompt of each image names.
+"""Detection data as grounding: sample the classes in the prompt of each image.
 
-A prompt holds about 80 class names, a vocabulary hundreds or thousands. So every image gets its own
-prompt: the classes of its boxes and sampled negatives, resampled every epoch as a function of
-(seed, epoch, record) only.
+About 80 class names fit into a prompt, but a vocabulary has hundreds or thousands. So every image
+gets its own prompt: the classes of its boxes and sampled negatives, resampled every epoch as a
+function of (seed, epoch, record) only.
 """
 
 from __future__ import annotations
@@ -13,15 +13,16 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fiber.data.prompts.classes import SEPARATOR, Encoder, Prompt, class_prompt, clean_class_name
-from fiber.data.prompts.published import (
-    BACKGROUND,
-    ClassCaption,
-    keep_positives,
-    optimized_prompt,
-    optimized_prompt_in_order,
-    simple_prompt,
+from fiber.data.prompts.classes import (
+    SEPARATOR,
+    ClassName,
+    Encoder,
+    Prompt,
+    class_prompt,
+    clean_class_name,
+    join_classes,
 )
+from fiber.data.prompts.published import BACKGROUND, keep_positives, optimized_order
 from fiber.data.prompts.rules import PromptRules
 from fiber.data.record import ConcatRecords, Record, RecordSet
 from fiber.data.rng import Rng
@@ -37,23 +38,16 @@ class SampledPrompts:
 
     Negatives are never classes of the image's boxes, nor a class with the same prompt text
     ("bow_(ribbon)" and "bow_(weapon)"), nor the background. If even the classes of the boxes do not
-    fit into a prompt, some of them are sampled and the boxes of the others dropped.
+    fit into a prompt, some of them are sampled. `dropped_boxes` counts the boxes of the others,
+    which `in_epoch` has dropped.
 
-    Args:
-        records: from `sources.detection`: `labels` are all classes of the file, and `box_labels`
-            index them.
-        tokenizer: of the model.
-        max_tokens: maximum text length of the model, <s> and </s> included.
-        rules: how classes are chosen.
-        seed: in [0, 2 ** 64).
-
-    Attributes:
-        dropped_boxes: number of boxes dropped by `in_epoch` so far, since the prompt does not name
-            their class.
+    `records` are those of `sources.detection`: `labels` are all classes of the file, and
+    `box_labels` index them. `max_tokens` is the maximum text length, including <s> and </s>; the
+    seed is in [0, 2 ** 64).
 
     Raises:
-        ValueError: for more than 2 ** 32 records; on access, for a class that does not fit into a
-            prompt by itself, with the record.
+        ValueError: for more than 2 ** 32 records; on access, for a class that alone is longer than
+            `max_tokens`, with the record.
     """
 
     def __init__(
@@ -66,7 +60,7 @@ class SampledPrompts:
         seed: int = 0,
     ) -> None:
         if len(records) > _RECORDS:
-            raise ValueError(f"{len(records)} records; expected at most {_RECORDS}")
+            raise ValueError(f"records must have at most {_RECORDS} items, got {len(records)}")
         self.records, self.tokenizer, self.max_tokens = records, tokenizer, max_tokens
         self.rules, self.seed = rules, seed
         self.dropped_boxes = 0
@@ -79,7 +73,7 @@ class SampledPrompts:
         return self._sample(0, index)[0]
 
     def in_epoch(self, epoch: int, index: int) -> Record:
-        """Return a record with its prompt of an epoch; prompts repeat after 65,536 epochs."""
+        """Return a record with its prompt in an epoch; prompts repeat after 65,536 epochs."""
         record, dropped = self._sample(epoch, index)
         self.dropped_boxes += dropped
         return record
@@ -97,29 +91,21 @@ class SampledPrompts:
         else:
             prompt, new_index = self._published(present, rng)
         kept = [box for box, label in enumerate(record.box_labels) if label in new_index]
-        labels = [new_index[record.box_labels[box]] for box in kept]
-        sampled = dataclasses.replace(
-            record,
-            text=prompt.text,
-            boxes_xyxy=tuple(record.boxes_xyxy[box] for box in kept),
-            char_spans=tuple(prompt.spans[label] for label in labels),
-            box_labels=tuple(labels),
-            labels=prompt.labels,
-            label_spans=prompt.spans,
-            # For metrics over all classes, not over the sampled ones.
-            label_ids=(),
-            label_groups=(),
-            objects=None,
+        fields = prompt.record_fields(
+            (record.boxes_xyxy[box] for box in kept),
+            [new_index[record.box_labels[box]] for box in kept],
         )
+        # Metrics are over all classes, not over the sampled ones.
+        sampled = dataclasses.replace(record, label_ids=(), label_groups=(), objects=None, **fields)
         return sampled, len(record.box_labels) - len(kept)
 
     def _fitting(self, key: str, present: Sequence[int], rng: Rng) -> tuple[Prompt, dict[int, int]]:
-        """Sample a prompt; return it with the new index of each class with boxes that it names."""
-        vocabulary = self._vocabulary
+        """Sample a prompt; return it with the new index of each class of the boxes."""
+        labels, keys = self._vocabulary.labels, self._vocabulary.keys
         named: dict[str, int] = {}
         for label in present:
-            named.setdefault(vocabulary.keys[label], label)
-        others = [label for label in vocabulary.candidates if vocabulary.keys[label] not in named]
+            named.setdefault(keys[label], label)
+        others = [label for label in self._vocabulary.candidates if keys[label] not in named]
         positives = rng.shuffled(list(named.values()))
         count, kept = self._counts(len(positives), len(others), rng)
         # In order of priority, in case not all fit. A class has at least one token.
@@ -128,23 +114,18 @@ class SampledPrompts:
         chosen = set(wanted[: self._longest(wanted, order)])
         if wanted and not chosen:
             raise ValueError(
-                f"record {key!r}: class {vocabulary.labels[wanted[0]]!r:.60} alone is longer than"
+                f"record {key!r}: class {labels[wanted[0]]!r:.60} alone is longer than"
                 f" {self.max_tokens} tokens"
             )
         order = [label for label in order if label in chosen]
-        index_of = {vocabulary.keys[label]: index for index, label in enumerate(order)}
-        new_index = {
-            label: index_of[vocabulary.keys[label]]
-            for label in present
-            if vocabulary.keys[label] in index_of
-        }
-        return class_prompt([vocabulary.labels[label] for label in order]), new_index
+        index_of = {keys[label]: index for index, label in enumerate(order)}
+        new_index = {label: index_of[keys[label]] for label in present if keys[label] in index_of}
+        return class_prompt([labels[label] for label in order]), new_index
 
     def _counts(self, positives: int, others: int, rng: Rng) -> tuple[int, int]:
         """Sample the number of negatives and of positives."""
-        limit, rules = others, self.rules
-        if rules.max_negatives is not None:
-            limit = min(limit, rules.max_negatives)
+        rules = self.rules
+        limit = min(others, others if rules.max_negatives is None else rules.max_negatives)
         if rules.max_classes is not None:
             limit = min(limit, max(rules.max_classes - positives, 0))
         one, none, every, drop = rules.negative_chances
@@ -163,10 +144,10 @@ class SampledPrompts:
         return max(count, min(1, others)) if kept == 0 else count, kept
 
     def _longest(self, wanted: Sequence[int], order: Sequence[int]) -> int:
-        """Return how many of the first of `wanted` fit into a prompt, joined in `order`."""
+        """Return the length of the longest prefix of `wanted` that fits, joined in `order`."""
         texts = self._vocabulary.texts
         low, high = 0, len(wanted)
-        # All of them usually fit.
+        # Usually all of them fit.
         middle = high
         while low < high:
             chosen = set(wanted[:middle])
@@ -179,17 +160,14 @@ class SampledPrompts:
         return low
 
     def _published(self, present: Sequence[int], rng: Rng) -> tuple[Prompt, dict[int, int]]:
-        """Sample a prompt by a published rule, with class ids from 1."""
-        labels, rules = self._vocabulary.labels, self.rules
-        names = {label + 1: name for label, name in enumerate(labels)}
+        """Sample a prompt by a published rule; its class ids start at 1."""
+        rules, names = self.rules, (BACKGROUND, *self._vocabulary.labels)
         generator = random.Random(rng.integer(2**32))
-        if rules.class_rule == "simple":
-            caption = simple_prompt(names, generator=generator if rules.shuffle_classes else None)
-        elif not rules.shuffle_classes:
-            caption = optimized_prompt_in_order({0: BACKGROUND, **names})
-        else:
+        order = list(range(1, len(names)))
+        if rules.shuffle_classes and rules.class_rule == "simple":
+            generator.shuffle(order)
+        elif rules.shuffle_classes:
             budget = self.max_tokens - 2
-            names = {0: BACKGROUND, **names}
             kept, positive_tokens = keep_positives(
                 [label + 1 for label in present],
                 names,
@@ -197,25 +175,28 @@ class SampledPrompts:
                 budget=budget,
                 generator=generator,
             )
-            caption = optimized_prompt(
-                names,
+            order = optimized_order(
                 kept,
+                names,
                 chances=rules.negative_chances,
-                max_negatives=len(labels) if rules.max_negatives is None else rules.max_negatives,
+                max_negatives=len(order) if rules.max_negatives is None else rules.max_negatives,
                 count_tokens=self._count,
                 budget=budget,
                 positive_tokens=positive_tokens,
                 generator=generator,
                 numpy_generator=np.random.RandomState(rng.integer(2**32)),
             )
-        return _as_prompt(caption, names)
+        chosen = [names[label] for label in order]
+        new_index = {label - 1: index for index, label in enumerate(order)}
+        return join_classes([ClassName(name) for name in chosen], chosen), new_index
 
     def _count(self, text: str) -> int:
+        """Count tokens without <s> and </s>."""
         return len(self.tokenizer.encode(text)[0]) - 2
 
 
 class _Vocabulary:
-    """Class names of a file, as written in prompts."""
+    """Class names of a file and their texts in prompts."""
 
     def __init__(self, labels: tuple[str, ...]) -> None:
         self.labels = labels
@@ -225,22 +206,12 @@ class _Vocabulary:
         first: dict[str, int] = {}
         for label, key in enumerate(self.keys):
             first.setdefault(key, label)
-        #: Possible negatives, one for each key.
+        #: Possible negatives, one per key.
         self.candidates = [label for label in first.values() if labels[label] != BACKGROUND]
 
 
 def dropped_boxes(records: RecordSet) -> int:
-    """Return the number of boxes dropped so far by `SampledPrompts` in a record set."""
+    """Return the number of boxes that `SampledPrompts` in a record set have dropped."""
     if isinstance(records, ConcatRecords):
         return sum(dropped_boxes(part) for part in records.parts)
     return records.dropped_boxes if isinstance(records, SampledPrompts) else 0
-
-
-def _as_prompt(caption: ClassCaption, names: dict[int, str]) -> tuple[Prompt, dict[int, int]]:
-    """Convert class ids from 1 to indices from 0."""
-    prompt = Prompt(
-        caption.text,
-        tuple(names[label] for label in caption.spans),
-        tuple((span,) for span in caption.spans.values()),
-    )
-    return prompt, {label - 1: index for index, label in enumerate(caption.spans)}
