@@ -141,7 +141,9 @@ def test_a_run_that_may_not_fit_is_warned_of_once(machine):
     config = coarse_config()
     _, needed = needed_bytes(config)
     for free in (needed, 2 * needed - 2048):
-        with pytest.warns(RuntimeWarning, match="Activations come on top and may not fit"):
+        with pytest.warns(
+            RuntimeWarning, match="Activations need additional memory and may not fit"
+        ):
             check_memory(config, processes(), machine.with_free(free))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
