@@ -111,7 +111,9 @@ def test_all_thirteen_give_the_average(model, tmp_path):
 def test_missing_sets_are_named_and_change_the_name_of_the_average(model, tmp_path):
     for name in ("Raccoon", "Packages"):
         write_set(tmp_path, name)
-    with pytest.warns(RuntimeWarning, match="11 of 13 sets are not in .*: AerialMaritimeDrone_lar"):
+    with pytest.warns(
+        RuntimeWarning, match="11 of 13 sets are missing in .*: AerialMaritimeDrone_lar"
+    ):
         numbers = evaluate_sets(model, tmp_path)
     assert "ap" not in numbers
     average = (numbers["Raccoon/ap"] + numbers["Packages/ap"]) / 2

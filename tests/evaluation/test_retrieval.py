@@ -173,7 +173,7 @@ def test_candidates_need_the_matching_head(stored, records):
     config = preset("micro").with_vocabulary(stored.tokenizer.vocab_size)
     model = build_model(dataclasses.replace(config, image_text=ImageTextConfig(heads=("itc",))))
     other = StoredModel(network=model, tokenizer=stored.tokenizer)
-    with pytest.raises(ValueError, match="3 candidates need the head 'itm'"):
+    with pytest.raises(ValueError, match="3 candidates needs the head 'itm'"):
         retrieval(EvalContext.of(other, candidates=3), records)
 
 
