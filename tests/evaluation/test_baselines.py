@@ -21,8 +21,8 @@ from fiber.evaluation.baselines import (
 from fiber.metrics.captions import caption_scores
 from fiber.metrics.language import masked_word_accuracy, statement_accuracy
 from fiber.metrics.matching import matching_accuracy
-from fiber.metrics.retrieval import recall_at_k
 from fiber.metrics.vqa import soft_accuracy
+from tests.metrics.recall import recall_at_k
 
 MASK = 99
 

@@ -14,9 +14,9 @@ from fiber.data.record import Record
 from fiber.evaluation.context import EvalContext
 from fiber.evaluation.evaluate import evaluate
 from fiber.evaluation.retrieval import retrieval
-from fiber.metrics.retrieval import recall_at_k
 from fiber.models.registry import build_model
 from tests.evaluation.measured import pixels_of
+from tests.metrics.recall import recall_at_k
 from tests.models.encoders.test_swin import randomise
 from tests.training.micro_runs import all_records, colour_of
 

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from fiber.metrics.retrieval import recall_at_k, recall_of_ranks, reranked, wrong_before
+from fiber.metrics.retrieval import recall_of_ranks, reranked, wrong_before
 from tests.golden import COARSE
+from tests.metrics.recall import recall_at_k
 
 
 def plain_recall(scores, owners, k):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -15,7 +15,6 @@ from fiber.checkpoints.provenance import TrainedOn
 from fiber.data import DataLoader, Tokenizer
 from fiber.data.prompts.classes import ClassName
 from fiber.data.record import Record
-from fiber.metrics.groups import by_group
 from fiber.models.fiber.backbone import BackboneOutput, ImagePrefix, Wanted
 from fiber.models.fiber.detector import FiberDetector
 from fiber.models.fiber.image_text import FiberImageText
@@ -178,28 +177,6 @@ def by_image(records: Sequence[Record]) -> dict[str, list[Record]]:
     for record in records:
         groups.setdefault(record.image_id, []).append(record)
     return groups
-
-
-def with_groups(
-    metric: Callable[..., dict[str, float]],
-    groups: Sequence[Hashable],
-    *columns: Any,
-    **options: Any,
-) -> dict[str, float]:
-    """Compute a metric on all samples and on each group, if samples have groups.
-
-    Returns:
-        {"accuracy": 0.5, "color/accuracy": 0.6, ...}.
-    """
-    metrics = dict(metric(*columns, **options))
-    if any(groups):
-        for group, found in by_group(metric, groups, *columns, **options).items():
-            metrics |= {
-                f"{group or 'other'}/{name}": value
-                for name, value in found.items()
-                if name != "count"
-            }
-    return metrics
 
 
 def entry_id(key: str) -> int | str:

@@ -20,8 +20,9 @@ from torch import Tensor
 from fiber.data.datasets.mdetr import label_boxes
 from fiber.data.prompts.classes import Prompt
 from fiber.data.record import Record
-from fiber.evaluation.context import EvalContext, EvalResult, with_groups
+from fiber.evaluation.context import EvalContext, EvalResult
 from fiber.metrics.grounding import phrase_recall, referring_accuracy
+from fiber.metrics.groups import with_groups
 from fiber.postprocess import FoundBoxes, detect_boxes, ground_phrases
 
 #: Boxes kept per phrase, for recall at 10.

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from fiber.checkpoints.model_dir import NO_ANSWERS
 from fiber.data.record import Record
-from fiber.evaluation.context import EvalContext, EvalResult, by_image, entry_id, with_groups
+from fiber.evaluation.context import EvalContext, EvalResult, by_image, entry_id
 from fiber.metrics.captions import caption_scores
+from fiber.metrics.groups import with_groups
 from fiber.metrics.language import IGNORED, masked_word_accuracy, sentence_key, statement_accuracy
 from fiber.metrics.matching import matching_accuracy, swapped_accuracy
 from fiber.metrics.vqa import PEOPLE_FOR_ALL, soft_accuracy, vqa_accuracy

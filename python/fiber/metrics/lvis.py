@@ -1,11 +1,11 @@
 """LVIS detection metrics: fixed AP with federated annotations, computed by faster-coco-eval.
 
-An LVIS image lists the classes that were verified to be present or absent. Detections of other
-classes are ignored, and so are false positives of classes that are not exhaustively annotated.
+An LVIS image lists the classes verified to be present or absent. Detections of other classes are
+ignored, as are false positives of classes that are not exhaustively annotated.
 
-Fixed AP limits the detections of each class over the whole data set and not per image, so that
-classes do not compete and scores need no calibration across classes. faster-coco-eval has limits
-per image only; `BestOfClasses` applies the other one.
+Fixed AP limits the detections per class over the whole data set instead of per image, so that
+classes do not compete and scores need no calibration across classes. faster-coco-eval only has
+limits per image; `BestOfClasses` applies the fixed one.
 
 Source: Dave et al. 2021, "Evaluating large-vocabulary object detectors: the devil is in the
 details"; Gupta et al. 2019 (LVIS).
@@ -20,16 +20,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fiber.metrics.boxes import as_boxes
-from fiber.metrics.detection import (
-    COCO_THRESHOLDS,
-    SIZES,
-    ap_at_thresholds,
-    coco_curves,
-    coco_entries,
-    nan_mean,
-)
+from fiber.metrics.detection import SIZES, coco_curves, coco_entries, mean_ap, nan_mean
 
-#: Detections of a class over the whole data set that count.
+#: Detections per class over the whole data set.
 FIXED_DETECTIONS = 10_000
 #: Class groups by number of training images: rare (1 to 10), common (11 to 100), frequent.
 FREQUENCIES = {"r": "apr", "c": "apc", "f": "apf"}
@@ -72,12 +65,12 @@ class DetectionTable(NamedTuple):
 class BestOfClasses:
     """Keep the best detections of each class over all images, in bounded memory.
 
-    Among equal scores the detection added first is kept.
+    Of equal scores, the detection added first is kept.
 
     Args:
-        num_classes: Classes are numbers below it.
-        limit: Detections kept per class.
-        max_pending: Detections added before the worse ones are dropped.
+        num_classes: number of classes.
+        limit: detections kept per class.
+        max_pending: maximum detections in memory before the worse ones are dropped.
     """
 
     def __init__(
@@ -94,16 +87,10 @@ class BestOfClasses:
         self._min_scores = np.full(num_classes, -np.inf, np.float32)
 
     def add(self, image: int, boxes_xyxy: ArrayLike, scores: ArrayLike, classes: ArrayLike) -> None:
-        """Add the detections in one image.
-
-        Args:
-            image: Image number, from 0.
-            boxes_xyxy: (N, 4) half-open pixels.
-            scores: (N,).
-            classes: (N,) class numbers.
+        """Add N detections in one image: (N, 4) half-open boxes, (N,) scores, (N,) class numbers.
 
         Raises:
-            ValueError: If the numbers of boxes, scores and classes differ.
+            ValueError: if the numbers of boxes, scores and classes differ.
         """
         boxes, scores = as_boxes(boxes_xyxy), np.asarray(scores, dtype=np.float32)
         classes = np.asarray(classes, dtype=np.int32)
@@ -139,26 +126,21 @@ class BestOfClasses:
 
 
 def fixed_average_precision(
-    detections: DetectionTable,
-    truths: Sequence[FederatedTruth],
-    frequencies: Sequence[str],
-    *,
-    thresholds: Sequence[float] = COCO_THRESHOLDS,
+    detections: DetectionTable, truths: Sequence[FederatedTruth], frequencies: Sequence[str]
 ) -> dict[str, float]:
-    """Compute LVIS AP over all classes with ground truth; every detection counts.
+    """Compute LVIS AP over all classes with ground truth, of all detections.
 
     Args:
-        detections: From `BestOfClasses`, or any others.
-        truths: Ground truth of the images that `detections.images` numbers.
-        frequencies: Of each class "r" (rare), "c" (common) or "f" (frequent); "" if unknown.
-        thresholds: IoU thresholds over which AP is averaged.
+        detections: from `BestOfClasses`, or any others.
+        truths: ground truth of each image.
+        frequencies: "r" (rare), "c" (common) or "f" (frequent) for each class; "" if unknown.
 
     Returns:
         `ap`, `ap50`, `ap75`; `ap_small`, `ap_medium`, `ap_large` by object area; `apr`, `apc`,
         `apf` by class frequency. NaN without ground truth.
 
     Raises:
-        ValueError: If the numbers of boxes, classes and areas of an image differ.
+        ValueError: if the numbers of boxes, classes and areas of an image differ.
     """
     images = [
         {
@@ -182,13 +164,12 @@ def fixed_average_precision(
             coco_entries(
                 found.images, found.classes, found.boxes_xyxy.astype(np.float64), score=found.scores
             ),
-            thresholds=thresholds,
             limits=[max(1, len(found.scores))],
             lvis_style=True,
         )
         parts.append(curves.precision)
     precision = np.concatenate(parts, axis=2)
-    results = ap_at_thresholds(precision[..., 0], thresholds)
+    results = mean_ap(precision)
     for area, name in enumerate(SIZES, start=1):
         results[f"ap_{name}"] = nan_mean(precision[..., area])
     groups = np.array(frequencies, dtype=str)
@@ -198,7 +179,7 @@ def fixed_average_precision(
 
 
 def _flatten(truths: Sequence[FederatedTruth]) -> tuple[NDArray, NDArray, NDArray, NDArray]:
-    """Image numbers, classes, boxes and areas of the ground truth of all images."""
+    """Return image numbers, classes, boxes and areas of all ground truth."""
     boxes, areas = [np.zeros((0, 4))], [np.zeros(0)]
     for image, truth in enumerate(truths):
         boxes.append(as_boxes(truth.boxes_xyxy))
