@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,22 +34,13 @@ PUBLISHED_REFERRING: Mapping[str, Any] = {"score_threshold": 0.0, "candidates_pe
 PUBLISHED_PHRASES: Mapping[str, Any] = {"score_threshold": 0.05, "candidates_per_level": 1000}
 
 
-class Grounded(NamedTuple):
-    """Boxes of one text's phrases."""
-
-    #: Best boxes of each phrase, half-open.
-    own: FoundBoxes
-    #: Best 100 of all phrases, with the published code's corners.
-    published: FoundBoxes
-
-
 def refcoco(context: EvalContext, records: list[Record]) -> EvalResult:
     """Evaluate the boxes of referring expressions."""
     predicted, published, predictions = [], [], []
-    for record, found in _ground(context, records, PUBLISHED_REFERRING):
-        boxes, scores = _of_phrase(found.own, 0)
+    for record, found, found_published in _ground(context, records, PUBLISHED_REFERRING):
+        boxes, scores = _of_phrase(found, 0)
         predicted.append(boxes)
-        published.append(_of_phrase(found.published, 0)[0])
+        published.append(_of_phrase(found_published, 0)[0])
         predictions.append(
             {
                 "key": record.key,
@@ -69,10 +60,10 @@ def flickr(context: EvalContext, records: list[Record]) -> EvalResult:
     """Evaluate the boxes of caption phrases; phrases without a ground-truth box are ignored."""
     predicted, published, truths, kinds = [], [], [], []
     predictions: list[dict[str, Any]] = []
-    for record, found in _ground(context, records, PUBLISHED_PHRASES):
+    for record, found, found_published in _ground(context, records, PUBLISHED_PHRASES):
         phrases = []
         for label, own in enumerate(label_boxes(record)):
-            boxes, scores = _of_phrase(found.own, label)
+            boxes, scores = _of_phrase(found, label)
             phrases.append(
                 {
                     "phrase": record.labels[label],
@@ -82,7 +73,7 @@ def flickr(context: EvalContext, records: list[Record]) -> EvalResult:
             )
             if own:
                 predicted.append(boxes)
-                published.append(_of_phrase(found.published, label)[0])
+                published.append(_of_phrase(found_published, label)[0])
                 truths.append(np.array([record.boxes_xyxy[box] for box in own]))
                 kinds.append(record.label_groups[label] if record.label_groups else "")
         predictions.append({"key": record.key, "phrases": phrases})
@@ -109,8 +100,8 @@ def _of_phrase(found: FoundBoxes, label: int) -> tuple[NDArray[np.float32], NDAr
 
 def _ground(
     context: EvalContext, records: list[Record], published: Mapping[str, Any]
-) -> Iterator[tuple[Record, Grounded]]:
-    """Yield each record, in order, with the boxes of its labels.
+) -> Iterator[tuple[Record, FoundBoxes, FoundBoxes]]:
+    """Yield each record, in order, with the best half-open boxes of each label, and as published.
 
     Raises:
         ValueError: for a record without boxes or labels, with its key.
@@ -119,7 +110,7 @@ def _ground(
         if not record.boxes_xyxy or not record.label_spans:
             raise ValueError(f"record {record.key!r} lacks boxes or label_spans; expected both")
     network = context.detector
-    results: dict[int, Grounded] = {}
+    results: dict[int, tuple[FoundBoxes, FoundBoxes]] = {}
     for batch, places in same_sized(context, records):
         shown = [records[place] for place in places]
         output = network.predict(context.encode_pair(batch, shown, batch.token_ids))
@@ -128,9 +119,9 @@ def _ground(
         own = ground_phrases(output, tokens, *sizes, boxes_per_phrase=BOXES_PER_PHRASE)
         all_found = detect_boxes(output, tokens, *sizes, **published)
         for place, best, found, size, original in zip(places, own, all_found, *sizes, strict=True):
-            results[place] = Grounded(best, _inclusive(found, size, original))
+            results[place] = best, _inclusive(found, size, original)
     for place, record in enumerate(records):
-        yield record, results[place]
+        yield record, *results[place]
 
 
 def _inclusive(found: FoundBoxes, size: Tensor, original: Tensor) -> FoundBoxes:

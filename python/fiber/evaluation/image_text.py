@@ -56,13 +56,13 @@ def wrong_texts(records: list[Record]) -> list[Record]:
     found, count = [], len(records)
     for place, record in enumerate(records):
         # Start half the set away: neighboring records may be similar.
-        candidates = (records[(place + count // 2 + step) % count] for step in range(count))
-        other = next(
-            (r for r in candidates if r.image_id != record.image_id and r.text != record.text), None
-        )
-        if other is None:
+        for step in range(count):
+            other = records[(place + count // 2 + step) % count]
+            if other.image_id != record.image_id and other.text != record.text:
+                found.append(other)
+                break
+        else:
             raise ValueError(f"record {record.key!r}: no other image has another caption")
-        found.append(other)
     return found
 
 

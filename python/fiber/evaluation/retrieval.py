@@ -6,7 +6,6 @@ Dimension letters: P images, T texts, D width, k candidates per query.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -57,7 +56,8 @@ def retrieval(context: EvalContext, records: list[Record]) -> EvalResult:
     Raises:
         ValueError: for candidates without the ITM head, or fewer than all without the ITC head.
     """
-    heads = context.image_text.config.image_text.heads
+    model = context.image_text
+    heads = model.config.image_text.heads
     if context.candidates and "itm" not in heads:
         raise ValueError(
             f"re-ranking {context.candidates} candidates needs the head 'itm'; the model has"
@@ -65,30 +65,33 @@ def retrieval(context: EvalContext, records: list[Record]) -> EvalResult:
         )
     groups = by_image(records)
     images = [shown[0] for shown in groups.values()]
+    if "itc" not in heads and context.candidates < max(len(images), len(records)):
+        raise ValueError(
+            f"{context.candidates} candidates, but the model has no head 'itc' to select them;"
+            f" expected all of {len(images)} images and {len(records)} texts"
+        )
     places = {image_id: place for place, image_id in enumerate(groups)}
     owners, numbers = np.array([places[r.image_id] for r in records]), np.arange(len(images))
+    features, vectors = TextFeatureStore(), []
+    for start in range(0, len(records), context.batch_size):
+        some = records[start : start + context.batch_size]
+        ids, mask = context.texts([record.text for record in some])
+        prefix = model.backbone.text_prefix(ids, mask)
+        if context.candidates:
+            features.add(prefix, mask)
+        if "itc" in heads:
+            pooled = model.backbone.complete_text(prefix, mask, wanted="pooled")
+            vectors.append(model.text_vectors(pooled))
     metrics: dict[str, float] = {}
     if "itc" in heads:
-        image_vectors = torch.cat(
-            [
-                context.image_text.embed_images(batch.images)
-                for batch, _ in context.batches(images, "image_text")
-            ]
-        )
-        text_vectors, features = _text_vectors(context, records)
+        batches = context.batches(images, "image_text")
+        image_vectors = torch.cat([model.embed_images(batch.images) for batch, _ in batches])
+        text_vectors = torch.cat(vectors)
         listed = max(LISTED, context.candidates)
         of_images = rank(image_vectors, text_vectors, numbers, owners, listed)
         of_texts = rank(text_vectors, image_vectors, owners, numbers, listed)
         metrics |= recall_of_ranks(of_images.ranks, of_texts.ranks)
     else:
-        if context.candidates < max(len(images), len(records)):
-            raise ValueError(
-                f"{context.candidates} candidates, but the model has no head 'itc' to select them;"
-                f" expected all of {len(images)} images and {len(records)} texts"
-            )
-        features = TextFeatureStore()
-        for prefix, mask in _text_prefixes(context, records):
-            features.add(prefix, mask)
         of_images = _everything(len(images), len(records))
         of_texts = _everything(len(records), len(images))
     best = of_texts.best
@@ -180,26 +183,6 @@ def match_candidates(
             text_scores.ravel()[own] = scores[image_candidates.shape[1] :]
             number += 1
     return image_scores, text_scores
-
-
-def _text_vectors(context: EvalContext, texts: list[Record]) -> tuple[Tensor, TextFeatureStore]:
-    """Embed texts; also keep their features below the fusion if candidates are re-ranked."""
-    model, features, vectors = context.image_text, TextFeatureStore(), []
-    for prefix, mask in _text_prefixes(context, texts):
-        vectors.append(
-            model.text_vectors(model.backbone.complete_text(prefix, mask, wanted="pooled"))
-        )
-        if context.candidates:
-            features.add(prefix, mask)
-    return torch.cat(vectors), features
-
-
-def _text_prefixes(context: EvalContext, texts: list[Record]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Encode texts below the first fused layer in batches: (B, L, D) features, (B, L) mask."""
-    for start in range(0, len(texts), context.batch_size):
-        some = texts[start : start + context.batch_size]
-        ids, mask = context.texts([record.text for record in some])
-        yield context.image_text.backbone.text_prefix(ids, mask), mask
 
 
 def choose_ranking_heads(

@@ -39,14 +39,7 @@ _TOKEN = re.compile(r"[^\W_]+(?:(?:[-/&']|(?<=\d)[.,:](?=\d))[^\W_]+)*|[^\w\s]|_
 _CONTRACTION = re.compile(r"(.+)(n't|'(?:s|re|ve|ll|d|m))")
 _JOINED = re.compile(r"(can)(not)|(gon|got|wan)(na|ta)|(gim|lem)(me)")
 _DROPPED = frozenset("'`\".?!,:;-\u2013\u2014\u2026\u201c\u201d")
-_BRACKETS = {
-    "(": "-lrb-",
-    ")": "-rrb-",
-    "[": "-lsb-",
-    "]": "-rsb-",
-    "{": "-lcb-",
-    "}": "-rcb-",
-}
+_BRACKETS = dict(zip("()[]{}", ["-lrb-", "-rrb-", "-lsb-", "-rsb-", "-lcb-", "-rcb-"], strict=True))
 
 
 def caption_tokens(caption: str) -> list[str]:

@@ -85,11 +85,11 @@ def average_precision(
     annotations: list[dict[str, Any]] = []
     results: list[dict[str, Any]] = []
     for image, (found, truth) in enumerate(zip(detections, truths, strict=True)):
-        boxes, scores, labels = _checked_detections(image, found)
+        boxes, scores, labels = checked_detections(image, found)
         results += coco_entries(
             image, category_ids(labels), boxes, first_id=len(results) + 1, score=scores
         )
-        boxes, labels, crowd, areas = _checked_truth(image, truth)
+        boxes, labels, crowd, areas = checked_truth(image, truth)
         annotations += coco_entries(
             image,
             category_ids(labels),
@@ -194,9 +194,10 @@ def nan_mean(values: NDArray[np.float64]) -> float:
     return float(values.mean()) if values.size else float("nan")
 
 
-def _checked_detections(
+def checked_detections(
     image: int, found: ScoredBoxes
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], Sequence[Hashable]]:
+    """Return an image's boxes, scores and labels."""
     boxes, scores, labels = found
     boxes, scores = as_boxes(boxes), np.asarray(scores, dtype=np.float64)
     if not len(boxes) == len(scores) == len(labels):
@@ -207,7 +208,7 @@ def _checked_detections(
     return boxes, scores, labels
 
 
-def _checked_truth(
+def checked_truth(
     image: int, truth: TrueBoxes
 ) -> tuple[NDArray[np.float64], Sequence[Hashable], NDArray[np.int64], NDArray[np.float64]]:
     """Return an image's boxes, labels, crowd flags (0 or 1) and areas."""

@@ -19,8 +19,17 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fiber.metrics.boxes import as_boxes
-from fiber.metrics.detection import SIZES, coco_curves, coco_entries, mean_ap, nan_mean
+from fiber.metrics.detection import (
+    SIZES,
+    ScoredBoxes,
+    TrueBoxes,
+    checked_detections,
+    checked_truth,
+    coco_curves,
+    coco_entries,
+    mean_ap,
+    nan_mean,
+)
 
 #: Detections per class over the whole data set.
 FIXED_DETECTIONS = 10_000
@@ -92,16 +101,11 @@ class BestOfClasses:
         Raises:
             ValueError: if the numbers of boxes, scores and classes differ.
         """
-        boxes, scores = as_boxes(boxes_xyxy), np.asarray(scores, dtype=np.float32)
-        classes = np.asarray(classes, dtype=np.int32)
-        if not len(boxes) == len(scores) == len(classes):
-            raise ValueError(
-                f"image {image} has {len(boxes)} detected boxes, {len(scores)} scores and"
-                f" {len(classes)} classes; expected as many of each"
-            )
+        found = ScoredBoxes(boxes_xyxy, scores, np.asarray(classes, dtype=np.int32))
+        boxes, scores, classes = checked_detections(image, found)
         images = np.full(len(boxes), image, np.int32)
-        added = DetectionTable(images, classes, boxes.astype(np.float32), scores)
-        self._parts.append(added.take(scores > self._min_scores[classes]))
+        added = DetectionTable(images, classes, boxes.astype(np.float32), scores.astype(np.float32))
+        self._parts.append(added.take(added.scores > self._min_scores[classes]))
         self._pending += len(self._parts[-1].scores)
         if self._pending > self.max_pending:
             self._prune()
@@ -180,19 +184,11 @@ def fixed_average_precision(
 
 def _flatten(truths: Sequence[FederatedTruth]) -> tuple[NDArray, NDArray, NDArray, NDArray]:
     """Return image numbers, classes, boxes and areas of all ground truth."""
-    boxes, areas = [np.zeros((0, 4))], [np.zeros(0)]
+    parts = [(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros((0, 4)), np.zeros(0))]
     for image, truth in enumerate(truths):
-        boxes.append(as_boxes(truth.boxes_xyxy))
-        box_areas = (boxes[-1][:, 2:] - boxes[-1][:, :2]).prod(1)
-        areas.append(
-            box_areas if truth.areas is None else np.asarray(truth.areas, dtype=np.float64)
-        )
-        if not len(boxes[-1]) == len(areas[-1]) == len(truth.classes):
-            raise ValueError(
-                f"image {image} has {len(boxes[-1])} ground-truth boxes, {len(truth.classes)}"
-                f" classes and {len(areas[-1])} areas; expected as many of each"
-            )
-    counts = [len(truth.classes) for truth in truths]
-    images = np.repeat(np.arange(len(truths)), np.array(counts, dtype=np.int64))
-    classes = np.array([label for truth in truths for label in truth.classes], dtype=np.int64)
-    return images, classes, np.concatenate(boxes), np.concatenate(areas)
+        own = TrueBoxes(truth.boxes_xyxy, truth.classes, areas=truth.areas)
+        boxes, classes, _, areas = checked_truth(image, own)
+        images = np.full(len(boxes), image, np.int64)
+        parts.append((images, np.array(classes, dtype=np.int64), boxes, areas))
+    images, classes, boxes, areas = map(np.concatenate, zip(*parts, strict=True))
+    return images, classes, boxes, areas

@@ -51,17 +51,17 @@ class RunCheckpoint:
     folder: Path
     step: int
 
-    def position(self, expected: Position) -> Position:
+    def position(self, records: dict[str, int]) -> Position:
         """Read the run's position.
 
         Raises:
-            ValueError: if the numbers of records differ from `expected`.
+            ValueError: if the stored record counts differ from `records`.
         """
         found = from_dict(Position, read_json(self.folder / "data.json"))
-        if found.records != expected.records:
+        if found.records != records:
             raise ValueError(
                 f"{self.folder} was trained on other data: expected record counts"
-                f" {found.records}, got {expected.records}"
+                f" {found.records}, got {records}"
             )
         return found
 

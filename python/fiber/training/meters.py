@@ -17,10 +17,18 @@ class Meter:
     `images` counts the images of the run over all ranks.
     """
 
-    def __init__(self, processes: Processes, *, images: int, seconds: float) -> None:
+    def __init__(
+        self,
+        processes: Processes,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        images: int,
+        seconds: float,
+    ) -> None:
         """Args: images and seconds of the run before it was resumed."""
-        self.processes, self.images = processes, images
-        self._logged = images, seconds
+        self.processes, self.model, self.optimizer = processes, model, optimizer
+        self.images, self._logged = images, (images, seconds)
         self._losses: dict[str, list[Tensor]] = {}
 
     def add(self, losses: dict[str, Tensor]) -> None:
@@ -28,15 +36,7 @@ class Meter:
         for name, loss in losses.items():
             self._losses.setdefault(name, []).append(loss.detach())
 
-    def close(
-        self,
-        *,
-        step: int,
-        seconds: float,
-        optimizer: torch.optim.Optimizer,
-        model: nn.Module,
-        gradient_norm: Tensor,
-    ) -> dict[str, Any]:
+    def close(self, step: int, seconds: float, gradient_norm: Tensor) -> dict[str, Any]:
         """Return the line of metrics since the last call, and reset.
 
         Raises:
@@ -55,7 +55,8 @@ class Meter:
                 f"not finite by step {step}: {', '.join(wrong)}; lower optim.lr, set"
                 " optim.clip_norm, or train in float32"
             )
-        gates = [p.detach().abs().mean() for n, p in model.named_parameters() if n.endswith("gate")]
+        named = self.model.named_parameters()
+        gates = [p.detach().abs().mean() for name, p in named if name.endswith("gate")]
         old_images, old_seconds = self._logged
         speed = (self.images - old_images) / max(seconds - old_seconds, 1e-9)
         self._losses.clear()
@@ -70,5 +71,7 @@ class Meter:
             # Mean absolute value of the cross-attention gates, which start at 0.
             "mean_gate": float(torch.stack(gates).mean()) if gates else 0.0,
             # By multiplier: {"x1": 0.001, "x5": 0.005}.
-            "learning_rates": {f"x{g['lr_factor']:g}": g["lr"] for g in optimizer.param_groups},
+            "learning_rates": {
+                f"x{group['lr_factor']:g}": group["lr"] for group in self.optimizer.param_groups
+            },
         }

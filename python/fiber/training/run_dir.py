@@ -6,7 +6,6 @@ import importlib.util
 import json
 import math
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,31 +18,18 @@ from fiber.training.checkpoint import newest_checkpoint
 from fiber.training.config.run import RunConfig, differences
 
 
-@dataclass(frozen=True, kw_only=True)
 class RunFolder:
     """Files of one run."""
 
-    path: Path
-
-    @property
-    def config_file(self) -> Path:
-        """Path of the RunConfig, with fiber's version and commit."""
-        return self.path / "config.json"
-
-    @property
-    def metrics_file(self) -> Path:
-        """Path of the metrics: one JSON object per line."""
-        return self.path / "metrics.jsonl"
-
-    @property
-    def checkpoints(self) -> Path:
-        """Path of the folder of checkpoints."""
-        return self.path / "checkpoints"
-
-    @property
-    def model_file(self) -> Path:
-        """Path of the finished model's weights."""
-        return self.path / "model.safetensors"
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        #: RunConfig, with fiber's version and commit.
+        self.config_file = path / "config.json"
+        #: One JSON object per line.
+        self.metrics_file = path / "metrics.jsonl"
+        self.checkpoints = path / "checkpoints"
+        #: Weights of the finished model.
+        self.model_file = path / "model.safetensors"
 
     @property
     def is_finished(self) -> bool:

@@ -95,17 +95,10 @@ def train(
     config = load_recipe(recipe) if isinstance(recipe, str) else recipe
     config = replace_fields(config, dict(set or {}))
     folder = RunFolder(path=Path(output))
-    inputs = _resolve_inputs(folder, init, tokenizer, answers, resume=resume)
+    start, options = _resolve_inputs(folder, init, tokenizer, answers, resume=resume)
     with joined(device) as processes:
         quiet = quiet or not processes.is_first
-        source = open_data(
-            config,
-            data,
-            tokenizer=inputs.tokenizer,
-            answers=inputs.answers,
-            known=inputs.vocabulary,
-            from_scratch=inputs.init is None,
-        )
+        source = open_data(config, data, **options)
         config = source.fit_model(config).with_length(max(source.counts().values()))
         folder.check(config, resume=resume)
         wait_for_all(processes)  # Rank 0 next writes files that other ranks' checks must not see.
@@ -124,23 +117,12 @@ def train(
                     source,
                     folder,
                     processes,
-                    init=inputs.init,
+                    init=start,
                     validation=chooser,
                     threads=threads,
                     quiet=quiet,
                 ).run()
     return Run(folder=folder.path, config=config, metrics=read_metrics(folder.metrics_file))
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Inputs:
-    """Inputs of a run: from the arguments, the initial model or the resumed run."""
-
-    init: StoredModel | EncoderStates | None
-    #: Vocabulary of the resumed run or of `init`.
-    vocabulary: Vocabulary | None
-    tokenizer: Tokenizer | str | os.PathLike[str] | None
-    answers: Answers | None
 
 
 def _resolve_inputs(
@@ -150,8 +132,8 @@ def _resolve_inputs(
     answers: Answers | None,
     *,
     resume: bool,
-) -> _Inputs:
-    """Resolve the initial weights, tokenizer and answers; arguments as for `train`."""
+) -> tuple[StoredModel | EncoderStates | None, dict[str, Any]]:
+    """Resolve the initial weights and the options of `open_data`; arguments as for `train`."""
     vocabulary, named = folder.vocabulary() if resume else None, answers
     if vocabulary is not None:
         # A resumed run ignores the arguments.
@@ -169,7 +151,8 @@ def _resolve_inputs(
                 f"tokenizer {TRAIN_ONE!r} cannot be used with the weights of {start.path}, which"
                 " were trained with other tokens; pass the tokenizer of that model"
             )
-    return _Inputs(init=start, vocabulary=vocabulary, tokenizer=tokenizer, answers=answers)
+    options = {"tokenizer": tokenizer, "answers": answers, "known": vocabulary}
+    return start, {**options, "from_scratch": start is None}
 
 
 @contextmanager

@@ -20,7 +20,12 @@ from fiber.checkpoints.load import EncoderStates
 from fiber.checkpoints.model_dir import StoredModel, write_weights
 from fiber.models.registry import build_model
 from fiber.progress import Progress, readable_seconds, say
-from fiber.training.checkpoint import Position, newest_checkpoint, write_checkpoint
+from fiber.training.checkpoint import (
+    Position,
+    RunCheckpoint,
+    newest_checkpoint,
+    write_checkpoint,
+)
 from fiber.training.config.run import RunConfig
 from fiber.training.data import TrainingData
 from fiber.training.distributed import (
@@ -123,14 +128,7 @@ class Trainer:
             self.records["validation"] = len(validation.records)
         position = Position(records=self.records)
         if checkpoint is not None:
-            position = checkpoint.position(expected=position)
-            if validation is not None and processes.is_first:
-                validation.check(position)
-            training = checkpoint.restore(self.model, self.device)
-            self.optimizer.load_state_dict(training["optimizer"])
-            if self.average is not None:
-                self.average.load_state_dict(training["average"])
-            self.state.load_state_dict(training.get("memory", {}))
+            position = self._restore(checkpoint)
         broadcast_parameters(self.model, processes)
         self.model.train()
         self.steps_done = position.step
@@ -139,7 +137,13 @@ class Trainer:
         self.loaders = TaskLoaders(
             config, data, processes, consumed=position.consumed, threads=threads
         )
-        self.meter = Meter(processes, images=position.images, seconds=position.seconds)
+        self.meter = Meter(
+            processes,
+            self.model,
+            self.optimizer,
+            images=position.images,
+            seconds=position.seconds,
+        )
         self.progress = Progress(steps=config.train.steps, start=self.steps_done, quiet=quiet)
         self.began = time.monotonic() - position.seconds
         self._log(self._describe_run(data, str(init.path) if init else "random weights"))
@@ -256,6 +260,17 @@ class Trainer:
             # No checkpoint refers to earlier best weights any more.
             self.validation.forget_others(self.best_step)
 
+    def _restore(self, checkpoint: RunCheckpoint) -> Position:
+        position = checkpoint.position(self.records)
+        if self.validation is not None and self.processes.is_first:
+            self.validation.check(position.best_step)
+        training = checkpoint.restore(self.model, self.device)
+        self.optimizer.load_state_dict(training["optimizer"])
+        if self.average is not None:
+            self.average.load_state_dict(training["average"])
+        self.state.load_state_dict(training.get("memory", {}))
+        return position
+
     def _prepare_step(self) -> None:
         """Set the next step's learning rate and seed, and update the GOLD reference."""
         optim, step, seed = self.config.optim, self.steps_done, self.config.train.seed
@@ -274,13 +289,7 @@ class Trainer:
         is_checkpoint = settings.checkpoint_every > 0 and done % settings.checkpoint_every == 0
         seconds = time.monotonic() - self.began
         if is_last or is_checkpoint or done % settings.log_every == 0:
-            entry = self.meter.close(
-                step=done,
-                seconds=seconds,
-                optimizer=self.optimizer,
-                model=self.model,
-                gradient_norm=gradient_norm,
-            )
+            entry = self.meter.close(done, seconds, gradient_norm)
             if self.validation is not None and (is_last or is_checkpoint):
                 entry["validation"] = self.validate()
             if self.processes.is_first:

@@ -22,7 +22,6 @@ from fiber.evaluation.evaluate import evaluate
 from fiber.evaluation.tasks import find_task, open_records
 from fiber.models.fiber.detector import FiberDetector
 from fiber.models.fiber.image_text import FiberImageText
-from fiber.training.checkpoint import Position
 from fiber.training.config.run import CHOSEN_BY, RunConfig
 from fiber.training.data import TrainingData
 
@@ -80,12 +79,12 @@ class Validation:
         self._file(step).rename(model_file)
         self.forget_others(step)
 
-    def check(self, position: Position) -> None:
+    def check(self, best_step: int) -> None:
         """Raise FileNotFoundError if the best weights of a checkpoint are missing."""
-        if position.best_step and not self._file(position.best_step).is_file():
+        if best_step and not self._file(best_step).is_file():
             raise FileNotFoundError(
-                f"{self._file(position.best_step)} is missing: step {position.best_step} has the"
-                " best score so far, and resuming needs its weights"
+                f"{self._file(best_step)} is missing: step {best_step} has the best score so far,"
+                " and resuming needs its weights"
             )
 
     def _file(self, step: int) -> Path:

@@ -10,10 +10,11 @@ import importlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any, Literal
 
 from fiber.config import FiberConfig
-from fiber.config_io import nearest, require, to_dict
+from fiber.config_io import field_names, nearest, require
 from fiber.training.config.tasks import TasksConfig
 from fiber.training.config.transforms import MOVING_OPERATIONS, TransformConfig
 
@@ -311,12 +312,12 @@ def load_recipe(name: str) -> RunConfig:
 
 def differences(old: RunConfig, new: RunConfig) -> list[str]:
     """List the fields in which two configurations differ, one line each."""
-    flat_old, flat_new = _flatten(to_dict(old)), _flatten(to_dict(new))
-    return [
-        f"{name}: {flat_old.get(name)!r} -> {flat_new.get(name)!r}"
-        for name in {**flat_old, **flat_new}
-        if flat_old.get(name) != flat_new.get(name)
-    ]
+    lines = []
+    for name in field_names(new):
+        before, after = (attrgetter(name)(config) for config in (old, new))
+        if before != after and not dataclasses.is_dataclass(after):
+            lines.append(f"{name}: {before!r} -> {after!r}")
+    return lines
 
 
 def _check_range(
@@ -327,13 +328,3 @@ def _check_range(
     for name in names:
         value = getattr(config, name)
         require(least <= value < below, f"{section}.{name} must be {expected}, got {value}")
-
-
-def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for name, value in values.items():
-        if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat
