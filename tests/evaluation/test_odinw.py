@@ -171,7 +171,7 @@ def test_from_the_command_line(micro_models, tmp_path, capsys):
     command = ["eval", model, "odinw", "--data", str(tmp_path), "--split", "test"]
     assert main([*command, "--classes-file", str(words), "--output", str(output)]) == 0
     out, messages = capsys.readouterr()
-    assert "12 of 13 sets are not in" in messages
+    assert "12 of 13 sets are missing in" in messages
     printed = json.loads(out)
     assert {"ap_of_1_of_13", "Raccoon/ap", "Raccoon/ap50"} <= printed.keys()
     assert isinstance(json.loads((output / "Raccoon.json").read_text()), list)

@@ -156,7 +156,7 @@ def test_prefixes_run_once(stored, records, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("task", "heads", "candidates", "message"),
     [
-        ("matching", ("itm",), 3, "candidates is 3, but task 'matching' ranks nothing"),
+        ("matching", ("itm",), 3, "candidates is 3, but task 'matching'"),
         ("retrieval", ("itc", "itm"), -1, "candidates is -1; expected 1 or more"),
         ("retrieval", ("itc", "itm"), 0, "candidates is 0; expected 1 or more"),
     ],

@@ -37,10 +37,7 @@ def retrieval_chance(
 ) -> dict[str, float]:
     """Expected `retrieval.recall_of_ranks` of candidates in random order.
 
-    Args:
-        text_image_index: (T,) image index of each text.
-        num_images: number of images.
-        ks: cutoffs of the ranking.
+    `text_image_index` has the (T,) image index of each text.
     """
     owners = np.asarray(text_image_index, dtype=np.int64)
     check_owners(owners, (num_images, len(owners)))

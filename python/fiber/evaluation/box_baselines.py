@@ -40,12 +40,9 @@ class FrequentBoxes(NamedTuple):
 
 
 def frequent_boxes(boxes_unit: ArrayLike, k: int = 1, *, seed: int = 0) -> FrequentBoxes:
-    """Choose k boxes greedily, each to match the most unmatched training boxes at IoU 0.5.
+    """Choose k boxes greedily, each to match the most unmatched (n, 4) training boxes at IoU 0.5.
 
-    Args:
-        boxes_unit: (n, 4) training boxes.
-        k: number of boxes; fewer if all training boxes are matched.
-        seed: seed for sampling training boxes if n is large.
+    Returns fewer if all training boxes are matched. Samples training boxes if n is large.
     """
     boxes = as_boxes(boxes_unit)
     order = np.random.default_rng(seed).permutation(len(boxes))
@@ -86,10 +83,7 @@ def phrase_chance(
 ) -> dict[str, float]:
     """Expected `grounding.phrase_recall` of the image's objects in random order.
 
-    Args:
-        object_boxes: (m, 4) boxes of all objects in the image of each of n phrases.
-        truths: (g, 4) boxes of each phrase, at least one.
-        ks: cutoffs of the ranking.
+    Arguments as for `referring_chance`, but `truths` has (g, 4) boxes per phrase, at least one.
     """
     hits = []
     for boxes, own in zip(object_boxes, map(as_boxes, truths), strict=True):

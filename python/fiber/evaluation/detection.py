@@ -197,11 +197,8 @@ def encode_classes(
 ) -> list[EncodedPrompt]:
     """Join `context.classes`, by default `names`, into prompts, and encode their text prefixes.
 
-    Args:
-        context: model and options.
-        names: names of all classes.
-        classes_per_prompt: maximum classes per prompt; 0: as many as fit the text encoder.
-        kept: maps a prompt's number of classes to the detections kept per image.
+    As many classes as fit the text encoder, or at most `classes_per_prompt`, share a prompt. `kept`
+    maps their number to the detections kept per image.
 
     Raises:
         ValueError: if `context.classes` has another number of classes, or one class alone does not

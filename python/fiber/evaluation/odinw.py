@@ -25,12 +25,8 @@ def evaluate_odinw(
 ) -> dict[str, float]:
     """Evaluate a model on the ODinW-13 data sets in a folder.
 
-    Args:
-        context: model and options.
-        data: folder of the data sets, see `fiber.data.datasets.odinw`.
-        split: split of every data set; published results are on "test".
-        classes: prompt text of a data set's classes; default: the published text.
-        output: folder for the predictions, one file per data set.
+    Published results are on "test". `classes` replaces the published prompt text of a data set.
+    `output` is a folder for the predictions, one file per data set.
 
     Returns:
         "NAME/ap", "NAME/ap50" etc. of each data set, and "ap", their mean AP; if data sets are

@@ -123,14 +123,9 @@ def rank(
     candidate_owners: NDArray[np.int64],
     listed: int,
 ) -> Ranking:
-    """Rank the candidates of each query by dot product.
+    """Rank (m, D) candidates by dot product with (n, D) queries, and list the best ones.
 
-    Args:
-        queries: (n, D) vectors.
-        candidates: (m, D) vectors.
-        query_owners: (n,) image index of each query.
-        candidate_owners: (m,) image index of each candidate; right if equal to the query's.
-        listed: candidates to list per query.
+    Owners are (n,) and (m,) image indices; a candidate with the query's image is right.
     """
     best, ranks = [], []
     for start in range(0, len(queries), QUERIES_AT_ONCE):

@@ -165,14 +165,12 @@ def fusion_off(model: nn.Module) -> Iterator[None]:
     gates = [p for name, p in model.named_parameters() if name.rsplit(".", 1)[-1] == "gate"]
     before = [gate.detach().clone() for gate in gates]
     try:
-        with torch.no_grad():
-            for gate in gates:
-                gate.zero_()
+        for gate in gates:
+            gate.data.zero_()
         yield
     finally:
-        with torch.no_grad():
-            for gate, value in zip(gates, before, strict=True):
-                gate.copy_(value)
+        for gate, value in zip(gates, before, strict=True):
+            gate.data.copy_(value)
 
 
 def write_predictions(path: Path, result: EvalResult) -> None:

@@ -96,12 +96,8 @@ def bleu(
 ) -> float:
     """Compute corpus BLEU; NaN without captions.
 
-    The brevity penalty uses the reference length closest to each caption's (the shorter of two).
-
-    Args:
-        candidates: tokens of n captions.
-        references: tokens of each caption's references.
-        order: length of the longest n-gram.
+    Captions and references are tokens; `order` is the length of the longest n-gram. The brevity
+    penalty uses the reference length closest to each caption's (the shorter of two).
 
     Source: Papineni et al. 2002; constants and reference length as in coco-caption.
     """

@@ -119,16 +119,11 @@ def coco_curves(
     thresholds: Sequence[float] = COCO_THRESHOLDS,
     lvis_style: bool = False,
 ) -> Curves:
-    """Run faster-coco-eval.
+    """Run faster-coco-eval on `coco_entries` of ground truth and detections.
 
-    Args:
-        images: COCO image entries; with `lvis_style` also their lists of verified classes.
-        category_ids: ascending ids of the C classes.
-        annotations: ground truth from `coco_entries`.
-        results: detections from `coco_entries`, with `score`.
-        limits: ascending limits on detections per image and class.
-        thresholds: IoU thresholds.
-        lvis_style: ignore unjudged classes and false positives of non-exhaustive ones.
+    `limits` on detections per image and class, and category ids, are ascending. With `lvis_style`,
+    images list their verified classes; unjudged classes and false positives of non-exhaustive ones
+    are ignored.
     """
     # LVIS mode requires a frequency; the caller averages over class groups itself.
     categories = [{"id": number, "frequency": "f"} for number in category_ids]
@@ -155,14 +150,10 @@ def coco_entries(
     first_id: int = 1,
     **columns: NDArray,
 ) -> list[dict[str, Any]]:
-    """Build COCO annotation or result entries.
+    """Build COCO annotation or result entries of N boxes, half-open in pixels.
 
-    Args:
-        image_ids: (N,), or one id for all.
-        category_ids: (N,).
-        boxes_xyxy: (N, 4) half-open pixels.
-        first_id: id of the first entry; not 0, which means "unmatched" in faster-coco-eval.
-        **columns: (N,) each; `area` defaults to the box areas, `iscrowd` to 0.
+    `image_ids` may be one id for all. Ids start at `first_id`, not 0, which means "unmatched" in
+    faster-coco-eval. `area` defaults to the box areas, `iscrowd` to 0.
     """
     count, sizes = len(boxes_xyxy), boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]
     columns = {

@@ -34,12 +34,7 @@ def statement_accuracy(
     """Compute NLVR2 `accuracy` and `consistency`.
 
     Consistency is the fraction of distinct sentences that are classified correctly for all their
-    image pairs.
-
-    Args:
-        predicted: (n,) predicted truth values.
-        truths: (n,) labels.
-        sentences: (n,) text or `sentence_key` of each statement's sentence.
+    image pairs. `sentences` has the text or `sentence_key` of each of the n statements.
 
     Raises:
         ValueError: if the lengths differ.

@@ -74,12 +74,8 @@ class DetectionTable(NamedTuple):
 class BestOfClasses:
     """Keep the best detections of each class over all images, in bounded memory.
 
-    Of equal scores, the detection added first is kept.
-
-    Args:
-        num_classes: number of classes.
-        limit: detections kept per class.
-        max_pending: maximum detections in memory before the worse ones are dropped.
+    Of equal scores, the detection added first is kept. After `max_pending` added detections, the
+    worse ones are dropped.
     """
 
     def __init__(
@@ -132,12 +128,9 @@ class BestOfClasses:
 def fixed_average_precision(
     detections: DetectionTable, truths: Sequence[FederatedTruth], frequencies: Sequence[str]
 ) -> dict[str, float]:
-    """Compute LVIS AP over all classes with ground truth, of all detections.
+    """Compute LVIS AP of all detections over all classes with ground truth.
 
-    Args:
-        detections: from `BestOfClasses`, or any others.
-        truths: ground truth of each image.
-        frequencies: "r" (rare), "c" (common) or "f" (frequent) for each class; "" if unknown.
+    Class frequencies are "r" (rare), "c" (common), "f" (frequent) or "" (unknown).
 
     Returns:
         `ap`, `ap50`, `ap75`; `ap_small`, `ap_medium`, `ap_large` by object area; `apr`, `apc`,

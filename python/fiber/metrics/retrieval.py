@@ -21,10 +21,7 @@ def recall_of_ranks(
 ) -> dict[str, float]:
     """Compute `image_to_text_recall_at_{k}` and `text_to_image_recall_at_{k}`.
 
-    Args:
-        image_ranks: (P,) from `wrong_before`, of images with a text.
-        text_ranks: (T,) from `wrong_before`.
-        ks: cutoffs of the ranking.
+    Ranks are (P,) and (T,) from `wrong_before`, of images with a text and of texts.
     """
     names = (("image_to_text", image_ranks), ("text_to_image", text_ranks))
     return {

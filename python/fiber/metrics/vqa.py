@@ -95,11 +95,7 @@ def published_score(answer: str, people: Sequence[str]) -> float:
 
 
 def vqa_accuracy(answers: Sequence[str], people: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Compute `official_accuracy` and `published_accuracy`.
-
-    Args:
-        answers: predicted answer to each of n questions.
-        people: raw answers of each question's annotators.
+    """Compute `official_accuracy` and `published_accuracy` from the annotators' raw answers.
 
     Raises:
         ValueError: if the lengths differ.
@@ -117,9 +113,7 @@ def soft_accuracy(
 ) -> dict[str, float]:
     """Compute `accuracy`: the mean score of predicted answers.
 
-    Args:
-        answers: predicted answer to each of n questions.
-        scores: scores by answer for each question (`Record.answers`); other answers score 0.
+    `scores` are by answer for each question (`Record.answers`); other answers score 0.
 
     Raises:
         ValueError: if the lengths differ.

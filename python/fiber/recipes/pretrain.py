@@ -77,11 +77,7 @@ def finetune(
 ) -> RunConfig:
     """Configure fine-tuning of one head of the coarse base model.
 
-    Args:
-        head: the trained head.
-        tasks: the task of that head.
-        image_size: height and width in pixels; the window size is `image_size` / 32, as published.
-        changes: other fields by dotted name.
+    The window size is `image_size` / 32, as published. `changes` overrides fields by dotted name.
     """
     base = preset("base")
     model = dataclasses.replace(
@@ -113,10 +109,7 @@ def as_published(
 ) -> RunConfig:
     """Train `base` on train and val together, in float32, and keep the last checkpoint.
 
-    Args:
-        base: recipe that holds out "val" to select a checkpoint.
-        steps: optimizer steps of the same number of epochs.
-        changes: other fields by dotted name.
+    `steps` is for the same number of epochs. `changes` overrides other fields by dotted name.
     """
     published = {
         "data.split": "train+val",

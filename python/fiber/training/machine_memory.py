@@ -27,12 +27,7 @@ def check_memory(config: RunConfig, processes: Processes, root: Path = Path("/")
     """Check that the parameters of a CPU run fit in the free memory; warn if activations may not.
 
     The parameters are a lower bound: activations, the EMA and other ranks need more. Call it before
-    the model is built.
-
-    Args:
-        config: configuration of the run.
-        processes: device and rank; only rank 0 warns.
-        root: root of the file system, see `free_bytes`.
+    the model is built. Only rank 0 warns.
 
     Raises:
         MemoryError: if the parameters alone exceed the free memory, with both numbers.
@@ -79,11 +74,8 @@ def free_bytes(root: Path = Path("/")) -> int | None:
     """Return the memory that the process may still allocate; None if the system does not report it.
 
     The minimum of MemAvailable and what the process's control groups (v1 and v2) allow, not
-    counting page cache as used. psutil only reads MemAvailable, which in a container is the
-    host's.
-
-    Args:
-        root: root of the file system with proc and sys.
+    counting page cache as used, read from proc and sys below `root`. psutil only reads
+    MemAvailable, which in a container is the host's.
     """
     free = [1024 * int(n) for n in _find(root / "proc/meminfo", r"^MemAvailable:\s*(\d+) kB$")]
     own, groups = root / "proc/self/cgroup", root / "sys/fs/cgroup"

@@ -70,14 +70,8 @@ def image_text_branches(
 ) -> Iterator[dict[str, Tensor]]:
     """Yield the losses of MLM, ITC and ITM, branch by branch, from shared encoder prefixes.
 
-    Args:
-        model: in training mode, it adds the batch to the queue after the last branch.
-        batch: images with captions.
-        task: weights and forms of the losses.
-        draw: key of the random numbers.
-        queue: older pairs, for ITC of the form "queue".
-        split: cuts the prefixes from the graph, so that each branch can run backward before the
-            next one is computed; None keeps one graph.
+    In training mode, the batch is added to the queue after the last branch. `split` cuts the
+    prefixes from the graph; None keeps one graph.
 
     Source: FIBER (Dou et al. 2022); ITM with hard negatives as in ALBEF (Li et al. 2021).
     """
@@ -318,7 +312,7 @@ class TrainStep(nn.Module):
                 branch's backward before requesting the next, and `split.backward()` at the end.
 
         Yields:
-            Unweighted scalars by name, different names in each branch.
+            Unweighted scalars by name, different in each branch.
         """
         if isinstance(self.model, FiberDetector):
             output = self.model(batch.images, batch.token_ids, batch.text_mask, batch.image_sizes)

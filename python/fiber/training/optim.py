@@ -142,23 +142,17 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
     `PublishedAdamW` with `published_coarse`. A group's multiplier is `lr_factor`, see
     `set_learning_rate`.
     """
-    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    groups: dict[tuple[float, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             key = factor_of(name, parameter, config), is_decayed(name, parameter, config)
-            groups.setdefault(key, []).append(parameter)
-    described: list[dict[str, Any]] = [
-        {
-            "params": parameters,
-            "lr_factor": factor,
-            "weight_decay": config.weight_decay if decayed else 0.0,
-        }
-        for (factor, decayed), parameters in groups.items()
-    ]
+            weight_decay = config.weight_decay if key[1] else 0.0
+            group = {"params": [], "lr_factor": key[0], "weight_decay": weight_decay}
+            groups.setdefault(key, group)["params"].append(parameter)
     options: dict[str, Any] = {"lr": config.lr, "betas": config.betas, "eps": config.eps}
     if config.published_coarse:
-        return PublishedAdamW(described, **options)
-    return torch.optim.AdamW(described, **options, fused=True)
+        return PublishedAdamW(list(groups.values()), **options)
+    return torch.optim.AdamW(list(groups.values()), **options, fused=True)
 
 
 class PublishedAdamW(torch.optim.Optimizer):
@@ -202,14 +196,8 @@ class PublishedAdamW(torch.optim.Optimizer):
 def lr_factor(step: int, steps: int, config: OptimConfig, scores: Sequence[float] = ()) -> float:
     """Return the learning rate of a step as a fraction of the peak.
 
-    Linear warmup from `warmup_start` (0, as published, leaves the first step without effect), then
-    decay by `schedule`.
-
-    Args:
-        step: step index, from 0.
-        steps: total steps of the run.
-        config: warmup and schedule.
-        scores: validation scores so far, for "plateau".
+    Linear warmup from `warmup_start` (0, as published, leaves step 0 without effect), then decay by
+    `schedule`. "plateau" depends on the validation scores so far.
     """
     warmup = round(config.warmup_fraction * steps)
     rise = 1.0
@@ -273,9 +261,7 @@ THRESHOLD = 1e-4
 def count_falls(scores: Sequence[float], patience: int) -> int:
     """Count learning rate drops: one after more than `patience` scores without improvement.
 
-    Args:
-        scores: validation scores so far, in order; higher is better.
-        patience: tolerated number of scores in a row without improvement; restarts at each drop.
+    Higher scores are better; counting restarts at each drop.
 
     Source: PyTorch's ReduceLROnPlateau with mode="max", as in published fine-tuning on ODinW.
     """

@@ -76,14 +76,9 @@ class CaptionRewards:
         )
 
     def __call__(self, keys: Sequence[str], token_ids: Tensor) -> Tensor:
-        """Score sampled captions.
+        """Score (B, S, n) token ids from `sample_captions`: (B, S) float32 in [0, 10].
 
-        Args:
-            keys: B record keys.
-            token_ids: (B, S, n) int64 without <s>, from `sample_captions`.
-
-        Returns:
-            (B, S) float32 CIDEr-D in [0, 10], on the device of the tokens.
+        `keys` has B record keys.
         """
         samples = [
             reward_text(self.tokenizer.decode(written_tokens(ids)))

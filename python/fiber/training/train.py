@@ -57,8 +57,7 @@ def train(
 ) -> Run:
     """Train a model.
 
-    Skipped data is counted and logged: questions without an answer of the model, broken images if
-    data.on_error is "skip", texts without words, texts truncated at model.max_tokens.
+    Logs counts of skipped or truncated data, such as questions without an answer of the model.
 
     Args:
         recipe: recipe name (see `fiber recipes`) or a RunConfig.
@@ -70,8 +69,7 @@ def train(
         init: initial weights: folder of a finished model, published checkpoint (the other stage
             takes its backbone), or a file or folder of files with a Swin (Microsoft or timm keys)
             or a RoBERTa (transformers keys). Ignored when resuming.
-        resume: continue from the newest complete checkpoint in `output`, or from step 0 without
-            one; a finished run is not changed.
+        resume: continue from the newest checkpoint in `output`, if any; keep a finished run.
         set: config fields to override, by dotted name: {"train.steps": 500}.
         tokenizer: tokenizer, its file or its folder; "train" trains one on the texts, for a model
             from scratch. Default: that of `init`, else the data folder's tokenizer.json. Ignored
@@ -80,8 +78,7 @@ def train(
             Default: those of `init` if they cover the data, else the most frequent ones of the
             data. An `init` without answers (a published file) is assumed to have these. Ignored
             when resuming.
-        device: default: CUDA if available, else the CPU. Under torchrun, each process uses the GPU
-            of its local rank.
+        device: default: CUDA (under torchrun, that of the local rank) if available, else the CPU.
         threads: data loader threads; 0 uses all cores.
         quiet: print nothing.
 
@@ -102,16 +99,16 @@ def train(
         config = source.fit_model(config).with_length(max(source.counts().values()))
         folder.check(config, resume=resume)
         wait_for_all(processes)  # Rank 0 next writes files that other ranks' checks must not see.
+        log = say if not quiet else lambda message: None
         if resume and folder.is_finished:
-            if not quiet:
-                say(f"{folder.path}: the run is already finished; nothing was trained")
+            log(f"{folder.path}: the run is already finished; nothing was trained")
         else:
             chooser, reason = open_validation(config, source, data, validation, folder.checkpoints)
-            if reason and not quiet:
-                say(reason)
+            if reason:
+                log(reason)
             # Keep the caller's random state.
-            cuda = [processes.device] if processes.device.type == "cuda" else []
-            with torch.random.fork_rng(cuda), _resume_hint(folder, quiet=quiet):
+            devices = [processes.device] if processes.device.type == "cuda" else []
+            with torch.random.fork_rng(devices), _resume_hint(folder, quiet=quiet):
                 Trainer(
                     config,
                     source,

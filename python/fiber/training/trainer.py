@@ -174,10 +174,6 @@ class Trainer:
     def train_step(self, task: str, batches: Iterable[Any]) -> Tensor:
         """Run one optimizer step on the mean gradient of `accumulation` micro-batches.
 
-        Args:
-            task: a field of `TasksConfig`.
-            batches: micro-batches of this rank, on any device.
-
         Returns:
             L2 norm of the gradient before clipping.
         """

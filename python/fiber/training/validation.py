@@ -98,14 +98,7 @@ def open_validation(
     held_out: Data | None,
     checkpoints: Path,
 ) -> tuple[Validation | None, str]:
-    """Open the held-out records of a run.
-
-    Args:
-        config: configuration of the run.
-        source: training data, for its vocabulary.
-        data: source of the training data.
-        held_out: validation records; None: a split of `data`.
-        checkpoints: folder of checkpoints.
+    """Open the held-out records of a run, by default a split of `data`.
 
     Returns:
         The validation, or None; and a message if validation is configured but not possible.
