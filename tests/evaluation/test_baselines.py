@@ -74,6 +74,12 @@ def test_retrieval_chance_is_the_mean_of_random_scores():
     assert expected["image_to_text_recall_at_1"] == pytest.approx((3 + 1 + 2) / 6 / 3)
 
 
+def test_image_indices_out_of_range_are_named():
+    for owners in ([0, 1, 2], [-1, 0, 1]):
+        with pytest.raises(ValueError, match=rf"\[0, 2\), got {min(owners)} to {max(owners)}"):
+            retrieval_chance(owners, 2)
+
+
 def test_statement_chance_counts_coins():
     sentences, truths = ["a", "a", "b"], [1, 0, 1]
     coins = [

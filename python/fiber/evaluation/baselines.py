@@ -19,7 +19,6 @@ from numpy.typing import ArrayLike
 from fiber.metrics.captions import caption_scores
 from fiber.metrics.language import IGNORED, masked_word_accuracy, statement_accuracy
 from fiber.metrics.matching import matching_accuracy, mean
-from fiber.metrics.retrieval import check_owners
 from fiber.metrics.vqa import soft_accuracy
 
 AnswerT = TypeVar("AnswerT", bound=Hashable)
@@ -38,9 +37,15 @@ def retrieval_chance(
     """Expected `retrieval.recall_of_ranks` of candidates in random order.
 
     `text_image_index` has the (T,) image index of each text.
+
+    Raises:
+        ValueError: if an index is out of range.
     """
     owners = np.asarray(text_image_index, dtype=np.int64)
-    check_owners(owners, (num_images, len(owners)))
+    if owners.size and not 0 <= owners.min() <= owners.max() < num_images:
+        raise ValueError(
+            f"text_image_index must be in [0, {num_images}), got {owners.min()} to {owners.max()}"
+        )
     texts_per_image = np.bincount(owners, minlength=num_images)
     # Images with the same number of texts have the same chance.
     kinds = Counter(texts_per_image[texts_per_image > 0].tolist())
@@ -136,12 +141,8 @@ def most_frequent(
 ) -> Callable[[Hashable, AnswerT], AnswerT]:
     """Find the answer with the largest total weight per key and over all keys.
 
-    Args:
-        counts: pairs of a key and its weights by answer; keys may repeat.
-
-    Returns:
-        Function of a key and a default: the key's answer, or the overall one for a new key, or the
-        default without any counts. Ties are broken by name.
+    Returns a function of a key and a default: the key's answer, or the overall one for a new key,
+    or the default without any counts. Ties are broken by name.
     """
     by_key: dict[Hashable, dict[AnswerT, float]] = {}
     overall: dict[AnswerT, float] = {}
@@ -190,12 +191,8 @@ def masked_word_blind(
     occurs. A picked token that is not masked is predicted unchanged if it occurs between these
     neighbors, since one in ten picked tokens is unchanged and one in ten is random.
 
-    Args:
-        training_texts: token ids of each training text, with <s> and </s>.
-        masked_ids: (n, L) input ids of the model.
-        text_mask: (n, L) True = real token.
-        labels: (n, L) original ids of picked tokens, else -100.
-        mask_id: id of <mask>.
+    All texts include <s> and </s>. `masked_ids` are the model's (n, L) input ids, `labels` the (n, L)
+    original ids of picked tokens, else -100.
     """
     masked_ids, labels = np.asarray(masked_ids), np.asarray(labels)
     lengths = np.asarray(text_mask).astype(bool).sum(-1)

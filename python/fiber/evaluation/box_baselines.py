@@ -64,10 +64,7 @@ def referring_chance(
 ) -> dict[str, float]:
     """Expected `grounding.referring_accuracy` of the image's objects in random order.
 
-    Args:
-        object_boxes: (m, 4) boxes of all objects in the image of each of n expressions.
-        truths: (n, 4) ground-truth boxes.
-        ks: cutoffs of the ranking.
+    `object_boxes` has the (m, 4) boxes of all objects in the image of each of n expressions.
     """
     hits = []
     for boxes, truth in zip(object_boxes, as_boxes(truths), strict=True):
@@ -83,7 +80,7 @@ def phrase_chance(
 ) -> dict[str, float]:
     """Expected `grounding.phrase_recall` of the image's objects in random order.
 
-    Arguments as for `referring_chance`, but `truths` has (g, 4) boxes per phrase, at least one.
+    As `referring_chance`, but `truths` has (g, 4) boxes per phrase, at least one.
     """
     hits = []
     for boxes, own in zip(object_boxes, map(as_boxes, truths), strict=True):

@@ -28,22 +28,27 @@ class EvalModel(Protocol):
     @property
     def network(self) -> FiberImageText | FiberDetector:
         """Network with its config; it is set to evaluation mode."""
+        ...
 
     @property
     def tokenizer(self) -> Tokenizer | None:
         """Tokenizer; evaluation of a model with None raises an error."""
+        ...
 
     @property
     def answers(self) -> tuple[str, ...]:
         """Answers of the VQA head in the order of its logits; empty without one."""
+        ...
 
     @property
     def trained_on(self) -> TrainedOn | None:
         """Training data, if known; evaluation on the training split warns."""
+        ...
 
     @property
     def dtype(self) -> torch.dtype:
         """Compute dtype; others than float32 run under autocast."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,7 @@ def evaluate_odinw(
             RuntimeWarning,
             stacklevel=3,
         )
-    numbers: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     values = []
     for name in (name for name in ODINW_13 if name not in missing):
         records = open_set(root, name, split)
@@ -71,6 +71,6 @@ def evaluate_odinw(
             None if output is None else Path(output) / f"{name}.json",
         )
         values.append(own["ap"])
-        numbers |= {f"{name}/{key}": value for key, value in own.items()}
+        metrics |= {f"{name}/{key}": value for key, value in own.items()}
     average = "ap" if not missing else f"ap_of_{len(values)}_of_{len(ODINW_13)}"
-    return {average: sum(values) / len(values), **numbers}
+    return {average: sum(values) / len(values), **metrics}

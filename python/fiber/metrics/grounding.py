@@ -25,10 +25,7 @@ def referring_accuracy(
 ) -> dict[str, float]:
     """Compute RefCOCO accuracy: a hit among the k best boxes of an expression.
 
-    Args:
-        predicted: (M, 4) boxes of each of n expressions, best first; no boxes are a miss.
-        truths: (n, 4) boxes.
-        ks: cutoffs of the ranking.
+    Predictions are (M, 4) boxes of each of n expressions, best first; no boxes are a miss.
 
     Returns:
         `accuracy_at_{k}` with IoU >= 0.5, as usually reported, and `giou_accuracy_at_{k}` with
@@ -54,10 +51,8 @@ def phrase_recall(
 ) -> dict[str, float]:
     """Compute Flickr30k Entities recall at k of phrases with one or more boxes.
 
-    Args:
-        predicted: (M, 4) boxes of each of n phrases, best first; no boxes are a miss.
-        truths: (G, 4) boxes of each phrase, at least one.
-        ks: cutoffs of the ranking.
+    Predictions are (M, 4) boxes of each of n phrases, best first; no boxes are a miss. `truths` has
+    (G, 4) boxes of each phrase, at least one.
 
     Returns:
         `any_recall_at_{k}`: one of the k best has IoU >= 0.5 with any box of the phrase;

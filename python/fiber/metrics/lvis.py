@@ -97,11 +97,12 @@ class BestOfClasses:
         Raises:
             ValueError: if the numbers of boxes, scores and classes differ.
         """
-        found = ScoredBoxes(boxes_xyxy, scores, np.asarray(classes, dtype=np.int32))
-        boxes, scores, classes = checked_detections(image, found)
+        numbers = np.asarray(classes, dtype=np.int32)
+        found = ScoredBoxes(boxes_xyxy, scores, numbers.tolist())
+        boxes, own, _ = checked_detections(image, found)
         images = np.full(len(boxes), image, np.int32)
-        added = DetectionTable(images, classes, boxes.astype(np.float32), scores.astype(np.float32))
-        self._parts.append(added.take(added.scores > self._min_scores[classes]))
+        added = DetectionTable(images, numbers, boxes.astype(np.float32), own.astype(np.float32))
+        self._parts.append(added.take(added.scores > self._min_scores[numbers]))
         self._pending += len(self._parts[-1].scores)
         if self._pending > self.max_pending:
             self._prune()

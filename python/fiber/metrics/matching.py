@@ -9,12 +9,9 @@ from numpy.typing import ArrayLike, NDArray
 def matching_accuracy(
     scores: ArrayLike, labels: ArrayLike, threshold: float = 0.5
 ) -> dict[str, float]:
-    """Compute ITM accuracy and AUC.
+    """Compute ITM accuracy and AUC of n pairs, whose labels are 1 for a match, else 0.
 
-    Args:
-        scores: (n,) match probabilities or other scores.
-        labels: (n,) 1 for a matching pair, else 0.
-        threshold: scores above it predict a match.
+    Scores above the threshold predict a match.
 
     Returns:
         `accuracy`; `match_accuracy` and `mismatch_accuracy` of each class; `auc`, the probability

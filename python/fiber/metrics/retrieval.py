@@ -64,17 +64,3 @@ def reranked(ranks: ArrayLike, scores: ArrayLike, right: ArrayLike) -> NDArray[n
     """
     found = np.asarray(right, dtype=bool).any(1)
     return np.where(found, wrong_before(scores, right), ranks)
-
-
-def check_owners(owners: NDArray[np.int64], shape: tuple[int, ...]) -> None:
-    """Check the (T,) image indices of texts against the scores' shape (P, T)."""
-    if len(shape) != 2 or owners.shape != (shape[1],):
-        raise ValueError(
-            f"retrieval scores have shape {shape}, text_image_index {owners.shape};"
-            " expected (images, texts) and (texts,)"
-        )
-    if owners.size and not 0 <= owners.min() <= owners.max() < shape[0]:
-        raise ValueError(
-            f"text_image_index runs from {owners.min()} to {owners.max()};"
-            f" expected indices of {shape[0]} images"
-        )

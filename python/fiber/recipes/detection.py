@@ -6,9 +6,8 @@ import dataclasses
 
 from fiber.config_io import replace_fields
 from fiber.recipes.grounding import grounding, refcoco
-from fiber.training.config.run import DataConfig, RunConfig, TrainConfig, ValidationConfig
+from fiber.training.config.run import RunConfig, TrainConfig, ValidationConfig
 from fiber.training.config.tasks import GroundingTask, TasksConfig
-from fiber.training.config.transforms import TransformConfig
 
 
 def coco_detection() -> RunConfig:
@@ -66,23 +65,16 @@ def odinw_full() -> RunConfig:
     each; the learning rate drops on an AP plateau, and the run then stops early. The published run
     prompts with class names alone, except for Aquarium, whose names have descriptions.
     """
-    base = grounding()
-    return RunConfig(
-        model=base.model,
-        tasks=TasksConfig(
-            grounding=GroundingTask(share=1, sources=("detection",), shuffle_classes=False)
-        ),
-        data=DataConfig(
-            batch_size=4,
-            # From the published configuration files of the data sets.
-            transform=TransformConfig(
-                kind="shorter_side", shorter_sides=(800,), flip_probability=0.5
-            ),
-        ),
-        optim=dataclasses.replace(
-            base.optim, weight_decay=0.05, warmup_fraction=0.0, schedule="plateau"
-        ),
-        train=TrainConfig(
+    task = GroundingTask(share=1, sources=("detection",), shuffle_classes=False)
+    changes = {
+        "tasks": TasksConfig(grounding=task),
+        "data.batch_size": 4,
+        # From the published configuration files of the data sets.
+        "data.transform.shorter_sides": (800,),
+        "optim.weight_decay": 0.05,
+        "optim.warmup_fraction": 0.0,
+        "optim.schedule": "plateau",
+        "train": TrainConfig(
             # `epochs` ends the run.
             steps=1_000_000,
             epochs=200,
@@ -91,8 +83,9 @@ def odinw_full() -> RunConfig:
             gradient_checkpointing=True,
             seed=10,
         ),
-        validation=ValidationConfig(task="coco", stop_after=8),
-    )
+        "validation": ValidationConfig(task="coco", stop_after=8),
+    }
+    return replace_fields(grounding(), changes)
 
 
 def odinw_few_shot() -> RunConfig:

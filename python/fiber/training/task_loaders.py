@@ -85,7 +85,7 @@ class TaskLoaders:
                 f" (train.accumulation {config.train.accumulation} x"
                 f" {processes.world_size} processes)"
             )
-        #: Samples of each task so far, over all ranks; stored in checkpoints.
+        #: Consumed samples of each task, over all ranks.
         self.consumed = {name: consumed.get(name, 0) for name in data.records}
         self._samples_per_micro_batch = self.batch_size // config.train.accumulation
         tokenizer, max_tokens = data.vocabulary.tokenizer, config.model.max_tokens

@@ -59,14 +59,7 @@ class Trainer:
     """Train one model and write its run folder.
 
     `run` is the loop, `train_step` one step. Every `train.checkpoint_every` steps the model is
-    validated and saved.
-
-    Attributes:
-        model: the model, in training mode.
-        step: model with its objectives, see `TrainStep`.
-        optimizer: AdamW over `parameters`.
-        average: EMA of the weights, if configured.
-        steps_done: completed optimizer steps of the run.
+    validated and saved. `average` is the EMA of the weights, if configured.
     """
 
     def __init__(
