@@ -191,8 +191,8 @@ def masked_word_blind(
     occurs. A picked token that is not masked is predicted unchanged if it occurs between these
     neighbors, since one in ten picked tokens is unchanged and one in ten is random.
 
-    All texts include <s> and </s>. `masked_ids` are the model's (n, L) input ids, `labels` the (n, L)
-    original ids of picked tokens, else -100.
+    All texts include <s> and </s>. `masked_ids` are the model's (n, L) input ids, `labels` the
+    (n, L) original ids of picked tokens, else -100.
     """
     masked_ids, labels = np.asarray(masked_ids), np.asarray(labels)
     lengths = np.asarray(text_mask).astype(bool).sum(-1)
