@@ -68,7 +68,7 @@ def test_train_and_eval_with_one_file(lines, micro_models, capsys):
         (["--data", "mine.jsonl", "--set", "data.split=test"], "no line of split 'test'"),
         (["--data", "0.png"], "0.png must be a folder, or a captions file that ends in .json"),
         (["--data", "empty.jsonl"], "empty.jsonl: line 1 has an empty 'text'"),
-        (["--data", "mine.jsonl", "--set", "data.batch_size=1"], "leaves one pair a pass"),
+        (["--data", "mine.jsonl", "--set", "data.batch_size=1"], "leaves one pair per micro-batch"),
     ],
 )
 def test_bad_input(lines, capsys, arguments, message):

@@ -15,15 +15,14 @@ from fiber.evaluation.baselines import (
     retrieval_chance,
     statement_blind,
     statement_chance,
-    swapped_chance,
     vqa_blind,
     vqa_chance,
 )
 from fiber.metrics.captions import caption_scores
 from fiber.metrics.language import masked_word_accuracy, statement_accuracy
-from fiber.metrics.matching import matching_accuracy, swapped_accuracy
-from fiber.metrics.retrieval import recall_at_k
+from fiber.metrics.matching import matching_accuracy
 from fiber.metrics.vqa import soft_accuracy
+from tests.metrics.recall import recall_at_k
 
 MASK = 99
 
@@ -46,7 +45,6 @@ def test_keys_are_those_of_the_metrics():
     assert retrieval_chance([0, 1], 2).keys() == recall_at_k(np.eye(2), [0, 1]).keys()
     matching = matching_accuracy([0.1, 0.9], [0, 1]).keys()
     assert matching_chance().keys() == matching_blind([1], [0, 1]).keys() == matching
-    assert swapped_chance().keys() == swapped_accuracy(np.zeros((1, 2, 2))).keys()
     statement = statement_accuracy([1], [1], ["a"]).keys()
     assert statement_chance(["a"]).keys() == statement
     assert statement_blind(["a"], [1], ["a"], [1]).keys() == statement
@@ -76,9 +74,10 @@ def test_retrieval_chance_is_the_mean_of_random_scores():
     assert expected["image_to_text_recall_at_1"] == pytest.approx((3 + 1 + 2) / 6 / 3)
 
 
-def test_swapped_chance_counts_orders():
-    orders = np.array(list(itertools.permutations(range(4)))).reshape(-1, 2, 2)
-    assert swapped_accuracy(orders) == pytest.approx(swapped_chance())
+def test_image_indices_out_of_range_are_named():
+    for owners in ([0, 1, 2], [-1, 0, 1]):
+        with pytest.raises(ValueError, match=rf"\[0, 2\), got {min(owners)} to {max(owners)}"):
+            retrieval_chance(owners, 2)
 
 
 def test_statement_chance_counts_coins():

@@ -17,7 +17,7 @@ def test_a_list_or_a_file(tmp_path):
     assert listed_classes(FISH) == expected
     (tmp_path / "a.json").write_text(json.dumps(FISH))
     assert listed_classes(tmp_path / "a.json") == expected
-    with pytest.raises(TypeError, match="classes: got a mapping; expected one list"):
+    with pytest.raises(TypeError, match="classes: got a mapping; expected a list"):
         listed_classes({"a": FISH})
     with pytest.raises(ValueError, match=r"class 1.*keys 'nam'"):
         listed_classes(["fish", {"nam": "ray"}])
@@ -30,7 +30,7 @@ def test_lists_of_several_sets(tmp_path):
     (tmp_path / "pothole.json").write_text('["hole"]')
     found = classes_of_sets(str(tmp_path))
     assert found == {"Aquarium": expected, "pothole": [ClassName("hole")]}
-    with pytest.raises(TypeError, match="classes: got a list; expected lists of classes"):
+    with pytest.raises(TypeError, match="classes: got a list; expected a dict of class lists"):
         classes_of_sets(FISH)
     with pytest.raises(FileNotFoundError, match="is not a folder of class files; expected NAM"):
         classes_of_sets(tmp_path / "Aquarium.json")

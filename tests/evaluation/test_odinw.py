@@ -111,7 +111,9 @@ def test_all_thirteen_give_the_average(model, tmp_path):
 def test_missing_sets_are_named_and_change_the_name_of_the_average(model, tmp_path):
     for name in ("Raccoon", "Packages"):
         write_set(tmp_path, name)
-    with pytest.warns(RuntimeWarning, match="11 of 13 sets are not in .*: AerialMaritimeDrone_lar"):
+    with pytest.warns(
+        RuntimeWarning, match="11 of 13 sets are missing in .*: AerialMaritimeDrone_lar"
+    ):
         numbers = evaluate_sets(model, tmp_path)
     assert "ap" not in numbers
     average = (numbers["Raccoon/ap"] + numbers["Packages/ap"]) / 2
@@ -169,7 +171,7 @@ def test_from_the_command_line(micro_models, tmp_path, capsys):
     command = ["eval", model, "odinw", "--data", str(tmp_path), "--split", "test"]
     assert main([*command, "--classes-file", str(words), "--output", str(output)]) == 0
     out, messages = capsys.readouterr()
-    assert "12 of 13 sets are not in" in messages
+    assert "12 of 13 sets are missing in" in messages
     printed = json.loads(out)
     assert {"ap_of_1_of_13", "Raccoon/ap", "Raccoon/ap50"} <= printed.keys()
     assert isinstance(json.loads((output / "Raccoon.json").read_text()), list)

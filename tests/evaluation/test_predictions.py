@@ -11,7 +11,7 @@ from fiber.data.record import Record
 from fiber.evaluation import image_text
 from fiber.evaluation.evaluate import evaluate
 from fiber.metrics.captions import caption_scores
-from fiber.metrics.vqa import answer_scores
+from fiber.metrics.vqa import published_score
 from fiber.models.encoders.roberta import PAD_ID
 from fiber.models.fiber.captioner import END_ID, Captions, beam_search
 from fiber.models.fiber.image_text import FiberImageText
@@ -49,7 +49,11 @@ def test_both_forms_of_vqa_accuracy_where_people_answered(models, pictures, tmp_
     # article: the official form drops it.
     people = [[said[0]] * 3 + ["other"] * 7, [said[1]] + [f"The {said[1]}"] * 8 + ["other"]]
     asked = [
-        dataclasses.replace(record, human_answers=tuple(votes), answers=answer_scores(votes))
+        dataclasses.replace(
+            record,
+            human_answers=tuple(votes),
+            answers={answer: published_score(answer, votes) for answer in votes},
+        )
         for record, votes in zip(records, people, strict=True)
     ]
     metrics = evaluate(models["coarse"], "vqa", data=asked, threads=1)

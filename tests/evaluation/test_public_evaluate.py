@@ -59,7 +59,7 @@ def test_retrieval_by_the_head_there_is(with_heads, scenes):
     for asked in ({"rerank": True}, {"candidates": 2}):
         with pytest.warns(UserWarning, match=r"task 'retrieval'.*head 'itm'"):
             assert fiber.evaluate(contrast, "retrieval", scenes, **asked) == without
-    with pytest.warns(UserWarning, match="'itm' alone ranks, by matching every pair"):
+    with pytest.warns(UserWarning, match="'itm' alone ranks, by scoring every pair"):
         every = fiber.evaluate(matching, "retrieval", scenes, candidates=1)
     both = fiber.evaluate(with_heads("itc", "itm"), "retrieval", scenes, candidates=sys.maxsize)
     assert every == {name: value for name, value in both.items() if "reranked" in name}
@@ -68,7 +68,7 @@ def test_retrieval_by_the_head_there_is(with_heads, scenes):
 
 
 def test_candidates_of_another_task_are_refused(coarse, scenes):
-    with pytest.raises(ValueError, match="candidates is 5, but task 'vqa' ranks nothing"):
+    with pytest.raises(ValueError, match="candidates is 5, but task 'vqa'"):
         fiber.evaluate(coarse, "vqa", scenes, candidates=5)
 
 

@@ -14,9 +14,9 @@ from fiber.data.record import Record
 from fiber.evaluation.context import EvalContext
 from fiber.evaluation.evaluate import evaluate
 from fiber.evaluation.retrieval import retrieval
-from fiber.metrics.retrieval import recall_at_k
 from fiber.models.registry import build_model
 from tests.evaluation.measured import pixels_of
+from tests.metrics.recall import recall_at_k
 from tests.models.encoders.test_swin import randomise
 from tests.training.micro_runs import all_records, colour_of
 
@@ -156,7 +156,7 @@ def test_prefixes_run_once(stored, records, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("task", "heads", "candidates", "message"),
     [
-        ("matching", ("itm",), 3, "candidates is 3, but task 'matching' ranks nothing"),
+        ("matching", ("itm",), 3, "candidates is 3, but task 'matching'"),
         ("retrieval", ("itc", "itm"), -1, "candidates is -1; expected 1 or more"),
         ("retrieval", ("itc", "itm"), 0, "candidates is 0; expected 1 or more"),
     ],
@@ -173,7 +173,7 @@ def test_candidates_need_the_matching_head(stored, records):
     config = preset("micro").with_vocabulary(stored.tokenizer.vocab_size)
     model = build_model(dataclasses.replace(config, image_text=ImageTextConfig(heads=("itc",))))
     other = StoredModel(network=model, tokenizer=stored.tokenizer)
-    with pytest.raises(ValueError, match="3 candidates need the head 'itm'"):
+    with pytest.raises(ValueError, match="3 candidates needs the head 'itm'"):
         retrieval(EvalContext.of(other, candidates=3), records)
 
 

@@ -17,7 +17,6 @@ from fiber import _core
 from fiber.config import IMAGE_TEXT_HEADS, FiberConfig, ImageTextConfig, RobertaConfig
 from fiber.data import ImageTransform, RandAugment
 from fiber.metrics.cider import DocumentFrequencies, cider_d_scores
-from fiber.metrics.retrieval import recall_at_k
 from fiber.metrics.vqa import normalize_answer, published_score
 from fiber.models.encoders.roberta import TextEmbeddings
 from fiber.models.encoders.swin import resize_bias_table
@@ -25,6 +24,7 @@ from fiber.models.fiber.image_text import FiberImageText
 from fiber.training.config.run import OptimConfig
 from fiber.training.config.transforms import MOVING_OPERATIONS
 from fiber.training.optim import lr_factor
+from tests.metrics.recall import recall_at_k
 from tests.parity.coarse_training import (
     OPTIM,
     group_faults,

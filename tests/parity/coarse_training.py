@@ -52,7 +52,7 @@ def our_groups(model: FiberImageText) -> list[dict[str, float]]:
         For each of the six groups, name -> number of values in that tensor.
     """
     # Factors that differ keep the groups apart; the published ones of heads and fusion are equal.
-    factors = {"tower": 1.0, "head": 50.0, "cross_modal": 5.0}
+    factors = {"encoder": 1.0, "head": 50.0, "cross_modal": 5.0}
     config = dataclasses.replace(OPTIM, head_lr_multiplier=50.0)
     keys = coarse_keys(model.config)
     names = {parameter: keys[name] for name, parameter in model.named_parameters()}

@@ -130,7 +130,7 @@ def test_a_run_that_cannot_fit_is_refused(machine):
         check_memory(config, processes(), root)
     gib = f"{needed / 2**30:.2f} GiB"
     assert f"{count / 1e6:.1f} million parameters need {gib} (weights" in str(error.value)
-    assert f"{gib} of memory are free; train on a GPU" in str(error.value)
+    assert f"{gib} of memory are free; use a GPU" in str(error.value)
     for way_out in ("preset small", "train.gradient_checkpointing", "train.accumulation"):
         assert way_out in str(error.value)
     # A GPU has its own memory, and its own error.
@@ -141,7 +141,9 @@ def test_a_run_that_may_not_fit_is_warned_of_once(machine):
     config = coarse_config()
     _, needed = needed_bytes(config)
     for free in (needed, 2 * needed - 2048):
-        with pytest.warns(RuntimeWarning, match="Activations come on top and may not fit"):
+        with pytest.warns(
+            RuntimeWarning, match="Activations need additional memory and may not fit"
+        ):
             check_memory(config, processes(), machine.with_free(free))
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -16,7 +16,7 @@ from fiber.training.optim import (
     is_decayed,
     kind_of,
     lr_factor,
-    place_of,
+    part_of,
     set_learning_rate,
 )
 
@@ -36,29 +36,29 @@ def test_every_trainable_parameter_is_in_exactly_one_group(model):
     assert set(grouped) == {id(p) for p in model.parameters() if p.requires_grad}
 
 
-def test_unknown_parameter_has_no_place():
-    with pytest.raises(ValueError, match=r"'new_head\.weight' has no place"):
-        place_of("new_head.weight")
+def test_unknown_parameter_is_refused():
+    with pytest.raises(ValueError, match=r"'new_head\.weight' is not in"):
+        part_of("new_head.weight")
 
 
 @pytest.mark.parametrize(
-    ("name", "place"),
+    ("name", "part"),
     [
-        ("backbone.image.stages.0.blocks.0.mlp.0.weight", "tower"),
-        ("backbone.text.embeddings.word.weight", "tower"),
+        ("backbone.image.stages.0.blocks.0.mlp.0.weight", "encoder"),
+        ("backbone.text.embeddings.word.weight", "encoder"),
         ("backbone.fusion.0.image_to_text.query.weight", "cross_modal"),
         ("backbone.fusion.0.text_to_image.gate", "cross_modal"),
         ("text_pooler.linear.weight", "cross_modal"),
         ("caption_projections.0.weight", "cross_modal"),
         ("language_head.decoder.weight", "head"),
         ("vqa_head.hidden.weight", "head"),
-        ("temperature", "tower"),
-        ("itc_image_norm.weight", "tower"),
+        ("temperature", "encoder"),
+        ("itc_image_norm.weight", "encoder"),
         ("tower.blocks.0.offset.weight", "head"),
     ],
 )
-def test_places(name, place):
-    assert place_of(name) == place
+def test_parts(name, part):
+    assert part_of(name) == part
 
 
 def test_no_bias_norm_or_gate_is_decayed_by_default(model):
@@ -250,5 +250,5 @@ def test_patterns_that_freeze_nothing_are_named():
         freeze(model, ("backbone.text", "backbone.image.stage.0"))
     with pytest.raises(ValueError, match=r"called 'stages.1'"):
         freeze(model, ("stages.1",))
-    with pytest.raises(ValueError, match=r"optim.frozen: \* leave no parameter to train"):
+    with pytest.raises(ValueError, match=r"optim.frozen: \* freezes every parameter"):
         freeze(model, ("*",))

@@ -158,7 +158,7 @@ def test_a_run_counts_its_passes(pictures, tmp_path):
         ({"train__checkpoint_every": 0}, r"set validation.task.*train.checkpoint_every"),
         (
             {"optim__schedule": "linear", "validation__task": None, "validation__stop_after": 3},
-            "validation.stop_after goes by what is measured",
+            "validation.stop_after needs validation",
         ),
         ({"optim__plateau_patience": -1}, r"optim.plateau_patience.*0"),
         ({"validation__stop_after": -1}, r"validation.stop_after.*0"),
@@ -171,5 +171,5 @@ def test_wrong_settings_are_named(changes, message):
 
 
 def test_passes_of_several_tasks_are_not_counted():
-    with pytest.raises(ValueError, match="count passes over the records of one task; the run has"):
+    with pytest.raises(ValueError, match="exactly one task; it has"):
         micro_runs.coarse_config(train__epochs=1.0)

@@ -40,7 +40,7 @@ def test_opened_folder_knows_its_run(tmp_path, words):
     assert stored is not None and stored.answers == ("yes", "no")
     assert stored.tokenizer.encode("a red square") == words.tokenizer.encode("a red square")
     folder.check(config, resume=True)
-    with pytest.raises(FileExistsError, match=r"holds a run already.*no step was saved: delete"):
+    with pytest.raises(FileExistsError, match=r"already contains a run.*no checkpoint: delete"):
         folder.check(config, resume=False)
     with pytest.raises(ValueError, match=r"train\.seed: 5.*6"):
         folder.check(replace_fields(config, {"train.seed": 6}), resume=True)
@@ -48,7 +48,7 @@ def test_opened_folder_knows_its_run(tmp_path, words):
 
 def test_model_that_was_saved_alone_is_no_run(tmp_path):
     save_model(build_model(preset("micro")), tmp_path)
-    with pytest.raises(ValueError, match="holds a model, not a run"):
+    with pytest.raises(ValueError, match="contains a model, not a run"):
         RunFolder(path=tmp_path).check(fine_config(), resume=True)
 
 

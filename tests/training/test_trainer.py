@@ -275,7 +275,7 @@ def test_a_finished_run_says_that_nothing_was_trained(pictures, tmp_path, capsys
     options = {"tokenizer": pictures / "tokenizer.json", "device": "cpu", "threads": 1}
     records = micro_runs.all_records(pictures)["grounding"]
     train(fine_config(), data=records, output=tmp_path / "r", resume=True, **options)
-    said = f"{tmp_path / 'r'}: the run is finished already; nothing was trained\n"
+    said = f"{tmp_path / 'r'}: the run is already finished; nothing was trained\n"
     assert capsys.readouterr().err == said
     train(fine_config(), data=records, output=tmp_path / "r", resume=True, quiet=True, **options)
     assert capsys.readouterr().err == ""
@@ -289,7 +289,7 @@ def test_resume_under_another_config_lists_the_fields(pictures, tmp_path):
 
 def test_second_run_needs_resume_or_another_folder(pictures, tmp_path):
     run(fine_config(), pictures, tmp_path / "r")
-    with pytest.raises(FileExistsError, match="holds a run already"):
+    with pytest.raises(FileExistsError, match="already contains a run"):
         run(fine_config(), pictures, tmp_path / "r")
 
 
@@ -380,7 +380,7 @@ def test_accumulated_passes_make_the_step_of_one_batch(pictures, tmp_path):
 
 def test_single_set_of_records_serves_one_task_only(pictures, tmp_path):
     records = micro_runs.all_records(pictures)["question"]
-    with pytest.raises(ValueError, match="give a dict with records for each"):
+    with pytest.raises(ValueError, match="expected a dict of records by task"):
         train(coarse_config(), data=records, output=tmp_path / "r")
 
 

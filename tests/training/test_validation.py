@@ -237,7 +237,7 @@ def test_a_file_without_splits_holds_nothing_out_and_says_so(pictures, tmp_path,
     finished = train_on(own_lines(pictures), tmp_path / "r", quiet=False)
     assert not any("validation" in line for line in finished.metrics)
     said = capsys.readouterr().err
-    assert "the data have no splits to hold out; the last step becomes the model" in said
+    assert "the data has no splits to hold out; the last step becomes the model" in said
     assert "--validation FILE" in said
 
 

@@ -8,9 +8,10 @@ becomes an `Inert` value. Memory and time are linear in the bytes of the pickle.
 
 from __future__ import annotations
 
+import mmap
 import pickletools
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
-from typing import Any, BinaryIO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 #: Most operations in one pickle. A state dict takes about 40 per tensor.
 MAX_OPERATIONS = 1_000_000
@@ -95,7 +96,7 @@ class Pickle(NamedTuple):
     storages: dict[str, StorageRecord]
 
 
-def read_pickle(file: BinaryIO) -> Pickle:
+def read_pickle(file: IO[bytes] | mmap.mmap) -> Pickle:
     """Read one pickle from the position of a file, and leave the position at its end.
 
     Raises:

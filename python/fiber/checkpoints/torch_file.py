@@ -281,7 +281,8 @@ def _make_tensors(file: _TorchFile, records: Mapping[str, TensorRecord]) -> dict
                 f" and offset {offset}, but {stored_bytes} bytes of {dtype} are stored"
             )
         if storage.key not in storages:
-            storages[storage.key] = mapped[first : first + storage_bytes]
+            part: Any = mapped[first : first + storage_bytes]  # the stub says it is a number
+            storages[storage.key] = part
         tensor = torch.empty(0, dtype=dtype)
         state[name] = tensor.set_(storages[storage.key], offset, shape, stride)
     return state

@@ -1,15 +1,15 @@
-"""Chance and blind baselines for every metric except those of boxes (see `box_baselines`).
+"""Chance and blind baselines of all metrics except those of boxes (see `box_baselines`).
 
-`*_chance` functions know only the form of the question and compute expected values, without
-sampling. `*_blind` functions predict without the image, from counts on the training split. Both
-return the keys of the metric itself, so that a table can compare model, chance and blind.
+`*_chance` functions compute the expected value of random guessing, without sampling. `*_blind`
+functions predict without the image, from statistics of the training split. Both return the metric's
+own keys, for tables of model, chance and blind.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from operator import itemgetter
 from typing import TypeVar
 
@@ -19,40 +19,42 @@ from numpy.typing import ArrayLike
 from fiber.metrics.captions import caption_scores
 from fiber.metrics.language import IGNORED, masked_word_accuracy, statement_accuracy
 from fiber.metrics.matching import matching_accuracy, mean
-from fiber.metrics.retrieval import check_owners
 from fiber.metrics.vqa import soft_accuracy
 
 AnswerT = TypeVar("AnswerT", bound=Hashable)
 
 
 def hit_chance(candidates: int, right: int, k: int) -> float:
-    """Probability that k candidates, drawn without replacement, include a right one."""
+    """Probability that k candidates drawn without replacement include a right one."""
     if k >= candidates:
         return float(right > 0)
     return 1.0 - math.comb(candidates - right, k) / math.comb(candidates, k)
 
 
 def retrieval_chance(
-    text_image_index: ArrayLike, pictures: int, ks: Sequence[int] = (1, 5, 10)
+    text_image_index: ArrayLike, num_images: int, ks: Sequence[int] = (1, 5, 10)
 ) -> dict[str, float]:
-    """Expected `retrieval.recall_at_k` of candidates in random order.
+    """Expected `retrieval.recall_of_ranks` of candidates in random order.
 
-    Args:
-        text_image_index: (T,) image index of each text.
-        pictures: number of images.
-        ks: cutoffs of the ranking.
+    `text_image_index` has the (T,) image index of each text.
+
+    Raises:
+        ValueError: if an index is out of range.
     """
     owners = np.asarray(text_image_index, dtype=np.int64)
-    check_owners(owners, (pictures, len(owners)))
-    of_picture = np.bincount(owners, minlength=pictures)
-    # Images with equally many texts have the same chance.
-    kinds = Counter(of_picture[of_picture > 0].tolist())
+    if owners.size and not 0 <= owners.min() <= owners.max() < num_images:
+        raise ValueError(
+            f"text_image_index must be in [0, {num_images}), got {owners.min()} to {owners.max()}"
+        )
+    texts_per_image = np.bincount(owners, minlength=num_images)
+    # Images with the same number of texts have the same chance.
+    kinds = Counter(texts_per_image[texts_per_image > 0].tolist())
     total, results = sum(kinds.values()), {}
     for k in ks:
         found = sum(n * hit_chance(len(owners), texts, k) for texts, n in kinds.items())
         results[f"image_to_text_recall_at_{k}"] = found / total if total else math.nan
     for k in ks:
-        found = hit_chance(pictures, 1, k) if len(owners) else math.nan
+        found = hit_chance(num_images, 1, k) if len(owners) else math.nan
         results[f"text_to_image_recall_at_{k}"] = found
     return results
 
@@ -63,29 +65,19 @@ def matching_chance() -> dict[str, float]:
 
 
 def matching_blind(training_labels: ArrayLike, labels: ArrayLike) -> dict[str, float]:
-    """`matching.matching_accuracy` of the more frequent label of the training split.
+    """`matching.matching_accuracy` of the training split's most frequent label.
 
-    Args:
-        training_labels: (m,) 1 for a matching training pair, else 0.
-        labels: (n,) the same for the evaluated pairs.
+    Labels of (m,) training and (n,) evaluated pairs are 1 for a match, else 0.
     """
     match = mean(np.asarray(training_labels, dtype=np.float64)) > 0.5
     labels = np.asarray(labels)
     return matching_accuracy(np.full(labels.shape, float(match)), labels)
 
 
-def swapped_chance() -> dict[str, float]:
-    """Expected `matching.swapped_accuracy` of random scores: 4 of 24 orders are right both ways.
-
-    Source: Winoground (Thrush et al. 2022).
-    """
-    return {"text": 0.25, "image": 0.25, "group": 1 / 6}
-
-
 def statement_chance(sentences: Sequence[Hashable]) -> dict[str, float]:
     """Expected `language.statement_accuracy` of random guessing.
 
-    A sentence that occurs n times is always right with probability 2 ** -n.
+    All n statements of a sentence are right with probability 2 ** -n.
     """
     times = Counter(sentences).values()
     return {
@@ -100,13 +92,9 @@ def statement_blind(
     sentences: Sequence[str],
     truths: ArrayLike,
 ) -> dict[str, float]:
-    """`language.statement_accuracy` of the more frequent truth of each sentence in training.
+    """`language.statement_accuracy` of each sentence's most frequent truth value in training.
 
-    Args:
-        training_sentences: (m,) statements of the training split.
-        training_truths: (m,) whether each is true.
-        sentences: (n,) evaluated statements; equal strings are the same statement.
-        truths: (n,) whether each is true.
+    Equal strings are the same statement; there are m in training and n to evaluate.
     """
     answers = np.asarray(training_truths).astype(bool).tolist()
     guess = most_frequent(zip(training_sentences, ({a: 1.0} for a in answers), strict=True))
@@ -116,12 +104,7 @@ def statement_blind(
 def vqa_chance(
     vocabulary: Sequence[str], scores: Sequence[Mapping[str, float]]
 ) -> dict[str, float]:
-    """Expected `vqa.soft_accuracy` of a random answer from the vocabulary.
-
-    Args:
-        vocabulary: answers that the model chooses from.
-        scores: score by answer for each question.
-    """
+    """Expected `vqa.soft_accuracy` of a random answer from the model's vocabulary."""
     known = set(vocabulary)
     totals = [sum(s for a, s in question.items() if a in known) for question in scores]
     return {"accuracy": mean(np.array(totals) / max(1, len(known)))}
@@ -135,15 +118,10 @@ def vqa_blind(
     *,
     per_question: bool = True,
 ) -> dict[str, float]:
-    """`vqa.soft_accuracy` of the answer with the highest total score on the training split.
+    """`vqa.soft_accuracy` of the answer with the highest total score in training.
 
-    Args:
-        training_questions: (m,) questions of the training split.
-        training_scores: score by answer for each of them.
-        questions: (n,) evaluated questions.
-        scores: score by answer for each of them.
-        per_question: whether to count per question string, and over all questions for new strings;
-            otherwise over all questions only.
+    Scores are by answer. With `per_question`, they are summed per question string (new strings use
+    all questions), otherwise over all questions.
     """
     seen = training_questions if per_question else [""] * len(training_questions)
     guess = most_frequent(zip(seen, training_scores, strict=True))
@@ -161,14 +139,10 @@ def caption_blind(
 def most_frequent(
     counts: Iterable[tuple[Hashable, Mapping[AnswerT, float]]],
 ) -> Callable[[Hashable, AnswerT], AnswerT]:
-    """Find the answer with the largest total weight for each key, and over all keys.
+    """Find the answer with the largest total weight per key and over all keys.
 
-    Args:
-        counts: pairs of a key and its weight by answer; keys may repeat.
-
-    Returns:
-        Function of a key and a default. It returns the key's answer, or the overall one for a new
-        key, or the default if nothing was counted; ties take the first by name.
+    Returns a function of a key and a default: the key's answer, or the overall one for a new key,
+    or the default without any counts. Ties are broken by name.
     """
     by_key: dict[Hashable, dict[AnswerT, float]] = {}
     overall: dict[AnswerT, float] = {}
@@ -191,14 +165,16 @@ def masked_word_chance(vocabulary_size: int) -> dict[str, float]:
     return {"accuracy": 1.0 / vocabulary_size}
 
 
-#: Neighborhoods of `masked_word_blind` as token offsets, widest first.
-NEIGHBOURHOODS = ((-2, -1, 1, 2), (-2, -1, 1), (-1, 1, 2), (-1, 1), (-1,), (1,), ())
-#: Largest offset.
-_REACH = 2
-#: Selects each neighborhood from a token's window, which begins `_REACH` tokens before it.
-_TAKE: tuple[Callable[[Sequence[int]], Hashable], ...] = tuple(
-    itemgetter(*(offset + _REACH for offset in offsets)) if offsets else lambda window: ()
-    for offsets in NEIGHBOURHOODS
+#: Select the neighbors of a token from its window of five tokens: neighborhoods with the offsets
+#: -2, -1, 1 and 2, widest first.
+_NEIGHBORHOODS: tuple[Callable[[Sequence[int]], Hashable], ...] = (
+    itemgetter(0, 1, 3, 4),
+    itemgetter(0, 1, 3),
+    itemgetter(1, 3, 4),
+    itemgetter(1, 3),
+    itemgetter(1),
+    itemgetter(3),
+    lambda window: (),
 )
 
 
@@ -209,57 +185,44 @@ def masked_word_blind(
     labels: ArrayLike,
     mask_id: int,
 ) -> dict[str, float]:
-    """`language.masked_word_accuracy` of the most frequent token between the same neighbors.
+    """`language.masked_word_accuracy` of the most frequent training token between the neighbors.
 
-    Tokens are counted in training texts. The widest neighborhood seen there decides; one with a
-    masked neighbor never was. A picked token that is not masked is predicted as it is if it was
-    seen between these neighbors, since one picked token in ten is left unchanged and one in ten is
-    random.
+    The widest neighborhood that occurs in training is used; one with a masked neighbor never
+    occurs. A picked token that is not masked is predicted unchanged if it occurs between these
+    neighbors, since one in ten picked tokens is unchanged and one in ten is random.
 
-    Args:
-        training_texts: token ids of each training text, <s> and </s> included.
-        masked_ids: (n, L) input ids of the model.
-        text_mask: (n, L) True = real token.
-        labels: (n, L) the original id of a picked token, else -100.
-        mask_id: id of <mask>.
+    All texts include <s> and </s>. `masked_ids` are the model's (n, L) input ids, `labels` the
+    (n, L) original ids of picked tokens, else -100.
     """
     masked_ids, labels = np.asarray(masked_ids), np.asarray(labels)
     lengths = np.asarray(text_mask).astype(bool).sum(-1)
     texts = [row[:n].tolist() for row, n in zip(masked_ids, lengths, strict=True)]
+    neighbors = [list(_neighbors(text)) for text in texts]
     picked = np.argwhere(labels != IGNORED).tolist()
-    # Count only the needed neighborhoods: there may be many training texts.
-    windows = [_windows(text) for text in texts]
-    counts: list[dict[Hashable, Counter]] = [
-        {take(windows[row][position]): Counter() for row, position in picked} for take in _TAKE
-    ]
+    # Count only the needed neighborhoods, since there may be many training texts.
+    counts: list[dict[Hashable, Counter[int]]] = [{} for _ in _NEIGHBORHOODS]
+    for row, position in picked:
+        for seen, key in zip(counts, neighbors[row][position], strict=True):
+            seen[key] = Counter()
     for text in training_texts:
-        for token, window in zip(text, _windows(text), strict=True):
-            for take, counted in zip(_TAKE, counts, strict=True):
-                seen = counted.get(take(window))
-                if seen is not None:
-                    seen[token] += 1
+        for token, keys in zip(text, _neighbors(text), strict=True):
+            for seen, key in zip(counts, keys, strict=True):
+                if key in seen:
+                    seen[key][token] += 1
     predicted = np.full(labels.shape, IGNORED)
     for row, position in picked:
-        seen = [
-            counted[take(windows[row][position])]
-            for take, counted in zip(_TAKE, counts, strict=True)
-        ]
-        predicted[row, position] = _guess_word(seen, texts[row][position], mask_id)
+        shown = texts[row][position]
+        found = (seen[key] for seen, key in zip(counts, neighbors[row][position], strict=True))
+        tokens = next(filter(None, found), Counter({mask_id: 1}))
+        if shown == mask_id or shown not in tokens:
+            shown = min(tokens, key=lambda token: (-tokens[token], token))
+        predicted[row, position] = shown
     return masked_word_accuracy(predicted, labels)
 
 
-def _windows(text: Sequence[int]) -> list[list[int]]:
-    """Each token with `_REACH` neighbors on both sides, -1 outside the text."""
-    padded = [*[-1] * _REACH, *text, *[-1] * _REACH]
-    return [padded[at : at + 2 * _REACH + 1] for at in range(len(text))]
-
-
-def _guess_word(counts: Sequence[Counter], shown: int, mask_id: int) -> int:
-    """Predict from the first neighborhood that was seen in training."""
-    for seen in counts:
-        if not seen:
-            continue
-        if shown != mask_id and shown in seen:
-            return shown
-        return min(seen, key=lambda token: (-seen[token], token))
-    return mask_id
+def _neighbors(text: Sequence[int]) -> Iterator[list[Hashable]]:
+    """Yield each token's neighbors in all `_NEIGHBORHOODS`; -1 is outside the text."""
+    padded = [-1, -1, *text, -1, -1]
+    for at in range(len(text)):
+        window = padded[at : at + 5]
+        yield [select(window) for select in _NEIGHBORHOODS]

@@ -1,11 +1,11 @@
 """Chance and blind baselines of box metrics.
 
 `*_chance` functions choose at random among the boxes of all objects of an image. `*_blind`
-functions predict the most frequent training boxes without the image. Both return the keys of the
-metric itself.
+functions predict the most frequent training boxes without the image. Both return the metric's own
+keys.
 
-Blind boxes are in units of the image's sides, [0, 1], so that images of any size are counted
-together; IoU and GIoU are the same in these units as in pixels.
+Blind boxes are relative to the image size, in [0, 1], which makes images of all sizes comparable
+and does not change IoU and GIoU.
 """
 
 from __future__ import annotations
@@ -22,42 +22,41 @@ from fiber.metrics.detection import SIZES, ScoredBoxes, TrueBoxes, average_preci
 from fiber.metrics.grounding import FOUND_AT, merged, phrase_recall, referring_accuracy
 from fiber.metrics.matching import mean
 
-#: Training boxes sampled as candidates, and to score them; more change little.
+#: Training boxes sampled as candidates, and for scoring the candidates; more change little.
 CANDIDATES, TRIED = 256, 2048
+#: Minimum training boxes of a text for its own boxes to be reliable.
+RELIABLE = 8
+#: Samples averaged by `detection_chance`.
+DRAWS = 5
 
 
 class FrequentBoxes(NamedTuple):
     """Boxes that together match as many training boxes as possible."""
 
-    #: (k, 4) in the order of choice, best first.
+    #: (k, 4), best first.
     boxes_xyxy: NDArray[np.float64]
     #: (k,) fraction of the training boxes that each matches with IoU >= 0.5.
     shares: NDArray[np.float64]
 
 
 def frequent_boxes(boxes_unit: ArrayLike, k: int = 1, *, seed: int = 0) -> FrequentBoxes:
-    """Choose k boxes greedily to match the most training boxes at IoU 0.5.
+    """Choose k boxes greedily, each to match the most unmatched (n, 4) training boxes at IoU 0.5.
 
-    Each next box matches the most training boxes that are not matched yet.
-
-    Args:
-        boxes_unit: (n, 4) training boxes.
-        k: number of boxes; fewer are returned once every box is matched.
-        seed: of the sample of training boxes that is used for large n.
+    Returns fewer if all training boxes are matched. Samples training boxes if n is large.
     """
     boxes = as_boxes(boxes_unit)
     order = np.random.default_rng(seed).permutation(len(boxes))
     candidates, tried = boxes[order[:CANDIDATES]], boxes[order[:TRIED]]
-    met = pairwise_iou(candidates, tried) >= FOUND_AT
-    left, chosen = np.ones(len(tried), bool), []
-    while len(chosen) < k and left.any() and len(candidates):
-        gains = (met & left).sum(1)
+    matches = pairwise_iou(candidates, tried) >= FOUND_AT
+    unmatched, chosen = np.ones(len(tried), bool), []
+    while len(chosen) < k and len(candidates):
+        gains = (matches & unmatched).sum(1)
         best = int(np.argmax(gains))
         if gains[best] == 0:
             break
         chosen.append(best)
-        left &= ~met[best]
-    return FrequentBoxes(candidates[chosen], met[chosen].mean(1) if chosen else np.zeros(0))
+        unmatched &= ~matches[best]
+    return FrequentBoxes(candidates[chosen], matches[chosen].mean(1) if chosen else np.zeros(0))
 
 
 def referring_chance(
@@ -65,17 +64,13 @@ def referring_chance(
 ) -> dict[str, float]:
     """Expected `grounding.referring_accuracy` of the image's objects in random order.
 
-    Args:
-        object_boxes: for each of n expressions, (m, 4) boxes of all objects of its image.
-        truths: (n, 4) ground-truth boxes.
-        ks: cutoffs of the ranking.
+    `object_boxes` has the (m, 4) boxes of all objects in the image of each of n expressions.
     """
-    truths = as_boxes(truths)
-    counts = []
-    for boxes, truth in zip(object_boxes, truths, strict=True):
+    hits = []
+    for boxes, truth in zip(object_boxes, as_boxes(truths), strict=True):
         iou, giou = pairwise_iou(boxes, truth[None]), pairwise_giou(boxes, truth[None])
-        counts.append((len(iou), int((iou >= FOUND_AT).sum()), int((giou >= FOUND_AT).sum())))
-    return _expected({"accuracy": 1, "giou_accuracy": 2}, counts, ks)
+        hits.append((iou[:, 0] >= FOUND_AT, giou[:, 0] >= FOUND_AT))
+    return _expected(("accuracy", "giou_accuracy"), hits, ks)
 
 
 def phrase_chance(
@@ -85,30 +80,27 @@ def phrase_chance(
 ) -> dict[str, float]:
     """Expected `grounding.phrase_recall` of the image's objects in random order.
 
-    Args:
-        object_boxes: for each of n phrases, (m, 4) boxes of all objects of its image.
-        truths: for each phrase (g, 4) boxes, at least one.
-        ks: cutoffs of the ranking.
+    As `referring_chance`, but `truths` has (g, 4) boxes per phrase, at least one.
     """
-    counts = []
-    for boxes, own in zip(object_boxes, truths, strict=True):
-        own = as_boxes(own)
-        any_hits = (pairwise_iou(boxes, own) >= FOUND_AT).any(1)
-        merged_hits = (pairwise_iou(boxes, merged(own)) >= FOUND_AT).any(1)
-        counts.append((len(as_boxes(boxes)), int(any_hits.sum()), int(merged_hits.sum())))
-    results = _expected({"any_recall": 1, "merged_recall": 2}, counts, ks)
-    for name, column in (("any", 1), ("merged", 2)):
-        results[f"{name}_upper_bound"] = mean(np.array([c[column] > 0 for c in counts]))
+    hits = []
+    for boxes, own in zip(object_boxes, map(as_boxes, truths), strict=True):
+        overlaps = pairwise_iou(boxes, own), pairwise_iou(boxes, merged(own))
+        hits.append(tuple((overlap >= FOUND_AT).any(1) for overlap in overlaps))
+    results = _expected(("any_recall", "merged_recall"), hits, ks)
+    for column, name in enumerate(("any", "merged")):
+        results[f"{name}_upper_bound"] = mean(np.array([hit[column].any() for hit in hits]))
     return results
 
 
 def _expected(
-    columns: dict[str, int], counts: Sequence[tuple[int, ...]], ks: Sequence[int]
+    names: Sequence[str], hits: Sequence[Sequence[NDArray[np.bool_]]], ks: Sequence[int]
 ) -> dict[str, float]:
-    """Mean chance of a hit among k; counts are (objects, right by the first metric, ...)."""
+    """Mean chance of a hit among k objects, from the (m,) hits of each sample and metric."""
     return {
-        f"{name}_at_{k}": mean(np.array([hit_chance(c[0], c[column], k) for c in counts]))
-        for name, column in columns.items()
+        f"{name}_at_{k}": mean(
+            np.array([hit_chance(len(hit[column]), int(hit[column].sum()), k) for hit in hits])
+        )
+        for column, name in enumerate(names)
         for k in ks
     }
 
@@ -122,16 +114,9 @@ def referring_blind(
     *,
     per_text: bool = True,
 ) -> dict[str, float]:
-    """`grounding.referring_accuracy` of the most frequent boxes of the training split.
+    """`grounding.referring_accuracy` of the most frequent training boxes; see `guess_boxes`.
 
-    Args:
-        training_texts: (m,) expressions of the training split.
-        training_boxes_unit: (m, 4) box of each.
-        texts: (n,) evaluated expressions.
-        truths_unit: (n, 4) box of each.
-        ks: cutoffs of the ranking.
-        per_text: whether to count per expression string where it is frequent enough in training
-            (see `guess_boxes`); otherwise over all expressions only.
+    Boxes are (m, 4) in training and (n, 4) in evaluation, one per expression.
     """
     pairs = zip(training_texts, as_boxes(training_boxes_unit)[:, None], strict=True)
     guesses = guess_boxes(pairs, texts, max(ks), per_text=per_text)
@@ -147,15 +132,9 @@ def phrase_blind(
     *,
     per_text: bool = True,
 ) -> dict[str, float]:
-    """`grounding.phrase_recall` of the most frequent boxes of the training split.
+    """`grounding.phrase_recall` of the max(ks) most frequent training boxes; see `guess_boxes`.
 
-    Args:
-        training_phrases: (m,) phrases of the training split.
-        training_boxes_unit: (g, 4) boxes of each.
-        phrases: (n,) evaluated phrases.
-        truths_unit: (g, 4) boxes of each.
-        ks: cutoffs of the ranking; the largest is the number of predictions.
-        per_text: as in `referring_blind`.
+    Boxes are (g, 4) for each phrase.
     """
     pairs = zip(training_phrases, map(as_boxes, training_boxes_unit), strict=True)
     guesses = guess_boxes(pairs, phrases, max(ks), per_text=per_text)
@@ -168,12 +147,11 @@ def guess_boxes(
     k: int,
     *,
     per_text: bool = True,
-    least: int = 8,
 ) -> list[NDArray[np.float64]]:
-    """Predict up to k boxes for each text from training pairs of a text and its (g, 4) boxes.
+    """Predict up to k boxes per text from training pairs of a text and its (g, 4) boxes.
 
-    A text's own training boxes come first if there are at least `least`, since fewer are
-    unreliable; then come the most frequent boxes of all texts.
+    With `per_text`, the boxes of texts with at least `RELIABLE` training boxes begin with the
+    text's own most frequent ones. All others are the most frequent boxes of all texts.
     """
     by_text: dict[str, list[NDArray[np.float64]]] = {}
     for text, boxes in training:
@@ -181,33 +159,31 @@ def guess_boxes(
     everything = [boxes for parts in by_text.values() for boxes in parts]
     overall = frequent_boxes(np.concatenate(everything) if everything else [], k).boxes_xyxy
     known: dict[str, NDArray[np.float64]] = {}
-    for text in set(texts) if per_text else ():
-        own = np.concatenate(by_text[text]) if text in by_text else np.zeros((0, 4))
-        if len(own) >= least:
+    for text in by_text.keys() & set(texts) if per_text else ():
+        own = np.concatenate(by_text[text])
+        if len(own) >= RELIABLE:
             first = frequent_boxes(own, k).boxes_xyxy
             known[text] = np.concatenate([first, overall])[:k]
     return [known.get(text, overall) for text in texts]
 
 
-def detection_chance(
-    truths: Sequence[TrueBoxes], *, seed: int = 0, repeats: int = 5
-) -> dict[str, float]:
+def detection_chance(truths: Sequence[TrueBoxes], *, seed: int = 0) -> dict[str, float]:
     """`detection.average_precision` of the true boxes with random classes and scores.
 
-    Metrics of object sizes without true boxes are omitted. This is the only sampled baseline here:
-    it averages `repeats` draws.
+    Mean over `DRAWS` samples; all other chance baselines are exact. Metrics of object sizes without
+    true boxes are dropped.
     """
     random = np.random.default_rng(seed)
     classes = sorted({label for true in truths for label in true.labels}, key=str)
-    totals: list[dict[str, float]] = []
-    for _ in range(repeats):
+    draws: list[dict[str, float]] = []
+    for _ in range(DRAWS):
         detections = []
         for true in truths:
             count = len(true.labels)
             labels = [classes[i] for i in random.integers(0, max(1, len(classes)), count)]
             detections.append(ScoredBoxes(true.boxes_xyxy, random.random(count), labels))
-        totals.append(average_precision(detections, truths))
-    means = {key: mean(np.array([total[key] for total in totals])) for key in totals[0]}
+        draws.append(average_precision(detections, truths))
+    means = {key: mean(np.array([draw[key] for draw in draws])) for key in draws[0]}
     return {key: value for key, value in means.items() if value == value or not key.endswith(SIZES)}
 
 
@@ -216,8 +192,8 @@ def detection_blind(
 ) -> dict[str, float]:
     """`detection.average_precision` of each class's k most frequent boxes in every image.
 
-    A box's score is the fraction of the class's training boxes that it matches. Metrics of object
-    sizes are omitted.
+    A box's score is the fraction of its class's training boxes that it matches. Metrics of object
+    sizes are dropped, since relative areas do not determine areas in pixels.
     """
     by_class: dict[Hashable, list[NDArray[np.float64]]] = {}
     for true in training_truths_unit:
@@ -230,6 +206,5 @@ def detection_blind(
         scores.append(found.shares)
         labels += [label] * len(found.shares)
     guess = ScoredBoxes(np.concatenate(boxes), np.concatenate(scores), labels)
-    numbers = average_precision([guess] * len(truths_unit), truths_unit)
-    # Areas in units of the image do not determine areas in pixels.
-    return {name: value for name, value in numbers.items() if not name.endswith(SIZES)}
+    metrics = average_precision([guess] * len(truths_unit), truths_unit)
+    return {name: value for name, value in metrics.items() if not name.endswith(SIZES)}

@@ -8,15 +8,14 @@ from pathlib import Path
 
 from fiber.data.prompts.classes import ClassLike, ClassName, as_class, read_classes
 
-#: List of classes, or a file of them (`read_classes`); for ODinW such lists by data set, or a
-#: folder with a file for each.
+#: Classes or their file (`read_classes`); for ODinW, classes by data set, or a folder of files.
 GivenClasses = (
     Sequence[ClassLike] | Mapping[str, Sequence[ClassLike]] | str | os.PathLike[str] | None
 )
 
 
 def listed_classes(given: GivenClasses) -> list[ClassName] | None:
-    """Read the classes of a task with one data set.
+    """Read the classes of one data set.
 
     Raises:
         FileNotFoundError: if the file is missing.
@@ -27,12 +26,12 @@ def listed_classes(given: GivenClasses) -> list[ClassName] | None:
     if isinstance(given, (str, os.PathLike)):
         return read_classes(given)
     if isinstance(given, Mapping):
-        raise TypeError("classes: got a mapping; expected one list of classes, or a file")
+        raise TypeError("classes: got a mapping; expected a list of classes or a file")
     return [as_class(entry, number) for number, entry in enumerate(given)]
 
 
 def classes_of_sets(given: GivenClasses) -> dict[str, list[ClassName]] | None:
-    """Read the classes of several data sets: {data set: classes}.
+    """Read the classes of ODinW data sets: {data set: classes}.
 
     Raises:
         FileNotFoundError: if the folder is missing or has no class files.
@@ -49,7 +48,7 @@ def classes_of_sets(given: GivenClasses) -> dict[str, list[ClassName]] | None:
         return {file.stem: read_classes(file) for file in files}
     if not isinstance(given, Mapping):
         raise TypeError(
-            f"classes: got a {type(given).__name__}; expected lists of classes by data set, or a"
-            " folder"
+            f"classes: got a {type(given).__name__}; expected a dict of class lists by data set, or"
+            " a folder"
         )
     return {name: listed_classes(own) or [] for name, own in given.items()}

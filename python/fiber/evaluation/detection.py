@@ -8,30 +8,30 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from fiber.data.prompts.classes import Prompt, class_prompts
-from fiber.data.record import Record, RecordSet
+from fiber.data.prompts.classes import class_prompts
+from fiber.data.record import Record
 from fiber.evaluation.context import EvalContext, EvalResult, entry_id
 from fiber.evaluation.grounding import label_tokens, same_sized
 from fiber.metrics.detection import ScoredBoxes, TrueBoxes, average_precision
 from fiber.metrics.lvis import BestOfClasses, FederatedTruth, fixed_average_precision
 from fiber.postprocess import FoundBoxes, detect_boxes, join_chunks
 
-#: Detections of an image that COCO's protocol keeps.
+#: Detections per image in COCO's protocol.
 COCO_DETECTIONS = 100
-#: As published for LVIS: classes of a prompt, and detections kept of a prompt in an image.
+#: As published for LVIS: classes per prompt, and detections kept per prompt and image.
 LVIS_CLASSES, LVIS_DETECTIONS = 40, 300
-# Metrics that are also reported for corners as the published code writes them.
+# Metrics that are also reported for box corners as in the published code.
 _COCO_METRICS, _LVIS_METRICS = ("ap", "ap50", "ap75"), ("ap", "apr", "apc", "apf")
 
 
 class FoundInImage(NamedTuple):
     """Detections of all prompts in one image."""
 
-    #: Index of its record.
+    #: Index of the image's record.
     place: int
-    #: For each prompt, half-open boxes in pixels of the original image.
+    #: Detections of each prompt, half-open in pixels of the original image.
     chunks: list[FoundBoxes]
-    #: (width, height), in pixels of the original image, of a pixel that the model saw.
+    #: (width, height) of a pixel of the model's input, in pixels of the original image.
     pixel: tuple[float, float]
 
 
@@ -42,85 +42,84 @@ class EncodedPrompt(NamedTuple):
     prefix: Tensor
     #: (1, L) bool.
     mask: Tensor
-    #: For each label the indices of its tokens.
+    #: Token indices of each label.
     tokens: list[list[int]]
-    #: Index of the first label in the list of all labels.
+    #: Index of the first label among all labels.
     first_label: int
-    #: Detections kept in an image.
+    #: Detections kept per image.
     max_detections: int
 
 
-def coco(context: EvalContext, records: RecordSet) -> EvalResult:
-    """Evaluate detection of all classes of the records in every image: COCO AP.
+def coco(context: EvalContext, records: list[Record]) -> EvalResult:
+    """Evaluate detection of all classes in every image: COCO AP.
 
-    Predictions are in COCO's result format with the category ids of the annotation file; records
-    without `label_ids` count their labels from 1.
+    Predictions are in COCO's result format with the annotation file's category ids; labels of
+    records without `label_ids` count from 1.
     """
-    asked = detection_records(records)
-    names = asked[0].labels
-    ids = category_ids(asked[0])
-    found: list[ScoredBoxes] = [ScoredBoxes([], [], [])] * len(asked)
-    predictions: list[list[dict[str, Any]]] = [[]] * len(asked)
+    records = detection_records(records)
+    names, ids = records[0].labels, category_ids(records[0])
+    found: list[ScoredBoxes] = [ScoredBoxes([], [], [])] * len(records)
+    predictions: list[list[dict[str, Any]]] = [[]] * len(records)
     prompts = encode_classes(context, names, classes_per_prompt=context.classes_per_prompt or 0)
     firsts = [prompt.first_label for prompt in prompts]
     published = list(found)
-    for place, chunks, (width, height) in detect(context, asked, prompts):
+    for place, chunks, (width, height) in detect(context, records, prompts):
         joined = join_chunks(chunks, firsts, max_detections=COCO_DETECTIONS)
         found[place] = own = scored_boxes(joined)
         # Published: corners include the last pixel, which is one of the original image.
         corners = own.boxes_xyxy + np.array([0, 0, 1 - width, 1 - height])
         published[place] = own._replace(boxes_xyxy=corners)
-        predictions[place] = coco_results(asked[place], joined, ids)
-    truths = [true_boxes(record) for record in asked]
-    metrics = _defined(average_precision(found, truths))
-    as_published = average_precision(published, truths)
-    metrics |= _defined({f"published_{name}": as_published[name] for name in _COCO_METRICS})
+        rows = zip(*(column.tolist() for column in joined), strict=True)
+        predictions[place] = [
+            _result(records[place], box, score, ids[label]) for box, score, label in rows
+        ]
+    truths = [true_boxes(record) for record in records]
+    metrics = _with_published(
+        average_precision(found, truths), average_precision(published, truths), _COCO_METRICS
+    )
     return EvalResult(metrics, [entry for entries in predictions for entry in entries])
 
 
-def lvis(context: EvalContext, records: RecordSet) -> EvalResult:
-    """Evaluate detection of the classes of LVIS: fixed AP.
+def lvis(context: EvalContext, records: list[Record]) -> EvalResult:
+    """Evaluate detection of LVIS classes: fixed AP.
 
-    As published, prompts have 40 classes and keep their best 300 detections in an image;
+    As published, prompts have 40 classes and keep their best 300 detections per image;
     `classes_per_prompt` changes the first, and larger prompts keep proportionally more. Predictions
     are the detections that count, in LVIS' result format.
 
     Raises:
         ValueError: for records without the classes that are absent from their images.
     """
-    asked = detection_records(records)
-    names, ids = asked[0].labels, category_ids(asked[0])
-    truths = [_federated(record) for record in asked]
+    records = detection_records(records)
+    names, ids = records[0].labels, category_ids(records[0])
+    truths = [_federated(record) for record in records]
     size = LVIS_CLASSES if context.classes_per_prompt is None else context.classes_per_prompt
     prompts = encode_classes(context, names, classes_per_prompt=size, kept=_lvis_boxes)
     firsts = [prompt.first_label for prompt in prompts]
     best = BestOfClasses(len(names))
-    pixels = np.zeros((len(asked), 2))
-    for place, chunks, pixel in detect(context, asked, prompts):
+    pixels = np.zeros((len(records), 2))
+    for place, chunks, pixel in detect(context, records, prompts):
         joined = join_chunks(chunks, firsts)
         best.add(place, *(part.cpu().numpy() for part in joined))
         pixels[place] = pixel
-    kept, groups = best.table(), asked[0].label_groups or ("",) * len(names)
-    metrics = _defined(fixed_average_precision(kept, truths, groups))
+    kept, groups = best.table(), records[0].label_groups or ("",) * len(names)
     # Published: boxes lack their last pixel on the right and at the bottom.
-    corners = kept.boxes_xyxy - np.concatenate([np.zeros((len(asked), 2)), pixels], 1)[kept.images]
-    as_published = fixed_average_precision(kept._replace(boxes_xyxy=corners), truths, groups)
-    metrics |= _defined({f"published_{name}": as_published[name] for name in _LVIS_METRICS})
+    corners = kept.boxes_xyxy - np.pad(pixels, ((0, 0), (2, 0)))[kept.images]
+    metrics = _with_published(
+        fixed_average_precision(kept, truths, groups),
+        fixed_average_precision(kept._replace(boxes_xyxy=corners), truths, groups),
+        _LVIS_METRICS,
+    )
+    columns = kept.images, kept.boxes_xyxy, kept.scores, kept.classes
     results = [
-        _result(asked[place], box, score, ids[label])
-        for place, box, score, label in zip(
-            kept.images.tolist(),
-            kept.boxes_xyxy.tolist(),
-            kept.scores.tolist(),
-            kept.classes.tolist(),
-            strict=True,
-        )
+        _result(records[place], box, score, ids[label])
+        for place, box, score, label in zip(*(c.tolist() for c in columns), strict=True)
     ]
     return EvalResult(metrics, results)
 
 
 def _lvis_boxes(classes: int) -> int:
-    """Return the detections kept of a prompt: 300, proportionally more of larger prompts."""
+    """Return the detections kept per prompt: 300, proportionally more for larger prompts."""
     return max(LVIS_DETECTIONS, LVIS_DETECTIONS * classes // LVIS_CLASSES)
 
 
@@ -128,7 +127,7 @@ def _federated(record: Record) -> FederatedTruth:
     objects = record.objects
     if objects is None or objects.absent is None:
         raise ValueError(
-            f"record {record.key!r} does not say which classes its image lacks (LVIS'"
+            f"record {record.key!r} does not list the classes absent from its image (LVIS'"
             " 'neg_category_ids'); expected an annotation file of LVIS, or task 'coco'"
         )
     return FederatedTruth(
@@ -136,25 +135,26 @@ def _federated(record: Record) -> FederatedTruth:
     )
 
 
-def _defined(metrics: dict[str, float]) -> dict[str, float]:
-    """Drop metrics that are NaN for want of ground-truth boxes, all but "ap"."""
+def _with_published(
+    own: dict[str, float], published: dict[str, float], names: Sequence[str]
+) -> dict[str, float]:
+    """Add published metrics; drop NaN, which lack ground-truth boxes, except "ap"."""
+    metrics = own | {f"published_{name}": published[name] for name in names}
     return {name: value for name, value in metrics.items() if name == "ap" or value == value}
 
 
-def detection_records(records: RecordSet) -> list[Record]:
-    """List records by image id if all ids are numbers, the order of COCO's evaluation.
+def detection_records(records: list[Record]) -> list[Record]:
+    """Sort records by image id if all ids are numbers, as in COCO's evaluation.
 
     Raises:
         ValueError: if they differ in their classes.
     """
-    asked = [records[i] for i in range(len(records))]
-    names = asked[0].labels
-    if any(record.labels != names for record in asked):
+    if any(record.labels != records[0].labels for record in records):
         raise ValueError("detection needs the same labels (class names) in every record")
-    numbers = [entry_id(record.key) for record in asked]
-    if all(isinstance(number, int) for number in numbers):
-        return [asked[i] for i in sorted(range(len(asked)), key=numbers.__getitem__)]
-    return asked
+    ids = [entry_id(record.key) for record in records]
+    if all(isinstance(number, int) for number in ids):
+        return [records[i] for i in sorted(range(len(records)), key=ids.__getitem__)]
+    return records
 
 
 def category_ids(record: Record) -> Sequence[int]:
@@ -163,7 +163,7 @@ def category_ids(record: Record) -> Sequence[int]:
 
 
 def true_boxes(record: Record) -> TrueBoxes:
-    """Return the ground-truth boxes of a record."""
+    """Return a record's ground-truth boxes."""
     objects = record.objects
     if objects is None:
         return TrueBoxes(record.boxes_xyxy, record.box_labels)
@@ -177,21 +177,8 @@ def scored_boxes(found: FoundBoxes) -> ScoredBoxes:
     )
 
 
-def coco_results(record: Record, found: FoundBoxes, ids: Sequence[int]) -> list[dict[str, Any]]:
-    """Convert detections of an image to COCO's result format.
-
-    Args:
-        record: record whose key ends in the image id.
-        found: detections.
-        ids: category id of each label.
-    """
-    rows = zip(
-        found.boxes_xyxy.tolist(), found.scores.tolist(), found.label_indices.tolist(), strict=True
-    )
-    return [_result(record, box, score, ids[label]) for box, score, label in rows]
-
-
 def _result(record: Record, box: list[float], score: float, category: int) -> dict[str, Any]:
+    """Return a detection in COCO's result format."""
     x0, y0, x1, y1 = box
     return {
         "image_id": entry_id(record.key),
@@ -208,22 +195,27 @@ def encode_classes(
     classes_per_prompt: int = 0,
     kept: Callable[[int], int] = lambda classes: COCO_DETECTIONS,
 ) -> list[EncodedPrompt]:
-    """Join class names into prompts, and run the text tower below the first fused layer.
+    """Join `context.classes`, by default `names`, into prompts, and encode their text prefixes.
 
-    Args:
-        context: model and options.
-        names: names of all classes.
-        classes_per_prompt: most classes of a prompt; 0: as many as fit the text tower.
-        kept: maps a prompt's number of classes to the detections kept in an image.
+    As many classes as fit the text encoder, or at most `classes_per_prompt`, share a prompt. `kept`
+    maps their number to the detections kept per image.
 
     Raises:
         ValueError: if `context.classes` has another number of classes, or one class alone does not
-            fit the text tower.
+            fit the text encoder.
     """
-    asked = []
-    for prompt in _prompts(context, names, classes_per_prompt):
+    classes = names if context.classes is None else context.classes
+    if len(classes) != len(names):
+        raise ValueError(
+            f"classes: got {len(classes)}; expected {len(names)}: {', '.join(names)[:200]}"
+        )
+    limit = context.network.config.max_tokens
+    encoded = []
+    for prompt in class_prompts(
+        classes, context.tokenizer, limit, max_classes=classes_per_prompt or None
+    ):
         ids, mask = context.texts([prompt.text])
-        asked.append(
+        encoded.append(
             EncodedPrompt(
                 context.network.backbone.text_prefix(ids, mask),
                 mask,
@@ -232,39 +224,18 @@ def encode_classes(
                 kept(len(prompt.labels)),
             )
         )
-    return asked
-
-
-def _prompts(context: EvalContext, names: Sequence[str], classes_per_prompt: int) -> list[Prompt]:
-    """Join `context.classes`, by default the names, into prompts."""
-    classes = names if context.classes is None else context.classes
-    if len(classes) != len(names):
-        raise ValueError(
-            f"classes: got {len(classes)}; expected {len(names)}: {', '.join(names)[:200]}"
-        )
-    return class_prompts(
-        classes,
-        context.tokenizer,
-        context.network.config.max_tokens,
-        max_classes=classes_per_prompt or None,
-    )
+    return encoded
 
 
 def detect(
-    context: EvalContext, asked: list[Record], prompts: Sequence[EncodedPrompt]
+    context: EvalContext, records: list[Record], prompts: Sequence[EncodedPrompt]
 ) -> Iterator[FoundInImage]:
-    """Run all prompts on every image; its image tower below the first fused block runs once.
+    """Yield the detections of all prompts in each image, in any order.
 
-    Args:
-        context: model and options.
-        asked: records of the images.
-        prompts: prompts of `encode_classes`.
-
-    Yields:
-        Detections of each image, in any order.
+    Each image is encoded below the first fused block only once.
     """
     network = context.detector
-    for batch, places in same_sized(context, asked):
+    for batch, places in same_sized(context, records):
         prefix = network.backbone.image_prefix(batch.images)
         count = len(batch.images)
         chunks = []

@@ -1,8 +1,4 @@
-"""`fiber.evaluate`: metrics of a model on a split, and predictions in official formats.
-
-Two switches ablate the model: `permute_images` gives every record the image of another record,
-`fusion=False` closes the gate of every cross-attention.
-"""
+"""`fiber.evaluate`: metrics of a model on a split, and predictions in official formats."""
 
 from __future__ import annotations
 
@@ -45,41 +41,41 @@ def evaluate(
 ) -> dict[str, float]:
     """Evaluate a model on a task.
 
-    Warns about texts without words or longer than the model reads, questions without an answer in
-    the model's vocabulary (they count 0), records without answers (predictions, no metrics), and
-    evaluation on the data and split that the model was trained on.
+    Warns about texts without words, truncated texts, questions without an answer in the model's
+    vocabulary (they score 0), records without answers (predictions, no metrics), and evaluation on
+    the training split.
 
     Args:
         model: a model, or what `load` takes.
         task: "retrieval", "matching", "masked_words", "caption", "vqa", "nlvr2", "winoground",
             "refcoco", "flickr", "coco", "lvis" or "odinw".
         data: a data folder, an annotation file that `fiber.data.open_source` reads, or records.
-        split: of the folder or file; "+" joins several.
-        output: file for the predictions, in the task's official format; for "odinw" a folder.
-        permute_images: give every record another record's image, to see what texts alone reach.
-        fusion: False switches the cross-attentions off.
-        rerank: of "retrieval", as in `Model.search`: re-rank the best candidates by ITC with ITM.
-            Default: if the model has both heads. With one head, that one ranks, ITM every pair; a
-            warning says so, unless ITC alone ranks and re-ranking was not asked for.
-        candidates: of "retrieval": candidates of each query to re-rank, 1 or more, default 32; as
-            many as there are, or more, match every pair.
-        classes_per_prompt: of detection tasks: most classes of a prompt; 0: as many as fit.
-            Default: 40 for "lvis", as published, else as many as fit.
-        classes: of detection tasks: prompt text of each class, by their ids: a list as
-            `Model.detect` takes it, or a file of `--classes-file`; for "odinw" such lists by data
-            set, or a folder with NAME.json for each.
-        batch_size: records of a batch; fewer need less memory.
-        threads: of the image loader; 0 uses every core.
+        split: split of the folder or file; "+" joins splits.
+        output: file for the predictions, in the task's official format; a folder for "odinw".
+        permute_images: ablation: give every record another record's image.
+        fusion: ablation: False sets the gates of all cross-attentions to 0.
+        rerank: for "retrieval", as in `Model.search`: re-rank the best ITC candidates with ITM.
+            Default: if the model has both heads. A model with one head ranks with it alone (ITM
+            scores every pair) and warns, unless it is ITC and re-ranking was not requested.
+        candidates: for "retrieval": candidates per query to re-rank, 1 or more, default 32; the
+            number of candidates, or more, scores every pair.
+        classes_per_prompt: for detection tasks: maximum classes per prompt; 0: as many as fit.
+            Default: 40 for "lvis", as published, else 0.
+        classes: for detection tasks: prompt text of each class, in the order of class ids: a list
+            as in `Model.detect`, or a file as for `--classes-file`; for "odinw" lists by data set,
+            or a folder with NAME.json for each.
+        batch_size: records per batch.
+        threads: data loader threads; 0 uses all cores.
 
     Returns:
-        Metrics by name, fractions in [0, 1] but for `cider_d` (up to 10); of a group of records as
-        "group/metric", after re-ranking as "reranked/metric".
+        Metrics by name, fractions in [0, 1] except `cider_d` (up to 10); "group/metric" for groups
+        of records, "reranked/metric" after re-ranking.
 
     Raises:
         MissingHeadError: if the model has no head for the task.
         TypeError: if `rerank` is neither bool nor None.
-        ValueError: for an unknown task, records without what it needs, or `candidates` of another
-            task than "retrieval".
+        ValueError: for an unknown task, records without required fields, or `candidates` for
+            another task than "retrieval".
         OSError: if `output` cannot be written.
     """
     if output is not None and task != "odinw":
@@ -108,14 +104,14 @@ def evaluate(
 def _check_heads(
     config: FiberConfig, task: str, rerank: bool | None, candidates: int | None
 ) -> int:
-    """Check the heads that a task needs and return the number of candidates to re-rank."""
+    """Check a task's required heads; return the number of candidates to re-rank."""
     # ODinW is the task "coco" on several data sets.
     head = needed_head("coco" if task == "odinw" else task, config.heads)
     need_head(config, head, f"task {task!r}")
     if task != "retrieval":
         if candidates is not None:
             raise ValueError(
-                f"candidates is {candidates}, but task {task!r} ranks nothing; expected None"
+                f"candidates is {candidates}, but task {task!r} has no ranking; expected None"
             )
         return 0
     ranking = choose_ranking_heads(config, rerank, candidates, f"task {task!r}", stacklevel=4)
@@ -130,12 +126,12 @@ def _warn_about_data(
     split: str,
     records: RecordSet,
 ) -> None:
-    """Warn about data that the model was trained on, and texts that it does not read whole."""
+    """Warn about evaluation on training data, and about truncated texts."""
     head, reader, _ = find_task(task)
     lines = []
     if isinstance(data, (str, os.PathLike)):
         lines.append(seen_before(model.trained_on, reader.__name__, data, split))
-    # No model reads the reference captions, and the reader reports prompts that do not fit.
+    # Reference captions are not model inputs, and the reader reports prompts that do not fit.
     if head not in ("caption", "grounding"):
         max_tokens = context.network.config.max_tokens
         lines += text_warnings(records, context.tokenizer, max_tokens)

@@ -1,16 +1,16 @@
 """Evaluation of grounding: boxes of referring expressions and phrases.
 
-One forward pass gives two sets of metrics. Ours: every phrase gets its own best boxes, whatever the
-others score, and boxes are half-open. As published ("published_..."): the detections of all phrases
-of a text compete for 100 places, and boxes are compared as the published code writes them, without
-their last pixel on the right and at the bottom; expressions use GIoU in place of IoU.
+One forward pass gives two sets of metrics. Ours keep the best boxes of every phrase, and boxes are
+half-open. Published ones ("published_...") keep the best 100 detections of all phrases of a text,
+compare boxes without their last pixel on the right and at the bottom, and use GIoU instead of IoU
+for expressions.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,37 +19,28 @@ from torch import Tensor
 
 from fiber.data.datasets.mdetr import label_boxes
 from fiber.data.prompts.classes import Prompt
-from fiber.data.record import Record, RecordSet
-from fiber.evaluation.context import EvalContext, EvalResult, with_groups
+from fiber.data.record import Record
+from fiber.evaluation.context import EvalContext, EvalResult
 from fiber.metrics.grounding import phrase_recall, referring_accuracy
+from fiber.metrics.groups import with_groups
 from fiber.postprocess import FoundBoxes, detect_boxes, ground_phrases
 
-#: Boxes kept of each phrase, as recall at 10 needs.
+#: Boxes kept per phrase, for recall at 10.
 BOXES_PER_PHRASE = 10
-#: k of recall at k and accuracy at k.
+#: Cutoffs of recall at k and accuracy at k.
 KS = (1, 5, 10)
-#: Published post-processing: score threshold, and candidates of a pyramid level.
+#: Published post-processing: score threshold, and candidates per pyramid level.
 PUBLISHED_REFERRING: Mapping[str, Any] = {"score_threshold": 0.0, "candidates_per_level": 3000}
 PUBLISHED_PHRASES: Mapping[str, Any] = {"score_threshold": 0.05, "candidates_per_level": 1000}
 
 
-class Grounded(NamedTuple):
-    """Boxes of the phrases of one text."""
-
-    #: Best boxes of each phrase, half-open corners.
-    own: FoundBoxes
-    #: Best 100 of all phrases, corners as in the published code.
-    published: FoundBoxes
-
-
-def refcoco(context: EvalContext, records: RecordSet) -> EvalResult:
+def refcoco(context: EvalContext, records: list[Record]) -> EvalResult:
     """Evaluate the boxes of referring expressions."""
-    asked = _needing_boxes(records)
     predicted, published, predictions = [], [], []
-    for record, found in _ground(context, asked, PUBLISHED_REFERRING):
-        boxes, scores = _of_phrase(found.own, 0)
+    for record, found, found_published in _ground(context, records, PUBLISHED_REFERRING):
+        boxes, scores = _of_phrase(found, 0)
         predicted.append(boxes)
-        published.append(_of_phrase(found.published, 0)[0])
+        published.append(_of_phrase(found_published, 0)[0])
         predictions.append(
             {
                 "key": record.key,
@@ -57,23 +48,22 @@ def refcoco(context: EvalContext, records: RecordSet) -> EvalResult:
                 "score": float(scores[0]) if len(boxes) else 0.0,
             }
         )
-    truths = np.array([record.boxes_xyxy[0] for record in asked])
-    groups = [record.group for record in asked]
+    truths = np.array([record.boxes_xyxy[0] for record in records])
+    groups = [record.group for record in records]
     metrics = with_groups(referring_accuracy, groups, predicted, truths, ks=KS)
     as_published = referring_accuracy(published, truths, KS)
     metrics |= {f"published_accuracy_at_{k}": as_published[f"giou_accuracy_at_{k}"] for k in KS}
     return EvalResult(metrics, predictions)
 
 
-def flickr(context: EvalContext, records: RecordSet) -> EvalResult:
-    """Evaluate the boxes of caption phrases; phrases without a ground-truth box do not count."""
-    asked = _needing_boxes(records)
+def flickr(context: EvalContext, records: list[Record]) -> EvalResult:
+    """Evaluate the boxes of caption phrases; phrases without a ground-truth box are ignored."""
     predicted, published, truths, kinds = [], [], [], []
     predictions: list[dict[str, Any]] = []
-    for record, found in _ground(context, asked, PUBLISHED_PHRASES):
+    for record, found, found_published in _ground(context, records, PUBLISHED_PHRASES):
         phrases = []
         for label, own in enumerate(label_boxes(record)):
-            boxes, scores = _of_phrase(found.own, label)
+            boxes, scores = _of_phrase(found, label)
             phrases.append(
                 {
                     "phrase": record.labels[label],
@@ -83,29 +73,24 @@ def flickr(context: EvalContext, records: RecordSet) -> EvalResult:
             )
             if own:
                 predicted.append(boxes)
-                published.append(_of_phrase(found.published, label)[0])
+                published.append(_of_phrase(found_published, label)[0])
                 truths.append(np.array([record.boxes_xyxy[box] for box in own]))
                 kinds.append(record.label_groups[label] if record.label_groups else "")
         predictions.append({"key": record.key, "phrases": phrases})
     metrics = phrase_recall(predicted, truths, KS)
-    metrics |= _published(phrase_recall(published, truths, KS))
+    recall = phrase_recall(published, truths, KS)
+    metrics |= {f"published_{name}": value for name, value in recall.items()}
     # A phrase of several kinds counts for each of them.
     kinds_of = [own.split("/") for own in kinds]
     for kind in sorted({part for own in kinds_of for part in own if part}):
-        of_kind = [number for number, own in enumerate(kinds_of) if kind in own]
-        found_of_kind = phrase_recall(
-            [published[number] for number in of_kind], [truths[number] for number in of_kind], KS
-        )
-        metrics |= {f"{kind}/{name}": v for name, v in _published(found_of_kind).items()}
+        rows = [row for row, own in enumerate(kinds_of) if kind in own]
+        recall = phrase_recall([published[r] for r in rows], [truths[r] for r in rows], KS)
+        metrics |= {f"{kind}/published_{name}": value for name, value in recall.items()}
     return EvalResult(metrics, predictions)
 
 
-def _published(numbers: dict[str, float]) -> dict[str, float]:
-    return {f"published_{name}": value for name, value in numbers.items()}
-
-
 def _of_phrase(found: FoundBoxes, label: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return boxes and scores of a phrase by descending score, ties by descending corners."""
+    """Return a phrase's boxes and scores by descending score, ties by descending corners."""
     chosen = found.label_indices == label
     boxes, scores = found.boxes_xyxy[chosen].cpu().numpy(), found.scores[chosen].cpu().numpy()
     # The last key of lexsort is the primary one.
@@ -113,67 +98,55 @@ def _of_phrase(found: FoundBoxes, label: int) -> tuple[NDArray[np.float32], NDAr
     return boxes[order], scores[order]
 
 
-def _needing_boxes(records: RecordSet) -> list[Record]:
-    """List records, all of which need ground-truth boxes.
+def _ground(
+    context: EvalContext, records: list[Record], published: Mapping[str, Any]
+) -> Iterator[tuple[Record, FoundBoxes, FoundBoxes]]:
+    """Yield each record, in order, with the best half-open boxes of each label, and as published.
 
     Raises:
         ValueError: for a record without boxes or labels, with its key.
     """
-    asked = [records[i] for i in range(len(records))]
-    for record in asked:
+    for record in records:
         if not record.boxes_xyxy or not record.label_spans:
             raise ValueError(f"record {record.key!r} lacks boxes or label_spans; expected both")
-    return asked
-
-
-def _ground(
-    context: EvalContext, asked: list[Record], published: Mapping[str, Any]
-) -> Iterator[tuple[Record, Grounded]]:
-    """Ground the labels of each record in its text; yields in the order of the records."""
     network = context.detector
-    results: dict[int, Grounded] = {}
-    for batch, places in same_sized(context, asked):
-        shown = [asked[place] for place in places]
+    results: dict[int, tuple[FoundBoxes, FoundBoxes]] = {}
+    for batch, places in same_sized(context, records):
+        shown = [records[place] for place in places]
         output = network.predict(context.encode_pair(batch, shown, batch.token_ids))
         tokens = [label_tokens(context, record.text, record.label_spans) for record in shown]
         sizes = batch.image_sizes, batch.original_sizes
         own = ground_phrases(output, tokens, *sizes, boxes_per_phrase=BOXES_PER_PHRASE)
         all_found = detect_boxes(output, tokens, *sizes, **published)
         for place, best, found, size, original in zip(places, own, all_found, *sizes, strict=True):
-            results[place] = Grounded(best, _inclusive(found, size, original))
-    for place, record in enumerate(asked):
-        yield record, results[place]
+            results[place] = best, _inclusive(found, size, original)
+    for place, record in enumerate(records):
+        yield record, *results[place]
 
 
 def _inclusive(found: FoundBoxes, size: Tensor, original: Tensor) -> FoundBoxes:
-    """Convert boxes to corners that include the last pixel, scaled as published.
+    """Convert half-open boxes to the published corners, without the last pixel of the input.
 
-    Args:
-        found: half-open boxes in pixels of the original image.
-        size: (height, width) of the image that the model saw.
-        original: (height, width) of the original image.
+    `size` and `original` are (height, width) of the model's input and of the original image.
     """
     height, width = (original / size).tolist()
     pixel = found.boxes_xyxy.new_tensor([0.0, 0.0, width, height])
     return found._replace(boxes_xyxy=found.boxes_xyxy - pixel)
 
 
-def same_sized(context: EvalContext, asked: list[Record]) -> Iterator[tuple[Any, list[int]]]:
-    """Iterate over batches of images of one padded size.
+def same_sized(context: EvalContext, records: list[Record]) -> Iterator[tuple[Any, list[int]]]:
+    """Yield batches of images of one padded size, with the indices of their records.
 
-    The model sees the padding, so that predictions of an image padded to the size of another one
-    would depend on its batch.
-
-    Yields:
-        A batch and the indices of its records.
+    The model sees the padding, so predictions of an image padded to the size of another one would
+    depend on its batch.
 
     Raises:
-        ValueError: for a box outside its own image, naming record, box and size.
+        ValueError: for a box outside its image, with record, box and size.
     """
-    # Boxes are passed to be checked against their images; without a span they are then dropped.
+    # The loader checks boxes against their images, then drops them, since they have no span.
     stripped = [
         dataclasses.replace(record, boxes_xyxy=boxes, char_spans=((),) * len(boxes), box_labels=())
-        for record in asked
+        for record in records
         for boxes in [() if context.permute_images else record.boxes_xyxy]
     ]
     divisor = context.network.config.swin.patch_size * 8
@@ -183,25 +156,21 @@ def same_sized(context: EvalContext, asked: list[Record]) -> Iterator[tuple[Any,
         for height, width in torch.unique(padded, dim=0).tolist():
             rows = (padded == torch.tensor([height, width], device=padded.device)).all(1)
             chosen = rows.nonzero()[:, 0]
-            yield _rows(batch, chosen, height, width), [at + row for row in chosen.tolist()]
+            part = dataclasses.replace(
+                batch,
+                keys=tuple(batch.keys[row] for row in chosen.tolist()),
+                images=batch.images[chosen][..., :height, :width],
+                image_sizes=batch.image_sizes[chosen],
+                original_sizes=batch.original_sizes[chosen],
+                token_ids=batch.token_ids[chosen],
+                text_mask=batch.text_mask[chosen],
+                boxes_per_image=batch.boxes_per_image[chosen],
+            )
+            yield part, [at + row for row in chosen.tolist()]
         at += len(batch)
 
 
-def _rows(batch: Any, rows: Tensor, height: int, width: int) -> Any:
-    """Select samples of a batch without boxes, and crop their images to (height, width)."""
-    return dataclasses.replace(
-        batch,
-        keys=tuple(batch.keys[row] for row in rows.tolist()),
-        images=batch.images[rows][..., :height, :width],
-        image_sizes=batch.image_sizes[rows],
-        original_sizes=batch.original_sizes[rows],
-        token_ids=batch.token_ids[rows],
-        text_mask=batch.text_mask[rows],
-        boxes_per_image=batch.boxes_per_image[rows],
-    )
-
-
 def label_tokens(context: EvalContext, text: str, spans: Sequence[Any]) -> list[list[int]]:
-    """Return the token indices of each label; none for a label past the truncation."""
+    """Return the token indices of each label; none for a truncated label."""
     _, offsets = context.tokenizer.encode(text, max_tokens=context.network.config.max_tokens)
     return Prompt(text, ("",) * len(spans), tuple(spans)).token_map(offsets)

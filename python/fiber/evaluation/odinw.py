@@ -1,4 +1,4 @@
-"""ODinW-13: COCO AP on thirteen small data sets, and the mean over them."""
+"""ODinW-13: mean COCO AP over thirteen small data sets."""
 
 from __future__ import annotations
 
@@ -23,23 +23,19 @@ def evaluate_odinw(
     classes: Mapping[str, Sequence[ClassName]] | None = None,
     output: str | os.PathLike[str] | None = None,
 ) -> dict[str, float]:
-    """Evaluate a model on the sets of ODinW-13 that are found.
+    """Evaluate a model on the ODinW-13 data sets in a folder.
 
-    Args:
-        context: model and options.
-        data: folder of the data sets, see `fiber.data.datasets.odinw`.
-        split: split of every set; results are reported on "test".
-        classes: prompt text of the classes of a set; default: the published text.
-        output: folder for the predictions, one file for each set.
+    Published results are on "test". `classes` replaces the published prompt text of a data set.
+    `output` is a folder for the predictions, one file per data set.
 
     Returns:
-        "NAME/ap", "NAME/ap50" and so on of each set, and "ap", the mean AP over the sets. If some
-        are missing, a warning names them and the mean is called "ap_of_N_of_13" instead.
+        "NAME/ap", "NAME/ap50" etc. of each data set, and "ap", their mean AP; if data sets are
+        missing, a warning lists them and the mean is "ap_of_N_of_13".
 
     Raises:
-        FileNotFoundError: if no set is found.
+        FileNotFoundError: if there is no data set.
         TypeError: if `data` is not a path.
-        ValueError: for classes of an unknown set, or as `evaluate`.
+        ValueError: for classes of an unknown data set, or as `evaluate`.
     """
     if not isinstance(data, (str, os.PathLike)):
         raise TypeError(f"task 'odinw': data is a {type(data).__name__}; expected a folder")
@@ -53,17 +49,17 @@ def evaluate_odinw(
     if len(missing) == len(ODINW_13):
         first, example = next(iter(ODINW_13.items()))
         raise FileNotFoundError(
-            f"{root} holds none of the ODinW-13 sets with split {split!r}; expected, for"
-            f" {first}, {example.folder}/{split}/annotations_without_background.json there"
+            f"{root} has none of the ODinW-13 sets with split {split!r}; expected, for {first},"
+            f" {example.folder}/{split}/annotations_without_background.json"
         )
     if missing:
         warnings.warn(
-            f"task 'odinw': {len(missing)} of 13 sets are not in {root} with split {split!r}:"
-            f" {', '.join(missing)}; the average is of the others",
+            f"task 'odinw': {len(missing)} of 13 sets are missing in {root} (split {split!r}):"
+            f" {', '.join(missing)}; the mean is over the others",
             RuntimeWarning,
             stacklevel=3,
         )
-    numbers: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     values = []
     for name in (name for name in ODINW_13 if name not in missing):
         records = open_set(root, name, split)
@@ -75,6 +71,6 @@ def evaluate_odinw(
             None if output is None else Path(output) / f"{name}.json",
         )
         values.append(own["ap"])
-        numbers |= {f"{name}/{key}": value for key, value in own.items()}
+        metrics |= {f"{name}/{key}": value for key, value in own.items()}
     average = "ap" if not missing else f"ap_of_{len(values)}_of_{len(ODINW_13)}"
-    return {average: sum(values) / len(values), **numbers}
+    return {average: sum(values) / len(values), **metrics}

@@ -1,12 +1,11 @@
-"""Retrieval: ITC ranks all candidates, ITM re-ranks the best of them.
+"""Evaluation of retrieval: ITC ranks all candidates, ITM re-ranks the best ones.
 
-Dimension letters: P images, T texts, D width, k candidates of a query.
+Dimension letters: P images, T texts, D width, k candidates per query.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -15,79 +14,86 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fiber.config import FiberConfig
-from fiber.data.record import Record, RecordSet
+from fiber.data.record import Record
 from fiber.evaluation.context import EvalContext, EvalResult, by_image
 from fiber.metrics.retrieval import recall_of_ranks, reranked, wrong_before
 from fiber.models.fiber.pair_scoring import TextFeatureStore, match_log_odds, run_pairs
 from fiber.models.heads import need_head
 
-#: Images that a prediction file lists for each text.
+#: Images listed per text in a prediction file.
 LISTED = 10
 #: Default number of candidates that ITM re-ranks.
 RERANKED = 32
-#: Queries of a block that is compared with all candidates.
+#: Queries compared with all candidates at once.
 QUERIES_AT_ONCE = 256
 
 
 class RankingHeads(NamedTuple):
     """Heads that rank images and texts."""
 
-    #: ("itc",), ("itm",), or ("itc", "itm") to re-rank the best by ITC with ITM.
+    #: ("itc",), ("itm",), or ("itc", "itm") to re-rank the best ITC candidates with ITM.
     heads: tuple[str, ...]
-    #: Candidates of each query to re-rank; 0 if one head ranks alone.
+    #: Candidates per query to re-rank; 0 if one head ranks alone.
     candidates: int
 
 
 class Ranking(NamedTuple):
-    """Candidates of each query, ranked by ITC."""
+    """Candidates of n queries, ranked by ITC."""
 
     #: (n, k) int32, the best candidates, best first.
     best: NDArray[np.int32]
-    #: (n,) wrong candidates ranked above the best right one, among all candidates.
+    #: (n,) number of wrong candidates above the best right one, among all candidates.
     ranks: NDArray[np.int64]
 
 
-def retrieval(context: EvalContext, records: RecordSet) -> EvalResult:
+def retrieval(context: EvalContext, records: list[Record]) -> EvalResult:
     """Evaluate image-to-text and text-to-image retrieval among all images and captions.
 
-    Vectors are compared block by block. The best `context.candidates` of each query are re-ranked,
-    an image at a time: text features are kept, image features are not, and each candidate pair
-    takes 24 bytes. A model without the ITC head matches every pair and gives the re-ranked metrics
-    only.
+    The best `context.candidates` of each query are re-ranked image by image: text features are
+    kept, image features are not, and a candidate pair takes 24 bytes. A model without the ITC head
+    scores every pair and returns only re-ranked metrics.
 
     Raises:
         ValueError: for candidates without the ITM head, or fewer than all without the ITC head.
     """
-    heads = context.image_text.config.image_text.heads
+    model = context.image_text
+    heads = model.config.image_text.heads
     if context.candidates and "itm" not in heads:
         raise ValueError(
-            f"{context.candidates} candidates need the head 'itm' to be re-ranked; the model has"
+            f"re-ranking {context.candidates} candidates needs the head 'itm'; the model has"
             f" {', '.join(heads)}"
         )
     groups = by_image(records)
     images = [shown[0] for shown in groups.values()]
-    texts = [records[i] for i in range(len(records))]
+    if "itc" not in heads and context.candidates < max(len(images), len(records)):
+        raise ValueError(
+            f"{context.candidates} candidates, but the model has no head 'itc' to select them;"
+            f" expected all of {len(images)} images and {len(records)} texts"
+        )
     places = {image_id: place for place, image_id in enumerate(groups)}
-    owners, numbers = np.array([places[r.image_id] for r in texts]), np.arange(len(images))
+    owners, numbers = np.array([places[r.image_id] for r in records]), np.arange(len(images))
+    features, vectors = TextFeatureStore(), []
+    for start in range(0, len(records), context.batch_size):
+        some = records[start : start + context.batch_size]
+        ids, mask = context.texts([record.text for record in some])
+        prefix = model.backbone.text_prefix(ids, mask)
+        if context.candidates:
+            features.add(prefix, mask)
+        if "itc" in heads:
+            pooled = model.backbone.complete_text(prefix, mask, wanted="pooled")
+            vectors.append(model.text_vectors(pooled))
     metrics: dict[str, float] = {}
     if "itc" in heads:
-        image_vectors = _image_vectors(context, images)
-        text_vectors, features = _text_vectors(context, texts)
+        batches = context.batches(images, "image_text")
+        image_vectors = torch.cat([model.embed_images(batch.images) for batch, _ in batches])
+        text_vectors = torch.cat(vectors)
         listed = max(LISTED, context.candidates)
         of_images = rank(image_vectors, text_vectors, numbers, owners, listed)
         of_texts = rank(text_vectors, image_vectors, owners, numbers, listed)
         metrics |= recall_of_ranks(of_images.ranks, of_texts.ranks)
     else:
-        if context.candidates < max(len(images), len(texts)):
-            raise ValueError(
-                f"{context.candidates} candidates, but the model has no head 'itc' to choose them"
-                f" by; expected all of {len(images)} images and {len(texts)} texts"
-            )
-        features = TextFeatureStore()
-        for prefix, mask in _text_prefixes(context, texts):
-            features.add(prefix, mask)
-        of_images = _everything(len(images), len(texts))
-        of_texts = _everything(len(texts), len(images))
+        of_images = _everything(len(images), len(records))
+        of_texts = _everything(len(records), len(images))
     best = of_texts.best
     if context.candidates:
         image_best, text_best = (one.best[:, : context.candidates] for one in (of_images, of_texts))
@@ -105,7 +111,7 @@ def retrieval(context: EvalContext, records: RecordSet) -> EvalResult:
     ids = list(groups)
     predictions = [
         {"key": record.key, "image_ids": [ids[place] for place in row]}
-        for record, row in zip(texts, best[:, :LISTED].tolist(), strict=True)
+        for record, row in zip(records, best[:, :LISTED].tolist(), strict=True)
     ]
     return EvalResult(metrics, predictions)
 
@@ -117,19 +123,14 @@ def rank(
     candidate_owners: NDArray[np.int64],
     listed: int,
 ) -> Ranking:
-    """Rank all candidates of each query by the dot product of their vectors.
+    """Rank (m, D) candidates by dot product with (n, D) queries, and list the best ones.
 
-    Args:
-        queries: (n, D).
-        candidates: (m, D).
-        query_owners: (n,) image that each query is or belongs to.
-        candidate_owners: (m,) the same of the candidates; a pair with equal numbers is right.
-        listed: candidates to list for each query.
+    Owners are (n,) and (m,) image indices; a candidate with the query's image is right.
     """
     best, ranks = [], []
     for start in range(0, len(queries), QUERIES_AT_ONCE):
         block = slice(start, start + QUERIES_AT_ONCE)
-        # In float32 whatever the model runs in: rounded products would tie.
+        # Always in float32, since rounded products would tie.
         with torch.autocast(queries.device.type, enabled=False):
             scores = (queries[block].float() @ candidates.float().T).cpu().numpy()
         ranks.append(wrong_before(scores, query_owners[block, None] == candidate_owners))
@@ -139,7 +140,7 @@ def rank(
 
 
 def _everything(queries: int, candidates: int) -> Ranking:
-    """List all candidates for each query, unranked."""
+    """List all candidates of each query, unranked."""
     order = np.arange(candidates, dtype=np.int32)
     return Ranking(np.tile(order, (queries, 1)), np.zeros(queries, dtype=np.int64))
 
@@ -151,30 +152,22 @@ def match_candidates(
     image_candidates: NDArray[np.int32],
     text_candidates: NDArray[np.int32],
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Match each query with its candidates by ITM; a pair of both directions is scored once.
+    """Score the (P, k) and (T, k) candidate indices by ITM: log odds of the same shapes.
 
-    Args:
-        context: context of a model with the ITM head.
-        images: a record of each of the P images.
-        texts: features of the T texts.
-        image_candidates: (P, k) indices of texts.
-        text_candidates: (T, k) indices of images.
-
-    Returns:
-        (P, k) and (T, k) log odds of a match.
+    A pair in both directions is scored once. `images` has one record per image.
     """
     model, head = context.image_text, match_log_odds(context.image_text)
     image_scores = np.empty(image_candidates.shape, dtype=np.float32)
     text_scores = np.empty(text_candidates.shape, dtype=np.float32)
-    # Positions of each image among the candidates of the texts, image by image.
-    asked = text_candidates.ravel()
-    asked_order = np.argsort(asked, kind="stable")
-    starts = np.searchsorted(asked[asked_order], np.arange(len(images) + 1))
+    # Positions of each image in `text_candidates`, image by image.
+    flat = text_candidates.ravel()
+    order = np.argsort(flat, kind="stable")
+    starts = np.searchsorted(flat[order], np.arange(len(images) + 1))
     number = 0
     for batch, _ in context.batches(images, "image_text"):
         prefix = model.backbone.image_prefix(batch.images)
         for row in range(len(batch)):
-            own = asked_order[starts[number] : starts[number + 1]]
+            own = order[starts[number] : starts[number + 1]]
             wanted = np.concatenate((image_candidates[number], own // text_candidates.shape[1]))
             unique, where = np.unique(wanted, return_inverse=True)
             pairs = [(row, text) for text in unique.tolist()]
@@ -187,51 +180,24 @@ def match_candidates(
     return image_scores, text_scores
 
 
-def _image_vectors(context: EvalContext, images: list[Record]) -> Tensor:
-    model = context.image_text
-    return torch.cat(
-        [model.embed_images(batch.images) for batch, _ in context.batches(images, "image_text")]
-    )
-
-
-def _text_vectors(context: EvalContext, texts: list[Record]) -> tuple[Tensor, TextFeatureStore]:
-    """Embed texts, and keep their features below the fusion if candidates are re-ranked."""
-    model, features, vectors = context.image_text, TextFeatureStore(), []
-    for prefix, mask in _text_prefixes(context, texts):
-        vectors.append(
-            model.text_vectors(model.backbone.complete_text(prefix, mask, wanted="pooled"))
-        )
-        if context.candidates:
-            features.add(prefix, mask)
-    return torch.cat(vectors), features
-
-
-def _text_prefixes(context: EvalContext, texts: list[Record]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Run texts up to the first fused layer in batches: (B, L, D) features, (B, L) bool mask."""
-    for start in range(0, len(texts), context.batch_size):
-        some = texts[start : start + context.batch_size]
-        ids, mask = context.texts([record.text for record in some])
-        yield context.image_text.backbone.text_prefix(ids, mask), mask
-
-
 def choose_ranking_heads(
     config: FiberConfig,
     rerank: bool | None,
     candidates: int | None,
-    asked: str,
+    caller: str,
     *,
     stacklevel: int = 3,
 ) -> RankingHeads:
     """Choose the heads that rank images and texts.
 
-    Warns if ITM has to rank alone, or cannot re-rank although it was asked to.
+    Warns if ITM ranks alone, or if requested re-ranking is not possible.
 
     Args:
-        config: config of the model.
-        rerank: re-rank the best by ITC with ITM; None: if the model has both heads.
-        candidates: candidates of each query to re-rank, 1 or more; None: `RERANKED`.
-        asked: subject of messages, such as a method or a task.
-        stacklevel: of the warnings.
+        config: configuration of the model.
+        rerank: re-rank the best ITC candidates with ITM; None: if the model has both heads.
+        candidates: candidates per query to re-rank, 1 or more; None: `RERANKED`.
+        caller: method or task, for messages.
+        stacklevel: stack level of the warnings.
 
     Raises:
         MissingHeadError: if the model has neither head, or no ITC head while `rerank` is False.
@@ -240,24 +206,24 @@ def choose_ranking_heads(
     """
     if rerank is not None and not isinstance(rerank, (bool, np.bool_)):
         raise TypeError(
-            f"{asked}: rerank is {rerank!r}; expected True or False (candidates sets how many)"
+            f"{caller}: rerank is {rerank!r}; expected True or False (candidates sets how many)"
         )
     if candidates is not None and candidates < 1:
-        raise ValueError(f"{asked}: candidates is {candidates}; expected 1 or more")
+        raise ValueError(f"{caller}: candidates is {candidates}; expected 1 or more")
     wanted = rerank is None or bool(rerank)
     if not wanted or "itm" not in config.heads:
-        need_head(config, "itc", asked)
+        need_head(config, "itc", caller)
         if wanted and not (rerank is None and candidates is None):
             warnings.warn(
-                f"{asked}: the model has no head 'itm' to re-rank the best candidates; 'itc' alone"
-                " ranks them",
+                f"{caller}: the model has no head 'itm' to re-rank candidates; 'itc' alone ranks"
+                " them",
                 stacklevel=stacklevel,
             )
         return RankingHeads(("itc",), 0)
     if "itc" not in config.heads:
         warnings.warn(
-            f"{asked}: the model has no head 'itc' to choose candidates by; 'itm' alone ranks, by"
-            " matching every pair",
+            f"{caller}: the model has no head 'itc' to select candidates; 'itm' alone ranks, by"
+            " scoring every pair",
             stacklevel=stacklevel,
         )
         return RankingHeads(("itm",), 0)

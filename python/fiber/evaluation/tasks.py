@@ -1,4 +1,4 @@
-"""Tasks of `fiber.evaluate`: required head, reader of the records and evaluation function."""
+"""Tasks of `fiber.evaluate`: required head, record reader and evaluation function."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from fiber.data.datasets.resolve import RECORD_SET, Data, check_records, existin
 from fiber.data.record import Record, RecordSet
 from fiber.data.skip_report import skip_lines
 from fiber.evaluation import detection, grounding, image_text, retrieval
-from fiber.evaluation.context import EvalContext, EvalFunction, EvalResult
+from fiber.evaluation.context import EvalContext, EvalResult
 
 
 class EvalTask(NamedTuple):
-    """How a task is evaluated."""
+    """Evaluation of one task."""
 
-    #: Head of the model that it needs.
+    #: Required head of the model.
     head: str
-    #: Function of `fiber.data.sources` that reads its records.
+    #: Function of `fiber.data.sources` that reads the records.
     reader: Callable[..., RecordSet]
-    #: Computes metrics and predictions.
-    run: EvalFunction
+    #: Function that computes metrics and predictions.
+    run: Callable[[EvalContext, list[Record]], EvalResult]
 
 
 #: Tasks by name.
@@ -64,7 +64,7 @@ def find_task(task: str) -> EvalTask:
 
 
 def needed_head(task: str, heads: Sequence[str]) -> str:
-    """Return the head that a task needs; for retrieval ITM does if the model has no ITC head."""
+    """Return a task's required head; for retrieval, ITM if the model has no ITC head."""
     head = find_task(task).head
     return "itm" if task == "retrieval" and "itc" not in heads and "itm" in heads else head
 
@@ -75,38 +75,32 @@ def run_task(
     records: RecordSet,
     output: str | os.PathLike[str] | None = None,
 ) -> dict[str, float]:
-    """Evaluate one task on records and write the predictions to `output`, if given.
-
-    Returns:
-        Metrics by name.
-    """
+    """Evaluate a task on records, write predictions to `output` if given, return the metrics."""
     if context.permute_images:
         records = PermutedImages(records)
     fusion = nullcontext() if context.fusion else fusion_off(context.network)
-    with torch.no_grad(), context.arithmetic(), fusion:
-        result = find_task(task).run(context, records)
+    dtype = context.dtype
+    autocast = torch.autocast(context.device.type, dtype, enabled=dtype != torch.float32)
+    with torch.no_grad(), autocast, fusion:
+        result = find_task(task).run(context, [records[i] for i in range(len(records))])
     if output is not None:
         write_predictions(Path(output), result)
     return result.metrics
 
 
 def check_classes(context: EvalContext, task: str) -> None:
-    """Check that class options are given to detection tasks only.
-
-    Raises:
-        ValueError: for another task, or a negative number of classes.
-    """
+    """Raise ValueError for class options of other tasks, or a negative number of classes."""
     number, classes = context.classes_per_prompt, context.classes
     if find_task(task).reader is sources.detection:
         if number is not None and number < 0:
             raise ValueError(f"classes_per_prompt is {number}; expected 0 or more")
     elif number is not None or classes is not None:
         given = "classes" if number is None else "classes_per_prompt"
-        raise ValueError(f"{given} is given, but task {task!r} detects no classes; expected None")
+        raise ValueError(f"{given} is not an option of task {task!r}; expected None")
 
 
 def open_records(data: Data, task: str, split: str) -> RecordSet:
-    """Read the records of a split, or return records that the user passed.
+    """Read the records of a split, or check and return the caller's records.
 
     Raises:
         TypeError: if `data` is neither a path nor records.
@@ -117,14 +111,15 @@ def open_records(data: Data, task: str, split: str) -> RecordSet:
         try:
             options = {"objects": True} if reader is sources.detection else {}
             records: RecordSet = open_source(reader.__name__, path, split, **options)
-        except ValueError as problem:
-            raise ValueError(f"task {task!r}: {problem}") from None
+        except ValueError as error:
+            raise ValueError(f"task {task!r}: {error}") from None
         for line in skip_lines(records):
             warnings.warn(f"task {task!r}: {line}", RuntimeWarning, stacklevel=3)
     elif isinstance(data, Mapping):
         if task not in data:
             raise ValueError(
-                f"data has records for {', '.join(map(repr, data)) or 'no task'}, not for {task!r}"
+                f"data has records for {', '.join(map(repr, data)) or 'no task'}, but not for"
+                f" {task!r}"
             )
         records = data[task]
         check_records(records, f"data of task {task!r}: expected {RECORD_SET}")
@@ -137,24 +132,21 @@ def open_records(data: Data, task: str, split: str) -> RecordSet:
 
 
 class PermutedImages:
-    """Records with permuted images: none keeps its own."""
+    """Records with permuted images, so that none keeps its own.
+
+    Raises:
+        ValueError: if there are fewer than two distinct images.
+    """
 
     def __init__(self, records: RecordSet, seed: int = 0) -> None:
-        """Permute the images of records.
-
-        Args:
-            records: records of at least two distinct images.
-            seed: seed of the permutation.
-
-        Raises:
-            ValueError: if there are fewer than two distinct images.
-        """
         self.records = records
         images = list(
             dict.fromkeys(image for i in range(len(records)) for image in records[i].images)
         )
         if len(images) < 2:
-            raise ValueError("permute_images needs records of at least two different images")
+            raise ValueError(
+                f"permute_images needs at least two different images, got {len(images)}"
+            )
         random.Random(seed).shuffle(images)
         self._other = dict(zip(images, images[1:] + images[:1], strict=True))
 
@@ -173,14 +165,12 @@ def fusion_off(model: nn.Module) -> Iterator[None]:
     gates = [p for name, p in model.named_parameters() if name.rsplit(".", 1)[-1] == "gate"]
     before = [gate.detach().clone() for gate in gates]
     try:
-        with torch.no_grad():
-            for gate in gates:
-                gate.zero_()
+        for gate in gates:
+            gate.data.zero_()
         yield
     finally:
-        with torch.no_grad():
-            for gate, value in zip(gates, before, strict=True):
-                gate.copy_(value)
+        for gate, value in zip(gates, before, strict=True):
+            gate.data.copy_(value)
 
 
 def write_predictions(path: Path, result: EvalResult) -> None:

@@ -1,7 +1,7 @@
-"""Box overlaps in double precision, for metrics: torchvision's on numpy arrays.
+"""Box overlaps in double precision: torchvision's on numpy arrays.
 
-Boxes are half-open xyxy, in pixels or relative to the image size: IoU and GIoU are the same in
-both. torchvision is imported on the first call, so that the other metrics load without torch.
+Boxes are half-open xyxy, in pixels or relative to the image size. torchvision is imported on the
+first call, so that metrics load without torch.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def as_boxes(boxes: ArrayLike) -> NDArray[np.float64]:
     """Convert boxes to (N, 4) float64; an empty list becomes (0, 4).
 
     Raises:
-        ValueError: If the shape is another.
+        ValueError: for another shape.
     """
     array = np.asarray(boxes, dtype=np.float64)
     if array.size == 0:
@@ -54,8 +54,8 @@ def _pairwise(
 
     tensors = []
     for boxes in (as_boxes(first), as_boxes(second)):
-        # torchvision multiplies two negative sides to a positive area: a box that ends before it
-        # starts is empty here.
+        # An inverted box is empty here; torchvision multiplies its negative sides to a positive
+        # area.
         low, high = boxes[:, :2], np.maximum(boxes[:, :2], boxes[:, 2:])
         tensors.append(torch.from_numpy(np.concatenate([low, high], axis=1)))
     return overlap(*tensors).nan_to_num().numpy()

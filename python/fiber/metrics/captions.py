@@ -1,19 +1,19 @@
 """Caption metrics of the COCO evaluation: BLEU-4, ROUGE-L and CIDEr-D.
 
-All compare the tokens of `caption_tokens`. It follows the Penn Treebank tokenizer that the COCO
-evaluation runs (Stanford's PTBTokenizer with -lowerCase), without Java:
+All compare the tokens of `caption_tokens`, which follows the Penn Treebank tokenizer of the COCO
+evaluation (Stanford's PTBTokenizer with -lowerCase), without Java:
 
 - text is lowercased;
 - a token is a run of letters and digits, joined by inner hyphens, slashes, ampersands and
   apostrophes, or between digits by a period, comma or colon;
-- n't, 's, 're, 've, 'll, 'd and 'm are tokens of their own ("don't": "do", "n't"), and so are the
-  halves of cannot, gonna, gotta, wanna, gimme and lemme;
+- n't, 's, 're, 've, 'll, 'd and 'm are separate tokens ("don't": "do", "n't"), as are the halves of
+  cannot, gonna, gotta, wanna, gimme and lemme;
 - the marks ' ` " . ? ! , : ; and dashes outside words are dropped, as in COCO;
-- brackets are tokens ("-lrb-"): COCO's list of dropped marks has them in capitals, which never
-  match lowercased text;
+- brackets are tokens ("-lrb-"): COCO's list of dropped marks has them in upper case, which never
+  matches lowercased text;
 - every other symbol is a token.
 
-It differs in abbreviations, which the original keeps: "st." is "st" here.
+Unlike the original, abbreviations lose their period: "st." becomes "st".
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fiber.metrics.cider import cider_d
+from fiber.metrics.cider import cider_d_scores
 from fiber.metrics.matching import mean
 
 #: Weight of recall over precision in COCO's ROUGE-L.
@@ -39,18 +39,11 @@ _TOKEN = re.compile(r"[^\W_]+(?:(?:[-/&']|(?<=\d)[.,:](?=\d))[^\W_]+)*|[^\w\s]|_
 _CONTRACTION = re.compile(r"(.+)(n't|'(?:s|re|ve|ll|d|m))")
 _JOINED = re.compile(r"(can)(not)|(gon|got|wan)(na|ta)|(gim|lem)(me)")
 _DROPPED = frozenset("'`\".?!,:;-\u2013\u2014\u2026\u201c\u201d")
-_BRACKETS = {
-    "(": "-lrb-",
-    ")": "-rrb-",
-    "[": "-lsb-",
-    "]": "-rsb-",
-    "{": "-lcb-",
-    "}": "-rcb-",
-}
+_BRACKETS = dict(zip("()[]{}", ["-lrb-", "-rrb-", "-lsb-", "-rsb-", "-lcb-", "-rcb-"], strict=True))
 
 
 def caption_tokens(caption: str) -> list[str]:
-    """Tokenize a caption; the module docstring has the rules.
+    """Tokenize a caption by the rules in the module docstring.
 
     Source: coco-caption's ptbtokenizer.py (Chen et al. 2015).
     """
@@ -68,30 +61,31 @@ def caption_scores(
     """Compute BLEU-4, ROUGE-L and CIDEr-D of captions tokenized by `caption_tokens`.
 
     Args:
-        candidates: Predicted captions of n images.
-        references: One or more reference captions of each image.
+        candidates: predicted captions of n images.
+        references: one or more reference captions of each image.
 
     Returns:
-        `bleu_4` and `rouge_l` in [0, 1]; `cider_d` in [0, 10] (papers report 100 times it). As in
-        COCO's evaluation, document frequencies are of these references: `cider_d` depends on the
-        set of images, and is 0 for a single image.
+        `bleu_4` and `rouge_l` in [0, 1]; `cider_d` in [0, 10] (papers report 100 times this). As in
+        COCO's evaluation, document frequencies are those of the references, so `cider_d` depends on
+        the set of images and is 0 for a single image.
 
     Raises:
-        ValueError: If the lengths differ, or an image has no reference.
+        ValueError: if the lengths differ, or an image has no reference.
     """
     if len(candidates) != len(references):
         raise ValueError(f"got {len(candidates)} captions for {len(references)} images")
     for number, people in enumerate(references):
         if isinstance(people, str) or not len(people):
             raise ValueError(f"references of image {number} are {people!r}; expected 1 or more")
-    said = [caption_tokens(candidate) for candidate in candidates]
-    wrote = [[caption_tokens(reference) for reference in people] for people in references]
+    predicted = [caption_tokens(candidate) for candidate in candidates]
+    truths = [[caption_tokens(reference) for reference in people] for people in references]
+    cider = cider_d_scores(
+        list(map(" ".join, predicted)), [list(map(" ".join, people)) for people in truths]
+    )
     return {
-        "bleu_4": bleu(said, wrote),
-        "rouge_l": mean(np.array([rouge_l(*pair) for pair in zip(said, wrote, strict=True)])),
-        **cider_d(
-            list(map(" ".join, said)), [[" ".join(words) for words in people] for people in wrote]
-        ),
+        "bleu_4": bleu(predicted, truths),
+        "rouge_l": mean(np.array([rouge_l(*p) for p in zip(predicted, truths, strict=True)])),
+        "cider_d": mean(cider),
     }
 
 
@@ -100,19 +94,12 @@ def bleu(
     references: Sequence[Sequence[Sequence[str]]],
     order: int = 4,
 ) -> float:
-    """Compute corpus BLEU.
+    """Compute corpus BLEU; NaN without captions.
 
-    Args:
-        candidates: Tokens of each of n captions.
-        references: Tokens of every reference of each caption.
-        order: Length of the longest n-gram.
+    Captions and references are tokens; `order` is the length of the longest n-gram. The brevity
+    penalty uses the reference length closest to each caption's (the shorter of two).
 
-    Returns:
-        The geometric mean of the clipped n-gram precisions, times the brevity penalty, whose
-        reference length is the closest one of each caption (the shorter of two). NaN without
-        captions.
-
-    Source: Papineni et al. 2002; constants and choice of length as in coco-caption.
+    Source: Papineni et al. 2002; constants and reference length as in coco-caption.
     """
     if not len(candidates):
         return math.nan
@@ -135,17 +122,12 @@ def bleu(
 
 
 def rouge_l(words: Sequence[str], people: Sequence[Sequence[str]]) -> float:
-    """Compute ROUGE-L of a caption.
+    """Compute ROUGE-L of a caption's tokens and those of its references.
 
-    Args:
-        words: Tokens of the caption.
-        people: Tokens of every reference.
+    The F-measure of the longest common subsequence, from the best precision and the best recall,
+    possibly of different references.
 
-    Returns:
-        The F-measure of the best precision and the best recall, possibly of different references,
-        of the longest common subsequence.
-
-    Source: Lin 2004; the weight of recall and the two maxima as in coco-caption.
+    Source: Lin 2004; weight of recall and the two maxima as in coco-caption.
     """
     common = [(_common_length(words, reference), len(reference)) for reference in people]
     precision = max(length for length, _ in common) / max(1, len(words))

@@ -1,8 +1,8 @@
 """CIDEr-D: TF-IDF weighted n-gram similarity of a caption and its references.
 
 Words are separated by whitespace; the caller tokenizes. A caption of four or more words that equals
-its only reference scores 10. Papers report 100 times the score: their 144.4 is 1.444 here, as in
-COCO's evaluation.
+its only reference scores 10. Papers report 100 times the score: 144.4 is 1.444 here, as in COCO's
+evaluation.
 
 Source: CIDEr (Vedantam et al. 2015), variant D: n-grams of 1 to 4 words, counts clipped to the
 reference's, a Gaussian penalty on the length difference.
@@ -20,8 +20,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-
-from fiber.metrics.matching import mean
 
 #: Length of the longest n-gram, in words.
 LONGEST = 4
@@ -45,13 +43,10 @@ class DocumentFrequencies(NamedTuple):
 
     @classmethod
     def of(cls, references: Iterable[Sequence[str]]) -> DocumentFrequencies:
-        """Count n-grams of a corpus.
-
-        Args:
-            references: Reference captions of each image.
+        """Count n-grams in the reference captions of each image.
 
         Raises:
-            ValueError: If there is no image.
+            ValueError: if there is no image.
         """
         counts: Counter[Ngram] = Counter()
         images = 0
@@ -59,8 +54,8 @@ class DocumentFrequencies(NamedTuple):
             images += 1
             counts.update({gram for caption in captions for gram in ngrams(caption)})
         if not images:
-            raise ValueError("document frequencies of no image; expected captions of 1 or more")
-        # Most n-grams of a large corpus occur in one image, the count of a missing entry.
+            raise ValueError("document frequencies need captions of at least one image, got none")
+        # Most n-grams of a large corpus occur in one image, the count of missing entries.
         several = {gram: float(count) for gram, count in counts.items() if count > 1}
         return cls(several, float(images))
 
@@ -68,56 +63,34 @@ class DocumentFrequencies(NamedTuple):
     def read(cls, path: str | PathLike[str]) -> DocumentFrequencies:
         """Read the pickle that is common in self-critical training (coco-train-words.p).
 
-        Args:
-            path: Pickle of {"document_frequency": {(word, ...): count}, "ref_len": count}, counts
-                of images. No code is executed: only float, int and defaultdict may be named.
+        Its content is {"document_frequency": {(word, ...): count}, "ref_len": count}, counts of
+        images. No code is executed: only float, int and defaultdict are resolved.
 
         Raises:
-            FileNotFoundError: If the file does not exist.
-            ValueError: If it holds anything else.
+            FileNotFoundError: if the file does not exist.
+            ValueError: for any other content.
         """
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"document frequencies {path} do not exist")
         with path.open("rb") as file:
             try:
-                held = _PlainUnpickler(file, encoding="utf-8", errors="replace").load()
+                content = _PlainUnpickler(file, encoding="utf-8", errors="replace").load()
             except Exception as error:
                 # A broken pickle may raise anything.
                 raise ValueError(
-                    f"{path} is no pickle of plain document frequencies: {error}"
+                    f"{path} is not a pickle of plain document frequencies: {error}"
                 ) from error
         wanted = ("document_frequency", "ref_len")
-        if not isinstance(held, dict) or not all(name in held for name in wanted):
-            found = sorted(map(str, held)) if isinstance(held, dict) else type(held).__name__
-            raise ValueError(f"{path} holds {found}; expected a dict with {' and '.join(wanted)}")
-        return cls(*_checked_frequencies(path, *(held[name] for name in wanted)))
+        if not isinstance(content, dict) or not all(name in content for name in wanted):
+            is_dict = isinstance(content, dict)
+            found = sorted(map(str, content)) if is_dict else type(content).__name__
+            raise ValueError(f"{path} has {found}; expected a dict with {' and '.join(wanted)}")
+        return cls(*_checked_frequencies(path, *(content[name] for name in wanted)))
 
     def weight(self, gram: Ngram) -> float:
         """Inverse document frequency: log(images / images with the n-gram)."""
         return math.log(self.images) - math.log(max(1.0, self.counts.get(gram, 0.0)))
-
-
-def cider_d(
-    captions: Sequence[str],
-    references: Sequence[Sequence[str]],
-    frequencies: DocumentFrequencies | None = None,
-) -> dict[str, float]:
-    """Compute the mean CIDEr-D over images.
-
-    Args:
-        captions: Predicted captions of n images.
-        references: One or more reference captions of each image.
-        frequencies: Of a reference corpus; None: of `references`, as in COCO's evaluation. A
-            single image then scores 0, because all images contain all its n-grams.
-
-    Returns:
-        `cider_d` in [0, 10].
-
-    Raises:
-        ValueError: If the lengths differ, or an image has no reference.
-    """
-    return {"cider_d": mean(cider_d_scores(captions, references, frequencies))}
 
 
 def cider_d_scores(
@@ -125,26 +98,38 @@ def cider_d_scores(
     references: Sequence[Sequence[str]],
     frequencies: DocumentFrequencies | None = None,
 ) -> NDArray[np.float64]:
-    """Compute CIDEr-D of each caption, (n,) in [0, 10]; arguments and errors as for `cider_d`."""
+    """Compute CIDEr-D of n captions, each with one or more references: (n,) in [0, 10].
+
+    Without `frequencies`, those of the references are used, as in COCO's evaluation. A single image
+    then scores 0, because every image contains all its n-grams.
+
+    Raises:
+        ValueError: if the lengths differ, or an image has no reference.
+    """
     if len(captions) != len(references):
         raise ValueError(
-            f"got {len(captions)} captions and references of {len(references)} images;"
-            " expected as many of each"
+            f"captions and references must be of the same images, got {len(captions)} captions and"
+            f" references of {len(references)} images"
         )
     if not len(captions):
         return np.zeros(0)
     empty = [number for number, own in enumerate(references) if not own]
     if empty:
         raise ValueError(f"image {empty[0]} has no reference caption; expected at least one")
-    frequencies = DocumentFrequencies.of(references) if frequencies is None else frequencies
-    scores = [_score(c, own, frequencies) for c, own in zip(captions, references, strict=True)]
+    if frequencies is None:
+        frequencies = DocumentFrequencies.of(references)
+    scores = []
+    for caption, own in zip(captions, references, strict=True):
+        vector = _vector(caption, frequencies)
+        total = sum(_similarity(vector, _vector(text, frequencies)) for text in own)
+        scores.append(SCALE * total / len(own))
     return np.array(scores, dtype=np.float64)
 
 
 def reward_text(caption: str) -> str:
-    """Preprocess a caption as the published code does for rewards.
+    """Preprocess a caption for rewards, as published.
 
-    A final period is dropped and an end word appended, so that ending a caption is rewarded.
+    Drop a final period and append an end word, so that ending a caption is rewarded.
     """
     return f"{caption.strip().removesuffix('.')} {END_WORD}"
 
@@ -160,10 +145,10 @@ def ngrams(caption: str) -> Counter[Ngram]:
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Unpickler of plain values; it resolves three types, none of which can run or hold code.
+    """Unpickler of plain values that resolves only three harmless types.
 
-    Builtin types reject attribute assignment by a pickle, and calling these three on plain values
-    returns plain values.
+    Builtin types reject attribute assignment, and calling these types on plain values returns plain
+    values.
     """
 
     def find_class(self, module: str, name: str) -> Any:
@@ -173,12 +158,11 @@ class _PlainUnpickler(pickle.Unpickler):
         if module in ("builtins", "__builtin__") and name in ("float", "int"):
             return {"float": float, "int": int}[name]
         raise pickle.UnpicklingError(
-            f"it names {module}.{name}; expected only float, int and collections.defaultdict"
+            f"it refers to {module}.{name}; expected only float, int and collections.defaultdict"
         )
 
 
 def _checked_frequencies(path: Path, counts: Any, images: Any) -> tuple[dict[Ngram, float], float]:
-    """Check the contents of a file."""
     if not isinstance(counts, dict) or not counts:
         raise ValueError(
             f"{path}: document_frequency is {str(counts)[:40]!r}; expected a dict of n-grams"
@@ -209,7 +193,7 @@ class _Vector(NamedTuple):
     weights: dict[Ngram, float]
     #: Norm of the n-grams of each length, from 1.
     norms: tuple[float, ...]
-    #: Number of 2-grams, which the published code uses as length.
+    #: Number of 2-grams, the published code's length.
     length: int
 
 
@@ -223,14 +207,8 @@ def _vector(caption: str, frequencies: DocumentFrequencies) -> _Vector:
     return _Vector(weights, tuple(map(math.sqrt, squares)), length)
 
 
-def _score(caption: str, references: Sequence[str], frequencies: DocumentFrequencies) -> float:
-    own = _vector(caption, frequencies)
-    total = sum(_similarity(own, _vector(text, frequencies)) for text in references)
-    return SCALE * total / len(references)
-
-
 def _similarity(caption: _Vector, reference: _Vector) -> float:
-    """Mean over n of the clipped cosine, times the length penalty."""
+    """Compute the mean clipped cosine over n, times the length penalty."""
     products = [0.0] * LONGEST
     for gram, weight in caption.weights.items():
         other = reference.weights.get(gram, 0.0)

@@ -1,7 +1,7 @@
 """COCO detection metrics: AP and AR, computed by faster-coco-eval.
 
-Equal scores in different images rank in the order of the images, which is the order of image ids
-in COCO's own code. A metric without a ground-truth box is NaN; COCO's own code reports -1.
+Equal scores in different images rank in the order of the images, which is that of image ids in
+COCO's code. A metric without ground-truth boxes is NaN; COCO's code reports -1.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from fiber.metrics.boxes import as_boxes
 COCO_THRESHOLDS = tuple(np.linspace(0.5, 0.95, 10).tolist())
 #: COCO's limits on detections per image and class. Precision uses the last one.
 COCO_LIMITS = (1, 10, 100)
-#: Suffixes of metrics of one area range, in the order in which faster-coco-eval has the ranges.
+#: Suffixes of metrics per area range, in faster-coco-eval's order.
 SIZES = ("small", "medium", "large")
 
 
@@ -50,8 +50,8 @@ class TrueBoxes(NamedTuple):
 class Curves(NamedTuple):
     """Precision and recall; NaN for a class without ground truth in an area range.
 
-    Letters: T IoU thresholds, R recalls, C classes, A area ranges (all, small, medium, large),
-    M detection limits.
+    Dimension letters: T IoU thresholds, R recalls, C classes, A area ranges (all, small, medium,
+    large), M detection limits.
     """
 
     #: (T, R, C, A), at the last detection limit.
@@ -61,51 +61,52 @@ class Curves(NamedTuple):
 
 
 def average_precision(
-    detections: Sequence[ScoredBoxes],
-    truths: Sequence[TrueBoxes],
-    *,
-    thresholds: Sequence[float] = COCO_THRESHOLDS,
-    limits: Sequence[int] = COCO_LIMITS,
+    detections: Sequence[ScoredBoxes], truths: Sequence[TrueBoxes]
 ) -> dict[str, float]:
     """Compute COCO's average precision and recall over all classes with ground truth.
 
-    Args:
-        detections: One entry per image.
-        truths: Ground truth of the same images, boxes in pixels.
-        thresholds: IoU thresholds over which AP and AR are averaged.
-        limits: Ascending limits on detections per image and class.
+    Detections and ground truth have one entry per image, in pixels.
 
     Returns:
-        `ap`, `ap50`, `ap75` (NaN if the threshold is not in `thresholds`), `ar_at_{limit}`, and at
-        the last limit `ap_small`, `ap_medium`, `ap_large` and `ar_small`, `ar_medium`, `ar_large`
-        for objects up to 32 x 32, up to 96 x 96 and above. NaN without ground truth.
+        `ap`, `ap50`, `ap75`, `ar_at_{limit}` for `COCO_LIMITS`, and at the last limit `ap_small`,
+        `ap_medium`, `ap_large` and `ar_small`, `ar_medium`, `ar_large` for objects up to 32 x 32,
+        up to 96 x 96 and above. NaN without ground truth.
 
     Raises:
-        ValueError: If the numbers of images, boxes, scores, labels, crowd flags or areas differ.
+        ValueError: if the numbers of images, boxes, scores, labels, crowd flags or areas differ.
     """
-    _, curves = _evaluate(detections, truths, thresholds, limits)
-    return _summarize(curves, thresholds, limits)
+    if len(detections) != len(truths):
+        raise ValueError(f"got detections of {len(detections)} images; expected {len(truths)}")
+    numbers: dict[Hashable, int] = {}
 
+    def category_ids(labels: Sequence[Hashable]) -> list[int]:
+        return [numbers.setdefault(label, len(numbers)) for label in labels]
 
-def average_precision_by_class(
-    detections: Sequence[ScoredBoxes],
-    truths: Sequence[TrueBoxes],
-    *,
-    thresholds: Sequence[float] = COCO_THRESHOLDS,
-    limits: Sequence[int] = COCO_LIMITS,
-) -> dict[Hashable, dict[str, float]]:
-    """Compute the metrics of `average_precision` for each class, sorted by name.
-
-    Classes without ground truth, or with crowds only, are skipped.
-    """
-    classes, curves = _evaluate(detections, truths, thresholds, limits)
-    return {
-        classes[index]: _summarize(
-            Curves(curves.precision[:, :, [index]], curves.recall[:, [index]]), thresholds, limits
+    annotations: list[dict[str, Any]] = []
+    results: list[dict[str, Any]] = []
+    for image, (found, truth) in enumerate(zip(detections, truths, strict=True)):
+        boxes, scores, labels = checked_detections(image, found)
+        results += coco_entries(
+            image, category_ids(labels), boxes, first_id=len(results) + 1, score=scores
         )
-        for index in sorted(range(len(classes)), key=lambda index: str(classes[index]))
-        if not np.isnan(curves.recall[0, index, 0, -1])
-    }
+        boxes, labels, crowd, areas = checked_truth(image, truth)
+        annotations += coco_entries(
+            image,
+            category_ids(labels),
+            boxes,
+            first_id=len(annotations) + 1,
+            iscrowd=crowd,
+            area=areas,
+        )
+    images = [{"id": image} for image in range(len(truths))]
+    curves = coco_curves(images, range(len(numbers)), annotations, results, limits=COCO_LIMITS)
+    metrics = mean_ap(curves.precision)
+    for index, limit in enumerate(COCO_LIMITS):
+        metrics[f"ar_at_{limit}"] = nan_mean(curves.recall[:, :, 0, index])
+    for area, name in enumerate(SIZES, start=1):
+        metrics[f"ap_{name}"] = nan_mean(curves.precision[..., area])
+        metrics[f"ar_{name}"] = nan_mean(curves.recall[:, :, area, -1])
+    return metrics
 
 
 def coco_curves(
@@ -114,22 +115,17 @@ def coco_curves(
     annotations: list[dict[str, Any]],
     results: list[dict[str, Any]],
     *,
-    thresholds: Sequence[float],
     limits: Sequence[int],
+    thresholds: Sequence[float] = COCO_THRESHOLDS,
     lvis_style: bool = False,
 ) -> Curves:
-    """Run faster-coco-eval.
+    """Run faster-coco-eval on `coco_entries` of ground truth and detections.
 
-    Args:
-        images: COCO image entries; with `lvis_style` also their lists of verified classes.
-        category_ids: Ascending ids; one class of the curves each.
-        annotations: Ground truth from `coco_entries`.
-        results: Detections from `coco_entries`, with `score`.
-        thresholds: IoU thresholds.
-        limits: Ascending limits on detections per image and class.
-        lvis_style: Ignore unjudged classes and false positives of non-exhaustive ones.
+    `limits` on detections per image and class, and category ids, are ascending. With `lvis_style`,
+    images list their verified classes; unjudged classes and false positives of non-exhaustive ones
+    are ignored.
     """
-    # LVIS mode requires a frequency; the caller averages over groups of classes itself.
+    # LVIS mode requires a frequency; the caller averages over class groups itself.
     categories = [{"id": number, "frequency": "f"} for number in category_ids]
     truth = {"images": images, "categories": categories, "annotations": annotations}
     evaluation = COCOeval_faster(
@@ -154,14 +150,10 @@ def coco_entries(
     first_id: int = 1,
     **columns: NDArray,
 ) -> list[dict[str, Any]]:
-    """Build COCO annotation or result entries.
+    """Build COCO annotation or result entries of N boxes, half-open in pixels.
 
-    Args:
-        image_ids: (N,), or one id for all.
-        category_ids: (N,).
-        boxes_xyxy: (N, 4) half-open pixels.
-        first_id: Id of the first entry; not 0, which means "unmatched" in faster-coco-eval.
-        **columns: (N,) each; `area` defaults to the box areas, `iscrowd` to 0.
+    `image_ids` may be one id for all. Ids start at `first_id`, not 0, which means "unmatched" in
+    faster-coco-eval. `area` defaults to the box areas, `iscrowd` to 0.
     """
     count, sizes = len(boxes_xyxy), boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]
     columns = {
@@ -177,14 +169,13 @@ def coco_entries(
     return [dict(zip(columns, row, strict=True)) for row in rows]
 
 
-def ap_at_thresholds(
-    precision: NDArray[np.float64], thresholds: Sequence[float]
-) -> dict[str, float]:
-    """Compute `ap`, `ap50` and `ap75` from precisions (T, ...)."""
+def mean_ap(precision: NDArray[np.float64]) -> dict[str, float]:
+    """Compute `ap`, `ap50` and `ap75` from (T, R, C, A) precision."""
+    whole = precision[..., 0]
     return {
-        "ap": nan_mean(precision),
-        "ap50": nan_mean(precision[np.isclose(thresholds, 0.5)]),
-        "ap75": nan_mean(precision[np.isclose(thresholds, 0.75)]),
+        "ap": nan_mean(whole),
+        "ap50": nan_mean(whole[np.isclose(COCO_THRESHOLDS, 0.5)]),
+        "ap75": nan_mean(whole[np.isclose(COCO_THRESHOLDS, 0.75)]),
     }
 
 
@@ -194,47 +185,10 @@ def nan_mean(values: NDArray[np.float64]) -> float:
     return float(values.mean()) if values.size else float("nan")
 
 
-def _evaluate(
-    detections: Sequence[ScoredBoxes],
-    truths: Sequence[TrueBoxes],
-    thresholds: Sequence[float],
-    limits: Sequence[int],
-) -> tuple[list[Hashable], Curves]:
-    """Compute the classes, in the order of their first box, and their curves."""
-    if len(detections) != len(truths):
-        raise ValueError(f"got detections of {len(detections)} images; expected {len(truths)}")
-    numbers: dict[Hashable, int] = {}
-
-    def category_ids(labels: Sequence[Hashable]) -> list[int]:
-        return [numbers.setdefault(label, len(numbers)) for label in labels]
-
-    annotations: list[dict[str, Any]] = []
-    results: list[dict[str, Any]] = []
-    for image, (found, truth) in enumerate(zip(detections, truths, strict=True)):
-        boxes, scores, labels = _checked_detections(image, found)
-        results += coco_entries(
-            image, category_ids(labels), boxes, first_id=len(results) + 1, score=scores
-        )
-        boxes, labels, crowd, areas = _checked_truth(image, truth)
-        annotations += coco_entries(
-            image,
-            category_ids(labels),
-            boxes,
-            first_id=len(annotations) + 1,
-            iscrowd=crowd,
-            area=areas,
-        )
-    images = [{"id": image} for image in range(len(truths))]
-    curves = coco_curves(
-        images, range(len(numbers)), annotations, results, thresholds=thresholds, limits=limits
-    )
-    return list(numbers), curves
-
-
-def _checked_detections(
+def checked_detections(
     image: int, found: ScoredBoxes
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], Sequence[Hashable]]:
-    """Boxes, scores and labels of an image, as many of each."""
+    """Return an image's boxes, scores and labels."""
     boxes, scores, labels = found
     boxes, scores = as_boxes(boxes), np.asarray(scores, dtype=np.float64)
     if not len(boxes) == len(scores) == len(labels):
@@ -245,10 +199,10 @@ def _checked_detections(
     return boxes, scores, labels
 
 
-def _checked_truth(
+def checked_truth(
     image: int, truth: TrueBoxes
 ) -> tuple[NDArray[np.float64], Sequence[Hashable], NDArray[np.int64], NDArray[np.float64]]:
-    """Boxes, labels, crowd flags (0 or 1) and areas of an image, as many of each."""
+    """Return an image's boxes, labels, crowd flags (0 or 1) and areas."""
     boxes, labels, crowd, areas = TrueBoxes(*truth)
     boxes = as_boxes(boxes)
     crowd = np.asarray([False] * len(boxes) if crowd is None else crowd, dtype=bool)
@@ -261,16 +215,3 @@ def _checked_truth(
             f" {len(crowd)} crowd flags and {len(areas)} areas; expected as many of each"
         )
     return boxes, labels, crowd.astype(np.int64), areas
-
-
-def _summarize(
-    curves: Curves, thresholds: Sequence[float], limits: Sequence[int]
-) -> dict[str, float]:
-    """Average over the classes with ground truth."""
-    results = ap_at_thresholds(curves.precision[..., 0], thresholds)
-    for index, limit in enumerate(limits):
-        results[f"ar_at_{limit}"] = nan_mean(curves.recall[:, :, 0, index])
-    for area, name in enumerate(SIZES, start=1):
-        results[f"ap_{name}"] = nan_mean(curves.precision[..., area])
-        results[f"ar_{name}"] = nan_mean(curves.recall[:, :, area, -1])
-    return results

@@ -8,41 +8,42 @@ from typing import Any
 import numpy as np
 
 
-def by_group(
+def with_groups(
     metric: Callable[..., dict[str, float]],
     groups: Sequence[Hashable],
     *columns: Any,
     **options: Any,
-) -> dict[Any, dict[str, float]]:
-    """Compute a metric on the samples of each group.
+) -> dict[str, float]:
+    """Compute a metric on all samples and, if any sample has a group, on each group.
 
     Args:
-        metric: Function of this package whose arguments have one entry per sample.
-        groups: Group of each of n samples.
-        *columns: Arguments of the metric, arrays or sequences of n entries.
-        **options: Keyword arguments of the metric.
+        metric: function of this package whose `columns` have one entry per sample.
+        groups: group of each of n samples.
+        *columns: arrays or sequences of n entries.
+        **options: keyword arguments of the metric.
 
     Returns:
-        For each group, sorted by name, the metric's dict and "count", its number of samples.
+        {"accuracy": 0.5, "color/accuracy": 0.6, ...}, groups sorted by name.
 
     Raises:
-        ValueError: If a column does not have n entries.
+        ValueError: if a column does not have n entries.
     """
     for number, column in enumerate(columns):
         if len(column) != len(groups):
             raise ValueError(
-                f"column {number} has {len(column)} entries; expected {len(groups)}, one for each"
-                " group entry"
+                f"column {number} has {len(column)} entries; expected {len(groups)}, one per group"
+                " entry"
             )
+    metrics = dict(metric(*columns, **options))
     members: dict[Hashable, list[int]] = {}
     for index, group in enumerate(groups):
         members.setdefault(group, []).append(index)
-    results = {}
-    for group in sorted(members, key=str):
+    for group in sorted(members, key=str) if any(groups) else ():
         rows = members[group]
         parts = [
             column[rows] if isinstance(column, np.ndarray) else [column[i] for i in rows]
             for column in columns
         ]
-        results[group] = {**metric(*parts, **options), "count": float(len(rows))}
-    return results
+        for name, value in metric(*parts, **options).items():
+            metrics[f"{group or 'other'}/{name}"] = value
+    return metrics

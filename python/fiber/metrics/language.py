@@ -9,22 +9,15 @@ from numpy.typing import ArrayLike
 
 from fiber.metrics.matching import mean
 
-#: Label of a token that is not predicted.
+#: Label of ignored tokens.
 IGNORED = -100
 
 
 def masked_word_accuracy(predicted: ArrayLike, labels: ArrayLike) -> dict[str, float]:
-    """Compute MLM accuracy.
-
-    Args:
-        predicted: Token ids of any shape.
-        labels: Original token ids of the same shape; -100 where a token is not predicted.
-
-    Returns:
-        `accuracy` over tokens with a label.
+    """Compute MLM `accuracy` of token ids of any shape; labels of -100 are ignored.
 
     Raises:
-        ValueError: If the shapes differ.
+        ValueError: if the shapes differ.
     """
     predicted, labels = np.asarray(predicted), np.asarray(labels)
     if predicted.shape != labels.shape:
@@ -38,19 +31,13 @@ def masked_word_accuracy(predicted: ArrayLike, labels: ArrayLike) -> dict[str, f
 def statement_accuracy(
     predicted: ArrayLike, truths: ArrayLike, sentences: Sequence[Hashable]
 ) -> dict[str, float]:
-    """Compute NLVR2 accuracy and consistency.
+    """Compute NLVR2 `accuracy` and `consistency`.
 
-    Args:
-        predicted: (n,) predicted truth of each statement.
-        truths: (n,) labels.
-        sentences: (n,) identity of each statement's sentence: its text or `sentence_key`.
-
-    Returns:
-        `accuracy`, and `consistency`: the fraction of distinct sentences with a right prediction
-        for every image pair.
+    Consistency is the fraction of distinct sentences that are classified correctly for all their
+    image pairs. `sentences` has the text or `sentence_key` of each of the n statements.
 
     Raises:
-        ValueError: If the lengths differ.
+        ValueError: if the lengths differ.
 
     Source: NLVR2 (Suhr et al. 2019) and its evaluation script.
     """
@@ -69,7 +56,7 @@ def sentence_key(identifier: str) -> str:
     """Drop the pair from an NLVR2 identifier `split-set-pair-sentence`.
 
     Raises:
-        ValueError: If the identifier has fewer than four parts.
+        ValueError: if the identifier has fewer than four parts.
     """
     parts = identifier.split("-")
     if len(parts) < 4:

@@ -1,11 +1,11 @@
 """LVIS detection metrics: fixed AP with federated annotations, computed by faster-coco-eval.
 
-An LVIS image lists the classes that were verified to be present or absent. Detections of other
-classes are ignored, and so are false positives of classes that are not exhaustively annotated.
+An LVIS image lists the classes verified to be present or absent. Detections of other classes are
+ignored, as are false positives of classes that are not exhaustively annotated.
 
-Fixed AP limits the detections of each class over the whole data set and not per image, so that
-classes do not compete and scores need no calibration across classes. faster-coco-eval has limits
-per image only; `BestOfClasses` applies the other one.
+Fixed AP limits the detections per class over the whole data set instead of per image, so that
+classes do not compete and scores need no calibration across classes. faster-coco-eval only has
+limits per image; `BestOfClasses` applies the fixed one.
 
 Source: Dave et al. 2021, "Evaluating large-vocabulary object detectors: the devil is in the
 details"; Gupta et al. 2019 (LVIS).
@@ -19,17 +19,19 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fiber.metrics.boxes import as_boxes
 from fiber.metrics.detection import (
-    COCO_THRESHOLDS,
     SIZES,
-    ap_at_thresholds,
+    ScoredBoxes,
+    TrueBoxes,
+    checked_detections,
+    checked_truth,
     coco_curves,
     coco_entries,
+    mean_ap,
     nan_mean,
 )
 
-#: Detections of a class over the whole data set that count.
+#: Detections per class over the whole data set.
 FIXED_DETECTIONS = 10_000
 #: Class groups by number of training images: rare (1 to 10), common (11 to 100), frequent.
 FREQUENCIES = {"r": "apr", "c": "apc", "f": "apf"}
@@ -72,12 +74,8 @@ class DetectionTable(NamedTuple):
 class BestOfClasses:
     """Keep the best detections of each class over all images, in bounded memory.
 
-    Among equal scores the detection added first is kept.
-
-    Args:
-        num_classes: Classes are numbers below it.
-        limit: Detections kept per class.
-        max_pending: Detections added before the worse ones are dropped.
+    Of equal scores, the detection added first is kept. After `max_pending` added detections, the
+    worse ones are dropped.
     """
 
     def __init__(
@@ -94,27 +92,17 @@ class BestOfClasses:
         self._min_scores = np.full(num_classes, -np.inf, np.float32)
 
     def add(self, image: int, boxes_xyxy: ArrayLike, scores: ArrayLike, classes: ArrayLike) -> None:
-        """Add the detections in one image.
-
-        Args:
-            image: Image number, from 0.
-            boxes_xyxy: (N, 4) half-open pixels.
-            scores: (N,).
-            classes: (N,) class numbers.
+        """Add N detections in one image: (N, 4) half-open boxes, (N,) scores, (N,) class numbers.
 
         Raises:
-            ValueError: If the numbers of boxes, scores and classes differ.
+            ValueError: if the numbers of boxes, scores and classes differ.
         """
-        boxes, scores = as_boxes(boxes_xyxy), np.asarray(scores, dtype=np.float32)
-        classes = np.asarray(classes, dtype=np.int32)
-        if not len(boxes) == len(scores) == len(classes):
-            raise ValueError(
-                f"image {image} has {len(boxes)} detected boxes, {len(scores)} scores and"
-                f" {len(classes)} classes; expected as many of each"
-            )
+        numbers = np.asarray(classes, dtype=np.int32)
+        found = ScoredBoxes(boxes_xyxy, scores, numbers.tolist())
+        boxes, own, _ = checked_detections(image, found)
         images = np.full(len(boxes), image, np.int32)
-        added = DetectionTable(images, classes, boxes.astype(np.float32), scores)
-        self._parts.append(added.take(scores > self._min_scores[classes]))
+        added = DetectionTable(images, numbers, boxes.astype(np.float32), own.astype(np.float32))
+        self._parts.append(added.take(added.scores > self._min_scores[numbers]))
         self._pending += len(self._parts[-1].scores)
         if self._pending > self.max_pending:
             self._prune()
@@ -139,26 +127,18 @@ class BestOfClasses:
 
 
 def fixed_average_precision(
-    detections: DetectionTable,
-    truths: Sequence[FederatedTruth],
-    frequencies: Sequence[str],
-    *,
-    thresholds: Sequence[float] = COCO_THRESHOLDS,
+    detections: DetectionTable, truths: Sequence[FederatedTruth], frequencies: Sequence[str]
 ) -> dict[str, float]:
-    """Compute LVIS AP over all classes with ground truth; every detection counts.
+    """Compute LVIS AP of all detections over all classes with ground truth.
 
-    Args:
-        detections: From `BestOfClasses`, or any others.
-        truths: Ground truth of the images that `detections.images` numbers.
-        frequencies: Of each class "r" (rare), "c" (common) or "f" (frequent); "" if unknown.
-        thresholds: IoU thresholds over which AP is averaged.
+    Class frequencies are "r" (rare), "c" (common), "f" (frequent) or "" (unknown).
 
     Returns:
         `ap`, `ap50`, `ap75`; `ap_small`, `ap_medium`, `ap_large` by object area; `apr`, `apc`,
         `apf` by class frequency. NaN without ground truth.
 
     Raises:
-        ValueError: If the numbers of boxes, classes and areas of an image differ.
+        ValueError: if the numbers of boxes, classes and areas of an image differ.
     """
     images = [
         {
@@ -182,13 +162,12 @@ def fixed_average_precision(
             coco_entries(
                 found.images, found.classes, found.boxes_xyxy.astype(np.float64), score=found.scores
             ),
-            thresholds=thresholds,
             limits=[max(1, len(found.scores))],
             lvis_style=True,
         )
         parts.append(curves.precision)
     precision = np.concatenate(parts, axis=2)
-    results = ap_at_thresholds(precision[..., 0], thresholds)
+    results = mean_ap(precision)
     for area, name in enumerate(SIZES, start=1):
         results[f"ap_{name}"] = nan_mean(precision[..., area])
     groups = np.array(frequencies, dtype=str)
@@ -198,20 +177,12 @@ def fixed_average_precision(
 
 
 def _flatten(truths: Sequence[FederatedTruth]) -> tuple[NDArray, NDArray, NDArray, NDArray]:
-    """Image numbers, classes, boxes and areas of the ground truth of all images."""
-    boxes, areas = [np.zeros((0, 4))], [np.zeros(0)]
+    """Return image numbers, classes, boxes and areas of all ground truth."""
+    parts = [(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros((0, 4)), np.zeros(0))]
     for image, truth in enumerate(truths):
-        boxes.append(as_boxes(truth.boxes_xyxy))
-        box_areas = (boxes[-1][:, 2:] - boxes[-1][:, :2]).prod(1)
-        areas.append(
-            box_areas if truth.areas is None else np.asarray(truth.areas, dtype=np.float64)
-        )
-        if not len(boxes[-1]) == len(areas[-1]) == len(truth.classes):
-            raise ValueError(
-                f"image {image} has {len(boxes[-1])} ground-truth boxes, {len(truth.classes)}"
-                f" classes and {len(areas[-1])} areas; expected as many of each"
-            )
-    counts = [len(truth.classes) for truth in truths]
-    images = np.repeat(np.arange(len(truths)), np.array(counts, dtype=np.int64))
-    classes = np.array([label for truth in truths for label in truth.classes], dtype=np.int64)
-    return images, classes, np.concatenate(boxes), np.concatenate(areas)
+        own = TrueBoxes(truth.boxes_xyxy, truth.classes, areas=truth.areas)
+        boxes, classes, _, areas = checked_truth(image, own)
+        images = np.full(len(boxes), image, np.int64)
+        parts.append((images, np.array(classes, dtype=np.int64), boxes, areas))
+    images, classes, boxes, areas = map(np.concatenate, zip(*parts, strict=True))
+    return images, classes, boxes, areas

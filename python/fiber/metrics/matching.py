@@ -9,19 +9,16 @@ from numpy.typing import ArrayLike, NDArray
 def matching_accuracy(
     scores: ArrayLike, labels: ArrayLike, threshold: float = 0.5
 ) -> dict[str, float]:
-    """Compute ITM accuracy and AUC.
+    """Compute ITM accuracy and AUC of n pairs, whose labels are 1 for a match, else 0.
 
-    Args:
-        scores: (n,) match probabilities, or any scores.
-        labels: (n,) 1 for a matching pair, else 0.
-        threshold: Scores above it predict a match.
+    Scores above the threshold predict a match.
 
     Returns:
         `accuracy`; `match_accuracy` and `mismatch_accuracy` of each class; `auc`, the probability
-        that a matching pair scores above a non-matching one (ties count half).
+        that a matching pair scores above a mismatched one (ties count half).
 
     Raises:
-        ValueError: If the shapes differ.
+        ValueError: if the shapes differ.
     """
     scores, truths = np.asarray(scores, dtype=np.float64), np.asarray(labels).astype(bool)
     if scores.ndim != 1 or scores.shape != truths.shape:
@@ -38,17 +35,16 @@ def matching_accuracy(
 
 
 def swapped_accuracy(scores: ArrayLike) -> dict[str, float]:
-    """Compute Winoground's text, image and group scores.
+    """Compute Winoground's `text`, `image` and `group` scores.
+
+    `text`: each image scores highest with its text; `image`: each text with its image; `group`:
+    both. Ties count as wrong.
 
     Args:
         scores: (n, 2, 2), [example, text, image]; text i matches image i.
 
-    Returns:
-        `text`: each image scores highest with its text; `image`: each text with its image;
-        `group`: both. Ties count as wrong.
-
     Raises:
-        ValueError: If `scores` is not (n, 2, 2).
+        ValueError: if `scores` is not (n, 2, 2).
 
     Source: Winoground (Thrush et al. 2022) 3.3.
     """
@@ -62,7 +58,7 @@ def swapped_accuracy(scores: ArrayLike) -> dict[str, float]:
 
 
 def mean(values: NDArray) -> float:
-    """Mean of (n,) values; NaN, without a warning, if there are none."""
+    """Mean of (n,) values; NaN without a warning for n = 0."""
     return float(np.mean(values)) if len(values) else float("nan")
 
 

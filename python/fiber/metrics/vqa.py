@@ -1,14 +1,13 @@
 """VQA accuracy in two versions, and the official answer normalization.
 
 Each question has answers of about ten annotators. `official`: an answer is right if three of them
-gave it, averaged over leaving out each annotator in turn. `published`: the score table by which the
-published code trains and validates, indexed by the number of annotators who gave the answer.
+gave it, averaged over all subsets that leave one annotator out. `published`: the score table of the
+published code, indexed by the number of annotators who gave the answer.
 """
 
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -17,7 +16,7 @@ from fiber.metrics.matching import mean
 
 #: Score by the number of annotators who gave the answer (4 or more: 1), in the published code.
 PUBLISHED_SCORES = (0.0, 0.3, 0.6, 0.9, 1.0)
-#: From this many annotators on, a unanimous answer scores 1 in both versions.
+#: Minimum annotators for a unanimous answer to score 1 in both versions.
 PEOPLE_FOR_ALL = 4
 
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
@@ -47,18 +46,19 @@ _CONTRACTIONS: dict[str, str] = {
 
 
 def normalize_answer(answer: str) -> str:
-    """Normalize an answer as the official evaluation does.
+    """Normalize an answer as the official evaluation does, including its quirks.
 
-    Source: VQA evaluation tools (Goyal et al. 2017), quirks included: number words (and "none")
-    become digits, articles are removed, and a punctuation mark is removed next to a space but
-    replaced by one inside a word.
+    Number words (and "none") become digits, articles are removed, and a punctuation mark is removed
+    next to a space but replaced by one inside a word.
+
+    Source: VQA evaluation tools (Goyal et al. 2017).
     """
     answer = answer.replace("\n", " ").replace("\t", " ").strip()
     has_number_with_comma = re.search(r"\d,\d", answer) is not None
     text = answer
     for mark in _PUNCTUATION:
-        beside_space = f"{mark} " in answer or f" {mark}" in answer
-        text = text.replace(mark, "" if beside_space or has_number_with_comma else " ")
+        next_to_space = f"{mark} " in answer or f" {mark}" in answer
+        text = text.replace(mark, "" if next_to_space or has_number_with_comma else " ")
     # Periods, except before a digit.
     text = re.sub(r"\.(?!\d)", "", text)
     words = [_DIGITS.get(word, word) for word in text.lower().split()]
@@ -66,20 +66,13 @@ def normalize_answer(answer: str) -> str:
 
 
 def official_score(answer: str, people: Sequence[str]) -> float:
-    """Score an answer as the official evaluation does.
+    """Score an answer as the official evaluation does, in [0, 1].
 
-    The score is min(1, count / 3) of the annotators who gave the answer, averaged over leaving out
-    each of the n annotators. A unanimous answer thus scores 1 with four or more annotators, 2/3
-    with three and 1/3 with two. With one annotator the official code scores every answer 0; here
-    the annotator's own answer scores 1.
-
-    Args:
-        answer: The model's answer.
-        people: Answers of n annotators (ten in VQAv2). As officially, answers are normalized only
-            if annotators disagree.
-
-    Returns:
-        The score in [0, 1]; 0 without annotators.
+    The score is min(1, count / 3) for the number of annotators who gave the answer, averaged over
+    leaving out each annotator. A unanimous answer thus scores 1 with four or more annotators, 2/3
+    with three and 1/3 with two. With one annotator, the official code scores every answer 0; here
+    the annotator's own answer scores 1. As officially, answers are normalized only if the
+    annotators (`people`, ten in VQAv2) disagree.
     """
     given = [p.replace("\n", " ").replace("\t", " ").strip() for p in people]
     answer = answer.replace("\n", " ").replace("\t", " ").strip()
@@ -93,26 +86,19 @@ def official_score(answer: str, people: Sequence[str]) -> float:
 
 
 def published_score(answer: str, people: Sequence[str]) -> float:
-    """Score an answer by the number of annotators who gave exactly it: 0, .3, .6, .9, 1.
+    """Score an answer by the number of annotators who gave exactly this answer: 0, .3, .6, .9, 1.
 
-    As in the published code the table for ten annotators is used for any number of them: with
-    n < 4 annotators an answer scores at most 0.3 n.
+    As published, the table is that of ten annotators for any number of them: with n < 4 annotators,
+    an answer scores at most 0.3 n.
     """
     return PUBLISHED_SCORES[min(list(people).count(answer), len(PUBLISHED_SCORES) - 1)]
 
 
 def vqa_accuracy(answers: Sequence[str], people: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Compute both accuracies.
-
-    Args:
-        answers: The model's answer to each of n questions.
-        people: Raw answers of the annotators of each question.
-
-    Returns:
-        `official_accuracy` and `published_accuracy`.
+    """Compute `official_accuracy` and `published_accuracy` from the annotators' raw answers.
 
     Raises:
-        ValueError: If the lengths differ.
+        ValueError: if the lengths differ.
     """
     _check_lengths(answers, people)
     pairs = list(zip(answers, people, strict=True))
@@ -122,43 +108,15 @@ def vqa_accuracy(answers: Sequence[str], people: Sequence[Sequence[str]]) -> dic
     }
 
 
-def answer_scores(people: Sequence[str], form: str = "published") -> dict[str, float]:
-    """Score each answer that annotators gave to a question, as soft targets or `soft_accuracy`.
-
-    Args:
-        people: Their answers.
-        form: "published", or "official" (keys are normalized if annotators disagree).
-
-    Raises:
-        ValueError: If `form` is another.
-    """
-    if form == "published":
-        scores = {answer: published_score(answer, people) for answer in Counter(people)}
-    elif form == "official":
-        disagree = len(set(people)) > 1
-        scores = {
-            normalize_answer(answer) if disagree else answer: official_score(answer, people)
-            for answer in Counter(people)
-        }
-    else:
-        raise ValueError(f"VQA score form is {form!r}; expected 'published' or 'official'")
-    return scores
-
-
 def soft_accuracy(
     answers: Sequence[str], scores: Sequence[Mapping[str, float]]
 ) -> dict[str, float]:
-    """Compute the mean score of answers from precomputed scores.
+    """Compute `accuracy`: the mean score of predicted answers.
 
-    Args:
-        answers: The model's answer to each of n questions.
-        scores: For each question the scores by answer (`Record.answers`); others score 0.
-
-    Returns:
-        `accuracy`.
+    `scores` are by answer for each question (`Record.answers`); other answers score 0.
 
     Raises:
-        ValueError: If the lengths differ.
+        ValueError: if the lengths differ.
     """
     _check_lengths(answers, scores)
     found = [known.get(answer, 0.0) for answer, known in zip(answers, scores, strict=True)]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
-
+from fiber.config_io import replace_fields
 from fiber.recipes.pretrain import as_published, finetune
-from fiber.training.config.run import RunConfig, ValidationConfig
+from fiber.training.config.run import RunConfig
 from fiber.training.config.tasks import CaptionTask, TasksConfig
+
+#: Steps of ten epochs over Karpathy's train and val.
+_PUBLISHED_STEPS = 8574
 
 
 def caption_coco() -> RunConfig:
@@ -14,20 +16,25 @@ def caption_coco() -> RunConfig:
 
     Command: torchrun --nproc-per-node 8 -m fiber.cli train caption_coco --data DIR
         --init PRETRAINED
-    Data: DIR/dataset_coco.json with Karpathy's splits, train2014 and val2014 in DIR (or captions in
-        any other supported format, such as a .jsonl of your own). Trains on the split "train" and
-        keeps the checkpoint with the best CIDEr-D on 1,000 images of "val". Most others train with
-        `--set data.split=train+restval`; `caption_coco_published` is what FIBER did.
+    Data: DIR/dataset_coco.json with Karpathy's splits, and train2014 and val2014 in DIR (or
+        captions in any other supported format, such as your own .jsonl). Trains on the split
+        "train" and keeps the checkpoint with the best CIDEr-D on 1,000 images of "val". Most others
+        train with `--set data.split=train+restval`; FIBER's own run is `caption_coco_published`.
     Hardware: published on 8 GPUs, 8 samples per GPU.
     Expected: FIBER's README gives CIDEr 144.4 on the Karpathy test split after two more stages,
         GOLD (`caption_coco_gold`) and CIDEr-D (`caption_coco_cider`), and no number for this one.
     """
-    base = finetune("caption", TasksConfig(caption=CaptionTask(share=1)), image_size=576)
-    return dataclasses.replace(
-        base,
-        optim=dataclasses.replace(base.optim, lr=5e-5, head_lr_multiplier=5.0),
-        train=dataclasses.replace(base.train, steps=8088),
-        validation=ValidationConfig(task="caption", pictures=1000),
+    return finetune(
+        "caption",
+        TasksConfig(caption=CaptionTask(share=1)),
+        image_size=576,
+        changes={
+            "optim.lr": 5e-5,
+            "optim.head_lr_multiplier": 5.0,
+            "train.steps": 8088,
+            "validation.task": "caption",
+            "validation.pictures": 1000,
+        },
     )
 
 
@@ -38,11 +45,11 @@ def caption_coco_published() -> RunConfig:
         --init MODEL
     Data: as for `caption_coco`. Trains on Karpathy's "train" and "val" together and skips
         "restval". The published code calls the test split "val" and selects its checkpoint there,
-        so its numbers are not those of unseen images. Here the last checkpoint is the model.
+        so its numbers are not on unseen images. Here the last checkpoint is the model.
     Hardware: published on 8 GPUs, 8 samples per GPU.
     Expected: as for `caption_coco`.
     """
-    return as_published(caption_coco(), steps=8574)
+    return as_published(caption_coco(), steps=_PUBLISHED_STEPS)
 
 
 def caption_coco_gold() -> RunConfig:
@@ -50,17 +57,13 @@ def caption_coco_gold() -> RunConfig:
 
     Command: torchrun --nproc-per-node 8 -m fiber.cli train caption_coco_gold --data DIR
         --init CAPTIONS
-    Data: as for `caption_coco`, whose finished model it starts from.
+    Data: as for `caption_coco`; CAPTIONS is its finished model.
     Hardware: published on 8 GPUs, 8 samples per GPU; a frozen copy of the model runs as well.
     Expected: FIBER's README gives no number for this stage. The published code divides a caption's
         loss by its padded length (`caption_coco_gold_published`); this recipe by its tokens.
     """
-    base = caption_coco()
-    return dataclasses.replace(
-        base,
-        tasks=TasksConfig(caption=CaptionTask(share=1, objective="gold", gold_copy_every=1000)),
-        optim=dataclasses.replace(base.optim, lr=1e-5),
-    )
+    changes = {"tasks.caption.objective": "gold", "optim.lr": 1e-5}
+    return replace_fields(caption_coco(), changes)
 
 
 def caption_coco_gold_published() -> RunConfig:
@@ -68,14 +71,13 @@ def caption_coco_gold_published() -> RunConfig:
 
     Command: torchrun --nproc-per-node 8 -m fiber.cli train caption_coco_gold_published --data DIR
         --init MODEL
-    Data: as for `caption_coco_published`, whose finished model it starts from.
+    Data: as for `caption_coco_published`; MODEL is its finished model.
     Hardware: published on 8 GPUs, 8 samples per GPU.
     Expected: FIBER's README gives no number for this stage. A caption's loss is divided by its
         padded length, as in the published code.
     """
-    base = as_published(caption_coco_gold(), steps=8574)
-    task = dataclasses.replace(base.tasks.caption, gold_divisor="padding")
-    return dataclasses.replace(base, tasks=TasksConfig(caption=task))
+    changes = {"tasks.caption.gold_divisor": "padding"}
+    return as_published(caption_coco_gold(), steps=_PUBLISHED_STEPS, changes=changes)
 
 
 def caption_coco_cider() -> RunConfig:
@@ -83,23 +85,16 @@ def caption_coco_cider() -> RunConfig:
 
     Command: torchrun --nproc-per-node 8 -m fiber.cli train caption_coco_cider --data DIR
         --init GOLD
-    Data: as for `caption_coco`; starts from the finished model of `caption_coco_gold`. Document
-        frequencies are counted from the training captions. The published run read them from
-        coco-train-words.p, which was not published with it; `--set
-        tasks.caption.cider_frequencies=FILE` reads such a file.
+    Data: as for `caption_coco`; GOLD is the finished model of `caption_coco_gold`. Document
+        frequencies are counted on the training captions. The published run read them from
+        coco-train-words.p, which is not published; `--set tasks.caption.cider_frequencies=FILE`
+        reads such a file.
     Hardware: published on 8 GPUs, 8 samples per GPU; each step also samples five captions per
         image.
     Expected: FIBER's README gives CIDEr 144.4 on the Karpathy test split after this stage.
     """
-    base = caption_coco()
-    task = CaptionTask(
-        share=1, objective="cider", cider_share=0.7, cider_samples=5, cider_baseline="constant"
-    )
-    return dataclasses.replace(
-        base,
-        tasks=TasksConfig(caption=task),
-        optim=dataclasses.replace(base.optim, lr=1e-6),
-    )
+    changes = {"tasks.caption.objective": "cider", "optim.lr": 1e-6}
+    return replace_fields(caption_coco(), changes)
 
 
 def caption_coco_cider_published() -> RunConfig:
@@ -107,10 +102,9 @@ def caption_coco_cider_published() -> RunConfig:
 
     Command: torchrun --nproc-per-node 8 -m fiber.cli train caption_coco_cider_published --data DIR
         --init MODEL
-    Data: as for `caption_coco_published`; MODEL is the finished model of the stage before.
+    Data: as for `caption_coco_published`; MODEL is the finished model of
+        `caption_coco_gold_published`. Document frequencies as for `caption_coco_cider`.
     Hardware: published on 8 GPUs, 8 samples per GPU.
-    Expected: FIBER's README gives CIDEr 144.4 on the Karpathy test split after this stage. Document
-        frequencies are counted from the training captions, unless the published file of them is
-        given (see `caption_coco_cider`).
+    Expected: FIBER's README gives CIDEr 144.4 on the Karpathy test split after this stage.
     """
-    return as_published(caption_coco_cider(), steps=8574)
+    return as_published(caption_coco_cider(), steps=_PUBLISHED_STEPS)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 
+from fiber.config_io import replace_fields
 from fiber.recipes.grounding import grounding, refcoco
-from fiber.training.config.run import DataConfig, RunConfig, TrainConfig, ValidationConfig
+from fiber.training.config.run import RunConfig, TrainConfig, ValidationConfig
 from fiber.training.config.tasks import GroundingTask, TasksConfig
-from fiber.training.config.transforms import TransformConfig
 
 
 def coco_detection() -> RunConfig:
@@ -19,18 +19,15 @@ def coco_detection() -> RunConfig:
     Hardware: published on 16 GPUs, two images per GPU.
     Expected: AP 58.4 on val2017 (FIBER's README).
     """
-    base = refcoco()
-    return dataclasses.replace(
-        base,
-        tasks=TasksConfig(grounding=GroundingTask(share=1, sources=("detection",))),
-        data=dataclasses.replace(
-            base.data,
-            batch_size=32,
-            transform=dataclasses.replace(base.data.transform, flip_probability=0.5),
-        ),
-        optim=dataclasses.replace(base.optim, warmup_fraction=2000 / 88_715),
-        train=dataclasses.replace(base.train, steps=88_715),
-    )
+    steps = 88_715
+    changes = {
+        "tasks.grounding.sources": ("detection",),
+        "data.batch_size": 32,
+        "data.transform.flip_probability": 0.5,
+        "optim.warmup_fraction": 2000 / steps,
+        "train.steps": steps,
+    }
+    return replace_fields(refcoco(), changes)
 
 
 def lvis_detection() -> RunConfig:
@@ -46,16 +43,13 @@ def lvis_detection() -> RunConfig:
     A prompt has the classes of its image and sampled negative classes, as many as fit and at most
     85, as published.
     """
-    base = coco_detection()
     steps = 75_128
-    return dataclasses.replace(
-        base,
-        tasks=TasksConfig(
-            grounding=GroundingTask(share=1, sources=("detection",), max_negatives=85)
-        ),
-        optim=dataclasses.replace(base.optim, warmup_fraction=2000 / steps),
-        train=dataclasses.replace(base.train, steps=steps),
-    )
+    changes = {
+        "tasks.grounding.max_negatives": 85,
+        "optim.warmup_fraction": 2000 / steps,
+        "train.steps": steps,
+    }
+    return replace_fields(coco_detection(), changes)
 
 
 def odinw_full() -> RunConfig:
@@ -67,43 +61,31 @@ def odinw_full() -> RunConfig:
     Hardware: published on 4 GPUs, one image per GPU.
     Expected: a mean AP of 65.9 over the test splits of the thirteen data sets (FIBER's README).
 
-    Classes are in the order of the file, as published. At most 200 epochs, evaluated after each.
-    The learning rate falls when AP stops rising, then the run ends. The published run uses the
-    class names alone as prompts, except for Aquarium, whose names have descriptions.
+    Classes keep the order of the file, as published. Trains at most 200 epochs and evaluates after
+    each; the learning rate drops on an AP plateau, and the run then stops early. The published run
+    prompts with class names alone, except for Aquarium, whose names have descriptions.
     """
-    base = grounding()
-    return RunConfig(
-        model=base.model,
-        tasks=TasksConfig(
-            grounding=GroundingTask(share=1, sources=("detection",), shuffle_classes=False)
-        ),
-        data=DataConfig(
-            batch_size=4,
-            # From the published configuration files of the data sets.
-            transform=TransformConfig(
-                kind="shorter_side", shorter_sides=(800,), flip_probability=0.5
-            ),
-        ),
-        optim=dataclasses.replace(
-            base.optim,
-            weight_decay=0.05,
-            warmup_fraction=0.0,
-            schedule="plateau",
-            plateau_patience=3,
-            plateau_least_lr=1e-6,
-        ),
-        train=TrainConfig(
+    task = GroundingTask(share=1, sources=("detection",), shuffle_classes=False)
+    changes = {
+        "tasks": TasksConfig(grounding=task),
+        "data.batch_size": 4,
+        # From the published configuration files of the data sets.
+        "data.transform.shorter_sides": (800,),
+        "optim.weight_decay": 0.05,
+        "optim.warmup_fraction": 0.0,
+        "optim.schedule": "plateau",
+        "train": TrainConfig(
             # `epochs` ends the run.
             steps=1_000_000,
             epochs=200,
             checkpoint_epochs=1,
             precision="bfloat16",
             gradient_checkpointing=True,
-            log_every=20,
             seed=10,
         ),
-        validation=ValidationConfig(task="coco", stop_after=8),
-    )
+        "validation": ValidationConfig(task="coco", stop_after=8),
+    }
+    return replace_fields(grounding(), changes)
 
 
 def odinw_few_shot() -> RunConfig:
@@ -115,50 +97,41 @@ def odinw_few_shot() -> RunConfig:
         --set data.shots=3 --set train.epochs=800 --set train.checkpoint_epochs=4
         --set data.shots=5 --set train.epochs=400 --set train.checkpoint_epochs=2
         --set data.shots=10 --set train.epochs=200 --set train.checkpoint_epochs=1
-    Data: as for `odinw_full`. Images are chosen by ascending id, as published. The seed of the
-        published command does not change them, so several samples need files of their own.
+    Data: as for `odinw_full`. Images are chosen by ascending id, as published. The published
+        command's seed does not change them, so each other sample needs its own annotation file.
     Hardware: published on 4 GPUs, one image per GPU.
     Expected: FIBER's README has no number for it.
 
     A published epoch repeats the images eight times; here that is eight epochs.
     """
     base = odinw_full()
-    return dataclasses.replace(
-        base,
-        data=dataclasses.replace(base.data, shots=1),
-        train=dataclasses.replace(base.train, epochs=1600, checkpoint_epochs=8),
-    )
+    train = dataclasses.replace(base.train, epochs=1600, checkpoint_epochs=8)
+    return replace_fields(base, {"data.shots": 1, "train": train})
 
 
 def own_detection() -> RunConfig:
-    """Detector of your own classes, fine-tuned from a published or own fine model.
+    """Detector for your own classes, fine-tuned from a published fine model or your own.
 
     Command: fiber train own_detection --data DIR --init GROUNDING --output runs/own
     Data: class boxes in COCO format: an export of Roboflow, CVAT, Label Studio or FiftyOne, or COCO
         itself. Without a validation split a fifth of the images is held out.
     Hardware: one GPU with 24 GB or more; `--set train.accumulation=4` for micro-batches of one
         image.
-    Expected: depends on the data; there is no published number. The published fine-tuning on the
-        thirteen data sets of ODinW, whose learning rates and schedule this uses, has a mean AP of
-        65.9.
+    Expected: depends on the data; there is no published number. Learning rates and
+        schedule are those of the published fine-tuning on ODinW-13, whose mean AP is 65.9.
 
-    At most 20,000 steps, evaluated every 250. The learning rate falls when AP stops rising, and the
-    run ends after eight evaluations without a new best, so its length need not be chosen. GROUNDING
-    is a fine model, with `--tokenizer` if its file has none. A coarse model works too, but has no
-    trained detection head.
+    Trains at most 20,000 steps and evaluates every 250. The learning rate drops on an AP plateau,
+    and the run stops after eight evaluations without a new best. GROUNDING is a fine model, with
+    `--tokenizer` if its file has none. A coarse model works too, but its detection head is
+    untrained.
     """
-    base = odinw_full()
-    return dataclasses.replace(
-        base,
-        data=dataclasses.replace(
-            base.data,
-            transform=dataclasses.replace(
-                base.data.transform, shorter_sides=(480, 560, 640, 720, 800)
-            ),
-        ),
-        optim=dataclasses.replace(base.optim, warmup_fraction=200 / 20_000),
-        train=dataclasses.replace(
-            base.train, steps=20_000, epochs=0.0, checkpoint_every=250, checkpoint_epochs=0.0
-        ),
-        validation=dataclasses.replace(base.validation, pictures=500),
-    )
+    changes = {
+        "data.transform.shorter_sides": (480, 560, 640, 720, 800),
+        "optim.warmup_fraction": 200 / 20_000,
+        "train.steps": 20_000,
+        "train.epochs": 0.0,
+        "train.checkpoint_every": 250,
+        "train.checkpoint_epochs": 0.0,
+        "validation.pictures": 500,
+    }
+    return replace_fields(odinw_full(), changes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from fiber.config import preset
+from fiber.config_io import replace_fields
 from fiber.training.config.run import DataConfig, OptimConfig, RunConfig, TrainConfig
 from fiber.training.config.tasks import GroundingTask, TasksConfig
 from fiber.training.config.transforms import TransformConfig
@@ -24,10 +25,10 @@ def grounding() -> RunConfig:
         Flickr30k test split (FIBER's README).
 
     The three data sets are sampled with equal probability, as published. A prompt for Objects365
-    has classes of its image and sampled negative classes, with the released numbers; the published
-    code rejects the fourth of its probabilities, see `fiber.data.prompts.rules` for the rule here.
-    Parameter groups, schedule, clipping, EMA and frozen layers are the published ones. Images
-    are RGB, as for the coarse model; the published fine stage reads BGR with RGB-trained weights.
+    has the image's classes and sampled negative classes, with the released numbers; the published
+    code rejects the fourth probability, see `fiber.data.prompts.rules` for the rule used here.
+    Parameter groups, schedule, clipping, EMA and frozen layers are as published. Images are RGB, as
+    for the coarse model; the published fine stage reads BGR with RGB-trained weights.
     """
     base = preset("base", stage="fine")
     return RunConfig(
@@ -73,33 +74,27 @@ def refcoco() -> RunConfig:
     """Published fine-tuning on RefCOCO; twenty epochs of 120,624 referring expressions.
 
     Command: torchrun --nproc-per-node 8 -m fiber.cli train refcoco --data DIR --init GROUNDING
-    Data: DIR with finetune_refcoco_train.json of MDETR's mdetr_annotations (there or in a directory
-        of that name), and COCO's train2014 as DIR/refcoco/train2014, coco/train2014 or train2014.
+    Data: DIR with MDETR's finetune_refcoco_train.json (there or in DIR/mdetr_annotations), and
+        COCO's train2014 as DIR/refcoco/train2014, DIR/coco/train2014 or DIR/train2014.
     Hardware: published on 16 GPUs, one image per GPU.
     Expected: accuracy 90.68 / 92.59 / 87.26 on val / testA / testB (FIBER's README), where a box
         counts as correct from a GIoU of 0.5.
     """
-    base = grounding()
-    return dataclasses.replace(
-        base,
-        tasks=TasksConfig(grounding=GroundingTask(share=1, sources=("refcoco",))),
-        data=dataclasses.replace(
-            base.data,
-            batch_size=16,
-            # A flip would make "left" wrong.
-            transform=dataclasses.replace(base.data.transform, flip_probability=0.0),
-        ),
-        optim=dataclasses.replace(
-            base.optim,
-            lr=1e-5,
-            weight_decay=1e-4,
-            text_lr_multiplier=1.0,
-            warmup_fraction=2000 / 150_780,
-            clip_norm=0.0,
-            frozen=(),
-        ),
-        train=dataclasses.replace(base.train, steps=150_780, gradient_checkpointing=True),
-    )
+    changes = {
+        "tasks": TasksConfig(grounding=GroundingTask(share=1, sources=("refcoco",))),
+        "data.batch_size": 16,
+        # A flip would make "left" wrong.
+        "data.transform.flip_probability": 0.0,
+        "optim.lr": 1e-5,
+        "optim.weight_decay": 1e-4,
+        "optim.text_lr_multiplier": 1.0,
+        "optim.warmup_fraction": 2000 / 150_780,
+        "optim.clip_norm": 0.0,
+        "optim.frozen": (),
+        "train.steps": 150_780,
+        "train.gradient_checkpointing": True,
+    }
+    return replace_fields(grounding(), changes)
 
 
 def refcocoplus() -> RunConfig:
@@ -119,8 +114,8 @@ def refcocog() -> RunConfig:
 
     Command: torchrun --nproc-per-node 8 -m fiber.cli train refcocog --data DIR --init GROUNDING
     Data: DIR with finetune_refcocog_train.json, and images as for `refcoco`. The published test
-        file is a corrected one, finetune_refcocog_test_corrected.json, which MDETR's archive does
-        not contain; if present, it is read instead of the other one.
+        split is finetune_refcocog_test_corrected.json, which MDETR's archive does not contain; if
+        present, it is read instead of the original.
     Hardware: published on 16 GPUs, one image per GPU.
     Expected: accuracy 87.11 / 87.32 on val / test (FIBER's README), where a box counts as correct
         from a GIoU of 0.5.
@@ -129,11 +124,10 @@ def refcocog() -> RunConfig:
 
 
 def _like_refcoco(source: str, *, steps: int) -> RunConfig:
-    """Return `refcoco` with another data set and number of steps, of which 2,000 are warmup."""
-    base = refcoco()
-    return dataclasses.replace(
-        base,
-        tasks=TasksConfig(grounding=GroundingTask(share=1, sources=(source,))),
-        optim=dataclasses.replace(base.optim, warmup_fraction=2000 / steps),
-        train=dataclasses.replace(base.train, steps=steps),
-    )
+    """Train `refcoco` on another data set; 2,000 steps are warmup."""
+    changes = {
+        "tasks.grounding.sources": (source,),
+        "optim.warmup_fraction": 2000 / steps,
+        "train.steps": steps,
+    }
+    return replace_fields(refcoco(), changes)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
-
+from fiber.config_io import replace_fields
 from fiber.recipes.pretrain import finetune
-from fiber.training.config.run import RunConfig, ValidationConfig
+from fiber.training.config.run import RunConfig
 from fiber.training.config.tasks import ReasoningTask, TasksConfig
 
 
@@ -20,12 +19,18 @@ def nlvr2() -> RunConfig:
     Hardware: published on 8 GPUs, 8 pairs per GPU.
     Expected: accuracy 85.52 on test-P (FIBER's README).
     """
-    base = finetune("nlvr2", TasksConfig(reasoning=ReasoningTask(share=1)), image_size=384)
-    return dataclasses.replace(
-        base,
-        data=dataclasses.replace(base.data, batch_size=256),
-        train=dataclasses.replace(base.train, steps=1687, accumulation=4, checkpoint_every=200),
-        validation=ValidationConfig(task="nlvr2", split="dev"),
+    return finetune(
+        "nlvr2",
+        TasksConfig(reasoning=ReasoningTask(share=1)),
+        image_size=384,
+        changes={
+            "data.batch_size": 256,
+            "train.steps": 1687,
+            "train.accumulation": 4,
+            "train.checkpoint_every": 200,
+            "validation.task": "nlvr2",
+            "validation.split": "dev",
+        },
     )
 
 
@@ -38,5 +43,4 @@ def nlvr2_published() -> RunConfig:
     Hardware: published on 8 GPUs, 8 pairs per GPU.
     Expected: accuracy 85.52 on test-P (FIBER's README).
     """
-    base = nlvr2()
-    return dataclasses.replace(base, train=dataclasses.replace(base.train, precision="float32"))
+    return replace_fields(nlvr2(), {"train.precision": "float32"})

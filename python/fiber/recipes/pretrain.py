@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 from fiber.config import preset
+from fiber.config_io import replace_fields
 from fiber.training.config.run import (
     DataConfig,
     OptimConfig,
@@ -21,15 +24,15 @@ def pretrain() -> RunConfig:
 
     Command: torchrun --nproc-per-node 8 -m fiber.cli train pretrain --data DIR --init ENCODERS
     Data: DIR/captions_train.json in COCO format, with the captions of COCO, Visual Genome, SBU and
-        Conceptual Captions, and their images in DIR/images. The original downloads in one directory
-        (or the published Arrow files) are read with
+        Conceptual Captions, and their images in DIR/images. To read the original downloads in one
+        directory (or the published Arrow files), use
         --set tasks.image_text.sources=coco_karpathy,visual_genome,sbu,conceptual_captions
     Hardware: published on 64 GPUs, 8 samples per GPU. `train.accumulation` times the number of
-        processes times the samples of a micro-batch must be `data.batch_size`.
+        processes times the micro-batch size must equal `data.batch_size`.
     Expected: no metric of its own; `vqav2`, `nlvr2`, `retrieval_coco` and `caption_coco` start from
-        it. Hyper-parameters: configuration task_pretrain_mlm_itm_itc of the published code, whose
-        ITC loss uses a queue of 4,096 older samples (`pretrain_published`, also in float32). Here
-        it uses the whole micro-batch of all processes.
+        it. Hyperparameters: task_pretrain_mlm_itm_itc of the published code, whose ITC loss uses a
+        queue of 4,096 older samples (`pretrain_published`, also in float32). Here ITC uses the
+        whole micro-batch of all processes.
     """
     return RunConfig(
         model=preset("base"),
@@ -51,33 +54,30 @@ def pretrain_published() -> RunConfig:
 
     Command: torchrun --nproc-per-node 8 -m fiber.cli train pretrain_published --data DIR
         --init ENCODERS
-    Data: as for `pretrain`, and DIR/captions_val.json with the captions of COCO val. Trains on
-        Karpathy's "train" and "val" of COCO together and skips "restval", as published. Of Visual
-        Genome and SBU only the training split exists and is read; of Conceptual Captions the
-        validation file is also read if it is in DIR, which the published run did not use.
+    Data: as for `pretrain`, plus DIR/captions_val.json with the captions of COCO val. Trains on
+        Karpathy's "train" and "val" of COCO and skips "restval", as published. Visual Genome and
+        SBU have only a training split. The validation file of Conceptual Captions, which the
+        published run did not use, is read if it is in DIR.
     Hardware: as for `pretrain`. The queue's 4,096 images take 7.25 GB on every GPU and in every
-        checkpoint. A step costs a quarter more than one of `pretrain`, since negatives are older
-        images that are encoded again.
-    Expected: no metric of its own, as for `pretrain`. Queue slots without a pair yet are ignored;
-        the published code starts with random vectors in them.
+        checkpoint. A step costs a quarter more than in `pretrain`, since negatives are older images
+        that are encoded again.
+    Expected: no metric of its own, as for `pretrain`. Empty queue slots are ignored; the published
+        code initializes them with random vectors.
     """
-    base = pretrain()
-    task = ImageTextTask(share=1, itc_form="queue", queue_length=4096)
-    return dataclasses.replace(
-        base,
-        tasks=TasksConfig(image_text=task),
-        data=dataclasses.replace(base.data, split="train+val"),
-        train=dataclasses.replace(base.train, precision="float32"),
-    )
+    changes = {
+        "tasks.image_text.itc_form": "queue",
+        "data.split": "train+val",
+        "train.precision": "float32",
+    }
+    return replace_fields(pretrain(), changes)
 
 
-def finetune(head: str, tasks: TasksConfig, *, image_size: int) -> RunConfig:
-    """Return the common configuration of the coarse fine-tuning recipes, without a schedule.
+def finetune(
+    head: str, tasks: TasksConfig, *, image_size: int, changes: Mapping[str, Any]
+) -> RunConfig:
+    """Configure fine-tuning of one head of the coarse base model.
 
-    Args:
-        head: the trained head of the base model.
-        tasks: the task of that head.
-        image_size: height and width in pixels; the window size is `image_size` / 32, as published.
+    The window size is `image_size` / 32, as published. `changes` overrides fields by dotted name.
     """
     base = preset("base")
     model = dataclasses.replace(
@@ -87,7 +87,7 @@ def finetune(head: str, tasks: TasksConfig, *, image_size: int) -> RunConfig:
         swin=dataclasses.replace(base.swin, window_size=image_size // 32),
         image_text=dataclasses.replace(base.image_text, heads=(head,)),
     )
-    return RunConfig(
+    config = RunConfig(
         model=model,
         tasks=tasks,
         data=DataConfig(
@@ -101,18 +101,20 @@ def finetune(head: str, tasks: TasksConfig, *, image_size: int) -> RunConfig:
             accumulation=8, precision="bfloat16", log_every=50, checkpoint_every=1000
         ),
     )
+    return replace_fields(config, changes)
 
 
-def as_published(base: RunConfig, *, steps: int) -> RunConfig:
-    """Return a variant on the published splits: train and val together, float32, last checkpoint.
+def as_published(
+    base: RunConfig, *, steps: int, changes: Mapping[str, Any] | None = None
+) -> RunConfig:
+    """Train `base` on train and val together, in float32, and keep the last checkpoint.
 
-    Args:
-        base: the recipe that holds out "val" to select a checkpoint.
-        steps: optimizer steps of the same number of epochs.
+    `steps` is for the same number of epochs. `changes` overrides other fields by dotted name.
     """
-    return dataclasses.replace(
-        base,
-        data=dataclasses.replace(base.data, split="train+val"),
-        train=dataclasses.replace(base.train, steps=steps, precision="float32"),
-        validation=ValidationConfig(),
-    )
+    published = {
+        "data.split": "train+val",
+        "train.steps": steps,
+        "train.precision": "float32",
+        "validation": ValidationConfig(),
+    }
+    return replace_fields(base, published | dict(changes or {}))

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 from fiber.config import preset
+from fiber.config_io import replace_fields
 from fiber.training.config.run import (
     DataConfig,
     OptimConfig,
@@ -30,7 +33,7 @@ def scenes_coarse() -> RunConfig:
              fiber train scenes_coarse --data runs/scenes --output runs/coarse
     Data: rendered scenes with captions (ITC, ITM, MLM) and questions (VQA).
     Hardware: two CPU cores, minutes.
-    Expected: see the table that `fiber demo` prints; it runs this recipe.
+    Expected: see the table printed by `fiber demo`, which runs this recipe.
     """
     return RunConfig(
         model=preset("small"),
@@ -48,7 +51,7 @@ def scenes_coarse() -> RunConfig:
             warmup_fraction=0.15,
             clip_norm=1.0,
         ),
-        train=TrainConfig(steps=440, log_every=20, checkpoint_every=110),
+        train=TrainConfig(steps=440, checkpoint_every=110),
     )
 
 
@@ -58,7 +61,7 @@ def scenes_fine() -> RunConfig:
     Command: fiber train scenes_fine --data runs/scenes --init runs/coarse --output runs/fine
     Data: rendered scenes with referring expressions, captions with phrases, and detection prompts.
     Hardware: two CPU cores, minutes.
-    Expected: see the table that `fiber demo` prints; it runs this recipe after `scenes_coarse`.
+    Expected: see the table printed by `fiber demo`, which runs this recipe after `scenes_coarse`.
     """
     model = preset("small", stage="fine")
     return RunConfig(
@@ -76,7 +79,7 @@ def scenes_fine() -> RunConfig:
         optim=OptimConfig(
             lr=5e-4, head_lr_multiplier=2.0, cross_modal_lr_multiplier=1.0, clip_norm=1.0
         ),
-        train=TrainConfig(steps=1080, log_every=20, checkpoint_every=180),
+        train=TrainConfig(steps=1080, checkpoint_every=180),
     )
 
 
@@ -84,16 +87,12 @@ def small_vqa() -> RunConfig:
     """Small model on a CPU: visual question answering.
 
     Command: fiber train small_vqa --data runs/scenes --init runs/demo/coarse
-    Data: a directory of `fiber data`, or questions in any other supported format (such as a .jsonl
-        of your own).
+    Data: a directory of `fiber data`, or questions in any other supported format (such as your own
+        .jsonl).
     Hardware: two CPU cores, minutes.
     Expected: docs/results.md, for scenes and stamps.
     """
-    return _finetune(
-        "vqa",
-        TasksConfig(question=QuestionTask(share=1)),
-        ValidationConfig(task="vqa", pictures=200),
-    )
+    return _finetune("vqa", TasksConfig(question=QuestionTask(share=1)), "vqa")
 
 
 def small_nlvr2() -> RunConfig:
@@ -104,67 +103,49 @@ def small_nlvr2() -> RunConfig:
     Hardware: two CPU cores, minutes.
     Expected: docs/results.md, for scenes and stamps.
     """
-    base = _finetune(
-        "nlvr2",
-        TasksConfig(reasoning=ReasoningTask(share=1)),
-        ValidationConfig(task="nlvr2", pictures=200),
-    )
-    return dataclasses.replace(base, data=dataclasses.replace(base.data, batch_size=32))
+    tasks = TasksConfig(reasoning=ReasoningTask(share=1))
+    return _finetune("nlvr2", tasks, "nlvr2", {"data.batch_size": 32})
 
 
 def small_retrieval() -> RunConfig:
     """Small model on a CPU: image-text retrieval by ITC alone.
 
     Command: fiber train small_retrieval --data runs/scenes --init runs/demo/coarse
-    Data: a directory of `fiber data`, or captions in any other supported format (such as a .jsonl
-        of your own).
+    Data: a directory of `fiber data`, or captions in any other supported format (such as your own
+        .jsonl).
     Hardware: two CPU cores, minutes.
     Expected: docs/results.md, for scenes and stamps.
     """
-    base = _finetune(
-        "itc",
-        TasksConfig(image_text=ImageTextTask(share=1, itm=0.0, mlm=0.0)),
-        ValidationConfig(task="retrieval", pictures=500),
-    )
-    return dataclasses.replace(base, train=dataclasses.replace(base.train, steps=300))
+    tasks = TasksConfig(image_text=ImageTextTask(share=1, itm=0.0, mlm=0.0))
+    return _finetune("itc", tasks, "retrieval", {"train.steps": 300, "validation.pictures": 500})
 
 
 def small_matching() -> RunConfig:
     """Small model on a CPU: image-text matching by ITM alone.
 
     Command: fiber train small_matching --data runs/scenes --init runs/demo/coarse
-    Data: a directory of `fiber data`, or captions in any other supported format (such as a .jsonl
-        of your own).
+    Data: as for `small_retrieval`.
     Hardware: two CPU cores, minutes.
     Expected: docs/results.md, for scenes and stamps.
     """
     task = ImageTextTask(share=1, itc=0.0, mlm=0.0, itm_negatives="random")
-    base = _finetune(
-        "itm", TasksConfig(image_text=task), ValidationConfig(task="matching", pictures=200)
-    )
-    return dataclasses.replace(base, train=dataclasses.replace(base.train, steps=300))
+    return _finetune("itm", TasksConfig(image_text=task), "matching", {"train.steps": 300})
 
 
 def small_caption() -> RunConfig:
     """Small model on a CPU: captioning by maximum likelihood.
 
     Command: fiber train small_caption --data runs/scenes --init runs/demo/coarse
-    Data: a directory of `fiber data`, or captions in any other supported format (such as a .jsonl
-        of your own).
+    Data: as for `small_retrieval`.
     Hardware: two CPU cores, minutes.
     Expected: docs/results.md, for scenes and stamps.
     """
-    base = _finetune(
-        "caption",
-        TasksConfig(caption=CaptionTask(share=1)),
-        ValidationConfig(task="caption", pictures=200),
-    )
-    train = dataclasses.replace(base.train, steps=300, checkpoint_every=150)
-    return dataclasses.replace(base, train=train)
+    changes = {"train.steps": 300, "train.checkpoint_every": 150}
+    return _finetune("caption", TasksConfig(caption=CaptionTask(share=1)), "caption", changes)
 
 
 def small_detection() -> RunConfig:
-    """Small detector of your own classes, from any data set in COCO format.
+    """Small detector for your own classes, from any data set in COCO format.
 
     Command: fiber train small_detection --data DIR --output runs/own
     Data: class boxes in COCO format: an export of Roboflow, CVAT, Label Studio or FiftyOne, a data
@@ -175,52 +156,43 @@ def small_detection() -> RunConfig:
         large; use `own_detection` for real work.
 
     The model is trained from scratch with a vocabulary of the class names. Every prompt has all
-    of them in the order of the file, as in evaluation.
+    classes in the order of the file, as in evaluation.
     """
     small = preset("small", stage="fine")
-    # Longer prompts and larger images than the preset's.
-    model = dataclasses.replace(
-        small,
-        max_tokens=small.roberta.max_tokens,
-        detector=dataclasses.replace(small.detector, shorter_side=128, max_size=224),
-    )
-    return RunConfig(
-        model=model,
-        tasks=TasksConfig(
-            grounding=GroundingTask(
-                share=1, sources=("detection",), max_classes=24, shuffle_classes=False
-            )
-        ),
-        data=DataConfig(
-            batch_size=16,
-            train_tokenizer=True,
-            transform=TransformConfig(
-                kind="shorter_side",
-                shorter_sides=(96, 112, 128, 144),
-                max_size=224,
-                flip_probability=0.5,
-            ),
-        ),
-        optim=OptimConfig(
-            lr=5e-4, head_lr_multiplier=2.0, cross_modal_lr_multiplier=1.0, clip_norm=1.0
-        ),
-        train=TrainConfig(steps=600, log_every=20, checkpoint_every=100),
-        validation=ValidationConfig(task="coco", pictures=200),
-    )
+    changes = {
+        # Longer prompts and larger images than the preset's.
+        "model.max_tokens": small.roberta.max_tokens,
+        "model.detector.shorter_side": 128,
+        "model.detector.max_size": 224,
+        "tasks.grounding.sources": ("detection",),
+        "tasks.grounding.max_classes": 24,
+        "data.train_tokenizer": True,
+        "data.transform.shorter_sides": (96, 112, 128, 144),
+        "data.transform.max_size": 224,
+        "data.transform.flip_probability": 0.5,
+        "train.steps": 600,
+        "train.checkpoint_every": 100,
+        "validation.task": "coco",
+        "validation.pictures": 200,
+    }
+    return replace_fields(scenes_fine(), changes)
 
 
-def _finetune(head: str, tasks: TasksConfig, validation: ValidationConfig) -> RunConfig:
-    """Return the common configuration of the small coarse fine-tuning recipes, for one head."""
+def _finetune(
+    head: str, tasks: TasksConfig, validation: str, changes: Mapping[str, Any] | None = None
+) -> RunConfig:
+    """Configure fine-tuning of one head; `changes` override other fields by dotted name."""
     small = preset("small")
     image_text = dataclasses.replace(small.image_text, heads=(head,))
-    return RunConfig(
+    config = RunConfig(
         model=dataclasses.replace(small, image_text=image_text),
         tasks=tasks,
         data=DataConfig(batch_size=64),
-        # The initial model was trained for minutes, so encoders still need a high learning rate.
+        # The initial model trained only for minutes, so encoders still need a high learning rate.
         optim=OptimConfig(
             lr=3e-4, head_lr_multiplier=1.0, cross_modal_lr_multiplier=1.0, clip_norm=1.0
         ),
-        train=TrainConfig(steps=400, log_every=20, checkpoint_every=100),
-        validation=validation,
+        train=TrainConfig(steps=400, checkpoint_every=100),
+        validation=ValidationConfig(task=validation, pictures=200),
     )
+    return replace_fields(config, changes or {})

@@ -1,8 +1,9 @@
-"""Checkpoints of a training run. A folder under its final name is complete.
+"""Checkpoints of a training run.
 
-A checkpoint is a folder `step-00000500` with `model.safetensors`, `training.pt` (optimizer, moving
-average and objective state, loadable with weights_only=True) and `data.json` (`Position`). The
-format of finished models is in `fiber.checkpoints.model_dir`.
+A checkpoint is a folder `step-00000500` with `model.safetensors`, `training.pt` (optimizer, EMA and
+objective state, loadable with weights_only=True) and `data.json` (`Position`). It is written under
+a temporary name, so a folder with the final name is complete. For finished models see
+`fiber.checkpoints.model_dir`.
 """
 
 from __future__ import annotations
@@ -25,18 +26,18 @@ STEP = "step-"
 
 @dataclass(frozen=True, kw_only=True)
 class Position:
-    """Position of a run in its steps, its data and its validation; stored as data.json."""
+    """Progress of a run in steps, data and validation; stored as data.json."""
 
-    #: Optimizer steps done.
+    #: Completed optimizer steps.
     step: int = 0
-    #: Wall time and number of images of these steps.
+    #: Wall time and number of images so far.
     seconds: float = 0.0
     images: int = 0
-    #: Samples that each task has consumed, over all ranks.
+    #: Consumed samples of each task, over all ranks.
     consumed: dict[str, int] = field(default_factory=dict)
-    #: Number of records of each task, to detect that the data changed.
+    #: Number of records of each task, to detect changed data.
     records: dict[str, int]
-    #: Step with the best validation score so far (0: not validated yet), and that score.
+    #: Step with the best validation score so far (0: not validated yet), and its score.
     best_step: int = 0
     best_score: float = 0.0
     #: Validation scores so far, in order.
@@ -50,22 +51,22 @@ class RunCheckpoint:
     folder: Path
     step: int
 
-    def position(self, expected: Position) -> Position:
-        """Read the position of the run.
+    def position(self, records: dict[str, int]) -> Position:
+        """Read the run's position.
 
         Raises:
-            ValueError: if the numbers of records differ from `expected`.
+            ValueError: if the stored record counts differ from `records`.
         """
         found = from_dict(Position, read_json(self.folder / "data.json"))
-        if found.records != expected.records:
+        if found.records != records:
             raise ValueError(
-                f"{self.folder} was trained on other data: the numbers of records are"
-                f" {expected.records}, expected {found.records}"
+                f"{self.folder} was trained on other data: expected record counts"
+                f" {found.records}, got {records}"
             )
         return found
 
     def restore(self, model: nn.Module, device: torch.device) -> dict[str, Any]:
-        """Load the weights into the model, and return the contents of training.pt."""
+        """Load the weights into the model; return the contents of training.pt."""
         load_state(model, self.folder / "model.safetensors")
         return torch.load(self.folder / "training.pt", map_location=device, weights_only=True)
 
@@ -78,11 +79,10 @@ def write_checkpoint(
     position: Position,
     keep: int,
 ) -> RunCheckpoint:
-    """Write a checkpoint under a temporary name, rename it, and keep the newest `keep`.
+    """Write a checkpoint atomically and remove all but the newest `keep`.
 
     Raises:
-        OSError: if it cannot be written (disk full). No part of it remains, and the older
-            checkpoints are unchanged.
+        OSError: if it cannot be written (disk full); older checkpoints are unchanged.
     """
     final = checkpoints / f"{STEP}{position.step:08d}"
     with explain_write_errors(final), new_directory(final) as part:
@@ -94,20 +94,19 @@ def write_checkpoint(
             json.dump(to_dict(position), file, indent=1)
             _to_disk(file)
     for old in checkpoints_in(checkpoints)[:-keep]:
-        # Renamed first, so that an interrupted removal leaves no partial checkpoint.
+        # Rename first, so that an interrupted removal leaves no partial checkpoint.
         doomed = old.folder.rename(checkpoints / f"{PART}{old.folder.name}")
         shutil.rmtree(doomed, ignore_errors=True)
     return RunCheckpoint(folder=final, step=position.step)
 
 
 def newest_checkpoint(checkpoints: Path) -> RunCheckpoint | None:
-    """Find the newest complete checkpoint of a run, if there is one."""
-    found = checkpoints_in(checkpoints)
-    return found[-1] if found else None
+    """Return the newest complete checkpoint of a run; None without one."""
+    return next(reversed(checkpoints_in(checkpoints)), None)
 
 
 def checkpoints_in(checkpoints: Path) -> list[RunCheckpoint]:
-    """List the complete checkpoints of a run, oldest first."""
+    """List a run's complete checkpoints, oldest first."""
     files = ("model.safetensors", "training.pt", "data.json")
     found = [
         RunCheckpoint(folder=folder, step=int(folder.name.removeprefix(STEP)))

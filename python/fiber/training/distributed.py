@@ -1,7 +1,7 @@
-"""Data parallel training under torchrun: process group, gradient averaging, broadcasts.
+"""Data-parallel training under torchrun: process group, gradient averaging, broadcasts.
 
-Every rank holds the whole model and a slice of each batch. Losses divide by counts over all ranks,
-so the mean of the ranks' gradients is the gradient of one process that holds the whole batch.
+Every rank has the whole model and a slice of each batch. Losses divide by counts over all ranks, so
+the mean of the ranks' gradients is the gradient of the whole batch.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-#: Elements in one all-reduce of gradients (32 MiB of float32).
+#: Elements per gradient all-reduce (32 MiB of float32).
 BUCKET_ELEMENTS = 8 * 2**20
-#: Timeout of collectives in hours: rank 0 validates while the others wait.
+#: Timeout of collectives in hours; the other ranks wait while rank 0 validates.
 LONGEST_WAIT_HOURS = 6
 
 
@@ -38,10 +38,7 @@ class Processes:
 
 @contextmanager
 def joined(device: str | torch.device | None = None) -> Iterator[Processes]:
-    """Initialize the process group if torchrun started this process.
-
-    Args:
-        device: default: CUDA if available, else the CPU.
+    """Initialize the process group under torchrun; `device` defaults to CUDA if available.
 
     Raises:
         ValueError: if torchrun's environment is incomplete, or names a GPU that does not exist.
@@ -52,12 +49,12 @@ def joined(device: str | torch.device | None = None) -> Iterator[Processes]:
         index = local_rank if world_size > 1 or kind.index is None else kind.index
         if index >= torch.cuda.device_count():
             raise ValueError(
-                f"local rank {local_rank} needs CUDA device {index}, but there are"
-                f" {torch.cuda.device_count()}; start fewer processes or train with device='cpu'"
+                f"local rank {local_rank} needs CUDA device {index}, but only"
+                f" {torch.cuda.device_count()} exist; start fewer processes or use device='cpu'"
             )
         kind = torch.device("cuda", index)
         torch.cuda.set_device(kind)
-    # A process group of the caller is used, and not destroyed.
+    # The caller's process group, if any, is used but not destroyed.
     own_group = world_size > 1 and not dist.is_initialized()
     if own_group:
         dist.init_process_group(
@@ -71,7 +68,7 @@ def joined(device: str | torch.device | None = None) -> Iterator[Processes]:
 
 
 def _torchrun_environment() -> tuple[int, int, int]:
-    """Read (rank, world size, local rank); (0, 1, 0) without torchrun."""
+    """Return (rank, world size, local rank); (0, 1, 0) without torchrun."""
     if dist.is_available() and dist.is_initialized():
         rank = dist.get_rank()
         return rank, dist.get_world_size(), int(os.environ.get("LOCAL_RANK", rank))
@@ -98,10 +95,10 @@ def broadcast_parameters(model: nn.Module, processes: Processes) -> None:
 
 @torch.no_grad()
 def average_gradients(parameters: Sequence[nn.Parameter], processes: Processes) -> None:
-    """Replace every gradient by its mean over the ranks, in flat buckets.
+    """Average gradients over the ranks, in flat buckets.
 
-    A parameter without a gradient on all ranks keeps None, so that the optimizer skips it as with
-    one process. A gradient that is missing on some ranks counts as 0 there.
+    A gradient that is None on every rank stays None, so that the optimizer skips the parameter as
+    it does on one process. A gradient that is None on some ranks counts as 0 there.
     """
     if processes.world_size == 1:
         return
@@ -123,15 +120,15 @@ def average_gradients(parameters: Sequence[nn.Parameter], processes: Processes) 
 
 
 def _buckets(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
-    """Group parameters into buckets of at most `BUCKET_ELEMENTS`, larger ones alone."""
+    """Group parameters into buckets of at most `BUCKET_ELEMENTS`; a larger one gets its own."""
     bucket: list[nn.Parameter] = []
-    numbers = 0
+    elements = 0
     for parameter in parameters:
-        if bucket and numbers + parameter.numel() > BUCKET_ELEMENTS:
+        if bucket and elements + parameter.numel() > BUCKET_ELEMENTS:
             yield bucket
-            bucket, numbers = [], 0
+            bucket, elements = [], 0
         bucket.append(parameter)
-        numbers += parameter.numel()
+        elements += parameter.numel()
     if bucket:
         yield bucket
 
@@ -145,7 +142,7 @@ def mean_over_ranks(values: Tensor, processes: Processes) -> Tensor:
 
 
 def broadcast_from_rank0(value: float, processes: Processes) -> float:
-    """Return the value of rank 0 on every rank."""
+    """Return rank 0's value on every rank."""
     if processes.world_size == 1:
         return value
     shared = torch.tensor(value, dtype=torch.float64, device=processes.device)
@@ -154,6 +151,6 @@ def broadcast_from_rank0(value: float, processes: Processes) -> float:
 
 
 def wait_for_all(processes: Processes) -> None:
-    """Wait until all ranks have called this."""
+    """Synchronize the ranks."""
     if processes.world_size > 1:
         dist.barrier()

@@ -17,25 +17,20 @@ from fiber.training.optim import freeze
 TRAINED_BYTES = 16
 #: Bytes of a frozen parameter.
 FROZEN_BYTES = 4
-#: Fraction of the free memory from which on a warning says that activations may not fit.
+#: Warn that activations may not fit above this fraction of the free memory.
 WARN_FRACTION = 0.5
 
 _GIB = 2**30
 
 
 def check_memory(config: RunConfig, processes: Processes, root: Path = Path("/")) -> None:
-    """Compare the memory of a run's parameters with what is free on the CPU; skip GPUs.
+    """Check that the parameters of a CPU run fit in the free memory; warn if activations may not.
 
-    A lower bound: activations, the moving average and other processes of the run come on top. Call
-    it before the model is built.
-
-    Args:
-        config: of the run.
-        processes: device and rank; only the first rank warns.
-        root: of the file system, see `free_bytes`.
+    The parameters are a lower bound: activations, the EMA and other ranks need more. Call it before
+    the model is built. Only rank 0 warns.
 
     Raises:
-        MemoryError: if the parameters alone need more than is free, with both numbers.
+        MemoryError: if the parameters alone exceed the free memory, with both numbers.
     """
     free = free_bytes(root) if processes.device.type == "cpu" else None
     if free is None:
@@ -43,7 +38,7 @@ def check_memory(config: RunConfig, processes: Processes, root: Path = Path("/")
     parameters, needed = needed_bytes(config)
     numbers = (
         f"{parameters / 1e6:.1f} million parameters need {needed / _GIB:.2f} GiB (weights,"
-        f" gradients, two moments of AdamW) and {free / _GIB:.2f} GiB of memory are free"
+        f" gradients, two AdamW moments), but {free / _GIB:.2f} GiB of memory are free"
     )
     savings = (
         "train.gradient_checkpointing=true, a larger train.accumulation (smaller micro-batches) or"
@@ -51,21 +46,21 @@ def check_memory(config: RunConfig, processes: Processes, root: Path = Path("/")
     )
     if needed > free:
         raise MemoryError(
-            f"{numbers}; train on a GPU, or a smaller model (recipes of the preset small, such as"
-            f" scenes_coarse). Activations come on top, only they shrink with {savings}"
+            f"{numbers}; use a GPU or a smaller model (a recipe of the preset small, such as"
+            f" scenes_coarse). Activations need additional memory; only they shrink with {savings}"
         )
     if needed > WARN_FRACTION * free and processes.is_first:
         warnings.warn(
-            f"{numbers}. Activations come on top and may not fit; if the run is killed, use"
-            f" {savings}, a smaller model (recipes of the preset small, such as scenes_coarse) or a"
-            " GPU",
+            f"{numbers}. Activations need additional memory and may not fit; if the run is killed,"
+            f" use {savings}, a smaller model (a recipe of the preset small, such as scenes_coarse)"
+            " or a GPU",
             RuntimeWarning,
             stacklevel=2,
         )
 
 
 def needed_bytes(config: RunConfig) -> tuple[int, int]:
-    """Count a run's parameters, and the bytes of their weights, gradients and optimizer state."""
+    """Return a run's parameter count, and the bytes of weights, gradients and optimizer state."""
     with torch.device("meta"):
         model = build_model(config.model)
     freeze(model, config.optim.frozen)
@@ -76,14 +71,11 @@ def needed_bytes(config: RunConfig) -> tuple[int, int]:
 
 
 def free_bytes(root: Path = Path("/")) -> int | None:
-    """Read the memory that the process may still allocate; None if the system does not report it.
+    """Return the memory that the process may still allocate; None if the system does not report it.
 
-    It is the smallest of MemAvailable and what the limits of the process's control groups (v1 and
-    v2) leave, page cache not counted as used. psutil reads MemAvailable alone: in a container with
-    a limit that is the memory of the host.
-
-    Args:
-        root: of the file system with proc and sys.
+    The minimum of MemAvailable and what the process's control groups (v1 and v2) allow, not
+    counting page cache as used, read from proc and sys below `root`. psutil only reads
+    MemAvailable, which in a container is the host's.
     """
     free = [1024 * int(n) for n in _find(root / "proc/meminfo", r"^MemAvailable:\s*(\d+) kB$")]
     own, groups = root / "proc/self/cgroup", root / "sys/fs/cgroup"
@@ -98,7 +90,7 @@ def free_bytes(root: Path = Path("/")) -> int | None:
     ):
         for path in map(PurePosixPath, _find(own, pattern)):
             for group in (path, *path.parents):
-                # "max" is no limit.
+                # "max" does not match: no limit.
                 for limit in _find(top / group / limit_file, r"^(\d+)$"):
                     used = _find(top / group / "memory.stat", rf"^{used_key} (\d+)$")
                     free.append(max(0, int(limit) - sum(map(int, used))))
@@ -106,7 +98,7 @@ def free_bytes(root: Path = Path("/")) -> int | None:
 
 
 def _find(path: Path, pattern: str) -> list[str]:
-    """Match lines of a system file; none if it does not exist or cannot be read."""
+    """Match lines of a system file; return [] if it cannot be read."""
     try:
         return re.findall(pattern, path.read_text(encoding="utf-8"), re.MULTILINE)
     except OSError:

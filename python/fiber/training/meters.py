@@ -1,4 +1,4 @@
-"""Average the metrics of the steps since the last line of metrics.jsonl."""
+"""Average training metrics between lines of metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -12,70 +12,66 @@ from fiber.training.distributed import Processes, mean_over_ranks
 
 
 class Meter:
-    """Collect losses on the device; read them once per line, because reading synchronizes."""
+    """Collect losses on the device; read them only once per line, because reading synchronizes.
 
-    def __init__(self, processes: Processes, *, images: int, seconds: float) -> None:
+    `images` counts the images of the run over all ranks.
+    """
+
+    def __init__(
+        self,
+        processes: Processes,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        images: int,
+        seconds: float,
+    ) -> None:
         """Args: images and seconds of the run before it was resumed."""
-        self.processes = processes
-        self.images, self.seconds = images, seconds
-        self._images_before, self._seconds_before = images, seconds
+        self.processes, self.model, self.optimizer = processes, model, optimizer
+        self.images, self._logged = images, (images, seconds)
         self._losses: dict[str, list[Tensor]] = {}
 
-    def count_images(self, images: int) -> None:
-        """Count the images of a micro-batch, over all ranks."""
-        self.images += images
-
     def add(self, losses: dict[str, Tensor]) -> None:
-        """Collect losses of one micro-batch; they are detached."""
+        """Collect the losses of a micro-batch."""
         for name, loss in losses.items():
             self._losses.setdefault(name, []).append(loss.detach())
 
-    def close(
-        self,
-        *,
-        step: int,
-        seconds: float,
-        optimizer: torch.optim.Optimizer,
-        model: nn.Module,
-        gradient_norm: Tensor,
-    ) -> dict[str, Any]:
-        """Return the line of metrics and reset.
+    def close(self, step: int, seconds: float, gradient_norm: Tensor) -> dict[str, Any]:
+        """Return the line of metrics since the last call, and reset.
 
         Raises:
             FloatingPointError: if a loss or the gradient norm is not finite, with its name.
         """
         names = sorted(self._losses)
         means = [torch.stack(self._losses[name]).mean() for name in names]
-        # Losses divide by counts over all ranks: their mean is the loss of the whole batch.
+        # Losses divide by counts over all ranks, so their mean is the loss of the whole batch.
         values = mean_over_ranks(torch.stack(means).double(), self.processes).tolist()
         losses = dict(zip(names, values, strict=True))
         norm = float(gradient_norm)
-        wrong = [name for name in names if not math.isfinite(losses[name])]
-        wrong += [] if math.isfinite(norm) else ["the gradient's norm"]
+        checked = {**losses, "the gradient norm": norm}
+        wrong = [name for name, value in checked.items() if not math.isfinite(value)]
         if wrong:
             raise FloatingPointError(
                 f"not finite by step {step}: {', '.join(wrong)}; lower optim.lr, set"
                 " optim.clip_norm, or train in float32"
             )
-        gates = [p.detach().abs().mean() for n, p in model.named_parameters() if n.endswith("gate")]
-        entry = {
+        named = self.model.named_parameters()
+        gates = [p.detach().abs().mean() for name, p in named if name.endswith("gate")]
+        old_images, old_seconds = self._logged
+        speed = (self.images - old_images) / max(seconds - old_seconds, 1e-9)
+        self._losses.clear()
+        self._logged = self.images, seconds
+        return {
             "step": step,
             "seconds": round(seconds, 3),
             "images": self.images,
-            "images_per_second": round(
-                (self.images - self._images_before) / max(seconds - self._seconds_before, 1e-9), 2
-            ),
+            "images_per_second": round(speed, 2),
             "losses": losses,
             "gradient_norm": norm,
-            # Mean absolute value of the cross-attention gates, 0 at the start.
+            # Mean absolute value of the cross-attention gates, which start at 0.
             "mean_gate": float(torch.stack(gates).mean()) if gates else 0.0,
-            "learning_rates": learning_rates(optimizer),
+            # By multiplier: {"x1": 0.001, "x5": 0.005}.
+            "learning_rates": {
+                f"x{group['lr_factor']:g}": group["lr"] for group in self.optimizer.param_groups
+            },
         }
-        self._losses.clear()
-        self._images_before, self._seconds_before = self.images, seconds
-        return entry
-
-
-def learning_rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
-    """List the distinct learning rates by their factor: {"x1": 0.001, "x5": 0.005}."""
-    return {f"x{group['lr_factor']:g}": group["lr"] for group in optimizer.param_groups}

@@ -1,7 +1,7 @@
-"""Checkpointed state of objectives: the ITC queue, the reference model of GOLD.
+"""Checkpointed state of objectives: the ITC queue and the GOLD reference model.
 
-Both are the same on every rank and are saved in every checkpoint, so that a resumed run repeats an
-uninterrupted one exactly. The CIDEr-D rewards are rebuilt from the training data instead.
+Both are equal on all ranks and saved in every checkpoint, so that a resumed run repeats an
+uninterrupted one exactly. CIDEr-D rewards are rebuilt from the training data instead.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from fiber.training.scst import CaptionRewards
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveState:
-    """State of the objectives of a run; empty for most runs."""
+    """State of a run's objectives; empty for most runs."""
 
-    #: Older pairs for ITC.
+    #: Older pairs for ITC with a queue.
     queue: PairQueue | None = None
     #: Frozen copy of the model, in evaluation mode.
     reference: FiberImageText | None = None
-    #: Steps from one copy of the model to the next.
+    #: Steps between updates of `reference`.
     copy_every: int = 1
     #: Rewards of sampled captions.
     rewards: CaptionRewards | None = None
@@ -34,13 +34,7 @@ class ObjectiveState:
     def of(
         cls, config: RunConfig, device: torch.device, rewards: CaptionRewards | None = None
     ) -> ObjectiveState:
-        """Create the state that a run needs: an empty queue, a reference that `begin_step` fills.
-
-        Args:
-            config: of the run.
-            device: of its model.
-            rewards: for captions of objective "cider".
-        """
+        """Create a run's state: an empty queue, a reference that `begin_step` copies to."""
         active, queue, reference = config.tasks.active(), None, None
         image_text, caption = config.tasks.image_text, config.tasks.caption
         if "image_text" in active and image_text.has_contrast and image_text.itc_form == "queue":
@@ -53,15 +47,11 @@ class ObjectiveState:
             )
         if "caption" in active and caption.objective == "gold":
             reference = FiberImageText(config.model).to(device).eval().requires_grad_(False)
-        return cls(
-            queue=queue,
-            reference=reference,
-            copy_every=caption.gold_copy_every,
-            rewards=rewards,
-        )
+        copy_every = caption.gold_copy_every
+        return cls(queue=queue, reference=reference, copy_every=copy_every, rewards=rewards)
 
     def begin_step(self, step: int, model: nn.Module) -> None:
-        """Update the reference model every `copy_every` steps, starting with step 0."""
+        """Copy the model to the reference every `copy_every` steps, starting at step 0."""
         if self.reference is not None and step % self.copy_every == 0:
             self.reference.load_state_dict(model.state_dict())
 

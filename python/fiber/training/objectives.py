@@ -1,7 +1,7 @@
-"""Objectives: each turns a batch of its task into named losses.
+"""Objectives: compute the named losses of a task's batch.
 
-The image-text losses share what they can: the image below the first fused block is encoded once for
-MLM, ITC and all pairs of ITM; the text below it once as it is and once masked.
+The image-text losses share computation: the image is encoded below the first fused block once for
+MLM, ITC and all ITM pairs; the text twice, unmasked and masked.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fiber.data.batch import ImageTextBatch, QuestionBatch, ReasoningBatch
+from fiber.data.batch import ImageTextBatch
 from fiber.losses.caption import (
     PUBLISHED_BASELINE,
     gold_loss,
@@ -26,7 +26,6 @@ from fiber.losses.grounding import grounding_losses
 from fiber.losses.itc import Similarities, itc_loss, text_fingerprints
 from fiber.losses.itc_queue import PairQueue, queue_itc_loss, queued_negatives
 from fiber.losses.itm import (
-    MatchingPairs,
     counter_uniforms,
     half_of_negatives,
     half_pairs,
@@ -46,17 +45,18 @@ from fiber.training.objective_state import ObjectiveState
 from fiber.training.scst import CaptionRewards
 from fiber.training.split_backward import SplitGraph
 
-#: Stream of `counter_uniforms` that seeds sampled captions; `fiber.losses.itm` uses others.
+#: Stream of `counter_uniforms` that seeds caption sampling; distinct from those of `losses.itm`.
 _CAPTION_STREAM = 4
 
 
 @dataclass(frozen=True)
 class Draw:
-    """Key of the random numbers of one micro-batch; the same on every rank."""
+    """Key of a micro-batch's random numbers: the run's seed and the micro-batch's index.
 
-    #: Seed of the run.
+    It is the same on every rank.
+    """
+
     seed: int
-    #: Number of the micro-batch in the run.
     number: int
 
 
@@ -68,39 +68,31 @@ def image_text_branches(
     queue: PairQueue | None = None,
     split: SplitGraph | None = None,
 ) -> Iterator[dict[str, Tensor]]:
-    """Compute MLM, ITC and ITM, one after the other, from shared prefixes of the two towers.
+    """Yield the losses of MLM, ITC and ITM, branch by branch, from shared encoder prefixes.
 
-    Args:
-        model: in training mode it writes the batch into the queue, after the last branch.
-        batch: images with captions.
-        task: which losses, and their forms.
-        draw: key of the random numbers of this micro-batch.
-        queue: older pairs, for ITC of the form "queue".
-        split: cuts the prefixes from the graph, so that each branch can run backward before the
-            next one is computed; None keeps one graph.
-
-    Yields:
-        One loss by name for each branch. No other tensor of a branch is kept past its turn.
+    In training mode, the batch is added to the queue after the last branch. `split` cuts the
+    prefixes from the graph; None keeps one graph.
 
     Source: FIBER (Dou et al. 2022); ITM with hard negatives as in ALBEF (Li et al. 2021).
     """
     backbone, mask = model.backbone, batch.text_mask
-    image_prefix = ImagePrefix(_shared(backbone.image_prefix(batch.images).tokens, split))
+    cut = split.cut if split is not None else lambda tensor: tensor
+    image_prefix = ImagePrefix(cut(backbone.image_prefix(batch.images).tokens))
 
     if task.mlm > 0:
         yield {"mlm": _mlm(model, batch, image_prefix)}
 
     if task.itc == 0 and task.itm == 0:
         return
-    text_prefix = _shared(backbone.text_prefix(batch.token_ids, mask), split)
+    text_prefix = cut(backbone.text_prefix(batch.token_ids, mask))
     contrast = None
     if task.has_contrast:
-        # Hard negatives need the similarities even if ITC itself is not trained.
+        # Hard negatives need the similarities even if ITC is not trained.
         with torch.set_grad_enabled(task.itc > 0 and torch.is_grad_enabled()):
             loss, contrast = _itc(model, batch, image_prefix, text_prefix, queue)
         if task.itc > 0:
             yield {"itc": loss}
-        # The graph of a loss that has run backward is not kept.
+        # Free the graph of a loss that has run backward.
         del loss
     if task.itm > 0:
         similarities = contrast.similarities if contrast else None
@@ -118,12 +110,8 @@ def image_text_branches(
         )
 
 
-def _shared(tensor: Tensor, split: SplitGraph | None) -> Tensor:
-    return tensor if split is None else split.cut(tensor)
-
-
 def _mlm(model: FiberImageText, batch: ImageTextBatch, image_prefix: ImagePrefix) -> Tensor:
-    """MLM loss at the masked tokens, given the image."""
+    """Compute the MLM loss at the masked tokens, given the image."""
     mask = batch.text_mask
     masked_prefix = model.backbone.text_prefix(batch.masked_ids, mask)
     fused = model.backbone.fuse(image_prefix, masked_prefix, mask, wanted="text")
@@ -133,13 +121,13 @@ def _mlm(model: FiberImageText, batch: ImageTextBatch, image_prefix: ImagePrefix
 
 
 class _Contrast(NamedTuple):
-    """What ITM and the queue take from ITC."""
+    """ITC results that ITM and the queue use."""
 
     similarities: Similarities
-    #: (B, D) of unit length, detached.
+    #: (B, D) unit vectors, detached.
     image_vectors: Tensor
     text_vectors: Tensor
-    #: (B,) int64, equal numbers mean the same text.
+    #: (B,) int64; equal ids mean equal texts.
     text_ids: Tensor
 
 
@@ -150,7 +138,7 @@ def _itc(
     text_prefix: Tensor,
     queue: PairQueue | None,
 ) -> tuple[Tensor, _Contrast]:
-    """ITC loss within the batch of all ranks, or against the queue."""
+    """Compute ITC within the batch of all ranks, or against the queue."""
     backbone, mask = model.backbone, batch.text_mask
     images = model.image_vectors(backbone.complete_image(image_prefix))
     texts = model.text_vectors(backbone.complete_text(text_prefix, mask, wanted="pooled"))
@@ -170,7 +158,7 @@ def _itm(
     draw: Draw,
     queue: PairQueue | None,
 ) -> Tensor:
-    """ITM loss against random images, or against hard negatives of both kinds."""
+    """Compute ITM with random images or hard negatives."""
     mask = batch.text_mask
     if similarities is None or itm_negatives == "random":
         half = half_pairs(batch.image_ids, seed=draw.seed, step=draw.number)
@@ -181,8 +169,15 @@ def _itm(
     if queue is None:
         pairs = matching_pairs(image_prefix.tokens, text_prefix, mask, negatives)
     else:
-        wrong = queued_negatives(batch.images, batch.token_ids, mask, queue, negatives)
-        pairs = _pairs_with(model, (image_prefix.tokens, text_prefix, mask), wrong)
+        # Encode the queued negatives, without padding columns.
+        images, token_ids, masks = queued_negatives(
+            batch.images, batch.token_ids, mask, queue, negatives
+        )
+        longest = int(masks.sum(1).max()) if len(masks) else 0
+        token_ids, masks = token_ids[:, :longest], masks[:, :longest]
+        image_rows = model.backbone.image_prefix(images).tokens
+        text_rows = model.backbone.text_prefix(token_ids, masks)
+        pairs = join_pairs((image_prefix.tokens, text_prefix, mask), (image_rows, text_rows, masks))
     images, texts, masks = pairs.image_rows, pairs.text_rows, pairs.text_mask
     rows = None
     if itm_negatives == "half":
@@ -193,46 +188,15 @@ def _itm(
     return itm_loss(model.itm_logits(model.pooled(fused)), len(batch), negatives, rows=rows)
 
 
-def _pairs_with(
-    model: FiberImageText,
-    true: tuple[Tensor, Tensor, Tensor],
-    wrong: tuple[Tensor, Tensor, Tensor],
-) -> MatchingPairs:
-    """Join the prefixes of the batch with those of queued negatives, which are encoded here."""
-    images, token_ids, mask = wrong
-    longest = int(mask.sum(1).max()) if len(mask) else 0
-    token_ids, mask = token_ids[:, :longest], mask[:, :longest]
-    image_rows = model.backbone.image_prefix(images).tokens
-    return join_pairs(true, (image_rows, model.backbone.text_prefix(token_ids, mask), mask))
-
-
-def vqa_losses(model: FiberImageText, batch: QuestionBatch) -> dict[str, Tensor]:
-    """Classify answers to questions (VQA)."""
-    fused = model.backbone.encode_pair(
-        batch.images, batch.token_ids, batch.text_mask, wanted="pooled"
-    )
-    return {"vqa": vqa_loss(model.vqa_logits(model.pooled(fused)), batch.targets)}
-
-
-def nlvr2_losses(model: FiberImageText, batch: ReasoningBatch) -> dict[str, Tensor]:
-    """Classify statements about two images as true or false (NLVR2)."""
-    logits = model.statement_logits(batch.images, batch.token_ids, batch.text_mask)
-    return {"nlvr2": nlvr2_loss(logits, batch.truths)}
-
-
 def caption_losses(
     model: FiberImageText,
     batch: ImageTextBatch,
     task: CaptionTask,
     reference: FiberImageText | None = None,
 ) -> dict[str, Tensor]:
-    """Predict each token of a caption from the image and the tokens before it.
+    """Predict each caption token from the image and the tokens before it.
 
-    Args:
-        model: the trained model.
-        batch: images with captions.
-        task: settings of the objective.
-        reference: frozen copy of the model, for the objective "gold"; None: plain likelihood.
+    `reference` is the frozen copy of the objective "gold"; None: maximum likelihood.
     """
     logits = model.next_token_logits(batch.images, batch.token_ids, batch.text_mask)
     if reference is None:
@@ -250,18 +214,11 @@ def self_critical_losses(
     draw: Draw,
     rewards: CaptionRewards,
 ) -> dict[str, Tensor]:
-    """Combine likelihood of captions with a policy gradient on sampled ones (SCST).
+    """Combine caption likelihood with a policy gradient on sampled captions (SCST).
 
-    The image is encoded once for both. Captions are sampled in the mode of the model, with dropout
-    while it trains (as published), and then scored again with gradient. The samples of an image
-    depend on `draw` and its row in the whole batch, not on the number of ranks.
-
-    Args:
-        model: the trained model.
-        batch: images with captions.
-        task: number of samples and baseline of the reward.
-        draw: key of the random numbers of this micro-batch.
-        rewards: CIDEr-D against the captions of the training data.
+    The image is encoded once for both. Captions are sampled with the model in its current mode (in
+    training with dropout, as published), then scored again with gradient. An image's samples depend
+    on `draw` and its row in the whole batch, not on the number of ranks.
 
     Returns:
         `caption`, `self_critical` and, without gradient, the mean reward `cider_d`.
@@ -273,12 +230,20 @@ def self_critical_losses(
     likelihood = caption_loss(model.caption_logits(text), batch.token_ids, batch.text_mask)
 
     counts = row_counts(batch.image_ids)
+    # One generator per row of the whole batch, seeded with all 53 random bits, because CPU
+    # generators use the lowest 32 bits of a seed.
+    first = sum(counts[: rank()])
+    rows = np.arange(first, first + len(batch))
+    uniforms = counter_uniforms(draw.seed, draw.number, _CAPTION_STREAM, rows).tolist()
+    generators = [
+        torch.Generator(tokens.device).manual_seed(int(uniform * 2**53)) for uniform in uniforms
+    ]
     samples = sample_captions(
         model,
         tokens,
         samples_per_image=task.cider_samples,
         max_tokens=model.config.max_tokens,
-        generator=_generators(draw, sum(counts[: rank()]), len(batch), tokens.device),
+        generator=generators,
     ).token_ids
     cider = rewards(batch.keys, samples)
     loss = self_critical_loss(
@@ -291,31 +256,18 @@ def self_critical_losses(
     return {"caption": likelihood, "self_critical": loss, "cider_d": mean}
 
 
-def _generators(
-    draw: Draw, first_row: int, count: int, device: torch.device
-) -> list[torch.Generator]:
-    """Make one generator for each of `count` rows of the whole batch, starting at `first_row`."""
-    rows = np.arange(first_row, first_row + count)
-    uniforms = counter_uniforms(draw.seed, draw.number, _CAPTION_STREAM, rows)
-    return [
-        # All 53 random bits, because CPU generators use the lowest 32 bits of a seed.
-        torch.Generator(device).manual_seed(int(uniform * 2**53))
-        for uniform in uniforms.tolist()
-    ]
-
-
 class TrainStep(nn.Module):
     """Model and objectives: the module to wrap with torch.compile, FSDP2 or DDP.
 
-    `forward` is an ordinary forward pass that leaves one graph:
+    `forward` is an ordinary forward pass with one graph:
 
         losses = step(task, batch, draw)
         sum(weights[name] * loss for name, loss in losses.items()).backward()
 
     `branches` computes the same losses one branch at a time, for callers that run each backward
-    before the next one is computed (see `fiber.training.split_backward`).
+    before the next branch is computed (see `fiber.training.split_backward`).
 
-    The parameters are those of the model alone; `state` is saved by the trainer.
+    Its parameters are those of the model; the trainer saves `state`.
     """
 
     def __init__(
@@ -324,23 +276,17 @@ class TrainStep(nn.Module):
         tasks: TasksConfig,
         state: ObjectiveState | None = None,
     ) -> None:
-        """Args:
-        model: the detector for the task "grounding", else the image-text model.
-        tasks: settings of all tasks.
-        state: of the objectives that keep one, such as the ITC queue; None for the others.
+        """Wrap the detector for the task "grounding", else the image-text model.
+
+        `state` is needed by objectives that keep one, such as ITC with a queue.
         """
         super().__init__()
         self.model = model
         self.tasks = tasks
-        self.state = state if state is not None else ObjectiveState()
+        self.state = state or ObjectiveState()
 
     def forward(self, task: str, batch: Any, draw: Draw) -> dict[str, Tensor]:
-        """Compute the losses of one task.
-
-        Args:
-            task: a field of `TasksConfig`.
-            batch: of the type that the task reads.
-            draw: key of the random numbers of this micro-batch.
+        """Compute the losses of one task; arguments as for `branches`.
 
         Returns:
             Unweighted scalars by name. Their mean over the ranks is the loss of the whole batch.
@@ -354,19 +300,19 @@ class TrainStep(nn.Module):
     def branches(
         self, task: str, batch: Any, draw: Draw, split: SplitGraph | None = None
     ) -> Iterator[dict[str, Tensor]]:
-        """Compute the losses of one task branch by branch.
+        """Yield the losses of one task branch by branch.
 
-        Iterate to the end: the ITC queue takes in the batch after the last branch.
+        Iterate to the end: the ITC queue stores the batch after the last branch.
 
         Args:
             task: a field of `TasksConfig`.
-            batch: of the type that the task reads.
-            draw: key of the random numbers of this micro-batch.
-            split: cuts what branches share from the graph. The caller then runs each branch
-                backward before it asks for the next one, and `split.backward()` at the end.
+            batch: batch of the task's type.
+            draw: key of the random numbers.
+            split: cuts tensors shared by branches from the graph. The caller then runs each
+                branch's backward before requesting the next, and `split.backward()` at the end.
 
         Yields:
-            Unweighted scalars by name, different names in each branch.
+            Unweighted scalars by name, different in each branch.
         """
         if isinstance(self.model, FiberDetector):
             output = self.model(batch.images, batch.token_ids, batch.text_mask, batch.image_sizes)
@@ -376,9 +322,14 @@ class TrainStep(nn.Module):
                 self.model, batch, self.tasks.image_text, draw, self.state.queue, split
             )
         elif task == "question":
-            yield vqa_losses(self.model, batch)
+            fused = self.model.backbone.encode_pair(
+                batch.images, batch.token_ids, batch.text_mask, wanted="pooled"
+            )
+            logits = self.model.vqa_logits(self.model.pooled(fused))
+            yield {"vqa": vqa_loss(logits, batch.targets)}
         elif task == "reasoning":
-            yield nlvr2_losses(self.model, batch)
+            logits = self.model.statement_logits(batch.images, batch.token_ids, batch.text_mask)
+            yield {"nlvr2": nlvr2_loss(logits, batch.truths)}
         elif self.state.rewards is not None:
             yield self_critical_losses(
                 self.model, batch, self.tasks.caption, draw, self.state.rewards

@@ -1,4 +1,4 @@
-"""AdamW with the published parameter groups, learning rate schedules, moving average of weights."""
+"""AdamW with the published parameter groups, learning rate schedules, and EMA of the weights."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from torch import Tensor, nn
 from fiber.config_io import nearest
 from fiber.training.config.run import OptimConfig
 
-#: Kind of a parameter: biases (and relative position bias tables) are never decayed, vectors (norm
-#: weights, gates, temperatures) only with `decay_vectors`.
+#: Kind of a parameter: biases (and relative position bias tables) never decay, vectors (norm
+#: weights, temperatures) and gates only with `decay_vectors`.
 Kind = Literal["weight", "bias", "vector", "gate"]
-#: Part of the model: a tower, cross-modal layers, or a head.
-Place = Literal["tower", "cross_modal", "head"]
+#: Part of the model: an encoder, cross-modal layers, or a head.
+Part = Literal["encoder", "cross_modal", "head"]
 
-#: First component of a parameter's name -> its part, outside of the backbone. As in the published
-#: coarse groups, transforms, poolers and caption projections are cross-modal.
-PLACES: dict[str, Place] = {
-    "temperature": "tower",
-    "itc_image_norm": "tower",
+#: First component of a parameter name outside the backbone -> its part. As in the published coarse
+#: groups, transforms, poolers and caption projections are cross-modal.
+PARTS: dict[str, Part] = {
+    "temperature": "encoder",
+    "itc_image_norm": "encoder",
     "itc_image_transform": "cross_modal",
     "itc_text_transform": "cross_modal",
     "itc_image_pooler": "cross_modal",
@@ -45,8 +45,8 @@ PLACES: dict[str, Place] = {
 }
 BIASES = ("bias", "bias_table", "text_bias")
 
-#: Suffixes of vectors that the published coarse code decays besides gates, since their published
-#: names match none of its patterns for norms (`temp`, `norm_i2t_i`, `vqa_classifier.1`).
+#: Suffixes of vectors that the published coarse code decays in addition to gates, since their
+#: published names (`temp`, `norm_i2t_i`, `vqa_classifier.1`) match none of its norm patterns.
 DECAYED_AS_PUBLISHED = (
     "temperature",
     "image_to_text.norm.weight",
@@ -55,22 +55,22 @@ DECAYED_AS_PUBLISHED = (
 )
 
 
-def place_of(name: str) -> Place:
-    """Classify a parameter by its part of the model.
+def part_of(name: str) -> Part:
+    """Return a parameter's part of the model.
 
     Raises:
-        ValueError: for a name without a rule, so that no new module is trained by accident.
+        ValueError: for an unknown name, so that no new module gets a default by accident.
     """
     parts = name.split(".")
     if parts[0] == "backbone" and parts[1] in ("image", "text", "fusion"):
-        return "cross_modal" if parts[1] == "fusion" else "tower"
-    if parts[0] not in PLACES:
-        raise ValueError(f"parameter {name!r} has no place in fiber.training.optim.PLACES")
-    return PLACES[parts[0]]
+        return "cross_modal" if parts[1] == "fusion" else "encoder"
+    if parts[0] not in PARTS:
+        raise ValueError(f"parameter {name!r} is not in fiber.training.optim.PARTS")
+    return PARTS[parts[0]]
 
 
 def kind_of(name: str, parameter: Tensor) -> Kind:
-    """Classify a parameter by its kind."""
+    """Return a parameter's kind."""
     last = name.rsplit(".", 1)[-1]
     if last in BIASES:
         return "bias"
@@ -80,14 +80,14 @@ def kind_of(name: str, parameter: Tensor) -> Kind:
 
 
 def factor_of(name: str, parameter: Tensor, config: OptimConfig) -> float:
-    """Return the learning rate multiplier of a parameter."""
-    place, kind = place_of(name), kind_of(name, parameter)
+    """Return a parameter's learning rate multiplier."""
+    kind = kind_of(name, parameter)
     factor = {
-        "tower": 1.0,
+        "encoder": 1.0,
         "cross_modal": config.cross_modal_lr_multiplier,
         "head": config.head_lr_multiplier,
-    }[place]
-    # The published fine stage trains all inputs of the text tower at the text learning rate.
+    }[part_of(name)]
+    # The published fine stage trains all inputs of the text encoder at the text learning rate.
     if name.startswith("backbone.text.") or ".text_to_image." in name:
         factor *= config.text_lr_multiplier
     if kind == "bias":
@@ -98,10 +98,10 @@ def factor_of(name: str, parameter: Tensor, config: OptimConfig) -> float:
 
 
 def is_decayed(name: str, parameter: Tensor, config: OptimConfig) -> bool:
-    """Whether weight decay applies.
+    """Return whether weight decay applies to a parameter.
 
-    The published coarse rule matches substrings of names and so also decays gates, the temperature
-    and some norms; it applies only with `published_coarse`.
+    With `published_coarse`, gates, the temperature and some norms decay too: the published rule
+    matches substrings of names.
     """
     kind = kind_of(name, parameter)
     if config.published_coarse and (kind == "gate" or name.endswith(DECAYED_AS_PUBLISHED)):
@@ -110,16 +110,11 @@ def is_decayed(name: str, parameter: Tensor, config: OptimConfig) -> bool:
 
 
 def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
-    """Freeze parts of a model.
-
-    Args:
-        model: its matching parameters get requires_grad=False.
-        patterns: names of parameters or of modules, as in "backbone.image.stages.0"; * matches
-            anything.
+    """Freeze parameters and modules by name; * in a pattern matches anything.
 
     Raises:
-        ValueError: for a pattern without a match, with the nearest names, or if no parameter
-            is left to train.
+        ValueError: for a pattern without a match, with the nearest names, or if every parameter is
+            frozen.
     """
     parameters = dict(model.named_parameters())
     for pattern in patterns:
@@ -132,59 +127,46 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
             parts = (name.split(".") for name in parameters)
             modules = {".".join(part[:end]) for part in parts for end in range(1, len(part) + 1)}
             raise ValueError(
-                f"optim.frozen: no parameter is called {pattern!r}, nor in it;"
+                f"optim.frozen: no parameter or module is called {pattern!r};"
                 f" {nearest(pattern, sorted(modules))}"
             )
         for name in frozen:
             parameters[name].requires_grad_(False)
     if not any(parameter.requires_grad for parameter in parameters.values()):
-        raise ValueError(f"optim.frozen: {', '.join(patterns)} leave no parameter to train")
+        raise ValueError(f"optim.frozen: {', '.join(patterns)} freezes every parameter")
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """Create AdamW over all trainable parameters, with a group for each (multiplier, decay).
+    """Create AdamW over all trainable parameters, with a group per (multiplier, decay).
 
-    With `published_coarse` it is `PublishedAdamW`. The multiplier of a group is `lr_factor`, see
+    `PublishedAdamW` with `published_coarse`. A group's multiplier is `lr_factor`, see
     `set_learning_rate`.
     """
-    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    groups: dict[tuple[float, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             key = factor_of(name, parameter, config), is_decayed(name, parameter, config)
-            groups.setdefault(key, []).append(parameter)
-    described: list[dict[str, Any]] = [
-        {
-            "params": parameters,
-            "lr_factor": factor,
-            "weight_decay": config.weight_decay if decayed else 0.0,
-        }
-        for (factor, decayed), parameters in groups.items()
-    ]
+            weight_decay = config.weight_decay if key[1] else 0.0
+            group = {"params": [], "lr_factor": key[0], "weight_decay": weight_decay}
+            groups.setdefault(key, group)["params"].append(parameter)
+    options: dict[str, Any] = {"lr": config.lr, "betas": config.betas, "eps": config.eps}
     if config.published_coarse:
-        return PublishedAdamW(described, lr=config.lr, betas=config.betas, eps=config.eps)
-    return torch.optim.AdamW(
-        described, lr=config.lr, betas=config.betas, eps=config.eps, fused=True
-    )
+        return PublishedAdamW(list(groups.values()), **options)
+    return torch.optim.AdamW(list(groups.values()), **options, fused=True)
 
 
 class PublishedAdamW(torch.optim.Optimizer):
-    """AdamW of the library that the published coarse code was trained with.
+    """AdamW as in the published coarse training.
 
     Unlike in PyTorch, eps is added to the root of the second moment before the bias correction, and
-    weight decay is applied after the update.
+    weight decay is applied after the update. Every group has a `weight_decay`.
 
-    Source: Loshchilov and Hutter 2019, in the form of transformers 4.6.
+    Source: Loshchilov and Hutter 2019, as implemented in transformers 4.6.
     """
 
     def __init__(
-        self,
-        groups: list[dict[str, Any]],
-        *,
-        lr: float,
-        betas: tuple[float, float],
-        eps: float,
+        self, groups: list[dict[str, Any]], *, lr: float, betas: tuple[float, float], eps: float
     ) -> None:
-        """Args: as for torch.optim.AdamW; every group has its `weight_decay`."""
         super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps})
 
     @torch.no_grad()
@@ -214,15 +196,8 @@ class PublishedAdamW(torch.optim.Optimizer):
 def lr_factor(step: int, steps: int, config: OptimConfig, scores: Sequence[float] = ()) -> float:
     """Return the learning rate of a step as a fraction of the peak.
 
-    Args:
-        step: from 0.
-        steps: of the whole run.
-        config: warmup and schedule.
-        scores: validation scores before the step, for "plateau".
-
-    Returns:
-        Linear warmup from `warmup_start` (with 0, as published, the first step changes nothing),
-        then decay by `schedule`.
+    Linear warmup from `warmup_start` (0, as published, leaves step 0 without effect), then decay by
+    `schedule`. "plateau" depends on the validation scores so far.
     """
     warmup = round(config.warmup_fraction * steps)
     rise = 1.0
@@ -237,7 +212,7 @@ def lr_factor(step: int, steps: int, config: OptimConfig, scores: Sequence[float
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float, least: float = 0.0) -> None:
-    """Set the learning rate of every group to `lr` times its multiplier, at least `least`."""
+    """Set every group's learning rate to `lr` times its multiplier, but at least `least`."""
     for group in optimizer.param_groups:
         group["lr"] = max(lr * group["lr_factor"], least)
 
@@ -245,8 +220,8 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float, least: float 
 class MovingAverage:
     """Exponential moving average of the trainable parameters.
 
-    The decay grows with the number of updates to its full value, so that the average of a short run
-    is not dominated by the initial weights.
+    The decay ramps up with the number of updates, so that the initial weights do not dominate the
+    average of a short run.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -257,14 +232,14 @@ class MovingAverage:
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Update the average with the current parameters."""
+        """Update with the current parameters."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         now = [p.detach() for p in model.parameters() if p.requires_grad]
         torch._foreach_lerp_(self._averages, now, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
 
     def weights(self, model: nn.Module) -> dict[str, Tensor]:
-        """Return the model's state dict with averaged parameters."""
+        """Return the model's state dict with the averaged parameters."""
         return model.state_dict() | dict(zip(self._names, self._averages, strict=True))
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -284,12 +259,9 @@ THRESHOLD = 1e-4
 
 
 def count_falls(scores: Sequence[float], patience: int) -> int:
-    """Count the learning rate drops on a plateau: one after more than `patience` scores in a row
-    without improvement, counted again after each drop.
+    """Count learning rate drops: one after more than `patience` scores without improvement.
 
-    Args:
-        scores: validation scores so far, in order; higher is better.
-        patience: number of scores in a row without improvement that are tolerated.
+    Higher scores are better; counting restarts at each drop.
 
     Source: PyTorch's ReduceLROnPlateau with mode="max", as in published fine-tuning on ODinW.
     """
@@ -305,9 +277,9 @@ def count_falls(scores: Sequence[float], patience: int) -> int:
 
 
 def has_stalled(scores: Sequence[float], limit: int) -> bool:
-    """Whether the last `limit` scores are all below the best one before them; 0 is no limit.
+    """Return whether the last `limit` scores are all below the previous best; 0 disables.
 
-    A score that equals the best one resets the count, as in published fine-tuning.
+    A score equal to the best one resets the count, as in published fine-tuning.
     """
     best, in_a_row = -math.inf, 0
     for score in scores:

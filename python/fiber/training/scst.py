@@ -19,10 +19,9 @@ from fiber.training.data import TrainingData
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionRewards:
-    """CIDEr-D against the captions of the training images, as in the published code.
+    """CIDEr-D of sampled captions against those of the training image, as published.
 
-    Captions are compared without a final full stop and with an end token, see
-    `metrics.cider.reward_text`.
+    Captions are preprocessed by `metrics.cider.reward_text`.
     """
 
     tokenizer: Tokenizer
@@ -34,18 +33,14 @@ class CaptionRewards:
 
     @classmethod
     def of(cls, records: RecordSet, tokenizer: Tokenizer, task: CaptionTask) -> CaptionRewards:
-        """Collect the captions of each image.
+        """Group captions by image_id; repeated captions of an image count once.
 
-        Args:
-            records: one per caption; records of one image share their image_id. Repeated captions
-                of an image count once.
-            tokenizer: decodes sampled captions.
-            task: may name a file of document frequencies; else they are counted here.
+        Document frequencies are read from `task.cider_frequencies` or counted on the records.
 
         Raises:
             FileNotFoundError: if that file is missing.
-            ValueError: if an image has no caption, records of one key have two images, or document
-                frequencies would be counted from a single image.
+            ValueError: if an image has no caption, a key has two images, or frequencies would be
+                counted on a single image.
         """
         image_ids: dict[str, str] = {}
         texts: dict[str, dict[str, None]] = {}
@@ -53,8 +48,8 @@ class CaptionRewards:
             if image_ids.setdefault(record.key, record.image_id) != record.image_id:
                 raise ValueError(
                     f"record key {record.key!r} has the images {image_ids[record.key]!r} and"
-                    f" {record.image_id!r}; tasks.caption.objective 'cider' finds captions by the"
-                    " key, so expected one image for each key"
+                    f" {record.image_id!r}; tasks.caption.objective 'cider' looks up captions by"
+                    " key, so each key must have one image"
                 )
             texts.setdefault(record.image_id, {})[record.text] = None
         for image_id, found in texts.items():
@@ -69,7 +64,7 @@ class CaptionRewards:
         elif len(references) < 2:
             raise ValueError(
                 f"tasks.caption.objective 'cider' got captions of {len(references)} image;"
-                " expected at least 2, since words of every image have weight 0"
+                " expected at least 2, since words that every image has get weight 0"
             )
         else:
             frequencies = DocumentFrequencies.of(references.values())
@@ -81,14 +76,9 @@ class CaptionRewards:
         )
 
     def __call__(self, keys: Sequence[str], token_ids: Tensor) -> Tensor:
-        """Score sampled captions.
+        """Score (B, S, n) token ids from `sample_captions`: (B, S) float32 in [0, 10].
 
-        Args:
-            keys: keys of the B records.
-            token_ids: (B, S, n) int64 without <s>, as `sample_captions` returns them.
-
-        Returns:
-            (B, S) float32 CIDEr-D in [0, 10], on the device of the tokens.
+        `keys` has B record keys.
         """
         samples = [
             reward_text(self.tokenizer.decode(written_tokens(ids)))
@@ -101,10 +91,7 @@ class CaptionRewards:
 
 
 def caption_rewards(config: RunConfig, data: TrainingData) -> CaptionRewards | None:
-    """Create the rewards if the caption task has the objective "cider", else None.
-
-    Raises the errors of `CaptionRewards.of`.
-    """
+    """Create the rewards for the objective "cider", else None; errors as `CaptionRewards.of`."""
     task = config.tasks.caption
     if task.share == 0 or task.objective != "cider":
         return None

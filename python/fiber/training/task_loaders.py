@@ -1,4 +1,4 @@
-"""Data loaders of all tasks of a run."""
+"""Data loaders of a run's tasks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from fiber.training.distributed import Processes
 
 _SKIP = "--set data.on_error=skip skips and counts such records"
 
-#: Batch type of the loader for each task.
+#: Batch type of each task's loader.
 BATCH_TYPES: dict[str, BatchType] = {
     "image_text": "image_text",
     "question": "question",
@@ -32,8 +32,11 @@ BATCH_TYPES: dict[str, BatchType] = {
 
 def training_transform(model: FiberConfig, transform: TransformConfig) -> ImageTransform:
     """Build the image transform of a training run."""
-    color_jitter = ColorJitter(**vars(transform.color_jitter))
-    rand_augment = RandAugment(**vars(transform.rand_augment))
+    common: dict[str, Any] = {
+        "color_jitter": ColorJitter(**vars(transform.color_jitter)),
+        "rand_augment": RandAugment(**vars(transform.rand_augment)),
+        "channel_order": model.channel_order,
+    }
     if transform.kind == "shorter_side":
         return ImageTransform.shorter_side(
             list(transform.shorter_sides),
@@ -41,29 +44,20 @@ def training_transform(model: FiberConfig, transform: TransformConfig) -> ImageT
             crop_probability=transform.crop_probability,
             crop_scale=transform.crop_scale,
             flip_probability=transform.flip_probability,
-            color_jitter=color_jitter,
-            rand_augment=rand_augment,
-            channel_order=model.channel_order,
+            **common,
         )
     if transform.kind == "crop":
         return ImageTransform.random_resized_crop(
             model.image_size,
             scale=transform.crop_scale,
             flip_probability=transform.flip_probability,
-            color_jitter=color_jitter,
-            rand_augment=rand_augment,
-            channel_order=model.channel_order,
+            **common,
         )
-    return ImageTransform.squash(
-        model.image_size,
-        color_jitter=color_jitter,
-        rand_augment=rand_augment,
-        channel_order=model.channel_order,
-    )
+    return ImageTransform.squash(model.image_size, **common)
 
 
 class TaskLoaders:
-    """Infinite batches of every task, each from its own position.
+    """Infinite stream of batches for every task.
 
     A step takes `data.batch_size` samples of one task over all ranks, in `train.accumulation`
     micro-batches.
@@ -78,12 +72,7 @@ class TaskLoaders:
         consumed: Mapping[str, int],
         threads: int,
     ) -> None:
-        """Args:
-            config: of the run.
-            data: records of every task.
-            processes: rank and world size.
-            consumed: samples of each task so far, over all ranks.
-            threads: of each loader; 0 uses all cores.
+        """Start each task after its `consumed` samples, counted over all ranks.
 
         Raises:
             ValueError: if the batch size is not a multiple of ranks times micro-batches.
@@ -96,17 +85,17 @@ class TaskLoaders:
                 f" (train.accumulation {config.train.accumulation} x"
                 f" {processes.world_size} processes)"
             )
-        #: Samples of each task so far, over all ranks; stored in checkpoints.
+        #: Consumed samples of each task, over all ranks.
         self.consumed = {name: consumed.get(name, 0) for name in data.records}
         self._samples_per_micro_batch = self.batch_size // config.train.accumulation
         tokenizer, max_tokens = data.vocabulary.tokenizer, config.model.max_tokens
-        # For grounding the loader counts the boxes that truncation drops.
-        noted = {
+        # For grounding, the loader counts the boxes that truncation drops.
+        tracked = {
             name: LengthTracker(records, tokenizer, max_tokens)
             for name, records in data.records.items()
             if name != "grounding"
         }
-        self._records = {name: noted.get(name, records) for name, records in data.records.items()}
+        self._records = {**data.records, **tracked}
         self._loaders = {
             name: DataLoader(
                 records,
@@ -117,7 +106,7 @@ class TaskLoaders:
                 max_tokens=max_tokens,
                 answers=data.vocabulary.answers,
                 shuffle=True,
-                # Tasks that share records need different orders.
+                # Tasks that share records must not share the order.
                 seed=config.train.seed * 31 + list(BATCH_TYPES).index(name),
                 mlm_probability=config.data.mlm_probability,
                 threads=threads,
@@ -134,7 +123,7 @@ class TaskLoaders:
         self._texts = {
             # <mask> is the last token of every model's tokenizer.
             name: TextCounts(tokenizer.vocab_size - 1, records)
-            for name, records in noted.items()
+            for name, records in tracked.items()
         }
         self._words = None
         if config.data.mlm_unit == "word":
@@ -146,33 +135,26 @@ class TaskLoaders:
         self._rank = processes.rank
 
     def skipped(self) -> list[str]:
-        """Summarize what this rank's loaders skipped or truncated, one line per task and kind."""
+        """Return what this rank's loaders skipped or truncated, one line per task and kind."""
         lines = []
         for name, loader in self._loaders.items():
+            records = self._records[name]
             if loader.skipped:
                 key, _, reason = loader.skipped[0]
-                broken = counted(len(loader.skipped), "broken records")
-                were = "was" if len(loader.skipped) == 1 else "were"
-                lines.append(f"{name}: {broken} {were} skipped, first {key!r}: {reason}")
-            cut = loader.truncated_boxes
-            if cut:
-                lines.append(
-                    f"{name}: {counted(cut, 'boxes')} {'was' if cut == 1 else 'were'} skipped:"
-                    " no token names them, since the text is truncated at model.max_tokens or the"
-                    " record has no span"
-                )
-            dropped = dropped_boxes(self._records[name])
-            if dropped:
-                were = "was" if dropped == 1 else "were"
-                lines.append(
-                    f"{name}: {counted(dropped, 'boxes')} {were} skipped, since the sampled prompt"
-                    " does not have their class"
-                )
-            if loader.cropped_boxes:
-                boxes = counted(loader.cropped_boxes, "boxes")
-                was = "was" if loader.cropped_boxes == 1 else "were"
-                lines.append(f"{name}: {boxes} {was} skipped, since the crop keeps too little")
-            late = skip_lines(self._records[name], while_reading=True)
+                broken = _skipped(len(loader.skipped), "broken records")
+                lines.append(f"{name}: {broken}, first {key!r}: {reason}")
+            for count, reason in (
+                (
+                    loader.truncated_boxes,
+                    "no token names them: the text is truncated at model.max_tokens, or the record"
+                    " has no span",
+                ),
+                (dropped_boxes(records), "the sampled prompt does not have their class"),
+                (loader.cropped_boxes, "the crop keeps too little of them"),
+            ):
+                if count:
+                    lines.append(f"{name}: {_skipped(count, 'boxes')}, since {reason}")
+            late = skip_lines(records, while_reading=True)
             lines += [f"{name}: {line}" for line in late]
         for name, texts in self._texts.items():
             lines += [f"{name}: {line}" for line in texts.lines()]
@@ -182,19 +164,19 @@ class TaskLoaders:
         """Return the next batch of a task.
 
         Raises:
-            DecodeError, FileNotFoundError: for a broken or missing image, with the record, if
-                data.on_error is "raise".
+            DecodeError, FileNotFoundError: for a broken or missing image, with its record, unless
+                data.on_error skips it.
         """
         if name not in self._iterators:
             self._iterators[name] = iter(self._loaders[name].stream(start=self.consumed[name]))
         try:
             batch = next(self._iterators[name])
-        except DecodeError as problem:
-            error = DecodeError(f"{problem}; {_SKIP}")
-            error.status = problem.status
-            raise error from None
-        except FileNotFoundError as problem:
-            raise FileNotFoundError(f"{problem.strerror}: {problem.filename!r}; {_SKIP}") from None
+        except DecodeError as error:
+            hinted = DecodeError(f"{error}; {_SKIP}")
+            hinted.status = error.status
+            raise hinted from None
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{error.strerror}: {error.filename!r}; {_SKIP}") from None
         if name in self._texts:
             self._texts[name].add(batch.keys, batch.token_ids, batch.text_mask)
         if self._words is not None and name == "image_text":
@@ -202,3 +184,7 @@ class TaskLoaders:
             batch = self._words.mask(batch, first_sample=first)
         self.consumed[name] += self._samples_per_micro_batch
         return batch
+
+
+def _skipped(count: int, what: str) -> str:
+    return f"{counted(count, what)} {'was' if count == 1 else 'were'} skipped"

@@ -1,8 +1,8 @@
 """The training loop.
 
-All random numbers of step k (dropout, hard negatives) depend only on (seed, rank, k), the data only
-on the position in each task's stream. A run that resumes from a checkpoint therefore repeats an
-uninterrupted one bit for bit, on the same number of ranks.
+Random numbers of step k (dropout, hard negatives) depend only on (seed, rank, k), data only on the
+position in each task's stream. A resumed run is therefore bit-identical to an uninterrupted one on
+the same number of ranks.
 """
 
 from __future__ import annotations
@@ -56,20 +56,10 @@ from fiber.training.validation import Validation
 
 
 class Trainer:
-    """Train one model in the folder of a run.
+    """Train one model and write its run folder.
 
-    `run` is the loop. A step is `train_step`: forward, losses, backward, clip, optimizer. Every
-    `train.checkpoint_every` steps the model is validated and saved.
-
-        trainer = Trainer(config, data, folder, processes)
-        trainer.run()
-
-    Attributes:
-        model: the model, in training mode.
-        step: the model with its objectives, see `TrainStep`.
-        optimizer: AdamW over `parameters`.
-        average: moving average of the weights, if the run has one.
-        steps_done: optimizer steps so far, counted from the start of the run.
+    `run` is the loop, `train_step` one step. Every `train.checkpoint_every` steps the model is
+    validated and saved. `average` is the EMA of the weights, if configured.
     """
 
     def __init__(
@@ -87,13 +77,13 @@ class Trainer:
         """Build the model, or restore it from the newest checkpoint in the folder.
 
         Args:
-            config: of the run; its model fits the data (`TrainingData.fit_model`).
+            config: configuration, fitted to the data (`TrainingData.fit_model`).
             data: records of every task.
-            folder: of the run; rank 0 writes its files.
+            folder: run folder; rank 0 writes its files.
             processes: rank, world size and device.
-            init: weights to start from; not used if there is a checkpoint.
+            init: initial weights; ignored if there is a checkpoint.
             validation: selects the best checkpoint; None keeps the last weights.
-            threads: of the data loader; 0 uses all cores.
+            threads: data loader threads; 0 uses all cores.
             quiet: print nothing.
 
         Raises:
@@ -101,7 +91,7 @@ class Trainer:
             ValueError: if weights, checkpoint or batch size do not fit.
             FileNotFoundError: if the best weights of a resumed run are missing.
         """
-        # First, because invalid data must not leave a folder behind.
+        # First, because invalid data must not create a folder.
         rewards = caption_rewards(config, data)
         self.config, self.folder, self.processes = config, folder, processes
         self.device = processes.device
@@ -131,7 +121,7 @@ class Trainer:
             self.records["validation"] = len(validation.records)
         position = Position(records=self.records)
         if checkpoint is not None:
-            position = self._restore(checkpoint, position)
+            position = self._restore(checkpoint)
         broadcast_parameters(self.model, processes)
         self.model.train()
         self.steps_done = position.step
@@ -140,7 +130,13 @@ class Trainer:
         self.loaders = TaskLoaders(
             config, data, processes, consumed=position.consumed, threads=threads
         )
-        self.meter = Meter(processes, images=position.images, seconds=position.seconds)
+        self.meter = Meter(
+            processes,
+            self.model,
+            self.optimizer,
+            images=position.images,
+            seconds=position.seconds,
+        )
         self.progress = Progress(steps=config.train.steps, start=self.steps_done, quiet=quiet)
         self.began = time.monotonic() - position.seconds
         self._log(self._describe_run(data, str(init.path) if init else "random weights"))
@@ -148,7 +144,7 @@ class Trainer:
             self._log(line)
 
     def run(self) -> None:
-        """Train to the last step, or until validation stalls; then write the finished model.
+        """Train to the last step or until validation stalls, then write the finished model.
 
         Raises:
             FloatingPointError: if a loss or the gradient is not finite.
@@ -171,12 +167,8 @@ class Trainer:
     def train_step(self, task: str, batches: Iterable[Any]) -> Tensor:
         """Run one optimizer step on the mean gradient of `accumulation` micro-batches.
 
-        Args:
-            task: a field of `TasksConfig`.
-            batches: the micro-batches of this rank, on any device.
-
         Returns:
-            L2 norm of the gradient before it is clipped.
+            L2 norm of the gradient before clipping.
         """
         count = self.config.train.accumulation
         weights = self.config.tasks.active()[task].weights()
@@ -189,12 +181,13 @@ class Trainer:
                 draw = Draw(self.config.train.seed, number)
                 for losses in self.step.branches(task, batch, draw, split):
                     total = torch.stack([weights[name] * loss for name, loss in losses.items()])
-                    # Backward ops run in the dtypes of their forward ops.
+                    # Backward ops run in the dtypes of the forward ops.
                     with self._autocast(enabled=False):
                         (total.sum() / count).backward()
                     self.meter.add(losses)
                 split.backward()
-            self.meter.count_images(math.prod(batch.images.shape[:-3]) * self.processes.world_size)
+            images = math.prod(batch.images.shape[:-3])
+            self.meter.images += images * self.processes.world_size
 
         average_gradients(self.parameters, self.processes)
         limit = self.config.optim.clip_norm or math.inf
@@ -206,12 +199,12 @@ class Trainer:
         return norm
 
     def validate(self) -> dict[str, float]:
-        """Evaluate the current weights, or their average, and keep them if they are the best.
+        """Evaluate the current weights, or their EMA, and keep them if they are the best.
 
         Rank 0 evaluates; all ranks append the score to `scores`.
 
         Returns:
-            Metrics and "score"; empty on the other ranks.
+            Metrics and "score"; empty on other ranks.
         """
         assert self.validation is not None
         metrics: dict[str, float] = {}
@@ -219,7 +212,7 @@ class Trainer:
             weights = self._weights()
             with self._autocast():
                 metrics = self.validation.evaluate(self.model, weights, self.threads)
-            # Of equal steps the later one is kept.
+            # Ties keep the later step.
             if not self.best_step or metrics["score"] >= self.best_score:
                 self.best_step, self.best_score = self.steps_done, metrics["score"]
                 self.validation.keep(weights, self.steps_done)
@@ -231,11 +224,7 @@ class Trainer:
         return metrics
 
     def save(self, seconds: float) -> None:
-        """Write a checkpoint; call it on rank 0.
-
-        Args:
-            seconds: time that the run took so far.
-        """
+        """Write a checkpoint; call on rank 0. `seconds` is the run's time so far."""
         write_checkpoint(
             self.folder.checkpoints,
             model=self.model,
@@ -257,14 +246,13 @@ class Trainer:
             keep=self.config.train.keep_checkpoints,
         )
         if self.validation is not None:
-            # Only now does no checkpoint refer to the best weights of before.
+            # No checkpoint refers to earlier best weights any more.
             self.validation.forget_others(self.best_step)
 
-    def _restore(self, checkpoint: RunCheckpoint, expected: Position) -> Position:
-        """Load model, optimizer, moving average and objective state."""
-        position = checkpoint.position(expected=expected)
+    def _restore(self, checkpoint: RunCheckpoint) -> Position:
+        position = checkpoint.position(self.records)
         if self.validation is not None and self.processes.is_first:
-            self.validation.check(position)
+            self.validation.check(position.best_step)
         training = checkpoint.restore(self.model, self.device)
         self.optimizer.load_state_dict(training["optimizer"])
         if self.average is not None:
@@ -273,31 +261,24 @@ class Trainer:
         return position
 
     def _prepare_step(self) -> None:
-        """Set the learning rate and the seed of the next step, update the GOLD reference."""
+        """Set the next step's learning rate and seed, and update the GOLD reference."""
         optim, step, seed = self.config.optim, self.steps_done, self.config.train.seed
         factor = lr_factor(step, self.config.train.steps, optim, self.scores)
-        has_fallen = count_falls(self.scores, optim.plateau_patience) > 0
-        is_bounded = optim.schedule == "plateau" and has_fallen
-        set_learning_rate(
-            self.optimizer, optim.lr * factor, least=optim.plateau_least_lr if is_bounded else 0.0
-        )
+        has_dropped = count_falls(self.scores, optim.plateau_patience) > 0
+        is_bounded = optim.schedule == "plateau" and has_dropped
+        least = optim.plateau_least_lr if is_bounded else 0.0
+        set_learning_rate(self.optimizer, optim.lr * factor, least)
         torch.manual_seed(((seed * 1_000_003 + step) * 4_099 + self.processes.rank) % 2**63)
         self.state.begin_step(step, self.model)
 
     def _end_step(self, gradient_norm: Tensor) -> None:
-        """Write metrics, validate and save, if the step is one of those."""
+        """Log, validate and save if this step is due."""
         settings, done = self.config.train, self.steps_done
         is_last = done == settings.steps
         is_checkpoint = settings.checkpoint_every > 0 and done % settings.checkpoint_every == 0
         seconds = time.monotonic() - self.began
         if is_last or is_checkpoint or done % settings.log_every == 0:
-            entry = self.meter.close(
-                step=done,
-                seconds=seconds,
-                optimizer=self.optimizer,
-                model=self.model,
-                gradient_norm=gradient_norm,
-            )
+            entry = self.meter.close(done, seconds, gradient_norm)
             if self.validation is not None and (is_last or is_checkpoint):
                 entry["validation"] = self.validate()
             if self.processes.is_first:
@@ -307,7 +288,7 @@ class Trainer:
             self.save(seconds)
 
     def _finish(self) -> None:
-        """Write the finished model: the best weights of the validation, else the last ones."""
+        """Write the finished model: the best validated weights, or the last ones."""
         if self.processes.is_first:
             self.folder.draw()
             if self.validation is not None:
@@ -322,7 +303,7 @@ class Trainer:
         wait_for_all(self.processes)
 
     def _weights(self) -> dict[str, Tensor]:
-        """Return the weights of the finished model, if it ended now."""
+        """Return the EMA weights if configured, else the current ones."""
         return self.average.weights(self.model) if self.average else self.model.state_dict()
 
     def _autocast(self, *, enabled: bool = True) -> torch.autocast:

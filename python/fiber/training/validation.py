@@ -1,7 +1,7 @@
 """Select the finished model: evaluate held-out records at every checkpoint, keep the best weights.
 
-The best weights so far are `best-00000500.safetensors` in the folder of checkpoints. The checkpoint
-stores their step, so that a resumed run selects the same weights as an uninterrupted one.
+The best weights so far are `best-00000500.safetensors` next to the checkpoints. Checkpoints store
+their step, so that a resumed run selects the same weights as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from fiber.evaluation.evaluate import evaluate
 from fiber.evaluation.tasks import find_task, open_records
 from fiber.models.fiber.detector import FiberDetector
 from fiber.models.fiber.image_text import FiberImageText
-from fiber.training.checkpoint import Position
 from fiber.training.config.run import CHOSEN_BY, RunConfig
 from fiber.training.data import TrainingData
 
@@ -31,22 +30,22 @@ BEST = "best-"
 
 @dataclass(frozen=True, kw_only=True)
 class Validation:
-    """Held-out records of a run and the task that they are evaluated with."""
+    """Held-out records of a run and their evaluation task."""
 
     #: A task of `fiber eval`.
     task: str
     records: RecordSet
     vocabulary: Vocabulary
-    #: Folder of the run's checkpoints.
+    #: Folder of checkpoints.
     checkpoints: Path
 
     def evaluate(
         self, model: FiberImageText | FiberDetector, state: dict[str, Tensor], threads: int
     ) -> dict[str, float]:
-        """Evaluate weights: the metrics of the task, and the "score" to select by.
+        """Evaluate weights: the task's metrics, and the "score" to select by.
 
-        Weights of the model and random state are restored afterwards, so that training is the same
-        with and without validation.
+        The model's weights and the random state are restored afterwards, so that validation does
+        not affect training.
         """
         own = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
         stored = StoredModel(
@@ -66,30 +65,26 @@ class Validation:
         return {"score": sum(metrics[name] for name in CHOSEN_BY[self.task]), **kept}
 
     def keep(self, state: dict[str, Tensor], step: int) -> None:
-        """Write the best weights so far; those before stay until `forget_others`."""
+        """Write the best weights so far; earlier ones remain until `forget_others`."""
         write_file(self._file(step), lambda part: write_tensors(state, part))
 
     def forget_others(self, step: int) -> None:
-        """Remove the weights of all steps but this one."""
+        """Remove the weights of all other steps."""
         for file in self.checkpoints.glob(f"{BEST}*.safetensors"):
             if file != self._file(step):
                 file.unlink()
 
     def finish(self, step: int, model_file: Path) -> None:
-        """Rename the weights of a step to the finished model, and remove the others."""
+        """Make a step's weights the finished model, and remove the others."""
         self._file(step).rename(model_file)
         self.forget_others(step)
 
-    def check(self, position: Position) -> None:
-        """Check that the best weights of a checkpoint exist.
-
-        Raises:
-            FileNotFoundError: if they are missing.
-        """
-        if position.best_step and not self._file(position.best_step).is_file():
+    def check(self, best_step: int) -> None:
+        """Raise FileNotFoundError if the best weights of a checkpoint are missing."""
+        if best_step and not self._file(best_step).is_file():
             raise FileNotFoundError(
-                f"{self._file(position.best_step)} is missing: step {position.best_step} has the"
-                " best score so far, and the run cannot be resumed without its weights"
+                f"{self._file(best_step)} is missing: step {best_step} has the best score so far,"
+                " and resuming needs its weights"
             )
 
     def _file(self, step: int) -> Path:
@@ -103,17 +98,10 @@ def open_validation(
     held_out: Data | None,
     checkpoints: Path,
 ) -> tuple[Validation | None, str]:
-    """Open the held-out records of a run.
-
-    Args:
-        config: of the run, with the task and the split.
-        source: training data.
-        data: where they come from.
-        held_out: records to validate with, if they are not a split of `data`.
-        checkpoints: folder of the run's checkpoints.
+    """Open the held-out records of a run, by default a split of `data`.
 
     Returns:
-        The validation or None; if it is None against the config, a message for the user.
+        The validation, or None; and a message if validation is configured but not possible.
 
     Raises:
         FileNotFoundError: if the split has no file.
@@ -123,7 +111,7 @@ def open_validation(
     if settings.task is None:
         if held_out is not None:
             raise ValueError(
-                "records to validate by were given, but validation.task is None; set it to one of"
+                "validation data was given, but validation.task is None; expected one of"
                 f" {', '.join(CHOSEN_BY)}"
             )
         return None, ""
@@ -135,13 +123,13 @@ def open_validation(
         )
     is_path = isinstance(data, (str, os.PathLike))
     if held_out is None and not (is_path and has_splits(reader.__name__, data, settings.split)):
-        way_out = "Give every line a field 'split', or name"
+        fix = "Add a field 'split' to every line"
         if head == "grounding":
-            way_out = "Name the folder in place of the file, or"
+            fix = "Pass the folder instead of the file"
         return None, (
-            f"validation.task is {settings.task!r}, but the data have no splits to hold out; the"
-            " last step becomes the model."
-            f" {way_out} other records (--validation FILE, validation=...)"
+            f"validation.task is {settings.task!r}, but the data has no splits to hold out; the"
+            f" last step becomes the model. {fix}, or pass other records (--validation FILE,"
+            " validation=...)"
         )
     try:
         records = open_records(
@@ -149,8 +137,8 @@ def open_validation(
         )
     except (FileNotFoundError, ValueError) as error:
         raise type(error)(
-            f"{error} (needed to select the best step: validation.task is {settings.task!r},"
-            f" validation.split {settings.split!r}; turn it off with --set validation.task=none)"
+            f"{error} (needed for validation.task {settings.task!r}, validation.split"
+            f" {settings.split!r}; disable it with --set validation.task=none)"
         ) from error
     if settings.pictures:
         records = _of_some_images(records, settings.pictures)
@@ -161,10 +149,10 @@ def open_validation(
 
 
 def _of_some_images(records: RecordSet, limit: int) -> RecordSet:
-    """Sample all records of at most `limit` images, with a fixed seed."""
+    """Sample at most `limit` images, with all their records and a fixed seed."""
     images = [records[index].image_id for index in range(len(records))]
-    different = list(dict.fromkeys(images))
-    if len(different) <= limit:
+    distinct = list(dict.fromkeys(images))
+    if len(distinct) <= limit:
         return records
-    chosen = set(random.Random(0).sample(different, limit))
+    chosen = set(random.Random(0).sample(distinct, limit))
     return ChosenRecords(records, [at for at, image in enumerate(images) if image in chosen])

@@ -148,7 +148,7 @@ def test_wrong_field_names_the_right_one():
         (lambda: coarse(train=TrainConfig(accumulation=5)), "not a multiple of train.accumulation"),
         (
             lambda: coarse(data=DataConfig(batch_size=1)),
-            r"data.batch_size 1 in 1 passes \(train.accumulation\) leaves one pair a pass; tasks",
+            r"data.batch_size 1 in 1 micro-batches \(train.accumulation\).*one pair.*tasks",
         ),
         (
             lambda: RunConfig(
@@ -210,7 +210,7 @@ def test_matching_with_random_pictures_needs_no_contrast():
         ),
         (
             {"tasks.image_text.itc_form": "queue", "data.transform.kind": "shorter_side"},
-            "keeps pictures of one size",
+            r"'queue'.*kind.*shorter_side",
         ),
     ],
     ids=["no place", "too short", "pictures of any size"],
@@ -255,8 +255,8 @@ def test_augmentation_is_set_by_dotted_name():
         ({"num_ops": -1}, r"rand_augment\.num_ops.*\[0, inf\].*-1"),
         ({"magnitude": 10.5}, r"magnitude must be in \[0, 10\], got 10\.5"),
         ({"probability": float("nan")}, "probability must be"),
-        ({"num_ops": 1, "operations": ()}, "must name at least one"),
-        ({"operations": ("Rotat",)}, "'Rotat' is no operation; did you mean Rotate"),
+        ({"num_ops": 1, "operations": ()}, "rand_augment.operations is empty"),
+        ({"operations": ("Rotat",)}, "unknown operation 'Rotat'; did you mean Rotate"),
     ],
 )
 def test_wrong_augmentation_is_named(settings, message):
@@ -268,8 +268,8 @@ def test_wrong_augmentation_is_named(settings, message):
     ("settings", "message"),
     [
         ({"brightness": (-0.1, 1.0)}, r"color_jitter\.brightness.*\[0\.0.*\[-0\.1.*1\.0\]"),
-        ({"contrast": (1.2, 0.8)}, r"contrast .* smallest first, got \[1\.2, 0\.8\]"),
-        ({"hue": (0.0, 0.6)}, r"hue must be a range in \[-0\.5, 0\.5\]"),
+        ({"contrast": (1.2, 0.8)}, r"contrast .*got \[1\.2, 0\.8\]"),
+        ({"hue": (0.0, 0.6)}, r"hue must be .*\[-0\.5, 0\.5\]"),
         ({"saturation": (float("nan"), 1.0)}, "saturation"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Tasks of a training run, their sources, losses and weights.
+"""Tasks of a training run: sources, losses and loss weights.
 
 Does not import torch, so that recipes can be listed and checked quickly.
 """
@@ -23,7 +23,7 @@ BOX_SOURCES = (
     "refcocoplus",
     "refcocog",
 )
-#: Valid sources of a task (`fiber.data.open_source`): by content, or a caption data set by name.
+#: Valid sources of a task (`fiber.data.open_source`): kinds of content, or named caption data sets.
 SOURCES = (
     "captions",
     "questions",
@@ -35,24 +35,36 @@ SOURCES = (
     "sbu",
     "conceptual_captions",
 )
-#: Sources whose records have class names, of which each text of a run draws some.
+#: Sources whose records have class names, from which each prompt samples.
 CLASS_SOURCES = ("detection", "objects365")
+#: Losses. A task has a weight field for each of its losses.
+LOSSES = ("itc", "itm", "mlm", "vqa", "nlvr2", "caption", "alignment", "box", "centerness")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageTextTask:
-    """Captions: ITC, ITM and MLM from shared forward passes."""
+class TaskConfig:
+    """Fields of every task. The other float fields named in `LOSSES` are loss weights."""
 
-    #: Turns in the rotation of tasks; 0 disables the task.
+    #: Steps of this task in each rotation of tasks; 0 disables the task.
     share: int = 0
     #: Entries of `SOURCES` to concatenate; a repeated name counts twice.
+    sources: tuple[str, ...] = ()
+
+    def weights(self) -> dict[str, float]:
+        """Weight of each loss by name."""
+        return {name: getattr(self, name) for name in LOSSES if hasattr(self, name)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageTextTask(TaskConfig):
+    """Captions: ITC, ITM and MLM from shared forward passes. Losses of weight 0 are skipped."""
+
     sources: tuple[str, ...] = ("captions",)
-    #: Loss weights; a loss of weight 0 is not computed.
     itc: float = 1.0
     itm: float = 1.0
     mlm: float = 1.0
     #: "gather": ITC over the current batch of all ranks; "queue": over this rank's batch and the
-    #: newest `queue_length` pairs of all ranks, whose images are kept (as published).
+    #: newest `queue_length` pairs of all ranks, including their images (as published).
     itc_form: Literal["gather", "queue"] = "gather"
     #: Pairs kept by "queue".
     queue_length: int = 4096
@@ -67,77 +79,53 @@ class ImageTextTask:
         """Whether ITC similarities are computed, for the ITC loss or for hard negatives."""
         return self.itc > 0 or (self.itm > 0 and self.itm_negatives != "random")
 
-    def weights(self) -> dict[str, float]:
-        """Weight of each loss by name."""
-        return {"itc": self.itc, "itm": self.itm, "mlm": self.mlm}
-
 
 @dataclass(frozen=True, kw_only=True)
-class QuestionTask:
+class QuestionTask(TaskConfig):
     """Questions about images (VQA)."""
 
-    #: Turns in the rotation of tasks; 0 disables the task.
-    share: int = 0
-    #: Entries of `SOURCES` to concatenate; a repeated name counts twice.
     sources: tuple[str, ...] = ("questions",)
-    #: Loss weight.
     vqa: float = 1.0
 
-    def weights(self) -> dict[str, float]:
-        """Weight of each loss by name."""
-        return {"vqa": self.vqa}
-
 
 @dataclass(frozen=True, kw_only=True)
-class ReasoningTask:
+class ReasoningTask(TaskConfig):
     """Statements about two images (NLVR2)."""
 
-    #: Turns in the rotation of tasks; 0 disables the task.
-    share: int = 0
-    #: Entries of `SOURCES` to concatenate; a repeated name counts twice.
     sources: tuple[str, ...] = ("reasoning",)
-    #: Loss weight.
     nlvr2: float = 1.0
-
-    def weights(self) -> dict[str, float]:
-        """Weight of each loss by name."""
-        return {"nlvr2": self.nlvr2}
 
 
 @dataclass(frozen=True, kw_only=True)
-class CaptionTask:
+class CaptionTask(TaskConfig):
     """Autoregressive captioning."""
 
-    #: Turns in the rotation of tasks; 0 disables the task.
-    share: int = 0
-    #: Entries of `SOURCES` to concatenate; a repeated name counts twice.
     sources: tuple[str, ...] = ("captions",)
-    #: "likelihood" of each next token; "gold": tokens weighted by a frozen copy of the model
-    #: (off-policy fine-tuning after likelihood, as published); "cider": likelihood plus
-    #: self-critical training on sampled captions, weighted by their agreement with the image's
-    #: captions (after gold, as published). References of a mirrored image stay as written.
+    #: "likelihood": maximum likelihood of the next token; "gold": tokens weighted by a frozen copy
+    #: of the model (off-policy fine-tuning after likelihood, as published); "cider": likelihood
+    #: plus self-critical training on sampled captions, with CIDEr-D against the image's captions as
+    #: the reward (after gold, as published). References of a flipped image are not changed.
     objective: Literal["likelihood", "gold", "cider"] = "likelihood"
-    #: Divisor of a caption's sum in "gold": its "tokens", or its "padding" as published.
+    #: Divisor of a caption's summed "gold" loss: its "tokens", or its "padding" as published.
     gold_divisor: Literal["tokens", "padding"] = "tokens"
-    #: Steps between the frozen copies of "gold".
+    #: Steps between updates of the frozen copy of "gold".
     gold_copy_every: int = 1000
     #: Self-critical fraction of the "cider" loss, in [0, 1]; the rest is likelihood.
     cider_share: float = 0.7
     #: Captions sampled per image for "cider".
     cider_samples: int = 5
     #: Baseline of a sample's CIDEr-D: "constant" 1.0 as published; "others": the mean of the
-    #: image's other samples, which gives no gradient when all samples are equally good.
+    #: image's other samples, which gives no gradient if all samples score the same.
     cider_baseline: Literal["constant", "others"] = "constant"
     #: File of document frequencies for "cider" (`metrics.cider.DocumentFrequencies.read`); None:
-    #: counted on the training captions.
+    #: count them on the training captions.
     cider_frequencies: str | None = None
-    #: Loss weight.
     caption: float = 1.0
 
     def weights(self) -> dict[str, float]:
-        """Weight of each loss by name; 0 for a number that is only logged."""
+        """Weight of each loss by name; 0 for a value that is only logged."""
         if self.objective != "cider":
-            return {"caption": self.caption}
+            return super().weights()
         return {
             "caption": self.caption * (1 - self.cider_share),
             "self_critical": self.caption * self.cider_share,
@@ -146,45 +134,30 @@ class CaptionTask:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GroundingTask:
+class GroundingTask(TaskConfig):
     """Boxes for phrases, expressions or class names (fine stage)."""
 
-    #: Turns in the rotation of tasks; 0 disables the task.
-    share: int = 0
-    #: Entries of `SOURCES` to concatenate; a repeated name counts twice.
     sources: tuple[str, ...] = ("referring", "phrases", "detection")
-    #: Classes in the texts of the source "detection", drawn for every image and epoch; see
+    #: Sampling of the classes in a prompt of `CLASS_SOURCES`, for every image and epoch; see
     #: `fiber.data.prompts.rules.PromptRules`.
     class_rule: ClassRule = "fitting"
     max_classes: int | None = None
     max_negatives: int | None = None
     negative_chances: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 0.0)
     shuffle_classes: bool = True
-    #: Loss weights.
     alignment: float = 1.0
     box: float = 2.0
     centerness: float = 1.0
 
-    def weights(self) -> dict[str, float]:
-        """Weight of each loss by name."""
-        return {"alignment": self.alignment, "box": self.box, "centerness": self.centerness}
-
     def prompt_rules(self) -> PromptRules:
-        """Build the rules that choose a text's classes.
+        """Build the rules that sample a prompt's classes.
 
         Raises:
-            ValueError: for a value out of its range.
+            ValueError: for a value out of range.
         """
         return PromptRules(
-            class_rule=self.class_rule,
-            max_classes=self.max_classes,
-            max_negatives=self.max_negatives,
-            negative_chances=self.negative_chances,
-            shuffle_classes=self.shuffle_classes,
+            **{f.name: getattr(self, f.name) for f in dataclasses.fields(PromptRules)}
         )
-
-
-TaskConfig = ImageTextTask | QuestionTask | ReasoningTask | CaptionTask | GroundingTask
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,24 +171,24 @@ class TasksConfig:
     grounding: GroundingTask = field(default_factory=GroundingTask)
 
     def __post_init__(self) -> None:
-        for name, task in self._all().items():
+        for name, task in vars(self).items():
             require(task.share >= 0, f"tasks.{name}.share must be 0 or more, got {task.share}")
             for source in task.sources:
                 require(
                     source in SOURCES,
-                    f"tasks.{name}.sources: {source!r} is no source; {nearest(source, SOURCES)}",
+                    f"tasks.{name}.sources: unknown source {source!r}; {nearest(source, SOURCES)}",
                 )
         try:
             self.grounding.prompt_rules()
-        except ValueError as problem:
-            raise ValueError(f"tasks.grounding.{problem}") from None
+        except ValueError as error:
+            raise ValueError(f"tasks.grounding.{error}") from None
+        caption = self.caption
         for name, value in (
             ("image_text.queue_length", self.image_text.queue_length),
-            ("caption.gold_copy_every", self.caption.gold_copy_every),
-            ("caption.cider_samples", self.caption.cider_samples),
+            ("caption.gold_copy_every", caption.gold_copy_every),
+            ("caption.cider_samples", caption.cider_samples),
         ):
             require(value >= 1, f"tasks.{name} must be 1 or more, got {value}")
-        caption = self.caption
         require(
             0 <= caption.cider_share <= 1,
             f"tasks.caption.cider_share must be in [0, 1], got {caption.cider_share}",
@@ -225,19 +198,14 @@ class TasksConfig:
             "tasks.caption.cider_samples must be 2 or more for cider_baseline 'others', got"
             f" {caption.cider_samples}",
         )
-        require(
-            bool(self.active()), "tasks: every share is 0; give at least one task a share above 0"
-        )
-
-    def _all(self) -> dict[str, TaskConfig]:
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        require(bool(self.active()), "tasks: every share is 0; at least one must be above 0")
 
     def active(self) -> dict[str, TaskConfig]:
         """Tasks with a share, by name."""
-        return {name: task for name, task in self._all().items() if task.share > 0}
+        return {name: task for name, task in vars(self).items() if task.share > 0}
 
     def rotation(self) -> tuple[str, ...]:
-        """Names of the tasks in the order of their turns, spread evenly; repeats forever.
+        """Names of the tasks in training order, spread evenly; the sequence repeats forever.
 
         >>> TasksConfig(
         ...     image_text=ImageTextTask(share=2), question=QuestionTask(share=1)
@@ -247,11 +215,11 @@ class TasksConfig:
         shares = {name: task.share for name, task in self.active().items()}
         total = sum(shares.values())
         credit = dict.fromkeys(shares, 0)
-        turns = []
+        order = []
         for _ in range(total):
             for name in credit:
                 credit[name] += shares[name]
             chosen = max(credit, key=lambda name: credit[name])
             credit[chosen] -= total
-            turns.append(chosen)
-        return tuple(turns)
+            order.append(chosen)
+        return tuple(order)
