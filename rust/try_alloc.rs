@@ -9,9 +9,6 @@ use crate::Error;
 pub const MAX_PIXELS: usize = 178_956_970;
 
 /// A vector of `count` equal values; `what` names it in the error.
-///
-/// # Errors
-/// [`Error::Memory`] if the allocation fails.
 pub(crate) fn filled<T: Clone>(
     value: T,
     count: usize,
@@ -24,9 +21,6 @@ pub(crate) fn filled<T: Clone>(
 }
 
 /// Reserve room for `more` values.
-///
-/// # Errors
-/// As [`filled`].
 pub(crate) fn reserve<T>(
     values: &mut Vec<T>,
     more: usize,
@@ -39,9 +33,6 @@ pub(crate) fn reserve<T>(
 }
 
 /// Check that `bytes` can be allocated, before calling a library that allocates infallibly.
-///
-/// # Errors
-/// As [`filled`].
 pub(crate) fn check(bytes: usize, what: impl FnOnce() -> String) -> Result<(), Error> {
     let mut asked_for = Vec::<u8>::new();
     reserve(&mut asked_for, bytes, what)?;
@@ -51,9 +42,6 @@ pub(crate) fn check(bytes: usize, what: impl FnOnce() -> String) -> Result<(), E
 }
 
 /// Reserve a row of tokens for each box.
-///
-/// # Errors
-/// As [`filled`].
 pub(crate) fn reserve_rows(rows: &mut Vec<bool>, boxes: usize, tokens: usize) -> Result<(), Error> {
     reserve(rows, boxes.saturating_mul(tokens), || {
         format!("{boxes} boxes of {tokens} tokens; expected fewer boxes, or a smaller max_tokens")

@@ -125,9 +125,6 @@ pub(crate) fn size(bytes: &[u8]) -> Result<(usize, usize), Error> {
 }
 
 /// Decode an image.
-///
-/// # Errors
-/// [`Error::Decode`] for corrupt bytes, [`Error::Unsupported`], [`Error::TooManyPixels`].
 pub(crate) fn decode(bytes: &[u8], max_pixels: usize) -> Result<Samples, Error> {
     let header = read_header(bytes)?;
     check_size(header.height, header.width, max_pixels)?;
@@ -167,12 +164,7 @@ pub(crate) fn decode(bytes: &[u8], max_pixels: usize) -> Result<Samples, Error> 
         rows.for_each(|row| turned.extend_from_slice(row));
         pixels = turned;
     }
-    Ok(Samples {
-        height: header.height,
-        width: header.width,
-        channels,
-        bytes: pixels,
-    })
+    Ok(Samples::new(header.height, header.width, channels, pixels))
 }
 
 /// Append the samples of one row.

@@ -9,7 +9,7 @@ use std::cell::RefCell;
 
 mod bmp;
 mod gif;
-pub mod orientation;
+pub(crate) mod orientation;
 mod png;
 mod samples;
 mod tiff;
@@ -31,6 +31,16 @@ pub struct Rgb {
     pub width: usize,
     /// The bytes.
     pub pixels: Vec<u8>,
+}
+
+impl Rgb {
+    pub(crate) fn new(height: usize, width: usize, pixels: Vec<u8>) -> Self {
+        Self {
+            height,
+            width,
+            pixels,
+        }
+    }
 }
 
 /// A borrowed RGB image: an [`Rgb`], or a Python array.
@@ -276,14 +286,7 @@ pub fn decode_jpeg(bytes: &[u8], request: &jpeg::Request) -> Result<(Rgb, jpeg::
     try_alloc::reserve(&mut pixels, height * width * 3, what)?;
     let mut sink = |_, rows: &[u8]| pixels.extend_from_slice(rows);
     let status = JPEG.with_borrow_mut(|decoder| decoder.decode(bytes, request, &mut sink))?;
-    Ok((
-        Rgb {
-            height,
-            width,
-            pixels,
-        },
-        status,
-    ))
+    Ok((Rgb::new(height, width, pixels), status))
 }
 
 fn decode_whole_jpeg(bytes: &[u8], max_pixels: usize) -> Result<Rgb, Error> {

@@ -37,10 +37,6 @@ pub(crate) fn orientation(bytes: &[u8]) -> Option<u8> {
 }
 
 /// Decode the first image.
-///
-/// # Errors
-/// [`Error::Decode`] for corrupt bytes, [`Error::Unsupported`] for other color types and
-/// compressions, [`Error::TooManyPixels`].
 pub(crate) fn decode(bytes: &[u8], max_pixels: usize) -> Result<Samples, Error> {
     let mut decoder = decoder(bytes)?;
     let (height, width) = size_of(&mut decoder)?;
@@ -75,12 +71,7 @@ pub(crate) fn decode(bytes: &[u8], max_pixels: usize) -> Result<Samples, Error> 
         ColorType::CMYK(8 | 16) => (3, from_cmyk(&stored)),
         other => return Err(unsupported(&format!("color type {other:?}"))),
     };
-    Ok(Samples {
-        height,
-        width,
-        channels,
-        bytes,
-    })
+    Ok(Samples::new(height, width, channels, bytes))
 }
 
 /// Expand one bit per pixel to bytes; rows are byte-aligned.

@@ -96,9 +96,6 @@ pub(super) struct Coefficients {
 
 impl Coefficients {
     /// Allocate blocks of zeros.
-    ///
-    /// # Errors
-    /// [`Error::Memory`] if the allocation fails.
     pub(super) fn reset(
         &mut self,
         wide: usize,

@@ -116,10 +116,6 @@ pub(super) struct Symbol {
 
 impl HuffmanTable {
     /// Build a table.
-    ///
-    /// # Errors
-    /// [`Error::Decode`] for counts that are not a prefix code, and for symbols above 15 in a DC
-    /// table.
     pub(super) fn new(spec: &TableSpec, is_dc: bool) -> Result<Self, Error> {
         let count = spec.symbols();
         if is_dc && spec.values.iter().take(count).any(|&value| value > 15) {
@@ -233,9 +229,6 @@ impl TableCache {
     const SIZE: usize = 16;
 
     /// Look up or build a table.
-    ///
-    /// # Errors
-    /// As [`HuffmanTable::new`].
     pub(super) fn table(
         &mut self,
         spec: &TableSpec,

@@ -153,7 +153,6 @@ fn try_decode(
 
 impl SampleState {
     /// Drop the encoded images of a sample that will not be decoded again.
-    #[must_use]
     pub fn without_bytes(mut self) -> Self {
         if let Self::Decoded(prepared, _) = &mut self
             && let Some(prepared) = Arc::get_mut(prepared)
@@ -166,7 +165,6 @@ impl SampleState {
 
 impl BatchBuilder {
     /// Start a batch of `count` records.
-    #[must_use]
     pub fn new(count: usize, config: &LoaderConfig, pool: &Arc<BufferPool>) -> Self {
         Self {
             states: (0..count).map(|_| SampleState::Pending).collect(),
@@ -181,7 +179,6 @@ impl BatchBuilder {
     }
 
     /// The slots, if samples can be decoded before all are prepared.
-    #[must_use]
     pub fn slots_if_fixed_size(&self, config: &LoaderConfig) -> Option<ImageSlots> {
         self.image_slots
             .clone()

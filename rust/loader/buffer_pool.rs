@@ -36,7 +36,6 @@ pub struct PooledBuffer {
 
 impl BufferPool {
     /// A pool that keeps at most `keep` free buffers.
-    #[must_use]
     pub fn new(keep: usize) -> Arc<Self> {
         Arc::new(Self {
             free: Mutex::new(Vec::new()),
@@ -48,9 +47,6 @@ impl BufferPool {
 
     /// Take a buffer of `bytes` bytes; `what` describes it in the error. Its content is zero or
     /// left from an earlier use.
-    ///
-    /// # Errors
-    /// [`Error::Memory`] if allocation fails even after the free buffers are released.
     pub fn take(
         self: &Arc<Self>,
         bytes: usize,
@@ -110,13 +106,11 @@ impl BufferPool {
     }
 
     /// Bytes of all buffers, used and free.
-    #[must_use]
     pub fn bytes(&self) -> usize {
         self.bytes.load(Ordering::Relaxed)
     }
 
     /// Peak of [`Self::bytes`].
-    #[must_use]
     pub fn peak_bytes(&self) -> usize {
         self.peak_bytes.load(Ordering::Relaxed)
     }
@@ -241,9 +235,6 @@ pub struct SlotMut {
 
 impl Slots {
     /// Divide a new buffer of the pool into `count` slots; `what` describes it in the error.
-    ///
-    /// # Errors
-    /// [`Error::Memory`] if allocation fails.
     pub fn new(
         pool: &Arc<BufferPool>,
         count: usize,
@@ -261,7 +252,6 @@ impl Slots {
     }
 
     /// Take a slot for writing; `None` if it does not exist or is taken.
-    #[must_use]
     pub fn take(self: &Arc<Self>, index: usize) -> Option<SlotMut> {
         let free = !self.taken.get(index)?.swap(true, Ordering::Acquire);
         free.then(|| SlotMut {
@@ -271,7 +261,6 @@ impl Slots {
     }
 
     /// The buffer, once no slot is taken.
-    #[must_use]
     pub fn into_block(self: Arc<Self>) -> Option<PooledBuffer> {
         Arc::into_inner(self).map(|slots| slots.block)
     }

@@ -29,7 +29,6 @@ pub enum ImageStatus {
 
 impl ImageStatus {
     /// Name in lower case.
-    #[must_use]
     pub fn name(self) -> &'static str {
         match self {
             Self::Ok => "ok",
@@ -182,11 +181,7 @@ impl RowSink<'_> {
         }
         let sampled = self.sampled;
         if sampled.needs_whole() {
-            let mut image = Rgb {
-                height: sampled.height,
-                width: sampled.width,
-                pixels: std::mem::take(self.whole),
-            };
+            let mut image = Rgb::new(sampled.height, sampled.width, std::mem::take(self.whole));
             sampled.change(&mut image);
             for (y, row) in image.pixels.chunks_exact(sampled.width * 3).enumerate() {
                 self.writer
@@ -315,9 +310,6 @@ fn run_two(
 
 impl ImageDecoder {
     /// Build the lookup tables.
-    ///
-    /// # Errors
-    /// [`Error::Argument`] for an invalid normalization.
     pub fn new(config: &LoaderConfig) -> Result<Self, Error> {
         let instructions = Instructions::best();
         let scratch = || {
@@ -336,9 +328,6 @@ impl ImageDecoder {
     }
 
     /// Decode an image, apply its transform and write it into its slot.
-    ///
-    /// # Errors
-    /// [`Error::Decode`] for corrupt bytes, and for filled parts unless the config accepts them.
     pub fn decode(
         &mut self,
         request: DecodeRequest<'_>,

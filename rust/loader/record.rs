@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use crate::Error;
 use crate::boxes::BoxXyxy;
+use crate::error::named;
 use crate::image::{self, Rgb};
 use crate::tokenizer::spans::CharSpan;
 
@@ -43,27 +44,18 @@ pub enum Task {
     Grounding,
 }
 
-impl Task {
-    /// Look up a task by name.
-    ///
-    /// # Errors
-    /// [`Error::Argument`] for an unknown name.
-    pub fn from_name(name: &str) -> Result<Self, Error> {
-        match name {
-            "image_text" => Ok(Self::ImageText),
-            "question" => Ok(Self::Question),
-            "reasoning" => Ok(Self::Reasoning),
-            "grounding" => Ok(Self::Grounding),
-            _ => Err(Error::argument(
-                "batch_type",
-                format!(
-                    "'{name}'; expected 'image_text', 'question', 'reasoning' \
-                         or 'grounding'"
-                ),
-            )),
-        }
-    }
+named!(
+    Task,
+    "batch_type",
+    [
+        ImageText = "image_text",
+        Question = "question",
+        Reasoning = "reasoning",
+        Grounding = "grounding"
+    ]
+);
 
+impl Task {
     /// Number of images per record.
     #[must_use]
     pub fn images(self) -> usize {

@@ -23,7 +23,6 @@ pub struct PreparedSample {
 
 impl PreparedSample {
     /// Total bytes of the encoded images.
-    #[must_use]
     pub fn bytes(&self) -> usize {
         let images = self.images.iter();
         images.map(|(probed, _)| probed.bytes().len()).sum()
@@ -62,9 +61,6 @@ pub struct Sample {
 }
 
 /// Prepare a record: probe its images, sample their transforms, map boxes, tokenize and mask.
-///
-/// # Errors
-/// [`Error::InRecord`] with the cause.
 pub fn prepare_sample(config: &LoaderConfig, record: &Record) -> Result<PreparedSample, Error> {
     prepare(config, record).map_err(|error| error.in_record(&record.key))
 }

@@ -5,6 +5,7 @@ mod simd;
 
 use crate::Error;
 use crate::cpu_features::Instructions;
+use crate::error::named;
 use crate::image::Rgb;
 use crate::normalize::layout::{Dtype, Layout};
 use crate::normalize::simd::{Arithmetic, ByteTable, ChannelTables, SEGMENT, bytes_of, fetch};
@@ -25,31 +26,7 @@ pub enum ChannelOrder {
     Bgr,
 }
 
-impl ChannelOrder {
-    /// Look up a channel order by name.
-    ///
-    /// # Errors
-    /// [`Error::Argument`] for an unknown name.
-    pub fn from_name(name: &str) -> Result<Self, Error> {
-        match name {
-            "rgb" => Ok(Self::Rgb),
-            "bgr" => Ok(Self::Bgr),
-            _ => Err(Error::argument(
-                "channel_order",
-                format!("'{name}'; expected 'rgb' or 'bgr'"),
-            )),
-        }
-    }
-
-    /// Name in lower case.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Rgb => "rgb",
-            Self::Bgr => "bgr",
-        }
-    }
-}
+named!(ChannelOrder, "channel_order", [Rgb = "rgb", Bgr = "bgr"]);
 
 /// Parameters of the normalization.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -79,16 +56,12 @@ impl Normalization {
     /// [`Error::Argument`] that names the field.
     pub fn check(&self) -> Result<(), Error> {
         if !self.std.iter().all(|&std| std > 0.0 && std.is_finite()) {
-            return Err(Error::argument(
-                "std",
-                format!("{:?}; expected numbers above 0", self.std),
-            ));
+            let reason = format!("{:?}; expected numbers above 0", self.std);
+            return Err(Error::argument("std", reason));
         }
         if !self.mean.iter().all(|mean| mean.is_finite()) {
-            return Err(Error::argument(
-                "mean",
-                format!("{:?}; expected finite numbers", self.mean),
-            ));
+            let reason = format!("{:?}; expected finite numbers", self.mean);
+            return Err(Error::argument("mean", reason));
         }
         Ok(())
     }
@@ -371,11 +344,7 @@ mod tests {
 
     #[test]
     fn values_are_normalized_in_the_requested_order() {
-        let image = Rgb {
-            height: 1,
-            width: 1,
-            pixels: vec![0, 128, 255],
-        };
+        let image = Rgb::new(1, 1, vec![0, 128, 255]);
         let normalization = Normalization {
             channel_order: ChannelOrder::Bgr,
             ..Normalization::default()

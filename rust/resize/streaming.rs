@@ -172,20 +172,16 @@ impl<'a> RowResizer<'a> {
     ) -> Result<(), Error> {
         let stride = self.source.1 * 3;
         if !rows.len().is_multiple_of(stride) {
-            return Err(Error::argument(
-                "rows",
-                format!("{} bytes; expected rows of {stride} bytes", rows.len()),
-            ));
+            let reason = format!("{} bytes; expected rows of {stride} bytes", rows.len());
+            return Err(Error::argument("rows", reason));
         }
         if self.received == self.down.needed {
             return Ok(());
         }
         let next = self.crop.top + self.received;
         if first_row > next || (self.received > 0 && first_row != next) {
-            return Err(Error::argument(
-                "rows",
-                format!("row {first_row}; expected row {next}"),
-            ));
+            let reason = format!("row {first_row}; expected row {next}");
+            return Err(Error::argument("rows", reason));
         }
         let columns = self.crop.left * 3..(self.crop.left + self.crop.width) * 3;
         let needed = self.down.needed - self.received;

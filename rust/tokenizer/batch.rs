@@ -37,12 +37,6 @@ pub struct TextBatch {
 }
 
 /// Encode texts.
-///
-/// # Errors
-/// [`Error::Argument`] if `max_tokens` cannot hold the special tokens of a text, if `pad_to` is
-/// below the longest text's length, for a probability outside 0 to 1 or above 0 without a mask
-/// token, and if there is not one sample index per text; [`Error::Tokenizer`] if the crate
-/// `tokenizers` fails.
 pub fn encode<T: AsRef<str>>(
     tokenizer: &Tokenizer,
     texts: &[T],

@@ -87,9 +87,6 @@ impl ByteRange<'_> {
 
 impl ByteLevel {
     /// Build the tokenizer.
-    ///
-    /// # Errors
-    /// As [`CharClasses::new`].
     pub(crate) fn new(bpe: Bpe, added: AddedTokens, rules: ByteLevelConfig) -> Result<Self, Error> {
         Ok(Self {
             bpe,

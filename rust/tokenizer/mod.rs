@@ -4,18 +4,18 @@
 //! `tokenizers`, which also trains, reads, writes and decodes. The results are equal.
 
 mod added_tokens;
-pub mod batch;
+pub(crate) mod batch;
 mod bpe;
 mod byte_level;
 mod char_class;
 mod encoding;
 mod json;
-pub mod masking;
+pub(crate) mod masking;
 mod pretokenizer;
-pub mod prompt_cache;
-pub mod roberta;
-pub mod spans;
-pub mod special_tokens;
+mod prompt_cache;
+mod roberta;
+pub(crate) mod spans;
+mod special_tokens;
 mod word_cache;
 
 use std::path::Path;
@@ -214,10 +214,8 @@ impl Tokenizer {
             Some((end, others)) => format!(", {} and {end} included", others.join(", ")),
             None => String::new(),
         };
-        Err(Error::argument(
-            "max_tokens",
-            format!("{limit}; expected {least} or more{included}"),
-        ))
+        let reason = format!("{limit}; expected {least} or more{included}");
+        Err(Error::argument("max_tokens", reason))
     }
 
     /// Decode ids to text, without special tokens.
@@ -227,10 +225,8 @@ impl Tokenizer {
     pub fn decode(&self, ids: &[u32]) -> Result<String, Error> {
         let is_none = |id: u32| self.inner.id_to_token(id).is_none();
         if let Some(id) = ids.iter().find(|&&id| is_none(id)) {
-            return Err(Error::argument(
-                "ids",
-                format!("{id}; expected less than {}", self.vocab_size),
-            ));
+            let reason = format!("{id}; expected less than {}", self.vocab_size);
+            return Err(Error::argument("ids", reason));
         }
         guarded(|| self.inner.decode(ids, true).map_err(tokenizer_error))
     }

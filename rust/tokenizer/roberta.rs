@@ -30,9 +30,6 @@ impl Tokenizer {
     /// Read RoBERTa's `vocab.json` and `merges.txt`.
     ///
     /// `<mask>` includes the spaces before it, as in the published `tokenizer.json`.
-    ///
-    /// # Errors
-    /// [`Error::File`] if one cannot be read, [`Error::Tokenizer`] if they do not match.
     pub fn from_vocabulary(vocabulary: &Path, merges: &Path) -> Result<Self, Error> {
         // Read here first, so that the error names a missing file.
         read(vocabulary)?;
@@ -52,18 +49,13 @@ impl Tokenizer {
     /// Train a vocabulary on texts; deterministic.
     ///
     /// It is smaller than requested if the texts have too few repeated pairs.
-    ///
-    /// # Errors
-    /// [`Error::Argument`] if `vocab_size` cannot hold all bytes and the special tokens.
     pub fn train<'a>(
         texts: impl Iterator<Item = &'a str> + Send,
         vocab_size: usize,
     ) -> Result<Self, Error> {
         if vocab_size < SMALLEST {
-            return Err(Error::argument(
-                "vocab_size",
-                format!("{vocab_size} tokens; expected {SMALLEST} or more"),
-            ));
+            let reason = format!("{vocab_size} tokens; expected {SMALLEST} or more");
+            return Err(Error::argument("vocab_size", reason));
         }
         let mut trainer: TrainerWrapper = BpeTrainer::builder()
             .show_progress(false)
@@ -84,9 +76,6 @@ impl Tokenizer {
 
     /// Check that fiber's models can use the vocabulary: its special tokens must have RoBERTa's
     /// ids.
-    ///
-    /// # Errors
-    /// [`Error::Tokenizer`] with the first difference.
     pub fn check_for_models(&self) -> Result<(), Error> {
         difference(self.inner(), self.special_tokens()).map_or(Ok(()), |why| {
             Err(Error::Tokenizer(format!(

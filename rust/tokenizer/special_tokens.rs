@@ -114,10 +114,6 @@ pub struct SpecialTokens {
 impl SpecialTokens {
     /// Find the special tokens: named by the caller, else by the file's `padding`, else by known
     /// names.
-    ///
-    /// # Errors
-    /// [`Error::Argument`] for a named token that the vocabulary lacks, and for one token that is
-    /// both padding and mask.
     pub(crate) fn find(
         inner: &Inner,
         named: &TokenOverrides,
@@ -186,7 +182,6 @@ impl SpecialTokens {
     }
 
     /// True for special tokens.
-    #[must_use]
     pub fn is_special(&self, id: u32) -> bool {
         self.special.binary_search(&id).is_ok()
     }

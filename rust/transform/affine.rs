@@ -31,31 +31,26 @@ pub struct Affine {
 
 impl Affine {
     /// Shear to the right by `factor` pixels per row.
-    #[must_use]
     pub fn shear_x(factor: f64) -> Self {
         Self::inverse(&[[1.0, f64::from(factor as f32), 0.0], [0.0, 1.0, 0.0]])
     }
 
     /// Shear down by `factor` pixels per column.
-    #[must_use]
     pub fn shear_y(factor: f64) -> Self {
         Self::inverse(&[[1.0, 0.0, 0.0], [f64::from(factor as f32), 1.0, 0.0]])
     }
 
     /// Shift to the left.
-    #[must_use]
     pub fn translate_x(pixels: f64) -> Self {
         Self::inverse(&[[1.0, 0.0, f64::from(-pixels as f32)], [0.0, 1.0, 0.0]])
     }
 
     /// Shift up.
-    #[must_use]
     pub fn translate_y(pixels: f64) -> Self {
         Self::inverse(&[[1.0, 0.0, 0.0], [0.0, 1.0, f64::from(-pixels as f32)]])
     }
 
     /// Rotate counterclockwise around the center.
-    #[must_use]
     pub fn rotate(degrees: f64, height: usize, width: usize) -> Self {
         let (sin, cos) = (degrees * (std::f64::consts::PI / 180.0)).sin_cos();
         let (x, y) = (width as f64 / 2.0, height as f64 / 2.0);
