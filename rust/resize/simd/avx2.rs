@@ -9,7 +9,7 @@
 #[allow(clippy::wildcard_imports)] // Intrinsics.
 use std::arch::x86_64::*;
 
-use super::check_quads;
+use super::{Quads, Rows, blocks};
 use crate::resize::weights::{PRECISION_BITS, QUAD, Weights};
 
 /// Output columns per step, one per 32-bit lane.
@@ -39,7 +39,7 @@ pub(crate) struct Avx2Weights {
     /// True if the columns of four taps of a half-block exceed the first sixteen.
     is_wide: bool,
     /// Input columns that are loaded, including some with weight 0.
-    reach: usize,
+    pub reach: usize,
 }
 
 /// Split a weight into upper and lower part.
@@ -96,11 +96,6 @@ impl Avx2Weights {
         }
         table.reach += 2 * HALF;
         Some(table)
-    }
-
-    /// Minimum bytes per plane.
-    pub(crate) fn reach(&self) -> usize {
-        self.reach
     }
 }
 
@@ -177,22 +172,7 @@ fn gather(sources: [__m256i; 3], index: &[RowSpan; 3]) -> __m256i {
     _mm256_or_si256(_mm256_or_si256(first, second), third)
 }
 
-/// Deinterleave RGB pixels into planes; `row` may end within the last 32 pixels.
-///
-/// `planes` are the offsets of the planes in `output`; each has room for the pixels, rounded up to
-/// 32.
-#[target_feature(enable = "avx2")]
-pub(crate) fn split(row: &[u8], output: &mut [u8], planes: [usize; 3]) {
-    let (whole, rest) = row.as_chunks::<{ 3 * BYTES }>();
-    for (number, bytes) in whole.iter().enumerate() {
-        split_part(bytes, output, planes, number * BYTES);
-    }
-    if !rest.is_empty() {
-        let mut bytes = [0; 3 * BYTES];
-        bytes[..rest.len()].copy_from_slice(rest);
-        split_part(&bytes, output, planes, whole.len() * BYTES);
-    }
-}
+blocks!("avx2");
 
 /// Deinterleave 32 pixels to offset `x` of each plane.
 #[target_feature(enable = "avx2")]
@@ -236,11 +216,18 @@ fn no_sums() -> [__m256i; 2] {
 /// Pack sums of four times eight values to bytes in [0, 255]; four of each in either half.
 #[target_feature(enable = "avx2")]
 #[inline]
-fn pack(sums: [[__m256i; 2]; QUAD]) -> __m256i {
-    let [a, b, c, d] = sums;
+fn pack([a, b, c, d]: [[__m256i; 2]; QUAD]) -> __m256i {
     let low = _mm256_packs_epi32(value(a), value(b));
     let high = _mm256_packs_epi32(value(c), value(d));
     _mm256_packus_epi16(low, high)
+}
+
+/// Restore the order of 32 packed columns.
+#[target_feature(enable = "avx2")]
+#[inline]
+fn values(sums: [[__m256i; 2]; QUAD]) -> __m256i {
+    let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    _mm256_permutevar8x32_epi32(pack(sums), order)
 }
 
 /// Add the products of pairs of values and the parts of their weights.
@@ -253,31 +240,21 @@ fn add(sums: &mut [__m256i; 2], pairs: __m256i, parts: [__m256i; 2]) {
 
 /// Horizontal pass, as [`crate::resize::simd::Passes::across`].
 #[target_feature(enable = "avx2")]
-pub(crate) fn across(
-    table: &Avx2Weights,
-    planes: &[u8],
-    plane: usize,
-    quads: &mut [u8],
-    columns: usize,
-) {
-    assert!(plane >= table.reach && planes.len() >= 3 * QUAD * plane);
+pub(crate) fn across(table: &Avx2Weights, rows: Rows<'_>) {
+    let columns = rows.columns;
+    assert!(rows.plane >= table.reach && rows.planes.len() >= 3 * QUAD * rows.plane);
     assert!(columns.is_multiple_of(LANES) && columns / LANES >= table.starts.len());
-    assert!(quads.len() >= 3 * columns * QUAD);
+    assert!(rows.quads.len() >= 3 * columns * QUAD);
     if table.is_wide {
-        across_from::<true>(table, planes, plane, quads, columns);
+        across_from::<true>(table, rows);
     } else {
-        across_from::<false>(table, planes, plane, quads, columns);
+        across_from::<false>(table, rows);
     }
 }
 
 #[target_feature(enable = "avx2")]
-fn across_from<const WIDE: bool>(
-    table: &Avx2Weights,
-    planes: &[u8],
-    plane: usize,
-    quads: &mut [u8],
-    columns: usize,
-) {
+fn across_from<const WIDE: bool>(table: &Avx2Weights, rows: Rows<'_>) {
+    let (planes, plane, columns) = (rows.planes.as_ptr(), rows.plane, rows.columns);
     // The rows of a column become adjacent.
     let transpose = twice([0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15]);
     let blocks = table.starts.iter().zip(&table.index);
@@ -291,8 +268,8 @@ fn across_from<const WIDE: bool>(
                     // SAFETY: the last column loaded is below the table's reach, which is checked
                     // to be inside each of the twelve planes.
                     let (bytes, more) = unsafe {
-                        let low = planes.as_ptr().add(first + starts[0]);
-                        let high = planes.as_ptr().add(first + starts[1]);
+                        let low = planes.add(first + starts[0]);
+                        let high = planes.add(first + starts[1]);
                         let more = if WIDE {
                             load_halves(low.add(HALF), high.add(HALF))
                         } else {
@@ -310,15 +287,10 @@ fn across_from<const WIDE: bool>(
                     }
                 }
             }
-            let bytes = pack(sums);
+            let bytes = _mm256_shuffle_epi8(pack(sums), transpose);
             let target = (channel * columns + block * LANES) * QUAD;
             // SAFETY: blocks are inside the columns and those inside the quads, as checked.
-            unsafe {
-                _mm256_storeu_si256(
-                    quads.as_mut_ptr().add(target).cast(),
-                    _mm256_shuffle_epi8(bytes, transpose),
-                );
-            }
+            unsafe { _mm256_storeu_si256(rows.quads.as_mut_ptr().add(target).cast(), bytes) };
         }
     }
 }
@@ -328,77 +300,12 @@ fn across_from<const WIDE: bool>(
 #[inline]
 fn spread(weights: [i32; QUAD]) -> [[__m256i; 2]; 2] {
     let [a, b, c, d] = weights.map(parts_of);
-    let pair = |low: i16, high: i16| i32::from(high) << 16 | i32::from(low) & 0xFFFF;
+    let pair =
+        |low: i16, high: i16| _mm256_set1_epi32(i32::from(high) << 16 | i32::from(low) & 0xFFFF);
     [
-        [
-            _mm256_set1_epi32(pair(a[0], c[0])),
-            _mm256_set1_epi32(pair(a[1], c[1])),
-        ],
-        [
-            _mm256_set1_epi32(pair(b[0], d[0])),
-            _mm256_set1_epi32(pair(b[1], d[1])),
-        ],
+        [pair(a[0], c[0]), pair(a[1], c[1])],
+        [pair(b[0], d[0]), pair(b[1], d[1])],
     ]
-}
-
-/// Vertical pass, as [`crate::resize::simd::Passes::down`].
-#[target_feature(enable = "avx2")]
-pub(crate) fn down(
-    ring: &[u8],
-    starts: &[usize],
-    weights: &[[i32; QUAD]],
-    columns: usize,
-    output: &mut [u8],
-) {
-    assert!(columns.is_multiple_of(BYTES));
-    check_quads(ring, starts, weights, columns, output);
-    match starts.len() {
-        1 => down_from::<1>(ring, starts, weights, columns, output),
-        2 => down_from::<2>(ring, starts, weights, columns, output),
-        3 => down_from::<3>(ring, starts, weights, columns, output),
-        _ => down_from::<0>(ring, starts, weights, columns, output),
-    }
-}
-
-/// `COUNT` quads; 0 means any number.
-#[target_feature(enable = "avx2")]
-fn down_from<const COUNT: usize>(
-    ring: &[u8],
-    starts: &[usize],
-    weights: &[[i32; QUAD]],
-    columns: usize,
-    output: &mut [u8],
-) {
-    // Eight columns from each of the four packed registers.
-    let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
-    let mut few = [[no_sums(); 2]; COUNT];
-    for (parts, &weights) in few.iter_mut().zip(weights) {
-        *parts = spread(weights);
-    }
-    let (rows, _) = output.as_chunks_mut::<{ 3 * BYTES }>();
-    for (block, pixels) in rows.iter_mut().take(columns / BYTES).enumerate() {
-        let mut planes = [_mm256_setzero_si256(); 3];
-        for (channel, plane) in planes.iter_mut().enumerate() {
-            let place = (channel * columns + block * BYTES) * QUAD;
-            let mut sums = [no_sums(); QUAD];
-            if COUNT == 0 {
-                for (&start, &weights) in starts.iter().zip(weights) {
-                    // SAFETY: 32 columns of a channel are inside a quad, which is inside the ring.
-                    unsafe {
-                        let bytes = ring.as_ptr().add(start + place);
-                        add_quad(&mut sums, bytes, spread(weights));
-                    };
-                }
-            } else {
-                for (&start, &parts) in starts.iter().zip(&few) {
-                    // SAFETY: as above.
-                    unsafe { add_quad(&mut sums, ring.as_ptr().add(start + place), parts) };
-                }
-            }
-            *plane = _mm256_permutevar8x32_epi32(pack(sums), order);
-        }
-        merge_planes(planes, pixels);
-    }
 }
 
 /// Accumulate 32 columns of a quad.

@@ -10,6 +10,7 @@ use std::arch::aarch64::{
     vst1q_u8, vst3q_u8,
 };
 
+use super::{Quads, Rows};
 use crate::resize::weights::{PRECISION_BITS, QUAD, Weights};
 
 /// Taps per step.
@@ -26,7 +27,7 @@ pub(crate) struct NeonWeights {
     weights: Vec<[i32; TAPS]>,
     groups: usize,
     /// Input columns that are loaded, including some with weight 0.
-    reach: usize,
+    pub reach: usize,
 }
 
 impl NeonWeights {
@@ -45,11 +46,6 @@ impl NeonWeights {
             table.reach = table.reach.max(start + groups * TAPS);
         }
         table
-    }
-
-    /// Minimum bytes per plane.
-    pub(crate) fn reach(&self) -> usize {
-        self.reach
     }
 }
 
@@ -107,15 +103,10 @@ fn add_products(sum: int32x4_t, values: uint16x8_t, [low, high]: [int32x4_t; 2])
 
 /// Horizontal pass, as [`crate::resize::simd::Passes::across`].
 #[target_feature(enable = "neon")]
-pub(crate) fn across(
-    table: &NeonWeights,
-    planes: &[u8],
-    plane: usize,
-    quads: &mut [u8],
-    columns: usize,
-) {
+pub(crate) fn across(table: &NeonWeights, rows: Rows<'_>) {
+    let (planes, plane) = (rows.planes, rows.plane);
     assert!(plane >= table.reach && planes.len() >= 3 * QUAD * plane);
-    let channels = quads.chunks_exact_mut(columns * QUAD).take(3);
+    let channels = rows.quads.chunks_exact_mut(rows.columns * QUAD).take(3);
     for (channel, quads) in channels.enumerate() {
         let outputs = quads.as_chunks_mut::<QUAD>().0.iter_mut();
         let weights = table.weights.chunks_exact(table.groups);
@@ -148,19 +139,14 @@ fn signed(value: uint32x4_t) -> int32x4_t {
 
 /// Vertical pass, as [`crate::resize::simd::Passes::down`].
 #[target_feature(enable = "neon")]
-pub(crate) fn down(
-    ring: &[u8],
-    starts: &[usize],
-    weights: &[[i32; QUAD]],
-    columns: usize,
-    output: &mut [u8],
-) {
+pub(crate) fn down(quads: Quads<'_>, output: &mut [u8]) {
+    let (ring, columns) = (quads.ring, quads.columns);
     let (parts, _) = output.as_chunks_mut::<{ 3 * LANES }>();
     for (part, first) in parts.iter_mut().zip((0..columns).step_by(LANES)) {
         let [red, green, blue] = [0, 1, 2].map(|channel| {
             let at = (channel * columns + first) * QUAD;
             let mut sums = [[vdupq_n_s32(0); QUAD]; LANES / QUAD];
-            for (start, weights) in starts.iter().zip(weights) {
+            for (start, weights) in quads.starts.iter().zip(quads.weights) {
                 let weights = load_weights(weights);
                 let quads = &ring[start + at..][..LANES * QUAD];
                 for (sums, quads) in sums.iter_mut().zip(quads.as_chunks::<LANES>().0) {

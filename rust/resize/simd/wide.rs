@@ -9,6 +9,7 @@
 #[allow(clippy::wildcard_imports)] // Intrinsics.
 use std::arch::x86_64::*;
 
+use super::Rows;
 use crate::resize::simd::avx2::{RowSpan, line, parts_of};
 use crate::resize::weights::{PRECISION_BITS, QUAD, Weights};
 
@@ -27,7 +28,7 @@ pub(crate) struct WideWeights {
     /// Groups of sixteen taps.
     groups: usize,
     /// Input columns that are loaded, including some with weight 0.
-    reach: usize,
+    pub reach: usize,
 }
 
 impl WideWeights {
@@ -56,24 +57,14 @@ impl WideWeights {
         }
         table
     }
-
-    /// Minimum bytes per plane.
-    pub(crate) fn reach(&self) -> usize {
-        self.reach
-    }
 }
 
-/// Resize four rows horizontally, as [`crate::resize::simd::avx2::across`].
+/// Horizontal pass, as [`super::Passes::across`].
 #[target_feature(enable = "avx2")]
-pub(crate) fn across(
-    table: &WideWeights,
-    planes: &[u8],
-    plane: usize,
-    quads: &mut [u8],
-    columns: usize,
-) {
+pub(crate) fn across(table: &WideWeights, rows: Rows<'_>) {
+    let (planes, plane, columns) = (rows.planes, rows.plane, rows.columns);
     assert!(plane >= table.reach && planes.len() >= 3 * QUAD * plane);
-    assert!(columns >= table.starts.len() && quads.len() >= 3 * columns * QUAD);
+    assert!(columns >= table.starts.len() && rows.quads.len() >= 3 * columns * QUAD);
     let starts = table.starts.as_chunks::<COLUMNS>().0.iter();
     let parts = table.parts.chunks_exact(COLUMNS * table.groups);
     for (block, (starts, parts)) in starts.zip(parts).enumerate() {
@@ -90,7 +81,7 @@ pub(crate) fn across(
             let bytes = _mm_packus_epi16(_mm_packs_epi32(a, b), _mm_packs_epi32(c, d));
             let target = (channel * columns + block * COLUMNS) * QUAD;
             // SAFETY: blocks are inside the columns and those inside the quads, as checked.
-            unsafe { _mm_storeu_si128(quads.as_mut_ptr().add(target).cast(), bytes) };
+            unsafe { _mm_storeu_si128(rows.quads.as_mut_ptr().add(target).cast(), bytes) };
         }
     }
 }
