@@ -70,8 +70,8 @@ pub(super) fn transform(
 ) {
     let mut samples = [0; 64];
     match size {
-        8 => eight(block, quantisation, &mut samples),
-        4 => four(block, quantisation, &mut samples),
+        8 => separable(block, quantisation, &mut samples, (0, 0), eight_points),
+        4 => separable(block, quantisation, &mut samples, (4, 1), four_points),
         2 => two(block, quantisation, &mut samples),
         _ => samples[0] = one(block, quantisation),
     }
@@ -107,7 +107,7 @@ fn sample(value: i32) -> u8 {
 }
 
 /// 8-point transform.
-fn eight_values(input: [i32; 8], bits: u32) -> [i32; 8] {
+fn eight_points(input: [i32; 8], bits: u32) -> [i32; 8] {
     let wrap = |value: i32| i32::from(value as i16);
     let sum_3 = dot(input[2], input[6], EVEN[0]);
     let sum_2 = dot(input[2], input[6], EVEN[1]);
@@ -144,42 +144,47 @@ fn has_one_row(block: &Block, ignored: usize) -> bool {
         .all(|(row, values)| row == ignored || values.iter().all(|&value| value == 0))
 }
 
-pub(super) fn eight(block: &Block, quantisation: &[u16; 64], samples: &mut [u8; 64]) {
+/// Transform columns, then rows, to `N` x `N` samples with an `N`-point transform.
+///
+/// It does not use the coefficients of row `unused`, and gives `extra` more fraction bits.
+fn separable<const N: usize>(
+    block: &Block,
+    quantisation: &[u16; 64],
+    samples: &mut [u8; 64],
+    (unused, extra): (usize, u32),
+    points: impl Fn([i32; 8], u32) -> [i32; N],
+) {
     let values = dequantise(block, quantisation);
-    let mut between = [0_i32; 64];
-    if has_one_row(block, 0) {
-        for (at, value) in between.iter_mut().enumerate() {
-            *value = i32::from((values[at % 8] << PASS_BITS) as i16);
-        }
+    let mut between = [[0_i32; 8]; N];
+    if has_one_row(block, unused) {
+        between.fill(std::array::from_fn(|at| {
+            i32::from((values[at] << PASS_BITS) as i16)
+        }));
     } else {
         for column in 0..8 {
             let input = std::array::from_fn(|row| values[row * 8 + column]);
-            let output = eight_values(input, CONSTANT_BITS - PASS_BITS);
-            for (row, value) in output.into_iter().enumerate() {
-                between[row * 8 + column] = value;
+            let output = points(input, CONSTANT_BITS - PASS_BITS + extra);
+            for (row, value) in between.iter_mut().zip(output) {
+                row[column] = value;
             }
         }
     }
-    for row in 0..8 {
-        let input = std::array::from_fn(|column| between[row * 8 + column]);
-        let output = eight_values(input, CONSTANT_BITS + PASS_BITS + 3);
-        for (column, value) in output.into_iter().enumerate() {
-            samples[row * 8 + column] = sample(value);
+    for (samples, row) in samples.chunks_exact_mut(8).zip(between) {
+        let output = points(row, CONSTANT_BITS + PASS_BITS + 3 + extra);
+        for (to, value) in samples.iter_mut().zip(output) {
+            *to = sample(value);
         }
     }
 }
 
-/// Transform to 4 points; the fifth input is unused.
-fn four_values(input: [i32; 8], bits: u32) -> [i32; 4] {
+/// 4-point transform of 8 inputs, of which the fifth is unused.
+fn four_points(input: [i32; 8], bits: u32) -> [i32; 4] {
     let sum_0 = input[0] << (CONSTANT_BITS + 1);
     let sum_2 = dot(input[2], input[6], FOUR_EVEN);
     let (even_0, even_2) = (sum_0.wrapping_add(sum_2), sum_0.wrapping_sub(sum_2));
     let odd = [0, 1].map(|at| {
-        dot(input[1], input[3], FOUR_ODD_13[at]).wrapping_add(dot(
-            input[5],
-            input[7],
-            FOUR_ODD_57[at],
-        ))
+        let low = dot(input[1], input[3], FOUR_ODD_13[at]);
+        low.wrapping_add(dot(input[5], input[7], FOUR_ODD_57[at]))
     });
     [
         descale(even_0.wrapping_add(odd[1]), bits),
@@ -187,31 +192,6 @@ fn four_values(input: [i32; 8], bits: u32) -> [i32; 4] {
         descale(even_2.wrapping_sub(odd[0]), bits),
         descale(even_0.wrapping_sub(odd[1]), bits),
     ]
-}
-
-pub(super) fn four(block: &Block, quantisation: &[u16; 64], samples: &mut [u8; 64]) {
-    let values = dequantise(block, quantisation);
-    let mut between = [0_i32; 32];
-    if has_one_row(block, 4) {
-        for (at, value) in between.iter_mut().enumerate() {
-            *value = i32::from((values[at % 8] << PASS_BITS) as i16);
-        }
-    } else {
-        for column in 0..8 {
-            let input = std::array::from_fn(|row| values[row * 8 + column]);
-            let output = four_values(input, CONSTANT_BITS - PASS_BITS + 1);
-            for (row, value) in output.into_iter().enumerate() {
-                between[row * 8 + column] = value;
-            }
-        }
-    }
-    for row in 0..4 {
-        let input = std::array::from_fn(|column| between[row * 8 + column]);
-        let output = four_values(input, CONSTANT_BITS + PASS_BITS + 3 + 1);
-        for (column, value) in output.into_iter().enumerate() {
-            samples[row * 8 + column] = sample(value);
-        }
-    }
 }
 
 fn two(block: &Block, quantisation: &[u16; 64], samples: &mut [u8; 64]) {

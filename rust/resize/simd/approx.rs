@@ -16,10 +16,9 @@
 use std::arch::x86_64::*;
 
 use super::{FAST_REDUCTION, Quads, Rows};
-use crate::resize::simd::avx2::{
-    BYTES, HALF, LANES, NONE, RowSpan, line, load_halves, merge_planes,
-};
+use crate::resize::simd::avx2::{LANES, load_halves};
 use crate::resize::weights::{COARSE_BITS, QUAD, Weights};
+use crate::simd::avx2::{BYTES, HALF, NONE, RowSpan, line, merge_planes};
 
 /// Fraction bits between the passes.
 const VALUE_BITS: i32 = 7;
@@ -115,6 +114,7 @@ pub(crate) fn across(table: &ApproxWeights, rows: Rows<'_>) {
 #[target_feature(enable = "avx2")]
 fn across_from<const NARROW: bool>(table: &ApproxWeights, rows: Rows<'_>) {
     let (planes, plane, columns) = (rows.planes.as_ptr(), rows.plane, rows.columns);
+    let quads = rows.quads.as_mut_ptr();
     let half = _mm256_set1_epi32(1 << (COARSE_BITS - VALUE_BITS.cast_unsigned() - 1));
     let blocks = table.starts.iter().zip(&table.index);
     let weights = table.weights.chunks_exact(table.pairs);
@@ -145,7 +145,7 @@ fn across_from<const NARROW: bool>(table: &ApproxWeights, rows: Rows<'_>) {
                 let column = (channel * QUAD + two * 2) * columns + block * LANES;
                 // SAFETY: eight columns of two rows are inside the rows, as checked.
                 unsafe {
-                    let first = rows.quads.as_mut_ptr().add(column * VALUE_BYTES);
+                    let first = quads.add(column * VALUE_BYTES);
                     store_rows(first, first.add(columns * VALUE_BYTES), upper, lower);
                 }
             }

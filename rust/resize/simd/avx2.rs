@@ -11,19 +11,10 @@ use std::arch::x86_64::*;
 
 use super::{Quads, Rows, blocks};
 use crate::resize::weights::{PRECISION_BITS, QUAD, Weights};
+use crate::simd::avx2::{BYTES, HALF, NONE, RowSpan, gather, line, load, merge_planes};
 
 /// Output columns per step, one per 32-bit lane.
 pub(crate) const LANES: usize = 8;
-/// Bytes per register, and per half within which bytes can be shuffled.
-pub(crate) const BYTES: usize = 32;
-pub(crate) const HALF: usize = 16;
-/// Shuffle index that produces 0.
-pub(crate) const NONE: u8 = 0x80;
-
-#[repr(C, align(32))]
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct RowSpan(pub [u8; BYTES]);
-
 /// Weights of the horizontal pass, by blocks of 8 output columns.
 #[derive(Debug)]
 pub(crate) struct Avx2Weights {
@@ -99,22 +90,6 @@ impl Avx2Weights {
     }
 }
 
-/// # Safety
-/// 32 bytes are readable.
-#[target_feature(enable = "avx2")]
-#[inline]
-unsafe fn load(bytes: *const u8) -> __m256i {
-    // SAFETY: as above.
-    unsafe { _mm256_loadu_si256(bytes.cast()) }
-}
-
-#[target_feature(enable = "avx2")]
-#[inline]
-pub(crate) fn line(bytes: &RowSpan) -> __m256i {
-    // SAFETY: the array has 32 bytes.
-    unsafe { load(bytes.0.as_ptr()) }
-}
-
 /// The same sixteen bytes in both halves.
 #[target_feature(enable = "avx2")]
 #[inline]
@@ -147,30 +122,6 @@ static SPLIT: [[RowSpan; 3]; 3] = {
     }
     index
 };
-
-/// For each of three groups of sixteen bytes, their source indices in the sixteen values of each
-/// channel; in both halves.
-static MERGE: [[RowSpan; 3]; 3] = {
-    let mut index = [[RowSpan([NONE; BYTES]); 3]; 3];
-    let mut place = 0;
-    while place < 3 * HALF {
-        let line = &mut index[place / HALF][place % 3].0;
-        line[place % HALF] = (place / 3).to_le_bytes()[0];
-        line[HALF + place % HALF] = line[place % HALF];
-        place += 1;
-    }
-    index
-};
-
-/// Shuffle three registers with an index each, and combine.
-#[target_feature(enable = "avx2")]
-#[inline]
-fn gather(sources: [__m256i; 3], index: &[RowSpan; 3]) -> __m256i {
-    let first = _mm256_shuffle_epi8(sources[0], line(&index[0]));
-    let second = _mm256_shuffle_epi8(sources[1], line(&index[1]));
-    let third = _mm256_shuffle_epi8(sources[2], line(&index[2]));
-    _mm256_or_si256(_mm256_or_si256(first, second), third)
-}
 
 blocks!("avx2");
 
@@ -255,6 +206,7 @@ pub(crate) fn across(table: &Avx2Weights, rows: Rows<'_>) {
 #[target_feature(enable = "avx2")]
 fn across_from<const WIDE: bool>(table: &Avx2Weights, rows: Rows<'_>) {
     let (planes, plane, columns) = (rows.planes.as_ptr(), rows.plane, rows.columns);
+    let quads = rows.quads.as_mut_ptr();
     // The rows of a column become adjacent.
     let transpose = twice([0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15]);
     let blocks = table.starts.iter().zip(&table.index);
@@ -290,7 +242,7 @@ fn across_from<const WIDE: bool>(table: &Avx2Weights, rows: Rows<'_>) {
             let bytes = _mm256_shuffle_epi8(pack(sums), transpose);
             let target = (channel * columns + block * LANES) * QUAD;
             // SAFETY: blocks are inside the columns and those inside the quads, as checked.
-            unsafe { _mm256_storeu_si256(rows.quads.as_mut_ptr().add(target).cast(), bytes) };
+            unsafe { _mm256_storeu_si256(quads.add(target).cast(), bytes) };
         }
     }
 }
@@ -321,24 +273,5 @@ unsafe fn add_quad(sums: &mut [[__m256i; 2]; QUAD], bytes: *const u8, parts: [[_
         let bytes = unsafe { load(bytes.add(part * BYTES)) };
         add(sums, _mm256_and_si256(bytes, low_bytes), parts[0]);
         add(sums, _mm256_srli_epi16::<8>(bytes), parts[1]);
-    }
-}
-
-/// Store 32 pixels.
-#[target_feature(enable = "avx2")]
-#[inline]
-pub(crate) fn merge_planes(planes: [__m256i; 3], pixels: &mut [u8; 3 * BYTES]) {
-    let start = pixels.as_mut_ptr();
-    for (output, index) in MERGE.iter().enumerate() {
-        let merged = gather(planes, index);
-        let (low, high) = (
-            _mm256_castsi256_si128(merged),
-            _mm256_extracti128_si256::<1>(merged),
-        );
-        // SAFETY: six times 16 bytes are stored, as many as there are.
-        unsafe {
-            _mm_storeu_si128(start.add(output * HALF).cast(), low);
-            _mm_storeu_si128(start.add((output + 3) * HALF).cast(), high);
-        }
     }
 }

@@ -253,6 +253,7 @@ pub(crate) fn across(table: &Avx512Weights, rows: Rows<'_>) {
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vnni")]
 fn across_from<const SOURCES: usize>(table: &Avx512Weights, rows: Rows<'_>) {
     let (planes, plane, columns) = (rows.planes.as_ptr(), rows.plane, rows.columns);
+    let quads = rows.quads.as_mut_ptr();
     // The rows of a column become adjacent.
     let transpose = _mm512_broadcast_i32x4(_mm_setr_epi8(
         0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15,
@@ -280,7 +281,7 @@ fn across_from<const SOURCES: usize>(table: &Avx512Weights, rows: Rows<'_>) {
             let bytes = _mm512_shuffle_epi8(pack(sums), transpose);
             let target = (channel * columns + block * LANES) * QUAD;
             // SAFETY: blocks are inside the columns and those inside the quads, as checked.
-            unsafe { _mm512_storeu_si512(rows.quads.as_mut_ptr().add(target).cast(), bytes) };
+            unsafe { _mm512_storeu_si512(quads.add(target).cast(), bytes) };
         }
     }
 }

@@ -85,24 +85,25 @@ macro_rules! blocks {
         /// `COUNT` quads; 0 means any number.
         #[target_feature(enable = $features)]
         fn down_from<const COUNT: usize>(quads: Quads<'_>, output: &mut [u8]) {
+            let (ring, columns) = (quads.ring.as_ptr(), quads.columns);
+            let (starts, weights) = (quads.starts, quads.weights);
             let mut few = [spread([0; QUAD]); COUNT];
-            for (parts, &weights) in few.iter_mut().zip(quads.weights) {
+            for (parts, &weights) in few.iter_mut().zip(weights) {
                 *parts = spread(weights);
             }
-            let (ring, columns) = (quads.ring.as_ptr(), quads.columns);
             let (rows, _) = output.as_chunks_mut::<{ 3 * BYTES }>();
             for (block, pixels) in rows.iter_mut().take(columns / BYTES).enumerate() {
                 let planes = [0, 1, 2].map(|channel| {
                     let place = (channel * columns + block * BYTES) * QUAD;
                     let mut sums = [no_sums(); QUAD];
                     if COUNT == 0 {
-                        for (&start, &weights) in quads.starts.iter().zip(quads.weights) {
+                        for (&start, &weights) in starts.iter().zip(weights) {
                             // SAFETY: a register of columns of a channel is inside a quad, which is
                             // inside the ring, as checked.
                             unsafe { add_quad(&mut sums, ring.add(start + place), spread(weights)) }
                         }
                     } else {
-                        for (&start, &parts) in quads.starts.iter().zip(&few) {
+                        for (&start, &parts) in starts.iter().zip(&few) {
                             // SAFETY: as above.
                             unsafe { add_quad(&mut sums, ring.add(start + place), parts) }
                         }
@@ -298,14 +299,14 @@ impl SimdLoop for PlainAcross<'_> {
     #[inline(always)]
     #[allow(clippy::inline_always)] // Compiled for several instruction sets.
     fn run(self) {
-        let Self { weights, rows } = self;
-        let channels = rows.quads.chunks_exact_mut(rows.columns * QUAD).take(3);
+        let (planes, plane, columns) = (self.rows.planes, self.rows.plane, self.rows.columns);
+        let channels = self.rows.quads.chunks_exact_mut(columns * QUAD).take(3);
         for (channel, quads) in channels.enumerate() {
             let (quads, _) = quads.as_chunks_mut::<QUAD>();
-            for (quad, (start, values)) in quads.iter_mut().zip(weights.iter()) {
+            for (quad, (start, values)) in quads.iter_mut().zip(self.weights.iter()) {
                 for (row, value) in quad.iter_mut().enumerate() {
-                    let first = (row * 3 + channel) * rows.plane + start;
-                    let taps = &rows.planes[first..][..values.len()];
+                    let first = (row * 3 + channel) * plane + start;
+                    let taps = &planes[first..][..values.len()];
                     *value = weigh(taps.iter().zip(values));
                 }
             }
@@ -316,12 +317,13 @@ impl SimdLoop for PlainAcross<'_> {
 fn plain_down(quads: Quads<'_>, output: &mut [u8]) {
     // A few columns at a time, quad by quad: the sums stay in registers or in the L1 cache.
     let mut sums = [0_i32; COLUMNS];
-    for first in (0..quads.columns).step_by(COLUMNS) {
+    let (ring, starts, weights, columns) = (quads.ring, quads.starts, quads.weights, quads.columns);
+    for first in (0..columns).step_by(COLUMNS) {
         for channel in 0..3 {
             sums.fill(1 << (PRECISION_BITS - 1));
-            for (start, weights) in quads.starts.iter().zip(quads.weights) {
-                let place = start + (channel * quads.columns + first) * QUAD;
-                let (quads, _) = quads.ring[place..][..COLUMNS * QUAD].as_chunks::<QUAD>();
+            for (start, weights) in starts.iter().zip(weights) {
+                let place = start + (channel * columns + first) * QUAD;
+                let (quads, _) = ring[place..][..COLUMNS * QUAD].as_chunks::<QUAD>();
                 for (sum, quad) in sums.iter_mut().zip(quads) {
                     for (&value, &weight) in quad.iter().zip(weights) {
                         *sum += i32::from(value) * weight;

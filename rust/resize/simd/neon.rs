@@ -2,13 +2,8 @@
 //!
 //! All functions need [`crate::cpu_features::Instructions::Neon`].
 
-use std::arch::aarch64::{
-    int32x4_t, uint8x16_t, uint8x16x3_t, uint16x8_t, uint32x4_t, vaddq_s32, vcombine_u8,
-    vcombine_u16, vdupq_n_s32, vget_high_u8, vget_high_u16, vget_lane_u32, vget_low_u8,
-    vget_low_u16, vld1_u8, vld1q_s32, vld1q_u8, vld3q_u8, vmlaq_s32, vmovl_u8, vmovl_u16,
-    vpaddq_s32, vqmovn_u16, vqmovun_s32, vreinterpret_u32_u8, vreinterpretq_s32_u32, vshrq_n_s32,
-    vst1q_u8, vst3q_u8,
-};
+#[allow(clippy::wildcard_imports)] // Intrinsics.
+use std::arch::aarch64::*;
 
 use super::{Quads, Rows};
 use crate::resize::weights::{PRECISION_BITS, QUAD, Weights};

@@ -10,8 +10,9 @@
 use std::arch::x86_64::*;
 
 use super::Rows;
-use crate::resize::simd::avx2::{RowSpan, line, parts_of};
+use crate::resize::simd::avx2::parts_of;
 use crate::resize::weights::{PRECISION_BITS, QUAD, Weights};
+use crate::simd::avx2::{RowSpan, line};
 
 /// Input columns per step.
 const TAPS: usize = 16;
@@ -63,8 +64,9 @@ impl WideWeights {
 #[target_feature(enable = "avx2")]
 pub(crate) fn across(table: &WideWeights, rows: Rows<'_>) {
     let (planes, plane, columns) = (rows.planes, rows.plane, rows.columns);
+    let quads = rows.quads;
     assert!(plane >= table.reach && planes.len() >= 3 * QUAD * plane);
-    assert!(columns >= table.starts.len() && rows.quads.len() >= 3 * columns * QUAD);
+    assert!(columns >= table.starts.len() && quads.len() >= 3 * columns * QUAD);
     let starts = table.starts.as_chunks::<COLUMNS>().0.iter();
     let parts = table.parts.chunks_exact(COLUMNS * table.groups);
     for (block, (starts, parts)) in starts.zip(parts).enumerate() {
@@ -81,7 +83,7 @@ pub(crate) fn across(table: &WideWeights, rows: Rows<'_>) {
             let bytes = _mm_packus_epi16(_mm_packs_epi32(a, b), _mm_packs_epi32(c, d));
             let target = (channel * columns + block * COLUMNS) * QUAD;
             // SAFETY: blocks are inside the columns and those inside the quads, as checked.
-            unsafe { _mm_storeu_si128(rows.quads.as_mut_ptr().add(target).cast(), bytes) };
+            unsafe { _mm_storeu_si128(quads.as_mut_ptr().add(target).cast(), bytes) };
         }
     }
 }
