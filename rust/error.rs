@@ -82,8 +82,7 @@ pub enum Error {
 
 impl Error {
     /// Add the record's key.
-    #[must_use]
-    pub fn in_record(self, key: &str) -> Self {
+    pub(crate) fn in_record(self, key: &str) -> Self {
         Self::InRecord {
             key: key.to_owned(),
             source: Box::new(self),
@@ -92,8 +91,7 @@ impl Error {
 
     /// Status of the sample: "missing", "corrupt", "unsupported", or "invalid" if another field is
     /// wrong.
-    #[must_use]
-    pub fn status(&self) -> &'static str {
+    pub(crate) fn status(&self) -> &'static str {
         match self {
             Self::File { .. } => "missing",
             Self::Decode { .. } => "corrupt",
@@ -104,8 +102,7 @@ impl Error {
     }
 
     /// True for failed allocations, which are not the record's fault.
-    #[must_use]
-    pub fn is_memory(&self) -> bool {
+    pub(crate) fn is_memory(&self) -> bool {
         match self {
             Self::Memory { .. } => true,
             Self::InRecord { source, .. } => source.is_memory(),
@@ -114,8 +111,7 @@ impl Error {
     }
 
     /// Add the file's path to a decode error.
-    #[must_use]
-    pub fn in_file(self, file: &std::path::Path) -> Self {
+    pub(crate) fn in_file(self, file: &std::path::Path) -> Self {
         match self {
             Self::Decode { path: None, reason } => Self::Decode {
                 path: Some(file.to_owned()),

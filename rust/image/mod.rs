@@ -83,8 +83,7 @@ pub enum Format {
 
 impl Format {
     /// Name in lower case.
-    #[must_use]
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Jpeg => "jpeg",
             Self::Png => "png",
@@ -96,11 +95,7 @@ impl Format {
     }
 
     /// Detect the format from the first bytes.
-    ///
-    /// # Errors
-    /// [`Error::Unsupported`] for a known but unsupported format, [`Error::Decode`] for an unknown
-    /// one.
-    pub fn of(bytes: &[u8]) -> Result<Self, Error> {
+    pub(crate) fn of(bytes: &[u8]) -> Result<Self, Error> {
         if bytes.starts_with(&[0xFF, 0xD8]) {
             Ok(Self::Jpeg)
         } else if bytes.starts_with(b"\x89PNG\r\n\x1a\n") {
@@ -181,8 +176,7 @@ pub fn probe(bytes: &[u8]) -> Result<(usize, usize, Format), Error> {
 /// Read the EXIF (or TIFF) orientation: 1 (upright) to 8.
 ///
 /// Missing and malformed tags read as 1; they are no reason to reject an image.
-#[must_use]
-pub fn orientation(bytes: &[u8], format: Format) -> u8 {
+pub(crate) fn orientation(bytes: &[u8], format: Format) -> u8 {
     let found = match format {
         Format::Jpeg => jpeg::read_header(bytes)
             .ok()
@@ -196,12 +190,7 @@ pub fn orientation(bytes: &[u8], format: Format) -> u8 {
 }
 
 /// Decode an image file; alpha is dropped.
-///
-/// # Errors
-/// [`Error::Decode`] for an unknown format or corrupt bytes, [`Error::Unsupported`] for an
-/// unsupported format or variant, [`Error::TooManyPixels`] above `max_pixels`, checked in the
-/// header before pixels are allocated.
-pub fn decode(bytes: &[u8], max_pixels: usize) -> Result<Rgb, Error> {
+pub(crate) fn decode(bytes: &[u8], max_pixels: usize) -> Result<Rgb, Error> {
     decode_over(bytes, max_pixels, None)
 }
 
@@ -245,9 +234,6 @@ fn guarded<T>(decode: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
 }
 
 /// Reject an empty image, or one of more than `limit` pixels.
-///
-/// # Errors
-/// [`Error::Decode`] and [`Error::TooManyPixels`].
 pub(crate) fn check_size(height: usize, width: usize, limit: usize) -> Result<(), Error> {
     if height == 0 || width == 0 {
         return Err(Error::decode(format!(
@@ -270,10 +256,10 @@ thread_local! {
 }
 
 /// Decode a JPEG; damaged parts are filled, which the status reports.
-///
-/// # Errors
-/// As [`jpeg::Decoder::decode`].
-pub fn decode_jpeg(bytes: &[u8], request: &jpeg::Request) -> Result<(Rgb, jpeg::Status), Error> {
+pub(crate) fn decode_jpeg(
+    bytes: &[u8],
+    request: &jpeg::Request,
+) -> Result<(Rgb, jpeg::Status), Error> {
     let header = jpeg::read_header(bytes)?;
     check_size(header.height, header.width, request.max_pixels)?;
     let (height, width) = (

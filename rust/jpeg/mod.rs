@@ -42,7 +42,7 @@ use mcu_rows::Target;
 
 /// Maximum number of scans. Regular progressive files have about ten; libjpeg-turbo has no limit
 /// and its fuzzers stop at this one.
-pub const MAX_SCANS: usize = 500;
+pub(crate) const MAX_SCANS: usize = 500;
 
 /// Output size, as a fraction of the size in the file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -68,10 +68,7 @@ pub struct Skipped {
 }
 
 /// Collate samples in order; `images` holds their pixels, padded to `size` = (height, width).
-///
-/// # Errors
-/// [`Error::Memory`] if texts, boxes or answers do not fit.
-pub fn collate(
+pub(crate) fn collate(
     samples: &[&Sample],
     images: Option<PooledBuffer>,
     size: (usize, usize),

@@ -62,8 +62,7 @@ named!(
 
 impl LoaderConfig {
     /// Bytes of one image padded to (height, width) pixels.
-    #[must_use]
-    pub fn slot_bytes(&self, size: (usize, usize)) -> usize {
+    pub(crate) fn slot_bytes(&self, size: (usize, usize)) -> usize {
         // A product that wraps would be too small.
         let values = size.0.saturating_mul(size.1).saturating_mul(3);
         values.saturating_mul(self.dtype.bytes())

@@ -57,8 +57,7 @@ named!(
 
 impl Task {
     /// Number of images per record.
-    #[must_use]
-    pub fn images(self) -> usize {
+    pub(crate) fn images(self) -> usize {
         if self == Self::Reasoning { 2 } else { 1 }
     }
 }
@@ -92,10 +91,7 @@ pub struct Record {
 
 impl StoredImage {
     /// Read the encoded bytes.
-    ///
-    /// # Errors
-    /// [`Error::File`] if the file cannot be read.
-    pub fn read(&self) -> Result<SharedBytes, Error> {
+    pub(crate) fn read(&self) -> Result<SharedBytes, Error> {
         match self {
             Self::Bytes(bytes) => Ok(Arc::clone(bytes)),
             Self::Path(path) => Ok(Arc::new(read_file(path)?)),
@@ -103,8 +99,7 @@ impl StoredImage {
     }
 
     /// Add the file's path to an error.
-    #[must_use]
-    pub fn name_fault(&self, fault: Error) -> Error {
+    pub(crate) fn name_fault(&self, fault: Error) -> Error {
         match self {
             Self::Bytes(_) => fault,
             Self::Path(path) => fault.in_file(path),
@@ -114,10 +109,7 @@ impl StoredImage {
 
 impl Record {
     /// Check the stored size against the annotated size; boxes would be wrong otherwise.
-    ///
-    /// # Errors
-    /// [`Error::Field`] with both sizes.
-    pub fn check_size(&self, stored: (usize, usize)) -> Result<(), Error> {
+    pub(crate) fn check_size(&self, stored: (usize, usize)) -> Result<(), Error> {
         match self.image_size {
             Some(annotated) if annotated != stored => Err(Error::field(
                 "image_size",
@@ -134,8 +126,7 @@ impl Record {
     /// Hash of the image name.
     ///
     /// FNV-1a without the sign bit: stable across processes.
-    #[must_use]
-    pub fn image_number(&self) -> i64 {
+    pub(crate) fn image_number(&self) -> i64 {
         let hash = self
             .image_id
             .bytes()
@@ -147,10 +138,7 @@ impl Record {
 }
 
 /// Read and decode a file, with a background as in [`image::decode_over`].
-///
-/// # Errors
-/// [`Error::File`] if it cannot be read, [`Error::Decode`] if it is corrupt, both with the path.
-pub fn read_image(
+pub(crate) fn read_image(
     path: &Path,
     max_pixels: usize,
     background: Option<[u8; 3]>,

@@ -105,7 +105,7 @@ impl Normalization {
 
 /// Writes normalized rows into a batch.
 #[derive(Clone, Debug)]
-pub struct RowWriter {
+pub(crate) struct RowWriter {
     layout: Layout,
     values: ChannelTables,
 }
@@ -300,10 +300,7 @@ fn for_segments(row: &[u8], flip: bool, mut write: impl FnMut(usize, &[u8])) {
 /// Normalize images into a planar batch, padded right and bottom with zeros.
 ///
 /// Returns the values and the padded (height, width): the largest image, rounded up to the divisor.
-///
-/// # Errors
-/// [`Error::Memory`] if the values cannot be allocated.
-pub fn write(
+pub(crate) fn write(
     images: &[&Rgb],
     normalization: &Normalization,
     divisor: usize,

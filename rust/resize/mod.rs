@@ -86,9 +86,6 @@ impl From<Filter> for Method {
 }
 
 /// Check an output size.
-///
-/// # Errors
-/// [`Error::Argument`] with the given name for sides of 0, and above [`MAX_PIXELS`].
 pub(crate) fn check_output(name: &'static str, height: usize, width: usize) -> Result<(), Error> {
     match height.checked_mul(width) {
         Some(1..=MAX_PIXELS) => Ok(()),
@@ -102,10 +99,7 @@ pub(crate) fn check_output(name: &'static str, height: usize, width: usize) -> R
 }
 
 /// Crop an image and resize it to `height` x `width` pixels.
-///
-/// # Errors
-/// [`Error::Argument`] if a size is 0 or the crop exceeds the image.
-pub fn resize<'a>(
+pub(crate) fn resize<'a>(
     image: impl Into<RgbView<'a>>,
     crop: Crop,
     height: usize,

@@ -97,10 +97,7 @@ impl Tokenizer {
     }
 
     /// Map the spans of boxes to tokens: (boxes, tokens) flags by row, and the row length.
-    ///
-    /// # Errors
-    /// As [`Tokenizer::encode`].
-    pub fn positive_map(
+    pub(crate) fn positive_map(
         &self,
         text: &str,
         boxes: &[Vec<CharSpan>],
@@ -115,9 +112,6 @@ impl Tokenizer {
     }
 
     /// Append the tokens of texts, each truncated to `max_tokens`; returns their counts.
-    ///
-    /// # Errors
-    /// As [`Tokenizer::encode`].
     pub(crate) fn encode_into<'a>(
         &self,
         texts: impl Iterator<Item = &'a str>,

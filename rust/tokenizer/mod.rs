@@ -55,10 +55,7 @@ impl Tokenizer {
     }
 
     /// Read a `tokenizer.json` file, with the caller's special tokens.
-    ///
-    /// # Errors
-    /// As [`Tokenizer::from_file`], and if the vocabulary lacks a named token.
-    pub fn from_file_with(path: &Path, named: &TokenOverrides) -> Result<Self, Error> {
+    pub(crate) fn from_file_with(path: &Path, named: &TokenOverrides) -> Result<Self, Error> {
         let json = read(path)?;
         Self::from_json_with(&json, named)
             .map_err(|error| Error::Tokenizer(format!("{}: {error}", path.display())))
@@ -73,10 +70,7 @@ impl Tokenizer {
     }
 
     /// Parse the content of a `tokenizer.json`, with the caller's special tokens.
-    ///
-    /// # Errors
-    /// As [`Tokenizer::from_file_with`].
-    pub fn from_json_with(json: &str, named: &TokenOverrides) -> Result<Self, Error> {
+    pub(crate) fn from_json_with(json: &str, named: &TokenOverrides) -> Result<Self, Error> {
         guarded(|| {
             let inner = Inner::from_bytes(json.as_bytes())
                 .map_err(|error| Error::Tokenizer(json::explain(json, &error.to_string())))?;
@@ -134,8 +128,7 @@ impl Tokenizer {
     }
 
     /// The special tokens.
-    #[must_use]
-    pub fn special_tokens(&self) -> &SpecialTokens {
+    pub(crate) fn special_tokens(&self) -> &SpecialTokens {
         &self.special_tokens
     }
 
@@ -144,10 +137,7 @@ impl Tokenizer {
     }
 
     /// Write a `tokenizer.json` file atomically.
-    ///
-    /// # Errors
-    /// [`Error::File`] if it cannot be written.
-    pub fn save(&self, path: &Path) -> Result<(), Error> {
+    pub(crate) fn save(&self, path: &Path) -> Result<(), Error> {
         let json = self.to_json()?;
         let mut partial = path.as_os_str().to_owned();
         partial.push(format!(".{}.partial", std::process::id()));
@@ -192,16 +182,12 @@ impl Tokenizer {
     }
 
     /// Vocabulary size, special tokens included.
-    #[must_use]
-    pub fn vocab_size(&self) -> usize {
+    pub(crate) fn vocab_size(&self) -> usize {
         self.vocab_size
     }
 
     /// Reject a limit that cannot hold the special tokens of a text.
-    ///
-    /// # Errors
-    /// [`Error::Argument`] with the minimum.
-    pub fn check_max_tokens(&self, max_tokens: Option<usize>) -> Result<(), Error> {
+    pub(crate) fn check_max_tokens(&self, max_tokens: Option<usize>) -> Result<(), Error> {
         let template = &self.special_tokens.template;
         let least = template.added.max(1);
         let Some(limit) = max_tokens.filter(|&limit| limit < least) else {
@@ -219,10 +205,7 @@ impl Tokenizer {
     }
 
     /// Decode ids to text, without special tokens.
-    ///
-    /// # Errors
-    /// [`Error::Argument`] for an id outside the vocabulary.
-    pub fn decode(&self, ids: &[u32]) -> Result<String, Error> {
+    pub(crate) fn decode(&self, ids: &[u32]) -> Result<String, Error> {
         let is_none = |id: u32| self.inner.id_to_token(id).is_none();
         if let Some(id) = ids.iter().find(|&&id| is_none(id)) {
             let reason = format!("{id}; expected less than {}", self.vocab_size);

@@ -22,7 +22,7 @@ use crate::transform::enhance;
 
 /// One color change with its factor.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum ColorChange {
+pub(crate) enum ColorChange {
     /// Scale all values.
     Brightness(f64),
     /// Blend with the mean gray of the image.
@@ -42,10 +42,7 @@ impl ColorChange {
     ];
 
     /// Look up a change by name.
-    ///
-    /// # Errors
-    /// [`Error::Argument`] for an unknown name, or a factor out of range.
-    pub fn from_name(name: &str, factor: f64) -> Result<Self, Error> {
+    pub(crate) fn from_name(name: &str, factor: f64) -> Result<Self, Error> {
         let change = by_name("change", name, &Self::KINDS)?;
         let (low, high) = if name == "hue" { HUES } else { FACTORS };
         if !(low..=high).contains(&factor) {
@@ -56,7 +53,7 @@ impl ColorChange {
     }
 
     /// Apply the change.
-    pub fn apply(self, image: &mut Rgb) {
+    pub(crate) fn apply(self, image: &mut Rgb) {
         match self {
             Self::Brightness(factor) => enhance::brightness(image, factor),
             Self::Contrast(factor) => {
@@ -131,7 +128,7 @@ impl ColorJitter {
     }
 
     /// Sample the changes of an image; disabled changes take no random numbers.
-    pub fn draw(&self, rng: &mut Rng) -> Vec<ColorChange> {
+    pub(crate) fn draw(&self, rng: &mut Rng) -> Vec<ColorChange> {
         if *self == Self::off() {
             return Vec::new();
         }

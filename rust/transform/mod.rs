@@ -86,7 +86,7 @@ impl Transform {
     }
 
     /// Sample the transform of an image of `height` x `width` pixels.
-    pub fn sample(&self, height: usize, width: usize, rng: &mut Rng) -> SampledTransform {
+    pub(crate) fn sample(&self, height: usize, width: usize, rng: &mut Rng) -> SampledTransform {
         let whole = Crop::whole(height, width);
         let mut whole_size = None;
         let (crop, size) = match &self.geometry {
@@ -127,8 +127,7 @@ impl Transform {
     }
 
     /// Multiple of pixels to which a batch is padded.
-    #[must_use]
-    pub fn divisor(&self) -> usize {
+    pub(crate) fn divisor(&self) -> usize {
         match self.geometry {
             Geometry::ShorterSide { divisor, .. } => divisor,
             _ => 1,

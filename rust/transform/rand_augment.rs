@@ -9,7 +9,7 @@ use crate::transform::affine::{self, Affine};
 use crate::transform::enhance;
 
 /// Maximum magnitude.
-pub const MAX_MAGNITUDE: f64 = 10.0;
+pub(crate) const MAX_MAGNITUDE: f64 = 10.0;
 
 /// Kinds of operations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,8 +59,7 @@ impl OpKind {
     }
 
     /// True if pixels move, so that boxes would be wrong.
-    #[must_use]
-    pub fn moves_pixels(self) -> bool {
+    pub(crate) fn moves_pixels(self) -> bool {
         use OpKind::{Rotate, ShearX, ShearY, TranslateX, TranslateY};
         matches!(self, ShearX | ShearY | TranslateX | TranslateY | Rotate)
     }
@@ -68,8 +67,7 @@ impl OpKind {
     /// Argument for a magnitude, without its sign; `None` for a kind without one.
     ///
     /// Translations in pixels do not scale with the image, as published.
-    #[must_use]
-    pub fn argument(self, magnitude: f64) -> Option<f64> {
+    pub(crate) fn argument(self, magnitude: f64) -> Option<f64> {
         let part = magnitude / MAX_MAGNITUDE;
         match self {
             Self::Identity | Self::AutoContrast | Self::Equalize => None,
@@ -83,7 +81,7 @@ impl OpKind {
 
 /// A kind with its argument.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Operation {
+pub(crate) struct Operation {
     /// The kind.
     pub kind: OpKind,
     /// Unused by kinds without an argument.
@@ -92,7 +90,7 @@ pub struct Operation {
 
 impl Operation {
     /// Apply the operation.
-    pub fn apply(&self, image: &mut Rgb) {
+    pub(crate) fn apply(&self, image: &mut Rgb) {
         let map = match self.kind {
             OpKind::Identity => return,
             OpKind::AutoContrast => return enhance::auto_contrast(image),
@@ -155,10 +153,7 @@ impl RandAugment {
     }
 
     /// Check that no operation moves pixels, since boxes do not follow.
-    ///
-    /// # Errors
-    /// [`Error::Argument`] that names such operations.
-    pub fn check_boxes(&self) -> Result<(), Error> {
+    pub(crate) fn check_boxes(&self) -> Result<(), Error> {
         let names = |moving: bool, from: &[OpKind]| {
             let kinds = from.iter().filter(|kind| kind.moves_pixels() == moving);
             kinds.map(|kind| kind.name()).collect::<Vec<_>>().join(", ")
@@ -173,7 +168,7 @@ impl RandAugment {
     }
 
     /// Sample the operations of an image.
-    pub fn draw(&self, rng: &mut Rng) -> Vec<Operation> {
+    pub(crate) fn draw(&self, rng: &mut Rng) -> Vec<Operation> {
         let mut operations = Vec::with_capacity(self.num_ops);
         for _ in 0..self.num_ops {
             // Every operation takes the same number of random numbers, applied or not.
