@@ -14,9 +14,18 @@ pub(crate) fn filled<T: Clone>(
     count: usize,
     what: impl FnOnce() -> String,
 ) -> Result<Vec<T>, Error> {
+    let mut values = with_capacity(count, what)?;
+    values.resize(count, value);
+    Ok(values)
+}
+
+/// An empty vector with room for `count` values.
+pub(crate) fn with_capacity<T>(
+    count: usize,
+    what: impl FnOnce() -> String,
+) -> Result<Vec<T>, Error> {
     let mut values = Vec::new();
     reserve(&mut values, count, what)?;
-    values.resize(count, value);
     Ok(values)
 }
 
@@ -34,10 +43,8 @@ pub(crate) fn reserve<T>(
 
 /// Check that `bytes` can be allocated, before calling a library that allocates infallibly.
 pub(crate) fn check(bytes: usize, what: impl FnOnce() -> String) -> Result<(), Error> {
-    let mut asked_for = Vec::<u8>::new();
-    reserve(&mut asked_for, bytes, what)?;
     // Otherwise the compiler may remove the allocation.
-    std::hint::black_box(asked_for);
+    std::hint::black_box(with_capacity::<u8>(bytes, what)?);
     Ok(())
 }
 

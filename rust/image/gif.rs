@@ -31,7 +31,6 @@ pub(crate) fn size(bytes: &[u8]) -> Result<(usize, usize), Error> {
     canvas(&mut decoder(bytes)?)
 }
 
-/// Decode the first frame.
 pub(crate) fn decode(bytes: &[u8], max_pixels: usize) -> Result<Samples, Error> {
     let mut decoder = decoder(bytes)?;
     let (height, width) = canvas(&mut decoder)?;

@@ -109,19 +109,17 @@ impl Format {
         } else if bytes.starts_with(b"II*\0") || bytes.starts_with(b"MM\0*") {
             Ok(Self::Tiff)
         } else if let Some(name) = not_decoded(bytes) {
-            Err(Error::unsupported(format!(
-                "{name}: unsupported; expected a {KNOWN} file"
-            )))
+            let reason = format!("{name}: unsupported; expected a {KNOWN} file");
+            Err(Error::unsupported(reason))
         } else if bytes.is_empty() {
             Err(Error::decode(format!(
                 "empty file; expected a {KNOWN} file"
             )))
         } else {
             let start: Vec<String> = bytes.iter().take(8).map(|b| format!("{b:02x}")).collect();
-            Err(Error::decode(format!(
-                "starts with bytes {}; expected a {KNOWN} file",
-                start.join(" ")
-            )))
+            let start = start.join(" ");
+            let reason = format!("starts with bytes {start}; expected a {KNOWN} file");
+            Err(Error::decode(reason))
         }
     }
 }
@@ -149,10 +147,10 @@ fn not_decoded(bytes: &[u8]) -> Option<&'static str> {
         (b"\0\0\x01\0", "ICO"),
         (b"%PDF-", "PDF"),
     ];
-    beginnings
+    let found = beginnings
         .iter()
-        .find(|(begins, _)| bytes.starts_with(begins))
-        .map(|(_, name)| *name)
+        .find(|(begins, _)| bytes.starts_with(begins));
+    found.map(|(_, name)| *name)
 }
 
 /// Read (height, width) and format without decoding the pixels.
@@ -179,8 +177,8 @@ pub fn probe(bytes: &[u8]) -> Result<(usize, usize, Format), Error> {
 pub(crate) fn orientation(bytes: &[u8], format: Format) -> u8 {
     let found = match format {
         Format::Jpeg => jpeg::read_header(bytes)
-            .ok()
-            .map(|header| header.orientation),
+            .map(|header| header.orientation)
+            .ok(),
         Format::Png => png::orientation(bytes),
         Format::WebP => webp::orientation(bytes),
         Format::Tiff => tiff::orientation(bytes),
@@ -236,9 +234,8 @@ fn guarded<T>(decode: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
 /// Reject an empty image, or one of more than `limit` pixels.
 pub(crate) fn check_size(height: usize, width: usize, limit: usize) -> Result<(), Error> {
     if height == 0 || width == 0 {
-        return Err(Error::decode(format!(
-            "image of {height} x {width} pixels; expected 1 or more"
-        )));
+        let reason = format!("image of {height} x {width} pixels; expected 1 or more");
+        return Err(Error::decode(reason));
     }
     if height.saturating_mul(width) > limit {
         return Err(Error::TooManyPixels {
@@ -262,14 +259,10 @@ pub(crate) fn decode_jpeg(
 ) -> Result<(Rgb, jpeg::Status), Error> {
     let header = jpeg::read_header(bytes)?;
     check_size(header.height, header.width, request.max_pixels)?;
-    let (height, width) = (
-        request.scale.apply(header.height),
-        request.scale.apply(header.width),
-    );
+    let [height, width] = [header.height, header.width].map(|side| request.scale.apply(side));
     let height = request.stop_row.map_or(height, |row| row.min(height));
-    let mut pixels = Vec::new();
     let what = try_alloc::of_image(height, width);
-    try_alloc::reserve(&mut pixels, height * width * 3, what)?;
+    let mut pixels = try_alloc::with_capacity(height * width * 3, what)?;
     let mut sink = |_, rows: &[u8]| pixels.extend_from_slice(rows);
     let status = JPEG.with_borrow_mut(|decoder| decoder.decode(bytes, request, &mut sink))?;
     Ok((Rgb::new(height, width, pixels), status))

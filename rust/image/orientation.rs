@@ -20,9 +20,8 @@ pub fn apply_orientation(image: Rgb, orientation: u8) -> Result<Rgb, Error> {
         (image.height, image.width)
     };
     let (last_row, last_column) = (image.height - 1, image.width - 1);
-    let mut pixels = Vec::new();
     let what = try_alloc::of_image(height, width);
-    try_alloc::reserve(&mut pixels, image.pixels.len(), what)?;
+    let mut pixels = try_alloc::with_capacity(image.pixels.len(), what)?;
     for y in 0..height {
         for x in 0..width {
             // Source of the pixel at (y, x).

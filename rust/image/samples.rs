@@ -53,9 +53,8 @@ impl Samples {
         color: impl Fn(&[u8; N]) -> [u8; 3],
     ) -> Result<Vec<u8>, Error> {
         let (from, _) = self.bytes.as_chunks::<N>();
-        let mut pixels = Vec::new();
         let what = try_alloc::of_image(self.height, self.width);
-        try_alloc::reserve(&mut pixels, 3 * from.len(), what)?;
+        let mut pixels = try_alloc::with_capacity(3 * from.len(), what)?;
         pixels.extend(from.iter().flat_map(color));
         Ok(pixels)
     }

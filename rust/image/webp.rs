@@ -49,7 +49,6 @@ pub(crate) fn orientation(bytes: &[u8]) -> Option<u8> {
     }
 }
 
-/// Decode an image.
 pub(crate) fn decode(bytes: &[u8], max_pixels: usize) -> Result<Samples, Error> {
     let mut decoder = decoder(bytes)?;
     // The crate would decode bytes after a gap as pixels.

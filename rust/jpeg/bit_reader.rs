@@ -45,13 +45,11 @@ impl<'a> BitReader<'a> {
         }
     }
 
-    /// Number of loaded bits.
     #[inline]
     fn loaded(&self) -> u32 {
         self.count & 63
     }
 
-    /// Next byte to load.
     #[inline]
     pub(super) fn position(&self) -> usize {
         self.position
@@ -168,7 +166,6 @@ impl<'a> BitReader<'a> {
         (self.count >> PLACES) as i8
     }
 
-    /// Discard loaded bits.
     #[inline]
     pub(super) fn skip(&mut self, count: u32) {
         self.buffer <<= count;
@@ -192,7 +189,6 @@ impl<'a> BitReader<'a> {
         self.take_loaded(count)
     }
 
-    /// Take a symbol.
     #[inline]
     pub(super) fn symbol(&mut self, table: &HuffmanTable) -> Symbol {
         if self.count < LONGEST {

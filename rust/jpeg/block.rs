@@ -114,7 +114,6 @@ impl Coefficients {
         Ok(())
     }
 
-    /// Release memory beyond the needs of most images.
     pub(super) fn release(&mut self) {
         self.blocks.clear();
         self.blocks.shrink_to(KEPT_BLOCKS);
@@ -135,7 +134,6 @@ impl Coefficients {
         Some((blocks, self.non_zero.get_mut(range)?))
     }
 
-    /// Some blocks of a row.
     pub(super) fn row(&self, row: usize, count: usize) -> &[Block] {
         let start = row * self.stride;
         self.blocks.get(start..start + count).unwrap_or_default()

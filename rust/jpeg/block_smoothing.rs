@@ -102,7 +102,6 @@ const MEAN: Neighborhood = [
     -2, -6, -8, -6, -2, -6, 6, 42, 6, -6, -8, 42, 152, 42, -8, -6, 6, 42, 6, -6, -2, -6, -8, -6, -2,
 ];
 
-/// Block smoothing of an image.
 pub(super) struct Smoothing {
     known: Vec<KnownBits>,
     is_one_scan: bool,

@@ -31,7 +31,6 @@ impl Component {
     }
 }
 
-/// The frame header.
 #[derive(Clone, Debug)]
 pub(super) struct Frame {
     pub(super) height: usize,
@@ -53,7 +52,6 @@ pub(super) struct ScanComponent {
     pub(super) ac: usize,
 }
 
-/// The header of a scan.
 #[derive(Clone, Debug)]
 pub(super) struct Scan {
     pub(super) components: Vec<ScanComponent>,

@@ -101,12 +101,10 @@ fn descale(value: i32, bits: u32) -> i32 {
     (value.wrapping_add(1 << (bits - 1)) >> bits).clamp(i16::MIN.into(), i16::MAX.into())
 }
 
-/// Clamp to a sample.
 fn sample(value: i32) -> u8 {
     (value.clamp(-128, 127) + 128) as u8
 }
 
-/// 8-point transform.
 fn eight_points(input: [i32; 8], bits: u32) -> [i32; 8] {
     let wrap = |value: i32| i32::from(value as i16);
     let sum_3 = dot(input[2], input[6], EVEN[0]);

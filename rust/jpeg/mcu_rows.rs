@@ -227,7 +227,6 @@ impl McuRows {
         }
     }
 
-    /// Fill a pixel row.
     fn pixels_of(&mut self, mcu_row: usize, row: usize, space: ColorSpace, out: &mut [u8]) {
         let simd = self.simd;
         for plane in &mut self.planes {

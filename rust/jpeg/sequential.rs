@@ -149,7 +149,6 @@ impl Sequence {
         )
     }
 
-    /// Continue after a run.
     pub(super) fn settle(&mut self, stream: &mut Bitstream<'_, '_>, end: Option<&McuRunEnd>) {
         let Some(end) = end else {
             self.done = self.run_end;
@@ -160,7 +159,6 @@ impl Sequence {
         self.done += end.mcus;
     }
 
-    /// Decode the rest of a chunk.
     pub(super) fn decode(
         &mut self,
         stream: &mut Bitstream<'_, '_>,
@@ -236,7 +234,6 @@ pub(super) struct SingleScanDecode<'p> {
 }
 
 impl<'p> SingleScanDecode<'p> {
-    /// Start after the header of the scan.
     pub(super) fn new(
         state: &'p mut DecoderState,
         frame: Frame,
@@ -309,12 +306,10 @@ impl<'p> SingleScanDecode<'p> {
         }
     }
 
-    /// Continue after a run.
     fn settle(&mut self, end: &McuRunEnd) {
         self.sequence.settle(&mut self.stream, Some(end));
     }
 
-    /// Decode the rest.
     pub(super) fn run(&mut self) {
         let simd = self.rows.simd;
         while self.prepare() {

@@ -48,7 +48,6 @@ impl Upsampling {
     }
 }
 
-/// Repeat every sample.
 pub(super) fn repeat(samples: &[u8], times: usize, out: &mut [u8]) {
     for (to, &sample) in out.chunks_mut(times).zip(samples) {
         to.fill(sample);

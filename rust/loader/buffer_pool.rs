@@ -28,7 +28,6 @@ pub struct BufferPool {
 /// Bytes aligned to [`ALIGNMENT`], owned by a pool.
 pub struct PooledBuffer {
     memory: Vec<u128>,
-    /// Offset of the first used byte.
     offset: usize,
     bytes: usize,
     pool: Arc<BufferPool>,
@@ -110,7 +109,6 @@ impl BufferPool {
         self.bytes.load(Ordering::Relaxed)
     }
 
-    /// Peak of [`Self::bytes`].
     pub fn peak_bytes(&self) -> usize {
         self.peak_bytes.load(Ordering::Relaxed)
     }
@@ -204,7 +202,6 @@ impl DerefMut for PooledBuffer {
 }
 
 impl PooledBuffer {
-    /// Shorten to the first `bytes` bytes.
     pub fn truncate(&mut self, bytes: usize) {
         self.bytes = self.bytes.min(bytes);
     }
@@ -213,7 +210,6 @@ impl PooledBuffer {
 /// A buffer in equal slots, each of which one thread at a time may write.
 #[derive(Debug)]
 pub struct Slots {
-    /// First byte of the buffer.
     start: *mut u8,
     block: PooledBuffer,
     slot_bytes: usize,

@@ -17,10 +17,8 @@ use crate::resize::{Method, ResizeScratch, RowResizer};
 use crate::transform::params::{self, SampledTransform};
 use crate::try_alloc;
 
-/// Status of a decoded image.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ImageStatus {
-    /// Decoded completely.
     #[default]
     Ok,
     /// Truncated or damaged; filled as libjpeg fills it.
@@ -28,7 +26,6 @@ pub enum ImageStatus {
 }
 
 impl ImageStatus {
-    /// Name in lower case.
     pub fn name(self) -> &'static str {
         match self {
             Self::Ok => "ok",
@@ -39,11 +36,8 @@ impl ImageStatus {
 
 /// An image to decode, and its destination.
 pub struct DecodeRequest<'p> {
-    /// The image.
     pub probed: &'p ProbedImage,
-    /// The transform to apply.
     pub sampled: &'p SampledTransform,
-    /// Destination of the pixels.
     pub slot: &'p mut [u8],
     /// (height, width) of the slot in pixels.
     pub slot_size: (usize, usize),
@@ -54,7 +48,6 @@ pub struct ImageDecoder {
     scratch: [Scratch; 2],
 }
 
-/// Buffers for one image.
 struct Scratch {
     decoder: jpeg::Decoder,
     resize: ResizeScratch,
@@ -65,12 +58,10 @@ struct Scratch {
 
 /// Processing of decoded rows.
 enum RowStage<'a> {
-    /// Resize.
     Resized(RowResizer<'a>),
     /// Crop only: the crop has the output's size.
     Cropped {
         crop: Crop,
-        /// Bytes of a decoded row.
         stride: usize,
     },
 }
@@ -137,12 +128,10 @@ struct RowSink<'c> {
     sampled: &'c SampledTransform,
     slot: &'c mut [u8],
     slot_size: (usize, usize),
-    /// The first error.
     outcome: Result<(), Error>,
 }
 
 impl RowSink<'_> {
-    /// Receive decoded rows, from `first_row` on.
     fn push(&mut self, first_row: usize, decoded: &[u8]) {
         if self.outcome.is_err() {
             return;
@@ -171,7 +160,6 @@ impl RowSink<'_> {
         self.outcome = written.and(pushed);
     }
 
-    /// Finish the image after its last row.
     fn finish(self, status: &jpeg::Status, config: &LoaderConfig) -> Result<ImageStatus, Error> {
         self.outcome?;
         if let jpeg::Status::Filled(reason) = status
@@ -206,12 +194,7 @@ impl Scratch {
         source: (usize, usize),
         crop: Crop,
     ) -> Result<(&'c mut jpeg::Decoder, RowSink<'c>), Error> {
-        let DecodeRequest {
-            sampled,
-            slot,
-            slot_size,
-            ..
-        } = request;
+        let sampled = request.sampled;
         self.whole.clear();
         if sampled.needs_whole() {
             let what = try_alloc::of_image(sampled.height, sampled.width);
@@ -223,8 +206,8 @@ impl Scratch {
             writer: &mut self.writer,
             whole: &mut self.whole,
             sampled,
-            slot,
-            slot_size,
+            slot: request.slot,
+            slot_size: request.slot_size,
             outcome: Ok(()),
         };
         Ok((&mut self.decoder, sink))
@@ -237,7 +220,8 @@ impl Scratch {
         config: &LoaderConfig,
     ) -> Result<StreamedDecode<'c>, Error> {
         let (sampled, probed) = (request.sampled, request.probed);
-        let scale = if config.scaled_decoding {
+        let is_scaled = config.scaled_decoding;
+        let scale = if is_scaled {
             params::scale_for(sampled)
         } else {
             Scale::Full
@@ -309,7 +293,6 @@ fn run_two(
 }
 
 impl ImageDecoder {
-    /// Build the lookup tables.
     pub fn new(config: &LoaderConfig) -> Result<Self, Error> {
         let instructions = Instructions::best();
         let scratch = || {

@@ -27,7 +27,7 @@ use crate::loader::config::LoaderConfig;
 use crate::loader::decode_into::ImageDecoder;
 use crate::loader::record::{Record, Task};
 use crate::loader::workers::{
-    BatchOutcome, Job, JobKind, QueuedBatch, SessionState, WorkerPool, lock,
+    BatchOutcome, Job, JobKind, QueuedBatch, SampleRef, SessionState, WorkerPool, lock,
 };
 use crate::tokenizer::masking;
 
@@ -186,9 +186,11 @@ impl Session {
 
     fn job(&self, batch: &Arc<Mutex<BatchBuilder>>, index: usize, record: Record) -> Job {
         Job {
-            session: Arc::clone(&self.state),
-            batch: Arc::clone(batch),
-            index,
+            sample: SampleRef {
+                session: Arc::clone(&self.state),
+                batch: Arc::clone(batch),
+                index,
+            },
             kind: JobKind::Prepare(Box::new(record)),
         }
     }
@@ -212,7 +214,7 @@ impl Session {
         };
         drop(dropped);
         let mut jobs = lock(&self.workers.jobs);
-        let other = |job: &Job| !Arc::ptr_eq(&job.session, &self.state);
+        let other = |job: &Job| !Arc::ptr_eq(&job.sample.session, &self.state);
         jobs.to_decode.retain(other);
         jobs.to_prepare.retain(other);
         drop(jobs);

@@ -52,7 +52,6 @@ impl ProbedImage {
         })
     }
 
-    /// Encoded bytes.
     pub(crate) fn bytes(&self) -> &[u8] {
         (*self.bytes).as_ref()
     }
@@ -83,7 +82,6 @@ impl ProbedImage {
         ))
     }
 
-    /// Add the image's path to an error.
     pub(crate) fn name_fault(&self, fault: Error) -> Error {
         self.stored.name_fault(fault)
     }

@@ -126,9 +126,8 @@ pub fn resize_with<'a>(
     let image = image.into();
     let source = (image.height, image.width);
     let mut resizer = RowResizer::new(scratch, source, crop, output, method)?;
-    let mut pixels = Vec::new();
     let what = try_alloc::of_image(output.0, output.1);
-    try_alloc::reserve(&mut pixels, output.0 * output.1 * 3, what)?;
+    let mut pixels = try_alloc::with_capacity(output.0 * output.1 * 3, what)?;
     resizer.push_rows(0, image.pixels, &mut |_, row| {
         pixels.extend_from_slice(row);
     })?;

@@ -88,7 +88,6 @@ impl Weights {
         (value >> (PRECISION_BITS - COARSE_BITS)) as i16
     }
 
-    /// Number of output positions.
     pub(crate) fn output(&self) -> usize {
         self.starts.len()
     }

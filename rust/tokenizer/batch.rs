@@ -6,7 +6,6 @@ use crate::tokenizer::byte_level::Tokens;
 use crate::tokenizer::masking::{IGNORED_LABEL, Masking};
 use crate::try_alloc;
 
-/// Options of a batch.
 #[derive(Clone, Debug, Default)]
 pub struct BatchOptions {
     /// Maximum text length in tokens, special tokens included; longer texts are truncated.
@@ -36,7 +35,6 @@ pub struct TextBatch {
     pub mlm_labels: Vec<i64>,
 }
 
-/// Encode texts.
 pub fn encode<T: AsRef<str>>(
     tokenizer: &Tokenizer,
     texts: &[T],
@@ -114,7 +112,7 @@ mod tests {
     use super::*;
     use crate::fixtures::{config, record};
     use crate::loader::record::Task;
-    use crate::tokenizer::PAD_ID;
+    use crate::tokenizer::roberta::PAD_ID;
 
     #[test]
     fn no_texts_make_an_empty_batch() {

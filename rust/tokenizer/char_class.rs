@@ -36,7 +36,6 @@ pub(crate) struct CharClasses {
 }
 
 impl CharClasses {
-    /// Read the sets.
     pub(crate) fn new() -> Result<Self, Error> {
         let mut flat = vec![0_u8; char::MAX as usize + 1];
         for (pattern, kind) in PATTERNS {

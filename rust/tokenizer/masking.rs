@@ -75,11 +75,8 @@ pub(crate) fn mask_token(
 /// MLM masking of a batch of texts; equal to the loader's for records with these indices.
 #[derive(Clone, Debug, Default)]
 pub struct Masking {
-    /// Probability that a token is picked.
     pub probability: f64,
-    /// Seed of the random numbers.
     pub seed: u64,
-    /// Epoch of the random numbers.
     pub epoch: u64,
     /// Sample index of each text.
     pub indices: Vec<u64>,
@@ -211,8 +208,7 @@ impl WholeWordMasking {
     /// Tokens of a word have the same number; special tokens are -1. Numbers ascend from 0, with
     /// gaps.
     pub fn word_numbers(&self, ids: &[i64], length: usize) -> Result<Vec<i64>, Error> {
-        let mut numbers = Vec::new();
-        try_alloc::reserve(&mut numbers, ids.len(), || format!("{} ids", ids.len()))?;
+        let mut numbers = try_alloc::with_capacity(ids.len(), || format!("{} ids", ids.len()))?;
         for row in ids.chunks(length.max(1)) {
             let mut number = -1;
             let mut before: Option<ByteClass> = None;

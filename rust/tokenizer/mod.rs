@@ -29,8 +29,7 @@ use crate::error::catch_panic;
 use crate::tokenizer::byte_level::ByteLevel as Fast;
 pub use crate::tokenizer::encoding::Encoded;
 use crate::tokenizer::prompt_cache::PromptCache;
-pub use crate::tokenizer::roberta::{END_ID, PAD_ID, START_ID};
-pub use crate::tokenizer::special_tokens::{SpecialTokens, Template, TokenOverrides};
+pub(crate) use crate::tokenizer::special_tokens::{SpecialTokens, TokenOverrides};
 
 /// A tokenizer of any kind that the crate `tokenizers` supports.
 #[derive(Clone)]
@@ -240,6 +239,7 @@ pub(crate) fn tokenizer_error(error: tokenizers::Error) -> Error {
 
 #[cfg(test)]
 mod tests {
+    use super::roberta::END_ID;
     use super::*;
 
     fn tokenizer() -> Tokenizer {

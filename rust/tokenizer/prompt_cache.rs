@@ -22,7 +22,6 @@ pub struct EncodedPrompt {
     after: usize,
     /// Start of each token, in code points.
     starts: Vec<u32>,
-    /// End of each token.
     ends: Vec<u32>,
 }
 

@@ -113,7 +113,6 @@ thread_local! {
     static SPARE: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
 }
 
-/// Shift columns.
 fn shift_columns(image: &mut Rgb, right: isize) {
     let stride = image.width * 3;
     let shift = right.unsigned_abs().min(image.width) * 3;
@@ -128,7 +127,6 @@ fn shift_columns(image: &mut Rgb, right: isize) {
     }
 }
 
-/// Shift rows.
 fn shift_rows(image: &mut Rgb, down: isize) {
     let (shift, bytes) = (down.unsigned_abs().min(image.height), image.pixels.len());
     let shift = shift * image.width * 3;

@@ -7,14 +7,12 @@ use crate::rng::Rng;
 /// Random crops of about the image's aspect ratio.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RandomCrop {
-    /// Probability of a crop.
     pub probability: f64,
     /// (low, high) fraction of the image's area.
     pub scale: (f64, f64),
 }
 
 impl RandomCrop {
-    /// Never crop.
     pub fn off() -> Self {
         Self {
             probability: 0.0,

@@ -12,19 +12,14 @@ use crate::transform::rand_augment::Operation;
 /// A transform without randomness.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SampledTransform {
-    /// Crop of the stored image.
     pub crop: Crop,
-    /// Height after the resize in pixels.
     pub height: usize,
-    /// Width after the resize in pixels.
     pub width: usize,
-    /// Mirror horizontally.
     pub flip: bool,
     /// Color changes of the resized image, in order.
     pub colors: Vec<ColorChange>,
     /// Operations on the resized image after that, in order.
     pub operations: Vec<Operation>,
-    /// Resize method.
     pub method: Method,
     /// (height, width) in pixels that the whole image would be resized to, if [`RandomCrop`]
     /// cropped it.
@@ -45,7 +40,6 @@ impl SampledTransform {
         })
     }
 
-    /// Apply to an image.
     pub fn apply<'a>(&self, image: impl Into<RgbView<'a>>) -> Result<Rgb, Error> {
         let mut resized = resize::resize(image, self.crop, self.height, self.width, self.method)?;
         self.change(&mut resized);

@@ -14,7 +14,6 @@ use crate::resize::weights::{PRECISION_BITS, QUAD, Weights};
 
 /// Output columns per step, one per 32-bit lane.
 const LANES: usize = 16;
-/// Bytes per register.
 const BYTES: usize = 64;
 /// Digits per weight.
 const DIGITS: usize = 3;

@@ -181,7 +181,6 @@ impl Passes {
         Self(instructions.min(Instructions::best()))
     }
 
-    /// The instruction set.
     #[cfg(target_arch = "x86_64")]
     pub(crate) fn instructions(self) -> Instructions {
         self.0
