@@ -123,7 +123,7 @@ static SPLIT: [[RowSpan; 3]; 3] = {
     index
 };
 
-blocks!("avx2");
+blocks!("avx2", _mm256_setzero_si256());
 
 /// Deinterleave 32 pixels to offset `x` of each plane.
 #[target_feature(enable = "avx2")]

@@ -95,7 +95,10 @@ impl Avx512Weights {
     }
 }
 
-blocks!("avx512f,avx512bw,avx512vbmi,avx512vnni");
+blocks!(
+    "avx512f,avx512bw,avx512vbmi,avx512vnni",
+    _mm512_setzero_si512()
+);
 
 /// Deinterleave 64 pixels to offset `x` of each plane.
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]

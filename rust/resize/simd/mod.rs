@@ -46,7 +46,7 @@ pub(crate) struct Quads<'a> {
 /// Code of AVX2 and AVX-512 that depends on the register width only.
 #[cfg(target_arch = "x86_64")]
 macro_rules! blocks {
-    ($features:literal) => {
+    ($features:literal, $zero:expr) => {
         /// Deinterleave RGB pixels, as [`super::Passes::split`]; `row` may end within the last
         /// register. Each plane has room for the pixels, rounded up to a register.
         #[target_feature(enable = $features)]
@@ -93,7 +93,8 @@ macro_rules! blocks {
             }
             let (rows, _) = output.as_chunks_mut::<{ 3 * BYTES }>();
             for (block, pixels) in rows.iter_mut().take(columns / BYTES).enumerate() {
-                let planes = [0, 1, 2].map(|channel| {
+                let mut planes = [$zero; 3];
+                for (channel, plane) in planes.iter_mut().enumerate() {
                     let place = (channel * columns + block * BYTES) * QUAD;
                     let mut sums = [no_sums(); QUAD];
                     if COUNT == 0 {
@@ -108,8 +109,8 @@ macro_rules! blocks {
                             unsafe { add_quad(&mut sums, ring.add(start + place), parts) }
                         }
                     }
-                    values(sums)
-                });
+                    *plane = values(sums);
+                }
                 merge_planes(planes, pixels);
             }
         }
