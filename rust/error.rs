@@ -127,6 +127,11 @@ impl Error {
         }
     }
 
+    pub(crate) fn file(path: &std::path::Path, source: std::io::Error) -> Self {
+        let path = path.to_owned();
+        Self::File { path, source }
+    }
+
     /// An unsupported image, without a path.
     pub(crate) fn unsupported(reason: impl Into<String>) -> Self {
         Self::Unsupported {

@@ -613,8 +613,7 @@ def resize_image(
 
     Raises:
         ValueError: for a size of 0 or of more than 178,956,970 pixels, a crop outside the image,
-        and
-            an unknown filter or precision.
+            and an unknown filter or precision.
     """
 
 def normalize_image(

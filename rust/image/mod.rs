@@ -112,9 +112,8 @@ impl Format {
             let reason = format!("{name}: unsupported; expected a {KNOWN} file");
             Err(Error::unsupported(reason))
         } else if bytes.is_empty() {
-            Err(Error::decode(format!(
-                "empty file; expected a {KNOWN} file"
-            )))
+            let reason = format!("empty file; expected a {KNOWN} file");
+            Err(Error::decode(reason))
         } else {
             let start: Vec<String> = bytes.iter().take(8).map(|b| format!("{b:02x}")).collect();
             let start = start.join(" ");

@@ -54,9 +54,8 @@ pub(crate) fn decode(bytes: &[u8], max_pixels: usize) -> Result<Samples, Error> 
     // The crate would decode bytes after a gap as pixels.
     if let Some(end) = end(bytes).filter(|end| *end > bytes.len()) {
         let found = bytes.len();
-        return Err(Error::decode(format!(
-            "WebP: {found} bytes; expected {end} according to its header"
-        )));
+        let reason = format!("WebP: {found} bytes; expected {end} according to its header");
+        return Err(Error::decode(reason));
     }
     let (height, width) = size_of(&decoder);
     check_size(height, width, max_pixels)?;

@@ -18,83 +18,69 @@ struct Estimate {
     otherwise: Option<Neighborhood>,
 }
 
+/// Coefficient 1, the horizontal gradient; transposed, coefficient 8.
+const GRADIENT: Neighborhood = [
+    -1, -1, 0, 1, 1, -3, 13, 0, -13, 3, -3, 38, 0, -38, 3, -3, 13, 0, -13, 3, -1, -1, 0, 1, 1,
+];
+const GRADIENT_OTHERWISE: Neighborhood = [
+    0, 0, 0, 0, 0, 0, 0, 0, 0, 0, -7, 50, 0, -50, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+];
+/// Coefficient 2; transposed, 16.
+const SECOND: Neighborhood = [
+    0, 0, 0, 0, 0, 0, 2, -5, 2, 0, 1, 7, -14, 7, 1, 0, 2, -5, 2, 0, 0, 0, 0, 0, 0,
+];
+const SECOND_OTHERWISE: Neighborhood = [
+    0, 0, 0, 0, 0, 0, 0, 0, 0, 0, -1, 13, -24, 13, -1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+];
+/// Coefficient 9, its own transpose.
+const DIAGONAL: Neighborhood = [
+    -1, 0, 0, 0, 1, 0, 9, 0, -9, 0, 0, 0, 0, 0, 0, 0, -9, 0, 9, 0, 1, 0, 0, 0, -1,
+];
+const DIAGONAL_OTHERWISE: Neighborhood = [
+    0, -1, 0, 1, 0, -1, 10, 0, -10, 1, 0, 0, 0, 0, 0, 1, -10, 0, 10, -1, 0, 1, 0, -1, 0,
+];
+/// Coefficient 3; transposed, 24.
+const THIRD: Neighborhood = [
+    0, 0, 0, 0, 0, 0, 1, 0, -1, 0, 0, 2, 0, -2, 0, 0, 1, 0, -1, 0, 0, 0, 0, 0, 0,
+];
+/// Coefficient 10; transposed, 17.
+const MIXED: Neighborhood = [
+    0, 0, 0, 0, 0, 0, 1, -3, 1, 0, 0, 0, 0, 0, 0, 0, -1, 3, -1, 0, 0, 0, 0, 0, 0,
+];
+
+const fn transposed(of: Neighborhood) -> Neighborhood {
+    let mut to = of;
+    let mut at = 0;
+    while at < 25 {
+        to[at] = of[at % 5 * 5 + at / 5];
+        at += 1;
+    }
+    to
+}
+
+const fn guess(position: usize, alone: Neighborhood, otherwise: Option<Neighborhood>) -> Estimate {
+    Estimate {
+        position,
+        alone,
+        otherwise,
+    }
+}
+
 /// In zigzag order, from the second coefficient.
 const GUESSES: [Estimate; 9] = [
-    Estimate {
-        position: 1,
-        alone: [
-            -1, -1, 0, 1, 1, -3, 13, 0, -13, 3, -3, 38, 0, -38, 3, -3, 13, 0, -13, 3, -1, -1, 0, 1,
-            1,
-        ],
-        otherwise: Some([
-            0, 0, 0, 0, 0, 0, 0, 0, 0, 0, -7, 50, 0, -50, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
-        ]),
-    },
-    Estimate {
-        position: 8,
-        alone: [
-            -1, -3, -3, -3, -1, -1, 13, 38, 13, -1, 0, 0, 0, 0, 0, 1, -13, -38, -13, 1, 1, 3, 3, 3,
-            1,
-        ],
-        otherwise: Some([
-            0, 0, -7, 0, 0, 0, 0, 50, 0, 0, 0, 0, 0, 0, 0, 0, 0, -50, 0, 0, 0, 0, 7, 0, 0,
-        ]),
-    },
-    Estimate {
-        position: 16,
-        alone: [
-            0, 0, 1, 0, 0, 0, 2, 7, 2, 0, 0, -5, -14, -5, 0, 0, 2, 7, 2, 0, 0, 0, 1, 0, 0,
-        ],
-        otherwise: Some([
-            0, 0, -1, 0, 0, 0, 0, 13, 0, 0, 0, 0, -24, 0, 0, 0, 0, 13, 0, 0, 0, 0, -1, 0, 0,
-        ]),
-    },
-    Estimate {
-        position: 9,
-        alone: [
-            -1, 0, 0, 0, 1, 0, 9, 0, -9, 0, 0, 0, 0, 0, 0, 0, -9, 0, 9, 0, 1, 0, 0, 0, -1,
-        ],
-        otherwise: Some([
-            0, -1, 0, 1, 0, -1, 10, 0, -10, 1, 0, 0, 0, 0, 0, 1, -10, 0, 10, -1, 0, 1, 0, -1, 0,
-        ]),
-    },
-    Estimate {
-        position: 2,
-        alone: [
-            0, 0, 0, 0, 0, 0, 2, -5, 2, 0, 1, 7, -14, 7, 1, 0, 2, -5, 2, 0, 0, 0, 0, 0, 0,
-        ],
-        otherwise: Some([
-            0, 0, 0, 0, 0, 0, 0, 0, 0, 0, -1, 13, -24, 13, -1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
-        ]),
-    },
-    Estimate {
-        position: 3,
-        alone: [
-            0, 0, 0, 0, 0, 0, 1, 0, -1, 0, 0, 2, 0, -2, 0, 0, 1, 0, -1, 0, 0, 0, 0, 0, 0,
-        ],
-        otherwise: None,
-    },
-    Estimate {
-        position: 10,
-        alone: [
-            0, 0, 0, 0, 0, 0, 1, -3, 1, 0, 0, 0, 0, 0, 0, 0, -1, 3, -1, 0, 0, 0, 0, 0, 0,
-        ],
-        otherwise: None,
-    },
-    Estimate {
-        position: 17,
-        alone: [
-            0, 0, 0, 0, 0, 0, 1, 0, -1, 0, 0, -3, 0, 3, 0, 0, 1, 0, -1, 0, 0, 0, 0, 0, 0,
-        ],
-        otherwise: None,
-    },
-    Estimate {
-        position: 24,
-        alone: [
-            0, 0, 0, 0, 0, 0, 1, 2, 1, 0, 0, 0, 0, 0, 0, 0, -1, -2, -1, 0, 0, 0, 0, 0, 0,
-        ],
-        otherwise: None,
-    },
+    guess(1, GRADIENT, Some(GRADIENT_OTHERWISE)),
+    guess(
+        8,
+        transposed(GRADIENT),
+        Some(transposed(GRADIENT_OTHERWISE)),
+    ),
+    guess(16, transposed(SECOND), Some(transposed(SECOND_OTHERWISE))),
+    guess(9, DIAGONAL, Some(DIAGONAL_OTHERWISE)),
+    guess(2, SECOND, Some(SECOND_OTHERWISE)),
+    guess(3, THIRD, None),
+    guess(10, MIXED, None),
+    guess(17, transposed(MIXED), None),
+    guess(24, transposed(THIRD), None),
 ];
 
 /// Factors for DC itself if no AC coefficient is known.
@@ -199,9 +185,8 @@ fn smooth(
     quantisation: &[u16; 64],
 ) {
     let weighed = |factors: &Neighborhood| -> i64 {
-        let sum: i64 = factors
-            .iter()
-            .zip(window)
+        let terms = factors.iter().zip(window);
+        let sum: i64 = terms
             .map(|(&factor, &mean)| i64::from(factor) * i64::from(mean))
             .sum();
         sum * i64::from(quantisation[0])

@@ -120,9 +120,8 @@ impl Frame {
             .map(|component| component.h * component.v)
             .sum();
         if scan.components.len() > 1 && blocks > MAX_MCU_BLOCKS {
-            return Err(broken(format!(
-                "an MCU of {blocks} blocks; expected at most {MAX_MCU_BLOCKS}"
-            )));
+            let reason = format!("an MCU of {blocks} blocks; expected at most {MAX_MCU_BLOCKS}");
+            return Err(broken(reason));
         }
         Ok(())
     }

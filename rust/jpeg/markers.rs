@@ -177,14 +177,12 @@ impl Markers {
         }
         check_length("SOF", length == 8 + 3 * count)?;
         if precision != 8 {
-            return Err(unsupported(format!(
-                "{precision} bits per sample; expected 8"
-            )));
+            let reason = format!("{precision} bits per sample; expected 8");
+            return Err(unsupported(reason));
         }
         if !matches!(count, 1 | 3 | 4) {
-            return Err(unsupported(format!(
-                "{count} components; expected 1, 3 or 4"
-            )));
+            let reason = format!("{count} components; expected 1, 3 or 4");
+            return Err(unsupported(reason));
         }
         let components = (0..count)
             .map(|_| {
@@ -356,9 +354,8 @@ fn check_conditioning(reader: &mut Reader<'_>) -> Result<(), Error> {
     for _ in 0..pairs {
         let (index, value) = (reader.byte(), reader.byte());
         if index >= 32 || (index < 16 && value & 15 > value >> 4) {
-            return Err(broken(format!(
-                "conditioning {value} of arithmetic table {index}"
-            )));
+            let reason = format!("conditioning {value} of arithmetic table {index}");
+            return Err(broken(reason));
         }
     }
     check_length("DAC", length >= 2 && length.is_multiple_of(2))

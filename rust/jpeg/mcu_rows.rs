@@ -235,34 +235,17 @@ impl McuRows {
             };
             let near = row / upsampling.rows();
             let is_lower = row % 2 == 1;
-            let far = if is_lower {
-                near + 1
-            } else {
-                near.saturating_sub(1)
-            };
+            let far = (near + usize::from(is_lower)).saturating_sub(usize::from(!is_lower));
             let mut wide = std::mem::take(&mut plane.wide);
+            let samples = |row: usize| plane.row(mcu_row, row);
             match upsampling {
                 Upsampling::None => {}
-                Upsampling::Repeat { h, .. } => {
-                    upsample::repeat(plane.row(mcu_row, near), h, &mut wide);
-                }
-                Upsampling::Wide => upsample::wide(simd, plane.row(mcu_row, near), &mut wide),
+                Upsampling::Repeat { h, .. } => upsample::repeat(samples(near), h, &mut wide),
+                Upsampling::Wide => upsample::wide(simd, samples(near), &mut wide),
                 Upsampling::High => {
-                    upsample::high(
-                        plane.row(mcu_row, near),
-                        plane.row(mcu_row, far),
-                        is_lower,
-                        &mut wide,
-                    );
+                    upsample::high(samples(near), samples(far), is_lower, &mut wide);
                 }
-                Upsampling::Both => {
-                    upsample::both(
-                        simd,
-                        plane.row(mcu_row, near),
-                        plane.row(mcu_row, far),
-                        &mut wide,
-                    );
-                }
+                Upsampling::Both => upsample::both(simd, samples(near), samples(far), &mut wide),
             }
             plane.wide = wide;
         }

@@ -127,12 +127,10 @@ impl Record {
     ///
     /// FNV-1a without the sign bit: stable across processes.
     pub(crate) fn image_number(&self) -> i64 {
-        let hash = self
-            .image_id
-            .bytes()
-            .fold(0xCBF2_9CE4_8422_2325_u64, |hash, byte| {
-                (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3)
-            });
+        let mut hash = 0xCBF2_9CE4_8422_2325_u64;
+        for byte in self.image_id.bytes() {
+            hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3);
+        }
         (hash >> 1).cast_signed()
     }
 }
@@ -156,10 +154,7 @@ fn read_file(path: &Path) -> Result<Vec<u8>, Error> {
         }
         std::fs::read(path)
     };
-    read().map_err(|source| Error::File {
-        path: path.to_owned(),
-        source,
-    })
+    read().map_err(|source| Error::file(path, source))
 }
 
 #[cfg(test)]

@@ -122,15 +122,6 @@ impl RowWriter {
         instructions: Instructions,
     ) -> Result<Self, Error> {
         normalization.check()?;
-        Ok(Self::of_checked(normalization, layout, dtype, instructions))
-    }
-
-    fn of_checked(
-        normalization: &Normalization,
-        layout: Layout,
-        dtype: Dtype,
-        instructions: Instructions,
-    ) -> Self {
         let channels = normalization.channels();
         let tables = channels.map(|channel| {
             let values = normalization.table(channel);
@@ -143,16 +134,14 @@ impl RowWriter {
             (Some(first), Some(second), Some(third)) => Some([first, second, third]),
             _ => None,
         };
-        Self {
-            layout,
-            values: ChannelTables {
-                passes: Passes::new(instructions),
-                dtype,
-                channels,
-                tables,
-                arithmetic,
-            },
-        }
+        let values = ChannelTables {
+            passes: Passes::new(instructions),
+            dtype,
+            channels,
+            tables,
+            arithmetic,
+        };
+        Ok(Self { layout, values })
     }
 
     /// Bytes of an image of `size` (height, width).
@@ -285,10 +274,8 @@ fn fetch_later(below: &[u8], stride: usize, used: usize) {
 fn for_segments(row: &[u8], flip: bool, mut write: impl FnMut(usize, &[u8])) {
     let segments = row.len().div_ceil(3 * SEGMENT);
     for number in 0..segments {
-        let (start, end) = (
-            3 * SEGMENT * number,
-            row.len().min(3 * SEGMENT * (number + 1)),
-        );
+        let start = 3 * SEGMENT * number;
+        let end = row.len().min(start + 3 * SEGMENT);
         if flip {
             write(start / 3, &row[row.len() - end..row.len() - start]);
         } else {
@@ -312,12 +299,8 @@ pub(crate) fn write(
     let (height, width) = (largest(|image| image.height), largest(|image| image.width));
     let count = images.len().saturating_mul(3 * height * width);
     let mut values = try_alloc::filled(0.0, count, try_alloc::of_image(height, width))?;
-    let writer = RowWriter::of_checked(
-        normalization,
-        Layout::Chw,
-        Dtype::Float32,
-        Instructions::best(),
-    );
+    let instructions = Instructions::best();
+    let writer = RowWriter::new(normalization, Layout::Chw, Dtype::Float32, instructions)?;
     let slots = values.chunks_exact_mut((3 * height * width).max(1));
     for (slot, image) in slots.zip(images) {
         let slot = bytes_of(slot);

@@ -45,14 +45,6 @@ pub struct Tokenizer {
 }
 
 impl Tokenizer {
-    /// Read a `tokenizer.json` file.
-    ///
-    /// # Errors
-    /// [`Error::File`] if it cannot be read, [`Error::Tokenizer`] if it is not a tokenizer.
-    pub fn from_file(path: &Path) -> Result<Self, Error> {
-        Self::from_file_with(path, &TokenOverrides::default())
-    }
-
     /// Read a `tokenizer.json` file, with the caller's special tokens.
     pub(crate) fn from_file_with(path: &Path, named: &TokenOverrides) -> Result<Self, Error> {
         let json = read(path)?;
@@ -63,7 +55,7 @@ impl Tokenizer {
     /// Parse the content of a `tokenizer.json`.
     ///
     /// # Errors
-    /// [`Error::Tokenizer`], see [`Tokenizer::from_file`].
+    /// [`Error::Tokenizer`] if it is not a tokenizer.
     pub fn from_json(json: &str) -> Result<Self, Error> {
         Self::from_json_with(json, &TokenOverrides::default())
     }
@@ -141,17 +133,12 @@ impl Tokenizer {
         let mut partial = path.as_os_str().to_owned();
         partial.push(format!(".{}.partial", std::process::id()));
         let partial = Path::new(&partial);
-        let failed = |source| Error::File {
-            path: path.to_owned(),
-            source,
-        };
-        std::fs::write(partial, json)
-            .and_then(|()| std::fs::rename(partial, path))
-            .map_err(|source| {
-                // Remove the incomplete file; a failure to do so changes nothing.
-                let _ = std::fs::remove_file(partial);
-                failed(source)
-            })
+        let written = std::fs::write(partial, json).and_then(|()| std::fs::rename(partial, path));
+        written.map_err(|source| {
+            // Remove the incomplete file; a failure to do so changes nothing.
+            let _ = std::fs::remove_file(partial);
+            Error::file(path, source)
+        })
     }
 
     /// Content of a `tokenizer.json`; it has a `padding` entry if the special tokens would not be
@@ -222,10 +209,7 @@ fn guarded<T>(work: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
 }
 
 pub(crate) fn read(path: &Path) -> Result<String, Error> {
-    let bytes = std::fs::read(path).map_err(|source| Error::File {
-        path: path.to_owned(),
-        source,
-    })?;
+    let bytes = std::fs::read(path).map_err(|source| Error::file(path, source))?;
     String::from_utf8(bytes).map_err(|error| {
         let place = error.utf8_error().valid_up_to();
         Error::Tokenizer(format!("{}: byte {place} is not UTF-8", path.display()))
@@ -289,7 +273,7 @@ mod tests {
     #[test]
     fn wrong_files_are_named() {
         assert!(matches!(
-            Tokenizer::from_file(Path::new("no/such.json")),
+            Tokenizer::from_file_with(Path::new("no/such.json"), &TokenOverrides::default()),
             Err(Error::File { .. })
         ));
         assert!(tokenizer().decode(&[9999]).is_err());

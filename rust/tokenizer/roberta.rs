@@ -78,9 +78,8 @@ impl Tokenizer {
     /// ids.
     pub fn check_for_models(&self) -> Result<(), Error> {
         difference(self.inner(), self.special_tokens()).map_or(Ok(()), |why| {
-            Err(Error::Tokenizer(format!(
-                "fiber's models read RoBERTa's kind of tokenizer: {why}"
-            )))
+            let reason = format!("fiber's models read RoBERTa's kind of tokenizer: {why}");
+            Err(Error::Tokenizer(reason))
         })
     }
 
