@@ -194,7 +194,12 @@ impl Scratch {
         source: (usize, usize),
         crop: Crop,
     ) -> Result<(&'c mut jpeg::Decoder, RowSink<'c>), Error> {
-        let sampled = request.sampled;
+        let DecodeRequest {
+            sampled,
+            slot,
+            slot_size,
+            ..
+        } = request;
         self.whole.clear();
         if sampled.needs_whole() {
             let what = try_alloc::of_image(sampled.height, sampled.width);
@@ -206,8 +211,8 @@ impl Scratch {
             writer: &mut self.writer,
             whole: &mut self.whole,
             sampled,
-            slot: request.slot,
-            slot_size: request.slot_size,
+            slot,
+            slot_size,
             outcome: Ok(()),
         };
         Ok((&mut self.decoder, sink))

@@ -178,7 +178,7 @@ impl Session {
 }
 
 impl BatchFields {
-    fn to_dict<'py>(self, py: Python<'py>, batch: Batch) -> PyResult<Bound<'py, PyDict>> {
+    fn to_dict(self, py: Python<'_>, batch: Batch) -> PyResult<Bound<'_, PyDict>> {
         let fields = PyDict::new(py);
         let size = batch.keys.len();
         let tokens = batch.num_tokens;

@@ -213,10 +213,9 @@ impl<'a> RowResizer<'a> {
             let rows = Rows {
                 planes: &scratch.planes,
                 plane: self.plane,
-                quads,
                 columns: self.columns,
             };
-            scratch.passes.across(&self.across, rows);
+            scratch.passes.across(&self.across, rows, quads);
         }
     }
 

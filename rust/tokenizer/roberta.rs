@@ -30,7 +30,7 @@ impl Tokenizer {
     /// Read RoBERTa's `vocab.json` and `merges.txt`.
     ///
     /// `<mask>` includes the spaces before it, as in the published `tokenizer.json`.
-    pub fn from_vocabulary(vocabulary: &Path, merges: &Path) -> Result<Self, Error> {
+    pub(crate) fn from_vocabulary(vocabulary: &Path, merges: &Path) -> Result<Self, Error> {
         // Read here first, so that the error names a missing file.
         read(vocabulary)?;
         read(merges)?;
@@ -49,6 +49,9 @@ impl Tokenizer {
     /// Train a vocabulary on texts; deterministic.
     ///
     /// It is smaller than requested if the texts have too few repeated pairs.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] if `vocab_size` cannot hold all bytes and the special tokens.
     pub fn train<'a>(
         texts: impl Iterator<Item = &'a str> + Send,
         vocab_size: usize,
@@ -76,7 +79,7 @@ impl Tokenizer {
 
     /// Check that fiber's models can use the vocabulary: its special tokens must have RoBERTa's
     /// ids.
-    pub fn check_for_models(&self) -> Result<(), Error> {
+    pub(crate) fn check_for_models(&self) -> Result<(), Error> {
         difference(self.inner(), self.special_tokens()).map_or(Ok(()), |why| {
             let reason = format!("fiber's models read RoBERTa's kind of tokenizer: {why}");
             Err(Error::Tokenizer(reason))

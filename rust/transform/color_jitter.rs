@@ -33,8 +33,10 @@ pub(crate) enum ColorChange {
     Hue(f64),
 }
 
+type WithFactor = fn(f64) -> ColorChange;
+
 impl ColorChange {
-    const KINDS: [(fn(f64) -> Self, &'static str); 4] = [
+    const KINDS: [(WithFactor, &'static str); 4] = [
         (Self::Brightness, "brightness"),
         (Self::Contrast, "contrast"),
         (Self::Saturation, "saturation"),

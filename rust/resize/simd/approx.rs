@@ -99,22 +99,21 @@ impl ApproxWeights {
 
 /// Horizontal pass, as [`super::Passes::across`]; quads are three times four rows of `columns` values.
 #[target_feature(enable = "avx2")]
-pub(crate) fn across(table: &ApproxWeights, rows: Rows<'_>) {
+pub(crate) fn across(table: &ApproxWeights, rows: Rows<'_>, quads: &mut [u8]) {
     let columns = rows.columns;
     assert!(rows.plane >= table.reach && rows.planes.len() >= 3 * QUAD * rows.plane);
     assert!(columns.is_multiple_of(LANES) && columns / LANES >= table.starts.len());
-    assert!(rows.quads.len() >= 3 * QUAD * columns * VALUE_BYTES);
+    assert!(quads.len() >= 3 * QUAD * columns * VALUE_BYTES);
     if table.is_narrow {
-        across_from::<true>(table, rows);
+        across_from::<true>(table, rows, quads);
     } else {
-        across_from::<false>(table, rows);
+        across_from::<false>(table, rows, quads);
     }
 }
 
 #[target_feature(enable = "avx2")]
-fn across_from<const NARROW: bool>(table: &ApproxWeights, rows: Rows<'_>) {
+fn across_from<const NARROW: bool>(table: &ApproxWeights, rows: Rows<'_>, quads: &mut [u8]) {
     let (planes, plane, columns) = (rows.planes.as_ptr(), rows.plane, rows.columns);
-    let quads = rows.quads.as_mut_ptr();
     let half = _mm256_set1_epi32(1 << (COARSE_BITS - VALUE_BITS.cast_unsigned() - 1));
     let blocks = table.starts.iter().zip(&table.index);
     let weights = table.weights.chunks_exact(table.pairs);
@@ -145,7 +144,7 @@ fn across_from<const NARROW: bool>(table: &ApproxWeights, rows: Rows<'_>) {
                 let column = (channel * QUAD + two * 2) * columns + block * LANES;
                 // SAFETY: eight columns of two rows are inside the rows, as checked.
                 unsafe {
-                    let first = quads.add(column * VALUE_BYTES);
+                    let first = quads.as_mut_ptr().add(column * VALUE_BYTES);
                     store_rows(first, first.add(columns * VALUE_BYTES), upper, lower);
                 }
             }

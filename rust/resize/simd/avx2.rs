@@ -176,9 +176,9 @@ fn pack([a, b, c, d]: [[__m256i; 2]; QUAD]) -> __m256i {
 /// Restore the order of 32 packed columns.
 #[target_feature(enable = "avx2")]
 #[inline]
-fn values(sums: [[__m256i; 2]; QUAD]) -> __m256i {
+fn values(sums: &[[__m256i; 2]; QUAD]) -> __m256i {
     let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
-    _mm256_permutevar8x32_epi32(pack(sums), order)
+    _mm256_permutevar8x32_epi32(pack(*sums), order)
 }
 
 /// Add the products of pairs of values and the parts of their weights.
@@ -191,22 +191,21 @@ fn add(sums: &mut [__m256i; 2], pairs: __m256i, parts: [__m256i; 2]) {
 
 /// Horizontal pass, as [`crate::resize::simd::Passes::across`].
 #[target_feature(enable = "avx2")]
-pub(crate) fn across(table: &Avx2Weights, rows: Rows<'_>) {
+pub(crate) fn across(table: &Avx2Weights, rows: Rows<'_>, quads: &mut [u8]) {
     let columns = rows.columns;
     assert!(rows.plane >= table.reach && rows.planes.len() >= 3 * QUAD * rows.plane);
     assert!(columns.is_multiple_of(LANES) && columns / LANES >= table.starts.len());
-    assert!(rows.quads.len() >= 3 * columns * QUAD);
+    assert!(quads.len() >= 3 * columns * QUAD);
     if table.is_wide {
-        across_from::<true>(table, rows);
+        across_from::<true>(table, rows, quads);
     } else {
-        across_from::<false>(table, rows);
+        across_from::<false>(table, rows, quads);
     }
 }
 
 #[target_feature(enable = "avx2")]
-fn across_from<const WIDE: bool>(table: &Avx2Weights, rows: Rows<'_>) {
+fn across_from<const WIDE: bool>(table: &Avx2Weights, rows: Rows<'_>, quads: &mut [u8]) {
     let (planes, plane, columns) = (rows.planes.as_ptr(), rows.plane, rows.columns);
-    let quads = rows.quads.as_mut_ptr();
     // The rows of a column become adjacent.
     let transpose = twice([0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15]);
     let blocks = table.starts.iter().zip(&table.index);
@@ -242,7 +241,7 @@ fn across_from<const WIDE: bool>(table: &Avx2Weights, rows: Rows<'_>) {
             let bytes = _mm256_shuffle_epi8(pack(sums), transpose);
             let target = (channel * columns + block * LANES) * QUAD;
             // SAFETY: blocks are inside the columns and those inside the quads, as checked.
-            unsafe { _mm256_storeu_si256(quads.add(target).cast(), bytes) };
+            unsafe { _mm256_storeu_si256(quads.as_mut_ptr().add(target).cast(), bytes) };
         }
     }
 }

@@ -224,9 +224,9 @@ fn pack([a, b, c, d]: [[__m512i; DIGITS]; QUAD]) -> __m512i {
 /// Restore the order of 64 packed columns.
 #[target_feature(enable = "avx512f,avx512bw")]
 #[inline]
-fn values(sums: [[__m512i; DIGITS]; QUAD]) -> __m512i {
+fn values(sums: &[[__m512i; DIGITS]; QUAD]) -> __m512i {
     let order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-    _mm512_permutexvar_epi32(order, pack(sums))
+    _mm512_permutexvar_epi32(order, pack(*sums))
 }
 
 /// Add the products of bytes and the digits of their weights.
@@ -240,22 +240,21 @@ fn add(sums: &mut [__m512i; DIGITS], bytes: __m512i, digits: [__m512i; DIGITS]) 
 
 /// Horizontal pass, as [`crate::resize::simd::Passes::across`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vnni")]
-pub(crate) fn across(table: &Avx512Weights, rows: Rows<'_>) {
+pub(crate) fn across(table: &Avx512Weights, rows: Rows<'_>, quads: &mut [u8]) {
     let columns = rows.columns;
     assert!(rows.plane >= table.reach && rows.planes.len() >= 3 * QUAD * rows.plane);
     assert!(columns.is_multiple_of(LANES) && columns / LANES >= table.starts.len());
-    assert!(rows.quads.len() >= 3 * columns * QUAD);
+    assert!(quads.len() >= 3 * columns * QUAD);
     match table.sources {
-        1 => across_from::<1>(table, rows),
-        2 => across_from::<2>(table, rows),
-        _ => across_from::<4>(table, rows),
+        1 => across_from::<1>(table, rows, quads),
+        2 => across_from::<2>(table, rows, quads),
+        _ => across_from::<4>(table, rows, quads),
     }
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vnni")]
-fn across_from<const SOURCES: usize>(table: &Avx512Weights, rows: Rows<'_>) {
+fn across_from<const SOURCES: usize>(table: &Avx512Weights, rows: Rows<'_>, quads: &mut [u8]) {
     let (planes, plane, columns) = (rows.planes.as_ptr(), rows.plane, rows.columns);
-    let quads = rows.quads.as_mut_ptr();
     // The rows of a column become adjacent.
     let transpose = _mm512_broadcast_i32x4(_mm_setr_epi8(
         0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15,
@@ -283,7 +282,7 @@ fn across_from<const SOURCES: usize>(table: &Avx512Weights, rows: Rows<'_>) {
             let bytes = _mm512_shuffle_epi8(pack(sums), transpose);
             let target = (channel * columns + block * LANES) * QUAD;
             // SAFETY: blocks are inside the columns and those inside the quads, as checked.
-            unsafe { _mm512_storeu_si512(quads.add(target).cast(), bytes) };
+            unsafe { _mm512_storeu_si512(quads.as_mut_ptr().add(target).cast(), bytes) };
         }
     }
 }

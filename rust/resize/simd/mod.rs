@@ -19,14 +19,13 @@ use super::weights::{PRECISION_BITS, QUAD, Weights};
 use crate::cpu_features::Instructions;
 use crate::simd::{self, SimdLoop};
 
-/// Four source rows, and their quads after the horizontal pass.
+/// Four source rows.
+#[derive(Clone, Copy)]
 pub(crate) struct Rows<'a> {
     /// 12 planes: row by row, red, green and blue.
     pub planes: &'a [u8],
     /// Bytes per plane, at least [`Across::plane`].
     pub plane: usize,
-    /// Three times `columns` * 4 values of [`Across::value_bytes`].
-    pub quads: &'a mut [u8],
     /// Output columns, a multiple of [`COLUMNS`].
     pub columns: usize,
 }
@@ -109,7 +108,7 @@ macro_rules! blocks {
                             unsafe { add_quad(&mut sums, ring.add(start + place), parts) }
                         }
                     }
-                    *plane = values(sums);
+                    *plane = values(&sums);
                 }
                 merge_planes(planes, pixels);
             }
@@ -242,11 +241,15 @@ impl Passes {
         }
     }
 
-    /// Resize four rows horizontally.
-    pub(crate) fn across(self, table: &Across, rows: Rows<'_>) {
+    /// Resize four rows horizontally, to three times `columns` * 4 values of [`Across::value_bytes`].
+    pub(crate) fn across(self, table: &Across, rows: Rows<'_>, quads: &mut [u8]) {
         match table {
             Across::Plain(weights) => {
-                let work = PlainAcross { weights, rows };
+                let work = PlainAcross {
+                    weights,
+                    rows,
+                    quads,
+                };
                 match self.0 {
                     Instructions::Scalar => work.run(),
                     _ => simd::run(work),
@@ -254,19 +257,19 @@ impl Passes {
             }
             // SAFETY: such tables are built only if the processor supports the instructions.
             #[cfg(target_arch = "x86_64")]
-            Across::Avx2(table) => unsafe { avx2::across(table, rows) },
+            Across::Avx2(table) => unsafe { avx2::across(table, rows, quads) },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
-            Across::Wide(table) => unsafe { wide::across(table, rows) },
+            Across::Wide(table) => unsafe { wide::across(table, rows, quads) },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
-            Across::Fast(table) => unsafe { approx::across(table, rows) },
+            Across::Fast(table) => unsafe { approx::across(table, rows, quads) },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
-            Across::Avx512(table) => unsafe { avx512::across(table, rows) },
+            Across::Avx512(table) => unsafe { avx512::across(table, rows, quads) },
             // SAFETY: as above.
             #[cfg(target_arch = "aarch64")]
-            Across::Neon(table) => unsafe { neon::across(table, rows) },
+            Across::Neon(table) => unsafe { neon::across(table, rows, quads) },
         }
     }
 
@@ -293,6 +296,7 @@ impl Passes {
 struct PlainAcross<'a> {
     weights: &'a Weights,
     rows: Rows<'a>,
+    quads: &'a mut [u8],
 }
 
 impl SimdLoop for PlainAcross<'_> {
@@ -300,7 +304,7 @@ impl SimdLoop for PlainAcross<'_> {
     #[allow(clippy::inline_always)] // Compiled for several instruction sets.
     fn run(self) {
         let (planes, plane, columns) = (self.rows.planes, self.rows.plane, self.rows.columns);
-        let channels = self.rows.quads.chunks_exact_mut(columns * QUAD).take(3);
+        let channels = self.quads.chunks_exact_mut(columns * QUAD).take(3);
         for (channel, quads) in channels.enumerate() {
             let (quads, _) = quads.as_chunks_mut::<QUAD>();
             for (quad, (start, values)) in quads.iter_mut().zip(self.weights.iter()) {

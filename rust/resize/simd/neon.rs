@@ -98,10 +98,10 @@ fn add_products(sum: int32x4_t, values: uint16x8_t, [low, high]: [int32x4_t; 2])
 
 /// Horizontal pass, as [`crate::resize::simd::Passes::across`].
 #[target_feature(enable = "neon")]
-pub(crate) fn across(table: &NeonWeights, rows: Rows<'_>) {
+pub(crate) fn across(table: &NeonWeights, rows: Rows<'_>, quads: &mut [u8]) {
     let (planes, plane) = (rows.planes, rows.plane);
     assert!(plane >= table.reach && planes.len() >= 3 * QUAD * plane);
-    let channels = rows.quads.chunks_exact_mut(rows.columns * QUAD).take(3);
+    let channels = quads.chunks_exact_mut(rows.columns * QUAD).take(3);
     for (channel, quads) in channels.enumerate() {
         let outputs = quads.as_chunks_mut::<QUAD>().0.iter_mut();
         let weights = table.weights.chunks_exact(table.groups);

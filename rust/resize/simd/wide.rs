@@ -62,9 +62,8 @@ impl WideWeights {
 
 /// Horizontal pass, as [`super::Passes::across`].
 #[target_feature(enable = "avx2")]
-pub(crate) fn across(table: &WideWeights, rows: Rows<'_>) {
+pub(crate) fn across(table: &WideWeights, rows: Rows<'_>, quads: &mut [u8]) {
     let (planes, plane, columns) = (rows.planes, rows.plane, rows.columns);
-    let quads = rows.quads;
     assert!(plane >= table.reach && planes.len() >= 3 * QUAD * plane);
     assert!(columns >= table.starts.len() && quads.len() >= 3 * columns * QUAD);
     let starts = table.starts.as_chunks::<COLUMNS>().0.iter();
