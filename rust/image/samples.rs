@@ -34,10 +34,10 @@ impl Samples {
     /// Convert to RGB: replicate gray, blend alpha over a background; without one alpha is dropped.
     pub(crate) fn over(self, background: Option<[u8; 3]>) -> Result<Rgb, Error> {
         let pixels = match (self.channels, background) {
-            (1, _) => self.pixels::<1>(|&[grey]| [grey; 3])?,
-            (2, None) => self.pixels::<2>(|&[grey, _]| [grey; 3])?,
+            (1, _) => self.pixels::<1>(|&[gray]| [gray; 3])?,
+            (2, None) => self.pixels::<2>(|&[gray, _]| [gray; 3])?,
             (2, Some(below)) => {
-                self.pixels::<2>(|&[grey, alpha]| blend([grey; 3], alpha, below))?
+                self.pixels::<2>(|&[gray, alpha]| blend([gray; 3], alpha, below))?
             }
             (4, None) => self.pixels::<4>(|&[r, g, b, _]| [r, g, b])?,
             (4, Some(below)) => {

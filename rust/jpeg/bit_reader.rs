@@ -58,11 +58,8 @@ impl<'a> BitReader<'a> {
     /// Load at least [`FULL`] bits.
     #[inline]
     pub(super) fn refill(&mut self) {
-        let chunk = self
-            .bytes
-            .get(self.position..)
-            .and_then(<[u8]>::first_chunk::<8>);
-        let word = match chunk {
+        let rest = self.bytes.get(self.position..);
+        let word = match rest.and_then(<[u8]>::first_chunk::<8>) {
             Some(chunk) => u64::from_be_bytes(*chunk),
             None => self.last_word(),
         };

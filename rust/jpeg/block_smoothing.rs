@@ -99,20 +99,19 @@ impl Smoothing {
     /// Determine whether an image needs smoothing and supports it.
     pub(super) fn new(
         known: &[KnownBits],
-        quantisation: &[Option<[u16; 64]>],
+        quantization: &[Option<[u16; 64]>],
         scans: usize,
         last_good_row: usize,
     ) -> Option<Self> {
-        for (known, table) in known.iter().zip(quantisation) {
+        for (known, table) in known.iter().zip(quantization) {
             let table = (*table)?;
             let divisors = GUESSES.iter().map(|guess| guess.position).chain([0]);
             if divisors.into_iter().any(|at| table[at] == 0) || known.now[0] < 0 {
                 return None;
             }
         }
-        let is_useful = known
-            .iter()
-            .any(|known| known.now[1..10].iter().any(|&bits| bits != 0));
+        let is_partial = |known: &KnownBits| known.now[1..10].iter().any(|&bits| bits != 0);
+        let is_useful = known.iter().any(is_partial);
         is_useful.then(|| Self {
             known: known.to_vec(),
             is_one_scan: scans == 1,
@@ -127,7 +126,7 @@ impl Smoothing {
         index: usize,
         row: usize,
         coefficients: &Coefficients,
-        quantisation: &[u16; 64],
+        quantization: &[u16; 64],
         blocks: &mut Vec<Block>,
     ) {
         blocks.clear();
@@ -159,7 +158,7 @@ impl Smoothing {
         for (column, block) in rows[2].iter().enumerate() {
             let mut block = *block;
             let window = window(&rows, column, component.blocks_wide);
-            smooth(&mut block, &window, &bits, is_alone, quantisation);
+            smooth(&mut block, &window, &bits, is_alone, quantization);
             blocks.push(block);
         }
     }
@@ -182,17 +181,17 @@ fn smooth(
     window: &Neighborhood,
     bits: &[i32; 64],
     is_alone: bool,
-    quantisation: &[u16; 64],
+    quantization: &[u16; 64],
 ) {
     let weighed = |factors: &Neighborhood| -> i64 {
         let terms = factors.iter().zip(window);
         let sum: i64 = terms
             .map(|(&factor, &mean)| i64::from(factor) * i64::from(mean))
             .sum();
-        sum * i64::from(quantisation[0])
+        sum * i64::from(quantization[0])
     };
     let rounded = |sum: i64, position: usize| -> i64 {
-        let divisor = i64::from(quantisation[position]);
+        let divisor = i64::from(quantization[position]);
         let size = ((divisor << 7) + sum.abs()) / (divisor << 8);
         if sum < 0 { -size } else { size }
     };

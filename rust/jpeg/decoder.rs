@@ -64,17 +64,14 @@ impl DecodeWarnings {
     }
 
     pub(super) fn add_damage(&mut self, damage: Damage) {
-        if damage.is_short {
-            self.add("the data ends before the last block");
-        }
-        if damage.is_bad_code {
-            self.add("invalid Huffman code");
-        }
-        if damage.is_out_of_order {
-            self.add("restart markers out of order");
-        }
-        if damage.unused_bytes > 0 {
-            self.add("extra data");
+        let found = [
+            (damage.is_short, "the data ends before the last block"),
+            (damage.is_bad_code, "invalid Huffman code"),
+            (damage.is_out_of_order, "restart markers out of order"),
+            (damage.unused_bytes > 0, "extra data"),
+        ];
+        for (_, reason) in found.into_iter().filter(|(is_found, _)| *is_found) {
+            self.add(reason);
         }
     }
 
@@ -192,7 +189,7 @@ pub(super) fn table<'t, T>(
 }
 
 /// Latch the quantization tables of components in their first scan.
-pub(super) fn latch_quantisation(
+pub(super) fn latch_quantization(
     rows: &mut McuRows,
     frame: &Frame,
     scan: &Scan,
@@ -202,10 +199,10 @@ pub(super) fn latch_quantisation(
         let Some(component) = frame.components.get(part.index) else {
             continue;
         };
-        if rows.quantisation(part.index).is_none() {
-            let number = component.quantisation;
-            let table = table("quantization", &markers.quantisation, number)?;
-            rows.set_quantisation(part.index, table);
+        if rows.quantization(part.index).is_none() {
+            let number = component.quantization;
+            let table = table("quantization", &markers.quantization, number)?;
+            rows.set_quantization(part.index, table);
         }
     }
     Ok(())

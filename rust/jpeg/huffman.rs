@@ -229,10 +229,8 @@ impl TableCache {
         spec: &TableSpec,
         is_dc: bool,
     ) -> Result<Arc<HuffmanTable>, Error> {
-        let known = self
-            .tables
-            .iter()
-            .find(|(other, kind, _)| *kind == is_dc && other == spec);
+        let mut known = self.tables.iter();
+        let known = known.find(|(other, kind, _)| *kind == is_dc && other == spec);
         if let Some((_, _, table)) = known {
             return Ok(Arc::clone(table));
         }

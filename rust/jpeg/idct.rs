@@ -63,17 +63,17 @@ const fn pair(first: i32, second: i32) -> [i16; 2] {
 /// Row r goes to `out[r * stride..]`; what is outside of `out` is dropped.
 pub(super) fn transform(
     block: &Block,
-    quantisation: &[u16; 64],
+    quantization: &[u16; 64],
     size: usize,
     out: &mut [u8],
     stride: usize,
 ) {
     let mut samples = [0; 64];
     match size {
-        8 => separable(block, quantisation, &mut samples, (0, 0), eight_points),
-        4 => separable(block, quantisation, &mut samples, (4, 1), four_points),
-        2 => two(block, quantisation, &mut samples),
-        _ => samples[0] = one(block, quantisation),
+        8 => separable(block, quantization, &mut samples, (0, 0), eight_points),
+        4 => separable(block, quantization, &mut samples, (4, 1), four_points),
+        2 => two(block, quantization, &mut samples),
+        _ => samples[0] = one(block, quantization),
     }
     for (row, from) in samples.chunks_exact(8).take(size).enumerate() {
         if let Some(to) = out.get_mut(row * stride..row * stride + size) {
@@ -83,9 +83,9 @@ pub(super) fn transform(
 }
 
 /// Dequantize, in 16 bits.
-fn dequantise(block: &Block, quantisation: &[u16; 64]) -> [i32; 64] {
+fn dequantize(block: &Block, quantization: &[u16; 64]) -> [i32; 64] {
     let mut values = [0; 64];
-    for ((value, &coefficient), &step) in values.iter_mut().zip(block.iter()).zip(quantisation) {
+    for ((value, &coefficient), &step) in values.iter_mut().zip(block.iter()).zip(quantization) {
         *value = i32::from(coefficient.wrapping_mul(step as i16));
     }
     values
@@ -147,12 +147,12 @@ fn has_one_row(block: &Block, ignored: usize) -> bool {
 /// It does not use the coefficients of row `unused`, and gives `extra` more fraction bits.
 fn separable<const N: usize>(
     block: &Block,
-    quantisation: &[u16; 64],
+    quantization: &[u16; 64],
     samples: &mut [u8; 64],
     (unused, extra): (usize, u32),
     points: impl Fn([i32; 8], u32) -> [i32; N],
 ) {
-    let values = dequantise(block, quantisation);
+    let values = dequantize(block, quantization);
     let mut between = [[0_i32; 8]; N];
     if has_one_row(block, unused) {
         between.fill(std::array::from_fn(|at| {
@@ -192,8 +192,8 @@ fn four_points(input: [i32; 8], bits: u32) -> [i32; 4] {
     ]
 }
 
-fn two(block: &Block, quantisation: &[u16; 64], samples: &mut [u8; 64]) {
-    let values = dequantise(block, quantisation);
+fn two(block: &Block, quantization: &[u16; 64], samples: &mut [u8; 64]) {
+    let values = dequantize(block, quantization);
     let odd = |at: [i32; 4]| dot(at[0], at[1], TWO_13).wrapping_add(dot(at[2], at[3], TWO_57));
     let half = |value: i32, bits: u32| value.wrapping_add(1 << (bits - 1)) >> bits;
     let bits = CONSTANT_BITS - PASS_BITS + 2;
@@ -218,8 +218,8 @@ fn two(block: &Block, quantisation: &[u16; 64], samples: &mut [u8; 64]) {
 }
 
 /// DC only; out of range it wraps at 10 bits.
-fn one(block: &Block, quantisation: &[u16; 64]) -> u8 {
-    let value = i32::from(block[0]) * i32::from(quantisation[0] as i16);
+fn one(block: &Block, quantization: &[u16; 64]) -> u8 {
+    let value = i32::from(block[0]) * i32::from(quantization[0] as i16);
     let wrapped = ((value + 4) >> 3) << 22 >> 22;
     sample(wrapped)
 }

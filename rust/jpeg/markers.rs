@@ -11,7 +11,7 @@ use crate::{Error, exif};
 pub(super) const START_OF_IMAGE: u8 = 0xD8;
 pub(super) const END_OF_IMAGE: u8 = 0xD9;
 const START_OF_SCAN: u8 = 0xDA;
-const QUANTISATION: u8 = 0xDB;
+const QUANTIZATION: u8 = 0xDB;
 const HUFFMAN: u8 = 0xC4;
 const RESTART_INTERVAL: u8 = 0xDD;
 const APP0: u8 = 0xE0;
@@ -76,7 +76,7 @@ pub(super) enum ColorSpace {
 pub(super) struct Markers {
     pub(super) frame: Option<Frame>,
     /// In natural order.
-    pub(super) quantisation: [Option<[u16; 64]>; 4],
+    pub(super) quantization: [Option<[u16; 64]>; 4],
     pub(super) dc: [Option<TableSpec>; 4],
     pub(super) ac: [Option<TableSpec>; 4],
     /// In MCUs; zero for none.
@@ -144,7 +144,7 @@ impl Markers {
                 Err(unsupported(format!("arithmetic coding (FF {marker:02X})")))
             }
             HUFFMAN => self.huffman_tables(reader),
-            QUANTISATION => self.quantisation_tables(reader),
+            QUANTIZATION => self.quantization_tables(reader),
             RESTART_INTERVAL => {
                 let length = reader.word();
                 self.restart_interval = reader.word();
@@ -264,7 +264,7 @@ impl Markers {
         check_length("DHT", left == 0)
     }
 
-    fn quantisation_tables(&mut self, reader: &mut Reader<'_>) -> Result<(), Error> {
+    fn quantization_tables(&mut self, reader: &mut Reader<'_>) -> Result<(), Error> {
         let mut left = reader.word().wrapping_sub(2);
         check_length("DQT", left < usize::from(u16::MAX))?;
         while left > 0 {
@@ -284,7 +284,7 @@ impl Markers {
                 }
             }
             let slot = self
-                .quantisation
+                .quantization
                 .get_mut(usize::from(index & 15))
                 .ok_or_else(|| {
                     broken(format!(

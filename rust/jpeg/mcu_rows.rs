@@ -32,7 +32,7 @@ struct Plane {
     /// A row buffer of the image's width.
     wide: Vec<u8>,
     /// Latched in the component's first scan.
-    quantisation: Option<[u16; 64]>,
+    quantization: Option<[u16; 64]>,
 }
 
 impl Plane {
@@ -107,7 +107,7 @@ impl McuRows {
             plane.group = plane.rows / size;
             plane.stride = frame.mcus_wide * component.h * scale;
             plane.upsampling = Some(Upsampling::new(h, v, plane.width, size > 1));
-            plane.quantisation = None;
+            plane.quantization = None;
         }
         self.has_context = self
             .planes
@@ -129,14 +129,14 @@ impl McuRows {
     }
 
     /// Set the quantization table of a component unless it has one.
-    pub(super) fn set_quantisation(&mut self, index: usize, table: &[u16; 64]) {
+    pub(super) fn set_quantization(&mut self, index: usize, table: &[u16; 64]) {
         if let Some(plane) = self.planes.get_mut(index) {
-            plane.quantisation.get_or_insert(*table);
+            plane.quantization.get_or_insert(*table);
         }
     }
 
-    pub(super) fn quantisation(&self, index: usize) -> Option<[u16; 64]> {
-        self.planes.get(index).and_then(|plane| plane.quantisation)
+    pub(super) fn quantization(&self, index: usize) -> Option<[u16; 64]> {
+        self.planes.get(index).and_then(|plane| plane.quantization)
     }
 
     /// Transform blocks of one row of blocks, `row` within its MCU row, from block `first` on.
@@ -164,17 +164,17 @@ impl McuRows {
         let Some(plane) = self.planes.get_mut(index) else {
             return;
         };
-        let quantisation = plane.quantisation.unwrap_or([0; 64]);
+        let quantization = plane.quantization.unwrap_or([0; 64]);
         let start = (plane.kept + row * plane.scale) * plane.stride;
         let at = start + first * plane.scale;
         let out = plane.samples.get_mut(at..).unwrap_or_default();
         let simd = self.simd;
-        if simd.transform(blocks, &quantisation, plane.scale, out, plane.stride) {
+        if simd.transform(blocks, &quantization, plane.scale, out, plane.stride) {
             return;
         }
         for (column, block) in blocks.iter().enumerate() {
             let out = out.get_mut(column * plane.scale..).unwrap_or_default();
-            idct::transform(block, &quantisation, plane.scale, out, plane.stride);
+            idct::transform(block, &quantization, plane.scale, out, plane.stride);
         }
     }
 

@@ -4,7 +4,7 @@ use super::MAX_SCANS;
 use super::bitstream::Bitstream;
 use super::block::Coefficients;
 use super::block_smoothing::Smoothing;
-use super::decoder::{DecodeWarnings, DecoderState, Output, latch_quantisation, parts, table};
+use super::decoder::{DecodeWarnings, DecoderState, Output, latch_quantization, parts, table};
 use super::frame::{Component, Frame, Scan};
 use super::huffman::TableCache;
 use super::markers::{Markers, Reader, Stop, broken};
@@ -36,7 +36,7 @@ pub(super) fn decode(
     let mut known = vec![KnownBits::default(); frame.components.len()];
     let (mut last_good_row, mut scans) = (0, 1);
     loop {
-        latch_quantisation(&mut state.rows, frame, &scan, &markers)?;
+        latch_quantization(&mut state.rows, frame, &scan, &markers)?;
         let mut stream = Bitstream::new(reader, &mut state.window);
         let coefficients = &mut state.coefficients;
         if frame.is_progressive {
@@ -83,13 +83,13 @@ pub(super) fn decode(
     if reader.is_past_end() {
         warnings.add("the end marker is missing");
     }
-    let quantisation: Vec<_> = (0..frame.components.len())
-        .map(|index| state.rows.quantisation(index))
+    let quantization: Vec<_> = (0..frame.components.len())
+        .map(|index| state.rows.quantization(index))
         .collect();
-    if quantisation.contains(&None) {
+    if quantization.contains(&None) {
         warnings.add("a component without a scan");
     }
-    let smoothing = Smoothing::new(&known, &quantisation, scans, last_good_row);
+    let smoothing = Smoothing::new(&known, &quantization, scans, last_good_row);
     let smoothing = smoothing.filter(|_| frame.is_progressive);
     emit(state, frame, smoothing.as_ref(), output);
     let coefficients = state.coefficients.iter_mut();
@@ -183,7 +183,7 @@ fn emit(
             let first = mcu_row * component.v;
             let last = (first + component.v).min(component.blocks_high);
             for row in first..last {
-                let table = state.rows.quantisation(index);
+                let table = state.rows.quantization(index);
                 let blocks = if let (Some(smoothing), Some(table)) = (smoothing, table) {
                     smoothing.row(frame, index, row, from, &table, &mut state.smooth);
                     state.smooth.iter()

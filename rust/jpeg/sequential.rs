@@ -141,12 +141,8 @@ impl Sequence {
         chunk: &'l mut [Block],
     ) -> Option<McuRun<'l>> {
         let blocks = self.done * self.units.len()..self.run_end * self.units.len();
-        McuRun::new(
-            stream,
-            &self.units,
-            self.predictions,
-            chunk.get_mut(blocks)?,
-        )
+        let blocks = chunk.get_mut(blocks)?;
+        McuRun::new(stream, &self.units, self.predictions, blocks)
     }
 
     pub(super) fn settle(&mut self, stream: &mut Bitstream<'_, '_>, end: Option<&McuRunEnd>) {
@@ -178,12 +174,8 @@ impl Sequence {
         part: usize,
         row: usize,
     ) -> impl Iterator<Item = &'c Block> + use<'c> {
-        let before: usize = self
-            .parts
-            .iter()
-            .take(part)
-            .map(|part| part.h * part.v)
-            .sum();
+        let before = self.parts.iter().take(part);
+        let before: usize = before.map(|part| part.h * part.v).sum();
         let wide = self.parts.get(part).map_or(0, |part| part.h);
         let mcus = chunk.chunks_exact(self.units.len().max(1));
         let start = before + row * wide;
@@ -243,7 +235,7 @@ impl<'p> SingleScanDecode<'p> {
         output: Output<'p>,
     ) -> Result<Self, Error> {
         let parts = decoder::parts(&mut state.tables, &frame, scan, &markers)?;
-        decoder::latch_quantisation(&mut state.rows, &frame, scan, &markers)?;
+        decoder::latch_quantization(&mut state.rows, &frame, scan, &markers)?;
         let mut image = Self {
             sequence: Sequence::new(parts, markers.restart_interval),
             stream: Bitstream::new(reader, &mut state.window),
@@ -299,11 +291,8 @@ impl<'p> SingleScanDecode<'p> {
 
     /// The run from the next MCU with data; `None` at the end.
     fn next_lane(&mut self) -> Option<McuRun<'_>> {
-        if self.prepare() {
-            self.sequence.lane(&mut self.stream, self.chunk)
-        } else {
-            None
-        }
+        let has_data = self.prepare();
+        has_data.then(|| self.sequence.lane(&mut self.stream, self.chunk))?
     }
 
     fn settle(&mut self, end: &McuRunEnd) {

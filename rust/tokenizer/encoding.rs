@@ -57,10 +57,9 @@ impl Tokenizer {
             let limit = max_tokens.unwrap_or(usize::MAX);
             fast.encode(std::iter::once(text), limit, true, &mut tokens);
             let spans = tokens.spans.iter();
+            let offsets = spans.map(|&(start, end)| (start as usize, end as usize));
             return Ok(Encoded {
-                offsets: spans
-                    .map(|&(start, end)| (start as usize, end as usize))
-                    .collect(),
+                offsets: offsets.collect(),
                 ids: tokens.ids,
             });
         }
@@ -79,9 +78,8 @@ impl Tokenizer {
             max_length,
             ..TruncationParams::default()
         };
-        inner
-            .with_truncation(Some(truncation))
-            .map_err(tokenizer_error)?;
+        let truncated = inner.with_truncation(Some(truncation));
+        truncated.map_err(tokenizer_error)?;
         encode_with(&inner, text)
     }
 
@@ -89,10 +87,8 @@ impl Tokenizer {
     fn prompt(&self, text: &str) -> Result<Arc<EncodedPrompt>, Error> {
         self.prompt_cache.get_or_make(text, || {
             let encoded = self.encode_uncached(text, None)?;
-            Ok(EncodedPrompt::new(
-                encoded,
-                self.special_tokens.template.after.len(),
-            ))
+            let after = self.special_tokens.template.after.len();
+            Ok(EncodedPrompt::new(encoded, after))
         })
     }
 

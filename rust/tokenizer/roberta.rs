@@ -37,11 +37,8 @@ impl Tokenizer {
         let bpe = BPE::from_file(&vocabulary.to_string_lossy(), &merges.to_string_lossy())
             .build()
             .map_err(|error| {
-                Error::Tokenizer(format!(
-                    "{} and {}: {error}",
-                    vocabulary.display(),
-                    merges.display()
-                ))
+                let (vocabulary, merges) = (vocabulary.display(), merges.display());
+                Error::Tokenizer(format!("{vocabulary} and {merges}: {error}"))
             })?;
         Self::like_roberta(bpe)
     }
@@ -87,11 +84,8 @@ impl Tokenizer {
     }
 
     fn like_roberta(bpe: BPE) -> Result<Self, Error> {
-        let tokenizer = Self::of_crate(
-            assemble(bpe)?,
-            &TokenOverrides::default(),
-            &TokenOverrides::default(),
-        )?;
+        let none = TokenOverrides::default();
+        let tokenizer = Self::of_crate(assemble(bpe)?, &none, &none)?;
         tokenizer.check_for_models()?;
         Ok(tokenizer)
     }
@@ -123,11 +117,9 @@ pub(crate) fn difference(inner: &Inner, special_tokens: &SpecialTokens) -> Optio
             special_tokens.pad
         ));
     }
-    let (before, after) = (
-        &special_tokens.template.before,
-        &special_tokens.template.after,
-    );
-    if *before != [START_ID] || *after != [END_ID] || !special_tokens.template.is_plain {
+    let template = &special_tokens.template;
+    let (before, after) = (&template.before, &template.after);
+    if *before != [START_ID] || *after != [END_ID] || !template.is_plain {
         return Some(format!(
             "texts start with the ids {before:?} and end with {after:?}; expected [{START_ID}] \
                  and [{END_ID}]"

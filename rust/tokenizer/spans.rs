@@ -55,9 +55,8 @@ pub fn mirror_words(text: &str) -> Mirrored {
         let length = piece.chars().count();
         if let Some(swapped) = other_side(piece) {
             let swapped_length = swapped.chars().count();
-            mirrored
-                .edits
-                .push(((old, old + length), (new, new + swapped_length)));
+            let edit = ((old, old + length), (new, new + swapped_length));
+            mirrored.edits.push(edit);
             mirrored.text.push_str(&swapped);
             new += swapped_length;
         } else {

@@ -58,19 +58,11 @@ fn extremes(image: &Rgb) -> ([u8; 3], [u8; 3]) {
     }
     compare(rest);
     let of_channel = |values: [u8; BYTES], pick: fn(u8, u8) -> u8, start: u8| {
-        [0, 1, 2].map(|channel| {
-            values
-                .iter()
-                .skip(channel)
-                .step_by(3)
-                .copied()
-                .fold(start, pick)
-        })
+        let channel = |channel: usize| values.into_iter().skip(channel).step_by(3);
+        [0, 1, 2].map(|at| channel(at).fold(start, pick))
     };
-    (
-        of_channel(low, u8::min, u8::MAX),
-        of_channel(high, u8::max, 0),
-    )
+    let low = of_channel(low, u8::min, u8::MAX);
+    (low, of_channel(high, u8::max, 0))
 }
 
 /// Equalize the histogram of every channel.

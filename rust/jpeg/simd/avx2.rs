@@ -63,32 +63,32 @@ fn factors([low, high]: [i16; 2]) -> __m256i {
 #[target_feature(enable = "avx2")]
 pub(super) fn transform(
     blocks: &[&Block],
-    quantisation: &[u16; 64],
+    quantization: &[u16; 64],
     out: &mut [u8],
     stride: usize,
 ) {
-    let steps = quantisation.map(|step| step as i16);
+    let steps = quantization.map(|step| step as i16);
     let mut pairs = blocks.chunks_exact(2);
     let mut at = 0;
     for pair in &mut pairs {
         let Some(out) = out.get_mut(at..at + 7 * stride + 16) else {
             return;
         };
-        let rows = dequantised(pair[0], pair[1], &steps);
+        let rows = dequantized(pair[0], pair[1], &steps);
         if is_in_range(rows[0]) {
             store_pair(transform_pair(rows), out, stride);
         } else {
-            idct::transform(pair[0], quantisation, 8, out, stride);
-            idct::transform(pair[1], quantisation, 8, &mut out[8..], stride);
+            idct::transform(pair[0], quantization, 8, out, stride);
+            idct::transform(pair[1], quantization, 8, &mut out[8..], stride);
         }
         at += 16;
     }
     if let ([block], Some(out)) = (pairs.remainder(), out.get_mut(at..at + 7 * stride + 8)) {
-        let rows = dequantised(block, block, &steps);
+        let rows = dequantized(block, block, &steps);
         if is_in_range(rows[0]) {
             store_first(transform_pair(rows), out, stride);
         } else {
-            idct::transform(block, quantisation, 8, out, stride);
+            idct::transform(block, quantization, 8, out, stride);
         }
     }
 }
@@ -96,7 +96,7 @@ pub(super) fn transform(
 /// Dequantized coefficients of two blocks side by side, row by row.
 #[target_feature(enable = "avx2")]
 #[inline]
-pub(super) fn dequantised(first: &Block, second: &Block, steps: &[i16; 64]) -> [__m256i; 8] {
+pub(super) fn dequantized(first: &Block, second: &Block, steps: &[i16; 64]) -> [__m256i; 8] {
     let mut rows = [_mm256_setzero_si256(); 8];
     for (row, to) in rows.iter_mut().enumerate() {
         let steps = load_rows(steps, steps, row);

@@ -3,7 +3,7 @@
 #[allow(clippy::wildcard_imports)] // Intrinsics.
 use std::arch::x86_64::*;
 
-use super::avx2::{add, dequantised, dot, down, is_in_range, pairs, scaled, sub, transpose};
+use super::avx2::{add, dequantized, dot, down, is_in_range, pairs, scaled, sub, transpose};
 use crate::jpeg::block::Block;
 use crate::jpeg::idct::{
     self, CONSTANT_BITS, FOUR_EVEN, FOUR_ODD_13, FOUR_ODD_57, PASS_BITS, TWO_13, TWO_57,
@@ -14,26 +14,26 @@ const SECOND_BITS: i32 = (CONSTANT_BITS + PASS_BITS + 3 + 1) as i32;
 
 /// Transform adjacent blocks to 4 x 4 samples each; row r goes to `out[r * stride..]`.
 #[target_feature(enable = "avx2")]
-pub(super) fn four(blocks: &[&Block], quantisation: &[u16; 64], out: &mut [u8], stride: usize) {
-    let steps = quantisation.map(|step| step as i16);
+pub(super) fn four(blocks: &[&Block], quantization: &[u16; 64], out: &mut [u8], stride: usize) {
+    let steps = quantization.map(|step| step as i16);
     let mut pairs = blocks.chunks_exact(2);
     let mut at = 0;
     for pair in &mut pairs {
         let Some(out) = out.get_mut(at..at + 3 * stride + 8) else {
             return;
         };
-        let rows = dequantised(pair[0], pair[1], &steps);
+        let rows = dequantized(pair[0], pair[1], &steps);
         if is_in_range(rows[0]) {
             store_four(four_of_pair(rows), out, stride);
         } else {
-            idct::transform(pair[0], quantisation, 4, out, stride);
-            idct::transform(pair[1], quantisation, 4, &mut out[4..], stride);
+            idct::transform(pair[0], quantization, 4, out, stride);
+            idct::transform(pair[1], quantization, 4, &mut out[4..], stride);
         }
         at += 8;
     }
     for block in pairs.remainder() {
         let out = out.get_mut(at..).unwrap_or_default();
-        idct::transform(block, quantisation, 4, out, stride);
+        idct::transform(block, quantization, 4, out, stride);
     }
 }
 
@@ -105,15 +105,15 @@ const TWO_SCALE: i32 = (CONSTANT_BITS + 2) as i32;
 
 /// Transform adjacent blocks to 2 x 2 samples each; row r goes to `out[r * stride..]`.
 #[target_feature(enable = "avx2")]
-pub(super) fn two(blocks: &[&Block], quantisation: &[u16; 64], out: &mut [u8], stride: usize) {
-    let steps = quantisation.map(|step| step as i16);
+pub(super) fn two(blocks: &[&Block], quantization: &[u16; 64], out: &mut [u8], stride: usize) {
+    let steps = quantization.map(|step| step as i16);
     let mut pairs = blocks.chunks_exact(2);
     let mut at = 0;
     for pair in &mut pairs {
         let Some(out) = out.get_mut(at..at + stride + 4) else {
             return;
         };
-        let samples = two_of_pair(dequantised(pair[0], pair[1], &steps));
+        let samples = two_of_pair(dequantized(pair[0], pair[1], &steps));
         for (block, [a, b, c, d]) in samples.into_iter().enumerate() {
             out[2 * block..][..2].copy_from_slice(&[a, b]);
             out[stride + 2 * block..][..2].copy_from_slice(&[c, d]);
@@ -122,7 +122,7 @@ pub(super) fn two(blocks: &[&Block], quantisation: &[u16; 64], out: &mut [u8], s
     }
     for block in pairs.remainder() {
         let out = out.get_mut(at..).unwrap_or_default();
-        idct::transform(block, quantisation, 2, out, stride);
+        idct::transform(block, quantization, 2, out, stride);
     }
 }
 

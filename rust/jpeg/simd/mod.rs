@@ -169,7 +169,7 @@ impl Simd {
     pub(super) fn transform(
         self,
         blocks: &[&Block],
-        quantisation: &[u16; 64],
+        quantization: &[u16; 64],
         size: usize,
         out: &mut [u8],
         stride: usize,
@@ -179,9 +179,9 @@ impl Simd {
             // SAFETY: the processor has AVX2, as `new` made sure.
             unsafe {
                 match size {
-                    8 => avx2::transform(blocks, quantisation, out, stride),
-                    4 => avx2_small::four(blocks, quantisation, out, stride),
-                    _ => avx2_small::two(blocks, quantisation, out, stride),
+                    8 => avx2::transform(blocks, quantization, out, stride),
+                    4 => avx2_small::four(blocks, quantization, out, stride),
+                    _ => avx2_small::two(blocks, quantization, out, stride),
                 }
             }
             return true;
@@ -189,10 +189,10 @@ impl Simd {
         #[cfg(target_arch = "aarch64")]
         if self.instructions >= Instructions::Neon && size == 8 {
             // SAFETY: the processor has NEON, as `new` made sure.
-            unsafe { neon::transform(blocks, quantisation, out, stride) };
+            unsafe { neon::transform(blocks, quantization, out, stride) };
             return true;
         }
-        let _ = (blocks, quantisation, size, out, stride);
+        let _ = (blocks, quantization, size, out, stride);
         false
     }
 

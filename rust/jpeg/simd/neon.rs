@@ -16,11 +16,11 @@ const SECOND_BITS: i32 = (CONSTANT_BITS + PASS_BITS + 3) as i32;
 #[target_feature(enable = "neon")]
 pub(super) fn transform(
     blocks: &[&Block],
-    quantisation: &[u16; 64],
+    quantization: &[u16; 64],
     out: &mut [u8],
     stride: usize,
 ) {
-    let steps = rows_of(&quantisation.map(|step| step as i16));
+    let steps = rows_of(&quantization.map(|step| step as i16));
     for (block, at) in blocks.iter().zip((0..).step_by(8)) {
         let Some(out) = out.get_mut(at..at + 7 * stride + 8) else {
             return;
@@ -33,7 +33,7 @@ pub(super) fn transform(
             let columns = transpose(pass::<FIRST_BITS>(rows));
             store(transpose(pass::<SECOND_BITS>(columns)), out, stride);
         } else {
-            idct::transform(block, quantisation, 8, out, stride);
+            idct::transform(block, quantization, 8, out, stride);
         }
     }
 }

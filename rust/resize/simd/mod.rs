@@ -260,7 +260,9 @@ impl Passes {
             Across::Avx2(table) => unsafe { avx2::across(table, rows, quads) },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
-            Across::Wide(table) => unsafe { wide::across(table, rows, quads) },
+            Across::Wide(table) => unsafe {
+                wide::across(table, rows.planes, rows.plane, quads, rows.columns);
+            },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
             Across::Fast(table) => unsafe { approx::across(table, rows, quads) },

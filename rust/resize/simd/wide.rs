@@ -9,7 +9,6 @@
 #[allow(clippy::wildcard_imports)] // Intrinsics.
 use std::arch::x86_64::*;
 
-use super::Rows;
 use crate::resize::simd::avx2::parts_of;
 use crate::resize::weights::{PRECISION_BITS, QUAD, Weights};
 use crate::simd::avx2::{RowSpan, line};
@@ -62,8 +61,13 @@ impl WideWeights {
 
 /// Horizontal pass, as [`super::Passes::across`].
 #[target_feature(enable = "avx2")]
-pub(crate) fn across(table: &WideWeights, rows: Rows<'_>, quads: &mut [u8]) {
-    let (planes, plane, columns) = (rows.planes, rows.plane, rows.columns);
+pub(crate) fn across(
+    table: &WideWeights,
+    planes: &[u8],
+    plane: usize,
+    quads: &mut [u8],
+    columns: usize,
+) {
     assert!(plane >= table.reach && planes.len() >= 3 * QUAD * plane);
     assert!(columns >= table.starts.len() && quads.len() >= 3 * columns * QUAD);
     let starts = table.starts.as_chunks::<COLUMNS>().0.iter();
