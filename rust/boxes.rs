@@ -1,5 +1,7 @@
 //! Boxes: half-open xyxy in float pixels; 0 <= x <= image width. Crops: whole pixels.
 
+#![allow(clippy::cast_precision_loss)] // Sizes are far below 2^53.
+
 use crate::Error;
 
 /// A rectangle of whole pixels in an image.
@@ -32,21 +34,18 @@ impl Crop {
 pub type BoxXyxy = [f64; 4];
 
 /// A crop drops boxes that keep less than this fraction of their area.
-pub const LEAST_AREA_LEFT: f64 = 0.1;
+pub(crate) const LEAST_AREA_LEFT: f64 = 0.1;
 
 /// How far a box may exceed its image in pixels (rounding); it is clipped. More is an error.
-pub const SLACK_PIXELS: f64 = 1.0;
+pub(crate) const SLACK_PIXELS: f64 = 1.0;
 
 /// Area in square pixels; 0 if inverted.
-#[must_use]
-pub fn area([x0, y0, x1, y1]: BoxXyxy) -> f64 {
+pub(crate) fn area([x0, y0, x1, y1]: BoxXyxy) -> f64 {
     (x1 - x0).max(0.0) * (y1 - y0).max(0.0)
 }
 
 /// Clip to the image.
-#[must_use]
-#[allow(clippy::cast_precision_loss)] // Sizes are far below 2^53.
-pub fn clip([x0, y0, x1, y1]: BoxXyxy, height: usize, width: usize) -> BoxXyxy {
+pub(crate) fn clip([x0, y0, x1, y1]: BoxXyxy, height: usize, width: usize) -> BoxXyxy {
     let (height, width) = (height as f64, width as f64);
     [
         x0.clamp(0.0, width),
@@ -56,12 +55,13 @@ pub fn clip([x0, y0, x1, y1]: BoxXyxy, height: usize, width: usize) -> BoxXyxy {
     ]
 }
 
-/// Clip every box to its image.
-///
-/// # Errors
-/// [`Error::EmptyBox`] for a box with no area in the image, [`Error::BoxOutside`] if it exceeds the
-/// image by more than [`SLACK_PIXELS`]: both are annotation errors.
-pub fn clip_all(boxes: &[BoxXyxy], height: usize, width: usize) -> Result<Vec<BoxXyxy>, Error> {
+/// Clip every box to its image; [`Error::InvalidBox`] for a box with no area in the image, or one
+/// that exceeds it by more than [`SLACK_PIXELS`].
+pub(crate) fn clip_all(
+    boxes: &[BoxXyxy],
+    height: usize,
+    width: usize,
+) -> Result<Vec<BoxXyxy>, Error> {
     boxes
         .iter()
         .enumerate()
@@ -76,14 +76,19 @@ fn clip_one(
     height: usize,
     width: usize,
 ) -> Result<BoxXyxy, Error> {
+    let [x0, y0, x1, y1] = box_xyxy;
+    let invalid = |reason: String| Error::InvalidBox {
+        index,
+        reason: format!("({x0}, {y0}, {x1}, {y1}): {reason}"),
+    };
     let clipped = clip(box_xyxy, height, width);
     if area(clipped) <= 0.0 || box_xyxy.iter().any(|edge| edge.is_nan()) {
-        return Err(Error::EmptyBox {
-            index,
-            box_xyxy,
-            height,
-            width,
-        });
+        let reason = if x0 < x1 && y0 < y1 {
+            format!("no area inside the image of height {height} and width {width} pixels")
+        } else {
+            "expected numbers with x0 < x1 and y0 < y1".to_owned()
+        };
+        return Err(invalid(reason));
     }
     let beyond = box_xyxy
         .iter()
@@ -91,39 +96,15 @@ fn clip_one(
         .map(|(edge, cut)| (edge - cut).abs())
         .fold(0.0, f64::max);
     if beyond > SLACK_PIXELS {
-        return Err(Error::BoxOutside {
-            index,
-            box_xyxy,
-            beyond,
-            height,
-            width,
-        });
+        return Err(invalid(format!(
+            "{beyond} pixels outside the image of height {height} and width {width} pixels; \
+             expected at most {SLACK_PIXELS}"
+        )));
     }
     Ok(clipped)
 }
 
-/// Map a box into a crop. `None` if its center is outside or too little of it is left.
-#[must_use]
-#[allow(clippy::cast_precision_loss)] // Sizes are far below 2^53.
-pub fn crop([x0, y0, x1, y1]: BoxXyxy, crop: Crop) -> Option<BoxXyxy> {
-    let (left, top) = (crop.left as f64, crop.top as f64);
-    let (height, width) = (crop.height as f64, crop.width as f64);
-    let moved = [x0 - left, y0 - top, x1 - left, y1 - top];
-    let x = f64::midpoint(moved[0], moved[2]);
-    let y = f64::midpoint(moved[1], moved[3]);
-    let inside = (0.0..width).contains(&x) && (0.0..height).contains(&y);
-    let left_over = clip(moved, crop.height, crop.width);
-    (inside && area(left_over) >= LEAST_AREA_LEFT * area(moved)).then_some(left_over)
-}
-
-/// Scale a box for a resize from `from` to `to`, both (height, width).
-#[must_use]
-pub fn scale(box_xyxy: BoxXyxy, from: (usize, usize), to: (usize, usize)) -> BoxXyxy {
-    multiply(box_xyxy, ratios(from, to))
-}
-
 /// Scale factors (y, x) of a resize.
-#[allow(clippy::cast_precision_loss)] // Sizes are far below 2^53.
 pub(crate) fn ratios(from: (usize, usize), to: (usize, usize)) -> (f64, f64) {
     (to.0 as f64 / from.0 as f64, to.1 as f64 / from.1 as f64)
 }
@@ -133,18 +114,41 @@ pub(crate) fn multiply([x0, y0, x1, y1]: BoxXyxy, (y_ratio, x_ratio): (f64, f64)
     [x0 * x_ratio, y0 * y_ratio, x1 * x_ratio, y1 * y_ratio]
 }
 
-/// Mirror horizontally in an image of `width` pixels.
-#[must_use]
-#[allow(clippy::cast_precision_loss)] // Sizes are far below 2^53.
-pub fn mirror([x0, y0, x1, y1]: BoxXyxy, width: usize) -> BoxXyxy {
-    let width = width as f64;
-    [width - x1, y0, width - x0, y1]
+#[cfg(test)]
+pub(crate) mod reference {
+    //! Single steps, to which the fused transform is compared.
+
+    use super::*;
+
+    /// Map a box into a crop. `None` if its center is outside or too little of it is left.
+    pub(crate) fn crop([x0, y0, x1, y1]: BoxXyxy, crop: Crop) -> Option<BoxXyxy> {
+        let (left, top) = (crop.left as f64, crop.top as f64);
+        let (height, width) = (crop.height as f64, crop.width as f64);
+        let moved = [x0 - left, y0 - top, x1 - left, y1 - top];
+        let x = f64::midpoint(moved[0], moved[2]);
+        let y = f64::midpoint(moved[1], moved[3]);
+        let inside = (0.0..width).contains(&x) && (0.0..height).contains(&y);
+        let left_over = clip(moved, crop.height, crop.width);
+        (inside && area(left_over) >= LEAST_AREA_LEFT * area(moved)).then_some(left_over)
+    }
+
+    /// Scale a box for a resize from `from` to `to`, both (height, width).
+    pub(crate) fn scale(box_xyxy: BoxXyxy, from: (usize, usize), to: (usize, usize)) -> BoxXyxy {
+        multiply(box_xyxy, ratios(from, to))
+    }
+
+    /// Mirror horizontally in an image of `width` pixels.
+    pub(crate) fn mirror([x0, y0, x1, y1]: BoxXyxy, width: usize) -> BoxXyxy {
+        let width = width as f64;
+        [width - x1, y0, width - x0, y1]
+    }
 }
 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::float_cmp)] // Halves and whole numbers, which are exact.
 
+    use super::reference::{crop, mirror, scale};
     use super::*;
 
     const CROP: Crop = Crop {
@@ -169,7 +173,13 @@ mod tests {
             [f64::NAN, 0.0, 2.0, 2.0],
         ] {
             let result = clip_all(&[[0.0, 0.0, 1.0, 1.0], outside], 3, 4);
-            assert!(matches!(result, Err(Error::EmptyBox { index: 1, .. })));
+            let message = result.unwrap_err().to_string();
+            assert!(message.starts_with("box 1 is ("), "{message}");
+            let expected = ["): no area inside", "): expected numbers"];
+            assert!(
+                expected.iter().any(|text| message.contains(text)),
+                "{message}"
+            );
         }
         for too_far in [
             [-1.001, 1.0, 2.5, 3.0],
@@ -178,7 +188,12 @@ mod tests {
             [1.0, 1.0, 2.0, f64::INFINITY],
         ] {
             let result = clip_all(&[[0.0, 0.0, 1.0, 1.0], too_far], 3, 4);
-            assert!(matches!(result, Err(Error::BoxOutside { index: 1, .. })));
+            let message = result.unwrap_err().to_string();
+            assert!(message.starts_with("box 1 is ("), "{message}");
+            assert!(
+                message.contains(" pixels outside the image of height 3"),
+                "{message}"
+            );
         }
     }
 

@@ -1,6 +1,7 @@
 //! SIMD instruction sets of the hand-written loops. All of them produce the same bytes.
 
 use crate::Error;
+use crate::error::by_name;
 
 /// A SIMD instruction set, ordered by width.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -15,7 +16,6 @@ pub enum Instructions {
     Avx512,
 }
 
-/// Every instruction set with its name.
 const NAMES: [(Instructions, &str); 4] = [
     (Instructions::Scalar, "scalar"),
     (Instructions::Neon, "neon"),
@@ -60,21 +60,10 @@ impl Instructions {
     /// # Errors
     /// [`Error::Argument`] for an unknown name or a set that this processor lacks.
     pub fn from_name(name: &str) -> Result<Self, Error> {
-        let found = NAMES.into_iter().find(|&(_, known)| known == name);
-        let (found, _) = found.ok_or_else(|| {
-            Error::argument(
-                "instructions",
-                format!(
-                    "'{name}'; expected 'scalar', 'neon', 'avx2' or \
-                     'avx512'"
-                ),
-            )
-        })?;
+        let found = by_name("instructions", name, &NAMES)?;
         if !found.is_here() {
-            return Err(Error::argument(
-                "instructions",
-                format!("'{name}' is not supported by this processor"),
-            ));
+            let reason = format!("'{name}' is not supported by this processor");
+            return Err(Error::argument("instructions", reason));
         }
         Ok(found)
     }
@@ -82,8 +71,8 @@ impl Instructions {
     /// Every supported set, narrowest first.
     pub fn available() -> impl Iterator<Item = Self> {
         NAMES
-            .into_iter()
             .map(|(set, _)| set)
+            .into_iter()
             .filter(|set| set.is_here())
     }
 }

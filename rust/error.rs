@@ -18,7 +18,7 @@ pub enum Error {
     Decode {
         /// The file, if known.
         path: Option<PathBuf>,
-        /// What is wrong.
+        /// The problem.
         reason: String,
     },
     /// An image of a known but unsupported kind.
@@ -37,29 +37,12 @@ pub enum Error {
         /// Maximum number of pixels.
         limit: usize,
     },
-    /// A box with no area inside its image.
-    EmptyBox {
+    /// A box with no area inside its image, or too far outside of it.
+    InvalidBox {
         /// Index of the box in the record.
         index: usize,
-        /// The box as stored, xyxy in pixels.
-        box_xyxy: [f64; 4],
-        /// Image height in pixels.
-        height: usize,
-        /// Image width in pixels.
-        width: usize,
-    },
-    /// A box that exceeds its image by too much.
-    BoxOutside {
-        /// Index of the box in the record.
-        index: usize,
-        /// The box as stored, xyxy in pixels.
-        box_xyxy: [f64; 4],
-        /// Largest distance outside the image, in pixels.
-        beyond: f64,
-        /// Image height in pixels.
-        height: usize,
-        /// Image width in pixels.
-        width: usize,
+        /// The box, and what was expected.
+        reason: String,
     },
     /// An unusable tokenizer file, or a text that cannot be encoded.
     Tokenizer(String),
@@ -87,11 +70,8 @@ pub enum Error {
     /// A bug: a worker thread panicked on a record.
     Worker,
     /// A session without threads.
-    Closed {
-        /// Why, and what was expected.
-        reason: &'static str,
-    },
-    /// Any of the above, with the record's key.
+    Closed(&'static str),
+    /// An error in a record.
     InRecord {
         /// Key of the record.
         key: String,
@@ -102,8 +82,7 @@ pub enum Error {
 
 impl Error {
     /// Add the record's key.
-    #[must_use]
-    pub fn in_record(self, key: &str) -> Self {
+    pub(crate) fn in_record(self, key: &str) -> Self {
         Self::InRecord {
             key: key.to_owned(),
             source: Box::new(self),
@@ -112,8 +91,7 @@ impl Error {
 
     /// Status of the sample: "missing", "corrupt", "unsupported", or "invalid" if another field is
     /// wrong.
-    #[must_use]
-    pub fn status(&self) -> &'static str {
+    pub(crate) fn status(&self) -> &'static str {
         match self {
             Self::File { .. } => "missing",
             Self::Decode { .. } => "corrupt",
@@ -124,8 +102,7 @@ impl Error {
     }
 
     /// True for failed allocations, which are not the record's fault.
-    #[must_use]
-    pub fn is_memory(&self) -> bool {
+    pub(crate) fn is_memory(&self) -> bool {
         match self {
             Self::Memory { .. } => true,
             Self::InRecord { source, .. } => source.is_memory(),
@@ -134,8 +111,7 @@ impl Error {
     }
 
     /// Add the file's path to a decode error.
-    #[must_use]
-    pub fn in_file(self, file: &std::path::Path) -> Self {
+    pub(crate) fn in_file(self, file: &std::path::Path) -> Self {
         match self {
             Self::Decode { path: None, reason } => Self::Decode {
                 path: Some(file.to_owned()),
@@ -149,6 +125,11 @@ impl Error {
             }
             other => other,
         }
+    }
+
+    pub(crate) fn file(path: &std::path::Path, source: std::io::Error) -> Self {
+        let path = path.to_owned();
+        Self::File { path, source }
     }
 
     /// An unsupported image, without a path.
@@ -213,34 +194,7 @@ impl fmt::Display for Error {
                     "image of {height} x {width} pixels; expected at most {limit} pixels{why}"
                 )
             }
-            Self::EmptyBox {
-                index,
-                box_xyxy: [x0, y0, x1, y1],
-                height,
-                width,
-            } => {
-                write!(f, "box {index} is ({x0}, {y0}, {x1}, {y1}): ")?;
-                if x0 < x1 && y0 < y1 {
-                    write!(
-                        f,
-                        "no area inside the image of height {height} and width {width} pixels"
-                    )
-                } else {
-                    f.write_str("expected numbers with x0 < x1 and y0 < y1")
-                }
-            }
-            Self::BoxOutside {
-                index,
-                box_xyxy: [x0, y0, x1, y1],
-                beyond,
-                height,
-                width,
-            } => write!(
-                f,
-                "box {index} is ({x0}, {y0}, {x1}, {y1}): {beyond} pixels outside the image of \
-                     height {height} and width {width} pixels; expected at most {}",
-                crate::boxes::SLACK_PIXELS
-            ),
+            Self::InvalidBox { index, reason } => write!(f, "box {index} is {reason}"),
             Self::Field { field, reason } => write!(f, "{field}: {reason}"),
             Self::Argument { name, reason } => write!(f, "{name}: {reason}"),
             Self::Memory { bytes, what } => {
@@ -250,7 +204,7 @@ impl fmt::Display for Error {
                 "a worker thread panicked; this is a bug in fiber, please report it with the \
                      record",
             ),
-            Self::Closed { reason } => f.write_str(reason),
+            Self::Closed(reason) => f.write_str(reason),
             Self::InRecord { key, source } => write!(f, "record '{key}': {source}"),
         }
     }
@@ -266,10 +220,58 @@ impl std::error::Error for Error {
     }
 }
 
-/// Run `work` and convert a panic, which only corrupt input can cause, into an error.
-///
-/// # Errors
-/// Those of `work`, and `error` of the panic message.
+/// Implement `from_name` and `name` for an enum; `$argument` names it in errors.
+macro_rules! named {
+    ($kind:ident, $argument:literal, [$($variant:ident = $name:literal),+ $(,)?]) => {
+        impl $kind {
+            /// Every variant with its name.
+            pub(crate) const NAMES: &[(Self, &str)] = &[$((Self::$variant, $name)),+];
+
+            /// Look up a variant by name.
+            ///
+            /// # Errors
+            /// [`crate::Error::Argument`] for an unknown name.
+            pub fn from_name(name: &str) -> Result<Self, crate::Error> {
+                crate::error::by_name($argument, name, Self::NAMES)
+            }
+
+            /// Name of the variant.
+            #[must_use]
+            pub fn name(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $name),+
+                }
+            }
+        }
+    };
+}
+pub(crate) use named;
+
+/// Look up the value with a name; the error lists all names.
+pub(crate) fn by_name<T: Copy>(
+    argument: &'static str,
+    name: &str,
+    known: &[(T, &str)],
+) -> Result<T, Error> {
+    let found = known.iter().find(|&&(_, known)| known == name);
+    found.map(|&(value, _)| value).ok_or_else(|| {
+        let mut names: Vec<String> = known.iter().map(|(_, name)| format!("'{name}'")).collect();
+        let last = names.pop().unwrap_or_default();
+        let reason = format!("'{name}'; expected {} or {last}", names.join(", "));
+        Error::argument(argument, reason)
+    })
+}
+
+/// Reject a probability outside [0, 1].
+pub(crate) fn check_probability(name: &'static str, probability: f64) -> Result<(), Error> {
+    if (0.0..=1.0).contains(&probability) {
+        return Ok(());
+    }
+    let reason = format!("{probability}; expected 0 to 1");
+    Err(Error::argument(name, reason))
+}
+
+/// Run `work`; convert a panic, which only corrupt input can cause, into an `error` of its message.
 pub(crate) fn catch_panic<T>(
     work: impl FnOnce() -> Result<T, Error>,
     error: impl FnOnce(&str) -> Error,

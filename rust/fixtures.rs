@@ -71,19 +71,15 @@ pub(crate) fn record(key: &str) -> Record {
 
 /// A gray image with these values.
 pub(crate) fn gray(width: usize, values: &[u8]) -> Rgb {
-    Rgb {
-        height: values.len() / width,
+    Rgb::new(
+        values.len() / width,
         width,
-        pixels: values.iter().flat_map(|&value| [value; 3]).collect(),
-    }
+        values.iter().flat_map(|&value| [value; 3]).collect(),
+    )
 }
 
 /// An image whose values ascend in steps of 7, modulo 256.
 pub(crate) fn gradient(height: usize, width: usize) -> Rgb {
     let pixels = (0..height * width * 3).map(|i| u8::try_from(i * 7 % 256).unwrap());
-    Rgb {
-        height,
-        width,
-        pixels: pixels.collect(),
-    }
+    Rgb::new(height, width, pixels.collect())
 }

@@ -5,6 +5,9 @@
 //! [`boxes`] and [`rng`]) -> [`loader::decode_into`] (uses [`jpeg`], [`resize`] and [`normalize`])
 //! -> [`loader::collate`], on the threads of [`loader`]. Text batches: [`tokenizer::batch`].
 
+// Some functions serve the bindings only.
+#![cfg_attr(not(feature = "python"), allow(dead_code))]
+
 pub mod attention;
 pub mod boxes;
 pub mod cpu_features;

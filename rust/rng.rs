@@ -127,7 +127,7 @@ impl Philox {
 
 /// Uniform floats of (seed, stream, index), equal to those of `fiber.data.rng.Rng` in Python.
 #[derive(Clone, Debug)]
-pub struct PhiloxUniform {
+pub(crate) struct PhiloxUniform {
     philox: Philox,
     /// Numbers still to be returned, the last one first.
     block: Vec<f64>,
@@ -176,8 +176,7 @@ impl PhiloxUniform {
 }
 
 /// Shuffled order of an epoch: a permutation of 0..count (Fisher-Yates).
-#[must_use]
-pub fn permutation(count: usize, seed: u64, epoch: u64) -> Vec<i64> {
+pub(crate) fn permutation(count: usize, seed: u64, epoch: u64) -> Vec<i64> {
     let mut rng = Rng::new(seed, epoch, 0, Purpose::Order);
     #[allow(clippy::cast_possible_wrap)] // No collection has 2^63 records.
     let mut order: Vec<i64> = (0..count as i64).collect();

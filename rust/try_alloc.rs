@@ -9,24 +9,27 @@ use crate::Error;
 pub const MAX_PIXELS: usize = 178_956_970;
 
 /// A vector of `count` equal values; `what` names it in the error.
-///
-/// # Errors
-/// [`Error::Memory`] if the allocation fails.
 pub(crate) fn filled<T: Clone>(
     value: T,
     count: usize,
     what: impl FnOnce() -> String,
 ) -> Result<Vec<T>, Error> {
-    let mut values = Vec::new();
-    reserve(&mut values, count, what)?;
+    let mut values = with_capacity(count, what)?;
     values.resize(count, value);
     Ok(values)
 }
 
+/// An empty vector with room for `count` values.
+pub(crate) fn with_capacity<T>(
+    count: usize,
+    what: impl FnOnce() -> String,
+) -> Result<Vec<T>, Error> {
+    let mut values = Vec::new();
+    reserve(&mut values, count, what)?;
+    Ok(values)
+}
+
 /// Reserve room for `more` values.
-///
-/// # Errors
-/// As [`filled`].
 pub(crate) fn reserve<T>(
     values: &mut Vec<T>,
     more: usize,
@@ -39,21 +42,13 @@ pub(crate) fn reserve<T>(
 }
 
 /// Check that `bytes` can be allocated, before calling a library that allocates infallibly.
-///
-/// # Errors
-/// As [`filled`].
 pub(crate) fn check(bytes: usize, what: impl FnOnce() -> String) -> Result<(), Error> {
-    let mut asked_for = Vec::<u8>::new();
-    reserve(&mut asked_for, bytes, what)?;
     // Otherwise the compiler may remove the allocation.
-    std::hint::black_box(asked_for);
+    std::hint::black_box(with_capacity::<u8>(bytes, what)?);
     Ok(())
 }
 
 /// Reserve a row of tokens for each box.
-///
-/// # Errors
-/// As [`filled`].
 pub(crate) fn reserve_rows(rows: &mut Vec<bool>, boxes: usize, tokens: usize) -> Result<(), Error> {
     reserve(rows, boxes.saturating_mul(tokens), || {
         format!("{boxes} boxes of {tokens} tokens; expected fewer boxes, or a smaller max_tokens")

@@ -1,4 +1,9 @@
-"""Types of the Rust extension, checked by `python -m mypy.stubtest fiber._core`."""
+"""Types of the Rust extension, checked by `python -m mypy.stubtest fiber._core`.
+
+Images are uint8 RGB arrays (H, W, 3). `instructions` is "scalar", "neon", "avx2" or "avx512", or
+None for the widest that the processor supports; results are equal unless stated otherwise, and
+unsupported ones raise ValueError. `max_pixels` is 178,956,970 by default, Pillow's limit.
+"""
 
 # ruff: noqa: A002 - `filter` is Pillow's name for the resampling kernel.
 
@@ -141,7 +146,7 @@ class ImageTransform:
         mean: Sequence[float] = ...,
         std: Sequence[float] = ...,
     ) -> ImageTransform:
-        """Resize the shorter side to a length drawn from `sizes`, keeping the aspect ratio.
+        """Resize the shorter side to a length sampled from `sizes`, keeping the aspect ratio.
 
         `max_size` limits the longer side, in pixels, by reducing the shorter one. As published, the
         shorter side is rounded to whole pixels, so the longer one may exceed the limit by up to a
@@ -159,7 +164,7 @@ class ImageTransform:
 
     @property
     def is_square(self) -> bool:
-        """Whether all outputs have the same height and width."""
+        """True if all outputs have the same height and width."""
 
     def describe(self) -> dict[str, Any]:
         """Return all settings as JSON values; `kind` is the constructor's name."""
@@ -172,15 +177,10 @@ class ImageTransform:
 class ColorJitter:
     """Random brightness, contrast, saturation and hue, with torchvision's values.
 
-    Each factor is drawn from its range, and the changes are applied in random order. Results equal
+    Each argument is the range of a factor, for `hue` of a shift in fractions of the circle from
+    -0.5 to 0.5. Factors are sampled, and the changes are applied in random order. Results equal
     `torchvision.transforms.v2.ColorJitter` on uint8 tensors, except that a few values of contrast
     differ by one level: torchvision rounds the mean of the image.
-
-    Args:
-        brightness: Range of the factor on every value.
-        contrast: Range of the factor on the distance from the mean gray.
-        saturation: Range of the factor on the distance from a pixel's own gray.
-        hue: Range of the hue shift, in fractions of the circle from -0.5 to 0.5.
 
     Raises:
         ValueError: for an invalid range.
@@ -203,19 +203,16 @@ class ColorJitter:
 
 @final
 class RandAugment:
-    """Random operations per image, drawn with replacement, all of one magnitude.
+    """Random operations per image, sampled with replacement, all of one magnitude.
 
     Results equal those of the published fine-tuning code with OpenCV 5.0 bit by bit. AutoContrast
     and Equalize work per channel. Brightness and Sharpness take a factor; as published, Sharpness
     wraps around below 0 and above 255. ShearX and ShearY take a factor, TranslateX and TranslateY
     pixels, Rotate degrees, all in either direction; pixels from outside the image are 128.
 
-    Args:
-        num_ops: Number of operations drawn; 0 disables.
-        magnitude: Strength of every operation, 0 to 10.
-        probability: Probability of applying a drawn operation.
-        operations: Names to draw from; repeated names are drawn more often. Default: all ten,
-            including Identity, which does nothing.
+    `num_ops` operations (0 disables) are sampled from `operations`, by default all ten, including
+    Identity; repeated names are sampled more often. Each is applied with `probability`. `magnitude`
+    is 0 to 10.
 
     Raises:
         ValueError: for an unknown operation or a number out of range.
@@ -257,14 +254,10 @@ class Tokenizer:
     ) -> Tokenizer:
         """Read a tokenizer.json.
 
-        Args:
-            path: Path of the file.
-            pad_token: Padding token. Default: the first that exists of the file's `padding` (if its
-                id and token agree), a token with a known name (<pad>, [PAD], <|pad|> and the like),
-                the token after every text, the token that ends texts (<|endoftext|>, </s> and the
-                like), and id 0. `text_mask` marks real tokens.
-            mask_token: Mask token. Default: <mask>, [MASK] or the like. Without one, only masking
-                is unavailable.
+        `pad_token` defaults to the first that exists of the file's `padding` (if its id and token
+        agree), a token with a known name (<pad>, [PAD], <|pad|> and the like), the token after
+        every text, the token that ends texts (<|endoftext|>, </s> and the like), and id 0.
+        `mask_token` defaults to <mask>, [MASK] or the like; without one, masking is unavailable.
 
         Raises:
             FileNotFoundError: if the file does not exist.
@@ -343,7 +336,7 @@ class Tokenizer:
 
     @property
     def is_fast(self) -> bool:
-        """Whether texts are encoded by fiber's own byte-level BPE instead of the crate."""
+        """True if texts are encoded by fiber's byte-level BPE, not by `tokenizers`."""
 
     def check_for_models(self) -> None:
         """Check that fiber's models can use the vocabulary.
@@ -358,14 +351,10 @@ class Tokenizer:
     def encode(
         self, text: str, *, max_tokens: int | None = None
     ) -> tuple[list[int], list[tuple[int, int]]]:
-        """Encode a text, including the BOS/EOS template.
-
-        Args:
-            text: Any text, including "".
-            max_tokens: Maximum number of tokens; truncation keeps the template.
+        """Encode a text, including the BOS/EOS template, which truncation to `max_tokens` keeps.
 
         Returns:
-            Ids and the half-open span of code points of each, as defined by the file (for RoBERTa
+            Ids and the half-open code point span of each, as defined by the file (for RoBERTa
             without the space before a word). Spans of the template are (0, 0).
 
         Raises:
@@ -381,13 +370,7 @@ class Tokenizer:
         pad_to: int | None = None,
         offsets: bool = False,
     ) -> dict[str, Buffer]:
-        """Encode B texts into padded arrays of L tokens.
-
-        Args:
-            texts: Any texts.
-            max_tokens: As in `encode`.
-            pad_to: L; default: tokens of the longest text.
-            offsets: Whether to return spans.
+        """Encode B texts into padded arrays of L tokens: `pad_to`, or those of the longest text.
 
         Returns:
             "token_ids" (B, L) int64, "text_mask" (B, L) bool, True = real token, and with `offsets`
@@ -411,17 +394,10 @@ class Tokenizer:
     ) -> dict[str, Buffer]:
         """Encode B texts and mask tokens for MLM, as the loader does.
 
-        Args:
-            texts: Any texts.
-            mlm_probability: Probability of picking a non-special token. 80 % of picked tokens
-                become the mask, 10 % another token (as published, also a special one if models can
-                use the vocabulary).
-            seed: Seed of the random numbers.
-            epoch: Epoch of the random numbers.
-            indices: Sample index of each text; random numbers depend only on it, the seed and the
-                epoch.
-            max_tokens: As in `encode_batch`.
-            pad_to: As in `encode_batch`.
+        A token that is not special is picked with `mlm_probability`. 80 % of picked tokens become
+        the mask, 10 % another token (as published, also a special one if models can use the
+        vocabulary). Random numbers depend only on the text's sample index in `indices`, `seed` and
+        `epoch`. Other arguments as in `encode_batch`.
 
         Returns:
             "token_ids", "text_mask", and "masked_ids" and "mlm_labels" (B, L) int64; the label of a
@@ -440,15 +416,10 @@ class Tokenizer:
         *,
         max_tokens: int | None = None,
     ) -> Buffer:
-        """Map each box to the tokens of the text that name it; encodings of long texts are cached.
+        """Map G boxes, given by their half-open code point spans, to the tokens that name them.
 
-        Args:
-            text: The caption or prompt.
-            char_spans: For each of G boxes, its half-open spans of code points.
-            max_tokens: As in `encode`.
-
-        Returns:
-            (G, L) bool, as `fiber._core.positive_map` of the text's offsets.
+        Returns (G, L) bool, as `fiber._core.positive_map` of the text's offsets. Encodings of long
+        texts are cached.
         """
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -465,23 +436,16 @@ class Tokenizer:
 class WholeWordMasking:
     """MLM masking of whole words; `fiber.data.masking.WholeWords` wraps it for tensors.
 
-    Args:
-        tokenizer: Byte-level BPE of fiber's models (`Tokenizer.check_for_models`).
-        probability: Probability of picking a word.
-        seed: Seed of the random numbers.
-
     Raises:
-        ValueError: if `probability` is not in [0, 1], or the tokenizer is of another kind.
+        ValueError: if the `probability` of picking a word is not in [0, 1], or the tokenizer does
+            not pass `Tokenizer.check_for_models`.
     """
 
     def __new__(
         cls, tokenizer: Tokenizer, *, probability: float, seed: int
     ) -> WholeWordMasking: ...
     def word_numbers(self, token_ids: np.ndarray) -> Buffer:
-        """Number the words of texts.
-
-        Args:
-            token_ids: (B, L) int64, contiguous.
+        """Number the words of contiguous (B, L) int64 ids.
 
         Returns:
             (B, L) int64: tokens with equal numbers are one word, -1 at special tokens. Numbers
@@ -494,16 +458,14 @@ class WholeWordMasking:
     def mask(self, token_ids: np.ndarray, *, first_sample: int) -> tuple[Buffer, Buffer]:
         """Pick words and mask them: 80 % of their tokens <mask>, 10 % a random token, 10 % kept.
 
-        Args:
-            token_ids: (B, L) int64, contiguous.
-            first_sample: Index of the first text; with the seed it determines the random numbers.
+        Random numbers depend on the seed and the text's sample index, `first_sample` for the first.
 
         Returns:
             Input ids of the model and labels, (B, L) int64 each; the label of a token that was not
             picked is -100.
 
         Raises:
-            ValueError: for an id outside the vocabulary, or another shape.
+            ValueError: as `word_numbers`.
         """
 
 @final
@@ -582,12 +544,8 @@ def decode_image(
     """Decode a JPEG, PNG, WebP, GIF, BMP or TIFF file to (H, W, 3) uint8 RGB.
 
     As Pillow's `convert("RGB")`: gray is repeated, orientation tags are not applied, and only the
-    first frame is read. 16-bit values keep their upper eight bits.
-
-    Args:
-        data: Content of an image file.
-        max_pixels: Maximum number of pixels; default 178,956,970, Pillow's limit.
-        background: RGB color under transparent pixels; None drops alpha.
+    first frame is read. 16-bit values keep their upper eight bits. `background` is the RGB color
+    under transparent pixels; None drops alpha.
 
     Raises:
         DecodeError: for other formats, corrupt or truncated data, unsupported variants of a format,
@@ -609,17 +567,10 @@ def decode_jpeg(
 ) -> tuple[Buffer, str | None]:
     """Decode a JPEG to (H, W, 3) uint8 RGB, filling in damaged parts.
 
-    Values equal libjpeg-turbo's; CMYK and YCCK become RGB as in Pillow's `convert("RGB")`.
-
-    Args:
-        data: Content of a JPEG file.
-        divisor: 1, 2, 4 or 8; height and width are divided by it, rounded up.
-        stop_row: First row that is not needed.
-        max_pixels: Maximum number of pixels in the file; default 178,956,970, Pillow's limit.
-        instructions: "scalar", "neon", "avx2" or "avx512"; None uses the widest that the processor
-            has. All give the same image.
-        beside: Another JPEG file to decode concurrently, as in the loader's threads; its content
-            has no effect.
+    Values equal libjpeg-turbo's; CMYK and YCCK become RGB as in Pillow's `convert("RGB")`. Height
+    and width are divided by `divisor` (1, 2, 4 or 8), rounded up. `stop_row` is the first row that
+    is not needed. `beside` is another JPEG to decode concurrently, as in the loader; it has no
+    effect.
 
     Returns:
         The image, and the reason why parts are filled in, or None.
@@ -627,7 +578,7 @@ def decode_jpeg(
     Raises:
         DecodeError: if the data is not a JPEG, unsupported ("unsupported" in the message), too
             damaged, or larger than `max_pixels`.
-        ValueError: for another divisor, and for instructions that the processor lacks.
+        ValueError: for another divisor.
     """
 
 def read_image(
@@ -654,23 +605,15 @@ def resize_image(
     rows_at_once: int = 0,
     instructions: str | None = None,
 ) -> Buffer:
-    """Resize a uint8 array (H, W, 3) with antialiasing, as Pillow does, rows before columns.
+    """Resize an image with antialiasing, as Pillow does, rows before columns.
 
-    Args:
-        image: uint8 (H, W, 3).
-        height: Output height in pixels.
-        width: Output width in pixels.
-        filter: "bilinear" or "bicubic".
-        resize: "exact", or "fast" for values that may be one level off; see `ImageTransform`.
-        crop: (top, left, height, width) in pixels of the part to resize; None for the whole image.
-        rows_at_once: Number of rows processed at a time, as from a decoder; 0 for all. Values do
-            not depend on it.
-        instructions: "scalar", "neon", "avx2" or "avx512"; None uses the widest that the processor
-            has. All give the same values if `resize` is "exact".
+    `crop` is (top, left, height, width) in pixels. `filter` and `resize` as in `ImageTransform`;
+    with "fast", values depend on the instructions. `rows_at_once` rows are processed at a time, as
+    from a decoder, all if 0; values do not depend on it.
 
     Raises:
-        ValueError: for a size of 0 or of more than 178,956,970 pixels, a crop outside the image, an
-            unknown filter or precision, and instructions that the processor lacks.
+        ValueError: for a size of 0 or of more than 178,956,970 pixels, a crop outside the image,
+            and an unknown filter or precision.
     """
 
 def normalize_image(
@@ -686,21 +629,11 @@ def normalize_image(
     std: Sequence[float] = ...,
     instructions: str | None = None,
 ) -> Buffer:
-    """Normalize a uint8 array (H, W, 3) as for a batch, zero-padded on the right and bottom.
+    """Normalize an image as for a batch, zero-padded to `height` x `width` on the right and bottom.
 
-    Args:
-        image: uint8 (H, W, 3).
-        height: Output height in pixels; at least H.
-        width: Output width in pixels; at least W.
-        layout: "chw" for (3, height, width), "hwc" for (height, width, 3).
-        dtype: "float32"; "float16" or "bfloat16", rounded from it to nearest, ties to even; or
-            "uint8", which is not normalized.
-        flip: Whether to mirror left and right.
-        channel_order: "rgb" or "bgr".
-        mean: Subtracted from values in [0, 1]; RGB order, default ImageNet's.
-        std: Divisor of the difference; RGB order, default ImageNet's.
-        instructions: "scalar", "neon", "avx2" or "avx512"; None uses the widest that the processor
-            has. All give the same bytes.
+    `layout` is "chw" for (3, height, width) or "hwc" for (height, width, 3). `dtype` is "float32";
+    "float16" or "bfloat16", rounded from it to nearest, ties to even; or "uint8", which is not
+    normalized. `flip` mirrors horizontally. Other arguments as in `ImageTransform`.
 
     Returns:
         The bytes of all values, without a shape.
@@ -710,12 +643,9 @@ def normalize_image(
     """
 
 def jitter_image(image: Buffer | np.ndarray, change: str, factor: float) -> Buffer:
-    """Apply one change of `ColorJitter` to a uint8 RGB array (H, W, 3).
+    """Apply one change of `ColorJitter`: "brightness", "contrast", "saturation" or "hue".
 
-    Args:
-        image: uint8 (H, W, 3).
-        change: "brightness", "contrast", "saturation" or "hue".
-        factor: 0 or more; for hue -0.5 to 0.5.
+    `factor` is 0 or more, for hue -0.5 to 0.5.
 
     Raises:
         ValueError: for an unknown change or a factor out of range.
@@ -724,14 +654,11 @@ def jitter_image(image: Buffer | np.ndarray, change: str, factor: float) -> Buff
 def augment_image(
     image: Buffer | np.ndarray, operation: str, argument: float | None = None
 ) -> Buffer:
-    """Apply one operation of `RandAugment` to a uint8 RGB array (H, W, 3).
+    """Apply one operation of `RandAugment` to an image with sides of 1 to 4,194,304 pixels.
 
-    Args:
-        image: Sides of 1 to 4,194,304 pixels.
-        operation: "Rotate" and so on.
-        argument: Signed factor, pixels or degrees: Rotate turns left, ShearX moves lower rows
-            right, ShearY moves right columns down, TranslateX moves left, TranslateY up. None for
-            operations without an argument.
+    `argument` is a signed factor, pixels or degrees: Rotate turns left, ShearX moves lower rows
+    right, ShearY moves right columns down, TranslateX moves left, TranslateY up. It is None for
+    operations without an argument.
 
     Raises:
         ValueError: for an unknown operation, a missing or unexpected argument, and an array of
@@ -747,15 +674,9 @@ def apply_transform(
     epoch: int = 0,
     index: int = 0,
 ) -> tuple[Buffer, list[list[float]], tuple[int, int]]:
-    """Apply a transform to one image.
+    """Apply a transform to an array (H, W, 3) or encoded image, and to boxes (x0, y0, x1, y1).
 
-    Args:
-        image: uint8 (H, W, 3), or the content of an image file.
-        transform: The transform.
-        boxes: (x0, y0, x1, y1) in pixels of the image.
-        seed: With `epoch` and `index`, determines the random draws.
-        epoch: Epoch, as in the loader.
-        index: Index of the record, as in the loader.
+    `seed`, `epoch` and `index` determine the random numbers, as in the loader.
 
     Returns:
         A float32 array (3, H, W), padded to the transform's divisor; the remaining boxes in its
@@ -769,14 +690,10 @@ def apply_transform(
 def positive_map(
     offsets: Sequence[tuple[int, int]], char_spans: Sequence[Sequence[tuple[int, int]]]
 ) -> Buffer:
-    """Map each box to the tokens that name it.
+    """Map each box to the tokens that name it: (boxes, tokens) bool.
 
-    Args:
-        offsets: Span of code points of each token, from `Tokenizer.encode`.
-        char_spans: For each box, the spans of the text that name it.
-
-    Returns:
-        (boxes, tokens) bool: whether the token overlaps one of the box's spans.
+    A token names a box if its span in `offsets`, from `Tokenizer.encode`, overlaps one of the
+    box's.
     """
 
 def mirror_words(
@@ -785,10 +702,10 @@ def mirror_words(
     """Swap the words for left and right, and shift the spans of code points accordingly."""
 
 def draw_below(bound: int, seed: int, epoch: int, index: int, attempt: int) -> int:
-    """Draw an integer in [0, bound), determined by the arguments."""
+    """Return a random integer in [0, bound), determined by the other arguments."""
 
 def permutation(count: int, seed: int, epoch: int) -> Buffer:
-    """Draw the order of an epoch: an int64 permutation of range(count)."""
+    """Return the order of an epoch: an int64 permutation of range(count)."""
 
 _Floats = np.ndarray
 

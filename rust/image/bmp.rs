@@ -34,11 +34,8 @@ struct BmpHeader {
 
 /// Read little-endian integers.
 fn number<const N: usize>(bytes: &[u8], at: usize) -> Result<[u8; N], Error> {
-    bytes
-        .get(at..)
-        .and_then(<[u8]>::first_chunk)
-        .copied()
-        .ok_or_else(|| Error::decode("BMP: the file ends inside the header"))
+    let found = bytes.get(at..).and_then(<[u8]>::first_chunk).copied();
+    found.ok_or_else(|| Error::decode("BMP: the file ends inside the header"))
 }
 
 fn word(bytes: &[u8], at: usize) -> Result<usize, Error> {
@@ -50,10 +47,7 @@ fn double_word(bytes: &[u8], at: usize) -> Result<u32, Error> {
 }
 
 fn unsupported(what: &str) -> Error {
-    Error::Unsupported {
-        path: None,
-        reason: format!("BMP: unsupported {what}"),
-    }
+    Error::unsupported(format!("BMP: unsupported {what}"))
 }
 
 fn read_header(bytes: &[u8]) -> Result<BmpHeader, Error> {
@@ -62,13 +56,8 @@ fn read_header(bytes: &[u8]) -> Result<BmpHeader, Error> {
     let (height, width, bits, compression, colors) = match length {
         CORE_HEADER => {
             let (width, height) = (word(bytes, at(4))?, word(bytes, at(6))?);
-            (
-                i64::try_from(height).unwrap_or(0),
-                width,
-                word(bytes, at(10))?,
-                0,
-                0,
-            )
+            let height = i64::try_from(height).unwrap_or(0);
+            (height, width, word(bytes, at(10))?, 0, 0)
         }
         40..=256 => (
             i64::from(double_word(bytes, at(8))?.cast_signed()),
@@ -89,9 +78,8 @@ fn read_header(bytes: &[u8]) -> Result<BmpHeader, Error> {
             Storage::Masks([mask(0)?, mask(1)?, mask(2)?, alpha])
         }
         _ => {
-            return Err(unsupported(&format!(
-                "{bits} bits per pixel with compression {compression}"
-            )));
+            let what = format!("{bits} bits per pixel with compression {compression}");
+            return Err(unsupported(&what));
         }
     };
     let palette = if bits <= 8 {
@@ -124,10 +112,6 @@ pub(crate) fn size(bytes: &[u8]) -> Result<(usize, usize), Error> {
     read_header(bytes).map(|header| (header.height, header.width))
 }
 
-/// Decode an image.
-///
-/// # Errors
-/// [`Error::Decode`] for corrupt bytes, [`Error::Unsupported`], [`Error::TooManyPixels`].
 pub(crate) fn decode(bytes: &[u8], max_pixels: usize) -> Result<Samples, Error> {
     let header = read_header(bytes)?;
     check_size(header.height, header.width, max_pixels)?;
@@ -140,10 +124,9 @@ pub(crate) fn decode(bytes: &[u8], max_pixels: usize) -> Result<Samples, Error> 
         let found = header.palette.get(usize::from(index));
         found.copied().unwrap_or_default()
     };
-    let mut pixels = Vec::new();
     let count = header.height * header.width * channels;
     let what = try_alloc::of_image(header.height, header.width);
-    try_alloc::reserve(&mut pixels, count, what)?;
+    let mut pixels = try_alloc::with_capacity(count, what)?;
     if header.storage == Storage::Runs {
         let indices = unroll(stored, &header)?;
         pixels.extend(indices.into_iter().flat_map(color));
@@ -162,17 +145,11 @@ pub(crate) fn decode(bytes: &[u8], max_pixels: usize) -> Result<Samples, Error> 
     }
     if !header.from_top {
         let rows = pixels.chunks_exact(header.width * channels).rev();
-        let mut turned = Vec::new();
-        try_alloc::reserve(&mut turned, pixels.len(), what)?;
+        let mut turned = try_alloc::with_capacity(pixels.len(), what)?;
         rows.for_each(|row| turned.extend_from_slice(row));
         pixels = turned;
     }
-    Ok(Samples {
-        height: header.height,
-        width: header.width,
-        channels,
-        bytes: pixels,
-    })
+    Ok(Samples::new(header.height, header.width, channels, pixels))
 }
 
 /// Append the samples of one row.
@@ -182,10 +159,8 @@ fn spread(row: &[u8], header: &BmpHeader, color: impl Fn(u8) -> [u8; 3], pixels:
         (Storage::Masks(masks), _) => {
             let channels = if masks[3] == 0 { 3 } else { 4 };
             for pixel in row.chunks_exact(bits / 8).take(width) {
-                let value = pixel
-                    .iter()
-                    .rev()
-                    .fold(0, |value, &b| value << 8 | u32::from(b));
+                let bytes = pixel.iter().rev();
+                let value = bytes.fold(0, |value, &b| value << 8 | u32::from(b));
                 pixels.extend(masks.iter().take(channels).map(|&mask| masked(value, mask)));
             }
         }
@@ -223,6 +198,7 @@ fn unroll(stored: &[u8], header: &BmpHeader) -> Result<Vec<u8>, Error> {
     let mut indices = try_alloc::filled(0, height * width, try_alloc::of_image(height, width))?;
     let (mut x, mut y) = (0, 0);
     let mut rest = stored;
+    let ended = || Error::decode("BMP: the file ends inside the RLE data");
     // The high nibble is the first of two pixels.
     let half = |byte: u8, number: usize| match (header.bits, number % 2) {
         (8, _) => byte,
@@ -239,17 +215,13 @@ fn unroll(stored: &[u8], header: &BmpHeader) -> Result<Vec<u8>, Error> {
         *x += 1;
     };
     loop {
-        let Some((&[count, value], after)) = rest.split_first_chunk() else {
-            return Err(Error::decode("BMP: the file ends inside the RLE data"));
-        };
+        let (&[count, value], after) = rest.split_first_chunk().ok_or_else(ended)?;
         rest = after;
         match (count, value) {
             (0, 0) => (x, y) = (0, y + 1),
             (0, 1) => break,
             (0, 2) => {
-                let Some((&[right, up], after)) = rest.split_first_chunk() else {
-                    return Err(Error::decode("BMP: the file ends inside the RLE data"));
-                };
+                let (&[right, up], after) = rest.split_first_chunk().ok_or_else(ended)?;
                 rest = after;
                 x += usize::from(right);
                 y += usize::from(up);
@@ -257,9 +229,8 @@ fn unroll(stored: &[u8], header: &BmpHeader) -> Result<Vec<u8>, Error> {
             (0, count) => {
                 let count = usize::from(count);
                 let length = (count * header.bits).div_ceil(8);
-                let Some((bytes, after)) = rest.split_at_checked(length.next_multiple_of(2)) else {
-                    return Err(Error::decode("BMP: the file ends inside the RLE data"));
-                };
+                let padded = length.next_multiple_of(2);
+                let (bytes, after) = rest.split_at_checked(padded).ok_or_else(ended)?;
                 rest = after;
                 for number in 0..count {
                     let byte = bytes.get(number * header.bits / 8).copied().unwrap_or(0);

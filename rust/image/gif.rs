@@ -31,10 +31,6 @@ pub(crate) fn size(bytes: &[u8]) -> Result<(usize, usize), Error> {
     canvas(&mut decoder(bytes)?)
 }
 
-/// Decode the first frame.
-///
-/// # Errors
-/// [`Error::Decode`] for corrupt bytes or a missing palette, [`Error::TooManyPixels`].
 pub(crate) fn decode(bytes: &[u8], max_pixels: usize) -> Result<Samples, Error> {
     let mut decoder = decoder(bytes)?;
     let (height, width) = canvas(&mut decoder)?;
@@ -64,12 +60,7 @@ pub(crate) fn decode(bytes: &[u8], max_pixels: usize) -> Result<Samples, Error> 
     let ground = color(transparent.unwrap_or(0));
     let mut bytes = try_alloc::filled(ground, height * width, what)?.into_flattened();
     place(frame, &indices, width, &mut bytes, color);
-    Ok(Samples {
-        height,
-        width,
-        channels: 4,
-        bytes,
-    })
+    Ok(Samples::new(height, width, 4, bytes))
 }
 
 /// Copy a frame onto a canvas of `width` columns.

@@ -9,7 +9,7 @@ use std::cell::RefCell;
 
 mod bmp;
 mod gif;
-pub mod orientation;
+pub(crate) mod orientation;
 mod png;
 mod samples;
 mod tiff;
@@ -31,6 +31,16 @@ pub struct Rgb {
     pub width: usize,
     /// The bytes.
     pub pixels: Vec<u8>,
+}
+
+impl Rgb {
+    pub(crate) fn new(height: usize, width: usize, pixels: Vec<u8>) -> Self {
+        Self {
+            height,
+            width,
+            pixels,
+        }
+    }
 }
 
 /// A borrowed RGB image: an [`Rgb`], or a Python array.
@@ -73,8 +83,7 @@ pub enum Format {
 
 impl Format {
     /// Name in lower case.
-    #[must_use]
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Jpeg => "jpeg",
             Self::Png => "png",
@@ -86,11 +95,7 @@ impl Format {
     }
 
     /// Detect the format from the first bytes.
-    ///
-    /// # Errors
-    /// [`Error::Unsupported`] for a known but unsupported format, [`Error::Decode`] for an unknown
-    /// one.
-    pub fn of(bytes: &[u8]) -> Result<Self, Error> {
+    pub(crate) fn of(bytes: &[u8]) -> Result<Self, Error> {
         if bytes.starts_with(&[0xFF, 0xD8]) {
             Ok(Self::Jpeg)
         } else if bytes.starts_with(b"\x89PNG\r\n\x1a\n") {
@@ -104,19 +109,16 @@ impl Format {
         } else if bytes.starts_with(b"II*\0") || bytes.starts_with(b"MM\0*") {
             Ok(Self::Tiff)
         } else if let Some(name) = not_decoded(bytes) {
-            Err(Error::unsupported(format!(
-                "{name}: unsupported; expected a {KNOWN} file"
-            )))
+            let reason = format!("{name}: unsupported; expected a {KNOWN} file");
+            Err(Error::unsupported(reason))
         } else if bytes.is_empty() {
-            Err(Error::decode(format!(
-                "empty file; expected a {KNOWN} file"
-            )))
+            let reason = format!("empty file; expected a {KNOWN} file");
+            Err(Error::decode(reason))
         } else {
             let start: Vec<String> = bytes.iter().take(8).map(|b| format!("{b:02x}")).collect();
-            Err(Error::decode(format!(
-                "starts with bytes {}; expected a {KNOWN} file",
-                start.join(" ")
-            )))
+            let start = start.join(" ");
+            let reason = format!("starts with bytes {start}; expected a {KNOWN} file");
+            Err(Error::decode(reason))
         }
     }
 }
@@ -144,10 +146,10 @@ fn not_decoded(bytes: &[u8]) -> Option<&'static str> {
         (b"\0\0\x01\0", "ICO"),
         (b"%PDF-", "PDF"),
     ];
-    beginnings
+    let found = beginnings
         .iter()
-        .find(|(begins, _)| bytes.starts_with(begins))
-        .map(|(_, name)| *name)
+        .find(|(begins, _)| bytes.starts_with(begins));
+    found.map(|(_, name)| *name)
 }
 
 /// Read (height, width) and format without decoding the pixels.
@@ -171,12 +173,11 @@ pub fn probe(bytes: &[u8]) -> Result<(usize, usize, Format), Error> {
 /// Read the EXIF (or TIFF) orientation: 1 (upright) to 8.
 ///
 /// Missing and malformed tags read as 1; they are no reason to reject an image.
-#[must_use]
-pub fn orientation(bytes: &[u8], format: Format) -> u8 {
+pub(crate) fn orientation(bytes: &[u8], format: Format) -> u8 {
     let found = match format {
         Format::Jpeg => jpeg::read_header(bytes)
-            .ok()
-            .map(|header| header.orientation),
+            .map(|header| header.orientation)
+            .ok(),
         Format::Png => png::orientation(bytes),
         Format::WebP => webp::orientation(bytes),
         Format::Tiff => tiff::orientation(bytes),
@@ -186,12 +187,7 @@ pub fn orientation(bytes: &[u8], format: Format) -> u8 {
 }
 
 /// Decode an image file; alpha is dropped.
-///
-/// # Errors
-/// [`Error::Decode`] for an unknown format or corrupt bytes, [`Error::Unsupported`] for an
-/// unsupported format or variant, [`Error::TooManyPixels`] above `max_pixels`, checked in the
-/// header before pixels are allocated.
-pub fn decode(bytes: &[u8], max_pixels: usize) -> Result<Rgb, Error> {
+pub(crate) fn decode(bytes: &[u8], max_pixels: usize) -> Result<Rgb, Error> {
     decode_over(bytes, max_pixels, None)
 }
 
@@ -235,14 +231,10 @@ fn guarded<T>(decode: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
 }
 
 /// Reject an empty image, or one of more than `limit` pixels.
-///
-/// # Errors
-/// [`Error::Decode`] and [`Error::TooManyPixels`].
 pub(crate) fn check_size(height: usize, width: usize, limit: usize) -> Result<(), Error> {
     if height == 0 || width == 0 {
-        return Err(Error::decode(format!(
-            "image of {height} x {width} pixels; expected 1 or more"
-        )));
+        let reason = format!("image of {height} x {width} pixels; expected 1 or more");
+        return Err(Error::decode(reason));
     }
     if height.saturating_mul(width) > limit {
         return Err(Error::TooManyPixels {
@@ -260,30 +252,19 @@ thread_local! {
 }
 
 /// Decode a JPEG; damaged parts are filled, which the status reports.
-///
-/// # Errors
-/// As [`jpeg::Decoder::decode`].
-pub fn decode_jpeg(bytes: &[u8], request: &jpeg::Request) -> Result<(Rgb, jpeg::Status), Error> {
+pub(crate) fn decode_jpeg(
+    bytes: &[u8],
+    request: &jpeg::Request,
+) -> Result<(Rgb, jpeg::Status), Error> {
     let header = jpeg::read_header(bytes)?;
     check_size(header.height, header.width, request.max_pixels)?;
-    let (height, width) = (
-        request.scale.apply(header.height),
-        request.scale.apply(header.width),
-    );
+    let [height, width] = [header.height, header.width].map(|side| request.scale.apply(side));
     let height = request.stop_row.map_or(height, |row| row.min(height));
-    let mut pixels = Vec::new();
     let what = try_alloc::of_image(height, width);
-    try_alloc::reserve(&mut pixels, height * width * 3, what)?;
+    let mut pixels = try_alloc::with_capacity(height * width * 3, what)?;
     let mut sink = |_, rows: &[u8]| pixels.extend_from_slice(rows);
     let status = JPEG.with_borrow_mut(|decoder| decoder.decode(bytes, request, &mut sink))?;
-    Ok((
-        Rgb {
-            height,
-            width,
-            pixels,
-        },
-        status,
-    ))
+    Ok((Rgb::new(height, width, pixels), status))
 }
 
 fn decode_whole_jpeg(bytes: &[u8], max_pixels: usize) -> Result<Rgb, Error> {

@@ -4,16 +4,12 @@ use crate::image::Rgb;
 use crate::{Error, try_alloc};
 
 /// True if `orientation` (EXIF, 1 to 8) swaps height and width.
-#[must_use]
 pub fn swaps_sides(orientation: u8) -> bool {
     (5..=8).contains(&orientation)
 }
 
 /// Rotate and mirror an image so that EXIF's `orientation` becomes upright; values other than 2 to
 /// 8 change nothing.
-///
-/// # Errors
-/// [`Error::Memory`] if the result cannot be allocated.
 pub fn apply_orientation(image: Rgb, orientation: u8) -> Result<Rgb, Error> {
     if !(2..=8).contains(&orientation) {
         return Ok(image);
@@ -24,9 +20,8 @@ pub fn apply_orientation(image: Rgb, orientation: u8) -> Result<Rgb, Error> {
         (image.height, image.width)
     };
     let (last_row, last_column) = (image.height - 1, image.width - 1);
-    let mut pixels = Vec::new();
     let what = try_alloc::of_image(height, width);
-    try_alloc::reserve(&mut pixels, image.pixels.len(), what)?;
+    let mut pixels = try_alloc::with_capacity(image.pixels.len(), what)?;
     for y in 0..height {
         for x in 0..width {
             // Source of the pixel at (y, x).
@@ -43,11 +38,7 @@ pub fn apply_orientation(image: Rgb, orientation: u8) -> Result<Rgb, Error> {
             pixels.extend_from_slice(image.pixels.get(start..start + 3).unwrap_or(&[0; 3]));
         }
     }
-    Ok(Rgb {
-        height,
-        width,
-        pixels,
-    })
+    Ok(Rgb::new(height, width, pixels))
 }
 
 #[cfg(test)]
@@ -56,11 +47,7 @@ mod tests {
 
     /// Red channel of an image with rows 0 1 2 and 3 4 5.
     fn turned(orientation: u8) -> (usize, usize, Vec<u8>) {
-        let image = Rgb {
-            height: 2,
-            width: 3,
-            pixels: (0..6).flat_map(|red| [red, 0, 9]).collect(),
-        };
+        let image = Rgb::new(2, 3, (0..6).flat_map(|red| [red, 0, 9]).collect());
         let turned = apply_orientation(image, orientation).unwrap();
         let reds = turned.pixels.chunks_exact(3).map(|pixel| pixel[0]);
         (turned.height, turned.width, reds.collect())

@@ -45,9 +45,6 @@ pub(crate) fn orientation(bytes: &[u8]) -> Option<u8> {
 }
 
 /// Decode the default image, also of an APNG.
-///
-/// # Errors
-/// [`Error::Decode`] for corrupt bytes, [`Error::TooManyPixels`].
 pub(crate) fn decode(bytes: &[u8], max_pixels: usize) -> Result<Samples, Error> {
     let mut reader = reader(bytes)?;
     let (height, width) = size_of(&reader);
@@ -58,12 +55,12 @@ pub(crate) fn decode(bytes: &[u8], max_pixels: usize) -> Result<Samples, Error> 
     let mut pixels = try_alloc::filled(0, size, try_alloc::of_image(height, width))?;
     let frame = reader.next_frame(&mut pixels).map_err(|e| broken(&e))?;
     pixels.truncate(frame.buffer_size());
-    Ok(Samples {
-        height: frame.height as usize,
-        width: frame.width as usize,
-        channels: frame.color_type.samples(),
-        bytes: pixels,
-    })
+    Ok(Samples::new(
+        frame.height as usize,
+        frame.width as usize,
+        frame.color_type.samples(),
+        pixels,
+    ))
 }
 
 fn broken(error: &png::DecodingError) -> Error {

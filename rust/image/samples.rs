@@ -13,27 +13,31 @@ use crate::{Error, try_alloc};
 /// Decoded samples: gray or RGB, with or without alpha.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Samples {
-    /// Rows.
-    pub height: usize,
-    /// Columns.
-    pub width: usize,
+    height: usize,
+    width: usize,
     /// 1 gray, 2 gray and alpha, 3 RGB, 4 RGBA.
-    pub channels: usize,
+    channels: usize,
     /// Interleaved samples.
-    pub bytes: Vec<u8>,
+    bytes: Vec<u8>,
 }
 
 impl Samples {
+    pub(crate) fn new(height: usize, width: usize, channels: usize, bytes: Vec<u8>) -> Self {
+        Self {
+            height,
+            width,
+            channels,
+            bytes,
+        }
+    }
+
     /// Convert to RGB: replicate gray, blend alpha over a background; without one alpha is dropped.
-    ///
-    /// # Errors
-    /// [`Error::Memory`] if the pixels cannot be allocated.
     pub(crate) fn over(self, background: Option<[u8; 3]>) -> Result<Rgb, Error> {
         let pixels = match (self.channels, background) {
-            (1, _) => self.pixels::<1>(|&[grey]| [grey; 3])?,
-            (2, None) => self.pixels::<2>(|&[grey, _]| [grey; 3])?,
+            (1, _) => self.pixels::<1>(|&[gray]| [gray; 3])?,
+            (2, None) => self.pixels::<2>(|&[gray, _]| [gray; 3])?,
             (2, Some(below)) => {
-                self.pixels::<2>(|&[grey, alpha]| blend([grey; 3], alpha, below))?
+                self.pixels::<2>(|&[gray, alpha]| blend([gray; 3], alpha, below))?
             }
             (4, None) => self.pixels::<4>(|&[r, g, b, _]| [r, g, b])?,
             (4, Some(below)) => {
@@ -41,11 +45,7 @@ impl Samples {
             }
             _ => self.bytes,
         };
-        Ok(Rgb {
-            height: self.height,
-            width: self.width,
-            pixels,
-        })
+        Ok(Rgb::new(self.height, self.width, pixels))
     }
 
     fn pixels<const N: usize>(
@@ -53,9 +53,8 @@ impl Samples {
         color: impl Fn(&[u8; N]) -> [u8; 3],
     ) -> Result<Vec<u8>, Error> {
         let (from, _) = self.bytes.as_chunks::<N>();
-        let mut pixels = Vec::new();
         let what = try_alloc::of_image(self.height, self.width);
-        try_alloc::reserve(&mut pixels, 3 * from.len(), what)?;
+        let mut pixels = try_alloc::with_capacity(3 * from.len(), what)?;
         pixels.extend(from.iter().flat_map(color));
         Ok(pixels)
     }
@@ -83,12 +82,7 @@ mod tests {
     use super::*;
 
     fn over(channels: usize, bytes: &[u8], background: Option<[u8; 3]>) -> Vec<u8> {
-        let samples = Samples {
-            height: 1,
-            width: bytes.len() / channels,
-            channels,
-            bytes: bytes.to_vec(),
-        };
+        let samples = Samples::new(1, bytes.len() / channels, channels, bytes.to_vec());
         samples.over(background).unwrap().pixels
     }
 

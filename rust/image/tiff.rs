@@ -36,11 +36,6 @@ pub(crate) fn orientation(bytes: &[u8]) -> Option<u8> {
     exif::of_tiff(bytes)
 }
 
-/// Decode the first image.
-///
-/// # Errors
-/// [`Error::Decode`] for corrupt bytes, [`Error::Unsupported`] for other color types and
-/// compressions, [`Error::TooManyPixels`].
 pub(crate) fn decode(bytes: &[u8], max_pixels: usize) -> Result<Samples, Error> {
     let mut decoder = decoder(bytes)?;
     let (height, width) = size_of(&mut decoder)?;
@@ -75,12 +70,7 @@ pub(crate) fn decode(bytes: &[u8], max_pixels: usize) -> Result<Samples, Error> 
         ColorType::CMYK(8 | 16) => (3, from_cmyk(&stored)),
         other => return Err(unsupported(&format!("color type {other:?}"))),
     };
-    Ok(Samples {
-        height,
-        width,
-        channels,
-        bytes,
-    })
+    Ok(Samples::new(height, width, channels, bytes))
 }
 
 /// Expand one bit per pixel to bytes; rows are byte-aligned.
@@ -109,18 +99,14 @@ fn from_cmyk(stored: &[u8]) -> Vec<u8> {
 }
 
 fn unsupported(what: &str) -> Error {
-    Error::Unsupported {
-        path: None,
-        reason: format!("TIFF: unsupported {what}"),
-    }
+    Error::unsupported(format!("TIFF: unsupported {what}"))
 }
 
 fn fault(error: &tiff::TiffError) -> Error {
     match error {
-        tiff::TiffError::UnsupportedError(what) => Error::Unsupported {
-            path: None,
-            reason: format!("TIFF: unsupported: {what}"),
-        },
+        tiff::TiffError::UnsupportedError(what) => {
+            Error::unsupported(format!("TIFF: unsupported: {what}"))
+        }
         other => Error::decode(format!("TIFF: {other}")),
     }
 }

@@ -49,18 +49,13 @@ pub(crate) fn orientation(bytes: &[u8]) -> Option<u8> {
     }
 }
 
-/// Decode an image.
-///
-/// # Errors
-/// [`Error::Decode`] for corrupt bytes, [`Error::TooManyPixels`].
 pub(crate) fn decode(bytes: &[u8], max_pixels: usize) -> Result<Samples, Error> {
     let mut decoder = decoder(bytes)?;
     // The crate would decode bytes after a gap as pixels.
     if let Some(end) = end(bytes).filter(|end| *end > bytes.len()) {
         let found = bytes.len();
-        return Err(Error::decode(format!(
-            "WebP: {found} bytes; expected {end} according to its header"
-        )));
+        let reason = format!("WebP: {found} bytes; expected {end} according to its header");
+        return Err(Error::decode(reason));
     }
     let (height, width) = size_of(&decoder);
     check_size(height, width, max_pixels)?;
@@ -73,12 +68,12 @@ pub(crate) fn decode(bytes: &[u8], max_pixels: usize) -> Result<Samples, Error> 
     try_alloc::check(size.saturating_add(own), what)?;
     let mut pixels = try_alloc::filled(0, size, what)?;
     decoder.read_image(&mut pixels).map_err(|e| broken(&e))?;
-    Ok(Samples {
+    Ok(Samples::new(
         height,
         width,
-        channels: if decoder.has_alpha() { 4 } else { 3 },
-        bytes: pixels,
-    })
+        if decoder.has_alpha() { 4 } else { 3 },
+        pixels,
+    ))
 }
 
 fn broken(error: &image_webp::DecodingError) -> Error {

@@ -45,13 +45,11 @@ impl<'a> BitReader<'a> {
         }
     }
 
-    /// Number of loaded bits.
     #[inline]
     fn loaded(&self) -> u32 {
         self.count & 63
     }
 
-    /// Next byte to load.
     #[inline]
     pub(super) fn position(&self) -> usize {
         self.position
@@ -60,11 +58,8 @@ impl<'a> BitReader<'a> {
     /// Load at least [`FULL`] bits.
     #[inline]
     pub(super) fn refill(&mut self) {
-        let chunk = self
-            .bytes
-            .get(self.position..)
-            .and_then(<[u8]>::first_chunk::<8>);
-        let word = match chunk {
+        let rest = self.bytes.get(self.position..);
+        let word = match rest.and_then(<[u8]>::first_chunk::<8>) {
             Some(chunk) => u64::from_be_bytes(*chunk),
             None => self.last_word(),
         };
@@ -168,7 +163,6 @@ impl<'a> BitReader<'a> {
         (self.count >> PLACES) as i8
     }
 
-    /// Discard loaded bits.
     #[inline]
     pub(super) fn skip(&mut self, count: u32) {
         self.buffer <<= count;
@@ -192,7 +186,6 @@ impl<'a> BitReader<'a> {
         self.take_loaded(count)
     }
 
-    /// Take a symbol.
     #[inline]
     pub(super) fn symbol(&mut self, table: &HuffmanTable) -> Symbol {
         if self.count < LONGEST {

@@ -83,8 +83,8 @@ impl<'a, 'w> Bitstream<'a, 'w> {
             let rest = self.reader.bytes.get(start..).unwrap_or_default();
             let chunk = rest.get(..WINDOW).unwrap_or(rest);
             let run = find_stuffed(chunk);
-            self.window
-                .extend_from_slice(chunk.get(..run).unwrap_or_default());
+            let plain = chunk.get(..run).unwrap_or_default();
+            self.window.extend_from_slice(plain);
             self.reader.position += run;
             if run < chunk.len() || rest.len() == run {
                 self.pass_stuffed();
@@ -94,11 +94,8 @@ impl<'a, 'w> Bitstream<'a, 'w> {
 
     /// At an FF or the end: unstuff a byte, or note the marker.
     fn pass_stuffed(&mut self) {
-        let rest = self
-            .reader
-            .bytes
-            .get(self.reader.position..)
-            .unwrap_or_default();
+        let rest = self.reader.bytes.get(self.reader.position..);
+        let rest = rest.unwrap_or_default();
         let fill = rest.iter().take_while(|&&byte| byte == 0xFF).count();
         match rest.get(fill) {
             Some(0) => {
@@ -170,10 +167,8 @@ impl<'a, 'w> Bitstream<'a, 'w> {
 
 /// Length without trailing zeros, with which some encoders pad.
 fn used_length(bytes: &[u8]) -> usize {
-    bytes
-        .iter()
-        .rposition(|&byte| byte != 0)
-        .map_or(0, |last| last + 1)
+    let last = bytes.iter().rposition(|&byte| byte != 0);
+    last.map_or(0, |last| last + 1)
 }
 
 /// Index of the first FF, or the length.
@@ -190,11 +185,8 @@ fn find_stuffed(bytes: &[u8]) -> usize {
         }
         at += 8;
     }
-    at + chunks
-        .remainder()
-        .iter()
-        .take_while(|&&byte| byte != 0xFF)
-        .count()
+    let rest = chunks.remainder().iter();
+    at + rest.take_while(|&&byte| byte != 0xFF).count()
 }
 
 #[cfg(test)]

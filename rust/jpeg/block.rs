@@ -96,9 +96,6 @@ pub(super) struct Coefficients {
 
 impl Coefficients {
     /// Allocate blocks of zeros.
-    ///
-    /// # Errors
-    /// [`Error::Memory`] if the allocation fails.
     pub(super) fn reset(
         &mut self,
         wide: usize,
@@ -117,7 +114,6 @@ impl Coefficients {
         Ok(())
     }
 
-    /// Release memory beyond the needs of most images.
     pub(super) fn release(&mut self) {
         self.blocks.clear();
         self.blocks.shrink_to(KEPT_BLOCKS);
@@ -138,7 +134,6 @@ impl Coefficients {
         Some((blocks, self.non_zero.get_mut(range)?))
     }
 
-    /// Some blocks of a row.
     pub(super) fn row(&self, row: usize, count: usize) -> &[Block] {
         let start = row * self.stride;
         self.blocks.get(start..start + count).unwrap_or_default()

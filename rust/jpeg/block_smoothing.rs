@@ -18,83 +18,69 @@ struct Estimate {
     otherwise: Option<Neighborhood>,
 }
 
+/// Coefficient 1, the horizontal gradient; transposed, coefficient 8.
+const GRADIENT: Neighborhood = [
+    -1, -1, 0, 1, 1, -3, 13, 0, -13, 3, -3, 38, 0, -38, 3, -3, 13, 0, -13, 3, -1, -1, 0, 1, 1,
+];
+const GRADIENT_OTHERWISE: Neighborhood = [
+    0, 0, 0, 0, 0, 0, 0, 0, 0, 0, -7, 50, 0, -50, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+];
+/// Coefficient 2; transposed, 16.
+const SECOND: Neighborhood = [
+    0, 0, 0, 0, 0, 0, 2, -5, 2, 0, 1, 7, -14, 7, 1, 0, 2, -5, 2, 0, 0, 0, 0, 0, 0,
+];
+const SECOND_OTHERWISE: Neighborhood = [
+    0, 0, 0, 0, 0, 0, 0, 0, 0, 0, -1, 13, -24, 13, -1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+];
+/// Coefficient 9, its own transpose.
+const DIAGONAL: Neighborhood = [
+    -1, 0, 0, 0, 1, 0, 9, 0, -9, 0, 0, 0, 0, 0, 0, 0, -9, 0, 9, 0, 1, 0, 0, 0, -1,
+];
+const DIAGONAL_OTHERWISE: Neighborhood = [
+    0, -1, 0, 1, 0, -1, 10, 0, -10, 1, 0, 0, 0, 0, 0, 1, -10, 0, 10, -1, 0, 1, 0, -1, 0,
+];
+/// Coefficient 3; transposed, 24.
+const THIRD: Neighborhood = [
+    0, 0, 0, 0, 0, 0, 1, 0, -1, 0, 0, 2, 0, -2, 0, 0, 1, 0, -1, 0, 0, 0, 0, 0, 0,
+];
+/// Coefficient 10; transposed, 17.
+const MIXED: Neighborhood = [
+    0, 0, 0, 0, 0, 0, 1, -3, 1, 0, 0, 0, 0, 0, 0, 0, -1, 3, -1, 0, 0, 0, 0, 0, 0,
+];
+
+const fn transposed(of: Neighborhood) -> Neighborhood {
+    let mut to = of;
+    let mut at = 0;
+    while at < 25 {
+        to[at] = of[at % 5 * 5 + at / 5];
+        at += 1;
+    }
+    to
+}
+
+const fn guess(position: usize, alone: Neighborhood, otherwise: Option<Neighborhood>) -> Estimate {
+    Estimate {
+        position,
+        alone,
+        otherwise,
+    }
+}
+
 /// In zigzag order, from the second coefficient.
 const GUESSES: [Estimate; 9] = [
-    Estimate {
-        position: 1,
-        alone: [
-            -1, -1, 0, 1, 1, -3, 13, 0, -13, 3, -3, 38, 0, -38, 3, -3, 13, 0, -13, 3, -1, -1, 0, 1,
-            1,
-        ],
-        otherwise: Some([
-            0, 0, 0, 0, 0, 0, 0, 0, 0, 0, -7, 50, 0, -50, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
-        ]),
-    },
-    Estimate {
-        position: 8,
-        alone: [
-            -1, -3, -3, -3, -1, -1, 13, 38, 13, -1, 0, 0, 0, 0, 0, 1, -13, -38, -13, 1, 1, 3, 3, 3,
-            1,
-        ],
-        otherwise: Some([
-            0, 0, -7, 0, 0, 0, 0, 50, 0, 0, 0, 0, 0, 0, 0, 0, 0, -50, 0, 0, 0, 0, 7, 0, 0,
-        ]),
-    },
-    Estimate {
-        position: 16,
-        alone: [
-            0, 0, 1, 0, 0, 0, 2, 7, 2, 0, 0, -5, -14, -5, 0, 0, 2, 7, 2, 0, 0, 0, 1, 0, 0,
-        ],
-        otherwise: Some([
-            0, 0, -1, 0, 0, 0, 0, 13, 0, 0, 0, 0, -24, 0, 0, 0, 0, 13, 0, 0, 0, 0, -1, 0, 0,
-        ]),
-    },
-    Estimate {
-        position: 9,
-        alone: [
-            -1, 0, 0, 0, 1, 0, 9, 0, -9, 0, 0, 0, 0, 0, 0, 0, -9, 0, 9, 0, 1, 0, 0, 0, -1,
-        ],
-        otherwise: Some([
-            0, -1, 0, 1, 0, -1, 10, 0, -10, 1, 0, 0, 0, 0, 0, 1, -10, 0, 10, -1, 0, 1, 0, -1, 0,
-        ]),
-    },
-    Estimate {
-        position: 2,
-        alone: [
-            0, 0, 0, 0, 0, 0, 2, -5, 2, 0, 1, 7, -14, 7, 1, 0, 2, -5, 2, 0, 0, 0, 0, 0, 0,
-        ],
-        otherwise: Some([
-            0, 0, 0, 0, 0, 0, 0, 0, 0, 0, -1, 13, -24, 13, -1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
-        ]),
-    },
-    Estimate {
-        position: 3,
-        alone: [
-            0, 0, 0, 0, 0, 0, 1, 0, -1, 0, 0, 2, 0, -2, 0, 0, 1, 0, -1, 0, 0, 0, 0, 0, 0,
-        ],
-        otherwise: None,
-    },
-    Estimate {
-        position: 10,
-        alone: [
-            0, 0, 0, 0, 0, 0, 1, -3, 1, 0, 0, 0, 0, 0, 0, 0, -1, 3, -1, 0, 0, 0, 0, 0, 0,
-        ],
-        otherwise: None,
-    },
-    Estimate {
-        position: 17,
-        alone: [
-            0, 0, 0, 0, 0, 0, 1, 0, -1, 0, 0, -3, 0, 3, 0, 0, 1, 0, -1, 0, 0, 0, 0, 0, 0,
-        ],
-        otherwise: None,
-    },
-    Estimate {
-        position: 24,
-        alone: [
-            0, 0, 0, 0, 0, 0, 1, 2, 1, 0, 0, 0, 0, 0, 0, 0, -1, -2, -1, 0, 0, 0, 0, 0, 0,
-        ],
-        otherwise: None,
-    },
+    guess(1, GRADIENT, Some(GRADIENT_OTHERWISE)),
+    guess(
+        8,
+        transposed(GRADIENT),
+        Some(transposed(GRADIENT_OTHERWISE)),
+    ),
+    guess(16, transposed(SECOND), Some(transposed(SECOND_OTHERWISE))),
+    guess(9, DIAGONAL, Some(DIAGONAL_OTHERWISE)),
+    guess(2, SECOND, Some(SECOND_OTHERWISE)),
+    guess(3, THIRD, None),
+    guess(10, MIXED, None),
+    guess(17, transposed(MIXED), None),
+    guess(24, transposed(THIRD), None),
 ];
 
 /// Factors for DC itself if no AC coefficient is known.
@@ -102,7 +88,6 @@ const MEAN: Neighborhood = [
     -2, -6, -8, -6, -2, -6, 6, 42, 6, -6, -8, 42, 152, 42, -8, -6, 6, 42, 6, -6, -2, -6, -8, -6, -2,
 ];
 
-/// Block smoothing of an image.
 pub(super) struct Smoothing {
     known: Vec<KnownBits>,
     is_one_scan: bool,
@@ -114,20 +99,19 @@ impl Smoothing {
     /// Determine whether an image needs smoothing and supports it.
     pub(super) fn new(
         known: &[KnownBits],
-        quantisation: &[Option<[u16; 64]>],
+        quantization: &[Option<[u16; 64]>],
         scans: usize,
         last_good_row: usize,
     ) -> Option<Self> {
-        for (known, table) in known.iter().zip(quantisation) {
+        for (known, table) in known.iter().zip(quantization) {
             let table = (*table)?;
             let divisors = GUESSES.iter().map(|guess| guess.position).chain([0]);
             if divisors.into_iter().any(|at| table[at] == 0) || known.now[0] < 0 {
                 return None;
             }
         }
-        let is_useful = known
-            .iter()
-            .any(|known| known.now[1..10].iter().any(|&bits| bits != 0));
+        let is_partial = |known: &KnownBits| known.now[1..10].iter().any(|&bits| bits != 0);
+        let is_useful = known.iter().any(is_partial);
         is_useful.then(|| Self {
             known: known.to_vec(),
             is_one_scan: scans == 1,
@@ -142,7 +126,7 @@ impl Smoothing {
         index: usize,
         row: usize,
         coefficients: &Coefficients,
-        quantisation: &[u16; 64],
+        quantization: &[u16; 64],
         blocks: &mut Vec<Block>,
     ) {
         blocks.clear();
@@ -174,7 +158,7 @@ impl Smoothing {
         for (column, block) in rows[2].iter().enumerate() {
             let mut block = *block;
             let window = window(&rows, column, component.blocks_wide);
-            smooth(&mut block, &window, &bits, is_alone, quantisation);
+            smooth(&mut block, &window, &bits, is_alone, quantization);
             blocks.push(block);
         }
     }
@@ -197,18 +181,17 @@ fn smooth(
     window: &Neighborhood,
     bits: &[i32; 64],
     is_alone: bool,
-    quantisation: &[u16; 64],
+    quantization: &[u16; 64],
 ) {
     let weighed = |factors: &Neighborhood| -> i64 {
-        let sum: i64 = factors
-            .iter()
-            .zip(window)
+        let terms = factors.iter().zip(window);
+        let sum: i64 = terms
             .map(|(&factor, &mean)| i64::from(factor) * i64::from(mean))
             .sum();
-        sum * i64::from(quantisation[0])
+        sum * i64::from(quantization[0])
     };
     let rounded = |sum: i64, position: usize| -> i64 {
-        let divisor = i64::from(quantisation[position]);
+        let divisor = i64::from(quantization[position]);
         let size = ((divisor << 7) + sum.abs()) / (divisor << 8);
         if sum < 0 { -size } else { size }
     };

@@ -3,13 +3,11 @@
 use super::bitstream::Damage;
 use super::block::{Block, Coefficients};
 use super::frame::{Frame, Scan};
-use super::huffman;
-use super::huffman::{TableCache, TableSpec};
+use super::huffman::{self, TableCache, TableSpec};
 use super::markers::{ColorSpace, Markers, Reader, Stop, broken};
 use super::mcu_rows::{McuRows, Target};
 use super::multi_scan;
-use super::sequential::ScanPart;
-use super::sequential::SingleScanDecode;
+use super::sequential::{ScanPart, SingleScanDecode};
 use super::simd::Simd;
 use super::{Request, Status};
 use crate::Error;
@@ -66,17 +64,14 @@ impl DecodeWarnings {
     }
 
     pub(super) fn add_damage(&mut self, damage: Damage) {
-        if damage.is_short {
-            self.add("the data ends before the last block");
-        }
-        if damage.is_bad_code {
-            self.add("invalid Huffman code");
-        }
-        if damage.is_out_of_order {
-            self.add("restart markers out of order");
-        }
-        if damage.unused_bytes > 0 {
-            self.add("extra data");
+        let found = [
+            (damage.is_short, "the data ends before the last block"),
+            (damage.is_bad_code, "invalid Huffman code"),
+            (damage.is_out_of_order, "restart markers out of order"),
+            (damage.unused_bytes > 0, "extra data"),
+        ];
+        for (_, reason) in found.into_iter().filter(|(is_found, _)| *is_found) {
+            self.add(reason);
         }
     }
 
@@ -127,9 +122,7 @@ impl DecoderState {
         self.rows.reset(&frame, 8 / request.scale.divisor());
         let mut output = Output {
             space: markers.color_space(),
-            end: request
-                .stop_row
-                .map_or(self.rows.height, |row| row.min(self.rows.height)),
+            end: request.stop_row.unwrap_or(usize::MAX).min(self.rows.height),
             target,
         };
         if let Target::Image(pixels) = &output.target {
@@ -178,26 +171,25 @@ pub(super) fn parts(
             index: part.index,
             h: if is_alone { 1 } else { component.h },
             v: if is_alone { 1 } else { component.v },
-            dc: cache.table(huffman_table(&markers.dc, part.dc)?, true)?,
-            ac: cache.table(huffman_table(&markers.ac, part.ac)?, false)?,
+            dc: cache.table(table("Huffman", &markers.dc, part.dc)?, true)?,
+            ac: cache.table(table("Huffman", &markers.ac, part.ac)?, false)?,
         });
     }
     Ok(parts)
 }
 
-/// Look up a Huffman table by its number.
-pub(super) fn huffman_table(
-    tables: &[Option<TableSpec>; 4],
+/// Look up a Huffman or quantization table by its number.
+pub(super) fn table<'t, T>(
+    kind: &str,
+    tables: &'t [Option<T>; 4],
     number: usize,
-) -> Result<&TableSpec, Error> {
-    tables
-        .get(number)
-        .and_then(Option::as_ref)
-        .ok_or_else(|| broken(format!("Huffman table {number} is missing")))
+) -> Result<&'t T, Error> {
+    let found = tables.get(number).and_then(Option::as_ref);
+    found.ok_or_else(|| broken(format!("{kind} table {number} is missing")))
 }
 
 /// Latch the quantization tables of components in their first scan.
-pub(super) fn latch_quantisation(
+pub(super) fn latch_quantization(
     rows: &mut McuRows,
     frame: &Frame,
     scan: &Scan,
@@ -207,14 +199,10 @@ pub(super) fn latch_quantisation(
         let Some(component) = frame.components.get(part.index) else {
             continue;
         };
-        if rows.quantisation(part.index).is_none() {
-            let number = component.quantisation;
-            let table = markers
-                .quantisation
-                .get(number)
-                .and_then(Option::as_ref)
-                .ok_or_else(|| broken(format!("quantization table {number} is missing")))?;
-            rows.set_quantisation(part.index, table);
+        if rows.quantization(part.index).is_none() {
+            let number = component.quantization;
+            let table = table("quantization", &markers.quantization, number)?;
+            rows.set_quantization(part.index, table);
         }
     }
     Ok(())

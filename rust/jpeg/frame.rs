@@ -13,25 +13,24 @@ pub(super) struct Component {
     /// Sampling factors: blocks per MCU, horizontally and vertically.
     pub(super) h: usize,
     pub(super) v: usize,
-    pub(super) quantisation: usize,
+    pub(super) quantization: usize,
     /// Number of blocks that contain pixels.
     pub(super) blocks_wide: usize,
     pub(super) blocks_high: usize,
 }
 
 impl Component {
-    pub(super) fn new(id: u8, h: u8, v: u8, quantisation: u8) -> Self {
+    pub(super) fn new(id: u8, h: u8, v: u8, quantization: u8) -> Self {
         Self {
             id,
             h: h.into(),
             v: v.into(),
-            quantisation: quantisation.into(),
+            quantization: quantization.into(),
             ..Self::default()
         }
     }
 }
 
-/// The frame header.
 #[derive(Clone, Debug)]
 pub(super) struct Frame {
     pub(super) height: usize,
@@ -53,7 +52,6 @@ pub(super) struct ScanComponent {
     pub(super) ac: usize,
 }
 
-/// The header of a scan.
 #[derive(Clone, Debug)]
 pub(super) struct Scan {
     pub(super) components: Vec<ScanComponent>,
@@ -115,16 +113,12 @@ impl Frame {
 
     /// Check the limits of interleaved scans.
     pub(super) fn check_scan(&self, scan: &Scan) -> Result<(), Error> {
-        let blocks: usize = scan
-            .components
-            .iter()
-            .filter_map(|part| self.components.get(part.index))
-            .map(|component| component.h * component.v)
-            .sum();
+        let parts = scan.components.iter();
+        let components = parts.filter_map(|part| self.components.get(part.index));
+        let blocks: usize = components.map(|component| component.h * component.v).sum();
         if scan.components.len() > 1 && blocks > MAX_MCU_BLOCKS {
-            return Err(broken(format!(
-                "an MCU of {blocks} blocks; expected at most {MAX_MCU_BLOCKS}"
-            )));
+            let reason = format!("an MCU of {blocks} blocks; expected at most {MAX_MCU_BLOCKS}");
+            return Err(broken(reason));
         }
         Ok(())
     }

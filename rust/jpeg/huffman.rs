@@ -68,7 +68,6 @@ impl Entry {
         self.0 & Self::RARE.0 != 0
     }
 
-    /// Step in the zigzag order.
     #[inline]
     pub(super) fn step(self) -> usize {
         (self.0 >> 8 & 0xFF) as usize
@@ -86,7 +85,6 @@ impl Entry {
         self.0
     }
 
-    /// The value, given bits that start with the code.
     #[inline]
     pub(super) fn value(self, bits: u64) -> i16 {
         let taken = bits >> (self.0.wrapping_neg() & 63);
@@ -94,7 +92,6 @@ impl Entry {
     }
 }
 
-/// A decoding table.
 pub(super) struct HuffmanTable {
     /// By the next [`FAST_BITS`] bits.
     fast: [Entry; 1 << FAST_BITS],
@@ -106,7 +103,6 @@ pub(super) struct HuffmanTable {
     long: Vec<u16>,
 }
 
-/// A symbol and its code length.
 pub(super) struct Symbol {
     pub(super) value: u8,
     pub(super) length: u32,
@@ -115,11 +111,6 @@ pub(super) struct Symbol {
 }
 
 impl HuffmanTable {
-    /// Build a table.
-    ///
-    /// # Errors
-    /// [`Error::Decode`] for counts that are not a prefix code, and for symbols above 15 in a DC
-    /// table.
     pub(super) fn new(spec: &TableSpec, is_dc: bool) -> Result<Self, Error> {
         let count = spec.symbols();
         if is_dc && spec.values.iter().take(count).any(|&value| value > 15) {
@@ -233,18 +224,13 @@ impl TableCache {
     const SIZE: usize = 16;
 
     /// Look up or build a table.
-    ///
-    /// # Errors
-    /// As [`HuffmanTable::new`].
     pub(super) fn table(
         &mut self,
         spec: &TableSpec,
         is_dc: bool,
     ) -> Result<Arc<HuffmanTable>, Error> {
-        let known = self
-            .tables
-            .iter()
-            .find(|(other, kind, _)| *kind == is_dc && other == spec);
+        let mut known = self.tables.iter();
+        let known = known.find(|(other, kind, _)| *kind == is_dc && other == spec);
         if let Some((_, _, table)) = known {
             return Ok(Arc::clone(table));
         }

@@ -63,17 +63,17 @@ const fn pair(first: i32, second: i32) -> [i16; 2] {
 /// Row r goes to `out[r * stride..]`; what is outside of `out` is dropped.
 pub(super) fn transform(
     block: &Block,
-    quantisation: &[u16; 64],
+    quantization: &[u16; 64],
     size: usize,
     out: &mut [u8],
     stride: usize,
 ) {
     let mut samples = [0; 64];
     match size {
-        8 => eight(block, quantisation, &mut samples),
-        4 => four(block, quantisation, &mut samples),
-        2 => two(block, quantisation, &mut samples),
-        _ => samples[0] = one(block, quantisation),
+        8 => separable(block, quantization, &mut samples, (0, 0), eight_points),
+        4 => separable(block, quantization, &mut samples, (4, 1), four_points),
+        2 => two(block, quantization, &mut samples),
+        _ => samples[0] = one(block, quantization),
     }
     for (row, from) in samples.chunks_exact(8).take(size).enumerate() {
         if let Some(to) = out.get_mut(row * stride..row * stride + size) {
@@ -83,9 +83,9 @@ pub(super) fn transform(
 }
 
 /// Dequantize, in 16 bits.
-fn dequantise(block: &Block, quantisation: &[u16; 64]) -> [i32; 64] {
+fn dequantize(block: &Block, quantization: &[u16; 64]) -> [i32; 64] {
     let mut values = [0; 64];
-    for ((value, &coefficient), &step) in values.iter_mut().zip(block.iter()).zip(quantisation) {
+    for ((value, &coefficient), &step) in values.iter_mut().zip(block.iter()).zip(quantization) {
         *value = i32::from(coefficient.wrapping_mul(step as i16));
     }
     values
@@ -101,13 +101,11 @@ fn descale(value: i32, bits: u32) -> i32 {
     (value.wrapping_add(1 << (bits - 1)) >> bits).clamp(i16::MIN.into(), i16::MAX.into())
 }
 
-/// Clamp to a sample.
 fn sample(value: i32) -> u8 {
     (value.clamp(-128, 127) + 128) as u8
 }
 
-/// 8-point transform.
-fn eight_values(input: [i32; 8], bits: u32) -> [i32; 8] {
+fn eight_points(input: [i32; 8], bits: u32) -> [i32; 8] {
     let wrap = |value: i32| i32::from(value as i16);
     let sum_3 = dot(input[2], input[6], EVEN[0]);
     let sum_2 = dot(input[2], input[6], EVEN[1]);
@@ -144,42 +142,47 @@ fn has_one_row(block: &Block, ignored: usize) -> bool {
         .all(|(row, values)| row == ignored || values.iter().all(|&value| value == 0))
 }
 
-pub(super) fn eight(block: &Block, quantisation: &[u16; 64], samples: &mut [u8; 64]) {
-    let values = dequantise(block, quantisation);
-    let mut between = [0_i32; 64];
-    if has_one_row(block, 0) {
-        for (at, value) in between.iter_mut().enumerate() {
-            *value = i32::from((values[at % 8] << PASS_BITS) as i16);
-        }
+/// Transform columns, then rows, to `N` x `N` samples with an `N`-point transform.
+///
+/// It does not use the coefficients of row `unused`, and gives `extra` more fraction bits.
+fn separable<const N: usize>(
+    block: &Block,
+    quantization: &[u16; 64],
+    samples: &mut [u8; 64],
+    (unused, extra): (usize, u32),
+    points: impl Fn([i32; 8], u32) -> [i32; N],
+) {
+    let values = dequantize(block, quantization);
+    let mut between = [[0_i32; 8]; N];
+    if has_one_row(block, unused) {
+        between.fill(std::array::from_fn(|at| {
+            i32::from((values[at] << PASS_BITS) as i16)
+        }));
     } else {
         for column in 0..8 {
             let input = std::array::from_fn(|row| values[row * 8 + column]);
-            let output = eight_values(input, CONSTANT_BITS - PASS_BITS);
-            for (row, value) in output.into_iter().enumerate() {
-                between[row * 8 + column] = value;
+            let output = points(input, CONSTANT_BITS - PASS_BITS + extra);
+            for (row, value) in between.iter_mut().zip(output) {
+                row[column] = value;
             }
         }
     }
-    for row in 0..8 {
-        let input = std::array::from_fn(|column| between[row * 8 + column]);
-        let output = eight_values(input, CONSTANT_BITS + PASS_BITS + 3);
-        for (column, value) in output.into_iter().enumerate() {
-            samples[row * 8 + column] = sample(value);
+    for (samples, row) in samples.chunks_exact_mut(8).zip(between) {
+        let output = points(row, CONSTANT_BITS + PASS_BITS + 3 + extra);
+        for (to, value) in samples.iter_mut().zip(output) {
+            *to = sample(value);
         }
     }
 }
 
-/// Transform to 4 points; the fifth input is unused.
-fn four_values(input: [i32; 8], bits: u32) -> [i32; 4] {
+/// 4-point transform of 8 inputs, of which the fifth is unused.
+fn four_points(input: [i32; 8], bits: u32) -> [i32; 4] {
     let sum_0 = input[0] << (CONSTANT_BITS + 1);
     let sum_2 = dot(input[2], input[6], FOUR_EVEN);
     let (even_0, even_2) = (sum_0.wrapping_add(sum_2), sum_0.wrapping_sub(sum_2));
     let odd = [0, 1].map(|at| {
-        dot(input[1], input[3], FOUR_ODD_13[at]).wrapping_add(dot(
-            input[5],
-            input[7],
-            FOUR_ODD_57[at],
-        ))
+        let low = dot(input[1], input[3], FOUR_ODD_13[at]);
+        low.wrapping_add(dot(input[5], input[7], FOUR_ODD_57[at]))
     });
     [
         descale(even_0.wrapping_add(odd[1]), bits),
@@ -189,33 +192,8 @@ fn four_values(input: [i32; 8], bits: u32) -> [i32; 4] {
     ]
 }
 
-pub(super) fn four(block: &Block, quantisation: &[u16; 64], samples: &mut [u8; 64]) {
-    let values = dequantise(block, quantisation);
-    let mut between = [0_i32; 32];
-    if has_one_row(block, 4) {
-        for (at, value) in between.iter_mut().enumerate() {
-            *value = i32::from((values[at % 8] << PASS_BITS) as i16);
-        }
-    } else {
-        for column in 0..8 {
-            let input = std::array::from_fn(|row| values[row * 8 + column]);
-            let output = four_values(input, CONSTANT_BITS - PASS_BITS + 1);
-            for (row, value) in output.into_iter().enumerate() {
-                between[row * 8 + column] = value;
-            }
-        }
-    }
-    for row in 0..4 {
-        let input = std::array::from_fn(|column| between[row * 8 + column]);
-        let output = four_values(input, CONSTANT_BITS + PASS_BITS + 3 + 1);
-        for (column, value) in output.into_iter().enumerate() {
-            samples[row * 8 + column] = sample(value);
-        }
-    }
-}
-
-fn two(block: &Block, quantisation: &[u16; 64], samples: &mut [u8; 64]) {
-    let values = dequantise(block, quantisation);
+fn two(block: &Block, quantization: &[u16; 64], samples: &mut [u8; 64]) {
+    let values = dequantize(block, quantization);
     let odd = |at: [i32; 4]| dot(at[0], at[1], TWO_13).wrapping_add(dot(at[2], at[3], TWO_57));
     let half = |value: i32, bits: u32| value.wrapping_add(1 << (bits - 1)) >> bits;
     let bits = CONSTANT_BITS - PASS_BITS + 2;
@@ -240,8 +218,8 @@ fn two(block: &Block, quantisation: &[u16; 64], samples: &mut [u8; 64]) {
 }
 
 /// DC only; out of range it wraps at 10 bits.
-fn one(block: &Block, quantisation: &[u16; 64]) -> u8 {
-    let value = i32::from(block[0]) * i32::from(quantisation[0] as i16);
+fn one(block: &Block, quantization: &[u16; 64]) -> u8 {
+    let value = i32::from(block[0]) * i32::from(quantization[0] as i16);
     let wrapped = ((value + 4) >> 3) << 22 >> 22;
     sample(wrapped)
 }

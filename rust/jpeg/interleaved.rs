@@ -35,7 +35,6 @@ struct RunRegisters<'l> {
     is_bad: bool,
 }
 
-/// Position in the blocks.
 struct RunPosition<'l> {
     units: &'l [McuBlock],
     /// Index of the next block in its MCU.
@@ -54,14 +53,11 @@ pub(super) struct McuRun<'l> {
     mcus: usize,
 }
 
-/// Result of a [`McuRun`].
 pub(super) struct McuRunEnd {
     pub(super) state: BitPosition,
     pub(super) is_overrun: bool,
     pub(super) is_bad: bool,
-    /// Number of decoded MCUs.
     pub(super) mcus: usize,
-    /// DC predictions by component of the scan.
     pub(super) predictions: [i32; MAX_PARTS],
 }
 
@@ -94,7 +90,6 @@ impl<'l> McuRun<'l> {
         Some(Self { hot, cold, mcus })
     }
 
-    /// True at the end of the run.
     pub(super) fn is_over(&self) -> bool {
         self.cold.is_over
     }

@@ -11,7 +11,7 @@ use crate::{Error, exif};
 pub(super) const START_OF_IMAGE: u8 = 0xD8;
 pub(super) const END_OF_IMAGE: u8 = 0xD9;
 const START_OF_SCAN: u8 = 0xDA;
-const QUANTISATION: u8 = 0xDB;
+const QUANTIZATION: u8 = 0xDB;
 const HUFFMAN: u8 = 0xC4;
 const RESTART_INTERVAL: u8 = 0xDD;
 const APP0: u8 = 0xE0;
@@ -76,7 +76,7 @@ pub(super) enum ColorSpace {
 pub(super) struct Markers {
     pub(super) frame: Option<Frame>,
     /// In natural order.
-    pub(super) quantisation: [Option<[u16; 64]>; 4],
+    pub(super) quantization: [Option<[u16; 64]>; 4],
     pub(super) dc: [Option<TableSpec>; 4],
     pub(super) ac: [Option<TableSpec>; 4],
     /// In MCUs; zero for none.
@@ -144,7 +144,7 @@ impl Markers {
                 Err(unsupported(format!("arithmetic coding (FF {marker:02X})")))
             }
             HUFFMAN => self.huffman_tables(reader),
-            QUANTISATION => self.quantisation_tables(reader),
+            QUANTIZATION => self.quantization_tables(reader),
             RESTART_INTERVAL => {
                 let length = reader.word();
                 self.restart_interval = reader.word();
@@ -177,14 +177,12 @@ impl Markers {
         }
         check_length("SOF", length == 8 + 3 * count)?;
         if precision != 8 {
-            return Err(unsupported(format!(
-                "{precision} bits per sample; expected 8"
-            )));
+            let reason = format!("{precision} bits per sample; expected 8");
+            return Err(unsupported(reason));
         }
         if !matches!(count, 1 | 3 | 4) {
-            return Err(unsupported(format!(
-                "{count} components; expected 1, 3 or 4"
-            )));
+            let reason = format!("{count} components; expected 1, 3 or 4");
+            return Err(unsupported(reason));
         }
         let components = (0..count)
             .map(|_| {
@@ -266,7 +264,7 @@ impl Markers {
         check_length("DHT", left == 0)
     }
 
-    fn quantisation_tables(&mut self, reader: &mut Reader<'_>) -> Result<(), Error> {
+    fn quantization_tables(&mut self, reader: &mut Reader<'_>) -> Result<(), Error> {
         let mut left = reader.word().wrapping_sub(2);
         check_length("DQT", left < usize::from(u16::MAX))?;
         while left > 0 {
@@ -286,7 +284,7 @@ impl Markers {
                 }
             }
             let slot = self
-                .quantisation
+                .quantization
                 .get_mut(usize::from(index & 15))
                 .ok_or_else(|| {
                     broken(format!(
@@ -356,9 +354,8 @@ fn check_conditioning(reader: &mut Reader<'_>) -> Result<(), Error> {
     for _ in 0..pairs {
         let (index, value) = (reader.byte(), reader.byte());
         if index >= 32 || (index < 16 && value & 15 > value >> 4) {
-            return Err(broken(format!(
-                "conditioning {value} of arithmetic table {index}"
-            )));
+            let reason = format!("conditioning {value} of arithmetic table {index}");
+            return Err(broken(reason));
         }
     }
     check_length("DAC", length >= 2 && length.is_multiple_of(2))

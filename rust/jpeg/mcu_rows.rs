@@ -32,7 +32,7 @@ struct Plane {
     /// A row buffer of the image's width.
     wide: Vec<u8>,
     /// Latched in the component's first scan.
-    quantisation: Option<[u16; 64]>,
+    quantization: Option<[u16; 64]>,
 }
 
 impl Plane {
@@ -107,7 +107,7 @@ impl McuRows {
             plane.group = plane.rows / size;
             plane.stride = frame.mcus_wide * component.h * scale;
             plane.upsampling = Some(Upsampling::new(h, v, plane.width, size > 1));
-            plane.quantisation = None;
+            plane.quantization = None;
         }
         self.has_context = self
             .planes
@@ -129,14 +129,14 @@ impl McuRows {
     }
 
     /// Set the quantization table of a component unless it has one.
-    pub(super) fn set_quantisation(&mut self, index: usize, table: &[u16; 64]) {
+    pub(super) fn set_quantization(&mut self, index: usize, table: &[u16; 64]) {
         if let Some(plane) = self.planes.get_mut(index) {
-            plane.quantisation.get_or_insert(*table);
+            plane.quantization.get_or_insert(*table);
         }
     }
 
-    pub(super) fn quantisation(&self, index: usize) -> Option<[u16; 64]> {
-        self.planes.get(index).and_then(|plane| plane.quantisation)
+    pub(super) fn quantization(&self, index: usize) -> Option<[u16; 64]> {
+        self.planes.get(index).and_then(|plane| plane.quantization)
     }
 
     /// Transform blocks of one row of blocks, `row` within its MCU row, from block `first` on.
@@ -164,17 +164,17 @@ impl McuRows {
         let Some(plane) = self.planes.get_mut(index) else {
             return;
         };
-        let quantisation = plane.quantisation.unwrap_or([0; 64]);
+        let quantization = plane.quantization.unwrap_or([0; 64]);
         let start = (plane.kept + row * plane.scale) * plane.stride;
         let at = start + first * plane.scale;
         let out = plane.samples.get_mut(at..).unwrap_or_default();
         let simd = self.simd;
-        if simd.transform(blocks, &quantisation, plane.scale, out, plane.stride) {
+        if simd.transform(blocks, &quantization, plane.scale, out, plane.stride) {
             return;
         }
         for (column, block) in blocks.iter().enumerate() {
             let out = out.get_mut(column * plane.scale..).unwrap_or_default();
-            idct::transform(block, &quantisation, plane.scale, out, plane.stride);
+            idct::transform(block, &quantization, plane.scale, out, plane.stride);
         }
     }
 
@@ -227,7 +227,6 @@ impl McuRows {
         }
     }
 
-    /// Fill a pixel row.
     fn pixels_of(&mut self, mcu_row: usize, row: usize, space: ColorSpace, out: &mut [u8]) {
         let simd = self.simd;
         for plane in &mut self.planes {
@@ -236,34 +235,17 @@ impl McuRows {
             };
             let near = row / upsampling.rows();
             let is_lower = row % 2 == 1;
-            let far = if is_lower {
-                near + 1
-            } else {
-                near.saturating_sub(1)
-            };
+            let far = (near + usize::from(is_lower)).saturating_sub(usize::from(!is_lower));
             let mut wide = std::mem::take(&mut plane.wide);
+            let samples = |row: usize| plane.row(mcu_row, row);
             match upsampling {
                 Upsampling::None => {}
-                Upsampling::Repeat { h, .. } => {
-                    upsample::repeat(plane.row(mcu_row, near), h, &mut wide);
-                }
-                Upsampling::Wide => upsample::wide(simd, plane.row(mcu_row, near), &mut wide),
+                Upsampling::Repeat { h, .. } => upsample::repeat(samples(near), h, &mut wide),
+                Upsampling::Wide => upsample::wide(simd, samples(near), &mut wide),
                 Upsampling::High => {
-                    upsample::high(
-                        plane.row(mcu_row, near),
-                        plane.row(mcu_row, far),
-                        is_lower,
-                        &mut wide,
-                    );
+                    upsample::high(samples(near), samples(far), is_lower, &mut wide);
                 }
-                Upsampling::Both => {
-                    upsample::both(
-                        simd,
-                        plane.row(mcu_row, near),
-                        plane.row(mcu_row, far),
-                        &mut wide,
-                    );
-                }
+                Upsampling::Both => upsample::both(simd, samples(near), samples(far), &mut wide),
             }
             plane.wide = wide;
         }

@@ -42,7 +42,7 @@ use mcu_rows::Target;
 
 /// Maximum number of scans. Regular progressive files have about ten; libjpeg-turbo has no limit
 /// and its fuzzers stop at this one.
-pub const MAX_SCANS: usize = 500;
+pub(crate) const MAX_SCANS: usize = 500;
 
 /// Output size, as a fraction of the size in the file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -166,7 +166,9 @@ impl Decoder {
         request: &Request,
         sink: &mut dyn FnMut(usize, &[u8]),
     ) -> Result<Status, Error> {
-        decode_all(&mut self.state, bytes, request, Target::Sink(sink))
+        self.state
+            .begin(bytes, request, Target::Sink(sink))
+            .map(finish)
     }
 
     /// Decode an image into `pixels`, which holds all rows or those before `stop_row`.
@@ -179,7 +181,9 @@ impl Decoder {
         request: &Request,
         pixels: &mut [u8],
     ) -> Result<Status, Error> {
-        decode_all(&mut self.state, bytes, request, Target::Image(pixels))
+        self.state
+            .begin(bytes, request, Target::Image(pixels))
+            .map(finish)
     }
 }
 
@@ -210,15 +214,6 @@ pub fn decode_two<'t>(first: DecodeTask<'t>, second: DecodeTask<'t>) -> [Result<
         sequential::run_two(first, second);
     }
     both.map(|begun| begun.map(finish))
-}
-
-fn decode_all<'p>(
-    state: &'p mut DecoderState,
-    bytes: &'p [u8],
-    request: &Request,
-    target: Target<'p>,
-) -> Result<Status, Error> {
-    state.begin(bytes, request, target).map(finish)
 }
 
 fn finish(begun: StartedDecode<'_>) -> Status {

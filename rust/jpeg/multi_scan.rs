@@ -4,10 +4,8 @@ use super::MAX_SCANS;
 use super::bitstream::Bitstream;
 use super::block::Coefficients;
 use super::block_smoothing::Smoothing;
-use super::decoder::{
-    DecodeWarnings, DecoderState, Output, huffman_table, latch_quantisation, parts,
-};
-use super::frame::{Frame, Scan};
+use super::decoder::{DecodeWarnings, DecoderState, Output, latch_quantization, parts, table};
+use super::frame::{Component, Frame, Scan};
 use super::huffman::TableCache;
 use super::markers::{Markers, Reader, Stop, broken};
 use super::progressive::{self, KnownBits, ScanPass};
@@ -24,10 +22,9 @@ pub(super) fn decode(
     mut reader: Reader<'_>,
     output: &mut Output<'_>,
 ) -> Result<DecodeWarnings, Error> {
-    state.coefficients.truncate(frame.components.len());
-    state
-        .coefficients
-        .resize_with(frame.components.len(), Coefficients::default);
+    let all = &mut state.coefficients;
+    all.truncate(frame.components.len());
+    all.resize_with(frame.components.len(), Coefficients::default);
     for (target, component) in state.coefficients.iter_mut().zip(&frame.components) {
         target.reset(
             frame.mcus_wide * component.h,
@@ -39,7 +36,7 @@ pub(super) fn decode(
     let mut known = vec![KnownBits::default(); frame.components.len()];
     let (mut last_good_row, mut scans) = (0, 1);
     loop {
-        latch_quantisation(&mut state.rows, frame, &scan, &markers)?;
+        latch_quantization(&mut state.rows, frame, &scan, &markers)?;
         let mut stream = Bitstream::new(reader, &mut state.window);
         let coefficients = &mut state.coefficients;
         if frame.is_progressive {
@@ -86,33 +83,35 @@ pub(super) fn decode(
     if reader.is_past_end() {
         warnings.add("the end marker is missing");
     }
-    let quantisation: Vec<_> = (0..frame.components.len())
-        .map(|index| state.rows.quantisation(index))
+    let quantization: Vec<_> = (0..frame.components.len())
+        .map(|index| state.rows.quantization(index))
         .collect();
-    if quantisation.contains(&None) {
+    if quantization.contains(&None) {
         warnings.add("a component without a scan");
     }
-    let smoothing = Smoothing::new(&known, &quantisation, scans, last_good_row);
+    let smoothing = Smoothing::new(&known, &quantization, scans, last_good_row);
     let smoothing = smoothing.filter(|_| frame.is_progressive);
     emit(state, frame, smoothing.as_ref(), output);
-    state
-        .coefficients
-        .iter_mut()
-        .for_each(Coefficients::release);
+    let coefficients = state.coefficients.iter_mut();
+    coefficients.for_each(Coefficients::release);
     Ok(warnings)
 }
 
-/// Size of a scan in MCUs: (rows, columns). A single component has no padding.
-fn mcus(frame: &Frame, scan: &Scan) -> (usize, usize) {
+/// The component of a scan of one component.
+fn only_component<'f>(frame: &'f Frame, scan: &Scan) -> Option<&'f Component> {
     match scan.components.as_slice() {
-        [part] => frame
-            .components
-            .get(part.index)
-            .map_or((0, 0), |component| {
-                (component.blocks_wide, component.blocks_high)
-            }),
-        _ => (frame.mcus_wide, frame.mcus_high),
+        [part] => frame.components.get(part.index),
+        _ => None,
     }
+}
+
+/// Size of a scan in MCUs: (columns, rows). A single component has no padding.
+fn mcus(frame: &Frame, scan: &Scan) -> (usize, usize) {
+    let only = only_component(frame, scan);
+    let all = (frame.mcus_wide, frame.mcus_high);
+    only.map_or(all, |component| {
+        (component.blocks_wide, component.blocks_high)
+    })
 }
 
 /// Check a progressive scan and look up its tables.
@@ -130,9 +129,9 @@ fn prepare<'s>(
             continue;
         };
         let table = match (scan.start, scan.high) {
-            (0, 0) => Some(tables.table(huffman_table(&markers.dc, part.dc)?, true)?),
+            (0, 0) => Some(tables.table(table("Huffman", &markers.dc, part.dc)?, true)?),
             (0, _) => None,
-            _ => Some(tables.table(huffman_table(&markers.ac, part.ac)?, false)?),
+            _ => Some(tables.table(table("Huffman", &markers.ac, part.ac)?, false)?),
         };
         let is_alone = scan.components.len() == 1;
         parts.push(progressive::ScanBand {
@@ -161,13 +160,7 @@ fn progressive_scan(
     simd: Simd,
 ) -> Result<usize, Error> {
     let (wide, high) = mcus(frame, pass.scan);
-    let rows_per_mcu = match pass.scan.components.as_slice() {
-        [part] => frame
-            .components
-            .get(part.index)
-            .map_or(1, |component| component.v),
-        _ => 1,
-    };
+    let rows_per_mcu = only_component(frame, pass.scan).map_or(1, |component| component.v);
     for row in 0..high {
         if pass.row(stream, coefficients, row, wide, simd)? {
             last_good_row = row / rows_per_mcu;
@@ -190,15 +183,14 @@ fn emit(
             let first = mcu_row * component.v;
             let last = (first + component.v).min(component.blocks_high);
             for row in first..last {
-                let table = state.rows.quantisation(index);
-                if let (Some(smoothing), Some(table)) = (smoothing, table) {
+                let table = state.rows.quantization(index);
+                let blocks = if let (Some(smoothing), Some(table)) = (smoothing, table) {
                     smoothing.row(frame, index, row, from, &table, &mut state.smooth);
-                    let blocks = state.smooth.iter();
-                    state.rows.transform(index, row - first, 0, blocks);
+                    state.smooth.iter()
                 } else {
-                    let blocks = from.row(row, component.blocks_wide).iter();
-                    state.rows.transform(index, row - first, 0, blocks);
-                }
+                    from.row(row, component.blocks_wide).iter()
+                };
+                state.rows.transform(index, row - first, 0, blocks);
             }
         }
         if output.emit(&mut state.rows, mcu_row) {

@@ -91,9 +91,6 @@ pub(super) struct ScanPass<'s> {
 
 impl ScanPass<'_> {
     /// Decode an MCU row. Returns whether any of it had data.
-    ///
-    /// # Errors
-    /// [`Error::Decode`] if DC differences exceed 32 bits, as in libjpeg-turbo.
     pub(super) fn row(
         &mut self,
         stream: &mut Bitstream<'_, '_>,

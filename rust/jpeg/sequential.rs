@@ -141,15 +141,10 @@ impl Sequence {
         chunk: &'l mut [Block],
     ) -> Option<McuRun<'l>> {
         let blocks = self.done * self.units.len()..self.run_end * self.units.len();
-        McuRun::new(
-            stream,
-            &self.units,
-            self.predictions,
-            chunk.get_mut(blocks)?,
-        )
+        let blocks = chunk.get_mut(blocks)?;
+        McuRun::new(stream, &self.units, self.predictions, blocks)
     }
 
-    /// Continue after a run.
     pub(super) fn settle(&mut self, stream: &mut Bitstream<'_, '_>, end: Option<&McuRunEnd>) {
         let Some(end) = end else {
             self.done = self.run_end;
@@ -160,7 +155,6 @@ impl Sequence {
         self.done += end.mcus;
     }
 
-    /// Decode the rest of a chunk.
     pub(super) fn decode(
         &mut self,
         stream: &mut Bitstream<'_, '_>,
@@ -180,12 +174,8 @@ impl Sequence {
         part: usize,
         row: usize,
     ) -> impl Iterator<Item = &'c Block> + use<'c> {
-        let before: usize = self
-            .parts
-            .iter()
-            .take(part)
-            .map(|part| part.h * part.v)
-            .sum();
+        let before = self.parts.iter().take(part);
+        let before: usize = before.map(|part| part.h * part.v).sum();
         let wide = self.parts.get(part).map_or(0, |part| part.h);
         let mcus = chunk.chunks_exact(self.units.len().max(1));
         let start = before + row * wide;
@@ -236,7 +226,6 @@ pub(super) struct SingleScanDecode<'p> {
 }
 
 impl<'p> SingleScanDecode<'p> {
-    /// Start after the header of the scan.
     pub(super) fn new(
         state: &'p mut DecoderState,
         frame: Frame,
@@ -246,7 +235,7 @@ impl<'p> SingleScanDecode<'p> {
         output: Output<'p>,
     ) -> Result<Self, Error> {
         let parts = decoder::parts(&mut state.tables, &frame, scan, &markers)?;
-        decoder::latch_quantisation(&mut state.rows, &frame, scan, &markers)?;
+        decoder::latch_quantization(&mut state.rows, &frame, scan, &markers)?;
         let mut image = Self {
             sequence: Sequence::new(parts, markers.restart_interval),
             stream: Bitstream::new(reader, &mut state.window),
@@ -302,19 +291,14 @@ impl<'p> SingleScanDecode<'p> {
 
     /// The run from the next MCU with data; `None` at the end.
     fn next_lane(&mut self) -> Option<McuRun<'_>> {
-        if self.prepare() {
-            self.sequence.lane(&mut self.stream, self.chunk)
-        } else {
-            None
-        }
+        let has_data = self.prepare();
+        has_data.then(|| self.sequence.lane(&mut self.stream, self.chunk))?
     }
 
-    /// Continue after a run.
     fn settle(&mut self, end: &McuRunEnd) {
         self.sequence.settle(&mut self.stream, Some(end));
     }
 
-    /// Decode the rest.
     pub(super) fn run(&mut self) {
         let simd = self.rows.simd;
         while self.prepare() {

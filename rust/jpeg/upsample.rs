@@ -48,7 +48,6 @@ impl Upsampling {
     }
 }
 
-/// Repeat every sample.
 pub(super) fn repeat(samples: &[u8], times: usize, out: &mut [u8]) {
     for (to, &sample) in out.chunks_mut(times).zip(samples) {
         to.fill(sample);
@@ -58,16 +57,10 @@ pub(super) fn repeat(samples: &[u8], times: usize, out: &mut [u8]) {
 /// Double the width. There are at least two samples; `out` holds twice as many.
 pub(super) fn wide(simd: Simd, samples: &[u8], out: &mut [u8]) {
     let done = simd.wide(samples, out);
+    let count = samples.len();
     let value = |at: usize| u32::from(samples[at]);
-    weigh(0..1, samples.len(), out, 2, [1, 2], value);
-    weigh(
-        done + 1..samples.len(),
-        samples.len(),
-        out,
-        2,
-        [1, 2],
-        value,
-    );
+    weigh(0..1, count, out, 2, [1, 2], value);
+    weigh(done + 1..count, count, out, 2, [1, 2], value);
 }
 
 /// Combine two rows: 3/4 of the nearer one. `is_lower` for the row below the nearer one's middle.

@@ -21,7 +21,6 @@ pub struct ImageSlots {
     size: (usize, usize),
 }
 
-/// State of a sample.
 pub enum SampleState {
     /// Queued or in progress.
     Pending,
@@ -29,7 +28,6 @@ pub enum SampleState {
     Prepared(Arc<PreparedSample>),
     /// Pixels are in the batch.
     Decoded(Arc<PreparedSample>, ImageStatus),
-    /// Bad sample.
     Failed(Error),
 }
 
@@ -44,28 +42,20 @@ pub struct BatchBuilder {
 
 /// A prepared sample to decode.
 pub struct PendingDecode {
-    /// Index in the batch.
     pub index: usize,
-    /// The sample.
     pub prepared: Arc<PreparedSample>,
-    /// Slots of its batch.
     pub image_slots: ImageSlots,
 }
 
-/// Next step of a batch.
 pub enum NextStep {
-    /// Wait for pending samples.
     Wait,
-    /// Decode these samples.
     Decode(Vec<PendingDecode>),
-    /// Replace these bad samples.
     Replace(Vec<(usize, Skipped)>),
     /// Complete, or failed.
     Done(Result<Box<Batch>, Error>),
 }
 
 impl ImageSlots {
-    /// Allocate slots for `count` records.
     fn new(
         count: usize,
         size: (usize, usize),
@@ -152,10 +142,10 @@ fn try_decode(
 }
 
 impl SampleState {
-    /// Drop the encoded images of a sample that will not be decoded again.
-    #[must_use]
-    pub fn without_bytes(mut self) -> Self {
-        if let Self::Decoded(prepared, _) = &mut self
+    /// Drop the encoded images of a sample that will not be decoded again (`is_final`).
+    pub fn without_bytes_if(mut self, is_final: bool) -> Self {
+        if is_final
+            && let Self::Decoded(prepared, _) = &mut self
             && let Some(prepared) = Arc::get_mut(prepared)
         {
             prepared.images.clear();
@@ -165,8 +155,6 @@ impl SampleState {
 }
 
 impl BatchBuilder {
-    /// Start a batch of `count` records.
-    #[must_use]
     pub fn new(count: usize, config: &LoaderConfig, pool: &Arc<BufferPool>) -> Self {
         Self {
             states: (0..count).map(|_| SampleState::Pending).collect(),
@@ -181,7 +169,6 @@ impl BatchBuilder {
     }
 
     /// The slots, if samples can be decoded before all are prepared.
-    #[must_use]
     pub fn slots_if_fixed_size(&self, config: &LoaderConfig) -> Option<ImageSlots> {
         self.image_slots
             .clone()
@@ -199,7 +186,6 @@ impl BatchBuilder {
         self.pending == 0
     }
 
-    /// Mark `count` more samples as pending.
     pub fn reopen(&mut self, count: usize) {
         self.pending += count;
     }
@@ -218,16 +204,13 @@ impl BatchBuilder {
                 return NextStep::Done(Err(error));
             }
         }
-        match config.on_error {
-            OnError::Resample => {
-                let failed = self.take_failed();
-                if !failed.is_empty() {
-                    let reports = failed.iter().map(|(_, skipped)| skipped.clone());
-                    self.skipped.extend(reports);
-                    return NextStep::Replace(failed);
-                }
+        if config.on_error == OnError::Resample {
+            let failed = self.take_failed();
+            if !failed.is_empty() {
+                let reports = failed.iter().map(|(_, skipped)| skipped.clone());
+                self.skipped.extend(reports);
+                return NextStep::Replace(failed);
             }
-            OnError::Raise | OnError::Skip => {}
         }
         match self.undecoded(config, pool) {
             Err(error) => NextStep::Done(Err(error)),
@@ -317,17 +300,13 @@ impl BatchBuilder {
             }
         }
         let image_slots = self.image_slots.take().filter(|_| !samples.is_empty());
-        let size = image_slots
-            .as_ref()
-            .map_or((0, 0), |image_slots| image_slots.size);
-        let images = match image_slots {
-            Some(image_slots) => {
-                let record_bytes = config.slot_bytes(size) * config.task.images();
-                let block = image_slots.slots.into_block().ok_or(Error::Worker)?;
-                Some(without_gaps(block, &kept, record_bytes))
-            }
-            None => None,
-        };
+        let (mut size, mut images) = ((0, 0), None);
+        if let Some(image_slots) = image_slots {
+            size = image_slots.size;
+            let record_bytes = config.slot_bytes(size) * config.task.images();
+            let block = image_slots.slots.into_block().ok_or(Error::Worker)?;
+            images = Some(without_gaps(block, &kept, record_bytes));
+        }
         let mut batch = collate::collate(&samples, images, size, config)?;
         batch.statuses = statuses;
         batch.skipped = std::mem::take(&mut self.skipped);

@@ -28,7 +28,6 @@ pub struct BufferPool {
 /// Bytes aligned to [`ALIGNMENT`], owned by a pool.
 pub struct PooledBuffer {
     memory: Vec<u128>,
-    /// Offset of the first used byte.
     offset: usize,
     bytes: usize,
     pool: Arc<BufferPool>,
@@ -36,7 +35,6 @@ pub struct PooledBuffer {
 
 impl BufferPool {
     /// A pool that keeps at most `keep` free buffers.
-    #[must_use]
     pub fn new(keep: usize) -> Arc<Self> {
         Arc::new(Self {
             free: Mutex::new(Vec::new()),
@@ -48,9 +46,6 @@ impl BufferPool {
 
     /// Take a buffer of `bytes` bytes; `what` describes it in the error. Its content is zero or
     /// left from an earlier use.
-    ///
-    /// # Errors
-    /// [`Error::Memory`] if allocation fails even after the free buffers are released.
     pub fn take(
         self: &Arc<Self>,
         bytes: usize,
@@ -110,13 +105,10 @@ impl BufferPool {
     }
 
     /// Bytes of all buffers, used and free.
-    #[must_use]
     pub fn bytes(&self) -> usize {
         self.bytes.load(Ordering::Relaxed)
     }
 
-    /// Peak of [`Self::bytes`].
-    #[must_use]
     pub fn peak_bytes(&self) -> usize {
         self.peak_bytes.load(Ordering::Relaxed)
     }
@@ -210,7 +202,6 @@ impl DerefMut for PooledBuffer {
 }
 
 impl PooledBuffer {
-    /// Shorten to the first `bytes` bytes.
     pub fn truncate(&mut self, bytes: usize) {
         self.bytes = self.bytes.min(bytes);
     }
@@ -219,7 +210,6 @@ impl PooledBuffer {
 /// A buffer in equal slots, each of which one thread at a time may write.
 #[derive(Debug)]
 pub struct Slots {
-    /// First byte of the buffer.
     start: *mut u8,
     block: PooledBuffer,
     slot_bytes: usize,
@@ -241,9 +231,6 @@ pub struct SlotMut {
 
 impl Slots {
     /// Divide a new buffer of the pool into `count` slots; `what` describes it in the error.
-    ///
-    /// # Errors
-    /// [`Error::Memory`] if allocation fails.
     pub fn new(
         pool: &Arc<BufferPool>,
         count: usize,
@@ -261,7 +248,6 @@ impl Slots {
     }
 
     /// Take a slot for writing; `None` if it does not exist or is taken.
-    #[must_use]
     pub fn take(self: &Arc<Self>, index: usize) -> Option<SlotMut> {
         let free = !self.taken.get(index)?.swap(true, Ordering::Acquire);
         free.then(|| SlotMut {
@@ -271,7 +257,6 @@ impl Slots {
     }
 
     /// The buffer, once no slot is taken.
-    #[must_use]
     pub fn into_block(self: Arc<Self>) -> Option<PooledBuffer> {
         Arc::into_inner(self).map(|slots| slots.block)
     }

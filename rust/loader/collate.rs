@@ -68,52 +68,34 @@ pub struct Skipped {
 }
 
 /// Collate samples in order; `images` holds their pixels, padded to `size` = (height, width).
-///
-/// # Errors
-/// [`Error::Memory`] if texts, boxes or answers do not fit.
-pub fn collate(
+pub(crate) fn collate(
     samples: &[&Sample],
     images: Option<PooledBuffer>,
     size: (usize, usize),
     config: &LoaderConfig,
 ) -> Result<Batch, Error> {
+    let lengths = samples.iter().map(|sample| sample.token_ids.len());
     let mut batch = Batch {
         images,
         image_shape: image_shape(samples.len(), size, config),
-        num_tokens: samples
-            .iter()
-            .map(|sample| sample.token_ids.len())
-            .max()
-            .unwrap_or(0),
+        num_tokens: lengths.max().unwrap_or(0),
         ..Batch::default()
     };
     batch.reserve(samples, config)?;
     for sample in samples {
         batch.keys.push(sample.key.clone());
-        for (height, width, sizes) in [
-            (
-                sample.image_size.0,
-                sample.image_size.1,
-                &mut batch.image_sizes,
-            ),
-            (
-                sample.original_size.0,
-                sample.original_size.1,
-                &mut batch.original_sizes,
-            ),
-        ] {
-            sizes.extend([integer(height), integer(width)]);
-        }
+        let pair = |(height, width)| [integer(height), integer(width)];
+        batch.image_sizes.extend(pair(sample.image_size));
+        batch.original_sizes.extend(pair(sample.original_size));
         collate_text(sample, config.tokenizer.special_tokens().pad, &mut batch);
         match config.task {
             Task::ImageText => batch.image_ids.push(sample.image_id),
             Task::Question => {
-                let start = batch.targets.len();
-                batch
-                    .targets
-                    .resize(start + config.mirrored_answers.len(), 0.0);
+                let targets = &mut batch.targets;
+                let start = targets.len();
+                targets.resize(start + config.mirrored_answers.len(), 0.0);
                 for &(answer, score) in &sample.answers {
-                    if let Some(target) = batch.targets.get_mut(start + answer) {
+                    if let Some(target) = targets.get_mut(start + answer) {
                         *target = score;
                     }
                 }
@@ -171,18 +153,14 @@ fn collate_text(sample: &Sample, pad_id: u32, batch: &mut Batch) {
         output.extend(std::iter::repeat_n(i64::from(pad_id), padding));
     };
     pad(&sample.token_ids, &mut batch.token_ids);
-    batch
-        .text_mask
-        .extend((0..batch.num_tokens).map(|position| position < sample.token_ids.len()));
+    let mask = (0..batch.num_tokens).map(|position| position < sample.token_ids.len());
+    batch.text_mask.extend(mask);
     if !sample.masked_ids.is_empty() {
         pad(&sample.masked_ids, &mut batch.masked_ids);
         let labels = sample.mlm_labels.iter();
-        batch
-            .mlm_labels
-            .extend(labels.map(|label| label.map_or(IGNORED_LABEL, i64::from)));
-        batch
-            .mlm_labels
-            .extend(std::iter::repeat_n(IGNORED_LABEL, padding));
+        let labels = labels.map(|label| label.map_or(IGNORED_LABEL, i64::from));
+        let padded = labels.chain(std::iter::repeat_n(IGNORED_LABEL, padding));
+        batch.mlm_labels.extend(padded);
     }
 }
 
@@ -191,15 +169,12 @@ fn collate_boxes(sample: &Sample, batch: &mut Batch) {
     let values = sample.boxes_xyxy.iter().flatten().map(|&edge| edge as f32);
     batch.boxes_xyxy.extend(values);
     batch.boxes_per_image.push(integer(sample.boxes_xyxy.len()));
-    for row in sample
+    let rows = sample
         .positive_map
-        .chunks_exact(sample.token_ids.len().max(1))
-    {
-        batch.positive_map.extend(row);
-        let padding = batch.num_tokens - row.len();
-        batch
-            .positive_map
-            .extend(std::iter::repeat_n(false, padding));
+        .chunks_exact(sample.token_ids.len().max(1));
+    for row in rows {
+        let padding = std::iter::repeat_n(&false, batch.num_tokens - row.len());
+        batch.positive_map.extend(row.iter().chain(padding));
     }
 }
 

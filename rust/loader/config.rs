@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::Error;
+use crate::error::named;
 use crate::loader::record::Task;
 use crate::normalize::layout::{Dtype, Layout};
 use crate::tokenizer::Tokenizer;
@@ -54,28 +54,15 @@ pub enum OnError {
     Resample,
 }
 
-impl OnError {
-    /// Look up a policy by name.
-    ///
-    /// # Errors
-    /// [`Error::Argument`] for an unknown name.
-    pub fn from_name(name: &str) -> Result<Self, Error> {
-        match name {
-            "raise" => Ok(Self::Raise),
-            "skip" => Ok(Self::Skip),
-            "resample" => Ok(Self::Resample),
-            _ => Err(Error::argument(
-                "on_error",
-                format!("'{name}'; expected 'raise', 'skip' or 'resample'"),
-            )),
-        }
-    }
-}
+named!(
+    OnError,
+    "on_error",
+    [Raise = "raise", Skip = "skip", Resample = "resample"]
+);
 
 impl LoaderConfig {
     /// Bytes of one image padded to (height, width) pixels.
-    #[must_use]
-    pub fn slot_bytes(&self, size: (usize, usize)) -> usize {
+    pub(crate) fn slot_bytes(&self, size: (usize, usize)) -> usize {
         // A product that wraps would be too small.
         let values = size.0.saturating_mul(size.1).saturating_mul(3);
         values.saturating_mul(self.dtype.bytes())

@@ -17,10 +17,8 @@ use crate::resize::{Method, ResizeScratch, RowResizer};
 use crate::transform::params::{self, SampledTransform};
 use crate::try_alloc;
 
-/// Status of a decoded image.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ImageStatus {
-    /// Decoded completely.
     #[default]
     Ok,
     /// Truncated or damaged; filled as libjpeg fills it.
@@ -28,8 +26,6 @@ pub enum ImageStatus {
 }
 
 impl ImageStatus {
-    /// Name in lower case.
-    #[must_use]
     pub fn name(self) -> &'static str {
         match self {
             Self::Ok => "ok",
@@ -40,11 +36,8 @@ impl ImageStatus {
 
 /// An image to decode, and its destination.
 pub struct DecodeRequest<'p> {
-    /// The image.
     pub probed: &'p ProbedImage,
-    /// The transform to apply.
     pub sampled: &'p SampledTransform,
-    /// Destination of the pixels.
     pub slot: &'p mut [u8],
     /// (height, width) of the slot in pixels.
     pub slot_size: (usize, usize),
@@ -55,7 +48,6 @@ pub struct ImageDecoder {
     scratch: [Scratch; 2],
 }
 
-/// Buffers for one image.
 struct Scratch {
     decoder: jpeg::Decoder,
     resize: ResizeScratch,
@@ -66,12 +58,10 @@ struct Scratch {
 
 /// Processing of decoded rows.
 enum RowStage<'a> {
-    /// Resize.
     Resized(RowResizer<'a>),
     /// Crop only: the crop has the output's size.
     Cropped {
         crop: Crop,
-        /// Bytes of a decoded row.
         stride: usize,
     },
 }
@@ -138,12 +128,10 @@ struct RowSink<'c> {
     sampled: &'c SampledTransform,
     slot: &'c mut [u8],
     slot_size: (usize, usize),
-    /// The first error.
     outcome: Result<(), Error>,
 }
 
 impl RowSink<'_> {
-    /// Receive decoded rows, from `first_row` on.
     fn push(&mut self, first_row: usize, decoded: &[u8]) {
         if self.outcome.is_err() {
             return;
@@ -172,7 +160,6 @@ impl RowSink<'_> {
         self.outcome = written.and(pushed);
     }
 
-    /// Finish the image after its last row.
     fn finish(self, status: &jpeg::Status, config: &LoaderConfig) -> Result<ImageStatus, Error> {
         self.outcome?;
         if let jpeg::Status::Filled(reason) = status
@@ -182,11 +169,7 @@ impl RowSink<'_> {
         }
         let sampled = self.sampled;
         if sampled.needs_whole() {
-            let mut image = Rgb {
-                height: sampled.height,
-                width: sampled.width,
-                pixels: std::mem::take(self.whole),
-            };
+            let mut image = Rgb::new(sampled.height, sampled.width, std::mem::take(self.whole));
             sampled.change(&mut image);
             for (y, row) in image.pixels.chunks_exact(sampled.width * 3).enumerate() {
                 self.writer
@@ -242,7 +225,8 @@ impl Scratch {
         config: &LoaderConfig,
     ) -> Result<StreamedDecode<'c>, Error> {
         let (sampled, probed) = (request.sampled, request.probed);
-        let scale = if config.scaled_decoding {
+        let is_scaled = config.scaled_decoding;
+        let scale = if is_scaled {
             params::scale_for(sampled)
         } else {
             Scale::Full
@@ -314,10 +298,6 @@ fn run_two(
 }
 
 impl ImageDecoder {
-    /// Build the lookup tables.
-    ///
-    /// # Errors
-    /// [`Error::Argument`] for an invalid normalization.
     pub fn new(config: &LoaderConfig) -> Result<Self, Error> {
         let instructions = Instructions::best();
         let scratch = || {
@@ -336,9 +316,6 @@ impl ImageDecoder {
     }
 
     /// Decode an image, apply its transform and write it into its slot.
-    ///
-    /// # Errors
-    /// [`Error::Decode`] for corrupt bytes, and for filled parts unless the config accepts them.
     pub fn decode(
         &mut self,
         request: DecodeRequest<'_>,

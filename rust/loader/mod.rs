@@ -4,14 +4,14 @@
 //! [`Session::submit`], finished batches come out of [`Session::next`] in the same order. The queue
 //! is unbounded; the caller limits the batches in flight.
 
-pub mod batch_builder;
-pub mod buffer_pool;
+mod batch_builder;
+pub(crate) mod buffer_pool;
 pub mod collate;
 pub mod config;
-pub mod decode_into;
-pub mod probed_image;
+mod decode_into;
+mod probed_image;
 pub mod record;
-pub mod sample;
+pub(crate) mod sample;
 mod workers;
 
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -19,6 +19,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crate::Error;
+use crate::error::check_probability;
 use crate::loader::batch_builder::BatchBuilder;
 use crate::loader::buffer_pool::BufferPool;
 use crate::loader::collate::{Batch, Skipped};
@@ -26,7 +27,7 @@ use crate::loader::config::LoaderConfig;
 use crate::loader::decode_into::ImageDecoder;
 use crate::loader::record::{Record, Task};
 use crate::loader::workers::{
-    BatchOutcome, Job, JobKind, QueuedBatch, SessionState, WorkerPool, lock,
+    BatchOutcome, Job, JobKind, QueuedBatch, SampleRef, SessionState, WorkerPool, lock,
 };
 use crate::tokenizer::masking;
 
@@ -69,12 +70,7 @@ impl Loader {
             config.transform.rand_augment.check_boxes()?;
         }
         config.tokenizer.check_max_tokens(Some(config.max_tokens))?;
-        if !(0.0..=1.0).contains(&config.mlm_probability) {
-            return Err(Error::argument(
-                "mlm_probability",
-                format!("{}; expected 0 to 1", config.mlm_probability),
-            ));
-        }
+        check_probability("mlm_probability", config.mlm_probability)?;
         if config.task == Task::ImageText {
             let special_tokens = config.tokenizer.special_tokens();
             masking::check_mask_token(special_tokens, config.mlm_probability)?;
@@ -190,9 +186,11 @@ impl Session {
 
     fn job(&self, batch: &Arc<Mutex<BatchBuilder>>, index: usize, record: Record) -> Job {
         Job {
-            session: Arc::clone(&self.state),
-            batch: Arc::clone(batch),
-            index,
+            sample: SampleRef {
+                session: Arc::clone(&self.state),
+                batch: Arc::clone(batch),
+                index,
+            },
             kind: JobKind::Prepare(Box::new(record)),
         }
     }
@@ -216,7 +214,7 @@ impl Session {
         };
         drop(dropped);
         let mut jobs = lock(&self.workers.jobs);
-        let other = |job: &Job| !Arc::ptr_eq(&job.session, &self.state);
+        let other = |job: &Job| !Arc::ptr_eq(&job.sample.session, &self.state);
         jobs.to_decode.retain(other);
         jobs.to_prepare.retain(other);
         drop(jobs);
@@ -231,9 +229,10 @@ impl Session {
     pub fn next(&self, timeout: Duration) -> Result<Next, Error> {
         // Before locking: a thread of the parent process may have held the lock at the fork.
         if self.process != std::process::id() {
-            let reason = "session opened in another process, whose threads do not exist here; \
-                 expected a session opened in this process";
-            return Err(Error::Closed { reason });
+            return Err(Error::Closed(
+                "session opened in another process, whose threads do not exist here; expected a \
+                 session opened in this process",
+            ));
         }
         let (mut queue, _) = self
             .state
@@ -252,11 +251,10 @@ impl Session {
             }
             Some(Some(BatchOutcome::Replace(states))) => Ok(Next::Replace(states)),
             None if queue.finished => Ok(Next::End),
-            _ if lock(&self.workers.jobs).stopped => {
-                let reason = "the loader was closed during this session; expected a new session, \
-                     which starts its own threads";
-                Err(Error::Closed { reason })
-            }
+            _ if lock(&self.workers.jobs).stopped => Err(Error::Closed(
+                "the loader was closed during this session; expected a new session, which starts \
+                 its own threads",
+            )),
             _ => Ok(Next::NotYet),
         }
     }

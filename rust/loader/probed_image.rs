@@ -21,10 +21,6 @@ pub struct ProbedImage {
 
 impl ProbedImage {
     /// Read the image's bytes and header.
-    ///
-    /// # Errors
-    /// [`Error::File`] if the file cannot be read, [`Error::Decode`] for a corrupt header,
-    /// [`Error::TooManyPixels`] above the limit.
     pub fn new(stored: &StoredImage, config: &LoaderConfig) -> Result<Self, Error> {
         let bytes = stored.read()?;
         Self::of_bytes(stored, bytes, config).map_err(|fault| stored.name_fault(fault))
@@ -56,7 +52,6 @@ impl ProbedImage {
         })
     }
 
-    /// Encoded bytes.
     pub(crate) fn bytes(&self) -> &[u8] {
         (*self.bytes).as_ref()
     }
@@ -67,9 +62,6 @@ impl ProbedImage {
     }
 
     /// Decode the whole image, oriented.
-    ///
-    /// # Errors
-    /// [`Error::Decode`] for corrupt bytes.
     pub(crate) fn decode(&self, config: &LoaderConfig) -> Result<(Rgb, jpeg::Status), Error> {
         if self.format != Format::Jpeg {
             let image = image::decode_over(self.bytes(), config.max_pixels, config.background)?;
@@ -90,7 +82,6 @@ impl ProbedImage {
         ))
     }
 
-    /// Add the image's path to an error.
     pub(crate) fn name_fault(&self, fault: Error) -> Error {
         self.stored.name_fault(fault)
     }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use crate::Error;
 use crate::boxes::BoxXyxy;
+use crate::error::named;
 use crate::image::{self, Rgb};
 use crate::tokenizer::spans::CharSpan;
 
@@ -43,30 +44,20 @@ pub enum Task {
     Grounding,
 }
 
-impl Task {
-    /// Look up a task by name.
-    ///
-    /// # Errors
-    /// [`Error::Argument`] for an unknown name.
-    pub fn from_name(name: &str) -> Result<Self, Error> {
-        match name {
-            "image_text" => Ok(Self::ImageText),
-            "question" => Ok(Self::Question),
-            "reasoning" => Ok(Self::Reasoning),
-            "grounding" => Ok(Self::Grounding),
-            _ => Err(Error::argument(
-                "batch_type",
-                format!(
-                    "'{name}'; expected 'image_text', 'question', 'reasoning' \
-                         or 'grounding'"
-                ),
-            )),
-        }
-    }
+named!(
+    Task,
+    "batch_type",
+    [
+        ImageText = "image_text",
+        Question = "question",
+        Reasoning = "reasoning",
+        Grounding = "grounding"
+    ]
+);
 
+impl Task {
     /// Number of images per record.
-    #[must_use]
-    pub fn images(self) -> usize {
+    pub(crate) fn images(self) -> usize {
         if self == Self::Reasoning { 2 } else { 1 }
     }
 }
@@ -100,10 +91,7 @@ pub struct Record {
 
 impl StoredImage {
     /// Read the encoded bytes.
-    ///
-    /// # Errors
-    /// [`Error::File`] if the file cannot be read.
-    pub fn read(&self) -> Result<SharedBytes, Error> {
+    pub(crate) fn read(&self) -> Result<SharedBytes, Error> {
         match self {
             Self::Bytes(bytes) => Ok(Arc::clone(bytes)),
             Self::Path(path) => Ok(Arc::new(read_file(path)?)),
@@ -111,8 +99,7 @@ impl StoredImage {
     }
 
     /// Add the file's path to an error.
-    #[must_use]
-    pub fn name_fault(&self, fault: Error) -> Error {
+    pub(crate) fn name_fault(&self, fault: Error) -> Error {
         match self {
             Self::Bytes(_) => fault,
             Self::Path(path) => fault.in_file(path),
@@ -122,10 +109,7 @@ impl StoredImage {
 
 impl Record {
     /// Check the stored size against the annotated size; boxes would be wrong otherwise.
-    ///
-    /// # Errors
-    /// [`Error::Field`] with both sizes.
-    pub fn check_size(&self, stored: (usize, usize)) -> Result<(), Error> {
+    pub(crate) fn check_size(&self, stored: (usize, usize)) -> Result<(), Error> {
         match self.image_size {
             Some(annotated) if annotated != stored => Err(Error::field(
                 "image_size",
@@ -142,23 +126,17 @@ impl Record {
     /// Hash of the image name.
     ///
     /// FNV-1a without the sign bit: stable across processes.
-    #[must_use]
-    pub fn image_number(&self) -> i64 {
-        let hash = self
-            .image_id
-            .bytes()
-            .fold(0xCBF2_9CE4_8422_2325_u64, |hash, byte| {
-                (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3)
-            });
+    pub(crate) fn image_number(&self) -> i64 {
+        let mut hash = 0xCBF2_9CE4_8422_2325_u64;
+        for byte in self.image_id.bytes() {
+            hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3);
+        }
         (hash >> 1).cast_signed()
     }
 }
 
 /// Read and decode a file, with a background as in [`image::decode_over`].
-///
-/// # Errors
-/// [`Error::File`] if it cannot be read, [`Error::Decode`] if it is corrupt, both with the path.
-pub fn read_image(
+pub(crate) fn read_image(
     path: &Path,
     max_pixels: usize,
     background: Option<[u8; 3]>,
@@ -176,10 +154,7 @@ fn read_file(path: &Path) -> Result<Vec<u8>, Error> {
         }
         std::fs::read(path)
     };
-    read().map_err(|source| Error::File {
-        path: path.to_owned(),
-        source,
-    })
+    read().map_err(|source| Error::file(path, source))
 }
 
 #[cfg(test)]

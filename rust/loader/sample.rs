@@ -23,7 +23,6 @@ pub struct PreparedSample {
 
 impl PreparedSample {
     /// Total bytes of the encoded images.
-    #[must_use]
     pub fn bytes(&self) -> usize {
         let images = self.images.iter();
         images.map(|(probed, _)| probed.bytes().len()).sum()
@@ -33,23 +32,19 @@ impl PreparedSample {
 /// A sample, ready to be collated.
 #[derive(Clone, Debug, Default)]
 pub struct Sample {
-    /// Key of the record.
     pub key: String,
     /// (height, width) of the first image after its transform.
     pub image_size: (usize, usize),
     /// (height, width) of the first stored image.
     pub original_size: (usize, usize),
-    /// Token ids.
     pub token_ids: Vec<u32>,
     /// Token ids after MLM masking.
     pub masked_ids: Vec<u32>,
     /// The original id where a token was picked for MLM.
     pub mlm_labels: Vec<Option<u32>>,
-    /// Hash of the image name.
     pub image_id: i64,
     /// (answer index, soft score).
     pub answers: Vec<(usize, f32)>,
-    /// Label of the statement.
     pub truth: bool,
     /// Boxes in pixels of the transformed image.
     pub boxes_xyxy: Vec<BoxXyxy>,
@@ -62,9 +57,6 @@ pub struct Sample {
 }
 
 /// Prepare a record: probe its images, sample their transforms, map boxes, tokenize and mask.
-///
-/// # Errors
-/// [`Error::InRecord`] with the cause.
 pub fn prepare_sample(config: &LoaderConfig, record: &Record) -> Result<PreparedSample, Error> {
     prepare(config, record).map_err(|error| error.in_record(&record.key))
 }
@@ -117,9 +109,10 @@ fn prepare(config: &LoaderConfig, record: &Record) -> Result<PreparedSample, Err
         mask(config, record, &mut sample);
     }
     if let Some(answers) = &record.answers {
+        let mirrored = |answer: usize| config.mirrored_answers.get(answer).filter(|_| flipped);
+        let answers = answers.iter();
         sample.answers = answers
-            .iter()
-            .map(|&(answer, score)| (answer_for_flip(config, answer, flipped), score))
+            .map(|&(answer, score)| (mirrored(answer).copied().unwrap_or(answer), score))
             .collect();
     }
     Ok(PreparedSample { sample, images })
@@ -128,13 +121,11 @@ fn prepare(config: &LoaderConfig, record: &Record) -> Result<PreparedSample, Err
 fn check(config: &LoaderConfig, record: &Record) -> Result<(), Error> {
     let images = config.task.images();
     if record.images.len() != images {
-        return Err(Error::field(
-            "images",
-            format!(
-                "{} images; expected {images} in this task",
-                record.images.len()
-            ),
-        ));
+        let reason = format!(
+            "{} images; expected {images} for this task",
+            record.images.len()
+        );
+        return Err(Error::field("images", reason));
     }
     match config.task {
         Task::Question if record.answers.is_none() && !config.mirrored_answers.is_empty() => Err(
@@ -143,14 +134,11 @@ fn check(config: &LoaderConfig, record: &Record) -> Result<(), Error> {
         Task::Reasoning if record.truth.is_none() => {
             Err(Error::field("truth", "missing; expected True or False"))
         }
-        Task::Grounding if record.char_spans.len() != record.boxes_xyxy.len() => Err(Error::field(
-            "char_spans",
-            format!(
-                "{} entries for {} boxes; expected one for each box",
-                record.char_spans.len(),
-                record.boxes_xyxy.len()
-            ),
-        )),
+        Task::Grounding if record.char_spans.len() != record.boxes_xyxy.len() => {
+            let (spans, boxes) = (record.char_spans.len(), record.boxes_xyxy.len());
+            let reason = format!("{spans} entries for {boxes} boxes; expected one for each box");
+            Err(Error::field("char_spans", reason))
+        }
         _ => Ok(()),
     }
 }
@@ -200,18 +188,6 @@ fn mask(config: &LoaderConfig, record: &Record, sample: &mut Sample) {
         let (masked, asked) = mask_token(special_tokens, id, config.mlm_probability, &mut rng);
         sample.mlm_labels.push(asked.then_some(id));
         sample.masked_ids.push(masked);
-    }
-}
-
-fn answer_for_flip(config: &LoaderConfig, answer: usize, flipped: bool) -> usize {
-    if flipped {
-        config
-            .mirrored_answers
-            .get(answer)
-            .copied()
-            .unwrap_or(answer)
-    } else {
-        answer
     }
 }
 

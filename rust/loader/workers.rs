@@ -20,10 +20,15 @@ const GROUP: usize = 8;
 
 /// A unit of work: one record of a batch.
 pub(crate) struct Job {
+    pub(crate) sample: SampleRef,
+    pub(crate) kind: JobKind,
+}
+
+/// A sample of a batch.
+pub(crate) struct SampleRef {
     pub(crate) session: Arc<SessionState>,
     pub(crate) batch: Arc<Mutex<BatchBuilder>>,
     pub(crate) index: usize,
-    pub(crate) kind: JobKind,
 }
 
 pub(crate) enum JobKind {
@@ -31,13 +36,6 @@ pub(crate) enum JobKind {
     Prepare(Box<Record>),
     /// Decode its images into the batch.
     Decode(PendingDecode),
-}
-
-/// A sample of a batch.
-struct SampleRef {
-    session: Arc<SessionState>,
-    batch: Arc<Mutex<BatchBuilder>>,
-    index: usize,
 }
 
 impl SampleRef {
@@ -97,7 +95,6 @@ impl Jobs {
 /// State shared by threads and sessions.
 pub(crate) struct WorkerPool {
     pub(crate) config: LoaderConfig,
-    /// Number of threads.
     pub(crate) threads: usize,
     pub(crate) pool: Arc<BufferPool>,
     pub(crate) jobs: Mutex<Jobs>,
@@ -134,16 +131,9 @@ impl WorkerPool {
         let mut ready = Vec::with_capacity(jobs.len());
         for job in jobs {
             let Job {
-                session,
-                batch,
-                index,
+                sample: sample_ref,
                 kind,
             } = job;
-            let sample_ref = SampleRef {
-                session,
-                batch,
-                index,
-            };
             if sample_ref.is_closed() {
                 continue;
             }
@@ -179,10 +169,8 @@ impl WorkerPool {
         if records.is_empty() {
             return;
         }
-        let keys: Vec<_> = records
-            .iter()
-            .map(|it| it.prepared.sample.key.clone())
-            .collect();
+        let keys = records.iter().map(|it| it.prepared.sample.key.clone());
+        let keys: Vec<_> = keys.collect();
         // A batch that lost its worker would never finish.
         let decode = || batch_builder::decode(records, &self.config, decoder);
         let outcomes = catch_unwind(AssertUnwindSafe(decode)).unwrap_or_else(|_| {
@@ -194,12 +182,7 @@ impl WorkerPool {
             keys.iter().map(failed).collect()
         });
         for ((sample_ref, is_final), outcome) in sample_refs.into_iter().zip(outcomes) {
-            let outcome = if is_final {
-                outcome.without_bytes()
-            } else {
-                outcome
-            };
-            self.record_outcome(&sample_ref, outcome);
+            self.record_outcome(&sample_ref, outcome.without_bytes_if(is_final));
         }
     }
 
@@ -236,9 +219,11 @@ impl WorkerPool {
             NextStep::Wait => return,
             NextStep::Decode(states) => {
                 let jobs = states.into_iter().map(|to_decode| Job {
-                    session: Arc::clone(session),
-                    batch: Arc::clone(batch),
-                    index: to_decode.index,
+                    sample: SampleRef {
+                        session: Arc::clone(session),
+                        batch: Arc::clone(batch),
+                        index: to_decode.index,
+                    },
                     kind: JobKind::Decode(to_decode),
                 });
                 lock(&self.jobs).to_decode.extend(jobs);
@@ -273,13 +258,19 @@ mod tests {
             let mut jobs = Jobs::default();
             for index in 0..waiting {
                 jobs.to_prepare.push_back(Job {
-                    session: Arc::default(),
-                    batch: Arc::new(Mutex::new(BatchBuilder::new(0, &config, &pool))),
-                    index,
+                    sample: SampleRef {
+                        session: Arc::default(),
+                        batch: Arc::new(Mutex::new(BatchBuilder::new(0, &config, &pool))),
+                        index,
+                    },
                     kind: JobKind::Prepare(Box::new(record("a"))),
                 });
             }
-            let states: Vec<_> = jobs.take(threads).iter().map(|job| job.index).collect();
+            let states: Vec<_> = jobs
+                .take(threads)
+                .iter()
+                .map(|job| job.sample.index)
+                .collect();
             assert_eq!(
                 states,
                 (0..expected).collect::<Vec<_>>(),

@@ -1,6 +1,6 @@
 //! Memory layout and data type of image batches.
 
-use crate::Error;
+use crate::error::named;
 
 /// Memory layout of an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -11,22 +11,7 @@ pub enum Layout {
     Hwc,
 }
 
-impl Layout {
-    /// Look up a layout by name.
-    ///
-    /// # Errors
-    /// [`Error::Argument`] for an unknown name.
-    pub fn from_name(name: &str) -> Result<Self, Error> {
-        match name {
-            "chw" => Ok(Self::Chw),
-            "hwc" => Ok(Self::Hwc),
-            _ => Err(Error::argument(
-                "layout",
-                format!("'{name}'; expected 'chw' or 'hwc'"),
-            )),
-        }
-    }
-}
+named!(Layout, "layout", [Chw = "chw", Hwc = "hwc"]);
 
 /// Data type of a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,35 +26,18 @@ pub enum Dtype {
     Uint8,
 }
 
+named!(
+    Dtype,
+    "dtype",
+    [
+        Float32 = "float32",
+        Float16 = "float16",
+        BFloat16 = "bfloat16",
+        Uint8 = "uint8"
+    ]
+);
+
 impl Dtype {
-    /// Look up a data type by name.
-    ///
-    /// # Errors
-    /// [`Error::Argument`] for an unknown name.
-    pub fn from_name(name: &str) -> Result<Self, Error> {
-        match name {
-            "float32" => Ok(Self::Float32),
-            "float16" => Ok(Self::Float16),
-            "bfloat16" => Ok(Self::BFloat16),
-            "uint8" => Ok(Self::Uint8),
-            _ => Err(Error::argument(
-                "dtype",
-                format!("'{name}'; expected 'float32', 'float16', 'bfloat16' or 'uint8'"),
-            )),
-        }
-    }
-
-    /// Name in lower case.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Float32 => "float32",
-            Self::Float16 => "float16",
-            Self::BFloat16 => "bfloat16",
-            Self::Uint8 => "uint8",
-        }
-    }
-
     /// Bytes per value.
     #[must_use]
     pub fn bytes(self) -> usize {

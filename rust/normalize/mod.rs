@@ -5,6 +5,7 @@ mod simd;
 
 use crate::Error;
 use crate::cpu_features::Instructions;
+use crate::error::named;
 use crate::image::Rgb;
 use crate::normalize::layout::{Dtype, Layout};
 use crate::normalize::simd::{Arithmetic, ByteTable, ChannelTables, SEGMENT, bytes_of, fetch};
@@ -25,31 +26,7 @@ pub enum ChannelOrder {
     Bgr,
 }
 
-impl ChannelOrder {
-    /// Look up a channel order by name.
-    ///
-    /// # Errors
-    /// [`Error::Argument`] for an unknown name.
-    pub fn from_name(name: &str) -> Result<Self, Error> {
-        match name {
-            "rgb" => Ok(Self::Rgb),
-            "bgr" => Ok(Self::Bgr),
-            _ => Err(Error::argument(
-                "channel_order",
-                format!("'{name}'; expected 'rgb' or 'bgr'"),
-            )),
-        }
-    }
-
-    /// Name in lower case.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Rgb => "rgb",
-            Self::Bgr => "bgr",
-        }
-    }
-}
+named!(ChannelOrder, "channel_order", [Rgb = "rgb", Bgr = "bgr"]);
 
 /// Parameters of the normalization.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -79,16 +56,12 @@ impl Normalization {
     /// [`Error::Argument`] that names the field.
     pub fn check(&self) -> Result<(), Error> {
         if !self.std.iter().all(|&std| std > 0.0 && std.is_finite()) {
-            return Err(Error::argument(
-                "std",
-                format!("{:?}; expected numbers above 0", self.std),
-            ));
+            let reason = format!("{:?}; expected numbers above 0", self.std);
+            return Err(Error::argument("std", reason));
         }
         if !self.mean.iter().all(|mean| mean.is_finite()) {
-            return Err(Error::argument(
-                "mean",
-                format!("{:?}; expected finite numbers", self.mean),
-            ));
+            let reason = format!("{:?}; expected finite numbers", self.mean);
+            return Err(Error::argument("mean", reason));
         }
         Ok(())
     }
@@ -132,7 +105,7 @@ impl Normalization {
 
 /// Writes normalized rows into a batch.
 #[derive(Clone, Debug)]
-pub struct RowWriter {
+pub(crate) struct RowWriter {
     layout: Layout,
     values: ChannelTables,
 }
@@ -149,15 +122,6 @@ impl RowWriter {
         instructions: Instructions,
     ) -> Result<Self, Error> {
         normalization.check()?;
-        Ok(Self::of_checked(normalization, layout, dtype, instructions))
-    }
-
-    fn of_checked(
-        normalization: &Normalization,
-        layout: Layout,
-        dtype: Dtype,
-        instructions: Instructions,
-    ) -> Self {
         let channels = normalization.channels();
         let tables = channels.map(|channel| {
             let values = normalization.table(channel);
@@ -170,16 +134,14 @@ impl RowWriter {
             (Some(first), Some(second), Some(third)) => Some([first, second, third]),
             _ => None,
         };
-        Self {
-            layout,
-            values: ChannelTables {
-                passes: Passes::new(instructions),
-                dtype,
-                channels,
-                tables,
-                arithmetic,
-            },
-        }
+        let values = ChannelTables {
+            passes: Passes::new(instructions),
+            dtype,
+            channels,
+            tables,
+            arithmetic,
+        };
+        Ok(Self { layout, values })
     }
 
     /// Bytes of an image of `size` (height, width).
@@ -312,10 +274,8 @@ fn fetch_later(below: &[u8], stride: usize, used: usize) {
 fn for_segments(row: &[u8], flip: bool, mut write: impl FnMut(usize, &[u8])) {
     let segments = row.len().div_ceil(3 * SEGMENT);
     for number in 0..segments {
-        let (start, end) = (
-            3 * SEGMENT * number,
-            row.len().min(3 * SEGMENT * (number + 1)),
-        );
+        let start = 3 * SEGMENT * number;
+        let end = row.len().min(start + 3 * SEGMENT);
         if flip {
             write(start / 3, &row[row.len() - end..row.len() - start]);
         } else {
@@ -327,10 +287,7 @@ fn for_segments(row: &[u8], flip: bool, mut write: impl FnMut(usize, &[u8])) {
 /// Normalize images into a planar batch, padded right and bottom with zeros.
 ///
 /// Returns the values and the padded (height, width): the largest image, rounded up to the divisor.
-///
-/// # Errors
-/// [`Error::Memory`] if the values cannot be allocated.
-pub fn write(
+pub(crate) fn write(
     images: &[&Rgb],
     normalization: &Normalization,
     divisor: usize,
@@ -342,12 +299,8 @@ pub fn write(
     let (height, width) = (largest(|image| image.height), largest(|image| image.width));
     let count = images.len().saturating_mul(3 * height * width);
     let mut values = try_alloc::filled(0.0, count, try_alloc::of_image(height, width))?;
-    let writer = RowWriter::of_checked(
-        normalization,
-        Layout::Chw,
-        Dtype::Float32,
-        Instructions::best(),
-    );
+    let instructions = Instructions::best();
+    let writer = RowWriter::new(normalization, Layout::Chw, Dtype::Float32, instructions)?;
     let slots = values.chunks_exact_mut((3 * height * width).max(1));
     for (slot, image) in slots.zip(images) {
         let slot = bytes_of(slot);
@@ -371,11 +324,7 @@ mod tests {
 
     #[test]
     fn values_are_normalized_in_the_requested_order() {
-        let image = Rgb {
-            height: 1,
-            width: 1,
-            pixels: vec![0, 128, 255],
-        };
+        let image = Rgb::new(1, 1, vec![0, 128, 255]);
         let normalization = Normalization {
             channel_order: ChannelOrder::Bgr,
             ..Normalization::default()

@@ -1,5 +1,6 @@
 //! Arrays shared between Rust and Python without a copy; the only `unsafe` code of the bindings.
 
+use std::any::Any;
 use std::ffi::{CStr, c_int, c_void};
 use std::{ptr, slice};
 
@@ -12,71 +13,26 @@ use pyo3::types::PyTuple;
 use crate::loader::buffer_pool::PooledBuffer;
 use crate::normalize::layout::Dtype;
 
-/// Storage of a [`Buffer`].
-pub enum Values {
-    /// uint8.
-    Uint8(Vec<u8>),
-    /// float32.
-    Float32(Vec<f32>),
-    /// int64.
-    Int64(Vec<i64>),
-    /// bool.
-    Bool(Vec<bool>),
-    /// Pixels in a pooled buffer of a loader.
-    Pooled(PooledBuffer, Dtype),
+/// An element type of a [`Buffer`].
+pub trait Item: Send + Sync + 'static {
+    /// Format in the buffer protocol, and `NumPy`'s name.
+    const TYPE: (&'static CStr, &'static str);
 }
 
-impl Values {
-    fn len(&self) -> usize {
-        match self {
-            Self::Uint8(values) => values.len(),
-            Self::Float32(values) => values.len(),
-            Self::Int64(values) => values.len(),
-            Self::Bool(values) => values.len(),
-            Self::Pooled(block, dtype) => block.len() / dtype.bytes(),
-        }
-    }
+impl Item for u8 {
+    const TYPE: (&'static CStr, &'static str) = (c"B", "uint8");
+}
 
-    fn item_size(&self) -> usize {
-        match self {
-            Self::Uint8(_) | Self::Bool(_) => 1,
-            Self::Float32(_) => 4,
-            Self::Int64(_) => 8,
-            Self::Pooled(_, dtype) => dtype.bytes(),
-        }
-    }
+impl Item for f32 {
+    const TYPE: (&'static CStr, &'static str) = (c"f", "float32");
+}
 
-    fn format(&self) -> &'static CStr {
-        match self {
-            Self::Uint8(_) | Self::Pooled(_, Dtype::Uint8) => c"B",
-            Self::Float32(_) | Self::Pooled(_, Dtype::Float32) => c"f",
-            Self::Pooled(_, Dtype::Float16) => c"e",
-            // The buffer protocol has no format for it.
-            Self::Pooled(_, Dtype::BFloat16) => c"H",
-            Self::Int64(_) => c"q",
-            Self::Bool(_) => c"?",
-        }
-    }
+impl Item for i64 {
+    const TYPE: (&'static CStr, &'static str) = (c"q", "int64");
+}
 
-    fn dtype(&self) -> &'static str {
-        match self {
-            Self::Uint8(_) => "uint8",
-            Self::Float32(_) => "float32",
-            Self::Pooled(_, dtype) => dtype.name(),
-            Self::Int64(_) => "int64",
-            Self::Bool(_) => "bool",
-        }
-    }
-
-    fn pointer(&mut self) -> *mut c_void {
-        match self {
-            Self::Uint8(values) => values.as_mut_ptr().cast(),
-            Self::Float32(values) => values.as_mut_ptr().cast(),
-            Self::Int64(values) => values.as_mut_ptr().cast(),
-            Self::Bool(values) => values.as_mut_ptr().cast(),
-            Self::Pooled(block, _) => block.as_mut_ptr().cast(),
-        }
-    }
+impl Item for bool {
+    const TYPE: (&'static CStr, &'static str) = (c"?", "bool");
 }
 
 /// A Rust array, writable through the buffer protocol: `numpy.asarray(buffer)` and
@@ -92,7 +48,7 @@ pub struct Buffer {
     shape: Box<[ffi::Py_ssize_t]>,
     strides: Box<[ffi::Py_ssize_t]>,
     /// Keeps the memory of `pointer` alive and in place.
-    _values: Values,
+    _values: Box<dyn Any + Send + Sync>,
 }
 
 /// A pointer to memory owned by the same [`Buffer`].
@@ -107,39 +63,67 @@ unsafe impl Sync for SendPointer {}
 
 impl Buffer {
     /// Wrap values in C order as an array of this shape.
-    ///
-    /// # Errors
-    /// `ValueError` if the shape has another number of elements.
-    pub fn new(mut values: Values, shape: &[usize]) -> PyResult<Self> {
-        if shape.iter().product::<usize>() != values.len() {
-            return Err(PyValueError::new_err(format!(
-                "{} values for the shape {shape:?}",
-                values.len()
-            )));
+    pub fn new<T: Item>(mut values: Vec<T>, shape: &[usize]) -> PyResult<Self> {
+        let pointer = SendPointer(values.as_mut_ptr().cast());
+        let count = values.len();
+        Self::of(
+            pointer,
+            count,
+            size_of::<T>(),
+            T::TYPE,
+            Box::new(values),
+            shape,
+        )
+    }
+
+    /// Wrap the pixels of a batch in a loader's buffer.
+    pub fn of_pixels(mut block: PooledBuffer, dtype: Dtype, shape: &[usize]) -> PyResult<Self> {
+        let pointer = SendPointer(block.as_mut_ptr().cast());
+        let count = block.len() / dtype.bytes();
+        let format = match dtype {
+            Dtype::Uint8 => c"B",
+            Dtype::Float32 => c"f",
+            Dtype::Float16 => c"e",
+            // The buffer protocol has no format for bfloat16.
+            Dtype::BFloat16 => c"H",
+        };
+        let of_type = (format, dtype.name());
+        Self::of(
+            pointer,
+            count,
+            dtype.bytes(),
+            of_type,
+            Box::new(block),
+            shape,
+        )
+    }
+
+    /// `ValueError` if the shape has another number of elements than `count`.
+    fn of(
+        pointer: SendPointer,
+        count: usize,
+        item_bytes: usize,
+        (format, dtype): (&'static CStr, &'static str),
+        values: Box<dyn Any + Send + Sync>,
+        shape: &[usize],
+    ) -> PyResult<Self> {
+        if shape.iter().product::<usize>() != count {
+            let message = format!("{count} values for the shape {shape:?}");
+            return Err(PyValueError::new_err(message));
         }
         let size = |count: usize| ffi::Py_ssize_t::try_from(count).map_err(PyErr::from);
-        let shape = shape
-            .iter()
-            .map(|&n| size(n))
-            .collect::<PyResult<Box<_>>>()?;
-        let item_size = size(values.item_size())?;
-        let mut stride = item_size;
-        let mut strides: Vec<_> = shape
-            .iter()
-            .rev()
-            .map(|&count| {
-                let this = stride;
-                stride *= count.max(1);
-                this
-            })
-            .collect();
-        strides.reverse();
+        let shape: Box<_> = shape.iter().map(|&n| size(n)).collect::<PyResult<_>>()?;
+        let item_size = size(item_bytes)?;
+        let mut strides = vec![item_size; shape.len()];
+        for at in (1..shape.len()).rev() {
+            strides[at - 1] = strides[at] * shape[at].max(1);
+        }
         Ok(Self {
-            pointer: SendPointer(values.pointer()),
-            dtype: values.dtype(),
-            format: values.format(),
+            pointer,
+            dtype,
+            format,
             item_size,
-            bytes: item_size * size(values.len())?,
+            bytes: item_size * size(count)?,
             shape,
             strides: strides.into_boxed_slice(),
             _values: values,
@@ -179,13 +163,9 @@ impl Buffer {
         }
         let buffer = slf.get();
         let wants = |flag: c_int| flags & flag == flag;
-        let if_wanted = |flag: c_int, pointer: *const ffi::Py_ssize_t| {
-            if wants(flag) {
-                pointer.cast_mut()
-            } else {
-                ptr::null_mut()
-            }
-        };
+        let format = buffer.format.as_ptr().cast_mut();
+        let (shape, strides) = (buffer.shape.as_ptr(), buffer.strides.as_ptr());
+        let none = ptr::null_mut();
         let exported = ffi::Py_buffer {
             obj: ptr::null_mut(),
             buf: buffer.pointer.0,
@@ -194,14 +174,21 @@ impl Buffer {
             readonly: 0,
             ndim: c_int::try_from(buffer.shape.len())?,
             format: if wants(ffi::PyBUF_FORMAT) {
-                buffer.format.as_ptr().cast_mut()
+                format
             } else {
                 ptr::null_mut()
             },
-            // The array is contiguous, so a consumer that does not request the shape reads it as
-            // bytes.
-            shape: if_wanted(ffi::PyBUF_ND, buffer.shape.as_ptr()),
-            strides: if_wanted(ffi::PyBUF_STRIDES, buffer.strides.as_ptr()),
+            // The array is contiguous: without the shape, it is read as bytes.
+            shape: if wants(ffi::PyBUF_ND) {
+                shape.cast_mut()
+            } else {
+                none
+            },
+            strides: if wants(ffi::PyBUF_STRIDES) {
+                strides.cast_mut()
+            } else {
+                none
+            },
             suboffsets: ptr::null_mut(),
             internal: ptr::null_mut(),
         };
@@ -217,14 +204,10 @@ impl Buffer {
 }
 
 /// Elements of a Python array.
-///
-/// # Errors
-/// `ValueError` if it is not contiguous.
 pub fn numbers<'a, T: Element>(name: &str, array: &'a PyBuffer<T>) -> PyResult<&'a [T]> {
     if !array.is_c_contiguous() {
-        return Err(PyValueError::new_err(format!(
-            "{name}: expected a contiguous array"
-        )));
+        let message = format!("{name}: expected a contiguous array");
+        return Err(PyValueError::new_err(message));
     }
     if array.item_count() == 0 {
         return Ok(&[]);
@@ -235,16 +218,12 @@ pub fn numbers<'a, T: Element>(name: &str, array: &'a PyBuffer<T>) -> PyResult<&
 }
 
 /// Writable elements of a Python array.
-///
-/// # Errors
-/// As [`numbers`], and if it is read-only.
 #[allow(clippy::mut_from_ref)] // Python owns the array; only this function writes it.
 pub fn numbers_mut<'a, T: Element>(name: &str, array: &'a PyBuffer<T>) -> PyResult<&'a mut [T]> {
     numbers(name, array)?;
     if array.readonly() {
-        return Err(PyValueError::new_err(format!(
-            "{name}: the array is read-only"
-        )));
+        let message = format!("{name}: expected a writable array, got a read-only one");
+        return Err(PyValueError::new_err(message));
     }
     if array.item_count() == 0 {
         return Ok(&mut []);

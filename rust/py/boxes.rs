@@ -2,18 +2,18 @@
 
 use pyo3::prelude::*;
 
-use super::arrays::{Buffer, Values};
+use super::arrays::Buffer;
 use crate::tokenizer::spans::{self, CharSpan};
 
 /// Return which tokens name each box: (boxes, tokens).
 #[pyfunction]
 #[pyo3(signature = (offsets, char_spans))]
 pub fn positive_map(offsets: Vec<CharSpan>, char_spans: Vec<Vec<CharSpan>>) -> PyResult<Buffer> {
-    let rows = char_spans
-        .iter()
+    let rows = char_spans.iter();
+    let rows: Vec<bool> = rows
         .flat_map(|spans| spans::positive_row(&offsets, spans))
         .collect();
-    Buffer::new(Values::Bool(rows), &[char_spans.len(), offsets.len()])
+    Buffer::new(rows, &[char_spans.len(), offsets.len()])
 }
 
 /// Swap "left" and "right" in a text, and map spans accordingly.
@@ -21,9 +21,7 @@ pub fn positive_map(offsets: Vec<CharSpan>, char_spans: Vec<Vec<CharSpan>>) -> P
 #[pyo3(signature = (text, char_spans = Vec::new()))]
 pub fn mirror_words(text: &str, char_spans: Vec<CharSpan>) -> (String, Vec<CharSpan>) {
     let mirrored = spans::mirror_words(text);
-    let moved = char_spans
-        .iter()
-        .map(|&span| mirrored.move_span(span))
-        .collect();
+    let moved = char_spans.iter().map(|&span| mirrored.move_span(span));
+    let moved = moved.collect();
     (mirrored.text, moved)
 }

@@ -40,16 +40,11 @@ impl ColorJitter {
     }
 
     fn __repr__(&self) -> String {
-        let color_jitter::ColorJitter {
-            brightness,
-            contrast,
-            saturation,
-            hue,
-        } = self.inner;
-        format!(
-            "ColorJitter(brightness={brightness:?}, contrast={contrast:?}, \
-             saturation={saturation:?}, hue={hue:?})"
-        )
+        let fields = self
+            .inner
+            .ranges()
+            .map(|(name, range)| format!("{name}={range:?}"));
+        format!("ColorJitter({})", fields.join(", "))
     }
 }
 
@@ -59,12 +54,7 @@ pub fn describe<'py>(
     inner: &color_jitter::ColorJitter,
 ) -> PyResult<Bound<'py, PyDict>> {
     let settings = PyDict::new(py);
-    for (name, range) in [
-        ("brightness", inner.brightness),
-        ("contrast", inner.contrast),
-        ("saturation", inner.saturation),
-        ("hue", inner.hue),
-    ] {
+    for (name, range) in inner.ranges() {
         settings.set_item(name, [range.0, range.1])?;
     }
     Ok(settings)

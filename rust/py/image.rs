@@ -6,12 +6,11 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 
-use super::arrays::{Buffer, Values};
+use super::arrays::Buffer;
 use super::color_jitter::{ColorJitter, describe as describe_color_jitter};
 use super::pixels::{RgbArray, to_buffer};
 use super::rand_augment::{RandAugment, describe as describe_rand_augment};
-use crate::boxes::BoxXyxy;
-use crate::boxes::Crop;
+use crate::boxes::{BoxXyxy, Crop};
 use crate::cpu_features::Instructions;
 use crate::image::{self, Rgb, RgbView};
 use crate::loader::record;
@@ -19,10 +18,8 @@ use crate::normalize::layout::{Dtype, Layout};
 use crate::normalize::{self, ChannelOrder, IMAGENET_MEAN, IMAGENET_STD, Normalization, RowWriter};
 use crate::resize::{self, Filter, Method, Precision, ResizeScratch, RowResizer};
 use crate::rng::{Purpose, Rng};
-use crate::transform::color_jitter;
 use crate::transform::crop::RandomCrop;
-use crate::transform::rand_augment;
-use crate::transform::{Geometry, Transform};
+use crate::transform::{Geometry, Transform, color_jitter, rand_augment};
 use crate::try_alloc;
 
 /// Transform of an image and its boxes.
@@ -32,35 +29,22 @@ pub struct ImageTransform {
     pub(super) inner: Transform,
 }
 
-/// Options shared by all transforms.
-struct Common<'a> {
-    filter: &'a str,
-    resize: &'a str,
-    flip_probability: f64,
-    color_jitter: Option<&'a ColorJitter>,
-    rand_augment: Option<&'a RandAugment>,
-    channel_order: &'a str,
-    mean: [f64; 3],
-    std: [f64; 3],
-}
-
 impl ImageTransform {
-    fn new(geometry: Geometry, common: &Common<'_>) -> PyResult<Self> {
+    fn build(
+        geometry: Geometry,
+        flip_probability: f64,
+        (color_jitter, rand_augment): (Option<&ColorJitter>, Option<&RandAugment>),
+        (method, normalization): (Method, Normalization),
+    ) -> PyResult<Self> {
+        use color_jitter::ColorJitter as Jitter;
+        use rand_augment::RandAugment as Augment;
         let inner = Transform {
             geometry,
-            method: method(common.filter, common.resize)?,
-            flip_probability: common.flip_probability,
-            color_jitter: common
-                .color_jitter
-                .map_or_else(color_jitter::ColorJitter::off, |given| given.inner),
-            rand_augment: common
-                .rand_augment
-                .map_or_else(rand_augment::RandAugment::off, |given| given.inner.clone()),
-            normalization: Normalization {
-                channel_order: ChannelOrder::from_name(common.channel_order)?,
-                mean: common.mean,
-                std: common.std,
-            },
+            method,
+            flip_probability,
+            color_jitter: color_jitter.map_or_else(Jitter::off, |given| given.inner),
+            rand_augment: rand_augment.map_or_else(Augment::off, |given| given.inner.clone()),
+            normalization,
         };
         inner.check()?;
         Ok(Self { inner })
@@ -81,6 +65,22 @@ fn method(filter: &str, precision: &str) -> PyResult<Method> {
     })
 }
 
+fn normalization(order: &str, mean: [f64; 3], std: [f64; 3]) -> PyResult<Normalization> {
+    let channel_order = ChannelOrder::from_name(order)?;
+    Ok(Normalization {
+        channel_order,
+        mean,
+        std,
+    })
+}
+
+/// Format keyword arguments.
+pub(super) fn arguments(settings: &Bound<'_, PyDict>) -> PyResult<String> {
+    let fields = settings.iter();
+    let fields = fields.map(|(name, value)| Ok(format!("{name}={}", value.repr()?)));
+    Ok(fields.collect::<PyResult<Vec<_>>>()?.join(", "))
+}
+
 #[pymethods]
 #[allow(clippy::too_many_arguments)] // Keyword arguments in Python.
 impl ImageTransform {
@@ -97,18 +97,13 @@ impl ImageTransform {
         mean: [f64; 3],
         std: [f64; 3],
     ) -> PyResult<Self> {
-        let common = Common {
-            filter,
-            resize,
-            flip_probability: 0.0,
-            color_jitter,
-            rand_augment,
-            channel_order,
-            mean,
-            std,
-        };
+        let augment = (color_jitter, rand_augment);
+        let values = (
+            method(filter, resize)?,
+            normalization(channel_order, mean, std)?,
+        );
         let size = count("size", size)?;
-        Self::new(Geometry::Squash { size }, &common)
+        Self::build(Geometry::Squash { size }, 0.0, augment, values)
     }
 
     /// Crop a random rectangle and resize it to size x size.
@@ -127,18 +122,14 @@ impl ImageTransform {
         mean: [f64; 3],
         std: [f64; 3],
     ) -> PyResult<Self> {
-        let common = Common {
-            filter,
-            resize,
-            flip_probability,
-            color_jitter,
-            rand_augment,
-            channel_order,
-            mean,
-            std,
-        };
+        let augment = (color_jitter, rand_augment);
+        let values = (
+            method(filter, resize)?,
+            normalization(channel_order, mean, std)?,
+        );
         let size = count("size", size)?;
-        Self::new(Geometry::RandomResizedCrop { size, scale, ratio }, &common)
+        let geometry = Geometry::RandomResizedCrop { size, scale, ratio };
+        Self::build(geometry, flip_probability, augment, values)
     }
 
     /// Resize the shorter side to one of sizes, the longer to at most `max_size`.
@@ -159,16 +150,11 @@ impl ImageTransform {
         mean: [f64; 3],
         std: [f64; 3],
     ) -> PyResult<Self> {
-        let common = Common {
-            filter,
-            resize,
-            flip_probability,
-            color_jitter,
-            rand_augment,
-            channel_order,
-            mean,
-            std,
-        };
+        let augment = (color_jitter, rand_augment);
+        let values = (
+            method(filter, resize)?,
+            normalization(channel_order, mean, std)?,
+        );
         let sizes = sizes.into_iter().map(|size| count("sizes", size));
         let geometry = Geometry::ShorterSide {
             sizes: sizes.collect::<PyResult<_>>()?,
@@ -179,7 +165,7 @@ impl ImageTransform {
                 scale: crop_scale,
             },
         };
-        Self::new(geometry, &common)
+        Self::build(geometry, flip_probability, augment, values)
     }
 
     /// True if all images come out with the same height and width.
@@ -217,13 +203,13 @@ impl ImageTransform {
             }
         }
         settings.set_item("flip_probability", self.inner.flip_probability)?;
-        let color_jitter = &self.inner.color_jitter;
-        let is_on = *color_jitter != color_jitter::ColorJitter::off();
-        let drawn = is_on.then(|| describe_color_jitter(py, color_jitter));
-        settings.set_item("color_jitter", drawn.transpose()?)?;
-        let rand_augment = &self.inner.rand_augment;
-        let drawn = (rand_augment.num_ops > 0).then(|| describe_rand_augment(py, rand_augment));
-        settings.set_item("rand_augment", drawn.transpose()?)?;
+        let jitter = &self.inner.color_jitter;
+        let is_on = *jitter != color_jitter::ColorJitter::off();
+        let jitter = is_on.then(|| describe_color_jitter(py, jitter));
+        settings.set_item("color_jitter", jitter.transpose()?)?;
+        let augment = &self.inner.rand_augment;
+        let augment = (augment.num_ops > 0).then(|| describe_rand_augment(py, augment));
+        settings.set_item("rand_augment", augment.transpose()?)?;
         settings.set_item("filter", self.inner.method.filter.name())?;
         settings.set_item("resize", self.inner.method.precision.name())?;
         let normalization = &self.inner.normalization;
@@ -237,12 +223,8 @@ impl ImageTransform {
         let settings = self.describe(py)?;
         let kind = settings.get_item("kind")?;
         settings.del_item("kind")?;
-        let fields: Vec<String> = settings
-            .iter()
-            .map(|(name, value)| Ok(format!("{name}={}", value.repr()?)))
-            .collect::<PyResult<_>>()?;
         let kind = kind.map_or_else(String::new, |kind| kind.to_string());
-        Ok(format!("ImageTransform.{kind}({})", fields.join(", ")))
+        Ok(format!("ImageTransform.{kind}({})", arguments(&settings)?))
     }
 }
 
@@ -299,15 +281,15 @@ pub fn resize_image(
     let view = array.view()?;
     let method = method(filter, resize)?;
     let source = (view.height, view.width);
-    let crop = crop.map_or(
-        Crop::whole(source.0, source.1),
-        |(top, left, height, width)| Crop {
+    let crop = match crop {
+        None => Crop::whole(source.0, source.1),
+        Some((top, left, height, width)) => Crop {
             top,
             left,
             height,
             width,
         },
-    );
+    };
     let instructions = instructions.map(Instructions::from_name).transpose()?;
     let resized = image.py().detach(|| {
         if instructions.is_none() && rows_at_once == 0 {
@@ -316,21 +298,17 @@ pub fn resize_image(
         let mut scratch = ResizeScratch::new(instructions.unwrap_or_else(Instructions::best));
         let mut resizer = RowResizer::new(&mut scratch, source, crop, (height, width), method)?;
         let mut pixels = Vec::new();
-        let count = if rows_at_once == 0 {
-            source.0
-        } else {
+        let count = if rows_at_once > 0 {
             rows_at_once
+        } else {
+            source.0
         };
         let rows = view.pixels.chunks(count * source.1 * 3);
         let last = resizer.last_row_needed();
         for (first, rows) in (0..=last).step_by(count).zip(rows) {
             resizer.push_rows(first, rows, &mut |_, row| pixels.extend_from_slice(row))?;
         }
-        Ok(Rgb {
-            height,
-            width,
-            pixels,
-        })
+        Ok(Rgb::new(height, width, pixels))
     })?;
     to_buffer(resized)
 }
@@ -353,18 +331,11 @@ pub fn normalize_image(
 ) -> PyResult<Buffer> {
     let array = RgbArray::get(image)?;
     let view = array.view()?;
-    let normalization = Normalization {
-        channel_order: ChannelOrder::from_name(channel_order)?,
-        mean,
-        std,
-    };
-    let instructions = instructions.map(Instructions::from_name).transpose()?;
-    let writer = RowWriter::new(
-        &normalization,
-        Layout::from_name(layout)?,
-        Dtype::from_name(dtype)?,
-        instructions.unwrap_or_else(Instructions::best),
-    )?;
+    let normalization = normalization(channel_order, mean, std)?;
+    let instructions =
+        instructions.map_or_else(|| Ok(Instructions::best()), Instructions::from_name)?;
+    let (layout, dtype) = (Layout::from_name(layout)?, Dtype::from_name(dtype)?);
+    let writer = RowWriter::new(&normalization, layout, dtype, instructions)?;
     let size = (height, width);
     // Batch buffers are reused; unwritten bytes would show.
     let bytes = writer.slot_bytes(size);
@@ -376,7 +347,7 @@ pub fn normalize_image(
         }
         writer.pad_below(&mut slot, size, view.height)
     })?;
-    Buffer::new(Values::Uint8(slot), &[bytes])
+    Buffer::new(slot, &[bytes])
 }
 
 /// Apply a transform to an array (H, W, 3) of uint8, or to encoded bytes.
@@ -413,7 +384,7 @@ pub fn apply_transform(
         })
     })?;
     Ok((
-        Buffer::new(Values::Float32(values), &[3, shape.0, shape.1])?,
+        Buffer::new(values, &[3, shape.0, shape.1])?,
         boxes.into_iter().flatten().collect(),
         (sampled.height, sampled.width),
     ))

@@ -31,9 +31,8 @@ pub fn decode_jpeg(
     let scale = [Scale::Full, Scale::Half, Scale::Quarter, Scale::Eighth]
         .into_iter()
         .find(|scale| scale.divisor() == divisor)
-        .ok_or_else(|| {
-            PyValueError::new_err(format!("divisor: {divisor}; expected 1, 2, 4 or 8"))
-        })?;
+        .ok_or_else(|| format!("divisor: {divisor}; expected 1, 2, 4 or 8"))
+        .map_err(PyValueError::new_err)?;
     let request = Request {
         scale,
         stop_row,
@@ -71,14 +70,7 @@ pub fn decode_jpeg(
         };
         let width = scale.apply(header.width);
         let height = pixels.len() / (3 * width);
-        Ok((
-            Rgb {
-                height,
-                width,
-                pixels,
-            },
-            status,
-        ))
+        Ok((Rgb::new(height, width, pixels), status))
     })?;
     let reason = match status {
         Status::Whole => None,

@@ -9,11 +9,11 @@ use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
 use pyo3::types::{PyBytes, PyDict, PyTuple};
 
-use super::arrays::{Buffer, Values};
+use super::arrays::Buffer;
 use super::image::ImageTransform;
 use super::tokenizer::Tokenizer;
 use crate::boxes::BoxXyxy;
-use crate::loader::collate::{Batch, Skipped};
+use crate::loader::collate::Batch;
 use crate::loader::config::{LoaderConfig, OnError};
 use crate::loader::record::{Record, StoredImage, Task};
 use crate::loader::{self, Next};
@@ -28,15 +28,19 @@ const SLICE: Duration = Duration::from_millis(50);
 #[pyclass(module = "fiber._core", frozen)]
 pub struct Loader {
     inner: loader::Loader,
-    task: Task,
-    num_answers: usize,
-    dtype: Dtype,
+    fields: BatchFields,
 }
 
 /// One epoch.
 #[pyclass(module = "fiber._core", frozen)]
 pub struct Session {
     inner: loader::Session,
+    fields: BatchFields,
+}
+
+/// Determines the fields of a batch.
+#[derive(Clone, Copy)]
+struct BatchFields {
     task: Task,
     num_answers: usize,
     dtype: Dtype,
@@ -84,7 +88,11 @@ impl Loader {
     ) -> PyResult<Self> {
         let task = Task::from_name(batch_type)?;
         let dtype = Dtype::from_name(dtype)?;
-        let num_answers = mirrored_answers.len();
+        let fields = BatchFields {
+            task,
+            num_answers: mirrored_answers.len(),
+            dtype,
+        };
         let config = LoaderConfig {
             task,
             tokenizer: Arc::clone(&tokenizer.inner),
@@ -104,9 +112,7 @@ impl Loader {
         };
         Ok(Self {
             inner: loader::Loader::new(config, threads, keep)?,
-            task,
-            num_answers,
-            dtype,
+            fields,
         })
     }
 
@@ -114,9 +120,7 @@ impl Loader {
     fn open(&self) -> Session {
         Session {
             inner: self.inner.open(),
-            task: self.task,
-            num_answers: self.num_answers,
-            dtype: self.dtype,
+            fields: self.fields,
         }
     }
 
@@ -126,9 +130,6 @@ impl Loader {
         self.inner.image_bytes()
     }
 }
-
-/// A bad sample: index in the batch, key, status, reason.
-type BadPlace = (usize, String, &'static str, String);
 
 #[pymethods]
 impl Session {
@@ -141,11 +142,9 @@ impl Session {
 
     /// Submit replacements for the bad samples that `next` returned.
     fn replace(&self, records: Vec<(usize, Bound<'_, PyTuple>)>) -> PyResult<()> {
-        let records = records
-            .iter()
-            .map(|(place, record)| Ok((*place, to_record(record)?)))
-            .collect::<PyResult<_>>()?;
-        self.inner.replace(records);
+        let records = records.iter();
+        let records = records.map(|(place, record)| Ok((*place, to_record(record)?)));
+        self.inner.replace(records.collect::<PyResult<_>>()?);
         Ok(())
     }
 
@@ -164,12 +163,11 @@ impl Session {
     fn next<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
         loop {
             match py.detach(|| self.inner.next(SLICE))? {
-                Next::Batch(batch) => return Ok(Some(self.to_dict(py, *batch)?.into_any())),
+                Next::Batch(batch) => return Ok(Some(self.fields.to_dict(py, *batch)?.into_any())),
                 Next::Replace(places) => {
                     let places = places.into_iter();
-                    let places: Vec<BadPlace> = places
-                        .map(|(place, it)| (place, it.key, it.status, it.reason))
-                        .collect();
+                    let places = places.map(|(place, it)| (place, it.key, it.status, it.reason));
+                    let places: Vec<_> = places.collect();
                     return Ok(Some(places.into_pyobject(py)?.into_any()));
                 }
                 Next::End => return Ok(None),
@@ -179,59 +177,48 @@ impl Session {
     }
 }
 
-impl Session {
-    /// Fields of the task's batch type.
-    fn to_dict<'py>(&self, py: Python<'py>, batch: Batch) -> PyResult<Bound<'py, PyDict>> {
+impl BatchFields {
+    fn to_dict(self, py: Python<'_>, batch: Batch) -> PyResult<Bound<'_, PyDict>> {
         let fields = PyDict::new(py);
         let size = batch.keys.len();
         let tokens = batch.num_tokens;
-        let set = |name: &str, values: Values, shape: &[usize]| {
-            fields.set_item(name, Bound::new(py, Buffer::new(values, shape)?)?)
-        };
+        let set = |name, buffer: PyResult<Buffer>| fields.set_item(name, Bound::new(py, buffer?)?);
         let images = match batch.images {
-            Some(block) => Values::Pooled(block, self.dtype),
-            None => Values::Float32(Vec::new()),
+            Some(block) => Buffer::of_pixels(block, self.dtype, &batch.image_shape),
+            None => Buffer::new(Vec::<f32>::new(), &batch.image_shape),
         };
-        set("images", images, &batch.image_shape)?;
-        set("image_sizes", Values::Int64(batch.image_sizes), &[size, 2])?;
+        let texts = [size, tokens];
+        set("images", images)?;
+        set("image_sizes", Buffer::new(batch.image_sizes, &[size, 2]))?;
         set(
             "original_sizes",
-            Values::Int64(batch.original_sizes),
-            &[size, 2],
+            Buffer::new(batch.original_sizes, &[size, 2]),
         )?;
-        set("token_ids", Values::Int64(batch.token_ids), &[size, tokens])?;
-        set("text_mask", Values::Bool(batch.text_mask), &[size, tokens])?;
+        set("token_ids", Buffer::new(batch.token_ids, &texts))?;
+        set("text_mask", Buffer::new(batch.text_mask, &texts))?;
         match self.task {
             Task::ImageText => {
-                set("image_ids", Values::Int64(batch.image_ids), &[size])?;
-                set(
-                    "masked_ids",
-                    Values::Int64(batch.masked_ids),
-                    &[size, tokens],
-                )?;
-                set(
-                    "mlm_labels",
-                    Values::Int64(batch.mlm_labels),
-                    &[size, tokens],
-                )?;
+                set("image_ids", Buffer::new(batch.image_ids, &[size]))?;
+                set("masked_ids", Buffer::new(batch.masked_ids, &texts))?;
+                set("mlm_labels", Buffer::new(batch.mlm_labels, &texts))?;
             }
             Task::Question => {
-                let shape = [size, self.num_answers];
-                set("targets", Values::Float32(batch.targets), &shape)?;
+                set(
+                    "targets",
+                    Buffer::new(batch.targets, &[size, self.num_answers]),
+                )?;
             }
-            Task::Reasoning => set("truths", Values::Int64(batch.truths), &[size])?,
+            Task::Reasoning => set("truths", Buffer::new(batch.truths, &[size]))?,
             Task::Grounding => {
                 let boxes = batch.boxes_xyxy.len() / 4;
-                set("boxes_xyxy", Values::Float32(batch.boxes_xyxy), &[boxes, 4])?;
+                set("boxes_xyxy", Buffer::new(batch.boxes_xyxy, &[boxes, 4]))?;
                 set(
                     "boxes_per_image",
-                    Values::Int64(batch.boxes_per_image),
-                    &[size],
+                    Buffer::new(batch.boxes_per_image, &[size]),
                 )?;
                 set(
                     "positive_map",
-                    Values::Bool(batch.positive_map),
-                    &[boxes, tokens],
+                    Buffer::new(batch.positive_map, &[boxes, tokens]),
                 )?;
             }
         }
@@ -239,15 +226,7 @@ impl Session {
         let statuses: Vec<&str> = batch.statuses.iter().map(|it| it.name()).collect();
         fields.set_item("statuses", statuses)?;
         let skipped = batch.skipped.into_iter();
-        let skipped: Vec<(String, &str, String)> = skipped
-            .map(
-                |Skipped {
-                     key,
-                     status,
-                     reason,
-                 }| (key, status, reason),
-            )
-            .collect();
+        let skipped: Vec<_> = skipped.map(|it| (it.key, it.status, it.reason)).collect();
         fields.set_item("skipped", skipped)?;
         fields.set_item("truncated_boxes", batch.truncated_boxes)?;
         fields.set_item("cropped_boxes", batch.cropped_boxes)?;
@@ -259,7 +238,7 @@ impl Session {
 #[pyfunction]
 pub fn permutation(py: Python<'_>, count: usize, seed: u64, epoch: u64) -> PyResult<Buffer> {
     let order = py.detach(|| rng::permutation(count, seed, epoch));
-    Buffer::new(Values::Int64(order), &[count])
+    Buffer::new(order, &[count])
 }
 
 /// Random number below `bound`, a function of the other arguments.
@@ -269,19 +248,7 @@ pub fn draw_below(bound: u64, seed: u64, epoch: u64, index: u64, attempt: u8) ->
 }
 
 fn to_record(plain: &Bound<'_, PyTuple>) -> PyResult<Record> {
-    let (
-        key,
-        epoch,
-        index,
-        images,
-        text,
-        image_id,
-        boxes_xyxy,
-        char_spans,
-        answers,
-        truth,
-        image_size,
-    ) = plain.extract::<PlainRecord<'_>>().map_err(|error| {
+    let fields = plain.extract::<PlainRecord<'_>>().map_err(|error| {
         let key = plain.get_item(0).map(|key| key.to_string());
         let message = format!("record '{}': {error}", key.unwrap_or_default());
         let named = PyTypeError::new_err(message);
@@ -289,25 +256,26 @@ fn to_record(plain: &Bound<'_, PyTuple>) -> PyResult<Record> {
         named
     })?;
     Ok(Record {
-        key,
-        epoch,
-        index,
-        images: images.iter().map(to_stored).collect::<PyResult<_>>()?,
-        text,
-        image_id,
-        boxes_xyxy,
-        char_spans,
-        answers,
-        truth,
-        image_size,
+        key: fields.0,
+        epoch: fields.1,
+        index: fields.2,
+        images: fields.3.iter().map(to_stored).collect::<PyResult<_>>()?,
+        text: fields.4,
+        image_id: fields.5,
+        boxes_xyxy: fields.6,
+        char_spans: fields.7,
+        answers: fields.8,
+        truth: fields.9,
+        image_size: fields.10,
     })
 }
 
 /// Bytes are encoded images, everything else is a path.
 fn to_stored(image: &Bound<'_, PyAny>) -> PyResult<StoredImage> {
     if let Ok(bytes) = image.cast::<PyBytes>() {
-        let bytes = PyBackedBytes::from(bytes.clone());
-        Ok(StoredImage::Bytes(Arc::new(bytes)))
+        Ok(StoredImage::Bytes(Arc::new(PyBackedBytes::from(
+            bytes.clone(),
+        ))))
     } else {
         Ok(StoredImage::Path(image.extract::<PathBuf>()?))
     }

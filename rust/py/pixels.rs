@@ -4,7 +4,7 @@ use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 
-use super::arrays::{Buffer, Values, numbers};
+use super::arrays::{Buffer, numbers};
 use crate::image::{Rgb, RgbView};
 
 /// A Python array (H, W, 3) of uint8; copied if it is not contiguous.
@@ -16,8 +16,6 @@ pub(super) struct RgbArray {
 }
 
 impl RgbArray {
-    /// # Errors
-    /// `TypeError` for anything but an array of uint8, `ValueError` for another shape.
     pub(super) fn get(image: &Bound<'_, PyAny>) -> PyResult<Self> {
         let buffer = PyBuffer::<u8>::get(image).map_err(|_| {
             let of = image.getattr("dtype").map(|dtype| format!(" of {dtype}"));
@@ -33,11 +31,8 @@ impl RgbArray {
                 buffer.shape()
             )));
         };
-        let copy = if buffer.is_c_contiguous() {
-            None
-        } else {
-            Some(buffer.to_vec(image.py())?)
-        };
+        let is_copied = !buffer.is_c_contiguous();
+        let copy = is_copied.then(|| buffer.to_vec(image.py())).transpose()?;
         Ok(Self {
             height,
             width,
@@ -61,18 +56,10 @@ impl RgbArray {
 /// Copy an array (H, W, 3) of uint8.
 pub(super) fn to_rgb(image: &Bound<'_, PyAny>) -> PyResult<Rgb> {
     let array = RgbArray::get(image)?;
-    let RgbView {
-        height,
-        width,
-        pixels,
-    } = array.view()?;
-    Ok(Rgb {
-        height,
-        width,
-        pixels: pixels.to_vec(),
-    })
+    let pixels = array.view()?.pixels.to_vec();
+    Ok(Rgb::new(array.height, array.width, pixels))
 }
 
 pub(super) fn to_buffer(image: Rgb) -> PyResult<Buffer> {
-    Buffer::new(Values::Uint8(image.pixels), &[image.height, image.width, 3])
+    Buffer::new(image.pixels, &[image.height, image.width, 3])
 }

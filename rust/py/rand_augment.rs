@@ -4,11 +4,11 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use super::arrays::Buffer;
-use super::image::count;
+use super::image::{arguments, count};
 use super::pixels::{to_buffer, to_rgb};
 use crate::Error;
 use crate::transform::affine;
-use crate::transform::rand_augment::{self, KINDS, OpKind, Operation};
+use crate::transform::rand_augment::{self, OpKind, Operation};
 
 /// Random operations per image.
 #[pyclass(module = "fiber._core", frozen, eq)]
@@ -18,7 +18,8 @@ pub struct RandAugment {
 }
 
 fn all_names() -> Vec<String> {
-    KINDS.map(|(_, name)| name.to_owned()).to_vec()
+    let names = OpKind::NAMES.iter();
+    names.map(|&(_, name)| name.to_owned()).collect()
 }
 
 #[pymethods]
@@ -31,14 +32,12 @@ impl RandAugment {
         probability: f64,
         operations: Vec<String>,
     ) -> PyResult<Self> {
+        let operations = operations.iter().map(|name| OpKind::from_name(name));
         let inner = rand_augment::RandAugment {
             num_ops: count("num_ops", num_ops)?,
             magnitude,
             probability,
-            operations: operations
-                .iter()
-                .map(|name| OpKind::from_name(name))
-                .collect::<Result<_, _>>()?,
+            operations: operations.collect::<Result<_, _>>()?,
         };
         inner.check()?;
         Ok(Self { inner })
@@ -59,12 +58,7 @@ impl RandAugment {
     }
 
     fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
-        let fields: Vec<String> = self
-            .describe(py)?
-            .iter()
-            .map(|(name, value)| Ok(format!("{name}={}", value.repr()?)))
-            .collect::<PyResult<_>>()?;
-        Ok(format!("RandAugment({})", fields.join(", ")))
+        Ok(format!("RandAugment({})", arguments(&self.describe(py)?)?))
     }
 }
 
@@ -95,11 +89,8 @@ pub fn augment_image(
     let usable = argument.is_none_or(|argument| argument.abs() <= f64::from(f32::MAX));
     if argument.is_some() != expected || !usable {
         let wanted = if expected { "a finite number" } else { "none" };
-        return Err(Error::argument(
-            "argument",
-            format!("{argument:?} for {operation}; expected {wanted}"),
-        )
-        .into());
+        let reason = format!("{argument:?} for {operation}; expected {wanted}");
+        return Err(Error::argument("argument", reason).into());
     }
     let operation = Operation {
         kind,
@@ -108,16 +99,9 @@ pub fn augment_image(
     let mut pixels = to_rgb(image)?;
     let sides = 1..=affine::MAX_SIDE;
     if !(sides.contains(&pixels.height) && sides.contains(&pixels.width)) {
-        return Err(Error::argument(
-            "image",
-            format!(
-                "{} x {} pixels; expected sides of 1 to {}",
-                pixels.height,
-                pixels.width,
-                affine::MAX_SIDE
-            ),
-        )
-        .into());
+        let size = format!("{} x {} pixels", pixels.height, pixels.width);
+        let reason = format!("{size}; expected sides of 1 to {}", affine::MAX_SIDE);
+        return Err(Error::argument("image", reason).into());
     }
     image.py().detach(|| operation.apply(&mut pixels));
     to_buffer(pixels)

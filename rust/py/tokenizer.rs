@@ -9,25 +9,26 @@ use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedStr;
 use pyo3::types::{PyDict, PyString, PyTuple};
 
-use super::arrays::{Buffer, Values, numbers};
-use crate::tokenizer::batch::{self, BatchOptions, TextBatch};
+use super::arrays::{Buffer, numbers};
+use crate::tokenizer::batch::{self, BatchOptions};
 use crate::tokenizer::masking::{self, Masking};
 use crate::tokenizer::spans::CharSpan;
-use crate::tokenizer::{self, TokenOverrides};
-use crate::try_alloc;
+use crate::tokenizer::{TokenOverrides, Tokenizer as Inner};
+use crate::{Error, try_alloc};
 
 /// A tokenizer of any kind.
 #[pyclass(module = "fiber._core", frozen)]
 pub struct Tokenizer {
-    pub(super) inner: Arc<tokenizer::Tokenizer>,
+    pub(super) inner: Arc<Inner>,
 }
 
-impl From<tokenizer::Tokenizer> for Tokenizer {
-    fn from(inner: tokenizer::Tokenizer) -> Self {
-        Self {
-            inner: Arc::new(inner),
-        }
-    }
+/// Build a tokenizer without the GIL.
+fn wrap(
+    py: Python<'_>,
+    build: impl FnOnce() -> Result<Inner, Error> + Send,
+) -> PyResult<Tokenizer> {
+    let inner = Arc::new(py.detach(build)?);
+    Ok(Tokenizer { inner })
 }
 
 /// Convert the argument `texts`.
@@ -39,19 +40,14 @@ fn texts_of(found: &Bound<'_, PyAny>) -> PyResult<Vec<PyBackedStr>> {
     let bytes = count.saturating_mul(size_of::<PyBackedStr>());
     try_alloc::check(bytes, || format!("{count} texts; expected fewer at once"))?;
     found.extract().map_err(|_| {
-        let kind = found
-            .get_type()
-            .name()
-            .map_or_else(|_| "?".to_owned(), |name| name.to_string());
-        let one = |at: usize| {
-            found
-                .get_item(at)
-                .is_ok_and(|text| !text.is_instance_of::<PyString>())
+        let is_other = |text: Bound<'_, PyAny>| !text.is_instance_of::<PyString>();
+        let what = match (0..count).find(|&at| found.get_item(at).is_ok_and(is_other)) {
+            Some(at) => format!("texts[{at}] is not a str"),
+            None => match found.get_type().name() {
+                Ok(name) => format!("texts is of type {name}"),
+                Err(_) => "texts is of unknown type".to_owned(),
+            },
         };
-        let what = (0..count).find(|&at| one(at)).map_or_else(
-            || format!("texts is of type {kind}"),
-            |at| format!("texts[{at}] is not a str"),
-        );
         PyTypeError::new_err(format!("{what}; expected a sequence of str"))
     })
 }
@@ -68,9 +64,7 @@ impl Tokenizer {
         mask_token: Option<String>,
     ) -> PyResult<Self> {
         let named = named(pad_token, mask_token);
-        Ok(py
-            .detach(|| tokenizer::Tokenizer::from_file_with(&path, &named))?
-            .into())
+        wrap(py, || Inner::from_file_with(&path, &named))
     }
 
     /// Parse the content of a tokenizer.json.
@@ -83,9 +77,7 @@ impl Tokenizer {
         mask_token: Option<String>,
     ) -> PyResult<Self> {
         let named = named(pad_token, mask_token);
-        Ok(py
-            .detach(|| tokenizer::Tokenizer::from_json_with(json, &named))?
-            .into())
+        wrap(py, || Inner::from_json_with(json, &named))
     }
 
     /// Read RoBERTa's vocab.json and merges.txt.
@@ -95,17 +87,16 @@ impl Tokenizer {
         vocab_json_path: PathBuf,
         merges_path: PathBuf,
     ) -> PyResult<Self> {
-        Ok(py
-            .detach(|| tokenizer::Tokenizer::from_vocabulary(&vocab_json_path, &merges_path))?
-            .into())
+        wrap(py, || {
+            Inner::from_vocabulary(&vocab_json_path, &merges_path)
+        })
     }
 
     /// Train a byte-level BPE on texts.
     #[staticmethod]
     fn train(py: Python<'_>, texts: Vec<String>, vocab_size: usize) -> PyResult<Self> {
-        Ok(py
-            .detach(|| tokenizer::Tokenizer::train(texts.iter().map(String::as_str), vocab_size))?
-            .into())
+        let texts = texts.iter().map(String::as_str);
+        wrap(py, || Inner::train(texts, vocab_size))
     }
 
     /// Write a tokenizer.json atomically.
@@ -235,7 +226,7 @@ impl Tokenizer {
         max_tokens: Option<usize>,
     ) -> PyResult<Buffer> {
         let (rows, tokens) = self.inner.positive_map(text, &char_spans, max_tokens)?;
-        Buffer::new(Values::Bool(rows), &[char_spans.len(), tokens])
+        Buffer::new(rows, &[char_spans.len(), tokens])
     }
 
     /// Decode ids to text.
@@ -253,13 +244,7 @@ impl Tokenizer {
 
     fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyTuple>> {
         let rebuild = slf.get_type().getattr("from_json")?;
-        PyTuple::new(
-            slf.py(),
-            [
-                rebuild,
-                PyTuple::new(slf.py(), [slf.get().to_json()?])?.into_any(),
-            ],
-        )
+        (rebuild, (slf.get().to_json()?,)).into_pyobject(slf.py())
     }
 }
 
@@ -275,27 +260,20 @@ impl Tokenizer {
         options: &BatchOptions,
     ) -> PyResult<Bound<'py, PyDict>> {
         let batch = py.detach(|| batch::encode(&self.inner, texts, options))?;
-        let TextBatch {
-            num_tokens,
-            token_ids,
-            text_mask,
-            offsets,
-            masked_ids,
-            mlm_labels,
-        } = batch;
         let fields = PyDict::new(py);
-        let shape = [texts.len(), num_tokens, 2];
-        let set = |name: &str, values: Values, shape: &[usize]| {
-            fields.set_item(name, Bound::new(py, Buffer::new(values, shape)?)?)
-        };
-        set("token_ids", Values::Int64(token_ids), &shape[..2])?;
-        set("text_mask", Values::Bool(text_mask), &shape[..2])?;
+        let shape = [texts.len(), batch.num_tokens];
+        let set = |name, buffer: PyResult<Buffer>| fields.set_item(name, Bound::new(py, buffer?)?);
+        set("token_ids", Buffer::new(batch.token_ids, &shape))?;
+        set("text_mask", Buffer::new(batch.text_mask, &shape))?;
         if options.offsets {
-            set("offsets", Values::Int64(offsets), &shape)?;
+            set(
+                "offsets",
+                Buffer::new(batch.offsets, &[shape[0], shape[1], 2]),
+            )?;
         }
         if options.masking.is_some() {
-            set("masked_ids", Values::Int64(masked_ids), &shape[..2])?;
-            set("mlm_labels", Values::Int64(mlm_labels), &shape[..2])?;
+            set("masked_ids", Buffer::new(batch.masked_ids, &shape))?;
+            set("mlm_labels", Buffer::new(batch.mlm_labels, &shape))?;
         }
         Ok(fields)
     }
@@ -321,7 +299,7 @@ impl WholeWordMasking {
         let shape = text_shape(&token_ids)?;
         let ids = numbers("token_ids", &token_ids)?;
         let found = py.detach(|| self.inner.word_numbers(ids, shape[1]))?;
-        Buffer::new(Values::Int64(found), &shape)
+        Buffer::new(found, &shape)
     }
 
     /// Mask words: the model's input ids and the labels, (B, L) int64 each.
@@ -335,10 +313,7 @@ impl WholeWordMasking {
         let shape = text_shape(&token_ids)?;
         let ids = numbers("token_ids", &token_ids)?;
         let (inputs, labels) = py.detach(|| self.inner.mask(ids, shape[1], first_sample))?;
-        Ok((
-            Buffer::new(Values::Int64(inputs), &shape)?,
-            Buffer::new(Values::Int64(labels), &shape)?,
-        ))
+        Ok((Buffer::new(inputs, &shape)?, Buffer::new(labels, &shape)?))
     }
 }
 

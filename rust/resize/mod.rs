@@ -7,13 +7,14 @@
 //! the width does not, or shrinks less), and its results differ there.
 
 pub(crate) mod simd;
-pub mod streaming;
+mod streaming;
 mod weights;
 
 use std::cell::RefCell;
 
 use crate::Error;
 use crate::boxes::Crop;
+use crate::error::named;
 use crate::image::{MAX_PIXELS, Rgb, RgbView};
 pub use crate::resize::streaming::{ResizeScratch, RowResizer};
 use crate::try_alloc;
@@ -27,39 +28,21 @@ pub enum Filter {
     Bicubic,
 }
 
+named!(
+    Filter,
+    "filter",
+    [Bilinear = "bilinear", Bicubic = "bicubic"]
+);
+
 impl Filter {
-    /// Look up a filter by name.
-    ///
-    /// # Errors
-    /// [`Error::Argument`] for an unknown name.
-    pub fn from_name(name: &str) -> Result<Self, Error> {
-        match name {
-            "bilinear" => Ok(Self::Bilinear),
-            "bicubic" => Ok(Self::Bicubic),
-            _ => Err(Error::argument(
-                "filter",
-                format!("'{name}'; expected 'bilinear' or 'bicubic'"),
-            )),
-        }
-    }
-
-    /// Name in lower case.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Bilinear => "bilinear",
-            Self::Bicubic => "bicubic",
-        }
-    }
-
-    pub(crate) fn support(self) -> f64 {
+    fn support(self) -> f64 {
         match self {
             Self::Bilinear => 1.0,
             Self::Bicubic => 2.0,
         }
     }
 
-    pub(crate) fn weight(self, x: f64) -> f64 {
+    fn weight(self, x: f64) -> f64 {
         const A: f64 = -0.5;
         let x = x.abs();
         match self {
@@ -81,31 +64,7 @@ pub enum Precision {
     Fast,
 }
 
-impl Precision {
-    /// Look up a precision by name.
-    ///
-    /// # Errors
-    /// [`Error::Argument`] for an unknown name.
-    pub fn from_name(name: &str) -> Result<Self, Error> {
-        match name {
-            "exact" => Ok(Self::Exact),
-            "fast" => Ok(Self::Fast),
-            _ => Err(Error::argument(
-                "resize",
-                format!("'{name}'; expected 'exact' or 'fast'"),
-            )),
-        }
-    }
-
-    /// Name in lower case.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Exact => "exact",
-            Self::Fast => "fast",
-        }
-    }
-}
+named!(Precision, "resize", [Exact = "exact", Fast = "fast"]);
 
 /// Filter and precision of a resize.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -127,9 +86,6 @@ impl From<Filter> for Method {
 }
 
 /// Check an output size.
-///
-/// # Errors
-/// [`Error::Argument`] with the given name for sides of 0, and above [`MAX_PIXELS`].
 pub(crate) fn check_output(name: &'static str, height: usize, width: usize) -> Result<(), Error> {
     match height.checked_mul(width) {
         Some(1..=MAX_PIXELS) => Ok(()),
@@ -143,10 +99,7 @@ pub(crate) fn check_output(name: &'static str, height: usize, width: usize) -> R
 }
 
 /// Crop an image and resize it to `height` x `width` pixels.
-///
-/// # Errors
-/// [`Error::Argument`] if a size is 0 or the crop exceeds the image.
-pub fn resize<'a>(
+pub(crate) fn resize<'a>(
     image: impl Into<RgbView<'a>>,
     crop: Crop,
     height: usize,
@@ -173,17 +126,12 @@ pub fn resize_with<'a>(
     let image = image.into();
     let source = (image.height, image.width);
     let mut resizer = RowResizer::new(scratch, source, crop, output, method)?;
-    let mut pixels = Vec::new();
     let what = try_alloc::of_image(output.0, output.1);
-    try_alloc::reserve(&mut pixels, output.0 * output.1 * 3, what)?;
+    let mut pixels = try_alloc::with_capacity(output.0 * output.1 * 3, what)?;
     resizer.push_rows(0, image.pixels, &mut |_, row| {
         pixels.extend_from_slice(row);
     })?;
-    Ok(Rgb {
-        height: output.0,
-        width: output.1,
-        pixels,
-    })
+    Ok(Rgb::new(output.0, output.1, pixels))
 }
 
 #[cfg(test)]
@@ -214,11 +162,11 @@ mod tests {
     #[test]
     fn halving_averages_with_a_triangle() {
         // Weights 1, 3, 3, 1 of eight, without those outside.
-        let image = Rgb {
-            height: 1,
-            width: 4,
-            pixels: [0, 40, 80, 120].iter().flat_map(|&v| [v; 3]).collect(),
-        };
+        let image = Rgb::new(
+            1,
+            4,
+            [0, 40, 80, 120].iter().flat_map(|&v| [v; 3]).collect(),
+        );
         let output = resize(&image, whole(&image), 1, 2, Filter::Bilinear).unwrap();
         assert_eq!(output.pixels, [29, 29, 29, 91, 91, 91]);
     }
@@ -236,11 +184,7 @@ mod tests {
         for y in 3..14 {
             cut.extend_from_slice(&image.pixels[(y * 30 + 5) * 3..(y * 30 + 18) * 3]);
         }
-        let cut = Rgb {
-            height: 11,
-            width: 13,
-            pixels: cut,
-        };
+        let cut = Rgb::new(11, 13, cut);
         assert_eq!(
             resize(&image, crop, 7, 29, Filter::Bicubic).unwrap(),
             resize(&cut, whole(&cut), 7, 29, Filter::Bicubic).unwrap()

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::Error;
 use crate::boxes::Crop;
 use crate::cpu_features::Instructions;
-use crate::resize::simd::{Across, COLUMNS, Passes};
+use crate::resize::simd::{Across, COLUMNS, Passes, Quads, Rows};
 use crate::resize::weights::{QUAD, QuadWeights, Weights};
 use crate::resize::{Filter, Method, Precision, check_output};
 
@@ -124,9 +124,8 @@ impl<'a> RowResizer<'a> {
         let rounded = |weights: Weights| {
             if is_fast { weights.round() } else { weights }
         };
-        let across = scratch
-            .across
-            .get(across, |weights| passes.lay_out(rounded(weights), is_fast));
+        let lay_out = |weights| passes.lay_out(rounded(weights), is_fast);
+        let across = scratch.across.get(across, lay_out);
         let down = scratch
             .down
             .get(down, |weights| QuadWeights::new(&rounded(weights)));
@@ -172,20 +171,16 @@ impl<'a> RowResizer<'a> {
     ) -> Result<(), Error> {
         let stride = self.source.1 * 3;
         if !rows.len().is_multiple_of(stride) {
-            return Err(Error::argument(
-                "rows",
-                format!("{} bytes; expected rows of {stride} bytes", rows.len()),
-            ));
+            let reason = format!("{} bytes; expected rows of {stride} bytes", rows.len());
+            return Err(Error::argument("rows", reason));
         }
         if self.received == self.down.needed {
             return Ok(());
         }
         let next = self.crop.top + self.received;
         if first_row > next || (self.received > 0 && first_row != next) {
-            return Err(Error::argument(
-                "rows",
-                format!("row {first_row}; expected row {next}"),
-            ));
+            let reason = format!("row {first_row}; expected row {next}");
+            return Err(Error::argument("rows", reason));
         }
         let columns = self.crop.left * 3..(self.crop.left + self.crop.width) * 3;
         let needed = self.down.needed - self.received;
@@ -214,10 +209,13 @@ impl<'a> RowResizer<'a> {
         let number = (self.received - 1) / QUAD;
         let start = number % self.down.most * self.quad;
         let scratch = &mut *self.scratch;
-        if let Some(quad) = scratch.ring.get_mut(start..) {
-            let (planes, plane) = (&scratch.planes, self.plane);
-            let passes = scratch.passes;
-            passes.across(&self.across, planes, plane, quad, self.columns);
+        if let Some(quads) = scratch.ring.get_mut(start..) {
+            let rows = Rows {
+                planes: &scratch.planes,
+                plane: self.plane,
+                columns: self.columns,
+            };
+            scratch.passes.across(&self.across, rows, quads);
         }
     }
 
@@ -232,17 +230,15 @@ impl<'a> RowResizer<'a> {
             }
             scratch.starts.clear();
             let numbers = first..first + weights.len();
-            scratch
-                .starts
-                .extend(numbers.map(|number| number % most * quad));
-            scratch.passes.down(
-                &self.across,
-                &scratch.ring,
-                &scratch.starts,
+            let starts = numbers.map(|number| number % most * quad);
+            scratch.starts.extend(starts);
+            let quads = Quads {
+                ring: &scratch.ring,
+                starts: &scratch.starts,
                 weights,
-                self.columns,
-                &mut scratch.row,
-            );
+                columns: self.columns,
+            };
+            scratch.passes.down(&self.across, quads, &mut scratch.row);
             emit(self.emitted, scratch.row.get(..bytes).unwrap_or_default());
             self.emitted += 1;
         }

@@ -67,7 +67,6 @@ impl Weights {
 
     /// Round the weights to [`COARSE_BITS`]; each output's weights still add up to one, for which
     /// the largest is adjusted.
-    #[must_use]
     pub(crate) fn round(mut self) -> Self {
         const LOST: u32 = PRECISION_BITS - COARSE_BITS;
         for values in self.values.chunks_exact_mut(self.taps) {
@@ -89,7 +88,6 @@ impl Weights {
         (value >> (PRECISION_BITS - COARSE_BITS)) as i16
     }
 
-    /// Number of output positions.
     pub(crate) fn output(&self) -> usize {
         self.starts.len()
     }

@@ -1,6 +1,9 @@
 //! Run-time dispatch of portable loops: compiled once more with AVX2 and FMA; the output is the
 //! same.
 
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod avx2;
+
 /// Adding this to a number between -2^22 and 2^22 leaves the number, rounded to nearest even, in
 /// the low bits of the sum: a vectorizable cast.
 pub(crate) const INTEGER: f32 = 12_582_912.0;

@@ -23,7 +23,6 @@ pub(crate) struct AddedToken {
 /// A piece of a text: an added token with its id, or text in between.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Piece {
-    /// The token.
     pub id: Option<u32>,
     /// Byte range in the text.
     pub bytes: Range<usize>,
@@ -138,7 +137,6 @@ impl TokenSet {
     }
 }
 
-/// All added tokens of a vocabulary.
 #[derive(Clone, Debug)]
 pub(crate) struct AddedTokens {
     first: Option<TokenSet>,

@@ -6,7 +6,6 @@ use crate::tokenizer::byte_level::Tokens;
 use crate::tokenizer::masking::{IGNORED_LABEL, Masking};
 use crate::try_alloc;
 
-/// Options of a batch.
 #[derive(Clone, Debug, Default)]
 pub struct BatchOptions {
     /// Maximum text length in tokens, special tokens included; longer texts are truncated.
@@ -36,13 +35,6 @@ pub struct TextBatch {
     pub mlm_labels: Vec<i64>,
 }
 
-/// Encode texts.
-///
-/// # Errors
-/// [`Error::Argument`] if `max_tokens` cannot hold the special tokens of a text, if `pad_to` is
-/// below the longest text's length, for a probability outside 0 to 1 or above 0 without a mask
-/// token, and if there is not one sample index per text; [`Error::Tokenizer`] if the crate
-/// `tokenizers` fails.
 pub fn encode<T: AsRef<str>>(
     tokenizer: &Tokenizer,
     texts: &[T],
@@ -120,7 +112,7 @@ mod tests {
     use super::*;
     use crate::fixtures::{config, record};
     use crate::loader::record::Task;
-    use crate::tokenizer::PAD_ID;
+    use crate::tokenizer::roberta::PAD_ID;
 
     #[test]
     fn no_texts_make_an_empty_batch() {

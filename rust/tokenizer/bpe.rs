@@ -12,7 +12,6 @@ const NEVER: u32 = u32::MAX;
 /// A token of a word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Token {
-    /// Its id.
     pub id: u32,
     /// End of its bytes, relative to the start of the word.
     pub end: u32,
@@ -41,7 +40,6 @@ impl Hasher for PairHasher {
 
 type Merges = HashMap<u64, (u32, u32), BuildHasherDefault<PairHasher>>;
 
-/// Merges of a vocabulary.
 #[derive(Clone, Debug)]
 pub(crate) struct Bpe {
     /// Id of each byte.

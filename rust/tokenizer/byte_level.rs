@@ -21,7 +21,6 @@ const LONGEST_KEPT: usize = 1 << 20;
 /// Ids of one or more texts, and optionally half-open code point spans.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Tokens {
-    /// Ids.
     pub ids: Vec<u32>,
     /// (start, end) of each; empty unless requested.
     pub spans: Vec<(u32, u32)>,
@@ -36,9 +35,7 @@ pub(crate) struct ByteLevelConfig {
     pub prefix_space: bool,
     /// Trim spaces from the offsets; if `Some`, whether the first token keeps one.
     pub trim: Option<bool>,
-    /// Ids before every text.
     pub before: Vec<u32>,
-    /// Ids after every text.
     pub after: Vec<u32>,
 }
 
@@ -86,10 +83,6 @@ impl ByteRange<'_> {
 }
 
 impl ByteLevel {
-    /// Build the tokenizer.
-    ///
-    /// # Errors
-    /// As [`CharClasses::new`].
     pub(crate) fn new(bpe: Bpe, added: AddedTokens, rules: ByteLevelConfig) -> Result<Self, Error> {
         Ok(Self {
             bpe,

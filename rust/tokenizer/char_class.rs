@@ -36,10 +36,6 @@ pub(crate) struct CharClasses {
 }
 
 impl CharClasses {
-    /// Read the sets.
-    ///
-    /// # Errors
-    /// [`Error::Tokenizer`] if `regex-syntax` was built without its Unicode tables.
     pub(crate) fn new() -> Result<Self, Error> {
         let mut flat = vec![0_u8; char::MAX as usize + 1];
         for (pattern, kind) in PATTERNS {

@@ -57,10 +57,9 @@ impl Tokenizer {
             let limit = max_tokens.unwrap_or(usize::MAX);
             fast.encode(std::iter::once(text), limit, true, &mut tokens);
             let spans = tokens.spans.iter();
+            let offsets = spans.map(|&(start, end)| (start as usize, end as usize));
             return Ok(Encoded {
-                offsets: spans
-                    .map(|&(start, end)| (start as usize, end as usize))
-                    .collect(),
+                offsets: offsets.collect(),
                 ids: tokens.ids,
             });
         }
@@ -79,9 +78,8 @@ impl Tokenizer {
             max_length,
             ..TruncationParams::default()
         };
-        inner
-            .with_truncation(Some(truncation))
-            .map_err(tokenizer_error)?;
+        let truncated = inner.with_truncation(Some(truncation));
+        truncated.map_err(tokenizer_error)?;
         encode_with(&inner, text)
     }
 
@@ -89,18 +87,13 @@ impl Tokenizer {
     fn prompt(&self, text: &str) -> Result<Arc<EncodedPrompt>, Error> {
         self.prompt_cache.get_or_make(text, || {
             let encoded = self.encode_uncached(text, None)?;
-            Ok(EncodedPrompt::new(
-                encoded,
-                self.special_tokens.template.after.len(),
-            ))
+            let after = self.special_tokens.template.after.len();
+            Ok(EncodedPrompt::new(encoded, after))
         })
     }
 
     /// Map the spans of boxes to tokens: (boxes, tokens) flags by row, and the row length.
-    ///
-    /// # Errors
-    /// As [`Tokenizer::encode`].
-    pub fn positive_map(
+    pub(crate) fn positive_map(
         &self,
         text: &str,
         boxes: &[Vec<CharSpan>],
@@ -115,9 +108,6 @@ impl Tokenizer {
     }
 
     /// Append the tokens of texts, each truncated to `max_tokens`; returns their counts.
-    ///
-    /// # Errors
-    /// As [`Tokenizer::encode`].
     pub(crate) fn encode_into<'a>(
         &self,
         texts: impl Iterator<Item = &'a str>,

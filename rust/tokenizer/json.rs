@@ -16,9 +16,6 @@ const MASK_TOKEN: &str = "\"mask_token\"";
 
 /// Read the JSON that `tokenizers` writes, of a model with `known` tokens. `None` if a part is not
 /// supported by the fast path.
-///
-/// # Errors
-/// [`Error::Tokenizer`] for invalid JSON.
 pub(crate) fn read(json: &str, known: usize) -> Result<Option<ByteLevel>, Error> {
     let content: Value = serde_json::from_str(json)
         .map_err(|error| Error::Tokenizer(format!("tokenizer: {error}")))?;

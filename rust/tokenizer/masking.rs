@@ -4,6 +4,7 @@
 //! random token, and 10 % stay.
 
 use crate::Error;
+use crate::error::check_probability;
 use crate::rng::{PhiloxUniform, Purpose, Rng};
 use crate::tokenizer::json::byte_letters;
 use crate::tokenizer::{SpecialTokens, Tokenizer};
@@ -32,9 +33,6 @@ fn corruption(uniform: f64) -> Corruption {
 }
 
 /// Reject a probability above 0 without a mask token.
-///
-/// # Errors
-/// [`Error::Argument`].
 pub(crate) fn check_mask_token(tokens: &SpecialTokens, probability: f64) -> Result<(), Error> {
     if probability > 0.0 && tokens.mask.is_none() {
         return Err(Error::argument(
@@ -77,11 +75,8 @@ pub(crate) fn mask_token(
 /// MLM masking of a batch of texts; equal to the loader's for records with these indices.
 #[derive(Clone, Debug, Default)]
 pub struct Masking {
-    /// Probability that a token is picked.
     pub probability: f64,
-    /// Seed of the random numbers.
     pub seed: u64,
-    /// Epoch of the random numbers.
     pub epoch: u64,
     /// Sample index of each text.
     pub indices: Vec<u64>,
@@ -89,9 +84,6 @@ pub struct Masking {
 
 impl Masking {
     /// Check the parameters for a number of texts.
-    ///
-    /// # Errors
-    /// [`Error::Argument`] that names the parameter.
     pub(crate) fn check(&self, texts: usize, tokens: &SpecialTokens) -> Result<(), Error> {
         check_probability("mlm_probability", self.probability)?;
         if self.indices.len() != texts {
@@ -134,16 +126,6 @@ impl Masking {
     }
 }
 
-fn check_probability(name: &'static str, probability: f64) -> Result<(), Error> {
-    if (0.0..=1.0).contains(&probability) {
-        return Ok(());
-    }
-    Err(Error::argument(
-        name,
-        format!("{probability}; expected 0 to 1"),
-    ))
-}
-
 /// Class of a byte; a word is a run of bytes of one class other than `Space`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum ByteClass {
@@ -184,10 +166,6 @@ const WHOLE_WORD_STREAM: u64 = 9;
 
 impl WholeWordMasking {
     /// Classify the tokens of a vocabulary.
-    ///
-    /// # Errors
-    /// [`Error::Argument`] for a probability outside 0 to 1; [`Error::Tokenizer`] for a vocabulary
-    /// that is not a byte-level BPE of fiber's models.
     pub fn new(tokenizer: &Tokenizer, probability: f64, seed: u64) -> Result<Self, Error> {
         check_probability("probability", probability)?;
         tokenizer.check_for_models()?;
@@ -229,12 +207,8 @@ impl WholeWordMasking {
     ///
     /// Tokens of a word have the same number; special tokens are -1. Numbers ascend from 0, with
     /// gaps.
-    ///
-    /// # Errors
-    /// [`Error::Argument`] for an id outside the vocabulary.
     pub fn word_numbers(&self, ids: &[i64], length: usize) -> Result<Vec<i64>, Error> {
-        let mut numbers = Vec::new();
-        try_alloc::reserve(&mut numbers, ids.len(), || format!("{} ids", ids.len()))?;
+        let mut numbers = try_alloc::with_capacity(ids.len(), || format!("{} ids", ids.len()))?;
         for row in ids.chunks(length.max(1)) {
             let mut number = -1;
             let mut before: Option<ByteClass> = None;
@@ -256,9 +230,6 @@ impl WholeWordMasking {
     ///
     /// `first_sample` is the sample index of the first text; random numbers depend on it and the
     /// seed.
-    ///
-    /// # Errors
-    /// As [`Self::word_numbers`].
     pub fn mask(
         &self,
         ids: &[i64],

@@ -4,18 +4,18 @@
 //! `tokenizers`, which also trains, reads, writes and decodes. The results are equal.
 
 mod added_tokens;
-pub mod batch;
+pub(crate) mod batch;
 mod bpe;
 mod byte_level;
 mod char_class;
 mod encoding;
 mod json;
-pub mod masking;
+pub(crate) mod masking;
 mod pretokenizer;
-pub mod prompt_cache;
-pub mod roberta;
-pub mod spans;
-pub mod special_tokens;
+mod prompt_cache;
+mod roberta;
+pub(crate) mod spans;
+mod special_tokens;
 mod word_cache;
 
 use std::path::Path;
@@ -29,8 +29,7 @@ use crate::error::catch_panic;
 use crate::tokenizer::byte_level::ByteLevel as Fast;
 pub use crate::tokenizer::encoding::Encoded;
 use crate::tokenizer::prompt_cache::PromptCache;
-pub use crate::tokenizer::roberta::{END_ID, PAD_ID, START_ID};
-pub use crate::tokenizer::special_tokens::{SpecialTokens, Template, TokenOverrides};
+pub(crate) use crate::tokenizer::special_tokens::{SpecialTokens, TokenOverrides};
 
 /// A tokenizer of any kind that the crate `tokenizers` supports.
 #[derive(Clone)]
@@ -46,19 +45,8 @@ pub struct Tokenizer {
 }
 
 impl Tokenizer {
-    /// Read a `tokenizer.json` file.
-    ///
-    /// # Errors
-    /// [`Error::File`] if it cannot be read, [`Error::Tokenizer`] if it is not a tokenizer.
-    pub fn from_file(path: &Path) -> Result<Self, Error> {
-        Self::from_file_with(path, &TokenOverrides::default())
-    }
-
     /// Read a `tokenizer.json` file, with the caller's special tokens.
-    ///
-    /// # Errors
-    /// As [`Tokenizer::from_file`], and if the vocabulary lacks a named token.
-    pub fn from_file_with(path: &Path, named: &TokenOverrides) -> Result<Self, Error> {
+    pub(crate) fn from_file_with(path: &Path, named: &TokenOverrides) -> Result<Self, Error> {
         let json = read(path)?;
         Self::from_json_with(&json, named)
             .map_err(|error| Error::Tokenizer(format!("{}: {error}", path.display())))
@@ -67,16 +55,13 @@ impl Tokenizer {
     /// Parse the content of a `tokenizer.json`.
     ///
     /// # Errors
-    /// [`Error::Tokenizer`], see [`Tokenizer::from_file`].
+    /// [`Error::Tokenizer`] if it is not a tokenizer.
     pub fn from_json(json: &str) -> Result<Self, Error> {
         Self::from_json_with(json, &TokenOverrides::default())
     }
 
     /// Parse the content of a `tokenizer.json`, with the caller's special tokens.
-    ///
-    /// # Errors
-    /// As [`Tokenizer::from_file_with`].
-    pub fn from_json_with(json: &str, named: &TokenOverrides) -> Result<Self, Error> {
+    pub(crate) fn from_json_with(json: &str, named: &TokenOverrides) -> Result<Self, Error> {
         guarded(|| {
             let inner = Inner::from_bytes(json.as_bytes())
                 .map_err(|error| Error::Tokenizer(json::explain(json, &error.to_string())))?;
@@ -134,8 +119,7 @@ impl Tokenizer {
     }
 
     /// The special tokens.
-    #[must_use]
-    pub fn special_tokens(&self) -> &SpecialTokens {
+    pub(crate) fn special_tokens(&self) -> &SpecialTokens {
         &self.special_tokens
     }
 
@@ -144,25 +128,17 @@ impl Tokenizer {
     }
 
     /// Write a `tokenizer.json` file atomically.
-    ///
-    /// # Errors
-    /// [`Error::File`] if it cannot be written.
-    pub fn save(&self, path: &Path) -> Result<(), Error> {
+    pub(crate) fn save(&self, path: &Path) -> Result<(), Error> {
         let json = self.to_json()?;
         let mut partial = path.as_os_str().to_owned();
         partial.push(format!(".{}.partial", std::process::id()));
         let partial = Path::new(&partial);
-        let failed = |source| Error::File {
-            path: path.to_owned(),
-            source,
-        };
-        std::fs::write(partial, json)
-            .and_then(|()| std::fs::rename(partial, path))
-            .map_err(|source| {
-                // Remove the incomplete file; a failure to do so changes nothing.
-                let _ = std::fs::remove_file(partial);
-                failed(source)
-            })
+        let written = std::fs::write(partial, json).and_then(|()| std::fs::rename(partial, path));
+        written.map_err(|source| {
+            // Remove the incomplete file; a failure to do so changes nothing.
+            let _ = std::fs::remove_file(partial);
+            Error::file(path, source)
+        })
     }
 
     /// Content of a `tokenizer.json`; it has a `padding` entry if the special tokens would not be
@@ -192,16 +168,12 @@ impl Tokenizer {
     }
 
     /// Vocabulary size, special tokens included.
-    #[must_use]
-    pub fn vocab_size(&self) -> usize {
+    pub(crate) fn vocab_size(&self) -> usize {
         self.vocab_size
     }
 
     /// Reject a limit that cannot hold the special tokens of a text.
-    ///
-    /// # Errors
-    /// [`Error::Argument`] with the minimum.
-    pub fn check_max_tokens(&self, max_tokens: Option<usize>) -> Result<(), Error> {
+    pub(crate) fn check_max_tokens(&self, max_tokens: Option<usize>) -> Result<(), Error> {
         let template = &self.special_tokens.template;
         let least = template.added.max(1);
         let Some(limit) = max_tokens.filter(|&limit| limit < least) else {
@@ -214,23 +186,16 @@ impl Tokenizer {
             Some((end, others)) => format!(", {} and {end} included", others.join(", ")),
             None => String::new(),
         };
-        Err(Error::argument(
-            "max_tokens",
-            format!("{limit}; expected {least} or more{included}"),
-        ))
+        let reason = format!("{limit}; expected {least} or more{included}");
+        Err(Error::argument("max_tokens", reason))
     }
 
     /// Decode ids to text, without special tokens.
-    ///
-    /// # Errors
-    /// [`Error::Argument`] for an id outside the vocabulary.
-    pub fn decode(&self, ids: &[u32]) -> Result<String, Error> {
+    pub(crate) fn decode(&self, ids: &[u32]) -> Result<String, Error> {
         let is_none = |id: u32| self.inner.id_to_token(id).is_none();
         if let Some(id) = ids.iter().find(|&&id| is_none(id)) {
-            return Err(Error::argument(
-                "ids",
-                format!("{id}; expected less than {}", self.vocab_size),
-            ));
+            let reason = format!("{id}; expected less than {}", self.vocab_size);
+            return Err(Error::argument("ids", reason));
         }
         guarded(|| self.inner.decode(ids, true).map_err(tokenizer_error))
     }
@@ -244,10 +209,7 @@ fn guarded<T>(work: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
 }
 
 pub(crate) fn read(path: &Path) -> Result<String, Error> {
-    let bytes = std::fs::read(path).map_err(|source| Error::File {
-        path: path.to_owned(),
-        source,
-    })?;
+    let bytes = std::fs::read(path).map_err(|source| Error::file(path, source))?;
     String::from_utf8(bytes).map_err(|error| {
         let place = error.utf8_error().valid_up_to();
         Error::Tokenizer(format!("{}: byte {place} is not UTF-8", path.display()))
@@ -261,6 +223,7 @@ pub(crate) fn tokenizer_error(error: tokenizers::Error) -> Error {
 
 #[cfg(test)]
 mod tests {
+    use super::roberta::END_ID;
     use super::*;
 
     fn tokenizer() -> Tokenizer {
@@ -310,7 +273,7 @@ mod tests {
     #[test]
     fn wrong_files_are_named() {
         assert!(matches!(
-            Tokenizer::from_file(Path::new("no/such.json")),
+            Tokenizer::from_file_with(Path::new("no/such.json"), &TokenOverrides::default()),
             Err(Error::File { .. })
         ));
         assert!(tokenizer().decode(&[9999]).is_err());

@@ -15,7 +15,6 @@ const HIGH_BITS: u128 = u128::from_ne_bytes([0x80; 16]);
 /// A word: its end, and its bytes if it is short.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Word {
-    /// End in bytes.
     pub end: usize,
     /// Its bytes, first byte lowest, with the length on top; 0 if longer than [`SHORT_WORD`].
     pub key: u128,

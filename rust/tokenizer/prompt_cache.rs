@@ -22,13 +22,11 @@ pub struct EncodedPrompt {
     after: usize,
     /// Start of each token, in code points.
     starts: Vec<u32>,
-    /// End of each token.
     ends: Vec<u32>,
 }
 
 impl EncodedPrompt {
     /// Wrap an encoded text whose last `after` tokens are special tokens.
-    #[must_use]
     pub fn new(encoded: Encoded, after: usize) -> Self {
         let number = |position: usize| u32::try_from(position).unwrap_or(u32::MAX);
         let offsets = &encoded.offsets;
@@ -41,7 +39,6 @@ impl EncodedPrompt {
     }
 
     /// The tokens, truncated to `max_tokens`; the special tokens at the end are kept.
-    #[must_use]
     pub fn encoded(&self, max_tokens: Option<usize>) -> Encoded {
         let mut encoded = self.encoded.clone();
         encoded.cut(max_tokens, self.after);
@@ -51,7 +48,6 @@ impl EncodedPrompt {
     /// Map the spans of boxes to tokens: (boxes, tokens) flags by row, and the row length.
     ///
     /// As [`crate::tokenizer::spans::positive_row`], for a text truncated to `max_tokens`.
-    #[must_use]
     #[allow(clippy::needless_bitwise_bool)] // Without short-circuiting the loop is vectorized.
     pub fn positive_map(
         &self,

@@ -30,21 +30,15 @@ impl Tokenizer {
     /// Read RoBERTa's `vocab.json` and `merges.txt`.
     ///
     /// `<mask>` includes the spaces before it, as in the published `tokenizer.json`.
-    ///
-    /// # Errors
-    /// [`Error::File`] if one cannot be read, [`Error::Tokenizer`] if they do not match.
-    pub fn from_vocabulary(vocabulary: &Path, merges: &Path) -> Result<Self, Error> {
+    pub(crate) fn from_vocabulary(vocabulary: &Path, merges: &Path) -> Result<Self, Error> {
         // Read here first, so that the error names a missing file.
         read(vocabulary)?;
         read(merges)?;
         let bpe = BPE::from_file(&vocabulary.to_string_lossy(), &merges.to_string_lossy())
             .build()
             .map_err(|error| {
-                Error::Tokenizer(format!(
-                    "{} and {}: {error}",
-                    vocabulary.display(),
-                    merges.display()
-                ))
+                let (vocabulary, merges) = (vocabulary.display(), merges.display());
+                Error::Tokenizer(format!("{vocabulary} and {merges}: {error}"))
             })?;
         Self::like_roberta(bpe)
     }
@@ -60,10 +54,8 @@ impl Tokenizer {
         vocab_size: usize,
     ) -> Result<Self, Error> {
         if vocab_size < SMALLEST {
-            return Err(Error::argument(
-                "vocab_size",
-                format!("{vocab_size} tokens; expected {SMALLEST} or more"),
-            ));
+            let reason = format!("{vocab_size} tokens; expected {SMALLEST} or more");
+            return Err(Error::argument("vocab_size", reason));
         }
         let mut trainer: TrainerWrapper = BpeTrainer::builder()
             .show_progress(false)
@@ -84,23 +76,16 @@ impl Tokenizer {
 
     /// Check that fiber's models can use the vocabulary: its special tokens must have RoBERTa's
     /// ids.
-    ///
-    /// # Errors
-    /// [`Error::Tokenizer`] with the first difference.
-    pub fn check_for_models(&self) -> Result<(), Error> {
+    pub(crate) fn check_for_models(&self) -> Result<(), Error> {
         difference(self.inner(), self.special_tokens()).map_or(Ok(()), |why| {
-            Err(Error::Tokenizer(format!(
-                "fiber's models read RoBERTa's kind of tokenizer: {why}"
-            )))
+            let reason = format!("fiber's models read RoBERTa's kind of tokenizer: {why}");
+            Err(Error::Tokenizer(reason))
         })
     }
 
     fn like_roberta(bpe: BPE) -> Result<Self, Error> {
-        let tokenizer = Self::of_crate(
-            assemble(bpe)?,
-            &TokenOverrides::default(),
-            &TokenOverrides::default(),
-        )?;
+        let none = TokenOverrides::default();
+        let tokenizer = Self::of_crate(assemble(bpe)?, &none, &none)?;
         tokenizer.check_for_models()?;
         Ok(tokenizer)
     }
@@ -132,11 +117,9 @@ pub(crate) fn difference(inner: &Inner, special_tokens: &SpecialTokens) -> Optio
             special_tokens.pad
         ));
     }
-    let (before, after) = (
-        &special_tokens.template.before,
-        &special_tokens.template.after,
-    );
-    if *before != [START_ID] || *after != [END_ID] || !special_tokens.template.is_plain {
+    let template = &special_tokens.template;
+    let (before, after) = (&template.before, &template.after);
+    if *before != [START_ID] || *after != [END_ID] || !template.is_plain {
         return Some(format!(
             "texts start with the ids {before:?} and end with {after:?}; expected [{START_ID}] \
                  and [{END_ID}]"

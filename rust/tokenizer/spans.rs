@@ -6,7 +6,6 @@
 pub type CharSpan = (usize, usize);
 
 /// Flag the tokens that overlap one of the spans.
-#[must_use]
 pub fn positive_row(offsets: &[CharSpan], spans: &[CharSpan]) -> Vec<bool> {
     offsets
         .iter()
@@ -40,7 +39,6 @@ pub struct Mirrored {
 /// Swap "left" and "right".
 ///
 /// Whole words only; "right" meaning "correct" is swapped as well.
-#[must_use]
 pub fn mirror_words(text: &str) -> Mirrored {
     let mut mirrored = Mirrored {
         text: String::with_capacity(text.len() + 8),
@@ -57,9 +55,8 @@ pub fn mirror_words(text: &str) -> Mirrored {
         let length = piece.chars().count();
         if let Some(swapped) = other_side(piece) {
             let swapped_length = swapped.chars().count();
-            mirrored
-                .edits
-                .push(((old, old + length), (new, new + swapped_length)));
+            let edit = ((old, old + length), (new, new + swapped_length));
+            mirrored.edits.push(edit);
             mirrored.text.push_str(&swapped);
             new += swapped_length;
         } else {
@@ -74,7 +71,6 @@ pub fn mirror_words(text: &str) -> Mirrored {
 
 impl Mirrored {
     /// A text without swaps.
-    #[must_use]
     pub fn unchanged(text: &str) -> Self {
         Self {
             text: text.to_owned(),
@@ -83,7 +79,6 @@ impl Mirrored {
     }
 
     /// Map a span of the old text to the new text.
-    #[must_use]
     pub fn move_span(&self, (start, end): CharSpan) -> CharSpan {
         (self.position(start, false), self.position(end, true))
     }

@@ -35,18 +35,14 @@ const PROBE: u32 = u32::MAX;
 /// Special tokens named by the caller; they take precedence over the file's.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TokenOverrides {
-    /// Padding token.
     pub pad: Option<String>,
-    /// Mask token.
     pub mask: Option<String>,
 }
 
 /// Special tokens that the post-processor adds to every text.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Template {
-    /// Ids before the text.
     pub before: Vec<u32>,
-    /// Ids after the text.
     pub after: Vec<u32>,
     /// Total number of added ids.
     pub added: usize,
@@ -98,11 +94,8 @@ impl Template {
 pub struct SpecialTokens {
     /// Special tokens around every text.
     pub template: Template,
-    /// Padding id.
     pub pad: u32,
-    /// Unknown id.
     pub unknown: Option<u32>,
-    /// Mask id.
     pub mask: Option<u32>,
     /// Ids of all of these and of the tokens that the file marks as special, ascending; never
     /// masked.
@@ -114,10 +107,6 @@ pub struct SpecialTokens {
 impl SpecialTokens {
     /// Find the special tokens: named by the caller, else by the file's `padding`, else by known
     /// names.
-    ///
-    /// # Errors
-    /// [`Error::Argument`] for a named token that the vocabulary lacks, and for one token that is
-    /// both padding and mask.
     pub(crate) fn find(
         inner: &Inner,
         named: &TokenOverrides,
@@ -185,8 +174,6 @@ impl SpecialTokens {
         Ok(special_tokens)
     }
 
-    /// True for special tokens.
-    #[must_use]
     pub fn is_special(&self, id: u32) -> bool {
         self.special.binary_search(&id).is_ok()
     }

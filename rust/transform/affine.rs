@@ -31,31 +31,26 @@ pub struct Affine {
 
 impl Affine {
     /// Shear to the right by `factor` pixels per row.
-    #[must_use]
     pub fn shear_x(factor: f64) -> Self {
         Self::inverse(&[[1.0, f64::from(factor as f32), 0.0], [0.0, 1.0, 0.0]])
     }
 
     /// Shear down by `factor` pixels per column.
-    #[must_use]
     pub fn shear_y(factor: f64) -> Self {
         Self::inverse(&[[1.0, 0.0, 0.0], [f64::from(factor as f32), 1.0, 0.0]])
     }
 
     /// Shift to the left.
-    #[must_use]
     pub fn translate_x(pixels: f64) -> Self {
         Self::inverse(&[[1.0, 0.0, f64::from(-pixels as f32)], [0.0, 1.0, 0.0]])
     }
 
     /// Shift up.
-    #[must_use]
     pub fn translate_y(pixels: f64) -> Self {
         Self::inverse(&[[1.0, 0.0, 0.0], [0.0, 1.0, f64::from(-pixels as f32)]])
     }
 
     /// Rotate counterclockwise around the center.
-    #[must_use]
     pub fn rotate(degrees: f64, height: usize, width: usize) -> Self {
         let (sin, cos) = (degrees * (std::f64::consts::PI / 180.0)).sin_cos();
         let (x, y) = (width as f64 / 2.0, height as f64 / 2.0);
@@ -118,7 +113,6 @@ thread_local! {
     static SPARE: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
 }
 
-/// Shift columns.
 fn shift_columns(image: &mut Rgb, right: isize) {
     let stride = image.width * 3;
     let shift = right.unsigned_abs().min(image.width) * 3;
@@ -133,7 +127,6 @@ fn shift_columns(image: &mut Rgb, right: isize) {
     }
 }
 
-/// Shift rows.
 fn shift_rows(image: &mut Rgb, down: isize) {
     let (shift, bytes) = (down.unsigned_abs().min(image.height), image.pixels.len());
     let shift = shift * image.width * 3;

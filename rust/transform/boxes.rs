@@ -1,8 +1,7 @@
 //! Fused box transform: clip, crop, resize, mirror and pack in one pass.
 
 use crate::Error;
-use crate::boxes::Crop;
-use crate::boxes::{self, BoxXyxy, LEAST_AREA_LEFT, SLACK_PIXELS};
+use crate::boxes::{self, BoxXyxy, Crop, LEAST_AREA_LEFT, SLACK_PIXELS};
 
 /// Geometry of a transform: clip to the image, crop, resize, mirror.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,10 +17,11 @@ pub struct BoxTransform {
 }
 
 impl BoxTransform {
-    /// Transform all boxes; `None` if the crop drops a box, see [`boxes::crop`].
+    /// Transform all boxes; `None` if the crop drops a box: its center is outside, or too little of
+    /// it is left.
     ///
     /// # Errors
-    /// As [`boxes::clip_all`].
+    /// [`Error::InvalidBox`] for a box with no area in the image or too far outside of it.
     pub fn move_all(&self, boxes: &[BoxXyxy]) -> Result<Vec<Option<BoxXyxy>>, Error> {
         let steps = BoxMap::new(self);
         let mut are_sound = true;
@@ -38,7 +38,7 @@ impl BoxTransform {
     /// Transform all boxes and append them, in single precision, to those of other images.
     ///
     /// # Errors
-    /// As [`boxes::clip_all`]; then no box of this image is appended.
+    /// As [`Self::move_all`]; then no box of this image is appended.
     pub fn pack(&self, boxes: &[BoxXyxy], packed: &mut PackedBoxes) -> Result<(), Error> {
         let steps = BoxMap::new(self);
         let (before, kept_before) = (packed.boxes_xyxy.len(), packed.kept.len());
@@ -103,8 +103,8 @@ impl BoxMap {
         }
     }
 
-    /// Clip, crop, resize and mirror without branches. Returns the box, whether the crop keeps it
-    /// ([`boxes::crop`]), and whether it is valid ([`boxes::clip_all`]).
+    /// Clip, crop, resize and mirror without branches. Returns the box, whether the crop keeps it,
+    /// and whether it is valid ([`boxes::clip_all`]).
     #[inline]
     #[allow(clippy::needless_bitwise_bool)]
     fn carry_out(&self, [x0, y0, x1, y1]: BoxXyxy) -> (BoxXyxy, bool, bool) {
@@ -169,7 +169,8 @@ mod tests {
     #![allow(clippy::float_cmp)] // The same operations give the same numbers.
 
     use super::*;
-    use crate::boxes::{clip_all, crop, mirror, scale};
+    use crate::boxes::clip_all;
+    use crate::boxes::reference::{crop, mirror, scale};
     use crate::rng::{Purpose, Rng};
 
     /// The unfused transform.
@@ -266,7 +267,7 @@ mod tests {
         let faulty = [[0.0, 0.0, 1.0, 1.0], [5.0, 0.0, 9.0, 3.0]];
         assert!(matches!(
             box_transform.pack(&faulty, &mut packed),
-            Err(Error::EmptyBox { index: 1, .. })
+            Err(Error::InvalidBox { index: 1, .. })
         ));
         assert_eq!(packed, before);
         packed.clear();

@@ -14,6 +14,7 @@
 )]
 
 use crate::Error;
+use crate::error::by_name;
 use crate::image::Rgb;
 use crate::rng::Rng;
 use crate::simd::{self as simd, SimdLoop};
@@ -21,7 +22,7 @@ use crate::transform::enhance;
 
 /// One color change with its factor.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum ColorChange {
+pub(crate) enum ColorChange {
     /// Scale all values.
     Brightness(f64),
     /// Blend with the mean gray of the image.
@@ -32,43 +33,33 @@ pub enum ColorChange {
     Hue(f64),
 }
 
+type WithFactor = fn(f64) -> ColorChange;
+
 impl ColorChange {
+    const KINDS: [(WithFactor, &'static str); 4] = [
+        (Self::Brightness, "brightness"),
+        (Self::Contrast, "contrast"),
+        (Self::Saturation, "saturation"),
+        (Self::Hue, "hue"),
+    ];
+
     /// Look up a change by name.
-    ///
-    /// # Errors
-    /// [`Error::Argument`] for an unknown name, or a factor out of range.
-    pub fn from_name(name: &str, factor: f64) -> Result<Self, Error> {
-        let change = match name {
-            "brightness" => Self::Brightness(factor),
-            "contrast" => Self::Contrast(factor),
-            "saturation" => Self::Saturation(factor),
-            "hue" => Self::Hue(factor),
-            _ => {
-                return Err(Error::argument(
-                    "change",
-                    format!(
-                        "'{name}'; expected 'brightness', 'contrast', \
-                             'saturation' or 'hue'"
-                    ),
-                ));
-            }
-        };
-        let range = if name == "hue" { HUES } else { FACTORS };
-        if !(range.0..=range.1).contains(&factor) {
-            return Err(Error::argument(
-                "factor",
-                format!("{factor} for {name}; expected {} to {}", range.0, range.1),
-            ));
+    pub(crate) fn from_name(name: &str, factor: f64) -> Result<Self, Error> {
+        let change = by_name("change", name, &Self::KINDS)?;
+        let (low, high) = if name == "hue" { HUES } else { FACTORS };
+        if !(low..=high).contains(&factor) {
+            let reason = format!("{factor} for {name}; expected {low} to {high}");
+            return Err(Error::argument("factor", reason));
         }
-        Ok(change)
+        Ok(change(factor))
     }
 
     /// Apply the change.
-    pub fn apply(self, image: &mut Rgb) {
+    pub(crate) fn apply(self, image: &mut Rgb) {
         match self {
             Self::Brightness(factor) => enhance::brightness(image, factor),
             Self::Contrast(factor) => {
-                let mean = mean_grey(image);
+                let mean = mean_gray(image);
                 let ratio = [factor as f32, (1.0 - factor) as f32];
                 enhance::by_table(image, |value| blend(f32::from(value), mean, ratio));
             }
@@ -118,46 +109,37 @@ impl ColorJitter {
     /// # Errors
     /// [`Error::Argument`] that names the field.
     pub fn check(&self) -> Result<(), Error> {
-        for (name, range, allowed) in [
-            ("brightness", self.brightness, FACTORS),
-            ("contrast", self.contrast, FACTORS),
-            ("saturation", self.saturation, FACTORS),
-            ("hue", self.hue, HUES),
-        ] {
-            if !(allowed.0 <= range.0 && range.0 <= range.1 && range.1 <= allowed.1) {
-                return Err(Error::argument(
-                    name,
-                    format!(
-                        "{range:?}; expected a range within {} to {}",
-                        allowed.0, allowed.1
-                    ),
-                ));
+        for (name, range) in self.ranges() {
+            let (low, high) = if name == "hue" { HUES } else { FACTORS };
+            if !(low <= range.0 && range.0 <= range.1 && range.1 <= high) {
+                let reason = format!("{range:?}; expected a range within {low} to {high}");
+                return Err(Error::argument(name, reason));
             }
         }
         Ok(())
     }
 
+    /// Every range with its name.
+    pub(crate) fn ranges(&self) -> [(&'static str, (f64, f64)); 4] {
+        [
+            ("brightness", self.brightness),
+            ("contrast", self.contrast),
+            ("saturation", self.saturation),
+            ("hue", self.hue),
+        ]
+    }
+
     /// Sample the changes of an image; disabled changes take no random numbers.
-    pub fn draw(&self, rng: &mut Rng) -> Vec<ColorChange> {
+    pub(crate) fn draw(&self, rng: &mut Rng) -> Vec<ColorChange> {
         if *self == Self::off() {
             return Vec::new();
         }
-        let mut factor = |range: (f64, f64)| rng.range(range.0, range.1);
-        let mut changes = [
-            (
-                ColorChange::Brightness(factor(self.brightness)),
-                self.brightness == (1.0, 1.0),
-            ),
-            (
-                ColorChange::Contrast(factor(self.contrast)),
-                self.contrast == (1.0, 1.0),
-            ),
-            (
-                ColorChange::Saturation(factor(self.saturation)),
-                self.saturation == (1.0, 1.0),
-            ),
-            (ColorChange::Hue(factor(self.hue)), self.hue == (0.0, 0.0)),
-        ];
+        let ranges = self.ranges().into_iter().zip(Self::off().ranges());
+        let mut changes: Vec<_> = (ColorChange::KINDS.into_iter().zip(ranges))
+            .map(|((change, _), ((_, range), (_, off)))| {
+                (change(rng.range(range.0, range.1)), range == off)
+            })
+            .collect();
         for last in (1..changes.len()).rev() {
             changes.swap(last, rng.index(last + 1));
         }
@@ -194,7 +176,7 @@ fn for_blocks(image: &mut Rgb, mut change: impl FnMut(&mut Channels)) {
 
 /// Integer gray level.
 #[inline(always)]
-fn grey(red: f32, green: f32, blue: f32) -> f32 {
+fn gray(red: f32, green: f32, blue: f32) -> f32 {
     let sum = green.mul_add(0.587, red * 0.2989);
     blue.mul_add(0.114, sum).floor()
 }
@@ -205,7 +187,7 @@ fn blend(value: f32, other: f32, ratio: [f32; 2]) -> f32 {
 }
 
 /// Mean of the integer gray levels.
-fn mean_grey(image: &mut Rgb) -> f32 {
+fn mean_gray(image: &mut Rgb) -> f32 {
     struct Sum<'a>(&'a mut Rgb, &'a mut u64);
     impl SimdLoop for Sum<'_> {
         #[inline(always)]
@@ -213,7 +195,7 @@ fn mean_grey(image: &mut Rgb) -> f32 {
             for pixels in self.0.pixels.chunks(3 * BLOCK) {
                 let mut sum = 0;
                 for &[red, green, blue] in pixels.as_chunks::<3>().0 {
-                    sum += grey(red.into(), green.into(), blue.into()) as i32;
+                    sum += gray(red.into(), green.into(), blue.into()) as i32;
                 }
                 *self.1 += u64::from(sum.unsigned_abs());
             }
@@ -235,10 +217,10 @@ impl SimdLoop for Saturate<'_> {
         for_blocks(self.image, |channels| {
             let [red, green, blue] = channels;
             for ((red, green), blue) in red.iter_mut().zip(green).zip(blue) {
-                let grey = grey(*red, *green, *blue);
-                *red = blend(*red, grey, self.ratio);
-                *green = blend(*green, grey, self.ratio);
-                *blue = blend(*blue, grey, self.ratio);
+                let gray = gray(*red, *green, *blue);
+                *red = blend(*red, gray, self.ratio);
+                *green = blend(*green, gray, self.ratio);
+                *blue = blend(*blue, gray, self.ratio);
             }
         });
     }
@@ -271,9 +253,9 @@ fn to_hsv(rgb: [f32; 3]) -> [f32; 3] {
     let [red, green, blue] = rgb.map(|level| level * (1.0 / 255.0) as f32);
     let (most, least) = (red.max(green).max(blue), red.min(green).min(blue));
     let range = most - least;
-    let is_grey = range == 0.0;
-    let saturation = range / if is_grey { 1.0 } else { most };
-    let divisor = if is_grey { 1.0 } else { range };
+    let is_gray = range == 0.0;
+    let saturation = range / if is_gray { 1.0 } else { most };
+    let divisor = if is_gray { 1.0 } else { range };
     let of = |channel: f32| (most - channel) / divisor;
     let (from_red, from_green, from_blue) = (of(red), of(green), of(blue));
     let sixths = if red >= most {
@@ -332,11 +314,7 @@ mod tests {
     use crate::rng::Purpose;
 
     fn pixel(rgb: [u8; 3], change: ColorChange) -> Vec<u8> {
-        let mut image = Rgb {
-            height: 1,
-            width: 1,
-            pixels: rgb.to_vec(),
-        };
+        let mut image = Rgb::new(1, 1, rgb.to_vec());
         change.apply(&mut image);
         image.pixels
     }

@@ -7,15 +7,12 @@ use crate::rng::Rng;
 /// Random crops of about the image's aspect ratio.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RandomCrop {
-    /// Probability of a crop.
     pub probability: f64,
     /// (low, high) fraction of the image's area.
     pub scale: (f64, f64),
 }
 
 impl RandomCrop {
-    /// Never crop.
-    #[must_use]
     pub fn off() -> Self {
         Self {
             probability: 0.0,
@@ -28,17 +25,12 @@ impl RandomCrop {
 const CUT_RATIO: (f64, f64) = (3.0 / 4.0, 4.0 / 3.0);
 
 /// Check a range of area fractions.
-///
-/// # Errors
-/// [`Error::Argument`] with the given name.
 pub(crate) fn check_scale(name: &'static str, scale: (f64, f64)) -> Result<(), Error> {
     if 0.0 < scale.0 && scale.0 <= scale.1 && scale.1 <= 1.0 {
         return Ok(());
     }
-    Err(Error::argument(
-        name,
-        format!("{scale:?}; expected a range within (0, 1]"),
-    ))
+    let reason = format!("{scale:?}; expected a range within (0, 1]");
+    Err(Error::argument(name, reason))
 }
 
 /// Size whose shorter side is `shorter`, or less where the longer side would exceed `max_size`.
@@ -48,7 +40,6 @@ pub(crate) fn check_scale(name: &'static str, scale: (f64, f64)) -> Result<(), E
 /// is at least 2 pixels. Below that the published rule has no bound, or no image is left; here the
 /// shorter side is then 1 pixel and the longer one at most `max_size`, and the aspect ratio is not
 /// kept.
-#[must_use]
 #[allow(
     clippy::cast_precision_loss,
     clippy::cast_possible_truncation,

@@ -58,19 +58,11 @@ fn extremes(image: &Rgb) -> ([u8; 3], [u8; 3]) {
     }
     compare(rest);
     let of_channel = |values: [u8; BYTES], pick: fn(u8, u8) -> u8, start: u8| {
-        [0, 1, 2].map(|channel| {
-            values
-                .iter()
-                .skip(channel)
-                .step_by(3)
-                .copied()
-                .fold(start, pick)
-        })
+        let channel = |channel: usize| values.into_iter().skip(channel).step_by(3);
+        [0, 1, 2].map(|at| channel(at).fold(start, pick))
     };
-    (
-        of_channel(low, u8::min, u8::MAX),
-        of_channel(high, u8::max, 0),
-    )
+    let low = of_channel(low, u8::min, u8::MAX);
+    (low, of_channel(high, u8::max, 0))
 }
 
 /// Equalize the histogram of every channel.
@@ -219,11 +211,7 @@ mod tests {
             state
         };
         for pixels in [1, 63, 64, 65, 200] {
-            let image = Rgb {
-                height: 1,
-                width: pixels,
-                pixels: (0..3 * pixels).map(|_| next()).collect(),
-            };
+            let image = Rgb::new(1, pixels, (0..3 * pixels).map(|_| next()).collect());
             let table = UNCHANGED.map(|value| value.wrapping_mul(7).wrapping_add(3));
             for tables in [
                 [table; 3],
@@ -248,11 +236,7 @@ mod tests {
 
     #[test]
     fn contrast_is_stretched_per_channel() {
-        let image = Rgb {
-            height: 1,
-            width: 3,
-            pixels: vec![10, 0, 7, 20, 100, 7, 30, 255, 7],
-        };
+        let image = Rgb::new(1, 3, vec![10, 0, 7, 20, 100, 7, 30, 255, 7]);
         let stretched = changed(image, auto_contrast);
         assert_eq!(stretched.pixels, [0, 0, 7, 127, 100, 7, 255, 255, 7]);
     }

@@ -3,19 +3,20 @@
 //! [`Transform::sample`] makes all random choices; the [`SampledTransform`] is then applied to the
 //! image and to its boxes, so that they always agree.
 
-pub mod affine;
+pub(crate) mod affine;
 mod affine_rows;
 pub mod boxes;
 pub mod color_jitter;
-pub mod crop;
-pub mod enhance;
-pub mod params;
+pub(crate) mod crop;
+mod enhance;
+pub(crate) mod params;
 pub mod rand_augment;
 #[cfg(target_arch = "x86_64")]
 mod simd;
 
 use crate::Error;
 use crate::boxes::Crop;
+use crate::error::check_probability;
 use crate::normalize::Normalization;
 use crate::resize::{self, Method};
 use crate::rng::Rng;
@@ -78,25 +79,15 @@ impl Transform {
     /// [`Error::Argument`] that names the field.
     pub fn check(&self) -> Result<(), Error> {
         self.geometry.check()?;
-        if !(0.0..=1.0).contains(&self.flip_probability) {
-            return Err(Error::argument(
-                "flip_probability",
-                format!("{}; expected 0 to 1", self.flip_probability),
-            ));
-        }
+        check_probability("flip_probability", self.flip_probability)?;
         self.color_jitter.check()?;
         self.rand_augment.check()?;
         self.normalization.check()
     }
 
     /// Sample the transform of an image of `height` x `width` pixels.
-    pub fn sample(&self, height: usize, width: usize, rng: &mut Rng) -> SampledTransform {
-        let whole = Crop {
-            top: 0,
-            left: 0,
-            height,
-            width,
-        };
+    pub(crate) fn sample(&self, height: usize, width: usize, rng: &mut Rng) -> SampledTransform {
+        let whole = Crop::whole(height, width);
         let mut whole_size = None;
         let (crop, size) = match &self.geometry {
             Geometry::Squash { size } => (whole, (*size, *size)),
@@ -136,8 +127,7 @@ impl Transform {
     }
 
     /// Multiple of pixels to which a batch is padded.
-    #[must_use]
-    pub fn divisor(&self) -> usize {
+    pub(crate) fn divisor(&self) -> usize {
         match self.geometry {
             Geometry::ShorterSide { divisor, .. } => divisor,
             _ => 1,
@@ -153,10 +143,8 @@ impl Geometry {
                 resize::check_output("size", *size, *size)?;
                 check_scale("scale", *scale)?;
                 if !(0.0 < ratio.0 && ratio.0 <= ratio.1 && ratio.1.is_finite()) {
-                    return Err(Error::argument(
-                        "ratio",
-                        format!("{ratio:?}; expected an ascending range above 0"),
-                    ));
+                    let reason = format!("{ratio:?}; expected an ascending range above 0");
+                    return Err(Error::argument("ratio", reason));
                 }
                 Ok(())
             }
@@ -167,23 +155,14 @@ impl Geometry {
                 cut,
             } => {
                 check_scale("crop_scale", cut.scale)?;
-                if !(0.0..=1.0).contains(&cut.probability) {
-                    return Err(Error::argument(
-                        "crop_probability",
-                        format!("{}; expected 0 to 1", cut.probability),
-                    ));
-                }
+                check_probability("crop_probability", cut.probability)?;
                 if sizes.is_empty() || sizes.contains(&0) {
-                    return Err(Error::argument(
-                        "sizes",
-                        format!("{sizes:?}; expected one or more lengths above 0"),
-                    ));
+                    let reason = format!("{sizes:?}; expected one or more lengths above 0");
+                    return Err(Error::argument("sizes", reason));
                 }
                 if *max_size == 0 || *divisor == 0 {
-                    return Err(Error::argument(
-                        "max_size, divisor",
-                        format!("{max_size} and {divisor}; expected 1 or more"),
-                    ));
+                    let reason = format!("{max_size} and {divisor}; expected 1 or more");
+                    return Err(Error::argument("max_size, divisor", reason));
                 }
                 let padded = |side: usize| side.checked_next_multiple_of(*divisor);
                 let shorter = sizes.iter().copied().max().map(|size| size.min(*max_size));
@@ -221,11 +200,7 @@ mod tests {
 
     #[test]
     fn one_pixel_goes_through_everything() {
-        let image = Rgb {
-            height: 1,
-            width: 1,
-            pixels: vec![1, 2, 3],
-        };
+        let image = Rgb::new(1, 1, vec![1, 2, 3]);
         let crop = Geometry::RandomResizedCrop {
             size: 4,
             scale: (0.5, 1.0),

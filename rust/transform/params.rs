@@ -1,8 +1,7 @@
 //! Sampled parameters of a transform, and their application to an image and its boxes.
 
 use crate::Error;
-use crate::boxes::BoxXyxy;
-use crate::boxes::Crop;
+use crate::boxes::{BoxXyxy, Crop};
 use crate::image::{Rgb, RgbView};
 use crate::jpeg::Scale;
 use crate::resize::{self, Method};
@@ -13,19 +12,14 @@ use crate::transform::rand_augment::Operation;
 /// A transform without randomness.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SampledTransform {
-    /// Crop of the stored image.
     pub crop: Crop,
-    /// Height after the resize in pixels.
     pub height: usize,
-    /// Width after the resize in pixels.
     pub width: usize,
-    /// Mirror horizontally.
     pub flip: bool,
     /// Color changes of the resized image, in order.
     pub colors: Vec<ColorChange>,
     /// Operations on the resized image after that, in order.
     pub operations: Vec<Operation>,
-    /// Resize method.
     pub method: Method,
     /// (height, width) in pixels that the whole image would be resized to, if [`RandomCrop`]
     /// cropped it.
@@ -35,16 +29,10 @@ pub struct SampledTransform {
 impl SampledTransform {
     /// The same transform without the crop, for the whole image of `height` x `width` pixels;
     /// `None` unless [`RandomCrop`] cropped it.
-    #[must_use]
     pub fn uncut(&self, height: usize, width: usize) -> Option<Self> {
         let (whole_height, whole_width) = self.whole?;
         Some(Self {
-            crop: Crop {
-                top: 0,
-                left: 0,
-                height,
-                width,
-            },
+            crop: Crop::whole(height, width),
             height: whole_height,
             width: whole_width,
             whole: None,
@@ -52,10 +40,6 @@ impl SampledTransform {
         })
     }
 
-    /// Apply to an image.
-    ///
-    /// # Errors
-    /// [`Error::Argument`] if it was sampled for another size.
     pub fn apply<'a>(&self, image: impl Into<RgbView<'a>>) -> Result<Rgb, Error> {
         let mut resized = resize::resize(image, self.crop, self.height, self.width, self.method)?;
         self.change(&mut resized);
@@ -63,7 +47,6 @@ impl SampledTransform {
     }
 
     /// True if [`Self::change`] needs the whole image at once; a flip alone does not.
-    #[must_use]
     pub fn needs_whole(&self) -> bool {
         !(self.colors.is_empty() && self.operations.is_empty())
     }
@@ -82,10 +65,6 @@ impl SampledTransform {
     }
 
     /// Apply to boxes of the stored image; `None` if the crop drops a box.
-    ///
-    /// # Errors
-    /// [`Error::EmptyBox`] for a box outside of the image, [`Error::BoxOutside`] for one that
-    /// exceeds it by more than a pixel.
     pub fn transform_boxes(
         &self,
         boxes_xyxy: &[BoxXyxy],

@@ -2,13 +2,14 @@
 //! few random operations per image, all of one magnitude.
 
 use crate::Error;
+use crate::error::{check_probability, named};
 use crate::image::Rgb;
 use crate::rng::Rng;
 use crate::transform::affine::{self, Affine};
 use crate::transform::enhance;
 
 /// Maximum magnitude.
-pub const MAX_MAGNITUDE: f64 = 10.0;
+pub(crate) const MAX_MAGNITUDE: f64 = 10.0;
 
 /// Kinds of operations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,60 +36,38 @@ pub enum OpKind {
     Rotate,
 }
 
-/// Every kind with its name.
-pub const KINDS: [(OpKind, &str); 10] = [
-    (OpKind::Identity, "Identity"),
-    (OpKind::AutoContrast, "AutoContrast"),
-    (OpKind::Equalize, "Equalize"),
-    (OpKind::Brightness, "Brightness"),
-    (OpKind::Sharpness, "Sharpness"),
-    (OpKind::ShearX, "ShearX"),
-    (OpKind::ShearY, "ShearY"),
-    (OpKind::TranslateX, "TranslateX"),
-    (OpKind::TranslateY, "TranslateY"),
-    (OpKind::Rotate, "Rotate"),
-];
+named!(
+    OpKind,
+    "operations",
+    [
+        Identity = "Identity",
+        AutoContrast = "AutoContrast",
+        Equalize = "Equalize",
+        Brightness = "Brightness",
+        Sharpness = "Sharpness",
+        ShearX = "ShearX",
+        ShearY = "ShearY",
+        TranslateX = "TranslateX",
+        TranslateY = "TranslateY",
+        Rotate = "Rotate"
+    ]
+);
 
 impl OpKind {
-    /// Look up a kind by name.
-    ///
-    /// # Errors
-    /// [`Error::Argument`] for an unknown name.
-    pub fn from_name(name: &str) -> Result<Self, Error> {
-        let found = KINDS.into_iter().find(|&(_, known)| known == name);
-        found.map(|(kind, _)| kind).ok_or_else(|| {
-            let known = KINDS.map(|(_, known)| known).join(", ");
-            Error::argument("operations", format!("'{name}'; expected one of {known}"))
-        })
-    }
-
-    /// Name as in the literature.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        let found = KINDS.into_iter().find(|&(kind, _)| kind == self);
-        found.map_or("", |(_, name)| name)
+    fn all() -> Vec<Self> {
+        Self::NAMES.iter().map(|&(kind, _)| kind).collect()
     }
 
     /// True if pixels move, so that boxes would be wrong.
-    #[must_use]
-    pub fn moves_pixels(self) -> bool {
-        match self {
-            Self::Identity
-            | Self::AutoContrast
-            | Self::Equalize
-            | Self::Brightness
-            | Self::Sharpness => false,
-            Self::ShearX | Self::ShearY | Self::TranslateX | Self::TranslateY | Self::Rotate => {
-                true
-            }
-        }
+    pub(crate) fn moves_pixels(self) -> bool {
+        use OpKind::{Rotate, ShearX, ShearY, TranslateX, TranslateY};
+        matches!(self, ShearX | ShearY | TranslateX | TranslateY | Rotate)
     }
 
     /// Argument for a magnitude, without its sign; `None` for a kind without one.
     ///
     /// Translations in pixels do not scale with the image, as published.
-    #[must_use]
-    pub fn argument(self, magnitude: f64) -> Option<f64> {
+    pub(crate) fn argument(self, magnitude: f64) -> Option<f64> {
         let part = magnitude / MAX_MAGNITUDE;
         match self {
             Self::Identity | Self::AutoContrast | Self::Equalize => None,
@@ -102,7 +81,7 @@ impl OpKind {
 
 /// A kind with its argument.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Operation {
+pub(crate) struct Operation {
     /// The kind.
     pub kind: OpKind,
     /// Unused by kinds without an argument.
@@ -111,7 +90,7 @@ pub struct Operation {
 
 impl Operation {
     /// Apply the operation.
-    pub fn apply(&self, image: &mut Rgb) {
+    pub(crate) fn apply(&self, image: &mut Rgb) {
         let map = match self.kind {
             OpKind::Identity => return,
             OpKind::AutoContrast => return enhance::auto_contrast(image),
@@ -149,7 +128,7 @@ impl RandAugment {
             num_ops: 0,
             magnitude: 7.0,
             probability: 0.5,
-            operations: KINDS.map(|(kind, _)| kind).to_vec(),
+            operations: OpKind::all(),
         }
     }
 
@@ -159,34 +138,22 @@ impl RandAugment {
     /// [`Error::Argument`] that names the field.
     pub fn check(&self) -> Result<(), Error> {
         if !(0.0..=MAX_MAGNITUDE).contains(&self.magnitude) {
-            return Err(Error::argument(
-                "magnitude",
-                format!("{}; expected 0 to {MAX_MAGNITUDE}", self.magnitude),
-            ));
+            let reason = format!("{}; expected 0 to {MAX_MAGNITUDE}", self.magnitude);
+            return Err(Error::argument("magnitude", reason));
         }
-        if !(0.0..=1.0).contains(&self.probability) {
-            return Err(Error::argument(
-                "probability",
-                format!("{}; expected 0 to 1", self.probability),
-            ));
-        }
+        check_probability("probability", self.probability)?;
         if self.num_ops > 0 && self.operations.is_empty() {
-            return Err(Error::argument(
-                "operations",
-                format!(
-                    "empty, but num_ops is {}; expected one or more",
-                    self.num_ops
-                ),
-            ));
+            let reason = format!(
+                "empty with num_ops = {}; expected one or more",
+                self.num_ops
+            );
+            return Err(Error::argument("operations", reason));
         }
         Ok(())
     }
 
     /// Check that no operation moves pixels, since boxes do not follow.
-    ///
-    /// # Errors
-    /// [`Error::Argument`] that names such operations.
-    pub fn check_boxes(&self) -> Result<(), Error> {
+    pub(crate) fn check_boxes(&self) -> Result<(), Error> {
         let names = |moving: bool, from: &[OpKind]| {
             let kinds = from.iter().filter(|kind| kind.moves_pixels() == moving);
             kinds.map(|kind| kind.name()).collect::<Vec<_>>().join(", ")
@@ -195,17 +162,13 @@ impl RandAugment {
         if self.num_ops == 0 || moving.is_empty() {
             return Ok(());
         }
-        let others = names(false, &KINDS.map(|(kind, _)| kind));
-        Err(Error::argument(
-            "rand_augment",
-            format!(
-                "boxes do not follow {moving}; expected some of {others} where there are boxes"
-            ),
-        ))
+        let others = names(false, &OpKind::all());
+        let reason = format!("{moving} cannot be used with boxes; expected some of {others}");
+        Err(Error::argument("rand_augment", reason))
     }
 
     /// Sample the operations of an image.
-    pub fn draw(&self, rng: &mut Rng) -> Vec<Operation> {
+    pub(crate) fn draw(&self, rng: &mut Rng) -> Vec<Operation> {
         let mut operations = Vec::with_capacity(self.num_ops);
         for _ in 0..self.num_ops {
             // Every operation takes the same number of random numbers, applied or not.
@@ -213,14 +176,9 @@ impl RandAugment {
             let (happens, negative) = (rng.unit() < self.probability, rng.unit() < 0.5);
             let argument = kind.argument(self.magnitude).unwrap_or(0.0);
             if happens {
-                operations.push(Operation {
-                    kind,
-                    argument: if negative && kind.moves_pixels() {
-                        -argument
-                    } else {
-                        argument
-                    },
-                });
+                let is_reversed = negative && kind.moves_pixels();
+                let argument = if is_reversed { -argument } else { argument };
+                operations.push(Operation { kind, argument });
             }
         }
         operations
@@ -247,12 +205,8 @@ mod tests {
 
     #[test]
     fn one_pixel_goes_through_every_operation() {
-        for (kind, _) in KINDS {
-            let mut image = Rgb {
-                height: 1,
-                width: 1,
-                pixels: vec![10, 100, 200],
-            };
+        for kind in OpKind::all() {
+            let mut image = Rgb::new(1, 1, vec![10, 100, 200]);
             let argument = kind.argument(7.0).unwrap_or(0.0);
             Operation { kind, argument }.apply(&mut image);
             assert_eq!((image.height, image.width, image.pixels.len()), (1, 1, 3));
@@ -268,14 +222,15 @@ mod tests {
 
     #[test]
     fn names_and_arguments_are_the_published_ones() {
-        for (kind, name) in KINDS {
+        for &(kind, name) in OpKind::NAMES {
             assert_eq!(
                 (OpKind::from_name(name).unwrap(), kind.name()),
                 (kind, name)
             );
         }
         assert!(OpKind::from_name("Posterize").is_err());
-        let arguments = KINDS.map(|(kind, _)| kind.argument(7.0));
+        let kinds = OpKind::all().into_iter();
+        let arguments: Vec<_> = kinds.map(|kind| kind.argument(7.0)).collect();
         let factors = [Some(1.36), Some(1.36), Some(0.21), Some(0.21)];
         assert_eq!(arguments[..3], [None; 3]);
         assert_eq!(arguments[3..7], factors);
@@ -302,7 +257,7 @@ mod tests {
         let settings = published();
         let operations: Vec<Operation> = (0..4000).flat_map(|i| drawn(&settings, i)).collect();
         let share = operations.len() as f64 / 10.0;
-        for (kind, _) in KINDS {
+        for kind in OpKind::all() {
             let own: Vec<_> = operations
                 .iter()
                 .filter(|found| found.kind == kind)

@@ -79,8 +79,8 @@ def test_a_folder_is_an_os_error(tokenizer, tmp_path):
 @pytest.mark.parametrize(
     ("task", "changes", "message"),
     [
-        ("image_text", {}, "images: 0 images; expected 1 in this task"),
-        ("reasoning", {"images": [b""]}, "images: 1 images; expected 2 in this task"),
+        ("image_text", {}, "images: 0 images; expected 1 for this task"),
+        ("reasoning", {"images": [b""]}, "images: 1 images; expected 2 for this task"),
         ("reasoning", {"images": [b"", b""]}, "truth: missing; expected True or False"),
         (
             "grounding",

@@ -77,9 +77,9 @@ fuzz_target!(|data: &[u8]| {
         for other in results {
             assert!(first.as_ref() == Some(&other), "instructions differ");
         }
-        let beside = decoders
+        let paired = decoders
             .first_mut()
             .map(|decoder| decode_with_peer(decoder, bytes, &request));
-        assert!(first == beside, "beside another file it differs");
+        assert!(first == paired, "paired decoding differs");
     });
 });

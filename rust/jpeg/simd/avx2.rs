@@ -1,15 +1,7 @@
 //! Entropy decoding with BMI2 and the inverse DCT with AVX2; the same values as the scalar loops.
 
-use std::arch::x86_64::{
-    __m256i, _mm_loadu_si128, _mm_storel_epi64, _mm_storeu_si128, _mm256_add_epi16,
-    _mm256_add_epi32, _mm256_castsi128_si256, _mm256_castsi256_si128, _mm256_extracti128_si256,
-    _mm256_inserti128_si256, _mm256_madd_epi16, _mm256_mullo_epi16, _mm256_packs_epi16,
-    _mm256_packs_epi32, _mm256_permute4x64_epi64, _mm256_set1_epi8, _mm256_set1_epi16,
-    _mm256_set1_epi32, _mm256_setzero_si256, _mm256_srai_epi32, _mm256_sub_epi16, _mm256_sub_epi32,
-    _mm256_testz_si256, _mm256_unpackhi_epi8, _mm256_unpackhi_epi16, _mm256_unpackhi_epi32,
-    _mm256_unpackhi_epi64, _mm256_unpacklo_epi8, _mm256_unpacklo_epi16, _mm256_unpacklo_epi32,
-    _mm256_unpacklo_epi64, _mm256_xor_si256, _pdep_u64,
-};
+#[allow(clippy::wildcard_imports)] // Intrinsics.
+use std::arch::x86_64::*;
 use std::ops::Range;
 
 use crate::Error;
@@ -71,32 +63,32 @@ fn factors([low, high]: [i16; 2]) -> __m256i {
 #[target_feature(enable = "avx2")]
 pub(super) fn transform(
     blocks: &[&Block],
-    quantisation: &[u16; 64],
+    quantization: &[u16; 64],
     out: &mut [u8],
     stride: usize,
 ) {
-    let steps = quantisation.map(|step| step as i16);
+    let steps = quantization.map(|step| step as i16);
     let mut pairs = blocks.chunks_exact(2);
     let mut at = 0;
     for pair in &mut pairs {
         let Some(out) = out.get_mut(at..at + 7 * stride + 16) else {
             return;
         };
-        let rows = dequantised(pair[0], pair[1], &steps);
+        let rows = dequantized(pair[0], pair[1], &steps);
         if is_in_range(rows[0]) {
             store_pair(transform_pair(rows), out, stride);
         } else {
-            idct::transform(pair[0], quantisation, 8, out, stride);
-            idct::transform(pair[1], quantisation, 8, &mut out[8..], stride);
+            idct::transform(pair[0], quantization, 8, out, stride);
+            idct::transform(pair[1], quantization, 8, &mut out[8..], stride);
         }
         at += 16;
     }
     if let ([block], Some(out)) = (pairs.remainder(), out.get_mut(at..at + 7 * stride + 8)) {
-        let rows = dequantised(block, block, &steps);
+        let rows = dequantized(block, block, &steps);
         if is_in_range(rows[0]) {
             store_first(transform_pair(rows), out, stride);
         } else {
-            idct::transform(block, quantisation, 8, out, stride);
+            idct::transform(block, quantization, 8, out, stride);
         }
     }
 }
@@ -104,7 +96,7 @@ pub(super) fn transform(
 /// Dequantized coefficients of two blocks side by side, row by row.
 #[target_feature(enable = "avx2")]
 #[inline]
-pub(super) fn dequantised(first: &Block, second: &Block, steps: &[i16; 64]) -> [__m256i; 8] {
+pub(super) fn dequantized(first: &Block, second: &Block, steps: &[i16; 64]) -> [__m256i; 8] {
     let mut rows = [_mm256_setzero_si256(); 8];
     for (row, to) in rows.iter_mut().enumerate() {
         let steps = load_rows(steps, steps, row);
@@ -161,16 +153,17 @@ pub(super) fn sub(a: Sums, b: Sums) -> Sums {
     [_mm256_sub_epi32(a[0], b[0]), _mm256_sub_epi32(a[1], b[1])]
 }
 
-/// A value times 2^13, plus half a unit for rounding to fewer bits.
+/// A value times 2^(16 - `SHIFT`), plus half a unit for rounding to fewer bits.
 #[target_feature(enable = "avx2")]
 #[inline]
-fn scaled<const BITS: i32>(value: __m256i) -> Sums {
+pub(super) fn scaled<const BITS: i32, const SHIFT: i32>(value: __m256i) -> Sums {
     let half = _mm256_set1_epi32(1 << (BITS - 1));
     let [low, high] = pairs(_mm256_setzero_si256(), value);
-    add(
-        [_mm256_srai_epi32::<3>(low), _mm256_srai_epi32::<3>(high)],
-        [half, half],
-    )
+    let [low, high] = [
+        _mm256_srai_epi32::<SHIFT>(low),
+        _mm256_srai_epi32::<SHIFT>(high),
+    ];
+    add([low, high], [half; 2])
 }
 
 #[target_feature(enable = "avx2")]
@@ -182,22 +175,20 @@ pub(super) fn down<const BITS: i32>(value: Sums) -> __m256i {
     )
 }
 
-/// One pass over eight registers, as [`idct::eight`].
+/// One pass over eight registers, as `idct::eight_points`.
 #[target_feature(enable = "avx2")]
 #[inline]
 fn pass<const BITS: i32>(input: [__m256i; 8]) -> [__m256i; 8] {
     let even_26 = pairs(input[2], input[6]);
     let (sum_3, sum_2) = (dot(even_26, EVEN[0]), dot(even_26, EVEN[1]));
-    let sum_0 = scaled::<BITS>(_mm256_add_epi16(input[0], input[4]));
-    let sum_1 = scaled::<BITS>(_mm256_sub_epi16(input[0], input[4]));
+    let sum_0 = scaled::<BITS, 3>(_mm256_add_epi16(input[0], input[4]));
+    let sum_1 = scaled::<BITS, 3>(_mm256_sub_epi16(input[0], input[4]));
     let even_0 = add(sum_0, sum_3);
     let even_1 = add(sum_1, sum_2);
     let even_2 = sub(sum_1, sum_2);
     let even_3 = sub(sum_0, sum_3);
-    let cross = pairs(
-        _mm256_add_epi16(input[3], input[7]),
-        _mm256_add_epi16(input[1], input[5]),
-    );
+    let sum = |a: usize, b: usize| _mm256_add_epi16(input[a], input[b]);
+    let cross = pairs(sum(3, 7), sum(1, 5));
     let (cross_3, cross_4) = (dot(cross, CROSS[0]), dot(cross, CROSS[1]));
     let inputs_71 = pairs(input[7], input[1]);
     let inputs_53 = pairs(input[5], input[3]);
@@ -284,12 +275,8 @@ fn bytes_of_columns(columns: [__m256i; 8]) -> [__m256i; 4] {
         _mm256_unpacklo_epi32(left[1], right[1]),
         _mm256_unpackhi_epi32(left[1], right[1]),
     ];
-    [
-        centered(rows[0]),
-        centered(rows[1]),
-        centered(rows[2]),
-        centered(rows[3]),
-    ]
+    let [a, b, c, d] = rows;
+    [centered(a), centered(b), centered(c), centered(d)]
 }
 
 /// Add 128 to each byte, and store the rows of both blocks adjacently.

@@ -1,15 +1,9 @@
 //! The inverse DCT to 4 x 4 and 2 x 2 samples with AVX2; the same values as the scalar loops.
 
-use std::arch::x86_64::{
-    __m128i, __m256i, _mm_storel_epi64, _mm_unpackhi_epi32, _mm_unpackhi_epi64, _mm_unpacklo_epi32,
-    _mm256_add_epi32, _mm256_castsi256_si128, _mm256_extract_epi32, _mm256_extracti128_si256,
-    _mm256_hadd_epi32, _mm256_madd_epi16, _mm256_packs_epi16, _mm256_packs_epi32, _mm256_set1_epi8,
-    _mm256_set1_epi32, _mm256_setr_epi16, _mm256_setzero_si256, _mm256_slli_epi32,
-    _mm256_srai_epi32, _mm256_sub_epi32, _mm256_unpackhi_epi32, _mm256_unpacklo_epi16,
-    _mm256_unpacklo_epi32, _mm256_xor_si256,
-};
+#[allow(clippy::wildcard_imports)] // Intrinsics.
+use std::arch::x86_64::*;
 
-use super::avx2::{add, dequantised, dot, down, is_in_range, pairs, sub, transpose};
+use super::avx2::{add, dequantized, dot, down, is_in_range, pairs, scaled, sub, transpose};
 use crate::jpeg::block::Block;
 use crate::jpeg::idct::{
     self, CONSTANT_BITS, FOUR_EVEN, FOUR_ODD_13, FOUR_ODD_57, PASS_BITS, TWO_13, TWO_57,
@@ -20,31 +14,26 @@ const SECOND_BITS: i32 = (CONSTANT_BITS + PASS_BITS + 3 + 1) as i32;
 
 /// Transform adjacent blocks to 4 x 4 samples each; row r goes to `out[r * stride..]`.
 #[target_feature(enable = "avx2")]
-pub(super) fn four(blocks: &[&Block], quantisation: &[u16; 64], out: &mut [u8], stride: usize) {
-    let steps = quantisation.map(|step| step as i16);
+pub(super) fn four(blocks: &[&Block], quantization: &[u16; 64], out: &mut [u8], stride: usize) {
+    let steps = quantization.map(|step| step as i16);
     let mut pairs = blocks.chunks_exact(2);
     let mut at = 0;
     for pair in &mut pairs {
         let Some(out) = out.get_mut(at..at + 3 * stride + 8) else {
             return;
         };
-        let rows = dequantised(pair[0], pair[1], &steps);
+        let rows = dequantized(pair[0], pair[1], &steps);
         if is_in_range(rows[0]) {
             store_four(four_of_pair(rows), out, stride);
         } else {
-            idct::transform(pair[0], quantisation, 4, out, stride);
-            idct::transform(pair[1], quantisation, 4, &mut out[4..], stride);
+            idct::transform(pair[0], quantization, 4, out, stride);
+            idct::transform(pair[1], quantization, 4, &mut out[4..], stride);
         }
         at += 8;
     }
     for block in pairs.remainder() {
-        idct::transform(
-            block,
-            quantisation,
-            4,
-            out.get_mut(at..).unwrap_or_default(),
-            stride,
-        );
+        let out = out.get_mut(at..).unwrap_or_default();
+        idct::transform(block, quantization, 4, out, stride);
     }
 }
 
@@ -65,29 +54,22 @@ fn four_of_pair(rows: [__m256i; 8]) -> __m256i {
     _mm256_xor_si256(samples, _mm256_set1_epi8(-128))
 }
 
-/// One pass over eight registers, the fifth of which is unused, as in [`idct::four`].
+/// One pass over eight registers, the fifth of which is unused, as in `idct::four_points`.
 #[target_feature(enable = "avx2")]
 #[inline]
 fn pass<const BITS: i32>(input: [__m256i; 8]) -> [__m256i; 4] {
-    let half = _mm256_set1_epi32(1 << (BITS - 1));
-    // Times 2^14, plus half a unit for rounding.
-    let [low, high] = pairs(_mm256_setzero_si256(), input[0]);
-    let sum = add(
-        [_mm256_srai_epi32::<2>(low), _mm256_srai_epi32::<2>(high)],
-        [half, half],
-    );
+    let sum = scaled::<BITS, 2>(input[0]);
     let even = dot(pairs(input[2], input[6]), FOUR_EVEN);
     let (even_0, even_2) = (add(sum, even), sub(sum, even));
     let inputs_13 = pairs(input[1], input[3]);
     let inputs_57 = pairs(input[5], input[7]);
-    let odd_0 = add(
-        dot(inputs_13, FOUR_ODD_13[0]),
-        dot(inputs_57, FOUR_ODD_57[0]),
-    );
-    let odd_2 = add(
-        dot(inputs_13, FOUR_ODD_13[1]),
-        dot(inputs_57, FOUR_ODD_57[1]),
-    );
+    let odd = |at: usize| {
+        add(
+            dot(inputs_13, FOUR_ODD_13[at]),
+            dot(inputs_57, FOUR_ODD_57[at]),
+        )
+    };
+    let (odd_0, odd_2) = (odd(0), odd(1));
     [
         down::<BITS>(add(even_0, odd_2)),
         down::<BITS>(add(even_2, odd_0)),
@@ -123,15 +105,15 @@ const TWO_SCALE: i32 = (CONSTANT_BITS + 2) as i32;
 
 /// Transform adjacent blocks to 2 x 2 samples each; row r goes to `out[r * stride..]`.
 #[target_feature(enable = "avx2")]
-pub(super) fn two(blocks: &[&Block], quantisation: &[u16; 64], out: &mut [u8], stride: usize) {
-    let steps = quantisation.map(|step| step as i16);
+pub(super) fn two(blocks: &[&Block], quantization: &[u16; 64], out: &mut [u8], stride: usize) {
+    let steps = quantization.map(|step| step as i16);
     let mut pairs = blocks.chunks_exact(2);
     let mut at = 0;
     for pair in &mut pairs {
         let Some(out) = out.get_mut(at..at + stride + 4) else {
             return;
         };
-        let samples = two_of_pair(dequantised(pair[0], pair[1], &steps));
+        let samples = two_of_pair(dequantized(pair[0], pair[1], &steps));
         for (block, [a, b, c, d]) in samples.into_iter().enumerate() {
             out[2 * block..][..2].copy_from_slice(&[a, b]);
             out[stride + 2 * block..][..2].copy_from_slice(&[c, d]);
@@ -140,7 +122,7 @@ pub(super) fn two(blocks: &[&Block], quantisation: &[u16; 64], out: &mut [u8], s
     }
     for block in pairs.remainder() {
         let out = out.get_mut(at..).unwrap_or_default();
-        idct::transform(block, quantisation, 2, out, stride);
+        idct::transform(block, quantization, 2, out, stride);
     }
 }
 
@@ -148,12 +130,7 @@ pub(super) fn two(blocks: &[&Block], quantisation: &[u16; 64], out: &mut [u8], s
 #[target_feature(enable = "avx2")]
 #[inline]
 fn two_of_pair(rows: [__m256i; 8]) -> [[u8; 4]; 2] {
-    let half = _mm256_set1_epi32(1 << (TWO_FIRST_BITS - 1));
-    let [low, high] = pairs(_mm256_setzero_si256(), rows[0]);
-    let base = add(
-        [_mm256_srai_epi32::<1>(low), _mm256_srai_epi32::<1>(high)],
-        [half, half],
-    );
+    let base = scaled::<TWO_FIRST_BITS, 1>(rows[0]);
     let odd = add(
         dot(pairs(rows[1], rows[3]), TWO_13),
         dot(pairs(rows[5], rows[7]), TWO_57),

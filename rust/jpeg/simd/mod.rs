@@ -12,12 +12,106 @@ mod neon;
 use std::ops::Range;
 
 use super::bitstream::Bitstream;
-use super::block::NATURAL_ORDER_FROM_END;
-use super::block::{Block, Coefficients};
+use super::block::{Block, Coefficients, NATURAL_ORDER_FROM_END};
 use super::interleaved::{self, McuRun};
 use super::progressive::{self, ScanPass};
 use crate::Error;
 use crate::cpu_features::Instructions;
+
+/// Return what the function of an AVX2 module, or of `neon`, returns, if the processor has AVX2 or
+/// NEON.
+macro_rules! vectorized {
+    ($simd:ident, $avx2:ident::$function:ident($($argument:ident),+), none) => {
+        #[cfg(target_arch = "x86_64")]
+        if $simd.instructions >= Instructions::Avx2 {
+            // SAFETY: the processor has AVX2 and BMI2, as `Simd::new` made sure.
+            return unsafe { $avx2::$function($($argument),+) };
+        }
+    };
+    ($simd:ident, $avx2:ident::$function:ident($($argument:ident),+), neon) => {
+        vectorized!($simd, $avx2::$function($($argument),+), none);
+        #[cfg(target_arch = "aarch64")]
+        if $simd.instructions >= Instructions::Neon {
+            // SAFETY: the processor has NEON, as `Simd::new` made sure.
+            return unsafe { neon::$function($($argument),+) };
+        }
+    };
+}
+
+/// Loops over rows, equal for AVX2 and NEON; `$lanes` samples fill a register.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+macro_rules! row_loops {
+    ($features:literal, $lanes:literal) => {
+        /// Double the width, as [`crate::jpeg::upsample::wide`]. Returns the number of samples
+        /// done, from the second on.
+        #[target_feature(enable = $features)]
+        pub(super) fn wide(samples: &[u8], out: &mut [u8]) -> usize {
+            let mut done = 0;
+            while let Some(at) = next_start(done, samples.len()) {
+                let (Some(before), Some(here), Some(next), Some(to)) = (
+                    widened(samples, at - 1),
+                    widened(samples, at),
+                    widened(samples, at + 1),
+                    out.get_mut(2 * at..).and_then(<[u8]>::first_chunk_mut),
+                ) else {
+                    break;
+                };
+                weigh::<2>([before, here, next], [1, 2], to);
+                done = at + 15;
+            }
+            done
+        }
+
+        /// Combine two rows and double the width, as [`crate::jpeg::upsample::both`]. Returns the
+        /// number of samples done, from the second on.
+        #[target_feature(enable = $features)]
+        pub(super) fn both(near: &[u8], far: &[u8], out: &mut [u8]) -> usize {
+            let mut done = 0;
+            while let Some(at) = next_start(done, near.len().min(far.len())) {
+                let (Some(before), Some(here), Some(next), Some(to)) = (
+                    weighed(near, far, at - 1),
+                    weighed(near, far, at),
+                    weighed(near, far, at + 1),
+                    out.get_mut(2 * at..).and_then(<[u8]>::first_chunk_mut),
+                ) else {
+                    break;
+                };
+                weigh::<4>([before, here, next], [8, 7], to);
+                done = at + 15;
+            }
+            done
+        }
+
+        /// Convert `YCbCr` pixels, as [`crate::jpeg::color::convert`]. Returns the number of pixels
+        /// done: all, or none of fewer than a register.
+        #[target_feature(enable = $features)]
+        pub(super) fn convert(luma: &[u8], blue: &[u8], red: &[u8], out: &mut [u8]) -> usize {
+            let count = out.len() / 3;
+            let Some(last) = count.checked_sub($lanes) else {
+                return 0;
+            };
+            let mut at = 0;
+            loop {
+                let (Some(y), Some(cb), Some(cr), Some(out)) = (
+                    luma.get(at..).and_then(<[u8]>::first_chunk),
+                    blue.get(at..).and_then(<[u8]>::first_chunk),
+                    red.get(at..).and_then(<[u8]>::first_chunk),
+                    out.get_mut(3 * at..).and_then(<[u8]>::first_chunk_mut),
+                ) else {
+                    return at;
+                };
+                convert_part(y, cb, cr, out);
+                if at == last {
+                    return count;
+                }
+                // The last pixels fill a register as well; some are converted twice.
+                at = (at + $lanes).min(last);
+            }
+        }
+    };
+}
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+use row_loops;
 
 /// An instruction set that the processor supports.
 #[derive(Clone, Copy)]
@@ -34,28 +128,13 @@ impl Simd {
                 instructions: Instructions::Scalar,
             };
         }
-        Self {
-            instructions: instructions.min(Instructions::best()),
-        }
-    }
-
-    #[cfg(target_arch = "x86_64")]
-    fn has_avx2(self) -> bool {
-        self.instructions >= Instructions::Avx2
-    }
-
-    #[cfg(target_arch = "aarch64")]
-    fn has_neon(self) -> bool {
-        self.instructions >= Instructions::Neon
+        let instructions = instructions.min(Instructions::best());
+        Self { instructions }
     }
 
     /// [`interleaved::run`].
     pub(super) fn run(self, lane: McuRun<'_>) -> McuRun<'_> {
-        #[cfg(target_arch = "x86_64")]
-        if self.has_avx2() {
-            // SAFETY: the processor has AVX2 and BMI2, as `new` made sure.
-            return unsafe { avx2::run(lane) };
-        }
+        vectorized!(self, avx2::run(lane), none);
         interleaved::run(lane)
     }
 
@@ -65,11 +144,7 @@ impl Simd {
         first: McuRun<'a>,
         second: McuRun<'b>,
     ) -> (McuRun<'a>, McuRun<'b>) {
-        #[cfg(target_arch = "x86_64")]
-        if self.has_avx2() {
-            // SAFETY: the processor has AVX2 and BMI2, as `new` made sure.
-            return unsafe { avx2::run_two(first, second) };
-        }
+        vectorized!(self, avx2::run_two(first, second), none);
         interleaved::run_two(first, second)
     }
 
@@ -82,11 +157,11 @@ impl Simd {
         row: usize,
         columns: Range<usize>,
     ) -> Result<usize, Error> {
-        #[cfg(target_arch = "x86_64")]
-        if self.has_avx2() {
-            // SAFETY: the processor has AVX2 and BMI2, as `new` made sure.
-            return unsafe { avx2::progressive_run(pass, stream, coefficients, row, columns) };
-        }
+        vectorized!(
+            self,
+            avx2::progressive_run(pass, stream, coefficients, row, columns),
+            none
+        );
         pass.run(stream, coefficients, row, columns, progressive::spread)
     }
 
@@ -94,45 +169,36 @@ impl Simd {
     pub(super) fn transform(
         self,
         blocks: &[&Block],
-        quantisation: &[u16; 64],
+        quantization: &[u16; 64],
         size: usize,
         out: &mut [u8],
         stride: usize,
     ) -> bool {
         #[cfg(target_arch = "x86_64")]
-        if self.has_avx2() && matches!(size, 2 | 4 | 8) {
+        if self.instructions >= Instructions::Avx2 && matches!(size, 2 | 4 | 8) {
             // SAFETY: the processor has AVX2, as `new` made sure.
             unsafe {
                 match size {
-                    8 => avx2::transform(blocks, quantisation, out, stride),
-                    4 => avx2_small::four(blocks, quantisation, out, stride),
-                    _ => avx2_small::two(blocks, quantisation, out, stride),
+                    8 => avx2::transform(blocks, quantization, out, stride),
+                    4 => avx2_small::four(blocks, quantization, out, stride),
+                    _ => avx2_small::two(blocks, quantization, out, stride),
                 }
             }
             return true;
         }
         #[cfg(target_arch = "aarch64")]
-        if self.has_neon() && size == 8 {
+        if self.instructions >= Instructions::Neon && size == 8 {
             // SAFETY: the processor has NEON, as `new` made sure.
-            unsafe { neon::transform(blocks, quantisation, out, stride) };
+            unsafe { neon::transform(blocks, quantization, out, stride) };
             return true;
         }
-        let _ = (blocks, quantisation, size, out, stride);
+        let _ = (blocks, quantization, size, out, stride);
         false
     }
 
     /// Double the width. Returns the number of samples done, from the second on.
     pub(super) fn wide(self, samples: &[u8], out: &mut [u8]) -> usize {
-        #[cfg(target_arch = "x86_64")]
-        if self.has_avx2() {
-            // SAFETY: the processor has AVX2, as `new` made sure.
-            return unsafe { avx2_rows::wide(samples, out) };
-        }
-        #[cfg(target_arch = "aarch64")]
-        if self.has_neon() {
-            // SAFETY: the processor has NEON, as `new` made sure.
-            return unsafe { neon::wide(samples, out) };
-        }
+        vectorized!(self, avx2_rows::wide(samples, out), neon);
         let _ = (samples, out);
         0
     }
@@ -140,32 +206,14 @@ impl Simd {
     /// Combine two rows and double the width. Returns the number of samples done, from the second
     /// on.
     pub(super) fn both(self, near: &[u8], far: &[u8], out: &mut [u8]) -> usize {
-        #[cfg(target_arch = "x86_64")]
-        if self.has_avx2() {
-            // SAFETY: the processor has AVX2, as `new` made sure.
-            return unsafe { avx2_rows::both(near, far, out) };
-        }
-        #[cfg(target_arch = "aarch64")]
-        if self.has_neon() {
-            // SAFETY: the processor has NEON, as `new` made sure.
-            return unsafe { neon::both(near, far, out) };
-        }
+        vectorized!(self, avx2_rows::both(near, far, out), neon);
         let _ = (near, far, out);
         0
     }
 
     /// Convert `YCbCr` to RGB. Returns the number of pixels done.
     pub(super) fn convert(self, luma: &[u8], blue: &[u8], red: &[u8], out: &mut [u8]) -> usize {
-        #[cfg(target_arch = "x86_64")]
-        if self.has_avx2() {
-            // SAFETY: the processor has AVX2, as `new` made sure.
-            return unsafe { avx2_rows::convert(luma, blue, red, out) };
-        }
-        #[cfg(target_arch = "aarch64")]
-        if self.has_neon() {
-            // SAFETY: the processor has NEON, as `new` made sure.
-            return unsafe { neon::convert(luma, blue, red, out) };
-        }
+        vectorized!(self, avx2_rows::convert(luma, blue, red, out), neon);
         let _ = (luma, blue, red, out);
         0
     }

@@ -1,17 +1,9 @@
 //! Inverse DCT, upsampling and color conversion with NEON; the same values as the scalar loops.
 
-use std::arch::aarch64::{
-    int16x8_t, int32x4_t, uint8x16_t, uint8x16x2_t, uint8x16x3_t, uint16x8_t, vaddq_s16, vaddq_s32,
-    vaddq_u16, vandq_u16, vcombine_s16, vcombine_u8, vdup_n_u8, vdupq_n_s16, vdupq_n_s32,
-    vdupq_n_u16, veor_u8, vget_high_u8, vget_low_s16, vget_low_u8, vld1q_s16, vld1q_u8, vmaxvq_u16,
-    vmlal_high_n_s16, vmlal_n_s16, vmovl_u8, vmull_high_n_s16, vmull_n_s16, vmulq_n_u16, vmulq_s16,
-    vqmovn_s16, vqmovn_s32, vqmovun_s16, vqrdmulhq_n_s16, vreinterpret_u8_s8,
-    vreinterpretq_s16_s64, vreinterpretq_s16_u16, vreinterpretq_s32_s16, vreinterpretq_s64_s32,
-    vreinterpretq_u16_s16, vshll_high_n_s16, vshll_n_s16, vshrn_n_s32, vshrn_n_u16, vshrq_n_s32,
-    vst1_u8, vst2q_u8, vst3q_u8, vsubl_u8, vsubq_s16, vsubq_s32, vtrn1q_s16, vtrn1q_s32,
-    vtrn1q_s64, vtrn2q_s16, vtrn2q_s32, vtrn2q_s64,
-};
+#[allow(clippy::wildcard_imports)] // Intrinsics.
+use std::arch::aarch64::*;
 
+use super::row_loops;
 use crate::jpeg::block::Block;
 use crate::jpeg::color::{BLUE_15, GREEN_16, RED_15};
 use crate::jpeg::idct::{self, CONSTANT_BITS, CROSS, EVEN, ODD_53, ODD_71, PASS_BITS};
@@ -24,11 +16,11 @@ const SECOND_BITS: i32 = (CONSTANT_BITS + PASS_BITS + 3) as i32;
 #[target_feature(enable = "neon")]
 pub(super) fn transform(
     blocks: &[&Block],
-    quantisation: &[u16; 64],
+    quantization: &[u16; 64],
     out: &mut [u8],
     stride: usize,
 ) {
-    let steps = rows_of(&quantisation.map(|step| step as i16));
+    let steps = rows_of(&quantization.map(|step| step as i16));
     for (block, at) in blocks.iter().zip((0..).step_by(8)) {
         let Some(out) = out.get_mut(at..at + 7 * stride + 8) else {
             return;
@@ -41,7 +33,7 @@ pub(super) fn transform(
             let columns = transpose(pass::<FIRST_BITS>(rows));
             store(transpose(pass::<SECOND_BITS>(columns)), out, stride);
         } else {
-            idct::transform(block, quantisation, 8, out, stride);
+            idct::transform(block, quantization, 8, out, stride);
         }
     }
 }
@@ -74,10 +66,8 @@ type Sums = [int32x4_t; 2];
 fn dot(a: int16x8_t, b: int16x8_t, [of_a, of_b]: [i16; 2]) -> Sums {
     let low = vmull_n_s16(vget_low_s16(a), of_a);
     let high = vmull_high_n_s16(a, of_a);
-    [
-        vmlal_n_s16(low, vget_low_s16(b), of_b),
-        vmlal_high_n_s16(high, b, of_b),
-    ]
+    let low = vmlal_n_s16(low, vget_low_s16(b), of_b);
+    [low, vmlal_high_n_s16(high, b, of_b)]
 }
 
 #[target_feature(enable = "neon")]
@@ -97,32 +87,25 @@ fn sub(a: Sums, b: Sums) -> Sums {
 #[inline]
 fn scaled<const BITS: i32>(value: int16x8_t) -> Sums {
     let half = vdupq_n_s32(1 << (BITS - 1));
+    let low = vshll_n_s16::<{ CONSTANT_BITS as i32 }>(vget_low_s16(value));
     add(
-        [
-            vshll_n_s16::<{ CONSTANT_BITS as i32 }>(vget_low_s16(value)),
-            vshll_high_n_s16::<{ CONSTANT_BITS as i32 }>(value),
-        ],
-        [half, half],
+        [low, vshll_high_n_s16::<{ CONSTANT_BITS as i32 }>(value)],
+        [half; 2],
     )
 }
 
 #[target_feature(enable = "neon")]
 #[inline]
 fn down<const BITS: i32>(value: Sums) -> int16x8_t {
-    vcombine_s16(
-        vqmovn_s32(vshrq_n_s32::<BITS>(value[0])),
-        vqmovn_s32(vshrq_n_s32::<BITS>(value[1])),
-    )
+    let [low, high] = value.map(|sum| vqmovn_s32(vshrq_n_s32::<BITS>(sum)));
+    vcombine_s16(low, high)
 }
 
-/// One pass over eight registers, as [`idct::eight`].
+/// One pass over eight registers, as `idct::eight_points`.
 #[target_feature(enable = "neon")]
 #[inline]
 fn pass<const BITS: i32>(input: [int16x8_t; 8]) -> [int16x8_t; 8] {
-    let (sum_3, sum_2) = (
-        dot(input[2], input[6], EVEN[0]),
-        dot(input[2], input[6], EVEN[1]),
-    );
+    let [sum_3, sum_2] = EVEN.map(|factors| dot(input[2], input[6], factors));
     let sum_0 = scaled::<BITS>(vaddq_s16(input[0], input[4]));
     let sum_1 = scaled::<BITS>(vsubq_s16(input[0], input[4]));
     let even = [
@@ -200,6 +183,8 @@ fn store(rows: [int16x8_t; 8], out: &mut [u8], stride: usize) {
     }
 }
 
+row_loops!("neon", 16);
+
 /// Low and high half of 16 samples.
 type Wide = [uint16x8_t; 2];
 
@@ -216,6 +201,13 @@ fn load(from: &[u8; 16]) -> uint8x16_t {
 fn widened(from: &[u8], at: usize) -> Option<Wide> {
     let bytes = load(from.get(at..).and_then(<[u8]>::first_chunk)?);
     Some([vmovl_u8(vget_low_u8(bytes)), vmovl_u8(vget_high_u8(bytes))])
+}
+
+/// Combine two rows.
+#[target_feature(enable = "neon")]
+#[inline]
+fn weighed(near: &[u8], far: &[u8], at: usize) -> Option<Wide> {
+    Some(thrice_and_once(widened(near, at)?, widened(far, at)?))
 }
 
 /// Three times the first plus the second.
@@ -256,83 +248,13 @@ fn weigh<const BITS: i32>(
     unsafe { vst2q_u8(to.as_mut_ptr(), both) };
 }
 
-/// Double the width, as [`crate::jpeg::upsample::wide`]. Returns the number of samples done, from
-/// the second on.
-#[target_feature(enable = "neon")]
-pub(super) fn wide(samples: &[u8], out: &mut [u8]) -> usize {
-    let mut done = 0;
-    while let Some(at) = next_start(done, samples.len()) {
-        let (Some(before), Some(here), Some(next), Some(to)) = (
-            widened(samples, at - 1),
-            widened(samples, at),
-            widened(samples, at + 1),
-            out.get_mut(2 * at..).and_then(<[u8]>::first_chunk_mut),
-        ) else {
-            break;
-        };
-        weigh::<2>([before, here, next], [1, 2], to);
-        done = at + 15;
-    }
-    done
-}
-
-/// Combine two rows and double the width, as [`crate::jpeg::upsample::both`]. Returns the number of
-/// samples done, from the second on.
-#[target_feature(enable = "neon")]
-pub(super) fn both(near: &[u8], far: &[u8], out: &mut [u8]) -> usize {
-    let mut done = 0;
-    let weighed = |at| Some(thrice_and_once(widened(near, at)?, widened(far, at)?));
-    while let Some(at) = next_start(done, near.len().min(far.len())) {
-        let (Some(before), Some(here), Some(next), Some(to)) = (
-            weighed(at - 1),
-            weighed(at),
-            weighed(at + 1),
-            out.get_mut(2 * at..).and_then(<[u8]>::first_chunk_mut),
-        ) else {
-            break;
-        };
-        weigh::<4>([before, here, next], [8, 7], to);
-        done = at + 15;
-    }
-    done
-}
-
-/// Convert `YCbCr` pixels, 16 at a time, as [`crate::jpeg::color::convert`]. Returns the number of
-/// pixels done: all, or none of fewer than 16.
-#[target_feature(enable = "neon")]
-pub(super) fn convert(luma: &[u8], blue: &[u8], red: &[u8], out: &mut [u8]) -> usize {
-    let count = out.len() / 3;
-    let Some(last) = count.checked_sub(16) else {
-        return 0;
-    };
-    let mut at = 0;
-    loop {
-        let (Some(y), Some(cb), Some(cr), Some(out)) = (
-            luma.get(at..).and_then(<[u8]>::first_chunk),
-            blue.get(at..).and_then(<[u8]>::first_chunk),
-            red.get(at..).and_then(<[u8]>::first_chunk),
-            out.get_mut(3 * at..)
-                .and_then(<[u8]>::first_chunk_mut::<48>),
-        ) else {
-            return at;
-        };
-        let pixels = rgb(load(y), load(cb), load(cr));
-        // SAFETY: the array has the 48 bytes that are stored.
-        unsafe { vst3q_u8(out.as_mut_ptr(), pixels) };
-        if at == last {
-            return count;
-        }
-        // The last pixels fill a register as well; some are converted twice.
-        at = (at + 16).min(last);
-    }
-}
-
-/// RGB of 16 pixels. All products equal those of [`crate::jpeg::color`], to the bit.
+/// Convert 16 pixels. All products equal those of [`crate::jpeg::color`], to the bit.
 #[target_feature(enable = "neon")]
 #[inline]
-fn rgb(y: uint8x16_t, cb: uint8x16_t, cr: uint8x16_t) -> uint8x16x3_t {
+fn convert_part(y: &[u8; 16], cb: &[u8; 16], cr: &[u8; 16], out: &mut [u8; 48]) {
+    let (y, cb, cr) = (load(y), load(cb), load(cr));
     let center = vdup_n_u8(128);
-    let half = |part: fn(uint8x16_t) -> std::arch::aarch64::uint8x8_t| {
+    let half = |part: fn(uint8x16_t) -> uint8x8_t| {
         let y = vreinterpretq_s16_u16(vmovl_u8(part(y)));
         let cb = vreinterpretq_s16_u16(vsubl_u8(part(cb), center));
         let cr = vreinterpretq_s16_u16(vsubl_u8(part(cr), center));
@@ -341,19 +263,12 @@ fn rgb(y: uint8x16_t, cb: uint8x16_t, cr: uint8x16_t) -> uint8x16x3_t {
         let blue = vaddq_s16(vaddq_s16(cb, cb), vqrdmulhq_n_s16(cb, BLUE_15));
         // -0.714 Cr = 0.286 Cr - Cr.
         let products = dot(cb, cr, GREEN_16).map(|sum| vaddq_s32(sum, vdupq_n_s32(1 << 15)));
-        let green = vsubq_s16(
-            vcombine_s16(
-                vshrn_n_s32::<16>(products[0]),
-                vshrn_n_s32::<16>(products[1]),
-            ),
-            cr,
-        );
+        let [low, high] = products.map(|sum| vshrn_n_s32::<16>(sum));
+        let green = vsubq_s16(vcombine_s16(low, high), cr);
         [red, green, blue].map(|color| vqmovun_s16(vaddq_s16(y, color)))
     };
     let (low, high) = (half(|all| vget_low_u8(all)), half(|all| vget_high_u8(all)));
-    uint8x16x3_t(
-        vcombine_u8(low[0], high[0]),
-        vcombine_u8(low[1], high[1]),
-        vcombine_u8(low[2], high[2]),
-    )
+    let [red, green, blue] = [0, 1, 2].map(|color| vcombine_u8(low[color], high[color]));
+    // SAFETY: the array has the 48 bytes that are stored.
+    unsafe { vst3q_u8(out.as_mut_ptr(), uint8x16x3_t(red, green, blue)) };
 }

@@ -8,7 +8,6 @@ use std::arch::x86_64::*;
 use crate::normalize::layout::Dtype;
 use crate::normalize::simd::MARGIN;
 
-/// Bytes per register.
 const BYTES: usize = 64;
 
 /// Look up `output.len()` bytes of `planes`, from `start` on, optionally mirrored. The margins

@@ -4,7 +4,7 @@
 //! [`crate::resize::simd::avx2`] needs two. Between the passes a value has seven fraction bits,
 //! where Pillow rounds to whole levels.
 //!
-//! Error bound: with up to [`FEWER_THAN`] times fewer columns an output has at most 16 weights.
+//! Error bound: with up to [`FAST_REDUCTION`] times fewer columns an output has at most 16 weights.
 //! Each is off by up to 2^-15 and the largest by 16 times that, so that a sum of values within
 //! 127.5 of their middle is off by .125. Pillow's first pass is off by .5, this one by .13; the
 //! second pass multiplies the difference by the sum of absolute weights, at most 1.3, and adds
@@ -15,13 +15,11 @@
 #[allow(clippy::wildcard_imports)] // Intrinsics.
 use std::arch::x86_64::*;
 
-use crate::resize::simd::avx2::{
-    BYTES, HALF, LANES, NONE, RowSpan, line, load_halves, merge_planes,
-};
+use super::{FAST_REDUCTION, Quads, Rows};
+use crate::resize::simd::avx2::{LANES, load_halves};
 use crate::resize::weights::{COARSE_BITS, QUAD, Weights};
+use crate::simd::avx2::{BYTES, HALF, NONE, RowSpan, line, merge_planes};
 
-/// An axis that shrinks by more than this factor is resized exactly.
-pub(crate) const FEWER_THAN: usize = 4;
 /// Fraction bits between the passes.
 const VALUE_BITS: i32 = 7;
 /// Maximum value between the passes.
@@ -30,11 +28,6 @@ const LARGEST: i16 = 255 << VALUE_BITS;
 pub(crate) const VALUE_BYTES: usize = 2;
 /// Output columns per register in the vertical pass.
 const COLUMNS: usize = 16;
-
-/// True if an axis may be resized with fewer bits.
-pub(crate) fn serves(input: usize, output: usize) -> bool {
-    input < FEWER_THAN.saturating_mul(output)
-}
 
 /// Weights of the horizontal pass, by blocks of 8 output columns.
 #[derive(Debug)]
@@ -51,7 +44,7 @@ pub(crate) struct ApproxWeights {
     /// True if both halves of every block start at the same column.
     is_narrow: bool,
     /// Input columns that are loaded, including some with weight 0.
-    reach: usize,
+    pub reach: usize,
 }
 
 impl ApproxWeights {
@@ -102,43 +95,25 @@ impl ApproxWeights {
         }
         Some(table)
     }
-
-    /// Minimum bytes per plane.
-    pub(crate) fn reach(&self) -> usize {
-        self.reach
-    }
 }
 
-/// Resize four rows horizontally.
-///
-/// `planes` are 12 planes of `plane` bytes: row by row, red, green and blue. `rows` are three times
-/// four rows of `columns` values, channel by channel; columns are a multiple of 64.
+/// Horizontal pass, as [`super::Passes::across`]; quads are three times four rows of `columns` values.
 #[target_feature(enable = "avx2")]
-pub(crate) fn across(
-    table: &ApproxWeights,
-    planes: &[u8],
-    plane: usize,
-    rows: &mut [u8],
-    columns: usize,
-) {
-    assert!(plane >= table.reach && planes.len() >= 3 * QUAD * plane);
+pub(crate) fn across(table: &ApproxWeights, rows: Rows<'_>, quads: &mut [u8]) {
+    let columns = rows.columns;
+    assert!(rows.plane >= table.reach && rows.planes.len() >= 3 * QUAD * rows.plane);
     assert!(columns.is_multiple_of(LANES) && columns / LANES >= table.starts.len());
-    assert!(rows.len() >= 3 * QUAD * columns * VALUE_BYTES);
+    assert!(quads.len() >= 3 * QUAD * columns * VALUE_BYTES);
     if table.is_narrow {
-        across_from::<true>(table, planes, plane, rows, columns);
+        across_from::<true>(table, rows, quads);
     } else {
-        across_from::<false>(table, planes, plane, rows, columns);
+        across_from::<false>(table, rows, quads);
     }
 }
 
 #[target_feature(enable = "avx2")]
-fn across_from<const NARROW: bool>(
-    table: &ApproxWeights,
-    planes: &[u8],
-    plane: usize,
-    rows: &mut [u8],
-    columns: usize,
-) {
+fn across_from<const NARROW: bool>(table: &ApproxWeights, rows: Rows<'_>, quads: &mut [u8]) {
+    let (planes, plane, columns) = (rows.planes.as_ptr(), rows.plane, rows.columns);
     let half = _mm256_set1_epi32(1 << (COARSE_BITS - VALUE_BITS.cast_unsigned() - 1));
     let blocks = table.starts.iter().zip(&table.index);
     let weights = table.weights.chunks_exact(table.pairs);
@@ -153,11 +128,11 @@ fn across_from<const NARROW: bool>(
                     // SAFETY: the last column loaded is below the table's reach, which is checked
                     // to be inside each of the twelve planes.
                     let bytes = unsafe {
-                        let low = planes.as_ptr().add(first + starts[0]);
+                        let low = planes.add(first + starts[0]);
                         if NARROW {
                             _mm256_broadcastsi128_si256(_mm_loadu_si128(low.cast()))
                         } else {
-                            load_halves(low, planes.as_ptr().add(first + starts[1]))
+                            load_halves(low, planes.add(first + starts[1]))
                         }
                     };
                     let values = _mm256_shuffle_epi8(bytes, index);
@@ -169,7 +144,7 @@ fn across_from<const NARROW: bool>(
                 let column = (channel * QUAD + two * 2) * columns + block * LANES;
                 // SAFETY: eight columns of two rows are inside the rows, as checked.
                 unsafe {
-                    let first = rows.as_mut_ptr().add(column * VALUE_BYTES);
+                    let first = quads.as_mut_ptr().add(column * VALUE_BYTES);
                     store_rows(first, first.add(columns * VALUE_BYTES), upper, lower);
                 }
             }
@@ -208,28 +183,29 @@ struct Pair {
     weights: __m256i,
 }
 
-/// Resize vertically: `columns` pixels of an output row, a multiple of 64.
-///
-/// `starts` are the offsets in `ring` of groups of rows, as [`across`] produces them.
+/// Vertical pass, as [`super::Passes::down`].
 #[target_feature(enable = "avx2")]
-pub(crate) fn down(
-    ring: &[u8],
-    starts: &[usize],
-    weights: &[[i32; QUAD]],
-    columns: usize,
-    output: &mut [u8],
-) {
+pub(crate) fn down(quads: Quads<'_>, output: &mut [u8]) {
     /// Pairs of the up to 16 rows of an output, and one to spare.
-    const MOST: usize = 2 * FEWER_THAN + 1;
+    const MOST: usize = 2 * FAST_REDUCTION + 1;
+    let (ring, columns) = (quads.ring, quads.columns);
     assert!(columns.is_multiple_of(BYTES) && output.len() >= 3 * columns);
-    assert!(starts.len() == weights.len());
+    assert!(quads.starts.len() == quads.weights.len());
     let row = columns * VALUE_BYTES;
-    let end = 3 * QUAD * row;
-    assert!(starts.iter().all(|start| start + end <= ring.len()));
-    let rows = starts.iter().zip(weights).flat_map(|(&start, weights)| {
-        let rows = (start..).step_by(row).zip(weights);
-        rows.filter(|&(_, &weight)| weight != 0)
-    });
+    assert!(
+        quads
+            .starts
+            .iter()
+            .all(|start| start + 3 * QUAD * row <= ring.len())
+    );
+    let rows = quads
+        .starts
+        .iter()
+        .zip(quads.weights)
+        .flat_map(|(&start, weights)| {
+            let rows = (start..).step_by(row).zip(weights);
+            rows.filter(|&(_, &weight)| weight != 0)
+        });
     let mut pairs = [Pair {
         places: [0; 2],
         weights: _mm256_setzero_si256(),
@@ -325,7 +301,7 @@ mod tests {
         ];
         small
             .chain(large)
-            .filter(|&(input, output)| serves(input, output))
+            .filter(|&(input, output)| input < FAST_REDUCTION.saturating_mul(output))
     }
 
     #[test]

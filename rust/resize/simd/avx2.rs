@@ -9,21 +9,12 @@
 #[allow(clippy::wildcard_imports)] // Intrinsics.
 use std::arch::x86_64::*;
 
-use super::check_quads;
+use super::{Quads, Rows, blocks};
 use crate::resize::weights::{PRECISION_BITS, QUAD, Weights};
+use crate::simd::avx2::{BYTES, HALF, NONE, RowSpan, gather, line, load, merge_planes};
 
 /// Output columns per step, one per 32-bit lane.
 pub(crate) const LANES: usize = 8;
-/// Bytes per register, and per half within which bytes can be shuffled.
-pub(crate) const BYTES: usize = 32;
-pub(crate) const HALF: usize = 16;
-/// Shuffle index that produces 0.
-pub(crate) const NONE: u8 = 0x80;
-
-#[repr(C, align(32))]
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct RowSpan(pub [u8; BYTES]);
-
 /// Weights of the horizontal pass, by blocks of 8 output columns.
 #[derive(Debug)]
 pub(crate) struct Avx2Weights {
@@ -39,7 +30,7 @@ pub(crate) struct Avx2Weights {
     /// True if the columns of four taps of a half-block exceed the first sixteen.
     is_wide: bool,
     /// Input columns that are loaded, including some with weight 0.
-    reach: usize,
+    pub reach: usize,
 }
 
 /// Split a weight into upper and lower part.
@@ -97,27 +88,6 @@ impl Avx2Weights {
         table.reach += 2 * HALF;
         Some(table)
     }
-
-    /// Minimum bytes per plane.
-    pub(crate) fn reach(&self) -> usize {
-        self.reach
-    }
-}
-
-/// # Safety
-/// 32 bytes are readable.
-#[target_feature(enable = "avx2")]
-#[inline]
-unsafe fn load(bytes: *const u8) -> __m256i {
-    // SAFETY: as above.
-    unsafe { _mm256_loadu_si256(bytes.cast()) }
-}
-
-#[target_feature(enable = "avx2")]
-#[inline]
-pub(crate) fn line(bytes: &RowSpan) -> __m256i {
-    // SAFETY: the array has 32 bytes.
-    unsafe { load(bytes.0.as_ptr()) }
 }
 
 /// The same sixteen bytes in both halves.
@@ -153,46 +123,7 @@ static SPLIT: [[RowSpan; 3]; 3] = {
     index
 };
 
-/// For each of three groups of sixteen bytes, their source indices in the sixteen values of each
-/// channel; in both halves.
-static MERGE: [[RowSpan; 3]; 3] = {
-    let mut index = [[RowSpan([NONE; BYTES]); 3]; 3];
-    let mut place = 0;
-    while place < 3 * HALF {
-        let line = &mut index[place / HALF][place % 3].0;
-        line[place % HALF] = (place / 3).to_le_bytes()[0];
-        line[HALF + place % HALF] = line[place % HALF];
-        place += 1;
-    }
-    index
-};
-
-/// Shuffle three registers with an index each, and combine.
-#[target_feature(enable = "avx2")]
-#[inline]
-fn gather(sources: [__m256i; 3], index: &[RowSpan; 3]) -> __m256i {
-    let first = _mm256_shuffle_epi8(sources[0], line(&index[0]));
-    let second = _mm256_shuffle_epi8(sources[1], line(&index[1]));
-    let third = _mm256_shuffle_epi8(sources[2], line(&index[2]));
-    _mm256_or_si256(_mm256_or_si256(first, second), third)
-}
-
-/// Deinterleave RGB pixels into planes; `row` may end within the last 32 pixels.
-///
-/// `planes` are the offsets of the planes in `output`; each has room for the pixels, rounded up to
-/// 32.
-#[target_feature(enable = "avx2")]
-pub(crate) fn split(row: &[u8], output: &mut [u8], planes: [usize; 3]) {
-    let (whole, rest) = row.as_chunks::<{ 3 * BYTES }>();
-    for (number, bytes) in whole.iter().enumerate() {
-        split_part(bytes, output, planes, number * BYTES);
-    }
-    if !rest.is_empty() {
-        let mut bytes = [0; 3 * BYTES];
-        bytes[..rest.len()].copy_from_slice(rest);
-        split_part(&bytes, output, planes, whole.len() * BYTES);
-    }
-}
+blocks!("avx2", _mm256_setzero_si256());
 
 /// Deinterleave 32 pixels to offset `x` of each plane.
 #[target_feature(enable = "avx2")]
@@ -236,11 +167,18 @@ fn no_sums() -> [__m256i; 2] {
 /// Pack sums of four times eight values to bytes in [0, 255]; four of each in either half.
 #[target_feature(enable = "avx2")]
 #[inline]
-fn pack(sums: [[__m256i; 2]; QUAD]) -> __m256i {
-    let [a, b, c, d] = sums;
+fn pack([a, b, c, d]: [[__m256i; 2]; QUAD]) -> __m256i {
     let low = _mm256_packs_epi32(value(a), value(b));
     let high = _mm256_packs_epi32(value(c), value(d));
     _mm256_packus_epi16(low, high)
+}
+
+/// Restore the order of 32 packed columns.
+#[target_feature(enable = "avx2")]
+#[inline]
+fn values(sums: &[[__m256i; 2]; QUAD]) -> __m256i {
+    let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    _mm256_permutevar8x32_epi32(pack(*sums), order)
 }
 
 /// Add the products of pairs of values and the parts of their weights.
@@ -253,31 +191,21 @@ fn add(sums: &mut [__m256i; 2], pairs: __m256i, parts: [__m256i; 2]) {
 
 /// Horizontal pass, as [`crate::resize::simd::Passes::across`].
 #[target_feature(enable = "avx2")]
-pub(crate) fn across(
-    table: &Avx2Weights,
-    planes: &[u8],
-    plane: usize,
-    quads: &mut [u8],
-    columns: usize,
-) {
-    assert!(plane >= table.reach && planes.len() >= 3 * QUAD * plane);
+pub(crate) fn across(table: &Avx2Weights, rows: Rows<'_>, quads: &mut [u8]) {
+    let columns = rows.columns;
+    assert!(rows.plane >= table.reach && rows.planes.len() >= 3 * QUAD * rows.plane);
     assert!(columns.is_multiple_of(LANES) && columns / LANES >= table.starts.len());
     assert!(quads.len() >= 3 * columns * QUAD);
     if table.is_wide {
-        across_from::<true>(table, planes, plane, quads, columns);
+        across_from::<true>(table, rows, quads);
     } else {
-        across_from::<false>(table, planes, plane, quads, columns);
+        across_from::<false>(table, rows, quads);
     }
 }
 
 #[target_feature(enable = "avx2")]
-fn across_from<const WIDE: bool>(
-    table: &Avx2Weights,
-    planes: &[u8],
-    plane: usize,
-    quads: &mut [u8],
-    columns: usize,
-) {
+fn across_from<const WIDE: bool>(table: &Avx2Weights, rows: Rows<'_>, quads: &mut [u8]) {
+    let (planes, plane, columns) = (rows.planes.as_ptr(), rows.plane, rows.columns);
     // The rows of a column become adjacent.
     let transpose = twice([0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15]);
     let blocks = table.starts.iter().zip(&table.index);
@@ -291,8 +219,8 @@ fn across_from<const WIDE: bool>(
                     // SAFETY: the last column loaded is below the table's reach, which is checked
                     // to be inside each of the twelve planes.
                     let (bytes, more) = unsafe {
-                        let low = planes.as_ptr().add(first + starts[0]);
-                        let high = planes.as_ptr().add(first + starts[1]);
+                        let low = planes.add(first + starts[0]);
+                        let high = planes.add(first + starts[1]);
                         let more = if WIDE {
                             load_halves(low.add(HALF), high.add(HALF))
                         } else {
@@ -310,15 +238,10 @@ fn across_from<const WIDE: bool>(
                     }
                 }
             }
-            let bytes = pack(sums);
+            let bytes = _mm256_shuffle_epi8(pack(sums), transpose);
             let target = (channel * columns + block * LANES) * QUAD;
             // SAFETY: blocks are inside the columns and those inside the quads, as checked.
-            unsafe {
-                _mm256_storeu_si256(
-                    quads.as_mut_ptr().add(target).cast(),
-                    _mm256_shuffle_epi8(bytes, transpose),
-                );
-            }
+            unsafe { _mm256_storeu_si256(quads.as_mut_ptr().add(target).cast(), bytes) };
         }
     }
 }
@@ -328,77 +251,12 @@ fn across_from<const WIDE: bool>(
 #[inline]
 fn spread(weights: [i32; QUAD]) -> [[__m256i; 2]; 2] {
     let [a, b, c, d] = weights.map(parts_of);
-    let pair = |low: i16, high: i16| i32::from(high) << 16 | i32::from(low) & 0xFFFF;
+    let pair =
+        |low: i16, high: i16| _mm256_set1_epi32(i32::from(high) << 16 | i32::from(low) & 0xFFFF);
     [
-        [
-            _mm256_set1_epi32(pair(a[0], c[0])),
-            _mm256_set1_epi32(pair(a[1], c[1])),
-        ],
-        [
-            _mm256_set1_epi32(pair(b[0], d[0])),
-            _mm256_set1_epi32(pair(b[1], d[1])),
-        ],
+        [pair(a[0], c[0]), pair(a[1], c[1])],
+        [pair(b[0], d[0]), pair(b[1], d[1])],
     ]
-}
-
-/// Vertical pass, as [`crate::resize::simd::Passes::down`].
-#[target_feature(enable = "avx2")]
-pub(crate) fn down(
-    ring: &[u8],
-    starts: &[usize],
-    weights: &[[i32; QUAD]],
-    columns: usize,
-    output: &mut [u8],
-) {
-    assert!(columns.is_multiple_of(BYTES));
-    check_quads(ring, starts, weights, columns, output);
-    match starts.len() {
-        1 => down_from::<1>(ring, starts, weights, columns, output),
-        2 => down_from::<2>(ring, starts, weights, columns, output),
-        3 => down_from::<3>(ring, starts, weights, columns, output),
-        _ => down_from::<0>(ring, starts, weights, columns, output),
-    }
-}
-
-/// `COUNT` quads; 0 means any number.
-#[target_feature(enable = "avx2")]
-fn down_from<const COUNT: usize>(
-    ring: &[u8],
-    starts: &[usize],
-    weights: &[[i32; QUAD]],
-    columns: usize,
-    output: &mut [u8],
-) {
-    // Eight columns from each of the four packed registers.
-    let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
-    let mut few = [[no_sums(); 2]; COUNT];
-    for (parts, &weights) in few.iter_mut().zip(weights) {
-        *parts = spread(weights);
-    }
-    let (rows, _) = output.as_chunks_mut::<{ 3 * BYTES }>();
-    for (block, pixels) in rows.iter_mut().take(columns / BYTES).enumerate() {
-        let mut planes = [_mm256_setzero_si256(); 3];
-        for (channel, plane) in planes.iter_mut().enumerate() {
-            let place = (channel * columns + block * BYTES) * QUAD;
-            let mut sums = [no_sums(); QUAD];
-            if COUNT == 0 {
-                for (&start, &weights) in starts.iter().zip(weights) {
-                    // SAFETY: 32 columns of a channel are inside a quad, which is inside the ring.
-                    unsafe {
-                        let bytes = ring.as_ptr().add(start + place);
-                        add_quad(&mut sums, bytes, spread(weights));
-                    };
-                }
-            } else {
-                for (&start, &parts) in starts.iter().zip(&few) {
-                    // SAFETY: as above.
-                    unsafe { add_quad(&mut sums, ring.as_ptr().add(start + place), parts) };
-                }
-            }
-            *plane = _mm256_permutevar8x32_epi32(pack(sums), order);
-        }
-        merge_planes(planes, pixels);
-    }
 }
 
 /// Accumulate 32 columns of a quad.
@@ -414,24 +272,5 @@ unsafe fn add_quad(sums: &mut [[__m256i; 2]; QUAD], bytes: *const u8, parts: [[_
         let bytes = unsafe { load(bytes.add(part * BYTES)) };
         add(sums, _mm256_and_si256(bytes, low_bytes), parts[0]);
         add(sums, _mm256_srli_epi16::<8>(bytes), parts[1]);
-    }
-}
-
-/// Store 32 pixels.
-#[target_feature(enable = "avx2")]
-#[inline]
-pub(crate) fn merge_planes(planes: [__m256i; 3], pixels: &mut [u8; 3 * BYTES]) {
-    let start = pixels.as_mut_ptr();
-    for (output, index) in MERGE.iter().enumerate() {
-        let merged = gather(planes, index);
-        let (low, high) = (
-            _mm256_castsi256_si128(merged),
-            _mm256_extracti128_si256::<1>(merged),
-        );
-        // SAFETY: six times 16 bytes are stored, as many as there are.
-        unsafe {
-            _mm_storeu_si128(start.add(output * HALF).cast(), low);
-            _mm_storeu_si128(start.add((output + 3) * HALF).cast(), high);
-        }
     }
 }

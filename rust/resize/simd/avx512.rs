@@ -9,12 +9,11 @@
 #[allow(clippy::wildcard_imports)] // Intrinsics.
 use std::arch::x86_64::*;
 
-use super::check_quads;
+use super::{Quads, Rows, blocks};
 use crate::resize::weights::{PRECISION_BITS, QUAD, Weights};
 
 /// Output columns per step, one per 32-bit lane.
 const LANES: usize = 16;
-/// Bytes per register.
 const BYTES: usize = 64;
 /// Digits per weight.
 const DIGITS: usize = 3;
@@ -38,7 +37,7 @@ pub(crate) struct Avx512Weights {
     /// Registers that hold the input columns of four taps of a block: 1, 2 or 4.
     sources: usize,
     /// Input columns that are loaded, including some with weight 0.
-    reach: usize,
+    pub reach: usize,
 }
 
 /// Digits of a weight to the base of 256, highest first.
@@ -94,29 +93,12 @@ impl Avx512Weights {
         table.reach += table.sources * BYTES;
         Some(table)
     }
-
-    /// Minimum bytes per plane.
-    pub(crate) fn reach(&self) -> usize {
-        self.reach
-    }
 }
 
-/// Deinterleave RGB pixels into planes; `row` may end within the last 64 pixels.
-///
-/// `planes` are the offsets of the planes in `output`; each has room for the pixels, rounded up to
-/// 64.
-#[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
-pub(crate) fn split(row: &[u8], output: &mut [u8], planes: [usize; 3]) {
-    let (whole, rest) = row.as_chunks::<{ 3 * BYTES }>();
-    for (number, bytes) in whole.iter().enumerate() {
-        split_part(bytes, output, planes, number * BYTES);
-    }
-    if !rest.is_empty() {
-        let mut bytes = [0; 3 * BYTES];
-        bytes[..rest.len()].copy_from_slice(rest);
-        split_part(&bytes, output, planes, whole.len() * BYTES);
-    }
-}
+blocks!(
+    "avx512f,avx512bw,avx512vbmi,avx512vnni",
+    _mm512_setzero_si512()
+);
 
 /// Deinterleave 64 pixels to offset `x` of each plane.
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
@@ -233,8 +215,7 @@ fn no_sums() -> [__m512i; DIGITS] {
 /// Pack sums of four times sixteen values to bytes in [0, 255]; four of each in every 128 bits.
 #[target_feature(enable = "avx512f,avx512bw")]
 #[inline]
-fn pack(sums: &[[__m512i; DIGITS]; QUAD]) -> __m512i {
-    let &[a, b, c, d] = sums;
+fn pack([a, b, c, d]: [[__m512i; DIGITS]; QUAD]) -> __m512i {
     let low = _mm512_packs_epi32(value(a), value(b));
     let high = _mm512_packs_epi32(value(c), value(d));
     _mm512_packus_epi16(low, high)
@@ -245,7 +226,7 @@ fn pack(sums: &[[__m512i; DIGITS]; QUAD]) -> __m512i {
 #[inline]
 fn values(sums: &[[__m512i; DIGITS]; QUAD]) -> __m512i {
     let order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-    _mm512_permutexvar_epi32(order, pack(sums))
+    _mm512_permutexvar_epi32(order, pack(*sums))
 }
 
 /// Add the products of bytes and the digits of their weights.
@@ -259,31 +240,21 @@ fn add(sums: &mut [__m512i; DIGITS], bytes: __m512i, digits: [__m512i; DIGITS]) 
 
 /// Horizontal pass, as [`crate::resize::simd::Passes::across`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vnni")]
-pub(crate) fn across(
-    table: &Avx512Weights,
-    planes: &[u8],
-    plane: usize,
-    quads: &mut [u8],
-    columns: usize,
-) {
-    assert!(plane >= table.reach && planes.len() >= 3 * QUAD * plane);
+pub(crate) fn across(table: &Avx512Weights, rows: Rows<'_>, quads: &mut [u8]) {
+    let columns = rows.columns;
+    assert!(rows.plane >= table.reach && rows.planes.len() >= 3 * QUAD * rows.plane);
     assert!(columns.is_multiple_of(LANES) && columns / LANES >= table.starts.len());
     assert!(quads.len() >= 3 * columns * QUAD);
     match table.sources {
-        1 => across_from::<1>(table, planes, plane, quads, columns),
-        2 => across_from::<2>(table, planes, plane, quads, columns),
-        _ => across_from::<4>(table, planes, plane, quads, columns),
+        1 => across_from::<1>(table, rows, quads),
+        2 => across_from::<2>(table, rows, quads),
+        _ => across_from::<4>(table, rows, quads),
     }
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vnni")]
-fn across_from<const SOURCES: usize>(
-    table: &Avx512Weights,
-    planes: &[u8],
-    plane: usize,
-    quads: &mut [u8],
-    columns: usize,
-) {
+fn across_from<const SOURCES: usize>(table: &Avx512Weights, rows: Rows<'_>, quads: &mut [u8]) {
+    let (planes, plane, columns) = (rows.planes.as_ptr(), rows.plane, rows.columns);
     // The rows of a column become adjacent.
     let transpose = _mm512_broadcast_i32x4(_mm_setr_epi8(
         0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15,
@@ -302,22 +273,16 @@ fn across_from<const SOURCES: usize>(
                 for (row, sums) in sums.iter_mut().enumerate() {
                     // SAFETY: the last column loaded is below the table's reach, which is checked
                     // to be inside each of the twelve planes.
-                    let bytes = unsafe {
-                        fetch::<SOURCES>(planes.as_ptr().add(first + row * 3 * plane), index)
-                    };
+                    let bytes =
+                        unsafe { fetch::<SOURCES>(planes.add(first + row * 3 * plane), index) };
                     add(sums, bytes, digits);
                 }
                 first += QUAD;
             }
-            let bytes = pack(&sums);
+            let bytes = _mm512_shuffle_epi8(pack(sums), transpose);
             let target = (channel * columns + block * LANES) * QUAD;
             // SAFETY: blocks are inside the columns and those inside the quads, as checked.
-            unsafe {
-                _mm512_storeu_si512(
-                    quads.as_mut_ptr().add(target).cast(),
-                    _mm512_shuffle_epi8(bytes, transpose),
-                );
-            }
+            unsafe { _mm512_storeu_si512(quads.as_mut_ptr().add(target).cast(), bytes) };
         }
     }
 }
@@ -327,70 +292,7 @@ fn across_from<const SOURCES: usize>(
 #[inline]
 fn spread(weights: [i32; QUAD]) -> [__m512i; DIGITS] {
     let [a, b, c, d] = weights.map(digits_of);
-    let of_place = |i: usize| i32::from_le_bytes([a[i], b[i], c[i], d[i]]);
-    [
-        _mm512_set1_epi32(of_place(0)),
-        _mm512_set1_epi32(of_place(1)),
-        _mm512_set1_epi32(of_place(2)),
-    ]
-}
-
-/// Vertical pass, as [`crate::resize::simd::Passes::down`].
-#[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vnni")]
-pub(crate) fn down(
-    ring: &[u8],
-    starts: &[usize],
-    weights: &[[i32; QUAD]],
-    columns: usize,
-    output: &mut [u8],
-) {
-    assert!(columns.is_multiple_of(BYTES));
-    check_quads(ring, starts, weights, columns, output);
-    match starts.len() {
-        1 => down_from::<1>(ring, starts, weights, columns, output),
-        2 => down_from::<2>(ring, starts, weights, columns, output),
-        3 => down_from::<3>(ring, starts, weights, columns, output),
-        _ => down_from::<0>(ring, starts, weights, columns, output),
-    }
-}
-
-/// `COUNT` quads; 0 means any number.
-#[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vnni")]
-fn down_from<const COUNT: usize>(
-    ring: &[u8],
-    starts: &[usize],
-    weights: &[[i32; QUAD]],
-    columns: usize,
-    output: &mut [u8],
-) {
-    let mut few = [no_sums(); COUNT];
-    for (digits, &weights) in few.iter_mut().zip(weights) {
-        *digits = spread(weights);
-    }
-    let (rows, _) = output.as_chunks_mut::<{ 3 * BYTES }>();
-    for (block, pixels) in rows.iter_mut().take(columns / BYTES).enumerate() {
-        let mut planes = [_mm512_setzero_si512(); 3];
-        for (channel, plane) in planes.iter_mut().enumerate() {
-            let place = (channel * columns + block * BYTES) * QUAD;
-            let mut sums = [no_sums(); QUAD];
-            if COUNT == 0 {
-                for (&start, &weights) in starts.iter().zip(weights) {
-                    // SAFETY: 64 columns of a channel are inside a quad, which is inside the ring.
-                    unsafe {
-                        let bytes = ring.as_ptr().add(start + place);
-                        add_quad(&mut sums, bytes, spread(weights));
-                    };
-                }
-            } else {
-                for (&start, &digits) in starts.iter().zip(&few) {
-                    // SAFETY: as above.
-                    unsafe { add_quad(&mut sums, ring.as_ptr().add(start + place), digits) }
-                }
-            }
-            *plane = values(&sums);
-        }
-        merge_planes(planes, pixels);
-    }
+    [0, 1, 2].map(|i| _mm512_set1_epi32(i32::from_le_bytes([a[i], b[i], c[i], d[i]])))
 }
 
 /// Accumulate 64 columns of a quad.

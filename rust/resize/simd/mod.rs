@@ -19,24 +19,110 @@ use super::weights::{PRECISION_BITS, QUAD, Weights};
 use crate::cpu_features::Instructions;
 use crate::simd::{self, SimdLoop};
 
-/// Assert that the quads are inside the ring, one weight per row, and that `output` has room.
-#[cfg(target_arch = "x86_64")]
-#[inline]
-fn check_quads(
-    ring: &[u8],
-    starts: &[usize],
-    weights: &[[i32; QUAD]],
-    columns: usize,
-    output: &[u8],
-) {
-    assert!(output.len() >= 3 * columns);
-    assert!(starts.len() == weights.len());
-    let end = 3 * columns * QUAD;
-    assert!(starts.iter().all(|start| start + end <= ring.len()));
+/// Four source rows.
+#[derive(Clone, Copy)]
+pub(crate) struct Rows<'a> {
+    /// 12 planes: row by row, red, green and blue.
+    pub planes: &'a [u8],
+    /// Bytes per plane, at least [`Across::plane`].
+    pub plane: usize,
+    /// Output columns, a multiple of [`COLUMNS`].
+    pub columns: usize,
 }
+
+/// Quads on which an output row depends.
+#[derive(Clone, Copy)]
+pub(crate) struct Quads<'a> {
+    /// Output of the horizontal pass.
+    pub ring: &'a [u8],
+    /// Offset of each group of quads in `ring`, of three times `columns` * 4 values.
+    pub starts: &'a [usize],
+    pub weights: &'a [[i32; QUAD]],
+    /// As in [`Rows`].
+    pub columns: usize,
+}
+
+/// Code of AVX2 and AVX-512 that depends on the register width only.
+#[cfg(target_arch = "x86_64")]
+macro_rules! blocks {
+    ($features:literal, $zero:expr) => {
+        /// Deinterleave RGB pixels, as [`super::Passes::split`]; `row` may end within the last
+        /// register. Each plane has room for the pixels, rounded up to a register.
+        #[target_feature(enable = $features)]
+        pub(crate) fn split(row: &[u8], output: &mut [u8], planes: [usize; 3]) {
+            let (whole, rest) = row.as_chunks::<{ 3 * BYTES }>();
+            for (number, bytes) in whole.iter().enumerate() {
+                split_part(bytes, output, planes, number * BYTES);
+            }
+            if !rest.is_empty() {
+                let mut bytes = [0; 3 * BYTES];
+                bytes[..rest.len()].copy_from_slice(rest);
+                split_part(&bytes, output, planes, whole.len() * BYTES);
+            }
+        }
+
+        /// Vertical pass, as [`super::Passes::down`].
+        #[target_feature(enable = $features)]
+        pub(crate) fn down(quads: Quads<'_>, output: &mut [u8]) {
+            assert!(quads.columns.is_multiple_of(BYTES) && output.len() >= 3 * quads.columns);
+            assert!(quads.starts.len() == quads.weights.len());
+            let end = 3 * quads.columns * QUAD;
+            assert!(
+                quads
+                    .starts
+                    .iter()
+                    .all(|start| start + end <= quads.ring.len())
+            );
+            match quads.starts.len() {
+                1 => down_from::<1>(quads, output),
+                2 => down_from::<2>(quads, output),
+                3 => down_from::<3>(quads, output),
+                _ => down_from::<0>(quads, output),
+            }
+        }
+
+        /// `COUNT` quads; 0 means any number.
+        #[target_feature(enable = $features)]
+        fn down_from<const COUNT: usize>(quads: Quads<'_>, output: &mut [u8]) {
+            let (ring, columns) = (quads.ring.as_ptr(), quads.columns);
+            let (starts, weights) = (quads.starts, quads.weights);
+            let mut few = [spread([0; QUAD]); COUNT];
+            for (parts, &weights) in few.iter_mut().zip(weights) {
+                *parts = spread(weights);
+            }
+            let (rows, _) = output.as_chunks_mut::<{ 3 * BYTES }>();
+            for (block, pixels) in rows.iter_mut().take(columns / BYTES).enumerate() {
+                let mut planes = [$zero; 3];
+                for (channel, plane) in planes.iter_mut().enumerate() {
+                    let place = (channel * columns + block * BYTES) * QUAD;
+                    let mut sums = [no_sums(); QUAD];
+                    if COUNT == 0 {
+                        for (&start, &weights) in starts.iter().zip(weights) {
+                            // SAFETY: a register of columns of a channel is inside a quad, which is
+                            // inside the ring, as checked.
+                            unsafe { add_quad(&mut sums, ring.add(start + place), spread(weights)) }
+                        }
+                    } else {
+                        for (&start, &parts) in starts.iter().zip(&few) {
+                            // SAFETY: as above.
+                            unsafe { add_quad(&mut sums, ring.add(start + place), parts) }
+                        }
+                    }
+                    *plane = values(&sums);
+                }
+                merge_planes(planes, pixels);
+            }
+        }
+    };
+}
+#[cfg(target_arch = "x86_64")]
+use blocks;
 
 /// Columns are padded to a multiple of this.
 pub(crate) const COLUMNS: usize = 64;
+
+/// An axis that shrinks by this factor or more is resized exactly.
+const FAST_REDUCTION: usize = 4;
 
 /// Weights of the horizontal pass, in the order of their use.
 #[derive(Debug)]
@@ -62,15 +148,15 @@ impl Across {
         let reach = match self {
             Self::Plain(_) => 0,
             #[cfg(target_arch = "x86_64")]
-            Self::Avx2(table) => table.reach(),
+            Self::Avx2(table) => table.reach,
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512(table) => table.reach(),
+            Self::Avx512(table) => table.reach,
             #[cfg(target_arch = "x86_64")]
-            Self::Wide(table) => table.reach(),
+            Self::Wide(table) => table.reach,
             #[cfg(target_arch = "x86_64")]
-            Self::Fast(table) => table.reach(),
+            Self::Fast(table) => table.reach,
             #[cfg(target_arch = "aarch64")]
-            Self::Neon(table) => table.reach(),
+            Self::Neon(table) => table.reach,
         };
         reach.max(columns).next_multiple_of(COLUMNS)
     }
@@ -95,7 +181,6 @@ impl Passes {
         Self(instructions.min(Instructions::best()))
     }
 
-    /// The instruction set.
     #[cfg(target_arch = "x86_64")]
     pub(crate) fn instructions(self) -> Instructions {
         self.0
@@ -115,10 +200,10 @@ impl Passes {
                 table.unwrap_or_else(|| Across::Wide(wide::WideWeights::new(&weights)))
             }
             #[cfg(target_arch = "x86_64")]
-            Instructions::Avx512 => avx512::Avx512Weights::new(&weights).map_or_else(
-                || Across::Wide(wide::WideWeights::new(&weights)),
-                Across::Avx512,
-            ),
+            Instructions::Avx512 => {
+                let table = avx512::Avx512Weights::new(&weights).map(Across::Avx512);
+                table.unwrap_or_else(|| Across::Wide(wide::WideWeights::new(&weights)))
+            }
             #[cfg(target_arch = "aarch64")]
             Instructions::Neon => Across::Neon(neon::NeonWeights::new(&weights)),
             _ => Across::Plain(weights),
@@ -128,14 +213,9 @@ impl Passes {
     /// True if these sizes, (input, output) in pixels per axis, may be resized within one level.
     /// AVX-512 is as fast exactly, and other processors have no such loops.
     pub(crate) fn are_fast(self, axes: [(usize, usize); 2]) -> bool {
-        #[cfg(target_arch = "x86_64")]
-        if self.0 == Instructions::Avx2 {
-            return axes
-                .into_iter()
-                .all(|(input, output)| approx::serves(input, output));
-        }
-        let _ = axes;
-        false
+        let serves =
+            |(input, output): (usize, usize)| input < FAST_REDUCTION.saturating_mul(output);
+        self.0 == Instructions::Avx2 && axes.into_iter().all(serves)
     }
 
     /// Deinterleave RGB pixels into planes with the given offsets.
@@ -161,28 +241,14 @@ impl Passes {
         }
     }
 
-    /// Resize four rows horizontally.
-    ///
-    /// `planes` are 12 planes of `plane` bytes: row by row, red, green and blue. `quads` are three
-    /// times `columns` * 4 values of [`Across::value_bytes`], in the layout of the table's vertical
-    /// pass; `columns` is a multiple of [`COLUMNS`].
-    /// pass.
-    pub(crate) fn across(
-        self,
-        table: &Across,
-        planes: &[u8],
-        plane: usize,
-        quads: &mut [u8],
-        columns: usize,
-    ) {
+    /// Resize four rows horizontally, to three times `columns` * 4 values of [`Across::value_bytes`].
+    pub(crate) fn across(self, table: &Across, rows: Rows<'_>, quads: &mut [u8]) {
         match table {
             Across::Plain(weights) => {
                 let work = PlainAcross {
                     weights,
-                    planes,
-                    plane,
+                    rows,
                     quads,
-                    columns,
                 };
                 match self.0 {
                     Instructions::Scalar => work.run(),
@@ -191,81 +257,62 @@ impl Passes {
             }
             // SAFETY: such tables are built only if the processor supports the instructions.
             #[cfg(target_arch = "x86_64")]
-            Across::Avx2(table) => unsafe { avx2::across(table, planes, plane, quads, columns) },
+            Across::Avx2(table) => unsafe { avx2::across(table, rows, quads) },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
-            Across::Wide(table) => unsafe { wide::across(table, planes, plane, quads, columns) },
-            // SAFETY: as above.
-            #[cfg(target_arch = "x86_64")]
-            Across::Fast(table) => unsafe { approx::across(table, planes, plane, quads, columns) },
-            // SAFETY: as above.
-            #[cfg(target_arch = "x86_64")]
-            Across::Avx512(table) => unsafe {
-                avx512::across(table, planes, plane, quads, columns);
+            Across::Wide(table) => unsafe {
+                wide::across(table, rows.planes, rows.plane, quads, rows.columns);
             },
             // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            Across::Fast(table) => unsafe { approx::across(table, rows, quads) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            Across::Avx512(table) => unsafe { avx512::across(table, rows, quads) },
+            // SAFETY: as above.
             #[cfg(target_arch = "aarch64")]
-            Across::Neon(table) => unsafe { neon::across(table, planes, plane, quads, columns) },
+            Across::Neon(table) => unsafe { neon::across(table, rows, quads) },
         }
     }
 
-    /// Resize vertically: `columns` padded pixels of an output row.
-    ///
-    /// `table` produced the quads; `starts` are their offsets in `ring`, each of three times
-    /// `columns` * 4 values.
-    pub(crate) fn down(
-        self,
-        table: &Across,
-        ring: &[u8],
-        starts: &[usize],
-        weights: &[[i32; QUAD]],
-        columns: usize,
-        output: &mut [u8],
-    ) {
-        #[cfg(target_arch = "x86_64")]
-        if matches!(table, Across::Fast(_)) {
+    /// Resize vertically the quads of a `table` to an output row of padded pixels.
+    pub(crate) fn down(self, table: &Across, quads: Quads<'_>, output: &mut [u8]) {
+        match (table, self.0) {
             // SAFETY: such tables are built only if the processor supports the instructions.
-            unsafe { approx::down(ring, starts, weights, columns, output) };
-            return;
-        }
-        #[cfg(not(target_arch = "x86_64"))]
-        let _ = table;
-        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            (Across::Fast(_), _) => unsafe { approx::down(quads, output) },
             // SAFETY: the processor supports the instructions.
             #[cfg(target_arch = "x86_64")]
-            Instructions::Avx2 => unsafe { avx2::down(ring, starts, weights, columns, output) },
+            (_, Instructions::Avx2) => unsafe { avx2::down(quads, output) },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
-            Instructions::Avx512 => unsafe {
-                avx512::down(ring, starts, weights, columns, output);
-            },
+            (_, Instructions::Avx512) => unsafe { avx512::down(quads, output) },
             // SAFETY: as above.
             #[cfg(target_arch = "aarch64")]
-            Instructions::Neon => unsafe { neon::down(ring, starts, weights, columns, output) },
-            _ => plain_down(ring, starts, weights, columns, output),
+            (_, Instructions::Neon) => unsafe { neon::down(quads, output) },
+            _ => plain_down(quads, output),
         }
     }
 }
 
 struct PlainAcross<'a> {
     weights: &'a Weights,
-    planes: &'a [u8],
-    plane: usize,
+    rows: Rows<'a>,
     quads: &'a mut [u8],
-    columns: usize,
 }
 
 impl SimdLoop for PlainAcross<'_> {
     #[inline(always)]
     #[allow(clippy::inline_always)] // Compiled for several instruction sets.
     fn run(self) {
-        let channels = self.quads.chunks_exact_mut(self.columns * QUAD).take(3);
+        let (planes, plane, columns) = (self.rows.planes, self.rows.plane, self.rows.columns);
+        let channels = self.quads.chunks_exact_mut(columns * QUAD).take(3);
         for (channel, quads) in channels.enumerate() {
             let (quads, _) = quads.as_chunks_mut::<QUAD>();
             for (quad, (start, values)) in quads.iter_mut().zip(self.weights.iter()) {
                 for (row, value) in quad.iter_mut().enumerate() {
-                    let first = (row * 3 + channel) * self.plane + start;
-                    let taps = &self.planes[first..][..values.len()];
+                    let first = (row * 3 + channel) * plane + start;
+                    let taps = &planes[first..][..values.len()];
                     *value = weigh(taps.iter().zip(values));
                 }
             }
@@ -273,15 +320,10 @@ impl SimdLoop for PlainAcross<'_> {
     }
 }
 
-fn plain_down(
-    ring: &[u8],
-    starts: &[usize],
-    weights: &[[i32; QUAD]],
-    columns: usize,
-    output: &mut [u8],
-) {
+fn plain_down(quads: Quads<'_>, output: &mut [u8]) {
     // A few columns at a time, quad by quad: the sums stay in registers or in the L1 cache.
     let mut sums = [0_i32; COLUMNS];
+    let (ring, starts, weights, columns) = (quads.ring, quads.starts, quads.weights, quads.columns);
     for first in (0..columns).step_by(COLUMNS) {
         for channel in 0..3 {
             sums.fill(1 << (PRECISION_BITS - 1));

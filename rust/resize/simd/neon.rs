@@ -2,14 +2,10 @@
 //!
 //! All functions need [`crate::cpu_features::Instructions::Neon`].
 
-use std::arch::aarch64::{
-    int32x4_t, uint8x16_t, uint8x16x3_t, uint16x8_t, uint32x4_t, vaddq_s32, vcombine_u8,
-    vcombine_u16, vdupq_n_s32, vget_high_u8, vget_high_u16, vget_lane_u32, vget_low_u8,
-    vget_low_u16, vld1_u8, vld1q_s32, vld1q_u8, vld3q_u8, vmlaq_s32, vmovl_u8, vmovl_u16,
-    vpaddq_s32, vqmovn_u16, vqmovun_s32, vreinterpret_u32_u8, vreinterpretq_s32_u32, vshrq_n_s32,
-    vst1q_u8, vst3q_u8,
-};
+#[allow(clippy::wildcard_imports)] // Intrinsics.
+use std::arch::aarch64::*;
 
+use super::{Quads, Rows};
 use crate::resize::weights::{PRECISION_BITS, QUAD, Weights};
 
 /// Taps per step.
@@ -26,7 +22,7 @@ pub(crate) struct NeonWeights {
     weights: Vec<[i32; TAPS]>,
     groups: usize,
     /// Input columns that are loaded, including some with weight 0.
-    reach: usize,
+    pub reach: usize,
 }
 
 impl NeonWeights {
@@ -45,11 +41,6 @@ impl NeonWeights {
             table.reach = table.reach.max(start + groups * TAPS);
         }
         table
-    }
-
-    /// Minimum bytes per plane.
-    pub(crate) fn reach(&self) -> usize {
-        self.reach
     }
 }
 
@@ -107,15 +98,10 @@ fn add_products(sum: int32x4_t, values: uint16x8_t, [low, high]: [int32x4_t; 2])
 
 /// Horizontal pass, as [`crate::resize::simd::Passes::across`].
 #[target_feature(enable = "neon")]
-pub(crate) fn across(
-    table: &NeonWeights,
-    planes: &[u8],
-    plane: usize,
-    quads: &mut [u8],
-    columns: usize,
-) {
+pub(crate) fn across(table: &NeonWeights, rows: Rows<'_>, quads: &mut [u8]) {
+    let (planes, plane) = (rows.planes, rows.plane);
     assert!(plane >= table.reach && planes.len() >= 3 * QUAD * plane);
-    let channels = quads.chunks_exact_mut(columns * QUAD).take(3);
+    let channels = quads.chunks_exact_mut(rows.columns * QUAD).take(3);
     for (channel, quads) in channels.enumerate() {
         let outputs = quads.as_chunks_mut::<QUAD>().0.iter_mut();
         let weights = table.weights.chunks_exact(table.groups);
@@ -148,19 +134,14 @@ fn signed(value: uint32x4_t) -> int32x4_t {
 
 /// Vertical pass, as [`crate::resize::simd::Passes::down`].
 #[target_feature(enable = "neon")]
-pub(crate) fn down(
-    ring: &[u8],
-    starts: &[usize],
-    weights: &[[i32; QUAD]],
-    columns: usize,
-    output: &mut [u8],
-) {
+pub(crate) fn down(quads: Quads<'_>, output: &mut [u8]) {
+    let (ring, columns) = (quads.ring, quads.columns);
     let (parts, _) = output.as_chunks_mut::<{ 3 * LANES }>();
     for (part, first) in parts.iter_mut().zip((0..columns).step_by(LANES)) {
         let [red, green, blue] = [0, 1, 2].map(|channel| {
             let at = (channel * columns + first) * QUAD;
             let mut sums = [[vdupq_n_s32(0); QUAD]; LANES / QUAD];
-            for (start, weights) in starts.iter().zip(weights) {
+            for (start, weights) in quads.starts.iter().zip(quads.weights) {
                 let weights = load_weights(weights);
                 let quads = &ring[start + at..][..LANES * QUAD];
                 for (sums, quads) in sums.iter_mut().zip(quads.as_chunks::<LANES>().0) {

@@ -9,8 +9,9 @@
 #[allow(clippy::wildcard_imports)] // Intrinsics.
 use std::arch::x86_64::*;
 
-use crate::resize::simd::avx2::{RowSpan, line, parts_of};
+use crate::resize::simd::avx2::parts_of;
 use crate::resize::weights::{PRECISION_BITS, QUAD, Weights};
+use crate::simd::avx2::{RowSpan, line};
 
 /// Input columns per step.
 const TAPS: usize = 16;
@@ -27,7 +28,7 @@ pub(crate) struct WideWeights {
     /// Groups of sixteen taps.
     groups: usize,
     /// Input columns that are loaded, including some with weight 0.
-    reach: usize,
+    pub reach: usize,
 }
 
 impl WideWeights {
@@ -56,14 +57,9 @@ impl WideWeights {
         }
         table
     }
-
-    /// Minimum bytes per plane.
-    pub(crate) fn reach(&self) -> usize {
-        self.reach
-    }
 }
 
-/// Resize four rows horizontally, as [`crate::resize::simd::avx2::across`].
+/// Horizontal pass, as [`super::Passes::across`].
 #[target_feature(enable = "avx2")]
 pub(crate) fn across(
     table: &WideWeights,

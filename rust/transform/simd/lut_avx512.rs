@@ -19,9 +19,9 @@ pub(crate) fn look_up(pixels: &mut [u8], tables: &[[u8; 256]; 3]) -> usize {
     // SAFETY: the processor supports the instructions, as checked.
     unsafe {
         if red == green && green == blue {
-            look_up_grey(blocks, red);
+            look_up_gray(blocks, red);
         } else {
-            look_up_colours(blocks, tables);
+            look_up_colors(blocks, tables);
         }
     }
     blocks.len() * 3 * BYTES
@@ -50,7 +50,7 @@ fn values(table: &[__m512i; 4], bytes: __m512i) -> __m512i {
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
-fn look_up_grey(blocks: &mut [[u8; 3 * BYTES]], table: &[u8; 256]) {
+fn look_up_gray(blocks: &mut [[u8; 3 * BYTES]], table: &[u8; 256]) {
     let table = registers(table);
     for bytes in blocks.as_flattened_mut().as_chunks_mut::<BYTES>().0 {
         let place = bytes.as_mut_ptr().cast();
@@ -60,7 +60,7 @@ fn look_up_grey(blocks: &mut [[u8; 3 * BYTES]], table: &[u8; 256]) {
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
-fn look_up_colours(blocks: &mut [[u8; 3 * BYTES]], tables: &[[u8; 256]; 3]) {
+fn look_up_colors(blocks: &mut [[u8; 3 * BYTES]], tables: &[[u8; 256]; 3]) {
     /// Every third byte, from the first on.
     const THIRDS: u64 = 0x9249_2492_4924_9249;
     let red = registers(&tables[0]);
