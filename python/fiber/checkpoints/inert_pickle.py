@@ -8,10 +8,9 @@ becomes an `Inert` value. Memory and time are linear in the bytes of the pickle.
 
 from __future__ import annotations
 
-import mmap
 import pickletools
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 #: Most operations in one pickle. A state dict takes about 40 per tensor.
 MAX_OPERATIONS = 1_000_000
@@ -96,8 +95,8 @@ class Pickle(NamedTuple):
     storages: dict[str, StorageRecord]
 
 
-def read_pickle(file: IO[bytes] | mmap.mmap) -> Pickle:
-    """Read one pickle from the position of a file, and leave the position at its end.
+def read_pickle(file: Any) -> Pickle:
+    """Read one pickle from a binary file or mmap, and leave the position at its end.
 
     Raises:
         HostileFileError: if it names a function that runs code.
