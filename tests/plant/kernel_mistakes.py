@@ -79,8 +79,8 @@ KERNELS = (
     KernelMistake(
         "a pass over the output after the kernel",
         _PLANS,
-        "    return launches, out\n",
-        "    return launches, out * 1\n",
+        "    return plan.launches, out\n",
+        "    return plan.launches, out * 1\n",
         ACCESSES,
     ),
     KernelMistake(
@@ -102,8 +102,8 @@ KERNELS = (
     KernelMistake(
         "no shift mask",
         _BIAS,
-        '            "PARTED": PARTED * LOG2E,\n',
-        '            "PARTED": 0.0,\n',
+        '            "SHIFT_MASK": SHIFT_MASK * LOG2E,\n',
+        '            "SHIFT_MASK": 0.0,\n',
         WINDOWS,
     ),
     KernelMistake(
