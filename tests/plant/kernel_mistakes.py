@@ -86,10 +86,10 @@ KERNELS = (
     KernelMistake(
         "a pass over the output in the kernel",
         _WHOLE,
-        "        store_tokens(target, mixed, tokens, column, channels, WIDTH, MASKED, SIZED)\n",
-        "        store_tokens(target, mixed, tokens, column, channels, WIDTH, MASKED, SIZED)\n"
-        "        mixed = load_tokens(target, tokens, column, channels, WIDTH, MASKED)\n"
-        "        store_tokens(target, mixed, tokens, column, channels, WIDTH, MASKED, SIZED)\n",
+        "        store_tokens(target, attended, tokens, column, channels, WIDTH, MASKED, SIZED)\n",
+        "        store_tokens(target, attended, tokens, column, channels, WIDTH, MASKED, SIZED)\n"
+        "        attended = load_tokens(target, tokens, column, channels, WIDTH, MASKED)\n"
+        "        store_tokens(target, attended, tokens, column, channels, WIDTH, MASKED, SIZED)\n",
         ACCESSES,
     ),
     KernelMistake(
