@@ -62,29 +62,10 @@ unsafe fn backward_by_queries<L: Lanes, const R: usize>(
     scratch: &mut HeadScratch,
 ) {
     let (m, d, p) = (head.keys, head.width, padded(head.keys));
-    let [
-        keys_t,
-        keys,
-        values_t,
-        grad_keys,
-        grad_values,
-        query,
-        grad,
-        weights,
-        grad_scores,
-        out,
-    ] = scratch.parts([
-        d * p,
-        m * d,
-        d * p,
-        m * d,
-        m * d,
-        R * d,
-        R * d,
-        R * p,
-        R * p,
-        R * d,
-    ]);
+    let [dp, md, rd, rp] = [d * p, m * d, R * d, R * p];
+    let parts = scratch.parts([dp, md, dp, md, md, rd, rd, rp, rp, rd]);
+    let [keys_t, keys, values_t, grad_keys, grad_values, ..] = parts;
+    let [.., query, grad, weights, grad_scores, out] = parts;
     // SAFETY: the buffers have the sizes that the functions require.
     unsafe {
         transpose(&head.key, m, d, p, keys_t);
@@ -156,33 +137,10 @@ unsafe fn backward_by_keys<L: Lanes, const R: usize>(
     scratch: &mut HeadScratch,
 ) {
     let (n, d, p) = (head.queries, head.width, padded(head.queries));
-    let [
-        queries_t,
-        queries,
-        grads_t,
-        grads,
-        grad_queries,
-        logsumexp,
-        deltas,
-        key,
-        value,
-        weights,
-        grad_scores,
-        out,
-    ] = scratch.parts([
-        d * p,
-        n * d,
-        d * p,
-        n * d,
-        n * d,
-        p,
-        p,
-        R * d,
-        R * d,
-        R * p,
-        R * p,
-        R * d,
-    ]);
+    let [dp, nd, rd, rp] = [d * p, n * d, R * d, R * p];
+    let parts = scratch.parts([dp, nd, dp, nd, nd, p, p, rd, rd, rp, rp, rd]);
+    let [queries_t, queries, grads_t, grads, grad_queries, ..] = parts;
+    let [.., logsumexp, deltas, key, value, weights, grad_scores, out] = parts;
     // SAFETY: the buffers have the sizes that the functions require.
     unsafe {
         load::<L>(&head.query, 0..n, n, d, scale(d), queries);

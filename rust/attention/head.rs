@@ -102,25 +102,11 @@ pub(super) unsafe fn forward<L: Lanes, const R: usize>(
         head.keys
     };
     let is_whole = block >= head.keys;
-    let [
-        keys_t,
-        values,
-        query,
-        weights,
-        block_out,
-        all_largest,
-        all_totals,
-        all_out,
-    ] = scratch.parts([
-        d * padded(block),
-        block * d,
-        R * d,
-        R * padded(block),
-        R * d,
-        n,
-        n,
-        if is_whole { 0 } else { n * d },
-    ]);
+    let [bd, rd, rb] = [block * d, R * d, R * padded(block)];
+    let nd = if is_whole { 0 } else { n * d };
+    let parts = scratch.parts([d * padded(block), bd, rd, rb, rd, n, n, nd]);
+    let [keys_t, values, query, weights, block_out, ..] = parts;
+    let [.., all_largest, all_totals, all_out] = parts;
     let mut begin = 0;
     // SAFETY: the buffers have the sizes that the functions require.
     unsafe {

@@ -170,63 +170,39 @@ def plan_backward(
         **_dropout(dropout),
     }
     by_queries, by_keys = _tiles("walk_keys", q, k), _tiles("walk_queries", q, k)
+    outputs = {"outputs": out.contiguous()}
     if 0 < k.shape[1] <= by_keys["block_keys"]:
-        launches = _plan_walk_queries(arguments, by_keys, delta=None)
+        launches = _plan_walk(walk_queries, arguments, by_keys, None)
     elif 0 < q.shape[1] <= by_queries["block_queries"]:
-        launches = _plan_walk_keys(arguments, by_queries, out, delta=None)
+        launches = _plan_walk(walk_keys, arguments | outputs, by_queries, None)
     else:
         delta = _empty(logsumexp.shape, logsumexp)
-        launches = _plan_walk_keys(arguments, by_queries, out, delta)
-        launches += _plan_walk_queries(arguments, by_keys, delta)
+        launches = _plan_walk(walk_keys, arguments | outputs, by_queries, delta)
+        launches += _plan_walk(walk_queries, arguments, by_keys, delta)
     return launches, (grad_q, grad_k, grad_v)
 
 
-def _plan_walk_keys(
-    arguments: dict[str, Any], sizes: dict[str, int], out: Tensor, delta: Tensor | None
+def _plan_walk(
+    kernel: Any, arguments: dict[str, Any], sizes: dict[str, int], delta: Tensor | None
 ) -> list[Launch]:
-    """Plan `walk_keys`; if `delta` is None, it also writes the gradients of keys and values."""
-    q, grad_q = arguments["queries"], arguments["grad_queries"]
-    batch, num_queries, heads, _ = q.shape
-    tiles = _tiles_of(num_queries, sizes["block_queries"])
-    parts, keys_per_part = _split(arguments["num_keys"], sizes["block_keys"], tiles * heads * batch)
-    arguments = {
-        **arguments,
-        "outputs": out.contiguous(),
-        "deltas": delta,
-        "keys_per_part": keys_per_part,
-    }
+    """Plan `walk_keys` or `walk_queries`; if `delta` is None, it writes all gradients."""
+    grads = {"queries": ["grad_queries"], "keys": ["grad_keys", "grad_values"]}
+    tiled, walked = ("queries", "keys") if kernel is walk_keys else ("keys", "queries")
+    lengths = {"queries": arguments["num_queries"], "keys": arguments["num_keys"]}
+    batch, _, heads, _ = arguments["queries"].shape
+    tiles = _tiles_of(lengths[tiled], sizes[f"block_{tiled}"])
+    block = sizes[f"block_{walked}"]
+    parts, per_part = _split(lengths[walked], block, tiles * heads * batch)
+    arguments = {**arguments, "deltas": delta, f"{walked}_per_part": per_part}
     if delta is not None:
-        arguments.update(grad_keys=None, grad_values=None)
+        arguments.update(dict.fromkeys(grads[walked]))
     sums = []
     if parts > 1:
-        arguments["grad_queries"], launch = _parts(grad_q, parts)
-        sums = [launch]
-    grid = (tiles * parts, heads, batch)
-    several = keys_per_part > sizes["block_keys"]
-    walk = _walk(walk_keys, grid, arguments, sizes, parts > 1, several)
-    return [walk, *sums]
-
-
-def _plan_walk_queries(
-    arguments: dict[str, Any], sizes: dict[str, int], delta: Tensor | None
-) -> list[Launch]:
-    """Plan `walk_queries`; if `delta` is None, it also writes the gradient of queries."""
-    q = arguments["queries"]
-    batch, num_queries, heads, _ = q.shape
-    tiles = _tiles_of(arguments["num_keys"], sizes["block_keys"])
-    parts, queries_per_part = _split(num_queries, sizes["block_queries"], tiles * heads * batch)
-    arguments = {**arguments, "deltas": delta, "queries_per_part": queries_per_part}
-    if delta is not None:
-        arguments["grad_queries"] = None
-    sums = []
-    if parts > 1:
-        for name in ("grad_keys", "grad_values"):
+        for name in grads[tiled]:
             arguments[name], launch = _parts(arguments[name], parts)
             sums.append(launch)
     grid = (tiles * parts, heads, batch)
-    several = queries_per_part > sizes["block_queries"]
-    walk = _walk(walk_queries, grid, arguments, sizes, parts > 1, several)
-    return [walk, *sums]
+    return [_walk(kernel, grid, arguments, sizes, parts > 1, per_part > block), *sums]
 
 
 def _parts(total: Tensor, parts: int) -> tuple[Tensor, Launch]:
