@@ -92,14 +92,15 @@ def _plain_backward(
     if dropout.p:
         drawn = _draw_kept(torch.empty(shape, dtype=wide, device=query.device), dropout)
         kept = drawn.flatten(0, 1)
-    inputs = [each.flatten(0, 1) for each in (query * scale, key, value)]
-    out = [torch.empty_like(each) for each in inputs]
-    scores = torch.bmm(inputs[0], inputs[1].transpose(1, 2)).to(wide)
+    shapes = query.shape, key.shape, value.shape
+    grad, query, key, value = (each.flatten(0, 1) for each in (grad, query * scale, key, value))
+    out = [torch.empty_like(each) for each in (query, key, value)]
+    scores = torch.bmm(query, key.transpose(1, 2)).to(wide)
     if bias is not None:
         scores.view(shape).add_(bias)
-    grad, weights, scratch = grad.flatten(0, 1), scores.softmax(-1), Scratch(grad.device)
-    attention_backward(grad, *inputs, weights, kept=kept, scratch=scratch, out=out)
-    return (out[0] * scale).view(query.shape), out[1].view(key.shape), out[2].view(value.shape)
+    weights, scratch = scores.softmax(-1), Scratch(grad.device)
+    attention_backward(grad, query, key, value, weights, kept=kept, scratch=scratch, out=out)
+    return (out[0] * scale).view(shapes[0]), out[1].view(shapes[1]), out[2].view(shapes[2])
 
 
 def _mask(k: Tensor, v: Tensor, key_mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
