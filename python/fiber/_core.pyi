@@ -710,9 +710,7 @@ def permutation(count: int, seed: int, epoch: int) -> Buffer:
 _Floats = np.ndarray
 
 def window_attention(
-    qkv: _Floats,
-    bias_table: _Floats,
-    qkv_bias: _Floats,
+    arrays: Sequence[_Floats],
     out: _Floats,
     *,
     window: int,
@@ -724,13 +722,12 @@ def window_attention(
     """Compute attention inside windows; see `fiber.kernels.window_attention`.
 
     `window` and `shift` are in tokens; `sizes` holds the (height, width) of each sample's own map,
-    None for the whole one. At most `threads` threads run. `instructions` None uses the widest that
-    the processor has. Arrays are contiguous float32.
+    None for the whole map. At most `threads` threads run. `instructions` None selects the widest
+    set that the processor supports. Arrays are contiguous float32.
 
     Shape:
-        qkv: (B, H, W, 3, h, d), d a multiple of 16.
-        bias_table: ((2 window - 1) ** 2, h).
-        qkv_bias: (3, h, d).
+        arrays: qkv (B, H, W, 3, h, d), d a multiple of 16; bias_table ((2 window - 1) ** 2, h);
+            qkv_bias (3, h, d).
         out: (B, H, W, h, d), output.
 
     Raises:
@@ -739,12 +736,8 @@ def window_attention(
 
 def window_attention_backward(
     grad: _Floats,
-    qkv: _Floats,
-    bias_table: _Floats,
-    qkv_bias: _Floats,
-    of_qkv: _Floats,
-    of_bias_table: _Floats,
-    of_qkv_bias: _Floats,
+    arrays: Sequence[_Floats],
+    grads: Sequence[_Floats],
     *,
     window: int,
     shift: int,
@@ -752,18 +745,15 @@ def window_attention_backward(
     threads: int,
     instructions: Literal["scalar", "neon", "avx2", "avx512"] | None = None,
 ) -> None:
-    """Compute the gradients of `window_attention` into `of_qkv`, `of_bias_table` and `of_qkv_bias`.
+    """Compute the gradients of `window_attention` into `grads`, one per array, from that of `out`.
 
-    `grad` is the gradient of `out`. Each gradient has the shape of its input. Sums do not depend on
-    the number of threads. Other arguments as in `window_attention`.
+    Sums do not depend on the number of threads. Other arguments as in `window_attention`.
     """
 
 def cross_attention(
-    query: _Floats,
-    key: _Floats,
-    value: _Floats,
+    arrays: Sequence[_Floats],
     out: _Floats,
-    sums: _Floats,
+    logsumexp: _Floats,
     *,
     key_lengths: Sequence[int] | None,
     key_mask: np.ndarray | None,
@@ -777,10 +767,9 @@ def cross_attention(
     contiguous float32.
 
     Shape:
-        query: (B, n, h, d), d a multiple of 16.
-        key, value: (B, m, h, d).
+        arrays: query (B, n, h, d), d a multiple of 16; key and value (B, m, h, d).
         out: (B, n, h, d), output.
-        sums: (B, h, n), output: log2 of the sums of exponentials.
+        logsumexp: (B, h, n), output: base-2 logsumexp of the scores.
         key_mask: uint8 (B, m).
 
     Raises:
@@ -789,23 +778,18 @@ def cross_attention(
 
 def cross_attention_backward(
     grad: _Floats,
-    query: _Floats,
-    key: _Floats,
-    value: _Floats,
-    read: _Floats,
-    sums: _Floats,
-    of_query: _Floats,
-    of_key: _Floats,
-    of_value: _Floats,
+    arrays: Sequence[_Floats],
+    out: _Floats,
+    logsumexp: _Floats,
+    grads: Sequence[_Floats],
     *,
     key_lengths: Sequence[int] | None,
     key_mask: np.ndarray | None,
     threads: int,
     instructions: Literal["scalar", "neon", "avx2", "avx512"] | None = None,
 ) -> None:
-    """Compute the gradients of `cross_attention` into `of_query`, `of_key` and `of_value`.
+    """Compute the gradients of `cross_attention` into `grads`, one per array.
 
-    `grad` is the gradient of `out`; `read` and `sums` are the outputs `out` and `sums`. Each
-    gradient has the shape of its input; it is 0 for masked keys. Other arguments as in
-    `cross_attention`.
+    `grad` is the gradient of `out`; `out` and `logsumexp` are the results of `cross_attention`.
+    Gradients of masked keys are 0. Other arguments as in `cross_attention`.
     """

@@ -3,14 +3,14 @@
 use super::gradients::{Gradients, SavedForward};
 use super::head::Head;
 use super::rows::HeadRows;
-use super::{Shared, backward, forward, threads};
+use super::{Shared, backward, check_size, check_width, forward, threads};
 use crate::Error;
 use crate::cpu_features::Instructions;
 
 /// Minimum queries per task, so that transposing the keys costs little in comparison.
-const QUERIES_OF_TASK: usize = 64;
+const QUERIES_PER_TASK: usize = 64;
 /// Tasks per thread, for load balancing.
-const TASKS_OF_THREAD: usize = 4;
+const TASKS_PER_THREAD: usize = 4;
 
 /// Shapes and parameters of a cross-attention.
 #[derive(Clone, Debug)]
@@ -23,41 +23,31 @@ pub struct CrossAttention {
     pub keys: usize,
     /// h.
     pub heads: usize,
-    /// d; see [`super::takes`].
+    /// d, a multiple of 16.
     pub head_width: usize,
-    /// Unmasked keys of each sample; `None` for all.
-    pub real: Option<Vec<Vec<u32>>>,
+    /// Indices of the unmasked keys of each sample; `None` for all.
+    pub unmasked: Option<Vec<Vec<u32>>>,
     /// Maximum number of threads.
     pub threads: usize,
     /// Instruction set.
     pub instructions: Instructions,
 }
 
-/// Input tensors (B, n or m, h, d).
-pub struct CrossInputs<'a> {
-    /// (B, n, h, d).
-    pub query: &'a [f32],
-    /// (B, m, h, d).
-    pub key: &'a [f32],
-    /// (B, m, h, d).
-    pub value: &'a [f32],
-}
-
 /// Indices of the keys of each sample whose mask (B, m) is not 0.
 #[must_use]
-pub fn marked_keys(mask: &[u8], keys: usize) -> Vec<Vec<u32>> {
-    let marked = |row: &[u8]| {
-        let places = (0u32..).zip(row).filter(|&(_, &is_real)| is_real != 0);
-        places.map(|(place, _)| place).collect()
+pub fn unmasked_keys(mask: &[u8], keys: usize) -> Vec<Vec<u32>> {
+    let unmasked = |row: &[u8]| {
+        let indices = (0u32..).zip(row).filter(|&(_, &value)| value != 0);
+        indices.map(|(index, _)| index).collect()
     };
-    mask.chunks_exact(keys.max(1)).map(marked).collect()
+    mask.chunks_exact(keys.max(1)).map(unmasked).collect()
 }
 
 /// Indices of the first keys of each sample; `None` if these are all.
 #[must_use]
 pub fn first_keys(lengths: &[u32], keys: usize) -> Option<Vec<Vec<u32>>> {
-    let all = lengths.iter().all(|&length| length as usize == keys);
-    (!all).then(|| {
+    let is_all = lengths.iter().all(|&length| length as usize == keys);
+    (!is_all).then(|| {
         lengths
             .iter()
             .map(|&length| (0..length).collect())
@@ -71,122 +61,131 @@ impl CrossAttention {
         self.heads * self.head_width
     }
 
-    fn check(&self, inputs: &CrossInputs) -> Result<(), Error> {
-        let sizes = [
-            ("query", inputs.query.len(), self.queries),
-            ("key", inputs.key.len(), self.keys),
-            ("value", inputs.value.len(), self.keys),
-        ];
-        for (name, found, tokens) in sizes {
-            super::expect(name, found, self.samples * tokens * self.row())?;
+    fn check(&self, inputs: [&[f32]; 3]) -> Result<(), Error> {
+        let tokens = [self.queries, self.keys, self.keys];
+        for (i, name) in ["query", "key", "value"].into_iter().enumerate() {
+            check_size(name, inputs[i].len(), self.samples * tokens[i] * self.row())?;
         }
-        let places = self.real.iter().flatten().flatten();
-        if places.into_iter().any(|&place| place as usize >= self.keys)
-            || self
-                .real
-                .as_ref()
-                .is_some_and(|real| real.len() != self.samples)
+        if let Some(unmasked) = &self.unmasked
+            && (unmasked.len() != self.samples
+                || unmasked
+                    .iter()
+                    .flatten()
+                    .any(|&key| key as usize >= self.keys))
         {
-            return Err(Error::argument("real", "expected keys of each sample"));
+            return Err(Error::argument(
+                "unmasked",
+                format!("expected indices below {} for each sample", self.keys),
+            ));
         }
-        super::expect_width(self.head_width)
+        check_width(self.head_width)
     }
 
-    /// Forward pass: the output (B, n, h, d), and the base-2 logarithms of the sums of exponentials
-    /// (B, h, n).
+    /// Compute the output (B, n, h, d) and the base-2 logsumexp of the scores (B, h, n) from query
+    /// (B, n, h, d), key and value (B, m, h, d).
     ///
     /// # Errors
     /// [`Error::Argument`] for a tensor of another size.
     pub fn forward(
         &self,
-        inputs: &CrossInputs,
+        inputs: [&[f32]; 3],
         out: &mut [f32],
-        sums: &mut [f32],
+        logsumexp: &mut [f32],
     ) -> Result<(), Error> {
         self.check(inputs)?;
-        super::expect("out", out.len(), inputs.query.len())?;
-        super::expect("sums", sums.len(), self.samples * self.heads * self.queries)?;
+        check_size("out", out.len(), inputs[0].len())?;
         let pairs = self.samples * self.heads;
-        let wanted = (self.threads * TASKS_OF_THREAD).div_ceil(pairs.max(1));
-        let at_once = self.queries.div_ceil(wanted.max(1)).max(QUERIES_OF_TASK);
-        let parts = self.queries.div_ceil(at_once);
-        let (out, sums) = (Shared::new(out), Shared::new(sums));
-        let [query, key, value] = [inputs.query, inputs.key, inputs.value].map(Shared::read_only);
-        threads::run(pairs * parts, self.threads, &|task, space| {
-            let (pair, first) = (task / parts, task % parts * at_once);
-            let mut head = self.head(pair, query, key, value);
-            head.queries = at_once.min(self.queries - first);
+        check_size("logsumexp", logsumexp.len(), pairs * self.queries)?;
+        let wanted = (self.threads * TASKS_PER_THREAD).div_ceil(pairs.max(1));
+        let per_task = self.queries.div_ceil(wanted.max(1)).max(QUERIES_PER_TASK);
+        let parts = self.queries.div_ceil(per_task);
+        let (out, logsumexp) = (Shared::new(out), Shared::new(logsumexp));
+        let inputs = inputs.map(Shared::read_only);
+        threads::run(pairs * parts, self.threads, &|task, scratch| {
+            let (pair, first) = (task / parts, task % parts * per_task);
             // SAFETY: the sizes were checked; every task writes its own rows and sums.
             unsafe {
-                head.query.first = head.query.first.add(first * self.row());
-                let mut read = self.rows(out, pair, self.queries, None);
-                read.first = read.first.add(first * self.row());
-                let sums = sums.at(pair * self.queries + first);
-                forward(self.instructions, &head, &read, sums, space);
+                let mut head = self.head(pair, inputs);
+                head.queries = per_task.min(self.queries - first);
+                head.query = head.query.skip(first);
+                let out = self.rows(out, pair, self.queries, None).skip(first);
+                let logsumexp = logsumexp.at(pair * self.queries + first);
+                forward(self.instructions, &head, &out, logsumexp, scratch);
             }
         });
         Ok(())
     }
 
-    /// Backward pass: gradients of the inputs, given the gradient of the output, the output and the
-    /// logarithms.
+    /// Compute the gradients of query, key and value from that of the output and the results of
+    /// [`Self::forward`].
     ///
     /// # Errors
     /// [`Error::Argument`] for a tensor of another size.
     pub fn backward(
         &self,
         grad: &[f32],
-        inputs: &CrossInputs,
-        (read, sums): (&[f32], &[f32]),
-        [of_query, of_key, of_value]: [&mut [f32]; 3],
+        inputs: [&[f32]; 3],
+        (out, logsumexp): (&[f32], &[f32]),
+        grads: [&mut [f32]; 3],
     ) -> Result<(), Error> {
         self.check(inputs)?;
-        super::expect("grad", grad.len(), inputs.query.len())?;
-        super::expect("read", read.len(), inputs.query.len())?;
-        super::expect("sums", sums.len(), self.samples * self.heads * self.queries)?;
-        super::expect("of_query", of_query.len(), inputs.query.len())?;
-        super::expect("of_key", of_key.len(), inputs.key.len())?;
-        super::expect("of_value", of_value.len(), inputs.value.len())?;
-        if self.real.is_some() {
-            of_key.fill(0.0);
-            of_value.fill(0.0);
+        let pairs = self.samples * self.heads;
+        for (name, found, expected) in [
+            ("grad", grad.len(), inputs[0].len()),
+            ("out", out.len(), inputs[0].len()),
+            ("logsumexp", logsumexp.len(), pairs * self.queries),
+            ("grad_query", grads[0].len(), inputs[0].len()),
+            ("grad_key", grads[1].len(), inputs[1].len()),
+            ("grad_value", grads[2].len(), inputs[2].len()),
+        ] {
+            check_size(name, found, expected)?;
         }
-        let [query, key, value, grad, read, sums] =
-            [inputs.query, inputs.key, inputs.value, grad, read, sums].map(Shared::read_only);
-        let [of_query, of_key, of_value] = [of_query, of_key, of_value].map(Shared::new);
-        threads::run(self.samples * self.heads, self.threads, &|pair, space| {
-            let head = self.head(pair, query, key, value);
+        if self.unmasked.is_some() {
+            grads[1].fill(0.0);
+            grads[2].fill(0.0);
+        }
+        let inputs = inputs.map(Shared::read_only);
+        let [grad, out, logsumexp] = [grad, out, logsumexp].map(Shared::read_only);
+        let [grad_query, grad_key, grad_value] = grads.map(Shared::new);
+        threads::run(pairs, self.threads, &|pair, scratch| {
             // SAFETY: the sizes were checked; every task writes its own rows.
             unsafe {
+                let head = self.head(pair, inputs);
                 let gradients = Gradients {
-                    read: self.rows(grad, pair, self.queries, None),
-                    query: self.rows(of_query, pair, self.queries, None),
-                    key: self.rows(of_key, pair, self.keys, head.key.places),
-                    value: self.rows(of_value, pair, self.keys, head.key.places),
+                    out: self.rows(grad, pair, self.queries, None),
+                    query: self.rows(grad_query, pair, self.queries, None),
+                    key: self.rows(grad_key, pair, self.keys, head.key.indices),
+                    value: self.rows(grad_value, pair, self.keys, head.key.indices),
                     bias: std::ptr::null_mut(),
                 };
-                let known = SavedForward {
-                    sums: sums.at(pair * self.queries),
-                    read: self.rows(read, pair, self.queries, None),
+                let saved = SavedForward {
+                    logsumexp: logsumexp.at(pair * self.queries),
+                    out: self.rows(out, pair, self.queries, None),
                 };
-                backward(self.instructions, &head, &gradients, Some(&known), space);
+                backward(self.instructions, &head, &gradients, Some(&saved), scratch);
             }
         });
         Ok(())
     }
 
     /// One head of one sample.
-    fn head(&self, pair: usize, query: Shared, key: Shared, value: Shared) -> Head<'_> {
-        let real = self.real.as_ref().map(|real| &real[pair / self.heads][..]);
-        // SAFETY: the pair exists, and the sizes were checked.
+    ///
+    /// # Safety
+    /// The inputs have their shapes.
+    unsafe fn head(&self, pair: usize, [query, key, value]: [Shared; 3]) -> Head<'_> {
+        let unmasked = self
+            .unmasked
+            .as_ref()
+            .map(|keys| &keys[pair / self.heads][..]);
+        // SAFETY: as for the caller.
         unsafe {
             Head {
                 queries: self.queries,
-                keys: real.map_or(self.keys, <[u32]>::len),
+                keys: unmasked.map_or(self.keys, <[u32]>::len),
                 width: self.head_width,
                 query: self.rows(query, pair, self.queries, None),
-                key: self.rows(key, pair, self.keys, real),
-                value: self.rows(value, pair, self.keys, real),
+                key: self.rows(key, pair, self.keys, unmasked),
+                value: self.rows(value, pair, self.keys, unmasked),
                 bias: std::ptr::null(),
                 mask: std::ptr::null(),
             }
@@ -202,14 +201,14 @@ impl CrossAttention {
         tensor: Shared,
         pair: usize,
         tokens: usize,
-        places: Option<&'a [u32]>,
+        indices: Option<&'a [u32]>,
     ) -> HeadRows<'a> {
         let (sample, head) = (pair / self.heads, pair % self.heads);
         HeadRows {
             // SAFETY: as for the caller.
             first: unsafe { tensor.at(sample * tokens * self.row() + head * self.head_width) },
             stride: self.row(),
-            places,
+            indices,
             padding: std::ptr::null_mut(),
         }
     }

@@ -1,12 +1,12 @@
-//! Forward pass of one head of one window or sample. The backward pass is in [`super::gradients`].
+//! Forward pass of one head of one window or sample; [`super::gradients`] has the backward pass.
 //!
 //! A few queries are processed at a time; their scores stay in the L1 cache and are never stored.
 //! Order of operations: queries are scaled, then multiplied with the keys; the bias is added, then
 //! the mask; weights are the exponentials relative to the largest score, divided by their sum.
 
 use super::lanes::Lanes;
-use super::products::{PADDING, combine, scores};
-use super::rows::{HeadRows, gather, load, transpose, write};
+use super::products::{PADDING, PAIR, WIDE, multiply};
+use super::rows::{HeadRows, load, transpose, write};
 use super::softmax::{exponentials, log2};
 
 /// Inputs of a head: n queries attend to m keys of width d.
@@ -25,34 +25,26 @@ pub(super) struct Head<'a> {
 }
 
 impl Head<'_> {
-    /// Pointers to the bias and mask rows of a query, or null.
+    /// Bias and mask of the queries from `query` on, or null.
     ///
     /// # Safety
     /// The query exists.
     #[inline(always)]
     pub(super) unsafe fn added(&self, query: usize) -> [*const f32; 2] {
-        let place = query * padded(self.keys);
+        let offset = query * padded(self.keys);
         [self.bias, self.mask].map(|first| {
             if first.is_null() {
                 first
             } else {
                 // SAFETY: as for the caller.
-                unsafe { first.add(place) }
+                unsafe { first.add(offset) }
             }
         })
     }
 }
 
-/// Key elements per block; keys and values fit in part of the L2 cache.
-const AT_ONCE: usize = 144 * 64;
-
-/// Keys per block, for blocks of equal size.
-fn keys_at_once(keys: usize, width: usize, may_be_parted: bool) -> usize {
-    if !may_be_parted || keys * width <= AT_ONCE {
-        return keys;
-    }
-    padded(keys.div_ceil((keys * width).div_ceil(AT_ONCE)))
-}
+/// Maximum elements of the keys of a block; keys and values fit in part of the L2 cache.
+const BLOCK_ELEMENTS: usize = 144 * 64;
 
 /// Round a number of keys up to whole registers.
 pub(super) fn padded(keys: usize) -> usize {
@@ -85,114 +77,105 @@ impl HeadScratch {
     }
 }
 
-/// Compute the output of the queries into `read`; unless null, `sums` gets the base-2 logarithm of
-/// each query's sum of exponentials.
+/// Compute the output of the queries and, unless null, the base-2 logsumexp of their scores.
 ///
-/// Without bias and mask, blocks of keys are combined with all queries (online softmax), so that
-/// the data of a block stays in the caches.
+/// Without bias and mask, the queries attend to one block of keys after the other (online softmax),
+/// so that the data of a block stays in the caches.
 ///
 /// # Safety
 /// The processor supports the instructions of the lanes. Rows hold `width` elements, a multiple of
-/// [`PADDING`]; no other thread writes what is read or accesses what is written.
+/// [`PADDING`]; no other thread writes the inputs or accesses the outputs.
 #[inline(always)]
 pub(super) unsafe fn forward<L: Lanes, const R: usize>(
     head: &Head,
-    read: &HeadRows,
-    sums: *mut f32,
-    space: &mut HeadScratch,
+    out: &HeadRows,
+    logsumexp: *mut f32,
+    scratch: &mut HeadScratch,
 ) {
     let (n, d) = (head.queries, head.width);
     let is_plain = head.bias.is_null() && head.mask.is_null();
-    let at_once = keys_at_once(head.keys, d, is_plain);
-    let is_whole = at_once >= head.keys;
-    let [
-        turned_keys,
-        values,
-        query,
-        weights,
-        out,
-        all_largest,
-        all_totals,
-        all_out,
-    ] = space.parts([
-        d * padded(at_once),
-        at_once * d,
-        R * d,
-        R * padded(at_once),
-        R * d,
-        n,
-        n,
-        if is_whole { 0 } else { n * d },
-    ]);
+    let blocks = (head.keys * d).div_ceil(BLOCK_ELEMENTS);
+    let block = if is_plain && blocks > 1 {
+        // Blocks of equal size.
+        padded(head.keys.div_ceil(blocks))
+    } else {
+        head.keys
+    };
+    let is_whole = block >= head.keys;
+    let [bd, rd, rb] = [block * d, R * d, R * padded(block)];
+    let nd = if is_whole { 0 } else { n * d };
+    let parts = scratch.parts([d * padded(block), bd, rd, rb, rd, n, n, nd]);
+    let [keys_t, values, query, weights, block_out, ..] = parts;
+    let [.., all_largest, all_totals, all_out] = parts;
     let mut begin = 0;
     // SAFETY: the buffers have the sizes that the functions require.
     unsafe {
         // At least once: without keys the output is 0.
         loop {
-            let m = at_once.min(head.keys - begin);
+            let m = block.min(head.keys - begin);
             let p = padded(m);
-            let (key, value) = (head.key.from(begin), head.value.from(begin));
-            transpose(&key, m, d, p, turned_keys);
-            gather::<L>(&value, m, d, 1.0, values);
+            let (key, value) = (head.key.skip(begin), head.value.skip(begin));
+            transpose(&key, m, d, p, keys_t);
+            load::<L>(&value, 0..m, m, d, 1.0, values);
             let mut first = 0;
             while first < n {
                 let rows = R.min(n - first);
-                load::<L, R>(&head.query, first, rows, d, scale(d), query);
+                load::<L>(&head.query, first..first + rows, R, d, scale(d), query);
                 let next = first + R..first + 2 * R;
                 head.query.prefetch(next.clone(), n, d);
-                read.prefetch(next, n, d);
+                out.prefetch(next, n, d);
                 if !is_whole {
-                    let next = at_once + first * at_once / n..at_once + (first + R) * at_once / n;
+                    let next = block + first * block / n..block + (first + R) * block / n;
                     key.prefetch_apart(next.clone(), head.keys - begin, d);
                     value.prefetch_apart(next, head.keys - begin, d);
                 }
-                scores::<L, R>(query, turned_keys, d, p, weights);
+                multiply::<L, R, WIDE>((query, d), (keys_t, p), (weights, p), (d, p));
                 let added = head.added(first);
                 let (largest, total) = exponentials::<L, R>(weights, rows, (m, p), added);
-                combine::<L, R>(weights, values, (m, d, p), out);
+                multiply::<L, R, PAIR>((weights, p), (values, d), (block_out, d), (m, d));
                 for r in 0..rows {
                     let i = first + r;
-                    let (own, so_far) = (out.add(r * d), all_out.add(i * d));
-                    let (largest_so_far, total_so_far) = (all_largest.add(i), all_totals.add(i));
+                    let (own, sum) = (block_out.add(r * d), all_out.add(i * d));
+                    let (largest_sum, total_sum) = (all_largest.add(i), all_totals.add(i));
                     if begin == 0 {
-                        *largest_so_far = largest[r].first();
-                        *total_so_far = total[r].first();
+                        *largest_sum = largest[r].first();
+                        *total_sum = total[r].first();
                         if is_whole {
-                            finish::<L>(read.row(i), own, d, *total_so_far);
+                            finish::<L>(out.row(i), own, d, *total_sum);
                         } else {
-                            write::<L>((so_far, false), own, d, 1.0);
+                            write::<L>((sum, false), own, d, 1.0);
                         }
                     } else {
-                        let before = (largest_so_far, total_so_far, so_far);
+                        let before = (largest_sum, total_sum, sum);
                         join::<L>(before, (largest[r], total[r], own), d);
                     }
                 }
                 first += R;
             }
-            begin += at_once;
+            begin += block;
             if begin >= head.keys {
                 break;
             }
         }
         for i in 0..n {
             if !is_whole {
-                finish::<L>(read.row(i), all_out.add(i * d), d, *all_totals.add(i));
+                finish::<L>(out.row(i), all_out.add(i * d), d, *all_totals.add(i));
             }
         }
-        if !sums.is_null() {
+        if !logsumexp.is_null() {
             for i in 0..n {
                 // Rounded once: its error affects every weight. Without keys the largest score is
-                // -inf, and so is the sum.
+                // -inf, and so is the logsumexp.
                 let largest = f64::from(*all_largest.add(i)) * std::f64::consts::LOG2_E;
                 #[allow(clippy::cast_possible_truncation)]
                 let sum = (largest + f64::from(log2(*all_totals.add(i)))) as f32;
-                *sums.add(i) = sum;
+                *logsumexp.add(i) = sum;
             }
         }
     }
 }
 
-/// Write the output of a query, unless it is padding: 0 without keys.
+/// Write the output of a query, 0 without keys; skip padding.
 #[inline(always)]
 unsafe fn finish<L: Lanes>(
     (to, is_padded): (*mut f32, bool),
@@ -208,8 +191,8 @@ unsafe fn finish<L: Lanes>(
     unsafe { write::<L>((to, false), from, d, factor) };
 }
 
-/// Add the output of a block of keys to that of the blocks before, each relative to its own largest
-/// score.
+/// Combine the output of a block of keys with that of the blocks before; each is relative to its own
+/// largest score.
 #[inline(always)]
 unsafe fn join<L: Lanes>(
     (largest_before, total_before, before): (*mut f32, *mut f32, *mut f32),
@@ -218,9 +201,9 @@ unsafe fn join<L: Lanes>(
 ) {
     // SAFETY: as for the caller.
     unsafe {
-        let before_it = L::splat(*largest_before);
-        let new = largest.max(before_it);
-        let (factor_before, factor) = (before_it.subtract(new).exp(), largest.subtract(new).exp());
+        let old = L::splat(*largest_before);
+        let new = largest.max(old);
+        let (factor_before, factor) = (old.subtract(new).exp(), largest.subtract(new).exp());
         let sum = total.multiply(factor);
         *largest_before = new.first();
         *total_before = L::splat(*total_before)

@@ -27,7 +27,7 @@ const POLYNOMIAL: [f32; 5] = [
 #[cfg(target_arch = "x86_64")]
 const HALVES: i32 = 0b01_00_11_10;
 #[cfg(target_arch = "x86_64")]
-const NEIGHBOURS: i32 = 0b10_11_00_01;
+const NEIGHBORS: i32 = 0b10_11_00_01;
 
 /// A SIMD register.
 ///
@@ -47,7 +47,7 @@ pub(super) unsafe trait Lanes: Copy {
     unsafe fn multiply(self, other: Self) -> Self;
     /// self * factor + term.
     unsafe fn multiply_add(self, factor: Self, term: Self) -> Self;
-    /// The larger of each; `other` if one is NaN.
+    /// Larger number per lane; `other` if one is NaN.
     unsafe fn max(self, other: Self) -> Self;
     /// Round to nearest.
     unsafe fn round(self) -> Self;
@@ -60,16 +60,10 @@ pub(super) unsafe trait Lanes: Copy {
     /// The first lane.
     unsafe fn first(self) -> f32;
 
-    /// Maximum of all lanes, broadcast.
-    #[inline(always)]
-    unsafe fn largest(self) -> Self {
-        // SAFETY: as for the caller; likewise below.
-        unsafe { self.folded(|a, b| a.max(b)) }
-    }
-
     /// Sum of all lanes, broadcast.
     #[inline(always)]
     unsafe fn sum(self) -> Self {
+        // SAFETY: as for the caller; likewise below.
         unsafe { self.folded(|a, b| a.add(b)) }
     }
 
@@ -85,12 +79,12 @@ pub(super) unsafe trait Lanes: Copy {
         }
     }
 
-    /// Exponential of self minus a number that is given times log2(e): the product is not rounded,
-    /// which would add an error as large as that of the difference.
+    /// exp(self - y / log2(e)): y is not divided, which would add a rounding error as large as that
+    /// of the difference.
     #[inline(always)]
-    unsafe fn exp_less(self, less: Self) -> Self {
+    unsafe fn exp_minus(self, y: Self) -> Self {
         unsafe {
-            let x = self.multiply_add(Self::splat(LOG2_E), Self::splat(0.0).subtract(less));
+            let x = self.multiply_add(Self::splat(LOG2_E), Self::splat(0.0).subtract(y));
             let power = x.round();
             let rest = x.subtract(power).multiply(Self::splat(LN_2));
             let least = Self::splat(LEAST * LOG2_E);
@@ -116,22 +110,42 @@ pub(super) unsafe trait Lanes: Copy {
     }
 }
 
+/// Define operations of [`Lanes`] between registers.
+macro_rules! operations {
+    ($($name:ident($this:ident $(, $other:ident)*) => $register:expr,)*) => {$(
+        #[inline(always)]
+        unsafe fn $name($this $(, $other: Self)*) -> Self {
+            // SAFETY: as for the caller.
+            #[allow(unused_unsafe)]
+            unsafe { Self($register) }
+        }
+    )*};
+}
+
 /// Eight lanes without SIMD instructions.
 #[derive(Clone, Copy)]
 pub(super) struct Scalar([f32; 8]);
 
-impl Scalar {
-    #[inline(always)]
-    fn each(self, other: Self, combine: impl Fn(f32, f32) -> f32) -> Self {
-        Self(std::array::from_fn(|lane| {
-            combine(self.0[lane], other.0[lane])
-        }))
-    }
+#[inline(always)]
+fn each(a: Scalar, b: Scalar, combine: impl Fn(f32, f32) -> f32) -> [f32; 8] {
+    std::array::from_fn(|lane| combine(a.0[lane], b.0[lane]))
 }
 
 // SAFETY: uses no special instructions.
 unsafe impl Lanes for Scalar {
     const WIDTH: usize = 8;
+
+    operations! {
+        add(self, other) => each(self, other, |a, b| a + b),
+        subtract(self, other) => each(self, other, |a, b| a - b),
+        multiply(self, other) => each(self, other, |a, b| a * b),
+        multiply_add(self, factor, term) => each(self.multiply(factor), term, |a, b| a + b),
+        max(self, other) => each(self, other, |a, b| if a > b { a } else { b }),
+        round(self) => self.0.map(f32::round_ties_even),
+        unless_less(self, a, b) => std::array::from_fn(|lane| {
+            if a.0[lane] < b.0[lane] { 0.0 } else { self.0[lane] }
+        }),
+    }
 
     #[inline(always)]
     unsafe fn splat(value: f32) -> Self {
@@ -151,51 +165,10 @@ unsafe impl Lanes for Scalar {
     }
 
     #[inline(always)]
-    unsafe fn add(self, other: Self) -> Self {
-        self.each(other, |a, b| a + b)
-    }
-
-    #[inline(always)]
-    unsafe fn subtract(self, other: Self) -> Self {
-        self.each(other, |a, b| a - b)
-    }
-
-    #[inline(always)]
-    unsafe fn multiply(self, other: Self) -> Self {
-        self.each(other, |a, b| a * b)
-    }
-
-    #[inline(always)]
-    unsafe fn multiply_add(self, factor: Self, term: Self) -> Self {
-        self.each(factor, |a, b| a * b).each(term, |a, b| a + b)
-    }
-
-    #[inline(always)]
-    unsafe fn max(self, other: Self) -> Self {
-        self.each(other, |a, b| if a > b { a } else { b })
-    }
-
-    #[inline(always)]
-    unsafe fn round(self) -> Self {
-        self.each(self, |a, _| a.round_ties_even())
-    }
-
-    #[inline(always)]
     unsafe fn scale(self, power: Self) -> Self {
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // -126 to 127.
-        self.each(power, |a, b| {
+        Self(each(self, power, |a, b| {
             a * f32::from_bits(((b as i32 + 127) as u32) << 23)
-        })
-    }
-
-    #[inline(always)]
-    unsafe fn unless_less(self, a: Self, b: Self) -> Self {
-        Self(std::array::from_fn(|lane| {
-            if a.0[lane] < b.0[lane] {
-                0.0
-            } else {
-                self.0[lane]
-            }
         }))
     }
 
@@ -222,6 +195,24 @@ pub(super) struct Avx2(__m256);
 unsafe impl Lanes for Avx2 {
     const WIDTH: usize = 8;
 
+    operations! {
+        add(self, other) => _mm256_add_ps(self.0, other.0),
+        subtract(self, other) => _mm256_sub_ps(self.0, other.0),
+        multiply(self, other) => _mm256_mul_ps(self.0, other.0),
+        multiply_add(self, factor, term) => _mm256_fmadd_ps(self.0, factor.0, term.0),
+        max(self, other) => _mm256_max_ps(self.0, other.0),
+        round(self) => {
+            _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(self.0)
+        },
+        unless_less(self, a, b) => {
+            _mm256_and_ps(self.0, _mm256_cmp_ps::<_CMP_NLT_UQ>(a.0, b.0))
+        },
+        scale(self, power) => {
+            let bits = _mm256_add_epi32(_mm256_cvtps_epi32(power.0), _mm256_set1_epi32(127));
+            _mm256_mul_ps(self.0, _mm256_castsi256_ps(_mm256_slli_epi32::<23>(bits)))
+        },
+    }
+
     #[inline(always)]
     unsafe fn splat(value: f32) -> Self {
         // SAFETY: as for the caller; likewise below.
@@ -239,58 +230,11 @@ unsafe impl Lanes for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn add(self, other: Self) -> Self {
-        Self(unsafe { _mm256_add_ps(self.0, other.0) })
-    }
-
-    #[inline(always)]
-    unsafe fn subtract(self, other: Self) -> Self {
-        Self(unsafe { _mm256_sub_ps(self.0, other.0) })
-    }
-
-    #[inline(always)]
-    unsafe fn multiply(self, other: Self) -> Self {
-        Self(unsafe { _mm256_mul_ps(self.0, other.0) })
-    }
-
-    #[inline(always)]
-    unsafe fn multiply_add(self, factor: Self, term: Self) -> Self {
-        Self(unsafe { _mm256_fmadd_ps(self.0, factor.0, term.0) })
-    }
-
-    #[inline(always)]
-    unsafe fn max(self, other: Self) -> Self {
-        Self(unsafe { _mm256_max_ps(self.0, other.0) })
-    }
-
-    #[inline(always)]
-    unsafe fn round(self) -> Self {
-        Self(unsafe {
-            _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(self.0)
-        })
-    }
-
-    #[inline(always)]
-    unsafe fn scale(self, power: Self) -> Self {
-        unsafe {
-            let bits = _mm256_add_epi32(_mm256_cvtps_epi32(power.0), _mm256_set1_epi32(127));
-            let factor = _mm256_castsi256_ps(_mm256_slli_epi32::<23>(bits));
-            Self(_mm256_mul_ps(self.0, factor))
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn unless_less(self, a: Self, b: Self) -> Self {
-        Self(unsafe { _mm256_and_ps(self.0, _mm256_cmp_ps::<_CMP_NLT_UQ>(a.0, b.0)) })
-    }
-
-    #[inline(always)]
     unsafe fn folded(self, combine: impl Fn(Self, Self) -> Self) -> Self {
-        // SAFETY: as for the caller.
         unsafe {
             let x = combine(self, Self(_mm256_permute2f128_ps::<1>(self.0, self.0)));
             let x = combine(x, Self(_mm256_permute_ps::<HALVES>(x.0)));
-            combine(x, Self(_mm256_permute_ps::<NEIGHBOURS>(x.0)))
+            combine(x, Self(_mm256_permute_ps::<NEIGHBORS>(x.0)))
         }
     }
 
@@ -310,6 +254,21 @@ pub(super) struct Avx512(__m512);
 unsafe impl Lanes for Avx512 {
     const WIDTH: usize = 16;
 
+    operations! {
+        add(self, other) => _mm512_add_ps(self.0, other.0),
+        subtract(self, other) => _mm512_sub_ps(self.0, other.0),
+        multiply(self, other) => _mm512_mul_ps(self.0, other.0),
+        multiply_add(self, factor, term) => _mm512_fmadd_ps(self.0, factor.0, term.0),
+        max(self, other) => _mm512_max_ps(self.0, other.0),
+        round(self) => {
+            _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(self.0)
+        },
+        unless_less(self, a, b) => {
+            _mm512_maskz_mov_ps(_mm512_cmp_ps_mask::<_CMP_NLT_UQ>(a.0, b.0), self.0)
+        },
+        scale(self, power) => _mm512_scalef_ps(self.0, power.0),
+    }
+
     #[inline(always)]
     unsafe fn splat(value: f32) -> Self {
         // SAFETY: as for the caller; likewise below.
@@ -327,58 +286,12 @@ unsafe impl Lanes for Avx512 {
     }
 
     #[inline(always)]
-    unsafe fn add(self, other: Self) -> Self {
-        Self(unsafe { _mm512_add_ps(self.0, other.0) })
-    }
-
-    #[inline(always)]
-    unsafe fn subtract(self, other: Self) -> Self {
-        Self(unsafe { _mm512_sub_ps(self.0, other.0) })
-    }
-
-    #[inline(always)]
-    unsafe fn multiply(self, other: Self) -> Self {
-        Self(unsafe { _mm512_mul_ps(self.0, other.0) })
-    }
-
-    #[inline(always)]
-    unsafe fn multiply_add(self, factor: Self, term: Self) -> Self {
-        Self(unsafe { _mm512_fmadd_ps(self.0, factor.0, term.0) })
-    }
-
-    #[inline(always)]
-    unsafe fn max(self, other: Self) -> Self {
-        Self(unsafe { _mm512_max_ps(self.0, other.0) })
-    }
-
-    #[inline(always)]
-    unsafe fn round(self) -> Self {
-        Self(unsafe {
-            _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(self.0)
-        })
-    }
-
-    #[inline(always)]
-    unsafe fn scale(self, power: Self) -> Self {
-        Self(unsafe { _mm512_scalef_ps(self.0, power.0) })
-    }
-
-    #[inline(always)]
-    unsafe fn unless_less(self, a: Self, b: Self) -> Self {
-        Self(unsafe {
-            let kept = _mm512_cmp_ps_mask::<_CMP_NLT_UQ>(a.0, b.0);
-            _mm512_maskz_mov_ps(kept, self.0)
-        })
-    }
-
-    #[inline(always)]
     unsafe fn folded(self, combine: impl Fn(Self, Self) -> Self) -> Self {
-        // SAFETY: as for the caller.
         unsafe {
             let x = combine(self, Self(_mm512_shuffle_f32x4::<HALVES>(self.0, self.0)));
-            let x = combine(x, Self(_mm512_shuffle_f32x4::<NEIGHBOURS>(x.0, x.0)));
+            let x = combine(x, Self(_mm512_shuffle_f32x4::<NEIGHBORS>(x.0, x.0)));
             let x = combine(x, Self(_mm512_permute_ps::<HALVES>(x.0)));
-            combine(x, Self(_mm512_permute_ps::<NEIGHBOURS>(x.0)))
+            combine(x, Self(_mm512_permute_ps::<NEIGHBORS>(x.0)))
         }
     }
 

@@ -1,8 +1,8 @@
-//! Attention on CPUs in single precision, forward and backward.
+//! Attention on CPUs in float32, forward and backward.
 //!
-//! The math of `triton_kernels/*/torch_path.py`, fused: scores never leave the caches, windows are
-//! partitioned and merged by index arithmetic, and nothing of the size of the scores is stored for
-//! the backward pass. [`windows`] and [`cross`] split the work into tasks; [`head`] and
+//! The computation of `triton_kernels/*/torch_path.py`, fused: scores never leave the caches,
+//! windows are partitioned and merged by index arithmetic, and the backward pass recomputes the
+//! attention weights. [`windows`] and [`cross`] split the work into tasks; [`head`] and
 //! [`gradients`] compute them.
 
 // Dimension letters are defined in the modules. Closures and iterator calls that are not inlined
@@ -41,134 +41,77 @@ unsafe impl Sync for Shared {}
 unsafe impl Send for Shared {}
 
 impl Shared {
-    /// A read-only pointer.
-    fn read_only(numbers: &[f32]) -> Self {
-        Self(numbers.as_ptr().cast_mut())
+    fn read_only(values: &[f32]) -> Self {
+        Self(values.as_ptr().cast_mut())
     }
 
-    fn new(numbers: &mut [f32]) -> Self {
-        Self(numbers.as_mut_ptr())
+    fn new(values: &mut [f32]) -> Self {
+        Self(values.as_mut_ptr())
     }
 
     /// Pointer to an element.
     ///
     /// # Safety
-    /// The index is within the elements, or one past the end.
-    unsafe fn at(self, place: usize) -> *mut f32 {
+    /// The index is at most the number of elements.
+    unsafe fn at(self, index: usize) -> *mut f32 {
         // SAFETY: as for the caller.
-        unsafe { self.0.add(place) }
+        unsafe { self.0.add(index) }
     }
 }
 
-/// [`head::forward`] with an instruction set.
-///
-/// # Safety
-/// As [`head::forward`].
-unsafe fn forward(
-    instructions: Instructions,
-    head: &Head,
-    read: &HeadRows,
-    sums: *mut f32,
-    space: &mut HeadScratch,
-) {
-    // SAFETY: as for the caller; the instruction set is supported.
-    unsafe {
-        match instructions {
+/// Define a function that calls the generic function of the same name, compiled for an instruction
+/// set.
+macro_rules! dispatch {
+    ($module:ident::$name:ident($($argument:ident: $kind:ty),*)) => {
+        /// # Safety
+        /// As for the generic function; the processor supports the instructions.
+        unsafe fn $name(instructions: Instructions, $($argument: $kind),*) {
             #[cfg(target_arch = "x86_64")]
-            Instructions::Avx512 => forward_avx512(head, read, sums, space),
+            #[target_feature(enable = "avx512f")]
+            unsafe fn avx512($($argument: $kind),*) {
+                // SAFETY: as for the caller; likewise below.
+                unsafe { $module::$name::<lanes::Avx512, 8>($($argument),*) };
+            }
             #[cfg(target_arch = "x86_64")]
-            Instructions::Avx2 => forward_avx2(head, read, sums, space),
-            _ => head::forward::<lanes::Scalar, 4>(head, read, sums, space),
+            #[target_feature(enable = "avx2,fma")]
+            unsafe fn avx2($($argument: $kind),*) {
+                unsafe { $module::$name::<lanes::Avx2, 4>($($argument),*) };
+            }
+            unsafe {
+                match instructions {
+                    #[cfg(target_arch = "x86_64")]
+                    Instructions::Avx512 => avx512($($argument),*),
+                    #[cfg(target_arch = "x86_64")]
+                    Instructions::Avx2 => avx2($($argument),*),
+                    _ => $module::$name::<lanes::Scalar, 4>($($argument),*),
+                }
+            }
         }
-    }
+    };
 }
 
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f")]
-unsafe fn forward_avx512(head: &Head, read: &HeadRows, sums: *mut f32, space: &mut HeadScratch) {
-    // SAFETY: as for the caller.
-    unsafe { head::forward::<lanes::Avx512, 8>(head, read, sums, space) };
-}
+dispatch!(head::forward(
+    head: &Head, out: &HeadRows, logsumexp: *mut f32, scratch: &mut HeadScratch
+));
+dispatch!(gradients::backward(
+    head: &Head, gradients: &Gradients, saved: Option<&SavedForward>, scratch: &mut HeadScratch
+));
 
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-unsafe fn forward_avx2(head: &Head, read: &HeadRows, sums: *mut f32, space: &mut HeadScratch) {
-    // SAFETY: as for the caller.
-    unsafe { head::forward::<lanes::Avx2, 4>(head, read, sums, space) };
-}
-
-/// [`gradients::backward`] with an instruction set.
-///
-/// # Safety
-/// As [`gradients::backward`].
-unsafe fn backward(
-    instructions: Instructions,
-    head: &Head,
-    gradients: &Gradients,
-    known: Option<&SavedForward>,
-    space: &mut HeadScratch,
-) {
-    // SAFETY: as for the caller; the instruction set is supported.
-    unsafe {
-        match instructions {
-            #[cfg(target_arch = "x86_64")]
-            Instructions::Avx512 => backward_avx512(head, gradients, known, space),
-            #[cfg(target_arch = "x86_64")]
-            Instructions::Avx2 => backward_avx2(head, gradients, known, space),
-            _ => gradients::backward::<lanes::Scalar, 4>(head, gradients, known, space),
-        }
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f")]
-unsafe fn backward_avx512(
-    head: &Head,
-    gradients: &Gradients,
-    known: Option<&SavedForward>,
-    space: &mut HeadScratch,
-) {
-    // SAFETY: as for the caller.
-    unsafe { gradients::backward::<lanes::Avx512, 8>(head, gradients, known, space) };
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-unsafe fn backward_avx2(
-    head: &Head,
-    gradients: &Gradients,
-    known: Option<&SavedForward>,
-    space: &mut HeadScratch,
-) {
-    // SAFETY: as for the caller.
-    unsafe { gradients::backward::<lanes::Avx2, 4>(head, gradients, known, space) };
-}
-
-/// True if heads of this width are supported.
-#[must_use]
-pub fn takes(head_width: usize) -> bool {
-    head_width > 0 && head_width.is_multiple_of(products::PADDING)
-}
-
-/// Reject other head widths.
-fn expect_width(head_width: usize) -> Result<(), Error> {
-    if takes(head_width) {
+/// Check that the head width is a multiple of [`products::PADDING`].
+fn check_width(head_width: usize) -> Result<(), Error> {
+    let multiple = products::PADDING;
+    if head_width > 0 && head_width.is_multiple_of(multiple) {
         return Ok(());
     }
-    let multiple = products::PADDING;
-    Err(Error::argument(
-        "head_width",
-        format!("{head_width}; expected a multiple of {multiple}"),
-    ))
+    let reason = format!("expected a multiple of {multiple}, got {head_width}");
+    Err(Error::argument("head_width", reason))
 }
 
-/// Reject a tensor of another size.
-fn expect(name: &'static str, found: usize, expected: usize) -> Result<(), Error> {
+/// Check the number of elements of a tensor.
+fn check_size(name: &'static str, found: usize, expected: usize) -> Result<(), Error> {
     if found == expected {
         return Ok(());
     }
-    Err(Error::argument(
-        name,
-        format!("{found} numbers, expected {expected}"),
-    ))
+    let reason = format!("expected {expected} elements, got {found}");
+    Err(Error::argument(name, reason))
 }

@@ -1,44 +1,47 @@
 //! Products of a few rows with a matrix, accumulated in registers.
 //!
-//! Letters: R rows at a time, d head width, m keys, p keys padded to a multiple of [`PADDING`].
-//! Matrices are row-major. All functions need the instructions of their lanes.
+//! Letters: R rows at a time, C registers per row, d head width, m keys, p keys padded to a multiple
+//! of [`PADDING`]. Matrices are row-major. All functions need the instructions of their lanes.
 
 use super::lanes::Lanes;
 
 /// Rows of scores are padded to a multiple of this, and widths must be a multiple.
 pub(super) const PADDING: usize = 16;
 
-/// Registers per row that are accumulated side by side.
-const WIDE: usize = 3;
-const PAIR: usize = 2;
+/// Registers per row in products with d terms.
+pub(super) const WIDE: usize = 3;
+/// Registers per row in products with d columns.
+pub(super) const PAIR: usize = 2;
 
-/// out (R, p) = x (R, d) * y (d, p).
+/// out (R, columns) = x (R, count) * y (count, columns), C registers of columns at a time; each
+/// matrix comes with its row stride.
 ///
 /// # Safety
-/// The pointers are valid for these shapes; p is a multiple of [`PADDING`].
+/// The pointers are valid for these shapes; the columns are a multiple of [`PADDING`].
 #[inline(always)]
-pub(super) unsafe fn scores<L: Lanes, const R: usize>(
-    x: *const f32,
-    y: *const f32,
-    d: usize,
-    p: usize,
-    out: *mut f32,
+pub(super) unsafe fn multiply<L: Lanes, const R: usize, const C: usize>(
+    x: (*const f32, usize),
+    (y, y_stride): (*const f32, usize),
+    (out, out_stride): (*mut f32, usize),
+    (count, columns): (usize, usize),
 ) {
     let mut column = 0;
-    // SAFETY: every block of columns ends within p.
+    // SAFETY: every block of columns ends within the matrix.
     unsafe {
-        while column + WIDE * L::WIDTH <= p {
-            multiply_block::<L, R, WIDE>((x, d), (y.add(column), p), d, (out.add(column), p));
-            column += WIDE * L::WIDTH;
+        while column + C * L::WIDTH <= columns {
+            let (y, out) = ((y.add(column), y_stride), (out.add(column), out_stride));
+            multiply_block::<L, R, C>(x, y, count, out);
+            column += C * L::WIDTH;
         }
-        while column < p {
-            multiply_block::<L, R, 1>((x, d), (y.add(column), p), d, (out.add(column), p));
+        while column < columns {
+            let (y, out) = ((y.add(column), y_stride), (out.add(column), out_stride));
+            multiply_block::<L, R, 1>(x, y, count, out);
             column += L::WIDTH;
         }
     }
 }
 
-/// Some columns of x (R, count) * y (count, ...); each matrix has its own stride.
+/// C registers of columns of [`multiply`].
 #[inline(always)]
 unsafe fn multiply_block<L: Lanes, const R: usize, const C: usize>(
     (x, x_stride): (*const f32, usize),
@@ -65,31 +68,6 @@ unsafe fn multiply_block<L: Lanes, const R: usize, const C: usize>(
             for c in 0..C {
                 sums[r][c].store(out.add(r * out_stride + c * L::WIDTH));
             }
-        }
-    }
-}
-
-/// out (R, d) = x (R, p) * y (m, d), with the first m columns of x.
-///
-/// # Safety
-/// The pointers are valid for these shapes; d is a multiple of [`PADDING`].
-#[inline(always)]
-pub(super) unsafe fn combine<L: Lanes, const R: usize>(
-    x: *const f32,
-    y: *const f32,
-    (m, d, p): (usize, usize, usize),
-    out: *mut f32,
-) {
-    let mut column = 0;
-    // SAFETY: every block of columns ends within d.
-    unsafe {
-        while column + PAIR * L::WIDTH <= d {
-            multiply_block::<L, R, PAIR>((x, p), (y.add(column), d), m, (out.add(column), d));
-            column += PAIR * L::WIDTH;
-        }
-        while column < d {
-            multiply_block::<L, R, 1>((x, p), (y.add(column), d), m, (out.add(column), d));
-            column += L::WIDTH;
         }
     }
 }

@@ -11,14 +11,14 @@ pub(super) struct HeadRows<'a> {
     pub first: *mut f32,
     /// Elements from one row of the tensor to the next.
     pub stride: usize,
-    /// Row indices in the tensor; [`Self::PADDED`] means `padding`. `None`: rows from 0 on.
-    pub places: Option<&'a [u32]>,
-    /// The row of padding: its values, or where its gradients are accumulated.
+    /// Row indices in the tensor; [`Self::PADDED`] means `padding`. `None` for 0, 1, ...
+    pub indices: Option<&'a [u32]>,
+    /// Row of padded positions: their values, or the sum of their gradients.
     pub padding: *mut f32,
 }
 
 impl HeadRows<'_> {
-    /// Index of padding.
+    /// Index of a padded position.
     pub(super) const PADDED: u32 = u32::MAX;
 
     /// Contiguous rows of d elements.
@@ -26,7 +26,7 @@ impl HeadRows<'_> {
         Self {
             first,
             stride: d,
-            places: None,
+            indices: None,
             padding: std::ptr::null_mut(),
         }
     }
@@ -37,39 +37,34 @@ impl HeadRows<'_> {
     /// The row exists.
     #[inline(always)]
     pub(super) unsafe fn row(&self, i: usize) -> (*mut f32, bool) {
-        let place = match self.places {
+        let index = match self.indices {
             None => i,
             // SAFETY: as for the caller.
-            Some(places) => match unsafe { *places.get_unchecked(i) } {
+            Some(indices) => match unsafe { *indices.get_unchecked(i) } {
                 Self::PADDED => return (self.padding, true),
-                place => place as usize,
+                index => index as usize,
             },
         };
         // SAFETY: as for the caller.
-        (unsafe { self.first.add(place * self.stride) }, false)
+        (unsafe { self.first.add(index * self.stride) }, false)
     }
 
-    /// The rows from i on.
+    /// Skip the first i rows.
     ///
     /// # Safety
     /// They exist.
     #[inline(always)]
-    pub(super) unsafe fn from(self, i: usize) -> Self {
-        match self.places {
+    pub(super) unsafe fn skip(mut self, i: usize) -> Self {
+        match &mut self.indices {
             // SAFETY: as for the caller.
-            None => Self {
-                first: unsafe { self.first.add(i * self.stride) },
-                ..self
-            },
-            Some(places) => Self {
-                places: Some(&places[i..]),
-                ..self
-            },
+            None => self.first = unsafe { self.first.add(i * self.stride) },
+            Some(indices) => *indices = &indices[i..],
         }
+        self
     }
 
-    /// Prefetch the d elements of some rows, which are too far apart for the hardware prefetcher;
-    /// rows from `end` on do not exist.
+    /// Prefetch the d elements of the rows that are below `end`: they are too far apart for the
+    /// hardware prefetcher.
     ///
     /// # Safety
     /// The rows below `end` exist.
@@ -84,7 +79,7 @@ impl HeadRows<'_> {
         }
     }
 
-    /// [`Self::prefetch`], not inlined, since the caller has no registers to spare.
+    /// [`Self::prefetch`], not inlined, for callers without registers to spare.
     ///
     /// # Safety
     /// As [`Self::prefetch`].
@@ -100,15 +95,15 @@ const LINE: usize = 16;
 
 /// Prefetch a line into the L2 cache: rows a power of two apart share few sets of L1.
 #[inline(always)]
-fn prefetch_line(place: *const f32) {
+fn prefetch_line(address: *const f32) {
     // SAFETY: a prefetch accesses nothing, whatever the address.
     #[cfg(target_arch = "x86_64")]
     unsafe {
         use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_T1>(place.cast());
+        _mm_prefetch::<_MM_HINT_T1>(address.cast());
     }
     #[cfg(not(target_arch = "x86_64"))]
-    let _ = place;
+    let _ = address;
 }
 
 /// Transpose rows (m, d) to (d, p); the columns after m are 0.
@@ -123,7 +118,7 @@ pub(super) unsafe fn transpose(rows: &HeadRows, m: usize, d: usize, p: usize, to
                 from[j] = rows.row(first + j).0.cast_const();
             }
             for k in (0..d).step_by(SQUARE) {
-                turn_square(from, k, to.add(k * p + first), p);
+                transpose_square(from, k, to.add(k * p + first), p);
             }
             first += SQUARE;
         }
@@ -144,7 +139,7 @@ const SQUARE: usize = 4;
 
 /// Transpose elements k to k + 4 of four rows into four rows of p elements.
 #[inline(always)]
-unsafe fn turn_square(from: [*const f32; SQUARE], k: usize, to: *mut f32, p: usize) {
+unsafe fn transpose_square(from: [*const f32; SQUARE], k: usize, to: *mut f32, p: usize) {
     // SAFETY: as for the caller; x86-64 has these instructions.
     #[cfg(target_arch = "x86_64")]
     unsafe {
@@ -176,43 +171,24 @@ unsafe fn turn_square(from: [*const f32; SQUARE], k: usize, to: *mut f32, p: usi
     }
 }
 
-/// Gather rows (m, d) contiguously, scaled.
+/// Copy a range of rows contiguously, scaled; missing rows up to `total` are 0.
 #[inline(always)]
-pub(super) unsafe fn gather<L: Lanes>(
+pub(super) unsafe fn load<L: Lanes>(
     rows: &HeadRows,
-    m: usize,
+    range: Range<usize>,
+    total: usize,
     d: usize,
     factor: f32,
     to: *mut f32,
 ) {
-    for j in 0..m {
-        // SAFETY: as for the caller.
-        unsafe { write::<L>((to.add(j * d), false), rows.row(j).0, d, factor) };
-    }
-}
-
-/// Load a few rows (R, d), scaled; missing rows are 0, and so is the gradient of padding.
-#[inline(always)]
-pub(super) unsafe fn load<L: Lanes, const R: usize>(
-    rows: &HeadRows,
-    first: usize,
-    count: usize,
-    d: usize,
-    factor: f32,
-    to: *mut f32,
-) {
+    let count = range.len();
     // SAFETY: as for the caller.
     unsafe {
         for r in 0..count {
-            let (row, _) = rows.row(first + r);
-            let mut k = 0;
-            while k < d {
-                let value = L::load(row.add(k)).multiply(L::splat(factor));
-                value.store(to.add(r * d + k));
-                k += L::WIDTH;
-            }
+            let (row, _) = rows.row(range.start + r);
+            write::<L>((to.add(r * d), false), row, d, factor);
         }
-        to.add(count * d).write_bytes(0, (R - count) * d);
+        to.add(count * d).write_bytes(0, (total - count) * d);
     }
 }
 

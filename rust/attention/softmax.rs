@@ -18,11 +18,11 @@ pub(super) unsafe fn add<L: Lanes>(to: *mut f32, from: *const f32, p: usize) {
 }
 
 /// Add bias and mask to the scores (R, p) of a few queries and replace them by their exponentials
-/// relative to each query's largest score. Returns that and the sum per query, broadcast to a
-/// register: a store that is reloaded as part of a wider load would stall.
+/// relative to each query's largest score; exponentials after the m-th key are 0. `added` are the
+/// (rows, p) bias and mask, or null.
 ///
-/// `added` are the rows (rows, p) of the bias and then of the mask, or null. Values after the last
-/// of m keys are 0.
+/// Returns the largest score and the sum of exponentials per query, broadcast to a register: a store
+/// that is reloaded as part of a wider load would stall.
 #[inline(always)]
 pub(super) unsafe fn exponentials<L: Lanes, const R: usize>(
     scores: *mut f32,
@@ -31,12 +31,12 @@ pub(super) unsafe fn exponentials<L: Lanes, const R: usize>(
     added: [*const f32; 2],
 ) -> ([L; R], [L; R]) {
     // SAFETY: as for the caller; likewise below.
-    let nothing = unsafe { L::splat(0.0) };
-    let (mut largest, mut total) = ([nothing; R], [nothing; R]);
-    // Elements that are stored one by one could not be loaded at once without a stall.
-    let mut behind = [0.0; PADDING];
+    let zero = unsafe { L::splat(0.0) };
+    let (mut largest, mut total) = ([zero; R], [zero; R]);
+    // An addition, since scalar stores to the scores would stall the wide loads after them.
+    let mut tail = [0.0; PADDING];
     for column in (PADDING - (p - m))..PADDING {
-        behind[column] = f32::NEG_INFINITY;
+        tail[column] = f32::NEG_INFINITY;
     }
     // SAFETY: as for the caller.
     unsafe {
@@ -48,7 +48,7 @@ pub(super) unsafe fn exponentials<L: Lanes, const R: usize>(
                 }
             }
             if p > m {
-                add::<L>(row.add(p - PADDING), behind.as_ptr(), PADDING);
+                add::<L>(row.add(p - PADDING), tail.as_ptr(), PADDING);
             }
             let mut lanes = L::splat(f32::NEG_INFINITY);
             let mut column = 0;
@@ -56,15 +56,14 @@ pub(super) unsafe fn exponentials<L: Lanes, const R: usize>(
                 lanes = L::load(row.add(column)).max(lanes);
                 column += L::WIDTH;
             }
-            largest[r] = lanes.largest();
+            largest[r] = lanes.folded(|a, b| a.max(b));
         }
         for r in 0..rows {
             let row = scores.add(r * p);
-            let less = largest[r];
-            let mut sum = nothing;
+            let mut sum = zero;
             let mut column = 0;
             while column < p {
-                let weight = L::load(row.add(column)).subtract(less).exp();
+                let weight = L::load(row.add(column)).subtract(largest[r]).exp();
                 weight.store(row.add(column));
                 sum = sum.add(weight);
                 column += L::WIDTH;
@@ -103,10 +102,9 @@ pub(super) unsafe fn softmax_backward<L: Lanes, const R: usize>(
         }
         for r in 0..rows {
             let (weights, gradients) = (weights.add(r * p), gradients.add(r * p));
-            let less = weighted[r];
             let mut column = 0;
             while column < p {
-                let gradient = L::load(gradients.add(column)).subtract(less);
+                let gradient = L::load(gradients.add(column)).subtract(weighted[r]);
                 let gradient = L::load(weights.add(column)).multiply(gradient);
                 gradient.store(gradients.add(column));
                 column += L::WIDTH;
@@ -130,22 +128,22 @@ pub(super) unsafe fn dot<L: Lanes>(x: *const f32, y: *const f32, d: usize) -> L 
     }
 }
 
-/// Convert scores (p,) to weights, and the weights' gradients to those of the scores. `known` is,
-/// for the queries at some columns, the base-2 logarithm of the sum of exponentials, and the dot
-/// product of the output with its gradient.
+/// Convert scores (p,) to weights, and the weights' gradients to those of the scores. `saved` returns
+/// the base-2 logsumexp, and the dot product of the output with its gradient, for the queries of a
+/// register of columns.
 #[inline(always)]
-pub(super) unsafe fn known_softmax_backward<L: Lanes>(
+pub(super) unsafe fn saved_softmax_backward<L: Lanes>(
     scores: *mut f32,
     gradients: *mut f32,
     p: usize,
-    known: impl Fn(usize) -> (L, L),
+    saved: impl Fn(usize) -> (L, L),
 ) {
     let mut column = 0;
     while column < p {
-        let (less, delta) = known(column);
+        let (logsumexp, delta) = saved(column);
         // SAFETY: as for the caller.
         unsafe {
-            let weight = L::load(scores.add(column)).exp_less(less);
+            let weight = L::load(scores.add(column)).exp_minus(logsumexp);
             weight.store(scores.add(column));
             let gradient = L::load(gradients.add(column)).subtract(delta);
             weight.multiply(gradient).store(gradients.add(column));
@@ -154,8 +152,8 @@ pub(super) unsafe fn known_softmax_backward<L: Lanes>(
     }
 }
 
-/// Base-2 logarithm of a normal number, or some finite number for 0; branchless, so that it is
-/// vectorized. From S. Moshier's Cephes, `logf`.
+/// Base-2 logarithm of a normal number, or some finite number for 0; branchless, to be vectorized.
+/// From S. Moshier's Cephes, `logf`.
 #[inline(always)]
 pub(super) fn log2(x: f32) -> f32 {
     const COEFFICIENTS: [f32; 9] = [
@@ -228,8 +226,8 @@ mod tests {
             unsafe {
                 let x = L::load(numbers.as_ptr().add(column));
                 x.exp().store(found[0].as_mut_ptr().add(column));
-                let less = L::splat(std::f32::consts::LOG2_E);
-                x.exp_less(less).store(found[1].as_mut_ptr().add(column));
+                let y = L::splat(std::f32::consts::LOG2_E);
+                x.exp_minus(y).store(found[1].as_mut_ptr().add(column));
             }
         }
         found

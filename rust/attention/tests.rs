@@ -1,7 +1,7 @@
 //! Attention against naive loops in double precision, with every instruction set.
 
-use super::cross::{self, CrossAttention};
-use super::windows::{self, WindowAttention};
+use super::cross::CrossAttention;
+use super::windows::WindowAttention;
 use crate::cpu_features::Instructions;
 
 /// Numbers in [-1, 1), a function of the seed.
@@ -72,7 +72,7 @@ fn wide(numbers: &[f32]) -> Vec<f64> {
 
 fn cross_case(
     keys: usize,
-    real: Option<Vec<Vec<u32>>>,
+    unmasked: Option<Vec<Vec<u32>>>,
     instructions: Instructions,
 ) -> CrossAttention {
     CrossAttention {
@@ -81,22 +81,30 @@ fn cross_case(
         keys,
         heads: 3,
         head_width: 32,
-        real,
+        unmasked,
         threads: 2,
         instructions,
     }
 }
 
 /// Weighted sum of the output, with weights `grad`, in double precision.
-fn cross_loss(what: &CrossAttention, tensors: [&[f64]; 3], grad: &[f64]) -> (f64, Vec<f64>) {
-    let (n, m, h, d) = (what.queries, what.keys, what.heads, what.head_width);
+fn cross_loss(attention: &CrossAttention, tensors: [&[f64]; 3], grad: &[f64]) -> (f64, Vec<f64>) {
+    let (n, m, h, d) = (
+        attention.queries,
+        attention.keys,
+        attention.heads,
+        attention.head_width,
+    );
     let row = |tensor: &[f64], sample: usize, tokens: usize, token: usize, head: usize| {
         tensor[((sample * tokens + token) * h + head) * d..][..d].to_vec()
     };
-    let mut out = vec![0.0; what.samples * n * h * d];
-    for (sample, head) in (0..what.samples).flat_map(|b| (0..h).map(move |head| (b, head))) {
+    let mut out = vec![0.0; attention.samples * n * h * d];
+    for (sample, head) in (0..attention.samples).flat_map(|b| (0..h).map(move |head| (b, head))) {
         let every: Vec<u32> = (0..).take(m).collect();
-        let real = what.real.as_ref().map_or(&every, |real| &real[sample]);
+        let real = attention
+            .unmasked
+            .as_ref()
+            .map_or(&every, |real| &real[sample]);
         let rows = |tensor: &[f64]| {
             (real
                 .iter()
@@ -132,33 +140,31 @@ fn cross_attention_equals_naive_loops() {
     .into_iter()
     .flat_map(|(keys, real)| Instructions::available().map(move |set| (keys, real.clone(), set)))
     {
-        let what = cross_case(keys, real, instructions);
-        let row = what.heads * what.head_width;
+        let attention = cross_case(keys, real, instructions);
+        let row = attention.heads * attention.head_width;
         let counts = [2 * 13 * row, 2 * keys * row, 2 * keys * row];
         let tensors = [0, 1, 2].map(|i| numbers(counts[i], i as u64 + 1));
         let grad = numbers(counts[0], 9);
-        let inputs = cross::CrossInputs {
-            query: &tensors[0],
-            key: &tensors[1],
-            value: &tensors[2],
-        };
+        let inputs = [0, 1, 2].map(|i| &tensors[i][..]);
         let mut out = vec![f32::NAN; counts[0]];
-        let mut sums = vec![f32::NAN; 2 * 3 * 13];
-        what.forward(&inputs, &mut out, &mut sums).unwrap();
+        let mut logsumexp = vec![f32::NAN; 2 * 3 * 13];
+        attention.forward(inputs, &mut out, &mut logsumexp).unwrap();
         let exact = [0, 1, 2].map(|i| wide(&tensors[i]));
-        let (_, expected) = cross_loss(&what, [0, 1, 2].map(|i| &exact[i][..]), &wide(&grad));
+        let (_, expected) = cross_loss(&attention, [0, 1, 2].map(|i| &exact[i][..]), &wide(&grad));
         close(&out, &expected, "out");
-        assert!(sums.iter().all(|sum| sum.is_finite()));
+        assert!(logsumexp.iter().all(|sum| sum.is_finite()));
         let mut found = counts.map(|count| vec![f32::NAN; count]);
         let of = found.each_mut().map(|of| &mut of[..]);
-        what.backward(&grad, &inputs, (&out, &sums), of).unwrap();
+        attention
+            .backward(&grad, inputs, (&out, &logsumexp), of)
+            .unwrap();
         for (i, found) in found.iter().enumerate() {
             // Some elements of each tensor, by finite differences.
             for place in (0..counts[i]).step_by(counts[i] / 37) {
                 let mut shifted = exact.clone();
                 let mut loss = |step: f64| {
                     shifted[i][place] = exact[i][place] + step;
-                    cross_loss(&what, [0, 1, 2].map(|i| &shifted[i][..]), &wide(&grad)).0
+                    cross_loss(&attention, [0, 1, 2].map(|i| &shifted[i][..]), &wide(&grad)).0
                 };
                 let expected = (loss(1e-5) - loss(-1e-5)) / 2e-5;
                 close(&found[place..=place], &[expected], "gradient");
@@ -169,8 +175,8 @@ fn cross_attention_equals_naive_loops() {
 
 #[test]
 fn masked_keys_may_hold_anything() {
-    let what = cross_case(21, Some(vec![vec![1, 2], vec![]]), Instructions::best());
-    let row = what.heads * what.head_width;
+    let attention = cross_case(21, Some(vec![vec![1, 2], vec![]]), Instructions::best());
+    let row = attention.heads * attention.head_width;
     let query = numbers(2 * 13 * row, 1);
     let mut key = numbers(2 * 21 * row, 2);
     for (place, value) in key.iter_mut().enumerate() {
@@ -178,20 +184,22 @@ fn masked_keys_may_hold_anything() {
             *value = f32::NAN;
         }
     }
-    let inputs = cross::CrossInputs {
-        query: &query,
-        key: &key,
-        value: &key.clone(),
-    };
+    let inputs = [&query[..], &key, &key];
     let mut out = vec![f32::NAN; query.len()];
-    let mut sums = vec![f32::NAN; 2 * 3 * 13];
-    what.forward(&inputs, &mut out, &mut sums).unwrap();
+    let mut logsumexp = vec![f32::NAN; 2 * 3 * 13];
+    attention.forward(inputs, &mut out, &mut logsumexp).unwrap();
     assert!(out[..13 * row].iter().all(|x| x.is_finite() && *x != 0.0));
     assert!(out[13 * row..].iter().all(|&x| x == 0.0));
-    assert!(sums[3 * 13..].iter().all(|&sum| sum == f32::NEG_INFINITY));
+    assert!(
+        logsumexp[3 * 13..]
+            .iter()
+            .all(|&sum| sum == f32::NEG_INFINITY)
+    );
     let mut found = [query.len(), key.len(), key.len()].map(|count| vec![f32::NAN; count]);
     let of = found.each_mut().map(|of| &mut of[..]);
-    what.backward(&query, &inputs, (&out, &sums), of).unwrap();
+    attention
+        .backward(&query, inputs, (&out, &logsumexp), of)
+        .unwrap();
     for (i, found) in found.iter().enumerate() {
         let read = if i == 0 { 0..13 * row } else { row..3 * row };
         for (place, value) in found.iter().enumerate() {
@@ -219,23 +227,15 @@ fn windows_are_the_same_with_any_number_of_threads_and_any_instructions() {
     let mut plain = None;
     for instructions in Instructions::available() {
         let run = |threads| {
-            let what = windows_case(threads, instructions);
+            let attention = windows_case(threads, instructions);
             let [qkv, table, bias] = [2 * 35 * 96, 25 * 2, 96].map(|n| numbers(n, n as u64));
             let grad = numbers(2 * 35 * 32, 5);
-            let inputs = windows::WindowInputs {
-                qkv: &qkv,
-                bias_table: &table,
-                qkv_bias: &bias,
-            };
+            let inputs = [&qkv[..], &table, &bias];
             let mut all = [2 * 35 * 32, qkv.len(), table.len(), bias.len()].map(|n| vec![0.0; n]);
-            let [out, of_qkv, of_bias_table, of_qkv_bias] = &mut all;
-            what.forward(&inputs, out).unwrap();
-            let mut outputs = windows::WindowGradients {
-                of_qkv,
-                of_bias_table,
-                of_qkv_bias,
-            };
-            what.backward(&grad, &inputs, &mut outputs).unwrap();
+            let [out, grad_qkv, grad_table, grad_bias] = &mut all;
+            attention.forward(inputs, out).unwrap();
+            let grads = [&mut grad_qkv[..], grad_table, grad_bias];
+            attention.backward(&grad, inputs, grads).unwrap();
             all
         };
         let found = run(1);
@@ -250,13 +250,11 @@ fn windows_are_the_same_with_any_number_of_threads_and_any_instructions() {
 
 #[test]
 fn wrong_sizes_are_rejected() {
-    let what = windows_case(1, Instructions::best());
+    let attention = windows_case(1, Instructions::best());
     let [qkv, table, bias] = [2 * 35 * 96, 25 * 2, 95].map(|n| numbers(n, 1));
-    let inputs = windows::WindowInputs {
-        qkv: &qkv,
-        bias_table: &table,
-        qkv_bias: &bias,
-    };
-    let error = what.forward(&inputs, &mut [0.0; 2 * 35 * 32]).unwrap_err();
-    assert!(error.to_string().contains("95 numbers, expected 96"));
+    let inputs = [&qkv[..], &table, &bias];
+    let error = attention
+        .forward(inputs, &mut [0.0; 2 * 35 * 32])
+        .unwrap_err();
+    assert!(error.to_string().contains("expected 96 elements, got 95"));
 }

@@ -1,7 +1,7 @@
-//! Parallel loops: on the threads of OpenMP if the process has loaded it.
+//! Parallel loops, on OpenMP's threads if the process has loaded it.
 //!
-//! torch's threads spin for a while after each operation. Threads of our own would compete with
-//! them; work that OpenMP distributes runs on the same ones.
+//! torch's threads spin for a while after each operation. Other threads would compete with them;
+//! work that OpenMP distributes runs on the same ones.
 
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -11,20 +11,20 @@ use super::head::HeadScratch;
 
 thread_local! {
     /// Kept between calls, since page faults of new memory take as long as the work.
-    static SPACE: RefCell<HeadScratch> = RefCell::default();
+    static SCRATCH: RefCell<HeadScratch> = RefCell::default();
 }
 
 /// Run `body` for every index below `tasks`, on up to `threads` threads including the caller.
 pub(super) fn run(tasks: usize, threads: usize, body: &(dyn Fn(usize, &mut HeadScratch) + Sync)) {
     let next = AtomicUsize::new(0);
     let work = || {
-        SPACE.with_borrow_mut(|space| {
+        SCRATCH.with_borrow_mut(|scratch| {
             loop {
                 let task = next.fetch_add(1, Ordering::Relaxed);
                 if task >= tasks {
                     break;
                 }
-                body(task, space);
+                body(task, scratch);
             }
         });
     };
@@ -77,7 +77,7 @@ mod openmp {
         true
     }
 
-    /// A panic here aborts the process: it must not unwind through C frames.
+    /// Aborts the process on a panic, which must not unwind through C frames.
     extern "C" fn enter(data: *mut c_void) {
         // SAFETY: `fork` passes a pointer to such a reference.
         let work = unsafe { *data.cast::<&(dyn Fn() + Sync)>() };

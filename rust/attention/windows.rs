@@ -7,17 +7,16 @@ use std::iter;
 use super::gradients::Gradients;
 use super::head::{Head, padded};
 use super::rows::HeadRows;
-use super::{Shared, backward, forward, threads};
+use super::{Shared, backward, check_size, check_width, forward, threads};
 use crate::Error;
 use crate::cpu_features::Instructions;
 
 /// Mask value between tokens from different sides of a rolled map's border.
-const SEPARATED: f32 = -100.0;
-/// Minimum tasks of a forward pass, if there are as many windows and heads.
-const FORWARD_TASKS: usize = 16;
-/// The same for a backward pass. Each task accumulates its own bias gradients; they are added in a
-/// fixed order, so that results do not depend on the number of threads.
-const BACKWARD_TASKS: usize = 16;
+const SHIFT_MASK: f32 = -100.0;
+/// Minimum tasks of a forward or backward pass, if there are as many windows and heads. In the
+/// backward pass, each task accumulates its own bias gradients; they are added in a fixed order, so
+/// that results do not depend on the number of threads.
+const MIN_TASKS: usize = 16;
 
 /// Shapes and parameters of a window attention.
 #[derive(Clone, Debug)]
@@ -28,7 +27,7 @@ pub struct WindowAttention {
     pub map: (usize, usize),
     /// h.
     pub heads: usize,
-    /// d; see [`super::takes`].
+    /// d, a multiple of 16.
     pub head_width: usize,
     /// Side of a window.
     pub window: usize,
@@ -42,31 +41,11 @@ pub struct WindowAttention {
     pub instructions: Instructions,
 }
 
-/// Input tensors.
-pub struct WindowInputs<'a> {
-    /// (M, 3, h, d).
-    pub qkv: &'a [f32],
-    /// ((2 window - 1)^2, h).
-    pub bias_table: &'a [f32],
-    /// (3, h, d), QKV of padding.
-    pub qkv_bias: &'a [f32],
-}
-
-/// Gradients of [`WindowInputs`].
-pub struct WindowGradients<'a> {
-    /// (M, 3, h, d).
-    pub of_qkv: &'a mut [f32],
-    /// ((2 window - 1)^2, h).
-    pub of_bias_table: &'a mut [f32],
-    /// (3, h, d).
-    pub of_qkv_bias: &'a mut [f32],
-}
-
 /// Window partition of a batch.
 struct Partition {
     /// (windows, N), token indices, or [`HeadRows::PADDED`].
-    places: Vec<u32>,
-    /// Which seams of the rolled map a window contains: 2 between rows + 1 between columns.
+    indices: Vec<u32>,
+    /// Seams of the rolled map in each window: 2 between rows + 1 between columns.
     seams: Vec<u8>,
     /// Tokens outside of their sample's unpadded map.
     outside: Vec<usize>,
@@ -78,157 +57,156 @@ impl WindowAttention {
         self.window * self.window
     }
 
-    /// Elements of all heads.
+    /// Elements per token, over all heads.
     fn row(&self) -> usize {
         self.heads * self.head_width
     }
 
-    fn check(&self, inputs: &WindowInputs) -> Result<(), Error> {
+    fn check(&self, [qkv, bias_table, qkv_bias]: [&[f32]; 3]) -> Result<(), Error> {
         let tokens = self.samples * self.map.0 * self.map.1;
-        super::expect("qkv", inputs.qkv.len(), 3 * tokens * self.row())?;
+        check_size("qkv", qkv.len(), 3 * tokens * self.row())?;
         let offsets = (2 * self.window - 1).pow(2);
-        super::expect("bias_table", inputs.bias_table.len(), offsets * self.heads)?;
-        super::expect("qkv_bias", inputs.qkv_bias.len(), 3 * self.row())?;
+        check_size("bias_table", bias_table.len(), offsets * self.heads)?;
+        check_size("qkv_bias", qkv_bias.len(), 3 * self.row())?;
         if self.shift >= self.window || u32::try_from(tokens).is_err() {
             return Err(Error::argument(
                 "shift",
-                format!("{}, window {}, {tokens} tokens", self.shift, self.window),
+                format!(
+                    "expected a shift below the window and at most {} tokens, got {}, {} and {tokens}",
+                    u32::MAX,
+                    self.shift,
+                    self.window
+                ),
             ));
         }
         if let Some(sizes) = &self.sizes {
-            super::expect("sizes", sizes.len(), self.samples)?;
+            check_size("sizes", sizes.len(), self.samples)?;
             let (height, width) = self.map;
             if let Some(size) = sizes.iter().find(|size| size.0 > height || size.1 > width) {
-                return Err(Error::argument(
-                    "sizes",
-                    format!("{size:?}; expected at most the map's {height} x {width}"),
-                ));
+                let reason = format!("expected at most the map's {height} x {width}, got {size:?}");
+                return Err(Error::argument("sizes", reason));
             }
         }
-        super::expect_width(self.head_width)
+        check_width(self.head_width)
     }
 
-    /// Forward pass: the output (M, h, d).
+    /// Compute the output (M, h, d) from qkv (M, 3, h, d), the bias table ((2 window - 1)^2, h), and
+    /// the QKV of padding (3, h, d).
     ///
     /// # Errors
     /// [`Error::Argument`] for a tensor of another size.
-    pub fn forward(&self, inputs: &WindowInputs, out: &mut [f32]) -> Result<(), Error> {
+    pub fn forward(&self, inputs: [&[f32]; 3], out: &mut [f32]) -> Result<(), Error> {
         self.check(inputs)?;
-        super::expect("out", out.len(), inputs.qkv.len() / 3)?;
-        let cut = self.cut();
-        for &token in &cut.outside {
+        let [qkv, bias_table, qkv_bias] = inputs;
+        check_size("out", out.len(), qkv.len() / 3)?;
+        let partition = self.partition();
+        for &token in &partition.outside {
             out[token * self.row()..][..self.row()].fill(0.0);
         }
-        let (bias, masks) = (self.expand(inputs.bias_table), self.masks(&cut));
-        let windows = cut.seams.len();
-        let groups = FORWARD_TASKS
+        let (bias, masks) = (self.expand(bias_table), self.masks(&partition));
+        let windows = partition.seams.len();
+        let groups = MIN_TASKS
             .div_ceil(windows.max(1))
             .clamp(1, self.heads.max(1));
-        let heads_at_once = self.heads.div_ceil(groups);
-        let (qkv, padding) = (
-            Shared::read_only(inputs.qkv),
-            Shared::read_only(inputs.qkv_bias),
-        );
+        let heads_per_task = self.heads.div_ceil(groups);
+        let inputs = [qkv, qkv_bias].map(Shared::read_only);
         let out = Shared::new(out);
-        threads::run(windows * groups, self.threads, &|task, space| {
-            let (window, first) = (task / groups, task % groups * heads_at_once);
-            for head in first..(first + heads_at_once).min(self.heads) {
+        threads::run(windows * groups, self.threads, &|task, scratch| {
+            let (window, first) = (task / groups, task % groups * heads_per_task);
+            for head in first..(first + heads_per_task).min(self.heads) {
                 // SAFETY: the sizes were checked; every window and head has its own rows.
                 unsafe {
-                    let what = self.head(&cut, window, head, (qkv, padding), &bias, &masks);
-                    let read = HeadRows {
+                    let inputs = self.head(&partition, window, head, inputs, &bias, &masks);
+                    let out = HeadRows {
                         first: out.at(head * self.head_width),
                         stride: self.row(),
-                        places: what.query.places,
+                        indices: inputs.query.indices,
                         padding: std::ptr::null_mut(),
                     };
-                    forward(self.instructions, &what, &read, std::ptr::null_mut(), space);
+                    let logsumexp = std::ptr::null_mut();
+                    forward(self.instructions, &inputs, &out, logsumexp, scratch);
                 }
             }
         });
         Ok(())
     }
 
-    /// Backward pass: gradients of the inputs, given the gradient (M, h, d) of the output.
+    /// Compute the gradients of the inputs from the gradient (M, h, d) of the output.
     ///
     /// # Errors
     /// [`Error::Argument`] for a tensor of another size.
     pub fn backward(
         &self,
         grad: &[f32],
-        inputs: &WindowInputs,
-        of: &mut WindowGradients,
+        inputs: [&[f32]; 3],
+        grads: [&mut [f32]; 3],
     ) -> Result<(), Error> {
         self.check(inputs)?;
-        super::expect("grad", grad.len(), inputs.qkv.len() / 3)?;
-        super::expect("of_qkv", of.of_qkv.len(), inputs.qkv.len())?;
-        super::expect(
-            "of_bias_table",
-            of.of_bias_table.len(),
-            inputs.bias_table.len(),
-        )?;
-        super::expect("of_qkv_bias", of.of_qkv_bias.len(), inputs.qkv_bias.len())?;
-        let cut = self.cut();
-        let (row, d) = (self.row(), self.head_width);
-        for &token in &cut.outside {
-            of.of_qkv[token * 3 * row..][..3 * row].fill(0.0);
+        check_size("grad", grad.len(), inputs[0].len() / 3)?;
+        for (i, name) in ["grad_qkv", "grad_bias_table", "grad_qkv_bias"]
+            .into_iter()
+            .enumerate()
+        {
+            check_size(name, grads[i].len(), inputs[i].len())?;
         }
-        let (bias, masks) = (self.expand(inputs.bias_table), self.masks(&cut));
-        let windows = cut.seams.len();
-        let parts = BACKWARD_TASKS
+        let [grad_qkv, grad_bias_table, grad_qkv_bias] = grads;
+        let partition = self.partition();
+        let (row, d) = (self.row(), self.head_width);
+        for &token in &partition.outside {
+            grad_qkv[token * 3 * row..][..3 * row].fill(0.0);
+        }
+        let (bias, masks) = (self.expand(inputs[1]), self.masks(&partition));
+        let windows = partition.seams.len();
+        let parts = MIN_TASKS
             .div_ceil(self.heads.max(1))
             .clamp(1, windows.max(1));
-        let windows_at_once = windows.div_ceil(parts);
+        let windows_per_task = windows.div_ceil(parts);
         // Per task: gradients of the scores (N, p), and of padding (3, d).
-        let scores = self.tokens() * padded(self.tokens());
-        let mut of_bias = vec![0.0; self.heads * parts * scores];
-        let mut of_padding = vec![0.0; self.heads * parts * 3 * d];
-        let (qkv, padding) = (
-            Shared::read_only(inputs.qkv),
-            Shared::read_only(inputs.qkv_bias),
-        );
-        let nothing = vec![0.0; d];
-        let (grad, nothing) = (Shared::read_only(grad), Shared::read_only(&nothing));
-        let of_qkv = Shared::new(of.of_qkv);
+        let pairs = self.tokens() * padded(self.tokens());
+        let mut grad_scores = vec![0.0; self.heads * parts * pairs];
+        let mut grad_padding = vec![0.0; self.heads * parts * 3 * d];
+        let zeros = vec![0.0; d];
         {
-            let of_bias = Shared::new(&mut of_bias);
-            let of_padding = Shared::new(&mut of_padding);
-            threads::run(self.heads * parts, self.threads, &|task, space| {
-                let (head, first) = (task / parts, task % parts * windows_at_once);
-                for window in first..(first + windows_at_once).min(windows) {
+            let inputs = [inputs[0], inputs[2]].map(Shared::read_only);
+            let [grad, zeros] = [grad, &zeros].map(Shared::read_only);
+            let [grad_qkv, grad_scores, grad_padding] =
+                [grad_qkv, &mut grad_scores, &mut grad_padding].map(Shared::new);
+            threads::run(self.heads * parts, self.threads, &|task, scratch| {
+                let (head, first) = (task / parts, task % parts * windows_per_task);
+                for window in first..(first + windows_per_task).min(windows) {
                     // SAFETY: the sizes were checked; every window and head has its own rows, and
                     // every task its own sums.
                     unsafe {
-                        let what = self.head(&cut, window, head, (qkv, padding), &bias, &masks);
-                        let places = what.query.places;
-                        let of_part = |part: usize| HeadRows {
-                            first: of_qkv.at(part * row + head * d),
+                        let inputs = self.head(&partition, window, head, inputs, &bias, &masks);
+                        let indices = inputs.query.indices;
+                        let part_grad = |part: usize| HeadRows {
+                            first: grad_qkv.at(part * row + head * d),
                             stride: 3 * row,
-                            places,
-                            padding: of_padding.at((task * 3 + part) * d),
+                            indices,
+                            padding: grad_padding.at((task * 3 + part) * d),
                         };
                         let gradients = Gradients {
-                            read: HeadRows {
+                            out: HeadRows {
                                 first: grad.at(head * d),
                                 stride: row,
-                                places,
-                                padding: nothing.at(0),
+                                indices,
+                                padding: zeros.at(0),
                             },
-                            query: of_part(0),
-                            key: of_part(1),
-                            value: of_part(2),
-                            bias: of_bias.at(task * scores),
+                            query: part_grad(0),
+                            key: part_grad(1),
+                            value: part_grad(2),
+                            bias: grad_scores.at(task * pairs),
                         };
-                        backward(self.instructions, &what, &gradients, None, space);
+                        backward(self.instructions, &inputs, &gradients, None, scratch);
                     }
                 }
             });
         }
-        self.reduce_bias(&of_bias, parts, of.of_bias_table);
-        of.of_qkv_bias.fill(0.0);
-        for (task, sums) in of_padding.chunks_exact(3 * d).enumerate() {
+        self.reduce_bias(&grad_scores, parts, grad_bias_table);
+        grad_qkv_bias.fill(0.0);
+        for (task, sums) in grad_padding.chunks_exact(3 * d).enumerate() {
             for (part, sums) in sums.chunks_exact(d).enumerate() {
-                let to = &mut of.of_qkv_bias[part * row + task / parts * d..][..d];
+                let to = &mut grad_qkv_bias[part * row + task / parts * d..][..d];
                 iter::zip(to, sums).for_each(|(to, sum)| *to += sum);
             }
         }
@@ -238,26 +216,26 @@ impl WindowAttention {
     /// One head of one window.
     ///
     /// # Safety
-    /// The tensors (M, 3, h, d), (3, h, d) and the others have their shapes.
+    /// The tensors (M, 3, h, d) and (3, h, d), the bias and the masks have their shapes.
     unsafe fn head<'a>(
         &self,
-        cut: &'a Partition,
+        partition: &'a Partition,
         window: usize,
         head: usize,
-        (qkv, padding): (Shared, Shared),
+        [qkv, padding]: [Shared; 2],
         bias: &'a [f32],
         masks: &'a [Option<Vec<f32>>; 4],
     ) -> Head<'a> {
         let (n, d) = (self.tokens(), self.head_width);
-        let places = Some(&cut.places[window * n..][..n]);
+        let indices = Some(&partition.indices[window * n..][..n]);
         let rows = |part: usize| HeadRows {
             // SAFETY: as for the caller; likewise below.
             first: unsafe { qkv.at(part * self.row() + head * d) },
             stride: 3 * self.row(),
-            places,
+            indices,
             padding: unsafe { padding.at(part * self.row() + head * d) },
         };
-        let mask = &masks[usize::from(cut.seams[window])];
+        let mask = &masks[usize::from(partition.seams[window])];
         Head {
             queries: n,
             keys: n,
@@ -271,10 +249,10 @@ impl WindowAttention {
     }
 
     /// Pad, roll and partition every sample's map.
-    fn cut(&self) -> Partition {
+    fn partition(&self) -> Partition {
         let (height, width) = self.map;
-        let mut cut = Partition {
-            places: Vec::new(),
+        let mut partition = Partition {
+            indices: Vec::new(),
             seams: Vec::new(),
             outside: Vec::new(),
         };
@@ -285,35 +263,37 @@ impl WindowAttention {
             for (y, row) in rows.chunks_exact(self.window).enumerate() {
                 for (x, column) in columns.chunks_exact(self.window).enumerate() {
                     for (y, x) in row.iter().flat_map(|y| column.iter().map(move |x| (y, x))) {
-                        let place = match (y, x) {
+                        let index = match (y, x) {
                             // A batch has fewer tokens than a u32 counts.
                             #[allow(clippy::cast_possible_truncation)]
                             (Some(y), Some(x)) => (first + y * width + x) as u32,
                             _ => HeadRows::PADDED,
                         };
-                        cut.places.push(place);
+                        partition.indices.push(index);
                     }
                     let last_row = self.shift > 0 && (y + 1) * self.window == rows.len();
                     let last_column = self.shift > 0 && (x + 1) * self.window == columns.len();
-                    cut.seams
+                    partition
+                        .seams
                         .push(2 * u8::from(last_row) + u8::from(last_column));
                 }
             }
             if own != self.map {
                 let tokens = (0..height).flat_map(|y| (0..width).map(move |x| (y, x)));
                 let outside = tokens.filter(|&(y, x)| y >= own.0 || x >= own.1);
-                cut.outside
+                partition
+                    .outside
                     .extend(outside.map(|(y, x)| first + y * width + x));
             }
         }
-        cut
+        partition
     }
 
     /// Source index of each position of an axis, padded and rolled.
     fn ticks(&self, side: usize) -> Vec<Option<usize>> {
         let padded = side.next_multiple_of(self.window);
         (0..padded)
-            .map(|place| Some((place + self.shift) % padded).filter(|&tick| tick < side))
+            .map(|position| Some((position + self.shift) % padded).filter(|&tick| tick < side))
             .collect()
     }
 
@@ -322,10 +302,10 @@ impl WindowAttention {
         let (w, n) = (self.window, self.tokens());
         let (side, p) = (2 * w - 1, padded(n));
         let mut bias = vec![0.0; self.heads * n * p];
-        // The offset decreases from key to key, so that a reversed table is copied in runs.
-        let mut turned = vec![0.0; side * side];
+        // The offset decreases from key to key: a reversed table is copied in runs.
+        let mut reversed = vec![0.0; side * side];
         for (head, rows) in bias.chunks_exact_mut(n * p).enumerate() {
-            for (to, from) in turned.iter_mut().rev().zip(0..) {
+            for (to, from) in reversed.iter_mut().rev().zip(0..) {
                 *to = table[from * self.heads + head];
             }
             for (query, row) in rows.chunks_exact_mut(p).enumerate() {
@@ -333,7 +313,7 @@ impl WindowAttention {
                 for (key_row, run) in row[..n].chunks_exact_mut(w).enumerate() {
                     // The offset to key column 0 is the largest of a run.
                     let largest = (y + w - 1 - key_row) * side + x + w - 1;
-                    run.copy_from_slice(&turned[side * side - 1 - largest..][..w]);
+                    run.copy_from_slice(&reversed[side * side - 1 - largest..][..w]);
                 }
             }
         }
@@ -341,43 +321,51 @@ impl WindowAttention {
     }
 
     /// Add the gradients of the scores (h parts, N, p) to those of the table.
-    fn reduce_bias(&self, of_bias: &[f32], parts: usize, of_table: &mut [f32]) {
+    fn reduce_bias(&self, grad_scores: &[f32], parts: usize, grad_table: &mut [f32]) {
         let (w, n) = (self.window, self.tokens());
         let (side, p) = (2 * w - 1, padded(n));
-        for (head, of_head) in of_bias.chunks_exact((parts * n * p).max(1)).enumerate() {
-            let mut turned = vec![0.0; side * side];
-            for (row, of_row) in of_head.chunks_exact(p).enumerate() {
+        for (head, grad_head) in grad_scores.chunks_exact((parts * n * p).max(1)).enumerate() {
+            let mut reversed = vec![0.0; side * side];
+            for (row, grad_row) in grad_head.chunks_exact(p).enumerate() {
                 let query = row % n;
                 let (y, x) = (query / w, query % w);
-                for (key_row, run) in of_row[..n].chunks_exact(w).enumerate() {
+                for (key_row, run) in grad_row[..n].chunks_exact(w).enumerate() {
                     let largest = (y + w - 1 - key_row) * side + x + w - 1;
-                    let to = &mut turned[side * side - 1 - largest..][..w];
+                    let to = &mut reversed[side * side - 1 - largest..][..w];
                     iter::zip(to, run).for_each(|(to, value)| *to += value);
                 }
             }
-            for (from, to) in turned.iter().rev().zip(0..) {
-                of_table[to * self.heads + head] = *from;
+            for (from, to) in reversed.iter().rev().zip(0..) {
+                grad_table[to * self.heads + head] = *from;
             }
         }
     }
 
     /// Mask (N, p) of windows for each combination of seams.
-    fn masks(&self, cut: &Partition) -> [Option<Vec<f32>>; 4] {
+    fn masks(&self, partition: &Partition) -> [Option<Vec<f32>>; 4] {
         let (w, n) = (self.window, self.tokens());
         let p = padded(n);
         std::array::from_fn(|seams| {
-            if seams == 0 || !cut.seams.iter().any(|&other| usize::from(other) == seams) {
+            if seams == 0
+                || !partition
+                    .seams
+                    .iter()
+                    .any(|&other| usize::from(other) == seams)
+            {
                 return None;
             }
             let region = |token: usize| {
-                let behind = |tick: usize| usize::from(tick >= w - self.shift);
-                (seams / 2 * behind(token / w), seams % 2 * behind(token % w))
+                let after_seam = |tick: usize| usize::from(tick >= w - self.shift);
+                (
+                    seams / 2 * after_seam(token / w),
+                    seams % 2 * after_seam(token % w),
+                )
             };
             let regions: Vec<_> = (0..n).map(region).collect();
             let mut mask = vec![0.0; n * p];
             for (row, own) in mask.chunks_exact_mut(p).zip(&regions) {
                 for (value, other) in row.iter_mut().zip(&regions) {
-                    *value = if own == other { 0.0 } else { SEPARATED };
+                    *value = if own == other { 0.0 } else { SHIFT_MASK };
                 }
             }
             Some(mask)

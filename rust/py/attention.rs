@@ -1,4 +1,4 @@
-//! Bindings of attention for `fiber.kernels.*.native`; results are written into its arrays.
+//! Bindings of attention for `fiber.kernels.*.native`, which passes the output arrays.
 
 use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::PyValueError;
@@ -6,90 +6,92 @@ use pyo3::prelude::*;
 
 use super::arrays::{numbers, numbers_mut};
 use crate::attention::cross::{self, CrossAttention};
-use crate::attention::windows::{self, WindowAttention};
+use crate::attention::windows::WindowAttention;
 use crate::cpu_features::Instructions;
 
+type Floats = PyBuffer<f32>;
+
 /// Check the number of dimensions.
-fn shape<const N: usize>(name: &str, array: &PyBuffer<f32>) -> PyResult<[usize; N]> {
-    array.shape().try_into().map_err(|_| {
-        let found = array.shape();
-        PyValueError::new_err(format!("{name}: shape {found:?}; expected {N} dimensions"))
+fn shape<const N: usize>(name: &str, array: &Floats) -> PyResult<[usize; N]> {
+    let found = array.shape();
+    found.try_into().map_err(|_| {
+        PyValueError::new_err(format!(
+            "{name}: expected {N} dimensions, got shape {found:?}"
+        ))
     })
 }
 
 fn instructions(name: Option<&str>) -> PyResult<Instructions> {
-    name.map_or_else(
-        || Ok(Instructions::best()),
-        |name| Instructions::from_name(name).map_err(PyErr::from),
-    )
+    Ok(name.map_or_else(|| Ok(Instructions::best()), Instructions::from_name)?)
 }
+
+/// Elements of three arrays.
+fn inputs<'a>(names: [&str; 3], arrays: &'a [Floats; 3]) -> PyResult<[&'a [f32]; 3]> {
+    let [a, b, c] = arrays;
+    Ok([
+        numbers(names[0], a)?,
+        numbers(names[1], b)?,
+        numbers(names[2], c)?,
+    ])
+}
+
+/// Writable elements of three arrays.
+fn outputs<'a>(names: [&str; 3], arrays: &'a [Floats; 3]) -> PyResult<[&'a mut [f32]; 3]> {
+    let [a, b, c] = arrays;
+    Ok([
+        numbers_mut(names[0], a)?,
+        numbers_mut(names[1], b)?,
+        numbers_mut(names[2], c)?,
+    ])
+}
+
+const WINDOW_INPUTS: [&str; 3] = ["qkv", "bias_table", "qkv_bias"];
+const CROSS_INPUTS: [&str; 3] = ["query", "key", "value"];
 
 /// Window attention, forward.
 #[pyfunction]
-#[pyo3(signature = (qkv, bias_table, qkv_bias, out, *, window, shift, sizes, threads,
-                    instructions = None))]
+#[pyo3(signature = (arrays, out, *, window, shift, sizes, threads, instructions = None))]
 #[allow(clippy::too_many_arguments)] // Keyword arguments in Python.
 pub fn window_attention(
     py: Python<'_>,
-    qkv: PyBuffer<f32>,
-    bias_table: PyBuffer<f32>,
-    qkv_bias: PyBuffer<f32>,
-    out: PyBuffer<f32>,
+    arrays: [Floats; 3],
+    out: Floats,
     window: usize,
     shift: usize,
     sizes: Option<Vec<(usize, usize)>>,
     threads: usize,
     instructions: Option<&str>,
 ) -> PyResult<()> {
-    let what = windows_of(&qkv, window, shift, sizes, threads, instructions)?;
-    let inputs = windows::WindowInputs {
-        qkv: numbers("qkv", &qkv)?,
-        bias_table: numbers("bias_table", &bias_table)?,
-        qkv_bias: numbers("qkv_bias", &qkv_bias)?,
-    };
+    let attention = window_options(&arrays[0], window, shift, sizes, threads, instructions)?;
+    let arrays = inputs(WINDOW_INPUTS, &arrays)?;
     let out = numbers_mut("out", &out)?;
-    py.detach(|| what.forward(&inputs, out))
-        .map_err(PyErr::from)
+    Ok(py.detach(|| attention.forward(arrays, out))?)
 }
 
 /// Window attention, backward.
 #[pyfunction]
-#[pyo3(signature = (grad, qkv, bias_table, qkv_bias, of_qkv, of_bias_table, of_qkv_bias, *, window,
-                    shift, sizes, threads, instructions = None))]
+#[pyo3(signature = (grad, arrays, grads, *, window, shift, sizes, threads, instructions = None))]
 #[allow(clippy::too_many_arguments)] // Keyword arguments in Python.
 pub fn window_attention_backward(
     py: Python<'_>,
-    grad: PyBuffer<f32>,
-    qkv: PyBuffer<f32>,
-    bias_table: PyBuffer<f32>,
-    qkv_bias: PyBuffer<f32>,
-    of_qkv: PyBuffer<f32>,
-    of_bias_table: PyBuffer<f32>,
-    of_qkv_bias: PyBuffer<f32>,
+    grad: Floats,
+    arrays: [Floats; 3],
+    grads: [Floats; 3],
     window: usize,
     shift: usize,
     sizes: Option<Vec<(usize, usize)>>,
     threads: usize,
     instructions: Option<&str>,
 ) -> PyResult<()> {
-    let what = windows_of(&qkv, window, shift, sizes, threads, instructions)?;
-    let inputs = windows::WindowInputs {
-        qkv: numbers("qkv", &qkv)?,
-        bias_table: numbers("bias_table", &bias_table)?,
-        qkv_bias: numbers("qkv_bias", &qkv_bias)?,
-    };
-    let mut outputs = windows::WindowGradients {
-        of_qkv: numbers_mut("of_qkv", &of_qkv)?,
-        of_bias_table: numbers_mut("of_bias_table", &of_bias_table)?,
-        of_qkv_bias: numbers_mut("of_qkv_bias", &of_qkv_bias)?,
-    };
+    let attention = window_options(&arrays[0], window, shift, sizes, threads, instructions)?;
+    let arrays = inputs(WINDOW_INPUTS, &arrays)?;
+    let grads = outputs(["grad_qkv", "grad_bias_table", "grad_qkv_bias"], &grads)?;
     let grad = numbers("grad", &grad)?;
-    py.detach(|| what.backward(grad, &inputs, &mut outputs))
-        .map_err(PyErr::from)
+    Ok(py.detach(|| attention.backward(grad, arrays, grads))?)
 }
 
-fn windows_of(
-    qkv: &PyBuffer<f32>,
+fn window_options(
+    qkv: &Floats,
     window: usize,
     shift: usize,
     sizes: Option<Vec<(usize, usize)>>,
@@ -112,104 +114,72 @@ fn windows_of(
 
 /// Cross-attention, forward.
 #[pyfunction]
-#[pyo3(signature = (query, key, value, out, sums, *, key_lengths, key_mask, threads, instructions = None))]
+#[pyo3(signature = (arrays, out, logsumexp, *, key_lengths, key_mask, threads, instructions = None))]
 #[allow(clippy::too_many_arguments)] // Keyword arguments in Python.
 pub fn cross_attention(
     py: Python<'_>,
-    query: PyBuffer<f32>,
-    key: PyBuffer<f32>,
-    value: PyBuffer<f32>,
-    out: PyBuffer<f32>,
-    sums: PyBuffer<f32>,
+    arrays: [Floats; 3],
+    out: Floats,
+    logsumexp: Floats,
     key_lengths: Option<Vec<u32>>,
     key_mask: Option<PyBuffer<u8>>,
     threads: usize,
     instructions: Option<&str>,
 ) -> PyResult<()> {
-    let what = cross_of(
-        &query,
-        &key,
-        key_lengths,
-        key_mask.as_ref(),
-        threads,
-        instructions,
-    )?;
-    let inputs = cross::CrossInputs {
-        query: numbers("query", &query)?,
-        key: numbers("key", &key)?,
-        value: numbers("value", &value)?,
-    };
-    let (out, sums) = (numbers_mut("out", &out)?, numbers_mut("sums", &sums)?);
-    py.detach(|| what.forward(&inputs, out, sums))
-        .map_err(PyErr::from)
+    let attention = cross_options(&arrays, key_lengths, key_mask, threads, instructions)?;
+    let arrays = inputs(CROSS_INPUTS, &arrays)?;
+    let (out, logsumexp) = (
+        numbers_mut("out", &out)?,
+        numbers_mut("logsumexp", &logsumexp)?,
+    );
+    Ok(py.detach(|| attention.forward(arrays, out, logsumexp))?)
 }
 
 /// Cross-attention, backward.
 #[pyfunction]
-#[pyo3(signature = (grad, query, key, value, read, sums, of_query, of_key, of_value, *, key_lengths, key_mask, threads,
+#[pyo3(signature = (grad, arrays, out, logsumexp, grads, *, key_lengths, key_mask, threads,
                     instructions = None))]
 #[allow(clippy::too_many_arguments)] // Keyword arguments in Python.
 pub fn cross_attention_backward(
     py: Python<'_>,
-    grad: PyBuffer<f32>,
-    query: PyBuffer<f32>,
-    key: PyBuffer<f32>,
-    value: PyBuffer<f32>,
-    read: PyBuffer<f32>,
-    sums: PyBuffer<f32>,
-    of_query: PyBuffer<f32>,
-    of_key: PyBuffer<f32>,
-    of_value: PyBuffer<f32>,
+    grad: Floats,
+    arrays: [Floats; 3],
+    out: Floats,
+    logsumexp: Floats,
+    grads: [Floats; 3],
     key_lengths: Option<Vec<u32>>,
     key_mask: Option<PyBuffer<u8>>,
     threads: usize,
     instructions: Option<&str>,
 ) -> PyResult<()> {
-    let what = cross_of(
-        &query,
-        &key,
-        key_lengths,
-        key_mask.as_ref(),
-        threads,
-        instructions,
-    )?;
-    let inputs = cross::CrossInputs {
-        query: numbers("query", &query)?,
-        key: numbers("key", &key)?,
-        value: numbers("value", &value)?,
-    };
-    let outputs = [
-        numbers_mut("of_query", &of_query)?,
-        numbers_mut("of_key", &of_key)?,
-        numbers_mut("of_value", &of_value)?,
-    ];
+    let attention = cross_options(&arrays, key_lengths, key_mask, threads, instructions)?;
+    let arrays = inputs(CROSS_INPUTS, &arrays)?;
+    let grads = outputs(["grad_query", "grad_key", "grad_value"], &grads)?;
     let grad = numbers("grad", &grad)?;
-    let known = (numbers("read", &read)?, numbers("sums", &sums)?);
-    py.detach(|| what.backward(grad, &inputs, known, outputs))
-        .map_err(PyErr::from)
+    let saved = (numbers("out", &out)?, numbers("logsumexp", &logsumexp)?);
+    Ok(py.detach(|| attention.backward(grad, arrays, saved, grads))?)
 }
 
-fn cross_of(
-    query: &PyBuffer<f32>,
-    key: &PyBuffer<f32>,
+fn cross_options(
+    [query, key, _]: &[Floats; 3],
     key_lengths: Option<Vec<u32>>,
-    key_mask: Option<&PyBuffer<u8>>,
+    key_mask: Option<PyBuffer<u8>>,
     threads: usize,
     name: Option<&str>,
 ) -> PyResult<CrossAttention> {
     let [samples, queries, heads, head_width] = shape("query", query)?;
     let [_, keys, ..] = shape::<4>("key", key)?;
-    let real = key_mask.map(|mask| numbers("key_mask", mask)).transpose()?;
-    let real = real
-        .map(|mask| cross::marked_keys(mask, keys))
-        .or_else(|| key_lengths.and_then(|lengths| cross::first_keys(&lengths, keys)));
+    let unmasked = match key_mask {
+        Some(mask) => Some(cross::unmasked_keys(numbers("key_mask", &mask)?, keys)),
+        None => key_lengths.and_then(|lengths| cross::first_keys(&lengths, keys)),
+    };
     Ok(CrossAttention {
         samples,
         queries,
         keys,
         heads,
         head_width,
-        real,
+        unmasked,
         threads,
         instructions: instructions(name)?,
     })

@@ -1,4 +1,4 @@
-"""One rule picks what runs, and an override that puts itself back."""
+"""The default rule selects the backend; overrides restore the previous one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fiber.kernels.runtime import dispatch
 
 
 class OnGpu:
-    """What the rule looks at of a tensor."""
+    """Tensor on a GPU, as far as the rule is concerned."""
 
     device = torch.device("cuda", 0)
 
@@ -39,7 +39,7 @@ def test_reason_on_the_cpu():
     assert "on meta" in reason
 
 
-def test_processors_without_wide_instructions_run_plain_pytorch(monkeypatch):
+def test_processors_without_wide_instructions_run_pytorch(monkeypatch):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
     name, reason = kernels.active_backend(torch.zeros(1))
     assert name == "reference"
@@ -67,7 +67,7 @@ def test_override_restores_itself():
     assert "on the CPU" in kernels.active_backend(torch.zeros(1))[1]
 
 
-def test_triton_is_refused_with_the_reason(machine, monkeypatch):
+def test_triton_is_rejected_with_the_reason(machine, monkeypatch):
     machine(triton=False)
     with pytest.raises(RuntimeError, match="Triton is not installed"):
         kernels.use_backend("triton")
@@ -83,23 +83,25 @@ def test_unknown_backend():
         kernels.use_backend("cuda")
 
 
-class Refuses:
-    """A kernel that takes nothing wider than 3."""
+class Narrow:
+    """Module of a kernel for widths up to 3."""
 
     @staticmethod
     def refusal(tensor: OnGpu, width: int) -> str | None:
         return None if width <= 3 else f"width {width} is above 3"
 
 
-def test_a_call_that_the_kernel_does_not_take_is_told_once(machine, monkeypatch):
+def test_unsupported_call_warns_once(machine, monkeypatch):
     machine()
-    monkeypatch.setattr(dispatch.importlib, "import_module", lambda name, package: Refuses)
+    plain = object()
+    modules = {".any.triton_launch": Narrow, ".any.torch_path": plain}
+    monkeypatch.setattr(dispatch.importlib, "import_module", lambda name, package: modules[name])
     dispatch._warn_once.cache_clear()
-    assert dispatch.kernel_module({"triton": "anything"}, OnGpu(), 3) is Refuses
-    with pytest.warns(UserWarning, match="anything: width 4 is above 3"):
-        assert dispatch.kernel_module({"triton": "anything"}, OnGpu(), 4) is None
+    assert dispatch.kernel_module("any", OnGpu(), 3) is Narrow
+    with pytest.warns(UserWarning, match=r"any\.triton_launch: width 4 is above 3"):
+        assert dispatch.kernel_module("any", OnGpu(), 4) is plain
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert dispatch.kernel_module({"triton": "anything"}, OnGpu(), 4) is None
+        assert dispatch.kernel_module("any", OnGpu(), 4) is plain
     with pytest.warns(UserWarning, match="width 5"):
-        assert dispatch.kernel_module({"triton": "anything"}, OnGpu(), 5) is None
+        assert dispatch.kernel_module("any", OnGpu(), 5) is plain

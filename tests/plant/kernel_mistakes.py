@@ -79,17 +79,17 @@ KERNELS = (
     KernelMistake(
         "a pass over the output after the kernel",
         _PLANS,
-        "    return launches, out\n",
-        "    return launches, out * 1\n",
+        "    return plan.launches, out\n",
+        "    return plan.launches, out * 1\n",
         ACCESSES,
     ),
     KernelMistake(
         "a pass over the output in the kernel",
         _WHOLE,
-        "        store_tokens(target, mixed, tokens, column, channels, WIDTH, MASKED, SIZED)\n",
-        "        store_tokens(target, mixed, tokens, column, channels, WIDTH, MASKED, SIZED)\n"
-        "        mixed = load_tokens(target, tokens, column, channels, WIDTH, MASKED)\n"
-        "        store_tokens(target, mixed, tokens, column, channels, WIDTH, MASKED, SIZED)\n",
+        "        store_tokens(target, attended, tokens, column, channels, WIDTH, MASKED, SIZED)\n",
+        "        store_tokens(target, attended, tokens, column, channels, WIDTH, MASKED, SIZED)\n"
+        "        attended = load_tokens(target, tokens, column, channels, WIDTH, MASKED)\n"
+        "        store_tokens(target, attended, tokens, column, channels, WIDTH, MASKED, SIZED)\n",
         ACCESSES,
     ),
     KernelMistake(
@@ -102,8 +102,8 @@ KERNELS = (
     KernelMistake(
         "no shift mask",
         _BIAS,
-        '            "PARTED": PARTED * LOG2E,\n',
-        '            "PARTED": 0.0,\n',
+        '            "SHIFT_MASK": SHIFT_MASK * LOG2E,\n',
+        '            "SHIFT_MASK": 0.0,\n',
         WINDOWS,
     ),
     KernelMistake(

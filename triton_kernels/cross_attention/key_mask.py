@@ -1,4 +1,4 @@
-"""Which keys are attended to, and attention dropout."""
+"""Key masks and dropout of cross attention."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class KeyMask:
-    """Keys that each sample attends to; at most one of lengths, mask and sizes is given.
+    """Keys that each sample attends to: all, or those of lengths, mask or sizes (at most one).
 
-    Without any, every key is read. Keys that are not read may hold anything, NaN included.
+    Masked keys are not read: they may hold anything, NaN included.
 
     Attributes:
         lengths: (B,) integer number of keys of each sample, the first ones of m.
-        mask: (B, m) bool, True = is read.
-        sizes: (B, 2) integer (height, width) of each sample's own part of a map of keys, in its
-            top left corner.
-        map_size: (H, W) with H * W = m; needed with sizes.
+        mask: (B, m) bool, True = attended to.
+        sizes: (B, 2) integer (height, width) of each sample's own map of keys, in the top left
+            corner of the whole map.
+        map_size: (H, W) with H * W = m; required with sizes.
     """
 
     lengths: Tensor | None = None
@@ -29,7 +29,7 @@ class KeyMask:
     map_size: Sequence[int] | None = None
 
     def as_bool(self, num_keys: int) -> Tensor | None:
-        """Return a (B, m) bool mask, True = is read; None if every key is read."""
+        """Return a (B, m) bool mask, True = attended to; None if all keys are."""
         if self.mask is not None:
             return self.mask
         if self.lengths is not None:
@@ -51,7 +51,7 @@ class Dropout:
 
     Attributes:
         p: probability of dropping a weight, 0 <= p < 1.
-        seed: (1,) int64, from which the dropped weights follow; needed where p > 0.
+        seed: (1,) int64 that determines the dropped weights; required if p > 0.
     """
 
     p: float = 0.0

@@ -1,4 +1,4 @@
-"""Cross attention as loops over samples and heads: the oracle of the tests."""
+"""Cross attention as loops over samples and heads, the reference of the tests."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from torch import Tensor
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor) -> Tensor:
-    """Attend from q [B, n, h, d] to the keys that key_mask [B, m] selects, one head at a time."""
+    """Attend from q [B, n, h, d] to the keys selected by key_mask [B, m], one head at a time."""
     samples = []
     for sample in range(q.shape[0]):
-        real = key_mask[sample].nonzero()[:, 0]
+        unmasked = key_mask[sample].nonzero()[:, 0]
         heads = []
         for head in range(q.shape[2]):
-            if len(real) == 0:
+            if len(unmasked) == 0:
                 heads.append(torch.zeros_like(q[sample, :, head]))
                 continue
-            keys, values = k[sample, real, head], v[sample, real, head]
+            keys, values = k[sample, unmasked, head], v[sample, unmasked, head]
             scores = q[sample, :, head] @ keys.T / q.shape[3] ** 0.5
             heads.append(torch.exp(scores - scores.logsumexp(1, keepdim=True)) @ values)
         samples.append(torch.stack(heads, 1))

@@ -1,4 +1,4 @@
-"""Cross attention on a CPU by the extension. Arguments are checked in `op.py`."""
+"""Cross attention on CPUs in Rust. Arguments are checked in `op.py`."""
 
 from __future__ import annotations
 
@@ -10,27 +10,25 @@ from torch import Tensor
 from fiber import _core
 
 from ..runtime import native_arrays
+from ..runtime.native_arrays import array, empty_like
 from . import torch_path
 from .key_mask import Dropout, KeyMask
 
 
 def refusal(q: Tensor, k: Tensor) -> str | None:
-    """Return why the extension does not take a call; None if it does."""
+    """Return why a call is not supported; None if it is."""
     return native_arrays.refusal(q, q.shape[3])
 
 
 def forward(
     q: Tensor, k: Tensor, v: Tensor, keys: KeyMask, dropout: Dropout
 ) -> tuple[Tensor, Tensor]:
-    """Compute the output and the logsumexp; see `torch_path.forward`, which runs with dropout."""
+    """Compute the output and the logsumexp; calls `torch_path.forward` if there is dropout."""
     if dropout.p:
         return torch_path.forward(q, k, v, keys, dropout)
-    out = native_arrays.empty_like(q)
-    logsumexp = q.new_empty(q.shape[0], q.shape[2], q.shape[1])
-    _core.cross_attention(
-        *(native_arrays.array(tensor) for tensor in (q, k, v, out, logsumexp)),
-        **_options(keys, k.shape[1]),
-    )
+    out, logsumexp = empty_like(q), q.new_empty(q.shape[0], q.shape[2], q.shape[1])
+    inputs = [array(tensor) for tensor in (q, k, v)]
+    _core.cross_attention(inputs, array(out), array(logsumexp), **_options(keys, k.shape[1]))
     return out, logsumexp
 
 
@@ -44,21 +42,21 @@ def backward(
     keys: KeyMask,
     dropout: Dropout,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute the gradients of q, k and v; see `torch_path.backward`, which runs with dropout."""
+    """Compute the gradients of q, k and v; calls `torch_path.backward` if there is dropout."""
     if dropout.p:
         return torch_path.backward(grad, q, k, v, out, logsumexp, keys, dropout)
-    grad_q, grad_k, grad_v = (native_arrays.empty_like(tensor) for tensor in (q, k, v))
+    grads = empty_like(q), empty_like(k), empty_like(v)
+    inputs, outputs = ([array(tensor) for tensor in each] for each in ((q, k, v), grads))
     _core.cross_attention_backward(
-        *map(native_arrays.array, (grad, q, k, v, out, logsumexp, grad_q, grad_k, grad_v)),
-        **_options(keys, k.shape[1]),
+        array(grad), inputs, array(out), array(logsumexp), outputs, **_options(keys, k.shape[1])
     )
-    return grad_q, grad_k, grad_v
+    return grads
 
 
 def _options(keys: KeyMask, num_keys: int) -> dict[str, Any]:
     lengths, mask = None, None
     if keys.lengths is not None:
-        # Lengths below 0 or above m are clamped, as in the other backends.
+        # As in the other backends, lengths are clamped to [0, m].
         lengths = keys.lengths.clamp(0, num_keys).tolist()
     else:
         mask = keys.as_bool(num_keys)

@@ -1,4 +1,4 @@
-"""Cross attention in both directions: argument checks and the call of the registered operation.
+"""Cross attention in both directions: argument checks and the call to the registered operation.
 
 Letters: B batch, H W map, h heads, d head width, T image tokens, L text tokens.
 """
@@ -20,28 +20,28 @@ def image_to_text_attention(
     *,
     key_mask: Tensor | None = None,
 ) -> Tensor:
-    """Attend from every image token to the text tokens of its own sample.
+    """Attend from image tokens to the text tokens of their sample.
 
     Args:
-        q: [B, T, h, d] queries of the image tokens; scaled here by d ** -0.5.
-        k: [B, L, h, d] keys of the text.
-        v: [B, L, h, d] values of the text.
-        key_lengths: [B] integer number of real tokens, which come first; later keys are not read.
+        q: [B, T, h, d] image queries, not scaled by d ** -0.5.
+        k: [B, L, h, d] text keys.
+        v: [B, L, h, d] text values.
+        key_lengths: [B] integer number of real tokens, which come first; padding is not read.
         key_mask: [B, L] bool, True = real token, for masks that are not a prefix. At most one of
-            key_lengths and key_mask may be given; without both every key is read.
+            key_lengths and key_mask may be given.
 
     Returns:
-        [B, T, h, d] in q's dtype; 0 where a sample has no real key.
+        [B, T, h, d] in q's dtype; 0 for samples without real tokens.
 
     Raises:
-        ValueError: if shapes, devices or dtypes do not fit together, with the shapes.
+        ValueError: if shapes, devices or dtypes do not match, with the shapes.
 
     Source: FIBER (Dou et al. 2022), fusion in the backbone.
     """
     named = {"q": q, "k": k, "v": v}
     _require_attention_shapes(named)
     if key_lengths is not None and key_mask is not None:
-        raise ValueError("image_to_text_attention: give key_lengths or key_mask, not both")
+        raise ValueError("image_to_text_attention: pass key_lengths or key_mask, not both")
     if key_lengths is not None:
         named["key_lengths"] = key_lengths
         require(key_lengths.shape == q.shape[:1], "key_lengths (B,)", named)
@@ -50,8 +50,8 @@ def image_to_text_attention(
         require(key_mask.shape == k.shape[:2], "key_mask (B, L)", named)
         require(key_mask.dtype == torch.bool, "a bool key_mask", named)
     require_one_device(named)
-    read, _ = registered.cross_attention(q, k, v, key_lengths, key_mask, None, None, 0.0, None)
-    return read
+    out, _ = registered.cross_attention(q, k, v, key_lengths, key_mask, None, None, 0.0, None)
+    return out
 
 
 def text_to_image_attention(
@@ -63,22 +63,22 @@ def text_to_image_attention(
     map_size: tuple[int, int] | None = None,
     dropout_p: float = 0.0,
 ) -> Tensor:
-    """Attend from every text token to the image tokens of its own sample.
+    """Attend from text tokens to the image tokens of their sample.
 
     Args:
-        q: [B, L, h, d] queries of the text; scaled here by d ** -0.5.
-        k: [B, T, h, d] keys of the image tokens, row by row.
-        v: [B, T, h, d] values of the image tokens.
+        q: [B, L, h, d] text queries, not scaled by d ** -0.5.
+        k: [B, T, h, d] image keys, row by row.
+        v: [B, T, h, d] image values.
         valid_sizes: [B, 2] integer (height, width) of each sample's own map; keys outside are not
-            read. None: every key is read, padding of the batch included, as published.
-        map_size: (H, W) with H * W = T; needed with valid_sizes.
+            read. None: all keys, padding of the batch included, as published.
+        map_size: (H, W) with H * W = T; required with valid_sizes.
         dropout_p: probability of dropping an attention weight.
 
     Returns:
-        [B, L, h, d] in q's dtype; 0 where a sample has no valid key.
+        [B, L, h, d] in q's dtype; 0 for samples without valid keys.
 
     Raises:
-        ValueError: if shapes, devices or dtypes do not fit together, with the shapes.
+        ValueError: if shapes, devices or dtypes do not match, with the shapes.
 
     Source: FIBER (Dou et al. 2022), fusion in the backbone.
     """
@@ -89,17 +89,17 @@ def text_to_image_attention(
         require(valid_sizes.shape == (q.shape[0], 2), "valid_sizes (B, 2)", named)
         require(
             map_size is not None and map_size[0] * map_size[1] == k.shape[1],
-            f"map_size with H * W = {k.shape[1]}, not {map_size},",
+            f"map_size with H * W = {k.shape[1]}, got {map_size},",
             named,
         )
     require_one_device(named)
     seed = None
     if dropout_p:
-        # Drawn on the tensors' device: no synchronization, and torch's seed decides.
+        # From torch's generator on the tensors' device, without synchronization.
         seed = torch.randint(2**62, (1,), device=q.device)
     size = None if valid_sizes is None else map_size
-    read, _ = registered.cross_attention(q, k, v, None, None, valid_sizes, size, dropout_p, seed)
-    return read
+    out, _ = registered.cross_attention(q, k, v, None, None, valid_sizes, size, dropout_p, seed)
+    return out
 
 
 def _require_attention_shapes(named: dict[str, Tensor]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,24 +9,17 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from ..runtime.dispatch import Backend, kernel_module
+from ..runtime.dispatch import kernel_module
 from ..runtime.registration import LIBRARY, below_autograd, differentiate, operation
-from . import torch_path
 from .key_mask import Dropout, KeyMask
 
-_MODULES: Mapping[Backend, str] = {
-    "triton": "cross_attention.triton_launch",
-    "native": "cross_attention.native",
-}
 _OPTIONS = (
     "Tensor? key_lengths, Tensor? key_mask, Tensor? valid_sizes, int[]? map_size,"
     " float dropout_p, Tensor? seed"
 )
 
 
-@operation(
-    f"(Tensor q, Tensor k, Tensor v, {_OPTIONS}) -> (Tensor, Tensor)",
-)
+@operation(f"(Tensor q, Tensor k, Tensor v, {_OPTIONS}) -> (Tensor, Tensor)")
 def cross_attention(
     q: Tensor,
     k: Tensor,
@@ -41,7 +33,7 @@ def cross_attention(
 ) -> tuple[Tensor, Tensor]:
     """Compute the output [B, n, h, d] and the base-2 logsumexp of the scores [B, h, n]."""
     keys = KeyMask(key_lengths, key_mask, valid_sizes, map_size)
-    module = kernel_module(_MODULES, q, k) or torch_path
+    module = kernel_module("cross_attention", q, k)
     return module.forward(q, k, v, keys, Dropout(dropout_p, seed))
 
 
@@ -72,7 +64,7 @@ def cross_attention_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Compute the gradients of q, k and v."""
     keys = KeyMask(key_lengths, key_mask, valid_sizes, map_size)
-    module = kernel_module(_MODULES, q, k) or torch_path
+    module = kernel_module("cross_attention", q, k)
     return module.backward(grad, q, k, v, out, logsumexp, keys, Dropout(dropout_p, seed))
 
 
@@ -101,8 +93,8 @@ class _CrossAttention(Function):
             return (None,) * 9
         *tensors, key_lengths, key_mask, valid_sizes, seed = ctx.saved_tensors
         options = (key_lengths, key_mask, valid_sizes, ctx.map_size, ctx.dropout_p, seed)
-        found = below_autograd(cross_attention_backward, (grads[0], *tensors, *options))
-        return *found, None, None, None, None, None, None
+        input_grads = below_autograd(cross_attention_backward, (grads[0], *tensors, *options))
+        return *input_grads, None, None, None, None, None, None
 
 
 differentiate(cross_attention, _CrossAttention)

@@ -4,7 +4,7 @@
 loops over the queries. If one tile holds a whole sequence, the gradient of the other sequence is
 complete in every step, and one kernel writes all gradients. There are no atomics.
 
-Letters and the order of keys are those of `triton_forward.py`.
+Letters and ranks of keys as in `triton_forward.py`.
 """
 
 from __future__ import annotations
@@ -12,17 +12,18 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from ..runtime.triton_math import dot
 from .triton_forward import (
     LOG2_E,
-    _any_place,
+    _any_position,
     _dropout_scale,
-    _dropout_words,
-    _hide,
+    _dropout_seeds,
     _is_read,
     _kept,
     _load_rows,
+    _mask_scores,
     _own_keys,
-    _place,
+    _position,
     _store_rows,
     _tile_and_part,
 )
@@ -51,7 +52,7 @@ def walk_keys(
     BLOCK_KEYS: tl.constexpr, BLOCK_MASK: tl.constexpr, SPLIT: tl.constexpr,
     ACCUMULATOR: tl.constexpr,
 ):  # fmt: skip
-    """Compute the gradients of one tile of queries from one part of the keys.
+    """Compute the gradients of a tile of queries from a part of the keys.
 
     Grid: (query tiles * S, h, B). Outputs are contiguous.
     """
@@ -60,36 +61,23 @@ def walk_keys(
     head, sample = tl.program_id(1), tl.program_id(2)
     tile, part = _tile_and_part(num_queries, BLOCK_QUERIES, SPLIT)
     query = tile * BLOCK_QUERIES + tl.arange(0, BLOCK_QUERIES)
-    asks = query < num_queries
-    far = sample.to(tl.int64)
-    wide = num_heads * HEAD_WIDTH
-    q = _load_rows(
-        queries + far * q_sample + head * q_head, query, q_token, asks, HEAD_WIDTH, BLOCK_WIDTH
-    )
-    grad = _load_rows(
-        grads + far * grad_sample + head * grad_head,
-        query,
-        grad_token,
-        asks,
-        HEAD_WIDTH,
-        BLOCK_WIDTH,
-    )
-    out = _load_rows(
-        outputs + far * num_queries * wide + head * HEAD_WIDTH,
-        query,
-        wide,
-        asks,
-        HEAD_WIDTH,
-        BLOCK_WIDTH,
-    )
-    keys += far * k_sample + head * k_head
-    values += far * v_sample + head * v_head
-    rescale = _dropout_scale(seed, threshold, ACCUMULATOR)
-    # The factor of dropout is applied once, at the end.
-    delta = tl.sum(grad.to(ACCUMULATOR) * out.to(ACCUMULATOR), 1) / rescale
-    row = (far * num_heads + head) * num_queries + query
+    valid = query < num_queries
+    index = sample.to(tl.int64)
+    stride = num_heads * HEAD_WIDTH
+    queries = queries + index * q_sample + head * q_head
+    q = _load_rows(queries, query, q_token, valid, HEAD_WIDTH, BLOCK_WIDTH)
+    grads = grads + index * grad_sample + head * grad_head
+    grad = _load_rows(grads, query, grad_token, valid, HEAD_WIDTH, BLOCK_WIDTH)
+    outputs = outputs + index * num_queries * stride + head * HEAD_WIDTH
+    out = _load_rows(outputs, query, stride, valid, HEAD_WIDTH, BLOCK_WIDTH)
+    keys += index * k_sample + head * k_head
+    values += index * v_sample + head * v_head
+    scale = _dropout_scale(seed, threshold, ACCUMULATOR)
+    # The scale of dropout is applied once, at the end.
+    delta = tl.sum(grad.to(ACCUMULATOR) * out.to(ACCUMULATOR), 1) / scale
+    row = (index * num_heads + head) * num_queries + query
     # The weights of absent queries become 0.
-    log_total = tl.load(logsumexps + row, mask=asks, other=float("inf"))
+    log_total = tl.load(logsumexps + row, mask=valid, other=float("inf"))
     if key_mask is not None:
         # A sample without keys.
         log_total = tl.where(log_total == float("-inf"), float("inf"), log_total)
@@ -99,55 +87,55 @@ def walk_keys(
     count, own_width = _own_keys(
         lengths, valid_sizes, key_mask, sample, num_keys, map_height, map_width, BLOCK_MASK
     )
-    base, stir = _dropout_words(seed, sample, head)
-    factor = rescale * FACTOR
+    base, mix = _dropout_seeds(seed, sample, head)
+    q_scale = scale * FACTOR
     if grad_keys is not None:
-        grad_keys += far * num_keys * wide + head * HEAD_WIDTH
-        grad_values += far * num_keys * wide + head * HEAD_WIDTH
+        grad_keys += index * num_keys * stride + head * HEAD_WIDTH
+        grad_values += index * num_keys * stride + head * HEAD_WIDTH
 
     grad_q = tl.zeros([BLOCK_QUERIES, BLOCK_WIDTH], ACCUMULATOR)
     start = part * keys_per_part
     stop = tl.minimum(start + keys_per_part, count)
     for first in range(start, stop, BLOCK_KEYS):
         rank = first + tl.arange(0, BLOCK_KEYS)
-        own = _is_read(rank, stop, key_mask, sample, num_keys)
-        place = _place(rank, own_width, map_width, valid_sizes)
-        k = _load_rows(keys, place, k_token, own, HEAD_WIDTH, BLOCK_WIDTH)
-        v = _load_rows(values, place, v_token, own, HEAD_WIDTH, BLOCK_WIDTH)
-        scores = tl.dot(q, tl.trans(k), out_dtype=ACCUMULATOR, input_precision="ieee")
-        scores = _hide(scores, own[None, :], key_mask)
+        is_read = _is_read(rank, stop, key_mask, sample, num_keys)
+        position = _position(rank, own_width, map_width, valid_sizes)
+        k = _load_rows(keys, position, k_token, is_read, HEAD_WIDTH, BLOCK_WIDTH)
+        v = _load_rows(values, position, v_token, is_read, HEAD_WIDTH, BLOCK_WIDTH)
+        scores = dot(q, tl.trans(k), ACCUMULATOR)
+        scores = _mask_scores(scores, is_read[None, :], key_mask)
         weights = tl.exp2(scores * SCALE - log_total[:, None])
-        slopes = tl.dot(grad, tl.trans(v), out_dtype=ACCUMULATOR, input_precision="ieee")
-        left = weights
+        grad_weights = dot(grad, tl.trans(v), ACCUMULATOR)
+        kept_weights = weights
         if seed is not None:
-            kept = _kept(query[:, None], rank[None, :], base, stir, threshold)
-            slopes = tl.where(kept, slopes, 0.0)
-            left = tl.where(kept, weights, 0.0)
-        grad_scores = (weights * (slopes - delta[:, None])).to(k.dtype)
-        grad_q += tl.dot(grad_scores, k, out_dtype=ACCUMULATOR, input_precision="ieee")
+            kept = _kept(query[:, None], rank[None, :], base, mix, threshold)
+            grad_weights = tl.where(kept, grad_weights, 0.0)
+            kept_weights = tl.where(kept, weights, 0.0)
+        grad_scores = (weights * (grad_weights - delta[:, None])).to(k.dtype)
+        grad_q += dot(grad_scores, k, ACCUMULATOR)
         if grad_keys is not None:
-            anywhere = _any_place(rank, count, own_width, map_width, valid_sizes)
+            target = _any_position(rank, count, own_width, map_width, valid_sizes)
             exists = rank < num_keys
-            grad_k = tl.dot(tl.trans(grad_scores), q, out_dtype=ACCUMULATOR, input_precision="ieee")
-            grad_v = tl.dot(
-                tl.trans(left.to(grad.dtype)), grad, out_dtype=ACCUMULATOR, input_precision="ieee"
-            )
-            _store_rows(grad_keys, anywhere, wide, exists, grad_k * factor, HEAD_WIDTH, BLOCK_WIDTH)
+            grad_k = dot(tl.trans(grad_scores), q, ACCUMULATOR)
+            grad_v = dot(tl.trans(kept_weights.to(grad.dtype)), grad, ACCUMULATOR)
             _store_rows(
-                grad_values, anywhere, wide, exists, grad_v * rescale, HEAD_WIDTH, BLOCK_WIDTH
+                grad_keys, target, stride, exists, grad_k * q_scale, HEAD_WIDTH, BLOCK_WIDTH
+            )
+            _store_rows(
+                grad_values, target, stride, exists, grad_v * scale, HEAD_WIDTH, BLOCK_WIDTH
             )
     if grad_keys is not None:
-        nothing = tl.zeros([BLOCK_KEYS, BLOCK_WIDTH], ACCUMULATOR)
-        behind = start + tl.cdiv(tl.maximum(stop - start, 0), BLOCK_KEYS) * BLOCK_KEYS
-        for first in range(behind, tl.minimum(start + keys_per_part, num_keys), BLOCK_KEYS):
+        zeros = tl.zeros([BLOCK_KEYS, BLOCK_WIDTH], ACCUMULATOR)
+        rest = start + tl.cdiv(tl.maximum(stop - start, 0), BLOCK_KEYS) * BLOCK_KEYS
+        for first in range(rest, tl.minimum(start + keys_per_part, num_keys), BLOCK_KEYS):
             rank = first + tl.arange(0, BLOCK_KEYS)
-            anywhere = _any_place(rank, count, own_width, map_width, valid_sizes)
+            target = _any_position(rank, count, own_width, map_width, valid_sizes)
             exists = rank < num_keys
-            _store_rows(grad_keys, anywhere, wide, exists, nothing, HEAD_WIDTH, BLOCK_WIDTH)
-            _store_rows(grad_values, anywhere, wide, exists, nothing, HEAD_WIDTH, BLOCK_WIDTH)
-    far += part * tl.num_programs(2)
-    grad_queries += far * num_queries * wide + head * HEAD_WIDTH
-    _store_rows(grad_queries, query, wide, asks, grad_q * factor, HEAD_WIDTH, BLOCK_WIDTH)
+            _store_rows(grad_keys, target, stride, exists, zeros, HEAD_WIDTH, BLOCK_WIDTH)
+            _store_rows(grad_values, target, stride, exists, zeros, HEAD_WIDTH, BLOCK_WIDTH)
+    index += part * tl.num_programs(2)
+    grad_queries += index * num_queries * stride + head * HEAD_WIDTH
+    _store_rows(grad_queries, query, stride, valid, grad_q * q_scale, HEAD_WIDTH, BLOCK_WIDTH)
 
 
 @triton.jit
@@ -172,9 +160,9 @@ def walk_queries(
     BLOCK_KEYS: tl.constexpr, BLOCK_MASK: tl.constexpr, SPLIT: tl.constexpr,
     ACCUMULATOR: tl.constexpr,
 ):  # fmt: skip
-    """Compute the gradients of one tile of keys and values from one part of the queries.
+    """Compute the gradients of a tile of keys and values from a part of the queries.
 
-    Grid: (key tiles * S, h, B). Gradients of keys that are not read are 0. Outputs are contiguous.
+    Grid: (key tiles * S, h, B). Gradients of masked keys are 0. Outputs are contiguous.
     """
     FACTOR: tl.constexpr = 1 / HEAD_WIDTH**0.5
     SCALE: tl.constexpr = LOG2_E / HEAD_WIDTH**0.5
@@ -185,67 +173,69 @@ def walk_queries(
     count, own_width = _own_keys(
         lengths, valid_sizes, key_mask, sample, num_keys, map_height, map_width, BLOCK_MASK
     )
-    own = _is_read(rank, count, key_mask, sample, num_keys)
-    place = _any_place(rank, count, own_width, map_width, valid_sizes)
-    far = sample.to(tl.int64)
-    wide = num_heads * HEAD_WIDTH
-    k = _load_rows(
-        keys + far * k_sample + head * k_head, place, k_token, own, HEAD_WIDTH, BLOCK_WIDTH
-    )
-    v = _load_rows(
-        values + far * v_sample + head * v_head, place, v_token, own, HEAD_WIDTH, BLOCK_WIDTH
-    )
-    queries += far * q_sample + head * q_head
-    grads += far * grad_sample + head * grad_head
-    logsumexps += (far * num_heads + head) * num_queries
-    rescale = _dropout_scale(seed, threshold, ACCUMULATOR)
-    base, stir = _dropout_words(seed, sample, head)
-    factor = rescale * FACTOR
+    is_read = _is_read(rank, count, key_mask, sample, num_keys)
+    position = _any_position(rank, count, own_width, map_width, valid_sizes)
+    index = sample.to(tl.int64)
+    stride = num_heads * HEAD_WIDTH
+    keys = keys + index * k_sample + head * k_head
+    k = _load_rows(keys, position, k_token, is_read, HEAD_WIDTH, BLOCK_WIDTH)
+    values = values + index * v_sample + head * v_head
+    v = _load_rows(values, position, v_token, is_read, HEAD_WIDTH, BLOCK_WIDTH)
+    queries += index * q_sample + head * q_head
+    grads += index * grad_sample + head * grad_head
+    logsumexps += (index * num_heads + head) * num_queries
+    scale = _dropout_scale(seed, threshold, ACCUMULATOR)
+    base, mix = _dropout_seeds(seed, sample, head)
+    q_scale = scale * FACTOR
     start = part * queries_per_part
     stop = tl.minimum(start + queries_per_part, num_queries)
     if deltas is not None:
-        deltas += (far * num_heads + head) * num_queries
-        # Keys after a sample's own ones are not read.
+        deltas += (index * num_heads + head) * num_queries
+        # Keys after the sample's own keys are not read.
         stop = tl.where(first_key < count, stop, start)
     else:
-        grad_queries += far * num_queries * wide + head * HEAD_WIDTH
+        grad_queries += index * num_queries * stride + head * HEAD_WIDTH
 
     grad_k = tl.zeros([BLOCK_KEYS, BLOCK_WIDTH], ACCUMULATOR)
     grad_v = tl.zeros([BLOCK_KEYS, BLOCK_WIDTH], ACCUMULATOR)
     for first in range(start, stop, BLOCK_QUERIES):
         query = first + tl.arange(0, BLOCK_QUERIES)
-        asks = query < stop
-        q = _load_rows(queries, query, q_token, asks, HEAD_WIDTH, BLOCK_WIDTH)
-        grad = _load_rows(grads, query, grad_token, asks, HEAD_WIDTH, BLOCK_WIDTH)
-        log_total = tl.load(logsumexps + query, mask=asks, other=float("inf"))
+        valid = query < stop
+        q = _load_rows(queries, query, q_token, valid, HEAD_WIDTH, BLOCK_WIDTH)
+        grad = _load_rows(grads, query, grad_token, valid, HEAD_WIDTH, BLOCK_WIDTH)
+        log_total = tl.load(logsumexps + query, mask=valid, other=float("inf"))
         if deltas is None:
             # A sample without keys.
             log_total = tl.where(log_total == float("-inf"), float("inf"), log_total)
-        scores = tl.dot(k, tl.trans(q), out_dtype=ACCUMULATOR, input_precision="ieee")
-        scores = _hide(scores, own[:, None], key_mask)
+        scores = dot(k, tl.trans(q), ACCUMULATOR)
+        scores = _mask_scores(scores, is_read[:, None], key_mask)
         weights = tl.exp2(scores * SCALE - log_total[None, :])
-        slopes = tl.dot(v, tl.trans(grad), out_dtype=ACCUMULATOR, input_precision="ieee")
-        left = weights
+        grad_weights = dot(v, tl.trans(grad), ACCUMULATOR)
+        kept_weights = weights
         if seed is not None:
-            kept = _kept(query[None, :], rank[:, None], base, stir, threshold)
-            slopes = tl.where(kept, slopes, 0.0)
-            left = tl.where(kept, weights, 0.0)
-        grad_v += tl.dot(left.to(grad.dtype), grad, out_dtype=ACCUMULATOR, input_precision="ieee")
+            kept = _kept(query[None, :], rank[:, None], base, mix, threshold)
+            grad_weights = tl.where(kept, grad_weights, 0.0)
+            kept_weights = tl.where(kept, weights, 0.0)
+        grad_v += dot(kept_weights.to(grad.dtype), grad, ACCUMULATOR)
         if deltas is None:
-            delta = tl.sum(weights * slopes, 0)
+            delta = tl.sum(weights * grad_weights, 0)
         else:
-            delta = tl.load(deltas + query, mask=asks, other=0.0)
-        grad_scores = (weights * (slopes - tl.expand_dims(delta, 0))).to(q.dtype)
-        grad_k += tl.dot(grad_scores, q, out_dtype=ACCUMULATOR, input_precision="ieee")
+            delta = tl.load(deltas + query, mask=valid, other=0.0)
+        grad_scores = (weights * (grad_weights - tl.expand_dims(delta, 0))).to(q.dtype)
+        grad_k += dot(grad_scores, q, ACCUMULATOR)
         if deltas is None:
-            grad_q = tl.dot(tl.trans(grad_scores), k, out_dtype=ACCUMULATOR, input_precision="ieee")
-            _store_rows(grad_queries, query, wide, asks, grad_q * factor, HEAD_WIDTH, BLOCK_WIDTH)
-    far += part * tl.num_programs(2)
-    target = far * num_keys * wide + head * HEAD_WIDTH
+            grad_q = dot(tl.trans(grad_scores), k, ACCUMULATOR)
+            _store_rows(
+                grad_queries, query, stride, valid, grad_q * q_scale, HEAD_WIDTH, BLOCK_WIDTH
+            )
+    index += part * tl.num_programs(2)
+    offset = index * num_keys * stride + head * HEAD_WIDTH
     exists = rank < num_keys
-    _store_rows(grad_keys + target, place, wide, exists, grad_k * factor, HEAD_WIDTH, BLOCK_WIDTH)
     _store_rows(
-        grad_values + target, place, wide, exists, grad_v * rescale, HEAD_WIDTH, BLOCK_WIDTH
+        grad_keys + offset, position, stride, exists, grad_k * q_scale, HEAD_WIDTH, BLOCK_WIDTH
+    )
+    _store_rows(
+        grad_values + offset, position, stride, exists, grad_v * scale, HEAD_WIDTH, BLOCK_WIDTH
     )
 
 

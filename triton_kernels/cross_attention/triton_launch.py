@@ -1,4 +1,4 @@
-"""Launches of the cross attention kernels, from shapes and the table of tile sizes alone.
+"""Launches of the cross attention kernels, planned from shapes and the table of tile sizes.
 
 Image-to-text attention has many queries and few keys, text-to-image attention few queries and many
 keys.
@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
-from ..runtime.launch import Launch
+from ..runtime.launch import Launch, run_plan
 from ..runtime.tiles import tile
+from ..runtime.triton_math import accumulator
 from .key_mask import ALL_KEYS, NO_DROPOUT, Dropout, KeyMask
 from .triton_backward import add_parts, walk_keys, walk_queries
 from .triton_forward import attend, join_parts
@@ -26,11 +26,9 @@ from .triton_forward import attend, join_parts
 #: Loops are split until there are this many programs, about two per multiprocessor of an H100. A
 #: constant, so that sums have the same order on every GPU.
 PROGRAMS = 256
-
-#: Minimum tiles of a part of a split loop; splitting costs a second kernel.
+#: Minimum tiles per part of a split loop; splitting costs a second kernel.
 TILES_PER_PART = 2
-
-#: Elements that a program of `add_parts` sums.
+#: Elements per program of `add_parts`.
 SUM_BLOCK = 1024
 
 MAX_HEAD_WIDTH = 128
@@ -38,7 +36,7 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def refusal(q: Tensor, k: Tensor) -> str | None:
-    """Return why the kernels do not take queries [B, n, h, d] and keys [B, m, h, d], or None."""
+    """Return why queries [B, n, h, d] and keys [B, m, h, d] are not supported; None if they are."""
     if q.dtype not in DTYPES or (q.dtype == torch.float64 and q.device.type == "cuda"):
         return f"dtype {q.dtype}; expected float16, bfloat16 or float32"
     if not 0 < q.shape[3] <= MAX_HEAD_WIDTH:
@@ -46,23 +44,19 @@ def refusal(q: Tensor, k: Tensor) -> str | None:
     if max(q.shape[0], q.shape[2]) >= 2**16:
         return f"{q.shape[0]} samples of {q.shape[2]} heads; expected fewer than 65536 of each"
     for name, tensor in (("queries", q), ("keys", k)):
-        if _reach(tensor) > 2**31:
+        # Span of a sample in elements, in the tensor or in a contiguous result.
+        strided = zip(tensor.shape[1:], tensor.stride()[1:], strict=True)
+        span = 1 + sum(max(0, size - 1) * stride for size, stride in strided)
+        if max(span, math.prod(tensor.shape[1:])) > 2**31:
             return f"{name} {tuple(tensor.shape)} with samples of more than 2^31 elements"
     return None
 
 
 def forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    keys: KeyMask = ALL_KEYS,
-    dropout: Dropout = NO_DROPOUT,
+    q: Tensor, k: Tensor, v: Tensor, keys: KeyMask = ALL_KEYS, dropout: Dropout = NO_DROPOUT
 ) -> tuple[Tensor, Tensor]:
     """Run `plan_forward` and return its outputs."""
-    launches, outputs = plan_forward(q, k, v, keys, dropout)
-    for launch in launches:
-        launch.run()
-    return outputs
+    return run_plan(plan_forward(q, k, v, keys, dropout))
 
 
 def backward(
@@ -76,18 +70,11 @@ def backward(
     dropout: Dropout = NO_DROPOUT,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Run `plan_backward` and return its outputs."""
-    launches, outputs = plan_backward(grad, q, k, v, out, logsumexp, keys, dropout)
-    for launch in launches:
-        launch.run()
-    return outputs
+    return run_plan(plan_backward(grad, q, k, v, out, logsumexp, keys, dropout))
 
 
 def plan_forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    keys: KeyMask = ALL_KEYS,
-    dropout: Dropout = NO_DROPOUT,
+    q: Tensor, k: Tensor, v: Tensor, keys: KeyMask = ALL_KEYS, dropout: Dropout = NO_DROPOUT
 ) -> tuple[list[Launch], tuple[Tensor, Tensor]]:
     """Plan the launches of softmax(q @ k.T * d ** -0.5) @ v of every head, and allocate outputs.
 
@@ -95,14 +82,13 @@ def plan_forward(
         q: [B, n, h, d].
         k: [B, m, h, d].
         v: [B, m, h, d].
-        keys: keys that are read; lengths and sizes are clamped to m and the map. A mask is slower
-            than lengths or sizes.
-        dropout: which weights are dropped depends on the seed and the indices of sample, head,
-            query and the sample's own key, not on padding or tiles.
+        keys: lengths and sizes are clamped to m and the map. A mask is slower than both.
+        dropout: the dropped weights depend on the seed and the indices of sample, head, query and
+            the sample's own key, not on padding or tiles.
 
     Returns:
         The launches; and the output [B, n, h, d] in q's dtype with the base-2 logsumexp of the
-        scores, [B, h, n] float32 (float64 for float64). Where a sample has no key, they are 0 and
+        scores, [B, h, n] float32 (float64 for float64). For samples without keys, they are 0 and
         -inf.
 
     Raises:
@@ -113,13 +99,13 @@ def plan_forward(
     sizes = _tiles("attend", q, k)
     query_tiles = _tiles_of(num_queries, sizes["block_queries"])
     parts, keys_per_part = _split(k.shape[1], sizes["block_keys"], query_tiles * heads * batch)
-    precise = _accumulator(q)
+    wide = _wide(q)
     out = _empty(q.shape, q)
-    logsumexp = _empty((batch, heads, num_queries), q, precise)
+    logsumexp = _empty((batch, heads, num_queries), q, wide)
     part_out, part_logsumexp = out, logsumexp
     if parts > 1:
-        part_out = _empty((parts, *out.shape), q, precise)
-        part_logsumexp = _empty((parts, *logsumexp.shape), q, precise)
+        part_out = _empty((parts, *out.shape), q, wide)
+        part_logsumexp = _empty((parts, *logsumexp.shape), q, wide)
     arguments = {
         "outputs": part_out,
         "logsumexps": part_logsumexp,
@@ -165,11 +151,11 @@ def plan_backward(
         v: [B, m, h, d].
         out: [B, n, h, d] from `plan_forward`.
         logsumexp: [B, h, n] from `plan_forward`.
-        keys: keys that are read.
-        dropout: dropout of attention weights.
+        keys: as in `plan_forward`.
+        dropout: as in `plan_forward`.
 
     Returns:
-        The launches, and the gradients of q, k and v, contiguous; 0 for keys that are not read.
+        The launches, and the contiguous gradients of q, k and v; 0 for masked keys.
     """
     q, k, v, grad = _with_rows(q), _with_rows(k), _with_rows(v), _with_rows(grad)
     grad_q, grad_k, grad_v = (_empty(tensor.shape, tensor) for tensor in (q, k, v))
@@ -184,77 +170,52 @@ def plan_backward(
         **_dropout(dropout),
     }
     by_queries, by_keys = _tiles("walk_keys", q, k), _tiles("walk_queries", q, k)
+    outputs = {"outputs": out.contiguous()}
     if 0 < k.shape[1] <= by_keys["block_keys"]:
-        launches = _plan_walk_queries(arguments, by_keys, delta=None)
+        launches = _plan_walk(walk_queries, arguments, by_keys, None)
     elif 0 < q.shape[1] <= by_queries["block_queries"]:
-        launches = _plan_walk_keys(arguments, by_queries, out, delta=None)
+        launches = _plan_walk(walk_keys, arguments | outputs, by_queries, None)
     else:
         delta = _empty(logsumexp.shape, logsumexp)
-        launches = _plan_walk_keys(arguments, by_queries, out, delta)
-        launches += _plan_walk_queries(arguments, by_keys, delta)
+        launches = _plan_walk(walk_keys, arguments | outputs, by_queries, delta)
+        launches += _plan_walk(walk_queries, arguments, by_keys, delta)
     return launches, (grad_q, grad_k, grad_v)
 
 
-def _plan_walk_keys(
-    arguments: dict[str, Any], sizes: dict[str, int], out: Tensor, delta: Tensor | None
+def _plan_walk(
+    kernel: Any, arguments: dict[str, Any], sizes: dict[str, int], delta: Tensor | None
 ) -> list[Launch]:
-    """Plan `walk_keys`; without a `delta` to write, it also writes the gradients of keys."""
-    q, grad_q = arguments["queries"], arguments["grad_queries"]
-    batch, num_queries, heads, _ = q.shape
-    tiles = _tiles_of(num_queries, sizes["block_queries"])
-    parts, keys_per_part = _split(arguments["num_keys"], sizes["block_keys"], tiles * heads * batch)
-    arguments = {
-        **arguments,
-        "outputs": out.contiguous(),
-        "deltas": delta,
-        "keys_per_part": keys_per_part,
-    }
+    """Plan `walk_keys` or `walk_queries`; if `delta` is None, it writes all gradients."""
+    grads = {"queries": ["grad_queries"], "keys": ["grad_keys", "grad_values"]}
+    tiled, walked = ("queries", "keys") if kernel is walk_keys else ("keys", "queries")
+    lengths = {"queries": arguments["num_queries"], "keys": arguments["num_keys"]}
+    batch, _, heads, _ = arguments["queries"].shape
+    tiles = _tiles_of(lengths[tiled], sizes[f"block_{tiled}"])
+    block = sizes[f"block_{walked}"]
+    parts, per_part = _split(lengths[walked], block, tiles * heads * batch)
+    arguments = {**arguments, "deltas": delta, f"{walked}_per_part": per_part}
     if delta is not None:
-        arguments.update(grad_keys=None, grad_values=None)
+        arguments.update(dict.fromkeys(grads[walked]))
     sums = []
     if parts > 1:
-        arguments["grad_queries"], launch = _parts(grad_q, parts)
-        sums = [launch]
-    grid = (tiles * parts, heads, batch)
-    several = keys_per_part > sizes["block_keys"]
-    walk = _walk(walk_keys, grid, arguments, sizes, parts > 1, several)
-    return [walk, *sums]
-
-
-def _plan_walk_queries(
-    arguments: dict[str, Any], sizes: dict[str, int], delta: Tensor | None
-) -> list[Launch]:
-    """Plan `walk_queries`; without a `delta` to read, it also writes the gradient of queries."""
-    q = arguments["queries"]
-    batch, num_queries, heads, _ = q.shape
-    tiles = _tiles_of(arguments["num_keys"], sizes["block_keys"])
-    parts, queries_per_part = _split(num_queries, sizes["block_queries"], tiles * heads * batch)
-    arguments = {**arguments, "deltas": delta, "queries_per_part": queries_per_part}
-    if delta is not None:
-        arguments["grad_queries"] = None
-    sums = []
-    if parts > 1:
-        for name in ("grad_keys", "grad_values"):
+        for name in grads[tiled]:
             arguments[name], launch = _parts(arguments[name], parts)
             sums.append(launch)
     grid = (tiles * parts, heads, batch)
-    several = queries_per_part > sizes["block_queries"]
-    walk = _walk(walk_queries, grid, arguments, sizes, parts > 1, several)
-    return [walk, *sums]
+    return [_walk(kernel, grid, arguments, sizes, parts > 1, per_part > block), *sums]
 
 
 def _parts(total: Tensor, parts: int) -> tuple[Tensor, Launch]:
     """Allocate [S, ...] for parts of a tensor, and plan their sum."""
-    precise = _accumulator(total)
-    separate = _empty((parts, *total.shape), total, precise)
+    separate = _empty((parts, *total.shape), total, _wide(total))
     arguments = {"parts": separate, "sums": total, "size": total.numel(), "num_parts": parts}
-    constants = {"BLOCK_SIZE": SUM_BLOCK, "ACCUMULATOR": _triton_dtype(precise)}
+    constants = {"BLOCK_SIZE": SUM_BLOCK, "ACCUMULATOR": accumulator(total.dtype)}
     grid = (_tiles_of(total.numel(), SUM_BLOCK),)
     return separate, Launch(add_parts, grid, arguments, constants, num_warps=4, num_stages=1)
 
 
 def _split(length: int, block: int, programs: int) -> tuple[int, int]:
-    """Split a loop if there are few programs: number of parts, and elements of each."""
+    """Split a loop if there are few programs: number of parts, and elements per part."""
     tiles = max(1, _tiles_of(length, block))
     wanted = min(_tiles_of(PROGRAMS, max(1, programs)), tiles // TILES_PER_PART)
     tiles_of_part = _tiles_of(tiles, max(1, wanted))
@@ -262,7 +223,7 @@ def _split(length: int, block: int, programs: int) -> tuple[int, int]:
 
 
 def _tiles(kernel: str, q: Tensor, k: Tensor) -> dict[str, int]:
-    """Look up the tile sizes of a kernel, no larger than the sequences need."""
+    """Look up the tile sizes of a kernel, reduced for short sequences."""
     sizes = tile(
         f"cross_attention.{kernel}",
         window=None,
@@ -272,18 +233,14 @@ def _tiles(kernel: str, q: Tensor, k: Tensor) -> dict[str, int]:
     )
     area = sizes["block_queries"] * sizes["block_keys"]
     for name, length in (("block_queries", q.shape[1]), ("block_keys", k.shape[1])):
-        sizes[name] = _fitting(sizes[name], length)
+        block = min(sizes[name], _power_of_two(length))
+        # Padding adds at most a third to the length in multiples of 16.
+        while 3 * _tiles_of(length, block) * block > 4 * _tiles_of(length, 16) * 16:
+            block //= 2
+        sizes[name] = block
     smaller = area // (sizes["block_queries"] * sizes["block_keys"])
     sizes["num_warps"] = max(1, sizes["num_warps"] // smaller)
     return sizes
-
-
-def _fitting(block: int, length: int) -> int:
-    """Halve a tile until padding adds at most a third to the length in multiples of 16."""
-    block = min(block, _power_of_two(length))
-    while 3 * _tiles_of(length, block) * block > 4 * _tiles_of(length, 16) * 16:
-        block //= 2
-    return block
 
 
 def _walk(
@@ -294,7 +251,7 @@ def _walk(
     split: bool,
     several: bool,
 ) -> Launch:
-    """Plan a kernel that loops over tiles; `several`: a part has more than one tile."""
+    """Plan a kernel that loops over tiles; `several` means more than one tile per part."""
     q, masked = arguments["queries"], arguments["key_mask"]
     constants = {
         **_constants(q),
@@ -312,7 +269,7 @@ def _constants(q: Tensor) -> dict[str, Any]:
     return {
         "HEAD_WIDTH": q.shape[3],
         "BLOCK_WIDTH": _power_of_two(q.shape[3]),
-        "ACCUMULATOR": _triton_dtype(_accumulator(q)),
+        "ACCUMULATOR": accumulator(q.dtype),
     }
 
 
@@ -343,7 +300,7 @@ def _dropout(dropout: Dropout) -> dict[str, Any]:
         raise ValueError(f"dropout_p: expected 0 <= dropout_p < 1, got {dropout.p}")
     if dropout.p == 0:
         return {"seed": None, "threshold": 0}
-    # Even, so that it is never 1, which Triton would specialize as a constant.
+    # Even, hence never 1, which Triton would specialize as a constant.
     dropped = 2 * min(round(dropout.p * 2**31), 2**31 - 1)
     return {"seed": dropout.seed, "threshold": dropped - 2**31}
 
@@ -354,28 +311,17 @@ def _strides(name: str, tensor: Tensor) -> dict[str, int]:
 
 
 def _with_rows(tensor: Tensor) -> Tensor:
-    """Make the last dimension contiguous, which the kernels need; copy only if it is not."""
+    """Make the last dimension contiguous; copy only if necessary."""
     return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
 
 
-def _reach(tensor: Tensor) -> int:
-    """Compute the span of a sample in elements, in the tensor or in a contiguous result."""
-    strided = zip(tensor.shape[1:], tensor.stride()[1:], strict=True)
-    spread = 1 + sum(max(0, size - 1) * stride for size, stride in strided)
-    return max(spread, math.prod(tensor.shape[1:]))
-
-
 def _empty(shape: Sequence[int], like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """Allocate a contiguous tensor on the device (and with the dtype) of another one."""
+    """Allocate a contiguous tensor on the device of `like`, by default with its dtype."""
     return torch.empty(tuple(shape), dtype=dtype or like.dtype, device=like.device)
 
 
-def _accumulator(tensor: Tensor) -> torch.dtype:
-    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
-
-
-def _triton_dtype(dtype: torch.dtype) -> Any:
-    return {torch.float32: tl.float32, torch.float64: tl.float64}[dtype]
+def _wide(tensor: Tensor) -> torch.dtype:
+    return torch.promote_types(tensor.dtype, torch.float32)
 
 
 def _tiles_of(length: int, block: int) -> int:
@@ -383,5 +329,5 @@ def _tiles_of(length: int, block: int) -> int:
 
 
 def _power_of_two(length: int) -> int:
-    """Round up to a power of two, 16 at least: the tiles of matrix units."""
+    """Round up to a power of two, at least 16: the smallest tile of matrix units."""
     return max(16, triton.next_power_of_2(length))

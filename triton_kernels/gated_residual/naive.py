@@ -1,4 +1,4 @@
-"""Gated residual by its definition: the oracle of the tests."""
+"""Gated residual by its definition, the reference of the tests."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ from torch import Tensor
 
 
 def gated_residual(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, gate: Tensor) -> Tensor:
-    """Add the projection as a product and a sum; see `op.gated_residual`."""
+    """Compute the projection as a product and a sum; see `op.gated_residual`."""
     return x + gate * ((y[..., None, :] * weight).sum(-1) + bias)

@@ -1,4 +1,4 @@
-"""Gated residual: argument checks, then plain PyTorch, the only backend."""
+"""Gated residual: argument checks and the only backend, PyTorch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def gated_residual(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, gate: Ten
         [..., C].
 
     Raises:
-        ValueError: if shapes or devices do not fit together, with the shapes.
+        ValueError: if shapes or devices do not match, with the shapes.
     """
     named = {"x": x, "y": y, "weight": weight, "bias": bias, "gate": gate}
     require(

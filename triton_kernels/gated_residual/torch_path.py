@@ -1,4 +1,4 @@
-"""Gated residual in plain PyTorch."""
+"""Gated residual in PyTorch."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ from torch import Tensor
 
 
 def gated_residual(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, gate: Tensor) -> Tensor:
-    """Scale the weight, which is small, by the gate, instead of the projection."""
+    """Apply the gate to the weight, which is smaller than the projection."""
     return x + F.linear(y, gate * weight, gate * bias)

@@ -1,1 +1,1 @@
-"""What all operations share: dispatch, launches, tile sizes and their tuning, scratch memory."""
+"""Shared by all operations: dispatch, launches, tile sizes and their tuning, scratch memory."""

@@ -1,4 +1,4 @@
-"""Backward pass of softmax attention in plain PyTorch, shared by the operations."""
+"""Backward pass of softmax attention in PyTorch, shared by the operations."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def attention_backward(
     scratch: Scratch,
     out: Sequence[Tensor],
 ) -> Tensor:
-    """Compute the gradients of softmax attention into `out`.
+    """Compute the gradients of query, key and value into `out`.
 
     Args:
         grad: [b, n, d] gradient of the output.
@@ -30,8 +30,8 @@ def attention_backward(
         value: [b, m, d].
         weights: [b, n, m] softmax of the scores, float32 or wider.
         kept: [b, n, m] dropout factors of the weights; None for 1.
-        scratch: memory of intermediate tensors and of the result.
-        out: gradients of query, key and value are written here.
+        scratch: allocator of intermediate tensors and of the result.
+        out: three tensors.
 
     Returns:
         The gradient of the scores [b, n, m], in scratch memory.
@@ -43,7 +43,7 @@ def attention_backward(
     grad_weights = scratch.cast(grad_weights, weights.dtype)
     if kept is not None:
         grad_weights *= kept
-    # Softmax backward in one pass: weights * (grad_weights - sum(weights * grad_weights)).
+    # One pass over memory: weights * (grad_weights - sum(weights * grad_weights)).
     grad_scores = torch.ops.aten._softmax_backward_data(
         grad_weights, weights, -1, weights.dtype, grad_input=grad_weights
     )

@@ -1,14 +1,14 @@
-"""Choice of the backend of an operation, and its override."""
+"""Selection of the backend of an operation."""
 
 from __future__ import annotations
 
 import importlib
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from functools import cache
 from importlib.util import find_spec
-from types import ModuleType, TracebackType
+from types import ModuleType
 from typing import Any, Literal, get_args
 
 import torch
@@ -20,68 +20,50 @@ Backend = Literal["triton", "native", "reference"]
 OLDEST_CAPABILITY = (8, 0)
 
 _PACKAGE = __name__.removesuffix(".runtime.dispatch")
+#: Module of a backend in the folder of an operation.
+_MODULES = {"triton": "triton_launch", "native": "native", "reference": "torch_path"}
 
-# Set by `use_backend`; None: the rule of `active_backend`.
-_requested: Backend | None = None
-# Set by `use_atomics`.
-_atomics = False
-
-
-class _Restore:
-    """Context manager that restores a previous setting on exit."""
-
-    def __init__(self, restore: Callable[[], None]) -> None:
-        self._restore = restore
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._restore()
+#: Set by `use_backend` (None: the default rule) and `use_atomics`.
+_settings: dict[str, Any] = {"backend": None, "atomics": False}
 
 
-def use_backend(name: Backend | None) -> _Restore:
+def _set(name: str, value: Any) -> ExitStack:
+    """Change a setting; the returned context manager restores the previous value on exit."""
+    restore = ExitStack()
+    restore.callback(_settings.__setitem__, name, _settings[name])
+    _settings[name] = value
+    return restore
+
+
+def use_backend(name: Backend | None) -> ExitStack:
     """Set the backend, for the process or inside a `with` block.
 
     Args:
-        name: "reference" for plain PyTorch, "native" for the extension's code on a CPU, "triton"
-            for the Triton kernels, None for the default rule; see `active_backend`.
+        name: "reference" for plain PyTorch, "native" for Rust on CPUs, "triton" for the Triton
+            kernels, None for the default rule; see `active_backend`.
 
     Returns:
         A context manager that restores the previous backend; it may be ignored.
 
     Raises:
-        ValueError: for another name.
-        RuntimeError: for "triton" if it is not installed or there is no GPU.
+        ValueError: if the name is unknown.
+        RuntimeError: for "triton" if Triton is not installed or there is no GPU.
     """
-    global _requested
     if name is not None and name not in get_args(Backend):
         raise ValueError(f"backend: expected 'triton', 'native', 'reference' or None, got {name!r}")
     if name == "triton":
         if not _has_triton():
             raise RuntimeError("backend 'triton': Triton is not installed; `pip install triton`")
-        if not torch.cuda.is_available() and not _interprets():
-            raise RuntimeError("backend 'triton': torch finds no GPU here; use 'reference' or None")
-    previous = _requested
-    _requested = name
-
-    def restore() -> None:
-        global _requested
-        _requested = previous
-
-    return _Restore(restore)
+        # The interpreter runs kernels in Python, on any device.
+        if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
+            raise RuntimeError("backend 'triton': torch found no GPU; use 'reference' or None")
+    return _set("backend", name)
 
 
-def use_atomics(enabled: bool) -> _Restore:
-    """Allow the Triton kernels to accumulate gradients of biases with atomics. Off by default.
+def use_atomics(enabled: bool) -> ExitStack:
+    """Allow the Triton kernels to accumulate bias gradients with atomics. Off by default.
 
-    Atomics need less memory, but the order of the sums, and so their last bits, change from run to
-    run.
+    Atomics need less memory, but the summation order, and so the last bits, change from run to run.
 
     Args:
         enabled: setting for the process, or inside a `with` block.
@@ -89,33 +71,23 @@ def use_atomics(enabled: bool) -> _Restore:
     Returns:
         A context manager that restores the previous setting; it may be ignored.
     """
-    global _atomics
-    previous = _atomics
-    _atomics = enabled
-
-    def restore() -> None:
-        global _atomics
-        _atomics = previous
-
-    return _Restore(restore)
+    return _set("atomics", enabled)
 
 
 def atomics() -> bool:
-    """Return whether `use_atomics` allows atomics."""
-    return _atomics
+    """Return the setting of `use_atomics`."""
+    return _settings["atomics"]
 
 
 def active_backend(tensor: Tensor) -> tuple[Backend, str]:
     """Return the backend of an operation on `tensor`, and the reason.
 
     Args:
-        tensor: any input of the operation; its device and dtype count.
-
-    Returns:
-        The backend's name and the reason as text.
+        tensor: any input of the operation; only its device and dtype matter.
     """
-    if _requested is not None:
-        return _requested, f"use_backend({_requested!r}) was called"
+    requested = _settings["backend"]
+    if requested is not None:
+        return requested, f"use_backend({requested!r}) was called"
     if tensor.device.type == "cpu":
         # The extension's scalar loops, for other processors, are slower than torch.
         if torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
@@ -134,43 +106,38 @@ def active_backend(tensor: Tensor) -> tuple[Backend, str]:
     return "triton", "the tensor is on CUDA"
 
 
-def kernel_module(names: Mapping[Backend, str], tensor: Tensor, *shape: Any) -> ModuleType | None:
-    """Return the module whose `forward` or `backward` runs a call; None for plain PyTorch.
+def kernel_module(operation: str, tensor: Tensor, *shape: Any) -> ModuleType:
+    """Return the module whose `forward` or `backward` runs a call.
 
-    Warns once, with the reason, if Triton or the backend set by `use_backend` does not take a call.
+    Warns once, with the reason, if Triton or the backend set by `use_backend` does not support it.
 
     Args:
-        names: modules of `fiber.kernels` by backend, with functions forward, backward and refusal.
-        tensor: an input of the operation.
+        operation: folder of the operation in `fiber.kernels`.
+        tensor: first argument of the modules' `refusal`.
         shape: other arguments of `refusal`.
     """
     backend, _ = active_backend(tensor)
+    module = _module(operation, backend)
     if backend == "reference":
-        return None
-    module = _module(names[backend])
+        return module
     refusal = module.refusal(tensor, *shape)
     if refusal is None:
         return module
-    if backend == "triton" or _requested is not None:
-        _warn_once(names[backend], refusal)
-    return None
+    if backend == "triton" or _settings["backend"] is not None:
+        _warn_once(f"{operation}.{_MODULES[backend]}", refusal)
+    return _module(operation, "reference")
 
 
 @cache
-def _module(name: str) -> ModuleType:
-    return importlib.import_module(f".{name}", _PACKAGE)
+def _module(operation: str, backend: Backend) -> ModuleType:
+    return importlib.import_module(f".{operation}.{_MODULES[backend]}", _PACKAGE)
 
 
 @cache
 def _warn_once(module: str, refusal: str) -> None:
-    warnings.warn(f"fiber.kernels.{module}: {refusal}; plain PyTorch runs instead", stacklevel=2)
+    warnings.warn(f"fiber.kernels.{module}: {refusal}; falling back to PyTorch", stacklevel=2)
 
 
 @cache
 def _has_triton() -> bool:
     return find_spec("triton") is not None
-
-
-def _interprets() -> bool:
-    """Check whether Triton interprets kernels in Python, on any device."""
-    return os.environ.get("TRITON_INTERPRET") == "1"

@@ -1,23 +1,25 @@
-"""Description of one kernel call, to run it or only to compile it.
+"""Description of a kernel launch, to run it or only to compile it.
 
-`plan_*` functions return `Launch`es. They are run on a GPU or in Triton's interpreter; tests
-without a GPU compile the same ones for every architecture.
+`plan_*` functions return `Launch`es. They run on a GPU or in Triton's interpreter; tests without a
+GPU compile them for every architecture.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True)
 class Launch:
-    """One call of one Triton kernel."""
+    """Launch of a Triton kernel."""
 
     #: Function decorated with `triton.jit`.
     kernel: Any
@@ -45,3 +47,11 @@ class Launch:
                 # Triton's default changes in 3.10; tests assume fused multiply-adds.
                 enable_fp_fusion=True,
             )
+
+
+def run_plan(plan: tuple[Iterable[Launch], T]) -> T:
+    """Run the launches of a plan and return its results."""
+    launches, results = plan
+    for each in launches:
+        each.run()
+    return results

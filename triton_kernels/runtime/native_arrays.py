@@ -1,4 +1,4 @@
-"""Tensors as arguments of the extension's attention on a CPU."""
+"""Tensors as arguments of the attention in Rust."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-#: Head widths must be a multiple of this, the float32 lanes of the widest register.
+#: Head widths must be a multiple of this: the float32 lanes of the widest register.
 WIDTH_MULTIPLE = 16
 
 
 def refusal(tensor: Tensor, head_width: int) -> str | None:
-    """Return why the extension does not take a tensor; None if it does."""
+    """Return why a tensor is not supported; None if it is."""
     if tensor.device.type != "cpu":
-        return f"the tensor is on {tensor.device.type}, not on a CPU"
+        return f"the tensor is on {tensor.device.type}, not on the CPU"
     if tensor.dtype != torch.float32:
         return f"dtype {tensor.dtype} is not float32"
     if head_width % WIDTH_MULTIPLE:
@@ -22,11 +22,8 @@ def refusal(tensor: Tensor, head_width: int) -> str | None:
 
 
 def array(tensor: Tensor) -> np.ndarray:
-    """Return a tensor as a contiguous float32 array; copy only if it is not one already."""
-    tensor = tensor.detach()
-    if tensor.dtype != torch.float32:
-        tensor = tensor.float()
-    return tensor.contiguous().numpy()
+    """Return a tensor as a contiguous float32 array; copy only if necessary."""
+    return tensor.detach().float().contiguous().numpy()
 
 
 def empty_like(tensor: Tensor) -> Tensor:

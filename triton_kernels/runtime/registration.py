@@ -1,7 +1,7 @@
 """Registration of operations and their gradients with `torch.library`.
 
 `torch.compile` and `torch.export` treat each operation as one call, in which
-`dispatch.kernel_module` chooses the backend. A backward pass is an operation of its own, so that it
+`dispatch.kernel_module` selects the backend. A backward pass is an operation of its own, so that it
 is compiled too. Operations take tensors and numbers only; names under `torch.ops.fiber` are
 private.
 """
@@ -41,7 +41,7 @@ def operation(schema: str) -> Callable[[Callable[..., Any]], OpOverload]:
 def below_autograd(operation: OpOverload, arguments: tuple[Any, ...]) -> Any:
     """Run an operation below autograd.
 
-    The implementation is called directly if no dispatch mode or tensor subclass (fake tensors,
+    Calls the implementation directly unless a dispatch mode or tensor subclass (fake tensors,
     tracing) is active: torch's dispatcher takes as long as a small attention.
     """
     dispatched = torch._C._len_torch_dispatch_stack() > 0 or any(
@@ -49,7 +49,7 @@ def below_autograd(operation: OpOverload, arguments: tuple[Any, ...]) -> Any:
     )
     if not dispatched:
         return _BODIES[operation](*arguments)
-    with torch._C._AutoDispatchBelowAutograd():  # As `custom_op` does it.
+    with torch._C._AutoDispatchBelowAutograd():  # As in `custom_op`.
         return operation(*arguments)
 
 

@@ -1,4 +1,4 @@
-"""Scratch memory of plain PyTorch on a CPU, reused from call to call.
+"""Scratch memory of the PyTorch backend on CPUs, reused between calls.
 
 Page faults of newly allocated memory of this size take as long as the matrix products that are
 written to it. Each thread has its own block.
@@ -14,7 +14,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-#: Maximum bytes kept by a thread; tensors beyond are allocated every time.
+#: Maximum bytes of a thread's block; further tensors are allocated in every call.
 KEPT_BYTES = 32_000_000
 #: Alignment of tensors in bytes: a cache line.
 ALIGNMENT = 64
@@ -23,7 +23,7 @@ _of_thread = threading.local()
 
 
 class Scratch:
-    """Allocator of uninitialized tensors, one after another in this thread's block.
+    """Bump allocator of uninitialized tensors in this thread's block.
 
     A new `Scratch` starts at the beginning of the block and invalidates tensors of earlier ones.
     """
@@ -34,7 +34,7 @@ class Scratch:
         self._used = 0
 
     def empty(self, *shape: int, dtype: torch.dtype) -> Tensor:
-        """Allocate an uninitialized tensor; it must not outlive the call of the operation."""
+        """Allocate an uninitialized tensor, valid until the end of the operation."""
         size = math.prod(shape) * dtype.itemsize
         first = self._used
         last = first + size
@@ -51,7 +51,7 @@ class Scratch:
 
     @contextmanager
     def borrow(self) -> Iterator[None]:
-        """Free at the end of a `with` block what was allocated in it."""
+        """Free the tensors allocated inside a `with` block at its end."""
         used = self._used
         yield
         self._used = used

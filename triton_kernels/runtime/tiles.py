@@ -1,4 +1,4 @@
-"""Tables of tile sizes: the packaged one, and the user's table that `fiber tune` writes."""
+"""Tables of tile sizes: the package's table, and the user's table that `fiber tune` writes."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ import torch
 
 Line = dict[str, Any]
 
-#: Packaged table; see `tile`.
 PACKAGED = Path(__file__).with_name("tiles.json")
 
-#: Keys of a line and their types; only kernel and tile are required in the packaged table.
+#: Keys of a line and their types; the package's table requires only kernel and tile.
 KEYS = {
     "kernel": str,
     "architecture": str,
@@ -28,32 +27,27 @@ KEYS = {
     "dtype": str,
     "tile": dict,
 }
-#: A line fits a call if it has no other value for these keys; earlier keys rank higher.
+#: Keys that restrict a line to some calls; earlier keys are more specific.
 RANKED = ("architecture", "triton", "window", "head_width", "dtype")
 
-# Sizes by kernel inside `trying`; None outside.
+#: Set by `trying`.
 _tried: Mapping[str, Mapping[str, int]] | None = None
 
 
 def tile(
     kernel: str, *, window: int | None, head_width: int, dtype: torch.dtype, device: torch.device
 ) -> dict[str, int]:
-    """Look up the tile sizes of a kernel.
+    """Look up the tile sizes of a kernel, `num_warps` and `num_stages` included.
 
-    On a GPU, a matching line of the user's table (`users_table`) takes precedence over the packaged
-    table. In a table the most specific line wins: architecture ranks first, then Triton's version,
-    window, head width and dtype. A line without a key matches every value of it. A process reads a
-    table once.
+    On a GPU, a matching line of the user's table takes precedence over the package's table. Within
+    a table the most specific line wins; see `best`. Tables are read once per process.
 
     Args:
         kernel: name of the kernel in the table.
-        window: side of a window in tokens; None for a kernel without windows.
+        window: window side in tokens; None for a kernel without windows.
         head_width: d.
         dtype: dtype of the queries.
-        device: device of the tensors; only CUDA devices have an architecture.
-
-    Returns:
-        Sizes by name, with `num_warps` and `num_stages`.
+        device: device of the tensors.
 
     Raises:
         LookupError: if no line matches; tests rule this out for the package's kernels.
@@ -61,7 +55,6 @@ def tile(
     """
     if _tried is not None and kernel in _tried:
         return dict(_tried[kernel])
-    # Every line of a user's table names an architecture, which only a GPU has.
     users = users_table() if device.type == "cuda" and _tried is None else None
     return dict(_lookup(kernel, architecture(device), window, head_width, dtype, users))
 
@@ -97,7 +90,7 @@ def describe_tables(device: torch.device) -> str:
     """
     table = users_table()
     if not table.is_file():
-        return "the package's table; `fiber tune` makes one for a GPU"
+        return "the package's table; `fiber tune` writes one for a GPU"
     lines, chip = users_lines(table), architecture(device)
     own = [
         line for line in lines if (line["architecture"], line["triton"]) == (chip, triton_minor())
@@ -109,7 +102,7 @@ def describe_tables(device: torch.device) -> str:
 
 @contextmanager
 def trying(sizes: Mapping[str, Mapping[str, int]]) -> Iterator[None]:
-    """Use these sizes by kernel, and the packaged ones for other kernels, inside a `with` block."""
+    """Use these sizes, else those of the package's table, inside a `with` block."""
     global _tried
     before, _tried = _tried, sizes
     try:
@@ -119,7 +112,7 @@ def trying(sizes: Mapping[str, Mapping[str, int]]) -> Iterator[None]:
 
 
 def architecture(device: torch.device) -> str:
-    """Return the compiler's name of a GPU, such as "sm_90" or "gfx942"; "none" for no GPU."""
+    """Return the compiler's name of a GPU, such as "sm_90" or "gfx942"; "none" if not a GPU."""
     if device.type != "cuda":
         return "none"
     properties = torch.cuda.get_device_properties(device)
@@ -138,41 +131,35 @@ def triton_minor() -> str:
 
 
 def users_table() -> Path:
-    """Return the path of the user's table: fiber/tiles.json in XDG_CACHE_HOME or ~/.cache."""
+    """Return the user's table, fiber/tiles.json in XDG_CACHE_HOME or ~/.cache."""
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(root) / "fiber" / "tiles.json"
 
 
 @cache
 def packaged_lines() -> list[Line]:
-    """Read the packaged table."""
+    """Read the package's table."""
     return json.loads(PACKAGED.read_text(encoding="utf-8"))
 
 
 @cache
 def users_lines(path: Path) -> list[Line]:
-    """Read a user's table once per process; empty if there is none."""
+    """Read a user's table; empty if there is none."""
     return read(path) if path.is_file() else []
 
 
 def best(lines: Sequence[Line], kernel: str, wanted: Mapping[str, object]) -> Line | None:
-    """Return the most specific line for a call; a line without a key matches every value of it.
+    """Return the most specific line for a kernel and the values of the `RANKED` keys, or None.
 
-    Args:
-        lines: lines of a table.
-        kernel: name of the kernel.
-        wanted: values of the call by the keys in `RANKED`.
+    A line without a key matches every value of it.
     """
-    found, found_rank = None, (-1,) * len(RANKED)
-    for line in lines:
-        if line["kernel"] != kernel:
-            continue
-        if any(key in line and line[key] != wanted[key] for key in RANKED):
-            continue
-        rank = tuple(int(key in line) for key in RANKED)
-        if rank > found_rank:
-            found, found_rank = line, rank
-    return found
+    matching = (
+        line
+        for line in lines
+        if line["kernel"] == kernel
+        and all(line.get(key, wanted[key]) == wanted[key] for key in RANKED)
+    )
+    return max(matching, key=lambda line: [key in line for key in RANKED], default=None)
 
 
 def read(path: Path) -> list[Line]:
@@ -182,36 +169,31 @@ def read(path: Path) -> list[Line]:
         ValueError: with file and line number, if the file is not a JSON list of objects, or a line
             has an unknown kernel, other sizes than that kernel, or no architecture or Triton.
     """
-    lines = []
-    for number, line in _entries(path):
-        fault = _fault(line)
-        if fault is not None:
-            raise ValueError(f"{path}, line {number}: {fault}; {_REMEDY}")
-        lines.append(line)
-    return lines
 
+    def error(number: int, reason: str) -> ValueError:
+        remedy = "remove the file, or run `fiber tune` again"
+        return ValueError(f"{path}, line {number}: {reason}; {remedy}")
 
-_REMEDY = "remove the file, or run `fiber tune` again"
-
-
-def _entries(path: Path) -> list[tuple[int, Any]]:
-    """Parse a JSON list into (number of the entry's first line, entry)."""
     text = path.read_text(encoding="utf-8", errors="replace")
     try:
         if not isinstance(json.loads(text), list):
-            raise ValueError(f"{path}, line 1: expected a list of lines; {_REMEDY}")
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}, line {error.lineno}: {error.msg}; {_REMEDY}") from None
-    decoder, entries = json.JSONDecoder(), []
-    place = text.index("[") + 1
+            raise error(1, "expected a list of lines")
+    except json.JSONDecodeError as invalid:
+        raise error(invalid.lineno, invalid.msg) from None
+    # Decoded again, entry by entry, for the line numbers.
+    decoder, lines = json.JSONDecoder(), []
+    position = text.index("[") + 1
     while True:
-        while text[place].isspace() or text[place] == ",":
-            place += 1
-        if text[place] == "]":
-            return entries
-        entry, end = decoder.raw_decode(text, place)
-        entries.append((text.count("\n", 0, place) + 1, entry))
-        place = end
+        while text[position].isspace() or text[position] == ",":
+            position += 1
+        if text[position] == "]":
+            return lines
+        line, end = decoder.raw_decode(text, position)
+        fault = _fault(line)
+        if fault is not None:
+            raise error(text.count("\n", 0, position) + 1, fault)
+        lines.append(line)
+        position = end
 
 
 def _fault(line: Any) -> str | None:
@@ -225,7 +207,7 @@ def _fault(line: Any) -> str | None:
             return f"{key} {value!r}; expected {KEYS[key].__name__}"
     for key in ("kernel", "architecture", "triton", "tile"):
         if key not in line:
-            return f"no {key}, which every line of a user's table needs"
+            return f"no {key}, which is required in a user's table"
     sizes = {each["kernel"]: set(each["tile"]) for each in packaged_lines()}
     if line["kernel"] not in sizes:
         return f"unknown kernel {line['kernel']!r}; expected one of {', '.join(sorted(sizes))}"
@@ -242,11 +224,11 @@ def _fault(line: Any) -> str | None:
 def merged(old: Sequence[Line], new: Sequence[Line]) -> list[Line]:
     """Replace old lines by new lines for the same calls."""
 
-    def calls(line: Line) -> tuple[Any, ...]:
+    def call(line: Line) -> tuple[Any, ...]:
         return (line["kernel"], *(line.get(key) for key in RANKED))
 
-    fresh = {calls(line) for line in new}
-    return [*(line for line in old if calls(line) not in fresh), *new]
+    replaced = {call(line) for line in new}
+    return [*(line for line in old if call(line) not in replaced), *new]
 
 
 def written(lines: Sequence[Line]) -> str:

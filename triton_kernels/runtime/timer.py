@@ -1,4 +1,4 @@
-"""Timer of GPU work that excludes launch overhead."""
+"""GPU timer that excludes launch overhead."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ FIRST_WAIT, LONGEST_WAIT = 1_000_000, 64_000_000
 
 
 class GpuTimer:
-    """Times calls on the current stream of one device.
+    """Times calls on the current stream of a device.
 
-    The GPU waits until all work is queued, so that gaps between launches are not measured: a CUDA
-    graph has none, and they differ between machines. Work that takes longer to queue than
+    The GPU waits until all work is queued, so that gaps between launches are not measured: they
+    depend on the machine, and a CUDA graph has none. Work that takes longer to queue than
     `LONGEST_WAIT` is timed with its gaps.
     """
 
@@ -26,11 +26,7 @@ class GpuTimer:
         self._cycles = FIRST_WAIT
 
     def __call__(self, run: Callable[[], object]) -> float:
-        """Run once and return milliseconds.
-
-        Args:
-            run: queues work without waiting for it.
-        """
+        """Call `run`, which queues work without waiting for it, and return milliseconds."""
         with torch.cuda.device(self._device):
             while True:
                 begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -39,9 +35,8 @@ class GpuTimer:
                 begin.record()
                 run()
                 end.record()
-                # True if the GPU started before all work was queued.
-                waited = begin.query()
+                started_early = begin.query()
                 end.synchronize()
-                if not waited or self._cycles >= LONGEST_WAIT:
+                if not started_early or self._cycles >= LONGEST_WAIT:
                     return begin.elapsed_time(end)
                 self._cycles *= 2

@@ -1,7 +1,7 @@
-"""Window attention as loops that really pad, roll, cut and mask: the oracle of the tests.
+"""Window attention as loops that pad, roll, partition and mask, the reference of the tests.
 
-Written from the definition, independently of `torch_path.py`, and differentiable, so that gradients
-can be compared too. Meant for small float64 inputs.
+Written from the definition, independently of `torch_path.py`, and differentiable. For small float64
+inputs.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def window_attention(
         )
         out = torch.zeros_like(qkv[sample, :, :, 0])
         if own_height and own_width:
-            # A sample's own map is padded to whole windows whatever the others need.
+            # Padded to whole windows of its own, not to the size of the batch.
             own = _one_map(
                 qkv[sample, :own_height, :own_width], bias_table, qkv_bias, window_size, shift
             )
@@ -68,7 +68,7 @@ def _one_map(
 
 
 def _regions(height: int, width: int, window_size: int, shift: int) -> Tensor:
-    """Number the nine regions of a rolled map; one region without a shift."""
+    """Number the nine regions of a rolled map; there is one without a shift."""
     regions = torch.zeros(height, width, dtype=torch.long)
     if shift == 0:
         return regions

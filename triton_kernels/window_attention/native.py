@@ -1,4 +1,4 @@
-"""Window attention on a CPU by the extension. Arguments are checked in `op.py`."""
+"""Window attention on CPUs in Rust. Arguments are checked in `op.py`."""
 
 from __future__ import annotations
 
@@ -10,47 +10,33 @@ from torch import Tensor
 from fiber import _core
 
 from ..runtime import native_arrays
+from ..runtime.native_arrays import array, empty_like
 from .window_spec import WindowSpec
 
 
 def refusal(qkv: Tensor, window_size: int) -> str | None:
-    """Return why the extension does not take a call; None if it does."""
+    """Return why a call is not supported; None if it is."""
     return native_arrays.refusal(qkv, qkv.shape[5])
 
 
-def forward(
-    qkv: Tensor,
-    bias_table: Tensor,
-    qkv_bias: Tensor,
-    spec: WindowSpec,
-) -> Tensor:
+def forward(qkv: Tensor, bias_table: Tensor, qkv_bias: Tensor, spec: WindowSpec) -> Tensor:
     """Compute the output, [B, H, W, h, d]; see `op.window_attention`."""
     out = qkv.new_empty(*qkv.shape[:3], *qkv.shape[4:])
-    _core.window_attention(
-        *(native_arrays.array(tensor) for tensor in (qkv, bias_table, qkv_bias, out)),
-        **_options(spec),
-    )
+    inputs = [array(tensor) for tensor in (qkv, bias_table, qkv_bias)]
+    _core.window_attention(inputs, array(out), **_options(spec))
     return out
 
 
 def backward(
-    grad: Tensor,
-    qkv: Tensor,
-    bias_table: Tensor,
-    qkv_bias: Tensor,
-    spec: WindowSpec,
-    *,
-    atomic_bias: bool = False,
+    grad: Tensor, qkv: Tensor, bias_table: Tensor, qkv_bias: Tensor, spec: WindowSpec
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute the gradients of qkv, bias_table and qkv_bias; `atomic_bias` has no effect here."""
-    inputs = (qkv, bias_table, qkv_bias)
-    gradients = [native_arrays.empty_like(tensor) for tensor in inputs]
-    _core.window_attention_backward(
-        *(native_arrays.array(tensor) for tensor in (grad, *inputs, *gradients)),
-        **_options(spec),
-    )
+    """Compute the gradients of qkv, bias_table and qkv_bias."""
+    tensors = (qkv, bias_table, qkv_bias)
+    grads = [empty_like(tensor) for tensor in tensors]
+    inputs, outputs = ([array(tensor) for tensor in each] for each in (tensors, grads))
+    _core.window_attention_backward(array(grad), inputs, outputs, **_options(spec))
     grad_qkv, grad_table, grad_bias = (
-        each.to(tensor.dtype) for each, tensor in zip(gradients, inputs, strict=True)
+        each.to(tensor.dtype) for each, tensor in zip(grads, tensors, strict=True)
     )
     return grad_qkv, grad_table, grad_bias
 

@@ -1,4 +1,4 @@
-"""Window attention: argument checks and the call of the registered operation.
+"""Window attention: argument checks and the call to the registered operation.
 
 Letters: B batch, H W map, h heads, d head width, w window side.
 """
@@ -23,27 +23,27 @@ def window_attention(
     """Attend inside (shifted) square windows of a map with a relative position bias.
 
     The map is padded at the bottom and the right to a multiple of the window, rolled by
-    (-shift, -shift), partitioned into windows, attended, merged, rolled back and cropped. A padded
-    position is a key and a value like any other: the projection of a zero token, `qkv_bias`. In a
-    rolled map, -100 is added to the score of two tokens from different sides of the border.
+    (-shift, -shift), partitioned into windows, attended, merged, rolled back and cropped. Padded
+    positions are keys and values too: the projection of a zero token, `qkv_bias`. In a rolled map,
+    -100 is added to the scores of two tokens from different sides of the border.
 
     Args:
-        qkv: [B, H, W, 3, h, d] queries, keys and values of the whole map; queries are scaled here
-            by d ** -0.5.
-        bias_table: [(2 w - 1) ** 2, h]; the row of query - key offset (dy, dx) in tokens is
+        qkv: [B, H, W, 3, h, d] queries, keys and values of the map; queries are not scaled by
+            d ** -0.5.
+        bias_table: [(2 w - 1) ** 2, h]; the offset query - key (dy, dx) in tokens has the row
             (dy + w - 1) * (2 w - 1) + dx + w - 1.
         qkv_bias: [3, h, d] query, key and value of padded positions.
         window_size: w, side of a window in tokens.
         shift: roll in tokens, 0 <= shift < w.
-        valid_sizes: [B, 2] integer (height, width) of each sample's own map, which is in the top
-            left corner and is padded, rolled and partitioned by itself; the output outside is 0.
-            None: the whole map is valid.
+        valid_sizes: [B, 2] integer (height, width) of each sample's own map, in the top left
+            corner, padded, rolled and partitioned by itself; the output outside is 0. None: the
+            whole map is valid.
 
     Returns:
-        [B, H, W, h, d] in the dtype of qkv.
+        [B, H, W, h, d] in qkv's dtype.
 
     Raises:
-        ValueError: if shapes, devices or dtypes do not fit together, with the shapes.
+        ValueError: if shapes or devices do not match, with the shapes.
 
     Source: Swin Transformer (Liu et al. 2021); padding as in its detection code.
     """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,21 +9,14 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from ..runtime.dispatch import Backend, atomics, kernel_module
+from ..runtime.dispatch import kernel_module
 from ..runtime.registration import LIBRARY, below_autograd, differentiate, operation
-from . import torch_path
 from .window_spec import WindowSpec
 
-_MODULES: Mapping[Backend, str] = {
-    "triton": "window_attention.triton_launch",
-    "native": "window_attention.native",
-}
 _OPTIONS = "int window_size, int shift, Tensor? valid_sizes"
 
 
-@operation(
-    f"(Tensor qkv, Tensor bias_table, Tensor qkv_bias, {_OPTIONS}) -> Tensor",
-)
+@operation(f"(Tensor qkv, Tensor bias_table, Tensor qkv_bias, {_OPTIONS}) -> Tensor")
 def window_attention(
     qkv: Tensor,
     bias_table: Tensor,
@@ -34,11 +26,8 @@ def window_attention(
     valid_sizes: Tensor | None,
 ) -> Tensor:
     """Compute the output, [B, H, W, h, d]; see `op.window_attention`."""
-    spec = WindowSpec(window_size, shift, valid_sizes)
-    module = kernel_module(_MODULES, qkv, window_size)
-    if module is not None:
-        return module.forward(qkv, bias_table, qkv_bias, spec)
-    return torch_path.forward(qkv, bias_table, qkv_bias, spec)
+    module = kernel_module("window_attention", qkv, window_size)
+    return module.forward(qkv, bias_table, qkv_bias, WindowSpec(window_size, shift, valid_sizes))
 
 
 @torch.library.register_fake("fiber::window_attention", lib=LIBRARY)
@@ -61,21 +50,16 @@ def window_attention_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Compute the gradients of qkv, bias_table and qkv_bias."""
     spec = WindowSpec(window_size, shift, valid_sizes)
-    module = kernel_module(_MODULES, qkv, window_size)
-    if module is not None:
-        return module.backward(grad, qkv, bias_table, qkv_bias, spec, atomic_bias=atomics())
-    return torch_path.backward(grad, qkv, bias_table, qkv_bias, spec)
+    module = kernel_module("window_attention", qkv, window_size)
+    return module.backward(grad, qkv, bias_table, qkv_bias, spec)
 
 
 @torch.library.register_fake("fiber::window_attention_backward", lib=LIBRARY)
 def _(
     grad: Tensor, qkv: Tensor, bias_table: Tensor, qkv_bias: Tensor, *_: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return (
-        qkv.new_empty(qkv.shape),
-        torch.empty_like(bias_table),
-        qkv_bias.new_empty(qkv_bias.shape),
-    )
+    table = torch.empty_like(bias_table)
+    return qkv.new_empty(qkv.shape), table, qkv_bias.new_empty(qkv_bias.shape)
 
 
 class _WindowAttention(Function):
@@ -91,11 +75,8 @@ class _WindowAttention(Function):
         ctx: Any, *grads: Tensor
     ) -> tuple[Tensor | None, ...]:
         *tensors, valid_sizes = ctx.saved_tensors
-        found = below_autograd(
-            window_attention_backward,
-            (*grads, *tensors, ctx.window_size, ctx.shift, valid_sizes),
-        )
-        return *found, None, None, None
+        arguments = (*grads, *tensors, ctx.window_size, ctx.shift, valid_sizes)
+        return *below_autograd(window_attention_backward, arguments), None, None, None
 
 
 differentiate(window_attention, _WindowAttention)

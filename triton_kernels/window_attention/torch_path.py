@@ -1,9 +1,9 @@
-"""Window attention in plain PyTorch, a few windows at a time, so that scores stay in a cache.
+"""Window attention in PyTorch, a few windows at a time, so that scores stay in the cache.
 
 Forward and backward are separate functions without autograd. Arguments are checked in `op.py`.
 
-Letters: B batch, H W map, h heads, d head width, w window side, N = w * w tokens of a window,
-M = B H W tokens of the batch, n windows that are computed at once.
+Letters: B batch, H W map, h heads, d head width, w window side, N = w * w tokens per window,
+M = B H W tokens in the batch, n windows per piece.
 """
 
 from __future__ import annotations
@@ -18,29 +18,14 @@ from ..runtime.scratch import Scratch
 from .window_partition import SEAMS, Piece, WindowRows, window_rows
 from .window_spec import WindowSpec
 
-#: Bytes of the attention weights that are computed at once; they stay in a cache.
+#: Maximum bytes of the attention weights of a piece, which stay in the cache.
 PIECE_BYTES = 4_000_000
-#: Bytes of the outputs of windows before they are copied to their tokens.
+#: Maximum bytes of the outputs of a strip.
 STRIP_BYTES = 8_000_000
 
 
-def forward(
-    qkv: Tensor,
-    bias_table: Tensor,
-    qkv_bias: Tensor,
-    spec: WindowSpec,
-) -> Tensor:
-    """Compute window attention; see `op.window_attention`.
-
-    Args:
-        qkv: [B, H, W, 3, h, d].
-        bias_table: [(2 w - 1) ** 2, h].
-        qkv_bias: [3, h, d].
-        spec: window size, shift and own map sizes.
-
-    Returns:
-        [B, H, W, h, d].
-    """
+def forward(qkv: Tensor, bias_table: Tensor, qkv_bias: Tensor, spec: WindowSpec) -> Tensor:
+    """Compute window attention; see `op.window_attention`."""
     rows, flat, padding = _inputs(qkv, qkv_bias, spec)
     heads, tokens, width = qkv.shape[4], spec.window_size**2, qkv.shape[5]
     scores = _Scores(bias_table, rows, spec, qkv.dtype)
@@ -65,26 +50,14 @@ def forward(
 
 
 def backward(
-    grad: Tensor,
-    qkv: Tensor,
-    bias_table: Tensor,
-    qkv_bias: Tensor,
-    spec: WindowSpec,
+    grad: Tensor, qkv: Tensor, bias_table: Tensor, qkv_bias: Tensor, spec: WindowSpec
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute the gradients of qkv, bias_table and qkv_bias.
-
-    Args:
-        grad: [B, H, W, h, d] gradient of the output.
-        qkv: [B, H, W, 3, h, d].
-        bias_table: [(2 w - 1) ** 2, h].
-        qkv_bias: [3, h, d].
-        spec: window size, shift and own map sizes.
-    """
+    """Compute the gradients of qkv, bias_table and qkv_bias."""
     rows, flat, padding = _inputs(qkv, qkv_bias, spec)
     heads, tokens, width = qkv.shape[4], spec.window_size**2, qkv.shape[5]
     scores = _Scores(bias_table, rows, spec, qkv.dtype)
     grad_rows = grad.reshape(len(flat), heads * width)
-    nothing = flat.new_zeros(heads * width)
+    zeros = flat.new_zeros(heads * width)
     grad_qkv = torch.empty_like(flat, memory_format=torch.contiguous_format)
     for run in rows.outside:
         grad_qkv[run] = 0
@@ -101,14 +74,14 @@ def backward(
                 )
                 query *= width**-0.5
                 (grad_out,) = _pack(
-                    piece.gather(grad_rows, nothing, scratch), 1, heads, tokens, scratch
+                    piece.gather(grad_rows, zeros, scratch), 1, heads, tokens, scratch
                 )
                 weights = scores.weights(query, key, piece, scratch)
                 grad_packed = scratch.empty(3, *query.shape, dtype=query.dtype)
-                added = attention_backward(
+                piece_scores = attention_backward(
                     grad_out, query, key, value, weights, scratch=scratch, out=grad_packed.unbind(0)
                 )
-                grad_scores += added.view(-1, heads, tokens, tokens).sum(0)
+                grad_scores += piece_scores.view(-1, heads, tokens, tokens).sum(0)
                 grad_packed[0] *= width**-0.5
                 grad_piece = strip_rows[piece.places]
                 _unpack(grad_packed, grad_piece, heads)
@@ -119,15 +92,12 @@ def backward(
     grad_table = torch.zeros_like(bias_table, dtype=wide).index_add_(
         0, _bias_index(spec.window_size, qkv.device), grad_scores.flatten(1).t()
     )
-    return (
-        grad_qkv.view(qkv.shape),
-        grad_table.to(bias_table.dtype),
-        grad_padding.view(qkv_bias.shape).to(qkv_bias.dtype),
-    )
+    grad_bias = grad_padding.view(qkv_bias.shape).to(qkv_bias.dtype)
+    return grad_qkv.view(qkv.shape), grad_table.to(bias_table.dtype), grad_bias
 
 
 class _Scores:
-    """Added scores of windows: [h, N, N] relative position bias, and [N, N] shift masks."""
+    """Score biases of windows: [h, N, N] relative position bias, and [N, N] shift masks."""
 
     def __init__(
         self, bias_table: Tensor, rows: WindowRows, spec: WindowSpec, dtype: torch.dtype
@@ -137,7 +107,7 @@ class _Scores:
         bias = bias.to(torch.promote_types(dtype, torch.float32))
         #: [h, N, N], float32 or wider.
         self.bias = bias.t().reshape(-1, tokens, tokens)
-        #: By index in `SEAMS`; None where nothing is masked.
+        #: By index in `SEAMS`; None for no mask.
         self.masks = [
             _seam_mask(seams, spec.window_size, spec.shift, bias.device)
             if any(seams) and number in rows.seams
@@ -147,20 +117,20 @@ class _Scores:
 
     def weights(self, query: Tensor, key: Tensor, piece: Piece, scratch: Scratch) -> Tensor:
         """Compute the attention weights [n h, N, N] of scaled queries and keys [n h, N, d]."""
-        products = scratch.empty(len(query), *self.bias.shape[1:], dtype=query.dtype)
-        torch.bmm(query, key.transpose(1, 2), out=products)
-        products = scratch.cast(products, self.bias.dtype)
-        by_window = products.view(-1, *self.bias.shape)
+        scores = scratch.empty(len(query), *self.bias.shape[1:], dtype=query.dtype)
+        torch.bmm(query, key.transpose(1, 2), out=scores)
+        scores = scratch.cast(scores, self.bias.dtype)
+        by_window = scores.view(-1, *self.bias.shape)
         by_window += self.bias
         for seams, windows in piece.seams:
             mask = self.masks[seams]
             if mask is not None:
                 by_window[windows] += mask
-        return torch.softmax(products, -1, out=products)
+        return torch.softmax(scores, -1, out=scores)
 
 
 def _inputs(qkv: Tensor, qkv_bias: Tensor, spec: WindowSpec) -> tuple[WindowRows, Tensor, Tensor]:
-    """Return the windows, the tokens [M, 3 h d], and the row of a padded position [3 h d]."""
+    """Return the windows, the tokens [M, 3 h d], and the QKV of padded positions [3 h d]."""
     batch, height, width = qkv.shape[:3]
     sizes = [(height, width)] * batch
     if spec.valid_sizes is not None:
@@ -181,7 +151,7 @@ def _inputs(qkv: Tensor, qkv_bias: Tensor, spec: WindowSpec) -> tuple[WindowRows
 def _pack(
     rows: Tensor, kinds: int, heads: int, tokens: int, scratch: Scratch
 ) -> tuple[Tensor, ...]:
-    """Copy rows into batched matrices: [n N, k h d] -> k x [n h, N, d]."""
+    """Split rows into k batched matrices: [n N, k h d] -> k x [n h, N, d]."""
     by_head = rows.view(-1, tokens, kinds, heads, rows.shape[1] // (kinds * heads))
     by_head = by_head.permute(2, 0, 3, 1, 4)
     packed = scratch.empty(*by_head.shape, dtype=rows.dtype).copy_(by_head)
@@ -198,9 +168,9 @@ def _unpack(packed: Tensor, rows: Tensor, heads: int) -> None:
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)
 def _bias_index(window_size: int, device: torch.device) -> Tensor:
-    """Return the row of the bias table for every pair of tokens of a window, [N * N] int64."""
+    """Compute the bias table's row of every pair of tokens in a window, [N * N] int64."""
     ticks = torch.arange(window_size, device=device)
-    # [w, w]: offset query - key along one axis, made non-negative
+    # [w, w] offset query - key along one axis, from 0
     offset = ticks[:, None] - ticks + window_size - 1
     index = offset[:, None, :, None] * (2 * window_size - 1) + offset[None, :, None, :]
     return index.reshape(-1)
@@ -211,7 +181,7 @@ def _bias_index(window_size: int, device: torch.device) -> Tensor:
 def _seam_mask(
     seams: tuple[bool, bool], window_size: int, shift: int, device: torch.device
 ) -> Tensor:
-    """Return the shift mask [N, N]: -100 where two tokens are on different sides of a seam."""
+    """Compute the shift mask [N, N]: -100 for tokens on different sides of a seam."""
     after_seam = torch.arange(window_size, device=device) >= window_size - shift
     rows, columns = (after_seam & seam for seam in seams)
     regions = (2 * rows[:, None] + columns).flatten()

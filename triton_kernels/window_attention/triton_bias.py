@@ -20,18 +20,14 @@ from torch import Tensor
 
 from ..runtime.launch import Launch
 from ..runtime.tiles import tile
+from ..runtime.triton_math import accumulator
 
 #: Scores are in base 2, so that an exponential is one instruction.
 LOG2E = math.log2(math.e)
-#: Score of an absent key, in base 2: its weight is 0 next to that of any other key.
+#: Base-2 score of an absent key, whose weight is then 0.
 NO_KEY = -1.0e30
-#: Score added where two tokens come from different sides of a seam (Swin's constant).
-PARTED = -100.0
-
-
-def accumulator(dtype: torch.dtype) -> tl.dtype:
-    """Return the dtype of scores and sums: float64 for float64, else float32."""
-    return tl.float64 if dtype == torch.float64 else tl.float32
+#: Added to the scores of tokens on different sides of a seam (Swin's constant).
+SHIFT_MASK = -100.0
 
 
 def plan_expand(
@@ -45,7 +41,7 @@ def plan_expand(
         shift: roll of the map in tokens. Without a shift there is one class, else four:
             2 * (the window contains the seam between rows) + (between columns).
         stored: S.
-        dtype: dtype of the attention's inputs.
+        dtype: dtype of qkv.
         transposed: keys along rows instead of queries.
 
     Returns:
@@ -53,15 +49,9 @@ def plan_expand(
         or float64 for float64. Keys from N on have the score `NO_KEY`.
     """
     heads = table.shape[1]
-    classes = 4 if shift else 1
-    double = dtype == torch.float64
-    out = torch.empty(
-        classes,
-        heads,
-        stored * stored,
-        dtype=torch.float64 if double else torch.float32,
-        device=table.device,
-    )
+    shape = (4 if shift else 1, heads, stored * stored)
+    wide = torch.promote_types(dtype, torch.float32)
+    out = torch.empty(shape, dtype=wide, device=table.device)
     sizes = tile("expand_bias", window=window_size, head_width=0, dtype=dtype, device=table.device)
     block = sizes["block_pairs"]
     launch = Launch(
@@ -77,7 +67,7 @@ def plan_expand(
             "HEADS": sizes["heads"],
             "LOG2E": LOG2E,
             "NO_KEY": NO_KEY,
-            "PARTED": PARTED * LOG2E,
+            "SHIFT_MASK": SHIFT_MASK * LOG2E,
         },
         num_warps=sizes["num_warps"],
         num_stages=sizes["num_stages"],
@@ -88,26 +78,24 @@ def plan_expand(
 def plan_reduce(
     parts: Tensor, table: Tensor, window_size: int, stored: int, dtype: torch.dtype
 ) -> tuple[list[Launch], Tensor]:
-    """Plan the reduction of the gradient of the bias, over chunks and then pairs, in a fixed order.
+    """Plan the reduction of the bias gradient, over chunks and then pairs, in a fixed order.
 
     Args:
         parts: [chunks, h, S * S] gradient of the scores, queries along rows. Only the first N rows
             and columns are read.
-        table: [(2 w - 1) ** 2, h] the bias table.
+        table: [(2 w - 1) ** 2, h] bias table.
         window_size: w.
         stored: S.
-        dtype: dtype of the attention's inputs.
+        dtype: dtype of qkv.
 
     Returns:
         The launches, and the gradient in the table's shape and dtype.
     """
     chunks, heads, _ = parts.shape
-    launches = []
+    launches, summed = [], parts
     if chunks > 1:
-        summed = torch.empty_like(parts[0])
-        launches, summed = plan_sum(parts.view(chunks, -1), summed.view(-1), dtype)
-    else:
-        summed = parts
+        summed = torch.empty_like(parts[0]).view(-1)
+        launches, summed = plan_sum(parts.view(chunks, -1), summed, dtype)
     out = torch.empty(table.shape, dtype=table.dtype, device=table.device)
     sizes = tile("gather_bias", window=window_size, head_width=0, dtype=dtype, device=table.device)
     launches.append(
@@ -131,12 +119,7 @@ def plan_reduce(
 
 
 def plan_sum(parts: Tensor, out: Tensor, dtype: torch.dtype) -> tuple[list[Launch], Tensor]:
-    """Plan the sum of the rows of `parts` into `out`, in a fixed order.
-
-    Args:
-        parts: [n, M] contiguous.
-        out: [M] contiguous, in any dtype.
-        dtype: dtype of the attention's inputs.
+    """Plan the sum of `parts` [n, M] over n into `out` [M], in a fixed order; both are contiguous.
 
     Returns:
         The launches, and `out`.
@@ -179,14 +162,14 @@ def expand_bias(
     HEADS: tl.constexpr,
     LOG2E: tl.constexpr,
     NO_KEY: tl.constexpr,
-    PARTED: tl.constexpr,
+    SHIFT_MASK: tl.constexpr,
 ):
-    """Write the bias of BLOCK pairs for HEADS heads, which share the index of a pair.
+    """Write the bias of BLOCK pairs for HEADS heads.
 
     Grid: (blocks of pairs, groups of heads).
     """
     pair = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    # Row and column from the bits of the offset, see `pair_offsets`.
+    # Row and column from the bits of the offset; see `pair_offsets`.
     inside = pair % 128
     first = pair // (16 * STORED) * 16 + inside // 2 % 2 * 8 + inside // 16
     second = pair % (16 * STORED) // 128 * 8 + inside // 4 % 4 * 2 + inside % 2
@@ -194,30 +177,26 @@ def expand_bias(
         key, query = first, second
     else:
         query, key = first, second
-    query_y, query_x, key_y, key_x = (
-        query // WINDOW,
-        query % WINDOW,
-        key // WINDOW,
-        key % WINDOW,
-    )
+    query_y, query_x = query // WINDOW, query % WINDOW
+    key_y, key_x = key // WINDOW, key % WINDOW
     row = (query_y - key_y + WINDOW - 1) * (2 * WINDOW - 1) + query_x - key_x + WINDOW - 1
     stored = pair < STORED * STORED
     is_key = key < WINDOW * WINDOW
     real = is_key & (query < WINDOW * WINDOW)
-    rows_parted = (query_y >= WINDOW - SHIFT) != (key_y >= WINDOW - SHIFT)
-    columns_parted = (query_x >= WINDOW - SHIFT) != (key_x >= WINDOW - SHIFT)
-    # Added scores of each class, the same for all heads.
+    row_seam = (query_y >= WINDOW - SHIFT) != (key_y >= WINDOW - SHIFT)
+    column_seam = (query_x >= WINDOW - SHIFT) != (key_x >= WINDOW - SHIFT)
+    # Masks of each class, the same for all heads.
     dtype = out.dtype.element_ty
     missing = tl.where(is_key, 0.0, NO_KEY).to(dtype)
-    across_columns = columns_parted.to(dtype) * PARTED
-    across_rows = rows_parted.to(dtype) * PARTED
-    across_both = (rows_parted | columns_parted).to(dtype) * PARTED
+    across_columns = column_seam.to(dtype) * SHIFT_MASK
+    across_rows = row_seam.to(dtype) * SHIFT_MASK
+    across_both = (row_seam | column_seam).to(dtype) * SHIFT_MASK
     first_head = tl.program_id(1) * HEADS
     table += row * heads + first_head
     out += first_head * (STORED * STORED) + pair
     step = heads * (STORED * STORED)
     for _ in range(min(heads - first_head, HEADS)):
-        # Queries beyond the window need finite scores; their outputs are not read.
+        # Finite scores for queries beyond the window, whose outputs are not read.
         score = tl.load(table, mask=real, other=0.0).to(dtype) * LOG2E + missing
         tl.store(out, score, mask=stored)
         if SHIFT > 0:
@@ -257,12 +236,12 @@ def gather_bias(
     for key_y in range(tl.maximum(0, -offset_y), tl.minimum(WINDOW, WINDOW - offset_y)):
         query = (key_y + offset_y) * WINDOW + query_x
         key = key_y * WINDOW + key_x[None, :]
-        # Bits of the offset, see `pair_offsets`.
+        # Bits of the offset; see `pair_offsets`.
         place = query // 16 * (16 * STORED) + query % 8 * 16 + query % 16 // 8 * 2
         place += key // 8 * 128 + key % 8 // 2 * 4 + key % 2
         sums = ()
         for i in tl.static_range(HEADS):
-            # A head past the last one reads the last one and is not stored.
+            # Heads beyond the last one read the last one and are not stored.
             start = pairs + tl.minimum(first_head + i, heads - 1) * (STORED * STORED)
             sums = sums + (totals[i] + tl.load(start + place, mask=real, other=0.0),)
         totals = sums

@@ -1,7 +1,7 @@
-"""Launches of the window attention kernels, from shapes and the table of tile sizes alone.
+"""Launches of the window attention kernels, planned from shapes and the table of tile sizes.
 
 Only the inputs are saved for the backward pass. Gradients are deterministic, and the same on every
-GPU with the same tile sizes: the partition of windows over programs depends on shapes alone, and
+GPU with the same tile sizes: the assignment of windows to programs depends on shapes only, and
 every sum has a fixed order.
 
 Letters: B batch, H W map, h heads, d head width, w window side, S stored rows and columns of pairs.
@@ -9,7 +9,6 @@ Letters: B batch, H W map, h heads, d head width, w window side, S stored rows a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -17,86 +16,58 @@ import triton
 from torch import Tensor
 
 from ..runtime import tiles
-from ..runtime.launch import Launch
+from ..runtime.dispatch import atomics
+from ..runtime.launch import Launch, run_plan
 from ..runtime.tiles import tile
+from ..runtime.triton_math import accumulator
 from . import triton_tiled, triton_whole
-from .triton_bias import LOG2E, accumulator, plan_expand, plan_reduce, plan_sum
+from .triton_bias import LOG2E, plan_expand, plan_reduce, plan_sum
 from .window_spec import WindowSpec
 
 #: Limits of the kernels that keep whole rows of scores in registers, which need a head width of at
 #: most 64 and a dtype with matrix units (16 bits; float64 for tests): elements of the keys of a
-#: window forward (a window of 18 with a head width of 32), and keys of a window backward.
+#: window in the forward pass (window 18, head width 32), and keys in the backward pass.
 WHOLE_KEY_ELEMENTS = 336 * 32
 WHOLE_BACKWARD_KEYS = 160
-#: Chips and versions of Triton where these spill registers if samples have own map sizes.
+#: Chips and Triton versions where these kernels spill registers if samples have own map sizes.
 SPILLED_SIZED = {("sm_120", "3.7")}
-#: Bytes for the gradient of the bias. It then stays in the L2 cache of training GPUs (40 MB or
+#: Maximum bytes of the bias gradient, which then stays in the L2 cache of training GPUs (40 MB or
 #: more) while other tensors are streamed.
 CHUNK_BYTES = 22_000_000
-#: Programs that keep a GPU busy, if there are enough windows.
+#: Programs that keep a GPU busy.
 PROGRAMS = 2048
-#: With fewer programs in the forward pass, the queries of a window are split too.
+#: Below this number of programs in the forward pass, the queries of a window are split too.
 FEW_PROGRAMS = 264
-#: Largest head width.
 MAX_HEAD_WIDTH = 128
 
 
 def refusal(qkv: Tensor, window_size: int) -> str | None:
-    """Return why the kernels do not take a shape or dtype; None if they do."""
+    """Return why a shape or dtype is not supported; None if it is."""
     _, height, width, _, heads, head_width = qkv.shape
     dtypes = (torch.float32, torch.float16, torch.bfloat16)
     if qkv.dtype not in dtypes and (qkv.dtype != torch.float64 or qkv.is_cuda):
-        return f"dtype {qkv.dtype}; the kernels take float32, float16 and bfloat16"
+        return f"dtype {qkv.dtype}; expected float32, float16 or bfloat16"
     if head_width > MAX_HEAD_WIDTH:
-        return f"head width {head_width}; the kernels take up to {MAX_HEAD_WIDTH}"
+        return f"head width {head_width}; expected at most {MAX_HEAD_WIDTH}"
     if heads > 65535:
-        return f"{heads} heads; the kernels take up to 65535"
+        return f"{heads} heads; expected at most 65535"
     if height * width * 3 * heads * head_width >= 2**31:
-        return "a sample of 2**31 elements or more, too many for offsets of 32 bits"
+        return f"samples of {height} x {width} tokens exceed 2**31 elements, offsets of 32 bits"
     if 4 * heads * (window_size**2 + 128) ** 2 >= 2**31:
-        return f"a bias of 2**31 pairs or more for windows of {window_size} and {heads} heads"
+        return f"windows of {window_size} with {heads} heads have a bias of 2**31 pairs or more"
     return None
 
 
-def forward(
-    qkv: Tensor,
-    bias_table: Tensor,
-    qkv_bias: Tensor,
-    spec: WindowSpec,
-) -> Tensor:
+def forward(qkv: Tensor, bias_table: Tensor, qkv_bias: Tensor, spec: WindowSpec) -> Tensor:
     """Compute window attention; see `op.window_attention`."""
-    launches, out = plan_forward(qkv, bias_table, qkv_bias, spec)
-    for each in launches:
-        each.run()
-    return out
+    return run_plan(plan_forward(qkv, bias_table, qkv_bias, spec))
 
 
 def backward(
-    grad: Tensor,
-    qkv: Tensor,
-    bias_table: Tensor,
-    qkv_bias: Tensor,
-    spec: WindowSpec,
-    *,
-    atomic_bias: bool = False,
+    grad: Tensor, qkv: Tensor, bias_table: Tensor, qkv_bias: Tensor, spec: WindowSpec
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute the gradients of qkv, bias_table and qkv_bias, in their shapes and dtypes.
-
-    Args:
-        grad: [B, H, W, h, d] gradient of the output.
-        qkv: [B, H, W, 3, h, d].
-        bias_table: [(2 w - 1) ** 2, h].
-        qkv_bias: [3, h, d].
-        spec: window size, shift and own map sizes.
-        atomic_bias: accumulate the gradient of the bias with atomics, in less memory. The order of
-            the sum, and so its last bits, then change from run to run.
-    """
-    launches, gradients = plan_backward(
-        grad, qkv, bias_table, qkv_bias, spec, atomic_bias=atomic_bias
-    )
-    for each in launches:
-        each.run()
-    return gradients
+    """Compute the gradients of qkv, bias_table and qkv_bias, in their shapes and dtypes."""
+    return run_plan(plan_backward(grad, qkv, bias_table, qkv_bias, spec, atomic_bias=atomics()))
 
 
 def plan_forward(
@@ -110,45 +81,35 @@ def plan_forward(
     """Plan the launches of `forward`, and allocate its output.
 
     Args:
-        qkv: [B, H, W, 3, h, d]; may be on the meta device, as may all others.
+        qkv: [B, H, W, 3, h, d]; all tensors may be on the meta device.
         bias_table: [(2 w - 1) ** 2, h].
         qkv_bias: [3, h, d].
-        spec: window size, shift and own map sizes.
-        whole: keep whole rows of scores in registers, or iterate over tiles of keys; None: decide
-            by the size of the window.
+        spec: window size, shift and valid sizes.
+        whole: keep whole rows of scores in registers instead of looping over tiles of keys; None to
+            decide by the window size.
     """
     batch, height, width, _, heads, head_width = qkv.shape
     out = torch.empty(batch, height, width, heads, head_width, dtype=qkv.dtype, device=qkv.device)
     if out.numel() == 0:
         return [], out
-    shared = _Shared(qkv, bias_table, qkv_bias, spec)
+    plan = _Plan(qkv, bias_table, qkv_bias, spec)
     if whole is None:
         whole = reads_whole_rows(qkv, spec.window_size)
+    queries = None
     if whole:
-        sizes = shared.tile("window_forward")
-        stored = shared.stored(sizes["rows"])
-        programs = shared.windows * heads
+        kernel, sizes = triton_whole.whole_forward, plan.tile("window_forward")
+        stored = plan.stored(sizes["rows"])
         query_tiles = stored // sizes["rows"]
-        groups = min(query_tiles, triton.cdiv(FEW_PROGRAMS, programs))
+        groups = min(query_tiles, triton.cdiv(FEW_PROGRAMS, plan.windows * heads))
         queries = triton.cdiv(query_tiles, groups) * sizes["rows"]
-        constants = {
-            "PIECES": pieces(stored, sizes["piece"]),
-            "ROWS": sizes["rows"],
-            "QUERIES": queries,
-        }
-        kernel = triton_whole.whole_forward
-        grid = (shared.windows, heads, triton.cdiv(stored, queries))
+        grid = (plan.windows, heads, triton.cdiv(stored, queries))
     else:
-        sizes = shared.tile("window_tiled_forward")
-        stored = shared.stored(sizes["rows"], sizes["keys"])
-        constants = {"ROWS": sizes["rows"], "KEYS": sizes["keys"]}
-        kernel = triton_tiled.tiled_forward
-        grid = (shared.windows * (stored // sizes["rows"]), heads)
-    launches, bias = shared.expand(stored, transposed=False)
-    launches.append(
-        shared.launch(kernel, grid, sizes, {"bias": bias, "out": out}, stored, constants)
-    )
-    return launches, out
+        kernel, sizes = triton_tiled.tiled_forward, plan.tile("window_tiled_forward")
+        stored = plan.stored(sizes["rows"], sizes["keys"])
+        grid = (plan.windows * (stored // sizes["rows"]), heads)
+    bias = plan.expand(stored, transposed=False)
+    plan.add(kernel, grid, sizes, stored, bias=bias, out=out, QUERIES=queries)
+    return plan.launches, out
 
 
 def plan_backward(
@@ -161,133 +122,107 @@ def plan_backward(
     atomic_bias: bool = False,
     whole: bool | None = None,
 ) -> tuple[list[Launch], tuple[Tensor, Tensor, Tensor]]:
-    """Plan the launches of `backward`, and allocate its outputs; see `plan_forward`."""
+    """Plan the launches of `backward`, and allocate its outputs; see `plan_forward`.
+
+    `atomic_bias` accumulates the bias gradient with atomics, in less memory: the summation order,
+    and so the last bits, change from run to run.
+    """
     grad_qkv = torch.empty(qkv.shape, dtype=qkv.dtype, device=qkv.device)
     # The gradient is 0 for the query of padding, which has no output, and without padding.
     grad_qkv_bias = torch.zeros_like(qkv_bias, memory_format=torch.contiguous_format)
     if grad_qkv.numel() == 0:
         return [], (grad_qkv, torch.zeros_like(bias_table), grad_qkv_bias)
-    shared = _Shared(qkv, bias_table, qkv_bias, spec)
-    tensors = {"grad": grad.contiguous(), "grad_qkv": grad_qkv}
     if whole is None:
-        whole = differentiates_whole_rows(
-            qkv, spec.window_size, is_sized=spec.valid_sizes is not None
-        )
-    if whole:
-        launches, grad_pairs, stored, grad_padding = _plan_whole(shared, tensors, atomic_bias)
-    else:
-        launches, grad_pairs, stored, grad_padding = _plan_tiled(shared, tensors, atomic_bias)
+        is_sized = spec.valid_sizes is not None
+        whole = differentiates_whole_rows(qkv, spec.window_size, is_sized=is_sized)
+    plan = _Plan(qkv, bias_table, qkv_bias, spec)
+    plan.values |= {"grad": grad.contiguous(), "grad_qkv": grad_qkv, "ATOMIC": atomic_bias}
+    add = _add_whole if whole else _add_tiled
+    grad_pairs, stored, grad_padding = add(plan, atomic_bias)
     more, grad_table = plan_reduce(grad_pairs, bias_table, spec.window_size, stored, qkv.dtype)
-    launches += more
+    plan.launches += more
     if grad_padding is not None:
         more, _ = plan_sum(grad_padding, grad_qkv_bias[1:].view(-1), qkv.dtype)
-        launches += more
-    return launches, (grad_qkv, grad_table, grad_qkv_bias)
+        plan.launches += more
+    return plan.launches, (grad_qkv, grad_table, grad_qkv_bias)
 
 
-def _plan_whole(
-    shared: _Shared, tensors: dict[str, Tensor], atomic_bias: bool
-) -> tuple[list[Launch], Tensor, int, Tensor | None]:
-    """Plan one kernel.
+def _add_whole(plan: _Plan, atomic_bias: bool) -> tuple[Tensor, int, Tensor | None]:
+    """Add one kernel.
 
     Returns:
-        The launches, the gradient of the bias [chunks, h, S * S], S, and the gradients of padding
-        [B nW, 2 h d] or None.
+        The gradient of the bias [chunks, h, S * S], S, and the gradients of padding [B nW, 2 h d]
+        or None.
     """
-    sizes = shared.tile("window_backward")
-    stored = shared.stored(sizes["rows"])
-    launches, bias = shared.expand(stored, transposed=False)
-    chunks, per_chunk = shared.chunks(stored, 1)
-    grad_pairs = shared.pairs(1 if atomic_bias else chunks, stored)
-    # Every program adds to the memory of its chunk.
-    grad_pairs.zero_()
-    grad_padding = shared.parts(shared.windows)
-    tensors = tensors | {"bias": bias, "grad_bias": grad_pairs, "grad_padding": grad_padding}
-    constants = {
-        "PIECES": pieces(stored, sizes["piece"]),
-        "ROWS": sizes["rows"],
-        "ATOMIC": atomic_bias,
-    }
-    numbers = {"windows": shared.windows, "windows_per_chunk": per_chunk}
-    launches.append(
-        shared.launch(
-            triton_whole.whole_backward,
-            (chunks, shared.heads),
-            sizes,
-            tensors | numbers,
-            stored,
-            constants,
-        )
+    sizes = plan.tile("window_backward")
+    stored = plan.stored(sizes["rows"])
+    bias = plan.expand(stored, transposed=False)
+    chunks, per_chunk = plan.chunks(stored, 1)
+    # Programs add to the memory of their chunk.
+    grad_pairs = plan.empty(1 if atomic_bias else chunks, plan.heads, stored * stored).zero_()
+    grad_padding = plan.padding_parts(plan.windows)
+    plan.add(
+        triton_whole.whole_backward,
+        (chunks, plan.heads),
+        sizes,
+        stored,
+        bias=bias,
+        grad_bias=grad_pairs,
+        grad_padding=grad_padding,
+        windows_per_chunk=per_chunk,
     )
-    return launches, grad_pairs, stored, grad_padding
+    return grad_pairs, stored, grad_padding
 
 
-def _plan_tiled(
-    shared: _Shared, tensors: dict[str, Tensor], atomic_bias: bool
-) -> tuple[list[Launch], Tensor, int, Tensor | None]:
-    """Plan three kernels, by queries, by keys and by pairs of tokens; see `_plan_whole`."""
+def _add_tiled(plan: _Plan, atomic_bias: bool) -> tuple[Tensor, int, Tensor | None]:
+    """Add three kernels, by queries, by keys and by pairs of tokens; see `_add_whole`."""
     by_queries, by_keys, by_pairs = (
-        shared.tile(f"window_tiled_{name}") for name in ("queries", "keys", "bias")
+        plan.tile(f"window_tiled_{name}") for name in ("queries", "keys", "bias")
     )
-    stored = shared.stored(
+    stored = plan.stored(
         *(sizes[side] for sizes in (by_queries, by_keys, by_pairs) for side in ("rows", "keys"))
     )
-    launches, bias = shared.expand(stored, transposed=False)
-    more, transposed = shared.expand(stored, transposed=True)
-    launches += more
+    bias = plan.expand(stored, transposed=False)
+    transposed = plan.expand(stored, transposed=True)
     pair_tiles = (stored // by_pairs["rows"]) * (stored // by_pairs["keys"])
-    chunks, per_chunk = shared.chunks(stored, pair_tiles)
-    grad_pairs = shared.pairs(1 if atomic_bias else chunks, stored)
+    chunks, per_chunk = plan.chunks(stored, pair_tiles)
+    grad_pairs = plan.empty(1 if atomic_bias else chunks, plan.heads, stored * stored)
     if atomic_bias:
         grad_pairs.zero_()
-    statistics = torch.empty(
-        shared.windows,
-        shared.heads,
-        2 * stored,
-        dtype=grad_pairs.dtype,
-        device=grad_pairs.device,
+    plan.values["statistics"] = plan.empty(plan.windows, plan.heads, 2 * stored)
+    key_tiles = plan.windows * (stored // by_keys["keys"])
+    grad_padding = plan.padding_parts(key_tiles)
+    grid = (plan.windows * (stored // by_queries["rows"]), plan.heads)
+    plan.add(triton_tiled.tiled_backward_queries, grid, by_queries, stored, bias=bias)
+    plan.add(
+        triton_tiled.tiled_backward_keys,
+        (key_tiles, plan.heads),
+        by_keys,
+        stored,
+        bias=transposed,
+        grad_padding=grad_padding,
     )
-    key_tiles = shared.windows * (stored // by_keys["keys"])
-    grad_padding = shared.parts(key_tiles)
-    tensors = tensors | {"statistics": statistics}
-    numbers = {"windows": shared.windows, "windows_per_chunk": per_chunk}
-    plans = (
-        (
-            triton_tiled.tiled_backward_queries,
-            (shared.windows * (stored // by_queries["rows"]), shared.heads),
-            by_queries,
-            {"bias": bias},
-        ),
-        (
-            triton_tiled.tiled_backward_keys,
-            (key_tiles, shared.heads),
-            by_keys,
-            {"bias": transposed, "grad_padding": grad_padding},
-        ),
-        (
-            triton_tiled.tiled_backward_bias,
-            (pair_tiles, shared.heads, chunks),
-            by_pairs,
-            {"bias": bias, "grad_bias": grad_pairs} | numbers,
-        ),
+    plan.add(
+        triton_tiled.tiled_backward_bias,
+        (pair_tiles, plan.heads, chunks),
+        by_pairs,
+        stored,
+        bias=bias,
+        grad_bias=grad_pairs,
+        windows_per_chunk=per_chunk,
     )
-    for kernel, grid, sizes, more_tensors in plans:
-        constants = {"ROWS": sizes["rows"], "KEYS": sizes["keys"], "ATOMIC": atomic_bias}
-        launches.append(
-            shared.launch(kernel, grid, sizes, tensors | more_tensors, stored, constants)
-        )
-    return launches, grad_pairs, stored, grad_padding
+    return grad_pairs, stored, grad_padding
 
 
 def reads_whole_rows(qkv: Tensor, window_size: int) -> bool:
-    """Check whether rows of scores stay in registers forward; see `WHOLE_KEY_ELEMENTS`."""
+    """Check if the forward pass keeps rows of scores in registers; see `WHOLE_KEY_ELEMENTS`."""
     block = triton.next_power_of_2(qkv.shape[-1])
     elements = window_size**2 * block
     return elements <= WHOLE_KEY_ELEMENTS and block <= 64 and qkv.dtype != torch.float32
 
 
 def differentiates_whole_rows(qkv: Tensor, window_size: int, *, is_sized: bool) -> bool:
-    """Check the same backward; see `WHOLE_BACKWARD_KEYS` and `SPILLED_SIZED`."""
+    """Check if the backward pass does; see `WHOLE_BACKWARD_KEYS` and `SPILLED_SIZED`."""
     if is_sized and (tiles.architecture(qkv.device), tiles.triton_minor()) in SPILLED_SIZED:
         return False
     return reads_whole_rows(qkv, window_size) and window_size**2 <= WHOLE_BACKWARD_KEYS
@@ -295,32 +230,49 @@ def differentiates_whole_rows(qkv: Tensor, window_size: int, *, is_sized: bool) 
 
 def pieces(count: int, largest: int) -> tuple[tuple[int, int], ...]:
     """Split `count` keys, a multiple of 16, into powers of two: (first key, keys) of each."""
-    cut, first = [], 0
+    split, first = [], 0
     while first < count:
         size = min(largest, 1 << ((count - first).bit_length() - 1))
-        cut.append((first, size))
+        split.append((first, size))
         first += size
-    return tuple(cut)
+    return tuple(split)
 
 
-class _Shared:
-    """Arguments that all kernels of one call share."""
+class _Plan:
+    """Launches of one call, and the arguments that its kernels share."""
 
     def __init__(self, qkv: Tensor, bias_table: Tensor, qkv_bias: Tensor, spec: WindowSpec) -> None:
-        window_size = spec.window_size
-        batch, self.height, self.width, _, self.heads, self.head_width = qkv.shape
-        self.down, self.across = (-(-side // window_size) for side in qkv.shape[1:3])
-        self.windows = batch * self.down * self.across
-        self.spec = spec
+        batch, height, width, _, self.heads, head_width = qkv.shape
+        down, across = (triton.cdiv(side, spec.window_size) for side in (height, width))
+        self.windows = batch * down * across
         # Columns of a tile. The table of tile sizes has lines for these widths only.
-        self.block = max(16, triton.next_power_of_2(self.head_width))
-        # Copied, unless it has the layout of a linear layer's output.
-        self.qkv, self.bias_table = qkv.contiguous(), bias_table
-        self.padding = qkv_bias.contiguous()
-        self.sizes = None if spec.valid_sizes is None else spec.valid_sizes.contiguous()
-        self.padded = (
-            self.sizes is not None or self.height % window_size > 0 or self.width % window_size > 0
-        )
+        self.block = max(16, triton.next_power_of_2(head_width))
+        self.qkv, self.bias_table, self.spec = qkv, bias_table, spec
+        self.wide = torch.promote_types(qkv.dtype, torch.float32)
+        self.launches: list[Launch] = []
+        is_sized = spec.valid_sizes is not None
+        self.padded = is_sized or height % spec.window_size > 0 or width % spec.window_size > 0
+        #: Arguments and constants by parameter name.
+        self.values: dict[str, Any] = {
+            # Copied, unless it has the layout of a linear layer's output.
+            "qkv": qkv.contiguous(),
+            "padding": qkv_bias.contiguous(),
+            "sizes": None if spec.valid_sizes is None else spec.valid_sizes.contiguous(),
+            "height": height,
+            "width": width,
+            "down": down,
+            "across": across,
+            "windows": self.windows,
+            "WINDOW": spec.window_size,
+            "SHIFT": spec.shift,
+            "WIDTH": head_width,
+            "BLOCK": self.block,
+            "SCALE": head_width**-0.5 * LOG2E,
+            "QUERY_SCALE": head_width**-0.5,
+            "PADDED": self.padded,
+            "SIZED": is_sized,
+            "ACCUMULATOR": accumulator(qkv.dtype),
+        }
 
     def tile(self, kernel: str) -> dict[str, int]:
         return tile(
@@ -333,18 +285,22 @@ class _Shared:
 
     def stored(self, *blocks: int) -> int:
         """Compute S, the stored rows and columns of pairs: whole tiles of every kernel."""
-        block = max(blocks)
-        return -(-(self.spec.window_size**2) // block) * block
+        return triton.cdiv(self.spec.window_size**2, max(blocks)) * max(blocks)
 
-    def expand(self, stored: int, transposed: bool) -> tuple[list[Launch], Tensor]:
+    def expand(self, stored: int, transposed: bool) -> Tensor:
+        """Add the expansion of the bias."""
         window_size, shift = self.spec.window_size, self.spec.shift
-        return plan_expand(self.bias_table, window_size, shift, stored, self.qkv.dtype, transposed)
+        launches, bias = plan_expand(
+            self.bias_table, window_size, shift, stored, self.qkv.dtype, transposed
+        )
+        self.launches += launches
+        return bias
 
     def chunks(self, stored: int, tiles: int) -> tuple[int, int]:
         """Compute the number of chunks of windows, and windows per chunk, from shapes alone."""
-        slab = self.heads * stored * stored * (8 if self.qkv.dtype == torch.float64 else 4)
+        chunk_bytes = self.heads * stored * stored * self.wide.itemsize
         chunks = min(
-            max(1, CHUNK_BYTES // slab),
+            max(1, CHUNK_BYTES // chunk_bytes),
             triton.cdiv(PROGRAMS, tiles * self.heads),
             # The memory of a chunk costs as much as several windows.
             triton.cdiv(self.windows, 2),
@@ -352,62 +308,31 @@ class _Shared:
         per_chunk = triton.cdiv(self.windows, chunks)
         return triton.cdiv(self.windows, per_chunk), per_chunk
 
-    def pairs(self, chunks: int, stored: int) -> Tensor:
-        double = self.qkv.dtype == torch.float64
-        dtype = torch.float64 if double else torch.float32
-        return torch.empty(chunks, self.heads, stored * stored, dtype=dtype, device=self.qkv.device)
+    def empty(self, *shape: int) -> Tensor:
+        return torch.empty(*shape, dtype=self.wide, device=self.qkv.device)
 
-    def parts(self, count: int) -> Tensor | None:
+    def padding_parts(self, count: int) -> Tensor | None:
         """Allocate gradients of the padding's key and value [count, 2 h d]; None if unpadded."""
-        if not self.padded:
-            return None
-        double = self.qkv.dtype == torch.float64
-        return torch.empty(
-            count,
-            2 * self.heads * self.head_width,
-            dtype=torch.float64 if double else torch.float32,
-            device=self.qkv.device,
-        )
+        return self.empty(count, 2 * self.heads * self.qkv.shape[-1]) if self.padded else None
 
-    def launch(
-        self,
-        kernel: Any,
-        grid: tuple[int, ...],
-        sizes: dict[str, int],
-        arguments: Mapping[str, Tensor | int | None],
-        stored: int,
-        constants: dict[str, Any],
-    ) -> Launch:
-        """Make a `Launch`; arguments and constants that the kernel does not have are dropped."""
-        scale = self.head_width**-0.5
-        constants = constants | {
-            "WINDOW": self.spec.window_size,
-            "SHIFT": self.spec.shift,
-            "WIDTH": self.head_width,
-            "BLOCK": self.block,
-            "STORED": stored,
-            "SCALE": scale * LOG2E,
-            "QUERY_SCALE": scale,
-            "MASKED": self.padded or stored != self.spec.window_size**2,
-            "PADDED": self.padded,
-            "SIZED": self.sizes is not None,
-            "ACCUMULATOR": accumulator(self.qkv.dtype),
-        }
-        named: dict[str, Tensor | int | None] = {
-            "qkv": self.qkv,
-            "padding": self.padding,
-            "sizes": self.sizes,
-            "height": self.height,
-            "width": self.width,
-            "down": self.down,
-            "across": self.across,
-            **arguments,
-        }
-        return Launch(
-            kernel=kernel,
-            grid=grid,
-            arguments={name: value for name, value in named.items() if name in kernel.arg_names},
-            constants={name: constants[name] for name in constants if name in kernel.arg_names},
-            num_warps=sizes["num_warps"],
-            num_stages=sizes["num_stages"],
+    def add(
+        self, kernel: Any, grid: tuple[int, ...], sizes: dict[str, int], stored: int, **values: Any
+    ) -> None:
+        """Add a launch; `values` are its own arguments and constants."""
+        values = self.values | values
+        values |= {name.upper(): sizes[name] for name in ("rows", "keys") if name in sizes}
+        if "piece" in sizes:
+            values["PIECES"] = pieces(stored, sizes["piece"])
+        values["STORED"] = stored
+        values["MASKED"] = self.padded or stored != self.spec.window_size**2
+        used = {name: values[name] for name in kernel.arg_names}
+        self.launches.append(
+            Launch(
+                kernel=kernel,
+                grid=grid,
+                arguments={name: value for name, value in used.items() if not name.isupper()},
+                constants={name: value for name, value in used.items() if name.isupper()},
+                num_warps=sizes["num_warps"],
+                num_stages=sizes["num_stages"],
+            )
         )

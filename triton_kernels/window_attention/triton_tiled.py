@@ -1,8 +1,8 @@
 """Window attention kernels by tiles of queries and keys, for windows that exceed the registers.
 
 The backward pass has three kernels: by queries, by keys, and by pairs of tokens for the bias. The
-first one also writes two statistics of every query for the others: the base-2 logarithm of its sum
-of exponentials, and delta, the sum over keys of the weight times its gradient.
+first one also writes two statistics per query for the others: the base-2 logsumexp, and delta, the
+sum over keys of weights times their gradients.
 
 Letters as in `triton_tokens`.
 """
@@ -15,6 +15,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from ..runtime.triton_math import dot
 from .triton_tokens import (
     find_tokens,
     find_window,
@@ -29,7 +30,7 @@ from .triton_tokens import (
 
 
 @triton.jit
-def read_online(
+def attend_online(
     query, source, padding, bias, window, column, height, width, channels,
     WINDOW: tl.constexpr, SHIFT: tl.constexpr, WIDTH: tl.constexpr, KEYS: tl.constexpr,
     STORED: tl.constexpr, SCALE: tl.constexpr, MASKED: tl.constexpr, PADDED: tl.constexpr,
@@ -38,87 +39,81 @@ def read_online(
     """Attend from ROWS queries to all keys of their window, KEYS at a time.
 
     Returns:
-        The weighted values [ROWS, BLOCK], and the base-2 logarithm of the sum of exponentials
-        [ROWS].
+        The output [ROWS, BLOCK], and the base-2 logsumexp [ROWS].
     """
     ROWS: tl.constexpr = query.shape[0]
-    peak = tl.full([ROWS], float("-inf"), ACCUMULATOR)
+    maximum = tl.full([ROWS], float("-inf"), ACCUMULATOR)
     total = tl.zeros([ROWS], ACCUMULATOR)
-    mixed = tl.zeros(query.shape, ACCUMULATOR)
-    # The first tile has a key of the window, so that the maximum is finite after it.
+    attended = tl.zeros(query.shape, ACCUMULATOR)
+    # Finite after the first tile, which has a key of the window.
     for start in range(0, STORED, KEYS):
         tokens = find_tokens(start + tl.arange(0, KEYS), window, height, width, WINDOW, SHIFT)
         key, value = load_key_value(
             source, padding, tokens, column, channels, WIDTH, MASKED, PADDED
         )
         offset = load_pairs(bias + start * 16, STORED, ROWS, KEYS, True)
-        score = tl.dot(query, tl.trans(key), input_precision="ieee", out_dtype=ACCUMULATOR)
+        score = dot(query, tl.trans(key), ACCUMULATOR)
         score = score * SCALE + offset
-        next_peak = tl.maximum(peak, tl.max(score, 1))
-        fade = tl.exp2(peak - next_peak)
-        weight = tl.exp2(score - next_peak[:, None])
-        total = total * fade + tl.sum(weight, 1)
-        mixed = tl.dot(
-            weight.to(query.dtype), value, mixed * fade[:, None],
-            input_precision="ieee", out_dtype=ACCUMULATOR,
-        )  # fmt: skip
-        peak = next_peak
-    return mixed * (1.0 / total)[:, None], peak + tl.log2(total)
+        new_maximum = tl.maximum(maximum, tl.max(score, 1))
+        rescale = tl.exp2(maximum - new_maximum)
+        weight = tl.exp2(score - new_maximum[:, None])
+        total = total * rescale + tl.sum(weight, 1)
+        attended = dot(weight.to(query.dtype), value, ACCUMULATOR, attended * rescale[:, None])
+        maximum = new_maximum
+    return attended * (1.0 / total)[:, None], maximum + tl.log2(total)
 
 
 @triton.jit
 def tiled_forward(
     qkv,  # [B, H, W, 3, h, d] input
-    bias,  # [classes, h, S * S] expanded bias in base 2, as `pair_offsets` orders it
+    bias,  # [classes, h, S * S] expanded bias in base 2, in the order of `pair_offsets`
     padding,  # [3, h, d] query, key and value of padded positions
-    sizes,  # [B, 2] height and width of each sample's own map, or None
+    sizes,  # [B, 2] valid height and width of each sample, or None
     out,  # [B, H, W, h, d] output
-    height,  # H
-    width,  # W
-    down,  # windows along H
-    across,  # windows along W
+    height, width,  # H, W
+    down, across,  # windows along H and W
     WINDOW: tl.constexpr, SHIFT: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
     ROWS: tl.constexpr, KEYS: tl.constexpr, STORED: tl.constexpr, SCALE: tl.constexpr,
     MASKED: tl.constexpr, PADDED: tl.constexpr, SIZED: tl.constexpr, ACCUMULATOR: tl.constexpr,
 ):  # fmt: skip
-    """Attend from ROWS queries of a window.
+    """Compute the output of ROWS queries of a window.
 
     Grid: (B nW * tiles of queries, h).
     """
     head, heads = tl.program_id(1), tl.num_programs(1)
-    number, start = tl.program_id(0) // (STORED // ROWS), tl.program_id(0) % (STORED // ROWS) * ROWS
-    window, bias_class, sample = find_window(
-        number, sizes, height, width, down, across, WINDOW, SHIFT, SIZED
+    window_index, start = (
+        tl.program_id(0) // (STORED // ROWS),
+        tl.program_id(0) % (STORED // ROWS) * ROWS,
+    )
+    window, bias_class, first_token = find_window(
+        window_index, sizes, height, width, down, across, WINDOW, SHIFT, SIZED
     )
     channels = heads * WIDTH
-    first_token = sample.to(tl.int64) * height * width
     source = qkv + first_token * (3 * channels) + head * WIDTH
     column = tl.arange(0, BLOCK)
     tokens = find_tokens(start + tl.arange(0, ROWS), window, height, width, WINDOW, SHIFT)
     query = load_tokens(source, tokens, column, 3 * channels, WIDTH, MASKED)
-    mixed, _ = read_online(
+    attended, _ = attend_online(
         query, source, padding + head * WIDTH,
         bias + (bias_class * heads + head) * (STORED * STORED) + start * STORED,
         window, column, height, width, channels,
         WINDOW, SHIFT, WIDTH, KEYS, STORED, SCALE, MASKED, PADDED, ACCUMULATOR,
     )  # fmt: skip
     target = out + first_token * channels + head * WIDTH
-    store_tokens(target, mixed, tokens, column, channels, WIDTH, MASKED, SIZED)
+    store_tokens(target, attended, tokens, column, channels, WIDTH, MASKED, SIZED)
 
 
 @triton.jit
 def tiled_backward_queries(
     qkv,  # [B, H, W, 3, h, d] input
     grad,  # [B, H, W, h, d] gradient of the output
-    bias,  # [classes, h, S * S] expanded bias in base 2, as `pair_offsets` orders it
+    bias,  # [classes, h, S * S] expanded bias in base 2, in the order of `pair_offsets`
     padding,  # [3, h, d] query, key and value of padded positions
-    sizes,  # [B, 2] height and width of each sample's own map, or None
+    sizes,  # [B, 2] valid height and width of each sample, or None
     grad_qkv,  # [B, H, W, 3, h, d] output: queries
     statistics,  # [B nW, h, 2, S] output: logsumexp in base 2, and delta
-    height,  # H
-    width,  # W
-    down,  # windows along H
-    across,  # windows along W
+    height, width,  # H, W
+    down, across,  # windows along H and W
     WINDOW: tl.constexpr, SHIFT: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
     ROWS: tl.constexpr, KEYS: tl.constexpr, STORED: tl.constexpr, SCALE: tl.constexpr,
     QUERY_SCALE: tl.constexpr, MASKED: tl.constexpr, PADDED: tl.constexpr, SIZED: tl.constexpr,
@@ -129,26 +124,28 @@ def tiled_backward_queries(
     Grid: (B nW * tiles of queries, h).
     """
     head, heads = tl.program_id(1), tl.num_programs(1)
-    number, first = tl.program_id(0) // (STORED // ROWS), tl.program_id(0) % (STORED // ROWS) * ROWS
-    window, bias_class, sample = find_window(
-        number, sizes, height, width, down, across, WINDOW, SHIFT, SIZED
+    window_index, first = (
+        tl.program_id(0) // (STORED // ROWS),
+        tl.program_id(0) % (STORED // ROWS) * ROWS,
+    )
+    window, bias_class, first_token = find_window(
+        window_index, sizes, height, width, down, across, WINDOW, SHIFT, SIZED
     )
     channels = heads * WIDTH
-    first_token = sample.to(tl.int64) * height * width
     source = qkv + first_token * (3 * channels) + head * WIDTH
-    upstream = grad + first_token * channels + head * WIDTH
+    grads = grad + first_token * channels + head * WIDTH
     padding += head * WIDTH
     bias += (bias_class * heads + head) * (STORED * STORED) + first * STORED
     column = tl.arange(0, BLOCK)
     position = first + tl.arange(0, ROWS)
     tokens = find_tokens(position, window, height, width, WINDOW, SHIFT)
     query = load_tokens(source, tokens, column, 3 * channels, WIDTH, MASKED)
-    out_grad = load_tokens(upstream, tokens, column, channels, WIDTH, MASKED)
-    mixed, logarithm = read_online(
+    out_grad = load_tokens(grads, tokens, column, channels, WIDTH, MASKED)
+    attended, logsumexp = attend_online(
         query, source, padding, bias, window, column, height, width, channels,
         WINDOW, SHIFT, WIDTH, KEYS, STORED, SCALE, MASKED, PADDED, ACCUMULATOR,
     )  # fmt: skip
-    inner = tl.sum(mixed * out_grad, 1)
+    delta = tl.sum(attended * out_grad, 1)
     query_grad = tl.zeros([ROWS, BLOCK], ACCUMULATOR)
     for start in range(0, STORED, KEYS):
         key_tokens = find_tokens(start + tl.arange(0, KEYS), window, height, width, WINDOW, SHIFT)
@@ -156,20 +153,17 @@ def tiled_backward_queries(
             source, padding, key_tokens, column, channels, WIDTH, MASKED, PADDED
         )
         offset = load_pairs(bias + start * 16, STORED, ROWS, KEYS, True)
-        score = tl.dot(query, tl.trans(key), input_precision="ieee", out_dtype=ACCUMULATOR)
-        share = tl.exp2(score * SCALE + offset - logarithm[:, None])
-        change = tl.dot(out_grad, tl.trans(value), input_precision="ieee", out_dtype=ACCUMULATOR)
-        score_grad = share * (change - inner[:, None])
-        query_grad = tl.dot(
-            score_grad.to(query.dtype), key, query_grad,
-            input_precision="ieee", out_dtype=ACCUMULATOR,
-        )  # fmt: skip
+        score = dot(query, tl.trans(key), ACCUMULATOR)
+        weight = tl.exp2(score * SCALE + offset - logsumexp[:, None])
+        grad_weight = dot(out_grad, tl.trans(value), ACCUMULATOR)
+        score_grad = weight * (grad_weight - delta[:, None])
+        query_grad = dot(score_grad.to(query.dtype), key, ACCUMULATOR, query_grad)
     target = grad_qkv + first_token * (3 * channels) + head * WIDTH
     query_grad = query_grad * QUERY_SCALE
     store_tokens(target, query_grad, tokens, column, 3 * channels, WIDTH, MASKED, SIZED)
-    row = statistics + (number.to(tl.int64) * heads + head) * (2 * STORED) + position
-    tl.store(row, logarithm)
-    tl.store(row + STORED, inner)
+    row = statistics + (window_index.to(tl.int64) * heads + head) * (2 * STORED) + position
+    tl.store(row, logsumexp)
+    tl.store(row + STORED, delta)
 
 
 @triton.jit
@@ -178,14 +172,12 @@ def tiled_backward_keys(
     grad,  # [B, H, W, h, d] gradient of the output
     bias,  # [classes, h, S * S] expanded bias in base 2, keys along rows
     padding,  # [3, h, d] query, key and value of padded positions
-    sizes,  # [B, 2] height and width of each sample's own map, or None
+    sizes,  # [B, 2] valid height and width of each sample, or None
     statistics,  # [B nW, h, 2, S] logsumexp in base 2, and delta
     grad_qkv,  # [B, H, W, 3, h, d] output: keys and values
     grad_padding,  # [grid 0, 2, h, d] output: keys and values of padded positions
-    height,  # H
-    width,  # W
-    down,  # windows along H
-    across,  # windows along W
+    height, width,  # H, W
+    down, across,  # windows along H and W
     WINDOW: tl.constexpr, SHIFT: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
     ROWS: tl.constexpr, KEYS: tl.constexpr, STORED: tl.constexpr, SCALE: tl.constexpr,
     QUERY_SCALE: tl.constexpr, MASKED: tl.constexpr, PADDED: tl.constexpr, SIZED: tl.constexpr,
@@ -197,17 +189,19 @@ def tiled_backward_keys(
     transposed; `bias` is stored that way.
     """
     head, heads = tl.program_id(1), tl.num_programs(1)
-    number, first = tl.program_id(0) // (STORED // KEYS), tl.program_id(0) % (STORED // KEYS) * KEYS
-    window, bias_class, sample = find_window(
-        number, sizes, height, width, down, across, WINDOW, SHIFT, SIZED
+    window_index, first = (
+        tl.program_id(0) // (STORED // KEYS),
+        tl.program_id(0) % (STORED // KEYS) * KEYS,
+    )
+    window, bias_class, first_token = find_window(
+        window_index, sizes, height, width, down, across, WINDOW, SHIFT, SIZED
     )
     channels = heads * WIDTH
-    first_token = sample.to(tl.int64) * height * width
     source = qkv + first_token * (3 * channels) + head * WIDTH
-    upstream = grad + first_token * channels + head * WIDTH
+    grads = grad + first_token * channels + head * WIDTH
     padding += head * WIDTH
     bias += (bias_class * heads + head) * (STORED * STORED) + first * STORED
-    statistics += (number.to(tl.int64) * heads + head) * (2 * STORED)
+    statistics += (window_index.to(tl.int64) * heads + head) * (2 * STORED)
     column = tl.arange(0, BLOCK)
     key_tokens = find_tokens(first + tl.arange(0, KEYS), window, height, width, WINDOW, SHIFT)
     key, value = load_key_value(
@@ -219,20 +213,14 @@ def tiled_backward_keys(
         position = start + tl.arange(0, ROWS)
         tokens = find_tokens(position, window, height, width, WINDOW, SHIFT)
         query = load_tokens(source, tokens, column, 3 * channels, WIDTH, MASKED)
-        out_grad = load_tokens(upstream, tokens, column, channels, WIDTH, MASKED)
+        out_grad = load_tokens(grads, tokens, column, channels, WIDTH, MASKED)
         offset = load_pairs(bias + start * 16, STORED, KEYS, ROWS, True)
-        score = tl.dot(key, tl.trans(query), input_precision="ieee", out_dtype=ACCUMULATOR)
-        share = tl.exp2(score * SCALE + offset - tl.load(statistics + position)[None, :])
-        value_grad = tl.dot(
-            share.to(query.dtype), out_grad, value_grad,
-            input_precision="ieee", out_dtype=ACCUMULATOR,
-        )  # fmt: skip
-        change = tl.dot(value, tl.trans(out_grad), input_precision="ieee", out_dtype=ACCUMULATOR)
-        score_grad = share * (change - tl.load(statistics + STORED + position)[None, :])
-        key_grad = tl.dot(
-            score_grad.to(query.dtype), query, key_grad,
-            input_precision="ieee", out_dtype=ACCUMULATOR,
-        )  # fmt: skip
+        score = dot(key, tl.trans(query), ACCUMULATOR)
+        weight = tl.exp2(score * SCALE + offset - tl.load(statistics + position)[None, :])
+        value_grad = dot(weight.to(query.dtype), out_grad, ACCUMULATOR, value_grad)
+        grad_weight = dot(value, tl.trans(out_grad), ACCUMULATOR)
+        score_grad = weight * (grad_weight - tl.load(statistics + STORED + position)[None, :])
+        key_grad = dot(score_grad.to(query.dtype), query, ACCUMULATOR, key_grad)
     key_grad = key_grad * QUERY_SCALE
     target = grad_qkv + first_token * (3 * channels) + head * WIDTH + channels
     store_tokens(target, key_grad, key_tokens, column, 3 * channels, WIDTH, MASKED, SIZED)
@@ -252,15 +240,13 @@ def tiled_backward_keys(
 def tiled_backward_bias(
     qkv,  # [B, H, W, 3, h, d] input
     grad,  # [B, H, W, h, d] gradient of the output
-    bias,  # [classes, h, S * S] expanded bias in base 2, as `pair_offsets` orders it
+    bias,  # [classes, h, S * S] expanded bias in base 2, in the order of `pair_offsets`
     padding,  # [3, h, d] query, key and value of padded positions
-    sizes,  # [B, 2] height and width of each sample's own map, or None
+    sizes,  # [B, 2] valid height and width of each sample, or None
     statistics,  # [B nW, h, 2, S] logsumexp in base 2, and delta
     grad_bias,  # [chunks, h, S * S] output; [1, h, S * S] zeros at first if ATOMIC
-    height,  # H
-    width,  # W
-    down,  # windows along H
-    across,  # windows along W
+    height, width,  # H, W
+    down, across,  # windows along H and W
     windows,  # B nW
     windows_per_chunk,
     WINDOW: tl.constexpr, SHIFT: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
@@ -285,27 +271,26 @@ def tiled_backward_bias(
     total = tl.zeros([ROWS, KEYS], ACCUMULATOR)
     first_window = chunk * windows_per_chunk
     for step in range(min(windows - first_window, windows_per_chunk)):
-        number = first_window + step
-        window, bias_class, sample = find_window(
-            number, sizes, height, width, down, across, WINDOW, SHIFT, SIZED
+        window_index = first_window + step
+        window, bias_class, first_token = find_window(
+            window_index, sizes, height, width, down, across, WINDOW, SHIFT, SIZED
         )
-        first_token = sample.to(tl.int64) * height * width
         source = qkv + first_token * (3 * channels) + head * WIDTH
-        upstream = grad + first_token * channels + head * WIDTH
+        grads = grad + first_token * channels + head * WIDTH
         tokens = find_tokens(position, window, height, width, WINDOW, SHIFT)
         key_tokens = find_tokens(key_position, window, height, width, WINDOW, SHIFT)
         query = load_tokens(source, tokens, column, 3 * channels, WIDTH, MASKED)
-        out_grad = load_tokens(upstream, tokens, column, channels, WIDTH, MASKED)
+        out_grad = load_tokens(grads, tokens, column, channels, WIDTH, MASKED)
         key, value = load_key_value(
             source, padding, key_tokens, column, channels, WIDTH, MASKED, PADDED
         )
-        row = statistics + (number.to(tl.int64) * heads + head) * (2 * STORED) + position
+        row = statistics + (window_index.to(tl.int64) * heads + head) * (2 * STORED) + position
         flat = tl.load(bias + (bias_class * heads + head) * (STORED * STORED) + pairs)
         offset = unflatten_pairs(flat, ROWS, KEYS, True)
-        score = tl.dot(query, tl.trans(key), input_precision="ieee", out_dtype=ACCUMULATOR)
-        share = tl.exp2(score * SCALE + offset - tl.load(row)[:, None])
-        change = tl.dot(out_grad, tl.trans(value), input_precision="ieee", out_dtype=ACCUMULATOR)
-        total += share * (change - tl.load(row + STORED)[:, None])
+        score = dot(query, tl.trans(key), ACCUMULATOR)
+        weight = tl.exp2(score * SCALE + offset - tl.load(row)[:, None])
+        grad_weight = dot(out_grad, tl.trans(value), ACCUMULATOR)
+        total += weight * (grad_weight - tl.load(row + STORED)[:, None])
     flat = flatten_pairs(total, ROWS, KEYS, True)
     if ATOMIC:
         tl.atomic_add(grad_bias + head * (STORED * STORED) + pairs, flat, sem="relaxed")

@@ -1,14 +1,13 @@
 """Device functions that the window attention kernels share: indexing, loads and stores.
 
-A program reads the tokens of its window in place, so that padding, rolling, partitioning and
-merging are arithmetic on indices.
+Padding, rolling, partitioning and merging are arithmetic on indices; tokens are read in place.
 
 Scores of pairs of tokens, such as the bias and its gradient, are stored in fragments of 16 queries
-by 8 keys, in the order in which the matrix units of GPUs hold them (`pair_offsets`): a program then
-reads and writes them as they are, 16 bytes at a time.
+by 8 keys, in the register layout of the GPU's matrix units (`pair_offsets`), so that they are
+loaded and stored 16 bytes at a time without shuffles.
 
-Letters: B batch, H W map, h heads, d head width, w window side, N = w * w tokens of a window,
-S >= N stored rows and columns of pairs, nW windows of one map of the tensor's size.
+Letters: B batch, H W map, h heads, d head width, w window side, N = w * w tokens per window,
+S >= N stored rows and columns of pairs, nW windows per map of the tensor's size.
 """
 
 from __future__ import annotations
@@ -19,27 +18,23 @@ import triton.language as tl
 
 @triton.jit
 def find_window(
-    number,  # index of the window in the batch, 0 ... B nW - 1
-    sizes,  # [B, 2] height and width of each sample's own map; None unless SIZED
-    height,  # H
-    width,  # W
-    down,  # windows along H
-    across,  # windows along W
-    WINDOW: tl.constexpr,
-    SHIFT: tl.constexpr,
-    SIZED: tl.constexpr,
-):
+    index,  # of the window in the batch, 0 ... B nW - 1
+    sizes,  # [B, 2] valid height and width of each sample; None unless SIZED
+    height, width,  # H, W
+    down, across,  # windows along H and W
+    WINDOW: tl.constexpr, SHIFT: tl.constexpr, SIZED: tl.constexpr,
+):  # fmt: skip
     """Locate a window of the batch in its sample's own map.
 
     Returns:
         window: height and width of the sample's own map; first row and first column of the window,
-            roll included; row and column at which positions wrap around. Where the sample's own
-            map has no such window, the first two are 0 and the others are those of the unrolled
+            roll included; row and column at which positions wrap around. If the sample's own map
+            has no such window, the first two are 0 and the others are those of the unrolled
             tensor, whose outputs have to be 0.
         bias_class: 2 * (window contains the seam between rows) + (between columns).
-        sample: index of the sample.
+        first_token: tokens before the sample, int64.
     """
-    sample, window = number // (down * across), number % (down * across)
+    sample, window = index // (down * across), index % (down * across)
     window_y, window_x = window // across, window % across
     own_height, own_width, own_down, own_across = height, width, down, across
     roll = SHIFT
@@ -61,25 +56,19 @@ def find_window(
         bias_class = between_rows * 2 + (window_x == own_across - 1).to(tl.int32)
     top, left = window_y * WINDOW + roll, window_x * WINDOW + roll
     window = (own_height, own_width, top, left, own_down * WINDOW, own_across * WINDOW)
-    return window, bias_class, sample
+    return window, bias_class, sample.to(tl.int64) * height * width
 
 
 @triton.jit
-def find_tokens(
-    position,  # [n] positions in the window, row by row; N and above are no tokens
-    window,  # from `find_window`
-    height,
-    width,
-    WINDOW: tl.constexpr,
-    SHIFT: tl.constexpr,
-):
-    """Map positions of a window to tokens of the sample.
+def find_tokens(position, window, height, width, WINDOW: tl.constexpr, SHIFT: tl.constexpr):
+    """Map positions [n] of a window, row by row, to tokens of the sample.
 
     Returns:
         index: [n] y * W + x of the token.
-        valid: [n] whether it is in the sample's own map.
-        stored: [n] whether it is in the tensor.
-        padded: [n] whether the position is padding, which has a key and a value.
+        valid: [n] True if it is in the sample's own map.
+        stored: [n] True if it is in the tensor.
+        padded: [n] True for padding, which has a key and a value. Positions from N on are none of
+            the three.
     """
     own_height, own_width, top, left, wrap_height, wrap_width = window
     y, x = top + position // WINDOW, left + position % WINDOW
@@ -93,7 +82,7 @@ def find_tokens(
 
 @triton.jit
 def make_mask(chosen, column, WIDTH: tl.constexpr, MASKED: tl.constexpr):
-    """Mask of [n, BLOCK] elements; None if all are read."""
+    """Return a mask of [n, BLOCK] elements; None for all."""
     if MASKED:
         if column.shape[0] != WIDTH:
             return chosen[:, None] & (column < WIDTH)[None, :]
@@ -112,10 +101,9 @@ def load_tokens(
     tokens,  # from `find_tokens`
     column,  # [BLOCK]
     stride,  # elements from one token to the next
-    WIDTH: tl.constexpr,
-    MASKED: tl.constexpr,
-):
-    """Load [n, BLOCK] elements; 0 where there is no token."""
+    WIDTH: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    """Load [n, BLOCK] elements; 0 for positions without a valid token."""
     index, valid, _stored, _padded = tokens
     mask = make_mask(valid, column, WIDTH, MASKED)
     place = source + index[:, None] * stride + column[None, :]
@@ -130,7 +118,7 @@ def load_padded(
     source, padding, tokens, column, stride, WIDTH: tl.constexpr, MASKED: tl.constexpr,
     PADDED: tl.constexpr,
 ):  # fmt: skip
-    """Load keys or values, [n, BLOCK]; a padded position holds `padding` [d]."""
+    """Load keys or values, [n, BLOCK]; `padding` [d] at padded positions."""
     rows = load_tokens(source, tokens, column, stride, WIDTH, MASKED)
     if PADDED:
         _index, _valid, _stored, padded = tokens
@@ -143,13 +131,9 @@ def load_padded(
 def load_key_value(
     source,  # pointer to the head's first query in the sample, in [H, W, 3, h, d]
     padding,  # pointer to the head's query in [3, h, d]
-    tokens,  # from `find_tokens`
-    column,  # [BLOCK]
-    channels,  # h d
-    WIDTH: tl.constexpr,
-    MASKED: tl.constexpr,
-    PADDED: tl.constexpr,
-):
+    tokens, column, channels,
+    WIDTH: tl.constexpr, MASKED: tl.constexpr, PADDED: tl.constexpr,
+):  # fmt: skip
     """Load keys and values, [n, BLOCK] each."""
     key = load_padded(
         source + channels, padding + channels, tokens, column, 3 * channels, WIDTH, MASKED, PADDED
@@ -182,11 +166,11 @@ def store_tokens(
 def pair_offsets(
     STORED: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DOWN: tl.constexpr
 ):
-    """Offsets [ROWS * COLUMNS] of a tile of pairs: whole fragments, down first or across first.
+    """Compute the offsets [ROWS * COLUMNS] of a tile of pairs, in whole fragments.
 
-    The offset of row r and column c is relative to r * STORED + c * 16. Within a fragment, the bits
-    of an offset are, from the highest: 3 of the row modulo 8, 2 of the pair of columns, 1 of the
-    half of the rows, 1 of the column in its pair.
+    DOWN orders fragments by columns first. Offsets of the tile at row r and column c are relative
+    to r * STORED + c * 16. Within a fragment, the bits of an offset are, from the highest: 3 of the
+    row modulo 8, 2 of the pair of columns, 1 of the half of the rows, 1 of the column in its pair.
     """
     index = tl.arange(0, ROWS * COLUMNS)
     fragment, inside = index // 128, index % 128
@@ -225,11 +209,7 @@ def flatten_pairs(pairs, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DOWN: tl.con
 
 @triton.jit
 def load_pairs(
-    source,
-    STORED: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    DOWN: tl.constexpr,
+    source, STORED: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DOWN: tl.constexpr
 ):
     """Load a [ROWS, COLUMNS] tile of pairs."""
     flat = tl.load(source + pair_offsets(STORED, ROWS, COLUMNS, DOWN))

@@ -1,8 +1,8 @@
-"""Window attention kernels that keep the scores of a query against all keys in registers.
+"""Window attention kernels that keep the scores of queries against all keys in registers.
 
 Scores are a tuple of tiles: `PIECES` lists (first key, number of keys) of each. The 144 keys of a
-window of 12 are 128 + 16, where one tile would have 256. The bias is loaded before the product that
-it is added to, so that the compiler keeps the product's layout for all that follows.
+window of 12 are 128 + 16, while a single tile would have 256. The bias is loaded before the product
+that it is added to, so that the compiler keeps the product's layout afterwards.
 
 Letters as in `triton_tokens`.
 """
@@ -15,6 +15,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from ..runtime.triton_math import dot
 from .triton_tokens import (
     find_tokens,
     find_window,
@@ -46,29 +47,29 @@ def load_window(
 
 
 @triton.jit
-def weigh(
+def exp_scores(
     query, keys, bias, PIECES: tl.constexpr, STORED: tl.constexpr, SCALE: tl.constexpr,
     ACCUMULATOR: tl.constexpr,
 ):  # fmt: skip
-    """Compute the exponentials of the scores of queries against all keys, not normalized.
+    """Compute exponentials of scores relative to their maximum.
 
     Returns:
         A tuple of [ROWS, keys of the piece] exponentials, and their sum [ROWS].
     """
     ROWS: tl.constexpr = query.shape[0]
     scores = ()
-    peak = tl.full([ROWS], float("-inf"), ACCUMULATOR)
+    maximum = tl.full([ROWS], float("-inf"), ACCUMULATOR)
     for i in tl.static_range(len(PIECES)):
         offset = load_pairs(bias + PIECES[i][0] * 16, STORED, ROWS, PIECES[i][1], False)
-        score = tl.dot(query, tl.trans(keys[i]), input_precision="ieee", out_dtype=ACCUMULATOR)
+        score = dot(query, tl.trans(keys[i]), ACCUMULATOR)
         # Scale and bias are one multiply-add.
         score = score * SCALE + offset
-        peak = tl.maximum(peak, tl.max(score, 1))
+        maximum = tl.maximum(maximum, tl.max(score, 1))
         scores = scores + (score,)
     weights = ()
     total = tl.zeros([ROWS], ACCUMULATOR)
     for i in tl.static_range(len(PIECES)):
-        weight = tl.exp2(scores[i] - peak[:, None])
+        weight = tl.exp2(scores[i] - maximum[:, None])
         total += tl.sum(weight, 1)
         weights = weights + (weight,)
     return weights, total
@@ -77,29 +78,26 @@ def weigh(
 @triton.jit
 def whole_forward(
     qkv,  # [B, H, W, 3, h, d] input
-    bias,  # [classes, h, S * S] expanded bias in base 2, as `pair_offsets` orders it
+    bias,  # [classes, h, S * S] expanded bias in base 2, in the order of `pair_offsets`
     padding,  # [3, h, d] query, key and value of padded positions
-    sizes,  # [B, 2] height and width of each sample's own map, or None
+    sizes,  # [B, 2] valid height and width of each sample, or None
     out,  # [B, H, W, h, d] output
-    height,  # H
-    width,  # W
-    down,  # windows along H
-    across,  # windows along W
+    height, width,  # H, W
+    down, across,  # windows along H and W
     WINDOW: tl.constexpr, SHIFT: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
     PIECES: tl.constexpr, STORED: tl.constexpr, ROWS: tl.constexpr, QUERIES: tl.constexpr,
     SCALE: tl.constexpr, MASKED: tl.constexpr, PADDED: tl.constexpr, SIZED: tl.constexpr,
     ACCUMULATOR: tl.constexpr,
 ):  # fmt: skip
-    """Attend from QUERIES queries of a window, ROWS at a time.
+    """Compute the output of QUERIES queries of a window, ROWS at a time.
 
     Grid: (B nW, h, groups of QUERIES queries).
     """
     head, heads = tl.program_id(1), tl.num_programs(1)
-    window, bias_class, sample = find_window(
+    window, bias_class, first_token = find_window(
         tl.program_id(0), sizes, height, width, down, across, WINDOW, SHIFT, SIZED
     )
     channels = heads * WIDTH
-    first_token = sample.to(tl.int64) * height * width
     source = qkv + first_token * (3 * channels) + head * WIDTH
     target = out + first_token * channels + head * WIDTH
     bias += (bias_class * heads + head) * (STORED * STORED)
@@ -113,33 +111,28 @@ def whole_forward(
         position = start + tl.arange(0, ROWS)
         tokens = find_tokens(position, window, height, width, WINDOW, SHIFT)
         query = load_tokens(source, tokens, column, 3 * channels, WIDTH, MASKED)
-        weights, total = weigh(
+        weights, total = exp_scores(
             query, keys, bias + start * STORED, PIECES, STORED, SCALE, ACCUMULATOR
         )
-        mixed = tl.zeros([ROWS, BLOCK], ACCUMULATOR)
+        attended = tl.zeros([ROWS, BLOCK], ACCUMULATOR)
         for i in tl.static_range(len(PIECES)):
-            mixed = tl.dot(
-                weights[i].to(query.dtype), values[i], mixed,
-                input_precision="ieee", out_dtype=ACCUMULATOR,
-            )  # fmt: skip
-        mixed = mixed * (1.0 / total)[:, None]
-        store_tokens(target, mixed, tokens, column, channels, WIDTH, MASKED, SIZED)
+            attended = dot(weights[i].to(query.dtype), values[i], ACCUMULATOR, attended)
+        attended = attended * (1.0 / total)[:, None]
+        store_tokens(target, attended, tokens, column, channels, WIDTH, MASKED, SIZED)
 
 
 @triton.jit
 def whole_backward(
     qkv,  # [B, H, W, 3, h, d] input
     grad,  # [B, H, W, h, d] gradient of the output
-    bias,  # [classes, h, S * S] expanded bias in base 2, as `pair_offsets` orders it
+    bias,  # [classes, h, S * S] expanded bias in base 2, in the order of `pair_offsets`
     padding,  # [3, h, d] query, key and value of padded positions
-    sizes,  # [B, 2] height and width of each sample's own map, or None
+    sizes,  # [B, 2] valid height and width of each sample, or None
     grad_qkv,  # [B, H, W, 3, h, d] output
     grad_bias,  # [chunks, h, S * S] output, zeros at first; [1, h, S * S] if ATOMIC
     grad_padding,  # [B nW, 2, h, d] output: keys and values of padded positions
-    height,  # H
-    width,  # W
-    down,  # windows along H
-    across,  # windows along W
+    height, width,  # H, W
+    down, across,  # windows along H and W
     windows,  # B nW
     windows_per_chunk,
     WINDOW: tl.constexpr, SHIFT: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
@@ -149,8 +142,7 @@ def whole_backward(
 ):  # fmt: skip
     """Compute all gradients of a chunk of windows, ROWS queries at a time.
 
-    Grid: (chunks, h). The gradient of the bias is accumulated in memory that no other chunk writes,
-    unless it is ATOMIC.
+    Grid: (chunks, h). Each chunk accumulates the bias gradient in its own memory, unless ATOMIC.
     """
     chunk, head, heads = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
     channels = heads * WIDTH
@@ -162,13 +154,12 @@ def whole_backward(
     first_window = chunk * windows_per_chunk
     # Hoisting out of this loop would take registers that the inner loop needs.
     for step in tl.range(0, min(windows - first_window, windows_per_chunk), disable_licm=True):
-        number = first_window + step
-        window, bias_class, sample = find_window(
-            number, sizes, height, width, down, across, WINDOW, SHIFT, SIZED
+        window_index = first_window + step
+        window, bias_class, first_token = find_window(
+            window_index, sizes, height, width, down, across, WINDOW, SHIFT, SIZED
         )
-        first_token = sample.to(tl.int64) * height * width
         source = qkv + first_token * (3 * channels) + head * WIDTH
-        upstream = grad + first_token * channels + head * WIDTH
+        grads = grad + first_token * channels + head * WIDTH
         target = grad_qkv + first_token * (3 * channels) + head * WIDTH
         scores_bias = bias + (bias_class * heads + head) * (STORED * STORED)
         keys, values = load_window(
@@ -183,8 +174,8 @@ def whole_backward(
             position = start + tl.arange(0, ROWS)
             tokens = find_tokens(position, window, height, width, WINDOW, SHIFT)
             query = load_tokens(source, tokens, column, 3 * channels, WIDTH, MASKED)
-            out_grad = load_tokens(upstream, tokens, column, channels, WIDTH, MASKED)
-            weights, total = weigh(
+            out_grad = load_tokens(grads, tokens, column, channels, WIDTH, MASKED)
+            weights, total = exp_scores(
                 query, keys, scores_bias + start * STORED, PIECES, STORED, SCALE, ACCUMULATOR
             )
             query_grad, key_grads, value_grads = whole_gradients(
@@ -210,7 +201,7 @@ def whole_backward(
                 key_padding += tl.sum(tl.where(padded, key_grad, 0.0), 0)
                 value_padding += tl.sum(tl.where(padded, value_grad, 0.0), 0)
         if PADDED:
-            part = number.to(tl.int64) * (2 * channels) + head * WIDTH
+            part = window_index.to(tl.int64) * (2 * channels) + head * WIDTH
             part = grad_padding + part + column
             tl.store(part, key_padding, mask=column < WIDTH)
             tl.store(part + channels, value_padding, mask=column < WIDTH)
@@ -228,25 +219,20 @@ def whole_gradients(
         keys and values, [keys of the piece, BLOCK] each.
     """
     ROWS: tl.constexpr = query.shape[0]
-    shares, next_values, next_keys = (), (), ()
-    mixed = tl.zeros(query.shape, ACCUMULATOR)
+    normalized, next_values, next_keys = (), (), ()
+    attended = tl.zeros(query.shape, ACCUMULATOR)
     for i in tl.static_range(len(PIECES)):
-        share = weights[i] * inverse[:, None]
-        rounded = share.to(query.dtype)
-        mixed = tl.dot(rounded, values[i], mixed, input_precision="ieee", out_dtype=ACCUMULATOR)
-        value_grad = tl.dot(
-            tl.trans(rounded), out_grad, value_grads[i],
-            input_precision="ieee", out_dtype=ACCUMULATOR,
-        )  # fmt: skip
-        shares, next_values = shares + (share,), next_values + (value_grad,)
-    # Sum over keys of the weight times its gradient, without a product per pair.
-    inner = tl.sum(mixed * out_grad, 1)
+        weight = weights[i] * inverse[:, None]
+        rounded = weight.to(query.dtype)
+        attended = dot(rounded, values[i], ACCUMULATOR, attended)
+        value_grad = dot(tl.trans(rounded), out_grad, ACCUMULATOR, value_grads[i])
+        normalized, next_values = normalized + (weight,), next_values + (value_grad,)
+    # Sum over keys of weights times their gradients, from the output.
+    delta = tl.sum(attended * out_grad, 1)
     query_grad = tl.zeros(query.shape, ACCUMULATOR)
     for i in tl.static_range(len(PIECES)):
-        change = tl.dot(
-            out_grad, tl.trans(values[i]), input_precision="ieee", out_dtype=ACCUMULATOR
-        )
-        score_grad = shares[i] * (change - inner[:, None])
+        grad_weight = dot(out_grad, tl.trans(values[i]), ACCUMULATOR)
+        score_grad = normalized[i] * (grad_weight - delta[:, None])
         place = grad_bias + PIECES[i][0] * 16 + pair_offsets(STORED, ROWS, PIECES[i][1], False)
         flat = flatten_pairs(score_grad, ROWS, PIECES[i][1], False)
         if ATOMIC:
@@ -254,11 +240,7 @@ def whole_gradients(
         else:
             tl.store(place, tl.load(place) + flat)
         rounded = score_grad.to(query.dtype)
-        key_grad = tl.dot(
-            tl.trans(rounded), query, key_grads[i], input_precision="ieee", out_dtype=ACCUMULATOR
-        )
+        key_grad = dot(tl.trans(rounded), query, ACCUMULATOR, key_grads[i])
         next_keys = next_keys + (key_grad,)
-        query_grad = tl.dot(
-            rounded, keys[i], query_grad, input_precision="ieee", out_dtype=ACCUMULATOR
-        )
+        query_grad = dot(rounded, keys[i], ACCUMULATOR, query_grad)
     return query_grad, next_keys, next_values

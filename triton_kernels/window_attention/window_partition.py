@@ -1,7 +1,7 @@
-"""Window partition by index arithmetic, without padding, rolling or cutting tensors.
+"""Window partition by index arithmetic, without padded, rolled or partitioned tensors.
 
-Letters: M = B H W tokens of the batch, N tokens of a window, n windows of a strip or a piece,
-R elements of a row.
+Letters: M = B H W tokens in the batch, N tokens per window, n windows in a strip or a piece,
+R elements per row.
 """
 
 from __future__ import annotations
@@ -16,29 +16,29 @@ from torch import Tensor
 
 from ..runtime.scratch import Scratch
 
-#: Whether a window contains the seam of a rolled map: (between rows, between columns).
+#: Seams of the rolled map in a window: (between rows, between columns).
 SEAMS = ((False, False), (False, True), (True, False), (True, True))
 
 
 class WindowRows(NamedTuple):
-    """The windows of a batch."""
+    """All windows of a batch."""
 
     strips: tuple[Strip, ...]
-    #: Tokens of M that no strip writes: rows below a sample's own map.
+    #: Tokens in no strip: rows below a sample's own map.
     outside: tuple[slice, ...]
     #: Indices in `SEAMS` that occur.
     seams: frozenset[int]
 
 
 class Strip(NamedTuple):
-    """Windows that together cover whole rows of maps, so that outputs are written in runs."""
+    """Windows that cover whole rows of maps, so that outputs are written in contiguous runs."""
 
-    #: Number of windows, n.
+    #: n.
     windows: int
     #: Parts that are computed one at a time.
     pieces: tuple[Piece, ...]
-    #: Runs of tokens of M that are written, and the position of each token, 0 ... n N - 1; n N is
-    #: a token outside its sample's own map.
+    #: Runs of tokens, and the position of each token in the windows, 0 ... n N - 1; n N for tokens
+    #: outside their sample's own map.
     runs: tuple[tuple[slice, Tensor], ...]
 
     def scatter(self, rows: Tensor, out: Tensor) -> None:
@@ -49,19 +49,19 @@ class Strip(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """Windows of a strip that are computed at once."""
+    """Windows that are computed at once."""
 
     #: Positions in the strip.
     places: slice
-    #: Indices in `SEAMS`, and the windows that have them.
+    #: Indices in `SEAMS`, and the windows with these seams.
     seams: tuple[tuple[int, slice], ...]
-    #: [n N] int64 token of M at each position of each window; 0 at a padded position.
+    #: [n N] int64 token at each position; 0 at padded positions.
     sources: Tensor
     #: Padded positions.
     padded: Tensor
 
     def gather(self, tokens: Tensor, padding: Tensor, scratch: Scratch) -> Tensor:
-        """Gather windows: tokens [M, R] and the row of padded positions [R] -> [n N, R]."""
+        """Gather windows [n N, R] from tokens [M, R] and the row of padded positions [R]."""
         out = scratch.empty(len(self.sources), len(padding), dtype=tokens.dtype)
         if not len(tokens):
             return out.copy_(padding.expand_as(out))
@@ -91,13 +91,13 @@ def window_rows(
         window_size: side of a window in tokens.
         shift: roll of the map in tokens.
         device: device of the index tensors.
-        strip_windows: maximum windows of a strip; a strip has at least one row of windows.
-        piece_windows: maximum windows of a piece.
+        strip_windows: maximum number of windows in a strip, which has at least one row of them.
+        piece_windows: maximum number of windows in a piece.
     """
     height, width = map_size
     strips: list[Strip] = []
     outside: list[slice] = []
-    # Rows of windows of the next strip: tokens [n, N], indices of seams [n], rows of maps.
+    # The next strip: tokens [n, N], indices of seams [n], rows of maps.
     gathered: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
 
     def close() -> None:
@@ -130,13 +130,13 @@ def _strip(
     piece_windows: int,
     device: torch.device,
 ) -> Strip:
-    """Sort windows [n, N] by their seams [n], and find the position of each token of `rows` [r]."""
+    """Sort windows [n, N] by their seams [n], and find the position of each token in `rows`."""
     order = np.argsort(seams, kind="stable")
     seams, places = seams[order], windows[order].ravel()
     tokens = windows.shape[1]
 
     def moved(values: np.ndarray) -> Tensor:
-        # Through numpy, so that a default device such as meta has no effect.
+        # From numpy, which ignores torch's default device.
         return torch.from_numpy(values).to(device)
 
     pieces = []
@@ -157,13 +157,11 @@ def _strip(
     place_of = np.full((rows[-1] + 1) * width - first_token, len(places))
     inside = np.flatnonzero(places >= 0)
     place_of[places[inside] - first_token] = inside
-    # Consecutive rows are written as one run.
     runs = []
     for run in np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1):
         start, stop = int(run[0]) * width, (int(run[-1]) + 1) * width
-        runs.append(
-            (slice(start, stop), moved(place_of[start - first_token : stop - first_token].copy()))
-        )
+        positions = place_of[start - first_token : stop - first_token].copy()
+        runs.append((slice(start, stop), moved(positions)))
     return Strip(len(windows), tuple(pieces), tuple(runs))
 
 
@@ -173,8 +171,8 @@ def _rows_of_windows(
     """Iterate over the rows of windows of one map.
 
     Yields:
-        Tokens of a tensor `width` wide [n, N], -1 at padded positions; indices in `SEAMS` [n]; and
-        the rows of the map that the windows cover.
+        Tokens [n, N] in a tensor of this width, -1 at padded positions; indices in `SEAMS` [n]; and
+        the map rows that the windows cover.
     """
     (row_ticks, row_seams), (column_ticks, column_seams) = (
         _ticks(side, window_size, shift) for side in own
@@ -189,7 +187,7 @@ def _rows_of_windows(
 
 
 def _ticks(side: int, window_size: int, shift: int) -> tuple[np.ndarray, np.ndarray]:
-    """Pad and roll one axis: rows or columns of windows [n, w], -1 for padding; seams [n]."""
+    """Pad and roll an axis: rows or columns of windows [n, w], -1 for padding; seams [n]."""
     count = -(-side // window_size)
     ticks = (np.arange(count * window_size) + shift) % max(1, count * window_size)
     ticks = np.where(ticks < side, ticks, -1).reshape(count, window_size)

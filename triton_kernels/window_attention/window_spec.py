@@ -1,4 +1,4 @@
-"""How a map is cut into windows."""
+"""Parameters of the window partition."""
 
 from __future__ import annotations
 
@@ -9,14 +9,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class WindowSpec:
-    """Window size, shift and the samples' own map sizes.
-
-    Attributes:
-        window_size: w, side of a window in tokens.
-        shift: roll of the map in tokens, 0 <= shift < w.
-        valid_sizes: [B, 2] integer (height, width) of each sample's own map, which starts in the
-            top left corner. None: the whole map is valid.
-    """
+    """Window size, shift and valid sizes; see `op.window_attention`."""
 
     window_size: int
     shift: int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -66,13 +67,13 @@ def test_what_a_kernel_does_not_take_runs_in_plain_pytorch():
 def test_atomics_only_where_they_are_allowed(monkeypatch):
     inputs = random(1, 4, 4, 3, 1, 4), random(9, 1), random(3, 1, 4)
     given = []
-    backward = window_launch.backward
+    plan_backward = window_launch.plan_backward
 
-    def noted(*arguments: object, atomic_bias: bool) -> tuple[Tensor, Tensor, Tensor]:
+    def recorded(*arguments: Any, atomic_bias: bool) -> Any:
         given.append(atomic_bias)
-        return backward(*arguments, atomic_bias=atomic_bias)
+        return plan_backward(*arguments, atomic_bias=atomic_bias)
 
-    monkeypatch.setattr(window_launch, "backward", noted)
+    monkeypatch.setattr(window_launch, "plan_backward", recorded)
 
     def gradients() -> tuple[Tensor, ...]:
         out = kernels.window_attention(*inputs, window_size=2, shift=1)
