@@ -110,7 +110,7 @@ class TestPictureCommands:
     def test_detect_with_bad_classes(self, desk, capsys):
         Path("classes.json").write_text('["circle", {"title": "star"}]')
         assert main(["detect", "a.jpg", "--classes-file", "classes.json"]) == 2
-        assert "classes.json: class 1 has the keys 'title'" in error_line(capsys)
+        assert "classes.json: class 1 has keys 'title'" in error_line(capsys)
         assert main(["detect", "a.jpg", "--classes", "circle; star; circle"]) == 2
         assert "duplicate class 'circle' (classes 0 and 2)" in error_line(capsys)
 
