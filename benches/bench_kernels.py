@@ -71,7 +71,7 @@ class Call:
 
 
 def window_call(name: str, batch: int, map_size: tuple[int, int], heads: int, shift: int) -> Call:
-    """Windows of 12 of a map, head width 32."""
+    """Windows of 12 of a map, head dim 32."""
     channels = 32 * heads
     generator = torch.Generator().manual_seed(0)
     qkv = torch.randn(batch, *map_size, 3 * channels, generator=generator)
@@ -113,7 +113,7 @@ def window_call(name: str, batch: int, map_size: tuple[int, int], heads: int, sh
 def cross_call(
     name: str, batch: int, map_size: tuple[int, int], heads: int, text_tokens: int, *, to_text: bool
 ) -> Call:
-    """Image-to-text attention with head width 32, or text-to-image with head width 64."""
+    """Image-to-text attention with head dim 32, or text-to-image with head dim 64."""
     generator = torch.Generator().manual_seed(0)
     head_width = 32 if to_text else 64
     image_tokens = map_size[0] * map_size[1]

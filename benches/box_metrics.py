@@ -48,7 +48,7 @@ Values = dict[tuple[str, str], float]
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """Records of one data set that every run is measured on."""
+    """Records of one dataset that every run is measured on."""
 
     #: By group.
     flickr: Mapping[str, list[Record]]
@@ -64,7 +64,7 @@ class Asked:
 
 
 def side_of(folder: Path) -> int:
-    """Read the side of a data set's square images in pixels."""
+    """Read the side of a dataset's square images in pixels."""
     return int(read_json(folder / "dataset.json")["parameters"]["image_size"])
 
 

@@ -63,13 +63,13 @@ COARSE_FINE, FINE, LONGER = "coarse, then fine", "fine only", "fine only, longer
 TEXT_ONLY = "text only"
 #: Rows without a fine model.
 COARSE, CHANCE, FREQUENT = "coarse", "chance", "most frequent box"
-#: Data sets of the longer arm, which has the first seed only.
+#: Datasets of the longer arm, which has the first seed only.
 LONGER_DATA = ("scenes",)
 
 
 @dataclass(frozen=True)
 class Steps:
-    """Training steps of a data set's models."""
+    """Training steps of a dataset's models."""
 
     coarse: int
     fine: int
@@ -89,7 +89,7 @@ RETRIEVAL = ("retrieval", "val", "text_to_image_recall_at_10")
 
 @dataclass(frozen=True)
 class Job:
-    """One run of one data set."""
+    """One run of one dataset."""
 
     arm: str
     percent: int
@@ -107,7 +107,7 @@ class Job:
 
 @dataclass(frozen=True)
 class BoxPlace(Place):
-    """Where one data set and its coarse model are."""
+    """Where one dataset and its coarse model are."""
 
     @property
     def coarse(self) -> Path:

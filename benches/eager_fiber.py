@@ -6,7 +6,7 @@ with recorded tensors. As in the published code, every objective runs its own fo
 window of an image projects and reads the text again, and vocabulary logits are computed at every
 position.
 
-Letters: B pairs, L tokens, D text width, C channels, N tokens of a window, h heads, d head width.
+Letters: B pairs, L tokens, D text width, C channels, N tokens of a window, h heads, d head dim.
 
 Source: FIBER (Dou et al. 2022), structure of its published code; Swin Transformer, RoBERTa.
 """

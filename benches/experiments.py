@@ -36,7 +36,7 @@ Inputs = Literal["both", "text", "picture"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where one data set and its runs are."""
+    """Where one dataset and its runs are."""
 
     data: Path
     runs: Path

@@ -5,7 +5,7 @@ Command: fiber data scenes --output runs/scenes --images 24000
          python benches/finetune.py runs/scenes runs/stamps
 Rows: results/finetune.csv, one per metric of a run. Runs that have rows are skipped.
 
-One coarse model is trained per data set, with the demo's recipe, more steps and random ITM
+One coarse model is trained per dataset, with the demo's recipe, more steps and random ITM
 negatives, and from it one task at a time. The same run is trained on texts alone (every image gray)
 and, for questions and statements, on images alone. Other baselines: chance, and the most frequent
 answers of the training split.
@@ -45,12 +45,12 @@ KNOWN_BY = ("data", "task", "inputs", "seed")
 #: Changes of the coarse recipe. ITM negatives are random: those chosen by similarity are too hard
 #: to learn from the start (`ablate.py`).
 COARSE: dict[str, Any] = {"train.steps": 1500, "tasks.image_text.itm_negatives": "random"}
-#: Changes by data set: stamps have hundreds of answers.
+#: Changes by dataset: stamps have hundreds of answers.
 COARSE_OF: dict[str, dict[str, Any]] = {
     "scenes": {},
     "stamps": {"model.image_text.num_answers": 512, "train.steps": 500},
 }
-#: Fraction of a recipe's steps by data set: hundreds of nouns are not learned in minutes from
+#: Fraction of a recipe's steps by dataset: hundreds of nouns are not learned in minutes from
 #: 10,000 images, and more steps of that size would not change it.
 SHARE_OF_STEPS = {"scenes": 1.0, "stamps": 0.3}
 #: Rows without a model.
@@ -80,7 +80,7 @@ FINETUNED = {
 
 @dataclass(frozen=True, kw_only=True)
 class TaskPlace(Place):
-    """Where one data set is, and the model that every task starts from."""
+    """Where one dataset is, and the model that every task starts from."""
 
     @property
     def coarse(self) -> Path:

@@ -6,7 +6,7 @@ bias and mask combined into one mask. Linear layers are excluded on all sides. T
 moves tokens into windows before it projects them, C channels instead of 3 C; here the projections
 of the windows are given, and the input of the block is moved.
 
-Letters: B batch, H W map, C channels, nW windows, N tokens of a window, h heads, d head width,
+Letters: B batch, H W map, C channels, nW windows, N tokens of a window, h heads, d head dim,
 T image tokens, L text tokens.
 
 Source: FIBER (Dou et al. 2022), structure of its published code; Swin Transformer (Liu et al.

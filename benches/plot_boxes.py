@@ -1,7 +1,7 @@
 """Plot accuracy by number of boxes, from the rows of `boxes.py`: docs/images/boxes.png.
 
 Command: python benches/plot_boxes.py
-One panel per data set, metric and group: the mean of the seeds and their range, with chance and the
+One panel per dataset, metric and group: the mean of the seeds and their range, with chance and the
 blind baselines as horizontal lines.
 """
 
@@ -22,7 +22,7 @@ COLUMNS = [f"{metric}/{group}" for metric in METRICS for group in ("seen", "unse
 
 
 def plot(rows: Sequence[Row], path: Path) -> None:
-    """Plot the rows of all data sets into a PNG file."""
+    """Plot the rows of all datasets into a PNG file."""
     import matplotlib
 
     matplotlib.use("Agg")

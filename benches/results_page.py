@@ -334,7 +334,7 @@ def ablation() -> str:
 
 
 def _boxes(of: str) -> str:
-    """Every number of the fine stage on one data set, by group, part of the boxes and arm."""
+    """Every number of the fine stage on one dataset, by group, part of the boxes and arm."""
     rows = [row for row in read("boxes") if row["data"] == of]
     guesses = ("chance", "most frequent box", "text only")
     arms = [arm for arm in (COARSE_FINE, FINE, LONGER) if any(row["arm"] == arm for row in rows)]

@@ -3,7 +3,7 @@
 python examples/coco_folder.py runs/own --layout roboflow
 fiber train small_detection --data runs/own --output runs/own-model
 
-It stands for a data set of your own. Layouts: "coco" (annotations/instances_train2017.json and
+It stands for a dataset of your own. Layouts: "coco" (annotations/instances_train2017.json and
 train2017), "roboflow" (train/_annotations.coco.json), "single" (annotations.json and images, no
 validation split). The cut-outs are Debian's, fetched with apt-get and kept in the cache, or yours.
 """

@@ -37,7 +37,7 @@ pub enum Error {
         /// Maximum number of pixels.
         limit: usize,
     },
-    /// A box with no area inside its image, or too far outside of it.
+    /// A box with no area inside its image, or too far outside it.
     InvalidBox {
         /// Index of the box in the record.
         index: usize,

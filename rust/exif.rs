@@ -1,4 +1,4 @@
-//! EXIF orientation tag. Malformed data has no orientation; offsets outside of the data are not
+//! EXIF orientation tag. Malformed data has no orientation; offsets outside the data are not
 //! followed.
 
 const ORIENTATION: u16 = 0x0112;

@@ -1,4 +1,4 @@
-"""What several tests need: small models, a scenes data set, an image; made once for a whole run."""
+"""What several tests need: small models, a scenes dataset, an image; made once for a whole run."""
 
 import dataclasses
 import os
@@ -114,7 +114,7 @@ def save_micro_models(folder: Path) -> None:
 
 @pytest.fixture(scope="session")
 def small_scenes(made_once) -> Path:
-    """A scenes data set of 30 training images and 12 of each held-out split."""
+    """A scenes dataset of 30 training images and 12 of each held-out split."""
     from fiber.synthetic.scenes import generate
 
     folder = made_once(

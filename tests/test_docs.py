@@ -1,7 +1,7 @@
 """Every example that a reader may copy is executed: docstrings, README, docs.
 
 A ```python block is run as it stands, in a folder that holds what the page talks about (two
-finished models of a few thousand weights, pictures, a small data set). The blocks of one page share
+finished models of a few thousand weights, pictures, a small dataset). The blocks of one page share
 their names, in order. The lines `fiber ...` of ```sh blocks are run in order too, with the little
 data and the few steps of `SHORTER`. A block under `<!-- skip: reason -->` is not run.
 """
@@ -111,7 +111,7 @@ def test_docstring_examples(path):
 
 @pytest.fixture(scope="session")
 def page_scenes(made_once):
-    """The data set of the pages."""
+    """The dataset of the pages."""
     return made_once(
         "page_scenes", lambda made: scenes.generate(made / "data", train=8, val=4, novel=4)
     )

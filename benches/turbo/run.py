@@ -4,7 +4,7 @@ Command: python benches/turbo/run.py
 Requires cargo, cmake and nasm, which build libjpeg-turbo, and ../shared/assets/photos. Both sides
 keep their handle and buffer; all values are compared before anything is timed. Images are 640 x 480
 crops of the photographs: 4:2:0 and 4:4:4 of qualities 94 to 97, with as much detail as photographs
-in data sets; 4:2:0 of qualities 75 to 85; and both samplings as progressive JPEGs of qualities 75
+in datasets; 4:2:0 of qualities 75 to 85; and both samplings as progressive JPEGs of qualities 75
 to 95.
 """
 

@@ -95,7 +95,7 @@ class Progress:
 class ImageProgress:
     """Callback for the `progress` argument of functions that process images.
 
-    It can be reused for several totals in turn, such as those of the splits of a data set.
+    It can be reused for several totals in turn, such as those of the splits of a dataset.
     """
 
     def __init__(self) -> None:

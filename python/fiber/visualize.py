@@ -281,7 +281,7 @@ def make_sheet(tiles: Sequence[Image], columns: int) -> Image:
 
 
 class ContactSheet:
-    """Sample images of a data set with their boxes and texts, one row per part."""
+    """Sample images of a dataset with their boxes and texts, one row per part."""
 
     #: Images per row, image side in pixels, lines of text per image, and maximum rows.
     COLUMNS, SIDE, LINES, ROWS = 5, 260, 3, 8

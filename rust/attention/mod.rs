@@ -97,7 +97,7 @@ dispatch!(gradients::backward(
     head: &Head, gradients: &Gradients, saved: Option<&SavedForward>, scratch: &mut HeadScratch
 ));
 
-/// Check that the head width is a multiple of [`products::PADDING`].
+/// Check that the head dim is a multiple of [`products::PADDING`].
 fn check_width(head_width: usize) -> Result<(), Error> {
     let multiple = products::PADDING;
     if head_width > 0 && head_width.is_multiple_of(multiple) {

@@ -1,6 +1,6 @@
 //! Products of a few rows with a matrix, accumulated in registers.
 //!
-//! Letters: R rows at a time, C registers per row, d head width, m keys, p keys padded to a multiple
+//! Letters: R rows at a time, C registers per row, d head dim, m keys, p keys padded to a multiple
 //! of [`PADDING`]. Matrices are row-major. All functions need the instructions of their lanes.
 
 use super::lanes::Lanes;

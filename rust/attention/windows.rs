@@ -47,7 +47,7 @@ struct Partition {
     indices: Vec<u32>,
     /// Seams of the rolled map in each window: 2 between rows + 1 between columns.
     seams: Vec<u8>,
-    /// Tokens outside of their sample's unpadded map.
+    /// Tokens outside their sample's unpadded map.
     outside: Vec<usize>,
 }
 

@@ -164,7 +164,7 @@ impl Smoothing {
     }
 }
 
-/// DC values around a block; outside of the image they are replicated.
+/// DC values around a block; outside the image they are replicated.
 fn window(rows: &[&[Block]; 5], column: usize, width: usize) -> Neighborhood {
     let mut window = [0; 25];
     for (means, row) in window.chunks_exact_mut(5).zip(rows) {

@@ -60,7 +60,7 @@ const fn pair(first: i32, second: i32) -> [i16; 2] {
 
 /// Transform a block to `size` x `size` samples, where `size` is 8, 4, 2 or 1.
 ///
-/// Row r goes to `out[r * stride..]`; what is outside of `out` is dropped.
+/// Row r goes to `out[r * stride..]`; what is outside `out` is dropped.
 pub(super) fn transform(
     block: &Block,
     quantization: &[u16; 64],

@@ -134,7 +134,7 @@ impl Markers {
 
     fn segment(&mut self, marker: u8, reader: &mut Reader<'_>) -> Result<(), Error> {
         match marker {
-            // Restart markers outside of a scan and TEM have no content.
+            // Restart markers outside a scan and TEM have no content.
             0x01 | 0xD0..=0xD7 => Ok(()),
             0xC0..=0xC2 => self.frame_header(marker, reader),
             0xC3 | 0xC5..=0xC7 => Err(unsupported(format!(

@@ -187,7 +187,7 @@ pub(crate) fn at_border(image: &Rgb, row: i32, column: i32) -> [u32; 4] {
     }
 }
 
-/// One pixel, or [`FILL`] outside of the image.
+/// One pixel, or [`FILL`] outside the image.
 fn pixel(image: &Rgb, row: i32, column: i32) -> u32 {
     let place = usize::try_from(row).ok().zip(usize::try_from(column).ok());
     let found = place.filter(|&(row, column)| row < image.height && column < image.width);

@@ -21,7 +21,7 @@ impl BoxTransform {
     /// it is left.
     ///
     /// # Errors
-    /// [`Error::InvalidBox`] for a box with no area in the image or too far outside of it.
+    /// [`Error::InvalidBox`] for a box with no area in the image or too far outside it.
     pub fn move_all(&self, boxes: &[BoxXyxy]) -> Result<Vec<Option<BoxXyxy>>, Error> {
         let steps = BoxMap::new(self);
         let mut are_sound = true;

@@ -141,7 +141,7 @@ fn look_up_plain(pixels: &mut [u8], tables: &Tables) {
 /// Blend with a blurred image (3 x 3 mean, the center counts five times): a factor of 0 gives the
 /// blurred image, 1 the original.
 ///
-/// The border is unchanged. As published, values outside of [0, 255] wrap around.
+/// The border is unchanged. As published, values outside [0, 255] wrap around.
 #[allow(clippy::cast_possible_truncation)] // Single precision as published.
 pub fn sharpness(image: &mut Rgb, factor: f64) {
     if image.height > 2 && image.width > 2 {

@@ -309,7 +309,7 @@ mod tests {
         let mut settings = published();
         let message = settings.check_boxes().unwrap_err().to_string();
         assert!(
-            message.contains("do not follow ShearX, ShearY"),
+            message.contains("ShearX, ShearY") && message.contains("boxes"),
             "{message}"
         );
         assert!(

@@ -18,7 +18,7 @@ from .output import error_line, lines
 class TestInspect:
     @pytest.fixture
     def scenes(self, desk):
-        """A data set of few pictures, made by what the command calls."""
+        """A dataset of few pictures, made by what the command calls."""
         generate("runs/scenes", train=3, val=2, novel=0)
         return Path("runs/scenes")
 

@@ -207,7 +207,7 @@ class TestEval:
         with pytest.raises(SystemExit):
             main(["eval", "--help"])
         shown = " ".join(capsys.readouterr().out.split())
-        assert "Evaluate a model on a split of a data set" in shown
+        assert "Evaluate a model on a split of a dataset" in shown
         assert f"one of {', '.join(TASKS)}" in shown
 
     def test_metrics_and_predictions(self, desk, capsys, monkeypatch):

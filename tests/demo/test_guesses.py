@@ -1,4 +1,4 @@
-"""Guesses on a real little data set, against what can be counted by hand."""
+"""Guesses on a real little dataset, against what can be counted by hand."""
 
 import numpy as np
 import pytest

@@ -280,7 +280,7 @@ def test_registered_whole():
 def test_refusals():
     assert native_windows.refusal(random(1, 2, 2, 3, 1, 16), 2) is None
     assert native_windows.refusal(random(1, 2, 2, 3, 1, 24), 2) == (
-        "head width 24 is not a multiple of 16"
+        "head dim 24 is not a multiple of 16"
     )
     assert "float64" in native_cross.refusal(random(1, 2, 1, 16).double(), None)
     assert "meta" in native_arrays.refusal(torch.empty(1, device="meta"), 16)
@@ -292,5 +292,5 @@ def test_other_heads_run_in_plain_pytorch_and_are_told_only_if_asked_for():
         warnings.simplefilter("error")
         plain = kernels.text_to_image_attention(*inputs)
     dispatch._warn_once.cache_clear()
-    with kernels.use_backend("native"), pytest.warns(UserWarning, match="head width 24"):
+    with kernels.use_backend("native"), pytest.warns(UserWarning, match="head dim 24"):
         assert torch.equal(kernels.text_to_image_attention(*inputs), plain)

@@ -1,6 +1,6 @@
 """Cross attention in both directions: argument checks and the call to the registered operation.
 
-Letters: B batch, H W map, h heads, d head width, T image tokens, L text tokens.
+Letters: B batch, H W map, h heads, d head dim, T image tokens, L text tokens.
 """
 
 from __future__ import annotations

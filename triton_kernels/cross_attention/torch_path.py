@@ -3,7 +3,7 @@
 Forward and backward are separate functions without autograd, so that no tensor of the size of the
 scores is saved between them. Arguments are checked in `op.py`.
 
-Letters: B batch, n queries, m keys, h heads, d head width.
+Letters: B batch, n queries, m keys, h heads, d head dim.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Forward kernels of cross attention, and device functions that the backward kernels share.
 
-Letters: B batch, n queries, m keys, h heads, d head width, S parts of a split loop.
+Letters: B batch, n queries, m keys, h heads, d head dim, S parts of a split loop.
 
 A program handles one head of one sample. Loops go over ranks of keys: a sample's own keys come
 first (real tokens, or the positions of its own map row by row). Other keys are not loaded, so they

@@ -3,7 +3,7 @@
 Image-to-text attention has many queries and few keys, text-to-image attention few queries and many
 keys.
 
-Letters: B batch, n queries, m keys, h heads, d head width, S parts of a split loop.
+Letters: B batch, n queries, m keys, h heads, d head dim, S parts of a split loop.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def refusal(q: Tensor, k: Tensor) -> str | None:
     if q.dtype not in DTYPES or (q.dtype == torch.float64 and q.device.type == "cuda"):
         return f"dtype {q.dtype}; expected float16, bfloat16 or float32"
     if not 0 < q.shape[3] <= MAX_HEAD_WIDTH:
-        return f"head width {q.shape[3]}; expected 1 to {MAX_HEAD_WIDTH}"
+        return f"head dim {q.shape[3]}; expected 1 to {MAX_HEAD_WIDTH}"
     if max(q.shape[0], q.shape[2]) >= 2**16:
         return f"{q.shape[0]} samples of {q.shape[2]} heads; expected fewer than 65536 of each"
     for name, tensor in (("queries", q), ("keys", k)):

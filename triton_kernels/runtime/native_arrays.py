@@ -17,7 +17,7 @@ def refusal(tensor: Tensor, head_width: int) -> str | None:
     if tensor.dtype != torch.float32:
         return f"dtype {tensor.dtype} is not float32"
     if head_width % WIDTH_MULTIPLE:
-        return f"head width {head_width} is not a multiple of {WIDTH_MULTIPLE}"
+        return f"head dim {head_width} is not a multiple of {WIDTH_MULTIPLE}"
     return None
 
 

@@ -75,7 +75,7 @@ CANDIDATES: dict[str, list[Sizes]] = {
 }
 #: Values of num_stages that are tried with the best candidate.
 STAGES = (1, 2, 3)
-#: Prefixes of kernels whose lines have no window, and no head width.
+#: Prefixes of kernels whose lines have no window, and no head dim.
 _WITHOUT_WINDOW = ("sum_parts", "cross_attention")
 _WITHOUT_WIDTH = ("expand_bias", "gather_bias", "sum_parts")
 
@@ -152,7 +152,7 @@ def tune(
         triton: major and minor version of Triton.
 
     Returns:
-        A line of the table for each kernel, window, head width and dtype.
+        A line of the table for each kernel, window, head dim and dtype.
 
     Raises:
         ValueError: if the package's sizes do not run, with the case.
@@ -244,7 +244,7 @@ def window_cases(
     windows_across: int = 4,
     heads: int = 8,
 ) -> Iterator[Case]:
-    """Iterate over forward and backward of shifted windows of head width 32, without padding."""
+    """Iterate over forward and backward of shifted windows of head dim 32, without padding."""
     from ..window_attention import triton_launch
     from ..window_attention.window_spec import WindowSpec
 
@@ -286,7 +286,7 @@ def cross_cases(
     to_text: Sequence[tuple[int, int, int]] = _TO_TEXT,
     to_image: Sequence[tuple[int, int, int]] = _TO_IMAGE,
 ) -> Iterator[Case]:
-    """Iterate over forward and backward of both directions; head width 32 to text, 64 to image."""
+    """Iterate over forward and backward of both directions; head dim 32 to text, 64 to image."""
     from ..cross_attention import triton_launch
 
     for direction, calls, heads, width in (

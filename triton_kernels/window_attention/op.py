@@ -1,6 +1,6 @@
 """Window attention: argument checks and the call to the registered operation.
 
-Letters: B batch, H W map, h heads, d head width, w window side.
+Letters: B batch, H W map, h heads, d head dim, w window side.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Forward and backward are separate functions without autograd. Arguments are checked in `op.py`.
 
-Letters: B batch, H W map, h heads, d head width, w window side, N = w * w tokens per window,
+Letters: B batch, H W map, h heads, d head dim, w window side, N = w * w tokens per window,
 M = B H W tokens in the batch, n windows per piece.
 """
 

@@ -4,7 +4,7 @@ Only the inputs are saved for the backward pass. Gradients are deterministic, an
 GPU with the same tile sizes: the assignment of windows to programs depends on shapes only, and
 every sum has a fixed order.
 
-Letters: B batch, H W map, h heads, d head width, w window side, S stored rows and columns of pairs.
+Letters: B batch, H W map, h heads, d head dim, w window side, S stored rows and columns of pairs.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from . import triton_tiled, triton_whole
 from .triton_bias import LOG2E, plan_expand, plan_reduce, plan_sum
 from .window_spec import WindowSpec
 
-#: Limits of the kernels that keep whole rows of scores in registers, which need a head width of at
+#: Limits of the kernels that keep whole rows of scores in registers, which need a head dim of at
 #: most 64 and a dtype with matrix units (16 bits; float64 for tests): elements of the keys of a
-#: window in the forward pass (window 18, head width 32), and keys in the backward pass.
+#: window in the forward pass (window 18, head dim 32), and keys in the backward pass.
 WHOLE_KEY_ELEMENTS = 336 * 32
 WHOLE_BACKWARD_KEYS = 160
 #: Chips and Triton versions where these kernels spill registers if samples have own map sizes.
@@ -48,7 +48,7 @@ def refusal(qkv: Tensor, window_size: int) -> str | None:
     if qkv.dtype not in dtypes and (qkv.dtype != torch.float64 or qkv.is_cuda):
         return f"dtype {qkv.dtype}; expected float32, float16 or bfloat16"
     if head_width > MAX_HEAD_WIDTH:
-        return f"head width {head_width}; expected at most {MAX_HEAD_WIDTH}"
+        return f"head dim {head_width}; expected at most {MAX_HEAD_WIDTH}"
     if heads > 65535:
         return f"{heads} heads; expected at most 65535"
     if height * width * 3 * heads * head_width >= 2**31:

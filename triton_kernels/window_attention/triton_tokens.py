@@ -6,7 +6,7 @@ Scores of pairs of tokens, such as the bias and its gradient, are stored in frag
 by 8 keys, in the register layout of the GPU's matrix units (`pair_offsets`), so that they are
 loaded and stored 16 bytes at a time without shuffles.
 
-Letters: B batch, H W map, h heads, d head width, w window side, N = w * w tokens per window,
+Letters: B batch, H W map, h heads, d head dim, w window side, N = w * w tokens per window,
 S >= N stored rows and columns of pairs, nW windows per map of the tensor's size.
 """
 

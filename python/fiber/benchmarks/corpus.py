@@ -41,7 +41,7 @@ class CorpusPlan:
     qualities: tuple[int, ...]
     #: Chroma subsampling as Pillow names it.
     subsampling: str = "4:2:0"
-    #: Candidate crops for most images. The one with the most bytes is kept: images in data sets
+    #: Candidate crops for most images. The one with the most bytes is kept: images in datasets
     #: have more detail than the average crop of a large photograph.
     candidates: int = 3
     #: Strength of the unsharp mask after downscaling, in percent; 0: none.

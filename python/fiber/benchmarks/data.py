@@ -1,4 +1,4 @@
-"""`fiber bench data`: throughput of the data path, for fiber and every installed peer."""
+"""`fiber bench data`: throughput of the data pipeline, for fiber and every installed peer."""
 
 from __future__ import annotations
 

@@ -217,7 +217,7 @@ def _check_legacy_start(path: Path, start: bytes) -> None:
         raise ValueError(f"{path} is a Git LFS pointer; fetch the file itself")
     if not start.startswith(b"\x80") or tarfile.is_tarfile(path):
         raise ValueError(
-            f"{path} is not a checkpoint: expected a file of torch.save or safetensors, got one"
+            f"{path} is not a checkpoint: expected a file written by torch.save or safetensors, got one"
             f" that starts with {start[:16]!r}"
         )
 
@@ -226,7 +226,7 @@ def _read_legacy(path: Path) -> _TorchFile:
     """Read the pickles (magic number, version, system, content, storage keys) and storages."""
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         if read_pickle(data).content != _LEGACY_NUMBER:
-            raise _FormatError(f"{path} is a plain pickle, expected a file of torch.save")
+            raise _FormatError(f"{path} is a plain pickle, expected a file written by torch.save")
         read_pickle(data)
         if not read_pickle(data).content.get("little_endian", True):
             raise ValueError("byte order big, expected little")

@@ -17,10 +17,12 @@ separated by semicolons.
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
     """Add `bench` to the table of commands."""
-    bench = commands.add_parser("bench", help="benchmark the data path against other loaders")
+    bench = commands.add_parser("bench", help="benchmark the data pipeline against other loaders")
     kinds = bench.add_subparsers(dest="kind", metavar="KIND", required=True)
     data = kinds.add_parser(
-        "data", help="throughput of the data path: images, texts, boxes", description=_DESCRIPTION
+        "data",
+        help="throughput of the data pipeline: images, texts, boxes",
+        description=_DESCRIPTION,
     )
     add_options(
         data.add_argument_group("output"),

@@ -37,7 +37,7 @@ _MAX_LISTED = 10
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
     """Add `data` and its kinds to the table of commands."""
-    data = commands.add_parser("data", help="generate, inspect or pack a data set")
+    data = commands.add_parser("data", help="generate, inspect or pack a dataset")
     kinds = data.add_subparsers(dest="kind", metavar="KIND", required=True)
     # Defaults of `generate`, repeated here to keep imports light.
     _add_generator(kinds, "scenes", _SCENES, "pairs of color and shape", 20000)
@@ -50,7 +50,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         },
     )
     inspect = kinds.add_parser(
-        "inspect", help="print statistics of a data set and find broken files", description=_INSPECT
+        "inspect", help="print statistics of a dataset and find broken files", description=_INSPECT
     )
     add_options(
         inspect,
@@ -64,7 +64,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     )
     inspect.set_defaults(run=_inspect)
     pack = kinds.add_parser(
-        "pack", help="write a data set as tar shards with an index", description=_PACK
+        "pack", help="write a dataset as tar shards with an index", description=_PACK
     )
     add_options(
         pack,
@@ -106,7 +106,7 @@ def _add_generator(
     add_options(
         generator,
         {
-            "--output DIR": "directory; kept if it already has this data set",
+            "--output DIR": "directory; kept if it already has this dataset",
             "--images N": f"images of the training split, 1 or more (default: {images})",
             "--seed": "seed of every image and text (default: 0)",
             "--tokenizer DIR": "tokenizer.json or its directory (default: one trained on the"

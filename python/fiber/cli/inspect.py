@@ -1,4 +1,4 @@
-"""`fiber data inspect`: statistics and faults of a data set."""
+"""`fiber data inspect`: statistics and faults of a dataset."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def inspect(
     as_json: bool,
     progress: Callable[[int, int], None],
 ) -> int:
-    """Print statistics of a data set; return the exit code: 1 if there are faults.
+    """Print statistics of a dataset; return the exit code: 1 if there are faults.
 
     Reads all splits if `splits` is empty. `sheet` is the file of a contact sheet to write;
     `progress` is called with (images decoded, total images) of each split.

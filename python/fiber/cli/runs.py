@@ -20,7 +20,7 @@ from fiber.cli.models import RUNS
 from fiber.training.config.run import CHOSEN_BY
 
 _DATA = (
-    "data set directory, or one annotation file, such as a .jsonl with"
+    "dataset directory, or one annotation file, such as a .jsonl with"
     ' {"image": "1.jpg", "text": "a dog"} or'
     ' {"image": "1.jpg", "question": "what is it?", "answer": "a dog"} on each line'
 )
@@ -38,7 +38,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     add_options(
         demo,
         {
-            "--data": "generated data set (default: scenes)",
+            "--data": "generated dataset (default: scenes)",
             "--fast": "two minutes instead of ten",
             "--ablations": "also train without fusion and without captions",
             "--output DIR": "(default: runs/demo, runs/demo-fast, runs/demo-stamps, ...)",
@@ -97,7 +97,7 @@ def _add_eval(commands: argparse._SubParsersAction) -> None:
     evaluate = commands.add_parser(
         "eval",
         help="evaluate a model on a task",
-        description="Evaluate a model on a split of a data set and print the metrics.",
+        description="Evaluate a model on a split of a dataset and print the metrics.",
     )
     add_options(
         evaluate,
@@ -116,7 +116,7 @@ def _add_eval(commands: argparse._SubParsersAction) -> None:
             " as many as fit (default: 40 for lvis, as published, else 0)",
             "--classes-file FILE": "coco, lvis: text of each class in a prompt, in the order of"
             ' class ids: one per line, or a JSON list such as ["fish", {"name": "puffin", "suffix":'
-            ' " with orange beaks"}]; odinw: a directory with NAME.json for each data set (default:'
+            ' " with orange beaks"}]; odinw: a directory with NAME.json for each dataset (default:'
             " the class names)",
             "--batch-size N": "(default: 64)",
             "--threads N": "image decoding threads (default: one per core)",

@@ -1,4 +1,4 @@
-"""Records, data set readers and the data loader."""
+"""Records, dataset readers and the data loader."""
 
 import importlib
 from typing import TYPE_CHECKING, Any

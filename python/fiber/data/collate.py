@@ -180,7 +180,7 @@ def _to_rand_augment(settings: dict[str, Any]) -> RandAugment:
     return RandAugment(**settings)
 
 
-# Spawned worker processes receive the collator and the data set by pickle.
+# Spawned worker processes receive the collator and the dataset by pickle.
 copyreg.pickle(ImageTransform, lambda transform: (_to_transform, (transform.describe(),)))
 copyreg.pickle(ColorJitter, lambda jitter: (_to_color_jitter, (jitter.describe(),)))
 copyreg.pickle(RandAugment, lambda augment: (_to_rand_augment, (augment.describe(),)))

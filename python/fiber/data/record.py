@@ -1,6 +1,6 @@
-"""Records: samples of a data set before anything is decoded.
+"""Records: samples of a dataset before anything is decoded.
 
-A data set is any map-style collection of `Record` (`__len__` and `__getitem__`), such as a list.
+A dataset is any map-style collection of `Record` (`__len__` and `__getitem__`), such as a list.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class Record:
         TypeError, ValueError: for an invalid field, with the key.
     """
 
-    #: Name of the record in messages and prediction files, unique in its data set.
+    #: Name of the record in messages and prediction files, unique in its dataset.
     key: str
     #: One image; two (left, right) for NLVR2-style statements.
     images: tuple[StoredImage, ...] | LazyImages
@@ -191,10 +191,10 @@ class Record:
 
 
 def check_record(record: object, index: int) -> Record:
-    """Check that an item of a data set is a `Record`; return it.
+    """Check that an item of a dataset is a `Record`; return it.
 
     Raises:
-        TypeError: with `index`, the index in the data set or batch, and the type.
+        TypeError: with `index`, the index in the dataset or batch, and the type.
     """
     if not isinstance(record, Record):
         raise TypeError(

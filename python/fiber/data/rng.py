@@ -1,6 +1,6 @@
 """Counter-based random numbers that depend on a key only: (seed, stream, index).
 
-Every sample of a generated data set has its own stream, so that it does not depend on other samples
+Every sample of a generated dataset has its own stream, so that it does not depend on other samples
 or their order. Only the raw bits of NumPy's Philox are used: the algorithm fixes them, while the
 distributions of `numpy.random.Generator` may change between releases.
 """

@@ -1,6 +1,6 @@
 """Readers of annotation files, one function per task; each returns a list of records.
 
-For a folder written by `fiber data`, `(folder, split)` suffices; for an original data set, pass the
+For a folder written by `fiber data`, `(folder, split)` suffices; for an original dataset, pass the
 file and the image folder, too:
 
     captions("coco", "val", annotations="coco/annotations/captions_val2014.json",

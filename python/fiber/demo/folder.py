@@ -2,7 +2,7 @@
 
 runs/demo/
   demo.json            parameters; seconds of the data stage
-  data/ coarse/ fine/  data set and runs
+  data/ coarse/ fine/  dataset and runs
   measured.json        results with fingerprints of their inputs
   rows.json, contact_sheet.png, report.html
   ablations/           runs of `--ablations`; ablations.json
@@ -54,7 +54,7 @@ class DemoFolder:
             self._notes = {"parameters": wanted}
             write_json(self._own, self._notes)
         remove_parts(path)
-        #: Directory of the data set.
+        #: Directory of the dataset.
         self.data = path / "data"
         self._measured_file = path / "measured.json"
         found = read_json(self._measured_file) if self._measured_file.is_file() else {}

@@ -101,7 +101,7 @@ class Demo:
         self.clock = Clock(self.plan.seconds)
 
     def train(self) -> None:
-        """Run stages 1 to 3: the data set, the coarse model, the fine model."""
+        """Run stages 1 to 3: the dataset, the coarse model, the fine model."""
         finished = (self.folder.data / "dataset.json").is_file()
         self.clock.run("data", self._make_data, finished=finished)
         for stage, start in (("coarse", None), ("fine", self.models["coarse"])):

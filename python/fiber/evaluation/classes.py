@@ -8,14 +8,14 @@ from pathlib import Path
 
 from fiber.data.prompts.classes import ClassLike, ClassName, as_class, read_classes
 
-#: Classes or their file (`read_classes`); for ODinW, classes by data set, or a folder of files.
+#: Classes or their file (`read_classes`); for ODinW, classes by dataset, or a folder of files.
 GivenClasses = (
     Sequence[ClassLike] | Mapping[str, Sequence[ClassLike]] | str | os.PathLike[str] | None
 )
 
 
 def listed_classes(given: GivenClasses) -> list[ClassName] | None:
-    """Read the classes of one data set.
+    """Read the classes of one dataset.
 
     Raises:
         FileNotFoundError: if the file is missing.
@@ -31,7 +31,7 @@ def listed_classes(given: GivenClasses) -> list[ClassName] | None:
 
 
 def classes_of_sets(given: GivenClasses) -> dict[str, list[ClassName]] | None:
-    """Read the classes of ODinW data sets: {data set: classes}.
+    """Read the classes of ODinW datasets: {dataset: classes}.
 
     Raises:
         FileNotFoundError: if the folder is missing or has no class files.
@@ -43,12 +43,12 @@ def classes_of_sets(given: GivenClasses) -> dict[str, list[ClassName]] | None:
         files = sorted(Path(given).glob("*.json")) if Path(given).is_dir() else []
         if not files:
             raise FileNotFoundError(
-                f"{given} is not a folder of class files; expected NAME.json for each data set"
+                f"{given} is not a folder of class files; expected NAME.json for each dataset"
             )
         return {file.stem: read_classes(file) for file in files}
     if not isinstance(given, Mapping):
         raise TypeError(
-            f"classes: got a {type(given).__name__}; expected a dict of class lists by data set, or"
+            f"classes: got a {type(given).__name__}; expected a dict of class lists by dataset, or"
             " a folder"
         )
     return {name: listed_classes(own) or [] for name, own in given.items()}

@@ -62,7 +62,7 @@ def evaluate(
         classes_per_prompt: for detection tasks: maximum classes per prompt; 0: as many as fit.
             Default: 40 for "lvis", as published, else 0.
         classes: for detection tasks: prompt text of each class, in the order of class ids: a list
-            as in `Model.detect`, or a file as for `--classes-file`; for "odinw" lists by data set,
+            as in `Model.detect`, or a file as for `--classes-file`; for "odinw" lists by dataset,
             or a folder with NAME.json for each.
         batch_size: records per batch.
         threads: data loader threads; 0 uses all cores.
@@ -105,7 +105,7 @@ def _check_heads(
     config: FiberConfig, task: str, rerank: bool | None, candidates: int | None
 ) -> int:
     """Check a task's required heads; return the number of candidates to re-rank."""
-    # ODinW is the task "coco" on several data sets.
+    # ODinW is the task "coco" on several datasets.
     head = needed_head("coco" if task == "odinw" else task, config.heads)
     need_head(config, head, f"task {task!r}")
     if task != "retrieval":

@@ -1,4 +1,4 @@
-"""ODinW-13: mean COCO AP over thirteen small data sets."""
+"""ODinW-13: mean COCO AP over thirteen small datasets."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ def evaluate_odinw(
     classes: Mapping[str, Sequence[ClassName]] | None = None,
     output: str | os.PathLike[str] | None = None,
 ) -> dict[str, float]:
-    """Evaluate a model on the ODinW-13 data sets in a folder.
+    """Evaluate a model on the ODinW-13 datasets in a folder.
 
-    Published results are on "test". `classes` replaces the published prompt text of a data set.
-    `output` is a folder for the predictions, one file per data set.
+    Published results are on "test". `classes` replaces the published prompt text of a dataset.
+    `output` is a folder for the predictions, one file per dataset.
 
     Returns:
-        "NAME/ap", "NAME/ap50" etc. of each data set, and "ap", their mean AP; if data sets are
+        "NAME/ap", "NAME/ap50" etc. of each dataset, and "ap", their mean AP; if datasets are
         missing, a warning lists them and the mean is "ap_of_N_of_13".
 
     Raises:
-        FileNotFoundError: if there is no data set.
+        FileNotFoundError: if there is no dataset.
         TypeError: if `data` is not a path.
-        ValueError: for classes of an unknown data set, or as `evaluate`.
+        ValueError: for classes of an unknown dataset, or as `evaluate`.
     """
     if not isinstance(data, (str, os.PathLike)):
         raise TypeError(f"task 'odinw': data is a {type(data).__name__}; expected a folder")

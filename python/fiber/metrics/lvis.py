@@ -3,7 +3,7 @@
 An LVIS image lists the classes verified to be present or absent. Detections of other classes are
 ignored, as are false positives of classes that are not exhaustively annotated.
 
-Fixed AP limits the detections per class over the whole data set instead of per image, so that
+Fixed AP limits the detections per class over the whole dataset instead of per image, so that
 classes do not compete and scores need no calibration across classes. faster-coco-eval only has
 limits per image; `BestOfClasses` applies the fixed one.
 
@@ -31,7 +31,7 @@ from fiber.metrics.detection import (
     nan_mean,
 )
 
-#: Detections per class over the whole data set.
+#: Detections per class over the whole dataset.
 FIXED_DETECTIONS = 10_000
 #: Class groups by number of training images: rare (1 to 10), common (11 to 100), frequent.
 FREQUENCIES = {"r": "apr", "c": "apc", "f": "apf"}

@@ -53,13 +53,13 @@ def lvis_detection() -> RunConfig:
 
 
 def odinw_full() -> RunConfig:
-    """Published fine-tuning on one data set of ODinW, with all of its images.
+    """Published fine-tuning on one dataset of ODinW, with all of its images.
 
     Command: torchrun --nproc-per-node 4 -m fiber.cli train odinw_full --data DIR --init GROUNDING
-    Data: the directory of one data set, with train/annotations_without_background.json and the same
+    Data: the directory of one dataset, with train/annotations_without_background.json and the same
         file of mini_val (EgoHands, VehiclesOpenImages) or valid, next to their images.
     Hardware: published on 4 GPUs, one image per GPU.
-    Expected: a mean AP of 65.9 over the test splits of the thirteen data sets (FIBER's README).
+    Expected: a mean AP of 65.9 over the test splits of the thirteen datasets (FIBER's README).
 
     Classes keep the order of the file, as published. Trains at most 200 epochs and evaluates after
     each; the learning rate drops on an AP plateau, and the run then stops early. The published run
@@ -69,7 +69,7 @@ def odinw_full() -> RunConfig:
     changes = {
         "tasks": TasksConfig(grounding=task),
         "data.batch_size": 4,
-        # From the published configuration files of the data sets.
+        # From the published configuration files of the datasets.
         "data.transform.shorter_sides": (800,),
         "optim.weight_decay": 0.05,
         "optim.warmup_fraction": 0.0,
@@ -89,7 +89,7 @@ def odinw_full() -> RunConfig:
 
 
 def odinw_few_shot() -> RunConfig:
-    """Published fine-tuning on one data set of ODinW, with one image per class.
+    """Published fine-tuning on one dataset of ODinW, with one image per class.
 
     Command: torchrun --nproc-per-node 4 -m fiber.cli train odinw_few_shot --data DIR
         --init GROUNDING

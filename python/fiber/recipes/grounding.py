@@ -24,7 +24,7 @@ def grounding() -> RunConfig:
     Expected: zero-shot, AP 49.3 on COCO val2017 and recall at 1 of 87.4 on the phrases of the
         Flickr30k test split (FIBER's README).
 
-    The three data sets are sampled with equal probability, as published. A prompt for Objects365
+    The three datasets are sampled with equal probability, as published. A prompt for Objects365
     has the image's classes and sampled negative classes, with the released numbers; the published
     code rejects the fourth probability, see `fiber.data.prompts.rules` for the rule used here.
     Parameter groups, schedule, clipping, EMA and frozen layers are as published. Images are RGB, as
@@ -124,7 +124,7 @@ def refcocog() -> RunConfig:
 
 
 def _like_refcoco(source: str, *, steps: int) -> RunConfig:
-    """Train `refcoco` on another data set; 2,000 steps are warmup."""
+    """Train `refcoco` on another dataset; 2,000 steps are warmup."""
     changes = {
         "tasks.grounding.sources": (source,),
         "optim.warmup_fraction": 2000 / steps,

@@ -145,7 +145,7 @@ def small_caption() -> RunConfig:
 
 
 def small_detection() -> RunConfig:
-    """Small detector for your own classes, from any data set in COCO format.
+    """Small detector for your own classes, from any dataset in COCO format.
 
     Command: fiber train small_detection --data DIR --output runs/own
     Data: class boxes in COCO format: an export of Roboflow, CVAT, Label Studio or FiftyOne, a data

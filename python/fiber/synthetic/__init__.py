@@ -1,1 +1,1 @@
-"""Synthetic data sets: scenes of shapes and compositions of stamps, with annotation files."""
+"""Synthetic datasets: scenes of shapes and compositions of stamps, with annotation files."""

@@ -1,6 +1,6 @@
 """Annotations of generated images, and the files that they are written to.
 
-The files have the formats of public data sets (COCO, Flickr30k Entities and RefCOCO in MDETR's
+The files have the formats of public datasets (COCO, Flickr30k Entities and RefCOCO in MDETR's
 format, VQAv2, NLVR2, Winoground), so that `fiber.data.sources` reads both.
 """
 

@@ -1,4 +1,4 @@
-"""Generate a data set from a recipe: shared by `scenes` and `stamps`.
+"""Generate a dataset from a recipe: shared by `scenes` and `stamps`.
 
 `dataset.json` has the parameters that determine the data, so that a finished folder is reused.
 """
@@ -42,7 +42,7 @@ def generate_dataset(
     tokenizer: AnyPath | None = None,
     progress: Progress | None = None,
 ) -> Path:
-    """Generate a data set, or keep an existing one with the same parameters; return its folder.
+    """Generate a dataset, or keep an existing one with the same parameters; return its folder.
 
     Args:
         output: folder; written atomically.
@@ -54,7 +54,7 @@ def generate_dataset(
         progress: called with (images done, images in total) after each job.
 
     Raises:
-        ValueError: if a count is out of range, or the folder has another data set.
+        ValueError: if a count is out of range, or the folder has another dataset.
         FileNotFoundError: if `tokenizer` has no tokenizer, or stamps or photographs are missing.
     """
     for split, count in counts.items():
@@ -84,7 +84,7 @@ def generate_dataset(
 
 
 def _is_finished(folder: Path, parameters: dict[str, Any]) -> bool:
-    """Return whether a folder has the data set; raise ValueError if it has anything else."""
+    """Return whether a folder has the dataset; raise ValueError if it has anything else."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
     description = folder / _DESCRIPTION
@@ -102,7 +102,7 @@ def _is_finished(folder: Path, parameters: dict[str, Any]) -> bool:
     ]
     if differences:
         raise ValueError(
-            f"{folder} has another data set: {'; '.join(differences)}."
+            f"{folder} has another dataset: {'; '.join(differences)}."
             " Use another folder or delete this one"
         )
     return True

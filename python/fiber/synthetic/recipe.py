@@ -1,4 +1,4 @@
-"""Recipes of generated data sets: scenes, texts and pixels of every image."""
+"""Recipes of generated datasets: scenes, texts and pixels of every image."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def file_name(split: str, index: int) -> str:
 
 @dataclass(frozen=True)
 class Recipe(ABC):
-    """Parameters that determine the images of a data set; pickled for worker processes.
+    """Parameters that determine the images of a dataset; pickled for worker processes.
 
     Image i of a split depends only on the recipe, the split and i.
 
@@ -64,7 +64,7 @@ class Recipe(ABC):
     @cached_property
     @abstractmethod
     def world(self) -> World:
-        """Vocabulary of the data set, and what is held out."""
+        """Vocabulary of the dataset, and what is held out."""
 
     @abstractmethod
     def _sample_scene(self, split: str, index: int) -> Scene: ...

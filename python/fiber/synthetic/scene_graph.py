@@ -46,7 +46,7 @@ Pair = tuple[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Thing:
-    """One thing in an image. An empty attribute means that the data set does not use it."""
+    """One thing in an image. An empty attribute means that the dataset does not use it."""
 
     noun: str
     color: str = ""
@@ -80,7 +80,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class World:
-    """The vocabulary of a data set, and what is held out of its training split."""
+    """The vocabulary of a dataset, and what is held out of its training split."""
 
     nouns: tuple[str, ...]
     colors: tuple[str, ...] = ("",)

@@ -67,7 +67,7 @@ def generate(
     seed: int = 0,
     **options: Any,
 ) -> Path:
-    """Generate a data set of grounded scenes; return its folder.
+    """Generate a dataset of grounded scenes; return its folder.
 
     Arguments and errors are those of `Recipe` and `generate_dataset`. Images of `novel` have a
     held-out pair of color and shape.

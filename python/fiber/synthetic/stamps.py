@@ -114,7 +114,7 @@ def generate(
     seed: int = 0,
     **options: Any,
 ) -> Path:
-    """Generate a data set of stamps on photographs; return its folder.
+    """Generate a dataset of stamps on photographs; return its folder.
 
     Arguments and errors are those of `StampRecipe` and `generate_dataset`. Images of `novel` have a
     held-out noun.

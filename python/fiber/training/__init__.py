@@ -1,1 +1,1 @@
-"""Training and evaluation: configuration, loop, checkpoints, metrics of a model on a data set."""
+"""Training and evaluation: configuration, loop, checkpoints, metrics of a model on a dataset."""

@@ -245,7 +245,7 @@ fn join([a, b, c, d]: [__m128i; 4]) -> __m512i {
     _mm512_inserti64x4::<1>(_mm512_castsi256_si512(low), high)
 }
 
-/// Blocks that are partly outside of the image: pixels that cannot be loaded are fetched one by
+/// Blocks that are partly outside the image: pixels that cannot be loaded are fetched one by
 /// one.
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
 #[inline(never)] // Rarely called.

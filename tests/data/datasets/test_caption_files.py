@@ -1,4 +1,4 @@
-"""Caption data sets in their original formats, and their known defects."""
+"""Caption datasets in their original formats, and their known defects."""
 
 import json
 

@@ -96,7 +96,7 @@ def test_one_is_no_plural(count, what, said):
 
 
 COCO, FLICKR30K = "https://cocodataset.org", "caption_datasets.zip of Karpathy and Fei-Fei (2015)"
-SCENES = "(`fiber data scenes --output DIR` generates an example data set)"
+SCENES = "(`fiber data scenes --output DIR` generates an example dataset)"
 ARROW = "from the published code's write_*.py, which convert the original downloads"
 TABLES_AND_SHARDS = [
     "an Arrow or Parquet table: val.parquet or val-*-of-*.parquet or data/val-*-of-*.parquet or"

@@ -1,6 +1,6 @@
 """Calls of the model whose kernels are compiled, planned on the meta device.
 
-Letters: B batch, h heads, d head width.
+Letters: B batch, h heads, d head dim.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ def test_what_a_kernel_does_not_take_runs_in_plain_pytorch():
     q, k, v = (torch.randn(1, tokens, 1, 160) for tokens in (3, 4, 4))
     with kernels.use_backend("reference"):
         expected = kernels.image_to_text_attention(q, k, v)
-    with kernels.use_backend("triton"), pytest.warns(UserWarning, match="head width 160"):
+    with kernels.use_backend("triton"), pytest.warns(UserWarning, match="head dim 160"):
         assert torch.equal(kernels.image_to_text_attention(q, k, v), expected)
 
 

@@ -21,7 +21,7 @@ FLOORS = {torch.float32: 1e-6, torch.float16: 1e-3}
 
 
 class Case(NamedTuple):
-    """A call: batch, map, window, shift, heads, head width, own map sizes."""
+    """A call: batch, map, window, shift, heads, head dim, own map sizes."""
 
     batch: int
     height: int

@@ -26,7 +26,7 @@ from .task import MEAN, RATIO, SCALE, SIZE, STD, Epoch, Task
 
 
 class IndexedImages:
-    """Indexed data set for FFCV's writer: (H, W, 3) uint8 and a label."""
+    """Indexed dataset for FFCV's writer: (H, W, 3) uint8 and a label."""
 
     def __init__(self, files: tuple[str, ...]) -> None:
         self.files = files

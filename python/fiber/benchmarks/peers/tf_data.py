@@ -12,7 +12,7 @@ from .task import MEAN, RATIO, SCALE, SIZE, STD, Epoch, Task
 
 
 def open_peer(task: Task) -> Epoch:
-    """Build the data set with a private pool of `task.threads` threads."""
+    """Build the dataset with a private pool of `task.threads` threads."""
     tf.config.threading.set_inter_op_parallelism_threads(task.threads)
     tf.config.threading.set_intra_op_parallelism_threads(task.threads)
     mean = tf.constant([m * 255 for m in MEAN])

@@ -15,7 +15,7 @@ from .task import Epoch, Task, padded_side
 
 
 class LoadedImages(Dataset):
-    """Map-style data set over a loading function."""
+    """Map-style dataset over a loading function."""
 
     def __init__(self, load: Callable[[int], Any], count: int) -> None:
         self.load, self.count = load, count

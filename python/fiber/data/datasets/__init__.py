@@ -1,1 +1,1 @@
-"""Named data sets and the registry that finds the reader of a folder or file."""
+"""Named datasets and the registry that finds the reader of a folder or file."""

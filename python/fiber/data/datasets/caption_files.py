@@ -1,9 +1,9 @@
-"""Shared code of the caption readers of named data sets.
+"""Shared code of the caption readers of named datasets.
 
 Each reader returns one record per caption, with those of an image together. Known defects of a
 download are skipped and counted: images without captions, empty captions, repeated captions of an
 image (as in published training; the first one is kept, so that the order is deterministic), and,
-for data sets that are lists of URLs, images that could not be downloaded.
+for datasets that are lists of URLs, images that could not be downloaded.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _MISSING = "pictures that are missing"
 
 
 class ImageFinder:
-    """Find the images of a data set in `images`, or in the data folder and "images" in it.
+    """Find the images of a dataset in `images`, or in the data folder and "images" in it.
 
     `subfolders` of these are also searched. Each folder is listed once.
     """
@@ -112,7 +112,7 @@ def row_name(row: int) -> str:
 
 
 def check_split(path: Path, split: str, splits: Iterable[str]) -> None:
-    """Raise ValueError, with the available splits, unless a data set has a split."""
+    """Raise ValueError, with the available splits, unless a dataset has a split."""
     if split not in splits:
         have = ", ".join(map(repr, sorted(splits))) or "none"
         raise ValueError(f"{path} has no split {split!r}; its splits are {have}")

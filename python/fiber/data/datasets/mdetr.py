@@ -204,7 +204,7 @@ def referring(
 ) -> RecordList:
     """Read referring expressions (RefCOCO in MDETR's format): one record per expression.
 
-    Each has one label, the expression, and its boxes (one in the public data sets). Expressions
+    Each has one label, the expression, and its boxes (one in the public datasets). Expressions
     without a valid box are skipped and counted.
 
     Arguments and errors as in `phrases`; the file is "refcoco_<split>.json". If `whole_expression`,

@@ -1,9 +1,9 @@
-"""The thirteen data sets of ODinW ("object detection in the wild") as used by GLIP.
+"""The thirteen datasets of ODinW ("object detection in the wild") as used by GLIP.
 
     ROOT/Aquarium/Aquarium Combined.v2-raw-1024.coco/test/annotations_without_background.json
     ROOT/pistols/export/test_annotations_without_background.json
 
-A data set may also be in ROOT/NAME, in any COCO layout that `fiber.data.open_source` reads. Class
+A dataset may also be in ROOT/NAME, in any COCO layout that `fiber.data.open_source` reads. Class
 names are those of GLIP's configurations, in order of the category ids, and replace those of the
 files. Only Aquarium has a published prompt with more than the names.
 
@@ -22,7 +22,7 @@ from fiber.data.record import AnyPath, RecordSet
 
 
 class OdinwSet(NamedTuple):
-    """One of the data sets."""
+    """One of the datasets."""
 
     #: Folder in the published archive.
     folder: str
@@ -99,7 +99,7 @@ def find_set(root: AnyPath, name: str, split: str) -> Path | None:
 
 
 def open_set(root: AnyPath, name: str, split: str) -> RecordSet | None:
-    """Read a data set with the published class names; return None if it is missing.
+    """Read a dataset with the published class names; return None if it is missing.
 
     Raises:
         ValueError: if the number of classes differs, with both lists.
@@ -118,5 +118,5 @@ def open_set(root: AnyPath, name: str, split: str) -> RecordSet | None:
 
 
 def published_words(name: str) -> list[ClassName]:
-    """Return the published prompt of a data set, or its class names."""
+    """Return the published prompt of a dataset, or its class names."""
     return list(_PUBLISHED_PROMPTS.get(name) or map(ClassName, ODINW_13[name].classes))

@@ -143,7 +143,7 @@ def _in_mdetr(*names: str) -> list[str]:
 
 
 def _refcoco(*names: str) -> list[DatasetLayout]:
-    """Return the layouts of one data set; its own reader object distinguishes it from others."""
+    """Return the layouts of one dataset; its own reader object distinguishes it from others."""
     return _layouts(_in_mdetr(*names), partial(sources.referring), "RefCOCO, MDETR's files")
 
 
@@ -221,10 +221,10 @@ LAYOUTS: dict[str, list[DatasetLayout]] = {
 SPLIT_NAMES = r"train|val|dev|novel|test[\w-]*"
 #: Readers of files that have every split.
 WITH_SPLITS = {karpathy.coco_karpathy, karpathy.flickr30k_karpathy}
-#: Sources and readers of data sets with a training split only.
+#: Sources and readers of datasets with a training split only.
 TRAINING_ONLY = {"visual_genome", "sbu", "mixed", "objects365"}
 TRAINING_READERS = {visual_genome.visual_genome, sbu.sbu}
-#: Readers of files with other names, by source and extension; data sets of captions have none.
+#: Readers of files with other names, by source and extension; datasets of captions have none.
 BY_SUFFIX: dict[tuple[str, str], Reader] = {}
 for _source in LAYOUTS:
     if _source == "captions" or LAYOUTS[_source][0] not in LAYOUTS["captions"]:

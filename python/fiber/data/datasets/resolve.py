@@ -227,7 +227,7 @@ def file_reader(source: str, path: Path, split: str) -> Reader:
 
 
 def _kind(source: str) -> str:
-    """Return the source itself, or "captions" for a named data set of captions."""
+    """Return the source itself, or "captions" for a named dataset of captions."""
     return source if any(source == name for name, _ in BY_SUFFIX) else "captions"
 
 
@@ -277,5 +277,5 @@ def existing_data(data: AnyPath) -> Path:
         return path
     if path.suffix:
         raise FileNotFoundError(f"data file {path} does not exist")
-    hint = f"`fiber data scenes --output {path}` generates an example data set"
+    hint = f"`fiber data scenes --output {path}` generates an example dataset"
     raise FileNotFoundError(f"data folder {path} does not exist; {hint}")

@@ -38,7 +38,7 @@ _HOW_TO_GET = {
 }
 
 #: Command that generates data, for messages.
-TRY_WITH = "`fiber data scenes --output DIR` generates an example data set"
+TRY_WITH = "`fiber data scenes --output DIR` generates an example dataset"
 #: Name of the annotation file of a split, by task, in a folder of `fiber data`.
 FILES = {
     "captions": "captions_{split}.json",

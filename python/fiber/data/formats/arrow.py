@@ -1,7 +1,7 @@
 """Arrow and Parquet tables with one row per image, texts and images in one file.
 
 Supported columns are those of the published code's files (its write_*.py) and the common ones of
-public data sets; see `rows`. The image is in `image` as bytes, a path, or a struct with `bytes` or
+public datasets; see `rows`. The image is in `image` as bytes, a path, or a struct with `bytes` or
 `path`; otherwise `image_path` or `file_name` is its path. Each text of a row becomes a record.
 
 Texts are read at once and images on access, so tables may be larger than memory. Row groups of

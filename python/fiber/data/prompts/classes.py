@@ -247,7 +247,7 @@ def read_classes(path: AnyPath) -> list[ClassName]:
     """Read a list of classes: a text file with one name per line, or .json.
 
     Blank lines are ignored. A .json file is a list of names or of objects with `name` and
-    optionally `prefix` and `suffix` (published: CAPTION_PROMPT of an ODinW data set).
+    optionally `prefix` and `suffix` (published: CAPTION_PROMPT of an ODinW dataset).
 
     Raises:
         FileNotFoundError: if it does not exist.

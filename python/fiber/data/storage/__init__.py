@@ -1,1 +1,1 @@
-"""Storage: tar archives, pooled file descriptors, packed data sets."""
+"""Storage: tar archives, pooled file descriptors, packed datasets."""

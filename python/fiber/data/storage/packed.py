@@ -29,7 +29,7 @@ FORMAT, VERSION = "fiber pack", 1
 #: Fields that many records may share, such as the prompt of all classes.
 SHARED = ("text", "labels", "label_spans", "label_ids", "label_groups")
 _KARPATHY = ("coco_karpathy", "flickr30k_karpathy")
-#: Sources as which named data sets are packed.
+#: Sources as which named datasets are packed.
 OTHER_NAMES = {
     **dict.fromkeys((*_KARPATHY, "visual_genome", "sbu", "conceptual_captions"), "captions"),
     **dict.fromkeys(("refcoco", "refcocoplus", "refcocog"), "referring"),

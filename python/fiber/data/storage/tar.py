@@ -45,7 +45,7 @@ class TarFile(PooledFile):
     Raises:
         FileNotFoundError: if it does not exist.
         ValueError: if it is not a valid, uncompressed and complete tar archive, or a member would
-            be extracted outside of the target directory.
+            be extracted outside the target directory.
 
     Attributes:
         members: regular files, in archive order.
@@ -130,7 +130,7 @@ class TarFile(PooledFile):
         parts = name.split("/")
         if ".." in parts or name.startswith("/") or "\0" in name or not name:
             raise ValueError(
-                f"member {name!r} would be extracted outside of the target directory; the archive"
+                f"member {name!r} would be extracted outside the target directory; the archive"
                 " is not read"
             )
         if kind in _EMPTY and info.size:

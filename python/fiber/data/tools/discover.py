@@ -27,7 +27,7 @@ from fiber.data.record import AnyPath, RecordSet
 from fiber.data.storage import packed
 from fiber.data.storage.tar import TarFile
 
-#: Sources to search; the others are named data sets of these.
+#: Sources to search; the others are named datasets of these.
 SOURCES = (
     "captions",
     "phrases",

@@ -1,4 +1,4 @@
-"""Statistics and faults of a data set."""
+"""Statistics and faults of a dataset."""
 
 from __future__ import annotations
 

@@ -147,7 +147,7 @@ class SwinBlock(nn.Module):
         branch: Branch | None = None,
         sizes: MapSizes | None = None,
     ) -> Tensor:
-        """Run the block: (B, H, W, C) -> (B, H, W, C), undefined outside of valid maps.
+        """Run the block: (B, H, W, C) -> (B, H, W, C), undefined outside valid maps.
 
         Args:
             tokens: feature map.

@@ -23,7 +23,7 @@ BOX_SOURCES = (
     "refcocoplus",
     "refcocog",
 )
-#: Valid sources of a task (`fiber.data.open_source`): kinds of content, or named caption data sets.
+#: Valid sources of a task (`fiber.data.open_source`): kinds of content, or named caption datasets.
 SOURCES = (
     "captions",
     "questions",
