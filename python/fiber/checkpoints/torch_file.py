@@ -217,8 +217,8 @@ def _check_legacy_start(path: Path, start: bytes) -> None:
         raise ValueError(f"{path} is a Git LFS pointer; fetch the file itself")
     if not start.startswith(b"\x80") or tarfile.is_tarfile(path):
         raise ValueError(
-            f"{path} is not a checkpoint: expected a file written by torch.save or safetensors, got one"
-            f" that starts with {start[:16]!r}"
+            f"{path} is not a checkpoint: it starts with {start[:16]!r}; expected a file written by"
+            " torch.save or safetensors"
         )
 
 
