@@ -48,6 +48,14 @@ class TestPictureCommands:
             assert ["a red circle", "the blue square"][item["index"]] == item["label"]
         assert [i["score"] for i in found] == sorted((i["score"] for i in found), reverse=True)
 
+    @pytest.mark.parametrize("command", ["match", "answer"])
+    def test_a_folder_gives_a_result_per_image(self, desk, capsys, command):
+        Path("both").mkdir()
+        for name in ("1.jpg", "2.jpg"):
+            Path("both", name).write_bytes(Path("a.jpg").read_bytes())
+        assert main([command, "both", "what color is it?"]) == 0
+        assert [result["image"] for result in lines(capsys)] == ["both/1.jpg", "both/2.jpg"]
+
     def test_ground_a_caption(self, desk, capsys):
         assert (
             main(

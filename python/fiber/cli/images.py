@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 #: Cells of a table for the terminal.
 Rows = Sequence[tuple[str, ...]]
 
-_IMAGE = {"image IMAGE": "image file"}
+_IMAGE = {"image IMAGE": "image file, or a folder with images"}
 _IMAGES = {"images IMAGE": "image file, or a directory: all images in it, recursively"}
 _TEXT = {"text TEXT": 'such as "a red mug"'}
 _BOX_OPTIONS = {
@@ -207,7 +207,7 @@ def _describe_cost(classes: int, passes: PassCounts) -> str:
 
 def _answer(options: argparse.Namespace) -> int:
     session = _Session(options, [options.image], "vqa")
-    for (path,), (image,) in session.read(session.paths):
+    for path, image in session.each():
         answers = session.model.answer(image, options.question, top_k=options.top_k)
         scored = [{"answer": text, "score": round(score, 4)} for text, score in answers]
         result = {"question": options.question, "answers": scored}
@@ -234,7 +234,7 @@ def _caption(options: argparse.Namespace) -> int:
 
 def _match(options: argparse.Namespace) -> int:
     session = _Session(options, [options.image], "itm")
-    for (path,), (image,) in session.read(session.paths):
+    for path, image in session.each():
         score = float(session.model.match([image], [options.text])[0, 0])
         result, row = (
             {"text": options.text, "score": round(score, 4)},
@@ -306,6 +306,11 @@ class _Session:
         for start in range(0, len(paths), _BATCH):
             some = paths[start : start + _BATCH]
             yield some, [load_image(path) for path in some]
+
+    def each(self) -> Iterator[tuple[Path, np.ndarray]]:
+        """Decode one image after the other."""
+        for paths, images in self.read(self.paths):
+            yield from zip(paths, images, strict=True)
 
     def print(self, result: dict[str, Any], rows: Rows) -> None:
         """Print one result as JSON, or as rows under the image's name."""
