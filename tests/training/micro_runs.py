@@ -141,7 +141,8 @@ def run(config: RunConfig, folder: Path, output: Path, **options: Any) -> Run:
         asked = "grounding" if config.model.stage == "fine" else "question"
         options.setdefault("validation", records[asked][:6])
     options.setdefault("tokenizer", str(folder / "tokenizer.json"))
-    return train(config, data=data, output=output, quiet=True, device="cpu", threads=1, **options)
+    options = {"quiet": True, "device": "cpu", "threads": 1} | options
+    return train(config, data=data, output=output, **options)
 
 
 def main() -> None:

@@ -1,19 +1,23 @@
 """Checkpoints of a training run.
 
 A checkpoint is a folder `step-00000500` with `model.safetensors`, `training.pt` (optimizer, EMA and
-objective state, loadable with weights_only=True) and `data.json` (`Position`). It is written under
-a temporary name, so a folder with the final name is complete. For finished models see
-`fiber.checkpoints.model_dir`.
+objective state, loadable with weights_only=True), `data.json` (`Position`) and `SHA256SUMS`, their
+checksums in the format of sha256sum. It is written under a temporary name, so a folder with the
+final name is complete. For finished models see `fiber.checkpoints.model_dir`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
+import warnings
+import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import torch
 from torch import nn
 
@@ -22,6 +26,9 @@ from fiber.checkpoints.model_dir import _to_disk, load_state, write_tensors
 from fiber.config_io import from_dict, to_dict
 
 STEP = "step-"
+#: Files of a checkpoint; those written by earlier versions have no checksums.
+FILES = ("model.safetensors", "training.pt", "data.json")
+CHECKSUMS = "SHA256SUMS"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +72,20 @@ class RunCheckpoint:
             )
         return found
 
+    def damage(self) -> str | None:
+        """Return which file is damaged and how; None if the checkpoint is intact."""
+        sums = self.folder / CHECKSUMS
+        if not sums.is_file():
+            return _damage_without_checksums(self.folder)
+        lines = sums.read_text(encoding="utf-8", errors="replace").splitlines()
+        stored = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+        if set(stored) != set(FILES):
+            return f"{CHECKSUMS} lists {', '.join(stored) or 'nothing'}, not {', '.join(FILES)}"
+        for name, digest in stored.items():
+            if _sha256(self.folder / name) != digest:
+                return f"the SHA-256 checksum of {name} differs from {CHECKSUMS}"
+        return None
+
     def restore(self, model: nn.Module, device: torch.device) -> dict[str, Any]:
         """Load the weights into the model; return the contents of training.pt."""
         load_state(model, self.folder / "model.safetensors")
@@ -93,6 +114,9 @@ def write_checkpoint(
         with (part / "data.json").open("w", encoding="utf-8") as file:
             json.dump(to_dict(position), file, indent=1)
             _to_disk(file)
+        with (part / CHECKSUMS).open("w", encoding="utf-8") as file:
+            file.writelines(f"{_sha256(part / name)}  {name}\n" for name in FILES)
+            _to_disk(file)
     for old in checkpoints_in(checkpoints)[:-keep]:
         # Rename first, so that an interrupted removal leaves no partial checkpoint.
         doomed = old.folder.rename(checkpoints / f"{PART}{old.folder.name}")
@@ -105,12 +129,69 @@ def newest_checkpoint(checkpoints: Path) -> RunCheckpoint | None:
     return next(reversed(checkpoints_in(checkpoints)), None)
 
 
+def newest_intact(checkpoints: Path) -> RunCheckpoint | None:
+    """Return the newest intact checkpoint of a run, and rename damaged newer ones with a warning.
+
+    Raises:
+        ValueError: if there are checkpoints and all of them are damaged; nothing is renamed.
+    """
+    damaged: list[tuple[RunCheckpoint, str]] = []
+    for checkpoint in reversed(checkpoints_in(checkpoints)):
+        reason = checkpoint.damage()
+        if reason is None:
+            break
+        damaged.append((checkpoint, reason))
+    else:
+        if damaged:
+            reasons = "; ".join(f"{each.folder.name}: {reason}" for each, reason in damaged)
+            raise ValueError(
+                f"{checkpoints} has no intact checkpoint ({reasons}); delete the damaged ones to"
+                " start over"
+            )
+        return None
+    for each, reason in damaged:
+        aside = each.folder.with_name(f"damaged-{each.folder.name}")
+        shutil.rmtree(aside, ignore_errors=True)
+        each.folder.rename(aside)
+        warnings.warn(
+            f"checkpoint {each.folder} is damaged: {reason}; resuming after step"
+            f" {checkpoint.step} instead. The damaged one is now {aside.name}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return checkpoint
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _damage_without_checksums(folder: Path) -> str | None:
+    """Find damage that the file formats reveal: the zip archive's CRCs, and headers."""
+    name = ""
+    try:
+        for name, check in (("training.pt", _check_zip), ("data.json", read_json)):
+            check(folder / name)
+        name = "model.safetensors"
+        with safetensors.safe_open(folder / name, framework="pt"):
+            pass
+    except (ValueError, OSError, zipfile.BadZipFile, safetensors.SafetensorError) as error:
+        return f"{name}: {error}"
+    return None
+
+
+def _check_zip(path: Path) -> None:
+    with zipfile.ZipFile(path) as archive:
+        if (bad := archive.testzip()) is not None:
+            raise ValueError(f"CRC of {bad} differs")
+
+
 def checkpoints_in(checkpoints: Path) -> list[RunCheckpoint]:
     """List a run's complete checkpoints, oldest first."""
-    files = ("model.safetensors", "training.pt", "data.json")
     found = [
         RunCheckpoint(folder=folder, step=int(folder.name.removeprefix(STEP)))
         for folder in (checkpoints.glob(f"{STEP}*") if checkpoints.is_dir() else ())
-        if folder.name.removeprefix(STEP).isdigit() and all((folder / f).is_file() for f in files)
+        if folder.name.removeprefix(STEP).isdigit() and all((folder / f).is_file() for f in FILES)
     ]
     return sorted(found, key=lambda checkpoint: checkpoint.step)

@@ -133,6 +133,15 @@ def _buckets(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]
         yield bucket
 
 
+def any_rank(flag: bool, processes: Processes) -> bool:
+    """Return whether `flag` is True on any rank."""
+    if processes.world_size == 1:
+        return flag
+    found = torch.tensor(int(flag), device=processes.device)
+    dist.all_reduce(found, op=dist.ReduceOp.MAX)
+    return bool(found)
+
+
 def mean_over_ranks(values: Tensor, processes: Processes) -> Tensor:
     """Average a tensor over the ranks, in place."""
     if processes.world_size > 1:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import json
 import math
+import os
+import socket
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +19,7 @@ from fiber.checkpoints.model_dir import Vocabulary, read_vocabulary, write_vocab
 from fiber.checkpoints.provenance import DATA_PATH
 from fiber.config_io import from_dict, to_dict
 from fiber.env import provenance
-from fiber.training.checkpoint import newest_checkpoint
+from fiber.training.checkpoint import newest_checkpoint, newest_intact
 from fiber.training.config.run import RunConfig, differences
 
 
@@ -83,6 +88,44 @@ class RunFolder:
                 f" {'; '.join(changed)}{hint}"
             )
 
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder's lock, which ends with the process in any case.
+
+        Raises:
+            FileExistsError: if another process trains here, with its process id and host.
+        """
+        path = self.path / ".lock"
+        file = None
+        while file is None:
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = path.open("a+", encoding="utf-8")
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                with file:
+                    file.seek(0)
+                    owner = file.read().strip() or "another process"
+                raise FileExistsError(
+                    f"{self.path} is in use by {owner}, which trains in it; choose another output"
+                    " folder"
+                ) from None
+            if not path.exists() or not os.path.samestat(path.stat(), os.fstat(file.fileno())):
+                # The previous owner has removed the file that was opened.
+                file.close()
+                file = None
+        with file:
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            file.flush()
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+                if not any(self.path.iterdir()):
+                    # No run was begun.
+                    self.path.rmdir()
+
     def vocabulary(self) -> Vocabulary | None:
         """Read the run's tokenizer, answers and classes; None without a run."""
         return read_vocabulary(self.path) if self.config_file.exists() else None
@@ -113,7 +156,7 @@ class RunFolder:
             write_json(self.config_file, provenance() | origin | to_dict(config))
         self.checkpoints.mkdir(exist_ok=True)
         remove_parts(self.checkpoints)
-        newest = newest_checkpoint(self.checkpoints)
+        newest = newest_intact(self.checkpoints)
         step = newest.step if newest else 0
         kept = [entry for entry in read_metrics(self.metrics_file) if entry["step"] <= step]
         text = "".join(json.dumps(entry) + "\n" for entry in kept)
@@ -138,10 +181,10 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     entries = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_bytes().splitlines():
         try:
             entries.append(json.loads(line))
-        except json.JSONDecodeError:
+        except ValueError:  # not JSON or not UTF-8
             break
     return entries
 

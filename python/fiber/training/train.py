@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from fiber.training.checkpoint import newest_checkpoint
 from fiber.training.config.run import RunConfig, load_recipe
 from fiber.training.data import open_data
 from fiber.training.distributed import joined, wait_for_all
+from fiber.training.preemption import Preempted
 from fiber.training.run_dir import RunFolder, read_metrics
 from fiber.training.trainer import Trainer
 from fiber.training.validation import open_validation
@@ -88,6 +89,7 @@ def train(
         FloatingPointError: if a loss or the gradient is not finite.
         MemoryError: on a CPU, if the parameters alone exceed the free memory.
         KeyboardInterrupt: on Ctrl-C, after a message on how to resume.
+        SystemExit: with code 75 on SIGTERM, SIGHUP or SIGUSR1, after the current step was saved.
     """
     config = load_recipe(recipe) if isinstance(recipe, str) else recipe
     config = replace_fields(config, dict(set or {}))
@@ -108,7 +110,11 @@ def train(
                 log(reason)
             # Keep the caller's random state.
             devices = [processes.device] if processes.device.type == "cuda" else []
-            with torch.random.fork_rng(devices), _resume_hint(folder, quiet=quiet):
+            lock = folder.locked() if processes.is_first else nullcontext()
+            with torch.random.fork_rng(devices), _resume_hint(folder, quiet=quiet), lock:
+                if processes.is_first:
+                    # Another process may have trained here since the first check.
+                    folder.check(config, resume=resume)
                 Trainer(
                     config,
                     source,
@@ -154,14 +160,15 @@ def _resolve_inputs(
 
 @contextmanager
 def _resume_hint(folder: RunFolder, *, quiet: bool) -> Iterator[None]:
-    """On Ctrl-C, print how to resume the run."""
+    """On Ctrl-C or a signal, print how to resume the run."""
     try:
         yield
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Preempted) as stop:
         if not quiet:
             newest = newest_checkpoint(folder.checkpoints)
             say(
-                f"stopped; --resume (resume=True) continues after step"
+                f"stopped{f' by {stop.signal}' if isinstance(stop, Preempted) else ''}; --resume"
+                " (resume=True) continues after step"
                 f" {newest.step if newest else 0} in {folder.path}"
             )
         raise

@@ -48,6 +48,7 @@ from fiber.training.optim import (
     lr_factor,
     set_learning_rate,
 )
+from fiber.training.preemption import Preempted, StopSignal
 from fiber.training.run_dir import RunFolder
 from fiber.training.scst import caption_rewards
 from fiber.training.split_backward import SplitGraph
@@ -148,10 +149,11 @@ class Trainer:
 
         Raises:
             FloatingPointError: if a loss or the gradient is not finite.
+            Preempted: after a checkpoint, if a signal asked for the end of the run.
         """
         settings, rotation = self.config.train, self.config.tasks.rotation()
         stop_after = self.config.validation.stop_after
-        with self.progress:
+        with StopSignal() as stop, self.progress:
             while self.steps_done < settings.steps:
                 if has_stalled(self.scores, stop_after):
                     self.progress.say(f"validation has not improved {stop_after} times; stopping")
@@ -161,7 +163,11 @@ class Trainer:
                 batches = (self.loaders.next_batch(task) for _ in range(settings.accumulation))
                 gradient_norm = self.train_step(task, batches)
                 self.progress.advance()
-                self._end_step(gradient_norm)
+                is_stopped = stop.arrived(self.processes) and self.steps_done < settings.steps
+                self._end_step(gradient_norm, save=is_stopped)
+                if is_stopped:
+                    wait_for_all(self.processes)  # Until rank 0 has written the checkpoint.
+                    raise Preempted(stop.name)
         self._finish()
 
     def train_step(self, task: str, batches: Iterable[Any]) -> Tensor:
@@ -271,20 +277,20 @@ class Trainer:
         torch.manual_seed(((seed * 1_000_003 + step) * 4_099 + self.processes.rank) % 2**63)
         self.state.begin_step(step, self.model)
 
-    def _end_step(self, gradient_norm: Tensor) -> None:
-        """Log, validate and save if this step is due."""
+    def _end_step(self, gradient_norm: Tensor, *, save: bool) -> None:
+        """Log, validate and save if this step is due; log and save in any case if `save`."""
         settings, done = self.config.train, self.steps_done
         is_last = done == settings.steps
         is_checkpoint = settings.checkpoint_every > 0 and done % settings.checkpoint_every == 0
         seconds = time.monotonic() - self.began
-        if is_last or is_checkpoint or done % settings.log_every == 0:
+        if is_last or is_checkpoint or save or done % settings.log_every == 0:
             entry = self.meter.close(done, seconds, gradient_norm)
             if self.validation is not None and (is_last or is_checkpoint):
                 entry["validation"] = self.validate()
             if self.processes.is_first:
                 self.folder.add_metrics(entry)
                 self.progress.show(entry)
-        if is_checkpoint and not is_last and self.processes.is_first:
+        if (is_checkpoint or save) and not is_last and self.processes.is_first:
             self.save(seconds)
 
     def _finish(self) -> None:

@@ -1,0 +1,61 @@
+"""Stop a run at the end of a step when a signal asks for it, as schedulers do before a kill."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+from fiber.training.distributed import Processes, any_rank
+
+#: Signals that end a run after the current step.
+SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+#: Exit code of a run that can be resumed (EX_TEMPFAIL of sysexits.h).
+EXIT_CODE = 75
+
+
+class Preempted(SystemExit):
+    """A run was saved and stopped by a signal; its exit code is `EXIT_CODE`."""
+
+    def __init__(self, signal: str | None) -> None:
+        super().__init__(EXIT_CODE)
+        #: Name of the signal.
+        self.signal = signal or "a signal to another rank"
+
+
+class StopSignal:
+    """Context manager that notes `SIGNALS` instead of letting them kill the process.
+
+    Handlers can be installed in the main thread only; in other threads nothing changes. A signal
+    that the process ignores, as SIGHUP under nohup, is still ignored.
+    """
+
+    def __init__(self) -> None:
+        #: Name of the signal that arrived last.
+        self.name: str | None = None
+        self._previous: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            for number in SIGNALS:
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    self._previous[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        self._previous.clear()
+
+    def arrived(self, processes: Processes) -> bool:
+        """Check whether a signal reached any rank; all ranks must call it."""
+        return any_rank(self.name is not None, processes)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.name = signal.Signals(number).name

@@ -1,0 +1,156 @@
+"""Runs that are told to stop, share a folder, or find a damaged checkpoint."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import time
+
+import pytest
+
+from fiber.training.checkpoint import CHECKSUMS, FILES, checkpoints_in
+from fiber.training.preemption import EXIT_CODE, Preempted, StopSignal
+from fiber.training.run_dir import RunFolder, read_metrics
+from fiber.training.trainer import Trainer
+from tests.processes import start_python
+from tests.training import micro_runs
+from tests.training.micro_runs import coarse_config, run, with_dropout
+from tests.training.test_trainer import numbers, weights_equal
+
+
+def start(data, output, *, resume=False, stage="coarse", **more):
+    settings = {"stage": stage, "data": str(data), "output": str(output), "resume": resume}
+    changes = {"train__steps": 40, "train__checkpoint_every": 15}
+    settings |= {"changes": changes, "dropout": 0.1}
+    return start_python([micro_runs.__file__, json.dumps(settings)], **more)
+
+
+def wait_for_step(process, output, step):
+    while not (metrics := output / "metrics.jsonl").exists() or (
+        metrics.read_bytes().count(b"\n") < step
+    ):
+        assert process.exitcode is None
+        time.sleep(0.001)
+
+
+@pytest.mark.parametrize("stage", ["coarse", "fine"])
+def test_a_signal_saves_the_step_and_a_resume_is_bit_identical(pictures, tmp_path, stage):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    process = start(pictures, whole, stage=stage)
+    process.join()
+    assert process.exitcode == 0
+    process = start(pictures, cut, stage=stage)
+    for number, step in (("SIGTERM", 4), ("SIGHUP", 9), ("SIGUSR1", 20)):
+        wait_for_step(process, cut, step)
+        os.kill(process.pid, signal.Signals[number])
+        process.join()
+        assert process.exitcode == EXIT_CODE
+        newest = checkpoints_in(cut / "checkpoints")[-1]
+        assert newest.step >= step
+        assert newest.step == read_metrics(cut / "metrics.jsonl")[-1]["step"]
+        process = start(pictures, cut, resume=True, stage=stage)
+    process.join()
+    assert process.exitcode == 0
+    assert numbers(whole) == numbers(cut)
+    assert weights_equal(whole, cut)
+
+
+def test_a_signal_names_itself_and_the_step(pictures, tmp_path, capsys, monkeypatch):
+    real = Trainer.train_step
+
+    def signaled(trainer, *arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return real(trainer, *arguments)
+
+    monkeypatch.setattr(Trainer, "train_step", signaled)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Preempted):
+        run(coarse_config(), pictures, tmp_path / "r", quiet=False)
+    assert re.search(r"SIGTERM.*resume.*step 1 ", " ".join(capsys.readouterr().err.split()))
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_an_ignored_signal_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopSignal() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert stop.name is None
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_second_run_in_a_folder_names_the_first(pictures, tmp_path):
+    first = start(pictures, tmp_path / "r")
+    wait_for_step(first, tmp_path / "r", 2)
+    with pytest.raises(FileExistsError, match=rf"process {first.pid} on"):
+        config = coarse_config(train__steps=40, train__checkpoint_every=15)
+        run(with_dropout(config), pictures, tmp_path / "r", resume=True)
+    first.join()
+    assert first.exitcode == 0
+    assert len(read_metrics(tmp_path / "r" / "metrics.jsonl")) == 40
+
+
+def test_a_lock_ends_with_its_block_and_leaves_nothing(tmp_path):
+    folder = RunFolder(tmp_path / "r")
+    refused = pytest.raises(FileExistsError, match=f"process {os.getpid()}")
+    with folder.locked(), refused, folder.locked():
+        pass
+    assert not folder.path.exists()
+    folder.path.mkdir()
+    (folder.path / "config.json").touch()
+    with folder.locked():
+        pass
+    assert [path.name for path in folder.path.iterdir()] == ["config.json"]
+
+
+@pytest.fixture(scope="module")
+def stopped(pictures, tmp_path_factory):
+    """A run of 9 steps with checkpoints after steps 3 and 6, without its finished model."""
+    output = tmp_path_factory.mktemp("stopped") / "r"
+    whole = run(coarse_config(train__steps=9, train__checkpoint_every=3), pictures, output)
+    copy = output.with_name("whole")
+    shutil.copytree(output, copy)
+    (output / "model.safetensors").unlink()
+    assert [each.step for each in checkpoints_in(output / "checkpoints")] == [3, 6]
+    assert whole.folder == output
+    return output, copy
+
+
+@pytest.mark.parametrize("place", [0, 0.3, 0.999])
+@pytest.mark.parametrize("name", [*FILES, CHECKSUMS])
+def test_a_flipped_bit_makes_the_run_go_on_from_the_checkpoint_before(
+    pictures, tmp_path, stopped, name, place
+):
+    output, whole = tmp_path / "r", stopped[1]
+    shutil.copytree(stopped[0], output)
+    path = output / "checkpoints" / "step-00000006" / name
+    content = bytearray(path.read_bytes())
+    content[int(place * len(content))] ^= 4
+    path.write_bytes(content)
+    with pytest.warns(RuntimeWarning, match=rf"step-00000006.*{name}.*after step 3"):
+        run(coarse_config(train__steps=9, train__checkpoint_every=3), pictures, output, resume=True)
+    assert numbers(whole) == numbers(output)
+    assert weights_equal(whole, output)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_damage_of_a_checkpoint_without_checksums(pictures, tmp_path, stopped, name):
+    output = tmp_path / "r"
+    shutil.copytree(stopped[0], output)
+    folder = output / "checkpoints" / "step-00000006"
+    (folder / CHECKSUMS).unlink()
+    (folder / name).write_bytes((folder / name).read_bytes()[:-40])
+    with pytest.warns(RuntimeWarning, match=rf"step-00000006.*{name}.*after step 3"):
+        run(coarse_config(train__steps=9, train__checkpoint_every=3), pictures, output, resume=True)
+
+
+def test_only_damaged_checkpoints_are_an_error_and_stay(pictures, tmp_path, stopped):
+    output = tmp_path / "r"
+    shutil.copytree(stopped[0], output)
+    for checkpoint in checkpoints_in(output / "checkpoints"):
+        (checkpoint.folder / "training.pt").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"step-00000006: .*training.pt.*step-00000003: "):
+        run(coarse_config(train__steps=9, train__checkpoint_every=3), pictures, output, resume=True)
+    assert [each.step for each in checkpoints_in(output / "checkpoints")] == [3, 6]
