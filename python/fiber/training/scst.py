@@ -91,7 +91,7 @@ class CaptionRewards:
 
 
 def caption_rewards(config: RunConfig, data: TrainingData) -> CaptionRewards | None:
-    """Return the rewards if the objective is "cider", else None; raises like `CaptionRewards.of`."""
+    """Create the rewards for the objective "cider", or return None for any other objective."""
     task = config.tasks.caption
     if task.share == 0 or task.objective != "cider":
         return None
