@@ -22,7 +22,7 @@ from fiber.metrics.detection import SIZES, ScoredBoxes, TrueBoxes, average_preci
 from fiber.metrics.grounding import FOUND_AT, merged, phrase_recall, referring_accuracy
 from fiber.metrics.matching import mean
 
-#: Training boxes sampled as candidates, and to score the candidates; more would change little.
+#: Numbers of training boxes sampled as candidates and for scoring them; more changes little.
 CANDIDATES, TRIED = 256, 2048
 #: Minimum number of training boxes for which a text's own boxes are reliable.
 RELIABLE = 8
@@ -42,7 +42,7 @@ class FrequentBoxes(NamedTuple):
 def frequent_boxes(boxes_unit: ArrayLike, k: int = 1, *, seed: int = 0) -> FrequentBoxes:
     """Greedily choose k boxes, each matching the most still unmatched (n, 4) training boxes.
 
-    Boxes match at IoU >= 0.5. Returns fewer if all are matched. Subsamples a large n.
+    Boxes match at IoU >= 0.5. Returns fewer if all are matched. Subsamples the boxes if n is large.
     """
     boxes = as_boxes(boxes_unit)
     order = np.random.default_rng(seed).permutation(len(boxes))
@@ -114,7 +114,7 @@ def referring_blind(
     *,
     per_text: bool = True,
 ) -> dict[str, float]:
-    """Compute `grounding.referring_accuracy` of frequent training boxes; see `guess_boxes`.
+    """Compute `grounding.referring_accuracy` of the boxes predicted by `guess_boxes`.
 
     Boxes are (m, 4) for training and (n, 4) for evaluation, one per expression.
     """
@@ -132,7 +132,7 @@ def phrase_blind(
     *,
     per_text: bool = True,
 ) -> dict[str, float]:
-    """Compute `grounding.phrase_recall` of frequent training boxes; see `guess_boxes`.
+    """Compute `grounding.phrase_recall` of the boxes predicted by `guess_boxes`.
 
     Each phrase has (g, 4) boxes.
     """

@@ -159,7 +159,7 @@ class EvalContext:
         *,
         wanted: Wanted = "all",
     ) -> BackboneOutput:
-        """Encode image-text pairs like the backbone's `encode_pair`, each distinct image once."""
+        """Encode pairs like the backbone's `encode_pair`, but each distinct image only once."""
         backbone, mask = self.network.backbone, batch.text_mask
         prefix = self.image_prefix(batch.images, records)
         return backbone.fuse(prefix, backbone.text_prefix(token_ids, mask), mask, wanted=wanted)

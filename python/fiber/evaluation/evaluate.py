@@ -55,8 +55,8 @@ def evaluate(
         permute_images: as an ablation, replace every record's image with another record's.
         fusion: as an ablation, False sets the gates of all cross-attention layers to 0.
         rerank: for "retrieval", as in `Model.search`: re-rank the best ITC candidates with ITM.
-            Default: True if the model has both heads. A model with only one of them ranks with that
-            head (ITM scores every pair) and warns, unless it is ITC and `rerank` was not requested.
+            Default: True if the model has both heads. A model with one head ranks with that head
+            (ITM scores every pair) and warns, unless it is ITC and re-ranking was not requested.
         candidates: for "retrieval": number of candidates per query to re-rank, at least 1 (default:
             32); a number that covers all candidates scores every pair.
         classes_per_prompt: for detection tasks: maximum classes per prompt; 0: as many as fit.

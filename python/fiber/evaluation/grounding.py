@@ -90,7 +90,7 @@ def flickr(context: EvalContext, records: list[Record]) -> EvalResult:
 
 
 def _of_phrase(found: FoundBoxes, label: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return a phrase's boxes and scores, sorted by descending score, then descending corners."""
+    """Return a phrase's boxes and scores by descending score, then by descending coordinates."""
     chosen = found.label_indices == label
     boxes, scores = found.boxes_xyxy[chosen].cpu().numpy(), found.scores[chosen].cpu().numpy()
     # The last key of lexsort is the primary one.

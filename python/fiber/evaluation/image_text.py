@@ -184,7 +184,7 @@ def nlvr2(context: EvalContext, records: list[Record]) -> EvalResult:
 
 
 def winoground(context: EvalContext, records: list[Record]) -> EvalResult:
-    """Evaluate how well two images are matched with two captions that differ in word order.
+    """Evaluate the matching of two images with two captions that differ in word order.
 
     Raises:
         ValueError: if the number of records is not a multiple of four.

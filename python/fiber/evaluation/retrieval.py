@@ -49,12 +49,12 @@ class Ranking(NamedTuple):
 def retrieval(context: EvalContext, records: list[Record]) -> EvalResult:
     """Evaluate image-to-text and text-to-image retrieval among all images and captions.
 
-    Re-ranking the best `context.candidates` of each query goes image by image: text features stay
-    in memory, image features do not, and each candidate pair takes 24 bytes. A model without an ITC
+    The best `context.candidates` of each query are re-ranked image by image: text features stay in
+    memory, image features do not, and each candidate pair takes 24 bytes. A model without an ITC
     head scores every pair and returns only re-ranked metrics.
 
     Raises:
-        ValueError: if candidates need an ITM head, or are too few for a model without an ITC head.
+        ValueError: for candidates without an ITM head, or too few of them without an ITC head.
     """
     model = context.image_text
     heads = model.config.image_text.heads
@@ -68,7 +68,7 @@ def retrieval(context: EvalContext, records: list[Record]) -> EvalResult:
     if "itc" not in heads and context.candidates < max(len(images), len(records)):
         raise ValueError(
             f"got {context.candidates} candidates, but the model has no head 'itc' to select them;"
-            f" expected all of {len(images)} images and {len(records)} texts"
+            f" expected all {len(images)} images and {len(records)} texts"
         )
     places = {image_id: place for place, image_id in enumerate(groups)}
     owners, numbers = np.array([places[r.image_id] for r in records]), np.arange(len(images))

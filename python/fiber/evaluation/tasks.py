@@ -89,7 +89,7 @@ def run_task(
 
 
 def check_classes(context: EvalContext, task: str) -> None:
-    """Raise ValueError if class options are given for a task without classes, or are negative."""
+    """Raise ValueError if class options are negative, or given for a task other than detection."""
     number, classes = context.classes_per_prompt, context.classes
     if find_task(task).reader is sources.detection:
         if number is not None and number < 0:

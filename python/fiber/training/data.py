@@ -94,7 +94,7 @@ def open_data(
         FileNotFoundError: if a folder or file is missing.
         TypeError: if `data` has an unsupported type.
         ValueError: if the records do not match the tasks, a task has no records or no negatives,
-            there is no tokenizer, or answers are unexpected, duplicate, blank or empty.
+            there is no tokenizer, or answers are invalid or given without questions.
     """
     fixed = None if answers is None else check_answers(open_answers(answers))
     folder_tokenizer = path = None
@@ -213,7 +213,7 @@ def _check_boxes(records: RecordSet) -> None:
     if not any(records[index].boxes_xyxy for index in checked):
         raise ValueError(
             f"data of task 'grounding': expected records with boxes_xyxy, but the {len(checked)}"
-            f" checked records have none; the first is {records[0].key!r}"
+            f" checked records have none; the first record is {records[0].key!r}"
         )
 
 

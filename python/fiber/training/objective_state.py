@@ -23,7 +23,7 @@ class ObjectiveState:
 
     #: Older pairs, for ITC with a queue.
     queue: PairQueue | None = None
-    #: Frozen copy of the model, in evaluation mode.
+    #: Frozen copy of the model, in eval mode.
     reference: FiberImageText | None = None
     #: Steps between updates of `reference`.
     copy_every: int = 1

@@ -21,7 +21,7 @@ from fiber.training.config.transforms import MOVING_OPERATIONS, TransformConfig
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Data loading."""
+    """Data loading options."""
 
     #: Training split; "+" joins splits, as in "train+val".
     split: str = "train"
