@@ -131,7 +131,7 @@ def vqa_blind(
 def caption_blind(
     training_captions: Iterable[str], references: Sequence[Sequence[str]]
 ) -> dict[str, float]:
-    """Compute `captions.caption_scores` of the most frequent training caption, used everywhere."""
+    """Compute `captions.caption_scores` of the most frequent training caption for every image."""
     guess = most_frequent([("", Counter(training_captions))])
     return caption_scores([guess("", "")] * len(references), references)
 

@@ -24,8 +24,8 @@ def pretrain() -> RunConfig:
 
     Command: torchrun --nproc-per-node 8 -m fiber.cli train pretrain --data DIR --init ENCODERS
     Data: DIR/captions_train.json in COCO format, with the captions of COCO, Visual Genome, SBU and
-        Conceptual Captions, and their images in DIR/images. To read the datasets as downloaded,
-        in one folder (or the published Arrow files), use
+        Conceptual Captions, and their images in DIR/images. To read the downloaded datasets
+        from one folder (or the published Arrow files), use
         --set tasks.image_text.sources=coco_karpathy,visual_genome,sbu,conceptual_captions
     Hardware: the published run used 64 GPUs, 8 samples per GPU. `train.accumulation` times the
         number of processes times the micro-batch size must equal `data.batch_size`.

@@ -32,7 +32,7 @@ def scenes_coarse() -> RunConfig:
     Command: fiber data scenes --output runs/scenes
              fiber train scenes_coarse --data runs/scenes --output runs/coarse
     Data: rendered scenes with captions (ITC, ITM, MLM) and questions (VQA).
-    Hardware: two CPU cores, minutes.
+    Hardware: two CPU cores; trains in minutes.
     Expected: see the table printed by `fiber demo`, which runs this recipe.
     """
     return RunConfig(
@@ -60,7 +60,7 @@ def scenes_fine() -> RunConfig:
 
     Command: fiber train scenes_fine --data runs/scenes --init runs/coarse --output runs/fine
     Data: rendered scenes with referring expressions, captions with phrases, and detection prompts.
-    Hardware: two CPU cores, minutes.
+    Hardware: two CPU cores; trains in minutes.
     Expected: see the table printed by `fiber demo`, which runs this recipe after `scenes_coarse`.
     """
     model = preset("small", stage="fine")
@@ -89,7 +89,7 @@ def small_vqa() -> RunConfig:
     Command: fiber train small_vqa --data runs/scenes --init runs/demo/coarse
     Data: a folder written by `fiber data`, or questions in any other supported format (such as your
         own .jsonl).
-    Hardware: two CPU cores, minutes.
+    Hardware: two CPU cores; trains in minutes.
     Expected: see docs/results.md for results on scenes and stamps.
     """
     return _finetune("vqa", TasksConfig(question=QuestionTask(share=1)), "vqa")
@@ -100,7 +100,7 @@ def small_nlvr2() -> RunConfig:
 
     Command: fiber train small_nlvr2 --data runs/scenes --init runs/demo/coarse
     Data: a folder written by `fiber data`, or statements in any other supported format.
-    Hardware: two CPU cores, minutes.
+    Hardware: two CPU cores; trains in minutes.
     Expected: see docs/results.md for results on scenes and stamps.
     """
     tasks = TasksConfig(reasoning=ReasoningTask(share=1))
@@ -113,7 +113,7 @@ def small_retrieval() -> RunConfig:
     Command: fiber train small_retrieval --data runs/scenes --init runs/demo/coarse
     Data: a folder written by `fiber data`, or captions in any other supported format (such as your
         own .jsonl).
-    Hardware: two CPU cores, minutes.
+    Hardware: two CPU cores; trains in minutes.
     Expected: see docs/results.md for results on scenes and stamps.
     """
     tasks = TasksConfig(image_text=ImageTextTask(share=1, itm=0.0, mlm=0.0))
@@ -125,7 +125,7 @@ def small_matching() -> RunConfig:
 
     Command: fiber train small_matching --data runs/scenes --init runs/demo/coarse
     Data: as for `small_retrieval`.
-    Hardware: two CPU cores, minutes.
+    Hardware: two CPU cores; trains in minutes.
     Expected: see docs/results.md for results on scenes and stamps.
     """
     task = ImageTextTask(share=1, itc=0.0, mlm=0.0, itm_negatives="random")
@@ -137,7 +137,7 @@ def small_caption() -> RunConfig:
 
     Command: fiber train small_caption --data runs/scenes --init runs/demo/coarse
     Data: as for `small_retrieval`.
-    Hardware: two CPU cores, minutes.
+    Hardware: two CPU cores; trains in minutes.
     Expected: see docs/results.md for results on scenes and stamps.
     """
     changes = {"train.steps": 300, "train.checkpoint_every": 150}

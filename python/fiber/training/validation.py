@@ -101,7 +101,7 @@ def open_validation(
     """Open the held-out records of a run, by default a split of `data`.
 
     Returns:
-        The validation or None, and a message if validation is configured but not possible.
+        The validation, or None if it is off or not possible; and a message if it is not possible.
 
     Raises:
         FileNotFoundError: if the split has no file.
