@@ -112,14 +112,14 @@ def test_missing_sets_are_named_and_change_the_name_of_the_average(model, tmp_pa
     for name in ("Raccoon", "Packages"):
         write_set(tmp_path, name)
     with pytest.warns(
-        RuntimeWarning, match="11 of 13 sets are missing in .*: AerialMaritimeDrone_lar"
+        RuntimeWarning, match="11 of 13 datasets are missing in .*: AerialMaritimeDrone_lar"
     ):
         numbers = evaluate_sets(model, tmp_path)
     assert "ap" not in numbers
     average = (numbers["Raccoon/ap"] + numbers["Packages/ap"]) / 2
     assert numbers["ap_of_2_of_13"] == pytest.approx(average)
     with pytest.raises(
-        FileNotFoundError, match=r"none of the ODinW-13 sets.*AerialMaritimeDrone/l"
+        FileNotFoundError, match=r"none of the ODinW-13 datasets.*AerialMaritimeDrone/l"
     ):
         evaluate_sets(model, tmp_path, split="val")
 
@@ -149,7 +149,7 @@ def test_the_published_words_are_asked_unless_others_are_given(model, tmp_path, 
 def test_wrong_input_is_named(model, tmp_path):
     with pytest.raises(TypeError, match="data is a list; expected a folder"):
         evaluate_sets(model, [])
-    with pytest.raises(ValueError, match="classes for 'Aquariums'; expected one of Aerial"):
+    with pytest.raises(ValueError, match="unknown dataset 'Aquariums'; expected one of Aerial"):
         evaluate_sets(model, tmp_path, classes={"Aquariums": []})
     write_set(tmp_path, "Aquarium", classes=3)
     with pytest.raises(ValueError, match=r"3 classes.*1.*7"):
@@ -171,7 +171,7 @@ def test_from_the_command_line(micro_models, tmp_path, capsys):
     command = ["eval", model, "odinw", "--data", str(tmp_path), "--split", "test"]
     assert main([*command, "--classes-file", str(words), "--output", str(output)]) == 0
     out, messages = capsys.readouterr()
-    assert "12 of 13 sets are missing in" in messages
+    assert "12 of 13 datasets are missing in" in messages
     printed = json.loads(out)
     assert {"ap_of_1_of_13", "Raccoon/ap", "Raccoon/ap50"} <= printed.keys()
     assert isinstance(json.loads((output / "Raccoon.json").read_text()), list)

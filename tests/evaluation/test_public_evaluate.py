@@ -59,7 +59,7 @@ def test_retrieval_by_the_head_there_is(with_heads, scenes):
     for asked in ({"rerank": True}, {"candidates": 2}):
         with pytest.warns(UserWarning, match=r"task 'retrieval'.*head 'itm'"):
             assert fiber.evaluate(contrast, "retrieval", scenes, **asked) == without
-    with pytest.warns(UserWarning, match="'itm' alone ranks, by scoring every pair"):
+    with pytest.warns(UserWarning, match="ranking with 'itm' only, by scoring every pair"):
         every = fiber.evaluate(matching, "retrieval", scenes, candidates=1)
     both = fiber.evaluate(with_heads("itc", "itm"), "retrieval", scenes, candidates=sys.maxsize)
     assert every == {name: value for name, value in both.items() if "reranked" in name}

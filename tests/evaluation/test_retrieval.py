@@ -193,7 +193,7 @@ def matching_alone(stored):
 
 def test_matching_alone_ranks_every_pair(matching_alone, records, dense, tmp_path):
     _, log_odds, owners = dense
-    with pytest.warns(UserWarning, match="'itm' alone ranks"):
+    with pytest.warns(UserWarning, match="ranking with 'itm' only"):
         metrics, predictions = measure(matching_alone, records, tmp_path, candidates=10**9)
     assert metrics == {f"reranked/{k}": v for k, v in recall_at_k(log_odds, owners).items()}
     best = np.argsort(-log_odds, axis=0, kind="stable").T

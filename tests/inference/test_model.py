@@ -261,7 +261,7 @@ class TestCoarse:
             found = matching.search(text, pictures, candidates=1)
         assert [hit.index for hit in found] == [hit.index for hit in expected]
         assert [h.score for h in found] == pytest.approx([h.score for h in expected], abs=1e-6)
-        with pytest.warns(UserWarning, match="'itm' alone"):
+        with pytest.warns(UserWarning, match="ranking with 'itm' only"):
             assert matching.search(text, pictures, top_k=2) == found[:2]
             assert matching.search(text, []) == []
         with pytest.raises(fiber.MissingHeadError, match="head 'itc'"):
@@ -270,7 +270,7 @@ class TestCoarse:
             with_heads("vqa").search(text, pictures)
 
     def test_rerank_says_whether_and_candidates_how_many(self, coarse, pictures):
-        with pytest.raises(TypeError, match=r"rerank is 32; .* \(candidates sets how many\)"):
+        with pytest.raises(TypeError, match=r"rerank is 32; .* \(candidates sets the number\)"):
             coarse.search("a", pictures, rerank=32)
         with pytest.raises(ValueError, match=r"candidates.*0.*1"):
             coarse.search("a", pictures, candidates=0)

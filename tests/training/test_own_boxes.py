@@ -105,7 +105,9 @@ def test_a_file_in_place_of_the_folder_holds_nothing_out(folder, tmp_path, capsy
     run(measured, data / "train.json", tmp_path / "whole")
     said = capsys.readouterr().err
     assert "records: grounding 4" in said
-    assert "Pass the folder instead of the file, or pass other records (--validation FILE" in said
+    assert (
+        "Pass the folder instead of the file, or pass validation records (--validation FILE" in said
+    )
     (data / "val.json").unlink()
     run(measured, data, tmp_path / "divided")
     said = capsys.readouterr().err

@@ -112,11 +112,11 @@ def test_frequencies_from_a_file(tokenizer, tmp_path, monkeypatch):
     ("records", "message"),
     [
         ([record("1", "a", "one"), record("2", " ", "two")], "image 'two' has only empty captions"),
-        ([record("1", "a", "one"), record("2", "b", "one")], "captions of 1 image; expected at"),
-        ([], "captions of 0 image; expected at least 2"),
+        ([record("1", "a", "one"), record("2", "b", "one")], "at least 2 images, got 1"),
+        ([], "at least 2 images, got 0"),
         (
             [record("1", "a", "one"), record("1", "b", "two")],
-            "record key '1' has the images 'one' and 'two'",
+            "record key '1' is used for the images 'one' and 'two'",
         ),
     ],
     ids=["no caption", "one image", "no image", "one key twice"],

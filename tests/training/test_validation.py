@@ -159,7 +159,7 @@ def test_other_held_out_records_cannot_go_on(pictures, tmp_path, scored, monkeyp
     with pytest.raises(StopError):
         run(coarse_config(**CHANGES), pictures, tmp_path / "r")
     fewer = all_records(pictures)["question"][:5]
-    with pytest.raises(ValueError, match="trained on other data"):
+    with pytest.raises(ValueError, match="trained on different data"):
         run(coarse_config(**CHANGES), pictures, tmp_path / "r", resume=True, validation=fewer)
 
 

@@ -1,1 +1,1 @@
-"""Evaluation: the metric of a model on a split, and predictions in official formats."""
+"""Evaluate a model on a dataset split: metrics, and predictions in official file formats."""

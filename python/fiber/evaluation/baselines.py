@@ -1,8 +1,8 @@
-"""Chance and blind baselines of all metrics except those of boxes (see `box_baselines`).
+"""Chance and blind baselines for all metrics except box metrics (see `box_baselines`).
 
-`*_chance` functions compute the expected value of random guessing, without sampling. `*_blind`
-functions predict without the image, from statistics of the training split. Both return the metric's
-own keys, for tables of model, chance and blind.
+`*_chance` functions compute the exact expected score of random guessing. `*_blind` functions
+predict from training-split statistics, without seeing the image. Both return dicts with the
+metric's own keys, for tables of model, chance and blind scores.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ AnswerT = TypeVar("AnswerT", bound=Hashable)
 
 
 def hit_chance(candidates: int, right: int, k: int) -> float:
-    """Probability that k candidates drawn without replacement include a right one."""
+    """Return the probability that k candidates drawn without replacement include a correct one."""
     if k >= candidates:
         return float(right > 0)
     return 1.0 - math.comb(candidates - right, k) / math.comb(candidates, k)
@@ -34,9 +34,9 @@ def hit_chance(candidates: int, right: int, k: int) -> float:
 def retrieval_chance(
     text_image_index: ArrayLike, num_images: int, ks: Sequence[int] = (1, 5, 10)
 ) -> dict[str, float]:
-    """Expected `retrieval.recall_of_ranks` of candidates in random order.
+    """Compute the expected `retrieval.recall_of_ranks` for randomly ordered candidates.
 
-    `text_image_index` has the (T,) image index of each text.
+    `text_image_index` is (T,), the image index of each text.
 
     Raises:
         ValueError: if an index is out of range.
@@ -47,7 +47,7 @@ def retrieval_chance(
             f"text_image_index must be in [0, {num_images}), got {owners.min()} to {owners.max()}"
         )
     texts_per_image = np.bincount(owners, minlength=num_images)
-    # Images with the same number of texts have the same chance.
+    # Images with the same number of texts have the same hit probability.
     kinds = Counter(texts_per_image[texts_per_image > 0].tolist())
     total, results = sum(kinds.values()), {}
     for k in ks:
@@ -60,14 +60,14 @@ def retrieval_chance(
 
 
 def matching_chance() -> dict[str, float]:
-    """Expected `matching.matching_accuracy` of random guessing."""
+    """Return the expected `matching.matching_accuracy` of random guessing."""
     return dict.fromkeys(("accuracy", "match_accuracy", "mismatch_accuracy", "auc"), 0.5)
 
 
 def matching_blind(training_labels: ArrayLike, labels: ArrayLike) -> dict[str, float]:
-    """`matching.matching_accuracy` of the training split's most frequent label.
+    """Compute `matching.matching_accuracy` of always predicting the most frequent training label.
 
-    Labels of (m,) training and (n,) evaluated pairs are 1 for a match, else 0.
+    Labels, (m,) for training and (n,) for evaluation, are 1 for matching pairs, else 0.
     """
     match = mean(np.asarray(training_labels, dtype=np.float64)) > 0.5
     labels = np.asarray(labels)
@@ -75,9 +75,9 @@ def matching_blind(training_labels: ArrayLike, labels: ArrayLike) -> dict[str, f
 
 
 def statement_chance(sentences: Sequence[Hashable]) -> dict[str, float]:
-    """Expected `language.statement_accuracy` of random guessing.
+    """Compute the expected `language.statement_accuracy` of random guessing.
 
-    All n statements of a sentence are right with probability 2 ** -n.
+    All n statements with the same sentence are right with probability 2 ** -n.
     """
     times = Counter(sentences).values()
     return {
@@ -92,9 +92,9 @@ def statement_blind(
     sentences: Sequence[str],
     truths: ArrayLike,
 ) -> dict[str, float]:
-    """`language.statement_accuracy` of each sentence's most frequent truth value in training.
+    """Compute `language.statement_accuracy` of each sentence's most frequent training label.
 
-    Equal strings are the same statement; there are m in training and n to evaluate.
+    Sentences match if their strings are identical; there are m training and n evaluated pairs.
     """
     answers = np.asarray(training_truths).astype(bool).tolist()
     guess = most_frequent(zip(training_sentences, ({a: 1.0} for a in answers), strict=True))
@@ -104,7 +104,7 @@ def statement_blind(
 def vqa_chance(
     vocabulary: Sequence[str], scores: Sequence[Mapping[str, float]]
 ) -> dict[str, float]:
-    """Expected `vqa.soft_accuracy` of a random answer from the model's vocabulary."""
+    """Compute the expected `vqa.soft_accuracy` of a random answer from the model's vocabulary."""
     known = set(vocabulary)
     totals = [sum(s for a, s in question.items() if a in known) for question in scores]
     return {"accuracy": mean(np.array(totals) / max(1, len(known)))}
@@ -118,10 +118,10 @@ def vqa_blind(
     *,
     per_question: bool = True,
 ) -> dict[str, float]:
-    """`vqa.soft_accuracy` of the answer with the highest total score in training.
+    """Compute `vqa.soft_accuracy` of the answer with the highest total training score.
 
-    Scores are by answer. With `per_question`, they are summed per question string (new strings use
-    all questions), otherwise over all questions.
+    Scores are keyed by answer. With `per_question`, they are summed per question string (unseen
+    questions fall back to all questions), otherwise over all questions.
     """
     seen = training_questions if per_question else [""] * len(training_questions)
     guess = most_frequent(zip(seen, training_scores, strict=True))
@@ -131,7 +131,7 @@ def vqa_blind(
 def caption_blind(
     training_captions: Iterable[str], references: Sequence[Sequence[str]]
 ) -> dict[str, float]:
-    """`captions.caption_scores` of the most frequent training caption for every image."""
+    """Compute `captions.caption_scores` of the most frequent training caption for every image."""
     guess = most_frequent([("", Counter(training_captions))])
     return caption_scores([guess("", "")] * len(references), references)
 
@@ -139,10 +139,10 @@ def caption_blind(
 def most_frequent(
     counts: Iterable[tuple[Hashable, Mapping[AnswerT, float]]],
 ) -> Callable[[Hashable, AnswerT], AnswerT]:
-    """Find the answer with the largest total weight per key and over all keys.
+    """Find the answer with the largest total weight, per key and overall.
 
-    Returns a function of a key and a default: the key's answer, or the overall one for a new key,
-    or the default without any counts. Ties are broken by name.
+    Returns a function of a key and a default that returns the key's answer, the overall answer for
+    an unseen key, or the default if there are no counts. Ties are broken by name.
     """
     by_key: dict[Hashable, dict[AnswerT, float]] = {}
     overall: dict[AnswerT, float] = {}
@@ -161,12 +161,12 @@ def most_frequent(
 
 
 def masked_word_chance(vocabulary_size: int) -> dict[str, float]:
-    """Expected `language.masked_word_accuracy` of a random token."""
+    """Return the expected `language.masked_word_accuracy` of a random token."""
     return {"accuracy": 1.0 / vocabulary_size}
 
 
-#: Select the neighbors of a token from its window of five tokens: neighborhoods with the offsets
-#: -2, -1, 1 and 2, widest first.
+#: Functions that select a token's neighbors from the window of five tokens around it: subsets of
+#: the offsets -2, -1, 1 and 2, widest first.
 _NEIGHBORHOODS: tuple[Callable[[Sequence[int]], Hashable], ...] = (
     itemgetter(0, 1, 3, 4),
     itemgetter(0, 1, 3),
@@ -185,14 +185,14 @@ def masked_word_blind(
     labels: ArrayLike,
     mask_id: int,
 ) -> dict[str, float]:
-    """`language.masked_word_accuracy` of the most frequent training token between the neighbors.
+    """Compute `language.masked_word_accuracy` of the most frequent training token in context.
 
-    The widest neighborhood that occurs in training is used; one with a masked neighbor never
-    occurs. A picked token that is not masked is predicted unchanged if it occurs between these
-    neighbors, since one in ten picked tokens is unchanged and one in ten is random.
+    The context is the widest neighborhood that occurs in training; one with a masked neighbor never
+    does. A picked token that is not masked is kept if it occurs between these neighbors in
+    training, since one in ten picked tokens is left unchanged and one in ten is replaced at random.
 
-    All texts include <s> and </s>. `masked_ids` are the model's (n, L) input ids, `labels` the
-    (n, L) original ids of picked tokens, else -100.
+    All texts include <s> and </s>. `masked_ids` are the model's (n, L) input ids; `labels` are the
+    (n, L) true ids of picked tokens, -100 elsewhere.
     """
     masked_ids, labels = np.asarray(masked_ids), np.asarray(labels)
     lengths = np.asarray(text_mask).astype(bool).sum(-1)
@@ -221,7 +221,7 @@ def masked_word_blind(
 
 
 def _neighbors(text: Sequence[int]) -> Iterator[list[Hashable]]:
-    """Yield each token's neighbors in all `_NEIGHBORHOODS`; -1 is outside the text."""
+    """Yield each token's neighbors for all `_NEIGHBORHOODS`; -1 is a position outside the text."""
     padded = [-1, -1, *text, -1, -1]
     for at in range(len(text)):
         window = padded[at : at + 5]

@@ -1,11 +1,11 @@
-"""Chance and blind baselines of box metrics.
+"""Chance and blind baselines for box metrics.
 
-`*_chance` functions choose at random among the boxes of all objects of an image. `*_blind`
-functions predict the most frequent training boxes without the image. Both return the metric's own
+`*_chance` functions pick at random among all object boxes of an image. `*_blind` functions predict
+the most frequent training boxes, without seeing the image. Both return dicts with the metric's own
 keys.
 
-Blind boxes are relative to the image size, in [0, 1], which makes images of all sizes comparable
-and does not change IoU and GIoU.
+Blind baselines use normalized [0, 1] coordinates, which makes images of all sizes comparable and
+does not change IoU and GIoU.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from fiber.metrics.detection import SIZES, ScoredBoxes, TrueBoxes, average_preci
 from fiber.metrics.grounding import FOUND_AT, merged, phrase_recall, referring_accuracy
 from fiber.metrics.matching import mean
 
-#: Training boxes sampled as candidates, and for scoring the candidates; more change little.
+#: Numbers of training boxes sampled as candidates and for scoring them; more changes little.
 CANDIDATES, TRIED = 256, 2048
-#: Minimum training boxes of a text for its own boxes to be reliable.
+#: Minimum number of training boxes for which a text's own boxes are reliable.
 RELIABLE = 8
-#: Samples averaged by `detection_chance`.
+#: Random draws averaged by `detection_chance`.
 DRAWS = 5
 
 
@@ -35,14 +35,14 @@ class FrequentBoxes(NamedTuple):
 
     #: (k, 4), best first.
     boxes_xyxy: NDArray[np.float64]
-    #: (k,) fraction of the training boxes that each matches with IoU >= 0.5.
+    #: (k,) fraction of the training boxes that each box matches at IoU >= 0.5.
     shares: NDArray[np.float64]
 
 
 def frequent_boxes(boxes_unit: ArrayLike, k: int = 1, *, seed: int = 0) -> FrequentBoxes:
-    """Choose k boxes greedily, each to match the most unmatched (n, 4) training boxes at IoU 0.5.
+    """Greedily choose k boxes, each matching the most still unmatched (n, 4) training boxes.
 
-    Returns fewer if all training boxes are matched. Samples training boxes if n is large.
+    Boxes match at IoU >= 0.5. Returns fewer if all are matched. Subsamples the boxes if n is large.
     """
     boxes = as_boxes(boxes_unit)
     order = np.random.default_rng(seed).permutation(len(boxes))
@@ -62,9 +62,9 @@ def frequent_boxes(boxes_unit: ArrayLike, k: int = 1, *, seed: int = 0) -> Frequ
 def referring_chance(
     object_boxes: Sequence[ArrayLike], truths: ArrayLike, ks: Sequence[int] = (1,)
 ) -> dict[str, float]:
-    """Expected `grounding.referring_accuracy` of the image's objects in random order.
+    """Compute the expected `grounding.referring_accuracy` for the image's objects in random order.
 
-    `object_boxes` has the (m, 4) boxes of all objects in the image of each of n expressions.
+    `object_boxes` has, for each of n expressions, the (m, 4) boxes of all objects in its image.
     """
     hits = []
     for boxes, truth in zip(object_boxes, as_boxes(truths), strict=True):
@@ -78,9 +78,9 @@ def phrase_chance(
     truths: Sequence[ArrayLike],
     ks: Sequence[int] = (1, 5, 10),
 ) -> dict[str, float]:
-    """Expected `grounding.phrase_recall` of the image's objects in random order.
+    """Compute the expected `grounding.phrase_recall` for the image's objects in random order.
 
-    As `referring_chance`, but `truths` has (g, 4) boxes per phrase, at least one.
+    Like `referring_chance`, but `truths` has (g, 4) boxes per phrase, with g >= 1.
     """
     hits = []
     for boxes, own in zip(object_boxes, map(as_boxes, truths), strict=True):
@@ -95,7 +95,7 @@ def phrase_chance(
 def _expected(
     names: Sequence[str], hits: Sequence[Sequence[NDArray[np.bool_]]], ks: Sequence[int]
 ) -> dict[str, float]:
-    """Mean chance of a hit among k objects, from the (m,) hits of each sample and metric."""
+    """Average the chance of a hit among k objects, given (m,) hits per sample and metric."""
     return {
         f"{name}_at_{k}": mean(
             np.array([hit_chance(len(hit[column]), int(hit[column].sum()), k) for hit in hits])
@@ -114,9 +114,9 @@ def referring_blind(
     *,
     per_text: bool = True,
 ) -> dict[str, float]:
-    """`grounding.referring_accuracy` of the most frequent training boxes; see `guess_boxes`.
+    """Compute `grounding.referring_accuracy` of the boxes predicted by `guess_boxes`.
 
-    Boxes are (m, 4) in training and (n, 4) in evaluation, one per expression.
+    Boxes are (m, 4) for training and (n, 4) for evaluation, one per expression.
     """
     pairs = zip(training_texts, as_boxes(training_boxes_unit)[:, None], strict=True)
     guesses = guess_boxes(pairs, texts, max(ks), per_text=per_text)
@@ -132,9 +132,9 @@ def phrase_blind(
     *,
     per_text: bool = True,
 ) -> dict[str, float]:
-    """`grounding.phrase_recall` of the max(ks) most frequent training boxes; see `guess_boxes`.
+    """Compute `grounding.phrase_recall` of the boxes predicted by `guess_boxes`.
 
-    Boxes are (g, 4) for each phrase.
+    Each phrase has (g, 4) boxes.
     """
     pairs = zip(training_phrases, map(as_boxes, training_boxes_unit), strict=True)
     guesses = guess_boxes(pairs, phrases, max(ks), per_text=per_text)
@@ -150,8 +150,8 @@ def guess_boxes(
 ) -> list[NDArray[np.float64]]:
     """Predict up to k boxes per text from training pairs of a text and its (g, 4) boxes.
 
-    With `per_text`, the boxes of texts with at least `RELIABLE` training boxes begin with the
-    text's own most frequent ones. All others are the most frequent boxes of all texts.
+    With `per_text`, predictions for texts with at least `RELIABLE` training boxes start with the
+    text's own most frequent boxes. All others are the most frequent boxes over all texts.
     """
     by_text: dict[str, list[NDArray[np.float64]]] = {}
     for text, boxes in training:
@@ -168,10 +168,10 @@ def guess_boxes(
 
 
 def detection_chance(truths: Sequence[TrueBoxes], *, seed: int = 0) -> dict[str, float]:
-    """`detection.average_precision` of the true boxes with random classes and scores.
+    """Compute `detection.average_precision` of the true boxes with random classes and scores.
 
-    Mean over `DRAWS` samples; all other chance baselines are exact. Metrics of object sizes without
-    true boxes are dropped.
+    Averages `DRAWS` random draws; all other chance baselines are exact. Drops per-size metrics
+    without ground-truth boxes of that size.
     """
     random = np.random.default_rng(seed)
     classes = sorted({label for true in truths for label in true.labels}, key=str)
@@ -190,10 +190,10 @@ def detection_chance(truths: Sequence[TrueBoxes], *, seed: int = 0) -> dict[str,
 def detection_blind(
     training_truths_unit: Sequence[TrueBoxes], truths_unit: Sequence[TrueBoxes], k: int = 10
 ) -> dict[str, float]:
-    """`detection.average_precision` of each class's k most frequent boxes in every image.
+    """Compute `detection.average_precision` of each class's k most frequent boxes in every image.
 
-    A box's score is the fraction of its class's training boxes that it matches. Metrics of object
-    sizes are dropped, since relative areas do not determine areas in pixels.
+    A box's score is the fraction of its class's training boxes that it matches. Per-size metrics
+    are dropped, since normalized areas do not determine areas in pixels.
     """
     by_class: dict[Hashable, list[NDArray[np.float64]]] = {}
     for true in training_truths_unit:

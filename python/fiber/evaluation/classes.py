@@ -1,4 +1,4 @@
-"""Class options of detection tasks: lists, mappings and files of class names."""
+"""The `classes` option of detection tasks: class names as a list, a mapping or a file."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fiber.data.prompts.classes import ClassLike, ClassName, as_class, read_classes
 
-#: Classes or their file (`read_classes`); for ODinW, classes by dataset, or a folder of files.
+#: Classes or a class file (`read_classes`); for ODinW, classes by dataset or a folder of files.
 GivenClasses = (
     Sequence[ClassLike] | Mapping[str, Sequence[ClassLike]] | str | os.PathLike[str] | None
 )
@@ -19,7 +19,7 @@ def listed_classes(given: GivenClasses) -> list[ClassName] | None:
 
     Raises:
         FileNotFoundError: if the file is missing.
-        TypeError, ValueError: for an invalid entry, with its position.
+        TypeError, ValueError: if an entry is invalid; the message gives its position.
     """
     if given is None:
         return None
@@ -31,11 +31,11 @@ def listed_classes(given: GivenClasses) -> list[ClassName] | None:
 
 
 def classes_of_sets(given: GivenClasses) -> dict[str, list[ClassName]] | None:
-    """Read the classes of ODinW datasets: {dataset: classes}.
+    """Read the classes of the ODinW datasets: {dataset: classes}.
 
     Raises:
         FileNotFoundError: if the folder is missing or has no class files.
-        TypeError, ValueError: for an invalid entry, with its position.
+        TypeError, ValueError: if an entry is invalid; the message gives its position.
     """
     if given is None:
         return None

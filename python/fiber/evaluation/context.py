@@ -1,4 +1,4 @@
-"""Context and result of an evaluation."""
+"""Model interface, context and result of an evaluation."""
 
 from __future__ import annotations
 
@@ -27,27 +27,27 @@ class EvalModel(Protocol):
 
     @property
     def network(self) -> FiberImageText | FiberDetector:
-        """Network with its config; it is set to evaluation mode."""
+        """The network, with its config; evaluation puts it in eval mode."""
         ...
 
     @property
     def tokenizer(self) -> Tokenizer | None:
-        """Tokenizer; evaluation of a model with None raises an error."""
+        """The tokenizer; evaluation raises an error if it is None."""
         ...
 
     @property
     def answers(self) -> tuple[str, ...]:
-        """Answers of the VQA head in the order of its logits; empty without one."""
+        """Answers of the VQA head, in logit order; empty if there is no VQA head."""
         ...
 
     @property
     def trained_on(self) -> TrainedOn | None:
-        """Training data, if known; evaluation on the training split warns."""
+        """Training data, if known; evaluating on the training split gives a warning."""
         ...
 
     @property
     def dtype(self) -> torch.dtype:
-        """Compute dtype; others than float32 run under autocast."""
+        """Compute dtype; dtypes other than float32 use autocast."""
         ...
 
 
@@ -55,7 +55,7 @@ class EvalModel(Protocol):
 class EvalResult:
     """Metrics and predictions of one task."""
 
-    #: Fractions in [0, 1] by name; `cider_d` goes up to 10.
+    #: Metrics by name, as fractions in [0, 1]; only `cider_d` goes up to 10.
     metrics: dict[str, float]
     #: Predictions in the task's official format: JSON objects or lines of text.
     predictions: list[Any] = field(default_factory=list)
@@ -63,7 +63,7 @@ class EvalResult:
 
 @dataclass(frozen=True, kw_only=True)
 class EvalContext:
-    """The evaluated model and the options of its evaluation."""
+    """Model to evaluate, and evaluation options."""
 
     network: Any
     tokenizer: Tokenizer
@@ -72,20 +72,20 @@ class EvalContext:
     batch_size: int = 64
     #: Data loader threads; 0 uses all cores.
     threads: int = 0
-    #: Give every record another record's image.
+    #: Replace every record's image with another record's.
     permute_images: bool = False
-    #: False sets the gates of all cross-attentions to 0.
+    #: False sets the gates of all cross-attention layers to 0.
     fusion: bool = True
-    #: Candidates per retrieval query to re-rank by ITM; 0 disables.
+    #: Candidates per retrieval query to re-rank with ITM; 0 disables re-ranking.
     candidates: int = 0
-    #: Maximum classes per detection prompt; 0: as many as fit; None: the task's default.
+    #: Maximum classes per detection prompt. 0: as many as fit; None: the task's default.
     classes_per_prompt: int | None = None
-    #: Class names in detection prompts, in the order of the labels; None: the labels.
+    #: Class names to use in detection prompts, in label order. None: the labels.
     classes: Sequence[ClassName] | None = None
 
     @classmethod
     def of(cls, model: EvalModel, **options: Any) -> EvalContext:
-        """Set a model to evaluation mode and combine it with options, the other fields.
+        """Set a model to eval mode and create its context; `options` are the other fields.
 
         Raises:
             ValueError: if the model has no tokenizer.
@@ -122,9 +122,9 @@ class EvalContext:
         records: Sequence[Record],
         batch_type: Literal["image_text", "question", "reasoning", "grounding"],
     ) -> Iterator[tuple[Any, list[Record]]]:
-        """Yield all batches in order, on the model's device, each with its records.
+        """Yield (batch, records) pairs in order, with batches on the model's device.
 
-        The seed is fixed, so that MLM masks are the same for every model and run.
+        The seed is fixed, so MLM masks are the same for every model and run.
         """
         loader = DataLoader(
             records,
@@ -142,7 +142,7 @@ class EvalContext:
             at += len(batch)
 
     def image_prefix(self, images: Tensor, records: Sequence[Record]) -> ImagePrefix:
-        """Encode (B, 3, H, W) images below the first fused block, each distinct one once."""
+        """Encode (B, 3, H, W) images below the first fused block, each distinct image only once."""
         first: dict[Any, int] = {}
         for row, record in enumerate(records):
             first.setdefault(record.images, row)
@@ -159,20 +159,20 @@ class EvalContext:
         *,
         wanted: Wanted = "all",
     ) -> BackboneOutput:
-        """Encode a batch's images with texts, as the backbone's `encode_pair`."""
+        """Encode pairs like the backbone's `encode_pair`, but each distinct image only once."""
         backbone, mask = self.network.backbone, batch.text_mask
         prefix = self.image_prefix(batch.images, records)
         return backbone.fuse(prefix, backbone.text_prefix(token_ids, mask), mask, wanted=wanted)
 
     def texts(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Tokenize texts: (n, L) int64 ids and (n, L) bool mask, padded to the longest."""
+        """Tokenize texts and pad to the longest: (n, L) int64 ids and (n, L) bool mask."""
         arrays = self.tokenizer.encode_batch(texts, max_tokens=self.network.config.max_tokens)
         ids, mask = (np.asarray(arrays[name]) for name in ("token_ids", "text_mask"))
         return torch.from_numpy(ids).to(self.device), torch.from_numpy(mask).to(self.device)
 
 
 def by_image(records: Sequence[Record]) -> dict[str, list[Record]]:
-    """Group records by image, in order: {image_id: records}."""
+    """Group records by image, in order of first appearance: {image_id: records}."""
     groups: dict[str, list[Record]] = {}
     for record in records:
         groups.setdefault(record.image_id, []).append(record)
@@ -180,6 +180,6 @@ def by_image(records: Sequence[Record]) -> dict[str, list[Record]]:
 
 
 def entry_id(key: str) -> int | str:
-    """Return the annotation id that ends a record's key: "vqa_questions_val/17" -> 17."""
+    """Return the annotation id at the end of a record's key: "vqa_questions_val/17" -> 17."""
     last = key.rpartition("/")[2]
     return int(last) if last.isdigit() else last

@@ -1,4 +1,4 @@
-"""Evaluation of detection: AP of COCO and LVIS."""
+"""Evaluate detection: COCO AP and LVIS fixed AP."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from fiber.metrics.detection import ScoredBoxes, TrueBoxes, average_precision
 from fiber.metrics.lvis import BestOfClasses, FederatedTruth, fixed_average_precision
 from fiber.postprocess import FoundBoxes, detect_boxes, join_chunks
 
-#: Detections per image in COCO's protocol.
+#: Maximum detections per image in COCO's protocol.
 COCO_DETECTIONS = 100
-#: As published for LVIS: classes per prompt, and detections kept per prompt and image.
+#: Published settings for LVIS: classes per prompt, and detections kept per prompt and image.
 LVIS_CLASSES, LVIS_DETECTIONS = 40, 300
-# Metrics that are also reported for box corners as in the published code.
+# Metrics that are also reported with the box corners of the published code.
 _COCO_METRICS, _LVIS_METRICS = ("ap", "ap50", "ap75"), ("ap", "apr", "apc", "apf")
 
 
 class FoundInImage(NamedTuple):
-    """Detections of all prompts in one image."""
+    """Detections in one image, from all prompts."""
 
     #: Index of the image's record.
     place: int
-    #: Detections of each prompt, half-open in pixels of the original image.
+    #: Detections from each prompt, in half-open pixel coordinates of the original image.
     chunks: list[FoundBoxes]
-    #: (width, height) of a pixel of the model's input, in pixels of the original image.
+    #: (width, height) of a model input pixel, in pixels of the original image.
     pixel: tuple[float, float]
 
 
 class EncodedPrompt(NamedTuple):
-    """Prompt with its text features, computed once for all images."""
+    """Prompt and its text features, computed once for all images."""
 
     #: (1, L, D) text features below the first fused layer.
     prefix: Tensor
@@ -44,17 +44,17 @@ class EncodedPrompt(NamedTuple):
     mask: Tensor
     #: Token indices of each label.
     tokens: list[list[int]]
-    #: Index of the first label among all labels.
+    #: Index of the prompt's first label among all labels.
     first_label: int
-    #: Detections kept per image.
+    #: Maximum detections per image.
     max_detections: int
 
 
 def coco(context: EvalContext, records: list[Record]) -> EvalResult:
     """Evaluate detection of all classes in every image: COCO AP.
 
-    Predictions are in COCO's result format with the annotation file's category ids; labels of
-    records without `label_ids` count from 1.
+    Predictions are in COCO's result format, with the category ids of the annotation file; without
+    `label_ids` in the records, category ids start at 1.
     """
     records = detection_records(records)
     names, ids = records[0].labels, category_ids(records[0])
@@ -66,7 +66,7 @@ def coco(context: EvalContext, records: list[Record]) -> EvalResult:
     for place, chunks, (width, height) in detect(context, records, prompts):
         joined = join_chunks(chunks, firsts, max_detections=COCO_DETECTIONS)
         found[place] = own = scored_boxes(joined)
-        # Published: corners include the last pixel, which is one of the original image.
+        # Published corners: minus one input pixel, plus one pixel of the original image.
         corners = own.boxes_xyxy + np.array([0, 0, 1 - width, 1 - height])
         published[place] = own._replace(boxes_xyxy=corners)
         rows = zip(*(column.tolist() for column in joined), strict=True)
@@ -83,12 +83,12 @@ def coco(context: EvalContext, records: list[Record]) -> EvalResult:
 def lvis(context: EvalContext, records: list[Record]) -> EvalResult:
     """Evaluate detection of LVIS classes: fixed AP.
 
-    As published, prompts have 40 classes and keep their best 300 detections per image;
-    `classes_per_prompt` changes the first, and larger prompts keep proportionally more. Predictions
-    are the detections that count, in LVIS' result format.
+    As in the published code, a prompt has 40 classes and keeps its best 300 detections per image;
+    `classes_per_prompt` changes the former, and larger prompts keep proportionally more detections.
+    Predictions are the detections used by fixed AP, in LVIS's result format.
 
     Raises:
-        ValueError: for records without the classes that are absent from their images.
+        ValueError: if a record does not list the classes that are absent from its image.
     """
     records = detection_records(records)
     names, ids = records[0].labels, category_ids(records[0])
@@ -103,7 +103,7 @@ def lvis(context: EvalContext, records: list[Record]) -> EvalResult:
         best.add(place, *(part.cpu().numpy() for part in joined))
         pixels[place] = pixel
     kept, groups = best.table(), records[0].label_groups or ("",) * len(names)
-    # Published: boxes lack their last pixel on the right and at the bottom.
+    # Published boxes exclude the last input pixel on the right and at the bottom.
     corners = kept.boxes_xyxy - np.pad(pixels, ((0, 0), (2, 0)))[kept.images]
     metrics = _with_published(
         fixed_average_precision(kept, truths, groups),
@@ -119,7 +119,7 @@ def lvis(context: EvalContext, records: list[Record]) -> EvalResult:
 
 
 def _lvis_boxes(classes: int) -> int:
-    """Return the detections kept per prompt: 300, proportionally more for larger prompts."""
+    """Return the number of detections kept per prompt: 300, or more for larger prompts."""
     return max(LVIS_DETECTIONS, LVIS_DETECTIONS * classes // LVIS_CLASSES)
 
 
@@ -127,8 +127,8 @@ def _federated(record: Record) -> FederatedTruth:
     objects = record.objects
     if objects is None or objects.absent is None:
         raise ValueError(
-            f"record {record.key!r} does not list the classes absent from its image (LVIS'"
-            " 'neg_category_ids'); expected an annotation file of LVIS, or task 'coco'"
+            f"record {record.key!r} does not list the classes absent from its image (LVIS key"
+            " 'neg_category_ids'); expected an LVIS annotation file, or task 'coco'"
         )
     return FederatedTruth(
         objects.boxes_xyxy, objects.labels, objects.absent, objects.incomplete, objects.areas
@@ -138,7 +138,7 @@ def _federated(record: Record) -> FederatedTruth:
 def _with_published(
     own: dict[str, float], published: dict[str, float], names: Sequence[str]
 ) -> dict[str, float]:
-    """Add published metrics; drop NaN, which lack ground-truth boxes, except "ap"."""
+    """Add published metrics; drop NaN values (no ground-truth boxes), except for "ap"."""
     metrics = own | {f"published_{name}": published[name] for name in names}
     return {name: value for name, value in metrics.items() if name == "ap" or value == value}
 
@@ -147,7 +147,7 @@ def detection_records(records: list[Record]) -> list[Record]:
     """Sort records by image id if all ids are numbers, as in COCO's evaluation.
 
     Raises:
-        ValueError: if they differ in their classes.
+        ValueError: if the records do not all have the same classes.
     """
     if any(record.labels != records[0].labels for record in records):
         raise ValueError("detection needs the same labels (class names) in every record")
@@ -158,7 +158,7 @@ def detection_records(records: list[Record]) -> list[Record]:
 
 
 def category_ids(record: Record) -> Sequence[int]:
-    """Return the category ids of a record's classes in result files."""
+    """Return the category ids that result files use for a record's classes."""
     return record.label_ids or range(1, len(record.labels) + 1)
 
 
@@ -171,7 +171,7 @@ def true_boxes(record: Record) -> TrueBoxes:
 
 
 def scored_boxes(found: FoundBoxes) -> ScoredBoxes:
-    """Convert detections for the metrics."""
+    """Convert detections to the input type of the metrics."""
     return ScoredBoxes(
         found.boxes_xyxy.cpu().numpy(), found.scores.cpu().numpy(), found.label_indices.tolist()
     )
@@ -195,14 +195,14 @@ def encode_classes(
     classes_per_prompt: int = 0,
     kept: Callable[[int], int] = lambda classes: COCO_DETECTIONS,
 ) -> list[EncodedPrompt]:
-    """Join `context.classes`, by default `names`, into prompts, and encode their text prefixes.
+    """Join `context.classes` (default: `names`) into prompts and encode their text prefixes.
 
-    As many classes as fit the text encoder, or at most `classes_per_prompt`, share a prompt. `kept`
-    maps their number to the detections kept per image.
+    A prompt has as many classes as fit the text encoder, or at most `classes_per_prompt`. `kept`
+    maps its number of classes to the number of detections kept per image.
 
     Raises:
-        ValueError: if `context.classes` has another number of classes, or one class alone does not
-            fit the text encoder.
+        ValueError: if the number of `context.classes` is wrong, or a single class does not fit the
+            text encoder.
     """
     classes = names if context.classes is None else context.classes
     if len(classes) != len(names):
@@ -230,9 +230,9 @@ def encode_classes(
 def detect(
     context: EvalContext, records: list[Record], prompts: Sequence[EncodedPrompt]
 ) -> Iterator[FoundInImage]:
-    """Yield the detections of all prompts in each image, in any order.
+    """Yield each image's detections from all prompts; images may come in any order.
 
-    Each image is encoded below the first fused block only once.
+    Blocks below the first fused block run only once per image.
     """
     network = context.detector
     for batch, places in same_sized(context, records):

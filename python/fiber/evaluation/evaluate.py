@@ -1,4 +1,4 @@
-"""`fiber.evaluate`: metrics of a model on a split, and predictions in official formats."""
+"""`fiber.evaluate`: compute metrics on a split, and write predictions in official formats."""
 
 from __future__ import annotations
 
@@ -42,40 +42,40 @@ def evaluate(
     """Evaluate a model on a task.
 
     Warns about texts without words, truncated texts, questions without an answer in the model's
-    vocabulary (they score 0), records without answers (predictions, no metrics), and evaluation on
-    the training split.
+    vocabulary (they score 0), records without answers (predictions but no metrics), and evaluation
+    on the training split.
 
     Args:
-        model: a model, or what `load` takes.
+        model: a model, or anything that `load` accepts.
         task: "retrieval", "matching", "masked_words", "caption", "vqa", "nlvr2", "winoground",
             "refcoco", "flickr", "coco", "lvis" or "odinw".
         data: a data folder, an annotation file that `fiber.data.open_source` reads, or records.
-        split: split of the folder or file; "+" joins splits.
+        split: split to evaluate; "+" joins splits.
         output: file for the predictions, in the task's official format; a folder for "odinw".
-        permute_images: ablation: give every record another record's image.
-        fusion: ablation: False sets the gates of all cross-attentions to 0.
+        permute_images: as an ablation, replace every record's image with another record's.
+        fusion: as an ablation, False sets the gates of all cross-attention layers to 0.
         rerank: for "retrieval", as in `Model.search`: re-rank the best ITC candidates with ITM.
-            Default: if the model has both heads. A model with one head ranks with it alone (ITM
-            scores every pair) and warns, unless it is ITC and re-ranking was not requested.
-        candidates: for "retrieval": candidates per query to re-rank, 1 or more, default 32; the
-            number of candidates, or more, scores every pair.
+            Default: True if the model has both heads. A model with one head ranks with that head
+            (ITM scores every pair) and warns, unless it is ITC and re-ranking was not requested.
+        candidates: for "retrieval": number of candidates per query to re-rank, at least 1 (default:
+            32); a number that covers all candidates scores every pair.
         classes_per_prompt: for detection tasks: maximum classes per prompt; 0: as many as fit.
-            Default: 40 for "lvis", as published, else 0.
-        classes: for detection tasks: prompt text of each class, in the order of class ids: a list
-            as in `Model.detect`, or a file as for `--classes-file`; for "odinw" lists by dataset,
-            or a folder with NAME.json for each.
+            Default: 40 for "lvis", as in the published code, else 0.
+        classes: for detection tasks: prompt text of each class in the order of class ids, as a list
+            (see `Model.detect`) or a file (see `--classes-file`); for "odinw", a dict of lists by
+            dataset, or a folder with one NAME.json per dataset.
         batch_size: records per batch.
         threads: data loader threads; 0 uses all cores.
 
     Returns:
-        Metrics by name, fractions in [0, 1] except `cider_d` (up to 10); "group/metric" for groups
-        of records, "reranked/metric" after re-ranking.
+        Metrics by name: fractions in [0, 1], except for `cider_d` (up to 10). Metrics of a group of
+        records are named "group/metric", those after re-ranking "reranked/metric".
 
     Raises:
         MissingHeadError: if the model has no head for the task.
         TypeError: if `rerank` is neither bool nor None.
-        ValueError: for an unknown task, records without required fields, or `candidates` for
-            another task than "retrieval".
+        ValueError: if the task is unknown, records lack required fields, or `candidates` is given
+            for a task other than "retrieval".
         OSError: if `output` cannot be written.
     """
     if output is not None and task != "odinw":
@@ -105,13 +105,13 @@ def _check_heads(
     config: FiberConfig, task: str, rerank: bool | None, candidates: int | None
 ) -> int:
     """Check a task's required heads; return the number of candidates to re-rank."""
-    # ODinW is the task "coco" on several datasets.
+    # ODinW evaluates the task "coco" on several datasets.
     head = needed_head("coco" if task == "odinw" else task, config.heads)
     need_head(config, head, f"task {task!r}")
     if task != "retrieval":
         if candidates is not None:
             raise ValueError(
-                f"candidates is {candidates}, but task {task!r} has no ranking; expected None"
+                f"candidates is {candidates}, but task {task!r} ranks no candidates; expected None"
             )
         return 0
     ranking = choose_ranking_heads(config, rerank, candidates, f"task {task!r}", stacklevel=4)
@@ -126,7 +126,7 @@ def _warn_about_data(
     split: str,
     records: RecordSet,
 ) -> None:
-    """Warn about evaluation on training data, and about truncated texts."""
+    """Warn about evaluation on training data and about empty or truncated texts."""
     head, reader, _ = find_task(task)
     lines = []
     if isinstance(data, (str, os.PathLike)):

@@ -1,9 +1,9 @@
-"""Evaluation of grounding: boxes of referring expressions and phrases.
+"""Evaluate grounding: boxes for referring expressions and phrases.
 
-One forward pass gives two sets of metrics. Ours keep the best boxes of every phrase, and boxes are
-half-open. Published ones ("published_...") keep the best 100 detections of all phrases of a text,
-compare boxes without their last pixel on the right and at the bottom, and use GIoU instead of IoU
-for expressions.
+One forward pass gives two sets of metrics. The default metrics keep the best boxes of each phrase
+and use half-open boxes. The "published_..." metrics keep the 100 best detections over all phrases
+of a text, compare boxes without their last pixel on the right and at the bottom, and use GIoU
+instead of IoU for expressions.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from fiber.postprocess import FoundBoxes, detect_boxes, ground_phrases
 
 #: Boxes kept per phrase, for recall at 10.
 BOXES_PER_PHRASE = 10
-#: Cutoffs of recall at k and accuracy at k.
+#: Values of k for recall at k and accuracy at k.
 KS = (1, 5, 10)
 #: Published post-processing: score threshold, and candidates per pyramid level.
 PUBLISHED_REFERRING: Mapping[str, Any] = {"score_threshold": 0.0, "candidates_per_level": 3000}
@@ -35,7 +35,7 @@ PUBLISHED_PHRASES: Mapping[str, Any] = {"score_threshold": 0.05, "candidates_per
 
 
 def refcoco(context: EvalContext, records: list[Record]) -> EvalResult:
-    """Evaluate the boxes of referring expressions."""
+    """Evaluate predicted boxes for referring expressions."""
     predicted, published, predictions = [], [], []
     for record, found, found_published in _ground(context, records, PUBLISHED_REFERRING):
         boxes, scores = _of_phrase(found, 0)
@@ -57,7 +57,7 @@ def refcoco(context: EvalContext, records: list[Record]) -> EvalResult:
 
 
 def flickr(context: EvalContext, records: list[Record]) -> EvalResult:
-    """Evaluate the boxes of caption phrases; phrases without a ground-truth box are ignored."""
+    """Evaluate predicted boxes for caption phrases; ignore phrases without a ground-truth box."""
     predicted, published, truths, kinds = [], [], [], []
     predictions: list[dict[str, Any]] = []
     for record, found, found_published in _ground(context, records, PUBLISHED_PHRASES):
@@ -80,7 +80,7 @@ def flickr(context: EvalContext, records: list[Record]) -> EvalResult:
     metrics = phrase_recall(predicted, truths, KS)
     recall = phrase_recall(published, truths, KS)
     metrics |= {f"published_{name}": value for name, value in recall.items()}
-    # A phrase of several kinds counts for each of them.
+    # A phrase with several kinds counts for each of them.
     kinds_of = [own.split("/") for own in kinds]
     for kind in sorted({part for own in kinds_of for part in own if part}):
         rows = [row for row, own in enumerate(kinds_of) if kind in own]
@@ -90,7 +90,7 @@ def flickr(context: EvalContext, records: list[Record]) -> EvalResult:
 
 
 def _of_phrase(found: FoundBoxes, label: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return a phrase's boxes and scores by descending score, ties by descending corners."""
+    """Return a phrase's boxes and scores by descending score, then by descending coordinates."""
     chosen = found.label_indices == label
     boxes, scores = found.boxes_xyxy[chosen].cpu().numpy(), found.scores[chosen].cpu().numpy()
     # The last key of lexsort is the primary one.
@@ -101,10 +101,10 @@ def _of_phrase(found: FoundBoxes, label: int) -> tuple[NDArray[np.float32], NDAr
 def _ground(
     context: EvalContext, records: list[Record], published: Mapping[str, Any]
 ) -> Iterator[tuple[Record, FoundBoxes, FoundBoxes]]:
-    """Yield each record, in order, with the best half-open boxes of each label, and as published.
+    """Yield (record, best half-open boxes per label, published-style boxes), in record order.
 
     Raises:
-        ValueError: for a record without boxes or labels, with its key.
+        ValueError: if a record lacks boxes or labels; the message names its key.
     """
     for record in records:
         if not record.boxes_xyxy or not record.label_spans:
@@ -125,9 +125,9 @@ def _ground(
 
 
 def _inclusive(found: FoundBoxes, size: Tensor, original: Tensor) -> FoundBoxes:
-    """Convert half-open boxes to the published corners, without the last pixel of the input.
+    """Convert half-open boxes to published corners, which exclude the last input pixel.
 
-    `size` and `original` are (height, width) of the model's input and of the original image.
+    `size` and `original` are (height, width) of the model input and of the original image.
     """
     height, width = (original / size).tolist()
     pixel = found.boxes_xyxy.new_tensor([0.0, 0.0, width, height])
@@ -135,15 +135,15 @@ def _inclusive(found: FoundBoxes, size: Tensor, original: Tensor) -> FoundBoxes:
 
 
 def same_sized(context: EvalContext, records: list[Record]) -> Iterator[tuple[Any, list[int]]]:
-    """Yield batches of images of one padded size, with the indices of their records.
+    """Yield batches of images with the same padded size, and the indices of their records.
 
-    The model sees the padding, so predictions of an image padded to the size of another one would
-    depend on its batch.
+    The model sees the padding, so padding an image to the size of another one would make its
+    predictions depend on the batch.
 
     Raises:
-        ValueError: for a box outside its image, with record, box and size.
+        ValueError: if a box is outside its image; the message gives record, box and size.
     """
-    # The loader checks boxes against their images, then drops them, since they have no span.
+    # The loader checks boxes against their images, then drops the boxes, since they have no span.
     stripped = [
         dataclasses.replace(record, boxes_xyxy=boxes, char_spans=((),) * len(boxes), box_labels=())
         for record in records
@@ -171,6 +171,6 @@ def same_sized(context: EvalContext, records: list[Record]) -> Iterator[tuple[An
 
 
 def label_tokens(context: EvalContext, text: str, spans: Sequence[Any]) -> list[list[int]]:
-    """Return the token indices of each label; none for a truncated label."""
+    """Return the token indices of each label; an empty list for a truncated label."""
     _, offsets = context.tokenizer.encode(text, max_tokens=context.network.config.max_tokens)
     return Prompt(text, ("",) * len(spans), tuple(spans)).token_map(offsets)

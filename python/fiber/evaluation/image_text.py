@@ -1,4 +1,4 @@
-"""Evaluation of image-text models: captions, questions and statements about images."""
+"""Evaluate image-text models on captions, questions and statements about images."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from fiber.metrics.matching import matching_accuracy, swapped_accuracy
 from fiber.metrics.vqa import PEOPLE_FOR_ALL, soft_accuracy, vqa_accuracy
 from fiber.models.fiber.captioner import beam_search, written_tokens
 
-#: Beams of evaluated captions, as published.
+#: Beam size for captioning, as in the published code.
 CAPTION_BEAMS = 5
 
 
 def matching(context: EvalContext, records: list[Record]) -> EvalResult:
-    """Evaluate ITM on one true and one false pair per record."""
+    """Evaluate ITM on one matching and one mismatched pair per record."""
     model, backbone = context.image_text, context.image_text.backbone
     others = wrong_texts(records)
     true_scores, false_scores, at = [], [], 0
@@ -48,26 +48,26 @@ def matching(context: EvalContext, records: list[Record]) -> EvalResult:
 
 
 def wrong_texts(records: list[Record]) -> list[Record]:
-    """Return, for each record, another one with a different image and text.
+    """Return, for each record, another record with a different image and text.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: if there is no such record.
     """
     found, count = [], len(records)
     for place, record in enumerate(records):
-        # Start half the set away: neighboring records may be similar.
+        # Start half the dataset away, since neighboring records may be similar.
         for step in range(count):
             other = records[(place + count // 2 + step) % count]
             if other.image_id != record.image_id and other.text != record.text:
                 found.append(other)
                 break
         else:
-            raise ValueError(f"record {record.key!r}: no other image has another caption")
+            raise ValueError(f"record {record.key!r}: no other image has a different caption")
     return found
 
 
 def masked_words(context: EvalContext, records: list[Record]) -> EvalResult:
-    """Evaluate MLM on captions with their images.
+    """Evaluate MLM on captions, given their images.
 
     Raises:
         ValueError: if no token is masked.
@@ -89,8 +89,8 @@ def masked_words(context: EvalContext, records: list[Record]) -> EvalResult:
         ]
     if not predictions:
         raise ValueError(
-            f"no token of the {len(records)} texts was masked; expected texts with words, the first"
-            f" is {records[0].text!r:.60}"
+            f"no token of the {len(records)} texts was masked; expected texts that contain words;"
+            f" the first text is {records[0].text!r:.60}"
         )
     metrics = masked_word_accuracy(np.concatenate(predicted), np.concatenate(labels))
     return EvalResult(metrics, predictions)
@@ -99,12 +99,12 @@ def masked_words(context: EvalContext, records: list[Record]) -> EvalResult:
 def vqa(context: EvalContext, records: list[Record]) -> EvalResult:
     """Evaluate VQA.
 
-    `accuracy` is the mean score of the predicted answers in the records. If every record has its
-    annotators' answers (VQAv2, lines with lists of answers), `official_accuracy` and
-    `published_accuracy` are added. As officially, a question without an answer in the model's
-    vocabulary scores 0; the published code drops such questions from its validation. Warns about
-    these, about questions with fewer annotators than a full score needs, and about questions
-    without answers, which give predictions only.
+    `accuracy` is the mean score of the predicted answers according to the records. If every record
+    lists its annotators' answers (VQAv2, or lines with lists of answers), `official_accuracy` and
+    `published_accuracy` are added. As in the official evaluation, a question without an answer in
+    the model's vocabulary scores 0; the published code drops such questions. Warns about these
+    questions and about questions with fewer annotators than a full score needs. If any question has
+    no answers, warns and returns predictions only.
 
     Raises:
         ValueError: if the model has no answer vocabulary.
@@ -124,16 +124,16 @@ def vqa(context: EvalContext, records: list[Record]) -> EvalResult:
     unanswered = sum(record.answers is None for record in records)
     if unanswered:
         _warn(
-            f"{unanswered} of {count} questions have no answers: there are no metrics, only"
-            " predictions (--output, output)"
+            f"{unanswered} of {count} questions have no answers, so there are no metrics, only"
+            " predictions (--output, output=...)"
         )
         return EvalResult({}, predictions)
     known = set(context.answers)
     missed = sum(known.isdisjoint(record.answers or ()) for record in records)
     if missed:
         _warn(
-            f"{missed} of {count} questions have no answer among the model's {len(known)}; each"
-            " scores 0"
+            f"{missed} of {count} questions have no answer among the model's {len(known)} answers;"
+            " each scores 0"
         )
     groups = [record.group for record in records]
     scores = [record.answers for record in records]
@@ -144,8 +144,8 @@ def vqa(context: EvalContext, records: list[Record]) -> EvalResult:
         few = sum(len(given) < PEOPLE_FOR_ALL for given in people)
         if few:
             _warn(
-                f"{few} of {count} questions have answers of fewer than {PEOPLE_FOR_ALL}"
-                " annotators; their unanimous answers may score below 1 in official_accuracy and"
+                f"{few} of {count} questions have answers from fewer than {PEOPLE_FOR_ALL}"
+                " annotators; even unanimous answers may score below 1 in official_accuracy and"
                 " published_accuracy"
             )
     return EvalResult(metrics, predictions)
@@ -156,10 +156,10 @@ def _warn(message: str) -> None:
 
 
 def nlvr2(context: EvalContext, records: list[Record]) -> EvalResult:
-    """Evaluate statements about image pairs.
+    """Evaluate true-or-false statements about image pairs.
 
-    A sentence is consistent if all of its pairs are classified correctly. Records share a sentence
-    by NLVR2's identifiers, or by their text in other data.
+    A sentence is consistent if all of its image pairs are classified correctly. Records are grouped
+    into sentences by NLVR2 identifier, or by text in other data.
     """
     model, answers = context.image_text, []
     for batch, _ in context.batches(records, "reasoning"):
@@ -174,7 +174,7 @@ def nlvr2(context: EvalContext, records: list[Record]) -> EvalResult:
     identifiers = [str(entry_id(record.key)) for record in records]
     if all(re.fullmatch(r"[^-]+(-\d+){3}", identifier) for identifier in identifiers):
         keys = [sentence_key(identifier) for identifier in identifiers]
-        # Identifiers of generated statements have one pair per sentence.
+        # Identifiers of generated statements have only one pair per sentence.
         if len(set(keys)) < len(keys):
             sentences = keys
     truths = np.array([record.truth for record in records])
@@ -184,7 +184,7 @@ def nlvr2(context: EvalContext, records: list[Record]) -> EvalResult:
 
 
 def winoground(context: EvalContext, records: list[Record]) -> EvalResult:
-    """Match two images with two captions that differ in word order.
+    """Evaluate the matching of two images with two captions that differ in word order.
 
     Raises:
         ValueError: if the number of records is not a multiple of four.
@@ -212,14 +212,14 @@ def winoground(context: EvalContext, records: list[Record]) -> EvalResult:
 
 
 def caption(context: EvalContext, records: list[Record]) -> EvalResult:
-    """Caption each image once and compare with all of its reference captions.
+    """Caption each image and compare the caption with all of the image's references.
 
-    Computes BLEU-4, ROUGE-L and CIDEr-D on the tokens of `metrics.captions.caption_tokens`;
-    document frequencies are those of the references, as in COCO's evaluation.
+    Computes BLEU-4, ROUGE-L and CIDEr-D on tokens from `metrics.captions.caption_tokens`; document
+    frequencies come from the references, as in COCO's evaluation.
 
-    Predictions are in COCO's result format. `image_id` is the number that ends the image's file
-    name (391895 for COCO_val2014_000000391895.jpg), or the whole image_id if there is none or two
-    images share it.
+    Predictions are in COCO's result format. `image_id` is the number at the end of the image's file
+    name (391895 for COCO_val2014_000000391895.jpg), or the full image_id if there is no such number
+    or two images share it.
     """
     model, groups = context.image_text, by_image(records)
     captions: list[str] = []
@@ -241,7 +241,7 @@ def caption(context: EvalContext, records: list[Record]) -> EvalResult:
 
 
 def _image_numbers(image_ids: list[str]) -> list[int | str]:
-    """Return image ids as in COCO's results: the number that ends the file name."""
+    """Return image ids for COCO results: the number at the end of each file name, if unique."""
     found = [re.search(r"\d+$", PurePath(image_id).stem) for image_id in image_ids]
     numbers = [int(match[0]) if match else None for match in found]
     times = Counter(numbers)

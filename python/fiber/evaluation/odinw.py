@@ -25,17 +25,17 @@ def evaluate_odinw(
 ) -> dict[str, float]:
     """Evaluate a model on the ODinW-13 datasets in a folder.
 
-    Published results are on "test". `classes` replaces the published prompt text of a dataset.
+    Published results are for "test". `classes` overrides the published prompt text per dataset.
     `output` is a folder for the predictions, one file per dataset.
 
     Returns:
-        "NAME/ap", "NAME/ap50" etc. of each dataset, and "ap", their mean AP; if datasets are
-        missing, a warning lists them and the mean is "ap_of_N_of_13".
+        "NAME/ap", "NAME/ap50" etc. for each dataset, and their mean AP as "ap"; if datasets are
+        missing, a warning lists them and the mean is named "ap_of_N_of_13".
 
     Raises:
-        FileNotFoundError: if there is no dataset.
+        FileNotFoundError: if none of the datasets is found.
         TypeError: if `data` is not a path.
-        ValueError: for classes of an unknown dataset, or as `evaluate`.
+        ValueError: if `classes` names an unknown dataset, or as in `evaluate`.
     """
     if not isinstance(data, (str, os.PathLike)):
         raise TypeError(f"task 'odinw': data is a {type(data).__name__}; expected a folder")
@@ -43,18 +43,20 @@ def evaluate_odinw(
     root, words = existing_data(data), dict(classes or {})
     for name in words:
         if name not in ODINW_13:
-            raise ValueError(f"classes for {name!r}; expected one of {', '.join(ODINW_13)}")
+            raise ValueError(
+                f"classes: unknown dataset {name!r}; expected one of {', '.join(ODINW_13)}"
+            )
     found = {name: find_set(root, name, split) for name in ODINW_13}
     missing = [name for name, place in found.items() if place is None]
     if len(missing) == len(ODINW_13):
         first, example = next(iter(ODINW_13.items()))
         raise FileNotFoundError(
-            f"{root} has none of the ODinW-13 sets with split {split!r}; expected, for {first},"
-            f" {example.folder}/{split}/annotations_without_background.json"
+            f"{root} contains none of the ODinW-13 datasets (split {split!r}); expected, for"
+            f" {first}, {example.folder}/{split}/annotations_without_background.json"
         )
     if missing:
         warnings.warn(
-            f"task 'odinw': {len(missing)} of 13 sets are missing in {root} (split {split!r}):"
+            f"task 'odinw': {len(missing)} of 13 datasets are missing in {root} (split {split!r}):"
             f" {', '.join(missing)}; the mean is over the others",
             RuntimeWarning,
             stacklevel=3,

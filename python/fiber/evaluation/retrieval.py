@@ -1,6 +1,6 @@
-"""Evaluation of retrieval: ITC ranks all candidates, ITM re-ranks the best ones.
+"""Evaluate retrieval: ITC ranks all candidates, then ITM re-ranks the best ones.
 
-Dimension letters: P images, T texts, D width, k candidates per query.
+Dimension letters: P images, T texts, D embed dim, k candidates per query.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from fiber.models.heads import need_head
 LISTED = 10
 #: Default number of candidates that ITM re-ranks.
 RERANKED = 32
-#: Queries compared with all candidates at once.
+#: Number of queries to compare with all candidates at once.
 QUERIES_AT_ONCE = 256
 
 
@@ -38,23 +38,23 @@ class RankingHeads(NamedTuple):
 
 
 class Ranking(NamedTuple):
-    """Candidates of n queries, ranked by ITC."""
+    """Candidates for n queries, ranked by ITC."""
 
-    #: (n, k) int32, the best candidates, best first.
+    #: (n, k) int32, indices of the best candidates, best first.
     best: NDArray[np.int32]
-    #: (n,) number of wrong candidates above the best right one, among all candidates.
+    #: (n,) number of wrong candidates ranked above the best correct one, among all candidates.
     ranks: NDArray[np.int64]
 
 
 def retrieval(context: EvalContext, records: list[Record]) -> EvalResult:
     """Evaluate image-to-text and text-to-image retrieval among all images and captions.
 
-    The best `context.candidates` of each query are re-ranked image by image: text features are
-    kept, image features are not, and a candidate pair takes 24 bytes. A model without the ITC head
-    scores every pair and returns only re-ranked metrics.
+    The best `context.candidates` of each query are re-ranked image by image: text features stay in
+    memory, image features do not, and each candidate pair takes 24 bytes. A model without an ITC
+    head scores every pair and returns only re-ranked metrics.
 
     Raises:
-        ValueError: for candidates without the ITM head, or fewer than all without the ITC head.
+        ValueError: for candidates without an ITM head, or too few of them without an ITC head.
     """
     model = context.image_text
     heads = model.config.image_text.heads
@@ -67,8 +67,8 @@ def retrieval(context: EvalContext, records: list[Record]) -> EvalResult:
     images = [shown[0] for shown in groups.values()]
     if "itc" not in heads and context.candidates < max(len(images), len(records)):
         raise ValueError(
-            f"{context.candidates} candidates, but the model has no head 'itc' to select them;"
-            f" expected all of {len(images)} images and {len(records)} texts"
+            f"got {context.candidates} candidates, but the model has no head 'itc' to select them;"
+            f" expected all {len(images)} images and {len(records)} texts"
         )
     places = {image_id: place for place, image_id in enumerate(groups)}
     owners, numbers = np.array([places[r.image_id] for r in records]), np.arange(len(images))
@@ -125,12 +125,12 @@ def rank(
 ) -> Ranking:
     """Rank (m, D) candidates by dot product with (n, D) queries, and list the best ones.
 
-    Owners are (n,) and (m,) image indices; a candidate with the query's image is right.
+    Owners are (n,) and (m,) image indices; a candidate is correct if its image is the query's.
     """
     best, ranks = [], []
     for start in range(0, len(queries), QUERIES_AT_ONCE):
         block = slice(start, start + QUERIES_AT_ONCE)
-        # Always in float32, since rounded products would tie.
+        # Always float32, since lower precision would round scores to ties.
         with torch.autocast(queries.device.type, enabled=False):
             scores = (queries[block].float() @ candidates.float().T).cpu().numpy()
         ranks.append(wrong_before(scores, query_owners[block, None] == candidate_owners))
@@ -140,7 +140,7 @@ def rank(
 
 
 def _everything(queries: int, candidates: int) -> Ranking:
-    """List all candidates of each query, unranked."""
+    """List all candidates for each query, unranked."""
     order = np.arange(candidates, dtype=np.int32)
     return Ranking(np.tile(order, (queries, 1)), np.zeros(queries, dtype=np.int64))
 
@@ -152,14 +152,14 @@ def match_candidates(
     image_candidates: NDArray[np.int32],
     text_candidates: NDArray[np.int32],
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Score the (P, k) and (T, k) candidate indices by ITM: log odds of the same shapes.
+    """Score (P, k) and (T, k) candidate indices with ITM; return log odds of the same shapes.
 
-    A pair in both directions is scored once. `images` has one record per image.
+    A pair that occurs in both directions is scored once. `images` has one record per image.
     """
     model, head = context.image_text, match_log_odds(context.image_text)
     image_scores = np.empty(image_candidates.shape, dtype=np.float32)
     text_scores = np.empty(text_candidates.shape, dtype=np.float32)
-    # Positions of each image in `text_candidates`, image by image.
+    # Positions in `text_candidates`, grouped by image.
     flat = text_candidates.ravel()
     order = np.argsort(flat, kind="stable")
     starts = np.searchsorted(flat[order], np.arange(len(images) + 1))
@@ -193,10 +193,10 @@ def choose_ranking_heads(
     Warns if ITM ranks alone, or if requested re-ranking is not possible.
 
     Args:
-        config: configuration of the model.
-        rerank: re-rank the best ITC candidates with ITM; None: if the model has both heads.
-        candidates: candidates per query to re-rank, 1 or more; None: `RERANKED`.
-        caller: method or task, for messages.
+        config: model configuration.
+        rerank: re-rank the best ITC candidates with ITM; None: True if the model has both heads.
+        candidates: number of candidates per query to re-rank, at least 1; None: `RERANKED`.
+        caller: name of the method or task, for messages.
         stacklevel: stack level of the warnings.
 
     Raises:
@@ -206,7 +206,7 @@ def choose_ranking_heads(
     """
     if rerank is not None and not isinstance(rerank, (bool, np.bool_)):
         raise TypeError(
-            f"{caller}: rerank is {rerank!r}; expected True or False (candidates sets how many)"
+            f"{caller}: rerank is {rerank!r}; expected True or False (candidates sets the number)"
         )
     if candidates is not None and candidates < 1:
         raise ValueError(f"{caller}: candidates is {candidates}; expected 1 or more")
@@ -215,15 +215,15 @@ def choose_ranking_heads(
         need_head(config, "itc", caller)
         if wanted and not (rerank is None and candidates is None):
             warnings.warn(
-                f"{caller}: the model has no head 'itm' to re-rank candidates; 'itc' alone ranks"
-                " them",
+                f"{caller}: the model has no head 'itm' to re-rank candidates; ranking with 'itc'"
+                " only",
                 stacklevel=stacklevel,
             )
         return RankingHeads(("itc",), 0)
     if "itc" not in config.heads:
         warnings.warn(
-            f"{caller}: the model has no head 'itc' to select candidates; 'itm' alone ranks, by"
-            " scoring every pair",
+            f"{caller}: the model has no head 'itc' to select candidates; ranking with 'itm' only,"
+            " by scoring every pair",
             stacklevel=stacklevel,
         )
         return RankingHeads(("itm",), 0)

@@ -26,9 +26,9 @@ from fiber.evaluation.context import EvalContext, EvalResult
 
 
 class EvalTask(NamedTuple):
-    """Evaluation of one task."""
+    """Definition of an evaluation task."""
 
-    #: Required head of the model.
+    #: Model head that the task needs.
     head: str
     #: Function of `fiber.data.sources` that reads the records.
     reader: Callable[..., RecordSet]
@@ -56,7 +56,7 @@ def find_task(task: str) -> EvalTask:
     """Look up a task.
 
     Raises:
-        ValueError: for an unknown name, with the nearest ones.
+        ValueError: if the task is unknown; the message suggests the nearest names.
     """
     if task not in TASKS:
         raise ValueError(f"task {task!r} does not exist; {nearest(task, TASKS)}")
@@ -75,7 +75,7 @@ def run_task(
     records: RecordSet,
     output: str | os.PathLike[str] | None = None,
 ) -> dict[str, float]:
-    """Evaluate a task on records, write predictions to `output` if given, return the metrics."""
+    """Evaluate a task on records, write predictions to `output` if given, and return metrics."""
     if context.permute_images:
         records = PermutedImages(records)
     fusion = nullcontext() if context.fusion else fusion_off(context.network)
@@ -89,7 +89,7 @@ def run_task(
 
 
 def check_classes(context: EvalContext, task: str) -> None:
-    """Raise ValueError for class options of other tasks, or a negative number of classes."""
+    """Raise ValueError if class options are negative, or given for a task other than detection."""
     number, classes = context.classes_per_prompt, context.classes
     if find_task(task).reader is sources.detection:
         if number is not None and number < 0:
@@ -132,7 +132,7 @@ def open_records(data: Data, task: str, split: str) -> RecordSet:
 
 
 class PermutedImages:
-    """Records with permuted images, so that none keeps its own.
+    """Records whose images are permuted so that no record keeps its own.
 
     Raises:
         ValueError: if there are fewer than two distinct images.
@@ -161,7 +161,7 @@ class PermutedImages:
 
 @contextmanager
 def fusion_off(model: nn.Module) -> Iterator[None]:
-    """Set the gates of all cross-attentions to 0, and restore them on exit."""
+    """Set the gates of all cross-attention layers to 0; restore them on exit."""
     gates = [p for name, p in model.named_parameters() if name.rsplit(".", 1)[-1] == "gate"]
     before = [gate.detach().clone() for gate in gates]
     try:
@@ -174,7 +174,7 @@ def fusion_off(model: nn.Module) -> Iterator[None]:
 
 
 def write_predictions(path: Path, result: EvalResult) -> None:
-    """Write predictions to a file, atomically."""
+    """Write predictions to a file atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if result.predictions and isinstance(result.predictions[0], str):
         text = "\n".join(result.predictions) + "\n"

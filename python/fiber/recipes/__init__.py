@@ -1,8 +1,8 @@
-"""Training recipes: each is a function of its name that returns a whole `RunConfig`.
+"""Training recipes: functions that each return a complete `RunConfig`.
 
-The docstring has the command, the data, the hardware, the expected metric and its source. A family
-of recipes is a module, imported on first use. To add a recipe, write the function and name it in
-`_FAMILIES`.
+A recipe's docstring gives the command, the data, the hardware, and the expected metric with its
+source. Each family of recipes is a module, imported on first use. To add a recipe, write the
+function and list it in `_FAMILIES`.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Any
 
 from fiber.config_io import nearest
 
-#: Module -> the recipes that it defines. `small` trains on two CPU cores in minutes; the others are
-#: of the published size.
+#: Module -> recipes that it defines. `small` recipes train on two CPU cores in minutes; the others
+#: use the published model size.
 _FAMILIES = {
     "small": (
         "scenes_coarse",
@@ -62,20 +62,20 @@ _FAMILIES = {
 
 
 def families() -> dict[str, tuple[str, ...]]:
-    """Map each family, a module of this package, to its recipes."""
+    """Map each family (a module of this package) to its recipes."""
     return dict(_FAMILIES)
 
 
 def names() -> list[str]:
-    """List the recipes by name, as `fiber train RECIPE` takes them."""
+    """List the recipe names accepted by `fiber train RECIPE`."""
     return sorted(name for family in _FAMILIES.values() for name in family)
 
 
 def get(name: str) -> Callable[[], Any]:
-    """Look up the function of a recipe, which returns a `RunConfig`.
+    """Look up a recipe: a function that returns a `RunConfig`.
 
     Raises:
-        ValueError: if there is no such recipe, with the nearest names.
+        ValueError: if there is no such recipe; the message suggests the nearest names.
     """
     for family, recipes in _FAMILIES.items():
         if name in recipes:
@@ -87,13 +87,13 @@ def describe(name: str) -> str:
     """Return a recipe's docstring.
 
     Raises:
-        ValueError: if there is no such recipe, with the nearest names.
+        ValueError: if there is no such recipe; the message suggests the nearest names.
     """
     return inspect.getdoc(get(name)) or ""
 
 
 def __getattr__(name: str) -> Any:
-    """Serve the deprecated modules `fiber.recipes.<name>` of one recipe each."""
+    """Serve the deprecated single-recipe modules `fiber.recipes.<name>`."""
     if name.startswith("_") or name not in names():
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     warnings.warn(

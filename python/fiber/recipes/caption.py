@@ -7,22 +7,23 @@ from fiber.recipes.pretrain import as_published, finetune
 from fiber.training.config.run import RunConfig
 from fiber.training.config.tasks import CaptionTask, TasksConfig
 
-#: Steps of ten epochs over Karpathy's train and val.
+#: Steps in ten epochs over Karpathy's train and val splits.
 _PUBLISHED_STEPS = 8574
 
 
 def caption_coco() -> RunConfig:
-    """Published captioning on COCO, stage 1: maximum likelihood; ten epochs of 414,113 captions.
+    """Published COCO captioning, stage 1: maximum likelihood; ten epochs of 414,113 captions.
 
     Command: torchrun --nproc-per-node 8 -m fiber.cli train caption_coco --data DIR
         --init PRETRAINED
     Data: DIR/dataset_coco.json with Karpathy's splits, and train2014 and val2014 in DIR (or
         captions in any other supported format, such as your own .jsonl). Trains on the split
-        "train" and keeps the checkpoint with the best CIDEr-D on 1,000 images of "val". Most others
-        train with `--set data.split=train+restval`; FIBER's own run is `caption_coco_published`.
-    Hardware: published on 8 GPUs, 8 samples per GPU.
+        "train" and keeps the checkpoint with the best CIDEr-D on 1,000 images of "val". Most other
+        work trains with `--set data.split=train+restval`; for FIBER's own run, see
+        `caption_coco_published`.
+    Hardware: the published run used 8 GPUs, 8 samples per GPU.
     Expected: FIBER's README gives CIDEr 144.4 on the Karpathy test split after two more stages,
-        GOLD (`caption_coco_gold`) and CIDEr-D (`caption_coco_cider`), and no number for this one.
+        GOLD (`caption_coco_gold`) and CIDEr-D (`caption_coco_cider`), but no number for this one.
     """
     return finetune(
         "caption",
@@ -39,40 +40,42 @@ def caption_coco() -> RunConfig:
 
 
 def caption_coco_published() -> RunConfig:
-    """Published captioning on COCO, stage 1, train and val; ten epochs of 439,000 captions.
+    """Published COCO captioning, stage 1, on train and val; ten epochs of 439,000 captions.
 
     Command: torchrun --nproc-per-node 8 -m fiber.cli train caption_coco_published --data DIR
         --init MODEL
     Data: as for `caption_coco`. Trains on Karpathy's "train" and "val" together and skips
-        "restval". The published code calls the test split "val" and selects its checkpoint there,
-        so its numbers are not on unseen images. Here the last checkpoint is the model.
-    Hardware: published on 8 GPUs, 8 samples per GPU.
+        "restval". The published code uses the test split as "val" and selects its checkpoint on it,
+        so its scores are not on unseen images. This recipe keeps the last checkpoint.
+    Hardware: the published run used 8 GPUs, 8 samples per GPU.
     Expected: as for `caption_coco`.
     """
     return as_published(caption_coco(), steps=_PUBLISHED_STEPS)
 
 
 def caption_coco_gold() -> RunConfig:
-    """Published captioning on COCO, stage 2: GOLD (off-policy); ten epochs of 414,113 captions.
+    """Published COCO captioning, stage 2: GOLD (off-policy); ten epochs of 414,113 captions.
 
     Command: torchrun --nproc-per-node 8 -m fiber.cli train caption_coco_gold --data DIR
         --init CAPTIONS
-    Data: as for `caption_coco`; CAPTIONS is its finished model.
-    Hardware: published on 8 GPUs, 8 samples per GPU; a frozen copy of the model runs as well.
+    Data: as for `caption_coco`. CAPTIONS is the finished model of `caption_coco`.
+    Hardware: the published run used 8 GPUs, 8 samples per GPU; a frozen copy of the model also
+        runs.
     Expected: FIBER's README gives no number for this stage. The published code divides a caption's
-        loss by its padded length (`caption_coco_gold_published`); this recipe by its tokens.
+        loss by its padded length (`caption_coco_gold_published`), this recipe by its number of
+        tokens.
     """
     changes = {"tasks.caption.objective": "gold", "optim.lr": 1e-5}
     return replace_fields(caption_coco(), changes)
 
 
 def caption_coco_gold_published() -> RunConfig:
-    """Published captioning on COCO, stage 2, train and val; ten epochs of 439,000 captions.
+    """Published COCO captioning, stage 2, on train and val; ten epochs of 439,000 captions.
 
     Command: torchrun --nproc-per-node 8 -m fiber.cli train caption_coco_gold_published --data DIR
         --init MODEL
-    Data: as for `caption_coco_published`; MODEL is its finished model.
-    Hardware: published on 8 GPUs, 8 samples per GPU.
+    Data: as for `caption_coco_published`. MODEL is the finished model of `caption_coco_published`.
+    Hardware: the published run used 8 GPUs, 8 samples per GPU.
     Expected: FIBER's README gives no number for this stage. A caption's loss is divided by its
         padded length, as in the published code.
     """
@@ -81,16 +84,16 @@ def caption_coco_gold_published() -> RunConfig:
 
 
 def caption_coco_cider() -> RunConfig:
-    """Published captioning on COCO, stage 3: self-critical CIDEr-D; ten epochs of 414,113 captions.
+    """Published COCO captioning, stage 3: self-critical CIDEr-D; ten epochs of 414,113 captions.
 
     Command: torchrun --nproc-per-node 8 -m fiber.cli train caption_coco_cider --data DIR
         --init GOLD
-    Data: as for `caption_coco`; GOLD is the finished model of `caption_coco_gold`. Document
-        frequencies are counted on the training captions. The published run read them from
-        coco-train-words.p, which is not published; `--set tasks.caption.cider_frequencies=FILE`
+    Data: as for `caption_coco`. GOLD is the finished model of `caption_coco_gold`. Document
+        frequencies are computed from the training captions. The published run read them from
+        coco-train-words.p, which was not released; `--set tasks.caption.cider_frequencies=FILE`
         reads such a file.
-    Hardware: published on 8 GPUs, 8 samples per GPU; each step also samples five captions per
-        image.
+    Hardware: the published run used 8 GPUs, 8 samples per GPU; each step also samples five captions
+        per image.
     Expected: FIBER's README gives CIDEr 144.4 on the Karpathy test split after this stage.
     """
     changes = {"tasks.caption.objective": "cider", "optim.lr": 1e-6}
@@ -98,13 +101,13 @@ def caption_coco_cider() -> RunConfig:
 
 
 def caption_coco_cider_published() -> RunConfig:
-    """Published captioning on COCO, stage 3, train and val; ten epochs of 439,000 captions.
+    """Published COCO captioning, stage 3, on train and val; ten epochs of 439,000 captions.
 
     Command: torchrun --nproc-per-node 8 -m fiber.cli train caption_coco_cider_published --data DIR
         --init MODEL
-    Data: as for `caption_coco_published`; MODEL is the finished model of
-        `caption_coco_gold_published`. Document frequencies as for `caption_coco_cider`.
-    Hardware: published on 8 GPUs, 8 samples per GPU.
+    Data: as for `caption_coco_published`. MODEL is the finished model of
+        `caption_coco_gold_published`. Document frequencies are as for `caption_coco_cider`.
+    Hardware: the published run used 8 GPUs, 8 samples per GPU.
     Expected: FIBER's README gives CIDEr 144.4 on the Karpathy test split after this stage.
     """
     return as_published(caption_coco_cider(), steps=_PUBLISHED_STEPS)

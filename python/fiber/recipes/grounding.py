@@ -1,4 +1,4 @@
-"""Fine pre-training, and fine-tuning for referring expressions."""
+"""Fine-stage pre-training, and fine-tuning on referring expressions."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from fiber.training.config.transforms import TransformConfig
 
 
 def grounding() -> RunConfig:
-    """Published fine pre-training: boxes for phrases of captions and for class names.
+    """Published fine-stage pre-training: boxes for caption phrases and class names.
 
     Command: torchrun --nproc-per-node 8 -m fiber.cli train grounding --data DIR --init PRETRAINED
     Data: DIR with MDETR's final_mixed_train_no_coco.json and final_flickr_separateGT_train.json
         (there or in DIR/mdetr_annotations), objects365_train*.yaml with its TSV files (there or in
         DIR/Objects365), and the images: refcoco/train2014, gqa/images,
         flickr30k/flickr30k_images/train. `--set tasks.grounding.sources=phrases,detection` reads
-        flickr_train.json and COCO's boxes alone.
-    Hardware: published on 64 GPUs, one image per GPU.
-    Expected: zero-shot, AP 49.3 on COCO val2017 and recall at 1 of 87.4 on the phrases of the
+        only flickr_train.json and COCO's boxes.
+    Hardware: the published run used 64 GPUs, one image per GPU.
+    Expected: zero-shot AP 49.3 on COCO val2017, and recall at 1 of 87.4 on the phrases of the
         Flickr30k test split (FIBER's README).
 
-    The three datasets are sampled with equal probability, as published. A prompt for Objects365
-    has the image's classes and sampled negative classes, with the released numbers; the published
-    code rejects the fourth probability, see `fiber.data.prompts.rules` for the rule used here.
+    The three datasets are sampled with equal probability, as published. An Objects365 prompt has
+    the image's classes and sampled negative classes, with the published probabilities; the
+    published code rejects the fourth, so see `fiber.data.prompts.rules` for the rule used here.
     Parameter groups, schedule, clipping, EMA and frozen layers are as published. Images are RGB, as
-    for the coarse model; the published fine stage reads BGR with RGB-trained weights.
+    in the coarse stage; the published fine stage feeds BGR images to RGB-trained weights.
     """
     base = preset("base", stage="fine")
     return RunConfig(
@@ -76,14 +76,14 @@ def refcoco() -> RunConfig:
     Command: torchrun --nproc-per-node 8 -m fiber.cli train refcoco --data DIR --init GROUNDING
     Data: DIR with MDETR's finetune_refcoco_train.json (there or in DIR/mdetr_annotations), and
         COCO's train2014 as DIR/refcoco/train2014, DIR/coco/train2014 or DIR/train2014.
-    Hardware: published on 16 GPUs, one image per GPU.
+    Hardware: the published run used 16 GPUs, one image per GPU.
     Expected: accuracy 90.68 / 92.59 / 87.26 on val / testA / testB (FIBER's README), where a box
-        counts as correct from a GIoU of 0.5.
+        counts as correct if its GIoU is at least 0.5.
     """
     changes = {
         "tasks": TasksConfig(grounding=GroundingTask(share=1, sources=("refcoco",))),
         "data.batch_size": 16,
-        # A flip would make "left" wrong.
+        # No flips, since expressions often refer to left and right.
         "data.transform.flip_probability": 0.0,
         "optim.lr": 1e-5,
         "optim.weight_decay": 1e-4,
@@ -102,9 +102,9 @@ def refcocoplus() -> RunConfig:
 
     Command: torchrun --nproc-per-node 8 -m fiber.cli train refcocoplus --data DIR --init GROUNDING
     Data: DIR with finetune_refcoco+_train.json, and images as for `refcoco`.
-    Hardware: published on 16 GPUs, one image per GPU.
+    Hardware: the published run used 16 GPUs, one image per GPU.
     Expected: accuracy 85.74 / 90.13 / 79.38 on val / testA / testB (FIBER's README), where a box
-        counts as correct from a GIoU of 0.5.
+        counts as correct if its GIoU is at least 0.5.
     """
     return _like_refcoco("refcocoplus", steps=150_238)
 
@@ -114,17 +114,17 @@ def refcocog() -> RunConfig:
 
     Command: torchrun --nproc-per-node 8 -m fiber.cli train refcocog --data DIR --init GROUNDING
     Data: DIR with finetune_refcocog_train.json, and images as for `refcoco`. The published test
-        split is finetune_refcocog_test_corrected.json, which MDETR's archive does not contain; if
-        present, it is read instead of the original.
-    Hardware: published on 16 GPUs, one image per GPU.
+        split is finetune_refcocog_test_corrected.json, which is not in MDETR's archive; if present,
+        it is read instead of MDETR's own test file.
+    Hardware: the published run used 16 GPUs, one image per GPU.
     Expected: accuracy 87.11 / 87.32 on val / test (FIBER's README), where a box counts as correct
-        from a GIoU of 0.5.
+        if its GIoU is at least 0.5.
     """
     return _like_refcoco("refcocog", steps=100_640)
 
 
 def _like_refcoco(source: str, *, steps: int) -> RunConfig:
-    """Train `refcoco` on another dataset; 2,000 steps are warmup."""
+    """Configure `refcoco` for a different dataset, with 2,000 warmup steps."""
     changes = {
         "tasks.grounding.sources": (source,),
         "optim.warmup_fraction": 2000 / steps,

@@ -9,14 +9,13 @@ from fiber.training.config.tasks import ReasoningTask, TasksConfig
 
 
 def nlvr2() -> RunConfig:
-    """Published fine-tuning on NLVR2, bfloat16; five epochs of 86,373 statements.
+    """Published fine-tuning on NLVR2, in bfloat16; five epochs of 86,373 statements.
 
     Command: torchrun --nproc-per-node 8 -m fiber.cli train nlvr2 --data DIR --init PRETRAINED
-    Data: the original DIR/train.json (or DIR/nlvr2_train.jsonl), and the images in DIR/images.
-        Keeps the checkpoint with the best accuracy on "dev", as published (`--set
-        validation.split=val` for files of that name); test1 is test-P. `nlvr2_published` trains in
-        float32.
-    Hardware: published on 8 GPUs, 8 pairs per GPU.
+    Data: NLVR2's DIR/train.json (or DIR/nlvr2_train.jsonl), and the images in DIR/images. Keeps the
+        checkpoint with the best accuracy on "dev", as published (if your file is named val, add
+        `--set validation.split=val`); test1 is test-P. `nlvr2_published` trains in float32.
+    Hardware: the published run used 8 GPUs, 8 pairs per GPU.
     Expected: accuracy 85.52 on test-P (FIBER's README).
     """
     return finetune(
@@ -35,12 +34,12 @@ def nlvr2() -> RunConfig:
 
 
 def nlvr2_published() -> RunConfig:
-    """Published fine-tuning on NLVR2, float32; five epochs of 86,373 statements.
+    """Published fine-tuning on NLVR2, in float32; five epochs of 86,373 statements.
 
     Command: torchrun --nproc-per-node 8 -m fiber.cli train nlvr2_published --data DIR
         --init PRETRAINED
     Data: as for `nlvr2`. Keeps the checkpoint with the best accuracy on "dev", as published.
-    Hardware: published on 8 GPUs, 8 pairs per GPU.
+    Hardware: the published run used 8 GPUs, 8 pairs per GPU.
     Expected: accuracy 85.52 on test-P (FIBER's README).
     """
     return replace_fields(nlvr2(), {"train.precision": "float32"})

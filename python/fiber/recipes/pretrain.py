@@ -1,4 +1,4 @@
-"""Coarse pre-training, and the base of coarse fine-tuning recipes."""
+"""Coarse-stage pre-training, and the base of coarse-stage fine-tuning recipes."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from fiber.training.config.transforms import RandAugmentConfig, TransformConfig
 
 
 def pretrain() -> RunConfig:
-    """Published coarse pre-training: ITC, ITM and MLM on four million images.
+    """Published coarse-stage pre-training: ITC, ITM and MLM on four million images.
 
     Command: torchrun --nproc-per-node 8 -m fiber.cli train pretrain --data DIR --init ENCODERS
     Data: DIR/captions_train.json in COCO format, with the captions of COCO, Visual Genome, SBU and
-        Conceptual Captions, and their images in DIR/images. To read the original downloads in one
-        directory (or the published Arrow files), use
+        Conceptual Captions, and their images in DIR/images. To read the downloaded datasets
+        from one folder (or the published Arrow files), use
         --set tasks.image_text.sources=coco_karpathy,visual_genome,sbu,conceptual_captions
-    Hardware: published on 64 GPUs, 8 samples per GPU. `train.accumulation` times the number of
-        processes times the micro-batch size must equal `data.batch_size`.
+    Hardware: the published run used 64 GPUs, 8 samples per GPU. `train.accumulation` times the
+        number of processes times the micro-batch size must equal `data.batch_size`.
     Expected: no metric of its own; `vqav2`, `nlvr2`, `retrieval_coco` and `caption_coco` start from
-        it. Hyperparameters: task_pretrain_mlm_itm_itc of the published code, whose ITC loss uses a
-        queue of 4,096 older samples (`pretrain_published`, also in float32). Here ITC uses the
-        whole micro-batch of all processes.
+        this model. Hyperparameters are those of task_pretrain_mlm_itm_itc in the published code,
+        whose ITC loss uses a queue of 4,096 older samples (see `pretrain_published`, which also
+        trains in float32). Here, ITC uses the micro-batches of all processes.
     """
     return RunConfig(
         model=preset("base"),
@@ -50,17 +50,17 @@ def pretrain() -> RunConfig:
 
 
 def pretrain_published() -> RunConfig:
-    """Published coarse pre-training: float32, ITC queue, two splits of COCO.
+    """Published coarse-stage pre-training in float32, with an ITC queue and two COCO splits.
 
     Command: torchrun --nproc-per-node 8 -m fiber.cli train pretrain_published --data DIR
         --init ENCODERS
-    Data: as for `pretrain`, plus DIR/captions_val.json with the captions of COCO val. Trains on
-        Karpathy's "train" and "val" of COCO and skips "restval", as published. Visual Genome and
-        SBU have only a training split. The validation file of Conceptual Captions, which the
+    Data: as for `pretrain`, plus DIR/captions_val.json with the COCO val captions. Trains on
+        Karpathy's COCO splits "train" and "val" and skips "restval", as published. Visual Genome
+        and SBU have only a training split. The validation file of Conceptual Captions, which the
         published run did not use, is read if it is in DIR.
     Hardware: as for `pretrain`. The queue's 4,096 images take 7.25 GB on every GPU and in every
-        checkpoint. A step costs a quarter more than in `pretrain`, since negatives are older images
-        that are encoded again.
+        checkpoint. A step costs a quarter more than in `pretrain`, since the older images used as
+        negatives are encoded again.
     Expected: no metric of its own, as for `pretrain`. Empty queue slots are ignored; the published
         code initializes them with random vectors.
     """
@@ -75,7 +75,7 @@ def pretrain_published() -> RunConfig:
 def finetune(
     head: str, tasks: TasksConfig, *, image_size: int, changes: Mapping[str, Any]
 ) -> RunConfig:
-    """Configure fine-tuning of one head of the coarse base model.
+    """Configure fine-tuning of one head of the coarse-stage base model.
 
     The window size is `image_size` / 32, as published. `changes` overrides fields by dotted name.
     """
@@ -107,9 +107,9 @@ def finetune(
 def as_published(
     base: RunConfig, *, steps: int, changes: Mapping[str, Any] | None = None
 ) -> RunConfig:
-    """Train `base` on train and val together, in float32, and keep the last checkpoint.
+    """Change `base` to train on train and val, in float32, and keep the last checkpoint.
 
-    `steps` is for the same number of epochs. `changes` overrides other fields by dotted name.
+    `steps` must give the same number of epochs. `changes` overrides other fields by dotted name.
     """
     published = {
         "data.split": "train+val",

@@ -1,4 +1,4 @@
-"""Fine-tuning for image-text retrieval, by ITC or by ITM alone."""
+"""Fine-tuning for image-text retrieval, with either the ITC or the ITM loss."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ _QUEUE = {"tasks.image_text.itc_form": "queue"}
 
 
 def retrieval_coco() -> RunConfig:
-    """Published fine-tuning on COCO by ITC alone; ten epochs of 414,113 captions.
+    """Published COCO fine-tuning with the ITC loss only; ten epochs of 414,113 captions.
 
     Command: torchrun --nproc-per-node 8 -m fiber.cli train retrieval_coco --data DIR
         --init PRETRAINED
     Data: DIR/dataset_coco.json with Karpathy's splits, and train2014 and val2014 in DIR (or
         captions in any other supported format, such as your own .jsonl). Trains on the split
-        "train" and keeps the checkpoint with the best recall at 1 on "val". Most others train with
-        `--set data.split=train+restval`; FIBER's own run is `retrieval_coco_published`.
-    Hardware: published on 8 GPUs, 128 pairs per GPU; ITC uses all 1,024.
-    Expected: near the published run's recall at 1 on the 5,000 test images: text-to-image 58.01,
-        image-to-text 75.38. That run selected its checkpoint on them; its ITC also has a queue of
-        4,096 older samples (`--set tasks.image_text.itc_form=queue`).
+        "train" and keeps the checkpoint with the best recall at 1 on "val". Most other work trains
+        with `--set data.split=train+restval`; for FIBER's own run, see `retrieval_coco_published`.
+    Hardware: the published run used 8 GPUs, 128 pairs per GPU; ITC uses all 1,024 pairs.
+    Expected: close to the published run's recall at 1 on the 5,000 test images: text-to-image
+        58.01, image-to-text 75.38. That run selected its checkpoint on these images and also used
+        an ITC queue of 4,096 older samples (`--set tasks.image_text.itc_form=queue`).
     """
     task = ImageTextTask(share=1, itm=0.0, mlm=0.0)
     changes = {"train.accumulation": 1, "validation.task": "retrieval"}
@@ -32,16 +32,16 @@ def retrieval_coco() -> RunConfig:
 
 
 def retrieval_coco_published() -> RunConfig:
-    """Published fine-tuning on COCO by ITC with a queue, train and val, float32.
+    """Published COCO fine-tuning with an ITC queue, on train and val, in float32.
 
     Ten epochs of 439,000 captions.
 
     Command: torchrun --nproc-per-node 8 -m fiber.cli train retrieval_coco_published --data DIR
         --init MODEL
     Data: as for `retrieval_coco`. Trains on Karpathy's "train" and "val" together and skips
-        "restval". The published code calls the test split "val" and selects its checkpoint there,
-        so its numbers are not on unseen images. Here the last checkpoint is the model.
-    Hardware: published on 8 GPUs, 128 pairs per GPU.
+        "restval". The published code uses the test split as "val" and selects its checkpoint on it,
+        so its scores are not on unseen images. This recipe keeps the last checkpoint.
+    Hardware: the published run used 8 GPUs, 128 pairs per GPU.
     Expected: recall at 1 on the 5,000 test images: text-to-image 58.01, image-to-text 75.38
         (FIBER's README).
     """
@@ -49,15 +49,15 @@ def retrieval_coco_published() -> RunConfig:
 
 
 def retrieval_coco_itm() -> RunConfig:
-    """Published fine-tuning on COCO by ITM alone; ten epochs of 414,113 captions.
+    """Published COCO fine-tuning with the ITM loss only; ten epochs of 414,113 captions.
 
     Command: torchrun --nproc-per-node 8 -m fiber.cli train retrieval_coco_itm --data DIR
         --init COARSE
     Data: as for `retrieval_coco`, but keeps the checkpoint with the best ITM accuracy on 1,000
-        images of "val". FIBER's own run is `retrieval_coco_itm_published`.
-    Hardware: published on 8 GPUs, 8 pairs per GPU.
-    Expected: near the published run's recall at 1 on the 5,000 test images: text-to-image 59.03,
-        image-to-text 75.14. That run selected its checkpoint on them.
+        images of "val". For FIBER's own run, see `retrieval_coco_itm_published`.
+    Hardware: the published run used 8 GPUs, 8 pairs per GPU.
+    Expected: close to the published run's recall at 1 on the 5,000 test images: text-to-image
+        59.03, image-to-text 75.14. That run selected its checkpoint on these images.
     """
     task = ImageTextTask(share=1, itc=0.0, mlm=0.0, itm_negatives="random")
     changes = {
@@ -69,45 +69,45 @@ def retrieval_coco_itm() -> RunConfig:
 
 
 def retrieval_coco_itm_published() -> RunConfig:
-    """Published fine-tuning on COCO by ITM, train and val; ten epochs of 439,000 captions.
+    """Published COCO fine-tuning with ITM, on train and val; ten epochs of 439,000 captions.
 
     Command: torchrun --nproc-per-node 8 -m fiber.cli train retrieval_coco_itm_published --data DIR
         --init MODEL
     Data: as for `retrieval_coco_published`.
-    Hardware: published on 8 GPUs, 8 pairs per GPU.
-    Expected: recall at 1 on the 5,000 test images: text-to-image 59.03, image-to-text 75.14, every
-        image scored with every caption (FIBER's README).
+    Hardware: the published run used 8 GPUs, 8 pairs per GPU.
+    Expected: recall at 1 on the 5,000 test images: text-to-image 59.03, image-to-text 75.14, with
+        every image scored against every caption (FIBER's README).
     """
     return as_published(retrieval_coco_itm(), steps=4287)
 
 
 def retrieval_flickr30k() -> RunConfig:
-    """Published fine-tuning on Flickr30k by ITC alone; ten epochs of 145,000 captions.
+    """Published Flickr30k fine-tuning with the ITC loss only; ten epochs of 145,000 captions.
 
     Command: torchrun --nproc-per-node 8 -m fiber.cli train retrieval_flickr30k --data DIR
         --init MODEL
     Data: DIR/dataset_flickr30k.json with Karpathy's splits and DIR/flickr30k-images. Trains on the
         split "train" and keeps the checkpoint with the best recall at 1 on "val";
         `retrieval_flickr30k_published` trains on both, as FIBER did. MODEL is a finished
-        `retrieval_coco`, as published.
-    Hardware: published on 8 GPUs, 128 pairs per GPU; ITC uses all 1,024.
-    Expected: near the published run's recall at 1 on the 1,000 test images: text-to-image 81.44,
-        image-to-text 92.90. That run selected its checkpoint on them.
+        `retrieval_coco` model, as published.
+    Hardware: the published run used 8 GPUs, 128 pairs per GPU; ITC uses all 1,024 pairs.
+    Expected: close to the published run's recall at 1 on the 1,000 test images: text-to-image
+        81.44, image-to-text 92.90. That run selected its checkpoint on these images.
     """
     return replace_fields(retrieval_coco(), {"train.steps": 1416})
 
 
 def retrieval_flickr30k_published() -> RunConfig:
-    """Published fine-tuning on Flickr30k by ITC with a queue, train and val, float32.
+    """Published Flickr30k fine-tuning with an ITC queue, on train and val, in float32.
 
     Ten epochs of 150,070 captions.
 
     Command: torchrun --nproc-per-node 8 -m fiber.cli train retrieval_flickr30k_published --data DIR
         --init MODEL
     Data: as for `retrieval_flickr30k`. Trains on Karpathy's "train" and "val" together. The
-        published code selects its checkpoint on the test split, so its numbers are not on unseen
-        images. Here the last checkpoint is the model.
-    Hardware: published on 8 GPUs, 128 pairs per GPU.
+        published code selects its checkpoint on the test split, so its scores are not on unseen
+        images. This recipe keeps the last checkpoint.
+    Hardware: the published run used 8 GPUs, 128 pairs per GPU.
     Expected: recall at 1 on the 1,000 test images: text-to-image 81.44, image-to-text 92.90
         (FIBER's README).
     """
@@ -115,28 +115,28 @@ def retrieval_flickr30k_published() -> RunConfig:
 
 
 def retrieval_flickr30k_itm() -> RunConfig:
-    """Published fine-tuning on Flickr30k by ITM alone; ten epochs of 145,000 captions.
+    """Published Flickr30k fine-tuning with the ITM loss only; ten epochs of 145,000 captions.
 
     Command: torchrun --nproc-per-node 8 -m fiber.cli train retrieval_flickr30k_itm --data DIR
         --init MODEL
     Data: as for `retrieval_flickr30k`, but keeps the checkpoint with the best ITM accuracy on
-        "val". MODEL is a finished `retrieval_coco_itm`, as published.
-    Hardware: published on 8 GPUs, 8 pairs per GPU.
-    Expected: near the published run's recall at 1 on the 1,000 test images: text-to-image 84.10,
-        image-to-text 95.10. That run selected its checkpoint on them.
+        "val". MODEL is a finished `retrieval_coco_itm` model, as published.
+    Hardware: the published run used 8 GPUs, 8 pairs per GPU.
+    Expected: close to the published run's recall at 1 on the 1,000 test images: text-to-image
+        84.10, image-to-text 95.10. That run selected its checkpoint on these images.
     """
     return replace_fields(retrieval_coco_itm(), {"train.steps": 1416})
 
 
 def retrieval_flickr30k_itm_published() -> RunConfig:
-    """Published fine-tuning on Flickr30k by ITM, train and val; ten epochs of 150,070 captions.
+    """Published Flickr30k fine-tuning with ITM, on train and val; ten epochs of 150,070 captions.
 
     Command: torchrun --nproc-per-node 8 -m fiber.cli
         train retrieval_flickr30k_itm_published --data DIR --init MODEL
     Data: as for `retrieval_flickr30k_published`.
-    Hardware: published on 8 GPUs, 8 pairs per GPU.
-    Expected: recall at 1 on the 1,000 test images: text-to-image 84.10, image-to-text 95.10, every
-        image scored with every caption (FIBER's README).
+    Hardware: the published run used 8 GPUs, 8 pairs per GPU.
+    Expected: recall at 1 on the 1,000 test images: text-to-image 84.10, image-to-text 95.10, with
+        every image scored against every caption (FIBER's README).
     """
     return as_published(retrieval_flickr30k_itm(), steps=1465)
 

@@ -27,12 +27,12 @@ from fiber.training.config.transforms import TransformConfig
 
 
 def scenes_coarse() -> RunConfig:
-    """Coarse stage on generated scenes, from scratch: captions and questions.
+    """Coarse stage on generated scenes, trained from scratch: captions and questions.
 
     Command: fiber data scenes --output runs/scenes
              fiber train scenes_coarse --data runs/scenes --output runs/coarse
     Data: rendered scenes with captions (ITC, ITM, MLM) and questions (VQA).
-    Hardware: two CPU cores, minutes.
+    Hardware: two CPU cores; trains in minutes.
     Expected: see the table printed by `fiber demo`, which runs this recipe.
     """
     return RunConfig(
@@ -41,7 +41,7 @@ def scenes_coarse() -> RunConfig:
             image_text=ImageTextTask(share=1, itm_negatives="half"),
             question=QuestionTask(share=1),
         ),
-        # Captions have about twelve tokens: at 0.15 most would have at most one masked token.
+        # Captions have about twelve tokens; at 0.15, most would have at most one masked token.
         data=DataConfig(batch_size=64, mlm_probability=0.3),
         # All weights are trained from scratch, so heads need no higher learning rate.
         optim=OptimConfig(
@@ -60,13 +60,13 @@ def scenes_fine() -> RunConfig:
 
     Command: fiber train scenes_fine --data runs/scenes --init runs/coarse --output runs/fine
     Data: rendered scenes with referring expressions, captions with phrases, and detection prompts.
-    Hardware: two CPU cores, minutes.
+    Hardware: two CPU cores; trains in minutes.
     Expected: see the table printed by `fiber demo`, which runs this recipe after `scenes_coarse`.
     """
     model = preset("small", stage="fine")
     return RunConfig(
         model=model,
-        # All eight classes are in every prompt, in the order of the file, as in evaluation.
+        # Every prompt lists all eight classes in file order, as in evaluation.
         tasks=TasksConfig(grounding=GroundingTask(share=1, shuffle_classes=False)),
         data=DataConfig(
             batch_size=16,
@@ -87,10 +87,10 @@ def small_vqa() -> RunConfig:
     """Small model on a CPU: visual question answering.
 
     Command: fiber train small_vqa --data runs/scenes --init runs/demo/coarse
-    Data: a directory of `fiber data`, or questions in any other supported format (such as your own
-        .jsonl).
-    Hardware: two CPU cores, minutes.
-    Expected: docs/results.md, for scenes and stamps.
+    Data: a folder written by `fiber data`, or questions in any other supported format (such as your
+        own .jsonl).
+    Hardware: two CPU cores; trains in minutes.
+    Expected: see docs/results.md for results on scenes and stamps.
     """
     return _finetune("vqa", TasksConfig(question=QuestionTask(share=1)), "vqa")
 
@@ -99,34 +99,34 @@ def small_nlvr2() -> RunConfig:
     """Small model on a CPU: true or false statements about two images (NLVR2).
 
     Command: fiber train small_nlvr2 --data runs/scenes --init runs/demo/coarse
-    Data: a directory of `fiber data`, or statements in any other supported format.
-    Hardware: two CPU cores, minutes.
-    Expected: docs/results.md, for scenes and stamps.
+    Data: a folder written by `fiber data`, or statements in any other supported format.
+    Hardware: two CPU cores; trains in minutes.
+    Expected: see docs/results.md for results on scenes and stamps.
     """
     tasks = TasksConfig(reasoning=ReasoningTask(share=1))
     return _finetune("nlvr2", tasks, "nlvr2", {"data.batch_size": 32})
 
 
 def small_retrieval() -> RunConfig:
-    """Small model on a CPU: image-text retrieval by ITC alone.
+    """Small model on a CPU: image-text retrieval with the ITC loss only.
 
     Command: fiber train small_retrieval --data runs/scenes --init runs/demo/coarse
-    Data: a directory of `fiber data`, or captions in any other supported format (such as your own
-        .jsonl).
-    Hardware: two CPU cores, minutes.
-    Expected: docs/results.md, for scenes and stamps.
+    Data: a folder written by `fiber data`, or captions in any other supported format (such as your
+        own .jsonl).
+    Hardware: two CPU cores; trains in minutes.
+    Expected: see docs/results.md for results on scenes and stamps.
     """
     tasks = TasksConfig(image_text=ImageTextTask(share=1, itm=0.0, mlm=0.0))
     return _finetune("itc", tasks, "retrieval", {"train.steps": 300, "validation.pictures": 500})
 
 
 def small_matching() -> RunConfig:
-    """Small model on a CPU: image-text matching by ITM alone.
+    """Small model on a CPU: image-text matching with the ITM loss only.
 
     Command: fiber train small_matching --data runs/scenes --init runs/demo/coarse
     Data: as for `small_retrieval`.
-    Hardware: two CPU cores, minutes.
-    Expected: docs/results.md, for scenes and stamps.
+    Hardware: two CPU cores; trains in minutes.
+    Expected: see docs/results.md for results on scenes and stamps.
     """
     task = ImageTextTask(share=1, itc=0.0, mlm=0.0, itm_negatives="random")
     return _finetune("itm", TasksConfig(image_text=task), "matching", {"train.steps": 300})
@@ -137,30 +137,31 @@ def small_caption() -> RunConfig:
 
     Command: fiber train small_caption --data runs/scenes --init runs/demo/coarse
     Data: as for `small_retrieval`.
-    Hardware: two CPU cores, minutes.
-    Expected: docs/results.md, for scenes and stamps.
+    Hardware: two CPU cores; trains in minutes.
+    Expected: see docs/results.md for results on scenes and stamps.
     """
     changes = {"train.steps": 300, "train.checkpoint_every": 150}
     return _finetune("caption", TasksConfig(caption=CaptionTask(share=1)), "caption", changes)
 
 
 def small_detection() -> RunConfig:
-    """Small detector for your own classes, from any dataset in COCO format.
+    """Small detector for your own classes, trained on any dataset in COCO format.
 
     Command: fiber train small_detection --data DIR --output runs/own
-    Data: class boxes in COCO format: an export of Roboflow, CVAT, Label Studio or FiftyOne, a data
-        set of ODinW, or COCO itself. Without a validation split a fifth of the images is held out.
+    Data: class-labeled boxes in COCO format: an export from Roboflow, CVAT, Label Studio or
+        FiftyOne, an ODinW dataset, or COCO itself. Without a validation split, a fifth of the
+        images is held out.
     Hardware: two CPU cores.
-    Expected: detects objects in images like the training images, see docs/detection.md. There is no
-        published number. Images are resized to a shorter side of 128 pixels, so objects must be
-        large; use `own_detection` for real work.
+    Expected: detections in images similar to the training images; see docs/detection.md. There is
+        no published number. Images are resized to a shorter side of 128 pixels, so objects must be
+        large; use `own_detection` for practical use.
 
-    The model is trained from scratch with a vocabulary of the class names. Every prompt has all
-    classes in the order of the file, as in evaluation.
+    Trains from scratch with a vocabulary built from the class names. Every prompt lists all classes
+    in file order, as in evaluation.
     """
     small = preset("small", stage="fine")
     changes = {
-        # Longer prompts and larger images than the preset's.
+        # Allow longer prompts and larger images than the preset does.
         "model.max_tokens": small.roberta.max_tokens,
         "model.detector.shorter_side": 128,
         "model.detector.max_size": 224,
@@ -181,14 +182,14 @@ def small_detection() -> RunConfig:
 def _finetune(
     head: str, tasks: TasksConfig, validation: str, changes: Mapping[str, Any] | None = None
 ) -> RunConfig:
-    """Configure fine-tuning of one head; `changes` override other fields by dotted name."""
+    """Configure fine-tuning of one head; `changes` overrides other fields by dotted name."""
     small = preset("small")
     image_text = dataclasses.replace(small.image_text, heads=(head,))
     config = RunConfig(
         model=dataclasses.replace(small, image_text=image_text),
         tasks=tasks,
         data=DataConfig(batch_size=64),
-        # The initial model trained only for minutes, so encoders still need a high learning rate.
+        # The initial model was trained only briefly: encoders still need a high learning rate.
         optim=OptimConfig(
             lr=3e-4, head_lr_multiplier=1.0, cross_modal_lr_multiplier=1.0, clip_norm=1.0
         ),

@@ -1,1 +1,1 @@
-"""Training and evaluation: configuration, loop, checkpoints, metrics of a model on a dataset."""
+"""Training: configuration, data, objectives, optimizer, training loop and checkpoints."""

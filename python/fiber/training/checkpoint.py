@@ -67,7 +67,7 @@ class RunCheckpoint:
         found = from_dict(Position, read_json(self.folder / "data.json"))
         if found.records != records:
             raise ValueError(
-                f"{self.folder} was trained on other data: expected record counts"
+                f"{self.folder} was trained on different data: expected record counts"
                 f" {found.records}, got {records}"
             )
         return found
@@ -103,7 +103,7 @@ def write_checkpoint(
     """Write a checkpoint atomically and remove all but the newest `keep`.
 
     Raises:
-        OSError: if it cannot be written (disk full); older checkpoints are unchanged.
+        OSError: if it cannot be written (disk full); older checkpoints are kept.
     """
     final = checkpoints / f"{STEP}{position.step:08d}"
     with explain_write_errors(final), new_directory(final) as part:
@@ -125,7 +125,7 @@ def write_checkpoint(
 
 
 def newest_checkpoint(checkpoints: Path) -> RunCheckpoint | None:
-    """Return the newest complete checkpoint of a run; None without one."""
+    """Return the newest complete checkpoint of a run, or None if there is none."""
     return next(reversed(checkpoints_in(checkpoints)), None)
 
 

@@ -36,13 +36,13 @@ from fiber.data.skip_report import classes_of, skip_lines
 from fiber.training.config.run import RunConfig
 from fiber.training.config.tasks import BOX_SOURCES, CLASS_SOURCES, ImageTextTask
 
-#: Maximum number of records searched for a box before grounding data is refused.
+#: Maximum number of records searched for a box before grounding data is rejected.
 BOXLESS_RECORDS = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingData:
-    """Records of every active task, and the vocabulary of the model."""
+    """Records of every active task, and the model's vocabulary."""
 
     records: Mapping[str, RecordSet]
     vocabulary: Vocabulary
@@ -76,7 +76,7 @@ def open_data(
 ) -> TrainingData:
     """Open the records of every active task, the tokenizer and the answers.
 
-    Questions without an answer of the model are skipped and counted, as published.
+    Questions without an answer in the model's vocabulary are skipped and counted, as published.
 
     Args:
         config: configuration of the run.
@@ -84,17 +84,17 @@ def open_data(
             task.
         tokenizer: tokenizer or its file; "train" trains one on all texts. Default: that of `known`,
             else the folder's tokenizer.json.
-        answers: answers of the VQA head in the order of its logits, or a JSON list of them.
-            Default: those of `known` if they cover the data, else the most frequent answers of the
+        answers: answers of the VQA head in logit order, or a JSON file that lists them. Default:
+            those of `known` if they cover the data, else the most frequent answers of the
             questions, at most model.image_text.num_answers.
         known: vocabulary of the initial model or of the resumed run.
-        from_scratch: the run has no initial model, so `data.train_tokenizer` applies.
+        from_scratch: True if the run has no initial model; `data.train_tokenizer` then applies.
 
     Raises:
         FileNotFoundError: if a folder or file is missing.
-        TypeError: if `data` has another type.
-        ValueError: if the records do not fit the tasks, a set is empty or has no negatives, there
-            is no tokenizer, or answers are given without questions, repeated, blank or empty.
+        TypeError: if `data` has an unsupported type.
+        ValueError: if the records do not match the tasks, a task has no records or no negatives,
+            there is no tokenizer, or answers are invalid or given without questions.
     """
     fixed = None if answers is None else check_answers(open_answers(answers))
     folder_tokenizer = path = None
@@ -102,7 +102,7 @@ def open_data(
         path = existing_data(data)
         records = _read_records(config, path)
         file = (path if path.is_dir() else path.parent) / "tokenizer.json"
-        # Optional next to a file; required in a folder, where the error names the missing file.
+        # Optional next to a file, but required in a folder, where an error names the missing file.
         folder_tokenizer = file if path.is_dir() or file.is_file() else None
     else:
         records = _given_records(config, data)
@@ -194,7 +194,7 @@ def _choose_answers(
     fixed: tuple[str, ...] | None,
     known: Vocabulary | None,
 ) -> tuple[str, ...]:
-    """Choose the answers of the VQA head; () without one."""
+    """Choose the answers of the VQA head; return () if there is no such head."""
     if "question" in records:
         limit = config.model.image_text.num_answers
         return choose_answers(records["question"], limit, fixed, known)
@@ -208,24 +208,24 @@ def _choose_answers(
 
 
 def _check_boxes(records: RecordSet) -> None:
-    """Refuse grounding data without any box; images without boxes are allowed among others."""
+    """Reject grounding data without any boxes; some of the images may have none."""
     checked = range(0, len(records), -(-len(records) // BOXLESS_RECORDS))
     if not any(records[index].boxes_xyxy for index in checked):
         raise ValueError(
             f"data of task 'grounding': expected records with boxes_xyxy, but the {len(checked)}"
-            f" checked records have none; the first is {records[0].key!r}"
+            f" checked records have none; the first record is {records[0].key!r}"
         )
 
 
 def _check_negatives(records: RecordSet, task: ImageTextTask) -> None:
-    """Refuse data for ITC or ITM in which no pair is a negative of another."""
+    """Reject ITC or ITM data in which no pair can be a negative for another."""
     losses = [name for name in ("itc", "itm") if task.weights()[name] > 0]
     first, images, texts = records[0], set(), set()
     for index in range(len(records) if losses else 0):
         record = records[index]
         images.add(record.image_id)
         texts.add(record.text)
-        # Two of the pairs then differ in both.
+        # Then two of the pairs differ in both image and text.
         if len(images) > 1 and len(texts) > 1:
             return
     same = []
@@ -283,7 +283,7 @@ def answerable(records: RecordSet, answers: Sequence[str]) -> RecordSet:
 def _read_source(config: RunConfig, source: str, data: Path) -> RecordSet:
     options: dict[str, Any] = {}
     if source in BOX_SOURCES:
-        # Invalid boxes are dropped; no other record replaces them.
+        # Invalid boxes can only be dropped; "resample" replaces whole records.
         options["on_error"] = "raise" if config.data.on_error == "raise" else "skip"
     if source == "detection":
         options["shots"] = config.data.shots

@@ -1,7 +1,7 @@
 """Data-parallel training under torchrun: process group, gradient averaging, broadcasts.
 
-Every rank has the whole model and a slice of each batch. Losses divide by counts over all ranks, so
-the mean of the ranks' gradients is the gradient of the whole batch.
+Every rank has the whole model and a slice of each batch. Losses are normalized by counts over all
+ranks, so averaging the ranks' gradients gives the gradient of the whole batch.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Processes:
 
     @property
     def is_first(self) -> bool:
-        """Whether this is rank 0, which writes files and messages."""
+        """True on rank 0, which writes files and messages."""
         return self.rank == 0
 
 
@@ -41,7 +41,7 @@ def joined(device: str | torch.device | None = None) -> Iterator[Processes]:
     """Initialize the process group under torchrun; `device` defaults to CUDA if available.
 
     Raises:
-        ValueError: if torchrun's environment is incomplete, or names a GPU that does not exist.
+        ValueError: if torchrun's environment is incomplete or requires a GPU that does not exist.
     """
     rank, world_size, local_rank = _torchrun_environment()
     kind = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -49,8 +49,8 @@ def joined(device: str | torch.device | None = None) -> Iterator[Processes]:
         index = local_rank if world_size > 1 or kind.index is None else kind.index
         if index >= torch.cuda.device_count():
             raise ValueError(
-                f"local rank {local_rank} needs CUDA device {index}, but only"
-                f" {torch.cuda.device_count()} exist; start fewer processes or use device='cpu'"
+                f"local rank {local_rank} needs CUDA device {index}, but the CUDA device count is"
+                f" {torch.cuda.device_count()}; start fewer processes or use device='cpu'"
             )
         kind = torch.device("cuda", index)
         torch.cuda.set_device(kind)
@@ -97,8 +97,8 @@ def broadcast_parameters(model: nn.Module, processes: Processes) -> None:
 def average_gradients(parameters: Sequence[nn.Parameter], processes: Processes) -> None:
     """Average gradients over the ranks, in flat buckets.
 
-    A gradient that is None on every rank stays None, so that the optimizer skips the parameter as
-    it does on one process. A gradient that is None on some ranks counts as 0 there.
+    A gradient that is None on every rank stays None, so the optimizer skips the parameter, as on a
+    single process. A gradient that is None on only some ranks counts as 0 there.
     """
     if processes.world_size == 1:
         return
@@ -120,7 +120,7 @@ def average_gradients(parameters: Sequence[nn.Parameter], processes: Processes) 
 
 
 def _buckets(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
-    """Group parameters into buckets of at most `BUCKET_ELEMENTS`; a larger one gets its own."""
+    """Group parameters into buckets of `BUCKET_ELEMENTS`; larger parameters get their own."""
     bucket: list[nn.Parameter] = []
     elements = 0
     for parameter in parameters:

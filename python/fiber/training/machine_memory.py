@@ -13,24 +13,24 @@ from fiber.training.config.run import RunConfig
 from fiber.training.distributed import Processes
 from fiber.training.optim import freeze
 
-#: Bytes of a trained parameter: weight, gradient and AdamW's two moments, in float32.
+#: Bytes per trained parameter: weight, gradient and AdamW's two moments, in float32.
 TRAINED_BYTES = 16
-#: Bytes of a frozen parameter.
+#: Bytes per frozen parameter.
 FROZEN_BYTES = 4
-#: Warn that activations may not fit above this fraction of the free memory.
+#: Fraction of free memory above which to warn that activations may not fit.
 WARN_FRACTION = 0.5
 
 _GIB = 2**30
 
 
 def check_memory(config: RunConfig, processes: Processes, root: Path = Path("/")) -> None:
-    """Check that the parameters of a CPU run fit in the free memory; warn if activations may not.
+    """Check that a CPU run's parameters fit in free memory; warn if activations may not.
 
-    The parameters are a lower bound: activations, the EMA and other ranks need more. Call it before
-    the model is built. Only rank 0 warns.
+    The parameters are a lower bound: activations, the EMA and other ranks need more memory. Call
+    this before building the model. Only rank 0 warns.
 
     Raises:
-        MemoryError: if the parameters alone exceed the free memory, with both numbers.
+        MemoryError: if the parameters alone exceed the free memory; the message gives both sizes.
     """
     free = free_bytes(root) if processes.device.type == "cpu" else None
     if free is None:
@@ -46,13 +46,14 @@ def check_memory(config: RunConfig, processes: Processes, root: Path = Path("/")
     )
     if needed > free:
         raise MemoryError(
-            f"{numbers}; use a GPU or a smaller model (a recipe of the preset small, such as"
-            f" scenes_coarse). Activations need additional memory; only they shrink with {savings}"
+            f"{numbers}; use a GPU or a smaller model (a recipe with preset small, such as"
+            " scenes_coarse). Activations need additional memory, which you can reduce with"
+            f" {savings}"
         )
     if needed > WARN_FRACTION * free and processes.is_first:
         warnings.warn(
             f"{numbers}. Activations need additional memory and may not fit; if the run is killed,"
-            f" use {savings}, a smaller model (a recipe of the preset small, such as scenes_coarse)"
+            f" use {savings}, a smaller model (a recipe with preset small, such as scenes_coarse)"
             " or a GPU",
             RuntimeWarning,
             stacklevel=2,
@@ -60,7 +61,7 @@ def check_memory(config: RunConfig, processes: Processes, root: Path = Path("/")
 
 
 def needed_bytes(config: RunConfig) -> tuple[int, int]:
-    """Return a run's parameter count, and the bytes of weights, gradients and optimizer state."""
+    """Return a run's parameter count, and its bytes of weights, gradients and optimizer state."""
     with torch.device("meta"):
         model = build_model(config.model)
     freeze(model, config.optim.frozen)
@@ -71,11 +72,11 @@ def needed_bytes(config: RunConfig) -> tuple[int, int]:
 
 
 def free_bytes(root: Path = Path("/")) -> int | None:
-    """Return the memory that the process may still allocate; None if the system does not report it.
+    """Return the number of bytes that the process can still allocate, or None if unknown.
 
-    The minimum of MemAvailable and what the process's control groups (v1 and v2) allow, not
-    counting page cache as used, read from proc and sys below `root`. psutil only reads
-    MemAvailable, which in a container is the host's.
+    This is the minimum of MemAvailable and what the process's control groups (v1 and v2) allow,
+    read from proc and sys under `root`; page cache does not count as used. psutil only reads
+    MemAvailable, which inside a container is the host's.
     """
     free = [1024 * int(n) for n in _find(root / "proc/meminfo", r"^MemAvailable:\s*(\d+) kB$")]
     own, groups = root / "proc/self/cgroup", root / "sys/fs/cgroup"
@@ -90,7 +91,7 @@ def free_bytes(root: Path = Path("/")) -> int | None:
     ):
         for path in map(PurePosixPath, _find(own, pattern)):
             for group in (path, *path.parents):
-                # "max" does not match: no limit.
+                # "max" (no limit) does not match.
                 for limit in _find(top / group / limit_file, r"^(\d+)$"):
                     used = _find(top / group / "memory.stat", rf"^{used_key} (\d+)$")
                     free.append(max(0, int(limit) - sum(map(int, used))))
@@ -98,7 +99,7 @@ def free_bytes(root: Path = Path("/")) -> int | None:
 
 
 def _find(path: Path, pattern: str) -> list[str]:
-    """Match lines of a system file; return [] if it cannot be read."""
+    """Find matching lines in a system file; return [] if it cannot be read."""
     try:
         return re.findall(pattern, path.read_text(encoding="utf-8"), re.MULTILINE)
     except OSError:

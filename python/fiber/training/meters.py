@@ -1,4 +1,4 @@
-"""Average training metrics between lines of metrics.jsonl."""
+"""Average training metrics between the lines of metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from fiber.training.distributed import Processes, mean_over_ranks
 
 
 class Meter:
-    """Collect losses on the device; read them only once per line, because reading synchronizes.
+    """Accumulate losses on the device; read them only once per line, because reading synchronizes.
 
-    `images` counts the images of the run over all ranks.
+    `images` counts the run's images over all ranks.
     """
 
     def __init__(
@@ -26,25 +26,25 @@ class Meter:
         images: int,
         seconds: float,
     ) -> None:
-        """Args: images and seconds of the run before it was resumed."""
+        """Create a meter; `images` and `seconds` are the run's totals before it was resumed."""
         self.processes, self.model, self.optimizer = processes, model, optimizer
         self.images, self._logged = images, (images, seconds)
         self._losses: dict[str, list[Tensor]] = {}
 
     def add(self, losses: dict[str, Tensor]) -> None:
-        """Collect the losses of a micro-batch."""
+        """Accumulate the losses of a micro-batch."""
         for name, loss in losses.items():
             self._losses.setdefault(name, []).append(loss.detach())
 
     def close(self, step: int, seconds: float, gradient_norm: Tensor) -> dict[str, Any]:
-        """Return the line of metrics since the last call, and reset.
+        """Return the metrics averaged since the last call, and reset.
 
         Raises:
-            FloatingPointError: if a loss or the gradient norm is not finite, with its name.
+            FloatingPointError: if a loss or the gradient norm is not finite; the message names it.
         """
         names = sorted(self._losses)
         means = [torch.stack(self._losses[name]).mean() for name in names]
-        # Losses divide by counts over all ranks, so their mean is the loss of the whole batch.
+        # Losses are normalized by counts over all ranks: their mean is the whole batch's loss.
         values = mean_over_ranks(torch.stack(means).double(), self.processes).tolist()
         losses = dict(zip(names, values, strict=True))
         norm = float(gradient_norm)
@@ -52,7 +52,7 @@ class Meter:
         wrong = [name for name, value in checked.items() if not math.isfinite(value)]
         if wrong:
             raise FloatingPointError(
-                f"not finite by step {step}: {', '.join(wrong)}; lower optim.lr, set"
+                f"non-finite values by step {step}: {', '.join(wrong)}; lower optim.lr, set"
                 " optim.clip_norm, or train in float32"
             )
         named = self.model.named_parameters()
@@ -70,7 +70,7 @@ class Meter:
             "gradient_norm": norm,
             # Mean absolute value of the cross-attention gates, which start at 0.
             "mean_gate": float(torch.stack(gates).mean()) if gates else 0.0,
-            # By multiplier: {"x1": 0.001, "x5": 0.005}.
+            # Keyed by multiplier: {"x1": 0.001, "x5": 0.005}.
             "learning_rates": {
                 f"x{group['lr_factor']:g}": group["lr"] for group in self.optimizer.param_groups
             },

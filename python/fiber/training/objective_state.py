@@ -1,7 +1,7 @@
 """Checkpointed state of objectives: the ITC queue and the GOLD reference model.
 
-Both are equal on all ranks and saved in every checkpoint, so that a resumed run repeats an
-uninterrupted one exactly. CIDEr-D rewards are rebuilt from the training data instead.
+Both are the same on all ranks and saved in every checkpoint, so a resumed run matches an
+uninterrupted one exactly. CIDEr-D rewards are instead rebuilt from the training data.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from fiber.training.scst import CaptionRewards
 class ObjectiveState:
     """State of a run's objectives; empty for most runs."""
 
-    #: Older pairs for ITC with a queue.
+    #: Older pairs, for ITC with a queue.
     queue: PairQueue | None = None
-    #: Frozen copy of the model, in evaluation mode.
+    #: Frozen copy of the model, in eval mode.
     reference: FiberImageText | None = None
     #: Steps between updates of `reference`.
     copy_every: int = 1
-    #: Rewards of sampled captions.
+    #: Reward function for sampled captions.
     rewards: CaptionRewards | None = None
 
     @classmethod
     def of(
         cls, config: RunConfig, device: torch.device, rewards: CaptionRewards | None = None
     ) -> ObjectiveState:
-        """Create a run's state: an empty queue, a reference that `begin_step` copies to."""
+        """Create a run's state: an empty queue, and a reference that `begin_step` fills."""
         active, queue, reference = config.tasks.active(), None, None
         image_text, caption = config.tasks.image_text, config.tasks.caption
         if "image_text" in active and image_text.has_contrast and image_text.itc_form == "queue":
@@ -61,7 +61,7 @@ class ObjectiveState:
         return {name: part.state_dict() for name, part in parts.items() if part is not None}
 
     def load_state_dict(self, state: dict[str, dict[str, Tensor]]) -> None:
-        """Restore what `state_dict` returned."""
+        """Restore a state returned by `state_dict`."""
         if self.queue is not None:
             self.queue.load_state_dict(state["queue"])
         if self.reference is not None:

@@ -1,7 +1,7 @@
 """Objectives: compute the named losses of a task's batch.
 
-The image-text losses share computation: the image is encoded below the first fused block once for
-MLM, ITC and all ITM pairs; the text twice, unmasked and masked.
+The image-text losses share computation below the first fused block: the image is encoded once for
+MLM, ITC and all ITM pairs, and the text twice, unmasked and masked.
 """
 
 from __future__ import annotations
@@ -68,10 +68,10 @@ def image_text_branches(
     queue: PairQueue | None = None,
     split: SplitGraph | None = None,
 ) -> Iterator[dict[str, Tensor]]:
-    """Yield the losses of MLM, ITC and ITM, branch by branch, from shared encoder prefixes.
+    """Yield the MLM, ITC and ITM losses branch by branch, from shared encoder prefixes.
 
-    In training mode, the batch is added to the queue after the last branch. `split` cuts the
-    prefixes from the graph; None keeps one graph.
+    In training mode, the batch is added to the queue after the last branch. `split` detaches the
+    prefixes from the graph; None keeps a single graph.
 
     Source: FIBER (Dou et al. 2022); ITM with hard negatives as in ALBEF (Li et al. 2021).
     """
@@ -127,7 +127,7 @@ class _Contrast(NamedTuple):
     #: (B, D) unit vectors, detached.
     image_vectors: Tensor
     text_vectors: Tensor
-    #: (B,) int64; equal ids mean equal texts.
+    #: (B,) int64; the same id means the same text.
     text_ids: Tensor
 
 
@@ -138,7 +138,7 @@ def _itc(
     text_prefix: Tensor,
     queue: PairQueue | None,
 ) -> tuple[Tensor, _Contrast]:
-    """Compute ITC within the batch of all ranks, or against the queue."""
+    """Compute ITC over the batch of all ranks, or against the queue."""
     backbone, mask = model.backbone, batch.text_mask
     images = model.image_vectors(backbone.complete_image(image_prefix))
     texts = model.text_vectors(backbone.complete_text(text_prefix, mask, wanted="pooled"))
@@ -194,9 +194,9 @@ def caption_losses(
     task: CaptionTask,
     reference: FiberImageText | None = None,
 ) -> dict[str, Tensor]:
-    """Predict each caption token from the image and the tokens before it.
+    """Compute the loss of predicting each caption token from the image and the tokens before it.
 
-    `reference` is the frozen copy of the objective "gold"; None: maximum likelihood.
+    `reference` is the frozen model copy of the objective "gold"; None uses maximum likelihood.
     """
     logits = model.next_token_logits(batch.images, batch.token_ids, batch.text_mask)
     if reference is None:
@@ -214,14 +214,14 @@ def self_critical_losses(
     draw: Draw,
     rewards: CaptionRewards,
 ) -> dict[str, Tensor]:
-    """Combine caption likelihood with a policy gradient on sampled captions (SCST).
+    """Compute the caption likelihood and a policy-gradient loss on sampled captions (SCST).
 
-    The image is encoded once for both. Captions are sampled with the model in its current mode (in
-    training with dropout, as published), then scored again with gradient. An image's samples depend
-    on `draw` and its row in the whole batch, not on the number of ranks.
+    Both share one image encoding. Captions are sampled with the model in its current mode (in
+    training with dropout, as in the published code); a second, differentiable pass then scores
+    them. An image's samples depend on `draw` and its row in the global batch, not on world size.
 
     Returns:
-        `caption`, `self_critical` and, without gradient, the mean reward `cider_d`.
+        The losses `caption` and `self_critical`, and the mean reward `cider_d` (no gradient).
 
     Source: self-critical training (Rennie et al. 2017) as in FIBER.
     """
@@ -230,8 +230,8 @@ def self_critical_losses(
     likelihood = caption_loss(model.caption_logits(text), batch.token_ids, batch.text_mask)
 
     counts = row_counts(batch.image_ids)
-    # One generator per row of the whole batch, seeded with all 53 random bits, because CPU
-    # generators use the lowest 32 bits of a seed.
+    # One generator per row of the global batch, seeded with all 53 random bits, because CPU
+    # generators only use the lowest 32 bits of a seed.
     first = sum(counts[: rank()])
     rows = np.arange(first, first + len(batch))
     uniforms = counter_uniforms(draw.seed, draw.number, _CAPTION_STREAM, rows).tolist()
@@ -276,9 +276,9 @@ class TrainStep(nn.Module):
         tasks: TasksConfig,
         state: ObjectiveState | None = None,
     ) -> None:
-        """Wrap the detector for the task "grounding", else the image-text model.
+        """Wrap a detector for the task "grounding", or an image-text model for all other tasks.
 
-        `state` is needed by objectives that keep one, such as ITC with a queue.
+        `state` is required by stateful objectives, such as ITC with a queue.
         """
         super().__init__()
         self.model = model
@@ -286,7 +286,7 @@ class TrainStep(nn.Module):
         self.state = state or ObjectiveState()
 
     def forward(self, task: str, batch: Any, draw: Draw) -> dict[str, Tensor]:
-        """Compute the losses of one task; arguments as for `branches`.
+        """Compute the losses of one task; see `branches` for the arguments.
 
         Returns:
             Unweighted scalars by name. Their mean over the ranks is the loss of the whole batch.
@@ -302,17 +302,17 @@ class TrainStep(nn.Module):
     ) -> Iterator[dict[str, Tensor]]:
         """Yield the losses of one task branch by branch.
 
-        Iterate to the end: the ITC queue stores the batch after the last branch.
+        Exhaust the iterator: the ITC queue stores the batch after the last branch.
 
         Args:
-            task: a field of `TasksConfig`.
+            task: name of a `TasksConfig` field.
             batch: batch of the task's type.
             draw: key of the random numbers.
-            split: cuts tensors shared by branches from the graph. The caller then runs each
+            split: detaches tensors shared by branches from the graph. The caller then runs each
                 branch's backward before requesting the next, and `split.backward()` at the end.
 
         Yields:
-            Unweighted scalars by name, different in each branch.
+            Unweighted scalars by name; each branch has its own names.
         """
         if isinstance(self.model, FiberDetector):
             output = self.model(batch.images, batch.token_ids, batch.text_mask, batch.image_sizes)

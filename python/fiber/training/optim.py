@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from fiber.config_io import nearest
 from fiber.training.config.run import OptimConfig
 
-#: Kind of a parameter: biases (and relative position bias tables) never decay, vectors (norm
-#: weights, temperatures) and gates only with `decay_vectors`.
+#: Kind of a parameter: biases (and relative position bias tables) are never decayed; vectors (norm
+#: weights, temperatures) and gates are decayed only with `decay_vectors`.
 Kind = Literal["weight", "bias", "vector", "gate"]
 #: Part of the model: an encoder, cross-modal layers, or a head.
 Part = Literal["encoder", "cross_modal", "head"]
 
-#: First component of a parameter name outside the backbone -> its part. As in the published coarse
-#: groups, transforms, poolers and caption projections are cross-modal.
+#: First component of a parameter name outside the backbone -> its part. As in the published
+#: coarse-stage groups, transforms, poolers and caption projections are cross-modal.
 PARTS: dict[str, Part] = {
     "temperature": "encoder",
     "itc_image_norm": "encoder",
@@ -45,8 +45,8 @@ PARTS: dict[str, Part] = {
 }
 BIASES = ("bias", "bias_table", "text_bias")
 
-#: Suffixes of vectors that the published coarse code decays in addition to gates, since their
-#: published names (`temp`, `norm_i2t_i`, `vqa_classifier.1`) match none of its norm patterns.
+#: Suffixes of vectors that the published coarse-stage code decays in addition to gates, since their
+#: names there (`temp`, `norm_i2t_i`, `vqa_classifier.1`) match none of its norm patterns.
 DECAYED_AS_PUBLISHED = (
     "temperature",
     "image_to_text.norm.weight",
@@ -56,10 +56,10 @@ DECAYED_AS_PUBLISHED = (
 
 
 def part_of(name: str) -> Part:
-    """Return a parameter's part of the model.
+    """Return the part of the model that a parameter belongs to.
 
     Raises:
-        ValueError: for an unknown name, so that no new module gets a default by accident.
+        ValueError: if the name is unknown, so that no new module gets a default by accident.
     """
     parts = name.split(".")
     if parts[0] == "backbone" and parts[1] in ("image", "text", "fusion"):
@@ -87,7 +87,7 @@ def factor_of(name: str, parameter: Tensor, config: OptimConfig) -> float:
         "cross_modal": config.cross_modal_lr_multiplier,
         "head": config.head_lr_multiplier,
     }[part_of(name)]
-    # The published fine stage trains all inputs of the text encoder at the text learning rate.
+    # As in the published fine stage, the text multiplier also covers the text's cross-attention.
     if name.startswith("backbone.text.") or ".text_to_image." in name:
         factor *= config.text_lr_multiplier
     if kind == "bias":
@@ -100,8 +100,8 @@ def factor_of(name: str, parameter: Tensor, config: OptimConfig) -> float:
 def is_decayed(name: str, parameter: Tensor, config: OptimConfig) -> bool:
     """Return whether weight decay applies to a parameter.
 
-    With `published_coarse`, gates, the temperature and some norms decay too: the published rule
-    matches substrings of names.
+    With `published_coarse`, gates, the temperature and some norms are also decayed, since the
+    published rule matches substrings of names.
     """
     kind = kind_of(name, parameter)
     if config.published_coarse and (kind == "gate" or name.endswith(DECAYED_AS_PUBLISHED)):
@@ -113,8 +113,8 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
     """Freeze parameters and modules by name; * in a pattern matches anything.
 
     Raises:
-        ValueError: for a pattern without a match, with the nearest names, or if every parameter is
-            frozen.
+        ValueError: if a pattern matches nothing (the message suggests the nearest names), or every
+            parameter is frozen.
     """
     parameters = dict(model.named_parameters())
     for pattern in patterns:
@@ -137,10 +137,10 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """Create AdamW over all trainable parameters, with a group per (multiplier, decay).
+    """Create AdamW for all trainable parameters, with one group per (multiplier, decay) pair.
 
-    `PublishedAdamW` with `published_coarse`. A group's multiplier is `lr_factor`, see
-    `set_learning_rate`.
+    Uses `PublishedAdamW` if `published_coarse` is set. Each group stores its multiplier as
+    `lr_factor`; see `set_learning_rate`.
     """
     groups: dict[tuple[float, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
@@ -156,10 +156,10 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
 
 
 class PublishedAdamW(torch.optim.Optimizer):
-    """AdamW as in the published coarse training.
+    """AdamW as in the published coarse-stage training.
 
-    Unlike in PyTorch, eps is added to the root of the second moment before the bias correction, and
-    weight decay is applied after the update. Every group has a `weight_decay`.
+    Unlike PyTorch's AdamW, adds eps to the root of the second moment before the bias correction,
+    and applies weight decay after the update. Every group needs a `weight_decay`.
 
     Source: Loshchilov and Hutter 2019, as implemented in transformers 4.6.
     """
@@ -196,7 +196,7 @@ class PublishedAdamW(torch.optim.Optimizer):
 def lr_factor(step: int, steps: int, config: OptimConfig, scores: Sequence[float] = ()) -> float:
     """Return the learning rate of a step as a fraction of the peak.
 
-    Linear warmup from `warmup_start` (0, as published, leaves step 0 without effect), then decay by
+    Warms up linearly from `warmup_start` (with 0, as published, step 0 is a no-op), then decays by
     `schedule`. "plateau" depends on the validation scores so far.
     """
     warmup = round(config.warmup_fraction * steps)
@@ -232,7 +232,7 @@ class MovingAverage:
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Update with the current parameters."""
+        """Update the averages with the current parameters."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         now = [p.detach() for p in model.parameters() if p.requires_grad]
@@ -248,7 +248,7 @@ class MovingAverage:
         return averages | {"updates": torch.tensor(self.updates)}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Restore what `state_dict` returned."""
+        """Restore a state returned by `state_dict`."""
         self.updates = int(state["updates"])
         for name, average in zip(self._names, self._averages, strict=True):
             average.copy_(state[name])
@@ -259,11 +259,11 @@ THRESHOLD = 1e-4
 
 
 def count_falls(scores: Sequence[float], patience: int) -> int:
-    """Count learning rate drops: one after more than `patience` scores without improvement.
+    """Count learning rate drops; each follows more than `patience` scores without improvement.
 
     Higher scores are better; counting restarts at each drop.
 
-    Source: PyTorch's ReduceLROnPlateau with mode="max", as in published fine-tuning on ODinW.
+    Source: PyTorch's ReduceLROnPlateau with mode="max", as in the published ODinW fine-tuning.
     """
     best, in_a_row, falls = -math.inf, 0, 0
     for score in scores:
@@ -279,7 +279,7 @@ def count_falls(scores: Sequence[float], patience: int) -> int:
 def has_stalled(scores: Sequence[float], limit: int) -> bool:
     """Return whether the last `limit` scores are all below the previous best; 0 disables.
 
-    A score equal to the best one resets the count, as in published fine-tuning.
+    A score equal to the best one resets the count, as in the published fine-tuning code.
     """
     best, in_a_row = -math.inf, 0
     for score in scores:

@@ -28,7 +28,7 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        #: RunConfig, with fiber's version and commit.
+        #: The RunConfig, plus fiber's version and commit.
         self.config_file = path / "config.json"
         #: One JSON object per line.
         self.metrics_file = path / "metrics.jsonl"
@@ -38,11 +38,11 @@ class RunFolder:
 
     @property
     def is_finished(self) -> bool:
-        """Whether the finished model exists."""
+        """True if the finished model exists."""
         return self.model_file.is_file()
 
     def stored_config(self) -> RunConfig | None:
-        """Read the run's configuration; None without a run.
+        """Read the run's configuration; None if the folder contains no run.
 
         Raises:
             ValueError: if config.json belongs to a saved model.
@@ -67,15 +67,17 @@ class RunFolder:
 
         Raises:
             FileExistsError: if the folder contains a run and `resume` is False.
-            ValueError: if the stored configuration differs, with the fields.
+            ValueError: if the stored configuration differs; the message lists the fields.
         """
         stored = self.stored_config()
         if stored is None:
             if self.is_finished or (self.path.exists() and not self.path.is_dir()):
-                raise FileExistsError(f"{self.path} is in use; choose another output folder")
+                raise FileExistsError(
+                    f"{self.path} exists and is not a run; choose another output folder"
+                )
             return
         has_trained = self.is_finished or newest_checkpoint(self.checkpoints) is not None
-        hint = "" if has_trained else "; it has no checkpoint: delete it to start over"
+        hint = "" if has_trained else "; the run has no checkpoint: delete the folder to start over"
         if not resume:
             raise FileExistsError(
                 f"{self.path} already contains a run; resume it (resume=True, --resume)"
@@ -84,7 +86,7 @@ class RunFolder:
         changed = differences(stored, config)
         if changed:
             raise ValueError(
-                f"{self.path} was trained with another configuration (stored -> requested):"
+                f"{self.path} was trained with a different configuration (stored -> requested):"
                 f" {'; '.join(changed)}{hint}"
             )
 
@@ -127,7 +129,7 @@ class RunFolder:
                     self.path.rmdir()
 
     def vocabulary(self) -> Vocabulary | None:
-        """Read the run's tokenizer, answers and classes; None without a run."""
+        """Read the run's tokenizer, answers and classes; None if the folder contains no run."""
         return read_vocabulary(self.path) if self.config_file.exists() else None
 
     def open(
@@ -139,18 +141,18 @@ class RunFolder:
     ) -> None:
         """Create the folder of a new run, or prepare it for resuming.
 
-        Metrics after the newest checkpoint are dropped, since those steps are trained again.
+        Metrics after the newest checkpoint are dropped, since those steps will be rerun.
 
         Args:
-            config: stored in config.json.
-            vocabulary: tokenizer, answers and classes, stored next to it.
+            config: run configuration, stored in config.json.
+            vocabulary: tokenizer, answers and classes, stored next to config.json.
             init: path of the initial weights, if any.
             data_path: absolute path of the data; None for records passed by the caller.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         remove_parts(self.path)
         if not self.config_file.exists():
-            # config.json is written last: a folder with it has all other files.
+            # config.json is written last, so a folder that contains it has all other files.
             write_vocabulary(self.path, vocabulary)
             origin = {"init": init, DATA_PATH: data_path}
             write_json(self.config_file, provenance() | origin | to_dict(config))
@@ -163,8 +165,8 @@ class RunFolder:
         write_file(self.metrics_file, lambda part: part.write_text(text, encoding="utf-8"))
 
     def add_metrics(self, entry: dict[str, Any]) -> None:
-        """Append a line of metrics."""
-        # `read_metrics` drops a partial last line after a crash.
+        """Append a line to the metrics file."""
+        # If a crash leaves a partial last line, `read_metrics` drops it.
         with (
             explain_write_errors(self.metrics_file),
             self.metrics_file.open("a", encoding="utf-8") as file,
@@ -172,7 +174,7 @@ class RunFolder:
             file.write(json.dumps(entry) + "\n")
 
     def draw(self) -> None:
-        """Plot curves.png from the metrics."""
+        """Plot the metrics to curves.png."""
         draw_curves(read_metrics(self.metrics_file), self.path / "curves.png")
 
 
@@ -190,7 +192,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def draw_curves(entries: list[dict[str, Any]], path: Path) -> bool:
-    """Plot losses, learning rates and validation scores of metrics to a PNG.
+    """Plot losses, learning rates and validation scores to a PNG file.
 
     Returns:
         False if there are no entries or matplotlib is not installed.

@@ -1,4 +1,4 @@
-"""Rewards of self-critical sequence training (SCST): CIDEr-D of sampled captions."""
+"""Rewards for self-critical sequence training (SCST): CIDEr-D of sampled captions."""
 
 from __future__ import annotations
 
@@ -19,52 +19,52 @@ from fiber.training.data import TrainingData
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionRewards:
-    """CIDEr-D of sampled captions against those of the training image, as published.
+    """CIDEr-D of sampled captions against the image's training captions, as published.
 
-    Captions are preprocessed by `metrics.cider.reward_text`.
+    Captions are preprocessed with `metrics.cider.reward_text`.
     """
 
     tokenizer: Tokenizer
     #: Record key -> image id.
     image_ids: Mapping[str, str]
-    #: Image id -> its distinct captions, normalized.
+    #: Image id -> its distinct captions, preprocessed.
     references: Mapping[str, tuple[str, ...]]
     frequencies: DocumentFrequencies
 
     @classmethod
     def of(cls, records: RecordSet, tokenizer: Tokenizer, task: CaptionTask) -> CaptionRewards:
-        """Group captions by image_id; repeated captions of an image count once.
+        """Group captions by image_id; duplicate captions of an image count once.
 
-        Document frequencies are read from `task.cider_frequencies` or counted on the records.
+        Document frequencies are read from `task.cider_frequencies` or computed from the records.
 
         Raises:
             FileNotFoundError: if that file is missing.
-            ValueError: if an image has no caption, a key has two images, or frequencies would be
-                counted on a single image.
+            ValueError: if an image has only empty captions, two images share a key, or frequencies
+                would be computed from a single image.
         """
         image_ids: dict[str, str] = {}
         texts: dict[str, dict[str, None]] = {}
         for record in (records[number] for number in range(len(records))):
             if image_ids.setdefault(record.key, record.image_id) != record.image_id:
                 raise ValueError(
-                    f"record key {record.key!r} has the images {image_ids[record.key]!r} and"
-                    f" {record.image_id!r}; tasks.caption.objective 'cider' looks up captions by"
-                    " key, so each key must have one image"
+                    f"record key {record.key!r} is used for the images"
+                    f" {image_ids[record.key]!r} and {record.image_id!r}; tasks.caption.objective"
+                    " 'cider' looks up captions by key, so each key must belong to one image"
                 )
             texts.setdefault(record.image_id, {})[record.text] = None
         for image_id, found in texts.items():
             if not any(text.strip() for text in found):
                 raise ValueError(
                     f"image {image_id!r} has only empty captions; tasks.caption.objective 'cider'"
-                    " needs at least one with words"
+                    " needs at least one caption that contains words"
                 )
         references = {image_id: tuple(map(reward_text, found)) for image_id, found in texts.items()}
         if task.cider_frequencies is not None:
             frequencies = DocumentFrequencies.read(task.cider_frequencies)
         elif len(references) < 2:
             raise ValueError(
-                f"tasks.caption.objective 'cider' got captions of {len(references)} image;"
-                " expected at least 2, since words that every image has get weight 0"
+                "tasks.caption.objective 'cider' needs captions of at least 2 images, got"
+                f" {len(references)}; words that occur in every image's captions have weight 0"
             )
         else:
             frequencies = DocumentFrequencies.of(references.values())
@@ -91,7 +91,7 @@ class CaptionRewards:
 
 
 def caption_rewards(config: RunConfig, data: TrainingData) -> CaptionRewards | None:
-    """Create the rewards for the objective "cider", else None; errors as `CaptionRewards.of`."""
+    """Create the rewards for the objective "cider", or return None for any other objective."""
     task = config.tasks.caption
     if task.share == 0 or task.objective != "cider":
         return None

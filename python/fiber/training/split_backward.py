@@ -1,18 +1,18 @@
 """Split the backward pass to free each branch's activations before the next branch runs.
 
-Branches are losses on top of shared tensors (the prefixes of the two encoders). With one graph, the
-activations of all branches are alive at once. Here the shared tensors are cut from the graph: each
-branch runs backward down to the cuts, where gradients accumulate; the rest of the graph then runs
-backward once. Peak memory is that of the largest branch.
+Branches are losses on top of shared tensors (the prefixes of the two encoders). With a single
+graph, the activations of all branches are alive at once. Here, the shared tensors are detached:
+each branch's backward pass stops at them and accumulates their gradients, and one final backward
+pass covers the rest of the graph. Peak memory is that of the largest branch.
 
     split = SplitGraph()
     for losses in step.branches(task, batch, draw, split):
         sum(losses.values()).backward()
     split.backward()
 
-A generator keeps every `backward` in the training loop, where readers, profilers and wrappers
-(gradient scaling, reduction between branches) look for it, and `TrainStep.forward` an ordinary
-forward pass.
+The generator keeps every `backward` call in the training loop, where readers, profilers and
+wrappers (gradient scaling, reduction between branches) expect it, and keeps `TrainStep.forward` an
+ordinary forward pass.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from torch import Tensor
 
 
 class SplitGraph:
-    """Tensors shared by several losses, cut from the graph that computed them."""
+    """Tensors shared by several losses, detached from the graph that computed them."""
 
     def __init__(self) -> None:
         self._cuts: list[tuple[Tensor, Tensor]] = []
 
     def cut(self, tensor: Tensor) -> Tensor:
-        """Return the tensor as a new leaf; unchanged if it needs no gradient."""
+        """Return the tensor as a new leaf, or unchanged if it does not require grad."""
         if not tensor.requires_grad:
             return tensor
         leaf = tensor.detach().requires_grad_()

@@ -57,10 +57,10 @@ def training_transform(model: FiberConfig, transform: TransformConfig) -> ImageT
 
 
 class TaskLoaders:
-    """Infinite stream of batches for every task.
+    """Infinite stream of batches for each task.
 
-    A step takes `data.batch_size` samples of one task over all ranks, in `train.accumulation`
-    micro-batches.
+    Each step takes `data.batch_size` samples of one task over all ranks, split into
+    `train.accumulation` micro-batches.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class TaskLoaders:
         """Start each task after its `consumed` samples, counted over all ranks.
 
         Raises:
-            ValueError: if the batch size is not a multiple of ranks times micro-batches.
+            ValueError: if the batch size is not a multiple of world size times micro-batches.
         """
         self.batch_size = config.data.batch_size
         parts = config.train.accumulation * processes.world_size
@@ -106,7 +106,7 @@ class TaskLoaders:
                 max_tokens=max_tokens,
                 answers=data.vocabulary.answers,
                 shuffle=True,
-                # Tasks that share records must not share the order.
+                # Tasks that share records must not visit them in the same order.
                 seed=config.train.seed * 31 + list(BATCH_TYPES).index(name),
                 mlm_probability=config.data.mlm_probability,
                 threads=threads,
@@ -164,8 +164,8 @@ class TaskLoaders:
         """Return the next batch of a task.
 
         Raises:
-            DecodeError, FileNotFoundError: for a broken or missing image, with its record, unless
-                data.on_error skips it.
+            DecodeError, FileNotFoundError: if an image is broken or missing, unless data.on_error
+                skips it; the message names the record.
         """
         if name not in self._iterators:
             self._iterators[name] = iter(self._loaders[name].stream(start=self.consumed[name]))

@@ -35,9 +35,9 @@ class Run:
 
     #: Output folder; `fiber.load(run.folder)` loads the model.
     folder: Path
-    #: Configuration, with the vocabulary size and number of answers of the data.
+    #: Configuration, with the vocabulary size and number of answers set from the data.
     config: RunConfig
-    #: Lines of metrics.jsonl.
+    #: Entries of metrics.jsonl.
     metrics: list[dict[str, Any]]
 
 
@@ -58,37 +58,37 @@ def train(
 ) -> Run:
     """Train a model.
 
-    Logs counts of skipped or truncated data, such as questions without an answer of the model.
+    Logs counts of skipped or truncated data, such as questions without an answer in the vocabulary.
 
     Args:
         recipe: recipe name (see `fiber recipes`) or a RunConfig.
         data: data folder or annotation file that `fiber.data.open_source` reads, records, or a dict
             of records by task.
         output: folder for config.json, metrics.jsonl, curves.png, checkpoints and the model.
-        validation: data to select the best checkpoint on, if the recipe sets `validation.task`;
+        validation: data for selecting the best checkpoint, if the recipe sets `validation.task`;
             default: the split `validation.split` of `data`.
-        init: initial weights: folder of a finished model, published checkpoint (the other stage
-            takes its backbone), or a file or folder of files with a Swin (Microsoft or timm keys)
-            or a RoBERTa (transformers keys). Ignored when resuming.
-        resume: continue from the newest checkpoint in `output`, if any; keep a finished run.
+        init: initial weights: the folder of a finished model, a published checkpoint (from the
+            other stage, only the backbone is loaded), or a file or folder of Swin (Microsoft or
+            timm keys) or RoBERTa (transformers keys) weights. Ignored when resuming.
+        resume: continue from the newest checkpoint in `output`, if any; leave a finished run as is.
         set: config fields to override, by dotted name: {"train.steps": 500}.
         tokenizer: tokenizer, its file or its folder; "train" trains one on the texts, for a model
             from scratch. Default: that of `init`, else the data folder's tokenizer.json. Ignored
             when resuming.
-        answers: answers of the VQA head in the order of its logits, or a JSON list of them.
-            Default: those of `init` if they cover the data, else the most frequent ones of the
-            data. An `init` without answers (a published file) is assumed to have these. Ignored
-            when resuming.
-        device: default: CUDA (under torchrun, that of the local rank) if available, else the CPU.
+        answers: answers of the VQA head in logit order, or a JSON file that lists them. Default:
+            those of `init` if they cover the data, else the most frequent ones in the data. If
+            `init` does not list its answers (a published file), these are assumed. Ignored when
+            resuming.
+        device: default: CUDA if available (the local rank's GPU under torchrun), else the CPU.
         threads: data loader threads; 0 uses all cores.
         quiet: print nothing.
 
     Raises:
-        ValueError: for an invalid field, data that does not fit, or a resume with another config.
+        ValueError: if a field is invalid, the data does not fit, or a resumed run's config differs.
         FileExistsError: if `output` contains a run and `resume` is False.
         FloatingPointError: if a loss or the gradient is not finite.
         MemoryError: on a CPU, if the parameters alone exceed the free memory.
-        KeyboardInterrupt: on Ctrl-C, after a message on how to resume.
+        KeyboardInterrupt: on Ctrl-C, after printing how to resume.
         SystemExit: with code 75 on SIGTERM, SIGHUP or SIGUSR1, after the current step was saved.
     """
     config = load_recipe(recipe) if isinstance(recipe, str) else recipe
@@ -108,7 +108,7 @@ def train(
             chooser, reason = open_validation(config, source, data, validation, folder.checkpoints)
             if reason:
                 log(reason)
-            # Keep the caller's random state.
+            # Leave the caller's random state unchanged.
             devices = [processes.device] if processes.device.type == "cuda" else []
             lock = folder.locked() if processes.is_first else nullcontext()
             with torch.random.fork_rng(devices), _resume_hint(folder, quiet=quiet), lock:
@@ -144,15 +144,15 @@ def _resolve_inputs(
     start = read_init(init) if init is not None else None
     if isinstance(start, StoredModel):
         if named is not None and not start.answers:
-            # A published file does not list its head's answers. Those of a resumed run may have
-            # been counted on its data, so they do not apply.
+            # A published file does not list its head's answers. Those of a resumed run may come
+            # from its data, so they do not apply.
             start = dataclasses.replace(start, answers=open_answers(named))
         if vocabulary is None and start.tokenizer is not None:
             vocabulary = Vocabulary(start.tokenizer, start.answers, start.classes)
         if tokenizer == TRAIN_ONE:
             raise ValueError(
                 f"tokenizer {TRAIN_ONE!r} cannot be used with the weights of {start.path}, which"
-                " were trained with other tokens; pass the tokenizer of that model"
+                " were trained with a different tokenizer; pass the tokenizer of that model"
             )
     options = {"tokenizer": tokenizer, "answers": answers, "known": vocabulary}
     return start, {**options, "from_scratch": start is None}

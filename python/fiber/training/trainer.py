@@ -1,8 +1,8 @@
 """The training loop.
 
-Random numbers of step k (dropout, hard negatives) depend only on (seed, rank, k), data only on the
-position in each task's stream. A resumed run is therefore bit-identical to an uninterrupted one on
-the same number of ranks.
+The random numbers of step k (dropout, hard negatives) depend only on (seed, rank, k), and the data
+only on the position in each task's stream. A resumed run is therefore bit-identical to an
+uninterrupted one with the same world size.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ from fiber.training.validation import Validation
 class Trainer:
     """Train one model and write its run folder.
 
-    `run` is the loop, `train_step` one step. Every `train.checkpoint_every` steps the model is
-    validated and saved. `average` is the EMA of the weights, if configured.
+    `run` is the training loop, `train_step` a single step. Every `train.checkpoint_every` steps,
+    the model is validated and saved. `average` is the EMA of the weights, if configured.
     """
 
     def __init__(
@@ -89,10 +89,10 @@ class Trainer:
 
         Raises:
             MemoryError: on a CPU, if the parameters alone exceed the free memory.
-            ValueError: if weights, checkpoint or batch size do not fit.
+            ValueError: if the weights, checkpoint or batch size do not match the configuration.
             FileNotFoundError: if the best weights of a resumed run are missing.
         """
-        # First, because invalid data must not create a folder.
+        # Do this first, because invalid data must not create a folder.
         rewards = caption_rewards(config, data)
         self.config, self.folder, self.processes = config, folder, processes
         self.device = processes.device
@@ -156,7 +156,7 @@ class Trainer:
         with StopSignal() as stop, self.progress:
             while self.steps_done < settings.steps:
                 if has_stalled(self.scores, stop_after):
-                    self.progress.say(f"validation has not improved {stop_after} times; stopping")
+                    self.progress.say(f"no improvement in {stop_after} validations; stopping")
                     break
                 self._prepare_step()
                 task = rotation[self.steps_done % len(rotation)]
@@ -210,7 +210,7 @@ class Trainer:
         Rank 0 evaluates; all ranks append the score to `scores`.
 
         Returns:
-            Metrics and "score"; empty on other ranks.
+            Metrics and "score" on rank 0; empty on other ranks.
         """
         assert self.validation is not None
         metrics: dict[str, float] = {}
@@ -230,7 +230,7 @@ class Trainer:
         return metrics
 
     def save(self, seconds: float) -> None:
-        """Write a checkpoint; call on rank 0. `seconds` is the run's time so far."""
+        """Write a checkpoint; call on rank 0 only. `seconds` is the run's wall time so far."""
         write_checkpoint(
             self.folder.checkpoints,
             model=self.model,
@@ -252,7 +252,7 @@ class Trainer:
             keep=self.config.train.keep_checkpoints,
         )
         if self.validation is not None:
-            # No checkpoint refers to earlier best weights any more.
+            # Resuming from the newest checkpoint needs only the current best weights.
             self.validation.forget_others(self.best_step)
 
     def _restore(self, checkpoint: RunCheckpoint) -> Position:
@@ -321,7 +321,7 @@ class Trainer:
             say(message)
 
     def _describe_run(self, data: TrainingData, origin: str) -> str:
-        """Summarize model, hardware, length and data in one line."""
+        """Summarize the model, hardware, length and data in one line."""
         config, processes = self.config, self.processes
         millions = sum(parameter.numel() for parameter in self.model.parameters()) / 1e6
         records = ", ".join(f"{name} {count}" for name, count in data.counts().items())
@@ -329,6 +329,7 @@ class Trainer:
         done = self.steps_done
         begin = f"resuming after step {done}" if done else f"starting from {origin}"
         return (
-            f"{begin}: {config.model.stage} model of {millions:.1f} million parameters on {where},"
-            f" {config.train.steps} steps of {config.data.batch_size} samples; records: {records}"
+            f"{begin}: {config.model.stage}-stage model with {millions:.1f} million parameters on"
+            f" {where}, {config.train.steps} steps of {config.data.batch_size} samples; records:"
+            f" {records}"
         )

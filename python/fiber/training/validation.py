@@ -1,7 +1,7 @@
-"""Select the finished model: evaluate held-out records at every checkpoint, keep the best weights.
+"""Select the finished model: validate at every checkpoint and keep the best weights.
 
-The best weights so far are `best-00000500.safetensors` next to the checkpoints. Checkpoints store
-their step, so that a resumed run selects the same weights as an uninterrupted one.
+The best weights so far are stored as `best-00000500.safetensors` next to the checkpoints. Each
+checkpoint records the best step, so a resumed run selects the same weights as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ BEST = "best-"
 class Validation:
     """Held-out records of a run and their evaluation task."""
 
-    #: A task of `fiber eval`.
+    #: Name of a `fiber eval` task.
     task: str
     records: RecordSet
     vocabulary: Vocabulary
@@ -42,10 +42,10 @@ class Validation:
     def evaluate(
         self, model: FiberImageText | FiberDetector, state: dict[str, Tensor], threads: int
     ) -> dict[str, float]:
-        """Evaluate weights: the task's metrics, and the "score" to select by.
+        """Evaluate weights; return the task's metrics and the "score" to select by.
 
-        The model's weights and the random state are restored afterwards, so that validation does
-        not affect training.
+        The model's weights and the random state are restored afterwards, so validation does not
+        affect training.
         """
         own = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
         stored = StoredModel(
@@ -75,7 +75,7 @@ class Validation:
                 file.unlink()
 
     def finish(self, step: int, model_file: Path) -> None:
-        """Make a step's weights the finished model, and remove the others."""
+        """Turn a step's weights into the finished model, and remove the others."""
         self._file(step).rename(model_file)
         self.forget_others(step)
 
@@ -101,11 +101,11 @@ def open_validation(
     """Open the held-out records of a run, by default a split of `data`.
 
     Returns:
-        The validation, or None; and a message if validation is configured but not possible.
+        The validation, or None if it is off or not possible; and a message if it is not possible.
 
     Raises:
         FileNotFoundError: if the split has no file.
-        ValueError: if the model lacks the head, or records are given but validation is off.
+        ValueError: if the model lacks the head, or records are given although validation is off.
     """
     settings = config.validation
     if settings.task is None:
@@ -128,7 +128,7 @@ def open_validation(
             fix = "Pass the folder instead of the file"
         return None, (
             f"validation.task is {settings.task!r}, but the data has no splits to hold out; the"
-            f" last step becomes the model. {fix}, or pass other records (--validation FILE,"
+            f" last step becomes the model. {fix}, or pass validation records (--validation FILE,"
             " validation=...)"
         )
     try:
@@ -149,7 +149,7 @@ def open_validation(
 
 
 def _of_some_images(records: RecordSet, limit: int) -> RecordSet:
-    """Sample at most `limit` images, with all their records and a fixed seed."""
+    """Sample at most `limit` images with a fixed seed; keep all of their records."""
     images = [records[index].image_id for index in range(len(records))]
     distinct = list(dict.fromkeys(images))
     if len(distinct) <= limit:

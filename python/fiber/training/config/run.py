@@ -21,12 +21,12 @@ from fiber.training.config.transforms import MOVING_OPERATIONS, TransformConfig
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Data loading."""
+    """Data loading options."""
 
     #: Training split; "+" joins splits, as in "train+val".
     split: str = "train"
-    #: Images per class of the source "detection", chosen as in the published few-shot training; 0:
-    #: all.
+    #: Images per class for the source "detection", chosen as in the published few-shot training; 0
+    #: uses all images.
     shots: int = 0
     #: Samples per optimizer step, over all ranks and accumulated micro-batches.
     batch_size: int = 64
@@ -40,10 +40,10 @@ class DataConfig:
     train_tokenizer: bool = False
     #: Handling of broken records: "raise" an error, "skip" and count, or "resample" and count.
     on_error: Literal["raise", "skip", "resample"] = "raise"
-    #: Accept truncated images, filled in as by libjpeg.
+    #: Accept truncated images, with missing pixels filled in as in libjpeg.
     accept_truncated: bool = False
-    #: Decode JPEGs at reduced size in training if both sides have at least twice the needed pixels;
-    #: evaluation never does.
+    #: In training, decode JPEGs at reduced size if both sides have at least twice the needed
+    #: pixels; evaluation always decodes at full size.
     scaled_decoding: bool = True
 
     def __post_init__(self) -> None:
@@ -65,8 +65,8 @@ class OptimConfig:
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.98)
     eps: float = 1e-8
-    #: Learning rate multipliers. They combine: the text encoder's cross-attention has `cross_modal`
-    #: times `text`, its biases also `bias`.
+    #: Learning rate multipliers. They combine: the text encoder's cross-attention uses
+    #: `cross_modal` times `text`, and its biases also `bias`.
     head_lr_multiplier: float = 5.0
     cross_modal_lr_multiplier: float = 5.0
     text_lr_multiplier: float = 1.0
@@ -74,19 +74,19 @@ class OptimConfig:
     gate_lr_multiplier: float = 1.0
     #: Names of frozen parameters and modules, as in "backbone.image.stages.0"; * matches anything.
     frozen: tuple[str, ...] = ()
-    #: Decay norm weights, gates and other vectors too; biases and bias tables never decay.
+    #: Also decay norm weights, gates and other vectors; biases and bias tables never decay.
     decay_vectors: bool = False
-    #: Parameter groups and AdamW variant of the published coarse code: gates, the temperature, and
-    #: the norms of image-to-text queries and classifiers decay too; eps is added before the bias
-    #: correction, and weight decay is applied after the update.
+    #: Use the parameter groups and AdamW variant of the published coarse-stage code: also decay
+    #: gates, the temperature, and the norms of image-to-text queries and classifiers; add eps
+    #: before the bias correction, and apply weight decay after the update.
     published_coarse: bool = False
     #: Fraction of the steps used for linear warmup, in [0, 1).
     warmup_fraction: float = 0.1
     #: Learning rate of the first step as a fraction of the peak.
     warmup_start: float = 0.0
     #: "linear" decays to 0 at the last step; "multistep" multiplies by 0.1 at each milestone;
-    #: "plateau" by 0.1 when more than `plateau_patience` evaluations in a row (`validation.task`)
-    #: do not improve on the best one.
+    #: "plateau" multiplies by 0.1 after more than `plateau_patience` evaluations of
+    #: `validation.task` in a row without a new best.
     schedule: Literal["linear", "multistep", "plateau"] = "linear"
     #: Fractions of the run at which "multistep" decays.
     milestones: tuple[float, ...] = (0.67, 0.89)
@@ -113,17 +113,17 @@ class TrainConfig:
 
     #: Maximum number of optimizer steps.
     steps: int = 1000
-    #: Maximum number of epochs of a run with one task: it ends after `epochs` or `steps`, whichever
-    #: comes first; 0: after `steps`.
+    #: Maximum number of epochs, for a run with one task: it ends after `epochs` or `steps`,
+    #: whichever comes first. 0: no limit.
     epochs: float = 0.0
     #: Micro-batches per step, whose gradients are averaged.
     accumulation: int = 1
-    #: Precision of forward and backward; weights, losses and optimizer state stay float32.
+    #: Precision of forward and backward passes; weights, losses and optimizer state stay float32.
     precision: Literal["float32", "bfloat16"] = "float32"
     #: Recompute blocks in the backward pass instead of storing their activations.
     gradient_checkpointing: bool = False
-    #: Decay of the exponential moving average of the weights, which becomes the finished model; 0
-    #: disables.
+    #: Decay of the exponential moving average (EMA) of the weights; the EMA then becomes the
+    #: finished model. 0 disables the EMA.
     ema_decay: float = 0.0
     #: Steps between log lines; every checkpoint also logs one.
     log_every: int = 20
@@ -168,9 +168,9 @@ class ValidationConfig:
     task: str | None = None
     #: Split to evaluate; must not be a training split.
     split: str = "val"
-    #: Maximum number of images to evaluate, with all their texts, sampled once; 0: all.
+    #: Maximum number of images to evaluate, sampled once, with all of their texts; 0: all.
     pictures: int = 0
-    #: Stop early after this many evaluations in a row below the best one; 0: never.
+    #: Stop early after this many evaluations in a row below the best one; 0 disables.
     stop_after: int = 0
 
     def __post_init__(self) -> None:
@@ -198,13 +198,13 @@ class RunConfig:
         for name in self.tasks.active():
             require(
                 (name == "grounding") == is_fine,
-                f"tasks.{name} cannot train a {self.model.stage} model; grounding needs stage fine,"
-                " all other tasks stage coarse",
+                f"tasks.{name} cannot train a {self.model.stage}-stage model; grounding needs the"
+                " fine stage, all other tasks the coarse stage",
             )
         missing = [head for head in self.needed_heads() if head not in heads]
         require(
             is_fine or not missing,
-            f"model.image_text.heads lacks {', '.join(missing)}, needed by the tasks; it has"
+            f"model.image_text.heads lacks {', '.join(missing)}, which the tasks need; it has"
             f" {', '.join(heads)}",
         )
         batch_size, accumulation = self.data.batch_size, self.train.accumulation
@@ -212,7 +212,7 @@ class RunConfig:
         if task.share > 0 and task.has_contrast and task.itc_form == "queue":
             require(
                 self.data.transform.kind != "shorter_side",
-                "tasks.image_text.itc_form 'queue' needs images of one size:"
+                "tasks.image_text.itc_form 'queue' needs images of the same size:"
                 " data.transform.kind must be squash or crop, got shorter_side",
             )
             require(
@@ -224,8 +224,8 @@ class RunConfig:
         moving = [op for op in MOVING_OPERATIONS if augment.num_ops and op in augment.operations]
         require(
             not (moving and "grounding" in self.tasks.active()),
-            f"data.transform.rand_augment.operations: boxes do not follow {', '.join(moving)};"
-            " remove them for tasks.grounding",
+            f"data.transform.rand_augment.operations: boxes cannot follow {', '.join(moving)};"
+            " remove these operations for tasks.grounding",
         )
         seen = set(self.data.split.split("+")) & set(self.validation.split.split("+"))
         require(
@@ -235,7 +235,7 @@ class RunConfig:
         )
         require(
             not (self.optim.published_coarse and is_fine),
-            "optim.published_coarse needs a model of the coarse stage, got stage fine",
+            "optim.published_coarse needs a model of the coarse stage, got the fine stage",
         )
         require(
             batch_size % accumulation == 0,
@@ -288,12 +288,12 @@ class RunConfig:
         )
 
     def needed_heads(self) -> tuple[str, ...]:
-        """Heads of the coarse model that the active tasks need."""
+        """Return the heads of the coarse-stage model that the active tasks need."""
         active = self.tasks.active()
         heads = []
         if "image_text" in active:
             task = self.tasks.image_text
-            # Hard negatives are sampled by ITC similarity, so ITM needs that head too.
+            # Hard negatives are sampled by ITC similarity, so ITM also needs the ITC head.
             heads += ["itc"] if task.has_contrast else []
             heads += [name for name in ("itm", "mlm") if getattr(task, name) > 0]
         others = {"question": "vqa", "reasoning": "nlvr2", "caption": "caption"}
@@ -301,10 +301,10 @@ class RunConfig:
 
 
 def load_recipe(name: str) -> RunConfig:
-    """Build the configuration of a recipe of `fiber.recipes`.
+    """Build the configuration of a recipe in `fiber.recipes`.
 
     Raises:
-        ValueError: if there is no such recipe, with the nearest names.
+        ValueError: if there is no such recipe; the message suggests the nearest names.
     """
     # Imported lazily, because recipes import this package.
     return importlib.import_module("fiber.recipes").get(name)()

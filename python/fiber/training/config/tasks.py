@@ -35,15 +35,15 @@ SOURCES = (
     "sbu",
     "conceptual_captions",
 )
-#: Sources whose records have class names, from which each prompt samples.
+#: Sources whose records have class names; each prompt samples some of them.
 CLASS_SOURCES = ("detection", "objects365")
-#: Losses. A task has a weight field for each of its losses.
+#: Loss names. A task has a weight field for each of its losses.
 LOSSES = ("itc", "itm", "mlm", "vqa", "nlvr2", "caption", "alignment", "box", "centerness")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaskConfig:
-    """Fields of every task. The other float fields named in `LOSSES` are loss weights."""
+    """Fields common to all tasks. Other float fields named in `LOSSES` are loss weights."""
 
     #: Steps of this task in each rotation of tasks; 0 disables the task.
     share: int = 0
@@ -51,32 +51,32 @@ class TaskConfig:
     sources: tuple[str, ...] = ()
 
     def weights(self) -> dict[str, float]:
-        """Weight of each loss by name."""
+        """Return the weight of each loss by name."""
         return {name: getattr(self, name) for name in LOSSES if hasattr(self, name)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageTextTask(TaskConfig):
-    """Captions: ITC, ITM and MLM from shared forward passes. Losses of weight 0 are skipped."""
+    """Captions: ITC, ITM and MLM with shared forward passes. Losses with weight 0 are skipped."""
 
     sources: tuple[str, ...] = ("captions",)
     itc: float = 1.0
     itm: float = 1.0
     mlm: float = 1.0
-    #: "gather": ITC over the current batch of all ranks; "queue": over this rank's batch and the
-    #: newest `queue_length` pairs of all ranks, including their images (as published).
+    #: "gather": ITC over the current batch of all ranks; "queue": over this rank's batch and a
+    #: queue of the newest `queue_length` pairs of all ranks, images included (as published).
     itc_form: Literal["gather", "queue"] = "gather"
     #: Pairs kept by "queue".
     queue_length: int = 4096
-    #: "both": a similar text and a similar image for every pair (2B negatives, as in published
-    #: pre-training); "half": texts for the even pairs, images for the odd ones (B negatives);
-    #: "random": half of the texts keep their image, the others get any other one (as in published
-    #: fine-tuning with ITM only).
+    #: "both": a similar text and a similar image for every pair (2B negatives, as in the published
+    #: pre-training); "half": texts for even pairs, images for odd pairs (B negatives); "random":
+    #: half of the texts keep their image, the others get a random different image (as in the
+    #: published fine-tuning with the ITM loss only).
     itm_negatives: Literal["both", "half", "random"] = "both"
 
     @property
     def has_contrast(self) -> bool:
-        """Whether ITC similarities are computed, for the ITC loss or for hard negatives."""
+        """True if ITC similarities are needed, for the ITC loss or for hard negatives."""
         return self.itc > 0 or (self.itm > 0 and self.itm_negatives != "random")
 
 
@@ -104,26 +104,27 @@ class CaptionTask(TaskConfig):
     #: "likelihood": maximum likelihood of the next token; "gold": tokens weighted by a frozen copy
     #: of the model (off-policy fine-tuning after likelihood, as published); "cider": likelihood
     #: plus self-critical training on sampled captions, with CIDEr-D against the image's captions as
-    #: the reward (after gold, as published). References of a flipped image are not changed.
+    #: the reward (after gold, as published). References do not change when an image is flipped.
     objective: Literal["likelihood", "gold", "cider"] = "likelihood"
-    #: Divisor of a caption's summed "gold" loss: its "tokens", or its "padding" as published.
+    #: Divisor of a caption's summed "gold" loss: the number of its "tokens", or its padded length
+    #: ("padding", as published).
     gold_divisor: Literal["tokens", "padding"] = "tokens"
-    #: Steps between updates of the frozen copy of "gold".
+    #: Steps between updates of the frozen copy for "gold".
     gold_copy_every: int = 1000
     #: Self-critical fraction of the "cider" loss, in [0, 1]; the rest is likelihood.
     cider_share: float = 0.7
     #: Captions sampled per image for "cider".
     cider_samples: int = 5
-    #: Baseline of a sample's CIDEr-D: "constant" 1.0 as published; "others": the mean of the
-    #: image's other samples, which gives no gradient if all samples score the same.
+    #: Baseline subtracted from a sample's CIDEr-D: "constant" is 1.0, as published; "others" is the
+    #: mean of the image's other samples (no gradient if all samples score the same).
     cider_baseline: Literal["constant", "others"] = "constant"
-    #: File of document frequencies for "cider" (`metrics.cider.DocumentFrequencies.read`); None:
-    #: count them on the training captions.
+    #: File of document frequencies for "cider" (`metrics.cider.DocumentFrequencies.read`); None
+    #: computes them from the training captions.
     cider_frequencies: str | None = None
     caption: float = 1.0
 
     def weights(self) -> dict[str, float]:
-        """Weight of each loss by name; 0 for a value that is only logged."""
+        """Return the weight of each loss by name; 0 for values that are only logged."""
         if self.objective != "cider":
             return super().weights()
         return {
@@ -138,7 +139,7 @@ class GroundingTask(TaskConfig):
     """Boxes for phrases, expressions or class names (fine stage)."""
 
     sources: tuple[str, ...] = ("referring", "phrases", "detection")
-    #: Sampling of the classes in a prompt of `CLASS_SOURCES`, for every image and epoch; see
+    #: How to sample the classes of a `CLASS_SOURCES` prompt, for every image and epoch; see
     #: `fiber.data.prompts.rules.PromptRules`.
     class_rule: ClassRule = "fitting"
     max_classes: int | None = None
@@ -150,10 +151,10 @@ class GroundingTask(TaskConfig):
     centerness: float = 1.0
 
     def prompt_rules(self) -> PromptRules:
-        """Build the rules that sample a prompt's classes.
+        """Build the rules for sampling a prompt's classes.
 
         Raises:
-            ValueError: for a value out of range.
+            ValueError: if a value is out of range.
         """
         return PromptRules(
             **{f.name: getattr(self, f.name) for f in dataclasses.fields(PromptRules)}
@@ -162,7 +163,7 @@ class GroundingTask(TaskConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class TasksConfig:
-    """All tasks; each step trains one of those with a share, in a fixed rotation."""
+    """All tasks. Each step trains one of those with a share above 0, in a fixed rotation."""
 
     image_text: ImageTextTask = field(default_factory=ImageTextTask)
     question: QuestionTask = field(default_factory=QuestionTask)
@@ -201,11 +202,11 @@ class TasksConfig:
         require(bool(self.active()), "tasks: every share is 0; at least one must be above 0")
 
     def active(self) -> dict[str, TaskConfig]:
-        """Tasks with a share, by name."""
+        """Return the tasks with a share above 0, by name."""
         return {name: task for name, task in vars(self).items() if task.share > 0}
 
     def rotation(self) -> tuple[str, ...]:
-        """Names of the tasks in training order, spread evenly; the sequence repeats forever.
+        """Return the task names in training order, spread evenly; the sequence then repeats.
 
         >>> TasksConfig(
         ...     image_text=ImageTextTask(share=2), question=QuestionTask(share=1)

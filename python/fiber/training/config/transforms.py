@@ -25,7 +25,7 @@ RAND_AUGMENT_OPERATIONS = (
 class RandAugmentConfig:
     """RandAugment, applied after crop, resize and flip.
 
-    The defaults are those of the published coarse fine-tuning, except `num_ops`, which is 2 there.
+    The defaults are those of the published coarse-stage fine-tuning, except `num_ops` (2 there).
     """
 
     #: Operations drawn per image, with replacement; 0 disables.
@@ -35,8 +35,8 @@ class RandAugmentConfig:
     magnitude: float = 7.0
     #: Probability of applying a drawn operation.
     probability: float = 0.5
-    #: Names to draw from; a repeated name is drawn more often. With boxes, no shear, translation or
-    #: rotation is allowed.
+    #: Names to draw from; a repeated name is drawn more often. Shear, translation and rotation are
+    #: not allowed with boxes.
     operations: tuple[str, ...] = RAND_AUGMENT_OPERATIONS
 
     def __post_init__(self) -> None:
@@ -56,16 +56,16 @@ class RandAugmentConfig:
 class ColorJitterConfig:
     """Color jitter, drawn per image and applied before RandAugment.
 
-    A range of one value disables a change. All are off by default, as in both published stages.
+    All changes are off by default, as in both published stages.
     """
 
-    #: Range of the factor on every value.
+    #: Range of the factor that scales every value.
     brightness: tuple[float, float] = (1.0, 1.0)
-    #: Range of the factor on the difference from the image's mean gray.
+    #: Range of the factor that scales the difference from the image's mean gray.
     contrast: tuple[float, float] = (1.0, 1.0)
-    #: Range of the factor on the difference from the pixel's gray.
+    #: Range of the factor that scales the difference from the pixel's gray.
     saturation: tuple[float, float] = (1.0, 1.0)
-    #: Range of the hue shift, in fractions of the circle from -0.5 to 0.5.
+    #: Range of the hue shift, as a fraction of the color circle from -0.5 to 0.5.
     hue: tuple[float, float] = (0.0, 0.0)
 
     def __post_init__(self) -> None:
@@ -80,26 +80,25 @@ class ColorJitterConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TransformConfig:
-    """Preprocessing of a training image."""
+    """Preprocessing of training images."""
 
     #: "squash": resize to image_size x image_size, ignoring the aspect ratio (coarse pre-training);
     #: "crop": random crop, resized to image_size x image_size (coarse fine-tuning);
-    #: "shorter_side": resize with the aspect ratio kept, pad to the largest image of the batch
-    #: (fine).
+    #: "shorter_side": resize with the aspect ratio kept and pad to the largest image of the batch
+    #: (fine stage).
     kind: Literal["squash", "crop", "shorter_side"] = "squash"
     #: Probability of a horizontal flip ("crop" and "shorter_side"), which also swaps "left" and
     #: "right" in the text, except in statements about two images.
     flip_probability: float = 0.0
     #: Range of the area fraction kept by "crop", and by "shorter_side" when it crops.
     crop_scale: tuple[float, float] = (0.5, 1.0)
-    #: Probability that "shorter_side" crops to about the image's aspect ratio before the resize. A
-    #: box whose center is outside the crop, or of which less than a tenth remains, is dropped and
-    #: counted; its words stay in the text without a box. A crop that would drop all boxes is not
-    #: used.
+    #: Probability that "shorter_side" first crops the image, roughly keeping its aspect ratio. A
+    #: box is dropped and counted if its center is outside the crop or less than a tenth of it
+    #: remains; its words stay in the text. A crop that would drop all boxes is not used.
     crop_probability: float = 0.0
-    #: Lengths in pixels, of which "shorter_side" draws one per image.
+    #: Lengths in pixels; "shorter_side" draws one per image.
     shorter_sides: tuple[int, ...] = (480, 560, 640, 720, 800)
-    #: Maximum longer side of "shorter_side" in pixels.
+    #: Maximum length of the longer side for "shorter_side", in pixels.
     max_size: int = 1333
     color_jitter: ColorJitterConfig = field(default_factory=ColorJitterConfig)
     rand_augment: RandAugmentConfig = field(default_factory=RandAugmentConfig)
