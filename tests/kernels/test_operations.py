@@ -42,7 +42,7 @@ ATTENTION_FAULTS = {
     "other heads": (KEY[:, :, :1], KEY[:, :, :1], r"\(2, 5, 1, 8\)"),
     "another batch": (KEY[:1], KEY[:1], r"\(1, 5, 2, 8\)"),
     "keys and values apart": (KEY, KEY[:, :4], r"\(2, 4, 2, 8\)"),
-    "another dtype": (KEY.double(), KEY.double(), "one dtype"),
+    "another dtype": (KEY.double(), KEY.double(), "same dtype"),
 }
 
 

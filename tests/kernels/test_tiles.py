@@ -74,19 +74,19 @@ def test_sizes_that_are_tried_go_before_every_table(users):
 
 BROKEN = {
     "no JSON": ("[\n  {]\n", "line 2"),
-    "no list": ("{}", "line 1: expected a list"),
+    "no list": ("{}", "line 1: expected a JSON list"),
     "no object": ("[\n\n 3]", "line 3: expected an object, got 3"),
     "unknown key": ('[{"kernel": "sum_parts",\n"windows": 12}]', "line 1: unknown key 'windows'"),
-    "type": ([LINE | {"window": "12"}], "line 2: window '12'; expected int"),
+    "type": ([LINE | {"window": "12"}], "line 2: window: expected int, got '12'"),
     "no chip": (
         [{k: v for k, v in LINE.items() if k != "architecture"}],
-        "line 2: no architecture",
+        "line 2: missing key 'architecture'",
     ),
     "kernel": ([LINE | {"kernel": "windows"}], "line 2: unknown kernel 'windows'"),
-    "names": ([LINE | {"tile": {"rows": 16}}], "line 2: tile has rows; expected"),
-    "odd": ([LINE | {"tile": SIZES | {"rows": 24}}], "line 2: rows 24; expected a power of two"),
-    "true": ([LINE | {"tile": SIZES | {"num_warps": True}}], "line 2: num_warps True"),
-    "zero": ([LINE | {"tile": SIZES | {"num_warps": 0}}], "line 2: num_warps 0"),
+    "names": ([LINE | {"tile": {"rows": 16}}], "line 2: tile: expected keys"),
+    "odd": ([LINE | {"tile": SIZES | {"rows": 24}}], "line 2: rows: expected a power of two"),
+    "true": ([LINE | {"tile": SIZES | {"num_warps": True}}], "line 2: num_warps: expected a power of two, got True"),
+    "zero": ([LINE | {"tile": SIZES | {"num_warps": 0}}], "line 2: num_warps: expected a power of two, got 0"),
 }
 
 

@@ -27,7 +27,7 @@ class FakeMeasure:
         launches, results = case.plan()
         assert results
         if any(self.broken(each) for each in launches):
-            raise ValueError("does not run: too much shared memory")
+            raise ValueError("failed to run: too much shared memory")
         return sum(1.0 + abs(each.num_warps - self.warps) for each in launches)
 
 

@@ -53,5 +53,5 @@ def test_other_results_and_errors_are_told(monkeypatch):
 
     case = Case(forward.name, ("window_forward",), spoilt, 4, 32, torch.float16)
     _, said = tuned([case])
-    assert "does not run: out of resource: shared memory" in said[0]
+    assert "failed to run: out of resource: shared memory" in said[0]
     assert "result 0 differs by nan" in said[1]

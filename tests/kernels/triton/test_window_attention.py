@@ -393,9 +393,9 @@ def test_shapes_alone_make_a_plan(dtype, window_size, whole):
         ((1, 8, 8, 3, 1, 128), torch.float32, 18, None),
         ((1, 8, 8, 3, 1, 32), torch.complex64, 4, "complex64"),
         ((1, 8, 8, 3, 1, 136), torch.float16, 4, "136"),
-        ((1, 60000, 60000, 3, 1, 32), torch.float16, 4, "32 bits"),
+        ((1, 60000, 60000, 3, 1, 32), torch.float16, 4, "32-bit"),
         ((1, 8, 8, 3, 70000, 32), torch.float16, 4, "70000 heads"),
-        ((1, 8, 8, 3, 64, 32), torch.float16, 64, "windows of 64"),
+        ((1, 8, 8, 3, 64, 32), torch.float16, 64, "window size 64"),
     ],
 )
 def test_refusals_say_why(shape, dtype, window_size, reason):
