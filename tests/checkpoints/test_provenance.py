@@ -18,12 +18,12 @@ from fiber.checkpoints.provenance import TrainedOn, absolute, seen_before
     ],
     ids=["nothing", "a saved model", "an older run", "records", "no split"],
 )
-def test_configurations_that_do_not_tell(config):
+def test_configs_without_training_data_are_unknown(config):
     assert TrainedOn.read(config) is None
     assert seen_before(None, "captions", "d", "train") is None
 
 
-def test_configuration_of_a_run():
+def test_config_of_a_run():
     config = {"data_path": "/d", "data": {"split": "train+val", "batch_size": 4}}
     assert TrainedOn.read(config) == TrainedOn("/d", "train+val")
 

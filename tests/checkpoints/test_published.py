@@ -43,7 +43,7 @@ def model(case) -> FiberImageText:
     return FiberImageText(case.fiber_config())
 
 
-def test_every_published_key_is_mapped_or_left_out_for_a_reason():
+def test_every_published_key_is_mapped_or_deliberately_skipped():
     published = {name: shape for name, (shape, _) in published_keys().items()}
     heads = ImageTextConfig(heads=IMAGE_TEXT_HEADS)
     config = dataclasses.replace(preset("base"), image_text=heads)
@@ -80,7 +80,7 @@ def test_round_trip_is_bit_equal(model, state, case):
     assert "text_transformer.pooler.dense.weight" in ignored
 
 
-def test_stacked_tensors_are_in_order(model, state):
+def test_stacked_tensors_keep_their_order(model, state):
     load_published(model, state)
     layer = model.backbone.text.layers[1].attention.qkv.weight
     name = "text_transformer.encoder.layer.1.attention.self."
@@ -103,7 +103,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize(("damage", "message"), FAULTS.values(), ids=FAULTS.keys())
-def test_what_does_not_fit_is_named_and_nothing_is_loaded(model, state, damage, message):
+def test_mismatches_are_named_and_nothing_is_loaded(model, state, damage, message):
     damage(state)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with pytest.raises(ValueError, match=message):
@@ -112,7 +112,7 @@ def test_what_does_not_fit_is_named_and_nothing_is_loaded(model, state, damage, 
         assert torch.equal(value, before[name]), name
 
 
-def test_checkpoint_of_the_released_kind(model, state):
+def test_released_checkpoint_is_converted(model, state):
     """It holds two tensors of an earlier implementation, and no temperature."""
     del state["temp"]
     state["logit_scale"] = torch.zeros(())
@@ -123,7 +123,7 @@ def test_checkpoint_of_the_released_kind(model, state):
     assert coarse_defaults(model.config, state) == {"temperature": 0.07}
 
 
-def test_what_is_coarse_defaults_is_the_temperature_alone(case, state):
+def test_temperature_is_the_only_coarse_default(case, state):
     config = case.fiber_config()
     assert coarse_defaults(config, state) == {}
     assert coarse_defaults(config, []) == {"temperature": 0.07}
@@ -132,7 +132,7 @@ def test_what_is_coarse_defaults_is_the_temperature_alone(case, state):
 
 
 @pytest.mark.parametrize("head", IMAGE_TEXT_HEADS)
-def test_a_model_with_one_head_takes_what_it_needs(case, state, head):
+def test_model_with_one_head_loads_only_its_tensors(case, state, head):
     config = dataclasses.replace(
         case.fiber_config(), image_text=ImageTextConfig(heads=(head,), num_answers=23)
     )
@@ -149,7 +149,7 @@ def micro(stage: str, **changes) -> FiberConfig:
 
 
 @pytest.mark.parametrize("version", ["v2", "v3"])
-def test_the_backbone_is_copied_from_coarse_to_fine(version):
+def test_backbone_is_copied_from_coarse_to_fine(version):
     torch.manual_seed(0)
     coarse = FiberImageText(micro("coarse"))
     for parameter in coarse.parameters():
@@ -172,7 +172,7 @@ def test_the_backbone_is_copied_from_coarse_to_fine(version):
 
 
 @pytest.mark.parametrize("version", ["v2", "v3"])
-def test_the_backbone_is_copied_from_fine_to_coarse(version):
+def test_backbone_is_copied_from_fine_to_coarse(version):
     detector = FiberDetector(micro("fine", version=version))
     for parameter in detector.parameters():
         parameter.data = torch.randn_like(parameter)
@@ -190,7 +190,7 @@ def test_the_backbone_is_copied_from_fine_to_coarse(version):
     }
 
 
-def test_the_report_can_be_read():
+def test_report_is_readable():
     coarse, detector = FiberImageText(micro("coarse")), FiberDetector(micro("fine", version="v2"))
     page = str(initialize(detector, StoredModel(network=coarse)))
     assert page.startswith("taken: ")
@@ -207,7 +207,7 @@ class Bodiless(torch.nn.Module):
         self.config = config
 
 
-def test_backbones_of_other_sizes_are_refused():
+def test_backbones_of_different_sizes_are_rejected():
     detector = FiberDetector(micro("fine"))
     coarse = FiberImageText(micro("coarse"))
     coarse.backbone.image.patch_embedding.norm.weight = torch.nn.Parameter(torch.zeros(3))

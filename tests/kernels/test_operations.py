@@ -26,7 +26,7 @@ WINDOW_FAULTS = {
 
 
 @pytest.mark.parametrize(("change", "message"), WINDOW_FAULTS.values(), ids=WINDOW_FAULTS.keys())
-def test_window_attention_refuses(change, message):
+def test_window_attention_rejects_mismatched_arguments(change, message):
     arguments = {
         "qkv": QKV,
         "bias_table": TABLE,
@@ -52,12 +52,12 @@ ATTENTION_FAULTS = {
 @pytest.mark.parametrize(
     "operation", [kernels.image_to_text_attention, kernels.text_to_image_attention]
 )
-def test_attention_refuses(operation, key, value, message):
+def test_cross_attention_rejects_mismatched_arguments(operation, key, value, message):
     with pytest.raises(ValueError, match=message):
         operation(QUERY, key, value)
 
 
-def test_masks_that_do_not_fit():
+def test_mismatched_masks_are_rejected():
     lengths, mask = torch.tensor([1, 2]), torch.ones(2, 5, dtype=torch.bool)
     with pytest.raises(ValueError, match="not both"):
         kernels.image_to_text_attention(QUERY, KEY, KEY, lengths, key_mask=mask)
@@ -71,14 +71,14 @@ def test_masks_that_do_not_fit():
         )
 
 
-def test_gated_residual_refuses():
+def test_gated_residual_rejects_mismatched_arguments():
     with pytest.raises(ValueError, match=r"gate \(2,\)"):
         kernels.gated_residual(
             torch.zeros(3, 4), torch.zeros(3, 5), torch.zeros(4, 5), torch.zeros(4), torch.zeros(2)
         )
 
 
-def test_nothing_to_read_and_nothing_to_ask():
+def test_empty_inputs_give_empty_outputs_and_zero_gradients():
     """Empty batches, texts and maps give tensors of their shapes, and zero gradients."""
     for queries, keys, batch in ((0, 5, 2), (6, 0, 2), (6, 5, 0), (0, 0, 0)):
         q, k, v = (
@@ -97,14 +97,14 @@ def test_nothing_to_read_and_nothing_to_ask():
     assert torch.autograd.grad(out.sum(), qkv)[0].shape == qkv.shape
 
 
-def test_lengths_beyond_the_text_read_all_of_it():
+def test_lengths_are_clamped_to_the_text():
     torch.manual_seed(0)
     q, k = torch.randn(2, 6, 2, 8), torch.randn(2, 5, 2, 8)
     expected = kernels.image_to_text_attention(q, k, k, torch.tensor([5, 0]))
     assert torch.equal(kernels.image_to_text_attention(q, k, k, torch.tensor([9, -3])), expected)
 
 
-def test_maps_beyond_two_to_the_31_elements():
+def test_maps_with_more_than_2_to_the_31_elements():
     """On the meta device, which computes shapes alone: nothing counts in 32 bits."""
     qkv = torch.empty(40, 1024, 1024, 3, 4, 32, device="meta", requires_grad=True)
     table, bias = (torch.empty(*shape, device="meta") for shape in ((529, 4), (3, 4, 32)))

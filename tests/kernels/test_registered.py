@@ -38,12 +38,12 @@ def cross_inputs(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Te
 
 
 @pytest.mark.parametrize("sizes", [None, SIZES], ids=["whole maps", "own sizes"])
-def test_window_attention_is_registered_whole(sizes):
+def test_window_attention_passes_opcheck(sizes):
     torch.library.opcheck(registered_windows.window_attention, (*window_inputs(), 3, 1, sizes))
 
 
 @pytest.mark.parametrize("sizes", [None, SIZES], ids=["whole maps", "own sizes"])
-def test_the_backward_pass_of_windows_is_registered_whole(sizes):
+def test_window_attention_backward_passes_opcheck(sizes):
     inputs = [tensor.detach() for tensor in window_inputs()]
     out = registered_windows.window_attention(*inputs, 3, 1, sizes)
     torch.library.opcheck(
@@ -54,7 +54,9 @@ def test_the_backward_pass_of_windows_is_registered_whole(sizes):
 @pytest.mark.parametrize("sizes", [None, SIZES], ids=["whole maps", "own sizes"])
 @pytest.mark.parametrize("windows_of_strip", [1, 3, 100])
 @pytest.mark.parametrize("windows_of_piece", [1, 3])
-def test_windows_in_pieces_are_the_same(monkeypatch, windows_of_strip, windows_of_piece, sizes):
+def test_results_do_not_depend_on_strips_and_pieces(
+    monkeypatch, windows_of_strip, windows_of_piece, sizes
+):
     """Strips and pieces may begin and end anywhere among windows with and without seams."""
     found = []
     # Of a window of 9 places and 2 heads of 4: what is read, and the weights.
@@ -70,7 +72,7 @@ def test_windows_in_pieces_are_the_same(monkeypatch, windows_of_strip, windows_o
 
 
 @pytest.mark.parametrize("operation", ["windows", "cross"])
-def test_gradients_of_gradients_are_refused(operation):
+def test_double_backward_raises(operation):
     if operation == "windows":
         inputs = window_inputs()
         out = kernels.window_attention(*inputs, window_size=3, shift=1)
@@ -92,7 +94,7 @@ CROSS = {
 
 
 @pytest.mark.parametrize("arguments", CROSS.values(), ids=CROSS.keys())
-def test_cross_attention_is_registered_whole(arguments):
+def test_cross_attention_passes_opcheck(arguments):
     torch.library.opcheck(registered_cross.cross_attention, (*cross_inputs(), *arguments))
     inputs = [tensor.detach() for tensor in cross_inputs()]
     saved = registered_cross.cross_attention(*inputs, *arguments)
@@ -102,7 +104,7 @@ def test_cross_attention_is_registered_whole(arguments):
     )
 
 
-def test_operations_are_seen_by_those_who_watch():
+def test_dispatch_modes_see_operations():
     """Operation counters, memory counters and tracing use torch's dispatch modes."""
     seen = []
 
@@ -119,7 +121,7 @@ def test_operations_are_seen_by_those_who_watch():
 
 
 @pytest.mark.parametrize("backend", ["native", "reference"])
-def test_who_asks_no_gradient_of_what_was_read_gets_none(backend):
+def test_missing_output_gradient_gives_no_gradients(backend):
     class Ends(torch.autograd.Function):
         @staticmethod
         def forward(ctx, read):
@@ -148,7 +150,7 @@ def everything(qkv: Tensor, table: Tensor, bias: Tensor, text: Tensor) -> Tensor
     )
 
 
-def test_compiled_whole_with_gradients():
+def test_full_graph_compilation_matches_eager():
     inputs = (*window_inputs(), random(2, 5, 2, 4))
     results = []
     for run in (everything, torch.compile(everything, fullgraph=True, backend="aot_eager")):
@@ -159,7 +161,7 @@ def test_compiled_whole_with_gradients():
         torch.testing.assert_close(compiled, eager)
 
 
-def test_gradients_of_a_recomputed_block():
+def test_activation_checkpointing_gives_the_same_gradients():
     inputs = (*window_inputs(), random(2, 5, 2, 4))
     results = []
     for recomputed in (False, True):
@@ -176,7 +178,7 @@ def test_gradients_of_a_recomputed_block():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_narrow_numbers_are_as_accurate_as_plain_loops(dtype):
+def test_half_precision_is_as_accurate_as_the_reference(dtype):
     """At most twice the error of the oracle in the same dtype, or one rounding."""
     qkv, table, bias = (each.detach().to(dtype) for each in window_inputs())
     q, k, v = (each.detach() for each in cross_inputs(dtype))
@@ -201,7 +203,7 @@ def test_narrow_numbers_are_as_accurate_as_plain_loops(dtype):
         assert off <= torch.maximum(2 * (other.double() - wanted).abs().max(), floor)
 
 
-def test_dropout_keeps_what_its_seed_says():
+def test_dropout_is_determined_by_its_seed():
     q, k, v = cross_inputs()
     arguments = (LENGTHS, None, None, None, 0.25)
     first, _ = registered_cross.cross_attention(q, k, v, *arguments, SEED)
@@ -224,7 +226,7 @@ def test_dropout_keeps_what_its_seed_says():
         torch.testing.assert_close(got, wanted)
 
 
-def test_dropout_drops_as_many_as_it_says():
+def test_dropout_rate_matches_its_probability():
     kept = torch_cross._draw_kept(torch.zeros(64, 4, 50, 50), Dropout(0.1, SEED))
     assert kept.unique().tolist() == [0.0, pytest.approx(1 / 0.9)]
     dropped, count = (kept == 0).float().mean().item(), kept.numel()

@@ -56,7 +56,7 @@ WINDOW_CASES = {
 
 
 @pytest.mark.parametrize("case", WINDOW_CASES.values(), ids=WINDOW_CASES.keys())
-def test_window_attention_equals_oracle(case):
+def test_window_attention_matches_the_reference(case):
     batch, height, width, window_size, shift, heads, head_width = case
     qkv = random(batch, height, width, 3, heads, head_width)
     table = random((2 * window_size - 1) ** 2, heads)
@@ -68,7 +68,7 @@ def test_window_attention_equals_oracle(case):
 
 
 @pytest.mark.parametrize("case", WINDOW_CASES.values(), ids=WINDOW_CASES.keys())
-def test_window_attention_without_gradients_is_the_same(case):
+def test_window_attention_is_the_same_without_gradients(case):
     batch, height, width, window_size, shift, heads, head_width = case
     qkv = random(batch, height, width, 3, heads, head_width)
     table, qkv_bias = random((2 * window_size - 1) ** 2, heads), random(3, heads, head_width)
@@ -80,7 +80,7 @@ def test_window_attention_without_gradients_is_the_same(case):
 
 
 @pytest.mark.parametrize("shift", [0, 1])
-def test_valid_sizes_of_each_sample(shift):
+def test_per_sample_valid_sizes(shift):
     qkv, table, qkv_bias = random(3, 5, 6, 3, 1, 2), random(25, 1), random(3, 1, 2)
     sizes = torch.tensor([[5, 6], [2, 5], [0, 0]])
     arguments = {"window_size": 3, "shift": shift, "valid_sizes": sizes}
@@ -89,7 +89,7 @@ def test_valid_sizes_of_each_sample(shift):
     assert_equal_with_gradients(ours, expected, [qkv, table, qkv_bias])
 
 
-def test_nothing_leaks_out_of_the_padding():
+def test_padding_does_not_leak():
     qkv, table, qkv_bias = random(1, 4, 4, 3, 1, 2), random(9, 1), random(3, 1, 2)
     spoilt = qkv.detach().clone()
     spoilt[:, :, 3:] = float("nan")
@@ -99,7 +99,7 @@ def test_nothing_leaks_out_of_the_padding():
     assert torch.equal(ours, clean)
 
 
-def test_window_attention_of_an_empty_batch():
+def test_window_attention_with_an_empty_batch():
     out = kernels.window_attention(
         random(0, 4, 4, 3, 2, 3), random(9, 2), random(3, 2, 3), window_size=2, shift=1
     )
@@ -114,7 +114,7 @@ def test_window_attention_gradcheck():
     )
 
 
-def test_window_attention_takes_views():
+def test_window_attention_accepts_views():
     """A transposed map is as good as a contiguous one."""
     qkv, table, qkv_bias = random(2, 6, 4, 3, 2, 3), random(9, 2), random(3, 2, 3)
     view = qkv.transpose(1, 2).contiguous().transpose(1, 2)
@@ -140,7 +140,7 @@ LENGTH_CASES = {"one key": [1, 1], "all keys": [5, 5], "ragged": [5, 2], "none":
 
 
 @pytest.mark.parametrize("lengths", LENGTH_CASES.values(), ids=LENGTH_CASES.keys())
-def test_image_to_text_equals_oracle(lengths):
+def test_image_to_text_matches_the_reference(lengths):
     q, k, v = random(2, 7, 2, 3), random(2, 5, 2, 3, seed=1), random(2, 5, 2, 3, seed=2)
     key_lengths = torch.tensor(lengths)
     mask = torch.arange(5) < key_lengths[:, None]
@@ -151,7 +151,7 @@ def test_image_to_text_equals_oracle(lengths):
     assert_equal_with_gradients(by_mask, naive_cross.attention(q, k, v, mask), [q, k, v])
 
 
-def test_image_to_text_with_holes_in_the_mask():
+def test_image_to_text_with_gaps_in_the_mask():
     q, k, v = random(2, 3, 1, 2), random(2, 4, 1, 2, seed=1), random(2, 4, 1, 2, seed=2)
     mask = torch.tensor([[True, False, True, False], [False, False, False, True]])
     ours = kernels.image_to_text_attention(q, k, v, key_mask=mask)
@@ -159,7 +159,7 @@ def test_image_to_text_with_holes_in_the_mask():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_keys_that_are_not_read_do_not_leak(dtype):
+def test_masked_keys_do_not_leak(dtype):
     q, k, v = (random(2, 5, 2, 4, seed=s).detach().to(dtype) for s in range(3))
     lengths = torch.tensor([3, 0])
     clean = kernels.image_to_text_attention(q, k, v, lengths)
@@ -171,7 +171,7 @@ def test_keys_that_are_not_read_do_not_leak(dtype):
     assert (clean[1] == 0).all()
 
 
-def test_text_to_image_equals_oracle():
+def test_text_to_image_matches_the_reference():
     q, k, v = random(2, 5, 2, 3), random(2, 12, 2, 3, seed=1), random(2, 12, 2, 3, seed=2)
     everything = torch.ones(2, 12, dtype=torch.bool)
     ours = kernels.text_to_image_attention(q, k, v)
@@ -185,7 +185,7 @@ def test_text_to_image_equals_oracle():
     assert_equal_with_gradients(ours, expected, [q, k, v])
 
 
-def test_text_to_image_dropout_keeps_the_mean():
+def test_text_to_image_dropout_preserves_the_mean():
     torch.manual_seed(0)
     q, k = random(1, 1, 1, 2).detach(), random(1, 8, 1, 2, seed=1).detach()
     v = torch.ones(1, 8, 1, 2, dtype=torch.float64)
@@ -198,7 +198,7 @@ def test_text_to_image_dropout_keeps_the_mean():
 
 
 @pytest.mark.parametrize("gate", [0.0, 0.7])
-def test_gated_residual_equals_oracle(gate):
+def test_gated_residual_matches_the_reference(gate):
     x, y = random(2, 3, 4), random(2, 3, 5)
     weight, bias = random(4, 5), random(4)
     scale = torch.tensor([gate], dtype=torch.float64, requires_grad=True)
@@ -217,7 +217,7 @@ def test_caches_survive_inference_mode():
     assert table.grad is not None
 
 
-def test_plain_pytorch_stays_on_the_device_of_its_tensors():
+def test_pytorch_backend_stays_on_the_input_device():
     """On the meta device, where a tensor of the CPU in between is an error, as it is on a GPU."""
 
     def meta(*shape: int) -> Tensor:

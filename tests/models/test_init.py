@@ -11,7 +11,7 @@ from fiber.models.init import fan_in_std
 
 
 @pytest.mark.parametrize("start", ["published", "fan_in"])
-def test_linear_weights_start_as_named(start):
+def test_linear_weights_follow_the_named_initialization(start):
     torch.manual_seed(0)
     config = dataclasses.replace(preset("small"), weight_start=start)
     checked = 0
@@ -25,13 +25,13 @@ def test_linear_weights_start_as_named(start):
     assert checked > 40
 
 
-def test_small_fine_models_keep_the_coarse_windows():
+def test_small_fine_models_keep_coarse_windows():
     coarse, fine = preset("small"), preset("small", stage="fine")
     assert fine.fusion.shift_small_maps == coarse.fusion.shift_small_maps is False
     assert preset("base", stage="fine").fusion.shift_small_maps is True
 
 
-def test_tokens_of_a_new_model_stay_apart():
+def test_new_model_keeps_tokens_distinct():
     torch.manual_seed(0)
     model = FiberImageText(preset("small")).eval()
     token_ids = torch.randint(4, 500, (1, 9))

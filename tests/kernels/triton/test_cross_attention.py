@@ -125,7 +125,7 @@ def small_tiles(monkeypatch):
 
 @pytest.mark.usefixtures("small_tiles")
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
-def test_equals_oracle_in_float64(case):
+def test_matches_the_reference_in_float64(case):
     inputs, mask = case.inputs(), case.key_mask()
     expected = differentiate(lambda q, k, v: naive.attention(q, k, v, mask), inputs)
     ours = run(case, inputs)
@@ -152,7 +152,7 @@ def test_as_accurate_as_plain_pytorch(name, dtype):
 
 
 @pytest.mark.usefixtures("small_tiles")
-def test_logsumexp_is_of_base_two():
+def test_logsumexp_is_in_base_2():
     case = CASES["short queries by length"]
     q, k, v, _ = case.inputs()
     _, logsumexp = triton_launch.forward(q, k, v, case.keys_read())
@@ -165,7 +165,7 @@ def test_logsumexp_is_of_base_two():
 
 @pytest.mark.usefixtures("small_tiles")
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64], ids=str)
-def test_lengths_and_sizes_of_any_integer_type(dtype):
+def test_lengths_and_sizes_of_any_integer_dtype(dtype):
     for name in ("short keys by length", "short queries on a map"):
         case = CASES[name]
         q, k, v, _ = case.inputs()
@@ -192,7 +192,7 @@ def test_views(name):
 
 
 @pytest.mark.usefixtures("small_tiles")
-def test_elements_of_a_row_apart():
+def test_noncontiguous_last_dimension():
     case = CASES["few of both"]
     inputs = case.inputs()
     apart = [torch.stack([tensor, tensor], -1)[..., 0] for tensor in inputs]
@@ -207,7 +207,7 @@ def test_elements_of_a_row_apart():
     [(0, 3, 4, 1), (2, 0, 4, 1), (2, 0, 70, 1), (2, 3, 0, 1), (2, 70, 0, 1), (2, 3, 4, 0)],
     ids=str,
 )
-def test_empty(shape):
+def test_empty_tensors(shape):
     case = Case(*shape, width=16)
     out, *gradients = run(case, case.inputs())
     assert (out == 0).all()
@@ -225,7 +225,7 @@ SPLIT_CASES = {
 
 
 @pytest.mark.parametrize("case", SPLIT_CASES.values(), ids=SPLIT_CASES.keys())
-def test_split_loops_give_the_same(case, monkeypatch):
+def test_split_loops_give_the_same_results(case, monkeypatch):
     inputs = case.inputs()
     counts, results = [], []
     for programs in (1, 10_000):
@@ -245,7 +245,7 @@ def number_of_launches(case: Case) -> int:
 
 
 @pytest.mark.parametrize("name", ["queries of one tile", "both long"])
-def test_repeated_runs_are_the_same_bits(name, monkeypatch):
+def test_repeated_runs_are_bitwise_identical(name, monkeypatch):
     use_tiles(monkeypatch, 16, 16, 10_000)
     case = SPLIT_CASES[name]
     inputs = case.inputs(torch.float32)
@@ -312,7 +312,7 @@ def test_dropout_does_not_depend_on_padding(monkeypatch):
 
 
 @pytest.mark.parametrize("dropout_p", [0.1, 0.5, 2**-10])
-def test_rate_of_dropout(dropout_p, monkeypatch):
+def test_dropout_rate(dropout_p, monkeypatch):
     use_tiles(monkeypatch, 128, 128)
     case = Case(2, 100, 128, 2, 128)
     dropped = (~recover_kept(case, dropout_p, seed=11)).double()
@@ -329,7 +329,7 @@ def test_rate_of_dropout(dropout_p, monkeypatch):
         assert abs((means - dropout_p).square().mean() - expected) <= 5 * spread
 
 
-def test_dropout_of_samples_heads_seeds_and_neighbours_is_unrelated(monkeypatch):
+def test_dropout_is_independent_across_samples_heads_seeds_and_neighbors(monkeypatch):
     use_tiles(monkeypatch, 128, 128)
     case = Case(2, 100, 128, 2, 128)
     kept = recover_kept(case, 0.5, seed=11)
@@ -352,7 +352,7 @@ def test_dropout_of_samples_heads_seeds_and_neighbours_is_unrelated(monkeypatch)
 
 
 @pytest.mark.parametrize("dropout_p", [-0.1, 1.0, 1.5, math.nan])
-def test_dropout_of_no_probability(dropout_p):
+def test_invalid_dropout_probability_is_rejected(dropout_p):
     q, k, v, _ = Case(1, 1, 1, 1, 16).inputs()
     with pytest.raises(ValueError, match=r"dropout_p: expected 0 <= dropout_p < 1, got"):
         triton_launch.plan_forward(q, k, v, dropout=Dropout(dropout_p, torch.tensor([0])))
@@ -367,12 +367,12 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("message", "shape"), REFUSED.items(), ids=REFUSED.keys())
-def test_refusal(message, shape):
+def test_unsupported_shapes_are_refused(message, shape):
     tensor = torch.empty(shape, dtype=torch.float16, device="meta")
     assert re.match(message, triton_launch.refusal(tensor, tensor) or "")
 
 
-def test_refusal_by_dtype_and_none():
+def test_unsupported_dtypes_are_refused():
     tensor = torch.empty(2, 3, 4, 32, dtype=torch.int32, device="meta")
     assert (triton_launch.refusal(tensor, tensor) or "").startswith("dtype torch.int32; expected")
     for dtype in (torch.float16, torch.bfloat16, torch.float32):
@@ -381,7 +381,7 @@ def test_refusal_by_dtype_and_none():
 
 @pytest.mark.parametrize("dtype", [*FLOORS, torch.bfloat16, torch.float64], ids=str)
 @pytest.mark.parametrize("width", [8, 32, 64, 128])
-def test_the_table_has_tiles_for(width, dtype):
+def test_table_has_tiles_for_every_dtype(width, dtype):
     q = torch.empty(1, 40, 2, width, dtype=dtype, device="meta")
     k = torch.empty(1, 600, 2, width, dtype=dtype, device="meta")
     launches, (out, logsumexp) = triton_launch.plan_forward(q, k, k)

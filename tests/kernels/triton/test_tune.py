@@ -27,14 +27,14 @@ def tuned(cases: list[Case]) -> tuple[list[dict], list[str]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("cases", SMALL.values(), ids=SMALL)
-def test_every_candidate_gives_what_the_packages_sizes_give(cases):
+def test_every_candidate_matches_the_package_sizes(cases):
     lines, said = tuned(list(cases()))
     assert lines
     refused = [line for line in said if line.startswith("  ")]
     assert not refused, refused
 
 
-def test_other_results_and_errors_are_told(monkeypatch):
+def test_wrong_results_and_errors_are_reported(monkeypatch):
     monkeypatch.setattr(
         tune, "CANDIDATES", {"expand_bias": [], "window_forward": [{"rows": 16, "num_warps": 2}]}
     )

@@ -178,7 +178,7 @@ BOTH = pytest.mark.parametrize("whole", [True, False], ids=["whole rows", "tiles
 
 
 @pytest.mark.parametrize("case", **named(CASES))
-def test_formulation_equals_oracle(case):
+def test_formulation_matches_the_reference(case):
     tensors, grad = inputs(case)
     assert_equal(
         with_gradients(formulation, case, tensors, grad),
@@ -252,7 +252,7 @@ def test_gradients_equal_finite_differences(whole):
 
 
 @BOTH
-def test_what_is_not_read_may_hold_nan(whole):
+def test_unread_elements_may_be_nan(whole):
     case = CASES["own maps"]
     tensors, grad = inputs(case)
     expected = run(case, tensors, grad, whole)
@@ -270,7 +270,7 @@ def test_what_is_not_read_may_hold_nan(whole):
 
 
 @BOTH
-def test_padding_that_nobody_needs_may_hold_nan(whole):
+def test_unused_padding_may_be_nan(whole):
     case = CASES["four windows, shifted"]
     tensors, grad = inputs(case)
     expected = run(case, tensors, grad, whole)
@@ -279,7 +279,7 @@ def test_padding_that_nobody_needs_may_hold_nan(whole):
         assert torch.equal(ours, before)
 
 
-def test_sizes_beyond_the_map_count_as_the_map():
+def test_sizes_are_clamped_to_the_map():
     case = CASES["own maps"]
     tensors, grad = inputs(case)
     expected = run(case, tensors, grad, True)
@@ -289,7 +289,7 @@ def test_sizes_beyond_the_map_count_as_the_map():
 
 
 @BOTH
-def test_atomics_add_up_to_the_same(whole):
+def test_atomics_give_the_same_sums(whole):
     case = CASES["four windows, shifted"]
     tensors, grad = inputs(case)
     expected = run(case, tensors, grad, whole)
@@ -306,7 +306,7 @@ def test_strided_inputs():
         assert torch.equal(ours, before)
 
 
-def test_an_empty_batch_gives_zero_gradients():
+def test_empty_batch_gives_zero_gradients():
     case = Case(0, 4, 4, 4, 0, 1, 16)
     tensors, grad = inputs(case)
     out, grad_qkv, grad_table, grad_padding = run(case, tensors, grad, None)
@@ -327,7 +327,7 @@ def test_sum_of_parts(count):
 
 
 @pytest.mark.parametrize("heads", [1, 9])
-def test_expanded_and_reduced_bias_is_the_table_times_its_pairs(heads):
+def test_expanding_and_reducing_the_bias_counts_pairs(heads):
     window_size, stored = 3, 32
     table = torch.randn(25, heads, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     launches, bias = triton_bias.plan_expand(
@@ -353,7 +353,7 @@ def test_expanded_and_reduced_bias_is_the_table_times_its_pairs(heads):
     assert error(sums[1], expected) <= DOUBLE
 
 
-def test_pieces_are_powers_of_two_that_cover_the_keys():
+def test_pieces_cover_the_keys_with_powers_of_two():
     assert triton_launch.pieces(144, 128) == ((0, 128), (128, 16))
     assert triton_launch.pieces(144, 64) == ((0, 64), (64, 64), (128, 16))
     assert triton_launch.pieces(64, 128) == ((0, 64),)
@@ -362,7 +362,7 @@ def test_pieces_are_powers_of_two_that_cover_the_keys():
 @pytest.mark.parametrize("whole", [True, False, None], ids=["whole rows", "tiles", "by size"])
 @pytest.mark.parametrize("window_size", [1, 4, 7, 12, 18, 24])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_shapes_alone_make_a_plan(dtype, window_size, whole):
+def test_plans_need_only_shapes(dtype, window_size, whole):
     meta = {"device": "meta", "dtype": dtype}
     qkv = torch.empty(64, 96, 96, 3, 4, 32, **meta)
     arguments = (
@@ -398,7 +398,7 @@ def test_shapes_alone_make_a_plan(dtype, window_size, whole):
         ((1, 8, 8, 3, 64, 32), torch.float16, 64, "window size 64"),
     ],
 )
-def test_refusals_say_why(shape, dtype, window_size, reason):
+def test_refusals_give_the_reason(shape, dtype, window_size, reason):
     said = triton_launch.refusal(torch.empty(shape, dtype=dtype, device="meta"), window_size)
     if reason is None:
         assert said is None

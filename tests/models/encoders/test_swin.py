@@ -44,7 +44,7 @@ def hugging_face_name(name: str) -> str:
 
 
 @pytest.mark.parametrize("size", [(96, 96), (93, 96), (150, 101), (192, 110)], ids=str)
-def test_equals_transformers(size):
+def test_matches_transformers(size):
     transformers = pytest.importorskip("transformers")
     tower = SwinEncoder(CONFIG).eval()
     randomise(tower)
@@ -82,7 +82,7 @@ def test_equals_transformers(size):
 
 @pytest.mark.parametrize("size", [(1, 1), (4, 4), (5, 130), (64, 33)], ids=str)
 @pytest.mark.parametrize("shift_small_maps", [False, True])
-def test_any_size(size, shift_small_maps):
+def test_any_image_size(size, shift_small_maps):
     tower = SwinEncoder(CONFIG, shift_small_maps=shift_small_maps)
     stages = tower(torch.randn(1, 3, *size))
     height, width = -(-size[0] // 4), -(-size[1] // 4)
@@ -104,7 +104,7 @@ def block(**changes) -> SwinBlock:
     return made
 
 
-def test_a_small_map_is_one_window_of_the_coarse_stage():
+def test_coarse_stage_shrinks_windows_to_small_maps():
     """A 2 x 2 map in windows of 4 gives what windows of 2 with the table's middle give."""
     large, tokens = block(), torch.randn(1, 2, 2, 8)
     small = SwinBlock(8, 2, 2, shifted=False, shift_small_maps=False, mlp_ratio=2.0, drop_path=0.0)
@@ -115,7 +115,7 @@ def test_a_small_map_is_one_window_of_the_coarse_stage():
     assert torch.equal(large(tokens), small(tokens))
 
 
-def test_the_fine_stage_pads_and_shifts_small_maps():
+def test_fine_stage_pads_and_shifts_small_maps():
     tokens = torch.randn(1, 4, 4, 8)
     coarse, fine = block(), block(shift_small_maps=True)
     unshifted = block(shifted=False, shift_small_maps=True)
@@ -132,7 +132,7 @@ def test_shift_moves_information_between_windows():
         assert (gradient[0, 4, 4].abs().sum() > 0) == shifted
 
 
-def test_merging_order():
+def test_patch_merging_order():
     """Tokens of a square in the published order: column by column."""
     merging = PatchMerging(1)
     merging.norm = torch.nn.Identity()
@@ -160,7 +160,7 @@ def test_drop_path_grows_over_the_blocks():
     assert rates == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4, 0.5])
 
 
-def test_initialisation():
+def test_initialization():
     tower = SwinEncoder(CONFIG)
     linear = tower.block(0).mlp[0]
     assert linear.weight.std().item() == pytest.approx(0.02, rel=0.1)

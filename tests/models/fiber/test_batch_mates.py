@@ -123,7 +123,7 @@ def worst_error(model: FiberDetector, batch: GroundingBatch, *, sizes: bool = Tr
 
 @pytest.mark.parametrize("seed", range(10))
 @torch.no_grad()
-def test_ten_random_batches_in_single_precision(seed):
+def test_random_batches_in_single_precision(seed):
     model = build("small", shift_small_maps=False, dtype=torch.float32)
     assert worst_error(model, batch_of(seed, torch.float32)) <= 1e-4
 
@@ -137,7 +137,7 @@ def test_random_batches_in_double_precision(seed, shift_small_maps):
 
 
 @torch.no_grad()
-def test_padding_is_seen_as_published_without_sizes():
+def test_padding_affects_outputs_without_sizes():
     """The check above can fail: without sizes the neighbours' padding moves the logits."""
     model = build("micro", shift_small_maps=True, dtype=torch.float64)
     assert worst_error(model, batch_of(0, torch.float64), sizes=False) > 1e-2
@@ -145,7 +145,7 @@ def test_padding_is_seen_as_published_without_sizes():
 
 @pytest.mark.parametrize("seed", range(10))
 @torch.no_grad()
-def test_detections_are_those_of_the_pictures_alone(seed):
+def test_batched_detections_match_single_images(seed):
     """Label equal, box within 1e-2 pixels, score within 1e-4, nothing lost and nothing added."""
     model = build("small", shift_small_maps=False, dtype=torch.float32)
     batch = batch_of(seed, torch.float32)
@@ -170,7 +170,7 @@ def test_detections_are_those_of_the_pictures_alone(seed):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_losses_of_a_batch_are_those_of_its_pictures(seed):
+def test_batched_losses_match_single_images(seed):
     """Each loss is a sum over pictures and a divisor, so that the sums can be compared."""
     model = build("micro", shift_small_maps=True, dtype=torch.float64)
     batch = batch_of(seed, torch.float64)
@@ -208,7 +208,7 @@ def divisors(
     return {"alignment": count, "box": central, "centerness": count}
 
 
-def test_gradients_flow_into_every_picture_and_none_into_padding():
+def test_gradients_reach_every_image_but_no_padding():
     model = build("micro", shift_small_maps=True, dtype=torch.float64)
     batch = batch_of(1, torch.float64)
     images = batch.images.clone().requires_grad_()
@@ -223,7 +223,7 @@ def test_gradients_flow_into_every_picture_and_none_into_padding():
         assert (images.grad[row, :, :, width:] == 0).all()
 
 
-def test_sizes_outside_the_tensor_are_refused():
+def test_sizes_outside_the_tensor_are_rejected():
     model = build("micro", shift_small_maps=True, dtype=torch.float32)
     batch = batch_of(0, torch.float32)
     wrong = batch.image_sizes.clone()
