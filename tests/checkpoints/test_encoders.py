@@ -1,4 +1,4 @@
-"""Towers of others: transformers' own models give the same features with the same weights."""
+"""Third-party encoders: features match transformers' own models with the same weights."""
 
 import dataclasses
 import re
@@ -41,7 +41,7 @@ def model(config: FiberConfig = CONFIG, seed: int = 1):
 
 
 def draw(module):
-    """Give every weight a value that shows, so that no bias is 0 and no norm is the identity."""
+    """Randomize all weights, so that no bias is 0 and no norm is the identity."""
     torch.manual_seed(0)
     for name, parameter in module.named_parameters():
         start = 1.0 if re.search(r"(norm\w*|LayerNorm)\.weight$", name) else 0.0
@@ -98,7 +98,7 @@ MICROSOFT = (
 
 
 def in_microsoft_names(state):
-    """Rename a SwinModel's tensors, queries, keys and values put together."""
+    """Rename a SwinModel's tensors, with query, key and value fused."""
     renamed = {}
     for name, tensor in state.items():
         if ".k_proj." in name or ".v_proj." in name:
@@ -116,7 +116,7 @@ def in_microsoft_names(state):
 
 
 def in_timm_names(state):
-    """Rename Microsoft's names: a merging belongs to the stage that it leads to."""
+    """Convert Microsoft's names to timm's, where patch merging belongs to the next stage."""
     return {
         re.sub(
             r"^layers\.(\d)\.downsample", lambda m: f"layers.{int(m[1]) + 1}.downsample", name
@@ -128,8 +128,8 @@ def in_timm_names(state):
 def check_features(ours, theirs, exact):
     """Compare with float64.
 
-    Two float32 implementations that add in another order are equally far from the exact result:
-    ours may be twice as far as transformers' own, or a few roundings of the largest value.
+    The summation order of a float32 implementation affects its rounding error, so ours may be up to
+    twice as large as that of transformers, or a few roundings of the largest value.
     """
     floor = 4 * torch.finfo(torch.float32).eps * exact.abs().max()
     error, their_error = (ours - exact).abs().max(), (theirs - exact).abs().max()
@@ -149,7 +149,7 @@ def test_image_encoder_matches_transformers(rename):
         exact = theirs.double()(images.double(), output_hidden_states=True)
         stages = tower(images)
         last = ours.itc_image_norm(stages[-1]).flatten(1, 2)
-        # transformers keeps what the merging of each stage gave, and the last stage as it is.
+        # transformers returns each stage after patch merging, and the last stage unchanged.
         maps = [tower.stages[number].merging(stages[number]) for number in range(3)] + [stages[3]]
     check_features(last, output.last_hidden_state, exact.last_hidden_state)
     for number, ours_then in enumerate(maps, start=1):
@@ -216,7 +216,7 @@ def test_exported_encoders_load_into_transformers():
 
 
 def test_extra_tensors_in_released_files_are_ignored():
-    """Microsoft's file has buffers and the ImageNet classifier; a fine model needs no last norm."""
+    """Microsoft's file has buffers and a classifier; a fine-stage model needs no last norm."""
     state = in_microsoft_names(swin().state_dict())
     state |= {
         "layers.0.blocks.1.attn_mask": torch.zeros(4, 4, 4),

@@ -55,7 +55,7 @@ def test_different_answers_of_the_same_count_create_a_new_last_layer():
     output = ("vqa_head.output.weight", "vqa_head.output.bias")
     assert initialize(build_model(preset("micro")), start, words[::-1]).created == output
     assert initialize(build_model(preset("micro")), start, words).created == ()
-    # Published files name no answers.
+    # Published files do not contain answers.
     unknown = stored(preset("micro"))
     assert initialize(build_model(preset("micro")), unknown, words).created == output
 
@@ -108,7 +108,7 @@ def test_resizing_to_the_same_window_is_a_no_op():
 
 
 def test_resized_table_keeps_orientation():
-    # A ramp over rows (dy) stays one, and does not turn into one over columns (dx).
+    # A ramp over rows (dy) remains one, instead of becoming a ramp over columns (dx).
     ramp = torch.arange(5.0).repeat_interleave(5)[:, None]
     resized = resize_bias_table(ramp, 81).view(9, 9)
     assert torch.allclose(resized, resized[:, :1].expand(9, 9))

@@ -1,4 +1,4 @@
-"""Published files and towers on disk: read, written, started from."""
+"""Reading, writing and training from published files and encoder files."""
 
 import collections
 import dataclasses
@@ -34,7 +34,7 @@ def published(kind):
 
 
 def write_like_lightning(state, path):
-    """Write as Lightning 1.3.2 does: the callbacks' states are keyed by a class that is gone."""
+    """Write as Lightning 1.3.2 does: callback states are keyed by a class that no longer exists."""
     module = types.ModuleType("gone_callbacks")
     module.ModelCheckpoint = type("ModelCheckpoint", (), {"__module__": module.__name__})
     sys.modules[module.__name__] = module
@@ -72,7 +72,7 @@ def test_published_weights_survive_a_round_trip(kind, ending, tmp_path):
     assert used | set(stored.ignored) == set(state)
     for name in used:
         assert torch.equal(back[name], state[name]), name
-    # Of the fine stage the buffers are written too, which the lists give without values.
+    # For the fine stage, buffers are also written; the key lists give only their shapes.
     assert set(back) == (used if kind == "coarse" else set(state))
     assert all(back[name].shape == state[name].shape for name in back)
 
@@ -86,11 +86,11 @@ def test_moving_average_weights_can_be_loaded(tmp_path):
 
 
 def test_released_checkpoint_is_loaded(tmp_path):
-    """No temperature, no queues, two tensors of an earlier implementation."""
+    """It has no temperature, no queues, and two tensors from an earlier implementation."""
     state = {name: tensor for name, tensor in published("coarse").items() if "queue" not in name}
     del state["temp"]
     state |= {"logit_scale": torch.ones(()), "token_type_embeddings.weight": torch.ones(2, 192)}
-    # A captioner trained off-policy holds a copy of itself.
+    # A captioner trained off-policy contains a copy of itself.
     state |= {"copy_module.vit_model.norm.bias": torch.ones(256)}
     torch.save({"state_dict": state}, tmp_path / "released.ckpt")
     stored = read_model(tmp_path / "released.ckpt")
@@ -147,7 +147,7 @@ def test_resized_tables_match_the_recorded_ones(tmp_path):
         assert (stored.config.image_size, stored.config.swin.window_size) == (size, window)
         table = stored.network.state_dict()["backbone.image.stages.0.blocks.0.attention.bias_table"]
         expected = recorded[f"bias.after_{size}"]
-        # One rounding of values of up to 0.1: the same interpolation on another processor.
+        # One rounding of values up to 0.1: interpolation differs slightly between processors.
         torch.testing.assert_close(table, expected, rtol=0, atol=1e-7)
     assert torch.equal(
         read_model(tmp_path / "a.ckpt", image_size=384).network.state_dict()[
@@ -189,7 +189,7 @@ def test_published_fine_files_store_bgr_weights(tmp_path):
 @pytest.mark.parametrize("stage", ["coarse", "fine"])
 @pytest.mark.parametrize("name", ["micro", "small"])
 def test_nonstandard_sizes_survive_a_round_trip(name, stage, ending, tmp_path):
-    """Their text heads, windows and longest texts are not those of the published code."""
+    """Their text heads, windows and maximum text lengths differ from the published code's."""
     torch.manual_seed(0)
     order = "rgb" if stage == "coarse" else "bgr"
     config = replace_fields(preset(name, stage=stage), {"channel_order": order})
@@ -212,7 +212,7 @@ def test_nonstandard_sizes_survive_a_round_trip(name, stage, ending, tmp_path):
 
 
 def test_heads_that_share_tensors_survive_a_round_trip(tmp_path):
-    """A captioner has the tensors of the head for masked words, and no such head."""
+    """A captioner has the tensors of the MLM head, but no MLM head."""
     config = replace_fields(preset("micro"), {"image_text.heads": "caption,vqa"})
     write_published(build_model(config), tmp_path / "a.ckpt")
     assert read_model(tmp_path / "a.ckpt").config == config
@@ -285,7 +285,7 @@ class TestEncoderStates:
         assert not any(".text." in name for name in report.taken)
 
     def test_transformers_folder_is_loaded(self, tmp_path):
-        """Its config.json is not ours."""
+        """Its config.json is not in this package's format."""
         write_encoders(build_model(preset("micro")), tmp_path)
         (tmp_path / "swin.safetensors").unlink()
         (tmp_path / "config.json").write_text(json.dumps({"model_type": "roberta"}))
@@ -337,7 +337,7 @@ def test_training_starts_from_a_published_file_at_a_different_resolution(picture
     torch.save({"state_dict": small_state(coarse_keys(), vocabulary)}, tmp_path / "a.ckpt")
     start = read_model(tmp_path / "a.ckpt", image_size=64)
     config = coarse_config(
-        # The weights shall be seen as they were read.
+        # Keeps the weights as they were read.
         optim__lr=1e-30,
         train__steps=1,
         tasks__question__share=0,
@@ -348,6 +348,6 @@ def test_training_starts_from_a_published_file_at_a_different_resolution(picture
     config = dataclasses.replace(config, model=model)
     finished = run(config, pictures, tmp_path / "r", init=tmp_path / "a.ckpt")
     weights, expected = load_file(finished.folder / "model.safetensors"), start.network.state_dict()
-    # The loss keeps the temperature within bounds.
+    # The loss clamps the temperature.
     for name in set(weights) - {"temperature"}:
         assert torch.equal(weights[name], expected[name]), name

@@ -1,4 +1,4 @@
-"""Published names: the map is whole, strict, and changes no value."""
+"""Published names: the mapping is complete, strict, and changes no values."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def case() -> CoarseCase:
 
 @pytest.fixture
 def state(case) -> dict[str, Tensor]:
-    """Random tensors under the published names and shapes of the recorded micro model."""
+    """Random tensors with the published names and shapes of the recorded micro model."""
     torch.manual_seed(0)
     return {
         name: torch.randn(entry[0])
@@ -57,7 +57,7 @@ def test_every_published_key_is_mapped_or_deliberately_skipped():
     assert set(named) <= set(published)
     left_out = set(published) - set(named)
     assert all(ignored_coarse_key(name, config) for name in left_out)
-    # Left out: 43 buffers and queues; the pooler, 12 norms, 6 gates, 12 projections and 2 copies
+    # Skipped: 43 buffers and queues; the pooler, 12 norms, 6 gates, 12 projections and 2 copies
     # that are never used.
     assert (len(published), len(left_out)) == (754, 43 + 2 + 12 + 6 + 12 + 2)
     for ours, theirs in keys.items():
@@ -113,7 +113,7 @@ def test_mismatches_are_named_and_nothing_is_loaded(model, state, damage, messag
 
 
 def test_released_checkpoint_is_converted(model, state):
-    """It holds two tensors of an earlier implementation, and no temperature."""
+    """It has two tensors from an earlier implementation, and no temperature."""
     del state["temp"]
     state["logit_scale"] = torch.zeros(())
     state["token_type_embeddings.weight"] = torch.zeros(2, 48)
@@ -200,7 +200,7 @@ def test_report_is_readable():
 
 
 class Bodiless(torch.nn.Module):
-    """A model without a backbone, and without any tensor."""
+    """A model without a backbone or any tensors."""
 
     def __init__(self, config):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Files of others: what they hold is read, and nothing in them is run."""
+"""Third-party files: their content is read, and no code in them is run."""
 
 import argparse
 import builtins
@@ -32,7 +32,7 @@ def read_state(path, weights="raw"):
 
 
 class Running(enum.Enum):
-    """A member of it is pickled as a call, and may be the key of a dict."""
+    """Its members are pickled as calls, and may be dict keys."""
 
     FIT = "fit"
 
@@ -79,7 +79,7 @@ def vanishing_module(monkeypatch):
 
 
 def lightning_content(module, state):
-    """What Lightning 1.3.2 writes, and some more that its users put into it."""
+    """What Lightning 1.3.2 writes, and some objects that its users add."""
     return {
         "epoch": 9,
         "global_step": 100000,
@@ -156,7 +156,7 @@ def test_safetensors_file_is_read(tmp_path, name):
 
 
 def resident_bytes() -> int:
-    """Memory that this process holds."""
+    """Resident memory of this process."""
     pages = STATM.read_text().split()[1]
     return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
@@ -174,7 +174,7 @@ def test_unused_storages_are_not_read(tmp_path):
 
 
 class Harm:
-    """Its pickle asks to call a function."""
+    """Its pickle requests a function call."""
 
     def __init__(self, function, *arguments):
         self.call = function, arguments
@@ -210,7 +210,7 @@ def test_plain_pickles_are_rejected(tmp_path):
     path.write_bytes(pickle.dumps({"a": 1}))
     with pytest.raises(ValueError, match=r"plain.pth is a plain pickle"):
         read_state(path)
-    # Protocol 0 begins with no mark of its own.
+    # Protocol 0 has no header.
     path.write_bytes(b"cposix\nsystem\n(S'touch " + str(tmp_path / "trace").encode() + b"'\ntR.")
     with pytest.raises(ValueError, match=r"plain.pth.*checkpoint"):
         read_state(path)
@@ -242,7 +242,7 @@ def test_no_pickle_opcode_calls_the_named_function(stream):
 
 
 def test_build_does_not_change_known_functions():
-    """BUILD could write the defaults of a function that a pickle may name."""
+    """BUILD could otherwise set the defaults of a function that pickles may refer to."""
     before = torch._utils._rebuild_tensor_v2.__defaults__
     stream = b"ctorch._utils\n_rebuild_tensor_v2\n(N(dS'__defaults__'\n(I1\ntstb."
     read_pickle(io.BytesIO(stream))
@@ -352,13 +352,13 @@ def test_missing_file_is_reported(tmp_path):
 
 
 def legacy(pickled: bytes) -> bytes:
-    """A file of torch.save before 1.6 with one pickle as its content and no storages."""
+    """A file in the format of torch.save before 1.6, with one pickle and no storages."""
     head = (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True})
     return b"".join(pickle.dumps(each, 2) for each in head) + pickled + pickle.dumps([], 2)
 
 
 def zipped(pickled: bytes, compression: int = zipfile.ZIP_STORED) -> bytes:
-    """A zip archive of torch.save with one pickle as its content and no storages."""
+    """A zip archive in the format of torch.save, with one pickle and no storages."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", compression) as archive:
         archive.writestr("archive/data.pkl", pickled)
@@ -431,7 +431,7 @@ def test_every_pickle_protocol_is_read(protocol):
     read = read_pickle(io.BytesIO(pickle.dumps(value, protocol))).content
     *keys, last = read
     assert isinstance(last, Inert)
-    # Protocol 0 to 2 write bytes as a call.
+    # Protocols 0 to 2 write bytes as a call.
     del keys[1], read["bytes"], value["bytes"]
     assert {key: read[key] for key in keys} == {key: value[key] for key in keys}
     assert read[last] == value[2**65]

@@ -1,4 +1,4 @@
-"""The default rule selects the backend; overrides restore the previous one."""
+"""Backend selection by the default rule, and overrides."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fiber.kernels.runtime import dispatch
 
 
 class OnGpu:
-    """Tensor on a GPU, as far as the rule is concerned."""
+    """A fake GPU tensor for the default rule."""
 
     device = torch.device("cuda", 0)
 
@@ -84,7 +84,7 @@ def test_unknown_backend_is_rejected():
 
 
 class Narrow:
-    """Module of a kernel for widths up to 3."""
+    """Fake kernel module that supports widths up to 3."""
 
     @staticmethod
     def refusal(tensor: OnGpu, width: int) -> str | None:

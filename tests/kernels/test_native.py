@@ -1,4 +1,4 @@
-"""The attention in Rust is as accurate as PyTorch in float32, against `naive.py`."""
+"""Rust attention is as accurate as float32 PyTorch, relative to `naive.py`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from fiber.kernels.window_attention import native as native_windows
 from fiber.kernels.window_attention import registered as registered_windows
 from fiber.kernels.window_attention import torch_path as torch_windows
 
-# Below that part of the largest element an error counts as none: some units in the last place.
+# Errors below this fraction of the largest element, a few units in the last place, are ignored.
 FLOOR = 1e-6
 
 WINDOWS = {
@@ -29,9 +29,9 @@ WINDOWS = {
     "odd map": (1, 5, 7, 3, 0, 2, 16, None),
     "odd map, shifted": (2, 5, 7, 3, 1, 3, 48, None),
     "map smaller than the window": (1, 2, 3, 4, 2, 1, 16, None),
-    "own maps": (4, 5, 9, 4, 1, 2, 32, [[5, 9], [3, 4], [0, 7], [2, 0]]),
+    "valid sizes": (4, 5, 9, 4, 1, 2, 32, [[5, 9], [3, 4], [0, 7], [2, 0]]),
 }
-# For these the loops of the oracle take minutes; plain PyTorch equals them in double precision.
+# The reference loops would take minutes, so these are compared with double-precision PyTorch.
 LARGE_WINDOWS = {
     "windows of 7": (1, 14, 14, 7, 3, 17, 16, None),
     "windows of 12": (3, 13, 24, 12, 6, 2, 32, [[13, 24], [12, 12], [1, 13]]),
@@ -55,9 +55,9 @@ def random(*shape: int) -> Tensor:
 
 
 def found(run: Callable[..., Tensor], inputs: list[Tensor]) -> list[Tensor]:
-    """Output and gradients, in double precision."""
+    """Output and gradients, converted to double precision."""
     out = run(*inputs)
-    # Drawn in one precision: in another one other numbers are drawn, and no gradients compare.
+    # Always drawn in float32: other dtypes would draw different numbers.
     direction = torch.randn(out.shape, generator=torch.manual_seed(5)).to(out.dtype)
     gradients = torch.autograd.grad(out, inputs, direction, allow_unused=True)
     return [
@@ -69,7 +69,7 @@ def found(run: Callable[..., Tensor], inputs: list[Tensor]) -> list[Tensor]:
 def assert_as_near_as_plain_pytorch(
     ours: Callable[..., Tensor], oracles: Callable[..., Tensor], inputs: list[Tensor]
 ) -> None:
-    # Double precision is plain PyTorch's, where no oracle is given.
+    # For large windows, `oracles` is PyTorch in double precision.
     exact = found(oracles, [tensor.detach().double().requires_grad_() for tensor in inputs])
     with kernels.use_backend("native"):
         native_values = found(ours, inputs)
@@ -143,9 +143,9 @@ def test_cross_attention_matches_the_reference(case):
 
 @pytest.mark.parametrize(("queries", "keys"), [(20, 7), (7, 20), (7, 400)])
 def test_scores_with_a_wide_range(queries, keys):
-    """Nearly all of the weight lies on one key, and the logarithms of the sums are large.
+    """Nearly all of the weight lies on one key, and logsumexps are large.
 
-    Their last bit decides, so that the mean over several draws is compared with plain PyTorch's.
+    Their last bit matters, so the mean error over several seeds is compared with PyTorch's.
     """
     real = torch.ones(2, keys, dtype=torch.bool)
     sums = {"native": [0.0] * 4, "reference": [0.0] * 4}
@@ -206,7 +206,7 @@ def test_dropout_falls_back_to_pytorch():
     ("forward", "backward"), [("native", "reference"), ("reference", "native")]
 )
 def test_logsumexp_is_interchangeable_between_backends(forward, backward):
-    """The backward pass may run elsewhere than the forward pass did."""
+    """The backward pass may use a different backend than the forward pass."""
     inputs = [random(2, tokens, 2, 32) for tokens in (9, 21, 21)]
     with kernels.use_backend(forward):
         out = kernels.image_to_text_attention(*inputs, torch.tensor([21, 4]))
@@ -220,11 +220,11 @@ def test_logsumexp_is_interchangeable_between_backends(forward, backward):
 
 def test_unread_elements_may_be_nan():
     qkv, table, bias = random(1, 4, 4, 3, 1, 16), random(9, 1), random(3, 1, 16)
-    spoilt = qkv.detach().clone()
-    spoilt[:, :, 3:] = float("nan")
+    corrupted = qkv.detach().clone()
+    corrupted[:, :, 3:] = float("nan")
     options = {"window_size": 2, "shift": 1, "valid_sizes": torch.tensor([[4, 3]])}
     clean = kernels.window_attention(qkv, table, bias, **options)
-    assert torch.equal(kernels.window_attention(spoilt, table, bias, **options), clean)
+    assert torch.equal(kernels.window_attention(corrupted, table, bias, **options), clean)
     key = random(1, 5, 1, 16).detach()
     key[:, 2:] = float("nan")
     read = kernels.image_to_text_attention(qkv.flatten(1, 2)[:, :, 0], key, key, torch.tensor([2]))

@@ -1,4 +1,4 @@
-"""Arguments that do not fit together are refused, with their shapes."""
+"""Mismatched arguments raise an error that lists their shapes."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_gated_residual_rejects_mismatched_arguments():
 
 
 def test_empty_inputs_give_empty_outputs_and_zero_gradients():
-    """Empty batches, texts and maps give tensors of their shapes, and zero gradients."""
+    """Empty batches, texts and maps give empty outputs and zero gradients."""
     for queries, keys, batch in ((0, 5, 2), (6, 0, 2), (6, 5, 0), (0, 0, 0)):
         q, k, v = (
             torch.randn(batch, tokens, 2, 8, requires_grad=True) for tokens in (queries, keys, keys)
@@ -105,7 +105,7 @@ def test_lengths_are_clamped_to_the_text():
 
 
 def test_maps_with_more_than_2_to_the_31_elements():
-    """On the meta device, which computes shapes alone: nothing counts in 32 bits."""
+    """On the meta device, which only computes shapes: no size overflows 32 bits."""
     qkv = torch.empty(40, 1024, 1024, 3, 4, 32, device="meta", requires_grad=True)
     table, bias = (torch.empty(*shape, device="meta") for shape in ((529, 4), (3, 4, 32)))
     out = kernels.window_attention(qkv, table, bias, window_size=12, shift=6)

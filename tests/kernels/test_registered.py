@@ -29,7 +29,7 @@ def random(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def window_inputs(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
-    # The table and the bias are parameters: they stay float32 under autocast.
+    # The table and the bias are parameters, which stay in float32 under autocast.
     return random(2, 5, 6, 3, 2, 4, dtype=dtype), random(25, 2), random(3, 2, 4)
 
 
@@ -37,12 +37,12 @@ def cross_inputs(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Te
     return tuple(random(2, tokens, 2, 4, dtype=dtype) for tokens in (6, 5, 5))
 
 
-@pytest.mark.parametrize("sizes", [None, SIZES], ids=["whole maps", "own sizes"])
+@pytest.mark.parametrize("sizes", [None, SIZES], ids=["whole maps", "valid sizes"])
 def test_window_attention_passes_opcheck(sizes):
     torch.library.opcheck(registered_windows.window_attention, (*window_inputs(), 3, 1, sizes))
 
 
-@pytest.mark.parametrize("sizes", [None, SIZES], ids=["whole maps", "own sizes"])
+@pytest.mark.parametrize("sizes", [None, SIZES], ids=["whole maps", "valid sizes"])
 def test_window_attention_backward_passes_opcheck(sizes):
     inputs = [tensor.detach() for tensor in window_inputs()]
     out = registered_windows.window_attention(*inputs, 3, 1, sizes)
@@ -51,15 +51,15 @@ def test_window_attention_backward_passes_opcheck(sizes):
     )
 
 
-@pytest.mark.parametrize("sizes", [None, SIZES], ids=["whole maps", "own sizes"])
+@pytest.mark.parametrize("sizes", [None, SIZES], ids=["whole maps", "valid sizes"])
 @pytest.mark.parametrize("windows_of_strip", [1, 3, 100])
 @pytest.mark.parametrize("windows_of_piece", [1, 3])
 def test_results_do_not_depend_on_strips_and_pieces(
     monkeypatch, windows_of_strip, windows_of_piece, sizes
 ):
-    """Strips and pieces may begin and end anywhere among windows with and without seams."""
+    """Strips and pieces may start and end at any window, with or without seams."""
     found = []
-    # Of a window of 9 places and 2 heads of 4: what is read, and the weights.
+    # Bytes of one window's outputs and weights, for 9 tokens and 2 heads of dim 4.
     limits = {"STRIP_BYTES": 9 * 2 * 4 * 4, "PIECE_BYTES": 9 * 9 * 2 * 4}
     for counts in ((100, 100), (windows_of_strip, windows_of_piece)):
         for (name, size), count in zip(limits.items(), counts, strict=True):
@@ -88,7 +88,7 @@ CROSS = {
     "every key": (None, None, None, None, 0.0, None),
     "lengths": (LENGTHS, None, None, None, 0.0, None),
     "a mask": (None, MASK, None, None, 0.0, None),
-    "own sizes": (None, None, torch.tensor([[1, 5], [1, 2]]), [1, 5], 0.0, None),
+    "valid sizes": (None, None, torch.tensor([[1, 5], [1, 2]]), [1, 5], 0.0, None),
     "dropout": (LENGTHS, None, None, None, 0.5, SEED),
 }
 
@@ -105,7 +105,7 @@ def test_cross_attention_passes_opcheck(arguments):
 
 
 def test_dispatch_modes_see_operations():
-    """Operation counters, memory counters and tracing use torch's dispatch modes."""
+    """FLOP counters, memory trackers and tracing use torch's dispatch modes."""
     seen = []
 
     class Watch(TorchDispatchMode):
@@ -172,14 +172,14 @@ def test_activation_checkpointing_gives_the_same_gradients():
             else everything(*inputs)
         )
         results.append(torch.autograd.grad(out.square().sum(), inputs))
-    # Dropout draws the same again: the seed is drawn inside.
+    # Dropout repeats its mask, because the seed is drawn inside the block.
     for plain, again in zip(*results, strict=True):
         assert torch.equal(plain, again)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_as_accurate_as_the_reference(dtype):
-    """At most twice the error of the oracle in the same dtype, or one rounding."""
+    """The error is at most twice that of the reference in the same dtype, or one rounding."""
     qkv, table, bias = (each.detach().to(dtype) for each in window_inputs())
     q, k, v = (each.detach() for each in cross_inputs(dtype))
     mask = torch.arange(5) < LENGTHS[:, None]
@@ -230,5 +230,5 @@ def test_dropout_rate_matches_its_probability():
     kept = torch_cross._draw_kept(torch.zeros(64, 4, 50, 50), Dropout(0.1, SEED))
     assert kept.unique().tolist() == [0.0, pytest.approx(1 / 0.9)]
     dropped, count = (kept == 0).float().mean().item(), kept.numel()
-    # Five standard deviations of a mean of that many coins.
+    # Five standard deviations of the mean of that many coin flips.
     assert abs(dropped - 0.1) < 5 * (0.1 * 0.9 / count) ** 0.5

@@ -1,4 +1,4 @@
-"""Scratch memory: one block a thread, reused from call to call, never read uninitialized."""
+"""Scratch memory: one block per thread, reused between calls, never read uninitialized."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests that need a pytest run of their own have a make target that runs them."""
+"""Tests that need a separate pytest run have a make target."""
 
 import shutil
 import subprocess

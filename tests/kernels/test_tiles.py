@@ -1,4 +1,4 @@
-"""Tables of tile sizes: which line is used, and errors of invalid tables."""
+"""Tile size tables: which line is used, and errors for invalid tables."""
 
 from __future__ import annotations
 
@@ -96,14 +96,14 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize(("content", "told"), BROKEN.values(), ids=BROKEN)
-def test_invalid_table_error_names_the_line(users, content, told):
+@pytest.mark.parametrize(("content", "expected"), BROKEN.values(), ids=BROKEN)
+def test_invalid_table_error_names_the_line(users, content, expected):
     text = content if isinstance(content, str) else tiles.written(content)
     users.write_text(text)
     for read in (sizes, lambda: tiles.describe_tables(GPU)):
         with pytest.raises(ValueError) as error:
             read()
-        assert f"{users}, {told}" in str(error.value)
+        assert f"{users}, {expected}" in str(error.value)
         assert "fiber tune" in str(error.value)
 
 

@@ -1,4 +1,4 @@
-"""`torch_path.py` equals the oracle, `naive.py`: outputs and every gradient, in float64."""
+"""`torch_path.py` matches the reference, `naive.py`: outputs and all gradients, in float64."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fiber.kernels.window_attention import naive as naive_windows
 from fiber.kernels.window_attention import torch_path as torch_windows
 from fiber.kernels.window_attention.window_spec import WindowSpec
 
-# Products of at most 400 float64 terms of size 1, summed in another order.
+# Sums of at most 400 float64 terms of size 1, in a different order.
 TOLERANCE = 1e-12
 
 
@@ -34,7 +34,7 @@ def assert_equal_with_gradients(ours: Tensor, oracles: Tensor, inputs: list[Tens
         torch.autograd.grad(oracles, inputs, direction, allow_unused=True),
         strict=True,
     ):
-        # What takes no part has no gradient or a zero one; both say the same.
+        # Unused inputs may have no gradient or a zero gradient.
         got = torch.zeros_like(tensor) if got is None else got
         expected = torch.zeros_like(tensor) if expected is None else expected
         assert (got - expected).abs().max() <= TOLERANCE * max(1.0, expected.abs().max().item())
@@ -91,10 +91,10 @@ def test_per_sample_valid_sizes(shift):
 
 def test_padding_does_not_leak():
     qkv, table, qkv_bias = random(1, 4, 4, 3, 1, 2), random(9, 1), random(3, 1, 2)
-    spoilt = qkv.detach().clone()
-    spoilt[:, :, 3:] = float("nan")
+    corrupted = qkv.detach().clone()
+    corrupted[:, :, 3:] = float("nan")
     arguments = {"window_size": 2, "shift": 1, "valid_sizes": torch.tensor([[4, 3]])}
-    ours = kernels.window_attention(spoilt, table, qkv_bias, **arguments)
+    ours = kernels.window_attention(corrupted, table, qkv_bias, **arguments)
     clean = kernels.window_attention(qkv, table, qkv_bias, **arguments)
     assert torch.equal(ours, clean)
 
@@ -115,7 +115,7 @@ def test_window_attention_gradcheck():
 
 
 def test_window_attention_accepts_views():
-    """A transposed map is as good as a contiguous one."""
+    """A transposed map gives the same result as a contiguous one."""
     qkv, table, qkv_bias = random(2, 6, 4, 3, 2, 3), random(9, 2), random(3, 2, 3)
     view = qkv.transpose(1, 2).contiguous().transpose(1, 2)
     arguments = {"window_size": 2, "shift": 0}
@@ -127,7 +127,7 @@ def test_window_attention_accepts_views():
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_window_attention_in_half_precision(dtype):
-    """The error stays within that of rounding the inputs and the output."""
+    """The error is within that of rounding the inputs and the output."""
     qkv, table, qkv_bias = random(1, 4, 4, 3, 2, 16), random(9, 2), random(3, 2, 16)
     exact = kernels.window_attention(qkv, table, qkv_bias, window_size=2, shift=1)
     half = [tensor.detach().to(dtype).requires_grad_() for tensor in (qkv, table, qkv_bias)]
@@ -163,11 +163,11 @@ def test_masked_keys_do_not_leak(dtype):
     q, k, v = (random(2, 5, 2, 4, seed=s).detach().to(dtype) for s in range(3))
     lengths = torch.tensor([3, 0])
     clean = kernels.image_to_text_attention(q, k, v, lengths)
-    spoilt_k, spoilt_v = k.clone(), v.clone()
-    for spoilt in (spoilt_k, spoilt_v):
-        spoilt[0, 3:] = float("nan")
-        spoilt[1] = float("inf")
-    assert torch.equal(kernels.image_to_text_attention(q, spoilt_k, spoilt_v, lengths), clean)
+    corrupted_k, corrupted_v = k.clone(), v.clone()
+    for corrupted in (corrupted_k, corrupted_v):
+        corrupted[0, 3:] = float("nan")
+        corrupted[1] = float("inf")
+    assert torch.equal(kernels.image_to_text_attention(q, corrupted_k, corrupted_v, lengths), clean)
     assert (clean[1] == 0).all()
 
 
@@ -193,7 +193,7 @@ def test_text_to_image_dropout_preserves_the_mean():
         [kernels.text_to_image_attention(q, k, v, dropout_p=0.5) for _ in range(2000)]
     )
     assert draws.std() > 0.1
-    # Standard error of a mean of 2000 draws of standard deviation below 1.
+    # Standard error of the mean of 2000 draws with a standard deviation below 1.
     assert abs(draws.mean() - 1.0) < 4 / 2000**0.5
 
 
@@ -208,8 +208,8 @@ def test_gated_residual_matches_the_reference(gate):
 
 
 def test_caches_survive_inference_mode():
-    """Indices made under inference mode must not spoil a later training step."""
-    # No other test has made the indices of this window size.
+    """Indices cached in inference mode must not break a later training step."""
+    # No other test caches the indices of this window size.
     qkv, table, qkv_bias = random(1, 14, 14, 3, 1, 2), random(169, 1), random(3, 1, 2)
     with torch.inference_mode():
         kernels.window_attention(qkv, table, qkv_bias, window_size=7, shift=3)
@@ -218,7 +218,7 @@ def test_caches_survive_inference_mode():
 
 
 def test_pytorch_backend_stays_on_the_input_device():
-    """On the meta device, where a tensor of the CPU in between is an error, as it is on a GPU."""
+    """On the meta device, an intermediate CPU tensor is an error, as on a GPU."""
 
     def meta(*shape: int) -> Tensor:
         return torch.empty(shape, device="meta")

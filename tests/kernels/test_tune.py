@@ -17,7 +17,7 @@ CHIP = {"chip": "sm_90", "triton": "3.9"}
 
 
 class FakeMeasure:
-    """Fake times: the wanted number of warps is the fastest, and some candidates do not run."""
+    """Fake times: the given number of warps is the fastest, and some candidates fail."""
 
     def __init__(self, warps: int, broken=lambda each: False) -> None:
         self.warps, self.broken, self.cases = warps, broken, []
@@ -41,7 +41,7 @@ def tuned(cases, measure, said):
 
 
 def test_fastest_sizes_of_every_kernel_are_kept(said):
-    # Windows of 24 are the first whose forward pass goes through tiles.
+    # Window size 24 is the smallest whose forward pass loops over tiles.
     lines = tuned(tune.all_cases(META, [12, 18, 24], [torch.bfloat16]), FakeMeasure(4), said)
     kernels = {line["kernel"] for line in tiles.packaged_lines()}
     assert {line["kernel"] for line in lines} == kernels == set(tune.CANDIDATES)
@@ -109,7 +109,7 @@ def test_command_requires_a_gpu(monkeypatch, capsys, tmp_path):
 
 @pytest.fixture
 def pretended(monkeypatch, tmp_path):
-    """Fake GPU for the command, on which everything takes a millisecond."""
+    """Fake GPU for the command, on which every call takes a millisecond."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(tune, "refusal", lambda: None)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
@@ -143,7 +143,7 @@ def test_command_reports_an_invalid_table_before_tuning(pretended, capsys):
     pretended.parent.mkdir()
     pretended.write_text("[\n{}]")
     assert main(["tune"]) == 2
-    assert f"{pretended}, line 2: no kernel" in capsys.readouterr().err
+    assert f"{pretended}, line 2: missing key 'kernel'" in capsys.readouterr().err
     assert pretended.read_text() == "[\n{}]"
 
 

@@ -18,7 +18,7 @@ def test_linear_weights_follow_the_named_initialization(start):
     for name, part in FiberImageText(config).named_modules():
         if isinstance(part, nn.Linear) and part.weight.numel() > 4000:
             expected = 0.02 if start == "published" else fan_in_std(part.in_features)
-            # The sample's own error is 1 / sqrt(2n); four of it are allowed.
+            # Allow four standard errors; the relative standard error is 1 / sqrt(2n).
             error = expected * 4 / math.sqrt(2 * part.weight.numel())
             assert abs(part.weight.std().item() - expected) < error, name
             checked += 1
@@ -41,5 +41,5 @@ def test_new_model_keeps_tokens_distinct():
         )
     tokens = nn.functional.normalize(fused.text[0], dim=-1)
     likeness = (tokens @ tokens.T).triu(1).sum() / (9 * 8 / 2)
-    # 0.999 where every linear layer starts with a gain of 1.
+    # It is 0.999 if every linear layer starts with a gain of 1.
     assert likeness < 0.7

@@ -25,7 +25,7 @@ from tests.published_keys import coarse_keys, fine_keys
 
 @dataclass(frozen=True, kw_only=True)
 class ToyConfig:
-    """Patches with a position embedding, words, and a VQA head."""
+    """Config of a toy model: patches with a position embedding, words, and a VQA head."""
 
     family: Literal["toy"] = "toy"
     channel_order: Literal["rgb", "bgr"] = "rgb"
@@ -91,7 +91,7 @@ TOY = Architecture(
     title="Toy",
     config_class=ToyConfig,
     network=ToyNetwork,
-    # FIBER's files have names with vit_model., too.
+    # FIBER's files also have names with vit_model.
     recognizes=lambda names: any(name.startswith("cross_modal.") for name in names),
     published_key="model",
     published_channel_order="bgr",

@@ -1,4 +1,4 @@
-"""Launches compile with the signature that Triton itself would give them."""
+"""Launches compile with the signature that Triton itself would use."""
 
 import dataclasses
 
@@ -9,7 +9,7 @@ from tests.kernels.compiled.sample_kernels import meta, sum_launch
 
 
 def signature(compiled):
-    """The parameters' types, without names: the first line of the function."""
+    """Parameter types without names, from the first line of the function."""
     (line,) = [line for line in compiled.stages["ttir"].splitlines() if "tt.func" in line]
     return line
 

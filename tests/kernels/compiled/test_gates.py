@@ -1,4 +1,4 @@
-"""The package's kernels against the gates."""
+"""The package's kernels pass the gates."""
 
 import pytest
 import torch

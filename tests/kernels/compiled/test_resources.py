@@ -1,4 +1,4 @@
-"""Registers, spills and shared memory, and growth over the table."""
+"""Registers, spills, shared memory, and regressions from the table."""
 
 import dataclasses
 import re

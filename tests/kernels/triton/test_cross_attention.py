@@ -1,4 +1,4 @@
-"""Cross attention in Triton's interpreter: outputs and every gradient against the oracle."""
+"""Cross attention in Triton's interpreter: outputs and all gradients against the reference."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from fiber import kernels
 from fiber.kernels.cross_attention import naive, triton_launch
 from fiber.kernels.cross_attention.key_mask import Dropout, KeyMask
 
-# Sums of at most 300 float64 terms of size 1, in another order.
+# Sums of at most 300 float64 terms of size 1, in a different order.
 TOLERANCE = 1e-12
-# What rounding the result alone costs, relative to its largest element.
+# Error of rounding the result, relative to its largest element.
 FLOORS = {torch.float32: 2**-23, torch.float16: 2**-10}
 
 
 @dataclass(frozen=True)
 class Case:
-    """One call; `lengths` or `sizes` may hide keys, and NaN stands in all that is hidden."""
+    """One call; `lengths` or `sizes` may hide keys, which are then NaN."""
 
     batch: int
     queries: int
@@ -65,7 +65,7 @@ class Case:
 
 
 def hide(tensor: Tensor, mask: Tensor) -> Tensor:
-    """Put NaN where keys (B, m, h, d) are not to be read."""
+    """Set keys (B, m, h, d) that must not be read to NaN."""
     return torch.where(mask[..., None, None], tensor, math.nan)
 
 
@@ -81,7 +81,7 @@ def run(case: Case, inputs: list[Tensor], dropout_p: float = 0.0, seed: int = 0)
 
 
 def differentiate(function: Callable[..., Tensor], inputs: list[Tensor]) -> list[Tensor]:
-    """Output and the three gradients of plain code."""
+    """Output and the three gradients of a PyTorch function."""
     leaves = [tensor.detach().clone().requires_grad_() for tensor in inputs[:3]]
     out = function(*leaves)
     return [out.detach(), *torch.autograd.grad(out, leaves, inputs[3])]
@@ -96,7 +96,7 @@ def error(got: Tensor, expected: Tensor) -> float:
 
 
 def use_tiles(monkeypatch, queries: int, keys: int, programs: int = 1) -> None:
-    """Set tile sizes, and the number of programs that loops are split for."""
+    """Set tile sizes, and the number of programs for which loops are split."""
     sizes = {"block_queries": queries, "block_keys": keys, "num_warps": 1, "num_stages": 1}
     monkeypatch.setattr(triton_launch, "tile", lambda *_, **__: dict(sizes))
     monkeypatch.setattr(triton_launch, "PROGRAMS", programs)
@@ -180,7 +180,7 @@ def test_views(name):
     q, k, v, grad = case.inputs()
     expected = run(case, [q, k, v, grad[:1, :1, :1].expand_as(grad)])
     packed = torch.stack([hide(k, case.key_mask()), hide(v, case.key_mask())], 2)
-    # As after a projection to all heads; heads before tokens; and a gradient of one row.
+    # As after a projection to all heads; heads before tokens; and an expanded gradient.
     keys = case.keys_read()
     views = q.transpose(1, 2).contiguous().transpose(1, 2), *packed.unbind(2)
     assert not any(view.is_contiguous() for view in views)
@@ -254,7 +254,7 @@ def test_repeated_runs_are_bitwise_identical(name, monkeypatch):
 
 
 def recover_kept(case: Case, dropout_p: float, seed: int) -> Tensor:
-    """Read which weights survive, (B, h, n, m) bool, through values that are unit vectors."""
+    """Recover which weights survive, (B, h, n, m) bool, using unit vectors as values."""
     q, k, _, _ = case.inputs(torch.float32)
     kept = []
     for start in range(0, case.keys, case.width):
@@ -278,7 +278,7 @@ def test_dropout_gradients(name, monkeypatch):
 
     def plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         scores = torch.einsum("bnhd,bmhd->bhnm", q, k) * case.width**-0.5
-        # Finite, for samples without keys; what is hidden is dropped anyway.
+        # Finite for samples without keys; hidden keys are masked anyway.
         scores = scores.masked_fill(hidden[:, None, None], -1e4)
         weights = scores.softmax(-1) * kept / (1 - dropout_p)
         return torch.einsum("bhnm,bmhd->bnhd", weights, v)
@@ -319,11 +319,11 @@ def test_dropout_rate(dropout_p, monkeypatch):
     deviation = math.sqrt(dropout_p * (1 - dropout_p))
     for samples in (dropped.flatten(), *dropped.flatten(0, 1).flatten(1)):
         assert abs(samples.mean() - dropout_p) <= 5 * deviation / math.sqrt(samples.numel())
-    # Rows and columns vary as independent draws do: no row is dropped as a whole.
+    # Rows and columns vary like independent draws, so no whole row is dropped.
     for axis in (2, 3):
         means = dropped.mean(axis)
         expected = deviation**2 / dropped.shape[axis]
-        # The variance of draws that are 0 or 1 has this kurtosis.
+        # Kurtosis of Bernoulli draws, for the variance of their sample variance.
         kurtosis = (1 - 6 * deviation**2) / deviation**2 / dropped.shape[axis] + 2
         spread = expected * math.sqrt(kurtosis / means.numel())
         assert abs((means - dropout_p).square().mean() - expected) <= 5 * spread

@@ -1,4 +1,4 @@
-"""The public operations with the Triton backend equal plain PyTorch."""
+"""Public operations with the Triton backend match plain PyTorch."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_kernels_match_plain_pytorch():
     results = []
     for backend in ("reference", "triton"):
         with kernels.use_backend(backend), warnings.catch_warnings():
-            # A call that a kernel refused would be plain PyTorch twice.
+            # A refused call would compare plain PyTorch with itself.
             warnings.simplefilter("error")
             out = everything(*inputs)
             results.append((out, *torch.autograd.grad(out.square().sum(), inputs)))
@@ -99,7 +99,7 @@ MASKS = {
 @pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS.keys())
 @pytest.mark.parametrize("queries", [3, 40], ids=["few queries", "many queries"])
 def test_arbitrary_masks(mask, queries):
-    """Keys that are not read hold NaN, which reaches nothing."""
+    """Masked keys are NaN, which must not propagate."""
     mask = torch.tensor(mask)
     q, k, v = (random(2, tokens, 2, 4) for tokens in (queries, 5, 5))
     with torch.no_grad():
@@ -114,7 +114,7 @@ def test_arbitrary_masks(mask, queries):
 
 
 def test_masks_that_span_several_key_tiles(monkeypatch):
-    """Tiles in which nothing is read stand before, between and behind the others."""
+    """Fully masked tiles come before, between and after the others."""
     sizes = {"block_queries": 16, "block_keys": 16, "num_warps": 1, "num_stages": 1}
     monkeypatch.setattr(cross_launch, "tile", lambda *_, **__: dict(sizes))
     mask = torch.zeros(2, 70, dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""The candidates of `fiber tune` in Triton's interpreter: they run, and give the same results."""
+"""Candidates of `fiber tune` run in Triton's interpreter and give the same results."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_wrong_results_and_errors_are_reported(monkeypatch):
     (forward, _) = SMALL["whole rows"]()
     plan, calls = forward.plan, []
 
-    def spoilt():
+    def corrupted():
         launches, results = plan()
         calls.append(launches)
         if len(calls) == 2:
@@ -51,7 +51,7 @@ def test_wrong_results_and_errors_are_reported(monkeypatch):
             launches = []
         return launches, results
 
-    case = Case(forward.name, ("window_forward",), spoilt, 4, 32, torch.float16)
+    case = Case(forward.name, ("window_forward",), corrupted, 4, 32, torch.float16)
     _, said = tuned([case])
     assert "failed to run: out of resource: shared memory" in said[0]
     assert "result 0 differs by nan" in said[1]

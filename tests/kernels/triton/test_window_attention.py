@@ -1,6 +1,6 @@
-"""Window attention in Triton's interpreter: every output and gradient, both kinds of kernels.
+"""Window attention in Triton's interpreter: outputs and all gradients, with both kinds of kernels.
 
-Not in bfloat16, in which the interpreter is silently wrong.
+Without bfloat16, for which the interpreter silently gives wrong results.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from torch import Tensor
 from fiber.kernels.window_attention import naive, triton_bias, triton_launch
 from fiber.kernels.window_attention.window_spec import WindowSpec
 
-# Relative to the largest element: sums of some hundred float64 terms in another order.
+# Relative to the largest element: sums of a few hundred float64 terms in a different order.
 DOUBLE = 1e-12
-# Below that an error counts as none: some units in the last place of the largest element.
+# Smaller errors, a few units in the last place of the largest element, are ignored.
 FLOORS = {torch.float32: 1e-6, torch.float16: 1e-3}
 
 
 class Case(NamedTuple):
-    """A call: batch, map, window, shift, heads, head dim, own map sizes."""
+    """One call: batch, map, window, shift, heads, head dim, valid sizes."""
 
     batch: int
     height: int
@@ -42,8 +42,8 @@ CASES = {
     "window larger than the map": Case(2, 3, 5, 7, 3, 1, 20),
     "windows of 7": Case(1, 7, 10, 7, 0, 1, 32),
     "windows of 5, shifted": Case(1, 5, 10, 5, 2, 1, 48),
-    "own maps": Case(3, 5, 9, 4, 1, 1, 16, [[5, 9], [3, 4], [0, 7]]),
-    "own maps, not shifted": Case(2, 4, 6, 4, 0, 2, 16, [[1, 6], [4, 3]]),
+    "valid sizes": Case(3, 5, 9, 4, 1, 1, 16, [[5, 9], [3, 4], [0, 7]]),
+    "valid sizes, not shifted": Case(2, 4, 6, 4, 0, 2, 16, [[1, 6], [4, 3]]),
 }
 LARGE = {
     "windows of 7, shifted": Case(1, 14, 14, 7, 3, 2, 32),
@@ -51,12 +51,12 @@ LARGE = {
     "windows of 12, odd map": Case(1, 13, 7, 12, 6, 1, 32),
     "window of 18": Case(1, 18, 18, 18, 9, 1, 32),
     "window of 18, odd map": Case(1, 17, 18, 18, 0, 1, 32),
-    "windows of 9, own maps": Case(2, 10, 9, 9, 4, 1, 24, [[10, 9], [9, 5]]),
+    "windows of 9, valid sizes": Case(2, 10, 9, 9, 4, 1, 24, [[10, 9], [9, 5]]),
 }
 
 
 def inputs(case: Case, dtype: torch.dtype = torch.float64) -> tuple[list[Tensor], Tensor]:
-    """qkv, bias_table and qkv_bias, and a gradient of the output."""
+    """qkv, bias_table, qkv_bias, and a gradient of the output."""
     generator = torch.Generator().manual_seed(sum(case[:7]))
     heads, width = case.heads, case.head_width
     shapes = (
@@ -114,11 +114,11 @@ def formulation(
     shift: int,
     valid_sizes: Tensor | None = None,
 ) -> Tensor:
-    """The oracle with all pairs of tokens at once, for windows that are too large for loops."""
+    """A vectorized reference, for windows that are too large for loops."""
     _, height, width, _, heads, head_width = qkv.shape
     w, samples = window_size, []
     ticks = torch.arange(w)
-    # (w, w, w, w): row of the table for a query (y, x) and a key (y, x)
+    # (w, w, w, w): table row for a query (y, x) and a key (y, x)
     row = (ticks[:, None, None, None] - ticks[:, None] + w - 1) * (2 * w - 1)
     row = row + ticks[:, None, None] - ticks + w - 1
     bias = bias_table[row.reshape(w * w, w * w)].permute(2, 0, 1)
@@ -131,7 +131,7 @@ def formulation(
             own = qkv[sample, y.clamp(max=rows - 1), x.clamp(max=columns - 1)]
             real = ((y < rows) & (x < columns))[..., None, None, None]
             rolled = torch.where(real, own, qkv_bias.to(qkv.dtype)).roll((-shift, -shift), (0, 1))
-            # Where a token stood, seen from a window: the far side of a seam is the other one.
+            # Region of each token, relative to the seams of its window.
             far = torch.stack([y >= down * w - shift, x >= across * w - shift], -1)
             far = far & torch.stack([y >= (down - 1) * w, x >= (across - 1) * w], -1)
             side = _windows(far, w)
@@ -157,7 +157,7 @@ def _windows(tokens: Tensor, w: int) -> Tensor:
 
 
 def error(got: Tensor, exact: Tensor) -> float:
-    """The largest difference, relative to the largest exact element."""
+    """Largest difference relative to the largest exact element."""
     assert got.shape == exact.shape
     assert got.isfinite().all()
     scale = exact.abs().max().item()
@@ -253,7 +253,7 @@ def test_gradients_equal_finite_differences(whole):
 
 @BOTH
 def test_unread_elements_may_be_nan(whole):
-    case = CASES["own maps"]
+    case = CASES["valid sizes"]
     tensors, grad = inputs(case)
     expected = run(case, tensors, grad, whole)
     for sample, (rows, columns) in enumerate(case.valid_sizes or []):
@@ -280,7 +280,7 @@ def test_unused_padding_may_be_nan(whole):
 
 
 def test_sizes_are_clamped_to_the_map():
-    case = CASES["own maps"]
+    case = CASES["valid sizes"]
     tensors, grad = inputs(case)
     expected = run(case, tensors, grad, True)
     got = run(case._replace(valid_sizes=[[9, 13], [3, 4], [-2, 7]]), tensors, grad, True)
@@ -322,7 +322,7 @@ def test_sum_of_parts(count):
     launches, out = triton_bias.plan_sum(parts, torch.empty(5, dtype=torch.float64), parts.dtype)
     for launch in launches:
         launch.run()
-    # Whole numbers below 2 ** 53: exact in every order.
+    # Integers below 2 ** 53 are summed exactly in any order.
     assert torch.equal(out, parts.sum(0))
 
 
@@ -345,7 +345,7 @@ def test_expanding_and_reducing_the_bias_counts_pairs(heads):
         for launch in launches:
             launch.run()
         sums.append(summed)
-    # Along one axis, 3 - |d| of 3 x 3 pairs of tokens are d apart; beside the last token stand two.
+    # Along one axis, 3 - |d| of the 3 x 3 token pairs are d apart; for d != 0, one crosses the seam.
     count, seam = torch.tensor([1, 2, 3, 2, 1]), torch.tensor([1, 1, 0, 1, 1])
     expected = table * triton_bias.LOG2E * (count[:, None] * count).reshape(-1, 1)
     assert error(sums[0], expected) <= DOUBLE

@@ -1,4 +1,4 @@
-"""The text tower: against transformers' RoBERTa, masks, positions, dropout."""
+"""The text encoder: comparison with transformers' RoBERTa, masks, positions, dropout."""
 
 from __future__ import annotations
 

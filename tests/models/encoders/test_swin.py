@@ -1,4 +1,4 @@
-"""The image tower: against transformers' Swin, odd sizes, windows on small maps, drop path."""
+"""The image encoder: comparison with transformers' Swin, odd sizes, small maps, drop path."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ CONFIG = SwinConfig(
 
 
 def randomise(module: torch.nn.Module) -> None:
-    """Give every parameter a value that matters; biases and norms start at 0 and 1."""
+    """Randomize all parameters; biases and norms start at 0 and 1."""
     torch.manual_seed(0)
     for parameter in module.parameters():
         parameter.data = torch.randn_like(parameter) * 0.1 + (parameter.dim() == 1) * 0.5
 
 
 def hugging_face_name(name: str) -> str:
-    """Our name of a parameter in transformers' SwinModel; queries, keys, values are named apart."""
+    """Convert a SwinModel parameter name of transformers to ours; queries, keys, values differ."""
     for ours, theirs in (
         ("patch_embedding.projection", "embeddings.patch_embeddings.projection"),
         ("patch_embedding.norm", "embeddings.norm"),
@@ -67,7 +67,7 @@ def test_matches_transformers(size):
                 state[hugging_face_name(renamed)] = piece
         else:
             state[hugging_face_name(name)] = value
-    # Their last LayerNorm belongs to the heads here.
+    # The last LayerNorm belongs to the heads in this package.
     missing, unexpected = theirs.load_state_dict(state, strict=False)
     assert not unexpected
     assert set(missing) <= {"layernorm.weight", "layernorm.bias"}
@@ -105,7 +105,7 @@ def block(**changes) -> SwinBlock:
 
 
 def test_coarse_stage_shrinks_windows_to_small_maps():
-    """A 2 x 2 map in windows of 4 gives what windows of 2 with the table's middle give."""
+    """Windows of 4 on a 2 x 2 map match windows of 2 with the center of the bias table."""
     large, tokens = block(), torch.randn(1, 2, 2, 8)
     small = SwinBlock(8, 2, 2, shifted=False, shift_small_maps=False, mlp_ratio=2.0, drop_path=0.0)
     state = large.state_dict()
@@ -133,7 +133,7 @@ def test_shift_moves_information_between_windows():
 
 
 def test_patch_merging_order():
-    """Tokens of a square in the published order: column by column."""
+    """Tokens of a square are merged in the published order, column by column."""
     merging = PatchMerging(1)
     merging.norm = torch.nn.Identity()
     merging.reduction = torch.nn.Identity()
@@ -149,7 +149,7 @@ def test_drop_path_drops_whole_samples_and_keeps_the_mean():
     update = made._drop(torch.ones(4000, 2, 2, 3))
     per_sample = update.flatten(1)
     assert ((per_sample == 0).all(1) | (per_sample == 2).all(1)).all()
-    # Four standard errors of a fair coin of values 0 and 2.
+    # Four standard errors of a fair coin with values 0 and 2.
     assert abs(update.mean().item() - 1.0) < 4 / 4000**0.5
     assert torch.equal(made.eval()._drop(torch.ones(2, 1, 1, 1)), torch.ones(2, 1, 1, 1))
 

@@ -1,4 +1,4 @@
-"""The interleaving of the towers, in every configuration that is allowed."""
+"""Interleaving of the encoders, in every allowed configuration."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ SHAPES = {
 
 @pytest.mark.parametrize(("depths", "layers", "fused"), SHAPES.values(), ids=SHAPES.keys())
 def test_pairs_are_the_last_blocks_of_both_encoders(depths, layers, fused):
-    """Replay `fuse` from the towers' own blocks; both members read the pair's inputs."""
+    """Replay `fuse` with the encoders' blocks; both blocks of a pair read the pair's inputs."""
     model = backbone(config(depths, layers, num_fused_layers=fused))
     output = model.encode_pair(IMAGES, IDS, MASK)
     places = [(stage, block) for stage, depth in enumerate(depths) for block in range(depth)]
@@ -112,7 +112,7 @@ def test_closed_gates_leave_the_encoders_unchanged():
 
 
 def test_prefixes_can_be_shared():
-    """Pairs of chosen prefixes equal pairs of chosen pictures and texts."""
+    """Pairs of selected prefixes match pairs of selected images and texts."""
     model = backbone(config())
     image, text = model.image_prefix(IMAGES), model.text_prefix(IDS, MASK)
     order = torch.tensor([1, 0, 1])
@@ -127,7 +127,7 @@ def test_prefixes_can_be_shared():
 @pytest.mark.parametrize("num_fused_layers", [0, 2])
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_unrequested_outputs_are_skipped_without_changing_the_rest(num_fused_layers, checkpointing):
-    """Values and gradients in float64, where only the order of sums is left."""
+    """Values and gradients in float64, where only the summation order differs."""
     model = backbone(config(num_fused_layers=num_fused_layers)).double().train()
     model.gradient_checkpointing = checkpointing
     images = IMAGES.double()
@@ -231,7 +231,7 @@ def test_gradient_checkpointing_saves_memory():
 
 
 def test_bfloat16_autocast_stays_close():
-    """Within some roundings of bfloat16 (2 ** -8) of float32, forward and backward."""
+    """Forward and backward are within a few bfloat16 roundings (2 ** -8) of float32."""
     model = backbone(config(normalize_last_text=True)).train()
     results = []
     for enabled in (False, True):
@@ -253,7 +253,7 @@ def test_empty_text_does_not_give_nan():
 
 
 def test_base_preset_has_the_published_size():
-    """Spec coarse.md 1.7, apart from what this package leaves out of the published towers."""
+    """Spec coarse.md 1.7, except for parts of the published encoders that are omitted here."""
     with torch.device("meta"):
         model = FiberBackbone(preset("base"))
     counts = {
@@ -285,7 +285,7 @@ def test_v2_has_no_query_norms():
 
 
 def test_every_parameter_gets_a_gradient():
-    """With a head on both outputs every parameter but the last text norm gets a gradient."""
+    """With a head on both outputs, every parameter except the last text norm gets a gradient."""
     model = backbone(dataclasses.replace(config()))
     output = model.encode_pair(IMAGES, IDS, MASK)
     (output.text.sum() + output.stages[-1].sum()).backward()

@@ -1,4 +1,4 @@
-"""Caption search and sampling: by hand, against the search without a cache, and as published."""
+"""Caption search and sampling: by hand, and against uncached and published search."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ VOCABULARY = 7
 
 
 class Scripted:
-    """Stands in for a decoder: probabilities of the next token after each written text."""
+    """Decoder stub: next-token probabilities after each text."""
 
     def __init__(self, script: dict[tuple[int, ...], dict[int, float]]) -> None:
         self.script = script
@@ -80,7 +80,7 @@ def test_two_beams_find_the_better_caption():
 
 
 def test_early_ending_beam_keeps_its_score_and_is_padded():
-    """[A </s>] has mean log 0.9 / 2; the other beams go on to worse means and longer texts."""
+    """[A </s>] has mean log 0.9 / 2; the other beams continue with worse means and longer texts."""
     script = {
         (): {A: 0.9, B: 0.1},
         (A,): {END_ID: 1.0},
@@ -98,12 +98,12 @@ def test_search_stops_when_every_beam_has_ended():
     script = {(): {A: 0.9, B: 0.1}, (A,): {END_ID: 1.0}, (B,): {END_ID: 1.0}}
     ids, _, calls = search(script, 2, max_tokens=20)
     assert ids == [A, END_ID]
-    # One pass for the first token, one that ends "A"; its copies then fill both places.
+    # One pass for the first token, one that ends "A"; its copies then fill both slots.
     assert calls <= 3
 
 
 def test_ended_beam_may_fill_several_slots():
-    """As published: [A </s>] competes once a vocabulary entry, and crowds the other beam out."""
+    """[A </s>] competes once per vocabulary entry, as published, and displaces the other beam."""
     script = {
         (): {A: 0.6, B: 0.4},
         (A,): {END_ID: 1.0},
@@ -112,7 +112,7 @@ def test_ended_beam_may_fill_several_slots():
         (B, C, C): {C: 1.0},
     }
     ids, score, _ = search(script, 2, max_tokens=6)
-    # With a place of its own, [B C C C C] would reach a mean of log(0.28) / 5 = -0.255.
+    # With its own slot, [B C C C C] would reach a mean of log(0.28) / 5 = -0.255.
     assert ids[:2] == [A, END_ID]
     assert score == pytest.approx(math.log(0.6) / 2, abs=1e-6)
 
@@ -124,16 +124,16 @@ def test_maximum_caption_length():
     assert ids == [A]
 
 
-#: What is added to the bias of </s>: captions of full length, and some that end early.
+#: Added to the bias of </s>: gives captions of full length, and some that end early.
 ENDS = (0.0, 3.5, 4.0)
 
 
 def caption_model(**biases: float):
-    """A model in float64, with the vocabulary bias raised at </s>, <pad> or <mask>."""
+    """A float64 model with the vocabulary bias raised at </s>, <pad> or <mask>."""
     torch.manual_seed(0)
     model = FiberImageText(dataclasses.replace(config("caption"), weight_start="fan_in"))
     model = model.double().eval()
-    # Far apart, so that the search has something to choose between.
+    # Spread out, so that the search has distinct candidates.
     torch.nn.init.normal_(model.language_head.decoder.weight, std=0.4)
     places = {"end": END_ID, "pad": PAD_ID, "mask": model.config.roberta.mask_id}
     for name, value in biases.items():
@@ -148,7 +148,7 @@ def pictures(model) -> Tensor:
 
 
 def constant_model(probabilities: dict[int, float]):
-    """A model whose next token has these probabilities whatever was written."""
+    """A model whose next token has these probabilities regardless of the text."""
     model = build("caption").double()
     decoder = model.language_head.decoder
     decoder.weight.data.zero_()
@@ -162,7 +162,7 @@ def constant_model(probabilities: dict[int, float]):
     ("probabilities", "expected", "score"),
     [
         # </s> at once: its mean, log 0.5, beats every mean of longer texts, and its copies, one for
-        # each vocabulary entry, take both places.
+        # each vocabulary entry, take both slots.
         ({END_ID: 0.5, A: 0.3, B: 0.2}, [END_ID, PAD_ID], math.log(0.5)),
         # [A A ... A] has mean log 0.5 at any length, and every ended text a lower one.
         ({A: 0.5, END_ID: 0.3, B: 0.2}, [A] * 5, math.log(0.5)),
@@ -194,7 +194,7 @@ def test_search_matches_the_published_one(num_beams, end):
 
         with torch.no_grad():
             ids, score = published_search(next_log_probs, num_beams, 7)
-        # A search of several pictures goes on until the last one has ended.
+        # A search over several images continues until the last one has ended.
         own = found.token_ids[row].tolist()
         assert own[: len(ids)] == ids
         assert set(own[len(ids) :]) <= {PAD_ID}
@@ -202,7 +202,7 @@ def test_search_matches_the_published_one(num_beams, end):
 
 
 def test_published_search_cases_end_early_and_late():
-    """The test above has cases of both kinds."""
+    """Shows that the test above covers both kinds."""
     lengths = set()
     for end in ENDS:
         model = caption_model(end=end)
@@ -223,7 +223,7 @@ def test_cached_search_matches_uncached_search(num_beams):
 
 
 def texts_of(decoder, ids: Tensor) -> Tensor:
-    """Log probabilities after every token of several texts a picture: (B, n, L) -> (B, n, L, V)."""
+    """Next-token log probabilities for several texts per image: (B, n, L) -> (B, n, L, V)."""
     found = []
     with torch.no_grad():
         for step in range(ids.shape[2]):
@@ -236,7 +236,7 @@ def texts_of(decoder, ids: Tensor) -> Tensor:
 
 
 def test_cache_is_as_accurate_as_recomputation():
-    """In float32 the two differ by rounding only.
+    """In float32, the two differ only by rounding.
 
     Measured: the cached path is 3.0e-6 off float64, the uncached one 3.1e-6, of values up to 16.
     """
@@ -378,7 +378,7 @@ def test_gradients_match_finite_differences():
 
 
 def frequencies(probabilities: dict[int, float], **options) -> dict[int, float]:
-    """How often each token is drawn first in 4,000 samples."""
+    """How often each token comes first in 4,000 samples."""
     model = constant_model(probabilities)
     ids = sample(model, samples_per_image=2000, max_tokens=2, **options).token_ids.flatten()
     return {token: (ids == token).double().mean().item() for token in set(ids.tolist())}
@@ -394,7 +394,7 @@ def frequencies(probabilities: dict[int, float], **options) -> dict[int, float]:
         ({"top_k": 2}, {A: 0.625, B: 0.375}),
         ({"top_p": 0.5}, {A: 1.0}),
         ({"top_p": 0.51}, {A: 0.625, B: 0.375}),
-        # 0.5 of the two that are left is less than 0.9 of both.
+        # Half of the remaining mass is less than 0.9 of the mass of both.
         ({"top_k": 2, "top_p": 0.9}, {A: 0.625, B: 0.375}),
         ({"top_k": 2, "top_p": 0.6}, {A: 1.0}),
     ],
@@ -404,7 +404,7 @@ def test_sampling_frequencies(options, expected):
     found = frequencies({A: 0.5, B: 0.3, C: 0.2}, **options)
     assert found.keys() == expected.keys()
     for token, chance in expected.items():
-        # Four standard deviations of a mean of 4,000 coins.
+        # Four standard deviations of the mean of 4,000 coin flips.
         assert found[token] == pytest.approx(chance, abs=0.032)
 
 

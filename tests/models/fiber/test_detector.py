@@ -112,7 +112,7 @@ def test_token_logits_are_bounded():
 
 
 def test_longer_text_padding_does_not_change_the_output(model):
-    # In double precision, where the order of sums does not show.
+    # In double precision, where summation order does not matter.
     model = copy.deepcopy(model).double()
     images, ids, mask = inputs(2, 64, 96, 6)
     images = images.double()
@@ -153,7 +153,7 @@ def test_every_used_weight_gets_a_gradient():
     loss = sum((part * torch.randn(part.shape, generator=random)).sum() for part in joined(output))
     loss.backward()
     idle = {n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0}
-    # Nothing reads the unused layer; a batch without padding reads no row of <pad>.
+    # Nothing reads the unused layer, and a batch without padding does not read the row of <pad>.
     assert idle == {"head.unused_classes.weight", "head.unused_classes.bias"}
     assert not model.head.unused_classes.weight.requires_grad
 
@@ -175,5 +175,5 @@ def test_features_come_from_the_backbone(model):
     assert isinstance(features, BackboneOutput)
     maps = model.stage_maps(features)
     assert [tuple(each.shape[1:]) for each in maps] == [(32, 8, 8), (64, 4, 4), (128, 2, 2)]
-    # Normalised over the channels.
+    # Normalized over the channels.
     assert maps[0].mean(1).abs().max() < 1e-5

@@ -64,7 +64,7 @@ def test_every_weight_gets_a_gradient():
 
 
 def plain_block(block, levels):
-    """The published block written out: the coarser branch reads the finer level's memory."""
+    """The published block written out; its coarser branch reads the memory of the finer level."""
 
     def conv(branch, features, offsets, modulation):
         stride = (branch.stride, branch.stride)
@@ -111,7 +111,7 @@ def plain_block(block, levels):
 
 def test_matches_the_block_written_out():
     torch.manual_seed(0)
-    # In double precision, where the order of sums does not show.
+    # In double precision, where summation order does not matter.
     block = DynamicBlock(32, 4).double()
     for parameter in block.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
@@ -122,7 +122,7 @@ def test_matches_the_block_written_out():
 
 
 def test_dynamic_relu_starts_as_relu():
-    """Its four coefficients come from a clipped line: (1, 0, 0, 0) where that is 0.5."""
+    """Its four coefficients come from a hard sigmoid, which is initially 0.5: (1, 0, 0, 0)."""
     activation = DynamicRelu(8)
     torch.nn.init.zeros_(activation.expand.weight)
     torch.nn.init.zeros_(activation.expand.bias)

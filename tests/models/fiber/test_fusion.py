@@ -1,4 +1,4 @@
-"""The two cross-attentions and their gates, one property each."""
+"""Properties of the two cross-attentions and their gates."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_closed_gates_are_a_no_op_with_a_gradient():
 
 
 def test_image_to_text_by_hand():
-    """The definition, token by token, without the kernels."""
+    """Compute the definition token by token, without the kernels."""
     module = image_to_text()
     query = module.query(
         torch.nn.functional.layer_norm(IMAGE, (8,), module.norm.weight, module.norm.bias)
@@ -104,7 +104,7 @@ def test_dropout_applies_before_the_gate_in_training_only():
     assert torch.equal(module.eval()(TEXT, IMAGE), text_to_image()(TEXT, IMAGE))
     torch.manual_seed(0)
     change = module.train()(TEXT, IMAGE) - TEXT
-    # Whole entries of the projection are dropped, so that x + gate * 0 = x.
+    # Entries of the projection are dropped, so that x + gate * 0 = x.
     assert 0.3 < (change == 0).float().mean() < 0.7
 
 

@@ -1,4 +1,4 @@
-"""The coarse model's heads, one property each; their values are checked by the parity cases."""
+"""Properties of the coarse-stage heads; the parity cases check their values."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_embeddings_are_unit_vectors():
     assert torch.allclose(image.norm(dim=1), torch.ones(2))
     assert torch.allclose(text.norm(dim=1), torch.ones(2))
     assert model.temperature.item() != 0
-    # A picture does not depend on its neighbours in the batch.
+    # An image does not depend on the other images in its batch.
     assert torch.allclose(model.embed_images(IMAGES[1:]), image[1:], atol=1e-6)
 
 
@@ -78,7 +78,7 @@ def test_forward_returns_the_logits_of_one_head():
     }
     for head, logits in expected.items():
         torch.testing.assert_close(model(IMAGES, IDS, MASK, head), logits)
-    # Each pair of images is the two of another sample.
+    # Each pair of images belongs to a different sample.
     pairs = torch.stack((IMAGES, IMAGES.flip(0)), 1)
     right = model.pooled(model.backbone.encode_pair(IMAGES.flip(0), IDS, MASK))
     torch.testing.assert_close(model(pairs, IDS, MASK, "nlvr2"), model.nlvr2_logits(pooled, right))
@@ -112,7 +112,7 @@ def test_caption_decoder_is_causal_and_reads_the_last_stage():
     assert torch.allclose(logits[:, :3], shorter, atol=1e-5)
     other = model.caption_logits(model.decode_text(tokens + 1, IDS, MASK))
     assert not torch.allclose(other, logits)
-    # One projection for each text layer that is paired with a block of stage 3.
+    # One projection per text layer that is paired with a block of stage 3.
     assert len(model.caption_projections) == 1
 
 
@@ -152,7 +152,7 @@ def test_missing_head_error_names_the_head():
 
 
 def test_heads_have_the_published_sizes():
-    """Spec coarse.md 1.7 and the counts of the published key list."""
+    """Spec coarse.md 1.7 and the sizes in the published key list."""
     heads = ImageTextConfig(heads=IMAGE_TEXT_HEADS)
     with torch.device("meta"):
         model = FiberImageText(dataclasses.replace(preset("base"), image_text=heads))

@@ -1,4 +1,4 @@
-"""Which model a published checkpoint holds is read off its names and shapes."""
+"""The config of a published checkpoint is inferred from its names and shapes."""
 
 import dataclasses
 
@@ -63,7 +63,7 @@ def test_recorded_tiny_config_is_inferred():
     }
     expected = replace_fields(
         case.fiber_config(),
-        # What shapes do not tell.
+        # Not determined by shapes.
         {"swin.drop_path": 0.1, "roberta.dropout": 0.1, "max_tokens": 38},
     )
     assert published_config(state) == expected
@@ -71,7 +71,7 @@ def test_recorded_tiny_config_is_inferred():
 
 @pytest.mark.parametrize("head", ["itm", "mlm", "vqa", "nlvr2", "caption"])
 def test_heads_of_a_fine_tuned_model_are_inferred(head):
-    """The contrastive projections are in every published checkpoint, the queues are not."""
+    """Every published checkpoint has the contrastive projections, but not the queues."""
     state = base_state(coarse_keys())
     own = names_of_head(head)
     for other in IMAGE_TEXT_HEADS:
@@ -95,7 +95,7 @@ def test_missing_tensor_does_not_hide_its_head():
 
 
 def test_image_size_is_inferred_from_the_window():
-    """The released captioner has tables of 1225 rows: windows of 18, pictures of 576 pixels."""
+    """The released captioner has tables of 1225 rows: window size 18, image size 576."""
     state = base_state(coarse_keys())
     state = {
         name: torch.zeros(()).expand(1225, tensor.shape[1])
@@ -151,14 +151,14 @@ def test_nonsquare_anchors_are_rejected():
         published_config(state)
 
 
-#: As the published code names the settings of its base model.
+#: Settings of the base model under their names in the published code.
 STATED = {
     "image_size": 384,
     "max_text_len": 45,
     "vocab_size": 50265,
     "hidden_size": 768,
     "num_heads": 24,
-    # Without effect on the text tower: any value must do.
+    # Has no effect on the text encoder, so any value must be accepted.
     "num_layers": 6,
     "num_fuse_block": 6,
     "vqav2_label_size": 3129,
@@ -167,7 +167,7 @@ STATED = {
 
 
 class TestConfigOfTheFile:
-    """What a file says of its model beside the tensors."""
+    """The recorded settings of a file."""
 
     def test_recorded_config_supplies_what_shapes_do_not(self):
         state = base_state(coarse_keys())
@@ -178,7 +178,7 @@ class TestConfigOfTheFile:
         assert replace_fields(config, changes) == published_config(state)
 
     def test_resized_tables_determine_the_image_size(self):
-        """They were resized after the run, and the published code takes them at their size."""
+        """They were resized after the run, and the published code uses their size."""
         config = published_config(base_state(coarse_keys()), {"image_size": 576})
         assert (config.image_size, config.swin.window_size) == (384, 12)
 

@@ -1,4 +1,4 @@
-"""Pairs from parts that are computed once: the same scores, and what they cost."""
+"""Scoring pairs from precomputed parts: same scores, lower cost."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PAIRS = [(1, 0), (0, 2), (0, 0), (1, 4), (1, 2), (0, 3), (1, 1)]
 
 
 def stored(model: FiberImageText) -> TextFeatureStore:
-    """The texts above, added in two parts."""
+    """The texts above, added in two calls."""
     found = TextFeatureStore()
     for part in (slice(0, 2), slice(2, 5)):
         ids, mask = IDS[part], MASK[part]
@@ -52,7 +52,7 @@ def test_empty_pairs():
 
 
 def test_texts_are_stored_without_padding():
-    # In float64, where the order of sums moves values of 1 by 1e-15.
+    # In float64, where summation order changes values of 1 by 1e-15.
     model = build("itm").double()
     texts_ = stored(model)
     assert len(texts_) == 5
@@ -72,7 +72,7 @@ def test_log_odds_match_the_matching_probability():
 
 
 def base_flops(max_tokens: int) -> dict[str, int]:
-    """Operations of one pair of the published model: whole, and behind each part."""
+    """FLOPs for one pair with the published model, in total and by part."""
     with torch.device("meta"), torch.no_grad():
         model = FiberImageText(preset("base")).eval()
         images = torch.empty(1, 3, 384, 384)

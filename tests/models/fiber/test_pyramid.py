@@ -74,7 +74,7 @@ def test_drop_block_drops_squares_across_channels_and_keeps_the_sum():
     # Published: seeds at 0.3 / 9, each 3 x 3, some overlapping.
     assert 0.22 < zeros.float().mean() < 0.30
     assert kept.mean().item() == pytest.approx(1, abs=1e-5)
-    # Every dropped location lies in some wholly dropped 3 x 3 square, as far as the map goes.
+    # Every dropped location lies in a fully dropped 3 x 3 square, clipped to the map.
     dropped = torch.nn.functional.pad(zeros.float(), (1, 1, 1, 1), value=1)
     whole = -torch.nn.functional.max_pool2d(-dropped, 3, stride=1)
     covered = torch.nn.functional.max_pool2d(whole, 3, stride=1, padding=1)
