@@ -58,8 +58,8 @@ def resources(compiled: Compiled) -> Resources:
     """Return the resources of a kernel.
 
     Raises:
-        RuntimeError: if the assembler's log has an unknown format, or describes another binary than
-            Triton's.
+        RuntimeError: if the assembler's log has an unknown format, or describes a different
+            binary than Triton's.
     """
     if compiled.chip.backend == "hip":
         return _of_amd(compiled)

@@ -345,7 +345,7 @@ def test_expanding_and_reducing_the_bias_counts_pairs(heads):
         for launch in launches:
             launch.run()
         sums.append(summed)
-    # Along one axis, 3 - |d| of the 3 x 3 token pairs are d apart; for d != 0, one crosses the seam.
+    # Along one axis, 3 - |d| of the 3 x 3 pairs are d apart, of which one crosses a seam if d != 0.
     count, seam = torch.tensor([1, 2, 3, 2, 1]), torch.tensor([1, 1, 0, 1, 1])
     expected = table * triton_bias.LOG2E * (count[:, None] * count).reshape(-1, 1)
     assert error(sums[0], expected) <= DOUBLE
