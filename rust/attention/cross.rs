@@ -168,7 +168,7 @@ impl CrossAttention {
         Ok(())
     }
 
-    /// One head of one sample.
+    /// Inputs of one head of one sample.
     ///
     /// # Safety
     /// The inputs have the shapes of [`Self::forward`].

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::lanes::Lanes;
 
-/// Rows of one head in a tensor: queries, keys, values, or their gradients.
+/// Rows of one head in a tensor of queries, keys, values, or their gradients.
 #[derive(Clone, Copy)]
 pub(super) struct HeadRows<'a> {
     /// First element of the head in row 0 of the tensor.
@@ -96,7 +96,7 @@ const LINE: usize = 16;
 /// Prefetch a line into the L2 cache, since rows a power of two apart map to few sets of L1.
 #[inline(always)]
 fn prefetch_line(address: *const f32) {
-    // SAFETY: a prefetch never faults, whatever the address.
+    // SAFETY: a prefetch never faults, regardless of the address.
     #[cfg(target_arch = "x86_64")]
     unsafe {
         use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};

@@ -213,7 +213,7 @@ impl WindowAttention {
         Ok(())
     }
 
-    /// One head of one window.
+    /// Inputs of one head of one window.
     ///
     /// # Safety
     /// The tensors (M, 3, h, d) and (3, h, d), the bias and the masks must have the right sizes.

@@ -258,7 +258,7 @@ def test_channels_are_swapped_for_a_bgr_model():
 FAULTS = {
     "missing": (lambda s: s.pop("layers.2.downsample.norm.bias"), "missing layers.2.downsample"),
     "unknown": (lambda s: s.update({"layers.0.gamma": torch.ones(1)}), "unknown layers.0.gamma"),
-    "another shape": (
+    "wrong shape": (
         lambda s: s.update({"norm.weight": torch.ones(3)}),
         r"norm.weight has shape \(3,\), expected \(128,\)",
     ),

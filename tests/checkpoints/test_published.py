@@ -95,7 +95,7 @@ FAULTS = {
         lambda s: s.update({"vqa_classifier.7.weight": torch.zeros(1)}),
         "unknown vqa_classifier.7.weight",
     ),
-    "another shape": (
+    "wrong shape": (
         lambda s: s.update({"itm_score.fc.weight": torch.zeros(3, 96)}),
         r"itm_score.fc.weight has shape \(3, 96\), expected \(2, 96\)",
     ),

@@ -338,7 +338,7 @@ def test_wrong_file_format_is_rejected(tmp_path, blob, reason):
         ({"state_dict": {"w": torch.zeros(1), "v": 3}}, "contains values other than tensors: v"),
         (torch.nn.Linear(2, 2), "contains a torch.nn.modules.linear.Linear"),
     ],
-    ids=["list", "no tensors", "nothing", "a number among them", "whole module"],
+    ids=["list", "no tensors", "nothing", "number among tensors", "whole module"],
 )
 def test_content_without_tensors_is_rejected(tmp_path, content, reason):
     torch.save(content, tmp_path / "a.pt")

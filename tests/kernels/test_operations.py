@@ -15,13 +15,13 @@ QUERY, KEY = torch.zeros(2, 6, 2, 8), torch.zeros(2, 5, 2, 8)
 WINDOW_FAULTS = {
     "qkv without the three": ({"qkv": torch.zeros(2, 4, 4, 2, 8)}, r"\(2, 4, 4, 2, 8\)"),
     "an empty map": ({"qkv": torch.zeros(2, 0, 4, 3, 2, 8)}, r"\(2, 0, 4, 3, 2, 8\)"),
-    "a table of another window": ({"bias_table": torch.zeros(25, 2)}, r"bias_table \(9, 2\)"),
-    "a table of other heads": ({"bias_table": torch.zeros(9, 4)}, r"\(9, 4\)"),
-    "a bias of another width": ({"qkv_bias": torch.zeros(3, 2, 4)}, r"\(3, 2, 4\)"),
+    "table for a different window": ({"bias_table": torch.zeros(25, 2)}, r"bias_table \(9, 2\)"),
+    "wrong number of heads in the table": ({"bias_table": torch.zeros(9, 4)}, r"\(9, 4\)"),
+    "wrong head dim of the bias": ({"qkv_bias": torch.zeros(3, 2, 4)}, r"\(3, 2, 4\)"),
     "a shift of a whole window": ({"shift": 2}, "shift 2"),
     "a negative shift": ({"shift": -1}, "shift -1"),
-    "sizes of other samples": ({"valid_sizes": torch.zeros(3, 2).long()}, r"valid_sizes \(3, 2\)"),
-    "another device": ({"bias_table": torch.zeros(9, 2, device="meta")}, "cpu and meta"),
+    "wrong number of sizes": ({"valid_sizes": torch.zeros(3, 2).long()}, r"valid_sizes \(3, 2\)"),
+    "different device": ({"bias_table": torch.zeros(9, 2, device="meta")}, "cpu and meta"),
 }
 
 
@@ -39,10 +39,10 @@ def test_window_attention_rejects_mismatched_arguments(change, message):
 
 
 ATTENTION_FAULTS = {
-    "other heads": (KEY[:, :, :1], KEY[:, :, :1], r"\(2, 5, 1, 8\)"),
-    "another batch": (KEY[:1], KEY[:1], r"\(1, 5, 2, 8\)"),
-    "keys and values apart": (KEY, KEY[:, :4], r"\(2, 4, 2, 8\)"),
-    "another dtype": (KEY.double(), KEY.double(), "same dtype"),
+    "different number of heads": (KEY[:, :, :1], KEY[:, :, :1], r"\(2, 5, 1, 8\)"),
+    "different batch size": (KEY[:1], KEY[:1], r"\(1, 5, 2, 8\)"),
+    "different keys and values": (KEY, KEY[:, :4], r"\(2, 4, 2, 8\)"),
+    "different dtype": (KEY.double(), KEY.double(), "same dtype"),
 }
 
 

@@ -52,7 +52,9 @@ def test_matching_line_of_the_users_table_takes_precedence(users):
     assert sizes() == SIZES
     for other in (sizes(window=7), sizes(dtype=torch.float16), sizes(device=torch.device("meta"))):
         assert other != SIZES
-    assert tiles.describe_tables(GPU) == f"1 lines in {users}, the package's table for other calls"
+    assert (
+        tiles.describe_tables(GPU) == f"1 lines in {users}; the package's table for all other calls"
+    )
 
 
 def test_lines_for_a_different_gpu_or_triton_are_ignored(users):

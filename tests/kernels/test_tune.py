@@ -75,7 +75,7 @@ def test_failing_candidate_is_reported_and_skipped(said):
 
 def test_package_sizes_must_run(said):
     (forward, _) = tune.window_cases(META, 12, torch.bfloat16)
-    with pytest.raises(ValueError, match="windows of 12, bfloat16, forward, expand_bias"):
+    with pytest.raises(ValueError, match="window size 12, bfloat16, forward, expand_bias"):
         tuned([forward], FakeMeasure(4, broken=lambda each: True), said)
 
 
@@ -130,7 +130,7 @@ def test_command_writes_the_table_that_kernels_read(pretended, capsys):
     lines = tiles.read(pretended)
     assert lines[0] == other
     assert {line["window"] for line in lines if "window" in line} == {12}
-    assert "windows of 12, bfloat16, forward, window_forward" in capsys.readouterr().err
+    assert "window size 12, bfloat16, forward, window_forward" in capsys.readouterr().err
 
 
 def test_command_prints_the_table(pretended, capsys):

@@ -27,8 +27,8 @@ def image_to_text_attention(
         k: [B, L, h, d] text keys.
         v: [B, L, h, d] text values.
         key_lengths: [B] integer number of real tokens, which come first; padding is not read.
-        key_mask: [B, L] bool, True = real token, for padding in other places. At most one of
-            key_lengths and key_mask may be given.
+        key_mask: [B, L] bool, True = real token, for padding that is not at the end. At most one
+            of key_lengths and key_mask may be given.
 
     Returns:
         [B, T, h, d] in q's dtype; zeros for samples without real tokens.

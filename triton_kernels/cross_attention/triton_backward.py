@@ -1,8 +1,8 @@
 """Backward kernels of cross attention.
 
 `walk_keys` holds a tile of queries and loops over keys; `walk_queries` holds a tile of keys and
-loops over queries. If one tile holds a whole sequence, every step completes the gradient of the
-other sequence's tile, so one kernel writes all gradients. No atomics are used.
+loops over queries. If a tile covers its whole sequence, every step yields the complete
+gradient of a tile of the other sequence, so one kernel writes all gradients. No atomics are used.
 
 Notation and key ranks as in `triton_forward.py`.
 """

@@ -48,7 +48,7 @@ def refusal(q: Tensor, k: Tensor) -> str | None:
         strided = zip(tensor.shape[1:], tensor.stride()[1:], strict=True)
         span = 1 + sum(max(0, size - 1) * stride for size, stride in strided)
         if max(span, math.prod(tensor.shape[1:])) > 2**31:
-            return f"{name} {tuple(tensor.shape)} have more than 2^31 elements per sample"
+            return f"{name} {tuple(tensor.shape)} exceed 2^31 elements per sample"
     return None
 
 

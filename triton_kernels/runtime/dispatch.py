@@ -16,7 +16,7 @@ from torch import Tensor
 
 Backend = Literal["triton", "native", "reference"]
 
-#: Oldest NVIDIA compute capability for which tests compile the kernels.
+#: Oldest NVIDIA compute capability for which the tests compile the kernels.
 OLDEST_CAPABILITY = (8, 0)
 
 _PACKAGE = __name__.removesuffix(".runtime.dispatch")
@@ -43,7 +43,7 @@ def use_backend(name: Backend | None) -> ExitStack:
             kernels, or None for the default rule; see `active_backend`.
 
     Returns:
-        A context manager that restores the previous backend on exit; ignore it otherwise.
+        A context manager that restores the previous backend on exit; may be ignored.
 
     Raises:
         ValueError: if the name is unknown.
@@ -69,7 +69,7 @@ def use_atomics(enabled: bool) -> ExitStack:
         enabled: True to allow atomics, for the whole process or inside a `with` block.
 
     Returns:
-        A context manager that restores the previous setting on exit; ignore it otherwise.
+        A context manager that restores the previous setting on exit; may be ignored.
     """
     return _set("atomics", enabled)
 

@@ -51,7 +51,7 @@ def tile(
 
     Raises:
         LookupError: if no line matches (tests ensure that every kernel of the package has one).
-        ValueError: if the user's table is invalid; the message gives file and line.
+        ValueError: if the user's table is invalid; the message names file and line.
     """
     if _tried is not None and kernel in _tried:
         return dict(_tried[kernel])
@@ -86,7 +86,7 @@ def describe_tables(device: torch.device) -> str:
     """Describe which tile size tables a device uses.
 
     Raises:
-        ValueError: if the user's table is invalid; the message gives file and line.
+        ValueError: if the user's table is invalid; the message names file and line.
     """
     table = users_table()
     if not table.is_file():
@@ -97,7 +97,7 @@ def describe_tables(device: torch.device) -> str:
     ]
     if device.type != "cuda" or not own:
         return f"the package's table; none of the {len(lines)} lines in {table} apply here"
-    return f"{len(own)} lines in {table}, the package's table for other calls"
+    return f"{len(own)} lines in {table}; the package's table for all other calls"
 
 
 @contextmanager
@@ -167,7 +167,7 @@ def read(path: Path) -> list[Line]:
 
     Raises:
         ValueError: if the file is not a JSON list of objects, or a line has an unknown kernel, the
-            wrong sizes for its kernel, or no architecture or Triton version; gives file and line.
+            wrong sizes for its kernel, or no architecture or Triton version.
     """
 
     def error(number: int, reason: str) -> ValueError:
@@ -222,7 +222,7 @@ def _fault(line: Any) -> str | None:
 
 
 def merged(old: Sequence[Line], new: Sequence[Line]) -> list[Line]:
-    """Add the new lines to the old ones, replacing those for the same calls."""
+    """Merge two tables; new lines replace old ones for the same calls."""
 
     def call(line: Line) -> tuple[Any, ...]:
         return (line["kernel"], *(line.get(key) for key in RANKED))

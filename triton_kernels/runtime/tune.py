@@ -25,8 +25,8 @@ Sizes = dict[str, int]
 #: Launches of one or more calls, in order, and all their results.
 Plan = tuple[list[Launch], list[Tensor]]
 
-#: Maximum time of a candidate relative to the package's sizes: smaller gains are noise, and a
-#: change of sizes may change the last bits of results.
+#: Maximum time of a candidate relative to the package's sizes: smaller gains are noise, and
+#: different sizes may change the last bits of the results.
 GAIN = 0.97
 REPETITIONS = 15
 #: Tolerance relative to the largest element, by input dtype: tile sizes change the summation
@@ -93,7 +93,7 @@ class Case:
 
 
 #: Returns the milliseconds that a case's plan takes with the current sizes. Raises a `ValueError`
-#: that gives the reason if the plan fails to run or its results differ.
+#: with the reason if the plan fails to run or its results differ.
 Measure = Callable[[Case], float]
 
 
@@ -268,7 +268,7 @@ def window_cases(
     differentiates = triton_launch.differentiates_whole_rows(qkv, window, is_sized=False)
     tiled = ("window_tiled_queries", "window_tiled_keys", "window_tiled_bias")
     kernels = ("expand_bias", "window_forward" if reads else "window_tiled_forward")
-    name = f"windows of {window}, {str(dtype).removeprefix('torch.')}"
+    name = f"window size {window}, {str(dtype).removeprefix('torch.')}"
     yield Case(f"{name}, forward", kernels, forward, window, 32, dtype)
     kernels = ("window_backward",) if differentiates else tiled
     kernels = (*kernels, "gather_bias", "sum_parts")

@@ -35,9 +35,9 @@ SPILLED_SIZED = {("sm_120", "3.7")}
 #: Maximum size of the bias gradient in bytes, so that it stays in the L2 cache of training GPUs
 #: (40 MB or more) while other tensors are streamed.
 CHUNK_BYTES = 22_000_000
-#: Number of programs that keeps a GPU busy.
+#: Number of programs needed to keep a GPU busy.
 PROGRAMS = 2048
-#: Below this number of programs in the forward pass, the queries of a window are split too.
+#: With fewer programs in the forward pass, the queries of a window are also split.
 FEW_PROGRAMS = 264
 MAX_HEAD_WIDTH = 128
 
@@ -230,7 +230,7 @@ def differentiates_whole_rows(qkv: Tensor, window_size: int, *, is_sized: bool) 
 
 
 def pieces(count: int, largest: int) -> tuple[tuple[int, int], ...]:
-    """Split `count` keys (a multiple of 16) into power-of-two (start, length) chunks."""
+    """Split `count` keys (a multiple of 16) into power-of-two (first key, length) pairs."""
     split, first = [], 0
     while first < count:
         size = min(largest, 1 << ((count - first).bit_length() - 1))

@@ -91,7 +91,7 @@ def test_atomics_are_used_only_if_allowed(monkeypatch):
 
 MASKS = {
     "with holes": [[True, False, True, True, False], [False, True, False, False, False]],
-    "nothing to read": [[False] * 5, [True] * 5],
+    "fully masked sample": [[False] * 5, [True] * 5],
     "only the last": [[False, False, False, False, True], [True, False, False, False, True]],
 }
 
