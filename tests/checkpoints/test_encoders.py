@@ -128,8 +128,8 @@ def in_timm_names(state):
 def check_features(ours, theirs, exact):
     """Compare with float64.
 
-    The summation order of a float32 implementation affects its rounding error, so ours may be up to
-    twice as large as that of transformers, or a few roundings of the largest value.
+    The rounding error in float32 depends on the summation order, so ours may be up to twice as
+    large as that of transformers, or a few roundings of the largest value.
     """
     floor = 4 * torch.finfo(torch.float32).eps * exact.abs().max()
     error, their_error = (ours - exact).abs().max(), (theirs - exact).abs().max()

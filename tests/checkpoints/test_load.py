@@ -189,7 +189,7 @@ def test_published_fine_files_store_bgr_weights(tmp_path):
 @pytest.mark.parametrize("stage", ["coarse", "fine"])
 @pytest.mark.parametrize("name", ["micro", "small"])
 def test_nonstandard_sizes_survive_a_round_trip(name, stage, ending, tmp_path):
-    """Their text heads, windows and maximum text lengths differ from the published code's."""
+    """Their text heads, windows and maximum text lengths differ from the published ones."""
     torch.manual_seed(0)
     order = "rgb" if stage == "coarse" else "bgr"
     config = replace_fields(preset(name, stage=stage), {"channel_order": order})

@@ -96,7 +96,7 @@ def problems(compiled: Compiled, taken: Resources) -> list[str]:
 
 
 def regressions(rows: Iterable[Row], table: Iterable[Row]) -> list[str]:
-    """Return the rows that exceed their table line, or have none."""
+    """Return the rows that exceed their table line or have no line."""
     lines = {line.key: line for line in table}
     found = []
     for row in rows:
@@ -148,7 +148,7 @@ def write_table(rows: Iterable[Row], path: Path = TABLE) -> None:
 
 
 def _uses_local_memory(compiled: Compiled) -> bool:
-    """Check whether a kernel for an NVIDIA chip reads or writes local memory."""
+    """Return True if a kernel for an NVIDIA chip reads or writes local memory."""
     binary = compiled.stages["cubin"]
     listing = remembered("nvdisasm", binary, lambda: _disassemble(binary))
     return re.search(r"\b(?:LDL|STL)\b", listing) is not None

@@ -23,7 +23,7 @@ def randomise(module: torch.nn.Module) -> None:
 
 
 def hugging_face_name(name: str) -> str:
-    """Convert a SwinModel parameter name of transformers to ours; queries, keys, values differ."""
+    """Convert a parameter name to that of transformers' SwinModel, except for query, key, value."""
     for ours, theirs in (
         ("patch_embedding.projection", "embeddings.patch_embeddings.projection"),
         ("patch_embedding.norm", "embeddings.norm"),
