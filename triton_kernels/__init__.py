@@ -1,12 +1,12 @@
-"""Attention operations of the model: Triton, native code on a CPU, and plain PyTorch.
+"""Attention operations of the model, in Triton, in Rust for CPUs, and in plain PyTorch.
 
 Imported as `fiber.kernels`. Every operation takes and returns ordinary tensors, is differentiable
-in all of its tensor arguments, and checks that they fit together before it runs. There is one
-folder for each operation: `op.py` is the public function, `torch_path.py` plain PyTorch,
-`triton_*.py` the Triton kernels, `native.py` the extension's code, `naive.py` the definition as
-loops, which tests compare with. `runtime/dispatch.py` has the rule that picks what runs.
+with respect to its floating-point tensors, and checks its arguments before it runs. Each operation
+has its own folder: `op.py` is the public function, `torch_path.py` plain PyTorch, `triton_*.py` the
+Triton kernels, `native.py` the Rust extension, and `naive.py` a reference for tests, written as
+loops. `runtime/dispatch.py` selects the backend.
 
-Two operations have the name of their folder. `fiber.kernels.window_attention` is the function;
+Two operations share the name of their folder: `fiber.kernels.window_attention` is the function, but
 `from fiber.kernels.window_attention import torch_path` imports from the folder.
 """
 

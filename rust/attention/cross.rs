@@ -7,33 +7,33 @@ use super::{Shared, backward, check_size, check_width, forward, threads};
 use crate::Error;
 use crate::cpu_features::Instructions;
 
-/// Minimum queries per task, so that transposing the keys costs little in comparison.
+/// Minimum queries per task, which makes the cost of transposing the keys negligible.
 const QUERIES_PER_TASK: usize = 64;
 /// Tasks per thread, for load balancing.
 const TASKS_PER_THREAD: usize = 4;
 
-/// Shapes and parameters of a cross-attention.
+/// Shapes and parameters of cross-attention.
 #[derive(Clone, Debug)]
 pub struct CrossAttention {
-    /// B.
+    /// B, the batch size.
     pub samples: usize,
-    /// n, queries per sample.
+    /// n, the number of queries per sample.
     pub queries: usize,
-    /// m, keys per sample.
+    /// m, the number of keys per sample.
     pub keys: usize,
-    /// h.
+    /// h, the number of heads.
     pub heads: usize,
-    /// d, a multiple of 16.
+    /// d, the head dim, a multiple of 16.
     pub head_width: usize,
     /// Indices of the unmasked keys of each sample; `None` for all.
     pub unmasked: Option<Vec<Vec<u32>>>,
     /// Maximum number of threads.
     pub threads: usize,
-    /// Instruction set.
+    /// SIMD instruction set.
     pub instructions: Instructions,
 }
 
-/// Indices of the keys of each sample whose mask (B, m) is not 0.
+/// Indices of the keys of each sample at which the mask (B, m) is nonzero.
 #[must_use]
 pub fn unmasked_keys(mask: &[u8], keys: usize) -> Vec<Vec<u32>> {
     let unmasked = |row: &[u8]| {
@@ -43,7 +43,7 @@ pub fn unmasked_keys(mask: &[u8], keys: usize) -> Vec<Vec<u32>> {
     mask.chunks_exact(keys.max(1)).map(unmasked).collect()
 }
 
-/// Indices of the first keys of each sample; `None` if these are all.
+/// Indices of the first `lengths` keys of each sample; `None` if these are all keys.
 #[must_use]
 pub fn first_keys(lengths: &[u32], keys: usize) -> Option<Vec<Vec<u32>>> {
     let is_all = lengths.iter().all(|&length| length as usize == keys);
@@ -56,7 +56,7 @@ pub fn first_keys(lengths: &[u32], keys: usize) -> Option<Vec<Vec<u32>>> {
 }
 
 impl CrossAttention {
-    /// Elements per token, over all heads.
+    /// Elements per token over all heads.
     fn row(&self) -> usize {
         self.heads * self.head_width
     }
@@ -75,7 +75,7 @@ impl CrossAttention {
         {
             return Err(Error::argument(
                 "unmasked",
-                format!("expected indices below {} for each sample", self.keys),
+                format!("expected key indices below {} per sample", self.keys),
             ));
         }
         check_width(self.head_width)
@@ -85,7 +85,7 @@ impl CrossAttention {
     /// (B, n, h, d), key and value (B, m, h, d).
     ///
     /// # Errors
-    /// [`Error::Argument`] for a tensor of another size.
+    /// [`Error::Argument`] if a tensor has the wrong size.
     pub fn forward(
         &self,
         inputs: [&[f32]; 3],
@@ -103,7 +103,7 @@ impl CrossAttention {
         let inputs = inputs.map(Shared::read_only);
         threads::run(pairs * parts, self.threads, &|task, scratch| {
             let (pair, first) = (task / parts, task % parts * per_task);
-            // SAFETY: the sizes were checked; every task writes its own rows and sums.
+            // SAFETY: the sizes were checked; each task writes its own rows and sums.
             unsafe {
                 let mut head = self.head(pair, inputs);
                 head.queries = per_task.min(self.queries - first);
@@ -116,11 +116,11 @@ impl CrossAttention {
         Ok(())
     }
 
-    /// Compute the gradients of query, key and value from that of the output and the results of
-    /// [`Self::forward`].
+    /// Compute the gradients of query, key and value from the output's gradient and the results
+    /// of [`Self::forward`].
     ///
     /// # Errors
-    /// [`Error::Argument`] for a tensor of another size.
+    /// [`Error::Argument`] if a tensor has the wrong size.
     pub fn backward(
         &self,
         grad: &[f32],
@@ -148,7 +148,7 @@ impl CrossAttention {
         let [grad, out, logsumexp] = [grad, out, logsumexp].map(Shared::read_only);
         let [grad_query, grad_key, grad_value] = grads.map(Shared::new);
         threads::run(pairs, self.threads, &|pair, scratch| {
-            // SAFETY: the sizes were checked; every task writes its own rows.
+            // SAFETY: the sizes were checked; each task writes its own rows.
             unsafe {
                 let head = self.head(pair, inputs);
                 let gradients = Gradients {
@@ -168,16 +168,16 @@ impl CrossAttention {
         Ok(())
     }
 
-    /// One head of one sample.
+    /// Inputs of one head of one sample.
     ///
     /// # Safety
-    /// The inputs have their shapes.
+    /// The inputs have the shapes of [`Self::forward`].
     unsafe fn head(&self, pair: usize, [query, key, value]: [Shared; 3]) -> Head<'_> {
         let unmasked = self
             .unmasked
             .as_ref()
             .map(|keys| &keys[pair / self.heads][..]);
-        // SAFETY: as for the caller.
+        // SAFETY: guaranteed by the caller.
         unsafe {
             Head {
                 queries: self.queries,
@@ -195,7 +195,7 @@ impl CrossAttention {
     /// Rows of one head of one sample in a tensor (B, tokens, h, d).
     ///
     /// # Safety
-    /// The tensor has this shape.
+    /// The tensor must have this shape.
     unsafe fn rows<'a>(
         &self,
         tensor: Shared,
@@ -205,7 +205,7 @@ impl CrossAttention {
     ) -> HeadRows<'a> {
         let (sample, head) = (pair / self.heads, pair % self.heads);
         HeadRows {
-            // SAFETY: as for the caller.
+            // SAFETY: guaranteed by the caller.
             first: unsafe { tensor.at(sample * tokens * self.row() + head * self.head_width) },
             stride: self.row(),
             indices,

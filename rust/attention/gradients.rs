@@ -1,6 +1,6 @@
 //! Backward pass of one head: gradients of queries, keys and values.
 //!
-//! Attention weights are recomputed, so that no tensor of the size of the scores is stored.
+//! Attention weights are recomputed, so no tensor as large as the scores is stored.
 
 use super::head::{Head, HeadScratch, padded, scale};
 use super::lanes::Lanes;
@@ -15,23 +15,23 @@ pub(super) struct Gradients<'a> {
     pub query: HeadRows<'a>,
     pub key: HeadRows<'a>,
     pub value: HeadRows<'a>,
-    /// (n, p) sum of gradients of the scores, or null.
+    /// (n, p) accumulated gradients of the scores, or null.
     pub bias: *mut f32,
 }
 
 /// Results of the forward pass of a [`Head`] without bias and mask.
 #[derive(Clone, Copy)]
 pub(super) struct SavedForward<'a> {
-    /// (n,), in base 2.
+    /// (n,) logsumexp of the scores in base 2.
     pub logsumexp: *const f32,
     pub out: HeadRows<'a>,
 }
 
-/// Compute the gradients, in blocks of keys if there are more keys than queries and the results of
-/// the forward pass were saved, otherwise in blocks of queries.
+/// Compute the gradients: in blocks of keys if there are more keys than queries and the forward
+/// results were saved, otherwise in blocks of queries.
 ///
 /// # Safety
-/// As [`super::head::forward`]; with saved results the head has no bias and no mask.
+/// Same as for [`super::head::forward`]; with saved results, the head has no bias and no mask.
 #[inline(always)]
 pub(super) unsafe fn backward<L: Lanes, const R: usize>(
     head: &Head,
@@ -39,7 +39,7 @@ pub(super) unsafe fn backward<L: Lanes, const R: usize>(
     saved: Option<&SavedForward>,
     scratch: &mut HeadScratch,
 ) {
-    // SAFETY: as for the caller.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         match saved {
             Some(saved) if head.keys > head.queries => {
@@ -53,7 +53,7 @@ pub(super) unsafe fn backward<L: Lanes, const R: usize>(
 /// Backward pass in blocks of queries.
 ///
 /// # Safety
-/// As [`super::head::forward`].
+/// Same as for [`super::head::forward`].
 #[inline(always)]
 unsafe fn backward_by_queries<L: Lanes, const R: usize>(
     head: &Head,
@@ -81,7 +81,7 @@ unsafe fn backward_by_queries<L: Lanes, const R: usize>(
             for rows in [&head.query, &gradients.out, &gradients.query] {
                 rows.prefetch(first + R..first + 2 * R, head.queries, d);
             }
-            // Early, since horizontal sums have a long latency.
+            // Computed early, since horizontal sums have a long latency.
             let mut deltas = [L::splat(0.0); R];
             if let Some(SavedForward { out, .. }) = saved {
                 out.prefetch(first + R..first + 2 * R, head.queries, d);
@@ -102,7 +102,7 @@ unsafe fn backward_by_queries<L: Lanes, const R: usize>(
                 let (_, total) = exponentials::<L, R>(weights, rows, (m, p), added);
                 softmax_backward::<L, R>(weights, total, grad_scores, p, rows);
             }
-            // Weights of missing rows are 0 for any keys.
+            // Weights of missing rows are 0 for all keys.
             weights.add(rows * p).write_bytes(0, (R - rows) * p);
             grad_scores.add(rows * p).write_bytes(0, (R - rows) * p);
             if !gradients.bias.is_null() {
@@ -124,11 +124,11 @@ unsafe fn backward_by_queries<L: Lanes, const R: usize>(
     }
 }
 
-/// Backward pass in blocks of keys: keys, values and their gradients may exceed the caches, so each
-/// is accessed once.
+/// Backward pass in blocks of keys. Keys, values and their gradients may exceed the caches, so they
+/// are accessed only once.
 ///
 /// # Safety
-/// As [`super::head::forward`]; the head has no bias and no mask.
+/// Same as for [`super::head::forward`]; the head has no bias and no mask.
 #[inline(always)]
 unsafe fn backward_by_keys<L: Lanes, const R: usize>(
     head: &Head,
@@ -148,7 +148,7 @@ unsafe fn backward_by_keys<L: Lanes, const R: usize>(
         transpose(&HeadRows::packed(queries, d), n, d, p, queries_t);
         transpose(&HeadRows::packed(grads, d), n, d, p, grads_t);
         grad_queries.write_bytes(0, n * d);
-        // Values after the last query are finite and unused.
+        // Values past the last query are finite and unused.
         logsumexp.write_bytes(0, p);
         deltas.write_bytes(0, p);
         for i in 0..n {

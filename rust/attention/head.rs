@@ -1,7 +1,7 @@
-//! Forward pass of one head of one window or sample; [`super::gradients`] has the backward pass.
+//! Forward pass of one head of one window or sample; see [`super::gradients`] for its gradients.
 //!
 //! A few queries are processed at a time; their scores stay in the L1 cache and are never stored.
-//! Order of operations: queries are scaled, then multiplied with the keys; the bias is added, then
+//! Order of operations: queries are scaled, then multiplied by the keys; the bias is added, then
 //! the mask; weights are the exponentials relative to the largest score, divided by their sum.
 
 use super::lanes::Lanes;
@@ -9,7 +9,7 @@ use super::products::{PADDING, PAIR, WIDE, multiply};
 use super::rows::{HeadRows, load, transpose, write};
 use super::softmax::{exponentials, log2};
 
-/// Inputs of a head: n queries attend to m keys of width d.
+/// Inputs of a head: n queries attend to m keys, with head dim d.
 #[derive(Clone, Copy)]
 pub(super) struct Head<'a> {
     pub queries: usize,
@@ -25,10 +25,10 @@ pub(super) struct Head<'a> {
 }
 
 impl Head<'_> {
-    /// Bias and mask of the queries from `query` on, or null.
+    /// Bias and mask of the queries starting at `query`, or null.
     ///
     /// # Safety
-    /// The query exists.
+    /// The query must exist.
     #[inline(always)]
     pub(super) unsafe fn added(&self, query: usize) -> [*const f32; 2] {
         let offset = query * padded(self.keys);
@@ -36,32 +36,32 @@ impl Head<'_> {
             if first.is_null() {
                 first
             } else {
-                // SAFETY: as for the caller.
+                // SAFETY: guaranteed by the caller.
                 unsafe { first.add(offset) }
             }
         })
     }
 }
 
-/// Maximum elements of the keys of a block; keys and values fit in part of the L2 cache.
+/// Maximum key elements per block, so that keys and values take only part of the L2 cache.
 const BLOCK_ELEMENTS: usize = 144 * 64;
 
-/// Round a number of keys up to whole registers.
+/// Round a number of keys up to fill whole registers.
 pub(super) fn padded(keys: usize) -> usize {
     keys.next_multiple_of(PADDING)
 }
 
-/// Scratch buffers of a thread.
+/// Scratch buffers of one thread.
 #[derive(Default)]
 pub(super) struct HeadScratch(Vec<CacheLine>);
 
-/// A cache line.
+/// One cache line.
 #[derive(Clone, Copy)]
 #[repr(align(64))]
 struct CacheLine(#[allow(dead_code)] [f32; 16]);
 
 impl HeadScratch {
-    /// Uninitialized buffers of at least these sizes, each aligned to a cache line.
+    /// Return uninitialized buffers of at least these sizes, each aligned to a cache line.
     pub(super) fn parts<const N: usize>(&mut self, sizes: [usize; N]) -> [*mut f32; N] {
         let lines = sizes.map(|size| size.div_ceil(16));
         let total = lines.iter().sum();
@@ -79,11 +79,11 @@ impl HeadScratch {
 
 /// Compute the output of the queries and, unless null, the base-2 logsumexp of their scores.
 ///
-/// Without bias and mask, the queries attend to one block of keys after the other (online softmax),
-/// so that the data of a block stays in the caches.
+/// Without bias and mask, the queries attend to one block of keys at a time (online softmax), so
+/// that the data of a block stays in the caches.
 ///
 /// # Safety
-/// The processor supports the instructions of the lanes. Rows hold `width` elements, a multiple of
+/// The processor supports the instructions of the lanes; rows hold `width` elements, a multiple of
 /// [`PADDING`]; no other thread writes the inputs or accesses the outputs.
 #[inline(always)]
 pub(super) unsafe fn forward<L: Lanes, const R: usize>(
@@ -96,7 +96,7 @@ pub(super) unsafe fn forward<L: Lanes, const R: usize>(
     let is_plain = head.bias.is_null() && head.mask.is_null();
     let blocks = (head.keys * d).div_ceil(BLOCK_ELEMENTS);
     let block = if is_plain && blocks > 1 {
-        // Blocks of equal size.
+        // Blocks of the same size.
         padded(head.keys.div_ceil(blocks))
     } else {
         head.keys
@@ -110,7 +110,7 @@ pub(super) unsafe fn forward<L: Lanes, const R: usize>(
     let mut begin = 0;
     // SAFETY: the buffers have the sizes that the functions require.
     unsafe {
-        // At least once: without keys the output is 0.
+        // Runs at least once: without keys the output is 0.
         loop {
             let m = block.min(head.keys - begin);
             let p = padded(m);
@@ -164,8 +164,8 @@ pub(super) unsafe fn forward<L: Lanes, const R: usize>(
         }
         if !logsumexp.is_null() {
             for i in 0..n {
-                // Rounded once: its error affects every weight. Without keys the largest score is
-                // -inf, and so is the logsumexp.
+                // Rounded only once, since its error affects every weight. Without keys, the
+                // largest score is -inf, and so is the logsumexp.
                 let largest = f64::from(*all_largest.add(i)) * std::f64::consts::LOG2_E;
                 #[allow(clippy::cast_possible_truncation)]
                 let sum = (largest + f64::from(log2(*all_totals.add(i)))) as f32;
@@ -175,7 +175,7 @@ pub(super) unsafe fn forward<L: Lanes, const R: usize>(
     }
 }
 
-/// Write the output of a query, 0 without keys; skip padding.
+/// Write the output of a query (0 if there are no keys); skip padding.
 #[inline(always)]
 unsafe fn finish<L: Lanes>(
     (to, is_padded): (*mut f32, bool),
@@ -187,19 +187,19 @@ unsafe fn finish<L: Lanes>(
         return;
     }
     let factor = if total == 0.0 { 0.0 } else { 1.0 / total };
-    // SAFETY: as for the caller.
+    // SAFETY: guaranteed by the caller.
     unsafe { write::<L>((to, false), from, d, factor) };
 }
 
-/// Combine the output of a block of keys with that of the blocks before; each is relative to its own
-/// largest score.
+/// Merge the output of a block of keys into that of the preceding blocks; each is relative to its
+/// own largest score.
 #[inline(always)]
 unsafe fn join<L: Lanes>(
     (largest_before, total_before, before): (*mut f32, *mut f32, *mut f32),
     (largest, total, own): (L, L, *const f32),
     d: usize,
 ) {
-    // SAFETY: as for the caller.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         let old = L::splat(*largest_before);
         let new = largest.max(old);
@@ -219,8 +219,8 @@ unsafe fn join<L: Lanes>(
     }
 }
 
-/// Scale of the queries.
-#[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation)] // Widths are small.
+/// Scale applied to the queries.
+#[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation)] // Head dims are small.
 pub(super) fn scale(width: usize) -> f32 {
     (1.0 / (width as f64).sqrt()) as f32
 }

@@ -1,20 +1,20 @@
-//! SIMD registers, with the operations that attention needs.
+//! SIMD registers with the operations that attention needs.
 //!
-//! Every function is inlined into one that is compiled for an instruction set; see [`super`].
+//! Every function is inlined into a caller compiled for a specific instruction set; see [`super`].
 
 #[cfg(target_arch = "x86_64")]
 #[allow(clippy::wildcard_imports)] // Intrinsics.
 use std::arch::x86_64::*;
 
-/// Range reduction of the exponential: log2(e), and ln(2) in two parts.
+/// Constants for range reduction of the exponential: log2(e), and ln(2) in two parts.
 const LOG2_E: f32 = std::f32::consts::LOG2_E;
 const LN_2: f32 = std::f32::consts::LN_2;
 const LN_2_HIGH: f32 = 0.693_359_4;
 const LN_2_LOW: f32 = -2.121_944_4e-4;
-/// Exponentials below this argument, 1.6e-28, are 0. Products would otherwise be subnormal, which
-/// is many times slower.
+/// Exponentials of smaller arguments (results below 1.6e-28) are flushed to 0, since products would
+/// otherwise be subnormal, which is many times slower.
 const LEAST: f32 = -64.0;
-/// exp(r) = 1 + r + r^2 p(r) for |r| <= ln(2) / 2: the minimax polynomial of this degree.
+/// Minimax polynomial p in exp(r) = 1 + r + r^2 p(r), for |r| <= ln(2) / 2.
 const POLYNOMIAL: [f32; 5] = [
     1.381_459_9e-3,
     8.368_717e-3,
@@ -23,7 +23,7 @@ const POLYNOMIAL: [f32; 5] = [
     4.999_999_4e-1,
 ];
 
-/// Permutations of four lanes: swapped halves, and swapped neighbors.
+/// Permutations of four lanes that swap halves, and neighbors.
 #[cfg(target_arch = "x86_64")]
 const HALVES: i32 = 0b01_00_11_10;
 #[cfg(target_arch = "x86_64")]
@@ -32,13 +32,13 @@ const NEIGHBORS: i32 = 0b10_11_00_01;
 /// A SIMD register.
 ///
 /// # Safety
-/// Implementations use instructions that the caller of every function must know to be supported;
-/// pointers must be valid for [`Lanes::WIDTH`] elements.
+/// Callers must ensure that the processor supports the implementation's instructions, and that
+/// pointers are valid for [`Lanes::WIDTH`] elements.
 pub(super) unsafe trait Lanes: Copy {
     /// Number of lanes.
     const WIDTH: usize;
 
-    /// Broadcast a number.
+    /// Broadcast a number to all lanes.
     unsafe fn splat(value: f32) -> Self;
     unsafe fn load(from: *const f32) -> Self;
     unsafe fn store(self, to: *mut f32);
@@ -47,7 +47,7 @@ pub(super) unsafe trait Lanes: Copy {
     unsafe fn multiply(self, other: Self) -> Self;
     /// self * factor + term.
     unsafe fn multiply_add(self, factor: Self, term: Self) -> Self;
-    /// Larger number per lane; `other` if one is NaN.
+    /// Lane-wise maximum; `other` if either is NaN.
     unsafe fn max(self, other: Self) -> Self;
     /// Round to nearest.
     unsafe fn round(self) -> Self;
@@ -55,7 +55,7 @@ pub(super) unsafe trait Lanes: Copy {
     unsafe fn scale(self, power: Self) -> Self;
     /// self, or 0 where a < b.
     unsafe fn unless_less(self, a: Self, b: Self) -> Self;
-    /// Reduce over all lanes; every lane gets the same result.
+    /// Reduce over all lanes and broadcast the result.
     unsafe fn folded(self, combine: impl Fn(Self, Self) -> Self) -> Self;
     /// The first lane.
     unsafe fn first(self) -> f32;
@@ -63,15 +63,15 @@ pub(super) unsafe trait Lanes: Copy {
     /// Sum of all lanes, broadcast.
     #[inline(always)]
     unsafe fn sum(self) -> Self {
-        // SAFETY: as for the caller; likewise below.
+        // SAFETY: guaranteed by the caller; likewise below.
         unsafe { self.folded(|a, b| a.add(b)) }
     }
 
-    /// Exponential, within 2 ulps; 0 below [`LEAST`].
+    /// Exponential to within 2 ulps; 0 below [`LEAST`].
     #[inline(always)]
     unsafe fn exp(self) -> Self {
         unsafe {
-            // NaN is preserved; results for very small numbers are replaced at the end.
+            // NaN is preserved; results below the cutoff are replaced at the end.
             let power = self.multiply(Self::splat(LOG2_E)).round();
             let rest = power.multiply_add(Self::splat(-LN_2_HIGH), self);
             let rest = power.multiply_add(Self::splat(-LN_2_LOW), rest);
@@ -79,8 +79,8 @@ pub(super) unsafe trait Lanes: Copy {
         }
     }
 
-    /// exp(self - y / log2(e)): y is not divided, which would add a rounding error as large as that
-    /// of the difference.
+    /// exp(self - y / log2(e)), without dividing y, which would add a rounding error as large as
+    /// that of the difference.
     #[inline(always)]
     unsafe fn exp_minus(self, y: Self) -> Self {
         unsafe {
@@ -92,7 +92,7 @@ pub(super) unsafe trait Lanes: Copy {
         }
     }
 
-    /// exp(self) * 2^power, for arguments of [`POLYNOMIAL`].
+    /// exp(self) * 2^power, for arguments in the range of [`POLYNOMIAL`].
     #[inline(always)]
     unsafe fn near_one(self, power: Self) -> Self {
         unsafe {
@@ -110,12 +110,12 @@ pub(super) unsafe trait Lanes: Copy {
     }
 }
 
-/// Define operations of [`Lanes`] between registers.
+/// Define binary operations of [`Lanes`].
 macro_rules! operations {
     ($($name:ident($this:ident $(, $other:ident)*) => $register:expr,)*) => {$(
         #[inline(always)]
         unsafe fn $name($this $(, $other: Self)*) -> Self {
-            // SAFETY: as for the caller.
+            // SAFETY: guaranteed by the caller.
             #[allow(unused_unsafe)]
             unsafe { Self($register) }
         }
@@ -154,13 +154,13 @@ unsafe impl Lanes for Scalar {
 
     #[inline(always)]
     unsafe fn load(from: *const f32) -> Self {
-        // SAFETY: as for the caller.
+        // SAFETY: guaranteed by the caller.
         Self(unsafe { from.cast::<[f32; 8]>().read_unaligned() })
     }
 
     #[inline(always)]
     unsafe fn store(self, to: *mut f32) {
-        // SAFETY: as for the caller.
+        // SAFETY: guaranteed by the caller.
         unsafe { to.cast::<[f32; 8]>().write_unaligned(self.0) };
     }
 
@@ -215,7 +215,7 @@ unsafe impl Lanes for Avx2 {
 
     #[inline(always)]
     unsafe fn splat(value: f32) -> Self {
-        // SAFETY: as for the caller; likewise below.
+        // SAFETY: guaranteed by the caller; likewise below.
         Self(unsafe { _mm256_set1_ps(value) })
     }
 
@@ -271,7 +271,7 @@ unsafe impl Lanes for Avx512 {
 
     #[inline(always)]
     unsafe fn splat(value: f32) -> Self {
-        // SAFETY: as for the caller; likewise below.
+        // SAFETY: guaranteed by the caller; likewise below.
         Self(unsafe { _mm512_set1_ps(value) })
     }
 

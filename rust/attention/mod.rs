@@ -1,11 +1,11 @@
-//! Attention on CPUs in float32, forward and backward.
+//! Float32 attention for CPUs, forward and backward.
 //!
-//! The computation of `triton_kernels/*/torch_path.py`, fused: scores never leave the caches,
+//! A fused version of `triton_kernels/*/torch_path.py`: scores never leave the caches,
 //! windows are partitioned and merged by index arithmetic, and the backward pass recomputes the
 //! attention weights. [`windows`] and [`cross`] split the work into tasks; [`head`] and
 //! [`gradients`] compute them.
 
-// Dimension letters are defined in the modules. Closures and iterator calls that are not inlined
+// Each module defines its notation for dimensions. Closures and iterator calls that are not inlined
 // would be compiled without the wide instructions.
 #![allow(
     clippy::many_single_char_names,
@@ -31,11 +31,11 @@ use gradients::{Gradients, SavedForward};
 use head::{Head, HeadScratch};
 use rows::HeadRows;
 
-/// A pointer shared by threads, each of which accesses other elements.
+/// A pointer shared by threads that access disjoint elements.
 #[derive(Clone, Copy)]
 struct Shared(*mut f32);
 
-// SAFETY: users ensure that no two threads write, or read and write, the same elements.
+// SAFETY: users ensure that no element is written by one thread while another accesses it.
 unsafe impl Sync for Shared {}
 // SAFETY: as above.
 unsafe impl Send for Shared {}
@@ -52,9 +52,9 @@ impl Shared {
     /// Pointer to an element.
     ///
     /// # Safety
-    /// The index is at most the number of elements.
+    /// The index must be at most the number of elements.
     unsafe fn at(self, index: usize) -> *mut f32 {
-        // SAFETY: as for the caller.
+        // SAFETY: guaranteed by the caller.
         unsafe { self.0.add(index) }
     }
 }
@@ -64,12 +64,12 @@ impl Shared {
 macro_rules! dispatch {
     ($module:ident::$name:ident($($argument:ident: $kind:ty),*)) => {
         /// # Safety
-        /// As for the generic function; the processor supports the instructions.
+        /// Same as for the generic function; the processor must support the instructions.
         unsafe fn $name(instructions: Instructions, $($argument: $kind),*) {
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx512f")]
             unsafe fn avx512($($argument: $kind),*) {
-                // SAFETY: as for the caller; likewise below.
+                // SAFETY: guaranteed by the caller; likewise below.
                 unsafe { $module::$name::<lanes::Avx512, 8>($($argument),*) };
             }
             #[cfg(target_arch = "x86_64")]

@@ -1,23 +1,23 @@
-//! Products of a few rows with a matrix, accumulated in registers.
+//! Products of a few rows and a matrix, accumulated in registers.
 //!
-//! Letters: R rows at a time, C registers per row, d head dim, m keys, p keys padded to a multiple
-//! of [`PADDING`]. Matrices are row-major. All functions need the instructions of their lanes.
+//! Notation: R rows at a time, C registers per row, d head dim, m keys, p keys padded to a multiple
+//! of [`PADDING`]. Matrices are row-major. All functions require the instructions of their lanes.
 
 use super::lanes::Lanes;
 
-/// Rows of scores are padded to a multiple of this, and widths must be a multiple.
+/// Rows of scores are padded to a multiple of this, and head dims must be a multiple of it.
 pub(super) const PADDING: usize = 16;
 
-/// Registers per row in products with d terms.
+/// Registers per row in products that sum over d.
 pub(super) const WIDE: usize = 3;
 /// Registers per row in products with d columns.
 pub(super) const PAIR: usize = 2;
 
 /// out (R, columns) = x (R, count) * y (count, columns), C registers of columns at a time; each
-/// matrix comes with its row stride.
+/// matrix is passed with its row stride.
 ///
 /// # Safety
-/// The pointers are valid for these shapes; the columns are a multiple of [`PADDING`].
+/// The pointers are valid for these shapes; `columns` is a multiple of [`PADDING`].
 #[inline(always)]
 pub(super) unsafe fn multiply<L: Lanes, const R: usize, const C: usize>(
     x: (*const f32, usize),
@@ -41,7 +41,7 @@ pub(super) unsafe fn multiply<L: Lanes, const R: usize, const C: usize>(
     }
 }
 
-/// C registers of columns of [`multiply`].
+/// [`multiply`] for C registers of columns.
 #[inline(always)]
 unsafe fn multiply_block<L: Lanes, const R: usize, const C: usize>(
     (x, x_stride): (*const f32, usize),
@@ -49,7 +49,7 @@ unsafe fn multiply_block<L: Lanes, const R: usize, const C: usize>(
     count: usize,
     (out, out_stride): (*mut f32, usize),
 ) {
-    // SAFETY: as for the caller.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         let mut sums = [[L::splat(0.0); C]; R];
         for k in 0..count {
@@ -72,7 +72,7 @@ unsafe fn multiply_block<L: Lanes, const R: usize, const C: usize>(
     }
 }
 
-/// out (m, d) += x^T * y, with the first m columns of x (R, p), and y (R, d).
+/// out (m, d) += x^T * y, with y (R, d) and the first m columns of x (R, p).
 ///
 /// # Safety
 /// The pointers are valid for these shapes; d is a multiple of [`PADDING`].
@@ -97,7 +97,7 @@ pub(super) unsafe fn accumulate<L: Lanes, const R: usize>(
     }
 }
 
-/// Some columns of [`accumulate`].
+/// [`accumulate`] for C registers of columns.
 #[inline(always)]
 unsafe fn accumulate_block<L: Lanes, const R: usize, const C: usize>(
     x: *const f32,
@@ -105,7 +105,7 @@ unsafe fn accumulate_block<L: Lanes, const R: usize, const C: usize>(
     (m, d, p): (usize, usize, usize),
     out: *mut f32,
 ) {
-    // SAFETY: as for the caller.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         let mut rows = [[L::splat(0.0); C]; R];
         for r in 0..R {

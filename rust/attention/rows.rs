@@ -4,21 +4,21 @@ use std::ops::Range;
 
 use super::lanes::Lanes;
 
-/// Rows of one head in a tensor: queries, keys, values, or their gradients.
+/// Rows of one head in a tensor of queries, keys, values, or their gradients.
 #[derive(Clone, Copy)]
 pub(super) struct HeadRows<'a> {
     /// First element of the head in row 0 of the tensor.
     pub first: *mut f32,
-    /// Elements from one row of the tensor to the next.
+    /// Stride between rows of the tensor, in elements.
     pub stride: usize,
     /// Row indices in the tensor; [`Self::PADDED`] means `padding`. `None` for 0, 1, ...
     pub indices: Option<&'a [u32]>,
-    /// Row of padded positions: their values, or the sum of their gradients.
+    /// Row for padded positions: their values, or the sum of their gradients.
     pub padding: *mut f32,
 }
 
 impl HeadRows<'_> {
-    /// Index of a padded position.
+    /// Index that marks a padded position.
     pub(super) const PADDED: u32 = u32::MAX;
 
     /// Contiguous rows of d elements.
@@ -31,47 +31,47 @@ impl HeadRows<'_> {
         }
     }
 
-    /// Pointer to row i, and whether it is padding.
+    /// Pointer to row i, and true if the row is padding.
     ///
     /// # Safety
-    /// The row exists.
+    /// The row must exist.
     #[inline(always)]
     pub(super) unsafe fn row(&self, i: usize) -> (*mut f32, bool) {
         let index = match self.indices {
             None => i,
-            // SAFETY: as for the caller.
+            // SAFETY: guaranteed by the caller.
             Some(indices) => match unsafe { *indices.get_unchecked(i) } {
                 Self::PADDED => return (self.padding, true),
                 index => index as usize,
             },
         };
-        // SAFETY: as for the caller.
+        // SAFETY: guaranteed by the caller.
         (unsafe { self.first.add(index * self.stride) }, false)
     }
 
     /// Skip the first i rows.
     ///
     /// # Safety
-    /// They exist.
+    /// These rows must exist.
     #[inline(always)]
     pub(super) unsafe fn skip(mut self, i: usize) -> Self {
         match &mut self.indices {
-            // SAFETY: as for the caller.
+            // SAFETY: guaranteed by the caller.
             None => self.first = unsafe { self.first.add(i * self.stride) },
             Some(indices) => *indices = &indices[i..],
         }
         self
     }
 
-    /// Prefetch the d elements of the rows that are below `end`: they are too far apart for the
-    /// hardware prefetcher.
+    /// Prefetch the d elements of the rows below `end`, which are too far apart for the hardware
+    /// prefetcher.
     ///
     /// # Safety
-    /// The rows below `end` exist.
+    /// The rows below `end` must exist.
     #[inline(always)]
     pub(super) unsafe fn prefetch(&self, rows: Range<usize>, end: usize, d: usize) {
         for i in rows.start..rows.end.min(end) {
-            // SAFETY: as for the caller.
+            // SAFETY: guaranteed by the caller.
             let (row, _) = unsafe { self.row(i) };
             for k in (0..d).step_by(LINE) {
                 prefetch_line(row.wrapping_add(k));
@@ -79,13 +79,13 @@ impl HeadRows<'_> {
         }
     }
 
-    /// [`Self::prefetch`], not inlined, for callers without registers to spare.
+    /// Same as [`Self::prefetch`], but not inlined, for callers without registers to spare.
     ///
     /// # Safety
-    /// As [`Self::prefetch`].
+    /// Same as for [`Self::prefetch`].
     #[inline(never)]
     pub(super) unsafe fn prefetch_apart(&self, rows: Range<usize>, end: usize, d: usize) {
-        // SAFETY: as for the caller.
+        // SAFETY: guaranteed by the caller.
         unsafe { self.prefetch(rows, end, d) };
     }
 }
@@ -93,10 +93,10 @@ impl HeadRows<'_> {
 /// Elements per cache line.
 const LINE: usize = 16;
 
-/// Prefetch a line into the L2 cache: rows a power of two apart share few sets of L1.
+/// Prefetch a line into the L2 cache, since rows a power of two apart map to few sets of L1.
 #[inline(always)]
 fn prefetch_line(address: *const f32) {
-    // SAFETY: a prefetch accesses nothing, whatever the address.
+    // SAFETY: a prefetch never faults, regardless of the address.
     #[cfg(target_arch = "x86_64")]
     unsafe {
         use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
@@ -106,11 +106,11 @@ fn prefetch_line(address: *const f32) {
     let _ = address;
 }
 
-/// Transpose rows (m, d) to (d, p); the columns after m are 0.
+/// Transpose rows (m, d) to (d, p); columns past m are 0.
 #[inline(always)]
 pub(super) unsafe fn transpose(rows: &HeadRows, m: usize, d: usize, p: usize, to: *mut f32) {
     let mut first = 0;
-    // SAFETY: as for the caller; widths are multiples of the tile's side.
+    // SAFETY: guaranteed by the caller; head dims are multiples of the tile size.
     unsafe {
         while first + SQUARE <= m {
             let mut from = [std::ptr::null(); SQUARE];
@@ -134,13 +134,13 @@ pub(super) unsafe fn transpose(rows: &HeadRows, m: usize, d: usize, p: usize, to
     }
 }
 
-/// Side of the tiles of the transpose.
+/// Tile size of the transpose.
 const SQUARE: usize = 4;
 
 /// Transpose elements k to k + 4 of four rows into four rows of p elements.
 #[inline(always)]
 unsafe fn transpose_square(from: [*const f32; SQUARE], k: usize, to: *mut f32, p: usize) {
-    // SAFETY: as for the caller; x86-64 has these instructions.
+    // SAFETY: guaranteed by the caller; x86-64 has these instructions.
     #[cfg(target_arch = "x86_64")]
     unsafe {
         use std::arch::x86_64::{
@@ -160,7 +160,7 @@ unsafe fn transpose_square(from: [*const f32; SQUARE], k: usize, to: *mut f32, p
         _mm_storeu_ps(to.add(2 * p), _mm_movelh_ps(high_ab, high_cd));
         _mm_storeu_ps(to.add(3 * p), _mm_movehl_ps(high_cd, high_ab));
     }
-    // SAFETY: as for the caller.
+    // SAFETY: guaranteed by the caller.
     #[cfg(not(target_arch = "x86_64"))]
     unsafe {
         for j in 0..SQUARE {
@@ -171,7 +171,7 @@ unsafe fn transpose_square(from: [*const f32; SQUARE], k: usize, to: *mut f32, p
     }
 }
 
-/// Copy a range of rows contiguously, scaled; missing rows up to `total` are 0.
+/// Copy a range of rows contiguously, with scaling; missing rows up to `total` are 0.
 #[inline(always)]
 pub(super) unsafe fn load<L: Lanes>(
     rows: &HeadRows,
@@ -182,7 +182,7 @@ pub(super) unsafe fn load<L: Lanes>(
     to: *mut f32,
 ) {
     let count = range.len();
-    // SAFETY: as for the caller.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         for r in 0..count {
             let (row, _) = rows.row(range.start + r);
@@ -192,7 +192,7 @@ pub(super) unsafe fn load<L: Lanes>(
     }
 }
 
-/// Store a row, scaled; rows of padding are accumulated.
+/// Store a row with scaling; padding rows are accumulated.
 #[inline(always)]
 pub(super) unsafe fn write<L: Lanes>(
     (to, is_padded): (*mut f32, bool),
@@ -200,7 +200,7 @@ pub(super) unsafe fn write<L: Lanes>(
     d: usize,
     factor: f32,
 ) {
-    // SAFETY: as for the caller.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         let factor = L::splat(factor);
         let mut k = 0;

@@ -1,4 +1,4 @@
-//! Softmax and its gradient, and logarithms of sums of exponentials.
+//! Softmax, its gradient, and logsumexp.
 
 use super::lanes::Lanes;
 use super::products::PADDING;
@@ -8,7 +8,7 @@ use super::products::PADDING;
 pub(super) unsafe fn add<L: Lanes>(to: *mut f32, from: *const f32, p: usize) {
     let mut column = 0;
     while column < p {
-        // SAFETY: as for the caller.
+        // SAFETY: guaranteed by the caller.
         unsafe {
             let sum = L::load(to.add(column)).add(L::load(from.add(column)));
             sum.store(to.add(column));
@@ -18,11 +18,11 @@ pub(super) unsafe fn add<L: Lanes>(to: *mut f32, from: *const f32, p: usize) {
 }
 
 /// Add bias and mask to the scores (R, p) of a few queries and replace them by their exponentials
-/// relative to each query's largest score; exponentials after the m-th key are 0. `added` are the
+/// relative to each query's largest score; exponentials past the m-th key are 0. `added` holds the
 /// (rows, p) bias and mask, or null.
 ///
-/// Returns the largest score and the sum of exponentials per query, broadcast to a register: a store
-/// that is reloaded as part of a wider load would stall.
+/// Returns the largest score and the sum of exponentials per query, broadcast to a register, since
+/// storing scalars and reloading them with a wider load would stall.
 #[inline(always)]
 pub(super) unsafe fn exponentials<L: Lanes, const R: usize>(
     scores: *mut f32,
@@ -30,15 +30,15 @@ pub(super) unsafe fn exponentials<L: Lanes, const R: usize>(
     (m, p): (usize, usize),
     added: [*const f32; 2],
 ) -> ([L; R], [L; R]) {
-    // SAFETY: as for the caller; likewise below.
+    // SAFETY: guaranteed by the caller; likewise below.
     let zero = unsafe { L::splat(0.0) };
     let (mut largest, mut total) = ([zero; R], [zero; R]);
-    // An addition, since scalar stores to the scores would stall the wide loads after them.
+    // Masked by addition, since scalar stores to the scores would stall the wide loads after them.
     let mut tail = [0.0; PADDING];
     for column in (PADDING - (p - m))..PADDING {
         tail[column] = f32::NEG_INFINITY;
     }
-    // SAFETY: as for the caller.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         for r in 0..rows {
             let row = scores.add(r * p);
@@ -74,8 +74,8 @@ pub(super) unsafe fn exponentials<L: Lanes, const R: usize>(
     (largest, total)
 }
 
-/// Convert exponentials (R, p) and their sums to weights, and the weights' gradients to those of
-/// the scores.
+/// Convert exponentials (R, p) and their sums to weights, and the gradients of the weights to those
+/// of the scores.
 #[inline(always)]
 pub(super) unsafe fn softmax_backward<L: Lanes, const R: usize>(
     weights: *mut f32,
@@ -84,7 +84,7 @@ pub(super) unsafe fn softmax_backward<L: Lanes, const R: usize>(
     p: usize,
     rows: usize,
 ) {
-    // SAFETY: as for the caller.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         let mut weighted = [L::splat(0.0); R];
         for r in 0..rows {
@@ -113,10 +113,10 @@ pub(super) unsafe fn softmax_backward<L: Lanes, const R: usize>(
     }
 }
 
-/// Dot product of two rows of d elements, broadcast.
+/// Dot product of two rows of d elements, broadcast to a register.
 #[inline(always)]
 pub(super) unsafe fn dot<L: Lanes>(x: *const f32, y: *const f32, d: usize) -> L {
-    // SAFETY: as for the caller.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         let mut sum = L::splat(0.0);
         let mut k = 0;
@@ -128,9 +128,9 @@ pub(super) unsafe fn dot<L: Lanes>(x: *const f32, y: *const f32, d: usize) -> L 
     }
 }
 
-/// Convert scores (p,) to weights, and the weights' gradients to those of the scores. `saved` returns
-/// the base-2 logsumexp, and the dot product of the output with its gradient, for the queries of a
-/// register of columns.
+/// Convert scores (p,) to weights, and the gradients of the weights to those of the scores. `saved`
+/// returns the base-2 logsumexp, and the dot product of the output and its gradient, for the
+/// queries in a register of columns.
 #[inline(always)]
 pub(super) unsafe fn saved_softmax_backward<L: Lanes>(
     scores: *mut f32,
@@ -141,7 +141,7 @@ pub(super) unsafe fn saved_softmax_backward<L: Lanes>(
     let mut column = 0;
     while column < p {
         let (logsumexp, delta) = saved(column);
-        // SAFETY: as for the caller.
+        // SAFETY: guaranteed by the caller.
         unsafe {
             let weight = L::load(scores.add(column)).exp_minus(logsumexp);
             weight.store(scores.add(column));
@@ -152,8 +152,8 @@ pub(super) unsafe fn saved_softmax_backward<L: Lanes>(
     }
 }
 
-/// Base-2 logarithm of a normal number, or some finite number for 0; branchless, to be vectorized.
-/// From S. Moshier's Cephes, `logf`.
+/// Base-2 logarithm of a normal number, or some finite number for 0; branchless for vectorization.
+/// Based on `logf` in S. Moshier's Cephes.
 #[inline(always)]
 pub(super) fn log2(x: f32) -> f32 {
     const COEFFICIENTS: [f32; 9] = [
@@ -168,7 +168,7 @@ pub(super) fn log2(x: f32) -> f32 {
         3.333_333e-1,
     ];
     let bits = x.to_bits();
-    // x = 2^exponent * fraction, with a fraction around 1.
+    // x = 2^exponent * fraction, with a fraction close to 1.
     let fraction = f32::from_bits((bits & 0x007f_ffff) | 0x3f00_0000);
     let is_small = fraction < std::f32::consts::FRAC_1_SQRT_2;
     let rest = if is_small { 2.0 * fraction } else { fraction } - 1.0;
@@ -191,11 +191,11 @@ mod tests {
 
     /// Exponentials of two rows of 21 scores, and their sums.
     unsafe fn exponentials_of<L: Lanes>(scores: &mut [f32; 64]) -> [f32; 2] {
-        // SAFETY: as for the caller; two rows of 32.
+        // SAFETY: guaranteed by the caller; there are two rows of 32.
         let (_, total) = unsafe {
             exponentials::<L, 2>(scores.as_mut_ptr(), 2, (21, 32), [std::ptr::null(); 2])
         };
-        // SAFETY: as for the caller.
+        // SAFETY: guaranteed by the caller.
         total.map(|sum| unsafe { sum.first() })
     }
 
@@ -211,18 +211,18 @@ mod tests {
         let expected: f64 = (0..21).map(|column| (-7.0 * f64::from(column)).exp()).sum();
         assert!((f64::from(sums[0]) - expected).abs() <= 2e-7 * expected);
         for (column, &weight) in scores[..32].iter().enumerate() {
-            // 0 below exp(-64) and after the last key; no subnormal numbers.
+            // 0 below exp(-64) and past the last key; no subnormal numbers.
             assert_eq!(weight > 0.0, column <= 9, "{column}: {weight}");
             assert!(weight == 0.0 || weight.is_normal());
         }
         assert!(sums[1].is_nan());
     }
 
-    /// Exponentials of sixteen numbers, and of the numbers minus 1.
+    /// Exponentials of sixteen numbers, and of those numbers minus 1.
     unsafe fn exp_of<L: Lanes>(numbers: &[f32; 16]) -> [[f32; 16]; 2] {
         let mut found = [[0.0; 16]; 2];
         for column in (0..16).step_by(L::WIDTH) {
-            // SAFETY: as for the caller; widths divide 16.
+            // SAFETY: guaranteed by the caller; register widths divide 16.
             unsafe {
                 let x = L::load(numbers.as_ptr().add(column));
                 x.exp().store(found[0].as_mut_ptr().add(column));
@@ -238,14 +238,14 @@ mod tests {
             let x: [f32; 16] = std::array::from_fn(|lane| {
                 #[allow(clippy::cast_precision_loss)] // Below 16.
                 let lane = lane as f32;
-                // From 16, an upper bound of a score minus its row's saved sum.
+                // Starts at 16, an upper bound of a score minus its row's saved sum.
                 16.0 - (f32::from(step) * 16.0 + lane) / 512.0
             });
             // SAFETY: the caller checked that the processor supports the instructions.
             let found = unsafe { run(&x) };
-            // 2 ulps. For the difference additionally, per unit of x: half an ulp of the difference
-            // and, without FMA, of the product, 6.0e-8 each, and the error of log2(e) as a float,
-            // 1.4e-8.
+            // 2 ulps; for the difference, also (per unit of x) half an ulp of the difference and,
+            // without FMA, of the product, 6.0e-8 each, and the rounding error of log2(e) as a
+            // float, 1.4e-8.
             for (less, found, of_product) in [(0.0, found[0], 0.0), (1.0, found[1], 1.34e-7)] {
                 for (x, found) in x.into_iter().zip(found) {
                     let exact_x = f64::from(x) - less;
@@ -262,7 +262,7 @@ mod tests {
         }
     }
 
-    /// Check a function with all supported kinds of lanes.
+    /// Check a function with every supported lane type.
     macro_rules! check_all {
         ($check:ident, $of:ident) => {
             $check($of::<lanes::Scalar>);

@@ -1,10 +1,10 @@
-//! Attention against naive loops in double precision, with every instruction set.
+//! Tests of attention against naive double-precision loops, with every instruction set.
 
 use super::cross::CrossAttention;
 use super::windows::WindowAttention;
 use crate::cpu_features::Instructions;
 
-/// Numbers in [-1, 1), a function of the seed.
+/// Pseudorandom numbers in [-1, 1), determined by the seed.
 fn numbers(count: usize, seed: u64) -> Vec<f32> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let next = || {
@@ -22,7 +22,7 @@ fn close(found: &[f32], expected: &[f64], what: &str) {
     assert_eq!(found.len(), expected.len(), "{what}");
     let largest = expected.iter().fold(1.0_f64, |most, x| most.max(x.abs()));
     for (place, (&found, expected)) in found.iter().zip(expected).enumerate() {
-        // Sums of up to some hundred products, each rounded to 2^-24.
+        // Sums of up to a few hundred products, each rounded to 2^-24.
         let difference = (f64::from(found) - expected).abs();
         assert!(
             difference <= 5e-6 * largest,
@@ -128,7 +128,7 @@ fn cross_loss(attention: &CrossAttention, tensors: [&[f64]; 3], grad: &[f64]) ->
 #[test]
 fn cross_attention_equals_naive_loops() {
     let some = vec![vec![0, 3, 4, 20], (0..17).collect()];
-    // Fewer keys than queries, more, and so many that they are processed in blocks.
+    // Fewer keys than queries, more keys, and so many keys that they are processed in blocks.
     let many = vec![(0..100).chain(105..401).collect(), (3..99).collect()];
     for (keys, real, instructions) in [
         (7, None),
@@ -159,7 +159,7 @@ fn cross_attention_equals_naive_loops() {
             .backward(&grad, inputs, (&out, &logsumexp), of)
             .unwrap();
         for (i, found) in found.iter().enumerate() {
-            // Some elements of each tensor, by finite differences.
+            // Compare some elements of each tensor with finite differences.
             for place in (0..counts[i]).step_by(counts[i] / 37) {
                 let mut shifted = exact.clone();
                 let mut loss = |step: f64| {
@@ -240,7 +240,7 @@ fn windows_are_the_same_with_any_number_of_threads_and_any_instructions() {
         };
         let found = run(1);
         assert_eq!(found, run(3));
-        // The naive loops are tested first; Python compares the widest instructions with an oracle.
+        // The scalar loops run first; Python tests compare the widest registers with a reference.
         let plain = plain.get_or_insert_with(|| found.clone());
         for (found, plain) in found.iter().zip(&*plain) {
             close(found, &wide(plain), "windows");

@@ -1,7 +1,7 @@
-//! Parallel loops, on OpenMP's threads if the process has loaded it.
+//! Parallel loops, run on OpenMP's threads if an OpenMP runtime is loaded.
 //!
-//! torch's threads spin for a while after each operation. Other threads would compete with them;
-//! work that OpenMP distributes runs on the same ones.
+//! torch's OpenMP threads spin for a while after each operation. Separate threads would compete
+//! with them for cores, while work that OpenMP distributes runs on the same threads.
 
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -10,7 +10,7 @@ use std::thread;
 use super::head::HeadScratch;
 
 thread_local! {
-    /// Kept between calls, since page faults of new memory take as long as the work.
+    /// Kept between calls, since page faults in new memory take as long as the work.
     static SCRATCH: RefCell<HeadScratch> = RefCell::default();
 }
 
@@ -72,14 +72,14 @@ mod openmp {
             return false;
         };
         let mut data: &(dyn Fn() + Sync) = work;
-        // SAFETY: it returns when every thread is done, so `work` outlives them.
+        // SAFETY: the call returns when all threads are done, so `work` outlives them.
         unsafe { parallel(enter, ptr::from_mut(&mut data).cast(), threads, 0) };
         true
     }
 
-    /// Aborts the process on a panic, which must not unwind through C frames.
+    /// Abort the process on a panic, which must not unwind through C frames.
     extern "C" fn enter(data: *mut c_void) {
-        // SAFETY: `fork` passes a pointer to such a reference.
+        // SAFETY: `fork` passes a pointer to a reference of this type.
         let work = unsafe { *data.cast::<&(dyn Fn() + Sync)>() };
         work();
     }

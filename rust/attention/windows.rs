@@ -1,6 +1,6 @@
 //! Self-attention in (shifted) square windows of a map, with a relative position bias.
 //!
-//! Letters: M tokens of the batch, B H W; N tokens of a window; p as in [`super::head`].
+//! Notation: M = B H W tokens in the batch, N tokens per window, p as in [`super::head`].
 
 use std::iter;
 
@@ -11,53 +11,53 @@ use super::{Shared, backward, check_size, check_width, forward, threads};
 use crate::Error;
 use crate::cpu_features::Instructions;
 
-/// Mask value between tokens from different sides of a rolled map's border.
+/// Mask value for token pairs from opposite sides of a rolled map's border.
 const SHIFT_MASK: f32 = -100.0;
-/// Minimum tasks of a forward or backward pass, if there are as many windows and heads. In the
-/// backward pass, each task accumulates its own bias gradients; they are added in a fixed order, so
-/// that results do not depend on the number of threads.
+/// Minimum number of tasks per pass, if there are that many (window, head) pairs. In the backward
+/// pass, each task accumulates its own bias gradients, which are then summed in a fixed order, so
+/// results do not depend on the number of threads.
 const MIN_TASKS: usize = 16;
 
-/// Shapes and parameters of a window attention.
+/// Shapes and parameters of window attention.
 #[derive(Clone, Debug)]
 pub struct WindowAttention {
-    /// B.
+    /// B, the batch size.
     pub samples: usize,
-    /// (H, W), at least 1.
+    /// Map size (H, W), at least 1.
     pub map: (usize, usize),
-    /// h.
+    /// h, the number of heads.
     pub heads: usize,
-    /// d, a multiple of 16.
+    /// d, the head dim, a multiple of 16.
     pub head_width: usize,
-    /// Side of a window.
+    /// Window size, in tokens per side.
     pub window: usize,
-    /// Shift of the map, below `window`.
+    /// Shift of the map in tokens, less than `window`.
     pub shift: usize,
     /// Unpadded (height, width) of each sample, in the top left corner; `None` for the whole map.
     pub sizes: Option<Vec<(usize, usize)>>,
     /// Maximum number of threads.
     pub threads: usize,
-    /// Instruction set.
+    /// SIMD instruction set.
     pub instructions: Instructions,
 }
 
-/// Window partition of a batch.
+/// Partition of a batch into windows.
 struct Partition {
-    /// (windows, N), token indices, or [`HeadRows::PADDED`].
+    /// (windows, N) token indices, or [`HeadRows::PADDED`].
     indices: Vec<u32>,
-    /// Seams of the rolled map in each window: 2 between rows + 1 between columns.
+    /// Seams of the rolled map in each window: bit 1 between rows, bit 0 between columns.
     seams: Vec<u8>,
     /// Tokens outside their sample's unpadded map.
     outside: Vec<usize>,
 }
 
 impl WindowAttention {
-    /// N.
+    /// N, the number of tokens per window.
     fn tokens(&self) -> usize {
         self.window * self.window
     }
 
-    /// Elements per token, over all heads.
+    /// Elements per token over all heads.
     fn row(&self) -> usize {
         self.heads * self.head_width
     }
@@ -72,7 +72,7 @@ impl WindowAttention {
             return Err(Error::argument(
                 "shift",
                 format!(
-                    "expected a shift below the window and at most {} tokens, got {}, {} and {tokens}",
+                    "expected shift < window and at most {} tokens, got {}, {} and {tokens}",
                     u32::MAX,
                     self.shift,
                     self.window
@@ -83,18 +83,18 @@ impl WindowAttention {
             check_size("sizes", sizes.len(), self.samples)?;
             let (height, width) = self.map;
             if let Some(size) = sizes.iter().find(|size| size.0 > height || size.1 > width) {
-                let reason = format!("expected at most the map's {height} x {width}, got {size:?}");
+                let reason = format!("expected at most {height} x {width}, got {size:?}");
                 return Err(Error::argument("sizes", reason));
             }
         }
         check_width(self.head_width)
     }
 
-    /// Compute the output (M, h, d) from qkv (M, 3, h, d), the bias table ((2 window - 1)^2, h), and
-    /// the QKV of padding (3, h, d).
+    /// Compute the output (M, h, d) from qkv (M, 3, h, d), the bias table ((2 window - 1)^2, h),
+    /// and the QKV of padded positions (3, h, d).
     ///
     /// # Errors
-    /// [`Error::Argument`] for a tensor of another size.
+    /// [`Error::Argument`] if a tensor has the wrong size.
     pub fn forward(&self, inputs: [&[f32]; 3], out: &mut [f32]) -> Result<(), Error> {
         self.check(inputs)?;
         let [qkv, bias_table, qkv_bias] = inputs;
@@ -131,10 +131,10 @@ impl WindowAttention {
         Ok(())
     }
 
-    /// Compute the gradients of the inputs from the gradient (M, h, d) of the output.
+    /// Compute the gradients of the inputs from the output's gradient (M, h, d).
     ///
     /// # Errors
-    /// [`Error::Argument`] for a tensor of another size.
+    /// [`Error::Argument`] if a tensor has the wrong size.
     pub fn backward(
         &self,
         grad: &[f32],
@@ -161,7 +161,7 @@ impl WindowAttention {
             .div_ceil(self.heads.max(1))
             .clamp(1, windows.max(1));
         let windows_per_task = windows.div_ceil(parts);
-        // Per task: gradients of the scores (N, p), and of padding (3, d).
+        // Gradients per task: of the scores (N, p), and of the padding (3, d).
         let pairs = self.tokens() * padded(self.tokens());
         let mut grad_scores = vec![0.0; self.heads * parts * pairs];
         let mut grad_padding = vec![0.0; self.heads * parts * 3 * d];
@@ -175,7 +175,7 @@ impl WindowAttention {
                 let (head, first) = (task / parts, task % parts * windows_per_task);
                 for window in first..(first + windows_per_task).min(windows) {
                     // SAFETY: the sizes were checked; every window and head has its own rows, and
-                    // every task its own sums.
+                    // each task has its own sums.
                     unsafe {
                         let inputs = self.head(&partition, window, head, inputs, &bias, &masks);
                         let indices = inputs.query.indices;
@@ -213,10 +213,10 @@ impl WindowAttention {
         Ok(())
     }
 
-    /// One head of one window.
+    /// Inputs of one head of one window.
     ///
     /// # Safety
-    /// The tensors (M, 3, h, d) and (3, h, d), the bias and the masks have their shapes.
+    /// The tensors (M, 3, h, d) and (3, h, d), the bias and the masks must have the right sizes.
     unsafe fn head<'a>(
         &self,
         partition: &'a Partition,
@@ -229,7 +229,7 @@ impl WindowAttention {
         let (n, d) = (self.tokens(), self.head_width);
         let indices = Some(&partition.indices[window * n..][..n]);
         let rows = |part: usize| HeadRows {
-            // SAFETY: as for the caller; likewise below.
+            // SAFETY: guaranteed by the caller; likewise below.
             first: unsafe { qkv.at(part * self.row() + head * d) },
             stride: 3 * self.row(),
             indices,
@@ -248,7 +248,7 @@ impl WindowAttention {
         }
     }
 
-    /// Pad, roll and partition every sample's map.
+    /// Pad, roll and partition each sample's map.
     fn partition(&self) -> Partition {
         let (height, width) = self.map;
         let mut partition = Partition {
@@ -264,7 +264,7 @@ impl WindowAttention {
                 for (x, column) in columns.chunks_exact(self.window).enumerate() {
                     for (y, x) in row.iter().flat_map(|y| column.iter().map(move |x| (y, x))) {
                         let index = match (y, x) {
-                            // A batch has fewer tokens than a u32 counts.
+                            // `check` ensures that token indices fit into u32.
                             #[allow(clippy::cast_possible_truncation)]
                             (Some(y), Some(x)) => (first + y * width + x) as u32,
                             _ => HeadRows::PADDED,
@@ -289,7 +289,7 @@ impl WindowAttention {
         partition
     }
 
-    /// Source index of each position of an axis, padded and rolled.
+    /// Source index of each position along a padded and rolled axis.
     fn ticks(&self, side: usize) -> Vec<Option<usize>> {
         let padded = side.next_multiple_of(self.window);
         (0..padded)
@@ -297,12 +297,12 @@ impl WindowAttention {
             .collect()
     }
 
-    /// Bias of every head and pair of tokens: (h, N, p).
+    /// Bias of every head and token pair: (h, N, p).
     fn expand(&self, table: &[f32]) -> Vec<f32> {
         let (w, n) = (self.window, self.tokens());
         let (side, p) = (2 * w - 1, padded(n));
         let mut bias = vec![0.0; self.heads * n * p];
-        // The offset decreases from key to key: a reversed table is copied in runs.
+        // The offset decreases from key to key, so runs are copied from a reversed table.
         let mut reversed = vec![0.0; side * side];
         for (head, rows) in bias.chunks_exact_mut(n * p).enumerate() {
             for (to, from) in reversed.iter_mut().rev().zip(0..) {
@@ -320,7 +320,7 @@ impl WindowAttention {
         bias
     }
 
-    /// Add the gradients of the scores (h parts, N, p) to those of the table.
+    /// Reduce the gradients of the scores (h parts, N, p) to those of the table.
     fn reduce_bias(&self, grad_scores: &[f32], parts: usize, grad_table: &mut [f32]) {
         let (w, n) = (self.window, self.tokens());
         let (side, p) = (2 * w - 1, padded(n));
@@ -341,7 +341,7 @@ impl WindowAttention {
         }
     }
 
-    /// Mask (N, p) of windows for each combination of seams.
+    /// Mask (N, p) of a window for each combination of seams.
     fn masks(&self, partition: &Partition) -> [Option<Vec<f32>>; 4] {
         let (w, n) = (self.window, self.tokens());
         let p = padded(n);

@@ -1,4 +1,4 @@
-//! Bindings of attention for `fiber.kernels.*.native`, which passes the output arrays.
+//! Attention bindings for `fiber.kernels.*.native`, which allocates the outputs.
 
 use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::PyValueError;
@@ -11,7 +11,7 @@ use crate::cpu_features::Instructions;
 
 type Floats = PyBuffer<f32>;
 
-/// Check the number of dimensions.
+/// Return the shape after checking the number of dimensions.
 fn shape<const N: usize>(name: &str, array: &Floats) -> PyResult<[usize; N]> {
     let found = array.shape();
     found.try_into().map_err(|_| {
@@ -25,7 +25,7 @@ fn instructions(name: Option<&str>) -> PyResult<Instructions> {
     Ok(name.map_or_else(|| Ok(Instructions::best()), Instructions::from_name)?)
 }
 
-/// Elements of three arrays.
+/// Read-only elements of three arrays.
 fn inputs<'a>(names: [&str; 3], arrays: &'a [Floats; 3]) -> PyResult<[&'a [f32]; 3]> {
     let [a, b, c] = arrays;
     Ok([
@@ -48,10 +48,10 @@ fn outputs<'a>(names: [&str; 3], arrays: &'a [Floats; 3]) -> PyResult<[&'a mut [
 const WINDOW_INPUTS: [&str; 3] = ["qkv", "bias_table", "qkv_bias"];
 const CROSS_INPUTS: [&str; 3] = ["query", "key", "value"];
 
-/// Window attention, forward.
+/// Forward pass of window attention.
 #[pyfunction]
 #[pyo3(signature = (arrays, out, *, window, shift, sizes, threads, instructions = None))]
-#[allow(clippy::too_many_arguments)] // Keyword arguments in Python.
+#[allow(clippy::too_many_arguments)] // These are keyword arguments in Python.
 pub fn window_attention(
     py: Python<'_>,
     arrays: [Floats; 3],
@@ -68,10 +68,10 @@ pub fn window_attention(
     Ok(py.detach(|| attention.forward(arrays, out))?)
 }
 
-/// Window attention, backward.
+/// Backward pass of window attention.
 #[pyfunction]
 #[pyo3(signature = (grad, arrays, grads, *, window, shift, sizes, threads, instructions = None))]
-#[allow(clippy::too_many_arguments)] // Keyword arguments in Python.
+#[allow(clippy::too_many_arguments)] // These are keyword arguments in Python.
 pub fn window_attention_backward(
     py: Python<'_>,
     grad: Floats,
@@ -112,10 +112,10 @@ fn window_options(
     })
 }
 
-/// Cross-attention, forward.
+/// Forward pass of cross-attention.
 #[pyfunction]
 #[pyo3(signature = (arrays, out, logsumexp, *, key_lengths, key_mask, threads, instructions = None))]
-#[allow(clippy::too_many_arguments)] // Keyword arguments in Python.
+#[allow(clippy::too_many_arguments)] // These are keyword arguments in Python.
 pub fn cross_attention(
     py: Python<'_>,
     arrays: [Floats; 3],
@@ -135,11 +135,11 @@ pub fn cross_attention(
     Ok(py.detach(|| attention.forward(arrays, out, logsumexp))?)
 }
 
-/// Cross-attention, backward.
+/// Backward pass of cross-attention.
 #[pyfunction]
 #[pyo3(signature = (grad, arrays, out, logsumexp, grads, *, key_lengths, key_mask, threads,
                     instructions = None))]
-#[allow(clippy::too_many_arguments)] // Keyword arguments in Python.
+#[allow(clippy::too_many_arguments)] // These are keyword arguments in Python.
 pub fn cross_attention_backward(
     py: Python<'_>,
     grad: Floats,

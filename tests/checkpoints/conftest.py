@@ -1,4 +1,4 @@
-"""Fixtures of the checkpoint tests that start runs, shared with those of training."""
+"""Fixtures for checkpoint tests that start runs, shared with the training tests."""
 
 from tests.training.conftest import models, no_curves, one_thread, pictures, tokenizer
 

@@ -1,4 +1,4 @@
-"""Towers of others: transformers' own models give the same features with the same weights."""
+"""Third-party encoders: features match transformers' own models with the same weights."""
 
 import dataclasses
 import re
@@ -41,7 +41,7 @@ def model(config: FiberConfig = CONFIG, seed: int = 1):
 
 
 def draw(module):
-    """Give every weight a value that shows, so that no bias is 0 and no norm is the identity."""
+    """Randomize all weights, so that no bias is 0 and no norm is the identity."""
     torch.manual_seed(0)
     for name, parameter in module.named_parameters():
         start = 1.0 if re.search(r"(norm\w*|LayerNorm)\.weight$", name) else 0.0
@@ -98,7 +98,7 @@ MICROSOFT = (
 
 
 def in_microsoft_names(state):
-    """Rename a SwinModel's tensors, queries, keys and values put together."""
+    """Rename a SwinModel's tensors, with query, key and value fused."""
     renamed = {}
     for name, tensor in state.items():
         if ".k_proj." in name or ".v_proj." in name:
@@ -116,7 +116,7 @@ def in_microsoft_names(state):
 
 
 def in_timm_names(state):
-    """Rename Microsoft's names: a merging belongs to the stage that it leads to."""
+    """Convert Microsoft's names to timm's, where patch merging belongs to the next stage."""
     return {
         re.sub(
             r"^layers\.(\d)\.downsample", lambda m: f"layers.{int(m[1]) + 1}.downsample", name
@@ -128,8 +128,8 @@ def in_timm_names(state):
 def check_features(ours, theirs, exact):
     """Compare with float64.
 
-    Two float32 implementations that add in another order are equally far from the exact result:
-    ours may be twice as far as transformers' own, or a few roundings of the largest value.
+    The rounding error in float32 depends on the summation order, so ours may be up to twice as
+    large as that of transformers, or a few roundings of the largest value.
     """
     floor = 4 * torch.finfo(torch.float32).eps * exact.abs().max()
     error, their_error = (ours - exact).abs().max(), (theirs - exact).abs().max()
@@ -138,7 +138,7 @@ def check_features(ours, theirs, exact):
 
 
 @pytest.mark.parametrize("rename", [lambda state: state, in_timm_names], ids=["microsoft", "timm"])
-def test_image_tower_equals_transformers(rename):
+def test_image_encoder_matches_transformers(rename):
     theirs, ours = swin(), model()
     _, ignored = load_encoder(ours, rename(in_microsoft_names(theirs.state_dict())))
     assert ignored == {}
@@ -149,7 +149,7 @@ def test_image_tower_equals_transformers(rename):
         exact = theirs.double()(images.double(), output_hidden_states=True)
         stages = tower(images)
         last = ours.itc_image_norm(stages[-1]).flatten(1, 2)
-        # transformers keeps what the merging of each stage gave, and the last stage as it is.
+        # transformers returns each stage after patch merging, and the last stage unchanged.
         maps = [tower.stages[number].merging(stages[number]) for number in range(3)] + [stages[3]]
     check_features(last, output.last_hidden_state, exact.last_hidden_state)
     for number, ours_then in enumerate(maps, start=1):
@@ -161,7 +161,7 @@ def test_image_tower_equals_transformers(rename):
 
 
 @pytest.mark.parametrize("prefix", ["", "roberta."])
-def test_text_tower_equals_transformers(prefix):
+def test_text_encoder_matches_transformers(prefix):
     theirs, ours = roberta(), model()
     state = {f"{prefix}{name}": tensor for name, tensor in theirs.state_dict().items()}
     state |= {"lm_head.bias": torch.zeros(100), f"{prefix}embeddings.position_ids": torch.ones(1)}
@@ -183,7 +183,7 @@ def test_text_tower_equals_transformers(prefix):
 
 @pytest.mark.parametrize("layout", ["microsoft", "timm"])
 @pytest.mark.parametrize("stage", ["coarse", "fine"])
-def test_towers_come_back_as_they_went_in(layout, stage):
+def test_encoders_survive_a_round_trip(layout, stage):
     config = CONFIG if stage == "coarse" else CONFIG.fine()
     source, target = model(config, 1), model(config, 2)
     states = encoder_states(source, layout)
@@ -205,7 +205,7 @@ def test_towers_come_back_as_they_went_in(layout, stage):
         assert all(torch.equal(state[name], again[tower][name]) for name in state)
 
 
-def test_exported_towers_load_into_transformers():
+def test_exported_encoders_load_into_transformers():
     ours, theirs = draw(model()), roberta()
     state = encoder_states(ours)["roberta"]
     wrong = theirs.load_state_dict(state, strict=False)
@@ -215,8 +215,8 @@ def test_exported_towers_load_into_transformers():
     assert set(encoder_states(ours)["swin"]) == names
 
 
-def test_what_a_released_file_holds_besides():
-    """Microsoft's file has buffers and the ImageNet classifier; a fine model needs no last norm."""
+def test_extra_tensors_in_released_files_are_ignored():
+    """Microsoft's file has buffers and a classifier; a fine-stage model needs no last norm."""
     state = in_microsoft_names(swin().state_dict())
     state |= {
         "layers.0.blocks.1.attn_mask": torch.zeros(4, 4, 4),
@@ -234,7 +234,7 @@ def test_what_a_released_file_holds_besides():
     assert "norm.weight" in ignored
 
 
-def test_tables_follow_the_window():
+def test_bias_tables_are_resized_to_the_window():
     larger = dataclasses.replace(CONFIG, swin=dataclasses.replace(CONFIG.swin, window_size=4))
     state = in_microsoft_names(swin().state_dict())
     ours = model(larger)
@@ -244,7 +244,7 @@ def test_tables_follow_the_window():
     assert torch.equal(table, resize_bias_table(theirs, 49))
 
 
-def test_colours_are_turned_round_for_a_model_that_has_blue_first():
+def test_channels_are_swapped_for_a_bgr_model():
     state = in_microsoft_names(swin().state_dict())
     ours = model(dataclasses.replace(CONFIG.fine(), channel_order="bgr"))
     load_encoder(ours, state)
@@ -258,7 +258,7 @@ def test_colours_are_turned_round_for_a_model_that_has_blue_first():
 FAULTS = {
     "missing": (lambda s: s.pop("layers.2.downsample.norm.bias"), "missing layers.2.downsample"),
     "unknown": (lambda s: s.update({"layers.0.gamma": torch.ones(1)}), "unknown layers.0.gamma"),
-    "another shape": (
+    "wrong shape": (
         lambda s: s.update({"norm.weight": torch.ones(3)}),
         r"norm.weight has shape \(3,\), expected \(128,\)",
     ),
@@ -266,7 +266,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize(("damage", "message"), FAULTS.values(), ids=FAULTS.keys())
-def test_what_does_not_fit_is_named_and_nothing_is_loaded(damage, message):
+def test_mismatches_are_named_and_nothing_is_loaded(damage, message):
     state = in_microsoft_names(swin().state_dict())
     damage(state)
     ours = model()
@@ -276,7 +276,7 @@ def test_what_does_not_fit_is_named_and_nothing_is_loaded(damage, message):
     assert all(torch.equal(before[name], each) for name, each in ours.state_dict().items())
 
 
-def test_no_tower():
+def test_file_without_encoders_is_rejected():
     assert encoder_format(["conv1.weight"]) is None
     with pytest.raises(ValueError, match=r"image.*conv1"):
         load_encoder(model(), {"conv1.weight": torch.zeros(1)})

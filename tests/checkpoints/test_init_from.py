@@ -23,7 +23,7 @@ def stored(config) -> StoredModel:
     return StoredModel(network=build_model(config))
 
 
-def test_same_model_is_taken_whole():
+def test_same_model_is_loaded_completely():
     config = preset("micro")
     start, model = stored(config), build_model(config)
     report = initialize(model, start)
@@ -32,7 +32,7 @@ def test_same_model_is_taken_whole():
         assert torch.equal(tensor, start.network.state_dict()[name]), name
 
 
-def test_other_heads_are_dropped_and_created():
+def test_different_heads_are_dropped_and_created():
     pretrained = replace_fields(preset("micro"), {"image_text.heads": "itc,itm,mlm"})
     answering = replace_fields(preset("micro"), {"image_text.heads": "itm,vqa"})
     report = initialize(build_model(answering), stored(pretrained))
@@ -42,31 +42,31 @@ def test_other_heads_are_dropped_and_created():
     assert "temperature" in report.dropped
 
 
-def test_other_answers_make_a_new_last_layer():
+def test_different_answers_create_a_new_last_layer():
     model = build_model(replace_fields(preset("micro"), {"image_text.num_answers": 5}))
     report = initialize(model, stored(preset("micro")))
     assert report.created == report.dropped == ("vqa_head.output.weight", "vqa_head.output.bias")
 
 
-def test_other_answers_of_the_same_number_make_a_new_last_layer():
+def test_different_answers_of_the_same_count_create_a_new_last_layer():
     start = stored(preset("micro"))
     words = tuple(map(str, range(16)))
     start = dataclasses.replace(start, answers=words)
     output = ("vqa_head.output.weight", "vqa_head.output.bias")
     assert initialize(build_model(preset("micro")), start, words[::-1]).created == output
     assert initialize(build_model(preset("micro")), start, words).created == ()
-    # Published files name no answers.
+    # Published files do not contain answers.
     unknown = stored(preset("micro"))
     assert initialize(build_model(preset("micro")), unknown, words).created == output
 
 
-def test_other_vocabulary_is_refused():
+def test_different_vocabulary_is_rejected():
     with pytest.raises(ValueError, match=r"embeddings.word.weight \(320, 32\), expected \(400, 32"):
         initialize(build_model(preset("micro").with_vocabulary(400)), stored(preset("micro")))
 
 
 @pytest.mark.parametrize("stage", ["coarse", "fine"])
-def test_another_size_is_said_in_a_line(stage):
+def test_size_mismatch_is_reported_in_one_line(stage):
     start = dataclasses.replace(stored(preset("micro")), path=Path("released.ckpt"))
     with pytest.raises(ValueError, match="released") as caught:
         initialize(build_model(preset("small", stage=stage).with_vocabulary(320)), start)
@@ -78,21 +78,21 @@ def test_another_size_is_said_in_a_line(stage):
     )
 
 
-def test_only_the_sizes_that_differ_are_named():
+def test_only_mismatched_sizes_are_named():
     wider = replace_fields(preset("micro"), {"roberta.width": 48})
     message = "^the initial model has text width 32, expected 48; start from a model"
     with pytest.raises(ValueError, match=message):
         initialize(build_model(wider), stored(preset("micro")))
 
 
-def test_another_size_that_no_tensor_minds_is_taken():
+def test_missing_blocks_of_a_deeper_model_are_created():
     deeper = replace_fields(preset("micro"), {"swin.depths": "1,1,3,2"})
     report = initialize(build_model(deeper), stored(preset("micro")))
     assert any("stages.2.blocks.2" in name for name in report.created)
 
 
 @pytest.mark.parametrize("stage", ["coarse", "fine"])
-def test_bias_tables_follow_the_window(stage):
+def test_bias_tables_are_resized_to_the_window(stage):
     larger = replace_fields(preset("micro", stage=stage), {"swin.window_size": 4})
     start, model = stored(preset("micro")), build_model(larger)
     report = initialize(model, start)
@@ -102,13 +102,13 @@ def test_bias_tables_follow_the_window(stage):
     assert torch.equal(model.state_dict()[name], expected)
 
 
-def test_resizing_to_the_same_window_changes_nothing():
+def test_resizing_to_the_same_window_is_a_no_op():
     table = torch.randn(9, 2)
     assert resize_bias_table(table, 9) is table
 
 
 def test_resized_table_keeps_orientation():
-    # A ramp over rows (dy) stays one, and does not turn into one over columns (dx).
+    # A ramp over rows (dy) remains one, instead of becoming a ramp over columns (dx).
     ramp = torch.arange(5.0).repeat_interleave(5)[:, None]
     resized = resize_bias_table(ramp, 81).view(9, 9)
     assert torch.allclose(resized, resized[:, :1].expand(9, 9))
@@ -116,7 +116,7 @@ def test_resized_table_keeps_orientation():
 
 
 @pytest.mark.parametrize("size", [224, 480, 576])
-def test_resized_table_equals_the_published_one(size):
+def test_resized_table_matches_the_published_one(size):
     from safetensors.torch import load_file
 
     recorded = load_file(EXTRAS)
@@ -134,7 +134,7 @@ def head_of(folder):
     return read_tensors(folder / "model.safetensors")["vqa_head.output.weight"]
 
 
-def test_answers_that_are_named_belong_to_a_file_without_its_own(pictures, tmp_path):
+def test_answers_can_be_given_for_a_folder_without_them(pictures, tmp_path):
     first = run(coarse_config(**QUESTIONS_ALONE), pictures, tmp_path / "first").folder
     answers = json.loads((first / "answers.json").read_text())
     (first / "answers.json").unlink()
@@ -154,7 +154,7 @@ def test_answers_that_are_named_belong_to_a_file_without_its_own(pictures, tmp_p
 
 
 @pytest.mark.parametrize("names_them", [True, False], ids=["named", "counted"])
-def test_a_run_that_stopped_before_its_first_checkpoint_starts_the_same(
+def test_run_stopped_before_its_first_checkpoint_restarts_identically(
     pictures, tmp_path, monkeypatch, names_them
 ):
     first = run(coarse_config(**QUESTIONS_ALONE), pictures, tmp_path / "first").folder
@@ -171,7 +171,7 @@ def test_a_run_that_stopped_before_its_first_checkpoint_starts_the_same(
     assert torch.equal(head_of(whole), head_of(first)) == names_them
 
 
-def test_a_head_that_is_not_trained_keeps_its_answers(pictures, tmp_path):
+def test_untrained_head_keeps_its_answers(pictures, tmp_path):
     first = run(coarse_config(**QUESTIONS_ALONE), pictures, tmp_path / "first").folder
     others = {"tasks__question__share": 0, "train__steps": 1, "optim__lr": 0.0}
     second = run(coarse_config(**others), pictures, tmp_path / "second", init=first).folder

@@ -1,4 +1,4 @@
-"""Published files and towers on disk: read, written, started from."""
+"""Reading, writing and training from published files and encoder files."""
 
 import collections
 import dataclasses
@@ -34,7 +34,7 @@ def published(kind):
 
 
 def write_like_lightning(state, path):
-    """Write as Lightning 1.3.2 does: the callbacks' states are keyed by a class that is gone."""
+    """Write as Lightning 1.3.2 does: callback states are keyed by a class that no longer exists."""
     module = types.ModuleType("gone_callbacks")
     module.ModelCheckpoint = type("ModelCheckpoint", (), {"__module__": module.__name__})
     sys.modules[module.__name__] = module
@@ -58,7 +58,7 @@ def write_like_the_fine_stage(state, path):
 
 @pytest.mark.parametrize("ending", [".ckpt", ".pth", ".safetensors"])
 @pytest.mark.parametrize("kind", VERSIONS)
-def test_published_to_fiber_to_published(kind, ending, tmp_path):
+def test_published_weights_survive_a_round_trip(kind, ending, tmp_path):
     state, path = published(kind), tmp_path / "published.ckpt"
     (write_like_lightning if kind == "coarse" else write_like_the_fine_stage)(state, path)
     stored = read_model(path)
@@ -72,12 +72,12 @@ def test_published_to_fiber_to_published(kind, ending, tmp_path):
     assert used | set(stored.ignored) == set(state)
     for name in used:
         assert torch.equal(back[name], state[name]), name
-    # Of the fine stage the buffers are written too, which the lists give without values.
+    # For the fine stage, buffers are also written; the key lists give only their shapes.
     assert set(back) == (used if kind == "coarse" else set(state))
     assert all(back[name].shape == state[name].shape for name in back)
 
 
-def test_moving_average(tmp_path):
+def test_moving_average_weights_can_be_loaded(tmp_path):
     write_like_the_fine_stage(published("v3"), tmp_path / "fine.pth")
     assert read_model(tmp_path / "fine.pth").network.head.text_bias.any()
     assert not read_model(tmp_path / "fine.pth", weights="ema").network.head.text_bias.any()
@@ -85,12 +85,12 @@ def test_moving_average(tmp_path):
         read_model(tmp_path, weights="ema")
 
 
-def test_file_of_the_released_kind(tmp_path):
-    """No temperature, no queues, two tensors of an earlier implementation."""
+def test_released_checkpoint_is_loaded(tmp_path):
+    """It has no temperature, no queues, and two tensors from an earlier implementation."""
     state = {name: tensor for name, tensor in published("coarse").items() if "queue" not in name}
     del state["temp"]
     state |= {"logit_scale": torch.ones(()), "token_type_embeddings.weight": torch.ones(2, 192)}
-    # A captioner trained off-policy holds a copy of itself.
+    # A captioner trained off-policy contains a copy of itself.
     state |= {"copy_module.vit_model.norm.bias": torch.ones(256)}
     torch.save({"state_dict": state}, tmp_path / "released.ckpt")
     stored = read_model(tmp_path / "released.ckpt")
@@ -101,7 +101,7 @@ def test_file_of_the_released_kind(tmp_path):
     assert "copy_module.vit_model.norm.bias" in stored.ignored
 
 
-def test_a_temperature_that_the_file_lacks_is_the_new_models_own(tmp_path):
+def test_missing_temperature_keeps_the_models_value(tmp_path):
     state = published("coarse")
     torch.save({"state_dict": state}, tmp_path / "whole.ckpt")
     del state["temp"]
@@ -116,7 +116,7 @@ def test_a_temperature_that_the_file_lacks_is_the_new_models_own(tmp_path):
     assert "temperature" in initialize(model, whole).taken
 
 
-def test_no_contrast_is_made_up_for_a_model_without_it(tmp_path):
+def test_no_temperature_is_filled_in_without_a_contrastive_head(tmp_path):
     model = build_model(replace_fields(preset("micro"), {"image_text.heads": "itm,vqa"}))
     state = write_published(model, tmp_path / "a.ckpt")
     assert "itm_score.fc.weight" in state
@@ -124,7 +124,7 @@ def test_no_contrast_is_made_up_for_a_model_without_it(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["coarse", "v3"])
-def test_faults_are_listed_with_the_file(kind, tmp_path):
+def test_errors_name_the_file(kind, tmp_path):
     state = published(kind)
     gone, changed = [name for name in state if name.endswith(".attn.proj.weight")][:2]
     del state[gone]
@@ -137,7 +137,7 @@ def test_faults_are_listed_with_the_file(kind, tmp_path):
         assert part in str(caught.value)
 
 
-def test_tables_at_another_resolution_are_the_recorded_ones(tmp_path):
+def test_resized_tables_match_the_recorded_ones(tmp_path):
     recorded = load_file(COARSE / "extras.safetensors")
     state, name = published("coarse"), "vit_model.layers.0.blocks.0.attn"
     state[f"{name}.relative_position_bias_table"] = recorded["bias.before_384"]
@@ -147,7 +147,7 @@ def test_tables_at_another_resolution_are_the_recorded_ones(tmp_path):
         assert (stored.config.image_size, stored.config.swin.window_size) == (size, window)
         table = stored.network.state_dict()["backbone.image.stages.0.blocks.0.attention.bias_table"]
         expected = recorded[f"bias.after_{size}"]
-        # One rounding of values of up to 0.1: the same interpolation on another processor.
+        # One rounding of values up to 0.1: interpolation differs slightly between processors.
         torch.testing.assert_close(table, expected, rtol=0, atol=1e-7)
     assert torch.equal(
         read_model(tmp_path / "a.ckpt", image_size=384).network.state_dict()[
@@ -157,7 +157,7 @@ def test_tables_at_another_resolution_are_the_recorded_ones(tmp_path):
     )
 
 
-def test_resolutions_that_do_not_fit(tmp_path):
+def test_invalid_resolutions_are_rejected(tmp_path):
     torch.save(published("coarse"), tmp_path / "a.pt")
     with pytest.raises(ValueError, match=r"a.pt: image_size 400.*32"):
         read_model(tmp_path / "a.pt", image_size=400)
@@ -166,14 +166,14 @@ def test_resolutions_that_do_not_fit(tmp_path):
         read_model(tmp_path / "b.pt", image_size=480)
 
 
-def test_folder_at_another_resolution(tmp_path):
+def test_folder_is_loaded_at_a_different_resolution(tmp_path):
     save_model(build_model(preset("micro")), tmp_path / "m")
     stored = load_model(tmp_path / "m", image_size=128)
     assert (stored.config.image_size, stored.config.swin.window_size) == (128, 4)
     assert stored.network.backbone.image.block(0).attention.bias_table.shape == (49, 1)
 
 
-def test_published_fine_files_have_blue_first(tmp_path):
+def test_published_fine_files_store_bgr_weights(tmp_path):
     model = build_model(preset("micro", stage="fine"))
     own = model.backbone.image.patch_embedding.projection.weight
     state = write_published(model, tmp_path / "a.pth")
@@ -188,8 +188,8 @@ def test_published_fine_files_have_blue_first(tmp_path):
 @pytest.mark.parametrize("ending", [".ckpt", ".safetensors"])
 @pytest.mark.parametrize("stage", ["coarse", "fine"])
 @pytest.mark.parametrize("name", ["micro", "small"])
-def test_our_sizes_come_back_equal(name, stage, ending, tmp_path):
-    """Their text heads, windows and longest texts are not those of the published code."""
+def test_nonstandard_sizes_survive_a_round_trip(name, stage, ending, tmp_path):
+    """Their text heads, windows and maximum text lengths differ from the published ones."""
     torch.manual_seed(0)
     order = "rgb" if stage == "coarse" else "bgr"
     config = replace_fields(preset(name, stage=stage), {"channel_order": order})
@@ -211,21 +211,21 @@ def test_our_sizes_come_back_equal(name, stage, ending, tmp_path):
     assert torch.equal(*answers)
 
 
-def test_heads_that_share_tensors_come_back_equal(tmp_path):
-    """A captioner has the tensors of the head for masked words, and no such head."""
+def test_heads_that_share_tensors_survive_a_round_trip(tmp_path):
+    """A captioner has the tensors of the MLM head, but no MLM head."""
     config = replace_fields(preset("micro"), {"image_text.heads": "caption,vqa"})
     write_published(build_model(config), tmp_path / "a.ckpt")
     assert read_model(tmp_path / "a.ckpt").config == config
 
 
-def test_without_its_config_a_file_is_read_by_the_published_sizes(tmp_path):
+def test_file_without_a_config_uses_the_published_sizes(tmp_path):
     state = write_published(build_model(preset("small")), tmp_path / "a.ckpt")
     torch.save({"state_dict": state}, tmp_path / "bare.ckpt")
     config = read_model(tmp_path / "bare.ckpt").config
     assert (config.image_size, config.max_tokens, config.roberta.num_heads) == (192, 40, 2)
 
 
-def test_a_contradiction_is_named_with_the_file(tmp_path):
+def test_contradiction_error_names_the_file(tmp_path):
     state = write_published(build_model(preset("small")), tmp_path / "a.ckpt")
     settings = {"config": {"image_size": 96, "num_heads": 4, "hidden_size": 768}}
     torch.save({"state_dict": state, "hyper_parameters": settings}, tmp_path / "b.ckpt")
@@ -246,7 +246,7 @@ def test_a_contradiction_is_named_with_the_file(tmp_path):
         ("fine", "fusion.normalize_last_text", False),
     ],
 )
-def test_what_the_published_form_cannot_hold_is_not_written(stage, field, value, tmp_path):
+def test_unsupported_models_are_not_exported(stage, field, value, tmp_path):
     config = replace_fields(preset("micro", stage=stage), {field: value})
     message = (
         rf"a.ckpt: the published format cannot hold this model: .*{field} is {value}, expected"
@@ -256,7 +256,7 @@ def test_what_the_published_form_cannot_hold_is_not_written(stage, field, value,
     assert not list(tmp_path.iterdir())
 
 
-def test_names_of_published_files(tmp_path):
+def test_invalid_output_paths_are_rejected(tmp_path):
     with pytest.raises(ValueError, match=r"a.zip.*.ckpt.*.pt.*.pth"):
         write_published(build_model(preset("micro")), tmp_path / "a.zip")
     (tmp_path / "file").touch()
@@ -265,7 +265,7 @@ def test_names_of_published_files(tmp_path):
 
 
 class TestEncoderStates:
-    def test_from_a_folder_and_from_files(self, tmp_path):
+    def test_encoders_load_from_a_folder_and_from_files(self, tmp_path):
         source = build_model(preset("micro"))
         write_encoders(source, tmp_path / "towers", "timm")
         with pytest.raises(FileExistsError, match=r"swin.safetensors"):
@@ -284,14 +284,14 @@ class TestEncoderStates:
         report = initialize(build_model(preset("micro")), swin)
         assert not any(".text." in name for name in report.taken)
 
-    def test_folder_of_transformers(self, tmp_path):
-        """Its config.json is not ours."""
+    def test_transformers_folder_is_loaded(self, tmp_path):
+        """Its config.json is not in this package's format."""
         write_encoders(build_model(preset("micro")), tmp_path)
         (tmp_path / "swin.safetensors").unlink()
         (tmp_path / "config.json").write_text(json.dumps({"model_type": "roberta"}))
         assert isinstance(read_init(tmp_path), EncoderStates)
 
-    def test_the_same_tower_twice(self, tmp_path):
+    def test_same_encoder_twice_is_rejected(self, tmp_path):
         write_encoders(build_model(preset("micro")), tmp_path)
         save_file(load_file(tmp_path / "swin.safetensors"), tmp_path / "swin_large.safetensors")
         with pytest.raises(
@@ -299,21 +299,21 @@ class TestEncoderStates:
         ):
             initialize(build_model(preset("micro")), read_init(tmp_path))
 
-    def test_other_sizes(self, tmp_path):
+    def test_size_mismatches_are_rejected(self, tmp_path):
         write_encoders(build_model(preset("micro")), tmp_path)
         with pytest.raises(
             ValueError, match=r"(?s)roberta.safetensors: .*word_embeddings.weight has"
         ):
             initialize(build_model(preset("micro").with_vocabulary(400)), read_init(tmp_path))
 
-    def test_nothing_there(self, tmp_path):
+    def test_missing_weights_are_reported(self, tmp_path):
         with pytest.raises(FileNotFoundError, match=r"config.json"):
             read_init(tmp_path)
         with pytest.raises(FileNotFoundError, match="does not exist"):
             read_init(tmp_path / "none.pth")
 
 
-def test_colours_are_turned_round_where_the_order_changes():
+def test_channels_are_swapped_if_the_channel_order_changes():
     fine = preset("micro", stage="fine")
     start = StoredModel(network=build_model(dataclasses.replace(fine, channel_order="bgr")))
     model = build_model(fine)
@@ -323,7 +323,7 @@ def test_colours_are_turned_round_where_the_order_changes():
     assert torch.equal(ours[:, 0], theirs[:, 2])
 
 
-def test_training_starts_from_towers(pictures, tmp_path):
+def test_training_starts_from_encoders(pictures, tmp_path):
     config = coarse_config(train__steps=1)
     vocabulary = Tokenizer.from_file(pictures / "tokenizer.json").vocab_size
     write_encoders(build_model(config.model.with_vocabulary(vocabulary)), tmp_path / "towers")
@@ -332,12 +332,12 @@ def test_training_starts_from_towers(pictures, tmp_path):
     assert written["init"] == str(tmp_path / "towers")
 
 
-def test_training_starts_from_a_published_file_at_another_resolution(pictures, tmp_path):
+def test_training_starts_from_a_published_file_at_a_different_resolution(pictures, tmp_path):
     vocabulary = Tokenizer.from_file(pictures / "tokenizer.json").vocab_size
     torch.save({"state_dict": small_state(coarse_keys(), vocabulary)}, tmp_path / "a.ckpt")
     start = read_model(tmp_path / "a.ckpt", image_size=64)
     config = coarse_config(
-        # The weights shall be seen as they were read.
+        # Keeps the weights as they were read.
         optim__lr=1e-30,
         train__steps=1,
         tasks__question__share=0,
@@ -348,6 +348,6 @@ def test_training_starts_from_a_published_file_at_another_resolution(pictures, t
     config = dataclasses.replace(config, model=model)
     finished = run(config, pictures, tmp_path / "r", init=tmp_path / "a.ckpt")
     weights, expected = load_file(finished.folder / "model.safetensors"), start.network.state_dict()
-    # The loss keeps the temperature within bounds.
+    # The loss clamps the temperature.
     for name in set(weights) - {"temperature"}:
         assert torch.equal(weights[name], expected[name]), name

@@ -1,4 +1,4 @@
-"""Which measurements show a model what it was trained on."""
+"""Detection of evaluations on a model's training data."""
 
 import json
 
@@ -18,12 +18,12 @@ from fiber.checkpoints.provenance import TrainedOn, absolute, seen_before
     ],
     ids=["nothing", "a saved model", "an older run", "records", "no split"],
 )
-def test_configurations_that_do_not_tell(config):
+def test_configs_without_training_data_are_unknown(config):
     assert TrainedOn.read(config) is None
     assert seen_before(None, "captions", "d", "train") is None
 
 
-def test_configuration_of_a_run():
+def test_config_of_a_run():
     config = {"data_path": "/d", "data": {"split": "train+val", "batch_size": 4}}
     assert TrainedOn.read(config) == TrainedOn("/d", "train+val")
 
@@ -34,7 +34,7 @@ def test_configuration_of_a_run():
         ("train", "val", None),
         ("train", "train", "train"),
         ("train+restval", "val+restval", "restval"),
-        # Names are compared, not letters.
+        # Whole names are compared, not substrings.
         ("train", "train2", None),
     ],
 )
@@ -43,7 +43,7 @@ def test_splits_of_a_folder(trained, measured, again, tmp_path, monkeypatch):
     assert (told is None) == (again is None)
     if again:
         assert f"trained on split {again!r} of {tmp_path}" in str(told)
-    # The same folder by another name, and another folder.
+    # The same folder under a different name, and a different folder.
     monkeypatch.chdir(tmp_path)
     here = TrainedOn(absolute(tmp_path), trained)
     assert (seen_before(here, "captions", ".", measured) is None) == (again is None)
@@ -65,7 +65,7 @@ def test_files_with_and_without_splits(tmp_path):
     )
     assert seen_before(trained, "captions", path, "val") is None
     assert "split 'train'" in str(seen_before(trained, "captions", path, "train"))
-    # Karpathy's files name the splits of their pictures; COCO's own are read whole.
+    # Karpathy's files give a split per image; COCO's own files are read whole.
     for name, whole in (("dataset_coco.json", False), ("captions_train2014.json", True)):
         trained = TrainedOn(absolute(tmp_path / name), "train")
         (tmp_path / name).touch()

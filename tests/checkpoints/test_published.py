@@ -1,4 +1,4 @@
-"""Published names: the map is whole, strict, and changes no value."""
+"""Published names: the mapping is complete, strict, and changes no values."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def case() -> CoarseCase:
 
 @pytest.fixture
 def state(case) -> dict[str, Tensor]:
-    """Random tensors under the published names and shapes of the recorded micro model."""
+    """Random tensors with the published names and shapes of the recorded micro model."""
     torch.manual_seed(0)
     return {
         name: torch.randn(entry[0])
@@ -43,7 +43,7 @@ def model(case) -> FiberImageText:
     return FiberImageText(case.fiber_config())
 
 
-def test_every_published_key_is_mapped_or_left_out_for_a_reason():
+def test_every_published_key_is_mapped_or_deliberately_skipped():
     published = {name: shape for name, (shape, _) in published_keys().items()}
     heads = ImageTextConfig(heads=IMAGE_TEXT_HEADS)
     config = dataclasses.replace(preset("base"), image_text=heads)
@@ -57,7 +57,7 @@ def test_every_published_key_is_mapped_or_left_out_for_a_reason():
     assert set(named) <= set(published)
     left_out = set(published) - set(named)
     assert all(ignored_coarse_key(name, config) for name in left_out)
-    # Left out: 43 buffers and queues; the pooler, 12 norms, 6 gates, 12 projections and 2 copies
+    # Skipped: 43 buffers and queues; the pooler, 12 norms, 6 gates, 12 projections and 2 copies
     # that are never used.
     assert (len(published), len(left_out)) == (754, 43 + 2 + 12 + 6 + 12 + 2)
     for ours, theirs in keys.items():
@@ -80,7 +80,7 @@ def test_round_trip_is_bit_equal(model, state, case):
     assert "text_transformer.pooler.dense.weight" in ignored
 
 
-def test_stacked_tensors_are_in_order(model, state):
+def test_stacked_tensors_keep_their_order(model, state):
     load_published(model, state)
     layer = model.backbone.text.layers[1].attention.qkv.weight
     name = "text_transformer.encoder.layer.1.attention.self."
@@ -95,7 +95,7 @@ FAULTS = {
         lambda s: s.update({"vqa_classifier.7.weight": torch.zeros(1)}),
         "unknown vqa_classifier.7.weight",
     ),
-    "another shape": (
+    "wrong shape": (
         lambda s: s.update({"itm_score.fc.weight": torch.zeros(3, 96)}),
         r"itm_score.fc.weight has shape \(3, 96\), expected \(2, 96\)",
     ),
@@ -103,7 +103,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize(("damage", "message"), FAULTS.values(), ids=FAULTS.keys())
-def test_what_does_not_fit_is_named_and_nothing_is_loaded(model, state, damage, message):
+def test_mismatches_are_named_and_nothing_is_loaded(model, state, damage, message):
     damage(state)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with pytest.raises(ValueError, match=message):
@@ -112,8 +112,8 @@ def test_what_does_not_fit_is_named_and_nothing_is_loaded(model, state, damage, 
         assert torch.equal(value, before[name]), name
 
 
-def test_checkpoint_of_the_released_kind(model, state):
-    """It holds two tensors of an earlier implementation, and no temperature."""
+def test_released_checkpoint_is_converted(model, state):
+    """It has two tensors from an earlier implementation, and no temperature."""
     del state["temp"]
     state["logit_scale"] = torch.zeros(())
     state["token_type_embeddings.weight"] = torch.zeros(2, 48)
@@ -123,7 +123,7 @@ def test_checkpoint_of_the_released_kind(model, state):
     assert coarse_defaults(model.config, state) == {"temperature": 0.07}
 
 
-def test_what_is_coarse_defaults_is_the_temperature_alone(case, state):
+def test_temperature_is_the_only_coarse_default(case, state):
     config = case.fiber_config()
     assert coarse_defaults(config, state) == {}
     assert coarse_defaults(config, []) == {"temperature": 0.07}
@@ -132,7 +132,7 @@ def test_what_is_coarse_defaults_is_the_temperature_alone(case, state):
 
 
 @pytest.mark.parametrize("head", IMAGE_TEXT_HEADS)
-def test_a_model_with_one_head_takes_what_it_needs(case, state, head):
+def test_model_with_one_head_loads_only_its_tensors(case, state, head):
     config = dataclasses.replace(
         case.fiber_config(), image_text=ImageTextConfig(heads=(head,), num_answers=23)
     )
@@ -149,7 +149,7 @@ def micro(stage: str, **changes) -> FiberConfig:
 
 
 @pytest.mark.parametrize("version", ["v2", "v3"])
-def test_the_backbone_is_copied_from_coarse_to_fine(version):
+def test_backbone_is_copied_from_coarse_to_fine(version):
     torch.manual_seed(0)
     coarse = FiberImageText(micro("coarse"))
     for parameter in coarse.parameters():
@@ -172,7 +172,7 @@ def test_the_backbone_is_copied_from_coarse_to_fine(version):
 
 
 @pytest.mark.parametrize("version", ["v2", "v3"])
-def test_the_backbone_is_copied_from_fine_to_coarse(version):
+def test_backbone_is_copied_from_fine_to_coarse(version):
     detector = FiberDetector(micro("fine", version=version))
     for parameter in detector.parameters():
         parameter.data = torch.randn_like(parameter)
@@ -190,7 +190,7 @@ def test_the_backbone_is_copied_from_fine_to_coarse(version):
     }
 
 
-def test_the_report_can_be_read():
+def test_report_is_readable():
     coarse, detector = FiberImageText(micro("coarse")), FiberDetector(micro("fine", version="v2"))
     page = str(initialize(detector, StoredModel(network=coarse)))
     assert page.startswith("taken: ")
@@ -200,14 +200,14 @@ def test_the_report_can_be_read():
 
 
 class Bodiless(torch.nn.Module):
-    """A model without a backbone, and without any tensor."""
+    """A model without a backbone or any tensors."""
 
     def __init__(self, config):
         super().__init__()
         self.config = config
 
 
-def test_backbones_of_other_sizes_are_refused():
+def test_backbones_of_different_sizes_are_rejected():
     detector = FiberDetector(micro("fine"))
     coarse = FiberImageText(micro("coarse"))
     coarse.backbone.image.patch_embedding.norm.weight = torch.nn.Parameter(torch.zeros(3))

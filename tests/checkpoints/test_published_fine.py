@@ -35,7 +35,7 @@ def test_every_tensor_has_a_published_name():
         ("head.level_scales.4", "rpn.head.scales.4.scale"),
     ],
 )
-def test_names_that_shapes_cannot_tell_apart(ours, published):
+def test_same_shape_tensors_map_to_the_right_names(ours, published):
     assert fine_keys(CONFIG)[ours] == (published,)
 
 
@@ -50,20 +50,20 @@ def test_round_trip_is_exact(prefix):
     assert all("buffer" in reason for reason in ignored.values())
 
 
-def test_a_missing_key_is_named():
+def test_missing_key_is_named():
     state = published_state(model())
     del state["rpn.head.bias_lang"]
     with pytest.raises(ValueError, match=r"missing rpn\.head\.bias_lang"):
         load_published(model(), state)
 
 
-def test_an_unknown_key_is_named():
+def test_unknown_key_is_named():
     state = published_state(model()) | {"rpn.head.extra": torch.zeros(1)}
     with pytest.raises(ValueError, match=r"unknown rpn\.head\.extra"):
         load_published(model(), state)
 
 
-def test_another_shape_is_named():
+def test_wrong_shape_is_named():
     state = published_state(model())
     state["rpn.head.centerness.weight"] = torch.zeros(1, 5, 1, 1)
     with pytest.raises(ValueError, match=r"rpn\.head\.centerness\.weight has shape \(1, 5\)"):
@@ -71,7 +71,7 @@ def test_another_shape_is_named():
 
 
 @pytest.mark.parametrize("version", ["v2", "v3"])
-def test_names_shapes_and_types_of_base_are_the_published_ones(version):
+def test_base_names_shapes_and_dtypes_match_the_published_ones(version):
     keys = json.loads((KEYS / "fine_keys.json").read_text())
     expected = keys["base_v2"] | (keys["v3_extra"] if version == "v3" else {})
     with torch.device("meta"):

@@ -1,4 +1,4 @@
-"""Files of others: what they hold is read, and nothing in them is run."""
+"""Third-party files: their content is read, and no code in them is run."""
 
 import argparse
 import builtins
@@ -32,7 +32,7 @@ def read_state(path, weights="raw"):
 
 
 class Running(enum.Enum):
-    """A member of it is pickled as a call, and may be the key of a dict."""
+    """Its members are pickled as calls, and may be dict keys."""
 
     FIT = "fit"
 
@@ -79,7 +79,7 @@ def vanishing_module(monkeypatch):
 
 
 def lightning_content(module, state):
-    """What Lightning 1.3.2 writes, and some more that its users put into it."""
+    """What Lightning 1.3.2 writes, and some objects that its users add."""
     return {
         "epoch": 9,
         "global_step": 100000,
@@ -98,7 +98,9 @@ def lightning_content(module, state):
 
 
 @pytest.mark.parametrize("protocol", [2, 4])
-def test_lightning_file_whose_classes_are_gone(vanishing_module, monkeypatch, tmp_path, protocol):
+def test_lightning_file_with_missing_classes_is_read(
+    vanishing_module, monkeypatch, tmp_path, protocol
+):
     path = tmp_path / "lightning.ckpt"
     content = lightning_content(vanishing_module, tensors())
     torch.save(content, path, pickle_protocol=protocol)
@@ -108,7 +110,7 @@ def test_lightning_file_whose_classes_are_gone(vanishing_module, monkeypatch, tm
     check(read_state(path))
 
 
-def test_legacy_lightning_file(vanishing_module, monkeypatch, tmp_path):
+def test_legacy_lightning_file_is_read(vanishing_module, monkeypatch, tmp_path):
     path = tmp_path / "old.ckpt"
     content = lightning_content(vanishing_module, tensors())
     torch.save(content, path, _use_new_zipfile_serialization=False)
@@ -126,12 +128,12 @@ def test_legacy_lightning_file(vanishing_module, monkeypatch, tmp_path):
     ],
     ids=["model", "top level", "module prefix", "plain dict"],
 )
-def test_places_of_the_tensors(tmp_path, name, content):
+def test_state_dict_is_found_in_known_layouts(tmp_path, name, content):
     torch.save(content, tmp_path / name)
     check(read_state(tmp_path / name))
 
 
-def test_moving_average_is_chosen_by_name(tmp_path):
+def test_moving_average_is_selected_by_name(tmp_path):
     path = tmp_path / "fine.pth"
     torch.save({"model": {"w": torch.zeros(2)}, "model_ema": {"w": torch.ones(2)}}, path)
     assert read_state(path)["w"].sum() == 0
@@ -145,7 +147,7 @@ def test_moving_average_is_chosen_by_name(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a.safetensors", "a.pt"])
-def test_safetensors(tmp_path, name):
+def test_safetensors_file_is_read(tmp_path, name):
     state = {name: tensor.detach().contiguous() for name, tensor in tensors().items()}
     save_file(state, tmp_path / name)
     read = read_state(tmp_path / name)
@@ -154,13 +156,13 @@ def test_safetensors(tmp_path, name):
 
 
 def resident_bytes() -> int:
-    """Memory that this process holds."""
+    """Resident memory of this process."""
     pages = STATM.read_text().split()[1]
     return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
 @pytest.mark.skipif(not STATM.exists(), reason="no /proc to read the memory from")
-def test_storages_that_nobody_asks_for_stay_on_the_disk(tmp_path):
+def test_unused_storages_are_not_read(tmp_path):
     path = tmp_path / "queue.ckpt"
     queue_bytes = 2**26
     torch.save({"state_dict": {"w": torch.ones(2), "queue": torch.zeros(queue_bytes // 4)}}, path)
@@ -172,7 +174,7 @@ def test_storages_that_nobody_asks_for_stay_on_the_disk(tmp_path):
 
 
 class Harm:
-    """Its pickle asks to call a function."""
+    """Its pickle requests a function call."""
 
     def __init__(self, function, *arguments):
         self.call = function, arguments
@@ -187,7 +189,7 @@ class Harm:
     ids=["system", "eval", "run"],
 )
 @pytest.mark.parametrize("legacy", [False, True])
-def test_file_that_runs_code_is_refused_and_not_run(tmp_path, function, named, legacy):
+def test_file_with_code_is_rejected_without_running_it(tmp_path, function, named, legacy):
     trace = tmp_path / "trace"
     command = f"open({str(trace)!r}, 'w')" if function is eval else f"touch {trace}"
     if os.name != "posix":
@@ -200,7 +202,7 @@ def test_file_that_runs_code_is_refused_and_not_run(tmp_path, function, named, l
     assert not trace.exists()
 
 
-def test_plain_pickles(tmp_path):
+def test_plain_pickles_are_rejected(tmp_path):
     path = tmp_path / "plain.pth"
     path.write_bytes(pickle.dumps(Harm(os.system, f"touch {tmp_path / 'trace'}")))
     with pytest.raises(ValueError, match=r"plain.pth tries to run code"):
@@ -208,7 +210,7 @@ def test_plain_pickles(tmp_path):
     path.write_bytes(pickle.dumps({"a": 1}))
     with pytest.raises(ValueError, match=r"plain.pth is a plain pickle"):
         read_state(path)
-    # Protocol 0 begins with no mark of its own.
+    # Protocol 0 has no header.
     path.write_bytes(b"cposix\nsystem\n(S'touch " + str(tmp_path / "trace").encode() + b"'\ntR.")
     with pytest.raises(ValueError, match=r"plain.pth.*checkpoint"):
         read_state(path)
@@ -231,7 +233,7 @@ def noted(*arguments):
     ],
     ids=["REDUCE", "OBJ", "INST", "NEWOBJ", "NEWOBJ_EX", "BUILD"],
 )
-def test_no_operation_of_a_pickle_calls_what_it_names(stream):
+def test_no_pickle_opcode_calls_the_named_function(stream):
     stream %= __name__.encode()
     found = read_pickle(io.BytesIO(stream)).content
     assert isinstance(found, Inert)
@@ -239,29 +241,29 @@ def test_no_operation_of_a_pickle_calls_what_it_names(stream):
     assert not callable(found)
 
 
-def test_known_functions_keep_their_attributes():
-    """BUILD could write the defaults of a function that a pickle may name."""
+def test_build_does_not_change_known_functions():
+    """BUILD could otherwise set the defaults of a function that pickles may refer to."""
     before = torch._utils._rebuild_tensor_v2.__defaults__
     stream = b"ctorch._utils\n_rebuild_tensor_v2\n(N(dS'__defaults__'\n(I1\ntstb."
     read_pickle(io.BytesIO(stream))
     assert torch._utils._rebuild_tensor_v2.__defaults__ == before
 
 
-def test_names_are_not_imported(monkeypatch):
+def test_pickled_names_are_not_imported(monkeypatch):
     monkeypatch.setattr(builtins, "__import__", noted)
     found = read_pickle(io.BytesIO(b"cthis_module.is_not\nthere\n.")).content
     assert found.name == "this_module.is_not.there"
 
 
 @pytest.mark.parametrize("name", ["a.ckpt", "a.pt", "a.pth", "a.safetensors"])
-def test_empty_file(tmp_path, name):
+def test_empty_file_is_rejected(tmp_path, name):
     (tmp_path / name).touch()
     with pytest.raises(ValueError, match=rf"{name}.*empty"):
         read_state(tmp_path / name)
 
 
 @pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
-def test_file_that_was_cut_off(tmp_path, kind):
+def test_truncated_file_is_rejected(tmp_path, kind):
     path = tmp_path / ("whole.safetensors" if kind == "safetensors" else "whole.ckpt")
     if kind == "safetensors":
         save_file({"w": torch.zeros(100)}, path)
@@ -276,7 +278,7 @@ def test_file_that_was_cut_off(tmp_path, kind):
 
 
 @pytest.mark.parametrize("legacy", [False, True])
-def test_damage_anywhere_is_met_by_one_kind_of_error(tmp_path, legacy):
+def test_corruption_anywhere_raises_the_same_error_type(tmp_path, legacy):
     path, draws = tmp_path / "whole.ckpt", np.random.default_rng(0)
     content = {"state_dict": tensors(), "callbacks": {Running: {"a": (1, 2)}}}
     torch.save(content, path, _use_new_zipfile_serialization=not legacy)
@@ -320,7 +322,7 @@ def tar_file() -> bytes:
     ],
     ids=["web page", "LFS pointer", "photograph", "other zip", "TorchScript", "tar"],
 )
-def test_file_of_another_kind(tmp_path, blob, reason):
+def test_wrong_file_format_is_rejected(tmp_path, blob, reason):
     path = tmp_path / "other.ckpt"
     path.write_bytes(blob)
     with pytest.raises(ValueError, match=rf"other.ckpt.*{reason}"):
@@ -336,27 +338,27 @@ def test_file_of_another_kind(tmp_path, blob, reason):
         ({"state_dict": {"w": torch.zeros(1), "v": 3}}, "contains values other than tensors: v"),
         (torch.nn.Linear(2, 2), "contains a torch.nn.modules.linear.Linear"),
     ],
-    ids=["list", "no tensors", "nothing", "a number among them", "whole module"],
+    ids=["list", "no tensors", "nothing", "number among tensors", "whole module"],
 )
-def test_content_without_tensors(tmp_path, content, reason):
+def test_content_without_tensors_is_rejected(tmp_path, content, reason):
     torch.save(content, tmp_path / "a.pt")
     with pytest.raises(ValueError, match=rf"a.pt {reason}"):
         read_state(tmp_path / "a.pt")
 
 
-def test_missing_file(tmp_path):
+def test_missing_file_is_reported(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"none.ckpt.*exist"):
         read_state(tmp_path / "none.ckpt")
 
 
 def legacy(pickled: bytes) -> bytes:
-    """A file of torch.save before 1.6 with one pickle as its content and no storages."""
+    """A file in the format of torch.save before 1.6, with one pickle and no storages."""
     head = (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True})
     return b"".join(pickle.dumps(each, 2) for each in head) + pickled + pickle.dumps([], 2)
 
 
 def zipped(pickled: bytes, compression: int = zipfile.ZIP_STORED) -> bytes:
-    """A zip archive of torch.save with one pickle as its content and no storages."""
+    """A zip archive in the format of torch.save, with one pickle and no storages."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", compression) as archive:
         archive.writestr("archive/data.pkl", pickled)
@@ -381,7 +383,7 @@ BOMBS = {
 
 @pytest.mark.parametrize("container", [legacy, zipped, bytes])
 @pytest.mark.parametrize("bomb", BOMBS.values(), ids=BOMBS)
-def test_a_small_pickle_takes_little_time_and_memory(tmp_path, bomb, container):
+def test_small_pickles_need_little_time_and_memory(tmp_path, bomb, container):
     path = tmp_path / "bomb.ckpt"
     path.write_bytes(container(bomb))
     script = tmp_path / "read.py"
@@ -409,7 +411,7 @@ except ValueError as error:
 """
 
 
-def test_a_compressed_archive_is_refused(tmp_path):
+def test_compressed_archive_is_rejected(tmp_path):
     path = tmp_path / "deflated.ckpt"
     path.write_bytes(zipped(b"\x80\x02" + b"\0" * 10_000_000 + b".", zipfile.ZIP_DEFLATED))
     with pytest.raises(ValueError, match=r"deflated.ckpt.*data.pkl is compressed"):
@@ -417,7 +419,7 @@ def test_a_compressed_archive_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("protocol", [0, 1, 2, 3, 4, 5])
-def test_every_protocol_of_a_pickle(protocol):
+def test_every_pickle_protocol_is_read(protocol):
     value = {
         "text": "ä" * 300,
         "bytes": b"ab",
@@ -429,7 +431,7 @@ def test_every_protocol_of_a_pickle(protocol):
     read = read_pickle(io.BytesIO(pickle.dumps(value, protocol))).content
     *keys, last = read
     assert isinstance(last, Inert)
-    # Protocol 0 to 2 write bytes as a call.
+    # Protocols 0 to 2 write bytes as a call.
     del keys[1], read["bytes"], value["bytes"]
     assert {key: read[key] for key in keys} == {key: value[key] for key in keys}
     assert read[last] == value[2**65]

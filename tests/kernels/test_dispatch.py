@@ -1,4 +1,4 @@
-"""The default rule selects the backend; overrides restore the previous one."""
+"""Backend selection by the default rule, and overrides."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fiber.kernels.runtime import dispatch
 
 
 class OnGpu:
-    """Tensor on a GPU, as far as the rule is concerned."""
+    """A fake GPU tensor for the default rule."""
 
     device = torch.device("cuda", 0)
 
@@ -29,7 +29,7 @@ def machine(monkeypatch):
     return pretend
 
 
-def test_reason_on_the_cpu():
+def test_cpu_backend_and_reason():
     assert kernels.active_backend(torch.zeros(1)) == ("native", "the tensor is float32 on the CPU")
     name, reason = kernels.active_backend(torch.zeros(1, dtype=torch.bfloat16))
     assert name == "reference"
@@ -39,14 +39,14 @@ def test_reason_on_the_cpu():
     assert "on meta" in reason
 
 
-def test_processors_without_wide_instructions_run_pytorch(monkeypatch):
+def test_processors_without_avx2_use_pytorch(monkeypatch):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
     name, reason = kernels.active_backend(torch.zeros(1))
     assert name == "reference"
     assert "neither AVX2 nor AVX-512" in reason
 
 
-def test_reason_on_a_gpu(machine):
+def test_gpu_backend_and_reason(machine):
     machine()
     assert kernels.active_backend(OnGpu()) == ("triton", "the tensor is on CUDA")
     machine(triton=False)
@@ -58,7 +58,7 @@ def test_reason_on_a_gpu(machine):
     assert "8.0" in reason
 
 
-def test_override_restores_itself():
+def test_override_is_restored_on_exit():
     with kernels.use_backend("reference"):
         assert "use_backend" in kernels.active_backend(torch.zeros(1))[1]
         with kernels.use_backend(None):
@@ -67,7 +67,7 @@ def test_override_restores_itself():
     assert "on the CPU" in kernels.active_backend(torch.zeros(1))[1]
 
 
-def test_triton_is_rejected_with_the_reason(machine, monkeypatch):
+def test_triton_is_rejected_with_a_reason(machine, monkeypatch):
     machine(triton=False)
     with pytest.raises(RuntimeError, match="Triton is not installed"):
         kernels.use_backend("triton")
@@ -78,13 +78,13 @@ def test_triton_is_rejected_with_the_reason(machine, monkeypatch):
         kernels.use_backend("triton")
 
 
-def test_unknown_backend():
+def test_unknown_backend_is_rejected():
     with pytest.raises(ValueError, match="cuda"):
         kernels.use_backend("cuda")
 
 
 class Narrow:
-    """Module of a kernel for widths up to 3."""
+    """Fake kernel module that supports widths up to 3."""
 
     @staticmethod
     def refusal(tensor: OnGpu, width: int) -> str | None:

@@ -40,13 +40,13 @@ def launch(kernel: Kernel, tensor: torch.Tensor, grid: tuple[int, ...] = (3, 2))
     return Launch(kernel, grid, {"x": None, "y": tensor, "n": 5}, {"BLOCK": 16}, 4, 1)
 
 
-def test_nothing_is_started_for_an_empty_grid():
+def test_empty_grid_launches_nothing():
     kernel = Kernel()
     launch(kernel, torch.zeros(1), (0, 2)).run()
     assert kernel.starts == []
 
 
-def test_a_kernel_starts_on_the_device_of_its_tensors(monkeypatch):
+def test_kernel_runs_on_the_device_of_its_tensors(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device", pretend)
     kernel, tensor = Kernel(), torch.zeros(1).as_subclass(OnSecondGpu)
     launch(kernel, tensor).run()

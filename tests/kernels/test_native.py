@@ -1,4 +1,4 @@
-"""The attention in Rust is as accurate as PyTorch in float32, against `naive.py`."""
+"""Rust attention is as accurate as float32 PyTorch, relative to `naive.py`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from fiber.kernels.window_attention import native as native_windows
 from fiber.kernels.window_attention import registered as registered_windows
 from fiber.kernels.window_attention import torch_path as torch_windows
 
-# Below that part of the largest element an error counts as none: some units in the last place.
+# Errors below this fraction of the largest element, a few units in the last place, are ignored.
 FLOOR = 1e-6
 
 WINDOWS = {
@@ -29,9 +29,9 @@ WINDOWS = {
     "odd map": (1, 5, 7, 3, 0, 2, 16, None),
     "odd map, shifted": (2, 5, 7, 3, 1, 3, 48, None),
     "map smaller than the window": (1, 2, 3, 4, 2, 1, 16, None),
-    "own maps": (4, 5, 9, 4, 1, 2, 32, [[5, 9], [3, 4], [0, 7], [2, 0]]),
+    "valid sizes": (4, 5, 9, 4, 1, 2, 32, [[5, 9], [3, 4], [0, 7], [2, 0]]),
 }
-# For these the loops of the oracle take minutes; plain PyTorch equals them in double precision.
+# The reference loops would take minutes, so these are compared with double-precision PyTorch.
 LARGE_WINDOWS = {
     "windows of 7": (1, 14, 14, 7, 3, 17, 16, None),
     "windows of 12": (3, 13, 24, 12, 6, 2, 32, [[13, 24], [12, 12], [1, 13]]),
@@ -55,9 +55,9 @@ def random(*shape: int) -> Tensor:
 
 
 def found(run: Callable[..., Tensor], inputs: list[Tensor]) -> list[Tensor]:
-    """Output and gradients, in double precision."""
+    """Output and gradients, converted to double precision."""
     out = run(*inputs)
-    # Drawn in one precision: in another one other numbers are drawn, and no gradients compare.
+    # Always drawn in float32: other dtypes would draw different numbers.
     direction = torch.randn(out.shape, generator=torch.manual_seed(5)).to(out.dtype)
     gradients = torch.autograd.grad(out, inputs, direction, allow_unused=True)
     return [
@@ -69,7 +69,7 @@ def found(run: Callable[..., Tensor], inputs: list[Tensor]) -> list[Tensor]:
 def assert_as_near_as_plain_pytorch(
     ours: Callable[..., Tensor], oracles: Callable[..., Tensor], inputs: list[Tensor]
 ) -> None:
-    # Double precision is plain PyTorch's, where no oracle is given.
+    # For large windows, `oracles` is PyTorch in double precision.
     exact = found(oracles, [tensor.detach().double().requires_grad_() for tensor in inputs])
     with kernels.use_backend("native"):
         native_values = found(ours, inputs)
@@ -95,12 +95,12 @@ def no_reference(monkeypatch):
 
 
 @pytest.mark.parametrize("case", WINDOWS.values(), ids=WINDOWS.keys())
-def test_windows_equal_the_oracle(case):
+def test_windows_match_the_reference(case):
     compare_windows(case, naive_windows.window_attention)
 
 
 @pytest.mark.parametrize("case", LARGE_WINDOWS.values(), ids=LARGE_WINDOWS.keys())
-def test_large_windows_equal_double_precision(case):
+def test_large_windows_match_double_precision(case):
     compare_windows(case, kernels.window_attention)
 
 
@@ -124,7 +124,7 @@ def compare_windows(case: tuple, exact: Callable[..., Tensor]) -> None:
 
 
 @pytest.mark.parametrize("case", CROSS.values(), ids=CROSS.keys())
-def test_cross_attention_equals_the_oracle(case):
+def test_cross_attention_matches_the_reference(case):
     batch, queries, keys, heads, width, lengths, mask = case
     inputs = [random(batch, tokens, heads, width) for tokens in (queries, keys, keys)]
     lengths = None if lengths is None else torch.tensor(lengths)
@@ -142,10 +142,10 @@ def test_cross_attention_equals_the_oracle(case):
 
 
 @pytest.mark.parametrize(("queries", "keys"), [(20, 7), (7, 20), (7, 400)])
-def test_scores_that_differ_widely(queries, keys):
-    """Nearly all of the weight lies on one key, and the logarithms of the sums are large.
+def test_scores_with_a_wide_range(queries, keys):
+    """Nearly all of the weight lies on one key, and logsumexps are large.
 
-    Their last bit decides, so that the mean over several draws is compared with plain PyTorch's.
+    Their last bit matters, so the mean error over several seeds is compared with PyTorch's.
     """
     real = torch.ones(2, keys, dtype=torch.bool)
     sums = {"native": [0.0] * 4, "reference": [0.0] * 4}
@@ -166,7 +166,7 @@ def test_scores_that_differ_widely(queries, keys):
         assert ours <= 2 * plain
 
 
-def test_own_sizes_of_the_map_that_text_reads():
+def test_text_to_image_with_valid_sizes():
     inputs = [random(2, tokens, 2, 64) for tokens in (3, 12, 12)]
     sizes = torch.tensor([[3, 4], [2, 3]])
     rows, columns = torch.meshgrid(torch.arange(3), torch.arange(4), indexing="ij")
@@ -180,7 +180,7 @@ def test_own_sizes_of_the_map_that_text_reads():
     )
 
 
-def test_it_is_what_runs_on_a_cpu(no_reference):
+def test_native_backend_is_the_cpu_default(no_reference):
     qkv, table, bias = random(1, 5, 6, 3, 2, 16), random(25, 2), random(3, 2, 16)
     out = kernels.window_attention(qkv, table, bias, window_size=3, shift=1)
     text = random(1, 4, 2, 16)
@@ -189,7 +189,7 @@ def test_it_is_what_runs_on_a_cpu(no_reference):
     assert qkv.grad is not None and text.grad is not None
 
 
-def test_dropout_runs_in_plain_pytorch():
+def test_dropout_falls_back_to_pytorch():
     inputs = [random(2, tokens, 2, 16) for tokens in (3, 5, 5)]
     values = []
     for backend in ("native", "reference"):
@@ -205,8 +205,8 @@ def test_dropout_runs_in_plain_pytorch():
 @pytest.mark.parametrize(
     ("forward", "backward"), [("native", "reference"), ("reference", "native")]
 )
-def test_sums_of_exponentials_serve_the_other_too(forward, backward):
-    """The backward pass may run elsewhere than the forward pass did."""
+def test_logsumexp_is_interchangeable_between_backends(forward, backward):
+    """The backward pass may use a different backend than the forward pass."""
     inputs = [random(2, tokens, 2, 32) for tokens in (9, 21, 21)]
     with kernels.use_backend(forward):
         out = kernels.image_to_text_attention(*inputs, torch.tensor([21, 4]))
@@ -218,27 +218,27 @@ def test_sums_of_exponentials_serve_the_other_too(forward, backward):
         torch.testing.assert_close(ours, theirs)
 
 
-def test_what_is_not_read_may_be_anything():
+def test_unread_elements_may_be_nan():
     qkv, table, bias = random(1, 4, 4, 3, 1, 16), random(9, 1), random(3, 1, 16)
-    spoilt = qkv.detach().clone()
-    spoilt[:, :, 3:] = float("nan")
+    corrupted = qkv.detach().clone()
+    corrupted[:, :, 3:] = float("nan")
     options = {"window_size": 2, "shift": 1, "valid_sizes": torch.tensor([[4, 3]])}
     clean = kernels.window_attention(qkv, table, bias, **options)
-    assert torch.equal(kernels.window_attention(spoilt, table, bias, **options), clean)
+    assert torch.equal(kernels.window_attention(corrupted, table, bias, **options), clean)
     key = random(1, 5, 1, 16).detach()
     key[:, 2:] = float("nan")
     read = kernels.image_to_text_attention(qkv.flatten(1, 2)[:, :, 0], key, key, torch.tensor([2]))
     assert read.isfinite().all()
 
 
-def test_not_a_number_that_is_read_is_seen():
+def test_nan_keys_propagate_to_the_output():
     key = random(1, 5, 1, 16).detach()
     key[:, 2] = float("nan")
     query = random(1, 3, 1, 16)
     assert kernels.image_to_text_attention(query, key, key).isnan().all()
 
 
-def test_views_and_parameters_of_other_dtypes():
+def test_views_and_parameters_of_different_dtypes():
     qkv = random(2, 6, 4, 3, 2, 16).transpose(1, 2)
     table, bias = random(9, 2).double().detach().requires_grad_(), random(3, 2, 16)
     arguments = {"window_size": 2, "shift": 0}
@@ -261,7 +261,7 @@ def test_empty_tensors(shape):
 
 
 @pytest.mark.parametrize(("queries", "keys"), [(0, 3), (3, 0), (0, 0)])
-def test_no_queries_or_no_keys(queries, keys):
+def test_empty_queries_or_keys(queries, keys):
     inputs = [random(2, tokens, 2, 16) for tokens in (queries, keys, keys)]
     out = kernels.text_to_image_attention(*inputs)
     assert torch.equal(out, torch.zeros(2, queries, 2, 16))
@@ -269,7 +269,7 @@ def test_no_queries_or_no_keys(queries, keys):
         assert torch.equal(gradient, torch.zeros_like(tensor))
 
 
-def test_registered_whole():
+def test_operations_pass_opcheck():
     windows = (random(2, 5, 6, 3, 2, 16), random(25, 2), random(3, 2, 16), 3, 1, None)
     torch.library.opcheck(registered_windows.window_attention, windows)
     cross = [random(2, tokens, 2, 16) for tokens in (6, 5, 5)]
@@ -277,7 +277,7 @@ def test_registered_whole():
     torch.library.opcheck(registered_cross.cross_attention, (*cross, *arguments))
 
 
-def test_refusals():
+def test_unsupported_inputs_are_refused():
     assert native_windows.refusal(random(1, 2, 2, 3, 1, 16), 2) is None
     assert native_windows.refusal(random(1, 2, 2, 3, 1, 24), 2) == (
         "head dim 24 is not a multiple of 16"
@@ -286,7 +286,7 @@ def test_refusals():
     assert "meta" in native_arrays.refusal(torch.empty(1, device="meta"), 16)
 
 
-def test_other_heads_run_in_plain_pytorch_and_are_told_only_if_asked_for():
+def test_unsupported_head_dim_falls_back_and_warns_only_on_request():
     inputs = [random(1, tokens, 1, 24) for tokens in (3, 5, 5)]
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -1,4 +1,4 @@
-"""Arguments that do not fit together are refused, with their shapes."""
+"""Mismatched arguments raise an error that lists their shapes."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ QUERY, KEY = torch.zeros(2, 6, 2, 8), torch.zeros(2, 5, 2, 8)
 WINDOW_FAULTS = {
     "qkv without the three": ({"qkv": torch.zeros(2, 4, 4, 2, 8)}, r"\(2, 4, 4, 2, 8\)"),
     "an empty map": ({"qkv": torch.zeros(2, 0, 4, 3, 2, 8)}, r"\(2, 0, 4, 3, 2, 8\)"),
-    "a table of another window": ({"bias_table": torch.zeros(25, 2)}, r"bias_table \(9, 2\)"),
-    "a table of other heads": ({"bias_table": torch.zeros(9, 4)}, r"\(9, 4\)"),
-    "a bias of another width": ({"qkv_bias": torch.zeros(3, 2, 4)}, r"\(3, 2, 4\)"),
+    "table for a different window": ({"bias_table": torch.zeros(25, 2)}, r"bias_table \(9, 2\)"),
+    "wrong number of heads in the table": ({"bias_table": torch.zeros(9, 4)}, r"\(9, 4\)"),
+    "wrong head dim of the bias": ({"qkv_bias": torch.zeros(3, 2, 4)}, r"\(3, 2, 4\)"),
     "a shift of a whole window": ({"shift": 2}, "shift 2"),
     "a negative shift": ({"shift": -1}, "shift -1"),
-    "sizes of other samples": ({"valid_sizes": torch.zeros(3, 2).long()}, r"valid_sizes \(3, 2\)"),
-    "another device": ({"bias_table": torch.zeros(9, 2, device="meta")}, "cpu and meta"),
+    "wrong number of sizes": ({"valid_sizes": torch.zeros(3, 2).long()}, r"valid_sizes \(3, 2\)"),
+    "different device": ({"bias_table": torch.zeros(9, 2, device="meta")}, "cpu and meta"),
 }
 
 
 @pytest.mark.parametrize(("change", "message"), WINDOW_FAULTS.values(), ids=WINDOW_FAULTS.keys())
-def test_window_attention_refuses(change, message):
+def test_window_attention_rejects_mismatched_arguments(change, message):
     arguments = {
         "qkv": QKV,
         "bias_table": TABLE,
@@ -39,10 +39,10 @@ def test_window_attention_refuses(change, message):
 
 
 ATTENTION_FAULTS = {
-    "other heads": (KEY[:, :, :1], KEY[:, :, :1], r"\(2, 5, 1, 8\)"),
-    "another batch": (KEY[:1], KEY[:1], r"\(1, 5, 2, 8\)"),
-    "keys and values apart": (KEY, KEY[:, :4], r"\(2, 4, 2, 8\)"),
-    "another dtype": (KEY.double(), KEY.double(), "one dtype"),
+    "different number of heads": (KEY[:, :, :1], KEY[:, :, :1], r"\(2, 5, 1, 8\)"),
+    "different batch size": (KEY[:1], KEY[:1], r"\(1, 5, 2, 8\)"),
+    "different keys and values": (KEY, KEY[:, :4], r"\(2, 4, 2, 8\)"),
+    "different dtype": (KEY.double(), KEY.double(), "same dtype"),
 }
 
 
@@ -52,12 +52,12 @@ ATTENTION_FAULTS = {
 @pytest.mark.parametrize(
     "operation", [kernels.image_to_text_attention, kernels.text_to_image_attention]
 )
-def test_attention_refuses(operation, key, value, message):
+def test_cross_attention_rejects_mismatched_arguments(operation, key, value, message):
     with pytest.raises(ValueError, match=message):
         operation(QUERY, key, value)
 
 
-def test_masks_that_do_not_fit():
+def test_mismatched_masks_are_rejected():
     lengths, mask = torch.tensor([1, 2]), torch.ones(2, 5, dtype=torch.bool)
     with pytest.raises(ValueError, match="not both"):
         kernels.image_to_text_attention(QUERY, KEY, KEY, lengths, key_mask=mask)
@@ -71,15 +71,15 @@ def test_masks_that_do_not_fit():
         )
 
 
-def test_gated_residual_refuses():
+def test_gated_residual_rejects_mismatched_arguments():
     with pytest.raises(ValueError, match=r"gate \(2,\)"):
         kernels.gated_residual(
             torch.zeros(3, 4), torch.zeros(3, 5), torch.zeros(4, 5), torch.zeros(4), torch.zeros(2)
         )
 
 
-def test_nothing_to_read_and_nothing_to_ask():
-    """Empty batches, texts and maps give tensors of their shapes, and zero gradients."""
+def test_empty_inputs_give_empty_outputs_and_zero_gradients():
+    """Empty batches, texts and maps give empty outputs and zero gradients."""
     for queries, keys, batch in ((0, 5, 2), (6, 0, 2), (6, 5, 0), (0, 0, 0)):
         q, k, v = (
             torch.randn(batch, tokens, 2, 8, requires_grad=True) for tokens in (queries, keys, keys)
@@ -97,15 +97,15 @@ def test_nothing_to_read_and_nothing_to_ask():
     assert torch.autograd.grad(out.sum(), qkv)[0].shape == qkv.shape
 
 
-def test_lengths_beyond_the_text_read_all_of_it():
+def test_lengths_are_clamped_to_the_text():
     torch.manual_seed(0)
     q, k = torch.randn(2, 6, 2, 8), torch.randn(2, 5, 2, 8)
     expected = kernels.image_to_text_attention(q, k, k, torch.tensor([5, 0]))
     assert torch.equal(kernels.image_to_text_attention(q, k, k, torch.tensor([9, -3])), expected)
 
 
-def test_maps_beyond_two_to_the_31_elements():
-    """On the meta device, which computes shapes alone: nothing counts in 32 bits."""
+def test_maps_with_more_than_2_to_the_31_elements():
+    """On the meta device, which only computes shapes: no size overflows 32 bits."""
     qkv = torch.empty(40, 1024, 1024, 3, 4, 32, device="meta", requires_grad=True)
     table, bias = (torch.empty(*shape, device="meta") for shape in ((529, 4), (3, 4, 32)))
     out = kernels.window_attention(qkv, table, bias, window_size=12, shift=6)

@@ -29,7 +29,7 @@ def random(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def window_inputs(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
-    # The table and the bias are parameters: they stay float32 under autocast.
+    # The table and the bias are parameters, which stay in float32 under autocast.
     return random(2, 5, 6, 3, 2, 4, dtype=dtype), random(25, 2), random(3, 2, 4)
 
 
@@ -37,13 +37,13 @@ def cross_inputs(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Te
     return tuple(random(2, tokens, 2, 4, dtype=dtype) for tokens in (6, 5, 5))
 
 
-@pytest.mark.parametrize("sizes", [None, SIZES], ids=["whole maps", "own sizes"])
-def test_window_attention_is_registered_whole(sizes):
+@pytest.mark.parametrize("sizes", [None, SIZES], ids=["whole maps", "valid sizes"])
+def test_window_attention_passes_opcheck(sizes):
     torch.library.opcheck(registered_windows.window_attention, (*window_inputs(), 3, 1, sizes))
 
 
-@pytest.mark.parametrize("sizes", [None, SIZES], ids=["whole maps", "own sizes"])
-def test_the_backward_pass_of_windows_is_registered_whole(sizes):
+@pytest.mark.parametrize("sizes", [None, SIZES], ids=["whole maps", "valid sizes"])
+def test_window_attention_backward_passes_opcheck(sizes):
     inputs = [tensor.detach() for tensor in window_inputs()]
     out = registered_windows.window_attention(*inputs, 3, 1, sizes)
     torch.library.opcheck(
@@ -51,13 +51,15 @@ def test_the_backward_pass_of_windows_is_registered_whole(sizes):
     )
 
 
-@pytest.mark.parametrize("sizes", [None, SIZES], ids=["whole maps", "own sizes"])
+@pytest.mark.parametrize("sizes", [None, SIZES], ids=["whole maps", "valid sizes"])
 @pytest.mark.parametrize("windows_of_strip", [1, 3, 100])
 @pytest.mark.parametrize("windows_of_piece", [1, 3])
-def test_windows_in_pieces_are_the_same(monkeypatch, windows_of_strip, windows_of_piece, sizes):
-    """Strips and pieces may begin and end anywhere among windows with and without seams."""
+def test_results_do_not_depend_on_strips_and_pieces(
+    monkeypatch, windows_of_strip, windows_of_piece, sizes
+):
+    """Strips and pieces may start and end at any window, with or without seams."""
     found = []
-    # Of a window of 9 places and 2 heads of 4: what is read, and the weights.
+    # Bytes of one window's outputs and weights, for 9 tokens and 2 heads of dim 4.
     limits = {"STRIP_BYTES": 9 * 2 * 4 * 4, "PIECE_BYTES": 9 * 9 * 2 * 4}
     for counts in ((100, 100), (windows_of_strip, windows_of_piece)):
         for (name, size), count in zip(limits.items(), counts, strict=True):
@@ -70,7 +72,7 @@ def test_windows_in_pieces_are_the_same(monkeypatch, windows_of_strip, windows_o
 
 
 @pytest.mark.parametrize("operation", ["windows", "cross"])
-def test_gradients_of_gradients_are_refused(operation):
+def test_double_backward_raises(operation):
     if operation == "windows":
         inputs = window_inputs()
         out = kernels.window_attention(*inputs, window_size=3, shift=1)
@@ -86,13 +88,13 @@ CROSS = {
     "every key": (None, None, None, None, 0.0, None),
     "lengths": (LENGTHS, None, None, None, 0.0, None),
     "a mask": (None, MASK, None, None, 0.0, None),
-    "own sizes": (None, None, torch.tensor([[1, 5], [1, 2]]), [1, 5], 0.0, None),
+    "valid sizes": (None, None, torch.tensor([[1, 5], [1, 2]]), [1, 5], 0.0, None),
     "dropout": (LENGTHS, None, None, None, 0.5, SEED),
 }
 
 
 @pytest.mark.parametrize("arguments", CROSS.values(), ids=CROSS.keys())
-def test_cross_attention_is_registered_whole(arguments):
+def test_cross_attention_passes_opcheck(arguments):
     torch.library.opcheck(registered_cross.cross_attention, (*cross_inputs(), *arguments))
     inputs = [tensor.detach() for tensor in cross_inputs()]
     saved = registered_cross.cross_attention(*inputs, *arguments)
@@ -102,8 +104,8 @@ def test_cross_attention_is_registered_whole(arguments):
     )
 
 
-def test_operations_are_seen_by_those_who_watch():
-    """Operation counters, memory counters and tracing use torch's dispatch modes."""
+def test_dispatch_modes_see_operations():
+    """FLOP counters, memory trackers and tracing use torch's dispatch modes."""
     seen = []
 
     class Watch(TorchDispatchMode):
@@ -119,7 +121,7 @@ def test_operations_are_seen_by_those_who_watch():
 
 
 @pytest.mark.parametrize("backend", ["native", "reference"])
-def test_who_asks_no_gradient_of_what_was_read_gets_none(backend):
+def test_missing_output_gradient_gives_no_gradients(backend):
     class Ends(torch.autograd.Function):
         @staticmethod
         def forward(ctx, read):
@@ -148,7 +150,7 @@ def everything(qkv: Tensor, table: Tensor, bias: Tensor, text: Tensor) -> Tensor
     )
 
 
-def test_compiled_whole_with_gradients():
+def test_full_graph_compilation_matches_eager():
     inputs = (*window_inputs(), random(2, 5, 2, 4))
     results = []
     for run in (everything, torch.compile(everything, fullgraph=True, backend="aot_eager")):
@@ -159,7 +161,7 @@ def test_compiled_whole_with_gradients():
         torch.testing.assert_close(compiled, eager)
 
 
-def test_gradients_of_a_recomputed_block():
+def test_activation_checkpointing_gives_the_same_gradients():
     inputs = (*window_inputs(), random(2, 5, 2, 4))
     results = []
     for recomputed in (False, True):
@@ -170,14 +172,14 @@ def test_gradients_of_a_recomputed_block():
             else everything(*inputs)
         )
         results.append(torch.autograd.grad(out.square().sum(), inputs))
-    # Dropout draws the same again: the seed is drawn inside.
+    # Dropout repeats its mask, because the seed is drawn inside the block.
     for plain, again in zip(*results, strict=True):
         assert torch.equal(plain, again)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_narrow_numbers_are_as_accurate_as_plain_loops(dtype):
-    """At most twice the error of the oracle in the same dtype, or one rounding."""
+def test_half_precision_is_as_accurate_as_the_reference(dtype):
+    """The error is at most twice that of the reference in the same dtype, or one rounding."""
     qkv, table, bias = (each.detach().to(dtype) for each in window_inputs())
     q, k, v = (each.detach() for each in cross_inputs(dtype))
     mask = torch.arange(5) < LENGTHS[:, None]
@@ -201,7 +203,7 @@ def test_narrow_numbers_are_as_accurate_as_plain_loops(dtype):
         assert off <= torch.maximum(2 * (other.double() - wanted).abs().max(), floor)
 
 
-def test_dropout_keeps_what_its_seed_says():
+def test_dropout_is_determined_by_its_seed():
     q, k, v = cross_inputs()
     arguments = (LENGTHS, None, None, None, 0.25)
     first, _ = registered_cross.cross_attention(q, k, v, *arguments, SEED)
@@ -224,9 +226,9 @@ def test_dropout_keeps_what_its_seed_says():
         torch.testing.assert_close(got, wanted)
 
 
-def test_dropout_drops_as_many_as_it_says():
+def test_dropout_rate_matches_its_probability():
     kept = torch_cross._draw_kept(torch.zeros(64, 4, 50, 50), Dropout(0.1, SEED))
     assert kept.unique().tolist() == [0.0, pytest.approx(1 / 0.9)]
     dropped, count = (kept == 0).float().mean().item(), kept.numel()
-    # Five standard deviations of a mean of that many coins.
+    # Five standard deviations of the mean of that many coin flips.
     assert abs(dropped - 0.1) < 5 * (0.1 * 0.9 / count) ** 0.5

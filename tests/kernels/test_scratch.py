@@ -1,4 +1,4 @@
-"""Scratch memory: one block a thread, reused from call to call, never read uninitialized."""
+"""Scratch memory: one block per thread, reused between calls, never read uninitialized."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fiber.kernels.runtime.scratch import Scratch
 CPU = torch.device("cpu")
 
 
-def test_tensors_lie_one_behind_another_and_are_aligned():
+def test_tensors_are_consecutive_and_aligned():
     space = Scratch(CPU)
     first = space.empty(3, 5, dtype=torch.float32)
     second = space.empty(7, dtype=torch.float64)
@@ -24,7 +24,7 @@ def test_tensors_lie_one_behind_another_and_are_aligned():
     assert second.data_ptr() - first.data_ptr() == 64
 
 
-def test_what_was_borrowed_is_given_back():
+def test_borrowed_memory_is_freed():
     space = Scratch(CPU)
     kept = space.empty(4, dtype=torch.float32)
     with space.borrow():
@@ -33,7 +33,7 @@ def test_what_was_borrowed_is_given_back():
     assert borrowed.data_ptr() == again.data_ptr() != kept.data_ptr()
 
 
-def test_a_block_that_grows_leaves_what_was_given():
+def test_growing_the_block_keeps_earlier_tensors():
     space = Scratch(CPU)
     size = 1 + len(scratch._block(0)) // 4
     first = space.empty(1, dtype=torch.float32).fill_(3)
@@ -41,7 +41,7 @@ def test_a_block_that_grows_leaves_what_was_given():
     assert first.item() == 3
 
 
-def test_more_than_is_kept_is_allocated_anew():
+def test_tensors_beyond_the_limit_are_newly_allocated():
     space = Scratch(CPU)
     before = len(scratch._block(0))
     large = space.empty(scratch.KEPT_BYTES + 1, dtype=torch.uint8)
@@ -49,7 +49,7 @@ def test_more_than_is_kept_is_allocated_anew():
     assert len(scratch._block(0)) == before
 
 
-def test_each_thread_has_its_own():
+def test_each_thread_has_its_own_block():
     found = [Scratch(CPU).empty(4, dtype=torch.float32)]
     thread = Thread(target=lambda: found.append(Scratch(CPU).empty(4, dtype=torch.float32)))
     thread.start()
@@ -57,14 +57,14 @@ def test_each_thread_has_its_own():
     assert found[0].data_ptr() != found[1].data_ptr()
 
 
-def test_the_same_dtype_is_not_copied():
+def test_cast_to_the_same_dtype_does_not_copy():
     tensor = torch.arange(3.0)
     space = Scratch(CPU)
     assert space.cast(tensor, torch.float32) is tensor
     assert space.cast(tensor, torch.float64).tolist() == [0, 1, 2]
 
 
-def test_attention_reads_nothing_that_is_left():
+def test_attention_never_reads_stale_scratch_memory():
     found = []
     for left in (0.0, float("nan")):
         scratch._block(scratch.KEPT_BYTES).view(torch.float32).fill_(left)

@@ -1,4 +1,4 @@
-"""Tests that need a pytest run of their own have a make target that runs them."""
+"""Tests that need a separate pytest run have a make target."""
 
 import shutil
 import subprocess
@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
     ("target", "folder", "interpret"),
     [("test", "triton", 1), ("test-interpreter", "triton", 1), ("kernels-aot", "compiled", 0)],
 )
-def test_target_runs_the_folder(target, folder, interpret):
+def test_make_target_runs_the_folder(target, folder, interpret):
     done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True)
     lines = [line for line in done.stdout.splitlines() if f"tests/kernels/{folder} " in line + " "]
     assert [f"TRITON_INTERPRET={interpret} " in line for line in lines] == [True], done.stderr

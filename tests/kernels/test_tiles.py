@@ -1,4 +1,4 @@
-"""Tables of tile sizes: which line is used, and errors of invalid tables."""
+"""Tile size tables: which line is used, and errors for invalid tables."""
 
 from __future__ import annotations
 
@@ -42,27 +42,29 @@ def sizes(window=12, device=GPU, dtype=torch.bfloat16):
     return tile("window_forward", window=window, head_width=32, dtype=dtype, device=device)
 
 
-def test_without_a_users_table_the_packages_is_read(users):
+def test_package_table_is_the_default(users):
     assert sizes() == sizes(device=torch.device("cpu"))
     assert tiles.describe_tables(GPU).startswith("the package's table; `fiber tune`")
 
 
-def test_a_users_line_goes_first_where_it_fits(users):
+def test_matching_line_of_the_users_table_takes_precedence(users):
     users.write_text(tiles.written([LINE]))
     assert sizes() == SIZES
     for other in (sizes(window=7), sizes(dtype=torch.float16), sizes(device=torch.device("meta"))):
         assert other != SIZES
-    assert tiles.describe_tables(GPU) == f"1 lines in {users}, the package's table for other calls"
+    assert (
+        tiles.describe_tables(GPU) == f"1 lines in {users}; the package's table for all other calls"
+    )
 
 
-def test_lines_of_another_gpu_or_triton_are_not_used(users):
+def test_lines_for_a_different_gpu_or_triton_are_ignored(users):
     others = [LINE | {"architecture": "sm_80"}, LINE | {"triton": "3.7"}]
     users.write_text(tiles.written(others))
     assert sizes() != SIZES
     assert "none of the 2 lines" in tiles.describe_tables(GPU)
 
 
-def test_sizes_that_are_tried_go_before_every_table(users):
+def test_tried_sizes_override_every_table(users):
     users.write_text(tiles.written([LINE]))
     tried = SIZES | {"rows": 16}
     with tiles.trying({"window_forward": tried}):
@@ -74,39 +76,45 @@ def test_sizes_that_are_tried_go_before_every_table(users):
 
 BROKEN = {
     "no JSON": ("[\n  {]\n", "line 2"),
-    "no list": ("{}", "line 1: expected a list"),
+    "no list": ("{}", "line 1: expected a JSON list"),
     "no object": ("[\n\n 3]", "line 3: expected an object, got 3"),
     "unknown key": ('[{"kernel": "sum_parts",\n"windows": 12}]', "line 1: unknown key 'windows'"),
-    "type": ([LINE | {"window": "12"}], "line 2: window '12'; expected int"),
+    "type": ([LINE | {"window": "12"}], "line 2: window: expected int, got '12'"),
     "no chip": (
         [{k: v for k, v in LINE.items() if k != "architecture"}],
-        "line 2: no architecture",
+        "line 2: missing key 'architecture'",
     ),
     "kernel": ([LINE | {"kernel": "windows"}], "line 2: unknown kernel 'windows'"),
-    "names": ([LINE | {"tile": {"rows": 16}}], "line 2: tile has rows; expected"),
-    "odd": ([LINE | {"tile": SIZES | {"rows": 24}}], "line 2: rows 24; expected a power of two"),
-    "true": ([LINE | {"tile": SIZES | {"num_warps": True}}], "line 2: num_warps True"),
-    "zero": ([LINE | {"tile": SIZES | {"num_warps": 0}}], "line 2: num_warps 0"),
+    "names": ([LINE | {"tile": {"rows": 16}}], "line 2: tile: expected keys"),
+    "odd": ([LINE | {"tile": SIZES | {"rows": 24}}], "line 2: rows: expected a power of two"),
+    "true": (
+        [LINE | {"tile": SIZES | {"num_warps": True}}],
+        "line 2: num_warps: expected a power of two, got True",
+    ),
+    "zero": (
+        [LINE | {"tile": SIZES | {"num_warps": 0}}],
+        "line 2: num_warps: expected a power of two, got 0",
+    ),
 }
 
 
-@pytest.mark.parametrize(("content", "told"), BROKEN.values(), ids=BROKEN)
-def test_a_broken_table_is_an_error_with_its_line(users, content, told):
+@pytest.mark.parametrize(("content", "expected"), BROKEN.values(), ids=BROKEN)
+def test_invalid_table_error_names_the_line(users, content, expected):
     text = content if isinstance(content, str) else tiles.written(content)
     users.write_text(text)
     for read in (sizes, lambda: tiles.describe_tables(GPU)):
         with pytest.raises(ValueError) as error:
             read()
-        assert f"{users}, {told}" in str(error.value)
+        assert f"{users}, {expected}" in str(error.value)
         assert "fiber tune" in str(error.value)
 
 
-def test_the_packages_own_lines_are_sound():
+def test_package_table_is_valid():
     for line in tiles.packaged_lines():
         assert tiles._fault({"architecture": "sm_90", "triton": "3.9"} | line) is None
 
 
-def test_new_lines_take_the_place_of_old_ones_for_the_same_calls():
+def test_merged_replaces_lines_for_the_same_calls():
     other = LINE | {"architecture": "sm_80"}
     new = LINE | {"tile": SIZES | {"rows": 16}}
     lines = tiles.merged([LINE, other], [new])

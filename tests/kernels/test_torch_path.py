@@ -1,4 +1,4 @@
-"""`torch_path.py` equals the oracle, `naive.py`: outputs and every gradient, in float64."""
+"""`torch_path.py` matches the reference, `naive.py`: outputs and all gradients, in float64."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fiber.kernels.window_attention import naive as naive_windows
 from fiber.kernels.window_attention import torch_path as torch_windows
 from fiber.kernels.window_attention.window_spec import WindowSpec
 
-# Products of at most 400 float64 terms of size 1, summed in another order.
+# Sums of at most 400 float64 terms of size 1, in a different order.
 TOLERANCE = 1e-12
 
 
@@ -34,7 +34,7 @@ def assert_equal_with_gradients(ours: Tensor, oracles: Tensor, inputs: list[Tens
         torch.autograd.grad(oracles, inputs, direction, allow_unused=True),
         strict=True,
     ):
-        # What takes no part has no gradient or a zero one; both say the same.
+        # Unused inputs may have no gradient or a zero gradient.
         got = torch.zeros_like(tensor) if got is None else got
         expected = torch.zeros_like(tensor) if expected is None else expected
         assert (got - expected).abs().max() <= TOLERANCE * max(1.0, expected.abs().max().item())
@@ -56,7 +56,7 @@ WINDOW_CASES = {
 
 
 @pytest.mark.parametrize("case", WINDOW_CASES.values(), ids=WINDOW_CASES.keys())
-def test_window_attention_equals_oracle(case):
+def test_window_attention_matches_the_reference(case):
     batch, height, width, window_size, shift, heads, head_width = case
     qkv = random(batch, height, width, 3, heads, head_width)
     table = random((2 * window_size - 1) ** 2, heads)
@@ -68,7 +68,7 @@ def test_window_attention_equals_oracle(case):
 
 
 @pytest.mark.parametrize("case", WINDOW_CASES.values(), ids=WINDOW_CASES.keys())
-def test_window_attention_without_gradients_is_the_same(case):
+def test_window_attention_is_the_same_without_gradients(case):
     batch, height, width, window_size, shift, heads, head_width = case
     qkv = random(batch, height, width, 3, heads, head_width)
     table, qkv_bias = random((2 * window_size - 1) ** 2, heads), random(3, heads, head_width)
@@ -80,7 +80,7 @@ def test_window_attention_without_gradients_is_the_same(case):
 
 
 @pytest.mark.parametrize("shift", [0, 1])
-def test_valid_sizes_of_each_sample(shift):
+def test_per_sample_valid_sizes(shift):
     qkv, table, qkv_bias = random(3, 5, 6, 3, 1, 2), random(25, 1), random(3, 1, 2)
     sizes = torch.tensor([[5, 6], [2, 5], [0, 0]])
     arguments = {"window_size": 3, "shift": shift, "valid_sizes": sizes}
@@ -89,17 +89,17 @@ def test_valid_sizes_of_each_sample(shift):
     assert_equal_with_gradients(ours, expected, [qkv, table, qkv_bias])
 
 
-def test_nothing_leaks_out_of_the_padding():
+def test_padding_does_not_leak():
     qkv, table, qkv_bias = random(1, 4, 4, 3, 1, 2), random(9, 1), random(3, 1, 2)
-    spoilt = qkv.detach().clone()
-    spoilt[:, :, 3:] = float("nan")
+    corrupted = qkv.detach().clone()
+    corrupted[:, :, 3:] = float("nan")
     arguments = {"window_size": 2, "shift": 1, "valid_sizes": torch.tensor([[4, 3]])}
-    ours = kernels.window_attention(spoilt, table, qkv_bias, **arguments)
+    ours = kernels.window_attention(corrupted, table, qkv_bias, **arguments)
     clean = kernels.window_attention(qkv, table, qkv_bias, **arguments)
     assert torch.equal(ours, clean)
 
 
-def test_window_attention_of_an_empty_batch():
+def test_window_attention_with_an_empty_batch():
     out = kernels.window_attention(
         random(0, 4, 4, 3, 2, 3), random(9, 2), random(3, 2, 3), window_size=2, shift=1
     )
@@ -114,8 +114,8 @@ def test_window_attention_gradcheck():
     )
 
 
-def test_window_attention_takes_views():
-    """A transposed map is as good as a contiguous one."""
+def test_window_attention_accepts_views():
+    """A transposed map gives the same result as a contiguous one."""
     qkv, table, qkv_bias = random(2, 6, 4, 3, 2, 3), random(9, 2), random(3, 2, 3)
     view = qkv.transpose(1, 2).contiguous().transpose(1, 2)
     arguments = {"window_size": 2, "shift": 0}
@@ -127,7 +127,7 @@ def test_window_attention_takes_views():
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_window_attention_in_half_precision(dtype):
-    """The error stays within that of rounding the inputs and the output."""
+    """The error is within that of rounding the inputs and the output."""
     qkv, table, qkv_bias = random(1, 4, 4, 3, 2, 16), random(9, 2), random(3, 2, 16)
     exact = kernels.window_attention(qkv, table, qkv_bias, window_size=2, shift=1)
     half = [tensor.detach().to(dtype).requires_grad_() for tensor in (qkv, table, qkv_bias)]
@@ -140,7 +140,7 @@ LENGTH_CASES = {"one key": [1, 1], "all keys": [5, 5], "ragged": [5, 2], "none":
 
 
 @pytest.mark.parametrize("lengths", LENGTH_CASES.values(), ids=LENGTH_CASES.keys())
-def test_image_to_text_equals_oracle(lengths):
+def test_image_to_text_matches_the_reference(lengths):
     q, k, v = random(2, 7, 2, 3), random(2, 5, 2, 3, seed=1), random(2, 5, 2, 3, seed=2)
     key_lengths = torch.tensor(lengths)
     mask = torch.arange(5) < key_lengths[:, None]
@@ -151,7 +151,7 @@ def test_image_to_text_equals_oracle(lengths):
     assert_equal_with_gradients(by_mask, naive_cross.attention(q, k, v, mask), [q, k, v])
 
 
-def test_image_to_text_with_holes_in_the_mask():
+def test_image_to_text_with_gaps_in_the_mask():
     q, k, v = random(2, 3, 1, 2), random(2, 4, 1, 2, seed=1), random(2, 4, 1, 2, seed=2)
     mask = torch.tensor([[True, False, True, False], [False, False, False, True]])
     ours = kernels.image_to_text_attention(q, k, v, key_mask=mask)
@@ -159,19 +159,19 @@ def test_image_to_text_with_holes_in_the_mask():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_keys_that_are_not_read_do_not_leak(dtype):
+def test_masked_keys_do_not_leak(dtype):
     q, k, v = (random(2, 5, 2, 4, seed=s).detach().to(dtype) for s in range(3))
     lengths = torch.tensor([3, 0])
     clean = kernels.image_to_text_attention(q, k, v, lengths)
-    spoilt_k, spoilt_v = k.clone(), v.clone()
-    for spoilt in (spoilt_k, spoilt_v):
-        spoilt[0, 3:] = float("nan")
-        spoilt[1] = float("inf")
-    assert torch.equal(kernels.image_to_text_attention(q, spoilt_k, spoilt_v, lengths), clean)
+    corrupted_k, corrupted_v = k.clone(), v.clone()
+    for corrupted in (corrupted_k, corrupted_v):
+        corrupted[0, 3:] = float("nan")
+        corrupted[1] = float("inf")
+    assert torch.equal(kernels.image_to_text_attention(q, corrupted_k, corrupted_v, lengths), clean)
     assert (clean[1] == 0).all()
 
 
-def test_text_to_image_equals_oracle():
+def test_text_to_image_matches_the_reference():
     q, k, v = random(2, 5, 2, 3), random(2, 12, 2, 3, seed=1), random(2, 12, 2, 3, seed=2)
     everything = torch.ones(2, 12, dtype=torch.bool)
     ours = kernels.text_to_image_attention(q, k, v)
@@ -185,7 +185,7 @@ def test_text_to_image_equals_oracle():
     assert_equal_with_gradients(ours, expected, [q, k, v])
 
 
-def test_text_to_image_dropout_keeps_the_mean():
+def test_text_to_image_dropout_preserves_the_mean():
     torch.manual_seed(0)
     q, k = random(1, 1, 1, 2).detach(), random(1, 8, 1, 2, seed=1).detach()
     v = torch.ones(1, 8, 1, 2, dtype=torch.float64)
@@ -193,12 +193,12 @@ def test_text_to_image_dropout_keeps_the_mean():
         [kernels.text_to_image_attention(q, k, v, dropout_p=0.5) for _ in range(2000)]
     )
     assert draws.std() > 0.1
-    # Standard error of a mean of 2000 draws of standard deviation below 1.
+    # Standard error of the mean of 2000 draws with a standard deviation below 1.
     assert abs(draws.mean() - 1.0) < 4 / 2000**0.5
 
 
 @pytest.mark.parametrize("gate", [0.0, 0.7])
-def test_gated_residual_equals_oracle(gate):
+def test_gated_residual_matches_the_reference(gate):
     x, y = random(2, 3, 4), random(2, 3, 5)
     weight, bias = random(4, 5), random(4)
     scale = torch.tensor([gate], dtype=torch.float64, requires_grad=True)
@@ -208,8 +208,8 @@ def test_gated_residual_equals_oracle(gate):
 
 
 def test_caches_survive_inference_mode():
-    """Indices made under inference mode must not spoil a later training step."""
-    # No other test has made the indices of this window size.
+    """Indices cached in inference mode must not break a later training step."""
+    # No other test caches the indices of this window size.
     qkv, table, qkv_bias = random(1, 14, 14, 3, 1, 2), random(169, 1), random(3, 1, 2)
     with torch.inference_mode():
         kernels.window_attention(qkv, table, qkv_bias, window_size=7, shift=3)
@@ -217,8 +217,8 @@ def test_caches_survive_inference_mode():
     assert table.grad is not None
 
 
-def test_plain_pytorch_stays_on_the_device_of_its_tensors():
-    """On the meta device, where a tensor of the CPU in between is an error, as it is on a GPU."""
+def test_pytorch_backend_stays_on_the_input_device():
+    """On the meta device, an intermediate CPU tensor is an error, as on a GPU."""
 
     def meta(*shape: int) -> Tensor:
         return torch.empty(shape, device="meta")

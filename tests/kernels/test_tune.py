@@ -17,7 +17,7 @@ CHIP = {"chip": "sm_90", "triton": "3.9"}
 
 
 class FakeMeasure:
-    """Fake times: the wanted number of warps is the fastest, and some candidates do not run."""
+    """Fake times: the given number of warps is the fastest, and some candidates fail."""
 
     def __init__(self, warps: int, broken=lambda each: False) -> None:
         self.warps, self.broken, self.cases = warps, broken, []
@@ -27,7 +27,7 @@ class FakeMeasure:
         launches, results = case.plan()
         assert results
         if any(self.broken(each) for each in launches):
-            raise ValueError("does not run: too much shared memory")
+            raise ValueError("failed to run: too much shared memory")
         return sum(1.0 + abs(each.num_warps - self.warps) for each in launches)
 
 
@@ -40,8 +40,8 @@ def tuned(cases, measure, said):
     return tune.tune(cases, measure, said.append, **CHIP)
 
 
-def test_the_fastest_sizes_of_every_kernel_are_kept(said):
-    # Windows of 24 are the first whose forward pass goes through tiles.
+def test_fastest_sizes_of_every_kernel_are_kept(said):
+    # Window size 24 is the smallest whose forward pass loops over tiles.
     lines = tuned(tune.all_cases(META, [12, 18, 24], [torch.bfloat16]), FakeMeasure(4), said)
     kernels = {line["kernel"] for line in tiles.packaged_lines()}
     assert {line["kernel"] for line in lines} == kernels == set(tune.CANDIDATES)
@@ -55,7 +55,7 @@ def test_the_fastest_sizes_of_every_kernel_are_kept(said):
     assert {line["head_width"] for line in lines if line["kernel"].startswith("cross")} == {32, 64}
 
 
-def test_a_little_faster_is_no_reason_to_change(said):
+def test_small_speedups_are_ignored(said):
     (forward, _) = tune.window_cases(META, 12, torch.bfloat16)
     times = iter([1.0] + [0.98] * 100)
     lines = tuned([forward], lambda case: next(times), said)
@@ -66,20 +66,20 @@ def test_a_little_faster_is_no_reason_to_change(said):
     assert lines[0]["tile"] == kept["tile"]
 
 
-def test_a_candidate_that_does_not_run_is_told_and_left_out(said):
+def test_failing_candidate_is_reported_and_skipped(said):
     (forward, _) = tune.window_cases(META, 12, torch.bfloat16)
     lines = tuned([forward], FakeMeasure(4, broken=lambda each: each.num_warps == 4), said)
     assert all(line["tile"]["num_warps"] != 4 for line in lines)
     assert any("num_warps=4" in line and "too much shared memory" in line for line in said)
 
 
-def test_the_packages_sizes_have_to_run(said):
+def test_package_sizes_must_run(said):
     (forward, _) = tune.window_cases(META, 12, torch.bfloat16)
-    with pytest.raises(ValueError, match="windows of 12, bfloat16, forward, expand_bias"):
+    with pytest.raises(ValueError, match="window size 12, bfloat16, forward, expand_bias"):
         tuned([forward], FakeMeasure(4, broken=lambda each: True), said)
 
 
-def test_what_was_found_first_holds_for_the_kernels_after_it(said):
+def test_later_kernels_use_the_best_sizes_so_far(said):
     (_, backward) = tune.window_cases(META, 18, torch.bfloat16)
     seen = []
 
@@ -93,14 +93,14 @@ def test_what_was_found_first_holds_for_the_kernels_after_it(said):
     assert seen[-1][2:5] == [8, 8, 8]
 
 
-def test_results_are_compared_with_the_largest_element():
+def test_difference_is_relative_to_the_largest_element():
     wanted = torch.tensor([0.0, 2.0])
     assert tune.difference(wanted + torch.tensor([0.5, 0]), wanted) == 0.25
     assert tune.difference(wanted, wanted) == 0
     assert tune.difference(torch.full((2,), torch.nan), wanted) != 0
 
 
-def test_the_command_says_that_it_needs_a_gpu(monkeypatch, capsys, tmp_path):
+def test_command_requires_a_gpu(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert main(["tune", "--output", str(tmp_path / "tiles.json")]) == 2
     assert "CUDA GPU" in capsys.readouterr().err
@@ -109,7 +109,7 @@ def test_the_command_says_that_it_needs_a_gpu(monkeypatch, capsys, tmp_path):
 
 @pytest.fixture
 def pretended(monkeypatch, tmp_path):
-    """Fake GPU for the command, on which everything takes a millisecond."""
+    """Fake GPU for the command, on which every call takes a millisecond."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(tune, "refusal", lambda: None)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
@@ -121,7 +121,7 @@ def pretended(monkeypatch, tmp_path):
     return tmp_path / "fiber" / "tiles.json"
 
 
-def test_the_command_writes_the_table_that_kernels_read(pretended, capsys):
+def test_command_writes_the_table_that_kernels_read(pretended, capsys):
     other = {"kernel": "gather_bias", "architecture": "sm_80", "triton": "3.9"}
     other["tile"] = {"heads": 8, "num_warps": 2, "num_stages": 1}
     pretended.parent.mkdir()
@@ -130,23 +130,23 @@ def test_the_command_writes_the_table_that_kernels_read(pretended, capsys):
     lines = tiles.read(pretended)
     assert lines[0] == other
     assert {line["window"] for line in lines if "window" in line} == {12}
-    assert "windows of 12, bfloat16, forward, window_forward" in capsys.readouterr().err
+    assert "window size 12, bfloat16, forward, window_forward" in capsys.readouterr().err
 
 
-def test_the_command_prints(pretended, capsys):
+def test_command_prints_the_table(pretended, capsys):
     assert main(["tune", "--windows", "12", "--print"]) == 0
     assert {line["architecture"] for line in json.loads(capsys.readouterr().out)} == {"sm_90"}
     assert not pretended.exists()
 
 
-def test_the_command_tells_a_broken_table_before_it_spends_minutes(pretended, capsys):
+def test_command_reports_an_invalid_table_before_tuning(pretended, capsys):
     pretended.parent.mkdir()
     pretended.write_text("[\n{}]")
     assert main(["tune"]) == 2
-    assert f"{pretended}, line 2: no kernel" in capsys.readouterr().err
+    assert f"{pretended}, line 2: missing key 'kernel'" in capsys.readouterr().err
     assert pretended.read_text() == "[\n{}]"
 
 
-def test_the_command_refuses_other_dtypes(pretended, capsys):
+def test_command_rejects_unknown_dtypes(pretended, capsys):
     assert main(["tune", "--dtypes", "float64"]) == 2
     assert "float64: expected some of bfloat16; float16; float32" in capsys.readouterr().err

@@ -25,7 +25,7 @@ from tests.published_keys import coarse_keys, fine_keys
 
 @dataclass(frozen=True, kw_only=True)
 class ToyConfig:
-    """Patches with a position embedding, words, and a VQA head."""
+    """Config of a toy model: patches with a position embedding, words, and a VQA head."""
 
     family: Literal["toy"] = "toy"
     channel_order: Literal["rgb", "bgr"] = "rgb"
@@ -91,7 +91,7 @@ TOY = Architecture(
     title="Toy",
     config_class=ToyConfig,
     network=ToyNetwork,
-    # FIBER's files have names with vit_model., too.
+    # FIBER's files also have names with vit_model.
     recognizes=lambda names: any(name.startswith("cross_modal.") for name in names),
     published_key="model",
     published_channel_order="bgr",
@@ -131,7 +131,7 @@ def check_equal(network, expected):
         assert torch.equal(state[name], tensor), name
 
 
-def test_model_directory(toy, tmp_path):
+def test_model_folder_round_trip(toy, tmp_path):
     save_model(toy, tmp_path / "toy", answers=("a", "b", "c", "d"))
     stored = load_model(tmp_path / "toy")
     assert stored.config == toy.config
@@ -144,7 +144,7 @@ def test_model_directory(toy, tmp_path):
         load_stored(tmp_path / "toy", answers=["a", "b"], device="cpu")
 
 
-def test_other_families_keep_their_files(toy, tmp_path):
+def test_other_families_are_unaffected(toy, tmp_path):
     micro = build_model(preset("micro"))
     save_model(micro, tmp_path / "micro")
     assert "family" not in json.loads((tmp_path / "micro" / "config.json").read_text())["model"]
@@ -153,7 +153,7 @@ def test_other_families_keep_their_files(toy, tmp_path):
     assert recognize(fine_keys("v3")).title == "fine FIBER"
 
 
-def test_unknown_family(toy, tmp_path, monkeypatch):
+def test_unknown_family_is_rejected(toy, tmp_path, monkeypatch):
     save_model(toy, tmp_path / "toy")
     monkeypatch.undo()
     with pytest.raises(ValueError, match=r"'toy'.*fiber"):
@@ -161,7 +161,7 @@ def test_unknown_family(toy, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_published_file(toy, tmp_path, suffix):
+def test_published_file_is_recognized(toy, tmp_path, suffix):
     path = tmp_path / f"toy{suffix}"
     state = write_published(toy, path)
     assert torch.equal(state["vit_model.conv.weight"], toy.backbone.patches.weight.flip(1))
@@ -176,7 +176,7 @@ def test_published_file(toy, tmp_path, suffix):
     check_equal(load_model(tmp_path / "directory").network, stored.network)
 
 
-def test_published_file_that_does_not_fit(toy, tmp_path):
+def test_mismatched_published_file_is_rejected(toy, tmp_path):
     state = write_published(toy, tmp_path / "toy.pth")
     state |= {"vit_model.buffer": torch.zeros(1), "unheard.of": torch.zeros(1)}
     del state["cross_modal.bias"]
@@ -186,7 +186,7 @@ def test_published_file_that_does_not_fit(toy, tmp_path):
         read_model(tmp_path / "toy.pth")
 
 
-def test_encoders(toy, tmp_path):
+def test_encoders_round_trip(toy, tmp_path):
     write_encoders(toy, tmp_path / "encoders")
     assert [path.name for path in (tmp_path / "encoders").iterdir()] == ["clip.safetensors"]
     start = read_init(tmp_path / "encoders")
@@ -200,7 +200,7 @@ def test_encoders(toy, tmp_path):
         initialize(build_model(preset("micro")), start)
 
 
-def test_model_of_another_size_or_family_is_no_start(toy):
+def test_different_size_or_family_cannot_initialize(toy):
     wider = build_model(dataclasses.replace(toy.config, width=8))
     with pytest.raises(ValueError, match="width 6, expected 8"):
         initialize(wider, StoredModel(network=toy))

@@ -1,4 +1,4 @@
-"""Key masks and dropout of cross attention."""
+"""Key masks and dropout for cross attention."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class KeyMask:
-    """Keys that each sample attends to: all, or those of lengths, mask or sizes (at most one).
+    """Keys that each sample attends to: all, or as given by lengths, mask or sizes (at most one).
 
-    Masked keys are not read: they may hold anything, NaN included.
+    Masked keys are not read, so they may hold any value, including NaN.
 
     Attributes:
-        lengths: (B,) integer number of keys of each sample, the first ones of m.
-        mask: (B, m) bool, True = attended to.
-        sizes: (B, 2) integer (height, width) of each sample's own map of keys, in the top left
-            corner of the whole map.
+        lengths: (B,) integer number of keys per sample; the first ones are attended to.
+        mask: (B, m) bool, True = attend.
+        sizes: (B, 2) integer (height, width) of each sample's valid region, in the top left corner
+            of the key map.
         map_size: (H, W) with H * W = m; required with sizes.
     """
 
@@ -29,7 +29,7 @@ class KeyMask:
     map_size: Sequence[int] | None = None
 
     def as_bool(self, num_keys: int) -> Tensor | None:
-        """Return a (B, m) bool mask, True = attended to; None if all keys are."""
+        """Return a (B, m) bool mask, True = attend; None if all keys are attended to."""
         if self.mask is not None:
             return self.mask
         if self.lengths is not None:

@@ -1,4 +1,4 @@
-"""Cross attention as loops over samples and heads, the reference of the tests."""
+"""Cross attention as loops over samples and heads; reference implementation for tests."""
 
 from __future__ import annotations
 

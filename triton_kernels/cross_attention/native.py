@@ -1,4 +1,4 @@
-"""Cross attention on CPUs in Rust. Arguments are checked in `op.py`."""
+"""Cross attention for CPUs, in Rust. Arguments are checked in `op.py`."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from .key_mask import Dropout, KeyMask
 
 
 def refusal(q: Tensor, k: Tensor) -> str | None:
-    """Return why a call is not supported; None if it is."""
+    """Return why a call is not supported, or None if it is."""
     return native_arrays.refusal(q, q.shape[3])
 
 
 def forward(
     q: Tensor, k: Tensor, v: Tensor, keys: KeyMask, dropout: Dropout
 ) -> tuple[Tensor, Tensor]:
-    """Compute the output and the logsumexp; calls `torch_path.forward` if there is dropout."""
+    """Compute the output and the logsumexp, with `torch_path.forward` if there is dropout."""
     if dropout.p:
         return torch_path.forward(q, k, v, keys, dropout)
     out, logsumexp = empty_like(q), q.new_empty(q.shape[0], q.shape[2], q.shape[1])
@@ -42,7 +42,7 @@ def backward(
     keys: KeyMask,
     dropout: Dropout,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute the gradients of q, k and v; calls `torch_path.backward` if there is dropout."""
+    """Compute the gradients of q, k and v, with `torch_path.backward` if there is dropout."""
     if dropout.p:
         return torch_path.backward(grad, q, k, v, out, logsumexp, keys, dropout)
     grads = empty_like(q), empty_like(k), empty_like(v)
@@ -56,7 +56,7 @@ def backward(
 def _options(keys: KeyMask, num_keys: int) -> dict[str, Any]:
     lengths, mask = None, None
     if keys.lengths is not None:
-        # As in the other backends, lengths are clamped to [0, m].
+        # Like in the other backends, lengths are clamped to [0, m].
         lengths = keys.lengths.clamp(0, num_keys).tolist()
     else:
         mask = keys.as_bool(num_keys)

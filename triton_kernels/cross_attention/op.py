@@ -1,6 +1,6 @@
 """Cross attention in both directions: argument checks and the call to the registered operation.
 
-Letters: B batch, H W map, h heads, d head dim, T image tokens, L text tokens.
+Notation: B batch size, (H, W) map size, h heads, d head dim, T image tokens, L text tokens.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ def image_to_text_attention(
     *,
     key_mask: Tensor | None = None,
 ) -> Tensor:
-    """Attend from image tokens to the text tokens of their sample.
+    """Attend from image tokens to the text tokens of the same sample.
 
     Args:
         q: [B, T, h, d] image queries, not scaled by d ** -0.5.
         k: [B, L, h, d] text keys.
         v: [B, L, h, d] text values.
         key_lengths: [B] integer number of real tokens, which come first; padding is not read.
-        key_mask: [B, L] bool, True = real token, for masks that are not a prefix. At most one of
-            key_lengths and key_mask may be given.
+        key_mask: [B, L] bool, True = real token, for padding that is not at the end. At most one
+            of key_lengths and key_mask may be given.
 
     Returns:
-        [B, T, h, d] in q's dtype; 0 for samples without real tokens.
+        [B, T, h, d] in q's dtype; zeros for samples without real tokens.
 
     Raises:
-        ValueError: if shapes, devices or dtypes do not match, with the shapes.
+        ValueError: if shapes, devices or dtypes do not match; the message lists the shapes.
 
-    Source: FIBER (Dou et al. 2022), fusion in the backbone.
+    Source: FIBER (Dou et al., 2022), fusion in the backbone.
     """
     named = {"q": q, "k": k, "v": v}
     _require_attention_shapes(named)
@@ -63,24 +63,24 @@ def text_to_image_attention(
     map_size: tuple[int, int] | None = None,
     dropout_p: float = 0.0,
 ) -> Tensor:
-    """Attend from text tokens to the image tokens of their sample.
+    """Attend from text tokens to the image tokens of the same sample.
 
     Args:
         q: [B, L, h, d] text queries, not scaled by d ** -0.5.
-        k: [B, T, h, d] image keys, row by row.
+        k: [B, T, h, d] image keys in row-major order.
         v: [B, T, h, d] image values.
-        valid_sizes: [B, 2] integer (height, width) of each sample's own map; keys outside are not
-            read. None: all keys, padding of the batch included, as published.
+        valid_sizes: [B, 2] integer (height, width) of each sample's valid region; keys outside are
+            not read. None: attend to all keys, including padding, as in the published code.
         map_size: (H, W) with H * W = T; required with valid_sizes.
         dropout_p: probability of dropping an attention weight.
 
     Returns:
-        [B, L, h, d] in q's dtype; 0 for samples without valid keys.
+        [B, L, h, d] in q's dtype; zeros for samples without valid keys.
 
     Raises:
-        ValueError: if shapes, devices or dtypes do not match, with the shapes.
+        ValueError: if shapes, devices or dtypes do not match; the message lists the shapes.
 
-    Source: FIBER (Dou et al. 2022), fusion in the backbone.
+    Source: FIBER (Dou et al., 2022), fusion in the backbone.
     """
     named = {"q": q, "k": k, "v": v}
     _require_attention_shapes(named)
@@ -89,13 +89,13 @@ def text_to_image_attention(
         require(valid_sizes.shape == (q.shape[0], 2), "valid_sizes (B, 2)", named)
         require(
             map_size is not None and map_size[0] * map_size[1] == k.shape[1],
-            f"map_size with H * W = {k.shape[1]}, got {map_size},",
+            f"map_size with H * W = {k.shape[1]} instead of {map_size}",
             named,
         )
     require_one_device(named)
     seed = None
     if dropout_p:
-        # From torch's generator on the tensors' device, without synchronization.
+        # Drawn on the tensors' device, which avoids a synchronization.
         seed = torch.randint(2**62, (1,), device=q.device)
     size = None if valid_sizes is None else map_size
     out, _ = registered.cross_attention(q, k, v, None, None, valid_sizes, size, dropout_p, seed)
@@ -112,4 +112,4 @@ def _require_attention_shapes(named: dict[str, Tensor]) -> None:
         "q (B, n, h, d) and k, v (B, m, h, d)",
         named,
     )
-    require(q.dtype == k.dtype == v.dtype, "one dtype", named)
+    require(q.dtype == k.dtype == v.dtype, "q, k and v of the same dtype", named)

@@ -1,9 +1,9 @@
-"""Cross attention in PyTorch, on any device.
+"""Cross attention in PyTorch, for any device.
 
-Forward and backward are separate functions without autograd, so that no tensor of the size of the
-scores is saved between them. Arguments are checked in `op.py`.
+Forward and backward are separate functions that bypass autograd, so no tensor as large as the
+scores is kept between them. Arguments are checked in `op.py`.
 
-Letters: B batch, n queries, m keys, h heads, d head dim.
+Notation: B batch size, n queries, m keys, h heads, d head dim.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from ..runtime.attention_backward import attention_backward
 from ..runtime.scratch import Scratch
 from .key_mask import Dropout, KeyMask
 
-#: The logsumexp is in base 2, as in the Triton kernels, which compute powers of two.
+#: Converts the logsumexp to base 2, as in the Triton kernels, which use base-2 exponentials.
 LOG2_E = math.log2(math.e)
 
 
 def forward(
     q: Tensor, k: Tensor, v: Tensor, keys: KeyMask, dropout: Dropout
 ) -> tuple[Tensor, Tensor]:
-    """Compute softmax(q @ k.T * d ** -0.5) @ v of every head; q [B, n, h, d], k, v [B, m, h, d].
+    """Compute softmax(q @ k.T * d ** -0.5) @ v for every head; q [B, n, h, d], k, v [B, m, h, d].
 
     Returns:
         The output [B, n, h, d], and the base-2 logsumexp of the scores [B, h, n], float32 or wider.
@@ -57,7 +57,7 @@ def backward(
     keys: KeyMask,
     dropout: Dropout,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute the gradients of q, k and v from that of the output and the results of `forward`."""
+    """Compute the gradients of q, k and v from the output's gradient and `forward`'s results."""
     key_mask = keys.as_bool(k.shape[1])
     k, v, bias = _mask(k, v, key_mask)
     grad, query, key, value = (each.transpose(1, 2) for each in (grad, q, k, v))
@@ -85,7 +85,7 @@ def _plain_backward(
     wide: torch.dtype,
     dropout: Dropout,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute the gradients with all scores in memory; tensors are [B, h, tokens, d]."""
+    """Compute the gradients, materializing all scores; tensors are [B, h, tokens, d]."""
     scale = query.shape[-1] ** -0.5
     shape = (*query.shape[:3], key.shape[2])
     kept = None
@@ -104,9 +104,9 @@ def _plain_backward(
 
 
 def _mask(k: Tensor, v: Tensor, key_mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Zero masked keys and values, and return the score bias [B, 1, 1, m].
+    """Zero out masked keys and values, and return the score bias [B, 1, 1, m].
 
-    A sample without keys attends to zeros, so that its output is 0.
+    A sample without keys attends to zeros, so its output is 0.
     """
     if key_mask is None:
         return k, v, None
@@ -119,7 +119,7 @@ def _mask(k: Tensor, v: Tensor, key_mask: Tensor | None) -> tuple[Tensor, Tensor
 
 
 def _draw_kept(weights: Tensor, dropout: Dropout) -> Tensor:
-    """Sample the dropout factors of attention weights, 0 or 1 / (1 - p), from the seed alone."""
+    """Sample dropout factors, 0 or 1 / (1 - p), for attention weights; a function of the seed."""
     assert dropout.seed is not None
     generator = torch.Generator(weights.device).manual_seed(int(dropout.seed.item()))
     kept = torch.empty_like(weights, memory_format=torch.contiguous_format)

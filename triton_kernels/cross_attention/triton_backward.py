@@ -1,10 +1,10 @@
 """Backward kernels of cross attention.
 
-`walk_keys` keeps a tile of queries and loops over the keys, `walk_queries` keeps a tile of keys and
-loops over the queries. If one tile holds a whole sequence, the gradient of the other sequence is
-complete in every step, and one kernel writes all gradients. There are no atomics.
+`walk_keys` holds a tile of queries and loops over keys; `walk_queries` holds a tile of keys and
+loops over queries. If a tile covers its whole sequence, every step yields the complete
+gradient of a tile of the other sequence, so one kernel writes all gradients. No atomics are used.
 
-Letters and ranks of keys as in `triton_forward.py`.
+Notation and key ranks as in `triton_forward.py`.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ def walk_keys(
     grads,  # [B, n, h, d] gradient of the output
     outputs,  # [B, n, h, d] contiguous
     logsumexps,  # [B, h, n] contiguous
-    lengths,  # [B] number of keys of each sample, or None
-    valid_sizes,  # [B, 2] height and width of each sample's own map of keys, or None
+    lengths,  # [B] number of keys per sample, or None
+    valid_sizes,  # [B, 2] height and width of each sample's valid region, or None
     key_mask,  # [B, m] uint8, or None
     seed,  # [1] int64, or None without dropout
     deltas,  # [B, h, n] output for `walk_queries`, or None
     grad_queries,  # [S, B, n, h, d] output, to be summed over S
-    grad_keys,  # [B, m, h, d] output, or None; needs one tile of queries
-    grad_values,  # [B, m, h, d] output, or None; needs one tile of queries
+    grad_keys,  # [B, m, h, d] output, or None; requires a single tile of queries
+    grad_values,  # [B, m, h, d] output, or None; requires a single tile of queries
     q_sample, q_token, q_head, k_sample, k_token, k_head,
     v_sample, v_token, v_head, grad_sample, grad_token, grad_head,
     num_queries, num_keys, num_heads, keys_per_part, map_height, map_width, threshold,
@@ -52,7 +52,7 @@ def walk_keys(
     BLOCK_KEYS: tl.constexpr, BLOCK_MASK: tl.constexpr, SPLIT: tl.constexpr,
     ACCUMULATOR: tl.constexpr,
 ):  # fmt: skip
-    """Compute the gradients of a tile of queries from a part of the keys.
+    """Compute the gradients of a tile of queries over one part of the keys.
 
     Grid: (query tiles * S, h, B). Outputs are contiguous.
     """
@@ -73,13 +73,13 @@ def walk_keys(
     keys += index * k_sample + head * k_head
     values += index * v_sample + head * v_head
     scale = _dropout_scale(seed, threshold, ACCUMULATOR)
-    # The scale of dropout is applied once, at the end.
+    # The dropout scale is applied once, at the end.
     delta = tl.sum(grad.to(ACCUMULATOR) * out.to(ACCUMULATOR), 1) / scale
     row = (index * num_heads + head) * num_queries + query
-    # The weights of absent queries become 0.
+    # Weights of out-of-range queries become 0.
     log_total = tl.load(logsumexps + row, mask=valid, other=float("inf"))
     if key_mask is not None:
-        # A sample without keys.
+        # The sample has no keys.
         log_total = tl.where(log_total == float("-inf"), float("inf"), log_total)
     if deltas is not None:
         # All parts have the same delta; the first one stores it.
@@ -145,11 +145,11 @@ def walk_queries(
     values,  # [B, m, h, d]
     grads,  # [B, n, h, d] gradient of the output
     logsumexps,  # [B, h, n] contiguous
-    lengths,  # [B] number of keys of each sample, or None
-    valid_sizes,  # [B, 2] height and width of each sample's own map of keys, or None
+    lengths,  # [B] number of keys per sample, or None
+    valid_sizes,  # [B, 2] height and width of each sample's valid region, or None
     key_mask,  # [B, m] uint8, or None
     seed,  # [1] int64, or None without dropout
-    deltas,  # [B, h, n] from `walk_keys`; None needs one tile of keys
+    deltas,  # [B, h, n] from `walk_keys`; None requires a single tile of keys
     grad_queries,  # [B, n, h, d] output if deltas is None
     grad_keys,  # [S, B, m, h, d] output, to be summed over S
     grad_values,  # [S, B, m, h, d] output, to be summed over S
@@ -160,7 +160,7 @@ def walk_queries(
     BLOCK_KEYS: tl.constexpr, BLOCK_MASK: tl.constexpr, SPLIT: tl.constexpr,
     ACCUMULATOR: tl.constexpr,
 ):  # fmt: skip
-    """Compute the gradients of a tile of keys and values from a part of the queries.
+    """Compute the gradients of a tile of keys and values over one part of the queries.
 
     Grid: (key tiles * S, h, B). Gradients of masked keys are 0. Outputs are contiguous.
     """
@@ -191,7 +191,7 @@ def walk_queries(
     stop = tl.minimum(start + queries_per_part, num_queries)
     if deltas is not None:
         deltas += (index * num_heads + head) * num_queries
-        # Keys after the sample's own keys are not read.
+        # Skip tiles past the sample's valid keys.
         stop = tl.where(first_key < count, stop, start)
     else:
         grad_queries += index * num_queries * stride + head * HEAD_WIDTH
@@ -205,7 +205,7 @@ def walk_queries(
         grad = _load_rows(grads, query, grad_token, valid, HEAD_WIDTH, BLOCK_WIDTH)
         log_total = tl.load(logsumexps + query, mask=valid, other=float("inf"))
         if deltas is None:
-            # A sample without keys.
+            # The sample has no keys.
             log_total = tl.where(log_total == float("-inf"), float("inf"), log_total)
         scores = dot(k, tl.trans(q), ACCUMULATOR)
         scores = _mask_scores(scores, is_read[:, None], key_mask)
@@ -241,7 +241,7 @@ def walk_queries(
 
 @triton.jit
 def add_parts(parts, sums, size, num_parts, BLOCK_SIZE: tl.constexpr, ACCUMULATOR: tl.constexpr):
-    """Sum `parts` [S, size] into `sums` [size], in the order of S."""
+    """Sum `parts` [S, size] into `sums` [size], in order."""
     offsets = tl.program_id(0).to(tl.int64) * BLOCK_SIZE + tl.arange(0, BLOCK_SIZE)
     mask = offsets < size
     total = tl.zeros([BLOCK_SIZE], ACCUMULATOR)

@@ -1,12 +1,12 @@
-"""Forward kernels of cross attention, and device functions that the backward kernels share.
+"""Forward kernels of cross attention, and device functions shared with the backward kernels.
 
-Letters: B batch, n queries, m keys, h heads, d head dim, S parts of a split loop.
+Notation: B batch size, n queries, m keys, h heads, d head dim, S parts of a split loop.
 
-A program handles one head of one sample. Loops go over ranks of keys: a sample's own keys come
-first (real tokens, or the positions of its own map row by row). Other keys are not loaded, so they
-may hold anything.
+A program handles one head of one sample. Loops iterate over key ranks: a sample's valid keys come
+first (real tokens, or the positions of its valid region in row-major order). Other keys are not
+loaded, so they may hold any value.
 
-Source: Dao, "FlashAttention-2" (2023): the running softmax and its backward from the logsumexp.
+Source: Dao, "FlashAttention-2" (2023): online softmax, and backward from the logsumexp.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ def _own_keys(
     lengths, valid_sizes, key_mask, sample, num_keys, map_height, map_width,
     BLOCK_MASK: tl.constexpr,
 ):  # fmt: skip
-    """Return a sample's number of own keys and the width of its own map, at least 1.
+    """Return a sample's number of valid keys and the width of its valid region (at least 1).
 
-    With a mask, all keys up to the last unmasked one count.
+    With a mask, all keys up to the last unmasked one count as valid.
     """
     count = num_keys
     own_width = 1
@@ -50,7 +50,7 @@ def _own_keys(
 
 @triton.jit
 def _is_read(rank, below, key_mask, sample, num_keys):
-    """Select the keys whose rank is below a bound and which are not masked."""
+    """Select unmasked keys whose rank is below a bound."""
     is_read = rank < below
     if key_mask is not None:
         pointers = key_mask + sample.to(tl.int64) * num_keys + rank
@@ -60,7 +60,7 @@ def _is_read(rank, below, key_mask, sample, num_keys):
 
 @triton.jit
 def _tile_and_part(length, BLOCK: tl.constexpr, SPLIT: tl.constexpr):
-    """Return this program's tile of one sequence and its part of the loop over the other one."""
+    """Return this program's tile of one sequence and its part of the loop over the other."""
     if SPLIT:
         tiles = tl.cdiv(length, BLOCK)
         return tl.program_id(0) % tiles, tl.program_id(0) // tiles
@@ -70,7 +70,7 @@ def _tile_and_part(length, BLOCK: tl.constexpr, SPLIT: tl.constexpr):
 
 @triton.jit
 def _position(rank, own_width, map_width, valid_sizes):
-    """Convert the rank of an own key to its position in the tensor."""
+    """Convert the rank of a valid key to its position in the tensor."""
     if valid_sizes is None:
         return rank
     else:
@@ -79,12 +79,12 @@ def _position(rank, own_width, map_width, valid_sizes):
 
 @triton.jit
 def _any_position(rank, count, own_width, map_width, valid_sizes):
-    """Convert any rank below m to a position; ranks after the own keys cover all other keys."""
+    """Convert any rank below m to a position; ranks past the valid keys cover all other keys."""
     if valid_sizes is None:
         return rank
     else:
         own_height = count // own_width
-        # Columns to the right of the own map; 0 if the sample has no keys.
+        # Columns to the right of the valid region; 0 if the sample has no keys.
         columns = tl.where(count > 0, map_width - own_width, 0)
         other = rank - count
         divisor = tl.maximum(columns, 1)
@@ -95,7 +95,7 @@ def _any_position(rank, count, own_width, map_width, valid_sizes):
 
 @triton.jit
 def _load_rows(pointer, rows, stride, present, HEAD_WIDTH: tl.constexpr, BLOCK_WIDTH: tl.constexpr):
-    """Load [rows, BLOCK_WIDTH] of one head; 0 where a row is not `present`."""
+    """Load [rows, BLOCK_WIDTH] of one head; rows that are not `present` are 0."""
     columns = tl.arange(0, BLOCK_WIDTH)
     mask = present[:, None]
     if HEAD_WIDTH != BLOCK_WIDTH:
@@ -107,7 +107,7 @@ def _load_rows(pointer, rows, stride, present, HEAD_WIDTH: tl.constexpr, BLOCK_W
 def _store_rows(
     pointer, rows, stride, present, tile, HEAD_WIDTH: tl.constexpr, BLOCK_WIDTH: tl.constexpr
 ):
-    """Store [rows, BLOCK_WIDTH] of one head where a row is `present`."""
+    """Store the `present` rows of one head, [rows, BLOCK_WIDTH]."""
     columns = tl.arange(0, BLOCK_WIDTH)
     mask = present[:, None]
     if HEAD_WIDTH != BLOCK_WIDTH:
@@ -118,7 +118,7 @@ def _store_rows(
 
 @triton.jit
 def _dropout_seeds(seed, sample, head):
-    """Return two random integers for a head of a sample; zeros without dropout."""
+    """Return two random integers for one head of one sample; zeros without dropout."""
     if seed is None:
         return 0, 0
     else:
@@ -128,14 +128,14 @@ def _dropout_seeds(seed, sample, head):
 
 @triton.jit
 def _kept(query, key, base, mix, threshold):
-    """Select the weights that dropout keeps, from the int32 indices of query and key alone.
+    """Select the weights that dropout keeps, given the int32 indices of query and key.
 
-    Philox for every weight would cost several times the attention. It is called once per head; its
-    output (base, mix) keys a hash with two multiplications, which is a bijection of an integer for
-    each (query, key) pair. So the mask depends on no tile, split or direction. A weight is kept
-    with probability (2^31 - threshold) / 2^32.
+    Running Philox for every weight would cost several times as much as attention. Instead, it runs
+    once per head; its output (base, mix) keys a bijective hash, with two multiplications, of an
+    integer computed from the (query, key) pair. The mask therefore does not depend on tiles, splits
+    or the pass (forward or backward). A weight is kept with probability (2^31 - threshold) / 2^32.
     """
-    # Odd multipliers without collisions among the first 4800 queries and 4800 keys.
+    # Odd multipliers with no collisions among the first 4800 queries and 4800 keys.
     row = base + query.to(tl.uint32) * 0x9E3779B1
     word = row + key.to(tl.uint32) * 0x85EBCA6B
     word = (word ^ (word >> 16)) * 0x21F0AAAD
@@ -154,11 +154,11 @@ def _dropout_scale(seed, threshold, ACCUMULATOR: tl.constexpr):
 
 @triton.jit
 def _mask_scores(scores, is_read, key_mask):
-    """Set scores to -inf unless `is_read`, which is broadcast."""
+    """Set scores to -inf where `is_read` (broadcast) is False."""
     if key_mask is None:
         return tl.where(is_read, scores, float("-inf"))
     else:
-        # `is_read` was loaded from memory: an addition per score is cheaper than a select.
+        # `is_read` was loaded from memory; adding to each score is then cheaper than a select.
         return scores + tl.where(is_read, 0.0, float("-inf"))
 
 
@@ -167,8 +167,8 @@ def attend(
     queries,  # [B, n, h, d]
     keys,  # [B, m, h, d]
     values,  # [B, m, h, d]
-    lengths,  # [B] number of keys of each sample, or None
-    valid_sizes,  # [B, 2] height and width of each sample's own map of keys, or None
+    lengths,  # [B] number of keys per sample, or None
+    valid_sizes,  # [B, 2] height and width of each sample's valid region, or None
     key_mask,  # [B, m] uint8, or None
     seed,  # [1] int64, or None without dropout
     outputs,  # [S, B, n, h, d] contiguous
@@ -180,7 +180,7 @@ def attend(
     BLOCK_KEYS: tl.constexpr, BLOCK_MASK: tl.constexpr, SPLIT: tl.constexpr,
     ACCUMULATOR: tl.constexpr,
 ):  # fmt: skip
-    """Compute attention from a tile of queries to a part of the keys.
+    """Compute attention from a tile of queries to one part of the keys.
 
     Grid: (query tiles * S, h, B). If S > 1, `join_parts` combines the parts.
     """
@@ -264,7 +264,7 @@ def join_parts(
         source = parts + (index * num_queries * num_heads + head) * HEAD_WIDTH
         values = _load_rows(source, query, stride, valid, HEAD_WIDTH, BLOCK_WIDTH)
         new_maximum = tl.maximum(maximum, summand)
-        # -inf for parts after the sample's keys, and for samples without keys.
+        # -inf for parts past the sample's keys, and for samples without keys.
         shift = tl.where(new_maximum == float("-inf"), 0.0, new_maximum)
         rescale, weight = tl.exp2(maximum - shift), tl.exp2(summand - shift)
         total = total * rescale + weight

@@ -1,9 +1,9 @@
 """Launches of the cross attention kernels, planned from shapes and the table of tile sizes.
 
-Image-to-text attention has many queries and few keys, text-to-image attention few queries and many
-keys.
+Image-to-text attention has many queries and few keys; text-to-image attention has few queries and
+many keys.
 
-Letters: B batch, n queries, m keys, h heads, d head dim, S parts of a split loop.
+Notation: B batch size, n queries, m keys, h heads, d head dim, S parts of a split loop.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from .key_mask import ALL_KEYS, NO_DROPOUT, Dropout, KeyMask
 from .triton_backward import add_parts, walk_keys, walk_queries
 from .triton_forward import attend, join_parts
 
-#: Loops are split until there are this many programs, about two per multiprocessor of an H100. A
-#: constant, so that sums have the same order on every GPU.
+#: Loops are split until there are this many programs, about two per multiprocessor of an H100.
+#: Constant, so that sums have the same order on every GPU.
 PROGRAMS = 256
 #: Minimum tiles per part of a split loop; splitting costs a second kernel.
 TILES_PER_PART = 2
@@ -36,7 +36,7 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def refusal(q: Tensor, k: Tensor) -> str | None:
-    """Return why queries [B, n, h, d] and keys [B, m, h, d] are not supported; None if they are."""
+    """Return why queries [B, n, h, d] and keys [B, m, h, d] are not supported, or None."""
     if q.dtype not in DTYPES or (q.dtype == torch.float64 and q.device.type == "cuda"):
         return f"dtype {q.dtype}; expected float16, bfloat16 or float32"
     if not 0 < q.shape[3] <= MAX_HEAD_WIDTH:
@@ -48,7 +48,7 @@ def refusal(q: Tensor, k: Tensor) -> str | None:
         strided = zip(tensor.shape[1:], tensor.stride()[1:], strict=True)
         span = 1 + sum(max(0, size - 1) * stride for size, stride in strided)
         if max(span, math.prod(tensor.shape[1:])) > 2**31:
-            return f"{name} {tuple(tensor.shape)} with samples of more than 2^31 elements"
+            return f"{name} {tuple(tensor.shape)} exceed 2^31 elements per sample"
     return None
 
 
@@ -76,20 +76,20 @@ def backward(
 def plan_forward(
     q: Tensor, k: Tensor, v: Tensor, keys: KeyMask = ALL_KEYS, dropout: Dropout = NO_DROPOUT
 ) -> tuple[list[Launch], tuple[Tensor, Tensor]]:
-    """Plan the launches of softmax(q @ k.T * d ** -0.5) @ v of every head, and allocate outputs.
+    """Plan the launches of softmax(q @ k.T * d ** -0.5) @ v for every head, and allocate outputs.
 
     Args:
         q: [B, n, h, d].
         k: [B, m, h, d].
         v: [B, m, h, d].
-        keys: lengths and sizes are clamped to m and the map. A mask is slower than both.
+        keys: lengths are clamped to m, and sizes to the map. A mask is slower than either.
         dropout: the dropped weights depend on the seed and the indices of sample, head, query and
-            the sample's own key, not on padding or tiles.
+            valid key, not on padding or tile sizes.
 
     Returns:
-        The launches; and the output [B, n, h, d] in q's dtype with the base-2 logsumexp of the
-        scores, [B, h, n] float32 (float64 for float64). For samples without keys, they are 0 and
-        -inf.
+        The launches, and a pair: the output [B, n, h, d] in q's dtype, and the base-2 logsumexp of
+        the scores, [B, h, n] float32 (float64 for float64 inputs). For samples without keys, these
+        are 0 and -inf.
 
     Raises:
         ValueError: if dropout.p is not in [0, 1).
@@ -185,7 +185,7 @@ def plan_backward(
 def _plan_walk(
     kernel: Any, arguments: dict[str, Any], sizes: dict[str, int], delta: Tensor | None
 ) -> list[Launch]:
-    """Plan `walk_keys` or `walk_queries`; if `delta` is None, it writes all gradients."""
+    """Plan `walk_keys` or `walk_queries`, which writes all gradients if `delta` is None."""
     grads = {"queries": ["grad_queries"], "keys": ["grad_keys", "grad_values"]}
     tiled, walked = ("queries", "keys") if kernel is walk_keys else ("keys", "queries")
     lengths = {"queries": arguments["num_queries"], "keys": arguments["num_keys"]}
@@ -215,7 +215,7 @@ def _parts(total: Tensor, parts: int) -> tuple[Tensor, Launch]:
 
 
 def _split(length: int, block: int, programs: int) -> tuple[int, int]:
-    """Split a loop if there are few programs: number of parts, and elements per part."""
+    """Split a loop if there are few programs; return the number of parts and their length."""
     tiles = max(1, _tiles_of(length, block))
     wanted = min(_tiles_of(PROGRAMS, max(1, programs)), tiles // TILES_PER_PART)
     tiles_of_part = _tiles_of(tiles, max(1, wanted))
@@ -234,7 +234,7 @@ def _tiles(kernel: str, q: Tensor, k: Tensor) -> dict[str, int]:
     area = sizes["block_queries"] * sizes["block_keys"]
     for name, length in (("block_queries", q.shape[1]), ("block_keys", k.shape[1])):
         block = min(sizes[name], _power_of_two(length))
-        # Padding adds at most a third to the length in multiples of 16.
+        # Let padding add at most a third to the length, itself a multiple of 16.
         while 3 * _tiles_of(length, block) * block > 4 * _tiles_of(length, 16) * 16:
             block //= 2
         sizes[name] = block
@@ -260,7 +260,7 @@ def _walk(
         "BLOCK_MASK": 16 if masked is None else _power_of_two(masked.shape[1]),
         "SPLIT": split,
     }
-    # A single tile has no next one to prefetch.
+    # With a single tile, there is nothing to prefetch.
     stages = sizes["num_stages"] if several else 1
     return Launch(kernel, grid, arguments, constants, sizes["num_warps"], stages)
 
@@ -274,7 +274,7 @@ def _constants(q: Tensor) -> dict[str, Any]:
 
 
 def _inputs(q: Tensor, k: Tensor, v: Tensor, keys: KeyMask) -> dict[str, Any]:
-    """Collect the arguments that all kernels share."""
+    """Collect the arguments shared by all kernels."""
     height, width = (0, 0) if keys.sizes is None or keys.map_size is None else keys.map_size
     return {
         "queries": q,
@@ -295,7 +295,7 @@ def _inputs(q: Tensor, k: Tensor, v: Tensor, keys: KeyMask) -> dict[str, Any]:
 
 
 def _dropout(dropout: Dropout) -> dict[str, Any]:
-    """Collect the arguments of dropout: the seed, and the int32 below which a weight is dropped."""
+    """Collect the dropout arguments: the seed, and the int32 below which a weight is dropped."""
     if not 0 <= dropout.p < 1:
         raise ValueError(f"dropout_p: expected 0 <= dropout_p < 1, got {dropout.p}")
     if dropout.p == 0:
@@ -329,5 +329,5 @@ def _tiles_of(length: int, block: int) -> int:
 
 
 def _power_of_two(length: int) -> int:
-    """Round up to a power of two, at least 16: the smallest tile of matrix units."""
+    """Round up to a power of two, at least 16 (the smallest tile of matrix units)."""
     return max(16, triton.next_power_of_2(length))

@@ -1,4 +1,4 @@
-"""Gated residual by its definition, the reference of the tests."""
+"""Gated residual from its definition; reference implementation for tests."""
 
 from __future__ import annotations
 

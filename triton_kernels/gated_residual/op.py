@@ -13,7 +13,7 @@ def gated_residual(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, gate: Ten
 
     Args:
         x: [..., C] residual stream.
-        y: [..., D] input of the projection, with x's leading dimensions.
+        y: [..., D] input of the projection, with the leading dimensions of x.
         weight: [C, D].
         bias: [C].
         gate: [1] learned scalar.
@@ -22,7 +22,7 @@ def gated_residual(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, gate: Ten
         [..., C].
 
     Raises:
-        ValueError: if shapes or devices do not match, with the shapes.
+        ValueError: if shapes or devices do not match; the message lists the shapes.
     """
     named = {"x": x, "y": y, "weight": weight, "bias": bias, "gate": gate}
     require(

@@ -7,5 +7,5 @@ from torch import Tensor
 
 
 def gated_residual(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, gate: Tensor) -> Tensor:
-    """Apply the gate to the weight, which is smaller than the projection."""
+    """Apply the gate to the weight, which has fewer elements than the projected tensor."""
     return x + F.linear(y, gate * weight, gate * bias)

@@ -1,1 +1,1 @@
-"""Shared by all operations: dispatch, launches, tile sizes and their tuning, scratch memory."""
+"""Code shared by all operations: dispatch, launches, tile sizes and tuning, scratch memory."""

@@ -1,4 +1,4 @@
-"""Argument checks that all operations share."""
+"""Argument checks shared by all operations."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def require(condition: bool, expected: str, named: dict[str, Tensor]) -> None:
-    """Raise a `ValueError` with the shape and dtype of every tensor, unless `condition` holds."""
+    """Raise a `ValueError` that lists shapes and dtypes, unless `condition` holds."""
     if not condition:
         shapes = ", ".join(f"{name} {tuple(t.shape)} {t.dtype}" for name, t in named.items())
         raise ValueError(f"expected {expected}; got {shapes}")
@@ -17,4 +17,4 @@ def require_one_device(named: dict[str, Tensor]) -> None:
     devices = {tensor.device for tensor in named.values()}
     if len(devices) > 1:
         found = " and ".join(sorted(map(str, devices)))
-        require(False, f"all tensors on one device, not on {found}", named)
+        require(False, f"expected all tensors on the same device, got {found}", named)

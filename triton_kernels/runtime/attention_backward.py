@@ -29,9 +29,9 @@ def attention_backward(
         key: [b, m, d].
         value: [b, m, d].
         weights: [b, n, m] softmax of the scores, float32 or wider.
-        kept: [b, n, m] dropout factors of the weights; None for 1.
-        scratch: allocator of intermediate tensors and of the result.
-        out: three tensors.
+        kept: [b, n, m] dropout factors of the weights; None without dropout.
+        scratch: allocator for intermediate tensors and the result.
+        out: tensors for the gradients of query, key and value.
 
     Returns:
         The gradient of the scores [b, n, m], in scratch memory.
@@ -43,7 +43,7 @@ def attention_backward(
     grad_weights = scratch.cast(grad_weights, weights.dtype)
     if kept is not None:
         grad_weights *= kept
-    # One pass over memory: weights * (grad_weights - sum(weights * grad_weights)).
+    # In one pass over memory: weights * (grad_weights - sum(weights * grad_weights)).
     grad_scores = torch.ops.aten._softmax_backward_data(
         grad_weights, weights, -1, weights.dtype, grad_input=grad_weights
     )

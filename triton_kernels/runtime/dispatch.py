@@ -1,4 +1,4 @@
-"""Selection of the backend of an operation."""
+"""Backend selection."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from torch import Tensor
 
 Backend = Literal["triton", "native", "reference"]
 
-#: Oldest NVIDIA compute capability that the kernels are compiled for in tests.
+#: Oldest NVIDIA compute capability for which the tests compile the kernels.
 OLDEST_CAPABILITY = (8, 0)
 
 _PACKAGE = __name__.removesuffix(".runtime.dispatch")
-#: Module of a backend in the folder of an operation.
+#: Module of each backend in the folder of an operation.
 _MODULES = {"triton": "triton_launch", "native": "native", "reference": "torch_path"}
 
 #: Set by `use_backend` (None: the default rule) and `use_atomics`.
@@ -36,14 +36,14 @@ def _set(name: str, value: Any) -> ExitStack:
 
 
 def use_backend(name: Backend | None) -> ExitStack:
-    """Set the backend, for the process or inside a `with` block.
+    """Set the backend for the whole process, or inside a `with` block.
 
     Args:
         name: "reference" for plain PyTorch, "native" for Rust on CPUs, "triton" for the Triton
-            kernels, None for the default rule; see `active_backend`.
+            kernels, or None for the default rule; see `active_backend`.
 
     Returns:
-        A context manager that restores the previous backend; it may be ignored.
+        A context manager that restores the previous backend on exit; may be ignored.
 
     Raises:
         ValueError: if the name is unknown.
@@ -63,24 +63,24 @@ def use_backend(name: Backend | None) -> ExitStack:
 def use_atomics(enabled: bool) -> ExitStack:
     """Allow the Triton kernels to accumulate bias gradients with atomics. Off by default.
 
-    Atomics need less memory, but the summation order, and so the last bits, change from run to run.
+    Atomics need less memory, but the summation order, and hence the last bits, vary between runs.
 
     Args:
-        enabled: setting for the process, or inside a `with` block.
+        enabled: True to allow atomics, for the whole process or inside a `with` block.
 
     Returns:
-        A context manager that restores the previous setting; it may be ignored.
+        A context manager that restores the previous setting on exit; may be ignored.
     """
     return _set("atomics", enabled)
 
 
 def atomics() -> bool:
-    """Return the setting of `use_atomics`."""
+    """Return the current setting of `use_atomics`."""
     return _settings["atomics"]
 
 
 def active_backend(tensor: Tensor) -> tuple[Backend, str]:
-    """Return the backend of an operation on `tensor`, and the reason.
+    """Return the backend that runs operations on `tensor`, and the reason.
 
     Args:
         tensor: any input of the operation; only its device and dtype matter.
@@ -89,12 +89,12 @@ def active_backend(tensor: Tensor) -> tuple[Backend, str]:
     if requested is not None:
         return requested, f"use_backend({requested!r}) was called"
     if tensor.device.type == "cpu":
-        # The extension's scalar loops, for other processors, are slower than torch.
+        # On other processors the extension runs scalar loops, which are slower than torch.
         if torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
             return "reference", "the processor has neither AVX2 nor AVX-512"
         if tensor.dtype == torch.float32:
             return "native", "the tensor is float32 on the CPU"
-        return "reference", f"the tensor is {tensor.dtype} on the CPU; native code takes float32"
+        return "reference", f"the tensor is {tensor.dtype} on the CPU; native code requires float32"
     if tensor.device.type != "cuda":
         return "reference", f"the tensor is on {tensor.device.type}; Triton kernels need CUDA"
     if not _has_triton():
@@ -107,14 +107,14 @@ def active_backend(tensor: Tensor) -> tuple[Backend, str]:
 
 
 def kernel_module(operation: str, tensor: Tensor, *shape: Any) -> ModuleType:
-    """Return the module whose `forward` or `backward` runs a call.
+    """Return the module whose `forward` and `backward` run a call.
 
-    Warns once, with the reason, if Triton or the backend set by `use_backend` does not support it.
+    Warns once, with the reason, if Triton or the backend set by `use_backend` cannot run it.
 
     Args:
-        operation: folder of the operation in `fiber.kernels`.
+        operation: folder name of the operation in `fiber.kernels`.
         tensor: first argument of the modules' `refusal`.
-        shape: other arguments of `refusal`.
+        shape: remaining arguments of `refusal`.
     """
     backend, _ = active_backend(tensor)
     module = _module(operation, backend)

@@ -1,7 +1,7 @@
-"""Description of a kernel launch, to run it or only to compile it.
+"""Descriptions of kernel launches, which can be run, or compiled without being run.
 
-`plan_*` functions return `Launch`es. They run on a GPU or in Triton's interpreter; tests without a
-GPU compile them for every architecture.
+`plan_*` functions return `Launch` objects, which run on a GPU or in Triton's interpreter; tests
+without a GPU compile them for every architecture.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Launch:
-    """Launch of a Triton kernel."""
+    """A Triton kernel launch."""
 
     #: Function decorated with `triton.jit`.
     kernel: Any
-    #: Programs along each of up to three axes.
+    #: Number of programs along each axis (up to three).
     grid: tuple[int, ...]
-    #: Tensors and numbers by parameter name; None for an absent tensor.
+    #: Tensors and numbers by parameter name; None for an omitted tensor.
     arguments: Mapping[str, Tensor | int | float | None]
     #: Compile-time constants by parameter name.
     constants: Mapping[str, Any]
@@ -33,11 +33,11 @@ class Launch:
     num_stages: int
 
     def run(self) -> None:
-        """Launch on the current stream of the tensors' device; do nothing if the grid is empty."""
+        """Launch on the current stream of the tensors' device; no-op if the grid is empty."""
         if 0 in self.grid:
             return
         device = next(each.device for each in self.arguments.values() if isinstance(each, Tensor))
-        # Triton launches on the current device, which may be another one.
+        # Triton launches on the current device, which may be a different one.
         with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
             self.kernel[self.grid](
                 **self.arguments,

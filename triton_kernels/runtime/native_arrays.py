@@ -1,4 +1,4 @@
-"""Tensors as arguments of the attention in Rust."""
+"""Conversion of tensors to arguments of the Rust attention."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-#: Head widths must be a multiple of this: the float32 lanes of the widest register.
+#: Head dims must be a multiple of this, the float32 lanes of the widest SIMD register.
 WIDTH_MULTIPLE = 16
 
 
 def refusal(tensor: Tensor, head_width: int) -> str | None:
-    """Return why a tensor is not supported; None if it is."""
+    """Return why a tensor is not supported, or None if it is."""
     if tensor.device.type != "cpu":
         return f"the tensor is on {tensor.device.type}, not on the CPU"
     if tensor.dtype != torch.float32:

@@ -1,8 +1,8 @@
 """Registration of operations and their gradients with `torch.library`.
 
-`torch.compile` and `torch.export` treat each operation as one call, in which
-`dispatch.kernel_module` selects the backend. A backward pass is an operation of its own, so that it
-is compiled too. Operations take tensors and numbers only; names under `torch.ops.fiber` are
+`torch.compile` and `torch.export` treat each operation as a single call, inside which
+`dispatch.kernel_module` selects the backend. Backward passes are separate operations, so that they
+are compiled as well. Operations take only tensors and numbers; names under `torch.ops.fiber` are
 private.
 """
 
@@ -17,15 +17,15 @@ from torch._ops import OpOverload
 from torch.autograd import Function
 from torch.nn import Parameter
 
-# `torch.library.custom_op` wraps every call in several layers of Python, which take as long as the
-# attention of a small map on a CPU.
+# `torch.library.custom_op` wraps every call in several layers of Python, which take as long as
+# attention over a small map on a CPU.
 LIBRARY = torch.library.Library("fiber", "FRAGMENT")
 #: Implementation of each operation.
 _BODIES: dict[OpOverload, Callable[..., Any]] = {}
 
 
 def operation(schema: str) -> Callable[[Callable[..., Any]], OpOverload]:
-    """Register a function for all devices, without gradients."""
+    """Register a function as an operation for all devices, without gradients."""
 
     def register(function: Callable[..., Any]) -> OpOverload:
         name = function.__name__
@@ -42,7 +42,7 @@ def below_autograd(operation: OpOverload, arguments: tuple[Any, ...]) -> Any:
     """Run an operation below autograd.
 
     Calls the implementation directly unless a dispatch mode or tensor subclass (fake tensors,
-    tracing) is active: torch's dispatcher takes as long as a small attention.
+    tracing) is active: torch's dispatcher takes as long as attention on small inputs.
     """
     dispatched = torch._C._len_torch_dispatch_stack() > 0 or any(
         isinstance(each, Tensor) and type(each) not in (Tensor, Parameter) for each in arguments
@@ -54,7 +54,7 @@ def below_autograd(operation: OpOverload, arguments: tuple[Any, ...]) -> Any:
 
 
 def differentiate(operation: OpOverload, function: type[Function]) -> None:
-    """Register the gradients of an operation."""
+    """Register the autograd function of an operation."""
 
     def run(*arguments: Any) -> Any:
         if torch.is_grad_enabled() and any(

@@ -1,7 +1,7 @@
-"""Scratch memory of the PyTorch backend on CPUs, reused between calls.
+"""Scratch memory for the PyTorch backend on CPUs, reused between calls.
 
-Page faults of newly allocated memory of this size take as long as the matrix products that are
-written to it. Each thread has its own block.
+Page faults in newly allocated memory of this size take as long as the matrix products written to
+it. Each thread has its own block.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-#: Maximum bytes of a thread's block; further tensors are allocated in every call.
+#: Maximum size of a thread's block in bytes; tensors that do not fit are allocated as usual.
 KEPT_BYTES = 32_000_000
-#: Alignment of tensors in bytes: a cache line.
+#: Tensor alignment in bytes: one cache line.
 ALIGNMENT = 64
 
 _of_thread = threading.local()
 
 
 class Scratch:
-    """Bump allocator of uninitialized tensors in this thread's block.
+    """Bump allocator for uninitialized tensors in this thread's block.
 
-    A new `Scratch` starts at the beginning of the block and invalidates tensors of earlier ones.
+    A new `Scratch` starts at the beginning of the block and invalidates tensors from earlier ones.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -44,14 +44,14 @@ class Scratch:
         return _block(last)[first:last].view(dtype).view(shape)
 
     def cast(self, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-        """Convert a tensor to a dtype; return it unchanged if it has that dtype."""
+        """Convert a tensor to a dtype; return it unchanged if it already has that dtype."""
         if tensor.dtype == dtype:
             return tensor
         return self.empty(*tensor.shape, dtype=dtype).copy_(tensor)
 
     @contextmanager
     def borrow(self) -> Iterator[None]:
-        """Free the tensors allocated inside a `with` block at its end."""
+        """On exit of a `with` block, free the tensors allocated in it."""
         used = self._used
         yield
         self._used = used
@@ -59,7 +59,7 @@ class Scratch:
 
 @torch.inference_mode(False)
 def _block(size: int) -> Tensor:
-    """Return this thread's block, at least `size` bytes."""
+    """Return this thread's block, of at least `size` bytes."""
     block: Tensor | None = getattr(_of_thread, "block", None)
     if block is None or len(block) < size:
         # Tensors in use keep the previous block alive.

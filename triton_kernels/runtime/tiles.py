@@ -1,4 +1,4 @@
-"""Tables of tile sizes: the package's table, and the user's table that `fiber tune` writes."""
+"""Tile size tables: the package's own, and the user's, which `fiber tune` writes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Line = dict[str, Any]
 
 PACKAGED = Path(__file__).with_name("tiles.json")
 
-#: Keys of a line and their types; the package's table requires only kernel and tile.
+#: Keys of a table line and their types; the package's table requires only kernel and tile.
 KEYS = {
     "kernel": str,
     "architecture": str,
@@ -27,31 +27,31 @@ KEYS = {
     "dtype": str,
     "tile": dict,
 }
-#: Keys that restrict a line to some calls; earlier keys are more specific.
+#: Keys that restrict a line to certain calls; earlier keys are more specific.
 RANKED = ("architecture", "triton", "window", "head_width", "dtype")
 
-#: Set by `trying`.
+#: Sizes set by `trying`.
 _tried: Mapping[str, Mapping[str, int]] | None = None
 
 
 def tile(
     kernel: str, *, window: int | None, head_width: int, dtype: torch.dtype, device: torch.device
 ) -> dict[str, int]:
-    """Look up the tile sizes of a kernel, `num_warps` and `num_stages` included.
+    """Look up the tile sizes of a kernel, including `num_warps` and `num_stages`.
 
-    On a GPU, a matching line of the user's table takes precedence over the package's table. Within
-    a table the most specific line wins; see `best`. Tables are read once per process.
+    On a GPU, a matching line in the user's table takes precedence over the package's table. Within
+    a table, the most specific line wins; see `best`. Tables are read once per process.
 
     Args:
         kernel: name of the kernel in the table.
-        window: window side in tokens; None for a kernel without windows.
-        head_width: d.
+        window: window side length in tokens; None for kernels without windows.
+        head_width: head dim.
         dtype: dtype of the queries.
         device: device of the tensors.
 
     Raises:
-        LookupError: if no line matches; tests rule this out for the package's kernels.
-        ValueError: if the user's table is invalid, with file and line.
+        LookupError: if no line matches (tests ensure that every kernel of the package has one).
+        ValueError: if the user's table is invalid; the message names file and line.
     """
     if _tried is not None and kernel in _tried:
         return dict(_tried[kernel])
@@ -83,26 +83,26 @@ def _lookup(
 
 
 def describe_tables(device: torch.device) -> str:
-    """Describe which table of tile sizes a device uses.
+    """Describe which tile size tables a device uses.
 
     Raises:
-        ValueError: if the user's table is invalid, with file and line.
+        ValueError: if the user's table is invalid; the message names file and line.
     """
     table = users_table()
     if not table.is_file():
-        return "the package's table; `fiber tune` writes one for a GPU"
+        return "the package's table; `fiber tune` creates one for your GPU"
     lines, chip = users_lines(table), architecture(device)
     own = [
         line for line in lines if (line["architecture"], line["triton"]) == (chip, triton_minor())
     ]
     if device.type != "cuda" or not own:
-        return f"the package's table; none of the {len(lines)} lines in {table} is for this machine"
-    return f"{len(own)} lines in {table}, the package's table for other calls"
+        return f"the package's table; none of the {len(lines)} lines in {table} apply here"
+    return f"{len(own)} lines in {table}; the package's table for all other calls"
 
 
 @contextmanager
 def trying(sizes: Mapping[str, Mapping[str, int]]) -> Iterator[None]:
-    """Use these sizes, else those of the package's table, inside a `with` block."""
+    """Inside a `with` block, override the tile sizes of the given kernels."""
     global _tried
     before, _tried = _tried, sizes
     try:
@@ -112,7 +112,7 @@ def trying(sizes: Mapping[str, Mapping[str, int]]) -> Iterator[None]:
 
 
 def architecture(device: torch.device) -> str:
-    """Return the compiler's name of a GPU, such as "sm_90" or "gfx942"; "none" if not a GPU."""
+    """Return the compiler's name for a GPU, such as "sm_90" or "gfx942"; "none" for a CPU."""
     if device.type != "cuda":
         return "none"
     properties = torch.cuda.get_device_properties(device)
@@ -123,7 +123,7 @@ def architecture(device: torch.device) -> str:
 
 @cache
 def triton_minor() -> str:
-    """Return Triton's major and minor version, such as "3.9"; "none" if not installed."""
+    """Return the major and minor version of Triton, such as "3.9"; "none" if not installed."""
     try:
         return ".".join(version("triton").split(".")[:2])
     except PackageNotFoundError:
@@ -131,7 +131,7 @@ def triton_minor() -> str:
 
 
 def users_table() -> Path:
-    """Return the user's table, fiber/tiles.json in XDG_CACHE_HOME or ~/.cache."""
+    """Return the path of the user's table, fiber/tiles.json in XDG_CACHE_HOME or ~/.cache."""
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(root) / "fiber" / "tiles.json"
 
@@ -144,14 +144,14 @@ def packaged_lines() -> list[Line]:
 
 @cache
 def users_lines(path: Path) -> list[Line]:
-    """Read a user's table; empty if there is none."""
+    """Read a user's table; return an empty list if the file does not exist."""
     return read(path) if path.is_file() else []
 
 
 def best(lines: Sequence[Line], kernel: str, wanted: Mapping[str, object]) -> Line | None:
-    """Return the most specific line for a kernel and the values of the `RANKED` keys, or None.
+    """Return the most specific line for a kernel and values of the `RANKED` keys, or None.
 
-    A line without a key matches every value of it.
+    A line that lacks a key matches every value of that key.
     """
     matching = (
         line
@@ -163,24 +163,24 @@ def best(lines: Sequence[Line], kernel: str, wanted: Mapping[str, object]) -> Li
 
 
 def read(path: Path) -> list[Line]:
-    """Read a user's table and check every line.
+    """Read and validate a user's table.
 
     Raises:
-        ValueError: with file and line number, if the file is not a JSON list of objects, or a line
-            has an unknown kernel, other sizes than that kernel, or no architecture or Triton.
+        ValueError: if the file is not a JSON list of objects, or a line has an unknown kernel, the
+            wrong sizes for its kernel, or no architecture or Triton version.
     """
 
     def error(number: int, reason: str) -> ValueError:
-        remedy = "remove the file, or run `fiber tune` again"
+        remedy = "delete the file, or rerun `fiber tune`"
         return ValueError(f"{path}, line {number}: {reason}; {remedy}")
 
     text = path.read_text(encoding="utf-8", errors="replace")
     try:
         if not isinstance(json.loads(text), list):
-            raise error(1, "expected a list of lines")
+            raise error(1, "expected a JSON list")
     except json.JSONDecodeError as invalid:
         raise error(invalid.lineno, invalid.msg) from None
-    # Decoded again, entry by entry, for the line numbers.
+    # Decoded again, entry by entry, to find line numbers.
     decoder, lines = json.JSONDecoder(), []
     position = text.index("[") + 1
     while True:
@@ -197,32 +197,32 @@ def read(path: Path) -> list[Line]:
 
 
 def _fault(line: Any) -> str | None:
-    """Return why a line is invalid, or None."""
+    """Return why a line is invalid, or None if it is valid."""
     if not isinstance(line, dict):
         return f"expected an object, got {line!r}"
     for key, value in line.items():
         if key not in KEYS:
-            return f"unknown key {key!r}; expected some of {', '.join(KEYS)}"
+            return f"unknown key {key!r}; expected one of {', '.join(KEYS)}"
         if type(value) is not KEYS[key]:
-            return f"{key} {value!r}; expected {KEYS[key].__name__}"
+            return f"{key}: expected {KEYS[key].__name__}, got {value!r}"
     for key in ("kernel", "architecture", "triton", "tile"):
         if key not in line:
-            return f"no {key}, which is required in a user's table"
+            return f"missing key {key!r}, which is required in a user's table"
     sizes = {each["kernel"]: set(each["tile"]) for each in packaged_lines()}
     if line["kernel"] not in sizes:
         return f"unknown kernel {line['kernel']!r}; expected one of {', '.join(sorted(sizes))}"
     wanted = sizes[line["kernel"]]
     if set(line["tile"]) != wanted:
-        return f"tile has {', '.join(line['tile'])}; expected {', '.join(sorted(wanted))}"
+        return f"tile: expected keys {', '.join(sorted(wanted))}, got {', '.join(line['tile'])}"
     for name, value in line["tile"].items():
         is_power = type(value) is int and value > 0 and value & (value - 1) == 0
         if not (is_power or (name == "num_stages" and value == 3)):
-            return f"{name} {value!r}; expected a power of two"
+            return f"{name}: expected a power of two, got {value!r}"
     return None
 
 
 def merged(old: Sequence[Line], new: Sequence[Line]) -> list[Line]:
-    """Replace old lines by new lines for the same calls."""
+    """Merge two tables; new lines replace old ones for the same calls."""
 
     def call(line: Line) -> tuple[Any, ...]:
         return (line["kernel"], *(line.get(key) for key in RANKED))

@@ -6,18 +6,18 @@ from collections.abc import Callable
 
 import torch
 
-#: Bytes written before every measurement to flush the L2 cache (at most 60 MB on training GPUs).
+#: Bytes written before each measurement to flush the L2 cache (at most 60 MB on training GPUs).
 FLUSHED_BYTES = 256 * 2**20
-#: Clock cycles that the GPU waits while work is queued: initial and maximum value.
+#: Initial and maximum number of clock cycles that the GPU waits while work is queued.
 FIRST_WAIT, LONGEST_WAIT = 1_000_000, 64_000_000
 
 
 class GpuTimer:
-    """Times calls on the current stream of a device.
+    """Times calls on a device's current stream.
 
-    The GPU waits until all work is queued, so that gaps between launches are not measured: they
-    depend on the machine, and a CUDA graph has none. Work that takes longer to queue than
-    `LONGEST_WAIT` is timed with its gaps.
+    The GPU waits until all work is queued, so gaps between launches are not measured: they depend
+    on the machine, and CUDA graphs have none. Work that takes longer than `LONGEST_WAIT` to queue
+    is timed with its gaps.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -26,7 +26,7 @@ class GpuTimer:
         self._cycles = FIRST_WAIT
 
     def __call__(self, run: Callable[[], object]) -> float:
-        """Call `run`, which queues work without waiting for it, and return milliseconds."""
+        """Time one call to `run`, which launches GPU work asynchronously; return milliseconds."""
         with torch.cuda.device(self._device):
             while True:
                 begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))

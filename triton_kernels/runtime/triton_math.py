@@ -1,4 +1,4 @@
-"""Arithmetic that the Triton kernels of all operations share."""
+"""Arithmetic shared by the Triton kernels of all operations."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import triton.language as tl
 
 
 def accumulator(dtype: torch.dtype) -> tl.dtype:
-    """Return the dtype of scores and sums: float64 for float64, else float32."""
+    """Return the dtype of scores and sums: float64 for float64 inputs, else float32."""
     return tl.float64 if dtype == torch.float64 else tl.float32
 
 

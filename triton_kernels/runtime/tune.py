@@ -1,8 +1,8 @@
 """Tile size search on a GPU, for `fiber tune`.
 
-For each kernel, a few candidates are timed on calls of the model, the package's sizes first; the
-other kernels of a call use the best sizes so far. A candidate is rejected if its results differ
-from those of the package's sizes by more than rounding.
+For each kernel, the package's sizes and a few candidates are timed on calls that the model makes;
+the other kernels of a call use the best sizes so far. A candidate is rejected if its results differ
+from those with the package's sizes by more than rounding error.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from .launch import Launch, run_plan
 from .tiles import Line, best, packaged_lines
 
 Sizes = dict[str, int]
-#: Launches of several calls in order, and the results of all of them.
+#: Launches of one or more calls, in order, and all their results.
 Plan = tuple[list[Launch], list[Tensor]]
 
-#: Maximum time of a candidate relative to the package's sizes: smaller gains are noise, and other
-#: sizes may change the last bits of results.
+#: Maximum time of a candidate relative to the package's sizes: smaller gains are noise, and
+#: different sizes may change the last bits of the results.
 GAIN = 0.97
 REPETITIONS = 15
-#: Tolerance relative to the largest element, by dtype of the inputs: other tiles sum in another
+#: Tolerance relative to the largest element, by input dtype: tile sizes change the summation
 #: order, and large terms cancel.
 ALIKE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 6e-2}
 
@@ -54,7 +54,7 @@ _WHOLE = _candidates(
     "rows piece num_warps",
     (16, 64, 1), (16, 64, 2), (16, 64, 4), (16, 128, 1), (16, 128, 2), (16, 128, 4), (16, 128, 8),
 )  # fmt: skip
-#: Candidates by kernel; other sizes are those of the package.
+#: Candidates by kernel; all other sizes are the package's.
 CANDIDATES: dict[str, list[Sizes]] = {
     "window_forward": _WHOLE,
     "window_backward": _WHOLE,
@@ -73,16 +73,16 @@ CANDIDATES: dict[str, list[Sizes]] = {
     "cross_attention.walk_keys": _CROSS,
     "cross_attention.walk_queries": _CROSS,
 }
-#: Values of num_stages that are tried with the best candidate.
+#: Values of num_stages to try with the best candidate.
 STAGES = (1, 2, 3)
-#: Prefixes of kernels whose lines have no window, and no head dim.
+#: Name prefixes of kernels whose lines have no window, or no head dim.
 _WITHOUT_WINDOW = ("sum_parts", "cross_attention")
 _WITHOUT_WIDTH = ("expand_bias", "gather_bias", "sum_parts")
 
 
 @dataclass(frozen=True)
 class Case:
-    """Calls that are timed together, and the kernels that are tuned with them."""
+    """Calls that are timed together, and the kernels to tune with them."""
 
     name: str
     kernels: tuple[str, ...]
@@ -92,13 +92,13 @@ class Case:
     dtype: torch.dtype
 
 
-#: Returns the milliseconds of a case's plan with the current sizes. Raises a `ValueError` with the
-#: reason if it does not run or its results differ.
+#: Returns the milliseconds that a case's plan takes with the current sizes. Raises a `ValueError`
+#: with the reason if the plan fails to run or its results differ.
 Measure = Callable[[Case], float]
 
 
 class GpuMeasure:
-    """Runs plans on a GPU and compares their results with the first plan of the same case."""
+    """Times plans on a GPU and compares their results with those of the case's first plan."""
 
     def __init__(
         self,
@@ -113,13 +113,13 @@ class GpuMeasure:
         try:
             plan = case.plan()
             run = partial(run_plan, plan)
-            # Later runs accumulate into the same results, so copy them.
+            # Later runs accumulate into the same tensors, so copy the results.
             results = [result.clone() for result in run()]
             self._wait()
         # Too much shared memory, too many registers, an unsupported layout: Triton has no common
-        # class for these errors.
+        # base class for these errors.
         except Exception as error:
-            raise ValueError(f"does not run: {' '.join(str(error).split())[:120]}") from error
+            raise ValueError(f"failed to run: {' '.join(str(error).split())[:120]}") from error
         expected = self._expected.setdefault(case.name, results)
         for number, (got, wanted) in enumerate(zip(results, expected, strict=True)):
             off = difference(got, wanted)
@@ -129,7 +129,7 @@ class GpuMeasure:
 
 
 def difference(got: Tensor, wanted: Tensor) -> float:
-    """Return the largest difference relative to the largest wanted element."""
+    """Return the largest difference relative to the largest expected element."""
     largest = wanted.double().abs().max().clamp(min=1e-30)
     return ((got.double() - wanted.double()).abs().max() / largest).item()
 
@@ -142,20 +142,20 @@ def tune(
     chip: str,
     triton: str,
 ) -> list[Line]:
-    """Search the fastest sizes of every kernel of every case; see `all_cases`.
+    """Search for the fastest sizes of every kernel in every case; see `all_cases`.
 
     Args:
-        cases: calls of the kernels.
+        cases: calls to time.
         measure: times a case.
-        report: called with each line of progress.
-        chip: architecture of the lines; see `tiles.architecture`.
+        report: called with each progress line.
+        chip: architecture to store in the lines; see `tiles.architecture`.
         triton: major and minor version of Triton.
 
     Returns:
-        A line of the table for each kernel, window, head dim and dtype.
+        One table line for each kernel, window, head dim and dtype.
 
     Raises:
-        ValueError: if the package's sizes do not run, with the case.
+        ValueError: if the package's sizes fail to run; the message names the case.
     """
     found: dict[tuple[Any, ...], Sizes] = {}
     lines: list[Line] = []
@@ -174,7 +174,7 @@ def tune(
 
 
 def _line(case: Case, kernel: str, chip: str, triton: str) -> Line:
-    """Make a line of the table without its sizes."""
+    """Create a table line without its sizes."""
     line: Line = {"kernel": kernel, "architecture": chip, "triton": triton}
     if not kernel.startswith(_WITHOUT_WINDOW):
         line["window"] = case.window
@@ -191,7 +191,7 @@ def _fastest(
     measure: Measure,
     report: Callable[[str], None],
 ) -> Sizes:
-    """Time the package's sizes and the candidates of a kernel; return the sizes to use."""
+    """Time the package's sizes and a kernel's candidates; return the sizes to use."""
 
     def timed(sizes: Sizes) -> float:
         with tiles.trying({**held, kernel: sizes}):
@@ -229,7 +229,7 @@ def _fastest(
 def all_cases(
     device: torch.device, windows: Sequence[int], dtypes: Sequence[torch.dtype]
 ) -> Iterator[Case]:
-    """Iterate over the training calls of the base model: windows and both cross attentions."""
+    """Yield training calls of the base model: window attention and both cross attentions."""
     for dtype in dtypes:
         for window in windows:
             yield from window_cases(device, window, dtype)
@@ -244,7 +244,7 @@ def window_cases(
     windows_across: int = 4,
     heads: int = 8,
 ) -> Iterator[Case]:
-    """Iterate over forward and backward of shifted windows of head dim 32, without padding."""
+    """Yield forward and backward cases for unpadded shifted-window attention with head dim 32."""
     from ..window_attention import triton_launch
     from ..window_attention.window_spec import WindowSpec
 
@@ -268,14 +268,14 @@ def window_cases(
     differentiates = triton_launch.differentiates_whole_rows(qkv, window, is_sized=False)
     tiled = ("window_tiled_queries", "window_tiled_keys", "window_tiled_bias")
     kernels = ("expand_bias", "window_forward" if reads else "window_tiled_forward")
-    name = f"windows of {window}, {str(dtype).removeprefix('torch.')}"
+    name = f"window size {window}, {str(dtype).removeprefix('torch.')}"
     yield Case(f"{name}, forward", kernels, forward, window, 32, dtype)
     kernels = ("window_backward",) if differentiates else tiled
     kernels = (*kernels, "gather_bias", "sum_parts")
     yield Case(f"{name}, backward", kernels, backward, window, 32, dtype)
 
 
-#: (batch, queries, keys) of two calls that are timed together: 384 x 384 and 800 x 1344 pixels.
+#: (batch, queries, keys) of two calls that are timed together: images of 384 x 384 and 800 x 1344.
 _TO_TEXT = ((8, 576, 40), (1, 4200, 256))
 _TO_IMAGE = ((8, 40, 576), (1, 256, 4200))
 
@@ -286,7 +286,7 @@ def cross_cases(
     to_text: Sequence[tuple[int, int, int]] = _TO_TEXT,
     to_image: Sequence[tuple[int, int, int]] = _TO_IMAGE,
 ) -> Iterator[Case]:
-    """Iterate over forward and backward of both directions; head dim 32 to text, 64 to image."""
+    """Yield forward and backward cases in both directions; head dim 32 to text, 64 to image."""
     from ..cross_attention import triton_launch
 
     for direction, calls, heads, width in (
@@ -327,7 +327,7 @@ def _joined(plans: Iterable[tuple[list[Launch], tuple[Tensor, ...]]]) -> Plan:
 
 
 def _saved(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Run the forward pass and return its outputs; on the meta device, only their shapes."""
+    """Run the forward pass and return its outputs; on the meta device, only allocate them."""
     from ..cross_attention import triton_launch
 
     with tiles.trying({}):
@@ -343,12 +343,12 @@ def _random(*shape: int, device: torch.device, dtype: torch.dtype) -> Tensor:
 
 
 def refusal() -> str | None:
-    """Return why tile sizes cannot be tuned here; None if they can."""
+    """Return why tile sizes cannot be tuned on this machine, or None if they can."""
     from .dispatch import active_backend
 
     if not torch.cuda.is_available():
         return "tile sizes are tuned on a CUDA GPU, but torch found none"
     with suppress(RuntimeError):
         backend, reason = active_backend(torch.zeros(1, device="cuda"))
-        return None if backend == "triton" else f"the Triton kernels do not run here: {reason}"
+        return None if backend == "triton" else f"the Triton kernels cannot run here: {reason}"
     return "torch found a GPU but cannot use it"

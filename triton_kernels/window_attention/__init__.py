@@ -1,4 +1,4 @@
-"""Attention inside (shifted) windows of a map, as in Swin."""
+"""Attention within (shifted) windows of a feature map, as in Swin."""
 
 from .op import window_attention
 

@@ -1,7 +1,7 @@
-"""Window attention as loops that pad, roll, partition and mask, the reference of the tests.
+"""Window attention as loops that pad, roll, partition and mask; a reference for tests.
 
-Written from the definition, independently of `torch_path.py`, and differentiable. For small float64
-inputs.
+Written from the definition, independently of `torch_path.py`, and differentiable. Intended for
+small float64 inputs.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def window_attention(
     shift: int,
     valid_sizes: Tensor | None = None,
 ) -> Tensor:
-    """Attend as `op.window_attention` does, token by token."""
+    """Compute `op.window_attention` token by token."""
     batch, height, width = qkv.shape[:3]
     samples = []
     for sample in range(batch):
@@ -28,7 +28,7 @@ def window_attention(
         )
         out = torch.zeros_like(qkv[sample, :, :, 0])
         if own_height and own_width:
-            # Padded to whole windows of its own, not to the size of the batch.
+            # Padded to whole windows on its own, not to the map size of the batch.
             own = _one_map(
                 qkv[sample, :own_height, :own_width], bias_table, qkv_bias, window_size, shift
             )
@@ -43,7 +43,7 @@ def window_attention(
 def _one_map(
     qkv: Tensor, bias_table: Tensor, qkv_bias: Tensor, window_size: int, shift: int
 ) -> Tensor:
-    """Attend in the windows of one map: (H, W, 3, h, d) -> (H, W, h, d)."""
+    """Attend within the windows of one map: (H, W, 3, h, d) -> (H, W, h, d)."""
     height, width = qkv.shape[:2]
     padded_height = (height + window_size - 1) // window_size * window_size
     padded_width = (width + window_size - 1) // window_size * window_size
@@ -68,7 +68,7 @@ def _one_map(
 
 
 def _regions(height: int, width: int, window_size: int, shift: int) -> Tensor:
-    """Number the nine regions of a rolled map; there is one without a shift."""
+    """Label the nine regions of a rolled map; without a shift there is only one."""
     regions = torch.zeros(height, width, dtype=torch.long)
     if shift == 0:
         return regions

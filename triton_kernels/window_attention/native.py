@@ -1,4 +1,4 @@
-"""Window attention on CPUs in Rust. Arguments are checked in `op.py`."""
+"""Window attention for CPUs, in Rust. Arguments are checked in `op.py`."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from .window_spec import WindowSpec
 
 
 def refusal(qkv: Tensor, window_size: int) -> str | None:
-    """Return why a call is not supported; None if it is."""
+    """Return why a call is not supported, or None if it is."""
     return native_arrays.refusal(qkv, qkv.shape[5])
 
 
 def forward(qkv: Tensor, bias_table: Tensor, qkv_bias: Tensor, spec: WindowSpec) -> Tensor:
-    """Compute the output, [B, H, W, h, d]; see `op.window_attention`."""
+    """Compute the output [B, H, W, h, d]; see `op.window_attention`."""
     out = qkv.new_empty(*qkv.shape[:3], *qkv.shape[4:])
     inputs = [array(tensor) for tensor in (qkv, bias_table, qkv_bias)]
     _core.window_attention(inputs, array(out), **_options(spec))

@@ -1,6 +1,6 @@
 """Window attention: argument checks and the call to the registered operation.
 
-Letters: B batch, H W map, h heads, d head dim, w window side.
+Notation: B batch size, (H, W) map size, h heads, d head dim, w window size.
 """
 
 from __future__ import annotations
@@ -20,36 +20,36 @@ def window_attention(
     shift: int,
     valid_sizes: Tensor | None = None,
 ) -> Tensor:
-    """Attend inside (shifted) square windows of a map with a relative position bias.
+    """Attend within (shifted) square windows of a map, with a relative position bias.
 
-    The map is padded at the bottom and the right to a multiple of the window, rolled by
+    The map is padded at the bottom and right to a multiple of the window size, rolled by
     (-shift, -shift), partitioned into windows, attended, merged, rolled back and cropped. Padded
-    positions are keys and values too: the projection of a zero token, `qkv_bias`. In a rolled map,
-    -100 is added to the scores of two tokens from different sides of the border.
+    positions also provide keys and values: the projection of a zero token, `qkv_bias`. In a rolled
+    map, -100 is added to the scores of token pairs from opposite sides of the border.
 
     Args:
         qkv: [B, H, W, 3, h, d] queries, keys and values of the map; queries are not scaled by
             d ** -0.5.
-        bias_table: [(2 w - 1) ** 2, h]; the offset query - key (dy, dx) in tokens has the row
+        bias_table: [(2 w - 1) ** 2, h]; the offset query - key of (dy, dx) tokens uses row
             (dy + w - 1) * (2 w - 1) + dx + w - 1.
-        qkv_bias: [3, h, d] query, key and value of padded positions.
-        window_size: w, side of a window in tokens.
+        qkv_bias: [3, h, d] query, key and value at padded positions.
+        window_size: w, window side length in tokens.
         shift: roll in tokens, 0 <= shift < w.
-        valid_sizes: [B, 2] integer (height, width) of each sample's own map, in the top left
-            corner, padded, rolled and partitioned by itself; the output outside is 0. None: the
-            whole map is valid.
+        valid_sizes: [B, 2] integer (height, width) of each sample's valid region, in the top left
+            corner, which is padded, rolled and partitioned by itself; outputs outside it are 0.
+            None: the whole map is valid.
 
     Returns:
         [B, H, W, h, d] in qkv's dtype.
 
     Raises:
-        ValueError: if shapes or devices do not match, with the shapes.
+        ValueError: if shapes or devices do not match; the message lists the shapes.
 
-    Source: Swin Transformer (Liu et al. 2021); padding as in its detection code.
+    Source: Swin Transformer (Liu et al., 2021); padding as in its detection code.
     """
     named = {"qkv": qkv, "bias_table": bias_table, "qkv_bias": qkv_bias}
     require(qkv.dim() == 6 and qkv.shape[3] == 3, "qkv (B, H, W, 3, h, d)", named)
-    require(min(qkv.shape[1:3]) > 0, "a map of at least one token", named)
+    require(min(qkv.shape[1:3]) > 0, "a map with at least one token", named)
     heads, width = qkv.shape[4:]
     require(0 <= shift < window_size, f"0 <= shift {shift} < window_size {window_size}", named)
     rows = (2 * window_size - 1) ** 2

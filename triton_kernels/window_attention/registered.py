@@ -1,4 +1,4 @@
-"""Registration of window attention with `torch.library`: forward, backward, shapes."""
+"""Registration of window attention with `torch.library`: forward, backward and output shapes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def window_attention(
     shift: int,
     valid_sizes: Tensor | None,
 ) -> Tensor:
-    """Compute the output, [B, H, W, h, d]; see `op.window_attention`."""
+    """Compute the output [B, H, W, h, d]; see `op.window_attention`."""
     module = kernel_module("window_attention", qkv, window_size)
     return module.forward(qkv, bias_table, qkv_bias, WindowSpec(window_size, shift, valid_sizes))
 

@@ -1,9 +1,9 @@
-"""Window attention in PyTorch, a few windows at a time, so that scores stay in the cache.
+"""Window attention in PyTorch, over a few windows at a time so that scores stay in the cache.
 
-Forward and backward are separate functions without autograd. Arguments are checked in `op.py`.
+Forward and backward are separate functions that bypass autograd. Arguments are checked in `op.py`.
 
-Letters: B batch, H W map, h heads, d head dim, w window side, N = w * w tokens per window,
-M = B H W tokens in the batch, n windows per piece.
+Notation: B batch size, (H, W) map size, h heads, d head dim, w window size, N = w * w tokens per
+window, M = B H W tokens in the batch, n windows per piece.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from ..runtime.scratch import Scratch
 from .window_partition import SEAMS, Piece, WindowRows, window_rows
 from .window_spec import WindowSpec
 
-#: Maximum bytes of the attention weights of a piece, which stay in the cache.
+#: Maximum size of a piece's attention weights in bytes, so that they stay in the cache.
 PIECE_BYTES = 4_000_000
-#: Maximum bytes of the outputs of a strip.
+#: Maximum size of a strip's outputs in bytes.
 STRIP_BYTES = 8_000_000
 
 
@@ -88,7 +88,7 @@ def backward(
                 if len(piece.padded):
                     grad_padding += grad_piece.index_select(0, piece.padded).sum(0, dtype=wide)
         strip.scatter(strip_rows, grad_qkv)
-    # [h, N, N] -> [N N, h]: pairs of tokens with the same offset share a row of the table.
+    # [h, N, N] -> [N N, h]: token pairs with the same offset share a row of the table.
     grad_table = torch.zeros_like(bias_table, dtype=wide).index_add_(
         0, _bias_index(spec.window_size, qkv.device), grad_scores.flatten(1).t()
     )
@@ -97,7 +97,7 @@ def backward(
 
 
 class _Scores:
-    """Score biases of windows: [h, N, N] relative position bias, and [N, N] shift masks."""
+    """Score biases: relative position bias [h, N, N] and shift masks [N, N]."""
 
     def __init__(
         self, bias_table: Tensor, rows: WindowRows, spec: WindowSpec, dtype: torch.dtype
@@ -107,7 +107,7 @@ class _Scores:
         bias = bias.to(torch.promote_types(dtype, torch.float32))
         #: [h, N, N], float32 or wider.
         self.bias = bias.t().reshape(-1, tokens, tokens)
-        #: By index in `SEAMS`; None for no mask.
+        #: Indexed like `SEAMS`; None if no mask is needed.
         self.masks = [
             _seam_mask(seams, spec.window_size, spec.shift, bias.device)
             if any(seams) and number in rows.seams
@@ -151,7 +151,7 @@ def _inputs(qkv: Tensor, qkv_bias: Tensor, spec: WindowSpec) -> tuple[WindowRows
 def _pack(
     rows: Tensor, kinds: int, heads: int, tokens: int, scratch: Scratch
 ) -> tuple[Tensor, ...]:
-    """Split rows into k batched matrices: [n N, k h d] -> k x [n h, N, d]."""
+    """Split rows into k batches of matrices: [n N, k h d] -> k x [n h, N, d]."""
     by_head = rows.view(-1, tokens, kinds, heads, rows.shape[1] // (kinds * heads))
     by_head = by_head.permute(2, 0, 3, 1, 4)
     packed = scratch.empty(*by_head.shape, dtype=rows.dtype).copy_(by_head)
@@ -159,7 +159,7 @@ def _pack(
 
 
 def _unpack(packed: Tensor, rows: Tensor, heads: int) -> None:
-    """Inverse of `_pack`: write [k, n h, N, d] into rows [n N, k h d]."""
+    """Inverse of `_pack`; writes [k, n h, N, d] into rows [n N, k h d]."""
     kinds, _, tokens, width = packed.shape
     by_head = packed.view(kinds, -1, heads, tokens, width)
     rows.view(-1, tokens, kinds, heads, width).copy_(by_head.permute(1, 3, 0, 2, 4))
@@ -168,7 +168,7 @@ def _unpack(packed: Tensor, rows: Tensor, heads: int) -> None:
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)
 def _bias_index(window_size: int, device: torch.device) -> Tensor:
-    """Compute the bias table's row of every pair of tokens in a window, [N * N] int64."""
+    """Compute the bias table row of every token pair in a window, [N * N] int64."""
     ticks = torch.arange(window_size, device=device)
     # [w, w] offset query - key along one axis, from 0
     offset = ticks[:, None] - ticks + window_size - 1
@@ -181,7 +181,7 @@ def _bias_index(window_size: int, device: torch.device) -> Tensor:
 def _seam_mask(
     seams: tuple[bool, bool], window_size: int, shift: int, device: torch.device
 ) -> Tensor:
-    """Compute the shift mask [N, N]: -100 for tokens on different sides of a seam."""
+    """Compute the shift mask [N, N]: -100 for token pairs on opposite sides of a seam."""
     after_seam = torch.arange(window_size, device=device) >= window_size - shift
     rows, columns = (after_seam & seam for seam in seams)
     regions = (2 * rows[:, None] + columns).flatten()

@@ -1,12 +1,12 @@
-"""Relative position bias: expansion of the table to pairs of tokens, and its gradient.
+"""Relative position bias: expansion of the table to token pairs, and its gradient.
 
-Pairs are stored in fragments, as `triton_tokens` describes.
+Pairs are stored in fragments, as described in `triton_tokens`.
 
-Letters: h heads, w window side, N = w * w tokens of a window, S >= N stored rows and columns, a
-multiple of 16, so that the attention kernels read whole tiles.
+Notation: h heads, w window size, N = w * w tokens per window, S >= N stored rows and columns (a
+multiple of 16, so that the attention kernels read whole tiles).
 """
 
-# Triton's annotations do not cover what its compiler accepts.
+# Triton's type annotations do not cover everything that its compiler accepts.
 # pyright: reportGeneralTypeIssues=false
 
 from __future__ import annotations
@@ -22,31 +22,31 @@ from ..runtime.launch import Launch
 from ..runtime.tiles import tile
 from ..runtime.triton_math import accumulator
 
-#: Scores are in base 2, so that an exponential is one instruction.
+#: Converts scores to base 2, where an exponential is one instruction.
 LOG2E = math.log2(math.e)
-#: Base-2 score of an absent key, whose weight is then 0.
+#: Base-2 score of a nonexistent key, which makes its weight 0.
 NO_KEY = -1.0e30
-#: Added to the scores of tokens on different sides of a seam (Swin's constant).
+#: Added to the scores of token pairs on opposite sides of a seam (Swin's constant).
 SHIFT_MASK = -100.0
 
 
 def plan_expand(
     table: Tensor, window_size: int, shift: int, stored: int, dtype: torch.dtype, transposed: bool
 ) -> tuple[list[Launch], Tensor]:
-    """Plan the expansion of the bias to every pair of tokens and every class of windows.
+    """Plan the expansion of the bias to all token pairs and all window classes.
 
     Args:
         table: [(2 w - 1) ** 2, h].
         window_size: w.
         shift: roll of the map in tokens. Without a shift there is one class, else four:
-            2 * (the window contains the seam between rows) + (between columns).
+            2 * (window contains the seam between rows) + (contains that between columns).
         stored: S.
         dtype: dtype of qkv.
-        transposed: keys along rows instead of queries.
+        transposed: store keys along rows instead of queries.
 
     Returns:
-        The launches, and [classes, h, S * S] scores in base 2 with the shift mask added, float32,
-        or float64 for float64. Keys from N on have the score `NO_KEY`.
+        The launches, and the base-2 scores [classes, h, S * S], shift mask included, in float32
+        (float64 for float64 inputs). Keys from N on have the score `NO_KEY`.
     """
     heads = table.shape[1]
     shape = (4 if shift else 1, heads, stored * stored)
@@ -78,7 +78,7 @@ def plan_expand(
 def plan_reduce(
     parts: Tensor, table: Tensor, window_size: int, stored: int, dtype: torch.dtype
 ) -> tuple[list[Launch], Tensor]:
-    """Plan the reduction of the bias gradient, over chunks and then pairs, in a fixed order.
+    """Plan the reduction of the bias gradient over chunks, then pairs, in a fixed order.
 
     Args:
         parts: [chunks, h, S * S] gradient of the scores, queries along rows. Only the first N rows
@@ -169,7 +169,7 @@ def expand_bias(
     Grid: (blocks of pairs, groups of heads).
     """
     pair = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    # Row and column from the bits of the offset; see `pair_offsets`.
+    # Extract row and column from the bits of the offset; see `pair_offsets`.
     inside = pair % 128
     first = pair // (16 * STORED) * 16 + inside // 2 % 2 * 8 + inside // 16
     second = pair % (16 * STORED) // 128 * 8 + inside // 4 % 4 * 2 + inside % 2
@@ -185,7 +185,7 @@ def expand_bias(
     real = is_key & (query < WINDOW * WINDOW)
     row_seam = (query_y >= WINDOW - SHIFT) != (key_y >= WINDOW - SHIFT)
     column_seam = (query_x >= WINDOW - SHIFT) != (key_x >= WINDOW - SHIFT)
-    # Masks of each class, the same for all heads.
+    # Masks per class, the same for all heads.
     dtype = out.dtype.element_ty
     missing = tl.where(is_key, 0.0, NO_KEY).to(dtype)
     across_columns = column_seam.to(dtype) * SHIFT_MASK
@@ -196,7 +196,7 @@ def expand_bias(
     out += first_head * (STORED * STORED) + pair
     step = heads * (STORED * STORED)
     for _ in range(min(heads - first_head, HEADS)):
-        # Finite scores for queries beyond the window, whose outputs are not read.
+        # Queries beyond the window get finite scores; their outputs are not read.
         score = tl.load(table, mask=real, other=0.0).to(dtype) * LOG2E + missing
         tl.store(out, score, mask=stored)
         if SHIFT > 0:
@@ -219,14 +219,14 @@ def gather_bias(
     HEADS: tl.constexpr,
     ACCUMULATOR: tl.constexpr,
 ):
-    """Sum pairs into the rows of the table with one offset along y, for HEADS heads.
+    """Sum pairs into the table rows of one y offset, for HEADS heads.
 
-    Grid: (2 w - 1 offsets along y, groups of heads).
+    Grid: (2 w - 1 y offsets, groups of heads).
     """
     offset_y, first_head = tl.program_id(0) - (WINDOW - 1), tl.program_id(1) * HEADS
     column = tl.arange(0, BLOCK_OFFSETS)
     key_x = tl.arange(0, BLOCK_KEYS)
-    # [offsets along x, keys of one row]
+    # [x offsets, keys of one row]
     query_x = key_x[None, :] + column[:, None] - (WINDOW - 1)
     real = (query_x >= 0) & (query_x < WINDOW) & (key_x < WINDOW)[None, :]
     real = real & (column < 2 * WINDOW - 1)[:, None]
@@ -236,12 +236,12 @@ def gather_bias(
     for key_y in range(tl.maximum(0, -offset_y), tl.minimum(WINDOW, WINDOW - offset_y)):
         query = (key_y + offset_y) * WINDOW + query_x
         key = key_y * WINDOW + key_x[None, :]
-        # Bits of the offset; see `pair_offsets`.
+        # From the bits of the offset; see `pair_offsets`.
         place = query // 16 * (16 * STORED) + query % 8 * 16 + query % 16 // 8 * 2
         place += key // 8 * 128 + key % 8 // 2 * 4 + key % 2
         sums = ()
         for i in tl.static_range(HEADS):
-            # Heads beyond the last one read the last one and are not stored.
+            # Heads past the last one read the last one, and are not stored.
             start = pairs + tl.minimum(first_head + i, heads - 1) * (STORED * STORED)
             sums = sums + (totals[i] + tl.load(start + place, mask=real, other=0.0),)
         totals = sums

@@ -1,10 +1,11 @@
 """Launches of the window attention kernels, planned from shapes and the table of tile sizes.
 
-Only the inputs are saved for the backward pass. Gradients are deterministic, and the same on every
-GPU with the same tile sizes: the assignment of windows to programs depends on shapes only, and
+Only the inputs are saved for the backward pass. Gradients are deterministic, and identical on all
+GPUs that use the same tile sizes: the assignment of windows to programs depends only on shapes, and
 every sum has a fixed order.
 
-Letters: B batch, H W map, h heads, d head dim, w window side, S stored rows and columns of pairs.
+Notation: B batch size, (H, W) map size, h heads, d head dim, w window size, S stored rows and
+columns of pairs.
 """
 
 from __future__ import annotations
@@ -24,25 +25,25 @@ from . import triton_tiled, triton_whole
 from .triton_bias import LOG2E, plan_expand, plan_reduce, plan_sum
 from .window_spec import WindowSpec
 
-#: Limits of the kernels that keep whole rows of scores in registers, which need a head dim of at
-#: most 64 and a dtype with matrix units (16 bits; float64 for tests): elements of the keys of a
-#: window in the forward pass (window 18, head dim 32), and keys in the backward pass.
+#: Limits of the kernels that keep whole rows of scores in registers, which require a head dim of at
+#: most 64 and a dtype with matrix units (16 bits; float64 for tests): key elements per window in
+#: the forward pass (window 18, head dim 32), and keys per window in the backward pass.
 WHOLE_KEY_ELEMENTS = 336 * 32
 WHOLE_BACKWARD_KEYS = 160
-#: Chips and Triton versions where these kernels spill registers if samples have own map sizes.
+#: Chips and Triton versions for which these kernels spill registers if valid sizes are given.
 SPILLED_SIZED = {("sm_120", "3.7")}
-#: Maximum bytes of the bias gradient, which then stays in the L2 cache of training GPUs (40 MB or
-#: more) while other tensors are streamed.
+#: Maximum size of the bias gradient in bytes, so that it stays in the L2 cache of training GPUs
+#: (40 MB or more) while other tensors are streamed.
 CHUNK_BYTES = 22_000_000
-#: Programs that keep a GPU busy.
+#: Number of programs needed to keep a GPU busy.
 PROGRAMS = 2048
-#: Below this number of programs in the forward pass, the queries of a window are split too.
+#: With fewer programs in the forward pass, the queries of a window are also split.
 FEW_PROGRAMS = 264
 MAX_HEAD_WIDTH = 128
 
 
 def refusal(qkv: Tensor, window_size: int) -> str | None:
-    """Return why a shape or dtype is not supported; None if it is."""
+    """Return why a shape or dtype is not supported, or None if it is."""
     _, height, width, _, heads, head_width = qkv.shape
     dtypes = (torch.float32, torch.float16, torch.bfloat16)
     if qkv.dtype not in dtypes and (qkv.dtype != torch.float64 or qkv.is_cuda):
@@ -52,9 +53,9 @@ def refusal(qkv: Tensor, window_size: int) -> str | None:
     if heads > 65535:
         return f"{heads} heads; expected at most 65535"
     if height * width * 3 * heads * head_width >= 2**31:
-        return f"samples of {height} x {width} tokens exceed 2**31 elements, offsets of 32 bits"
+        return f"samples of {height} x {width} tokens are too large for 32-bit offsets"
     if 4 * heads * (window_size**2 + 128) ** 2 >= 2**31:
-        return f"windows of {window_size} with {heads} heads have a bias of 2**31 pairs or more"
+        return f"window size {window_size} with {heads} heads needs a bias of 2**31 pairs or more"
     return None
 
 
@@ -86,7 +87,7 @@ def plan_forward(
         qkv_bias: [3, h, d].
         spec: window size, shift and valid sizes.
         whole: keep whole rows of scores in registers instead of looping over tiles of keys; None to
-            decide by the window size.
+            choose automatically.
     """
     batch, height, width, _, heads, head_width = qkv.shape
     out = torch.empty(batch, height, width, heads, head_width, dtype=qkv.dtype, device=qkv.device)
@@ -124,11 +125,11 @@ def plan_backward(
 ) -> tuple[list[Launch], tuple[Tensor, Tensor, Tensor]]:
     """Plan the launches of `backward`, and allocate its outputs; see `plan_forward`.
 
-    `atomic_bias` accumulates the bias gradient with atomics, in less memory: the summation order,
-    and so the last bits, change from run to run.
+    `atomic_bias` accumulates the bias gradient with atomics, which saves memory, but the summation
+    order, and hence the last bits, vary between runs.
     """
     grad_qkv = torch.empty(qkv.shape, dtype=qkv.dtype, device=qkv.device)
-    # The gradient is 0 for the query of padding, which has no output, and without padding.
+    # The gradient of the padding's query is always 0; without padding, so are the others.
     grad_qkv_bias = torch.zeros_like(qkv_bias, memory_format=torch.contiguous_format)
     if grad_qkv.numel() == 0:
         return [], (grad_qkv, torch.zeros_like(bias_table), grad_qkv_bias)
@@ -148,17 +149,17 @@ def plan_backward(
 
 
 def _add_whole(plan: _Plan, atomic_bias: bool) -> tuple[Tensor, int, Tensor | None]:
-    """Add one kernel.
+    """Add a single kernel.
 
     Returns:
-        The gradient of the bias [chunks, h, S * S], S, and the gradients of padding [B nW, 2 h d]
-        or None.
+        The gradient of the bias [chunks, h, S * S]; S; and the gradients of the padding
+        [B nW, 2 h d] or None.
     """
     sizes = plan.tile("window_backward")
     stored = plan.stored(sizes["rows"])
     bias = plan.expand(stored, transposed=False)
     chunks, per_chunk = plan.chunks(stored, 1)
-    # Programs add to the memory of their chunk.
+    # Programs accumulate into the memory of their chunk.
     grad_pairs = plan.empty(1 if atomic_bias else chunks, plan.heads, stored * stored).zero_()
     grad_padding = plan.padding_parts(plan.windows)
     plan.add(
@@ -175,7 +176,7 @@ def _add_whole(plan: _Plan, atomic_bias: bool) -> tuple[Tensor, int, Tensor | No
 
 
 def _add_tiled(plan: _Plan, atomic_bias: bool) -> tuple[Tensor, int, Tensor | None]:
-    """Add three kernels, by queries, by keys and by pairs of tokens; see `_add_whole`."""
+    """Add three kernels: by queries, by keys and by token pairs; see `_add_whole`."""
     by_queries, by_keys, by_pairs = (
         plan.tile(f"window_tiled_{name}") for name in ("queries", "keys", "bias")
     )
@@ -215,21 +216,21 @@ def _add_tiled(plan: _Plan, atomic_bias: bool) -> tuple[Tensor, int, Tensor | No
 
 
 def reads_whole_rows(qkv: Tensor, window_size: int) -> bool:
-    """Check if the forward pass keeps rows of scores in registers; see `WHOLE_KEY_ELEMENTS`."""
+    """Return True if the forward pass keeps whole rows of scores; see `WHOLE_KEY_ELEMENTS`."""
     block = triton.next_power_of_2(qkv.shape[-1])
     elements = window_size**2 * block
     return elements <= WHOLE_KEY_ELEMENTS and block <= 64 and qkv.dtype != torch.float32
 
 
 def differentiates_whole_rows(qkv: Tensor, window_size: int, *, is_sized: bool) -> bool:
-    """Check if the backward pass does; see `WHOLE_BACKWARD_KEYS` and `SPILLED_SIZED`."""
+    """Return True if the backward pass does; see `WHOLE_BACKWARD_KEYS` and `SPILLED_SIZED`."""
     if is_sized and (tiles.architecture(qkv.device), tiles.triton_minor()) in SPILLED_SIZED:
         return False
     return reads_whole_rows(qkv, window_size) and window_size**2 <= WHOLE_BACKWARD_KEYS
 
 
 def pieces(count: int, largest: int) -> tuple[tuple[int, int], ...]:
-    """Split `count` keys, a multiple of 16, into powers of two: (first key, keys) of each."""
+    """Split `count` keys (a multiple of 16) into power-of-two (first key, length) pairs."""
     split, first = [], 0
     while first < count:
         size = min(largest, 1 << ((count - first).bit_length() - 1))
@@ -239,13 +240,13 @@ def pieces(count: int, largest: int) -> tuple[tuple[int, int], ...]:
 
 
 class _Plan:
-    """Launches of one call, and the arguments that its kernels share."""
+    """Launches of one call, and the arguments shared by its kernels."""
 
     def __init__(self, qkv: Tensor, bias_table: Tensor, qkv_bias: Tensor, spec: WindowSpec) -> None:
         batch, height, width, _, self.heads, head_width = qkv.shape
         down, across = (triton.cdiv(side, spec.window_size) for side in (height, width))
         self.windows = batch * down * across
-        # Columns of a tile. The table of tile sizes has lines for these widths only.
+        # Columns of a tile. The tile size table has lines only for these head dims.
         self.block = max(16, triton.next_power_of_2(head_width))
         self.qkv, self.bias_table, self.spec = qkv, bias_table, spec
         self.wide = torch.promote_types(qkv.dtype, torch.float32)
@@ -254,7 +255,7 @@ class _Plan:
         self.padded = is_sized or height % spec.window_size > 0 or width % spec.window_size > 0
         #: Arguments and constants by parameter name.
         self.values: dict[str, Any] = {
-            # Copied, unless it has the layout of a linear layer's output.
+            # Copied unless it has the layout of a linear layer's output.
             "qkv": qkv.contiguous(),
             "padding": qkv_bias.contiguous(),
             "sizes": None if spec.valid_sizes is None else spec.valid_sizes.contiguous(),
@@ -284,11 +285,11 @@ class _Plan:
         )
 
     def stored(self, *blocks: int) -> int:
-        """Compute S, the stored rows and columns of pairs: whole tiles of every kernel."""
+        """Compute S, the stored rows and columns of pairs, in whole tiles of all kernels."""
         return triton.cdiv(self.spec.window_size**2, max(blocks)) * max(blocks)
 
     def expand(self, stored: int, transposed: bool) -> Tensor:
-        """Add the expansion of the bias."""
+        """Add the launches that expand the bias; return the expanded bias."""
         window_size, shift = self.spec.window_size, self.spec.shift
         launches, bias = plan_expand(
             self.bias_table, window_size, shift, stored, self.qkv.dtype, transposed
@@ -297,12 +298,12 @@ class _Plan:
         return bias
 
     def chunks(self, stored: int, tiles: int) -> tuple[int, int]:
-        """Compute the number of chunks of windows, and windows per chunk, from shapes alone."""
+        """Compute the number of window chunks, and windows per chunk, from shapes alone."""
         chunk_bytes = self.heads * stored * stored * self.wide.itemsize
         chunks = min(
             max(1, CHUNK_BYTES // chunk_bytes),
             triton.cdiv(PROGRAMS, tiles * self.heads),
-            # The memory of a chunk costs as much as several windows.
+            # The memory traffic of a chunk costs as much as several windows.
             triton.cdiv(self.windows, 2),
         )
         per_chunk = triton.cdiv(self.windows, chunks)
@@ -312,13 +313,13 @@ class _Plan:
         return torch.empty(*shape, dtype=self.wide, device=self.qkv.device)
 
     def padding_parts(self, count: int) -> Tensor | None:
-        """Allocate gradients of the padding's key and value [count, 2 h d]; None if unpadded."""
+        """Allocate key and value gradients of padding [count, 2 h d]; None without padding."""
         return self.empty(count, 2 * self.heads * self.qkv.shape[-1]) if self.padded else None
 
     def add(
         self, kernel: Any, grid: tuple[int, ...], sizes: dict[str, int], stored: int, **values: Any
     ) -> None:
-        """Add a launch; `values` are its own arguments and constants."""
+        """Add a launch; `values` are arguments and constants specific to it."""
         values = self.values | values
         values |= {name.upper(): sizes[name] for name in ("rows", "keys") if name in sizes}
         if "piece" in sizes:

@@ -1,13 +1,13 @@
-"""Window attention kernels by tiles of queries and keys, for windows that exceed the registers.
+"""Window attention kernels that loop over tiles of keys, for windows too large for registers.
 
-The backward pass has three kernels: by queries, by keys, and by pairs of tokens for the bias. The
-first one also writes two statistics per query for the others: the base-2 logsumexp, and delta, the
+The backward pass has three kernels: by queries, by keys, and by token pairs for the bias. The
+first also writes two statistics per query for the other two: the base-2 logsumexp, and delta, the
 sum over keys of weights times their gradients.
 
-Letters as in `triton_tokens`.
+Notation as in `triton_tokens`.
 """
 
-# Triton's annotations do not cover what its compiler accepts: tuples and plain constants.
+# Triton's type annotations do not cover all that its compiler accepts: tuples, plain constants.
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportGeneralTypeIssues=false
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def attend_online(
     maximum = tl.full([ROWS], float("-inf"), ACCUMULATOR)
     total = tl.zeros([ROWS], ACCUMULATOR)
     attended = tl.zeros(query.shape, ACCUMULATOR)
-    # Finite after the first tile, which has a key of the window.
+    # The maximum is finite after the first tile, which contains a key of the window.
     for start in range(0, STORED, KEYS):
         tokens = find_tokens(start + tl.arange(0, KEYS), window, height, width, WINDOW, SHIFT)
         key, value = load_key_value(
@@ -67,8 +67,8 @@ def attend_online(
 def tiled_forward(
     qkv,  # [B, H, W, 3, h, d] input
     bias,  # [classes, h, S * S] expanded bias in base 2, in the order of `pair_offsets`
-    padding,  # [3, h, d] query, key and value of padded positions
-    sizes,  # [B, 2] valid height and width of each sample, or None
+    padding,  # [3, h, d] query, key and value at padded positions
+    sizes,  # [B, 2] height and width of each sample's valid region, or None
     out,  # [B, H, W, h, d] output
     height, width,  # H, W
     down, across,  # windows along H and W
@@ -108,8 +108,8 @@ def tiled_backward_queries(
     qkv,  # [B, H, W, 3, h, d] input
     grad,  # [B, H, W, h, d] gradient of the output
     bias,  # [classes, h, S * S] expanded bias in base 2, in the order of `pair_offsets`
-    padding,  # [3, h, d] query, key and value of padded positions
-    sizes,  # [B, 2] valid height and width of each sample, or None
+    padding,  # [3, h, d] query, key and value at padded positions
+    sizes,  # [B, 2] height and width of each sample's valid region, or None
     grad_qkv,  # [B, H, W, 3, h, d] output: queries
     statistics,  # [B nW, h, 2, S] output: logsumexp in base 2, and delta
     height, width,  # H, W
@@ -171,11 +171,11 @@ def tiled_backward_keys(
     qkv,  # [B, H, W, 3, h, d] input
     grad,  # [B, H, W, h, d] gradient of the output
     bias,  # [classes, h, S * S] expanded bias in base 2, keys along rows
-    padding,  # [3, h, d] query, key and value of padded positions
-    sizes,  # [B, 2] valid height and width of each sample, or None
+    padding,  # [3, h, d] query, key and value at padded positions
+    sizes,  # [B, 2] height and width of each sample's valid region, or None
     statistics,  # [B nW, h, 2, S] logsumexp in base 2, and delta
     grad_qkv,  # [B, H, W, 3, h, d] output: keys and values
-    grad_padding,  # [grid 0, 2, h, d] output: keys and values of padded positions
+    grad_padding,  # [grid 0, 2, h, d] output: keys and values at padded positions
     height, width,  # H, W
     down, across,  # windows along H and W
     WINDOW: tl.constexpr, SHIFT: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
@@ -183,7 +183,7 @@ def tiled_backward_keys(
     QUERY_SCALE: tl.constexpr, MASKED: tl.constexpr, PADDED: tl.constexpr, SIZED: tl.constexpr,
     ACCUMULATOR: tl.constexpr,
 ):  # fmt: skip
-    """Compute the gradients of KEYS keys and values of a window, and of padding.
+    """Compute the gradients of KEYS keys and values of a window, and of the padding.
 
     Grid: (B nW * tiles of keys, h). Scores have keys along rows, so that no product needs them
     transposed; `bias` is stored that way.
@@ -241,10 +241,10 @@ def tiled_backward_bias(
     qkv,  # [B, H, W, 3, h, d] input
     grad,  # [B, H, W, h, d] gradient of the output
     bias,  # [classes, h, S * S] expanded bias in base 2, in the order of `pair_offsets`
-    padding,  # [3, h, d] query, key and value of padded positions
-    sizes,  # [B, 2] valid height and width of each sample, or None
+    padding,  # [3, h, d] query, key and value at padded positions
+    sizes,  # [B, 2] height and width of each sample's valid region, or None
     statistics,  # [B nW, h, 2, S] logsumexp in base 2, and delta
-    grad_bias,  # [chunks, h, S * S] output; [1, h, S * S] zeros at first if ATOMIC
+    grad_bias,  # [chunks, h, S * S] output; [1, h, S * S] initially 0, if ATOMIC
     height, width,  # H, W
     down, across,  # windows along H and W
     windows,  # B nW
@@ -256,8 +256,8 @@ def tiled_backward_bias(
 ):  # fmt: skip
     """Compute the gradient of the bias for ROWS queries by KEYS keys over a chunk of windows.
 
-    Grid: (tiles of pairs, h, chunks). The gradient stays in registers over all windows of a chunk,
-    which have the same pairs.
+    Grid: (tiles of pairs, h, chunks). The gradient stays in registers across all windows of a
+    chunk, since their pairs are the same.
     """
     head, heads, chunk = tl.program_id(1), tl.num_programs(1), tl.program_id(2)
     channels = heads * WIDTH

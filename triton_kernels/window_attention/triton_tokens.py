@@ -1,13 +1,13 @@
-"""Device functions that the window attention kernels share: indexing, loads and stores.
+"""Device functions shared by the window attention kernels: indexing, loads and stores.
 
-Padding, rolling, partitioning and merging are arithmetic on indices; tokens are read in place.
+Padding, rolling, partitioning and merging are index arithmetic; tokens are read in place.
 
-Scores of pairs of tokens, such as the bias and its gradient, are stored in fragments of 16 queries
-by 8 keys, in the register layout of the GPU's matrix units (`pair_offsets`), so that they are
-loaded and stored 16 bytes at a time without shuffles.
+Values per token pair, such as the bias and its gradient, are stored in fragments of 16 queries by 8
+keys, in the register layout of the GPU's matrix units (`pair_offsets`), so that they are loaded and
+stored 16 bytes at a time without shuffles.
 
-Letters: B batch, H W map, h heads, d head dim, w window side, N = w * w tokens per window,
-S >= N stored rows and columns of pairs, nW windows per map of the tensor's size.
+Notation: B batch size, (H, W) map size, h heads, d head dim, w window size, N = w * w tokens per
+window, S >= N stored rows and columns of pairs, nW windows per full-size map.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ import triton.language as tl
 
 @triton.jit
 def find_window(
-    index,  # of the window in the batch, 0 ... B nW - 1
-    sizes,  # [B, 2] valid height and width of each sample; None unless SIZED
+    index,  # index of the window in the batch, 0 ... B nW - 1
+    sizes,  # [B, 2] height and width of each sample's valid region; None unless SIZED
     height, width,  # H, W
     down, across,  # windows along H and W
     WINDOW: tl.constexpr, SHIFT: tl.constexpr, SIZED: tl.constexpr,
 ):  # fmt: skip
-    """Locate a window of the batch in its sample's own map.
+    """Locate a window of the batch in its sample's valid region.
 
     Returns:
-        window: height and width of the sample's own map; first row and first column of the window,
-            roll included; row and column at which positions wrap around. If the sample's own map
-            has no such window, the first two are 0 and the others are those of the unrolled
-            tensor, whose outputs have to be 0.
-        bias_class: 2 * (window contains the seam between rows) + (between columns).
-        first_token: tokens before the sample, int64.
+        window: height and width of the valid region; first row and first column of the window, roll
+            included; row and column at which positions wrap around. If the valid region has no such
+            window, the first two are 0 and the others are those of the unrolled tensor, so that
+            zeros are stored there.
+        bias_class: 2 * (window contains the seam between rows) + (contains that between columns).
+        first_token: number of tokens before the sample, int64.
     """
     sample, window = index // (down * across), index % (down * across)
     window_y, window_x = window // across, window % across
@@ -61,14 +61,14 @@ def find_window(
 
 @triton.jit
 def find_tokens(position, window, height, width, WINDOW: tl.constexpr, SHIFT: tl.constexpr):
-    """Map positions [n] of a window, row by row, to tokens of the sample.
+    """Map positions [n] in a window, in row-major order, to tokens of the sample.
 
     Returns:
         index: [n] y * W + x of the token.
-        valid: [n] True if it is in the sample's own map.
-        stored: [n] True if it is in the tensor.
-        padded: [n] True for padding, which has a key and a value. Positions from N on are none of
-            the three.
+        valid: [n] True if the token is in the sample's valid region.
+        stored: [n] True if the token is in the tensor.
+        padded: [n] True for padding, which has a key and a value. For positions from N on, all
+            three are False.
     """
     own_height, own_width, top, left, wrap_height, wrap_width = window
     y, x = top + position // WINDOW, left + position % WINDOW
@@ -82,7 +82,7 @@ def find_tokens(position, window, height, width, WINDOW: tl.constexpr, SHIFT: tl
 
 @triton.jit
 def make_mask(chosen, column, WIDTH: tl.constexpr, MASKED: tl.constexpr):
-    """Return a mask of [n, BLOCK] elements; None for all."""
+    """Return a mask of [n, BLOCK] elements, or None to select all."""
     if MASKED:
         if column.shape[0] != WIDTH:
             return chosen[:, None] & (column < WIDTH)[None, :]
@@ -150,7 +150,7 @@ def store_tokens(
     target, values, tokens, column, stride, WIDTH: tl.constexpr, MASKED: tl.constexpr,
     SIZED: tl.constexpr,
 ):  # fmt: skip
-    """Store [n, BLOCK] elements; 0 for tokens of the tensor outside the sample's own map."""
+    """Store [n, BLOCK] elements; 0 for tokens of the tensor outside the sample's valid region."""
     index, valid, stored, _padded = tokens
     mask = make_mask(stored, column, WIDTH, MASKED)
     if SIZED:
@@ -166,11 +166,11 @@ def store_tokens(
 def pair_offsets(
     STORED: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DOWN: tl.constexpr
 ):
-    """Compute the offsets [ROWS * COLUMNS] of a tile of pairs, in whole fragments.
+    """Compute the offsets [ROWS * COLUMNS] of a tile of pairs made of whole fragments.
 
-    DOWN orders fragments by columns first. Offsets of the tile at row r and column c are relative
-    to r * STORED + c * 16. Within a fragment, the bits of an offset are, from the highest: 3 of the
-    row modulo 8, 2 of the pair of columns, 1 of the half of the rows, 1 of the column in its pair.
+    DOWN orders fragments column by column. Offsets of the tile at row r and column c are relative
+    to r * STORED + c * 16. Within a fragment, the bits of an offset are, from the highest: row
+    modulo 8 (3 bits), column pair (2), half of the rows (1), column within its pair (1).
     """
     index = tl.arange(0, ROWS * COLUMNS)
     fragment, inside = index // 128, index % 128

@@ -1,13 +1,13 @@
 """Window attention kernels that keep the scores of queries against all keys in registers.
 
-Scores are a tuple of tiles: `PIECES` lists (first key, number of keys) of each. The 144 keys of a
-window of 12 are 128 + 16, while a single tile would have 256. The bias is loaded before the product
-that it is added to, so that the compiler keeps the product's layout afterwards.
+Scores are a tuple of tiles; `PIECES` lists the (first key, number of keys) of each. The 144 keys of
+a 12 x 12 window are split into 128 + 16; a single tile would need 256. The bias is loaded before
+the product that it is added to, so that the compiler keeps the product's layout afterwards.
 
-Letters as in `triton_tokens`.
+Notation as in `triton_tokens`.
 """
 
-# Triton's annotations do not cover what its compiler accepts: tuples and plain constants.
+# Triton's type annotations do not cover all that its compiler accepts: tuples, plain constants.
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportGeneralTypeIssues=false
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def load_window(
     WINDOW: tl.constexpr, SHIFT: tl.constexpr, WIDTH: tl.constexpr, MASKED: tl.constexpr,
     PADDED: tl.constexpr,
 ):  # fmt: skip
-    """Load all keys and values of a window: two tuples of [keys of the piece, BLOCK]."""
+    """Load all keys and values of a window as two tuples of [keys of the piece, BLOCK]."""
     keys, values = (), ()
     for i in tl.static_range(len(PIECES)):
         position = PIECES[i][0] + tl.arange(0, PIECES[i][1])
@@ -51,7 +51,7 @@ def exp_scores(
     query, keys, bias, PIECES: tl.constexpr, STORED: tl.constexpr, SCALE: tl.constexpr,
     ACCUMULATOR: tl.constexpr,
 ):  # fmt: skip
-    """Compute exponentials of scores relative to their maximum.
+    """Compute the exponentials of scores minus their maximum.
 
     Returns:
         A tuple of [ROWS, keys of the piece] exponentials, and their sum [ROWS].
@@ -62,7 +62,7 @@ def exp_scores(
     for i in tl.static_range(len(PIECES)):
         offset = load_pairs(bias + PIECES[i][0] * 16, STORED, ROWS, PIECES[i][1], False)
         score = dot(query, tl.trans(keys[i]), ACCUMULATOR)
-        # Scale and bias are one multiply-add.
+        # Scaling and bias take a single multiply-add.
         score = score * SCALE + offset
         maximum = tl.maximum(maximum, tl.max(score, 1))
         scores = scores + (score,)
@@ -79,8 +79,8 @@ def exp_scores(
 def whole_forward(
     qkv,  # [B, H, W, 3, h, d] input
     bias,  # [classes, h, S * S] expanded bias in base 2, in the order of `pair_offsets`
-    padding,  # [3, h, d] query, key and value of padded positions
-    sizes,  # [B, 2] valid height and width of each sample, or None
+    padding,  # [3, h, d] query, key and value at padded positions
+    sizes,  # [B, 2] height and width of each sample's valid region, or None
     out,  # [B, H, W, h, d] output
     height, width,  # H, W
     down, across,  # windows along H and W
@@ -126,11 +126,11 @@ def whole_backward(
     qkv,  # [B, H, W, 3, h, d] input
     grad,  # [B, H, W, h, d] gradient of the output
     bias,  # [classes, h, S * S] expanded bias in base 2, in the order of `pair_offsets`
-    padding,  # [3, h, d] query, key and value of padded positions
-    sizes,  # [B, 2] valid height and width of each sample, or None
+    padding,  # [3, h, d] query, key and value at padded positions
+    sizes,  # [B, 2] height and width of each sample's valid region, or None
     grad_qkv,  # [B, H, W, 3, h, d] output
-    grad_bias,  # [chunks, h, S * S] output, zeros at first; [1, h, S * S] if ATOMIC
-    grad_padding,  # [B nW, 2, h, d] output: keys and values of padded positions
+    grad_bias,  # [chunks, h, S * S] output, initially 0; [1, h, S * S] if ATOMIC
+    grad_padding,  # [B nW, 2, h, d] output: keys and values at padded positions
     height, width,  # H, W
     down, across,  # windows along H and W
     windows,  # B nW
@@ -152,7 +152,7 @@ def whole_backward(
     else:
         grad_bias += (chunk * heads + head).to(tl.int64) * (STORED * STORED)
     first_window = chunk * windows_per_chunk
-    # Hoisting out of this loop would take registers that the inner loop needs.
+    # Hoisting this out of the loop would use registers that the inner loop needs.
     for step in tl.range(0, min(windows - first_window, windows_per_chunk), disable_licm=True):
         window_index = first_window + step
         window, bias_class, first_token = find_window(
@@ -215,8 +215,8 @@ def whole_gradients(
     """Accumulate the gradients of keys, values and bias from ROWS queries.
 
     Returns:
-        The gradient of the queries [ROWS, BLOCK], not scaled, and the tuples of the gradients of
-        keys and values, [keys of the piece, BLOCK] each.
+        The unscaled gradient of the queries [ROWS, BLOCK], and the tuples of gradients of keys and
+        values, [keys of the piece, BLOCK] each.
     """
     ROWS: tl.constexpr = query.shape[0]
     normalized, next_values, next_keys = (), (), ()
@@ -227,7 +227,7 @@ def whole_gradients(
         attended = dot(rounded, values[i], ACCUMULATOR, attended)
         value_grad = dot(tl.trans(rounded), out_grad, ACCUMULATOR, value_grads[i])
         normalized, next_values = normalized + (weight,), next_values + (value_grad,)
-    # Sum over keys of weights times their gradients, from the output.
+    # Sum over keys of weights times their gradients, computed from the output.
     delta = tl.sum(attended * out_grad, 1)
     query_grad = tl.zeros(query.shape, ACCUMULATOR)
     for i in tl.static_range(len(PIECES)):

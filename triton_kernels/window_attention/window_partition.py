@@ -1,6 +1,6 @@
-"""Window partition by index arithmetic, without padded, rolled or partitioned tensors.
+"""Window partitioning by index arithmetic, without padded, rolled or partitioned tensors.
 
-Letters: M = B H W tokens in the batch, N tokens per window, n windows in a strip or a piece,
+Notation: M = B H W tokens in the batch, N tokens per window, n windows in a strip or a piece,
 R elements per row.
 """
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..runtime.scratch import Scratch
 
-#: Seams of the rolled map in a window: (between rows, between columns).
+#: Combinations of seams of the rolled map in a window: (between rows, between columns).
 SEAMS = ((False, False), (False, True), (True, False), (True, True))
 
 
@@ -24,21 +24,21 @@ class WindowRows(NamedTuple):
     """All windows of a batch."""
 
     strips: tuple[Strip, ...]
-    #: Tokens in no strip: rows below a sample's own map.
+    #: Tokens in no strip: rows below a sample's valid region.
     outside: tuple[slice, ...]
-    #: Indices in `SEAMS` that occur.
+    #: Indices in `SEAMS` of the combinations that occur.
     seams: frozenset[int]
 
 
 class Strip(NamedTuple):
     """Windows that cover whole rows of maps, so that outputs are written in contiguous runs."""
 
-    #: n.
+    #: n, the number of windows.
     windows: int
-    #: Parts that are computed one at a time.
+    #: Groups of windows that are processed one at a time.
     pieces: tuple[Piece, ...]
     #: Runs of tokens, and the position of each token in the windows, 0 ... n N - 1; n N for tokens
-    #: outside their sample's own map.
+    #: outside their sample's valid region.
     runs: tuple[tuple[slice, Tensor], ...]
 
     def scatter(self, rows: Tensor, out: Tensor) -> None:
@@ -49,19 +49,19 @@ class Strip(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """Windows that are computed at once."""
+    """Windows that are processed in one batch."""
 
-    #: Positions in the strip.
+    #: Range of positions in the strip.
     places: slice
-    #: Indices in `SEAMS`, and the windows with these seams.
+    #: Indices in `SEAMS`, each with the range of windows that have these seams.
     seams: tuple[tuple[int, slice], ...]
-    #: [n N] int64 token at each position; 0 at padded positions.
+    #: [n N] int64 token index at each position; 0 at padded positions.
     sources: Tensor
-    #: Padded positions.
+    #: Indices of padded positions.
     padded: Tensor
 
     def gather(self, tokens: Tensor, padding: Tensor, scratch: Scratch) -> Tensor:
-        """Gather windows [n N, R] from tokens [M, R] and the row of padded positions [R]."""
+        """Gather windows [n N, R] from tokens [M, R], with `padding` [R] at padded positions."""
         out = scratch.empty(len(self.sources), len(padding), dtype=tokens.dtype)
         if not len(tokens):
             return out.copy_(padding.expand_as(out))
@@ -83,16 +83,16 @@ def window_rows(
     strip_windows: int,
     piece_windows: int,
 ) -> WindowRows:
-    """Partition every sample's own map, padded and rolled by itself, into windows.
+    """Partition every sample's valid region, padded and rolled by itself, into windows.
 
     Args:
-        sizes: (height, width) of each sample's own map, in the top left corner of the tensor.
+        sizes: (height, width) of each sample's valid region, in the top left corner of the map.
         map_size: (H, W) of the tensor.
-        window_size: side of a window in tokens.
+        window_size: window side length in tokens.
         shift: roll of the map in tokens.
         device: device of the index tensors.
-        strip_windows: maximum number of windows in a strip, which has at least one row of them.
-        piece_windows: maximum number of windows in a piece.
+        strip_windows: maximum number of windows per strip, which has at least one row of windows.
+        piece_windows: maximum number of windows per piece.
     """
     height, width = map_size
     strips: list[Strip] = []
@@ -136,7 +136,7 @@ def _strip(
     tokens = windows.shape[1]
 
     def moved(values: np.ndarray) -> Tensor:
-        # From numpy, which ignores torch's default device.
+        # Created with NumPy, which ignores torch's default device.
         return torch.from_numpy(values).to(device)
 
     pieces = []
@@ -168,10 +168,10 @@ def _strip(
 def _rows_of_windows(
     own: tuple[int, int], width: int, window_size: int, shift: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Iterate over the rows of windows of one map.
+    """Iterate over the window rows of one map.
 
     Yields:
-        Tokens [n, N] in a tensor of this width, -1 at padded positions; indices in `SEAMS` [n]; and
+        Tokens [n, N] in a map of this width, -1 at padded positions; indices in `SEAMS` [n]; and
         the map rows that the windows cover.
     """
     (row_ticks, row_seams), (column_ticks, column_seams) = (
@@ -187,7 +187,7 @@ def _rows_of_windows(
 
 
 def _ticks(side: int, window_size: int, shift: int) -> tuple[np.ndarray, np.ndarray]:
-    """Pad and roll an axis: rows or columns of windows [n, w], -1 for padding; seams [n]."""
+    """Pad and roll one axis; return its indices by window [n, w], -1 for padding, and seams [n]."""
     count = -(-side // window_size)
     ticks = (np.arange(count * window_size) + shift) % max(1, count * window_size)
     ticks = np.where(ticks < side, ticks, -1).reshape(count, window_size)

@@ -1,7 +1,7 @@
 """`python -m tests.kernels.compiled`: resources of the compiled kernels, and their gates.
 
-Exit code 1 if a gate fails, else 0. Results are cached by source hash in target/kernels-aot;
-without a cache, all cases take long. `--quick` compiles the cases of the tests only.
+The exit code is 1 if a gate fails, else 0. Results are cached by source hash in target/kernels-aot;
+without a cache, all cases take a long time. `--quick` compiles only the cases used in tests.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sys
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Print a line for each kernel of each case and chip, then the failed gates."""
+    """Print one line per kernel, case and chip, then the failed gates."""
     parser = argparse.ArgumentParser(prog="python -m tests.kernels.compiled", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="only the cases of the tests")
     parser.add_argument("--write", action="store_true", help="update registers.csv")

@@ -1,6 +1,6 @@
-"""Calls of the model whose kernels are compiled, planned on the meta device.
+"""Calls of the model for which kernels are compiled, planned on the meta device.
 
-Letters: B batch, h heads, d head dim.
+Notation: B batch size, h heads, d head dim.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tests.kernels.compiled.compile import Chip
 
 @dataclass(frozen=True)
 class Window:
-    """Call of window attention."""
+    """A window attention call."""
 
     window_size: int
     shift: int
@@ -32,7 +32,7 @@ class Window:
     heads: int
     batch: int = 8
     head_width: int = 32
-    #: Samples have own map sizes.
+    #: True if valid sizes are given.
     sized: bool = False
 
     def inputs(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, WindowSpec]:
@@ -59,16 +59,16 @@ class Window:
 
 @dataclass(frozen=True)
 class Cross:
-    """Call of cross attention."""
+    """A cross attention call."""
 
     queries: int
     keys: int
     heads: int
     head_width: int
     batch: int = 8
-    #: Samples have own numbers of keys.
+    #: True if key lengths are given.
     lengths: bool = False
-    #: (H, W) of a map of keys in which samples have own sizes.
+    #: (H, W) of the key map if valid sizes are given.
     map_size: tuple[int, int] | None = None
     dropout_p: float = 0.0
 
@@ -152,7 +152,7 @@ def planned(plan: Callable[[], list[Launch]], chip: Chip) -> list[Launch]:
 
 
 def all_cases() -> list[Case]:
-    """List every call in each of its dtypes, forward and backward."""
+    """List every call in all of its dtypes, forward and backward."""
     return [
         Case(call, dtype, backward)
         for call in CALLS

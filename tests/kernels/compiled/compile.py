@@ -1,4 +1,4 @@
-"""Compilation of a `Launch` for a chip that is not present, as a launch there would compile it."""
+"""Compilation of a `Launch` for a chip that is not present, as if launched on it."""
 
 from __future__ import annotations
 
@@ -138,8 +138,8 @@ def remembered(kind: str, made_from: bytes, make: Any) -> Any:
 
     Args:
         kind: folder of the cache; change it when `make` changes.
-        made_from: everything that the result depends on.
-        make: returns a value that JSON can represent.
+        made_from: all inputs that determine the result.
+        make: returns a JSON-serializable value.
     """
     path = cache_folder() / kind / f"{hashlib.sha256(made_from).hexdigest()}.json"
     if path.exists():

@@ -1,7 +1,7 @@
 """Tests of compiled kernels: `make kernels-aot`.
 
 Triton reads TRITON_INTERPRET when a kernel is decorated; interpreted kernels cannot be compiled.
-The tests are collected only if the variable is 0, so that they run in processes of their own.
+The tests are collected only if the variable is 0, so that they run in a separate process.
 """
 
 import importlib.util

@@ -1,4 +1,4 @@
-"""Gates of the compiled kernels: spills, shared memory, atomics, and growth over the table."""
+"""Gates for compiled kernels: spills, shared memory, atomics, and regressions from the table."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ RESOURCES_HEAD = f"{'kernel':<26} {'case':<44} {'chip':<7} warps registers spill
 def check_resources(
     cases: Iterable[Case], chips: Iterable[Chip], show: Callable[[str], None]
 ) -> tuple[list[str], list[Row]]:
-    """Compile cases for chips.
+    """Compile cases for chips and check their resources.
 
     Args:
         cases: what to compile.

@@ -38,7 +38,7 @@ class Resources:
 
 @dataclass(frozen=True)
 class Row:
-    """Line of the table: a kernel of a case on a chip, compiled by a version of Triton."""
+    """Table line: a kernel of a case, compiled for a chip by a version of Triton."""
 
     kernel: str
     case: str
@@ -50,7 +50,7 @@ class Row:
 
     @property
     def key(self) -> tuple[str, str, str, str]:
-        """Key of the line."""
+        """Key of the table line."""
         return self.kernel, self.case, self.chip, self.triton
 
 
@@ -58,8 +58,8 @@ def resources(compiled: Compiled) -> Resources:
     """Return the resources of a kernel.
 
     Raises:
-        RuntimeError: if the assembler's log has an unknown format, or describes another binary than
-            Triton's.
+        RuntimeError: if the assembler's log has an unknown format, or describes a different
+            binary than Triton's.
     """
     if compiled.chip.backend == "hip":
         return _of_amd(compiled)
@@ -75,7 +75,7 @@ def resources(compiled: Compiled) -> Resources:
 
 
 def problems(compiled: Compiled, taken: Resources) -> list[str]:
-    """Return faults of a kernel that do not depend on the table."""
+    """Return problems of a kernel that do not depend on the table."""
     found = []
     name = f"{compiled.name} on {compiled.chip.name}"
     text = compiled.stages["amdgcn" if compiled.chip.backend == "hip" else "ptx"]
@@ -96,7 +96,7 @@ def problems(compiled: Compiled, taken: Resources) -> list[str]:
 
 
 def regressions(rows: Iterable[Row], table: Iterable[Row]) -> list[str]:
-    """Return the rows that exceed their line of the table, or have none."""
+    """Return the rows that exceed their table line or have no line."""
     lines = {line.key: line for line in table}
     found = []
     for row in rows:
@@ -136,7 +136,7 @@ def read_table(path: Path = TABLE) -> list[Row]:
 
 
 def write_table(rows: Iterable[Row], path: Path = TABLE) -> None:
-    """Replace the lines of the same case and version of Triton; keep all others."""
+    """Replace the lines with the same case and Triton version; keep all others."""
     rows = list(rows)
     done = {(row.case, row.triton) for row in rows}
     kept = [line for line in read_table(path) if (line.case, line.triton) not in done]
@@ -148,7 +148,7 @@ def write_table(rows: Iterable[Row], path: Path = TABLE) -> None:
 
 
 def _uses_local_memory(compiled: Compiled) -> bool:
-    """Check whether a kernel for an NVIDIA chip reads or writes local memory."""
+    """Return True if a kernel for an NVIDIA chip reads or writes local memory."""
     binary = compiled.stages["cubin"]
     listing = remembered("nvdisasm", binary, lambda: _disassemble(binary))
     return re.search(r"\b(?:LDL|STL)\b", listing) is not None
@@ -164,7 +164,7 @@ def _disassemble(binary: bytes) -> str:
 
 
 def _tool(name: str) -> str:
-    """Return the path of a program that is packaged with Triton."""
+    """Return the path of a program that ships with Triton."""
     return str(Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name)
 
 
@@ -223,7 +223,7 @@ def _of_amd(compiled: Compiled) -> Resources:
             raise RuntimeError(f"{compiled.name}: no .{name} in the assembly")
         return int(found[1])
 
-    # Registers have four bytes. Scalar registers are spilled to lanes of vector registers, whose
+    # Registers are four bytes. Scalar registers are spilled to lanes of vector registers, whose
     # own spills then increase.
     spilled = 4 * value("vgpr_spill_count")
     return Resources(

@@ -36,19 +36,19 @@ def sum_rows(
 
 @triton.jit
 def normalize_square(x, out, side: tl.constexpr):
-    """Keep a whole square in registers, more than a single warp has."""
+    """Keep a whole square in registers, which exceeds those of a single warp."""
     place = tl.arange(0, side)[:, None] * side + tl.arange(0, side)[None, :]
     square = tl.load(x + place)
     tl.store(out + place, square * tl.sum(square, 0)[None, :] * tl.sum(square, 1)[:, None])
 
 
 def meta(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """Make a meta tensor."""
+    """Create a meta tensor."""
     return torch.empty(*shape, dtype=dtype, device="meta")
 
 
 def sum_launch(count: int, *, atomic: bool = False, width: int = 1024) -> Launch:
-    """Plan a sum of rows of float32."""
+    """Plan a sum of float32 rows."""
     return Launch(
         kernel=sum_rows,
         grid=(width // BLOCK,),
@@ -67,7 +67,7 @@ def sum_launch(count: int, *, atomic: bool = False, width: int = 1024) -> Launch
 
 
 def square_launch(side: int, num_warps: int) -> Launch:
-    """Plan a square of float32 in `num_warps` warps."""
+    """Plan a float32 square in `num_warps` warps."""
     return Launch(
         kernel=normalize_square,
         grid=(1,),

@@ -1,4 +1,4 @@
-"""The package's kernels against the gates."""
+"""The package's kernels pass the gates."""
 
 import pytest
 import torch
@@ -34,19 +34,19 @@ def test_atomics_fail():
     assert any("expected no atomics" in problem for problem in found)
 
 
-def test_the_table_has_no_line_without_a_case():
+def test_every_table_line_has_a_case():
     lines = resources.read_table()
     assert {line.case for line in lines} <= {case.name for case in all_cases()}
     assert {line.chip for line in lines} <= set(CHIPS)
 
 
-def test_every_call_is_compiled_forward_and_backward():
+def test_every_call_has_forward_and_backward_cases():
     assert {(case.call, case.backward) for case in all_cases()} == {
         (call, backward) for call in CALLS for backward in (False, True)
     }
 
 
-def test_the_command_fails_with_a_gate(monkeypatch, capsys):
+def test_command_fails_if_a_gate_fails(monkeypatch, capsys):
     (case,) = [case for case in quick_cases() if case.call == "image to text" and not case.backward]
     monkeypatch.setattr(cases, "quick_cases", lambda: [case])
     monkeypatch.setattr(case.__class__, "chips", lambda self, chips: [SM_90])

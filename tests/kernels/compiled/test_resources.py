@@ -1,4 +1,4 @@
-"""Registers, spills and shared memory, and growth over the table."""
+"""Registers, spills, shared memory, and regressions from the table."""
 
 import dataclasses
 import re
@@ -23,7 +23,7 @@ ROW = Row("sum_rows", "three rows", "sm_90", "3.9", 4, 20, 1024)
 
 
 @pytest.mark.parametrize("chip", CHIPS.values(), ids=lambda chip: chip.name)
-def test_a_small_kernel_has_no_problems(chip):
+def test_small_kernel_has_no_problems(chip):
     compiled = compile_launch(sum_launch(3), chip)
     taken = resources(compiled)
     assert 0 < taken.registers < 64
@@ -31,20 +31,20 @@ def test_a_small_kernel_has_no_problems(chip):
 
 
 @pytest.mark.parametrize("name", ["sm_90", "gfx942"])
-def test_atomics_are_seen(name):
+def test_atomics_are_detected(name):
     compiled = compile_launch(sum_launch(3, atomic=True), CHIPS[name])
     (problem,) = problems(compiled, resources(compiled))
     assert "expected no atomics" in problem
 
 
-def test_spilled_registers_are_seen():
+def test_spilled_registers_are_detected():
     compiled = compile_launch(square_launch(128, num_warps=1), CHIPS["sm_90"])
     taken = resources(compiled)
     assert taken.spill_bytes > 0
     assert any("registers spilled" in problem for problem in problems(compiled, taken))
 
 
-def test_a_frame_is_a_problem_where_it_is_touched():
+def test_stack_frame_is_a_problem_only_if_accessed():
     touched = compile_launch(square_launch(128, num_warps=1), CHIPS["sm_90"])
     untouched = compile_launch(sum_launch(3), CHIPS["sm_90"])
     for compiled, expected in ((touched, ["8 bytes of local memory"]), (untouched, [])):
@@ -54,7 +54,7 @@ def test_a_frame_is_a_problem_where_it_is_touched():
         assert len(found) == len(expected)
 
 
-def test_spilled_registers_of_amd_are_seen():
+def test_spilled_amd_registers_are_detected():
     compiled = compile_launch(sum_launch(3), CHIPS["gfx942"])
     text = compiled.stages["amdgcn"]
     assert len(re.findall(r"\.vgpr_spill_count:\s+0", text)) == 1
@@ -63,14 +63,14 @@ def test_spilled_registers_of_amd_are_seen():
     assert resources(spilling).spill_bytes == 20
 
 
-def test_too_much_shared_memory_is_seen():
+def test_excess_shared_memory_is_detected():
     compiled = compile_launch(sum_launch(3), CHIPS["sm_89"])
     taken = dataclasses.replace(resources(compiled), shared_bytes=99 * 1024 + 1)
     (problem,) = problems(compiled, taken)
     assert problem == ("sum_rows on sm_89: 101377 bytes of shared memory; the chip has 101376")
 
 
-def test_regressions_name_what_grew():
+def test_regressions_name_the_resource():
     assert regressions([ROW], [ROW]) == []
     fewer = dataclasses.replace(ROW, registers=18)
     assert regressions([fewer], [ROW]) == []
@@ -80,12 +80,12 @@ def test_regressions_name_what_grew():
     assert "2048 shared bytes, 1024 in registers.csv" in text
 
 
-def test_a_missing_line_is_a_regression():
+def test_missing_line_is_a_regression():
     (text,) = regressions([ROW], [dataclasses.replace(ROW, triton="3.7")])
     assert "not in registers.csv" in text
 
 
-def test_the_table_keeps_other_versions_and_cases(tmp_path):
+def test_table_keeps_other_versions_and_cases(tmp_path):
     path = tmp_path / "registers.csv"
     old = dataclasses.replace(ROW, triton="3.7", registers=30)
     other = dataclasses.replace(ROW, case="two rows")
@@ -107,7 +107,7 @@ def test_the_table_keeps_other_versions_and_cases(tmp_path):
         ("sm_90", "3.7", "window 12 sized", True),
     ],
 )
-def test_what_spills_is_not_chosen(monkeypatch, chip, version, call, whole):
+def test_kernels_that_spill_are_not_selected(monkeypatch, chip, version, call, whole):
     monkeypatch.setattr(tiles, "triton_minor", lambda: version)
     launches = planned(lambda: CALLS[call].backward(torch.bfloat16), CHIPS[chip])
     names = {each.kernel.__name__ for each in launches}

@@ -1,7 +1,7 @@
 """Tests of the Triton kernels in Triton's interpreter: `make test-interpreter`.
 
 Triton reads TRITON_INTERPRET when a kernel is decorated. The tests are collected only if the
-variable is 1, so that they run in processes of their own.
+variable is 1, so that they run in a separate process.
 """
 
 import importlib.util
@@ -16,7 +16,7 @@ if os.environ.get("TRITON_INTERPRET") != "1" or importlib.util.find_spec("triton
 
 @pytest.fixture(autouse=True)
 def poison_empty_tensors(monkeypatch):
-    """Fill tensors of `torch.empty` with NaN (or a large number), as reused memory may be."""
+    """Fill tensors from `torch.empty` with NaN (or a large number), like reused memory."""
     empty = torch.empty
 
     def filled(*arguments, **keywords):

@@ -1,4 +1,4 @@
-"""Cross attention in Triton's interpreter: outputs and every gradient against the oracle."""
+"""Cross attention in Triton's interpreter: outputs and all gradients against the reference."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from fiber import kernels
 from fiber.kernels.cross_attention import naive, triton_launch
 from fiber.kernels.cross_attention.key_mask import Dropout, KeyMask
 
-# Sums of at most 300 float64 terms of size 1, in another order.
+# Sums of at most 300 float64 terms of size 1, in a different order.
 TOLERANCE = 1e-12
-# What rounding the result alone costs, relative to its largest element.
+# Error of rounding the result, relative to its largest element.
 FLOORS = {torch.float32: 2**-23, torch.float16: 2**-10}
 
 
 @dataclass(frozen=True)
 class Case:
-    """One call; `lengths` or `sizes` may hide keys, and NaN stands in all that is hidden."""
+    """One call; `lengths` or `sizes` may hide keys, which are then NaN."""
 
     batch: int
     queries: int
@@ -65,7 +65,7 @@ class Case:
 
 
 def hide(tensor: Tensor, mask: Tensor) -> Tensor:
-    """Put NaN where keys (B, m, h, d) are not to be read."""
+    """Set keys (B, m, h, d) that must not be read to NaN."""
     return torch.where(mask[..., None, None], tensor, math.nan)
 
 
@@ -81,7 +81,7 @@ def run(case: Case, inputs: list[Tensor], dropout_p: float = 0.0, seed: int = 0)
 
 
 def differentiate(function: Callable[..., Tensor], inputs: list[Tensor]) -> list[Tensor]:
-    """Output and the three gradients of plain code."""
+    """Output and the three gradients of a PyTorch function."""
     leaves = [tensor.detach().clone().requires_grad_() for tensor in inputs[:3]]
     out = function(*leaves)
     return [out.detach(), *torch.autograd.grad(out, leaves, inputs[3])]
@@ -96,7 +96,7 @@ def error(got: Tensor, expected: Tensor) -> float:
 
 
 def use_tiles(monkeypatch, queries: int, keys: int, programs: int = 1) -> None:
-    """Set tile sizes, and the number of programs that loops are split for."""
+    """Set tile sizes, and the number of programs for which loops are split."""
     sizes = {"block_queries": queries, "block_keys": keys, "num_warps": 1, "num_stages": 1}
     monkeypatch.setattr(triton_launch, "tile", lambda *_, **__: dict(sizes))
     monkeypatch.setattr(triton_launch, "PROGRAMS", programs)
@@ -125,7 +125,7 @@ def small_tiles(monkeypatch):
 
 @pytest.mark.usefixtures("small_tiles")
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
-def test_equals_oracle_in_float64(case):
+def test_matches_the_reference_in_float64(case):
     inputs, mask = case.inputs(), case.key_mask()
     expected = differentiate(lambda q, k, v: naive.attention(q, k, v, mask), inputs)
     ours = run(case, inputs)
@@ -152,7 +152,7 @@ def test_as_accurate_as_plain_pytorch(name, dtype):
 
 
 @pytest.mark.usefixtures("small_tiles")
-def test_logsumexp_is_of_base_two():
+def test_logsumexp_is_in_base_2():
     case = CASES["short queries by length"]
     q, k, v, _ = case.inputs()
     _, logsumexp = triton_launch.forward(q, k, v, case.keys_read())
@@ -165,7 +165,7 @@ def test_logsumexp_is_of_base_two():
 
 @pytest.mark.usefixtures("small_tiles")
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64], ids=str)
-def test_lengths_and_sizes_of_any_integer_type(dtype):
+def test_lengths_and_sizes_of_any_integer_dtype(dtype):
     for name in ("short keys by length", "short queries on a map"):
         case = CASES[name]
         q, k, v, _ = case.inputs()
@@ -180,7 +180,7 @@ def test_views(name):
     q, k, v, grad = case.inputs()
     expected = run(case, [q, k, v, grad[:1, :1, :1].expand_as(grad)])
     packed = torch.stack([hide(k, case.key_mask()), hide(v, case.key_mask())], 2)
-    # As after a projection to all heads; heads before tokens; and a gradient of one row.
+    # As after a projection to all heads; heads before tokens; and an expanded gradient.
     keys = case.keys_read()
     views = q.transpose(1, 2).contiguous().transpose(1, 2), *packed.unbind(2)
     assert not any(view.is_contiguous() for view in views)
@@ -192,7 +192,7 @@ def test_views(name):
 
 
 @pytest.mark.usefixtures("small_tiles")
-def test_elements_of_a_row_apart():
+def test_noncontiguous_last_dimension():
     case = CASES["few of both"]
     inputs = case.inputs()
     apart = [torch.stack([tensor, tensor], -1)[..., 0] for tensor in inputs]
@@ -207,7 +207,7 @@ def test_elements_of_a_row_apart():
     [(0, 3, 4, 1), (2, 0, 4, 1), (2, 0, 70, 1), (2, 3, 0, 1), (2, 70, 0, 1), (2, 3, 4, 0)],
     ids=str,
 )
-def test_empty(shape):
+def test_empty_tensors(shape):
     case = Case(*shape, width=16)
     out, *gradients = run(case, case.inputs())
     assert (out == 0).all()
@@ -225,7 +225,7 @@ SPLIT_CASES = {
 
 
 @pytest.mark.parametrize("case", SPLIT_CASES.values(), ids=SPLIT_CASES.keys())
-def test_split_loops_give_the_same(case, monkeypatch):
+def test_split_loops_give_the_same_results(case, monkeypatch):
     inputs = case.inputs()
     counts, results = [], []
     for programs in (1, 10_000):
@@ -245,7 +245,7 @@ def number_of_launches(case: Case) -> int:
 
 
 @pytest.mark.parametrize("name", ["queries of one tile", "both long"])
-def test_repeated_runs_are_the_same_bits(name, monkeypatch):
+def test_repeated_runs_are_bitwise_identical(name, monkeypatch):
     use_tiles(monkeypatch, 16, 16, 10_000)
     case = SPLIT_CASES[name]
     inputs = case.inputs(torch.float32)
@@ -254,7 +254,7 @@ def test_repeated_runs_are_the_same_bits(name, monkeypatch):
 
 
 def recover_kept(case: Case, dropout_p: float, seed: int) -> Tensor:
-    """Read which weights survive, (B, h, n, m) bool, through values that are unit vectors."""
+    """Recover which weights survive, (B, h, n, m) bool, using unit vectors as values."""
     q, k, _, _ = case.inputs(torch.float32)
     kept = []
     for start in range(0, case.keys, case.width):
@@ -278,7 +278,7 @@ def test_dropout_gradients(name, monkeypatch):
 
     def plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         scores = torch.einsum("bnhd,bmhd->bhnm", q, k) * case.width**-0.5
-        # Finite, for samples without keys; what is hidden is dropped anyway.
+        # Finite for samples without keys; hidden keys are masked anyway.
         scores = scores.masked_fill(hidden[:, None, None], -1e4)
         weights = scores.softmax(-1) * kept / (1 - dropout_p)
         return torch.einsum("bhnm,bmhd->bnhd", weights, v)
@@ -312,24 +312,24 @@ def test_dropout_does_not_depend_on_padding(monkeypatch):
 
 
 @pytest.mark.parametrize("dropout_p", [0.1, 0.5, 2**-10])
-def test_rate_of_dropout(dropout_p, monkeypatch):
+def test_dropout_rate(dropout_p, monkeypatch):
     use_tiles(monkeypatch, 128, 128)
     case = Case(2, 100, 128, 2, 128)
     dropped = (~recover_kept(case, dropout_p, seed=11)).double()
     deviation = math.sqrt(dropout_p * (1 - dropout_p))
     for samples in (dropped.flatten(), *dropped.flatten(0, 1).flatten(1)):
         assert abs(samples.mean() - dropout_p) <= 5 * deviation / math.sqrt(samples.numel())
-    # Rows and columns vary as independent draws do: no row is dropped as a whole.
+    # Rows and columns vary like independent draws, so no whole row is dropped.
     for axis in (2, 3):
         means = dropped.mean(axis)
         expected = deviation**2 / dropped.shape[axis]
-        # The variance of draws that are 0 or 1 has this kurtosis.
+        # Kurtosis of Bernoulli draws, for the variance of their sample variance.
         kurtosis = (1 - 6 * deviation**2) / deviation**2 / dropped.shape[axis] + 2
         spread = expected * math.sqrt(kurtosis / means.numel())
         assert abs((means - dropout_p).square().mean() - expected) <= 5 * spread
 
 
-def test_dropout_of_samples_heads_seeds_and_neighbours_is_unrelated(monkeypatch):
+def test_dropout_is_independent_across_samples_heads_seeds_and_neighbors(monkeypatch):
     use_tiles(monkeypatch, 128, 128)
     case = Case(2, 100, 128, 2, 128)
     kept = recover_kept(case, 0.5, seed=11)
@@ -352,7 +352,7 @@ def test_dropout_of_samples_heads_seeds_and_neighbours_is_unrelated(monkeypatch)
 
 
 @pytest.mark.parametrize("dropout_p", [-0.1, 1.0, 1.5, math.nan])
-def test_dropout_of_no_probability(dropout_p):
+def test_invalid_dropout_probability_is_rejected(dropout_p):
     q, k, v, _ = Case(1, 1, 1, 1, 16).inputs()
     with pytest.raises(ValueError, match=r"dropout_p: expected 0 <= dropout_p < 1, got"):
         triton_launch.plan_forward(q, k, v, dropout=Dropout(dropout_p, torch.tensor([0])))
@@ -362,17 +362,17 @@ REFUSED = {
     "head dim 0; expected 1 to 128": (1, 2, 1, 0),
     "head dim 200; expected 1 to 128": (1, 2, 1, 200),
     "70000 samples of 1 heads; expected fewer than 65536": (70_000, 1, 1, 8),
-    "queries .* with samples of more than 2\\^31 elements": (1, 2**25 + 1, 2, 32),
+    "queries .* exceed 2\\^31 elements": (1, 2**25 + 1, 2, 32),
 }
 
 
 @pytest.mark.parametrize(("message", "shape"), REFUSED.items(), ids=REFUSED.keys())
-def test_refusal(message, shape):
+def test_unsupported_shapes_are_refused(message, shape):
     tensor = torch.empty(shape, dtype=torch.float16, device="meta")
     assert re.match(message, triton_launch.refusal(tensor, tensor) or "")
 
 
-def test_refusal_by_dtype_and_none():
+def test_unsupported_dtypes_are_refused():
     tensor = torch.empty(2, 3, 4, 32, dtype=torch.int32, device="meta")
     assert (triton_launch.refusal(tensor, tensor) or "").startswith("dtype torch.int32; expected")
     for dtype in (torch.float16, torch.bfloat16, torch.float32):
@@ -381,7 +381,7 @@ def test_refusal_by_dtype_and_none():
 
 @pytest.mark.parametrize("dtype", [*FLOORS, torch.bfloat16, torch.float64], ids=str)
 @pytest.mark.parametrize("width", [8, 32, 64, 128])
-def test_the_table_has_tiles_for(width, dtype):
+def test_table_has_tiles_for_every_dtype(width, dtype):
     q = torch.empty(1, 40, 2, width, dtype=dtype, device="meta")
     k = torch.empty(1, 600, 2, width, dtype=dtype, device="meta")
     launches, (out, logsumexp) = triton_launch.plan_forward(q, k, k)

@@ -1,7 +1,7 @@
 """Memory accesses of the kernels, counted in Triton's interpreter.
 
-A kernel that computes everything twice has the right outputs. Here every element of an output is
-stored once and never loaded, and every input is loaded as often as the tiles require.
+A kernel that computes everything twice still has the right outputs. These tests check that every
+output element is stored once and never loaded, and inputs are loaded as often as tiles require.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from fiber.kernels.window_attention.window_spec import WindowSpec
 
 
 class Accesses:
-    """Addresses of all elements that kernels load and store."""
+    """Addresses of all elements that kernels load or store."""
 
     def __init__(self) -> None:
         self.addresses: dict[str, list[np.ndarray]] = {"loads": [], "stores": []}
@@ -70,14 +70,14 @@ WINDOWS = {
     "whole windows": ((2, 8, 8), 4, 0, None),
     "shifted": ((1, 8, 12), 4, 2, None),
     "odd map": ((1, 5, 7), 4, 1, None),
-    "own sizes": ((2, 5, 9), 4, 1, [[5, 9], [3, 4]]),
+    "valid sizes": ((2, 5, 9), 4, 1, [[5, 9], [3, 4]]),
 }
 BOTH = pytest.mark.parametrize("whole", [True, False], ids=["whole rows", "tiles"])
 EACH_WINDOW_CALL = pytest.mark.parametrize("case", WINDOWS.values(), ids=WINDOWS.keys())
 
 
 def window_inputs(case) -> tuple[Tensor, Tensor, Tensor, WindowSpec, Tensor]:
-    """Inputs, and the tokens (B, H, W) that are in the samples' own maps."""
+    """Inputs, and a mask (B, H, W) of the tokens in the valid regions."""
     (batch, height, width), window_size, shift, sizes = case
     inputs = (
         torch.randn(batch, height, width, 3, 2, 16),
@@ -93,7 +93,7 @@ def window_inputs(case) -> tuple[Tensor, Tensor, Tensor, WindowSpec, Tensor]:
 
 
 def assert_loads(counts: Tensor, valid: Tensor, times: int) -> None:
-    """Check the loads of each element of tokens (B, H, W, ...); none outside the own maps."""
+    """Check the loads of each element of tokens (B, H, W, ...); none outside valid regions."""
     expected = (times * valid).reshape(*valid.shape, *[1] * (counts.dim() - 3))
     assert torch.equal(counts, expected.expand_as(counts))
 
@@ -107,7 +107,7 @@ def test_window_attention_forward(accesses, case, whole):
     assert_written_once(accesses, out)
     qkv = accesses.count("loads", inputs[0])
     assert_loads(qkv[:, :, :, 0], valid, 1)
-    # Keys and values are loaded by each program that has queries of the window.
+    # Keys and values are loaded by every program that handles queries of the window.
     (*_, attend) = launches
     constants = attend.constants
     programs = attend.grid[2] if whole else constants["STORED"] // constants["ROWS"]
@@ -131,7 +131,7 @@ CROSS = {
     "short keys": (40, 12, KeyMask(lengths=torch.tensor([12, 5]))),
     "short queries": (12, 40, KeyMask(lengths=torch.tensor([40, 7]))),
     "both long": (40, 50, KeyMask()),
-    "own sizes": (20, 20, KeyMask(sizes=torch.tensor([[4, 5], [2, 3]]), map_size=(4, 5))),
+    "valid sizes": (20, 20, KeyMask(sizes=torch.tensor([[4, 5], [2, 3]]), map_size=(4, 5))),
 }
 
 
@@ -139,7 +139,7 @@ CROSS = {
 def test_cross_attention(accesses, monkeypatch, case):
     tile = {"block_queries": 16, "block_keys": 16, "num_warps": 1, "num_stages": 1}
     monkeypatch.setattr(cross_launch, "tile", lambda *_, **__: dict(tile))
-    # Loops are not split, so that no kernel reads the outputs of another one.
+    # Loops are not split, so no kernel reads the outputs of another.
     monkeypatch.setattr(cross_launch, "PROGRAMS", 1)
     queries, num_keys, keys = case
     q, grad = (torch.randn(2, queries, 2, 16) for _ in range(2))

@@ -1,4 +1,4 @@
-"""The public operations with the Triton backend equal plain PyTorch."""
+"""Public operations with the Triton backend match plain PyTorch."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def everything(qkv: Tensor, table: Tensor, bias: Tensor, text: Tensor, gate: Ten
     )
 
 
-def test_the_kernels_give_what_plain_pytorch_gives():
+def test_kernels_match_plain_pytorch():
     inputs = (
         random(2, 5, 6, 3, 2, 4), random(25, 2), random(3, 2, 4), random(2, 5, 2, 4),
         torch.tensor([0.5], dtype=torch.float64, requires_grad=True),
@@ -46,7 +46,7 @@ def test_the_kernels_give_what_plain_pytorch_gives():
     results = []
     for backend in ("reference", "triton"):
         with kernels.use_backend(backend), warnings.catch_warnings():
-            # A call that a kernel refused would be plain PyTorch twice.
+            # A refused call would compare plain PyTorch with itself.
             warnings.simplefilter("error")
             out = everything(*inputs)
             results.append((out, *torch.autograd.grad(out.square().sum(), inputs)))
@@ -55,7 +55,7 @@ def test_the_kernels_give_what_plain_pytorch_gives():
     assert not torch.equal(results[0][1], results[1][1]), "the two never agree to the last bit"
 
 
-def test_what_a_kernel_does_not_take_runs_in_plain_pytorch():
+def test_unsupported_calls_fall_back_to_pytorch():
     dispatch._warn_once.cache_clear()
     q, k, v = (torch.randn(1, tokens, 1, 160) for tokens in (3, 4, 4))
     with kernels.use_backend("reference"):
@@ -64,7 +64,7 @@ def test_what_a_kernel_does_not_take_runs_in_plain_pytorch():
         assert torch.equal(kernels.image_to_text_attention(q, k, v), expected)
 
 
-def test_atomics_only_where_they_are_allowed(monkeypatch):
+def test_atomics_are_used_only_if_allowed(monkeypatch):
     inputs = random(1, 4, 4, 3, 1, 4), random(9, 1), random(3, 1, 4)
     given = []
     plan_backward = window_launch.plan_backward
@@ -91,15 +91,15 @@ def test_atomics_only_where_they_are_allowed(monkeypatch):
 
 MASKS = {
     "with holes": [[True, False, True, True, False], [False, True, False, False, False]],
-    "nothing to read": [[False] * 5, [True] * 5],
+    "fully masked sample": [[False] * 5, [True] * 5],
     "only the last": [[False, False, False, False, True], [True, False, False, False, True]],
 }
 
 
 @pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS.keys())
 @pytest.mark.parametrize("queries", [3, 40], ids=["few queries", "many queries"])
-def test_any_mask(mask, queries):
-    """Keys that are not read hold NaN, which reaches nothing."""
+def test_arbitrary_masks(mask, queries):
+    """Masked keys are NaN, which must not propagate."""
     mask = torch.tensor(mask)
     q, k, v = (random(2, tokens, 2, 4) for tokens in (queries, 5, 5))
     with torch.no_grad():
@@ -113,8 +113,8 @@ def test_any_mask(mask, queries):
         assert (plain - triton).abs().max() <= TOLERANCE * plain.abs().max().clamp(min=1)
 
 
-def test_a_mask_over_several_tiles_of_keys(monkeypatch):
-    """Tiles in which nothing is read stand before, between and behind the others."""
+def test_masks_that_span_several_key_tiles(monkeypatch):
+    """Fully masked tiles come before, between and after the others."""
     sizes = {"block_queries": 16, "block_keys": 16, "num_warps": 1, "num_stages": 1}
     monkeypatch.setattr(cross_launch, "tile", lambda *_, **__: dict(sizes))
     mask = torch.zeros(2, 70, dtype=torch.bool)

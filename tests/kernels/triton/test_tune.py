@@ -1,4 +1,4 @@
-"""The candidates of `fiber tune` in Triton's interpreter: they run, and give the same results."""
+"""Candidates of `fiber tune` run in Triton's interpreter and give the same results."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def tuned(cases: list[Case]) -> tuple[list[dict], list[str]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("cases", SMALL.values(), ids=SMALL)
-def test_every_candidate_gives_what_the_packages_sizes_give(cases):
+def test_every_candidate_matches_the_package_sizes(cases):
     lines, said = tuned(list(cases()))
     assert lines
     refused = [line for line in said if line.startswith("  ")]
     assert not refused, refused
 
 
-def test_other_results_and_errors_are_told(monkeypatch):
+def test_wrong_results_and_errors_are_reported(monkeypatch):
     monkeypatch.setattr(
         tune, "CANDIDATES", {"expand_bias": [], "window_forward": [{"rows": 16, "num_warps": 2}]}
     )
@@ -42,7 +42,7 @@ def test_other_results_and_errors_are_told(monkeypatch):
     (forward, _) = SMALL["whole rows"]()
     plan, calls = forward.plan, []
 
-    def spoilt():
+    def corrupted():
         launches, results = plan()
         calls.append(launches)
         if len(calls) == 2:
@@ -51,7 +51,7 @@ def test_other_results_and_errors_are_told(monkeypatch):
             launches = []
         return launches, results
 
-    case = Case(forward.name, ("window_forward",), spoilt, 4, 32, torch.float16)
+    case = Case(forward.name, ("window_forward",), corrupted, 4, 32, torch.float16)
     _, said = tuned([case])
-    assert "does not run: out of resource: shared memory" in said[0]
+    assert "failed to run: out of resource: shared memory" in said[0]
     assert "result 0 differs by nan" in said[1]

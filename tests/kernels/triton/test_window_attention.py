@@ -1,6 +1,6 @@
-"""Window attention in Triton's interpreter: every output and gradient, both kinds of kernels.
+"""Window attention in Triton's interpreter: outputs and all gradients, with both kinds of kernels.
 
-Not in bfloat16, in which the interpreter is silently wrong.
+Without bfloat16, for which the interpreter silently gives wrong results.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from torch import Tensor
 from fiber.kernels.window_attention import naive, triton_bias, triton_launch
 from fiber.kernels.window_attention.window_spec import WindowSpec
 
-# Relative to the largest element: sums of some hundred float64 terms in another order.
+# Relative to the largest element: sums of a few hundred float64 terms in a different order.
 DOUBLE = 1e-12
-# Below that an error counts as none: some units in the last place of the largest element.
+# Smaller errors, a few units in the last place of the largest element, are ignored.
 FLOORS = {torch.float32: 1e-6, torch.float16: 1e-3}
 
 
 class Case(NamedTuple):
-    """A call: batch, map, window, shift, heads, head dim, own map sizes."""
+    """One call: batch, map, window, shift, heads, head dim, valid sizes."""
 
     batch: int
     height: int
@@ -42,8 +42,8 @@ CASES = {
     "window larger than the map": Case(2, 3, 5, 7, 3, 1, 20),
     "windows of 7": Case(1, 7, 10, 7, 0, 1, 32),
     "windows of 5, shifted": Case(1, 5, 10, 5, 2, 1, 48),
-    "own maps": Case(3, 5, 9, 4, 1, 1, 16, [[5, 9], [3, 4], [0, 7]]),
-    "own maps, not shifted": Case(2, 4, 6, 4, 0, 2, 16, [[1, 6], [4, 3]]),
+    "valid sizes": Case(3, 5, 9, 4, 1, 1, 16, [[5, 9], [3, 4], [0, 7]]),
+    "valid sizes, not shifted": Case(2, 4, 6, 4, 0, 2, 16, [[1, 6], [4, 3]]),
 }
 LARGE = {
     "windows of 7, shifted": Case(1, 14, 14, 7, 3, 2, 32),
@@ -51,12 +51,12 @@ LARGE = {
     "windows of 12, odd map": Case(1, 13, 7, 12, 6, 1, 32),
     "window of 18": Case(1, 18, 18, 18, 9, 1, 32),
     "window of 18, odd map": Case(1, 17, 18, 18, 0, 1, 32),
-    "windows of 9, own maps": Case(2, 10, 9, 9, 4, 1, 24, [[10, 9], [9, 5]]),
+    "windows of 9, valid sizes": Case(2, 10, 9, 9, 4, 1, 24, [[10, 9], [9, 5]]),
 }
 
 
 def inputs(case: Case, dtype: torch.dtype = torch.float64) -> tuple[list[Tensor], Tensor]:
-    """qkv, bias_table and qkv_bias, and a gradient of the output."""
+    """qkv, bias_table, qkv_bias, and a gradient of the output."""
     generator = torch.Generator().manual_seed(sum(case[:7]))
     heads, width = case.heads, case.head_width
     shapes = (
@@ -114,11 +114,11 @@ def formulation(
     shift: int,
     valid_sizes: Tensor | None = None,
 ) -> Tensor:
-    """The oracle with all pairs of tokens at once, for windows that are too large for loops."""
+    """A vectorized reference, for windows that are too large for loops."""
     _, height, width, _, heads, head_width = qkv.shape
     w, samples = window_size, []
     ticks = torch.arange(w)
-    # (w, w, w, w): row of the table for a query (y, x) and a key (y, x)
+    # (w, w, w, w): table row for a query (y, x) and a key (y, x)
     row = (ticks[:, None, None, None] - ticks[:, None] + w - 1) * (2 * w - 1)
     row = row + ticks[:, None, None] - ticks + w - 1
     bias = bias_table[row.reshape(w * w, w * w)].permute(2, 0, 1)
@@ -131,7 +131,7 @@ def formulation(
             own = qkv[sample, y.clamp(max=rows - 1), x.clamp(max=columns - 1)]
             real = ((y < rows) & (x < columns))[..., None, None, None]
             rolled = torch.where(real, own, qkv_bias.to(qkv.dtype)).roll((-shift, -shift), (0, 1))
-            # Where a token stood, seen from a window: the far side of a seam is the other one.
+            # Region of each token, relative to the seams of its window.
             far = torch.stack([y >= down * w - shift, x >= across * w - shift], -1)
             far = far & torch.stack([y >= (down - 1) * w, x >= (across - 1) * w], -1)
             side = _windows(far, w)
@@ -157,7 +157,7 @@ def _windows(tokens: Tensor, w: int) -> Tensor:
 
 
 def error(got: Tensor, exact: Tensor) -> float:
-    """The largest difference, relative to the largest exact element."""
+    """Largest difference relative to the largest exact element."""
     assert got.shape == exact.shape
     assert got.isfinite().all()
     scale = exact.abs().max().item()
@@ -178,7 +178,7 @@ BOTH = pytest.mark.parametrize("whole", [True, False], ids=["whole rows", "tiles
 
 
 @pytest.mark.parametrize("case", **named(CASES))
-def test_formulation_equals_oracle(case):
+def test_formulation_matches_the_reference(case):
     tensors, grad = inputs(case)
     assert_equal(
         with_gradients(formulation, case, tensors, grad),
@@ -252,8 +252,8 @@ def test_gradients_equal_finite_differences(whole):
 
 
 @BOTH
-def test_what_is_not_read_may_hold_nan(whole):
-    case = CASES["own maps"]
+def test_unread_elements_may_be_nan(whole):
+    case = CASES["valid sizes"]
     tensors, grad = inputs(case)
     expected = run(case, tensors, grad, whole)
     for sample, (rows, columns) in enumerate(case.valid_sizes or []):
@@ -270,7 +270,7 @@ def test_what_is_not_read_may_hold_nan(whole):
 
 
 @BOTH
-def test_padding_that_nobody_needs_may_hold_nan(whole):
+def test_unused_padding_may_be_nan(whole):
     case = CASES["four windows, shifted"]
     tensors, grad = inputs(case)
     expected = run(case, tensors, grad, whole)
@@ -279,8 +279,8 @@ def test_padding_that_nobody_needs_may_hold_nan(whole):
         assert torch.equal(ours, before)
 
 
-def test_sizes_beyond_the_map_count_as_the_map():
-    case = CASES["own maps"]
+def test_sizes_are_clamped_to_the_map():
+    case = CASES["valid sizes"]
     tensors, grad = inputs(case)
     expected = run(case, tensors, grad, True)
     got = run(case._replace(valid_sizes=[[9, 13], [3, 4], [-2, 7]]), tensors, grad, True)
@@ -289,7 +289,7 @@ def test_sizes_beyond_the_map_count_as_the_map():
 
 
 @BOTH
-def test_atomics_add_up_to_the_same(whole):
+def test_atomics_give_the_same_sums(whole):
     case = CASES["four windows, shifted"]
     tensors, grad = inputs(case)
     expected = run(case, tensors, grad, whole)
@@ -306,7 +306,7 @@ def test_strided_inputs():
         assert torch.equal(ours, before)
 
 
-def test_an_empty_batch_gives_zero_gradients():
+def test_empty_batch_gives_zero_gradients():
     case = Case(0, 4, 4, 4, 0, 1, 16)
     tensors, grad = inputs(case)
     out, grad_qkv, grad_table, grad_padding = run(case, tensors, grad, None)
@@ -322,12 +322,12 @@ def test_sum_of_parts(count):
     launches, out = triton_bias.plan_sum(parts, torch.empty(5, dtype=torch.float64), parts.dtype)
     for launch in launches:
         launch.run()
-    # Whole numbers below 2 ** 53: exact in every order.
+    # Integers below 2 ** 53 are summed exactly in any order.
     assert torch.equal(out, parts.sum(0))
 
 
 @pytest.mark.parametrize("heads", [1, 9])
-def test_expanded_and_reduced_bias_is_the_table_times_its_pairs(heads):
+def test_expanding_and_reducing_the_bias_counts_pairs(heads):
     window_size, stored = 3, 32
     table = torch.randn(25, heads, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     launches, bias = triton_bias.plan_expand(
@@ -345,7 +345,7 @@ def test_expanded_and_reduced_bias_is_the_table_times_its_pairs(heads):
         for launch in launches:
             launch.run()
         sums.append(summed)
-    # Along one axis, 3 - |d| of 3 x 3 pairs of tokens are d apart; beside the last token stand two.
+    # Along one axis, 3 - |d| of the 3 x 3 pairs are d apart, of which one crosses a seam if d != 0.
     count, seam = torch.tensor([1, 2, 3, 2, 1]), torch.tensor([1, 1, 0, 1, 1])
     expected = table * triton_bias.LOG2E * (count[:, None] * count).reshape(-1, 1)
     assert error(sums[0], expected) <= DOUBLE
@@ -353,7 +353,7 @@ def test_expanded_and_reduced_bias_is_the_table_times_its_pairs(heads):
     assert error(sums[1], expected) <= DOUBLE
 
 
-def test_pieces_are_powers_of_two_that_cover_the_keys():
+def test_pieces_cover_the_keys_with_powers_of_two():
     assert triton_launch.pieces(144, 128) == ((0, 128), (128, 16))
     assert triton_launch.pieces(144, 64) == ((0, 64), (64, 64), (128, 16))
     assert triton_launch.pieces(64, 128) == ((0, 64),)
@@ -362,7 +362,7 @@ def test_pieces_are_powers_of_two_that_cover_the_keys():
 @pytest.mark.parametrize("whole", [True, False, None], ids=["whole rows", "tiles", "by size"])
 @pytest.mark.parametrize("window_size", [1, 4, 7, 12, 18, 24])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_shapes_alone_make_a_plan(dtype, window_size, whole):
+def test_plans_need_only_shapes(dtype, window_size, whole):
     meta = {"device": "meta", "dtype": dtype}
     qkv = torch.empty(64, 96, 96, 3, 4, 32, **meta)
     arguments = (
@@ -393,12 +393,12 @@ def test_shapes_alone_make_a_plan(dtype, window_size, whole):
         ((1, 8, 8, 3, 1, 128), torch.float32, 18, None),
         ((1, 8, 8, 3, 1, 32), torch.complex64, 4, "complex64"),
         ((1, 8, 8, 3, 1, 136), torch.float16, 4, "136"),
-        ((1, 60000, 60000, 3, 1, 32), torch.float16, 4, "32 bits"),
+        ((1, 60000, 60000, 3, 1, 32), torch.float16, 4, "32-bit"),
         ((1, 8, 8, 3, 70000, 32), torch.float16, 4, "70000 heads"),
-        ((1, 8, 8, 3, 64, 32), torch.float16, 64, "windows of 64"),
+        ((1, 8, 8, 3, 64, 32), torch.float16, 64, "window size 64"),
     ],
 )
-def test_refusals_say_why(shape, dtype, window_size, reason):
+def test_refusals_give_the_reason(shape, dtype, window_size, reason):
     said = triton_launch.refusal(torch.empty(shape, dtype=dtype, device="meta"), window_size)
     if reason is None:
         assert said is None

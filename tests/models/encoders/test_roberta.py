@@ -1,4 +1,4 @@
-"""The text tower: against transformers' RoBERTa, masks, positions, dropout."""
+"""The text encoder: comparison with transformers' RoBERTa, masks, positions, dropout."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def texts(*lengths: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("lengths", [(1,), (7, 2), (18, 18, 3)], ids=str)
-def test_equals_transformers(lengths):
+def test_matches_transformers(lengths):
     transformers = pytest.importorskip("transformers")
     tower = RobertaEncoder(CONFIG).eval()
     randomise(tower)
@@ -84,7 +84,7 @@ def hugging_face_name(name: str) -> str:
     return name
 
 
-def test_padding_changes_nothing():
+def test_padding_does_not_change_the_output():
     tower = RobertaEncoder(CONFIG).eval()
     randomise(tower)
     ids, mask = texts(5)
@@ -105,7 +105,7 @@ def test_causal_mask_reads_no_later_token():
     assert not read[1].any()
 
 
-def test_output_norm_can_be_left_out():
+def test_output_norm_is_optional():
     layer = TextLayer(CONFIG)
     hidden, mask = torch.randn(1, 3, 24), torch.ones(1, 1, 1, 3, dtype=torch.bool)
     raw = layer(hidden, mask, normalize_output=False)
@@ -120,7 +120,7 @@ def test_dropout_only_in_training():
     assert torch.equal(tower.eval()(ids, mask), tower(ids, mask))
 
 
-def test_initialisation():
+def test_initialization():
     tower = RobertaEncoder(CONFIG)
     assert tower.embeddings.word.weight.std().item() == pytest.approx(0.02, rel=0.1)
     assert (tower.embeddings.word.weight[1] == 0).all()

@@ -1,4 +1,4 @@
-"""The image tower: against transformers' Swin, odd sizes, windows on small maps, drop path."""
+"""The image encoder: comparison with transformers' Swin, odd sizes, small maps, drop path."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ CONFIG = SwinConfig(
 
 
 def randomise(module: torch.nn.Module) -> None:
-    """Give every parameter a value that matters; biases and norms start at 0 and 1."""
+    """Randomize all parameters; biases and norms start at 0 and 1."""
     torch.manual_seed(0)
     for parameter in module.parameters():
         parameter.data = torch.randn_like(parameter) * 0.1 + (parameter.dim() == 1) * 0.5
 
 
 def hugging_face_name(name: str) -> str:
-    """Our name of a parameter in transformers' SwinModel; queries, keys, values are named apart."""
+    """Convert a parameter name to that of transformers' SwinModel, except for query, key, value."""
     for ours, theirs in (
         ("patch_embedding.projection", "embeddings.patch_embeddings.projection"),
         ("patch_embedding.norm", "embeddings.norm"),
@@ -44,7 +44,7 @@ def hugging_face_name(name: str) -> str:
 
 
 @pytest.mark.parametrize("size", [(96, 96), (93, 96), (150, 101), (192, 110)], ids=str)
-def test_equals_transformers(size):
+def test_matches_transformers(size):
     transformers = pytest.importorskip("transformers")
     tower = SwinEncoder(CONFIG).eval()
     randomise(tower)
@@ -67,7 +67,7 @@ def test_equals_transformers(size):
                 state[hugging_face_name(renamed)] = piece
         else:
             state[hugging_face_name(name)] = value
-    # Their last LayerNorm belongs to the heads here.
+    # The last LayerNorm belongs to the heads in this package.
     missing, unexpected = theirs.load_state_dict(state, strict=False)
     assert not unexpected
     assert set(missing) <= {"layernorm.weight", "layernorm.bias"}
@@ -82,7 +82,7 @@ def test_equals_transformers(size):
 
 @pytest.mark.parametrize("size", [(1, 1), (4, 4), (5, 130), (64, 33)], ids=str)
 @pytest.mark.parametrize("shift_small_maps", [False, True])
-def test_any_size(size, shift_small_maps):
+def test_any_image_size(size, shift_small_maps):
     tower = SwinEncoder(CONFIG, shift_small_maps=shift_small_maps)
     stages = tower(torch.randn(1, 3, *size))
     height, width = -(-size[0] // 4), -(-size[1] // 4)
@@ -104,8 +104,8 @@ def block(**changes) -> SwinBlock:
     return made
 
 
-def test_a_small_map_is_one_window_of_the_coarse_stage():
-    """A 2 x 2 map in windows of 4 gives what windows of 2 with the table's middle give."""
+def test_coarse_stage_shrinks_windows_to_small_maps():
+    """Windows of 4 on a 2 x 2 map match windows of 2 with the center of the bias table."""
     large, tokens = block(), torch.randn(1, 2, 2, 8)
     small = SwinBlock(8, 2, 2, shifted=False, shift_small_maps=False, mlp_ratio=2.0, drop_path=0.0)
     state = large.state_dict()
@@ -115,7 +115,7 @@ def test_a_small_map_is_one_window_of_the_coarse_stage():
     assert torch.equal(large(tokens), small(tokens))
 
 
-def test_the_fine_stage_pads_and_shifts_small_maps():
+def test_fine_stage_pads_and_shifts_small_maps():
     tokens = torch.randn(1, 4, 4, 8)
     coarse, fine = block(), block(shift_small_maps=True)
     unshifted = block(shifted=False, shift_small_maps=True)
@@ -132,8 +132,8 @@ def test_shift_moves_information_between_windows():
         assert (gradient[0, 4, 4].abs().sum() > 0) == shifted
 
 
-def test_merging_order():
-    """Tokens of a square in the published order: column by column."""
+def test_patch_merging_order():
+    """Tokens of a square are merged in the published order, column by column."""
     merging = PatchMerging(1)
     merging.norm = torch.nn.Identity()
     merging.reduction = torch.nn.Identity()
@@ -149,7 +149,7 @@ def test_drop_path_drops_whole_samples_and_keeps_the_mean():
     update = made._drop(torch.ones(4000, 2, 2, 3))
     per_sample = update.flatten(1)
     assert ((per_sample == 0).all(1) | (per_sample == 2).all(1)).all()
-    # Four standard errors of a fair coin of values 0 and 2.
+    # Four standard errors of a fair coin with values 0 and 2.
     assert abs(update.mean().item() - 1.0) < 4 / 4000**0.5
     assert torch.equal(made.eval()._drop(torch.ones(2, 1, 1, 1)), torch.ones(2, 1, 1, 1))
 
@@ -160,7 +160,7 @@ def test_drop_path_grows_over_the_blocks():
     assert rates == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4, 0.5])
 
 
-def test_initialisation():
+def test_initialization():
     tower = SwinEncoder(CONFIG)
     linear = tower.block(0).mlp[0]
     assert linear.weight.std().item() == pytest.approx(0.02, rel=0.1)

@@ -1,4 +1,4 @@
-"""Beam search as the published code describes it: one picture, one list, loops in Python."""
+"""Beam search as in the published code, for one image, with Python loops."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def published_search(
 ) -> tuple[list[int], float]:
     """Return the best beam's tokens without <s>, and its mean log probability.
 
-    `next_log_probs` gives the log probabilities of every token after a text without <s>.
+    `next_log_probs` returns the log probabilities of the next token, given a text without <s>.
     """
     first = sorted(enumerate(next_log_probs(())), key=lambda pair: -pair[1])[:num_beams]
     beams = [((token,), total, 1) for token, total in first]
@@ -22,7 +22,7 @@ def published_search(
         candidates = []
         for text, total, length in beams:
             if text[-1] in (PAD, END):
-                # Log probability 0 for every entry of the vocabulary.
+                # Log probability 0 for every vocabulary entry.
                 every = len(next_log_probs(()))
                 candidates += [((*text, PAD), total, length)] * every
             else:

@@ -1,4 +1,4 @@
-"""The interleaving of the towers, in every configuration that is allowed."""
+"""Interleaving of the encoders, in every allowed configuration."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ SHAPES = {
 
 
 @pytest.mark.parametrize(("depths", "layers", "fused"), SHAPES.values(), ids=SHAPES.keys())
-def test_pairs_are_the_last_of_both_towers(depths, layers, fused):
-    """Replay `fuse` from the towers' own blocks; both members read the pair's inputs."""
+def test_pairs_are_the_last_blocks_of_both_encoders(depths, layers, fused):
+    """Replay `fuse` with the encoders' blocks; both blocks of a pair read the pair's inputs."""
     model = backbone(config(depths, layers, num_fused_layers=fused))
     output = model.encode_pair(IMAGES, IDS, MASK)
     places = [(stage, block) for stage, depth in enumerate(depths) for block in range(depth)]
@@ -93,7 +93,7 @@ def test_pairs_are_the_last_of_both_towers(depths, layers, fused):
     assert torch.equal(output.text_mask, MASK)
 
 
-def test_alone_is_the_towers_alone():
+def test_encoding_alone_skips_fusion():
     model = backbone(config())
     for ours, expected in zip(model.encode_image(IMAGES).stages, model.image(IMAGES), strict=True):
         assert torch.equal(ours, expected)
@@ -101,7 +101,7 @@ def test_alone_is_the_towers_alone():
     assert model.encode_image(IMAGES).text is None
 
 
-def test_closed_gates_leave_the_towers_alone():
+def test_closed_gates_leave_the_encoders_unchanged():
     model = backbone(config(normalize_last_text=True))
     for pair in model.fusion:
         for module in (pair.image_to_text, pair.text_to_image):
@@ -111,8 +111,8 @@ def test_closed_gates_leave_the_towers_alone():
     assert torch.equal(output.text, model.encode_text(IDS, MASK))
 
 
-def test_prefixes_are_shared():
-    """Pairs of chosen prefixes equal pairs of chosen pictures and texts."""
+def test_prefixes_can_be_shared():
+    """Pairs of selected prefixes match pairs of selected images and texts."""
     model = backbone(config())
     image, text = model.image_prefix(IMAGES), model.text_prefix(IDS, MASK)
     order = torch.tensor([1, 0, 1])
@@ -126,10 +126,8 @@ def test_prefixes_are_shared():
 
 @pytest.mark.parametrize("num_fused_layers", [0, 2])
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_what_is_not_wanted_is_not_computed_and_the_rest_is_the_same(
-    num_fused_layers, checkpointing
-):
-    """Values and gradients in float64, where only the order of sums is left."""
+def test_unrequested_outputs_are_skipped_without_changing_the_rest(num_fused_layers, checkpointing):
+    """Values and gradients in float64, where only the summation order differs."""
     model = backbone(config(num_fused_layers=num_fused_layers)).double().train()
     model.gradient_checkpointing = checkpointing
     images = IMAGES.double()
@@ -157,7 +155,7 @@ def test_what_is_not_wanted_is_not_computed_and_the_rest_is_the_same(
         assert len(words.stages) == len(every.stages) - 1
 
 
-def test_the_first_token_of_a_text_alone_is_the_same():
+def test_first_token_only_output_is_the_same():
     model = backbone(config()).double()
     prefix = model.text_prefix(IDS, MASK)
     first = model.complete_text(prefix, MASK, wanted="pooled")
@@ -165,7 +163,7 @@ def test_the_first_token_of_a_text_alone_is_the_same():
     torch.testing.assert_close(first, expected, rtol=1e-12, atol=1e-12)
 
 
-def test_padding_of_the_text_changes_nothing():
+def test_text_padding_does_not_change_the_output():
     model = backbone(config())
     longer = torch.nn.functional.pad(IDS, (0, 5), value=1)
     longer_mask = torch.nn.functional.pad(MASK, (0, 5), value=False)
@@ -185,7 +183,7 @@ def test_last_text_norm_follows_the_config():
     assert torch.equal(raw.stages[-1], normed.stages[-1])
 
 
-def test_decoding_is_causal_and_reads_the_picture():
+def test_decoding_is_causal_and_reads_the_image():
     model = backbone(config())
     tokens = [torch.randn(2, 5, pair.text_to_image.key_value.in_features) for pair in model.fusion]
     before = model.decode_text(tokens, IDS, MASK)
@@ -200,7 +198,7 @@ def test_decoding_is_causal_and_reads_the_picture():
 
 
 @pytest.mark.parametrize("size", [(1, 1), (33, 70)], ids=str)
-def test_any_picture_size(size):
+def test_any_image_size(size):
     model = backbone(preset("micro").fine())
     output = model.encode_pair(torch.randn(2, 3, *size), IDS, MASK)
     assert output.stages[0].shape[1:3] == (-(-size[0] // 4), -(-size[1] // 4))
@@ -219,7 +217,7 @@ def test_gradient_checkpointing_gives_the_same_gradients():
         assert torch.equal(plain, recomputed)
 
 
-def test_gradient_checkpointing_keeps_less():
+def test_gradient_checkpointing_saves_memory():
     model = backbone(config()).train()
     kept = []
     for model.gradient_checkpointing in (False, True):
@@ -233,7 +231,7 @@ def test_gradient_checkpointing_keeps_less():
 
 
 def test_bfloat16_autocast_stays_close():
-    """Within some roundings of bfloat16 (2 ** -8) of float32, forward and backward."""
+    """Forward and backward are within a few bfloat16 roundings (2 ** -8) of float32."""
     model = backbone(config(normalize_last_text=True)).train()
     results = []
     for enabled in (False, True):
@@ -247,7 +245,7 @@ def test_bfloat16_autocast_stays_close():
         assert not torch.equal(exact, rounded)
 
 
-def test_a_text_without_real_tokens_is_no_number_trap():
+def test_empty_text_does_not_give_nan():
     model = backbone(config())
     output = model.encode_pair(IMAGES, IDS, torch.tensor([[False] * 7, [True] * 7]))
     assert output.text.isfinite().all()
@@ -255,7 +253,7 @@ def test_a_text_without_real_tokens_is_no_number_trap():
 
 
 def test_base_preset_has_the_published_size():
-    """Spec coarse.md 1.7, apart from what this package leaves out of the published towers."""
+    """Spec coarse.md 1.7, except for parts of the published encoders that are omitted here."""
     with torch.device("meta"):
         model = FiberBackbone(preset("base"))
     counts = {
@@ -286,8 +284,8 @@ def test_v2_has_no_query_norms():
     assert counts[1] - counts[0] == 8192
 
 
-def test_no_parameter_is_left_out_of_training():
-    """With a head on both outputs every parameter but the last text norm gets a gradient."""
+def test_every_parameter_gets_a_gradient():
+    """With a head on both outputs, every parameter except the last text norm gets a gradient."""
     model = backbone(dataclasses.replace(config()))
     output = model.encode_pair(IMAGES, IDS, MASK)
     (output.text.sum() + output.stages[-1].sum()).backward()

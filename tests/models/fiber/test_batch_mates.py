@@ -1,7 +1,7 @@
-"""What is predicted for a picture does not depend on what shares its batch.
+"""Predictions for an image do not depend on the rest of its batch.
 
-The bound is the issue's for single precision: 1e-4 of the largest value, or 1e-4; in double
-precision nothing but the order of sums is left.
+In single precision, the bound is 1e-4 of the largest value, or 1e-4; in double precision, only the
+summation order differs.
 """
 
 import dataclasses
@@ -17,13 +17,13 @@ from fiber.losses.grounding import centerness_targets, grounding_losses
 from fiber.models.fiber.detector import DetectorOutput, FiberDetector
 from fiber.postprocess import detect_boxes, ground_phrases
 
-#: Sides of pictures in pixels, beside those that are whole patches.
+#: Image side lengths in pixels, in addition to whole patches.
 SIDES = (17, 32, 50, 64, 96, 100, 160)
 TOKENS = [[[1], [2, 3]], [[2]], [[1, 2]], [[3], [1]]]
 
 
 def build(name: str, *, shift_small_maps: bool, dtype: torch.dtype) -> FiberDetector:
-    """A detector whose attention is not uniform, so that a wrong neighbour shows."""
+    """A detector with nonuniform attention, so that reading a wrong neighbor has an effect."""
     torch.manual_seed(0)
     config = preset(name, stage="fine")
     fusion = dataclasses.replace(config.fusion, shift_small_maps=shift_small_maps)
@@ -38,7 +38,7 @@ def build(name: str, *, shift_small_maps: bool, dtype: torch.dtype) -> FiberDete
 
 
 def batch_of(seed: int, dtype: torch.dtype) -> GroundingBatch:
-    """Pictures of two to four sizes, with texts of several lengths, zeros where nothing is."""
+    """Images of two to four sizes and texts of various lengths, padded with zeros."""
     draw = random.Random(seed)
     generator = torch.Generator().manual_seed(seed)
     count = draw.randint(2, 4)
@@ -52,7 +52,7 @@ def batch_of(seed: int, dtype: torch.dtype) -> GroundingBatch:
         )
     mask = torch.arange(9) < lengths[:, None]
     ids = torch.randint(4, 300, (count, 9), generator=generator).masked_fill(~mask, 1)
-    # The first picture has no box.
+    # The first image has no box.
     owners = list(range(1, count))
     boxes = [
         [0.1 * sizes[row][1], 0.2 * sizes[row][0], 0.8 * sizes[row][1], 0.9 * sizes[row][0]]
@@ -74,7 +74,7 @@ def batch_of(seed: int, dtype: torch.dtype) -> GroundingBatch:
 
 
 def alone(batch: GroundingBatch, row: int) -> GroundingBatch:
-    """One picture of the batch, padded as it would be without the others."""
+    """One image of the batch, padded as it would be on its own."""
     height, width = (-(-side // 32) * 32 for side in batch.image_sizes[row].tolist())
     length = int(batch.text_mask[row].sum())
     own = slice(int(batch.boxes_per_image[:row].sum()), int(batch.boxes_per_image[: row + 1].sum()))
@@ -98,7 +98,7 @@ def run(model: FiberDetector, batch: GroundingBatch, *, sizes: bool = True) -> D
 
 
 def worst_error(model: FiberDetector, batch: GroundingBatch, *, sizes: bool = True) -> float:
-    """Largest difference to the pictures alone, over max(1, largest value)."""
+    """Largest difference from the single images, divided by max(1, largest value)."""
     together = run(model, batch, sizes=sizes)
     worst = 0.0
     for row in range(len(batch)):
@@ -123,7 +123,7 @@ def worst_error(model: FiberDetector, batch: GroundingBatch, *, sizes: bool = Tr
 
 @pytest.mark.parametrize("seed", range(10))
 @torch.no_grad()
-def test_ten_random_batches_in_single_precision(seed):
+def test_random_batches_in_single_precision(seed):
     model = build("small", shift_small_maps=False, dtype=torch.float32)
     assert worst_error(model, batch_of(seed, torch.float32)) <= 1e-4
 
@@ -137,16 +137,16 @@ def test_random_batches_in_double_precision(seed, shift_small_maps):
 
 
 @torch.no_grad()
-def test_padding_is_seen_as_published_without_sizes():
-    """The check above can fail: without sizes the neighbours' padding moves the logits."""
+def test_padding_affects_outputs_without_sizes():
+    """Shows that the check above can fail: without sizes, padding changes the logits."""
     model = build("micro", shift_small_maps=True, dtype=torch.float64)
     assert worst_error(model, batch_of(0, torch.float64), sizes=False) > 1e-2
 
 
 @pytest.mark.parametrize("seed", range(10))
 @torch.no_grad()
-def test_detections_are_those_of_the_pictures_alone(seed):
-    """Label equal, box within 1e-2 pixels, score within 1e-4, nothing lost and nothing added."""
+def test_batched_detections_match_single_images(seed):
+    """Same labels, boxes within 1e-2 pixels, scores within 1e-4, none missing and none added."""
     model = build("small", shift_small_maps=False, dtype=torch.float32)
     batch = batch_of(seed, torch.float32)
     together = run(model, batch)
@@ -170,8 +170,8 @@ def test_detections_are_those_of_the_pictures_alone(seed):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_losses_of_a_batch_are_those_of_its_pictures(seed):
-    """Each loss is a sum over pictures and a divisor, so that the sums can be compared."""
+def test_batched_losses_match_single_images(seed):
+    """Each loss is a sum over images and a divisor; the sums are compared."""
     model = build("micro", shift_small_maps=True, dtype=torch.float64)
     batch = batch_of(seed, torch.float64)
     with torch.no_grad():
@@ -184,7 +184,7 @@ def test_losses_of_a_batch_are_those_of_its_pictures(seed):
             losses = grounding_losses(output, single, model.config)
             for name, divisor in divisors(model, output, single).items():
                 totals[name] += divisor
-                # A picture without a box has a divisor of 1 alone, and none in a batch.
+                # An image without a box has a divisor of 1 alone, and none in a batch.
                 sums[name] += losses[name].item() * (divisor or 1.0)
     for name, total in totals.items():
         assert total > 0
@@ -194,7 +194,7 @@ def test_losses_of_a_batch_are_those_of_its_pictures(seed):
 def divisors(
     model: FiberDetector, output: DetectorOutput, batch: GroundingBatch
 ) -> dict[str, float]:
-    """What each loss of some pictures is divided by."""
+    """The divisors of each loss for some images."""
     assigned = atss_assign(
         output.anchors,
         batch.boxes_xyxy,
@@ -208,7 +208,7 @@ def divisors(
     return {"alignment": count, "box": central, "centerness": count}
 
 
-def test_gradients_flow_into_every_picture_and_none_into_padding():
+def test_gradients_reach_every_image_but_no_padding():
     model = build("micro", shift_small_maps=True, dtype=torch.float64)
     batch = batch_of(1, torch.float64)
     images = batch.images.clone().requires_grad_()
@@ -223,7 +223,7 @@ def test_gradients_flow_into_every_picture_and_none_into_padding():
         assert (images.grad[row, :, :, width:] == 0).all()
 
 
-def test_sizes_outside_the_tensor_are_refused():
+def test_sizes_outside_the_tensor_are_rejected():
     model = build("micro", shift_small_maps=True, dtype=torch.float32)
     batch = batch_of(0, torch.float32)
     wrong = batch.image_sizes.clone()

@@ -1,4 +1,4 @@
-"""Caption search and sampling: by hand, against the search without a cache, and as published."""
+"""Caption search and sampling: by hand, and against uncached and published search."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ VOCABULARY = 7
 
 
 class Scripted:
-    """Stands in for a decoder: probabilities of the next token after each written text."""
+    """Decoder stub: next-token probabilities after each text."""
 
     def __init__(self, script: dict[tuple[int, ...], dict[int, float]]) -> None:
         self.script = script
@@ -68,7 +68,7 @@ def search(script, num_beams: int, max_tokens: int = 8):
     return found.token_ids[0].tolist(), found.scores.item(), decoder.calls
 
 
-def test_one_beam_takes_the_likeliest_token():
+def test_one_beam_is_greedy_search():
     ids, _, _ = search(GARDEN_PATH, 1)
     assert ids == [A, A, END_ID]
 
@@ -79,8 +79,8 @@ def test_two_beams_find_the_better_caption():
     assert score == pytest.approx((math.log(0.4) + math.log(0.9)) / 3, abs=1e-5)
 
 
-def test_a_beam_that_ends_early_keeps_its_score_and_is_padded():
-    """[A </s>] has mean log 0.9 / 2; the other beams go on to worse means and longer texts."""
+def test_early_ending_beam_keeps_its_score_and_is_padded():
+    """[A </s>] has mean log 0.9 / 2; the other beams continue with worse means and longer texts."""
     script = {
         (): {A: 0.9, B: 0.1},
         (A,): {END_ID: 1.0},
@@ -94,16 +94,16 @@ def test_a_beam_that_ends_early_keeps_its_score_and_is_padded():
     assert score == pytest.approx(math.log(0.9) / 2, abs=1e-6)
 
 
-def test_the_search_stops_when_every_beam_has_ended():
+def test_search_stops_when_every_beam_has_ended():
     script = {(): {A: 0.9, B: 0.1}, (A,): {END_ID: 1.0}, (B,): {END_ID: 1.0}}
     ids, _, calls = search(script, 2, max_tokens=20)
     assert ids == [A, END_ID]
-    # One pass for the first token, one that ends "A"; its copies then fill both places.
+    # One pass for the first token, one that ends "A"; its copies then fill both slots.
     assert calls <= 3
 
 
-def test_an_ended_beam_may_fill_several_places():
-    """As published: [A </s>] competes once a vocabulary entry, and crowds the other beam out."""
+def test_ended_beam_may_fill_several_slots():
+    """[A </s>] competes once per vocabulary entry, as published, and displaces the other beam."""
     script = {
         (): {A: 0.6, B: 0.4},
         (A,): {END_ID: 1.0},
@@ -112,28 +112,28 @@ def test_an_ended_beam_may_fill_several_places():
         (B, C, C): {C: 1.0},
     }
     ids, score, _ = search(script, 2, max_tokens=6)
-    # With a place of its own, [B C C C C] would reach a mean of log(0.28) / 5 = -0.255.
+    # With its own slot, [B C C C C] would reach a mean of log(0.28) / 5 = -0.255.
     assert ids[:2] == [A, END_ID]
     assert score == pytest.approx(math.log(0.6) / 2, abs=1e-6)
 
 
-def test_longest_caption():
+def test_maximum_caption_length():
     ids, _, _ = search({(A,) * n: {A: 1.0} for n in range(20)}, 1, max_tokens=6)
     assert ids == [A] * 5
     ids, _, _ = search(GARDEN_PATH, 2, max_tokens=2)
     assert ids == [A]
 
 
-#: What is added to the bias of </s>: captions of full length, and some that end early.
+#: Added to the bias of </s>: gives captions of full length, and some that end early.
 ENDS = (0.0, 3.5, 4.0)
 
 
 def caption_model(**biases: float):
-    """A model in float64, with the vocabulary bias raised at </s>, <pad> or <mask>."""
+    """A float64 model with the vocabulary bias raised at </s>, <pad> or <mask>."""
     torch.manual_seed(0)
     model = FiberImageText(dataclasses.replace(config("caption"), weight_start="fan_in"))
     model = model.double().eval()
-    # Far apart, so that the search has something to choose between.
+    # Spread out, so that the search has distinct candidates.
     torch.nn.init.normal_(model.language_head.decoder.weight, std=0.4)
     places = {"end": END_ID, "pad": PAD_ID, "mask": model.config.roberta.mask_id}
     for name, value in biases.items():
@@ -148,7 +148,7 @@ def pictures(model) -> Tensor:
 
 
 def constant_model(probabilities: dict[int, float]):
-    """A model whose next token has these probabilities whatever was written."""
+    """A model whose next token has these probabilities regardless of the text."""
     model = build("caption").double()
     decoder = model.language_head.decoder
     decoder.weight.data.zero_()
@@ -162,7 +162,7 @@ def constant_model(probabilities: dict[int, float]):
     ("probabilities", "expected", "score"),
     [
         # </s> at once: its mean, log 0.5, beats every mean of longer texts, and its copies, one for
-        # each vocabulary entry, take both places.
+        # each vocabulary entry, take both slots.
         ({END_ID: 0.5, A: 0.3, B: 0.2}, [END_ID, PAD_ID], math.log(0.5)),
         # [A A ... A] has mean log 0.5 at any length, and every ended text a lower one.
         ({A: 0.5, END_ID: 0.3, B: 0.2}, [A] * 5, math.log(0.5)),
@@ -171,7 +171,7 @@ def constant_model(probabilities: dict[int, float]):
     ],
     ids=["ends at once", "never ends", "ends with a pad"],
 )
-def test_a_raised_end_by_hand(probabilities, expected, score):
+def test_raised_end_probability_by_hand(probabilities, expected, score):
     model = constant_model(probabilities)
     found = beam_search(model, pictures(model), num_beams=2, max_tokens=6)
     assert found.token_ids.tolist() == [expected] * len(IMAGES)
@@ -180,7 +180,7 @@ def test_a_raised_end_by_hand(probabilities, expected, score):
 
 @pytest.mark.parametrize("end", ENDS)
 @pytest.mark.parametrize("num_beams", [1, 3, 5])
-def test_the_search_is_the_published_one(num_beams, end):
+def test_search_matches_the_published_one(num_beams, end):
     model = caption_model(end=end)
     tokens = pictures(model)
     found = beam_search(model, tokens, num_beams=num_beams, max_tokens=7)
@@ -194,15 +194,15 @@ def test_the_search_is_the_published_one(num_beams, end):
 
         with torch.no_grad():
             ids, score = published_search(next_log_probs, num_beams, 7)
-        # A search of several pictures goes on until the last one has ended.
+        # A search over several images continues until the last one has ended.
         own = found.token_ids[row].tolist()
         assert own[: len(ids)] == ids
         assert set(own[len(ids) :]) <= {PAD_ID}
         assert found.scores[row].item() == pytest.approx(score, abs=1e-12)
 
 
-def test_some_of_these_captions_end_early():
-    """The test above has cases of both kinds."""
+def test_published_search_cases_end_early_and_late():
+    """Shows that the test above covers both kinds."""
     lengths = set()
     for end in ENDS:
         model = caption_model(end=end)
@@ -212,7 +212,7 @@ def test_some_of_these_captions_end_early():
 
 
 @pytest.mark.parametrize("num_beams", [1, 4])
-def test_kept_keys_give_what_reading_again_gives(num_beams):
+def test_cached_search_matches_uncached_search(num_beams):
     model = caption_model(end=3.0)
     tokens = pictures(model)
     cached = beam_search(model, tokens, num_beams=num_beams, max_tokens=12)
@@ -223,7 +223,7 @@ def test_kept_keys_give_what_reading_again_gives(num_beams):
 
 
 def texts_of(decoder, ids: Tensor) -> Tensor:
-    """Log probabilities after every token of several texts a picture: (B, n, L) -> (B, n, L, V)."""
+    """Next-token log probabilities for several texts per image: (B, n, L) -> (B, n, L, V)."""
     found = []
     with torch.no_grad():
         for step in range(ids.shape[2]):
@@ -235,8 +235,8 @@ def texts_of(decoder, ids: Tensor) -> Tensor:
     return torch.stack(found, 2)
 
 
-def test_kept_keys_are_as_exact_as_reading_again():
-    """In float32 the two differ by rounding only.
+def test_cache_is_as_accurate_as_recomputation():
+    """In float32, the two differ only by rounding.
 
     Measured: the cached path is 3.0e-6 off float64, the uncached one 3.1e-6, of values up to 16.
     """
@@ -252,14 +252,14 @@ def test_kept_keys_are_as_exact_as_reading_again():
     assert (cached.double() - exact)[..., seen].abs().max().item() <= 2 * error + 1e-6
 
 
-def test_written_captions_are_cut_at_their_end():
+def test_captions_are_cut_at_the_end_token():
     assert written_tokens([5, 6, 2, 1, 1]) == [5, 6]
     assert written_tokens([5, 1, 1]) == [5]
     assert written_tokens([5, 6]) == [5, 6]
     assert written_tokens([2]) == []
 
 
-def test_mask_is_never_written():
+def test_mask_token_is_never_generated():
     model = caption_model(mask=50.0)
     mask_id = model.config.roberta.mask_id
     tokens = pictures(model)
@@ -269,7 +269,7 @@ def test_mask_is_never_written():
 
 
 @pytest.mark.parametrize(("num_beams", "max_tokens"), [(0, 8), (321, 8), (2, 1), (2, 65)])
-def test_nothing_to_search(num_beams, max_tokens):
+def test_invalid_search_arguments_are_rejected(num_beams, max_tokens):
     model = build("caption")
     named = "max_tokens" if num_beams == 2 else "num_beams"
     value = max_tokens if num_beams == 2 else num_beams
@@ -277,7 +277,7 @@ def test_nothing_to_search(num_beams, max_tokens):
         beam_search(model, pictures(model), num_beams=num_beams, max_tokens=max_tokens)
 
 
-def test_pictures_of_a_batch_do_not_mix():
+def test_images_in_a_batch_do_not_mix():
     model = caption_model()
     tokens = pictures(model)
     together = beam_search(model, tokens, num_beams=3, max_tokens=6)
@@ -288,7 +288,7 @@ def test_pictures_of_a_batch_do_not_mix():
         assert together.scores[row].item() == pytest.approx(alone.scores.item(), abs=1e-12)
 
 
-def test_no_pictures():
+def test_empty_image_batch():
     model = build("caption")
     tokens = pictures(model)[:0]
     assert beam_search(model, tokens, num_beams=2, max_tokens=4).token_ids.shape[0] == 0
@@ -303,7 +303,7 @@ def sample(model, seed: int = 0, **options):
     return sample_captions(model, pictures(model), **options)
 
 
-def test_samples_are_those_of_their_seed():
+def test_samples_are_determined_by_the_seed():
     model = caption_model(end=3.0)
     first, again, other = sample(model), sample(model), sample(model, seed=1)
     assert first.token_ids.shape[:2] == (len(IMAGES), 4)
@@ -311,7 +311,7 @@ def test_samples_are_those_of_their_seed():
     assert not torch.equal(first.token_ids, other.token_ids[..., : first.token_ids.shape[2]])
 
 
-def test_a_generator_for_each_picture_draws_what_it_draws_alone():
+def test_per_image_generators_are_independent_of_the_batch():
     model = caption_model(end=3.0)
     tokens = pictures(model)
 
@@ -334,13 +334,13 @@ def test_a_generator_for_each_picture_draws_what_it_draws_alone():
     assert drawn([], []).shape[:2] == (0, 4)
 
 
-def test_what_of_a_caption_was_written():
+def test_written_token_mask():
     ids = torch.tensor([[5, 6, 2, 1], [5, 1, 7, 2], [5, 6, 7, 8], [2, 5, 2, 1]])
     expected = [[1, 1, 1, 0], [1, 1, 0, 0], [1, 1, 1, 1], [1, 0, 0, 0]]
     assert is_written(ids).int().tolist() == expected
 
 
-def test_samples_end_with_an_end_and_are_padded():
+def test_samples_end_with_an_end_token_and_are_padded():
     found = sample(caption_model(end=4.0), samples_per_image=20)
     for text, values in zip(
         found.token_ids.flatten(0, 1).tolist(), found.log_probs.flatten(0, 1).tolist(), strict=True
@@ -352,7 +352,7 @@ def test_samples_end_with_an_end_and_are_padded():
 
 
 @pytest.mark.parametrize("options", [{}, {"temperature": 2.0, "top_k": 50, "top_p": 0.9}], ids=str)
-def test_log_probs_are_computed_again_with_gradient(options):
+def test_recomputed_log_probs_are_differentiable(options):
     model = caption_model(end=3.0)
     found = sample(model, **options)
     again = caption_log_probs(model, pictures(model), found.token_ids)
@@ -363,7 +363,7 @@ def test_log_probs_are_computed_again_with_gradient(options):
         assert part.grad is not None and part.grad.abs().max() > 0
 
 
-def test_gradients_are_those_of_finite_differences():
+def test_gradients_match_finite_differences():
     model = caption_model(end=3.0)
     ids, bias = sample(model).token_ids, model.language_head.decoder.bias
     caption_log_probs(model, pictures(model), ids).sum().backward()
@@ -378,7 +378,7 @@ def test_gradients_are_those_of_finite_differences():
 
 
 def frequencies(probabilities: dict[int, float], **options) -> dict[int, float]:
-    """How often each token is drawn first in 4,000 samples."""
+    """How often each token comes first in 4,000 samples."""
     model = constant_model(probabilities)
     ids = sample(model, samples_per_image=2000, max_tokens=2, **options).token_ids.flatten()
     return {token: (ids == token).double().mean().item() for token in set(ids.tolist())}
@@ -394,17 +394,17 @@ def frequencies(probabilities: dict[int, float], **options) -> dict[int, float]:
         ({"top_k": 2}, {A: 0.625, B: 0.375}),
         ({"top_p": 0.5}, {A: 1.0}),
         ({"top_p": 0.51}, {A: 0.625, B: 0.375}),
-        # 0.5 of the two that are left is less than 0.9 of both.
+        # Half of the remaining mass is less than 0.9 of the mass of both.
         ({"top_k": 2, "top_p": 0.9}, {A: 0.625, B: 0.375}),
         ({"top_k": 2, "top_p": 0.6}, {A: 1.0}),
     ],
     ids=str,
 )
-def test_what_is_drawn(options, expected):
+def test_sampling_frequencies(options, expected):
     found = frequencies({A: 0.5, B: 0.3, C: 0.2}, **options)
     assert found.keys() == expected.keys()
     for token, chance in expected.items():
-        # Four standard deviations of a mean of 4,000 coins.
+        # Four standard deviations of the mean of 4,000 coin flips.
         assert found[token] == pytest.approx(chance, abs=0.032)
 
 
@@ -419,13 +419,13 @@ def test_what_is_drawn(options, expected):
         ({"top_p": 1.5}, r"top_p.*0.*1, got 1.5"),
     ],
 )
-def test_nothing_to_draw(options, message):
+def test_invalid_sampling_arguments_are_rejected(options, message):
     with pytest.raises(ValueError, match=message):
         sample(build("caption"), **options)
 
 
 @pytest.mark.parametrize("shape", [(2, 3), (3, 1, 4), (2, 1, 0)], ids=str)
-def test_captions_of_another_shape_are_refused(shape):
+def test_captions_of_the_wrong_shape_are_rejected(shape):
     model = build("caption")
     ids = torch.full(shape, A)
     with pytest.raises(ValueError, match=r"captions.*shape.*\(2, samples, tokens\).*got"):

@@ -39,7 +39,7 @@ def joined(output):
         pytest.param((64, 64), 16, [64, 16, 4, 1, 1], id="ordinary"),
     ],
 )
-def test_shapes(model, size, length, locations):
+def test_output_shapes(model, size, length, locations):
     output = model(*inputs(2, *size, length))
     assert [tuple(each.shape) for each in output.token_logits] == [
         (2, n, length) for n in locations
@@ -49,42 +49,42 @@ def test_shapes(model, size, length, locations):
     assert [tuple(each.shape) for each in output.anchors] == [(n, 4) for n in locations]
 
 
-def test_an_empty_batch_gives_empty_predictions(model):
+def test_empty_batch_gives_empty_predictions(model):
     output = model(*inputs(0, 64, 64, 5))
     assert output.token_logits[0].shape == (0, 64, 5)
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 64, 40), (1, 3, 33, 64), (3, 64, 64)])
-def test_a_picture_of_a_size_that_does_not_fit_is_refused(model, shape):
+def test_invalid_image_size_is_rejected(model, shape):
     _, ids, mask = inputs(1, 64, 64, 5)
     with pytest.raises(ValueError, match="multiples of 32"):
         model(torch.zeros(shape), ids, mask)
 
 
-def test_a_coarse_config_is_refused():
+def test_coarse_config_is_rejected():
     with pytest.raises(ValueError, match=r"stage 'fine'.*'coarse'"):
         FiberDetector(preset("micro"))
 
 
-def test_strides_that_the_towers_do_not_have_are_refused():
+def test_unavailable_strides_are_rejected():
     detector = dataclasses.replace(CONFIG.detector, strides=(4, 8, 16, 32, 64))
     with pytest.raises(ValueError, match=r"expected \(8, 16, 32, 64, 128\)"):
         FiberDetector(dataclasses.replace(CONFIG, detector=detector))
 
 
-def test_features_without_text_are_refused(model):
+def test_features_without_text_are_rejected(model):
     with pytest.raises(ValueError, match="encode_pair"):
         model.predict(model.backbone.encode_image(torch.zeros(1, 3, 64, 64)))
 
 
 @pytest.mark.parametrize(("version", "count"), [("v2", 252_055_304), ("v3", 252_063_496)])
-def test_base_has_the_published_number_of_parameters(version, count):
+def test_base_matches_the_published_parameter_count(version, count):
     with torch.device("meta"):
         model = FiberDetector(preset("base").fine(version=version, max_tokens=256))
     assert sum(parameter.numel() for parameter in model.parameters()) == count
 
 
-def test_a_token_logit_is_a_product_with_half_the_unit_token():
+def test_token_logits_by_definition():
     torch.manual_seed(0)
     head = GroundingHead(8, 6, 1, 3)
     for parameter in head.parameters():
@@ -111,8 +111,8 @@ def test_token_logits_are_bounded():
     assert logits.abs().max() == 50000
 
 
-def test_longer_padding_of_the_text_changes_nothing(model):
-    # In double precision, where the order of sums does not show.
+def test_longer_text_padding_does_not_change_the_output(model):
+    # In double precision, where summation order does not matter.
     model = copy.deepcopy(model).double()
     images, ids, mask = inputs(2, 64, 96, 6)
     images = images.double()
@@ -132,7 +132,7 @@ def test_boxes_depend_on_the_text_through_the_fused_backbone(model):
     assert not torch.allclose(joined(one)[1], joined(other)[1], atol=1e-5)
 
 
-def test_a_new_model_believes_that_few_tokens_fit(model):
+def test_new_model_predicts_low_token_probabilities(model):
     probabilities = joined(model(*inputs(2, 64, 64, 6)))[0].sigmoid()
     assert 0.005 < probabilities.mean() < 0.02
 
@@ -145,7 +145,7 @@ def test_prefixes_can_be_shared_between_texts(model):
     torch.testing.assert_close(joined(shared), joined(model(images, ids, mask)))
 
 
-def test_every_weight_but_the_unused_ones_learns():
+def test_every_used_weight_gets_a_gradient():
     torch.manual_seed(0)
     model = FiberDetector(CONFIG)
     output = model(*inputs(2, 128, 128, 6))
@@ -153,12 +153,12 @@ def test_every_weight_but_the_unused_ones_learns():
     loss = sum((part * torch.randn(part.shape, generator=random)).sum() for part in joined(output))
     loss.backward()
     idle = {n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0}
-    # Nothing reads the unused layer; a batch without padding reads no row of <pad>.
+    # Nothing reads the unused layer, and a batch without padding does not read the row of <pad>.
     assert idle == {"head.unused_classes.weight", "head.unused_classes.bias"}
     assert not model.head.unused_classes.weight.requires_grad
 
 
-def test_the_level_scale_acts_on_its_level_only(model):
+def test_level_scale_affects_only_its_level(model):
     images, ids, mask = inputs(1, 64, 64, 6)
     before = model(images, ids, mask)
     with torch.no_grad():
@@ -170,10 +170,10 @@ def test_the_level_scale_acts_on_its_level_only(model):
         torch.testing.assert_close(after.box_deltas[level], before.box_deltas[level] * factor)
 
 
-def test_features_are_the_backbones(model):
+def test_features_come_from_the_backbone(model):
     features = model.backbone.encode_pair(*inputs(1, 64, 64, 6))
     assert isinstance(features, BackboneOutput)
     maps = model.stage_maps(features)
     assert [tuple(each.shape[1:]) for each in maps] == [(32, 8, 8), (64, 4, 4), (128, 2, 2)]
-    # Normalised over the channels.
+    # Normalized over the channels.
     assert maps[0].mean(1).abs().max() < 1e-5

@@ -25,14 +25,14 @@ def levels(batch, sizes, channels=8):
         pytest.param([(12, 20), (6, 10), (3, 5), (2, 3), (1, 2)], id="odd"),
     ],
 )
-def test_shapes_stay(sizes):
+def test_shapes_are_preserved(sizes):
     head = DynamicHead(8, 2, 4)
     out = head(levels(2, sizes))
     assert [tuple(level.shape) for level in out] == [(2, 8, *size) for size in sizes]
     assert all(level.isfinite().all() for level in out)
 
 
-def test_every_level_reads_its_neighbours_and_no_other():
+def test_each_level_reads_only_its_neighbors():
     torch.manual_seed(0)
     block = DynamicBlock(8, 4)
     inputs = [each.requires_grad_() for each in levels(1, [(8, 8), (4, 4), (2, 2), (1, 1)])]
@@ -43,7 +43,7 @@ def test_every_level_reads_its_neighbours_and_no_other():
         assert seen == [abs(other - number) <= 1 for other in range(4)]
 
 
-def test_pictures_do_not_mix():
+def test_images_do_not_mix():
     torch.manual_seed(0)
     head = DynamicHead(8, 1, 4)
     sizes = [(6, 6), (3, 3), (2, 2), (1, 1)]
@@ -53,7 +53,7 @@ def test_pictures_do_not_mix():
         torch.testing.assert_close(a[2:], b, rtol=1e-5, atol=1e-5)
 
 
-def test_every_weight_learns():
+def test_every_weight_gets_a_gradient():
     torch.manual_seed(0)
     head = DynamicHead(32, 1, 4)
     sum(level.square().sum() for level in head(levels(2, [(4, 4), (2, 2), (1, 1)], 32))).backward()
@@ -64,7 +64,7 @@ def test_every_weight_learns():
 
 
 def plain_block(block, levels):
-    """The published block written out: the coarser branch reads the finer level's memory."""
+    """The published block written out; its coarser branch reads the memory of the finer level."""
 
     def conv(branch, features, offsets, modulation):
         stride = (branch.stride, branch.stride)
@@ -109,9 +109,9 @@ def plain_block(block, levels):
     return mixed
 
 
-def test_equals_the_block_written_out():
+def test_matches_the_block_written_out():
     torch.manual_seed(0)
-    # In double precision, where the order of sums does not show.
+    # In double precision, where summation order does not matter.
     block = DynamicBlock(32, 4).double()
     for parameter in block.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
@@ -121,8 +121,8 @@ def test_equals_the_block_written_out():
         torch.testing.assert_close(ours, plain, rtol=1e-10, atol=1e-10)
 
 
-def test_dynamic_relu_starts_between_the_line_and_its_half():
-    """Its four coefficients come from a clipped line: (1, 0, 0, 0) where that is 0.5."""
+def test_dynamic_relu_starts_as_relu():
+    """Its four coefficients come from a hard sigmoid, which is initially 0.5: (1, 0, 0, 0)."""
     activation = DynamicRelu(8)
     torch.nn.init.zeros_(activation.expand.weight)
     torch.nn.init.zeros_(activation.expand.bias)
@@ -142,7 +142,7 @@ def test_convolutions_run_in_float32_under_autocast():
     assert torch.equal(plain, mixed)
 
 
-def test_equals_the_published_block():
+def test_matches_the_published_block():
     recorded = load_file(RECORDED)
     block = DynamicBlock(32, 16)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The two cross-attentions and their gates, one property each."""
+"""Properties of the two cross-attentions and their gates."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ TEXT = torch.randn(2, 5, 12, generator=torch.manual_seed(1))
 MASK = torch.tensor([[True] * 5, [True, True, False, False, False]])
 
 
-def test_closed_gates_change_nothing_but_have_a_gradient():
+def test_closed_gates_are_a_no_op_with_a_gradient():
     to_text, to_image = image_to_text(gate_start=0.0), text_to_image(gate_start=0.0)
     read_text, read_image = to_text(IMAGE, TEXT, MASK), to_image(TEXT, IMAGE)
     assert torch.equal(read_text, IMAGE)
@@ -44,7 +44,7 @@ def test_closed_gates_change_nothing_but_have_a_gradient():
 
 
 def test_image_to_text_by_hand():
-    """The definition, token by token, without the kernels."""
+    """Compute the definition token by token, without the kernels."""
     module = image_to_text()
     query = module.query(
         torch.nn.functional.layer_norm(IMAGE, (8,), module.norm.weight, module.norm.bias)
@@ -80,7 +80,7 @@ def test_text_to_image_by_hand():
     assert torch.allclose(module(TEXT, IMAGE), expected, atol=1e-5)
 
 
-def test_padding_of_the_text_is_not_read():
+def test_text_padding_is_not_read():
     module, spoilt = image_to_text(), TEXT.clone()
     spoilt[1, 2:] = 1e4
     assert torch.equal(module(IMAGE, TEXT, MASK), module(IMAGE, spoilt, MASK))
@@ -99,16 +99,16 @@ def test_query_norm_is_optional():
     assert not [name for name in names if name.startswith("norm")]
 
 
-def test_dropout_is_before_the_gate_and_only_in_training():
+def test_dropout_applies_before_the_gate_in_training_only():
     module = text_to_image(dropout=0.5)
     assert torch.equal(module.eval()(TEXT, IMAGE), text_to_image()(TEXT, IMAGE))
     torch.manual_seed(0)
     change = module.train()(TEXT, IMAGE) - TEXT
-    # Whole entries of the projection are dropped, so that x + gate * 0 = x.
+    # Entries of the projection are dropped, so that x + gate * 0 = x.
     assert 0.3 < (change == 0).float().mean() < 0.7
 
 
-def test_initialisation():
+def test_initialization():
     module = ImageToTextAttention(64, 64, 2, normalize_query=True, gate_start=0.25)
     assert module.gate.shape == (1,)
     assert module.gate.item() == 0.25

@@ -1,4 +1,4 @@
-"""The coarse model's heads, one property each; their values are checked by the parity cases."""
+"""Properties of the coarse-stage heads; the parity cases check their values."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ def test_embeddings_are_unit_vectors():
     assert torch.allclose(image.norm(dim=1), torch.ones(2))
     assert torch.allclose(text.norm(dim=1), torch.ones(2))
     assert model.temperature.item() != 0
-    # A picture does not depend on its neighbours in the batch.
+    # An image does not depend on the other images in its batch.
     assert torch.allclose(model.embed_images(IMAGES[1:]), image[1:], atol=1e-6)
 
 
-def test_text_embedding_is_that_of_the_first_token():
+def test_text_embedding_uses_the_first_token():
     model = build("itc")
     text = model.backbone.encode_text(IDS, MASK)
     changed = text.clone()
@@ -47,14 +47,14 @@ def test_text_embedding_is_that_of_the_first_token():
     assert torch.equal(model.text_vectors(text), model.text_vectors(changed))
 
 
-def test_image_embedding_normalises_before_the_mean():
+def test_image_embedding_normalizes_before_the_mean():
     model = build("itc")
     output = model.backbone.encode_image(IMAGES)
     scaled = output._replace(stages=(output.stages[-1] * 3 + 1,))
     assert torch.allclose(model.image_vectors(output), model.image_vectors(scaled), atol=1e-4)
 
 
-def test_pooled_pair_and_the_heads_on_it():
+def test_pooled_pair_and_its_heads():
     model = build("itm", "vqa", "nlvr2")
     pooled = model.pooled(model.backbone.encode_pair(IMAGES, IDS, MASK))
     assert pooled.shape == (2, 64)
@@ -65,7 +65,7 @@ def test_pooled_pair_and_the_heads_on_it():
     assert not torch.allclose(model.nlvr2_logits(left, right), model.nlvr2_logits(right, left))
 
 
-def test_forward_gives_the_logits_of_one_head():
+def test_forward_returns_the_logits_of_one_head():
     model = build()
     fused = model.backbone.encode_pair(IMAGES, IDS, MASK)
     pooled = model.pooled(fused)
@@ -78,18 +78,18 @@ def test_forward_gives_the_logits_of_one_head():
     }
     for head, logits in expected.items():
         torch.testing.assert_close(model(IMAGES, IDS, MASK, head), logits)
-    # Each pair of images is the two of another sample.
+    # Each pair of images belongs to a different sample.
     pairs = torch.stack((IMAGES, IMAGES.flip(0)), 1)
     right = model.pooled(model.backbone.encode_pair(IMAGES.flip(0), IDS, MASK))
     torch.testing.assert_close(model(pairs, IDS, MASK, "nlvr2"), model.nlvr2_logits(pooled, right))
 
 
-def test_forward_names_a_head_that_the_model_lacks():
+def test_forward_error_names_the_missing_head():
     with pytest.raises(ValueError, match=r"itc, itm.*'vqa'"):
         build("itc", "itm")(IMAGES, IDS, MASK, "vqa")
 
 
-def test_words_at_chosen_positions():
+def test_masked_token_logits_at_selected_positions():
     model = build("mlm")
     text = model.backbone.encode_pair(IMAGES, IDS, MASK).text
     everywhere = model.mlm_logits(text)
@@ -112,12 +112,12 @@ def test_caption_decoder_is_causal_and_reads_the_last_stage():
     assert torch.allclose(logits[:, :3], shorter, atol=1e-5)
     other = model.caption_logits(model.decode_text(tokens + 1, IDS, MASK))
     assert not torch.allclose(other, logits)
-    # One projection for each text layer that is paired with a block of stage 3.
+    # One projection per text layer that is paired with a block of stage 3.
     assert len(model.caption_projections) == 1
 
 
 @pytest.mark.parametrize("head", IMAGE_TEXT_HEADS)
-def test_one_head_alone_trains_all_that_it_builds(head):
+def test_single_head_model_trains_every_parameter(head):
     model = FiberImageText(config(head))
     randomise(model)
     if head == "itc":
@@ -146,13 +146,13 @@ def test_one_head_alone_trains_all_that_it_builds(head):
     assert unused == []
 
 
-def test_a_missing_head_is_named():
+def test_missing_head_error_names_the_head():
     with pytest.raises(AttributeError, match="vqa_head"):
         build("itm").vqa_logits(torch.zeros(1, 64))
 
 
 def test_heads_have_the_published_sizes():
-    """Spec coarse.md 1.7 and the counts of the published key list."""
+    """Spec coarse.md 1.7 and the sizes in the published key list."""
     heads = ImageTextConfig(heads=IMAGE_TEXT_HEADS)
     with torch.device("meta"):
         model = FiberImageText(dataclasses.replace(preset("base"), image_text=heads))
@@ -173,7 +173,7 @@ def test_heads_have_the_published_sizes():
     assert count("itc_image_norm") == 2048
 
 
-def test_initialisation():
+def test_initialization():
     model = FiberImageText(config())
     assert model.temperature.item() == pytest.approx(0.07)
     assert model.vqa_head.hidden.weight.std().item() == pytest.approx(0.02, rel=0.1)

@@ -1,4 +1,4 @@
-"""Which model a published checkpoint holds is read off its names and shapes."""
+"""The config of a published checkpoint is inferred from its names and shapes."""
 
 import dataclasses
 
@@ -27,14 +27,14 @@ def published_config(state, stored=None):
     return recognize(state).infer_config(state, stored or {})
 
 
-def test_coarse_base_model():
+def test_coarse_base_config_is_inferred():
     config = published_config(base_state(coarse_keys()))
     heads = ImageTextConfig(heads=IMAGE_TEXT_HEADS)
     assert config == dataclasses.replace(preset("base"), image_text=heads)
 
 
 @pytest.mark.parametrize("version", ["v2", "v3"])
-def test_fine_base_model(version):
+def test_fine_base_config_is_inferred(version):
     config = published_config(base_state(fine_keys(version)))
     expected = preset("base").fine(version=version, max_tokens=256)
     changes = {"channel_order": "bgr", "swin.drop_path": 0.4, "image_text.heads": "itc,itm,mlm"}
@@ -42,7 +42,7 @@ def test_fine_base_model(version):
 
 
 @pytest.mark.parametrize("keys", ["coarse", "v2", "v3"])
-def test_every_tensor_of_base_fits_the_model_that_was_found(keys):
+def test_every_base_tensor_fits_the_inferred_model(keys):
     state = base_state(coarse_keys() if keys == "coarse" else fine_keys(keys))
     config = published_config(state)
     with torch.device("meta"):
@@ -54,7 +54,7 @@ def test_every_tensor_of_base_fits_the_model_that_was_found(keys):
     assert len(ignored) == (43 + 2 + 12 + 6 + 12 + 2 if keys == "coarse" else 24 + 1 + 5)
 
 
-def test_recorded_tiny_model():
+def test_recorded_tiny_config_is_inferred():
     case = CoarseCase(COARSE / "tiny.json")
     state = {
         name: torch.zeros(()).expand(entry[0])
@@ -63,15 +63,15 @@ def test_recorded_tiny_model():
     }
     expected = replace_fields(
         case.fiber_config(),
-        # What shapes do not tell.
+        # Not determined by shapes.
         {"swin.drop_path": 0.1, "roberta.dropout": 0.1, "max_tokens": 38},
     )
     assert published_config(state) == expected
 
 
 @pytest.mark.parametrize("head", ["itm", "mlm", "vqa", "nlvr2", "caption"])
-def test_heads_of_a_fine_tuned_model(head):
-    """The contrastive projections are in every published checkpoint, the queues are not."""
+def test_heads_of_a_fine_tuned_model_are_inferred(head):
+    """Every published checkpoint has the contrastive projections, but not the queues."""
     state = base_state(coarse_keys())
     own = names_of_head(head)
     for other in IMAGE_TEXT_HEADS:
@@ -83,7 +83,7 @@ def test_heads_of_a_fine_tuned_model(head):
     assert config.max_tokens == (40 if head == "mlm" else 50)
 
 
-def test_a_missing_tensor_does_not_hide_its_head():
+def test_missing_tensor_does_not_hide_its_head():
     state = small_state(coarse_keys())
     for name in ("cross_modal_image_transform_itc.weight", "vqa_classifier.0.bias"):
         del state[name]
@@ -94,8 +94,8 @@ def test_a_missing_tensor_does_not_hide_its_head():
         load_published(FiberImageText(config), state)
 
 
-def test_window_tells_the_size_of_the_pictures():
-    """The released captioner has tables of 1225 rows: windows of 18, pictures of 576 pixels."""
+def test_image_size_is_inferred_from_the_window():
+    """The released captioner has tables of 1225 rows: window size 18, image size 576."""
     state = base_state(coarse_keys())
     state = {
         name: torch.zeros(()).expand(1225, tensor.shape[1])
@@ -115,7 +115,7 @@ def test_window_tells_the_size_of_the_pictures():
         "text_transformer.embeddings.position_embeddings.weight",
     ],
 )
-def test_sizes_that_cannot_be_read_off(name):
+def test_uninferable_sizes_are_rejected(name):
     state = base_state(coarse_keys())
     del state[name]
     with pytest.raises(ValueError, match=f"missing {name}"):
@@ -132,33 +132,33 @@ def test_sizes_that_cannot_be_read_off(name):
     ],
     ids=["resnet", "swin", "roberta", "ours"],
 )
-def test_something_else(names, message):
+def test_checkpoints_of_other_models_are_rejected(names, message):
     with pytest.raises(ValueError, match=message):
         published_config({name: torch.zeros(1) for name in names})
 
 
-def test_text_tower_of_unknown_heads():
+def test_unknown_number_of_text_heads_is_rejected():
     state = base_state(coarse_keys())
     state["text_transformer.embeddings.word_embeddings.weight"] = torch.zeros(9, 48)
     with pytest.raises(ValueError, match=r"48 channels.*64"):
         published_config(state)
 
 
-def test_anchors_that_are_no_squares():
+def test_nonsquare_anchors_are_rejected():
     state = base_state(fine_keys("v3"))
     state["rpn.anchor_generator.cell_anchors.0"] = torch.tensor([[0.0, 0.0, 8.0, 9.0]])
     with pytest.raises(ValueError, match="expected one square"):
         published_config(state)
 
 
-#: As the published code names the settings of its base model.
+#: Settings of the base model under their names in the published code.
 STATED = {
     "image_size": 384,
     "max_text_len": 45,
     "vocab_size": 50265,
     "hidden_size": 768,
     "num_heads": 24,
-    # Without effect on the text tower: any value must do.
+    # Has no effect on the text encoder, so any value must be accepted.
     "num_layers": 6,
     "num_fuse_block": 6,
     "vqav2_label_size": 3129,
@@ -167,9 +167,9 @@ STATED = {
 
 
 class TestConfigOfTheFile:
-    """What a file says of its model beside the tensors."""
+    """The recorded settings of a file."""
 
-    def test_it_says_what_shapes_do_not(self):
+    def test_recorded_config_supplies_what_shapes_do_not(self):
         state = base_state(coarse_keys())
         del state["text_input_queue"]
         config = published_config(state, STATED)
@@ -177,8 +177,8 @@ class TestConfigOfTheFile:
         changes = {"max_tokens": 50, "roberta.num_heads": 12}
         assert replace_fields(config, changes) == published_config(state)
 
-    def test_tables_of_another_window_tell_the_size_of_the_pictures(self):
-        """They were resized after the run, and the published code takes them at their size."""
+    def test_resized_tables_determine_the_image_size(self):
+        """They were resized after the run, and the published code uses their size."""
         config = published_config(base_state(coarse_keys()), {"image_size": 576})
         assert (config.image_size, config.swin.window_size) == (384, 12)
 
@@ -196,13 +196,13 @@ class TestConfigOfTheFile:
             ("fiber_model", {"stages": 1}, r"fiber_model.*field 'stages'"),
         ],
     )
-    def test_contradictions_name_both(self, name, value, message):
+    def test_contradictions_name_both_values(self, name, value, message):
         state = base_state(coarse_keys())
         del state["text_input_queue"]
         with pytest.raises(ValueError, match=message):
             published_config(state, {name: value})
 
-    def test_a_queue_contradicts_the_longest_text(self):
+    def test_queue_can_contradict_the_maximum_text_length(self):
         with pytest.raises(ValueError, match=r"max_text_len 50.*40"):
             published_config(base_state(coarse_keys()), {"max_text_len": 50})
 
@@ -220,13 +220,13 @@ class TestConfigOfTheFile:
         ],
         ids=["window", "ffn", "heads", "answers", "norm"],
     )
-    def test_our_own_config_is_held_against_the_tensors(self, change, message):
+    def test_saved_config_is_checked_against_the_tensors(self, change, message):
         state = published_state(FiberImageText(preset("micro")))
         stated = stored_config(replace_fields(preset("micro"), change))
         with pytest.raises(ValueError, match=message):
             published_config(state, stated)
 
-    def test_our_own_config_is_held_against_the_published_names(self):
+    def test_saved_config_is_checked_against_the_published_settings(self):
         config = preset("micro")
         state = published_state(FiberImageText(config))
         assert published_config(state, stored_config(config)) == config

@@ -1,4 +1,4 @@
-"""Pairs from parts that are computed once: the same scores, and what they cost."""
+"""Scoring pairs from precomputed parts: same scores, lower cost."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PAIRS = [(1, 0), (0, 2), (0, 0), (1, 4), (1, 2), (0, 3), (1, 1)]
 
 
 def stored(model: FiberImageText) -> TextFeatureStore:
-    """The texts above, added in two parts."""
+    """The texts above, added in two calls."""
     found = TextFeatureStore()
     for part in (slice(0, 2), slice(2, 5)):
         ids, mask = IDS[part], MASK[part]
@@ -26,7 +26,7 @@ def stored(model: FiberImageText) -> TextFeatureStore:
 
 
 @pytest.mark.parametrize("pairs_at_once", [1, 3, 64])
-def test_scores_are_those_of_whole_passes(pairs_at_once):
+def test_scores_match_full_passes(pairs_at_once):
     model = build("itm").double()
     with torch.no_grad():
         found = run_pairs(
@@ -44,15 +44,15 @@ def test_scores_are_those_of_whole_passes(pairs_at_once):
     assert torch.allclose(found, expected.float(), rtol=1e-6, atol=1e-6)
 
 
-def test_no_pairs():
+def test_empty_pairs():
     model = build("itm")
     prefix = model.backbone.image_prefix(IMAGES)
     found = run_pairs(model, prefix, TextFeatureStore(), [], match_log_odds(model), pairs_at_once=4)
     assert found.shape == (0,)
 
 
-def test_texts_are_kept_without_padding():
-    # In float64, where the order of sums moves values of 1 by 1e-15.
+def test_texts_are_stored_without_padding():
+    # In float64, where summation order changes values of 1 by 1e-15.
     model = build("itm").double()
     texts_ = stored(model)
     assert len(texts_) == 5
@@ -64,7 +64,7 @@ def test_texts_are_kept_without_padding():
     assert (prefix[~mask] == 0).all()
 
 
-def test_log_odds_are_those_of_the_matching_probability():
+def test_log_odds_match_the_matching_probability():
     model = build("itm")
     pooled = torch.randn(5, 64, generator=torch.manual_seed(0))
     probability = model.itm_logits(pooled).softmax(1)[:, 1]
@@ -72,7 +72,7 @@ def test_log_odds_are_those_of_the_matching_probability():
 
 
 def base_flops(max_tokens: int) -> dict[str, int]:
-    """Operations of one pair of the published model: whole, and behind each part."""
+    """FLOPs for one pair with the published model, in total and by part."""
     with torch.device("meta"), torch.no_grad():
         model = FiberImageText(preset("base")).eval()
         images = torch.empty(1, 3, 384, 384)
@@ -95,7 +95,7 @@ def base_flops(max_tokens: int) -> dict[str, int]:
 
 
 @pytest.mark.parametrize(("max_tokens", "ratio"), [(40, 3.0), (50, 3.0)])
-def test_a_pair_of_base_costs_a_third(max_tokens, ratio):
+def test_reusing_parts_costs_a_third_for_base(max_tokens, ratio):
     flops = base_flops(max_tokens)
     assert flops["whole"] == sum(flops.values()) - flops["whole"]
     assert flops["whole"] / flops["fused"] == pytest.approx(ratio, abs=0.05)
