@@ -124,7 +124,7 @@ def make_corpus(
 ) -> Corpus:
     """Create the first `count` images of a corpus, or find them in the cache.
 
-    A corpus is a subdirectory of `cache` named by its fingerprint. `photographs` are files in the
+    A corpus is a subfolder of `cache` named by its fingerprint. `photographs` are files in the
     order of `find_photographs`; `threads` of them are decoded in parallel.
 
     Raises:
@@ -162,14 +162,14 @@ def make_corpus(
 
 
 def own_corpus(folder: Path, count: int) -> Corpus:
-    """Describe the first JPEG files of a directory, sorted by name.
+    """Describe the first JPEG files of a folder, sorted by name.
 
     Raises:
-        FileNotFoundError: if the directory is missing or has no file named .jpg or .jpeg.
+        FileNotFoundError: if the folder is missing or has no file named .jpg or .jpeg.
         ValueError: if a file is not a JPEG file.
     """
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such directory; expected one with JPEG files")
+        raise FileNotFoundError(f"{folder}: no such folder; expected one with JPEG files")
     found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _JPEG_SUFFIXES)
     if not found:
         raise FileNotFoundError(f"{folder}: no file named .jpg or .jpeg")

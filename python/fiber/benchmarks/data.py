@@ -350,7 +350,7 @@ class _Inputs:
             except FileNotFoundError:
                 raise FileNotFoundError(
                     f"{given} (--tokenizer): no tokenizer found; expected tokenizer.json, or a"
-                    " directory with it or with vocab.json and merges.txt"
+                    " folder with it or with vocab.json and merges.txt"
                 ) from None
         else:
             texts = [*generate_captions(CAPTIONS), class_prompt(PROMPT_BOXES)[0]]

@@ -54,18 +54,18 @@ PACKAGE_PHOTOGRAPHS = {
     "skimage": ("data/astronaut.png", "data/coffee.png", "data/rocket.jpg", "data/chelsea.png"),
 }
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff"}
-HOW_TO_GET = "name a directory with --photos DIR, or download Debian's with --photos debian"
+HOW_TO_GET = "name a folder with --photos DIR, or download Debian's with --photos debian"
 
 
 def find_photographs(sources: Sequence[str] = ()) -> list[Path]:
     """List photographs, in an order that does not depend on their location.
 
-    `sources` are directories, searched recursively; "debian" is Debian's packages, which are
+    `sources` are folders, searched recursively; "debian" is Debian's packages, which are
     downloaded into the user's cache. By default: `../shared/assets/photos` of a checkout, Debian's
     packages if installed or downloaded, and the example images of Python packages.
 
     Raises:
-        FileNotFoundError: if a directory is missing or has no image, if Debian's packages cannot be
+        FileNotFoundError: if a folder is missing or has no image, if Debian's packages cannot be
             downloaded, or if nothing is found.
     """
     found: list[Path] = []
@@ -83,7 +83,7 @@ def find_photographs(sources: Sequence[str] = ()) -> list[Path]:
 
 def _images_below(folder: Path) -> list[Path]:
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such directory; expected one with photographs")
+        raise FileNotFoundError(f"{folder}: no such folder; expected one with photographs")
     found = sorted(
         (path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES),
         key=lambda path: path.relative_to(folder).as_posix(),

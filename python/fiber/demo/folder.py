@@ -34,27 +34,27 @@ class DemoFolder:
         self._own = path / "demo.json"
         wanted = json.loads(json.dumps(dict(parameters)))
         if path.exists() and not path.is_dir():
-            raise ValueError(f"{path} is a file; pass a directory with --output")
+            raise ValueError(f"{path} is a file; pass a folder with --output")
         if self._own.is_file():
             found = read_json(self._own)
             changed = _differences(found.get("parameters", {}), wanted)
             if changed:
                 raise ValueError(
                     f"{path} has another demo (its value -> requested): {'; '.join(changed)}."
-                    " Pass another directory with --output, or delete this one"
+                    " Pass another folder with --output, or delete this one"
                 )
             self._notes = found
         else:
             if path.is_dir() and any(path.iterdir()):
                 raise ValueError(
                     f"{path} exists and is not a demo (it has no {self._own.name}); pass a new"
-                    " directory with --output"
+                    " folder with --output"
                 )
             path.mkdir(parents=True, exist_ok=True)
             self._notes = {"parameters": wanted}
             write_json(self._own, self._notes)
         remove_parts(path)
-        #: Directory of the dataset.
+        #: Folder of the dataset.
         self.data = path / "data"
         self._measured_file = path / "measured.json"
         found = read_json(self._measured_file) if self._measured_file.is_file() else {}

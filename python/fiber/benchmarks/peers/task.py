@@ -60,7 +60,7 @@ class Task:
     tokenizer: str = ""
     #: Repetitions of texts or boxes per epoch.
     repeats: int = 1
-    #: Directory for files in a peer's own format.
+    #: Folder for files in a peer's own format.
     cache: str = ""
 
 
