@@ -168,7 +168,7 @@ def place_labels(
 ) -> np.ndarray:
     """Place the labels of boxes greedily so that they overlap as little as possible.
 
-    In order of preference, a label goes above, below or inside its box, or to the nearest free spot.
+    In order of preference, a label goes above, below or inside its box, or to the nearest gap.
 
     Args:
         boxes_xyxy: (n, 4), in pixels.

@@ -45,7 +45,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
             "--work NAMES": "kinds of work to measure (default: all)",
             "--corpora NAMES": "corpora to measure on (default: all)",
             "--peers NAMES": "loaders to compare against (default: all installed ones)",
-            "--python PEER=PATH": "Python interpreter for a peer in another environment; repeatable",
+            "--python PEER=PATH": "Python interpreter of a peer in another environment; repeatable",
             "--quick": "use fewer images and two rounds",
             "--threads N": "threads or worker processes per peer (default: one per core)",
             "--rounds N": "measured rounds per peer (default: 5)",
@@ -63,9 +63,9 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         data.add_argument_group("inputs"),
         {
             "--images DIR": "folder of JPEG files to use unchanged, instead of corpora",
-            "--photos DIRS": "folders of photographs to crop corpora from; `debian` downloads Debian's"
+            "--photos DIRS": "folders of photographs to crop into corpora; `debian` downloads Debian's"
             " (default: those found on this machine)",
-            "--captions FILE": "text file with one caption per line (default: generated captions)",
+            "--captions FILE": "text file with one caption per line (default: generated)",
             "--tokenizer DIR": "tokenizer.json, or a folder that contains it or vocab.json and"
             " merges.txt (default: one trained on the captions)",
         },

@@ -41,7 +41,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
             "--data": "dataset to generate (default: scenes)",
             "--fast": "take two minutes instead of ten",
             "--ablations": "also train models without fusion and without captions",
-            "--output DIR": "output folder (default: runs/demo, runs/demo-fast, runs/demo-stamps, ...)",
+            "--output DIR": "output folder (default: runs/demo, runs/demo-fast, ...)",
             "--seed": "random seed (default: 0)",
             "--permute-pictures": "evaluate on permuted images, where every metric must miss its"
             " floor; always exits with 1",
@@ -105,7 +105,8 @@ def _add_eval(commands: argparse._SubParsersAction) -> None:
             **VOCABULARIES,
             "task TASK": f"one of {', '.join(CHOSEN_BY)}, odinw",
             "--data DATA": _DATA,
-            "--split SPLIT": "split to evaluate (default: val; a file without splits is read in full)",
+            "--split SPLIT": "split to evaluate (default: val, or the whole of a file without"
+            " splits)",
             "--output FILE": "file to write predictions to, or a folder for odinw",
             **DEVICE,
             "--rerank N": "retrieval: rerank the N best candidates of each query by ITM; 0: off,"
