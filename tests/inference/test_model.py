@@ -57,7 +57,7 @@ class TestCoarse:
     def test_a_picture_has_pixels(self, coarse, fine, shape):
         for ask in (coarse.caption, coarse.embed_images, lambda p: fine.ground(p, "dog")):
             for pictures in (np.zeros(shape, np.uint8), [np.zeros(shape, np.uint8)]):
-                message = re.escape(f"image has shape {shape} and no pixels; expected (H, W, 3)")
+                message = re.escape(f"image of shape {shape} has no pixels; expected (H, W, 3)")
                 with pytest.raises(ValueError, match=message):
                     ask(pictures)
 

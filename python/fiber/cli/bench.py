@@ -63,8 +63,8 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         data.add_argument_group("inputs"),
         {
             "--images DIR": "folder of JPEG files to use unchanged, instead of corpora",
-            "--photos DIRS": "folders of photographs to crop into corpora; `debian` downloads Debian's"
-            " (default: those found on this machine)",
+            "--photos DIRS": "folders of photographs to crop into corpora; `debian` downloads"
+            " Debian's (default: those found on this machine)",
             "--captions FILE": "text file with one caption per line (default: generated)",
             "--tokenizer DIR": "tokenizer.json, or a folder that contains it or vocab.json and"
             " merges.txt (default: one trained on the captions)",
