@@ -127,7 +127,7 @@ class TestMistakes:
         assert "missing: no such folder" in said
 
     def test_empty_directory_of_images(self, capsys, tmp_path):
-        assert "no .jpg or .jpeg files" in self.complaint(capsys, tmp_path, "--images", str(tmp_path))
+        assert "no .jpg or .jpeg" in self.complaint(capsys, tmp_path, "--images", str(tmp_path))
 
     def test_missing_directory_of_photographs(self, capsys, tmp_path):
         said = self.complaint(capsys, tmp_path, "--photos", "missing", "--work", "squash")

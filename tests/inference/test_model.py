@@ -46,7 +46,7 @@ class TestCoarse:
             coarse.search("a", pictures, 1.5)
 
     def test_search_takes_one_text(self, coarse, pictures):
-        for text, given in ((3, "the int 3"), (["a"], r"the list \['a'\]")):
+        for text, given in ((3, "got int 3"), (["a"], r"got list \['a'\]")):
             with pytest.raises(TypeError, match=rf"search.*str.*{given}"):
                 coarse.search(text, pictures)
         for ask in (coarse.embed_texts, lambda text: coarse.match(pictures, text)):
