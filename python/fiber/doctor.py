@@ -38,9 +38,9 @@ class Requirement(NamedTuple):
 
     #: Distribution name.
     name: str
-    #: Oldest tested version; empty: any.
+    #: Oldest tested version, or "" for any.
     minimum: str
-    #: Extra that requires it; empty: always required.
+    #: Extra that requires it, or "" if it is always required.
     extra: str
 
     def state(self) -> tuple[str, bool]:

@@ -1,4 +1,4 @@
-"""JPEG corpora cropped from photographs. The same photographs give the same bytes.
+"""JPEG corpora cropped from photographs. The same photographs yield the same bytes.
 
 Image i of a corpus depends only on the plan, the list of photographs, i and Pillow's version, so a
 shorter corpus is a prefix of a longer one.

@@ -31,8 +31,8 @@ CAPTIONS, QUICK_CAPTIONS = 1000, 200
 OWN_IMAGES = 512
 #: Number of measured rounds.
 ROUNDS, QUICK_ROUNDS = 5, 2
-#: Minimum duration of a turn, which is at least one epoch. Peers are slower for the first tenths of
-#: a second after being idle, which without a minimum would penalize fast peers more.
+#: Minimum duration of a turn, which is at least one epoch. Peers are slower for a few tenths of a
+#: second after being idle; without a minimum, this would penalize fast peers more.
 TURN_SECONDS = 3.0
 #: Boxes per image, and number of images, in the workload `boxes`.
 MANY_BOXES, BOX_IMAGES = 64, 100

@@ -32,7 +32,7 @@ class Side:
     #: time; one value per round.
     costs: list[float] = field(default_factory=list)
     rates: list[float] = field(default_factory=list)
-    #: Sum of its processes' peak resident set sizes.
+    #: Sum of the peak resident set sizes of the peer's processes.
     peak_bytes: int = 0
     versions: Mapping[str, str] = field(default_factory=dict)
     #: Mean difference of its first images from Pillow's, in levels of 255; None if not comparable.
@@ -138,7 +138,7 @@ def _warm_up(
         except PeerError as error:
             _record_failure(side, error)
             return None
-        # The metadata lacks fiber's own version if fiber is not installed.
+        # The installed metadata lacks fiber's version if fiber runs from a checkout.
         own_version = {"fiber-vl": fiber.__version__} if peer is OURS else {}
         side.versions = {**own_version, **process.versions}
         return process

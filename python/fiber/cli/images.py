@@ -58,10 +58,10 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         ground,
         {
             **_IMAGES,
-            "--phrases LIST": 'phrases to ground independently, as in "a red mug; the laptop", or'
-            " in the context of --caption",
+            "--phrases LIST": 'phrases, such as "a red mug; the laptop", grounded independently'
+            " or in the context of --caption",
             "--caption CAPTION": 'sentence, such as "a red mug next to the laptop", whose noun'
-            " phrases are grounded if no phrases are given",
+            " phrases are grounded unless --phrases or --spans is given",
             "--spans LIST": "half-open character spans of phrases in the caption, instead of"
             ' --phrases, as in "2:12; 18:24", or "2:5,18:24" for a phrase in two parts',
             "--boxes-per-phrase N": "maximum number of boxes per phrase (default: 1)",

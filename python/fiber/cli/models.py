@@ -38,7 +38,7 @@ def choose_model(named: str | None, *heads: str) -> str:
 
 
 def finished_models(folder: Path) -> Iterator[tuple[float, Path, tuple[str, ...]]]:
-    """Yield the finished models in a folder tree: modification time, folder, head names.
+    """Yield (modification time, folder, head names) of finished models in a folder tree.
 
     Folders with another program's config.json are skipped.
     """

@@ -50,7 +50,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         seed={"type": int, "default": 0},
         permute_pictures={"action": "store_true", "dest": "permute_images"},
     )
-    demo.set_defaults(run=_demo, when_stopped="run the same command again to resume")
+    demo.set_defaults(run=_demo, when_stopped="rerun the same command to resume")
     _add_train(commands)
     recipes = commands.add_parser("recipes", help="list the recipes, or describe one")
     text = "recipe to describe: its command, data, hardware and expected metric"
@@ -89,7 +89,7 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
         answers={"type": str},
         set={"action": "append", "default": []},
     )
-    train.set_defaults(run=_train, when_stopped="add --resume to the same command to continue")
+    train.set_defaults(run=_train, when_stopped="rerun the same command with --resume to continue")
 
 
 def _add_eval(commands: argparse._SubParsersAction) -> None:

@@ -164,7 +164,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--add",
         action="store_true",
-        help="also keep the recorded values, of the same plan on another machine",
+        help="add to the recorded values instead of replacing them (same plan, other machine)",
     )
     options = parser.parse_args(arguments)
     runs = [json.loads((run / "rows.json").read_text()) for run in options.runs]

@@ -28,7 +28,7 @@ class Guesser:
     """Computes the baselines of every task."""
 
     def __init__(self, data: Path, coarse: StoredModel, counted_captions: int) -> None:
-        """Use the tokenizer and answers of `coarse`; at most `counted_captions` give MLM counts."""
+        """Use the tokenizer and answers of `coarse`, and up to `counted_captions` for MLM."""
         self.data, self.coarse, self.counted_captions = data, coarse, counted_captions
         # Blind box baselines use normalized [0, 1] coordinates.
         self._side = json.loads((data / "dataset.json").read_text())["parameters"]["image_size"]
@@ -40,7 +40,7 @@ class Guesser:
 
         "blind" is the maximum of each metric over the blind baselines.
         """
-        # Each method, and the source of training records for its blind baseline.
+        # Method and source of training records for the blind baseline, by task.
         methods: dict[str, tuple[Callable[..., Guesses], Callable[..., Any] | None]] = {
             "retrieval": (self._retrieval, None),
             "matching": (self._matching, None),

@@ -67,7 +67,7 @@ def as_texts(texts: str | Sequence[str], what: str) -> list[Any]:
     """Convert one or more texts to a list.
 
     Raises:
-        TypeError: if `texts` is neither a str nor a collection.
+        TypeError: if `texts` is neither a str nor a list of str.
     """
     if isinstance(texts, str):
         return [texts]
@@ -136,7 +136,7 @@ def not_empty(texts: Sequence[str], what: str) -> list[str]:
         if not isinstance(text, str):
             raise TypeError(f"{what} {index} is a {type(text).__name__}; expected a str")
         if not text.strip():
-            raise ValueError(f"{what} {index} is empty; expected a text with words")
+            raise ValueError(f"{what} {index} is empty; expected text that contains words")
         if any("\ud800" <= letter <= "\udfff" for letter in text):
             raise ValueError(
                 f"{what} {index} contains a lone surrogate: {text!r:.60}; expected valid Unicode"

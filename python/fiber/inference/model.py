@@ -77,7 +77,7 @@ class Model:
         answers: answers in the order of the VQA head's logits; required by `answer`.
         classes: default classes of `detect`.
         dtype: compute dtype; the dtype of the weights does not change.
-        trained_on: training data, if known; `fiber.evaluate` warns if evaluated on it.
+        trained_on: training data, if known; `fiber.evaluate` warns when evaluating on it.
     """
 
     def __init__(

@@ -55,7 +55,7 @@ def grounding_prompts(
 ) -> list[list[Prompt]]:
     """Build the prompts for each of `count` images; other arguments are as in `Model.ground`.
 
-    Warns if a text is truncated, and names affected phrases.
+    Warns if a text is truncated, naming the affected phrases.
     """
     if spans is not None and (phrases is not None or caption is None):
         raise ValueError("ground: spans must be given with a caption and without phrases")
@@ -64,7 +64,7 @@ def grounding_prompts(
         raise ValueError("ground: expected phrases, a caption or both, got neither")
     captions = [] if caption is None else one_for_each(caption, count, "caption")
     if spans is not None and caption is not None:
-        # Spans index into the original captions, which are not stripped.
+        # Spans index into the captions as given, before stripping.
         captions = [caption] * count if isinstance(caption, str) else list(caption)
     span_lists = None if spans is None else _spans_for_each(spans, caption, count)
     prompts = []

@@ -54,7 +54,7 @@ class Peer:
     preload: str = ""
 
     def can(self, work: str, output: str) -> bool:
-        """Return True if it supports this work and output."""
+        """Return True if the peer supports this work and output."""
         return (work, output) in self.does
 
     def remark(self, work: str) -> str:
