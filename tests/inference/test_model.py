@@ -50,7 +50,7 @@ class TestCoarse:
             with pytest.raises(TypeError, match=rf"search.*str.*{given}"):
                 coarse.search(text, pictures)
         for ask in (coarse.embed_texts, lambda text: coarse.match(pictures, text)):
-            with pytest.raises(TypeError, match=r"text.*str.*list of str.*the i"):
+            with pytest.raises(TypeError, match=r"text.*str.*list of str.*got int 3"):
                 ask(3)
 
     @pytest.mark.parametrize("shape", [(0, 6, 3), (5, 0, 3)])
