@@ -57,7 +57,7 @@ class Tile:
 
     image: str
     split: str
-    #: Caption that contains the texts of the boxes; empty for a referring expression.
+    #: Caption that contains the box phrases; empty for a referring expression.
     caption: str
     boxes: Sequence[PredictedBox]
     question: str

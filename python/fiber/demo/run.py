@@ -183,7 +183,7 @@ class Clock:
     """Logs the current stage, its duration and an estimate of the remaining time."""
 
     def __init__(self, seconds: Mapping[str, float]) -> None:
-        """Set the duration of each stage on two cores, in the order of the stages."""
+        """Set the expected duration of each stage in seconds, in stage order."""
         self.seconds = dict(seconds)
         self._took, self._planned = 0.0, 0.0
 
