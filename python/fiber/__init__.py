@@ -1,4 +1,4 @@
-"""FIBER: a vision-language model for whole images and for regions."""
+"""FIBER: a vision-language model for image-level and region-level tasks."""
 
 import importlib
 import warnings
@@ -32,7 +32,7 @@ __all__ = [
     "train",
 ]
 
-# Module of each public name, imported on first use: `import fiber` alone does not load torch.
+# Module of each public name, imported on first use so that `import fiber` does not load torch.
 _HOMES = {
     "FiberBackbone": "fiber.models.fiber.backbone",
     "FiberConfig": "fiber.config",
@@ -47,7 +47,7 @@ _SUBMODULES = {"data", "kernels", "config"}
 
 if _core.build_profile == "debug":
     warnings.warn(
-        "fiber._core is a debug build and many times slower;"
+        "fiber._core is a debug build, which is many times slower;"
         " rebuild with `maturin develop --release`",
         RuntimeWarning,
         stacklevel=2,

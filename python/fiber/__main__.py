@@ -1,4 +1,4 @@
-"""`python -m fiber` is the command `fiber`, for where scripts are not on the path."""
+"""`python -m fiber`: the `fiber` command, for use where scripts are not on the PATH."""
 
 import sys
 

@@ -1,7 +1,7 @@
 """`fiber doctor`: report installed packages, kernel backend, devices, and how to install the rest.
 
-Only fiber's own wheel is required: packages are looked up in the installed metadata, and imported
-only if present.
+Only fiber's own wheel is required: other packages are looked up in the installed metadata, and
+imported only if present.
 """
 
 from __future__ import annotations
@@ -22,29 +22,29 @@ from fiber.env import usable_cores
 
 #: Purpose of each extra, in listing order.
 EXTRAS = {
-    "train": "progress bars and curves while training",
+    "train": "progress bars and training curves",
     "demo": "`fiber demo` and its report",
-    "eval": "empty: evaluation needs no extra package",
-    "phrases": "noun phrases of captions by spaCy (requires a spaCy pipeline for English)",
-    "hf": "comparison with the transformers library",
+    "eval": "empty: evaluation needs no extra packages",
+    "phrases": "noun phrases in captions with spaCy (requires an English spaCy pipeline)",
+    "hf": "comparison against the transformers library",
     "arrow": "Parquet and Arrow files",
-    "bench": "loaders that `fiber bench` and `benches/` compare with",
+    "bench": "loaders that `fiber bench` and `benches/` compare against",
     "dev": "building, testing and linting fiber itself",
 }
 
 
 class Requirement(NamedTuple):
-    """Requirement in the installed metadata."""
+    """A requirement from the installed metadata."""
 
     #: Distribution name.
     name: str
-    #: Oldest tested version; empty: any.
+    #: Oldest tested version, or "" for any.
     minimum: str
-    #: Extra that requires it; empty: always required.
+    #: Extra that requires it, or "" if it is always required.
     extra: str
 
     def state(self) -> tuple[str, bool]:
-        """Look up the installed version; return its description, and True if recent enough."""
+        """Describe the installed version; also return True if it is recent enough."""
         try:
             version = importlib.metadata.version(self.name)
         except importlib.metadata.PackageNotFoundError:
@@ -96,13 +96,13 @@ def main() -> int:
     for name, (text, fits) in states.items():
         _row(name, text, fits)
     if not required:
-        problems.append("fiber-vl: no installed metadata; install it with pip")
+        problems.append("fiber-vl: no package metadata found; install it with pip")
 
     print("\ndevices")
     if states.get("torch", ("", False))[1]:
         problems += filter(None, [_torch_rows()])
     else:
-        _row("torch", "not installed; data can be read, but no model runs", False)
+        _row("torch", "not installed; data can be read, but models cannot run", False)
 
     print("\nextras")
     _extra_rows()
@@ -125,7 +125,7 @@ def _torch_rows() -> str | None:
         kernels = importlib.import_module("fiber.kernels")
         importlib.import_module("torchvision")
     except (ImportError, OSError, RuntimeError) as error:
-        # A torch that does not match its CUDA libraries or torchvision may raise any of these.
+        # A torch build that does not match CUDA or torchvision may raise any of these.
         _row("torch", f"fails to import: {error}", False)
         return f"torch or torchvision is installed but fails to import: {error}"
     cuda = torch.cuda.is_available()
@@ -157,7 +157,7 @@ def _torch_rows() -> str | None:
 
 def _extra_rows() -> None:
     for extra, purpose in EXTRAS.items():
-        # `demo` is an alias of `train`.
+        # `demo` is an alias for `train`.
         own = {extra, "train"} if extra == "demo" else {extra}
         missing = [r.name for r in requirements() if r.extra in own and not r.state()[1]]
         if not missing:

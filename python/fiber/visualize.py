@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 Color = tuple[int, int, int]
 
-#: Colors of boxes by index, distinct on light and on dark images.
+#: Box colors by index, distinct on light and dark images.
 COLORS: tuple[Color, ...] = tuple(
     (color >> 16, color >> 8 & 255, color & 255)
     for color in (
@@ -33,7 +33,7 @@ COLORS: tuple[Color, ...] = tuple(
         *(0x5A5AC8, 0x788200, 0x000080, 0x800000, 0xFFE119, 0x46E1F0, 0xFABED4, 0xAAFFC3),
     )
 )
-#: Common fonts of Linux, macOS and Windows that have more characters than Pillow's own.
+#: Common fonts on Linux, macOS and Windows that cover more characters than Pillow's own.
 _FONT_FILES = (
     "DejaVuSans.ttf",
     "NotoSans-Regular.ttf",
@@ -42,14 +42,14 @@ _FONT_FILES = (
     "Arial Unicode.ttf",
     "arial.ttf",
 )
-#: A private-use character, drawn as a missing one.
+#: A private-use character, rendered as a missing glyph.
 _MISSING = "\ue123"
 _GAP = 12
 
 
 @functools.lru_cache(64)
 def _fonts(size: int) -> tuple[FreeTypeFont | ImageFont, ...]:
-    """Load the installed fonts, Pillow's own last."""
+    """Load the installed fonts, with Pillow's own last."""
     from PIL import ImageFont
 
     files: list[str] = [*_FONT_FILES]
@@ -74,18 +74,18 @@ def _has(font: FreeTypeFont | ImageFont, character: str) -> bool:
 @functools.cache
 def _warn_once() -> None:
     warnings.warn(
-        "no installed font has all characters of the text, so some are replaced; install the DejaVu"
-        " or Noto fonts",
+        "no installed font covers all characters of the text, so some are replaced; install the"
+        " DejaVu or Noto fonts",
         RuntimeWarning,
         stacklevel=2,
     )
 
 
 def drawable(text: str, size: int) -> tuple[str, FreeTypeFont | ImageFont]:
-    """Choose a font that has all characters of a text; return the text to draw and the font.
+    """Choose a font that covers all characters of a text; return the text to draw and the font.
 
-    If there is none, characters lose their accents ("é" to "e") or become "?", with one warning.
-    Line breaks become spaces. `size` is in pixels.
+    If no font does, uncovered characters lose their accents ("é" becomes "e") or become "?", with
+    a single warning. Line breaks become spaces. `size` is in pixels.
     """
     text = unicodedata.normalize("NFC", " ".join(text.split()))
     fonts = _fonts(size)
@@ -107,7 +107,7 @@ def wrap_text(
 ) -> list[str]:
     """Break a text into lines of at most `width` pixels, between words if possible.
 
-    Lines above `max_lines` are replaced by an ellipsis.
+    Lines beyond `max_lines` are replaced by an ellipsis.
     """
     lines = [""]
     for word in text.split():
@@ -168,7 +168,7 @@ def place_labels(
 ) -> np.ndarray:
     """Place the labels of boxes greedily so that they overlap as little as possible.
 
-    Preferred is the position above the box, then below, then inside, then the nearest free one.
+    In order of preference, a label goes above, below or inside its box, or to the nearest gap.
 
     Args:
         boxes_xyxy: (n, 4), in pixels.
@@ -176,7 +176,7 @@ def place_labels(
         image_size: (height, width) in pixels.
 
     Returns:
-        (n, 4) label rectangles x0, y0, x1, y1 in pixels, inside the image if they fit.
+        (n, 4) label rectangles (x0, y0, x1, y1) in pixels, inside the image if they fit.
     """
     image_height, image_width = image_size
     placed = np.zeros((0, 4))
@@ -208,11 +208,11 @@ def draw_boxes(
     """Draw n boxes and their labels on an RGB image in place, the first box on top.
 
     Args:
-        image: is modified.
-        boxes_xyxy: (n, 4), half-open, in pixels.
+        image: modified in place.
+        boxes_xyxy: (n, 4), in half-open pixel coordinates.
         labels: "" for a box without a label.
         colors: indices into `COLORS`, modulo its length.
-        line_width: in pixels; by default proportional to the image.
+        line_width: in pixels; by default proportional to the image size.
     """
     from PIL import ImageDraw
 
@@ -243,7 +243,7 @@ def draw_boxes(
             start = (min(max(box[0], x0), x1), min(max(box[1], y0), y1))
             draw.line((*start, box[0], box[1]), color, max(1, line_width // 2))
         draw.rectangle((x0, y0, x1 - 1, y1 - 1), fill=color)
-        # Luma of ITU-R BT.601.
+        # ITU-R BT.601 luma.
         is_light = np.dot(color, (0.299, 0.587, 0.114)) > 150
         draw.text((x0 + margin, y0 + margin // 2), text, "black" if is_light else "white", font)
 
@@ -265,7 +265,7 @@ def draw_dashed_box(image: Image, box_xyxy: Sequence[float], dash: int = 5) -> N
 
 
 def make_sheet(tiles: Sequence[Image], columns: int) -> Image:
-    """Arrange tiles of one width in rows on white; a row is as high as its highest tile."""
+    """Arrange tiles of the same width in rows on white; a row is as tall as its tallest tile."""
     from PIL import Image as PilImage
 
     rows = [tiles[start : start + columns] for start in range(0, len(tiles), columns)]
@@ -283,16 +283,16 @@ def make_sheet(tiles: Sequence[Image], columns: int) -> Image:
 class ContactSheet:
     """Sample images of a dataset with their boxes and texts, one row per part."""
 
-    #: Images per row, image side in pixels, lines of text per image, and maximum rows.
+    #: Images per row, image side in pixels, lines of text per image, and maximum number of rows.
     COLUMNS, SIDE, LINES, ROWS = 5, 260, 3, 8
-    #: Sources of the first rows.
+    #: Sources to show first, in this order.
     ORDER = ("detection", "objects365", "phrases", "mixed", "referring", "captions")
 
     def __init__(self) -> None:
         self._rows: list[tuple[str, str, list[Record]]] = []
 
     def add(self, part: Part, records: RecordSet) -> None:
-        """Sample records of a part at regular strides, those with boxes if there are any."""
+        """Sample records of a part at regular strides, only those with boxes if there are any."""
         count = len(records)
         seen = [records[i] for i in range(0, count, max(1, count // (4 * self.COLUMNS)))]
         chosen = [record for record in seen if record.boxes_xyxy] or seen
@@ -330,7 +330,7 @@ def _record_text(record: Record) -> str:
     """Join a record's text, its most frequent answer and its truth value."""
     text = record.text
     if len(record.labels) > 1 and record.boxes_xyxy:
-        # Only the image's classes, for a prompt with all classes.
+        # Of a prompt that lists all classes, show only those in the image.
         own = dict.fromkeys(record.labels[label] for label in record.box_labels)
         text = text if len(record.labels) <= len(own) else ", ".join(own)
     answers = record.answers or {}

@@ -124,14 +124,14 @@ class TestMistakes:
 
     def test_missing_directory_of_images(self, capsys, tmp_path):
         said = self.complaint(capsys, tmp_path, "--images", str(tmp_path / "missing"))
-        assert "missing: no such directory" in said
+        assert "missing: no such folder" in said
 
     def test_empty_directory_of_images(self, capsys, tmp_path):
-        assert "no file named" in self.complaint(capsys, tmp_path, "--images", str(tmp_path))
+        assert "no .jpg or .jpeg" in self.complaint(capsys, tmp_path, "--images", str(tmp_path))
 
     def test_missing_directory_of_photographs(self, capsys, tmp_path):
         said = self.complaint(capsys, tmp_path, "--photos", "missing", "--work", "squash")
-        assert "missing: no such directory" in said
+        assert "missing: no such folder" in said
 
     @pytest.mark.parametrize(
         ("option", "value", "named"),
@@ -139,7 +139,7 @@ class TestMistakes:
             ("--work", "squash; paint", "unknown kind of work 'paint'; expected one of squash"),
             ("--peers", "nobody", "unknown peer 'nobody'; expected one of fiber"),
             ("--corpora", "coco", "unknown corpus 'coco'; expected one of coco640"),
-            ("--python", "dali", "--python 'dali': expected KEY=VALUE, as in PEER=PATH"),
+            ("--python", "dali", "--python 'dali': expected KEY=VALUE, such as PEER=PATH"),
             ("--python", "dali=/not/there", "/not/there: no such interpreter"),
             ("--python", "nobody=/bin/sh", "unknown peer 'nobody'"),
             ("--captions", "missing.txt", "missing.txt"),
@@ -172,7 +172,7 @@ class TestMistakes:
     def test_rows_with_other_columns(self, capsys, tmp_path):
         (tmp_path / "out").mkdir()
         (tmp_path / "out" / "data.csv").write_text("a\n")
-        assert "has the columns ['a']" in self.complaint(capsys, tmp_path)
+        assert "has columns ['a']" in self.complaint(capsys, tmp_path)
 
     def test_own_images_and_a_corpus(self, capsys, tmp_path):
         said = self.complaint(capsys, tmp_path, "--images", "x", "--corpora", "coco640")

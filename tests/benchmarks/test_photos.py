@@ -51,7 +51,7 @@ def test_own_folders_come_alone_and_in_order(tmp_path):
 
 
 def test_bad_folders(tmp_path):
-    with pytest.raises(FileNotFoundError, match="missing: no such directory"):
+    with pytest.raises(FileNotFoundError, match="missing: no such folder"):
         photos.find_photographs([str(tmp_path / "missing")])
     with pytest.raises(FileNotFoundError, match="no photograph"):
         photos.find_photographs([str(tmp_path)])

@@ -97,7 +97,7 @@ class TestRows:
     def test_a_file_with_other_columns_is_refused_and_kept(self, tmp_path):
         file = tmp_path / "data.csv"
         file.write_text("a,b\n1,2\n")
-        with pytest.raises(ValueError, match=r"data\.csv has the columns \['a', 'b'\]; expected"):
+        with pytest.raises(ValueError, match=r"data\.csv has columns \['a', 'b'\]; expected"):
             append_rows(file, report.columns(), [])
         assert file.read_text() == "a,b\n1,2\n"
 

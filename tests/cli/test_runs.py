@@ -165,7 +165,7 @@ class TestData:
         with pytest.raises(SystemExit) as stopped:
             main(["data", kind, "--output", "made", "--images", number])
         assert stopped.value.code == 2
-        message = f"argument --images: expected 1 or more, got {number}"
+        message = f"argument --images: expected a positive integer, got {number}"
         assert message in capsys.readouterr().err
         assert not Path("made").exists()
 
@@ -175,10 +175,10 @@ class TestData:
             main(["data", kind, "--help"])
         shown = " ".join(capsys.readouterr().out.split())
         defaults = inspect.signature(module.generate).parameters
-        assert f"1 or more (default: {defaults['train'].default})" in shown
+        assert f"training images (default: {defaults['train'].default})" in shown
         assert f"(default: {defaults['seed'].default})" in shown
-        assert f"always {defaults['val'].default} images of val" in shown
-        assert f"and {defaults['novel'].default} of novel" in shown
+        assert f"always generates {defaults['val'].default} images of val" in shown
+        assert f"and {defaults['novel'].default} images of novel" in shown
 
     def test_answers_of_the_published_head(self, desk, capsys):
         for year, answers in (("train2014", ["A dog"] * 9), ("val2014", ["yes"] * 9)):
@@ -246,7 +246,7 @@ class TestEval:
         assert "image_size 99: expected a multiple of" in error_line(capsys)
         with pytest.raises(SystemExit):
             main([*arguments, "--batch-size", "0"])
-        assert "argument --batch-size: expected 1 or more, got 0" in capsys.readouterr().err
+        assert "argument --batch-size: expected a positive integer" in capsys.readouterr().err
 
     def test_words_can_be_named(self, desk, capsys):
         generate("runs/scenes", train=0, val=4, novel=0)
@@ -292,9 +292,9 @@ class TestEval:
         assert len(found["2"]) == len(found["all"]) == 2 * len(found["0"])
         with pytest.raises(SystemExit):
             main([*arguments, "some"])
-        assert "expected an integer of 0 or more, or all, got 'some'" in capsys.readouterr().err
+        assert "expected a non-negative integer or all, got 'some'" in capsys.readouterr().err
         assert main(["eval", "runs/demo/coarse", "vqa", "--data", ".", "--rerank", "3"]) == 2
-        assert "--rerank: expected task retrieval, got 'vqa'" in error_line(capsys)
+        assert "--rerank requires the task retrieval, got 'vqa'" in error_line(capsys)
 
     @pytest.mark.parametrize(
         ("arguments", "message"),

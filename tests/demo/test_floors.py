@@ -203,5 +203,5 @@ class TestRecordedFile:
     @pytest.mark.parametrize("which", [(0, 1), (0, 1, 1), (1, 2, 3)])
     def test_wrong_runs(self, runs, which, capsys):
         assert floors.main([runs[i] for i in which]) == 2
-        assert "expected runs of" in capsys.readouterr().err
+        assert "expected runs" in capsys.readouterr().err
         assert not floors.FLOORS_FILE.exists()

@@ -40,7 +40,7 @@ class TestOpening:
 
     def test_somebody_elses_files(self, tmp_path):
         (tmp_path / "letter.txt").write_text("dear")
-        with pytest.raises(ValueError, match="is not a demo"):
+        with pytest.raises(ValueError, match="is not a demo folder"):
             DemoFolder(tmp_path, PARAMETERS)
         assert [file.name for file in tmp_path.iterdir()] == ["letter.txt"]
 

@@ -128,7 +128,7 @@ class TestFinished:
         monkeypatch.setattr(measures, "load_model", None)
         assert run.main(output=finished) == 1
         said = capsys.readouterr()
-        assert said.err.count("finished before") == 3
+        assert said.err.count("already finished") == 3
         assert said.out.count("no seeds recorded") == 16
         assert (finished / "rows.json").read_bytes() == before
         assert (finished / "contact_sheet.png").stat().st_mtime_ns == sheet
@@ -144,7 +144,7 @@ class TestFinished:
         [({"seed": 1}, "seed: 0 -> 1"), ({"fast": True}, "mode: 'default' -> 'fast'")],
     )
     def test_another_demo_does_not_go_there(self, finished, other, difference):
-        with pytest.raises(ValueError, match="another demo") as error:
+        with pytest.raises(ValueError, match="different parameters") as error:
             run.main(output=finished, **other)
         assert difference in str(error.value)
 
@@ -246,7 +246,7 @@ def test_stopped_in_three_stages_it_ends_with_the_same_table(finished, tmp_path,
     capsys.readouterr()
     assert run.main(output=folder) == 1
     said = capsys.readouterr()
-    assert said.err.count("finished before") == 3
+    assert said.err.count("already finished") == 3
     run.main(output=finished)
     assert capsys.readouterr().out == said.out
     assert rows_of(folder) == rows_of(finished)
@@ -314,4 +314,4 @@ def test_ablations(finished, tmp_path, capsys):
     assert leftovers(folder) == []
     capsys.readouterr()
     run.main(output=folder, ablations=True)
-    assert capsys.readouterr().err.count("finished before") == 6
+    assert capsys.readouterr().err.count("already finished") == 6

@@ -31,7 +31,7 @@ class TestInputs:
 
     @pytest.mark.parametrize("shape", [(), (6,), (50, 60), (2, 2, 5, 6, 3)])
     def test_arrays_of_no_picture_name_their_own_shape(self, shape):
-        message = f"array of shape {shape} and dtype uint8; expected (H, W, 3) and uint8"
+        message = f"array of shape {shape} and dtype uint8; expected shape (H, W, 3)"
         with pytest.raises(ValueError, match=re.escape(message)):
             as_list(np.zeros(shape, np.uint8))
 
@@ -41,7 +41,7 @@ class TestInputs:
     @pytest.mark.parametrize("texts", [3, None, b"a"])
     def test_neither_a_text_nor_a_list(self, texts):
         for give in (one_for_each, one_list_for_each):
-            with pytest.raises(TypeError, match=r"what.*str.*list of str.*the"):
+            with pytest.raises(TypeError, match=r"what.*str.*list of str.*got"):
                 give(texts, 2, "what")
 
     def test_texts(self):

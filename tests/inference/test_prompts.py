@@ -149,7 +149,7 @@ class TestCuts:
 
     def test_phrases_behind_the_cut_are_counted(self, fine):
         caption = "a dog, " + "a red star, " * 3 + "a cat, a ring"
-        message = r"'a dog, .*16 tokens: 2 of its 3 phrases .*, first 'a cat'"
+        message = r"'a dog, .*16 tokens: 2 of 3 phrases .* 'a cat'"
         with pytest.warns(UserWarning, match=message) as told:
             ((prompt,),) = grounding(fine, ["a dog", "a cat", "a ring"], caption=caption)
         assert len(told) == 1 and len(prompt.labels) == 3
@@ -158,7 +158,7 @@ class TestCuts:
             grounding(fine, caption=caption, spans=[(ends - 4, ends)])
 
     def test_a_text_whose_phrases_are_all_read_says_so(self, fine):
-        with pytest.warns(UserWarning, match=r"16 tokens.*phrases"):
+        with pytest.warns(UserWarning, match=r"16 tokens: no phrase"):
             grounding(fine, ["a dog"], caption="a dog " * 20)
 
     def test_a_phrase_that_is_cut_in_two_says_so(self, fine):

@@ -1,4 +1,4 @@
-"""JPEG corpora cropped from photographs. The same photographs give the same bytes.
+"""JPEG corpora cropped from photographs. The same photographs yield the same bytes.
 
 Image i of a corpus depends only on the plan, the list of photographs, i and Pillow's version, so a
 shorter corpus is a prefix of a longer one.
@@ -22,7 +22,7 @@ from PIL import Image, ImageFilter
 from fiber.atomic_io import write_file, write_json
 from fiber.benchmarks.photos import HOW_TO_GET
 
-#: Increment if the same plan gives different files.
+#: Increment when the same plan starts to give different files.
 VERSION = 1
 _JPEG_SUFFIXES = {".jpg", ".jpeg"}
 
@@ -32,23 +32,23 @@ class CorpusPlan:
     """Parameters of a corpus."""
 
     name: str
-    #: Number of images of a full run and of a quick one.
+    #: Number of images in a full run and in a quick one.
     count: int
     quick_count: int
     #: (width, height) in pixels, drawn uniformly; repeat a shape to weight it.
     shapes: tuple[tuple[int, int], ...]
     #: JPEG qualities, drawn uniformly.
     qualities: tuple[int, ...]
-    #: Chroma subsampling as Pillow names it.
+    #: Chroma subsampling, in Pillow's notation.
     subsampling: str = "4:2:0"
-    #: Candidate crops for most images. The one with the most bytes is kept: images in datasets
-    #: have more detail than the average crop of a large photograph.
+    #: Number of candidate crops for most images; the one with the most bytes is kept, since images
+    #: in datasets have more detail than the average crop of a large photograph.
     candidates: int = 3
-    #: Strength of the unsharp mask after downscaling, in percent; 0: none.
+    #: Strength of the unsharp mask after downscaling, in percent; 0 for none.
     sharpening: int = 70
-    #: Minimum size of a crop, as a fraction of the photograph's largest crop of that shape.
+    #: Minimum size of a crop, as a fraction of the largest possible crop of that shape.
     least_part: float = 0.3
-    #: Minimum shorter side and area of a photograph.
+    #: Minimum shorter side and area of a photograph, in pixels.
     least_side_pixels: int = 0
     least_area_pixels: int = 0
     #: Corpora with the same seed have the same crops.
@@ -59,7 +59,7 @@ _COCO640 = CorpusPlan(
     name="coco640",
     count=512,
     quick_count=128,
-    # With about their frequency in COCO.
+    # Weighted roughly by their frequency in COCO.
     shapes=((640, 480),) * 11 + ((480, 640),) * 4 + ((640, 427),) * 3 + ((427, 640), (500, 375)),
     qualities=(94, 95, 96, 97),
     seed="coco",
@@ -124,12 +124,12 @@ def make_corpus(
 ) -> Corpus:
     """Create the first `count` images of a corpus, or find them in the cache.
 
-    A corpus is a subdirectory of `cache` named by its fingerprint. `photographs` are files in the
-    order of `find_photographs`; `threads` of them are decoded in parallel.
+    A corpus is a subfolder of `cache` named by its fingerprint. `photographs` are in the order
+    given by `find_photographs`; `threads` of them are decoded in parallel.
 
     Raises:
         FileNotFoundError: if no photograph is large enough for the plan.
-        OSError: if a photograph cannot be read, with its name.
+        OSError: if a photograph cannot be read; the message names it.
     """
     usable = [path for path in photographs if _is_large_enough(path, plan)]
     if not usable:
@@ -162,17 +162,17 @@ def make_corpus(
 
 
 def own_corpus(folder: Path, count: int) -> Corpus:
-    """Describe the first JPEG files of a directory, sorted by name.
+    """Return a corpus of the first JPEG files in a folder, sorted by name.
 
     Raises:
-        FileNotFoundError: if the directory is missing or has no file named .jpg or .jpeg.
+        FileNotFoundError: if the folder is missing or contains no .jpg or .jpeg files.
         ValueError: if a file is not a JPEG file.
     """
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such directory; expected one with JPEG files")
+        raise FileNotFoundError(f"{folder}: no such folder; expected a folder of JPEG files")
     found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _JPEG_SUFFIXES)
     if not found:
-        raise FileNotFoundError(f"{folder}: no file named .jpg or .jpeg")
+        raise FileNotFoundError(f"{folder}: no .jpg or .jpeg files found")
     return _describe("images", found[:count], f"the first of {len(found)} files of {folder}")
 
 
@@ -215,7 +215,7 @@ def _make_image(plan: CorpusPlan, index: int, photograph: Image.Image) -> bytes:
     crops = [_crop(photograph, shape, plan.least_part, draw) for _ in range(tries)]
     if plan.sharpening:
         crops = [c.filter(ImageFilter.UnsharpMask(0.8, plan.sharpening, 0)) for c in crops]
-    # Compared at a fixed quality, so that corpora with the same seed keep the same crop.
+    # Compare at a fixed quality, so that corpora with the same seed keep the same crop.
     kept = max(crops, key=lambda c: len(_encoded(c, 95, "4:2:0"))) if tries > 1 else crops[0]
     quality = plan.qualities[int(draw.random() * len(plan.qualities))]
     return _encoded(kept, quality, plan.subsampling)
@@ -231,7 +231,7 @@ def _crop(
     photograph: Image.Image, shape: tuple[int, int], least_part: float, draw: random.Random
 ) -> Image.Image:
     width, height = shape
-    # A random fraction of the largest rectangle of this shape, but larger than the output.
+    # Take a random fraction of the largest rectangle of this shape, but larger than the output.
     full_width = min(photograph.width, photograph.height * width / height)
     part = min(1.0, max(draw.uniform(least_part, 1.0), 1.15 * width / full_width))
     crop_width, crop_height = full_width * part, full_width * part * height / width

@@ -16,7 +16,7 @@ def today() -> str:
 
 
 def p20_p80(values: Sequence[float]) -> tuple[float, float]:
-    """Return the 20th and 80th percentiles; a single value is both."""
+    """Return the 20th and 80th percentiles; a single value is returned as both."""
     if len(values) < 2:
         return values[0], values[0]
     found = statistics.quantiles(values, n=5, method="inclusive")
@@ -38,20 +38,20 @@ def check_columns(file: Path, columns: Sequence[str]) -> None:
     """Check that rows can be appended to a file, which may not exist yet.
 
     Raises:
-        ValueError: if the file has other columns.
+        ValueError: if the file has different columns.
     """
     if file.exists():
         with file.open(newline="") as known:
             header = next(csv.reader(known), [])
         if header != list(columns):
-            raise ValueError(f"{file} has the columns {header}; expected {list(columns)}")
+            raise ValueError(f"{file} has columns {header}; expected {list(columns)}")
 
 
 def append_rows(file: Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
     """Append rows to a file, with a header if it is new.
 
     Raises:
-        ValueError: if the file has other columns.
+        ValueError: if the file has different columns.
     """
     check_columns(file, columns)
     is_new = not file.exists()

@@ -27,14 +27,14 @@ from fiber.env import describe_machine, usable_cores
 
 #: Number of generated captions.
 CAPTIONS, QUICK_CAPTIONS = 1000, 200
-#: Maximum number of the user's own images.
+#: Maximum number of images read from `--images`.
 OWN_IMAGES = 512
-#: Measured rounds.
+#: Number of measured rounds.
 ROUNDS, QUICK_ROUNDS = 5, 2
-#: Minimum duration of a turn, which is at least one epoch. A peer is slower in the first tenths of
-#: a second after it was idle; without a minimum this would penalize fast peers more.
+#: Minimum duration of a turn, which is at least one epoch. Peers are slower for a few tenths of a
+#: second after being idle; without a minimum, this would penalize fast peers more.
 TURN_SECONDS = 3.0
-#: Boxes per image and images of the workload `boxes`.
+#: Boxes per image, and number of images, in the workload `boxes`.
 MANY_BOXES, BOX_IMAGES = 64, 100
 PROMPT_BOXES = 16
 #: Vocabulary size of the tokenizer that is trained if none is given.
@@ -43,12 +43,12 @@ TRAINED_TOKENS = 4000
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Options of `fiber bench data`, as its arguments; empty or 0: the default."""
+    """Options of `fiber bench data`; empty or 0 selects the default."""
 
     output: Path
     #: Default: data.csv in `output`.
     rows: Path | None = None
-    #: Default: in `output`.
+    #: Default: cache in `output`.
     cache: Path | None = None
     kinds: tuple[str, ...] = ()
     corpora: tuple[str, ...] = ()
@@ -57,7 +57,7 @@ class Options:
     photos: tuple[str, ...] = ()
     captions: Path | None = None
     tokenizer: Path | None = None
-    #: Python interpreter by peer.
+    #: Python interpreters by peer name.
     pythons: Mapping[str, str] = field(default_factory=dict)
     threads: int = 0
     rounds: int = 0
@@ -89,12 +89,12 @@ class Options:
 
 
 def run(options: Options) -> int:
-    """Measure, print and save. Return the exit code: 1 if a checked gate is missed.
+    """Measure, print and save; return the exit code: 1 if a checked gate is missed.
 
     Raises:
         FileNotFoundError: if photographs, images, captions or an interpreter are missing.
-        ValueError: for a debug build, unknown names, files of the wrong type, or if no gate belongs
-            to the chosen work and peers.
+        ValueError: if the build is not a release build, a name is unknown, a file has the wrong
+            type, or no gate belongs to the chosen work and peers.
     """
     if _core.build_profile != "release":
         raise ValueError(
@@ -124,7 +124,7 @@ def run(options: Options) -> int:
 
 
 def list_all(options: Options) -> int:
-    """Print workloads and peers, and how to install the missing ones."""
+    """Print workloads and peers, and how to install missing peers."""
     for workload in WORKLOADS:
         print(f"{workload.name:<26} {workload.title}")
     absent = not_installed((OURS, *PEERS), options.pythons)
@@ -142,9 +142,9 @@ def _gates(options: Options) -> list[Gate]:
 
 
 def _workloads(options: Options) -> list[Workload]:
-    """Select workloads; the user's own images replace the first corpus of a kind."""
+    """Select workloads; the user's own images replace the first corpus of each kind."""
     workloads = [w for w in WORKLOADS if not options.kinds or w.kind in options.kinds]
-    # Work without images is kept if it was named.
+    # Keep work without images if it was named.
     without_images = [w for w in workloads if options.kinds and not w.corpus]
     if options.images is None:
         if options.corpora:
@@ -169,10 +169,10 @@ def _workloads(options: Options) -> list[Workload]:
 
 
 def _report_unsupported(options: Options, workloads: Sequence[Workload]) -> None:
-    """Print chosen work and chosen peers that are not measured.
+    """Report chosen work and peers that cannot be measured.
 
     Raises:
-        ValueError: if no chosen peer supports any of it.
+        ValueError: if no chosen peer supports any of the work.
     """
     for kind in options.kinds:
         if not any(workload.kind == kind for workload in workloads):
@@ -212,7 +212,7 @@ def _measure(
             folder=folder,
         )
     finally:
-        # Large; the next run creates them again.
+        # Converted files are large; the next run recreates them.
         shutil.rmtree(folder / "converted", ignore_errors=True)
     return Result(
         workload=workload,
@@ -297,7 +297,7 @@ class _Inputs:
         return task, f"{total} captions, {distinct} distinct, repeated"
 
     def corpus(self, name: str) -> Corpus:
-        """Return a corpus, from the cache if it is there."""
+        """Return a corpus, from the cache if available."""
         if name in self._corpora:
             return self._corpora[name]
         options = self.options
@@ -315,7 +315,7 @@ class _Inputs:
 
     def _with_images(self, task: Task, workload: Workload) -> tuple[Task, str]:
         corpus = self.corpus(workload.corpus).first(workload.most)
-        # Only full batches: some peers drop or pad a short last one.
+        # Use full batches only, since some peers drop or pad a short last one.
         batch_size = min(workload.batch_size, len(corpus.files))
         corpus = corpus.first(len(corpus.files) // batch_size * batch_size)
         boxes = generate_boxes(corpus.sizes, 3, 20) if workload.work == "fine" else []
@@ -350,11 +350,11 @@ class _Inputs:
             except FileNotFoundError:
                 raise FileNotFoundError(
                     f"{given} (--tokenizer): no tokenizer found; expected tokenizer.json, or a"
-                    " directory with it or with vocab.json and merges.txt"
+                    " folder that contains it or vocab.json and merges.txt"
                 ) from None
         else:
             texts = [*generate_captions(CAPTIONS), class_prompt(PROMPT_BOXES)[0]]
-            # BPE merges only pairs that occur often enough.
+            # Repeat the texts, since BPE merges only pairs that occur often enough.
             tokenizer = Tokenizer.train(texts * 5, TRAINED_TOKENS)
         path = self.cache / "tokenizer.json"
         tokenizer.save(path)

@@ -1,4 +1,4 @@
-"""Measure one workload: start every peer, warm up, and run the peers in turns."""
+"""Measure one workload: start every peer, warm it up, and run the peers in turn."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ class Side:
     #: time; one value per round.
     costs: list[float] = field(default_factory=list)
     rates: list[float] = field(default_factory=list)
-    #: Sum of its processes' peak resident set sizes.
+    #: Sum of the peak resident set sizes of the peer's processes.
     peak_bytes: int = 0
     versions: Mapping[str, str] = field(default_factory=dict)
-    #: Mean distance of its first images from Pillow's, in levels of 255; None: not comparable.
+    #: Mean difference of its first images from Pillow's, in levels of 255; None if not comparable.
     levels: float | None = None
     remark: str = ""
-    #: Reason if it could not be measured, else "".
+    #: Reason why it could not be measured, or "".
     failure: str = ""
 
     @property
@@ -75,9 +75,9 @@ def measure_workload(
     pythons: Mapping[str, str],
     folder: Path,
 ) -> list[Side]:
-    """Run the peers in turns, after one warmup epoch each.
+    """Run the peers in turn, after one warmup epoch each.
 
-    Each peer has `rounds` turns of one epoch or more that last at least `turn_seconds`. `pythons`
+    Each peer has `rounds` turns, each of at least one epoch and at least `turn_seconds`. `pythons`
     maps peers to interpreters other than the current one. Samples, logs and converted files are
     written to `folder`.
 
@@ -90,8 +90,8 @@ def measure_workload(
         ours = next((side for side, _ in running if side.peer is OURS), None)
         if ours is not None and (ours.levels or 0) > workload.most_levels:
             raise PeerError(
-                f"{workload.name}: images are {ours.levels:.2f} levels from Pillow's on average,"
-                f" expected {workload.most_levels:g} or less; no speed is reported"
+                f"{workload.name}: images differ from Pillow's by {ours.levels:.2f} levels on"
+                f" average; expected at most {workload.most_levels:g}; no speed is reported"
             )
         for number in range(rounds):
             # Rotate the order, so that no peer always follows the same peer.
@@ -138,7 +138,7 @@ def _warm_up(
         except PeerError as error:
             _record_failure(side, error)
             return None
-        # fiber's own version is not in the metadata if fiber is not installed.
+        # The installed metadata lacks fiber's version if fiber runs from a checkout.
         own_version = {"fiber-vl": fiber.__version__} if peer is OURS else {}
         side.versions = {**own_version, **process.versions}
         return process
@@ -149,7 +149,7 @@ def _warm_up(
 
 
 def _run_turn(process: PeerProcess, task: Task, seconds: float) -> EpochCost:
-    """Run epochs for at least some seconds; return their total cost."""
+    """Run epochs for at least `seconds`; return their total cost."""
     costs: list[EpochCost] = []
     end = time.perf_counter() + seconds
     while not costs or time.perf_counter() < end:
@@ -181,7 +181,7 @@ def check_sample(sample: Path, task: Task) -> None:
     """Check the first images or tokens of a batch.
 
     Raises:
-        PeerError: for images of another shape or dtype, and for tokens that differ from fiber's.
+        PeerError: if images have the wrong shape or dtype, or tokens differ from fiber's.
     """
     if task.work in ("prompt", "boxes"):
         return
@@ -197,15 +197,15 @@ def check_sample(sample: Path, task: Task) -> None:
         raise PeerError(f"images are {array.dtype}; expected {task.output}")
     sides = array.shape[1:] if task.work == "fine" else (3, SIZE, SIZE)
     if array.ndim != 4 or array.shape[1:] not in (sides, (*sides[1:], sides[0])):
-        raise PeerError(f"images have the shape {array.shape[1:]}; expected {sides}")
+        raise PeerError(f"images have shape {array.shape[1:]}; expected {sides}")
     if not np.isfinite(array).all():
         raise PeerError("images contain NaN or infinity; expected finite values")
 
 
 def levels_from_pillow(sample: Path, task: Task) -> float | None:
-    """Return the mean distance of images from Pillow's antialiased resize, in levels of 255.
+    """Return the mean difference of images from Pillow's antialiased resize, in levels of 255.
 
-    None for random crops, texts and boxes, which are not comparable.
+    Returns None for random crops, texts and boxes, which are not comparable.
     """
     if task.work not in ("squash", "fine"):
         return None
@@ -223,7 +223,7 @@ def levels_from_pillow(sample: Path, task: Task) -> float | None:
 
 
 def _distance(image: np.ndarray, path: str, fine: bool) -> float:
-    """Compare a (3, H, W) image of values in [0, 255]; `fine` images may be flipped."""
+    """Compare a (3, H, W) image with values in [0, 255]; `fine` images may be flipped."""
     stored = Image.open(path).convert("RGB")
     if not fine:
         expected = np.asarray(stored.resize((SIZE, SIZE), Image.Resampling.BICUBIC), np.float32)
@@ -231,7 +231,7 @@ def _distance(image: np.ndarray, path: str, fine: bool) -> float:
     height, width = tasks.fine_size(stored.height, stored.width)
     expected = np.asarray(stored.resize((width, height), Image.Resampling.BILINEAR), np.float32)
     expected = expected.transpose(2, 0, 1)[::-1]
-    # Peers may round a side differently, by one pixel.
+    # Peers may round a side differently by one pixel.
     height, width = min(height, image.shape[1]), min(width, image.shape[2])
     return min(
         float(np.abs(image[:, :height, :width] - one[:, :height, :width]).mean())

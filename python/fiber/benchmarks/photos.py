@@ -1,6 +1,6 @@
-"""Find the photographs that corpora are cropped from: given, next to a checkout, or Debian's.
+"""Find photographs to crop corpora from: given ones, those next to a checkout, or Debian's.
 
-Names and sizes of the photographs are part of a corpus's fingerprint.
+The names and sizes of the photographs are part of a corpus's fingerprint.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from fiber.synthetic.stamp_assets import cache_folder, unpacked
 
 #: Source name of Debian's packages, which are downloaded if missing.
 DEBIAN = "debian"
-#: Photographs in Debian's packages, without drawings and smaller copies.
+#: Photographs in Debian's packages, excluding drawings and smaller copies.
 DEBIAN_PHOTOGRAPHS = {
     "lomiri-wallpapers-16.04": (
         "usr/share/backgrounds",
@@ -48,24 +48,24 @@ DEBIAN_PHOTOGRAPHS = {
         """,
     ),
 }
-#: Example photographs in Python packages.
+#: Sample photographs in Python packages.
 PACKAGE_PHOTOGRAPHS = {
     "sklearn": ("datasets/images/china.jpg", "datasets/images/flower.jpg"),
     "skimage": ("data/astronaut.png", "data/coffee.png", "data/rocket.jpg", "data/chelsea.png"),
 }
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff"}
-HOW_TO_GET = "name a directory with --photos DIR, or download Debian's with --photos debian"
+HOW_TO_GET = "pass a folder with --photos DIR, or download Debian's with --photos debian"
 
 
 def find_photographs(sources: Sequence[str] = ()) -> list[Path]:
     """List photographs, in an order that does not depend on their location.
 
-    `sources` are directories, searched recursively; "debian" is Debian's packages, which are
+    `sources` are folders, searched recursively; "debian" means Debian's packages, which are
     downloaded into the user's cache. By default: `../shared/assets/photos` of a checkout, Debian's
-    packages if installed or downloaded, and the example images of Python packages.
+    packages if installed or downloaded, and the sample images of Python packages.
 
     Raises:
-        FileNotFoundError: if a directory is missing or has no image, if Debian's packages cannot be
+        FileNotFoundError: if a folder is missing or has no images, if Debian's packages cannot be
             downloaded, or if nothing is found.
     """
     found: list[Path] = []
@@ -83,14 +83,14 @@ def find_photographs(sources: Sequence[str] = ()) -> list[Path]:
 
 def _images_below(folder: Path) -> list[Path]:
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such directory; expected one with photographs")
+        raise FileNotFoundError(f"{folder}: no such folder; expected a folder of photographs")
     found = sorted(
         (path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES),
         key=lambda path: path.relative_to(folder).as_posix(),
     )
     if not found:
         kinds = ", ".join(sorted(_SUFFIXES))
-        raise FileNotFoundError(f"{folder}: no photograph found; expected files named {kinds}")
+        raise FileNotFoundError(f"{folder}: no photographs found; expected {kinds} files")
     return found
 
 
@@ -119,7 +119,7 @@ def _debian(*, fetch: bool) -> list[Path]:
 def _package_examples() -> list[Path]:
     found = []
     for package, names in PACKAGE_PHOTOGRAPHS.items():
-        # Located without importing the package.
+        # Locate the package without importing it.
         spec = importlib.util.find_spec(package)
         if spec is not None and spec.origin:
             root = Path(spec.origin).parent

@@ -1,7 +1,7 @@
 """Run each peer in its own process, and measure it.
 
-CPU time includes all child processes, so that threads, workers and interprocess communication count
-alike. Linux only.
+CPU time includes all child processes, so threads, workers and interprocess communication are all
+counted. Linux only.
 """
 
 from __future__ import annotations
@@ -25,15 +25,16 @@ from fiber.benchmarks.peers import OURS, Peer
 from fiber.benchmarks.peers.task import Task
 
 _WORKER = Path(__file__).with_name("peers") / "worker.py"
-#: A peer that uses less CPU time between two polls is idle.
+#: A peer that uses less CPU time than this between two polls is idle.
 _IDLE_CPU_SECONDS = 0.0005
 _POLL_SECONDS = 0.02
-#: Maximum wait until a peer is idle after its last batch.
+#: Maximum time to wait for a peer to become idle after its last batch.
 _IDLE_TIMEOUT_SECONDS = 2.0
-#: Timeout of the start, including conversions, and of an epoch.
+#: Timeout for starting a peer, including conversions, and for an epoch.
 TIMEOUT_SECONDS = 1800.0
-#: A peer that does not respond and uses less than this share of a core for so long is stuck.
+#: A peer is stuck if it does not respond and uses almost no CPU time for this long.
 STUCK_SECONDS = 60.0
+#: Share of a core below which CPU use counts as almost none.
 _STUCK_SHARE = 0.02
 _TICK_SECONDS = 1 / os.sysconf("SC_CLK_TCK")
 
@@ -50,7 +51,7 @@ class EpochCost:
     count: int
     #: User and system time of all processes of the peer.
     cpu_seconds: float
-    #: Until the last batch has arrived and the peer is idle.
+    #: Wall time until the last batch has arrived and the peer is idle.
     wall_seconds: float
 
 
@@ -58,16 +59,16 @@ class PeerProcess:
     """A running peer; leaving the context kills it and its children.
 
     Raises:
-        PeerError: if it does not load.
+        PeerError: if the peer fails to load.
     """
 
-    #: Version by distribution.
+    #: Versions by distribution name.
     versions: dict[str, str]
-    #: Number of epochs that were run.
+    #: Number of epochs run so far.
     epochs: int = 0
 
     def __init__(self, peer: Peer, task: Task, python: str, log: Path) -> None:
-        """Run a peer with an interpreter; its standard error goes to the file `log`."""
+        """Start a peer with the interpreter `python`; its standard error goes to `log`."""
         self.log = log
         with log.open("wb") as printed:
             self._process = subprocess.Popen(
@@ -76,7 +77,7 @@ class PeerProcess:
                 stdout=subprocess.PIPE,
                 stderr=printed,
                 env=_environment(peer, python),
-                # Its children are found by their session.
+                # Its children are found by session id.
                 start_new_session=True,
             )
         order = {"module": peer.module, "distributions": peer.distributions, "task": asdict(task)}
@@ -96,13 +97,13 @@ class PeerProcess:
         """Run one epoch; save the first images of the first batch to `sample` (.npy).
 
         Raises:
-            PeerError: if it fails.
+            PeerError: if the epoch fails.
         """
         before, start = self.cpu_seconds(), time.perf_counter()
         count = self._request({"epoch": number, "sample": str(sample or "")})["count"]
         wall, cpu = time.perf_counter(), self.cpu_seconds()
-        # Work ahead after the last batch counts for this epoch, since what was prepared before its
-        # start counted for the previous one.
+        # Prefetching after the last batch counts toward this epoch, since batches prefetched before
+        # its start counted toward the previous one.
         deadline, quiet = wall + _IDLE_TIMEOUT_SECONDS, 0
         while quiet < 2 and time.perf_counter() < deadline:
             time.sleep(_POLL_SECONDS)
@@ -119,7 +120,7 @@ class PeerProcess:
         return sum(_process_cpu_seconds(pid) for pid in self._members())
 
     def peak_bytes(self) -> int:
-        """Return the sum of the peak resident sizes of its live processes."""
+        """Return the sum of the peak resident set sizes of its live processes."""
         return sum(_peak_bytes(pid) for pid in self._members())
 
     def close(self) -> None:
@@ -147,7 +148,7 @@ class PeerProcess:
         except BrokenPipeError:
             line = b""
         if not line:
-            # Its output is closed before it has exited.
+            # The pipe closes slightly before the process exits.
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(timeout=5)
             code = self._process.returncode
@@ -163,7 +164,7 @@ class PeerProcess:
         now = time.monotonic()
         deadline, polled, cpu = now + TIMEOUT_SECONDS, now, self.cpu_seconds()
         while not select.select([stdout], [], [], min(1.0, STUCK_SECONDS))[0]:
-            # Children may hold the pipe open after it has exited.
+            # Children may hold the pipe open after the process has exited.
             if self._process.poll() is not None:
                 return b""
             now = time.monotonic()
@@ -184,7 +185,7 @@ class PeerProcess:
 
 
 def not_installed(peers: Iterable[Peer], pythons: Mapping[str, str]) -> dict[str, str]:
-    """Return the reason for every peer that is not installed, by name.
+    """Return what is missing and how to install it, for each peer that is not installed.
 
     `pythons` maps peers to interpreters other than the current one.
     """
@@ -204,7 +205,7 @@ def not_installed(peers: Iterable[Peer], pythons: Mapping[str, str]) -> dict[str
         for peer in some:
             first = peer.distributions[0]
             install = peer.install or f"pip install {first}"
-            # fiber runs from where this process imported it, installed or not.
+            # fiber runs from where this process imported it, whether installed or not.
             if peer is not OURS and first not in found:
                 reasons[peer.name] = f"{first} is not installed: {install}"
             elif peer.preload and not _library(peer.preload):
@@ -213,7 +214,7 @@ def not_installed(peers: Iterable[Peer], pythons: Mapping[str, str]) -> dict[str
 
 
 def members_of_session(leader: int) -> list[int]:
-    """List the live processes of a session, given its leader."""
+    """Return the ids of a session's live processes, given its leader."""
     pids = (int(folder.name) for folder in Path("/proc").iterdir() if folder.name.isdecimal())
     return [pid for pid in pids if (fields := _stat_fields(pid)) and int(fields[3]) == leader]
 
@@ -227,8 +228,8 @@ def _read_proc(pid: int, file: str) -> str:
 
 
 def _stat_fields(pid: int) -> list[str]:
-    """Return the fields of /proc/PID/stat from the state on; none if the process has exited."""
-    # The name before the state, in brackets, may contain anything.
+    """Return the fields of /proc/PID/stat from the state on; [] if the process has exited."""
+    # The process name before the state, in parentheses, may contain any characters.
     return _read_proc(pid, "stat").rpartition(")")[2].split()
 
 
@@ -239,7 +240,7 @@ def _process_cpu_seconds(pid: int) -> float:
         return 0.0
     ended = (int(fields[13]) + int(fields[14])) * _TICK_SECONDS
     try:
-        # Linux's CPU clock of another process, in nanoseconds; /proc has ticks of 10 ms.
+        # Linux's CPU clock of another process, precise to nanoseconds; /proc has 10 ms ticks.
         return time.clock_gettime((~pid << 3) | 2) + ended
     except OSError:
         return ended
@@ -256,7 +257,7 @@ def _environment(peer: Peer, python: str) -> dict[str, str]:
         # PYTHONPATH is for the current interpreter only.
         environment.pop("PYTHONPATH", None)
     elif peer is OURS:
-        # Import the running package, even if another one is installed.
+        # Import the running package, even if another copy is installed.
         paths = [str(Path(__file__).parents[2]), environment.get("PYTHONPATH", "")]
         environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
     if peer.preload:
@@ -265,6 +266,6 @@ def _environment(peer: Peer, python: str) -> dict[str, str]:
 
 
 def _library(name: str) -> str:
-    """Return the name to load a shared library by; "" if it is not found."""
+    """Return the loadable name of a shared library, or "" if it is not found."""
     stem = name.removeprefix("lib").partition(".so")[0]
     return ctypes.util.find_library(stem) or ""

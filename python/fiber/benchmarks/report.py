@@ -15,7 +15,7 @@ from fiber.benchmarks.peers import OURS
 from fiber.benchmarks.workloads import GATES, Gate
 from fiber.env import describe_machine
 
-#: Columns of the table: heading and width. The last one is not padded.
+#: Heading and width of the table's columns. The last one is not padded.
 _COLUMNS = (("peer", 21), ("CPU", 9), ("20-80 %", 15), ("ratio", 7), ("per second", 11))
 _COLUMNS += (("peak MB", 8), ("levels", 7), ("version", 10), ("remark", 0))
 _ROW_COLUMNS = """
@@ -33,7 +33,7 @@ class Verdict:
     gate: Gate
     #: Fastest measured peer of the gate; "" if none was measured.
     rival: str
-    #: Its CPU time over fiber's.
+    #: The rival's CPU time divided by fiber's.
     ratio: float | None
 
     @property
@@ -74,7 +74,7 @@ def judge(results: Sequence[Result], gates: Iterable[Gate] = GATES) -> list[Verd
 
 
 def table(result: Result) -> str:
-    """Format one workload as a table, fastest peer first; ratios are CPU time over fiber's."""
+    """Format one workload as a table, fastest peer first, with CPU time relative to fiber's."""
     workload = result.workload
     heads = [
         f"\n{workload.title}; {workload.output}",
@@ -117,7 +117,7 @@ def _three_digits(value: float) -> str:
 
 
 def rows(results: Sequence[Result]) -> list[dict[str, str]]:
-    """Make one CSV row per measured peer and workload, with the machine."""
+    """Return one CSV row per measured peer and workload, with a description of the machine."""
     machine = describe_machine()
     found = []
     for result in results:
@@ -148,7 +148,7 @@ def rows(results: Sequence[Result]) -> list[dict[str, str]]:
 
 
 def columns() -> list[str]:
-    """List a row's columns: the measurement's, then the machine's."""
+    """Return the columns of a row: the measurement's, then the machine's."""
     return [*ROW_COLUMNS, *describe_machine()]
 
 

@@ -38,31 +38,31 @@ def _phrases(text: str) -> tuple[str, ...]:
     return tuple(" ".join(phrase.split()) for phrase in text.split(","))
 
 
-#: The classes of COCO, in the order of its ids.
+#: COCO's classes, in the order of their ids.
 COCO_CLASSES = _phrases(_CLASSES)
 
 
 def generate_captions(count: int) -> list[str]:
-    """Generate captions with the length and the repetition of COCO's; deterministic."""
+    """Generate captions about as long and repetitive as COCO's; deterministic."""
     draw = random.Random("captions")
     looks, people = _LOOKS.split(), _PEOPLE.split()
     actions, places = _phrases(_ACTIONS), _phrases(_PLACES)
 
-    def thing() -> str:
+    def noun_phrase() -> str:
         name = draw.choice(COCO_CLASSES if draw.random() < 0.6 else people)
         words = f"{draw.choice(looks)} {name}" if draw.random() < 0.6 else name
         return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
 
     captions = []
     for _ in range(count):
-        text = f"{thing()} {draw.choice(actions)} {thing()} {draw.choice(places)}"
+        text = f"{noun_phrase()} {draw.choice(actions)} {noun_phrase()} {draw.choice(places)}"
         text = text[0].upper() + text[1:]
         captions.append(f"{text}." if draw.random() < 0.7 else text)
     return captions
 
 
 def class_prompt(boxes: int) -> tuple[str, list[tuple[int, int]]]:
-    """Join COCO's classes to a prompt; return it and (start, end) of `boxes` random names."""
+    """Join COCO's classes into a prompt; return it and (start, end) spans of `boxes` names."""
     spans, start = [], 0
     for name in COCO_CLASSES:
         spans.append((start, start + len(name)))

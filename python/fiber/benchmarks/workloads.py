@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """A kind of work on a corpus, with an output type; every peer that supports it is measured."""
+    """A kind of work on a corpus with an output dtype; every peer that supports it is measured."""
 
     #: Name on the command line (`--work`).
     kind: str
@@ -21,12 +21,12 @@ class Workload:
     batch_size: int = 64
     #: Allow scaled JPEG decoding, as in training, for peers that support it.
     scaled: bool = False
-    #: Maximum mean distance of fiber's images from Pillow's, in levels of 255; above it, fail.
+    #: Maximum mean difference of fiber's images from Pillow's, in levels of 255.
     most_levels: float = 1.0
-    #: What is counted, and the unit of its CPU time.
+    #: Item that is counted, and the unit of CPU time per item.
     counted: str = "image"
     unit: str = "ms"
-    #: Units per second.
+    #: Number of these units in a second.
     per_second: float = 1e3
     #: Maximum number of images or texts.
     most: int = 100_000
@@ -67,7 +67,7 @@ WORKLOADS = (
         kind="large",
         work="squash",
         output="float32",
-        title=f"{_SQUASH}, decoded smaller by peers that can",
+        title=f"{_SQUASH}, scaled decoding where supported",
         corpus="big12",
         batch_size=16,
         scaled=True,
@@ -121,9 +121,9 @@ class Gate:
     kind: str
     corpus: str
     output: str
-    #: Peers; the fastest one counts.
+    #: Peers to compare against; the fastest one counts.
     rivals: tuple[str, ...]
-    #: Required ratio; None: report only.
+    #: Required ratio; None to only report it.
     least: float | None
     #: Target ratio.
     target: float | None = None

@@ -4,7 +4,7 @@ Heavy modules are imported by the command that needs them, so `fiber --help` is 
 `fiber doctor` works without torch.
 
 Exit codes: 0 success; 1 failure (a metric below its floor, faults found by a check, a non-finite
-loss, a full disk, out of memory); 2 wrong use or bad input; 130 Ctrl-C; 141 closed output pipe.
+loss, a full disk, out of memory); 2 usage error or bad input; 130 Ctrl-C; 141 closed output pipe.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import fiber
 from fiber.cli import bench, convert, data, images, runs, tune
 from fiber.cli.arguments import CommandParser
 
-#: Errors that depend on the machine's state, not on the input: exit code 1.
+#: Errors caused by the machine's state rather than by the input; exit code 1.
 _FAILURES = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOMEM, errno.EROFS}
 
 
@@ -28,7 +28,7 @@ def parser() -> argparse.ArgumentParser:
     """Build the parser of all commands."""
     root = CommandParser(
         prog="fiber",
-        description="FIBER: a vision-language model for whole images and for regions.",
+        description="FIBER: a vision-language model for image-level and region-level tasks.",
         epilog="`fiber COMMAND --help` describes a command. Start with `fiber demo --fast`.",
     )
     root.add_argument("--version", action="version", version=f"fiber {fiber.__version__}")
@@ -43,10 +43,10 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command, by default with the process's arguments, and return its exit code."""
-    # Idle OpenMP threads of torch spin for milliseconds, which takes cores from other processes and
-    # the loader's threads; sleeping at once makes small operations slow. Spin briefly, then sleep.
-    # GNU OpenMP reads this when torch is first imported; the user's setting takes precedence.
+    """Run a command, by default the one in `sys.argv`, and return its exit code."""
+    # torch's idle OpenMP threads spin for milliseconds, which takes cores from other processes and
+    # the loader's threads, but sleeping at once slows down small operations: spin only briefly.
+    # GNU OpenMP reads this when torch is first imported. The user's own setting takes precedence.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "5000")
     options = parser().parse_args(arguments)
@@ -80,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _print_error(str(error) or "out of memory")
         return 1
     except ValueError as error:
-        # Including fiber.DecodeError and fiber.MissingHeadError.
+        # Includes fiber.DecodeError and fiber.MissingHeadError.
         _print_error(str(error))
         return 2
 

@@ -1,4 +1,4 @@
-"""`python -m fiber.cli`, for torchrun."""
+"""`python -m fiber.cli`: the `fiber` command, for use with torchrun."""
 
 import sys
 

@@ -1,6 +1,6 @@
-"""Parser class of all commands, shared options and argument types.
+"""Parser class, shared options and argument types for all commands.
 
-A type raises `argparse.ArgumentTypeError` for invalid text.
+Argument types raise `argparse.ArgumentTypeError` for invalid text.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from typing import Any
 from fiber.config_io import nearest
 
 #: `--device`, as an entry of `add_options`.
-DEVICE = {"--device DEVICE": "cpu, cuda, cuda:1, ... (default: a GPU if there is one)"}
+DEVICE = {"--device DEVICE": "cpu, cuda, cuda:1, ... (default: cuda if available, else cpu)"}
 #: Files that published checkpoints do not contain.
 VOCABULARIES = {
-    "--tokenizer DIR": "tokenizer.json or its directory, or a directory with vocab.json and"
-    " merges.txt (default: the model's)",
-    "--answers FILE": "JSON list of the VQA head's answers, in the order of its logits (default:"
-    " the model's)",
+    "--tokenizer DIR": "tokenizer.json, or a folder that contains it or vocab.json and merges.txt"
+    " (default: the model's own)",
+    "--answers FILE": "JSON file that lists the VQA head's answers, in the order of its logits"
+    " (default: the model's own)",
 }
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
 class CommandParser(argparse.ArgumentParser):
-    """ArgumentParser that suggests the nearest command, choice or option for a wrong one."""
+    """ArgumentParser that suggests the closest command, choice or option for a misspelled one."""
 
     def parse_known_args(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, args: Any = None, namespace: Any = None
@@ -46,25 +46,25 @@ class CommandParser(argparse.ArgumentParser):
         choices = [str(choice) for choice in action.choices or ()]
         if choices and value not in choices:
             raise argparse.ArgumentError(
-                action, f"{value!r} does not exist; {nearest(str(value), choices)}"
+                action, f"unknown value {value!r}; {nearest(str(value), choices)}"
             )
 
 
 def positive_int(text: str) -> int:
-    """Parse an integer of 1 or more."""
+    """Parse a positive integer."""
     try:
         number = int(text)
     except ValueError:
         number = 0
     if number < 1:
-        raise argparse.ArgumentTypeError(f"expected 1 or more, got {text}")
+        raise argparse.ArgumentTypeError(f"expected a positive integer, got {text}")
     return number
 
 
 def nonnegative_int(text: str) -> int:
-    """Parse an integer of 0 or more."""
+    """Parse a non-negative integer."""
     if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"expected an integer of 0 or more, got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected a non-negative integer, got {text!r}")
     return int(text)
 
 
@@ -73,12 +73,12 @@ def candidates(text: str) -> int:
     if text == "all":
         return sys.maxsize
     if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"expected an integer of 0 or more, or all, got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected a non-negative integer or all, got {text!r}")
     return int(text)
 
 
 def byte_count(text: str) -> int:
-    """Parse a size: bytes, or KB, MB or GB (powers of 1,024), as in "256MB"."""
+    """Parse a size in bytes, KB, MB or GB (powers of 1,024), such as "256MB"."""
     number, unit = text.rstrip("KMGkmgBb"), text.lstrip("0123456789").upper().removesuffix("B")
     if not number.isdecimal() or int(number) < 1 or unit not in _UNITS:
         raise argparse.ArgumentTypeError(f"expected a size such as 256MB, got {text!r}")
@@ -90,19 +90,19 @@ def semicolon_list(text: str) -> tuple[str, ...]:
     items = tuple(item.strip() for item in text.split(";") if item.strip())
     if not items:
         raise argparse.ArgumentTypeError(
-            f'expected one or more items, as in "a red mug; the laptop", got {text!r}'
+            f'expected one or more items, such as "a red mug; the laptop", got {text!r}'
         )
     return items
 
 
 def char_spans(text: str) -> list[list[tuple[int, int]]]:
-    """Parse character spans START:END: phrases are separated by semicolons, parts by commas."""
+    """Parse START:END character spans; semicolons separate phrases, commas parts of a phrase."""
     spans = []
     for item in semicolon_list(text):
         found = [re.fullmatch(r"\s*(\d+):(\d+)\s*", part) for part in item.split(",")]
         parts = [(int(match[1]), int(match[2])) for match in found if match]
         if len(parts) < len(found):
-            raise argparse.ArgumentTypeError(f"expected START:END, as in 2:12, got {item!r}")
+            raise argparse.ArgumentTypeError(f"expected START:END, such as 2:12, got {item!r}")
         spans.append(parts)
     return spans
 
@@ -111,18 +111,18 @@ def key_values(pairs: Sequence[str], option: str, example: str) -> dict[str, str
     """Split the KEY=VALUE arguments of a repeated option.
 
     Raises:
-        ValueError: if one has no key or no "=".
+        ValueError: if an argument has no key or no "=".
     """
     values = {}
     for pair in pairs:
         key, equals, value = (part.strip() for part in pair.partition("="))
         if not equals or not key:
-            raise ValueError(f"{option} {pair!r}: expected KEY=VALUE, as in {example}")
+            raise ValueError(f"{option} {pair!r}: expected KEY=VALUE, such as {example}")
         values[key] = value
     return values
 
 
-#: Type of a value by its metavar; others are strings.
+#: Argument types by metavar; all others are strings.
 _TYPES = {"N": positive_int, "DIR": Path, "FILE": Path}
 
 
@@ -134,8 +134,8 @@ def add_options(
 ) -> None:
     """Add arguments to a command or a group from a table.
 
-    `options` maps "--option METAVAR", "argument METAVAR" or "--flag" to help; N is an integer of 1
-    or more, DIR and FILE are paths. `settings` has further arguments of `add_argument` by name.
+    `options` maps "--option METAVAR", "argument METAVAR" or "--flag" to its help; N is a positive
+    integer, DIR and FILE are paths. `settings` maps names to further `add_argument` keywords.
     """
     for option, text in options.items():
         name, _, metavar = option.partition(" ")
@@ -149,5 +149,5 @@ def add_options(
 
 
 def pick(options: argparse.Namespace, *names: str) -> dict[str, Any]:
-    """Return parsed options by name."""
+    """Return the named options as a dict."""
     return {name: getattr(options, name) for name in names}

@@ -1,4 +1,4 @@
-"""`fiber bench`: its arguments; the benchmark is imported when it runs."""
+"""Arguments of `fiber bench`; the benchmark itself is imported only when it runs."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from fiber.cli.arguments import add_options, key_values, pick, semicolon_list
 from fiber.cli.models import RUNS
 
 _DESCRIPTION = """
-Measure the CPU time per image, caption or box from file to batch, for fiber and every other
-installed loader. Each runs in its own process, interleaved, after one round of warmup. Lists are
-separated by semicolons.
+Measure CPU time per image, caption or box, from file to batch, for fiber and every other installed
+loader. Each loader runs in its own process. After a warmup round, the loaders take turns. Separate
+list items with semicolons.
 """
 
 
@@ -27,13 +27,13 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     add_options(
         data.add_argument_group("output"),
         {
-            "--output DIR": "directory of data.csv (appended to), data.txt and data.png (default:"
+            "--output DIR": "folder for data.csv (appended to), data.txt and data.png (default:"
             " %(default)s)",
-            "--rows FILE": "CSV to append to (default: data.csv in --output)",
-            "--cache DIR": "corpora (default: cache in --output)",
+            "--rows FILE": "CSV file to append to (default: data.csv in --output)",
+            "--cache DIR": "folder for generated corpora (default: cache in --output)",
             "--list": "list workloads and loaders, and exit",
-            "--check": "exit with 1 if a ratio required for a release is missed or was not"
-            " measured, among the chosen work and peers",
+            "--check": "exit with 1 if, for the chosen work and peers, a ratio required for a"
+            " release is missed or was not measured",
         },
         output={"default": RUNS / "bench-data"},
     )
@@ -42,14 +42,14 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     add_options(
         data.add_argument_group("what to measure"),
         {
-            "--work NAMES": "kinds of work (default: all)",
-            "--corpora NAMES": "corpora (default: all)",
-            "--peers NAMES": "loaders to compare with (default: all that are installed)",
+            "--work NAMES": "kinds of work to measure (default: all)",
+            "--corpora NAMES": "corpora to measure on (default: all)",
+            "--peers NAMES": "loaders to compare against (default: all installed ones)",
             "--python PEER=PATH": "Python interpreter of a peer in another environment; repeatable",
-            "--quick": "fewer images, two rounds",
-            "--threads N": "threads or worker processes of every peer (default: one per core)",
-            "--rounds N": "rounds of each peer (default: 5)",
-            "--pictures N": "maximum number of images of each corpus",
+            "--quick": "use fewer images and two rounds",
+            "--threads N": "threads or worker processes per peer (default: one per core)",
+            "--rounds N": "measured rounds per peer (default: 5)",
+            "--pictures N": "maximum number of images per corpus",
         },
         work={**names, "dest": "kinds"},
         corpora=names,
@@ -62,11 +62,11 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     add_options(
         data.add_argument_group("inputs"),
         {
-            "--images DIR": "JPEG files to use unchanged, instead of corpora",
-            "--photos DIRS": "photographs to build corpora from; `debian` downloads Debian's"
-            " (default: those found on this machine)",
-            "--captions FILE": "one caption per line (default: generated)",
-            "--tokenizer DIR": "tokenizer.json or its directory, or a directory with vocab.json and"
+            "--images DIR": "folder of JPEG files to use unchanged, instead of corpora",
+            "--photos DIRS": "folders of photographs to crop into corpora; `debian` downloads"
+            " Debian's (default: those found on this machine)",
+            "--captions FILE": "text file with one caption per line (default: generated)",
+            "--tokenizer DIR": "tokenizer.json, or a folder that contains it or vocab.json and"
             " merges.txt (default: one trained on the captions)",
         },
         photos=names,

@@ -7,7 +7,7 @@ import argparse
 from fiber.cli.arguments import VOCABULARIES, add_options, pick
 
 _DESCRIPTION = """
-Read a model (a fiber model directory, or a published .ckpt, .pt, .pth or .safetensors file of
+Read a model (a fiber model folder, or a published .ckpt, .pt, .pth or .safetensors file of
 either stage; no code in it is run) and write it in another format. The report lists every skipped
 tensor with the reason, and every tensor missing from the file with its initial value.
 """
@@ -17,21 +17,22 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     """Add `convert` to the table of commands."""
     convert = commands.add_parser(
         "convert",
-        help="convert checkpoints: published to fiber and back, or the encoders alone",
+        help="convert checkpoints between formats, or export the encoders alone",
         description=_DESCRIPTION,
     )
     add_options(
         convert,
         {
-            "source IN": "model directory or checkpoint file",
-            "target FILE": "a new directory; a file for --to published",
-            "--to": "fiber: a directory for fiber.load; published: a file for the published code;"
-            " towers: a directory with swin.safetensors and roberta.safetensors",
+            "source IN": "model folder or checkpoint file",
+            "target FILE": "new folder to create, or file to write with --to published",
+            "--to": "fiber: a folder for fiber.load; published: a file for the published code;"
+            " towers: a folder with swin.safetensors and roberta.safetensors",
             **VOCABULARIES,
-            "--image-size N": "input height and width of a coarse model, in pixels (default: the"
-            " model's)",
-            "--weights": "trained weights or their EMA, if the file has both (default: raw)",
-            "--layout": "key names of swin.safetensors (default: microsoft)",
+            "--image-size N": "input height and width in pixels of a coarse-stage model (default:"
+            " the model's own)",
+            "--weights": "trained weights (raw) or their moving average (ema), if the file contains"
+            " both (default: raw)",
+            "--layout": "naming scheme for the keys of swin.safetensors (default: microsoft)",
         },
         target={"metavar": "OUT"},
         to={"required": True, "choices": ("fiber", "published", "towers")},

@@ -1,4 +1,4 @@
-"""`fiber data`: scenes, stamps, inspect, pack and answers."""
+"""`fiber data scenes`, `stamps`, `inspect`, `pack` and `answers`."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from fiber.cli.arguments import add_options, byte_count
 from fiber.env import usable_cores
 
 _SOURCE = (
-    "a data directory, or a file: annotations (.json, .jsonl, .csv), a table (.parquet, .arrow) or"
-    " a tar shard"
+    "a dataset folder, or a single file: annotations (.json, .jsonl, .csv), a table (.parquet,"
+    " .arrow) or a tar shard"
 )
 _INSPECT = """
-Read all records of a directory or file, decode every image, and print statistics: records, text
+Read all records of a folder or file, decode every image, and print statistics: records, text
 lengths, boxes, image sizes, broken files, and images whose size differs from the annotations. Exits
-with 1 if there are faults.
+with 1 if faults are found.
 """
 _PACK = """
-Write all records of a directory or file as WebDataset shards, with an index for random access. The
-result can be used wherever the original data can.
+Write all records of a folder or file as WebDataset shards, with an index for random access. The
+packed dataset can be used wherever the unpacked data can.
 """
 _ANSWERS = """
 Build the answer list of the published VQA head, for --answers, from VQAv2's
@@ -36,29 +36,29 @@ _MAX_LISTED = 10
 
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
-    """Add `data` and its kinds to the table of commands."""
+    """Add `data` and its subcommands to the table of commands."""
     data = commands.add_parser("data", help="generate, inspect or pack a dataset")
     kinds = data.add_subparsers(dest="kind", metavar="KIND", required=True)
     # Defaults of `generate`, repeated here to keep imports light.
-    _add_generator(kinds, "scenes", _SCENES, "pairs of color and shape", 20000)
+    _add_generator(kinds, "scenes", _SCENES, "combinations of color and shape", 20000)
     stamps = _add_generator(kinds, "stamps", _STAMPS, "nouns", 8000)
     add_options(
         stamps,
         {
-            "--backgrounds DIR": "background photographs",
-            "--stamps DIR": "cut-outs: PNG files with captions in .txt files",
+            "--backgrounds DIR": "folder of background photographs",
+            "--stamps DIR": "folder of cut-outs: PNG files with captions in .txt files",
         },
     )
     inspect = kinds.add_parser(
-        "inspect", help="print statistics of a dataset and find broken files", description=_INSPECT
+        "inspect", help="print dataset statistics and find broken files", description=_INSPECT
     )
     add_options(
         inspect,
         {
             "source SOURCE": _SOURCE,
-            "--split S": "only these splits, as in train+val",
+            "--split S": "splits to read, such as train+val (default: all)",
             "--sheet FILE": "save a contact sheet with boxes and texts",
-            "--json": "print one JSON object",
+            "--json": "print the report as one JSON object",
         },
         source={"type": Path},
     )
@@ -70,10 +70,10 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         pack,
         {
             "source SOURCE": _SOURCE,
-            "--output DIR": "a new directory",
-            "--split S": "only these splits, as in train+val",
+            "--output DIR": "new folder to create",
+            "--split S": "splits to read, such as train+val (default: all)",
             "--shard-size SIZE": "maximum size of a tar file (default: 256MB)",
-            "--on-error": "skip: skip and count records without their image and invalid boxes"
+            "--on-error": "skip: drop and count records whose image is missing, and invalid boxes"
             " (default: raise)",
         },
         source={"type": Path},
@@ -81,13 +81,13 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         shard_size={"type": byte_count, "default": "256MB"},
         on_error={"choices": ("raise", "skip"), "default": "raise"},
     )
-    pack.set_defaults(run=_pack, when_stopped="the unfinished directory was deleted")
+    pack.set_defaults(run=_pack, when_stopped="the unfinished folder was deleted")
     answers = kinds.add_parser(
         "answers", help="build the answer list of the published VQA head", description=_ANSWERS
     )
     add_options(
         answers,
-        {"source DIR": "directory of the two files", "--output FILE": "JSON list to write"},
+        {"source DIR": "folder with the two files", "--output FILE": "JSON file to write"},
         output={"required": True},
     )
     answers.set_defaults(run=_make_answers)
@@ -99,23 +99,23 @@ def _add_generator(
     generator = kinds.add_parser(
         kind,
         help=text,
-        description=f"Generate {text}. Besides the training split there are always 500 images of"
-        " val, with the same content as training, and 500 of novel, with"
-        f" {held_out} that training does not have.",
+        description=f"Generate {text}. In addition to the training split, always generates 500"
+        " images of val, with the same kinds of content, and 500 images of novel, with"
+        f" {held_out} that do not occur in training.",
     )
     add_options(
         generator,
         {
-            "--output DIR": "directory; kept if it already has this dataset",
-            "--images N": f"images of the training split, 1 or more (default: {images})",
-            "--seed": "seed of every image and text (default: 0)",
-            "--tokenizer DIR": "tokenizer.json or its directory (default: one trained on the"
-            " texts)",
+            "--output DIR": "folder to create; kept if it already contains this dataset",
+            "--images N": f"number of training images (default: {images})",
+            "--seed": "random seed (default: 0)",
+            "--tokenizer DIR": "tokenizer.json, or a folder that contains it (default: one trained"
+            " on the texts)",
         },
         output={"required": True},
         seed={"type": int, "default": 0},
     )
-    generator.set_defaults(run=_make_data, when_stopped="the unfinished directory was deleted")
+    generator.set_defaults(run=_make_data, when_stopped="the unfinished folder was deleted")
     return generator
 
 

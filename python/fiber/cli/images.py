@@ -1,6 +1,6 @@
 """`fiber ground`, `detect`, `answer`, `caption`, `match` and `search`.
 
-Each prints a table to a terminal and one JSON object per line otherwise.
+Each prints a table if the output is a terminal, and one JSON object per line otherwise.
 """
 
 from __future__ import annotations
@@ -30,15 +30,14 @@ if TYPE_CHECKING:
     from fiber.inference import Model
     from fiber.inference.boxes import PassCounts
 
-#: Cells of a table for the terminal.
+#: Rows of a table for the terminal.
 Rows = Sequence[tuple[str, ...]]
 
-_IMAGE = {"image IMAGE": "image file, or a folder with images"}
-_IMAGES = {"images IMAGE": "image file, or a directory: all images in it, recursively"}
-_TEXT = {"text TEXT": 'such as "a red mug"'}
+_IMAGE = {"image IMAGE": "image file, or a folder to search recursively for images"}
+_IMAGES = {"images IMAGE": _IMAGE["image IMAGE"]}
+_TEXT = {"text TEXT": 'text, such as "a red mug"'}
 _BOX_OPTIONS = {
-    "--threshold SCORE": "minimum score of a box, from 0 to 1 (default: 0.3 for detect, 0 for"
-    " ground)",
+    "--threshold SCORE": "minimum box score, from 0 to 1 (default: 0.3 for detect, 0 for ground)",
     "--max-detections N": "maximum number of boxes per image (default: 100)",
 }
 _BOX_SETTINGS: dict[str, Any] = {
@@ -46,25 +45,26 @@ _BOX_SETTINGS: dict[str, Any] = {
     "threshold": {"type": float},
     "max_detections": {"default": 100},
 }
-#: Images decoded and held at once.
+#: Number of images decoded and held in memory at a time.
 _BATCH = 16
-#: Maximum number of class names in a line.
+#: Maximum number of class names to print.
 _MAX_LISTED = 12
 
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
-    """Add the commands of this file to the table."""
+    """Add the commands of this module to the table of commands."""
     ground = _command(commands, "ground", _ground, "find boxes for phrases or a caption")
     add_options(
         ground,
         {
             **_IMAGES,
-            "--phrases LIST": '"a red mug; the laptop": phrases, each grounded by itself',
-            "--caption CAPTION": '"a red mug next to the laptop": its noun phrases, or those of'
-            " --phrases in it",
-            "--spans LIST": "character spans of phrases in the caption, instead of --phrases:"
-            ' "2:12; 18:24", or "2:5,18:24" for a phrase in two parts; half-open, from 0',
-            "--boxes-per-phrase N": "maximum number of boxes of a phrase (default: 1)",
+            "--phrases LIST": 'phrases, such as "a red mug; the laptop", grounded independently'
+            " or in the context of --caption",
+            "--caption CAPTION": 'sentence, such as "a red mug next to the laptop", whose noun'
+            " phrases are grounded unless --phrases or --spans is given",
+            "--spans LIST": "half-open character spans of phrases in the caption, instead of"
+            ' --phrases, as in "2:12; 18:24", or "2:5,18:24" for a phrase in two parts',
+            "--boxes-per-phrase N": "maximum number of boxes per phrase (default: 1)",
             **_BOX_OPTIONS,
         },
         phrases={"type": semicolon_list},
@@ -78,18 +78,18 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     add_options(
         detect.add_mutually_exclusive_group(),
         {
-            "--classes LIST": '"mug; traffic light" (default: the classes that the model was'
-            " trained on)",
-            "--classes-file FILE": "one class per line; or a .json list of names or of"
-            ' {"prefix", "name", "suffix"}',
+            "--classes LIST": 'class names, as in "mug; traffic light" (default: the classes the'
+            " model was trained on)",
+            "--classes-file FILE": "text file with one class per line, or .json file with a list of"
+            ' names or of {"prefix", "name", "suffix"} objects',
         },
         classes={"type": semicolon_list},
     )
     add_options(
         detect,
         {
-            "--classes-per-prompt N": "maximum number of classes in a prompt, 0: as many as fit"
-            " (default: 0; published for LVIS: 40)",
+            "--classes-per-prompt N": "maximum number of classes per prompt; 0: as many as fit"
+            " (default: 0; published LVIS evaluation: 40)",
             **_BOX_OPTIONS,
         },
         classes_per_prompt={"type": nonnegative_int, "default": 0},
@@ -97,8 +97,8 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     )
 
     answer = _command(commands, "answer", _answer, "answer a question about an image")
-    question = {"question QUESTION": 'such as "what color is the mug?"'}
-    top_k = {"--top-k N": "number of answers (default: 3)"}
+    question = {"question QUESTION": 'question, such as "what color is the mug?"'}
+    top_k = {"--top-k N": "number of answers to print (default: 3)"}
     add_options(answer, {**_IMAGE, **question, **top_k}, top_k={"default": 3})
 
     caption = _command(commands, "caption", _caption, "caption images")
@@ -106,22 +106,22 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     add_options(
         caption.add_mutually_exclusive_group(),
         {
-            "--num-beams N": "beams of beam search (default: 5)",
-            "--sample": "sample tokens, without beam search",
+            "--num-beams N": "number of beams in beam search (default: 5)",
+            "--sample": "sample tokens instead of using beam search",
         },
     )
-    add_options(caption, {"--seed N": "seed of --sample (default: 0)"}, seed={"type": int})
+    add_options(caption, {"--seed N": "random seed for --sample (default: 0)"}, seed={"type": int})
 
     match = _command(commands, "match", _match, "score how well a text matches an image")
     add_options(match, {**_IMAGE, **_TEXT})
 
-    search = _command(commands, "search", _search, "find the images that match a text best")
+    search = _command(commands, "search", _search, "find the images that best match a text")
     add_options(
         search,
         {
             **_TEXT,
             **_IMAGES,
-            "--top-k N": "number of images (default: 10)",
+            "--top-k N": "number of images to return (default: 10)",
             "--no-rerank": "rank by ITC alone, without reranking by ITM",
         },
         images={"nargs": "+"},
@@ -136,12 +136,12 @@ def _command(
     add_options(
         command,
         {
-            "--model MODEL": "model directory or checkpoint file (default: the newest model in"
+            "--model MODEL": "model folder or checkpoint file (default: the newest model in"
             " runs/ with the required head)",
             **VOCABULARIES,
             **DEVICE,
-            "--json": "print JSON on a terminal, too",
-            "--save DIR": "directory to save annotated images to",
+            "--json": "print JSON even to a terminal",
+            "--save DIR": "folder to write annotated images to",
         },
         tokenizer={"type": str},
         answers={"type": str},
@@ -154,7 +154,7 @@ def _ground(options: argparse.Namespace) -> int:
     if options.phrases is None and options.caption is None:
         raise ValueError("ground: expected --phrases, --caption or both, got neither")
     if options.spans is not None and (options.caption is None or options.phrases is not None):
-        raise ValueError("--spans: expected --caption and no --phrases")
+        raise ValueError("--spans requires --caption and cannot be combined with --phrases")
     arguments = pick(options, "boxes_per_phrase", "phrases", "caption", "spans")
     return _boxes(options, "ground", arguments)
 
@@ -194,7 +194,7 @@ def _boxes(options: argparse.Namespace, method: str, arguments: dict[str, Any]) 
 
 
 def _describe_cost(classes: int, passes: PassCounts) -> str:
-    """Describe the cost of a detection: each prompt runs with each image in the fused layers."""
+    """Describe the cost of detection: the fused layers run once per (image, prompt) pair."""
     from fiber.data.skip_report import counted
 
     return (
@@ -218,7 +218,7 @@ def _answer(options: argparse.Namespace) -> int:
 
 def _caption(options: argparse.Namespace) -> int:
     if options.seed is not None and not options.sample:
-        raise ValueError(f"--seed {options.seed}: expected --sample with it")
+        raise ValueError(f"--seed {options.seed} requires --sample")
     arguments = {
         "sample": options.sample,
         "seed": options.seed or 0,
@@ -258,7 +258,7 @@ def _search(options: argparse.Namespace) -> int:
 
 
 def _paths(images: Sequence[str]) -> list[Path]:
-    """List image files; directories are searched recursively, without following links."""
+    """List image files; folders are searched recursively, without following links."""
     paths = []
     for image in images:
         path = Path(image)
@@ -267,7 +267,7 @@ def _paths(images: Sequence[str]) -> list[Path]:
                 p for p in path.rglob("*") if p.suffix.lower() in ENDINGS and not p.is_dir()
             )
             if not inside:
-                raise ValueError(f"{path}: no {', '.join(ENDINGS)} file in this directory or below")
+                raise ValueError(f"{path}: no {', '.join(ENDINGS)} files found")
             paths += inside
         elif path.exists():
             paths.append(path)
@@ -295,12 +295,12 @@ class _Session:
         if self.folder is not None:
             if self.folder.exists() and not self.folder.is_dir():
                 raise NotADirectoryError(
-                    f"--save {self.folder} is a file; expected a directory for annotated images"
+                    f"--save {self.folder} is a file; expected a folder for annotated images"
                 )
             self.folder.mkdir(parents=True, exist_ok=True)
 
     def read(self, paths: Sequence[Path]) -> Iterator[tuple[Sequence[Path], list[np.ndarray]]]:
-        """Decode images in batches; each is (H, W, 3) uint8."""
+        """Decode images in batches; each image is an (H, W, 3) uint8 array."""
         from fiber.data import load_image
 
         for start in range(0, len(paths), _BATCH):
@@ -334,7 +334,7 @@ class _Session:
     def show(
         self, path: Path, image: np.ndarray, result: dict[str, Any], rows: Rows, text: str
     ) -> None:
-        """Print a result; save the image with a text below it, if `--save` was given."""
+        """Print a result; save the image with the text below it if `--save` was given."""
         height, width = image.shape[:2]
         about = {"image": str(path), "width": width, "height": height, "model": self.name}
         self.print(about | result, rows)

@@ -13,7 +13,7 @@ from fiber.data.tools.inspect import Bar, DataReport, ImageReport, PartReport, h
 from fiber.data.tools.inspect import inspect as look
 from fiber.visualize import ContactSheet
 
-#: Maximum number of classes listed with their number of boxes.
+#: Maximum number of classes listed with their box counts.
 _MAX_CLASSES = 12
 #: Maximum number of faults listed.
 _MAX_FAULTS = 10
@@ -30,11 +30,11 @@ def inspect(
 ) -> int:
     """Print statistics of a dataset; return the exit code: 1 if there are faults.
 
-    Reads all splits if `splits` is empty. `sheet` is the file of a contact sheet to write;
-    `progress` is called with (images decoded, total images) of each split.
+    Reads all splits if `splits` is empty. A contact sheet is written to `sheet`, if given.
+    `progress` is called with (images decoded, total images) for each split.
 
     Raises:
-        FileNotFoundError: if the directory or file does not exist.
+        FileNotFoundError: if the folder or file does not exist.
         ValueError: if its format is unknown.
         OSError: if the contact sheet cannot be written.
     """
@@ -92,7 +92,7 @@ def _print_histograms(report: DataReport) -> None:
 
 def _print_bars(title: str, bars: list[Bar]) -> None:
     if len(bars) < 2:
-        # The summary already has the only value.
+        # The summary already shows the only value.
         return
     most = max(bar.number for bar in bars)
     names = [f"{b.first}" if b.first == b.last else f"{b.first} to {b.last}" for b in bars]
@@ -111,7 +111,7 @@ def _summary(part: PartReport) -> str:
     if boxes:
         parts.append(f"{boxes['boxes']} boxes")
     if part.classes:
-        # Most frequent first; the rarest is always listed: a class without boxes is not learned.
+        # Most frequent first; always list the rarest, since a class without boxes is not learned.
         counts = sorted(part.classes.items(), key=lambda item: -item[1])
         named = [f"{name} {count}" for name, count in counts]
         if len(named) > _MAX_CLASSES:

@@ -11,12 +11,12 @@ from pathlib import Path
 from fiber.config import FiberConfig
 from fiber.config_io import from_dict
 
-#: Default directory of the runs of `fiber train` and `fiber demo`.
+#: Default folder of the runs of `fiber train` and `fiber demo`.
 RUNS = Path("runs")
 
 
 def choose_model(named: str | None, *heads: str) -> str:
-    """Return the value of `--model`, or by default the newest finished run with one of the heads.
+    """Return the value of `--model`, or by default the newest finished run with one of `heads`.
 
     Raises:
         FileNotFoundError: if no finished run has any of the heads.
@@ -38,12 +38,12 @@ def choose_model(named: str | None, *heads: str) -> str:
 
 
 def finished_models(folder: Path) -> Iterator[tuple[float, Path, tuple[str, ...]]]:
-    """Yield the finished models in a directory tree: modification time, directory, head names.
+    """Yield (modification time, folder, head names) of finished models in a folder tree.
 
-    Directories with a config.json of another program are skipped.
+    Folders with another program's config.json are skipped.
     """
     seen: set[str] = set()
-    # Links are followed, since runs may be on another disk; cycles are visited once.
+    # Follow links, since runs may be on another disk; visit the folders of a cycle once.
     for parent, folders, files in os.walk(folder, followlinks=True):
         place = os.path.realpath(parent)
         # Checkpoints of a run are not finished models.

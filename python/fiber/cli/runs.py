@@ -20,40 +20,40 @@ from fiber.cli.models import RUNS
 from fiber.training.config.run import CHOSEN_BY
 
 _DATA = (
-    "dataset directory, or one annotation file, such as a .jsonl with"
+    "dataset folder, or a single annotation file, such as a .jsonl file with"
     ' {"image": "1.jpg", "text": "a dog"} or'
     ' {"image": "1.jpg", "question": "what is it?", "answer": "a dog"} on each line'
 )
 _DEMO = """
-Generate images, train a small FIBER on captions and then on boxes, evaluate it on unseen
-compositions, and write report.html. Running an interrupted demo again resumes it.
+Generate images, train a small FIBER model on captions and then on boxes, evaluate it on unseen
+compositions, and write report.html. Rerunning an interrupted demo resumes it.
 """
 
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
     """Add `demo`, `train`, `recipes` and `eval` to the table of commands."""
     demo = commands.add_parser(
-        "demo", help="train and evaluate a small FIBER on this machine", description=_DEMO
+        "demo", help="train and evaluate a small FIBER model on this machine", description=_DEMO
     )
     add_options(
         demo,
         {
-            "--data": "generated dataset (default: scenes)",
-            "--fast": "two minutes instead of ten",
-            "--ablations": "also train without fusion and without captions",
-            "--output DIR": "(default: runs/demo, runs/demo-fast, runs/demo-stamps, ...)",
-            "--seed": "(default: 0)",
-            "--permute-pictures": "evaluate on permuted images: every metric must miss its"
-            " floor, exit code 1",
+            "--data": "dataset to generate (default: scenes)",
+            "--fast": "take two minutes instead of ten",
+            "--ablations": "also train models without fusion and without captions",
+            "--output DIR": "output folder (default: runs/demo, runs/demo-fast, ...)",
+            "--seed": "random seed (default: 0)",
+            "--permute-pictures": "evaluate on permuted images, where every metric must miss its"
+            " floor; always exits with 1",
         },
         data={"choices": ("scenes", "stamps"), "default": "scenes"},
         seed={"type": int, "default": 0},
         permute_pictures={"action": "store_true", "dest": "permute_images"},
     )
-    demo.set_defaults(run=_demo, when_stopped="run the same command again to resume")
+    demo.set_defaults(run=_demo, when_stopped="rerun the same command to resume")
     _add_train(commands)
     recipes = commands.add_parser("recipes", help="list the recipes, or describe one")
-    text = "print its command, data, hardware and expected metric"
+    text = "recipe to describe: its command, data, hardware and expected metric"
     add_options(recipes, {"name RECIPE": text}, name={"nargs": "?"})
     recipes.set_defaults(run=_recipes)
     _add_eval(commands)
@@ -63,26 +63,25 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
     train = commands.add_parser(
         "train",
         help="train a model with a recipe",
-        description="Train a model with a recipe and write it to a directory.",
+        description="Train a model with a recipe and write it to a folder.",
     )
     add_options(
         train,
         {
-            "recipe RECIPE": "a recipe name (see `fiber recipes`)",
+            "recipe RECIPE": "recipe name (see `fiber recipes`)",
             "--data DATA": _DATA,
-            "--validation DATA": "data to select the best checkpoint on, if the recipe selects one"
-            " (default: the split validation.split of --data)",
-            "--init MODEL": "initial weights: a model directory, a published checkpoint, a Swin or"
-            " RoBERTa file, or a directory of such files",
-            "--tokenizer DIR": "tokenizer.json or its directory, a directory with vocab.json and"
-            " merges.txt, or `train` to train one on the texts (default: that of --init or of the"
-            " data)",
-            "--answers FILE": "JSON list of the VQA head's answers, in the order of its logits"
-            " (default: those of --init if the data have no others, else the most frequent answers"
-            " of the data)",
-            "--output DIR": "(default: runs/RECIPE)",
+            "--validation DATA": "data for selecting the best checkpoint, if the recipe selects one"
+            " (default: the validation.split split of --data)",
+            "--init MODEL": "initial weights: a model folder, a published checkpoint, a Swin or"
+            " RoBERTa file, or a folder of such files",
+            "--tokenizer DIR": "tokenizer.json, a folder that contains it or vocab.json and"
+            " merges.txt, or `train` to train one on the texts (default: from --init or the data)",
+            "--answers FILE": "JSON file that lists the VQA head's answers, in the order of its"
+            " logits (default: those of --init if the data contain no others, else the most"
+            " frequent answers in the data)",
+            "--output DIR": "output folder (default: runs/RECIPE)",
             "--resume": "resume from the newest checkpoint in --output",
-            "--set KEY=VALUE": "override a field of the recipe, as in train.steps=500; repeatable",
+            "--set KEY=VALUE": "override a recipe field, as in train.steps=500; repeatable",
             **DEVICE,
         },
         data={"required": True},
@@ -90,7 +89,7 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
         answers={"type": str},
         set={"action": "append", "default": []},
     )
-    train.set_defaults(run=_train, when_stopped="add --resume to the same command to continue")
+    train.set_defaults(run=_train, when_stopped="rerun the same command with --resume to continue")
 
 
 def _add_eval(commands: argparse._SubParsersAction) -> None:
@@ -102,26 +101,27 @@ def _add_eval(commands: argparse._SubParsersAction) -> None:
     add_options(
         evaluate,
         {
-            "model MODEL": "model directory or checkpoint file",
+            "model MODEL": "model folder or checkpoint file",
             **VOCABULARIES,
             "task TASK": f"one of {', '.join(CHOSEN_BY)}, odinw",
             "--data DATA": _DATA,
-            "--split SPLIT": "(default: val; a file without splits is read whole)",
-            "--output FILE": "file to write predictions to; a directory for odinw",
+            "--split SPLIT": "split to evaluate (default: val, or the whole of a file without"
+            " splits)",
+            "--output FILE": "file to write predictions to, or a folder for odinw",
             **DEVICE,
             "--rerank N": "retrieval: rerank the N best candidates of each query by ITM; 0: off,"
             " all: score every pair (default: 32; off without an ITM head, all without an ITC"
             " head)",
-            "--classes-per-prompt N": "coco, lvis, odinw: maximum number of classes in a prompt, 0:"
-            " as many as fit (default: 40 for lvis, as published, else 0)",
-            "--classes-file FILE": "coco, lvis: text of each class in a prompt, in the order of"
-            ' class ids: one per line, or a JSON list such as ["fish", {"name": "puffin", "suffix":'
-            ' " with orange beaks"}]; odinw: a directory with NAME.json for each dataset (default:'
-            " the class names)",
-            "--batch-size N": "(default: 64)",
+            "--classes-per-prompt N": "coco, lvis, odinw: maximum number of classes per prompt; 0:"
+            " as many as fit (default: 40 for lvis, as in the published evaluation, else 0)",
+            "--classes-file FILE": "coco, lvis: prompt text for each class, in the order of class"
+            ' ids: one per line, or a JSON list such as ["fish", {"name": "puffin", "suffix": "'
+            ' with orange beaks"}]; odinw: a folder with NAME.json for each dataset (default: the'
+            " class names)",
+            "--batch-size N": "batch size (default: 64)",
             "--threads N": "image decoding threads (default: one per core)",
-            "--image-size N": "input height and width of a coarse model, in pixels (default: the"
-            " model's)",
+            "--image-size N": "input height and width in pixels of a coarse-stage model (default:"
+            " the model's own)",
         },
         tokenizer={"type": str},
         answers={"type": str},
@@ -174,7 +174,7 @@ def _eval(options: argparse.Namespace) -> int:
     settings: dict[str, Any] = {}
     if options.rerank is not None:
         if options.task != "retrieval":
-            raise ValueError(f"--rerank: expected task retrieval, got {options.task!r}")
+            raise ValueError(f"--rerank requires the task retrieval, got {options.task!r}")
         settings = {"rerank": options.rerank > 0, "candidates": max(options.rerank, 1)}
     import fiber
 

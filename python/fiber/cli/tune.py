@@ -8,10 +8,10 @@ import sys
 from fiber.cli.arguments import add_options, positive_int, semicolon_list
 
 _DESCRIPTION = """
-Time tile sizes of every attention kernel on this machine's GPU and write the fastest ones to a
-table. Kernels prefer it to the package's own table, on GPUs of the same architecture with the same
-Triton version. Takes a few minutes, most of them compiling. Other tile sizes change the order of
-summation, so the last bits of results may change. Lists are separated by semicolons.
+Time tile sizes for every attention kernel on this machine's GPU and write the fastest ones to a
+table. Kernels prefer this table to the package's own, on GPUs of the same architecture with the
+same Triton version. Tuning takes a few minutes, mostly for compilation. Different tile sizes change
+the order of summation, so the last bits of results may change. Separate list items with semicolons.
 """
 
 
@@ -25,11 +25,11 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     add_options(
         tune,
         {
-            "--output FILE": "table to update; rows of other GPUs are kept (default: the table that"
+            "--output FILE": "table to update; rows for other GPUs are kept (default: the table"
             " kernels read, fiber/tiles.json in XDG_CACHE_HOME or ~/.cache)",
             "--print": "print the rows instead of writing them",
-            "--windows SIDES": "window sizes in tokens (default: 12; 18)",
-            "--dtypes NAMES": "bfloat16, float16 or float32 (default: bfloat16)",
+            "--windows SIDES": "window side lengths in tokens (default: 12; 18)",
+            "--dtypes NAMES": "dtypes to tune: bfloat16, float16 or float32 (default: bfloat16)",
         },
         windows={"type": _windows, "default": ()},
         dtypes={"type": semicolon_list, "default": ("bfloat16",)},
@@ -50,7 +50,7 @@ def _tune(options: argparse.Namespace) -> int:
     unknown = [name for name in options.dtypes if name not in tune.DTYPES]
     if unknown:
         raise ValueError(
-            f"--dtypes {'; '.join(unknown)}: expected some of {'; '.join(tune.DTYPES)}"
+            f"--dtypes {'; '.join(unknown)}: expected one or more of {'; '.join(tune.DTYPES)}"
         )
     refused = tune.refusal()
     if refused is not None:
@@ -58,7 +58,7 @@ def _tune(options: argparse.Namespace) -> int:
     table = options.output or tiles.users_table()
     if not options.print:
         check_target(table)
-    # Fail on an invalid table before minutes of tuning.
+    # Fail on an invalid table before tuning for minutes.
     old = tiles.read(table) if table.is_file() else []
     device = torch.device("cuda", torch.cuda.current_device())
     dtypes = [tune.DTYPES[name] for name in options.dtypes]

@@ -1,7 +1,7 @@
-"""Ablations of the demo: fine training from scratch, and training without fusion.
+"""Ablations of the demo: fine-stage training from scratch, and training without fusion.
 
 `python -m fiber.demo.ablations RUN` records a finished demo's numbers in `ablations.json`, for the
-reports of demos without `--ablations`.
+reports of demos run without `--ablations`.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from fiber.training.config.run import RunConfig
 
 ABLATIONS_FILE = Path(__file__).with_name("ablations.json")
 
-#: Trains a run: configuration, output folder, initial model.
+#: Trains a run, given its configuration, output folder and initial model.
 TrainRun = Callable[[RunConfig, Path, Path | None], None]
-#: Runs of each column of the table, by stage.
+#: Runs for each column of the table, by stage.
 _RUNS = {
     "fine from scratch": {"fine": "fine_from_scratch"},
     "trained without fusion": {"coarse": "coarse_unfused", "fine": "fine_unfused"},
@@ -42,7 +42,7 @@ def train_ablations(folder: DemoFolder, plan: Plan, seed: int, train_run: TrainR
     ):
         output = runs / name
         if (output / "model.safetensors").is_file():
-            say(f"{name}: finished before")
+            say(f"{name}: already finished")
             continue
         say(f"{name} ...")
         train_run(config, output, runs / start if start else None)
@@ -53,7 +53,7 @@ def measure_ablations(
 ) -> None:
     """Evaluate the ablation runs and write `ablations.json` to the demo's folder.
 
-    `rows` are the demo's own; `about` has the kind of data, mode and seed.
+    `rows` are the demo's own results; `about` contains the kind of data, mode and seed.
     """
     values = {"the demo": {row.key: row.model for row in rows}}
     for column, runs in _RUNS.items():
@@ -76,9 +76,9 @@ def measure_ablations(
 
 
 def ablation_table(folder: DemoFolder, data: str, mode: str) -> tuple[list[tuple[str, ...]], str]:
-    """Return this demo's ablation table, else the recorded one, and its source.
+    """Return this demo's ablation table, or else the recorded one, and a note on its source.
 
-    The first row has the column names; without either there are no rows.
+    The first row contains the column names. The table is empty if neither exists.
     """
     own = folder.path / "ablations.json"
     if own.is_file():
@@ -90,7 +90,7 @@ def ablation_table(folder: DemoFolder, data: str, mode: str) -> tuple[list[tuple
     source = (
         f"recorded at commit {entry['commit'][:12] or 'unknown'} with seed {entry['seed']},"
         f" {entry['plan']['coarse_steps']} coarse and {entry['plan']['fine_steps']} fine steps, on"
-        f" {entry['machine']['processor']}; --ablations trains them here"
+        f" {entry['machine']['processor']}; pass --ablations to train them here"
     )
     return _table(entry), source
 
@@ -106,11 +106,11 @@ def _table(entry: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Record the numbers of a finished `fiber demo --ablations`."""
+    """Record the numbers of a finished `fiber demo --ablations` run."""
     parser = argparse.ArgumentParser(
         prog="python -m fiber.demo.ablations", description=main.__doc__
     )
-    parser.add_argument("run", type=Path, help="folder of the demo")
+    parser.add_argument("run", type=Path, help="demo folder")
     options = parser.parse_args(arguments)
     entry = read_json(options.run / "ablations.json")
     recorded = read_json(ABLATIONS_FILE) if ABLATIONS_FILE.is_file() else {}

@@ -1,7 +1,7 @@
 """Contact sheet of the demo: images with predicted boxes and answers, and the ground truth.
 
-An image shows either the phrases of a caption or a referring expression. Predicted boxes have the
-color of their text below the image; ground-truth boxes are dashed.
+An image shows either the phrases of a caption or a referring expression. Predicted boxes are drawn
+in the color of their text below the image; ground-truth boxes are dashed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from fiber.metrics.boxes import pairwise_iou
 from fiber.metrics.grounding import FOUND_AT
 from fiber.visualize import COLORS, Color, add_caption, draw_boxes, draw_dashed_box, make_sheet
 
-#: Width of an image on the sheet in pixels, images per row, and images per split.
+#: Image width on the sheet in pixels, images per row, and images per split.
 IMAGE_WIDTH, COLUMNS, IMAGES = 288, 4, 8
 _FONT_SIZE, _LINE_WIDTH = 13, 3
 
@@ -38,14 +38,14 @@ class PredictedBox:
     """A text and its predicted box."""
 
     text: str
-    #: (x0, y0, x1, y1) in pixels of the image; None without a prediction.
+    #: (x0, y0, x1, y1) in pixels of the image; None if nothing was predicted.
     box_xyxy: Sequence[float] | None
     #: Ground-truth boxes.
     truths_xyxy: Sequence[Sequence[float]]
 
     @property
     def iou(self) -> float:
-        """IoU with the nearest ground-truth box."""
+        """IoU with the best-matching ground-truth box."""
         if self.box_xyxy is None:
             return 0.0
         return float(pairwise_iou([self.box_xyxy], list(self.truths_xyxy)).max())
@@ -57,7 +57,7 @@ class Tile:
 
     image: str
     split: str
-    #: Caption that has the texts of the boxes; empty for a referring expression.
+    #: Caption that contains the box phrases; empty for a referring expression.
     caption: str
     boxes: Sequence[PredictedBox]
     question: str
@@ -83,7 +83,7 @@ def draw_sheet(
 
 
 def _predict_tiles(data: Path, split: str, *, coarse: StoredModel, fine: StoredModel) -> list[Tile]:
-    """Run the models on images of a split, at regular strides."""
+    """Run the models on images sampled from a split at regular strides."""
     kinds = [
         _by_image(reader(data, split))
         for reader in (sources.phrases, sources.referring, sources.questions)
@@ -92,7 +92,7 @@ def _predict_tiles(data: Path, split: str, *, coarse: StoredModel, fine: StoredM
     images = [images[i * len(images) // IMAGES] for i in range(min(IMAGES, len(images)))]
     if not images:
         return []
-    # Not each image's first record: those are all of one kind.
+    # Avoid each image's first record, since those are all of the same kind.
     captions, expressions, questions = (
         [kind[image][place % len(kind[image])] for place, image in enumerate(images)]
         for kind in kinds
@@ -133,7 +133,7 @@ def _by_image(records: Sequence[Record]) -> dict[str, list[Record]]:
 
 
 def _predict(model: StoredModel, task: str, records: Sequence[Record]) -> list[Any]:
-    """Predict with `evaluate`, as for the metrics."""
+    """Predict with `evaluate`, in the same way as for the metrics."""
     if not records:
         return []
     with tempfile.TemporaryDirectory() as folder:
@@ -182,7 +182,7 @@ def draw_tile(tile: Tile) -> Image.Image:
         draw_dashed_box(image, [float(edge) * scale for edge in truth])
     texts.append((tile.question, _BLACK))
     if tile.answer == tile.truth:
-        texts.append((f"{tile.answer}, correct", _GRAY))
+        texts.append((f"{tile.answer}: correct", _GRAY))
     else:
-        texts.append((f"{tile.answer}, wrong, correct: {tile.truth}", _RED))
+        texts.append((f"{tile.answer}: wrong, expected {tile.truth}", _RED))
     return add_caption(image, texts, size=_FONT_SIZE)

@@ -2,12 +2,12 @@
 
 A floor is the larger of the run's best blind baseline and the worst of three or more seeds minus
 two standard deviations. A metric has no floor if its worst seed does not beat the blind baseline
-("not learned"), or if a seed reaches the floor with permuted images ("not from the image"), such as
-MLM of the fast demo, whose model knows the sentences better than the neighbor counts of the blind
-baseline. A model that ignores the images therefore falls below every floor.
+("not learned"), or if a seed reaches the floor with permuted images ("not from the image"), as for
+MLM in the fast demo, whose model predicts tokens from text better than the blind baseline does. A
+model that ignores the images therefore falls below every floor.
 
-Seeds on another kind of processor round differently and count as separate runs. Their values are in
-`floors.json`; `python -m fiber.demo.floors` writes them from finished runs.
+Results depend on rounding, which differs between processors, so the same seed on another processor
+counts as a separate run. `python -m fiber.demo.floors` writes `floors.json` from finished runs.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from typing import Any, NamedTuple
 
 FLOORS_FILE = Path(__file__).with_name("floors.json")
 
-#: Verdict of a metric whose floor permuted images reach, too.
+#: Verdict for a metric whose floor is also reached with permuted images.
 TEXT_ALONE = "not from the image"
-#: Verdict of a metric without recorded seeds.
+#: Verdict for a metric without recorded seeds.
 UNRECORDED = "no seeds recorded"
 
 _PAIRS, _QUESTIONS = ("retrieval", "matching"), ("vqa",)
 _BOXES = ("phrases", "referring", "detection")
 
-#: Metrics of which at least one must have a floor, by kind of data and mode. A demo of a few
+#: Groups in which at least one metric must have a floor, by kind of data and mode. A demo of a few
 #: minutes does not learn hundreds of nouns from captions, so stamps require boxes only.
 REQUIRED = {
     ("scenes", "default"): (_PAIRS, _QUESTIONS, _BOXES),
@@ -45,23 +45,23 @@ REQUIRED = {
 class MetricRow:
     """One metric on one split, with its baselines and its floor."""
 
-    #: Task and metric, as in "vqa/accuracy"; `REQUIRED` names the task.
+    #: Task and metric, as in "vqa/accuracy"; `REQUIRED` lists tasks.
     metric: str
     #: Display name.
     name: str
     #: "val" or "novel".
     split: str
     model: float
-    #: Random guessing; None where undefined.
+    #: Score of random guessing; None where undefined.
     chance: float | None
-    #: Best baseline without the image, counted on the training split.
+    #: Best baseline without the image, estimated from the training split.
     blind: float | None
-    #: The model with its gates set to 0.
+    #: Score of the model with its gates set to 0.
     no_fusion: float | None = None
-    #: The model on permuted images.
+    #: Score of the model on permuted images.
     permuted: float | None = None
     floor: float | None = None
-    #: "ok" or "FELL"; without a floor "not learned", `TEXT_ALONE` or `UNRECORDED`.
+    #: "ok" or "FELL"; without a floor, "not learned", `TEXT_ALONE` or `UNRECORDED`.
     verdict: str = ""
 
     @property
@@ -74,7 +74,7 @@ class Seeds(NamedTuple):
     """Values of a metric for three or more seeds."""
 
     values: Sequence[float]
-    #: The same models on permuted images.
+    #: Values of the same models on permuted images.
     permuted: Sequence[float] = ()
 
 
@@ -83,14 +83,16 @@ def floor_of(
 ) -> float | None:
     """Compute a metric's floor from its values on three or more seeds.
 
-    `permuted` has the values on permuted images. The floor is None if the metric was not learned,
-    or if a permuted value reaches it.
+    `permuted` contains the values on permuted images. Returns None if the metric was not learned,
+    or if a permuted value reaches the floor.
 
     Raises:
-        ValueError: unless there are at least three values.
+        ValueError: if there are fewer than three values.
     """
     if len(seed_values) < 3:
-        raise ValueError(f"a floor requires the values of three seeds, got {len(seed_values)}")
+        raise ValueError(
+            f"a floor requires values for at least three seeds, got {len(seed_values)}"
+        )
     worst = min(seed_values)
     if blind is not None and worst <= blind:
         return None
@@ -101,7 +103,7 @@ def floor_of(
 
 
 def judge(rows: Sequence[MetricRow], recorded: Mapping[str, Seeds]) -> list[MetricRow]:
-    """Set the floor and verdict of every row; `recorded` holds seeds by `MetricRow.key`."""
+    """Set the floor and verdict of every row; `recorded` maps `MetricRow.key` to seeds."""
     judged = []
     for row in rows:
         seeds = recorded.get(row.key)
@@ -144,7 +146,7 @@ def permuted_survivors(rows: Sequence[MetricRow]) -> list[str]:
 
 
 def load_floors(data: str, mode: str) -> dict[str, Seeds]:
-    """Read the recorded seeds of a kind of data ("scenes", "stamps") and a mode."""
+    """Read the recorded seeds for a kind of data ("scenes" or "stamps") and a mode."""
     if not FLOORS_FILE.is_file():
         return {}
     entry = json.loads(FLOORS_FILE.read_text()).get(f"{data}/{mode}", {})
@@ -156,22 +158,22 @@ def load_floors(data: str, mode: str) -> dict[str, Seeds]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write `floors.json` from the `rows.json` of finished demo runs of three seeds or more."""
+    """Write `floors.json` from the `rows.json` of finished demo runs with at least three seeds."""
     parser = argparse.ArgumentParser(prog="python -m fiber.demo.floors", description=main.__doc__)
-    parser.add_argument("runs", nargs="+", type=Path, help="folders of demo runs, one per seed")
+    parser.add_argument("runs", nargs="+", type=Path, help="demo folders, one per seed")
     parser.add_argument(
         "--add",
         action="store_true",
-        help="keep the recorded values, too: the same plan on another machine",
+        help="add to the recorded values instead of replacing them (same plan, other machine)",
     )
     options = parser.parse_args(arguments)
     runs = [json.loads((run / "rows.json").read_text()) for run in options.runs]
     if len({run["seed"] for run in runs}) < 3:
-        print("expected runs of three different seeds", file=sys.stderr)
+        print("expected runs with at least three different seeds", file=sys.stderr)
         return 2
     names = {f"{run['data']}/{run['mode']}" for run in runs}
     if len(names) != 1:
-        print(f"expected runs of one kind, got {', '.join(sorted(names))}", file=sys.stderr)
+        print(f"expected runs of the same kind, got {', '.join(sorted(names))}", file=sys.stderr)
         return 2
     recorded = json.loads(FLOORS_FILE.read_text()) if FLOORS_FILE.is_file() else {}
     name = names.pop()

@@ -1,7 +1,7 @@
 """Demo folder: parameters, stage times and evaluation results.
 
 runs/demo/
-  demo.json            parameters; seconds of the data stage
+  demo.json            parameters; duration of the data stage
   data/ coarse/ fine/  dataset and runs
   measured.json        results with fingerprints of their inputs
   rows.json, contact_sheet.png, report.html
@@ -21,47 +21,47 @@ from fiber.atomic_io import read_json, remove_parts, write_json
 
 
 class DemoFolder:
-    """Files of one demo; a file under its final name is complete."""
+    """Files of one demo, written atomically: a file under its final name is complete."""
 
     def __init__(self, path: Path, parameters: Mapping[str, Any]) -> None:
-        """Open or create the folder; `parameters` are plain values that determine the result.
+        """Open or create the folder; `parameters` are JSON values that determine the result.
 
         Raises:
-            ValueError: if the folder has a demo with other parameters, with the differences, or
-                unrelated files.
+            ValueError: if the folder contains unrelated files, or a demo with different parameters;
+                the message lists the differences.
         """
         self.path = path
         self._own = path / "demo.json"
         wanted = json.loads(json.dumps(dict(parameters)))
         if path.exists() and not path.is_dir():
-            raise ValueError(f"{path} is a file; pass a directory with --output")
+            raise ValueError(f"{path} is a file; pass a folder with --output")
         if self._own.is_file():
             found = read_json(self._own)
             changed = _differences(found.get("parameters", {}), wanted)
             if changed:
                 raise ValueError(
-                    f"{path} has another demo (its value -> requested): {'; '.join(changed)}."
-                    " Pass another directory with --output, or delete this one"
+                    f"{path} contains a demo with different parameters (existing -> requested):"
+                    f" {'; '.join(changed)}. Pass another folder with --output, or delete this one"
                 )
             self._notes = found
         else:
             if path.is_dir() and any(path.iterdir()):
                 raise ValueError(
-                    f"{path} exists and is not a demo (it has no {self._own.name}); pass a new"
-                    " directory with --output"
+                    f"{path} exists but is not a demo folder ({self._own.name} is missing); pass a"
+                    " new folder with --output"
                 )
             path.mkdir(parents=True, exist_ok=True)
             self._notes = {"parameters": wanted}
             write_json(self._own, self._notes)
         remove_parts(path)
-        #: Directory of the dataset.
+        #: Dataset folder.
         self.data = path / "data"
         self._measured_file = path / "measured.json"
         found = read_json(self._measured_file) if self._measured_file.is_file() else {}
         self._measured: dict[str, Any] = found
 
     def note(self, name: str, value: Any) -> None:
-        """Store a plain value in demo.json."""
+        """Store a JSON value in demo.json."""
         self._notes[name] = value
         write_json(self._own, self._notes)
 
@@ -72,9 +72,9 @@ class DemoFolder:
     def measured(
         self, name: str, made_from: str, measure: Callable[[], dict[str, Any]]
     ) -> dict[str, Any]:
-        """Return stored values, or compute and store them if the fingerprint `made_from` changed.
+        """Return stored values; recompute and store them if the fingerprint `made_from` changed.
 
-        Values are plain; "seconds" of the computation is added.
+        Values are JSON values; "seconds", the duration of the computation, is added.
         """
         known = self._measured.get(name)
         if known is None or known["made_from"] != made_from:
@@ -95,7 +95,7 @@ class DemoFolder:
 
 
 def fingerprint(*parts: Any) -> str:
-    """Hash plain values and the contents of files, given as a Path."""
+    """Hash JSON values and, for each Path, the contents of the file."""
     digest = hashlib.sha256()
     for part in parts:
         content = part.read_bytes() if isinstance(part, Path) else json.dumps(part).encode()

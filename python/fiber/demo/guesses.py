@@ -1,4 +1,4 @@
-"""Baselines of each demo task: chance, and blind baselines counted on the training split."""
+"""Baselines for each demo task: chance, and blind baselines from the training split."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ Phrase = tuple[str, str, np.ndarray]
 
 
 class Guesser:
-    """Baselines of every task."""
+    """Computes the baselines of every task."""
 
     def __init__(self, data: Path, coarse: StoredModel, counted_captions: int) -> None:
-        """Use the tokenizer and answers of `coarse`; `counted_captions` limits the MLM counts."""
+        """Use the tokenizer and answers of `coarse`, and up to `counted_captions` for MLM."""
         self.data, self.coarse, self.counted_captions = data, coarse, counted_captions
-        # Boxes are counted in units of the image side.
+        # Blind box baselines use normalized [0, 1] coordinates.
         self._side = json.loads((data / "dataset.json").read_text())["parameters"]["image_size"]
 
     def guess(
         self, task: str, by_split: Mapping[str, Sequence[Record]]
     ) -> dict[str, dict[str, Numbers]]:
-        """Compute {"chance": ..., "blind": ...} for each split, by the metrics' names.
+        """Compute {"chance": {metric: value}, "blind": {metric: value}} for each split.
 
-        "blind" is each metric's maximum over the blind baselines.
+        "blind" is the maximum of each metric over the blind baselines.
         """
-        # With the training source of the blind baseline.
+        # Method and source of training records for the blind baseline, by task.
         methods: dict[str, tuple[Callable[..., Guesses], Callable[..., Any] | None]] = {
             "retrieval": (self._retrieval, None),
             "matching": (self._matching, None),
@@ -74,7 +74,7 @@ class Guesser:
     def _masked_words(self, training: Records, records: Records, split: str) -> Guesses:
         tokenizer, config = self.coarse.tokenizer, self.coarse.config
         assert tokenizer is not None
-        # The evaluation's loader settings, so that the same tokens are masked.
+        # Use the loader settings of the evaluation, so that the same tokens are masked.
         loader = DataLoader(
             records,
             "image_text",

@@ -29,14 +29,14 @@ class Shown(NamedTuple):
 
     #: Task name in `MetricRow.metric`.
     group: str
-    #: Task of `fiber.evaluation.evaluate`, and the key in its result.
+    #: Task of `fiber.evaluation.evaluate`, and the metric's key in its result.
     task: str
     key: str
     #: Display name.
     name: str
     #: Model to evaluate, "coarse" or "fine".
     stage: str
-    #: Whether the prediction uses the fused layers.
+    #: True if predictions use the fused layers.
     fused: bool = True
 
     @property
@@ -57,7 +57,7 @@ SHOWN = (
     Shown("detection", "coco", "ap50", "detection, AP50", "fine"),
 )
 
-#: Evaluation modes, as arguments `permute_images` and `fusion` of `evaluate`.
+#: Evaluation modes, as (`permute_images`, `fusion`) arguments of `evaluate`.
 MODES = {"model": (False, True), "no fusion": (False, False), "permuted": (True, True)}
 
 
@@ -72,9 +72,9 @@ class Measures:
         *,
         prefix: str = "",
     ) -> None:
-        """Prepare the evaluation of finished models, given by stage.
+        """Set up evaluation of finished models, keyed by stage.
 
-        `prefix` goes before the keys of cached results, to separate other models from the demo's
+        `prefix` is prepended to the cache keys, to separate results of other models from the demo's
         own.
         """
         self.folder, self.plan, self.models = folder, plan, models
@@ -82,13 +82,13 @@ class Measures:
         self._prints = {
             stage: fingerprint(path / "model.safetensors") for stage, path in models.items()
         }
-        # Results of another version of fiber are not used.
+        # Do not reuse results from a different version of fiber.
         self._source = fingerprint(folder.data / "dataset.json", provenance())
         self._loaded: dict[str, StoredModel] = {}
         self._records: dict[tuple[str, str], list[Record]] = {}
 
     def rows(self, *, permute_images: bool = False) -> list[MetricRow]:
-        """Evaluate everything; `permute_images` permutes the images in the model's column."""
+        """Evaluate all metrics; with `permute_images`, the model column uses permuted images."""
         return [self._row(shown, split, permute_images) for shown in SHOWN for split in SPLITS]
 
     def _row(self, shown: Shown, split: str, permute_images: bool) -> MetricRow:
@@ -137,7 +137,7 @@ class Measures:
         """Compute the baselines: {split: {"chance": ..., "blind": ...}}."""
 
         def compute() -> dict[str, Any]:
-            say(f"{shown.task}: computing the blind baselines on the training split")
+            say(f"{shown.task}: computing the blind baselines from the training split")
             guesser = Guesser(self.folder.data, self.model("coarse"), self.plan.counted_captions)
             return guesser.guess(
                 shown.task, {split: self.records(shown.task, split) for split in SPLITS}
@@ -147,7 +147,7 @@ class Measures:
         return self.folder.measured(f"{shown.task}/guesses", fingerprint(*inputs), compute)
 
     def throughput(self) -> tuple[int, float]:
-        """Return the number of records evaluated for the table, and the seconds."""
+        """Return the number of records evaluated for the table, and the time in seconds."""
         known = [
             self.folder.known(f"{shown.task}/{split}/{mode}")
             for shown in {shown.task: shown for shown in SHOWN}.values()
@@ -157,13 +157,13 @@ class Measures:
         return sum(k.get("records", 0) for k in known), sum(k.get("seconds", 0.0) for k in known)
 
     def model(self, stage: str) -> StoredModel:
-        """Load the model of a stage once."""
+        """Return the model of a stage, loaded on first use."""
         if stage not in self._loaded:
             self._loaded[stage] = load_model(self.models[stage])
         return self._loaded[stage]
 
     def records(self, task: str, split: str) -> list[Record]:
-        """Read the records of a split that are evaluated."""
+        """Return the records of a split that are evaluated."""
         if (task, split) not in self._records:
             _, reader, _ = TASKS[task]
             everything = reader(self.folder.data, split)
@@ -172,9 +172,9 @@ class Measures:
 
 
 def sample(records: RecordSet | Sequence[Record], limit: int) -> list[Record]:
-    """Choose at most `limit` records with a fixed seed, in order.
+    """Sample at most `limit` records with a fixed seed, preserving their order.
 
-    Regular strides could pick the same kind of question for every image.
+    Regular strides could select the same kind of question for every image.
     """
     count = len(records)
     if count <= limit:

@@ -34,14 +34,14 @@ def make_report(
 ) -> DemoReport:
     """Collect the content of the page.
 
-    `about` has the kind of data, mode and seed; `evaluated` is the number of records evaluated for
-    the table, and the seconds.
+    `about` contains the kind of data, mode and seed; `evaluated` is the number of records evaluated
+    for the table, and the time in seconds.
     """
     table, source = ablation_table(folder, about["data"], about["mode"])
     learned = sum(row.floor is not None for row in rows)
     passed = (
-        f"It passed: {learned} of {len(rows)} metrics have a floor. All of them reach it, and none"
-        " of them on permuted images."
+        f"It passed: {learned} of {len(rows)} metrics have a floor. The model reaches every floor,"
+        " and none of them on permuted images."
     )
     return DemoReport(
         title=f"fiber demo, {_WHAT[about['data']]}, {about['mode']} plan, seed {about['seed']}",
@@ -63,9 +63,11 @@ def _notes(path: Path, machine: Mapping[str, str]) -> list[str]:
     for stage in ("coarse", "fine"):
         commit = read_json(path / stage / "config.json").get("commit")
         if commit and commit != machine["commit"]:
-            notes.append(f"The {stage} model was trained at commit {commit}.")
+            notes.append(f"The {stage}-stage model was trained at commit {commit}.")
         if not (path / stage / "curves.png").is_file():
-            notes.append(f"{stage}: no training curves, since matplotlib is not installed.")
+            notes.append(
+                f"No training curves for the {stage} stage, since matplotlib is not installed."
+            )
     return notes
 
 
@@ -87,18 +89,18 @@ def _figures(path: Path) -> list[tuple[str, Path]]:
     figures = [
         (
             "Predictions on new images (val) and on compositions that are not in the training split"
-            " (novel). Boxes have the color of their text; ground-truth boxes are dashed.",
+            " (novel). Boxes have the same color as their text; ground-truth boxes are dashed.",
             path / "contact_sheet.png",
         ),
-        ("Coarse training: captions and questions", path / "coarse" / "curves.png"),
-        ("Fine training: boxes", path / "fine" / "curves.png"),
+        ("Coarse-stage training: captions and questions", path / "coarse" / "curves.png"),
+        ("Fine-stage training: boxes", path / "fine" / "curves.png"),
     ]
     # There are no curves without matplotlib.
     return [(caption, file) for caption, file in figures if file.is_file()]
 
 
 def commands(path: Path, plan: Plan, about: Mapping[str, Any]) -> list[str]:
-    """List shell commands that reproduce the demo as a whole and by stage."""
+    """Return shell commands that reproduce the demo, as a whole and stage by stage."""
     data, seed, here = about["data"], about["seed"], shlex.quote(str(path))
     options = "" if data == "scenes" else f" --data {data}"
     options += " --fast" if about["mode"] == "fast" else ""

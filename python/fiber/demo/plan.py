@@ -1,7 +1,7 @@
-"""Plan of the demo: all counts, and the recipe fields that it changes.
+"""Plan of the demo: its sizes, and the recipe fields it overrides.
 
-Steps and images are fixed numbers rather than a time budget, so that a seed gives the same result
-on any machine.
+The numbers of steps and images are fixed, rather than set by a time budget, so that a run does the
+same work on any machine.
 """
 
 from __future__ import annotations
@@ -18,28 +18,28 @@ COARSE_RECIPE, FINE_RECIPE = "scenes_coarse", "scenes_fine"
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Counts of one kind of demo."""
+    """Sizes and overrides for one kind of demo."""
 
-    #: Images of the training split.
+    #: Number of training images.
     train_images: int
-    #: Images of val, and of novel.
+    #: Number of images in each of val and novel.
     held_out_images: int = 500
-    #: Changed fields of the recipe of each stage.
+    #: Recipe fields to override in each stage.
     coarse: Mapping[str, Any]
     fine: Mapping[str, Any]
-    #: Maximum records of a split for each task; a record is a caption, a question, an expression or
-    #: (coco) an image with all classes.
+    #: Maximum number of records per split, by task; a record is a caption, a question, an
+    #: expression or (coco) an image with all classes.
     records: Mapping[str, int]
     #: Splits also evaluated without fusion.
     unfused_splits: tuple[str, ...] = ("val", "novel")
-    #: Maximum training captions for the blind MLM baseline.
+    #: Maximum number of training captions for the blind MLM baseline.
     counted_captions: int = 20_000
-    #: Duration of each stage on two cores in seconds, to estimate the remaining time.
+    #: Duration of each stage in seconds on two cores, to estimate the remaining time.
     seconds: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def lengths(self) -> dict[str, int]:
-        """Training images and steps of each stage, on which recorded numbers depend."""
+        """Numbers of training images and steps that recorded results depend on."""
         return {
             "train_images": self.train_images,
             "coarse_steps": self.coarse["train.steps"],
@@ -47,11 +47,11 @@ class Plan:
         }
 
     def coarse_config(self, seed: int, **changes: Any) -> RunConfig:
-        """Configure the coarse run; `changes` override the plan, with __ for dots in names."""
+        """Configure the coarse-stage run; `changes` override the plan, with __ for dots."""
         return _config(COARSE_RECIPE, self.coarse, seed, changes)
 
     def fine_config(self, seed: int, **changes: Any) -> RunConfig:
-        """Configure the fine run; `changes` as in `coarse_config`."""
+        """Configure the fine-stage run; `changes` as in `coarse_config`."""
         return _config(FINE_RECIPE, self.fine, seed, changes)
 
 
@@ -60,12 +60,12 @@ def _config(recipe: str, own: Mapping[str, Any], seed: int, changes: Mapping[str
     return replace_fields(load_recipe(recipe), {**own, "train.seed": seed, **more})
 
 
-#: Maximum records of each task in a default and in a fast demo.
+#: Maximum number of records per task in the default and the fast demo.
 _RECORDS = {
     "retrieval": (1000, 500),
     "matching": (300, 100),
     "masked_words": (400, 100),
-    # All records: in minutes, a model beats the priors by only a few hundredths.
+    # All records, since minutes of training beat the priors by only a few hundredths.
     "vqa": (1500, 150),
     "refcoco": (400, 150),
     "flickr": (250, 100),
@@ -74,8 +74,8 @@ _RECORDS = {
 _MANY_RECORDS = {task: many for task, (many, _) in _RECORDS.items()}
 _FEW_RECORDS = {task: few for task, (_, few) in _RECORDS.items()}
 
-#: ITM is off: it needs a well-trained ITC first. The other changes make ITC improve sooner, with a
-#: lower final result.
+#: ITM is off, since it requires a well-trained ITC head. The other changes make ITC improve sooner,
+#: at the cost of a lower final result.
 _FAST_COARSE = {
     "train.steps": 204,
     "train.checkpoint_every": 68,
@@ -98,7 +98,7 @@ def _seconds(*seconds: float) -> dict[str, float]:
     return dict(zip(stages, seconds, strict=True))
 
 
-#: By kind of data and mode.
+#: Plans by kind of data and mode.
 PLANS: dict[tuple[str, str], Plan] = {
     ("scenes", "default"): Plan(
         train_images=24_000,
@@ -135,7 +135,7 @@ PLANS: dict[tuple[str, str], Plan] = {
 
 
 def find_plan(data: str, mode: str) -> Plan:
-    """Return the plan for a kind of data and a mode; raise a ValueError if there is none."""
+    """Return the plan for a kind of data and a mode; raise ValueError if there is none."""
     if (data, mode) not in PLANS:
         raise ValueError(
             f"unknown demo data {data!r}; {nearest(data, sorted({d for d, _ in PLANS}))}"

@@ -1,4 +1,4 @@
-"""Demo report: a self-contained HTML page, and its table for the terminal."""
+"""Demo report: a self-contained HTML page, and a table for the terminal."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Throughput(NamedTuple):
     """Speed of one stage."""
 
     stage: str
-    #: Number of images, counted each time they are processed.
+    #: Number of images, counted every time they are processed.
     images: int
     #: Wall-clock time.
     seconds: float
@@ -35,12 +35,12 @@ class DemoReport:
     problems: Sequence[str]
     rows: Sequence[MetricRow]
     throughput: Sequence[Throughput]
-    #: (caption, PNG file).
+    #: (caption, PNG file) pairs.
     figures: Sequence[tuple[str, Path]]
     #: Shell commands that reproduce the demo.
     commands: Sequence[str]
     machine: dict[str, str]
-    #: Rows of the ablation table, the column names first, and their source.
+    #: Rows of the ablation table, starting with the column names, and their source.
     ablations: Sequence[Sequence[str]] = ()
     ablations_source: str = ""
     notes: Sequence[str] = ()
@@ -71,7 +71,7 @@ def write_html(report: DemoReport, path: Path) -> None:
     """Write the page with embedded images, atomically.
 
     Raises:
-        OSError: if a figure cannot be read, or the page not be written.
+        OSError: if a figure cannot be read, or the page cannot be written.
     """
     from jinja2 import Environment, StrictUndefined
 

@@ -1,7 +1,7 @@
-"""Run the demo: data, coarse run, fine run, evaluation and report.
+"""Run the demo: data, coarse-stage run, fine-stage run, evaluation and report.
 
 Each stage writes a complete result to the output folder and is skipped if it exists, so an
-interrupted demo resumes. Everything runs on the CPU, where a seed gives the same numbers again.
+interrupted demo resumes. Everything runs on the CPU, where the same seed gives the same numbers.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ def main(
     seed: int = 0,
     permute_images: bool = False,
 ) -> int:
-    """Run the demo, or the remaining stages of an interrupted one; arguments as of `fiber demo`.
+    """Run the demo, or the remaining stages of an interrupted one; arguments as in `fiber demo`.
 
     Returns:
-        0; 1 if a metric is below its floor, a required group of metrics has none, or a metric stays
-        above its floor on permuted images. Always 1 with `permute_images`.
+        0 on success; 1 if a metric is below its floor, a required group of metrics has no floor, or
+        a metric reaches its floor on permuted images. Always 1 with `permute_images`.
 
     Raises:
-        ValueError: if the folder has a demo with other parameters, or unrelated files.
+        ValueError: if the folder contains unrelated files, or a demo with different parameters.
     """
     mode = "fast" if fast else "default"
     path = Path(output) if output is not None else default_output(data, mode)
@@ -74,7 +74,7 @@ def main(
 
 
 def default_output(data: str, mode: str) -> Path:
-    """Return the folder of a kind of demo: runs/demo, runs/demo-fast, runs/demo-stamps ..."""
+    """Return the default output folder: runs/demo, runs/demo-fast, runs/demo-stamps, ..."""
     parts = ["demo", *([data] if data != "scenes" else []), *([mode] if mode != "default" else [])]
     return Path("runs") / "-".join(parts)
 
@@ -101,7 +101,7 @@ class Demo:
         self.clock = Clock(self.plan.seconds)
 
     def train(self) -> None:
-        """Run stages 1 to 3: the dataset, the coarse model, the fine model."""
+        """Run stages 1 to 3: the dataset, the coarse-stage model, the fine-stage model."""
         finished = (self.folder.data / "dataset.json").is_file()
         self.clock.run("data", self._make_data, finished=finished)
         for stage, start in (("coarse", None), ("fine", self.models["coarse"])):
@@ -131,7 +131,7 @@ class Demo:
         train(config, data=self.folder.data, output=output, init=start, resume=True, device="cpu")
 
     def measure(self, *, permute_images: bool) -> list[floors.MetricRow]:
-        """Run stage 4: the table, with every metric's floor."""
+        """Run stage 4: evaluate, and return the rows with their floors and verdicts."""
         self.measures = Measures(self.folder, self.plan, self.models)
         rows: list[floors.MetricRow] = []
         self.clock.run(
@@ -183,7 +183,7 @@ class Clock:
     """Logs the current stage, its duration and an estimate of the remaining time."""
 
     def __init__(self, seconds: Mapping[str, float]) -> None:
-        """Take each stage's duration on two cores, in the order of the stages."""
+        """Set the expected duration of each stage in seconds, in stage order."""
         self.seconds = dict(seconds)
         self._took, self._planned = 0.0, 0.0
 
@@ -197,7 +197,7 @@ class Clock:
         later = stages[stages.index(stage) + 1 :]
         number = f"[{stages.index(stage) + 1}/{len(stages)}] {stage}"
         if finished:
-            say(f"{number}: finished before")
+            say(f"{number}: already finished")
             return
         say(f"{number} ...")
         began = time.monotonic()
@@ -207,7 +207,7 @@ class Clock:
         self._planned += self.seconds[stage]
         line = f"{number}: {readable_seconds(took)}"
         if later:
-            # Scaled by this machine's speed so far, relative to the plan's.
+            # Scale by this machine's speed so far, relative to the plan.
             left = sum(self.seconds[name] for name in later) * self._took / self._planned
             line += f"; next: {later[0]}; about {readable_seconds(left)} left"
         say(line)

@@ -1,4 +1,4 @@
-"""Detect boxes for prompts; the image encoder runs once per image for all prompts."""
+"""Predict boxes for prompts, running the image encoder once per image."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from fiber.inference.text_feature_cache import TextPrefixes
 from fiber.models.fiber.detector import DetectorOutput, FiberDetector
 from fiber.postprocess import Detections, FoundBoxes, detect_boxes, ground_phrases, join_chunks
 
-#: Maximum input pixels of a batch of (image, prompt) pairs in the fused layers.
+#: Maximum total image pixels in a batch of (image, prompt) pairs in the fused layers.
 PAIR_PIXELS = 4_000_000
 
 
 class Thresholds(NamedTuple):
-    """Thresholds of box selection."""
+    """Thresholds for box selection."""
 
     #: Minimum score, in [0, 1].
     score: float
-    #: IoU of two boxes of a label above which the lower-scored box is removed.
+    #: IoU above which the lower-scored of two boxes with the same label is removed.
     nms: float
-    #: Maximum boxes per image.
+    #: Maximum number of boxes per image.
     max_detections: int
-    #: Maximum boxes per phrase; None: no limit (detection).
+    #: Maximum number of boxes per phrase; None for no limit (detection).
     boxes_per_phrase: int | None = None
 
     def check(self) -> None:
-        """Raise TypeError or ValueError for a threshold of the wrong type or out of range."""
+        """Raise TypeError or ValueError if a threshold has the wrong type or is out of range."""
         for name, value in (("score_threshold", self.score), ("nms_threshold", self.nms)):
             if not isinstance(value, numbers.Real):
-                raise TypeError(f"{name} must be a number from 0 to 1, got {value!r:.60}")
+                raise TypeError(f"{name} must be a number between 0 and 1, got {value!r:.60}")
             if not 0 <= value <= 1:
-                raise ValueError(f"{name} must be from 0 to 1, got {value}")
+                raise ValueError(f"{name} must be between 0 and 1, got {value}")
         counts = {"max_detections": self.max_detections, "boxes_per_phrase": self.boxes_per_phrase}
         for name, count in counts.items():
             if count is not None and not isinstance(count, numbers.Integral):
@@ -51,9 +51,9 @@ class PassCounts:
     """Forward pass counters."""
 
     images: int = 0
-    #: Batches in the image encoder, each of images of one padded size.
+    #: Image encoder batches; the images of a batch share one padded size.
     encoder_passes: int = 0
-    #: (image, prompt) pairs in the fused layers and the head.
+    #: (image, prompt) pairs run through the fused layers and the head.
     pairs: int = 0
 
 
@@ -68,8 +68,8 @@ def find_boxes(
 ) -> list[Detections]:
     """Find boxes for the prompts of each image, best box first.
 
-    `prompts` has one list per image; labels are numbered across the prompts of a list. `passes` is
-    updated in place.
+    `prompts` has one list per image, whose labels are numbered consecutively across its prompts.
+    `passes` is updated in place.
     """
     found: list[Detections | None] = [None] * len(images)
     for batch in inputs.images(images):

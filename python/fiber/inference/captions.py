@@ -15,15 +15,15 @@ from fiber.models.fiber.image_text import FiberImageText
 def caption_writer(
     model: FiberImageText, num_beams: int | None, max_tokens: int, *, sample: bool, seed: int
 ) -> Callable[[Tensor], Tensor]:
-    """Return a function from (B, H, W, C) image tokens to (B, n) int64 ids without <s>.
+    """Return a function that maps (B, H, W, C) image tokens to (B, n) int64 ids without <s>.
 
-    Arguments and errors are those of `Model.caption`.
+    Arguments and exceptions are the same as for `Model.caption`.
     """
     for name, value, kind in (("sample", sample, bool), ("seed", seed, int)):
         if type(value) is not kind:
             raise TypeError(f"caption: {name} must be {kind.__name__}, got {value!r:.60}")
     if not 0 <= seed < 2**63:
-        raise ValueError(f"caption: seed must be from 0 to 2**63 - 1, got {seed}")
+        raise ValueError(f"caption: seed must be between 0 and 2**63 - 1, got {seed}")
     if not sample:
         beams = CAPTION_BEAMS if num_beams is None else num_beams
         return lambda tokens: (

@@ -22,81 +22,81 @@ from fiber.data.text_lengths import has_words
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-#: One image: a path, encoded bytes, a PIL image, or a uint8 array (H, W, 3).
+#: One image: a path, encoded bytes, a PIL image, or an (H, W, 3) uint8 array.
 ImageInput: TypeAlias = (
     "str | os.PathLike[str] | bytes | bytearray | memoryview | Image | np.ndarray"
 )
 Images: TypeAlias = Sequence[ImageInput]
 ImagePair: TypeAlias = tuple[ImageInput, ImageInput]
-#: One text or several.
+#: One or more texts.
 Texts: TypeAlias = str | Sequence[str]
 
-#: Images decoded at once, and maximum batch size of the image encoder.
+#: Number of images decoded at a time, and the maximum batch size of the image encoder.
 IMAGES_AT_ONCE = 16
 
 
 def as_list(images: Any) -> tuple[list[Any], bool]:
-    """Convert an image or several to a list; also return True for a single image.
+    """Convert one or more images to a list; also return True if given a single image.
 
     Raises:
-        TypeError: if it is neither an image nor a list of images.
-        ValueError: for an array of another shape.
+        TypeError: if `images` is neither an image nor a list of images.
+        ValueError: if an array has the wrong shape.
     """
     if isinstance(images, (str, os.PathLike, bytes, bytearray, memoryview)):
         return [images], True
     if isinstance(images, np.ndarray):
-        # An array of paths or of images of several sizes is a list.
+        # Treat an array of paths, or of images of different sizes, as a list.
         if images.ndim in (3, 4) or images.dtype.kind in "OSU":
             return ([images], True) if images.ndim == 3 else (list(images), False)
         raise ValueError(
-            f"image is an array of shape {images.shape} and dtype {images.dtype};"
-            " expected (H, W, 3) and uint8, or (n, H, W, 3) for n images"
+            f"image is an array of shape {images.shape} and dtype {images.dtype}; expected shape"
+            " (H, W, 3), or (n, H, W, 3) for n images, and dtype uint8"
         )
-    # A PIL image, without importing PIL.
+    # Recognize a PIL image without importing PIL.
     if hasattr(images, "convert") and hasattr(images, "size"):
         return [images], True
     if isinstance(images, Sequence) or hasattr(images, "__iter__"):
         return list(images), False
     raise TypeError(
-        "image must be a path, bytes, a PIL image or a uint8 array (H, W, 3), or a list of these;"
+        "image must be a path, bytes, a PIL image or an (H, W, 3) uint8 array, or a list of these;"
         f" got {type(images).__name__}"
     )
 
 
 def as_texts(texts: str | Sequence[str], what: str) -> list[Any]:
-    """Convert a text or several to a list.
+    """Convert one or more texts to a list.
 
     Raises:
-        TypeError: if it is neither.
+        TypeError: if `texts` is neither a str nor a list of str.
     """
     if isinstance(texts, str):
         return [texts]
     if isinstance(texts, bytes) or not hasattr(texts, "__iter__"):
         kind = type(texts).__name__
-        raise TypeError(f"{what}: expected a str or a list of str, got the {kind} {texts!r:.60}")
+        raise TypeError(f"{what}: expected a str or a list of str, got {kind} {texts!r:.60}")
     return list(texts)
 
 
 def check_top_k(top_k: int) -> None:
-    """Raise a TypeError or ValueError unless `top_k` is an integer of 1 or more."""
+    """Raise TypeError or ValueError unless `top_k` is a positive integer."""
     if not isinstance(top_k, (int, np.integer)):
-        raise TypeError(f"top_k must be an integer, got the {type(top_k).__name__} {top_k!r}")
+        raise TypeError(f"top_k must be an integer, got {type(top_k).__name__} {top_k!r}")
     if top_k < 1:
         raise ValueError(f"top_k must be 1 or more, got {top_k}")
 
 
 def one_for_each(texts: str | Sequence[str], count: int, what: str) -> list[str]:
-    """Return one text per image, given one for all images or one for each.
+    """Return one text per image, given a single text for all images or one text per image.
 
     Raises:
-        ValueError: if the number differs, or a text is empty.
+        ValueError: if the number of texts is wrong, or a text is empty.
     """
     given = as_texts(texts, what)
     if isinstance(texts, str):
         given = given * count
     if len(given) != count:
         raise ValueError(
-            f"{len(given)} {what}s for {count} images; expected one, or one for each image"
+            f"{len(given)} {what}s for {count} images; expected one for all images or one per image"
         )
     return not_empty(given, what)
 
@@ -104,10 +104,10 @@ def one_for_each(texts: str | Sequence[str], count: int, what: str) -> list[str]
 def one_list_for_each(
     texts: str | Sequence[str] | Sequence[Sequence[str]], count: int, what: str
 ) -> list[list[str]]:
-    """Return one list of texts per image, given one for all images or one for each.
+    """Return one list of texts per image, given a single list for all images or one per image.
 
     Raises:
-        ValueError: if the number of lists differs, or a list is empty.
+        ValueError: if the number of lists is wrong, or a list is empty.
     """
     given: list[Any] = as_texts(texts, what)  # type: ignore[arg-type]
     if all(isinstance(text, str) for text in given):
@@ -115,7 +115,7 @@ def one_list_for_each(
     elif len(given) != count:
         raise ValueError(
             f"{len(given)} lists of texts for {count} images; expected one list of {what}s"
-            " for all images, or one list for each image"
+            " for all images, or one list per image"
         )
     for index, each in enumerate(given):
         if isinstance(each, str) or not isinstance(each, Collection) or not each:
@@ -130,27 +130,27 @@ def not_empty(texts: Sequence[str], what: str) -> list[str]:
 
     Raises:
         TypeError: if an entry is not a str.
-        ValueError: if a text is empty or has a lone surrogate.
+        ValueError: if a text is empty or contains a lone surrogate.
     """
     for index, text in enumerate(texts):
         if not isinstance(text, str):
             raise TypeError(f"{what} {index} is a {type(text).__name__}; expected a str")
         if not text.strip():
-            raise ValueError(f"{what} {index} is empty; expected a text with words")
+            raise ValueError(f"{what} {index} is empty; expected text that contains words")
         if any("\ud800" <= letter <= "\udfff" for letter in text):
             raise ValueError(
-                f"{what} {index} has a lone surrogate: {text!r:.60}; expected valid Unicode"
+                f"{what} {index} contains a lone surrogate: {text!r:.60}; expected valid Unicode"
             )
     return [text.strip() for text in texts]
 
 
 @dataclass(frozen=True)
 class ImageBatch:
-    """Images of one padded size."""
+    """Images padded to the same size."""
 
     #: (B,) indices into the user's list.
     indices: list[int]
-    #: (B, 3, H, W) normalized.
+    #: (B, 3, H, W), normalized.
     images: Tensor
     #: (B, 2) int64 (height, width) without padding, in pixels.
     image_sizes: Tensor
@@ -173,7 +173,7 @@ class TextBatch:
 
 
 class Inputs:
-    """Image and text preprocessing of a model."""
+    """Image and text preprocessing for a model."""
 
     def __init__(
         self,
@@ -192,12 +192,12 @@ class Inputs:
     def images(self, images: Sequence[Any]) -> Iterator[ImageBatch]:
         """Decode and transform images in batches.
 
-        The model attends to padding. Only images of one padded size share a batch, so that results
-        do not depend on the other images.
+        Only images with the same padded size share a batch: the model attends to padding, so
+        results would otherwise depend on the other images.
 
         Raises:
-            FileNotFoundError, fiber.DecodeError: naming an image that cannot be read.
-            ValueError: for an array of another shape or dtype, or without pixels.
+            FileNotFoundError, fiber.DecodeError: if an image cannot be read; the message names it.
+            ValueError: if an array has the wrong shape or dtype, or no pixels.
         """
         with ThreadPoolExecutor(max_workers=torch.get_num_threads()) as pool:
             for start in range(0, len(images), IMAGES_AT_ONCE):
@@ -219,8 +219,8 @@ class Inputs:
         """Tokenize texts and truncate long ones, by default with a warning.
 
         Raises:
-            ValueError: if the model has no tokenizer, or a text has only special tokens such as
-                <s> and <pad>.
+            ValueError: if the model has no tokenizer, or a text contains only special tokens
+                such as <s> and <pad>.
         """
         tokenizer, limit = self.needed_tokenizer(), self.config.max_tokens
         arrays = tokenizer.encode_batch(texts, max_tokens=limit, offsets=True)
@@ -230,7 +230,7 @@ class Inputs:
         counts = text_mask.sum(1)
         for text, ids, count in zip(texts, token_ids, counts, strict=True):
             if not has_words(ids[:count].tolist(), self.config.roberta.mask_id):
-                raise ValueError(f"text {text!r:.60} has only special tokens; expected words")
+                raise ValueError(f"text {text!r:.60} contains only special tokens; expected words")
             if warn_truncated and count == limit and len(tokenizer.encode(text)[0]) > limit:
                 warnings.warn(
                     f"text {text[:60]!r}... is truncated to the model's maximum of {limit} tokens",
@@ -257,12 +257,12 @@ class Inputs:
         return self.tokenizer
 
     def _prepare(self, image: Any) -> tuple[np.ndarray, Tensor, tuple[int, int]]:
-        """Return the decoded image, its (3, H, W) tensor and (height, width) without padding."""
+        """Return the decoded image, its (3, H, W) tensor, and its unpadded (height, width)."""
         array = load_image(image)
         if not array.size:
             raise ValueError(
-                f"image has shape {array.shape} and no pixels; expected (H, W, 3) with H and W of 1"
-                " or more"
+                f"image of shape {array.shape} has no pixels; expected (H, W, 3) with positive H"
+                " and W"
             )
         pixels, _, size = _core.apply_transform(array, self.transform)
         return array, torch.from_numpy(np.asarray(pixels)), size

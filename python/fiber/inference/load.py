@@ -25,31 +25,31 @@ def load(
 ) -> Model:
     """Load a trained model.
 
-    The architecture of a published checkpoint is inferred from its tensor names and shapes and, if
-    the file has one, the config of its run. Every other tensor is ignored for a listed reason or
-    refused. The ITC temperature, which only training reads, may be missing and is then set to 0.07;
-    `fiber convert` lists ignored and missing tensors. All published coarse files have the ITC
-    projections, so the model has that head even if the file's task did not train it. No code in a
-    file is run.
+    The architecture of a published checkpoint is inferred from its tensor names and shapes and from
+    its training config, if the file contains one. A tensor that the model does not use is ignored
+    if it is known to be safe to skip, and is an error otherwise. The ITC temperature, used only in
+    training, may be missing and is then set to 0.07; `fiber convert` lists ignored and missing
+    tensors. All published coarse-stage files contain the ITC projections, so the model has that
+    head even if the file's task did not train it. Loading never executes code from a file.
 
     Args:
-        path: directory of a run or a saved model, or a published .ckpt, .pt, .pth or .safetensors
+        path: folder of a run or a saved model, or a published .ckpt, .pt, .pth or .safetensors
             file of either stage.
-        tokenizer: a tokenizer, a tokenizer.json, or a directory with it or with RoBERTa's
-            vocab.json and merges.txt; default: the directory's own.
-        answers: answers in the order of the VQA head's logits, or a JSON file with a list of them;
-            default: the directory's own.
-        device: default CUDA if available, else the CPU.
-        dtype: compute dtype; default bfloat16 on CUDA, float32 on the CPU.
-        image_size: height and width of a coarse model's input images in pixels, if not its own; its
-            position bias tables are resized, as in the published training.
-        weights: trained weights ("raw", as the published tools load) or their moving average
-            ("ema"), if the file has both.
+        tokenizer: a tokenizer, a tokenizer.json file, or a folder that contains it or RoBERTa's
+            vocab.json and merges.txt; default: the one in the model folder.
+        answers: answers in the order of the VQA head's logits, or a JSON file that lists them;
+            default: those in the model folder.
+        device: default: CUDA if available, else the CPU.
+        dtype: compute dtype; default: bfloat16 on CUDA, float32 on the CPU.
+        image_size: input height and width in pixels for a coarse-stage model; default: the model's
+            own. Position bias tables are resized as in the published training code.
+        weights: trained weights ("raw", which the published tools load) or their exponential moving
+            average ("ema"), if the file contains both.
 
     Raises:
-        FileNotFoundError: if there is no model, with what is missing.
-        ValueError: if a file cannot be read, or its parts do not match, with the name of every
-            tensor that is missing, unexpected or of another shape.
+        FileNotFoundError: if no model is found; the message says what is missing.
+        ValueError: if a file cannot be read, or its parts do not match; the message names every
+            tensor that is missing, unexpected, or has the wrong shape.
     """
     stored = load_stored(
         path, tokenizer, answers, device, dtype, image_size=image_size, weights=weights

@@ -60,24 +60,24 @@ class Hit:
 
     #: Index into the searched images.
     index: int
-    #: ITM probability, or ITC cosine similarity without re-ranking.
+    #: ITM probability, or ITC cosine similarity without reranking.
     score: float
 
 
 class Model:
     """A network with its tokenizer and vocabularies.
 
-    An image is a path, bytes, a PIL image or a uint8 array (H, W, 3). Methods return one result for
-    an image, and a list for a list of images.
+    An image is a path, bytes, a PIL image or an (H, W, 3) uint8 array. Methods return a single
+    result for one image, and a list of results for a list of images.
 
     Args:
-        network: is set to evaluation mode and stays on its device.
-        tokenizer: required by every method that takes a text; its special tokens must have
-            RoBERTa's ids.
+        network: network to run; set to evaluation mode, and kept on its device.
+        tokenizer: required by every method that reads or generates text; its special tokens must
+            have RoBERTa's ids.
         answers: answers in the order of the VQA head's logits; required by `answer`.
         classes: default classes of `detect`.
-        dtype: compute dtype; the weights keep theirs.
-        trained_on: training data, if known; `fiber.evaluate` on it warns.
+        dtype: compute dtype; the dtype of the weights does not change.
+        trained_on: training data, if known; `fiber.evaluate` warns when evaluating on it.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class Model:
         self.device = next(network.parameters()).device
         self.dtype = dtype
         self.trained_on = trained_on
-        #: Forward passes of `ground` and `detect` since the model was loaded.
+        #: Forward pass counts of `ground` and `detect` since the model was loaded.
         self.passes = PassCounts()
         self._inputs = Inputs(self.config, inference_transform(self.config), tokenizer, self.device)
         if isinstance(network, FiberDetector):
@@ -106,7 +106,7 @@ class Model:
 
     @property
     def heads(self) -> tuple[str, ...]:
-        """Names of the heads."""
+        """Names of the model's heads."""
         return self.config.heads
 
     def __repr__(self) -> str:
@@ -133,23 +133,23 @@ class Model:
         nms_threshold: float = 0.6,
         max_detections: int = 100,
     ) -> Detections | list[Detections]:
-        """Find the best boxes of phrases, each independently or in the context of a caption.
+        """Find the best boxes for phrases, either independently or in the context of a caption.
 
         Args:
-            images: an image or a list.
-            phrases: a phrase, a list of phrases for all images, or one list for each image; "the
-                star left of the ring" gives boxes of the star.
-            caption: sentence with the phrases, one for all images or one for each; by default its
-                phrases are found by `fiber.inference.noun_phrases`.
-            spans: instead of phrases, half-open ranges (start, end) of the caption's code points,
-                or lists of ranges for phrases in parts; one list for each caption.
-            boxes_per_phrase: maximum number of boxes of a phrase.
-            score_threshold: minimum score of a box, in [0, 1]; see `Detections`.
-            nms_threshold: maximum IoU of two boxes of a phrase.
-            max_detections: maximum number of boxes of an image.
+            images: an image or a list of images.
+            phrases: a phrase, a list of phrases for all images, or one list per image; "the star
+                left of the ring" returns boxes of the star.
+            caption: sentence that contains the phrases, one for all images or one per image;
+                without `phrases`, its noun phrases are found by `fiber.inference.noun_phrases`.
+            spans: alternative to `phrases`: half-open (start, end) ranges of the caption's code
+                points, or lists of ranges for phrases in several parts; one list per caption.
+            boxes_per_phrase: maximum number of boxes per phrase.
+            score_threshold: minimum box score, in [0, 1]; see `Detections`.
+            nms_threshold: maximum IoU between two boxes of the same phrase.
+            max_detections: maximum number of boxes per image.
 
         Returns:
-            Detections of each image, best box first.
+            Detections for each image, best box first.
         """
         self.need_head("grounding", "ground")
         given, single = as_list(images)
@@ -176,21 +176,21 @@ class Model:
         nms_threshold: float = 0.6,
         max_detections: int = 100,
     ) -> Detections | list[Detections]:
-        """Detect all objects of the classes, which are joined into as few prompts as they fit.
+        """Detect all objects of the given classes, packed into as few prompts as possible.
 
         Args:
-            images: an image or a list.
-            classes: names for all images, or one list for each image; default: the classes that the
+            images: an image or a list of images.
+            classes: class names for all images, or one list per image; default: the classes the
                 model was trained on. A `fiber.data.ClassName`, or a mapping of its fields, adds a
-                prefix and a suffix to a name. Duplicates are an error; names are case-sensitive.
-            classes_per_prompt: maximum number of classes in a prompt (published for LVIS: 40); 0 or
-                None: as many as fit.
-            score_threshold: minimum score of a box, in [0, 1]; see `Detections`.
-            nms_threshold: maximum IoU of two boxes of a class.
-            max_detections: maximum number of boxes of an image.
+                prefix and a suffix to a name. Names are case-sensitive; duplicates are an error.
+            classes_per_prompt: maximum number of classes per prompt (40 in the published LVIS
+                evaluation); 0 or None for as many as fit.
+            score_threshold: minimum box score, in [0, 1]; see `Detections`.
+            nms_threshold: maximum IoU between two boxes of the same class.
+            max_detections: maximum number of boxes per image.
 
         Returns:
-            Detections of each image, best box first.
+            Detections for each image, best box first.
         """
         self.need_head("grounding", "detect")
         given, single = as_list(images)
@@ -210,10 +210,10 @@ class Model:
     def answer(
         self, images: ImageInput | Images, questions: Texts, *, top_k: int = 1
     ) -> list[Answer] | list[list[Answer]]:
-        """Answer one question for all images, or one for each.
+        """Answer a single question about all images, or one question per image.
 
         Returns:
-            The `top_k` best answers of each question, best first.
+            The `top_k` best answers to each question, best first.
         """
         self.need_head("vqa", "answer")
         check_top_k(top_k)
@@ -247,16 +247,17 @@ class Model:
         """Caption images.
 
         Args:
-            images: an image or a list.
-            num_beams: beams of beam search, default 5; 1 is greedy.
-            max_tokens: maximum length of a caption; default: the model's maximum.
-            sample: sample tokens instead of beam search.
-            seed: seed of each image's samples, 0 or more; captions do not depend on the batch.
+            images: an image or a list of images.
+            num_beams: number of beams in beam search; default: 5; 1 is greedy decoding.
+            max_tokens: maximum number of tokens per caption; default: the model's maximum.
+            sample: sample tokens instead of using beam search.
+            seed: non-negative seed, used for each image separately, so that captions do not depend
+                on the batch.
 
         Raises:
-            TypeError: if `sample` is not a bool, or `seed` not an int.
-            ValueError: if `num_beams` is given with `sample` or is below 1, or `seed` is out of
-                range.
+            TypeError: if `sample` is not a bool, or `seed` is not an int.
+            ValueError: if `num_beams` is combined with `sample` or is less than 1, or `seed` is out
+                of range.
         """
         self.need_head("caption", "caption")
         write = caption_writer(
@@ -283,8 +284,8 @@ class Model:
         """Compute the probability that each text matches each image (ITM).
 
         Returns:
-            (images, texts) float32 probabilities. A single image or text drops its dimension; both
-            give a float.
+            (images, texts) float32 probabilities. A single image or text drops its dimension; a
+            single image with a single text returns a float.
         """
         self.need_head("itm", "match")
         given, single = as_list(images)
@@ -305,7 +306,7 @@ class Model:
     def reason(self, pairs: ImagePair | list[ImagePair], statements: Texts) -> bool | list[bool]:
         """Decide whether statements about image pairs (left, right) are true (NLVR2).
 
-        `statements` is one for all pairs, or one for each.
+        `statements` is a single statement for all pairs, or one statement per pair.
         """
         self.need_head("nlvr2", "reason")
         single = isinstance(pairs, tuple)
@@ -362,28 +363,26 @@ class Model:
         rerank: bool | None = None,
         candidates: int | None = None,
     ) -> list[Hit]:
-        """Find the images that match a text best: ITC ranks all, ITM re-ranks the best.
+        """Find the images that best match a text: ITC ranks all images, ITM reranks the best.
 
-        A model with one of the two heads ranks by that one, with a warning unless this was
+        A model with only one of the two heads ranks by that head, and warns unless this was
         requested.
 
         Args:
             text: query.
             images: list of images.
             top_k: number of hits, best first.
-            rerank: re-rank by ITM: scores are matching probabilities, otherwise cosine
-                similarities. Default: if the model has both heads.
-            candidates: number of images to re-rank, 1 or more, default 32; at least `top_k`.
+            rerank: rerank by ITM; scores are then matching probabilities, otherwise cosine
+                similarities. Default: True if the model has both heads.
+            candidates: number of images to rerank; default: 32; raised to `top_k` if smaller.
 
         Raises:
-            MissingHeadError: if the model has neither head, or no ITC while `rerank` is False.
-            TypeError: if `text` is not a str, or `rerank` not a bool or None.
-            ValueError: if the text is empty, or `images` is one image.
+            MissingHeadError: if the model has neither head, or lacks ITC and `rerank` is False.
+            TypeError: if `text` is not a str, or `rerank` is not a bool or None.
+            ValueError: if the text is empty, or `images` is a single image.
         """
         if not isinstance(text, str):
-            raise TypeError(
-                f"search: text must be a str, got the {type(text).__name__} {text!r:.60}"
-            )
+            raise TypeError(f"search: text must be a str, got {type(text).__name__} {text!r:.60}")
         check_top_k(top_k)
         given, single = as_list(images)
         if single:
@@ -399,25 +398,25 @@ class Model:
         return [Hit(index, score) for index, score in ranked[:top_k]]
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write config.json, model.safetensors and the vocabularies to a directory.
+        """Write config.json, model.safetensors and the vocabularies to a folder.
 
         Raises:
-            NotADirectoryError: if it is a file.
-            FileExistsError: if it already has one of the files.
+            NotADirectoryError: if `folder` is a file.
+            FileExistsError: if `folder` already contains one of these files.
         """
         save_model(self.network, Path(folder), self.tokenizer, self.answers, self.classes)
 
     def need_head(self, head: str, asked: str) -> None:
-        """Raise MissingHeadError, with the recipe that trains it, if the model lacks a head."""
+        """Raise MissingHeadError, naming the recipe to train it, if the model lacks a head."""
         need_head(self.config, head, asked)
 
     def arithmetic(self) -> torch.autocast:
-        """Return the autocast context of the methods above."""
+        """Return the autocast context in which the network runs."""
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     @property
     def _coarse(self) -> FiberImageText:
-        """Image-text network; `need_head` has checked it."""
+        """The image-text network; call `need_head` first."""
         return cast(FiberImageText, self.network)
 
     def _boxes(

@@ -1,7 +1,7 @@
-"""Find noun phrases of captions with spaCy, else by splitting at function words and verbs.
+"""Find noun phrases in captions, with spaCy or by splitting at function words and verbs.
 
-`pip install 'fiber-vl[phrases]'` installs spaCy, `python -m spacy download en_core_web_sm` a
-pipeline. Any installed English pipeline with a parser works. Nothing is downloaded here.
+Install spaCy with `pip install 'fiber-vl[phrases]'` and a pipeline with `python -m spacy download
+en_core_web_sm`. Any installed English pipeline with a parser works. Nothing is downloaded here.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from fiber.data.char_spans import CharSpan
 
 #: Preferred spaCy pipelines, most accurate first.
 PIPELINES = ("en_core_web_trf", "en_core_web_lg", "en_core_web_md", "en_core_web_sm")
-#: Components that noun phrases do not need.
+#: Pipeline components that are not needed for noun phrases.
 _UNUSED = ("ner", "lemmatizer")
-#: Places rather than objects, such as "the left" in "to the left of".
+#: Matches places rather than objects, such as "the left" in "to the left of".
 _PLACE = re.compile(
     r"(?:(?:the|its|his|her|their)\s+)?"
     r"(?:left|right|front|back|top|bottom|middle|cent(?:er|re)|side|foreground|background)",
@@ -27,7 +27,7 @@ _PLACE = re.compile(
 
 @functools.cache
 def english_parser() -> Any:
-    """Load the best installed English spaCy pipeline with a parser; None if there is none."""
+    """Load the best installed English spaCy pipeline with a parser; return None without one."""
     try:
         import spacy  # pyright: ignore[reportMissingImports]
     except ImportError:
@@ -41,7 +41,7 @@ def english_parser() -> Any:
     return None
 
 
-#: Separators of several words, which may contain words of a phrase.
+#: Multi-word separators; their words may also occur in phrases.
 _SEPARATOR_PHRASES = """
 to the left of, to the right of, on the left of, on the right of, left of, right of, in front of,
 on top of, at the top of, at the bottom of, in the middle of, next to, close to, because of, out of
@@ -70,15 +70,15 @@ _SEPARATOR = re.compile(
 _DETERMINER = re.compile(
     r"(?:a|an|the|some|one|each|every|no|left|right|other|another)", re.IGNORECASE
 )
-#: A single participle, such as "parked" of "is parked", is not a phrase.
+#: A single participle, such as "parked" in "is parked", is not a phrase.
 _PARTICIPLE = re.compile(r"\w{3,}ed|seen|lit|made|full", re.IGNORECASE)
 
 
 def caption_phrases(caption: str) -> list[CharSpan]:
-    """Find the noun phrases of a caption as half-open character spans, in order.
+    """Find the noun phrases in a caption as half-open character spans, in order.
 
-    Uses spaCy without pronouns and places, if an English pipeline is installed. Otherwise warns
-    once and uses `noun_phrases`, which takes "a dog catches a frisbee" for one phrase.
+    Uses spaCy, excluding pronouns and places, if an English pipeline is installed. Otherwise warns
+    once and uses `noun_phrases`, which mistakes "a dog catches a frisbee" for one phrase.
     """
     pipeline = english_parser()
     if pipeline is None:
@@ -95,9 +95,9 @@ def caption_phrases(caption: str) -> list[CharSpan]:
 @functools.cache
 def _warn_heuristic() -> None:
     warnings.warn(
-        "no spaCy pipeline for English is installed: the phrases of captions are found by a"
-        " heuristic (pip install 'fiber-vl[phrases]', then python -m spacy download"
-        " en_core_web_sm; not needed if phrases or spans are given)",
+        "no English spaCy pipeline is installed, so the phrases in captions are found by a"
+        " heuristic; install one with `pip install 'fiber-vl[phrases]'` and `python -m spacy"
+        " download en_core_web_sm`, or pass phrases or spans",
         UserWarning,
         # The caller of `Model.ground`.
         stacklevel=6,
@@ -107,8 +107,8 @@ def _warn_heuristic() -> None:
 def noun_phrases(caption: str) -> list[CharSpan]:
     """Find noun phrases by a heuristic, as half-open character spans, in order.
 
-    It knows only verbs that are frequent in captions: it works for English captions of everyday
-    scenes, not for free prose.
+    It recognizes only verbs that are frequent in captions, so it works for English captions of
+    everyday scenes but not for general prose.
 
     >>> caption = "A man in a red shirt is riding a horse to the left of two small dogs."
     >>> [caption[start:end] for start, end in noun_phrases(caption)]

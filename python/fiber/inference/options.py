@@ -1,4 +1,4 @@
-"""Argument types of `Model.ground`, `detect` and `caption`, for their overloads."""
+"""Argument types for the overloads of `Model.ground`, `detect` and `caption`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, TypeAlias, TypedDict
 
 from fiber.data.prompts.classes import ClassLike
 
-#: Phrases or classes for all images, or one list for each image.
+#: Phrases or classes for all images, or one list per image.
 Phrases: TypeAlias = str | Sequence[str] | Sequence[Sequence[str]] | None
 Classes: TypeAlias = ClassLike | Sequence[ClassLike] | Sequence[Sequence[ClassLike]] | None
 

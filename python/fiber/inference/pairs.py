@@ -1,4 +1,4 @@
-"""Run coarse heads on (image, text) pairs, and rank images for a text."""
+"""Run coarse-stage heads on (image, text) pairs, and rank images for a text."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fiber.models.fiber.backbone import ImagePrefix
 from fiber.models.fiber.image_text import FiberImageText
 from fiber.models.fiber.pair_scoring import TextFeatureStore, match_log_odds, run_pairs
 
-#: Batch size of pairs in the fused layers.
+#: Number of pairs per batch in the fused layers.
 PAIRS_AT_ONCE = 32
 
 
@@ -27,8 +27,8 @@ def score_pairs(
 ) -> Tensor:
     """Run a head on n (image index, text index) pairs.
 
-    Features below the fusion are computed once per image and text. `head` maps pooled pairs
-    (B, 2 D) to (B, K).
+    Features below the fused layers are computed once per image and text. `head` maps (B, 2 D)
+    pooled pairs to (B, K).
 
     Returns:
         (n, K) float32 on the CPU.
@@ -63,10 +63,10 @@ def score_pairs(
 def rank_images(
     network: FiberImageText, inputs: Inputs, text: str, images: Sequence[Any], reranked: int
 ) -> list[tuple[int, float]]:
-    """Rank images for a text by ITC, then re-rank the best ones by ITM.
+    """Rank images for a text by ITC, then rerank the best ones by ITM.
 
-    The image encoder runs once per image: features below the fusion are kept for the best images.
-    The `reranked` best images are re-ranked and the others dropped; 0: rank all images by ITC only.
+    The image encoder runs once per image: features below the fused layers are kept for the best
+    images. Only the `reranked` best images are returned; 0 ranks all images by ITC alone.
 
     Returns:
         (image index, score), best first: ITM probabilities, or ITC cosine similarities.
@@ -117,10 +117,10 @@ def match_images(
 
 
 def _by_matching(log_odds: list[tuple[int, float]]) -> list[tuple[int, float]]:
-    """Sort (index, log odds), then convert to probabilities, which may round to ties."""
+    """Sort (index, log odds) pairs before conversion to probabilities, which may round to ties."""
     return [(index, torch.tensor(value).sigmoid().item()) for index, value in _best_first(log_odds)]
 
 
 def _best_first(scored: list[tuple[int, float]]) -> list[tuple[int, float]]:
-    """Sort (index, score) by descending score; stable."""
+    """Sort (index, score) pairs by descending score; stable."""
     return sorted(scored, key=lambda entry: -entry[1])

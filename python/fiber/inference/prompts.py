@@ -1,4 +1,4 @@
-"""Build the prompts of `Model.detect` and `Model.ground` for each image."""
+"""Build the prompts for each image in `Model.detect` and `Model.ground`."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from fiber.inference.noun_phrases import caption_phrases, noun_phrases
 def detection_prompts(
     classes: Any, count: int, inputs: Inputs, classes_per_prompt: int | None
 ) -> list[list[Prompt]]:
-    """Concatenate classes into the prompts of each of `count` images.
+    """Join classes into prompts for each of `count` images.
 
-    `classes` is one list for all images, or one for each; `classes_per_prompt` 0 or None: as many
-    as fit.
+    `classes` is a single list for all images, or one list per image. `classes_per_prompt` is the
+    maximum number of classes per prompt; 0 or None for as many as fit.
 
     Raises:
-        TypeError, ValueError: for an empty list, or for an invalid, empty, too long or duplicate
-            class.
+        TypeError, ValueError: if a list is empty, or a class is invalid, empty, too long or a
+            duplicate.
     """
     given: Any = [classes] if _is_class(classes) else as_texts(classes, "class")
     if all(_is_class(each) for each in given):
@@ -39,8 +39,8 @@ def detection_prompts(
         return [_class_prompts(given, inputs, classes_per_prompt)] * count if count else []
     if len(given) != count:
         raise ValueError(
-            f"{len(given)} lists of texts for {count} images; expected one list of class names"
-            " for all images, or one list for each image"
+            f"{len(given)} lists of class names for {count} images; expected one list for all"
+            " images, or one list per image"
         )
     prompts = []
     for index, each in enumerate(given):
@@ -53,9 +53,9 @@ def detection_prompts(
 def grounding_prompts(
     phrases: Any, caption: Any, spans: Any, count: int, inputs: Inputs
 ) -> list[list[Prompt]]:
-    """Build the prompts of each of `count` images; the other arguments are those of `Model.ground`.
+    """Build the prompts for each of `count` images; other arguments are as in `Model.ground`.
 
-    Warns if a text is truncated, with the number of lost phrases.
+    Warns if a text is truncated, naming the affected phrases.
     """
     if spans is not None and (phrases is not None or caption is None):
         raise ValueError("ground: spans must be given with a caption and without phrases")
@@ -64,7 +64,7 @@ def grounding_prompts(
         raise ValueError("ground: expected phrases, a caption or both, got neither")
     captions = [] if caption is None else one_for_each(caption, count, "caption")
     if spans is not None and caption is not None:
-        # Spans refer to captions that are not stripped.
+        # Spans index into the captions as given, before stripping.
         captions = [caption] * count if isinstance(caption, str) else list(caption)
     span_lists = None if spans is None else _spans_for_each(spans, caption, count)
     prompts = []
@@ -87,7 +87,7 @@ def _is_class(given: Any) -> bool:
 def _class_prompts(
     classes: Sequence[ClassLike], inputs: Inputs, classes_per_prompt: int | None
 ) -> list[Prompt]:
-    """Concatenate classes into prompts; raise for duplicates (case-sensitive)."""
+    """Join classes into prompts; raise ValueError for duplicates (case-sensitive)."""
     first: dict[ClassName, int] = {}
     for number, given in enumerate(classes):
         each = as_class(given.strip() if isinstance(given, str) else given, number)
@@ -109,7 +109,7 @@ def _phrase_prompts(phrases: Sequence[str]) -> list[Prompt]:
     """Build one prompt per phrase, so that its boxes do not depend on the other phrases.
 
     As for referring expressions in training and evaluation, boxes are scored by the tokens of the
-    first noun phrase only, "the star" in "the star left of the ring".
+    first noun phrase only, such as "the star" in "the star left of the ring".
     """
     prompts = []
     for number, phrase in enumerate(not_empty(phrases, "phrase")):
@@ -119,10 +119,10 @@ def _phrase_prompts(phrases: Sequence[str]) -> list[Prompt]:
 
 
 def _caption_prompt(caption: str, phrases: Sequence[str] | None) -> Prompt:
-    """Build the prompt of a caption and its phrases; default: those of `caption_phrases`.
+    """Build the prompt for a caption and its phrases, by default those of `caption_phrases`.
 
     Raises:
-        ValueError: for a caption without phrases, or a phrase that does not occur in it.
+        ValueError: if the caption has no phrases, or a phrase does not occur in it.
     """
     if phrases is None:
         found = caption_phrases(caption)
@@ -136,7 +136,7 @@ def _caption_prompt(caption: str, phrases: Sequence[str] | None) -> Prompt:
 
 
 def _spans_for_each(spans: Any, caption: Any, count: int) -> list[Any]:
-    """Return each image's spans: the same list for a single caption, else one for each."""
+    """Return one list of spans per image, the same one for all if there is a single caption."""
     if isinstance(caption, str):
         return [spans] * count
     if isinstance(spans, str) or not isinstance(spans, Sequence) or len(spans) != count:
@@ -148,10 +148,10 @@ def _spans_for_each(spans: Any, caption: Any, count: int) -> list[Any]:
 
 
 def _marked_caption(caption: str, spans: Any) -> Prompt:
-    """Build the prompt of a caption and spans, each (start, end) or a list of these."""
+    """Build the prompt for a caption and its spans, each (start, end) or a list of these."""
     if isinstance(spans, str) or not isinstance(spans, Sequence) or not spans:
         raise ValueError(
-            f"spans of the caption {caption[:60]!r}: expected a list of one or more (start, end),"
+            f"spans for caption {caption[:60]!r}: expected a list of one or more (start, end),"
             f" got {spans!r:.60}"
         )
     phrases: list[tuple[CharSpan, ...]] = []
@@ -169,7 +169,7 @@ def _all_sequences(given: Sequence[Any]) -> bool:
 
 
 def _warn_truncated(prompt: Prompt, inputs: Inputs) -> None:
-    """Warn if a prompt is truncated, with the lost phrases."""
+    """Warn if a prompt is truncated, and name the affected phrases."""
     tokenizer, limit = inputs.needed_tokenizer(), inputs.config.max_tokens
     if not is_longer(prompt.text, tokenizer, limit):
         return
@@ -181,11 +181,11 @@ def _warn_truncated(prompt: Prompt, inputs: Inputs) -> None:
     effects = []
     if lost:
         effects.append(
-            f"{len(lost)} of its {len(phrases)} phrases are dropped, first {lost[0][:60]!r}"
+            f"{len(lost)} of {len(phrases)} phrases are dropped, starting with {lost[0][:60]!r}"
         )
     if cut:
-        effects.append(f"phrase {cut[0][:60]!r} is cut")
-    effect = "; ".join(effects) or "none of its phrases is cut"
+        effects.append(f"phrase {cut[0][:60]!r} is cut short")
+    effect = "; ".join(effects) or "no phrase is affected"
     warnings.warn(
         f"text {prompt.text[:60]!r}... is truncated to the model's maximum of {limit} tokens:"
         f" {effect}",

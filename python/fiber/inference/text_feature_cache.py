@@ -13,12 +13,12 @@ from torch.nn.utils.rnn import pad_sequence
 from fiber.inference.inputs import Inputs
 from fiber.models.fiber.detector import FiberDetector
 
-#: Maximum cached tokens; 100 MB in the base model.
+#: Maximum number of cached tokens; 100 MB for the base model.
 MAX_KEPT_TOKENS = 32_768
 
 
 class TextPrefixBatch(NamedTuple):
-    """Prompts as inputs of the fused layers."""
+    """Prompts as inputs to the fused layers."""
 
     #: (B, L, D) output of the backbone's `text_prefix`.
     prefix: Tensor
@@ -38,7 +38,7 @@ class TextPrefixes:
         self._weights = self._fingerprint()
 
     def batch(self, texts: Sequence[str]) -> TextPrefixBatch:
-        """Return the features of prompts, padded to the longest one; errors as `Inputs.texts`."""
+        """Return prompt features, padded to the longest prompt; errors as in `Inputs.texts`."""
         if self._weights != self._fingerprint():
             self._kept.clear()
             self._tokens, self._weights = 0, self._fingerprint()
@@ -60,7 +60,7 @@ class TextPrefixes:
         return TextPrefixBatch(prefix, mask, offsets)
 
     def _add(self, texts: Sequence[str]) -> None:
-        # Truncated prompts were reported when they were built.
+        # Truncation was already reported when the prompts were built.
         batch = self._inputs.texts(texts, warn_truncated=False)
         prefix = self._backbone.text_prefix(batch.token_ids, batch.text_mask)
         lengths = batch.text_mask.sum(1).tolist()
@@ -69,7 +69,7 @@ class TextPrefixes:
             self._tokens += length
 
     def _fingerprint(self) -> tuple[int, torch.device, torch.dtype]:
-        """Return in-place version, device and dtype of the text encoder's weights."""
+        """Return the version counter, device and dtype of the text encoder's weights."""
         parameters = list(self._backbone.text.parameters())
         # Inference tensors have no version counter.
         version = sum(each._version for each in parameters if not each.is_inference())

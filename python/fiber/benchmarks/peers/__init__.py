@@ -1,8 +1,8 @@
-"""Registry of the peers of `fiber bench data` and of fiber itself.
+"""Registry of the peers of `fiber bench data`, including fiber itself.
 
-Every other module here implements a peer. It is imported only in a process of its own (`worker`),
-by an interpreter that the user may choose, and imports nothing of fiber outside this package.
-A new peer is a module with `open_peer(task)` and an entry in `PEERS`.
+Peer modules are imported only in their own process (`worker`), by an interpreter that the user may
+choose, and except for `fiber_loader` import nothing from fiber outside this package. To add a peer,
+write a module with `open_peer(task)` and add an entry to `PEERS`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _FFCV: dict[str, Any] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Peer:
-    """A data pipeline to compare with."""
+    """A data pipeline to compare against."""
 
     #: Name on the command line and in rows.
     name: str
@@ -44,17 +44,17 @@ class Peer:
     does: frozenset[tuple[str, str]]
     #: Distributions whose versions are reported; the peer requires the first one.
     distributions: tuple[str, ...]
-    #: How to install it, if not with `pip install` of the first distribution.
+    #: How to install it; default: `pip install` the first distribution.
     install: str = ""
-    #: How its result differs from the requested one, by work; "" for every work.
+    #: How its result differs from the requested one, by work; the key "" applies to all work.
     differs: Mapping[str, str] = field(default_factory=dict)
-    #: Added to the environment of its process.
+    #: Environment variables to add in its process.
     environment: Mapping[str, str] = field(default_factory=dict)
     #: Shared library to preload; the peer requires it.
     preload: str = ""
 
     def can(self, work: str, output: str) -> bool:
-        """Return True if it supports this work and output."""
+        """Return True if the peer supports this work and output."""
         return (work, output) in self.does
 
     def remark(self, work: str) -> str:
@@ -107,7 +107,7 @@ PEERS = (
         variant="threads",
         does=_COARSE | _COARSE_BYTES | _FINE,
         distributions=("torchvision", "torch"),
-        # glibc keeps the memory of a freed image for the next one.
+        # Make glibc keep the memory of a freed image for the next one.
         environment={
             "MALLOC_MMAP_THRESHOLD_": "1073741824",
             "MALLOC_TRIM_THRESHOLD_": "2147483648",

@@ -15,7 +15,7 @@ from .task import SIZE, Epoch, Task
 
 
 def open_peer(task: Task) -> Epoch:
-    """Build the pipeline of the task's work."""
+    """Build the pipeline for the task."""
     pipeline = pipeline_def(
         batch_size=task.batch_size,
         num_threads=task.threads,
@@ -28,7 +28,7 @@ def open_peer(task: Task) -> Epoch:
 
     def epoch(number: int) -> Iterator[Any]:
         for _ in range(batches):
-            # A view of the batch; DALI reuses its memory for a later one.
+            # A view of the batch; DALI reuses its memory for a later batch.
             images, *boxes = pipeline.run()
             array = np.asarray(images.as_tensor())
             yield (array, *boxes) if boxes else array
@@ -46,7 +46,7 @@ def _coarse(task: Task) -> Any:
     if task.work == "squash":
         images = fn.decoders.image(encoded, device="cpu", output_type=types.RGB)
     else:
-        # Decodes only the crop, which is DALI's fastest way.
+        # Decode only the crop, which is fastest in DALI.
         images = fn.decoders.image_random_crop(
             encoded,
             device="cpu",
@@ -70,10 +70,10 @@ def _coarse(task: Task) -> Any:
 
 
 def _fine(task: Task) -> Any:
-    """Resize, flip and normalize; boxes are in unit coordinates, as DALI expects them."""
+    """Resize, flip and normalize; boxes are in normalized [0, 1] coordinates, as DALI expects."""
 
     def next_boxes() -> Iterator[list[np.ndarray]]:
-        shares = [_unit(task, index) for index in range(len(task.files))]
+        shares = [_normalized_boxes(task, index) for index in range(len(task.files))]
         while True:
             for start in range(0, len(shares), task.batch_size):
                 yield shares[start : start + task.batch_size]
@@ -101,7 +101,7 @@ def _fine(task: Task) -> Any:
     return images, fn.bb_flip(boxes, ltrb=True, horizontal=mirror)
 
 
-def _unit(task: Task, index: int) -> np.ndarray:
+def _normalized_boxes(task: Task, index: int) -> np.ndarray:
     height, width = task.sizes[index]
     scale = np.array([width, height, width, height], np.float32)
     return np.clip(np.asarray(task.boxes[index], np.float32) / scale, 0, 1)

@@ -1,6 +1,6 @@
 """FFCV: images converted to its own file format, as JPEG or raw pixels.
 
-It resizes with OpenCV's INTER_AREA and decodes with the fast, inexact DCT. It has no squash; a
+FFCV resizes with OpenCV's INTER_AREA and decodes with the fast, inexact DCT. It cannot squash, so a
 center crop, which reads fewer pixels, is used instead.
 """
 
@@ -26,7 +26,7 @@ from .task import MEAN, RATIO, SCALE, SIZE, STD, Epoch, Task
 
 
 class IndexedImages:
-    """Indexed dataset for FFCV's writer: (H, W, 3) uint8 and a label."""
+    """Map-style dataset for FFCV's writer: (H, W, 3) uint8 images and a label."""
 
     def __init__(self, files: tuple[str, ...]) -> None:
         self.files = files
@@ -39,7 +39,7 @@ class IndexedImages:
 
 
 def open_peer(task: Task) -> Epoch:
-    """Convert the images (variant "jpg" or "raw") and open the file."""
+    """Convert the images (variant "jpg" or "raw") and open the converted file."""
     torch.set_num_threads(1)
     numba.set_num_threads(min(task.threads, numba.config.NUMBA_NUM_THREADS))
     path = Path(task.cache) / f"ffcv-{task.variant}.beton"
@@ -63,7 +63,7 @@ def open_peer(task: Task) -> Epoch:
 def _page_size(task: Task) -> int:
     """Return FFCV's default page size of 8 MiB, or a larger one that every image fits into.
 
-    An image that does not fit crashes a writer's worker, and the writer hangs.
+    An image that does not fit crashes a worker of the writer, which then hangs.
     """
     largest = max(height * width * 3 for height, width in task.sizes)
     return max(1 << 23, 1 << largest.bit_length())

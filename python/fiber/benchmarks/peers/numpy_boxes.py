@@ -1,4 +1,4 @@
-"""Boxes in vectorized NumPy."""
+"""Box transforms in vectorized NumPy."""
 
 from __future__ import annotations
 

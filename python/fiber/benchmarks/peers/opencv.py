@@ -24,7 +24,7 @@ _kept = threading.local()
 
 
 def open_peer(task: Task) -> Epoch:
-    """Open threads that decode, resize, flip and normalize into slots of the batch."""
+    """Start threads that decode, resize, flip and normalize into slots of a reused batch."""
     cv2.setNumThreads(1)
     pool = ThreadPoolExecutor(task.threads)
     starts = range(0, len(task.files), task.batch_size)
@@ -81,7 +81,7 @@ def _normalize(pixels: np.ndarray, place: np.ndarray, numbers: Any) -> None:
     values = _kept.__dict__.get("values")
     if values is None or values.shape != pixels.shape:
         values = _kept.values = np.empty(pixels.shape, np.float32)
-    # OpenCV accepts a scalar of four numbers; its stubs do not.
+    # OpenCV accepts a scalar of four numbers, but its type stubs do not.
     less: Any = (*mean, 0)
     times: Any = (*(1 / s for s in std), 0)
     cv2.subtract(pixels, less, dst=values, dtype=cv2.CV_32F)

@@ -1,7 +1,7 @@
 """Published FIBER pipelines: Pillow, torchvision v1 transforms, DataLoader.
 
-Source: FIBER (Dou et al. 2022): `albef` transforms of the coarse stage; the fine stage's transforms
-and BoxList, which come from maskrcnn-benchmark via GLIP.
+From FIBER (Dou et al., 2022): the `albef` transforms of the coarse stage, and the transforms and
+BoxList of the fine stage, which come from maskrcnn-benchmark via GLIP.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ def open_peer(task: Task) -> Epoch:
 
 
 def _filters(work: str) -> str:
-    """Return crop, scale and flip as an FFmpeg filter; `iw` and `ih` are the image's sides."""
+    """Return an FFmpeg filter that crops, scales and flips; `iw` and `ih` are width and height."""
     scale = f"scale={SIZE}:{SIZE}:flags=bicubic,format=pix_fmts=rgb24"
     if work == "squash":
         return scale

@@ -1,7 +1,7 @@
-"""Peer task, and constants of all pipelines.
+"""Task of a peer, and constants shared by all pipelines.
 
-This module and `worker` use the standard library only: a peer's environment may have neither fiber
-nor torch nor NumPy.
+This module and `worker` use only the standard library, since a peer's environment may lack fiber,
+torch and NumPy.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from typing import Any
 
 #: Side in pixels of a coarse-stage image.
 SIZE = 384
-#: ImageNet's mean and standard deviation of values in [0, 1], RGB.
+#: ImageNet mean and standard deviation of RGB values in [0, 1].
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
-#: Random resized crop: range of the area, range of width / height.
+#: Random resized crop: area range, and aspect ratio (width / height) range.
 SCALE = (0.5, 1.0)
 RATIO = (3 / 4, 4 / 3)
 #: Fine stage: shorter side, maximum longer side, divisor of padded sides; in pixels.
 SHORTER, LONGEST, DIVISOR = 800, 1333, 32
-#: The published detector's mean and standard deviation of values in [0, 255], RGB.
+#: The published detector's mean and standard deviation of RGB values in [0, 255].
 FINE_MEAN = (123.675, 116.28, 103.53)
 FINE_STD = (58.395, 57.12, 57.375)
 #: Number of tokens that captions are padded and truncated to.
@@ -28,14 +28,14 @@ MAX_TOKENS = 40
 #: Id of the padding token.
 PAD_ID = 1
 
-#: Maps the number of an epoch to its batches. The length of a batch, or of its first element if it
-#: is a tuple, is its number of images or texts.
+#: Maps an epoch number to its batches. The length of a batch, or of its first element if it is a
+#: tuple, is its number of images or texts.
 Epoch = Callable[[int], Iterable[Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """Work, data and options, the same for every peer except variant and cache."""
+    """Work, data and options; identical for every peer except `variant` and `cache`."""
 
     #: "squash", "crop", "fine", "captions", "offsets", "prompt" or "boxes".
     work: str
@@ -54,13 +54,13 @@ class Task:
     #: (height, width) in pixels of each image.
     sizes: tuple[tuple[int, int], ...] = ()
     texts: tuple[str, ...] = ()
-    #: Phrases (start, end) in characters, per text.
+    #: Character spans (start, end) of phrases, per text.
     char_spans: tuple[tuple[tuple[int, int], ...], ...] = ()
     #: Path of tokenizer.json.
     tokenizer: str = ""
     #: Repetitions of texts or boxes per epoch.
     repeats: int = 1
-    #: Directory for files in a peer's own format.
+    #: Folder for files in a peer's own format.
     cache: str = ""
 
 

@@ -10,12 +10,12 @@ from typing import Any
 
 from .task import MAX_TOKENS, PAD_ID, Epoch, Task
 
-#: Encodes a batch of texts to padded ids, a mask and further arrays.
+#: Encodes a batch of texts as padded ids, a mask and possibly other arrays.
 Encode = Callable[[list[str]], Any]
 
 
 def open_peer(task: Task) -> Epoch:
-    """Open the tokenizer of the task's variant.
+    """Open the tokenizer given by the task's variant.
 
     The work is "captions" (ids), "offsets" (ids and offsets) or "prompt" (one long text and the
     positive map of its boxes).
@@ -28,7 +28,7 @@ def open_peer(task: Task) -> Epoch:
 
 
 def batches_of_texts(task: Task, encode: Encode) -> Epoch:
-    """Encode all texts in batches."""
+    """Return epochs that encode all texts in batches."""
     starts = range(0, len(task.texts), task.batch_size)
     batches = [list(task.texts[start : start + task.batch_size]) for start in starts]
     return lambda number: map(encode, batches)
@@ -59,7 +59,7 @@ def _tokenizers(task: Task) -> Encode:
 
 
 def _positive_map(encoding: Any, char_spans: Sequence[Sequence[int]]) -> Any:
-    """Mark the tokens of each phrase, from its first to its last character, like GLIP."""
+    """Mark the tokens of each phrase, from its first to its last character, as in GLIP."""
     import numpy as np
 
     marked = np.zeros((len(char_spans), 256), np.float32)
@@ -92,7 +92,7 @@ def _gigatoken(task: Task) -> Encode:
         MAX_TOKENS,
         pad_to_max_length=True,
         truncate=True,
-        # It does not add <s> and </s> itself.
+        # gigatoken does not add <s> and </s> itself.
         prefix=[0],
         suffix=[2],
         # Waking threads costs more than encoding a batch of captions.

@@ -17,8 +17,8 @@ from .torch_batches import with_data_loader
 
 def open_peer(task: Task) -> Epoch:
     """Open timm's training or evaluation pipeline."""
-    # timm's annotations reject None, which disables color jitter, and three transforms, which only
-    # `separate=True` returns.
+    # timm's annotations reject `color_jitter=None`, which disables color jitter, and include the
+    # three transforms that only `separate=True` returns.
     transform: Any
     if task.work == "squash":
         transform = transforms_imagenet_eval(

@@ -74,7 +74,7 @@ def one_thread(worker: int) -> None:
 
 
 def pad_images(images: Sequence[Tensor]) -> Tensor:
-    """Zero-pad (3, h, w) images to one (B, 3, H, W) batch, like the published detector."""
+    """Zero-pad (3, h, w) images to a (B, 3, H, W) batch, as in the published detector."""
     height = padded_side(max(image.shape[1] for image in images))
     width = padded_side(max(image.shape[2] for image in images))
     batch = images[0].new_zeros(len(images), 3, height, width)

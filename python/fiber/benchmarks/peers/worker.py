@@ -1,7 +1,7 @@
 """Peer process: reads a task from standard input, then one request per epoch.
 
-It is run by its path, so that the interpreter needs only the peer's packages. Responses are
-lines of JSON on standard output; what libraries print goes to standard error.
+It is run by path, so that the interpreter needs only the peer's packages. Responses are lines of
+JSON on standard output; output printed by libraries goes to standard error.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 #: Package name that peer modules are imported under.
 PACKAGE = "fiber_bench_peers"
-#: Number of images of the first batch that are saved for comparison.
+#: Number of images from the first batch that are saved for comparison.
 SAMPLES = 4
 
 
@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def versions(distributions: list[str]) -> dict[str, str]:
-    """Return the versions of those distributions that are installed."""
+    """Return the versions of the given distributions that are installed."""
     found = {}
     for name in distributions:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
