@@ -63,7 +63,7 @@ def convert(
         if stored.tokenizer is None:
             lines.append("  no tokenizer: the model cannot process text (--tokenizer)")
         if "vqa" in stored.config.heads and not stored.answers:
-            lines.append("  no answers for the VQA head: the model cannot answer questions (--answers)")
+            lines.append("  no VQA answers: the model cannot answer questions (--answers)")
     elif to == "published":
         lines.append(f"wrote {path}: {_tensors(write_published(stored.network, path))}")
     else:

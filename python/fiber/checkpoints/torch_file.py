@@ -137,7 +137,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], Any]:
     try:
         return tensors, json.loads(metadata.get(SETTINGS, "null"))
     except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{path}: {SETTINGS} in its metadata is not valid JSON: {error}") from error
+        raise ValueError(f"{path}: {SETTINGS} in the metadata is not JSON: {error}") from error
 
 
 def _read_torch_file(path: Path, start: bytes) -> _TorchFile:
@@ -176,7 +176,7 @@ def _read_zip(path: Path) -> _TorchFile:
         records = {each.filename.partition("/")[2]: each for each in archive.infolist()}
         names = {name.rpartition("/")[2] for name in archive.namelist()}
         if "constants.pkl" in names or any(name.startswith("code/") for name in records):
-            raise _FormatError(f"{path} is a TorchScript program; expected weights saved by torch.save")
+            raise _FormatError(f"{path} is a TorchScript program; expected torch.save weights")
         if "data.pkl" not in records:
             raise _FormatError(
                 f"{path} is a zip archive without data.pkl; expected one written by torch.save"
@@ -186,7 +186,7 @@ def _read_zip(path: Path) -> _TorchFile:
         for name, record in records.items():
             stored = record.compress_type == zipfile.ZIP_STORED and not record.flag_bits & 1
             if not stored or record.compress_size != record.file_size:
-                raise ValueError(f"{name} is compressed or encrypted; expected it to be stored as is")
+                raise ValueError(f"{name} is compressed or encrypted; expected neither")
         order = archive.read(records["byteorder"]) if "byteorder" in records else b"little"
         if order.decode("ascii") != sys.byteorder:
             raise ValueError(f"byte order is {order!r}, expected {sys.byteorder}")
@@ -290,7 +290,9 @@ def _make_tensors(file: _TorchFile, records: Mapping[str, TensorRecord]) -> dict
 
 def _dtype(storage: StorageRecord) -> torch.dtype:
     if storage.kind not in _DTYPES:
-        raise ValueError(f"unsupported storage type {storage.kind}; expected one of {', '.join(_DTYPES)}")
+        raise ValueError(
+            f"unsupported storage type {storage.kind}; expected one of {', '.join(_DTYPES)}"
+        )
     return _DTYPES[storage.kind]
 
 

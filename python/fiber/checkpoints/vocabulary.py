@@ -100,7 +100,7 @@ def check_answers(answers: tuple[str, ...]) -> tuple[str, ...]:
     first: dict[str, int] = {}
     for index, answer in enumerate(answers):
         if answer and not answer.strip():
-            raise ValueError(f"answers[{index}]: expected a string that is not blank, got {answer!r}")
+            raise ValueError(f"answers[{index}]: expected a non-blank string, got {answer!r}")
         if answer in first:
             raise ValueError(f"duplicate answer {answer!r} (entries {first[answer]} and {index})")
         first[answer] = index
@@ -108,7 +108,7 @@ def check_answers(answers: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def count_answers(records: RecordSet, limit: int) -> tuple[str, ...]:
-    """List the `limit` most frequent best answers; raises ValueError for a record without answers."""
+    """List the `limit` most frequent best answers; raises ValueError if a record has none."""
     counts: Counter[str] = Counter()
     for index in range(len(records)):
         record = records[index]

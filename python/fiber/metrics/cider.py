@@ -85,7 +85,7 @@ class DocumentFrequencies(NamedTuple):
         if not isinstance(content, dict) or not all(name in content for name in wanted):
             is_dict = isinstance(content, dict)
             found = sorted(map(str, content)) if is_dict else type(content).__name__
-            raise ValueError(f"{path} contains {found}; expected a dict with {' and '.join(wanted)}")
+            raise ValueError(f"{path} holds {found}; expected a dict with {' and '.join(wanted)}")
         return cls(*_checked_frequencies(path, *(content[name] for name in wanted)))
 
     def weight(self, gram: Ngram) -> float:

@@ -22,7 +22,8 @@ def masked_word_accuracy(predicted: ArrayLike, labels: ArrayLike) -> dict[str, f
     predicted, labels = np.asarray(predicted), np.asarray(labels)
     if predicted.shape != labels.shape:
         raise ValueError(
-            f"predicted tokens have shape {predicted.shape}, labels {labels.shape}; expected the same"
+            f"predicted tokens have shape {predicted.shape}, labels {labels.shape}; expected the"
+            " same shape"
         )
     picked = labels != IGNORED
     return {"accuracy": mean(predicted[picked] == labels[picked])}

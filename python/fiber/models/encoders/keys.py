@@ -23,7 +23,7 @@ IGNORED_SWIN: IgnoredKeys = (
 IGNORED_ROBERTA: IgnoredKeys = (
     (r"(roberta\.)?embeddings\.(position_ids|token_type_ids)", "position buffer"),
     (r"(roberta\.)?pooler\.dense\.(weight|bias)", "unused pooler"),
-    (r"lm_head\..*", "RoBERTa's language head; FIBER initializes its own, as published"),
+    (r"lm_head\..*", "RoBERTa's language head; FIBER initializes its own"),
 )
 
 
