@@ -104,7 +104,7 @@ def save_model(
     for name in (*MODEL_FILES, "checkpoints", "metrics.jsonl"):
         if (folder / name).exists():
             raise FileExistsError(
-                f"{folder} already contains a model or run ({name}); expected a new folder"
+                f"{folder} already contains {name}; expected a folder without a model or run"
             )
     folder.mkdir(parents=True, exist_ok=True)
     try:
