@@ -99,9 +99,9 @@ class FusionConfig:
     #: Number of (image block, text layer) pairs with cross-attention, taken from the end of both
     #: encoders.
     num_fused_layers: int = 6
-    #: LayerNorm before the image-to-text query (published: yes, except in fine v2).
+    #: Apply a LayerNorm before the image-to-text query (published: yes, except in fine v2).
     normalize_query: bool = True
-    #: Output LayerNorm of the last text layer in `encode_pair` (fine: yes, coarse: no).
+    #: Apply the last text layer's output LayerNorm in `encode_pair` (fine: yes, coarse: no).
     normalize_last_text: bool = False
     #: Shift windows even on maps that fit into one window (fine: yes, coarse: no).
     shift_small_maps: bool = False
@@ -153,7 +153,7 @@ class DetectorConfig:
     strides: tuple[int, ...] = (8, 16, 32, 64, 128)
     #: Channels of an unused layer, kept so that published checkpoints round-trip exactly.
     num_unused_classes: int = 80
-    #: DropBlock on two pyramid levels in training (published: yes).
+    #: Apply DropBlock to two pyramid levels in training (published: yes).
     drop_block: bool = True
     #: ATSS candidates per level and ground-truth box.
     atss_top_k: int = 9
@@ -167,7 +167,7 @@ class FiberConfig:
     stage: Literal["coarse", "fine"] = "coarse"
     #: Input height and width of the coarse stage, in pixels.
     image_size: int = 384
-    #: Input channel order (published fine models: bgr).
+    #: Input channel order (published fine-stage models: bgr).
     channel_order: Literal["rgb", "bgr"] = "rgb"
     #: Maximum text length in tokens, including <s> and </s>.
     max_tokens: int = 40

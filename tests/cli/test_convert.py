@@ -22,7 +22,9 @@ def test_published_to_fiber_and_back(desk, capsys):
     arguments = ["--tokenizer", "runs/demo/coarse", "--answers", "runs/demo/coarse/answers.json"]
     assert main(["convert", "published.ckpt", "ours", "--to", "fiber", *arguments]) == 0
     report = capsys.readouterr().out
-    assert "read published.ckpt: coarse-stage model with itc, itm, mlm, vqa, nlvr2, caption" in report
+    assert (
+        "read published.ckpt: coarse-stage model with itc, itm, mlm, vqa, nlvr2, caption" in report
+    )
     assert "window size 12, image size 384" in report
     assert "skipped: 77 tensors" in report
     assert "missing from the file: 0 tensors\n" in report
@@ -109,7 +111,10 @@ def test_another_size(desk, capsys):
             ["runs/demo/fine", "out.zip", "--to", "published"],
             "out.zip: format 'published' needs one of the suffixes .ckpt, .pt, .pth, .safetensors",
         ),
-        (["none.ckpt", "out", "--to", "published"], "out: format 'published' needs one of the suffixes"),
+        (
+            ["none.ckpt", "out", "--to", "published"],
+            "out: format 'published' needs one of the suffixes",
+        ),
         *(
             (
                 ["none.ckpt", f"out{ending}", "--to", form],

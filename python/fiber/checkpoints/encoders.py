@@ -20,7 +20,7 @@ SwinLayout = Literal["microsoft", "timm"]
 
 
 def load_encoder(model: Network, state: Mapping[str, Tensor]) -> tuple[KeyMap, dict[str, str]]:
-    """Load an encoder stored in one of the formats of the model's family.
+    """Load an encoder stored in any of the model family's formats.
 
     Resizes tensors to the model's image size. Flips the input channels of the first convolution for
     models with BGR input.

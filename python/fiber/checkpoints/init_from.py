@@ -58,8 +58,8 @@ def initialize(
         Names of copied, dropped and new tensors; dropped encoder tensors are named as in the file.
 
     Raises:
-        ValueError: if the architectures or the shapes of a shared tensor differ, other than those
-            of the VQA output layer.
+        ValueError: if the architectures differ, or the shapes of a shared tensor do (except in the
+            VQA output layer).
     """
     if isinstance(start, EncoderStates):
         return _init_from_encoders(model, start)

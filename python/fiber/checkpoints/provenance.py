@@ -1,4 +1,4 @@
-"""Provenance of training data, to warn if a model is evaluated on it."""
+"""Record of a model's training data, to warn if the model is evaluated on it."""
 
 from __future__ import annotations
 

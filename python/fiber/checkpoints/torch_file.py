@@ -102,7 +102,7 @@ def read_checkpoint(path: Path, weights: Weights = "raw") -> Checkpoint:
 
     Raises:
         FileNotFoundError: if the file does not exist.
-        ValueError: if the file is empty, truncated, in the wrong format, without tensors or tries
+        ValueError: if the file is empty, truncated or in the wrong format, has no tensors, or tries
             to run code; names the file and the reason. Nothing in the file is ever executed.
     """
     if weights not in _STATE_KEYS:

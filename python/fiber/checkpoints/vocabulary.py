@@ -12,7 +12,7 @@ from fiber.checkpoints.model_dir import Vocabulary, read_tokenizer
 from fiber.data import Tokenizer
 from fiber.data.record import RecordSet
 
-#: Answers of a VQA head in logit order, or a JSON file with the list.
+#: Answers of a VQA head in logit order, or the path of a JSON file that lists them.
 Answers = Sequence[str] | str | os.PathLike[str]
 
 #: Value of `tokenizer` that trains one on the texts of the run.
@@ -41,7 +41,7 @@ def choose_answers(
 def open_tokenizer(tokenizer: Tokenizer | str | os.PathLike[str] | None) -> Tokenizer:
     """Load a tokenizer.json, or a folder with it or with RoBERTa's vocab.json and merges.txt.
 
-    A `Tokenizer` is checked and returned.
+    A `Tokenizer` is checked and returned unchanged.
 
     Raises:
         ValueError: if `tokenizer` is None, or special tokens do not have RoBERTa's ids.
@@ -108,7 +108,7 @@ def check_answers(answers: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def count_answers(records: RecordSet, limit: int) -> tuple[str, ...]:
-    """List the `limit` most frequent best answers; raises ValueError if a record has none."""
+    """List the `limit` most frequent best answers; raises ValueError for `answers=None`."""
     counts: Counter[str] = Counter()
     for index in range(len(records)):
         record = records[index]

@@ -34,8 +34,8 @@ def gold_loss(
 ) -> Tensor:
     """Compute the next-token cross entropy, weighted by a frozen model's probabilities.
 
-    With p_t the frozen model's probability of token t and q_t the mean of p from t to the end of
-    the caption, the weight of a token is max(p_t q_t, 0.1).
+    The weight of token t is max(p_t q_t, 0.1), where p_t is its probability in the frozen model and
+    q_t the mean of p from t to the end of the caption.
 
     The logits of both models are (B, L, V). The loss is averaged over all captions with a target.
     The sum over a caption is divided by its number of targets, or with `divisor` "padding" by its
@@ -49,7 +49,7 @@ def gold_loss(
     """
     if reference_logits.shape != logits.shape:
         raise ValueError(
-            f"reference_logits have shape {tuple(reference_logits.shape)}, expected that of the"
+            f"reference_logits have shape {tuple(reference_logits.shape)}, expected the shape of"
             f" logits, {tuple(logits.shape)}"
         )
     if divisor not in ("tokens", "padding"):

@@ -25,7 +25,7 @@ def world_size() -> int:
 
 
 def all_rank_sum(tensor: Tensor) -> Tensor:
-    """Sum a tensor of the same shape over all ranks; the result is detached."""
+    """Sum a tensor over all ranks (same shape on each rank); the result is detached."""
     if world_size() == 1:
         return tensor.detach()
     total = tensor.detach().clone(memory_format=torch.contiguous_format)
@@ -58,7 +58,7 @@ def all_rank_max(number: int, device: torch.device | str) -> int:
 
 
 def gather_rows(rows: Tensor, counts: tuple[int, ...] | None = None) -> Tensor:
-    """All-gather rows differentiably: (n, ...) -> (G, ...); `counts` is from `row_counts`.
+    """All-gather rows differentiably: (n, ...) -> (G, ...); `counts` comes from `row_counts`.
 
     Raises:
         ValueError: if `counts` does not match the ranks or this rank's rows.

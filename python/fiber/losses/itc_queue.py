@@ -27,7 +27,7 @@ class PairQueue:
     Attributes:
         image_vectors: (Q, D) float32, 0 in empty slots.
         text_vectors: (Q, D) float32.
-        images: (Q, 3, H, W) model inputs; 4096 of 384 x 384 pixels take 7.25 GB.
+        images: (Q, 3, H, W) model inputs; 4096 images of 384 x 384 pixels take 7.25 GB.
         token_ids: (Q, L) int64.
         text_mask: (Q, L) bool.
         image_ids: (Q,) int64.
@@ -85,7 +85,7 @@ class PairQueue:
         image_ids: Tensor,
         text_ids: Tensor,
     ) -> None:
-        """Append the pairs of all ranks in rank order; call it after computing the loss.
+        """Append the pairs of all ranks in rank order; call this after computing the loss.
 
         Raises:
             ValueError: if the global batch does not fit into the queue, or a text is longer than L.
@@ -141,7 +141,7 @@ def queue_itc_loss(
     """Compute the retrieval cross entropy against this rank's batch and the queue, both ways.
 
     Only queries receive gradients. As in `itc.itc_loss`, other columns that share the row's image
-    or text are masked. The published code has no ids; with distinct ids, both losses are the same.
+    or text are masked. The published code has no ids; with distinct ids, the two losses agree.
 
     Args:
         image_vectors: (B, D), L2-normalized.

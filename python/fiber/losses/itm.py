@@ -4,8 +4,8 @@ Pre-training with hard negatives uses 3B pairs, in this order: B true pairs, B i
 text, B texts with a wrong image. In fine-tuning without ITC, half of the texts keep their image and
 the others get a random wrong one.
 
-Random samples depend only on (seed, step, index of the row in the global batch), and so not on the
-world size; step is the index of the micro-batch in the run.
+Random samples depend only on (seed, step, index of the row in the global batch), so they are
+independent of the world size; step is the index of the micro-batch in the run.
 
 Shapes: B pairs on this rank, G pairs in the global batch (all ranks), L text tokens. A text_mask is
 (B, L) bool, True = real token.

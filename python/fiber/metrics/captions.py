@@ -76,7 +76,9 @@ def caption_scores(
         raise ValueError(f"got {len(candidates)} captions for {len(references)} images")
     for number, people in enumerate(references):
         if isinstance(people, str) or not len(people):
-            raise ValueError(f"references of image {number} are {people!r}; expected captions")
+            raise ValueError(
+                f"references of image {number} are {people!r}; expected one or more captions"
+            )
     predicted = [caption_tokens(candidate) for candidate in candidates]
     truths = [[caption_tokens(reference) for reference in people] for people in references]
     cider = cider_d_scores(

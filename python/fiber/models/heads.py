@@ -43,7 +43,7 @@ def need_head(config: FiberConfig, head: str, asked: str) -> None:
     """Check that a model has the head that `asked`, a method or task, needs.
 
     Raises:
-        MissingHeadError: if not; names the model's heads and the recipe that trains the head.
+        MissingHeadError: if it lacks the head; names its heads and the recipe to train this one.
     """
     if head not in config.heads:
         is_small = config.roberta.width == preset("small").roberta.width

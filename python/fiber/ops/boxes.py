@@ -32,7 +32,7 @@ def centers(boxes_xyxy: Tensor) -> Tensor:
 
 
 def paired_giou(first_xyxy: Tensor, second_xyxy: Tensor, *, epsilon: float = 1e-7) -> Tensor:
-    """Compute the elementwise GIoU of two (N, 4) box tensors as in the published code: (N,).
+    """Compute the (N,) elementwise GIoU of two (N, 4) box tensors, as in the published code.
 
     Inclusive boxes narrower than a pixel have negative sides. In the first tensor these count as 0;
     `torchvision.ops.generalized_box_iou_loss` would compute a positive area from two of them.
@@ -52,8 +52,8 @@ def paired_giou(first_xyxy: Tensor, second_xyxy: Tensor, *, epsilon: float = 1e-
 def decode_deltas(deltas: Tensor, anchors_xyxy: Tensor) -> Tensor:
     """Decode predicted deltas (..., 4) to boxes (..., 4), not clipped to the image.
 
-    Deltas are center offsets divided by anchor sizes, times 10, and log size ratios, times 5; the
-    ratios are clamped at log(1000 / 16). Anchors are broadcast against the deltas.
+    Deltas are center offsets divided by anchor sizes, times 10, and log size ratios, times 5; log
+    ratios are clamped to at most log(1000 / 16). Anchors are broadcast against the deltas.
 
     Source: Faster R-CNN (Ren et al. 2015), with weights from the published code of FIBER.
     """

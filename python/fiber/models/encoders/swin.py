@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from fiber import kernels
 from fiber.config import SwinConfig
 
-#: Size of an MLP activation chunk on the CPU, to fit in the cache; used without gradients.
+#: Bytes in an MLP activation chunk on the CPU, to fit in the cache; used without gradients.
 PIECE_BYTES = 8_000_000
 #: Epsilon of all LayerNorms.
 LAYER_NORM_EPS = 1e-5
@@ -91,7 +91,7 @@ class WindowAttention(nn.Module):
             tokens: feature map.
             window_size: side of a window in tokens, at most `self.window_size`.
             shift: cyclic shift of the map in tokens.
-            valid_sizes: (B, 2) int64 (height, width) of each sample's valid region; None: all.
+            valid_sizes: (B, 2) int64 (height, width) of valid regions; None: the whole map.
         """
         head_shape = (3, self.num_heads, tokens.shape[-1] // self.num_heads)
         out = kernels.window_attention(

@@ -135,7 +135,7 @@ class FiberBackbone(nn.Module):
     def image_prefix(self, images: Tensor, sizes: ImageSizes | None = None) -> ImagePrefix:
         """Run the image encoder up to the first fused block.
 
-        With `sizes`, the valid regions with zeros outside, features do not depend on the padding.
+        If `sizes` gives the valid regions (zeros outside), features do not depend on the padding.
         None: padding is treated as part of the image, as in the published code.
         """
         start = ImagePrefix(self.image.patch_embedding(images), sizes=sizes)
@@ -231,7 +231,7 @@ class FiberBackbone(nn.Module):
         return text
 
     def start_decoding(self, image_tokens: Sequence[Tensor]) -> Decoding:
-        """Compute the image keys and values for `decode_next`; tokens as in `decode_text`."""
+        """Compute image keys and values for `decode_next`; `image_tokens` as in `decode_text`."""
         branches: list[Branch] = []
         for pair, tokens in zip(self.fusion, image_tokens, strict=True):
             attention = cast(FusedPair, pair).text_to_image
@@ -250,7 +250,7 @@ class FiberBackbone(nn.Module):
         newest = torch.eye(texts, dtype=torch.bool, device=token_ids.device).expand(batch, -1, -1)
         past = decoding.own_tokens
         own_tokens = newest if past is None else torch.cat((past, newest), 2)
-        # (B, n) -> (B n, 1, D) -> (B, n, D): the position of a token is that in its own text
+        # (B, n) -> (B n, 1, D) -> (B, n, D): a token's position is the one in its own text
         text = self.text.embeddings(token_ids.reshape(-1, 1), decoding.length)
         text = text.reshape(batch, texts, text.shape[-1])
         for number, (layer, cache) in enumerate(

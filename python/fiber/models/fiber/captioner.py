@@ -56,7 +56,7 @@ class CaptionDecoder:
         self._decoding = model.start_decoding(image_tokens)
 
     def log_probs(self, token_ids: Tensor) -> Tensor:
-        """Append a token to each text and predict the next: (B, n) -> (B, n, V); first n is 1."""
+        """Append a token to each text, predict the next: (B, n) -> (B, n, V); n is 1 at first."""
         hidden = self._model.backbone.decode_next(self._decoding, token_ids)
         return next_token_log_probs(self._model, self._model.caption_logits(hidden))
 
@@ -71,7 +71,7 @@ def beam_search(
 ) -> Captions:
     """Find the caption with the highest mean log probability by beam search.
 
-    One beam is greedy search. As in the published code, a finished beam competes once per
+    One beam means greedy search. As in the published code, a finished beam competes once per
     vocabulary entry with its unchanged score, so it may fill several beams. The search stops when
     all beams are finished.
 

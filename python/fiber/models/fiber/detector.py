@@ -40,7 +40,7 @@ class DetectorOutput:
     box_deltas: list[Tensor]
     #: (B, H_l * W_l).
     centerness_logits: list[Tensor]
-    #: (H_l * W_l, 4) half-open boxes in pixels of the padded image, float32.
+    #: (H_l * W_l, 4) float32, half-open pixel coordinates in the padded image.
     anchors: list[Tensor]
     #: (B, L) bool, True = real token.
     text_mask: Tensor

@@ -1,4 +1,4 @@
-"""Coarse-stage model: backbone with image-text heads, for raw logits and embeddings but no losses.
+"""Coarse-stage model: backbone with image-text heads. Returns raw logits and embeddings.
 
 Shapes: images are (B, 3, H, W), token_ids (B, L) int64, text_mask (B, L) bool, True = real token.
 """

@@ -23,7 +23,7 @@ from fiber.config_io import from_dict, to_dict
 from fiber.models.fiber.keys import COARSE_IMAGE, COARSE_TEXT, FINE_IMAGE, FINE_TEXT
 
 #: Field of the stored config that holds the complete `FiberConfig`, in files written by this
-#: package. Published fields do not cover most of it, such as a window size not image_size / 32.
+#: package. Published fields cannot express, for example, a window size other than image_size / 32.
 OWN = "fiber_model"
 
 #: Head dim of published RoBERTa models; cannot be inferred from shapes.
@@ -249,7 +249,7 @@ def _own_config(stored: Mapping[str, Any]) -> FiberConfig | None:
     try:
         return from_dict(FiberConfig, values)
     except ValueError as error:
-        raise ValueError(f"the stored {OWN}: {error}") from error
+        raise ValueError(f"stored {OWN}: {error}") from error
 
 
 def _check_names(stored: Mapping[str, Any], config: FiberConfig, source: str) -> None:

@@ -51,9 +51,9 @@ class FeaturePyramid(nn.Module):
                     nn.init.zeros_(module.bias)
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """Build P3 to P7 from three (B, C_s, H_s, W_s) maps, finest first, each half the size.
+        """Build P3 to P7 from three (B, C_s, H_s, W_s) maps, finest first.
 
-        P6 and P7 are half the size of the previous level, rounded up.
+        Each map or level is half the size of the previous one; P6 and P7 are rounded up.
         """
         merged = [lateral(features) for lateral, features in zip(self.laterals, maps, strict=True)]
         for level in (1, 0):
