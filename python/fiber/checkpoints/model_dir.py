@@ -34,7 +34,7 @@ NO_ANSWERS = (
     "the model has no answers for its VQA head; pass them in logit order (--answers"
     ' FILE, or fiber.load(path, answers="answers.json")), or add them to the model:'
     " `fiber convert MODEL OUT --to fiber --answers FILE`. `fiber data answers DIR --output FILE`"
-    " builds those of the published head from the official VQAv2 annotations"
+    " builds the answers of the published head from the official VQAv2 annotations"
 )
 NO_CLASSES = (
     "the model was not trained on a fixed set of classes; pass the classes to detect (--classes"
