@@ -1,7 +1,7 @@
 """Model configuration: frozen dataclasses, validated on construction, and presets.
 
-A `FiberConfig` determines a model completely, up to its weights. The coarse (image-text) and the
-fine (image-text-box) stage share one backbone; they differ in `FusionConfig` and in the heads.
+A `FiberConfig` fully determines a model except for its weights. The coarse (image-text) and fine
+(image-text-box) stages share one backbone; they differ in `FusionConfig` and in the heads.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Literal
 
 from fiber.config_io import nearest, require
 
-#: Heads of a coarse model, in construction order.
+#: Heads of a coarse-stage model, in construction order.
 IMAGE_TEXT_HEADS = ("itc", "itm", "mlm", "vqa", "nlvr2", "caption")
 
 
@@ -29,11 +29,11 @@ class SwinConfig:
     depths: tuple[int, ...] = (2, 2, 18, 2)
     #: Attention heads per stage.
     num_heads: tuple[int, ...] = (4, 8, 16, 32)
-    #: Window size in tokens. The published coarse models use image_size / 32.
+    #: Window size in tokens. The published coarse-stage models use image_size / 32.
     window_size: int = 12
-    #: MLP width as a multiple of the channels.
+    #: MLP hidden dim as a multiple of the channels.
     mlp_ratio: float = 4.0
-    #: Stochastic depth rate of the last block; it increases linearly from 0 over the blocks.
+    #: Stochastic depth rate of the last block; rates increase linearly from 0.
     drop_path: float = 0.1
 
     def __post_init__(self) -> None:
@@ -58,7 +58,7 @@ class SwinConfig:
 class RobertaConfig:
     """Sizes of the text encoder (RoBERTa)."""
 
-    #: Vocabulary size; ids 0, 1, 2 are <s>, <pad>, </s> and the last one is <mask>.
+    #: Vocabulary size; ids 0, 1 and 2 are <s>, <pad> and </s>, and the last id is <mask>.
     vocab_size: int = 50265
     #: Embedding dimension.
     width: int = 768
@@ -66,11 +66,11 @@ class RobertaConfig:
     num_layers: int = 12
     #: Attention heads per layer.
     num_heads: int = 12
-    #: Feed-forward width.
+    #: Hidden dimension of the feed-forward layers.
     ffn_width: int = 3072
-    #: Rows of the position embedding; rows 0 and pad are never used by a real token.
+    #: Rows of the position embedding; real tokens never use rows 0 and 1 (<pad>).
     max_positions: int = 514
-    #: Dropout after embeddings, attention and feed-forward, and of attention weights.
+    #: Dropout after embeddings, attention and feed-forward layers, and on attention weights.
     dropout: float = 0.1
     #: Epsilon of every LayerNorm.
     layer_norm_eps: float = 1e-5
@@ -96,16 +96,16 @@ class RobertaConfig:
 class FusionConfig:
     """Fusion of the two encoders; the only difference between the stages' backbones."""
 
-    #: Number of (image block, text layer) pairs with cross-attention, the last ones of both
+    #: Number of (image block, text layer) pairs with cross-attention, taken from the end of both
     #: encoders.
     num_fused_layers: int = 6
-    #: LayerNorm before the image-to-text query (published: yes, except in fine v2).
+    #: Apply a LayerNorm before the image-to-text query (published: yes, except in fine v2).
     normalize_query: bool = True
-    #: Output LayerNorm of the last text layer in `encode_pair` (fine: yes, coarse: no).
+    #: Apply the last text layer's output LayerNorm in `encode_pair` (fine: yes, coarse: no).
     normalize_last_text: bool = False
     #: Shift windows even on maps that fit into one window (fine: yes, coarse: no).
     shift_small_maps: bool = False
-    #: Initial value of every gate: 0 as published, above 0 for models trained from scratch.
+    #: Initial value of every gate: 0 in published training, > 0 for models trained from scratch.
     gate_start: float = 0.0
 
     def __post_init__(self) -> None:
@@ -117,7 +117,7 @@ class FusionConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageTextConfig:
-    """Heads of the coarse model."""
+    """Heads of the coarse-stage model."""
 
     #: Subset of `IMAGE_TEXT_HEADS`.
     heads: tuple[str, ...] = ("itc", "itm", "mlm")
@@ -136,24 +136,24 @@ class ImageTextConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DetectorConfig:
-    """Feature pyramid, dynamic head (DyHead) and anchors of the fine model."""
+    """Feature pyramid, dynamic head (DyHead) and anchors of the fine-stage model."""
 
     #: Channels of the feature pyramid and of the head.
     channels: int = 256
     #: Blocks of the dynamic head.
     num_blocks: int = 6
-    #: Groups of the head's GroupNorms.
+    #: Number of groups in the head's GroupNorms.
     norm_groups: int = 16
     #: Size of the square anchor as a multiple of the level's stride.
     anchor_scale: float = 8.0
-    #: Shorter side of images at inference, and maximum of their longer side, in pixels.
+    #: Shorter side and maximum longer side of images at inference, in pixels.
     shorter_side: int = 800
     max_size: int = 1333
     #: Strides in pixels of the pyramid levels P3 to P7.
     strides: tuple[int, ...] = (8, 16, 32, 64, 128)
-    #: Channels of an unused layer that makes published checkpoints round-trip exactly.
+    #: Channels of an unused layer, kept so that published checkpoints round-trip exactly.
     num_unused_classes: int = 80
-    #: DropBlock on two pyramid levels in training (published: yes).
+    #: Apply DropBlock to two pyramid levels in training (published: yes).
     drop_block: bool = True
     #: ATSS candidates per level and ground-truth box.
     atss_top_k: int = 9
@@ -161,19 +161,19 @@ class DetectorConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class FiberConfig:
-    """FIBER model: encoders, fusion and the heads of one stage."""
+    """Config of a FIBER model: encoders, fusion and the heads of one stage."""
 
     #: "coarse": the image-text model; "fine": the detector.
     stage: Literal["coarse", "fine"] = "coarse"
     #: Input height and width of the coarse stage, in pixels.
     image_size: int = 384
-    #: Input channel order (published fine models: bgr).
+    #: Input channel order (published fine-stage models: bgr).
     channel_order: Literal["rgb", "bgr"] = "rgb"
     #: Maximum text length in tokens, including <s> and </s>.
     max_tokens: int = 40
-    #: Init of linear weights in encoders, fusion and coarse heads. "published": N(0, 0.02), with
-    #: which narrow encoders hardly mix tokens and learn nothing in a short run. "fan_in": scaled
-    #: to have the effect of width 768 at any width.
+    #: Init of linear weights in encoders, fusion and coarse-stage heads. "published": N(0, 0.02),
+    #: with which small encoders hardly mix tokens and learn nothing in a short run. "fan_in":
+    #: std scaled by fan-in to match N(0, 0.02) at 768 inputs.
     weight_start: Literal["published", "fan_in"] = "published"
     swin: SwinConfig = field(default_factory=SwinConfig)
     roberta: RobertaConfig = field(default_factory=RobertaConfig)
@@ -191,7 +191,7 @@ class FiberConfig:
         )
         require(
             self.max_tokens <= self.roberta.max_tokens,
-            f"max_tokens must be at most {self.roberta.max_tokens}, the positions of the text"
+            f"max_tokens must be at most {self.roberta.max_tokens}, the maximum of the text"
             f" encoder, got {self.max_tokens}",
         )
         fused, depths = self.fusion.num_fused_layers, self.swin.depths
@@ -204,7 +204,7 @@ class FiberConfig:
 
     @property
     def heads(self) -> tuple[str, ...]:
-        """Names of the heads; the fine model has one, "grounding"."""
+        """Names of the heads; the fine stage has only "grounding"."""
         return self.image_text.heads if self.stage == "coarse" else ("grounding",)
 
     @property
@@ -218,20 +218,20 @@ class FiberConfig:
         return self.image_text.num_answers
 
     def with_vocabulary(self, vocab_size: int) -> FiberConfig:
-        """Return the config with another vocabulary size."""
+        """Return a copy of the config with a new vocabulary size."""
         return dataclasses.replace(
             self, roberta=dataclasses.replace(self.roberta, vocab_size=vocab_size)
         )
 
     def with_image_size(self, image_size: int) -> FiberConfig:
-        """Return a coarse config for another input size, with the window size scaled.
+        """Return a coarse-stage config for a new input size, with the window size scaled.
 
         Raises:
             ValueError: for the fine stage, or if the window size would not be an integer.
         """
         require(
             "grounding" not in self.heads,
-            f"image_size {image_size}: a fine model takes images of any size and has no image_size",
+            f"image_size {image_size}: fine-stage models take images of any size",
         )
         step = self.image_size // math.gcd(self.image_size, self.swin.window_size)
         require(
@@ -249,7 +249,7 @@ class FiberConfig:
         max_tokens: int | None = None,
         shift_small_maps: bool = True,
     ) -> FiberConfig:
-        """Return the fine config of this backbone; "v3" has the query norms of the coarse one."""
+        """Return the fine-stage config of this backbone; "v3" has query norms, "v2" has none."""
         require(version in ("v2", "v3"), f"version: expected v2 or v3, got {version!r}")
         return dataclasses.replace(
             self,
@@ -264,7 +264,7 @@ class FiberConfig:
         )
 
 
-#: Configs by name. `base` is the published model; the others train from scratch on a CPU.
+#: Configs by name. `base` is the published model; the others can be trained from scratch on a CPU.
 PRESETS: dict[str, FiberConfig] = {
     "base": FiberConfig(),
     "small": FiberConfig(
@@ -326,7 +326,7 @@ PRESETS: dict[str, FiberConfig] = {
 
 
 def preset(name: str, *, stage: Literal["coarse", "fine"] = "coarse") -> FiberConfig:
-    """Look up a preset; raises ValueError, with the nearest names, if it does not exist."""
+    """Look up a preset; raises ValueError, suggesting the nearest names, if it does not exist."""
     if name not in PRESETS:
         raise ValueError(f"preset {name!r} does not exist; {nearest(name, PRESETS)}")
     config = PRESETS[name]
@@ -334,5 +334,5 @@ def preset(name: str, *, stage: Literal["coarse", "fine"] = "coarse") -> FiberCo
         return config
     if name == "base":
         return config.fine(max_tokens=256)
-    # On the small maps of small models a shifted window is mostly padding.
+    # On the small maps of small models, shifted windows would be mostly padding.
     return config.fine(shift_small_maps=False)

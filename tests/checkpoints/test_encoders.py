@@ -226,9 +226,9 @@ def test_extra_tensors_in_released_files_are_ignored():
     }
     _, ignored = load_encoder(model(), state)
     assert set(ignored.values()) == {
-        "buffer that follows from the map size",
-        "buffer that follows from the window size",
-        "classifier of ImageNet",
+        "buffer derived from the map size",
+        "buffer derived from the window size",
+        "ImageNet classifier",
     }
     _, ignored = load_encoder(model(CONFIG.fine()), state)
     assert "norm.weight" in ignored

@@ -73,8 +73,8 @@ def test_size_mismatch_is_reported_in_one_line(stage):
     assert str(caught.value) == (
         "released.ckpt has text width 32, expected 128; text layers 4, expected 6; image channels"
         " 16, expected 32; image depths (1, 1, 2, 2), expected (1, 1, 4, 2); fused layers 3,"
-        " expected 4 (preset small); start from a model of that size, or use a recipe of the"
-        " initial model's size (`fiber recipes`)"
+        " expected 4 (preset small); start from a model of the expected size, or use a recipe"
+        " that matches the initial model (`fiber recipes`)"
     )
 
 

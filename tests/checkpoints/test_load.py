@@ -260,7 +260,7 @@ def test_invalid_output_paths_are_rejected(tmp_path):
     with pytest.raises(ValueError, match=r"a.zip.*.ckpt.*.pt.*.pth"):
         write_published(build_model(preset("micro")), tmp_path / "a.zip")
     (tmp_path / "file").touch()
-    with pytest.raises(NotADirectoryError, match=r"file.*directory"):
+    with pytest.raises(NotADirectoryError, match=r"file.*folder"):
         write_encoders(build_model(preset("micro")), tmp_path / "file")
 
 

@@ -215,5 +215,5 @@ def test_backbones_of_different_sizes_are_rejected():
     with pytest.raises(ValueError, match=r"patch_embedding.norm.weight \(3,\).*\(16,\)"):
         initialize(detector, StoredModel(network=coarse))
     assert torch.equal(detector.state_dict()["backbone.image.patch_embedding.norm.bias"], before)
-    with pytest.raises(ValueError, match="share no tensor"):
+    with pytest.raises(ValueError, match="share no backbone"):
         initialize(detector, StoredModel(network=Bodiless(coarse.config)))

@@ -22,10 +22,12 @@ def test_published_to_fiber_and_back(desk, capsys):
     arguments = ["--tokenizer", "runs/demo/coarse", "--answers", "runs/demo/coarse/answers.json"]
     assert main(["convert", "published.ckpt", "ours", "--to", "fiber", *arguments]) == 0
     report = capsys.readouterr().out
-    assert "read published.ckpt: coarse model with itc, itm, mlm, vqa, nlvr2, caption" in report
-    assert "windows of 12, images of 384 pixels" in report
+    assert (
+        "read published.ckpt: coarse-stage model with itc, itm, mlm, vqa, nlvr2, caption" in report
+    )
+    assert "window size 12, image size 384" in report
     assert "skipped: 77 tensors" in report
-    assert "missing in the file: 0 tensors\n" in report
+    assert "missing from the file: 0 tensors\n" in report
     assert "stale copy of row 1 of the ITM head:\n    rank_output.weight" in report
     assert "crossattention_t2i.output.LayerNorm.weight\n      6 with * = 6 7 8 9 10 11" in report
     assert "  no " not in report.split("wrote ")[1]
@@ -43,8 +45,8 @@ def test_what_the_file_does_not_hold_is_said(desk, capsys):
     torch.save({"state_dict": state}, "released.ckpt")
     assert main(["convert", "released.ckpt", "ours", "--to", "fiber"]) == 0
     report = capsys.readouterr().out
-    assert "missing in the file: 1 tensor\n  temperature: set to 0.07\n" in report
-    assert "older published files lack it" in report
+    assert "missing from the file: 1 tensor\n  temperature: set to 0.07\n" in report
+    assert "older published files" in report
     assert load_file(desk / "ours" / "model.safetensors")["temperature"].item() == pytest.approx(
         0.07
     )
@@ -54,8 +56,8 @@ def test_what_the_file_does_not_hold_is_said(desk, capsys):
     torch.save({"state_dict": state}, "without.ckpt")
     assert main(["convert", "without.ckpt", "plain", "--to", "fiber"]) == 0
     report = capsys.readouterr().out
-    assert "coarse model with itm, mlm, vqa, nlvr2, caption;" in report
-    assert "missing in the file: 0 tensors" in report
+    assert "coarse-stage model with itm, mlm, vqa, nlvr2, caption;" in report
+    assert "missing from the file: 0 tensors" in report
     assert main(["convert", "plain", "back.ckpt", "--to", "published"]) == 0
     assert not [
         name
@@ -73,7 +75,7 @@ def test_moving_average_of_a_fine_file(desk, capsys):
     torch.save({"model": state, "model_ema": average}, "fine.pth")
     assert main(["convert", "fine.pth", "ours", "--to", "fiber", "--weights", "ema"]) == 0
     report = capsys.readouterr().out
-    assert "read fine.pth, moving average: fine model v2 with grounding" in report
+    assert "read fine.pth, moving average: fine-stage model v2 with grounding" in report
     assert "no tokenizer: the model cannot process text (--tokenizer)" in report
     assert not load_file(desk / "ours" / "model.safetensors")["head.text_bias"].any()
 
@@ -84,7 +86,7 @@ def test_towers(desk, capsys, stage):
     assert main(arguments) == 0
     report = capsys.readouterr().out
     assert "wrote towers/swin.safetensors: " in report
-    assert ("without the last norm of Swin" in report) == (stage == "fine")
+    assert ("without Swin's last norm" in report) == (stage == "fine")
     assert "layers.1.downsample.norm.bias" in load_file(desk / "towers" / "swin.safetensors")
     assert main(arguments) == 2
     assert "already contains swin.safetensors" in error_line(capsys)
@@ -93,7 +95,7 @@ def test_towers(desk, capsys, stage):
 def test_another_size(desk, capsys):
     arguments = ["convert", "runs/demo/coarse", "larger", "--to", "fiber", "--image-size", "128"]
     assert main(arguments) == 0
-    assert "windows of 4, images of 128 pixels" in capsys.readouterr().out
+    assert "window size 4, image size 128" in capsys.readouterr().out
     model = json.loads((desk / "larger" / "config.json").read_text())["model"]
     assert (model["image_size"], model["swin"]["window_size"]) == (128, 4)
     assert main(arguments) == 2
@@ -107,24 +109,27 @@ def test_another_size(desk, capsys):
         (["words.jpg", "out", "--to", "fiber"], "words.jpg is not a checkpoint"),
         (
             ["runs/demo/fine", "out.zip", "--to", "published"],
-            "out.zip: expected a file with suffix .ckpt, .pt, .pth, .safetensors",
+            "out.zip: format 'published' needs one of the suffixes .ckpt, .pt, .pth, .safetensors",
         ),
-        (["none.ckpt", "out", "--to", "published"], "out: expected a file with suffix"),
+        (
+            ["none.ckpt", "out", "--to", "published"],
+            "out: format 'published' needs one of the suffixes",
+        ),
         *(
             (
                 ["none.ckpt", f"out{ending}", "--to", form],
-                f"out{ending}: expected a directory for format {form}",
+                f"out{ending}: expected a folder for format {form!r}",
             )
             for form in ("fiber", "towers")
             for ending in (".ckpt", ".pt", ".pth", ".safetensors", ".CKPT")
         ),
         (
             ["runs/demo/fine", "out", "--to", "fiber", "--image-size", "99"],
-            "image_size 99: a fine",
+            "image_size 99: fine-stage",
         ),
         (
             ["runs/demo/fine", "out", "--to", "fiber", "--weights", "ema"],
-            "weights: expected raw for the directory runs/demo/fine, got 'ema'",
+            "weights: expected raw for the folder runs/demo/fine, got 'ema'",
         ),
     ],
 )

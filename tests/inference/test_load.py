@@ -54,7 +54,7 @@ class TestLoadAndSave:
 
     def test_only_a_free_folder_takes_a_model(self, micro_models, coarse, tmp_path):
         (tmp_path / "photo.jpg").write_bytes(b"")
-        with pytest.raises(NotADirectoryError, match=r"photo\.jpg.*file.*directory"):
+        with pytest.raises(NotADirectoryError, match=r"photo\.jpg.*file.*folder"):
             coarse.save(str(tmp_path / "photo.jpg"))
         with pytest.raises(FileExistsError, match=r"fine.*config\.json"):
             coarse.save(micro_models["fine"])

@@ -116,7 +116,7 @@ def test_a_reference_of_no_words():
     ("candidates", "references", "message"),
     [
         (["a"], [], "got 1 captions for 0 images"),
-        (["a", "b"], [["a"], []], r"references of image 1 are \[\]; expected 1 or more"),
+        (["a", "b"], [["a"], []], r"references of image 1 are \[\]; expected one or more"),
         (["a"], ["a dog"], "references of image 0 are 'a dog'"),
     ],
 )

@@ -174,7 +174,7 @@ def test_mean():
 
 
 def test_what_is_wrong_is_named():
-    with pytest.raises(ValueError, match="got 1 captions and references of 2 images"):
+    with pytest.raises(ValueError, match="got 1 captions and references for 2 images"):
         cider_d_scores(["a"], [["a"], ["b"]])
     with pytest.raises(ValueError, match="image 1 has no reference"):
         cider_d_scores(["a", "b"], [["a"], []])

@@ -38,9 +38,7 @@ def test_unknown_ending(tmp_path, name, ending):
 
 
 def test_missing_folder_is_named(tmp_path):
-    with pytest.raises(
-        FileNotFoundError, match=f"a.png: the directory {tmp_path / 'none'} does not"
-    ):
+    with pytest.raises(FileNotFoundError, match=f"a.png: the folder {tmp_path / 'none'} does not"):
         save_image(never, tmp_path / "none" / "a.png")
 
 

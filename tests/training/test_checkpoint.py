@@ -68,7 +68,7 @@ def test_config_names_version_and_model(tmp_path, model):
 def test_folder_of_another_model_or_run_is_refused(tmp_path, held):
     folder = tmp_path / "used"
     (folder / held).mkdir(parents=True)
-    with pytest.raises(FileExistsError, match=rf"{held}.*directory"):
+    with pytest.raises(FileExistsError, match=rf"{held}.*folder"):
         save_model(build_model(preset("micro")), folder)
     assert names(folder) == [held]
 
@@ -83,7 +83,7 @@ def test_answers_of_another_model_do_not_stay(tmp_path):
 
 def test_a_file_is_no_folder_for_a_model(tmp_path):
     (tmp_path / "photo.jpg").write_bytes(b"photo")
-    with pytest.raises(NotADirectoryError, match=r"photo\.jpg.*file.*directory"):
+    with pytest.raises(NotADirectoryError, match=r"photo\.jpg.*file.*folder"):
         save_model(build_model(preset("micro")), tmp_path / "photo.jpg")
     assert (tmp_path / "photo.jpg").read_bytes() == b"photo"
 

@@ -285,7 +285,7 @@ def test_the_published_list_may_hold_one_empty_answer(pictures):
     [
         ((), "answers: expected at least one, got none"),
         (["red", "blue", "red"], "duplicate answer 'red' (entries 0 and 2)"),
-        (["red", " "], "answers[1]: expected a string with words, got ' '"),
+        (["red", " "], "answers[1]: expected a non-blank string, got ' '"),
         (["red", 3], "answers[1]: expected a string, got 3"),
         ({"red": 0}, "answers: expected a list of strings, got dict {'red': 0}"),
         (

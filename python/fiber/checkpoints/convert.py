@@ -33,26 +33,26 @@ def convert(
     weights: Weights = "raw",
     layout: SwinLayout = "microsoft",
 ) -> str:
-    """Write a model in another format.
+    """Convert a model to another format.
 
-    `to` is "fiber" (model directory), "published" (file for the published code, without tokenizer)
-    or "towers" (directory with Swin and RoBERTa files for other libraries, Swin in the given key
-    `layout`). The other arguments are those of `fiber.load`.
+    `to` is "fiber" (a model folder), "published" (a file for the published code, without tokenizer)
+    or "towers" (a folder of Swin and RoBERTa files for other libraries; `layout` selects the Swin
+    key names). Other arguments are as in `fiber.load`.
 
     Returns:
-        Report of tensors read and written, skipped ones with reasons and filled ones with values.
+        Report of the tensors read, written, skipped (with reasons) and filled (with values).
 
     Raises:
-        FileNotFoundError, ValueError: as `fiber.load`; also if the suffix of `target` does not fit
-            the format.
+        FileNotFoundError, ValueError: as in `fiber.load`; ValueError also if the suffix of `target`
+            does not match the format.
         OSError: if the target exists or cannot be written.
     """
     path = Path(target)
     suffixes = ", ".join(SUFFIXES)
     if to == "published" and path.suffix not in SUFFIXES:
-        raise ValueError(f"{path}: expected a file with suffix {suffixes} for format published")
+        raise ValueError(f"{path}: format 'published' needs one of the suffixes {suffixes}")
     if to != "published" and path.suffix.lower() in SUFFIXES:
-        raise ValueError(f"{path}: expected a directory for format {to}, got a file name")
+        raise ValueError(f"{path}: expected a folder for format {to!r}, got a file name")
     stored = load_stored(source, tokenizer, answers, "cpu", image_size=image_size, weights=weights)
     description = architecture_of(stored.config).describe(stored.config)
     average = ", moving average" if weights == "ema" else ""
@@ -63,14 +63,14 @@ def convert(
         if stored.tokenizer is None:
             lines.append("  no tokenizer: the model cannot process text (--tokenizer)")
         if "vqa" in stored.config.heads and not stored.answers:
-            lines.append("  no answers for the VQA head: the model cannot answer (--answers)")
+            lines.append("  no VQA answers: the model cannot answer questions (--answers)")
     elif to == "published":
         lines.append(f"wrote {path}: {_tensors(write_published(stored.network, path))}")
     else:
         for name, state in write_encoders(stored.network, path, layout).items():
             lines.append(f"wrote {path / name}.safetensors: {_tensors(state)}")
             if name == "swin" and "norm.weight" not in state:
-                lines.append("  without the last norm of Swin, which the model does not have")
+                lines.append("  without Swin's last norm, which this model does not have")
     return "\n".join(lines)
 
 
@@ -80,11 +80,11 @@ def _unused_and_filled(stored: StoredModel) -> Iterator[str]:
     for reason in dict.fromkeys(stored.ignored.values()):
         yield f"  {reason}:"
         yield from _merge_numbers(name for name, why in stored.ignored.items() if why == reason)
-    yield f"missing in the file: {_tensors(stored.filled)}"
+    yield f"missing from the file: {_tensors(stored.filled)}"
     for name, value in stored.filled.items():
         yield f"  {name}: set to {value:g}"
     if "temperature" in stored.filled:
-        yield "    older published files lack it, and those of tasks without ITC"
+        yield "    older published files and those of tasks without ITC lack it"
         yield "    every published file has the ITC projections, whether trained or not"
 
 
@@ -93,7 +93,7 @@ def _tensors(names: Sized) -> str:
 
 
 def _merge_numbers(names: Iterable[str]) -> Iterator[str]:
-    """List names; those that differ only in numbers share a line."""
+    """List names, merging those that differ only in numbers."""
     groups: dict[str, list[str]] = {}
     for name in names:
         groups.setdefault(_NUMBER.sub("*", name), []).append(name)

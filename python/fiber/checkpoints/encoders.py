@@ -1,6 +1,6 @@
 """Load and write standalone encoders with the keys of other libraries.
 
-A tensor without a counterpart is either dropped for a reason listed by its format, or raises.
+A tensor without a counterpart raises an error unless its format lists a reason to drop it.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from fiber.checkpoints.published import load_mapped, unstack
 from fiber.models.encoders.keys import EncoderLayout, KeyMap
 from fiber.models.registry import Network, architecture_of
 
-#: Layouts of a written Swin file.
+#: Key layouts of written Swin files.
 SwinLayout = Literal["microsoft", "timm"]
 
 
 def load_encoder(model: Network, state: Mapping[str, Tensor]) -> tuple[KeyMap, dict[str, str]]:
-    """Load an encoder in one of the formats of the model's family.
+    """Load an encoder stored in any of the model family's formats.
 
     Resizes tensors to the model's image size. Flips the input channels of the first convolution for
     models with BGR input.
 
     Returns:
-        Loaded keys (ours -> theirs), and dropped keys with reasons.
+        Loaded keys (ours -> theirs) and dropped keys with reasons.
 
     Raises:
-        ValueError: naming missing keys, unknown keys and shape mismatches.
+        ValueError: if keys are missing or unknown, or shapes do not match; names all of them.
     """
     config, architecture = model.config, architecture_of(model.config)
     encoder = next((each for each in architecture.encoders if each.layout(state)), None)
@@ -56,8 +56,8 @@ def encoder_states(
 ) -> dict[str, dict[str, Tensor]]:
     """Return the state dicts of all encoders by format name; inverse of `load_encoder`.
 
-    The image encoder expects RGB input; the last norm of Swin is included only if the model has the
-    ITC head.
+    The image encoder expects RGB input. Swin's last norm is included only if the model has the ITC
+    head.
     """
     config, architecture = model.config, architecture_of(model.config)
     own, first = model.state_dict(), architecture.first_convolution

@@ -1,4 +1,4 @@
-"""Write models as published checkpoints and as encoder files."""
+"""Export models to published checkpoints and encoder files."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ def write_published(model: Network, path: Path) -> dict[str, Tensor]:
     """Write a checkpoint for the published code, including the config.
 
     The suffix selects safetensors or torch.save. The config is stored under Lightning's key, with
-    published and our own field names. The file loads as an equal model up to the order of input
-    channels, which is the published one.
+    both published and our own field names. Loading the file restores the same model, but with the
+    published order of input channels.
 
     Returns:
-        Written tensors by published key.
+        Tensors written, by published key.
 
     Raises:
-        ValueError: for an unknown suffix, or if the published code lacks options of the model.
+        ValueError: if the suffix is unknown, or the published code does not support the model.
         OSError: if the file cannot be written; no partial file remains.
     """
     if path.suffix not in SUFFIXES:
-        raise ValueError(f"{path}: expected a file with suffix {', '.join(SUFFIXES)}")
+        raise ValueError(f"{path}: expected one of the suffixes {', '.join(SUFFIXES)}")
     config, architecture = model.config, architecture_of(model.config)
     state, order = published_state(model), architecture.published_channel_order
     if config.channel_order != order:
@@ -45,7 +45,7 @@ def write_published(model: Network, path: Path) -> dict[str, Tensor]:
     except ValueError as error:
         raise ValueError(f"{path}: the published format cannot hold this model: {error}") from error
     settings = {"config": stored}
-    _make_directory(path.parent)
+    _make_folder(path.parent)
     if path.suffix == ".safetensors":
         _write_safetensors(path, state, {SETTINGS: json.dumps(settings)})
     else:
@@ -57,17 +57,17 @@ def write_published(model: Network, path: Path) -> dict[str, Tensor]:
 def write_encoders(
     model: Network, folder: Path, layout: SwinLayout = "microsoft"
 ) -> dict[str, dict[str, Tensor]]:
-    """Write one safetensors file per encoder with the keys of other libraries.
+    """Write one safetensors file per encoder, with the keys used by other libraries.
 
     Returns:
-        Written state dict of each file, by stem.
+        State dict written to each file, by file stem.
 
     Raises:
-        FileExistsError: if one of the files exists.
+        FileExistsError: if one of the files already exists.
         OSError: if a file cannot be written.
     """
     states = encoder_states(model, layout)
-    _make_directory(folder)
+    _make_folder(folder)
     for name in states:
         if (folder / f"{name}.safetensors").exists():
             raise FileExistsError(f"{folder} already contains {name}.safetensors")
@@ -76,9 +76,9 @@ def write_encoders(
     return states
 
 
-def _make_directory(folder: Path) -> None:
+def _make_folder(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
-        raise NotADirectoryError(f"{folder} is a file, expected a directory to write to")
+        raise NotADirectoryError(f"{folder} is a file; expected a folder to write to")
     folder.mkdir(parents=True, exist_ok=True)
 
 

@@ -1,9 +1,9 @@
 """Read the data of a pickle without importing or calling anything that it names.
 
-`pickle` builds what a file asks for. `torch.load(weights_only=True)` refuses a file that names a
-class outside torch, which Lightning's files do, and any pickle protocol above 2. This reader knows
-the containers, numbers and strings of a pickle and the records of `torch.save`; everything else
-becomes an `Inert` value. Memory and time are linear in the bytes of the pickle.
+`pickle` imports and calls whatever a file names. `torch.load(weights_only=True)` rejects files that
+name a class outside torch, as Lightning's do, and pickle protocols above 2. This reader supports
+basic containers, numbers and strings, and the tensor records of `torch.save`; everything else
+becomes an `Inert` value. Memory and time are linear in the size of the pickle.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ import pickletools
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from typing import Any, NamedTuple
 
-#: Most operations in one pickle. A state dict takes about 40 per tensor.
+#: Maximum number of opcodes in a pickle. A state dict has about 40 per tensor.
 MAX_OPERATIONS = 1_000_000
 
-#: Integer keys up to here cannot be chosen to collide in a dict.
+#: Integers below this bound hash to themselves, so keys cannot be crafted to share a hash.
 _MAX_INT_KEY = 2**60
 
-#: Modules and builtins that only a harmful file names. Safety does not depend on this list, since
-#: nothing is ever called; a file that names one of them is refused altogether.
+#: Modules and builtins that only a malicious file names; such a file is rejected. Safety does not
+#: depend on this list, since nothing is ever called.
 _HOSTILE_MODULES = {
     *("os", "posix", "nt", "sys", "subprocess", "pty", "shutil", "socket", "ctypes"),
     *("importlib", "runpy", "code", "codeop", "pickle", "_pickle", "marshal", "webbrowser"),
@@ -32,7 +32,7 @@ _HOSTILE_BUILTINS = {
 
 
 class HostileFileError(ValueError):
-    """A pickle names a function that runs code."""
+    """Raised if a pickle names a function that can run code."""
 
 
 class Inert:
@@ -48,7 +48,7 @@ class Inert:
 
 
 class StorageRecord(NamedTuple):
-    """A storage of a tensor, which the pickle refers to."""
+    """Tensor storage that a pickle refers to."""
 
     #: Name of the storage class without its module, such as "FloatStorage".
     kind: str
@@ -68,12 +68,12 @@ class TensorRecord(NamedTuple):
 
 
 class _Mark:
-    """Mark on the stack; compared by identity."""
+    """Stack mark, compared by identity."""
 
 
 _MARK = _Mark()
 
-#: Operations that push their argument.
+#: Opcodes that push their argument.
 _LITERALS = {
     *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
     *("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE"),
@@ -91,28 +91,28 @@ class Pickle(NamedTuple):
     #: None, numbers, strings, bytes, tuples, lists and dicts as they are; tensors and storages as
     #: records; everything else as `Inert`.
     content: Any
-    #: Every storage that it refers to, by key.
+    #: All storages that the pickle refers to, by key.
     storages: dict[str, StorageRecord]
 
 
 def read_pickle(file: Any) -> Pickle:
-    """Read one pickle from a binary file or mmap, and leave the position at its end.
+    """Read one pickle from a binary file or mmap, leaving the file position at its end.
 
     Raises:
-        HostileFileError: if it names a function that runs code.
-        ValueError, IndexError, KeyError, TypeError, AttributeError: if it is damaged.
+        HostileFileError: if the pickle names a function that can run code.
+        ValueError, IndexError, KeyError, TypeError, AttributeError: if the pickle is damaged.
     """
     reader = _Reader()
-    for number, (operation, argument, _) in enumerate(pickletools.genops(file)):
+    for number, (opcode, argument, _) in enumerate(pickletools.genops(file)):
         if number >= MAX_OPERATIONS:
-            raise ValueError(f"a pickle of more than {MAX_OPERATIONS:,} operations")
-        reader.step(operation.name, argument)
-    # `genops` ends with STOP or an error.
+            raise ValueError(f"the pickle has more than {MAX_OPERATIONS:,} opcodes")
+        reader.step(opcode.name, argument)
+    # `genops` either ends at STOP or raises.
     return Pickle(reader.stack.pop(), reader.storages)
 
 
 class _Reader:
-    """Stack and memo of a pickle."""
+    """Stack machine that evaluates a pickle."""
 
     def __init__(self) -> None:
         self.stack: list[Any] = []
@@ -120,7 +120,7 @@ class _Reader:
         self.storages: dict[str, StorageRecord] = {}
 
     def step(self, name: str, argument: Any) -> None:
-        """Carry out one operation."""
+        """Execute one opcode."""
         stack = self.stack
         if name in _LITERALS:
             stack.append(argument)
@@ -185,15 +185,15 @@ class _Reader:
         elif name == "DUP":
             stack.append(stack[-1])
         elif name not in _IGNORED:
-            raise ValueError(f"the operation {name}, which torch.save does not write")
+            raise ValueError(f"unsupported opcode {name}; torch.save does not write it")
 
     def _pop(self, count: int) -> list[Any]:
-        """Pop values above the latest mark."""
+        """Pop `count` values, all above the latest mark."""
         if count == 0:
             return []
         values = self.stack[-count:]
         if len(values) < count or any(value is _MARK for value in values):
-            raise ValueError("an operation with too few values")
+            raise ValueError("the stack has too few values for an opcode")
         del self.stack[-count:]
         return values
 
@@ -212,23 +212,23 @@ class _Reader:
                 target[_key(key)] = value
 
     def _storage(self, value: Any) -> Any:
-        """Read a reference to a storage: ("storage", class, key, device, numel, ...)."""
+        """Read a storage reference: ("storage", class, key, device, numel, ...)."""
         if not (isinstance(value, tuple) and value and value[0] == "storage"):
             return Inert("persistent id")
         kind, key, _, numel = value[1:5]
         if not isinstance(kind, Inert) or type(numel) is not int or not 0 <= numel < 2**63:
-            raise ValueError(f"a storage of {numel!r} elements")
-        # Files before torch 0.4 may give a storage as a part of another one.
+            raise ValueError(f"invalid storage of {numel!r} elements")
+        # Before torch 0.4, a storage could be a view of another one.
         if len(value) > 5 and value[5] is not None:
-            raise ValueError("a storage that is a view, which torch has not written since 0.4")
+            raise ValueError("a storage is a view, which torch has not written since 0.4")
         record = StorageRecord(kind.name.rpartition(".")[2], str(key), numel)
         if self.storages.setdefault(record.key, record) != record:
-            raise ValueError(f"storage {record.key} with two types or sizes")
+            raise ValueError(f"storage {record.key} has conflicting types or sizes")
         return record
 
 
 def _key(key: Any) -> Any:
-    """Give a key whose hash takes constant time; others become distinct inert keys."""
+    """Return a key if it hashes in constant time; otherwise a distinct `Inert` key."""
     if key is None or isinstance(key, str | bytes | Inert):
         return key
     if isinstance(key, int) and abs(key) < _MAX_INT_KEY:
@@ -237,12 +237,12 @@ def _key(key: Any) -> Any:
 
 
 def _named(module: Any, name: Any) -> Inert:
-    """Give a placeholder for a class or function; nothing is imported."""
+    """Return a placeholder for a class or function; nothing is imported."""
     if not (isinstance(module, str) and isinstance(name, str)):
-        raise ValueError("a class whose name is not a string")
-    # Protocol 2, which torch.save writes, has the names of Python 2.
+        raise ValueError("a class name is not a string")
+    # Protocol 2, which torch.save writes, uses Python 2 names.
     module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
-    # A pickle of `open` names the module that defines it.
+    # `open` is pickled under the module that defines it.
     builtin = module in ("builtins", "io", "_io") and name in _HOSTILE_BUILTINS
     if builtin or module.partition(".")[0] in _HOSTILE_MODULES:
         raise HostileFileError(f"{module}.{name}")
@@ -250,10 +250,10 @@ def _named(module: Any, name: Any) -> Inert:
 
 
 def _result(callee: Any, arguments: Any) -> Any:
-    """Give the tensor or container that a call stands for, or a placeholder."""
+    """Return the tensor or container that a call creates, or a placeholder."""
     name = callee.name if isinstance(callee, Inert) else type(callee).__name__
     if not isinstance(arguments, tuple):
-        raise ValueError(f"a call of {name} without a tuple of arguments")
+        raise ValueError(f"a call of {name} has no argument tuple")
     if name == "collections.OrderedDict" and not arguments:
         return {}
     if name == "collections.OrderedDict" and _is_pairs(arguments[0]):
@@ -275,7 +275,7 @@ def _tensor(arguments: tuple[Any, ...]) -> TensorRecord:
     storage, offset, size, stride = arguments[:4]
     numbers = [offset, *size, *stride]
     if not isinstance(storage, StorageRecord) or len(size) != len(stride):
-        raise ValueError("a tensor without a storage")
+        raise ValueError("a tensor has no storage, or its size and stride differ in length")
     if not all(type(number) is int and 0 <= number < 2**63 for number in numbers):
-        raise ValueError(f"a tensor of size {size}, stride {stride} and offset {offset}")
+        raise ValueError(f"invalid tensor of size {size}, stride {stride} and offset {offset}")
     return TensorRecord(storage, offset, tuple(size), tuple(stride))

@@ -1,4 +1,4 @@
-"""Initialize a model from another model or from encoders, with a report of every tensor."""
+"""Initialize a model from another model or from encoders, and report every tensor."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fiber.checkpoints.model_dir import StoredModel
 from fiber.config import PRESETS
 from fiber.models.registry import Network, architecture_of
 
-#: Layers whose shape depends on the data.
+#: Prefixes of layers whose shape depends on the data.
 SIZED_BY_DATA = ("vqa_head.output.",)
 
 
@@ -49,28 +49,28 @@ def initialize(
 
     Args:
         model: new model.
-        start: trained model or encoders. Only the backbone is copied from a model of the other
-            stage; query norms, which fine v2 lacks, may be missing.
+        start: trained model or encoders. From a model of the other stage, only the backbone is
+            copied; query norms may be missing, since fine v2 has none.
         answers: VQA answers of the new model, in logit order. The output layer of the VQA head is
             copied only if `start` has the same answers.
 
     Returns:
-        Names of copied, dropped and new tensors; dropped encoder tensors by their names in the
-        file.
+        Names of copied, dropped and new tensors; dropped encoder tensors are named as in the file.
 
     Raises:
-        ValueError: if shapes of a shared tensor other than the VQA output layer differ.
+        ValueError: if the architectures differ, or the shapes of a shared tensor do (except in the
+            VQA output layer).
     """
     if isinstance(start, EncoderStates):
         return _init_from_encoders(model, start)
     architecture = architecture_of(model.config)
     if type(model.config) is not type(start.config):
         raise ValueError(
-            f"{start.path or 'the initial model'} is a {architecture_of(start.config).title} model,"
+            f"{start.path or 'the initial model'} is a {architecture_of(start.config).title} model;"
             f" expected {architecture.title}"
         )
     own, given = model.state_dict(), start.network.state_dict()
-    # Tensors missing in a published file are initialized from scratch.
+    # Tensors missing from a published file are initialized from scratch.
     given = {name: tensor for name, tensor in given.items() if name not in start.filled}
     given = dict(architecture.resize(given, model.config))
     if model.config.channel_order != start.config.channel_order:
@@ -80,13 +80,13 @@ def initialize(
     if type(model) is not type(start.network):
         shared = [name for name in shared if name.startswith("backbone.")]
         if not shared:
-            raise ValueError("the two models share no tensor of a backbone")
+            raise ValueError("the two models share no backbone tensors")
     changed = {name for name in shared if own[name].shape != given[name].shape}
     wrong = sorted(name for name in changed if not name.startswith(SIZED_BY_DATA))
     if wrong:
         _check_sizes(model, start)
         raise ValueError(
-            "the initial model has other shapes: "
+            "shapes of the initial model do not match: "
             + "; ".join(
                 f"{name} {tuple(given[name].shape)}, expected {tuple(own[name].shape)}"
                 for name in wrong
@@ -119,8 +119,8 @@ def _check_sizes(model: Network, start: StoredModel) -> None:
         raise ValueError(
             f"{start.path or 'the initial model'} has {'; '.join(differing)}"
             + (f" (preset {presets[0]})" if presets else "")
-            + "; start from a model of that size, or use a recipe of the initial model's size"
-            " (`fiber recipes`)"
+            + "; start from a model of the expected size, or use a recipe that matches the initial"
+            " model (`fiber recipes`)"
         )
 
 
@@ -133,7 +133,7 @@ def _init_from_encoders(model: Network, encoders: EncoderStates) -> TransferRepo
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
         if set(keys) & set(taken):
-            raise ValueError(f"{path} contains the same encoder as another file of {encoders.path}")
+            raise ValueError(f"{path} contains the same encoder as another file in {encoders.path}")
         taken += keys
         dropped += ignored
     return _report(model, taken, dropped)

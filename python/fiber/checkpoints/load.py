@@ -1,4 +1,4 @@
-"""Load a model from a path: a model directory, a published checkpoint, or encoder files."""
+"""Load a model from a path: a model folder, a published checkpoint, or encoder files."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from fiber.models.registry import encoder_format, recognize
 class EncoderStates:
     """Pretrained image and text encoders."""
 
-    #: Directory or file that was read.
+    #: Folder or file that was read.
     path: Path
     #: State dict of each file.
     states: Mapping[Path, Mapping[str, Tensor]]
@@ -37,28 +37,28 @@ def read_model(
     image_size: int | None = None,
     weights: Weights = "raw",
 ) -> StoredModel:
-    """Load a model directory, a finished run or a published checkpoint in evaluation mode.
+    """Load a model folder, a finished run or a published checkpoint in evaluation mode.
 
-    `image_size` is a new input size in pixels. `weights` "ema" reads the moving average of a file.
+    `image_size` sets a new input size in pixels; `weights` "ema" reads a file's moving average.
 
     Raises:
         FileNotFoundError: if the model or one of its files is missing.
-        ValueError: if the file is not a checkpoint, or naming tensors that do not fit.
+        ValueError: if the file is not a checkpoint, or tensors do not fit the model; names them.
     """
     path = Path(path)
     if path.is_dir():
         if weights != "raw":
-            raise ValueError(f"weights: expected raw for the directory {path}, got {weights!r}")
+            raise ValueError(f"weights: expected raw for the folder {path}, got {weights!r}")
         return load_model(path, device, image_size=image_size)
     return _published_model(path, read_checkpoint(path, weights), device, image_size)
 
 
 def read_init(path: str | os.PathLike[str]) -> StoredModel | EncoderStates:
-    """Load initial weights: a model, a standalone encoder, or a directory of encoder files.
+    """Load initial weights from a model, a standalone encoder, or a folder of encoder files.
 
     Raises:
         FileNotFoundError: if the file does not exist.
-        ValueError: if a file cannot be read or does not fit.
+        ValueError: if a file is invalid, or its tensors do not fit the model.
     """
     path = Path(path)
     if path.is_dir():
@@ -93,7 +93,7 @@ def _published_model(
 
 
 def _is_ours(folder: Path) -> bool:
-    """Check for a model or run of fiber; transformers has a config.json of its own."""
+    """Check for a fiber model or run; transformers models also have a config.json."""
     if not (folder / "config.json").is_file():
         return (folder / "checkpoints").is_dir()
     values = read_json(folder / "config.json")
@@ -110,7 +110,7 @@ def load_stored(
     image_size: int | None = None,
     weights: Weights = "raw",
 ) -> StoredModel:
-    """Load a model; a given tokenizer or answers replace its own. See `fiber.load`.
+    """Load a model; `tokenizer` and `answers`, if given, replace its own. See `fiber.load`.
 
     Raises:
         FileNotFoundError: if the model or one of its files is missing.
@@ -133,7 +133,7 @@ def load_stored(
     has_vqa = "vqa" in config.heads
     if answers is not None and not has_vqa:
         raise ValueError(
-            f"answers need the head 'vqa'; the model has the heads {', '.join(config.heads)}"
+            f"answers need a model with the head 'vqa'; this model has {', '.join(config.heads)}"
         )
     if vqa_answers and has_vqa and len(vqa_answers) != config.num_answers:
         raise ValueError(

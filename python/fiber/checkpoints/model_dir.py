@@ -1,4 +1,4 @@
-"""Model directories: config.json, model.safetensors, tokenizer.json, answers.json, classes.json."""
+"""Model folders: config.json, model.safetensors, tokenizer.json, answers.json, classes.json."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from fiber.data import Tokenizer
 from fiber.env import provenance
 from fiber.models.registry import Network, architecture_of, build_model, read_config
 
-#: Files of a model directory.
+#: Files in a model folder.
 MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.json", "answers.json", "classes.json")
 
 
@@ -31,10 +31,10 @@ NO_TOKENIZER = (
     " `fiber convert MODEL OUT --to fiber --tokenizer DIR`"
 )
 NO_ANSWERS = (
-    "the model has no answers for its VQA head; pass them in the order of its logits (--answers"
+    "the model has no answers for its VQA head; pass them in logit order (--answers"
     ' FILE, or fiber.load(path, answers="answers.json")), or add them to the model:'
     " `fiber convert MODEL OUT --to fiber --answers FILE`. `fiber data answers DIR --output FILE`"
-    " builds those of the published head from VQAv2's original annotations"
+    " builds the answers of the published head from the official VQAv2 annotations"
 )
 NO_CLASSES = (
     "the model was not trained on a fixed set of classes; pass the classes to detect (--classes"
@@ -46,7 +46,7 @@ class Vocabulary(NamedTuple):
     """Tokenizer, VQA answers and detection classes of a model."""
 
     tokenizer: Tokenizer
-    #: Answers of the VQA head in logit order; empty without one.
+    #: Answers of the VQA head in logit order; empty without a VQA head.
     answers: tuple[str, ...] = ()
     #: Classes that a detector was trained on; empty if it was trained on phrases only.
     classes: tuple[str, ...] = ()
@@ -57,20 +57,20 @@ class StoredModel:
     """Network with its tokenizer, vocabularies and provenance."""
 
     network: Network
-    #: Directory or file that was read.
+    #: Folder or file that was read.
     path: Path | None = None
     tokenizer: Tokenizer | None = None
-    #: Answers of the VQA head in logit order; empty without one.
+    #: Answers of the VQA head in logit order; empty without a VQA head.
     answers: tuple[str, ...] = ()
     #: Classes that a detector was trained on, if known.
     classes: tuple[str, ...] = ()
     #: Ignored tensors of a published checkpoint, with reasons.
     ignored: Mapping[str, str] = field(default_factory=dict)
-    #: Tensors missing in a published checkpoint, with their fill values.
+    #: Tensors missing from a published checkpoint, with their fill values.
     filled: Mapping[str, float] = field(default_factory=dict)
     #: Training data, if known.
     trained_on: TrainedOn | None = None
-    #: Autocast dtype at inference; the weights keep theirs.
+    #: Autocast dtype at inference; weights keep their own dtype.
     dtype: torch.dtype = torch.float32
 
     @property
@@ -86,25 +86,25 @@ def save_model(
     answers: tuple[str, ...] = (),
     classes: tuple[str, ...] = (),
 ) -> None:
-    """Write a model directory; config.json is written last and marks it as complete.
+    """Write a model folder; config.json is written last and marks it as complete.
 
-    The directory is created if missing. answers.json and classes.json are written unless empty.
+    The folder is created if needed. answers.json and classes.json are written unless empty.
 
     Raises:
         ValueError: if the special tokens of the tokenizer are not RoBERTa's.
         NotADirectoryError: if `folder` is a file.
-        FileExistsError: if `folder` has a file of a model or run.
+        FileExistsError: if `folder` already contains model or run files.
         OSError: if a file cannot be written (disk full); no partial model remains.
     """
     if tokenizer is not None:
         tokenizer.check_for_models()
     if folder.exists() and not folder.is_dir():
-        raise NotADirectoryError(f"{folder} is a file, expected a directory for the model")
-    # A leftover file, such as the answers of another model, would be mixed with this one.
+        raise NotADirectoryError(f"{folder} is a file; expected a folder for the model")
+    # Leftover files, such as another model's answers, would be mixed with the new ones.
     for name in (*MODEL_FILES, "checkpoints", "metrics.jsonl"):
         if (folder / name).exists():
             raise FileExistsError(
-                f"{folder} already contains {name} of a model or run, expected a new directory"
+                f"{folder} already contains {name}; expected a folder without a model or run"
             )
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -132,17 +132,17 @@ def load_model(
     *,
     image_size: int | None = None,
 ) -> StoredModel:
-    """Load a model directory or a finished run in evaluation mode; `image_size` resizes its input.
+    """Load a model folder or a finished run in evaluation mode; `image_size` resizes its input.
 
     Raises:
         FileNotFoundError: if the folder or one of its files is missing.
-        ValueError: naming config fields or weights that do not fit.
+        ValueError: if config fields are invalid or weights do not fit; names them.
     """
     folder = Path(folder)
     for name in ("config.json", "model.safetensors"):
         if not (folder / name).is_file():
             unfinished = (folder / "checkpoints").is_dir()
-            hint = "; its run is not finished, resume it first" if unfinished else ""
+            hint = "; the run is unfinished: resume it first" if unfinished else ""
             raise FileNotFoundError(f"{folder} contains no model: {name} does not exist{hint}")
     values = read_json(folder / "config.json")
     config = read_config(values["model"])
@@ -180,7 +180,7 @@ def read_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
 
 
 def read_vocabulary(folder: Path) -> Vocabulary | None:
-    """Read tokenizer, answers and classes; None without a tokenizer."""
+    """Read the tokenizer, answers and classes; None without a tokenizer."""
     path = folder / "tokenizer.json"
     if not path.exists():
         return None
@@ -201,10 +201,10 @@ def _read_list(folder: Path, name: str) -> tuple[str, ...]:
 
 
 def load_state(model: nn.Module, path: Path, *, resize: bool = False) -> None:
-    """Load a safetensors file strictly, with tensors resized to the model's image size if asked.
+    """Load a safetensors file strictly; `resize` fits tensors to the model's image size.
 
     Raises:
-        ValueError: naming all missing and unexpected keys and shape mismatches.
+        ValueError: if keys are missing or unexpected, or shapes do not match; names all of them.
     """
     stored = read_tensors(path)
     if resize:

@@ -1,4 +1,4 @@
-"""Provenance of training data, to warn if a model is evaluated on it."""
+"""Record of a model's training data, to warn if the model is evaluated on it."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ DATA_PATH = "data_path"
 class TrainedOn(NamedTuple):
     """Training data of a run."""
 
-    #: Absolute path of the directory or file.
+    #: Absolute path of the folder or file.
     path: str
     #: Split; "+" joins several.
     split: str
 
     @classmethod
     def read(cls, config: Mapping[str, Any]) -> TrainedOn | None:
-        """Read it from config.json values; None if it is not stored."""
+        """Read the training data from config.json values; None if not stored."""
         path, data = config.get(DATA_PATH), config.get("data")
         if not isinstance(path, str) or not isinstance(data, Mapping) or "split" not in data:
             return None
@@ -31,7 +31,7 @@ class TrainedOn(NamedTuple):
 
 
 def absolute(data: str | os.PathLike[str]) -> str:
-    """Return the absolute path of data."""
+    """Return the absolute path of a dataset."""
     return str(Path(data).resolve())
 
 
@@ -43,7 +43,7 @@ def seen_before(
     Args:
         trained: training data, if known.
         source: key of `fiber.data.datasets.registry.LAYOUTS` for the evaluation data.
-        data: directory or file of the evaluation data.
+        data: folder or file of the evaluation data.
         split: evaluation split; "+" joins several.
 
     Returns:
@@ -53,14 +53,14 @@ def seen_before(
         return None
     if not has_splits(source, Path(data), split):
         return (
-            f"the model was trained on {data}, which has no splits, so it is evaluated on images"
-            ' from its training. Add the field "split" ("train" or "val") to every line of the'
-            " .jsonl file and train again, or evaluate on another file"
+            f"the model was trained on {data}, which has no splits, so it is evaluated on its"
+            ' training images. Add the field "split" ("train" or "val") to every line of the'
+            " .jsonl file and retrain, or evaluate on a different file"
         )
     again = [part for part in split.split("+") if part in trained.split.split("+")]
     if not again:
         return None
     return (
         f"the model was trained on split {'+'.join(again)!r} of {data}, so it is evaluated on"
-        " images from its training; choose another split (--split, split=...)"
+        " its training images; choose a different split (--split, split=...)"
     )

@@ -1,7 +1,7 @@
-"""Load and export published state dicts with the key map of an architecture.
+"""Load and export published state dicts using an architecture's key map.
 
-A key map maps our key to one or more published keys, whose tensors are concatenated along the first
-dimension: the published code has separate query, key and value layers.
+Each of our keys maps to one or more published keys, whose tensors are concatenated along the first
+dimension, since the published code has separate query, key and value layers.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from fiber.models.registry import Network, architecture_of
 
 
 def load_published(model: Network, state: Mapping[str, Tensor]) -> dict[str, str]:
-    """Load tensors by published key; those of `Architecture.default_values` may be missing.
+    """Load tensors by published key; those in `Architecture.default_values` may be missing.
 
     Returns:
         Ignored published keys with reasons.
 
     Raises:
-        ValueError: naming missing keys, unknown keys and shape mismatches.
+        ValueError: if keys are missing or unknown, or shapes do not match; names all of them.
     """
     config, architecture = model.config, architecture_of(model.config)
     state = architecture.from_published(state)
@@ -51,7 +51,7 @@ def load_mapped(
     """Copy published tensors into a model; on an error, the model is unchanged.
 
     Args:
-        model: receives the tensors.
+        model: model to copy into.
         state: tensors by published key.
         keys: our keys -> published keys.
         ignored_reason: returns the reason to ignore a published key outside `keys`; None if the key
@@ -61,10 +61,10 @@ def load_mapped(
         Ignored published keys with reasons.
 
     Raises:
-        ValueError: naming missing keys, unknown keys and shape mismatches.
+        ValueError: if keys are missing or unknown, or shapes do not match; names all of them.
     """
     own, values = model.state_dict(), {}
-    # A dict keeps the order for messages.
+    # A dict keeps the order of keys for messages.
     mapped = dict.fromkeys(name for theirs in keys.values() for name in theirs)
     reasons = {name: ignored_reason(name) for name in state if name not in mapped}
     problems = [f"missing {name}" for name in mapped if name not in state]

@@ -1,8 +1,8 @@
 """Read the tensors of an untrusted checkpoint without executing anything in it.
 
-`torch.load` is not used: with weights_only=True it refuses files that name a class outside torch,
-as Lightning's do, and pickle protocols above 2. Both containers of `torch.save` are read here, the
-zip archive and the consecutive pickles before torch 1.6; `inert_pickle` reads the pickles. Tensors
+`torch.load` is not used: with weights_only=True it rejects files that name a class outside torch,
+as Lightning's do, and pickle protocols above 2. Both formats of `torch.save` are supported: zip
+archives, and the legacy format from before torch 1.6. `inert_pickle` parses the pickles. Tensors
 are views of the memory-mapped file, so unused ones are never read.
 """
 
@@ -35,13 +35,13 @@ from fiber.checkpoints.inert_pickle import (
     read_pickle,
 )
 
-#: Which weights to read from a file with both the trained ones and their moving average.
+#: Weights to read from a file that holds both the trained weights and their moving average.
 Weights = Literal["raw", "ema"]
 
 #: Suffixes of checkpoint files.
 SUFFIXES = (".ckpt", ".pt", ".pth", ".safetensors", ".bin")
 
-#: Keys of the state dict, in the order of lookup.
+#: Keys of the state dict, in lookup order.
 _STATE_KEYS: dict[Weights, tuple[str, ...]] = {
     "raw": ("state_dict", "model"),
     "ema": ("model_ema",),
@@ -50,10 +50,10 @@ _STATE_KEYS: dict[Weights, tuple[str, ...]] = {
 #: Key of the run's settings in Lightning files, and in the metadata of safetensors files.
 SETTINGS = "hyper_parameters"
 
-#: Magic number of torch.save before torch 1.6, stored as a pickle at the start of the file.
+#: Magic number of the legacy format, pickled at the start of the file.
 _LEGACY_NUMBER = 0x1950A86A20F9469CFC6C
 
-#: Element types by the name of the storage class that torch.save writes.
+#: Element type by storage class name, as written by torch.save.
 _DTYPES = {
     "DoubleStorage": torch.float64,
     "FloatStorage": torch.float32,
@@ -76,12 +76,12 @@ class Checkpoint(NamedTuple):
 
     #: Tensors by name.
     state: dict[str, Tensor]
-    #: Config of the run that wrote it, by its published names; empty if the file has none.
+    #: Config of the run that wrote the file, with published field names; empty if not stored.
     config: Mapping[str, Any]
 
 
 class _TorchFile(NamedTuple):
-    """Parsed file of torch.save, with records in place of tensors."""
+    """Parsed torch.save file, with records in place of tensors."""
 
     path: Path
     content: Any
@@ -93,17 +93,17 @@ def read_checkpoint(path: Path, weights: Weights = "raw") -> Checkpoint:
     """Read a checkpoint written by safetensors or torch.save (torch 0.4 or later).
 
     Tensors are looked up under "state_dict", then "model" ("model_ema" for the moving average),
-    then at the top level; a prefix `module.` of all names is removed. The config is looked up under
-    "hyper_parameters", "config"; in safetensors that is JSON in the metadata.
+    then at the top level; a `module.` prefix shared by all names is removed. The config is read
+    from "config" in "hyper_parameters", which safetensors files store as JSON in their metadata.
 
     Args:
-        path: file; its contents decide the format.
-        weights: "raw", as the published tools, or "ema" (moving average).
+        path: file; its format is detected from its contents.
+        weights: "raw", as in the published tools, or "ema" (moving average).
 
     Raises:
         FileNotFoundError: if the file does not exist.
-        ValueError: naming the file and the reason, if it is empty, truncated, of another format,
-            has no tensors or tries to run code. Nothing in the file is executed in any case.
+        ValueError: if the file is empty, truncated or in the wrong format, has no tensors, or tries
+            to run code; names the file and the reason. Nothing in the file is ever executed.
     """
     if weights not in _STATE_KEYS:
         raise ValueError(f"weights: expected raw or ema, got {weights!r}")
@@ -137,11 +137,11 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], Any]:
     try:
         return tensors, json.loads(metadata.get(SETTINGS, "null"))
     except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{path}: {SETTINGS} in its metadata is not JSON: {error}") from error
+        raise ValueError(f"{path}: {SETTINGS} in the metadata is not JSON: {error}") from error
 
 
 def _read_torch_file(path: Path, start: bytes) -> _TorchFile:
-    """Read a zip archive or a legacy file of torch.save."""
+    """Read a file written by torch.save in the zip or legacy format."""
     is_zip = start.startswith(b"PK")
     if not is_zip:
         _check_legacy_start(path, start)
@@ -149,13 +149,13 @@ def _read_torch_file(path: Path, start: bytes) -> _TorchFile:
         return _read_zip(path) if is_zip else _read_legacy(path)
     except HostileFileError as error:
         raise ValueError(
-            f"{path} tries to run code when it is loaded: it calls {error}. The code was not run."
+            f"{path} tries to run code when loaded: it calls {error}. The code was not run."
             " Do not load this file with other tools"
         ) from error
     except _FormatError:
         raise
     except Exception as error:
-        # A parser fails on damage with any type of error; a wild offset is an EINVAL.
+        # Parsers raise any type of error on damaged files; an invalid offset raises EINVAL.
         if isinstance(error, OSError) and error.errno != errno.EINVAL:
             raise
         reason = str(error).strip().partition("\n")[0][:200]
@@ -165,31 +165,31 @@ def _read_torch_file(path: Path, start: bytes) -> _TorchFile:
 
 
 class _FormatError(ValueError):
-    """A complete file that is not a checkpoint."""
+    """Raised for an intact file that is not a checkpoint."""
 
 
 def _read_zip(path: Path) -> _TorchFile:
     if not zipfile.is_zipfile(path):
-        raise _FormatError(f"{path} is truncated: a zip archive without a directory at its end")
+        raise _FormatError(f"{path} is truncated: the zip archive has no central directory")
     with path.open("rb") as file, zipfile.ZipFile(file) as archive:
-        # A record is named by its path below the archive's only folder.
+        # Records are named by their path inside the archive's only top-level folder.
         records = {each.filename.partition("/")[2]: each for each in archive.infolist()}
         names = {name.rpartition("/")[2] for name in archive.namelist()}
         if "constants.pkl" in names or any(name.startswith("code/") for name in records):
-            raise _FormatError(f"{path} is a TorchScript program, expected weights of torch.save")
+            raise _FormatError(f"{path} is a TorchScript program; expected torch.save weights")
         if "data.pkl" not in records:
             raise _FormatError(
-                f"{path} is a zip archive without data.pkl, expected one of torch.save"
+                f"{path} is a zip archive without data.pkl; expected one written by torch.save"
             )
         if len(records) < len(archive.infolist()):
-            raise ValueError("the archive has two files of the same name")
+            raise ValueError("the archive has two files with the same name")
         for name, record in records.items():
             stored = record.compress_type == zipfile.ZIP_STORED and not record.flag_bits & 1
             if not stored or record.compress_size != record.file_size:
-                raise ValueError(f"{name} is compressed or encrypted, expected a stored file")
+                raise ValueError(f"{name} is compressed or encrypted; expected neither")
         order = archive.read(records["byteorder"]) if "byteorder" in records else b"little"
         if order.decode("ascii") != sys.byteorder:
-            raise ValueError(f"byte order {order!r}, expected {sys.byteorder}")
+            raise ValueError(f"byte order is {order!r}, expected {sys.byteorder}")
         content, _ = read_pickle(io.BytesIO(archive.read(records["data.pkl"])))
         storages = {
             name.removeprefix("data/"): (_first_byte(file, record), record.file_size)
@@ -204,15 +204,15 @@ def _first_byte(file: Any, record: zipfile.ZipInfo) -> int:
     file.seek(record.header_offset)
     header = file.read(30)
     if header[:4] != b"PK\x03\x04":
-        raise ValueError(f"no header of {record.filename} at byte {record.header_offset}")
+        raise ValueError(f"no local header for {record.filename} at byte {record.header_offset}")
     name_bytes, extra_bytes = struct.unpack("<HH", header[26:30])
     return record.header_offset + 30 + name_bytes + extra_bytes
 
 
 def _check_legacy_start(path: Path, start: bytes) -> None:
-    """Check that a file starts as written by torch.save before torch 1.6."""
+    """Check that a file starts like the legacy format of torch.save."""
     if start.lstrip()[:1] == b"<":
-        raise ValueError(f"{path} looks like a web page; the download failed")
+        raise ValueError(f"{path} looks like a web page; the download probably failed")
     if start.startswith(b"version https://git-lfs"):
         raise ValueError(f"{path} is a Git LFS pointer; fetch the file itself")
     if not start.startswith(b"\x80") or tarfile.is_tarfile(path):
@@ -223,13 +223,13 @@ def _check_legacy_start(path: Path, start: bytes) -> None:
 
 
 def _read_legacy(path: Path) -> _TorchFile:
-    """Read the pickles (magic number, version, system, content, storage keys) and storages."""
+    """Read the pickles (magic number, version, system, content, storage keys), then storages."""
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         if read_pickle(data).content != _LEGACY_NUMBER:
-            raise _FormatError(f"{path} is a plain pickle, expected a file written by torch.save")
+            raise _FormatError(f"{path} is a plain pickle; expected a file written by torch.save")
         read_pickle(data)
         if not read_pickle(data).content.get("little_endian", True):
-            raise ValueError("byte order big, expected little")
+            raise ValueError("byte order is big, expected little")
         content, kinds = read_pickle(data)
         storages: dict[str, tuple[int, int]] = {}
         for key in map(str, read_pickle(data).content):
@@ -244,7 +244,7 @@ def _choose_tensors(path: Path, content: Any, weights: Weights) -> dict[str, Any
     """Return the tensors, or their records, by name."""
     if not isinstance(content, Mapping):
         kind = content.name if isinstance(content, Inert) else type(content).__name__
-        raise ValueError(f"{path} contains a {kind}, expected a dict of tensors")
+        raise ValueError(f"{path} contains a {kind}; expected a dict of tensors")
     keys = (key for key in _STATE_KEYS[weights] if isinstance(content.get(key), Mapping))
     key = next(keys, None)
     if key is None and weights == "ema":
@@ -281,7 +281,7 @@ def _make_tensors(file: _TorchFile, records: Mapping[str, TensorRecord]) -> dict
                 f" and offset {offset}, but {stored_bytes} bytes of {dtype} are stored"
             )
         if storage.key not in storages:
-            part: Any = mapped[first : first + storage_bytes]  # the stub says it is a number
+            part: Any = mapped[first : first + storage_bytes]  # the stub says int
             storages[storage.key] = part
         tensor = torch.empty(0, dtype=dtype)
         state[name] = tensor.set_(storages[storage.key], offset, shape, stride)
@@ -290,7 +290,9 @@ def _make_tensors(file: _TorchFile, records: Mapping[str, TensorRecord]) -> dict
 
 def _dtype(storage: StorageRecord) -> torch.dtype:
     if storage.kind not in _DTYPES:
-        raise ValueError(f"a storage of type {storage.kind}; expected {', '.join(_DTYPES)}")
+        raise ValueError(
+            f"unsupported storage type {storage.kind}; expected one of {', '.join(_DTYPES)}"
+        )
     return _DTYPES[storage.kind]
 
 

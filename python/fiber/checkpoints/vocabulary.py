@@ -1,4 +1,4 @@
-"""Tokenizer and VQA answers of a run: load, train or count them."""
+"""Tokenizer and VQA answers of a run, loaded from files or built from the data."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from fiber.checkpoints.model_dir import Vocabulary, read_tokenizer
 from fiber.data import Tokenizer
 from fiber.data.record import RecordSet
 
-#: Answers of a VQA head in logit order, or a JSON file with the list.
+#: Answers of a VQA head in logit order, or the path of a JSON file that lists them.
 Answers = Sequence[str] | str | os.PathLike[str]
 
-#: Value of `tokenizer` to train one on the texts of the run.
+#: Value of `tokenizer` that trains one on the texts of the run.
 TRAIN_ONE = "train"
 #: Maximum vocabulary size of a trained tokenizer.
 TRAINED_TOKENS = 4000
@@ -39,12 +39,12 @@ def choose_answers(
 
 
 def open_tokenizer(tokenizer: Tokenizer | str | os.PathLike[str] | None) -> Tokenizer:
-    """Load a tokenizer.json, or a directory with it or with RoBERTa's vocab.json and merges.txt.
+    """Load a tokenizer.json, or a folder with it or with RoBERTa's vocab.json and merges.txt.
 
-    A `Tokenizer` is checked and returned.
+    A `Tokenizer` is checked and returned unchanged.
 
     Raises:
-        ValueError: for None, or if the special tokens do not have RoBERTa's ids.
+        ValueError: if `tokenizer` is None, or special tokens do not have RoBERTa's ids.
         FileNotFoundError: if the file does not exist.
     """
     if tokenizer is None:
@@ -93,14 +93,14 @@ def open_answers(answers: Answers) -> tuple[str, ...]:
 def check_answers(answers: tuple[str, ...]) -> tuple[str, ...]:
     """Check that answers are distinct and not blank; raises ValueError.
 
-    One empty answer is allowed: the normalization of "a".
+    One empty answer is allowed, since "a" normalizes to it.
     """
     if not answers:
         raise ValueError("answers: expected at least one, got none")
     first: dict[str, int] = {}
     for index, answer in enumerate(answers):
         if answer and not answer.strip():
-            raise ValueError(f"answers[{index}]: expected a string with words, got {answer!r}")
+            raise ValueError(f"answers[{index}]: expected a non-blank string, got {answer!r}")
         if answer in first:
             raise ValueError(f"duplicate answer {answer!r} (entries {first[answer]} and {index})")
         first[answer] = index
@@ -108,7 +108,7 @@ def check_answers(answers: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def count_answers(records: RecordSet, limit: int) -> tuple[str, ...]:
-    """List the `limit` most frequent best answers; raises ValueError for a record without any."""
+    """List the `limit` most frequent best answers; raises ValueError for `answers=None`."""
     counts: Counter[str] = Counter()
     for index in range(len(records)):
         record = records[index]

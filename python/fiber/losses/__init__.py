@@ -1,1 +1,1 @@
-"""Losses: named scalars without weights; every divisor counts over all ranks."""
+"""Losses: named, unweighted scalars; every divisor is summed over all ranks."""

@@ -1,6 +1,6 @@
 """Assignment of anchors to boxes by adaptive training sample selection (ATSS).
 
-Shapes: B images, A anchors over all levels, G boxes of the batch, K candidates of a box.
+Shapes: B images, A anchors over all levels, G boxes in the batch, K candidates per box.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torchvision.ops import box_iou
 
 from fiber.ops.boxes import centers, to_inclusive
 
-#: Minimum distance in pixels from an anchor's center to every side of its box, as published.
+#: Minimum distance in pixels from an anchor's center to every side of its box, as in FIBER's code.
 MIN_INSIDE_PIXELS = 0.01
 
 
@@ -25,22 +25,22 @@ def atss_assign(
     top_k: int = 9,
     inside: Tensor | None = None,
 ) -> Tensor:
-    """Assign anchors to boxes by statistics of their IoU.
+    """Assign anchors to boxes using statistics of their IoUs.
 
-    For each box, the `top_k` anchors of every level with the nearest centers are candidates. The
+    The candidates of a box are the `top_k` anchors of each level whose centers are nearest. The
     threshold is the mean plus the (unbiased) standard deviation of the candidates' IoUs. A
     candidate is positive if its IoU reaches the threshold and its center is inside the box. An
-    anchor that is positive for several boxes of its image is assigned to that of the highest IoU.
+    anchor that is positive for several boxes is assigned to the one with the highest IoU.
 
     Args:
-        anchors: (H_l * W_l, 4) of each level, half-open pixels, the same for all images.
-        boxes_xyxy: (G, 4), half-open pixels, image by image.
+        anchors: (H_l * W_l, 4) per level, half-open pixel coordinates, the same for all images.
+        boxes_xyxy: (G, 4) half-open pixel coordinates, ordered by image.
         boxes_per_image: (B,) int64.
-        top_k: candidates of each level.
-        inside: (B, A) bool, anchors inside each image, in a batch of several sizes; None: all.
+        top_k: candidates per level.
+        inside: (B, A) bool mask of anchors inside each image, for mixed-size batches; None: all.
 
     Returns:
-        (B, A) int64: index into the G boxes, or -1.
+        (B, A) int64: index into the G boxes, or -1 if unassigned.
 
     Source: Zhang et al. 2020, with the constants of the published model.
     """
@@ -55,10 +55,10 @@ def atss_assign(
     )
     usable = None if inside is None else inside[images]
     overlaps = _candidate_overlaps(anchors, all_anchors, boxes_xyxy, top_k, usable)
-    # Index of a box in its own image, to arrange the G rows as (B, most boxes).
+    # Index of each box within its image, to arrange the G rows as (B, most boxes per image).
     starts = boxes_per_image.cumsum(0) - boxes_per_image
     places = torch.arange(num_boxes, device=device) - starts[images]
-    # The size of the table needs one synchronization.
+    # The table size needs one device synchronization.
     most = int(boxes_per_image.max())
     table = overlaps.new_full((batch, most, len(all_anchors)), -1.0)
     table[images, places] = overlaps
@@ -73,9 +73,9 @@ def _candidate_overlaps(
     top_k: int,
     usable: Tensor | None,
 ) -> Tensor:
-    """Compute the IoU (G, A) of boxes and their candidates; -1 elsewhere.
+    """Compute the (G, A) IoUs of boxes and their candidates; -1 elsewhere.
 
-    `usable` is (G, A) bool, the anchors inside the image of a box; None: all.
+    `usable` is a (G, A) bool mask of the anchors inside each box's image; None: all.
     """
     overlaps = box_iou(boxes_xyxy, all_anchors)
     anchor_centers = centers(all_anchors)
@@ -99,7 +99,7 @@ def _candidate_overlaps(
         mean = (candidate_overlaps * real).sum(1) / count
         square = ((candidate_overlaps - mean[:, None]) * real).square().sum(1)
         threshold = mean + (square / (count - 1)).sqrt()
-    # As published, on inclusive corners.
+    # The published code uses inclusive corners.
     middles = centers(to_inclusive(all_anchors))[candidates]
     corners = to_inclusive(boxes_xyxy)[:, None]
     margins = torch.cat([middles - corners[..., :2], corners[..., 2:] - middles], dim=-1)

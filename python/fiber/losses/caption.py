@@ -1,8 +1,8 @@
-"""Losses to fine-tune a captioner beyond likelihood: GOLD (off-policy) and SCST (CIDEr-D).
+"""Losses to fine-tune a captioner beyond maximum likelihood: GOLD (off-policy) and SCST (CIDEr-D).
 
-The means over ranks, token_ids and text_mask are those of `losses.language`.
+Means over ranks, token_ids and text_mask are as in `losses.language`.
 
-Shapes: B captions of this rank, L text tokens, V vocabulary, S samples of an image.
+Shapes: B captions on this rank, L text tokens, V vocabulary, S samples per image.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from torch import Tensor
 from fiber.losses.distributed import all_rank_sum, wide, world_size
 from fiber.losses.language import next_tokens
 
-#: Smallest weight of a token, as published.
+#: Minimum token weight, as in the published code.
 LEAST_WEIGHT = 0.1
-#: Added to probabilities and to the published divisor, as published.
+#: Added to probabilities and to the "padding" divisor, as in the published code.
 _EPS = 1e-9
-#: Constant baseline and scale of the rewards, as published.
+#: Constant baseline and scale of the rewards in the published code.
 PUBLISHED_BASELINE, PUBLISHED_SCALE = 1.0, 100.0
 
 
@@ -32,24 +32,24 @@ def gold_loss(
     *,
     divisor: Literal["tokens", "padding"] = "tokens",
 ) -> Tensor:
-    """Compute the cross entropy of next tokens, weighted by a frozen model's probabilities.
+    """Compute the next-token cross entropy, weighted by a frozen model's probabilities.
 
-    With p_t the frozen model's probability of token t and q_t the mean of p from t to the end of
-    the caption, the weight of a token is max(p_t q_t, 0.1).
+    The weight of token t is max(p_t q_t, 0.1), where p_t is its probability in the frozen model and
+    q_t the mean of p from t to the end of the caption.
 
-    The logits of both models are (B, L, V). The loss is the mean over all captions with a target.
-    The sum of a caption is divided by its number of targets, or with `divisor` "padding" by its
-    number of positions without a target, as in the published code, where short captions have less
-    weight and one that fills all L tokens a billion times more.
+    The logits of both models are (B, L, V). The loss is averaged over all captions with a target.
+    The sum over a caption is divided by its number of targets, or with `divisor` "padding" by its
+    number of positions without a target, as in the published code: short captions then weigh less,
+    and one that fills all L tokens weighs a billion times more.
 
     Raises:
-        ValueError: if the shapes do not match, or for another divisor.
+        ValueError: if the shapes do not match or the divisor is unknown.
 
     Source: GOLD (Pang and He 2021), as in FIBER.
     """
     if reference_logits.shape != logits.shape:
         raise ValueError(
-            f"reference_logits have shape {tuple(reference_logits.shape)}, expected that of the"
+            f"reference_logits have shape {tuple(reference_logits.shape)}, expected the shape of"
             f" logits, {tuple(logits.shape)}"
         )
     if divisor not in ("tokens", "padding"):
@@ -71,10 +71,10 @@ def gold_loss(
 def gold_weights(reference_logits: Tensor, targets: Tensor) -> Tensor:
     """Compute the weights of `gold_loss`: (B, L, V), (B, L) targets -> (B, L) float32 in [0.1, 1].
 
-    Undefined at positions without a target (negative).
+    Weights are undefined where there is no target (a negative value).
     """
     real = targets >= 0
-    # The published probabilities: exp(log(softmax + 1e-9)).
+    # The published code uses exp(log(softmax + 1e-9)).
     probabilities = wide(reference_logits).softmax(-1) + _EPS
     p = probabilities.gather(2, targets.clamp(min=0)[..., None])[..., 0] * real
     following = real.flip(1).cumsum(1).flip(1)
@@ -93,15 +93,15 @@ def self_critical_loss(
     """Compute the REINFORCE loss of sampled captions with a baseline.
 
     Args:
-        log_probs: (B, S, L), log probability of each sampled token, with gradient.
+        log_probs: (B, S, L) differentiable log probability of each sampled token.
         is_token: (B, S, L) bool, True for sampled tokens, up to and including </s>.
-        rewards: (B, S) CIDEr-D of each sample, from 0 to 10 (see `metrics.cider`); no gradient.
-        baseline: subtracted from the rewards: a number or (B, S), as from `others_mean`.
+        rewards: (B, S) CIDEr-D of each sample, from 0 to 10 (see `metrics.cider`); detached.
+        baseline: number or (B, S) tensor, such as `others_mean`, subtracted from the rewards.
         scale: factor on the rewards.
 
     Returns:
-        The sum over an image's samples of scale (baseline - reward) times the mean log probability
-        of the sample's tokens, averaged over the images of all ranks.
+        scale * (baseline - reward) times the mean log probability of a sample's tokens, summed over
+        the samples of an image and averaged over the images of all ranks.
 
     Raises:
         ValueError: if the shapes do not match.
@@ -122,7 +122,7 @@ def self_critical_loss(
 
 
 def others_mean(rewards: Tensor) -> Tensor:
-    """Average the rewards of the image's other samples, as a baseline: (B, S) -> (B, S)."""
+    """Average the rewards of each image's other samples as a baseline: (B, S) -> (B, S)."""
     samples = rewards.shape[1]
     if samples < 2:
         raise ValueError(f"expected at least 2 samples per image, got {samples}")

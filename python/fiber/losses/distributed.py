@@ -1,13 +1,13 @@
-"""Collectives for losses: sums over all ranks, and rows of the global batch with gradients.
+"""Collectives for losses: sums over all ranks, and differentiable gathers of global batch rows.
 
 A row is the tensor of one sample. The global batch is the concatenation of the batches of all
 ranks, in rank order. Without an initialized `torch.distributed` it is the local batch.
 
 A loss may depend on rows of every rank; the backward pass sums the gradients of each row over all
-ranks. DistributedDataParallel averages gradients, so a loss that is
+ranks. DistributedDataParallel averages gradients, so a loss of the form
 `local_sum * world_size() / all_rank_sum(local_count)` trains like one process on the global batch.
 
-Shapes: n rows of this rank, which may differ between ranks, G rows of the global batch.
+Shapes: n rows on this rank (n may differ between ranks), G rows in the global batch.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def world_size() -> int:
 
 
 def all_rank_sum(tensor: Tensor) -> Tensor:
-    """Sum a tensor of the same shape over all ranks, without gradient."""
+    """Sum a tensor over all ranks (same shape on each rank); the result is detached."""
     if world_size() == 1:
         return tensor.detach()
     total = tensor.detach().clone(memory_format=torch.contiguous_format)
@@ -39,7 +39,7 @@ def rank() -> int:
 
 
 def row_counts(rows: Tensor) -> tuple[int, ...]:
-    """All-gather the number of rows of every rank."""
+    """All-gather the number of rows on each rank."""
     if world_size() == 1:
         return (rows.shape[0],)
     own = torch.tensor([rows.shape[0]], device=rows.device)
@@ -58,7 +58,7 @@ def all_rank_max(number: int, device: torch.device | str) -> int:
 
 
 def gather_rows(rows: Tensor, counts: tuple[int, ...] | None = None) -> Tensor:
-    """All-gather rows with gradient: (n, ...) -> (G, ...), given `row_counts` if known.
+    """All-gather rows differentiably: (n, ...) -> (G, ...); `counts` comes from `row_counts`.
 
     Raises:
         ValueError: if `counts` does not match the ranks or this rank's rows.
@@ -73,10 +73,10 @@ def gather_rows(rows: Tensor, counts: tuple[int, ...] | None = None) -> Tensor:
 
 
 def fetch_rows(rows: Tensor, indices: Tensor, counts: tuple[int, ...] | None = None) -> Tensor:
-    """Index rows of the global batch with gradient; ranks send only requested rows.
+    """Differentiably gather rows of the global batch; ranks send only requested rows.
 
     Args:
-        rows: (n, ...) of this rank.
+        rows: (n, ...) rows on this rank.
         indices: (n,) int64 in [0, G), one for each of this rank's rows.
         counts: result of `row_counts`, if known.
 
@@ -101,13 +101,13 @@ def fetch_rows(rows: Tensor, indices: Tensor, counts: tuple[int, ...] | None = N
 def _check_counts(rows: Tensor, counts: tuple[int, ...]) -> None:
     if len(counts) != world_size() or counts[rank()] != rows.shape[0]:
         raise ValueError(
-            f"counts: expected one for each of {world_size()} ranks and {rows.shape[0]} for rank"
-            f" {rank()}, got {counts}"
+            f"counts: expected one for each of {world_size()} ranks, and {rows.shape[0]} for rank"
+            f" {rank()}; got {counts}"
         )
 
 
 def _all_gather(rows: Tensor, counts: tuple[int, ...]) -> Tensor:
-    # Padded, since all backends have a fast all-gather for equal sizes.
+    # Pad, since all backends have a fast all-gather for equal sizes.
     most = max(counts)
     padded = rows.new_zeros((most, *rows.shape[1:]))
     padded[: rows.shape[0]] = rows
@@ -144,7 +144,7 @@ class _FetchRows(torch.autograd.Function):
         own_start, own_end = starts[rank()], starts[rank()] + counts[rank()]
         sent = [w[(w >= own_start) & (w < own_end)] - own_start for w in wanted]
         owner = torch.bucketize(wanted[rank()], torch.tensor(starts), right=True) - 1
-        # Rows arrive owner by owner; `order` has the index of each in `wanted`.
+        # Rows arrive grouped by owner; `order` holds the index of each in `wanted`.
         order = torch.argsort(owner, stable=True).to(rows.device)
         ctx.sent = torch.cat(sent).to(rows.device)
         ctx.send_sizes = [len(s) for s in sent]
@@ -169,5 +169,5 @@ class _FetchRows(torch.autograd.Function):
 
 
 def wide(tensor: Tensor) -> Tensor:
-    """Cast half precision to float32; float64 stays."""
+    """Cast half precision to float32; keep float32 and float64."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

@@ -1,6 +1,6 @@
-"""Losses of the fine model: token alignment, boxes and centerness.
+"""Losses of the fine stage: token alignment, boxes and centerness.
 
-Shapes: B images, A anchors over all levels, L tokens, G boxes, P anchors that have a box.
+Shapes: B images, A anchors over all levels, L tokens, G boxes, P anchors assigned to a box.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from fiber.losses.distributed import all_rank_sum, wide, world_size
 from fiber.models.fiber.detector import DetectorOutput
 from fiber.ops.boxes import centers, decode_deltas, paired_giou, to_inclusive
 
-#: Published weight of positive tokens, and the focusing exponent.
+#: Weight of positive tokens and focusing exponent, as in the published code.
 FOCAL_ALPHA = 0.25
 FOCAL_GAMMA = 2.0
 
@@ -32,17 +32,17 @@ def grounding_losses(
 
     Args:
         output: predictions for the batch.
-        batch: boxes and the tokens that name them; an image may have none.
+        batch: boxes and the tokens that name them; an image may have no boxes.
         config: config of the model.
-        background_token: target token of anchors without a box. The published training uses the
-            last of 256 positions, a pad unless a text fills all of them; then </s> becomes a false
+        background_token: target token of unassigned anchors. Published training uses the last of
+            256 positions, which is <pad> unless the text fills all of them; </s> is then a false
             positive everywhere. Default: none.
 
     Returns:
-        Unweighted float32 scalars: `alignment` (token focal loss over the number of anchors with a
-        box), `box` (1 - GIoU, weighted by and over the centerness) and `centerness` (binary cross
-        entropy over the number of anchors with a box). The divisors count over all ranks. The
-        published weights are 2 for `box` and 1 for the others.
+        Unweighted float32 scalars: `alignment` (token focal loss divided by the number of assigned
+        anchors), `box` (centerness-weighted mean of 1 - GIoU) and `centerness` (mean binary cross
+        entropy over assigned anchors). Divisors are summed over all ranks. The published weights
+        are 2 for `box` and 1 for the others.
     """
     assigned = atss_assign(
         output.anchors,
@@ -68,13 +68,13 @@ def grounding_losses(
     centerness_logits = wide(torch.cat(output.centerness_logits, dim=1)[image, anchor])
 
     alignment = (token_focal_loss(token_logits, targets) * output.text_mask[:, None]).sum()
-    # As published, on inclusive corners but without + 1; see `fiber.ops.boxes`.
+    # The published code uses inclusive corners but omits the + 1; see `fiber.ops.boxes`.
     giou = paired_giou(to_inclusive(predicted), to_inclusive(boxes))
     centerness = F.binary_cross_entropy_with_logits(centerness_logits, centrality, reduction="sum")
 
     count = centrality.new_tensor(float(len(box)))
     totals = all_rank_sum(torch.stack([count, centrality.sum()]))
-    # Avoid a division by 0 without a box on any rank.
+    # Avoid division by 0 if no rank has a box.
     per_anchor = world_size() / totals[0].clamp(min=1.0)
     per_centrality = world_size() / totals[1].clamp(min=1e-6)
     return {
@@ -91,18 +91,18 @@ def token_focal_loss(logits: Tensor, targets: Tensor) -> Tensor:
 
     Source: Lin et al. 2017, "Focal loss".
     """
-    # p_t = sigmoid(signed), so that -log(p_t) is a softplus and never infinite.
+    # p_t = sigmoid(signed), so -log(p_t) is a softplus and always finite.
     signed = torch.where(targets, logits, -logits)
     loss = torch.sigmoid(-signed) ** FOCAL_GAMMA * F.softplus(-signed)
     return loss * torch.where(targets, FOCAL_ALPHA, 1 - FOCAL_ALPHA)
 
 
 def centerness_targets(anchors_xyxy: Tensor, boxes_xyxy: Tensor) -> Tensor:
-    """Compute the centerness of anchors (P, 4) with their centers in boxes (P, 4), half-open.
+    """Compute the centerness of (P, 4) half-open anchors centered inside (P, 4) half-open boxes.
 
     Returns:
-        (P,) in (0, 1]: sqrt of the product over x and y of nearer over farther side, on inclusive
-        corners as published.
+        (P,) in (0, 1]: square root of the product, over x and y, of the distance to the nearer side
+        divided by that to the farther side, on inclusive corners as in the published code.
 
     Source: FCOS (Tian et al. 2019).
     """

@@ -1,7 +1,7 @@
 """Image-text contrastive loss (ITC) over the global batch; see `losses.itc_queue` for a queue.
 
-Shapes: B pairs of this rank, G pairs of the global batch (all ranks), D width of the vectors.
-Image and text ids are (B,) int64; equal ids mean the same image or text.
+Shapes: B pairs on this rank, G pairs in the global batch (all ranks), D embed dim. Image and text
+ids are (B,) int64; pairs with the same image or text share an id.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from torch import Tensor
 
 from fiber.losses.distributed import gather_rows, rank, row_counts, wide, world_size
 
-#: Smallest and largest temperature, as published.
+#: Minimum and maximum temperature, as in the published code.
 TEMPERATURE_RANGE = (0.001, 1.0)
 
 
 @dataclass(frozen=True)
 class Similarities:
-    """Similarities of this rank's images and texts to the candidates, detached.
+    """Detached similarities of this rank's images and texts to the candidates.
 
     The K candidates are the G rows of the global batch, or the B rows of this rank followed by the
     queue.
@@ -31,7 +31,7 @@ class Similarities:
     text_to_image: Tensor
     #: (B, K) bool, True for a negative pair.
     is_negative: Tensor
-    #: Number of rows of each rank; the global batch is in rank order.
+    #: Number of rows on each rank; the global batch is in rank order.
     counts: tuple[int, ...]
     #: Index of the candidate that is this rank's first row.
     first_candidate: int = 0
@@ -49,22 +49,22 @@ def itc_loss(
     image_ids: Tensor,
     text_ids: Tensor | None = None,
 ) -> tuple[Tensor, Similarities]:
-    """Compute the cross entropy of retrieval in both directions within the global batch.
+    """Compute the retrieval cross entropy in both directions within the global batch.
 
-    Row i of both sides is a pair. Other columns with the image or text of the row are masked in the
-    softmax. The target stays one-hot, as published, and an image with many captions has the same
-    weight as others.
+    Row i of both inputs is a pair. Other columns that share the row's image or text are masked in
+    the softmax. Targets stay one-hot, as in the published code, so an image with many captions has
+    the same weight as others.
 
     Args:
-        image_vectors: (B, D) of unit length.
-        text_vectors: (B, D) of unit length.
-        temperature: scalar parameter, clamped in place to [0.001, 1], as published.
+        image_vectors: (B, D), L2-normalized.
+        text_vectors: (B, D), L2-normalized.
+        temperature: scalar parameter, clamped in place to [0.001, 1], as in the published code.
         image_ids: (B,).
-        text_ids: (B,), as from `text_fingerprints`; None: all texts differ.
+        text_ids: (B,), such as `text_fingerprints`; None: all texts differ.
 
     Returns:
-        The loss of this rank, whose mean over ranks is that of one process with the global batch,
-        and the similarities for `itm.hard_negatives`.
+        The loss of this rank, whose mean over ranks equals the loss of one process on the global
+        batch, and the similarities for `itm.hard_negatives`.
 
     Raises:
         ValueError: if the shapes do not match, or the global batch is a single pair.
@@ -111,7 +111,7 @@ def retrieval_loss(
 ) -> Tensor:
     """Average the cross entropy of both directions over a global batch of `whole` pairs.
 
-    `masked` is (B, K) bool, columns outside the softmax; `targets` is (B,) int64.
+    `masked` is a (B, K) bool mask of columns excluded from the softmax; `targets` is (B,) int64.
     """
     total = image_to_text.new_zeros(())
     for logits in (image_to_text, text_to_image):
@@ -123,10 +123,10 @@ def retrieval_loss(
 def text_fingerprints(token_ids: Tensor, text_mask: Tensor) -> Tensor:
     """Hash texts independently of their padding: (B, L), (B, L) bool -> (B,) int64.
 
-    Real tokens come first. Two different texts collide with a probability of about 2 ** -64.
+    Texts are right-padded. Two different texts collide with a probability of about 2 ** -64.
     """
     positions = torch.arange(token_ids.shape[1], device=token_ids.device)
-    # Integer overflow wraps around, as a multiplicative hash needs.
+    # Integer overflow wraps around, as multiplicative hashing requires.
     mixed = (token_ids + 1) * 0x5851F42D4C957F2D + positions * 0x2545F4914F6CDD1D
     for shift in (29, 32):
         mixed = (mixed ^ (mixed >> shift)) * 0x369DEA0F31A53F85

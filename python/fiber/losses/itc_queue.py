@@ -1,10 +1,10 @@
 """Image-text contrastive loss (ITC) against a queue of past pairs, as in the published code.
 
 The keys are the current batch of this rank and a queue of past batches of all ranks. Queued vectors
-are not recomputed, and there is no momentum encoder. The default is `itc.itc_loss`, without state.
+are not recomputed, and there is no momentum encoder. The default is the stateless `itc.itc_loss`.
 
-Shapes: B pairs of this rank, Q slots of the queue, D width of the vectors, L text tokens of the
-queue, L' <= L of the batch; images are (B, 3, H, W), token_ids and text_mask (B, L'), ids (B,).
+Shapes: B pairs on this rank, Q queue slots, D embed dim, L text tokens in the queue, L' <= L in the
+batch; images are (B, 3, H, W), token_ids and text_mask (B, L'), ids (B,).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from fiber.losses.distributed import all_rank_max, gather_rows, row_counts, wide
 from fiber.losses.itc import TEMPERATURE_RANGE, Similarities, check_pairs, retrieval_loss
 from fiber.losses.itm import HardNegatives
 
-#: Id of <pad>, to which texts in the queue are padded.
+#: Id of <pad>, used to pad the texts in the queue.
 PAD_ID = 1
 
 
@@ -27,12 +27,12 @@ class PairQueue:
     Attributes:
         image_vectors: (Q, D) float32, 0 in empty slots.
         text_vectors: (Q, D) float32.
-        images: (Q, 3, H, W) model inputs; 4096 of 384 x 384 pixels take 7.25 GB.
+        images: (Q, 3, H, W) model inputs; 4096 images of 384 x 384 pixels take 7.25 GB.
         token_ids: (Q, L) int64.
         text_mask: (Q, L) bool.
         image_ids: (Q,) int64.
         text_ids: (Q,) int64.
-        pointer: slot that is written next.
+        pointer: next slot to write.
         total: number of pairs written so far.
     """
 
@@ -50,7 +50,7 @@ class PairQueue:
         max_tokens: int,
         device: torch.device | str = "cpu",
     ) -> None:
-        """Create an empty queue of Q = `length` slots, D = `width` and L = `max_tokens`.
+        """Create an empty queue with Q = `length`, D = `width` and L = `max_tokens`.
 
         Raises:
             ValueError: if `length` is not positive.
@@ -71,7 +71,7 @@ class PairQueue:
 
     @property
     def written(self) -> int:
-        """Number of filled slots, which are the first ones."""
+        """Number of filled slots; these come first."""
         return min(self.total, len(self))
 
     @torch.no_grad()
@@ -85,7 +85,7 @@ class PairQueue:
         image_ids: Tensor,
         text_ids: Tensor,
     ) -> None:
-        """Append the pairs of all ranks in rank order, after the loss of the micro-batch.
+        """Append the pairs of all ranks in rank order; call this after computing the loss.
 
         Raises:
             ValueError: if the global batch does not fit into the queue, or a text is longer than L.
@@ -93,7 +93,8 @@ class PairQueue:
         longest = all_rank_max(token_ids.shape[1], token_ids.device)
         if longest > self.token_ids.shape[1]:
             raise ValueError(
-                f"a text of {longest} tokens does not fit into a queue of {self.token_ids.shape[1]}"
+                f"a text of {longest} tokens does not fit into the queue; expected at most"
+                f" {self.token_ids.shape[1]}"
             )
         token_ids, text_mask = self.pad_texts(token_ids, text_mask)
         values = image_vectors, text_vectors, images, token_ids, text_mask, image_ids, text_ids
@@ -137,27 +138,27 @@ def queue_itc_loss(
     *,
     only_written: bool = True,
 ) -> tuple[Tensor, Similarities]:
-    """Compute the cross entropy of retrieval in this rank's batch and the queue, both ways.
+    """Compute the retrieval cross entropy against this rank's batch and the queue, both ways.
 
-    Only queries get gradients. As in `itc.itc_loss`, columns with the image or text of the row are
-    masked. The published code has no ids; with distinct ids, this is its loss.
+    Only queries receive gradients. As in `itc.itc_loss`, other columns that share the row's image
+    or text are masked. The published code has no ids; with distinct ids, the two losses agree.
 
     Args:
-        image_vectors: (B, D) of unit length.
-        text_vectors: (B, D) of unit length.
-        temperature: scalar parameter, clamped in place to [0.001, 1], as published.
+        image_vectors: (B, D), L2-normalized.
+        text_vectors: (B, D), L2-normalized.
+        temperature: scalar parameter, clamped in place to [0.001, 1], as in the published code.
         image_ids: (B,).
         text_ids: (B,).
-        queue: older pairs; unchanged (see `PairQueue.enqueue`).
-        only_written: mask empty slots. False: they are negatives, as in the published code, whose
-            queue is initialized with random vectors.
+        queue: older pairs; not modified (see `PairQueue.enqueue`).
+        only_written: exclude empty slots. False: use them as negatives, as in the published code,
+            whose queue is initialized with random vectors.
 
     Returns:
-        The loss of this rank, whose mean over ranks is the mean over all pairs, and the
+        The loss of this rank, whose mean over ranks equals the mean over all pairs, and the
         similarities to this rank's batch and the queue, for `itm.hard_negatives`.
 
     Raises:
-        ValueError: if the shapes do not match, or there are no negatives (one pair, empty queue).
+        ValueError: if shapes do not match, or there are no negatives (one pair and an empty queue).
 
     Source: the published code of FIBER (Dou et al. 2022), after ALBEF (Li et al. 2021).
     """
@@ -202,7 +203,7 @@ def queued_negatives(
     queue: PairQueue,
     negatives: HardNegatives,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gather sampled negatives from this rank's batch and the queue, before it is enqueued.
+    """Gather sampled negatives from this rank's batch and the queue, before enqueuing the batch.
 
     Returns:
         (B, 3, H, W) negative images, (B, L) negative texts and their (B, L) mask.
@@ -216,7 +217,7 @@ def queued_negatives(
 
 
 def _rows(own: Tensor, queued: Tensor, indices: Tensor) -> Tensor:
-    """Index the concatenation of `own` and `queued` without building it: the queue is large."""
+    """Index the concatenation of `own` and `queued` without copying the large queue."""
     is_own = indices < len(own)
     rows = own[indices.clamp(max=len(own) - 1)]
     from_queue = queued[(indices - len(own)).clamp(min=0).to(queued.device)].to(own)

@@ -1,13 +1,13 @@
 """Image-text matching (ITM): pairs with hard or random negatives, and the loss over them.
 
-With hard negatives (pre-training) there are 3B pairs, in this order: B true ones, B images with
-another text, B texts with another image. For fine-tuning without ITC, half of the texts keep their
-image and half get a random other one.
+Pre-training with hard negatives uses 3B pairs, in this order: B true pairs, B images with a wrong
+text, B texts with a wrong image. In fine-tuning without ITC, half of the texts keep their image and
+the others get a random wrong one.
 
-Random samples depend only on (seed, step, index of the row in the global batch), so that they do
-not change with the number of ranks; step is the number of the micro-batch in the run.
+Random samples depend only on (seed, step, index of the row in the global batch), so they are
+independent of the world size; step is the index of the micro-batch in the run.
 
-Shapes: B pairs of this rank, G pairs of the global batch (all ranks), L text tokens. A text_mask is
+Shapes: B pairs on this rank, G pairs in the global batch (all ranks), L text tokens. A text_mask is
 (B, L) bool, True = real token.
 """
 
@@ -35,38 +35,38 @@ from fiber.losses.language import IGNORED, mean_cross_entropy
 
 @dataclass(frozen=True)
 class HardNegatives:
-    """A negative text and image for each row of this rank.
+    """A negative text and image for each row on this rank.
 
-    Indices are into the candidates of the similarities: rows of the global batch, or this rank's
-    rows followed by the queue.
+    Indices refer to the candidates in `Similarities`: rows of the global batch, or this rank's rows
+    followed by the queue.
     """
 
-    #: (B,) int64, candidates with the negative text of an image and the negative image of a text.
+    #: (B,) int64, candidate index of each image's negative text and of each text's negative image.
     text_index: Tensor
     image_index: Tensor
-    #: (B,) bool, False if no candidate is a negative. Both indices are the row's own then, and the
-    #: loss ignores the two pairs.
+    #: (B,) bool, False if no candidate is a negative. Both indices are then the row's own, and the
+    #: loss ignores both pairs.
     exists: Tensor
-    #: Number of rows of each rank.
+    #: Number of rows on each rank.
     counts: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class HalfPairs:
-    """Texts of this rank, each with its own or another image."""
+    """Texts on this rank, each paired with its own or a wrong image."""
 
-    #: (B,) int64, row of the global batch with the image of a text.
+    #: (B,) int64, global batch row of the image paired with each text.
     image_index: Tensor
-    #: (B,) int64: 1 for the text's own image, 0 for another one, -100 (ignored) if the global batch
+    #: (B,) int64: 1 for a text's own image, 0 for a wrong one, -100 (ignored) if the global batch
     #: has no other image.
     labels: Tensor
-    #: Number of rows of each rank.
+    #: Number of rows on each rank.
     counts: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class MatchingPairs:
-    """The 3B pairs that are scored."""
+    """The 3B pairs to score."""
 
     #: (3B, ...) images, (3B, L, ...) texts and their (3B, L) mask.
     image_rows: Tensor
@@ -79,8 +79,8 @@ def hard_negatives(similarities: Similarities, *, seed: int, step: int) -> HardN
 
     A candidate's probability is the softmax of its similarity over all negatives.
 
-    Source: ALBEF (Li et al. 2021) 3.2; candidates of all ranks as in VLMo, which FIBER's paper
-    follows. The published code adds 1e-9 to every weight; here a true pair is never sampled.
+    Source: ALBEF (Li et al. 2021) 3.2; candidates from all ranks as in VLMo, which FIBER's paper
+    follows. The published code adds 1e-9 to every weight; here true pairs have weight 0.
     """
     first, rows = similarities.first_row, similarities.is_negative.shape[0]
     numbers = np.arange(first, first + rows)
@@ -95,17 +95,16 @@ def hard_negatives(similarities: Similarities, *, seed: int, step: int) -> HardN
 
 
 def half_pairs(image_ids: Tensor, *, seed: int, step: int) -> HalfPairs:
-    """Keep the image of half of the texts and give the others a random wrong one.
+    """Keep the image of half of the texts and pair the others with a random wrong one.
 
-    Of the G texts of the global batch, a random G // 2 are true pairs. The others get an image that
-    is sampled uniformly from the rows with another image; `image_ids` is (B,), equal for the same
-    image.
+    A random G // 2 of the G texts in the global batch keep their image. The others get an image
+    sampled uniformly from the rows whose image differs; `image_ids` (B,) identifies images.
 
     Raises:
         ValueError: if the global batch is a single pair.
 
     Source: ITM fine-tuning in the published code of FIBER, which samples the wrong image from the
-    whole dataset, the text's own included.
+    whole dataset, including the text's own image.
     """
     counts = row_counts(image_ids)
     whole, rows = sum(counts), len(image_ids)
@@ -138,8 +137,8 @@ def matching_pairs(
 ) -> MatchingPairs:
     """Build the 3B pairs from (B, ...) images and (B, L, ...) texts, or their prefixes.
 
-    Rows of negatives are fetched from their ranks, and gradients are sent back. Texts are padded
-    with zeros to the longest L of all ranks.
+    Negative rows are fetched differentiably from their ranks. Texts are zero-padded to the longest
+    L of all ranks.
     """
     longest = all_rank_max(text_rows.shape[1], text_rows.device)
     text_rows, text_mask = _pad_texts(text_rows, text_mask, longest)
@@ -157,9 +156,9 @@ def matching_pairs(
 def join_pairs(
     true: tuple[Tensor, Tensor, Tensor], wrong: tuple[Tensor, Tensor, Tensor]
 ) -> MatchingPairs:
-    """Build the 3B pairs from images, texts and text mask of true pairs and of negatives.
+    """Build the 3B pairs from (images, texts, text mask) of the true pairs and of the negatives.
 
-    Shorter texts are padded with zeros.
+    Shorter texts are zero-padded.
     """
     longest = max(true[1].shape[1], wrong[1].shape[1])
     texts, mask = _pad_texts(true[1], true[2], longest)
@@ -204,13 +203,13 @@ def itm_loss(
     Args:
         logits: (3B, 2), in the order of `matching_pairs`; column 1 is "match".
         batch_size: B.
-        negatives: negatives of the pairs; pairs without one are ignored.
-        rows: (n,) int64 indices of scored pairs, with logits (n, 2); None: all.
+        negatives: negatives in the pairs; pairs without one are ignored.
+        rows: (n,) int64 indices of the scored pairs, if logits are (n, 2); None: all.
 
     Raises:
         ValueError: if the shape of `logits` is wrong.
 
-    Source: ALBEF (Li et al. 2021) 3.2, as in FIBER: one true pair to two hard negatives.
+    Source: ALBEF (Li et al. 2021) 3.2, as in FIBER: two hard negatives per true pair.
     """
     scored = 3 * batch_size if rows is None else len(rows)
     if tuple(logits.shape) != (scored, 2):
@@ -243,7 +242,7 @@ def pair_loss(logits: Tensor, labels: Tensor) -> Tensor:
 def counter_uniforms(
     seed: int, step: int, stream: int, rows: NDArray[np.int64]
 ) -> NDArray[np.float64]:
-    """Return one number in [0, 1) per row, a function of the four arguments (counter-based RNG).
+    """Return a uniform number in [0, 1) per row, determined by the arguments (counter-based RNG).
 
     Source: finalizer of SplitMix64 (Steele et al. 2014), applied once for each argument.
     """
@@ -273,16 +272,16 @@ def _sample_columns(logits: Tensor, allowed: Tensor, uniforms: Tensor) -> Tensor
     targets = uniforms.to(logits.device)[:, None] * cumulative[:, -1:]
     index = torch.searchsorted(cumulative, targets, right=True)[:, 0]
     index = index.clamp(max=logits.shape[1] - 1)
-    # Rounding errors of a parallel cumulative sum may select a column of weight 0.
+    # Rounding errors in a parallel cumulative sum may select a column with weight 0.
     forbidden = weights.gather(1, index[:, None])[:, 0] == 0
     return torch.where(forbidden, weights.argmax(1), index)
 
 
 def half_of_negatives(batch_size: int, first_row: int) -> Tensor:
-    """Select the true pairs and one negative for each among the 3B pairs.
+    """Select the true pairs and one negative for each from the 3B pairs.
 
-    `first_row` is the index of this rank's first row in the global batch, so that the selection
-    does not change with the number of ranks.
+    `first_row`, the index of this rank's first row in the global batch, makes the selection
+    independent of the world size.
 
     Returns:
         (2B,) int64: true pairs, then a negative text for even and a negative image for odd rows.

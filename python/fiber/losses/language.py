@@ -1,10 +1,10 @@
 """Losses over tokens and answers: MLM, captions, VQA, NLVR2.
 
-Each is the mean over the global batch (all ranks): a rank returns its own sum times the number of
-ranks over the count of all ranks, so that the mean over ranks equals the loss of one process with
+Each loss is a mean over the global batch (all ranks): a rank returns its own sum times the world
+size, divided by the count over all ranks, so the mean over ranks equals the loss of one process on
 the global batch. Logits are cast to float32. All functions raise ValueError if shapes do not match.
 
-Shapes: B samples of this rank, L text tokens, V vocabulary, A answers; token_ids are (B, L) int64
+Shapes: B samples on this rank, L text tokens, V vocabulary, A answers; token_ids are (B, L) int64
 with <s> and </s>, text_mask is (B, L) bool, True = real token.
 """
 
@@ -21,11 +21,11 @@ IGNORED = -100
 
 
 def mlm_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Compute the mean cross entropy over the masked tokens of all ranks; 0 without any.
+    """Compute the mean cross entropy over the masked tokens of all ranks; 0 if there are none.
 
     Args:
         logits: (B, L, V), or (M, V) at M masked positions only.
-        labels: (B, L) or (M,) int64: the original id of a masked token, else -100.
+        labels: (B, L) or (M,) int64: the original id of each masked token, else -100.
 
     Source: RoBERTa (Liu et al. 2019), as in FIBER.
     """
@@ -39,7 +39,7 @@ def mlm_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def caption_loss(logits: Tensor, token_ids: Tensor, text_mask: Tensor) -> Tensor:
-    """Compute the mean cross entropy of next tokens over the captions of all ranks.
+    """Compute the mean next-token cross entropy over the captions of all ranks.
 
     Position t of the (B, L, V) logits predicts token t + 1. Padding is ignored.
     """
@@ -50,7 +50,7 @@ def caption_loss(logits: Tensor, token_ids: Tensor, text_mask: Tensor) -> Tensor
 def next_tokens(logits: Tensor, token_ids: Tensor, text_mask: Tensor) -> Tensor:
     """Return the token after each position, (B, L) int64; -100 if no real token follows.
 
-    The shape of `logits`, (B, L, V), is checked.
+    Checks that `logits` is (B, L, V).
     """
     if logits.ndim != 3 or logits.shape[:2] != token_ids.shape:
         raise ValueError(
@@ -67,7 +67,7 @@ def next_tokens(logits: Tensor, token_ids: Tensor, text_mask: Tensor) -> Tensor:
 
 
 def vqa_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Compute the binary cross entropy, summed over answers, averaged over questions of all ranks.
+    """Compute binary cross entropy, summed over answers and averaged over questions of all ranks.
 
     Both arguments are (B, A); targets are soft scores in [0, 1].
 
@@ -106,7 +106,7 @@ def _check_integers(name: str, values: Tensor) -> None:
 
 
 def mean_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Average over the labels of all ranks that are not IGNORED: logits (N, V), labels (N,)."""
+    """Average the cross entropy of (N, V) logits over all ranks' (N,) labels, except IGNORED."""
     total = F.cross_entropy(wide(logits), labels, ignore_index=IGNORED, reduction="sum")
     picked = all_rank_sum((labels != IGNORED).sum()).clamp(min=1)
     return total * world_size() / picked

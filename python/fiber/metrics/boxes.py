@@ -1,7 +1,7 @@
-"""Box overlaps in double precision: torchvision's on numpy arrays.
+"""Box overlaps in double precision: torchvision's functions applied to NumPy arrays.
 
-Boxes are half-open xyxy, in pixels or relative to the image size. torchvision is imported on the
-first call, so that metrics load without torch.
+Boxes are xyxy in half-open pixel or normalized coordinates. torchvision is imported on the first
+call, so that metrics load without torch.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def as_boxes(boxes: ArrayLike) -> NDArray[np.float64]:
     """Convert boxes to (N, 4) float64; an empty list becomes (0, 4).
 
     Raises:
-        ValueError: for another shape.
+        ValueError: if the shape is wrong.
     """
     array = np.asarray(boxes, dtype=np.float64)
     if array.size == 0:
@@ -31,14 +31,14 @@ def as_boxes(boxes: ArrayLike) -> NDArray[np.float64]:
 
 
 def pairwise_iou(first: ArrayLike, second: ArrayLike) -> NDArray[np.float64]:
-    """Compute the IoU of (N, 4) and (G, 4) boxes, (N, G); 0 where both boxes are empty."""
+    """Compute the (N, G) IoUs of (N, 4) and (G, 4) boxes; 0 where both boxes are empty."""
     from torchvision.ops import box_iou
 
     return _pairwise(box_iou, first, second)
 
 
 def pairwise_giou(first: ArrayLike, second: ArrayLike) -> NDArray[np.float64]:
-    """Compute the GIoU of (N, 4) and (G, 4) boxes, (N, G); 0 where both boxes are empty.
+    """Compute the (N, G) GIoUs of (N, 4) and (G, 4) boxes; 0 where both boxes are empty.
 
     Source: Rezatofighi et al. 2019.
     """
@@ -54,8 +54,8 @@ def _pairwise(
 
     tensors = []
     for boxes in (as_boxes(first), as_boxes(second)):
-        # An inverted box is empty here; torchvision multiplies its negative sides to a positive
-        # area.
+        # Treat inverted boxes as empty; torchvision would compute a positive area from two negative
+        # sides.
         low, high = boxes[:, :2], np.maximum(boxes[:, :2], boxes[:, 2:])
         tensors.append(torch.from_numpy(np.concatenate([low, high], axis=1)))
     return overlap(*tensors).nan_to_num().numpy()

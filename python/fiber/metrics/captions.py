@@ -1,11 +1,11 @@
 """Caption metrics of the COCO evaluation: BLEU-4, ROUGE-L and CIDEr-D.
 
-All compare the tokens of `caption_tokens`, which follows the Penn Treebank tokenizer of the COCO
-evaluation (Stanford's PTBTokenizer with -lowerCase), without Java:
+All metrics compare tokens from `caption_tokens`, which reimplements the COCO evaluation's Penn
+Treebank tokenizer (Stanford's PTBTokenizer with -lowerCase) without Java:
 
 - text is lowercased;
-- a token is a run of letters and digits, joined by inner hyphens, slashes, ampersands and
-  apostrophes, or between digits by a period, comma or colon;
+- a token is a run of letters and digits, with inner hyphens, slashes, ampersands and apostrophes,
+  and periods, commas or colons between digits;
 - n't, 's, 're, 've, 'll, 'd and 'm are separate tokens ("don't": "do", "n't"), as are the halves of
   cannot, gonna, gotta, wanna, gimme and lemme;
 - the marks ' ` " . ? ! , : ; and dashes outside words are dropped, as in COCO;
@@ -13,7 +13,7 @@ evaluation (Stanford's PTBTokenizer with -lowerCase), without Java:
   matches lowercased text;
 - every other symbol is a token.
 
-Unlike the original, abbreviations lose their period: "st." becomes "st".
+Unlike in the original tokenizer, abbreviations lose their period: "st." becomes "st".
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ import numpy as np
 from fiber.metrics.cider import cider_d_scores
 from fiber.metrics.matching import mean
 
-#: Weight of recall over precision in COCO's ROUGE-L.
+#: Weight of recall relative to precision in COCO's ROUGE-L.
 ROUGE_BETA = 1.2
 
-# As in COCO's BLEU: keep precisions without a match or an n-gram above 0.
+# As in COCO's BLEU, keep precisions above 0 if there is no match or no n-gram.
 _TINY, _SMALL = 1e-15, 1e-9
 
 _APOSTROPHES = str.maketrans({"\u2018": "'", "\u2019": "'", "\u00b4": "'"})
@@ -62,11 +62,11 @@ def caption_scores(
 
     Args:
         candidates: predicted captions of n images.
-        references: one or more reference captions of each image.
+        references: one or more reference captions per image.
 
     Returns:
         `bleu_4` and `rouge_l` in [0, 1]; `cider_d` in [0, 10] (papers report 100 times this). As in
-        COCO's evaluation, document frequencies are those of the references, so `cider_d` depends on
+        COCO's evaluation, document frequencies come from the references, so `cider_d` depends on
         the set of images and is 0 for a single image.
 
     Raises:
@@ -76,7 +76,9 @@ def caption_scores(
         raise ValueError(f"got {len(candidates)} captions for {len(references)} images")
     for number, people in enumerate(references):
         if isinstance(people, str) or not len(people):
-            raise ValueError(f"references of image {number} are {people!r}; expected 1 or more")
+            raise ValueError(
+                f"references of image {number} are {people!r}; expected one or more captions"
+            )
     predicted = [caption_tokens(candidate) for candidate in candidates]
     truths = [[caption_tokens(reference) for reference in people] for people in references]
     cider = cider_d_scores(
@@ -96,8 +98,8 @@ def bleu(
 ) -> float:
     """Compute corpus BLEU; NaN without captions.
 
-    Captions and references are tokens; `order` is the length of the longest n-gram. The brevity
-    penalty uses the reference length closest to each caption's (the shorter of two).
+    Captions and references are lists of tokens; `order` is the length of the longest n-gram. The
+    brevity penalty uses the reference length closest to each caption's (the shorter one on a tie).
 
     Source: Papineni et al. 2002; constants and reference length as in coco-caption.
     """
@@ -122,10 +124,10 @@ def bleu(
 
 
 def rouge_l(words: Sequence[str], people: Sequence[Sequence[str]]) -> float:
-    """Compute ROUGE-L of a caption's tokens and those of its references.
+    """Compute ROUGE-L of a caption against its references, all as lists of tokens.
 
     The F-measure of the longest common subsequence, from the best precision and the best recall,
-    possibly of different references.
+    possibly from different references.
 
     Source: Lin 2004; weight of recall and the two maxima as in coco-caption.
     """
@@ -155,7 +157,7 @@ def _ngrams(words: Sequence[str], n: int) -> Counter:
 
 
 def _common_length(one: Sequence[str], other: Sequence[str]) -> int:
-    """Length of the longest common subsequence."""
+    """Compute the length of the longest common subsequence."""
     row = [0] * (len(other) + 1)
     for word in one:
         diagonal = 0

@@ -1,4 +1,4 @@
-"""CIDEr-D: TF-IDF weighted n-gram similarity of a caption and its references.
+"""CIDEr-D: TF-IDF-weighted n-gram similarity of a caption and its references.
 
 Words are separated by whitespace; the caller tokenizes. A caption of four or more words that equals
 its only reference scores 10. Papers report 100 times the score: 144.4 is 1.444 here, as in COCO's
@@ -61,18 +61,18 @@ class DocumentFrequencies(NamedTuple):
 
     @classmethod
     def read(cls, path: str | PathLike[str]) -> DocumentFrequencies:
-        """Read the pickle that is common in self-critical training (coco-train-words.p).
+        """Read the pickle commonly used in self-critical training (coco-train-words.p).
 
-        Its content is {"document_frequency": {(word, ...): count}, "ref_len": count}, counts of
-        images. No code is executed: only float, int and defaultdict are resolved.
+        It contains {"document_frequency": {(word, ...): count}, "ref_len": count}, where counts are
+        numbers of images. No code is executed: only float, int and defaultdict are resolved.
 
         Raises:
             FileNotFoundError: if the file does not exist.
-            ValueError: for any other content.
+            ValueError: if the contents are anything else.
         """
         path = Path(path)
         if not path.is_file():
-            raise FileNotFoundError(f"document frequencies {path} do not exist")
+            raise FileNotFoundError(f"document frequency file {path} does not exist")
         with path.open("rb") as file:
             try:
                 content = _PlainUnpickler(file, encoding="utf-8", errors="replace").load()
@@ -85,11 +85,11 @@ class DocumentFrequencies(NamedTuple):
         if not isinstance(content, dict) or not all(name in content for name in wanted):
             is_dict = isinstance(content, dict)
             found = sorted(map(str, content)) if is_dict else type(content).__name__
-            raise ValueError(f"{path} has {found}; expected a dict with {' and '.join(wanted)}")
+            raise ValueError(f"{path} holds {found}; expected a dict with {' and '.join(wanted)}")
         return cls(*_checked_frequencies(path, *(content[name] for name in wanted)))
 
     def weight(self, gram: Ngram) -> float:
-        """Inverse document frequency: log(images / images with the n-gram)."""
+        """Compute the inverse document frequency, log(images / images with the n-gram)."""
         return math.log(self.images) - math.log(max(1.0, self.counts.get(gram, 0.0)))
 
 
@@ -100,16 +100,16 @@ def cider_d_scores(
 ) -> NDArray[np.float64]:
     """Compute CIDEr-D of n captions, each with one or more references: (n,) in [0, 10].
 
-    Without `frequencies`, those of the references are used, as in COCO's evaluation. A single image
-    then scores 0, because every image contains all its n-grams.
+    Without `frequencies`, they are computed from the references, as in COCO's evaluation. A single
+    image then scores 0, because every image contains all its n-grams.
 
     Raises:
         ValueError: if the lengths differ, or an image has no reference.
     """
     if len(captions) != len(references):
         raise ValueError(
-            f"captions and references must be of the same images, got {len(captions)} captions and"
-            f" references of {len(references)} images"
+            f"captions and references must be for the same images; got {len(captions)} captions and"
+            f" references for {len(references)} images"
         )
     if not len(captions):
         return np.zeros(0)
@@ -127,9 +127,9 @@ def cider_d_scores(
 
 
 def reward_text(caption: str) -> str:
-    """Preprocess a caption for rewards, as published.
+    """Preprocess a caption for rewards, as in the published code.
 
-    Drop a final period and append an end word, so that ending a caption is rewarded.
+    Drops a final period and appends an end word, so that ending a caption is rewarded.
     """
     return f"{caption.strip().removesuffix('.')} {END_WORD}"
 
@@ -191,9 +191,9 @@ class _Vector(NamedTuple):
     """TF-IDF vector of a caption."""
 
     weights: dict[Ngram, float]
-    #: Norm of the n-grams of each length, from 1.
+    #: Norm of the n-grams of each length, starting from 1.
     norms: tuple[float, ...]
-    #: Number of 2-grams, the published code's length.
+    #: Number of 2-grams, which the published code uses as the length.
     length: int
 
 
@@ -208,7 +208,7 @@ def _vector(caption: str, frequencies: DocumentFrequencies) -> _Vector:
 
 
 def _similarity(caption: _Vector, reference: _Vector) -> float:
-    """Compute the mean clipped cosine over n, times the length penalty."""
+    """Compute the clipped cosine similarity, averaged over n, times the length penalty."""
     products = [0.0] * LONGEST
     for gram, weight in caption.weights.items():
         other = reference.weights.get(gram, 0.0)

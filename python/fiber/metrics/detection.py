@@ -1,7 +1,7 @@
 """COCO detection metrics: AP and AR, computed by faster-coco-eval.
 
-Equal scores in different images rank in the order of the images, which is that of image ids in
-COCO's code. A metric without ground-truth boxes is NaN; COCO's code reports -1.
+Detections with the same score rank in image order (in COCO's code, by image id). A metric without
+ground-truth boxes is NaN; COCO's code reports -1.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from fiber.metrics.boxes import as_boxes
 COCO_THRESHOLDS = tuple(np.linspace(0.5, 0.95, 10).tolist())
 #: COCO's limits on detections per image and class. Precision uses the last one.
 COCO_LIMITS = (1, 10, 100)
-#: Suffixes of metrics per area range, in faster-coco-eval's order.
+#: Metric suffixes for the area ranges, in faster-coco-eval's order.
 SIZES = ("small", "medium", "large")
 
 
@@ -50,8 +50,8 @@ class TrueBoxes(NamedTuple):
 class Curves(NamedTuple):
     """Precision and recall; NaN for a class without ground truth in an area range.
 
-    Dimension letters: T IoU thresholds, R recalls, C classes, A area ranges (all, small, medium,
-    large), M detection limits.
+    Shapes: T IoU thresholds, R recall points, C classes, A area ranges (all, small, medium, large),
+    M detection limits.
     """
 
     #: (T, R, C, A), at the last detection limit.
@@ -65,7 +65,7 @@ def average_precision(
 ) -> dict[str, float]:
     """Compute COCO's average precision and recall over all classes with ground truth.
 
-    Detections and ground truth have one entry per image, in pixels.
+    Detections and ground truth have one entry per image, with boxes in pixel coordinates.
 
     Returns:
         `ap`, `ap50`, `ap75`, `ar_at_{limit}` for `COCO_LIMITS`, and at the last limit `ap_small`,
@@ -76,7 +76,7 @@ def average_precision(
         ValueError: if the numbers of images, boxes, scores, labels, crowd flags or areas differ.
     """
     if len(detections) != len(truths):
-        raise ValueError(f"got detections of {len(detections)} images; expected {len(truths)}")
+        raise ValueError(f"got detections for {len(detections)} images; expected {len(truths)}")
     numbers: dict[Hashable, int] = {}
 
     def category_ids(labels: Sequence[Hashable]) -> list[int]:
@@ -121,9 +121,9 @@ def coco_curves(
 ) -> Curves:
     """Run faster-coco-eval on `coco_entries` of ground truth and detections.
 
-    `limits` on detections per image and class, and category ids, are ascending. With `lvis_style`,
-    images list their verified classes; unjudged classes and false positives of non-exhaustive ones
-    are ignored.
+    `limits` (maximum detections per image and class) and `category_ids` are ascending. With
+    `lvis_style`, images list their verified classes; detections of unverified classes and false
+    positives of non-exhaustively annotated ones are ignored.
     """
     # LVIS mode requires a frequency; the caller averages over class groups itself.
     categories = [{"id": number, "frequency": "f"} for number in category_ids]
@@ -150,10 +150,10 @@ def coco_entries(
     first_id: int = 1,
     **columns: NDArray,
 ) -> list[dict[str, Any]]:
-    """Build COCO annotation or result entries of N boxes, half-open in pixels.
+    """Build COCO annotation or result entries for N boxes in half-open pixel coordinates.
 
-    `image_ids` may be one id for all. Ids start at `first_id`, not 0, which means "unmatched" in
-    faster-coco-eval. `area` defaults to the box areas, `iscrowd` to 0.
+    `image_ids` may be one id for all boxes. Ids start at `first_id`, not at 0, since 0 means
+    "unmatched" in faster-coco-eval. `area` defaults to the box areas, `iscrowd` to 0.
     """
     count, sizes = len(boxes_xyxy), boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]
     columns = {
@@ -180,7 +180,7 @@ def mean_ap(precision: NDArray[np.float64]) -> dict[str, float]:
 
 
 def nan_mean(values: NDArray[np.float64]) -> float:
-    """Mean of the values that are not NaN; NaN, without a warning, if there is none."""
+    """Average the values that are not NaN; NaN, without a warning, if there are none."""
     values = values[~np.isnan(values)]
     return float(values.mean()) if values.size else float("nan")
 
@@ -188,13 +188,13 @@ def nan_mean(values: NDArray[np.float64]) -> float:
 def checked_detections(
     image: int, found: ScoredBoxes
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], Sequence[Hashable]]:
-    """Return an image's boxes, scores and labels."""
+    """Validate and return an image's boxes, scores and labels."""
     boxes, scores, labels = found
     boxes, scores = as_boxes(boxes), np.asarray(scores, dtype=np.float64)
     if not len(boxes) == len(scores) == len(labels):
         raise ValueError(
             f"image {image} has {len(boxes)} detected boxes, {len(scores)} scores and"
-            f" {len(labels)} labels; expected as many of each"
+            f" {len(labels)} labels; expected the same number of each"
         )
     return boxes, scores, labels
 
@@ -202,7 +202,7 @@ def checked_detections(
 def checked_truth(
     image: int, truth: TrueBoxes
 ) -> tuple[NDArray[np.float64], Sequence[Hashable], NDArray[np.int64], NDArray[np.float64]]:
-    """Return an image's boxes, labels, crowd flags (0 or 1) and areas."""
+    """Validate and return an image's boxes, labels, crowd flags (0 or 1) and areas."""
     boxes, labels, crowd, areas = TrueBoxes(*truth)
     boxes = as_boxes(boxes)
     crowd = np.asarray([False] * len(boxes) if crowd is None else crowd, dtype=bool)
@@ -212,6 +212,6 @@ def checked_truth(
     if not len(boxes) == len(crowd) == len(areas) == len(labels):
         raise ValueError(
             f"image {image} has {len(boxes)} ground-truth boxes, {len(labels)} labels,"
-            f" {len(crowd)} crowd flags and {len(areas)} areas; expected as many of each"
+            f" {len(crowd)} crowd flags and {len(areas)} areas; expected the same number of each"
         )
     return boxes, labels, crowd.astype(np.int64), areas

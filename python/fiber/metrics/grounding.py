@@ -1,7 +1,7 @@
 """Grounding metrics: RefCOCO accuracy and Flickr30k Entities recall.
 
-Predicted boxes are sorted by descending score. All boxes are half-open xyxy, in pixels or relative
-to the image size.
+Predicted boxes are sorted by descending score. All boxes are xyxy in half-open pixel or normalized
+coordinates.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from fiber.metrics.boxes import as_boxes, pairwise_giou, pairwise_iou
 from fiber.metrics.matching import mean
 
-#: Minimum overlap of a hit.
+#: Minimum overlap for a hit.
 FOUND_AT = 0.5
 #: Rank of a miss.
 NEVER = np.iinfo(np.int64).max
@@ -23,9 +23,9 @@ NEVER = np.iinfo(np.int64).max
 def referring_accuracy(
     predicted: Sequence[ArrayLike], truths: ArrayLike, ks: Sequence[int] = (1,)
 ) -> dict[str, float]:
-    """Compute RefCOCO accuracy: a hit among the k best boxes of an expression.
+    """Compute RefCOCO accuracy: the fraction of expressions with a hit among their k best boxes.
 
-    Predictions are (M, 4) boxes of each of n expressions, best first; no boxes are a miss.
+    Predictions are (M, 4) boxes per expression, best first; one without boxes is a miss.
 
     Returns:
         `accuracy_at_{k}` with IoU >= 0.5, as usually reported, and `giou_accuracy_at_{k}` with
@@ -49,10 +49,10 @@ def phrase_recall(
     truths: Sequence[ArrayLike],
     ks: Sequence[int] = (1, 5, 10),
 ) -> dict[str, float]:
-    """Compute Flickr30k Entities recall at k of phrases with one or more boxes.
+    """Compute Flickr30k Entities recall at k for phrases with one or more boxes.
 
-    Predictions are (M, 4) boxes of each of n phrases, best first; no boxes are a miss. `truths` has
-    (G, 4) boxes of each phrase, at least one.
+    Predictions are (M, 4) boxes per phrase, best first; one without boxes is a miss. `truths`
+    are (G, 4) boxes per phrase, at least one.
 
     Returns:
         `any_recall_at_{k}`: one of the k best has IoU >= 0.5 with any box of the phrase;
@@ -86,7 +86,7 @@ def merged(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def first_hit(overlaps: NDArray[np.float64]) -> int:
-    """Return the first row of (M, G) overlaps with a hit; `NEVER` without one."""
+    """Return the index of the first row of (M, G) overlaps with a hit; `NEVER` if none."""
     hits = np.flatnonzero((overlaps >= FOUND_AT).any(1))
     return int(hits[0]) if len(hits) else int(NEVER)
 

@@ -17,8 +17,8 @@ def with_groups(
     """Compute a metric on all samples and, if any sample has a group, on each group.
 
     Args:
-        metric: function of this package whose `columns` have one entry per sample.
-        groups: group of each of n samples.
+        metric: function of `columns` that have one entry per sample.
+        groups: group of each of the n samples.
         *columns: arrays or sequences of n entries.
         **options: keyword arguments of the metric.
 
@@ -31,8 +31,8 @@ def with_groups(
     for number, column in enumerate(columns):
         if len(column) != len(groups):
             raise ValueError(
-                f"column {number} has {len(column)} entries; expected {len(groups)}, one per group"
-                " entry"
+                f"column {number} has {len(column)} entries; expected {len(groups)}, the length of"
+                " groups"
             )
     metrics = dict(metric(*columns, **options))
     members: dict[Hashable, list[int]] = {}

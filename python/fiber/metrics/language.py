@@ -22,7 +22,8 @@ def masked_word_accuracy(predicted: ArrayLike, labels: ArrayLike) -> dict[str, f
     predicted, labels = np.asarray(predicted), np.asarray(labels)
     if predicted.shape != labels.shape:
         raise ValueError(
-            f"predicted tokens have shape {predicted.shape}, labels {labels.shape}; expected equal"
+            f"predicted tokens have shape {predicted.shape}, labels {labels.shape}; expected the"
+            " same shape"
         )
     picked = labels != IGNORED
     return {"accuracy": mean(predicted[picked] == labels[picked])}
@@ -34,7 +35,7 @@ def statement_accuracy(
     """Compute NLVR2 `accuracy` and `consistency`.
 
     Consistency is the fraction of distinct sentences that are classified correctly for all their
-    image pairs. `sentences` has the text or `sentence_key` of each of the n statements.
+    image pairs. `sentences` holds the text or `sentence_key` of each of the n statements.
 
     Raises:
         ValueError: if the lengths differ.

@@ -4,8 +4,8 @@ An LVIS image lists the classes verified to be present or absent. Detections of 
 ignored, as are false positives of classes that are not exhaustively annotated.
 
 Fixed AP limits the detections per class over the whole dataset instead of per image, so that
-classes do not compete and scores need no calibration across classes. faster-coco-eval only has
-limits per image; `BestOfClasses` applies the fixed one.
+classes do not compete and scores need no calibration across classes. faster-coco-eval only limits
+detections per image; `BestOfClasses` applies the limit per class.
 
 Source: Dave et al. 2021, "Evaluating large-vocabulary object detectors: the devil is in the
 details"; Gupta et al. 2019 (LVIS).
@@ -35,7 +35,7 @@ from fiber.metrics.detection import (
 FIXED_DETECTIONS = 10_000
 #: Class groups by number of training images: rare (1 to 10), common (11 to 100), frequent.
 FREQUENCIES = {"r": "apr", "c": "apc", "f": "apf"}
-#: Classes evaluated together. faster-coco-eval holds about 1 KB per pair of image and class.
+#: Classes evaluated at once; faster-coco-eval uses about 1 KB per (image, class) pair.
 CLASSES_AT_ONCE = 64
 
 
@@ -48,7 +48,7 @@ class FederatedTruth(NamedTuple):
     classes: Sequence[int]
     #: Classes verified to be absent.
     absent: frozenset[int]
-    #: Classes that may have more objects than boxes.
+    #: Classes that are not exhaustively annotated.
     incomplete: frozenset[int] = frozenset()
     #: (G,) object areas in square pixels; None: box areas.
     areas: ArrayLike | None = None
@@ -61,7 +61,7 @@ class DetectionTable(NamedTuple):
     images: NDArray
     #: (N,) class numbers from 0.
     classes: NDArray
-    #: (N, 4) half-open pixels.
+    #: (N, 4) half-open pixel coordinates.
     boxes_xyxy: NDArray
     #: (N,).
     scores: NDArray
@@ -74,8 +74,8 @@ class DetectionTable(NamedTuple):
 class BestOfClasses:
     """Keep the best detections of each class over all images, in bounded memory.
 
-    Of equal scores, the detection added first is kept. After `max_pending` added detections, the
-    worse ones are dropped.
+    On ties, the detection added first is kept. After `max_pending` new detections, all but the best
+    are dropped.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class BestOfClasses:
             DetectionTable(none, none, np.zeros((0, 4), np.float32), np.zeros(0, np.float32))
         ]
         self._pending = 0
-        # A detection must score higher to be among the best of its class.
+        # A new detection must score higher than this to be among the best of its class.
         self._min_scores = np.full(num_classes, -np.inf, np.float32)
 
     def add(self, image: int, boxes_xyxy: ArrayLike, scores: ArrayLike, classes: ArrayLike) -> None:
@@ -115,7 +115,7 @@ class BestOfClasses:
     def _prune(self) -> DetectionTable:
         """Keep the best of each class, in the order in which they were added."""
         added = DetectionTable(*map(np.concatenate, zip(*self._parts, strict=True)))
-        # lexsort is stable: of equal scores the earlier one ranks first.
+        # lexsort is stable: on ties, the earlier detection ranks first.
         order = np.lexsort((-added.scores, added.classes))
         classes = added.classes[order]
         ranks = np.arange(len(order)) - np.searchsorted(classes, classes)

@@ -9,12 +9,12 @@ from numpy.typing import ArrayLike, NDArray
 def matching_accuracy(
     scores: ArrayLike, labels: ArrayLike, threshold: float = 0.5
 ) -> dict[str, float]:
-    """Compute ITM accuracy and AUC of n pairs, whose labels are 1 for a match, else 0.
+    """Compute ITM accuracy and AUC for n pairs; labels are 1 for a match, else 0.
 
     Scores above the threshold predict a match.
 
     Returns:
-        `accuracy`; `match_accuracy` and `mismatch_accuracy` of each class; `auc`, the probability
+        `accuracy`; `match_accuracy` and `mismatch_accuracy` for each label; `auc`, the probability
         that a matching pair scores above a mismatched one (ties count half).
 
     Raises:
@@ -58,7 +58,7 @@ def swapped_accuracy(scores: ArrayLike) -> dict[str, float]:
 
 
 def mean(values: NDArray) -> float:
-    """Mean of (n,) values; NaN without a warning for n = 0."""
+    """Average (n,) values; NaN, without a warning, for n = 0."""
     return float(np.mean(values)) if len(values) else float("nan")
 
 

@@ -1,7 +1,7 @@
 """Image-text retrieval recall, with any number of texts per image.
 
-An image is a hit if any of its texts is among its k best; a text if its image is. Dimension
-letters: P images, T texts.
+An image counts as a hit if any of its texts is among its k best; a text, if its image is. Shapes:
+P images, T texts.
 
 Source: the retrieval protocol of FIBER (Dou et al. 2022).
 """
@@ -21,7 +21,7 @@ def recall_of_ranks(
 ) -> dict[str, float]:
     """Compute `image_to_text_recall_at_{k}` and `text_to_image_recall_at_{k}`.
 
-    Ranks are (P,) and (T,) from `wrong_before`, of images with a text and of texts.
+    Ranks come from `wrong_before`: (P,) for images with at least one text, (T,) for texts.
     """
     names = (("image_to_text", image_ranks), ("text_to_image", text_ranks))
     return {
@@ -35,8 +35,8 @@ def wrong_before(scores: ArrayLike, right: ArrayLike) -> NDArray[np.int64]:
     Ties rank wrong candidates first, so a model with constant scores has recall 0.
 
     Args:
-        scores: (n, m) scores of m candidates of n queries, higher is more similar.
-        right: (n, m) bool.
+        scores: (n, m) scores of m candidates for n queries, higher is more similar.
+        right: (n, m) bool, True = right candidate.
 
     Returns:
         (n,) int64; m if all are wrong.
@@ -50,13 +50,13 @@ def wrong_before(scores: ArrayLike, right: ArrayLike) -> NDArray[np.int64]:
             f"retrieval scores have shape {scores.shape}, right {right.shape}; expected both (n, m)"
         )
     if np.isnan(scores).any():
-        raise ValueError("retrieval scores have NaN; expected numbers")
+        raise ValueError("retrieval scores contain NaN; expected numbers")
     best = np.where(right, scores, -np.inf).max(1, initial=-np.inf)
     return ((scores >= best[:, None]) & ~right).sum(1)
 
 
 def reranked(ranks: ArrayLike, scores: ArrayLike, right: ArrayLike) -> NDArray[np.int64]:
-    """Update (n,) ranks with new (n, k) scores of the k best candidates of each query.
+    """Update (n,) ranks with new (n, k) scores for the k best candidates of each query.
 
     A query without a right candidate among the k keeps its rank.
 

@@ -1,6 +1,6 @@
 """VQA accuracy in two versions, and the official answer normalization.
 
-Each question has answers of about ten annotators. `official`: an answer is right if three of them
+Each question has answers from about ten annotators. `official`: an answer is right if three of them
 gave it, averaged over all subsets that leave one annotator out. `published`: the score table of the
 published code, indexed by the number of annotators who gave the answer.
 """
@@ -16,7 +16,7 @@ from fiber.metrics.matching import mean
 
 #: Score by the number of annotators who gave the answer (4 or more: 1), in the published code.
 PUBLISHED_SCORES = (0.0, 0.3, 0.6, 0.9, 1.0)
-#: Minimum annotators for a unanimous answer to score 1 in both versions.
+#: Minimum number of annotators for a unanimous answer to score 1 in both versions.
 PEOPLE_FOR_ALL = 4
 
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
@@ -48,8 +48,8 @@ _CONTRACTIONS: dict[str, str] = {
 def normalize_answer(answer: str) -> str:
     """Normalize an answer as the official evaluation does, including its quirks.
 
-    Number words (and "none") become digits, articles are removed, and a punctuation mark is removed
-    next to a space but replaced by one inside a word.
+    Number words (and "none") become digits, articles are removed, and punctuation is removed next
+    to a space but replaced with a space inside a word.
 
     Source: VQA evaluation tools (Goyal et al. 2017).
     """
@@ -59,7 +59,7 @@ def normalize_answer(answer: str) -> str:
     for mark in _PUNCTUATION:
         next_to_space = f"{mark} " in answer or f" {mark}" in answer
         text = text.replace(mark, "" if next_to_space or has_number_with_comma else " ")
-    # Periods, except before a digit.
+    # Remove periods, except before a digit.
     text = re.sub(r"\.(?!\d)", "", text)
     words = [_DIGITS.get(word, word) for word in text.lower().split()]
     return " ".join(_CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)
@@ -68,11 +68,11 @@ def normalize_answer(answer: str) -> str:
 def official_score(answer: str, people: Sequence[str]) -> float:
     """Score an answer as the official evaluation does, in [0, 1].
 
-    The score is min(1, count / 3) for the number of annotators who gave the answer, averaged over
-    leaving out each annotator. A unanimous answer thus scores 1 with four or more annotators, 2/3
-    with three and 1/3 with two. With one annotator, the official code scores every answer 0; here
-    the annotator's own answer scores 1. As officially, answers are normalized only if the
-    annotators (`people`, ten in VQAv2) disagree.
+    The score is min(1, count / 3), where count is the number of annotators who gave the answer,
+    averaged over leaving out each annotator in turn. A unanimous answer thus scores 1 with four or
+    more annotators, 2/3 with three and 1/3 with two. With one annotator, the official code scores
+    every answer 0; here the annotator's own answer scores 1. As in the official code, answers are
+    normalized only if the annotators (`people`, ten in VQAv2) disagree.
     """
     given = [p.replace("\n", " ").replace("\t", " ").strip() for p in people]
     answer = answer.replace("\n", " ").replace("\t", " ").strip()
@@ -88,8 +88,8 @@ def official_score(answer: str, people: Sequence[str]) -> float:
 def published_score(answer: str, people: Sequence[str]) -> float:
     """Score an answer by the number of annotators who gave exactly this answer: 0, .3, .6, .9, 1.
 
-    As published, the table is that of ten annotators for any number of them: with n < 4 annotators,
-    an answer scores at most 0.3 n.
+    As in the published code, the table for ten annotators is used for any number: with n < 4, an
+    answer scores at most 0.3 n.
     """
     return PUBLISHED_SCORES[min(list(people).count(answer), len(PUBLISHED_SCORES) - 1)]
 
@@ -113,7 +113,7 @@ def soft_accuracy(
 ) -> dict[str, float]:
     """Compute `accuracy`: the mean score of predicted answers.
 
-    `scores` are by answer for each question (`Record.answers`); other answers score 0.
+    `scores` maps answers to scores for each question (`Record.answers`); other answers score 0.
 
     Raises:
         ValueError: if the lengths differ.

@@ -1,4 +1,4 @@
-"""Head modules, and the recipes that train each head."""
+"""Head modules, and the recipe that trains each head."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fiber.config import FiberConfig, preset
 LANGUAGE_HEAD_EPS = 1e-12
 
 
-#: Recipe of each head by preset; models of other widths use "base".
+#: Recipe that trains each head, by preset; models of other sizes use "base".
 HEAD_RECIPES: dict[str, dict[str, str]] = {
     "base": {
         "itc": "retrieval_coco",
@@ -36,14 +36,14 @@ HEAD_RECIPES: dict[str, dict[str, str]] = {
 
 
 class MissingHeadError(ValueError):
-    """The model lacks the head that a task or method needs."""
+    """Raised if the model lacks the head that a task or method needs."""
 
 
 def need_head(config: FiberConfig, head: str, asked: str) -> None:
-    """Check that a model has a head that `asked`, such as a method or a task, needs.
+    """Check that a model has the head that `asked`, a method or task, needs.
 
     Raises:
-        MissingHeadError: naming the model's heads and the recipe of the missing one.
+        MissingHeadError: if it lacks the head; names its heads and the recipe to train this one.
     """
     if head not in config.heads:
         is_small = config.roberta.width == preset("small").roberta.width
@@ -67,7 +67,7 @@ class Pooler(nn.Module):
 
 
 class LanguageHead(nn.Module):
-    """Vocabulary logits of MLM and captioning; not tied to the word embeddings."""
+    """Vocabulary logits for MLM and captioning; weights are not tied to the word embeddings."""
 
     def __init__(self, width: int, vocab_size: int) -> None:
         super().__init__()

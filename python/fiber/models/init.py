@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from torch import nn
 
-#: Standard deviation of the published init, and width of the published text encoder.
+#: Standard deviation of the published init, and embed dim of the published text encoder.
 PUBLISHED_STD = 0.02
 PUBLISHED_WIDTH = 768
 
 
 def fan_in_std(inputs: int) -> float:
-    """Return the std that gives outputs the variance of the published init at width 768."""
+    """Return the std that gives outputs the variance of the published init with 768 inputs."""
     return PUBLISHED_STD * (PUBLISHED_WIDTH / inputs) ** 0.5
 
 
 def init_linear(module: nn.Module, *, fan_in: bool) -> None:
-    """Initialize all linear layers: weights N(0, 0.02), or with `fan_in_std`; biases 0.
+    """Initialize all linear layers: weights N(0, 0.02), or with std `fan_in_std`; biases 0.
 
-    With the published N(0, 0.02), an encoder of width 128 barely changes its tokens. With variance
-    1 / inputs, about twice the std by fan-in, attention averages the tokens of a text until they
-    are equal, since the text encoder normalizes after each residual.
+    With the published N(0, 0.02), an encoder with embed dim 128 barely changes its tokens. With
+    variance 1 / inputs, about twice the std of `fan_in_std`, attention averages the tokens of a
+    text until they are identical, since the text encoder normalizes after each residual.
     """
     for part in module.modules():
         if isinstance(part, nn.Linear):

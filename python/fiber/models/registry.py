@@ -1,10 +1,10 @@
 """Registry of architectures.
 
-A model family is a folder next to this file plus its entries here; FIBER has one for each stage.
-Other code asks the entry, or the heads of a config ("grounding" in config.heads), and never for the
+A model family is a folder next to this file plus its entries here; FIBER has one entry per stage.
+Other code queries the entry, or the heads of a config ("grounding" in config.heads), and never the
 name of a family or stage. A network has its config as `config` and its encoders in `backbone`. A
 config is a frozen dataclass with `heads`, `channel_order`, `vocab_size`, `num_answers` and
-`with_image_size`; that of a family other than FIBER has a field `family`.
+`with_image_size`; configs of families other than FIBER also have a field `family`.
 """
 
 from __future__ import annotations
@@ -30,31 +30,31 @@ Network = FiberImageText | FiberDetector
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """Registry entry."""
+    """Registry entry of an architecture."""
 
-    #: Value of the config's field `family`; FIBER's configs have none.
+    #: Value of the config's `family` field, which FIBER's configs lack.
     family: str
-    #: Value of the config's field `stage`, if it has one.
+    #: Value of the config's `stage` field, if it has one.
     stage: str | None = None
-    #: Name in messages.
+    #: Display name.
     title: str
-    #: Class of the config, and network that is built from it.
+    #: Class of the config, and function that builds the network from it.
     config_class: type[Any]
     network: Callable[[Any], Any]
-    #: Recognizes the keys of its published checkpoints.
+    #: Recognizes keys of the architecture's published checkpoints.
     recognizes: Callable[[Collection[str]], bool]
     #: Key of the state dict in published files.
     published_key: Literal["state_dict", "model"]
-    #: Input channel order of published files, and the weight (ours) whose input channels it orders.
+    #: Input channel order of published files, and our key of the weight that depends on it.
     published_channel_order: Literal["rgb", "bgr"]
     first_convolution: str
     #: Infers the config from published tensors and the stored config.
     infer_config: Callable[[Mapping[str, Tensor], Mapping[str, Any]], Any]
-    #: Converts a config to the one that is stored in published files.
+    #: Converts a config to the dict stored in published files.
     stored_config: Callable[[Any], dict[str, Any]]
     #: Our keys -> published keys.
     keys: Callable[[Any], KeyMap]
-    #: Reason to ignore a published key outside `keys`; None if it is unknown.
+    #: Returns the reason to ignore a published key outside `keys`; None if it is unknown.
     ignored_key: Callable[[str, Any], str | None]
     #: Default values of tensors that a published file may lack, by our keys.
     default_values: Callable[[Any, Container[str]], dict[str, float]] = lambda config, names: {}
@@ -62,11 +62,11 @@ class Architecture:
     from_published: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] = lambda state: state
     #: Inverse of `from_published`; adds published buffers.
     to_published: Callable[[Any, Any], dict[str, Tensor]] = lambda state, config: state
-    #: Encoders that are loaded from, and written to, files of their own.
+    #: Encoders that can be loaded from and written to standalone files.
     encoders: tuple[EncoderFormat, ...]
-    #: Resizes tensors, by our or published keys, that depend on the image size.
+    #: Resizes tensors that depend on the image size, by our or published keys.
     resize: Callable[[Mapping[str, Tensor], Any], Mapping[str, Tensor]]
-    #: Sizes that determine most shapes, by name in messages.
+    #: Sizes that determine most shapes, by display name.
     main_sizes: Callable[[Any], dict[str, Any]]
     #: Image preprocessing at inference.
     transform: Callable[[Any], ImageTransform]
@@ -78,7 +78,7 @@ def _resize_windows(state: Mapping[str, Tensor], config: FiberConfig) -> Mapping
     return resize_bias_tables(state, config.swin.window_size)
 
 
-#: All entries, in the order of recognition.
+#: All entries, in recognition order.
 ARCHITECTURES = (
     Architecture(
         family="fiber",
@@ -146,17 +146,17 @@ def read_config(values: dict[str, Any]) -> FiberConfig:
     """Read a config of any family from the JSON object of its fields.
 
     Raises:
-        ValueError: naming an unknown family, or a wrong field.
+        ValueError: if the family is unknown or a field is invalid; names it.
     """
     classes = {entry.family: entry.config_class for entry in ARCHITECTURES}
     family = values.get("family", "fiber")
     if family not in classes:
-        raise ValueError(f"family {family!r} does not exist; expected {' or '.join(classes)}")
+        raise ValueError(f"unknown family {family!r}; expected {' or '.join(classes)}")
     return from_dict(classes[family], values)
 
 
 def encoder_format(names: Collection[str]) -> EncoderFormat | None:
-    """Find the format of a standalone encoder by its keys; None if it is not one."""
+    """Find the format of a standalone encoder by its keys; None if there is none."""
     formats = (each for entry in ARCHITECTURES for each in entry.encoders)
     return next((each for each in formats if each.layout(names) is not None), None)
 
@@ -165,7 +165,7 @@ def recognize(names: Collection[str]) -> Architecture:
     """Find the architecture of a published checkpoint by its keys.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: if no architecture matches.
     """
     for entry in ARCHITECTURES:
         if entry.recognizes(names):
@@ -174,12 +174,12 @@ def recognize(names: Collection[str]) -> Architecture:
     if encoder is not None:
         raise ValueError(
             f"the file contains a {encoder.title} encoder without heads; pass it to fiber train"
-            " --init (init=...) to start the training of a model from it"
+            " --init (init=...) to train a model from it"
         )
     if any(name.startswith("backbone.image.") for name in names):
         raise ValueError(
-            "the file contains the weights of a model of this package without its config.json; pass"
-            " the directory that contains both"
+            "the file contains the weights of a fiber model without its config.json; pass the"
+            " folder that contains both"
         )
     titles = " or ".join(entry.title for entry in ARCHITECTURES)
     more = f" and {len(names) - 4} more" if len(names) > 4 else ""

@@ -1,1 +1,1 @@
-"""Box geometry, anchors and convolution ops without parameters."""
+"""Parameter-free box, anchor and convolution ops."""

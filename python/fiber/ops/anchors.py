@@ -15,11 +15,11 @@ def level_anchors(
     *,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """Build the anchors of a level: squares of side anchor_scale * stride pixels.
+    """Build the anchors of a level: squares with sides of anchor_scale * stride pixels.
 
     Returns:
-        (H * W, 4) float32 half-open boxes in pixels, row by row, not clipped to the image. For
-        stride 8 and scale 8 the first is (-28, -28, 36, 36); the published model's inclusive box
+        (H * W, 4) float32 half-open pixel coordinates, row-major, not clipped to the image. For
+        stride 8 and scale 8, the first is (-28, -28, 36, 36); the published model's inclusive box
         is (-28, -28, 35, 35).
     """
     height, width = map_size
@@ -39,7 +39,7 @@ def pyramid_anchors(
     *,
     device: torch.device | str | None = None,
 ) -> list[Tensor]:
-    """Build the anchors of all levels, see `level_anchors`."""
+    """Build the anchors of all levels; see `level_anchors`."""
     return [
         level_anchors(size, stride, anchor_scale, device=device)
         for size, stride in zip(map_sizes, strides, strict=True)

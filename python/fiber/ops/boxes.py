@@ -1,11 +1,11 @@
-"""Box coding, clipping and GIoU that torchvision lacks; IoU and NMS are torchvision's.
+"""Box decoding, clipping and GIoU that torchvision lacks; IoU and NMS are torchvision's.
 
-Boxes are (..., 4) float pixels, half-open xyxy, so that the width is x1 - x0.
+Boxes are (..., 4) float xyxy in half-open pixel coordinates, so the width is x1 - x0.
 
 The published model uses inclusive boxes: (x1, y1) is the last pixel and the width x1 - x0 + 1. Its
-box coder, IoU and NMS give the same numbers on half-open boxes. Three computations omit the + 1
-and therefore call `to_inclusive`: the test that an anchor center is inside a box
-(`fiber.losses.atss`), the centerness target and the GIoU loss (`fiber.losses.grounding`).
+box coder, IoU and NMS give the same results on half-open boxes. Three computations omit the + 1 in
+the published code and therefore call `to_inclusive` here: the test that an anchor center is inside
+a box (`fiber.losses.atss`), the centerness target and the GIoU loss (`fiber.losses.grounding`).
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import math
 import torch
 from torch import Tensor
 
-#: Weights of the deltas (x, y, width, height), as published.
+#: Weights of the deltas (x, y, width, height), as in the published code.
 DELTA_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
-#: Largest log of predicted size over anchor size, as published.
+#: Maximum log ratio of predicted to anchor size, as in the published code.
 MAX_LOG_SCALE = math.log(1000.0 / 16.0)
 
 
 def to_inclusive(boxes_xyxy: Tensor) -> Tensor:
-    """Convert half-open boxes to the published model's inclusive ones."""
+    """Convert half-open boxes to inclusive boxes, as the published model uses them."""
     return boxes_xyxy - boxes_xyxy.new_tensor([0.0, 0.0, 1.0, 1.0])
 
 
@@ -32,11 +32,11 @@ def centers(boxes_xyxy: Tensor) -> Tensor:
 
 
 def paired_giou(first_xyxy: Tensor, second_xyxy: Tensor, *, epsilon: float = 1e-7) -> Tensor:
-    """Compute the elementwise GIoU of two (N, 4) sets of boxes, as published: (N,) in (-1, 1].
+    """Compute the (N,) elementwise GIoU of two (N, 4) box tensors, as in the published code.
 
-    Inclusive boxes narrower than a pixel have negative sides. In the first set they count as 0,
-    while `torchvision.ops.generalized_box_iou_loss` multiplies two of them to a positive area.
-    `epsilon` is added to union and enclosing area.
+    Inclusive boxes narrower than a pixel have negative sides. In the first tensor these count as 0;
+    `torchvision.ops.generalized_box_iou_loss` would compute a positive area from two of them.
+    `epsilon` is added to the union and the enclosing area.
 
     Source: Rezatofighi et al. 2019.
     """
@@ -52,10 +52,10 @@ def paired_giou(first_xyxy: Tensor, second_xyxy: Tensor, *, epsilon: float = 1e-
 def decode_deltas(deltas: Tensor, anchors_xyxy: Tensor) -> Tensor:
     """Decode predicted deltas (..., 4) to boxes (..., 4), not clipped to the image.
 
-    Deltas are center offsets over anchor sizes, times 10, and log size ratios, times 5, which are
-    clamped to log(1000 / 16). Anchors are broadcast against the deltas.
+    Deltas are center offsets divided by anchor sizes, times 10, and log size ratios, times 5; log
+    ratios are clamped to at most log(1000 / 16). Anchors are broadcast against the deltas.
 
-    Source: Faster R-CNN (Ren et al. 2015), weights as published by FIBER.
+    Source: Faster R-CNN (Ren et al. 2015), with weights from the published code of FIBER.
     """
     deltas = deltas / deltas.new_tensor(DELTA_WEIGHTS)
     anchor_sizes = anchors_xyxy[..., 2:] - anchors_xyxy[..., :2]
@@ -65,10 +65,10 @@ def decode_deltas(deltas: Tensor, anchors_xyxy: Tensor) -> Tensor:
 
 
 def clip_to_image(boxes_xyxy: Tensor, height: float, width: float) -> Tensor:
-    """Clip (..., 4) boxes to an image; each keeps at least one pixel of it.
+    """Clip (..., 4) boxes to an image; each box keeps at least one pixel.
 
-    As published, a box outside the image becomes a pixel at its border;
-    `torchvision.ops.clip_boxes_to_image` makes it empty.
+    As in the published code, a box outside the image becomes one pixel at the border;
+    `torchvision.ops.clip_boxes_to_image` would make it empty.
     """
     upper = boxes_xyxy.new_tensor([width, height])
     low = torch.minimum(boxes_xyxy[..., :2].clamp(min=0), upper - 1)

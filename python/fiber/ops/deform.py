@@ -15,7 +15,7 @@ from torchvision.ops import deform_conv2d
 
 #: Taps of a 3 x 3 kernel, row by row; each has an offset (y, x) and a modulation factor.
 TAPS = 9
-#: Size in bytes of the taps gathered at once without gradients, to fit in cache.
+#: Size in bytes of the taps gathered at once, to fit in the cache; used without gradients.
 PIECE_BYTES = 8_000_000
 
 
@@ -31,7 +31,7 @@ def modulated_deform_conv(
     """Apply a modulated deformable 3 x 3 convolution with padding 1.
 
     Args:
-        features: (B, C, H, W) float32 or float64, like all other tensors.
+        features: (B, C, H, W) float32 or float64; other tensors have the same dtype.
         offsets: (B, 18, h, w) in pixels of the map, (y, x) of each tap.
         modulation: (B, 9, h, w) factors on the taps.
         weight: (C_out, C, 3, 3).
@@ -69,7 +69,7 @@ def modulated_deform_conv(
     if torch.is_grad_enabled():
         out = convolve(rows, weights)
     else:
-        # All taps are nine times as large as the map; pieces of them fit in cache.
+        # All taps are nine times as large as the map; gather as many at a time as fit in the cache.
         at_once = TAPS * max(1, PIECE_BYTES // (TAPS * channels * features.element_size()))
         pieces = zip(rows.split(at_once), weights.split(at_once), strict=True)
         out = torch.cat([convolve(*piece) for piece in pieces])
@@ -80,7 +80,7 @@ def modulated_deform_conv(
 def _corners(
     offsets: Tensor, modulation: Tensor, height: int, width: int, stride: int
 ) -> tuple[Tensor, Tensor]:
-    """Compute the four pixels around each tap, (B h w K, 4), and their weights with modulation.
+    """Compute the four pixels around each tap, (B h w K, 4), and their modulated weights.
 
     Pixels are int64 row indices into the table of all pixels of the batch; the weight of a pixel
     outside the map is 0.

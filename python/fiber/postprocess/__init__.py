@@ -1,4 +1,4 @@
-"""Detector post-processing: raw predictions to scored boxes and `Detections`."""
+"""Detector post-processing: from raw predictions to scored boxes and `Detections`."""
 
 from fiber.postprocess.detections import Detections
 from fiber.postprocess.find import FoundBoxes, detect_boxes, ground_phrases, join_chunks

@@ -1,4 +1,4 @@
-"""Detections of an image, as returned by `Model.detect` and `Model.ground`."""
+"""Detections in an image, as returned by `Model.detect` and `Model.ground`."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ from fiber.visualize import draw_boxes
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-#: Small images are enlarged to this shorter side before drawing, in pixels.
+#: Shorter side, in pixels, to which small images are enlarged before drawing.
 MIN_DRAWN_SIDE = 384
-#: Limit of the longer side when enlarging, in pixels.
+#: Maximum longer side of enlarged images, in pixels.
 MAX_DRAWN_SIDE = 4096
 
 
 @dataclass(frozen=True)
 class Detections:
-    """Boxes, scores and labels of one image.
+    """Boxes, scores and labels in one image.
 
-    A score is sqrt(p * c), with p the mean probability of the label's tokens and c the centerness
-    at the box's location. Scores rank the boxes of one label in one prompt. They are not calibrated
-    and not comparable across prompts, labels or models; see docs/grounding.md.
+    A score is sqrt(p * c), where p is the mean probability of the label's tokens and c the
+    centerness at the box's location. Scores rank the boxes of one label in one prompt; they are
+    neither calibrated nor comparable across prompts, labels or models. See docs/grounding.md.
 
     Raises:
         ValueError: if the fields differ in length.
     """
 
-    #: (n, 4) float32, half-open pixels of the image, best first or grouped by phrase.
+    #: (n, 4) float32, half-open pixel coordinates, best first or grouped by phrase.
     boxes_xyxy: np.ndarray
     #: (n,) float32 in [0, 1]; not probabilities.
     scores: np.ndarray
-    #: (n,) class name or phrase.
+    #: n class names or phrases.
     labels: list[str]
     #: (n,) int64, index into the phrases or classes of the call.
     indices: np.ndarray
@@ -53,8 +53,8 @@ class Detections:
         count = len(self.labels)
         if self.boxes_xyxy.shape != (count, 4) or len(self.scores) != count:
             raise ValueError(
-                f"Detections: expected as many labels, boxes and scores, got {count} labels,"
-                f" boxes_xyxy {self.boxes_xyxy.shape} and {len(self.scores)} scores"
+                f"Detections: expected the same number of labels, boxes and scores, got {count}"
+                f" labels, boxes_xyxy {self.boxes_xyxy.shape} and {len(self.scores)} scores"
             )
 
     @classmethod
@@ -88,7 +88,7 @@ class Detections:
         return "\n".join(lines)
 
     def to_dict(self, *, image: str | None = None, model: str | None = None) -> dict[str, Any]:
-        """Convert to the JSON object that the command line prints; default image name: its path."""
+        """Convert to the JSON object printed by the command line; `image` defaults to its path."""
         if image is None and isinstance(self.picture, (str, os.PathLike)):
             image = os.fspath(self.picture)
         height, width = self.image_size
@@ -114,7 +114,7 @@ class Detections:
         """Draw boxes and labels, the best box on top; a small image is enlarged first.
 
         Raises:
-            ValueError: If the image is missing or has another size.
+            ValueError: if the image is missing or its size is wrong.
         """
         image = self._open()
         scale = math.ceil(MIN_DRAWN_SIDE / min(image.size))
@@ -132,8 +132,8 @@ class Detections:
         """Write the image with its boxes; the suffix of `path` selects the format.
 
         Raises:
-            ValueError: If the image is missing or has another size, or the suffix is unknown.
-            OSError: If the file cannot be written; an existing file is unchanged.
+            ValueError: if the image is missing, its size is wrong, or the suffix is unknown.
+            OSError: if the file cannot be written; an existing file is unchanged.
         """
         save_image(self.draw, path)
 
@@ -151,6 +151,6 @@ class Detections:
         if (image.height, image.width) != self.image_size:
             raise ValueError(
                 f"Detections: the image has {image.width} x {image.height} pixels; expected"
-                f" {self.image_size[1]} x {self.image_size[0]}, the size of the boxes' image"
+                f" {self.image_size[1]} x {self.image_size[0]}, the image size of the boxes"
             )
         return image.convert("RGB")

@@ -1,4 +1,4 @@
-"""Atomic writing of images."""
+"""Write images atomically."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ def save_image(draw: Callable[[], Image], path: str | os.PathLike[str]) -> None:
     """Write an image atomically.
 
     Args:
-        draw: Returns the image; called after `path` was checked.
-        path: File name; its suffix selects the Pillow format.
+        draw: returns the image; called after `path` is checked.
+        path: file to write; its suffix selects the Pillow format.
 
     Raises:
-        ValueError: If Pillow cannot write this format.
-        FileNotFoundError: If the directory does not exist.
-        OSError: If `path` is not a regular file or cannot be written; no partial file remains.
+        ValueError: if Pillow cannot write this format.
+        FileNotFoundError: if the parent folder does not exist.
+        OSError: if `path` is not a regular file or cannot be written; no partial file remains.
     """
     path = Path(path)
     check_target(path)
     kind = _format(path)
     if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path}: the directory {path.parent} does not exist")
+        raise FileNotFoundError(f"{path}: the folder {path.parent} does not exist")
     image = draw()
     write_file(path, lambda part: image.save(part, kind))
 
@@ -43,6 +43,6 @@ def _format(path: Path) -> str:
     if kind is None or kind not in Image.SAVE:
         raise ValueError(
             f"{path}: unknown suffix {path.suffix!r}; expected .png, .jpg, .jpeg, .webp or another"
-            " that Pillow writes"
+            " format that Pillow can write"
         )
     return kind

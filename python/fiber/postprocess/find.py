@@ -1,10 +1,10 @@
-"""Boxes from raw predictions: label scores, NMS, rescaling to the original image.
+"""Boxes from raw predictions: label scores, NMS and rescaling to the original image.
 
-Boxes are half-open xyxy pixels (`fiber.ops.boxes`). NMS and clipping are equivalent to the
-published ones on inclusive boxes. Sizes are (height, width) in pixels: image_sizes without padding,
-and original_sizes, to which boxes are rescaled.
+Boxes are xyxy in half-open pixel coordinates (`fiber.ops.boxes`). NMS and clipping are equivalent
+to the published ones on inclusive boxes. Sizes are (height, width) in pixels: image_sizes without
+padding, and original_sizes, to which boxes are rescaled.
 
-Shapes: B images, A anchors over all levels, L text tokens, K labels of an image, n boxes.
+Shapes: B images, A anchors over all levels, L text tokens, K labels per image, n boxes.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from torchvision.ops import batched_nms
 from fiber.models.fiber.detector import DetectorOutput
 from fiber.ops.boxes import clip_to_image, decode_deltas
 
-#: Token indices of each label of an image.
+#: Token indices of each label for one image.
 TokenMap = Sequence[Sequence[int]]
-#: (height, width) of each image in pixels: (B, 2) or pairs.
+#: (height, width) of each image in pixels: a (B, 2) tensor or pairs.
 Sizes = Tensor | Sequence[Sequence[int]]
 #: Locations decoded per requested box of a phrase, before NMS.
 PLACES_PER_BOX = 50
 
 
 class FoundBoxes(NamedTuple):
-    """Boxes of one image, best first, on the model's device."""
+    """Boxes in one image, best first, on the model's device."""
 
-    #: (n, 4) float32, half-open pixels of the original image.
+    #: (n, 4) float32, half-open pixel coordinates in the original image.
     boxes_xyxy: Tensor
     #: (n,) float32 in [0, 1].
     scores: Tensor
@@ -50,19 +50,19 @@ def detect_boxes(
     candidates_per_level: int = 1000,
     aggregate: Literal["mean", "max"] = "mean",
 ) -> list[FoundBoxes]:
-    """Detect the boxes of all labels; defaults are the published ones for detection.
+    """Detect boxes for all labels; defaults are the published settings for detection.
 
     The label score of a location is the mean of its token probabilities. Locations above the
-    threshold are ranked by score times centerness; the square root of the product is returned.
+    threshold are ranked by score times centerness; the returned score is the square root of that.
 
     Args:
         output: output of the detector.
-        label_token_maps: token indices of each label of each image.
+        label_token_maps: token indices of each label, for each image.
         image_sizes: B sizes.
         original_sizes: B sizes.
         score_threshold: minimum label score, exclusive, before centerness is applied.
-        nms_threshold: IoU above which the lower of two boxes of a label is removed.
-        max_detections: boxes kept per image.
+        nms_threshold: IoU above which the lower-scoring of two boxes of a label is removed.
+        max_detections: maximum number of boxes per image.
         candidates_per_level: (location, label) pairs kept per level before NMS.
         aggregate: "mean" or "max" of token probabilities.
 
@@ -102,11 +102,11 @@ def ground_phrases(
     score_threshold: float = 0.0,
     nms_threshold: float = 0.6,
 ) -> list[FoundBoxes]:
-    """Find up to `boxes_per_phrase` boxes of each phrase, independently of other phrases' scores.
+    """Find up to `boxes_per_phrase` boxes for each phrase, regardless of other phrases' scores.
 
-    `score_threshold` is a minimum, including centerness; other arguments and errors are those of
-    `detect_boxes`. Boxes are grouped by phrase, best first in each group. A phrase without tokens
-    (truncated text) has none.
+    `score_threshold` is an inclusive minimum, applied after centerness; other arguments and errors
+    are as in `detect_boxes`. Boxes are grouped by phrase, best first in each group. A phrase
+    without tokens (truncated text) has no boxes.
     """
     scores, centerness = _probabilities(output)
     places_wanted = 1 if boxes_per_phrase == 1 else PLACES_PER_BOX * boxes_per_phrase
@@ -143,7 +143,7 @@ def join_chunks(
     Args:
         chunks: boxes of each prompt, at least one.
         first_labels: index of each prompt's first label in the list of all labels.
-        max_detections: boxes kept. Default: all, as published.
+        max_detections: maximum number of boxes. Default: all, as in the published code.
     """
     joined = FoundBoxes(
         torch.cat([chunk.boxes_xyxy for chunk in chunks]),
@@ -168,7 +168,7 @@ def _images(
     if not batch == len(token_maps) == len(image_sizes) == len(originals):
         raise ValueError(
             f"got {len(token_maps)} token maps, {len(image_sizes)} image sizes and"
-            f" {len(originals)} original sizes, expected {batch} of each, the batch size"
+            f" {len(originals)} original sizes; expected {batch} of each, the batch size"
         )
     for image, token_map in enumerate(token_maps):
         for label, tokens in enumerate(token_map):
@@ -202,7 +202,7 @@ def _label_scores(scores: Tensor, token_map: TokenMap, aggregate: str) -> Tensor
 
 
 def _best(ranks: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Return the top ranks of a level and their indices into its flat (locations, K) table."""
+    """Return the best ranks of a level and their indices into its flat (locations, K) table."""
     flat = ranks.flatten()
     values, places = flat.topk(min(count, len(flat)))
     chosen = values >= 0
@@ -210,7 +210,7 @@ def _best(ranks: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 def _boxes_at(output: DetectorOutput, image: int, places: Tensor, size: tuple[int, int]) -> Tensor:
-    """Decode the boxes at given locations and clip them to the image without padding."""
+    """Decode the boxes at the given locations and clip them to the unpadded image."""
     deltas = torch.cat([level[image] for level in output.box_deltas])[places].float()
     return clip_to_image(decode_deltas(deltas, torch.cat(output.anchors)[places]), *size)
 
@@ -230,7 +230,7 @@ def _to_original(boxes: Tensor, size: tuple[int, int], original: tuple[int, int]
 
 
 def _index_in_group(groups: Tensor) -> Tensor:
-    """Count 0, 1, 2, ... within each run of equal values."""
+    """Number the elements of each run of equal values from 0."""
     order = torch.arange(len(groups), device=groups.device)
     _, counts = torch.unique_consecutive(groups, return_counts=True)
     starts = counts.cumsum(0) - counts

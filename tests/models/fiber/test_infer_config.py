@@ -192,7 +192,7 @@ class TestConfigOfTheFile:
             ("max_text_len", 600, r"max_text_len 600.*512"),
             ("num_heads", 7, r"num_heads 7.*768"),
             ("num_heads", "12", r"num_heads '12'.*1"),
-            ("fiber_model", 3, r"fiber_model.*int.*fields"),
+            ("fiber_model", 3, r"fiber_model.*int.*object"),
             ("fiber_model", {"stages": 1}, r"fiber_model.*field 'stages'"),
         ],
     )

@@ -1,4 +1,4 @@
-"""Published keys of Swin and RoBERTa, as parts of a model and as files of their own."""
+"""Published keys of Swin and RoBERTa, as parts of a model and as standalone files."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from fiber.config import RobertaConfig, SwinConfig
 #: Our key -> published keys whose tensors are concatenated.
 KeyMap = dict[str, tuple[str, ...]]
 
-#: Ignored published keys: pattern and reason.
+#: Ignored published keys: (pattern, reason) pairs.
 IgnoredKeys = tuple[tuple[str, str], ...]
 
 IGNORED_SWIN: IgnoredKeys = (
-    (r".*\.relative_position_index", "buffer that follows from the window size"),
-    (r".*\.attn_mask", "buffer that follows from the map size"),
-    (r"head\.(fc\.)?(weight|bias)", "classifier of ImageNet"),
-    (r"norm\.(weight|bias)", "last norm, which only the ITC head uses; the model has none"),
+    (r".*\.relative_position_index", "buffer derived from the window size"),
+    (r".*\.attn_mask", "buffer derived from the map size"),
+    (r"head\.(fc\.)?(weight|bias)", "ImageNet classifier"),
+    (r"norm\.(weight|bias)", "last norm, used only by the ITC head, which the model lacks"),
 )
 IGNORED_ROBERTA: IgnoredKeys = (
-    (r"(roberta\.)?embeddings\.(position_ids|token_type_ids)", "buffer of positions"),
-    (r"(roberta\.)?pooler\.dense\.(weight|bias)", "pooler, never used"),
-    (r"lm_head\..*", "language head of RoBERTa; the model's own is initialized, as published"),
+    (r"(roberta\.)?embeddings\.(position_ids|token_type_ids)", "position buffer"),
+    (r"(roberta\.)?pooler\.dense\.(weight|bias)", "unused pooler"),
+    (r"lm_head\..*", "RoBERTa's language head; FIBER initializes its own"),
 )
 
 
 class EncoderLayout(NamedTuple):
-    """Variant of the keys of a standalone encoder."""
+    """Key layout of a standalone encoder."""
 
     #: Common prefix of all keys, including the dot.
     prefix: str = ""
-    #: Swin: patch merging is part of the stage after it, as in timm since 0.9. False: of the stage
+    #: Swin: patch merging belongs to the stage after it, as in timm >= 0.9. False: to the stage
     #: before it, as in Microsoft's Swin and FIBER.
     merging_in_next_stage: bool = False
 
@@ -43,13 +43,13 @@ class EncoderFormat:
 
     #: Stem of the written file.
     name: str
-    #: Name in messages.
+    #: Display name.
     title: str
-    #: Detects the layout from published keys; None for another encoder.
+    #: Detects the layout from published keys; None if they are not this encoder's.
     layout: Callable[[Collection[str]], EncoderLayout | None]
-    #: Maps keys of the whole model, given its config -> published keys.
+    #: Returns the map from keys of the whole model to published keys, given its config.
     keys: Callable[[Any, EncoderLayout], KeyMap]
-    #: Published keys outside `keys`.
+    #: Published keys to ignore.
     ignored: IgnoredKeys
 
 

@@ -1,7 +1,7 @@
 """RoBERTa: embeddings and post-norm layers.
 
-An attention_mask is bool and broadcast to (B, h, L, keys), True = attend; None: attend to all. A
-layer takes an optional function of its self-attention output, which is how fusion is added.
+An attention_mask is bool and broadcast to (B, h, L, keys), True = attend; None: attend to all.
+Fusion is added by an optional function that a layer applies to its self-attention output.
 
 Source: RoBERTa (Liu et al. 2019).
 """
@@ -44,7 +44,7 @@ class TextEmbeddings(nn.Module):
 
 
 class KeyValueCache:
-    """Keys and values of the previous tokens of a self-attention; without gradient."""
+    """Keys and values of previous tokens in a self-attention layer; not differentiable."""
 
     def __init__(self) -> None:
         # Keys and values in one tensor with spare capacity, so that a step copies only new ones.
@@ -52,7 +52,7 @@ class KeyValueCache:
         self._length = 0
 
     def extend(self, key_value: Tensor) -> Tensor:
-        """Append new tokens (2, B, h, L, d); return those of all tokens, (2, B, h, L_all, d)."""
+        """Append keys and values (2, B, h, L, d) of new tokens; return all, (2, B, h, L_all, d)."""
         start, self._length = self._length, self._length + key_value.shape[3]
         if not start or self._length > self._stored.shape[3]:
             shape = (*key_value.shape[:3], 2 * self._length, key_value.shape[4])
@@ -85,7 +85,7 @@ class TextSelfAttention(nn.Module):
         """Compute self-attention: (B, L, D) -> (B, L, D), or (B, num_queries, D).
 
         Keys and values are appended to `cache`, if given. With `num_queries`, only the outputs of
-        the first tokens are computed.
+        the first `num_queries` tokens are computed.
         """
         # (B, L, 3 D) -> 3 x (B, h, L, d)
         qkv = self.qkv(hidden).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
@@ -130,9 +130,9 @@ class TextLayer(nn.Module):
     ) -> Tensor:
         """Run the layer: (B, L, D) -> (B, L, D), or (B, num_queries, D).
 
-        `branch` is applied to the self-attention output before the residual, `normalize_output`
-        enables the last LayerNorm. `cache` and `num_queries` are those of `TextSelfAttention`;
-        `num_queries` needs a mask that is equal for all queries.
+        `branch` is applied to the self-attention output before the residual; `normalize_output`
+        enables the last LayerNorm. `cache` and `num_queries` are as in `TextSelfAttention`;
+        `num_queries` needs a mask that is the same for all queries.
         """
         attended = self.attention(hidden, attention_mask, cache, num_queries)
         if branch is not None:
@@ -160,19 +160,19 @@ class RobertaEncoder(nn.Module):
 
 
 def key_attention_mask(text_mask: Tensor) -> Tensor:
-    """Build the mask that attends to real tokens: (B, L) bool -> (B, 1, 1, L) bool."""
+    """Build the attention mask of real tokens: (B, L) bool -> (B, 1, 1, L) bool."""
     return text_mask[:, None, None, :]
 
 
 def causal_attention_mask(text_mask: Tensor) -> Tensor:
-    """Build the causal mask over real tokens: (B, L) bool -> (B, 1, L, L) bool."""
+    """Build the causal attention mask of real tokens: (B, L) bool -> (B, 1, L, L) bool."""
     length = text_mask.shape[1]
     causal = torch.ones(length, length, dtype=torch.bool, device=text_mask.device).tril()
     return text_mask[:, None, None, :] & causal
 
 
 def _init_weights(module: nn.Module) -> None:
-    """Initialize as RoBERTa: weights N(0, 0.02), biases and padding rows 0."""
+    """Initialize as in RoBERTa: weights N(0, 0.02), biases and padding rows 0."""
     if isinstance(module, (nn.Linear, nn.Embedding)):
         nn.init.normal_(module.weight, std=0.02)
         if isinstance(module, nn.Linear):

@@ -1,7 +1,7 @@
 """Swin Transformer: patches, window attention, blocks, stages.
 
-Feature maps are (B, H, W, C). A block takes an optional function of its self-attention output,
-which is how fusion is added.
+Feature maps are (B, H, W, C). Fusion is added by an optional function that a block applies to its
+self-attention output.
 
 Source: Swin Transformer (Liu et al. 2021).
 """
@@ -19,14 +19,14 @@ from torch import Tensor, nn
 from fiber import kernels
 from fiber.config import SwinConfig
 
-#: Size of an MLP hidden activation chunk without gradients on the CPU; fits in the cache.
+#: Bytes in an MLP activation chunk on the CPU, to fit in the cache; used without gradients.
 PIECE_BYTES = 8_000_000
 #: Epsilon of all LayerNorms.
 LAYER_NORM_EPS = 1e-5
 
 #: Maps a self-attention output to its replacement, before the residual.
 Branch = Callable[[Tensor], Tensor]
-#: (height, width) in tokens of each sample's valid map, at the top left.
+#: (height, width) in tokens of each sample's valid region, at the top left of the map.
 MapSizes = tuple[tuple[int, int], ...]
 
 
@@ -62,7 +62,7 @@ class PatchMerging(nn.Module):
         if height % 2 or width % 2:
             tokens = F.pad(tokens, (0, 0, 0, width % 2, 0, height % 2))
             height, width = tokens.shape[1:3]
-        # (B, H/2, 2, W/2, 2, C) -> (B, H/2, W/2, 4 C), column before row offset, as published
+        # (B, H/2, 2, W/2, 2, C) -> (B, H/2, W/2, 4 C), column before row offset, as in Swin
         squares = tokens.reshape(batch, height // 2, 2, width // 2, 2, channels)
         squares = squares.permute(0, 1, 3, 4, 2, 5).reshape(
             batch, height // 2, width // 2, 4 * channels
@@ -91,7 +91,7 @@ class WindowAttention(nn.Module):
             tokens: feature map.
             window_size: side of a window in tokens, at most `self.window_size`.
             shift: cyclic shift of the map in tokens.
-            valid_sizes: (B, 2) int64 (height, width) of each sample's valid map; None: whole map.
+            valid_sizes: (B, 2) int64 (height, width) of valid regions; None: the whole map.
         """
         head_shape = (3, self.num_heads, tokens.shape[-1] // self.num_heads)
         out = kernels.window_attention(
@@ -105,7 +105,7 @@ class WindowAttention(nn.Module):
         return self.output(out.flatten(-2))
 
     def _table(self, window_size: int) -> Tensor:
-        """Crop the table for a smaller window: ((2 w - 1) ** 2, h)."""
+        """Crop the bias table to a smaller window: ((2 w - 1) ** 2, h)."""
         margin = self.window_size - window_size
         if margin == 0:
             return self.bias_table
@@ -147,12 +147,12 @@ class SwinBlock(nn.Module):
         branch: Branch | None = None,
         sizes: MapSizes | None = None,
     ) -> Tensor:
-        """Run the block: (B, H, W, C) -> (B, H, W, C), undefined outside valid maps.
+        """Run the block: (B, H, W, C) -> (B, H, W, C), undefined outside valid regions.
 
         Args:
             tokens: feature map.
             branch: applied to the self-attention output before the residual.
-            sizes: valid map of each sample, if they differ; tokens outside are not attended to.
+            sizes: valid region of each sample, if they differ; tokens outside are not attended to.
         """
         attended = self._attend(self.attention_norm(tokens), sizes)
         if branch is not None:
@@ -160,7 +160,7 @@ class SwinBlock(nn.Module):
         tokens = tokens + self._drop(attended)
         if torch.is_grad_enabled() or tokens.device.type != "cpu" or torch.compiler.is_compiling():
             return tokens + self._drop(self.mlp(self.mlp_norm(tokens)))
-        # Chunks keep the hidden activations, four times as wide as the map, in the cache.
+        # Run in chunks, so that the hidden activations stay in the cache.
         hidden = cast(nn.Linear, self.mlp[0]).out_features
         at_once = max(1, PIECE_BYTES // (hidden * tokens.element_size()))
         for piece in tokens.flatten(0, 2).split(at_once):
@@ -182,7 +182,7 @@ class SwinBlock(nn.Module):
         return out
 
     def _window(self, map_size: Sequence[int]) -> tuple[int, int]:
-        """Return window side and shift in tokens on a map of (height, width).
+        """Return window size and shift in tokens for a (height, width) map.
 
         The fine stage always pads the map to whole windows and shifts them. The coarse stage, like
         Swin, limits windows to the map and does not shift if a side is at most one window.
@@ -203,7 +203,7 @@ class SwinBlock(nn.Module):
 
 
 class SwinStage(nn.Module):
-    """Blocks of one resolution and the patch merging after them."""
+    """Blocks at one resolution and the patch merging after them."""
 
     def __init__(self, blocks: list[SwinBlock], merging: PatchMerging | None) -> None:
         super().__init__()
@@ -212,7 +212,7 @@ class SwinStage(nn.Module):
 
 
 class SwinEncoder(nn.Module):
-    """Swin encoder of four stages; blocks are numbered across stages."""
+    """Swin encoder with four stages; blocks are numbered across stages."""
 
     def __init__(self, config: SwinConfig, *, shift_small_maps: bool = False) -> None:
         super().__init__()
@@ -251,8 +251,8 @@ class SwinEncoder(nn.Module):
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Apply patch merging before a block that starts a stage.
 
-        `tokens` is the output of the previous block, `stages` those of finished stages. Returns the
-        input of the block, and the finished stages including one that ends here.
+        `tokens` is the output of the previous block, `stages` the outputs of finished stages.
+        Returns the input of the block, and `stages` including a stage that ends here.
         """
         stage, block = self.places[number]
         if block > 0 or stage == 0:
@@ -271,7 +271,7 @@ class SwinEncoder(nn.Module):
 
 
 def _init_weights(module: nn.Module) -> None:
-    """Initialize linear layers as Swin; convolutions and norms keep PyTorch's defaults."""
+    """Initialize linear layers as in Swin; convolutions and norms keep PyTorch's defaults."""
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
@@ -288,9 +288,9 @@ def resize_bias_tables(state: Mapping[str, Tensor], window_size: int) -> dict[st
 
 
 def resize_bias_table(table: Tensor, rows: int) -> Tensor:
-    """Resize a bias table by bicubic interpolation, as published: (r, h) -> (rows, h).
+    """Resize a bias table by bicubic interpolation, as in Swin: (r, h) -> (rows, h).
 
-    A window of side w has r = (2 w - 1) ** 2. Returns `table` itself if it has the size.
+    A window of side w has r = (2 w - 1) ** 2. Returns `table` itself if it already has `rows` rows.
     """
     if len(table) == rows:
         return table

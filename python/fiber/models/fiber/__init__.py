@@ -1,1 +1,1 @@
-"""FIBER: fused backbone, image-text heads, detector, published keys and sizes."""
+"""FIBER: fused backbone, image-text heads, detector, published keys and inferred configs."""

@@ -27,12 +27,12 @@ from fiber.models.encoders.swin import MapSizes, SwinEncoder
 from fiber.models.fiber.fusion import FusedPair, ImageToTextAttention, TextToImageAttention
 from fiber.models.init import init_linear
 
-#: Required outputs: "all"; "pooled", the image and the first text token; or "text". The last fused
-#: pair skips the others.
+#: Outputs to compute: "all"; "pooled", the image and the first text token; or "text". The last
+#: fused pair skips the rest.
 Wanted = Literal["all", "pooled", "text"]
 
-#: (height, width) in pixels of each image's valid region in a padded tensor, at the top left, in
-#: multiples of the patches of the last stage.
+#: (height, width) in pixels of each image's valid region, at the top left of a padded tensor;
+#: multiples of the stride of the last stage.
 ImageSizes = tuple[tuple[int, int], ...]
 
 
@@ -60,7 +60,7 @@ class ImagePrefix(NamedTuple):
     sizes: ImageSizes | None = None
 
     def take(self, indices: Tensor, *, with_stages: bool = False) -> ImagePrefix:
-        """Select samples by (n,) int64 indices; the detector needs the finished stages, too."""
+        """Select samples by (n,) int64 indices; the detector also needs the finished stages."""
         sizes = self.sizes
         return ImagePrefix(
             self.tokens.index_select(0, indices),
@@ -73,7 +73,7 @@ class ImagePrefix(NamedTuple):
 class Decoding:
     """State of incremental decoding with `decode_next`."""
 
-    #: Cross-attention of each fused layer, with the keys and values of the image.
+    #: Cross-attention of each fused layer, bound to the keys and values of the image.
     branches: list[Branch]
     #: Cache of each text layer, over the tokens of all texts of an image.
     caches: list[KeyValueCache]
@@ -83,7 +83,7 @@ class Decoding:
     length: int = 0
 
     def select(self, sources: Tensor) -> None:
-        """Continue from other texts: (B, m) int64 indices of the texts to continue."""
+        """Select the texts to continue: (B, m) int64 indices."""
         assert self.own_tokens is not None
         index = sources[..., None].expand(-1, -1, self.own_tokens.shape[2])
         self.own_tokens = self.own_tokens.gather(1, index)
@@ -92,7 +92,7 @@ class Decoding:
 class FiberBackbone(nn.Module):
     """Swin and RoBERTa, fused in their last layers.
 
-    Block and layer of a fused pair cross-attend to each other's input, not output.
+    The block and layer of a fused pair cross-attend to each other's input, not output.
 
     Attributes:
         gradient_checkpointing: recompute activations in the backward pass.
@@ -135,8 +135,8 @@ class FiberBackbone(nn.Module):
     def image_prefix(self, images: Tensor, sizes: ImageSizes | None = None) -> ImagePrefix:
         """Run the image encoder up to the first fused block.
 
-        Features do not depend on the padding if the valid regions, with zeros outside, are given as
-        `sizes`. None: padding is treated as part of the image, as published.
+        If `sizes` gives the valid regions (zeros outside), features do not depend on the padding.
+        None: padding is treated as part of the image, as in the published code.
         """
         start = ImagePrefix(self.image.patch_embedding(images), sizes=sizes)
         return self._image_blocks(start, 0, self.first_fused_block)
@@ -196,7 +196,7 @@ class FiberBackbone(nn.Module):
     ) -> BackboneOutput:
         """Run the fused layers on prefixes, which several objectives may share.
 
-        Without fused layers, the text has its last LayerNorm in every config.
+        Without fused layers, the last LayerNorm of the text is always applied.
         """
         tokens, stages, sizes = image_prefix
         text = text_prefix
@@ -231,7 +231,7 @@ class FiberBackbone(nn.Module):
         return text
 
     def start_decoding(self, image_tokens: Sequence[Tensor]) -> Decoding:
-        """Compute the image keys and values for `decode_next`; arguments of `decode_text`."""
+        """Compute image keys and values for `decode_next`; `image_tokens` as in `decode_text`."""
         branches: list[Branch] = []
         for pair, tokens in zip(self.fusion, image_tokens, strict=True):
             attention = cast(FusedPair, pair).text_to_image
@@ -240,17 +240,17 @@ class FiberBackbone(nn.Module):
         return Decoding(branches, [KeyValueCache() for _ in self.text.layers])
 
     def decode_next(self, decoding: Decoding, token_ids: Tensor) -> Tensor:
-        """Process the next token of each text: (B, n) -> (B, n, D), the last of `decode_text`.
+        """Process the next token of each text: (B, n) -> (B, n, D), as computed by `decode_text`.
 
-        The texts of an image are tokens of one sample, masked to their own past. They share image
-        keys, and `Decoding.select` moves no keys. Caches in `decoding` are updated in place: use
-        `decode_text` for gradients.
+        The texts of an image are treated as tokens of one sample, masked to their own past, so they
+        share image keys, and `Decoding.select` moves no keys. Caches in `decoding` are updated in
+        place; use `decode_text` for gradients.
         """
         batch, texts = token_ids.shape
         newest = torch.eye(texts, dtype=torch.bool, device=token_ids.device).expand(batch, -1, -1)
         past = decoding.own_tokens
         own_tokens = newest if past is None else torch.cat((past, newest), 2)
-        # (B, n) -> (B n, 1, D) -> (B, n, D): the position of a token is that in its own text
+        # (B, n) -> (B n, 1, D) -> (B, n, D): a token's position is the one in its own text
         text = self.text.embeddings(token_ids.reshape(-1, 1), decoding.length)
         text = text.reshape(batch, texts, text.shape[-1])
         for number, (layer, cache) in enumerate(
@@ -305,7 +305,7 @@ class FiberBackbone(nn.Module):
         return ImagePrefix(tokens, stages, sizes)
 
     def _map_sizes(self, number: int, sizes: ImageSizes | None) -> MapSizes | None:
-        """Convert valid regions in pixels to tokens at a block."""
+        """Convert valid regions from pixels to tokens at a block."""
         if sizes is None:
             return None
         stride = self.config.swin.patch_size * 2 ** self.image.places[number][0]

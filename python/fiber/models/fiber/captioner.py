@@ -1,7 +1,7 @@
 """Caption generation with the caption head: beam search and sampling.
 
 Decoding is incremental and batched over all texts of all images. Keys and values of previous tokens
-are cached; those of an image are shared by its texts.
+are cached; those of an image are shared by all of its texts.
 
 Shapes: B images, K beams, S samples, V vocabulary, n tokens after <s>. image_tokens are the
 (B, H, W, C) last stage of `encode_image`. max_tokens includes <s> and </s>.
@@ -23,9 +23,9 @@ from fiber.models.fiber.image_text import FiberImageText
 START_ID = 0
 END_ID = 2
 
-#: Logit of <mask>, as published.
+#: Logit assigned to <mask>, as in the published code.
 _FORBIDDEN_LOGIT = -10000.0
-#: Added to lengths before dividing, as published.
+#: Added to lengths before dividing, as in the published code.
 _LENGTH_EPS = 1e-9
 
 
@@ -56,12 +56,12 @@ class CaptionDecoder:
         self._decoding = model.start_decoding(image_tokens)
 
     def log_probs(self, token_ids: Tensor) -> Tensor:
-        """Append a token to each text: (B, n) -> (B, n, V) for the next one; first call: n = 1."""
+        """Append a token to each text, predict the next: (B, n) -> (B, n, V); n is 1 at first."""
         hidden = self._model.backbone.decode_next(self._decoding, token_ids)
         return next_token_log_probs(self._model, self._model.caption_logits(hidden))
 
     def select(self, sources: Tensor) -> None:
-        """Continue from other texts: (B, m) int64 indices of the texts to continue."""
+        """Select the texts to continue: (B, m) int64 indices."""
         self._decoding.select(sources)
 
 
@@ -71,8 +71,9 @@ def beam_search(
 ) -> Captions:
     """Find the caption with the highest mean log probability by beam search.
 
-    One beam is greedy search. As published, a finished beam competes once per vocabulary entry with
-    its unchanged score, so it may fill several beams. The search stops when all beams are finished.
+    One beam means greedy search. As in the published code, a finished beam competes once per
+    vocabulary entry with its unchanged score, so it may fill several beams. The search stops when
+    all beams are finished.
 
     Raises:
         ValueError: if num_beams or max_tokens is out of range.
@@ -126,8 +127,8 @@ def sample_captions(
 ) -> Samples:
     """Sample captions.
 
-    A sample ends with </s> or <pad>, as in the published search; <mask> is never sampled. The
-    model's mode is unchanged: published self-critical training samples with dropout.
+    A sample ends with </s> or <pad>, as in the published search; <mask> is never sampled. The model
+    stays in its current mode, since published self-critical training samples with dropout.
 
     Args:
         model: model with the caption head.
@@ -136,13 +137,13 @@ def sample_captions(
         max_tokens: maximum length.
         temperature: divisor of the logits.
         top_k: sample from the k most likely tokens.
-        top_p: nucleus sampling, after top_k.
-        generator: generator on the model's device, or one per image, which makes samples
-            independent of the other images.
+        top_p: nucleus sampling, applied after top_k.
+        generator: generator on the model's device, or one per image to make samples independent of
+            the other images.
 
     Returns:
-        Samples with log probabilities of the model, without temperature, top_k and top_p, as
-        computed by `caption_log_probs`.
+        Samples with the log probabilities of `caption_log_probs`, to which temperature, top_k and
+        top_p are not applied.
 
     Raises:
         ValueError: if an option is out of range, or the number of generators is not B.
@@ -171,7 +172,7 @@ def sample_captions(
 
 
 def caption_log_probs(model: FiberImageText, image_tokens: Tensor, token_ids: Tensor) -> Tensor:
-    """Compute log probabilities of token_ids from `sample_captions`, with gradient.
+    """Compute differentiable log probabilities of token_ids from `sample_captions`.
 
     Maps (B, S, n) int64 without <s> to (B, S, n) float32, 0 after the first </s> or <pad>.
 

@@ -1,7 +1,7 @@
-"""Fine model: text-conditioned object detector.
+"""Fine-stage model: text-conditioned object detector.
 
-Backbone, feature pyramid and dynamic head, with three predictions at each location: logits of all
-text tokens, box deltas and centerness.
+The backbone, feature pyramid and dynamic head make three predictions at each location: logits of
+all text tokens, box deltas and centerness.
 
 Shapes: images are (B, 3, H, W), token_ids (B, L) int64, text_mask (B, L) bool, True = real token,
 image_sizes (B, 2) int64 (height, width) in pixels without padding; A locations, H_l W_l summed over
@@ -24,9 +24,9 @@ from fiber.models.fiber.dyhead import DynamicHead
 from fiber.models.fiber.pyramid import FeaturePyramid
 from fiber.ops.anchors import pyramid_anchors
 
-#: Initial token probability, so that the first losses are not dominated by negatives.
+#: Initial token probability; low, so that negatives do not dominate the first losses.
 PRIOR_PROBABILITY = 0.01
-#: Published bound of a token logit.
+#: Bound on the absolute value of token logits, as in the published code.
 MAX_TOKEN_LOGIT = 50000.0
 
 
@@ -40,17 +40,17 @@ class DetectorOutput:
     box_deltas: list[Tensor]
     #: (B, H_l * W_l).
     centerness_logits: list[Tensor]
-    #: (H_l * W_l, 4) half-open boxes in pixels of the padded image, float32.
+    #: (H_l * W_l, 4) float32, half-open pixel coordinates in the padded image.
     anchors: list[Tensor]
     #: (B, L) bool, True = real token.
     text_mask: Tensor
-    #: (B, A) bool, True = valid location, for batches of several image sizes; others have the
-    #: lowest token logits. None: all valid.
+    #: (B, A) bool, True = valid location, for mixed-size batches; invalid locations have the lowest
+    #: token logits. None: all valid.
     inside: Tensor | None = None
 
 
 class GroundingHead(nn.Module):
-    """Prediction layers on features of the dynamic head and text tokens."""
+    """Prediction layers on dynamic head features and text tokens."""
 
     def __init__(self, channels: int, text_width: int, num_levels: int, unused: int) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class GroundingHead(nn.Module):
         self.bias = nn.Parameter(torch.full((1,), -prior))
         self.log_temperature = nn.Parameter(torch.zeros(1))
         self.level_scales = nn.ParameterList(torch.ones(1) for _ in range(num_levels))
-        # Unused: the published model multiplies its loss by 0. Needed to load and save published
+        # Unused: the published model multiplies its loss by 0. Kept to load and save published
         # checkpoints completely.
         self.unused_classes = nn.Linear(channels, unused)
         for layer in (self.box_deltas, self.centerness, self.unused_classes):
@@ -93,7 +93,7 @@ class GroundingHead(nn.Module):
     def _token_logits(self, features: Tensor, text: Tensor, text_mask: Tensor) -> Tensor:
         """Compute dot products (B, A, L) of locations and tokens; padding tokens are zeroed."""
         unit = F.normalize(text * text_mask.unsqueeze(-1), dim=-1)
-        # The factor 0.5 is as published.
+        # The factor 0.5 is from the published code.
         keys = self.text_projection(unit * 0.5)
         token_bias = unit @ self.text_bias + self.bias
         products = features @ keys.transpose(1, 2) / self.log_temperature.exp()
@@ -101,24 +101,24 @@ class GroundingHead(nn.Module):
 
 
 class FiberDetector(nn.Module):
-    """Fine model.
+    """Fine-stage FIBER model (object detector).
 
     Args:
-        config: fine config, as from `FiberConfig.fine` or `preset(name, stage="fine")`.
+        config: fine-stage config, as from `FiberConfig.fine` or `preset(name, stage="fine")`.
 
     Raises:
-        ValueError: for a config of another stage, or strides that do not fit the patch size.
+        ValueError: if the config is not for the fine stage, or strides do not fit the patch size.
     """
 
     def __init__(self, config: FiberConfig) -> None:
         super().__init__()
         if "grounding" not in config.heads:
             raise ValueError(
-                f"FiberDetector needs a config of stage 'fine', as from config.fine(), got"
+                "FiberDetector needs a config with stage 'fine', such as config.fine(); got"
                 f" {config.stage!r}"
             )
         detector = config.detector
-        # P3 is the second stage of the image encoder, with twice the stride of a patch.
+        # P3 comes from the second stage of the image encoder, whose stride is twice the patch size.
         expected = tuple(config.swin.patch_size * 2 ** (level + 1) for level in range(5))
         if tuple(detector.strides) != expected:
             raise ValueError(
@@ -127,9 +127,9 @@ class FiberDetector(nn.Module):
             )
         self.config = config
         self.backbone = FiberBackbone(config)
-        widths = config.swin.channels[1:]
-        self.stage_norms = nn.ModuleList(nn.LayerNorm(width) for width in widths)
-        self.pyramid = FeaturePyramid(widths, detector.channels, drop_block=detector.drop_block)
+        channels = config.swin.channels[1:]
+        self.stage_norms = nn.ModuleList(nn.LayerNorm(count) for count in channels)
+        self.pyramid = FeaturePyramid(channels, detector.channels, drop_block=detector.drop_block)
         self.tower = DynamicHead(detector.channels, detector.num_blocks, detector.norm_groups)
         self.head = GroundingHead(
             detector.channels,
@@ -147,11 +147,11 @@ class FiberDetector(nn.Module):
     ) -> DetectorOutput:
         """Predict token logits, box deltas and centerness.
 
-        H and W are multiples of 8 patches (32 pixels). With image_sizes, predictions do not depend
-        on the rest of the batch. None: padding is treated as part of the image, as published.
+        H and W must be multiples of 8 patches (32 pixels). With image_sizes, predictions do not
+        depend on the rest of the batch; None treats padding as part of the image, as published.
 
         Raises:
-            ValueError: if the image size does not fit.
+            ValueError: if H, W or image_sizes are invalid.
         """
         # No local variables, so that intermediate tensors can be freed.
         return self.predict(
@@ -163,9 +163,9 @@ class FiberDetector(nn.Module):
         )
 
     def image_prefix(self, images: Tensor, image_sizes: Tensor | None = None) -> ImagePrefix:
-        """Run the unfused image blocks, for the backbone's `fuse` and then `predict`.
+        """Run the unfused image blocks; continue with the backbone's `fuse`, then `predict`.
 
-        Arguments and errors are those of `forward`.
+        Arguments and errors are as in `forward`.
         """
         divisor = self.config.swin.patch_size * 8
         height, width = images.shape[-2:]
@@ -189,7 +189,7 @@ class FiberDetector(nn.Module):
         """
         text, text_mask = features.text, features.text_mask
         if text is None or text_mask is None:
-            raise ValueError("the detector needs text features, as from backbone.encode_pair")
+            raise ValueError("the detector needs text features, such as from backbone.encode_pair")
         sizes, maps = features.sizes, self.stage_maps(features)
         del features
         if sizes is None:
@@ -197,7 +197,7 @@ class FiberDetector(nn.Module):
             del maps
             return self._predict(levels, text, text_mask)
         outputs = []
-        # Run each size separately: convolutions, group norms and pooling would see the padding.
+        # Run each size separately, since convolutions, group norms and pooling would see padding.
         for own in dict.fromkeys(sizes):
             rows = torch.tensor([row for row, size in enumerate(sizes) if size == own])
             rows = rows.to(text.device)
@@ -224,7 +224,7 @@ class FiberDetector(nn.Module):
         )
 
     def stage_maps(self, features: BackboneOutput) -> list[Tensor]:
-        """Normalize the last three stages: three (B, C_s, H_s, W_s), finest first."""
+        """Normalize the last three stages: three (B, C_s, H_s, W_s) maps, finest first."""
         return [
             # (B, H, W, C) -> (B, C, H, W)
             norm(stage).permute(0, 3, 1, 2)
@@ -236,7 +236,7 @@ class FiberDetector(nn.Module):
         return pyramid_anchors(sizes, detector.strides, detector.anchor_scale, device=device)
 
     def _level_sizes(self, height: int, width: int) -> list[tuple[int, int]]:
-        """Return (height, width) of each level; the image is in whole patches of the last stage."""
+        """Return (height, width) of each level, for a multiple of the last stage's stride."""
         sizes = [(height // stride, width // stride) for stride in self.config.detector.strides[:3]]
         for _ in self.config.detector.strides[3:]:
             # Half of the previous level, rounded up.
@@ -248,9 +248,9 @@ class FiberDetector(nn.Module):
         outputs: list[tuple[Tensor, list[tuple[int, int]], DetectorOutput]],
         text_mask: Tensor,
     ) -> DetectorOutput:
-        """Pad predictions of several image sizes to common maps.
+        """Join the predictions for several image sizes, padded to common maps.
 
-        `outputs` are batch indices, level sizes and predictions of each image size.
+        `outputs` holds (batch indices, level sizes, predictions) of each image size.
         """
         levels = range(len(self.config.detector.strides))
         sizes = [
@@ -292,7 +292,8 @@ def _crop_padding(
     """Crop padding that all images share.
 
     Returns:
-        Cropped images, and their valid regions in multiples of `divisor`, or None if all are equal.
+        Cropped images and their valid regions, rounded up to multiples of `divisor`; None instead
+        of regions if all are the same.
     """
     height, width = images.shape[-2:]
     sizes = []

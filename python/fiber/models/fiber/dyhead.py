@@ -59,7 +59,7 @@ class DynamicRelu(nn.Module):
         self.expand = nn.Linear(channels // 4, 4 * channels)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Keep the shape (B, C, H, W)."""
+        """Apply the activation: (B, C, H, W) -> (B, C, H, W)."""
         pooled = features.mean(dim=(2, 3))
         theta = hard_sigmoid(self.expand(F.relu(self.reduce(pooled)))) - 0.5
         # (B, 4 C) -> four (B, C, 1, 1): each in [-0.5, 0.5]
@@ -70,7 +70,7 @@ class DynamicRelu(nn.Module):
 
 
 class DynamicBlock(nn.Module):
-    """Block of the dynamic head; weights are shared by all levels."""
+    """Block of the dynamic head; all levels share its weights."""
 
     def __init__(self, channels: int, norm_groups: int) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ class DynamicBlock(nn.Module):
     def forward(self, levels: Sequence[Tensor]) -> list[Tensor]:
         """Mix each level with its neighbors.
 
-        Levels are (B, C, H_l, W_l), finest first, each half the previous one, rounded up.
+        Levels are (B, C, H_l, W_l), finest first, each half the previous size, rounded up.
         """
         return [self.activation(self._mix(levels, level)) for level in range(len(levels))]
 
@@ -123,7 +123,7 @@ def reread(values: Tensor, map_size: Sequence[int]) -> Tensor:
     """Reinterpret the first K * h * w values of each sample: (B, K, H, W) -> (B, K, h, w).
 
     The published model passes offsets of the finer level to the convolution of the coarser level,
-    whose CUDA kernel reads their memory in the smaller shape. The weights were trained this way.
+    whose CUDA kernel reads their memory as the smaller shape. The weights were trained this way.
     """
     batch, kinds = values.shape[:2]
     height, width = map_size
@@ -139,7 +139,7 @@ class DynamicHead(nn.Module):
         self.blocks = nn.ModuleList(DynamicBlock(channels, norm_groups) for _ in range(num_blocks))
 
     def forward(self, levels: Sequence[Tensor]) -> list[Tensor]:
-        """Keep the shapes (B, C, H_l, W_l) of all levels."""
+        """Run all blocks on (B, C, H_l, W_l) levels; shapes are unchanged."""
         mixed = list(levels)
         for block in self.blocks:
             mixed = block(mixed)

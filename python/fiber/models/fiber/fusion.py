@@ -1,4 +1,4 @@
-"""Gated cross-attentions between the encoders.
+"""Gated cross-attention between the encoders.
 
 Source: FIBER (Dou et al. 2022), fusion in the backbone.
 """
@@ -12,7 +12,7 @@ from fiber import kernels
 
 
 class ImageToTextAttention(nn.Module):
-    """Cross-attention from image to text; gated, added to the image self-attention output."""
+    """Gated cross-attention from image to text, added to the image self-attention output."""
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class ImageToTextAttention(nn.Module):
 
 
 class TextToImageAttention(nn.Module):
-    """Cross-attention from text to image; gated, added to the text self-attention output."""
+    """Gated cross-attention from text to image, added to the text self-attention output."""
 
     def __init__(
         self,
@@ -92,7 +92,8 @@ class TextToImageAttention(nn.Module):
         Args:
             attended: self-attention output of the text layer.
             image_tokens: (B, H, W, C) or (B, T, C) input of the paired image block.
-            sizes: (height, width) of each sample's valid map, if they differ; needs (B, H, W, C).
+            sizes: (height, width) of each sample's valid region, if they differ; requires
+                (B, H, W, C) tokens.
         """
         key, value = self.keys_values(image_tokens)
         if sizes is None:
@@ -129,8 +130,8 @@ class TextToImageAttention(nn.Module):
             attended: self-attention output; the n texts of an image are contiguous.
             key: (B, T, h, d).
             value: (B, T, h, d).
-            valid_sizes: (B, 2) int64 (height, width) of each image's valid map.
-            map_size: (H, W) with H * W = T; needed with valid_sizes.
+            valid_sizes: (B, 2) int64 (height, width) of each image's valid region.
+            map_size: (H, W) with H * W = T; required with valid_sizes.
         """
         # (B n, L, D) -> (B, n L, h, d): queries are independent, so the texts of an image are
         # concatenated to share its keys.
@@ -144,7 +145,7 @@ class TextToImageAttention(nn.Module):
         )
         read = read.reshape(attended.shape)
         if dropout_p:
-            # Dropout is between projection and gate, so the fused kernel does not apply.
+            # Dropout comes between projection and gate, so the fused kernel cannot be used.
             return attended + self.gate * nn.functional.dropout(self.output(read), dropout_p)
         return kernels.gated_residual(
             attended, read, self.output.weight, self.output.bias, self.gate
@@ -152,7 +153,7 @@ class TextToImageAttention(nn.Module):
 
 
 class FusedPair(nn.Module):
-    """Cross-attentions of a pair of (image block, text layer)."""
+    """Both cross-attentions of an (image block, text layer) pair."""
 
     def __init__(
         self, image_to_text: ImageToTextAttention, text_to_image: TextToImageAttention

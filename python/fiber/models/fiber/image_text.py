@@ -1,4 +1,4 @@
-"""Coarse model: backbone with image-text heads. Raw logits and embeddings, no losses.
+"""Coarse-stage model: backbone with image-text heads. Returns raw logits and embeddings.
 
 Shapes: images are (B, 3, H, W), token_ids (B, L) int64, text_mask (B, L) bool, True = real token.
 """
@@ -21,9 +21,9 @@ LANGUAGE_HEADS = ("mlm", "caption")
 
 
 class FiberImageText(nn.Module):
-    """Backbone with the heads in `config.image_text.heads`.
+    """Coarse-stage FIBER model: backbone with the heads in `config.image_text.heads`.
 
-    Methods of other heads raise AttributeError.
+    Methods that need other heads raise AttributeError.
     """
 
     def __init__(self, config: FiberConfig) -> None:
@@ -63,7 +63,7 @@ class FiberImageText(nn.Module):
             self.nlvr2_head = build(Classifier(4 * width, 2 * width, 2))
         if "caption" in heads:
             # Captioning attends to the last stage in all layers. Text layers paired with stage 3
-            # expect its channels, so each of them has a projection.
+            # expect that stage's channels, so each of them has a projection.
             stages = [place[0] for place in self.backbone.image.places]
             paired = stages[self.backbone.first_fused_block :].count(len(channels) - 2)
             self.caption_projections = nn.ModuleList(
@@ -77,7 +77,7 @@ class FiberImageText(nn.Module):
         """Run the backbone and one head; images are (B, 2, 3, H, W) for "nlvr2", left image first.
 
         Returns:
-            Logits: "itc" (B, B), image-to-text similarities over the temperature; "itm" and "nlvr2"
+            Logits: "itc" (B, B), image-to-text similarities / temperature; "itm" and "nlvr2"
             (B, 2), column 1 = true; "vqa" (B, answers); "mlm" and "caption" (B, L, vocabulary).
 
         Raises:
@@ -180,7 +180,7 @@ class FiberImageText(nn.Module):
         return self.backbone.decode_text(self._for_decoder(image_tokens), token_ids, text_mask)
 
     def start_decoding(self, image_tokens: Tensor) -> Decoding:
-        """Start the backbone's `decode_next` on the (B, H, W, C) last stage of `encode_image`."""
+        """Start the backbone's `decode_next` for the (B, H, W, C) last stage of `encode_image`."""
         return self.backbone.start_decoding(self._for_decoder(image_tokens))
 
     def _for_decoder(self, image_tokens: Tensor) -> list[Tensor]:

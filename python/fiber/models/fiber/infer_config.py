@@ -22,16 +22,16 @@ from fiber.config import (
 from fiber.config_io import from_dict, to_dict
 from fiber.models.fiber.keys import COARSE_IMAGE, COARSE_TEXT, FINE_IMAGE, FINE_TEXT
 
-#: Field of the stored config with the complete `FiberConfig`, in files written by this package.
-#: Published names do not cover most of it, such as a window other than image_size / 32.
+#: Field of the stored config that holds the complete `FiberConfig`, in files written by this
+#: package. Published fields cannot express, for example, a window size other than image_size / 32.
 OWN = "fiber_model"
 
-#: Width of an attention head in published RoBERTa models; not inferable from shapes.
-_TEXT_HEAD_WIDTH = 64
+#: Head dim of published RoBERTa models; cannot be inferred from shapes.
+_TEXT_HEAD_DIM = 64
 
-#: Keys that indicate a head of a coarse checkpoint, in the order of `IMAGE_TEXT_HEADS`. One match
-#: is enough, so that other missing keys are reported by name on load. Published files always have
-#: the ITC projections, even if the last fine-tuning did not train them.
+#: Key patterns that indicate a head of a coarse-stage checkpoint, in the order of
+#: `IMAGE_TEXT_HEADS`. One match is enough; keys missing from a head are then reported on load.
+#: Published files always have the ITC projections, even if the last fine-tuning did not train them.
 _HEAD_PATTERNS = {
     "itc": r"cross_modal_(image|text)_(transform|pooler)_itc\.",
     "itm": r"itm_score\.",
@@ -41,7 +41,7 @@ _HEAD_PATTERNS = {
     "caption": r"cross_modal_att_layers\.",
 }
 
-#: Maximum text tokens of coarse pre-training, coarse fine-tuning and the fine stage.
+#: Maximum number of text tokens in coarse pre-training, coarse fine-tuning and the fine stage.
 _PRETRAINING_TOKENS, _FINETUNING_TOKENS, _FINE_TOKENS = 40, 50, 256
 
 #: Fields of both stages that are determined by tensors and the published code.
@@ -54,11 +54,11 @@ _DETERMINED = (
 
 
 def coarse_config(state: Mapping[str, Tensor], stored: Mapping[str, Any]) -> FiberConfig:
-    """Infer the config of a published coarse checkpoint.
+    """Infer the config of a published coarse-stage checkpoint.
 
-    Values that shapes do not determine are read from the config that the file stores, by the names
-    of the published code and `OWN`. Defaults are the published ones: text attention heads of width
-    64, and at most 40 text tokens with an MLM head but no caption head (pre-training), else 50.
+    Values that shapes do not determine are read from the config stored in the file, by published
+    field names and `OWN`. Defaults are the published ones: text head dim 64, and at most 40 text
+    tokens with an MLM head but no caption head (pre-training), else 50.
 
     Raises:
         ValueError: if a size cannot be inferred, or the stored config contradicts the tensors or
@@ -81,9 +81,9 @@ def coarse_config(state: Mapping[str, Tensor], stored: Mapping[str, Any]) -> Fib
         published = _PRETRAINING_TOKENS if pretraining else _FINETUNING_TOKENS
         max_tokens = _stored_integer(stored, "max_text_len") or published
     config = FiberConfig(
-        # Published windows have image_size / 32 tokens, one window in the last stage. If a stored
+        # Published window sizes are image_size / 32: one window in the last stage. If a stored
         # image_size differs, the tables were resized after that run, and the published code can
-        # test the file only at the size of the tables.
+        # evaluate the file only at the image size that fits the tables.
         image_size=swin.window_size * swin.patch_size * 8,
         max_tokens=min(max_tokens, roberta.max_tokens),
         swin=swin,
@@ -93,25 +93,25 @@ def coarse_config(state: Mapping[str, Tensor], stored: Mapping[str, Any]) -> Fib
     )
     if own is None:
         names = {name: value for name, value in stored.items() if name != "image_size"}
-        _check_names(names, config, "its tensors have")
+        _check_names(names, config, "the tensors have")
         return config
     fields = [*_DETERMINED, "fusion.shift_small_maps"]
-    # A caption model has the tensors of the MLM head.
+    # A caption model also has the tensors of the MLM head.
     implied = {"mlm"} if "caption" in own.heads else set()
     if {*own.heads} | implied != {*heads}:
         fields.append("image_text.heads")
     elif "vqa" in heads:
         fields.append("image_text.num_answers")
     _check_fields(own, config, fields)
-    _check_names(stored, own, f"its {OWN} has")
+    _check_names(stored, own, f"{OWN} has")
     return own
 
 
 def fine_config(state: Mapping[str, Tensor], stored: Mapping[str, Any]) -> FiberConfig:
-    """Infer the config of a published fine checkpoint; arguments and errors as `coarse_config`.
+    """Infer the config of a published fine-stage checkpoint, like `coarse_config`.
 
-    Values that shapes do not determine are the published ones: text attention heads of width 64,
-    stochastic depth 0.4 and at most 256 text tokens.
+    Values that shapes do not determine are the published ones: text head dim 64, stochastic depth
+    0.4 and at most 256 text tokens.
     """
     own = _own_config(stored)
     swin = dataclasses.replace(_swin(state, FINE_IMAGE), drop_path=0.4)
@@ -138,7 +138,7 @@ def fine_config(state: Mapping[str, Tensor], stored: Mapping[str, Any]) -> Fiber
     # Not `shift_small_maps`: our small presets set it to False, unlike the published code.
     fields = ("detector.channels", "detector.num_blocks", "detector.num_unused_classes")
     _check_fields(own, config, (*_DETERMINED, *fields))
-    _check_names(stored, own, f"its {OWN} has")
+    _check_names(stored, own, f"{OWN} has")
     return own
 
 
@@ -158,12 +158,12 @@ def _swin(state: Mapping[str, Tensor], prefix: str) -> SwinConfig:
 
 
 def _roberta(state: Mapping[str, Tensor], prefix: str, num_heads: int | None) -> RobertaConfig:
-    """Infer the sizes of the text encoder; `num_heads` None: heads of width 64."""
+    """Infer the sizes of the text encoder; `num_heads` None: head dim 64."""
     vocab_size, width = _shape(state, f"{prefix}embeddings.word_embeddings.weight")
-    if num_heads is None and width % _TEXT_HEAD_WIDTH:
+    if num_heads is None and width % _TEXT_HEAD_DIM:
         raise ValueError(
-            f"the text encoder has {width} channels; expected a multiple of {_TEXT_HEAD_WIDTH}, the"
-            " width of an attention head in RoBERTa, since the file does not store num_heads"
+            f"the text encoder has {width} channels; expected a multiple of {_TEXT_HEAD_DIM},"
+            " RoBERTa's head dim, since the file does not store num_heads"
         )
     if num_heads is not None and width % num_heads:
         raise ValueError(
@@ -175,7 +175,7 @@ def _roberta(state: Mapping[str, Tensor], prefix: str, num_heads: int | None) ->
         vocab_size=vocab_size,
         width=width,
         num_layers=_count(state, re.escape(layers) + r"(\d+)\."),
-        num_heads=num_heads or width // _TEXT_HEAD_WIDTH,
+        num_heads=num_heads or width // _TEXT_HEAD_DIM,
         ffn_width=_shape(state, f"{layers}0.intermediate.dense.weight")[0],
         max_positions=_shape(state, f"{prefix}embeddings.position_embeddings.weight")[0],
     )
@@ -198,24 +198,24 @@ def _anchor_scale(state: Mapping[str, Tensor], strides: tuple[int, ...]) -> floa
 
 
 def _count(state: Mapping[str, Tensor], pattern: str) -> int:
-    """Return one more than the largest number matched by group 1 in the keys."""
+    """Return one more than the largest number that group 1 matches in the keys."""
     numbers = [int(match[1]) for name in state if (match := re.match(pattern, name))]
     return max(numbers, default=-1) + 1
 
 
 def _shape(state: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
     if name not in state:
-        raise ValueError(f"missing {name}, which determines sizes of the model")
+        raise ValueError(f"missing {name}, which determines model sizes")
     return tuple(state[name].shape)
 
 
 def stored_config(config: FiberConfig) -> dict[str, Any]:
-    """Return the config to store in a published file, as plain JSON values."""
+    """Return the config to store in a published file, as a JSON-serializable dict."""
     return _published_names(config) | {OWN: to_dict(config)}
 
 
 def _published_names(config: FiberConfig) -> dict[str, int]:
-    """Convert a config to settings of the published coarse code; empty for a fine config."""
+    """Convert a config to published coarse-stage settings; empty for a fine-stage config."""
     if "grounding" in config.heads:
         return {}
     answers = {"vqav2_label_size": config.image_text.num_answers} if "vqa" in config.heads else {}
@@ -235,9 +235,7 @@ def _stored_integer(stored: Mapping[str, Any], name: str) -> int | None:
     value = stored.get(name)
     least = 0 if name == "num_fuse_block" else 1
     if value is not None and (type(value) is not int or value < least):
-        raise ValueError(
-            f"the stored config has {name} {value!r}; expected an integer of {least} or more"
-        )
+        raise ValueError(f"the stored config has {name} {value!r}; expected an integer >= {least}")
     return value
 
 
@@ -247,17 +245,15 @@ def _own_config(stored: Mapping[str, Any]) -> FiberConfig | None:
         return None
     values = stored[OWN]
     if not isinstance(values, dict):
-        raise ValueError(
-            f"the stored {OWN} is a {type(values).__name__}; expected an object of fields"
-        )
+        raise ValueError(f"the stored {OWN} is a {type(values).__name__}; expected a JSON object")
     try:
         return from_dict(FiberConfig, values)
     except ValueError as error:
-        raise ValueError(f"the stored {OWN}: {error}") from error
+        raise ValueError(f"stored {OWN}: {error}") from error
 
 
 def _check_names(stored: Mapping[str, Any], config: FiberConfig, source: str) -> None:
-    """Check the published names of a stored config against a config that is known from `source`."""
+    """Check the published fields of a stored config against a config known from `source`."""
     wrong = [
         f"{name} {found}, but {source} {value}"
         for name, value in _published_names(config).items()
@@ -283,7 +279,7 @@ def _check_fields(own: FiberConfig, inferred: FiberConfig, fields: Iterable[str]
 
 
 def main_sizes(config: FiberConfig) -> dict[str, Any]:
-    """Return the sizes that determine most shapes, by name in messages."""
+    """Return the sizes that determine most shapes, by display name."""
     return {
         "text width": config.roberta.width,
         "text layers": config.roberta.num_layers,
@@ -295,14 +291,14 @@ def main_sizes(config: FiberConfig) -> dict[str, Any]:
 
 def describe(config: FiberConfig) -> str:
     """Describe a model in one line."""
-    swin, roberta, stage, images = config.swin, config.roberta, "coarse model", ""
+    swin, roberta, stage, images = config.swin, config.roberta, "coarse-stage model", ""
     if "grounding" in config.heads:
-        stage = "fine model " + ("v3" if config.fusion.normalize_query else "v2")
+        stage = "fine-stage model " + ("v3" if config.fusion.normalize_query else "v2")
     else:
-        images = f", images of {config.image_size} pixels"
+        images = f", image size {config.image_size}"
     return (
-        f"{stage} with {', '.join(config.heads)}; Swin of {'-'.join(map(str, swin.depths))} blocks"
-        f" and {swin.embed_dim} channels, windows of {swin.window_size}{images}; RoBERTa of"
-        f" {roberta.num_layers} layers and {roberta.width} channels, {roberta.vocab_size} tokens;"
+        f"{stage} with {', '.join(config.heads)}; Swin with {'-'.join(map(str, swin.depths))}"
+        f" blocks, {swin.embed_dim} channels, window size {swin.window_size}{images}; RoBERTa with"
+        f" {roberta.num_layers} layers, {roberta.width} channels, {roberta.vocab_size} tokens;"
         f" {config.fusion.num_fused_layers} fused pairs"
     )

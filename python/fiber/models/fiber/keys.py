@@ -1,6 +1,6 @@
 """Published keys of both FIBER stages: key maps, ignored keys, converted tensors.
 
-A published tensor is mapped, ignored for a reason listed here, or raises on load.
+Each published tensor is mapped, ignored for a reason listed here, or raises an error on load.
 """
 
 from __future__ import annotations
@@ -35,29 +35,29 @@ FINE_TEXT = "fusion_backbone.language_backbone.body.model."
 _PYRAMID = "fusion_backbone.backbone.fpn."
 _HEAD = "rpn.head."
 
-#: Weight with RGB or BGR input channels.
+#: Weight whose input channels are in RGB or BGR order.
 FIRST_CONVOLUTION = "backbone.image.patch_embedding.projection.weight"
 
 _IGNORED_COARSE: IgnoredKeys = (
-    (r".*\.relative_position_index", "buffer that follows from the window size"),
-    (r".*\.attn_mask", "buffer that follows from the map size"),
-    (r"text_transformer\.embeddings\.position_ids", "buffer of positions"),
+    (r".*\.relative_position_index", "buffer derived from the window size"),
+    (r".*\.attn_mask", "buffer derived from the map size"),
+    (r"text_transformer\.embeddings\.position_ids", "position buffer"),
     (r"(image|text|image_input|text_input|text_input_mask)_queue", "queue of past batches"),
     (r"queue_(ptr|total)", "queue of past batches"),
     (r"rank_output\.(weight|bias)", "stale copy of row 1 of the ITM head"),
-    (r"logit_scale", "temperature of an earlier implementation"),
+    (r"logit_scale", "temperature from an earlier implementation"),
     (r"token_type_embeddings\.weight", "modality embeddings that no published code uses"),
     (r"copy_module\..*", "frozen copy of the captioner for off-policy training (GOLD)"),
-    (r"text_transformer\.pooler\.dense\.(weight|bias)", "pooler of RoBERTa, never used"),
+    (r"text_transformer\.pooler\.dense\.(weight|bias)", "unused RoBERTa pooler"),
     (r".*\.crossattention_t2i\.output\.LayerNorm\.(weight|bias)", "norm that is never applied"),
 )
 _IGNORED_FINE: IgnoredKeys = (
-    (r".*\.relative_position_index", "buffer that follows from the window size"),
-    (r".*\.embeddings\.position_ids", "buffer of positions"),
-    (r"rpn\.anchor_generator\.cell_anchors\.\d+", "buffer that follows from the anchor sizes"),
+    (r".*\.relative_position_index", "buffer derived from the window size"),
+    (r".*\.embeddings\.position_ids", "position buffer"),
+    (r"rpn\.anchor_generator\.cell_anchors\.\d+", "buffer derived from the anchor sizes"),
 )
 
-#: Heads that need some layers -> our layer -> published layer; a tuple is the key of a tensor.
+#: Heads that share layers -> our layer -> published layer; a tuple holds the key of one tensor.
 _HEAD_LAYERS: dict[tuple[str, ...], dict[str, str | tuple[str, ...]]] = {
     ("itc",): {
         "temperature": ("temp",),
@@ -92,7 +92,7 @@ _HEAD_LAYERS: dict[tuple[str, ...], dict[str, str | tuple[str, ...]]] = {
     },
 }
 
-#: Our linear layers that are 1 x 1 convolutions in the published model, (C_out, C, 1, 1) weights.
+#: Our linear layers that are 1 x 1 convolutions with (C_out, C, 1, 1) weights in published files.
 _CONVOLUTIONS = {
     "box_deltas": "bbox_pred",
     "centerness": "centerness",
@@ -155,7 +155,7 @@ def _backbone_keys(config: FiberConfig, image_prefix: str, text_prefix: str) -> 
 
 
 def _head_keys(config: FiberConfig) -> dict[tuple[str, ...], KeyMap]:
-    """Map all coarse heads: heads that need some tensors -> their key map."""
+    """Map all coarse-stage heads: heads that share tensors -> key map of those tensors."""
     caption = {
         f"caption_projections.{number}": f"cross_modal_att_layers.{layer}"
         for number, layer in enumerate(_projected_text_layers(config))
@@ -170,7 +170,7 @@ def _head_keys(config: FiberConfig) -> dict[tuple[str, ...], KeyMap]:
 
 
 def coarse_keys(config: FiberConfig) -> KeyMap:
-    """Map the coarse model: keys of a `FiberImageText` -> published keys."""
+    """Map the coarse-stage model: keys of a `FiberImageText` -> published keys."""
     keys = _backbone_keys(config, COARSE_IMAGE, COARSE_TEXT)
     for heads, head_keys in _head_keys(config).items():
         if set(heads) & set(config.heads):
@@ -204,10 +204,10 @@ def _projected_text_layers(config: FiberConfig) -> range:
 
 
 def coarse_defaults(config: FiberConfig, names: Container[str]) -> dict[str, float]:
-    """Return default values, by our key, of tensors that a published coarse file may lack.
+    """Return default values, by our key, of tensors that a published coarse-stage file may lack.
 
-    `temp` is missing if ITC was not among the objectives of the run, and in the released files,
-    which were written by an earlier implementation. The ITC projections are always present.
+    `temp` is missing from files of runs without ITC, and from the released files, which were
+    written by an earlier implementation. The ITC projections are always present.
     """
     if "itc" in config.heads and "temp" not in names:
         return {"temperature": config.image_text.temperature}

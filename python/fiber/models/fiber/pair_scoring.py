@@ -1,9 +1,9 @@
-"""Score many (image, text) pairs; features below the fusion are computed once per image and text.
+"""Score many (image, text) pairs; unfused features are computed once per image and per text.
 
-Image features are large (1.2 MB in float32 for `base` at 384 pixels): they are used for all pairs
-of the image and then freed. Text features without padding are small (40 KB for 13 tokens): all are
-kept on the CPU. Pairs run through the fused layers in batches, so memory does not grow with the
-number of pairs.
+Image features are large (1.2 MB in float32 for `base` at 384 pixels), so they are used for all
+pairs of the image and then freed. Text features without padding are small (40 KB for 13 tokens), so
+all are kept on the CPU. Pairs run through the fused layers in batches, so memory does not grow with
+the number of pairs.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class TextFeatureStore:
         return len(self._texts)
 
     def add(self, prefix: Tensor, text_mask: Tensor) -> None:
-        """Append (B, L, D) features of the backbone's `text_prefix`; real tokens come first."""
+        """Append (B, L, D) features from the backbone's `text_prefix`; texts are right-padded."""
         # Each text is a view of one tensor without padding.
         self._texts += prefix[text_mask].cpu().split(text_mask.sum(1).tolist())
 
@@ -53,7 +53,7 @@ def run_pairs(
     *,
     pairs_at_once: int,
 ) -> Tensor:
-    """Run a head on n pairs (row of `images`, index of a text), `pairs_at_once` in a batch.
+    """Run a head on n (row of `images`, text index) pairs, in batches of `pairs_at_once`.
 
     The head maps pooled pairs (B, 2 D) to (B, ...). Returns (n, ...) float32 on the CPU.
     """
@@ -78,8 +78,8 @@ def run_pairs(
 def match_log_odds(model: FiberImageText) -> Callable[[Tensor], Tensor]:
     """Return the head that computes the log odds of a match: (B, 2 D) -> (B,).
 
-    Log odds rank pairs like the ITM probability, but do not round to 1; float32 or more avoids
-    ties. The published code ranks by the "match" logit alone.
+    Log odds rank pairs like the ITM probability, but do not saturate at 1; computing them in
+    float32 or wider avoids ties. The published code ranks by the "match" logit alone.
     """
 
     def head(pooled: Tensor) -> Tensor:

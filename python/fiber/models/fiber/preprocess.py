@@ -1,4 +1,4 @@
-"""Image preprocessing of the FIBER models at inference."""
+"""Image preprocessing for FIBER models at inference."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Feature pyramid: five maps of equal width, from stride 8 to stride 128."""
+"""Feature pyramid: five levels with the same number of channels, from stride 8 to stride 128."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-#: DropBlock probability of a location and side of the dropped squares, as published.
+#: DropBlock probability per location and side of the dropped squares, as in the published code.
 DROP_PROBABILITY = 0.3
 DROP_BLOCK_SIZE = 3
 
 
 def drop_block(features: Tensor) -> Tensor:
-    """Zero random squares, the same in all channels, and rescale by the kept share of the batch.
+    """Zero random squares, the same in all channels, and divide by the fraction kept in the batch.
 
     Source: DropBlock (Ghiasi et al. 2018), with the constants of the published model.
     """
@@ -30,7 +30,7 @@ def drop_block(features: Tensor) -> Tensor:
 class FeaturePyramid(nn.Module):
     """Merge three maps from coarse to fine and add two coarser levels.
 
-    DropBlock is applied to the two finest merged maps in training, as published.
+    In training, DropBlock is applied to the two finest merged maps, as in the published code.
 
     Source: Lin et al. 2017; the two extra levels as in RetinaNet, from P5.
     """
@@ -38,7 +38,7 @@ class FeaturePyramid(nn.Module):
     def __init__(self, in_channels: Sequence[int], channels: int, *, drop_block: bool) -> None:
         super().__init__()
         self.drop_block = drop_block
-        self.laterals = nn.ModuleList(nn.Conv2d(width, channels, 1) for width in in_channels)
+        self.laterals = nn.ModuleList(nn.Conv2d(count, channels, 1) for count in in_channels)
         self.outputs = nn.ModuleList(
             nn.Conv2d(channels, channels, 3, padding=1) for _ in in_channels
         )
@@ -51,9 +51,9 @@ class FeaturePyramid(nn.Module):
                     nn.init.zeros_(module.bias)
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """Build P3 to P7 from three (B, C_s, H_s, W_s), finest first, each half the previous one.
+        """Build P3 to P7 from three (B, C_s, H_s, W_s) maps, finest first.
 
-        P6 and P7 are half the previous level, rounded up.
+        Each map or level is half the size of the previous one; P6 and P7 are rounded up.
         """
         merged = [lateral(features) for lateral, features in zip(self.laterals, maps, strict=True)]
         for level in (1, 0):
