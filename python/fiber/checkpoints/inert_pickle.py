@@ -216,8 +216,11 @@ class _Reader:
         if not (isinstance(value, tuple) and value and value[0] == "storage"):
             return Inert("persistent id")
         kind, key, _, numel = value[1:5]
-        if not isinstance(kind, Inert) or type(numel) is not int or not 0 <= numel < 2**63:
-            raise ValueError(f"invalid storage of {numel!r} elements")
+        # Errors do not print values, whose text can be exponentially longer than the pickle.
+        if not isinstance(kind, Inert) or not isinstance(key, str | int):
+            raise ValueError("a storage reference without a class or a key")
+        if type(numel) is not int or not 0 <= numel < 2**63:
+            raise ValueError(f"the number of elements of storage {key} is out of range")
         # Before torch 0.4, a storage could be a view of another one.
         if len(value) > 5 and value[5] is not None:
             raise ValueError("a storage is a view, which torch has not written since 0.4")
@@ -273,9 +276,9 @@ def _is_pairs(value: Any) -> bool:
 
 def _tensor(arguments: tuple[Any, ...]) -> TensorRecord:
     storage, offset, size, stride = arguments[:4]
-    numbers = [offset, *size, *stride]
     if not isinstance(storage, StorageRecord) or len(size) != len(stride):
         raise ValueError("a tensor has no storage, or its size and stride differ in length")
+    numbers = [offset, *size, *stride]
     if not all(type(number) is int and 0 <= number < 2**63 for number in numbers):
-        raise ValueError(f"invalid tensor of size {size}, stride {stride} and offset {offset}")
+        raise ValueError("a tensor has a size, stride or offset that is not an integer in range")
     return TensorRecord(storage, offset, tuple(size), tuple(stride))
