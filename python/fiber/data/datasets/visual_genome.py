@@ -1,6 +1,6 @@
 """Region descriptions of Visual Genome as captions.
 
-Source: Krishna et al. 2017; regions as captions as in the published pre-training.
+Source: Krishna et al. 2017. The published pre-training also uses regions as captions.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def visual_genome(
 ) -> RecordList:
     """Read region_descriptions.json: each phrase is a caption of its image.
 
-    Arguments and errors as in `karpathy`. The only split is "train"; images are in "VG_100K" or
+    Arguments and errors are as in `karpathy`. The only split is "train"; images are in "VG_100K" or
     "VG_100K_2".
     """
     file, out = read_json_array(Path(annotations), KIND), RecordList()
