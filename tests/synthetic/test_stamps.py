@@ -187,7 +187,7 @@ def test_one_of_each_kind_is_chosen_the_largest_of_a_draw():
     assert set(chosen) <= set(kinds)
     assert chosen == one_of_each(cutouts, 5, seed=3) != one_of_each(cutouts, 5, seed=4)
     assert one_of_each(kinds, 20) == kinds[::-1]
-    with pytest.raises(ValueError, match="have 20 kinds of things; expected 21 or more"):
+    with pytest.raises(ValueError, match="show 20 kinds of objects; expected 21 or more"):
         one_of_each(cutouts, 21)
 
 

@@ -111,8 +111,8 @@ class DataLoader:
         With one process, a batch left empty by `on_error="skip"` is omitted.
 
         Step k of W ranks covers positions [k * B * W, (k + 1) * B * W) of the epoch's order, and
-        rank r takes the r-th slice of B. The remainder is split evenly, so a rank may have one batch
-        fewer (`drop_last` drops the remainder).
+        rank r takes the r-th slice of B. The remainder is split evenly, so a rank may have one
+        batch fewer (`drop_last` drops the remainder).
 
         Raises:
             DecodeError, FileNotFoundError, ValueError: for a bad sample, depending on `on_error`.
@@ -187,8 +187,8 @@ class DataLoader:
         for name in ("seed", "shuffle"):
             if state[name] != (own := getattr(self.config, name)):
                 raise ValueError(
-                    f"the state's {name} is {state[name]}, but this loader's is {own}; expected a state"
-                    f" with the same {name}"
+                    f"the state's {name} is {state[name]}, but this loader's is {own}; expected a"
+                    f" state with the same {name}"
                 )
         if epoch < 0 or sample < 0:
             raise ValueError(

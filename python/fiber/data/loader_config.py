@@ -25,8 +25,8 @@ class CollatorConfig:
         batch_type: Class of the batches: "image_text", "question", "reasoning" (two images per
             record) or "grounding".
         tokenizer: Any of the tokenizers described in docs/loader.md.
-        transform: Transform applied to images and boxes. A horizontal flip also swaps "left" and "right" in
-            the text (not in statements about two images).
+        transform: Transform applied to images and boxes. A horizontal flip also swaps "left" and
+            "right" in the text (not in statements about two images).
         max_tokens: Maximum text length in tokens, including <s> and </s>; longer texts are
             truncated.
         answers: Answer vocabulary for "question"; empty for batches without targets.

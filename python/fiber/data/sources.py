@@ -1,7 +1,7 @@
 """Readers of annotation files, one function per task; each returns a list of records.
 
-For a folder written by `fiber data`, `(folder, split)` suffices; for a downloaded dataset, also pass
-the annotation file and the image folder:
+For a folder written by `fiber data`, `(folder, split)` suffices; for a downloaded dataset, also
+pass the annotation file and the image folder:
 
     captions("coco", "val", annotations="coco/annotations/captions_val2014.json",
              images="coco/val2014")

@@ -55,8 +55,7 @@ class Statement(NamedTuple):
     text: str
     truth: bool
     group: str
-    #: (color, noun) that a true statement says both images, or only one, show; None if the statement
-    #: names the sides.
+    #: (color, noun) that the statement says both images, or only one, show; None if it names sides.
     pair: tuple[str, str] | None = None
     #: (left, right) file names of another pair with the opposite truth value. A statement without
     #: such a pair is not written, since its words alone would determine its truth.
@@ -225,8 +224,8 @@ def write_split(
 ) -> None:
     """Write the annotation files of one split to a data folder.
 
-    `sections` contains the JSON objects of all images from `encode`, in order; `class_names` are the
-    names of classes 1, 2, ...; `info` is a one-line description of the data's origin.
+    `sections` contains the JSON objects of all images from `encode`, in order; `class_names` are
+    the names of classes 1, 2, ...; `info` is a one-line description of the data's origin.
     """
     head = {"info": {"description": info}}
     phrases = {**head, "categories": [{"id": 1, "name": "object"}]}

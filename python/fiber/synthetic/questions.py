@@ -155,7 +155,7 @@ def _ask_relation(world: World, scene: Scene, rng: Rng, novel: bool) -> Question
 
 
 def _ask_where(world: World, scene: Scene, rng: Rng, novel: bool) -> Question | None:
-    """Ask a question such as "is the star left of the ring?"; wrong relations are equally likely."""
+    """Ask, for example, "is the star left of the ring?"; wrong relations are equally likely."""
     things = scene.things
     kinds = tuple(kind for kind in word_kinds(world) if kind in ("color", "noun"))
     if scene.asked_fact is not None:
@@ -188,7 +188,7 @@ def _ask_where(world: World, scene: Scene, rng: Rng, novel: bool) -> Question | 
 
 
 def _ask_neighbor(world: World, scene: Scene, rng: Rng, novel: bool) -> Question | None:
-    """Ask a question such as "what shape is left of the ring?" if exactly one object clearly is."""
+    """Ask, for example, "what shape is left of the ring?" if exactly one object clearly is."""
     things = scene.things
     kinds = tuple(kind for kind in word_kinds(world) if kind in ("color", "noun"))
     options = []

@@ -134,7 +134,8 @@ def stamps_world(collection: StampCollection, seed: int) -> World:
     names = sorted(set(families.values()))
     if len(names) < 4:
         raise ValueError(
-            f"the stamps show {len(names)} kinds of objects ({', '.join(names)}); expected 4 or more"
+            f"the stamps show {len(names)} kinds of objects ({', '.join(names)}); expected 4 or"
+            " more"
         )
     chosen = set(Rng(seed, _HELD_OUT, 0).shuffled(names)[: max(1, len(names) // 8)])
     held_out = frozenset(("", noun) for noun, family in families.items() if family in chosen)

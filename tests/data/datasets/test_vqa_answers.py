@@ -62,7 +62,7 @@ class TestOriginals:
         assert found.answers == ("yes", "blue")
         assert found.notes[0] == "2 answers, from 26 questions"
         assert (
-            "not the published list: the original train and val have 658111 questions"
+            "not the published list: the complete train and val splits have 658111 questions"
             in found.notes[1]
         )
 
@@ -115,7 +115,7 @@ class TestArrow:
         found = published_answers(folder)
         assert found.answers == ("no", "dog", "red", "unknown 3", "cat")
         assert found.notes[0] == "5 answers, from vqav2_train.arrow and vqav2_val.arrow"
-        assert found.notes[1].startswith("1 of them occur in no question of these files")
+        assert found.notes[1].startswith("1 of them do not occur in these files")
         assert len(found.notes) == 2
 
     def test_what_does_not_fit(self, arrow):

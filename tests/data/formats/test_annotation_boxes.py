@@ -242,7 +242,7 @@ def test_the_published_files_of_flickr(data, below):
     for named in (data.folder, path):
         (record,) = open_source("phrases", named, "train")
         assert record.images == (where,) and record.image_id == where
-    with pytest.raises(FileNotFoundError, match="only of the splits whose files exist: train"):
+    with pytest.raises(FileNotFoundError, match="splits with files: train"):
         open_source("phrases", data.folder, "val")
 
 

@@ -175,7 +175,7 @@ def test_files_that_are_not_tar_archives(tmp_path):
         with tarfile.open(path, mode) as tar:
             tar.addfile(tarfile.TarInfo("a.txt"))
         path.write_bytes(path.read_bytes() + bytes(600))
-        is_invalid(path, "it is compressed: decompress it")
+        is_invalid(path, "the file is compressed: decompress it")
     whole = write_tar(path, CONTENT).read_bytes()
     path.write_bytes(whole[:1030] + b"\xff" + whole[1031:])
     is_invalid(path, "bad checksum", "at byte 1024")

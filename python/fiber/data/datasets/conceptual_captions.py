@@ -12,7 +12,7 @@ from fiber.data.datasets.caption_files import ImageFinder, caption_rows, path_ro
 from fiber.data.formats.annotation_file import RecordList, read_text
 from fiber.data.record import AnyPath
 
-#: Kind of file in messages.
+#: File type in messages.
 KIND = "Conceptual Captions"
 #: Names of the annotation file of each split; the first one that exists is used.
 FILES = {

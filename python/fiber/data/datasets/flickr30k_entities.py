@@ -23,7 +23,7 @@ from fiber.data.formats.annotation_boxes import Box
 from fiber.data.formats.annotation_file import RecordList, read_text
 from fiber.data.record import AnyPath, Record
 
-#: Kind of file in messages.
+#: File type in messages.
 KIND = "Flickr30k Entities, original files"
 #: Image lists, relative to the data folder.
 LISTS = ("{split}.txt", "flickr30k_entities/{split}.txt", "flickr30k/{split}.txt")
@@ -119,7 +119,9 @@ def read_sentence(line: str, where: str) -> tuple[str, list[Phrase]]:
         if opened is None and token.startswith("[/"):
             number, *kinds = token[1:].split("/")[1:]
             if not number.startswith("EN#"):
-                raise ValueError(f"{where} has {token!r}; expected a phrase such as [/EN#1/people ...]")
+                raise ValueError(
+                    f"{where} has {token!r}; expected a phrase such as [/EN#1/people ...]"
+                )
             start = len(text) + (1 if text else 0)
             opened = (start, number.removeprefix("EN#"), "/".join(kinds))
             continue

@@ -69,7 +69,7 @@ def phrases(
 
     Raises:
         FileNotFoundError: if the file or the image folder is missing.
-        ValueError: for an invalid entry, with file, entry and key.
+        ValueError: for an invalid entry, naming the file, entry and key.
     """
     path = annotation_path(folder, split, "phrases", annotations)
     file = read_json(path, "Flickr30k Entities, MDETR's form")
@@ -83,8 +83,8 @@ def mixed(
 ) -> RecordList:
     """Read MDETR's mixed dataset: captions with phrases and boxes for COCO and GQA images.
 
-    Arguments, records and errors are as in `phrases`. `data_source` determines the folder of an image;
-    see `MIXED_IMAGES`. The only split is "train".
+    Arguments, records and errors are as in `phrases`. `data_source` determines an
+    image's folder (see `MIXED_IMAGES`). The only split is "train".
     """
     file = read_json(Path(annotations), MIXED)
     names: dict[str, list[str]] = {}
@@ -98,7 +98,8 @@ def mixed(
         if found is None:
             raise FileNotFoundError(
                 f"{file.path} has {len(own)} images with data_source {source!r}, such as"
-                f" {own[0]!r}; none of a sample of them was found in {', '.join(map(str, candidates))}"
+                f" {own[0]!r}; none of a sample of them was found in"
+                f" {', '.join(map(str, candidates))}"
             )
         roots[source] = str(found)
     return _phrase_records(file, lambda entry: roots[_source(entry)], on_error)

@@ -47,7 +47,9 @@ def _read_labelmap(path: Path) -> list[str]:
     content = read_json(path, KIND).data
     numbers = content.get("label_to_idx", content)
     if not isinstance(numbers, Mapping) or not all(type(n) is int for n in numbers.values()):
-        raise ValueError(f'{path}: expected an object with the number of each class, such as {{"mug": 1}}')
+        raise ValueError(
+            f'{path}: expected an object with the number of each class, such as {{"mug": 1}}'
+        )
     # "__background__" is added by the published code and is not a class.
     return sorted((name for name in numbers if name != "__background__"), key=numbers.__getitem__)
 
@@ -130,7 +132,9 @@ class Objects365Records(RecordSequence):
             if not isinstance(rect, list) or len(rect) != 4 or not all(map(is_number, rect)):
                 problem = f"has 'rect' {str(rect)[:60]}; expected [x0, y0, x1, y1] in pixels"
             elif entry.get("class") not in self._label_index:
-                problem = f"has class {str(entry.get('class'))[:60]!r}, which is not in the labelmap"
+                problem = (
+                    f"has class {str(entry.get('class'))[:60]!r}, which is not in the labelmap"
+                )
             if problem:
                 if not self._skips_errors:
                     raise ValueError(f"{where}: object {number} {problem}")
@@ -169,7 +173,7 @@ class Objects365Records(RecordSequence):
             return base64.b64decode(self._images.row(line)[-1], validate=True)
         except binascii.Error as problem:
             raise ValueError(
-                f"{self._images.path}: line {line + 1}: the last column is not valid base64 ({problem})"
+                f"{self._images.path}: line {line + 1}: last column is not valid base64 ({problem})"
             ) from None
 
 

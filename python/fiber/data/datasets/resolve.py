@@ -145,7 +145,7 @@ def choose_layout(source: str, data: Path, split: str) -> tuple[Reader, Path | N
         names = ", ".join(str(path.relative_to(data)) for path in found.values())
         others = (name for name in LAYOUTS if name != source)
         raise AmbiguousLayoutError(
-            f"{data} has {source} of split {split!r} in several layouts; pass one of these files: {names}",
+            f"{data} has {source} of split {split!r} in several layouts; pass one of {names}",
             tuple(name for name in others if _reads_one(name, data, split, found)),
         )
     return next(iter(found.items()))
@@ -174,7 +174,7 @@ def _missing(source: str, folder: Path, split: str) -> str:
     if folder.is_dir():
         splits = ", ".join(splits_there(source, folder))
         problem = f"{folder} has no {source} of split {split!r}"
-        problem += f"; there are files of split {splits}" if splits else ""
+        problem += f"; splits with files: {splits}" if splits else ""
     kinds: dict[str, list[str]] = {}
     origins = {}
     for layout in (each for each in LAYOUTS[source] if each.split in ("", split)):

@@ -17,7 +17,7 @@ from fiber.data.datasets.caption_files import (
 from fiber.data.formats.annotation_file import RecordList, read_json
 from fiber.data.record import AnyPath
 
-#: Kind of file in messages.
+#: File type in messages.
 KIND = "SBU captions"
 #: Names of the annotation file; the first one that exists is used.
 FILES = ("sbu-captions-all.json", "annot.json")

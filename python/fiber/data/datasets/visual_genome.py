@@ -14,7 +14,7 @@ from fiber.data.formats.annotation_file import (
 )
 from fiber.data.record import AnyPath
 
-#: Kind of file in messages.
+#: File type in messages.
 KIND = "Visual Genome's region descriptions"
 #: Names of the annotation file; the first one that exists is used.
 FILES = ("region_descriptions.json", "annotations/region_descriptions.json")

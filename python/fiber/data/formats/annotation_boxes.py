@@ -74,7 +74,9 @@ def categories_by_id(file: AnnotationFile) -> dict[int, dict[str, Any]]:
     for entry in file.walk("categories"):
         number, name = file.get(entry, "id", int), file.text(entry, "name")
         if number in found:
-            raise file.error(f"has duplicate id {number}, already used by {found[number]['name']!r}")
+            raise file.error(
+                f"has duplicate id {number}, already used by {found[number]['name']!r}"
+            )
         if name in names:
             raise file.error(f"has duplicate name {name!r}, already used by another category")
         found[number] = entry

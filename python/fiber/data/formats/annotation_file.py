@@ -165,7 +165,9 @@ class AnnotationFile(EntryFile):
             number = self.get(entry, "id", int, str)
             if number in seen:
                 # Boxes refer to images by id.
-                raise self.error(f"has duplicate id {number!r}, already used by images[{seen[number]}]")
+                raise self.error(
+                    f"has duplicate id {number!r}, already used by images[{seen[number]}]"
+                )
             seen[number] = self._index
             if "file_name" not in entry and "coco_url" in entry:
                 # LVIS names images by the last two parts of their URL.

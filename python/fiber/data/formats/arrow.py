@@ -97,7 +97,9 @@ def table_answers(*paths: AnyPath) -> dict[int, str]:
             for text, label in zip(chain(*own_texts), chain(*own_labels), strict=True):
                 if known.setdefault(label, text) != text:
                     where = f"{table.path}: row {row}"
-                    raise ValueError(f"{where} has text {text!r} for answer {label}, expected {known[label]!r}")
+                    raise ValueError(
+                        f"{where} has text {text!r} for answer {label}, expected {known[label]!r}"
+                    )
     return known
 
 

@@ -90,8 +90,8 @@ def jsonl_questions(
 ) -> RecordList:
     """Read questions: one record per line.
 
-    Arguments and errors are as in `jsonl_captions`. Answers are optional in splits whose names start
-    with "test".
+    Arguments and errors are as in `jsonl_captions`. Answers are optional in splits whose names
+    start with "test".
     """
     lines, out = LineReader(Path(annotations), images), RecordList()
     for key, entry in _of_split(lines, split, out, "questions"):
@@ -201,7 +201,9 @@ def _answers(lines: LineReader, entry: dict[str, Any], *, optional: bool) -> dic
         raise lines.error("has neither 'answer' nor 'answers'")
     answers = entry["answers"]
     if not isinstance(answers, dict | list) or not answers:
-        raise lines.error(f"has 'answers' {str(answers)[:40]!r}; expected a list, or an object with a score for each answer")
+        raise lines.error(
+            f"has 'answers' {str(answers)[:40]!r}; expected a list, or an object of scores"
+        )
     for answer in answers:
         lines.text({"answers": answer}, "answers")
     if isinstance(answers, list):

@@ -27,8 +27,8 @@ _FIELDS = (
 _EXPECTED = {
     ".jsonl": "one JSON object per line",
     ".json": "a list of JSON objects",
-    ".csv": "a comma-separated UTF-8 table with field names in the first line and one text or answer"
-    " per line",
+    ".csv": "a comma-separated UTF-8 table with field names in the first line and one text or"
+    " answer per line",
 }
 # List fields, which CSV does not support, with their alternatives.
 _LISTS = {
@@ -137,7 +137,9 @@ class LineReader(EntryFile):
                 if field in fields[:place]:
                     raise self.error(f"has a duplicate column {field!r}")
                 if field in _LISTS:
-                    raise self.error(f"has list field {field!r}, which CSV does not support; use {_LISTS[field]}")
+                    raise self.error(
+                        f"has list field {field!r}, which CSV does not support; use {_LISTS[field]}"
+                    )
             for cells in reader:
                 self._number = reader.line_num
                 if None in cells:

@@ -94,7 +94,7 @@ def caption_records(source: RowSource) -> RowRecords:
     """Create a record for each caption.
 
     Raises:
-        ValueError: for an invalid row, with its location.
+        ValueError: for an invalid row; the error gives its location.
     """
     out = RowRecords(source)
     for row in source.rows("captions"):
@@ -120,7 +120,7 @@ def question_records(source: RowSource) -> RowRecords:
     """Create a record for each question, with answers if there are any.
 
     Raises:
-        ValueError: for an invalid row, with its location.
+        ValueError: for an invalid row; the error gives its location.
     """
     out = RowRecords(source)
     for row in source.rows("questions"):
@@ -149,7 +149,7 @@ def box_records(
     With `on_error` "skip", the former are dropped, the latter clipped, and both are counted.
 
     Raises:
-        ValueError: for an invalid row, with its location.
+        ValueError: for an invalid row; the error gives its location.
     """
     out, names = RowRecords(source), source.class_names
     known, kept = set(names), []

@@ -173,7 +173,9 @@ def _object_lists(objects: Any) -> tuple[Any, Any]:
         return [one.get("bbox") for one in objects], [_category(one) for one in objects]
     if isinstance(objects, Mapping):
         return objects.get("bbox"), _category(objects)
-    raise ValueError(f"has 'objects' {str(objects)[:40]!r}; expected each to have bbox and category")
+    raise ValueError(
+        f"has 'objects' {str(objects)[:40]!r}; expected each to have bbox and category"
+    )
 
 
 def _category(entry: Mapping[str, Any]) -> Any:

@@ -260,7 +260,9 @@ def read_classes(path: AnyPath) -> list[ClassName]:
             # Editors on Windows write a byte order mark.
             lines = map(str.strip, path.read_text(encoding="utf-8-sig").splitlines())
         except UnicodeDecodeError as problem:
-            raise ValueError(f"{path} is not text ({problem}); expected one class per line") from None
+            raise ValueError(
+                f"{path} is not text ({problem}); expected one class per line"
+            ) from None
         found = [ClassName(line) for line in lines if line]
         if not found:
             raise ValueError(f"{path} is empty; expected one class per line")

@@ -90,7 +90,9 @@ def pack(
     if shard_bytes < 1:
         raise ValueError(f"shard_bytes is {shard_bytes}; expected 1 or more")
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
-        raise FileExistsError(f"{output} already exists and is not an empty folder; expected a new folder")
+        raise FileExistsError(
+            f"{output} already exists and is not an empty folder; expected a new folder"
+        )
     found = parts_of(source, splits)
     with explain_write_errors(output, DISK_FULL), new_directory(output) as folder:
         packer = _Packer(source, folder, output, shard_bytes, on_error, tell, progress)
