@@ -117,7 +117,7 @@ VQAV2, NLVR2 = "https://visualqa.org", "https://lil.nlp.cornell.edu/nlvr"
                 "VQAv2 questions: vqa_questions_val.json with vqa_annotations_val.json,"
                 f" from {VQAV2} {SCENES}",
                 "JSON lines, a JSON list or CSV: val.jsonl or val.csv or val.json",
-                "VQAv2, original files: v2_OpenEnded_mscoco_val20*_questions.json with"
+                "VQAv2, original layout: v2_OpenEnded_mscoco_val20*_questions.json with"
                 f" v2_mscoco_val20*_annotations.json, from {VQAV2}",
                 f"published Arrow data: vqav2_val.arrow, {ARROW}",
                 *TABLES_AND_SHARDS,
@@ -128,7 +128,7 @@ VQAV2, NLVR2 = "https://visualqa.org", "https://lil.nlp.cornell.edu/nlvr"
             "test1",
             [
                 f"NLVR2: nlvr2_test1.jsonl, from {NLVR2} {SCENES}",
-                f"NLVR2, original file: test1.json, from {NLVR2}",
+                f"NLVR2, original layout: test1.json, from {NLVR2}",
                 f"published Arrow data: nlvr2_test1.arrow, {ARROW}",
             ],
         ),

@@ -201,7 +201,7 @@ def test_a_file_with_other_encodings_is_named(lines):
         ({"image": "1.png", "texts": ["x", ""]}, r"empty 'texts\[1\]'"),
         (CAPTION | {"id": 1.5}, r"'id' '1.5'.*string.*integer"),
         (CAPTION | {"id": 1}, "has duplicate 'id' 1"),
-        (CAPTION | {"split": "train"}, r"line 2.*field 'split'.*line 1"),
+        (CAPTION | {"split": "train"}, r"line 2.*'split'.*line 1"),
     ],
 )
 def test_captions_that_do_not_fit_are_named(lines, bad, message):

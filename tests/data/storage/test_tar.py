@@ -366,8 +366,8 @@ def test_a_file_of_which_only_the_time_changed(tmp_path):
         file.read(512, 3)
     then = f"{file.changed / 1e9:.6f}"
     assert str(error.value).endswith(
-        f": written at {then} s then, at 1.500000 s now, and {file.bytes} bytes as before;"
-        " open the data again"
+        f": its modification time was {then} s and now is 1.500000 s (it still has {file.bytes}"
+        " bytes); open the data again"
     )
 
 

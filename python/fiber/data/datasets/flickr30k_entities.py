@@ -24,7 +24,7 @@ from fiber.data.formats.annotation_file import RecordList, read_text
 from fiber.data.record import AnyPath, Record
 
 #: File type in messages.
-KIND = "Flickr30k Entities, original files"
+KIND = "Flickr30k Entities, original layout"
 #: Image lists, relative to the data folder.
 LISTS = ("{split}.txt", "flickr30k_entities/{split}.txt", "flickr30k/{split}.txt")
 #: Image folders, relative to the data folder, the folder of the image list, or its parent.

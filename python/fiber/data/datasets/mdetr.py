@@ -72,7 +72,7 @@ def phrases(
         ValueError: for an invalid entry, naming the file, entry and key.
     """
     path = annotation_path(folder, split, "phrases", annotations)
-    file = read_json(path, "Flickr30k Entities, MDETR's form")
+    file = read_json(path, "Flickr30k Entities, MDETR format")
     names = (f"flickr30k/flickr30k_images/{split}", "flickr30k/flickr30k_images", "flickr30k")
     root = _root(file, folder, images, (*names, f"flickr30k_images/{split}", "flickr30k_images"))
     return _phrase_records(file, lambda _: root, on_error)
@@ -213,7 +213,7 @@ def referring(
     the head phrase ("the star" in "the star left of the ring").
     """
     path = annotation_path(folder, split, "referring", annotations)
-    file = read_json(path, "RefCOCO, MDETR's form")
+    file = read_json(path, "RefCOCO, MDETR format")
     root = _root(file, folder, images, MIXED_IMAGES["coco"])
     out = RecordList()
     for entry, text, found in _texts(file, out, on_error):

@@ -119,7 +119,7 @@ class Objects365Records(RecordSequence):
         )
 
     def _boxes(self, line: int, size: tuple[float, float]) -> tuple[list[Box], list[int]]:
-        """Return boxes (half-open, pixels) and their class indices."""
+        """Return boxes (half-open pixel coordinates) and their class indices."""
         objects, where = _second_column(self._labels, line)
         if isinstance(objects, dict):
             objects = objects.get("objects")
@@ -168,7 +168,7 @@ class Objects365Records(RecordSequence):
         return float(values[0]), float(values[1])  # type: ignore[arg-type]
 
     def _image(self, line: int) -> bytes:
-        """Return the content of an image file."""
+        """Return the encoded bytes of an image."""
         try:
             return base64.b64decode(self._images.row(line)[-1], validate=True)
         except binascii.Error as problem:

@@ -144,12 +144,12 @@ def _in_mdetr(*names: str) -> list[str]:
 
 def _refcoco(*names: str) -> list[DatasetLayout]:
     """Return the layouts of one dataset, with a reader object that identifies the dataset."""
-    return _layouts(_in_mdetr(*names), partial(sources.referring), "RefCOCO, MDETR's files")
+    return _layouts(_in_mdetr(*names), partial(sources.referring), "RefCOCO, MDETR files")
 
 
 _FLICKR_PHRASES = _in_mdetr("final_flickr_separateGT_{split}.json")
 _MIXED = [name for file in mdetr.MIXED_FILES for name in _in_mdetr(file)]
-_REFERRING = DatasetLayout(FILES["referring"], sources.referring, "RefCOCO, MDETR's form")
+_REFERRING = DatasetLayout(FILES["referring"], sources.referring, "RefCOCO, MDETR format")
 _REFCOCO = _refcoco("finetune_refcoco_{split}.json")
 _REFCOCOPLUS = _refcoco("finetune_refcoco+_{split}.json")
 # RefCOCOg's published test file is a corrected version.
@@ -175,18 +175,18 @@ LAYOUTS: dict[str, list[DatasetLayout]] = {
     "questions": [
         DatasetLayout(FILES["questions"], sources.questions, "VQAv2 questions"),
         *_own(jsonl.jsonl_questions),
-        DatasetLayout(_VQAV2, sources.questions, "VQAv2, original files"),
+        DatasetLayout(_VQAV2, sources.questions, "VQAv2, original layout"),
         _arrow(question_records, "vqav2_{split}.arrow"),
         *_tables_and_shards(question_records),
     ],
     "reasoning": [
         DatasetLayout(FILES["reasoning"], sources.reasoning, "NLVR2"),
-        DatasetLayout("{split}.json", sources.reasoning, "NLVR2, original file"),
+        DatasetLayout("{split}.json", sources.reasoning, "NLVR2, original layout"),
         _arrow(arrow.statement_records, "nlvr2_{split}.arrow"),
     ],
     "phrases": [
-        DatasetLayout(FILES["phrases"], sources.phrases, "Flickr30k Entities, MDETR's form"),
-        *_layouts(_FLICKR_PHRASES, sources.phrases, "Flickr30k Entities, MDETR's files"),
+        DatasetLayout(FILES["phrases"], sources.phrases, "Flickr30k Entities, MDETR format"),
+        *_layouts(_FLICKR_PHRASES, sources.phrases, "Flickr30k Entities, MDETR files"),
         *_layouts(
             flickr30k_entities.LISTS,
             flickr30k_entities.flickr_entities,

@@ -135,7 +135,7 @@ def choose_layout(source: str, data: Path, split: str) -> tuple[Reader, Path | N
     # The layout that `fiber data` writes has priority.
     if first.split in ("", split) and (files := matching(data, first.pattern, split)):
         return first.reader, None if first.pattern in FILES.values() else files[0]
-    # A split of boxes may be part of another file.
+    # The boxes of a split may be part of another split's file.
     if source == "detection" and coco_folders.find(data, split) is not None:
         return first.reader, None
     found = _layouts_in(source, data, split)
@@ -237,7 +237,7 @@ def _kind(source: str) -> str:
 Data = AnyPath | RecordSet | Mapping[str, RecordSet]
 
 #: Description of a record set in messages.
-RECORD_SET = "a map-style set of fiber.data.Record"
+RECORD_SET = "a map-style collection of fiber.data.Record"
 
 
 def check_records(given: Any, expected: str) -> None:
@@ -250,7 +250,7 @@ def check_records(given: Any, expected: str) -> None:
         found = f"{kind} whose first item is the {type(first).__name__} {first!r:.60}"
     else:
         found = f"{kind} {given!r:.60}"
-    raise TypeError(f"{expected}; got the {found}")
+    raise TypeError(f"{expected}; got {found}")
 
 
 class ChosenRecords:

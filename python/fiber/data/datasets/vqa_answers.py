@@ -25,7 +25,7 @@ MIN_QUESTIONS = 9
 
 _ORIGINALS = ("v2_mscoco_train2014_annotations.json", "v2_mscoco_val2014_annotations.json")
 _ARROW = ("vqav2_train.arrow", "vqav2_val.arrow")
-_KIND = "VQAv2 annotations, original files"
+_KIND = "VQAv2 annotations, original layout"
 
 
 class PublishedAnswers(NamedTuple):

@@ -1,4 +1,4 @@
-"""Boxes, spans and classes of annotation files, with checks of every entry."""
+"""Read boxes, spans and classes from annotation files, checking every entry."""
 
 from __future__ import annotations
 

@@ -142,7 +142,7 @@ class AnnotationFile(EntryFile):
         self._section = section if index is not None else f"{section} entry {entry.get('id')!r}"
 
     def require_list(self, section: str) -> AnnotationFile:
-        """Check that the file has a list with this name; return the file."""
+        """Check that the file has a list called `section`; return the file."""
         self._section, self._index = "", None
         if not isinstance(self.data.get(section), list):
             have = ", ".join(repr(key) for key in list(self.data)[:8]) or "nothing"
@@ -185,7 +185,7 @@ class AnnotationFile(EntryFile):
     def look_up(
         self, table: Mapping[Any, Any], entry: Mapping[str, Any], key: str, where: str | Path
     ) -> Any:
-        """Return table[entry[key]]; `where` names the table in the error."""
+        """Return `table[entry[key]]`; `where` names the table in errors."""
         value = self.get(entry, key, int, str)
         if value not in table:
             raise self.error(f"has {key} {value!r}, which is not in {str(where)!r}")

@@ -7,8 +7,8 @@ need pyarrow: pip install 'fiber-vl[arrow]'.
 
 If a file changes while in use, the next read raises an error: size and modification time are
 checked before every read. Two cases are not detected and may crash the process: a mapped Arrow file
-that is truncated or overwritten during a read, or overwritten so soon after opening that its
-modification time stays the same (file systems have a resolution of milliseconds).
+that is truncated or overwritten during a read, and one that is overwritten so soon after opening
+that its modification time stays the same (file systems have a resolution of milliseconds).
 """
 
 from __future__ import annotations

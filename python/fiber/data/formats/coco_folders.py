@@ -36,7 +36,7 @@ from fiber.data.record import AnyPath
 KIND = "COCO instances"
 #: Files of one split, by tool; the first match is used. Splits may have `_SPLIT_ALIASES`.
 SPLIT_FILES = {
-    "COCO, original files": (
+    "COCO, original layout": (
         "annotations/instances_{split}.json",
         "annotations/instances_{split}20*.json",
     ),

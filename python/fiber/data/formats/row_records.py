@@ -55,7 +55,7 @@ class RowSource(ReadReport, ABC):
 
     @abstractmethod
     def image(self, location: Any, /) -> StoredImage:
-        """Read the image at a location; thread-safe."""
+        """Read the image at a location. Must be thread-safe."""
 
 
 class RowRecords(ReadReport, RecordSequence):

@@ -57,7 +57,7 @@ def captions_of(row: Mapping[str, Any]) -> list[str] | str:
 
 
 def questions_of(row: Mapping[str, Any]) -> Iterator[tuple[str | int | None, dict[str, Any]]]:
-    """Yield the id (None if not given) and the record fields of each question of a row.
+    """Yield the id (None if not given) and the record fields of each question in a row.
 
     Raises:
         ValueError: for an invalid question or answer.
