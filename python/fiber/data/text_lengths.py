@@ -14,7 +14,7 @@ LAST_SPECIAL_ID = 3
 
 
 def has_words(token_ids: Sequence[int], mask_id: int) -> bool:
-    """Return whether any token of a text is not special."""
+    """Return whether a text has any token that is not special."""
     return any(LAST_SPECIAL_ID < token < mask_id for token in token_ids)
 
 

@@ -156,7 +156,7 @@ def read_collection(stamps: Path, backgrounds: Sequence[Path]) -> StampCollectio
         skipped["photograph shows things"] = len(every) - len(photos)
     if not photos:
         raise FileNotFoundError(
-            f"{', '.join(map(str, backgrounds))} has no photograph; expected {', '.join(ENDINGS)}"
+            f"no photograph in {', '.join(map(str, backgrounds))}; expected {', '.join(ENDINGS)}"
         )
     return StampCollection(cutouts, photos, tuple(sorted(skipped.items())))
 

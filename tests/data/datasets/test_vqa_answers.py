@@ -84,7 +84,7 @@ class TestOriginals:
         ):
             published_answers(tmp_path)
         write(VAL, annotations("yes"))
-        with pytest.raises(ValueError, match=r"no answer.*9 of 2 questions"):
+        with pytest.raises(ValueError, match=r"no answer.*9 of the 2 questions"):
             published_answers(tmp_path)
         write(VAL, {"annotations": [{"question_id": 7}]})
         with pytest.raises(ValueError, match=r"annotations\[0\].*'multiple_choice_answer'"):
@@ -123,7 +123,7 @@ class TestArrow:
         with pytest.raises(FileNotFoundError, match=r"vqav2_val\.arrow.*exist"):
             published_answers(folder)
         arrow("vqav2_val.arrow", answers=[[["blue"]]], answer_labels=[[[0]]])
-        with pytest.raises(ValueError, match=r"row 0.*answer 0.*'blue'.*'red'"):
+        with pytest.raises(ValueError, match=r"row 0.*'blue'.*answer 0.*'red'"):
             published_answers(folder)
         arrow("vqav2_val.arrow", answers=[[["blue"]]])
         with pytest.raises(ValueError, match=r"val\.arrow.*column 'answer_labels'"):

@@ -243,7 +243,7 @@ def test_a_few_images_of_each_class(folder):
 BAD_BOXES = {
     "outside": ([70, 50, 5, 5], "boxes outside their pictures", "pixels beyond its image"),
     "beyond": ([50, 30, 30, 30], "clipped boxes", "40 pixels|20 pixels beyond its image"),
-    "negative": ([-30, 6, 20, 10], "boxes outside their pictures", "30 pixels outside"),
+    "negative": ([-30, 6, 20, 10], "boxes outside their pictures", "30 pixels beyond"),
     "reversed": ([30, 20, -20, 10], "reversed boxes", None),
     "no-area": ([5, 6, 0, 10], "empty boxes", None),
     "nan": ([5, float("nan"), 20, 10], "boxes that are no four numbers", "expected [x, y, width"),

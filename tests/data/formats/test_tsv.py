@@ -218,7 +218,7 @@ def test_files_that_do_not_fit(write):
     with pytest.raises(ValueError, match=r"train\.lines\.tsv: expected line numbers"):
         read(lines=["one"])
     (write.folder / "few.tsv").write_text("a\t[]\n")
-    with pytest.raises(ValueError, match=r"few\.tsv.*1.*train\.images\.tsv 4"):
+    with pytest.raises(ValueError, match=r"few\.tsv.*1.*train\.images\.tsv has 4"):
         read(label="few.tsv")
     with pytest.raises(ValueError, match=r"list\.json.*list"):
         read(labelmap="list.json") if (write.folder / "list.json").write_text("[1]") else None

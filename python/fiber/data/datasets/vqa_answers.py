@@ -77,8 +77,8 @@ def _from_originals(paths: Sequence[Path]) -> PublishedAnswers:
     answers = frequent_answers(majority)
     if not answers:
         raise ValueError(
-            f"{paths[0].parent}: no answer is the majority answer of {MIN_QUESTIONS} or more of"
-            f" {len(majority)} questions; expected complete {' and '.join(_ORIGINALS)}"
+            f"{paths[0].parent}: no answer is the majority answer of at least {MIN_QUESTIONS} of"
+            f" the {len(majority)} questions; expected complete {' and '.join(_ORIGINALS)}"
         )
     notes = [f"{len(answers)} answers, from {len(majority)} questions"]
     if len(majority) == WHOLE_QUESTIONS:

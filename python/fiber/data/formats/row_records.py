@@ -203,7 +203,7 @@ def _boxes(
         if isinstance(category, int):
             if not 0 <= category < len(names):
                 raise ValueError(
-                    f"has class {category} for box {number}; expected a name or an index below"
+                    f"has box {number} with class {category}; expected a name or an index below"
                     f" {len(names)}"
                 )
             name = names[category]

@@ -164,8 +164,7 @@ class TarFile(PooledFile):
         for start in range(position, self.bytes, step):
             if any(self.read(start, min(step, self.bytes - start))):
                 raise self._error(
-                    "data after the end-of-archive marker (join archives with `tar --concatenate`),"
-                    " marker",
+                    "data after the end-of-archive marker (join archives with `tar --concatenate`)",
                     position,
                 )
 
@@ -250,7 +249,9 @@ def _check_pax(data: bytes, *, is_global: bool) -> None:
             raise ValueError(f"invalid pax record {data[:40]!r}")
         key, value = match[2].decode("utf-8"), record[match.end() : -1].decode("utf-8")
         if is_global and key in ("path", "size"):
-            raise ValueError(f"pax record {key!r} in a global header; expected it for one member")
+            raise ValueError(
+                f"pax record {key!r} in a global header; expected it only for single members"
+            )
         if key == "size" and not re.fullmatch("[0-9]{1,19}", value):
             raise ValueError(f"pax record size={value!r}; expected a number of bytes")
         data = data[int(match[1]) :]
