@@ -224,7 +224,7 @@ def test_files_that_do_not_fit(write):
         read(labelmap="list.json") if (write.folder / "list.json").write_text("[1]") else None
     path = write()
     (write.folder / "train.label.lineidx").write_text("0\n9999999\n")
-    with pytest.raises(ValueError, match=r"train\.label\.lineidx.*file"):
+    with pytest.raises(ValueError, match=r"train\.label\.lineidx.*offsets"):
         Objects365Records(write.folder, "train", annotations=path)
     path = write()
     write_tsv(write.folder / "train.images.tsv", [["a", "no base64!"]] * 4)
