@@ -130,7 +130,7 @@ def _list_caption(world: World, things: Sequence[Thing], rng: Rng) -> Phrased:
 def _name(
     world: World, things: Sequence[Thing], index: int, rng: Rng, probability: float
 ) -> tuple[str, tuple[int, ...]]:
-    """Name an object by color and noun and, with a probability, by its size or material."""
+    """Name an object by color and noun and, with some probability, by its size or material."""
     kinds = [kind for kind in word_kinds(world) if kind in ("size", "material")]
     extra = (rng.choice(kinds),) if kinds and rng.bernoulli(probability) else ()
     colors = ("color",) if len(world.colors) > 1 else ()

@@ -233,10 +233,10 @@ def opposite_pair(
     index: int,
     others: Iterable[int],
 ) -> tuple[int, int] | None:
-    """Find two images for which a statement about image `index` and its partner flips its truth.
+    """Find a pair for which a statement on images `index - 1` and `index` has the opposite truth.
 
-    A statement that names the sides is flipped by swapping the images. For a statement about what
-    both images show, an image that shows it keeps its side, and the other image is replaced with
+    For a statement that names the sides, the images are swapped. For one about what both images
+    show, an image that shows it keeps its side, and the other image is replaced with
     the first of `others` that changes whether the two agree.
     """
     if pair is None:

@@ -80,7 +80,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class World:
-    """The vocabulary of a dataset, and what is held out of its training split."""
+    """The vocabulary of a dataset, and what is held out from its training split."""
 
     nouns: tuple[str, ...]
     colors: tuple[str, ...] = ("",)

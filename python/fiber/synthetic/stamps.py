@@ -1,4 +1,4 @@
-"""Stamps: cut-outs of real objects on photographs, with all kinds of annotations, exact boxes.
+"""Stamps: real cut-outs pasted onto photographs, with exact boxes and all kinds of annotations.
 
     fiber data stamps --output runs/stamps --images 8000
 
@@ -176,7 +176,7 @@ def sample_stamp_scene(recipe: StampRecipe, split: str, index: int) -> Scene:
 
 
 def _sample_nouns(world: World, rng: Rng, count: int, novel: bool) -> list[str]:
-    """Sample nouns of different families; only if `novel`, the first noun is a held-out one."""
+    """Sample nouns of different families; if `novel`, the first is held out, otherwise none is."""
     held_out = sorted(noun for _, noun in world.held_out_pairs)
     shown = [noun for _, noun in world.shown_pairs]
     nouns: list[str] = []
@@ -191,7 +191,7 @@ def _sample_nouns(world: World, rng: Rng, count: int, novel: bool) -> list[str]:
 
 
 def draw_stamps(recipe: StampRecipe, scene: Scene, rng: Rng) -> tuple[np.ndarray, list[PixelBox]]:
-    """Paste the cut-outs of a scene on a crop of a photograph.
+    """Paste the cut-outs of a scene onto a crop of a photograph.
 
     Returns:
         (H, W, 3) uint8 RGB, and the box of each object: the bounds of its pixels with alpha > 0.5.

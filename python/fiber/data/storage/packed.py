@@ -38,7 +38,7 @@ _DEFAULTS = {field.name: field.default for field in dataclasses.fields(Record)}
 
 
 def is_pack(path: Path) -> bool:
-    """Return whether a folder is packed."""
+    """Return whether a folder was written by `fiber data pack`."""
     return (path / DESCRIPTION).is_file()
 
 
