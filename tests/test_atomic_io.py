@@ -32,7 +32,7 @@ def test_a_new_name_or_a_file_may_be_written(tmp_path):
 
 
 def test_a_folder_is_named(tmp_path):
-    with pytest.raises(IsADirectoryError, match=f"{tmp_path} is a directory; expected"):
+    with pytest.raises(IsADirectoryError, match=f"{tmp_path} is a folder; expected"):
         check_target(tmp_path)
 
 

@@ -1,6 +1,6 @@
-"""Atomic file and directory writes, and reading of JSON.
+"""Write files and folders atomically, and read JSON.
 
-Output is written under a temporary name and renamed when complete, so that a crash, a full disk or
+Output is written under a temporary name and renamed when complete, so a crash, a full disk or
 Ctrl-C never leaves a partial file under the final name.
 """
 
@@ -23,7 +23,7 @@ PART = ".part-"
 #: Error numbers for a full disk.
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
-#: Errors of `json.loads` for invalid JSON, thousands of nested brackets, or thousands of digits.
+#: Errors raised by `json.loads` for invalid JSON, very deep nesting, or very long integers.
 JSON_ERRORS = (ValueError, RecursionError)
 
 _SPECIAL_FILES = {
@@ -35,17 +35,18 @@ _SPECIAL_FILES = {
 
 
 def check_target(path: Path) -> None:
-    """Check that `path` does not exist or is a regular file.
+    """Check that `path` either does not exist or is a regular file.
 
-    Renaming a temporary file to `path` would replace anything there, even a device.
+    Renaming a temporary file to `path` would replace whatever is there, even a device.
 
     Raises:
-        IsADirectoryError: if it is a directory.
-        FileExistsError: if it is a pipe, device, socket or an open file of a process (/dev/stdout).
+        IsADirectoryError: if `path` is a folder.
+        FileExistsError: if `path` is a pipe, device, socket, or an open file of a process
+            (/dev/stdout).
     """
     if path.is_dir():
-        raise IsADirectoryError(f"{path} is a directory; expected the name of a file")
-    expected = "expected a new name or that of a regular file"
+        raise IsADirectoryError(f"{path} is a folder; expected a file name")
+    expected = "expected a new name or the name of a regular file"
     if path.exists() and not path.is_file():
         kind = _SPECIAL_FILES.get(stat.S_IFMT(path.stat().st_mode), "not a regular file")
         raise FileExistsError(f"{path} is {kind}; {expected}")
@@ -61,11 +62,11 @@ def write_file(path: Path, write: Callable[[Path], object], *, shared: bool = Fa
     Args:
         path: final name; an existing regular file is replaced.
         write: called with the temporary path; writes the content.
-        shared: use a temporary name per process and thread, for files that several may write at
-            once. A killed process does not delete it.
+        shared: use a different temporary name in every process and thread, for files that several
+            may write at once. A killed process leaves its temporary file behind.
 
     Raises:
-        OSError: if `path` is not a regular file or cannot be written; it is unchanged then.
+        OSError: if `path` is not a regular file or cannot be written; it is then unchanged.
     """
     check_target(path)
     own = f"{os.getpid()}-{threading.get_ident()}-" if shared else ""
@@ -81,15 +82,15 @@ def write_file(path: Path, write: Callable[[Path], object], *, shared: bool = Fa
 
 @contextmanager
 def new_directory(path: Path) -> Iterator[Path]:
-    """Create a directory atomically: yield a temporary one, rename it if the block succeeds.
+    """Create a folder atomically: yield a temporary folder, and rename it if the block succeeds.
 
-    On any error or interruption the temporary directory is deleted.
+    On any error or interruption, the temporary folder is deleted.
 
     Raises:
-        OSError: if the directory cannot be created, or `path` exists and is not empty.
+        OSError: if the folder cannot be created, or `path` exists and is not empty.
     """
     part = path.with_name(PART + path.name)
-    # Left by a killed process.
+    # A killed process may have left it behind.
     shutil.rmtree(part, ignore_errors=True)
     try:
         part.mkdir(parents=True)
@@ -104,9 +105,9 @@ def new_directory(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def explain_write_errors(path: Path, only: Collection[int] | None = None) -> Iterator[None]:
-    """Re-raise an OSError of the block with the name of the file or directory being written.
+    """Re-raise an OSError from the block with the name of the file or folder being written.
 
-    Only errors with a number in `only` (None: all); use `DISK_FULL` if the block also reads files.
+    `only` restricts this to the given error numbers; use `DISK_FULL` if the block also reads files.
     """
     try:
         yield
@@ -118,7 +119,7 @@ def explain_write_errors(path: Path, only: Collection[int] | None = None) -> Ite
         name, hint = str(path), ""
         if cause.errno in DISK_FULL:
             hint = "; free some space and run the command again"
-            # The file of a directory, unless only its temporary name is known.
+            # Name the file in a folder, unless only its temporary name is known.
             if cause.filename is not None and PART not in str(cause.filename):
                 name = str(cause.filename)
         message = f"{name} could not be written ({cause.strerror or cause}){hint}"
@@ -141,7 +142,7 @@ def read_json(path: Path) -> Any:
 
 
 def remove_parts(folder: Path) -> None:
-    """Delete temporary files and directories that a killed process left in `folder`."""
+    """Delete temporary files and folders that a killed process left behind in `folder`."""
     for part in folder.glob(f"{PART}*"):
         if part.is_dir():
             shutil.rmtree(part, ignore_errors=True)

@@ -1,7 +1,7 @@
 """Convert config dataclasses to and from plain values, and override fields by dotted name.
 
-Used for JSON files and the command line. Errors suggest the nearest field names for an unknown one,
-and name the expected type of a value.
+Used for JSON files and the command line. Errors suggest similar names for an unknown field, and
+name the expected type of a value.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ def require(condition: bool, message: str) -> None:
 
 
 def nearest(name: str, known: typing.Iterable[str]) -> str:
-    """Return a hint for error messages: the nearest known names, or all of them."""
+    """Return a hint for error messages: the most similar known names, or else all of them."""
     known = list(known)
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     return f"did you mean {' or '.join(close)}?" if close else f"expected one of {', '.join(known)}"
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """Convert a config dataclass to dicts, lists, numbers and strings, for JSON."""
+    """Convert a config dataclass to a JSON-serializable dict."""
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
@@ -40,7 +40,7 @@ def from_dict(cls: type[ConfigT], values: dict[str, Any], *, where: str = "") ->
     """Build a config dataclass from the output of `to_dict`; missing fields get their defaults.
 
     Raises:
-        ValueError: for an unknown field (with the nearest names) or a value of the wrong type.
+        ValueError: for an unknown field (similar names are suggested) or a value of the wrong type.
     """
     hints = typing.get_type_hints(cls)
     known = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
@@ -93,10 +93,10 @@ def replace_fields(config: ConfigT, changes: Mapping[str, Any], *, where: str = 
     """Return a copy of a config with fields overridden by dotted name, as in `--set train.steps=9`.
 
     Strings are parsed as the field's type ("0.1", "true", "1,2,3"). All changes are applied
-    together, so checks across fields see only the result. `where` is a prefix of names in errors.
+    together, so checks across fields see only the result. `where` is prepended to names in errors.
 
     Raises:
-        ValueError: for an unknown name (with the nearest names) or an invalid value.
+        ValueError: for an unknown name (similar names are suggested) or an invalid value.
     """
     hints = typing.get_type_hints(type(config))
     new: dict[str, Any] = {}
@@ -132,7 +132,7 @@ def field_names(config: Any, prefix: str = "") -> list[str]:
 
 
 def _parse(hint: Any, text: str) -> Any:
-    """Parse a command-line string as a field's type; return it unparsed if it does not fit."""
+    """Parse a command-line string as a field's type; return the string if it does not fit."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         if text.lower() == "none" and type(None) in arguments:

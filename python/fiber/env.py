@@ -1,4 +1,4 @@
-"""Description of the machine: processor, cores, versions."""
+"""Describe the machine and software versions."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import fiber
 
 
 def describe_machine() -> dict[str, str]:
-    """Return the CPU, torch's settings on it, and the versions in use."""
+    """Return the CPU model, torch's CPU settings, and the versions in use."""
     import torch
 
     own = provenance()
     return {
         "processor": _processor(),
         "cores": str(usable_cores()),
-        # Both change the order of summation, and so the last bits of results.
+        # Both affect the order of summation, and thus the last bits of results.
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "threads": str(torch.get_num_threads()),
         "system": f"{platform.system()} {platform.machine()}",
@@ -39,7 +39,7 @@ def usable_cores() -> int:
 
 
 def _processor() -> str:
-    """Read the CPU model from /proc/cpuinfo, else ask `platform`."""
+    """Read the CPU model from /proc/cpuinfo, or else ask `platform`."""
     file = Path("/proc/cpuinfo")
     lines = file.read_text().splitlines() if file.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -47,9 +47,9 @@ def _processor() -> str:
 
 
 def provenance() -> dict[str, str]:
-    """Return fiber's version, and its commit if it runs from a clone."""
+    """Return fiber's version, and its commit if it runs from a Git clone."""
     root = Path(__file__).parents[2]
-    # Inside another repository, that repository's commit must not be reported.
+    # If installed inside another repository, do not report that repository's commit.
     is_clone = (root / "rust").is_dir() and (root / "python" / "fiber").exists()
     commit = ""
     if is_clone and shutil.which("git"):

@@ -1,6 +1,6 @@
 """Progress on standard error: a tqdm bar on a terminal, plain lines in a log file.
 
-Standard output is left to results.
+Standard output is reserved for results.
 """
 
 from __future__ import annotations
@@ -12,24 +12,24 @@ from typing import Any
 
 from tqdm import tqdm
 
-#: Shortest time between two plain lines in seconds, so that a log file stays readable.
+#: Minimum time between two plain lines, in seconds, to keep log files readable.
 PLAIN_LINE_SECONDS = 5.0
 
 
 class _Bar(tqdm):
-    # Without tqdm's monitor thread and its lock for several processes.
+    # Disable tqdm's monitor thread and avoid its multiprocessing lock.
     monitor_interval = 0
     _lock = threading.RLock()
 
     def __init__(self, *, total: int, initial: int = 0, quiet: bool = False, unit: str) -> None:
-        # None: disabled unless standard error is a terminal.
+        # None means disabled unless standard error is a terminal.
         disable = True if quiet else None
         options = {"file": sys.stderr, "dynamic_ncols": True, "unit": unit}
         super().__init__(total=total, initial=initial, disable=disable, **options)
 
 
 def say(message: str) -> None:
-    """Print a message to standard error, above a bar."""
+    """Print a message to standard error, above any progress bar."""
     _Bar.write(message, file=sys.stderr)
     sys.stderr.flush()
 
@@ -49,9 +49,9 @@ def readable_seconds(seconds: float) -> str:
 
 
 class Progress:
-    """Progress of a training run of `steps` steps that starts or resumes at `start`.
+    """Progress of a training run of `steps` steps that starts or resumes at step `start`.
 
-    With `quiet`, as on all ranks but the first, nothing is printed.
+    If `quiet`, as on all ranks but the first, nothing is printed.
     """
 
     def __init__(self, *, steps: int, start: int, quiet: bool) -> None:
@@ -76,7 +76,7 @@ class Progress:
             say(message)
 
     def show(self, entry: dict[str, Any]) -> None:
-        """Show a line of metrics: at the bar, or every `PLAIN_LINE_SECONDS` as a plain line."""
+        """Show metrics in the bar or, at most every `PLAIN_LINE_SECONDS`, as a plain line."""
         numbers = "  ".join(f"{name} {value:.3f}" for name, value in entry["losses"].items())
         numbers += f"  {entry['images_per_second']:.0f} images/s"
         if not self.bar.disable:
@@ -95,7 +95,7 @@ class Progress:
 class ImageProgress:
     """Callback for the `progress` argument of functions that process images.
 
-    It can be reused for several totals in turn, such as those of the splits of a dataset.
+    It can be reused for several totals in turn, such as one per split of a dataset.
     """
 
     def __init__(self) -> None:
@@ -103,7 +103,7 @@ class ImageProgress:
         self.said = time.monotonic()
 
     def __call__(self, done: int, total: int) -> None:
-        """Show that `done` of `total` images are processed."""
+        """Show that `done` of `total` images have been processed."""
         if self.bar is None or self.bar.total != total or done < self.bar.n:
             self.close()
             self.bar = _Bar(total=total, unit=" images")

@@ -265,5 +265,5 @@ def test_few_stamps_are_one_of_each_kind_with_a_name_of_one_word(boxes, tmp_path
     assert files == [f"{noun}{end}" for noun in ("frog", "hen", "mug") for end in (".png", ".txt")]
     with pytest.raises(FileExistsError):
         stamp_subset.choose(tmp_path / "from", tmp_path / "to", 3)
-    with pytest.raises(ValueError, match="3 kinds of things; expected 4 or more"):
+    with pytest.raises(ValueError, match="3 kinds of objects; expected 4 or more"):
         stamp_subset.choose(tmp_path / "from", tmp_path / "more", 4)

@@ -48,7 +48,7 @@ class TestInspect:
 
     def test_inspect_of_no_data_folder(self, desk, capsys):
         assert main(["data", "inspect", "none"]) == 2
-        assert "none: no such folder" in error_line(capsys)
+        assert "none does not exist" in error_line(capsys)
         assert main(["data", "inspect", "more"]) == 2
         assert "no annotation file" in error_line(capsys)
 
@@ -136,7 +136,7 @@ class TestPack:
         assert "fiber: train: " in printed.err and ", fingerprint " in printed.err
         assert "fiber: 5 images in" in printed.err
         assert main(command) == 2
-        assert "packed exists; name a folder that does not exist" in error_line(capsys)
+        assert "packed already exists" in error_line(capsys)
         assert main(["data", "inspect", "packed"]) == 0
 
     def test_records_that_are_left_out_are_named(self, desk, capsys):
@@ -168,4 +168,4 @@ class TestPack:
 
     def test_nothing_to_pack(self, desk, capsys):
         assert main(["data", "pack", "none", "--output", "packed"]) == 2
-        assert "none: no such folder or file" in error_line(capsys)
+        assert "none does not exist" in error_line(capsys)

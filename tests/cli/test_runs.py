@@ -193,7 +193,7 @@ class TestData:
         assert "this is not the published list" in shown.err
         assert json.loads(Path("out/answers.json").read_text()) == ["dog", "yes"]
         assert main(["data", "answers", "more", "--output", "none.json"]) == 2
-        assert "more has no annotations of VQAv2" in error_line(capsys)
+        assert "more has no VQAv2 annotations" in error_line(capsys)
         assert not Path("none.json").exists()
 
     def test_a_folder_that_holds_something_else(self, desk, capsys):
@@ -305,8 +305,7 @@ class TestEval:
             (["runs/demo/fine", "refcoco", "--data", "."], "refcoco_val.json"),
             (
                 ["runs/demo/fine", "refcoco", "--data", "splits", "--split", "vall"],
-                "splits has no referring of split 'vall', only of the splits whose files"
-                " exist: train, val",
+                "splits has no referring of split 'vall'; splits with files: train, val",
             ),
             (["none", "refcoco", "--data", "."], "model none does not exist"),
         ],

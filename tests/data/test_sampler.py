@@ -124,7 +124,7 @@ def test_states_of_other_data_or_seeds_are_refused(tokenizer):
         [*RECORDS[:7], record(7, images=RECORDS[8].images), *RECORDS[8:]],
     ):
         with pytest.raises(
-            ValueError, match=r"state's fingerprint is '.*expected a state of the same"
+            ValueError, match=r"state's fingerprint is '.*saved with different data"
         ):
             make(tokenizer, other).load_state_dict(state)
     with pytest.raises(ValueError, match=r"sample.*24.*0.*23"):

@@ -45,7 +45,7 @@ def test_missing_folder_is_named(tmp_path):
 def test_a_folder_or_a_pipe_is_not_replaced(tmp_path):
     (tmp_path / "a.png").mkdir()
     os.mkfifo(tmp_path / "b.png")
-    with pytest.raises(IsADirectoryError, match=r"a\.png is a directory"):
+    with pytest.raises(IsADirectoryError, match=r"a\.png is a folder"):
         save_image(never, tmp_path / "a.png")
     with pytest.raises(FileExistsError, match=r"b\.png is a named pipe"):
         save_image(never, tmp_path / "b.png")

@@ -165,7 +165,7 @@ def test_a_finished_folder_is_kept_and_other_parameters_are_named(tmp_path, monk
 def test_a_folder_of_something_else_is_not_touched(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("ten years of work")
-    with pytest.raises(ValueError, match=r"mine exists and is not a data folder"):
+    with pytest.raises(ValueError, match=r"mine already exists and is not a data folder"):
         generate(tmp_path / "mine", train=1, val=0, novel=0)
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "ten years of work"
 

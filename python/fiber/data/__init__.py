@@ -44,7 +44,7 @@ __all__ = [
     "pack",
 ]
 
-# Module of each public name, imported on first use: records and transforms do not need torch.
+# Module of each public name, imported on first use since records and transforms do not need torch.
 _CORE = ("ColorJitter", "ImageTransform", "RandAugment", "Tokenizer", "apply_transform")
 _HOMES = dict.fromkeys(__all__, "fiber.data.batch") | {
     **dict.fromkeys(_CORE, "fiber._core"),

@@ -1,6 +1,6 @@
-"""Batches: frozen dataclasses of tensors, from the loader to the model.
+"""Batches passed from the loader to the model: frozen dataclasses of tensors.
 
-Dimensions: B samples, H W pixels after the transform and padding, L tokens, G boxes of the batch.
+Dimensions: B samples, H x W pixels after transform and padding, L tokens, G boxes in the batch.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Skipped(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Fields of every batch."""
+    """Fields common to all batches."""
 
     #: Key of each record, for messages and prediction files.
     keys: tuple[str, ...]
@@ -43,7 +43,7 @@ class Batch:
     #: (B, L) bool, True = real token.
     text_mask: Tensor
     #: Decoding status of each sample: "ok", or "truncated" if missing or damaged data were filled
-    #: in. Empty for batches that the loader did not make.
+    #: in. Empty for batches not created by the loader.
     statuses: tuple[str, ...] = ()
     #: Samples of this batch that were dropped or replaced.
     skipped: tuple[Skipped, ...] = ()
@@ -80,11 +80,11 @@ class Batch:
 class ImageTextBatch(Batch):
     """Images with captions: ITC, ITM, MLM, captioning."""
 
-    #: (B,) int64: equal for equal images.
+    #: (B,) int64: the same number for all captions of an image.
     image_ids: Tensor
     #: (B, L) int64: token_ids with some masked (80 % <mask>, 10 % random, 10 % unchanged).
     masked_ids: Tensor
-    #: (B, L) int64: the original id of tokens selected for masking, else -100.
+    #: (B, L) int64: the original token id where a token was selected for masking, else -100.
     mlm_labels: Tensor
 
 
@@ -106,15 +106,15 @@ class ReasoningBatch(Batch):
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class GroundingBatch(Batch):
-    """Images with a text and boxes for its spans."""
+    """Images, each with a text and boxes for spans of that text."""
 
-    #: (G, 4) float32, half-open, in pixels of the transformed image, in order of the images.
+    #: (G, 4) float32, half-open pixel coordinates in the transformed image, ordered by image.
     boxes_xyxy: Tensor
     #: (B,) int64: number of boxes of each image.
     boxes_per_image: Tensor
-    #: (G, L) bool: tokens that name each box.
+    #: (G, L) bool, True = the token names the box.
     positive_map: Tensor
 
 
-#: Tensors whose first dimension is boxes, not samples.
+#: Tensors whose first dimension indexes boxes, not samples.
 _RAGGED = {"boxes_xyxy", "positive_map"}

@@ -1,8 +1,8 @@
 """Spans of code points that contain whole characters (grapheme clusters).
 
 A character may have several code points: a letter and its accents, an emoji and its skin tone, a
-ZWJ sequence, the two letters of a flag, the parts of a Hangul syllable. Scripts that join letters
-by a virama are not handled.
+ZWJ sequence, the two regional indicator symbols of a flag, or the parts of a Hangul syllable.
+Scripts that join letters by a virama are not handled.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 #: Half-open range [start, end) of code points in a text.
 CharSpan = tuple[int, int]
 
-# Hangul syllable types that may follow a type in one syllable.
+# For each Hangul syllable type, the types that may follow it within a syllable.
 _NEXT_IN_SYLLABLE = {
     "L": ("L", "V", "LV", "LVT"),
     **dict.fromkeys(("LV", "V"), ("V", "T")),
@@ -22,7 +22,7 @@ _NEXT_IN_SYLLABLE = {
 }
 _FLAG_LETTERS = "".join(map(chr, range(0x1F1E6, 0x1F200)))
 _JOINER = "\u200d"
-#: Zero-width non-joiner and joiner: no marks in Unicode, but never the start of a character.
+#: Zero-width non-joiner and joiner: not marks in Unicode, but they never start a character.
 _CONTINUING = {"\u200c", _JOINER}
 
 
@@ -55,11 +55,12 @@ def whole_characters(text: str, span: CharSpan) -> CharSpan:
 
 
 def check_span(text: str, given: Any, number: int) -> CharSpan:
-    """Check span `number` of a user: half-open, in code points of the caption `text`.
+    """Check a user's half-open span in code points of the caption `text`; `number` is its index.
 
     Raises:
-        TypeError: if it is not a pair of integers.
-        ValueError: if it is out of bounds, empty, inverted or only spaces, or splits a character.
+        TypeError: if the span is not a pair of integers.
+        ValueError: if the span is out of bounds, empty, reversed, only spaces, or splits a
+            character.
     """
     if isinstance(given, str) or not isinstance(given, Sequence) or len(given) != 2:
         raise TypeError(f"span {number} is {given!r:.60}; expected a pair (start, end)")
@@ -72,19 +73,19 @@ def check_span(text: str, given: Any, number: int) -> CharSpan:
             f"{of}: expected 0 <= start < end <= {len(text)}, the caption's length in code points"
         )
     if not text[start:end].strip():
-        raise ValueError(f"{of} has only spaces; expected words")
+        raise ValueError(f"{of} contains only spaces; expected words")
     for name, place in (("begins", start), ("ends", end)):
         if splits_character(text, place):
             whole = whole_characters(text, (start, end))
             raise ValueError(
-                f"{of} {name} inside a character of several code points; expected"
-                f" [{whole[0]}, {whole[1]}), {text[slice(*whole)]!r:.60}, or fewer whole characters"
+                f"{of} {name} inside a character of several code points; expected whole characters,"
+                f" such as [{whole[0]}, {whole[1]}), {text[slice(*whole)]!r:.60}"
             )
     return start, end
 
 
 def _flag_letters_before(text: str, place: int) -> int:
-    """Count the consecutive flag letters before a position."""
+    """Count the consecutive regional indicator symbols before a position."""
     return place - len(text[:place].rstrip(_FLAG_LETTERS))
 
 
@@ -97,6 +98,6 @@ def _hangul(letter: str) -> str:
     if "\u11a8" <= letter <= "\u11ff" or "\ud7cb" <= letter <= "\ud7fb":
         return "T"
     if "\uac00" <= letter <= "\ud7a3":
-        # Blocks of 28 syllables: the first has no trailing consonant.
+        # The first syllable in each block of 28 has no trailing consonant.
         return "LV" if (ord(letter) - 0xAC00) % 28 == 0 else "LVT"
     return ""

@@ -1,4 +1,4 @@
-"""Collate records into one batch: the core of `DataLoader`, and a `collate_fn` for torch's loader.
+"""Collate records into a batch, inside `DataLoader` or as the `collate_fn` of torch's loader.
 
 A `Collator` owns the Rust threads. It can be pickled and survives forks.
 """
@@ -40,16 +40,16 @@ _DTYPES = {
     "int64": torch.int64,
     "bool": torch.bool,
 }
-#: A call without an epoch samples one below this.
+#: Exclusive upper bound of the epoch that a call without one samples.
 _EPOCHS = 2**31
 
 
 class Collator:
     """Turn records into a batch: `torch.utils.data.DataLoader(..., collate_fn=Collator(...))`.
 
-    Random numbers depend on (seed, epoch, position in the batch). A call without an epoch takes one
-    from torch's generator, as torchvision's transforms do, so that results follow
-    `torch.manual_seed` and the seeds of torch's worker processes.
+    Random numbers depend on (seed, epoch, position in the batch). A call without an epoch draws one
+    from torch's generator, as torchvision's transforms do, so results follow `torch.manual_seed`
+    and the seeds of torch's worker processes.
 
     Args:
         batch_type: Class of the batches; see `CollatorConfig`.
@@ -81,9 +81,9 @@ class Collator:
         """Collate records.
 
         Raises:
-            DecodeError, FileNotFoundError, ValueError: for the first bad record, with its key, if
+            DecodeError, FileNotFoundError, ValueError: for the first bad record, naming its key, if
                 `on_error` is "raise".
-            MemoryError: if the batch does not fit in memory, for any `on_error`.
+            MemoryError: if the batch does not fit in memory, regardless of `on_error`.
         """
         if epoch is None:
             epoch = int(torch.randint(_EPOCHS, ()))
@@ -100,7 +100,7 @@ class Collator:
         return {**self.__dict__, "_core": None, "_process": -1}
 
     def open(self) -> _core.Session:
-        """Start a session, and the threads if this process has none."""
+        """Start a session, and the threads if this process has not started them yet."""
         if self._core is None or self._process != os.getpid():
             # Threads do not survive a fork.
             self._core, self._process = _core.Loader(**self._core_options), os.getpid()
@@ -112,11 +112,11 @@ class Collator:
 
     @property
     def image_bytes(self) -> tuple[int, int]:
-        """Bytes of images in batches now alive, and their maximum so far."""
+        """Bytes of image memory held by live batches, as (current, peak)."""
         return (0, 0) if self._core is None else self._core.image_bytes
 
     def to_core(self, record: Record, epoch: int, index: int) -> tuple[Any, ...]:
-        """Return the fields of a record in the order that Rust takes them."""
+        """Return the fields of a record in the order that Rust expects."""
         check_record(record, index)
         known, answers = self._answer_index, record.answers
         if answers is not None:
@@ -137,7 +137,7 @@ class Collator:
         )
 
     def finish(self, fields: dict[str, Any], *, pin_memory: bool = False) -> Batch:
-        """Make a batch of the buffers of a session, without its counters."""
+        """Build a batch from the fields of a session, with the counters already removed."""
         keys, statuses = tuple(fields.pop("keys")), tuple(fields.pop("statuses"))
         skipped = tuple(Skipped(*bad) for bad in fields.pop("skipped"))
         tensors = {name: _to_tensor(value) for name, value in fields.items()}
@@ -180,7 +180,7 @@ def _to_rand_augment(settings: dict[str, Any]) -> RandAugment:
     return RandAugment(**settings)
 
 
-# Spawned worker processes receive the collator and the dataset by pickle.
+# Spawned worker processes receive pickled copies of the collator and the dataset.
 copyreg.pickle(ImageTransform, lambda transform: (_to_transform, (transform.describe(),)))
 copyreg.pickle(ColorJitter, lambda jitter: (_to_color_jitter, (jitter.describe(),)))
 copyreg.pickle(RandAugment, lambda augment: (_to_rand_augment, (augment.describe(),)))

@@ -1,8 +1,8 @@
 """Fingerprints of records: hashes by which a loader recognizes its data.
 
-All fields of a record are hashed, except `objects`, which only metrics use. Images are not read: of
-a file or a location in a shard the path relative to the folder of the first image is hashed, so
-that a data folder may be moved; of image bytes the length and the last `TAIL_BYTES`.
+All fields of a record are hashed, except `objects`, which only metrics use. Images are not read. A
+file or a location in a shard is hashed as its path relative to the first image's folder, so a data
+folder may be moved; image bytes are hashed as their length and the last `TAIL_BYTES`.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from fiber.data.record import ConcatRecords, LazyImages, Record, RecordSet
 
 # Length of a fingerprint in bytes.
 _DIGEST_BYTES = 8
-#: Bytes at the end of an image that are hashed; they differ between images.
+#: Number of bytes hashed at the end of an image, enough to tell images apart.
 TAIL_BYTES = 4096
-#: Number of records hashed, evenly spaced, if access to a record reads its images.
+#: Number of evenly spaced records that are hashed if accessing a record reads its images.
 SPREAD_RECORDS = 64
 
 
@@ -29,7 +29,7 @@ class Fingerprint:
 
     def __init__(self) -> None:
         self._digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
-        # Not repr, whose escapes depend on the Unicode version of Python.
+        # Not `repr`: its escapes depend on Python's Unicode version.
         self._encode = json.JSONEncoder(
             check_circular=False, separators=(",", ":"), default=_plain
         ).encode
@@ -42,15 +42,15 @@ class Fingerprint:
     def add(self, record: Record) -> None:
         """Add a record without reading its images."""
         labels = (record.labels, record.label_spans, record.label_ids, record.label_groups)
-        # Shared tuples compare by identity first, so that thousands of names cost nothing.
+        # Tuples are compared by identity first, so thousands of shared names cost nothing.
         is_known = labels == self._labels
         self._labels = labels
         images: Any = record.images
         stored = images.locations if isinstance(images, LazyImages) else images
         first = stored[0]
-        # Readers of annotation files use the path of the image as its id.
+        # Readers of annotation files use the image path as the image id.
         is_path = isinstance(first, str | os.PathLike) and record.image_id == os.fspath(first)
-        # Each line has the lengths of the binary data after it.
+        # Each line contains the lengths of the binary data that follow it.
         line = (
             record.key,
             record.text,
@@ -78,7 +78,7 @@ class Fingerprint:
         self._digest.update(self._encode(values).encode() + b"\n")
 
     def text(self) -> str:
-        """Return the fingerprint of all that was added."""
+        """Return the fingerprint of everything added so far."""
         return self._digest.hexdigest()
 
     def _describe(self, image: Any) -> Any:
@@ -98,16 +98,16 @@ class Fingerprint:
 
 
 def _plain(value: Any) -> Any:
-    """Convert a NumPy scalar to Python; anything else that JSON cannot hold to its text."""
+    """Convert a NumPy scalar to Python, and any other value unknown to JSON to a string."""
     return value.item() if hasattr(value, "item") else str(value)
 
 
 def fingerprint_of(records: RecordSet) -> str:
     """Return a hash of all records in order.
 
-    For a set with a string `fingerprint`, such as a packed folder, only that, the number of
-    records, and the first and last record are hashed. If records of a set other than a list have
-    image bytes, only `SPREAD_RECORDS` of them are hashed, since each access reads an image.
+    For a set with a string attribute `fingerprint`, such as a packed folder, only that string, the
+    number of records, and the first and last record are hashed. If the records contain image bytes
+    and are not a list, only `SPREAD_RECORDS` of them are hashed, since each access reads an image.
     """
     out, count = Fingerprint(), len(records)
     out.add_fact(count)
@@ -128,11 +128,11 @@ def fingerprint_of(records: RecordSet) -> str:
 
 
 def _add_readable(out: Fingerprint, records: RecordSet, index: int) -> bool:
-    """Add a record, or mark it as unreadable; return whether it has image bytes."""
+    """Add a record, or a mark if it is unreadable; return whether it contains image bytes."""
     try:
         record = records[index]
     except (OSError, ValueError):
-        # The loader handles it as `on_error` says.
+        # The loader handles this according to `on_error`.
         out.add_fact("unreadable")
         return False
     out.add(record)

@@ -23,7 +23,7 @@ def load_image(image: Any, *, background: Sequence[int] | None = None) -> np.nda
     Raises:
         FileNotFoundError: if the file does not exist.
         DecodeError: if the image cannot be decoded.
-        ValueError: for an array of another shape or dtype.
+        ValueError: for an array with the wrong shape or dtype.
         TypeError: for any other type, or an invalid background.
     """
     check_arguments(background=background)

@@ -1,4 +1,4 @@
-"""Recognize image files by their content, and check that they can be decoded."""
+"""Detect image formats from file content, and check that images can be decoded."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _MAGIC = (
     (b"II*\0", "tif"),
     (b"MM\0*", "tif"),
 )
-# Brands of ISO media files.
+# Extensions of ISO media files by brand.
 _BRANDS = {b"avif": "avif", b"avis": "avif", b"heic": "heic", b"heix": "heic", b"mif1": "heif"}
-#: Extensions of image files in a folder. The format is detected by content.
+#: Extensions by which image files in a folder are recognized; the format is that of the content.
 ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 
@@ -32,14 +32,14 @@ class CheckedImage(NamedTuple):
 
     #: One of `STATUSES`.
     status: str
-    #: Why it is not "ok".
+    #: Why the status is not "ok".
     reason: str = ""
     #: (height, width) in pixels if "ok".
     size: tuple[int, int] | None = None
 
 
 def extension_of(data: bytes) -> str:
-    """Detect the format by its magic number; return its extension, or "bin" if unknown."""
+    """Return the extension of an image format, detected by magic number; "bin" if unknown."""
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "webp"
     if data[4:8] == b"ftyp":

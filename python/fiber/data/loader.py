@@ -1,9 +1,9 @@
-"""`DataLoader`: Python front end of the Rust loader, records in, batches of tensors out.
+"""`DataLoader`: the Python front end of the Rust loader, from records to batches of tensors.
 
-`Sampler` chooses the records of each batch, `Prefetcher` reads them on a thread and passes them to
-Rust, whose threads decode, transform, tokenize, mask and collate without the GIL, and `Collator`
-wraps the result as tensors. A sample depends on (seed, epoch, record index) only, not on threads,
-ranks or the batch size.
+`Sampler` chooses the records of each batch. `Prefetcher` reads them on a thread and passes them to
+Rust, whose threads decode, transform, tokenize, mask and collate without the GIL. `Collator` wraps
+the result as tensors. A sample depends only on (seed, epoch, record index), not on threads, ranks
+or the batch size.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from fiber.data.record import Record, RecordSet
 from fiber.data.sampler import BatchIndices, IndexSampler, Sampler, SampleRef, StreamSampler
 from fiber.data.skip_report import warn_user
 
-#: Entries of a state and their types.
+#: Keys of a state dict and the types of their values.
 _STATE = (("epoch", int), ("sample", int), ("seed", int), ("shuffle", bool), ("fingerprint", str))
 
 
@@ -41,21 +41,21 @@ class DataLoader:
         for batch in loader:  # an `ImageTextBatch`
             ...
 
-    Iteration yields the epoch chosen by `set_epoch`, from the position of `load_state_dict`. Image
-    memory is reused only when no tensor refers to it.
+    Iteration yields the epoch chosen by `set_epoch`, from the position set by `load_state_dict`.
+    Image memory is reused only once no tensor refers to it.
 
     Args:
         records: Map-style collection of `Record` (`EpochRecords` may change every epoch), or an
             iterable, such as torch's `IterableDataset`. An iterable is iterated once per epoch,
-            after a call of its `set_epoch` if it has one; every rank iterates over all of it and
-            keeps its share.
+            after calling its `set_epoch` if it has one; every rank iterates over all of it and
+            keeps only its share.
         batch_type: Class of the batches: "image_text", "question", "reasoning" (two images per
             record) or "grounding".
         options: Fields of `LoaderConfig`; `tokenizer`, `transform`, `batch_size` and `max_tokens`
             are required.
 
     Attributes:
-        config: The checked options. Each one is also an attribute of the loader.
+        config: The checked options; each option is also an attribute of the loader.
         skipped: Every sample that was dropped or replaced; with "resample", once per epoch.
         statuses: Number of samples that were "ok", "truncated", "missing", "corrupt",
             "unsupported" and "invalid" so far; with "resample", a bad record counts each time.
@@ -63,9 +63,9 @@ class DataLoader:
         cropped_boxes: Boxes dropped because a crop left too little of them.
 
     Raises:
-        TypeError: for an argument of the wrong type or an unknown one, by name.
-        ValueError: for an argument out of range, by name, and for `shuffle` or "resample" with an
-            iterable.
+        TypeError: if an argument is unknown or of the wrong type; the error names it.
+        ValueError: if an argument is out of range (the error names it), or for `shuffle` or
+            "resample" with an iterable.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class DataLoader:
         self.statuses: Counter[str] = Counter()
         self.truncated_boxes = 0
         self.cropped_boxes = 0
-        # Memory for the prefetched batches, the one in use and the next one.
+        # Keep memory for the prefetched batches, the batch in use and the next one.
         shared = {f.name: getattr(config, f.name) for f in fields(CollatorConfig)}
         self._collator = Collator(**shared, keep=config.prefetch + 2)
         self._pin_memory = config.pin_memory and torch.cuda.is_available()
@@ -111,14 +111,14 @@ class DataLoader:
         With one process, a batch left empty by `on_error="skip"` is omitted.
 
         Step k of W ranks covers positions [k * B * W, (k + 1) * B * W) of the epoch's order, and
-        rank r takes the r-th slice of B. The remainder is split evenly, so that a rank may have one
-        batch less (`drop_last` drops it).
+        rank r takes the r-th slice of B. The remainder is split evenly, so a rank may have one
+        batch fewer (`drop_last` drops the remainder).
 
         Raises:
-            DecodeError, FileNotFoundError, ValueError: for a bad sample, depending on `on_error`,
-                and any exception of the records.
-            ValueError: if a batch of one of several ranks is empty, which would desynchronize the
-                ranks, or an iterable differs from that of `load_state_dict` or is exhausted.
+            DecodeError, FileNotFoundError, ValueError: for a bad sample, depending on `on_error`.
+                Any other exception raised by the records is passed on.
+            ValueError: if a batch is empty on one of several ranks, which would desynchronize them,
+                or an iterable is exhausted or differs from that of `load_state_dict`.
         """
         epoch, start = self._epoch, self._resume
         fingerprint = self._fingerprint if start else ""
@@ -127,11 +127,11 @@ class DataLoader:
 
         def batches() -> Iterator[list[SampleRef]]:
             for batch in self._sampler.batches(epoch, start, fingerprint):
-                # Appended before it is submitted, so that it is there when its batch is done.
+                # Appended before submission, so it is there by the time the batch is done.
                 in_flight.append(batch)
                 yield batch.samples
 
-        # Each empty batch has an entry in `in_flight`, too.
+        # Empty batches also have an entry in `in_flight`.
         for batch in self._run(batches(), empty="yield"):
             done = in_flight.popleft()
             self._sample, self._fingerprint = done.end, done.fingerprint
@@ -149,7 +149,7 @@ class DataLoader:
         """Choose the epoch of the next iteration; a position in the same epoch is kept.
 
         Raises:
-            TypeError, ValueError: if `epoch` is not an integer of at least 0.
+            TypeError, ValueError: if `epoch` is not a non-negative integer.
         """
         check_arguments(epoch=epoch)
         if epoch != self._epoch:
@@ -159,17 +159,17 @@ class DataLoader:
         self._epoch, self._sample, self._resume, self._fingerprint = epoch, 0, 0, ""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the position of iteration, for `load_state_dict` on any number of ranks.
+        """Return the current position, for `load_state_dict` on any number of ranks.
 
         Returns:
             "epoch", "sample" (samples of the epoch consumed by all ranks together), "seed",
-            "shuffle", and "fingerprint" of the data (of an iterable: of the samples consumed).
+            "shuffle", and "fingerprint" of the data (for an iterable, of the samples consumed).
         """
         position = {"epoch": self._epoch, "sample": self._sample, "seed": self.config.seed}
         return {**position, "shuffle": self.config.shuffle, "fingerprint": self.fingerprint}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue at the position of another loader with the same data, seed and order.
+        """Resume at the position of another loader with the same data, seed and order.
 
         An iterable is iterated up to the position; the next epoch fails if its samples differ.
 
@@ -187,8 +187,8 @@ class DataLoader:
         for name in ("seed", "shuffle"):
             if state[name] != (own := getattr(self.config, name)):
                 raise ValueError(
-                    f"the state's {name} is {state[name]}, this loader's is {own}; expected a state"
-                    f" with the same {name}"
+                    f"the state's {name} is {state[name]}, but this loader's is {own}; expected a"
+                    f" state with the same {name}"
                 )
         if epoch < 0 or sample < 0:
             raise ValueError(
@@ -203,17 +203,17 @@ class DataLoader:
     def fingerprint(self) -> str:
         """Hash of all records (see `fiber.data.fingerprint`), computed on first use.
 
-        For an iterable, of the samples consumed in this epoch.
+        For an iterable, hash of the samples consumed in this epoch.
         """
         return self._sampler.fingerprint(self._fingerprint)
 
     @property
     def image_bytes(self) -> tuple[int, int]:
-        """Bytes of images in batches now alive, and their maximum so far."""
+        """Bytes of image memory held by live batches, as (current, peak)."""
         return self._collator.image_bytes
 
     def close(self) -> None:
-        """Stop the threads; a running iteration fails, the next one starts new threads."""
+        """Stop the threads; a running iteration fails, and the next one starts new threads."""
         self._collator.close()
 
     def __enter__(self) -> Self:
@@ -225,29 +225,30 @@ class DataLoader:
     def epoch(self, number: int = 0) -> Generator[Any, None, None]:
         """Yield every record of this rank in epoch `number` once; the last batch may be smaller.
 
-        Ranks have contiguous shares: their concatenated results are in the order of the epoch.
+        Each rank has a contiguous share, so the concatenated results are in the order of the epoch.
 
         Raises:
-            TypeError: for an iterable and several ranks, since it has no contiguous shares.
+            TypeError: for an iterable with several ranks, since it cannot be split into contiguous
+                shares.
         """
         check_arguments(epoch=number)
         return self._run(self._sampler.contiguous(number))
 
     def stream(self, start: int = 0) -> Generator[Any, None, None]:
-        """Yield batches of the concatenated epochs without end.
+        """Yield an endless stream of batches from the concatenated epochs.
 
-        W ranks with batches of B see the samples of one process with batches of W * B, in the same
-        order. `start` samples were already consumed by all ranks together.
+        W ranks with batches of B see the same samples in the same order as one process with batches
+        of W * B. `start` is the number of samples already consumed by all ranks together.
 
         Raises:
-            ValueError: if there are no records, and later if no sample of a batch can be read,
-                which would desynchronize the ranks.
+            ValueError: if there are no records or, while iterating, if no sample of a batch can be
+                read, which would desynchronize the ranks.
         """
         check_arguments(start=start)
         return self._run(self._sampler.stream(start), empty="raise")
 
     def _empty_batch(self) -> ValueError:
-        """Return the error for an empty batch, after which ranks would be out of step."""
+        """Return the error for an empty batch, which would desynchronize the ranks."""
         last = self.skipped[-1]
         return ValueError(
             f"no sample of a batch of {self.config.batch_size} can be read;"
@@ -296,12 +297,12 @@ class DataLoader:
         if not self.skipped:
             action = "skipped" if on_error == "skip" else "replaced"
             warn_user(
-                f"{action} record {bad.key!r}: {bad.reason} (further ones are not reported;"
-                " DataLoader.skipped lists all)"
+                f"{action} record {bad.key!r}: {bad.reason} (no further warnings;"
+                " DataLoader.skipped lists all such records)"
             )
         self.statuses[bad.status] += 1
         if on_error == "resample":
-            # It may be sampled again as a replacement.
+            # The same record may be sampled again as a replacement.
             if bad in self._seen:
                 return
             self._seen.add(bad)
@@ -309,7 +310,7 @@ class DataLoader:
 
 
 def _make_sampler(records: Any, config: LoaderConfig) -> Sampler:
-    """Make the sampler of a map-style collection or of an iterable."""
+    """Create the sampler for a map-style collection or an iterable."""
     # torch's IterableDataset has a `__getitem__` that always raises.
     is_stream = isinstance(records, torch.utils.data.IterableDataset)
     if isinstance(records, RecordSet) and not is_stream and not isinstance(records, Mapping | str):

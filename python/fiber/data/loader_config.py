@@ -1,4 +1,4 @@
-"""Options of `DataLoader` and `Collator`: names, types, defaults, meaning and checks."""
+"""Options of `DataLoader` and `Collator`: types, defaults, documentation and checks."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ class CollatorConfig:
     Args:
         batch_type: Class of the batches: "image_text", "question", "reasoning" (two images per
             record) or "grounding".
-        tokenizer: Any tokenizer described in docs/loader.md.
-        transform: Transform of images and boxes. A horizontal flip also swaps "left" and "right" in
-            the text (not in statements about two images).
-        max_tokens: Maximum text length in tokens, <s> and </s> included; longer texts are
+        tokenizer: Any of the tokenizers described in docs/loader.md.
+        transform: Transform applied to images and boxes. A horizontal flip also swaps "left" and
+            "right" in the text (not in statements about two images).
+        max_tokens: Maximum text length in tokens, including <s> and </s>; longer texts are
             truncated.
-        answers: Answer vocabulary of "question"; empty for batches without targets.
+        answers: Answer vocabulary for "question"; empty for batches without targets.
         seed: Seed of all random numbers.
         mlm_probability: Fraction of words that "image_text" selects for masking. Must be 0 for a
             tokenizer without a mask token.
         threads: Worker threads; 0 means one per core.
         on_error: "raise" stops at a bad sample; "skip" drops it and reports it in `skipped`;
-            "resample" (`DataLoader` only, not for iterables) also replaces it by another record,
-            chosen by (seed, epoch, index), so that batches keep their size.
+            "resample" (`DataLoader` only, not for iterables) also replaces it with another record,
+            chosen by (seed, epoch, index), so batches keep their size.
         accept_truncated: Accept JPEGs with missing or damaged data, filled in as libjpeg does and
             reported in `statuses`. Otherwise they are bad samples.
         scaled_decoding: Decode a JPEG at 1/2, 1/4 or 1/8 of its size if the crop still has at least
             as many pixels as the output. Faster, but pixel values differ. Meant for training.
-        apply_orientation: Rotate images as their EXIF tag says; boxes then refer to the rotated
-            image. The published pipelines ignore the tag.
+        apply_orientation: Rotate images according to their EXIF tag; boxes then refer to the
+            rotated image. The published pipelines ignore the tag.
         background: RGB color, 0 to 255, that transparent images are composited on. None drops
             alpha, as Pillow's `convert("RGB")` and the published pipelines do.
         image_dtype: "float32", "float16" or "bfloat16" (normalized, rounded to nearest), or "uint8"
@@ -50,8 +50,8 @@ class CollatorConfig:
         channels_last: Return images in the memory format `torch.channels_last`.
 
     Raises:
-        TypeError: for an argument of the wrong type, by name.
-        ValueError: for an argument out of range, by name.
+        TypeError: if an argument has the wrong type; the error names it.
+        ValueError: if an argument is out of range; the error names it.
     """
 
     batch_type: BatchType
@@ -78,7 +78,7 @@ class CollatorConfig:
             )
         if self.batch_type == "reasoning" and not self.transform.is_square:
             raise ValueError(
-                f"batch_type 'reasoning' stacks two images, but {self.transform} may give them"
+                f"batch_type 'reasoning' stacks two images, but {self.transform} may produce"
                 " different sizes; expected a transform with a fixed size"
             )
         object.__setattr__(self, "answers", tuple(self.answers))
@@ -91,11 +91,11 @@ class CollatorConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LoaderConfig(CollatorConfig):
-    """Options of `DataLoader`: those of `CollatorConfig` and the following.
+    """Options of `DataLoader`: those of `CollatorConfig`, and the following.
 
     Args:
         threads: Worker threads; 0 (default) means one per core.
-        batch_size: Samples per batch of this rank.
+        batch_size: Samples per batch on this rank.
         shuffle: Reshuffle every epoch. Not supported for iterables.
         prefetch: Number of batches prepared ahead.
         rank: Rank of this process, below `world_size`.
@@ -186,7 +186,7 @@ _LEAST = {
     **dict.fromkeys(("epoch", "keep", "rank", "seed", "start", "threads"), 0),
 }
 _FLAGS = ("accept_truncated", "apply_orientation", "channels_last", "drop_last", "pin_memory")
-#: Expected value of each argument, and its check.
+#: Description of the expected value of each argument, and its check.
 _KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "batch_type": ("the name of a batch class, such as 'image_text'", _is_a(str)),
     "tokenizer": ("a fiber.data.Tokenizer", _is_a(Tokenizer)),
@@ -203,10 +203,10 @@ _KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
 
 
 def check_arguments(**values: Any) -> None:
-    """Check types of arguments and bounds of integers.
+    """Check the types of arguments and the bounds of integers.
 
     Raises:
-        TypeError, ValueError: naming the argument, its value and what is expected.
+        TypeError, ValueError: for an invalid argument, naming it, its value and what is expected.
     """
     for name, value in values.items():
         expected, fits = _KINDS[name]

@@ -1,8 +1,8 @@
 """Whole-word masking for MLM with a byte-level BPE, implemented in `rust/tokenizer/masking.rs`.
 
-The loader masks single tokens, as published, so that part of a word can be guessed from the rest.
-Here a word is masked with all of its tokens. The published code detects the parts of a word by
-BERT's `##`, which a byte-level BPE does not have. Dimensions: B texts, L tokens.
+The loader masks single tokens, as in the published code, so part of a word can be guessed from the
+rest. Here all tokens of a word are masked. The published code detects word pieces by BERT's `##`,
+which a byte-level BPE does not have. Dimensions: B texts, L tokens.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from fiber.data.batch import ImageTextBatch
 
 
 class WholeWords:
-    """Select whole words of a batch with a probability, and mask them.
+    """Mask whole words of a batch, each selected with the given probability.
 
     Raises:
-        ValueError: if `probability` is not in [0, 1], `seed` not in [0, 2 ** 64), or
+        ValueError: if `probability` is not in [0, 1], `seed` is not in [0, 2 ** 64), or
             `Tokenizer.check_for_models` rejects the tokenizer.
     """
 
@@ -32,26 +32,26 @@ class WholeWords:
         self._masking = _core.WholeWordMasking(tokenizer, probability=probability, seed=seed)
 
     def word_numbers(self, token_ids: Tensor) -> Tensor:
-        """Number the words of (B, L) int64 token ids.
+        """Assign a word index to each token of (B, L) int64 token ids.
 
         Returns:
-            (B, L) int64: equal numbers for the tokens of a word, -1 for special tokens. Numbers
-            start at 0 and have gaps.
+            (B, L) int64: tokens of the same word share an index; special tokens have -1. Indices
+            start at 0 and may have gaps.
 
         Raises:
-            ValueError: for an id outside the vocabulary.
+            ValueError: if an id is outside the vocabulary.
         """
         return _to_tensor(self._masking.word_numbers(_to_array(token_ids)), token_ids)
 
     def mask(self, batch: ImageTextBatch, *, first_sample: int) -> ImageTextBatch:
         """Return the batch with new masked ids and labels.
 
-        Of the tokens of selected words 80 % become <mask>, 10 % a random token, 10 % are unchanged,
-        sampled per token. Special tokens are never selected. `first_sample`, the index of the first
-        text in the run, and the seed determine the random numbers.
+        Each token of a selected word becomes <mask> (80 %) or a random token (10 %), or stays
+        unchanged (10 %). Special tokens are never selected. The random numbers depend on the seed
+        and on `first_sample`, the index of the first text in the run.
 
         Raises:
-            ValueError: for an id outside the vocabulary.
+            ValueError: if an id is outside the vocabulary.
         """
         ids = batch.token_ids
         masked, labels = self._masking.mask(_to_array(ids), first_sample=first_sample)

@@ -13,7 +13,7 @@ from fiber import _core
 from fiber.data.sampler import SampleRef
 from fiber.data.storage.file_pool import ChangedFileError
 
-#: Replacements of a bad sample that are tried before the loader fails.
+#: Number of replacements to try for a bad sample before the loader fails.
 ATTEMPTS = 10
 
 #: (key, status, reason) of a bad sample.
@@ -22,31 +22,31 @@ BadSample = tuple[str, str, str]
 
 @dataclass
 class Prefetcher:
-    """Submit the records of batches to a session, at most `prefetch` batches ahead."""
+    """Submit batches of records to a session, at most `prefetch` batches ahead."""
 
     session: _core.Session
     #: Samples of each batch.
     batches: Iterable[list[SampleRef]]
     #: Reads a record and returns its fields for Rust.
     read: Callable[[SampleRef], tuple[Any, ...]]
-    #: Returns the replacement of a sample, by attempt (from 0).
+    #: Returns the replacement for a sample in a given attempt (from 0).
     replacement: Callable[[SampleRef, int], SampleRef]
     prefetch: int
     on_error: str
-    #: Exception of the record set that stops the loader.
+    #: Exception raised by the record set that stops the loader.
     error: BaseException | None = None
     #: Samples that the record set failed to return.
     skipped: deque[BadSample] = field(default_factory=deque)
 
     def __post_init__(self) -> None:
-        # Not a semaphore: Ctrl-C during its release would leave its lock held.
+        # Not a semaphore: Ctrl-C while releasing it would leave its lock held.
         self._slots = SimpleQueue[None]()
         for _ in range(self.prefetch):
             self._slots.put(None)
         self._stopped = False
-        #: For each submitted batch its samples, and the number of replacements tried, by position.
+        #: For each submitted batch, its samples, and the number of replacements tried by position.
         self._in_flight: deque[tuple[list[SampleRef], dict[int, int]]] = deque()
-        # Waits in Python only, so that the interpreter can exit meanwhile.
+        # The thread waits only in Python code, so the interpreter can exit meanwhile.
         self._thread = threading.Thread(target=self._run, name="fiber-prefetch", daemon=True)
 
     def start(self) -> None:
@@ -60,11 +60,11 @@ class Prefetcher:
             raise
 
     def stop(self) -> None:
-        """Stop the thread, without waiting for a record set that is busy."""
+        """Stop the thread, without waiting for a busy record set."""
         self._stopped = True
         self._slots.put(None)
         self.session.close()
-        # Not alive if Ctrl-C interrupted `start`; it then ends by itself.
+        # If Ctrl-C interrupted `start`, the thread is not alive and ends by itself.
         if self._thread.is_alive():
             self._thread.join(timeout=0.5)
 
@@ -89,7 +89,7 @@ class Prefetcher:
     def _replace(
         self, sample: SampleRef, attempts: dict[int, int], position: int, bad: list[BadSample]
     ) -> tuple[Any, ...]:
-        """Read a replacement for a position of a batch."""
+        """Read a replacement for the sample at a position of a batch."""
         while (attempt := attempts.get(position, 0)) < ATTEMPTS:
             attempts[position] = attempt + 1
             other = self.replacement(sample, attempt)
@@ -114,7 +114,7 @@ class Prefetcher:
                 samples, records, attempts = [], [], dict[int, int]()
                 for position, sample in enumerate(batch):
                     if (record := self._read(sample, attempts, position)) is not None:
-                        # Drop the record of an iterable: from here on Rust owns its memory.
+                        # Drop the record of an iterable, whose memory Rust owns from here on.
                         samples.append(sample._replace(record=None))
                         records.append(record)
                 self._in_flight.append((samples, attempts))
@@ -127,7 +127,7 @@ class Prefetcher:
     def _read(
         self, sample: SampleRef, attempts: dict[int, int], position: int
     ) -> tuple[Any, ...] | None:
-        """Read a record; handle a bad one as `on_error` says."""
+        """Read a record; handle a bad one according to `on_error`."""
         try:
             return self.read(sample)
         except (OSError, ValueError) as error:
@@ -141,11 +141,11 @@ class Prefetcher:
 
 
 def _bad_sample(sample: SampleRef, error: OSError | ValueError) -> BadSample:
-    """Describe a record that the record set failed to return; its key is not known."""
+    """Describe a record that the record set failed to return and whose key is unknown."""
     status = "invalid"
     if isinstance(error, _core.DecodeError | ChangedFileError):
         status = error.status
-    # OSErrors without errno come from Pillow (undecodable image), not from the OS.
+    # An OSError without errno comes from Pillow (undecodable image), not from the OS.
     if isinstance(error, FileNotFoundError) or (isinstance(error, OSError) and error.errno):
         status = "missing"
     return (f"#{sample.record_index}", status, f"{type(error).__name__}: {error}")

@@ -18,15 +18,15 @@ from typing import Any, Protocol, overload, runtime_checkable
 from fiber.data.char_spans import CharSpan, whole_characters
 
 AnyPath = str | PathLike[str]
-#: An undecoded image: path of a file, or its content.
+#: An undecoded image: the path of a file, or its content.
 StoredImage = AnyPath | bytes
 
 
 class LazyImages(Sequence[StoredImage]):
-    """Images of a record that are read on access, so that texts can be read without them.
+    """Images of a record that are read on access, so texts can be read without them.
 
-    `read` returns the image at a location; it must be thread-safe. Instances with the same function
-    and locations are equal.
+    `read` returns the image at a location and must be thread-safe. Instances with the same function
+    and locations compare equal.
     """
 
     def __init__(self, read: Callable[[Any], StoredImage], locations: tuple[Hashable, ...]) -> None:
@@ -57,19 +57,20 @@ class LazyImages(Sequence[StoredImage]):
 class TrueObjects:
     """All annotated objects of an image, for metrics.
 
-    Boxes that training drops or clips (crowds, empty boxes, boxes beyond the border) are included
-    unchanged.
+    Boxes that training drops or clips (crowd boxes, empty boxes, boxes beyond the image border) are
+    included unchanged.
     """
 
-    #: Half-open, in pixels of the stored image.
+    #: (x0, y0, x1, y1), half-open pixel coordinates in the stored image.
     boxes_xyxy: tuple[tuple[float, float, float, float], ...] = ()
     #: Index into `Record.labels` of each box.
     labels: tuple[int, ...] = ()
     #: Area of each object in square pixels.
     areas: tuple[float, ...] = ()
-    #: True for each box that is a crowd.
+    #: True for boxes around a crowd.
     crowd: tuple[bool, ...] = ()
-    #: Indices into `Record.labels` of classes verified to be absent; None: all without a box.
+    #: Indices into `Record.labels` of classes verified to be absent; None: all classes without a
+    #: box.
     absent: frozenset[int] | None = None
     #: Indices into `Record.labels` of classes that are not exhaustively annotated.
     incomplete: frozenset[int] = frozenset()
@@ -79,24 +80,24 @@ class TrueObjects:
 class Record:
     """One or two images with a text and their annotations.
 
-    Only `key`, `images` and `text` are always required; a task reports the other fields that it
-    needs.
+    Only `key`, `images` and `text` are always required; tasks raise an error if another field that
+    they need is missing.
 
     Raises:
-        TypeError, ValueError: for an invalid field, with the key.
+        TypeError, ValueError: for an invalid field; the error names the key.
     """
 
     #: Name of the record in messages and prediction files, unique in its dataset.
     key: str
-    #: One image; two (left, right) for NLVR2-style statements.
+    #: One image, or two (left, right) for NLVR2-style statements.
     images: tuple[StoredImage, ...] | LazyImages
     #: Caption, question, statement or prompt.
     text: str
-    #: Equal for records that show the same image. Default: the key.
+    #: Shared by records with the same image. Default: the key.
     image_id: str = ""
     #: (height, width) in pixels according to the annotations; None if not given.
     image_size: tuple[int, int] | None = None
-    #: Boxes (x0, y0, x1, y1) in pixels of the stored image, half-open.
+    #: Boxes (x0, y0, x1, y1) in half-open pixel coordinates of the stored image.
     boxes_xyxy: tuple[tuple[float, float, float, float], ...] = ()
     #: For each box, the spans of `text` that name it.
     char_spans: tuple[tuple[CharSpan, ...], ...] = ()
@@ -104,19 +105,19 @@ class Record:
     box_labels: tuple[int, ...] = ()
     #: Phrases or class names.
     labels: tuple[str, ...] = ()
-    #: For each label, the spans of `text` that name it, with or without boxes.
+    #: For each label, with or without boxes, the spans of `text` that name it.
     label_spans: tuple[tuple[CharSpan, ...], ...] = ()
-    #: For each label, its id in the annotation file, for result files.
+    #: For each label, its id in the annotation file, used in result files.
     label_ids: tuple[int, ...] = ()
-    #: For each label, its group in metrics, such as "r", "c" and "f" of LVIS.
+    #: For each label, its group in metrics, such as "r", "c" or "f" in LVIS.
     label_groups: tuple[str, ...] = ()
-    #: Ground truth for detection metrics; None: `boxes_xyxy`.
+    #: Ground truth for detection metrics; None means `boxes_xyxy`.
     objects: TrueObjects | None = None
     #: Answers with their soft scores in [0, 1] (VQA).
     answers: Mapping[str, float] | None = None
-    #: Answer of each annotator, unchanged (VQAv2: ten), for the two published accuracies.
+    #: Unchanged answer of each annotator (ten in VQAv2), for the two published accuracies.
     human_answers: tuple[str, ...] = ()
-    #: True if the statement is true of the images (NLVR2), or image and text match.
+    #: True if the statement is true for the images (NLVR2), or if image and text match.
     truth: bool | None = None
     #: Group of the record in metrics, such as its question type.
     group: str = ""
@@ -133,12 +134,12 @@ class Record:
         if size is not None and (not isinstance(size, Collection) or len(size) != 2):
             raise self._error(f"image_size is {size!r:.40}; expected (height, width) in pixels")
         if not (is_plain := text.isascii()):
-            # JSON can contain lone surrogates, UTF-8 cannot.
+            # JSON can contain lone surrogates, but UTF-8 cannot encode them.
             try:
                 text.encode()
             except UnicodeEncodeError as error:
                 raise self._error(
-                    f"its text has the lone surrogate {text[error.start]!r}, at {error.start};"
+                    f"text contains lone surrogate {text[error.start]!r} at index {error.start};"
                     " expected whole characters"
                 ) from None
         if len(self.boxes_xyxy) != len(self.char_spans) and self.char_spans:
@@ -162,7 +163,7 @@ class Record:
             start, end = span
             if not 0 <= start < end <= len(text):
                 raise self._error(
-                    f"span [{start}, {end}) is outside its text of {len(text)} characters"
+                    f"span [{start}, {end}) is invalid for its text of {len(text)} characters"
                 )
             if not is_plain and (whole := whole_characters(text, (start, end))) != span:
                 raise self._error(
@@ -179,9 +180,9 @@ class Record:
         images: Any = self.images
         if isinstance(images, str | bytes):
             kind = type(images).__name__
-            raise self._error(f"images is one {kind}; expected a tuple of images", TypeError)
+            raise self._error(f"images is a single {kind}; expected a tuple of images", TypeError)
         if not images:
-            raise self._error("no image; expected 1 or more")
+            raise self._error("images is empty; expected 1 or more")
         for number, image in enumerate(() if isinstance(images, LazyImages) else images):
             if not isinstance(image, str | bytes | PathLike):
                 raise self._error(
@@ -191,10 +192,10 @@ class Record:
 
 
 def check_record(record: object, index: int) -> Record:
-    """Check that an item of a dataset is a `Record`; return it.
+    """Check that an item of a dataset is a `Record`, and return it.
 
     Raises:
-        TypeError: with `index`, the index in the dataset or batch, and the type.
+        TypeError: if it is not; the error gives `index`, its index in the dataset or batch.
     """
     if not isinstance(record, Record):
         raise TypeError(
@@ -218,23 +219,23 @@ class EpochRecords(RecordSet, Protocol):
     """Records that may change every epoch, such as sampled prompts."""
 
     def in_epoch(self, epoch: int, index: int, /) -> Record:
-        """Return a record as of an epoch, counted from 0."""
+        """Return a record as it is in an epoch, counted from 0."""
         ...
 
 
 def record_in_epoch(records: RecordSet, epoch: int, index: int) -> Record:
-    """Return a record as of an epoch; most sets are the same in all epochs."""
+    """Return a record as it is in an epoch; most record sets do not depend on the epoch."""
     if isinstance(records, EpochRecords):
         return records.in_epoch(epoch, index)
     return records[index]
 
 
 class RecordSequence(Sequence[Record], ABC):
-    """Base class of record sets: negative indices, slices and bounds checks."""
+    """Base class of record sets that supports negative indices and slices, and checks bounds."""
 
     @abstractmethod
     def _record(self, index: int) -> Record:
-        """Return the record of an index in [0, len)."""
+        """Return the record at an index in [0, len)."""
 
     @overload
     def __getitem__(self, index: int) -> Record: ...
@@ -251,7 +252,7 @@ class RecordSequence(Sequence[Record], ABC):
         """Map a negative index to [0, len); raise IndexError if it is out of bounds."""
         count = len(self)
         if not -count <= index < count:
-            raise IndexError(f"record {index} of {count}")
+            raise IndexError(f"record index {index} is out of range for {count} records")
         return operator.index(index) % count
 
 
@@ -270,11 +271,11 @@ class ConcatRecords(RecordSequence):
         return self.parts[part][place]
 
     def in_epoch(self, epoch: int, index: int) -> Record:
-        """Return a record as of an epoch."""
+        """Return a record as it is in an epoch."""
         part, place = self._find(self._wrap(index))
         return record_in_epoch(self.parts[part], epoch, place)
 
     def _find(self, index: int) -> tuple[int, int]:
-        """Return the part with a record, and the index in it."""
+        """Return the index of the part that contains a record, and the record's index in it."""
         part = bisect_right(self._starts, index) - 1
         return part, index - self._starts[part]

@@ -1,8 +1,8 @@
-"""Counter-based random numbers that depend on a key only: (seed, stream, index).
+"""Counter-based random numbers that depend only on a key: (seed, stream, index).
 
-Every sample of a generated dataset has its own stream, so that it does not depend on other samples
-or their order. Only the raw bits of NumPy's Philox are used: the algorithm fixes them, while the
-distributions of `numpy.random.Generator` may change between releases.
+Every sample of a generated dataset has its own random numbers, so it does not depend on other
+samples or their order. Only the raw bits of NumPy's Philox are used: they are fixed by the
+algorithm, while the distributions of `numpy.random.Generator` may change between releases.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Rng:
 
     Args:
         seed: integer in [0, 2 ** 64).
-        stream: purpose of the numbers; streams are independent.
+        stream: purpose of the numbers; different streams are independent.
         index: index of the sample, below 2 ** 48.
     """
 
@@ -73,7 +73,7 @@ class Rng:
         return order
 
     def sample(self, items: Sequence[ItemT], count: int) -> list[ItemT]:
-        """Return `count` different items in random order, or all if there are fewer."""
+        """Return `count` distinct items in random order, or all items if there are fewer."""
         left = list(items)
         for first in range(min(count, len(left))):
             other = first + self.integer(len(left) - first)
@@ -81,6 +81,6 @@ class Rng:
         return left[:count]
 
     def bytes_array(self, count: int) -> np.ndarray:
-        """Return (count,) uint8 random bytes."""
+        """Return random bytes as a (count,) uint8 array."""
         words = self._bits.random_raw((count + 7) // 8)
         return words.astype("<u8", copy=False).view(np.uint8)[:count]

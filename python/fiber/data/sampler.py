@@ -1,6 +1,6 @@
-"""Samplers: the records of each batch of a rank, for map-style collections and for iterables.
+"""Samplers, which choose the records of a rank's batches from map-style collections or iterables.
 
-`DataLoader.__iter__` describes the split between ranks.
+The docstring of `DataLoader.__iter__` describes how samples are split between ranks.
 """
 
 from __future__ import annotations
@@ -24,29 +24,29 @@ class SampleRef(NamedTuple):
     epoch: int
     #: Index in the collection, or position in the epoch of an iterable.
     record_index: int
-    #: The record, if it comes from an iterable; a collection is indexed later.
+    #: The record if it comes from an iterable; collections are indexed later.
     record: Record | None = None
 
 
 class BatchIndices(NamedTuple):
-    """A batch of this rank, and the position of all ranks after it."""
+    """A batch of this rank, and the position of all ranks together after it."""
 
     samples: list[SampleRef]
-    #: Samples of the epoch consumed by all ranks.
+    #: Number of samples of the epoch consumed so far by all ranks together.
     end: int
     #: True if the epoch ends here.
     is_last: bool
-    #: Hash of the samples consumed, for an iterable.
+    #: Hash of the samples consumed so far, if they come from an iterable.
     fingerprint: str = ""
 
 
 class RankSplit:
-    """Split of samples between ranks; base class of the samplers."""
+    """Base class of the samplers, which splits samples between ranks."""
 
     def __init__(self, config: LoaderConfig) -> None:
         self.batch_size, self.drop_last = config.batch_size, config.drop_last
         self.rank, self.world_size = config.rank, config.world_size
-        #: Samples per step of all ranks together.
+        #: Samples per step, for all ranks together.
         self.global_batch_size = self.batch_size * self.world_size
 
     def own(self, count: int) -> range:
@@ -55,13 +55,13 @@ class RankSplit:
         return range(rank * count // ranks, (rank + 1) * count // ranks)
 
     def num_batches(self, samples: int, start: int = 0) -> int:
-        """Return the number of this rank's batches in an epoch, from sample `start`."""
+        """Return the number of this rank's batches in an epoch that starts at sample `start`."""
         steps, rest = divmod(max(samples - start, 0), self.global_batch_size)
         return steps + (not self.drop_last and len(self.own(rest)) > 0)
 
 
 class IndexSampler(RankSplit):
-    """Order of a map-style collection, and access to its records."""
+    """Sampler for a map-style collection."""
 
     def __init__(self, records: RecordSet, config: LoaderConfig) -> None:
         super().__init__(config)
@@ -74,7 +74,7 @@ class IndexSampler(RankSplit):
         return self.num_batches(len(self._records))
 
     def batches(self, epoch: int, start: int, fingerprint: str) -> Iterator[BatchIndices]:
-        """Yield the batches of an epoch from sample `start`, where its hash was `fingerprint`."""
+        """Yield an epoch's batches from sample `start`, where the fingerprint was `fingerprint`."""
         count, order = len(self._records), self._order(epoch)
         for number in range(self.num_batches(count, start)):
             first = start + number * self.global_batch_size
@@ -83,7 +83,7 @@ class IndexSampler(RankSplit):
             yield BatchIndices(samples, first + size, first + size == count)
 
     def stream(self, start: int) -> Iterator[list[SampleRef]]:
-        """Yield batches of the concatenated epochs without end, from sample `start`.
+        """Yield an endless stream of batches from the concatenated epochs, from sample `start`.
 
         Raises:
             ValueError: if there are no records.
@@ -115,25 +115,25 @@ class IndexSampler(RankSplit):
         return record_in_epoch(self._records, sample.epoch, sample.record_index)
 
     def replacement(self, sample: SampleRef, attempt: int) -> SampleRef:
-        """Return another random sample in place of a bad one."""
+        """Return a random sample to replace a bad one."""
         epoch, index, _ = sample
         count = len(self._records)
         return SampleRef(epoch, _core.draw_below(count, self._seed, epoch, index, attempt))
 
     def fingerprint(self, consumed: str) -> str:
-        """Return a hash of the data; `consumed` is that of the last `BatchIndices`."""
+        """Return a hash of the data; `consumed` is the hash in the last `BatchIndices`."""
         if self._fingerprint is None:
             self._fingerprint = fingerprint_of(self._records)
         return self._fingerprint
 
     def check_state(self, sample: int, fingerprint: str) -> None:
-        """Raise ValueError unless a saved position fits these records."""
+        """Raise ValueError if a saved position does not fit these records."""
         if fingerprint != (own := self.fingerprint("")):
-            raise _other_data(fingerprint, f"this loader's is {own!r}")
+            raise _other_data(fingerprint, f"but this loader's is {own!r}")
         if sample > len(self._records):
             raise ValueError(
-                f"the state's sample is {sample}; expected 0 to {len(self._records)}, the number of"
-                " records"
+                f"the state resumes at sample {sample}; expected 0 to {len(self._records)}, the"
+                " number of records"
             )
 
     def _order(self, epoch: int) -> np.ndarray:
@@ -144,7 +144,7 @@ class IndexSampler(RankSplit):
 
 
 class StreamSampler(RankSplit):
-    """`IndexSampler` for an iterable: every rank iterates over all of it."""
+    """Sampler for an iterable: every rank iterates over all of it."""
 
     def __init__(self, records: Iterable[Record], config: LoaderConfig) -> None:
         super().__init__(config)
@@ -158,20 +158,20 @@ class StreamSampler(RankSplit):
         return self.num_batches(len(self._records))
 
     def batches(self, epoch: int, start: int, fingerprint: str) -> Iterator[BatchIndices]:
-        """See `IndexSampler`; samples before `start` are read and must have the same hash."""
+        """See `IndexSampler`; samples before `start` are read and must match `fingerprint`."""
         records, consumed, index, is_last = self._iterate(epoch), Fingerprint(), 0, False
         for record in islice(records, start):
             consumed.add(record)
             index += 1
         if index < start:
             raise ValueError(
-                f"the state's sample is {start}, but the records end after {index}; expected a"
-                " state of the same data"
+                f"the state resumes at sample {start}, but there are only {index} records; it was"
+                " probably saved with different data"
             )
         if start and fingerprint != (own := consumed.text()):
-            raise _other_data(fingerprint, f"the first {start} records give {own!r}")
+            raise _other_data(fingerprint, f"but that of the first {start} records is {own!r}")
         while not is_last:
-            # Do not look ahead, since the next record may take long: a full step is never last.
+            # A full step is never the last: looking ahead might have to wait for the next record.
             step = list(islice(records, self.global_batch_size))
             is_last = len(step) < self.global_batch_size
             if is_last and self.drop_last:
@@ -184,39 +184,39 @@ class StreamSampler(RankSplit):
                 yield BatchIndices(samples, index, is_last, consumed.text())
 
     def stream(self, start: int) -> Iterator[list[SampleRef]]:
-        """See `IndexSampler`; samples before `start` are read."""
+        """See `IndexSampler`; samples before `start` are read and discarded."""
         samples = islice(self._samples(), start, None)
         while True:
             step = list(islice(samples, self.global_batch_size))
             yield [step[at] for at in self.own(self.global_batch_size)]
 
     def contiguous(self, epoch: int) -> Iterator[list[SampleRef]]:
-        """See `IndexSampler`; for one rank only: the number of records is unknown."""
+        """See `IndexSampler`; only for one rank, since the number of records is unknown."""
         if self.world_size > 1:
             raise TypeError(
-                "epoch() of several ranks needs the number of records, but they are an iterable;"
-                " iterate over the loader, or pass a list"
+                "epoch() on several ranks needs the number of records, but they are an iterable;"
+                " iterate over the loader instead, or pass a list"
             )
         return (batch.samples for batch in self.batches(epoch, 0, ""))
 
     def record(self, sample: SampleRef) -> Record:
-        """See `IndexSampler`; the sample has its record."""
+        """See `IndexSampler`; the sample already contains its record."""
         assert sample.record is not None
         return sample.record
 
     def replacement(self, sample: SampleRef, attempt: int) -> SampleRef:
         """Raise TypeError; the loader rejects "resample" for iterables."""
-        raise TypeError(f"an iterable has no replacement of record {sample.record_index}")
+        raise TypeError(f"an iterable has no replacement for record {sample.record_index}")
 
     def fingerprint(self, consumed: str) -> str:
-        """See `IndexSampler`; of the samples consumed in the epoch."""
+        """See `IndexSampler`; only the samples consumed in the epoch are hashed."""
         return consumed
 
     def check_state(self, sample: int, fingerprint: str) -> None:
-        """See `IndexSampler`; checked by `batches`, while iterating."""
+        """See `IndexSampler`; `batches` checks the state instead, while iterating."""
 
     def _samples(self) -> Iterator[SampleRef]:
-        """Yield the samples of all epochs, one after the other."""
+        """Yield the samples of all epochs, one epoch after another."""
         for epoch in itertools.count():
             index = -1
             for index, record in enumerate(self._iterate(epoch)):
@@ -225,7 +225,7 @@ class StreamSampler(RankSplit):
                 raise ValueError(f"epoch {epoch} has no records; expected 1 or more")
 
     def _iterate(self, epoch: int) -> Iterator[Record]:
-        """Start an epoch; calls `set_epoch` of the iterable if it has one."""
+        """Start an epoch, after calling the iterable's `set_epoch` if it has one."""
         if callable(set_epoch := getattr(self._records, "set_epoch", None)):
             set_epoch(epoch)
         iterator = iter(self._records)
@@ -244,5 +244,6 @@ Sampler = IndexSampler | StreamSampler
 
 def _other_data(fingerprint: object, own: str) -> ValueError:
     return ValueError(
-        f"the state's fingerprint is {fingerprint!r}, {own}; expected a state of the same data"
+        f"the state's fingerprint is {fingerprint!r}, {own}; it was probably saved with different"
+        " data"
     )

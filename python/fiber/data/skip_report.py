@@ -1,4 +1,4 @@
-"""Summaries of skipped and modified samples, and warnings at the user's line of code."""
+"""Summaries of skipped and modified samples, and warnings that point at the user's code."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ _SINGULARS = {"boxes": "box", "classes": "class", "passes": "pass"}
 
 
 def skip_lines(records: RecordSet, *, while_reading: bool = False) -> list[str]:
-    """Return the notes of readers, then "3 empty captions were skipped or changed", one per kind.
+    """Return the readers' notes, then a line per kind: "3 empty captions were skipped or changed".
 
-    With `while_reading`, of the sets that count while their records are read; else of the others.
+    With `while_reading`, only record sets that count while their records are read are included,
+    otherwise only the others.
     """
     parts = [
         part
@@ -34,7 +35,7 @@ def skip_lines(records: RecordSet, *, while_reading: bool = False) -> list[str]:
 
 
 def skip_counts(records: RecordSet) -> dict[str, int]:
-    """Return how many entries readers skipped or changed, by kind: {"empty captions": 3}."""
+    """Return how many entries the readers skipped or changed, by kind: {"empty captions": 3}."""
     counts: Counter[str] = Counter()
     for part in _parts(records):
         counts.update(getattr(part, "counts", {}))
@@ -48,7 +49,7 @@ def classes_of(records: RecordSet) -> tuple[str, ...]:
 
 
 def _parts(records: RecordSet) -> list[RecordSet]:
-    """Return the readers' record sets that `records` is made of."""
+    """Return the record sets, as returned by readers, that `records` consists of."""
     if isinstance(records, SampledPrompts):
         return _parts(records.records)
     if not isinstance(records, ConcatRecords):
@@ -70,7 +71,7 @@ def counted(count: int, what: str) -> str:
 def warn_user(message: str) -> None:
     """Issue a RuntimeWarning at the innermost stack frame outside this package.
 
-    If all frames are inside (`python -m fiber`), at the outermost one.
+    If all frames are inside the package (`python -m fiber`), use the outermost one.
     """
     frame = sys._getframe(1)
     while frame.f_code.co_filename.startswith(_PACKAGE) and frame.f_back is not None:

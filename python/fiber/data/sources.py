@@ -1,16 +1,16 @@
 """Readers of annotation files, one function per task; each returns a list of records.
 
-For a folder written by `fiber data`, `(folder, split)` suffices; for an original dataset, pass the
-file and the image folder, too:
+For a folder written by `fiber data`, `(folder, split)` suffices; for a downloaded dataset, also
+pass the annotation file and the image folder:
 
     captions("coco", "val", annotations="coco/annotations/captions_val2014.json",
              images="coco/val2014")
 
 `fiber.data.open_source` chooses the reader by the file names.
 
-Unknown keys are ignored. A missing key, a file of another format and a box outside its image raise
-errors with the file, the entry and the key. Images are not opened. `image_id` is the path of the
-image, which records of different files share. Record keys are "<file name>/<id of the entry>".
+Unknown keys are ignored. A missing key, a wrong file format, or a box outside its image raises an
+error that names the file, entry and key. Images are not opened. `image_id` is the image path, which
+records from different files share. Record keys are "<file name>/<id of the entry>".
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Find texts that are empty or truncated."""
+"""Find texts that have no words or are truncated."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from torch import Tensor
 from fiber.data import Tokenizer
 from fiber.data.record import Record, RecordSet, record_in_epoch
 
-#: Largest id of the special tokens at the start of a vocabulary; <mask> is its last token.
+#: Largest id of the special tokens at the start of a vocabulary; <mask> is at its end.
 LAST_SPECIAL_ID = 3
 
 
 def has_words(token_ids: Sequence[int], mask_id: int) -> bool:
-    """Return whether any token of a text is not special."""
+    """Return whether a text has any token that is not special."""
     return any(LAST_SPECIAL_ID < token < mask_id for token in token_ids)
 
 
 class LengthTracker:
-    """Record set that tracks which of its texts are longer than `max_tokens`, as they are read.
+    """Record set that tracks, as records are read, which texts are longer than `max_tokens`.
 
-    In a batch, a text of exactly `max_tokens` looks like a truncated one.
+    In a batch, a text of exactly `max_tokens` tokens looks like a truncated text.
 
     Attributes:
-        longer: keys of the records read so far whose text is too long.
+        longer: keys of the records read so far whose texts are too long.
     """
 
     def __init__(self, records: RecordSet, tokenizer: Tokenizer, max_tokens: int) -> None:
@@ -48,7 +48,7 @@ class LengthTracker:
 
 
 def is_longer(text: str, tokenizer: Tokenizer, max_tokens: int) -> bool:
-    """Return whether a text has more than `max_tokens` tokens, <s> and </s> included."""
+    """Return whether a text has more than `max_tokens` tokens, including <s> and </s>."""
     # A token has at least one byte, so most texts need not be tokenized.
     if len(text.encode()) + 2 <= max_tokens:
         return False
@@ -56,14 +56,14 @@ def is_longer(text: str, tokenizer: Tokenizer, max_tokens: int) -> bool:
 
 
 class TextCounts:
-    """Counts of empty and truncated texts in the batches of a task."""
+    """Counts of texts without words and of truncated texts in the batches of a task."""
 
     def __init__(self, mask_id: int, records: LengthTracker) -> None:
         self.mask_id, self.records = mask_id, records
         self.read = self.wordless = self.truncated = 0
 
     def add(self, keys: Sequence[str], token_ids: Tensor, text_mask: Tensor) -> None:
-        """Count a batch: B keys, (B, L) int64 ids and (B, L) bool, True = real token."""
+        """Count a batch of B keys, (B, L) int64 ids, and a (B, L) bool mask (True = real token)."""
         words = text_mask & (token_ids > LAST_SPECIAL_ID) & (token_ids < self.mask_id)
         self.read += len(token_ids)
         self.wordless += int((~words.any(1)).sum())
@@ -80,7 +80,7 @@ class TextCounts:
 
 
 def text_warnings(records: RecordSet, tokenizer: Tokenizer, max_tokens: int) -> list[str]:
-    """Tokenize every text; return a warning each for texts without words and truncated texts."""
+    """Tokenize all texts; return warnings about texts without words and truncated texts."""
     wordless = longer = 0
     for index in range(len(records)):
         ids, _ = tokenizer.encode(records[index].text, max_tokens=max_tokens + 1)

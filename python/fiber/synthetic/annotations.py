@@ -1,7 +1,7 @@
-"""Annotations of generated images, and the files that they are written to.
+"""Annotations of generated images, and the files they are written to.
 
 The files have the formats of public datasets (COCO, Flickr30k Entities and RefCOCO in MDETR's
-format, VQAv2, NLVR2, Winoground), so that `fiber.data.sources` reads both.
+format, VQAv2, NLVR2, Winoground), so `fiber.data.sources` can read both.
 """
 
 from __future__ import annotations
@@ -15,28 +15,28 @@ from typing import Any, NamedTuple
 from fiber.data.char_spans import CharSpan
 from fiber.data.formats.annotation_file import FILES
 
-# Annotators of a VQAv2 question.
+# Number of annotators per question in VQAv2.
 _NUM_ANSWERS = 10
-# Ids are multiples of the image id, so that they do not depend on other images.
+# Ids start at multiples of the image id, so they do not depend on other images.
 _PER_IMAGE = 100
-#: Lists of each JSON file; the other files are JSON lines.
+#: Lists in each JSON file; the other files are JSON lines.
 _LISTS = {
     **dict.fromkeys(("captions", "phrases", "referring", "detection"), ("images", "annotations")),
     "questions": ("questions",),
     "answers": ("annotations",),
 }
 _SECTIONS = [f"{kind}.{name}" for kind, names in _LISTS.items() for name in names]
-#: JSON objects of each list of each file, by section.
+#: JSON objects in each list of each file, by section.
 _Entries = dict[str, list[dict[str, Any]]]
 
 
 class Phrased(NamedTuple):
-    """A text with phrases that name things in an image."""
+    """A text with phrases that name objects in an image."""
 
     text: str
-    #: Half-open span of code points of each phrase.
+    #: For each phrase, its half-open span of code points.
     spans: tuple[CharSpan, ...]
-    #: For each phrase, the indices of the things that it names.
+    #: For each phrase, the indices of the objects that it names.
     things: tuple[tuple[int, ...], ...]
     group: str = ""
 
@@ -55,10 +55,10 @@ class Statement(NamedTuple):
     text: str
     truth: bool
     group: str
-    #: (color, noun) that both images, or one, show if it is true; None if it names the sides.
+    #: (color, noun) that the statement says both images, or only one, show; None if it names sides.
     pair: tuple[str, str] | None = None
-    #: File names of another pair (left, right) with the opposite truth value. A statement without
-    #: one is not written: its words alone would determine its truth.
+    #: (left, right) file names of another pair with the opposite truth value. A statement without
+    #: such a pair is not written, since its words alone would determine its truth.
     opposite: tuple[str, str] | None = None
 
 
@@ -71,15 +71,15 @@ class AnnotatedImage:
     file_name: str
     #: (height, width) in pixels.
     image_size: tuple[int, int]
-    #: (x0, y0, x1, y1) in whole pixels, half-open, of each thing.
+    #: Box (x0, y0, x1, y1) of each object in half-open integer pixel coordinates.
     boxes_xyxy: list[tuple[int, int, int, int]]
-    #: Class id of each thing, from 1.
+    #: Class id of each object, from 1.
     category_ids: list[int]
     captions: list[Phrased] = field(default_factory=list)
     #: Referring expressions; the first span names the referent.
     expressions: list[Phrased] = field(default_factory=list)
     questions: list[Question] = field(default_factory=list)
-    #: The left image in `statements` and the first one in `swapped_captions`.
+    #: File name of the left image in `statements` and the first image in `swapped_captions`.
     partner: str = ""
     statements: list[Statement] = field(default_factory=list)
     #: (caption of the partner, caption of this image, group), or None.
@@ -93,7 +93,7 @@ class AnnotatedImage:
 
 
 def join_pieces(pieces: Iterable[str | tuple[str, tuple[int, ...]]], group: str = "") -> Phrased:
-    """Join pieces of text; a piece with indices of things is a phrase."""
+    """Join pieces of text; a piece with object indices is a phrase."""
     text = ""
     spans, things = [], []
     for piece in pieces:
@@ -110,7 +110,7 @@ def encode(images: Iterable[AnnotatedImage], split: str) -> dict[str, list[str]]
     """Encode annotations as JSON.
 
     Returns:
-        JSON objects of each list of each file, such as "captions.annotations", in order.
+        Encoded JSON objects, in order, of each list of each file, such as "captions.annotations".
     """
     out: _Entries = {section: [] for section in (*_SECTIONS, "reasoning", "swapped")}
     for image in images:
@@ -192,7 +192,7 @@ def _add_phrased(
     number: int,
     phrased: Phrased,
 ) -> None:
-    """Add an image entry for a text, and an annotation for each (phrase, thing)."""
+    """Add an image entry for a text, and an annotation for each (phrase, object)."""
     text_id = image.image_id * _PER_IMAGE + number
     spans = [[list(span)] for span in phrased.spans]
     if kind == "referring":
@@ -224,8 +224,8 @@ def write_split(
 ) -> None:
     """Write the annotation files of one split to a data folder.
 
-    `sections` has the JSON objects of all images from `encode`, in order; `class_names` the names
-    of the classes 1, 2, ...; `info` is the origin of the data in one line.
+    `sections` contains the JSON objects of all images from `encode`, in order; `class_names` are
+    the names of classes 1, 2, ...; `info` is a one-line description of the data's origin.
     """
     head = {"info": {"description": info}}
     phrases = {**head, "categories": [{"id": 1, "name": "object"}]}

@@ -1,7 +1,7 @@
-"""Captions, referring expressions and descriptions of the things in a scene.
+"""Captions, referring expressions and descriptions of the objects in a scene.
 
 A description is a tuple of word kinds, such as ("color", "noun") for "red star". It fits every
-thing with the same words.
+object with the same words.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from fiber.data.rng import Rng
 from fiber.synthetic.annotations import Phrased, join_pieces
 from fiber.synthetic.scene_graph import Thing, World, relation
 
-#: Kinds of words in the order of a phrase.
+#: Kinds of words, in the order in which they occur in a phrase.
 WORD_KINDS = ("size", "material", "color", "noun")
 #: Replaces the noun in descriptions without one.
 ANY_NOUN = "object"
@@ -40,12 +40,12 @@ _PLURAL_ENDINGS = {
 }
 
 Description = tuple[str, ...]
-#: Text, or a phrase with the indices of the things that it names.
+#: Text, or a phrase with the indices of the objects that it names.
 _Piece = str | tuple[str, tuple[int, ...]]
 
 
 def with_article(phrase: str) -> str:
-    """Prepend "a" or "an", depending on the first sound."""
+    """Prepend "a" or "an", depending on the first sound of a phrase."""
     if phrase.startswith(_AN_BEFORE_CONSONANT):
         return f"an {phrase}"
     vowel = phrase[0].lower() in "aeiou" and not phrase.startswith(_A_BEFORE_VOWEL)
@@ -65,7 +65,7 @@ def plural(noun: str) -> str:
 
 
 def describe(thing: Thing, description: Description) -> str:
-    """Describe a thing, as in "small red star" or "red object"."""
+    """Describe an object, as in "small red star" or "red object"."""
     words = [getattr(thing, kind) for kind in WORD_KINDS[:-1] if kind in description]
     words.append(thing.noun if "noun" in description else ANY_NOUN)
     return " ".join(words)
@@ -77,7 +77,7 @@ def fits(thing: Thing, other: Thing, description: Description) -> bool:
 
 
 def word_kinds(world: World) -> Description:
-    """Return the kinds of words that things of a world have."""
+    """Return the kinds of words that describe the objects of a world."""
     words = (world.sizes, world.materials, world.colors, world.nouns)
     return tuple(k for k, values in zip(WORD_KINDS, words, strict=True) if len(values) > 1)
 
@@ -87,7 +87,7 @@ def minimal_descriptions(
 ) -> list[Description]:
     """Return every minimal description that fits only the target.
 
-    A description has any of `kinds` and all of `always`, and at least one word.
+    A description has some of `kinds`, all of `always`, and at least one word.
     """
     found: list[Description] = []
     for description in _descriptions(kinds, always):
@@ -99,19 +99,19 @@ def minimal_descriptions(
 
 
 def _descriptions(kinds: Description, always: Description) -> list[Description]:
-    """Return all subsets of the kinds, short ones first, each with `always`."""
+    """Return all subsets of the kinds, shortest first, each followed by `always`."""
     subsets = (combinations(kinds, length) for length in range(len(kinds) + 1))
     return [(*chosen, *always) for chosen in chain.from_iterable(subsets)]
 
 
 def captions(world: World, things: Sequence[Thing], rng: Rng, novel: bool) -> list[Phrased]:
-    """Return a caption that names all things and, if one is true, one with a relation."""
+    """Return a caption that names all objects and, if possible, one that relates two objects."""
     found = _list_caption(world, things, rng), _relation_caption(world, things, rng, novel)
     return [caption for caption in found if caption is not None]
 
 
 def _list_caption(world: World, things: Sequence[Thing], rng: Rng) -> Phrased:
-    """Name all things in random order; those with the same color and noun in one phrase."""
+    """Name all objects in random order; those with the same color and noun share a phrase."""
     groups: dict[tuple[str, str], list[int]] = {}
     for index in rng.shuffled(range(len(things))):
         groups.setdefault(things[index].pair, []).append(index)
@@ -130,7 +130,7 @@ def _list_caption(world: World, things: Sequence[Thing], rng: Rng) -> Phrased:
 def _name(
     world: World, things: Sequence[Thing], index: int, rng: Rng, probability: float
 ) -> tuple[str, tuple[int, ...]]:
-    """Name a thing by color and noun, and with the probability by its size or material."""
+    """Name an object by color and noun and, with some probability, by its size or material."""
     kinds = [kind for kind in word_kinds(world) if kind in ("size", "material")]
     extra = (rng.choice(kinds),) if kinds and rng.bernoulli(probability) else ()
     colors = ("color",) if len(world.colors) > 1 else ()
@@ -140,7 +140,7 @@ def _name(
 def _relation_caption(
     world: World, things: Sequence[Thing], rng: Rng, novel: bool
 ) -> Phrased | None:
-    """Relate two things whose color and noun no third thing has."""
+    """Relate two objects, each with a unique pair of color and noun."""
     pairs = [thing.pair for thing in things]
     alone = [index for index, pair in enumerate(pairs) if pairs.count(pair) == 1]
     options = [
@@ -163,7 +163,7 @@ def _relation_caption(
 
 
 def concerns_held_out(world: World, thing: Thing, found: str, other: Thing) -> bool:
-    """Return whether a spatial fact, or one of its things, is held out."""
+    """Return whether a spatial fact, or one of its objects, is held out."""
     is_new = world.is_held_out(thing) or world.is_held_out(other)
     return is_new or world.is_held_out_fact(thing.noun, found, other.noun)
 
@@ -171,18 +171,18 @@ def concerns_held_out(world: World, thing: Thing, found: str, other: Thing) -> b
 def expressions(
     world: World, things: Sequence[Thing], rng: Rng, novel: bool, count: int = 2
 ) -> list[Phrased]:
-    """Return referring expressions, each of which fits one thing and has no redundant adjective.
+    """Return referring expressions, each of which fits one object, without redundant adjectives.
 
-    Most have the noun ("the small star"), some do not ("the red object"). Groups: "simple" (one
-    word), "composed" (two or more), "relation" (to another thing). The first span of each is its
-    head phrase, as "the star" in "the star left of the ring".
+    Most contain the noun ("the small star"); some do not ("the red object"). Groups: "simple" (one
+    word), "composed" (two or more), "relation" (to another object). The first span of each is its
+    head phrase, such as "the star" in "the star left of the ring".
     """
     if len(things) < 2:
         return []
     targets = [i for i, thing in enumerate(things) if not novel or world.is_held_out(thing)]
     out: list[Phrased] = []
     while targets and len(out) < count:
-        # A noun often suffices; things that need more words are more instructive.
+        # A noun often suffices; objects that need more words are more instructive.
         nouns = [thing.noun for thing in things]
         weights = [1.0 if nouns.count(nouns[index]) == 1 else 4.0 for index in targets]
         index = rng.weighted_choice(targets, weights)
@@ -198,7 +198,7 @@ def expressions(
 def _expression(
     world: World, things: Sequence[Thing], index: int, rng: Rng, named: bool
 ) -> Phrased | None:
-    """Refer to one thing, by its noun if `named`."""
+    """Refer to one object, by its noun if `named`."""
     adjectives = tuple(kind for kind in word_kinds(world) if kind != "noun")
     always = ("noun",) if named or not adjectives else ()
     related = _related_expressions(things, index, adjectives, always)
@@ -215,7 +215,7 @@ def _expression(
 def _related_expressions(
     things: Sequence[Thing], index: int, adjectives: Description, always: Description
 ) -> list[Phrased]:
-    """Return every expression that needs its relation to another thing and all of its words."""
+    """Return every expression that needs all its words and a relation to another object."""
     target = things[index]
     out: list[Phrased] = []
     for other_index, landmark in enumerate(things):
@@ -229,7 +229,7 @@ def _related_expressions(
                 continue
             alike = [rival for rival in rivals if fits(rival, target, description)]
             where = [relation(rival, landmark) for rival in alike]
-            # The relation must be decisive; things near a diagonal leave it open.
+            # The relation must be decisive, which it is not for objects near a diagonal.
             if found in where or None in where:
                 continue
             used.append(description)

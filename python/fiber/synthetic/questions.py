@@ -1,8 +1,8 @@
 """Questions about a scene, statements about two scenes, and captions with swapped words.
 
-True and false texts are equally frequent: the truth value is sampled first, then a text with it,
-and only if the scene has texts with both. Other answers are balanced by the symmetry of the scenes
-(see `scene_graph`).
+True and false texts are equally frequent: the truth value is sampled first, then a text that has
+it, and only if the scene allows both true and false texts. Other answers are balanced by the
+symmetry of the scenes (see `scene_graph`).
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from fiber.synthetic.scene_graph import RELATIONS, Pair, Scene, Thing, World, re
 
 
 def questions(world: World, scene: Scene, rng: Rng, novel: bool, count: int = 3) -> list[Question]:
-    """Return up to `count` questions of different kinds, their `group`.
+    """Return up to `count` questions of different kinds (their `group`).
 
-    Those of `novel` images are only about held-out things and facts.
+    Questions about `novel` images concern only held-out objects and facts.
     """
     left = {kind: weight for kind, (weight, _) in _QUESTIONS.items()}
     if scene.counted is None:
@@ -46,7 +46,7 @@ def questions(world: World, scene: Scene, rng: Rng, novel: bool, count: int = 3)
 def _target(
     world: World, scene: Scene, rng: Rng, novel: bool, kinds: tuple[str, ...]
 ) -> tuple[Thing, str] | None:
-    """Sample a thing and a phrase that only this thing fits, preferably of the first kind alone."""
+    """Sample an object and a phrase that fits only it, if possible of just the first kind."""
     kinds = tuple(kind for kind in kinds if kind in word_kinds(world))
     things = [t for t in scene.things if not novel or world.is_held_out(t)]
     thing = rng.choice(things)
@@ -77,7 +77,7 @@ def _ask_shape(world: World, scene: Scene, rng: Rng, novel: bool) -> Question | 
 def _ask_attribute(
     kind: str, word: str, world: World, scene: Scene, rng: Rng, novel: bool
 ) -> Question | None:
-    """Ask for the size or the material of a thing."""
+    """Ask for the size or the material of an object."""
     if kind not in word_kinds(world):
         return None
     found = _target(world, scene, rng, novel, ("noun", "color"))
@@ -116,7 +116,7 @@ def _ask_exists(world: World, scene: Scene, rng: Rng, novel: bool) -> Question |
 
 
 def _near_pairs(world: World, pairs: Sequence[Pair], shown: set[Pair], rng: Rng) -> list[Pair]:
-    """Return absent pairs whose color and noun are both in the image, or one of them."""
+    """Return absent pairs whose color and noun both occur in the image, or at least one does."""
     colors, nouns = {pair[0] for pair in shown}, {pair[1] for pair in shown}
     absent = _without(world, pairs, shown)
     both = [pair for pair in absent if pair[0] in colors and pair[1] in nouns]
@@ -125,25 +125,25 @@ def _near_pairs(world: World, pairs: Sequence[Pair], shown: set[Pair], rng: Rng)
 
 
 def _without(world: World, pairs: Iterable[Pair], shown: set[Pair]) -> list[Pair]:
-    """Return the pairs that are certainly not among those shown."""
+    """Return the pairs that are certainly not shown."""
     families = {(color, world.family(noun)) for color, noun in shown}
     return [pair for pair in pairs if (pair[0], world.family(pair[1])) not in families]
 
 
 def _with_word(pair: Pair, level: str) -> Pair:
-    """Return a pair with the color or the noun only."""
+    """Return a pair with only the color or only the noun."""
     return (pair[0], ANY_NOUN) if level == "color" else ("", pair[1])
 
 
 def pair_phrase(pair: Pair) -> str:
-    """Return "a red star" for ("red", "star"), "a star" for ("", "star")."""
+    """Return "a red star" for ("red", "star"), and "a star" for ("", "star")."""
     return with_article(" ".join(pair).strip())
 
 
 def _sample_truth(
     true: Sequence[Pair], false: Sequence[Pair], rng: Rng
 ) -> tuple[Pair, bool] | None:
-    """Sample a truth value, then a pair with it; return None unless both values have pairs."""
+    """Sample a truth value, then a pair that has it; return None unless both values have pairs."""
     if not true or not false:
         return None
     truth = rng.bernoulli()
@@ -155,7 +155,7 @@ def _ask_relation(world: World, scene: Scene, rng: Rng, novel: bool) -> Question
 
 
 def _ask_where(world: World, scene: Scene, rng: Rng, novel: bool) -> Question | None:
-    """Ask "is the star left of the ring?"; wrong relations are equally likely."""
+    """Ask, for example, "is the star left of the ring?"; wrong relations are equally likely."""
     things = scene.things
     kinds = tuple(kind for kind in word_kinds(world) if kind in ("color", "noun"))
     if scene.asked_fact is not None:
@@ -188,7 +188,7 @@ def _ask_where(world: World, scene: Scene, rng: Rng, novel: bool) -> Question | 
 
 
 def _ask_neighbor(world: World, scene: Scene, rng: Rng, novel: bool) -> Question | None:
-    """Ask "what shape is left of the ring?" if exactly one thing clearly is."""
+    """Ask, for example, "what shape is left of the ring?" if exactly one object clearly is."""
     things = scene.things
     kinds = tuple(kind for kind in word_kinds(world) if kind in ("color", "noun"))
     options = []
@@ -214,7 +214,7 @@ def _ask_neighbor(world: World, scene: Scene, rng: Rng, novel: bool) -> Question
     return Question(f"{what} is {asked} the {landmark}?", thing.noun, "relation")
 
 
-#: Probability weight and function of each kind of questions.
+#: Sampling weight and function of each kind of question.
 _QUESTIONS: dict[str, tuple[float, Callable[[World, Scene, Rng, bool], Question | None]]] = {
     "color": (5.0, _ask_color),
     "shape": (4.0, _ask_shape),
@@ -233,11 +233,11 @@ def opposite_pair(
     index: int,
     others: Iterable[int],
 ) -> tuple[int, int] | None:
-    """Find two images with the opposite truth of a statement about the images of `index`.
+    """Find a pair for which a statement on images `index - 1` and `index` has the opposite truth.
 
-    A statement that names the sides is reversed by swapping them. For one about what both images
-    show, an image that shows it keeps its side, and the other one is replaced by the first of
-    `others` that changes whether they agree.
+    For a statement that names the sides, the images are swapped. For one about what both images
+    show, an image that shows it keeps its side, and the other image is replaced with
+    the first of `others` that changes whether the two agree.
     """
     if pair is None:
         return index, index - 1
@@ -250,7 +250,7 @@ def opposite_pair(
 
 
 def _every_pair(scene: Scene) -> set[Pair]:
-    """Return the pairs shown, each also with its color or its noun alone."""
+    """Return the pairs shown, and each pair with only its color or only its noun."""
     pairs = {thing.pair for thing in scene.things}
     return pairs | {_with_word(pair, level) for pair in pairs for level in ("color", "noun")}
 
@@ -318,10 +318,10 @@ def _state_shown(
 
 
 def swapped_captions(scene: Scene, other: Scene) -> tuple[str, str, str]:
-    """Return captions of the two images of a pair, with the same words, and the kind of swap."""
+    """Return captions with the same words for the two images of a pair, and the kind of swap."""
     texts = []
     for first, second in (scene.things[:2], other.things[:2]):
-        # Nouns keep their order, so that only colors are swapped.
+        # Nouns keep their order, so only colors are swapped.
         word = "and" if scene.swap == "color" else relation(first, second)
         texts.append(f"{pair_phrase(first.pair)} {word} {pair_phrase(second.pair)}")
     return texts[0], texts[1], scene.swap

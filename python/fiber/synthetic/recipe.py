@@ -17,21 +17,21 @@ from fiber.synthetic.rendering import PixelBox
 from fiber.synthetic.scene_graph import Scene, World, stream
 
 IMAGES_PER_FOLDER = 1000
-#: Stream of the random numbers of pixels.
+#: Random number stream for pixels.
 PIXELS = 1
 _TEXTS, _PAIRS = 2, 3
-#: Number of earlier images that are searched for the opposite pair of a statement.
+#: Number of earlier images to search for a statement's opposite pair.
 _LOOK_BACK = 64
 
 
 def file_name(split: str, index: int) -> str:
-    """Return the path of an image, relative to the folder of images."""
+    """Return the path of an image, relative to the image folder."""
     return f"{split}/{index // IMAGES_PER_FOLDER:03d}/{index:06d}.jpg"
 
 
 @dataclass(frozen=True)
 class Recipe(ABC):
-    """Parameters that determine the images of a dataset; pickled for worker processes.
+    """Parameters that determine the images of a dataset; pickled when sent to worker processes.
 
     Image i of a split depends only on the recipe, the split and i.
 
@@ -39,7 +39,7 @@ class Recipe(ABC):
         ValueError: if `image_size` or `max_objects` is out of range.
     """
 
-    #: Determines everything, including what is held out.
+    #: Random seed, which also determines what is held out.
     seed: int
     #: Side of the images in pixels, at least 48.
     image_size: int
@@ -48,9 +48,9 @@ class Recipe(ABC):
 
     #: Name of the generator.
     name: ClassVar[str]
-    #: Incremented when the same recipe gives different data.
+    #: Incremented when the same parameters start to give different data.
     version: ClassVar[int]
-    #: Number of training images whose texts a new tokenizer is trained on.
+    #: Number of training images whose texts are used to train a new tokenizer.
     tokenizer_images: ClassVar[int]
     #: Maximum vocabulary size of a new tokenizer.
     vocab_size: ClassVar[int]
@@ -78,7 +78,7 @@ class Recipe(ABC):
         """Return what is held out and other information, for `dataset.json`."""
 
     def parameters(self) -> dict[str, Any]:
-        """Return further parameters that determine the data, for `dataset.json`."""
+        """Return additional parameters that determine the data, for `dataset.json`."""
         return {}
 
     def scene(self, split: str, index: int) -> Scene:
@@ -86,9 +86,9 @@ class Recipe(ABC):
         return _scene(self, split, index)
 
     def describe(self, split: str, index: int) -> AnnotatedImage:
-        """Return an image with all its texts and without boxes.
+        """Return an image with all its texts, but without boxes.
 
-        An odd image forms a pair with the previous one, and has the texts about both.
+        An image with an odd index forms a pair with the previous one, and has the texts about both.
         """
         world, novel, scene = self.world, split == "novel", self.scene(split, index)
         rng = Rng(self.seed, stream(split, _TEXTS), index)
@@ -113,7 +113,7 @@ class Recipe(ABC):
         return image
 
     def _with_opposite(self, statement: Statement, split: str, index: int) -> Statement:
-        """Add images with the opposite truth of a statement, if any are found."""
+        """Add images for which a statement has the opposite truth value, if any are found."""
         earlier = range(index - 2, max(-1, index - 2 - _LOOK_BACK), -1)
         scene_of = partial(self.scene, split)
         found = opposite_pair(self.world, statement.pair, scene_of, index, earlier)
@@ -121,7 +121,7 @@ class Recipe(ABC):
         return statement._replace(opposite=names)
 
 
-# Cached, since statements search earlier images.
+# Cached, since statements need the scenes of earlier images.
 @lru_cache(maxsize=256)
 def _scene(recipe: Recipe, split: str, index: int) -> Scene:
     return recipe._sample_scene(split, index)

@@ -1,7 +1,7 @@
 """Render scenes: antialiased shapes with materials on textured backgrounds.
 
-Each thing is drawn on a small patch from a signed distance in pixels (negative inside).
-Dimensions: H W pixels of the image, P Q pixels of a patch.
+Each object is drawn on a small patch from a signed distance in pixels (negative inside).
+Dimensions: H x W pixels of the image, P x Q pixels of a patch.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from PIL import Image
 from fiber.data.rng import Rng
 from fiber.synthetic.scene_graph import Scene, Thing
 
-#: (x0, y0, x1, y1) in whole pixels, half-open.
+#: (x0, y0, x1, y1) in half-open integer pixel coordinates.
 PixelBox = tuple[int, int, int, int]
 
 #: RGB of each color word, 0 to 255.
@@ -28,16 +28,16 @@ RGB = {
     "white": (244, 244, 244),
     "black": (22, 22, 22),
 }
-# Stripes and dots are a multiple of the color plus a gray, lighter on dark colors.
+# Color of stripes and dots: (factor on the base color, gray added), lighter on dark colors.
 _MARKS = {"blue": (0.45, 140), "purple": (0.45, 140), "black": (1.0, 185), "white": (0.22, 0)}
 _DARKER = (0.4, 0)
 
 
 def draw_scene(scene: Scene, image_size: int, rng: Rng) -> tuple[np.ndarray, list[PixelBox]]:
-    """Draw a scene whose positions and radii are in pixels; `image_size` is the image's side.
+    """Draw a scene, given in pixels, as a square image with sides of `image_size`.
 
     Returns:
-        (H, W, 3) uint8 RGB, and the box of each thing: the bounds of its pixels with alpha > 0.5.
+        (H, W, 3) uint8 RGB, and the box of each object: the bounds of its pixels with alpha > 0.5.
     """
     image = background(image_size, rng)
     boxes = [_draw_thing(image, thing, rng) for thing in scene.things]
@@ -62,12 +62,12 @@ def background(side: int, rng: Rng) -> np.ndarray:
 
 
 def _draw_thing(image: np.ndarray, thing: Thing, rng: Rng) -> PixelBox:
-    """Draw a thing on an (H, W, 3) float32 image; return the box of alpha > 0.5."""
+    """Draw an object on an (H, W, 3) float32 image; return the box around alpha > 0.5."""
     height, width = image.shape[:2]
     reach = thing.radius + 2
     top, left = max(int(thing.y - reach), 0), max(int(thing.x - reach), 0)
     bottom, right = min(int(thing.y + reach) + 1, height), min(int(thing.x + reach) + 1, width)
-    # (P, 1) and (1, Q): pixel centers relative to the center of the thing, slightly rotated.
+    # (P, 1) and (1, Q): pixel centers relative to the object's center, slightly rotated.
     down = np.arange(top, bottom, dtype=np.float32)[:, None] + (0.5 - thing.y)
     across = np.arange(left, right, dtype=np.float32)[None, :] + (0.5 - thing.x)
     angle = rng.uniform(-0.14, 0.14)
@@ -91,7 +91,7 @@ def bounds(mask: np.ndarray) -> PixelBox | None:
 
 
 def shape_distance(shape: str, u: np.ndarray, v: np.ndarray, radius: float) -> np.ndarray:
-    """Return the signed distance of points to a shape's outline, negative inside.
+    """Return the signed distance from points to a shape's outline, negative inside.
 
     Args:
         shape: one of `scene_graph.SHAPES`.
@@ -107,7 +107,7 @@ def shape_distance(shape: str, u: np.ndarray, v: np.ndarray, radius: float) -> n
     if shape == "square":
         return np.maximum(a, b) - 0.82 * radius
     if shape == "diamond":
-        # Narrower than high, to differ from a rotated square.
+        # Taller than wide, to differ from a rotated square.
         wide, high = 0.68 * radius, radius
         return (a / wide + b / high - 1) * (wide * high / math.hypot(wide, high))
     if shape == "cross":
@@ -117,7 +117,7 @@ def shape_distance(shape: str, u: np.ndarray, v: np.ndarray, radius: float) -> n
         # Equilateral, with a horizontal base.
         return np.maximum(a * 0.8660254 - v * 0.5 - 0.52 * radius, v - 0.62 * radius)
     if shape == "star":
-        # One of ten equal wedges: the outline is the line from a tip to the next notch.
+        # By symmetry, one of ten wedges: the outline is a line from a tip to the next notch.
         turn = 2 * math.pi / 5
         wedge = np.abs((np.arctan2(u, -v) + turn / 2) % turn - turn / 2)
         distance, notch = np.hypot(u, v), 0.44 * radius
@@ -125,7 +125,7 @@ def shape_distance(shape: str, u: np.ndarray, v: np.ndarray, radius: float) -> n
         along, across = distance * np.cos(wedge) - radius, distance * np.sin(wedge)
         return (across * -edge_x + along * edge_y) / math.hypot(edge_x, edge_y)
     if shape == "heart":
-        # A square on its corner with two half-discs on its upper sides.
+        # A square standing on a corner, with half discs on its two upper sides.
         side = 1.06 * radius
         lowered = v - 0.16 * radius
         square = (np.maximum(np.abs(u + lowered), np.abs(u - lowered)) / math.sqrt(2)) - side / 2
@@ -135,13 +135,13 @@ def shape_distance(shape: str, u: np.ndarray, v: np.ndarray, radius: float) -> n
 
 
 def _material(thing: Thing, u: np.ndarray, v: np.ndarray, rng: Rng) -> np.ndarray:
-    """Return the colors of a thing's patch: (3,) or (P, Q, 3) float32."""
+    """Return the colors of an object's patch: (3,) or (P, Q, 3) float32."""
     base = np.array([c + rng.uniform(-10, 10) for c in RGB[thing.color]], dtype=np.float32)
     angle = rng.uniform(0, math.pi)
     if thing.material == "plain":
         return base
     if thing.material == "glossy":
-        # Darker towards the rim, with a highlight at the upper left.
+        # Darker toward the rim, with a highlight at the upper left.
         far = (u * u + v * v) / thing.radius**2
         du, dv = u + 0.34 * thing.radius, v + 0.34 * thing.radius
         spot = np.exp((du * du + dv * dv) * (-9 / thing.radius**2))[:, :, None]
@@ -150,11 +150,11 @@ def _material(thing: Thing, u: np.ndarray, v: np.ndarray, rng: Rng) -> np.ndarra
     factor, added = _MARKS.get(thing.color, _DARKER)
     marks = base * factor + added
     turn = math.cos(angle), math.sin(angle)
-    # Marks have a similar width for all sizes of things; small things have a finer grid.
+    # Marks have a similar width for all object sizes; small objects have a finer grid.
     period = 4.6 + 0.16 * thing.radius
     along = (u * turn[0] + v * turn[1]) * (2 * math.pi / period)
     if thing.material == "striped":
-        # Marks cover less than half, so that the color dominates.
+        # Marks cover less than half of the object, so its color dominates.
         where = np.clip(np.sin(along) * 1.6 + 0.25, 0, 1)
     else:
         across = (v * turn[0] - u * turn[1]) * (2 * math.pi / period)

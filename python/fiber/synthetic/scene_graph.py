@@ -1,11 +1,11 @@
-"""Scene graphs: the things of an image, their positions, and what is held out.
+"""Scene graphs: the objects in an image, their positions, and what is held out.
 
-A thing has a noun and up to three attributes (size, material, color). Some (color, noun) pairs and
-some spatial facts (noun, relation, noun) are held out: the splits `train` and `val` never have
-them, every image of `novel` has a held-out pair.
+An object has a noun and up to three attributes (size, material, color). Some (color, noun) pairs
+and some spatial facts (noun, relation, noun) are held out: they never occur in the splits `train`
+and `val`, and every image of `novel` has a held-out pair.
 
 Scenes are balanced by symmetry. Each color and each noun is in exactly one held-out pair,
-attributes are sampled independently of positions and positions independently of colors, so that any
+attributes are sampled independently of positions, and positions independently of colors, so any
 permutation of colors (with nouns permuted accordingly) leaves the distribution of scenes unchanged.
 """
 
@@ -28,15 +28,15 @@ COLORS = ("red", "green", "blue", "yellow", "purple", "cyan", "white", "black")
 SIZES = ("small", "large")
 MATERIALS = ("plain", "striped", "dotted", "glossy")
 
-#: Radius of a thing relative to the image's side: 14-17 and 24-29 pixels in diameter at 96.
+#: Radius of an object relative to the image's side; at 96 pixels, diameters are 14-17 and 24-29.
 RADII = {"small": (0.076, 0.090), "large": (0.128, 0.152)}
 
-#: Every fourth pair of images (2m, 2m + 1) is the same scene with two words swapped.
+#: In every fourth pair of images (2m, 2m + 1), the second is the first with two words swapped.
 TWIN_EVERY = 4
 
-# Streams of random numbers.
+# Random number streams.
 _SCENE, _HELD_OUT = 0, 255
-# One axis must exceed the other by this factor for a relation such as "left of".
+# For a relation such as "left of", the offset on one axis must exceed the other by this factor.
 _CONE = 1.3
 
 
@@ -46,7 +46,7 @@ Pair = tuple[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Thing:
-    """One thing in an image. An empty attribute means that the dataset does not use it."""
+    """One object in an image. An empty attribute is not used by the dataset."""
 
     noun: str
     color: str = ""
@@ -67,20 +67,20 @@ class Thing:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """The things of an image, and how its texts should use them."""
+    """The objects in an image, and how its texts should use them."""
 
     things: tuple[Thing, ...]
-    #: ("noun" | "color", word): texts may ask for their number; answers are balanced.
+    #: ("noun" | "color", word): questions may ask how many there are, with balanced answers.
     counted: tuple[str, str] | None = None
-    #: "color" or "place": how things 0 and 1 are swapped in the other image of the pair.
+    #: "color" or "place": what objects 0 and 1 swap in the other image of the pair.
     swap: str = ""
-    #: Held-out fact about things 0 and 1 to ask about, true or false equally often (novel only).
+    #: Held-out fact about objects 0 and 1 to ask about (novel only), true and false equally often.
     asked_fact: tuple[str, str, str] | None = None
 
 
 @dataclass(frozen=True)
 class World:
-    """The vocabulary of a dataset, and what is held out of its training split."""
+    """The vocabulary of a dataset, and what is held out from its training split."""
 
     nouns: tuple[str, ...]
     colors: tuple[str, ...] = ("",)
@@ -88,10 +88,10 @@ class World:
     materials: tuple[str, ...] = ("",)
     held_out_pairs: frozenset[Pair] = frozenset()
     held_out_facts: frozenset[tuple[str, str, str]] = frozenset()
-    #: Family of each noun. Nouns of one family may apply to the same thing ("ball", "tennis ball"),
-    #: so that with one shown, texts do not mention another. Default: the noun itself.
+    #: Family of each noun. Nouns of a family may apply to the same object ("ball", "tennis ball"),
+    #: so if one is shown, texts do not mention another. Default: the noun itself.
     families: Mapping[str, str] = field(default_factory=dict)
-    #: All (color, noun) pairs that training may show, in a fixed order.
+    #: All (color, noun) pairs that training images may show, in a fixed order.
     shown_pairs: tuple[Pair, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -100,7 +100,7 @@ class World:
         object.__setattr__(self, "shown_pairs", shown)
 
     def is_held_out(self, thing: Thing) -> bool:
-        """Return whether the thing's color and noun are a held-out pair."""
+        """Return whether the object's color and noun are a held-out pair."""
         return thing.pair in self.held_out_pairs
 
     def family(self, noun: str) -> str:
@@ -116,13 +116,13 @@ class World:
 def shapes_world(seed: int) -> World:
     """Return the world of colored shapes; the seed determines what is held out.
 
-    Held out are one eighth of the pairs, each color with one shape, and 12 of 112 facts (28 pairs
-    of shapes, four relations), three for each shape.
+    One eighth of the pairs is held out, each color with one shape, and 12 of 112 facts (28 pairs of
+    shapes, four relations), three for each shape.
     """
     rng = Rng(seed, _HELD_OUT, 0)
     nouns = rng.shuffled(SHAPES)
     pairs = zip(rng.shuffled(COLORS), nouns, strict=True)
-    # Neighbors and opposites on a circle of shapes: each shape meets three others.
+    # Arrange the shapes on a circle; each meets its two neighbors and its opposite.
     count = len(nouns)
     meetings = [(i, (i + 1) % count) for i in range(count)]
     meetings += [(i, i + count // 2) for i in range(count // 2)]
@@ -145,7 +145,7 @@ def relation(thing: Thing, other: Thing) -> str | None:
 
 
 def shows_held_out_fact(world: World, things: Sequence[Thing]) -> bool:
-    """Return whether any two of the things are in a held-out relation."""
+    """Return whether any two of the objects are in a held-out relation."""
     return any(
         (found := relation(thing, other)) and world.is_held_out_fact(thing.noun, found, other.noun)
         for other, thing in combinations(things, 2)
@@ -155,19 +155,19 @@ def shows_held_out_fact(world: World, things: Sequence[Thing]) -> bool:
 def place(
     things: Sequence[Thing], side: int, rng: Rng, accept: Callable[[Sequence[Thing]], bool]
 ) -> tuple[Thing, ...]:
-    """Place things in an image of side x side pixels, without overlap.
+    """Place objects in an image of side x side pixels, without overlap.
 
-    Their radii shrink a little after every 60 failures. `accept` rejects arrangements.
+    Their radii shrink a little after every 60 failures. `accept` may reject arrangements.
 
     Raises:
-        ValueError: if even much smaller things do not fit.
+        ValueError: if the objects do not fit even when much smaller.
     """
     shrink = 1.0
     for tries in range(1, 2000):
         placed: list[Thing] = []
         for thing in things:
             radius = thing.radius * shrink
-            # Placed things are not moved, so that more random positions would rarely help.
+            # Placed objects are not moved, so trying more random positions would rarely help.
             for _ in range(12):
                 x = rng.uniform(radius + 1, side - radius - 1)
                 y = rng.uniform(radius + 1, side - radius - 1)
@@ -180,7 +180,7 @@ def place(
             return tuple(placed)
         if tries % 60 == 0:
             shrink *= 0.95
-    raise ValueError(f"no room for {len(things)} things in an image of {side} x {side} pixels")
+    raise ValueError(f"no room for {len(things)} objects in an image of {side} x {side} pixels")
 
 
 def sample_scene(
@@ -188,8 +188,8 @@ def sample_scene(
 ) -> Scene:
     """Sample the scene of an image, independently of other images.
 
-    Images 2m and 2m + 1 form a pair. In every fourth pair the second image is the first one with
-    two things, or their colors, swapped.
+    Images 2m and 2m + 1 form a pair. In every fourth pair, the second image is the first one with
+    two objects, or their colors, swapped.
     """
     novel, pair = split == "novel", index // 2
     twin = pair % TWIN_EVERY == 0 and max_objects >= 2
@@ -206,12 +206,12 @@ def sample_scene(
 
 
 def stream(split: str, purpose: int) -> int:
-    """Return the stream of random numbers for a split and a purpose below 16."""
+    """Return the random number stream for a split and a purpose below 16."""
     return SPLITS.index(split) * 16 + purpose
 
 
 def swapped(scene: Scene) -> Scene:
-    """Return the other scene of a pair: things 0 and 1 swapped according to `swap`."""
+    """Return the other scene of a pair, with objects 0 and 1 swapped according to `swap`."""
     first, second, *others = scene.things
     names = ("color",) if scene.swap == "color" else ("color", "noun", "cutout")
     things = (
@@ -222,7 +222,7 @@ def swapped(scene: Scene) -> Scene:
 
 
 def _sample_count(rng: Rng, low: int, high: int) -> int:
-    """Sample the number of things; a single thing is rare."""
+    """Sample the number of objects; a single object is rare."""
     counts = range(min(low, high), high + 1)
     return rng.weighted_choice(counts, [min(count, 3) for count in counts])
 
@@ -235,9 +235,9 @@ def _sample_things(
     fixed: Sequence[Pair],
     allowed: Callable[[Pair], bool] = lambda pair: True,
 ) -> list[Thing]:
-    """Sample different things; many share a color or a noun with another.
+    """Sample distinct objects, many of which share a color or a noun with another.
 
-    The first things have the `fixed` pairs, the others are `allowed` ones of `pairs`.
+    The first objects have the `fixed` pairs, and the others have `allowed` pairs from `pairs`.
     """
     things: list[Thing] = []
     while len(things) < count:
@@ -246,7 +246,7 @@ def _sample_things(
         else:
             pair = rng.choice(pairs)
             if things and rng.bernoulli(0.6):
-                # A distractor with the color or the noun of another thing.
+                # A distractor with the color or the noun of another object.
                 model, shared = rng.choice(things), rng.integer(2)
                 alike = [p for p in pairs if p[shared] == model.pair[shared] and p != model.pair]
                 pair = rng.choice(alike or pairs)
@@ -254,7 +254,7 @@ def _sample_things(
                 continue
         color, noun = pair
         size, material = rng.choice(world.sizes), rng.choice(world.materials)
-        # Relative to the image's side until placed.
+        # The radius is relative to the image's side until the object is placed.
         thing = Thing(noun, color, size, material, radius=rng.uniform(*RADII[size]))
         words = (thing.pair, thing.size, thing.material)
         if all(words != (o.pair, o.size, o.material) for o in things):
@@ -269,14 +269,14 @@ def _place(
     rng: Rng,
     accept: Callable[[Sequence[Thing]], bool] | None = None,
 ) -> tuple[Thing, ...]:
-    """Scale things to the image and place them; by default without a held-out fact."""
+    """Scale objects to the image and place them, by default without a held-out fact."""
     scaled = [dataclasses.replace(thing, radius=thing.radius * side) for thing in things]
     accept = accept or (lambda placed: not shows_held_out_fact(world, placed))
     return place(scaled, side, rng, accept)
 
 
 def _counting(world: World, rng: Rng, side: int, max_objects: int) -> Scene:
-    """Sample a scene in which a word applies to 1 .. max_objects things, uniformly."""
+    """Sample a scene in which a word applies to 1 to max_objects objects, uniformly."""
     kind, shared = rng.choice((("color", 0), ("noun", 1)))
     word = rng.choice((world.colors, world.nouns)[shared])
     answer = 1 + rng.integer(max_objects)
@@ -289,11 +289,11 @@ def _counting(world: World, rng: Rng, side: int, max_objects: int) -> Scene:
 
 
 def _twin(world: World, rng: Rng, novel: bool, side: int, max_objects: int) -> Scene:
-    """Sample a scene that has another description when two things are swapped."""
+    """Sample a scene whose description changes when two objects are swapped."""
     held_out = sorted(world.held_out_pairs)
     use_color = len(world.colors) > 1 and max_objects >= (3 if novel else 2)
     swap = "color" if use_color and rng.bernoulli() else "place"
-    # Swapping colors makes shown pairs of two held-out ones, so a third thing is held out.
+    # Swapping the colors of two held-out pairs gives shown pairs, so a third object is held out.
     num_held_out = (3 if swap == "color" else 1) if novel else 0
     count = _sample_count(rng, max(2, num_held_out), min(max_objects, 3))
     while True:
@@ -305,7 +305,7 @@ def _twin(world: World, rng: Rng, novel: bool, side: int, max_objects: int) -> S
         crossed = {(color, other_noun), (other_color, noun)}
         if not novel and swap == "color" and crossed & world.held_out_pairs:
             continue
-        # No third thing may make the caption of the other image true.
+        # No third object may make the caption of the other image true.
         if all(_apart(pair, fixed[:2]) for pair in fixed[2:]):
             break
     pairs = tuple(held_out) + world.shown_pairs if novel else world.shown_pairs
@@ -324,12 +324,12 @@ def _twin(world: World, rng: Rng, novel: bool, side: int, max_objects: int) -> S
 
 
 def _apart(pair: Pair, others: Sequence[Pair]) -> bool:
-    """Return whether no other pair has the same noun."""
+    """Return whether none of the other pairs has the same noun."""
     return all(pair[1] != other[1] for other in others)
 
 
 def _novel(world: World, rng: Rng, side: int, max_objects: int) -> Scene:
-    """Sample a scene with a held-out pair; three fifths have a held-out fact to ask about."""
+    """Sample a scene with a held-out pair; about 60 % also have a held-out fact to ask about."""
     held_out = sorted(world.held_out_pairs)
     everything = tuple(held_out) + world.shown_pairs
     fixed = [rng.choice(held_out)]

@@ -2,7 +2,7 @@
 
     fiber data scenes --output runs/scenes --images 20000
 
-`scene_graph` samples the objects, `rendering` draws them, `captions` and `questions` make the
+`scene_graph` samples the objects, `rendering` draws them, `captions` and `questions` generate the
 texts, and `annotations` writes the files.
 """
 
@@ -25,7 +25,7 @@ from fiber.synthetic.scene_graph import Scene, World, sample_scene, shapes_world
 
 @dataclass(frozen=True)
 class SceneRecipe(Recipe):
-    """Recipe of grounded scenes."""
+    """Recipe for grounded scenes."""
 
     seed: int = 0
     image_size: int = 96
@@ -69,7 +69,7 @@ def generate(
 ) -> Path:
     """Generate a dataset of grounded scenes; return its folder.
 
-    Arguments and errors are those of `Recipe` and `generate_dataset`. Images of `novel` have a
+    Arguments and errors are those of `Recipe` and `generate_dataset`. Every image of `novel` has a
     held-out pair of color and shape.
     """
     counts = {"train": train, "val": val, "novel": novel}

@@ -28,13 +28,13 @@ from fiber.data.image_file import ENDINGS
 from fiber.synthetic.rendering import bounds
 
 STAMPS_PACKAGE = "tuxpaint-stamps-default"
-#: Packages with photographs, and the folder in each.
+#: Packages with photographs, and the folder that contains them.
 BACKGROUND_PACKAGES = {
     "mate-backgrounds": "usr/share/backgrounds/mate/nature",
     "lomiri-wallpapers-16.04": "usr/share/backgrounds",
 }
-#: Debian's photographs of things that are also stamps (a drum, flowers, dogs), which would make
-#: texts such as "is there a drum" wrong.
+#: Debian's photographs that show objects also found as stamps (a drum, flowers, dogs), which would
+#: make answers to questions such as "is there a drum?" wrong.
 _SHOWS_THINGS = (
     "backgrounds/mate/nature/FreshFlower.jpg",
     "backgrounds/mate/nature/Garden.jpg",
@@ -58,7 +58,7 @@ _CAPTION = re.compile(
 _NO_NOUN_WORDS = {"at", "being", "by", "called", "dancing", "for", "from", "holding", "in"}
 _NO_NOUN_WORDS |= {"inside", "is", "made", "making", "of", "on", "pair", "playing", "that", "the"}
 _NO_NOUN_WORDS |= {"to", "used", "very", "which", "with"}
-# Families of nouns that do not share the last word.
+# Families of nouns that do not share their last word.
 _GRAVES = ("gravestone", "headstone", "tombstone", "marker", "monument stone", "graveyard")
 _FAMILIES = {
     **dict.fromkeys(_GRAVES, "grave"),
@@ -73,16 +73,17 @@ _FAMILIES = {
     "orca": "whale",
     "tepee": "tent",
 }
-#: Smaller cut-outs, in pixels, are icons; those with fewer colors (of 4096) are line drawings.
+#: Cut-outs smaller than this (in pixels) are icons; those with fewer colors (out of 4096) are line
+#: drawings.
 _MIN_SIDE, _MIN_COLORS = 40, 24
 
 
 class Cutout(NamedTuple):
-    """One stamp: its file and noun."""
+    """A stamp's file, noun and size."""
 
     path: str
     noun: str
-    #: (height, width) of the bounding box of its opaque pixels.
+    #: (height, width) of the bounding box of the opaque pixels.
     size: tuple[int, int]
 
 
@@ -97,7 +98,7 @@ class StampCollection:
 
     @cached_property
     def nouns(self) -> tuple[str, ...]:
-        """Every noun, in alphabetical order: the classes."""
+        """All nouns (the classes), in alphabetical order."""
         return tuple(sorted({cutout.noun for cutout in self.cutouts}))
 
     @cached_property
@@ -116,7 +117,7 @@ class StampCollection:
 def noun_of(caption: str) -> str | None:
     """Return a caption's noun phrase: "A peacock (a male peafowl)." -> "peacock".
 
-    Return None unless the caption is "a" or "an" with up to four words.
+    Return None unless the caption is "a" or "an" followed by up to four words.
     """
     words = " ".join(caption.lower().replace("\u2019", "'").split())
     found = _CAPTION.fullmatch(words)
@@ -126,27 +127,27 @@ def noun_of(caption: str) -> str | None:
 
 
 def family_of(noun: str) -> str:
-    """Return the family of a noun, its last word; nouns of one family may be confused."""
+    """Return a noun's family, usually its last word; nouns of a family may be confused."""
     last = noun.rpartition(" ")[2]
     return _FAMILIES.get(noun, _FAMILIES.get(last, last))
 
 
 def read_collection(stamps: Path, backgrounds: Sequence[Path]) -> StampCollection:
-    """Find usable stamps, PNG files each with a .txt with its caption, and photographs in folders.
+    """Find the usable photographs, and the usable stamps (PNG files with a caption in a .txt file).
 
     Raises:
-        FileNotFoundError: if a folder does not exist or has no usable files.
+        FileNotFoundError: if a folder does not exist or contains no usable files.
     """
     for folder in (stamps, *backgrounds):
         if not folder.is_dir():
-            raise FileNotFoundError(f"{folder} is not a folder; expected a folder of images")
+            raise FileNotFoundError(f"{folder} is not a folder; expected a folder with images")
     found = [_read_cutout(path) for path in sorted(stamps.rglob("*.png"))]
     cutouts = tuple(cutout for cutout in found if isinstance(cutout, Cutout))
     skipped = Counter(reason for reason in found if isinstance(reason, str))
     if not cutouts:
         raise FileNotFoundError(
-            f"{stamps} has no usable stamp; expected PNG files with transparency, each with a"
-            f' .txt such as "A red mug." (skipped: {dict(skipped) or "nothing"})'
+            f"{stamps} has no usable stamp; expected PNG files with transparency, each with a .txt"
+            f' file such as "A red mug." (skipped: {dict(skipped) or "nothing"})'
         )
     files = (path for folder in backgrounds for path in folder.rglob("*"))
     every = sorted(str(path) for path in files if path.suffix.lower() in ENDINGS)
@@ -155,26 +156,26 @@ def read_collection(stamps: Path, backgrounds: Sequence[Path]) -> StampCollectio
         skipped["photograph shows things"] = len(every) - len(photos)
     if not photos:
         raise FileNotFoundError(
-            f"{', '.join(map(str, backgrounds))} has no photograph; expected {', '.join(ENDINGS)}"
+            f"no photograph in {', '.join(map(str, backgrounds))}; expected {', '.join(ENDINGS)}"
         )
     return StampCollection(cutouts, photos, tuple(sorted(skipped.items())))
 
 
 def one_of_each(cutouts: Sequence[Cutout], kinds: int, seed: int = 0) -> list[Cutout]:
-    """Choose one cut-out of each of `kinds` families of nouns, largest first.
+    """Choose one cut-out from each of `kinds` noun families, largest first.
 
     The first cut-out of each family is a candidate. Three times as many families are sampled, and
-    those with the largest cut-outs, by their shorter side, are used.
+    those with the largest cut-outs (by shorter side) are used.
 
     Raises:
-        ValueError: if there are fewer families.
+        ValueError: if there are fewer than `kinds` families.
     """
     by_family: dict[str, Cutout] = {}
     for cutout in cutouts:
         by_family.setdefault(family_of(cutout.noun), cutout)
     if len(by_family) < kinds:
         raise ValueError(
-            f"the stamps have {len(by_family)} kinds of things; expected {kinds} or more"
+            f"the stamps show {len(by_family)} kinds of objects; expected {kinds} or more"
         )
     sampled = random.Random(seed).sample(sorted(by_family), min(len(by_family), 3 * kinds))
     largest = sorted(sampled, key=lambda family: -min(by_family[family].size))
@@ -182,7 +183,7 @@ def one_of_each(cutouts: Sequence[Cutout], kinds: int, seed: int = 0) -> list[Cu
 
 
 def _read_cutout(path: Path) -> Cutout | str:
-    """Read a stamp; return the reason if it is unusable."""
+    """Read a stamp; if it is unusable, return the reason."""
     text = path.with_suffix(".txt")
     if not text.is_file():
         return "no caption"
@@ -211,19 +212,19 @@ def _read_cutout(path: Path) -> Cutout | str:
 
 
 def cache_folder() -> Path:
-    """Return the folder of unpacked packages: fiber/debian in XDG_CACHE_HOME or ~/.cache."""
+    """Return the folder for unpacked packages: fiber/debian in XDG_CACHE_HOME or ~/.cache."""
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(root) / "fiber" / "debian"
 
 
 def debian_stamps() -> Path:
-    """Return Debian's stamps: installed, cached, or downloaded into the cache."""
+    """Return the folder of Debian's stamps: installed, cached, or downloaded into the cache."""
     installed = Path("/") / _STAMPS_FOLDER
     return installed if installed.is_dir() else unpacked(STAMPS_PACKAGE) / _STAMPS_FOLDER
 
 
 def debian_backgrounds() -> list[Path]:
-    """Return folders of Debian's photographs, cached or downloaded into the cache."""
+    """Return the folders of Debian's photographs, downloaded into the cache if needed."""
     return [unpacked(package) / folder for package, folder in BACKGROUND_PACKAGES.items()]
 
 
@@ -231,7 +232,7 @@ def unpacked(package: str) -> Path:
     """Return the folder of a Debian package's files; download and unpack it if needed.
 
     Raises:
-        FileNotFoundError: if apt-get or dpkg-deb is missing or fails, with instructions.
+        FileNotFoundError: if apt-get or dpkg-deb is missing or fails; the error says what to do.
     """
     folder = cache_folder() / package
     if folder.is_dir():
@@ -256,8 +257,8 @@ def _run_tool(command: list[str], work: str, folder: Path) -> None:
     except FileNotFoundError:
         reason = "is not installed"
     raise FileNotFoundError(
-        f"cannot download Debian's {package}: {command[0]} {reason}. On a Debian or Ubuntu system"
+        f"cannot download Debian's {package}: {command[0]} {reason}. On a Debian or Ubuntu system,"
         f" run: apt-get update; apt-get download {package}; dpkg-deb -x {package}_*.deb {folder}."
-        f" Elsewhere get the package {package} from https://packages.debian.org, unpack it, and"
+        f" Elsewhere, download package {package} from https://packages.debian.org, unpack it, and"
         f" put its files (usr/...) into {folder}"
     )

@@ -1,9 +1,10 @@
-"""Stamps: real cut-outs pasted on photographs, with all kinds of annotations and exact boxes.
+"""Stamps: real cut-outs pasted onto photographs, with exact boxes and all kinds of annotations.
 
     fiber data stamps --output runs/stamps --images 8000
 
-The files are those of `fiber.synthetic.scenes`, for the same commands. Nouns come from the captions
-of the cut-outs. One eighth of the families of nouns is held out: only images of `novel` have them.
+The files have the same formats as those of `fiber.synthetic.scenes`, so the same commands read
+them. Nouns come from the captions of the cut-outs. One eighth of the noun families is held out and
+occurs only in images of `novel`.
 """
 
 from __future__ import annotations
@@ -50,12 +51,12 @@ _MAX_MAGNIFICATION, _PHOTO_FACTOR = 1.5, 4
 
 @dataclass(frozen=True)
 class StampRecipe(Recipe):
-    """Recipe of stamps on photographs."""
+    """Recipe for stamps on photographs."""
 
-    #: Folder of RGBA PNG files, each with a .txt with its caption; None: Debian's
+    #: Folder of RGBA PNG files, each with its caption in a .txt file; None: Debian's
     #: tuxpaint-stamps-default. Missing packages are downloaded with apt-get and cached.
     stamps: AnyPath | None = None
-    #: Folder of photographs; None: those of two Debian packages.
+    #: Folder of photographs; None: photographs from two Debian packages.
     backgrounds: AnyPath | None = None
 
     name = "stamps"
@@ -116,8 +117,8 @@ def generate(
 ) -> Path:
     """Generate a dataset of stamps on photographs; return its folder.
 
-    Arguments and errors are those of `StampRecipe` and `generate_dataset`. Images of `novel` have a
-    held-out noun.
+    Arguments and errors are those of `StampRecipe` and `generate_dataset`. Every image of `novel`
+    has a held-out noun.
     """
     counts = {"train": train, "val": val, "novel": novel}
     recipe = StampRecipe(seed, image_size, max_objects, stamps, backgrounds)
@@ -125,15 +126,16 @@ def generate(
 
 
 def stamps_world(collection: StampCollection, seed: int) -> World:
-    """Return the world of a collection's nouns; an eighth of their families is held out.
+    """Return the world of a collection's nouns, with an eighth of their families held out.
 
-    Raises ValueError for fewer than four families.
+    Raises ValueError if there are fewer than four families.
     """
     families = {noun: family_of(noun) for noun in collection.nouns}
     names = sorted(set(families.values()))
     if len(names) < 4:
         raise ValueError(
-            f"the stamps have {len(names)} kinds of things ({', '.join(names)}); expected 4 or more"
+            f"the stamps show {len(names)} kinds of objects ({', '.join(names)}); expected 4 or"
+            " more"
         )
     chosen = set(Rng(seed, _HELD_OUT, 0).shuffled(names)[: max(1, len(names) // 8)])
     held_out = frozenset(("", noun) for noun, family in families.items() if family in chosen)
@@ -151,7 +153,7 @@ def sample_stamp_scene(recipe: StampRecipe, split: str, index: int) -> Scene:
     count = low + rng.integer(most - low + 1)
     nouns = _sample_nouns(recipe.world, rng, count - copies + 1, split == "novel")
     if not counted and not twin and count > 2 and rng.bernoulli(0.4):
-        # Two of a kind, distinguished by a relation only.
+        # Two objects of a kind, distinguished only by a relation.
         nouns[-1] = nouns[0]
     nouns = [nouns[0]] * (copies - 1) + nouns
     collection = recipe.collection
@@ -174,7 +176,7 @@ def sample_stamp_scene(recipe: StampRecipe, split: str, index: int) -> Scene:
 
 
 def _sample_nouns(world: World, rng: Rng, count: int, novel: bool) -> list[str]:
-    """Sample nouns of different families; the first is held out if novel, otherwise none is."""
+    """Sample nouns of different families; if `novel`, the first is held out, otherwise none is."""
     held_out = sorted(noun for _, noun in world.held_out_pairs)
     shown = [noun for _, noun in world.shown_pairs]
     nouns: list[str] = []
@@ -183,16 +185,16 @@ def _sample_nouns(world: World, rng: Rng, count: int, novel: bool) -> list[str]:
         seen = {world.family(noun) for noun in nouns}
         free = [noun for noun in pool if world.family(noun) not in seen]
         free = free or [noun for noun in shown if world.family(noun) not in seen]
-        # With very few families, a noun is repeated.
+        # With very few families, nouns are repeated.
         nouns.append(rng.choice(free or nouns))
     return nouns
 
 
 def draw_stamps(recipe: StampRecipe, scene: Scene, rng: Rng) -> tuple[np.ndarray, list[PixelBox]]:
-    """Paste the cut-outs of a scene on a crop of a photograph.
+    """Paste the cut-outs of a scene onto a crop of a photograph.
 
     Returns:
-        (H, W, 3) uint8 RGB, and the box of each thing: the bounds of its pixels with alpha > 0.5.
+        (H, W, 3) uint8 RGB, and the box of each object: the bounds of its pixels with alpha > 0.5.
     """
     collection = recipe.collection
     side = recipe.image_size
@@ -220,14 +222,14 @@ def draw_stamps(recipe: StampRecipe, scene: Scene, rng: Rng) -> tuple[np.ndarray
 def _resize(
     image: Image.Image, scale: float, resampling: Image.Resampling, least: int = 1
 ) -> Image.Image:
-    """Resize an image to sides of at least `least` pixels."""
+    """Resize an image by a factor, keeping both sides at least `least` pixels long."""
     size = max(least, round(image.width * scale)), max(least, round(image.height * scale))
     return image.resize(size, resampling, reducing_gap=2.0)
 
 
 @lru_cache(maxsize=64)
 def _photo(path: str, side: int) -> Image.Image:
-    """Read a photograph, downscaled to a shorter side of at most `side` pixels."""
+    """Read a photograph, downscaled so that its shorter side is at most `side` pixels."""
     with Image.open(path) as file:
         file.draft("RGB", (side, side))
         photo = file.convert("RGB")
@@ -237,7 +239,7 @@ def _photo(path: str, side: int) -> Image.Image:
 
 @lru_cache(maxsize=1024)
 def _stamp(path: str, side: int) -> Image.Image:
-    """Read the opaque part of a cut-out, downscaled to a longer side of at most `side` pixels."""
+    """Read the opaque part of a cut-out, downscaled so that no side exceeds `side` pixels."""
     with Image.open(path) as file:
         stamp = file.convert("RGBA")
     stamp = stamp.crop(bounds(np.asarray(stamp.getchannel("A")) > 127))

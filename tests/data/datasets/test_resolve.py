@@ -64,7 +64,7 @@ def test_several_layouts_are_reported_with_sources_that_select_one(folder):
         ("dataset_flickr30k.json", karpathy("train")),
     ):
         folder(name, content)
-    with pytest.raises(AmbiguousLayoutError, match="name a file") as error:
+    with pytest.raises(AmbiguousLayoutError, match="pass one of") as error:
         open_source("captions", folder.folder, "train")
     assert error.value.sources == ("coco_karpathy", "flickr30k_karpathy")
     # Of two forms of one set the first is read by its name, and others are not told apart by it.
@@ -97,7 +97,7 @@ def test_one_is_no_plural(count, what, said):
 
 COCO, FLICKR30K = "https://cocodataset.org", "caption_datasets.zip of Karpathy and Fei-Fei (2015)"
 SCENES = "(`fiber data scenes --output DIR` generates an example dataset)"
-ARROW = "from the published code's write_*.py, which convert the original downloads"
+ARROW = "from the published code's write_*.py, which convert the downloaded datasets"
 TABLES_AND_SHARDS = [
     "an Arrow or Parquet table: val.parquet or val-*-of-*.parquet or data/val-*-of-*.parquet or"
     " val/data-*-of-*.arrow or validation.parquet or validation-*-of-*.parquet or"
@@ -117,7 +117,7 @@ VQAV2, NLVR2 = "https://visualqa.org", "https://lil.nlp.cornell.edu/nlvr"
                 "VQAv2 questions: vqa_questions_val.json with vqa_annotations_val.json,"
                 f" from {VQAV2} {SCENES}",
                 "JSON lines, a JSON list or CSV: val.jsonl or val.csv or val.json",
-                "VQAv2, original files: v2_OpenEnded_mscoco_val20*_questions.json with"
+                "VQAv2, original layout: v2_OpenEnded_mscoco_val20*_questions.json with"
                 f" v2_mscoco_val20*_annotations.json, from {VQAV2}",
                 f"published Arrow data: vqav2_val.arrow, {ARROW}",
                 *TABLES_AND_SHARDS,
@@ -128,7 +128,7 @@ VQAV2, NLVR2 = "https://visualqa.org", "https://lil.nlp.cornell.edu/nlvr"
             "test1",
             [
                 f"NLVR2: nlvr2_test1.jsonl, from {NLVR2} {SCENES}",
-                f"NLVR2, original file: test1.json, from {NLVR2}",
+                f"NLVR2, original layout: test1.json, from {NLVR2}",
                 f"published Arrow data: nlvr2_test1.arrow, {ARROW}",
             ],
         ),
@@ -199,7 +199,7 @@ def test_a_missing_split_lists_the_splits_that_exist(source, files, splits, fold
     with pytest.raises(FileNotFoundError) as error:
         open_source(source, folder.folder, "novel")
     assert (
-        f"has no {source} of split 'novel', only of the splits whose files exist: {splits}."
+        f"has no {source} of split 'novel'; splits with files: {splits}."
         " Expected one of these in the folder: "
     ) in str(error.value)
 
@@ -209,7 +209,7 @@ def test_a_file_with_one_split_is_not_taken_for_another(folder):
     folder("Train_GCC-training.tsv", "a dog\t2.png\n")
     assert texts("captions", folder.folder) == ["a dog"]
     for source in ("captions", "conceptual_captions"):
-        with pytest.raises(FileNotFoundError, match="only of the splits whose files exist: tr"):
+        with pytest.raises(FileNotFoundError, match="splits with files: tr"):
             open_source(source, folder.folder, "val")
     folder("Validation_GCC-1.1.0-Validation.tsv", "a cat\t2.png\n")
     assert texts("captions", folder.folder, "val") == ["a cat"]
@@ -259,7 +259,7 @@ def test_a_split_that_a_source_never_has(folder, monkeypatch):
         folder(name, "")
         with pytest.raises(ValueError) as error:
             open_source(source, folder.folder, "val")
-        said = f"{source} has only the split 'train', got 'val'"
+        said = f"{source} has only split 'train', got 'val'"
         assert str(error.value) == said
     # Nor are its Arrow files read for the same records a second time.
     read = []

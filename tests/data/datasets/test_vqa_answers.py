@@ -62,7 +62,7 @@ class TestOriginals:
         assert found.answers == ("yes", "blue")
         assert found.notes[0] == "2 answers, from 26 questions"
         assert (
-            "not the published list: the original train and val have 658111 questions"
+            "not the published list: the complete train and val splits have 658111 questions"
             in found.notes[1]
         )
 
@@ -84,7 +84,7 @@ class TestOriginals:
         ):
             published_answers(tmp_path)
         write(VAL, annotations("yes"))
-        with pytest.raises(ValueError, match=r"no answer.*9 of 2 questions"):
+        with pytest.raises(ValueError, match=r"no answer.*9 of the 2 questions"):
             published_answers(tmp_path)
         write(VAL, {"annotations": [{"question_id": 7}]})
         with pytest.raises(ValueError, match=r"annotations\[0\].*'multiple_choice_answer'"):
@@ -115,7 +115,7 @@ class TestArrow:
         found = published_answers(folder)
         assert found.answers == ("no", "dog", "red", "unknown 3", "cat")
         assert found.notes[0] == "5 answers, from vqav2_train.arrow and vqav2_val.arrow"
-        assert found.notes[1].startswith("1 of them occur in no question of these files")
+        assert found.notes[1].startswith("1 of them do not occur in these files")
         assert len(found.notes) == 2
 
     def test_what_does_not_fit(self, arrow):
@@ -123,7 +123,7 @@ class TestArrow:
         with pytest.raises(FileNotFoundError, match=r"vqav2_val\.arrow.*exist"):
             published_answers(folder)
         arrow("vqav2_val.arrow", answers=[[["blue"]]], answer_labels=[[[0]]])
-        with pytest.raises(ValueError, match=r"row 0.*answer 0.*'blue'.*'red'"):
+        with pytest.raises(ValueError, match=r"row 0.*'blue'.*answer 0.*'red'"):
             published_answers(folder)
         arrow("vqav2_val.arrow", answers=[[["blue"]]])
         with pytest.raises(ValueError, match=r"val\.arrow.*column 'answer_labels'"):

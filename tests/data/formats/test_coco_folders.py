@@ -168,7 +168,7 @@ def test_missing_images_are_named(folder):
     path = folder("annotations/instances_val2017.json", instances(["1.jpg", "2.jpg"]), "elsewhere")
     with pytest.raises(FileNotFoundError) as error:
         open_source("detection", folder.path, "val")
-    assert f"{path} has 2 images, such as '1.jpg'; none of a sample of them is in" in str(
+    assert f"{path} has 2 images, such as '1.jpg'; none of a sample of them was found in" in str(
         error.value
     )
     assert str(folder.path / "annotations") in str(error.value)
@@ -190,7 +190,7 @@ def test_another_split_lists_the_splits_that_exist(folder):
     folder("valid/_annotations.coco.json", instances(["1.jpg"]), "valid")
     with pytest.raises(FileNotFoundError) as error:
         open_source("detection", folder.path, "test")
-    assert "only of the splits whose files exist: train, val" in str(error.value)
+    assert "splits with files: train, val" in str(error.value)
     assert "Roboflow: test/_annotations.coco.json" in str(error.value)
     with pytest.raises(FileNotFoundError, match=r"boxes.*split 'test'"):
         coco_detection(folder.path, "test")
@@ -231,7 +231,7 @@ def test_a_few_images_of_each_class(folder):
         found = open_source("detection", folder.path, "train", shots=shots)
         kept = sorted(int(Path(str(record.images[0])).stem) for record in found)
         assert kept == published_selection(content, shots)
-        said = f"{len(kept)} of 12 images are kept: {shots} per class, as published"
+        said = f"{len(kept)} of 12 images are kept: {shots} per class, as in the published code"
         assert skip_lines(found)[0] == said
     assert published_selection(content, 1) == [1, 2, 6]
     assert len(open_source("detection", folder.path, "train")) == 12
@@ -241,9 +241,9 @@ def test_a_few_images_of_each_class(folder):
 
 
 BAD_BOXES = {
-    "outside": ([70, 50, 5, 5], "boxes outside their pictures", "pixels outside its image"),
-    "beyond": ([50, 30, 30, 30], "clipped boxes", "40 pixels|20 pixels outside its image"),
-    "negative": ([-30, 6, 20, 10], "boxes outside their pictures", "30 pixels outside"),
+    "outside": ([70, 50, 5, 5], "boxes outside their pictures", "pixels beyond its image"),
+    "beyond": ([50, 30, 30, 30], "clipped boxes", "40 pixels|20 pixels beyond its image"),
+    "negative": ([-30, 6, 20, 10], "boxes outside their pictures", "30 pixels beyond"),
     "reversed": ([30, 20, -20, 10], "reversed boxes", None),
     "no-area": ([5, 6, 0, 10], "empty boxes", None),
     "nan": ([5, float("nan"), 20, 10], "boxes that are no four numbers", "expected [x, y, width"),
@@ -297,9 +297,9 @@ def test_duplicate_ids_and_names_are_rejected(folder):
     for classes, said in (
         (
             [{"id": 1, "name": "mug"}, {"id": 1, "name": "cup"}],
-            "has the id 1, a duplicate of 'mug'",
+            "has duplicate id 1, already used by 'mug'",
         ),
-        ([{"id": 1, "name": "mug"}, {"id": 2, "name": "mug"}], "has the name 'mug', a duplicate"),
+        ([{"id": 1, "name": "mug"}, {"id": 2, "name": "mug"}], "has duplicate name 'mug'"),
     ):
         folder("val.json", instances(["1.jpg"], classes))
         with pytest.raises(ValueError, match=said):

@@ -200,8 +200,8 @@ def test_a_file_with_other_encodings_is_named(lines):
         ({"image": "1.png", "texts": "x"}, "'texts' 'x'"),
         ({"image": "1.png", "texts": ["x", ""]}, r"empty 'texts\[1\]'"),
         (CAPTION | {"id": 1.5}, r"'id' '1.5'.*string.*integer"),
-        (CAPTION | {"id": 1}, "has the duplicate 'id' 1"),
-        (CAPTION | {"split": "train"}, r"line 2.*field 'split'.*line 1"),
+        (CAPTION | {"id": 1}, "has duplicate 'id' 1"),
+        (CAPTION | {"split": "train"}, r"line 2.*'split'.*line 1"),
     ],
 )
 def test_captions_that_do_not_fit_are_named(lines, bad, message):
@@ -252,7 +252,7 @@ def test_a_first_image_that_is_missing_is_named(lines):
         captions(path)
     folder = lines.folder
     assert str(error.value) == (
-        f"{path}: line 1: image '3.png' does not exist as {folder}/3.png or {folder}/images/3.png"
+        f"{path}: line 1: image '3.png' not found; tried {folder}/3.png and {folder}/images/3.png"
     )
 
 

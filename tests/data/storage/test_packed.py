@@ -259,7 +259,7 @@ def test_what_is_there_is_not_written_over(kind, scenes_folder, tmp_path):
         (target / "mine.txt").write_text("mine")
     else:
         target.write_text("mine")
-    with pytest.raises(FileExistsError, match="packed exists; name a folder that does not exist"):
+    with pytest.raises(FileExistsError, match="packed already exists"):
         pack(scenes_folder, target)
     kept = target / "mine.txt" if kind == "folder" else target
     assert kept.read_text() == "mine"

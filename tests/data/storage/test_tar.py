@@ -149,7 +149,7 @@ def test_truncated_archives(tmp_path):
     whole = write_tar(tmp_path / "whole.tar", CONTENT).read_bytes()
     path = tmp_path / "a.tar"
     path.write_bytes(whole[: 512 * 4 + 700])
-    is_invalid(path, "member 'b/c.bin' has 2304 bytes, 700 are left", "at byte 1536")
+    is_invalid(path, "member 'b/c.bin' has 2304 bytes, but 700 are left", "at byte 1536")
     path.write_bytes(whole[: 512 * 2 + 100])
     is_invalid(path, "truncated header, at byte 1024")
     path.write_bytes(whole[:100])
@@ -175,7 +175,7 @@ def test_files_that_are_not_tar_archives(tmp_path):
         with tarfile.open(path, mode) as tar:
             tar.addfile(tarfile.TarInfo("a.txt"))
         path.write_bytes(path.read_bytes() + bytes(600))
-        is_invalid(path, "it is compressed: decompress it")
+        is_invalid(path, "the file is compressed: decompress it")
     whole = write_tar(path, CONTENT).read_bytes()
     path.write_bytes(whole[:1030] + b"\xff" + whole[1031:])
     is_invalid(path, "bad checksum", "at byte 1024")
@@ -366,8 +366,8 @@ def test_a_file_of_which_only_the_time_changed(tmp_path):
         file.read(512, 3)
     then = f"{file.changed / 1e9:.6f}"
     assert str(error.value).endswith(
-        f": written at {then} s then, at 1.500000 s now, and {file.bytes} bytes as before;"
-        " open the data again"
+        f": its modification time was {then} s and now is 1.500000 s (it still has {file.bytes}"
+        " bytes); open the data again"
     )
 
 

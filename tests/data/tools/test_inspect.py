@@ -108,8 +108,8 @@ def test_sizes_that_annotations_tell_wrongly(boxes):
     name = f"{boxes.images}/2.png"
     assert pictures.other_sizes == [{"picture": name, "size": [40, 30], "annotated": [30, 40]}]
     assert report.faults == [
-        f"image {name} is 30 x 40 pixels, but its annotation says 40 x 30, its transpose; its"
-        " boxes are for another size"
+        f"image {name} is 30 x 40 pixels, but its annotation says 40 x 30, its transpose, so"
+        " its boxes do not fit"
     ]
     told = report.to_dict()
     assert told["pictures"][0]["other_sizes"] == [
@@ -156,7 +156,7 @@ def test_every_record_of_a_picture_is_compared_also_in_a_pack(tmp_path):
         report = inspect(source)
         assert report.images[0].statuses == {"ok": 1}, source
         assert [fault.split("but its")[1] for fault in report.faults] == [
-            " annotation says 100 x 100; its boxes are for another size"
+            " annotation says 100 x 100, so its boxes do not fit"
         ], source
 
 
@@ -273,7 +273,7 @@ def test_several_forms_are_looked_into_by_their_names(data):
 
 
 def test_nothing_that_is_known(tmp_path):
-    with pytest.raises(FileNotFoundError, match="none: no such folder or file"):
+    with pytest.raises(FileNotFoundError, match="none does not exist"):
         parts_of(tmp_path / "none")
     with pytest.raises(ValueError, match=r"no annotation file in this folder; expected some of"):
         parts_of(tmp_path)
@@ -301,11 +301,11 @@ def test_a_table_without_the_columns_is_answered_with_both(tmp_path):
 def test_lines_of_ones_own_that_say_nothing_are_read_for_what_is_wrong(tmp_path):
     path = tmp_path / "mine.csv"
     for content, message in (
-        (b"", r"mine\.csv is empty; expected a UTF-8 table"),
-        (b"image,wrong\na,b\n", r"mine\.csv: line 2 has the unknown field 'wrong'"),
+        (b"", r"mine\.csv is empty; expected a comma-separated UTF-8 table"),
+        (b"image,wrong\na,b\n", r"mine\.csv: line 2 has unknown field 'wrong'"),
         (
             b"image,text\n\xff,b\n",
-            r"mine\.csv is not text .* expected a UTF-8 table with commas",
+            r"mine\.csv is not text .* expected a comma-separated UTF-8 table",
         ),
     ):
         path.write_bytes(content)

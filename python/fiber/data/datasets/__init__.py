@@ -1,1 +1,1 @@
-"""Named datasets and the registry that finds the reader of a folder or file."""
+"""Named datasets and the registry that finds the reader for a folder or file."""

@@ -1,9 +1,9 @@
-"""Shared code of the caption readers of named datasets.
+"""Code shared by the caption readers of named datasets.
 
-Each reader returns one record per caption, with those of an image together. Known defects of a
-download are skipped and counted: images without captions, empty captions, repeated captions of an
-image (as in published training; the first one is kept, so that the order is deterministic), and,
-for datasets that are lists of URLs, images that could not be downloaded.
+Each reader returns one record per caption, with the captions of an image adjacent. Known defects of
+a download are skipped and counted: images without captions, empty captions, repeated captions of an
+image (as in the published training code, but always keeping the first one) and, for datasets
+distributed as lists of URLs, images that could not be downloaded.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ _MISSING = "pictures that are missing"
 
 
 class ImageFinder:
-    """Find the images of a dataset in `images`, or in the data folder and "images" in it.
+    """Find images in `images`, or else in the data folder and its "images" subfolder.
 
-    `subfolders` of these are also searched. Each folder is listed once.
+    Their `subfolders` are also searched. Each folder is listed only once.
     """
 
     def __init__(
@@ -47,13 +47,13 @@ class ImageFinder:
         path = self.find(name)
         if path is None:
             raise FileNotFoundError(
-                f"{file.where} has image {name!r}, not in {', '.join(map(str, self._folders))}"
+                f"{file.where}: image {name!r} not found in {', '.join(map(str, self._folders))}"
             )
         return path
 
 
 def add_captions(out: RecordList, stem: str, image: str, found: Sequence[tuple[Any, str]]) -> None:
-    """Add the captions of one image, as (id, text)."""
+    """Add the captions of one image, given as (id, text) pairs."""
     if not found:
         out.skip("pictures without captions")
     seen = set()
@@ -70,7 +70,7 @@ def add_captions(out: RecordList, stem: str, image: str, found: Sequence[tuple[A
 def caption_rows(
     path: Path, rows: Iterable[tuple[tuple[str, ...], Any]], images: ImageFinder
 ) -> RecordList:
-    """Create records of rows: possible file names of an image that may be missing, and a caption.
+    """Create records from rows of (possible image file names, caption); images may be missing.
 
     Raises:
         FileNotFoundError: if all images are missing.
@@ -89,13 +89,13 @@ def caption_rows(
             add_captions(out, path.stem, image, [(row, caption)])
     if total and out.counts.get(_MISSING) == total:
         raise FileNotFoundError(
-            f"{path}: none of the {total} images exists, such as {example!r} (see `images`)"
+            f"{path}: none of the {total} images exist (example: {example!r}); see `images`"
         )
     return out
 
 
 def path_rows(path: Path, kind: str) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Yield path and caption of a JSON list of [path, caption]."""
+    """Yield the path and caption of each [path, caption] pair in a JSON list."""
     for index, pair in enumerate(read_json_array(path, kind).data["entries"]):
         if not (
             isinstance(pair, list) and len(pair) == 2 and all(isinstance(v, str) for v in pair)
@@ -112,7 +112,7 @@ def row_name(row: int) -> str:
 
 
 def check_split(path: Path, split: str, splits: Iterable[str]) -> None:
-    """Raise ValueError, with the available splits, unless a dataset has a split."""
+    """Raise ValueError, listing the available splits, if a dataset lacks `split`."""
     if split not in splits:
         have = ", ".join(map(repr, sorted(splits))) or "none"
         raise ValueError(f"{path} has no split {split!r}; its splits are {have}")

@@ -12,7 +12,7 @@ from fiber.data.datasets.caption_files import ImageFinder, caption_rows, path_ro
 from fiber.data.formats.annotation_file import RecordList, read_text
 from fiber.data.record import AnyPath
 
-#: Kind of file in messages.
+#: File type in messages.
 KIND = "Conceptual Captions"
 #: Names of the annotation file of each split; the first one that exists is used.
 FILES = {
@@ -30,12 +30,12 @@ def conceptual_captions(
 ) -> RecordList:
     """Read the TSV of captions and URLs, or <split>_annot.json.
 
-    The TSV has a line "caption<tab>url" per image. The image of row n, from 0, has the name that
+    The TSV has one line "caption<tab>url" per image. The image of row n (from 0) has the name that
     img2dataset gives it: "00012/000120345.jpg" for n = 120345. If the second column is not a URL,
-    it is the path of the image. The JSON file is a list of [path, caption].
+    it is the path of the image. The JSON file is a list of [path, caption] pairs.
 
-    Arguments and errors as in `karpathy`; a file is read as a whole. Missing images are counted,
-    since many URLs are dead; it is an error if all are missing.
+    Arguments and errors are as in `karpathy`; the whole file is one split. Missing images are
+    counted, since many URLs are dead; only if all are missing is an error raised.
     """
     path = Path(annotations)
     rows = path_rows(path, KIND) if path.suffix == ".json" else _tsv_rows(path)
@@ -43,7 +43,7 @@ def conceptual_captions(
 
 
 def _tsv_rows(path: Path) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Yield file names and caption of each line."""
+    """Yield the possible image file names and the caption of each line."""
     lines = read_text(path, KIND).split("\n")
     header = int(lines[0].strip() == "caption\turl")
     for row, line in enumerate(lines[header:]):

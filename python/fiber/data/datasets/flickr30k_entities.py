@@ -1,12 +1,12 @@
-"""Flickr30k Entities in its original files.
+"""Flickr30k Entities in its original layout.
 
     val.txt                       one image number per line
     Sentences/1007129816.txt      five captions, phrases in brackets: [/EN#1/people The man] sits
     Annotations/1007129816.xml    boxes with the numbers of their phrases
 
-The files are in the data folder, or in "flickr30k_entities" or "flickr30k" in it. The text of a
-caption is its words with single spaces, as in the published JSON files. Boxes are unchanged: the
-published evaluation treats them as half-open.
+The files are in the data folder or its subfolder "flickr30k_entities" or "flickr30k". The words of
+a caption are joined by single spaces, as in the published JSON files. Boxes are read unchanged,
+since the published evaluation treats them as half-open.
 
 Source: Plummer et al. 2015.
 """
@@ -23,11 +23,11 @@ from fiber.data.formats.annotation_boxes import Box
 from fiber.data.formats.annotation_file import RecordList, read_text
 from fiber.data.record import AnyPath, Record
 
-#: Kind of file in messages.
-KIND = "Flickr30k Entities, original files"
-#: Lists of images, relative to the data folder.
+#: File type in messages.
+KIND = "Flickr30k Entities, original layout"
+#: Image lists, relative to the data folder.
 LISTS = ("{split}.txt", "flickr30k_entities/{split}.txt", "flickr30k/{split}.txt")
-#: Folders of images, relative to the data folder, the folder of the list or its parent.
+#: Image folders, relative to the data folder, the folder of the image list, or its parent.
 IMAGE_FOLDERS = (
     *("flickr30k/flickr30k_images/{split}", "flickr30k_images/{split}", "images"),
     *("flickr30k-images", "flickr30k_images", "flickr30k/flickr30k_images"),
@@ -40,9 +40,9 @@ class Phrase(NamedTuple):
     """A phrase of a caption."""
 
     span: CharSpan
-    #: Number that boxes refer to; "0" for phrases without one.
+    #: Number that boxes refer to; "0" for phrases without a box.
     number: str
-    #: Such as "people"; several are joined by "/".
+    #: Such as "people"; several kinds are joined by "/".
     kind: str
 
 
@@ -56,17 +56,17 @@ def flickr_entities(
 ) -> RecordList:
     """Read captions with phrases and boxes: one record per caption.
 
-    As in the published evaluation, phrases without a box are dropped, and so are captions without
-    such a phrase. `labels` are the phrases, `label_groups` their kinds; a box has the spans of all
-    its phrases.
+    As in the published evaluation, phrases without a box are dropped, and so are captions left
+    without phrases. `labels` are the phrases and `label_groups` their kinds; a box has the spans of
+    all its phrases.
 
-    `annotations` is the list of images; the other files are in its folder. The folder of images is
-    by default the first of `IMAGE_FOLDERS` that exists. With `on_error` "skip", objects with an
-    invalid box are dropped and counted.
+    `annotations` is the image list; the other files are in its folder. The image folder defaults to
+    the first of `IMAGE_FOLDERS` that exists. With `on_error` "skip", objects with an invalid box
+    are dropped and counted.
 
     Raises:
-        FileNotFoundError: if a file or the folder of images is missing.
-        ValueError: for an invalid file, with its name and the line or object.
+        FileNotFoundError: if a file or the image folder is missing.
+        ValueError: if a file is invalid; the error names the file and the line or object.
     """
     listed, out = Path(annotations), RecordList()
     names, parent = read_text(listed, KIND).split(), listed.parent
@@ -92,7 +92,7 @@ def flickr_entities(
 def _record(
     key: str, image: str, text: str, phrases: list[Phrase], boxes: list[tuple[Box, frozenset[str]]]
 ) -> Record:
-    # Indices of the phrases of each box.
+    # Phrase indices of each box.
     own = [[i for i, each in enumerate(phrases) if each.number in box[1]] for box in boxes]
     return Record(
         key=key,
@@ -112,14 +112,16 @@ def read_sentence(line: str, where: str) -> tuple[str, list[Phrase]]:
     """Parse a caption such as "[/EN#1/people The man] sits ." into its text and its phrases.
 
     Raises:
-        ValueError: for a phrase that is not closed or has no number or words, with `where`.
+        ValueError: for a phrase that is not closed, or has no number or no words.
     """
     text, phrases, opened = "", [], None
     for token in line.split():
         if opened is None and token.startswith("[/"):
             number, *kinds = token[1:].split("/")[1:]
             if not number.startswith("EN#"):
-                raise ValueError(f"{where} has {token!r}; expected a phrase as [/EN#1/people ...]")
+                raise ValueError(
+                    f"{where} has {token!r}; expected a phrase such as [/EN#1/people ...]"
+                )
             start = len(text) + (1 if text else 0)
             opened = (start, number.removeprefix("EN#"), "/".join(kinds))
             continue
@@ -139,7 +141,8 @@ def read_sentence(line: str, where: str) -> tuple[str, list[Phrase]]:
 def _read_boxes(path: Path, skipped: RecordList | None) -> list[tuple[Box, frozenset[str]]]:
     """Read the boxes of an image, each with the numbers of its phrases.
 
-    Objects without a box are ignored. Invalid ones are counted in `skipped`, or raise a ValueError.
+    Objects without a box are ignored. Invalid ones are counted in `skipped`, or raise ValueError if
+    it is None.
     """
     try:
         tree = ElementTree.fromstring(read_text(path, KIND))
@@ -160,8 +163,8 @@ def _read_boxes(path: Path, skipped: RecordList | None) -> list[tuple[Box, froze
             found.append(((x0, y0, x1, y1), numbers))
         elif skipped is None:
             raise ValueError(
-                f"{path}: object {number} has the names {sorted(numbers)} and the corners"
-                f" {corners}; expected a name, and numbers with xmin <= xmax and ymin <= ymax"
+                f"{path}: object {number} has names {sorted(numbers)} and corners {corners};"
+                " expected at least one name, and numbers with xmin <= xmax and ymin <= ymax"
             )
         else:
             skipped.skip("objects whose box is none")
@@ -169,12 +172,12 @@ def _read_boxes(path: Path, skipped: RecordList | None) -> list[tuple[Box, froze
 
 
 def _images_root(folder: Path, list_folder: Path, split: str, images: AnyPath | None) -> Path:
-    """Find the folder of images; raise FileNotFoundError with the candidates if there is none."""
+    """Find the image folder; raise FileNotFoundError, listing the candidates, if none exists."""
     parents = dict.fromkeys((folder, list_folder, list_folder.parent))
     candidates = [parent / name.format(split=split) for name in IMAGE_FOLDERS for parent in parents]
     if images is not None:
         candidates = [Path(images)]
     found = next((path for path in candidates if path.is_dir()), None)
     if found is None:
-        raise FileNotFoundError(f"image folder is none of {', '.join(map(str, candidates))}")
+        raise FileNotFoundError(f"image folder not found; tried {', '.join(map(str, candidates))}")
     return found

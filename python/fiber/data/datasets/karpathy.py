@@ -12,7 +12,7 @@ from fiber.data.datasets.caption_files import ImageFinder, add_captions, check_s
 from fiber.data.formats.annotation_file import RecordList, read_json
 from fiber.data.record import AnyPath
 
-#: Kinds of files in messages.
+#: Descriptions of the files, for messages.
 COCO_KIND, FLICKR30K_KIND = "COCO, Karpathy's splits", "Flickr30k, Karpathy's splits"
 #: Names of the annotation files; the first one that exists is used.
 COCO_KARPATHY = ("dataset_coco.json", "karpathy/dataset_coco.json")
@@ -23,19 +23,18 @@ def _reader(kind: str, *subfolders: str) -> Callable[..., RecordList]:
     def read(
         folder: AnyPath, split: str, *, annotations: AnyPath, images: AnyPath | None = None
     ) -> RecordList:
-        """Read a split: "train", "val" or "test", for COCO also "restval".
+        """Read a split: "train", "val", "test" or, for COCO only, "restval".
 
-        The published code trains on "train" and "val" of COCO and selects on "test"; most others
-        train on "train" and "restval" and select on "val".
+        The published code trains on COCO's "train" and "val" and selects models on "test"; most
+        other work trains on "train" and "restval" and selects on "val".
 
-        The folder of images is the data folder or "images" in it. Those of COCO are in its
-        subfolders train2014 and val2014, those of Flickr30k may be in "flickr30k-images" or
-        "flickr30k_images".
+        The image folder is the data folder or its "images" subfolder. COCO images are in train2014
+        and val2014 there; Flickr30k images may be in "flickr30k-images" or "flickr30k_images".
 
         Raises:
             FileNotFoundError: if the file or an image is missing.
-            ValueError: for an invalid entry, with file, entry and key; if the file does not have
-                the split, with those that it has.
+            ValueError: for an invalid entry, naming the file, entry and key; if the file lacks the
+                split, listing those it has.
         """
         file, finder = read_json(Path(annotations), kind), ImageFinder(folder, images, subfolders)
         out, splits = RecordList(), set()

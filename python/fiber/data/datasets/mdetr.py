@@ -1,7 +1,7 @@
 """Grounded texts in MDETR's format.
 
-Flickr30k Entities, RefCOCO, RefCOCO+, RefCOCOg, and the mixed set on images of COCO and Visual
-Genome. An entry of `images` is one text about one image.
+Flickr30k Entities, RefCOCO, RefCOCO+, RefCOCOg, and the mixed dataset of COCO and Visual Genome
+images. Each entry of `images` is one text about one image.
 
 Source: MDETR (Kamath et al. 2021).
 """
@@ -31,12 +31,12 @@ from fiber.data.formats.annotation_file import (
 )
 from fiber.data.record import AnyPath, Record
 
-#: Name of the mixed set in messages.
+#: Name of the mixed dataset in messages.
 MIXED = "MDETR's mixed set"
 #: Its files; the first one excludes images of COCO's val2017.
 MIXED_FILES = ("final_mixed_train_no_coco.json", "final_mixed_train.json")
-#: Folders of its images by `data_source`, relative to the data folder; the best match is used. The
-#: images of Visual Genome are GQA's.
+#: Its image folders by `data_source`, relative to the data folder; the best match is used. The
+#: Visual Genome images are those of GQA.
 MIXED_IMAGES = {
     "coco": ("refcoco/train2014", "coco/train2014", "train2014", "images/train2014"),
     "vg": ("gqa/images", "images/gqa", "gqa", "images"),
@@ -55,24 +55,24 @@ def phrases(
     """Read captions with phrases and boxes (Flickr30k Entities in MDETR's format).
 
     One record per caption. `labels` and `label_spans` are the phrases of `tokens_positive_eval`
-    (without it, the different `tokens_positive`). A box has the spans of all its phrases and the
-    first of them as `box_labels`; see `label_boxes`.
+    (if absent, the distinct `tokens_positive`). A box has the spans of all its phrases, but
+    `box_labels` has only the first phrase; see `label_boxes`.
 
     Args:
         folder: data folder.
         split: such as "train".
         annotations: annotation file; default: "flickr_<split>.json" in the folder.
-        images: folder of images; default: "images" in the folder, or where the published code has
-            them.
+        images: image folder; default: "images" in the folder, or where the published code expects
+            the images.
         on_error: "raise", or "skip": clip boxes that exceed their images, drop invalid ones, and
             count both.
 
     Raises:
-        FileNotFoundError: if the file or the folder of images is missing.
-        ValueError: for an invalid entry, with file, entry and key.
+        FileNotFoundError: if the file or the image folder is missing.
+        ValueError: for an invalid entry, naming the file, entry and key.
     """
     path = annotation_path(folder, split, "phrases", annotations)
-    file = read_json(path, "Flickr30k Entities, MDETR's form")
+    file = read_json(path, "Flickr30k Entities, MDETR format")
     names = (f"flickr30k/flickr30k_images/{split}", "flickr30k/flickr30k_images", "flickr30k")
     root = _root(file, folder, images, (*names, f"flickr30k_images/{split}", "flickr30k_images"))
     return _phrase_records(file, lambda _: root, on_error)
@@ -81,10 +81,10 @@ def phrases(
 def mixed(
     folder: AnyPath, split: str, *, annotations: AnyPath, on_error: str = "raise"
 ) -> RecordList:
-    """Read MDETR's mixed set: captions with phrases and boxes on images of COCO and GQA.
+    """Read MDETR's mixed dataset: captions with phrases and boxes for COCO and GQA images.
 
-    Arguments, records and errors as in `phrases`. `data_source` determines the folder of an image;
-    see `MIXED_IMAGES`. The only split is "train".
+    Arguments, records and errors are as in `phrases`. `data_source` determines an
+    image's folder (see `MIXED_IMAGES`). The only split is "train".
     """
     file = read_json(Path(annotations), MIXED)
     names: dict[str, list[str]] = {}
@@ -98,7 +98,8 @@ def mixed(
         if found is None:
             raise FileNotFoundError(
                 f"{file.path} has {len(own)} images with data_source {source!r}, such as"
-                f" {own[0]!r}; none of a sample of them is in {', '.join(map(str, candidates))}"
+                f" {own[0]!r}; none of a sample of them was found in"
+                f" {', '.join(map(str, candidates))}"
             )
         roots[source] = str(found)
     return _phrase_records(file, lambda entry: roots[_source(entry)], on_error)
@@ -109,7 +110,7 @@ def _source(entry: dict[str, Any]) -> str:
 
 
 def _candidates(folder: AnyPath, names: Sequence[str]) -> list[Path]:
-    """Return image folders; the annotations may be in a subfolder of the data folder."""
+    """Return candidate image folders; the annotations may be in a subfolder of the data folder."""
     return [parent / name for parent in (Path(folder), Path(folder).parent) for name in names]
 
 
@@ -139,7 +140,7 @@ def _texts(
 def _phrase_records(
     file: AnnotationFile, root: Callable[[dict[str, Any]], str], on_error: str
 ) -> RecordList:
-    """Make the records of `phrases`; `root` returns the image folder of an entry."""
+    """Create the records of `phrases`; `root` returns the image folder of an entry."""
     out = RecordList()
     for entry, text, found in _texts(file, out, on_error):
         spans = []
@@ -179,7 +180,7 @@ def _phrase_records(
 def label_boxes(record: Record) -> list[list[int]]:
     """Return the indices of the boxes of each label.
 
-    A box of several phrases is in several lists; `Record.box_labels` has only the first.
+    A box that has several phrases is in several lists; `Record.box_labels` has only the first.
     """
     return [
         [i for i, own in enumerate(record.char_spans) if _shares(label, own)]
@@ -204,15 +205,15 @@ def referring(
 ) -> RecordList:
     """Read referring expressions (RefCOCO in MDETR's format): one record per expression.
 
-    Each has one label, the expression, and its boxes (one in the public datasets). Expressions
-    without a valid box are skipped and counted.
+    Each record has one label, the expression, and its boxes (one in the public datasets).
+    Expressions without a valid box are skipped and counted.
 
-    Arguments and errors as in `phrases`; the file is "refcoco_<split>.json". If `whole_expression`,
-    spans cover the whole text; otherwise they are the file's `tokens_positive`: its head phrase,
-    "the star" of "the star left of the ring".
+    Arguments and errors are as in `phrases`; the file is "refcoco_<split>.json". With
+    `whole_expression`, spans cover the whole text; otherwise they are the file's `tokens_positive`,
+    the head phrase ("the star" in "the star left of the ring").
     """
     path = annotation_path(folder, split, "referring", annotations)
-    file = read_json(path, "RefCOCO, MDETR's form")
+    file = read_json(path, "RefCOCO, MDETR format")
     root = _root(file, folder, images, MIXED_IMAGES["coco"])
     out = RecordList()
     for entry, text, found in _texts(file, out, on_error):

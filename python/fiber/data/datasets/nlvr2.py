@@ -22,17 +22,17 @@ def reasoning(
 ) -> RecordList:
     """Read statements about two images (NLVR2): one record with two images per statement.
 
-    Images are `left_image` and `right_image` of an entry. Without these, as in the original files,
-    they are "<identifier without its last part>-img0.png" and "-img1.png", in `directory` if the
-    entry has one, in the folder of images or in its subfolder "train", "dev" or "test1" (the first
-    part of the identifier).
+    An entry's images are its `left_image` and `right_image`. If these are absent, as in the files
+    released with NLVR2, they are "<identifier without its last part>-img0.png" and "-img1.png",
+    under `directory` if the entry has one, in the image folder or its subfolder "train", "dev" or
+    "test1" (the first part of the identifier).
 
-    Arguments and errors as in `captions`; the file is "nlvr2_<split>.jsonl" (the original
-    train.json, dev.json and test1.json have the same lines).
+    Arguments and errors are as in `captions`; the file is "nlvr2_<split>.jsonl" (NLVR2's own
+    train.json, dev.json and test1.json have the same format).
     """
     path = annotation_path(folder, split, "reasoning", annotations)
     file = read_json_lines(path, "NLVR2")
-    # `roots`: by name of the subfolder.
+    # `roots` is keyed by subfolder name.
     out, roots = RecordList(), dict[str | None, str]()
     for entry in file.walk("lines"):
         identifier = file.text(entry, "identifier")

@@ -26,7 +26,7 @@ _NEEDED = ("img", "label", "labelmap")
 
 
 def _read_yaml(path: Path) -> dict[str, str]:
-    """Read lines of `name: value`, the only YAML that these files use."""
+    """Read lines of `name: value`, the only YAML syntax in these files."""
     found = {}
     for line in read_text(path, KIND).splitlines():
         name, colon, value = line.partition(":")
@@ -43,31 +43,33 @@ def _read_yaml(path: Path) -> dict[str, str]:
 
 
 def _read_labelmap(path: Path) -> list[str]:
-    """Return the class names, in order of their numbers."""
+    """Return the class names, ordered by their numbers."""
     content = read_json(path, KIND).data
     numbers = content.get("label_to_idx", content)
     if not isinstance(numbers, Mapping) or not all(type(n) is int for n in numbers.values()):
-        raise ValueError(f'{path}: expected the number of each class, {{"mug": 1}}')
-    # Added by the published code; not a class.
+        raise ValueError(
+            f'{path}: expected an object with the number of each class, such as {{"mug": 1}}'
+        )
+    # "__background__" is added by the published code and is not a class.
     return sorted((name for name in numbers if name != "__background__"), key=numbers.__getitem__)
 
 
 class Objects365Records(RecordSequence):
-    """Boxes of classes from TSV files: one record per entry of the line list, created on access.
+    """Boxes with classes from TSV files: one record per entry of the line list, created on access.
 
-    Boxes are clipped to their images; crowds, empty and reversed boxes are dropped. All of this is
-    counted while records are read. A `rect` is half-open.
+    Boxes are clipped to their images; crowd, empty and reversed boxes are dropped. Both are counted
+    while records are read. `rect` has half-open pixel coordinates.
 
     `annotations` is the YAML file; the only split is "train". With `on_error` "skip", invalid
     objects are dropped and counted.
 
     Raises:
         FileNotFoundError: if a file is missing.
-        ValueError: if a file is invalid; on access, for an invalid label or image, with file and
-            line.
+        ValueError: if a file is invalid; on access, if a label or image is invalid, naming the file
+            and line.
     """
 
-    #: Counts grow while records are read; records read twice count twice.
+    #: Counts grow while records are read; records read twice are counted twice.
     counts_while_reading = True
 
     def __init__(
@@ -82,11 +84,11 @@ class Objects365Records(RecordSequence):
         for other in filter(None, (self._labels, self._sizes)):
             if len(other) != len(self._images):
                 raise ValueError(
-                    f"{other.path} has {len(other)} lines and {self._images.path}"
+                    f"{other.path} has {len(other)} lines, but {self._images.path} has"
                     f" {len(self._images)}; expected one line per image"
                 )
         names = _read_labelmap(annotations.parent / files["labelmap"])
-        #: Class names, by id.
+        #: Class names, by index.
         self.classes = tuple(names)
         self._label_index = {name: index for index, name in enumerate(names)}
         self._lines: Sequence[int] | np.ndarray = range(len(self._images))
@@ -117,7 +119,7 @@ class Objects365Records(RecordSequence):
         )
 
     def _boxes(self, line: int, size: tuple[float, float]) -> tuple[list[Box], list[int]]:
-        """Return boxes (half-open, pixels) and their class indices."""
+        """Return boxes (half-open pixel coordinates) and their class indices."""
         objects, where = _second_column(self._labels, line)
         if isinstance(objects, dict):
             objects = objects.get("objects")
@@ -130,7 +132,9 @@ class Objects365Records(RecordSequence):
             if not isinstance(rect, list) or len(rect) != 4 or not all(map(is_number, rect)):
                 problem = f"has 'rect' {str(rect)[:60]}; expected [x0, y0, x1, y1] in pixels"
             elif entry.get("class") not in self._label_index:
-                problem = f"has class {str(entry.get('class'))[:60]!r}, not in the labelmap"
+                problem = (
+                    f"has class {str(entry.get('class'))[:60]!r}, which is not in the labelmap"
+                )
             if problem:
                 if not self._skips_errors:
                     raise ValueError(f"{where}: object {number} {problem}")
@@ -152,7 +156,7 @@ class Objects365Records(RecordSequence):
         return boxes, own
 
     def _size(self, line: int) -> tuple[float, float]:
-        """Return (height, width) in pixels; infinite without a file of sizes."""
+        """Return (height, width) in pixels; both are infinite if there is no `hw` file."""
         if self._sizes is None:
             return math.inf, math.inf
         found, where = _second_column(self._sizes, line)
@@ -164,19 +168,19 @@ class Objects365Records(RecordSequence):
         return float(values[0]), float(values[1])  # type: ignore[arg-type]
 
     def _image(self, line: int) -> bytes:
-        """Return the content of an image file."""
+        """Return the encoded bytes of an image."""
         try:
             return base64.b64decode(self._images.row(line)[-1], validate=True)
         except binascii.Error as problem:
             raise ValueError(
-                f"{self._images.path}: line {line + 1}: the last column is not base64 ({problem})"
+                f"{self._images.path}: line {line + 1}: last column is not valid base64 ({problem})"
             ) from None
 
 
 def _second_column(file: TsvFile, line: int) -> tuple[Any, str]:
-    """Return the JSON value in the second column of a line, and the line for messages."""
+    """Return the JSON value in the second column of a line, and its location for messages."""
     row, where = file.row(line), f"{file.path}: line {line + 1}"
     try:
         return json.loads(row[1]), where
     except (IndexError, *JSON_ERRORS) as problem:
-        raise ValueError(f"{where} has no JSON in its second column ({problem})") from None
+        raise ValueError(f"{where} has no valid JSON in its second column ({problem})") from None

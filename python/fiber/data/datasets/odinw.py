@@ -5,9 +5,9 @@
 
 A dataset may also be in ROOT/NAME, in any COCO layout that `fiber.data.open_source` reads. Class
 names are those of GLIP's configurations, in order of the category ids, and replace those of the
-files. Only Aquarium has a published prompt with more than the names.
+files. Only Aquarium's published prompt has more than the class names.
 
-Source: Li et al. 2022 (ELEVATER); `configs/odinw_13` of GLIP; FIBER's configuration of Aquarium.
+Source: Li et al. 2022 (ELEVATER); `configs/odinw_13` of GLIP; FIBER's configuration for Aquarium.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from fiber.data.record import AnyPath, RecordSet
 
 
 class OdinwSet(NamedTuple):
-    """One of the datasets."""
+    """Folder and class names of a dataset."""
 
     #: Folder in the published archive.
     folder: str
-    #: In order of the category ids.
+    #: Class names, in order of the category ids.
     classes: tuple[str, ...]
 
 
@@ -80,11 +80,11 @@ def find_set(root: AnyPath, name: str, split: str) -> Path | None:
     """Find the annotation file of a split; return None if there is none.
 
     Raises:
-        ValueError: if several files of one layout match, with their names.
+        ValueError: if several files match one layout; the error lists them.
     """
     names = ("val", "valid", "mini_val") if split == "val" else (split,)
     if (name, split) == ("PascalVOC", "test"):
-        # It has no test split; its validation split is used.
+        # PascalVOC has no test split; its validation split is used instead.
         names = ("test", "valid")
     for folder in (Path(root) / ODINW_13[name].folder, Path(root) / name):
         for part in names:
@@ -92,7 +92,7 @@ def find_set(root: AnyPath, name: str, split: str) -> Path | None:
                 if place.is_file():
                     return place
         other = coco_folders.find(folder, split)
-        # Held-out training images are not a benchmark.
+        # Images held out from a training split are not a benchmark.
         if other is not None and not other.is_divided:
             return other.file
     return None
@@ -102,7 +102,7 @@ def open_set(root: AnyPath, name: str, split: str) -> RecordSet | None:
     """Read a dataset with the published class names; return None if it is missing.
 
     Raises:
-        ValueError: if the number of classes differs, with both lists.
+        ValueError: if the number of classes is wrong; the error lists both sets of classes.
     """
     file = find_set(root, name, split)
     if file is None:

@@ -1,4 +1,4 @@
-"""Layouts of each source's files, recognized by file names."""
+"""File layouts of each source, recognized by file names."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ from fiber.data.formats.row_records import box_records, caption_records, questio
 from fiber.data.formats.webdataset import Shards
 from fiber.data.record import AnyPath, RecordSet
 
-#: Reads the records of a split: (folder, split, annotations=file).
+#: Function that reads a split, called with (folder, split, annotations=file).
 Reader = Callable[..., RecordSet]
 
 
 class DatasetLayout(NamedTuple):
-    """A file name of a source, and its reader."""
+    """A file name pattern of a source, and its reader."""
 
-    #: File name relative to the data folder, with * as wildcard and {split}.
+    #: File name relative to the data folder, with "*" as a wildcard and "{split}".
     pattern: str
     reader: Reader
     #: Kind of file, for `where_to_get`.
     kind: str
-    #: The only split of the file; "": any, given by its name or content.
+    #: The only split in the file; "" if the split follows from the name or content.
     split: str = ""
-    #: Used only if no other layout matches, since other files may have such names.
+    #: Used only if no other layout matches, since unrelated files may have such names.
     is_fallback: bool = False
 
 
@@ -48,7 +48,7 @@ def _rows_reader(
     source: Callable[[Sequence[AnyPath]], Any],
     patterns: Sequence[str] = (),
 ) -> Reader:
-    """Return a reader of a row source; the first file of one of the patterns selects all parts."""
+    """Return a reader of a row source; the first match of a pattern selects all its matches."""
 
     def reader(folder: AnyPath, split: str, *, annotations: AnyPath, **options: Any) -> RecordSet:
         for pattern in patterns:
@@ -61,25 +61,25 @@ def _rows_reader(
 
 
 def _layouts(names: Iterable[str], *fields: Any, **options: Any) -> list[DatasetLayout]:
-    """Return layouts with equal fields."""
+    """Return layouts that differ only in their file names."""
     return [DatasetLayout(name, *fields, **options) for name in names]
 
 
 def _arrow(read: Callable[..., RecordSet], pattern: str, split: str = "") -> DatasetLayout:
-    """Return the layout of Arrow files of the published code."""
+    """Return the layout of the published code's Arrow files."""
     reader = _rows_reader(read, partial(Tables, kind=arrow.KIND), [pattern])
     return DatasetLayout(pattern, reader, arrow.KIND, split)
 
 
 def _tables_and_shards(read: Callable[..., RecordSet]) -> list[DatasetLayout]:
-    """Return layouts of tables named as on Hugging Face's hub, and of shards."""
+    """Return layouts of shards, and of tables named as on the Hugging Face Hub."""
     tables = (
         "{split}.parquet",
         "{split}-*-of-*.parquet",
         "data/{split}-*-of-*.parquet",
         "{split}/data-*-of-*.arrow",
     )
-    # Name of "val" on the hub.
+    # "val" is called "validation" on the Hub.
     validation = [name.replace("{split}", "validation") for name in tables]
     table_reader = _rows_reader(read, Tables, [*tables, *validation])
     shards = ("{split}-[0-9]*.tar", "{split}_[0-9]*.tar", "{split}.tar", "{split}/*.tar")
@@ -96,7 +96,7 @@ _OWN = "JSON lines, a JSON list or CSV"
 
 
 def _own(read: Reader) -> list[DatasetLayout]:
-    """Return layouts of a user's own files. NLVR2's original files are also "{split}.json"."""
+    """Return layouts of a user's own files. NLVR2's files are also named "{split}.json"."""
     return [
         *_layouts(("{split}.jsonl", "{split}.csv"), read, _OWN),
         DatasetLayout("{split}.json", read, _OWN, is_fallback=True),
@@ -130,7 +130,7 @@ _CONCEPTUAL_CAPTIONS = [
     _arrow(caption_records, "conceptual_caption_{split}_*.arrow"),
 ]
 _VQAV2 = "v2_OpenEnded_mscoco_{split}20*_questions.json"
-#: Other files that a layout needs.
+#: Other files that a layout needs, by its pattern.
 COMPANION_FILES = {
     FILES["questions"]: [FILES["answers"]],
     _VQAV2: ["v2_mscoco_{split}20*_annotations.json"],
@@ -143,19 +143,19 @@ def _in_mdetr(*names: str) -> list[str]:
 
 
 def _refcoco(*names: str) -> list[DatasetLayout]:
-    """Return the layouts of one dataset; its own reader object distinguishes it from others."""
-    return _layouts(_in_mdetr(*names), partial(sources.referring), "RefCOCO, MDETR's files")
+    """Return the layouts of one dataset, with a reader object that identifies the dataset."""
+    return _layouts(_in_mdetr(*names), partial(sources.referring), "RefCOCO, MDETR files")
 
 
 _FLICKR_PHRASES = _in_mdetr("final_flickr_separateGT_{split}.json")
 _MIXED = [name for file in mdetr.MIXED_FILES for name in _in_mdetr(file)]
-_REFERRING = DatasetLayout(FILES["referring"], sources.referring, "RefCOCO, MDETR's form")
+_REFERRING = DatasetLayout(FILES["referring"], sources.referring, "RefCOCO, MDETR format")
 _REFCOCO = _refcoco("finetune_refcoco_{split}.json")
 _REFCOCOPLUS = _refcoco("finetune_refcoco+_{split}.json")
-# The published test file of RefCOCOg is a corrected one.
+# RefCOCOg's published test file is a corrected version.
 _REFCOCOG = _refcoco("finetune_refcocog_{split}_corrected.json", "finetune_refcocog_{split}.json")
 
-#: Layouts of each source that a task may name; the first is that of `fiber data`.
+#: Layouts of each source that a task may name; the first is the one that `fiber data` writes.
 LAYOUTS: dict[str, list[DatasetLayout]] = {
     "captions": [
         DatasetLayout(FILES["captions"], sources.captions, "COCO captions"),
@@ -175,18 +175,18 @@ LAYOUTS: dict[str, list[DatasetLayout]] = {
     "questions": [
         DatasetLayout(FILES["questions"], sources.questions, "VQAv2 questions"),
         *_own(jsonl.jsonl_questions),
-        DatasetLayout(_VQAV2, sources.questions, "VQAv2, original files"),
+        DatasetLayout(_VQAV2, sources.questions, "VQAv2, original layout"),
         _arrow(question_records, "vqav2_{split}.arrow"),
         *_tables_and_shards(question_records),
     ],
     "reasoning": [
         DatasetLayout(FILES["reasoning"], sources.reasoning, "NLVR2"),
-        DatasetLayout("{split}.json", sources.reasoning, "NLVR2, original file"),
+        DatasetLayout("{split}.json", sources.reasoning, "NLVR2, original layout"),
         _arrow(arrow.statement_records, "nlvr2_{split}.arrow"),
     ],
     "phrases": [
-        DatasetLayout(FILES["phrases"], sources.phrases, "Flickr30k Entities, MDETR's form"),
-        *_layouts(_FLICKR_PHRASES, sources.phrases, "Flickr30k Entities, MDETR's files"),
+        DatasetLayout(FILES["phrases"], sources.phrases, "Flickr30k Entities, MDETR format"),
+        *_layouts(_FLICKR_PHRASES, sources.phrases, "Flickr30k Entities, MDETR files"),
         *_layouts(
             flickr30k_entities.LISTS,
             flickr30k_entities.flickr_entities,
@@ -217,14 +217,14 @@ LAYOUTS: dict[str, list[DatasetLayout]] = {
     ],
     "swapped": [DatasetLayout(FILES["swapped"], sources.swapped, "Winoground")],
 }
-#: Possible names of splits in "{split}.json", which other files may match.
+#: Split names recognized in "{split}.json", a pattern that unrelated files may also match.
 SPLIT_NAMES = r"train|val|dev|novel|test[\w-]*"
-#: Readers of files that have every split.
+#: Readers of files that contain all splits.
 WITH_SPLITS = {karpathy.coco_karpathy, karpathy.flickr30k_karpathy}
 #: Sources and readers of datasets with a training split only.
 TRAINING_ONLY = {"visual_genome", "sbu", "mixed", "objects365"}
 TRAINING_READERS = {visual_genome.visual_genome, sbu.sbu}
-#: Readers of files with other names, by source and extension; datasets of captions have none.
+#: Readers of files with any other name, by (source, extension); caption datasets have none.
 BY_SUFFIX: dict[tuple[str, str], Reader] = {}
 for _source in LAYOUTS:
     if _source == "captions" or LAYOUTS[_source][0] not in LAYOUTS["captions"]:
@@ -239,12 +239,12 @@ for _source, _read in (
     BY_SUFFIX[_source, ".arrow"] = BY_SUFFIX[_source, ".parquet"] = _rows_reader(_read, Tables)
     if (_source, ".tar") in BY_SUFFIX:
         BY_SUFFIX[_source, ".tar"] = _rows_reader(_read, Shards)
-#: Extensions of files in several parts; a file that is named is read without the others.
+#: Extensions of files that may come in parts; a part given by name is read without the others.
 PART_SUFFIXES = (".arrow", ".parquet", ".tar")
 
 
 def matching(folder: Path, pattern: str, split: str) -> list[Path]:
-    """Return the files of a pattern, in order of the numbers in their names."""
+    """Return the files that match a pattern, ordered by the number at the end of their names."""
     found = folder.glob(pattern.format(split=split)) if folder.is_dir() else ()
     return sorted((path for path in found if path.is_file()), key=_numbered)
 

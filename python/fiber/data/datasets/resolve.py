@@ -45,7 +45,7 @@ OWN_KINDS = ("captions", "questions", "detection")
 
 
 class AmbiguousLayoutError(ValueError):
-    """A folder has several layouts of a source; `sources` are names that select one of them."""
+    """A folder has several layouts of a source; `sources` names the sources that select one."""
 
     def __init__(self, problem: str, sources: tuple[str, ...]) -> None:
         super().__init__(problem)
@@ -58,17 +58,18 @@ def open_source(source: str, data: AnyPath, split: str, **options: Any) -> Recor
 
     Args:
         source: a key of `registry.LAYOUTS`.
-        data: data folder, or annotation file, whose images are searched from its folder.
-        split: a name, or several joined by "+". A file without splits is read as a whole. If one of
-            several is "train", Visual Genome and SBU, which have no other split, return that one,
-            and Conceptual Captions its "val" if it is there.
+        data: data folder, or annotation file, whose images are looked up relative to its folder.
+        split: a name, or several joined by "+". A file without splits is read as a whole. If
+            several splits include "train", splits that a source lacks are ignored: all others for
+            Visual Genome and SBU, and a missing "val" for Conceptual Captions.
         options: options of the reader, such as `whole_expression` of `sources.referring`.
 
     Raises:
-        FileNotFoundError: if the folder or file does not exist, or has no file of the source.
-        AmbiguousLayoutError: a ValueError, if a folder has several layouts of the source.
-        TypeError: if `data` or `split` has another type.
-        ValueError: for an unknown source, a split that it never has, or an invalid file.
+        FileNotFoundError: if the folder or file does not exist, or the folder has no file of the
+            source.
+        AmbiguousLayoutError: (a ValueError) if a folder has several layouts of the source.
+        TypeError: if the type of `data` or `split` is wrong.
+        ValueError: for an unknown source, a split that the source never has, or an invalid file.
     """
     if source not in LAYOUTS:
         raise ValueError(f"unknown source {source!r}; {nearest(str(source), LAYOUTS)}")
@@ -98,10 +99,10 @@ def open_source(source: str, data: AnyPath, split: str, **options: Any) -> Recor
 
 
 def _splits_of(source: str, folder: Path, asked: list[str]) -> list[str]:
-    """Return the requested splits that a source has."""
+    """Return those of the requested splits that a source has."""
     if source in TRAINING_ONLY:
         if "train" not in asked:
-            raise ValueError(f"{source} has only the split 'train', got {'+'.join(asked)!r}")
+            raise ValueError(f"{source} has only split 'train', got {'+'.join(asked)!r}")
         return [split for split in asked if split == "train"]
     if source == "conceptual_captions" and "train" in asked:
         return [s for s in asked if s != "val" or _layouts_in(source, folder, s)]
@@ -109,9 +110,9 @@ def _splits_of(source: str, folder: Path, asked: list[str]) -> list[str]:
 
 
 def has_splits(source: str, data: AnyPath, split: str) -> bool:
-    """Return whether data have separate splits: a folder, or a file that names them.
+    """Return whether `data` has separate splits, as a folder or as a file that names them.
 
-    Arguments as in `open_source`, which has read the data.
+    Arguments are as in a previous call of `open_source`.
     """
     path = Path(data)
     if not path.is_file():
@@ -121,20 +122,20 @@ def has_splits(source: str, data: AnyPath, split: str) -> bool:
 
 
 def choose_layout(source: str, data: Path, split: str) -> tuple[Reader, Path | None]:
-    """Choose the layout in which a folder has a split of a source.
+    """Choose the layout that a folder uses for a split of a source.
 
-    Return its reader and the first of its files, or None if the reader finds the file itself.
+    Return its reader and the first of its files (None if the reader finds the file itself).
 
     Raises:
-        FileNotFoundError: if there is none.
-        AmbiguousLayoutError: if there are several.
-        ValueError: if several box files of one layout match.
+        FileNotFoundError: if no layout matches.
+        AmbiguousLayoutError: if several layouts match.
+        ValueError: if several box files match one layout.
     """
     first = LAYOUTS[source][0]
-    # The layout of `fiber data` has priority.
+    # The layout that `fiber data` writes has priority.
     if first.split in ("", split) and (files := matching(data, first.pattern, split)):
         return first.reader, None if first.pattern in FILES.values() else files[0]
-    # A split of boxes may be part of another file.
+    # The boxes of a split may be part of another split's file.
     if source == "detection" and coco_folders.find(data, split) is not None:
         return first.reader, None
     found = _layouts_in(source, data, split)
@@ -144,14 +145,14 @@ def choose_layout(source: str, data: Path, split: str) -> tuple[Reader, Path | N
         names = ", ".join(str(path.relative_to(data)) for path in found.values())
         others = (name for name in LAYOUTS if name != source)
         raise AmbiguousLayoutError(
-            f"{data} has {source} of split {split!r} in several layouts; name a file: {names}",
+            f"{data} has {source} of split {split!r} in several layouts; pass one of {names}",
             tuple(name for name in others if _reads_one(name, data, split, found)),
         )
     return next(iter(found.items()))
 
 
 def _layouts_in(source: str, folder: Path, split: str) -> dict[Reader, Path]:
-    """Return the first file of each reader for which a folder has files of a source."""
+    """Return the first file of a source in a folder for each reader that matches."""
     found: dict[Reader, Path] = {}
     for layout in sorted(LAYOUTS[source], key=lambda layout: layout.is_fallback):
         if layout.split not in ("", split) or (layout.is_fallback and found):
@@ -162,18 +163,18 @@ def _layouts_in(source: str, folder: Path, split: str) -> dict[Reader, Path]:
 
 
 def _reads_one(source: str, folder: Path, split: str, found: dict[Reader, Path]) -> bool:
-    """Return whether a source has exactly one of the readers found, or its first layout matches."""
+    """Return whether a source has just one of the readers found, or its first layout matches."""
     own = found.keys() & {layout.reader for layout in LAYOUTS[source]}
     return len(own) == 1 or bool(own and matching(folder, LAYOUTS[source][0].pattern, split))
 
 
 def _missing(source: str, folder: Path, split: str) -> str:
-    """Return the error for a missing source, with the expected files and their origin."""
+    """Return the error message for a missing source: expected files, and where to get them."""
     problem = f"{folder} does not exist"
     if folder.is_dir():
         splits = ", ".join(splits_there(source, folder))
         problem = f"{folder} has no {source} of split {split!r}"
-        problem += f", only of the splits whose files exist: {splits}" if splits else ""
+        problem += f"; splits with files: {splits}" if splits else ""
     kinds: dict[str, list[str]] = {}
     origins = {}
     for layout in (each for each in LAYOUTS[source] if each.split in ("", split)):
@@ -194,7 +195,7 @@ def splits_there(source: str, folder: Path) -> list[str]:
     found = set()
     for layout in LAYOUTS[source]:
         pattern = re.escape(layout.pattern).replace(r"\*", ".*")
-        # Any file may be called "x.json".
+        # Unrelated files may be called "x.json".
         is_any = layout.pattern.startswith("{split}.") or layout.is_fallback
         pattern = pattern.replace(r"\{split\}", f"(?P<split>{SPLIT_NAMES if is_any else '.+?'})")
         for path in matching(folder, layout.pattern, "*"):
@@ -205,12 +206,12 @@ def splits_there(source: str, folder: Path) -> list[str]:
 
 
 def file_reader(source: str, path: Path, split: str) -> Reader:
-    """Choose the reader of a file by its name, else by its extension.
+    """Choose the reader of a file by its name, or else by its extension.
 
     Raises:
         ValueError: if no file of the source has this extension.
     """
-    # COCO files are never lists, under any name.
+    # A list is never a COCO file, whatever its name.
     is_own_list = source == "detection" and path.suffix == ".json" and line_reader.is_list(path)
     for layout in () if is_own_list else LAYOUTS[source]:
         name = Path(layout.pattern.format(split=split)).name
@@ -235,12 +236,12 @@ def _kind(source: str) -> str:
 #: or one for each task.
 Data = AnyPath | RecordSet | Mapping[str, RecordSet]
 
-#: Description of a record set, for messages.
-RECORD_SET = "a map-style set of fiber.data.Record"
+#: Description of a record set in messages.
+RECORD_SET = "a map-style collection of fiber.data.Record"
 
 
 def check_records(given: Any, expected: str) -> None:
-    """Raise TypeError unless something is a record set, judged by its first item."""
+    """Raise TypeError unless `given` is a record set, judged by its first item."""
     kind = type(given).__name__
     if hasattr(given, "__len__") and hasattr(given, "__getitem__") and not isinstance(given, str):
         if not len(given) or isinstance(given[0], Record):
@@ -249,11 +250,11 @@ def check_records(given: Any, expected: str) -> None:
         found = f"{kind} whose first item is the {type(first).__name__} {first!r:.60}"
     else:
         found = f"{kind} {given!r:.60}"
-    raise TypeError(f"{expected}; got the {found}")
+    raise TypeError(f"{expected}; got {found}")
 
 
 class ChosenRecords:
-    """A subset of a record set, by indices."""
+    """The subset of a record set at the given indices."""
 
     def __init__(self, records: RecordSet, indices: Sequence[int]) -> None:
         self.records = records
@@ -266,7 +267,7 @@ class ChosenRecords:
         return self.records[self.indices[index]]
 
     def in_epoch(self, epoch: int, index: int) -> Record:
-        """Return a record as of an epoch."""
+        """Return a record as it is in an epoch."""
         return record_in_epoch(self.records, epoch, self.indices[index])
 
 

@@ -17,7 +17,7 @@ from fiber.data.datasets.caption_files import (
 from fiber.data.formats.annotation_file import RecordList, read_json
 from fiber.data.record import AnyPath
 
-#: Kind of file in messages.
+#: File type in messages.
 KIND = "SBU captions"
 #: Names of the annotation file; the first one that exists is used.
 FILES = ("sbu-captions-all.json", "annot.json")
@@ -28,12 +28,12 @@ def sbu(
 ) -> RecordList:
     """Read sbu-captions-all.json or annot.json.
 
-    The former has the lists `image_urls` and `captions`; an image has the last part of its URL as
-    its name, or the name that img2dataset gives it (see `conceptual_captions`). The latter is a
-    list of [path, caption].
+    The former has the lists `image_urls` and `captions`; images are named by the last part of their
+    URL or as img2dataset names them (see `conceptual_captions`). The latter is a list of
+    [path, caption] pairs.
 
-    Arguments and errors as in `karpathy`. The only split is "train". Missing images are counted; it
-    is an error if all are missing.
+    Arguments and errors are as in `karpathy`. The only split is "train". Missing images are
+    counted; only if all are missing is an error raised.
     """
     path = Path(annotations)
     check_split(path, split, {"train"})
@@ -43,7 +43,7 @@ def sbu(
         file = read_json(path, KIND)
         urls, texts = (file.get(file.data, key, list) for key in ("image_urls", "captions"))
         if len(urls) != len(texts):
-            raise file.error(f"has {len(urls)} 'image_urls' and {len(texts)} 'captions'")
+            raise file.error(f"has {len(urls)} 'image_urls' but {len(texts)} 'captions'")
         rows = (
             ((str(url).rpartition("/")[2], row_name(row)), text)
             for row, (url, text) in enumerate(zip(urls, texts, strict=True))

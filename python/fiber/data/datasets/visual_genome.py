@@ -1,6 +1,6 @@
 """Region descriptions of Visual Genome as captions.
 
-Source: Krishna et al. 2017; regions as captions as in the published pre-training.
+Source: Krishna et al. 2017. The published pre-training also uses regions as captions.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from fiber.data.formats.annotation_file import (
 )
 from fiber.data.record import AnyPath
 
-#: Kind of file in messages.
+#: File type in messages.
 KIND = "Visual Genome's region descriptions"
 #: Names of the annotation file; the first one that exists is used.
 FILES = ("region_descriptions.json", "annotations/region_descriptions.json")
@@ -25,7 +25,7 @@ def visual_genome(
 ) -> RecordList:
     """Read region_descriptions.json: each phrase is a caption of its image.
 
-    Arguments and errors as in `karpathy`. The only split is "train"; images are in "VG_100K" or
+    Arguments and errors are as in `karpathy`. The only split is "train"; images are in "VG_100K" or
     "VG_100K_2".
     """
     file, out = read_json_array(Path(annotations), KIND), RecordList()

@@ -27,22 +27,22 @@ def questions(
     answers: AnyPath | None = None,
     images: AnyPath | None = None,
 ) -> RecordList:
-    """Read questions with soft scores of their answers (VQAv2): one record per question.
+    """Read questions with soft scores for their answers (VQAv2): one record per question.
 
     Args:
         folder: data folder.
         split: such as "train"; splits whose names start with "test" need no answers.
-        annotations: file of questions; default: "vqa_questions_<split>.json" in the folder.
-        answers: file of answers; default: "vqa_annotations_<split>.json" in the folder, or for
-            "v2_OpenEnded_mscoco_train2014_questions.json" the original
-            "v2_mscoco_train2014_annotations.json" next to it.
-        images: folder of images; default: "images" in the folder, or the folder. A question without
-            `image` has "COCO_<data_subtype>_<image_id with 12 digits>.jpg" there or in
-            "<data_subtype>" there; images of "test-dev2015" are those of "test2015".
+        annotations: question file; default: "vqa_questions_<split>.json" in the folder.
+        answers: answer file; default: "vqa_annotations_<split>.json" in the folder, or next to
+            "v2_OpenEnded_mscoco_train2014_questions.json" the matching
+            "v2_mscoco_train2014_annotations.json".
+        images: image folder; default: "images" in the folder, or the folder itself. The image of a
+            question without `image` is "COCO_<data_subtype>_<image_id with 12 digits>.jpg" in it or
+            its subfolder "<data_subtype>"; "test-dev2015" uses the images of "test2015".
 
     Raises:
-        FileNotFoundError: if a file or the folder of images is missing.
-        ValueError: for an invalid entry, with file, entry and key.
+        FileNotFoundError: if a file or the image folder is missing.
+        ValueError: for an invalid entry, naming the file, entry and key.
     """
     path = annotation_path(folder, split, "questions", annotations)
     file = read_json(path, "VQAv2 questions")
@@ -73,7 +73,7 @@ def questions(
 def _read_answers(file: AnnotationFile) -> dict[Any, dict[str, Any]]:
     """Return record fields with the answers to each question, by question_id."""
     found = {}
-    # A few thousand different answers occur millions of times.
+    # A few thousand distinct answers occur millions of times.
     interned: dict[str, str] = {}
     for entry in file.walk("annotations"):
         number = file.get(entry, "question_id", int, str)

@@ -1,7 +1,7 @@
-"""The published list of VQAv2 answers, in order of the logits of the published head.
+"""The published list of VQAv2 answers, in the logit order of the published head.
 
-Published checkpoints have answer numbers only. The texts are derived from the annotations of
-VQAv2's train and val, as in the published code, or read from the published Arrow files.
+Published checkpoints store only answer indices. The texts are derived from the annotations of
+VQAv2's train and val splits, as in the published code, or read from the published Arrow files.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from fiber.data.formats.arrow import table_answers
 from fiber.data.record import AnyPath
 from fiber.metrics.vqa import normalize_answer
 
-#: Answers of the published head.
+#: Number of answers of the published head.
 PUBLISHED_COUNT = 3129
-#: Number of questions in the original train and val.
+#: Number of questions in the complete train and val splits.
 WHOLE_QUESTIONS = 443_757 + 214_354
-#: The list has the majority answers of at least this many questions.
+#: An answer is listed if it is the majority answer of at least this many questions.
 MIN_QUESTIONS = 9
 
 _ORIGINALS = ("v2_mscoco_train2014_annotations.json", "v2_mscoco_val2014_annotations.json")
 _ARROW = ("vqav2_train.arrow", "vqav2_val.arrow")
-_KIND = "VQAv2 annotations, original files"
+_KIND = "VQAv2 annotations, original layout"
 
 
 class PublishedAnswers(NamedTuple):
-    """Answers in order of the logits, with notes."""
+    """Answers in logit order, with notes."""
 
     answers: tuple[str, ...]
     #: Sentences: number of answers, origin, and deviations from the published list.
@@ -37,10 +37,10 @@ class PublishedAnswers(NamedTuple):
 
 
 def published_answers(folder: AnyPath) -> PublishedAnswers:
-    """Build the list from a folder with the original JSON files or the published Arrow files.
+    """Build the list from a folder with VQAv2's JSON files or the published Arrow files.
 
     Raises:
-        FileNotFoundError: if a file is missing, with its name and where to get it.
+        FileNotFoundError: if a file is missing; the error says where to get it.
         ValueError: for an invalid entry, or if no answer is frequent enough.
     """
     originals, stored = ([Path(folder) / name for name in names] for names in (_ORIGINALS, _ARROW))
@@ -49,7 +49,7 @@ def published_answers(folder: AnyPath) -> PublishedAnswers:
     if any(path.is_file() for path in stored):
         return _from_arrow(stored)
     raise FileNotFoundError(
-        f"{folder} has no annotations of VQAv2; expected {' and '.join(_ORIGINALS)}, from"
+        f"{folder} has no VQAv2 annotations; expected {' and '.join(_ORIGINALS)}, from"
         f" {where_to_get(_KIND)}, or {' and '.join(_ARROW)}"
     )
 
@@ -57,11 +57,11 @@ def published_answers(folder: AnyPath) -> PublishedAnswers:
 def frequent_answers(majority: Sequence[str]) -> tuple[str, ...]:
     """Return the majority answers of at least nine questions, normalized, in order of appearance.
 
-    `majority` has the answer of each question of train and then of val, in order of the files.
+    `majority` has the majority answer of each question, first of train, then of val, in file order.
 
     Source: the published code's write_vqa.py.
     """
-    # Few different answers occur very often.
+    # Normalize each distinct answer only once: most answers are repeated very often.
     normalized = {answer: normalize_answer(answer) for answer in set(majority)}
     counts = Counter(normalized[answer] for answer in majority)
     return tuple(answer for answer, count in counts.items() if count >= MIN_QUESTIONS)
@@ -77,15 +77,15 @@ def _from_originals(paths: Sequence[Path]) -> PublishedAnswers:
     answers = frequent_answers(majority)
     if not answers:
         raise ValueError(
-            f"{paths[0].parent}: no answer is the majority answer of {MIN_QUESTIONS} of"
-            f" {len(majority)} questions; expected complete {' and '.join(_ORIGINALS)}"
+            f"{paths[0].parent}: no answer is the majority answer of at least {MIN_QUESTIONS} of"
+            f" the {len(majority)} questions; expected complete {' and '.join(_ORIGINALS)}"
         )
     notes = [f"{len(answers)} answers, from {len(majority)} questions"]
     if len(majority) == WHOLE_QUESTIONS:
         notes += _count_notes(len(answers))
     else:
         notes.append(
-            "this is not the published list: the original train and val have"
+            "this is not the published list: the complete train and val splits have"
             f" {WHOLE_QUESTIONS} questions"
         )
     return PublishedAnswers(answers, tuple(notes))
@@ -97,13 +97,13 @@ def _from_arrow(paths: Sequence[Path]) -> PublishedAnswers:
         raise ValueError(f"{paths[0].parent}: {' and '.join(_ARROW)} have no answers")
     total = max(known) + 1
     missing = [label for label in range(total) if label not in known]
-    # Placeholders differ, since answers must be unique.
+    # Each placeholder is distinct, since answers must be unique.
     answers = tuple(known.get(label, f"unknown {label}") for label in range(total))
     notes = [f"{total} answers, from {' and '.join(_ARROW)}"]
     if missing:
         notes.append(
-            f"{len(missing)} of them occur in no question of these files and are named"
-            f" 'unknown {missing[0]}' and so on; {' and '.join(_ORIGINALS)} have them"
+            f"{len(missing)} of them do not occur in these files and are named 'unknown"
+            f" {missing[0]}' and so on; {' and '.join(_ORIGINALS)} contain them"
         )
     return PublishedAnswers(answers, (*notes, *_count_notes(total)))
 

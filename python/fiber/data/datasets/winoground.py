@@ -24,12 +24,12 @@ def swapped(
 ) -> RecordList:
     """Read pairs of images and captions with swapped words (Winoground): four records per pair.
 
-    Their order is (image 0, caption 0), (0, 1), (1, 0), (1, 1), so that the scores of all records
-    reshaped to (pairs, 2, 2) are indexed [pair, image, caption]. `truth` is True if image and
+    Their order is (image 0, caption 0), (0, 1), (1, 0), (1, 1), so the scores of all records,
+    reshaped to (pairs, 2, 2), are indexed by [pair, image, caption]. `truth` is True if image and
     caption match; keys end in "/<image>/<caption>".
 
-    Arguments and errors as in `captions`; the file is "winoground_<split>.jsonl". Image names
-    without an extension are ".png".
+    Arguments and errors are as in `captions`; the file is "winoground_<split>.jsonl". ".png" is
+    appended to image names without an extension.
     """
     path = annotation_path(folder, split, "swapped", annotations)
     file, root = read_json_lines(path, "Winoground"), images_folder(folder, images)

@@ -1,4 +1,4 @@
-"""Boxes, spans and classes of annotation files, with checks of every entry."""
+"""Read boxes, spans and classes from annotation files, checking every entry."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from fiber.data.record import TrueObjects
 
 #: (x0, y0, x1, y1), half-open, in pixels.
 Box = tuple[float, float, float, float]
-#: Boxes and the entries they are from.
+#: Boxes, each with the entry that it was read from.
 EntryBoxes = list[tuple[Box, dict[str, Any]]]
 
-#: Boxes may exceed the image by this much (rounding) and are clipped; more is an error.
+#: Boxes that exceed the image by up to this much (rounding) are clipped; more is an error.
 BOX_SLACK_PIXELS = 1.0
 #: Boxes of at most this width or height are dropped, as in the published code.
 EMPTY_BOX_PIXELS = 1.0
@@ -24,10 +24,10 @@ EMPTY_BOX_PIXELS = 1.0
 def char_spans(
     file: AnnotationFile, entry: Mapping[str, Any], key: str, text: str, out: RecordList
 ) -> tuple[CharSpan, ...]:
-    """Return a required list of [start, end) in a text as spans.
+    """Return a required list of [start, end] pairs as spans of a text.
 
-    A span that splits a character of several code points is widened and counted. Bounds are checked
-    by `Record`.
+    A span that splits a character of several code points is widened and counted. `Record` checks
+    the bounds.
     """
     spans = file.get(entry, key, list)
     try:
@@ -49,7 +49,7 @@ def is_number(value: Any) -> bool:
 
 
 def annotated_size(image: Mapping[str, Any]) -> tuple[int, int] | None:
-    """Return (height, width) of an image according to its entry; None if not given."""
+    """Return the (height, width) given in an image's entry, or None if absent or invalid."""
     size = image.get("height"), image.get("width")
     if all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in size):
         return size  # type: ignore[return-value]
@@ -57,7 +57,7 @@ def annotated_size(image: Mapping[str, Any]) -> tuple[int, int] | None:
 
 
 def clip_box(box: Box, size: tuple[float, float]) -> tuple[Box, float]:
-    """Clip a box to an image of size (height, width); return it and its excess in pixels."""
+    """Clip a box to an image of size (height, width); also return its excess in pixels."""
     height, width = size
     clipped = (max(box[0], 0.0), max(box[1], 0.0), min(box[2], width), min(box[3], height))
     return clipped, max(abs(a - b) for a, b in zip(box, clipped, strict=True))
@@ -74,9 +74,11 @@ def categories_by_id(file: AnnotationFile) -> dict[int, dict[str, Any]]:
     for entry in file.walk("categories"):
         number, name = file.get(entry, "id", int), file.text(entry, "name")
         if number in found:
-            raise file.error(f"has the id {number}, a duplicate of {found[number]['name']!r}")
+            raise file.error(
+                f"has duplicate id {number}, already used by {found[number]['name']!r}"
+            )
         if name in names:
-            raise file.error(f"has the name {name!r}, a duplicate of another category")
+            raise file.error(f"has duplicate name {name!r}, already used by another category")
         found[number] = entry
         names.add(name)
     return dict(sorted(found.items()))
@@ -111,9 +113,9 @@ def read_boxes(
 ) -> EntryBoxes:
     """Return the boxes of an image with their entries.
 
-    As in the published code, crowds, boxes of at most one pixel in width or height, and reversed
-    boxes (negative width or height) are dropped and counted. If the file skips errors, so are
-    malformed boxes and boxes outside the image; otherwise they raise a ValueError.
+    As in the published code, crowd boxes, boxes of at most one pixel in width or height, and
+    reversed boxes (negative width or height) are dropped and counted. Malformed boxes and boxes
+    outside the image raise ValueError, unless `file.skips_errors`: then they are also dropped.
     """
     height, width = file.get(image, "height", int), file.get(image, "width", int)
     found = []
@@ -137,7 +139,7 @@ def read_boxes(
         if beyond > BOX_SLACK_PIXELS and not file.skips_errors:
             raise file.error(
                 f"of record '{file.path.stem}/{image['id']}': box {len(found)}, (x0, y0, x1, y1) ="
-                f" {box}, is {beyond:g} pixels outside its image ({height=}, {width=})"
+                f" {box}, extends {beyond:g} pixels beyond its image ({height=}, {width=})"
             )
         if min(clipped[2] - clipped[0], clipped[3] - clipped[1]) <= 0:
             out.skip("boxes outside their pictures")
@@ -153,9 +155,9 @@ def true_objects(
     entries: list[tuple[int, dict[str, Any]]],
     label_index: Mapping[int, int],
 ) -> TrueObjects:
-    """Return all boxes of an image unchanged, with the verified classes of LVIS.
+    """Return all boxes of an image unchanged, with LVIS's verified classes.
 
-    `label_index` has the index in `Record.labels` of each category id.
+    `label_index` maps each category id to its index in `Record.labels`.
 
     Raises:
         ValueError: for an invalid box or an unknown category.

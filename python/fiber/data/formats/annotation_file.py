@@ -1,4 +1,4 @@
-"""Read annotation files with checks of every entry and errors that name file and entry."""
+"""Read annotation files, checking every entry; errors name the file and the entry."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from typing import Any
 from fiber.atomic_io import JSON_ERRORS
 from fiber.data.record import AnyPath, Record
 
-# Number of images that are looked up to find their folder.
+# Number of images to look up when searching for their folder.
 _IMAGES_TO_FIND = 20
 
-# By the prefix of a kind; the first match is used.
+# Where to get a kind of file, by prefix of the kind; the first match is used.
 _HOW_TO_GET = {
     "COCO, Karpathy": "caption_datasets.zip of Karpathy and Fei-Fei (2015), its images from"
     " https://cocodataset.org",
@@ -34,7 +34,7 @@ _HOW_TO_GET = {
     "Visual Genome": "the official page of Visual Genome (Krishna et al. 2017)",
     "SBU": "the official page of the SBU Captioned Photo Dataset (Ordonez et al. 2011)",
     "Conceptual Captions": "the official page of Conceptual Captions (Sharma et al. 2018)",
-    "published Arrow": "the published code's write_*.py, which convert the original downloads",
+    "published Arrow": "the published code's write_*.py, which convert the downloaded datasets",
 }
 
 #: Command that generates data, for messages.
@@ -53,7 +53,7 @@ FILES = {
 
 
 class ReadReport:
-    """Counts of entries that a reader skipped or changed, and its notes; base of its results."""
+    """Counts of entries that a reader skipped or changed, and its notes; base of its result."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ class ReadReport:
         self.counts: dict[str, int] = {}
         #: Other messages for the user, as sentences.
         self.notes: list[str] = []
-        #: Class names of boxes, by id; empty if boxes have phrases.
+        #: Class names of the boxes, by index; empty if the boxes are named by phrases.
         self.classes: tuple[str, ...] = ()
 
     def skip(self, what: str, times: int = 1) -> None:
@@ -81,7 +81,7 @@ class RecordList(ReadReport, list[Record]):
 
 
 class EntryFile(ABC):
-    """A file of entries that are checked; errors name the file and the current entry."""
+    """A file whose entries are checked; errors name the file and the current entry."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -115,13 +115,13 @@ class EntryFile(ABC):
 
 
 class AnnotationFile(EntryFile):
-    """The content of an annotation file."""
+    """The parsed content of an annotation file."""
 
     def __init__(self, path: Path, kind: str, data: dict[str, Any]) -> None:
         super().__init__(path)
         self.kind = kind
         self.data = data
-        #: True to skip or clip invalid boxes and count them, instead of raising.
+        #: If True, invalid boxes are skipped or clipped, and counted, instead of raising an error.
         self.skips_errors = False
         self._section = ""
         self._index: int | None = None
@@ -142,7 +142,7 @@ class AnnotationFile(EntryFile):
         self._section = section if index is not None else f"{section} entry {entry.get('id')!r}"
 
     def require_list(self, section: str) -> AnnotationFile:
-        """Check that the file has a list of this name; return the file."""
+        """Check that the file has a list called `section`; return the file."""
         self._section, self._index = "", None
         if not isinstance(self.data.get(section), list):
             have = ", ".join(repr(key) for key in list(self.data)[:8]) or "nothing"
@@ -165,7 +165,9 @@ class AnnotationFile(EntryFile):
             number = self.get(entry, "id", int, str)
             if number in seen:
                 # Boxes refer to images by id.
-                raise self.error(f"has the id {number!r}, a duplicate of images[{seen[number]}]")
+                raise self.error(
+                    f"has duplicate id {number!r}, already used by images[{seen[number]}]"
+                )
             seen[number] = self._index
             if "file_name" not in entry and "coco_url" in entry:
                 # LVIS names images by the last two parts of their URL.
@@ -183,7 +185,7 @@ class AnnotationFile(EntryFile):
     def look_up(
         self, table: Mapping[Any, Any], entry: Mapping[str, Any], key: str, where: str | Path
     ) -> Any:
-        """Return table[entry[key]]; `where` names the table in the error."""
+        """Return `table[entry[key]]`; `where` names the table in errors."""
         value = self.get(entry, key, int, str)
         if value not in table:
             raise self.error(f"has {key} {value!r}, which is not in {str(where)!r}")
@@ -200,9 +202,9 @@ class AnnotationFile(EntryFile):
 
 @contextmanager
 def without_garbage_collection() -> Iterator[None]:
-    """Pause the garbage collector; a decorator of readers.
+    """Pause the garbage collector; used as a decorator of readers.
 
-    Readers create very many objects and no cycles, which the collector would scan repeatedly.
+    Readers create many objects but no reference cycles, so repeated collection is wasted work.
     """
     was_on = gc.isenabled()
     gc.disable()
@@ -231,7 +233,7 @@ def read_json_lines(path: Path, kind: str) -> AnnotationFile:
 
 
 def _parse(text: str, where: object, kind: str, expected: type = object) -> Any:
-    """Parse JSON of an expected type; `where` names it in errors."""
+    """Parse JSON whose value has an expected type; `where` is its location, for errors."""
     try:
         data = json.loads(text)
     except JSON_ERRORS as problem:
@@ -251,7 +253,7 @@ def read_text(path: Path, kind: str) -> str:
         if splits := _splits_in_folder(path):
             expected = f"one of the splits whose files exist: {', '.join(splits)}"
         else:
-            # `fiber data` does not generate original files.
+            # `fiber data` does not generate files in these layouts.
             generated = "" if "original" in kind or "published" in kind else f"; {TRY_WITH}"
             expected = f"a file of {kind}, from {where_to_get(kind)}{generated}"
         raise FileNotFoundError(f"{path} does not exist; expected {expected}") from None
@@ -260,12 +262,12 @@ def read_text(path: Path, kind: str) -> str:
 
 
 def where_to_get(kind: str) -> str:
-    """Return the origin of a kind of file, or ""."""
+    """Return where to get a kind of file, or ""."""
     return next((how for name, how in _HOW_TO_GET.items() if kind.startswith(name)), "")
 
 
 def _splits_in_folder(path: Path) -> list[str]:
-    """Return the splits with a file of the same kind in the same folder."""
+    """Return the splits that have a file of the same kind in the same folder."""
     patterns = [re.escape(name).replace(r"\{split\}", "(.+)") for name in FILES.values()]
     pattern = next((p for p in patterns if re.fullmatch(p, path.name)), None)
     if pattern is None or not path.parent.is_dir():
@@ -280,9 +282,9 @@ def annotation_path(folder: AnyPath, split: str, kind: str, path: AnyPath | None
 
 
 def images_folder(folder: AnyPath, images: AnyPath | None, name: str | None = None) -> str:
-    """Return the folder of images: `images`, or "images" in the data folder.
+    """Return the image folder: `images`, or else "images" in the data folder.
 
-    A folder called `name` in it or in the data folder has priority.
+    A subfolder called `name`, there or in the data folder, has priority.
 
     Raises:
         FileNotFoundError: if the folder does not exist.
@@ -298,9 +300,9 @@ def images_folder(folder: AnyPath, images: AnyPath | None, name: str | None = No
 
 
 def find_images_folder(names: Sequence[str], folders: Iterable[Path]) -> Path | None:
-    """Find the folder that has most of the images, by a sample of their names.
+    """Find the folder that contains the most images, judged by a sample of their names.
 
-    Return the first of the best `folders`, which need not exist; None if no image is found.
+    `folders` need not exist. The first of equally good ones is returned; None if no image is found.
     """
     sample = names[:: max(1, -(-len(names) // _IMAGES_TO_FIND))]
     existing = [folder for folder in dict.fromkeys(folders) if folder.is_dir()]

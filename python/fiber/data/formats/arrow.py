@@ -1,12 +1,12 @@
 """Arrow and Parquet tables with one row per image, texts and images in one file.
 
-Supported columns are those of the published code's files (its write_*.py) and the common ones of
+Supported columns are those of the published code's files (its write_*.py) and those common in
 public datasets; see `rows`. The image is in `image` as bytes, a path, or a struct with `bytes` or
 `path`; otherwise `image_path` or `file_name` is its path. Each text of a row becomes a record.
 
-Texts are read at once and images on access, so tables may be larger than memory. Row groups of
-Parquet are read as a whole: random access to large groups reads the file many times. `fiber data
-pack` writes shards without that cost.
+All texts are read at once, but images only on access, so tables may exceed memory. Parquet row
+groups are read as a whole: random access to large groups reads the file many times over. `fiber
+data pack` writes shards that avoid this cost.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from fiber.data.record import AnyPath, StoredImage
 #: Names of the formats in messages.
 KIND = "published Arrow data"
 TABLE_KIND = "an Arrow or Parquet table"
-#: Columns with the image; the first one present is used.
+#: Possible image columns; the first one present is used.
 IMAGES = ("image", "image_path", "file_name")
 _METADATA = ("image_id", "height", "width")
 
 
 class Tables(RowSource):
-    """Files as one sequence of rows.
+    """Table files as one sequence of rows.
 
     Raises:
         ModuleNotFoundError: if pyarrow is not installed.
         FileNotFoundError: if a file is missing.
-        ValueError: if a file is not a table; on access, if it lacks a column or has an invalid row.
+        ValueError: if a file is not a table; on access, if it lacks a column or a row is invalid.
     """
 
     def __init__(self, paths: Sequence[AnyPath], kind: str = TABLE_KIND) -> None:
@@ -72,7 +72,7 @@ class Tables(RowSource):
 
 
 def _columns_in(table: Table, names: Sequence[str]) -> list[str]:
-    """Return the columns that a table has of `names`; raise ValueError if it has none."""
+    """Return those of `names` that are columns of a table; raise ValueError if none are."""
     found = [name for name in names if name in table.columns]
     if not found:
         wanted, have = " or ".join(map(repr, names)), ", ".join(map(repr, table.columns))
@@ -83,10 +83,10 @@ def _columns_in(table: Table, names: Sequence[str]) -> list[str]:
 def table_answers(*paths: AnyPath) -> dict[int, str]:
     """Read the text of each answer number from the columns `answers` and `answer_labels`.
 
-    Numbers that no question has are missing.
+    Answer numbers that do not occur in the tables are missing.
 
     Raises:
-        ValueError: as `Tables`; if a number has two texts.
+        ValueError: as in `Tables`, or if a number has two texts.
     """
     known: dict[int, str] = {}
     for table in Tables(paths, KIND).tables:
@@ -97,7 +97,9 @@ def table_answers(*paths: AnyPath) -> dict[int, str]:
             for text, label in zip(chain(*own_texts), chain(*own_labels), strict=True):
                 if known.setdefault(label, text) != text:
                     where = f"{table.path}: row {row}"
-                    raise ValueError(f"{where} has answer {label} {text!r}, not {known[label]!r}")
+                    raise ValueError(
+                        f"{where} has text {text!r} for answer {label}, expected {known[label]!r}"
+                    )
     return known
 
 
@@ -105,10 +107,10 @@ def statement_records(tables: Tables) -> RowRecords:
     """Read statements about two images (NLVR2): columns `image_0`, `image_1`, `questions`,
     `answers` ("True" or "False") and `identifier`.
 
-    `identifier` is that of the pair of images; keys end in the index of the statement in the row.
+    `identifier` names the image pair; keys end in the index of the statement in the row.
 
     Raises:
-        ValueError: for an invalid row, with its location.
+        ValueError: for an invalid row, naming its location.
     """
     out = RowRecords(tables)
     for number, table in enumerate(tables.tables):

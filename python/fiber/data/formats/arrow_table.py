@@ -1,14 +1,14 @@
-"""Arrow and Parquet files: columns of texts as a whole, images one by one.
+"""Read Arrow and Parquet files: whole columns of text, and images one by one.
 
-Arrow files (the file format, and the stream format that Hugging Face's `datasets` saves) are memory
-mapped, and a column of a record batch is validated in full before its first use. Of Parquet files
-the row group of an image is read, and the last row groups are cached. Both need pyarrow: pip
-install 'fiber-vl[arrow]'.
+Arrow files (the file format, and the stream format that Hugging Face's `datasets` saves) are
+memory-mapped, and a column of a record batch is validated in full before its first use. For Parquet
+files, the row group of the requested image is read, and recent row groups are cached. Both formats
+need pyarrow: pip install 'fiber-vl[arrow]'.
 
-A file that changes while in use raises an error at the next read: its size and modification time
-are checked before each. Not detected are a mapped Arrow file that is truncated or overwritten
-during a read, and one overwritten so soon after opening that its modification time is the same
-(file systems have a resolution of milliseconds): both may crash the process.
+If a file changes while in use, the next read raises an error: size and modification time are
+checked before every read. Two cases are not detected and may crash the process: a mapped Arrow file
+that is truncated or overwritten during a read, and one that is overwritten so soon after opening
+that its modification time stays the same (file systems have a resolution of milliseconds).
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from fiber.data.formats.annotation_file import where_to_get
 from fiber.data.record import StoredImage
 from fiber.data.storage.file_pool import PooledFile
 
-#: Size of the cache of row groups of a Parquet file, in addition to the last one used.
+#: Maximum size of the row group cache of a Parquet file; the last group used is always kept.
 CACHE_BYTES = 1 << 28
 
 #: Magic number of Arrow's file format; the stream format has none.
 _ARROW_FILE = b"ARROW1"
-#: Exceptions that pyarrow raises for broken files; its own errors are subclasses of them.
+#: Exceptions that pyarrow raises for broken files; its own errors are subclasses of these.
 _BROKEN = (
     OSError,
     ValueError,
@@ -47,7 +47,7 @@ _BROKEN = (
 
 
 class Table(ABC):
-    """A file with named columns, in parts: record batches or row groups."""
+    """A file with named columns, divided into parts: record batches or row groups."""
 
     #: Name of a part in messages.
     _part_name: str
@@ -60,15 +60,15 @@ class Table(ABC):
 
     @abstractmethod
     def _column(self, part: int, column: str) -> Any:
-        """Return a validated column of a part; raises one of `_BROKEN` if it is invalid."""
+        """Return a validated column of a part; raise one of `_BROKEN` if it is invalid."""
 
     def values(self, column: str) -> list[Any]:
         """Read a whole column.
 
         Raises:
             OSError: if the file cannot be read.
-            ValueError: if the column is broken, with file and rows, or the file has changed since
-                it was opened.
+            ValueError: if the column is broken (the error names the file and rows), or the file has
+                changed since it was opened.
         """
         self._file.check_now()
         out: list[Any] = []
@@ -78,7 +78,7 @@ class Table(ABC):
         return out
 
     def value(self, column: str, row: int) -> Any:
-        """Read one value of a column. Errors as in `values`."""
+        """Read one value of a column. Errors are as in `values`."""
         self._file.check_now()
         part = bisect_right(self._ends, row)
         with self._named(part, column):
@@ -100,11 +100,12 @@ class Table(ABC):
     def image(self, column: str, row: int) -> StoredImage:
         """Read an image: bytes, a path, or a struct with `bytes` or `path`.
 
-        Paths are relative to the table's folder, or to "images" in it.
+        Paths are relative to the table's folder or its "images" subfolder.
 
         Raises:
             OSError: if the file cannot be read.
-            ValueError: if there is no image, with file, row and column, or as in `values`.
+            ValueError: if there is no image (the error names the file, row and column), or as in
+                `values`.
         """
         found = self.value(column, row)
         if isinstance(found, dict):
@@ -129,7 +130,7 @@ class Table(ABC):
             features = metadata.get("info", {}).get("features", {}).get(column)
         except (ValueError, AttributeError):
             return []
-        # The field may be at any depth.
+        # The field may be nested at any depth.
         while isinstance(features, dict):
             own = features.get(field)
             while isinstance(own, dict):
@@ -142,7 +143,7 @@ class Table(ABC):
 
 
 class _ArrowTable(Table):
-    """Record batches of a memory mapped file.
+    """Record batches of a memory-mapped file.
 
     pyarrow does not check offsets and lengths on access, so a column of a batch is validated in
     full before its first value is used, and the file is checked for changes before every read.
@@ -153,7 +154,7 @@ class _ArrowTable(Table):
     def __init__(self, file: PooledFile, schema: Any, batches: list[Any]) -> None:
         super().__init__(file, schema, (batch.num_rows for batch in batches))
         self._batches = batches
-        # Error of each validated column of a batch, or None.
+        # Error message (or None) of each column validated, by batch and column index.
         self._problems: dict[tuple[int, int], str | None] = {}
 
     def _column(self, part: int, column: str) -> Any:
@@ -168,7 +169,7 @@ class _ArrowTable(Table):
 
 
 def _problem_of(values: Any, rows: int) -> str | None:
-    """Validate a column; return the problem, or None."""
+    """Validate a column; return a description of the problem, or None."""
     try:
         values.validate(full=True)
     except _BROKEN as problem:
@@ -177,7 +178,7 @@ def _problem_of(values: Any, rows: int) -> str | None:
 
 
 class _ParquetTable(Table):
-    """Row groups of an open file, read on demand and not mapped."""
+    """Row groups of an open file, read on demand rather than memory-mapped."""
 
     _part_name = "row group"
 
@@ -225,8 +226,8 @@ def open_table(path: Path, kind: str) -> Table:
 
     Raises:
         ModuleNotFoundError: if pyarrow is not installed.
-        FileNotFoundError: if it is missing.
-        ValueError: if it is neither, is broken, or changes while it is opened.
+        FileNotFoundError: if the file is missing.
+        ValueError: if the file is in neither format, is broken, or changes while being opened.
     """
     try:
         importlib.import_module("pyarrow")
@@ -248,20 +249,20 @@ def open_table(path: Path, kind: str) -> Table:
         raise ValueError(
             f"{path} is not a valid {form} file ({_line(problem)}); expected {kind}"
         ) from None
-    # It may have been overwritten since `PooledFile` stored its size and time.
+    # The file may have been overwritten since `PooledFile` stored its size and time.
     file.check_now()
     return table
 
 
 def _line(problem: BaseException) -> str:
-    """Return an error message of pyarrow as one line."""
+    """Return a pyarrow error message as one line."""
     return " ".join(str(problem).split()) or type(problem).__name__
 
 
 def _open_parquet(file: PooledFile) -> Table:
     file.check_now()
     parquet = importlib.import_module("pyarrow.parquet")
-    # Truncation crashes the process for a mapped file; otherwise it raises.
+    # Truncating a mapped file crashes the process; without mapping, reads raise an error.
     return _ParquetTable(file, parquet.ParquetFile(str(file.path), memory_map=False))
 
 

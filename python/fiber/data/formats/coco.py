@@ -1,4 +1,4 @@
-"""COCO captions and COCO instances: one annotation file and one folder of images."""
+"""COCO captions and COCO instances: one annotation file and one image folder."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ def captions(
         folder: data folder.
         split: such as "train".
         annotations: annotation file; default: "captions_<split>.json" in the folder.
-        images: folder that file names are relative to; default: "images" in the folder.
+        images: image folder, to which file names are relative; default: "images" in the folder.
 
     Raises:
-        FileNotFoundError: if the file or the folder of images is missing.
-        ValueError: for an invalid entry, with file, entry and key.
+        FileNotFoundError: if the file or the image folder is missing.
+        ValueError: for an invalid entry, naming the file, entry and key.
     """
     path = annotation_path(folder, split, "captions", annotations)
     file = read_json(path, "COCO captions").require_list("images")
@@ -73,14 +73,14 @@ def detection(
     images: AnyPath | None = None,
     objects: bool = False,
 ) -> RecordList:
-    """Read boxes of classes (COCO instances): one record per image, with or without boxes.
+    """Read boxes with classes (COCO instances): one record per image, with or without boxes.
 
-    The text is the prompt of all classes, by id: "circle. square. triangle". `labels` are the class
-    names of the file. For training, `fiber.data.prompts.sampling.SampledPrompts` samples a prompt
-    for each image.
+    The text is the prompt of all classes, ordered by id: "circle. square. triangle". `labels` are
+    the class names of the file. For training, `fiber.data.prompts.sampling.SampledPrompts` samples
+    a prompt for each image.
 
-    Arguments and errors as in `captions`; the file is "instances_<split>.json". With `objects`,
-    `Record.objects` is also set, to all boxes, for metrics.
+    Arguments and errors are as in `captions`; the file is "instances_<split>.json". With `objects`,
+    `Record.objects` is also set to all boxes, for metrics.
     """
     path = annotation_path(folder, split, "detection", annotations)
     file = read_json(path, "COCO instances").require_list("images")
@@ -88,7 +88,7 @@ def detection(
 
 
 def detection_records(file: AnnotationFile, root: str, *, objects: bool = False) -> RecordList:
-    """Make the records of `detection` from a file whose images are in the folder `root`."""
+    """Create the records of `detection` from a file whose images are in the folder `root`."""
     categories = categories_by_id(file)
     label_index = {category: index for index, category in enumerate(categories)}
     out = RecordList()
@@ -96,12 +96,12 @@ def detection_records(file: AnnotationFile, root: str, *, objects: bool = False)
     prompt = class_prompt(out.classes)
     # Shared by all records: files have thousands of classes.
     label_ids = tuple(categories)
-    # LVIS: "r", "c" or "f".
+    # In LVIS, "r" (rare), "c" (common) or "f" (frequent).
     label_groups = tuple(str(entry.get("frequency", "")) for entry in categories.values())
     boxes = boxes_by_image(file)
     for entry in file.images():
         own = boxes.get(entry["id"], [])
-        # With `objects`, dropped boxes are kept there and not counted.
+        # With `objects`, dropped boxes are kept in `Record.objects` and not counted.
         found = read_boxes(file, entry, own, RecordList() if objects else out)
         labels = []
         for _, box in found:

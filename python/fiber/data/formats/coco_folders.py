@@ -1,17 +1,17 @@
-"""COCO-format boxes of classes in the folder layouts of common tools.
+"""COCO-format boxes with classes in the folder layouts of common tools.
 
     annotations/instances_train2017.json   train2017/1.jpg        COCO
     train/_annotations.coco.json           train/1.jpg            Roboflow
     train/annotations_without_background.json                     ODinW
     annotations.json                       images/1.jpg           one file for all images
 
-"valid" and "mini_val" are aliases of "val". If no file has the split "val", a fifth of the training
-images (1,000 at most), chosen by a hash of their names, is held out as "val"; "train" is the rest
-and "train+val" is all. A note reports it. Roboflow's copies of an image ("dog_jpg.rf.0123.jpg")
-stay in one split.
+"valid" and "mini_val" are aliases of "val". If there is no file for "val", a fifth of the training
+images (at most 1,000), chosen by a hash of their names, is held out as "val"; "train" is the rest
+and "train+val" is all of them. A note reports this. Roboflow's copies of an image
+("dog_jpg.rf.0123.jpg") stay in the same split.
 
-`instances_{split}.json` with `images`, as `fiber data` writes them, has priority over all others
-and is never split.
+`instances_{split}.json` with `images`, as written by `fiber data`, has priority over all other
+layouts and is never split.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from fiber.data.formats.annotation_file import (
 from fiber.data.record import AnyPath
 
 KIND = "COCO instances"
-#: Files of one split, by tool; the first match is used. `_SPLIT_ALIASES` has aliases of splits.
+#: Files of one split, by tool; the first match is used. Splits may have `_SPLIT_ALIASES`.
 SPLIT_FILES = {
-    "COCO, original files": (
+    "COCO, original layout": (
         "annotations/instances_{split}.json",
         "annotations/instances_{split}20*.json",
     ),
@@ -54,12 +54,12 @@ SPLIT_FILES = {
     "LVIS": (
         "lvis_v1_{split}.json",
         "annotations/lvis_v1_{split}.json",
-        # Names in the published code.
+        # File names in the published code.
         "lvis_od_{split}.json",
         "lvis_v1_{split}_inserted_image_name.json",
     ),
 }
-#: Files with all images of a folder, of any split.
+#: Files that describe all images of a folder, regardless of split.
 WHOLE_FILES = (
     *("annotations.json", "_annotations.coco.json", "annotations/annotations.json"),
     *("annotations/instances_default.json", "annotations/instances.json"),
@@ -69,16 +69,16 @@ _SPLIT_ALIASES = {
     "val": ("val", "mini_val", "valid", "validation"),
     "train": ("train", "training"),
 }
-#: Split that is held out of the training images if it has no file.
+#: Split that is held out from the training images if it has no file.
 HELD_OUT = "val"
 _HELD_OUT_FRACTION, _MAX_HELD_OUT = 0.2, 1000
 
 
 class _Found(NamedTuple):
-    """Annotation file of a split."""
+    """The annotation file of a split."""
 
     file: Path
-    #: True if the file has both the training images and the held-out ones.
+    #: True if the file contains both training and held-out images.
     is_divided: bool = False
 
 
@@ -91,16 +91,17 @@ def coco_detection(
     shots: int = 0,
     objects: bool = False,
 ) -> RecordList:
-    """Read boxes of classes from a folder in any known layout, or from a file: `sources.detection`.
+    """Read boxes with classes from a folder in any known layout, or from a file.
 
-    A file given as `annotations` is read as a whole; its images are searched near it. With
-    `on_error` "skip", boxes that exceed their images are clipped, invalid ones dropped, and both
-    counted. `shots` is the number of images per class (see `_choose_shots`); 0: all images.
+    Records are those of `sources.detection`. A file given as `annotations` is read as a whole; its
+    images are searched for near it. With `on_error` "skip", boxes that exceed their images are
+    clipped, invalid ones are dropped, and both are counted. `shots` is the number of images per
+    class (see `_choose_shots`); 0 means all images.
 
     Raises:
         FileNotFoundError: if the split has no file, or its images are not found.
-        ValueError: for an invalid entry, with file, entry and key; if there are too few images to
-            hold some out.
+        ValueError: for an invalid entry, naming the file, entry and key; if there are too few
+            images to hold some out.
     """
     found = _Found(Path(annotations)) if annotations is not None else find(Path(folder), split)
     if found is None:
@@ -125,7 +126,7 @@ def find(folder: Path, split: str) -> _Found | None:
     """Find the file of a split in a data folder; return None if there is none.
 
     Raises:
-        ValueError: if several files of one layout match, with their names.
+        ValueError: if several files match one layout; the error lists them.
     """
     own = folder / FILES["detection"].format(split=split)
     if own.is_file():
@@ -154,7 +155,7 @@ def _file_of_split(folder: Path, split: str) -> Path | None:
                 if len(files) > 1:
                     named = ", ".join(str(file) for file in files)
                     raise ValueError(
-                        f"boxes of split {split!r} are in several files; name one of them: {named}"
+                        f"boxes of split {split!r} are in several files; pass one of them: {named}"
                     )
                 if files:
                     return files[0]
@@ -162,7 +163,7 @@ def _file_of_split(folder: Path, split: str) -> Path | None:
 
 
 def _drop_placeholder(file: AnnotationFile) -> bool:
-    """Drop Roboflow's category 0, the supercategory of all others; return whether it existed."""
+    """Drop Roboflow's category 0, the supercategory of all others; return True if it existed."""
     categories = list(file.walk("categories"))
     first = next((entry for entry in categories if entry.get("id") == 0), {})
     others = [entry for entry in categories if entry is not first]
@@ -178,7 +179,7 @@ def _drop_placeholder(file: AnnotationFile) -> bool:
 
 
 def _images_root(file: AnnotationFile, folder: Path, split: str) -> str:
-    """Return the folder of the images; raise FileNotFoundError if no candidate has any."""
+    """Return the image folder; raise FileNotFoundError if no candidate contains any image."""
     names = [entry["file_name"] for entry in file.images()]
     parent = file.path.parent
     # "instances_train2017" -> "train2017"
@@ -203,8 +204,8 @@ def _images_root(file: AnnotationFile, folder: Path, split: str) -> str:
         return images_folder(folder, None)
     folders = ", ".join(str(root) for root in dict.fromkeys(roots) if root.is_dir())
     raise FileNotFoundError(
-        f"{file.path} has {len(names)} images, such as {names[0]!r}; none of a sample of them is in"
-        f" {folders}"
+        f"{file.path} has {len(names)} images, such as {names[0]!r}; none of a sample of them was"
+        f" found in {folders}"
     )
 
 
@@ -212,7 +213,7 @@ def _hold_out(file: AnnotationFile, split: str) -> str:
     """Keep the training or the held-out images of a file without splits; return a note."""
     groups: dict[str, list[Any]] = defaultdict(list)
     for entry in file.images():
-        # Roboflow's copies of an image differ after ".rf.".
+        # The names of Roboflow's copies of an image differ only after ".rf.".
         groups[entry["file_name"].partition(".rf.")[0]].append(entry["id"])
     total = len(file.data["images"])
     count = min(max(1, round(total * _HELD_OUT_FRACTION)), _MAX_HELD_OUT)
@@ -221,7 +222,7 @@ def _hold_out(file: AnnotationFile, split: str) -> str:
         if len(held_out) < count:
             held_out.update(groups[name])
     if len(held_out) == total:
-        raise ValueError(f"{file.path} must have 2 or more different images to split, got {total}")
+        raise ValueError(f"{file.path} must have at least 2 distinct images to split, got {total}")
     ids = {entry["id"] for entry in file.data["images"]}
     _drop(file, held_out if split == "train" else ids - held_out)
     return (
@@ -241,11 +242,11 @@ def _drop(file: AnnotationFile, ids: set[Any]) -> None:
 def _choose_shots(file: AnnotationFile, shots: int) -> str:
     """Keep a few images of each class; return a note.
 
-    In order of ids, an image is kept if one of its classes has fewer than `shots` images so far; it
-    then counts for all of its classes. So some classes may get more images; images without boxes
-    are never kept.
+    In id order, an image is kept if one of its classes has fewer than `shots` images so far; it
+    then counts for all of its classes. Some classes may therefore get more images; images without
+    boxes are never kept.
 
-    Source: the published few-shot fine-tuning on ODinW.
+    Source: the published code for few-shot fine-tuning on ODinW.
     """
     classes: dict[Any, set[Any]] = defaultdict(set)
     for entry in file.walk("annotations"):
@@ -258,4 +259,4 @@ def _choose_shots(file: AnnotationFile, shots: int) -> str:
             kept.add(entry["id"])
             counts.update(shown)
     _drop(file, {entry["id"] for entry in file.data["images"]} - kept)
-    return f"{len(kept)} of {total} images are kept: {shots} per class, as published"
+    return f"{len(kept)} of {total} images are kept: {shots} per class, as in the published code"

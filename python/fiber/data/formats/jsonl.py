@@ -1,7 +1,7 @@
 """Readers of a user's own annotations: JSON Lines, one object per line.
 
-A .json file may have the same objects in a list. A .csv file has field names in its first line, and
-one text or answer per line.
+A .json file may contain the same objects in a list. A .csv file has field names in its first line
+and one text or answer per line.
 
     {"image": "photos/1.jpg", "text": "a dog on a beach"}
     {"image": "photos/1.jpg", "texts": ["a dog on a beach", "a brown dog runs"]}
@@ -10,19 +10,19 @@ one text or answer per line.
     {"image": "photos/1.jpg", "question": "what runs?", "answers": ["dog", "dog", "animal"]}
     {"image": "photos/1.jpg", "boxes_xyxy": [[10, 20, 90.5, 60]], "labels": ["dog"]}
 
-Each line is of one of these kinds; an image with a text and boxes needs two lines.
+Each line is of one of these kinds; an image with both a text and boxes needs two lines.
 
-Boxes are half-open pixels (x0, y0, x1, y1), each with its class in `labels`. With `width` and
-`height` they are checked against the size of the image.
+Boxes have half-open pixel coordinates (x0, y0, x1, y1), each with its class in `labels`. If `width`
+and `height` are given, boxes are checked against the image size.
 
-A list of answers has one answer per annotator, scored as in VQAv2: three of ten annotators give
-0.9, four give 1.0, other numbers of annotators in proportion. If every question has such a list,
-the two published VQA accuracies are reported as well (`metrics.vqa`).
+A list of answers has one answer per annotator, scored as in VQAv2: an answer by three of ten
+annotators scores 0.9 and by four 1.0, in proportion for other numbers of annotators. If every
+question has such a list, the two published VQA accuracies are also reported (`metrics.vqa`).
 
-`image` is relative to the file's folder, or to "images" in it. Optional fields: `id`, the name in
-prediction files (default: the line number), and `split`. Either all lines have a `split` or none;
-with it, only lines of the requested splits ("train+val") are read. Any other field is an error.
-Repeated captions of an image are skipped and counted.
+`image` is relative to the file's folder or its "images" subfolder. Optional fields: `id`, the name
+in prediction files (default: the line number), and `split`. Either all lines have a `split` or none
+do; if they do, only lines of the requested splits ("train+val") are read. Any other field is an
+error. Repeated captions of an image are skipped and counted.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from fiber.data.formats.row_records import DataRow, RowRecords, RowSource, box_r
 from fiber.data.formats.rows import check_scores, scores_of
 from fiber.data.record import AnyPath, Record
 
-# Fields that only one kind of line has, and fields that it needs.
+# Fields that occur in only one kind of line, and the fields each kind needs.
 _KINDS = {
     "captions": {"text", "texts"},
     "questions": {"question", "answer", "answers"},
@@ -55,14 +55,14 @@ _NEEDED = {
 def jsonl_captions(
     folder: AnyPath, split: str, *, annotations: AnyPath, images: AnyPath | None = None
 ) -> RecordList:
-    """Read captions of the file `annotations`: one record per text.
+    """Read captions from the file `annotations`: one record per text.
 
-    Lines of other splits are ignored, those of other kinds counted. `images`: see `LineReader`.
+    Lines of other splits are ignored, those of other kinds counted. For `images`, see `LineReader`.
 
     Raises:
-        FileNotFoundError: if the file or the first image is missing, with the line.
-        ValueError: for an invalid line, with file, line and field; if no line has this split or
-            kind.
+        FileNotFoundError: if the file or the first image is missing.
+        ValueError: for an invalid line, naming the file, line and field; if no line has this split
+            or kind.
     """
     lines = LineReader(Path(annotations), images)
     out, seen = RecordList(), set()
@@ -90,8 +90,8 @@ def jsonl_questions(
 ) -> RecordList:
     """Read questions: one record per line.
 
-    Arguments and errors as in `jsonl_captions`. Answers are optional in splits whose names start
-    with "test".
+    Arguments and errors are as in `jsonl_captions`. Answers are optional in splits whose names
+    start with "test".
     """
     lines, out = LineReader(Path(annotations), images), RecordList()
     for key, entry in _of_split(lines, split, out, "questions"):
@@ -104,7 +104,7 @@ def jsonl_questions(
 class _BoxLines(RowSource):
     """Lines with boxes as rows."""
 
-    # Not a bound method, which records would pickle with all lines.
+    # Not a bound method: pickled records would include all lines.
     image = staticmethod(os.fspath)  # type: ignore[assignment]
 
     def __init__(self, lines: LineReader, split: str) -> None:
@@ -126,12 +126,12 @@ def jsonl_boxes(
     images: AnyPath | None = None,
     **options: Any,
 ) -> RowRecords:
-    """Read boxes of classes: one record per line; see `jsonl_captions` and `box_records`."""
+    """Read boxes with classes: one record per line; see `jsonl_captions` and `box_records`."""
     return box_records(_BoxLines(LineReader(Path(annotations), images), split), **options)
 
 
 def names_splits(path: Path) -> bool:
-    """Return whether the lines of a file have a `split`; either all have it or none."""
+    """Return whether the lines of a file have a `split` (either all do or none)."""
     return any("split" in entry for _, entry in islice(LineReader(path, None).walk(), 1))
 
 
@@ -150,7 +150,7 @@ def _of_split(
             lacking = lacking or number
         if having and lacking:
             raise lines.error(
-                f"is inconsistent: line {having} has the field 'split', but line {lacking} does not"
+                f"is inconsistent: line {having} has a 'split', but line {lacking} does not"
             )
         kinds = [name for name, fields in _KINDS.items() if fields & set(entry)]
         if len(kinds) > 1:
@@ -174,7 +174,7 @@ def _of_split(
             raise lines.error(f"has 'id' {str(own)[:40]!r}; expected a string or an integer")
         key = f"{lines.path.stem}/{own}"
         if key in keys:
-            raise lines.error(f"has the duplicate 'id' {own!r}")
+            raise lines.error(f"has duplicate 'id' {own!r}")
         keys.add(key)
         yield key, entry
     if keys:
@@ -190,7 +190,7 @@ def _of_split(
 
 
 def _answers(lines: LineReader, entry: dict[str, Any], *, optional: bool) -> dict[str, Any]:
-    """Return record fields with the soft score of each answer, and annotators' answers."""
+    """Return record fields with soft scores of the answers, and the annotators' answers."""
     if "answer" in entry and "answers" in entry:
         raise lines.error("has both 'answer' and 'answers'; expected one of them")
     if "answer" in entry:
@@ -198,10 +198,12 @@ def _answers(lines: LineReader, entry: dict[str, Any], *, optional: bool) -> dic
     if "answers" not in entry:
         if optional:
             return {}
-        raise lines.error("has no 'answer' and no 'answers'")
+        raise lines.error("has neither 'answer' nor 'answers'")
     answers = entry["answers"]
     if not isinstance(answers, dict | list) or not answers:
-        raise lines.error(f"has 'answers' {str(answers)[:40]!r}; expected a list, or their scores")
+        raise lines.error(
+            f"has 'answers' {str(answers)[:40]!r}; expected a list, or an object of scores"
+        )
     for answer in answers:
         lines.text({"answers": answer}, "answers")
     if isinstance(answers, list):
@@ -217,7 +219,7 @@ def splits_in(path: Path) -> list[str]:
 
 
 def kinds_in(path: Path) -> set[str]:
-    """Return the sources that may read the objects of a file: a user's own or public ones.
+    """Return the sources that can read the objects in a file, a user's own or a public dataset's.
 
     Raises:
         ValueError: if the file cannot be parsed.

@@ -1,6 +1,7 @@
 """Lines of a user's own annotation file: JSON Lines, a JSON list, or CSV.
 
-Each line is an object with known fields; `jsonl` makes records of them. Errors name file and line.
+Each line is an object with known fields, which `jsonl` turns into records. Errors name the file and
+line.
 """
 
 from __future__ import annotations
@@ -26,17 +27,17 @@ _FIELDS = (
 _EXPECTED = {
     ".jsonl": "one JSON object per line",
     ".json": "a list of JSON objects",
-    ".csv": "a UTF-8 table with commas, field names in the first line and one text or answer per"
-    " line",
+    ".csv": "a comma-separated UTF-8 table with field names in the first line and one text or"
+    " answer per line",
 }
-# List fields, which CSV does not support, and their alternatives.
+# List fields, which CSV does not support, with their alternatives.
 _LISTS = {
     "texts": "'text', one per line",
     "answers": "'answer', one per line",
     "boxes_xyxy": "a .jsonl or .json file",
     "labels": "a .jsonl or .json file",
 }
-# Field names of other formats that `nearest` does not find.
+# Field names of other formats that `nearest` would not match.
 _OTHER_NAMES = {
     "image": ("img", "image_path", "img_path", "file_name", "filename", "path", "picture"),
     "images": ("pictures",),
@@ -46,15 +47,15 @@ _OTHER_NAMES = {
     "labels": ("classes",),
 }
 
-# JSON escapes that may be lone surrogates; UTF-8 cannot encode these.
+# JSON escapes that may be lone surrogates, which UTF-8 cannot encode.
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 class LineReader(EntryFile):
-    """Reader of a file of lines, in the format of its extension.
+    """Read a file line by line, in the format given by its extension.
 
-    Image names are relative to `images`; by default to the file's folder, or "images" in it.
-    `expected` describes the format, for messages.
+    Image names are relative to `images` or, by default, to the file's folder or its "images"
+    subfolder. `expected` describes the format in messages.
     """
 
     def __init__(self, path: Path, images: AnyPath | None) -> None:
@@ -72,7 +73,7 @@ class LineReader(EntryFile):
         return f"{self.path}: {'entry' if self._suffix == '.json' else 'line'} {self._number}"
 
     def walk(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Yield (number, object) of each line that is not blank, from 1, with checked fields."""
+        """Yield (number from 1, object with checked fields) for each line that is not blank."""
         for number, entry in self.entries():
             self._number = number
             if not isinstance(entry, dict):
@@ -82,7 +83,7 @@ class LineReader(EntryFile):
                     names = (name for name, own in _OTHER_NAMES.items() if field.lower() in own)
                     meant = next(names, None)
                     hint = f"did you mean {meant!r}?" if meant else nearest(field, _FIELDS)
-                    raise self.error(f"has the unknown field {field!r}; {hint}")
+                    raise self.error(f"has unknown field {field!r}; {hint}")
             for field, value in entry.items() if self._has_surrogates else ():
                 try:
                     json.dumps(value, ensure_ascii=False).encode()
@@ -94,7 +95,7 @@ class LineReader(EntryFile):
             yield number, entry
 
     def entries(self) -> Iterator[tuple[int, Any]]:
-        """Yield (number, value) of each line or list item, from 1."""
+        """Yield (number from 1, value) for each line or list item."""
         try:
             # Files from Windows may begin with a byte order mark.
             text = self.path.read_text(encoding="utf-8-sig")
@@ -128,7 +129,7 @@ class LineReader(EntryFile):
                     raise self.error(f"is not JSON ({problem})") from None
 
     def _cells(self, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Yield the rows of a CSV table as objects, without empty cells."""
+        """Yield the rows of a CSV table as objects, omitting empty cells."""
         reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
         try:
             self._number, fields = 1, reader.fieldnames or ()
@@ -136,7 +137,9 @@ class LineReader(EntryFile):
                 if field in fields[:place]:
                     raise self.error(f"has a duplicate column {field!r}")
                 if field in _LISTS:
-                    raise self.error(f"has the list field {field!r}; in CSV, use {_LISTS[field]}")
+                    raise self.error(
+                        f"has list field {field!r}, which CSV does not support; use {_LISTS[field]}"
+                    )
             for cells in reader:
                 self._number = reader.line_num
                 if None in cells:
@@ -148,18 +151,18 @@ class LineReader(EntryFile):
             raise self.error(f"is not a valid CSV row ({problem})") from None
 
     def image(self, entry: dict[str, Any]) -> str:
-        """Return the path of the image of a line.
+        """Return the image path of a line.
 
-        The first image must exist, since otherwise the folder is probably wrong. Others may be
-        missing: the loader raises an error or skips them.
+        The first image must exist, since the folder is probably wrong otherwise. Other images may
+        be missing: the loader raises an error or skips them.
         """
         name = self.text(entry, "image")
         if name not in self._found:
             paths = [root / name for root in self._roots]
             path = next((path for path in paths if path.is_file()), None)
             if path is None and not self._found:
-                tried = " or ".join(dict.fromkeys(map(str, paths)))
-                raise FileNotFoundError(f"{self.where}: image {name!r} does not exist as {tried}")
+                tried = " and ".join(dict.fromkeys(map(str, paths)))
+                raise FileNotFoundError(f"{self.where}: image {name!r} not found; tried {tried}")
             self._found[name] = str(path or paths[0])
         return self._found[name]
 

@@ -1,6 +1,6 @@
-"""Records from rows of tables, tar shards and JSON lines.
+"""Create records from rows of tables, tar shards and JSON lines.
 
-Texts and boxes are read at once, images on access. Empty captions, repeated captions of an image,
+Texts and boxes are read up front, images on access. Empty captions, repeated captions of an image,
 and images without captions are skipped and counted.
 """
 
@@ -30,7 +30,7 @@ class DataRow(NamedTuple):
 
     #: File and row, for messages.
     where: str
-    #: Prefix of the keys of its records, unique in the set.
+    #: Prefix of the row's record keys, unique in the dataset.
     key: str
     values: Mapping[str, Any]
     #: Location of each image.
@@ -38,7 +38,7 @@ class DataRow(NamedTuple):
 
 
 class RowSource(ReadReport, ABC):
-    """Files as one sequence of rows; its report is complete when all rows are read."""
+    """Files as one sequence of rows; the report is complete once all rows have been read."""
 
     @property
     def class_names(self) -> Sequence[str]:
@@ -47,7 +47,7 @@ class RowSource(ReadReport, ABC):
 
     @abstractmethod
     def rows(self, kind: str) -> Iterator[DataRow]:
-        """Yield the rows of a kind: a key of `rows.FIELDS`.
+        """Yield the rows of a kind, which is a key of `rows.FIELDS`.
 
         Raises:
             ValueError: if the files have no such rows.
@@ -55,7 +55,7 @@ class RowSource(ReadReport, ABC):
 
     @abstractmethod
     def image(self, location: Any, /) -> StoredImage:
-        """Read the image at a location; thread-safe."""
+        """Read the image at a location. Must be thread-safe."""
 
 
 class RowRecords(ReadReport, RecordSequence):
@@ -67,7 +67,7 @@ class RowRecords(ReadReport, RecordSequence):
         self._fields: list[dict[str, Any]] = []
 
     def add(self, row: DataRow, **fields: Any) -> None:
-        """Add a record of a row, after checking its fields."""
+        """Add a record of a row and check its fields."""
         fields.setdefault("key", row.key)
         fields["locations"] = row.locations
         self._fields.append(fields)
@@ -83,7 +83,7 @@ class RowRecords(ReadReport, RecordSequence):
 
 @contextmanager
 def named(where: str) -> Iterator[None]:
-    """Prefix errors with the location of a row."""
+    """Prefix error messages with the location of a row."""
     try:
         yield
     except (ValueError, TypeError, IndexError) as problem:
@@ -91,10 +91,10 @@ def named(where: str) -> Iterator[None]:
 
 
 def caption_records(source: RowSource) -> RowRecords:
-    """Create a record of each caption.
+    """Create a record for each caption.
 
     Raises:
-        ValueError: for an invalid row, with its location.
+        ValueError: for an invalid row; the error gives its location.
     """
     out = RowRecords(source)
     for row in source.rows("captions"):
@@ -117,10 +117,10 @@ def caption_records(source: RowSource) -> RowRecords:
 
 
 def question_records(source: RowSource) -> RowRecords:
-    """Create a record of each question, with answers if there are any.
+    """Create a record for each question, with answers if there are any.
 
     Raises:
-        ValueError: for an invalid row, with its location.
+        ValueError: for an invalid row; the error gives its location.
     """
     out = RowRecords(source)
     for row in source.rows("questions"):
@@ -137,19 +137,19 @@ def question_records(source: RowSource) -> RowRecords:
 def box_records(
     source: RowSource, *, on_error: str = "raise", shots: int = 0, objects: bool = False
 ) -> RowRecords:
-    """Create a record of each image with its boxes; the text is the prompt of all classes.
+    """Create a record for each image with its boxes; the text is the prompt of all classes.
 
-    Numeric categories are indices into `source.class_names`. String categories are class names, in
-    alphabetical order. Boxes of at most one pixel in width or height are dropped and counted.
-    Boxes are clipped if the row has the size of its image. `shots` is the number of images per
-    class, in order of the rows; 0: all images. `objects` has no effect: without crowds, metrics use
+    Numeric categories are indices into `source.class_names`; string categories are class names,
+    sorted alphabetically. Boxes of at most one pixel in width or height are dropped and counted.
+    Boxes are clipped if the row gives the image size. `shots` is the number of images per class, in
+    row order; 0 means all images. `objects` has no effect: there are no crowd boxes, so metrics use
     the boxes themselves.
 
-    Boxes outside their images and reversed boxes, such as those in another format, are errors. With
-    `on_error` "skip" the former are clipped, the latter dropped, and both are counted.
+    Reversed boxes (probably in the wrong format) and boxes that exceed their images are errors.
+    With `on_error` "skip", the former are dropped, the latter clipped, and both are counted.
 
     Raises:
-        ValueError: for an invalid row, with its location.
+        ValueError: for an invalid row; the error gives its location.
     """
     out, names = RowRecords(source), source.class_names
     known, kept = set(names), []
@@ -196,14 +196,14 @@ def _boxes(
     out: RowRecords,
     skips_errors: bool,
 ) -> list[tuple[Box, str]]:
-    """Return the boxes of a row, clipped to its image, with their class names."""
+    """Return the boxes of a row, clipped to the image, with their class names."""
     found = []
     for number, (box, category) in enumerate(boxes_of(values)):
         name = category
         if isinstance(category, int):
             if not 0 <= category < len(names):
                 raise ValueError(
-                    f"has box {number} of class {category}; expected a name or an index below"
+                    f"has box {number} with class {category}; expected a name or an index below"
                     f" {len(names)}"
                 )
             name = names[category]
@@ -221,8 +221,8 @@ def _boxes(
         clipped, beyond = (box, 0.0) if size is None else clip_box(box, size)
         if size is not None and beyond > BOX_SLACK_PIXELS and not skips_errors:
             raise ValueError(
-                f"has box {number} {box} (x0, y0, x1, y1), {beyond:g} pixels outside its image of"
-                f" {size[0]} x {size[1]} (height x width)"
+                f"has box {number} {box} (x0, y0, x1, y1), which extends {beyond:g} pixels beyond"
+                f" its image of {size[0]} x {size[1]} (height x width)"
             )
         if min(clipped[2] - clipped[0], clipped[3] - clipped[1]) <= EMPTY_BOX_PIXELS:
             out.skip("empty boxes")

@@ -1,13 +1,13 @@
 """Texts, answers and boxes in the common layouts of table rows and sample JSON.
 
     caption | captions | text | texts | sentences     text, list, or objects with `raw`
-    question, answer                                  one right answer
-    question, answers                                 answers of annotators, or answers with scores
-    questions, answers, answer_scores                 lists of the same length (published)
+    question, answer                                  one correct answer
+    question, answers                                 annotators' answers, or answers with scores
+    questions, answers, answer_scores                 lists of the same length (published code)
     objects: {bbox, category}                         x, y, width, height, as in COCO
     boxes_xyxy, labels                                x0, y0, x1, y1, half-open
 
-Errors do not name the row; the caller adds it.
+Errors do not name the row; the caller adds its location.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ CAPTIONS = ("caption", "captions", "text", "texts", "sentences")
 QUESTIONS = ("question", "questions")
 ANSWERS = ("answers", "answer_scores", "answer", "multiple_choice_answer", "question_id")
 BOXES = ("objects", "boxes_xyxy")
-#: Fields of each kind of row, of which it needs one, and its optional fields.
+#: For each kind of row, fields of which one is required, and optional fields.
 FIELDS = {
     "captions": (CAPTIONS, ()),
     "questions": (QUESTIONS, ANSWERS),
     "boxes": (BOXES, ("labels",)),
 }
-#: Names of the class field in `objects`.
+#: Possible names of the class field in `objects`.
 CATEGORIES = ("category", "label", "category_id", "categories", "labels")
-#: VQAv2 soft score of an answer that 0, 1, 2, 3 or at least 4 of ten annotators gave.
+#: VQAv2 soft score of an answer given by 0, 1, 2, 3, or at least 4 of ten annotators.
 ANSWER_SCORES = (0.0, 0.3, 0.6, 0.9, 1.0)
 _ANNOTATORS = 10
 
@@ -39,7 +39,7 @@ def captions_of(row: Mapping[str, Any]) -> list[str] | str:
     """Return the captions of a row as a list, or a single caption as a string.
 
     Raises:
-        ValueError: if the field is neither.
+        ValueError: if the field is neither a string nor a list of strings.
     """
     name = next(name for name in CAPTIONS if name in row)
     found = row[name]
@@ -57,7 +57,7 @@ def captions_of(row: Mapping[str, Any]) -> list[str] | str:
 
 
 def questions_of(row: Mapping[str, Any]) -> Iterator[tuple[str | int | None, dict[str, Any]]]:
-    """Yield the number (None if not given) and the record fields of each question of a row.
+    """Yield the id (None if not given) and the record fields of each question in a row.
 
     Raises:
         ValueError: for an invalid question or answer.
@@ -87,7 +87,7 @@ def _text(value: Any, name: str) -> str:
 
 
 def _answers(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the record fields with the soft score of each answer, and annotators' answers."""
+    """Return record fields with soft scores of the answers, and the annotators' answers."""
     found, scores = row.get("answers"), row.get("answer_scores")
     if isinstance(found, Mapping):
         return {"answers": check_scores(found)}
@@ -107,7 +107,7 @@ def _scored(answers: Any, scores: Any) -> dict[str, float]:
     _check_list(answers, "answers")
     _check_list(scores, "answer_scores")
     if len(answers) != len(scores):
-        raise ValueError(f"has {len(answers)} answers and {len(scores)} 'answer_scores'")
+        raise ValueError(f"has {len(answers)} 'answers' but {len(scores)} 'answer_scores'")
     return check_scores({_text(one, "answers"): s for one, s in zip(answers, scores, strict=True)})
 
 
@@ -125,7 +125,7 @@ def check_one_each(values: Any, name: str, questions: Any) -> None:
 
 
 def check_scores(scores: Mapping[str, Any]) -> dict[str, float]:
-    """Return soft scores of answers as floats; raise ValueError for one outside [0, 1]."""
+    """Return soft scores as floats; raise ValueError for a score that is not in [0, 1]."""
     for answer, given in scores.items():
         if not is_number(given) or not 0 <= given <= 1:
             raise ValueError(
@@ -135,7 +135,7 @@ def check_scores(scores: Mapping[str, Any]) -> dict[str, float]:
 
 
 def scores_of(answers: Sequence[str]) -> dict[str, float]:
-    """Score annotators' answers as in VQAv2, in proportion if there are not ten annotators."""
+    """Score annotators' answers as in VQAv2, scaling counts if there are not ten annotators."""
     counts = Counter(answers)
     return {
         answer: ANSWER_SCORES[min(4, round(_ANNOTATORS * times / len(answers)))]
@@ -147,7 +147,7 @@ def boxes_of(row: Mapping[str, Any]) -> Iterator[tuple[Box, str | int]]:
     """Yield the boxes of a row, each with its class name or index.
 
     Raises:
-        ValueError: if boxes and classes differ in number, or a box is not four numbers.
+        ValueError: if the numbers of boxes and classes differ, or a box is not four numbers.
     """
     is_xyxy = "boxes_xyxy" in row
     if is_xyxy:
@@ -168,12 +168,14 @@ def boxes_of(row: Mapping[str, Any]) -> Iterator[tuple[Box, str | int]]:
 
 
 def _object_lists(objects: Any) -> tuple[Any, Any]:
-    """Return boxes and classes of `objects`, a struct of lists or a list of structs."""
+    """Return the boxes and classes in `objects`, a struct of lists or a list of structs."""
     if isinstance(objects, list) and all(isinstance(one, Mapping) for one in objects):
         return [one.get("bbox") for one in objects], [_category(one) for one in objects]
     if isinstance(objects, Mapping):
         return objects.get("bbox"), _category(objects)
-    raise ValueError(f"has 'objects' {str(objects)[:40]!r}; expected bbox and category of each")
+    raise ValueError(
+        f"has 'objects' {str(objects)[:40]!r}; expected each to have bbox and category"
+    )
 
 
 def _category(entry: Mapping[str, Any]) -> Any:

@@ -1,6 +1,6 @@
-"""Random access to lines of TSV files, in the format from which GLIP and FIBER read Objects365.
+"""Random access to lines of TSV files in the format that GLIP and FIBER use for Objects365.
 
-A YAML file names the others, relative to its folder:
+A YAML file lists the other files, relative to its folder:
 
     img: train.images.tsv            key, ..., image as base64 in the last column
     label: train.label.tsv           key, JSON list of {"class": "mug", "rect": [x0, y0, x1, y1]}
@@ -29,8 +29,8 @@ class TsvFile:
     """A TSV file with random access to its lines.
 
     Raises:
-        FileNotFoundError: if it is missing.
-        ValueError: if its .lineidx is invalid.
+        FileNotFoundError: if the file is missing.
+        ValueError: if its .lineidx file is invalid.
     """
 
     def __init__(self, path: Path) -> None:
@@ -44,8 +44,8 @@ class TsvFile:
             ends = np.append(starts[1:], size)
             if len(starts) and (starts[0] != 0 or (starts >= ends).any()):
                 raise ValueError(
-                    f"{index}: offsets must increase from 0 and be below the file's {size} bytes;"
-                    " delete it to scan the lines"
+                    f"{index}: offsets must increase from 0 and be below {size}, the size of"
+                    f" {path.name}; delete the index to have the lines scanned instead"
                 )
             self._starts = np.append(starts, size)
         else:
@@ -66,7 +66,7 @@ class TsvFile:
 
 
 def read_integers(path: Path, what: str) -> np.ndarray:
-    """Read one integer per line; raise ValueError, with `what` they are, for anything else."""
+    """Read one integer per line, or raise a ValueError that says `what` is expected."""
     text = read_text(path, KIND)
     try:
         return np.array(text.encode("ascii").split(), dtype=np.int64)

@@ -4,13 +4,13 @@
     000017.txt    caption
     000017.json   {"caption": "..."} and the other fields of `rows`: questions, answers, boxes
 
-As in `webdataset`, the name of a sample is the part of the member name before the first dot of its
-last component, and members of a sample are adjacent, in any order. Captions in the JSON have
+As in `webdataset`, the name of a sample is the member name up to the first dot in its last
+component, and the members of a sample are adjacent, in any order. Captions in the JSON have
 priority over .txt. Images are read on access, in any order and by any thread.
 
 Samples without an image or without the requested fields are skipped and counted, as are members
 that are not regular files or have no extension. Duplicate members, samples in two places, text that
-is not UTF-8, invalid JSON and files that `TarFile` rejects raise errors with file and member.
+is not UTF-8, invalid JSON and files that `TarFile` rejects raise errors that name file and member.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from fiber.data.storage.tar import Member, TarFile, as_json
 
 #: Name of the format in messages.
 KIND = "WebDataset shards"
-#: Extensions of images. If a sample has several images, the first in this order is used.
+#: Image extensions. If a sample has several images, the first in this order is used.
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif")
 
 
 class Sample(NamedTuple):
-    """Members with the same name."""
+    """Members with the same sample name."""
 
     name: str
-    #: By extension, in lower case.
+    #: Members by lower-case extension.
     members: dict[str, Member]
 
 
@@ -44,7 +44,7 @@ def samples_of(file: TarFile, counts: dict[str, int]) -> Iterator[Sample]:
     """Group the members of a shard; count those without an extension in `counts`.
 
     Raises:
-        ValueError: for a duplicate member, or a sample in two places.
+        ValueError: for a duplicate member, or a sample whose members are not adjacent.
     """
     seen: set[str] = set()
     for name, group in groupby(_named_members(file, counts), key=itemgetter(0)):
@@ -60,7 +60,7 @@ def samples_of(file: TarFile, counts: dict[str, int]) -> Iterator[Sample]:
 
 
 def _named_members(file: TarFile, counts: dict[str, int]) -> Iterator[tuple[str, str, Member]]:
-    """Yield sample name, extension in lower case, and member."""
+    """Yield the sample name, the lower-case extension, and the member."""
     for member in file.members:
         folder, slash, last = member.name.rpartition("/")
         stem, _, extension = last.partition(".")
@@ -74,7 +74,7 @@ def fields_of(file: TarFile, sample: Sample) -> dict[str, Any]:
     """Return the fields of a sample; .txt is the caption if the JSON has none.
 
     Raises:
-        ValueError: for text that is not UTF-8 or invalid JSON, with file and member.
+        ValueError: for text that is not UTF-8 or JSON that is invalid, naming file and member.
     """
     values: dict[str, Any] = {}
     if "json" in sample.members:
@@ -90,7 +90,7 @@ class Shards(RowSource):
 
     Raises:
         FileNotFoundError: if a file is missing.
-        ValueError: for invalid content; see the docstring of the module.
+        ValueError: for invalid content; see the module docstring.
     """
 
     def __init__(self, paths: Sequence[AnyPath]) -> None:

@@ -1,1 +1,1 @@
-"""Prompts of the detector: class lists, captions, sampling in training."""
+"""Detector prompts: class lists, captions, and sampling for training."""

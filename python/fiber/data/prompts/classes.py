@@ -17,7 +17,7 @@ from fiber.atomic_io import read_json
 from fiber.data.char_spans import CharSpan
 from fiber.data.record import AnyPath
 
-#: Separator of labels, as published; not after the last one.
+#: Separator between labels, as in the published code.
 SEPARATOR = ". "
 
 
@@ -25,7 +25,7 @@ class Encoder(Protocol):
     """The part of a tokenizer that prompts need."""
 
     def encode(self, text: str, /) -> tuple[list[int], Any]:
-        """Return token ids, including <s> and </s>, and anything else."""
+        """Return the token ids, including <s> and </s>, and a second value that is not used."""
         ...
 
 
@@ -55,7 +55,7 @@ class ClassName:
 
     @property
     def text(self) -> str:
-        """Text of the class in a prompt."""
+        """Text of this class in a prompt."""
         return f"{self.prefix}{clean_class_name(self.name)}{self.suffix}"
 
 
@@ -93,7 +93,7 @@ class Prompt:
     def record_fields(
         self, boxes_xyxy: Iterable[tuple[float, float, float, float]], labels: Sequence[int]
     ) -> dict[str, Any]:
-        """Return the fields of a `Record` with this text, and boxes with their label indices."""
+        """Return `Record` fields for this prompt, given boxes and their label indices."""
         return {
             "text": self.text,
             "boxes_xyxy": tuple(boxes_xyxy),
@@ -105,20 +105,20 @@ class Prompt:
 
 
 def clean_class_name(name: str) -> str:
-    """Write a class name as in the published prompts.
+    """Format a class name as in the published prompts.
 
-    Drop text in parentheses, replace underscores by spaces, and double spaces by single ones. A
+    Drop text in parentheses, replace underscores with spaces, and double spaces with single ones. A
     space before a parenthesis is kept: "hot_dog" -> "hot dog", "bow_(ribbon)" -> "bow ".
     """
     return re.sub(r"\(.*\)", "", name).replace("_", " ").replace("  ", " ")
 
 
 def as_class(given: Any, number: int) -> ClassName:
-    """Convert a name, `ClassName` or mapping with its fields; `number` is its index in messages.
+    """Convert a name, a `ClassName` or a mapping of its fields; `number` is its index in errors.
 
     Raises:
         TypeError: for any other type.
-        ValueError: for a mapping with other keys or without a name, or an empty name.
+        ValueError: for a mapping with unknown keys or without a name, or an empty name.
     """
     found = ClassName(given) if isinstance(given, str) else given
     if isinstance(given, Mapping):
@@ -140,14 +140,14 @@ def class_prompt(classes: Sequence[ClassLike]) -> Prompt:
     """Join classes, with names cleaned by `clean_class_name`: "mug. traffic light".
 
     Raises:
-        TypeError, ValueError: for an invalid class or an empty name, with its number.
+        TypeError, ValueError: for an invalid class or an empty name; the error gives its index.
     """
     named = [as_class(given, number) for number, given in enumerate(classes)]
     return join_classes(named, _result_names(named))
 
 
 def _result_names(classes: Sequence[ClassName]) -> list[str]:
-    """Return the name of each class in results; duplicate names get their prefix and suffix."""
+    """Return the name of each class in results, with prefix and suffix if it is not unique."""
     times = Counter(each.name for each in classes)
     return [
         each.name if times[each.name] == 1 else f"{each.prefix}{each.name}{each.suffix}".strip()
@@ -156,7 +156,7 @@ def _result_names(classes: Sequence[ClassName]) -> list[str]:
 
 
 def join_classes(classes: Sequence[ClassName], labels: Iterable[str], first: int = 0) -> Prompt:
-    """Join validated classes; `first` is the index of the first one in the user's list."""
+    """Join validated classes; `first` is the index of the first class in the user's list."""
     spans, texts, position = [], list[str](), 0
     for each in classes:
         name = clean_class_name(each.name)
@@ -174,20 +174,21 @@ def class_prompts(
     *,
     max_classes: int | None = None,
 ) -> list[Prompt]:
-    """Join classes into as few prompts as fit the text encoder, in order.
+    """Join classes, in order, into as few prompts as the text encoder's length allows.
 
     Args:
         classes: any number of classes.
         tokenizer: the model's tokenizer.
         max_tokens: maximum text length in tokens, including <s> and </s>.
-        max_classes: split classes into blocks of this size first (published: 40 for LVIS).
+        max_classes: first split the classes into blocks of this size (40 in the published LVIS
+            evaluation).
 
     Returns:
         Prompts whose `first_label` is an index into `classes`.
 
     Raises:
-        TypeError, ValueError: for a class that is invalid, empty or too long by itself, with its
-            number; for a `max_classes` below 1.
+        TypeError, ValueError: for a class that is invalid, empty or too long by itself (the error
+            gives its index), or if `max_classes` is below 1.
     """
     if max_classes is not None and max_classes < 1:
         raise ValueError(f"classes per prompt must be 1 or more, got {max_classes}")
@@ -219,11 +220,11 @@ def class_prompts(
 def caption_prompt(caption: str, phrases: Sequence[str]) -> Prompt:
     """Find phrases in a caption, in order.
 
-    Each phrase is searched after the previous one, then anywhere; as whole words first, then as any
-    substring; case-insensitively.
+    Each phrase is searched for after the previous one, then anywhere; in both cases as whole words,
+    then as any substring. Case is ignored.
 
     Raises:
-        ValueError: for a phrase that is empty or does not occur, by name.
+        ValueError: for a phrase that is empty or does not occur; the error names it.
     """
     spans, labels, position = [], [phrase.strip() for phrase in phrases], 0
     for number, label in enumerate(labels):
@@ -244,14 +245,14 @@ def caption_prompt(caption: str, phrases: Sequence[str]) -> Prompt:
 
 
 def read_classes(path: AnyPath) -> list[ClassName]:
-    """Read a list of classes: a text file with one name per line, or .json.
+    """Read a list of classes from a text file with one name per line, or from a .json file.
 
-    Blank lines are ignored. A .json file is a list of names or of objects with `name` and
-    optionally `prefix` and `suffix` (published: CAPTION_PROMPT of an ODinW dataset).
+    Blank lines are ignored. A .json file contains a list of names or of objects with `name` and
+    optionally `prefix` and `suffix` (like the published CAPTION_PROMPT of an ODinW dataset).
 
     Raises:
-        FileNotFoundError: if it does not exist.
-        ValueError: if it is invalid or empty, with its name and the entry.
+        FileNotFoundError: if the file does not exist.
+        ValueError: if the file is invalid or empty; the error names the file and the entry.
     """
     path = Path(path)
     if path.suffix.lower() != ".json":
@@ -259,7 +260,9 @@ def read_classes(path: AnyPath) -> list[ClassName]:
             # Editors on Windows write a byte order mark.
             lines = map(str.strip, path.read_text(encoding="utf-8-sig").splitlines())
         except UnicodeDecodeError as problem:
-            raise ValueError(f"{path} is not text ({problem}); expected a class per line") from None
+            raise ValueError(
+                f"{path} is not text ({problem}); expected one class per line"
+            ) from None
         found = [ClassName(line) for line in lines if line]
         if not found:
             raise ValueError(f"{path} is empty; expected one class per line")

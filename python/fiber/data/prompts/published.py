@@ -1,7 +1,7 @@
-"""Class sampling of the published code for training prompts (Objects365, LVIS).
+"""The published code's sampling of classes for training prompts (Objects365, LVIS).
 
-The functions take Python's and NumPy's generators and call them in the published order, so that
-equal seeds give equal prompts.
+The functions draw from Python's and NumPy's random generators in the same order as the published
+code, so the same seed gives the same prompts.
 
 Source: FIBER, fine_grained/maskrcnn_benchmark/data/datasets/od_to_grounding.py.
 """
@@ -27,11 +27,11 @@ def keep_positives(
     budget: int,
     generator: random.Random,
 ) -> tuple[list[int], int]:
-    """Keep as many of the class ids `present` as fit the budget, in random order.
+    """Keep as many of the class ids in `present` as fit the budget, in random order.
 
-    `count_tokens` counts each class alone, which is more than the class adds to a text; neither it
-    nor `budget` includes <s> and </s>. Return the ids kept, and the number of tokens counted,
-    including those of the first class dropped.
+    `count_tokens` counts each class on its own, which is more than the class adds to a text. Counts
+    and `budget` exclude <s> and </s>. Return the ids kept, and the number of tokens
+    counted, including those of the first class dropped.
     """
     order = list(set(present))
     generator.shuffle(order)
@@ -56,11 +56,11 @@ def optimized_order(
     generator: random.Random,
     numpy_generator: np.random.RandomState,
 ) -> list[int]:
-    """Return the class ids of a prompt: those `present` and a random number of others.
+    """Return the class ids of a prompt: those in `present` and a random number of others.
 
     Classes of the image are removed from the others after sampling. The background, class 0, may be
-    sampled. `present` and `positive_tokens` are from `keep_positives`; `chances` and
-    `max_negatives` (published: 85) as in `PromptRules`.
+    sampled. `present` and `positive_tokens` come from `keep_positives`; `chances` and
+    `max_negatives` (85 in the published code) are as in `PromptRules`.
     """
     # A new set, since its iteration order is part of the result.
     positives = set(present)

@@ -1,8 +1,8 @@
 """Detection data as grounding: sample the classes in the prompt of each image.
 
-About 80 class names fit into a prompt, but a vocabulary has hundreds or thousands. So every image
-gets its own prompt: the classes of its boxes and sampled negatives, resampled every epoch as a
-function of (seed, epoch, record) only.
+About 80 class names fit into a prompt, but a vocabulary has hundreds or thousands. Every image
+therefore gets its own prompt: the classes of its boxes and sampled negatives, resampled every epoch
+as a function of only (seed, epoch, record).
 """
 
 from __future__ import annotations
@@ -27,27 +27,27 @@ from fiber.data.prompts.rules import PromptRules
 from fiber.data.record import ConcatRecords, Record, RecordSet
 from fiber.data.rng import Rng
 
-# Stream of random numbers for prompts.
+# Random number stream for prompts.
 _PROMPTS = 253
-# Period of the epochs, and maximum number of records: both are part of an `Rng` index.
+# Number of epochs before prompts repeat, and maximum number of records; both enter `Rng` indices.
 _EPOCHS, _RECORDS = 2**16, 2**32
 
 
 class SampledPrompts:
-    """Records of images with class boxes, with prompts sampled for each epoch.
+    """Records of images with class boxes, with prompts resampled every epoch.
 
-    Negatives are never classes of the image's boxes, nor a class with the same prompt text
-    ("bow_(ribbon)" and "bow_(weapon)"), nor the background. If even the classes of the boxes do not
-    fit into a prompt, some of them are sampled. `dropped_boxes` counts the boxes of the others,
-    which `in_epoch` has dropped.
+    Negatives are never classes of the image's boxes, classes with the same prompt text as one of
+    these ("bow_(ribbon)" and "bow_(weapon)"), or the background. If even the classes of the boxes
+    do not all fit into a prompt, a sample of them is used; `in_epoch` drops the boxes of the other
+    classes and counts them in `dropped_boxes`.
 
     `records` are those of `sources.detection`: `labels` are all classes of the file, and
-    `box_labels` index them. `max_tokens` is the maximum text length, including <s> and </s>; the
-    seed is in [0, 2 ** 64).
+    `box_labels` are indices into them. `max_tokens` is the maximum text length, including <s> and
+    </s>; the seed is in [0, 2 ** 64).
 
     Raises:
-        ValueError: for more than 2 ** 32 records; on access, for a class that alone is longer than
-            `max_tokens`, with the record.
+        ValueError: for more than 2 ** 32 records; on access, if a class by itself exceeds
+            `max_tokens`.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class SampledPrompts:
         return self._sample(0, index)[0]
 
     def in_epoch(self, epoch: int, index: int) -> Record:
-        """Return a record with its prompt in an epoch; prompts repeat after 65,536 epochs."""
+        """Return a record with its prompt for an epoch; prompts repeat after 65,536 epochs."""
         record, dropped = self._sample(epoch, index)
         self.dropped_boxes += dropped
         return record
@@ -95,12 +95,12 @@ class SampledPrompts:
             (record.boxes_xyxy[box] for box in kept),
             [new_index[record.box_labels[box]] for box in kept],
         )
-        # Metrics are over all classes, not over the sampled ones.
+        # Drop the fields for metrics, which need all classes rather than a sample.
         sampled = dataclasses.replace(record, label_ids=(), label_groups=(), objects=None, **fields)
         return sampled, len(record.box_labels) - len(kept)
 
     def _fitting(self, key: str, present: Sequence[int], rng: Rng) -> tuple[Prompt, dict[int, int]]:
-        """Sample a prompt; return it with the new index of each class of the boxes."""
+        """Sample a prompt; return it with the new index of each class that has boxes."""
         labels, keys = self._vocabulary.labels, self._vocabulary.keys
         named: dict[str, int] = {}
         for label in present:
@@ -108,7 +108,7 @@ class SampledPrompts:
         others = [label for label in self._vocabulary.candidates if keys[label] not in named]
         positives = rng.shuffled(list(named.values()))
         count, kept = self._counts(len(positives), len(others), rng)
-        # In order of priority, in case not all fit. A class has at least one token.
+        # In order of priority, in case not all classes fit. Each has at least one token.
         wanted = positives[:kept] + rng.sample(others, min(count, self.max_tokens))
         order = rng.shuffled(wanted) if self.rules.shuffle_classes else sorted(wanted)
         chosen = set(wanted[: self._longest(wanted, order)])
@@ -123,7 +123,7 @@ class SampledPrompts:
         return class_prompt([labels[label] for label in order]), new_index
 
     def _counts(self, positives: int, others: int, rng: Rng) -> tuple[int, int]:
-        """Sample the number of negatives and of positives."""
+        """Sample the numbers of negatives and positives."""
         rules = self.rules
         limit = min(others, others if rules.max_negatives is None else rules.max_negatives)
         if rules.max_classes is not None:
@@ -147,7 +147,7 @@ class SampledPrompts:
         """Return the length of the longest prefix of `wanted` that fits, joined in `order`."""
         texts = self._vocabulary.texts
         low, high = 0, len(wanted)
-        # Usually all of them fit.
+        # Start with all of them, which usually fit.
         middle = high
         while low < high:
             chosen = set(wanted[:middle])
@@ -196,7 +196,7 @@ class SampledPrompts:
 
 
 class _Vocabulary:
-    """Class names of a file and their texts in prompts."""
+    """The class names of a file and their texts in prompts."""
 
     def __init__(self, labels: tuple[str, ...]) -> None:
         self.labels = labels
@@ -211,7 +211,7 @@ class _Vocabulary:
 
 
 def dropped_boxes(records: RecordSet) -> int:
-    """Return the number of boxes that `SampledPrompts` in a record set have dropped."""
+    """Return the number of boxes dropped by the `SampledPrompts` in a record set."""
     if isinstance(records, ConcatRecords):
         return sum(dropped_boxes(part) for part in records.parts)
     return records.dropped_boxes if isinstance(records, SampledPrompts) else 0

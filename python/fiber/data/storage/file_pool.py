@@ -1,4 +1,4 @@
-"""Thread-safe positioned reads from many files with a bounded number of open descriptors."""
+"""Thread-safe positioned reads from many files, with a bounded number of open descriptors."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from pathlib import Path
 #: Maximum number of open files per process.
 OPEN_FILES = 64
 
-#: Path, size and modification time, and device and inode if the file is held.
+#: Path, size and modification time; also device and inode if the file is held.
 _Key = tuple[Path, tuple[int, ...]]
 
 
 class ChangedFileError(ValueError):
     """A file has changed since it was opened."""
 
-    #: Status in `Skipped` of a sample that cannot be read for this reason.
+    #: `Skipped.status` of a sample that cannot be read for this reason.
     status = "corrupt"
 
 
 class _OpenFile:
-    """File descriptor, closed when its last reader drops it."""
+    """File descriptor that is closed when its last reader drops it."""
 
     def __init__(self, path: Path) -> None:
         self.descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
@@ -41,18 +41,18 @@ class _Pool:
         self.unlock()
 
     def unlock(self) -> None:
-        """Replace the lock, in a forked process without the thread that holds it."""
+        """Replace the lock, for a forked process that lacks the thread holding it."""
         self.lock = threading.Lock()
 
     def get(self, pooled: PooledFile) -> _OpenFile:
-        """Return the open file, checked for changes; a changed one is dropped."""
+        """Return the open file after checking it for changes; a changed file is dropped."""
         key = (pooled.path, pooled.stamp)
         with self.lock:
             opened = self.files.get(key) or self._open(pooled, key)
             self.files.move_to_end(key)
         if pooled.is_same(os.fstat(opened.descriptor)):
             return opened
-        # Overwritten while open; the file now at its path may be the right one.
+        # The open file was overwritten; the file now at its path may be the right one.
         with self.lock:
             if self.files.get(key) is opened:
                 del self.files[key]
@@ -63,7 +63,7 @@ class _Pool:
         pooled.check(os.fstat(opened.descriptor))
         self.files[key] = opened
         while len(self.files) > OPEN_FILES:
-            # A thread that reads from it keeps it open.
+            # A thread that still reads from the file keeps it open.
             self.files.popitem(last=False)
         return opened
 
@@ -75,15 +75,15 @@ os.register_at_fork(after_in_child=_POOL.unlock)
 class PooledFile:
     """A file that must not change while it is used.
 
-    Reads are positioned (pread), so that threads share one descriptor. At most `OPEN_FILES` are
-    open. If the file `is_held`, mapped or open elsewhere, a replacement with the same size and
-    modification time counts as a change, too.
+    Reads are positioned (pread), so threads share one descriptor. At most `OPEN_FILES` files are
+    open at once. If the file `is_held` (mapped or open elsewhere), a replacement with the same size
+    and modification time also counts as a change.
 
     Raises:
-        FileNotFoundError: if it does not exist.
+        FileNotFoundError: if the file does not exist.
 
     Attributes:
-        bytes: size.
+        bytes: size in bytes.
         changed: modification time in nanoseconds.
         stamp: values that must stay the same.
     """
@@ -97,7 +97,7 @@ class PooledFile:
         self.bytes, self.changed = self.stamp[:2]
 
     def read(self, start: int, size: int) -> bytes:
-        """Read `size` bytes from offset `start`; errors as in `check_now`."""
+        """Read `size` bytes from offset `start`. Errors are as in `check_now`."""
         file = _POOL.get(self)
         parts, done = [], 0
         while done < size:
@@ -112,7 +112,7 @@ class PooledFile:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def check_now(self) -> None:
-        """Raise `ChangedFileError` if the file has changed, OSError if it cannot be opened."""
+        """Raise `ChangedFileError` if the file has changed, or OSError if it cannot be opened."""
         _POOL.get(self)
 
     def _stamp_of(self, found: os.stat_result) -> tuple[int, ...]:
@@ -128,14 +128,14 @@ class PooledFile:
         if self.is_same(found):
             return
         if found.st_size != self.bytes:
-            change = f"{self.bytes} bytes then, {found.st_size} now"
+            change = f"it had {self.bytes} bytes and now has {found.st_size}"
         elif found.st_mtime_ns != self.changed:
             change = (
-                f"written at {self.changed / 1e9:.6f} s then, at {found.st_mtime_ns / 1e9:.6f} s"
-                f" now, and {self.bytes} bytes as before"
+                f"its modification time was {self.changed / 1e9:.6f} s and now is"
+                f" {found.st_mtime_ns / 1e9:.6f} s (it still has {self.bytes} bytes)"
             )
         else:
-            change = f"replaced by another file of {self.bytes} bytes"
+            change = f"it was replaced by another file of {self.bytes} bytes"
         raise ChangedFileError(
             f"{self.path} has changed since it was opened: {change}; open the data again"
         )

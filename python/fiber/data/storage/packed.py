@@ -1,12 +1,12 @@
 """Packed folders: tar shards of images with an index of every record.
 
     pack.json                     shards, parts, counts, fingerprint
-    train-000000.tar              WebDataset samples: an image, .json with its annotations
+    train-000000.tar              WebDataset samples: an image, and .json with its annotations
     index/train-pictures.json     location of each image: [shard, first byte, bytes]
-    index/train-captions.jsonl    one record per line, in order; images by number
+    index/train-captions.jsonl    one record per line, in order; images given by number
 
-`fiber.data.tools.pack` writes such folders. A record is equal to the one that was packed, except
-that its images are bytes and that an `image_id` that is a path is relative to the source folder.
+`fiber.data.tools.pack` writes such folders. A record equals the one that was packed, except that
+its images are bytes, and its `image_id`, if a path, is relative to the source folder.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ FORMAT, VERSION = "fiber pack", 1
 #: Fields that many records may share, such as the prompt of all classes.
 SHARED = ("text", "labels", "label_spans", "label_ids", "label_groups")
 _KARPATHY = ("coco_karpathy", "flickr30k_karpathy")
-#: Sources as which named datasets are packed.
+#: Source under which each named dataset is packed.
 OTHER_NAMES = {
     **dict.fromkeys((*_KARPATHY, "visual_genome", "sbu", "conceptual_captions"), "captions"),
     **dict.fromkeys(("refcoco", "refcocoplus", "refcocog"), "referring"),
@@ -38,7 +38,7 @@ _DEFAULTS = {field.name: field.default for field in dataclasses.fields(Record)}
 
 
 def is_pack(path: Path) -> bool:
-    """Return whether a folder is a packed one."""
+    """Return whether a folder was written by `fiber data pack`."""
     return (path / DESCRIPTION).is_file()
 
 
@@ -47,11 +47,11 @@ def _read_description(path: Path, changed: int) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         if found["format"] != FORMAT or found["version"] != VERSION:
-            raise ValueError(f"it is {found['format']!r} of version {found['version']!r}")
+            raise ValueError(f"format is {found['format']!r}, version {found['version']!r}")
     except (ValueError, KeyError, TypeError) as problem:
         raise ValueError(
-            f"{path} does not describe a packed folder ({problem}); expected {FORMAT!r} of version"
-            f" {VERSION}"
+            f"{path} does not describe a packed folder ({problem}); expected format {FORMAT!r},"
+            f" version {VERSION}"
         ) from None
     return found
 
@@ -63,14 +63,14 @@ def read_description(folder: Path) -> dict[str, Any]:
 
 
 def to_entry(record: Record) -> dict[str, Any]:
-    """Convert a record to JSON, without its images and without fields that have their default."""
+    """Convert a record to a JSON-serializable dict, omitting images and default values."""
     values = {name: getattr(record, name) for name in _DEFAULTS if name != "images"}
     entry = {name: value for name, value in values.items() if value != _DEFAULTS[name]}
     if record.objects is not None:
         entry["objects"] = objects = dataclasses.asdict(record.objects)
         for key in ("absent", "incomplete"):
             objects[key] = None if objects[key] is None else sorted(objects[key])
-    # Spans of boxes that equal those of their labels are omitted.
+    # Box spans are omitted if they equal those of the labels.
     if entry.get("char_spans") and record.char_spans == _spans_of_labels(record):
         del entry["char_spans"]
     elif record.boxes_xyxy and not record.char_spans:
@@ -109,13 +109,13 @@ class PackedRecords(RecordSequence):
         folder: packed folder.
         part: entry of `parts` in its description.
         objects: also set `Record.objects`, for metrics.
-        whole: let spans cover the whole text.
+        whole: make all spans cover the whole text.
 
     Attributes:
         fingerprint: fingerprint of the folder.
         counts: number of entries skipped when the folder was packed, by kind.
         notes: notes of the reader at that time.
-        classes: class names of boxes.
+        classes: class names of the boxes.
     """
 
     def __init__(
@@ -131,7 +131,7 @@ class PackedRecords(RecordSequence):
         self._shared: list[dict[str, Any]] = part["shared"]
         self._index = PooledFile(folder / part["file"])
         self._starts = _line_starts(self._index, part["records"])
-        #: Line of each record.
+        #: Line index of each record.
         self.lines: Sequence[int] = range(part["records"])
         self._shards = [
             (folder / shard["file"], shard["bytes"])
@@ -175,7 +175,7 @@ class PackedRecords(RecordSequence):
             file = PooledFile(path)
             if file.bytes != expected:
                 raise ValueError(
-                    f"{path} has {file.bytes} bytes, but {DESCRIPTION} says {expected}: it is not"
+                    f"{path} has {file.bytes} bytes, but {DESCRIPTION} says {expected}: this is not"
                     " the shard that was packed"
                 )
             self._files[shard] = file
@@ -183,13 +183,13 @@ class PackedRecords(RecordSequence):
 
 
 def _line_starts(file: PooledFile, expected: int) -> np.ndarray:
-    """Return the offset of each line of an index, and its end."""
+    """Return the offset of each line of an index, followed by that of its end."""
     data = np.frombuffer(file.read(0, file.bytes), dtype=np.uint8)
     starts = np.concatenate([[0], np.flatnonzero(data == ord("\n")) + 1]).astype(np.int64)
     if len(starts) - 1 != expected or starts[-1] != file.bytes:
         raise ValueError(
-            f"{file.path} has {len(starts) - 1} lines, but {DESCRIPTION} says {expected}: it is not"
-            " the index that was packed"
+            f"{file.path} has {len(starts) - 1} lines, but {DESCRIPTION} says {expected}: this is"
+            " not the index that was packed"
         )
     return starts
 
@@ -216,11 +216,12 @@ def open_pack(
 
     Args:
         folder: folder with `pack.json`.
-        source: source as packed; "coco_karpathy" and the like also find "captions".
-        split: split as packed.
+        source: name under which the source was packed; for named datasets such as
+            "coco_karpathy", "captions" is also found.
+        split: name under which the split was packed.
         objects: also set `Record.objects`, for metrics.
-        shots: number of images per class, by ascending id; 0: all.
-        whole_expression: let spans of referring expressions cover the whole text.
+        shots: number of images per class, by ascending id; 0 means all images.
+        whole_expression: make spans of referring expressions cover the whole text.
         on_error: ignored; errors were handled when the folder was packed.
 
     Raises:
@@ -235,7 +236,7 @@ def open_pack(
     if not found:
         have = ", ".join(f"{part['source']} of {part['split']}" for part in parts) or "nothing"
         raise FileNotFoundError(
-            f"{folder} is packed and has no {source} of split {split!r}; it has {have}"
+            f"packed folder {folder} has no {source} of split {split!r}; it has {have}"
         )
     records = PackedRecords(folder, found[0], objects=objects, whole=whole_expression)
     if shots:
@@ -244,7 +245,7 @@ def open_pack(
 
 
 def _choose_shots(records: PackedRecords, shots: int) -> list[int]:
-    """Choose images for few-shot training, as `coco_folders` does."""
+    """Choose images for few-shot training in the same way as `coco_folders`."""
     counts: Counter[int] = Counter()
     kept, numbered = [], []
     for index, record in enumerate(records):

@@ -1,7 +1,7 @@
 """Random access to the members of a tar archive.
 
-`tarfile` scans the headers once. The offsets are cached in "<name>.index" next to the archive, if
-writable, and reused while the archive's size and modification time stay the same.
+`tarfile` scans the headers once. If possible, the offsets are cached in "<name>.index" next to the
+archive, and reused as long as the archive's size and modification time stay the same.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from fiber.data.storage.file_pool import PooledFile
 _MAX_EXTENDED_BYTES = 1 << 20
 _INDEX_VERSION = 1
 _LINKS = (tarfile.LNKTYPE, tarfile.SYMTYPE)
-#: Types without content.
+#: Member types without content.
 _EMPTY = (*_LINKS, tarfile.DIRTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE)
 _LONG_NAMES = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
 _PAX = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
@@ -33,9 +33,9 @@ class Member(NamedTuple):
     """A regular file in a tar archive."""
 
     name: str
-    #: Offset of its content in bytes.
+    #: Offset of the content in bytes.
     start: int
-    #: Length of its content in bytes.
+    #: Length of the content in bytes.
     size: int
 
 
@@ -43,12 +43,12 @@ class TarFile(PooledFile):
     """A tar archive and its members.
 
     Raises:
-        FileNotFoundError: if it does not exist.
-        ValueError: if it is not a valid, uncompressed and complete tar archive, or a member would
-            be extracted outside the target directory.
+        FileNotFoundError: if the file does not exist.
+        ValueError: if the file is not a valid, uncompressed and complete tar archive, or if a
+            member would be extracted outside the target folder.
 
     Attributes:
-        members: regular files, in archive order.
+        members: the regular files, in archive order.
         counts: number of skipped members, by kind.
         notes: warnings about the archive.
     """
@@ -73,7 +73,7 @@ class TarFile(PooledFile):
             ) from None
 
     def _read_index(self) -> bool:
-        """Load the cached members; return False if missing or outdated."""
+        """Load the cached members; return False if the cache is missing or outdated."""
         try:
             found = json.loads(self._index_path.read_text(encoding="ascii"))
             stamp = (found["version"], found["bytes"], found["changed_ns"])
@@ -94,7 +94,7 @@ class TarFile(PooledFile):
         content = {**stamp, "counts": self.counts, "notes": self.notes, "members": self.members}
         text = json.dumps(content)
         with contextlib.suppress(OSError):
-            # Shared: several processes may scan the archive at the same time.
+            # `shared`, since several processes may scan the archive at the same time.
             write_file(self._index_path, lambda part: part.write_text(text, "ascii"), shared=True)
 
     def _scan(self) -> None:
@@ -118,20 +118,20 @@ class TarFile(PooledFile):
     def _error(self, problem: object, position: int) -> ValueError:
         advice = ""
         if self.read(0, min(6, self.bytes)).startswith(_COMPRESSED):
-            advice = "; it is compressed: decompress it for random access"
+            advice = "; the file is compressed: decompress it for random access"
         return ValueError(
             f"{self.path} is not a valid tar archive: {problem}, at byte {position}{advice}"
         )
 
     def _add(self, info: tarfile.TarInfo) -> None:
-        """Add a regular file or count a member of another kind; raise ValueError if invalid."""
+        """Add a regular file, or count any other member; raise ValueError if it is invalid."""
         name, kind = info.name, info.type
         _check_utf8(name)
         parts = name.split("/")
         if ".." in parts or name.startswith("/") or "\0" in name or not name:
             raise ValueError(
-                f"member {name!r} would be extracted outside the target directory; the archive"
-                " is not read"
+                f"member {name!r} would be extracted outside the target folder; the archive is not"
+                " read"
             )
         if kind in _EMPTY and info.size:
             raise ValueError(f"member {name!r} of type {kind!r} has {info.size} bytes; expected 0")
@@ -149,7 +149,7 @@ class TarFile(PooledFile):
     def _check_end(self, position: int) -> None:
         """Check that `tarfile` stopped at the end of the archive: at zeros or at the end of file.
 
-        It also stops without an error at an invalid or truncated header.
+        `tarfile` also stops, without an error, at an invalid or truncated header.
         """
         if position >= self.bytes:
             self.notes.append(
@@ -164,14 +164,13 @@ class TarFile(PooledFile):
         for start in range(position, self.bytes, step):
             if any(self.read(start, min(step, self.bytes - start))):
                 raise self._error(
-                    "data after the end-of-archive marker (join archives with `tar --concatenate`),"
-                    " marker",
+                    "data after the end-of-archive marker (join archives with `tar --concatenate`)",
                     position,
                 )
 
 
 class _StrictTarInfo(tarfile.TarInfo):
-    """Reject headers that `tarfile` accepts or repairs silently."""
+    """A header parser that rejects what `tarfile` silently accepts or repairs."""
 
     #: True if an extended header may have set the name.
     is_extended = False
@@ -194,15 +193,15 @@ class _StrictTarInfo(tarfile.TarInfo):
         start = stream.tell()
         _check_size(self.name, self.size, os.fstat(stream.fileno()).st_size - start)
         if self.type == tarfile.GNUTYPE_SPARSE:
-            # Skipped as a whole; its map is not needed.
+            # The member is skipped as a whole, so its sparse map is not needed.
             return self._proc_builtin(tar)  # pyright: ignore[reportAttributeAccessIssue]
         if self.type in (*_LONG_NAMES, *_PAX):
             _check_utf8(self.name)
             if self.size > _MAX_EXTENDED_BYTES:
                 raise tarfile.ReadError(
-                    f"extended header of {self.size} bytes; expected {_MAX_EXTENDED_BYTES} at most"
+                    f"extended header of {self.size} bytes; expected at most {_MAX_EXTENDED_BYTES}"
                 )
-            # With the padding, which `tarfile` parses as well.
+            # Include the padding, which `tarfile` also parses.
             blocks = -(-self.size // tarfile.BLOCKSIZE)
             data = stream.read(blocks * tarfile.BLOCKSIZE).rstrip(b"\0")
             stream.seek(start)
@@ -231,15 +230,15 @@ def _check_utf8(name: str) -> None:
 
 
 def _check_size(name: str, size: int, available: int) -> None:
-    """Check that the content of a member is inside the file."""
+    """Check that the content of a member lies within the file."""
     if not 0 <= size <= available:
         raise tarfile.ReadError(
-            f"member {name!r} has {size} bytes, {max(available, 0)} are left in the file"
+            f"member {name!r} has {size} bytes, but {max(available, 0)} are left in the file"
         )
 
 
 def _check_pax(data: bytes, *, is_global: bool) -> None:
-    """Raise ValueError for pax records that are invalid, not UTF-8, or global path or size records.
+    """Raise ValueError for an invalid or non-UTF-8 pax record, or a global path or size record.
 
     `tarfile` stops at an invalid record and reads an invalid size as 0.
     """
@@ -250,18 +249,20 @@ def _check_pax(data: bytes, *, is_global: bool) -> None:
             raise ValueError(f"invalid pax record {data[:40]!r}")
         key, value = match[2].decode("utf-8"), record[match.end() : -1].decode("utf-8")
         if is_global and key in ("path", "size"):
-            raise ValueError(f"pax record {key!r} in a global header; expected it for one member")
+            raise ValueError(
+                f"pax record {key!r} in a global header; expected it only for single members"
+            )
         if key == "size" and not re.fullmatch("[0-9]{1,19}", value):
             raise ValueError(f"pax record size={value!r}; expected a number of bytes")
         data = data[int(match[1]) :]
 
 
 def as_json(text: str, where: str) -> dict[str, Any]:
-    """Parse a JSON object; raise ValueError that begins with `where` for anything else."""
+    """Parse a JSON object; for anything else, raise a ValueError that begins with `where`."""
     try:
         found = json.loads(text)
     except JSON_ERRORS as problem:
         raise ValueError(f"{where} is not JSON ({problem})") from None
     if not isinstance(found, dict):
-        raise ValueError(f"{where} holds {str(found)[:40]!r}; expected a JSON object")
+        raise ValueError(f"{where} contains {str(found)[:40]!r}; expected a JSON object")
     return found

@@ -1,1 +1,1 @@
-"""Tools of the command `fiber data`: discover, inspect, pack."""
+"""Tools behind the `fiber data` command: discover, inspect, pack."""

@@ -1,4 +1,4 @@
-"""Discover which sources and splits a folder or a file has."""
+"""Discover which sources and splits a folder or a file contains."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from fiber.data.record import AnyPath, RecordSet
 from fiber.data.storage import packed
 from fiber.data.storage.tar import TarFile
 
-#: Sources to search; the others are named datasets of these.
+#: Sources to search for; the other sources are named datasets of these kinds.
 SOURCES = (
     "captions",
     "phrases",
@@ -41,9 +41,9 @@ SOURCES = (
 )
 #: Sources whose readers can skip invalid boxes.
 SKIPPING = ("phrases", "mixed", "referring", "detection", "objects365")
-#: Number of samples that are read to discover the content of a file.
+#: Number of samples to read when discovering the content of a file.
 _SAMPLES_READ = 100
-# Extensions of tables.
+# Extensions of table files.
 _TABLES = (".parquet", ".arrow")
 # Fields of each source.
 _FIELDS = {"captions": rows.CAPTIONS, "questions": rows.QUESTIONS, "detection": rows.BOXES}
@@ -61,14 +61,14 @@ class Part(NamedTuple):
     data: Path
 
     def open(self, **options: Any) -> RecordSet:
-        """Read the records; arguments and errors as in `open_source`."""
+        """Read the records. Arguments and errors are as in `open_source`."""
         return open_source(self.source, self.data, self.split, **options)
 
 
 def parts_of(data: AnyPath, splits: Sequence[str] = ()) -> list[Part]:
     """Find the sources and splits of a folder or a file; "train" first, then by name.
 
-    A file is read as a whole only if it is named, or if its name fits files of several kinds.
+    A file is read in full only if `data` is that file, or if its name fits several kinds of files.
 
     Raises:
         FileNotFoundError: if the folder or file does not exist.
@@ -83,7 +83,7 @@ def parts_of(data: AnyPath, splits: Sequence[str] = ()) -> list[Part]:
     elif path.is_file():
         found = list(_in_file(path))
     else:
-        raise FileNotFoundError(f"{path}: no such folder or file")
+        raise FileNotFoundError(f"folder or file {path} does not exist")
     if not found:
         raise ValueError(f"{path}: {_nothing(path)}")
     order = {source: index for index, source in enumerate(LAYOUTS)}
@@ -103,7 +103,7 @@ def _nothing(path: Path) -> str:
     first = "".join(f"; {file.name}: {_unknown(file)}" for file in itertools.islice(tables, 1))
     return (
         f"no annotation file in this folder; expected some of {names}, SPLIT.jsonl, SPLIT-*.tar,"
-        f" SPLIT-*.parquet, COCO's files or another layout of docs/data.md{first}"
+        f" SPLIT-*.parquet, COCO's files or another layout described in docs/data.md{first}"
     )
 
 
@@ -122,8 +122,8 @@ def _unknown(path: Path) -> str:
             f" {_one_of(rows.BOXES)}"
         )
     return (
-        "its records are of no known kind; expected captions, questions, statements or boxes in"
-        " a layout of docs/data.md"
+        "its records are of an unknown kind; expected captions, questions, statements or boxes in"
+        " a layout described in docs/data.md"
     )
 
 
@@ -149,7 +149,7 @@ def _in_folder(source: str, folder: Path) -> Iterator[Part]:
         except FileNotFoundError:
             continue
         except AmbiguousLayoutError as problem:
-            # Each has its own source; otherwise opening reports the ambiguity.
+            # Each layout may have its own source; otherwise opening reports the ambiguity.
             yield from (Part(name, split, folder) for name in problem.sources or (source,))
             continue
         except ValueError:
@@ -177,7 +177,7 @@ def _candidates(source: str, folder: Path) -> Iterable[str]:
 
 
 def _is_ambiguous(file: Path) -> bool:
-    """Return whether files of several sources have such names, such as "train.json"."""
+    """Return whether a name such as "train.json" is used for files of several sources."""
     return file.suffix in (".jsonl", ".csv", *PART_SUFFIXES) or (
         file.suffix == ".json" and bool(re.fullmatch(SPLIT_NAMES, file.stem))
     )
@@ -199,7 +199,7 @@ def _in_file(path: Path) -> Iterator[Part]:
     ]
     kinds = kinds_of(path)
     if not kinds and (path.suffix in (".jsonl", ".csv") or line_reader.is_list(path)):
-        # A user's own file by its name; its reader reports the error.
+        # By its name, this is a user's own file; its reader will report the error.
         kinds = {"captions"}
     for source in dict.fromkeys(named or sorted(kinds, key=SOURCES.index)):
         match = re.search(rf"(?<![a-z])({_SPLITS_IN_NAMES})(?![a-z])", path.stem)
@@ -213,7 +213,7 @@ def _in_file(path: Path) -> Iterator[Part]:
 
 
 def kinds_of(path: Path) -> set[str]:
-    """Return the sources that a file may have, by its content; for a broken file a likely one."""
+    """Return the possible sources of a file, judged by content; for a broken file, a likely one."""
     try:
         if path.suffix in (".tar", *_TABLES):
             fields = set(_fields_there(path))

@@ -1,4 +1,4 @@
-"""Statistics and faults of a dataset."""
+"""Collect statistics and faults of a dataset."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from fiber.data.image_file import STATUSES, CheckedImage, check_image
 from fiber.data.record import AnyPath, Record, RecordSet, StoredImage
 from fiber.data.tools.discover import Part, parts_of
 
-#: COCO's limits of small and large boxes, in square pixels.
+#: COCO's area limits for small and large boxes, in square pixels.
 SMALL_PIXELS, LARGE_PIXELS = 32**2, 96**2
-#: How far boxes may exceed their image, in pixels; the same as in the loader.
+#: How far boxes may exceed their image, in pixels, as in the readers.
 SLACK_PIXELS = 1
-#: Maximum number of bars of a histogram.
+#: Maximum number of bars in a histogram.
 _BARS = 8
-#: Images per core that are submitted to the thread pool at once.
+#: Number of images per core submitted to the thread pool at once.
 _IMAGES_PER_CORE = 4
 
 
 class Bar(NamedTuple):
-    """Number of values in a range of integers, both ends included."""
+    """Number of values in a range of integers, including both ends."""
 
     first: int
     last: int
@@ -36,7 +36,7 @@ class Bar(NamedTuple):
 
 
 def histogram(values: Iterable[float]) -> list[Bar]:
-    """Count values, rounded down, in up to eight ranges of equal width."""
+    """Count values, rounded down, in at most eight ranges of the same width."""
     whole = [int(value) for value in values]
     if not whole:
         return []
@@ -53,7 +53,7 @@ def histogram(values: Iterable[float]) -> list[Bar]:
 
 @dataclass
 class BoxCounts:
-    """Statistics of the boxes of some records."""
+    """Statistics of the boxes of a set of records."""
 
     #: Number of boxes of each record.
     per_record: list[int] = field(default_factory=list)
@@ -67,7 +67,7 @@ class BoxCounts:
             self.sides.append(max((x1 - x0) * (y1 - y0), 0.0) ** 0.5)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the statistics for JSON; {} without boxes."""
+        """Return the statistics as a JSON-serializable dict, which is empty without boxes."""
         if not self.sides:
             return {}
         areas = [side**2 for side in self.sides]
@@ -95,18 +95,18 @@ class PartReport:
     #: Number of words of each text.
     words: list[int] = field(default_factory=list)
     boxes: BoxCounts = field(default_factory=BoxCounts)
-    #: Frequency of each class (in order of the classes), answer and truth value.
+    #: Frequency of each class (in class order), answer and truth value.
     classes: dict[str, int] = field(default_factory=dict)
     answers: Counter[str] = field(default_factory=Counter)
     truths: Counter[bool] = field(default_factory=Counter)
-    #: Number of entries that were skipped or changed, and notes of the reader.
+    #: Number of entries that were skipped or changed, and the reader's notes.
     counts: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    #: Why the part could not be read; "" if it could.
+    #: Why the part could not be read; "" if it was read.
     fault: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the statistics for JSON."""
+        """Return the statistics as a JSON-serializable dict."""
         return {
             "source": self.source,
             "split": self.split,
@@ -124,22 +124,22 @@ class PartReport:
 
 @dataclass
 class ImageReport:
-    """Statistics of the images of a split, each counted once."""
+    """Statistics of the images in a split, each counted once."""
 
     split: str
     #: Frequency of each (height, width).
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     #: Frequency of each of `STATUSES`.
     statuses: Counter[str] = field(default_factory=Counter)
-    #: "picture", "status" and "reason" of those that are not "ok".
+    #: "picture", "status" and "reason" of images that are not "ok".
     broken: list[dict[str, Any]] = field(default_factory=list)
-    #: "picture", "size" and "annotated" size, both (height, width), if they differ.
+    #: "picture", "size" and "annotated" size, both (height, width), of images where they differ.
     other_sizes: list[dict[str, Any]] = field(default_factory=list)
-    #: "picture", "record", "size" and "pixels" by which boxes exceed the image.
+    #: "picture", "record", "size", and "pixels" by which its boxes exceed the image.
     outside: list[dict[str, Any]] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the statistics for JSON; sizes are (height, width)."""
+        """Return the statistics as a JSON-serializable dict; sizes are (height, width)."""
         sides = Counter[int]()
         for size, count in self.sizes.items():
             sides[min(size)] += count
@@ -165,7 +165,7 @@ class DataReport:
 
     @property
     def faults(self) -> list[str]:
-        """Errors, as sentences."""
+        """Faults found, as sentences."""
         found = [part.fault for part in self.parts if part.fault]
         for images in self.images:
             for name, status, reason in map(dict.values, images.broken):
@@ -175,7 +175,7 @@ class DataReport:
                 rotated = ", its transpose" if [width, height] == annotated else ""
                 found.append(
                     f"image {name} is {width} x {height} pixels, but its annotation says"
-                    f" {annotated[1]} x {annotated[0]}{rotated}; its boxes are for another size"
+                    f" {annotated[1]} x {annotated[0]}{rotated}, so its boxes do not fit"
                 )
             for _, key, (height, width), pixels in map(dict.values, images.outside):
                 found.append(
@@ -185,7 +185,7 @@ class DataReport:
         return found
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything for JSON."""
+        """Return the whole report as a JSON-serializable dict."""
         return {
             "source": self.source,
             "parts": [part.to_dict() for part in self.parts],
@@ -206,7 +206,7 @@ def inspect(
     Args:
         data: folder or file.
         splits: splits to read; default: all.
-        shown: called with each part that can be read and its records.
+        shown: called with each readable part and its records.
         progress: called with (images decoded, images in total) for each split.
 
     Raises:
@@ -254,7 +254,7 @@ def _count(out: PartReport, records: RecordSet, images: dict[Any, _Image]) -> No
         _add_images(images, record)
     out.records = len(records)
     out.classes = {name: class_counts[name] for name in classes}
-    # After reading: some readers count while records are read.
+    # Only after reading, since some readers count while records are read.
     out.counts = dict(getattr(records, "counts", {}))
     out.notes = list(getattr(records, "notes", ()))
 
@@ -266,7 +266,7 @@ class _Image(NamedTuple):
     read: Callable[[], StoredImage]
     #: Each annotated (height, width).
     annotated: set[tuple[int, int]]
-    #: Bounding box (x0, y0, x1, y1) of all boxes of each record, by key.
+    #: Bounding box (x0, y0, x1, y1) of each record's boxes, by record key.
     bounds: dict[str, tuple[float, float, float, float]]
 
 
@@ -274,7 +274,7 @@ def _add_images(images: dict[Any, _Image], record: Record) -> None:
     """Add the images and annotations of a record."""
     stored: Any = record.images
     for place in range(len(stored)):
-        # Lazy images are identified without reading them.
+        # Identify lazy images without reading them.
         key = stored[place] if isinstance(stored, tuple) else (stored, place)
         name = f"of record {record.key!r}"
         if isinstance(key, str | os.PathLike):
@@ -296,7 +296,7 @@ def _check_images(
     for number, (image, identity, checked) in enumerate(_in_threads(images), 1):
         if progress is not None:
             progress(number, len(images))
-        # Sources in one file have the same images with different annotations.
+        # Several sources in a file share the same images, with different annotations.
         is_new = identity is None or identity not in seen
         if identity is not None:
             seen.add(identity)
@@ -311,20 +311,20 @@ def _check_images(
 
 
 def _compare(report: ImageReport, image: _Image, size: tuple[int, int]) -> None:
-    """Compare the annotations of an image to its size."""
+    """Compare the annotations of an image against its size."""
     entry = {"picture": image.name, "size": list(size)}
     others = sorted(image.annotated - {size})
     report.other_sizes += [{**entry, "annotated": list(annotated)} for annotated in others]
     for key, (x0, y0, x1, y1) in image.bounds.items():
         beyond = max(-x0, -y0, x1 - size[1], y1 - size[0])
-        # A wrong size is reported already.
+        # A wrong size has already been reported.
         if beyond > SLACK_PIXELS and not others:
             box = {"picture": image.name, "record": key, "size": list(size), "pixels": beyond}
             report.outside.append(box)
 
 
 def _in_threads(images: list[_Image]) -> Iterator[tuple[_Image, bytes | str | None, CheckedImage]]:
-    """Decode images on all cores, a bounded number at once; yield them with their identity."""
+    """Decode images on all cores, a bounded number at a time; yield them with their identity."""
 
     def check(image: _Image) -> tuple[_Image, bytes | str | None, CheckedImage]:
         try:

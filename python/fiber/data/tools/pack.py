@@ -1,8 +1,8 @@
 """Pack a folder or a file into tar shards with an index; see `fiber.data.storage.packed`.
 
-The output is deterministic. Each image of a split is written once: .jpg (or another format), .json
-with captions, questions, boxes and so on in the fields of `rows`, and .txt with the first caption.
-`webdataset` can read the shards.
+The output is deterministic. Each image of a split is written once, as .jpg (or another format),
+with .json for captions, questions, boxes and so on in the fields of `rows`, and .txt for the first
+caption. `webdataset` can read the shards.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ _UNREADABLE = "records whose pictures are missing"
 
 @dataclass
 class _Split:
-    """The images of a split with their fields, and their numbers by identity."""
+    """The images of a split, their fields, and their numbers by identity."""
 
     name: str
     numbers: dict[Any, int] = field(default_factory=dict)
     #: Path of each image, or a function that reads it.
     images: list[str | Callable[[], StoredImage]] = field(default_factory=list)
     fields: list[dict[str, Any]] = field(default_factory=list)
-    #: Images of the previous record and their numbers, since texts of an image are adjacent.
+    #: Images and numbers of the previous record, reused since texts of an image are adjacent.
     last: tuple[Any, list[int]] | None = None
 
 
@@ -73,24 +73,26 @@ def pack(
 
     Args:
         source: folder or file that `open_source` reads.
-        output: folder that does not exist or is empty; written atomically.
+        output: folder, which must be new or empty; written atomically.
         splits: splits to pack; default: all.
-        shard_bytes: maximum size of a shard; a larger sample has its own.
+        shard_bytes: maximum size of a shard in bytes; a larger sample gets its own shard.
         on_error: "raise", or "skip": skip and count records with missing images, and invalid boxes.
         progress: called with (images done, images in total).
-        tell: called with the key of each skipped record and the reason, in one line.
+        tell: called for each skipped record with one line that contains its key and the reason.
 
     Raises:
         FileNotFoundError: if the source or an image is missing.
         FileExistsError: if the output exists and is not empty.
-        OSError: if a file cannot be written; the output is not created then.
+        OSError: if a file cannot be written; the output is then not created.
         ValueError: if the source is empty, lacks a split or cannot be read.
     """
     source, output = Path(source), Path(output)
     if shard_bytes < 1:
         raise ValueError(f"shard_bytes is {shard_bytes}; expected 1 or more")
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
-        raise FileExistsError(f"{output} exists; name a folder that does not exist yet")
+        raise FileExistsError(
+            f"{output} already exists and is not an empty folder; expected a new folder"
+        )
     found = parts_of(source, splits)
     with explain_write_errors(output, DISK_FULL), new_directory(output) as folder:
         packer = _Packer(source, folder, output, shard_bytes, on_error, tell, progress)
@@ -104,7 +106,7 @@ def pack(
 
 @dataclass
 class _Packer:
-    """Writer of the shards and the index of a folder."""
+    """Writer of the shards and index files of a folder."""
 
     source: Path
     folder: Path
@@ -121,7 +123,7 @@ class _Packer:
         (self.folder / "index").mkdir()
 
     def finish(self) -> dict[str, Any]:
-        """Write the description, and copy the tokenizer of the data if there is one."""
+        """Write the description, and copy the data's tokenizer if there is one."""
         if (tokenizer := self._base / "tokenizer.json").is_file():
             shutil.copyfile(tokenizer, self.folder / "tokenizer.json")
         content = {"format": FORMAT, "version": VERSION, "shards": self.shards, "parts": self.parts}
@@ -134,12 +136,12 @@ class _Packer:
 
     @contextmanager
     def _file(self, name: str) -> Iterator[_Hashed]:
-        """Open a file of the folder for writing; errors name the final path."""
+        """Open a file in the folder for writing; errors name its final path."""
         try:
             with (self.folder / name).open("wb") as file:
                 yield _Hashed(file)
         except OSError as problem:
-            # Errors with a file name are about an image that cannot be read.
+            # An error with a file name is about an image that cannot be read.
             if problem.errno is None or problem.filename is not None:
                 raise
             path = str(self.output / name)
@@ -194,7 +196,7 @@ class _Packer:
         )
 
     def _numbers(self, split: _Split, record: Record) -> list[int] | None:
-        """Return the numbers of a record's images, or None if one is missing and skipped."""
+        """Return the numbers of a record's images, or None if the record is skipped."""
         if split.last is not None and record.images == split.last[0]:
             return split.last[1]
         numbers = []
@@ -263,7 +265,7 @@ class _Packer:
 
 
 def _members(split: _Split) -> Iterator[list[tuple[str, bytes]]]:
-    """Yield the members of each sample, the image first."""
+    """Yield the members of each sample, starting with the image."""
     for number, (image, fields) in enumerate(zip(split.images, split.fields, strict=True)):
         stored = image if isinstance(image, str) else image()
         data = stored if isinstance(stored, bytes) else Path(stored).read_bytes()
@@ -276,7 +278,7 @@ def _members(split: _Split) -> Iterator[list[tuple[str, bytes]]]:
 
 
 def _share(entry: dict[str, Any], shared: dict[str, int]) -> None:
-    """Move fields that many records share to `shared`; keep their index in the entry."""
+    """Move fields that many records share to `shared`, and store their index in the entry."""
     common = {name: entry.pop(name) for name in SHARED if name in entry}
     text = json.dumps(common, ensure_ascii=False)
     entry["shared"] = shared.setdefault(text, len(shared))
