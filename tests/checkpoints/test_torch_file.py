@@ -366,6 +366,10 @@ def zipped(pickled: bytes, compression: int = zipfile.ZIP_STORED) -> bytes:
     return buffer.getvalue()
 
 
+#: Start of a reference to a storage: a mark, "storage" and its class.
+STORAGE = b"(X\x07\0\0\0storagectorch\nFloatStorage\n"
+NUMEL = b"X\x01\0\0\x000X\x03\0\0\0cpu"
+
 #: Pickles whose contents take far more time, memory or stack than their bytes.
 BOMBS = {
     "key of 2^60 leaves": b"\x80\x02}N" + b"2\x86" * 60 + b"Ns.",
@@ -377,18 +381,15 @@ BOMBS = {
     + b"".join(pickle.dumps(each * (2**61 - 1), 2)[2:-1] + b"N" for each in range(1, 60_000))
     + b"u.",
     "set of a tuple of 2^60 leaves": b"\x80\x02c__builtin__\nset\n]N" + b"2\x86" * 60 + b"a\x85R.",
-    "storage whose numel is a tuple of 2^60 leaves": b"\x80\x02(X\x07\0\0\0storagectorch\nFloatStorage\n"
-    + b"X\x01\0\0\0"
-    + b"0X\x03\0\0\0cpuN"
-    + b"2\x86" * 60
-    + b"tQ.",
-    "storage whose key is a tuple of 2^60 leaves": b"\x80\x02(X\x07\0\0\0storagectorch\nFloatStorage\nN"
-    + b"2\x86" * 60
-    + b"X\x03\0\0\0cpuK\x01tQ.",
-    "tensor whose size holds a tuple of 2^60 leaves": (
-        b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n((X\x07\0\0\0storagectorch\nFloatStorage\n"
-        + b"X\x01\0\0\0"
-        + b"0X\x03\0\0\0cpuK\x01tQK\0N"
+    "storage whose numel is a tuple of 2^60 leaves": (
+        b"\x80\x02" + STORAGE + NUMEL + b"N" + b"2\x86" * 60 + b"tQ."
+    ),
+    "storage whose key is a tuple of 2^60 leaves": (
+        b"\x80\x02" + STORAGE + b"N" + b"2\x86" * 60 + b"X\x03\0\0\0cpuK\x01tQ."
+    ),
+    "tensor whose size is a tuple of 2^60 leaves": (
+        b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n("
+        + (STORAGE + NUMEL + b"K\x01tQK\0N")
         + b"2\x86" * 60
         + b"\x85K\x01\x85\x89NtR."
     ),

@@ -14,6 +14,7 @@ CPU = torch.device("cpu")
 
 
 def test_tensors_are_consecutive_and_aligned():
+    scratch._block(1024)  # large enough for both tensors
     space = Scratch(CPU)
     first = space.empty(3, 5, dtype=torch.float32)
     second = space.empty(7, dtype=torch.float64)
