@@ -51,15 +51,13 @@ pub(crate) fn check(bytes: usize, what: impl FnOnce() -> String) -> Result<(), E
 /// Reserve a row of tokens for each box.
 pub(crate) fn reserve_rows(rows: &mut Vec<bool>, boxes: usize, tokens: usize) -> Result<(), Error> {
     reserve(rows, boxes.saturating_mul(tokens), || {
-        format!("{boxes} boxes of {tokens} tokens; expected fewer boxes, or a smaller max_tokens")
+        format!("{boxes} boxes and {tokens} tokens; use fewer boxes or a smaller max_tokens")
     })
 }
 
 /// Describes an image's pixels in errors.
 pub(crate) fn of_image(height: usize, width: usize) -> impl Fn() -> String + Copy {
-    move || {
-        format!("an image of {height} x {width} pixels; expected a smaller image, or fewer threads")
-    }
+    move || format!("an image of {height} x {width} pixels; use a smaller image or fewer threads")
 }
 
 #[cfg(test)]
@@ -83,7 +81,7 @@ mod tests {
         ] {
             let message = error.to_string();
             assert!(
-                message.contains(" bytes for an image of 3 x 4 pixels; expected "),
+                message.contains(" bytes for an image of 3 x 4 pixels; use "),
                 "{message}"
             );
         }

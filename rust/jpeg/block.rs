@@ -79,8 +79,8 @@ impl DerefMut for Block {
 const KEPT_BLOCKS: usize = 1 << 19;
 
 fn of_coefficients() -> String {
-    let what = "the coefficients of a JPEG of several scans";
-    format!("{what}; expected a smaller image, or fewer threads")
+    let what = "the coefficients of a multi-scan JPEG";
+    format!("{what}; use a smaller image or fewer threads")
 }
 
 /// Coefficients of a component: all of them, or those of some MCUs.

@@ -114,7 +114,7 @@ impl DecoderState {
             });
         }
         let Stop::Scan(scan) = markers.read_to_scan(&mut reader, None)? else {
-            return Err(broken("no scan"));
+            return Err(broken("no scans found"));
         };
         if !frame.is_progressive {
             set_standard_tables(&mut markers);

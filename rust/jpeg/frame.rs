@@ -92,7 +92,7 @@ impl Frame {
         for component in &mut components {
             if max_h % component.h != 0 || max_v % component.v != 0 {
                 return Err(unsupported(format!(
-                    "sampling factors {} x {} of {max_h} x {max_v}; expected divisors",
+                    "sampling factors {} x {}; expected divisors of {max_h} x {max_v}",
                     component.h, component.v
                 )));
             }
@@ -117,7 +117,7 @@ impl Frame {
         let components = parts.filter_map(|part| self.components.get(part.index));
         let blocks: usize = components.map(|component| component.h * component.v).sum();
         if scan.components.len() > 1 && blocks > MAX_MCU_BLOCKS {
-            let reason = format!("an MCU of {blocks} blocks; expected at most {MAX_MCU_BLOCKS}");
+            let reason = format!("MCU has {blocks} blocks; expected at most {MAX_MCU_BLOCKS}");
             return Err(broken(reason));
         }
         Ok(())

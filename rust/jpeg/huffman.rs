@@ -114,7 +114,7 @@ impl HuffmanTable {
     pub(super) fn new(spec: &TableSpec, is_dc: bool) -> Result<Self, Error> {
         let count = spec.symbols();
         if is_dc && spec.values.iter().take(count).any(|&value| value > 15) {
-            return Err(broken("a DC Huffman table with symbols above 15"));
+            return Err(broken("DC Huffman table has symbols above 15"));
         }
         let mut table = Self {
             fast: [Entry::RARE; 1 << FAST_BITS],
@@ -127,7 +127,7 @@ impl HuffmanTable {
         for (length, &codes) in (1_u32..).zip(&spec.counts) {
             // All ones is not a code.
             if codes > 0 && code + u32::from(codes) >= 1 << length {
-                return Err(broken("a Huffman table with too many codes"));
+                return Err(broken("Huffman table has too many codes"));
             }
             for &symbol in symbols.by_ref().take(codes.into()) {
                 if length <= FAST_BITS {

@@ -87,7 +87,7 @@ pub(super) fn decode(
         .map(|index| state.rows.quantization(index))
         .collect();
     if quantization.contains(&None) {
-        warnings.add("a component without a scan");
+        warnings.add("component without a scan");
     }
     let smoothing = Smoothing::new(&known, &quantization, scans, last_good_row);
     let smoothing = smoothing.filter(|_| frame.is_progressive);

@@ -71,7 +71,7 @@ pub(super) fn check(scan: &Scan) -> Result<(), Error> {
         return Ok(());
     }
     Err(broken(format!(
-        "a progressive scan of coefficients {} to {}, bits {} to {}, {} components",
+        "invalid progressive scan: coefficients {} to {}, bits {} to {}, {} components",
         scan.start,
         scan.end,
         scan.high,
@@ -186,7 +186,7 @@ impl ScanPass<'_> {
                         part.prediction = part
                             .prediction
                             .checked_add(bits.plain_difference(table, is_bad).into())
-                            .ok_or_else(|| broken("a DC coefficient out of range"))?;
+                            .ok_or_else(|| broken("DC coefficient out of range"))?;
                         block[0] = part.prediction.wrapping_shl(low) as i16;
                     }
                 }

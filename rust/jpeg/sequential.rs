@@ -318,7 +318,7 @@ impl<'p> SingleScanDecode<'p> {
         match self.markers.read_to_scan(&mut reader, Some(marker)) {
             Ok(Stop::End) if reader.is_past_end() => warnings.add("the end marker is missing"),
             Ok(Stop::End) => {}
-            Ok(Stop::Scan(_)) => warnings.add("a scan after the last one"),
+            Ok(Stop::Scan(_)) => warnings.add("unexpected scan after the last one"),
             Err(error) => warnings.add(format!("after the last scan, {error}")),
         }
         warnings.status()

@@ -65,9 +65,9 @@ impl ImageSlots {
         let what = || {
             let shape = collate::image_shape(count, size, config);
             format!(
-                "the images of a batch, {shape:?} values of {}; expected a smaller batch_size, \
-                     smaller images (each is padded to the largest height and width of its \
-                     batch) or a smaller prefetch",
+                "the images of a batch, {shape:?} values of {}; use a smaller batch_size, smaller \
+                     images (each is padded to the largest height and width in its batch) or a \
+                     smaller prefetch",
                 config.dtype.name()
             )
         };

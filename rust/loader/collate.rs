@@ -120,7 +120,7 @@ impl Batch {
         let what = || {
             format!(
                 "a batch of {size} records with {tokens} tokens, {answers} answers and {boxes} boxes \
-                 in all; expected a smaller batch_size"
+                 in total; use a smaller batch_size"
             )
         };
         try_alloc::reserve(&mut self.token_ids, texts, what)?;
@@ -247,13 +247,13 @@ mod tests {
     #[test]
     fn too_many_answers_for_memory_are_an_error() {
         let mut config = config(Task::Question);
-        // 128 TB in all.
+        // 128 TB in total.
         config.mirrored_answers = vec![0; 1 << 24];
         let one = sample(1, 1, 0, 0);
         let samples = vec![&one; 1 << 21];
         let error = collate(&samples, None, (1, 1), &config).unwrap_err();
         let message = error.to_string();
         assert!(message.contains("2097152 records with 0 tokens, 16777216 answers"));
-        assert!(message.ends_with("expected a smaller batch_size"));
+        assert!(message.ends_with("use a smaller batch_size"));
     }
 }

@@ -230,8 +230,8 @@ impl Session {
         // Before locking: a thread of the parent process may have held the lock at the fork.
         if self.process != std::process::id() {
             return Err(Error::Closed(
-                "session opened in another process, whose threads do not exist here; expected a \
-                 session opened in this process",
+                "session was opened in another process, and its worker threads do not exist here; \
+                 open a session in this process",
             ));
         }
         let (mut queue, _) = self
@@ -252,8 +252,8 @@ impl Session {
             Some(Some(BatchOutcome::Replace(states))) => Ok(Next::Replace(states)),
             None if queue.finished => Ok(Next::End),
             _ if lock(&self.workers.jobs).stopped => Err(Error::Closed(
-                "the loader was closed during this session; expected a new session, which starts \
-                 its own threads",
+                "the loader was closed during this session; open a new session, which starts its \
+                 own threads",
             )),
             _ => Ok(Next::NotYet),
         }
@@ -389,7 +389,7 @@ mod tests {
         assert!(error.is_memory(), "{error}");
         let message = error.to_string();
         assert!(message.contains("[1200, 3, 100000, 100000]"), "{message}");
-        assert!(message.contains("expected a smaller batch_size"));
+        assert!(message.contains("use a smaller batch_size"));
         assert_eq!(keys(&session), [["3x3"]]);
     }
 

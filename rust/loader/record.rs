@@ -114,8 +114,7 @@ impl Record {
             Some(annotated) if annotated != stored => Err(Error::field(
                 "image_size",
                 format!(
-                    "{} x {} pixels (height x width) in the annotations, but the image has {} x \
-                         {}",
+                    "annotated as {} x {} pixels (height x width), but the image has {} x {}",
                     annotated.0, annotated.1, stored.0, stored.1
                 ),
             )),

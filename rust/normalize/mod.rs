@@ -170,7 +170,7 @@ impl RowWriter {
             return Err(Error::argument(
                 "row",
                 format!(
-                    "row {y} of {} bytes; expected at most {} x {} pixels of 3 bytes",
+                    "row {y} has {} bytes; expected a row within {} x {} pixels of 3 bytes each",
                     row.len(),
                     slot_size.0,
                     slot_size.1

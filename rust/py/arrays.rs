@@ -108,7 +108,7 @@ impl Buffer {
         shape: &[usize],
     ) -> PyResult<Self> {
         if shape.iter().product::<usize>() != count {
-            let message = format!("{count} values for the shape {shape:?}");
+            let message = format!("{count} values do not fit shape {shape:?}");
             return Err(PyValueError::new_err(message));
         }
         let size = |count: usize| ffi::Py_ssize_t::try_from(count).map_err(PyErr::from);

@@ -12,7 +12,7 @@ pyo3::create_exception!(
     fiber,
     DecodeError,
     PyValueError,
-    "An image that cannot be decoded; the message names the file and the reason."
+    "Raised if an image cannot be decoded; the message gives the file and the reason."
 );
 
 /// Create the exception class; `status` is its default.

@@ -20,14 +20,14 @@ impl RgbArray {
         let buffer = PyBuffer::<u8>::get(image).map_err(|_| {
             let of = image.getattr("dtype").map(|dtype| format!(" of {dtype}"));
             PyTypeError::new_err(format!(
-                "expected a uint8 array (H, W, 3) or the bytes of an image file, got {}{}",
+                "expected a uint8 array of shape (H, W, 3) or the bytes of an image file, got {}{}",
                 image.get_type(),
                 of.unwrap_or_default()
             ))
         })?;
         let &[height, width, 3] = buffer.shape() else {
             return Err(PyValueError::new_err(format!(
-                "expected a uint8 array (H, W, 3), got the shape {:?}",
+                "expected a uint8 array of shape (H, W, 3), got shape {:?}",
                 buffer.shape()
             )));
         };

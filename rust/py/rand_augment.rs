@@ -88,8 +88,9 @@ pub fn augment_image(
     let expected = kind.argument(0.0).is_some();
     let usable = argument.is_none_or(|argument| argument.abs() <= f64::from(f32::MAX));
     if argument.is_some() != expected || !usable {
-        let wanted = if expected { "a finite number" } else { "none" };
-        let reason = format!("{argument:?} for {operation}; expected {wanted}");
+        let wanted = if expected { "a finite number" } else { "None" };
+        let given = argument.map_or_else(|| "None".to_owned(), |number| number.to_string());
+        let reason = format!("{given} for {operation}; expected {wanted}");
         return Err(Error::argument("argument", reason).into());
     }
     let operation = Operation {

@@ -38,7 +38,7 @@ fn texts_of(found: &Bound<'_, PyAny>) -> PyResult<Vec<PyBackedStr>> {
         _ => 0,
     };
     let bytes = count.saturating_mul(size_of::<PyBackedStr>());
-    try_alloc::check(bytes, || format!("{count} texts; expected fewer at once"))?;
+    try_alloc::check(bytes, || format!("{count} texts; pass fewer at once"))?;
     found.extract().map_err(|_| {
         let is_other = |text: Bound<'_, PyAny>| !text.is_instance_of::<PyString>();
         let what = match (0..count).find(|&at| found.get_item(at).is_ok_and(is_other)) {

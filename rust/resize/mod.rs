@@ -92,7 +92,7 @@ pub(crate) fn check_output(name: &'static str, height: usize, width: usize) -> R
         _ => Err(Error::argument(
             name,
             format!(
-                "{height} x {width} pixels; expected 1 or more, and at most {MAX_PIXELS} in all"
+                "{height} x {width} pixels; expected 1 or more, and at most {MAX_PIXELS} in total"
             ),
         )),
     }

@@ -51,13 +51,13 @@ pub fn encode<T: AsRef<str>>(
     if length < longest {
         return Err(Error::argument(
             "pad_to",
-            format!("{length}; expected {longest} or more, the tokens of the longest text"),
+            format!("{length}; expected at least {longest}, the length of the longest text"),
         ));
     }
     let size = texts.len().saturating_mul(length);
     let what = || {
         format!(
-            "{} texts of {length} tokens; expected fewer, or a smaller pad_to",
+            "{} texts of {length} tokens; use fewer texts or a smaller pad_to",
             texts.len()
         )
     };
@@ -211,14 +211,14 @@ mod tests {
         let length = usize::MAX / 32;
         let wide = message(wrong(None, Some(length), None));
         assert!(wide.ends_with(&format!(
-            "1 texts of {length} tokens; expected fewer, or a smaller pad_to"
+            "1 texts of {length} tokens; use fewer texts or a smaller pad_to"
         )));
         let masking = |probability| Masking {
             probability,
             ..Masking::default()
         };
         let none = wrong(None, None, Some(masking(0.5)));
-        assert!(message(none).starts_with("indices: 0 numbers; expected one for each of 1"));
+        assert!(message(none).starts_with("indices: 0 indices; expected one for each of 1"));
         let nan = wrong(None, None, Some(masking(f64::NAN)));
         assert!(message(nan).starts_with("mlm_probability: NaN"));
     }

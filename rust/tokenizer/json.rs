@@ -69,7 +69,7 @@ pub(crate) fn explain(json: &str, error: &str) -> String {
         let kind = if kind.is_null() {
             "'model' has no 'type'".to_owned()
         } else {
-            format!("'model' has the type {kind}")
+            format!("unsupported 'model' type {kind}")
         };
         return format!("tokenizer: {kind}; expected one of {}", MODELS.join(", "));
     }
@@ -255,7 +255,7 @@ mod tests {
             ),
             (
                 r#"{"model": {"type": "XY"}}"#,
-                "tokenizer: 'model' has the type \"XY\"; ",
+                "tokenizer: unsupported 'model' type \"XY\"; ",
             ),
             (
                 r#"{"model": {"type": "BPE"}}"#,

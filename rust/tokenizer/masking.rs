@@ -38,8 +38,8 @@ pub(crate) fn check_mask_token(tokens: &SpecialTokens, probability: f64) -> Resu
         return Err(Error::argument(
             "mlm_probability",
             format!(
-                "{probability}; expected 0 with a tokenizer that has no mask token; name its own, \
-                 Tokenizer.from_file(..., mask_token=...), if it has one"
+                "{probability}; expected 0 with a tokenizer that has no known mask token; if it has \
+                 one, name it: Tokenizer.from_file(..., mask_token=...)"
             ),
         ));
     }
@@ -90,7 +90,7 @@ impl Masking {
             return Err(Error::argument(
                 "indices",
                 format!(
-                    "{} numbers; expected one for each of {texts} texts",
+                    "{} indices; expected one for each of {texts} texts",
                     self.indices.len()
                 ),
             ));
@@ -190,7 +190,7 @@ impl WholeWordMasking {
             let last = class(token.chars().next_back());
             first.zip(last).map(Some).ok_or_else(|| {
                 Error::Tokenizer(format!(
-                    "tokenizer: token {token:?} (id {id}); expected letters of a byte-level BPE"
+                    "tokenizer: token {token:?} (id {id}) is not from a byte-level BPE"
                 ))
             })
         };

@@ -182,8 +182,8 @@ impl Tokenizer {
         let ids = template.before.iter().chain(&template.after);
         let tokens: Vec<String> = ids.filter_map(|&id| self.inner.id_to_token(id)).collect();
         let included = match tokens.split_last() {
-            Some((only, [])) => format!(", {only} included"),
-            Some((end, others)) => format!(", {} and {end} included", others.join(", ")),
+            Some((only, [])) => format!(", including {only}"),
+            Some((end, others)) => format!(", including {} and {end}", others.join(", ")),
             None => String::new(),
         };
         let reason = format!("{limit}; expected {least} or more{included}");
@@ -204,7 +204,7 @@ impl Tokenizer {
 /// Call the crate `tokenizers`, which panics on some malformed files.
 fn guarded<T>(work: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
     catch_panic(work, |why| {
-        Error::Tokenizer(format!("the crate tokenizers panicked: {why}"))
+        Error::Tokenizer(format!("the tokenizers crate panicked: {why}"))
     })
 }
 
@@ -212,7 +212,7 @@ pub(crate) fn read(path: &Path) -> Result<String, Error> {
     let bytes = std::fs::read(path).map_err(|source| Error::file(path, source))?;
     String::from_utf8(bytes).map_err(|error| {
         let place = error.utf8_error().valid_up_to();
-        Error::Tokenizer(format!("{}: byte {place} is not UTF-8", path.display()))
+        Error::Tokenizer(format!("{}: invalid UTF-8 at byte {place}", path.display()))
     })
 }
 

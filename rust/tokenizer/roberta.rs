@@ -78,7 +78,7 @@ impl Tokenizer {
     /// ids.
     pub(crate) fn check_for_models(&self) -> Result<(), Error> {
         difference(self.inner(), self.special_tokens()).map_or(Ok(()), |why| {
-            let reason = format!("fiber's models read RoBERTa's kind of tokenizer: {why}");
+            let reason = format!("fiber's models expect a RoBERTa-style tokenizer: {why}");
             Err(Error::Tokenizer(reason))
         })
     }
@@ -94,7 +94,7 @@ impl Tokenizer {
 /// The first difference between a vocabulary and RoBERTa's.
 pub(crate) fn difference(inner: &Inner, special_tokens: &SpecialTokens) -> Option<String> {
     if !matches!(inner.get_model(), ModelWrapper::BPE(_)) {
-        return Some("its model is not a BPE; expected a byte-level BPE".to_owned());
+        return Some("the model is not a BPE; expected a byte-level BPE".to_owned());
     }
     let size = inner.get_vocab_size(true);
     let last = u32::try_from(size.saturating_sub(1)).unwrap_or(u32::MAX);
@@ -102,7 +102,7 @@ pub(crate) fn difference(inner: &Inner, special_tokens: &SpecialTokens) -> Optio
     for (token, id) in expected.chain([(MASK, last)]) {
         let found = inner.token_to_id(token);
         if found != Some(id) {
-            let found = found.map_or("no id".to_owned(), |found| format!("the id {found}"));
+            let found = found.map_or("no id".to_owned(), |found| format!("id {found}"));
             return Some(format!(
                 "{token} has {found}; expected {id} in a vocabulary of {size}"
             ));
@@ -113,7 +113,7 @@ pub(crate) fn difference(inner: &Inner, special_tokens: &SpecialTokens) -> Optio
             .mask
             .map_or("none".to_owned(), |id| id.to_string());
         return Some(format!(
-            "padding is {} and the mask {mask}; expected {PAD_ID} and {last}",
+            "the padding id is {} and the mask id is {mask}; expected {PAD_ID} and {last}",
             special_tokens.pad
         ));
     }
@@ -121,7 +121,7 @@ pub(crate) fn difference(inner: &Inner, special_tokens: &SpecialTokens) -> Optio
     let (before, after) = (&template.before, &template.after);
     if *before != [START_ID] || *after != [END_ID] || !template.is_plain {
         return Some(format!(
-            "texts start with the ids {before:?} and end with {after:?}; expected [{START_ID}] \
+            "texts start with ids {before:?} and end with {after:?}; expected [{START_ID}] \
                  and [{END_ID}]"
         ));
     }
@@ -212,20 +212,20 @@ mod tests {
         let swapped = json.replace("\"<pad>\"", "\"<PAD>\"");
         let found = message(&swapped).unwrap();
         assert!(
-            found.contains("kind of tokenizer: <pad> has no id; expected 1 in"),
+            found.contains("-style tokenizer: <pad> has no id; expected 1 in"),
             "{found}"
         );
         let swapped = json.replace("\"<mask>\"", "\"[MASK]\"");
         let found = message(&swapped).unwrap();
         assert!(
-            found.contains("kind of tokenizer: <mask> has no id; expected "),
+            found.contains("-style tokenizer: <mask> has no id; expected "),
             "{found}"
         );
         let mut content: serde_json::Value = serde_json::from_str(&json).unwrap();
         content["post_processor"] = serde_json::Value::Null;
         let found = message(&content.to_string()).unwrap();
         assert!(
-            found.contains("kind of tokenizer: texts start with the ids [] and end with"),
+            found.contains("-style tokenizer: texts start with ids [] and end with"),
             "{found}"
         );
         let named = TokenOverrides {
@@ -235,7 +235,7 @@ mod tests {
         let other = Tokenizer::from_json_with(&json, &named).unwrap();
         let found = other.check_for_models().unwrap_err().to_string();
         assert!(
-            found.contains("tokenizer: padding is 3 and the mask "),
+            found.contains("tokenizer: the padding id is 3 and the mask "),
             "{found}"
         );
         let words =
@@ -243,7 +243,7 @@ mod tests {
                 .unwrap();
         let found = words.check_for_models().unwrap_err().to_string();
         assert!(
-            found.contains("tokenizer: its model is not a BPE"),
+            found.contains("tokenizer: the model is not a BPE"),
             "{found}"
         );
         assert!(Tokenizer::train(std::iter::empty(), 10).is_err());

@@ -136,7 +136,7 @@ impl SpecialTokens {
             return Err(Error::argument(
                 "mask_token",
                 format!(
-                    "'{}' is also the padding token; expected two tokens",
+                    "'{}' is also the padding token; expected two different tokens",
                     token.unwrap_or_default()
                 ),
             ));

@@ -144,7 +144,7 @@ impl RandAugment {
         check_probability("probability", self.probability)?;
         if self.num_ops > 0 && self.operations.is_empty() {
             let reason = format!(
-                "empty with num_ops = {}; expected one or more",
+                "empty, but num_ops is {}; expected at least one operation",
                 self.num_ops
             );
             return Err(Error::argument("operations", reason));
@@ -163,7 +163,8 @@ impl RandAugment {
             return Ok(());
         }
         let others = names(false, &OpKind::all());
-        let reason = format!("{moving} cannot be used with boxes; expected some of {others}");
+        let reason =
+            format!("{moving} cannot be used with boxes; expected only operations from {others}");
         Err(Error::argument("rand_augment", reason))
     }
 
@@ -313,7 +314,7 @@ mod tests {
             "{message}"
         );
         assert!(
-            message.contains("expected some of Identity, AutoContrast"),
+            message.contains("expected only operations from Identity, AutoContrast"),
             "{message}"
         );
         settings.operations.retain(|kind| !kind.moves_pixels());
