@@ -9,7 +9,7 @@ use crate::{Error, exif, try_alloc};
 
 /// Length of the file header: `RIFF`, the size of the rest, `WEBP`.
 const HEADER_BYTES: usize = 12;
-/// Offset of that size.
+/// Position of that size.
 const LENGTH: Range<usize> = 4..8;
 
 type Decoder<'a> = image_webp::WebPDecoder<Cursor<&'a [u8]>>;

@@ -1,7 +1,7 @@
 //! Marker segments of a JPEG file.
 //!
-//! Follows the marker reader of libjpeg-turbo: past the end of the file it reads endless end
-//! markers (FF D9), so that a truncated header is an error in both.
+//! As in libjpeg-turbo, endless end markers (FF D9) are read past the end of the file, so that a
+//! truncated header is an error in both.
 
 use super::block::NATURAL_ORDER;
 use super::frame::{Component, Frame, Scan, ScanComponent};
@@ -18,7 +18,7 @@ const APP0: u8 = 0xE0;
 const APP1: u8 = 0xE1;
 const APP14: u8 = 0xEE;
 
-/// Bytes with a position; after the last byte an end marker repeats.
+/// Bytes with a read position; an end marker repeats after the last byte.
 #[derive(Clone, Copy)]
 pub(super) struct Reader<'a> {
     pub(super) bytes: &'a [u8],
@@ -41,7 +41,7 @@ impl Reader<'_> {
         usize::from(u16::from_be_bytes([high, self.byte()]))
     }
 
-    /// True if bytes past the end were read.
+    /// True if bytes past the end have been read.
     pub(super) fn is_past_end(&self) -> bool {
         self.position > self.bytes.len()
     }
@@ -71,7 +71,7 @@ pub(super) enum ColorSpace {
     Ycck,
 }
 
-/// Content of the markers read so far.
+/// Contents of the markers read so far.
 #[derive(Default)]
 pub(super) struct Markers {
     pub(super) frame: Option<Frame>,
@@ -79,7 +79,7 @@ pub(super) struct Markers {
     pub(super) quantization: [Option<[u16; 64]>; 4],
     pub(super) dc: [Option<TableSpec>; 4],
     pub(super) ac: [Option<TableSpec>; 4],
-    /// In MCUs; zero for none.
+    /// In MCUs; zero if there are no restarts.
     pub(super) restart_interval: usize,
     pub(super) orientation: Option<u8>,
     saw_jfif: bool,
@@ -115,7 +115,7 @@ impl Markers {
         self.frame.as_ref().ok_or_else(|| broken("no frame header"))
     }
 
-    /// Read markers up to the next scan or the end; `marker` may have been read already.
+    /// Read markers up to the next scan or the end, starting with `marker` if it was already read.
     pub(super) fn read_to_scan(
         &mut self,
         reader: &mut Reader<'_>,
@@ -134,7 +134,7 @@ impl Markers {
 
     fn segment(&mut self, marker: u8, reader: &mut Reader<'_>) -> Result<(), Error> {
         match marker {
-            // Restart markers outside a scan and TEM have no content.
+            // Restart markers outside a scan and TEM have no payload.
             0x01 | 0xD0..=0xD7 => Ok(()),
             0xC0..=0xC2 => self.frame_header(marker, reader),
             0xC3 | 0xC5..=0xC7 => Err(unsupported(format!(
@@ -349,7 +349,7 @@ pub(super) fn start(reader: &mut Reader<'_>) -> Result<(), Error> {
     }
 }
 
-/// Skip the conditioning of arithmetic coding.
+/// Check and skip the conditioning of arithmetic coding.
 fn check_conditioning(reader: &mut Reader<'_>) -> Result<(), Error> {
     let length = reader.word();
     let pairs = length.saturating_sub(2).div_ceil(2);
