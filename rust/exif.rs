@@ -12,7 +12,7 @@ pub(crate) fn of_segment(data: &[u8]) -> Option<u8> {
     of_tiff(data.strip_prefix(PREFIX)?)
 }
 
-/// Read the orientation from a PNG or WebP chunk; some encoders write the JPEG prefix there as well.
+/// Read the orientation from a PNG or WebP chunk; some encoders also write the JPEG prefix there.
 pub(crate) fn of_chunk(data: &[u8]) -> Option<u8> {
     of_tiff(data.strip_prefix(PREFIX).unwrap_or(data))
 }

@@ -130,7 +130,7 @@ impl<'a, 'w> Bitstream<'a, 'w> {
         }
     }
 
-    /// Move to the segment after the expected restart marker, or resynchronize as libjpeg-turbo does.
+    /// Move to the segment after the expected restart marker, or recover like libjpeg-turbo.
     pub(super) fn restart(&mut self) {
         let expected = self.expected_restart;
         self.expected_restart = (expected + 1) & 7;

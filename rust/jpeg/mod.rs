@@ -115,7 +115,7 @@ pub struct Request {
 /// Read the header of a file.
 ///
 /// # Errors
-/// [`Error::Decode`] if the header is corrupt, [`Error::Unsupported`] if the type of JPEG is.
+/// [`Error::Decode`] if the header is corrupt, [`Error::Unsupported`] if the JPEG is unsupported.
 pub fn read_header(bytes: &[u8]) -> Result<Header, Error> {
     let mut markers = Markers::default();
     let mut reader = Reader { bytes, position: 0 };
@@ -158,8 +158,8 @@ impl Decoder {
     ///
     /// # Errors
     /// [`Error::Unsupported`]; [`Error::Decode`] if the data is not a JPEG or too corrupt for
-    /// libjpeg-turbo, possibly after some rows were emitted; [`Error::TooManyPixels`] if the header's
-    /// size exceeds the limit.
+    /// libjpeg-turbo, possibly after some rows were emitted; [`Error::TooManyPixels`] if the size in
+    /// the header exceeds the limit.
     pub fn decode(
         &mut self,
         bytes: &[u8],

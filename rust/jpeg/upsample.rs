@@ -22,7 +22,7 @@ pub(super) enum Upsampling {
 impl Upsampling {
     /// Choose the method for a component that is subsampled by `h` and `v`.
     ///
-    /// `is_smooth` is false when decoding at an eighth of the size, where samples are only repeated.
+    /// `is_smooth` is false for images of an eighth of the size, where samples are only repeated.
     pub(super) fn new(h: usize, v: usize, width: usize, is_smooth: bool) -> Self {
         match (h, v) {
             (1, 1) => Self::None,

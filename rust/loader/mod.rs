@@ -1,8 +1,8 @@
-//! Data loader: threads that turn records into batches, in order.
+//! Data loader: worker threads that turn records into batches, in order.
 //!
-//! A [`Loader`] owns the threads. A [`Session`] is one epoch: batches of records go in by
-//! [`Session::submit`], finished batches come out of [`Session::next`] in the same order. The queue
-//! is unbounded; the caller limits the batches in flight.
+//! A [`Loader`] owns the threads. A [`Session`] is one epoch: batches of records are submitted with
+//! [`Session::submit`], and [`Session::next`] returns finished batches in the same order. The queue
+//! is unbounded; the caller limits the number of batches in flight.
 
 mod batch_builder;
 pub(crate) mod buffer_pool;
@@ -31,11 +31,11 @@ use crate::loader::workers::{
 };
 use crate::tokenizer::masking;
 
-/// Worker threads with their config.
+/// Worker threads and their config.
 pub struct Loader {
     workers: Arc<WorkerPool>,
     threads: Vec<JoinHandle<()>>,
-    /// Process that owns the threads: a fork does not inherit them.
+    /// Process that owns the threads; a fork does not inherit them.
     process: u32,
 }
 
@@ -51,19 +51,19 @@ pub struct Session {
 pub enum Next {
     /// The next batch.
     Batch(Box<Batch>),
-    /// These samples of the next batch need replacements, by [`Session::replace`].
+    /// Some samples of the next batch need to be replaced with [`Session::replace`].
     Replace(Vec<(usize, Skipped)>),
-    /// Timed out.
+    /// The wait timed out.
     NotYet,
     /// The session is finished.
     End,
 }
 
 impl Loader {
-    /// Start `threads` threads (0: one per core); keep up to `keep` free batch buffers.
+    /// Start `threads` threads (0: one per core) and keep up to `keep` free batch buffers.
     ///
     /// # Errors
-    /// [`Error::Argument`] for config values out of range, or if threads cannot be started.
+    /// [`Error::Argument`] if a config value is out of range or a thread cannot be started.
     pub fn new(config: LoaderConfig, threads: usize, keep: usize) -> Result<Self, Error> {
         config.transform.check()?;
         if config.task == Task::Grounding {
@@ -106,7 +106,7 @@ impl Loader {
         Ok(loader)
     }
 
-    /// Open a session.
+    /// Start a session.
     #[must_use]
     pub fn open(&self) -> Session {
         Session {
@@ -116,7 +116,7 @@ impl Loader {
         }
     }
 
-    /// Bytes of all batch buffers: current and peak.
+    /// Current and peak total size of the batch buffers, in bytes.
     #[must_use]
     pub fn image_bytes(&self) -> (usize, usize) {
         (self.workers.pool.bytes(), self.workers.pool.peak_bytes())
@@ -195,7 +195,7 @@ impl Session {
         }
     }
 
-    /// Declare that no more batches will be submitted.
+    /// Signal that no more batches will be submitted.
     pub fn finish(&self) {
         lock(&self.state.queue).finished = true;
         self.state.changed.notify_all();
@@ -224,10 +224,10 @@ impl Session {
     /// Wait for the next batch, at most `timeout`.
     ///
     /// # Errors
-    /// The first error of the batch's records, unless bad samples are skipped or replaced;
+    /// The first error among the records of the batch, unless bad samples are skipped or replaced;
     /// [`Error::Closed`] if no threads are left.
     pub fn next(&self, timeout: Duration) -> Result<Next, Error> {
-        // Before locking: a thread of the parent process may have held the lock at the fork.
+        // Check before locking, since a thread of the parent process may have held the lock at the fork.
         if self.process != std::process::id() {
             return Err(Error::Closed(
                 "session was opened in another process, and its worker threads do not exist here; \

@@ -1,4 +1,4 @@
-//! Encode arbitrary text with trained vocabularies; ids and offsets must match the `tokenizers` crate.
+//! Encode arbitrary text with trained vocabularies; results must match the `tokenizers` crate.
 #![no_main]
 
 use std::sync::LazyLock;
