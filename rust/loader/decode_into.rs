@@ -150,8 +150,8 @@ impl RowSink<'_> {
             if sampled.needs_whole() {
                 whole.extend_from_slice(row);
             } else if written.is_ok()
-                // Errors go to `written`, not to `self.outcome`: storing and reloading it per row
-                // would stall.
+                // Errors go to `written` rather than `self.outcome`: storing and reloading that for
+                // each row would stall.
                 && let Err(error) = writer.write_row(row, slot, *slot_size, y, sampled.flip)
             {
                 written = Err(error);

@@ -227,7 +227,7 @@ impl Session {
     /// The first error among the records of the batch, unless bad samples are skipped or replaced;
     /// [`Error::Closed`] if no threads are left.
     pub fn next(&self, timeout: Duration) -> Result<Next, Error> {
-        // Check before locking, since a thread of the parent process may have held the lock at the fork.
+        // Check before locking: a thread of the parent may have held the lock during the fork.
         if self.process != std::process::id() {
             return Err(Error::Closed(
                 "session was opened in another process, and its worker threads do not exist here; \

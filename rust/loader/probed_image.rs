@@ -56,7 +56,7 @@ impl ProbedImage {
         (*self.bytes).as_ref()
     }
 
-    /// True if rows can be processed as they are decoded; otherwise the whole image is decoded first.
+    /// True if rows can be processed as they are decoded, without buffering the whole image.
     pub(crate) fn is_streamed(&self) -> bool {
         self.format == Format::Jpeg && self.orientation == 1
     }

@@ -155,7 +155,7 @@ impl WorkerPool {
         }
     }
 
-    /// Decode samples and record their outcomes. Each flag is true if the sample will not be decoded
+    /// Decode samples and record their outcomes. A flag is true if its sample will not be decoded
     /// again.
     fn decode(&self, ready: Vec<(SampleRef, PendingDecode, bool)>, decoder: &mut ImageDecoder) {
         let (mut sample_refs, mut records) = (Vec::new(), Vec::new());

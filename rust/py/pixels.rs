@@ -7,7 +7,7 @@ use pyo3::prelude::*;
 use super::arrays::{Buffer, numbers};
 use crate::image::{Rgb, RgbView};
 
-/// A Python array (H, W, 3) of uint8; copied if it is not contiguous.
+/// An (H, W, 3) uint8 Python array, copied if it is not contiguous.
 pub(super) struct RgbArray {
     height: usize,
     width: usize,
@@ -53,7 +53,7 @@ impl RgbArray {
     }
 }
 
-/// Copy an array (H, W, 3) of uint8.
+/// Copy an (H, W, 3) uint8 array.
 pub(super) fn to_rgb(image: &Bound<'_, PyAny>) -> PyResult<Rgb> {
     let array = RgbArray::get(image)?;
     let pixels = array.view()?.pixels.to_vec();

@@ -1,4 +1,4 @@
-//! Bindings of RandAugment.
+//! Bindings for RandAugment.
 
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
@@ -10,7 +10,7 @@ use crate::Error;
 use crate::transform::affine;
 use crate::transform::rand_augment::{self, OpKind, Operation};
 
-/// Random operations per image.
+/// Apply random operations to each image.
 #[pyclass(module = "fiber._core", frozen, eq)]
 #[derive(Clone, PartialEq)]
 pub struct RandAugment {
@@ -43,7 +43,7 @@ impl RandAugment {
         Ok(Self { inner })
     }
 
-    /// Argument of each operation, without its sign; None for operations without one.
+    /// Absolute argument of each operation, or None if it takes no argument.
     fn arguments<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let arguments = PyDict::new(py);
         for kind in &self.inner.operations {
@@ -52,7 +52,7 @@ impl RandAugment {
         Ok(arguments)
     }
 
-    /// Return every parameter by name.
+    /// Return all settings by name.
     fn describe<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         describe(py, &self.inner)
     }
@@ -62,7 +62,7 @@ impl RandAugment {
     }
 }
 
-/// Return every parameter by name.
+/// Return all settings by name.
 pub fn describe<'py>(
     py: Python<'py>,
     inner: &rand_augment::RandAugment,
@@ -76,7 +76,7 @@ pub fn describe<'py>(
     Ok(settings)
 }
 
-/// Apply one operation to an array (H, W, 3) of uint8.
+/// Apply one operation to an (H, W, 3) uint8 array.
 #[pyfunction]
 #[pyo3(signature = (image, operation, argument = None))]
 pub fn augment_image(

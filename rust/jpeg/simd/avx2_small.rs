@@ -137,7 +137,7 @@ fn two_of_pair(rows: [__m256i; 8]) -> [[u8; 4]; 2] {
     );
     let upper = add(base, odd).map(|sum| _mm256_srai_epi32::<TWO_FIRST_BITS>(sum));
     let lower = sub(base, odd).map(|sum| _mm256_srai_epi32::<TWO_FIRST_BITS>(sum));
-    // Besides the first column, only columns 1, 3, 5 and 7 are used. Only the first is not saturated.
+    // Of the other columns only 1, 3, 5 and 7 are used; they are saturated, the first is not.
     let (a, b, c, d) = (TWO_13[0], TWO_13[1], TWO_57[0], TWO_57[1]);
     let factors = _mm256_setr_epi16(0, a, 0, b, 0, c, 0, d, 0, a, 0, b, 0, c, 0, d);
     let products = _mm256_hadd_epi32(

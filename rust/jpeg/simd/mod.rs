@@ -42,7 +42,7 @@ macro_rules! vectorized {
 macro_rules! row_loops {
     ($features:literal, $lanes:literal) => {
         /// Double the width, as in [`crate::jpeg::upsample::wide`]. Returns the number of samples
-        /// done, from the second on.
+        /// done, counted from the second one.
         #[target_feature(enable = $features)]
         pub(super) fn wide(samples: &[u8], out: &mut [u8]) -> usize {
             let mut done = 0;
@@ -81,7 +81,7 @@ macro_rules! row_loops {
             done
         }
 
-        /// Convert `YCbCr` pixels, as in [`crate::jpeg::color::convert`]. Returns the number of pixels
+        /// Convert `YCbCr` pixels like [`crate::jpeg::color::convert`]. Returns the number of pixels
         /// done: all, or none if they do not fill a register.
         #[target_feature(enable = $features)]
         pub(super) fn convert(luma: &[u8], blue: &[u8], red: &[u8], out: &mut [u8]) -> usize {
