@@ -158,8 +158,8 @@ impl Decoder {
     ///
     /// # Errors
     /// [`Error::Unsupported`]; [`Error::Decode`] if the data is not a JPEG or too corrupt for
-    /// libjpeg-turbo, possibly after emitting some rows; [`Error::TooManyPixels`] if the size in the
-    /// header exceeds the limit.
+    /// libjpeg-turbo, possibly after emitting some rows; [`Error::TooManyPixels`] if the size in
+    /// the header exceeds the limit.
     pub fn decode(
         &mut self,
         bytes: &[u8],

@@ -161,8 +161,8 @@ impl BatchBuilder {
             pending: count,
             image_slots: fixed_size(&config.transform)
                 .filter(|_| count > 0)
-                // If memory is short, allocation is retried once all samples are prepared, when another
-                // batch may have been freed.
+                // If memory is short, allocation is retried once all samples are prepared, when
+                // another batch may have been freed.
                 .and_then(|size| ImageSlots::new(count, size, config, pool).ok()),
             skipped: Vec::new(),
         }

@@ -150,8 +150,8 @@ impl RowWriter {
         size.0 * size.1 * 3 * self.values.dtype.bytes()
     }
 
-    /// Write a row of RGB bytes to row `y` of the image in `slot`, optionally mirrored, and fill the
-    /// rest of the row with zeros.
+    /// Write a row of RGB bytes to row `y` of the image in `slot`, optionally mirrored, and fill
+    /// the rest of the row with zeros.
     ///
     /// `slot` holds the bytes of one image of the batch, whose padded size is `slot_size` (height,
     /// width).

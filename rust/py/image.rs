@@ -337,7 +337,7 @@ pub fn normalize_image(
     let (layout, dtype) = (Layout::from_name(layout)?, Dtype::from_name(dtype)?);
     let writer = RowWriter::new(&normalization, layout, dtype, instructions)?;
     let size = (height, width);
-    // Batch buffers are reused, so unwritten bytes must be noticed.
+    // Not zero, like a reused batch buffer, so that unwritten bytes show up.
     let bytes = writer.slot_bytes(size);
     let mut slot = try_alloc::filled(0xAA, bytes, try_alloc::of_image(height, width))?;
     image.py().detach(|| {

@@ -81,8 +81,8 @@ macro_rules! row_loops {
             done
         }
 
-        /// Convert `YCbCr` pixels like [`crate::jpeg::color::convert`]. Returns the number of pixels
-        /// done: all, or none if they do not fill a register.
+        /// Convert `YCbCr` pixels, see [`crate::jpeg::color::convert`]. Returns the number of
+        /// pixels done: all, or none if they do not fill a register.
         #[target_feature(enable = $features)]
         pub(super) fn convert(luma: &[u8], blue: &[u8], red: &[u8], out: &mut [u8]) -> usize {
             let count = out.len() / 3;

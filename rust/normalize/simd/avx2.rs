@@ -31,7 +31,7 @@ pub(crate) fn reorder(row: &[u8], flip: bool, swap: bool, output: &mut [u8]) {
     let index = unsafe { _mm_loadu_si128(index.as_ptr().cast()) };
     let pixels = row.len() / 3;
     let mut done = 0;
-    // Leave out the last pixel because sixteen bytes are loaded and stored.
+    // One more pixel must follow, since sixteen bytes are loaded and stored.
     while done + PIXELS < pixels {
         let start = if flip { pixels - PIXELS - done } else { done };
         let (start, shift) = if start * 3 + 16 > row.len() {

@@ -10,8 +10,8 @@ use crate::normalize::simd::MARGIN;
 
 const BYTES: usize = 64;
 
-/// Look up `output.len()` bytes of `planes` from `start` on, optionally mirrored. The margins around
-/// them must be readable.
+/// Look up `output.len()` bytes of `planes` from `start` on, optionally mirrored. The margins
+/// around them must be readable.
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
 pub(crate) fn look_up(
     tables: &[[u8; 256]; 4],
