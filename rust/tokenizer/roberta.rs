@@ -1,4 +1,4 @@
-//! The byte-level BPE of fiber's models: RoBERTa's, and those trained like it.
+//! RoBERTa-style byte-level BPEs for fiber's models.
 
 use std::path::Path;
 
@@ -20,18 +20,18 @@ pub const PAD_ID: u32 = 1;
 /// Id of `</s>` (EOS).
 pub const END_ID: u32 = 2;
 
-/// Special tokens with ids 0 to 3; `<mask>` has the last id.
+/// Special tokens with ids 0 to 3; `<mask>` is the last id.
 const SPECIALS: [&str; 4] = ["<s>", "<pad>", "</s>", "<unk>"];
 const MASK: &str = "<mask>";
-/// Size of the smallest vocabulary: all bytes and the special tokens.
+/// Size of the smallest possible vocabulary: all bytes and the special tokens.
 const SMALLEST: usize = 256 + SPECIALS.len() + 1;
 
 impl Tokenizer {
     /// Read RoBERTa's `vocab.json` and `merges.txt`.
     ///
-    /// `<mask>` includes the spaces before it, as in the published `tokenizer.json`.
+    /// `<mask>` absorbs the spaces before it, as in the published `tokenizer.json`.
     pub(crate) fn from_vocabulary(vocabulary: &Path, merges: &Path) -> Result<Self, Error> {
-        // Read here first, so that the error names a missing file.
+        // Read the files here first, so that the error names a missing file.
         read(vocabulary)?;
         read(merges)?;
         let bpe = BPE::from_file(&vocabulary.to_string_lossy(), &merges.to_string_lossy())
@@ -43,9 +43,9 @@ impl Tokenizer {
         Self::like_roberta(bpe)
     }
 
-    /// Train a vocabulary on texts; deterministic.
+    /// Train a RoBERTa-style tokenizer; the result is deterministic.
     ///
-    /// It is smaller than requested if the texts have too few repeated pairs.
+    /// The vocabulary is smaller than requested if the texts have too few repeated pairs.
     ///
     /// # Errors
     /// [`Error::Argument`] if `vocab_size` cannot hold all bytes and the special tokens.
@@ -74,7 +74,7 @@ impl Tokenizer {
         Self::like_roberta(bpe)
     }
 
-    /// Check that fiber's models can use the vocabulary: its special tokens must have RoBERTa's
+    /// Check that fiber's models can use the vocabulary: the special tokens must have RoBERTa's
     /// ids.
     pub(crate) fn check_for_models(&self) -> Result<(), Error> {
         difference(self.inner(), self.special_tokens()).map_or(Ok(()), |why| {
@@ -146,7 +146,7 @@ fn assemble(bpe: BPE) -> Result<Inner, Error> {
             .trim_offsets(true)
             .add_prefix_space(false),
         ));
-    // A new <mask> gets the next id, an existing one keeps its own.
+    // A new <mask> token gets the next id; an existing one keeps its id.
     let mut specials = SPECIALS
         .map(|token| AddedToken::from(token, true).normalized(true))
         .to_vec();

@@ -46,7 +46,7 @@ pub(crate) struct Quads<'a> {
 #[cfg(target_arch = "x86_64")]
 macro_rules! blocks {
     ($features:literal, $zero:expr) => {
-        /// Deinterleave RGB pixels, as [`super::Passes::split`]; `row` may end within the last
+        /// Deinterleave RGB pixels, see [`super::Passes::split`]; `row` may end within the last
         /// register. Each plane has room for the pixels, rounded up to a register.
         #[target_feature(enable = $features)]
         pub(crate) fn split(row: &[u8], output: &mut [u8], planes: [usize; 3]) {
