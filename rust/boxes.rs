@@ -44,7 +44,7 @@ pub(crate) fn area([x0, y0, x1, y1]: BoxXyxy) -> f64 {
     (x1 - x0).max(0.0) * (y1 - y0).max(0.0)
 }
 
-/// Clip to the image.
+/// Clip a box to the image.
 pub(crate) fn clip([x0, y0, x1, y1]: BoxXyxy, height: usize, width: usize) -> BoxXyxy {
     let (height, width) = (height as f64, width as f64);
     [
@@ -132,12 +132,12 @@ pub(crate) mod reference {
         (inside && area(left_over) >= LEAST_AREA_LEFT * area(moved)).then_some(left_over)
     }
 
-    /// Scale a box for a resize from `from` to `to`, both (height, width).
+    /// Scale a box for a resize from size `from` to size `to`, both (height, width).
     pub(crate) fn scale(box_xyxy: BoxXyxy, from: (usize, usize), to: (usize, usize)) -> BoxXyxy {
         multiply(box_xyxy, ratios(from, to))
     }
 
-    /// Mirror horizontally in an image of `width` pixels.
+    /// Mirror a box horizontally in an image of `width` pixels.
     pub(crate) fn mirror([x0, y0, x1, y1]: BoxXyxy, width: usize) -> BoxXyxy {
         let width = width as f64;
         [width - x1, y0, width - x0, y1]

@@ -81,7 +81,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// Add the record's key.
+    /// Add the record's key to the error.
     pub(crate) fn in_record(self, key: &str) -> Self {
         Self::InRecord {
             key: key.to_owned(),

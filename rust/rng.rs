@@ -89,13 +89,13 @@ impl Rng {
     }
 
     /// Uniform index in [0, bound).
-    #[allow(clippy::cast_possible_truncation)] // Fits a usize.
+    #[allow(clippy::cast_possible_truncation)] // The result fits in a usize.
     pub fn index(&mut self, bound: usize) -> usize {
         self.below(bound as u64) as usize
     }
 }
 
-#[allow(clippy::cast_possible_truncation)] // The halves of 128 bits.
+#[allow(clippy::cast_possible_truncation)] // Halves of a 128-bit product.
 fn split(product: u128) -> (u64, u64) {
     ((product >> 64) as u64, product as u64)
 }
@@ -151,7 +151,7 @@ impl PhiloxUniform {
     }
 
     /// Uniform float in [0, 1).
-    #[allow(clippy::should_implement_trait)] // It never ends.
+    #[allow(clippy::should_implement_trait)] // The stream never ends.
     pub fn next(&mut self) -> f64 {
         #[allow(clippy::cast_precision_loss)] // Doubles represent 53 bits exactly.
         if self.block.is_empty() {

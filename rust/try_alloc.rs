@@ -1,4 +1,4 @@
-//! Fallible allocation for sizes that come from data.
+//! Fallible allocation for sizes that depend on the data.
 //!
 //! `vec!` and `with_capacity` abort the process when memory is short; these functions return an
 //! error that names the purpose of the memory.

@@ -16,9 +16,9 @@ pub(super) struct BitReader<'a> {
     position: usize,
     /// Loaded bits, top-aligned; bits below the count are loaded again later.
     buffer: u64,
-    /// Number of loaded bits, in bits 0 to 5. [`BitReader::take_entry`] counts down the remaining
-    /// coefficients of a block above them, so that one subtraction updates both; arbitrary
-    /// elsewhere.
+    /// Bits 0 to 5: number of loaded bits. [`BitReader::take_entry`] uses the bits above to count
+    /// down the remaining coefficients of a block, so that one subtraction updates both; otherwise
+    /// those bits are arbitrary.
     count: u32,
 }
 

@@ -142,7 +142,7 @@ impl<'a, 'w> Bitstream<'a, 'w> {
             let ahead = marker.wrapping_sub(0xD0 + expected) & 7;
             match marker {
                 0xD0..=0xD7 if ahead == 1 || ahead == 2 => break,
-                // An earlier or invalid marker: look for the next one.
+                // Skip an earlier or invalid marker and look for the next one.
                 0xD0..=0xD7 if ahead == 6 || ahead == 7 => {}
                 0xD0..=0xD7 => {
                     self.marker = None;
@@ -155,7 +155,7 @@ impl<'a, 'w> Bitstream<'a, 'w> {
             marker = self.reader.next_marker();
             self.marker = Some(marker);
         }
-        // The marker of a later segment: this one is empty.
+        // The marker belongs to a later segment, so this one is empty.
     }
 
     /// End the scan; return the reader after the next marker, and that marker.
@@ -178,7 +178,7 @@ fn find_stuffed(bytes: &[u8]) -> usize {
     let mut at = 0;
     for chunk in &mut chunks {
         let word = !u64::from_le_bytes(chunk.try_into().unwrap_or([0; 8]));
-        // A zero byte borrows.
+        // Subtracting from a zero byte borrows.
         let found = word.wrapping_sub(ONES) & !word & (ONES << 7);
         if found != 0 {
             return at + (found.trailing_zeros() / 8) as usize;

@@ -90,7 +90,7 @@ pub(super) struct Coefficients {
     /// For each block, a bit for each zigzag index with a nonzero AC coefficient; only for
     /// progressive images.
     non_zero: Vec<u64>,
-    /// Blocks per row of blocks.
+    /// Number of blocks per block row.
     pub(super) stride: usize,
 }
 

@@ -143,7 +143,7 @@ impl Smoothing {
             known.before
         };
         let is_alone = bits[1..10].iter().all(|&bits| bits == -1);
-        // In the last MCU row libjpeg-turbo uses its own number of rows.
+        // In the last MCU row, libjpeg-turbo uses the number of rows in that MCU row.
         let rows = match component.blocks_high % component.v {
             rest if rest > 0 && mcu_row + 1 == frame.mcus_high => rest,
             _ => component.v,

@@ -19,7 +19,7 @@ pub(super) const MAX_PARTS: usize = 4;
 
 /// A block of an MCU, with its component and tables.
 pub(super) struct McuBlock {
-    /// Index of its component in the scan.
+    /// Index of the block's component in the scan.
     pub(super) part: usize,
     pub(super) dc: Arc<HuffmanTable>,
     pub(super) ac: Arc<HuffmanTable>,
@@ -36,7 +36,7 @@ struct RunRegisters<'l> {
 
 struct RunPosition<'l> {
     units: &'l [McuBlock],
-    /// Index of the next block in its MCU.
+    /// Index of the next block in the MCU.
     unit: usize,
     blocks: IterMut<'l, Block>,
     predictions: [i32; MAX_PARTS],

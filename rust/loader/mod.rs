@@ -139,7 +139,7 @@ impl Drop for Loader {
         drop(waiting);
         self.workers.changed.notify_all();
         for thread in self.threads.drain(..) {
-            // A panic of a worker was reported with its record.
+            // A worker's panic was already reported with its record.
             let _ = thread.join();
         }
     }
@@ -201,7 +201,7 @@ impl Session {
         self.state.changed.notify_all();
     }
 
-    /// Drop all queued batches.
+    /// Discard all pending batches.
     pub fn close(&self) {
         if self.process != std::process::id() {
             return;
@@ -370,7 +370,7 @@ mod tests {
             divisor: 1,
             cut: RandomCrop::off(),
         };
-        // A memory error is not skipped like a bad record.
+        // Unlike a bad record, a failed allocation is not skipped.
         config.on_error = OnError::Skip;
         let loader = Loader::new(config, 2, 2).unwrap();
         let session = loader.open();
@@ -379,7 +379,7 @@ mod tests {
             record.images = vec![StoredImage::Bytes(Arc::new(png(height, width)))];
             record
         };
-        // Together 144 TB.
+        // 144 TB in total.
         let mut records = vec![with_size(1, 1); 1200];
         (records[0], records[1]) = (with_size(1, 100_000), with_size(100_000, 1));
         session.submit(records);
@@ -402,7 +402,7 @@ mod tests {
         assert!(matches!(session.next(LONG), Ok(Next::End)));
         session.submit(vec![record("late")]);
         assert!(matches!(session.next(LONG), Ok(Next::End)));
-        // The threads serve the next session.
+        // The same threads serve the next session.
         let session = loader.open();
         session.submit(vec![record("b")]);
         session.finish();

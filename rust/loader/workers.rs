@@ -83,7 +83,7 @@ impl Jobs {
         urgent.or_else(|| self.to_prepare.pop_front())
     }
 
-    /// Take a share of the jobs that leaves enough for the other threads.
+    /// Take a share of the jobs, leaving enough for the other threads.
     fn take(&mut self, threads: usize) -> Vec<Job> {
         let waiting = self.to_decode.len() + self.to_prepare.len();
         let count = (waiting / threads.max(1)).clamp(1, GROUP);

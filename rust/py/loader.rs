@@ -153,7 +153,7 @@ impl Session {
         self.inner.finish();
     }
 
-    /// Drop all queued batches.
+    /// Discard all pending batches.
     fn close(&self, py: Python<'_>) {
         py.detach(|| self.inner.close());
     }

@@ -50,7 +50,7 @@ impl ResizeScratch {
     }
 }
 
-/// (input, output) in pixels, the filter, and whether the weights are rounded.
+/// (input, output) size in pixels, the filter, and whether the weights are rounded.
 type Key = (usize, usize, Filter, bool);
 
 /// Recently used tables, most recent first.

@@ -313,7 +313,7 @@ impl ByteLevel {
         }
     }
 
-    /// Span of a byte range of a piece.
+    /// Code point span of a byte range in a piece.
     #[inline]
     fn span(
         &self,

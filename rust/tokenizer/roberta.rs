@@ -91,7 +91,7 @@ impl Tokenizer {
     }
 }
 
-/// The first difference between a vocabulary and RoBERTa's.
+/// Describe the first difference between a vocabulary and RoBERTa's, if any.
 pub(crate) fn difference(inner: &Inner, special_tokens: &SpecialTokens) -> Option<String> {
     if !matches!(inner.get_model(), ModelWrapper::BPE(_)) {
         return Some("the model is not a BPE; expected a byte-level BPE".to_owned());

@@ -204,8 +204,8 @@ mod tests {
 
     #[test]
     fn rotation_by_90_degrees_is_counterclockwise() {
-        // Around the corner between the four pixels, whose centers are integers: (x, y) goes to (y,
-        // 2 - x).
+        // Rotation around the corner shared by four pixels, whose centers are at integers: (x, y)
+        // maps to (y, 2 - x).
         let turned = warp(&gray(2, &[10, 20, 30, 40]), &Affine::rotate(90.0, 2, 2));
         assert_eq!(turned, gray(2, &[FILL, FILL, 20, 40]));
     }

@@ -247,8 +247,8 @@ mod tests {
             assert!((0.28..=0.62).contains(&area), "{area}");
             let ratio = crop.width as f64 / crop.height as f64 / (160.0 / 90.0);
             assert!((0.72..1.39).contains(&ratio), "{ratio}");
-            // The crop is resized like an image of its own, and so is the whole image, to the same
-            // side.
+            // The crop is resized like a separate image, and the whole image is resized to the same
+            // shorter side.
             let shorter = sampled.height.min(sampled.width);
             assert_eq!(
                 (sampled.height, sampled.width),
