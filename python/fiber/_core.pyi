@@ -206,13 +206,13 @@ class ColorJitter:
 
 @final
 class RandAugment:
-    """Apply random operations to each image, sampled with replacement, with a fixed magnitude.
+    """Apply random operations of the same magnitude to each image, sampled with replacement.
 
     Results are bit-exact with the published fine-tuning code on OpenCV 5.0. AutoContrast and
     Equalize work per channel. Brightness and Sharpness take a factor; as in the published code,
     Sharpness wraps around below 0 and above 255. ShearX and ShearY take a factor, TranslateX and
-    TranslateY a number of pixels, and Rotate degrees, in a random direction; pixels from outside
-    the image are 128.
+    TranslateY a number of pixels, and Rotate an angle in degrees, all in a random direction; pixels
+    from outside the image are 128.
 
     `num_ops` operations (none if 0) are sampled from `operations`, by default all ten, including
     Identity; a repeated name is sampled more often. Each operation is applied with probability
@@ -400,10 +400,10 @@ class Tokenizer:
         """Encode B texts and mask tokens for MLM, as the loader does.
 
         Each token that is not special is picked with probability `mlm_probability`. Of the picked
-        tokens, 80 % become the mask token and 10 % a random token; as in the published code, this
-        may be a special token if fiber's models can use the vocabulary. Random numbers depend only
-        on `seed`, `epoch` and the text's sample index in `indices`. Other arguments are as in
-        `encode_batch`.
+        tokens, 80 % become the mask token, 10 % a random token, and 10 % are kept. As in the
+        published code, the random token may be special if fiber's models can use the vocabulary.
+        Random numbers depend only on `seed`, `epoch` and the text's sample index in `indices`.
+        Other arguments are as in `encode_batch`.
 
         Returns:
             "token_ids" and "text_mask", and "masked_ids" and "mlm_labels" (B, L) int64; tokens that
@@ -443,8 +443,8 @@ class WholeWordMasking:
     """Whole-word masking for MLM; `fiber.data.masking.WholeWords` wraps it for tensors.
 
     Raises:
-        ValueError: if `probability`, with which words are picked, is outside [0, 1], or the
-            tokenizer does not pass `Tokenizer.check_for_models`.
+        ValueError: if the `probability` of picking a word is outside [0, 1], or the tokenizer does
+            not pass `Tokenizer.check_for_models`.
     """
 
     def __new__(
@@ -561,7 +561,7 @@ def decode_image(
     """
 
 def read_jpeg_header(data: bytes) -> tuple[int, int, int]:
-    """Read (height, width, EXIF orientation) of a JPEG; the orientation defaults to 1."""
+    """Read (height, width, EXIF orientation) of a JPEG; the orientation is 1 to 8, default 1."""
 
 def decode_jpeg(
     data: bytes,
@@ -576,7 +576,7 @@ def decode_jpeg(
 
     Values match libjpeg-turbo's; CMYK and YCCK become RGB as in Pillow's `convert("RGB")`. Height
     and width are divided by `divisor` (1, 2, 4 or 8) and rounded up. Only rows before `stop_row`
-    are needed. `beside` is another JPEG to decode on the same thread, as the loader does; it does
+    are decoded. `beside` is another JPEG to decode on the same thread, as the loader does; it does
     not change the result.
 
     Returns:
@@ -734,7 +734,7 @@ def window_attention(
     contiguous float32.
 
     Shape:
-        arrays: qkv (B, H, W, 3, h, d), where d, the head dim, is a multiple of 16; bias_table
+        arrays: qkv (B, H, W, 3, h, d), head dim d a multiple of 16; bias_table
             ((2 window - 1) ** 2, h); qkv_bias (3, h, d).
         out: (B, H, W, h, d), output.
 
@@ -776,8 +776,7 @@ def cross_attention(
     `window_attention`. Arrays are contiguous float32.
 
     Shape:
-        arrays: query (B, n, h, d), where d, the head dim, is a multiple of 16; key and value (B, m,
-            h, d).
+        arrays: query (B, n, h, d), head dim d a multiple of 16; key and value (B, m, h, d).
         out: (B, n, h, d), output.
         logsumexp: (B, h, n), output: base-2 logsumexp of the scores.
         key_mask: uint8 (B, m).

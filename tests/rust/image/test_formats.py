@@ -345,9 +345,7 @@ def bombs() -> dict[str, bytes]:
 
 @pytest.mark.parametrize("kind", sorted(bombs()))
 def test_a_bomb_is_refused_by_its_header(kind):
-    with pytest.raises(
-        DecodeError, match=r"at most 178956970 pixels, .*fixed limit.*max_pixels"
-    ):
+    with pytest.raises(DecodeError, match=r"at most 178956970 pixels, .*fixed limit.*max_pixels"):
         _core.decode_image(bombs()[kind])
 
 
