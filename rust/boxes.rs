@@ -1,24 +1,24 @@
-//! Boxes: half-open xyxy in float pixels; 0 <= x <= image width. Crops: whole pixels.
+//! Boxes in half-open float pixel coordinates (xyxy, 0 <= x <= image width), and integer crops.
 
 #![allow(clippy::cast_precision_loss)] // Sizes are far below 2^53.
 
 use crate::Error;
 
-/// A rectangle of whole pixels in an image.
+/// A crop rectangle in integer pixel coordinates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Crop {
-    /// First row.
+    /// Top row.
     pub top: usize,
-    /// First column.
+    /// Left column.
     pub left: usize,
-    /// Rows.
+    /// Height in rows.
     pub height: usize,
-    /// Columns.
+    /// Width in columns.
     pub width: usize,
 }
 
 impl Crop {
-    /// The whole image.
+    /// The crop that covers the whole image.
     #[must_use]
     pub fn whole(height: usize, width: usize) -> Self {
         Self {
@@ -33,10 +33,10 @@ impl Crop {
 /// (x0, y0, x1, y1) in pixels.
 pub type BoxXyxy = [f64; 4];
 
-/// A crop drops boxes that keep less than this fraction of their area.
+/// A crop drops boxes that retain less than this fraction of their area.
 pub(crate) const LEAST_AREA_LEFT: f64 = 0.1;
 
-/// How far a box may exceed its image in pixels (rounding); it is clipped. More is an error.
+/// Rounding tolerance: a box may exceed its image by this many pixels and is then clipped.
 pub(crate) const SLACK_PIXELS: f64 = 1.0;
 
 /// Area in square pixels; 0 if inverted.
@@ -44,7 +44,7 @@ pub(crate) fn area([x0, y0, x1, y1]: BoxXyxy) -> f64 {
     (x1 - x0).max(0.0) * (y1 - y0).max(0.0)
 }
 
-/// Clip to the image.
+/// Clip a box to the image.
 pub(crate) fn clip([x0, y0, x1, y1]: BoxXyxy, height: usize, width: usize) -> BoxXyxy {
     let (height, width) = (height as f64, width as f64);
     [
@@ -55,8 +55,8 @@ pub(crate) fn clip([x0, y0, x1, y1]: BoxXyxy, height: usize, width: usize) -> Bo
     ]
 }
 
-/// Clip every box to its image; [`Error::InvalidBox`] for a box with no area in the image, or one
-/// that exceeds it by more than [`SLACK_PIXELS`].
+/// Clip every box to its image; [`Error::InvalidBox`] if a box has no area inside the image or
+/// exceeds it by more than [`SLACK_PIXELS`].
 pub(crate) fn clip_all(
     boxes: &[BoxXyxy],
     height: usize,
@@ -79,14 +79,14 @@ fn clip_one(
     let [x0, y0, x1, y1] = box_xyxy;
     let invalid = |reason: String| Error::InvalidBox {
         index,
-        reason: format!("({x0}, {y0}, {x1}, {y1}): {reason}"),
+        reason: format!("({x0}, {y0}, {x1}, {y1}){reason}"),
     };
     let clipped = clip(box_xyxy, height, width);
     if area(clipped) <= 0.0 || box_xyxy.iter().any(|edge| edge.is_nan()) {
         let reason = if x0 < x1 && y0 < y1 {
-            format!("no area inside the image of height {height} and width {width} pixels")
+            format!(", with no area inside the image of height {height} and width {width} pixels")
         } else {
-            "expected numbers with x0 < x1 and y0 < y1".to_owned()
+            "; expected numbers with x0 < x1 and y0 < y1".to_owned()
         };
         return Err(invalid(reason));
     }
@@ -97,14 +97,14 @@ fn clip_one(
         .fold(0.0, f64::max);
     if beyond > SLACK_PIXELS {
         return Err(invalid(format!(
-            "{beyond} pixels outside the image of height {height} and width {width} pixels; \
+            ", {beyond} pixels outside the image of height {height} and width {width} pixels; \
              expected at most {SLACK_PIXELS}"
         )));
     }
     Ok(clipped)
 }
 
-/// Scale factors (y, x) of a resize.
+/// Scale factors (y, x) of a resize operation.
 pub(crate) fn ratios(from: (usize, usize), to: (usize, usize)) -> (f64, f64) {
     (to.0 as f64 / from.0 as f64, to.1 as f64 / from.1 as f64)
 }
@@ -116,11 +116,11 @@ pub(crate) fn multiply([x0, y0, x1, y1]: BoxXyxy, (y_ratio, x_ratio): (f64, f64)
 
 #[cfg(test)]
 pub(crate) mod reference {
-    //! Single steps, to which the fused transform is compared.
+    //! Individual steps, as a reference for the fused transform.
 
     use super::*;
 
-    /// Map a box into a crop. `None` if its center is outside or too little of it is left.
+    /// Map a box into a crop. `None` if its center is outside or too little of the box remains.
     pub(crate) fn crop([x0, y0, x1, y1]: BoxXyxy, crop: Crop) -> Option<BoxXyxy> {
         let (left, top) = (crop.left as f64, crop.top as f64);
         let (height, width) = (crop.height as f64, crop.width as f64);
@@ -132,12 +132,12 @@ pub(crate) mod reference {
         (inside && area(left_over) >= LEAST_AREA_LEFT * area(moved)).then_some(left_over)
     }
 
-    /// Scale a box for a resize from `from` to `to`, both (height, width).
+    /// Scale a box for a resize from size `from` to size `to`, both (height, width).
     pub(crate) fn scale(box_xyxy: BoxXyxy, from: (usize, usize), to: (usize, usize)) -> BoxXyxy {
         multiply(box_xyxy, ratios(from, to))
     }
 
-    /// Mirror horizontally in an image of `width` pixels.
+    /// Mirror a box horizontally in an image of `width` pixels.
     pub(crate) fn mirror([x0, y0, x1, y1]: BoxXyxy, width: usize) -> BoxXyxy {
         let width = width as f64;
         [width - x1, y0, width - x0, y1]
@@ -146,7 +146,7 @@ pub(crate) mod reference {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::float_cmp)] // Halves and whole numbers, which are exact.
+    #![allow(clippy::float_cmp)] // Integers and halves are exact.
 
     use super::reference::{crop, mirror, scale};
     use super::*;
@@ -175,7 +175,7 @@ mod tests {
             let result = clip_all(&[[0.0, 0.0, 1.0, 1.0], outside], 3, 4);
             let message = result.unwrap_err().to_string();
             assert!(message.starts_with("box 1 is ("), "{message}");
-            let expected = ["): no area inside", "): expected numbers"];
+            let expected = ["), with no area inside", "); expected numbers"];
             assert!(
                 expected.iter().any(|text| message.contains(text)),
                 "{message}"

@@ -1,4 +1,4 @@
-//! SIMD instruction sets of the hand-written loops. All of them produce the same bytes.
+//! SIMD instruction sets used by the hand-written loops. They all produce the same bytes.
 
 use crate::Error;
 use crate::error::by_name;
@@ -6,13 +6,13 @@ use crate::error::by_name;
 /// A SIMD instruction set, ordered by width.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Instructions {
-    /// Baseline of the target.
+    /// The baseline of the compilation target.
     Scalar,
-    /// NEON, available on every 64-bit ARM processor: 128 bits.
+    /// NEON (128 bits), available on every 64-bit ARM processor.
     Neon,
-    /// AVX2, FMA and F16C: 256 bits.
+    /// AVX2, FMA and F16C (256 bits).
     Avx2,
-    /// AVX-512 with VBMI (byte shuffles) and VNNI (dot products of bytes): 512 bits.
+    /// AVX-512 (512 bits) with VBMI (byte shuffles) and VNNI (dot products of bytes).
     Avx512,
 }
 
@@ -51,14 +51,14 @@ impl Instructions {
 
     /// True if the processor supports this set.
     fn is_here(self) -> bool {
-        // x86 and ARM sets exclude each other.
+        // No processor has both x86 and ARM sets.
         self <= Self::best() && (self != Self::Neon || cfg!(target_arch = "aarch64"))
     }
 
     /// Look up an instruction set by name.
     ///
     /// # Errors
-    /// [`Error::Argument`] for an unknown name or a set that this processor lacks.
+    /// [`Error::Argument`] if the name is unknown or this processor lacks the instruction set.
     pub fn from_name(name: &str) -> Result<Self, Error> {
         let found = by_name("instructions", name, &NAMES)?;
         if !found.is_here() {
@@ -68,7 +68,7 @@ impl Instructions {
         Ok(found)
     }
 
-    /// Every supported set, narrowest first.
+    /// All sets that this processor supports, narrowest first.
     pub fn available() -> impl Iterator<Item = Self> {
         NAMES
             .map(|(set, _)| set)

@@ -7,28 +7,28 @@ use std::path::PathBuf;
 /// An error in the caller's data or arguments.
 #[derive(Debug)]
 pub enum Error {
-    /// A file could not be read or written.
+    /// Failed to read or write a file.
     File {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
         /// The operating system's error.
         source: std::io::Error,
     },
-    /// Bytes that are not an image, or a corrupt image.
+    /// Data that is not an image, or a corrupt image.
     Decode {
-        /// The file, if known.
+        /// Path of the file, if known.
         path: Option<PathBuf>,
-        /// The problem.
+        /// Description of the problem.
         reason: String,
     },
-    /// An image of a known but unsupported kind.
+    /// An image of a known but unsupported type.
     Unsupported {
-        /// The file, if known.
+        /// Path of the file, if known.
         path: Option<PathBuf>,
         /// What is not supported.
         reason: String,
     },
-    /// An image above the pixel limit.
+    /// An image that exceeds the pixel limit.
     TooManyPixels {
         /// Height in pixels.
         height: usize,
@@ -37,7 +37,7 @@ pub enum Error {
         /// Maximum number of pixels.
         limit: usize,
     },
-    /// A box with no area inside its image, or too far outside it.
+    /// A box with no area inside its image, or that extends too far outside.
     InvalidBox {
         /// Index of the box in the record.
         index: usize,
@@ -46,14 +46,14 @@ pub enum Error {
     },
     /// An unusable tokenizer file, or a text that cannot be encoded.
     Tokenizer(String),
-    /// A field that is missing from a record, or has a wrong value.
+    /// A record field that is missing or has an invalid value.
     Field {
         /// Name of the field.
         field: &'static str,
         /// The value, and what was expected.
         reason: String,
     },
-    /// An argument out of range.
+    /// An argument that is invalid or out of range.
     Argument {
         /// Name of the argument.
         name: &'static str,
@@ -64,24 +64,24 @@ pub enum Error {
     Memory {
         /// Requested size in bytes.
         bytes: usize,
-        /// What it was for, and how to need less.
+        /// What the memory was for, and how to reduce it.
         what: String,
     },
     /// A bug: a worker thread panicked on a record.
     Worker,
-    /// A session without threads.
+    /// A session whose threads no longer exist.
     Closed(&'static str),
-    /// An error in a record.
+    /// An error in a record, with the record's key.
     InRecord {
         /// Key of the record.
         key: String,
-        /// The error.
+        /// The underlying error.
         source: Box<Error>,
     },
 }
 
 impl Error {
-    /// Add the record's key.
+    /// Add the record's key to the error.
     pub(crate) fn in_record(self, key: &str) -> Self {
         Self::InRecord {
             key: key.to_owned(),
@@ -89,8 +89,8 @@ impl Error {
         }
     }
 
-    /// Status of the sample: "missing", "corrupt", "unsupported", or "invalid" if another field is
-    /// wrong.
+    /// Status of the sample: "missing", "corrupt" or "unsupported" for the image, or "invalid" for
+    /// any other error.
     pub(crate) fn status(&self) -> &'static str {
         match self {
             Self::File { .. } => "missing",
@@ -101,7 +101,7 @@ impl Error {
         }
     }
 
-    /// True for failed allocations, which are not the record's fault.
+    /// True if an allocation failed, which is not the record's fault.
     pub(crate) fn is_memory(&self) -> bool {
         match self {
             Self::Memory { .. } => true,
@@ -184,14 +184,14 @@ impl fmt::Display for Error {
                 limit,
             } => {
                 let why = if *limit == crate::try_alloc::MAX_PIXELS {
-                    ", a fixed limit of the loader (fiber._core.decode_image takes max_pixels); \
-                         store it smaller"
+                    ", the loader's fixed limit (fiber._core.decode_image takes max_pixels); \
+                         store a smaller image"
                 } else {
                     " (max_pixels)"
                 };
                 write!(
                     f,
-                    "image of {height} x {width} pixels; expected at most {limit} pixels{why}"
+                    "image has {height} x {width} pixels; expected at most {limit} pixels{why}"
                 )
             }
             Self::InvalidBox { index, reason } => write!(f, "box {index} is {reason}"),
@@ -201,7 +201,7 @@ impl fmt::Display for Error {
                 write!(f, "out of memory: {bytes} bytes for {what}")
             }
             Self::Worker => f.write_str(
-                "a worker thread panicked; this is a bug in fiber, please report it with the \
+                "a worker thread panicked. This is a bug in fiber; please report it and include the \
                      record",
             ),
             Self::Closed(reason) => f.write_str(reason),
@@ -220,17 +220,17 @@ impl std::error::Error for Error {
     }
 }
 
-/// Implement `from_name` and `name` for an enum; `$argument` names it in errors.
+/// Implement `from_name` and `name` for an enum; `$argument` is its name in errors.
 macro_rules! named {
     ($kind:ident, $argument:literal, [$($variant:ident = $name:literal),+ $(,)?]) => {
         impl $kind {
-            /// Every variant with its name.
+            /// All variants with their names.
             pub(crate) const NAMES: &[(Self, &str)] = &[$((Self::$variant, $name)),+];
 
             /// Look up a variant by name.
             ///
             /// # Errors
-            /// [`crate::Error::Argument`] for an unknown name.
+            /// [`crate::Error::Argument`] if the name is unknown.
             pub fn from_name(name: &str) -> Result<Self, crate::Error> {
                 crate::error::by_name($argument, name, Self::NAMES)
             }
@@ -247,7 +247,7 @@ macro_rules! named {
 }
 pub(crate) use named;
 
-/// Look up the value with a name; the error lists all names.
+/// Look up a value by name; the error lists all valid names.
 pub(crate) fn by_name<T: Copy>(
     argument: &'static str,
     name: &str,
@@ -271,7 +271,7 @@ pub(crate) fn check_probability(name: &'static str, probability: f64) -> Result<
     Err(Error::argument(name, reason))
 }
 
-/// Run `work`; convert a panic, which only corrupt input can cause, into an `error` of its message.
+/// Run `work`; convert a panic, which only corrupt input can cause, with `error`.
 pub(crate) fn catch_panic<T>(
     work: impl FnOnce() -> Result<T, Error>,
     error: impl FnOnce(&str) -> Error,

@@ -1,5 +1,5 @@
-//! EXIF orientation tag. Malformed data has no orientation; offsets outside the data are not
-//! followed.
+//! EXIF orientation tag. Malformed data is treated as having no orientation; offsets that point
+//! outside the data are not followed.
 
 const ORIENTATION: u16 = 0x0112;
 const SHORT: u16 = 3;
@@ -7,17 +7,17 @@ const SHORT: u16 = 3;
 /// Prefix of EXIF data in JPEG; optional in other formats.
 const PREFIX: &[u8] = b"Exif\0\0";
 
-/// Read the orientation, 1 to 8, from a JPEG's APP1 segment, which may hold other data.
+/// Read the orientation, 1 to 8, from a JPEG's APP1 segment, which may contain other data.
 pub(crate) fn of_segment(data: &[u8]) -> Option<u8> {
     of_tiff(data.strip_prefix(PREFIX)?)
 }
 
-/// Read it from a PNG or WebP chunk; some encoders write the JPEG prefix there as well.
+/// Read the orientation from a PNG or WebP chunk; some encoders also write the JPEG prefix there.
 pub(crate) fn of_chunk(data: &[u8]) -> Option<u8> {
     of_tiff(data.strip_prefix(PREFIX).unwrap_or(data))
 }
 
-/// Read it from the first IFD of a TIFF stream, which is the format of EXIF data.
+/// Read the orientation from the first IFD of a TIFF stream, the format of EXIF data.
 pub(crate) fn of_tiff(tiff: &[u8]) -> Option<u8> {
     let is_little = match tiff.get(..4)? {
         b"II*\0" => true,
@@ -78,7 +78,7 @@ mod tests {
         data.extend(if is_little { b"II*\0" } else { b"MM\0*" });
         data.extend(long(8));
         data.extend(short(2));
-        // A tag before it: width, 32 bits.
+        // A tag before the orientation: width, 32 bits.
         data.extend([&short(0x0100)[..], &short(4), &long(1), &long(640)].concat());
         data.extend(
             [

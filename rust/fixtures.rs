@@ -13,7 +13,7 @@ use crate::transform::color_jitter::ColorJitter;
 use crate::transform::rand_augment::RandAugment;
 use crate::transform::{Geometry, Transform};
 
-/// A gray PNG, brighter to the right.
+/// A gray PNG that gets brighter to the right.
 pub(crate) fn png(height: u32, width: u32) -> Vec<u8> {
     let mut bytes = Vec::new();
     let mut encoder = png::Encoder::new(&mut bytes, width, height);
@@ -28,7 +28,7 @@ pub(crate) fn png(height: u32, width: u32) -> Vec<u8> {
     bytes
 }
 
-/// A config with 8 x 8 images.
+/// A config for 8 x 8 images.
 pub(crate) fn config(task: Task) -> LoaderConfig {
     let texts = ["the left cup", "the right cup", "a red dog", "the red dog"];
     LoaderConfig {
@@ -69,7 +69,7 @@ pub(crate) fn record(key: &str) -> Record {
     }
 }
 
-/// A gray image with these values.
+/// A gray image with the given values.
 pub(crate) fn gray(width: usize, values: &[u8]) -> Rgb {
     Rgb::new(
         values.len() / width,

@@ -1,11 +1,11 @@
-//! Data path of FIBER: image bytes, text and boxes in, training batches out.
+//! Data pipeline of FIBER: turns image bytes, text and boxes into training batches.
 //!
-//! Plain Rust; only `py/` depends on Python, with the feature `python`. Data flow:
+//! Plain Rust; only `py/` depends on Python (feature `python`). Data flow:
 //! [`loader::record`] -> [`loader::sample`] (uses [`image`], [`transform`], [`tokenizer`],
 //! [`boxes`] and [`rng`]) -> [`loader::decode_into`] (uses [`jpeg`], [`resize`] and [`normalize`])
 //! -> [`loader::collate`], on the threads of [`loader`]. Text batches: [`tokenizer::batch`].
 
-// Some functions serve the bindings only.
+// Some functions are used only by the bindings.
 #![cfg_attr(not(feature = "python"), allow(dead_code))]
 
 pub mod attention;

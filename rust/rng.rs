@@ -1,21 +1,21 @@
-//! Counter-based random numbers: they depend on (seed, epoch, sample, purpose) only, never on
-//! threads or order.
+//! Counter-based random numbers that depend only on (seed, epoch, sample, purpose), not on threads
+//! or order.
 //!
-//! `SplitMix64` (Steele et al. 2014), seeded by a hash of the key, so that a sample's numbers do
-//! not depend on other samples.
+//! `SplitMix64` (Steele et al. 2014) is seeded with a hash of the key, so the numbers of a sample
+//! do not depend on other samples.
 
 const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
 
 /// Purpose of a stream; each purpose has its own stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
-    /// Shuffle of an epoch.
+    /// Shuffling an epoch.
     Order,
-    /// Transform of the record's image with this index.
+    /// Sampling the transform of the image with this index in the record.
     Image(u8),
     /// MLM masking.
     MaskedWords,
-    /// Choice of a replacement for a bad record, at this attempt.
+    /// Choosing a replacement for a bad record, with the number of the attempt.
     Replacement(u8),
 }
 
@@ -62,7 +62,7 @@ impl Rng {
     }
 
     /// Uniform float in [0, 1).
-    #[allow(clippy::cast_precision_loss)] // 53 bits are exact in a double.
+    #[allow(clippy::cast_precision_loss)] // Doubles represent 53 bits exactly.
     pub fn unit(&mut self) -> f64 {
         (self.bits() >> 11) as f64 / (1_u64 << 53) as f64
     }
@@ -77,7 +77,7 @@ impl Rng {
         if bound == 0 {
             return 0;
         }
-        // Lemire 2019: high half of the product; biased low halves are rejected.
+        // Lemire 2019: take the high half of the product, and reject biased low halves.
         let threshold = bound.wrapping_neg() % bound;
         loop {
             let product = u128::from(self.bits()) * u128::from(bound);
@@ -89,18 +89,18 @@ impl Rng {
     }
 
     /// Uniform index in [0, bound).
-    #[allow(clippy::cast_possible_truncation)] // Fits a usize.
+    #[allow(clippy::cast_possible_truncation)] // The result fits in a usize.
     pub fn index(&mut self, bound: usize) -> usize {
         self.below(bound as u64) as usize
     }
 }
 
-#[allow(clippy::cast_possible_truncation)] // The halves of 128 bits.
+#[allow(clippy::cast_possible_truncation)] // Halves of a 128-bit product.
 fn split(product: u128) -> (u64, u64) {
     ((product >> 64) as u64, product as u64)
 }
 
-/// Philox 4x64-10 (Salmon et al. 2011) with the output of numpy's `Philox(key=...)`.
+/// Philox 4x64-10 (Salmon et al. 2011) with the same output as NumPy's `Philox(key=...)`.
 #[derive(Clone, Debug)]
 struct Philox {
     key: [u64; 2],
@@ -110,7 +110,7 @@ struct Philox {
 impl Philox {
     /// The next four outputs.
     fn block(&mut self) -> [u64; 4] {
-        // numpy increments before it generates.
+        // NumPy increments the counter before generating.
         self.counter = self.counter.wrapping_add(1);
         let mut x = [self.counter, 0, 0, 0];
         let mut key = self.key;
@@ -125,16 +125,16 @@ impl Philox {
     }
 }
 
-/// Uniform floats of (seed, stream, index), equal to those of `fiber.data.rng.Rng` in Python.
+/// Uniform floats for (seed, stream, index), the same as from `fiber.data.rng.Rng` in Python.
 #[derive(Clone, Debug)]
 pub(crate) struct PhiloxUniform {
     philox: Philox,
-    /// Numbers still to be returned, the last one first.
+    /// Numbers that are still to be returned, in reverse order.
     block: Vec<f64>,
 }
 
 impl PhiloxUniform {
-    /// Numbers per block; within a block they are returned from the end.
+    /// Numbers per block; they are returned from the end of a block.
     const BLOCK: usize = 64;
 
     /// The stream of a sample (`index` below 2^48); streams with different names are independent.
@@ -151,9 +151,9 @@ impl PhiloxUniform {
     }
 
     /// Uniform float in [0, 1).
-    #[allow(clippy::should_implement_trait)] // It never ends.
+    #[allow(clippy::should_implement_trait)] // The stream never ends.
     pub fn next(&mut self) -> f64 {
-        #[allow(clippy::cast_precision_loss)] // 53 bits are exact in a double.
+        #[allow(clippy::cast_precision_loss)] // Doubles represent 53 bits exactly.
         if self.block.is_empty() {
             for _ in 0..Self::BLOCK / 4 {
                 let raw = self.philox.block();
@@ -164,7 +164,7 @@ impl PhiloxUniform {
         self.block.pop().unwrap_or_default()
     }
 
-    /// Integer in [0, bound), by truncation as in Python.
+    /// Integer in [0, bound), truncated as in Python.
     #[allow(
         clippy::cast_possible_truncation,
         clippy::cast_precision_loss,

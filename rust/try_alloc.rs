@@ -1,14 +1,14 @@
-//! Fallible allocation for sizes that come from data.
+//! Fallible allocation for sizes that depend on the data.
 //!
 //! `vec!` and `with_capacity` abort the process when memory is short; these functions return an
 //! error that names the purpose of the memory.
 
 use crate::Error;
 
-/// Default limit on the pixels of an image: twice Pillow's warning level.
+/// Default pixel limit for an image: twice the number at which Pillow warns.
 pub const MAX_PIXELS: usize = 178_956_970;
 
-/// A vector of `count` equal values; `what` names it in the error.
+/// Create a vector of `count` copies of a value; `what` describes it in the error.
 pub(crate) fn filled<T: Clone>(
     value: T,
     count: usize,
@@ -19,7 +19,7 @@ pub(crate) fn filled<T: Clone>(
     Ok(values)
 }
 
-/// An empty vector with room for `count` values.
+/// Create an empty vector with room for `count` values.
 pub(crate) fn with_capacity<T>(
     count: usize,
     what: impl FnOnce() -> String,
@@ -41,9 +41,9 @@ pub(crate) fn reserve<T>(
     })
 }
 
-/// Check that `bytes` can be allocated, before calling a library that allocates infallibly.
+/// Check that `bytes` can be allocated, for libraries that abort if an allocation fails.
 pub(crate) fn check(bytes: usize, what: impl FnOnce() -> String) -> Result<(), Error> {
-    // Otherwise the compiler may remove the allocation.
+    // Otherwise, the compiler may remove the allocation.
     std::hint::black_box(with_capacity::<u8>(bytes, what)?);
     Ok(())
 }
@@ -51,15 +51,13 @@ pub(crate) fn check(bytes: usize, what: impl FnOnce() -> String) -> Result<(), E
 /// Reserve a row of tokens for each box.
 pub(crate) fn reserve_rows(rows: &mut Vec<bool>, boxes: usize, tokens: usize) -> Result<(), Error> {
     reserve(rows, boxes.saturating_mul(tokens), || {
-        format!("{boxes} boxes of {tokens} tokens; expected fewer boxes, or a smaller max_tokens")
+        format!("{boxes} boxes and {tokens} tokens; use fewer boxes or a smaller max_tokens")
     })
 }
 
 /// Describes an image's pixels in errors.
 pub(crate) fn of_image(height: usize, width: usize) -> impl Fn() -> String + Copy {
-    move || {
-        format!("an image of {height} x {width} pixels; expected a smaller image, or fewer threads")
-    }
+    move || format!("an image of {height} x {width} pixels; use a smaller image or fewer threads")
 }
 
 #[cfg(test)]
@@ -77,13 +75,13 @@ mod tests {
         assert_eq!(filled(7_u16, 3, String::new).unwrap(), [7; 3]);
         for error in [
             filled(0_u64, usize::MAX / 16, of_image(3, 4)).unwrap_err(),
-            // More bytes than a usize can count.
+            // More bytes than a usize can represent.
             filled(0_u64, usize::MAX, of_image(3, 4)).unwrap_err(),
             check(usize::MAX / 2, of_image(3, 4)).unwrap_err(),
         ] {
             let message = error.to_string();
             assert!(
-                message.contains(" bytes for an image of 3 x 4 pixels; expected "),
+                message.contains(" bytes for an image of 3 x 4 pixels; use "),
                 "{message}"
             );
         }

@@ -1,8 +1,9 @@
-"""Types of the Rust extension, checked by `python -m mypy.stubtest fiber._core`.
+"""Type stubs of the Rust extension, checked by `python -m mypy.stubtest fiber._core`.
 
-Images are uint8 RGB arrays (H, W, 3). `instructions` is "scalar", "neon", "avx2" or "avx512", or
-None for the widest that the processor supports; results are equal unless stated otherwise, and
-unsupported ones raise ValueError. `max_pixels` is 178,956,970 by default, Pillow's limit.
+Images are (H, W, 3) uint8 RGB arrays. `instructions` selects the SIMD instruction set: "scalar",
+"neon", "avx2", "avx512", or None for the widest that the CPU supports. It does not change results
+unless stated otherwise; an unsupported set raises ValueError. `max_pixels` defaults to 178,956,970,
+Pillow's limit.
 """
 
 # ruff: noqa: A002 - `filter` is Pillow's name for the resampling kernel.
@@ -47,21 +48,21 @@ __all__ = [
 ]
 
 __version__: Final[str]
-#: "debug" if the extension was built without optimization.
+#: "release", or "debug" if the extension was built without optimization.
 build_profile: Final[str]
 
 class DecodeError(ValueError):
-    """Error for an image that cannot be decoded; the message names the file and the reason."""
+    """Raised if an image cannot be decoded; the message gives the file and the reason."""
 
-    #: "corrupt", or "unsupported" for unsupported image types and too many pixels.
+    #: "corrupt", or "unsupported" if the image type is unsupported or there are too many pixels.
     status: str
 
 @final
 class Buffer:
-    """Array in memory owned by Rust.
+    """Array whose memory is owned by Rust.
 
-    Implements the writable buffer protocol: `numpy.asarray(buffer)` and `torch.frombuffer(buffer,
-    dtype=...)` share its memory.
+    It supports the buffer protocol and is writable: `numpy.asarray(buffer)` and
+    `torch.frombuffer(buffer, dtype=...)` share its memory.
     """
 
     @property
@@ -74,23 +75,23 @@ class Buffer:
     ) -> Literal["uint8", "float16", "bfloat16", "float32", "int64", "bool"]:
         """NumPy name of the element type."""
 
-    # Older versions implement the protocol without this method.
+    # Before Python 3.12, the buffer protocol has no such method.
     if sys.version_info >= (3, 12):
         def __buffer__(self, flags: int, /) -> memoryview: ...
 
 @final
 class ImageTransform:
-    """Preprocessing of an image and its boxes: resize, augmentation and normalization.
+    """Resize, augment and normalize an image and transform its boxes accordingly.
 
-    Resizing is antialiased (`filter` "bilinear" or "bicubic"). Its values equal Pillow's where
-    Pillow resizes rows first (docs/loader.md, "Pixels"). `resize="fast"` may differ by one level of
-    255; it is faster with AVX2 and for reductions of up to four times. Outputs are (value / 255 -
-    mean) / std in float32. `mean` and `std` are in RGB order, also with `channel_order="bgr"`; the
-    defaults are ImageNet's.
+    Resizing is antialiased (`filter` "bilinear" or "bicubic"). Results match Pillow exactly where
+    Pillow resizes rows first (see "Pixels" in docs/loader.md). `resize="fast"` may differ by one
+    level out of 255; it is faster with AVX2 when downscaling by up to 4x. Outputs are (value / 255
+    - mean) / std in float32. `mean` and `std` are always in RGB order, even with
+    `channel_order="bgr"`, and default to ImageNet's.
 
-    In batches, a horizontal flip also swaps the words for left and right in the text.
-    `color_jitter`, then `rand_augment` are applied after resize and flip. With boxes, a
-    `rand_augment` whose operations move pixels raises ValueError.
+    After resize and flip, `color_jitter` is applied, then `rand_augment`. In batches, a horizontal
+    flip also swaps "left" and "right" in the text. If there are boxes, a `rand_augment` with
+    operations that move pixels raises ValueError.
     """
 
     @staticmethod
@@ -105,7 +106,7 @@ class ImageTransform:
         mean: Sequence[float] = ...,
         std: Sequence[float] = ...,
     ) -> ImageTransform:
-        """Resize to size x size pixels without keeping the aspect ratio."""
+        """Resize to `size` x `size` pixels without keeping the aspect ratio."""
 
     @staticmethod
     def random_resized_crop(
@@ -122,11 +123,12 @@ class ImageTransform:
         mean: Sequence[float] = ...,
         std: Sequence[float] = ...,
     ) -> ImageTransform:
-        """Crop a random rectangle and resize it to size x size pixels.
+        """Crop a random rectangle and resize it to `size` x `size` pixels.
 
-        The crop covers a fraction of the image's area in `scale`, (0.5, 1.0) by default, with a
-        width / height in `ratio`, (3 / 4, 4 / 3) by default. Boxes whose center is outside the
-        crop, or of which less than a tenth remains, are dropped.
+        The crop covers a random fraction of the image's area, from the range `scale`, (0.5, 1.0)
+        by default. Its aspect ratio (width / height) is from the range `ratio`, (3 / 4, 4 / 3) by
+        default. A box is dropped if its center is outside the crop or less than a tenth of it
+        remains.
         """
 
     @staticmethod
@@ -148,15 +150,16 @@ class ImageTransform:
     ) -> ImageTransform:
         """Resize the shorter side to a length sampled from `sizes`, keeping the aspect ratio.
 
-        `max_size` limits the longer side, in pixels, by reducing the shorter one. As published, the
-        shorter side is rounded to whole pixels, so the longer one may exceed the limit by up to a
-        third if the shorter one has only a few. A shorter side below two pixels becomes one pixel
-        and the longer side at most `max_size`, without keeping the aspect ratio.
+        If the longer side would exceed `max_size` pixels, the image is resized to a smaller size.
+        As in the published code, the shorter side is then rounded to whole pixels, so the longer
+        side of a very narrow image may exceed `max_size` by up to a third. If the shorter side
+        would be less than two pixels, it becomes one pixel and the longer side at most `max_size`,
+        without keeping the aspect ratio.
 
-        With `crop_probability`, the image is first cropped to about its own shape, keeping a
-        fraction of the area in `crop_scale`, (0.5, 1.0) by default. Boxes are clipped to the crop.
-        A box whose center is outside, or of which less than a tenth remains, is dropped. A crop
-        without any of the image's boxes is not used.
+        With probability `crop_probability`, the image is first cropped to a random fraction of its
+        area, from the range `crop_scale`, (0.5, 1.0) by default, at about the same aspect ratio.
+        Boxes are clipped to the crop; a box is dropped if its center is outside the crop or less
+        than a tenth of it remains. If no box would remain, the image is not cropped.
 
         Batches are zero-padded on the right and bottom to the largest height and width, rounded up
         to a multiple of `divisor`.
@@ -164,10 +167,10 @@ class ImageTransform:
 
     @property
     def is_square(self) -> bool:
-        """True if all outputs have the same height and width."""
+        """True if every output has the same square size."""
 
     def describe(self) -> dict[str, Any]:
-        """Return all settings as JSON values; `kind` is the constructor's name."""
+        """Return all settings as a JSON-serializable dict; `kind` names the constructor."""
 
     def __eq__(self, other: object, /) -> bool: ...
     def __ne__(self, other: object, /) -> bool: ...
@@ -175,15 +178,15 @@ class ImageTransform:
 
 @final
 class ColorJitter:
-    """Random brightness, contrast, saturation and hue, with torchvision's values.
+    """Randomly change brightness, contrast, saturation and hue, as torchvision does.
 
-    Each argument is the range of a factor, for `hue` of a shift in fractions of the circle from
-    -0.5 to 0.5. Factors are sampled, and the changes are applied in random order. Results equal
-    `torchvision.transforms.v2.ColorJitter` on uint8 tensors, except that a few values of contrast
-    differ by one level: torchvision rounds the mean of the image.
+    Each argument is the (low, high) range that a factor is sampled from; for `hue`, it is the range
+    of a shift, as a fraction of the color circle from -0.5 to 0.5. Changes are applied in random
+    order. Results match `torchvision.transforms.v2.ColorJitter` on uint8 tensors, except that
+    contrast may differ by one level for a few values because torchvision rounds the image mean.
 
     Raises:
-        ValueError: for an invalid range.
+        ValueError: if a range is invalid.
     """
 
     def __new__(
@@ -195,7 +198,7 @@ class ColorJitter:
         hue: tuple[float, float] = ...,
     ) -> ColorJitter: ...
     def describe(self) -> dict[str, Any]:
-        """Return all settings as JSON values."""
+        """Return all settings as a JSON-serializable dict."""
 
     def __eq__(self, other: object, /) -> bool: ...
     def __ne__(self, other: object, /) -> bool: ...
@@ -203,19 +206,20 @@ class ColorJitter:
 
 @final
 class RandAugment:
-    """Random operations per image, sampled with replacement, all of one magnitude.
+    """Apply random operations of the same magnitude to each image, sampled with replacement.
 
-    Results equal those of the published fine-tuning code with OpenCV 5.0 bit by bit. AutoContrast
-    and Equalize work per channel. Brightness and Sharpness take a factor; as published, Sharpness
-    wraps around below 0 and above 255. ShearX and ShearY take a factor, TranslateX and TranslateY
-    pixels, Rotate degrees, all in either direction; pixels from outside the image are 128.
+    Results are bit-exact with the published fine-tuning code on OpenCV 5.0. AutoContrast and
+    Equalize work per channel. Brightness and Sharpness take a factor; as in the published code,
+    Sharpness wraps around below 0 and above 255. ShearX and ShearY take a factor, TranslateX and
+    TranslateY a number of pixels, and Rotate an angle in degrees, all in a random direction; pixels
+    from outside the image are 128.
 
-    `num_ops` operations (0 disables) are sampled from `operations`, by default all ten, including
-    Identity; repeated names are sampled more often. Each is applied with `probability`. `magnitude`
-    is 0 to 10.
+    `num_ops` operations (none if 0) are sampled from `operations`, by default all ten, including
+    Identity; a repeated name is sampled more often. Each operation is applied with probability
+    `probability`. `magnitude` is from 0 to 10.
 
     Raises:
-        ValueError: for an unknown operation or a number out of range.
+        ValueError: if an operation is unknown or a number is out of range.
     """
 
     def __new__(
@@ -227,10 +231,10 @@ class RandAugment:
         operations: Sequence[str] = ...,
     ) -> RandAugment: ...
     def arguments(self) -> dict[str, float | None]:
-        """Return the unsigned argument of each operation; None for operations without one."""
+        """Return the absolute argument of each operation, or None if it takes no argument."""
 
     def describe(self) -> dict[str, Any]:
-        """Return all settings as JSON values."""
+        """Return all settings as a JSON-serializable dict."""
 
     def __eq__(self, other: object, /) -> bool: ...
     def __ne__(self, other: object, /) -> bool: ...
@@ -238,14 +242,14 @@ class RandAugment:
 
 @final
 class Tokenizer:
-    """Tokenizer for any tokenizer.json, with the ids and offsets of the package `tokenizers`.
+    """Tokenizer for any tokenizer.json, with the same ids and offsets as the `tokenizers` package.
 
-    Byte-level BPE with GPT-2's pattern and no normalizer (RoBERTa, GPT-2) runs in fiber's own code,
-    everything else in the crate `tokenizers`. Truncation settings of the file are ignored:
-    `max_tokens` truncates on the right and always keeps the BOS/EOS template.
+    Byte-level BPEs with GPT-2's pattern and no normalizer (RoBERTa, GPT-2) run in fiber's own code,
+    all others in the `tokenizers` crate. Truncation settings in the file are ignored: `max_tokens`
+    truncates on the right and always keeps the BOS/EOS template.
 
-    Models of fiber accept only one kind, see `check_for_models`; `from_vocabulary` and `train`
-    produce it.
+    fiber's models accept only RoBERTa-style tokenizers, such as those of `from_vocabulary` and
+    `train`; see `check_for_models`.
     """
 
     @staticmethod
@@ -254,21 +258,22 @@ class Tokenizer:
     ) -> Tokenizer:
         """Read a tokenizer.json.
 
-        `pad_token` defaults to the first that exists of the file's `padding` (if its id and token
-        agree), a token with a known name (<pad>, [PAD], <|pad|> and the like), the token after
-        every text, the token that ends texts (<|endoftext|>, </s> and the like), and id 0.
-        `mask_token` defaults to <mask>, [MASK] or the like; without one, masking is unavailable.
+        `pad_token` defaults to the first of these that exists: the token of the file's `padding`
+        (if it matches the id there), a token with a known name (<pad>, [PAD], <|pad|> and the
+        like), the token appended to every text, an end-of-text token (<|endoftext|>, </s> and the
+        like), or the token with id 0. `mask_token` defaults to <mask>, [MASK] or the like; without
+        a mask token, masking is unavailable.
 
         Raises:
             FileNotFoundError: if the file does not exist.
-            ValueError: if it is not a tokenizer.json, or lacks a named token.
+            ValueError: if the file is not a tokenizer.json, or lacks a token given here.
         """
 
     @staticmethod
     def from_json(
         json: str, *, pad_token: str | None = None, mask_token: str | None = None
     ) -> Tokenizer:
-        """Parse the text of a tokenizer.json; see `from_file`."""
+        """Parse the contents of a tokenizer.json; see `from_file`."""
 
     @staticmethod
     def from_vocabulary(
@@ -276,39 +281,39 @@ class Tokenizer:
     ) -> Tokenizer:
         """Read RoBERTa's vocab.json and merges.txt.
 
-        <mask> in a text absorbs the spaces before it, as in the published tokenizer.json and in
-        `transformers` 4. `transformers` 5 makes them another token when it reads these two files,
-        unless given `mask_token=AddedToken("<mask>", lstrip=True)`.
+        <mask> absorbs the spaces before it, as in the published tokenizer.json and in
+        `transformers` 4. When `transformers` 5 reads these two files, such spaces become a separate
+        token unless it is given `mask_token=AddedToken("<mask>", lstrip=True)`.
 
         Raises:
             FileNotFoundError: if a file is missing.
-            ValueError: if the files do not match, or models cannot use them.
+            ValueError: if the files do not match, or fiber's models cannot use them.
         """
 
     @staticmethod
     def train(texts: Sequence[str], vocab_size: int) -> Tokenizer:
-        """Train a vocabulary like RoBERTa's; deterministic.
+        """Train a RoBERTa-style tokenizer; the result is deterministic.
 
-        It is smaller than `vocab_size` if too few pairs repeat. Every byte has a token, so any text
-        can be encoded.
+        The vocabulary is smaller than `vocab_size` if the texts have too few repeated pairs. Every
+        byte has a token, so any text can be encoded.
 
         Raises:
-            ValueError: if `vocab_size` is below 261, the bytes and special tokens.
+            ValueError: if `vocab_size` is less than 261 (256 bytes and 5 special tokens).
         """
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write a tokenizer.json atomically."""
 
     def to_json(self) -> str:
-        """Return the text of a tokenizer.json.
+        """Return the contents of a tokenizer.json.
 
-        A padding or mask token that cannot be found by name is recorded in `padding`. The package
-        `tokenizers` reads that field too and then pads batches.
+        A padding or mask token that cannot be found by name is recorded in `padding`. This field
+        also makes the `tokenizers` package pad batches.
         """
 
     @property
     def vocab_size(self) -> int:
-        """Number of tokens, including special ones."""
+        """Number of tokens, including special tokens."""
 
     @property
     def pad_id(self) -> int:
@@ -324,15 +329,15 @@ class Tokenizer:
 
     @property
     def start_ids(self) -> list[int]:
-        """Ids before every text."""
+        """Ids prepended to every text."""
 
     @property
     def end_ids(self) -> list[int]:
-        """Ids after every text."""
+        """Ids appended to every text."""
 
     @property
     def special_ids(self) -> list[int]:
-        """The ids above and those marked special in the file, ascending; never masked."""
+        """All special ids, including those marked special in the file, sorted; never masked."""
 
     @property
     def is_fast(self) -> bool:
@@ -341,25 +346,25 @@ class Tokenizer:
     def check_for_models(self) -> None:
         """Check that fiber's models can use the vocabulary.
 
-        They need RoBERTa's ids: 0 to 3 for <s> <pad> </s> <unk>, the last id for <mask>, and <s>
-        and </s> around every text.
+        The models expect RoBERTa's ids: 0 to 3 for <s> <pad> </s> <unk>, and the last id for
+        <mask>. Every text must start with <s> and end with </s>.
 
         Raises:
-            ValueError: with the first difference.
+            ValueError: if the models cannot use it; the message gives the first difference.
         """
 
     def encode(
         self, text: str, *, max_tokens: int | None = None
     ) -> tuple[list[int], list[tuple[int, int]]]:
-        """Encode a text, including the BOS/EOS template, which truncation to `max_tokens` keeps.
+        """Encode a text with its BOS/EOS template, which is kept if truncated to `max_tokens`.
 
         Returns:
-            Ids and the half-open code point span of each, as defined by the file (for RoBERTa
-            without the space before a word). Spans of the template are (0, 0).
+            Token ids and their half-open code point spans, as defined by the file (for RoBERTa,
+            without the space before a word). Template tokens have the span (0, 0).
 
         Raises:
-            ValueError: if `max_tokens` cannot hold the template, or the text has characters that
-                the vocabulary lacks and there is no unknown token.
+            ValueError: if `max_tokens` cannot hold the template, or the text contains characters
+                that are not in the vocabulary and there is no unknown token.
         """
 
     def encode_batch(
@@ -370,14 +375,14 @@ class Tokenizer:
         pad_to: int | None = None,
         offsets: bool = False,
     ) -> dict[str, Buffer]:
-        """Encode B texts into padded arrays of L tokens: `pad_to`, or those of the longest text.
+        """Encode B texts, padded to L tokens: `pad_to`, or the length of the longest text.
 
         Returns:
-            "token_ids" (B, L) int64, "text_mask" (B, L) bool, True = real token, and with `offsets`
-            the spans, "offsets" (B, L, 2) int64, (0, 0) for padding.
+            "token_ids" (B, L) int64, "text_mask" (B, L) bool, True for real tokens, and if
+            `offsets` is set, "offsets" (B, L, 2) int64, the spans, (0, 0) for padding.
 
         Raises:
-            ValueError: as `encode`, and if `pad_to` is less than the longest text's tokens.
+            ValueError: as in `encode`, or if the longest text has more than `pad_to` tokens.
             MemoryError: if the list of texts or the arrays cannot be allocated.
         """
 
@@ -394,19 +399,20 @@ class Tokenizer:
     ) -> dict[str, Buffer]:
         """Encode B texts and mask tokens for MLM, as the loader does.
 
-        A token that is not special is picked with `mlm_probability`. 80 % of picked tokens become
-        the mask, 10 % another token (as published, also a special one if models can use the
-        vocabulary). Random numbers depend only on the text's sample index in `indices`, `seed` and
-        `epoch`. Other arguments as in `encode_batch`.
+        Each token that is not special is picked with probability `mlm_probability`. Of the picked
+        tokens, 80 % become the mask token, 10 % a random token, and 10 % are kept. As in the
+        published code, the random token may be special if fiber's models can use the vocabulary.
+        Random numbers depend only on `seed`, `epoch` and the text's sample index in `indices`.
+        Other arguments are as in `encode_batch`.
 
         Returns:
-            "token_ids", "text_mask", and "masked_ids" and "mlm_labels" (B, L) int64; the label of a
-            token that was not picked is -100.
+            "token_ids" and "text_mask", and "masked_ids" and "mlm_labels" (B, L) int64; tokens that
+            were not picked have the label -100.
 
         Raises:
-            ValueError: as `encode_batch`; for a probability outside [0, 1], or above 0 without a
-                mask token; and if there is not one index for each text.
-            MemoryError: as `encode_batch`.
+            ValueError: as in `encode_batch`; if the probability is outside [0, 1], or above 0
+                without a mask token; or if `indices` does not have one index per text.
+            MemoryError: as in `encode_batch`.
         """
 
     def positive_map(
@@ -418,15 +424,15 @@ class Tokenizer:
     ) -> Buffer:
         """Map G boxes, given by their half-open code point spans, to the tokens that name them.
 
-        Returns (G, L) bool, as `fiber._core.positive_map` of the text's offsets. Encodings of long
-        texts are cached.
+        Return a (G, L) bool array, the same as `fiber._core.positive_map` for the text's offsets.
+        Encodings of long texts are cached.
         """
 
     def decode(self, ids: Sequence[int]) -> str:
         """Decode ids to text, skipping special tokens.
 
         Raises:
-            ValueError: for an id outside the vocabulary.
+            ValueError: if an id is outside the vocabulary.
         """
 
     def __len__(self) -> int: ...
@@ -434,10 +440,10 @@ class Tokenizer:
 
 @final
 class WholeWordMasking:
-    """MLM masking of whole words; `fiber.data.masking.WholeWords` wraps it for tensors.
+    """Whole-word masking for MLM; `fiber.data.masking.WholeWords` wraps it for tensors.
 
     Raises:
-        ValueError: if the `probability` of picking a word is not in [0, 1], or the tokenizer does
+        ValueError: if the `probability` of picking a word is outside [0, 1], or the tokenizer does
             not pass `Tokenizer.check_for_models`.
     """
 
@@ -445,27 +451,28 @@ class WholeWordMasking:
         cls, tokenizer: Tokenizer, *, probability: float, seed: int
     ) -> WholeWordMasking: ...
     def word_numbers(self, token_ids: np.ndarray) -> Buffer:
-        """Number the words of contiguous (B, L) int64 ids.
+        """Assign a word index to each token of a C-contiguous (B, L) int64 array.
 
         Returns:
-            (B, L) int64: tokens with equal numbers are one word, -1 at special tokens. Numbers
-            start at 0 and have gaps.
+            (B, L) int64: tokens of the same word share an index; special tokens have -1. Indices
+            start at 0 and may have gaps.
 
         Raises:
-            ValueError: for an id outside the vocabulary, or another shape.
+            ValueError: if an id is outside the vocabulary, or the shape is wrong.
         """
 
     def mask(self, token_ids: np.ndarray, *, first_sample: int) -> tuple[Buffer, Buffer]:
-        """Pick words and mask them: 80 % of their tokens <mask>, 10 % a random token, 10 % kept.
+        """Pick words; 80 % of their tokens become <mask>, 10 % a random token, and 10 % are kept.
 
-        Random numbers depend on the seed and the text's sample index, `first_sample` for the first.
+        Random numbers depend on the seed and on the text's sample index, which is `first_sample`
+        for the first text.
 
         Returns:
-            Input ids of the model and labels, (B, L) int64 each; the label of a token that was not
-            picked is -100.
+            Model input ids and labels, each (B, L) int64; tokens that were not picked have the
+            label -100.
 
         Raises:
-            ValueError: as `word_numbers`.
+            ValueError: as in `word_numbers`.
         """
 
 @final
@@ -495,24 +502,24 @@ class Loader:
     ) -> Loader: ...
     @property
     def image_bytes(self) -> tuple[int, int]:
-        """Bytes held by the images of all batches: current and peak."""
+        """Current and peak size of the image buffers of all batches, in bytes."""
     def open(self) -> Session:
         """Start a session."""
 
 @final
 class Session:
-    """One iteration over data: takes records batch by batch, returns finished batches in order."""
+    """One pass over the data: takes records batch by batch and returns batches in order."""
 
     def submit(self, records: Sequence[tuple[Any, ...]]) -> None:
         """Submit the records of one batch; returns immediately.
 
         A record is (key, epoch, index, images, text, image_id, boxes_xyxy, char_spans, answers or
-        None, truth or None, annotated (height, width) or None); answers are (index in the
-        vocabulary, score).
+        None, truth or None, annotated (height, width) or None); `answers` are (answer index, score)
+        pairs.
         """
 
     def replace(self, records: Sequence[tuple[int, tuple[Any, ...]]]) -> None:
-        """Submit other records for the batch positions that `next` reported."""
+        """Submit replacement records for the batch positions reported by `next`."""
 
     def finish(self) -> None:
         """Signal that no more batches will be submitted."""
@@ -521,15 +528,15 @@ class Session:
         """Discard pending batches."""
 
     def next(self) -> dict[str, Any] | list[tuple[int, str, str, str]] | None:
-        """Wait for the next batch without holding the GIL; None after the last one.
+        """Wait for the next batch without holding the GIL; return None after the last one.
 
-        A list instead reports bad samples of the next batch, which waits for replacements:
+        If the next batch needs replacements for bad samples, return a list of them instead:
         (position in the batch, key, status, reason).
 
         Raises:
-            FileNotFoundError, DecodeError, ValueError: for a bad record, with its key.
-            MemoryError: if the batch cannot be allocated, with its bytes and shape; the next batch
-                is still available.
+            FileNotFoundError, DecodeError, ValueError: if a record is bad; the message has its key.
+            MemoryError: if the batch cannot be allocated; the message gives its size and shape.
+                Later batches are still available.
         """
 
 def probe_image(data: bytes) -> tuple[int, int, str]:
@@ -543,18 +550,18 @@ def decode_image(
 ) -> Buffer:
     """Decode a JPEG, PNG, WebP, GIF, BMP or TIFF file to (H, W, 3) uint8 RGB.
 
-    As Pillow's `convert("RGB")`: gray is repeated, orientation tags are not applied, and only the
-    first frame is read. 16-bit values keep their upper eight bits. `background` is the RGB color
-    under transparent pixels; None drops alpha.
+    As with Pillow's `convert("RGB")`, gray is replicated, orientation tags are not applied, and
+    only the first frame is read. Only the upper eight bits of 16-bit values are kept. Transparent
+    pixels are blended over the RGB color `background`; None drops alpha.
 
     Raises:
-        DecodeError: for other formats, corrupt or truncated data, unsupported variants of a format,
-            and too many pixels.
+        DecodeError: if the format or its variant is unsupported, the data is corrupt or truncated,
+            or there are too many pixels.
         MemoryError: if the pixels cannot be allocated.
     """
 
 def read_jpeg_header(data: bytes) -> tuple[int, int, int]:
-    """Read (height, width, EXIF orientation 1 to 8) of a JPEG; 1 without a valid one."""
+    """Read (height, width, EXIF orientation) of a JPEG; the orientation is 1 to 8, default 1."""
 
 def decode_jpeg(
     data: bytes,
@@ -567,18 +574,18 @@ def decode_jpeg(
 ) -> tuple[Buffer, str | None]:
     """Decode a JPEG to (H, W, 3) uint8 RGB, filling in damaged parts.
 
-    Values equal libjpeg-turbo's; CMYK and YCCK become RGB as in Pillow's `convert("RGB")`. Height
-    and width are divided by `divisor` (1, 2, 4 or 8), rounded up. `stop_row` is the first row that
-    is not needed. `beside` is another JPEG to decode concurrently, as in the loader; it has no
-    effect.
+    Values match libjpeg-turbo's; CMYK and YCCK become RGB as in Pillow's `convert("RGB")`. Height
+    and width are divided by `divisor` (1, 2, 4 or 8) and rounded up. Only rows before `stop_row`
+    are decoded. `beside` is another JPEG to decode on the same thread, as the loader does; it does
+    not change the result.
 
     Returns:
-        The image, and the reason why parts are filled in, or None.
+        The image, and the reason why parts were filled in, or None.
 
     Raises:
-        DecodeError: if the data is not a JPEG, unsupported ("unsupported" in the message), too
-            damaged, or larger than `max_pixels`.
-        ValueError: for another divisor.
+        DecodeError: if the data is not a JPEG, of an unsupported type ("unsupported" in the
+            message), too damaged, or has more than `max_pixels` pixels.
+        ValueError: if `divisor` is invalid.
     """
 
 def read_image(
@@ -591,7 +598,7 @@ def read_image(
 
     Raises:
         FileNotFoundError: if the file does not exist.
-        DecodeError: with the file's name.
+        DecodeError: if the file cannot be decoded; the message names it.
     """
 
 def resize_image(
@@ -605,15 +612,15 @@ def resize_image(
     rows_at_once: int = 0,
     instructions: str | None = None,
 ) -> Buffer:
-    """Resize an image with antialiasing, as Pillow does, rows before columns.
+    """Resize an image with antialiasing as Pillow does, rows before columns.
 
-    `crop` is (top, left, height, width) in pixels. `filter` and `resize` as in `ImageTransform`;
-    with "fast", values depend on the instructions. `rows_at_once` rows are processed at a time, as
-    from a decoder, all if 0; values do not depend on it.
+    `crop` is (top, left, height, width) in pixels. `filter` and `resize` are as in
+    `ImageTransform`; with "fast", results depend on `instructions`. `rows_at_once` is the number of
+    rows processed at a time, as from a decoder (0: all rows); it does not change the result.
 
     Raises:
-        ValueError: for a size of 0 or of more than 178,956,970 pixels, a crop outside the image,
-            and an unknown filter or precision.
+        ValueError: if the output is empty or has more than 178,956,970 pixels, the crop is outside
+            the image, or the filter or precision is unknown.
     """
 
 def normalize_image(
@@ -629,26 +636,26 @@ def normalize_image(
     std: Sequence[float] = ...,
     instructions: str | None = None,
 ) -> Buffer:
-    """Normalize an image as for a batch, zero-padded to `height` x `width` on the right and bottom.
+    """Normalize an image as in a batch, zero-padded to `height` x `width` on the right and bottom.
 
-    `layout` is "chw" for (3, height, width) or "hwc" for (height, width, 3). `dtype` is "float32";
-    "float16" or "bfloat16", rounded from it to nearest, ties to even; or "uint8", which is not
-    normalized. `flip` mirrors horizontally. Other arguments as in `ImageTransform`.
+    `layout` is "chw" for (3, height, width) or "hwc" for (height, width, 3). `dtype` is "float32",
+    "float16" or "bfloat16" (float32 rounded to nearest even), or "uint8" (not normalized). `flip`
+    mirrors the image horizontally. Other arguments are as in `ImageTransform`.
 
     Returns:
-        The bytes of all values, without a shape.
+        The values as a flat buffer of bytes.
 
     Raises:
-        ValueError: for an image that does not fit, and unknown names.
+        ValueError: if the image does not fit, or a name is unknown.
     """
 
 def jitter_image(image: Buffer | np.ndarray, change: str, factor: float) -> Buffer:
     """Apply one change of `ColorJitter`: "brightness", "contrast", "saturation" or "hue".
 
-    `factor` is 0 or more, for hue -0.5 to 0.5.
+    `factor` is from 0 to 1e6; for hue, it is a shift from -0.5 to 0.5.
 
     Raises:
-        ValueError: for an unknown change or a factor out of range.
+        ValueError: if the change is unknown or the factor is out of range.
     """
 
 def augment_image(
@@ -656,13 +663,14 @@ def augment_image(
 ) -> Buffer:
     """Apply one operation of `RandAugment` to an image with sides of 1 to 4,194,304 pixels.
 
-    `argument` is a signed factor, pixels or degrees: Rotate turns left, ShearX moves lower rows
-    right, ShearY moves right columns down, TranslateX moves left, TranslateY up. It is None for
-    operations without an argument.
+    `argument` is a signed factor, or a number of pixels or degrees. If it is positive, Rotate is
+    counterclockwise, ShearX moves lower rows to the right, ShearY moves columns on the right down,
+    TranslateX moves the image left, and TranslateY moves it up. It is None for operations without
+    an argument.
 
     Raises:
-        ValueError: for an unknown operation, a missing or unexpected argument, and an array of
-            another shape.
+        ValueError: if the operation is unknown, the argument is missing or unexpected, or the shape
+            of the array is wrong.
     """
 
 def apply_transform(
@@ -674,17 +682,17 @@ def apply_transform(
     epoch: int = 0,
     index: int = 0,
 ) -> tuple[Buffer, list[list[float]], tuple[int, int]]:
-    """Apply a transform to an array (H, W, 3) or encoded image, and to boxes (x0, y0, x1, y1).
+    """Apply a transform to an (H, W, 3) array or an encoded image, and to (x0, y0, x1, y1) boxes.
 
     `seed`, `epoch` and `index` determine the random numbers, as in the loader.
 
     Returns:
-        A float32 array (3, H, W), padded to the transform's divisor; the remaining boxes in its
-        pixels; and (height, width) without the padding.
+        A (3, H, W) float32 array, padded to a multiple of the transform's divisor; the remaining
+        boxes, in pixels of that array; and its (height, width) without padding.
 
     Raises:
-        ValueError: for an array of another shape, a box more than a pixel outside the image, and
-            boxes with a `rand_augment` that moves pixels.
+        ValueError: if the shape of the array is wrong, a box extends more than a pixel outside the
+            image, or boxes are given with a `rand_augment` that moves pixels.
     """
 
 def positive_map(
@@ -692,20 +700,20 @@ def positive_map(
 ) -> Buffer:
     """Map each box to the tokens that name it: (boxes, tokens) bool.
 
-    A token names a box if its span in `offsets`, from `Tokenizer.encode`, overlaps one of the
-    box's.
+    A token names a box if the token's span in `offsets`, from `Tokenizer.encode`, overlaps one of
+    the box's spans.
     """
 
 def mirror_words(
     text: str, char_spans: Sequence[tuple[int, int]] = ...
 ) -> tuple[str, list[tuple[int, int]]]:
-    """Swap the words for left and right, and shift the spans of code points accordingly."""
+    """Swap "left" and "right" and their compounds, and shift code point spans accordingly."""
 
 def draw_below(bound: int, seed: int, epoch: int, index: int, attempt: int) -> int:
     """Return a random integer in [0, bound), determined by the other arguments."""
 
 def permutation(count: int, seed: int, epoch: int) -> Buffer:
-    """Return the order of an epoch: an int64 permutation of range(count)."""
+    """Return the shuffled order of an epoch, an int64 permutation of range(count)."""
 
 _Floats = np.ndarray
 
@@ -719,15 +727,15 @@ def window_attention(
     threads: int,
     instructions: Literal["scalar", "neon", "avx2", "avx512"] | None = None,
 ) -> None:
-    """Compute attention inside windows; see `fiber.kernels.window_attention`.
+    """Compute attention within windows; see `fiber.kernels.window_attention`.
 
-    `window` and `shift` are in tokens; `sizes` holds the (height, width) of each sample's own map,
-    None for the whole map. At most `threads` threads run. `instructions` None selects the widest
-    set that the processor supports. Arrays are contiguous float32.
+    `window` and `shift` are in tokens. `sizes` holds the (height, width) of each sample without
+    padding; None means that there is no padding. At most `threads` threads run. Arrays are
+    contiguous float32.
 
     Shape:
-        arrays: qkv (B, H, W, 3, h, d), d a multiple of 16; bias_table ((2 window - 1) ** 2, h);
-            qkv_bias (3, h, d).
+        arrays: qkv (B, H, W, 3, h, d), head dim d a multiple of 16; bias_table
+            ((2 window - 1) ** 2, h); qkv_bias (3, h, d).
         out: (B, H, W, h, d), output.
 
     Raises:
@@ -745,9 +753,10 @@ def window_attention_backward(
     threads: int,
     instructions: Literal["scalar", "neon", "avx2", "avx512"] | None = None,
 ) -> None:
-    """Compute the gradients of `window_attention` into `grads`, one per array, from that of `out`.
+    """Write the gradients of `window_attention` into `grads`, one for each of `arrays`.
 
-    Sums do not depend on the number of threads. Other arguments as in `window_attention`.
+    `grad` is the gradient of `out`. Results do not depend on the number of threads. Other arguments
+    are as in `window_attention`.
     """
 
 def cross_attention(
@@ -760,14 +769,14 @@ def cross_attention(
     threads: int,
     instructions: Literal["scalar", "neon", "avx2", "avx512"] | None = None,
 ) -> None:
-    """Compute attention of queries to the keys of their own sample.
+    """Compute attention from queries to the keys of the same sample.
 
-    `key_lengths` selects the first keys of each sample, `key_mask` the keys that are not 0; without
-    both all keys are attended to. `threads` and `instructions` as in `window_attention`. Arrays are
-    contiguous float32.
+    `key_lengths` is the number of leading keys to attend to in each sample, and `key_mask` is
+    nonzero for keys to attend to; if both are None, all keys are attended to. `threads` is as in
+    `window_attention`. Arrays are contiguous float32.
 
     Shape:
-        arrays: query (B, n, h, d), d a multiple of 16; key and value (B, m, h, d).
+        arrays: query (B, n, h, d), head dim d a multiple of 16; key and value (B, m, h, d).
         out: (B, n, h, d), output.
         logsumexp: (B, h, n), output: base-2 logsumexp of the scores.
         key_mask: uint8 (B, m).
@@ -788,8 +797,8 @@ def cross_attention_backward(
     threads: int,
     instructions: Literal["scalar", "neon", "avx2", "avx512"] | None = None,
 ) -> None:
-    """Compute the gradients of `cross_attention` into `grads`, one per array.
+    """Write the gradients of `cross_attention` into `grads`, one for each of `arrays`.
 
     `grad` is the gradient of `out`; `out` and `logsumexp` are the results of `cross_attention`.
-    Gradients of masked keys are 0. Other arguments as in `cross_attention`.
+    Gradients of masked keys are 0. Other arguments are as in `cross_attention`.
     """

@@ -1,4 +1,4 @@
-//! BMP decoder: 1, 4, 8, 16, 24 and 32 bits per pixel; uncompressed, bit fields or RLE.
+//! BMP decoder for 1, 4, 8, 16, 24 and 32 bits per pixel: uncompressed, bit fields or RLE.
 
 use super::samples::Samples;
 use crate::Error;
@@ -16,7 +16,7 @@ enum Storage {
     Plain,
     /// RLE8 or RLE4.
     Runs,
-    /// Bit fields: masks of red, green, blue and alpha, 0 = none.
+    /// Bit fields: masks for red, green, blue and alpha; 0 means none.
     Masks([u32; 4]),
 }
 
@@ -27,7 +27,7 @@ struct BmpHeader {
     from_top: bool,
     bits: usize,
     storage: Storage,
-    /// Offset of the pixels.
+    /// Offset of the pixel data.
     start: usize,
     palette: Vec<[u8; 3]>,
 }
@@ -66,7 +66,7 @@ fn read_header(bytes: &[u8]) -> Result<BmpHeader, Error> {
             double_word(bytes, at(16))?,
             double_word(bytes, at(32))? as usize,
         ),
-        _ => return Err(unsupported(&format!("header of {length} bytes"))),
+        _ => return Err(unsupported(&format!("header size {length}"))),
     };
     let storage = match (compression, bits) {
         (0, 16) => Storage::Masks([0x7C00, 0x03E0, 0x001F, 0]),
@@ -107,7 +107,7 @@ fn read_header(bytes: &[u8]) -> Result<BmpHeader, Error> {
     })
 }
 
-/// As in [`super::samples`]; [`Error::Unsupported`] for other variants.
+/// See [`super::samples`]; [`Error::Unsupported`] if the variant is unsupported.
 pub(crate) fn size(bytes: &[u8]) -> Result<(usize, usize), Error> {
     read_header(bytes).map(|header| (header.height, header.width))
 }
@@ -134,7 +134,7 @@ pub(crate) fn decode(bytes: &[u8], max_pixels: usize) -> Result<Samples, Error> 
         let row_bytes = (header.width * header.bits).div_ceil(32) * 4;
         if stored.len() / row_bytes < header.height {
             return Err(Error::decode(format!(
-                "BMP: {} bytes of pixels; expected {} rows of {row_bytes} bytes",
+                "BMP: {} bytes of pixel data; expected {} rows of {row_bytes} bytes",
                 stored.len(),
                 header.height
             )));
@@ -152,7 +152,7 @@ pub(crate) fn decode(bytes: &[u8], max_pixels: usize) -> Result<Samples, Error> 
     Ok(Samples::new(header.height, header.width, channels, pixels))
 }
 
-/// Append the samples of one row.
+/// Append the samples of one row to the output.
 fn spread(row: &[u8], header: &BmpHeader, color: impl Fn(u8) -> [u8; 3], pixels: &mut Vec<u8>) {
     let (bits, width) = (header.bits, header.width);
     match (header.storage, bits) {
@@ -177,7 +177,7 @@ fn spread(row: &[u8], header: &BmpHeader, color: impl Fn(u8) -> [u8; 3], pixels:
     }
 }
 
-/// Extract the bits under a mask and scale them to eight bits.
+/// Extract the bits selected by a mask and scale them to eight bits.
 fn masked(value: u32, mask: u32) -> u8 {
     if mask == 0 {
         return 0;
@@ -192,7 +192,7 @@ fn masked(value: u32, mask: u32) -> u8 {
     .unwrap_or(u8::MAX)
 }
 
-/// Decode RLE to palette indices, bottom row first; skipped pixels are 0.
+/// Decode RLE data to palette indices, bottom row first; skipped pixels are 0.
 fn unroll(stored: &[u8], header: &BmpHeader) -> Result<Vec<u8>, Error> {
     let (height, width) = (header.height, header.width);
     let mut indices = try_alloc::filled(0, height * width, try_alloc::of_image(height, width))?;

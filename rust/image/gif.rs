@@ -1,4 +1,4 @@
-//! First frame of a GIF (crate `gif`), placed on its canvas as Pillow does.
+//! Decode the first frame of a GIF (crate `gif`) and place it on its canvas as Pillow does.
 
 use gif::{ColorOutput, DecodeOptions, Frame};
 
@@ -15,11 +15,11 @@ fn decoder(bytes: &[u8]) -> Result<Decoder<'_>, Error> {
     options.read_info(bytes).map_err(|e| broken(&e))
 }
 
-/// Canvas (height, width); the canvas grows if the first frame exceeds it.
+/// Canvas (height, width), enlarged if the first frame exceeds it.
 fn canvas(decoder: &mut Decoder<'_>) -> Result<(usize, usize), Error> {
     let (height, width) = (decoder.height(), decoder.width());
     let frame = decoder.next_frame_info().map_err(|e| broken(&e))?;
-    let frame = frame.ok_or_else(|| Error::decode("GIF: no frame"))?;
+    let frame = frame.ok_or_else(|| Error::decode("GIF: no frames found"))?;
     let end = |start: u16, length: u16| usize::from(start) + usize::from(length);
     Ok((
         usize::from(height).max(end(frame.top, frame.height)),
@@ -44,7 +44,7 @@ pub(crate) fn decode(bytes: &[u8], max_pixels: usize) -> Result<Samples, Error> 
         .map_err(|e| broken(&e))?;
     let frame = decoder
         .current_frame_info()
-        .ok_or_else(|| Error::decode("GIF: no frame"))?;
+        .ok_or_else(|| Error::decode("GIF: no frames found"))?;
     let palette = frame.palette.as_deref().or(decoder.global_palette());
     let palette = palette.unwrap_or_default();
     let transparent = frame.transparent;
@@ -53,7 +53,7 @@ pub(crate) fn decode(bytes: &[u8], max_pixels: usize) -> Result<Samples, Error> 
         let place = 3 * usize::from(index);
         match palette.get(place..place + 3) {
             Some(&[r, g, b]) => [r, g, b, alpha],
-            // Index past the end of the palette.
+            // The index is past the end of the palette.
             _ => [0, 0, 0, alpha],
         }
     };

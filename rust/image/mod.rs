@@ -1,9 +1,9 @@
 //! Decode image files to 8-bit RGB.
 //!
-//! The format is detected from the content, never from a name. The output equals Pillow's
-//! `convert("RGB")`: alpha is dropped unless a background color is given, gray is replicated,
-//! orientation tags are not applied. Of 16-bit samples the upper eight bits are used, for gray as
-//! well, where Pillow would clip at 255.
+//! The format is detected from the content, not from the file name. The output matches Pillow's
+//! `convert("RGB")`: alpha is dropped unless a background color is given, gray is replicated, and
+//! orientation tags are not applied. Only the upper eight bits of 16-bit samples are used, also for
+//! gray, where Pillow would clip at 255.
 
 use std::cell::RefCell;
 
@@ -25,11 +25,11 @@ const KNOWN: &str = "JPEG, PNG, WebP, GIF, BMP or TIFF";
 /// An RGB image: `height * width * 3` bytes, top row first.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rgb {
-    /// Rows.
+    /// Height in rows.
     pub height: usize,
-    /// Columns.
+    /// Width in columns.
     pub width: usize,
-    /// The bytes.
+    /// Interleaved RGB bytes.
     pub pixels: Vec<u8>,
 }
 
@@ -46,11 +46,11 @@ impl Rgb {
 /// A borrowed RGB image: an [`Rgb`], or a Python array.
 #[derive(Clone, Copy, Debug)]
 pub struct RgbView<'a> {
-    /// Rows.
+    /// Height in rows.
     pub height: usize,
-    /// Columns.
+    /// Width in columns.
     pub width: usize,
-    /// The bytes, as those of [`Rgb`].
+    /// Interleaved RGB bytes, as in [`Rgb`].
     pub pixels: &'a [u8],
 }
 
@@ -69,20 +69,20 @@ impl<'a> From<&'a Rgb> for RgbView<'a> {
 pub enum Format {
     /// Baseline and progressive JPEG.
     Jpeg,
-    /// PNG; of an APNG, the default image.
+    /// PNG; for an APNG, the default image.
     Png,
-    /// WebP; of an animation, the first frame.
+    /// WebP; for an animation, the first frame.
     WebP,
     /// The first frame of a GIF.
     Gif,
-    /// Windows bitmaps.
+    /// A Windows bitmap.
     Bmp,
     /// The first image of a TIFF.
     Tiff,
 }
 
 impl Format {
-    /// Name in lower case.
+    /// Lowercase name.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Jpeg => "jpeg",
@@ -155,8 +155,8 @@ fn not_decoded(bytes: &[u8]) -> Option<&'static str> {
 /// Read (height, width) and format without decoding the pixels.
 ///
 /// # Errors
-/// [`Error::Decode`] for an unknown format or a corrupt header, [`Error::Unsupported`] for a known
-/// but unsupported format.
+/// [`Error::Decode`] if the format is unknown or the header is corrupt, [`Error::Unsupported`] if
+/// the format is known but unsupported.
 pub fn probe(bytes: &[u8]) -> Result<(usize, usize, Format), Error> {
     let format = Format::of(bytes)?;
     let (height, width) = guarded(|| match format {
@@ -172,7 +172,7 @@ pub fn probe(bytes: &[u8]) -> Result<(usize, usize, Format), Error> {
 
 /// Read the EXIF (or TIFF) orientation: 1 (upright) to 8.
 ///
-/// Missing and malformed tags read as 1; they are no reason to reject an image.
+/// A missing or malformed tag is read as 1; it is no reason to reject an image.
 pub(crate) fn orientation(bytes: &[u8], format: Format) -> u8 {
     let found = match format {
         Format::Jpeg => jpeg::read_header(bytes)
@@ -186,15 +186,15 @@ pub(crate) fn orientation(bytes: &[u8], format: Format) -> u8 {
     found.unwrap_or(1)
 }
 
-/// Decode an image file; alpha is dropped.
+/// Decode an image file, dropping alpha.
 pub(crate) fn decode(bytes: &[u8], max_pixels: usize) -> Result<Rgb, Error> {
     decode_over(bytes, max_pixels, None)
 }
 
-/// Decode an image file and blend alpha over a background color; without one alpha is dropped.
+/// Decode an image file and blend alpha over a background color; without one, alpha is dropped.
 ///
 /// # Errors
-/// As [`decode`].
+/// See [`decode`].
 pub fn decode_over(
     bytes: &[u8],
     max_pixels: usize,
@@ -214,7 +214,7 @@ pub fn decode_over(
     })?;
     if image.pixels.len() != image.height * image.width * 3 {
         return Err(Error::decode(format!(
-            "{} bytes were decoded from an image of {} x {} pixels",
+            "decoded {} bytes from an image of {} x {} pixels",
             image.pixels.len(),
             image.height,
             image.width
@@ -226,14 +226,14 @@ pub fn decode_over(
 /// Run a decoder, which may panic on corrupt bytes.
 fn guarded<T>(decode: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
     catch_panic(decode, |why| {
-        Error::decode(format!("corrupt data, decoder panicked: {why}"))
+        Error::decode(format!("corrupt data; the decoder panicked: {why}"))
     })
 }
 
-/// Reject an empty image, or one of more than `limit` pixels.
+/// Reject an image that is empty or has more than `limit` pixels.
 pub(crate) fn check_size(height: usize, width: usize, limit: usize) -> Result<(), Error> {
     if height == 0 || width == 0 {
-        let reason = format!("image of {height} x {width} pixels; expected 1 or more");
+        let reason = format!("image has {height} x {width} pixels; expected at least 1");
         return Err(Error::decode(reason));
     }
     if height.saturating_mul(width) > limit {
@@ -247,11 +247,11 @@ pub(crate) fn check_size(height: usize, width: usize, limit: usize) -> Result<()
 }
 
 thread_local! {
-    /// One per thread; keeps its buffers between images.
+    /// One decoder per thread; it keeps its buffers between images.
     static JPEG: RefCell<jpeg::Decoder> = RefCell::new(jpeg::Decoder::new());
 }
 
-/// Decode a JPEG; damaged parts are filled, which the status reports.
+/// Decode a JPEG; the status reports whether damaged parts were filled.
 pub(crate) fn decode_jpeg(
     bytes: &[u8],
     request: &jpeg::Request,
@@ -284,7 +284,7 @@ mod tests {
     use super::*;
     use ::png;
 
-    /// A PNG of one pixel, written by the crate that reads it.
+    /// A one-pixel PNG, written by the same crate that reads it.
     fn png_of(color: png::ColorType, depth: png::BitDepth, data: &[u8]) -> Vec<u8> {
         let mut bytes = Vec::new();
         let mut encoder = png::Encoder::new(&mut bytes, 1, 1);

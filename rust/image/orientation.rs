@@ -1,4 +1,4 @@
-//! Apply the EXIF orientation.
+//! Rotate and mirror images according to the EXIF orientation.
 
 use crate::image::Rgb;
 use crate::{Error, try_alloc};
@@ -8,8 +8,8 @@ pub fn swaps_sides(orientation: u8) -> bool {
     (5..=8).contains(&orientation)
 }
 
-/// Rotate and mirror an image so that EXIF's `orientation` becomes upright; values other than 2 to
-/// 8 change nothing.
+/// Rotate and mirror an image so that it is upright, given its EXIF `orientation`; values other
+/// than 2 to 8 change nothing.
 pub fn apply_orientation(image: Rgb, orientation: u8) -> Result<Rgb, Error> {
     if !(2..=8).contains(&orientation) {
         return Ok(image);
@@ -24,7 +24,7 @@ pub fn apply_orientation(image: Rgb, orientation: u8) -> Result<Rgb, Error> {
     let mut pixels = try_alloc::with_capacity(image.pixels.len(), what)?;
     for y in 0..height {
         for x in 0..width {
-            // Source of the pixel at (y, x).
+            // Source position of the pixel at (y, x).
             let (row, column) = match orientation {
                 2 => (y, last_column - x),
                 3 => (last_row - y, last_column - x),
@@ -45,7 +45,7 @@ pub fn apply_orientation(image: Rgb, orientation: u8) -> Result<Rgb, Error> {
 mod tests {
     use super::*;
 
-    /// Red channel of an image with rows 0 1 2 and 3 4 5.
+    /// Red channel after orienting an image with rows 0 1 2 and 3 4 5.
     fn turned(orientation: u8) -> (usize, usize, Vec<u8>) {
         let image = Rgb::new(2, 3, (0..6).flat_map(|red| [red, 0, 9]).collect());
         let turned = apply_orientation(image, orientation).unwrap();

@@ -1,5 +1,5 @@
-//! PNG decoder (crate `png`): palettes and low bit depths are expanded, 16 bits are reduced to the
-//! upper eight.
+//! PNG decoder (crate `png`): palettes and low bit depths are expanded, and only the upper eight of
+//! 16 bits are kept.
 
 use std::io::Cursor;
 
@@ -8,7 +8,7 @@ use crate::image::check_size;
 use crate::{Error, exif, try_alloc};
 
 const SIGNATURE_BYTES: usize = 8;
-/// Checksum after a chunk's data, in bytes.
+/// Size in bytes of the checksum after a chunk's data.
 const CHECKSUM_BYTES: usize = 4;
 
 type Reader<'a> = png::Reader<Cursor<&'a [u8]>>;
@@ -28,7 +28,7 @@ pub(crate) fn size(bytes: &[u8]) -> Result<(usize, usize), Error> {
     reader(bytes).map(|reader| size_of(&reader))
 }
 
-/// The chunk may follow the pixels, where the crate looks only after decoding them.
+/// The chunk may follow the pixels, and the crate reads such chunks only after decoding them.
 pub(crate) fn orientation(bytes: &[u8]) -> Option<u8> {
     let mut rest = bytes.get(SIGNATURE_BYTES..)?;
     loop {
@@ -44,14 +44,14 @@ pub(crate) fn orientation(bytes: &[u8]) -> Option<u8> {
     }
 }
 
-/// Decode the default image, also of an APNG.
+/// Decode the image; for an APNG, the default image.
 pub(crate) fn decode(bytes: &[u8], max_pixels: usize) -> Result<Samples, Error> {
     let mut reader = reader(bytes)?;
     let (height, width) = size_of(&reader);
     check_size(height, width, max_pixels)?;
     let size = reader
         .output_buffer_size()
-        .ok_or_else(|| Error::decode("PNG: more bytes than fit in memory"))?;
+        .ok_or_else(|| Error::decode("PNG: too many bytes to fit in memory"))?;
     let mut pixels = try_alloc::filled(0, size, try_alloc::of_image(height, width))?;
     let frame = reader.next_frame(&mut pixels).map_err(|e| broken(&e))?;
     pixels.truncate(frame.buffer_size());

@@ -1,11 +1,11 @@
-//! Decoded samples of the formats other than JPEG, and their conversion to RGB.
+//! Decoded samples of formats other than JPEG, and their conversion to RGB.
 //!
-//! Each format is one file: `size` reads (height, width) from the header, `decode` returns 8-bit
-//! samples, and `orientation` reads the EXIF orientation, 1 to 8, if the format has one. A broken
-//! header is an [`Error::Decode`].
+//! Each format has its own module: `size` reads (height, width) from the header, `decode` returns
+//! 8-bit samples, and `orientation` reads the EXIF orientation, 1 to 8, if the format has one. A
+//! corrupt header is an [`Error::Decode`].
 //!
 //! AVIF is not supported: the AV1 decoders in Rust (`rav1d`, `re_rav1d`) are translations of dav1d
-//! with its C interface, and fast only with an assembler at build time.
+//! with its C interface, and are fast only if an assembler is available at build time.
 
 use crate::image::Rgb;
 use crate::{Error, try_alloc};
@@ -15,7 +15,7 @@ use crate::{Error, try_alloc};
 pub(crate) struct Samples {
     height: usize,
     width: usize,
-    /// 1 gray, 2 gray and alpha, 3 RGB, 4 RGBA.
+    /// 1: gray, 2: gray and alpha, 3: RGB, 4: RGBA.
     channels: usize,
     /// Interleaved samples.
     bytes: Vec<u8>,
@@ -31,7 +31,7 @@ impl Samples {
         }
     }
 
-    /// Convert to RGB: replicate gray, blend alpha over a background; without one alpha is dropped.
+    /// Convert to RGB: replicate gray, and blend alpha over a background or drop it without one.
     pub(crate) fn over(self, background: Option<[u8; 3]>) -> Result<Rgb, Error> {
         let pixels = match (self.channels, background) {
             (1, _) => self.pixels::<1>(|&[gray]| [gray; 3])?,
@@ -60,7 +60,7 @@ impl Samples {
     }
 }
 
-/// Blend a color over another, rounded as in Pillow's `paste` with a mask.
+/// Blend one color over another, rounded as in Pillow's `paste` with a mask.
 fn blend(color: [u8; 3], alpha: u8, below: [u8; 3]) -> [u8; 3] {
     let mut mixed = color;
     for (channel, below) in mixed.iter_mut().zip(below) {
@@ -71,7 +71,7 @@ fn blend(color: [u8; 3], alpha: u8, below: [u8; 3]) -> [u8; 3] {
     mixed
 }
 
-/// Divide a product of two bytes, or an average of such, by 255 and round.
+/// Divide a product of two bytes, or a weighted average of such products, by 255 and round.
 pub(crate) fn divide_by_255(product: u32) -> u8 {
     let product = product + 128;
     u8::try_from(((product >> 8) + product) >> 8).unwrap_or(u8::MAX)

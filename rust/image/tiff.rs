@@ -1,6 +1,6 @@
-//! First image of a TIFF (crate `tiff`): gray, RGB and CMYK of 8 or 16 bits, with or without alpha,
-//! and bilevel; uncompressed, LZW, Deflate, `PackBits` or fax group 4. The orientation is not
-//! applied.
+//! Decode the first image of a TIFF (crate `tiff`): bilevel, or gray, RGB and CMYK with 8 or 16
+//! bits, with or without alpha; uncompressed, LZW, Deflate, `PackBits` or fax group 4. The
+//! orientation is not applied.
 
 use std::io::Cursor;
 
@@ -14,7 +14,7 @@ use crate::{Error, exif, try_alloc};
 
 /// Maximum bytes per pixel: five channels of 16 bits.
 const PIXEL_BYTES: usize = 10;
-/// `PlanarConfiguration` = separate planes.
+/// Value of `PlanarConfiguration` for separate planes.
 const PLANAR: u32 = 2;
 
 type Tiff<'a> = Decoder<Cursor<&'a [u8]>>;
@@ -47,16 +47,16 @@ pub(crate) fn decode(bytes: &[u8], max_pixels: usize) -> Result<Samples, Error> 
     let color = decoder.colortype().map_err(|e| fault(&e))?;
     let layout = decoder.find_tag_unsigned(Tag::PlanarConfiguration);
     if layout.map_err(|e| fault(&e))? == Some(PLANAR) && color.num_samples() > 1 {
-        return Err(unsupported("separate planes"));
+        return Err(unsupported("planar configuration (separate planes)"));
     }
-    // The stored samples, and their copy in bytes.
+    // The stored samples and their 8-bit copy.
     let sample_bytes = usize::from(color.bit_depth()).div_ceil(8) + 1;
     let size = height * width * usize::from(color.num_samples()) * sample_bytes;
     try_alloc::check(size, try_alloc::of_image(height, width))?;
     let stored = match decoder.read_image().map_err(|e| fault(&e))? {
         DecodingResult::U8(bytes) => bytes,
         DecodingResult::U16(words) => words.iter().map(|word| word.to_be_bytes()[0]).collect(),
-        _ => return Err(unsupported("samples that are neither 8 nor 16 bits")),
+        _ => return Err(unsupported("sample size (neither 8 nor 16 bits)")),
     };
     let (channels, bytes) = match color {
         ColorType::Gray(1) => (1, unpack(&stored, height, width)),

@@ -1,4 +1,4 @@
-//! WebP decoder (crate `image-webp`); of an animation, the first frame.
+//! WebP decoder (crate `image-webp`); only the first frame of an animation is read.
 
 use std::io::Cursor;
 use std::ops::Range;
@@ -7,9 +7,9 @@ use super::samples::Samples;
 use crate::image::check_size;
 use crate::{Error, exif, try_alloc};
 
-/// `RIFF`, the size of the rest, `WEBP`.
+/// Length of the file header: `RIFF`, the size of the rest, `WEBP`.
 const HEADER_BYTES: usize = 12;
-/// Offset of that size.
+/// Position of that size.
 const LENGTH: Range<usize> = 4..8;
 
 type Decoder<'a> = image_webp::WebPDecoder<Cursor<&'a [u8]>>;
@@ -33,7 +33,7 @@ fn end(bytes: &[u8]) -> Option<usize> {
     usize::try_from(length).ok()?.checked_add(LENGTH.end)
 }
 
-/// Parsed here, since the crate would allocate as much as the chunk's header claims.
+/// Parsed here because the crate would allocate as much as the chunk's header claims.
 pub(crate) fn orientation(bytes: &[u8]) -> Option<u8> {
     let end = end(bytes)?;
     let mut rest = bytes.get(..end).unwrap_or(bytes).get(HEADER_BYTES..)?;
@@ -54,15 +54,16 @@ pub(crate) fn decode(bytes: &[u8], max_pixels: usize) -> Result<Samples, Error> 
     // The crate would decode bytes after a gap as pixels.
     if let Some(end) = end(bytes).filter(|end| *end > bytes.len()) {
         let found = bytes.len();
-        let reason = format!("WebP: {found} bytes; expected {end} according to its header");
+        let reason =
+            format!("WebP: file has {found} bytes; expected {end} according to its header");
         return Err(Error::decode(reason));
     }
     let (height, width) = size_of(&decoder);
     check_size(height, width, max_pixels)?;
     let size = decoder
         .output_buffer_size()
-        .ok_or_else(|| Error::decode("WebP: more bytes than fit in memory"))?;
-    // The decoder allocates up to 4 bytes per pixel itself.
+        .ok_or_else(|| Error::decode("WebP: too many bytes to fit in memory"))?;
+    // The decoder itself allocates up to 4 bytes per pixel.
     let own = 4 * height * width;
     let what = try_alloc::of_image(height, width);
     try_alloc::check(size.saturating_add(own), what)?;

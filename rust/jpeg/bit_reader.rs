@@ -5,20 +5,20 @@ use super::huffman::{Entry, HuffmanTable, Symbol, extend, step};
 /// Minimum number of bits after a refill.
 const FULL: u32 = 56;
 
-/// Maximum bits of a symbol, and one more for invalid codes.
+/// Maximum number of bits per symbol, plus one for invalid codes.
 const LONGEST: u32 = 17;
 
-/// Reads bits. Past the last byte it returns zeros; [`BitReader::is_overrun`] reports that.
+/// Reads bits. It returns zeros past the last byte, which [`BitReader::is_overrun`] reports.
 #[derive(Clone, Copy)]
 pub(super) struct BitReader<'a> {
     bytes: &'a [u8],
-    /// Next byte to load; keeps counting past the end.
+    /// Index of the next byte to load; it keeps counting past the end.
     position: usize,
-    /// Loaded bits from the top; bits below the count are loaded again later.
+    /// Loaded bits, top-aligned; bits below the count are loaded again later.
     buffer: u64,
-    /// Number of loaded bits, in bits 0 to 5. [`BitReader::take_entry`] counts down the remaining
-    /// coefficients of a block above them, so that one subtraction updates both; arbitrary
-    /// elsewhere.
+    /// Bits 0 to 5: number of loaded bits. [`BitReader::take_entry`] uses the bits above to count
+    /// down the remaining coefficients of a block, so that one subtraction updates both; otherwise
+    /// those bits are arbitrary.
     count: u32,
 }
 
@@ -78,19 +78,19 @@ impl<'a> BitReader<'a> {
         u64::from_be_bytes(word)
     }
 
-    /// True if more bits were taken than there are.
+    /// True if more bits were taken than were available.
     #[inline]
     pub(super) fn is_overrun(&self) -> bool {
         self.position * 8 > self.bytes.len() * 8 + self.loaded() as usize
     }
 
-    /// Table entry of the next bits; at least 10 bits must be loaded.
+    /// Table entry for the next bits; at least 10 bits must be loaded.
     #[inline]
     pub(super) fn peek(&self, table: &HuffmanTable) -> Entry {
         table.entry(self.buffer)
     }
 
-    /// Take a common entry; returns its value.
+    /// Take a common entry and return its value.
     #[inline]
     pub(super) fn take_entry(&mut self, entry: Entry) -> i16 {
         let value = entry.value(self.buffer);
@@ -99,7 +99,7 @@ impl<'a> BitReader<'a> {
         value
     }
 
-    /// Take a rare entry; returns its value.
+    /// Take a rare entry and return its value.
     #[allow(clippy::inline_always)] // Inlined to keep the bit buffer in registers.
     #[inline(always)]
     pub(super) fn take_rare(&mut self, table: &HuffmanTable, is_bad: &mut bool) -> i16 {
@@ -114,7 +114,7 @@ impl<'a> BitReader<'a> {
         value
     }
 
-    /// Take a DC difference, and start counting the coefficients of its block.
+    /// Take a DC difference and start counting the coefficients of its block.
     #[allow(clippy::inline_always)] // As above.
     #[inline(always)]
     pub(super) fn difference(&mut self, table: &HuffmanTable, is_bad: &mut bool) -> i16 {
@@ -138,7 +138,7 @@ impl<'a> BitReader<'a> {
         difference
     }
 
-    /// Take a common entry without counting; returns its value.
+    /// Take a common entry without counting and return its value.
     #[inline]
     pub(super) fn take_value(&mut self, entry: Entry) -> i16 {
         let value = entry.value(self.buffer);
@@ -146,7 +146,7 @@ impl<'a> BitReader<'a> {
         value
     }
 
-    /// Take 1 to 56 bits, the first one in the lowest position.
+    /// Take 1 to 56 bits; the first one becomes the lowest bit.
     #[inline]
     pub(super) fn take_first(&mut self, count: u32) -> u64 {
         if self.count < count {
@@ -157,7 +157,7 @@ impl<'a> BitReader<'a> {
         first
     }
 
-    /// Remaining coefficients of the block; negative past its end.
+    /// Number of coefficients left in the block; negative past its end.
     #[inline]
     pub(super) fn places_left(&self) -> i8 {
         (self.count >> PLACES) as i8
@@ -206,7 +206,7 @@ pub(super) struct BitPosition {
 }
 
 impl BitPosition {
-    /// Whole bytes that are left of `length`.
+    /// Number of whole bytes left out of `length`.
     pub(super) fn bytes_left(&self, length: usize) -> usize {
         (length * 8 + self.count as usize).saturating_sub(self.position * 8) / 8
     }

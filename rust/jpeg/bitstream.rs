@@ -1,24 +1,24 @@
-//! Entropy-coded data of a scan: byte stuffing is removed, markers end segments, and missing,
+//! Entropy-coded data of a scan. Byte stuffing is removed and markers end segments; missing,
 //! duplicate or misplaced restart markers are handled as in libjpeg-turbo.
 
 use super::bit_reader::{BitPosition, BitReader};
 use super::markers::{END_OF_IMAGE, Reader};
 
-/// File bytes unstuffed at a time; they fit in the L2 cache.
+/// Number of file bytes unstuffed at a time; they fit in the L2 cache.
 const WINDOW: usize = 1 << 15;
-/// More than the damaged data of one MCU can take: 10 blocks of 64 symbols of 31 bits.
+/// Upper bound for an MCU, even if damaged: 10 blocks of 64 symbols of 31 bits.
 const MARGIN: usize = 4096;
 
-/// Damage found in a scan's data, which was filled.
+/// Damage found in a scan's data; the affected pixels are filled.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Damage {
     /// A segment ended before its last MCU.
     pub(super) is_short: bool,
-    /// Bits that are not a Huffman code.
+    /// Some bits are not a Huffman code.
     pub(super) is_bad_code: bool,
-    /// A restart marker was not the expected one.
+    /// A restart marker was not the one expected.
     pub(super) is_out_of_order: bool,
-    /// Bytes that belong to no MCU; zeros at the end of a scan do not count.
+    /// Number of bytes that belong to no MCU, not counting zeros at the end of a scan.
     pub(super) unused_bytes: usize,
 }
 
@@ -27,10 +27,10 @@ pub(super) struct Bitstream<'a, 'w> {
     reader: Reader<'a>,
     window: &'w mut Vec<u8>,
     state: BitPosition,
-    /// The marker that ended the segment, still to be consumed.
+    /// The marker that ended the segment and is still to be consumed.
     marker: Option<u8>,
     expected_restart: u8,
-    /// True if the segment has no more data; the rest of its MCUs is unchanged.
+    /// True if the segment has no more data; its remaining MCUs are unchanged.
     pub(super) is_exhausted: bool,
     pub(super) damage: Damage,
 }
@@ -50,7 +50,7 @@ impl<'a, 'w> Bitstream<'a, 'w> {
         }
     }
 
-    /// The bit reader, and the position up to which a whole MCU is available.
+    /// The bit reader, and the position before which a whole MCU is available.
     #[inline]
     pub(super) fn bits(&mut self) -> (BitReader<'_>, usize) {
         if self.marker.is_none() && self.state.position + MARGIN > self.window.len() {
@@ -92,7 +92,7 @@ impl<'a, 'w> Bitstream<'a, 'w> {
         }
     }
 
-    /// At an FF or the end: unstuff a byte, or note the marker.
+    /// At an FF byte or the end: unstuff a byte or note the marker.
     fn pass_stuffed(&mut self) {
         let rest = self.reader.bytes.get(self.reader.position..);
         let rest = rest.unwrap_or_default();
@@ -113,7 +113,7 @@ impl<'a, 'w> Bitstream<'a, 'w> {
         }
     }
 
-    /// Skip the rest of the segment; returns its marker.
+    /// Skip the rest of the segment and return its marker.
     fn end_segment(&mut self) -> u8 {
         let left = self.state.bytes_left(self.window.len());
         let at = self.window.len().saturating_sub(left);
@@ -130,7 +130,7 @@ impl<'a, 'w> Bitstream<'a, 'w> {
         }
     }
 
-    /// Move to the segment after the expected restart marker, or recover as libjpeg-turbo does.
+    /// Move to the segment after the expected restart marker, or recover like libjpeg-turbo.
     pub(super) fn restart(&mut self) {
         let expected = self.expected_restart;
         self.expected_restart = (expected + 1) & 7;
@@ -142,7 +142,7 @@ impl<'a, 'w> Bitstream<'a, 'w> {
             let ahead = marker.wrapping_sub(0xD0 + expected) & 7;
             match marker {
                 0xD0..=0xD7 if ahead == 1 || ahead == 2 => break,
-                // An earlier or invalid marker: look for the next one.
+                // Skip an earlier or invalid marker and look for the next one.
                 0xD0..=0xD7 if ahead == 6 || ahead == 7 => {}
                 0xD0..=0xD7 => {
                     self.marker = None;
@@ -155,30 +155,30 @@ impl<'a, 'w> Bitstream<'a, 'w> {
             marker = self.reader.next_marker();
             self.marker = Some(marker);
         }
-        // The marker of a later segment: this one is empty.
+        // The marker belongs to a later segment, so this one is empty.
     }
 
-    /// End the scan; returns the reader after the following marker, and that marker.
+    /// End the scan; return the reader after the next marker, and that marker.
     pub(super) fn finish(mut self) -> (Reader<'a>, u8, Damage) {
         let marker = self.end_segment();
         (self.reader, marker, self.damage)
     }
 }
 
-/// Length without trailing zeros, with which some encoders pad.
+/// Length without trailing zeros, which some encoders add as padding.
 fn used_length(bytes: &[u8]) -> usize {
     let last = bytes.iter().rposition(|&byte| byte != 0);
     last.map_or(0, |last| last + 1)
 }
 
-/// Index of the first FF, or the length.
+/// Index of the first FF byte, or the length if there is none.
 fn find_stuffed(bytes: &[u8]) -> usize {
     const ONES: u64 = u64::MAX / 255;
     let mut chunks = bytes.chunks_exact(8);
     let mut at = 0;
     for chunk in &mut chunks {
         let word = !u64::from_le_bytes(chunk.try_into().unwrap_or([0; 8]));
-        // A zero byte borrows.
+        // Subtracting from a zero byte borrows.
         let found = word.wrapping_sub(ONES) & !word & (ONES << 7);
         if found != 0 {
             return at + (found.trailing_zeros() / 8) as usize;

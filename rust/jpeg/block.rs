@@ -6,8 +6,8 @@ use crate::{Error, try_alloc};
 
 /// Zigzag order: position of a coefficient in its block, by its index in the scan (figure A.6).
 ///
-/// Longer than 64 entries: damaged data may run past the end of a block; libjpeg-turbo lets that
-/// overwrite the last coefficient.
+/// Longer than 64 entries because damaged data may run past the end of a block; in libjpeg-turbo,
+/// this overwrites the last coefficient.
 pub(super) const NATURAL_ORDER: [u8; 256] = natural_order();
 
 const fn natural_order() -> [u8; 256] {
@@ -37,7 +37,7 @@ const fn natural_order() -> [u8; 256] {
     order
 }
 
-/// The same by the number of remaining coefficients, as a signed byte.
+/// The same, indexed by the number of remaining coefficients as a signed byte.
 pub(super) const NATURAL_ORDER_FROM_END: [u8; 256] = {
     let mut order = [0; 256];
     let mut at = 0;
@@ -48,7 +48,7 @@ pub(super) const NATURAL_ORDER_FROM_END: [u8; 256] = {
     order
 };
 
-/// DCT coefficients of a block in natural order, quantized.
+/// Quantized DCT coefficients of a block, in natural order.
 ///
 /// Aligned so that no register load crosses a cache line.
 #[derive(Clone, Copy)]
@@ -75,27 +75,27 @@ impl DerefMut for Block {
     }
 }
 
-/// Blocks per component that are kept between images: 64 MiB.
+/// Maximum number of blocks per component kept between images: 64 MiB.
 const KEPT_BLOCKS: usize = 1 << 19;
 
 fn of_coefficients() -> String {
-    let what = "the coefficients of a JPEG of several scans";
-    format!("{what}; expected a smaller image, or fewer threads")
+    let what = "the coefficients of a multi-scan JPEG";
+    format!("{what}; use a smaller image or fewer threads")
 }
 
-/// Coefficients of a component: all of them, or those of some MCUs.
+/// Coefficients of a component, for all or some MCUs.
 #[derive(Default)]
 pub(super) struct Coefficients {
     pub(super) blocks: Vec<Block>,
-    /// Per block, a bit for each zigzag index whose AC coefficient is not zero; for progressive
-    /// images only.
+    /// For each block, a bit for each zigzag index with a nonzero AC coefficient; only for
+    /// progressive images.
     non_zero: Vec<u64>,
-    /// Blocks per row of blocks.
+    /// Number of blocks per block row.
     pub(super) stride: usize,
 }
 
 impl Coefficients {
-    /// Allocate blocks of zeros.
+    /// Allocate zeroed blocks.
     pub(super) fn reset(
         &mut self,
         wide: usize,
@@ -121,7 +121,7 @@ impl Coefficients {
         self.non_zero.shrink_to(KEPT_BLOCKS);
     }
 
-    /// Some blocks of a row of a progressive image, with their nonzero bits.
+    /// Some blocks in a row of a progressive image, with their nonzero bits.
     #[inline]
     pub(super) fn row_mut(
         &mut self,

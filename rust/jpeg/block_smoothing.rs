@@ -1,19 +1,19 @@
 //! Block smoothing of incomplete progressive images.
 //!
 //! Where low-frequency coefficients are unknown, libjpeg-turbo estimates them from the DC values of
-//! the surrounding 5 x 5 blocks. This gives the same values.
+//! the surrounding 5 x 5 blocks. This module gives the same values.
 
 use super::block::{Block, Coefficients};
 use super::frame::Frame;
 use super::progressive::KnownBits;
 
-/// DC values of 5 x 5 blocks, row by row, or factors for them.
+/// DC values of 5 x 5 blocks, or the factors applied to them, in row-major order.
 type Neighborhood = [i32; 25];
 
 /// An estimated coefficient: its position in the block and the factors.
 struct Estimate {
     position: usize,
-    /// Factors if only DC is known; `otherwise` if some AC coefficients are.
+    /// Factors used if only DC is known; `otherwise` is used if some AC coefficients are known.
     alone: Neighborhood,
     otherwise: Option<Neighborhood>,
 }
@@ -66,7 +66,7 @@ const fn guess(position: usize, alone: Neighborhood, otherwise: Option<Neighborh
     }
 }
 
-/// In zigzag order, from the second coefficient.
+/// Estimated coefficients in zigzag order, from the second one.
 const GUESSES: [Estimate; 9] = [
     guess(1, GRADIENT, Some(GRADIENT_OTHERWISE)),
     guess(
@@ -83,7 +83,7 @@ const GUESSES: [Estimate; 9] = [
     guess(24, transposed(THIRD), None),
 ];
 
-/// Factors for DC itself if no AC coefficient is known.
+/// Factors for DC itself, used if no AC coefficient is known.
 const MEAN: Neighborhood = [
     -2, -6, -8, -6, -2, -6, 6, 42, 6, -6, -8, 42, 152, 42, -8, -6, 6, 42, 6, -6, -2, -6, -8, -6, -2,
 ];
@@ -119,7 +119,7 @@ impl Smoothing {
         })
     }
 
-    /// Fill `blocks` with a smoothed row of blocks.
+    /// Fill `blocks` with one row of smoothed blocks.
     pub(super) fn row(
         &self,
         frame: &Frame,
@@ -143,7 +143,7 @@ impl Smoothing {
             known.before
         };
         let is_alone = bits[1..10].iter().all(|&bits| bits == -1);
-        // In the last MCU row libjpeg-turbo uses its own number of rows.
+        // In the last MCU row, libjpeg-turbo uses the number of rows in that MCU row.
         let rows = match component.blocks_high % component.v {
             rest if rest > 0 && mcu_row + 1 == frame.mcus_high => rest,
             _ => component.v,
@@ -164,7 +164,7 @@ impl Smoothing {
     }
 }
 
-/// DC values around a block; outside the image they are replicated.
+/// DC values around a block, replicated outside the image.
 fn window(rows: &[&[Block]; 5], column: usize, width: usize) -> Neighborhood {
     let mut window = [0; 25];
     for (means, row) in window.chunks_exact_mut(5).zip(rows) {

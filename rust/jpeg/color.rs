@@ -3,26 +3,26 @@
 use super::markers::ColorSpace;
 use super::simd::Simd;
 
-/// Factors of the JFIF conversion, multiples of 2^-16: Cr to red, Cb and Cr to green, Cb to blue.
+/// Factors of the JFIF conversion, in units of 2^-16: Cr to red, Cb and Cr to green, Cb to blue.
 const RED: i32 = 91881;
 const GREEN_CB: i32 = 22554;
 const GREEN_CR: i32 = 46802;
 const BLUE: i32 = 116_130;
 const HALF: i32 = 1 << 15;
 
-/// The same for loops with 16-bit products. Multiples of 2^-15 that give the rounded products for
-/// all 256 values: Cr minus one whole, and Cb minus two.
+/// The same for loops with 16-bit products, in units of 2^-15: Cr minus one, and Cb minus two. They
+/// give the same rounded products for all 256 values.
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 pub(super) const RED_15: i16 = 13173;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 pub(super) const BLUE_15: i16 = -7471;
-/// Multiples of 2^-16: Cb, and Cr minus one whole.
+/// In units of 2^-16: Cb, and Cr minus one.
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 pub(super) const GREEN_16: [i16; 2] = [-22554, 18734];
 
 /// Convert a row of pixels to RGB.
 ///
-/// `rows` are those of the components, at least as long as the row.
+/// `rows` are the rows of the components, at least as long as the output row.
 pub(super) fn convert(simd: Simd, space: ColorSpace, rows: [&[u8]; 4], out: &mut [u8]) {
     let done = match space {
         ColorSpace::YCbCr => simd.convert(rows[0], rows[1], rows[2], out),
@@ -72,7 +72,7 @@ fn rgb(y: u8, cb: u8, cr: u8) -> [u8; 3] {
     ]
 }
 
-/// Convert CMYK to RGB as Pillow does; Adobe stores inverted inks, where 255 is no ink.
+/// Convert CMYK to RGB as Pillow does; Adobe stores inverted values, where 255 is no ink.
 #[inline]
 fn ink(ink: u8, black: u8) -> u8 {
     let (ink, light) = (255 - u32::from(ink), u32::from(black));

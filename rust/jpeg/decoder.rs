@@ -1,4 +1,4 @@
-//! Decode a file: headers, scans, rows.
+//! Decoding of a file, from headers and scans to rows.
 
 use super::bitstream::Damage;
 use super::block::{Block, Coefficients};
@@ -13,13 +13,13 @@ use super::{Request, Status};
 use crate::Error;
 use crate::cpu_features::Instructions;
 
-/// Buffers of a decoder, kept between images.
+/// Buffers of a decoder, reused between images.
 pub(super) struct DecoderState {
     pub(super) tables: TableCache,
     pub(super) window: Vec<u8>,
     /// Blocks of a few MCUs, in scan order.
     pub(super) chunk: Vec<Block>,
-    /// All coefficients, by component, for images of several scans.
+    /// All coefficients, by component, for multi-scan images.
     pub(super) coefficients: Vec<Coefficients>,
     pub(super) smooth: Vec<Block>,
     pub(super) rows: McuRows,
@@ -28,28 +28,28 @@ pub(super) struct DecoderState {
 /// Destination of the rows.
 pub(super) struct Output<'o> {
     space: ColorSpace,
-    /// First row that is not needed.
+    /// First row that is not needed (exclusive end).
     end: usize,
     target: Target<'o>,
 }
 
 impl Output<'_> {
-    /// Emit the rows completed by an MCU row. Returns whether that was the last one needed.
+    /// Emit the rows completed by an MCU row. Returns true once all needed rows have been emitted.
     pub(super) fn emit(&mut self, rows: &mut McuRows, mcu_row: usize) -> bool {
         rows.emit(mcu_row, self.space, self.end, &mut self.target);
         rows.is_done(self.end)
     }
 }
 
-/// A started image.
+/// An image whose decoding has started.
 pub(super) enum StartedDecode<'p> {
     /// A single scan, still to be decoded.
     SingleScan(Box<SingleScanDecode<'p>>),
-    /// A complete image.
+    /// An image that is already decoded.
     Done(Status),
 }
 
-/// Problems found, in file order.
+/// Problems found so far, in file order.
 #[derive(Default)]
 pub(super) struct DecodeWarnings {
     reasons: Vec<String>,
@@ -96,7 +96,7 @@ impl DecoderState {
         }
     }
 
-    /// Decode an image, except for what [`SingleScanDecode`] decodes.
+    /// Decode an image, or start it if [`SingleScanDecode`] can decode it.
     pub(super) fn begin<'p>(
         &'p mut self,
         bytes: &'p [u8],
@@ -114,7 +114,7 @@ impl DecoderState {
             });
         }
         let Stop::Scan(scan) = markers.read_to_scan(&mut reader, None)? else {
-            return Err(broken("no scan"));
+            return Err(broken("no scans found"));
         };
         if !frame.is_progressive {
             set_standard_tables(&mut markers);
@@ -142,7 +142,7 @@ impl DecoderState {
     }
 }
 
-/// Set the default tables, which motion JPEG omits.
+/// Set the default tables, which Motion JPEG omits.
 fn set_standard_tables(markers: &mut Markers) {
     let dc = [huffman::DC_LUMINANCE, huffman::DC_CHROMINANCE];
     let ac = [huffman::AC_LUMINANCE, huffman::AC_CHROMINANCE];
@@ -178,7 +178,7 @@ pub(super) fn parts(
     Ok(parts)
 }
 
-/// Look up a Huffman or quantization table by its number.
+/// Look up a Huffman or quantization table by number.
 pub(super) fn table<'t, T>(
     kind: &str,
     tables: &'t [Option<T>; 4],
@@ -188,7 +188,7 @@ pub(super) fn table<'t, T>(
     found.ok_or_else(|| broken(format!("{kind} table {number} is missing")))
 }
 
-/// Latch the quantization tables of components in their first scan.
+/// Latch the quantization table of each component in its first scan.
 pub(super) fn latch_quantization(
     rows: &mut McuRows,
     frame: &Frame,

@@ -1,9 +1,9 @@
-//! Geometry of an image: components, blocks, MCUs.
+//! Image geometry: components, blocks and MCUs.
 
 use super::markers::{broken, unsupported};
 use crate::Error;
 
-/// Maximum number of blocks per MCU in the standard.
+/// Maximum number of blocks per MCU allowed by the standard.
 pub(super) const MAX_MCU_BLOCKS: usize = 10;
 
 /// A component of the frame header, with derived sizes.
@@ -14,7 +14,7 @@ pub(super) struct Component {
     pub(super) h: usize,
     pub(super) v: usize,
     pub(super) quantization: usize,
-    /// Number of blocks that contain pixels.
+    /// Number of blocks that contain pixels of the image.
     pub(super) blocks_wide: usize,
     pub(super) blocks_high: usize,
 }
@@ -44,7 +44,7 @@ pub(super) struct Frame {
     pub(super) mcus_high: usize,
 }
 
-/// A component of a scan, with its table numbers.
+/// A component of a scan and its table numbers.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ScanComponent {
     pub(super) index: usize,
@@ -64,7 +64,7 @@ pub(super) struct Scan {
 }
 
 impl Frame {
-    /// Check the sampling factors and compute the sizes.
+    /// Check the sampling factors and compute the derived sizes.
     pub(super) fn new(
         height: usize,
         width: usize,
@@ -72,7 +72,7 @@ impl Frame {
         mut components: Vec<Component>,
     ) -> Result<Self, Error> {
         if let ([only], false) = (components.as_mut_slice(), is_progressive) {
-            // MCUs of a single component are single blocks for any sampling factors.
+            // With a single component, an MCU is one block whatever the sampling factors.
             let are_valid = (1..=4).contains(&only.h) && (1..=4).contains(&only.v);
             if are_valid {
                 (only.h, only.v) = (1, 1);
@@ -92,7 +92,7 @@ impl Frame {
         for component in &mut components {
             if max_h % component.h != 0 || max_v % component.v != 0 {
                 return Err(unsupported(format!(
-                    "sampling factors {} x {} of {max_h} x {max_v}; expected divisors",
+                    "sampling factors {} x {}; expected divisors of {max_h} x {max_v}",
                     component.h, component.v
                 )));
             }
@@ -117,7 +117,7 @@ impl Frame {
         let components = parts.filter_map(|part| self.components.get(part.index));
         let blocks: usize = components.map(|component| component.h * component.v).sum();
         if scan.components.len() > 1 && blocks > MAX_MCU_BLOCKS {
-            let reason = format!("an MCU of {blocks} blocks; expected at most {MAX_MCU_BLOCKS}");
+            let reason = format!("MCU has {blocks} blocks; expected at most {MAX_MCU_BLOCKS}");
             return Err(broken(reason));
         }
         Ok(())

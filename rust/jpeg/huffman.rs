@@ -5,20 +5,20 @@ use std::sync::Arc;
 use super::markers::broken;
 use crate::Error;
 
-/// Index bits of the fast tables: two tables of 4 KiB fit in the L1 cache.
+/// Number of index bits of the fast tables: two 4 KiB tables fit in the L1 cache.
 pub(super) const FAST_BITS: u32 = 10;
-/// Maximum bits of an entry: three AC codes, or one DC and two AC codes, fit in one refill.
+/// Maximum bits per entry: one refill holds three AC codes, or one DC code and two AC codes.
 const MOST_BITS: u32 = 18;
 const MOST_DC_BITS: u32 = 20;
 /// Maximum code length.
 const MAX_LENGTH: usize = 16;
-/// Step of an end of block: past the end of any block.
+/// Step for an end of block; it leads past the end of any block.
 const END_OF_BLOCK: u32 = 128;
 
-/// A table as stored in the file.
+/// A Huffman table as stored in the file.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct TableSpec {
-    /// Number of codes by length, from 1 bit.
+    /// Number of codes of each length, from 1 bit.
     pub(super) counts: [u8; MAX_LENGTH],
     pub(super) values: [u8; 256],
 }
@@ -47,14 +47,14 @@ impl TableSpec {
 }
 
 /// Meaning of the next bits: a code, followed by the bits of an AC coefficient or DC difference.
-/// Bits 0 to 5: total number of bits; 8 to 15: step in the zigzag order; 16 to 31: what to add to
-/// the taken bits to get the value. Code and sign, which determine that, are part of the index;
-/// modulo 2^16 the sum does not depend on the bits above.
+/// Bits 0 to 5: total number of bits; 8 to 15: step in zigzag order; 16 to 31: offset that is added
+/// to the taken bits to get the value. Code and sign, which determine the offset, are part of the
+/// index; modulo 2^16, the sum does not depend on the bits above.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct Entry(u32);
 
 impl Entry {
-    /// A code that is longer than the index, or has too many bits after it.
+    /// Marks a code that is longer than the index or is followed by too many bits.
     const RARE: Self = Self(1 << 6);
 
     fn new(code: u32, length: u32, size: u32, step: u32, is_negative: bool) -> Self {
@@ -73,7 +73,7 @@ impl Entry {
         (self.0 >> 8 & 0xFF) as usize
     }
 
-    /// True for an end of block or, in progressive scans, of band.
+    /// True for an end of block or, in progressive scans, an end of band.
     #[inline]
     pub(super) fn is_end(self) -> bool {
         self.0 & END_OF_BLOCK << 8 != 0
@@ -93,13 +93,13 @@ impl Entry {
 }
 
 pub(super) struct HuffmanTable {
-    /// By the next [`FAST_BITS`] bits.
+    /// Entries indexed by the next [`FAST_BITS`] bits.
     fast: [Entry; 1 << FAST_BITS],
-    /// By the same bits: `length << 8 | symbol`; 0 for longer codes.
+    /// `length << 8 | symbol`, indexed by the same bits; 0 for longer codes.
     pub(super) symbols: [u16; 1 << FAST_BITS],
-    /// First 16 bits of the first code that is longer.
+    /// First 16 bits of the first code longer than that.
     first_long: u32,
-    /// The same for longer codes, by the offset of their first 16 bits from `first_long`.
+    /// The same for longer codes, indexed by the first 16 bits minus `first_long`.
     long: Vec<u16>,
 }
 
@@ -114,7 +114,7 @@ impl HuffmanTable {
     pub(super) fn new(spec: &TableSpec, is_dc: bool) -> Result<Self, Error> {
         let count = spec.symbols();
         if is_dc && spec.values.iter().take(count).any(|&value| value > 15) {
-            return Err(broken("a DC Huffman table with symbols above 15"));
+            return Err(broken("DC Huffman table has symbols above 15"));
         }
         let mut table = Self {
             fast: [Entry::RARE; 1 << FAST_BITS],
@@ -125,9 +125,9 @@ impl HuffmanTable {
         let mut symbols = spec.values.iter();
         let mut code = 0_u32;
         for (length, &codes) in (1_u32..).zip(&spec.counts) {
-            // All ones is not a code.
+            // The standard reserves the code of all ones.
             if codes > 0 && code + u32::from(codes) >= 1 << length {
-                return Err(broken("a Huffman table with too many codes"));
+                return Err(broken("Huffman table has too many codes"));
             }
             for &symbol in symbols.by_ref().take(codes.into()) {
                 if length <= FAST_BITS {
@@ -146,7 +146,7 @@ impl HuffmanTable {
         Ok(table)
     }
 
-    /// Fill in the fast entries of a code.
+    /// Fill in the fast-table entries of a code.
     fn enter(&mut self, code: u32, length: u32, symbol: u8, is_dc: bool) {
         let free = FAST_BITS - length;
         let (size, step, most) = if is_dc {
@@ -166,7 +166,7 @@ impl HuffmanTable {
         }
     }
 
-    /// Entry of the top bits of `bits`.
+    /// Entry for the top bits of `bits`.
     #[inline]
     pub(super) fn entry(&self, bits: u64) -> Entry {
         self.fast[(bits >> (64 - FAST_BITS)) as usize]
@@ -178,7 +178,7 @@ impl HuffmanTable {
         let mut found = self.symbols[(bits >> (64 - FAST_BITS)) as usize];
         if found == 0 {
             let top = (bits >> (64 - MAX_LENGTH)) as u32;
-            // Bits after the last code are invalid; libjpeg-turbo decodes them to this.
+            // Bits past the last code are invalid; libjpeg-turbo decodes them to this.
             let at = top.wrapping_sub(self.first_long) as usize;
             found = self.long.get(at).copied().unwrap_or(NO_CODE);
         }
@@ -190,14 +190,14 @@ impl HuffmanTable {
     }
 }
 
-/// Result for invalid codes: symbol 0, 17 bits.
+/// Result for an invalid code: symbol 0, 17 bits.
 const NO_CODE: u16 = 17 << 8;
 
 fn found(length: u32, symbol: u8) -> u16 {
     (length as u16) << 8 | u16::from(symbol)
 }
 
-/// Step of an AC symbol in the zigzag order.
+/// Step of an AC symbol in zigzag order.
 pub(super) fn step(symbol: u8) -> u32 {
     match (symbol >> 4, symbol & 15) {
         (15, 0) => 16,
@@ -206,14 +206,14 @@ pub(super) fn step(symbol: u8) -> u32 {
     }
 }
 
-/// Value of `size` bits: negative if the first bit is 0 (figure F.12).
+/// Signed value of `size` bits: negative if the first bit is 0 (figure F.12).
 #[inline]
 pub(super) fn extend(bits: u32, size: u32) -> i32 {
     let is_negative = (bits << 1 >> size) & 1 ^ 1;
     bits as i32 - ((is_negative << size) as i32 - is_negative as i32)
 }
 
-/// Tables of previous images. Most images use the same few tables.
+/// Tables of previous images; most images share the same few tables.
 #[derive(Default)]
 pub(super) struct TableCache {
     tables: Vec<(TableSpec, bool, Arc<HuffmanTable>)>,
@@ -246,7 +246,7 @@ impl TableCache {
     }
 }
 
-/// Default tables, K.3 to K.6 in the standard: code counts by length, and symbols.
+/// Default tables (K.3 to K.6 in the standard): code counts by length, and symbols.
 pub(super) const DC_LUMINANCE: ([u8; 16], &[u8]) = (
     [0, 1, 5, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0],
     &[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11],
@@ -292,12 +292,12 @@ pub(super) const AC_CHROMINANCE: ([u8; 16], &[u8]) = (
 mod tests {
     use super::*;
 
-    /// Compare entries with codes and bits, for all prefixes of 22 bits.
+    /// Compare entries against codes and bits for all 22-bit prefixes.
     fn check_entries(spec: &TableSpec, is_dc: bool) -> usize {
         let table = HuffmanTable::new(spec, is_dc).unwrap();
         let mut common = 0;
         for top in 0_u64..1 << 22 {
-            // The following bits must not matter.
+            // The bits that follow must not matter.
             let bits = top << 42 | (top.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 22);
             let entry = table.entry(bits);
             if entry.is_rare() {
@@ -330,7 +330,7 @@ mod tests {
             let common = check_entries(&TableSpec::of(table), is_dc);
             assert!(common > (1 << 22) / 10 * 9, "{common}");
         }
-        // Short codes with many bits, and one of a single bit.
+        // Short codes followed by many bits, and a code of a single bit.
         let sizes: Vec<u8> = (0..=15).chain([0xF0, 0x1A, 0x2F]).collect();
         let mut counts = [0; MAX_LENGTH];
         (counts[0], counts[5], counts[9], counts[15]) = (1, 9, 4, 5);
@@ -343,7 +343,7 @@ mod tests {
 
     #[test]
     fn symbols_are_found_by_codes_of_every_length() {
-        // One code of each length: 0, 10, 110 and so on.
+        // One code of each length: 0, 10, 110, etc.
         let symbols: Vec<u8> = (0..16).map(|at| 0x10 + at).collect();
         let table = HuffmanTable::new(&TableSpec::of(([1; MAX_LENGTH], &symbols)), false).unwrap();
         for (length, &expected) in (1_u32..).zip(&symbols) {

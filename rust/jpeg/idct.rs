@@ -1,9 +1,8 @@
 //! Inverse DCT of blocks to 8 x 8, 4 x 4, 2 x 2 or 1 x 1 samples.
 //!
-//! The accurate integer method of libjpeg ("islow", after Loeffler, Ligtenberg and Moschytz),
-//! bit-exact, with the 16-bit intermediates of libjpeg-turbo's AVX2 and SSE2 code, so that damaged
-//! data out of the normal range gives the same values as well. All constants are multiples of
-//! 2^-13.
+//! Bit-exact with libjpeg's accurate integer method ("islow", after Loeffler, Ligtenberg and
+//! Moschytz). Intermediates have 16 bits as in libjpeg-turbo's AVX2 and SSE2 code, so results also
+//! match for damaged data outside the normal range. All constants are in units of 2^-13.
 
 use super::block::Block;
 
@@ -20,33 +19,33 @@ const FIX_2_053119869: i32 = 16819;
 const FIX_2_562915447: i32 = 20995;
 const FIX_3_072711026: i32 = 25172;
 
-/// Factors of the even part: of inputs 2 and 6 in the sum 3, and in the sum 2.
+/// Even part: factors of inputs 2 and 6 in sum 3, then in sum 2.
 pub(super) const EVEN: [[i16; 2]; 2] = [
     pair(FIX_0_541196100 + FIX_0_765366865, FIX_0_541196100),
     pair(FIX_0_541196100, FIX_0_541196100 - FIX_1_847759065),
 ];
-/// Factors of the sums of odd inputs, 3 + 7 and 1 + 5.
+/// Odd part: factors of the sums of inputs 3 + 7 and 1 + 5.
 pub(super) const CROSS: [[i16; 2]; 2] = [
     pair(FIX_1_175875602 - FIX_1_961570560, FIX_1_175875602),
     pair(FIX_1_175875602, FIX_1_175875602 - FIX_0_390180644),
 ];
-/// Factors of inputs 7 and 1.
+/// Odd part: factors of inputs 7 and 1.
 pub(super) const ODD_71: [[i16; 2]; 2] = [
     pair(FIX_0_298631336 - FIX_0_899976223, -FIX_0_899976223),
     pair(-FIX_0_899976223, FIX_1_501321110 - FIX_0_899976223),
 ];
-/// Factors of inputs 5 and 3.
+/// Odd part: factors of inputs 5 and 3.
 pub(super) const ODD_53: [[i16; 2]; 2] = [
     pair(FIX_2_053119869 - FIX_2_562915447, -FIX_2_562915447),
     pair(-FIX_2_562915447, FIX_3_072711026 - FIX_2_562915447),
 ];
 
-/// 4 x 4: factors of inputs 2 and 6, of 1 and 3, and of 5 and 7.
+/// 4 x 4 transform: factors of inputs 2 and 6, of 1 and 3, and of 5 and 7.
 pub(super) const FOUR_EVEN: [i16; 2] = [15137, -6270];
 pub(super) const FOUR_ODD_13: [[i16; 2]; 2] = [[8697, -17799], [20995, 7373]];
 pub(super) const FOUR_ODD_57: [[i16; 2]; 2] = [[11893, -1730], [-4926, -4176]];
 
-/// 2 x 2: factors of inputs 1 and 3, and of 5 and 7.
+/// 2 x 2 transform: factors of inputs 1 and 3, and of 5 and 7.
 pub(super) const TWO_13: [i16; 2] = [29692, -10426];
 pub(super) const TWO_57: [i16; 2] = [6967, -5906];
 
@@ -60,7 +59,7 @@ const fn pair(first: i32, second: i32) -> [i16; 2] {
 
 /// Transform a block to `size` x `size` samples, where `size` is 8, 4, 2 or 1.
 ///
-/// Row r goes to `out[r * stride..]`; what is outside `out` is dropped.
+/// Row r is written to `out[r * stride..]`; samples outside `out` are dropped.
 pub(super) fn transform(
     block: &Block,
     quantization: &[u16; 64],
@@ -82,7 +81,7 @@ pub(super) fn transform(
     }
 }
 
-/// Dequantize, in 16 bits.
+/// Dequantize in 16 bits.
 fn dequantize(block: &Block, quantization: &[u16; 64]) -> [i32; 64] {
     let mut values = [0; 64];
     for ((value, &coefficient), &step) in values.iter_mut().zip(block.iter()).zip(quantization) {
@@ -91,12 +90,12 @@ fn dequantize(block: &Block, quantization: &[u16; 64]) -> [i32; 64] {
     values
 }
 
-/// Sum of two products, as `pmaddwd`.
+/// Sum of two products, as in `pmaddwd`.
 fn dot(a: i32, b: i32, factors: [i16; 2]) -> i32 {
     (a * i32::from(factors[0])).wrapping_add(b * i32::from(factors[1]))
 }
 
-/// Round to fewer bits and saturate to 16.
+/// Round to fewer fraction bits and saturate to 16 bits.
 fn descale(value: i32, bits: u32) -> i32 {
     (value.wrapping_add(1 << (bits - 1)) >> bits).clamp(i16::MIN.into(), i16::MAX.into())
 }
@@ -144,7 +143,7 @@ fn has_one_row(block: &Block, ignored: usize) -> bool {
 
 /// Transform columns, then rows, to `N` x `N` samples with an `N`-point transform.
 ///
-/// It does not use the coefficients of row `unused`, and gives `extra` more fraction bits.
+/// It ignores the coefficients in row `unused`, and its result has `extra` more fraction bits.
 fn separable<const N: usize>(
     block: &Block,
     quantization: &[u16; 64],
@@ -175,7 +174,7 @@ fn separable<const N: usize>(
     }
 }
 
-/// 4-point transform of 8 inputs, of which the fifth is unused.
+/// 4-point transform of 8 inputs; the fifth is unused.
 fn four_points(input: [i32; 8], bits: u32) -> [i32; 4] {
     let sum_0 = input[0] << (CONSTANT_BITS + 1);
     let sum_2 = dot(input[2], input[6], FOUR_EVEN);
@@ -197,7 +196,7 @@ fn two(block: &Block, quantization: &[u16; 64], samples: &mut [u8; 64]) {
     let odd = |at: [i32; 4]| dot(at[0], at[1], TWO_13).wrapping_add(dot(at[2], at[3], TWO_57));
     let half = |value: i32, bits: u32| value.wrapping_add(1 << (bits - 1)) >> bits;
     let bits = CONSTANT_BITS - PASS_BITS + 2;
-    // (upper, lower) of each column in use.
+    // (upper, lower) value of each column in use.
     let column = |column: usize| {
         let sum = odd([1, 3, 5, 7].map(|row| values[row * 8 + column]));
         let base = values[column] << (CONSTANT_BITS + 2);
@@ -217,7 +216,7 @@ fn two(block: &Block, quantization: &[u16; 64], samples: &mut [u8; 64]) {
     }
 }
 
-/// DC only; out of range it wraps at 10 bits.
+/// DC only; values out of range wrap around at 10 bits.
 fn one(block: &Block, quantization: &[u16; 64]) -> u8 {
     let value = i32::from(block[0]) * i32::from(quantization[0] as i16);
     let wrapped = ((value + 4) >> 3) << 22 >> 22;

@@ -1,8 +1,7 @@
-//! Loops of sequential entropy decoding: the blocks of some MCUs of one image, or of two images
-//! interleaved.
+//! Inner loops of sequential entropy decoding, for one image or two interleaved images.
 //!
-//! A code's position is known only after the previous code was decoded, so that a single image
-//! leaves most of a core idle. The codes of a second image use that time.
+//! The position of a code is known only after the previous code was decoded, so a single image
+//! leaves most of a core idle. Decoding a second image at the same time uses the idle cycles.
 
 use std::slice::IterMut;
 use std::sync::Arc;
@@ -13,14 +12,14 @@ use super::block::Block;
 use super::huffman::HuffmanTable;
 use super::simd::place;
 
-/// Codes per refill: 56 bits hold this many common ones.
+/// Codes per refill: 56 bits hold this many common codes.
 const CODES: usize = 3;
 /// Maximum number of components of a scan.
 pub(super) const MAX_PARTS: usize = 4;
 
-/// A block of an MCU: its component and tables.
+/// A block of an MCU, with its component and tables.
 pub(super) struct McuBlock {
-    /// Index of its component in the scan.
+    /// Index of the block's component in the scan.
     pub(super) part: usize,
     pub(super) dc: Arc<HuffmanTable>,
     pub(super) ac: Arc<HuffmanTable>,
@@ -30,23 +29,23 @@ pub(super) struct McuBlock {
 struct RunRegisters<'l> {
     bits: BitReader<'l>,
     ac: &'l HuffmanTable,
-    /// Zero, except for decoded coefficients.
+    /// Coefficients decoded so far; the others are zero.
     block: &'l mut Block,
     is_bad: bool,
 }
 
 struct RunPosition<'l> {
     units: &'l [McuBlock],
-    /// Index of the next block in its MCU.
+    /// Index of the next block in the MCU.
     unit: usize,
     blocks: IterMut<'l, Block>,
     predictions: [i32; MAX_PARTS],
-    /// Position up to which bits may be read before an MCU starts.
+    /// An MCU may start only before this position.
     limit: usize,
     is_over: bool,
 }
 
-/// Decoding of a run of MCUs of one image.
+/// Decoding state of a run of MCUs of one image.
 pub(super) struct McuRun<'l> {
     hot: RunRegisters<'l>,
     cold: RunPosition<'l>,
@@ -62,7 +61,7 @@ pub(super) struct McuRunEnd {
 }
 
 impl<'l> McuRun<'l> {
-    /// Start whole MCUs, whose blocks are all zero. `None` without blocks.
+    /// Start a run of whole MCUs, whose blocks must be zero. `None` if there are no blocks.
     pub(super) fn new(
         stream: &'l mut Bitstream<'_, '_>,
         units: &'l [McuBlock],
@@ -108,7 +107,7 @@ impl<'l> McuRun<'l> {
 
 #[allow(clippy::inline_always)] // To keep everything in registers.
 impl RunRegisters<'_> {
-    /// Decode the next code of a block. Returns whether the block ended.
+    /// Decode the next code of a block. Returns true if the block ended.
     #[inline(always)]
     fn take_code(&mut self) -> bool {
         let entry = self.bits.peek(self.ac);
@@ -165,7 +164,7 @@ impl<'l> RunPosition<'l> {
     }
 }
 
-/// Decode to the end of a run.
+/// Decode to the end of the run.
 #[allow(clippy::inline_always)] // Compiled for several instruction sets.
 #[inline(always)]
 pub(super) fn run(lane: McuRun<'_>) -> McuRun<'_> {
@@ -187,7 +186,7 @@ pub(super) fn run(lane: McuRun<'_>) -> McuRun<'_> {
 
 /// Decode two runs until one of them ends.
 ///
-/// They alternate code by code: work on one proceeds while the other's branches are resolved.
+/// They alternate code by code, so one proceeds while the branches of the other are resolved.
 #[allow(clippy::inline_always)] // As above.
 #[inline(always)]
 pub(super) fn run_two<'a, 'b>(first: McuRun<'a>, second: McuRun<'b>) -> (McuRun<'a>, McuRun<'b>) {

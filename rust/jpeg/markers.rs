@@ -1,7 +1,7 @@
 //! Marker segments of a JPEG file.
 //!
-//! Follows the marker reader of libjpeg-turbo: past the end of the file it reads endless end
-//! markers (FF D9), so that a truncated header is an error in both.
+//! As in libjpeg-turbo, endless end markers (FF D9) are read past the end of the file, so that a
+//! truncated header is an error in both.
 
 use super::block::NATURAL_ORDER;
 use super::frame::{Component, Frame, Scan, ScanComponent};
@@ -18,7 +18,7 @@ const APP0: u8 = 0xE0;
 const APP1: u8 = 0xE1;
 const APP14: u8 = 0xEE;
 
-/// Bytes with a position; after the last byte an end marker repeats.
+/// Bytes with a read position; an end marker repeats after the last byte.
 #[derive(Clone, Copy)]
 pub(super) struct Reader<'a> {
     pub(super) bytes: &'a [u8],
@@ -41,7 +41,7 @@ impl Reader<'_> {
         usize::from(u16::from_be_bytes([high, self.byte()]))
     }
 
-    /// True if bytes past the end were read.
+    /// True if bytes past the end have been read.
     pub(super) fn is_past_end(&self) -> bool {
         self.position > self.bytes.len()
     }
@@ -71,7 +71,7 @@ pub(super) enum ColorSpace {
     Ycck,
 }
 
-/// Content of the markers read so far.
+/// Contents of the markers read so far.
 #[derive(Default)]
 pub(super) struct Markers {
     pub(super) frame: Option<Frame>,
@@ -79,7 +79,7 @@ pub(super) struct Markers {
     pub(super) quantization: [Option<[u16; 64]>; 4],
     pub(super) dc: [Option<TableSpec>; 4],
     pub(super) ac: [Option<TableSpec>; 4],
-    /// In MCUs; zero for none.
+    /// In MCUs; zero if there are no restarts.
     pub(super) restart_interval: usize,
     pub(super) orientation: Option<u8>,
     saw_jfif: bool,
@@ -107,7 +107,7 @@ impl Markers {
         while self.frame.is_none() {
             let marker = reader.next_marker();
             match marker {
-                START_OF_SCAN => return Err(broken("a scan before the frame header")),
+                START_OF_SCAN => return Err(broken("scan before the frame header")),
                 END_OF_IMAGE => return Err(broken("no frame header")),
                 _ => self.segment(marker, reader)?,
             }
@@ -115,7 +115,7 @@ impl Markers {
         self.frame.as_ref().ok_or_else(|| broken("no frame header"))
     }
 
-    /// Read markers up to the next scan or the end; `marker` may have been read already.
+    /// Read markers up to the next scan or the end, starting with `marker` if it was already read.
     pub(super) fn read_to_scan(
         &mut self,
         reader: &mut Reader<'_>,
@@ -134,11 +134,11 @@ impl Markers {
 
     fn segment(&mut self, marker: u8, reader: &mut Reader<'_>) -> Result<(), Error> {
         match marker {
-            // Restart markers outside a scan and TEM have no content.
+            // Restart markers outside a scan and TEM have no payload.
             0x01 | 0xD0..=0xD7 => Ok(()),
             0xC0..=0xC2 => self.frame_header(marker, reader),
             0xC3 | 0xC5..=0xC7 => Err(unsupported(format!(
-                "lossless or hierarchical (FF {marker:02X})"
+                "lossless or hierarchical coding (FF {marker:02X})"
             ))),
             0xC9..=0xCB | 0xCD..=0xCF => {
                 Err(unsupported(format!("arithmetic coding (FF {marker:02X})")))
@@ -156,14 +156,14 @@ impl Markers {
                 self.application(marker, reader);
                 Ok(())
             }
-            START_OF_IMAGE => Err(broken("a second start of image")),
+            START_OF_IMAGE => Err(broken("duplicate start of image")),
             _ => Err(broken(format!("unknown marker FF {marker:02X}"))),
         }
     }
 
     fn frame_header(&mut self, marker: u8, reader: &mut Reader<'_>) -> Result<(), Error> {
         if self.frame.is_some() {
-            return Err(broken("a second frame header"));
+            return Err(broken("duplicate frame header"));
         }
         let length = reader.word();
         let precision = reader.byte();
@@ -172,7 +172,7 @@ impl Markers {
         let count = usize::from(reader.byte());
         if height == 0 || width == 0 || count == 0 {
             return Err(broken(format!(
-                "image of {height} x {width} pixels with {count} components; expected 1 or more"
+                "{height} x {width} pixels and {count} components; expected at least 1 of each"
             )));
         }
         check_length("SOF", length == 8 + 3 * count)?;
@@ -199,7 +199,7 @@ impl Markers {
         let frame = self
             .frame
             .as_ref()
-            .ok_or_else(|| broken("a scan before the frame header"))?;
+            .ok_or_else(|| broken("scan before the frame header"))?;
         let length = reader.word();
         let count = usize::from(reader.byte());
         check_length("SOS", (1..=4).contains(&count) && length == 6 + 2 * count)?;
@@ -214,7 +214,7 @@ impl Markers {
                 .filter(|&index| components.iter().all(|other| other.index != index))
                 .ok_or_else(|| {
                     broken(format!(
-                        "a scan of component {id}, which is unknown or repeated"
+                        "scan refers to component {id}, which is unknown or repeated"
                     ))
                 })?;
             components.push(ScanComponent {
@@ -245,7 +245,9 @@ impl Markers {
             left -= 17;
             let symbols = spec.symbols();
             if symbols > 256 || symbols > left {
-                return Err(broken(format!("a Huffman table of {symbols} symbols")));
+                return Err(broken(format!(
+                    "Huffman table has too many symbols ({symbols})"
+                )));
             }
             for value in spec.values.iter_mut().take(symbols) {
                 *value = reader.byte();
@@ -256,9 +258,9 @@ impl Markers {
             } else {
                 &mut self.ac
             };
-            let slot = tables
-                .get_mut(usize::from(index & !0x10))
-                .ok_or_else(|| broken(format!("Huffman table {index}; expected 0 to 3")))?;
+            let slot = tables.get_mut(usize::from(index & !0x10)).ok_or_else(|| {
+                broken(format!("Huffman table index is {index}; expected 0 to 3"))
+            })?;
             *slot = Some(spec);
         }
         check_length("DHT", left == 0)
@@ -288,7 +290,7 @@ impl Markers {
                 .get_mut(usize::from(index & 15))
                 .ok_or_else(|| {
                     broken(format!(
-                        "quantization table {}; expected 0 to 3",
+                        "quantization table index is {}; expected 0 to 3",
                         index & 15
                     ))
                 })?;
@@ -343,18 +345,18 @@ pub(super) fn start(reader: &mut Reader<'_>) -> Result<(), Error> {
     if reader.byte() == 0xFF && reader.byte() == START_OF_IMAGE {
         Ok(())
     } else {
-        Err(broken("no start of image (FF D8) at the start"))
+        Err(broken("file does not begin with a start of image (FF D8)"))
     }
 }
 
-/// Skip the conditioning of arithmetic coding.
+/// Check and skip the conditioning of arithmetic coding.
 fn check_conditioning(reader: &mut Reader<'_>) -> Result<(), Error> {
     let length = reader.word();
     let pairs = length.saturating_sub(2).div_ceil(2);
     for _ in 0..pairs {
         let (index, value) = (reader.byte(), reader.byte());
         if index >= 32 || (index < 16 && value & 15 > value >> 4) {
-            let reason = format!("conditioning {value} of arithmetic table {index}");
+            let reason = format!("invalid conditioning {value} for arithmetic table {index}");
             return Err(broken(reason));
         }
     }
@@ -365,6 +367,6 @@ fn check_length(segment: &str, is_right: bool) -> Result<(), Error> {
     if is_right {
         Ok(())
     } else {
-        Err(broken(format!("a {segment} segment of wrong length")))
+        Err(broken(format!("{segment} segment has the wrong length")))
     }
 }

@@ -1,5 +1,5 @@
-//! From blocks to pixel rows: samples of a few MCU rows at a time, so that no plane of the whole
-//! image is allocated.
+//! Convert blocks to pixel rows, a few MCU rows at a time, so that no plane of the whole image is
+//! allocated.
 
 use super::block::Block;
 use super::color;
@@ -9,21 +9,21 @@ use super::markers::ColorSpace;
 use super::simd::Simd;
 use super::upsample::{self, Upsampling};
 
-/// Blocks that are transformed per call.
+/// Number of blocks transformed per call.
 const BLOCKS: usize = 32;
 
-/// Samples of a component: those of one MCU row, and the last ones of the previous MCU row.
+/// Samples of a component: one MCU row and the last rows of the previous MCU row.
 #[derive(Default)]
 struct Plane {
     samples: Vec<u8>,
     stride: usize,
-    /// Rows kept of the previous MCU row.
+    /// Number of rows kept from the previous MCU row.
     kept: usize,
-    /// Rows per MCU row.
+    /// Number of sample rows per MCU row.
     rows: usize,
     /// Samples per block side.
     scale: usize,
-    /// Rows that correspond to `max_v` rows of the image.
+    /// Number of sample rows for `max_v` rows of the image.
     group: usize,
     /// Number of valid samples.
     width: usize,
@@ -31,12 +31,12 @@ struct Plane {
     upsampling: Option<Upsampling>,
     /// A row buffer of the image's width.
     wide: Vec<u8>,
-    /// Latched in the component's first scan.
+    /// Quantization table, latched in the component's first scan.
     quantization: Option<[u16; 64]>,
 }
 
 impl Plane {
-    /// A row of samples; above and below the image, the nearest row.
+    /// A row of samples; rows above and below the image repeat the nearest row.
     fn row(&self, mcu_row: usize, row: usize) -> &[u8] {
         let at = row.min(self.height - 1) + self.kept - mcu_row * self.rows;
         let start = at * self.stride;
@@ -48,9 +48,9 @@ impl Plane {
 
 /// Destination of pixel rows.
 pub(super) enum Target<'t> {
-    /// Called with the index of the first row, and complete rows.
+    /// Callback that gets the index of the first row and complete rows.
     Sink(&'t mut dyn FnMut(usize, &[u8])),
-    /// The whole image.
+    /// Buffer for the whole image.
     Image(&'t mut [u8]),
 }
 
@@ -83,7 +83,7 @@ impl McuRows {
         }
     }
 
-    /// Start an image; every block becomes `size` x `size` samples.
+    /// Start an image whose blocks become `size` x `size` samples each.
     pub(super) fn reset(&mut self, frame: &Frame, size: usize) {
         let count = frame.components.len();
         self.planes.truncate(count);
@@ -96,7 +96,7 @@ impl McuRows {
         for (plane, component) in self.planes.iter_mut().zip(&frame.components) {
             let (mut scale, mut h, mut v) =
                 (size, frame.max_h / component.h, frame.max_v / component.v);
-            // A larger inverse DCT replaces upsampling where both directions allow it.
+            // A larger inverse DCT replaces upsampling if both directions allow it.
             while scale < 8 && h % 2 == 0 && v % 2 == 0 {
                 (scale, h, v) = (scale * 2, h / 2, v / 2);
             }
@@ -139,7 +139,7 @@ impl McuRows {
         self.planes.get(index).and_then(|plane| plane.quantization)
     }
 
-    /// Transform blocks of one row of blocks, `row` within its MCU row, from block `first` on.
+    /// Transform blocks of one block row (`row` in its MCU row), starting at block `first`.
     pub(super) fn transform<'b>(
         &mut self,
         index: usize,
@@ -220,7 +220,7 @@ impl McuRows {
         }
     }
 
-    /// Fill pixel rows from row `first` on.
+    /// Fill pixel rows, starting at row `first`.
     fn fill(&mut self, mcu_row: usize, first: usize, space: ColorSpace, pixels: &mut [u8]) {
         for (row, out) in (first..).zip(pixels.chunks_exact_mut(self.width * 3)) {
             self.pixels_of(mcu_row, row, space, out);

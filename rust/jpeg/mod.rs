@@ -3,13 +3,13 @@
 //! `convert("RGB")`.
 //!
 //! Supports baseline, extended sequential and progressive Huffman coding with 8 bits per sample.
-//! Missing or damaged data is filled with the same pixels as in libjpeg-turbo, and [`Status`]
-//! reports it. One exception: where damage turns data into FF FF 00, libjpeg-turbo keeps in one MCU
-//! the coefficients of a first attempt. Arithmetic coding, 12 bits, lossless and hierarchical files
-//! are [`Error::Unsupported`].
+//! Missing or damaged data is filled with the same pixels as in libjpeg-turbo and reported by
+//! [`Status`]. One exception: where damage turns data into FF FF 00, libjpeg-turbo keeps the
+//! coefficients of a first attempt in one MCU. Arithmetic coding, 12-bit samples, and lossless and
+//! hierarchical files are [`Error::Unsupported`].
 
-// Codes, coefficients and samples are truncated to their bits throughout, as in the standard and in
-// libjpeg-turbo; every wrap and clamp is part of the result.
+// Codes, coefficients and samples are truncated to their bit widths as in the standard and in
+// libjpeg-turbo; results depend on every wraparound and clamp.
 #![allow(
     clippy::cast_possible_truncation,
     clippy::cast_possible_wrap,
@@ -40,11 +40,11 @@ use decoder::{DecoderState, StartedDecode};
 use markers::{Markers, Reader};
 use mcu_rows::Target;
 
-/// Maximum number of scans. Regular progressive files have about ten; libjpeg-turbo has no limit
-/// and its fuzzers stop at this one.
+/// Maximum number of scans. Regular progressive files have about ten; libjpeg-turbo itself has no
+/// limit, but its fuzzers use this one.
 pub(crate) const MAX_SCANS: usize = 500;
 
-/// Output size, as a fraction of the size in the file.
+/// Output size as a fraction of the stored size.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Scale {
     /// Full size.
@@ -52,9 +52,9 @@ pub enum Scale {
     Full,
     /// Half the height and width, rounded up.
     Half,
-    /// A quarter.
+    /// A quarter of the height and width, rounded up.
     Quarter,
-    /// An eighth.
+    /// An eighth of the height and width, rounded up.
     Eighth,
 }
 
@@ -80,42 +80,42 @@ impl Scale {
 /// Header of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
-    /// Rows.
+    /// Height in rows.
     pub height: usize,
-    /// Columns.
+    /// Width in columns.
     pub width: usize,
     /// EXIF orientation, 1 (upright) to 8; 1 if missing.
     pub orientation: u8,
-    /// True if progressive.
+    /// True if the image is progressive.
     pub is_progressive: bool,
-    /// Number of components: 1 gray, 3 color, 4 CMYK.
+    /// Number of components: 1 for gray, 3 for color, 4 for CMYK.
     pub components: usize,
 }
 
 /// Completeness of a decoded image.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Status {
-    /// All pixels are from the file.
+    /// All pixels come from the file.
     Whole,
-    /// Some pixels were filled as in libjpeg-turbo, for this reason.
+    /// Some pixels were filled as in libjpeg-turbo, for the given reason.
     Filled(String),
 }
 
-/// Options of a decode.
+/// Decoding options.
 #[derive(Clone, Copy, Debug)]
 pub struct Request {
     /// Output size.
     pub scale: Scale,
     /// First output row that is not needed; decoding stops there.
     pub stop_row: Option<usize>,
-    /// Maximum number of pixels in the file, for any output size.
+    /// Maximum number of pixels in the file, whatever the output size.
     pub max_pixels: usize,
 }
 
 /// Read the header of a file.
 ///
 /// # Errors
-/// [`Error::Decode`] for a corrupt header, [`Error::Unsupported`] for an unsupported format.
+/// [`Error::Decode`] if the header is corrupt, [`Error::Unsupported`] if the JPEG is unsupported.
 pub fn read_header(bytes: &[u8]) -> Result<Header, Error> {
     let mut markers = Markers::default();
     let mut reader = Reader { bytes, position: 0 };
@@ -131,19 +131,19 @@ pub fn read_header(bytes: &[u8]) -> Result<Header, Error> {
     })
 }
 
-/// A decoder. Keeps its buffers between images: use one per thread.
+/// A JPEG decoder. It keeps its buffers between images; use one per thread.
 pub struct Decoder {
     state: DecoderState,
 }
 
 impl Decoder {
-    /// A decoder with the best instruction set. Allocates nothing yet.
+    /// Create a decoder with the best instruction set. Buffers are allocated later.
     #[must_use]
     pub fn new() -> Self {
         Self::with(Instructions::best())
     }
 
-    /// A decoder with this instruction set. All of them give the same pixels.
+    /// Create a decoder with the given instruction set. All sets give the same pixels.
     #[must_use]
     pub fn with(instructions: Instructions) -> Self {
         Self {
@@ -153,13 +153,13 @@ impl Decoder {
 
     /// Decode an image.
     ///
-    /// `sink` gets the index of a row and complete rows from there on, `n * width * 3` bytes of
-    /// RGB; the calls cover the rows up to the last one or `stop_row`, in order.
+    /// `sink` is called with the index of a row and complete rows from there on (`n * width * 3`
+    /// bytes of RGB); the calls cover all rows, or those before `stop_row`, in order.
     ///
     /// # Errors
-    /// [`Error::Unsupported`]; [`Error::Decode`] if the bytes are not a JPEG, or too corrupt for
-    /// libjpeg-turbo; rows may have been emitted before. [`Error::TooManyPixels`] above the limit,
-    /// checked in the header.
+    /// [`Error::Unsupported`]; [`Error::Decode`] if the data is not a JPEG or too corrupt for
+    /// libjpeg-turbo, possibly after emitting some rows; [`Error::TooManyPixels`] if the size in
+    /// the header exceeds the limit.
     pub fn decode(
         &mut self,
         bytes: &[u8],
@@ -174,7 +174,7 @@ impl Decoder {
     /// Decode an image into `pixels`, which holds all rows or those before `stop_row`.
     ///
     /// # Errors
-    /// As [`Decoder::decode`]; [`Error::Argument`] for `pixels` of another length.
+    /// See [`Decoder::decode`]; [`Error::Argument`] if `pixels` has the wrong length.
     pub fn decode_into(
         &mut self,
         bytes: &[u8],
@@ -189,18 +189,18 @@ impl Decoder {
 
 /// One of two images for [`decode_two`].
 pub struct DecodeTask<'t> {
-    /// Its decoder.
+    /// Decoder of the image.
     pub decoder: &'t mut Decoder,
-    /// The file.
+    /// Contents of the file.
     pub bytes: &'t [u8],
-    /// Options.
+    /// Decoding options.
     pub request: Request,
-    /// As in [`Decoder::decode`].
+    /// Receives rows, as in [`Decoder::decode`].
     pub sink: &'t mut dyn FnMut(usize, &[u8]),
 }
 
-/// Decode two images on this thread, each as [`Decoder::decode`] does; faster than one after the
-/// other if both are sequential.
+/// Decode two images on this thread, each as [`Decoder::decode`] does. This is faster than decoding
+/// them one after the other if both are sequential.
 pub fn decode_two<'t>(first: DecodeTask<'t>, second: DecodeTask<'t>) -> [Result<Status, Error>; 2] {
     let mut both = [first, second].map(|task| {
         let target = Target::Sink(task.sink);

@@ -1,4 +1,4 @@
-//! Files of several scans: all coefficients are collected before the first row is emitted.
+//! Multi-scan files, whose coefficients are all collected before the first row is emitted.
 
 use super::MAX_SCANS;
 use super::bitstream::Bitstream;
@@ -13,7 +13,7 @@ use super::sequential::{CHUNK, Restarts, Sequence};
 use super::simd::Simd;
 use crate::Error;
 
-/// Decode all scans of a file, then its rows.
+/// Decode all scans of a file, then emit its rows.
 pub(super) fn decode(
     state: &mut DecoderState,
     frame: &Frame,
@@ -87,7 +87,7 @@ pub(super) fn decode(
         .map(|index| state.rows.quantization(index))
         .collect();
     if quantization.contains(&None) {
-        warnings.add("a component without a scan");
+        warnings.add("component without a scan");
     }
     let smoothing = Smoothing::new(&known, &quantization, scans, last_good_row);
     let smoothing = smoothing.filter(|_| frame.is_progressive);
@@ -97,7 +97,7 @@ pub(super) fn decode(
     Ok(warnings)
 }
 
-/// The component of a scan of one component.
+/// The component of a single-component scan.
 fn only_component<'f>(frame: &'f Frame, scan: &Scan) -> Option<&'f Component> {
     match scan.components.as_slice() {
         [part] => frame.components.get(part.index),
@@ -105,7 +105,7 @@ fn only_component<'f>(frame: &'f Frame, scan: &Scan) -> Option<&'f Component> {
     }
 }
 
-/// Size of a scan in MCUs: (columns, rows). A single component has no padding.
+/// Size of a scan in MCUs (columns, rows). A single-component scan has no padding.
 fn mcus(frame: &Frame, scan: &Scan) -> (usize, usize) {
     let only = only_component(frame, scan);
     let all = (frame.mcus_wide, frame.mcus_high);
@@ -169,7 +169,7 @@ fn progressive_scan(
     Ok(last_good_row)
 }
 
-/// Emit the rows of the complete coefficients.
+/// Emit rows once all coefficients are complete.
 fn emit(
     state: &mut DecoderState,
     frame: &Frame,

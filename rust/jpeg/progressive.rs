@@ -19,16 +19,16 @@ pub(super) struct ScanBand {
     pub(super) index: usize,
     pub(super) h: usize,
     pub(super) v: usize,
-    /// DC or AC table, depending on the scan; none for DC refinement.
+    /// DC or AC table, depending on the scan; `None` for DC refinement.
     pub(super) table: Option<Arc<HuffmanTable>>,
     pub(super) prediction: i32,
 }
 
-/// Precision of each coefficient of a component: -1 unknown, else the number of missing bits.
+/// Precision of each coefficient of a component: the number of missing bits, or -1 if unknown.
 #[derive(Clone, Copy)]
 pub(super) struct KnownBits {
     pub(super) now: [i32; 64],
-    /// Before the last scan that contained it; for the first ten only.
+    /// Precision before the last scan that contained the coefficient; for the first ten only.
     pub(super) before: [i32; 64],
 }
 
@@ -42,8 +42,8 @@ impl Default for KnownBits {
 }
 
 impl KnownBits {
-    /// Record a scan. `is_first` for the first one of the image. Returns whether it is a valid
-    /// successor: DC first, and each bit once.
+    /// Record a scan; `is_first` marks the first one of the image. Returns true if it is a valid
+    /// successor: DC first, and each bit only once.
     pub(super) fn note(&mut self, scan: &Scan, is_first: bool) -> bool {
         let mut goes_on = scan.start == 0 || self.now.first() != Some(&-1);
         for at in scan.start.min(1)..=scan.end.max(9) {
@@ -59,7 +59,7 @@ impl KnownBits {
     }
 }
 
-/// Reject a scan that no progressive image can have.
+/// Reject a scan that cannot occur in a progressive image.
 pub(super) fn check(scan: &Scan) -> Result<(), Error> {
     let is_band_right = if scan.start == 0 {
         scan.end == 0
@@ -71,7 +71,7 @@ pub(super) fn check(scan: &Scan) -> Result<(), Error> {
         return Ok(());
     }
     Err(broken(format!(
-        "a progressive scan of coefficients {} to {}, bits {} to {}, {} components",
+        "invalid progressive scan: coefficients {} to {}, bits {} to {}, {} components",
         scan.start,
         scan.end,
         scan.high,
@@ -85,12 +85,12 @@ pub(super) struct ScanPass<'s> {
     pub(super) scan: &'s Scan,
     pub(super) parts: Vec<ScanBand>,
     pub(super) restarts: Restarts,
-    /// Blocks that an end of band still covers.
+    /// Number of blocks that an end of band still covers.
     pub(super) end_of_band: u32,
 }
 
 impl ScanPass<'_> {
-    /// Decode an MCU row. Returns whether any of it had data.
+    /// Decode an MCU row. Returns true if any of it had data.
     pub(super) fn row(
         &mut self,
         stream: &mut Bitstream<'_, '_>,
@@ -121,8 +121,8 @@ impl ScanPass<'_> {
         Ok(had_data)
     }
 
-    /// Decode MCUs until the available data ends; returns their number. `spread` is [`spread`] or
-    /// an equivalent.
+    /// Decode MCUs until the available data ends; return their number. `spread` is [`spread`] or an
+    /// equivalent.
     #[allow(clippy::inline_always)] // Compiled for several instruction sets.
     #[inline(always)]
     pub(super) fn run(
@@ -138,7 +138,7 @@ impl ScanPass<'_> {
         let done = if self.scan.start == 0 {
             self.run_dc(&mut bits, limit, coefficients, row, columns, &mut is_bad)?
         } else {
-            // An AC scan has one component.
+            // An AC scan has a single component.
             let index = self.parts.first().map_or(0, |part| part.index);
             let count = columns.len();
             let blocks = coefficients
@@ -186,7 +186,7 @@ impl ScanPass<'_> {
                         part.prediction = part
                             .prediction
                             .checked_add(bits.plain_difference(table, is_bad).into())
-                            .ok_or_else(|| broken("a DC coefficient out of range"))?;
+                            .ok_or_else(|| broken("DC coefficient out of range"))?;
                         block[0] = part.prediction.wrapping_shl(low) as i16;
                     }
                 }
@@ -245,11 +245,11 @@ impl ScanPass<'_> {
 #[allow(clippy::struct_field_names)] // Name in the standard.
 struct Band<'b, S> {
     scan: &'b Scan,
-    /// A bit for each of their zigzag indices.
+    /// A bit for each zigzag index of the coefficients.
     places: u64,
     table: &'b HuffmanTable,
     spread: S,
-    /// Blocks that an end of band still covers.
+    /// Number of blocks that an end of band still covers.
     end_of_band: u32,
     is_bad: bool,
 }
@@ -308,7 +308,7 @@ impl<S: Fn(u64, u64) -> u64> Band<'_, S> {
                     0 => 0,
                     _ => (bits.take(1) as i16 * 2 - 1) * bit,
                 };
-                // Skip nonzero coefficients, and `run` zero ones.
+                // Skip nonzero coefficients and `run` zero coefficients.
                 let zeros = places_from(at) & self.places & !known;
                 let next = (self.spread)(1 << run, zeros).trailing_zeros() as usize;
                 let next = next.min(self.scan.end + 1);
@@ -327,7 +327,7 @@ impl<S: Fn(u64, u64) -> u64> Band<'_, S> {
         }
     }
 
-    /// Refine the coefficients at some positions by a bit.
+    /// Refine the coefficients at some positions by one bit.
     #[inline(always)]
     fn refine_known(&self, bits: &mut BitReader<'_>, block: &mut Block, mut places: u64, bit: i16) {
         while places != 0 {
@@ -339,7 +339,7 @@ impl<S: Fn(u64, u64) -> u64> Band<'_, S> {
                 ones &= ones - 1;
                 let is_negative = *coefficient >> 15;
                 let change = (bit ^ is_negative).wrapping_sub(is_negative);
-                // Damaged files set a bit that is set.
+                // Damaged files may set a bit that is already set.
                 let is_new = -i16::from(*coefficient & bit == 0);
                 *coefficient = coefficient.wrapping_add(change & is_new);
             }
@@ -348,10 +348,10 @@ impl<S: Fn(u64, u64) -> u64> Band<'_, S> {
     }
 }
 
-/// Bits that are available after a refill.
+/// Number of bits available after a refill.
 const MOST_REFINED: u32 = 56;
 
-/// Deposit the low bits at the positions of a mask, as PDEP.
+/// Deposit the low bits at the positions of a mask, like PDEP.
 pub(super) fn spread(mut bits: u64, mut places: u64) -> u64 {
     let mut out = 0;
     while places != 0 && bits != 0 {
@@ -363,7 +363,7 @@ pub(super) fn spread(mut bits: u64, mut places: u64) -> u64 {
     out
 }
 
-/// Bits from a position up.
+/// Mask of all bits from a position up.
 #[inline]
 fn places_from(at: usize) -> u64 {
     u64::MAX.checked_shl(at as u32).unwrap_or(0)

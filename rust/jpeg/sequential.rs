@@ -1,7 +1,7 @@
 //! Baseline and extended sequential scans.
 //!
-//! [`Sequence`] decodes a scan, a chunk of MCUs at a time; [`SingleScanDecode`] streams the chunks
-//! of an image with a single scan to pixel rows.
+//! [`Sequence`] decodes a scan in chunks of MCUs; [`SingleScanDecode`] streams the chunks of a
+//! single-scan image to pixel rows.
 
 use std::sync::Arc;
 
@@ -19,16 +19,16 @@ use crate::Error;
 
 /// A component of a scan.
 pub(super) struct ScanPart {
-    /// Index in the frame.
+    /// Index of the component in the frame.
     pub(super) index: usize,
-    /// Blocks per MCU of this scan.
+    /// Blocks per MCU in this scan.
     pub(super) h: usize,
     pub(super) v: usize,
     pub(super) dc: Arc<HuffmanTable>,
     pub(super) ac: Arc<HuffmanTable>,
 }
 
-/// Restart interval and its remainder, in MCUs; zero means no restarts.
+/// Restart interval and what is left of it, in MCUs; zero means no restarts.
 #[derive(Clone, Copy)]
 pub(super) struct Restarts {
     interval: usize,
@@ -43,7 +43,7 @@ impl Restarts {
         }
     }
 
-    /// True if a restart marker precedes the next MCU; then starts the next interval.
+    /// If a restart marker precedes the next MCU, start the next interval and return true.
     pub(super) fn is_due(&mut self) -> bool {
         let is_due = self.interval > 0 && self.left == 0;
         if is_due {
@@ -68,17 +68,17 @@ impl Restarts {
     }
 }
 
-/// MCUs per chunk: their coefficients fit in the L1 cache.
+/// MCUs per chunk, chosen so that their coefficients fit in the L1 cache.
 pub(super) const CHUNK: usize = 32;
 
-/// A sequential scan, a chunk of MCUs at a time, with blocks in scan order.
+/// A sequential scan, decoded in chunks of MCUs, with blocks in scan order.
 pub(super) struct Sequence {
     parts: Vec<ScanPart>,
     /// Component of each block of an MCU.
     units: Vec<McuBlock>,
     predictions: [i32; MAX_PARTS],
     restarts: Restarts,
-    /// MCUs of the chunk, those decoded, and those up to the next restart.
+    /// Number of MCUs in the chunk, of decoded MCUs, and of MCUs up to the next restart.
     count: usize,
     done: usize,
     run_end: usize,
@@ -105,7 +105,7 @@ impl Sequence {
         }
     }
 
-    /// Start a chunk; all of its coefficients are zero.
+    /// Start a chunk with all coefficients zero.
     pub(super) fn begin(&mut self, chunk: &mut Vec<Block>, count: usize) {
         chunk.clear();
         chunk.resize(count * self.units.len(), Block::ZERO);
@@ -133,8 +133,8 @@ impl Sequence {
         false
     }
 
-    /// The run from there to the next restart or the end of the chunk; `None` if blocks are
-    /// missing.
+    /// The run from the current MCU to the next restart or the end of the chunk; `None` if blocks
+    /// are missing.
     pub(super) fn lane<'l>(
         &'l self,
         stream: &'l mut Bitstream<'_, '_>,
@@ -167,7 +167,7 @@ impl Sequence {
         }
     }
 
-    /// Blocks of a component in a row of blocks of a chunk; `row` is within the MCU.
+    /// Blocks of a component in one block row of the chunk; `row` is relative to the MCU.
     pub(super) fn row<'c>(
         &self,
         chunk: &'c [Block],
@@ -186,7 +186,7 @@ impl Sequence {
         &self.parts
     }
 
-    /// Copy a chunk to the coefficients of the image, from MCU `first` of a row on.
+    /// Copy a chunk to the coefficients of the image, starting at MCU `first` of a row.
     pub(super) fn put(
         &self,
         chunk: &[Block],
@@ -209,7 +209,7 @@ impl Sequence {
     }
 }
 
-/// An image with a single scan, during decoding.
+/// A single-scan image that is being decoded.
 pub(super) struct SingleScanDecode<'p> {
     frame: Frame,
     markers: Markers,
@@ -221,7 +221,7 @@ pub(super) struct SingleScanDecode<'p> {
     /// Current MCU row, and the first MCU of the chunk.
     mcu_row: usize,
     first: usize,
-    /// True after the last row that is needed.
+    /// True once the last needed row has been emitted.
     is_done: bool,
 }
 
@@ -257,7 +257,7 @@ impl<'p> SingleScanDecode<'p> {
         self.sequence.begin(self.chunk, count);
     }
 
-    /// Transform a chunk, emit completed rows, and start the next chunk.
+    /// Transform the chunk, emit completed rows, and start the next chunk.
     fn end_chunk(&mut self) {
         for (number, part) in self.sequence.parts().iter().enumerate() {
             for row in 0..part.v {
@@ -289,7 +289,7 @@ impl<'p> SingleScanDecode<'p> {
         false
     }
 
-    /// The run from the next MCU with data; `None` at the end.
+    /// The run that starts at the next MCU with data; `None` at the end.
     fn next_lane(&mut self) -> Option<McuRun<'_>> {
         let has_data = self.prepare();
         has_data.then(|| self.sequence.lane(&mut self.stream, self.chunk))?
@@ -318,19 +318,19 @@ impl<'p> SingleScanDecode<'p> {
         match self.markers.read_to_scan(&mut reader, Some(marker)) {
             Ok(Stop::End) if reader.is_past_end() => warnings.add("the end marker is missing"),
             Ok(Stop::End) => {}
-            Ok(Stop::Scan(_)) => warnings.add("a scan after the last one"),
+            Ok(Stop::Scan(_)) => warnings.add("unexpected scan after the last one"),
             Err(error) => warnings.add(format!("after the last scan, {error}")),
         }
         warnings.status()
     }
 }
 
-/// Decode two images on one thread, with their codes interleaved. When one is finished, the rest of
-/// the other is decoded alone.
+/// Decode two images on one thread, interleaving their codes. When one is finished, the rest of the
+/// other is decoded alone.
 pub(super) fn run_two(first: &mut SingleScanDecode<'_>, second: &mut SingleScanDecode<'_>) {
     let simd = first.rows.simd;
     let mut lanes = (first.next_lane(), second.next_lane());
-    // The run of one image is kept while the other one moves to its next MCUs.
+    // The run of one image is kept while the other moves on to its next MCUs.
     while let (Some(lane), Some(other)) = lanes {
         let (lane, other) = simd.run_two(lane, other);
         if lane.is_over() {

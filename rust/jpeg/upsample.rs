@@ -1,15 +1,15 @@
-//! Chroma upsampling of rows to the image's width.
+//! Chroma upsampling of rows to the width of the image.
 
 use std::ops::Range;
 
 use super::simd::Simd;
 
-/// Upsampling of a component, chosen as in libjpeg-turbo.
+/// Upsampling method of a component, chosen as in libjpeg-turbo.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Upsampling {
-    /// Not subsampled.
+    /// No upsampling; the component is not subsampled.
     None,
-    /// Box filter: every sample is repeated `h` times in a row and in `v` rows.
+    /// Box filter: every sample is repeated `h` times horizontally and `v` times vertically.
     Repeat { h: usize, v: usize },
     /// h2v1 triangle filter: 3/4 of the nearer sample, 1/4 of the farther.
     Wide,
@@ -20,9 +20,9 @@ pub(super) enum Upsampling {
 }
 
 impl Upsampling {
-    /// Choose for a component that is subsampled by `h` and `v`.
+    /// Choose the method for a component that is subsampled by `h` and `v`.
     ///
-    /// `is_smooth` is false for images of an eighth of the size, whose samples are only repeated.
+    /// `is_smooth` is false for images of an eighth of the size, where samples are only repeated.
     pub(super) fn new(h: usize, v: usize, width: usize, is_smooth: bool) -> Self {
         match (h, v) {
             (1, 1) => Self::None,
@@ -33,7 +33,7 @@ impl Upsampling {
         }
     }
 
-    /// True if the rows above and below are needed.
+    /// True if the method needs the rows above and below.
     pub(super) fn needs_context(self) -> bool {
         matches!(self, Self::High | Self::Both)
     }
@@ -54,7 +54,7 @@ pub(super) fn repeat(samples: &[u8], times: usize, out: &mut [u8]) {
     }
 }
 
-/// Double the width. There are at least two samples; `out` holds twice as many.
+/// Double the width. There are at least two samples, and `out` holds twice as many.
 pub(super) fn wide(simd: Simd, samples: &[u8], out: &mut [u8]) {
     let done = simd.wide(samples, out);
     let count = samples.len();
@@ -63,7 +63,7 @@ pub(super) fn wide(simd: Simd, samples: &[u8], out: &mut [u8]) {
     weigh(done + 1..count, count, out, 2, [1, 2], value);
 }
 
-/// Combine two rows: 3/4 of the nearer one. `is_lower` for the row below the nearer one's middle.
+/// Blend two rows, 3/4 of the nearer one. `is_lower`: the output is below the nearer row's middle.
 pub(super) fn high(near: &[u8], far: &[u8], is_lower: bool, out: &mut [u8]) {
     let bias = if is_lower { 2 } else { 1 };
     for ((to, &near), &far) in out.iter_mut().zip(near).zip(far) {
@@ -71,7 +71,7 @@ pub(super) fn high(near: &[u8], far: &[u8], is_lower: bool, out: &mut [u8]) {
     }
 }
 
-/// Combine two rows and double the width. There are at least two samples; `out` holds twice as
+/// Blend two rows and double the width. There are at least two samples, and `out` holds twice as
 /// many.
 pub(super) fn both(simd: Simd, near: &[u8], far: &[u8], out: &mut [u8]) {
     let done = simd.both(near, far, out);
@@ -81,10 +81,10 @@ pub(super) fn both(simd: Simd, near: &[u8], far: &[u8], out: &mut [u8]) {
     weigh(done + 1..count, count, out, 4, [8, 7], value);
 }
 
-/// Combine neighbors in a row, 3:1, and divide by 2^`bits`.
+/// Blend neighbors in a row 3:1 and divide by 2^`bits`.
 ///
-/// `biases` are added to the left and right pixel of a sample, so that halves are rounded
-/// alternately up and down.
+/// `biases` are added to the left and right pixel of a sample so that halves are rounded up and
+/// down alternately.
 #[inline]
 fn weigh(
     range: Range<usize>,
@@ -104,8 +104,8 @@ fn weigh(
     }
 }
 
-/// Start of the next 16 samples that have neighbors: after the `done` ones from the second sample
-/// on, or earlier, so that the last ones fill a register as well.
+/// Start of the next 16 samples that have neighbors: `done` samples after the second one, or
+/// earlier so that the last samples also fill a register.
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 #[inline]
 pub(super) fn next_start(done: usize, count: usize) -> Option<usize> {

@@ -1,7 +1,7 @@
 //! State of a batch under construction.
 //!
-//! If all images have the same output size, each record is prepared and decoded in one go.
-//! Otherwise all records are prepared first, because the batch is padded to the largest image.
+//! If all images have the same output size, each record is prepared and decoded in one step.
+//! Otherwise, all records are prepared first because the batch is padded to the largest image.
 
 use std::sync::Arc;
 
@@ -24,9 +24,9 @@ pub struct ImageSlots {
 pub enum SampleState {
     /// Queued or in progress.
     Pending,
-    /// Prepared; its pixels are missing.
+    /// Prepared, but not yet decoded.
     Prepared(Arc<PreparedSample>),
-    /// Pixels are in the batch.
+    /// Decoded; the pixels are in the batch.
     Decoded(Arc<PreparedSample>, ImageStatus),
     Failed(Error),
 }
@@ -40,7 +40,7 @@ pub struct BatchBuilder {
     skipped: Vec<Skipped>,
 }
 
-/// A prepared sample to decode.
+/// A prepared sample that is to be decoded.
 pub struct PendingDecode {
     pub index: usize,
     pub prepared: Arc<PreparedSample>,
@@ -51,7 +51,7 @@ pub enum NextStep {
     Wait,
     Decode(Vec<PendingDecode>),
     Replace(Vec<(usize, Skipped)>),
-    /// Complete, or failed.
+    /// The batch is complete, or failed.
     Done(Result<Box<Batch>, Error>),
 }
 
@@ -65,9 +65,9 @@ impl ImageSlots {
         let what = || {
             let shape = collate::image_shape(count, size, config);
             format!(
-                "the images of a batch, {shape:?} values of {}; expected a smaller batch_size, \
-                     smaller images (each is padded to the largest height and width of its \
-                     batch) or a smaller prefetch",
+                "the images of a batch, {shape:?} values of {}; use a smaller batch_size, smaller \
+                     images (each is padded to the largest height and width in its batch) or a \
+                     smaller prefetch",
                 config.dtype.name()
             )
         };
@@ -77,7 +77,7 @@ impl ImageSlots {
     }
 }
 
-/// Decode the images of some samples, two at a time; returns the new state of each.
+/// Decode the images of some samples, two at a time; return the new state of each sample.
 pub fn decode(
     records: Vec<PendingDecode>,
     config: &LoaderConfig,
@@ -142,7 +142,7 @@ fn try_decode(
 }
 
 impl SampleState {
-    /// Drop the encoded images of a sample that will not be decoded again (`is_final`).
+    /// Drop the encoded images of a sample if it will not be decoded again (`is_final`).
     pub fn without_bytes_if(mut self, is_final: bool) -> Self {
         if is_final
             && let Self::Decoded(prepared, _) = &mut self
@@ -161,22 +161,22 @@ impl BatchBuilder {
             pending: count,
             image_slots: fixed_size(&config.transform)
                 .filter(|_| count > 0)
-                // If memory is short, allocation is retried once all samples are prepared: another
-                // batch may be freed by then.
+                // If memory is short, allocation is retried once all samples are prepared, when
+                // another batch may have been freed.
                 .and_then(|size| ImageSlots::new(count, size, config, pool).ok()),
             skipped: Vec::new(),
         }
     }
 
-    /// The slots, if samples can be decoded before all are prepared.
+    /// The slots, if samples can be decoded before all of them are prepared.
     pub fn slots_if_fixed_size(&self, config: &LoaderConfig) -> Option<ImageSlots> {
         self.image_slots
             .clone()
             .filter(|_| fixed_size(&config.transform).is_some())
     }
 
-    /// Record a sample's outcome. Returns true for the last pending sample; only that caller may
-    /// call [`Self::advance`], so that a finished batch is not processed twice.
+    /// Record the outcome of a sample. Returns true for the last pending sample; only then may the
+    /// caller call [`Self::advance`], so that a finished batch is not processed twice.
     #[must_use]
     pub fn record_outcome(&mut self, index: usize, outcome: SampleState) -> bool {
         if let Some(entry) = self.states.get_mut(index) {
@@ -195,7 +195,7 @@ impl BatchBuilder {
         if self.pending > 0 {
             return NextStep::Wait;
         }
-        // Skipping must not depend on free memory.
+        // Which samples are skipped must not depend on free memory.
         let is_final = |error: &Error| config.on_error == OnError::Raise || error.is_memory();
         for state in &mut self.states {
             if matches!(state, SampleState::Failed(error) if is_final(error))
@@ -233,7 +233,7 @@ impl BatchBuilder {
         failed
     }
 
-    /// Samples to decode; all of them if the padded size changed.
+    /// Samples that are to be decoded; all of them if the padded size has changed.
     fn undecoded(
         &mut self,
         config: &LoaderConfig,
@@ -266,7 +266,7 @@ impl BatchBuilder {
         Ok(to_decode)
     }
 
-    /// Padded (height, width): the largest image, rounded up to the divisor; 0 without images.
+    /// Padded (height, width): the largest image, rounded up to the divisor; 0 if there are none.
     fn padded_size(&self, config: &LoaderConfig) -> (usize, usize) {
         let mut size = (0, 0);
         for state in &self.states {
@@ -283,7 +283,7 @@ impl BatchBuilder {
         )
     }
 
-    /// Collate the decoded samples; bad ones are dropped and reported in `skipped`.
+    /// Collate the decoded samples; bad samples are dropped and reported in `skipped`.
     fn collate(&mut self, config: &LoaderConfig) -> Result<Box<Batch>, Error> {
         let mut samples: Vec<&Sample> = Vec::with_capacity(self.states.len());
         let mut statuses = Vec::with_capacity(self.states.len());
@@ -314,7 +314,7 @@ impl BatchBuilder {
     }
 }
 
-/// Move the kept samples to the front.
+/// Move the samples that are kept to the front.
 fn without_gaps(mut block: PooledBuffer, kept: &[usize], record_bytes: usize) -> PooledBuffer {
     for (to, &from) in kept.iter().enumerate() {
         if to != from {

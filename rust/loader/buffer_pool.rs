@@ -1,8 +1,8 @@
-//! Reusable batch buffers, and disjoint slots of one buffer for many threads.
+//! Reusable batch buffers, divided into disjoint slots that many threads can write.
 //!
 //! Page faults of a new 100 MB buffer cost as much as writing the images, so a [`BufferPool`] keeps
-//! returned buffers. A [`PooledBuffer`] returns to its pool when its last owner drops it; a Python
-//! tensor that shares the memory is an owner, so a batch is never overwritten while it is read.
+//! returned buffers. A [`PooledBuffer`] returns to its pool when its last owner drops it. A Python
+//! tensor that shares the memory is an owner, so a batch is not overwritten while in use.
 
 use std::alloc::{Layout, alloc_zeroed};
 use std::fmt;
@@ -13,10 +13,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::Error;
 
-/// Alignment of buffers in bytes: a cache line.
+/// Alignment of buffers in bytes: one cache line.
 pub const ALIGNMENT: usize = 64;
 
-/// Free buffers, and the memory of all buffers.
+/// Free buffers, and the memory usage of all buffers.
 #[derive(Debug)]
 pub struct BufferPool {
     free: Mutex<Vec<Vec<u128>>>,
@@ -34,7 +34,7 @@ pub struct PooledBuffer {
 }
 
 impl BufferPool {
-    /// A pool that keeps at most `keep` free buffers.
+    /// Create a pool that keeps at most `keep` free buffers.
     pub fn new(keep: usize) -> Arc<Self> {
         Arc::new(Self {
             free: Mutex::new(Vec::new()),
@@ -44,8 +44,8 @@ impl BufferPool {
         })
     }
 
-    /// Take a buffer of `bytes` bytes; `what` describes it in the error. Its content is zero or
-    /// left from an earlier use.
+    /// Take a buffer of `bytes` bytes; `what` describes it in the error. It contains zeros or data
+    /// from an earlier use.
     pub fn take(
         self: &Arc<Self>,
         bytes: usize,
@@ -60,7 +60,7 @@ impl BufferPool {
             match fitting {
                 Some(at) => Some(free.swap_remove(at)),
                 None if free.len() >= self.keep.max(1) => {
-                    // Replace the smallest free buffer by a larger one.
+                    // Replace the smallest free buffer with a larger one.
                     let smallest = (0..free.len()).min_by_key(|&at| free[at].len());
                     let dropped = smallest.map(|at| free.swap_remove(at));
                     self.forget(dropped.as_ref());
@@ -85,7 +85,7 @@ impl BufferPool {
         })
     }
 
-    /// Allocate; if that fails, release the free buffers and try again.
+    /// Allocate a buffer; if that fails, release the free buffers and try again.
     fn make(&self, words: usize) -> Option<Vec<u128>> {
         let memory = zeroed(words).or_else(|| {
             let kept = {
@@ -104,7 +104,7 @@ impl BufferPool {
         Some(memory)
     }
 
-    /// Bytes of all buffers, used and free.
+    /// Total bytes of all buffers, used or free.
     pub fn bytes(&self) -> usize {
         self.bytes.load(Ordering::Relaxed)
     }
@@ -128,7 +128,7 @@ impl BufferPool {
     }
 }
 
-/// As `vec![0; words]`, which the OS zeroes on first touch; `None` if allocation fails.
+/// Like `vec![0; words]`, zeroed by the OS on first touch; `None` if allocation fails.
 fn zeroed(words: usize) -> Option<Vec<u128>> {
     let layout = Layout::array::<u128>(words).ok()?;
     if layout.size() == 0 {
@@ -150,8 +150,8 @@ fn zeroed(words: usize) -> Option<Vec<u128>> {
     }
 }
 
-/// Request 2 MiB pages: batch rows are far apart, so that small pages cause many TLB misses. A
-/// no-op if the OS has none.
+/// Request 2 MiB pages: batch rows are far apart, so small pages cause many TLB misses. A no-op if
+/// the OS does not support them.
 #[cfg(target_os = "linux")]
 fn prefer_large_pages(memory: &mut [u128]) {
     const LARGE: usize = 2 << 20;
@@ -160,8 +160,8 @@ fn prefer_large_pages(memory: &mut [u128]) {
     let skipped = start.align_offset(LARGE);
     let length = bytes.saturating_sub(skipped) / LARGE * LARGE;
     if length > 0 {
-        // SAFETY: the range is inside of this allocation, and the advice does not change its
-        // content.
+        // SAFETY: the range is inside this allocation, and the advice does not change its
+        // contents.
         unsafe { libc::madvise(start.add(skipped).cast(), length, libc::MADV_HUGEPAGE) };
     }
 }
@@ -207,7 +207,7 @@ impl PooledBuffer {
     }
 }
 
-/// A buffer in equal slots, each of which one thread at a time may write.
+/// A buffer divided into equal slots, each of which can be written by one thread at a time.
 #[derive(Debug)]
 pub struct Slots {
     start: *mut u8,
@@ -230,14 +230,14 @@ pub struct SlotMut {
 }
 
 impl Slots {
-    /// Divide a new buffer of the pool into `count` slots; `what` describes it in the error.
+    /// Divide a buffer from the pool into `count` slots; `what` describes it in the error.
     pub fn new(
         pool: &Arc<BufferPool>,
         count: usize,
         slot_bytes: usize,
         what: impl FnOnce() -> String,
     ) -> Result<Arc<Self>, Error> {
-        // A product that wraps would allocate too little.
+        // If the product wrapped around, too little would be allocated.
         let mut block = pool.take(count.saturating_mul(slot_bytes), what)?;
         Ok(Arc::new(Self {
             start: block.as_mut_ptr(),
@@ -282,8 +282,8 @@ impl Deref for SlotMut {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        // SAFETY: the slot is inside of the buffer, whose memory does not move, and is written
-        // through this value only.
+        // SAFETY: the slot is inside the buffer, whose memory does not move, and is written only
+        // through this value.
         unsafe { std::slice::from_raw_parts(self.start(), self.slots.slot_bytes) }
     }
 }
@@ -326,7 +326,7 @@ mod tests {
         let block = take(&pool, 900);
         assert_eq!((block.as_ptr().addr(), pool.bytes()), (sample_ref, held));
         assert!(block.iter().all(|&byte| byte == 7));
-        // The first is in use: another is allocated.
+        // The first buffer is in use, so another is allocated.
         assert_ne!(take(&pool, 900).as_ptr().addr(), sample_ref);
     }
 
@@ -337,7 +337,7 @@ mod tests {
         let one = pool.bytes() / 5;
         drop(blocks);
         assert_eq!((pool.bytes(), pool.peak_bytes()), (2 * one, 5 * one));
-        // A larger one replaces a free one.
+        // A larger buffer replaces a free one.
         let larger = take(&pool, 1 << 16);
         assert!(larger.len() == 1 << 16 && pool.bytes() < 2 * one + (1 << 16));
     }

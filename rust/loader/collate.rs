@@ -1,4 +1,4 @@
-//! Collate samples into a batch: decoded images, padded texts, ragged boxes.
+//! Collate samples into a batch with decoded images, padded texts and ragged boxes.
 
 use crate::Error;
 use crate::loader::buffer_pool::PooledBuffer;
@@ -10,16 +10,16 @@ use crate::normalize::layout::Layout;
 use crate::tokenizer::masking::IGNORED_LABEL;
 use crate::try_alloc;
 
-/// A batch in plain memory; `B` samples, `L` tokens, `G` boxes.
+/// A batch in plain memory, with `B` samples, `L` tokens and `G` boxes.
 #[derive(Debug, Default)]
 pub struct Batch {
     /// Keys of the records.
     pub keys: Vec<String>,
     /// Status of each record's images.
     pub statuses: Vec<ImageStatus>,
-    /// `image_shape` values of the config's `dtype`; `None` without samples.
+    /// Pixels of shape `image_shape` in the config's `dtype`; `None` if there are no samples.
     pub images: Option<PooledBuffer>,
-    /// (B, 3, H, W), or (B, 2, 3, H, W) for records with two images; channels last in the HWC
+    /// (B, 3, H, W), or (B, 2, 3, H, W) for records with two images; channels are last in the HWC
     /// layout.
     pub image_shape: Vec<usize>,
     /// (B, 2): (height, width) without padding.
@@ -30,7 +30,7 @@ pub struct Batch {
     pub num_tokens: usize,
     /// (B, L).
     pub token_ids: Vec<i64>,
-    /// (B, L): true = real token.
+    /// (B, L): true for real tokens.
     pub text_mask: Vec<bool>,
     /// (B,).
     pub image_ids: Vec<i64>,
@@ -40,7 +40,7 @@ pub struct Batch {
     pub mlm_labels: Vec<i64>,
     /// (B, answers) soft scores.
     pub targets: Vec<f32>,
-    /// (B,): 1 = true.
+    /// (B,): 1 if the statement is true.
     pub truths: Vec<i64>,
     /// (G, 4).
     pub boxes_xyxy: Vec<f32>,
@@ -61,7 +61,7 @@ pub struct Batch {
 pub struct Skipped {
     /// Key of the record.
     pub key: String,
-    /// Status; see [`crate::Error::status`].
+    /// Status of the sample; see [`crate::Error::status`].
     pub status: &'static str,
     /// The error.
     pub reason: String,
@@ -110,7 +110,7 @@ pub(crate) fn collate(
 }
 
 impl Batch {
-    /// Reserve everything that has a row per text or box.
+    /// Reserve memory for all arrays with a row per text or box.
     fn reserve(&mut self, samples: &[&Sample], config: &LoaderConfig) -> Result<(), Error> {
         let (size, tokens) = (samples.len(), self.num_tokens);
         let boxes = samples.iter().map(|it| it.boxes_xyxy.len()).sum::<usize>();
@@ -120,7 +120,7 @@ impl Batch {
         let what = || {
             format!(
                 "a batch of {size} records with {tokens} tokens, {answers} answers and {boxes} boxes \
-                 in all; expected a smaller batch_size"
+                 in total; use a smaller batch_size"
             )
         };
         try_alloc::reserve(&mut self.token_ids, texts, what)?;
@@ -133,7 +133,7 @@ impl Batch {
     }
 }
 
-/// (B, 3, H, W) or another layout, as [`Batch::image_shape`].
+/// (B, 3, H, W) or another layout; see [`Batch::image_shape`].
 pub(crate) fn image_shape(count: usize, size: (usize, usize), config: &LoaderConfig) -> Vec<usize> {
     let mut shape = vec![count];
     if config.task.images() > 1 {
@@ -247,13 +247,13 @@ mod tests {
     #[test]
     fn too_many_answers_for_memory_are_an_error() {
         let mut config = config(Task::Question);
-        // 128 TB in all.
+        // 128 TB in total.
         config.mirrored_answers = vec![0; 1 << 24];
         let one = sample(1, 1, 0, 0);
         let samples = vec![&one; 1 << 21];
         let error = collate(&samples, None, (1, 1), &config).unwrap_err();
         let message = error.to_string();
         assert!(message.contains("2097152 records with 0 tokens, 16777216 answers"));
-        assert!(message.ends_with("expected a smaller batch_size"));
+        assert!(message.ends_with("use a smaller batch_size"));
     }
 }

@@ -11,29 +11,29 @@ use crate::transform::Transform;
 /// Configuration of a loader.
 #[derive(Clone)]
 pub struct LoaderConfig {
-    /// Task of the batches.
+    /// Task that the batches are for.
     pub task: Task,
     /// Tokenizer of the texts.
     pub tokenizer: Arc<Tokenizer>,
-    /// Transform of images and boxes.
+    /// Transform applied to images and boxes.
     pub transform: Transform,
-    /// Maximum text length in tokens, special tokens included.
+    /// Maximum text length in tokens, including special tokens.
     pub max_tokens: usize,
     /// Seed of all random numbers.
     pub seed: u64,
-    /// Probability that a token is picked for MLM.
+    /// Probability of picking a token for MLM.
     pub mlm_probability: f64,
-    /// For each answer, its counterpart in the mirrored image.
+    /// For each answer, its counterpart for the mirrored image.
     pub mirrored_answers: Vec<usize>,
     /// Policy for bad samples.
     pub on_error: OnError,
-    /// Accept truncated or damaged JPEGs, filled as libjpeg fills them.
+    /// Accept truncated or damaged JPEGs, filled as in libjpeg.
     pub accept_truncated: bool,
     /// Decode JPEGs at 1/2, 1/4 or 1/8 of their size if enough pixels remain.
     pub scaled_decoding: bool,
-    /// Apply the EXIF orientation; boxes are then in the rotated image.
+    /// Apply the EXIF orientation; boxes then refer to the rotated image.
     pub apply_orientation: bool,
-    /// Background color for transparent images; without one alpha is dropped.
+    /// Background color for transparent images; without one, alpha is dropped.
     pub background: Option<[u8; 3]>,
     /// Data type of the pixels.
     pub dtype: Dtype,
@@ -46,7 +46,7 @@ pub struct LoaderConfig {
 /// Policy for a bad sample.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnError {
-    /// Fail the batch.
+    /// Fail the whole batch.
     Raise,
     /// Drop the sample and report it.
     Skip,
@@ -63,7 +63,7 @@ named!(
 impl LoaderConfig {
     /// Bytes of one image padded to (height, width) pixels.
     pub(crate) fn slot_bytes(&self, size: (usize, usize)) -> usize {
-        // A product that wraps would be too small.
+        // If the product wrapped around, it would be too small.
         let values = size.0.saturating_mul(size.1).saturating_mul(3);
         values.saturating_mul(self.dtype.bytes())
     }

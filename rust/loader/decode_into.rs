@@ -1,9 +1,9 @@
 //! Decode images into their slots of a batch.
 //!
-//! Rows go from the decoder through the resize into the batch as they are decoded, so that a
-//! full-size image never leaves the CPU cache. A whole image is buffered only for `RandAugment`,
-//! color changes, EXIF orientation and formats other than JPEG. A thread decodes two JPEGs at a
-//! time, which is faster than one after the other.
+//! Rows are resized and written into the batch as they are decoded, so a full-size image never
+//! leaves the CPU cache. A whole image is buffered only for `RandAugment`, color changes, EXIF
+//! orientation, and formats other than JPEG. A thread decodes two JPEGs at a time, which is faster
+//! than decoding one after the other.
 
 use crate::Error;
 use crate::boxes::Crop;
@@ -21,7 +21,7 @@ use crate::try_alloc;
 pub enum ImageStatus {
     #[default]
     Ok,
-    /// Truncated or damaged; filled as libjpeg fills it.
+    /// Truncated or damaged; filled as in libjpeg.
     Truncated,
 }
 
@@ -34,7 +34,7 @@ impl ImageStatus {
     }
 }
 
-/// An image to decode, and its destination.
+/// An image that is to be decoded, and its destination.
 pub struct DecodeRequest<'p> {
     pub probed: &'p ProbedImage,
     pub sampled: &'p SampledTransform,
@@ -43,7 +43,7 @@ pub struct DecodeRequest<'p> {
     pub slot_size: (usize, usize),
 }
 
-/// Decoder of a worker thread. Keeps its buffers.
+/// Decoder of a worker thread; it keeps its buffers between images.
 pub struct ImageDecoder {
     scratch: [Scratch; 2],
 }
@@ -52,14 +52,14 @@ struct Scratch {
     decoder: jpeg::Decoder,
     resize: ResizeScratch,
     writer: RowWriter,
-    /// Pixels of an image that is buffered whole.
+    /// Pixels of an image that is buffered as a whole.
     whole: Vec<u8>,
 }
 
 /// Processing of decoded rows.
 enum RowStage<'a> {
     Resized(RowResizer<'a>),
-    /// Crop only: the crop has the output's size.
+    /// Crop only, since the crop already has the output size.
     Cropped {
         crop: Crop,
         stride: usize,
@@ -120,7 +120,7 @@ struct StreamedDecode<'c> {
     sink: RowSink<'c>,
 }
 
-/// Receives rows, and writes them into the slot.
+/// Receives rows and writes them into the slot.
 struct RowSink<'c> {
     rows: RowStage<'c>,
     writer: &'c mut RowWriter,
@@ -150,8 +150,8 @@ impl RowSink<'_> {
             if sampled.needs_whole() {
                 whole.extend_from_slice(row);
             } else if written.is_ok()
-                // Errors go to `written`, not to `self.outcome`: storing and reloading it per row
-                // would stall.
+                // Errors go to `written` rather than `self.outcome`: storing and reloading that for
+                // each row would stall.
                 && let Err(error) = writer.write_row(row, slot, *slot_size, y, sampled.flip)
             {
                 written = Err(error);
@@ -315,7 +315,7 @@ impl ImageDecoder {
         })
     }
 
-    /// Decode an image, apply its transform and write it into its slot.
+    /// Decode an image, apply its transform, and write it into its slot.
     pub fn decode(
         &mut self,
         request: DecodeRequest<'_>,
@@ -327,7 +327,7 @@ impl ImageDecoder {
         decoded.map_err(|fault| probed.name_fault(fault))
     }
 
-    /// Decode two images, each as [`ImageDecoder::decode`] does.
+    /// Decode two images as [`ImageDecoder::decode`] does.
     pub fn decode_two(
         &mut self,
         requests: [DecodeRequest<'_>; 2],

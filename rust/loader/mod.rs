@@ -1,8 +1,8 @@
-//! Data loader: threads that turn records into batches, in order.
+//! Data loader: worker threads that turn records into batches, in order.
 //!
-//! A [`Loader`] owns the threads. A [`Session`] is one epoch: batches of records go in by
-//! [`Session::submit`], finished batches come out of [`Session::next`] in the same order. The queue
-//! is unbounded; the caller limits the batches in flight.
+//! A [`Loader`] owns the threads. A [`Session`] is one epoch: batches of records are submitted with
+//! [`Session::submit`], and [`Session::next`] returns finished batches in the same order. The queue
+//! is unbounded; the caller limits the number of batches in flight.
 
 mod batch_builder;
 pub(crate) mod buffer_pool;
@@ -31,11 +31,11 @@ use crate::loader::workers::{
 };
 use crate::tokenizer::masking;
 
-/// Worker threads with their config.
+/// Worker threads and their config.
 pub struct Loader {
     workers: Arc<WorkerPool>,
     threads: Vec<JoinHandle<()>>,
-    /// Process that owns the threads: a fork does not inherit them.
+    /// Process that owns the threads; a fork does not inherit them.
     process: u32,
 }
 
@@ -51,19 +51,19 @@ pub struct Session {
 pub enum Next {
     /// The next batch.
     Batch(Box<Batch>),
-    /// These samples of the next batch need replacements, by [`Session::replace`].
+    /// Some samples of the next batch need to be replaced with [`Session::replace`].
     Replace(Vec<(usize, Skipped)>),
-    /// Timed out.
+    /// The wait timed out.
     NotYet,
     /// The session is finished.
     End,
 }
 
 impl Loader {
-    /// Start `threads` threads (0: one per core); keep up to `keep` free batch buffers.
+    /// Start `threads` threads (0: one per core) and keep up to `keep` free batch buffers.
     ///
     /// # Errors
-    /// [`Error::Argument`] for config values out of range, or if threads cannot be started.
+    /// [`Error::Argument`] if a config value is out of range or a thread cannot be started.
     pub fn new(config: LoaderConfig, threads: usize, keep: usize) -> Result<Self, Error> {
         config.transform.check()?;
         if config.task == Task::Grounding {
@@ -106,7 +106,7 @@ impl Loader {
         Ok(loader)
     }
 
-    /// Open a session.
+    /// Start a session.
     #[must_use]
     pub fn open(&self) -> Session {
         Session {
@@ -116,7 +116,7 @@ impl Loader {
         }
     }
 
-    /// Bytes of all batch buffers: current and peak.
+    /// Current and peak total size of the batch buffers, in bytes.
     #[must_use]
     pub fn image_bytes(&self) -> (usize, usize) {
         (self.workers.pool.bytes(), self.workers.pool.peak_bytes())
@@ -139,7 +139,7 @@ impl Drop for Loader {
         drop(waiting);
         self.workers.changed.notify_all();
         for thread in self.threads.drain(..) {
-            // A panic of a worker was reported with its record.
+            // A worker's panic was already reported with its record.
             let _ = thread.join();
         }
     }
@@ -195,13 +195,13 @@ impl Session {
         }
     }
 
-    /// Declare that no more batches will be submitted.
+    /// Signal that no more batches will be submitted.
     pub fn finish(&self) {
         lock(&self.state.queue).finished = true;
         self.state.changed.notify_all();
     }
 
-    /// Drop all queued batches.
+    /// Discard all pending batches.
     pub fn close(&self) {
         if self.process != std::process::id() {
             return;
@@ -224,14 +224,14 @@ impl Session {
     /// Wait for the next batch, at most `timeout`.
     ///
     /// # Errors
-    /// The first error of the batch's records, unless bad samples are skipped or replaced;
+    /// The first error among the records of the batch, unless bad samples are skipped or replaced;
     /// [`Error::Closed`] if no threads are left.
     pub fn next(&self, timeout: Duration) -> Result<Next, Error> {
-        // Before locking: a thread of the parent process may have held the lock at the fork.
+        // Check before locking: a thread of the parent may have held the lock during the fork.
         if self.process != std::process::id() {
             return Err(Error::Closed(
-                "session opened in another process, whose threads do not exist here; expected a \
-                 session opened in this process",
+                "session was opened in another process, and its worker threads do not exist here; \
+                 open a session in this process",
             ));
         }
         let (mut queue, _) = self
@@ -252,8 +252,8 @@ impl Session {
             Some(Some(BatchOutcome::Replace(states))) => Ok(Next::Replace(states)),
             None if queue.finished => Ok(Next::End),
             _ if lock(&self.workers.jobs).stopped => Err(Error::Closed(
-                "the loader was closed during this session; expected a new session, which starts \
-                 its own threads",
+                "the loader was closed during this session; open a new session, which starts its \
+                 own threads",
             )),
             _ => Ok(Next::NotYet),
         }
@@ -370,7 +370,7 @@ mod tests {
             divisor: 1,
             cut: RandomCrop::off(),
         };
-        // A memory error is not skipped like a bad record.
+        // Unlike a bad record, a failed allocation is not skipped.
         config.on_error = OnError::Skip;
         let loader = Loader::new(config, 2, 2).unwrap();
         let session = loader.open();
@@ -379,7 +379,7 @@ mod tests {
             record.images = vec![StoredImage::Bytes(Arc::new(png(height, width)))];
             record
         };
-        // Together 144 TB.
+        // 144 TB in total.
         let mut records = vec![with_size(1, 1); 1200];
         (records[0], records[1]) = (with_size(1, 100_000), with_size(100_000, 1));
         session.submit(records);
@@ -389,7 +389,7 @@ mod tests {
         assert!(error.is_memory(), "{error}");
         let message = error.to_string();
         assert!(message.contains("[1200, 3, 100000, 100000]"), "{message}");
-        assert!(message.contains("expected a smaller batch_size"));
+        assert!(message.contains("use a smaller batch_size"));
         assert_eq!(keys(&session), [["3x3"]]);
     }
 
@@ -402,7 +402,7 @@ mod tests {
         assert!(matches!(session.next(LONG), Ok(Next::End)));
         session.submit(vec![record("late")]);
         assert!(matches!(session.next(LONG), Ok(Next::End)));
-        // The threads serve the next session.
+        // The same threads serve the next session.
         let session = loader.open();
         session.submit(vec![record("b")]);
         session.finish();

@@ -1,4 +1,4 @@
-//! An image before decoding: its encoded bytes and header.
+//! An image before decoding: its encoded bytes and header information.
 
 use crate::Error;
 use crate::image::orientation;
@@ -7,20 +7,20 @@ use crate::jpeg;
 use crate::loader::config::LoaderConfig;
 use crate::loader::record::{SharedBytes, StoredImage};
 
-/// An encoded image with its size.
+/// An encoded image and its size.
 #[derive(Clone)]
 pub struct ProbedImage {
     stored: StoredImage,
     bytes: SharedBytes,
     format: Format,
-    /// EXIF orientation to apply first; 1 = none.
+    /// EXIF orientation to apply first; 1 if there is none.
     orientation: u8,
-    /// (height, width) in pixels, after orientation.
+    /// (height, width) in pixels after applying the orientation.
     pub size: (usize, usize),
 }
 
 impl ProbedImage {
-    /// Read the image's bytes and header.
+    /// Read the bytes and the header of the image.
     pub fn new(stored: &StoredImage, config: &LoaderConfig) -> Result<Self, Error> {
         let bytes = stored.read()?;
         Self::of_bytes(stored, bytes, config).map_err(|fault| stored.name_fault(fault))
@@ -56,12 +56,12 @@ impl ProbedImage {
         (*self.bytes).as_ref()
     }
 
-    /// True if rows can be processed while they are decoded; otherwise the image is decoded whole.
+    /// True if rows can be processed as they are decoded, without buffering the whole image.
     pub(crate) fn is_streamed(&self) -> bool {
         self.format == Format::Jpeg && self.orientation == 1
     }
 
-    /// Decode the whole image, oriented.
+    /// Decode the whole image and apply its orientation.
     pub(crate) fn decode(&self, config: &LoaderConfig) -> Result<(Rgb, jpeg::Status), Error> {
         if self.format != Format::Jpeg {
             let image = image::decode_over(self.bytes(), config.max_pixels, config.background)?;

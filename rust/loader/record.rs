@@ -10,15 +10,15 @@ use crate::error::named;
 use crate::image::{self, Rgb};
 use crate::tokenizer::spans::CharSpan;
 
-/// Bytes with any owner, such as Python or a mapped file.
+/// Bytes with any owner, such as Python or a memory-mapped file.
 pub type SharedBytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
 
 /// A stored image.
 #[derive(Clone)]
 pub enum StoredImage {
-    /// A file path.
+    /// Path of a file.
     Path(PathBuf),
-    /// Encoded bytes.
+    /// Contents of a file.
     Bytes(SharedBytes),
 }
 
@@ -62,30 +62,30 @@ impl Task {
     }
 }
 
-/// A record, with the key of its random numbers.
+/// A record, with the epoch and index that determine its random numbers.
 #[derive(Clone, Debug, Default)]
 pub struct Record {
-    /// Name in errors.
+    /// Name of the record in errors.
     pub key: String,
     /// Epoch.
     pub epoch: u64,
     /// Index in the dataset.
     pub index: u64,
-    /// One image, or two.
+    /// One or two images.
     pub images: Vec<StoredImage>,
     /// Caption, question, statement or prompt.
     pub text: String,
-    /// (height, width) of the first image according to the annotations, if known.
+    /// Annotated (height, width) of the first image, if known.
     pub image_size: Option<(usize, usize)>,
-    /// Image name; equal names mean the same image.
+    /// Image name; records with the same name share the image.
     pub image_id: String,
     /// Boxes in pixels of the stored image.
     pub boxes_xyxy: Vec<BoxXyxy>,
-    /// For each box, the spans of the text that name it.
+    /// For each box, the text spans that name it.
     pub char_spans: Vec<Vec<CharSpan>>,
     /// (answer index, soft score), if known.
     pub answers: Option<Vec<(usize, f32)>>,
-    /// Label of the statement.
+    /// Whether the statement is true, if known.
     pub truth: Option<bool>,
 }
 
@@ -108,14 +108,13 @@ impl StoredImage {
 }
 
 impl Record {
-    /// Check the stored size against the annotated size; boxes would be wrong otherwise.
+    /// Check that the stored size matches the annotated size; otherwise the boxes would be wrong.
     pub(crate) fn check_size(&self, stored: (usize, usize)) -> Result<(), Error> {
         match self.image_size {
             Some(annotated) if annotated != stored => Err(Error::field(
                 "image_size",
                 format!(
-                    "{} x {} pixels (height x width) in the annotations, but the image has {} x \
-                         {}",
+                    "annotated as {} x {} pixels (height x width), but the image has {} x {}",
                     annotated.0, annotated.1, stored.0, stored.1
                 ),
             )),
@@ -125,7 +124,7 @@ impl Record {
 
     /// Hash of the image name.
     ///
-    /// FNV-1a without the sign bit: stable across processes.
+    /// FNV-1a without the sign bit, which is stable across processes.
     pub(crate) fn image_number(&self) -> i64 {
         let mut hash = 0xCBF2_9CE4_8422_2325_u64;
         for byte in self.image_id.bytes() {
@@ -135,7 +134,7 @@ impl Record {
     }
 }
 
-/// Read and decode a file, with a background as in [`image::decode_over`].
+/// Read and decode an image file, with a background as in [`image::decode_over`].
 pub(crate) fn read_image(
     path: &Path,
     max_pixels: usize,
@@ -147,7 +146,7 @@ pub(crate) fn read_image(
 
 fn read_file(path: &Path) -> Result<Vec<u8>, Error> {
     let read = || {
-        // Reading a pipe without a writer would block, and a device might never end.
+        // Reading a pipe without a writer would block, and reading a device might never end.
         let kind = std::fs::metadata(path)?.file_type();
         if !kind.is_file() && !kind.is_dir() {
             return Err(std::io::Error::other("not a regular file"));

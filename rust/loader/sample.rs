@@ -1,4 +1,4 @@
-//! Prepare a record: read headers, sample transforms, map boxes, tokenize, mask.
+//! Prepare a record: read image headers, sample transforms, map boxes, tokenize and mask.
 
 use crate::Error;
 use crate::boxes::BoxXyxy;
@@ -15,14 +15,14 @@ use crate::try_alloc;
 /// A sample that is complete except for its pixels.
 #[derive(Clone)]
 pub struct PreparedSample {
-    /// Everything but the images.
+    /// Everything except the images.
     pub sample: Sample,
-    /// The images with their sampled transforms.
+    /// The images and their sampled transforms.
     pub images: Vec<(ProbedImage, SampledTransform)>,
 }
 
 impl PreparedSample {
-    /// Total bytes of the encoded images.
+    /// Total size of the encoded images in bytes.
     pub fn bytes(&self) -> usize {
         let images = self.images.iter();
         images.map(|(probed, _)| probed.bytes().len()).sum()
@@ -40,7 +40,7 @@ pub struct Sample {
     pub token_ids: Vec<u32>,
     /// Token ids after MLM masking.
     pub masked_ids: Vec<u32>,
-    /// The original id where a token was picked for MLM.
+    /// MLM labels: the original ids of picked tokens.
     pub mlm_labels: Vec<Option<u32>>,
     pub image_id: i64,
     /// (answer index, soft score).
@@ -86,7 +86,7 @@ fn prepare(config: &LoaderConfig, record: &Record) -> Result<PreparedSample, Err
                 let mut moved = sampled.transform_boxes(&record.boxes_xyxy, size.0, size.1)?;
                 let loses_all = !moved.is_empty() && moved.iter().all(Option::is_none);
                 if let Some(whole) = sampled.uncut(size.0, size.1).filter(|_| loses_all) {
-                    // Otherwise the text may not describe the image.
+                    // Otherwise, the text might no longer describe the image.
                     sampled = whole;
                     moved = sampled.transform_boxes(&record.boxes_xyxy, size.0, size.1)?;
                 }
@@ -98,7 +98,7 @@ fn prepare(config: &LoaderConfig, record: &Record) -> Result<PreparedSample, Err
     }
     match config.task {
         Task::Grounding => {}
-        // Not mirrored: "left" means the left one of the two images.
+        // Not mirrored, because "left" refers to the left one of the two images.
         Task::Reasoning => sample.token_ids = encode(config, &record.text)?.ids,
         Task::ImageText | Task::Question => {
             let text = mirror_if(flipped, &record.text);
@@ -151,7 +151,7 @@ fn encode(config: &LoaderConfig, text: &str) -> Result<Encoded, Error> {
     config.tokenizer.encode(text, Some(config.max_tokens))
 }
 
-/// Tokenize the text; keep the boxes that survive the crop and are named by a token.
+/// Tokenize the text and keep the boxes that survive the crop and are named by a token.
 fn ground(
     config: &LoaderConfig,
     record: &Record,

@@ -13,9 +13,8 @@ use crate::loader::decode_into::ImageDecoder;
 use crate::loader::record::Record;
 use crate::loader::sample::prepare_sample;
 
-/// Maximum number of records that a thread takes at a time. Within a group, files of similar length
-/// are decoded in pairs: when one image of a pair ends early, the rest of the other is decoded
-/// alone.
+/// Maximum number of records that a thread takes at a time. Files of similar length in a group are
+/// decoded in pairs; when one image of a pair ends early, the rest of the other is decoded alone.
 const GROUP: usize = 8;
 
 /// A unit of work: one record of a batch.
@@ -32,14 +31,14 @@ pub(crate) struct SampleRef {
 }
 
 pub(crate) enum JobKind {
-    /// Read and prepare it; boxed, since it is the larger variant.
+    /// Read and prepare the record; boxed because it is the larger variant.
     Prepare(Box<Record>),
-    /// Decode its images into the batch.
+    /// Decode the images of a prepared sample into the batch.
     Decode(PendingDecode),
 }
 
 impl SampleRef {
-    /// True if its session is closed.
+    /// True if the session is closed.
     fn is_closed(&self) -> bool {
         lock(&self.session.queue).closed
     }
@@ -51,7 +50,7 @@ pub(crate) struct SessionState {
     pub(crate) changed: Condvar,
 }
 
-/// A queued batch, with its outcome once there is one.
+/// A queued batch, with its outcome once available.
 pub(crate) struct QueuedBatch {
     pub(crate) batch: Arc<Mutex<BatchBuilder>>,
     pub(crate) outcome: Option<BatchOutcome>,
@@ -72,7 +71,7 @@ pub(crate) struct Queue {
 
 #[derive(Default)]
 pub(crate) struct Jobs {
-    /// Taken first, since their batches are further along.
+    /// Jobs taken first because their batches are further along.
     pub(crate) to_decode: VecDeque<Job>,
     pub(crate) to_prepare: VecDeque<Job>,
     pub(crate) stopped: bool,
@@ -84,7 +83,7 @@ impl Jobs {
         urgent.or_else(|| self.to_prepare.pop_front())
     }
 
-    /// Take a share of the jobs that leaves enough for the other threads.
+    /// Take a share of the jobs, leaving enough for the other threads.
     fn take(&mut self, threads: usize) -> Vec<Job> {
         let waiting = self.to_decode.len() + self.to_prepare.len();
         let count = (waiting / threads.max(1)).clamp(1, GROUP);
@@ -101,7 +100,7 @@ pub(crate) struct WorkerPool {
     pub(crate) changed: Condvar,
 }
 
-/// Lock a mutex; the state of a poisoned lock is still consistent.
+/// Lock a mutex; even if it is poisoned, the state is consistent.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -126,7 +125,7 @@ impl WorkerPool {
         }
     }
 
-    /// Prepare the new records, then decode in pairs.
+    /// Prepare new records, then decode in pairs.
     fn run_jobs(&self, jobs: Vec<Job>, decoder: &mut ImageDecoder) {
         let mut ready = Vec::with_capacity(jobs.len());
         for job in jobs {
@@ -156,7 +155,7 @@ impl WorkerPool {
         }
     }
 
-    /// Decode samples and record their outcomes. The flag is true if the sample will not be decoded
+    /// Decode samples and record their outcomes. A flag is true if its sample will not be decoded
     /// again.
     fn decode(&self, ready: Vec<(SampleRef, PendingDecode, bool)>, decoder: &mut ImageDecoder) {
         let (mut sample_refs, mut records) = (Vec::new(), Vec::new());
@@ -171,7 +170,7 @@ impl WorkerPool {
         }
         let keys = records.iter().map(|it| it.prepared.sample.key.clone());
         let keys: Vec<_> = keys.collect();
-        // A batch that lost its worker would never finish.
+        // A batch whose worker is lost would never finish.
         let decode = || batch_builder::decode(records, &self.config, decoder);
         let outcomes = catch_unwind(AssertUnwindSafe(decode)).unwrap_or_else(|_| {
             // The decoder's buffers may be inconsistent.
@@ -186,7 +185,7 @@ impl WorkerPool {
         }
     }
 
-    /// Prepare a record. Returns its state if it cannot be decoded yet.
+    /// Prepare a record. Returns the sample's state if it cannot be decoded yet.
     fn prepare(
         &self,
         record: &Record,
@@ -213,7 +212,7 @@ impl WorkerPool {
         }
     }
 
-    /// Start the next step of a batch, if no sample is pending.
+    /// Start the next step of a batch if no sample is pending.
     pub(crate) fn advance(&self, session: &Arc<SessionState>, batch: &Arc<Mutex<BatchBuilder>>) {
         let outcome = match lock(batch).advance(&self.config, &self.pool) {
             NextStep::Wait => return,

@@ -13,16 +13,16 @@ pub enum Layout {
 
 named!(Layout, "layout", [Chw = "chw", Hwc = "hwc"]);
 
-/// Data type of a value.
+/// Data type of the pixel values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dtype {
     /// float32.
     Float32,
-    /// float16: the float32 value, rounded to nearest even.
+    /// float16, rounded from float32 to nearest even.
     Float16,
-    /// bfloat16: the float32 value, rounded to nearest even.
+    /// bfloat16, rounded from float32 to nearest even.
     BFloat16,
-    /// uint8: the byte itself, not normalized.
+    /// uint8, the original byte without normalization.
     Uint8,
 }
 
@@ -48,7 +48,7 @@ impl Dtype {
         }
     }
 
-    /// Encoded value of a byte; unused bytes are 0.
+    /// Encode a value; unused bytes are 0.
     pub(crate) fn stored(self, byte: u8, value: f32) -> [u8; 4] {
         let two = |bits: u16| {
             let [low, high] = bits.to_ne_bytes();
@@ -85,14 +85,14 @@ fn half_precision(value: f32) -> u16 {
     sign | if value.is_nan() {
         0x7E00 | (size >> 13 & 0x3FF) as u16
     } else if size >= 0x4780_0000 {
-        // 2^16 and more.
+        // 2^16 or more.
         0x7C00
     } else if size >= 0x3880_0000 {
-        // 2^-14 and more; rounding up may give infinity, whose bits follow those of the largest
+        // 2^-14 or more; rounding up may give infinity, whose bits follow those of the largest
         // number.
         rounded(size - 0x3800_0000, 13)
     } else if size >= 0x3300_0000 {
-        // Subnormal: steps of 2^-24; 2^-25 is the smallest that may round to one.
+        // Subnormal, in steps of 2^-24; 2^-25 is the smallest value that may round up to one.
         let exponent = size >> 23;
         rounded(size & 0x7F_FFFF | 0x80_0000, 126 - exponent)
     } else {

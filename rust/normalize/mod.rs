@@ -12,9 +12,9 @@ use crate::normalize::simd::{Arithmetic, ByteTable, ChannelTables, SEGMENT, byte
 use crate::resize::simd::Passes;
 use crate::try_alloc;
 
-/// ImageNet means, RGB, for values in [0, 1].
+/// ImageNet means in RGB order, for values in [0, 1].
 pub const IMAGENET_MEAN: [f64; 3] = [0.485, 0.456, 0.406];
-/// ImageNet standard deviations, RGB, for values in [0, 1].
+/// ImageNet standard deviations in RGB order, for values in [0, 1].
 pub const IMAGENET_STD: [f64; 3] = [0.229, 0.224, 0.225];
 
 /// Channel order of the output.
@@ -28,10 +28,10 @@ pub enum ChannelOrder {
 
 named!(ChannelOrder, "channel_order", [Rgb = "rgb", Bgr = "bgr"]);
 
-/// Parameters of the normalization.
+/// Normalization parameters.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Normalization {
-    /// Channel order of the output; `mean` and `std` are always RGB.
+    /// Channel order of the output; `mean` and `std` are always in RGB order.
     pub channel_order: ChannelOrder,
     /// Subtracted from values in [0, 1].
     pub mean: [f64; 3],
@@ -53,7 +53,7 @@ impl Normalization {
     /// Check every field.
     ///
     /// # Errors
-    /// [`Error::Argument`] that names the field.
+    /// [`Error::Argument`] that names the invalid field.
     pub fn check(&self) -> Result<(), Error> {
         if !self.std.iter().all(|&std| std > 0.0 && std.is_finite()) {
             let reason = format!("{:?}; expected numbers above 0", self.std);
@@ -74,8 +74,8 @@ impl Normalization {
         }
     }
 
-    /// Normalized value of each byte of a source channel, computed as torchvision's `ToTensor` and
-    /// `Normalize`.
+    /// Normalized value for each byte of a source channel, computed as by torchvision's `ToTensor`
+    /// and `Normalize`.
     #[allow(clippy::cast_possible_truncation)] // Single precision, as in torchvision.
     fn table(&self, channel: usize) -> [f32; 256] {
         let (mean, std) = (self.mean[channel] as f32, self.std[channel] as f32);
@@ -86,7 +86,7 @@ impl Normalization {
         table
     }
 
-    /// Arithmetic that reproduces the table of a source channel exactly, if there is one.
+    /// Arithmetic that exactly reproduces the table of a source channel, if there is any.
     #[allow(clippy::cast_possible_truncation)] // Rounded.
     fn arithmetic(&self, channel: usize) -> Option<Arithmetic> {
         let std = f64::from(self.std[channel] as f32);
@@ -114,7 +114,7 @@ impl RowWriter {
     /// Build the lookup tables.
     ///
     /// # Errors
-    /// [`Error::Argument`] for an invalid mean or standard deviation.
+    /// [`Error::Argument`] if the mean or standard deviation is invalid.
     pub fn new(
         normalization: &Normalization,
         layout: Layout,
@@ -144,20 +144,20 @@ impl RowWriter {
         Ok(Self { layout, values })
     }
 
-    /// Bytes of an image of `size` (height, width).
+    /// Number of bytes of an image of `size` (height, width).
     #[must_use]
     pub fn slot_bytes(&self, size: (usize, usize)) -> usize {
         size.0 * size.1 * 3 * self.values.dtype.bytes()
     }
 
-    /// Write a row of RGB bytes as row `y` of the image in `slot`, optionally mirrored, and zeros
-    /// to its right.
+    /// Write a row of RGB bytes to row `y` of the image in `slot`, optionally mirrored, and fill
+    /// the rest of the row with zeros.
     ///
     /// `slot` holds the bytes of one image of the batch, whose padded size is `slot_size` (height,
     /// width).
     ///
     /// # Errors
-    /// [`Error::Argument`] if the row or the slot has a wrong length.
+    /// [`Error::Argument`] if the row or the slot has the wrong length.
     pub fn write_row(
         &self,
         row: &[u8],
@@ -170,7 +170,7 @@ impl RowWriter {
             return Err(Error::argument(
                 "row",
                 format!(
-                    "row {y} of {} bytes; expected at most {} x {} pixels of 3 bytes",
+                    "row {y} has {} bytes; expected a row within {} x {} pixels of 3 bytes each",
                     row.len(),
                     slot_size.0,
                     slot_size.1
@@ -220,10 +220,10 @@ impl RowWriter {
         }
     }
 
-    /// Write zeros below an image of `height` rows.
+    /// Fill the rows below an image of `height` rows with zeros.
     ///
     /// # Errors
-    /// [`Error::Argument`] if the slot has a wrong length.
+    /// [`Error::Argument`] if the slot has the wrong length.
     pub fn pad_below(
         &self,
         slot: &mut [u8],
@@ -259,10 +259,10 @@ impl RowWriter {
     }
 }
 
-/// Prefetch distance in rows: rows are finished a few at a time.
+/// Prefetch distance in rows; a few rows are finished at a time.
 const AHEAD: usize = 3;
 
-/// Prefetch a later output row, so that its stores do not wait.
+/// Prefetch a later output row so that its stores do not stall.
 fn fetch_later(below: &[u8], stride: usize, used: usize) {
     let start = (AHEAD - 1) * stride;
     if let Some(row) = below.get(start..start + used) {
@@ -284,9 +284,9 @@ fn for_segments(row: &[u8], flip: bool, mut write: impl FnMut(usize, &[u8])) {
     }
 }
 
-/// Normalize images into a planar batch, padded right and bottom with zeros.
+/// Normalize images into a planar batch, zero-padded on the right and bottom.
 ///
-/// Returns the values and the padded (height, width): the largest image, rounded up to the divisor.
+/// Returns the values and the padded (height, width): the largest image, rounded up to `divisor`.
 pub(crate) fn write(
     images: &[&Rgb],
     normalization: &Normalization,

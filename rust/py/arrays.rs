@@ -1,4 +1,4 @@
-//! Arrays shared between Rust and Python without a copy; the only `unsafe` code of the bindings.
+//! Arrays shared between Rust and Python without copying; the only `unsafe` code in the bindings.
 
 use std::any::Any;
 use std::ffi::{CStr, c_int, c_void};
@@ -15,7 +15,7 @@ use crate::normalize::layout::Dtype;
 
 /// An element type of a [`Buffer`].
 pub trait Item: Send + Sync + 'static {
-    /// Format in the buffer protocol, and `NumPy`'s name.
+    /// Format code of the buffer protocol, and `NumPy`'s name.
     const TYPE: (&'static CStr, &'static str);
 }
 
@@ -35,11 +35,11 @@ impl Item for bool {
     const TYPE: (&'static CStr, &'static str) = (c"?", "bool");
 }
 
-/// A Rust array, writable through the buffer protocol: `numpy.asarray(buffer)` and
-/// `torch.frombuffer(buffer, dtype=...)` share its memory.
+/// Array whose memory is owned by Rust, writable through the buffer protocol:
+/// `numpy.asarray(buffer)` and `torch.frombuffer(buffer, dtype=...)` share it.
 #[pyclass(module = "fiber._core", frozen)]
 pub struct Buffer {
-    // Used only through a raw pointer after construction; see `__getbuffer__`.
+    // After construction, only accessed through a raw pointer; see `__getbuffer__`.
     pointer: SendPointer,
     dtype: &'static str,
     format: &'static CStr,
@@ -54,15 +54,15 @@ pub struct Buffer {
 /// A pointer to memory owned by the same [`Buffer`].
 struct SendPointer(*mut c_void);
 
-// SAFETY: the memory is plain numbers owned by the buffer. Rust never accesses it after
-// construction; Python code that shares it between threads synchronizes itself, as with any other
-// exporter of the buffer protocol.
+// SAFETY: the memory holds plain numbers and is owned by the buffer. Rust never accesses it after
+// construction; Python code that shares it between threads must synchronize access itself, as with
+// any other exporter of the buffer protocol.
 unsafe impl Send for SendPointer {}
 // SAFETY: see above.
 unsafe impl Sync for SendPointer {}
 
 impl Buffer {
-    /// Wrap values in C order as an array of this shape.
+    /// Wrap values in C order as an array of the given shape.
     pub fn new<T: Item>(mut values: Vec<T>, shape: &[usize]) -> PyResult<Self> {
         let pointer = SendPointer(values.as_mut_ptr().cast());
         let count = values.len();
@@ -76,7 +76,7 @@ impl Buffer {
         )
     }
 
-    /// Wrap the pixels of a batch in a loader's buffer.
+    /// Wrap the pixels of a batch, which are in a loader's buffer.
     pub fn of_pixels(mut block: PooledBuffer, dtype: Dtype, shape: &[usize]) -> PyResult<Self> {
         let pointer = SendPointer(block.as_mut_ptr().cast());
         let count = block.len() / dtype.bytes();
@@ -98,7 +98,7 @@ impl Buffer {
         )
     }
 
-    /// `ValueError` if the shape has another number of elements than `count`.
+    /// `ValueError` if the shape does not have `count` elements.
     fn of(
         pointer: SendPointer,
         count: usize,
@@ -108,7 +108,7 @@ impl Buffer {
         shape: &[usize],
     ) -> PyResult<Self> {
         if shape.iter().product::<usize>() != count {
-            let message = format!("{count} values for the shape {shape:?}");
+            let message = format!("{count} values do not fit shape {shape:?}");
             return Err(PyValueError::new_err(message));
         }
         let size = |count: usize| ffi::Py_ssize_t::try_from(count).map_err(PyErr::from);
@@ -133,7 +133,7 @@ impl Buffer {
 
 #[pymethods]
 impl Buffer {
-    /// Size of every dimension.
+    /// Size of each dimension.
     #[getter]
     fn shape<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
         PyTuple::new(py, self.shape.iter())
@@ -152,7 +152,7 @@ impl Buffer {
     /// Fill a view of the memory.
     ///
     /// # Safety
-    /// Called by the interpreter only, with a valid `view`.
+    /// Only called by the interpreter, with a valid `view`.
     unsafe fn __getbuffer__(
         slf: Bound<'_, Self>,
         view: *mut ffi::Py_buffer,
@@ -178,7 +178,7 @@ impl Buffer {
             } else {
                 ptr::null_mut()
             },
-            // The array is contiguous: without the shape, it is read as bytes.
+            // The array is contiguous, so without the shape it is read as flat bytes.
             shape: if wants(ffi::PyBUF_ND) {
                 shape.cast_mut()
             } else {
@@ -203,7 +203,7 @@ impl Buffer {
     }
 }
 
-/// Elements of a Python array.
+/// View the elements of a Python array.
 pub fn numbers<'a, T: Element>(name: &str, array: &'a PyBuffer<T>) -> PyResult<&'a [T]> {
     if !array.is_c_contiguous() {
         let message = format!("{name}: expected a contiguous array");
@@ -217,8 +217,8 @@ pub fn numbers<'a, T: Element>(name: &str, array: &'a PyBuffer<T>) -> PyResult<&
     Ok(unsafe { slice::from_raw_parts(array.buf_ptr().cast(), array.item_count()) })
 }
 
-/// Writable elements of a Python array.
-#[allow(clippy::mut_from_ref)] // Python owns the array; only this function writes it.
+/// View the elements of a Python array as writable.
+#[allow(clippy::mut_from_ref)] // Python owns the array; only callers of this function write to it.
 pub fn numbers_mut<'a, T: Element>(name: &str, array: &'a PyBuffer<T>) -> PyResult<&'a mut [T]> {
     numbers(name, array)?;
     if array.readonly() {
@@ -228,6 +228,6 @@ pub fn numbers_mut<'a, T: Element>(name: &str, array: &'a PyBuffer<T>) -> PyResu
     if array.item_count() == 0 {
         return Ok(&mut []);
     }
-    // SAFETY: as above; callers never pass an array twice.
+    // SAFETY: as above; callers never pass the same array twice.
     Ok(unsafe { slice::from_raw_parts_mut(array.buf_ptr().cast(), array.item_count()) })
 }

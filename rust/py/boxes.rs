@@ -1,11 +1,11 @@
-//! Bindings of text spans and boxes.
+//! Bindings for text spans and boxes.
 
 use pyo3::prelude::*;
 
 use super::arrays::Buffer;
 use crate::tokenizer::spans::{self, CharSpan};
 
-/// Return which tokens name each box: (boxes, tokens).
+/// Map each box to the tokens that name it: (boxes, tokens).
 #[pyfunction]
 #[pyo3(signature = (offsets, char_spans))]
 pub fn positive_map(offsets: Vec<CharSpan>, char_spans: Vec<Vec<CharSpan>>) -> PyResult<Buffer> {
@@ -16,7 +16,7 @@ pub fn positive_map(offsets: Vec<CharSpan>, char_spans: Vec<Vec<CharSpan>>) -> P
     Buffer::new(rows, &[char_spans.len(), offsets.len()])
 }
 
-/// Swap "left" and "right" in a text, and map spans accordingly.
+/// Swap "left" and "right" in a text and shift spans accordingly.
 #[pyfunction]
 #[pyo3(signature = (text, char_spans = Vec::new()))]
 pub fn mirror_words(text: &str, char_spans: Vec<CharSpan>) -> (String, Vec<CharSpan>) {

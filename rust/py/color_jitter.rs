@@ -1,4 +1,4 @@
-//! Bindings of color jitter.
+//! Bindings for color jitter.
 
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
@@ -7,7 +7,7 @@ use super::arrays::Buffer;
 use super::pixels::{to_buffer, to_rgb};
 use crate::transform::color_jitter::{self, ColorChange};
 
-/// Random brightness, contrast, saturation and hue.
+/// Randomly change brightness, contrast, saturation and hue.
 #[pyclass(module = "fiber._core", frozen, eq)]
 #[derive(Clone, PartialEq)]
 pub struct ColorJitter {
@@ -34,7 +34,7 @@ impl ColorJitter {
         Ok(Self { inner })
     }
 
-    /// Return every parameter by name.
+    /// Return all settings by name.
     fn describe<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         describe(py, &self.inner)
     }
@@ -48,7 +48,7 @@ impl ColorJitter {
     }
 }
 
-/// Return every parameter by name.
+/// Return all settings by name.
 pub fn describe<'py>(
     py: Python<'py>,
     inner: &color_jitter::ColorJitter,
@@ -60,7 +60,7 @@ pub fn describe<'py>(
     Ok(settings)
 }
 
-/// Apply one color change to an array (H, W, 3) of uint8.
+/// Apply one color change to an (H, W, 3) uint8 array.
 #[pyfunction]
 pub fn jitter_image(image: &Bound<'_, PyAny>, change: &str, factor: f64) -> PyResult<Buffer> {
     let change = ColorChange::from_name(change, factor)?;

@@ -12,10 +12,10 @@ pyo3::create_exception!(
     fiber,
     DecodeError,
     PyValueError,
-    "An image that cannot be decoded; the message names the file and the reason."
+    "Raised if an image cannot be decoded; the message gives the file and the reason."
 );
 
-/// Create the exception class; `status` is its default.
+/// Create the exception class, with a default `status`.
 pub(super) fn decode_error(py: Python<'_>) -> PyResult<Bound<'_, PyType>> {
     let class = py.get_type::<DecodeError>();
     class.setattr("status", "corrupt")?;
@@ -27,7 +27,7 @@ impl From<Error> for PyErr {
         let message = error.to_string();
         match innermost(&error) {
             Error::File { path, source } => {
-                // The record's key is a prefix; Python adds the file name itself.
+                // Keep the record's key, a prefix; Python itself adds the file name.
                 let place = message
                     .strip_suffix(&format!("{}: {source}", path.display()))
                     .unwrap_or_default();
@@ -63,10 +63,10 @@ fn innermost(error: &Error) -> &Error {
     }
 }
 
-/// errno of an OS error without a number: EINVAL.
+/// errno for an error that has none: EINVAL.
 const INVALID: i32 = 22;
 
-/// errno and message; Rust appends the errno to the message, Python shows it in front.
+/// errno and message. Rust appends the errno to the message, but Python puts it in front.
 fn describe(source: &std::io::Error) -> (i32, String) {
     let number = source.raw_os_error();
     let words = source.to_string();

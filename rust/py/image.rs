@@ -1,4 +1,4 @@
-//! Bindings of image decoding, resizing and transforms.
+//! Bindings for image decoding, resizing and transforms.
 
 use std::path::PathBuf;
 
@@ -22,7 +22,7 @@ use crate::transform::crop::RandomCrop;
 use crate::transform::{Geometry, Transform, color_jitter, rand_augment};
 use crate::try_alloc;
 
-/// Transform of an image and its boxes.
+/// Resize, augment and normalize an image and transform its boxes accordingly.
 #[pyclass(module = "fiber._core", frozen, eq)]
 #[derive(Clone, PartialEq)]
 pub struct ImageTransform {
@@ -51,7 +51,7 @@ impl ImageTransform {
     }
 }
 
-/// Convert a count; the error names the argument, unlike pyo3's own.
+/// Convert a count; unlike pyo3's own error, this one names the argument.
 pub(super) fn count(name: &'static str, value: i128) -> PyResult<usize> {
     usize::try_from(value)
         .map_err(|_| PyValueError::new_err(format!("{name}: {value}; expected 0 or more")))
@@ -84,7 +84,7 @@ pub(super) fn arguments(settings: &Bound<'_, PyDict>) -> PyResult<String> {
 #[pymethods]
 #[allow(clippy::too_many_arguments)] // Keyword arguments in Python.
 impl ImageTransform {
-    /// Resize to size x size; the aspect ratio is not kept.
+    /// Resize to `size` x `size` without keeping the aspect ratio.
     #[staticmethod]
     #[pyo3(signature = (size, *, color_jitter = None, rand_augment = None, filter = "bicubic", resize = "exact", channel_order = "rgb", mean = IMAGENET_MEAN, std = IMAGENET_STD))]
     fn squash(
@@ -106,7 +106,7 @@ impl ImageTransform {
         Self::build(Geometry::Squash { size }, 0.0, augment, values)
     }
 
-    /// Crop a random rectangle and resize it to size x size.
+    /// Crop a random rectangle and resize it to `size` x `size`.
     #[staticmethod]
     #[pyo3(signature = (size, *, scale = (0.5, 1.0), ratio = (0.75, 4.0 / 3.0), flip_probability = 0.5, color_jitter = None, rand_augment = None, filter = "bicubic", resize = "exact", channel_order = "rgb", mean = IMAGENET_MEAN, std = IMAGENET_STD))]
     fn random_resized_crop(
@@ -132,7 +132,7 @@ impl ImageTransform {
         Self::build(geometry, flip_probability, augment, values)
     }
 
-    /// Resize the shorter side to one of sizes, the longer to at most `max_size`.
+    /// Resize the shorter side to one of `sizes`, and the longer side to at most `max_size`.
     #[staticmethod]
     #[pyo3(signature = (sizes, max_size, *, crop_probability = 0.0, crop_scale = (0.5, 1.0), flip_probability = 0.0, color_jitter = None, rand_augment = None, divisor = 32, filter = "bilinear", resize = "exact", channel_order = "rgb", mean = IMAGENET_MEAN, std = IMAGENET_STD))]
     fn shorter_side(
@@ -168,13 +168,13 @@ impl ImageTransform {
         Self::build(geometry, flip_probability, augment, values)
     }
 
-    /// True if all images come out with the same height and width.
+    /// True if every output has the same square size.
     #[getter]
     fn is_square(&self) -> bool {
         !matches!(self.inner.geometry, Geometry::ShorterSide { .. })
     }
 
-    /// Return every parameter by name.
+    /// Return all settings by name.
     fn describe<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let settings = PyDict::new(py);
         match &self.inner.geometry {
@@ -235,7 +235,7 @@ pub fn probe_image(data: &[u8]) -> PyResult<(usize, usize, &'static str)> {
     Ok((height, width, format.name()))
 }
 
-/// Decode encoded bytes to (H, W, 3) uint8.
+/// Decode the bytes of an image file to (H, W, 3) uint8.
 #[pyfunction]
 #[pyo3(signature = (data, *, max_pixels = image::MAX_PIXELS, background = None))]
 pub fn decode_image(
@@ -261,9 +261,9 @@ pub fn read_image(
     to_buffer(py.detach(|| record::read_image(&path, max_pixels, background))?)
 }
 
-/// Resize an array (H, W, 3) of uint8, or a crop (top, left, height, width) of it.
+/// Resize an (H, W, 3) uint8 array, or a crop (top, left, height, width) of it.
 ///
-/// Rows are processed `rows_at_once` at a time, 0 = all.
+/// `rows_at_once` rows are processed at a time (0: all rows).
 #[pyfunction]
 #[pyo3(signature = (image, height, width, filter = "bicubic", *, resize = "exact", crop = None, rows_at_once = 0, instructions = None))]
 #[allow(clippy::too_many_arguments)] // Keyword arguments in Python.
@@ -313,7 +313,7 @@ pub fn resize_image(
     to_buffer(resized)
 }
 
-/// Normalize an array (H, W, 3) of uint8 into the bytes of an image padded to `height` x `width`.
+/// Normalize an (H, W, 3) uint8 array to the bytes of an image padded to `height` x `width`.
 #[pyfunction]
 #[pyo3(signature = (image, height, width, *, layout = "chw", dtype = "float32", flip = false, channel_order = "rgb", mean = IMAGENET_MEAN, std = IMAGENET_STD, instructions = None))]
 #[allow(clippy::too_many_arguments)] // Keyword arguments in Python.
@@ -337,7 +337,7 @@ pub fn normalize_image(
     let (layout, dtype) = (Layout::from_name(layout)?, Dtype::from_name(dtype)?);
     let writer = RowWriter::new(&normalization, layout, dtype, instructions)?;
     let size = (height, width);
-    // Batch buffers are reused; unwritten bytes would show.
+    // Not zero, like a reused batch buffer, so that unwritten bytes show up.
     let bytes = writer.slot_bytes(size);
     let mut slot = try_alloc::filled(0xAA, bytes, try_alloc::of_image(height, width))?;
     image.py().detach(|| {
@@ -350,7 +350,7 @@ pub fn normalize_image(
     Buffer::new(slot, &[bytes])
 }
 
-/// Apply a transform to an array (H, W, 3) of uint8, or to encoded bytes.
+/// Apply a transform to an (H, W, 3) uint8 array or to the bytes of an image file.
 #[pyfunction]
 #[pyo3(signature = (image, transform, boxes = None, *, seed = 0, epoch = 0, index = 0))]
 pub fn apply_transform(

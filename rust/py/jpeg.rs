@@ -1,4 +1,4 @@
-//! Bindings of the JPEG decoder.
+//! Bindings for the JPEG decoder.
 
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -16,7 +16,7 @@ pub fn read_jpeg_header(data: &[u8]) -> PyResult<(usize, usize, u8)> {
     Ok((header.height, header.width, header.orientation))
 }
 
-/// Decode a JPEG file; damaged parts are filled, and the reason is returned.
+/// Decode a JPEG file, filling in damaged parts; return the image and the reason, if any.
 #[pyfunction]
 #[pyo3(signature = (data, *, divisor = 1, stop_row = None, max_pixels = image::MAX_PIXELS, instructions = None, beside = None))]
 pub fn decode_jpeg(

@@ -1,4 +1,4 @@
-//! Bindings of the loader.
+//! Bindings for the loader.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use crate::normalize::layout::{Dtype, Layout};
 use crate::rng::{self, Purpose, Rng};
 use crate::tokenizer::spans::CharSpan;
 
-/// Timeout of one wait; Python handles signals, such as Ctrl-C, in between.
+/// Timeout of a single wait; between waits, Python handles signals such as Ctrl-C.
 const SLICE: Duration = Duration::from_millis(50);
 
 /// Worker threads that turn records into batches.
@@ -38,7 +38,7 @@ pub struct Session {
     fields: BatchFields,
 }
 
-/// Determines the fields of a batch.
+/// The settings that determine the fields of a batch.
 #[derive(Clone, Copy)]
 struct BatchFields {
     task: Task,
@@ -116,7 +116,7 @@ impl Loader {
         })
     }
 
-    /// Open a session.
+    /// Start a session.
     fn open(&self) -> Session {
         Session {
             inner: self.inner.open(),
@@ -124,7 +124,7 @@ impl Loader {
         }
     }
 
-    /// Bytes of all batch buffers: current and peak.
+    /// Current and peak total size of the batch buffers, in bytes.
     #[getter]
     fn image_bytes(&self) -> (usize, usize) {
         self.inner.image_bytes()
@@ -133,14 +133,14 @@ impl Loader {
 
 #[pymethods]
 impl Session {
-    /// Submit the records of one batch; does not block.
+    /// Submit the records of one batch without blocking.
     fn submit(&self, records: Vec<Bound<'_, PyTuple>>) -> PyResult<()> {
         let records = records.iter().map(to_record).collect::<PyResult<_>>()?;
         self.inner.submit(records);
         Ok(())
     }
 
-    /// Submit replacements for the bad samples that `next` returned.
+    /// Submit replacements for the bad samples reported by `next`.
     fn replace(&self, records: Vec<(usize, Bound<'_, PyTuple>)>) -> PyResult<()> {
         let records = records.iter();
         let records = records.map(|(place, record)| Ok((*place, to_record(record)?)));
@@ -148,18 +148,18 @@ impl Session {
         Ok(())
     }
 
-    /// Declare that no more batches will be submitted.
+    /// Signal that no more batches will be submitted.
     fn finish(&self) {
         self.inner.finish();
     }
 
-    /// Drop all queued batches.
+    /// Discard all pending batches.
     fn close(&self, py: Python<'_>) {
         py.detach(|| self.inner.close());
     }
 
-    /// Wait for the next batch, without the GIL. Returns None after the last one, and a list of bad
-    /// samples if the batch needs replacements.
+    /// Wait for the next batch without holding the GIL. Returns None after the last one, or a list
+    /// of bad samples if the batch needs replacements.
     fn next<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
         loop {
             match py.detach(|| self.inner.next(SLICE))? {
@@ -241,7 +241,7 @@ pub fn permutation(py: Python<'_>, count: usize, seed: u64, epoch: u64) -> PyRes
     Buffer::new(order, &[count])
 }
 
-/// Random number below `bound`, a function of the other arguments.
+/// Random integer in [0, bound), determined by the other arguments.
 #[pyfunction]
 pub fn draw_below(bound: u64, seed: u64, epoch: u64, index: u64, attempt: u8) -> u64 {
     Rng::new(seed, epoch, index, Purpose::Replacement(attempt)).below(bound)
@@ -270,7 +270,7 @@ fn to_record(plain: &Bound<'_, PyTuple>) -> PyResult<Record> {
     })
 }
 
-/// Bytes are encoded images, everything else is a path.
+/// Bytes are the contents of an image file; everything else is a path.
 fn to_stored(image: &Bound<'_, PyAny>) -> PyResult<StoredImage> {
     if let Ok(bytes) = image.cast::<PyBytes>() {
         Ok(StoredImage::Bytes(Arc::new(PyBackedBytes::from(

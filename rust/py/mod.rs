@@ -1,6 +1,6 @@
 //! Registration of the extension module `fiber._core`.
 
-// Arguments converted from Python are owned; pyo3 takes them by value.
+// Arguments converted from Python are owned, so pyo3 passes them by value.
 #![allow(clippy::needless_pass_by_value)]
 
 mod arrays;
@@ -17,7 +17,7 @@ mod tokenizer;
 
 use pyo3::prelude::*;
 
-/// Data path of FIBER; typed in the stub `_core.pyi`.
+/// Data pipeline of FIBER; see the type stub `_core.pyi`.
 #[pymodule]
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;

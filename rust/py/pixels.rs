@@ -7,7 +7,7 @@ use pyo3::prelude::*;
 use super::arrays::{Buffer, numbers};
 use crate::image::{Rgb, RgbView};
 
-/// A Python array (H, W, 3) of uint8; copied if it is not contiguous.
+/// An (H, W, 3) uint8 Python array, copied if it is not contiguous.
 pub(super) struct RgbArray {
     height: usize,
     width: usize,
@@ -20,14 +20,14 @@ impl RgbArray {
         let buffer = PyBuffer::<u8>::get(image).map_err(|_| {
             let of = image.getattr("dtype").map(|dtype| format!(" of {dtype}"));
             PyTypeError::new_err(format!(
-                "expected a uint8 array (H, W, 3) or the bytes of an image file, got {}{}",
+                "expected a uint8 array of shape (H, W, 3) or the bytes of an image file, got {}{}",
                 image.get_type(),
                 of.unwrap_or_default()
             ))
         })?;
         let &[height, width, 3] = buffer.shape() else {
             return Err(PyValueError::new_err(format!(
-                "expected a uint8 array (H, W, 3), got the shape {:?}",
+                "expected a uint8 array of shape (H, W, 3), got shape {:?}",
                 buffer.shape()
             )));
         };
@@ -53,7 +53,7 @@ impl RgbArray {
     }
 }
 
-/// Copy an array (H, W, 3) of uint8.
+/// Copy an (H, W, 3) uint8 array.
 pub(super) fn to_rgb(image: &Bound<'_, PyAny>) -> PyResult<Rgb> {
     let array = RgbArray::get(image)?;
     let pixels = array.view()?.pixels.to_vec();

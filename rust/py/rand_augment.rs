@@ -1,4 +1,4 @@
-//! Bindings of RandAugment.
+//! Bindings for RandAugment.
 
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
@@ -10,7 +10,7 @@ use crate::Error;
 use crate::transform::affine;
 use crate::transform::rand_augment::{self, OpKind, Operation};
 
-/// Random operations per image.
+/// Apply random operations to each image.
 #[pyclass(module = "fiber._core", frozen, eq)]
 #[derive(Clone, PartialEq)]
 pub struct RandAugment {
@@ -43,7 +43,7 @@ impl RandAugment {
         Ok(Self { inner })
     }
 
-    /// Argument of each operation, without its sign; None for operations without one.
+    /// Absolute argument of each operation, or None if it takes no argument.
     fn arguments<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let arguments = PyDict::new(py);
         for kind in &self.inner.operations {
@@ -52,7 +52,7 @@ impl RandAugment {
         Ok(arguments)
     }
 
-    /// Return every parameter by name.
+    /// Return all settings by name.
     fn describe<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         describe(py, &self.inner)
     }
@@ -62,7 +62,7 @@ impl RandAugment {
     }
 }
 
-/// Return every parameter by name.
+/// Return all settings by name.
 pub fn describe<'py>(
     py: Python<'py>,
     inner: &rand_augment::RandAugment,
@@ -76,7 +76,7 @@ pub fn describe<'py>(
     Ok(settings)
 }
 
-/// Apply one operation to an array (H, W, 3) of uint8.
+/// Apply one operation to an (H, W, 3) uint8 array.
 #[pyfunction]
 #[pyo3(signature = (image, operation, argument = None))]
 pub fn augment_image(
@@ -88,8 +88,9 @@ pub fn augment_image(
     let expected = kind.argument(0.0).is_some();
     let usable = argument.is_none_or(|argument| argument.abs() <= f64::from(f32::MAX));
     if argument.is_some() != expected || !usable {
-        let wanted = if expected { "a finite number" } else { "none" };
-        let reason = format!("{argument:?} for {operation}; expected {wanted}");
+        let wanted = if expected { "a finite number" } else { "None" };
+        let given = argument.map_or_else(|| "None".to_owned(), |number| number.to_string());
+        let reason = format!("{given} for {operation}; expected {wanted}");
         return Err(Error::argument("argument", reason).into());
     }
     let operation = Operation {

@@ -1,4 +1,4 @@
-//! Bindings of the tokenizer.
+//! Bindings for the tokenizer.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -16,13 +16,13 @@ use crate::tokenizer::spans::CharSpan;
 use crate::tokenizer::{TokenOverrides, Tokenizer as Inner};
 use crate::{Error, try_alloc};
 
-/// A tokenizer of any kind.
+/// Tokenizer for any `tokenizer.json`.
 #[pyclass(module = "fiber._core", frozen)]
 pub struct Tokenizer {
     pub(super) inner: Arc<Inner>,
 }
 
-/// Build a tokenizer without the GIL.
+/// Build a tokenizer without holding the GIL.
 fn wrap(
     py: Python<'_>,
     build: impl FnOnce() -> Result<Inner, Error> + Send,
@@ -31,14 +31,14 @@ fn wrap(
     Ok(Tokenizer { inner })
 }
 
-/// Convert the argument `texts`.
+/// Convert the `texts` argument.
 fn texts_of(found: &Bound<'_, PyAny>) -> PyResult<Vec<PyBackedStr>> {
     let count = match found.len() {
         Ok(count) if !found.is_instance_of::<PyString>() => count,
         _ => 0,
     };
     let bytes = count.saturating_mul(size_of::<PyBackedStr>());
-    try_alloc::check(bytes, || format!("{count} texts; expected fewer at once"))?;
+    try_alloc::check(bytes, || format!("{count} texts; pass fewer at once"))?;
     found.extract().map_err(|_| {
         let is_other = |text: Bound<'_, PyAny>| !text.is_instance_of::<PyString>();
         let what = match (0..count).find(|&at| found.get_item(at).is_ok_and(is_other)) {
@@ -67,7 +67,7 @@ impl Tokenizer {
         wrap(py, || Inner::from_file_with(&path, &named))
     }
 
-    /// Parse the content of a tokenizer.json.
+    /// Parse the contents of a tokenizer.json.
     #[staticmethod]
     #[pyo3(signature = (json, *, pad_token = None, mask_token = None))]
     fn from_json(
@@ -104,42 +104,42 @@ impl Tokenizer {
         Ok(py.detach(|| self.inner.save(&path))?)
     }
 
-    /// Return the content of a tokenizer.json.
+    /// Return the contents of a tokenizer.json.
     fn to_json(&self) -> PyResult<String> {
         Ok(self.inner.to_json()?)
     }
 
-    /// Vocabulary size, special tokens included.
+    /// Number of tokens, including special tokens.
     #[getter]
     fn vocab_size(&self) -> usize {
         self.inner.vocab_size()
     }
 
-    /// Padding id.
+    /// Id of the padding token.
     #[getter]
     fn pad_id(&self) -> u32 {
         self.inner.special_tokens().pad
     }
 
-    /// Mask id.
+    /// Id of the mask token, if any.
     #[getter]
     fn mask_id(&self) -> Option<u32> {
         self.inner.special_tokens().mask
     }
 
-    /// Unknown id.
+    /// Id of the unknown token, if any.
     #[getter]
     fn unknown_id(&self) -> Option<u32> {
         self.inner.special_tokens().unknown
     }
 
-    /// Ids before every text, such as BOS.
+    /// Ids prepended to every text, such as BOS.
     #[getter]
     fn start_ids(&self) -> Vec<u32> {
         self.inner.special_tokens().template.before.clone()
     }
 
-    /// Ids after every text, such as EOS.
+    /// Ids appended to every text, such as EOS.
     #[getter]
     fn end_ids(&self) -> Vec<u32> {
         self.inner.special_tokens().template.after.clone()
@@ -157,12 +157,12 @@ impl Tokenizer {
         self.inner.is_fast()
     }
 
-    /// Raise if fiber's models cannot use this vocabulary.
+    /// Raise an error if fiber's models cannot use this vocabulary.
     fn check_for_models(&self) -> PyResult<()> {
         Ok(self.inner.check_for_models()?)
     }
 
-    /// Encode a text to (ids, code point spans).
+    /// Encode a text to ids and code point spans.
     #[pyo3(signature = (text, *, max_tokens = None))]
     fn encode(&self, text: &str, max_tokens: Option<usize>) -> PyResult<(Vec<u32>, Vec<CharSpan>)> {
         let encoded = self.inner.encode(text, max_tokens)?;
@@ -217,7 +217,7 @@ impl Tokenizer {
         self.batch(py, &texts, &options)
     }
 
-    /// Return which tokens of a text name each box: (boxes, tokens).
+    /// Map each box to the tokens of a text that name it: (boxes, tokens).
     #[pyo3(signature = (text, char_spans, *, max_tokens = None))]
     fn positive_map(
         &self,
@@ -279,7 +279,7 @@ impl Tokenizer {
     }
 }
 
-/// MLM masking of whole words.
+/// Whole-word masking for MLM.
 #[pyclass(module = "fiber._core", frozen)]
 pub struct WholeWordMasking {
     inner: masking::WholeWordMasking,
@@ -294,7 +294,7 @@ impl WholeWordMasking {
         Ok(Self { inner })
     }
 
-    /// Number the words of texts: (B, L) int64, -1 at special tokens.
+    /// Assign a word index to each token: (B, L) int64, -1 for special tokens.
     fn word_numbers(&self, py: Python<'_>, token_ids: PyBuffer<i64>) -> PyResult<Buffer> {
         let shape = text_shape(&token_ids)?;
         let ids = numbers("token_ids", &token_ids)?;
@@ -302,7 +302,7 @@ impl WholeWordMasking {
         Buffer::new(found, &shape)
     }
 
-    /// Mask words: the model's input ids and the labels, (B, L) int64 each.
+    /// Mask words; return model input ids and labels, each (B, L) int64.
     #[pyo3(signature = (token_ids, *, first_sample))]
     fn mask(
         &self,

@@ -1,10 +1,10 @@
-//! Antialiased resize, bit-exact with Pillow's `Image.resize` of 8-bit images, or within one level
-//! of it on request.
+//! Antialiased resize, bit-exact with Pillow's `Image.resize` for 8-bit images or, on request,
+//! within one level of it.
 //!
-//! A separable convolution: rows first, then columns, each pass with 22-bit fixed-point weights and
-//! 8-bit results. Pillow, with which the published models were trained, resized rows first as well;
-//! Pillow 12.3 resizes columns first for some shapes and 13 for more (where the height shrinks and
-//! the width does not, or shrinks less), and its results differ there.
+//! A separable convolution, rows first and then columns; each pass uses 22-bit fixed-point weights
+//! and returns 8-bit results. The Pillow versions used to train the published models also resize
+//! rows first. Pillow 12.3 resizes columns first for some shapes and 13 for more (where the height
+//! shrinks and the width does not, or shrinks less); results differ there.
 
 pub(crate) mod simd;
 mod streaming;
@@ -22,9 +22,9 @@ use crate::try_alloc;
 /// Interpolation filter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Filter {
-    /// Triangle, support 1.
+    /// Triangle filter with support 1.
     Bilinear,
-    /// Keys' cubic with a = -0.5, support 2.
+    /// Keys' cubic filter with a = -0.5 and support 2.
     Bicubic,
 }
 
@@ -54,29 +54,29 @@ impl Filter {
     }
 }
 
-/// Accuracy with respect to Pillow.
+/// Accuracy relative to Pillow.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Precision {
-    /// Bit-exact.
+    /// Bit-exact results.
     #[default]
     Exact,
-    /// Within one level, if that is faster on this processor.
+    /// Results within one level, where this is faster on the processor in use.
     Fast,
 }
 
 named!(Precision, "resize", [Exact = "exact", Fast = "fast"]);
 
-/// Filter and precision of a resize.
+/// Filter and precision of a resize operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Method {
     /// Interpolation filter.
     pub filter: Filter,
-    /// Accuracy with respect to Pillow.
+    /// Accuracy relative to Pillow.
     pub precision: Precision,
 }
 
 impl From<Filter> for Method {
-    /// The filter, bit-exact.
+    /// The given filter, bit-exact.
     fn from(filter: Filter) -> Self {
         Self {
             filter,
@@ -85,14 +85,14 @@ impl From<Filter> for Method {
     }
 }
 
-/// Check an output size.
+/// Check that an output size is valid.
 pub(crate) fn check_output(name: &'static str, height: usize, width: usize) -> Result<(), Error> {
     match height.checked_mul(width) {
         Some(1..=MAX_PIXELS) => Ok(()),
         _ => Err(Error::argument(
             name,
             format!(
-                "{height} x {width} pixels; expected 1 or more, and at most {MAX_PIXELS} in all"
+                "{height} x {width} pixels; expected 1 or more, and at most {MAX_PIXELS} in total"
             ),
         )),
     }
@@ -112,10 +112,10 @@ pub(crate) fn resize<'a>(
     SCRATCH.with_borrow_mut(|scratch| resize_with(scratch, image, crop, (height, width), method))
 }
 
-/// As [`resize`], with the caller's buffers and instruction set; `output` is (height, width).
+/// Like [`resize`], with the caller's buffers and instruction set; `output` is (height, width).
 ///
 /// # Errors
-/// As [`resize`].
+/// See [`resize`].
 pub fn resize_with<'a>(
     scratch: &mut ResizeScratch,
     image: impl Into<RgbView<'a>>,
@@ -161,7 +161,7 @@ mod tests {
 
     #[test]
     fn halving_averages_with_a_triangle() {
-        // Weights 1, 3, 3, 1 of eight, without those outside.
+        // Weights 1/8, 3/8, 3/8 and 1/8, without those outside the image.
         let image = Rgb::new(
             1,
             4,

@@ -1,5 +1,5 @@
-//! Streaming resize: takes source rows from top to bottom, emits finished rows, and keeps only rows
-//! that are still needed.
+//! Streaming resize: takes source rows from top to bottom, emits finished rows, and keeps only the
+//! rows that are still needed.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -23,7 +23,7 @@ pub struct ResizeScratch {
     ring: Vec<u8>,
     /// An output row with padding.
     row: Vec<u8>,
-    /// Offsets in the ring of the rows that an output row depends on.
+    /// Ring offsets of the rows that an output row depends on.
     starts: Vec<usize>,
 }
 
@@ -34,7 +34,8 @@ impl Default for ResizeScratch {
 }
 
 impl ResizeScratch {
-    /// Empty buffers. Instruction sets that the processor lacks are not used.
+    /// Create empty buffers for the given instruction set, or a lower one if the processor lacks
+    /// it.
     #[must_use]
     pub fn new(instructions: Instructions) -> Self {
         Self {
@@ -49,7 +50,7 @@ impl ResizeScratch {
     }
 }
 
-/// (input, output) in pixels, the filter, and whether the weights are rounded.
+/// (input, output) size in pixels, the filter, and whether the weights are rounded.
 type Key = (usize, usize, Filter, bool);
 
 /// Recently used tables, most recent first.
@@ -63,7 +64,7 @@ impl<T> Default for WeightCache<T> {
 }
 
 impl<T> WeightCache<T> {
-    /// Image sizes vary, but most datasets have a few frequent ones.
+    /// Image sizes vary, but in most datasets a few sizes are frequent.
     const ENTRIES: usize = 16;
 
     fn get(&mut self, key: Key, make: impl FnOnce(Weights) -> T) -> Arc<T> {
@@ -78,7 +79,7 @@ impl<T> WeightCache<T> {
     }
 }
 
-/// A streaming resize.
+/// A streaming resize operation.
 #[derive(Debug)]
 pub struct RowResizer<'a> {
     scratch: &'a mut ResizeScratch,
@@ -95,9 +96,9 @@ pub struct RowResizer<'a> {
     quad: usize,
     /// Bytes of one channel of a source row, with padding.
     plane: usize,
-    /// Rows inside the crop that were received.
+    /// Number of rows received inside the crop.
     received: usize,
-    /// Output rows that were emitted.
+    /// Number of output rows emitted.
     emitted: usize,
 }
 
@@ -107,7 +108,7 @@ impl<'a> RowResizer<'a> {
     /// `method` is a [`Method`], or a [`Filter`] for a bit-exact resize.
     ///
     /// # Errors
-    /// [`Error::Argument`] if a size is 0 or the crop exceeds the image.
+    /// [`Error::Argument`] if a size is 0 or the crop extends beyond the image.
     pub fn new(
         scratch: &'a mut ResizeScratch,
         source: (usize, usize),
@@ -156,13 +157,13 @@ impl<'a> RowResizer<'a> {
         self.crop.top + self.down.needed - 1
     }
 
-    /// Push source rows, top to bottom. `take` gets the output rows that they complete: index and
-    /// RGB bytes.
+    /// Push source rows from top to bottom. `take` receives each completed output row: its index
+    /// and RGB bytes.
     ///
-    /// Rows above the crop and after [`Self::last_row_needed`] are ignored and may be omitted.
+    /// Rows above the crop or after [`Self::last_row_needed`] are ignored and may be omitted.
     ///
     /// # Errors
-    /// [`Error::Argument`] if rows are missing or repeated, or the last one is incomplete.
+    /// [`Error::Argument`] if rows are missing or repeated, or the last row is incomplete.
     pub fn push_rows(
         &mut self,
         first_row: usize,
@@ -203,8 +204,8 @@ impl<'a> RowResizer<'a> {
         Ok(())
     }
 
-    /// Apply the horizontal pass to the rows received last. An unfinished group contains old rows;
-    /// their weights are 0.
+    /// Apply the horizontal pass to the most recent rows. An unfinished group contains old rows,
+    /// whose weights are 0.
     fn finish_quad(&mut self) {
         let number = (self.received - 1) / QUAD;
         let start = number % self.down.most * self.quad;
@@ -245,7 +246,7 @@ impl<'a> RowResizer<'a> {
     }
 }
 
-/// Grow a buffer; its content is arbitrary.
+/// Grow a buffer; its contents are arbitrary.
 fn grow(memory: &mut Vec<u8>, bytes: usize) {
     if memory.len() < bytes {
         memory.resize(bytes, 0);
@@ -280,7 +281,7 @@ mod tests {
         Crop::whole(image.height, image.width)
     }
 
-    /// Push rows in portions, from the crop's first to the last one needed.
+    /// Push rows in portions, from the first row of the crop to the last row needed.
     fn streamed(scratch: &mut ResizeScratch, image: &Rgb, crop: Crop, portion: usize) -> Vec<u8> {
         let source = (image.height, image.width);
         let mut resizer = RowResizer::new(scratch, source, crop, (9, 13), Filter::Bicubic).unwrap();

@@ -1,23 +1,23 @@
-//! Resize weights of one axis, as Pillow computes them.
+//! Resize weights of one axis, computed as in Pillow.
 //!
-//! They follow Pillow's `Resample.c` step by step, because sums in another order round differently.
+//! This follows Pillow's `Resample.c` step by step because sums in another order round differently.
 
 use crate::resize::Filter;
 
-/// Fraction bits of a weight: eight bits of a pixel and two of headroom remain.
+/// Fraction bits of a weight, which leaves eight bits for a pixel and two of headroom.
 pub(crate) const PRECISION_BITS: u32 = 32 - 8 - 2;
 
 /// Fraction bits after [`Weights::round`].
 pub(crate) const COARSE_BITS: u32 = 14;
 
-/// Rows or columns that are accumulated together.
+/// Number of rows or columns that are accumulated together.
 pub(crate) const QUAD: usize = 4;
 
-/// First input position and weights of each output position.
+/// First input position and weights for each output position.
 #[derive(Debug)]
 pub(crate) struct Weights {
     starts: Vec<usize>,
-    /// Number of weights per output position; the rest of its `taps` entries is 0.
+    /// Number of weights of each output position; its other entries are 0.
     counts: Vec<usize>,
     /// `taps` fixed-point entries per output position.
     values: Vec<i32>,
@@ -65,8 +65,8 @@ impl Weights {
         weights
     }
 
-    /// Round the weights to [`COARSE_BITS`]; each output's weights still add up to one, for which
-    /// the largest is adjusted.
+    /// Round the weights to [`COARSE_BITS`]; the largest weight of each output is adjusted so that
+    /// they still sum to one.
     pub(crate) fn round(mut self) -> Self {
         const LOST: u32 = PRECISION_BITS - COARSE_BITS;
         for values in self.values.chunks_exact_mut(self.taps) {
@@ -107,10 +107,10 @@ impl Weights {
     }
 }
 
-/// Weights of one axis by groups of four input positions: 0 to 3, 4 to 7 and so on.
+/// Weights of one axis in groups of four input positions: 0 to 3, 4 to 7 and so on.
 #[derive(Debug)]
 pub(crate) struct QuadWeights {
-    /// First group and offset in `quads` of each output position.
+    /// First group of each output position, and its offset in `quads`.
     outputs: Vec<(usize, std::ops::Range<usize>)>,
     /// Weights of each group.
     quads: Vec<[i32; QUAD]>,
@@ -141,7 +141,7 @@ impl QuadWeights {
         found
     }
 
-    /// First group of an output position, and the weights of it and its successors.
+    /// First group of an output position, and the weights of this and the following groups.
     pub(crate) fn of(&self, output: usize) -> Option<(usize, &[[i32; QUAD]])> {
         let (first, place) = self.outputs.get(output)?;
         Some((*first, self.quads.get(place.clone())?))

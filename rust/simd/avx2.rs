@@ -1,9 +1,9 @@
-//! Shuffles with AVX2 that several modules need.
+//! AVX2 shuffles used by several modules.
 
 #[allow(clippy::wildcard_imports)] // Intrinsics.
 use std::arch::x86_64::*;
 
-/// Bytes per register, and per half within which bytes can be shuffled.
+/// Bytes per register, and per half; shuffles work within a half.
 pub(crate) const BYTES: usize = 32;
 pub(crate) const HALF: usize = 16;
 /// Shuffle index that produces 0.
@@ -14,7 +14,7 @@ pub(crate) const NONE: u8 = 0x80;
 pub(crate) struct RowSpan(pub [u8; BYTES]);
 
 /// # Safety
-/// 32 bytes are readable.
+/// 32 bytes must be readable.
 #[target_feature(enable = "avx2")]
 #[inline]
 pub(crate) unsafe fn load(bytes: *const u8) -> __m256i {
@@ -29,8 +29,8 @@ pub(crate) fn line(bytes: &RowSpan) -> __m256i {
     unsafe { load(bytes.0.as_ptr()) }
 }
 
-/// For each of three groups of sixteen bytes, their source indices in the sixteen values of each
-/// channel; in both halves.
+/// For each of three 16-byte groups, the source indices of its bytes in the sixteen values of each
+/// channel, in both halves.
 static MERGE: [[RowSpan; 3]; 3] = {
     let mut index = [[RowSpan([NONE; BYTES]); 3]; 3];
     let mut place = 0;
@@ -43,7 +43,7 @@ static MERGE: [[RowSpan; 3]; 3] = {
     index
 };
 
-/// Shuffle three registers with an index each, and combine.
+/// Shuffle three registers, each with its own index, and combine them.
 #[target_feature(enable = "avx2")]
 #[inline]
 pub(crate) fn gather(sources: [__m256i; 3], index: &[RowSpan; 3]) -> __m256i {
@@ -64,7 +64,7 @@ pub(crate) fn merge_planes(planes: [__m256i; 3], pixels: &mut [u8; 3 * BYTES]) {
             _mm256_castsi256_si128(merged),
             _mm256_extracti128_si256::<1>(merged),
         );
-        // SAFETY: six times 16 bytes are stored, as many as there are.
+        // SAFETY: six times 16 bytes are stored, the length of the array.
         unsafe {
             _mm_storeu_si128(start.add(output * HALF).cast(), low);
             _mm_storeu_si128(start.add((output + 3) * HALF).cast(), high);

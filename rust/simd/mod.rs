@@ -1,15 +1,15 @@
-//! Run-time dispatch of portable loops: compiled once more with AVX2 and FMA; the output is the
-//! same.
+//! Runtime dispatch of portable loops, which are compiled a second time with AVX2 and FMA; the
+//! output is the same.
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx2;
 
 /// Adding this to a number between -2^22 and 2^22 leaves the number, rounded to nearest even, in
-/// the low bits of the sum: a vectorizable cast.
+/// the low bits of the sum, which is a vectorizable cast.
 pub(crate) const INTEGER: f32 = 12_582_912.0;
 
-/// A loop to be run by [`run`]. Everything it calls must be inlined, or it is compiled for the
-/// baseline only.
+/// A loop for [`run`]. Everything it calls must be inlined; otherwise, it is compiled only for the
+/// baseline.
 pub(crate) trait SimdLoop {
     /// Run the loop, compiled with the caller's instruction set.
     fn run(self);

@@ -1,26 +1,26 @@
-//! Added tokens, such as `<mask>`, which are split off before pre-tokenization.
+//! Added tokens, such as `<mask>`, which are split off before pretokenization.
 
 use std::ops::Range;
 
 use crate::tokenizer::char_class::{CharClasses, SPACE, WORD};
 
-/// An added token with its matching rules.
+/// An added token and its matching rules.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[allow(clippy::struct_excessive_bools)] // Fields of a tokenizer.json.
 pub(crate) struct AddedToken {
     pub content: String,
     pub id: u32,
-    /// Matches only where it is not adjacent to a word character.
+    /// Matches only if not adjacent to a word character.
     pub single_word: bool,
-    /// Includes the whitespace before it.
+    /// Absorbs the whitespace before it.
     pub lstrip: bool,
-    /// Includes the whitespace after it.
+    /// Absorbs the whitespace after it.
     pub rstrip: bool,
-    /// Matched after all tokens that are not normalized.
+    /// Matched after all tokens without normalization.
     pub normalized: bool,
 }
 
-/// A piece of a text: an added token with its id, or text in between.
+/// A piece of a text: an added token with its id, or the text in between.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Piece {
     pub id: Option<u32>,
@@ -28,11 +28,11 @@ pub(crate) struct Piece {
     pub bytes: Range<usize>,
 }
 
-/// Tokens by first byte, longest first.
+/// Tokens grouped by first byte, longest first.
 #[derive(Clone, Debug)]
 struct TokenSet {
     by_first: Vec<Vec<AddedToken>>,
-    /// True for bytes that a token starts with.
+    /// True for the first bytes of tokens.
     starts: [bool; 256],
     firsts: Vec<u8>,
 }
@@ -60,17 +60,17 @@ impl TokenSet {
         })
     }
 
-    /// True if a text may contain one.
+    /// True if a text may contain an added token.
     #[inline]
     fn may_be_in(&self, text: &[u8]) -> bool {
-        // Searching a single byte is vectorized; a set of bytes is searched byte by byte.
+        // The search for a single byte is vectorized; sets of bytes are searched byte by byte.
         match self.firsts.as_slice() {
             [first] => text.contains(first),
             _ => text.iter().any(|&byte| self.starts[usize::from(byte)]),
         }
     }
 
-    /// The first position at or after `from` with a match, and the longest token there.
+    /// The first match at or after `from`: its position and the longest token there.
     fn find(&self, text: &[u8], from: usize) -> Option<(usize, &AddedToken)> {
         let rest = text.get(from..)?;
         let places = rest
@@ -89,7 +89,7 @@ impl TokenSet {
         None
     }
 
-    /// Split a text; the pieces cover it, in order.
+    /// Split a text into pieces that cover it in order.
     fn cut(&self, kinds: &CharClasses, text: &str, shift: usize, pieces: &mut Vec<Piece>) {
         let is = |character: Option<char>, kind| {
             character.is_some_and(|c| kinds.of(c as u32) & kind != 0)
@@ -107,7 +107,7 @@ impl TokenSet {
             }
             if token.lstrip {
                 let kept = before.trim_end_matches(|c| is(Some(c), SPACE));
-                // The previous token may include this whitespace.
+                // The previous token may have absorbed this whitespace.
                 start = kept.len().max(done);
             }
             if token.rstrip {
@@ -119,7 +119,7 @@ impl TokenSet {
                     bytes: shift + done..shift + start,
                 });
             }
-            // A match inside the previous token's whitespace does not count.
+            // Ignore a match inside whitespace absorbed by the previous token.
             if start < stop {
                 pieces.push(Piece {
                     id: Some(token.id),
@@ -144,7 +144,7 @@ pub(crate) struct AddedTokens {
 }
 
 impl AddedTokens {
-    /// Group tokens by their rules.
+    /// Group tokens by their matching rules.
     pub(crate) fn new(tokens: Vec<AddedToken>) -> Self {
         let (second, first): (Vec<_>, Vec<_>) =
             tokens.into_iter().partition(|token| token.normalized);
@@ -154,7 +154,7 @@ impl AddedTokens {
         }
     }
 
-    /// True if a text may contain one.
+    /// True if a text may contain an added token.
     #[inline]
     pub(crate) fn may_be_in(&self, text: &[u8]) -> bool {
         [&self.first, &self.second]
@@ -163,7 +163,7 @@ impl AddedTokens {
             .any(|set| set.may_be_in(text))
     }
 
-    /// Split a text into added tokens and text in between; clears `pieces` first.
+    /// Split a text into added tokens and the text in between; `pieces` is cleared first.
     pub(crate) fn cut(&self, kinds: &CharClasses, text: &str, pieces: &mut Vec<Piece>) {
         pieces.clear();
         if text.is_empty() {

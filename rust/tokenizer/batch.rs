@@ -1,4 +1,4 @@
-//! Encode texts into padded batches of ids, mask and offsets, with MLM masking in the same pass.
+//! Encode texts into padded batches of ids, masks and offsets, with MLM masking in the same pass.
 
 use crate::Error;
 use crate::tokenizer::Tokenizer;
@@ -8,26 +8,26 @@ use crate::try_alloc;
 
 #[derive(Clone, Debug, Default)]
 pub struct BatchOptions {
-    /// Maximum text length in tokens, special tokens included; longer texts are truncated.
+    /// Maximum text length in tokens, including special tokens; longer texts are truncated.
     pub max_tokens: Option<usize>,
-    /// Row length in tokens; the longest text's by default.
+    /// Row length in tokens; defaults to the length of the longest text.
     pub pad_to: Option<usize>,
     /// Return character offsets.
     pub offsets: bool,
-    /// MLM masking, if wanted.
+    /// MLM masking, if requested.
     pub masking: Option<Masking>,
 }
 
-/// A batch in plain memory; `B` texts, `L` tokens.
+/// A batch in plain memory, with `B` texts and `L` tokens.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TextBatch {
     /// L.
     pub num_tokens: usize,
     /// (B, L).
     pub token_ids: Vec<i64>,
-    /// (B, L): true = real token.
+    /// (B, L): true for real tokens.
     pub text_mask: Vec<bool>,
-    /// (B, L, 2) code points if requested; (0, 0) for special tokens and padding.
+    /// (B, L, 2) code point spans if requested; (0, 0) for special tokens and padding.
     pub offsets: Vec<i64>,
     /// (B, L) with masking.
     pub masked_ids: Vec<i64>,
@@ -51,13 +51,13 @@ pub fn encode<T: AsRef<str>>(
     if length < longest {
         return Err(Error::argument(
             "pad_to",
-            format!("{length}; expected {longest} or more, the tokens of the longest text"),
+            format!("{length}; expected at least {longest}, the length of the longest text"),
         ));
     }
     let size = texts.len().saturating_mul(length);
     let what = || {
         format!(
-            "{} texts of {length} tokens; expected fewer, or a smaller pad_to",
+            "{} texts of {length} tokens; use fewer texts or a smaller pad_to",
             texts.len()
         )
     };
@@ -211,14 +211,14 @@ mod tests {
         let length = usize::MAX / 32;
         let wide = message(wrong(None, Some(length), None));
         assert!(wide.ends_with(&format!(
-            "1 texts of {length} tokens; expected fewer, or a smaller pad_to"
+            "1 texts of {length} tokens; use fewer texts or a smaller pad_to"
         )));
         let masking = |probability| Masking {
             probability,
             ..Masking::default()
         };
         let none = wrong(None, None, Some(masking(0.5)));
-        assert!(message(none).starts_with("indices: 0 numbers; expected one for each of 1"));
+        assert!(message(none).starts_with("indices: 0 indices; expected one for each of 1"));
         let nan = wrong(None, None, Some(masking(f64::NAN)));
         assert!(message(nan).starts_with("mlm_probability: NaN"));
     }

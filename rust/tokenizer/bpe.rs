@@ -1,23 +1,23 @@
-//! Byte pair encoding: bytes of a word -> token ids, by merges in rank order.
+//! Byte pair encoding: the bytes of a word to token ids, by merges in rank order.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 use std::hash::{BuildHasherDefault, Hasher};
 
-/// Longest word, in bytes, whose best merge is found by a linear scan.
+/// Maximum length in bytes of a word whose best merge is found by linear search.
 const LONGEST_SCAN: usize = 48;
-/// Rank of a pair without a merge.
+/// Rank of a pair that has no merge.
 const NEVER: u32 = u32::MAX;
 
 /// A token of a word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Token {
     pub id: u32,
-    /// End of its bytes, relative to the start of the word.
+    /// End of the token's bytes, relative to the start of the word.
     pub end: u32,
 }
 
-/// Hasher for the pairs of ids that are keys; for integers only.
+/// Hasher for keys that are pairs of ids; only supports integers.
 #[derive(Clone, Default)]
 pub(crate) struct PairHasher(u64);
 
@@ -42,11 +42,11 @@ type Merges = HashMap<u64, (u32, u32), BuildHasherDefault<PairHasher>>;
 
 #[derive(Clone, Debug)]
 pub(crate) struct Bpe {
-    /// Id of each byte.
+    /// Token id of each byte.
     bytes: [u32; 256],
     /// Rank and merged id of each pair of ids.
     merges: Merges,
-    /// Words that are tokens irrespective of the merges (`ignore_merges`).
+    /// Words that are tokens regardless of the merges (`ignore_merges`).
     whole_words: HashMap<Box<[u8]>, u32>,
 }
 
@@ -58,7 +58,7 @@ pub(crate) struct MergeScratch {
     heap: BinaryHeap<Reverse<(u32, usize, u32)>>,
 }
 
-/// A token in the linked list of a long word; `gone` after it was merged into its left neighbor.
+/// A token in the linked list of a long word; `gone` if it was merged into its left neighbor.
 #[derive(Clone, Copy, Debug)]
 struct Link {
     id: u32,
@@ -74,7 +74,7 @@ fn pair(left: u32, right: u32) -> u64 {
 
 impl Bpe {
     /// Build from the ids of the bytes, `(left, right, merged)` ids in rank order, and words that
-    /// are never split.
+    /// must not be split.
     pub(crate) fn new(
         bytes: &[u32; 256],
         merges: impl Iterator<Item = (u32, u32, u32)>,
@@ -96,7 +96,7 @@ impl Bpe {
         found.copied().unwrap_or((NEVER, 0))
     }
 
-    /// Tokenize a word; clears `tokens` first.
+    /// Tokenize a word; `tokens` is cleared first.
     pub(crate) fn split(&self, word: &[u8], scratch: &mut MergeScratch, tokens: &mut Vec<Token>) {
         tokens.clear();
         if !self.whole_words.is_empty()
@@ -124,7 +124,7 @@ impl Bpe {
         }
     }
 
-    /// Apply the merge of lowest rank until there is none.
+    /// Apply the lowest-ranked merge until none is left.
     fn scan(&self, ranks: &mut Vec<u32>, tokens: &mut Vec<Token>) {
         ranks.clear();
         ranks.extend((0..tokens.len()).map(|at| self.rank(tokens, at)));
@@ -155,7 +155,7 @@ impl Bpe {
         }
     }
 
-    /// The same in O(n log n), for long words.
+    /// Do the same in O(n log n), for long words.
     fn queue(&self, scratch: &mut MergeScratch, tokens: &mut Vec<Token>) {
         let MergeScratch { links, heap, .. } = scratch;
         links.clear();
@@ -175,7 +175,7 @@ impl Bpe {
             let Some(&right) = links.get(left.next) else {
                 continue;
             };
-            // Skip entries that were queued before one of the two changed.
+            // Skip an entry if one of its two tokens has changed since it was queued.
             let (rank_now, merged) = self.merge(left.id, right.id);
             if left.gone || left.id != left_id || rank_now != rank {
                 continue;
@@ -221,7 +221,7 @@ impl Bpe {
 mod tests {
     use super::*;
 
-    /// Bytes are their own ids; each merge adds the next id.
+    /// Each byte is its own id; each merge adds the next id.
     fn bpe(merges: &[(u32, u32)]) -> Bpe {
         let mut bytes = [0; 256];
         for (id, byte) in (0..).zip(&mut bytes) {

@@ -1,8 +1,8 @@
-//! Fast path for a `tokenizer.json` that is a plain byte-level BPE: text -> ids and offsets.
+//! Fast path for a `tokenizer.json` that is a plain byte-level BPE: text to ids and offsets.
 //!
-//! The output equals that of the crate `tokenizers` with `encode_char_offsets`: added tokens are
-//! split off, GPT-2's pattern splits the rest into words, each word's bytes are merged, and spaces
-//! are trimmed from the offsets.
+//! The output matches `encode_char_offsets` of the `tokenizers` crate: added tokens are split off,
+//! GPT-2's pattern splits the rest into words, the bytes of each word are merged, and spaces are
+//! trimmed from the offsets.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -13,27 +13,27 @@ use crate::tokenizer::char_class::CharClasses;
 use crate::tokenizer::pretokenizer::{self, PADDING, Word};
 use crate::tokenizer::word_cache::WordCache;
 
-/// Workspaces that are kept; additional threads allocate their own.
+/// Maximum number of workspaces kept; additional threads allocate their own.
 const MAX_WORKSPACES: usize = 64;
-/// Longest text, in bytes, whose workspace is kept; longer ones are rare.
+/// Maximum length in bytes of a text whose workspace is kept; longer texts are rare.
 const LONGEST_KEPT: usize = 1 << 20;
 
-/// Ids of one or more texts, and optionally half-open code point spans.
+/// Token ids of one or more texts, and optionally half-open code point spans.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Tokens {
     pub ids: Vec<u32>,
-    /// (start, end) of each; empty unless requested.
+    /// (start, end) of each token; empty unless requested.
     pub spans: Vec<(u32, u32)>,
 }
 
-/// The settings of a `tokenizer.json` besides its merges.
+/// The settings in a `tokenizer.json` other than the merges.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct ByteLevelConfig {
-    /// Split by GPT-2's pattern; otherwise each text between added tokens is one word.
+    /// Split by GPT-2's pattern; otherwise, each text between added tokens is one word.
     pub use_pattern: bool,
-    /// Prepend a space to each text between added tokens that has none.
+    /// Prepend a space to each text between added tokens unless it starts with one.
     pub prefix_space: bool,
-    /// Trim spaces from the offsets; if `Some`, whether the first token keeps one.
+    /// If `Some`, trim spaces from the offsets; true if the first token keeps one.
     pub trim: Option<bool>,
     pub before: Vec<u32>,
     pub after: Vec<u32>,
@@ -55,20 +55,20 @@ struct Workspace {
     cache: WordCache,
     scratch: bpe::MergeScratch,
     word: Vec<Token>,
-    /// A text between added tokens, with padding.
+    /// A text between added tokens, followed by padding.
     padded: Vec<u8>,
     pieces: Vec<Piece>,
-    /// For each byte of a non-ASCII text, the index of its code point.
+    /// Code point index of each byte of a non-ASCII text.
     code_points: Vec<u32>,
 }
 
-/// Byte positions of a piece in its text.
+/// Byte positions of a piece within its text.
 struct ByteRange<'a> {
-    /// Bytes of the text before the piece.
+    /// Number of bytes of the text before the piece.
     start: usize,
-    /// Bytes before the piece that are not in the text.
+    /// Number of prepended bytes that are not in the text.
     prefix: usize,
-    /// Code point indices by byte; empty for ASCII.
+    /// Code point index of each byte; empty for ASCII texts.
     code_points: &'a [u32],
 }
 
@@ -93,9 +93,9 @@ impl ByteLevel {
         })
     }
 
-    /// Append the tokens of each text, with the ids before and after it; returns their counts.
+    /// Append the tokens of each text, with the ids before and after it; return their counts.
     ///
-    /// A text of more than `max_tokens` is truncated; the ids around it are always kept.
+    /// A text with more than `max_tokens` tokens is truncated; the ids around it are always kept.
     pub(crate) fn encode<'a>(
         &self,
         texts: impl Iterator<Item = &'a str>,
@@ -131,7 +131,7 @@ impl ByteLevel {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Append the tokens of a text, truncated at `limit` tokens of all texts.
+    /// Append the tokens of a text, truncated where all texts together reach `limit` tokens.
     fn encode_one<const SPANS: bool>(
         &self,
         text: &str,
@@ -194,7 +194,7 @@ impl ByteLevel {
                     code_points,
                 };
                 let (start, last) = (place.code_point(0), place.code_point(between.len() - 1));
-                // The letter that represents a space in a vocabulary counts as one.
+                // The letter that represents a space in a vocabulary counts as a space.
                 let is_space = |c: &char| *c == '\u{120}' || c.is_whitespace();
                 let leading = between.chars().take_while(is_space).count();
                 let trailing = between.chars().rev().take_while(is_space).count();
@@ -207,7 +207,7 @@ impl ByteLevel {
         workspace.pieces = pieces;
     }
 
-    /// Trim the spaces of a span.
+    /// Trim spaces from a span.
     #[inline]
     fn trim(
         &self,
@@ -219,7 +219,7 @@ impl ByteLevel {
             return (start, end);
         };
         let count = |spaces: usize| u32::try_from(spaces).unwrap_or(u32::MAX);
-        // At the very beginning one space may be the prepended one.
+        // At the very beginning, one space may be the prepended space.
         if !(keeps_first && leading == 1 && (is_first || start == 0)) {
             start = start.saturating_add(count(leading)).min(end);
         }
@@ -229,7 +229,7 @@ impl ByteLevel {
         (start, end)
     }
 
-    /// Append the tokens of a piece, which starts at the given byte of the whole text.
+    /// Append the tokens of a piece that starts at the given byte of the whole text.
     fn encode_piece<const SPANS: bool>(
         &self,
         piece: &str,
@@ -257,7 +257,7 @@ impl ByteLevel {
             prefix,
             code_points,
         };
-        // Position of the text's first span, if it is in this piece.
+        // Position of the first span of the text, if it is in this piece.
         let first = if start == 0 {
             tokens.spans.len()
         } else {
@@ -313,7 +313,7 @@ impl ByteLevel {
         }
     }
 
-    /// Span of a byte range of a piece.
+    /// Code point span of a byte range in a piece.
     #[inline]
     fn span(
         &self,
@@ -375,7 +375,7 @@ mod tests {
             assert_eq!(all.spans[start..start + count], alone.spans);
             start += count;
         }
-        // A truncated text ends like a complete one; special tokens have empty spans.
+        // A truncated text ends like a complete text; special tokens have empty spans.
         assert_eq!(
             (all.ids.last(), all.spans.last()),
             (Some(&2), Some(&(0, 0)))

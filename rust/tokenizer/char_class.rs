@@ -1,7 +1,7 @@
 //! Character classes: letter, number, space, word character.
 //!
-//! The sets come from `regex-syntax`, from which the pattern of `tokenizers` is compiled as well,
-//! so that both have the same version of Unicode; a test pins it to 16.0.
+//! The sets come from `regex-syntax`, which also compiles the pattern of `tokenizers`, so both use
+//! the same version of Unicode; a test pins it to 16.0.
 
 use regex_syntax::hir::{Class, HirKind};
 
@@ -23,7 +23,7 @@ const PATTERNS: [(&str, u8); 4] = [
     (r"\w", WORD),
 ];
 
-/// Code points per block.
+/// Number of code points per block.
 const BLOCK: usize = 256;
 
 /// Classes of all code points, in deduplicated blocks.
@@ -60,7 +60,7 @@ impl CharClasses {
         Ok(Self { places, kinds })
     }
 
-    /// Classes of a code point, as bit flags; 0 if none.
+    /// Classes of a code point as bit flags; 0 if it has none.
     #[inline]
     pub(crate) fn of(&self, code_point: u32) -> u8 {
         let place = self.places.get(code_point as usize / BLOCK);
@@ -72,7 +72,7 @@ impl CharClasses {
     }
 }
 
-/// Ranges of code points of a set.
+/// Code point ranges of a set.
 fn ranges(pattern: &str) -> Result<Vec<(usize, usize)>, Error> {
     let parsed = regex_syntax::parse(pattern)
         .map_err(|error| Error::Tokenizer(format!("{pattern}: {error}")))?;
@@ -99,11 +99,11 @@ mod tests {
                 .filter(|&c| kinds.of(c as u32) & kind != 0)
                 .count()
         };
-        // Other versions of Unicode have other numbers of letters and numbers.
+        // Other Unicode versions have different counts of letters and numbers.
         assert_eq!(count(LETTER), 141_028);
         assert_eq!(count(NUMBER), 1_911);
         assert_eq!(count(SPACE), 25);
-        // New in 16.0, and new in 17.0.
+        // A letter new in 16.0, and one new in 17.0.
         assert_eq!(kinds.of(0x1C89), LETTER | WORD);
         assert_eq!(kinds.of(0xA7CE), 0);
     }

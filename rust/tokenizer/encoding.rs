@@ -1,4 +1,4 @@
-//! Encoding of texts.
+//! Encoding of texts to tokens.
 
 use std::sync::Arc;
 
@@ -10,17 +10,17 @@ use crate::tokenizer::prompt_cache::{EncodedPrompt, PromptCache};
 use crate::tokenizer::spans::CharSpan;
 use crate::tokenizer::{Tokenizer, guarded, tokenizer_error};
 
-/// Token ids of a text with their code point spans; special tokens have empty spans.
+/// Token ids of a text and their code point spans; special tokens have empty spans.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Encoded {
-    /// Ids, special tokens included.
+    /// Token ids, including special tokens.
     pub ids: Vec<u32>,
-    /// Spans without leading spaces.
+    /// Code point spans without leading spaces.
     pub offsets: Vec<CharSpan>,
 }
 
 impl Encoded {
-    /// Truncate to a number of tokens; the last `after` are kept.
+    /// Truncate to a number of tokens, keeping the last `after` tokens.
     pub(crate) fn cut(&mut self, max_tokens: Option<usize>, after: usize) {
         if let Some(limit) = max_tokens
             && let Some(surplus) = self.ids.len().checked_sub(limit).filter(|&n| n > 0)
@@ -33,12 +33,12 @@ impl Encoded {
 }
 
 impl Tokenizer {
-    /// Encode a text, truncated to `max_tokens`, special tokens included.
+    /// Encode a text, truncated to `max_tokens` tokens including special tokens.
     ///
-    /// Long texts are cached, since prompts recur.
+    /// Encodings of long texts are cached because prompts recur.
     ///
     /// # Errors
-    /// [`Error::Argument`] if `max_tokens` cannot hold the special tokens of a text,
+    /// [`Error::Argument`] if `max_tokens` cannot hold the special tokens around a text,
     /// [`Error::Tokenizer`] if `tokenizers` fails.
     pub fn encode(&self, text: &str, max_tokens: Option<usize>) -> Result<Encoded, Error> {
         self.check_max_tokens(max_tokens)?;
@@ -68,7 +68,7 @@ impl Tokenizer {
         Ok(encoded)
     }
 
-    /// Encode with truncation before the post-processor.
+    /// Encode a text, truncating it before the post-processor runs.
     fn encode_cut(&self, text: &str, max_tokens: Option<usize>) -> Result<Encoded, Error> {
         let Some(max_length) = max_tokens else {
             return encode_with(&self.inner, text);
@@ -107,7 +107,7 @@ impl Tokenizer {
         Ok(EncodedPrompt::new(cut, 0).positive_map(boxes, None))
     }
 
-    /// Append the tokens of texts, each truncated to `max_tokens`; returns their counts.
+    /// Append the tokens of texts, each truncated to `max_tokens`; return their counts.
     pub(crate) fn encode_into<'a>(
         &self,
         texts: impl Iterator<Item = &'a str>,
@@ -137,7 +137,7 @@ impl Tokenizer {
     }
 }
 
-/// Encode with the crate, post-processor included.
+/// Encode with the `tokenizers` crate, including the post-processor.
 fn encode_with(inner: &Inner, text: &str) -> Result<Encoded, Error> {
     let encoding = guarded(|| {
         let encoded = inner.encode_char_offsets(text, true);

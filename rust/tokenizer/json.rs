@@ -9,13 +9,13 @@ use crate::tokenizer::added_tokens::{AddedToken, AddedTokens};
 use crate::tokenizer::bpe::Bpe;
 use crate::tokenizer::byte_level::{ByteLevel, ByteLevelConfig};
 
-/// Types of models in `tokenizers`.
+/// Model types in `tokenizers`.
 const MODELS: [&str; 4] = ["BPE", "WordPiece", "WordLevel", "Unigram"];
 const PAD_TOKEN: &str = "\"pad_token\"";
 const MASK_TOKEN: &str = "\"mask_token\"";
 
-/// Read the JSON that `tokenizers` writes, of a model with `known` tokens. `None` if a part is not
-/// supported by the fast path.
+/// Read the JSON written by `tokenizers` for a model with `known` tokens. `None` if the fast path
+/// does not support a part of it.
 pub(crate) fn read(json: &str, known: usize) -> Result<Option<ByteLevel>, Error> {
     let content: Value = serde_json::from_str(json)
         .map_err(|error| Error::Tokenizer(format!("tokenizer: {error}")))?;
@@ -31,9 +31,9 @@ pub(crate) fn read(json: &str, known: usize) -> Result<Option<ByteLevel>, Error>
         .transpose()
 }
 
-/// The mask token that [`with_mask_token`] wrote, if any.
+/// The mask token written by [`with_mask_token`], if any.
 pub(crate) fn mask_token(json: &str) -> Option<String> {
-    // Avoids parsing most files a second time.
+    // Avoid parsing most files a second time.
     if !json.contains(MASK_TOKEN) {
         return None;
     }
@@ -43,7 +43,7 @@ pub(crate) fn mask_token(json: &str) -> Option<String> {
 
 /// Write a mask token into the `padding` of a `tokenizer.json`, where `tokenizers` ignores it.
 pub(crate) fn with_mask_token(mut json: String, mask: Option<String>) -> String {
-    // Before the padding there are only the version and no truncation, so the name does not occur
+    // Only the version and an empty truncation precede the padding, so the name does not occur
     // there.
     if let (Some(mask), Some(at)) = (mask, json.find(PAD_TOKEN)) {
         json.insert_str(at, &format!("{MASK_TOKEN}: {}, ", Value::String(mask)));
@@ -51,7 +51,7 @@ pub(crate) fn with_mask_token(mut json: String, mask: Option<String>) -> String 
     json
 }
 
-/// Explain why the crate rejects a `tokenizer.json`; otherwise the crate's own message.
+/// Explain why the crate rejects a `tokenizer.json`, or return the crate's own message.
 pub(crate) fn explain(json: &str, error: &str) -> String {
     let model = match serde_json::from_str(json) {
         Ok(Value::Object(content)) => content.get("model").cloned(),
@@ -62,14 +62,14 @@ pub(crate) fn explain(json: &str, error: &str) -> String {
         return "tokenizer: no 'model'; expected a tokenizer.json".to_owned();
     };
     let kind = &model["type"];
-    // Old files do not name their type.
+    // Old files do not contain the type.
     let is_old = kind.is_null() && model["vocab"].is_object();
     let is_known = kind.as_str().is_some_and(|kind| MODELS.contains(&kind));
     if !is_known && !is_old {
         let kind = if kind.is_null() {
             "'model' has no 'type'".to_owned()
         } else {
-            format!("'model' has the type {kind}")
+            format!("unsupported 'model' type {kind}")
         };
         return format!("tokenizer: {kind}; expected one of {}", MODELS.join(", "));
     }
@@ -87,8 +87,8 @@ fn is_type(value: &Value, name: &str) -> bool {
     value["type"].as_str() == Some(name)
 }
 
-/// Letters of a byte-level vocabulary: printable bytes are themselves, the others are mapped to
-/// U+0100 and up (Radford et al. 2019).
+/// Letters of a byte-level vocabulary: printable bytes map to themselves, all others to U+0100 and
+/// up (Radford et al. 2019).
 pub(crate) fn byte_letters() -> HashMap<char, u8> {
     let is_printable = |byte: &u8| matches!(byte, 33..=126 | 161..=172 | 174..=255);
     let printed = (0..=255_u8)
@@ -98,7 +98,7 @@ pub(crate) fn byte_letters() -> HashMap<char, u8> {
     printed.chain(('\u{100}'..).zip(others)).collect()
 }
 
-/// The BPE, if no option changes the result of the merges.
+/// The BPE, if none of its options changes the result of the merges.
 fn bpe(model: &Value, known: usize) -> Option<Bpe> {
     let is_off = |name: &str| match &model[name] {
         Value::Null | Value::Bool(false) => true,
@@ -112,12 +112,12 @@ fn bpe(model: &Value, known: usize) -> Option<Bpe> {
         "end_of_word_suffix",
         "byte_fallback",
     ];
-    // `unk_token` and `fuse_unk` concern letters without a token, and every byte has one here.
+    // `unk_token` and `fuse_unk` concern letters without a token; here every byte has one.
     if !is_type(model, "BPE") || !options.into_iter().all(is_off) {
         return None;
     }
     let vocabulary = model["vocab"].as_object()?;
-    // Of two tokens with one id only one is written.
+    // Of two tokens with the same id, only one is written.
     if vocabulary.len() != known {
         return None;
     }
@@ -180,7 +180,7 @@ fn rules(content: &Value) -> Option<ByteLevelConfig> {
         processor if is_type(processor, "Sequence") => {
             let mut done = false;
             for part in processor["processors"].as_array()? {
-                // After ids were added around the text, another step would count them.
+                // Once ids have been added around the text, a further step would count them.
                 if done || (rules.trim.is_some() && !is_type(part, "TemplateProcessing")) {
                     return None;
                 }
@@ -193,7 +193,7 @@ fn rules(content: &Value) -> Option<ByteLevelConfig> {
     Some(rules)
 }
 
-/// Add the rules of a post-processing step.
+/// Add the settings of a post-processing step.
 fn process(step: &Value, rules: &mut ByteLevelConfig) -> Option<()> {
     let trim = |step: &Value| {
         let keeps_first = step["add_prefix_space"].as_bool()?;
@@ -255,7 +255,7 @@ mod tests {
             ),
             (
                 r#"{"model": {"type": "XY"}}"#,
-                "tokenizer: 'model' has the type \"XY\"; ",
+                "tokenizer: unsupported 'model' type \"XY\"; ",
             ),
             (
                 r#"{"model": {"type": "BPE"}}"#,

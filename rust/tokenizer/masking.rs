@@ -1,7 +1,7 @@
-//! Masking for the masked-language-modeling loss (MLM), of tokens or of whole words.
+//! Masking of tokens or whole words for masked language modeling (MLM).
 //!
-//! The rule is BERT's (Devlin et al. 2019): of the picked tokens 80 % become the mask token, 10 % a
-//! random token, and 10 % stay.
+//! The rule is that of BERT (Devlin et al. 2019): of the picked tokens, 80 % become the mask token,
+//! 10 % a random token, and 10 % are kept.
 
 use crate::Error;
 use crate::error::check_probability;
@@ -13,7 +13,7 @@ use crate::try_alloc;
 /// Label of a token that was not picked.
 pub const IGNORED_LABEL: i64 = -100;
 
-/// Input of the model at a picked token.
+/// Model input for a picked token.
 enum Corruption {
     Mask,
     Random,
@@ -32,14 +32,14 @@ fn corruption(uniform: f64) -> Corruption {
     }
 }
 
-/// Reject a probability above 0 without a mask token.
+/// Reject a probability above 0 if there is no mask token.
 pub(crate) fn check_mask_token(tokens: &SpecialTokens, probability: f64) -> Result<(), Error> {
     if probability > 0.0 && tokens.mask.is_none() {
         return Err(Error::argument(
             "mlm_probability",
             format!(
-                "{probability}; expected 0 with a tokenizer that has no mask token; name its own, \
-                 Tokenizer.from_file(..., mask_token=...), if it has one"
+                "{probability}; expected 0 with a tokenizer that has no known mask token; if it has \
+                 one, name it: Tokenizer.from_file(..., mask_token=...)"
             ),
         ));
     }
@@ -48,7 +48,7 @@ pub(crate) fn check_mask_token(tokens: &SpecialTokens, probability: f64) -> Resu
 
 /// Mask a token. Returns the model's input, and whether the token was picked.
 ///
-/// Special tokens are never picked. Every token takes the same numbers from `rng`, picked or not.
+/// Special tokens are never picked. Every token consumes the same random numbers, picked or not.
 #[inline]
 pub(crate) fn mask_token(
     tokens: &SpecialTokens,
@@ -72,7 +72,7 @@ pub(crate) fn mask_token(
     (input, true)
 }
 
-/// MLM masking of a batch of texts; equal to the loader's for records with these indices.
+/// MLM masking of a batch of texts, the same as the loader's for records with these indices.
 #[derive(Clone, Debug, Default)]
 pub struct Masking {
     pub probability: f64,
@@ -83,14 +83,14 @@ pub struct Masking {
 }
 
 impl Masking {
-    /// Check the parameters for a number of texts.
+    /// Check the parameters against the number of texts.
     pub(crate) fn check(&self, texts: usize, tokens: &SpecialTokens) -> Result<(), Error> {
         check_probability("mlm_probability", self.probability)?;
         if self.indices.len() != texts {
             return Err(Error::argument(
                 "indices",
                 format!(
-                    "{} numbers; expected one for each of {texts} texts",
+                    "{} indices; expected one for each of {texts} texts",
                     self.indices.len()
                 ),
             ));
@@ -98,7 +98,8 @@ impl Masking {
         check_mask_token(tokens, self.probability)
     }
 
-    /// Mask `counts` tokens of each text. `inputs` and `labels` are padded rows of `length`.
+    /// Mask the tokens of each text, `counts` of them. `inputs` and `labels` are rows padded to
+    /// `length`.
     pub(crate) fn mask_rows(
         &self,
         ids: &[u32],
@@ -126,7 +127,7 @@ impl Masking {
     }
 }
 
-/// Class of a byte; a word is a run of bytes of one class other than `Space`.
+/// Class of a byte; a word is a run of bytes of the same class other than `Space`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum ByteClass {
     Space,
@@ -138,7 +139,7 @@ enum ByteClass {
 impl ByteClass {
     fn of(byte: u8) -> Self {
         match byte {
-            // Bytes of characters beyond ASCII, and apostrophes inside a word, count as letters.
+            // Bytes of non-ASCII characters and apostrophes inside a word count as letters.
             128.. | b'\'' | b'a'..=b'z' | b'A'..=b'Z' => Self::Letter,
             b'0'..=b'9' => Self::Digit,
             0..=32 => Self::Space,
@@ -147,13 +148,13 @@ impl ByteClass {
     }
 }
 
-/// MLM masking of whole words, for the byte-level BPEs of fiber's models.
+/// Whole-word masking for MLM, for the byte-level BPEs of fiber's models.
 ///
-/// A word is picked with all of its tokens, as in BERT's whole-word masking; the corruption is
-/// sampled per token. Words begin at a token that starts with a space, and where letters, digits
-/// and punctuation meet.
+/// A word is picked with all of its tokens, as in BERT's whole-word masking; the replacement is
+/// sampled per token. A word begins at a token that starts with a space and at each boundary
+/// between letters, digits and punctuation.
 pub struct WholeWordMasking {
-    /// By token: classes of its first and last byte; `None` for added tokens, such as `<mask>`.
+    /// For each token, the classes of its first and last byte; `None` for added tokens.
     classes: Vec<Option<(ByteClass, ByteClass)>>,
     mask: u32,
     replacements: Vec<u32>,
@@ -161,11 +162,11 @@ pub struct WholeWordMasking {
     seed: u64,
 }
 
-/// Key of the random numbers of whole-word masking, among all that depend on one seed.
+/// Key that separates these random numbers from others with the same seed.
 const WHOLE_WORD_STREAM: u64 = 9;
 
 impl WholeWordMasking {
-    /// Classify the tokens of a vocabulary.
+    /// Classify all tokens of a vocabulary.
     pub fn new(tokenizer: &Tokenizer, probability: f64, seed: u64) -> Result<Self, Error> {
         check_probability("probability", probability)?;
         tokenizer.check_for_models()?;
@@ -180,7 +181,7 @@ impl WholeWordMasking {
             if added.contains_key(&id) {
                 return Ok(None);
             }
-            // An id without a token cannot occur in a text.
+            // An id without a token does not occur in texts.
             let Some(token) = tokenizer.inner().id_to_token(id) else {
                 return Ok(Some((ByteClass::Space, ByteClass::Space)));
             };
@@ -190,7 +191,7 @@ impl WholeWordMasking {
             let last = class(token.chars().next_back());
             first.zip(last).map(Some).ok_or_else(|| {
                 Error::Tokenizer(format!(
-                    "tokenizer: token {token:?} (id {id}); expected letters of a byte-level BPE"
+                    "tokenizer: token {token:?} (id {id}) is not from a byte-level BPE"
                 ))
             })
         };
@@ -203,10 +204,10 @@ impl WholeWordMasking {
         })
     }
 
-    /// Number the words of texts, in rows of `length` ids.
+    /// Assign a word index to each token of texts, which are rows of `length` ids.
     ///
-    /// Tokens of a word have the same number; special tokens are -1. Numbers ascend from 0, with
-    /// gaps.
+    /// Tokens of the same word share an index; special tokens have -1. Indices ascend from 0 and
+    /// may have gaps.
     pub fn word_numbers(&self, ids: &[i64], length: usize) -> Result<Vec<i64>, Error> {
         let mut numbers = try_alloc::with_capacity(ids.len(), || format!("{} ids", ids.len()))?;
         for row in ids.chunks(length.max(1)) {
@@ -226,9 +227,9 @@ impl WholeWordMasking {
         Ok(numbers)
     }
 
-    /// Pick words and mask them: the model's inputs and the labels, in rows of `length` ids.
+    /// Pick words and mask them; return model inputs and labels, in rows of `length` ids.
     ///
-    /// `first_sample` is the sample index of the first text; random numbers depend on it and the
+    /// `first_sample` is the sample index of the first text; random numbers depend on it and on the
     /// seed.
     pub fn mask(
         &self,
@@ -246,7 +247,7 @@ impl WholeWordMasking {
             .zip(numbers.chunks(length));
         for (sample, ((inputs, labels), numbers)) in (first_sample..).zip(rows) {
             let mut uniform = PhiloxUniform::new(self.seed, WHOLE_WORD_STREAM, sample);
-            // Numbers ascend, so that the words are picked in their order.
+            // Indices ascend, so the words are picked in order.
             let (mut last, mut is_picked) = (-1, false);
             let picked: Vec<bool> = numbers
                 .iter()
@@ -340,7 +341,7 @@ mod tests {
         assert_eq!((numbers[0], numbers.last()), (-1, Some(&-1)));
         let mut words = numbers.clone();
         words.dedup();
-        // A space is a token of its own where it was not merged with its word.
+        // A space that was not merged with its word is a separate token.
         assert!(words.len() >= 6 + 2, "{numbers:?}");
         let mut picked = 0;
         for sample in 0..50 {

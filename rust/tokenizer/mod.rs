@@ -1,7 +1,7 @@
-//! Tokenizers: text -> token ids with code point offsets, for every `tokenizer.json`.
+//! Tokenizers for any `tokenizer.json`: text to token ids and code point offsets.
 //!
-//! Plain byte-level BPEs are encoded by [`crate::tokenizer::byte_level`], all others by the crate
-//! `tokenizers`, which also trains, reads, writes and decodes. The results are equal.
+//! Plain byte-level BPEs are encoded by [`crate::tokenizer::byte_level`], all others by the
+//! `tokenizers` crate, which also trains, reads, writes and decodes. Both give the same results.
 
 mod added_tokens;
 pub(crate) mod batch;
@@ -31,36 +31,36 @@ pub use crate::tokenizer::encoding::Encoded;
 use crate::tokenizer::prompt_cache::PromptCache;
 pub(crate) use crate::tokenizer::special_tokens::{SpecialTokens, TokenOverrides};
 
-/// A tokenizer of any kind that the crate `tokenizers` supports.
+/// A tokenizer of any type supported by the `tokenizers` crate.
 #[derive(Clone)]
 pub struct Tokenizer {
     inner: Inner,
-    /// Fast path, if it is a plain byte-level BPE.
+    /// Fast path, if the tokenizer is a plain byte-level BPE.
     fast: Option<Arc<Fast>>,
     vocab_size: usize,
     special_tokens: SpecialTokens,
-    /// True if the special tokens are found only with a `padding` entry that names them.
+    /// True if the special tokens can be found only through a `padding` entry.
     needs_padding_entry: bool,
     prompt_cache: Arc<PromptCache>,
 }
 
 impl Tokenizer {
-    /// Read a `tokenizer.json` file, with the caller's special tokens.
+    /// Read a `tokenizer.json` file, with special tokens given by the caller.
     pub(crate) fn from_file_with(path: &Path, named: &TokenOverrides) -> Result<Self, Error> {
         let json = read(path)?;
         Self::from_json_with(&json, named)
             .map_err(|error| Error::Tokenizer(format!("{}: {error}", path.display())))
     }
 
-    /// Parse the content of a `tokenizer.json`.
+    /// Parse the contents of a `tokenizer.json`.
     ///
     /// # Errors
-    /// [`Error::Tokenizer`] if it is not a tokenizer.
+    /// [`Error::Tokenizer`] if the contents are not a tokenizer.
     pub fn from_json(json: &str) -> Result<Self, Error> {
         Self::from_json_with(json, &TokenOverrides::default())
     }
 
-    /// Parse the content of a `tokenizer.json`, with the caller's special tokens.
+    /// Parse the contents of a `tokenizer.json`, with special tokens given by the caller.
     pub(crate) fn from_json_with(json: &str, named: &TokenOverrides) -> Result<Self, Error> {
         guarded(|| {
             let inner = Inner::from_bytes(json.as_bytes())
@@ -77,13 +77,13 @@ impl Tokenizer {
         })
     }
 
-    /// Wrap a tokenizer of the crate, with special tokens named by the caller and by the file.
+    /// Wrap a tokenizer of the crate, with special tokens given by the caller and the file.
     pub(crate) fn of_crate(
         mut inner: Inner,
         named: &TokenOverrides,
         of_file: &TokenOverrides,
     ) -> Result<Self, Error> {
-        // The loader truncates and pads.
+        // The loader itself truncates and pads.
         inner.with_truncation(None).map_err(tokenizer_error)?;
         inner.with_padding(None);
         let mut special_tokens = SpecialTokens::find(&inner, named, of_file)?;
@@ -135,17 +135,17 @@ impl Tokenizer {
         let partial = Path::new(&partial);
         let written = std::fs::write(partial, json).and_then(|()| std::fs::rename(partial, path));
         written.map_err(|source| {
-            // Remove the incomplete file; a failure to do so changes nothing.
+            // Remove the incomplete file; ignore a failure to do so.
             let _ = std::fs::remove_file(partial);
             Error::file(path, source)
         })
     }
 
-    /// Content of a `tokenizer.json`; it has a `padding` entry if the special tokens would not be
-    /// found without.
+    /// Contents of a `tokenizer.json`, with a `padding` entry if the special tokens would not be
+    /// found without it.
     ///
     /// # Errors
-    /// [`Error::Tokenizer`] if it cannot be written as JSON.
+    /// [`Error::Tokenizer`] if the tokenizer cannot be serialized.
     pub fn to_json(&self) -> Result<String, Error> {
         if !self.needs_padding_entry {
             return self.inner.to_string(true).map_err(tokenizer_error);
@@ -167,12 +167,12 @@ impl Tokenizer {
         Ok(json::with_mask_token(json, mask))
     }
 
-    /// Vocabulary size, special tokens included.
+    /// Number of tokens, including special tokens.
     pub(crate) fn vocab_size(&self) -> usize {
         self.vocab_size
     }
 
-    /// Reject a limit that cannot hold the special tokens of a text.
+    /// Reject a limit that cannot hold the special tokens around a text.
     pub(crate) fn check_max_tokens(&self, max_tokens: Option<usize>) -> Result<(), Error> {
         let template = &self.special_tokens.template;
         let least = template.added.max(1);
@@ -182,15 +182,15 @@ impl Tokenizer {
         let ids = template.before.iter().chain(&template.after);
         let tokens: Vec<String> = ids.filter_map(|&id| self.inner.id_to_token(id)).collect();
         let included = match tokens.split_last() {
-            Some((only, [])) => format!(", {only} included"),
-            Some((end, others)) => format!(", {} and {end} included", others.join(", ")),
+            Some((only, [])) => format!(", including {only}"),
+            Some((end, others)) => format!(", including {} and {end}", others.join(", ")),
             None => String::new(),
         };
         let reason = format!("{limit}; expected {least} or more{included}");
         Err(Error::argument("max_tokens", reason))
     }
 
-    /// Decode ids to text, without special tokens.
+    /// Decode ids to text, skipping special tokens.
     pub(crate) fn decode(&self, ids: &[u32]) -> Result<String, Error> {
         let is_none = |id: u32| self.inner.id_to_token(id).is_none();
         if let Some(id) = ids.iter().find(|&&id| is_none(id)) {
@@ -201,10 +201,10 @@ impl Tokenizer {
     }
 }
 
-/// Call the crate `tokenizers`, which panics on some malformed files.
+/// Call the `tokenizers` crate, which panics on some malformed files.
 fn guarded<T>(work: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
     catch_panic(work, |why| {
-        Error::Tokenizer(format!("the crate tokenizers panicked: {why}"))
+        Error::Tokenizer(format!("the tokenizers crate panicked: {why}"))
     })
 }
 
@@ -212,11 +212,11 @@ pub(crate) fn read(path: &Path) -> Result<String, Error> {
     let bytes = std::fs::read(path).map_err(|source| Error::file(path, source))?;
     String::from_utf8(bytes).map_err(|error| {
         let place = error.utf8_error().valid_up_to();
-        Error::Tokenizer(format!("{}: byte {place} is not UTF-8", path.display()))
+        Error::Tokenizer(format!("{}: invalid UTF-8 at byte {place}", path.display()))
     })
 }
 
-#[allow(clippy::needless_pass_by_value)] // Signature for `map_err`.
+#[allow(clippy::needless_pass_by_value)] // Signature required by `map_err`.
 pub(crate) fn tokenizer_error(error: tokenizers::Error) -> Error {
     Error::Tokenizer(format!("tokenizer: {error}"))
 }

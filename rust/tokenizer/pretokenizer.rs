@@ -5,23 +5,23 @@
 
 use crate::tokenizer::char_class::{CharClasses, LETTER, NUMBER, SPACE};
 
-/// Zero bytes after a text, so that its last word can be loaded in one piece.
+/// Number of zero bytes after a text, so that its last word can be loaded at once.
 pub(crate) const PADDING: usize = 16;
-/// Longest word that is loaded in one piece.
+/// Length of the longest word that is loaded at once.
 pub(crate) const SHORT_WORD: usize = 15;
 
 const HIGH_BITS: u128 = u128::from_ne_bytes([0x80; 16]);
 
-/// A word: its end, and its bytes if it is short.
+/// A word: its end and, if it is short, its bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Word {
     pub end: usize,
-    /// Its bytes, first byte lowest, with the length on top; 0 if longer than [`SHORT_WORD`].
+    /// The bytes, lowest first, and the length on top; 0 if longer than [`SHORT_WORD`].
     pub key: u128,
 }
 
 impl Word {
-    /// The word from `start` to `end`, which is not past the padding's start.
+    /// The word from `start` to `end`, which is at most the start of the padding.
     #[inline]
     pub(crate) fn new(padded: &[u8], start: usize, end: usize) -> Self {
         let key = match padded.get(start..).and_then(<[u8]>::first_chunk::<16>) {
@@ -54,7 +54,7 @@ fn no_letters(bytes: u128) -> u128 {
 
 /// Find the word at `start`.
 ///
-/// `padded` is UTF-8 followed by [`PADDING`] zero bytes, `start` the first byte of a character.
+/// `padded` is UTF-8 followed by [`PADDING`] zero bytes; `start` is the first byte of a character.
 #[inline]
 pub(crate) fn next_word(kinds: &CharClasses, padded: &[u8], start: usize) -> Word {
     if let Some(&chunk) = padded.get(start..).and_then(<[u8]>::first_chunk::<16>) {
@@ -76,7 +76,7 @@ pub(crate) fn next_word(kinds: &CharClasses, padded: &[u8], start: usize) -> Wor
     Word::new(padded, start, end_of_word(kinds, padded, start))
 }
 
-/// Code point of a character, and its length in bytes.
+/// Code point of a character and its length in bytes.
 #[inline]
 fn character(bytes: &[u8], at: usize) -> (u32, usize) {
     let byte = |offset: usize| u32::from(bytes.get(at + offset).copied().unwrap_or(0));
@@ -127,7 +127,7 @@ fn end_of_word(kinds: &CharClasses, padded: &[u8], start: usize) -> usize {
     if after == end {
         return after;
     }
-    // The last space belongs to the next word, or is a word itself.
+    // The last space belongs to the next word or is itself a word.
     let (mut last, mut at) = (start, start);
     while at < after {
         last = at;
@@ -136,7 +136,7 @@ fn end_of_word(kinds: &CharClasses, padded: &[u8], start: usize) -> usize {
     if last > start { last } else { after }
 }
 
-/// Length of the contraction at an apostrophe; 0 if none.
+/// Length of the contraction at an apostrophe; 0 if there is none.
 fn contraction(padded: &[u8], at: usize) -> usize {
     match padded.get(at + 1..at + 3) {
         Some([b's' | b't' | b'm' | b'd', _]) => 2,

@@ -1,4 +1,4 @@
-//! Cache of long encoded texts, such as the class prompts of a detector.
+//! Cache of encoded long texts, such as the class prompts of a detector.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -7,11 +7,11 @@ use crate::Error;
 use crate::tokenizer::Encoded;
 use crate::tokenizer::spans::CharSpan;
 
-/// Minimum length in bytes; shorter texts are encoded as fast as looked up.
+/// Minimum text length in bytes; encoding a shorter text is as fast as looking it up.
 const SHORTEST_BYTES: usize = 256;
-/// Maximum length in bytes.
+/// Maximum text length in bytes.
 const LONGEST_BYTES: usize = 1 << 16;
-/// Total bytes of cached text; the least recently used texts are evicted first.
+/// Maximum total bytes of cached text; the least recently used texts are evicted first.
 const MAX_BYTES: usize = 1 << 20;
 
 /// An encoded text.
@@ -20,7 +20,7 @@ pub struct EncodedPrompt {
     encoded: Encoded,
     /// Number of special tokens at the end.
     after: usize,
-    /// Start of each token, in code points.
+    /// Start of each token in code points.
     starts: Vec<u32>,
     ends: Vec<u32>,
 }
@@ -38,7 +38,7 @@ impl EncodedPrompt {
         }
     }
 
-    /// The tokens, truncated to `max_tokens`; the special tokens at the end are kept.
+    /// The tokens, truncated to `max_tokens` while keeping the special tokens at the end.
     pub fn encoded(&self, max_tokens: Option<usize>) -> Encoded {
         let mut encoded = self.encoded.clone();
         encoded.cut(max_tokens, self.after);
@@ -47,8 +47,8 @@ impl EncodedPrompt {
 
     /// Map the spans of boxes to tokens: (boxes, tokens) flags by row, and the row length.
     ///
-    /// As [`crate::tokenizer::spans::positive_row`], for a text truncated to `max_tokens`.
-    #[allow(clippy::needless_bitwise_bool)] // Without short-circuiting the loop is vectorized.
+    /// Like [`crate::tokenizer::spans::positive_row`], for a text truncated to `max_tokens`.
+    #[allow(clippy::needless_bitwise_bool)] // Without short-circuiting, the loop is vectorized.
     pub fn positive_map(
         &self,
         boxes: &[Vec<CharSpan>],
@@ -56,7 +56,7 @@ impl EncodedPrompt {
     ) -> (Vec<bool>, usize) {
         let count = self.starts.len();
         let length = max_tokens.map_or(count, |limit| limit.min(count));
-        // Special tokens have no span.
+        // Special tokens have empty spans.
         let words = if length < count {
             length.saturating_sub(self.after)
         } else {
@@ -82,7 +82,7 @@ impl EncodedPrompt {
     }
 }
 
-/// LRU cache of encoded texts, of at most [`MAX_BYTES`].
+/// LRU cache of encoded texts, limited to [`MAX_BYTES`].
 #[derive(Debug, Default)]
 pub(crate) struct PromptCache {
     kept: Mutex<CacheState>,
@@ -90,14 +90,14 @@ pub(crate) struct PromptCache {
 
 #[derive(Debug, Default)]
 struct CacheState {
-    /// With the time of the last use.
+    /// Encoded texts, each with the time of its last use.
     by_text: HashMap<Arc<str>, (Arc<EncodedPrompt>, u64)>,
     bytes: usize,
     clock: u64,
 }
 
 impl PromptCache {
-    /// True if a text of this length is cached.
+    /// True if texts of this length are cached.
     pub(crate) fn keeps(text: &str) -> bool {
         (SHORTEST_BYTES..=LONGEST_BYTES).contains(&text.len())
     }
@@ -114,7 +114,7 @@ impl PromptCache {
         if let Some(found) = self.lock().find(text) {
             return Ok(found);
         }
-        // Other threads may encode in the meantime; of equal texts, the later one is kept.
+        // Other threads may encode in the meantime; of identical texts, the last one is kept.
         let made = Arc::new(encode()?);
         self.lock().keep(text, &made);
         Ok(made)
@@ -209,7 +209,7 @@ mod tests {
             assert_eq!(get(number), number);
             assert_eq!(get(0), 0);
         }
-        // The first text was always in use; the second is the oldest.
+        // The first text was used again and again, so the second is the oldest.
         assert_eq!(made.get(), most + 1);
         get(2);
         assert_eq!(made.get(), most + 1);

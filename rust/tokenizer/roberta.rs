@@ -1,4 +1,4 @@
-//! The byte-level BPE of fiber's models: RoBERTa's, and those trained like it.
+//! RoBERTa-style byte-level BPEs for fiber's models.
 
 use std::path::Path;
 
@@ -20,18 +20,18 @@ pub const PAD_ID: u32 = 1;
 /// Id of `</s>` (EOS).
 pub const END_ID: u32 = 2;
 
-/// Special tokens with ids 0 to 3; `<mask>` has the last id.
+/// Special tokens with ids 0 to 3; `<mask>` is the last id.
 const SPECIALS: [&str; 4] = ["<s>", "<pad>", "</s>", "<unk>"];
 const MASK: &str = "<mask>";
-/// Size of the smallest vocabulary: all bytes and the special tokens.
+/// Size of the smallest possible vocabulary: all bytes and the special tokens.
 const SMALLEST: usize = 256 + SPECIALS.len() + 1;
 
 impl Tokenizer {
     /// Read RoBERTa's `vocab.json` and `merges.txt`.
     ///
-    /// `<mask>` includes the spaces before it, as in the published `tokenizer.json`.
+    /// `<mask>` absorbs the spaces before it, as in the published `tokenizer.json`.
     pub(crate) fn from_vocabulary(vocabulary: &Path, merges: &Path) -> Result<Self, Error> {
-        // Read here first, so that the error names a missing file.
+        // Read the files here first, so that the error names a missing file.
         read(vocabulary)?;
         read(merges)?;
         let bpe = BPE::from_file(&vocabulary.to_string_lossy(), &merges.to_string_lossy())
@@ -43,9 +43,9 @@ impl Tokenizer {
         Self::like_roberta(bpe)
     }
 
-    /// Train a vocabulary on texts; deterministic.
+    /// Train a RoBERTa-style tokenizer; the result is deterministic.
     ///
-    /// It is smaller than requested if the texts have too few repeated pairs.
+    /// The vocabulary is smaller than requested if the texts have too few repeated pairs.
     ///
     /// # Errors
     /// [`Error::Argument`] if `vocab_size` cannot hold all bytes and the special tokens.
@@ -74,11 +74,11 @@ impl Tokenizer {
         Self::like_roberta(bpe)
     }
 
-    /// Check that fiber's models can use the vocabulary: its special tokens must have RoBERTa's
+    /// Check that fiber's models can use the vocabulary: the special tokens must have RoBERTa's
     /// ids.
     pub(crate) fn check_for_models(&self) -> Result<(), Error> {
         difference(self.inner(), self.special_tokens()).map_or(Ok(()), |why| {
-            let reason = format!("fiber's models read RoBERTa's kind of tokenizer: {why}");
+            let reason = format!("fiber's models expect a RoBERTa-style tokenizer: {why}");
             Err(Error::Tokenizer(reason))
         })
     }
@@ -91,10 +91,10 @@ impl Tokenizer {
     }
 }
 
-/// The first difference between a vocabulary and RoBERTa's.
+/// Describe the first difference between a vocabulary and RoBERTa's, if any.
 pub(crate) fn difference(inner: &Inner, special_tokens: &SpecialTokens) -> Option<String> {
     if !matches!(inner.get_model(), ModelWrapper::BPE(_)) {
-        return Some("its model is not a BPE; expected a byte-level BPE".to_owned());
+        return Some("the model is not a BPE; expected a byte-level BPE".to_owned());
     }
     let size = inner.get_vocab_size(true);
     let last = u32::try_from(size.saturating_sub(1)).unwrap_or(u32::MAX);
@@ -102,7 +102,7 @@ pub(crate) fn difference(inner: &Inner, special_tokens: &SpecialTokens) -> Optio
     for (token, id) in expected.chain([(MASK, last)]) {
         let found = inner.token_to_id(token);
         if found != Some(id) {
-            let found = found.map_or("no id".to_owned(), |found| format!("the id {found}"));
+            let found = found.map_or("no id".to_owned(), |found| format!("id {found}"));
             return Some(format!(
                 "{token} has {found}; expected {id} in a vocabulary of {size}"
             ));
@@ -113,7 +113,7 @@ pub(crate) fn difference(inner: &Inner, special_tokens: &SpecialTokens) -> Optio
             .mask
             .map_or("none".to_owned(), |id| id.to_string());
         return Some(format!(
-            "padding is {} and the mask {mask}; expected {PAD_ID} and {last}",
+            "the padding id is {} and the mask id is {mask}; expected {PAD_ID} and {last}",
             special_tokens.pad
         ));
     }
@@ -121,7 +121,7 @@ pub(crate) fn difference(inner: &Inner, special_tokens: &SpecialTokens) -> Optio
     let (before, after) = (&template.before, &template.after);
     if *before != [START_ID] || *after != [END_ID] || !template.is_plain {
         return Some(format!(
-            "texts start with the ids {before:?} and end with {after:?}; expected [{START_ID}] \
+            "texts start with ids {before:?} and end with {after:?}; expected [{START_ID}] \
                  and [{END_ID}]"
         ));
     }
@@ -146,7 +146,7 @@ fn assemble(bpe: BPE) -> Result<Inner, Error> {
             .trim_offsets(true)
             .add_prefix_space(false),
         ));
-    // A new <mask> gets the next id, an existing one keeps its own.
+    // A new <mask> token gets the next id; an existing one keeps its id.
     let mut specials = SPECIALS
         .map(|token| AddedToken::from(token, true).normalized(true))
         .to_vec();
@@ -212,20 +212,20 @@ mod tests {
         let swapped = json.replace("\"<pad>\"", "\"<PAD>\"");
         let found = message(&swapped).unwrap();
         assert!(
-            found.contains("kind of tokenizer: <pad> has no id; expected 1 in"),
+            found.contains("-style tokenizer: <pad> has no id; expected 1 in"),
             "{found}"
         );
         let swapped = json.replace("\"<mask>\"", "\"[MASK]\"");
         let found = message(&swapped).unwrap();
         assert!(
-            found.contains("kind of tokenizer: <mask> has no id; expected "),
+            found.contains("-style tokenizer: <mask> has no id; expected "),
             "{found}"
         );
         let mut content: serde_json::Value = serde_json::from_str(&json).unwrap();
         content["post_processor"] = serde_json::Value::Null;
         let found = message(&content.to_string()).unwrap();
         assert!(
-            found.contains("kind of tokenizer: texts start with the ids [] and end with"),
+            found.contains("-style tokenizer: texts start with ids [] and end with"),
             "{found}"
         );
         let named = TokenOverrides {
@@ -235,7 +235,7 @@ mod tests {
         let other = Tokenizer::from_json_with(&json, &named).unwrap();
         let found = other.check_for_models().unwrap_err().to_string();
         assert!(
-            found.contains("tokenizer: padding is 3 and the mask "),
+            found.contains("tokenizer: the padding id is 3 and the mask "),
             "{found}"
         );
         let words =
@@ -243,7 +243,7 @@ mod tests {
                 .unwrap();
         let found = words.check_for_models().unwrap_err().to_string();
         assert!(
-            found.contains("tokenizer: its model is not a BPE"),
+            found.contains("tokenizer: the model is not a BPE"),
             "{found}"
         );
         assert!(Tokenizer::train(std::iter::empty(), 10).is_err());

@@ -1,6 +1,6 @@
-//! Character spans: which tokens they cover, and how they move when words are swapped.
+//! Character spans: which tokens they overlap, and how they shift when words are swapped.
 //!
-//! All positions count code points, half-open.
+//! All spans are half-open and in code points.
 
 /// Half-open range [start, end) of code points.
 pub type CharSpan = (usize, usize);
@@ -11,14 +11,14 @@ pub fn positive_row(offsets: &[CharSpan], spans: &[CharSpan]) -> Vec<bool> {
         .iter()
         .map(|&(token_start, token_end)| {
             spans.iter().any(|&(start, end)| {
-                // <s>, </s> and padding have empty offsets and overlap no span.
+                // <s>, </s> and padding have empty spans, so they overlap no other span.
                 token_start < token_end && token_start < end && start < token_end
             })
         })
         .collect()
 }
 
-/// Words to swap in a mirrored image, in lower case.
+/// Lowercase words that are swapped if the image is mirrored.
 const SIDES: [(&str, &str); 5] = [
     ("left", "right"),
     ("leftmost", "rightmost"),
@@ -32,13 +32,13 @@ const SIDES: [(&str, &str); 5] = [
 pub struct Mirrored {
     /// The new text.
     pub text: String,
-    /// Spans of the swapped words in the old and in the new text, in order.
+    /// Spans of the swapped words in the old and the new text, in order.
     edits: Vec<(CharSpan, CharSpan)>,
 }
 
 /// Swap "left" and "right".
 ///
-/// Whole words only; "right" meaning "correct" is swapped as well.
+/// Only whole words are swapped; so is "right" in the sense of "correct".
 pub fn mirror_words(text: &str) -> Mirrored {
     let mut mirrored = Mirrored {
         text: String::with_capacity(text.len() + 8),
@@ -70,7 +70,7 @@ pub fn mirror_words(text: &str) -> Mirrored {
 }
 
 impl Mirrored {
-    /// A text without swaps.
+    /// Wrap a text without swaps.
     pub fn unchanged(text: &str) -> Self {
         Self {
             text: text.to_owned(),
@@ -78,12 +78,12 @@ impl Mirrored {
         }
     }
 
-    /// Map a span of the old text to the new text.
+    /// Map a span from the old text to the new text.
     pub fn move_span(&self, (start, end): CharSpan) -> CharSpan {
         (self.position(start, false), self.position(end, true))
     }
 
-    /// Map a position; inside a swapped word it moves to that word's start or end.
+    /// Map a position; one inside a swapped word moves to the start or end of the word.
     fn position(&self, position: usize, is_end: bool) -> usize {
         let mut moved = position;
         for &((old_start, old_end), (new_start, new_end)) in &self.edits {

@@ -1,4 +1,4 @@
-//! Special tokens: BOS/EOS template, pad, unk, mask.
+//! Special tokens: BOS/EOS template, padding, unknown and mask.
 
 use tokenizers::{Encoding, ModelWrapper, PostProcessor, Tokenizer as Inner};
 
@@ -15,7 +15,7 @@ const PAD_NAMES: [&str; 7] = [
     "<|finetune_right_pad_id|>",
     "<\u{ff5c}\u{2581}pad\u{2581}\u{ff5c}>",
 ];
-/// Names of end-of-text tokens, which pad if there is no padding token.
+/// Names of end-of-text tokens, used for padding if there is no padding token.
 const END_NAMES: [&str; 9] = [
     "<|endoftext|>",
     "<|end_of_text|>",
@@ -29,7 +29,7 @@ const END_NAMES: [&str; 9] = [
 ];
 const UNKNOWN_NAMES: [&str; 4] = ["<unk>", "[UNK]", "<|unk|>", "<UNK>"];
 const MASK_NAMES: [&str; 4] = ["<mask>", "[MASK]", "<|mask|>", "<MASK>"];
-/// Placeholder id for probing a post-processor; no vocabulary is that large.
+/// Placeholder id to probe a post-processor; no vocabulary is that large.
 const PROBE: u32 = u32::MAX;
 
 /// Special tokens named by the caller; they take precedence over the file's.
@@ -44,15 +44,15 @@ pub struct TokenOverrides {
 pub struct Template {
     pub before: Vec<u32>,
     pub after: Vec<u32>,
-    /// Total number of added ids.
+    /// Total number of ids added.
     pub added: usize,
-    /// True if adding them is all that the post-processor does to ids, so that a text can be
-    /// truncated afterwards.
+    /// True if the post-processor does nothing else to ids, so that a text can be truncated
+    /// afterwards.
     pub is_plain: bool,
 }
 
 impl Template {
-    /// Probe a post-processor with a text of one token.
+    /// Probe a post-processor with a one-token text.
     fn of(inner: &Inner) -> Result<Self, Error> {
         let Some(processor) = inner.get_post_processor() else {
             return Ok(Self {
@@ -92,21 +92,21 @@ impl Template {
 /// Special tokens of a vocabulary.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SpecialTokens {
-    /// Special tokens around every text.
+    /// Special tokens added around every text.
     pub template: Template,
     pub pad: u32,
     pub unknown: Option<u32>,
     pub mask: Option<u32>,
-    /// Ids of all of these and of the tokens that the file marks as special, ascending; never
+    /// All special ids, including those marked special in the file, in ascending order; never
     /// masked.
     pub special: Vec<u32>,
-    /// Random replacements in MLM, ascending; empty without a mask token.
+    /// Ids for random replacement in MLM, ascending; empty if there is no mask token.
     pub replacements: Vec<u32>,
 }
 
 impl SpecialTokens {
-    /// Find the special tokens: named by the caller, else by the file's `padding`, else by known
-    /// names.
+    /// Find the special tokens: those given by the caller, else those in the file's `padding`, else
+    /// tokens with known names.
     pub(crate) fn find(
         inner: &Inner,
         named: &TokenOverrides,
@@ -136,7 +136,7 @@ impl SpecialTokens {
             return Err(Error::argument(
                 "mask_token",
                 format!(
-                    "'{}' is also the padding token; expected two tokens",
+                    "'{}' is also the padding token; expected two different tokens",
                     token.unwrap_or_default()
                 ),
             ));
@@ -161,7 +161,7 @@ impl SpecialTokens {
         };
         if let Some(mask) = mask {
             special_tokens.replacements = if roberta::difference(inner, &special_tokens).is_none() {
-                // As published: any other token, special ones included.
+                // As in the published code: any other token, including special tokens.
                 (0..mask).collect()
             } else {
                 let mut ids: Vec<u32> = inner.get_vocab(true).into_values().collect();
@@ -179,14 +179,14 @@ impl SpecialTokens {
     }
 }
 
-/// The model's own unknown token.
+/// The unknown token of the model itself.
 fn unknown(inner: &Inner) -> Option<u32> {
     match inner.get_model() {
         ModelWrapper::BPE(model) => inner.token_to_id(model.get_unk_token().as_deref()?),
         ModelWrapper::WordPiece(model) => inner.token_to_id(&model.unk_token),
         ModelWrapper::WordLevel(model) => inner.token_to_id(&model.unk_token),
         ModelWrapper::Unigram(model) => {
-            // The id is private, but serialized.
+            // The id is private but serialized.
             let written = serde_json::to_value(model).ok()?;
             u32::try_from(written["unk_id"].as_u64()?).ok()
         }
@@ -271,7 +271,7 @@ pub(crate) mod tests {
         );
         let both = named(Some("c"), Some("a"));
         assert_eq!(pad_and_mask(&with_padding, &both), (5, Some(0)));
-        // The default of `tokenizers`, which need not be in the vocabulary.
+        // The default of `tokenizers`, which may be missing from the vocabulary.
         assert_eq!(
             pad_and_mask(&padding(0, "[PAD]"), &TokenOverrides::default()),
             (3, Some(1))

@@ -1,26 +1,26 @@
-//! Bounded cache of words with their tokens.
+//! Bounded cache of words and their tokens.
 
 use std::collections::HashMap;
 
 use crate::tokenizer::bpe::Token;
 
-/// Number of short words, in sets of two; 64 bytes each.
+/// Number of short words, in sets of two; each takes 64 bytes.
 const SETS: usize = 4096;
-/// Maximum tokens of a short word.
+/// Maximum number of tokens of a short word.
 const SHORT_TOKENS: usize = 8;
-/// Number of long words; the cache of long words is cleared above.
+/// Maximum number of long words; beyond that, the cache of long words is cleared.
 const LONG_WORDS: usize = 1024;
-/// Longest cached word in bytes.
+/// Maximum length of a cached word in bytes.
 const LONGEST: usize = 128;
 
 /// A short word; one cache line.
 #[derive(Clone, Copy, Debug)]
 #[repr(align(64))]
 pub(crate) struct WordSlot {
-    /// See [`crate::tokenizer::pretokenizer::Word::key`]; 0 = empty.
+    /// See [`crate::tokenizer::pretokenizer::Word::key`]; 0 if the slot is empty.
     key: u128,
     ids: [u32; SHORT_TOKENS],
-    /// End of each token in the word.
+    /// End of each token within the word.
     ends: [u8; SHORT_TOKENS],
     count: u8,
 }
@@ -32,7 +32,7 @@ const EMPTY: WordSlot = WordSlot {
     count: 0,
 };
 
-/// Tokens by word.
+/// Cache of tokens by word.
 #[derive(Clone, Debug)]
 pub(crate) struct WordCache {
     short: Vec<[WordSlot; 2]>,
@@ -48,7 +48,7 @@ impl Default for WordCache {
     }
 }
 
-/// The set of a key.
+/// The set that a key belongs to.
 #[allow(clippy::cast_possible_truncation)] // Halves of 128 bits, and an index below the number of sets.
 #[inline]
 fn set(key: u128) -> usize {
@@ -65,7 +65,7 @@ impl WordSlot {
         (self.count == 1).then_some(self.ids[0])
     }
 
-    /// Ids, and the end of each token in the word.
+    /// Ids, and the end of each token within the word.
     pub(crate) fn tokens(&self) -> impl Iterator<Item = (u32, usize)> {
         let ids = self.ids.iter().take(usize::from(self.count));
         ids.zip(&self.ends)
@@ -78,11 +78,11 @@ impl WordCache {
     #[inline]
     pub(crate) fn short(&self, key: u128) -> Option<&WordSlot> {
         let slots = self.short.get(set(key))?;
-        // No short word has the key of an empty slot.
+        // The key of an empty slot belongs to no short word.
         slots.iter().find(|slot| slot.key == key && key != 0)
     }
 
-    /// Tokens of a long word, or of one with many tokens.
+    /// Tokens of a word that is long or has many tokens.
     pub(crate) fn long(&self, word: &[u8]) -> Option<&[Token]> {
         self.long.get(word).map(AsRef::as_ref)
     }
@@ -144,7 +144,7 @@ mod tests {
         cache.keep(key(b"a"), b"a", &tokens(1));
         assert_eq!(cache.short(key(b"a")).unwrap().only_id(), Some(0));
         assert!(cache.short(key(b" ca")).is_none());
-        // The length is part of the key, so that trailing zero bytes count.
+        // The length is part of the key, so trailing zero bytes matter.
         assert!(cache.short(key(b" cat\0")).is_none());
         cache.keep(0, b"antidisestablishment", &tokens(4));
         assert_eq!(cache.long(b"antidisestablishment"), Some(&tokens(4)[..]));

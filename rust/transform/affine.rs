@@ -2,11 +2,11 @@
 //! constant border.
 //!
 //! OpenCV computes in single precision with fused multiply-adds, and its vector loop rounds
-//! differently from its scalar tail. Both are reproduced, because another order of operations
-//! changes some pixels. The reference is OpenCV on x86 with AVX2 and FMA; on other processors
-//! OpenCV itself gives other values, and this module gives the same ones as on x86.
+//! differently from its scalar tail. Both are reproduced because a different order of operations
+//! changes some pixels. The reference is OpenCV on x86 with AVX2 and FMA; on other processors,
+//! OpenCV itself gives different values, but this module gives the same values as on x86.
 
-// OpenCV uses single precision; all numbers are far below the limits of the types they are cast to.
+// OpenCV uses single precision; all numbers are far below the limits of their target types.
 #![allow(clippy::cast_possible_truncation, clippy::cast_precision_loss)]
 
 use std::cell::Cell;
@@ -19,10 +19,10 @@ use crate::transform::simd::affine_avx512;
 
 /// Border value of every channel.
 pub const FILL: u8 = 128;
-/// Maximum side in pixels: single precision does not resolve larger coordinates.
+/// Maximum side in pixels; single precision cannot resolve larger coordinates.
 pub const MAX_SIDE: usize = 1 << 22;
 
-/// Source coordinates of every output pixel: each is `c[0] * x + c[1] * y + c[2]`.
+/// Map from output pixels to source coordinates, each `c[0] * x + c[1] * y + c[2]`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Affine {
     pub(crate) x: [f32; 3],
@@ -40,17 +40,17 @@ impl Affine {
         Self::inverse(&[[1.0, 0.0, 0.0], [f64::from(factor as f32), 1.0, 0.0]])
     }
 
-    /// Shift to the left.
+    /// Shift left by a number of pixels.
     pub fn translate_x(pixels: f64) -> Self {
         Self::inverse(&[[1.0, 0.0, f64::from(-pixels as f32)], [0.0, 1.0, 0.0]])
     }
 
-    /// Shift up.
+    /// Shift up by a number of pixels.
     pub fn translate_y(pixels: f64) -> Self {
         Self::inverse(&[[1.0, 0.0, 0.0], [0.0, 1.0, f64::from(-pixels as f32)]])
     }
 
-    /// Rotate counterclockwise around the center.
+    /// Rotate counterclockwise around the center by an angle in degrees.
     pub fn rotate(degrees: f64, height: usize, width: usize) -> Self {
         let (sin, cos) = (degrees * (std::f64::consts::PI / 180.0)).sin_cos();
         let (x, y) = (width as f64 / 2.0, height as f64 / 2.0);
@@ -60,7 +60,7 @@ impl Affine {
         ])
     }
 
-    /// Inverse map, from output to source, in the order of OpenCV's operations.
+    /// Inverse map (output to source), computed in the same order as in OpenCV.
     fn inverse(forward: &[[f64; 3]; 2]) -> Self {
         let [[xx, xy, x], [yx, yy, y]] = *forward;
         let scale = 1.0 / (xx * yy - xy * yx);
@@ -75,7 +75,7 @@ impl Affine {
         }
     }
 
-    /// Whole-pixel offset (columns, rows) of the source, if nothing is interpolated.
+    /// Integer offset (columns, rows) of the source, if no interpolation is needed.
     fn whole_shift(&self) -> Option<(isize, isize)> {
         let plain = self.x[..2] == [1.0, 0.0] && self.y[..2] == [0.0, 1.0];
         let whole = self.x[2].fract() == 0.0 && self.y[2].fract() == 0.0;
@@ -83,9 +83,9 @@ impl Affine {
     }
 }
 
-/// Warp an image; pixels from outside are [`FILL`].
+/// Warp an image; pixels from outside the image are [`FILL`].
 ///
-/// The image has at least one pixel, and sides of at most [`MAX_SIDE`].
+/// The image must have at least one pixel, and sides of at most [`MAX_SIDE`].
 pub fn warp(image: &mut Rgb, map: &Affine) {
     if let Some((right, down)) = map.whole_shift() {
         shift_rows(image, down);
@@ -109,7 +109,7 @@ pub fn warp(image: &mut Rgb, map: &Affine) {
 }
 
 thread_local! {
-    /// Buffer of the previous image; allocating one per image would take a quarter of the time.
+    /// Buffer kept from the previous image; allocating one per image would take 25 % of the time.
     static SPARE: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
 }
 
@@ -186,7 +186,7 @@ mod tests {
     #[test]
     fn half_a_pixel_is_the_mean_with_ties_to_even() {
         let image = gray(3, &[10, 20, 41]);
-        // 15, 30.5 and, half of it outside, 84.5.
+        // 15, 30.5 and, with half of it from outside, 84.5.
         let moved = warp(&image, &Affine::translate_x(0.5));
         assert_eq!(moved, gray(3, &[15, 30, 84]));
     }
@@ -204,8 +204,8 @@ mod tests {
 
     #[test]
     fn rotation_by_90_degrees_is_counterclockwise() {
-        // Around the corner between the four pixels, whose centers are integers: (x, y) goes to (y,
-        // 2 - x).
+        // Rotation around the corner shared by four pixels, whose centers are at integers: (x, y)
+        // maps to (y, 2 - x).
         let turned = warp(&gray(2, &[10, 20, 30, 40]), &Affine::rotate(90.0, 2, 2));
         assert_eq!(turned, gray(2, &[FILL, FILL, 20, 40]));
     }

@@ -1,7 +1,7 @@
 //! Rows of an affine warp: source coordinates, the four neighbors, and their interpolation.
 
-// Loops are inlined to be compiled for several instruction sets; all numbers are far below the
-// limits of the types they are cast to.
+// Loops are inlined so that they are compiled for several instruction sets; all numbers are far
+// below the limits of their target types.
 #![allow(
     clippy::inline_always,
     clippy::cast_possible_truncation,
@@ -14,10 +14,10 @@ use crate::image::Rgb;
 use crate::simd::{self as simd, INTEGER};
 use crate::transform::affine::{Affine, FILL};
 
-/// Pixels per iteration of OpenCV's vector loop.
+/// Number of pixels per iteration of OpenCV's vector loop.
 const BLOCK: usize = 16;
 
-/// Computes all output rows: find sources, fetch four neighbors, interpolate.
+/// Compute all output rows: find sources, fetch four neighbors, interpolate.
 pub(crate) struct WarpRows<'a> {
     pub(crate) image: &'a Rgb,
     pub(crate) map: &'a Affine,
@@ -40,27 +40,27 @@ impl simd::SimdLoop for WarpRows<'_> {
     }
 }
 
-/// Data of one output row, one entry per pixel.
+/// Data for one output row, with one entry per pixel.
 struct Row {
     /// Column of the top left neighbor.
     columns: Vec<i32>,
     /// Row of the top left neighbor.
     rows: Vec<i32>,
-    /// Offset of the top left neighbor in bytes; [`OUTSIDE`] if one of the four is outside.
+    /// Byte offset of the top left neighbor; [`OUTSIDE`] if any of the four is outside the image.
     starts: Vec<u32>,
     /// Weights of the right neighbors.
     across: Vec<f32>,
     /// Weights of the bottom neighbors.
     down: Vec<f32>,
-    /// Top left, top right, bottom left and bottom right neighbors: red in the lowest byte, the
-    /// highest byte is arbitrary. Finally the first array holds the output row.
+    /// Top left, top right, bottom left and bottom right neighbors, with red in the lowest byte and
+    /// an arbitrary highest byte. In the end, the first array holds the output row.
     corners: [Vec<u32>; 4],
 }
 
-/// An offset that no pixel has: images are smaller.
+/// An offset that no pixel has, because images are smaller.
 const OUTSIDE: u32 = u32::MAX;
 
-/// Split one source coordinate of row `y` into integer and fraction.
+/// Split one source coordinate of row `y` into its integer part and fraction.
 #[inline(always)]
 fn locate(coordinate: [f32; 3], y: usize, whole: &mut [i32], rest: &mut [f32]) {
     let [per_x, per_y, offset] = coordinate;
@@ -97,7 +97,7 @@ impl Row {
         let (last_row, last_column) = (image.height as u32 - 1, image.width as u32 - 1);
         let places = self.rows.iter().zip(&self.columns);
         for (start, (&row, &column)) in self.starts.iter_mut().zip(places) {
-            // Negative ones become large.
+            // Negative values become large.
             let (row, column) = (row as u32, column as u32);
             let place = row.wrapping_mul(last_column + 1).wrapping_add(column);
             let inside = row < last_row && column < last_column;
@@ -122,7 +122,7 @@ impl Row {
         );
         let (rows, columns) = (&self.rows[..width], &self.columns[..width]);
         for (x, &start) in self.starts.iter().enumerate() {
-            // Eight bytes from the first pixel of a pair hold both pixels.
+            // The eight bytes from the first pixel of a pair on contain both pixels.
             let start = start as usize;
             let end = start.saturating_add(stride + 8);
             if let Some(bytes) = image.pixels.get(start..end) {
@@ -152,7 +152,7 @@ impl Row {
     }
 }
 
-/// Pack three bytes per pixel.
+/// Pack pixels into three bytes each.
 #[inline(always)]
 fn write_row(pixels: &[u32], output: &mut [u8]) {
     let (fours, rest) = pixels.as_chunks::<4>();
@@ -175,8 +175,8 @@ fn first_eight(bytes: &[u8]) -> u64 {
         .map_or(0, |&eight| u64::from_le_bytes(eight))
 }
 
-/// A pixel and its right and bottom neighbors, some of which may be outside.
-#[inline(never)] // Rarely called, by a loop that has no registers to spare.
+/// Fetch a pixel and its right and bottom neighbors, some of which may be outside the image.
+#[inline(never)] // Rarely called, from a loop with no registers to spare.
 pub(crate) fn at_border(image: &Rgb, row: i32, column: i32) -> [u32; 4] {
     let near = |place: i32, end: usize| place >= -1 && (place < 0 || (place as usize) < end);
     if near(row, image.height) && near(column, image.width) {

@@ -1,27 +1,27 @@
-//! Fused box transform: clip, crop, resize, mirror and pack in one pass.
+//! Fused box transform that clips, crops, resizes, mirrors and packs boxes in one pass.
 
 use crate::Error;
 use crate::boxes::{self, BoxXyxy, Crop, LEAST_AREA_LEFT, SLACK_PIXELS};
 
-/// Geometry of a transform: clip to the image, crop, resize, mirror.
+/// Geometry of a transform: clip to the image, crop, resize and mirror.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BoxTransform {
     /// (height, width) of the stored image.
     pub from: (usize, usize),
-    /// The crop.
+    /// The crop, in pixels of the stored image.
     pub crop: Crop,
-    /// (height, width) that the crop is resized to.
+    /// (height, width) of the output that the crop is resized to.
     pub to: (usize, usize),
     /// Mirror horizontally.
     pub flip: bool,
 }
 
 impl BoxTransform {
-    /// Transform all boxes; `None` if the crop drops a box: its center is outside, or too little of
-    /// it is left.
+    /// Transform all boxes; `None` if the crop drops a box because its center is outside or too
+    /// little of it remains.
     ///
     /// # Errors
-    /// [`Error::InvalidBox`] for a box with no area in the image or too far outside it.
+    /// [`Error::InvalidBox`] if a box has no area inside the image or extends too far outside.
     pub fn move_all(&self, boxes: &[BoxXyxy]) -> Result<Vec<Option<BoxXyxy>>, Error> {
         let steps = BoxMap::new(self);
         let mut are_sound = true;
@@ -35,10 +35,10 @@ impl BoxTransform {
         Ok(moved)
     }
 
-    /// Transform all boxes and append them, in single precision, to those of other images.
+    /// Transform all boxes and append them to those of other images in single precision.
     ///
     /// # Errors
-    /// As [`Self::move_all`]; then no box of this image is appended.
+    /// See [`Self::move_all`]; on error, no box of this image is appended.
     pub fn pack(&self, boxes: &[BoxXyxy], packed: &mut PackedBoxes) -> Result<(), Error> {
         let steps = BoxMap::new(self);
         let (before, kept_before) = (packed.boxes_xyxy.len(), packed.kept.len());
@@ -78,14 +78,14 @@ impl BoxTransform {
     }
 }
 
-/// A [`BoxTransform`] as floats.
+/// A [`BoxTransform`] converted to floats.
 struct BoxMap {
     /// (y, x) each.
     image: (f64, f64),
     corner: (f64, f64),
     part: (f64, f64),
     ratios: (f64, f64),
-    /// A mirrored x is this minus x.
+    /// A mirrored x coordinate is this value minus x.
     mirror: Option<f64>,
 }
 
@@ -104,7 +104,7 @@ impl BoxMap {
     }
 
     /// Clip, crop, resize and mirror without branches. Returns the box, whether the crop keeps it,
-    /// and whether it is valid ([`boxes::clip_all`]).
+    /// and whether it is valid (see [`boxes::clip_all`]).
     #[inline]
     #[allow(clippy::needless_bitwise_bool)]
     fn carry_out(&self, [x0, y0, x1, y1]: BoxXyxy) -> (BoxXyxy, bool, bool) {
@@ -151,12 +151,12 @@ pub struct PackedBoxes {
     pub boxes_xyxy: Vec<[f32; 4]>,
     /// Number of boxes per image.
     pub per_image: Vec<i64>,
-    /// For each input box, whether it was kept.
+    /// For each input box, true if it was kept.
     pub kept: Vec<bool>,
 }
 
 impl PackedBoxes {
-    /// Clear, keeping the allocations.
+    /// Clear the contents but keep the allocations.
     pub fn clear(&mut self) {
         self.boxes_xyxy.clear();
         self.per_image.clear();
@@ -166,14 +166,14 @@ impl PackedBoxes {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::float_cmp)] // The same operations give the same numbers.
+    #![allow(clippy::float_cmp)] // Identical operations give identical numbers.
 
     use super::*;
     use crate::boxes::clip_all;
     use crate::boxes::reference::{crop, mirror, scale};
     use crate::rng::{Purpose, Rng};
 
-    /// The unfused transform.
+    /// The unfused reference transform.
     fn in_parts(box_transform: &BoxTransform, boxes: &[BoxXyxy]) -> Vec<Option<BoxXyxy>> {
         let (height, width) = box_transform.from;
         clip_all(boxes, height, width)
@@ -232,7 +232,7 @@ mod tests {
             counts.push(i64::try_from(moved.iter().flatten().count()).unwrap());
             expected.extend(moved);
         }
-        #[allow(clippy::cast_possible_truncation)] // As packed.
+        #[allow(clippy::cast_possible_truncation)] // Same conversion as when packing.
         let single = expected.iter().flatten().map(|b| b.map(|edge| edge as f32));
         assert!(single.eq(packed.boxes_xyxy.iter().copied()));
         assert!(
@@ -276,8 +276,8 @@ mod tests {
 
     #[test]
     fn recorded_boxes_of_the_published_detector() {
-        // Three boxes of an image of 640 x 480 pixels from the recorded case `boxlist`. It counts
-        // the last pixel as inside, so a mirrored box starts at width - 1 - x1.
+        // Three boxes of a 640 x 480 image from the recorded case `boxlist`. It counts the last
+        // pixel as inside, so a mirrored box starts at width - 1 - x1.
         let boxes = [
             [10.0, 20.0, 110.0, 220.0],
             [0.0, 0.0, 639.0, 479.0],
@@ -304,7 +304,7 @@ mod tests {
         ];
         for (found, expected) in packed.boxes_xyxy.iter().zip(expected) {
             for (edge, expected) in found.iter().zip(expected) {
-                // Two ulps in single precision, in which it multiplies.
+                // Two ulps in single precision, which the recorded code uses to multiply.
                 assert!(
                     (edge - expected).abs() <= expected * 2.4e-7,
                     "{edge} {expected}"

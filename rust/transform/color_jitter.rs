@@ -1,11 +1,11 @@
-//! Random brightness, contrast, saturation and hue, as torchvision's `ColorJitter` on uint8
+//! Random brightness, contrast, saturation and hue, as in torchvision's `ColorJitter` on uint8
 //! tensors.
 //!
-//! The arithmetic is torchvision's in single precision. Only the image mean for contrast is summed
-//! exactly here, and in another order there, so that values close to a rounding boundary may differ
-//! by one level.
+//! The arithmetic is torchvision's, in single precision, except that the image mean for contrast is
+//! summed exactly. torchvision sums in a different order, so values close to a rounding boundary
+//! may differ by one level.
 
-// Loops are inlined to be compiled for several instruction sets; numbers are clamped before a cast.
+// Loops are inlined to be compiled for several instruction sets; casts follow a clamp.
 #![allow(
     clippy::inline_always,
     clippy::cast_possible_truncation,
@@ -20,16 +20,16 @@ use crate::rng::Rng;
 use crate::simd::{self as simd, SimdLoop};
 use crate::transform::enhance;
 
-/// One color change with its factor.
+/// One color change and its factor.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum ColorChange {
     /// Scale all values.
     Brightness(f64),
-    /// Blend with the mean gray of the image.
+    /// Blend with the mean gray level of the image.
     Contrast(f64),
-    /// Blend each pixel with its gray.
+    /// Blend each pixel with its gray level.
     Saturation(f64),
-    /// Shift the hue by this fraction of the circle.
+    /// Shift the hue by a fraction of the color circle.
     Hue(f64),
 }
 
@@ -54,7 +54,7 @@ impl ColorChange {
         Ok(change(factor))
     }
 
-    /// Apply the change.
+    /// Apply the change in place.
     pub(crate) fn apply(self, image: &mut Rgb) {
         match self {
             Self::Brightness(factor) => enhance::brightness(image, factor),
@@ -75,20 +75,20 @@ impl ColorChange {
     }
 }
 
-/// Allowed factors and hue shifts; larger factors leave only black and white.
+/// Valid factors and hue shifts; larger factors would leave only black and white.
 const FACTORS: (f64, f64) = (0.0, 1e6);
 const HUES: (f64, f64) = (-0.5, 0.5);
 
 /// Ranges of the factors; the four changes are applied in random order.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ColorJitter {
-    /// (low, high) factor.
+    /// (low, high) range of the factor.
     pub brightness: (f64, f64),
-    /// (low, high) factor.
+    /// (low, high) range of the factor.
     pub contrast: (f64, f64),
-    /// (low, high) factor.
+    /// (low, high) range of the factor.
     pub saturation: (f64, f64),
-    /// (low, high) fraction of the circle.
+    /// (low, high) range of the shift, as a fraction of the color circle.
     pub hue: (f64, f64),
 }
 
@@ -107,7 +107,7 @@ impl ColorJitter {
     /// Check every field.
     ///
     /// # Errors
-    /// [`Error::Argument`] that names the field.
+    /// [`Error::Argument`] that names the invalid field.
     pub fn check(&self) -> Result<(), Error> {
         for (name, range) in self.ranges() {
             let (low, high) = if name == "hue" { HUES } else { FACTORS };
@@ -119,7 +119,7 @@ impl ColorJitter {
         Ok(())
     }
 
-    /// Every range with its name.
+    /// All ranges with their names.
     pub(crate) fn ranges(&self) -> [(&'static str, (f64, f64)); 4] {
         [
             ("brightness", self.brightness),
@@ -129,7 +129,7 @@ impl ColorJitter {
         ]
     }
 
-    /// Sample the changes of an image; disabled changes take no random numbers.
+    /// Sample the changes for an image; disabled changes consume no random numbers.
     pub(crate) fn draw(&self, rng: &mut Rng) -> Vec<ColorChange> {
         if *self == Self::off() {
             return Vec::new();
@@ -148,13 +148,13 @@ impl ColorJitter {
     }
 }
 
-/// Pixels per block.
+/// Number of pixels per block.
 const BLOCK: usize = 64;
 
 /// Planar channels of a block.
 type Channels = [[f32; BLOCK]; 3];
 
-/// Apply to blocks; values after the image's last pixel are arbitrary.
+/// Apply a change to blocks; values past the last pixel of the image are arbitrary.
 #[inline(always)]
 fn for_blocks(image: &mut Rgb, mut change: impl FnMut(&mut Channels)) {
     for bytes in image.pixels.chunks_mut(3 * BLOCK) {
@@ -174,7 +174,7 @@ fn for_blocks(image: &mut Rgb, mut change: impl FnMut(&mut Channels)) {
     }
 }
 
-/// Integer gray level.
+/// Integer gray level of a pixel.
 #[inline(always)]
 fn gray(red: f32, green: f32, blue: f32) -> f32 {
     let sum = green.mul_add(0.587, red * 0.2989);
@@ -289,7 +289,7 @@ fn to_rgb(hue: f32, saturation: f32, value: f32) -> [f32; 3] {
     let falling = ((1.0 - of_part) * value).clamp(0.0, 1.0);
     let rising = ((of_part + without) * value).clamp(0.0, 1.0);
     let low = (without * value).clamp(0.0, 1.0);
-    // A hue that was rounded up to 1 equals 0.
+    // A hue that is rounded up to 1 is the same as 0.
     let sector = if sector >= 6.0 { 0.0 } else { sector };
     let pick = |of: [f32; 6]| {
         let mut picked = of[5];
@@ -324,7 +324,7 @@ mod tests {
         use ColorChange::{Brightness, Contrast, Hue, Saturation};
         let rgb = [10, 100, 200];
         assert_eq!(pixel(rgb, Brightness(1.5)), [15, 150, 255]);
-        // Its gray is 0.2989 * 10 + 0.587 * 100 + 0.114 * 200 = 84.489.
+        // The gray level is 0.2989 * 10 + 0.587 * 100 + 0.114 * 200 = 84.489.
         assert_eq!(pixel(rgb, Contrast(0.0)), [84; 3]);
         assert_eq!(pixel(rgb, Contrast(0.5)), [47, 92, 142]);
         assert_eq!(pixel(rgb, Saturation(0.0)), [84; 3]);

@@ -1,14 +1,14 @@
-//! Random crops, and sizes that keep the aspect ratio.
+//! Random crops, and resized sizes that keep the aspect ratio.
 
 use crate::Error;
 use crate::boxes::Crop;
 use crate::rng::Rng;
 
-/// Random crops of about the image's aspect ratio.
+/// Random crops with about the same aspect ratio as the image.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RandomCrop {
     pub probability: f64,
-    /// (low, high) fraction of the image's area.
+    /// (low, high) range of the crop's fraction of the image area.
     pub scale: (f64, f64),
 }
 
@@ -21,10 +21,10 @@ impl RandomCrop {
     }
 }
 
-/// (low, high) width / height of a crop, relative to the image's.
+/// (low, high) range of a crop's width / height, relative to that of the image.
 const CUT_RATIO: (f64, f64) = (3.0 / 4.0, 4.0 / 3.0);
 
-/// Check a range of area fractions.
+/// Check that a range of area fractions is valid.
 pub(crate) fn check_scale(name: &'static str, scale: (f64, f64)) -> Result<(), Error> {
     if 0.0 < scale.0 && scale.0 <= scale.1 && scale.1 <= 1.0 {
         return Ok(());
@@ -33,13 +33,13 @@ pub(crate) fn check_scale(name: &'static str, scale: (f64, f64)) -> Result<(), E
     Err(Error::argument(name, reason))
 }
 
-/// Size whose shorter side is `shorter`, or less where the longer side would exceed `max_size`.
+/// Size whose shorter side is `shorter`, or less if the longer side would exceed `max_size`.
 ///
-/// Rounded as in the published detector: a size that must shrink is rounded to nearest, the longer
-/// side is truncated. So the longer side may exceed `max_size` by up to a third if the shorter one
-/// is at least 2 pixels. Below that the published rule has no bound, or no image is left; here the
-/// shorter side is then 1 pixel and the longer one at most `max_size`, and the aspect ratio is not
-/// kept.
+/// Sizes are rounded as in the published detector: a shorter side that must shrink is rounded to
+/// nearest, and the longer side is truncated. The longer side may therefore exceed `max_size` by up
+/// to a third if the shorter side is at least 2 pixels. Below that, the published rule has no bound
+/// or leaves no image; here, the shorter side is then 1 pixel and the longer side at most
+/// `max_size`, without keeping the aspect ratio.
 #[allow(
     clippy::cast_precision_loss,
     clippy::cast_possible_truncation,
@@ -68,7 +68,7 @@ pub fn shorter_side(
     }
 }
 
-/// A crop of about the image's own aspect ratio.
+/// Sample a crop with about the same aspect ratio as the image.
 #[allow(clippy::cast_precision_loss)] // Sizes are far below 2^53.
 pub(crate) fn cut_out(height: usize, width: usize, scale: (f64, f64), rng: &mut Rng) -> Crop {
     let own = width as f64 / height as f64;
@@ -81,7 +81,7 @@ pub(crate) fn cut_out(height: usize, width: usize, scale: (f64, f64), rng: &mut 
     )
 }
 
-/// The crop of torchvision's `RandomResizedCrop`.
+/// Sample a crop like torchvision's `RandomResizedCrop`.
 #[allow(
     clippy::cast_precision_loss,
     clippy::cast_possible_truncation,
@@ -109,7 +109,7 @@ pub(crate) fn random_crop(
             };
         }
     }
-    // No crop fitted: take the largest central one with an allowed ratio.
+    // No crop fits, so take the largest center crop with an allowed ratio.
     let whole = width as f64 / height as f64;
     let (mut crop_height, mut crop_width) = (height, width);
     if whole < ratio.0 {
@@ -145,7 +145,7 @@ mod tests {
             assert!(crop.top + crop.height <= height && crop.left + crop.width <= width);
             let area = (crop.height * crop.width) as f64 / (height * width) as f64;
             let aspect = crop.width as f64 / crop.height as f64;
-            // Rounding sides of 35 or more pixels exceeds the ranges by less than 3 %.
+            // With sides of at least 35 pixels, rounding exceeds the ranges by less than 3 %.
             assert!((0.485..=1.0).contains(&area), "{area}");
             assert!((0.73..1.37).contains(&aspect), "{aspect}");
         }
@@ -168,10 +168,10 @@ mod tests {
 
     #[test]
     fn shorter_side_is_bounded_for_any_aspect_ratio() {
-        // A shorter side of 2 or more is as published, for any longer side.
+        // A shorter side of 2 or more follows the published code, for any longer side.
         assert_eq!(shorter_side(3, 2000, 800, 1333), (2, 1333));
         assert_eq!(shorter_side(2, 1700, 800, 1333), (2, 1700));
-        // A shorter side of 1 or 0.
+        // The shorter side would be 1 or 0.
         assert_eq!(shorter_side(1, 1000, 800, 1333), (1, 1000));
         assert_eq!(shorter_side(1, 1500, 800, 1333), (1, 1333));
         assert_eq!(shorter_side(9000, 1, 800, 1333), (1333, 1));

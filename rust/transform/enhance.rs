@@ -1,12 +1,12 @@
-//! Contrast, brightness and sharpness, bit-exact with the augmentation that the published
-//! image-text models were fine-tuned with (numpy and OpenCV on 8-bit values).
+//! Contrast, brightness and sharpness, bit-exact with the augmentation used to fine-tune the
+//! published image-text models (NumPy and OpenCV on 8-bit values).
 
 use crate::image::Rgb;
 use crate::simd;
 #[cfg(target_arch = "x86_64")]
 use crate::transform::simd::lut_avx512;
 
-/// For each channel, a lookup table.
+/// A lookup table for each channel.
 type Tables = [[u8; 256]; 3];
 
 const UNCHANGED: [u8; 256] = {
@@ -22,9 +22,9 @@ const UNCHANGED: [u8; 256] = {
     table
 };
 
-/// Stretch every channel to [0, 255].
+/// Stretch each channel to [0, 255].
 ///
-/// A constant channel is unchanged.
+/// Constant channels are unchanged.
 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // Clamped.
 pub fn auto_contrast(image: &mut Rgb) {
     let (low, high) = extremes(image);
@@ -43,7 +43,7 @@ pub fn auto_contrast(image: &mut Rgb) {
 
 /// Minimum and maximum of each channel.
 fn extremes(image: &Rgb) -> ([u8; 3], [u8; 3]) {
-    /// Bytes compared per step; a multiple of the channels.
+    /// Number of bytes compared per step, a multiple of the number of channels.
     const BYTES: usize = 48;
     let (mut low, mut high) = ([u8::MAX; BYTES], [0; BYTES]);
     let (blocks, rest) = image.pixels.as_chunks::<BYTES>();
@@ -65,9 +65,9 @@ fn extremes(image: &Rgb) -> ([u8; 3], [u8; 3]) {
     (low, of_channel(high, u8::max, 0))
 }
 
-/// Equalize the histogram of every channel.
+/// Equalize the histogram of each channel.
 ///
-/// A channel that is constant, or nearly so, is unchanged.
+/// Constant and nearly constant channels are unchanged.
 #[allow(clippy::cast_possible_truncation)] // At most 255.
 pub fn equalize(image: &mut Rgb) {
     let mut tables: Tables = [UNCHANGED; 3];
@@ -87,8 +87,8 @@ pub fn equalize(image: &mut Rgb) {
 
 /// Histogram of each channel.
 fn histograms(image: &Rgb) -> [[u64; 256]; 3] {
-    // Two pixels alternate between two histograms: increments of one counter would wait for each
-    // other.
+    // Pixels alternate between two histograms because successive increments of the same counter
+    // would wait for each other.
     let mut counts = [[0_u32; 256]; 6];
     let (pairs, rest) = image.pixels.as_chunks::<6>();
     for pair in pairs {
@@ -107,14 +107,14 @@ fn histograms(image: &Rgb) -> [[u64; 256]; 3] {
     })
 }
 
-/// Scale all values, clamped at 255.
-#[allow(clippy::cast_possible_truncation)] // Single precision as published.
+/// Scale all values and clamp them to 255.
+#[allow(clippy::cast_possible_truncation)] // Single precision, as in the published code.
 pub fn brightness(image: &mut Rgb, factor: f64) {
     let factor = factor as f32;
     by_table(image, |value| f32::from(value) * factor);
 }
 
-/// Apply a function to all values, clamped to [0, 255] and truncated.
+/// Apply a function to all values; results are clamped to [0, 255] and truncated.
 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // Clamped.
 pub(crate) fn by_table(image: &mut Rgb, new: impl Fn(u8) -> f32) {
     let table = UNCHANGED.map(|value| new(value).clamp(0.0, 255.0) as u8);
@@ -138,11 +138,11 @@ fn look_up_plain(pixels: &mut [u8], tables: &Tables) {
     }
 }
 
-/// Blend with a blurred image (3 x 3 mean, the center counts five times): a factor of 0 gives the
-/// blurred image, 1 the original.
+/// Blend with a blurred image (3 x 3 mean with center weight five): a factor of 0 gives the blurred
+/// image, 1 the original.
 ///
-/// The border is unchanged. As published, values outside [0, 255] wrap around.
-#[allow(clippy::cast_possible_truncation)] // Single precision as published.
+/// The border is unchanged. As in the published code, values outside [0, 255] wrap around.
+#[allow(clippy::cast_possible_truncation)] // Single precision, as in the published code.
 pub fn sharpness(image: &mut Rgb, factor: f64) {
     if image.height > 2 && image.width > 2 {
         let factor = factor as f32;
@@ -174,12 +174,12 @@ impl simd::SimdLoop for SharpenRows<'_> {
     }
 }
 
-/// One row without its ends, from three rows.
+/// Compute one row, except its ends, from three rows.
 #[inline(always)]
-#[allow(clippy::inline_always, clippy::cast_possible_truncation)] // Wraps as published.
+#[allow(clippy::inline_always, clippy::cast_possible_truncation)] // Wraps around, as in the published code.
 fn sharpen_row(output: &mut [u8], rows: [&[u8]; 3], factor: f32) {
     let count = output.len();
-    // The same values, one and two pixels further right.
+    // The same rows, one and two pixels further to the right.
     let [above, middle, below] = rows.map(|row| [0, 3, 6].map(|start| &row[start..start + count]));
     for (i, output) in output.iter_mut().enumerate() {
         let sum =
@@ -254,13 +254,13 @@ mod tests {
 
     #[test]
     fn histograms_are_equalized() {
-        // 510 dark and 256 bright pixels: a step is 510 / 255 = 2 pixels, half a step is added.
+        // 510 dark and 256 bright pixels: a step is 510 / 255 = 2 pixels, and half a step is added.
         let mut values = vec![3; 510];
         values.extend([8; 256]);
         let equal = changed(gray(766, &values), equalize);
         assert!(equal.pixels[..1530].iter().all(|&value| value == 0));
         assert!(equal.pixels[1530..].iter().all(|&value| value == 255));
-        // Fewer than 255 pixels besides the brightest ones make no step.
+        // Fewer than 255 pixels besides the brightest ones do not make a step.
         let few = gray(4, &[1, 2, 3, 4]);
         assert_eq!(changed(few.clone(), equalize), few);
     }

@@ -1,7 +1,7 @@
 //! Transforms of an image and its boxes.
 //!
-//! [`Transform::sample`] makes all random choices; the [`SampledTransform`] is then applied to the
-//! image and to its boxes, so that they always agree.
+//! [`Transform::sample`] makes all random choices. The resulting [`SampledTransform`] is applied to
+//! both the image and its boxes, so they always match.
 
 pub(crate) mod affine;
 mod affine_rows;
@@ -25,10 +25,10 @@ use crate::transform::crop::{RandomCrop, check_scale, cut_out, random_crop, shor
 use crate::transform::params::SampledTransform;
 use crate::transform::rand_augment::RandAugment;
 
-/// Geometry of a transform.
+/// Geometric part of a transform.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Geometry {
-    /// Resize to a square; the aspect ratio is not kept.
+    /// Resize to a square without keeping the aspect ratio.
     Squash {
         /// Side in pixels.
         size: usize,
@@ -37,18 +37,18 @@ pub enum Geometry {
     RandomResizedCrop {
         /// Side in pixels.
         size: usize,
-        /// (low, high) fraction of the image's area.
+        /// (low, high) range of the crop's fraction of the image area.
         scale: (f64, f64),
-        /// (low, high) width / height.
+        /// (low, high) range of the crop's width / height.
         ratio: (f64, f64),
     },
-    /// Resize the shorter side to a given length; the aspect ratio is kept.
+    /// Resize the shorter side to a sampled length, keeping the aspect ratio.
     ShorterSide {
         /// Lengths in pixels, one of which is sampled.
         sizes: Vec<usize>,
-        /// Maximum of the longer side in pixels.
+        /// Maximum length of the longer side in pixels.
         max_size: usize,
-        /// Batches are padded right and bottom to a multiple of this many pixels.
+        /// Batches are padded on the right and bottom to a multiple of this many pixels.
         divisor: usize,
         /// Random crop before the resize.
         cut: RandomCrop,
@@ -58,17 +58,17 @@ pub enum Geometry {
 /// Geometry, flip, color changes, RandAugment and normalization.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Transform {
-    /// Crop and size.
+    /// Crop and output size.
     pub geometry: Geometry,
     /// Resize method.
     pub method: Method,
     /// Probability of a horizontal flip.
     pub flip_probability: f64,
-    /// Color changes of the resized image.
+    /// Color changes applied to the resized image.
     pub color_jitter: ColorJitter,
-    /// Operations on the resized image, after the color changes.
+    /// Operations applied to the resized image after the color changes.
     pub rand_augment: RandAugment,
-    /// Normalization to batch values.
+    /// Normalization of the pixel values.
     pub normalization: Normalization,
 }
 
@@ -76,7 +76,7 @@ impl Transform {
     /// Check every field.
     ///
     /// # Errors
-    /// [`Error::Argument`] that names the field.
+    /// [`Error::Argument`] that names the invalid field.
     pub fn check(&self) -> Result<(), Error> {
         self.geometry.check()?;
         check_probability("flip_probability", self.flip_probability)?;
@@ -85,7 +85,7 @@ impl Transform {
         self.normalization.check()
     }
 
-    /// Sample the transform of an image of `height` x `width` pixels.
+    /// Sample a transform for an image of `height` x `width` pixels.
     pub(crate) fn sample(&self, height: usize, width: usize, rng: &mut Rng) -> SampledTransform {
         let whole = Crop::whole(height, width);
         let mut whole_size = None;
@@ -103,7 +103,7 @@ impl Transform {
             } => {
                 let shorter = sizes[rng.index(sizes.len())];
                 let uncut = shorter_side(height, width, shorter, *max_size);
-                // Disabled crops take no random numbers.
+                // Disabled crops consume no random numbers.
                 if cut.probability > 0.0 && rng.unit() < cut.probability {
                     whole_size = Some(uncut);
                     let crop = cut_out(height, width, cut.scale, rng);
@@ -126,7 +126,7 @@ impl Transform {
         }
     }
 
-    /// Multiple of pixels to which a batch is padded.
+    /// Number of pixels to a multiple of which a batch is padded.
     pub(crate) fn divisor(&self) -> usize {
         match self.geometry {
             Geometry::ShorterSide { divisor, .. } => divisor,
@@ -247,8 +247,8 @@ mod tests {
             assert!((0.28..=0.62).contains(&area), "{area}");
             let ratio = crop.width as f64 / crop.height as f64 / (160.0 / 90.0);
             assert!((0.72..1.39).contains(&ratio), "{ratio}");
-            // The crop is resized like an image of its own, and so is the whole image, to the same
-            // side.
+            // The crop is resized like a separate image, and the whole image is resized to the same
+            // shorter side.
             let shorter = sampled.height.min(sampled.width);
             assert_eq!(
                 (sampled.height, sampled.width),

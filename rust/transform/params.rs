@@ -1,4 +1,4 @@
-//! Sampled parameters of a transform, and their application to an image and its boxes.
+//! Sampled parameters of a transform, which are applied to an image and its boxes.
 
 use crate::Error;
 use crate::boxes::{BoxXyxy, Crop};
@@ -9,26 +9,26 @@ use crate::transform::boxes::BoxTransform;
 use crate::transform::color_jitter::ColorChange;
 use crate::transform::rand_augment::Operation;
 
-/// A transform without randomness.
+/// A transform whose random choices have been made.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SampledTransform {
     pub crop: Crop,
     pub height: usize,
     pub width: usize,
     pub flip: bool,
-    /// Color changes of the resized image, in order.
+    /// Color changes applied to the resized image, in order.
     pub colors: Vec<ColorChange>,
-    /// Operations on the resized image after that, in order.
+    /// Operations applied to the resized image after that, in order.
     pub operations: Vec<Operation>,
     pub method: Method,
-    /// (height, width) in pixels that the whole image would be resized to, if [`RandomCrop`]
-    /// cropped it.
+    /// If [`RandomCrop`] cropped the image, the (height, width) in pixels that the whole image
+    /// would be resized to.
     pub(crate) whole: Option<(usize, usize)>,
 }
 
 impl SampledTransform {
-    /// The same transform without the crop, for the whole image of `height` x `width` pixels;
-    /// `None` unless [`RandomCrop`] cropped it.
+    /// The same transform without the crop, for a whole image of `height` x `width` pixels; `None`
+    /// unless [`RandomCrop`] cropped the image.
     pub fn uncut(&self, height: usize, width: usize) -> Option<Self> {
         let (whole_height, whole_width) = self.whole?;
         Some(Self {
@@ -51,7 +51,7 @@ impl SampledTransform {
         !(self.colors.is_empty() && self.operations.is_empty())
     }
 
-    /// Apply everything after the resize, in place.
+    /// Apply all steps after the resize, in place.
     pub fn change(&self, resized: &mut Rgb) {
         if self.flip {
             mirror(resized);
@@ -64,7 +64,7 @@ impl SampledTransform {
         }
     }
 
-    /// Apply to boxes of the stored image; `None` if the crop drops a box.
+    /// Transform boxes of the stored image; `None` if the crop drops a box.
     pub fn transform_boxes(
         &self,
         boxes_xyxy: &[BoxXyxy],
@@ -88,7 +88,7 @@ fn mirror(image: &mut Rgb) {
     }
 }
 
-/// The smallest decoding scale at which the crop has at least the output's pixels.
+/// The smallest decoding scale at which the crop is at least as large as the output.
 pub(crate) fn scale_for(sampled: &SampledTransform) -> Scale {
     let fits = |scale: &Scale| {
         sampled.crop.height >= scale.divisor() * sampled.height
@@ -100,7 +100,7 @@ pub(crate) fn scale_for(sampled: &SampledTransform) -> Scale {
         .unwrap_or_default()
 }
 
-/// The crop in pixels of the scaled image, edges rounded to nearest.
+/// The crop in pixels of the scaled image, with edges rounded to nearest.
 pub(crate) fn scaled(crop: Crop, scale: Scale, source: (usize, usize)) -> Crop {
     let divisor = scale.divisor();
     let edge = |edge: usize, size: usize| ((edge + divisor / 2) / divisor).min(size);
@@ -141,7 +141,7 @@ mod tests {
         };
         assert_eq!(scaled(crop, Scale::Quarter, (25, 50)), expected);
         assert_eq!(scaled(crop, Scale::Full, (100, 200)), crop);
-        // The last column of an image of odd width, and less than a pixel of the scaled image.
+        // The last column of an image with odd width, less than a pixel of the scaled image.
         let crop = Crop {
             top: 0,
             left: 16,

@@ -1,5 +1,5 @@
-//! RandAugment (Cubuk et al. 2020) as the published image-text models were fine-tuned with it: a
-//! few random operations per image, all of one magnitude.
+//! RandAugment (Cubuk et al. 2020) as used to fine-tune the published image-text models: a few
+//! random operations per image, all with the same magnitude.
 
 use crate::Error;
 use crate::error::{check_probability, named};
@@ -11,28 +11,28 @@ use crate::transform::enhance;
 /// Maximum magnitude.
 pub(crate) const MAX_MAGNITUDE: f64 = 10.0;
 
-/// Kinds of operations.
+/// Kind of operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OpKind {
     /// No change.
     Identity,
-    /// [`enhance::auto_contrast`].
+    /// See [`enhance::auto_contrast`].
     AutoContrast,
-    /// [`enhance::equalize`].
+    /// See [`enhance::equalize`].
     Equalize,
-    /// [`enhance::brightness`] by a factor.
+    /// [`enhance::brightness`] with a factor.
     Brightness,
-    /// [`enhance::sharpness`] by a factor.
+    /// [`enhance::sharpness`] with a factor.
     Sharpness,
-    /// [`Affine::shear_x`] by a factor.
+    /// [`Affine::shear_x`] with a factor.
     ShearX,
-    /// [`Affine::shear_y`] by a factor.
+    /// [`Affine::shear_y`] with a factor.
     ShearY,
-    /// [`Affine::translate_x`] by pixels.
+    /// [`Affine::translate_x`] by a number of pixels.
     TranslateX,
-    /// [`Affine::translate_y`] by pixels.
+    /// [`Affine::translate_y`] by a number of pixels.
     TranslateY,
-    /// [`Affine::rotate`] by degrees.
+    /// [`Affine::rotate`] by an angle in degrees.
     Rotate,
 }
 
@@ -58,15 +58,15 @@ impl OpKind {
         Self::NAMES.iter().map(|&(kind, _)| kind).collect()
     }
 
-    /// True if pixels move, so that boxes would be wrong.
+    /// True if the operation moves pixels, so that boxes would be wrong.
     pub(crate) fn moves_pixels(self) -> bool {
         use OpKind::{Rotate, ShearX, ShearY, TranslateX, TranslateY};
         matches!(self, ShearX | ShearY | TranslateX | TranslateY | Rotate)
     }
 
-    /// Argument for a magnitude, without its sign; `None` for a kind without one.
+    /// Absolute argument for a magnitude; `None` if this kind takes no argument.
     ///
-    /// Translations in pixels do not scale with the image, as published.
+    /// As in the published code, translations in pixels do not scale with the image.
     pub(crate) fn argument(self, magnitude: f64) -> Option<f64> {
         let part = magnitude / MAX_MAGNITUDE;
         match self {
@@ -79,17 +79,17 @@ impl OpKind {
     }
 }
 
-/// A kind with its argument.
+/// An operation: its kind and argument.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Operation {
-    /// The kind.
+    /// Kind of operation.
     pub kind: OpKind,
-    /// Unused by kinds without an argument.
+    /// Signed argument; unused if the kind takes none.
     pub argument: f64,
 }
 
 impl Operation {
-    /// Apply the operation.
+    /// Apply the operation in place.
     pub(crate) fn apply(&self, image: &mut Rgb) {
         let map = match self.kind {
             OpKind::Identity => return,
@@ -110,18 +110,18 @@ impl Operation {
 /// Parameters of RandAugment.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RandAugment {
-    /// Operations per image, sampled with replacement; 0 disables.
+    /// Number of operations per image, sampled with replacement; none if 0.
     pub num_ops: usize,
     /// Strength of every operation, from 0 to [`MAX_MAGNITUDE`].
     pub magnitude: f64,
-    /// Probability that a sampled operation is applied.
+    /// Probability of applying each sampled operation.
     pub probability: f64,
-    /// Kinds to sample from, uniformly.
+    /// Kinds to sample from uniformly.
     pub operations: Vec<OpKind>,
 }
 
 impl RandAugment {
-    /// The published parameters, without operations.
+    /// The published parameters, but with no operations per image.
     #[must_use]
     pub fn off() -> Self {
         Self {
@@ -135,7 +135,7 @@ impl RandAugment {
     /// Check every field.
     ///
     /// # Errors
-    /// [`Error::Argument`] that names the field.
+    /// [`Error::Argument`] that names the invalid field.
     pub fn check(&self) -> Result<(), Error> {
         if !(0.0..=MAX_MAGNITUDE).contains(&self.magnitude) {
             let reason = format!("{}; expected 0 to {MAX_MAGNITUDE}", self.magnitude);
@@ -144,7 +144,7 @@ impl RandAugment {
         check_probability("probability", self.probability)?;
         if self.num_ops > 0 && self.operations.is_empty() {
             let reason = format!(
-                "empty with num_ops = {}; expected one or more",
+                "empty, but num_ops is {}; expected at least one operation",
                 self.num_ops
             );
             return Err(Error::argument("operations", reason));
@@ -152,7 +152,7 @@ impl RandAugment {
         Ok(())
     }
 
-    /// Check that no operation moves pixels, since boxes do not follow.
+    /// Check that no operation moves pixels, because boxes would not be moved.
     pub(crate) fn check_boxes(&self) -> Result<(), Error> {
         let names = |moving: bool, from: &[OpKind]| {
             let kinds = from.iter().filter(|kind| kind.moves_pixels() == moving);
@@ -163,15 +163,17 @@ impl RandAugment {
             return Ok(());
         }
         let others = names(false, &OpKind::all());
-        let reason = format!("{moving} cannot be used with boxes; expected some of {others}");
+        let reason =
+            format!("{moving} cannot be used with boxes; expected only operations from {others}");
         Err(Error::argument("rand_augment", reason))
     }
 
-    /// Sample the operations of an image.
+    /// Sample the operations for an image.
     pub(crate) fn draw(&self, rng: &mut Rng) -> Vec<Operation> {
         let mut operations = Vec::with_capacity(self.num_ops);
         for _ in 0..self.num_ops {
-            // Every operation takes the same number of random numbers, applied or not.
+            // Every operation consumes the same number of random numbers, whether or not it is
+            // applied.
             let kind = self.operations[rng.index(self.operations.len())];
             let (happens, negative) = (rng.unit() < self.probability, rng.unit() < 0.5);
             let argument = kind.argument(self.magnitude).unwrap_or(0.0);
@@ -213,7 +215,7 @@ mod tests {
             match kind {
                 OpKind::Brightness => assert_eq!(image.pixels, [13, 136, 255]),
                 OpKind::TranslateX | OpKind::TranslateY => assert_eq!(image.pixels, [128; 3]),
-                // The only pixel is half a pixel off the center of rotation.
+                // The only pixel is half a pixel away from the center of rotation.
                 OpKind::Rotate => assert_ne!(image.pixels, [10, 100, 200]),
                 _ => assert_eq!(image.pixels, [10, 100, 200], "{kind:?}"),
             }
@@ -313,7 +315,7 @@ mod tests {
             "{message}"
         );
         assert!(
-            message.contains("expected some of Identity, AutoContrast"),
+            message.contains("expected only operations from Identity, AutoContrast"),
             "{message}"
         );
         settings.operations.retain(|kind| !kind.moves_pixels());

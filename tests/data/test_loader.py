@@ -279,12 +279,12 @@ def test_a_broken_picture_names_its_record_and_file(tokenizer, tmp_path, content
 
 def test_a_box_outside_its_picture_names_both(tokenizer):
     outside = record(1, boxes_xyxy=((40.0, 2.0, 50.0, 22.0),))
-    expected = r"record 'r1': box 0 is \(40, 2, 50, 22\): no area .* height 24 and width 32 pixels"
+    expected = r"record 'r1': box 0 is \(40, 2, 50, 22\).* no area .* height 24 and width 32 pixels"
     with pytest.raises(ValueError, match=expected):
         list(make(tokenizer, [RECORDS[0], outside], "grounding").epoch())
     too_far = record(1, boxes_xyxy=((20.0, 2.0, 50.0, 22.0),))
     expected = (
-        r"record 'r1': box 0 is \(20, 2, 50, 22\): 18 pixels outside the image of"
+        r"record 'r1': box 0 is \(20, 2, 50, 22\).* 18 pixels outside the image of"
         " height 24 and width 32 pixels; expected at most 1"
     )
     with pytest.raises(ValueError, match=expected):
@@ -294,7 +294,7 @@ def test_a_box_outside_its_picture_names_both(tokenizer):
 def test_a_picture_of_another_size_than_annotated_is_named(tokenizer):
     right, wrong = record(0, image_size=(24, 32)), record(1, image_size=(32, 24))
     list(make(tokenizer, [right], "grounding").epoch())
-    message = r"record 'r1': image_size: 32 x 24 pixels .* the image has 24 x"
+    message = r"record 'r1': image_size: .*32 x 24 pixels .* the image has 24 x"
     with pytest.raises(ValueError, match=message):
         list(make(tokenizer, [right, wrong], "grounding").epoch())
 

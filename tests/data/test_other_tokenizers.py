@@ -15,12 +15,12 @@ pytest.importorskip("tokenizers")
 
 from ..rust.tokenizer.tokenizer_kinds import KINDS
 
-READ = "fiber's models read RoBERTa's kind of tokenizer: "
+READ = "fiber's models .*RoBERTa.* tokenizer: "
 REFUSED = {
-    "bert": "its model is not a BPE; expected a byte-level BPE",
+    "bert": ".* model is not a BPE; expected a byte-level BPE",
     "gpt2": r"<s> has no id; expected 0 in a vocabulary of \d+",
     "clip": r"<s> has no id; expected 0 in a vocabulary of \d+",
-    "xlm-roberta": "its model is not a BPE",
+    "xlm-roberta": ".* model is not a BPE",
 }
 
 
@@ -56,7 +56,7 @@ def test_masked_words():
 def test_masking_needs_a_mask_token():
     json = KINDS["t5"]().to_str()
     tokenizer = Tokenizer.from_json(json)
-    message = r"mlm_probability: 0\.15; expected 0 with a tokenizer that has no mask token"
+    message = r"mlm_probability: 0\.15; expected 0 with a tokenizer that has no .*mask token"
     with pytest.raises(ValueError, match=message):
         make(tokenizer)
     with pytest.raises(ValueError, match=message):

@@ -58,7 +58,7 @@ def test_a_box_outside_its_picture_is_refused(task, models, pictures):
         return evaluate(models["fine"], task, data=changed, threads=1, **options)
 
     expected = (
-        rf"record '{records[1].key}': box 0 is \(2, 2, 500, 9\): {500 - width} pixels"
+        rf"record '{records[1].key}': box 0 is \(2, 2, 500, 9\).* {500 - width} pixels"
         rf" outside the image of height {height} and width {width} pixels; expected at most 1"
     )
     with pytest.raises(ValueError, match=expected):

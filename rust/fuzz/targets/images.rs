@@ -1,10 +1,10 @@
-//! Image decoders on arbitrary bytes: pixels of the size in the header, or an error.
+//! Decode arbitrary bytes as an image: the pixels must match the header's size, or it is an error.
 #![no_main]
 
 use fiber_core::image::{decode_over, probe};
 use libfuzzer_sys::fuzz_target;
 
-// Panics of other crates become errors; only an escaping panic is a finding.
+// Panics in other crates are converted to errors; only one that escapes is a finding.
 fuzz_target!(init: std::panic::set_hook(Box::new(|_| {})), |data: &[u8]| {
     let Ok(image) = decode_over(data, 1 << 16, Some([9, 99, 199])) else {
         return;

@@ -1,4 +1,4 @@
-//! JPEG decoder on arbitrary bytes: ordered rows or an error, equal for every instruction set.
+//! Decode arbitrary bytes as a JPEG: rows in order or an error, the same for all instruction sets.
 #![no_main]
 
 use std::cell::RefCell;
@@ -7,11 +7,11 @@ use fiber_core::cpu_features::Instructions;
 use fiber_core::jpeg::{DecodeTask, Decoder, Request, Scale, Status, decode_two, read_header};
 use libfuzzer_sys::fuzz_target;
 
-/// Pixel limit; larger images only take longer.
+/// Pixel limit; larger images would only take longer.
 const MAX_PIXELS: usize = 1 << 16;
 
 thread_local! {
-    // Reused between inputs, as in the loader's threads: no state may leak from file to file.
+    // Reused between inputs, as in the loader's threads, so state must not leak between files.
     static DECODERS: RefCell<Vec<Decoder>> =
         RefCell::new(Instructions::available().map(Decoder::with).collect());
 }
@@ -35,7 +35,7 @@ fn decode(
     Ok((pixels, status))
 }
 
-/// Decode paired with the first half of the file, which is damaged in another way.
+/// Decode together with the first half of the file, which is damaged differently.
 fn decode_with_peer(
     decoder: &mut Decoder,
     bytes: &[u8],
@@ -61,7 +61,7 @@ fn decode_with_peer(
 }
 
 fuzz_target!(|data: &[u8]| {
-    // The last byte selects the options: the end of a file matters least.
+    // The last byte selects the options because the end of a file matters least.
     let (choice, bytes) = data.split_last().unwrap_or((&0, &[]));
     let scales = [Scale::Full, Scale::Half, Scale::Quarter, Scale::Eighth];
     let request = Request {

@@ -1,4 +1,4 @@
-//! Trained vocabularies on arbitrary text: ids and offsets equal those of the crate `tokenizers`.
+//! Encode arbitrary text with trained vocabularies; results must match the `tokenizers` crate.
 #![no_main]
 
 use std::sync::LazyLock;
@@ -21,9 +21,9 @@ static PAIRS: LazyLock<Vec<(Tokenizer, tokenizers::Tokenizer)>> = LazyLock::new(
         .into_iter()
         .map(|size| {
             let texts = TEXTS.into_iter().cycle().take(4 * TEXTS.len());
-            let ours = Tokenizer::train(texts, size).expect("the texts are good");
-            let json = ours.to_json().expect("it was just made");
-            let theirs = tokenizers::Tokenizer::from_bytes(json).expect("it is theirs too");
+            let ours = Tokenizer::train(texts, size).expect("the texts are valid");
+            let json = ours.to_json().expect("it was just trained");
+            let theirs = tokenizers::Tokenizer::from_bytes(json).expect("`tokenizers` can read it");
             assert!(ours.is_fast());
             (ours, theirs)
         })

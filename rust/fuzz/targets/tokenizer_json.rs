@@ -1,16 +1,16 @@
-//! Arbitrary bytes as a `tokenizer.json`: a usable tokenizer or an error.
+//! Parse arbitrary bytes as a `tokenizer.json`: a usable tokenizer or an error.
 #![no_main]
 
 use fiber_core::tokenizer::Tokenizer;
 use libfuzzer_sys::fuzz_target;
 
-// Panics of other crates become errors; only an escaping panic is a finding.
+// Panics in other crates are converted to errors; only one that escapes is a finding.
 fuzz_target!(init: std::panic::set_hook(Box::new(|_| {})), |data: &[u8]| {
     let Ok(json) = std::str::from_utf8(data) else {
         return;
     };
     if let Ok(tokenizer) = Tokenizer::from_json(json) {
-        // A vocabulary without some bytes may reject a text with an error, but must not panic.
+        // A vocabulary that lacks some bytes may reject a text with an error, but must not panic.
         let _ = tokenizer.encode("the red cat's  mat\n\u{e9}\u{4e2d} <mask>", Some(40));
     }
 });

@@ -1,4 +1,4 @@
-//! Entropy decoding with BMI2 and the inverse DCT with AVX2; the same values as the scalar loops.
+//! Entropy decoding with BMI2 and inverse DCT with AVX2; results match the scalar loops.
 
 #[allow(clippy::wildcard_imports)] // Intrinsics.
 use std::arch::x86_64::*;
@@ -59,7 +59,7 @@ fn factors([low, high]: [i16; 2]) -> __m256i {
     _mm256_set1_epi32(i32::from(high) << 16 | i32::from(low as u16))
 }
 
-/// Transform adjacent blocks to 8 x 8 samples each; row r goes to `out[r * stride..]`.
+/// Transform adjacent blocks to 8 x 8 samples each; row r is written to `out[r * stride..]`.
 #[target_feature(enable = "avx2")]
 pub(super) fn transform(
     blocks: &[&Block],
@@ -93,7 +93,7 @@ pub(super) fn transform(
     }
 }
 
-/// Dequantized coefficients of two blocks side by side, row by row.
+/// Dequantized coefficients of two blocks side by side, by row.
 #[target_feature(enable = "avx2")]
 #[inline]
 pub(super) fn dequantized(first: &Block, second: &Block, steps: &[i16; 64]) -> [__m256i; 8] {
@@ -105,8 +105,8 @@ pub(super) fn dequantized(first: &Block, second: &Block, steps: &[i16; 64]) -> [
     rows
 }
 
-/// True if the first row has two bits of headroom. Regular images do; in others the shortcut of
-/// libjpeg-turbo for blocks of one row matters, which the scalar loops reproduce.
+/// True if the first row has two bits of headroom, as in regular images. Otherwise results depend
+/// on libjpeg-turbo's shortcut for single-row blocks, which only the scalar loops reproduce.
 #[target_feature(enable = "avx2")]
 #[inline]
 pub(super) fn is_in_range(row: __m256i) -> bool {
@@ -114,7 +114,7 @@ pub(super) fn is_in_range(row: __m256i) -> bool {
     _mm256_testz_si256(shifted, _mm256_set1_epi16(-1 << 14)) != 0
 }
 
-/// Transform two blocks. Returns two rows of both per register.
+/// Transform two blocks. Each register of the result holds two rows of both blocks.
 #[target_feature(enable = "avx2")]
 #[inline]
 fn transform_pair(rows: [__m256i; 8]) -> [__m256i; 4] {
@@ -153,7 +153,7 @@ pub(super) fn sub(a: Sums, b: Sums) -> Sums {
     [_mm256_sub_epi32(a[0], b[0]), _mm256_sub_epi32(a[1], b[1])]
 }
 
-/// A value times 2^(16 - `SHIFT`), plus half a unit for rounding to fewer bits.
+/// A value times 2^(16 - `SHIFT`), plus half a unit to round to fewer bits.
 #[target_feature(enable = "avx2")]
 #[inline]
 pub(super) fn scaled<const BITS: i32, const SHIFT: i32>(value: __m256i) -> Sums {
@@ -175,7 +175,7 @@ pub(super) fn down<const BITS: i32>(value: Sums) -> __m256i {
     )
 }
 
-/// One pass over eight registers, as `idct::eight_points`.
+/// One pass over eight registers, as in `idct::eight_points`.
 #[target_feature(enable = "avx2")]
 #[inline]
 fn pass<const BITS: i32>(input: [__m256i; 8]) -> [__m256i; 8] {
@@ -208,7 +208,7 @@ fn pass<const BITS: i32>(input: [__m256i; 8]) -> [__m256i; 8] {
     ]
 }
 
-/// Transpose 8 x 8 values, in both halves.
+/// Transpose the 8 x 8 values in each half.
 #[target_feature(enable = "avx2")]
 #[inline]
 pub(super) fn transpose(rows: [__m256i; 8]) -> [__m256i; 8] {
@@ -244,8 +244,8 @@ pub(super) fn transpose(rows: [__m256i; 8]) -> [__m256i; 8] {
     ]
 }
 
-/// Saturate columns to bytes and transpose: each register holds row 2 n of both blocks, then row 2
-/// n + 1.
+/// Saturate columns to bytes and transpose: register n holds row 2n of both blocks, then row
+/// 2n + 1.
 #[target_feature(enable = "avx2")]
 #[inline]
 fn bytes_of_columns(columns: [__m256i; 8]) -> [__m256i; 4] {
@@ -279,7 +279,7 @@ fn bytes_of_columns(columns: [__m256i; 8]) -> [__m256i; 4] {
     [centered(a), centered(b), centered(c), centered(d)]
 }
 
-/// Add 128 to each byte, and store the rows of both blocks adjacently.
+/// Add 128 to each byte and store the rows of both blocks next to each other.
 #[target_feature(enable = "avx2")]
 #[inline]
 fn centered(rows: __m256i) -> __m256i {

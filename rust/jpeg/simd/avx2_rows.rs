@@ -1,4 +1,4 @@
-//! Upsampling and color conversion with AVX2; the same values as the scalar loops.
+//! Upsampling and color conversion with AVX2; results match the scalar loops.
 
 #[allow(clippy::wildcard_imports)] // Intrinsics.
 use std::arch::x86_64::*;
@@ -11,7 +11,7 @@ use crate::simd::avx2::{load, merge_planes};
 
 row_loops!("avx2", 32);
 
-/// 16 bytes from `at` on, widened to 16 bits.
+/// Load 16 bytes, starting at `at`, and widen them to 16 bits.
 #[target_feature(enable = "avx2")]
 #[inline]
 fn widened(from: &[u8], at: usize) -> Option<__m256i> {
@@ -27,7 +27,7 @@ fn thrice(value: __m256i) -> __m256i {
     _mm256_add_epi16(value, _mm256_add_epi16(value, value))
 }
 
-/// Combine neighbors, and store left and right pixels interleaved.
+/// Blend neighbors and store left and right pixels interleaved.
 #[target_feature(enable = "avx2")]
 #[inline]
 fn weigh<const BITS: i32>([before, here, next]: [__m256i; 3], biases: [i16; 2], to: &mut [u8; 32]) {
@@ -40,7 +40,7 @@ fn weigh<const BITS: i32>([before, here, next]: [__m256i; 3], biases: [i16; 2], 
     unsafe { _mm256_storeu_si256(to.as_mut_ptr().cast(), both) };
 }
 
-/// Combine two rows.
+/// Blend two rows.
 #[target_feature(enable = "avx2")]
 #[inline]
 fn weighed(near: &[u8], far: &[u8], at: usize) -> Option<__m256i> {
@@ -48,7 +48,7 @@ fn weighed(near: &[u8], far: &[u8], at: usize) -> Option<__m256i> {
     Some(_mm256_add_epi16(thrice(near), far))
 }
 
-/// Convert 32 pixels. All products equal those of [`crate::jpeg::color`], to the bit.
+/// Convert 32 pixels, bit-exact with [`crate::jpeg::color`].
 #[target_feature(enable = "avx2")]
 #[inline]
 fn convert_part(y: &[u8; 32], cb: &[u8; 32], cr: &[u8; 32], out: &mut [u8; 96]) {
@@ -61,7 +61,7 @@ fn convert_part(y: &[u8; 32], cb: &[u8; 32], cr: &[u8; 32], out: &mut [u8; 96]) 
     merge_planes(rgb, out);
 }
 
-/// RGB of 16 pixels, before clamping.
+/// RGB values of 16 pixels, before clamping.
 #[target_feature(enable = "avx2")]
 #[inline]
 fn rgb_half([y, cb, cr]: [__m256i; 3]) -> [__m256i; 3] {

@@ -1,4 +1,4 @@
-//! The inverse DCT to 4 x 4 and 2 x 2 samples with AVX2; the same values as the scalar loops.
+//! Inverse DCT to 4 x 4 and 2 x 2 samples with AVX2; results match the scalar loops.
 
 #[allow(clippy::wildcard_imports)] // Intrinsics.
 use std::arch::x86_64::*;
@@ -12,7 +12,7 @@ use crate::jpeg::idct::{
 const FIRST_BITS: i32 = (CONSTANT_BITS - PASS_BITS + 1) as i32;
 const SECOND_BITS: i32 = (CONSTANT_BITS + PASS_BITS + 3 + 1) as i32;
 
-/// Transform adjacent blocks to 4 x 4 samples each; row r goes to `out[r * stride..]`.
+/// Transform adjacent blocks to 4 x 4 samples each; row r is written to `out[r * stride..]`.
 #[target_feature(enable = "avx2")]
 pub(super) fn four(blocks: &[&Block], quantization: &[u16; 64], out: &mut [u8], stride: usize) {
     let steps = quantization.map(|step| step as i16);
@@ -54,7 +54,7 @@ fn four_of_pair(rows: [__m256i; 8]) -> __m256i {
     _mm256_xor_si256(samples, _mm256_set1_epi8(-128))
 }
 
-/// One pass over eight registers, the fifth of which is unused, as in `idct::four_points`.
+/// One pass over eight registers (the fifth is unused), as in `idct::four_points`.
 #[target_feature(enable = "avx2")]
 #[inline]
 fn pass<const BITS: i32>(input: [__m256i; 8]) -> [__m256i; 4] {
@@ -103,7 +103,7 @@ const TWO_FIRST_BITS: i32 = (CONSTANT_BITS - PASS_BITS + 2) as i32;
 const TWO_SECOND_BITS: i32 = (CONSTANT_BITS + PASS_BITS + 3 + 2) as i32;
 const TWO_SCALE: i32 = (CONSTANT_BITS + 2) as i32;
 
-/// Transform adjacent blocks to 2 x 2 samples each; row r goes to `out[r * stride..]`.
+/// Transform adjacent blocks to 2 x 2 samples each; row r is written to `out[r * stride..]`.
 #[target_feature(enable = "avx2")]
 pub(super) fn two(blocks: &[&Block], quantization: &[u16; 64], out: &mut [u8], stride: usize) {
     let steps = quantization.map(|step| step as i16);
@@ -126,7 +126,7 @@ pub(super) fn two(blocks: &[&Block], quantization: &[u16; 64], out: &mut [u8], s
     }
 }
 
-/// Transform two blocks. Returns the four samples of each, row by row.
+/// Transform two blocks. Returns the four samples of each in row-major order.
 #[target_feature(enable = "avx2")]
 #[inline]
 fn two_of_pair(rows: [__m256i; 8]) -> [[u8; 4]; 2] {
@@ -137,7 +137,7 @@ fn two_of_pair(rows: [__m256i; 8]) -> [[u8; 4]; 2] {
     );
     let upper = add(base, odd).map(|sum| _mm256_srai_epi32::<TWO_FIRST_BITS>(sum));
     let lower = sub(base, odd).map(|sum| _mm256_srai_epi32::<TWO_FIRST_BITS>(sum));
-    // Only columns 1, 3, 5 and 7 are used besides the first, which alone is not saturated.
+    // Of the other columns only 1, 3, 5 and 7 are used; they are saturated, the first is not.
     let (a, b, c, d) = (TWO_13[0], TWO_13[1], TWO_57[0], TWO_57[1]);
     let factors = _mm256_setr_epi16(0, a, 0, b, 0, c, 0, d, 0, a, 0, b, 0, c, 0, d);
     let products = _mm256_hadd_epi32(

@@ -1,4 +1,4 @@
-//! Safe wrappers with run-time SIMD dispatch; each returns the number of items processed.
+//! Safe wrappers with runtime SIMD dispatch; each returns the number of items processed.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -18,13 +18,12 @@ use super::progressive::{self, ScanPass};
 use crate::Error;
 use crate::cpu_features::Instructions;
 
-/// Return what the function of an AVX2 module, or of `neon`, returns, if the processor has AVX2 or
-/// NEON.
+/// Call and return the function of an AVX2 module or of `neon` if the processor supports it.
 macro_rules! vectorized {
     ($simd:ident, $avx2:ident::$function:ident($($argument:ident),+), none) => {
         #[cfg(target_arch = "x86_64")]
         if $simd.instructions >= Instructions::Avx2 {
-            // SAFETY: the processor has AVX2 and BMI2, as `Simd::new` made sure.
+            // SAFETY: the processor has AVX2 and BMI2, as checked by `Simd::new`.
             return unsafe { $avx2::$function($($argument),+) };
         }
     };
@@ -32,18 +31,18 @@ macro_rules! vectorized {
         vectorized!($simd, $avx2::$function($($argument),+), none);
         #[cfg(target_arch = "aarch64")]
         if $simd.instructions >= Instructions::Neon {
-            // SAFETY: the processor has NEON, as `Simd::new` made sure.
+            // SAFETY: the processor has NEON, as checked by `Simd::new`.
             return unsafe { neon::$function($($argument),+) };
         }
     };
 }
 
-/// Loops over rows, equal for AVX2 and NEON; `$lanes` samples fill a register.
+/// Loops over rows, shared by AVX2 and NEON; `$lanes` is the number of samples per register.
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 macro_rules! row_loops {
     ($features:literal, $lanes:literal) => {
-        /// Double the width, as [`crate::jpeg::upsample::wide`]. Returns the number of samples
-        /// done, from the second on.
+        /// Double the width, as in [`crate::jpeg::upsample::wide`]. Returns the number of samples
+        /// done, counted from the second one.
         #[target_feature(enable = $features)]
         pub(super) fn wide(samples: &[u8], out: &mut [u8]) -> usize {
             let mut done = 0;
@@ -62,8 +61,8 @@ macro_rules! row_loops {
             done
         }
 
-        /// Combine two rows and double the width, as [`crate::jpeg::upsample::both`]. Returns the
-        /// number of samples done, from the second on.
+        /// Blend two rows and double the width, as in [`crate::jpeg::upsample::both`]. Returns the
+        /// number of samples done, counted from the second one.
         #[target_feature(enable = $features)]
         pub(super) fn both(near: &[u8], far: &[u8], out: &mut [u8]) -> usize {
             let mut done = 0;
@@ -82,8 +81,8 @@ macro_rules! row_loops {
             done
         }
 
-        /// Convert `YCbCr` pixels, as [`crate::jpeg::color::convert`]. Returns the number of pixels
-        /// done: all, or none of fewer than a register.
+        /// Convert `YCbCr` pixels, see [`crate::jpeg::color::convert`]. Returns the number of
+        /// pixels done: all, or none if they do not fill a register.
         #[target_feature(enable = $features)]
         pub(super) fn convert(luma: &[u8], blue: &[u8], red: &[u8], out: &mut [u8]) -> usize {
             let count = out.len() / 3;
@@ -104,7 +103,7 @@ macro_rules! row_loops {
                 if at == last {
                     return count;
                 }
-                // The last pixels fill a register as well; some are converted twice.
+                // The last register ends at the last pixel; some pixels are converted twice.
                 at = (at + $lanes).min(last);
             }
         }
@@ -120,7 +119,7 @@ pub(super) struct Simd {
 }
 
 impl Simd {
-    /// Use this instruction set, or the best one supported below it.
+    /// Use this instruction set or, if it is not supported, the best one below it.
     pub(super) fn new(instructions: Instructions) -> Self {
         #[cfg(target_arch = "x86_64")]
         if !is_x86_feature_detected!("bmi1") || !is_x86_feature_detected!("bmi2") {
@@ -132,13 +131,13 @@ impl Simd {
         Self { instructions }
     }
 
-    /// [`interleaved::run`].
+    /// See [`interleaved::run`].
     pub(super) fn run(self, lane: McuRun<'_>) -> McuRun<'_> {
         vectorized!(self, avx2::run(lane), none);
         interleaved::run(lane)
     }
 
-    /// [`interleaved::run_two`].
+    /// See [`interleaved::run_two`].
     pub(super) fn run_two<'a, 'b>(
         self,
         first: McuRun<'a>,
@@ -148,7 +147,7 @@ impl Simd {
         interleaved::run_two(first, second)
     }
 
-    /// Decode MCUs of a progressive scan, as [`ScanPass::run`].
+    /// Decode MCUs of a progressive scan, as in [`ScanPass::run`].
     pub(super) fn progressive_run(
         self,
         pass: &mut ScanPass<'_>,
@@ -165,7 +164,7 @@ impl Simd {
         pass.run(stream, coefficients, row, columns, progressive::spread)
     }
 
-    /// Transform adjacent blocks to `size` x `size` samples each. Returns whether it did.
+    /// Transform adjacent blocks to `size` x `size` samples each. Returns false if not supported.
     pub(super) fn transform(
         self,
         blocks: &[&Block],
@@ -176,7 +175,7 @@ impl Simd {
     ) -> bool {
         #[cfg(target_arch = "x86_64")]
         if self.instructions >= Instructions::Avx2 && matches!(size, 2 | 4 | 8) {
-            // SAFETY: the processor has AVX2, as `new` made sure.
+            // SAFETY: the processor has AVX2, as checked by `new`.
             unsafe {
                 match size {
                     8 => avx2::transform(blocks, quantization, out, stride),
@@ -188,7 +187,7 @@ impl Simd {
         }
         #[cfg(target_arch = "aarch64")]
         if self.instructions >= Instructions::Neon && size == 8 {
-            // SAFETY: the processor has NEON, as `new` made sure.
+            // SAFETY: the processor has NEON, as checked by `new`.
             unsafe { neon::transform(blocks, quantization, out, stride) };
             return true;
         }
@@ -196,15 +195,15 @@ impl Simd {
         false
     }
 
-    /// Double the width. Returns the number of samples done, from the second on.
+    /// Double the width. Returns the number of samples done, counted from the second one.
     pub(super) fn wide(self, samples: &[u8], out: &mut [u8]) -> usize {
         vectorized!(self, avx2_rows::wide(samples, out), neon);
         let _ = (samples, out);
         0
     }
 
-    /// Combine two rows and double the width. Returns the number of samples done, from the second
-    /// on.
+    /// Blend two rows and double the width. Returns the number of samples done, counted from the
+    /// second one.
     pub(super) fn both(self, near: &[u8], far: &[u8], out: &mut [u8]) -> usize {
         vectorized!(self, avx2_rows::both(near, far, out), neon);
         let _ = (near, far, out);
@@ -219,8 +218,8 @@ impl Simd {
     }
 }
 
-/// Store a coefficient, given the number of remaining ones in the zigzag order; past the end it
-/// overwrites the last one.
+/// Store a coefficient, given the number of coefficients that remain in zigzag order; past the end,
+/// it overwrites the last one.
 #[inline]
 pub(super) fn place(block: &mut Block, places_left: i8, value: i16) {
     let position = usize::from(NATURAL_ORDER_FROM_END[usize::from(places_left as u8)]);

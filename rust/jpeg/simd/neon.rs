@@ -1,4 +1,4 @@
-//! Inverse DCT, upsampling and color conversion with NEON; the same values as the scalar loops.
+//! Inverse DCT, upsampling and color conversion with NEON; results match the scalar loops.
 
 #[allow(clippy::wildcard_imports)] // Intrinsics.
 use std::arch::aarch64::*;
@@ -12,7 +12,7 @@ use crate::jpeg::upsample::next_start;
 const FIRST_BITS: i32 = (CONSTANT_BITS - PASS_BITS) as i32;
 const SECOND_BITS: i32 = (CONSTANT_BITS + PASS_BITS + 3) as i32;
 
-/// Transform adjacent blocks to 8 x 8 samples each; row r goes to `out[r * stride..]`.
+/// Transform adjacent blocks to 8 x 8 samples each; row r is written to `out[r * stride..]`.
 #[target_feature(enable = "neon")]
 pub(super) fn transform(
     blocks: &[&Block],
@@ -57,7 +57,7 @@ fn is_in_range(row: int16x8_t) -> bool {
     vmaxvq_u16(vandq_u16(shifted, vdupq_n_u16(0b11 << 14))) == 0
 }
 
-/// Eight sums: of the low and of the high lanes.
+/// Eight sums, of the low and the high lanes.
 type Sums = [int32x4_t; 2];
 
 /// Sum of two products per lane.
@@ -82,7 +82,7 @@ fn sub(a: Sums, b: Sums) -> Sums {
     [vsubq_s32(a[0], b[0]), vsubq_s32(a[1], b[1])]
 }
 
-/// A value times 2^13, plus half a unit for rounding to fewer bits.
+/// A value times 2^13, plus half a unit to round to fewer bits.
 #[target_feature(enable = "neon")]
 #[inline]
 fn scaled<const BITS: i32>(value: int16x8_t) -> Sums {
@@ -101,7 +101,7 @@ fn down<const BITS: i32>(value: Sums) -> int16x8_t {
     vcombine_s16(low, high)
 }
 
-/// One pass over eight registers, as `idct::eight_points`.
+/// One pass over eight registers, as in `idct::eight_points`.
 #[target_feature(enable = "neon")]
 #[inline]
 fn pass<const BITS: i32>(input: [int16x8_t; 8]) -> [int16x8_t; 8] {
@@ -185,7 +185,7 @@ fn store(rows: [int16x8_t; 8], out: &mut [u8], stride: usize) {
 
 row_loops!("neon", 16);
 
-/// Low and high half of 16 samples.
+/// Low and high halves of 16 samples.
 type Wide = [uint16x8_t; 2];
 
 #[target_feature(enable = "neon")]
@@ -195,7 +195,7 @@ fn load(from: &[u8; 16]) -> uint8x16_t {
     unsafe { vld1q_u8(from.as_ptr()) }
 }
 
-/// 16 bytes from `at` on, widened to 16 bits.
+/// Load 16 bytes, starting at `at`, and widen them to 16 bits.
 #[target_feature(enable = "neon")]
 #[inline]
 fn widened(from: &[u8], at: usize) -> Option<Wide> {
@@ -203,14 +203,14 @@ fn widened(from: &[u8], at: usize) -> Option<Wide> {
     Some([vmovl_u8(vget_low_u8(bytes)), vmovl_u8(vget_high_u8(bytes))])
 }
 
-/// Combine two rows.
+/// Blend two rows.
 #[target_feature(enable = "neon")]
 #[inline]
 fn weighed(near: &[u8], far: &[u8], at: usize) -> Option<Wide> {
     Some(thrice_and_once(widened(near, at)?, widened(far, at)?))
 }
 
-/// Three times the first plus the second.
+/// Three times the first value plus the second.
 #[target_feature(enable = "neon")]
 #[inline]
 fn thrice_and_once(near: Wide, far: Wide) -> Wide {
@@ -220,7 +220,7 @@ fn thrice_and_once(near: Wide, far: Wide) -> Wide {
     ]
 }
 
-/// The pixels on one side of 16 samples.
+/// The upsampled pixels on one side of 16 samples.
 #[target_feature(enable = "neon")]
 #[inline]
 fn side<const BITS: i32>(here: Wide, other: Wide, bias: u16) -> uint8x16_t {
@@ -232,7 +232,7 @@ fn side<const BITS: i32>(here: Wide, other: Wide, bias: u16) -> uint8x16_t {
     )
 }
 
-/// Combine neighbors, and store left and right pixels interleaved.
+/// Blend neighbors and store left and right pixels interleaved.
 #[target_feature(enable = "neon")]
 #[inline]
 fn weigh<const BITS: i32>(
@@ -248,7 +248,7 @@ fn weigh<const BITS: i32>(
     unsafe { vst2q_u8(to.as_mut_ptr(), both) };
 }
 
-/// Convert 16 pixels. All products equal those of [`crate::jpeg::color`], to the bit.
+/// Convert 16 pixels, bit-exact with [`crate::jpeg::color`].
 #[target_feature(enable = "neon")]
 #[inline]
 fn convert_part(y: &[u8; 16], cb: &[u8; 16], cr: &[u8; 16], out: &mut [u8; 48]) {

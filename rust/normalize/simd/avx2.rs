@@ -1,6 +1,6 @@
 //! Normalize rows with AVX2, FMA and F16C.
 //!
-//! All functions need the features of [`crate::cpu_features::Instructions::Avx2`].
+//! All functions require the features of [`crate::cpu_features::Instructions::Avx2`].
 
 #[allow(clippy::wildcard_imports)] // Intrinsics.
 use std::arch::x86_64::*;
@@ -10,9 +10,9 @@ use crate::normalize::simd::{Arithmetic, RECIPROCAL};
 
 /// Values per register.
 const LANES: usize = 8;
-/// Values per step: three registers, so that interleaved channels repeat.
+/// Values per step: three registers, so that the pattern of interleaved channels repeats.
 const STEP: usize = 3 * LANES;
-/// Pixels per shuffle of sixteen bytes.
+/// Pixels per 16-byte shuffle.
 const PIXELS: usize = 5;
 
 /// Mirror a row, swap red and blue, or both.
@@ -27,11 +27,11 @@ pub(crate) fn reorder(row: &[u8], flip: bool, swap: bool, output: &mut [u8]) {
         let pixel = if flip { 4 - pixel } else { pixel };
         *entry = pixel * 3 + if swap { 2 - channel } else { channel };
     }
-    // SAFETY: there are 16 bytes.
+    // SAFETY: the array has 16 bytes.
     let index = unsafe { _mm_loadu_si128(index.as_ptr().cast()) };
     let pixels = row.len() / 3;
     let mut done = 0;
-    // One more pixel, since sixteen bytes are loaded and stored.
+    // One more pixel must follow, since sixteen bytes are loaded and stored.
     while done + PIXELS < pixels {
         let start = if flip { pixels - PIXELS - done } else { done };
         let (start, shift) = if start * 3 + 16 > row.len() {
@@ -59,8 +59,8 @@ pub(crate) fn reorder(row: &[u8], flip: bool, swap: bool, output: &mut [u8]) {
     }
 }
 
-/// Convert bytes to values with the arithmetic of three channels in turn, or of one channel three
-/// times.
+/// Convert bytes to values with the arithmetic of three channels in turn, or of the same channel
+/// three times.
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(crate) fn convert(arithmetic: &[Arithmetic; 3], bytes: &[u8], dtype: Dtype, output: &mut [u8]) {
     match dtype {
@@ -115,7 +115,7 @@ fn convert_to<const SIZE: usize, const BRAIN: bool>(
 #[inline]
 fn registers(values: &[f32; STEP]) -> [__m256; 3] {
     let start = values.as_ptr();
-    // SAFETY: three times eight values are loaded, as many as there are.
+    // SAFETY: three times eight values are loaded, which is all of them.
     unsafe {
         [
             _mm256_loadu_ps(start),
@@ -144,7 +144,7 @@ fn step<const SIZE: usize, const BRAIN: bool>(
         let centered = _mm256_sub_ps(unit, constants.mean[part]);
         let low = _mm256_mul_ps(centered, constants.scale[1][part]);
         let scaled = _mm256_fmadd_ps(centered, constants.scale[0][part], low);
-        // SAFETY: 8 * SIZE bytes are stored to each third, as many as there are.
+        // SAFETY: 8 * SIZE bytes are stored to each third, which is its length.
         unsafe {
             let target = output.as_mut_ptr().add(place * SIZE);
             if SIZE == 4 {
@@ -159,7 +159,7 @@ fn step<const SIZE: usize, const BRAIN: bool>(
     }
 }
 
-/// Upper halves, rounded to nearest even; there are no NaNs.
+/// Upper halves of the values, rounded to nearest even; there are no NaNs.
 #[target_feature(enable = "avx2")]
 #[inline]
 fn upper_halves(values: __m256) -> __m128i {

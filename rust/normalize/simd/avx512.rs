@@ -1,6 +1,6 @@
 //! Normalize rows with AVX-512 and VBMI: 64 bytes per table lookup.
 //!
-//! All functions need the features of [`crate::cpu_features::Instructions::Avx512`].
+//! All functions require the features of [`crate::cpu_features::Instructions::Avx512`].
 
 #[allow(clippy::wildcard_imports)] // Intrinsics.
 use std::arch::x86_64::*;
@@ -10,8 +10,8 @@ use crate::normalize::simd::MARGIN;
 
 const BYTES: usize = 64;
 
-/// Look up `output.len()` bytes of `planes`, from `start` on, optionally mirrored. The margins
-/// around them are readable.
+/// Look up `output.len()` bytes of `planes` from `start` on, optionally mirrored. The margins
+/// around them must be readable.
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
 pub(crate) fn look_up(
     tables: &[[u8; 256]; 4],
@@ -28,7 +28,7 @@ pub(crate) fn look_up(
     }
 }
 
-/// Byte permutation that keeps the parts of values in order when they are interleaved.
+/// Byte permutation that keeps the interleaved parts of the values in order.
 fn order(size: usize, flip: bool) -> [u8; BYTES] {
     let mut index = [0; BYTES];
     // Unpack instructions work within 128-bit lanes.
@@ -55,12 +55,12 @@ fn look_up_to<const SIZE: usize>(
     let mut registers = [[_mm512_setzero_si512(); 4]; SIZE];
     for (registers, table) in registers.iter_mut().zip(tables) {
         for (register, bytes) in registers.iter_mut().zip(table.as_chunks::<BYTES>().0) {
-            // SAFETY: there are 64 bytes.
+            // SAFETY: the array has 64 bytes.
             *register = unsafe { _mm512_loadu_si512(bytes.as_ptr().cast()) };
         }
     }
     let order = order(SIZE, flip);
-    // SAFETY: there are 64 bytes.
+    // SAFETY: the array has 64 bytes.
     let order = unsafe { _mm512_loadu_si512(order.as_ptr().cast()) };
     let mut done = 0;
     while done < count {
@@ -69,8 +69,8 @@ fn look_up_to<const SIZE: usize>(
         } else {
             start + done
         };
-        // SAFETY: at most 64 bytes before the start or after the end are loaded, which is inside
-        // the planes as checked.
+        // SAFETY: at most 64 bytes before the start or after the end are loaded; they are inside
+        // the planes, as checked.
         let bytes = unsafe { _mm512_loadu_si512(planes.as_ptr().add(from).cast()) };
         let bytes = _mm512_permutexvar_epi8(order, bytes);
         let upper = _mm512_movepi8_mask(bytes);
@@ -88,11 +88,11 @@ fn look_up_to<const SIZE: usize>(
         for (number, values) in values.into_iter().enumerate() {
             let place = done * SIZE + number * BYTES;
             let room = output.get_mut(place..).unwrap_or_default();
-            // A fully masked store to an invalid address is allowed, but takes hundreds of cycles.
+            // A fully masked store to an invalid address is allowed but takes hundreds of cycles.
             if room.is_empty() {
                 break;
             }
-            // SAFETY: 64 bytes are stored, or as many as are left.
+            // SAFETY: the mask stores at most the bytes that are left.
             unsafe {
                 if room.len() >= BYTES {
                     _mm512_storeu_si512(room.as_mut_ptr().cast(), values);

@@ -1,9 +1,9 @@
 //! Convert bytes to batch values: SIMD dispatch and scalar loops.
 //!
-//! A value depends on its byte and channel only, so a table of 256 entries per channel defines it.
-//! AVX-512 does table lookups, 64 bytes at a time, one table per byte of the value. AVX2 computes
-//! instead: division by a constant becomes multiplication by its reciprocal in two parts, which is
-//! verified against the tables for every byte.
+//! A value depends only on its byte and channel, so 256-entry tables, one per channel, define it.
+//! AVX-512 uses table lookups, 64 bytes at a time, with one table per byte of the value. AVX2
+//! computes the values instead, replacing division by a constant with multiplication by its
+//! reciprocal in two parts; the result is verified against the tables for every byte.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -26,8 +26,8 @@ pub(crate) const PLANE: usize = SEGMENT + 2 * MARGIN;
 #[derive(Clone, Debug)]
 #[repr(align(64))]
 pub(crate) struct ByteTable {
-    /// All first bytes, all second bytes and so on.
-    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // Used by AVX-512 only.
+    /// All first bytes, then all second bytes, and so on.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // Only used by AVX-512.
     pub parts: [[u8; 256]; 4],
     whole: [[u8; 4]; 256],
 }
@@ -66,7 +66,7 @@ pub(crate) const RECIPROCAL: [f32; 2] = {
 };
 
 impl Arithmetic {
-    /// The value that AVX2 computes for a byte.
+    /// The value that the AVX2 code computes for a byte.
     pub(crate) fn value(&self, byte: u8) -> f32 {
         let byte = f32::from(byte);
         let unit = byte.mul_add(RECIPROCAL[0], byte * RECIPROCAL[1]);
@@ -82,11 +82,11 @@ pub(crate) struct ChannelTables {
     pub dtype: Dtype,
     /// Source channel of each output channel.
     pub channels: [usize; 3],
-    /// One per output channel.
+    /// One table per output channel.
     pub tables: [ByteTable; 3],
     /// One per output channel; `None` if it does not reproduce the table.
     #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
-    // Used by AVX2 and AVX-512 only.
+    // Only used by AVX2 and AVX-512.
     pub arithmetic: Option<[Arithmetic; 3]>,
 }
 

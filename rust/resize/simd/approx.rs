@@ -1,16 +1,16 @@
 //! Resize passes within one level of Pillow, with AVX2.
 //!
-//! Weights have 14 fraction bits instead of 22, so that one `vpmaddwd` weights two values where
-//! [`crate::resize::simd::avx2`] needs two. Between the passes a value has seven fraction bits,
-//! where Pillow rounds to whole levels.
+//! Weights have 14 fraction bits instead of 22, so a single `vpmaddwd` is enough for two values
+//! where [`crate::resize::simd::avx2`] needs two. Between the passes, values have seven fraction
+//! bits, where Pillow rounds to integer levels.
 //!
-//! Error bound: with up to [`FAST_REDUCTION`] times fewer columns an output has at most 16 weights.
-//! Each is off by up to 2^-15 and the largest by 16 times that, so that a sum of values within
-//! 127.5 of their middle is off by .125. Pillow's first pass is off by .5, this one by .13; the
-//! second pass multiplies the difference by the sum of absolute weights, at most 1.3, and adds
-//! .125. Before the final rounding that is less than one level.
+//! Error bound: when downscaling by up to [`FAST_REDUCTION`], an output has at most 16 weights.
+//! Each is off by up to 2^-15 and the largest by 16 times that, so a weighted sum of values, which
+//! are within 127.5 of the midpoint, is off by up to 0.125. Pillow's first pass is off by up to 0.5
+//! and this one by 0.13; the second pass multiplies the difference by the sum of absolute weights
+//! (at most 1.3) and adds 0.125. Before the final rounding, that is less than one level.
 //!
-//! All functions need the features of [`crate::cpu_features::Instructions::Avx2`].
+//! All functions require the features of [`crate::cpu_features::Instructions::Avx2`].
 
 #[allow(clippy::wildcard_imports)] // Intrinsics.
 use std::arch::x86_64::*;
@@ -29,26 +29,26 @@ pub(crate) const VALUE_BYTES: usize = 2;
 /// Output columns per register in the vertical pass.
 const COLUMNS: usize = 16;
 
-/// Weights of the horizontal pass, by blocks of 8 output columns.
+/// Weights of the horizontal pass, in blocks of 8 output columns.
 #[derive(Debug)]
 pub(crate) struct ApproxWeights {
-    /// First input column of each half, per block.
+    /// First input column of each half of each block.
     starts: Vec<[usize; 2]>,
-    /// For each block and lane, the two input columns of each pair of taps, relative to the half's
-    /// first.
+    /// For each block and lane, the two input columns of each pair of taps, relative to the first
+    /// column of the half.
     index: Vec<RowSpan>,
-    /// Weights, per block and pair of taps.
+    /// Weights for each block and pair of taps.
     weights: Vec<RowSpan>,
-    /// Pairs of taps.
+    /// Number of tap pairs.
     pairs: usize,
     /// True if both halves of every block start at the same column.
     is_narrow: bool,
-    /// Input columns that are loaded, including some with weight 0.
+    /// Number of input columns that are loaded, including some with weight 0.
     pub reach: usize,
 }
 
 impl ApproxWeights {
-    /// Build from weights of [`COARSE_BITS`]; `None` if columns are too far apart.
+    /// Build from weights with [`COARSE_BITS`] bits; `None` if columns are too far apart.
     pub(crate) fn new(weights: &Weights) -> Option<Self> {
         let all: Vec<(usize, &[i32])> = weights.iter().collect();
         let fits = |block: &[(usize, &[i32])]| {
@@ -97,7 +97,7 @@ impl ApproxWeights {
     }
 }
 
-/// Horizontal pass, as [`super::Passes::across`]; quads are three times four rows of `columns` values.
+/// Horizontal pass, see [`super::Passes::across`]; a quad is 3 x 4 rows of `columns` values.
 #[target_feature(enable = "avx2")]
 pub(crate) fn across(table: &ApproxWeights, rows: Rows<'_>, quads: &mut [u8]) {
     let columns = rows.columns;
@@ -155,7 +155,7 @@ fn across_from<const NARROW: bool>(table: &ApproxWeights, rows: Rows<'_>, quads:
 /// Store eight columns of two rows, clamped to [0, 255].
 ///
 /// # Safety
-/// 16 bytes are writable at both places.
+/// 16 bytes must be writable at both places.
 #[target_feature(enable = "avx2")]
 #[inline]
 unsafe fn store_rows(first: *mut u8, second: *mut u8, upper: __m256i, lower: __m256i) {
@@ -176,17 +176,17 @@ unsafe fn store_rows(first: *mut u8, second: *mut u8, upper: __m256i, lower: __m
     }
 }
 
-/// Two rows that are weighted together: their offsets, and their weights in every lane.
+/// Two rows that are weighted together: their offsets, and their weights in all lanes.
 #[derive(Clone, Copy)]
 struct Pair {
     places: [usize; 2],
     weights: __m256i,
 }
 
-/// Vertical pass, as [`super::Passes::down`].
+/// Vertical pass, see [`super::Passes::down`].
 #[target_feature(enable = "avx2")]
 pub(crate) fn down(quads: Quads<'_>, output: &mut [u8]) {
-    /// Pairs of the up to 16 rows of an output, and one to spare.
+    /// Number of pairs in the up to 16 rows of an output, plus one.
     const MOST: usize = 2 * FAST_REDUCTION + 1;
     let (ring, columns) = (quads.ring, quads.columns);
     assert!(columns.is_multiple_of(BYTES) && output.len() >= 3 * columns);
@@ -232,7 +232,7 @@ pub(crate) fn down(quads: Quads<'_>, output: &mut [u8]) {
     }
 }
 
-/// `COUNT` pairs of rows; 0 means any number.
+/// Accumulate `COUNT` pairs of rows; 0 means any number.
 #[target_feature(enable = "avx2")]
 fn down_from<const COUNT: usize>(ring: &[u8], pairs: &[Pair], columns: usize, output: &mut [u8]) {
     let pairs = if COUNT == 0 { pairs } else { &pairs[..COUNT] };
@@ -257,10 +257,10 @@ fn down_from<const COUNT: usize>(ring: &[u8], pairs: &[Pair], columns: usize, ou
     }
 }
 
-/// Levels of sixteen columns before clamping.
+/// Compute the levels of sixteen columns before clamping.
 ///
 /// # Safety
-/// 32 bytes are readable at the offset of every row.
+/// 32 bytes must be readable at the offset of each row.
 #[target_feature(enable = "avx2")]
 #[inline]
 unsafe fn weigh(first: *const u8, pairs: &[Pair]) -> __m256i {
@@ -320,7 +320,7 @@ mod tests {
                     }));
                     let amounts = exact.iter().map(|weight| weight.abs()).sum::<i32>();
                     assert!(amounts <= one / 10 * 13);
-                    // .125 of a level for values within 127.5 of their middle.
+                    // 0.125 of a level for values within 127.5 of the midpoint.
                     let off = exact.iter().zip(rounded).map(|(a, b)| (a - b).abs());
                     assert!(off.sum::<i32>() <= one >> 10);
                 }

@@ -1,10 +1,10 @@
 //! Resize passes with AVX2.
 //!
-//! `vpmaddwd` multiplies pairs of 16-bit values and weights and adds them. A weight of 22 fraction
-//! bits is split into an upper part and its lower eight bits, so that two of these instructions
-//! give the exact sum.
+//! `vpmaddwd` multiplies pairs of 16-bit values and weights and adds the products. A weight with 22
+//! fraction bits is split into an upper part and its lower eight bits, so that two of these
+//! instructions give the exact sum.
 //!
-//! All functions need the features of [`crate::cpu_features::Instructions::Avx2`].
+//! All functions require the features of [`crate::cpu_features::Instructions::Avx2`].
 
 #[allow(clippy::wildcard_imports)] // Intrinsics.
 use std::arch::x86_64::*;
@@ -15,25 +15,25 @@ use crate::simd::avx2::{BYTES, HALF, NONE, RowSpan, gather, line, load, merge_pl
 
 /// Output columns per step, one per 32-bit lane.
 pub(crate) const LANES: usize = 8;
-/// Weights of the horizontal pass, by blocks of 8 output columns.
+/// Weights of the horizontal pass, in blocks of 8 output columns.
 #[derive(Debug)]
 pub(crate) struct Avx2Weights {
-    /// First input column of each half, per block.
+    /// First input column of each half of each block.
     starts: Vec<[usize; 2]>,
-    /// Shuffle indices per block, for both pairs of taps: for each lane, the two columns relative
-    /// to the half's first, in the first sixteen bytes, then in the next.
+    /// Shuffle indices of each block for both pairs of taps: for each lane, the two columns
+    /// relative to the first of the half, within the first sixteen bytes and then within the next.
     index: Vec<[[RowSpan; 2]; 2]>,
-    /// For each block and four taps, upper and lower parts of the weights of both pairs.
+    /// For each block and four taps, the upper and lower parts of the weights of both pairs.
     parts: Vec<[[RowSpan; 2]; 2]>,
-    /// Groups of four taps.
+    /// Number of groups of four taps.
     groups: usize,
-    /// True if the columns of four taps of a half-block exceed the first sixteen.
+    /// True if the columns of four taps of a half-block extend beyond the first sixteen.
     is_wide: bool,
-    /// Input columns that are loaded, including some with weight 0.
+    /// Number of input columns that are loaded, including some with weight 0.
     pub reach: usize,
 }
 
-/// Split a weight into upper and lower part.
+/// Split a weight into its upper and lower parts.
 #[allow(clippy::cast_possible_truncation)] // The lower part is removed; weights have 24 bits.
 pub(crate) fn parts_of(weight: i32) -> [i16; 2] {
     let low = weight as i8;
@@ -94,14 +94,14 @@ impl Avx2Weights {
 #[target_feature(enable = "avx2")]
 #[inline]
 fn twice(bytes: [u8; HALF]) -> __m256i {
-    // SAFETY: there are 16 bytes.
+    // SAFETY: the array has 16 bytes.
     _mm256_broadcastsi128_si256(unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) })
 }
 
-/// Sixteen bytes from each of two places.
+/// Load sixteen bytes from each of two places.
 ///
 /// # Safety
-/// 16 bytes are readable at both.
+/// 16 bytes must be readable at both.
 #[target_feature(enable = "avx2")]
 #[inline]
 pub(crate) unsafe fn load_halves(low: *const u8, high: *const u8) -> __m256i {
@@ -109,8 +109,8 @@ pub(crate) unsafe fn load_halves(low: *const u8, high: *const u8) -> __m256i {
     unsafe { _mm256_set_m128i(_mm_loadu_si128(high.cast()), _mm_loadu_si128(low.cast())) }
 }
 
-/// For each channel, the source indices of its sixteen values in each of three groups of sixteen
-/// bytes; in both halves.
+/// For each channel, the source indices of its sixteen values in each of three 16-byte groups, in
+/// both halves.
 static SPLIT: [[RowSpan; 3]; 3] = {
     let mut index = [[RowSpan([NONE; BYTES]); 3]; 3];
     let mut place = 0;
@@ -130,7 +130,7 @@ blocks!("avx2", _mm256_setzero_si256());
 #[inline]
 fn split_part(bytes: &[u8; 3 * BYTES], output: &mut [u8], planes: [usize; 3], x: usize) {
     let start = bytes.as_ptr();
-    // SAFETY: 3 * 32 bytes are loaded, as many as there are.
+    // SAFETY: 3 * 32 bytes are loaded, the length of the array.
     let sources = unsafe {
         [
             load_halves(start, start.add(3 * HALF)),
@@ -140,13 +140,13 @@ fn split_part(bytes: &[u8; 3 * BYTES], output: &mut [u8], planes: [usize; 3], x:
     };
     for (start, index) in planes.into_iter().zip(&SPLIT) {
         if let Some(room) = output[start + x..].first_chunk_mut::<BYTES>() {
-            // SAFETY: 32 bytes are stored, as many as there are.
+            // SAFETY: 32 bytes are stored, the length of the array.
             unsafe { _mm256_storeu_si256(room.as_mut_ptr().cast(), gather(sources, index)) };
         }
     }
 }
 
-/// Combine the sums of upper and lower parts, before clamping.
+/// Combine the sums of the upper and lower parts, before clamping.
 #[target_feature(enable = "avx2")]
 #[inline]
 fn value(sums: [__m256i; 2]) -> __m256i {
@@ -154,7 +154,7 @@ fn value(sums: [__m256i; 2]) -> __m256i {
     _mm256_srai_epi32::<{ PRECISION_BITS.cast_signed() }>(sum)
 }
 
-/// Initial sums of half a level, so that truncation rounds.
+/// Initial sums of half a level, so that truncation rounds to nearest.
 #[target_feature(enable = "avx2")]
 #[inline]
 fn no_sums() -> [__m256i; 2] {
@@ -164,7 +164,7 @@ fn no_sums() -> [__m256i; 2] {
     ]
 }
 
-/// Pack sums of four times eight values to bytes in [0, 255]; four of each in either half.
+/// Pack four times eight sums to bytes in [0, 255], with four of each in either half.
 #[target_feature(enable = "avx2")]
 #[inline]
 fn pack([a, b, c, d]: [[__m256i; 2]; QUAD]) -> __m256i {
@@ -173,7 +173,7 @@ fn pack([a, b, c, d]: [[__m256i; 2]; QUAD]) -> __m256i {
     _mm256_packus_epi16(low, high)
 }
 
-/// Restore the order of 32 packed columns.
+/// Restore the order of 32 columns after packing.
 #[target_feature(enable = "avx2")]
 #[inline]
 fn values(sums: &[[__m256i; 2]; QUAD]) -> __m256i {
@@ -189,7 +189,7 @@ fn add(sums: &mut [__m256i; 2], pairs: __m256i, parts: [__m256i; 2]) {
     sums[1] = _mm256_add_epi32(sums[1], _mm256_madd_epi16(pairs, parts[1]));
 }
 
-/// Horizontal pass, as [`crate::resize::simd::Passes::across`].
+/// Horizontal pass, see [`crate::resize::simd::Passes::across`].
 #[target_feature(enable = "avx2")]
 pub(crate) fn across(table: &Avx2Weights, rows: Rows<'_>, quads: &mut [u8]) {
     let columns = rows.columns;
@@ -246,7 +246,7 @@ fn across_from<const WIDE: bool>(table: &Avx2Weights, rows: Rows<'_>, quads: &mu
     }
 }
 
-/// Parts of the first and third, and of the second and fourth of four weights, in all lanes.
+/// Parts of the first and third, and of the second and fourth of four weights, broadcast to lanes.
 #[target_feature(enable = "avx2")]
 #[inline]
 fn spread(weights: [i32; QUAD]) -> [[__m256i; 2]; 2] {
@@ -262,7 +262,7 @@ fn spread(weights: [i32; QUAD]) -> [[__m256i; 2]; 2] {
 /// Accumulate 32 columns of a quad.
 ///
 /// # Safety
-/// 128 bytes are readable.
+/// 128 bytes must be readable.
 #[target_feature(enable = "avx2")]
 #[inline]
 unsafe fn add_quad(sums: &mut [[__m256i; 2]; QUAD], bytes: *const u8, parts: [[__m256i; 2]; 2]) {

@@ -1,10 +1,10 @@
 //! Resize passes with AVX-512, VBMI and VNNI.
 //!
-//! `vpdpbusd` multiplies four pixel bytes with four signed weight bytes and adds them. A weight of
-//! 22 fraction bits is split into three signed bytes, its digits to the base of 256 from -128 to
-//! 127, so that three of these instructions give the exact sum.
+//! `vpdpbusd` multiplies four pixel bytes by four signed weight bytes and adds the products. A
+//! weight with 22 fraction bits is split into three signed bytes (base-256 digits from -128 to
+//! 127), so that three of these instructions give the exact sum.
 //!
-//! All functions need the features of [`crate::cpu_features::Instructions::Avx512`].
+//! All functions require the features of [`crate::cpu_features::Instructions::Avx512`].
 
 #[allow(clippy::wildcard_imports)] // Intrinsics.
 use std::arch::x86_64::*;
@@ -15,32 +15,32 @@ use crate::resize::weights::{PRECISION_BITS, QUAD, Weights};
 /// Output columns per step, one per 32-bit lane.
 const LANES: usize = 16;
 const BYTES: usize = 64;
-/// Digits per weight.
+/// Number of digits per weight.
 const DIGITS: usize = 3;
 
 #[repr(C, align(64))]
 #[derive(Clone, Copy, Debug)]
 struct RowSpan512([u8; BYTES]);
 
-/// Weights of the horizontal pass, by blocks of 16 output columns.
+/// Weights of the horizontal pass, in blocks of 16 output columns.
 #[derive(Debug)]
 pub(crate) struct Avx512Weights {
-    /// First input column, per block.
+    /// First input column of each block.
     starts: Vec<usize>,
-    /// For each block and lane, the four columns of its first taps, relative to the block's first.
-    /// Later taps have the same distances.
+    /// For each block and lane, the four columns of its first taps, relative to the block's first
+    /// column. Later taps have the same distances.
     index: Vec<RowSpan512>,
-    /// For each block and four taps, the digits of the weights, highest first.
+    /// For each block and four taps, the digits of the weights, most significant first.
     digits: Vec<RowSpan512>,
-    /// Groups of four taps.
+    /// Number of groups of four taps.
     groups: usize,
-    /// Registers that hold the input columns of four taps of a block: 1, 2 or 4.
+    /// Number of registers that hold the input columns of four taps of a block: 1, 2 or 4.
     sources: usize,
-    /// Input columns that are loaded, including some with weight 0.
+    /// Number of input columns that are loaded, including some with weight 0.
     pub reach: usize,
 }
 
-/// Digits of a weight to the base of 256, highest first.
+/// Base-256 digits of a weight, most significant first.
 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // Digits are removed one by one.
 fn digits_of(weight: i32) -> [u8; DIGITS] {
     let low = weight as i8;
@@ -105,7 +105,7 @@ blocks!(
 #[inline]
 fn split_part(bytes: &[u8; 3 * BYTES], output: &mut [u8], planes: [usize; 3], x: usize) {
     let start = bytes.as_ptr();
-    // SAFETY: 3 * 64 bytes are loaded, as many as there are.
+    // SAFETY: 3 * 64 bytes are loaded, the length of the array.
     let (a, b, c) = unsafe {
         (
             load(start),
@@ -117,14 +117,14 @@ fn split_part(bytes: &[u8; 3 * BYTES], output: &mut [u8], planes: [usize; 3], x:
         let two = _mm512_permutex2var_epi8(a, line(first), b);
         let three = _mm512_permutex2var_epi8(two, line(second), c);
         if let Some(room) = output[start + x..].first_chunk_mut::<BYTES>() {
-            // SAFETY: 64 bytes are stored, as many as there are.
+            // SAFETY: 64 bytes are stored, the length of the array.
             unsafe { _mm512_storeu_si512(room.as_mut_ptr().cast(), three) };
         }
     }
 }
 
-/// For each channel, the source indices of its 64 values: in the first two registers, then in that
-/// result and the third one.
+/// For each channel, the source indices of its 64 values: in the first two registers, then in the
+/// result of that and the third register.
 static SPLIT: [[RowSpan512; 2]; 3] = {
     let mut index = [[RowSpan512([0; BYTES]); 2]; 3];
     let mut place = 0;
@@ -139,8 +139,7 @@ static SPLIT: [[RowSpan512; 2]; 3] = {
     index
 };
 
-/// Source indices of the 192 bytes of 64 pixels: red and green in the first two registers, then
-/// blue.
+/// Source indices for the 192 bytes of 64 pixels: first red and green, then the result and blue.
 static MERGE: [[RowSpan512; 2]; 3] = {
     let mut index = [[RowSpan512([0; BYTES]); 2]; 3];
     let mut place = 0;
@@ -157,7 +156,7 @@ static MERGE: [[RowSpan512; 2]; 3] = {
 };
 
 /// # Safety
-/// 64 bytes are readable.
+/// 64 bytes must be readable.
 #[target_feature(enable = "avx512f")]
 #[inline]
 unsafe fn load(bytes: *const u8) -> __m512i {
@@ -172,10 +171,10 @@ fn line(bytes: &RowSpan512) -> __m512i {
     unsafe { load(bytes.0.as_ptr()) }
 }
 
-/// The columns of four taps, per lane.
+/// Load the columns of four taps for each lane.
 ///
 /// # Safety
-/// `SOURCES` * 64 bytes are readable.
+/// `SOURCES` * 64 bytes must be readable.
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
 #[inline]
 unsafe fn fetch<const SOURCES: usize>(bytes: *const u8, index: __m512i) -> __m512i {
@@ -204,7 +203,7 @@ fn value(sums: [__m512i; DIGITS]) -> __m512i {
     _mm512_srai_epi32::<PRECISION_BITS>(_mm512_add_epi32(_mm512_slli_epi32::<8>(upper), low))
 }
 
-/// Initial sums of half a level, so that truncation rounds.
+/// Initial sums of half a level, so that truncation rounds to nearest.
 #[target_feature(enable = "avx512f")]
 #[inline]
 fn no_sums() -> [__m512i; DIGITS] {
@@ -212,7 +211,7 @@ fn no_sums() -> [__m512i; DIGITS] {
     [none, none, _mm512_set1_epi32(1 << (PRECISION_BITS - 1))]
 }
 
-/// Pack sums of four times sixteen values to bytes in [0, 255]; four of each in every 128 bits.
+/// Pack four times sixteen sums to bytes in [0, 255], with four of each in every 128 bits.
 #[target_feature(enable = "avx512f,avx512bw")]
 #[inline]
 fn pack([a, b, c, d]: [[__m512i; DIGITS]; QUAD]) -> __m512i {
@@ -221,7 +220,7 @@ fn pack([a, b, c, d]: [[__m512i; DIGITS]; QUAD]) -> __m512i {
     _mm512_packus_epi16(low, high)
 }
 
-/// Restore the order of 64 packed columns.
+/// Restore the order of 64 columns after packing.
 #[target_feature(enable = "avx512f,avx512bw")]
 #[inline]
 fn values(sums: &[[__m512i; DIGITS]; QUAD]) -> __m512i {
@@ -238,7 +237,7 @@ fn add(sums: &mut [__m512i; DIGITS], bytes: __m512i, digits: [__m512i; DIGITS]) 
     sums[2] = _mm512_dpbusd_epi32(sums[2], bytes, digits[2]);
 }
 
-/// Horizontal pass, as [`crate::resize::simd::Passes::across`].
+/// Horizontal pass, see [`crate::resize::simd::Passes::across`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vnni")]
 pub(crate) fn across(table: &Avx512Weights, rows: Rows<'_>, quads: &mut [u8]) {
     let columns = rows.columns;
@@ -287,7 +286,7 @@ fn across_from<const SOURCES: usize>(table: &Avx512Weights, rows: Rows<'_>, quad
     }
 }
 
-/// Digits of four weights, each in all lanes.
+/// Digits of four weights, broadcast to all lanes.
 #[target_feature(enable = "avx512f,avx512bw")]
 #[inline]
 fn spread(weights: [i32; QUAD]) -> [__m512i; DIGITS] {
@@ -298,7 +297,7 @@ fn spread(weights: [i32; QUAD]) -> [__m512i; DIGITS] {
 /// Accumulate 64 columns of a quad.
 ///
 /// # Safety
-/// 256 bytes are readable.
+/// 256 bytes must be readable.
 #[target_feature(enable = "avx512f,avx512vnni")]
 #[inline]
 unsafe fn add_quad(
@@ -320,7 +319,7 @@ fn merge_planes(planes: [__m512i; 3], pixels: &mut [u8; 3 * BYTES]) {
     for ([first, second], bytes) in MERGE.iter().zip(pixels.as_chunks_mut::<BYTES>().0) {
         let two = _mm512_permutex2var_epi8(red, line(first), green);
         let three = _mm512_permutex2var_epi8(two, line(second), blue);
-        // SAFETY: 64 bytes are stored, as many as there are.
+        // SAFETY: 64 bytes are stored, the length of the array.
         unsafe { _mm512_storeu_si512(bytes.as_mut_ptr().cast(), three) };
     }
 }

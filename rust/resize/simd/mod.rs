@@ -1,8 +1,8 @@
 //! The two passes of a resize: SIMD dispatch and portable loops.
 //!
-//! Four rows are processed at a time. Their pixels are deinterleaved into planes, one per channel;
-//! the horizontal pass stores the four rows of every column adjacently (a quad), so that the
-//! vertical pass finds the bytes that it accumulates next to each other.
+//! Four rows are processed at a time. Their pixels are deinterleaved into planes, one per channel.
+//! The horizontal pass stores the four rows of each column next to each other (a quad), so the
+//! bytes accumulated by the vertical pass are adjacent.
 
 #[cfg(target_arch = "x86_64")]
 mod approx;
@@ -22,7 +22,7 @@ use crate::simd::{self, SimdLoop};
 /// Four source rows.
 #[derive(Clone, Copy)]
 pub(crate) struct Rows<'a> {
-    /// 12 planes: row by row, red, green and blue.
+    /// 12 planes: red, green and blue for each row.
     pub planes: &'a [u8],
     /// Bytes per plane, at least [`Across::plane`].
     pub plane: usize,
@@ -30,23 +30,23 @@ pub(crate) struct Rows<'a> {
     pub columns: usize,
 }
 
-/// Quads on which an output row depends.
+/// Quads that an output row depends on.
 #[derive(Clone, Copy)]
 pub(crate) struct Quads<'a> {
     /// Output of the horizontal pass.
     pub ring: &'a [u8],
-    /// Offset of each group of quads in `ring`, of three times `columns` * 4 values.
+    /// Offset in `ring` of each group of quads, which has 3 * `columns` * 4 values.
     pub starts: &'a [usize],
     pub weights: &'a [[i32; QUAD]],
-    /// As in [`Rows`].
+    /// See [`Rows`].
     pub columns: usize,
 }
 
-/// Code of AVX2 and AVX-512 that depends on the register width only.
+/// Code shared by AVX2 and AVX-512 that depends only on the register width.
 #[cfg(target_arch = "x86_64")]
 macro_rules! blocks {
     ($features:literal, $zero:expr) => {
-        /// Deinterleave RGB pixels, as [`super::Passes::split`]; `row` may end within the last
+        /// Deinterleave RGB pixels, see [`super::Passes::split`]; `row` may end within the last
         /// register. Each plane has room for the pixels, rounded up to a register.
         #[target_feature(enable = $features)]
         pub(crate) fn split(row: &[u8], output: &mut [u8], planes: [usize; 3]) {
@@ -61,7 +61,7 @@ macro_rules! blocks {
             }
         }
 
-        /// Vertical pass, as [`super::Passes::down`].
+        /// Vertical pass, see [`super::Passes::down`].
         #[target_feature(enable = $features)]
         pub(crate) fn down(quads: Quads<'_>, output: &mut [u8]) {
             assert!(quads.columns.is_multiple_of(BYTES) && output.len() >= 3 * quads.columns);
@@ -81,7 +81,7 @@ macro_rules! blocks {
             }
         }
 
-        /// `COUNT` quads; 0 means any number.
+        /// Accumulate `COUNT` quads; 0 means any number.
         #[target_feature(enable = $features)]
         fn down_from<const COUNT: usize>(quads: Quads<'_>, output: &mut [u8]) {
             let (ring, columns) = (quads.ring.as_ptr(), quads.columns);
@@ -121,10 +121,10 @@ use blocks;
 /// Columns are padded to a multiple of this.
 pub(crate) const COLUMNS: usize = 64;
 
-/// An axis that shrinks by this factor or more is resized exactly.
+/// An axis downscaled by this factor or more is resized exactly.
 const FAST_REDUCTION: usize = 4;
 
-/// Weights of the horizontal pass, in the order of their use.
+/// Weights of the horizontal pass, in the order in which they are used.
 #[derive(Debug)]
 pub(crate) enum Across {
     Plain(Weights),
@@ -132,10 +132,10 @@ pub(crate) enum Across {
     Avx2(avx2::Avx2Weights),
     #[cfg(target_arch = "x86_64")]
     Avx512(avx512::Avx512Weights),
-    /// Used with AVX2 and AVX-512 for strong downscaling.
+    /// For strong downscaling with AVX2 and AVX-512.
     #[cfg(target_arch = "x86_64")]
     Wide(wide::WideWeights),
-    /// Within one level.
+    /// Results within one level.
     #[cfg(target_arch = "x86_64")]
     Fast(approx::ApproxWeights),
     #[cfg(target_arch = "aarch64")]
@@ -171,12 +171,12 @@ impl Across {
     }
 }
 
-/// The passes, with an instruction set that the processor supports.
+/// The two passes, with an instruction set that the processor supports.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Passes(Instructions);
 
 impl Passes {
-    /// Instruction sets that the processor lacks are not used.
+    /// Use the given instruction set, or a lower one if the processor lacks it.
     pub(crate) fn new(instructions: Instructions) -> Self {
         Self(instructions.min(Instructions::best()))
     }
@@ -186,7 +186,7 @@ impl Passes {
         self.0
     }
 
-    /// Build the tables of the horizontal pass; with rounded weights if `is_fast`.
+    /// Build the tables of the horizontal pass, with rounded weights if `is_fast`.
     pub(crate) fn lay_out(self, weights: Weights, is_fast: bool) -> Across {
         let _ = is_fast; // Unused on some processors.
         match self.0 {
@@ -210,8 +210,8 @@ impl Passes {
         }
     }
 
-    /// True if these sizes, (input, output) in pixels per axis, may be resized within one level.
-    /// AVX-512 is as fast exactly, and other processors have no such loops.
+    /// True if these sizes, (input, output) pixels for each axis, can be resized within one level.
+    /// With AVX-512, exact resizing is as fast, and other instruction sets have no such loops.
     pub(crate) fn are_fast(self, axes: [(usize, usize); 2]) -> bool {
         let serves =
             |(input, output): (usize, usize)| input < FAST_REDUCTION.saturating_mul(output);
@@ -241,7 +241,7 @@ impl Passes {
         }
     }
 
-    /// Resize four rows horizontally, to three times `columns` * 4 values of [`Across::value_bytes`].
+    /// Resize four rows horizontally to 3 * `columns` * 4 values of [`Across::value_bytes`] each.
     pub(crate) fn across(self, table: &Across, rows: Rows<'_>, quads: &mut [u8]) {
         match table {
             Across::Plain(weights) => {
@@ -275,7 +275,7 @@ impl Passes {
         }
     }
 
-    /// Resize vertically the quads of a `table` to an output row of padded pixels.
+    /// Resize quads, which come from `table`, vertically to an output row with padding.
     pub(crate) fn down(self, table: &Across, quads: Quads<'_>, output: &mut [u8]) {
         match (table, self.0) {
             // SAFETY: such tables are built only if the processor supports the instructions.
@@ -321,7 +321,7 @@ impl SimdLoop for PlainAcross<'_> {
 }
 
 fn plain_down(quads: Quads<'_>, output: &mut [u8]) {
-    // A few columns at a time, quad by quad: the sums stay in registers or in the L1 cache.
+    // A few columns at a time, quad by quad, so the sums stay in registers or in the L1 cache.
     let mut sums = [0_i32; COLUMNS];
     let (ring, starts, weights, columns) = (quads.ring, quads.starts, quads.weights, quads.columns);
     for first in (0..columns).step_by(COLUMNS) {

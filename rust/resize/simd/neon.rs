@@ -1,6 +1,6 @@
 //! Resize passes with NEON, four 32-bit products at a time.
 //!
-//! All functions need [`crate::cpu_features::Instructions::Neon`].
+//! All functions require [`crate::cpu_features::Instructions::Neon`].
 
 #[allow(clippy::wildcard_imports)] // Intrinsics.
 use std::arch::aarch64::*;
@@ -16,12 +16,12 @@ const LANES: usize = 16;
 /// Weights of the horizontal pass, zero-padded to a multiple of eight taps.
 #[derive(Debug)]
 pub(crate) struct NeonWeights {
-    /// First input column, per output column.
+    /// First input column of each output column.
     starts: Vec<usize>,
-    /// `groups` groups of eight weights, per output column.
+    /// `groups` groups of eight weights for each output column.
     weights: Vec<[i32; TAPS]>,
     groups: usize,
-    /// Input columns that are loaded, including some with weight 0.
+    /// Number of input columns that are loaded, including some with weight 0.
     pub reach: usize,
 }
 
@@ -58,7 +58,7 @@ fn load(bytes: &[u8; LANES]) -> uint8x16_t {
     unsafe { vld1q_u8(bytes.as_ptr()) }
 }
 
-/// Deinterleave RGB pixels, as [`crate::resize::simd::Passes::split`].
+/// Deinterleave RGB pixels, see [`crate::resize::simd::Passes::split`].
 #[target_feature(enable = "neon")]
 pub(crate) fn split(row: &[u8], output: &mut [u8], planes: [usize; 3]) {
     let (parts, rest) = row.as_chunks::<{ 3 * LANES }>();
@@ -79,7 +79,7 @@ pub(crate) fn split(row: &[u8], output: &mut [u8], planes: [usize; 3]) {
     }
 }
 
-/// Horizontal sums of four registers, rounded to whole levels.
+/// Horizontal sums of four registers, rounded to integer levels.
 #[target_feature(enable = "neon")]
 #[inline]
 fn rounded_sums([a, b, c, d]: [int32x4_t; QUAD]) -> int32x4_t {
@@ -88,7 +88,7 @@ fn rounded_sums([a, b, c, d]: [int32x4_t; QUAD]) -> int32x4_t {
     vshrq_n_s32::<{ PRECISION_BITS as i32 }>(vaddq_s32(sums, half))
 }
 
-/// Multiply eight values with eight weights, added to four sums.
+/// Multiply eight values by eight weights and add the products to four sums.
 #[target_feature(enable = "neon")]
 #[inline]
 fn add_products(sum: int32x4_t, values: uint16x8_t, [low, high]: [int32x4_t; 2]) -> int32x4_t {
@@ -96,7 +96,7 @@ fn add_products(sum: int32x4_t, values: uint16x8_t, [low, high]: [int32x4_t; 2])
     vmlaq_s32(sum, signed(vmovl_u16(vget_high_u16(values))), high)
 }
 
-/// Horizontal pass, as [`crate::resize::simd::Passes::across`].
+/// Horizontal pass, see [`crate::resize::simd::Passes::across`].
 #[target_feature(enable = "neon")]
 pub(crate) fn across(table: &NeonWeights, rows: Rows<'_>, quads: &mut [u8]) {
     let (planes, plane) = (rows.planes, rows.plane);
@@ -132,7 +132,7 @@ fn signed(value: uint32x4_t) -> int32x4_t {
     vreinterpretq_s32_u32(value)
 }
 
-/// Vertical pass, as [`crate::resize::simd::Passes::down`].
+/// Vertical pass, see [`crate::resize::simd::Passes::down`].
 #[target_feature(enable = "neon")]
 pub(crate) fn down(quads: Quads<'_>, output: &mut [u8]) {
     let (ring, columns) = (quads.ring, quads.columns);

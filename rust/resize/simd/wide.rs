@@ -1,10 +1,10 @@
 //! Horizontal pass for strong downscaling, with AVX2.
 //!
-//! The many input columns of an output column are adjacent: sixteen are weighted at a time, and the
-//! lanes are added up at the end. Weights are in two parts, as in [`crate::resize::simd::avx2`];
-//! nothing is rounded before.
+//! An output column has many adjacent input columns: sixteen are weighted at a time, and the lanes
+//! are summed at the end. Weights have two parts, as in [`crate::resize::simd::avx2`]; nothing is
+//! rounded before that.
 //!
-//! All functions need the features of [`crate::cpu_features::Instructions::Avx2`].
+//! All functions require the features of [`crate::cpu_features::Instructions::Avx2`].
 
 #[allow(clippy::wildcard_imports)] // Intrinsics.
 use std::arch::x86_64::*;
@@ -21,18 +21,18 @@ const COLUMNS: usize = 4;
 /// Weights of the horizontal pass, zero-padded to a multiple of sixteen per column.
 #[derive(Debug)]
 pub(crate) struct WideWeights {
-    /// First input column, per output column.
+    /// First input column of each output column.
     starts: Vec<usize>,
-    /// For each output column and sixteen taps, upper and lower parts of the weights.
+    /// For each output column and sixteen taps, the upper and lower parts of the weights.
     parts: Vec<[RowSpan; 2]>,
-    /// Groups of sixteen taps.
+    /// Number of groups of sixteen taps.
     groups: usize,
-    /// Input columns that are loaded, including some with weight 0.
+    /// Number of input columns that are loaded, including some with weight 0.
     pub reach: usize,
 }
 
 impl WideWeights {
-    /// Build the tables, for a multiple of four columns.
+    /// Build the tables for a number of columns that is a multiple of four.
     pub(crate) fn new(weights: &Weights) -> Self {
         let groups = weights.most().div_ceil(TAPS);
         let columns = weights.output().next_multiple_of(COLUMNS);
@@ -59,7 +59,7 @@ impl WideWeights {
     }
 }
 
-/// Horizontal pass, as [`super::Passes::across`].
+/// Horizontal pass, see [`super::Passes::across`].
 #[target_feature(enable = "avx2")]
 pub(crate) fn across(
     table: &WideWeights,
@@ -91,10 +91,10 @@ pub(crate) fn across(
     }
 }
 
-/// Levels of one column in four rows, before clamping.
+/// Compute the levels of one column in four rows, before clamping.
 ///
 /// # Safety
-/// Sixteen bytes for each part are readable at the place and 3, 6 and 9 strides after it.
+/// Sixteen bytes must be readable for each part, there and 3, 6 and 9 strides after.
 #[target_feature(enable = "avx2")]
 #[inline]
 unsafe fn column(first: *const u8, stride: usize, parts: &[[RowSpan; 2]]) -> __m128i {

@@ -1,7 +1,7 @@
-//! Affine warps with AVX-512 and VBMI, sixteen pixels at a time; the same bytes as
+//! Affine warps with AVX-512 and VBMI, sixteen pixels at a time, bit-exact with
 //! [`crate::transform::affine`].
 
-// All numbers are far below the limits of the types they are cast to.
+// All numbers are far below the limits of their target types.
 #![allow(
     clippy::cast_possible_truncation,
     clippy::cast_possible_wrap,
@@ -18,17 +18,17 @@ use crate::simd::INTEGER;
 use crate::transform::affine::FILL;
 use crate::transform::affine_rows::at_border;
 
-/// Pixels per step, as in OpenCV's vector loop.
+/// Number of pixels per step, as in OpenCV's vector loop.
 const LANES: usize = 16;
 
-/// Warp an image if the processor supports it: each coordinate is `c[0] * x + c[1] * y + c[2]`.
+/// Warp an image if the processor supports it; each coordinate is `c[0] * x + c[1] * y + c[2]`.
 ///
-/// Returns whether it did. `output` has the image's length; its sides are at least one pixel.
+/// Returns false if not supported. `output` has the length of the image, which is not empty.
 pub(crate) fn warp(image: &Rgb, x: [f32; 3], y: [f32; 3], output: &mut [u8]) -> bool {
     if Instructions::best() < Instructions::Avx512 {
         return false;
     }
-    // A coordinate that equals the output's, shifted by whole pixels, needs one neighbor only.
+    // A coordinate that is the output's plus an integer needs only one neighbor.
     let (across, down) = (!is_whole([x[0], x[1], x[2]]), !is_whole([y[1], y[0], y[2]]));
     // SAFETY: the processor supports the instructions, as checked.
     unsafe {
@@ -42,18 +42,18 @@ pub(crate) fn warp(image: &Rgb, x: [f32; 3], y: [f32; 3], output: &mut [u8]) -> 
     true
 }
 
-/// True if the coordinate is the output's, shifted by whole pixels, exactly in single precision.
+/// True if the coordinate is the output's plus an integer that single precision represents exactly.
 #[allow(clippy::float_cmp)] // Exact comparison is intended.
 fn is_whole([own, other, offset]: [f32; 3]) -> bool {
     own == 1.0 && other == 0.0 && offset.fract() == 0.0 && offset.abs() < 4_194_304.0
 }
 
-/// Byte indices of a pixel and its right neighbor, per channel, as 32-bit numbers: of sixteen
-/// neighbors in groups of eight bytes, or of a row of pixels.
+/// Byte indices of a pixel and its right neighbor for each channel, as 32-bit numbers: for sixteen
+/// neighbors in groups of eight bytes, or for a row of pixels.
 struct Index {
     pairs: [[__m512i; 2]; 3],
     row: [[__m512i; 2]; 3],
-    /// Pack the low bytes of red and green, then of those and blue.
+    /// Pack the low bytes of red and green, then of the result and blue.
     merge: [__m512i; 2],
 }
 
@@ -95,11 +95,11 @@ fn every_fourth(step: usize, first: usize) -> __m512i {
 #[target_feature(enable = "avx512f")]
 #[inline]
 fn register(bytes: &[u8; 64]) -> __m512i {
-    // SAFETY: there are 64 bytes.
+    // SAFETY: the array has 64 bytes.
     unsafe { _mm512_loadu_si512(bytes.as_ptr().cast()) }
 }
 
-/// Sources of sixteen pixels: column and row of the top left neighbors, and the fractions.
+/// Sources of sixteen pixels: columns and rows of the top left neighbors, and the fractions.
 struct Places {
     columns: __m512i,
     rows: __m512i,
@@ -107,7 +107,7 @@ struct Places {
     down: __m512,
 }
 
-/// One coordinate of row `y` of the output, for sixteen columns from `first` on.
+/// One source coordinate in row `y` of the output, for sixteen columns starting at `first`.
 #[target_feature(enable = "avx512f")]
 #[inline]
 fn locate(coordinate: [f32; 3], y: usize, first: usize, is_block: bool) -> (__m512i, __m512) {
@@ -116,7 +116,7 @@ fn locate(coordinate: [f32; 3], y: usize, first: usize, is_block: bool) -> (__m5
     let lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     let columns = _mm512_cvtepi32_ps(_mm512_add_epi32(lanes, _mm512_set1_epi32(first as i32)));
     let per_x = _mm512_set1_ps(per_x);
-    // The scalar tail adds in another order.
+    // The scalar tail adds in a different order.
     let source = if is_block {
         _mm512_fmadd_ps(per_x, columns, _mm512_set1_ps(of_row + offset))
     } else {
@@ -151,7 +151,7 @@ fn rows<const ACROSS: bool, const DOWN: bool>(
             };
             let values = block_of::<ACROSS, DOWN>(image, &index, &places);
             let mask = (1_u64 << pixels.len()) - 1;
-            // SAFETY: the mask stores as many bytes as there are.
+            // SAFETY: the mask limits the store to the remaining bytes.
             unsafe { _mm512_mask_storeu_epi8(pixels.as_mut_ptr().cast(), mask, values) };
         }
     }
@@ -170,7 +170,7 @@ fn block_of<const ACROSS: bool, const DOWN: bool>(
     let inside = below(height - 1, places.rows) & below(width - 1, places.columns);
     if inside == 0 {
         let one = _mm512_set1_epi32(1);
-        // From -1 on.
+        // True for -1 and above.
         let near = below(height + 1, _mm512_add_epi32(places.rows, one))
             & below(width + 1, _mm512_add_epi32(places.columns, one));
         if near == 0 {
@@ -182,13 +182,13 @@ fn block_of<const ACROSS: bool, const DOWN: bool>(
     let columns = _mm512_mullo_epi32(places.rows, _mm512_set1_epi32(width));
     let pixels = _mm512_add_epi32(columns, places.columns);
     let starts = _mm512_add_epi32(_mm512_slli_epi32::<1>(pixels), pixels);
-    // Eight bytes are loaded from the first pixel of a pair.
+    // Eight bytes are loaded, starting at the first pixel of a pair.
     let last = image.pixels.len().checked_sub(stride + 8);
     let readable = last.map_or(0, |last| {
         inside & _mm512_cmple_epu32_mask(starts, _mm512_set1_epi32(last as i32))
     });
     let mut numbers = [0_u32; LANES];
-    // SAFETY: there are 64 bytes.
+    // SAFETY: the array has 64 bytes.
     unsafe { _mm512_storeu_si512(numbers.as_mut_ptr().cast(), starts) };
     if readable != 0xFFFF {
         return mixed::<ACROSS, DOWN>(image, index, places, &numbers, readable);
@@ -205,7 +205,7 @@ fn block_of<const ACROSS: bool, const DOWN: bool>(
         return interpolate::<ACROSS, DOWN>(&index.row, index.merge, sides, sides, places);
     }
     let start = image.pixels.as_ptr();
-    // SAFETY: eight bytes are readable at every offset, and one row below.
+    // SAFETY: eight bytes are readable at every offset and one row below it.
     let (upper, lower) = unsafe {
         let lower = if DOWN {
             fetch(start.add(stride), &numbers)
@@ -220,7 +220,7 @@ fn block_of<const ACROSS: bool, const DOWN: bool>(
 /// Gather sixteen times eight bytes.
 ///
 /// # Safety
-/// They are readable at all offsets.
+/// Eight bytes must be readable at each offset.
 #[target_feature(enable = "avx512f")]
 #[inline]
 unsafe fn fetch(start: *const u8, places: &[u32; LANES]) -> [__m512i; 2] {
@@ -245,8 +245,8 @@ fn join([a, b, c, d]: [__m128i; 4]) -> __m512i {
     _mm512_inserti64x4::<1>(_mm512_castsi256_si512(low), high)
 }
 
-/// Blocks that are partly outside the image: pixels that cannot be loaded are fetched one by
-/// one.
+/// Process a block that is partly outside the image, fetching one by one the pixels that cannot be
+/// loaded.
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
 #[inline(never)] // Rarely called.
 fn mixed<const ACROSS: bool, const DOWN: bool>(
@@ -258,7 +258,7 @@ fn mixed<const ACROSS: bool, const DOWN: bool>(
 ) -> __m512i {
     let (mut upper, mut lower) = ([0_u64; LANES], [0_u64; LANES]);
     let (mut rows, mut columns) = ([0_i32; LANES], [0_i32; LANES]);
-    // SAFETY: both have 64 bytes.
+    // SAFETY: both arrays have 64 bytes.
     unsafe {
         _mm512_storeu_si512(rows.as_mut_ptr().cast(), places.rows);
         _mm512_storeu_si512(columns.as_mut_ptr().cast(), places.columns);
@@ -279,7 +279,7 @@ fn mixed<const ACROSS: bool, const DOWN: bool>(
         }
     }
     let load = |pairs: &[u64; LANES]| {
-        // SAFETY: there are twice 64 bytes.
+        // SAFETY: the array has 2 * 64 bytes.
         unsafe {
             let start = pairs.as_ptr();
             [
@@ -292,7 +292,7 @@ fn mixed<const ACROSS: bool, const DOWN: bool>(
     interpolate::<ACROSS, DOWN>(&index.pairs, index.merge, upper, lower, places)
 }
 
-/// Interpolate; without weights the coordinate is exactly that of the left, or top, neighbors.
+/// Interpolate; if weights are absent, the coordinate is exactly that of the left or top neighbors.
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
 #[inline]
 fn interpolate<const ACROSS: bool, const DOWN: bool>(

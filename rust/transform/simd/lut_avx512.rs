@@ -1,15 +1,15 @@
-//! Lookup tables of bytes with AVX-512 and VBMI, 64 bytes at a time.
+//! Byte lookup tables with AVX-512 and VBMI, 64 bytes at a time.
 
 #[allow(clippy::wildcard_imports)] // Intrinsics.
 use std::arch::x86_64::*;
 
 use crate::cpu_features::Instructions;
 
-/// Bytes per register.
+/// Number of bytes per register.
 const BYTES: usize = 64;
 
-/// Map the bytes of RGB pixels through a table per channel, if the processor supports it. Returns
-/// the number of bytes that are done, a multiple of three.
+/// Map the bytes of RGB pixels through one table per channel if the processor supports it. Returns
+/// the number of bytes processed, a multiple of three.
 pub(crate) fn look_up(pixels: &mut [u8], tables: &[[u8; 256]; 3]) -> usize {
     if Instructions::best() < Instructions::Avx512 {
         return 0;
@@ -30,7 +30,7 @@ pub(crate) fn look_up(pixels: &mut [u8], tables: &[[u8; 256]; 3]) -> usize {
 #[target_feature(enable = "avx512f")]
 fn registers(table: &[u8; 256]) -> [__m512i; 4] {
     let start = table.as_ptr();
-    // SAFETY: four times 64 bytes are loaded, as many as there are.
+    // SAFETY: four times 64 bytes are loaded, the length of the table.
     unsafe {
         [
             _mm512_loadu_si512(start.cast()),
@@ -54,14 +54,14 @@ fn look_up_gray(blocks: &mut [[u8; 3 * BYTES]], table: &[u8; 256]) {
     let table = registers(table);
     for bytes in blocks.as_flattened_mut().as_chunks_mut::<BYTES>().0 {
         let place = bytes.as_mut_ptr().cast();
-        // SAFETY: 64 bytes are loaded and stored, as many as there are.
+        // SAFETY: 64 bytes are loaded and stored, the length of the chunk.
         unsafe { _mm512_storeu_si512(place, values(&table, _mm512_loadu_si512(place))) };
     }
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
 fn look_up_colors(blocks: &mut [[u8; 3 * BYTES]], tables: &[[u8; 256]; 3]) {
-    /// Every third byte, from the first on.
+    /// Mask of every third byte, starting with the first.
     const THIRDS: u64 = 0x9249_2492_4924_9249;
     let red = registers(&tables[0]);
     let green = registers(&tables[1]);
@@ -71,7 +71,7 @@ fn look_up_colors(blocks: &mut [[u8; 3 * BYTES]], tables: &[[u8; 256]; 3]) {
             // 64 bytes are 21 pixels and one byte.
             let shift = |channel: usize| THIRDS << ((channel + 2 * part) % 3);
             let place = bytes.as_mut_ptr().cast();
-            // SAFETY: 64 bytes are loaded and stored, as many as there are.
+            // SAFETY: 64 bytes are loaded and stored, the length of the chunk.
             unsafe {
                 let bytes = _mm512_loadu_si512(place);
                 let found = values(&red, bytes);

@@ -1,4 +1,4 @@
-//! AVX-512 loops: affine warps and lookup tables.
+//! AVX-512 loops for affine warps and lookup tables.
 
 pub(super) mod affine_avx512;
 pub(super) mod lut_avx512;

@@ -210,13 +210,13 @@ def test_bmp_of_run_lengths(bits):
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        (bmp(8, rows(8)[:-1], extra=colors(256)), "bytes of pixels; expected 7 rows of 16 bytes"),
+        (bmp(8, rows(8)[:-1], extra=colors(256)), "bytes of pixel.*; expected 7 rows of 16 bytes"),
         (bmp(8, b"\x04\x07", compression=1, extra=colors(256)), "ends inside the RLE data"),
         (bmp(8, b"", extra=colors(9)), "ends inside the palette"),
         (bmp(8, b"")[:30], "ends inside the header"),
         (bmp(2, rows(8), extra=colors(4)), "unsupported 2 bits per pixel with compression 0"),
         (bmp(24, rows(24), compression=4), "unsupported 24 bits per pixel with compression 4"),
-        (bmp(24, rows(24), header=39), "unsupported header of 39 bytes"),
+        (bmp(24, rows(24), header=39), "unsupported header .*39"),
         (bmp(24, rows(24), size=(0, 7)), "7 x 0 pixels"),
         (bmp(24, b"", size=(100_000, 100_000)), "at most 178956970 pixels"),
     ],
@@ -345,9 +345,7 @@ def bombs() -> dict[str, bytes]:
 
 @pytest.mark.parametrize("kind", sorted(bombs()))
 def test_a_bomb_is_refused_by_its_header(kind):
-    with pytest.raises(
-        DecodeError, match=r"at most 178956970 pixels, a fixed limit.*store it smaller"
-    ):
+    with pytest.raises(DecodeError, match=r"at most 178956970 pixels, .*fixed limit.*max_pixels"):
         _core.decode_image(bombs()[kind])
 
 

@@ -55,8 +55,8 @@ with DataLoader(records, "grounding", batch_size=2, on_error=sys.argv[2], **opti
 @pytest.mark.parametrize(
     ("case", "what"),
     [
-        ("pictures", "[2, 3, 50016, 50016] values of float32; expected a smaller batch_size"),
-        ("boxes", "300000 boxes of 5000 tokens"),
+        ("pictures", "[2, 3, 50016, 50016] values of float32; "),
+        ("boxes", "300000 boxes "),
     ],
 )
 def test_a_batch_too_large_is_an_error_and_the_next_one_comes(case, what, policy):

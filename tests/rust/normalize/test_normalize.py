@@ -107,8 +107,8 @@ def test_no_rows_leave_zeros():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"height": 1}, "row 1 of 9 bytes; expected at most 1 x 3 pixels"),
-        ({"width": 2}, "row 0 of 9 bytes; expected at most 2 x 2 pixels"),
+        ({"height": 1}, "row 1 .* 9 bytes; expected .* 1 x 3 pixels"),
+        ({"width": 2}, "row 0 .* 9 bytes; expected .* 2 x 2 pixels"),
         ({"layout": "nchw"}, "layout: .*'nchw'; expected"),
         ({"dtype": "float64"}, "dtype: .*'float64'; expected"),
         ({"channel_order": "grb"}, "channel_order: 'grb'"),

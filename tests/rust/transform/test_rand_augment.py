@@ -80,7 +80,7 @@ def test_the_picture_that_is_given_stays():
         (("Posterize", 1.0), "'Posterize'; expected 'Identity', "),
         (("Rotate",), "argument: None for Rotate; expected a finite number"),
         (("Rotate", float("nan")), "expected a finite number"),
-        (("Equalize", 1.0), "for Equalize; expected none"),
+        (("Equalize", 1.0), "for Equalize; expected [nN]one"),
     ],
 )
 def test_wrong_operations_are_named(arguments, message):
@@ -112,7 +112,7 @@ def test_the_published_settings_are_the_default():
         ({"magnitude": 11}, "magnitude: 11; expected 0 to 10"),
         ({"probability": -0.1}, "probability: -0.1; expected 0 to 1"),
         ({"operations": ["Rotat"]}, "operations: 'Rotat'; expected"),
-        ({"operations": []}, "operations: empty with num_ops = 2"),
+        ({"operations": []}, "operations: empty.* num_ops .*2"),
         ({"num_ops": -1}, "num_ops: -1; expected 0 or more"),
     ],
 )
