@@ -23,7 +23,7 @@ _MAGIC = (
 )
 # Extensions of ISO media files by brand.
 _BRANDS = {b"avif": "avif", b"avis": "avif", b"heic": "heic", b"heix": "heic", b"mif1": "heif"}
-#: Extensions by which image files in a folder are recognized; the format is that of the content.
+#: Extensions of image files in a folder; the actual format is detected from the content.
 ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 
@@ -50,7 +50,7 @@ def extension_of(data: bytes) -> str:
 def check_image(stored: StoredImage) -> CheckedImage:
     """Decode an image and return the status that the loader would report.
 
-    "truncated" is a JPEG with missing or damaged data, which `accept_truncated` accepts.
+    The status "truncated" means a JPEG with missing or damaged data; see `accept_truncated`.
     """
     try:
         data = stored if isinstance(stored, bytes) else Path(stored).read_bytes()
