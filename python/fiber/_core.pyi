@@ -409,8 +409,8 @@ class Tokenizer:
         in `indices`. Other arguments are as in `encode_batch`.
 
         Returns:
-            "token_ids" and "text_mask" as in `encode_batch`, and "masked_ids" and "mlm_labels", (B,
-            L) int64; tokens that were not selected have the label -100.
+            "token_ids" and "text_mask" as in `encode_batch`, and "masked_ids" and "mlm_labels" of
+            shape (B, L), int64; tokens that were not selected have the label -100.
 
         Raises:
             ValueError: for the reasons listed in `encode_batch`; if `mlm_probability` is outside
@@ -567,8 +567,7 @@ def decode_image(
     """
 
 def read_jpeg_header(data: bytes) -> tuple[int, int, int]:
-    """Read the (height, width, EXIF orientation) of a JPEG. Orientations are 1 to 8 (default:
-    1)."""
+    """Read the (height, width, EXIF orientation) of a JPEG; the orientation defaults to 1."""
 
 def decode_jpeg(
     data: bytes,

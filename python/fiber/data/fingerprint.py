@@ -98,7 +98,7 @@ class Fingerprint:
 
 
 def _plain(value: Any) -> Any:
-    """Convert a NumPy scalar to Python, and any other value that JSON does not support to a string."""
+    """Convert a NumPy scalar to Python, and other values that JSON does not support to strings."""
     return value.item() if hasattr(value, "item") else str(value)
 
 

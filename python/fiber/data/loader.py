@@ -193,7 +193,7 @@ class DataLoader:
                 )
         if epoch < 0 or sample < 0:
             raise ValueError(
-                f"the state's epoch is {epoch} and its sample {sample}; expected both to be 0 or more"
+                f"the state's epoch is {epoch} and its sample {sample}; expected both to be >= 0"
             )
         check_arguments(epoch=epoch)
         self._sampler.check_state(sample, state["fingerprint"])

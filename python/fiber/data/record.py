@@ -227,7 +227,8 @@ class EpochRecords(RecordSet, Protocol):
 def record_in_epoch(records: RecordSet, epoch: int, index: int) -> Record:
     """Return the version of a record used in a given epoch.
 
-    Most record sets return the same record in every epoch."""
+    Most record sets return the same record in every epoch.
+    """
     if isinstance(records, EpochRecords):
         return records.in_epoch(epoch, index)
     return records[index]

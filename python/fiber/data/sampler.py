@@ -206,7 +206,7 @@ class StreamSampler(RankSplit):
 
     def replacement(self, sample: SampleRef, attempt: int) -> SampleRef:
         """Raise TypeError; the loader rejects "resample" for iterables."""
-        raise TypeError(f"an iterable cannot provide a replacement for record {sample.record_index}")
+        raise TypeError(f"an iterable cannot replace record {sample.record_index}")
 
     def fingerprint(self, consumed: str) -> str:
         """See `IndexSampler`; only the samples consumed in the epoch are hashed."""

@@ -1,7 +1,7 @@
 """Captions, referring expressions and descriptions of the objects in a scene.
 
 A description is a tuple of word kinds, such as ("color", "noun") for "red star". It fits every
-object with the same words.
+object described by the same words.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def _list_caption(world: World, things: Sequence[Thing], rng: Rng) -> Phrased:
 def _name(
     world: World, things: Sequence[Thing], index: int, rng: Rng, probability: float
 ) -> tuple[str, tuple[int, ...]]:
-    """Name an object by color and noun and, with some probability, by its size or material."""
+    """Name an object by color and noun and, with some probability, also by size or material."""
     kinds = [kind for kind in word_kinds(world) if kind in ("size", "material")]
     extra = (rng.choice(kinds),) if kinds and rng.bernoulli(probability) else ()
     colors = ("color",) if len(world.colors) > 1 else ()
@@ -171,11 +171,11 @@ def concerns_held_out(world: World, thing: Thing, found: str, other: Thing) -> b
 def expressions(
     world: World, things: Sequence[Thing], rng: Rng, novel: bool, count: int = 2
 ) -> list[Phrased]:
-    """Return referring expressions, each of which fits one object, without redundant adjectives.
+    """Return referring expressions that each uniquely identify one object, without extra words.
 
-    Most contain the noun ("the small star"); some do not ("the red object"). Groups: "simple" (one
-    word), "composed" (two or more), "relation" (to another object). The first span of each is its
-    head phrase, such as "the star" in "the star left of the ring".
+    Most contain the noun ("the small star"); some do not ("the red object"). The group is "simple"
+    (one word), "composed" (two or more words) or "relation" (to a different object). The first span
+    of each is its head phrase, such as "the star" in "the star left of the ring".
     """
     if len(things) < 2:
         return []
@@ -198,7 +198,7 @@ def expressions(
 def _expression(
     world: World, things: Sequence[Thing], index: int, rng: Rng, named: bool
 ) -> Phrased | None:
-    """Refer to one object, by its noun if `named`."""
+    """Refer to one object, using its noun if `named`."""
     adjectives = tuple(kind for kind in word_kinds(world) if kind != "noun")
     always = ("noun",) if named or not adjectives else ()
     related = _related_expressions(things, index, adjectives, always)

@@ -85,7 +85,7 @@ def generate_dataset(
 
 
 def _is_finished(folder: Path, parameters: dict[str, Any]) -> bool:
-    """Return whether a folder contains the dataset; raise ValueError if it contains another one."""
+    """Return whether a folder contains the dataset; raise ValueError for a different dataset."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
     description = folder / _DESCRIPTION

@@ -41,7 +41,7 @@ class Recipe(ABC):
 
     #: Random seed, which also determines what is held out.
     seed: int
-    #: Side of the images in pixels, at least 48.
+    #: Side length of the images in pixels, at least 48.
     image_size: int
     #: Maximum number of objects in an image, 1 to 9.
     max_objects: int

@@ -115,7 +115,7 @@ class StampCollection:
 
 
 def noun_of(caption: str) -> str | None:
-    """Return a caption's noun phrase: "A peacock (a male peafowl)." -> "peacock".
+    """Return a caption's noun phrase, such as "peacock" for "A peacock (a male peafowl).".
 
     Return None unless the caption is "a" or "an" followed by up to four words.
     """
@@ -146,7 +146,7 @@ def read_collection(stamps: Path, backgrounds: Sequence[Path]) -> StampCollectio
     skipped = Counter(reason for reason in found if isinstance(reason, str))
     if not cutouts:
         raise FileNotFoundError(
-            f"{stamps} has no usable stamp; expected PNG files with transparency, each with a .txt"
+            f"{stamps} has no usable stamps; expected PNG files with transparency, each with a .txt"
             f' file such as "A red mug." (skipped: {dict(skipped) or "nothing"})'
         )
     files = (path for folder in backgrounds for path in folder.rglob("*"))
@@ -156,7 +156,8 @@ def read_collection(stamps: Path, backgrounds: Sequence[Path]) -> StampCollectio
         skipped["photograph shows things"] = len(every) - len(photos)
     if not photos:
         raise FileNotFoundError(
-            f"no photograph in {', '.join(map(str, backgrounds))}; expected {', '.join(ENDINGS)}"
+            f"no photographs found in {', '.join(map(str, backgrounds))}; expected"
+            f" {', '.join(ENDINGS)}"
         )
     return StampCollection(cutouts, photos, tuple(sorted(skipped.items())))
 
@@ -183,7 +184,7 @@ def one_of_each(cutouts: Sequence[Cutout], kinds: int, seed: int = 0) -> list[Cu
 
 
 def _read_cutout(path: Path) -> Cutout | str:
-    """Read a stamp; if it is unusable, return the reason."""
+    """Read a stamp, or return the reason why it is unusable."""
     text = path.with_suffix(".txt")
     if not text.is_file():
         return "no caption"

@@ -53,10 +53,10 @@ _MAX_MAGNIFICATION, _PHOTO_FACTOR = 1.5, 4
 class StampRecipe(Recipe):
     """Recipe for stamps on photographs."""
 
-    #: Folder of RGBA PNG files, each with its caption in a .txt file; None: Debian's
+    #: Folder of RGBA PNG files, each with its caption in a .txt file; None means Debian's
     #: tuxpaint-stamps-default. Missing packages are downloaded with apt-get and cached.
     stamps: AnyPath | None = None
-    #: Folder of photographs; None: photographs from two Debian packages.
+    #: Folder of photographs; None means photographs from two Debian packages.
     backgrounds: AnyPath | None = None
 
     name = "stamps"

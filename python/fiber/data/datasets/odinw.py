@@ -5,7 +5,7 @@
 
 A dataset may also be in ROOT/NAME, in any COCO layout that `fiber.data.open_source` reads. Class
 names are those of GLIP's configurations, in order of the category ids, and replace those of the
-files. Only Aquarium's published prompt has more than the class names.
+files. Only Aquarium's published prompt contains more than the class names.
 
 Source: Li et al. 2022 (ELEVATER); `configs/odinw_13` of GLIP; FIBER's configuration for Aquarium.
 """

@@ -48,7 +48,7 @@ def _rows_reader(
     source: Callable[[Sequence[AnyPath]], Any],
     patterns: Sequence[str] = (),
 ) -> Reader:
-    """Return a reader of a row source; the first match of a pattern selects all its matches."""
+    """Return a reader that reads all matches of a pattern when given the first of them."""
 
     def reader(folder: AnyPath, split: str, *, annotations: AnyPath, **options: Any) -> RecordSet:
         for pattern in patterns:
@@ -130,7 +130,7 @@ _CONCEPTUAL_CAPTIONS = [
     _arrow(caption_records, "conceptual_caption_{split}_*.arrow"),
 ]
 _VQAV2 = "v2_OpenEnded_mscoco_{split}20*_questions.json"
-#: Other files that a layout needs, by its pattern.
+#: Additional files that a layout requires, keyed by its pattern.
 COMPANION_FILES = {
     FILES["questions"]: [FILES["answers"]],
     _VQAV2: ["v2_mscoco_{split}20*_annotations.json"],

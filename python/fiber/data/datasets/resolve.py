@@ -45,7 +45,7 @@ OWN_KINDS = ("captions", "questions", "detection")
 
 
 class AmbiguousLayoutError(ValueError):
-    """A folder has several layouts of a source; `sources` names the sources that select one."""
+    """Raised if a folder has several layouts of a source; `sources` lists those that select one."""
 
     def __init__(self, problem: str, sources: tuple[str, ...]) -> None:
         super().__init__(problem)
@@ -67,9 +67,11 @@ def open_source(source: str, data: AnyPath, split: str, **options: Any) -> Recor
     Raises:
         FileNotFoundError: if the folder or file does not exist, or the folder has no file of the
             source.
-        AmbiguousLayoutError: (a ValueError) if a folder has several layouts of the source.
+        AmbiguousLayoutError: if a folder has several layouts of the source (a subclass of
+            ValueError).
         TypeError: if the type of `data` or `split` is wrong.
-        ValueError: for an unknown source, a split that the source never has, or an invalid file.
+        ValueError: if the source is unknown, the source never has the split, or the file is
+            invalid.
     """
     if source not in LAYOUTS:
         raise ValueError(f"unknown source {source!r}; {nearest(str(source), LAYOUTS)}")
@@ -112,7 +114,7 @@ def _splits_of(source: str, folder: Path, asked: list[str]) -> list[str]:
 def has_splits(source: str, data: AnyPath, split: str) -> bool:
     """Return whether `data` has separate splits, as a folder or as a file that names them.
 
-    Arguments are as in a previous call of `open_source`.
+    Arguments are those of a previous call to `open_source`.
     """
     path = Path(data)
     if not path.is_file():
@@ -169,7 +171,7 @@ def _reads_one(source: str, folder: Path, split: str, found: dict[Reader, Path])
 
 
 def _missing(source: str, folder: Path, split: str) -> str:
-    """Return the error message for a missing source: expected files, and where to get them."""
+    """Return the error message for a missing source, with the expected files and their origin."""
     problem = f"{folder} does not exist"
     if folder.is_dir():
         splits = ", ".join(splits_there(source, folder))
@@ -267,7 +269,7 @@ class ChosenRecords:
         return self.records[self.indices[index]]
 
     def in_epoch(self, epoch: int, index: int) -> Record:
-        """Return a record as it is in an epoch."""
+        """Return the version of a record used in the given epoch."""
         return record_in_epoch(self.records, epoch, self.indices[index])
 
 

@@ -53,7 +53,7 @@ FILES = {
 
 
 class ReadReport:
-    """Counts of entries that a reader skipped or changed, and its notes; base of its result."""
+    """Base class of reader results, with counts of skipped or changed entries and notes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -137,7 +137,7 @@ class AnnotationFile(EntryFile):
         return super().error(f"{problem} (read as {self.kind})")
 
     def at(self, section: str, entry: Mapping[str, Any], index: int | None = None) -> None:
-        """Set the current entry."""
+        """Set the current entry for error messages."""
         self._index = index
         self._section = section if index is not None else f"{section} entry {entry.get('id')!r}"
 
@@ -150,7 +150,7 @@ class AnnotationFile(EntryFile):
         return self
 
     def walk(self, section: str) -> Iterator[dict[str, Any]]:
-        """Yield the entries of a list, each as the current entry."""
+        """Iterate over a list, marking each entry as the current one for error messages."""
         entries = self.require_list(section).data[section]
         for index, entry in enumerate(entries):
             self._section, self._index = section, index
@@ -221,12 +221,12 @@ def read_json(path: Path, kind: str) -> AnnotationFile:
 
 
 def read_json_array(path: Path, kind: str) -> AnnotationFile:
-    """Read a file with one JSON array, as the list "entries"."""
+    """Read a file with one JSON array, called "entries" in error messages."""
     return AnnotationFile(path, kind, {"entries": _parse(read_text(path, kind), path, kind, list)})
 
 
 def read_json_lines(path: Path, kind: str) -> AnnotationFile:
-    """Read a file with one JSON object per line, as the list "lines"."""
+    """Read a JSON Lines file as a list, called "lines" in error messages."""
     lines = enumerate(read_text(path, kind).split("\n"), 1)
     parsed = [_parse(text, f"{path}: line {n}", kind) for n, text in lines if text.strip()]
     return AnnotationFile(path, kind, {"lines": parsed})
@@ -262,7 +262,7 @@ def read_text(path: Path, kind: str) -> str:
 
 
 def where_to_get(kind: str) -> str:
-    """Return where to get a kind of file, or ""."""
+    """Return where to get a kind of file, or "" if unknown."""
     return next((how for name, how in _HOW_TO_GET.items() if kind.startswith(name)), "")
 
 
@@ -302,7 +302,8 @@ def images_folder(folder: AnyPath, images: AnyPath | None, name: str | None = No
 def find_images_folder(names: Sequence[str], folders: Iterable[Path]) -> Path | None:
     """Find the folder that contains the most images, judged by a sample of their names.
 
-    `folders` need not exist. The first of equally good ones is returned; None if no image is found.
+    `folders` need not exist. If several are equally good, the first is returned; None is returned
+    if no image is found.
     """
     sample = names[:: max(1, -(-len(names) // _IMAGES_TO_FIND))]
     existing = [folder for folder in dict.fromkeys(folders) if folder.is_dir()]

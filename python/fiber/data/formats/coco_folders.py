@@ -100,8 +100,8 @@ def coco_detection(
 
     Raises:
         FileNotFoundError: if the split has no file, or its images are not found.
-        ValueError: for an invalid entry, naming the file, entry and key; if there are too few
-            images to hold some out.
+        ValueError: if an entry is invalid (the error names the file, entry and key), or there are
+            too few images to hold some out.
     """
     found = _Found(Path(annotations)) if annotations is not None else find(Path(folder), split)
     if found is None:
@@ -163,7 +163,7 @@ def _file_of_split(folder: Path, split: str) -> Path | None:
 
 
 def _drop_placeholder(file: AnnotationFile) -> bool:
-    """Drop Roboflow's category 0, the supercategory of all others; return True if it existed."""
+    """Drop Roboflow's category 0, the supercategory of the rest; return True if it existed."""
     categories = list(file.walk("categories"))
     first = next((entry for entry in categories if entry.get("id") == 0), {})
     others = [entry for entry in categories if entry is not first]

@@ -8,7 +8,7 @@ A YAML file lists the other files, relative to its folder:
     labelmap: train.labelmap.json    {"mug": 1, ...}
     linelist: train.linelist.tsv     line numbers to read, from 0, repeats allowed; optional
 
-The byte offset of each line is read from a .lineidx file with the same stem; without one the file
+The byte offset of each line is read from a .lineidx file with the same stem; without one, the file
 is scanned once. Images are read on access.
 """
 

@@ -1,8 +1,8 @@
-"""Detection data as grounding: sample the classes in the prompt of each image.
+"""Convert detection data to grounding data by sampling the classes in each image's prompt.
 
-About 80 class names fit into a prompt, but a vocabulary has hundreds or thousands. Every image
-therefore gets its own prompt: the classes of its boxes and sampled negatives, resampled every epoch
-as a function of only (seed, epoch, record).
+About 80 class names fit into a prompt, but datasets may have hundreds or thousands of classes.
+Every image therefore gets its own prompt: the classes of its boxes and sampled negatives, resampled
+every epoch as a function of only (seed, epoch, record).
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ class SampledPrompts:
     </s>; the seed is in [0, 2 ** 64).
 
     Raises:
-        ValueError: for more than 2 ** 32 records; on access, if a class by itself exceeds
-            `max_tokens`.
+        ValueError: if there are more than 2 ** 32 records, or, on access, if a class by itself
+            exceeds `max_tokens`.
     """
 
     def __init__(

@@ -66,7 +66,7 @@ class Part(NamedTuple):
 
 
 def parts_of(data: AnyPath, splits: Sequence[str] = ()) -> list[Part]:
-    """Find the sources and splits of a folder or a file; "train" first, then by name.
+    """List the sources and splits of a folder or a file, with "train" first, then by name.
 
     A file is read in full only if `data` is that file, or if its name fits several kinds of files.
 
@@ -213,7 +213,7 @@ def _in_file(path: Path) -> Iterator[Part]:
 
 
 def kinds_of(path: Path) -> set[str]:
-    """Return the possible sources of a file, judged by content; for a broken file, a likely one."""
+    """Return the possible sources of a file based on its content (a likely one if it is broken)."""
     try:
         if path.suffix in (".tar", *_TABLES):
             fields = set(_fields_there(path))

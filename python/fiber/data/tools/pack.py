@@ -76,7 +76,8 @@ def pack(
         output: folder, which must be new or empty; written atomically.
         splits: splits to pack; default: all.
         shard_bytes: maximum size of a shard in bytes; a larger sample gets its own shard.
-        on_error: "raise", or "skip": skip and count records with missing images, and invalid boxes.
+        on_error: "raise", or "skip" to skip and count records with missing images and invalid
+            boxes.
         progress: called with (images done, images in total).
         tell: called for each skipped record with one line that contains its key and the reason.
 
