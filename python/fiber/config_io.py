@@ -66,7 +66,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         if value in arguments:
             return value
         raise ValueError(
-            f"{where}: expected one of {', '.join(map(str, arguments))}, got {value!r}"
+            f"{where}: expected one of {', '.join(map(repr, arguments))}, got {value!r}"
         )
     elif origin is tuple and isinstance(value, (list, tuple)):
         any_length = len(arguments) == 2 and arguments[1] is Ellipsis

@@ -1,4 +1,4 @@
-"""Batches passed from the loader to the model: frozen dataclasses of tensors.
+"""Batches passed from the loader to the model, as frozen dataclasses of tensors.
 
 Dimensions: B samples, H x W pixels after transform and padding, L tokens, G boxes in the batch.
 """

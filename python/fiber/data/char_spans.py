@@ -45,7 +45,7 @@ def splits_character(text: str, place: int) -> bool:
 
 
 def whole_characters(text: str, span: CharSpan) -> CharSpan:
-    """Widen a span to whole characters; a span outside the text is unchanged."""
+    """Widen a span to whole characters. A span outside the text is unchanged."""
     start, end = span
     while splits_character(text, start):
         start -= 1

@@ -57,7 +57,7 @@ class Collator:
         options: `tokenizer`, `transform`, `max_tokens` and the other options of `CollatorConfig`.
 
     Attributes:
-        config: The checked options.
+        config: The validated options.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class Collator:
         return self._core.open()
 
     def close(self) -> None:
-        """Release the threads; the next session starts new ones."""
+        """Release the threads. The next session starts new ones."""
         self._core, self._process = None, -1
 
     @property

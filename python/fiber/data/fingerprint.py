@@ -1,4 +1,4 @@
-"""Fingerprints of records: hashes by which a loader recognizes its data.
+"""Fingerprints of records, which are hashes by which a loader recognizes its data.
 
 All fields of a record are hashed, except `objects`, which only metrics use. Images are not read. A
 file or a location in a shard is hashed as its path relative to the first image's folder, so a data

@@ -39,7 +39,7 @@ class CheckedImage(NamedTuple):
 
 
 def extension_of(data: bytes) -> str:
-    """Return the extension of an image format, detected by magic number; "bin" if unknown."""
+    """Return the extension of an image format based on its magic number ("bin" if unknown)."""
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "webp"
     if data[4:8] == b"ftyp":

@@ -55,13 +55,14 @@ class DataLoader:
             are required.
 
     Attributes:
-        config: The checked options; each option is also an attribute of the loader.
+        config: The validated options; each option is also an attribute of the loader.
         skipped: Every sample that was dropped or replaced; with "resample", each is listed once per
             epoch.
         statuses: Number of samples that were "ok", "truncated", "missing", "corrupt",
             "unsupported" and "invalid" so far; with "resample", a bad record counts each time.
-        truncated_boxes: Boxes dropped because truncation removed all tokens that name them.
-        cropped_boxes: Boxes dropped because a crop left too little of them.
+        truncated_boxes: Number of boxes dropped because truncation removed all tokens that name
+            them.
+        cropped_boxes: Number of boxes dropped because a crop left too little of them.
 
     Raises:
         TypeError: if an argument is unknown or of the wrong type; the error names it.
@@ -170,7 +171,7 @@ class DataLoader:
         return {**position, "shuffle": self.config.shuffle, "fingerprint": self.fingerprint}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Resume at the position of another loader with the same data, seed and order.
+        """Resume at the position of a different loader with the same data, seed and order.
 
         An iterable is iterated up to the position; the next epoch fails if its samples differ.
 
@@ -224,7 +225,7 @@ class DataLoader:
         self.close()
 
     def epoch(self, number: int = 0) -> Generator[Any, None, None]:
-        """Yield every record of this rank in epoch `number` once; the last batch may be smaller.
+        """Yield every record of this rank in epoch `number` once. The last batch may be smaller.
 
         Each rank has a contiguous share, so the concatenated results are in the order of the epoch.
 
@@ -261,7 +262,7 @@ class DataLoader:
         batches: Iterable[list[SampleRef]],
         empty: Literal["omit", "yield", "raise"] = "omit",
     ) -> Generator[Any, None, None]:
-        """Load batches; closing the generator stops the prefetching."""
+        """Load batches. Closing the generator stops prefetching."""
         prefetcher = Prefetcher(
             self._collator.open(),
             batches,

@@ -127,7 +127,7 @@ class Prefetcher:
     def _read(
         self, sample: SampleRef, attempts: dict[int, int], position: int
     ) -> tuple[Any, ...] | None:
-        """Read a record; handle a bad one according to `on_error`."""
+        """Read a record, handling a bad record according to `on_error`."""
         try:
             return self.read(sample)
         except (OSError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""Records: samples of a dataset before anything is decoded.
+"""Records, the samples of a dataset before anything is decoded.
 
 A dataset is any map-style collection of `Record` (`__len__` and `__getitem__`), such as a list.
 """
@@ -115,7 +115,7 @@ class Record:
     objects: TrueObjects | None = None
     #: Answers with their soft scores in [0, 1] (VQA).
     answers: Mapping[str, float] | None = None
-    #: Unchanged answer of each annotator (ten in VQAv2), for the two published accuracies.
+    #: Raw answer of each annotator (ten in VQAv2), for the two published accuracies.
     human_answers: tuple[str, ...] = ()
     #: True if the statement is true for the images (NLVR2), or if image and text match.
     truth: bool | None = None

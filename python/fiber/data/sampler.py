@@ -144,7 +144,7 @@ class IndexSampler(RankSplit):
 
 
 class StreamSampler(RankSplit):
-    """Sampler for an iterable: every rank iterates over all of it."""
+    """Sampler for an iterable. Every rank iterates over all of it."""
 
     def __init__(self, records: Iterable[Record], config: LoaderConfig) -> None:
         super().__init__(config)
@@ -158,7 +158,7 @@ class StreamSampler(RankSplit):
         return self.num_batches(len(self._records))
 
     def batches(self, epoch: int, start: int, fingerprint: str) -> Iterator[BatchIndices]:
-        """See `IndexSampler`; samples before `start` are read and must match `fingerprint`."""
+        """See `IndexSampler`. Samples before `start` are read and must match `fingerprint`."""
         records, consumed, index, is_last = self._iterate(epoch), Fingerprint(), 0, False
         for record in islice(records, start):
             consumed.add(record)
@@ -184,14 +184,14 @@ class StreamSampler(RankSplit):
                 yield BatchIndices(samples, index, is_last, consumed.text())
 
     def stream(self, start: int) -> Iterator[list[SampleRef]]:
-        """See `IndexSampler`; samples before `start` are read and discarded."""
+        """See `IndexSampler`. Samples before `start` are read and discarded."""
         samples = islice(self._samples(), start, None)
         while True:
             step = list(islice(samples, self.global_batch_size))
             yield [step[at] for at in self.own(self.global_batch_size)]
 
     def contiguous(self, epoch: int) -> Iterator[list[SampleRef]]:
-        """See `IndexSampler`; only for one rank, since the number of records is unknown."""
+        """See `IndexSampler`. Requires a single rank, since the number of records is unknown."""
         if self.world_size > 1:
             raise TypeError(
                 "epoch() on several ranks requires a map-style dataset, got an iterable;"
@@ -200,20 +200,20 @@ class StreamSampler(RankSplit):
         return (batch.samples for batch in self.batches(epoch, 0, ""))
 
     def record(self, sample: SampleRef) -> Record:
-        """See `IndexSampler`; the sample already contains its record."""
+        """See `IndexSampler`. The sample already contains its record."""
         assert sample.record is not None
         return sample.record
 
     def replacement(self, sample: SampleRef, attempt: int) -> SampleRef:
-        """Raise TypeError; the loader rejects "resample" for iterables."""
+        """Raise TypeError, since the loader rejects "resample" for iterables."""
         raise TypeError(f"an iterable cannot replace record {sample.record_index}")
 
     def fingerprint(self, consumed: str) -> str:
-        """See `IndexSampler`; only the samples consumed in the epoch are hashed."""
+        """See `IndexSampler`. Only the samples consumed in the epoch are hashed."""
         return consumed
 
     def check_state(self, sample: int, fingerprint: str) -> None:
-        """See `IndexSampler`; `batches` checks the state instead, while iterating."""
+        """Do nothing, since `batches` checks the state while iterating."""
 
     def _samples(self) -> Iterator[SampleRef]:
         """Yield the samples of all epochs in order."""

@@ -35,7 +35,7 @@ def skip_lines(records: RecordSet, *, while_reading: bool = False) -> list[str]:
 
 
 def skip_counts(records: RecordSet) -> dict[str, int]:
-    """Count the entries that readers skipped or changed, by kind: {"empty captions": 3}."""
+    """Count the entries that readers skipped or changed, as in {"empty captions": 3}."""
     counts: Counter[str] = Counter()
     for part in _parts(records):
         counts.update(getattr(part, "counts", {}))
@@ -58,9 +58,10 @@ def _parts(records: RecordSet) -> list[RecordSet]:
 
 
 def counted(count: int, what: str) -> str:
-    """Format a count and its noun, making the noun singular for 1: "1 box that is cut".
+    """Format a count and its noun, making the noun singular for 1.
 
-    The noun is the first word of the plural `what` that ends in "s".
+    The noun is the first word of the plural `what` that ends in "s": for 1 and "boxes that are
+    cut", the result is "1 box that is cut".
     """
     if count == 1:
         what = _NOUN.sub(lambda noun: _SINGULARS.get(noun[0], noun[0][:-1]), what, count=1)

@@ -94,7 +94,7 @@ class AnnotatedImage:
 
 
 def join_pieces(pieces: Iterable[str | tuple[str, tuple[int, ...]]], group: str = "") -> Phrased:
-    """Join pieces of text; a piece with object indices is a phrase."""
+    """Join pieces of text. Pieces with object indices become phrases."""
     text = ""
     spans, things = [], []
     for piece in pieces:

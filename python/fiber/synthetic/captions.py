@@ -1,7 +1,7 @@
 """Captions, referring expressions and descriptions of the objects in a scene.
 
-A description is a tuple of word kinds, such as ("color", "noun") for "red star". It fits every
-object described by the same words.
+A description is a tuple of word kinds, such as ("color", "noun") for "red star". It applies to
+every object described by the same words.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def with_article(phrase: str) -> str:
 
 
 def plural(noun: str) -> str:
-    """Return the plural of a noun: "stars", "crosses", "yellow pansies", "firemen"."""
+    """Return the plural of a noun, such as "stars", "crosses", "yellow pansies" or "firemen"."""
     if noun.endswith(_UNCHANGED):
         return noun
     for ending, many in _PLURAL_ENDINGS.items():
@@ -72,7 +72,7 @@ def describe(thing: Thing, description: Description) -> str:
 
 
 def fits(thing: Thing, other: Thing, description: Description) -> bool:
-    """Return whether the description of `other` also fits `thing`."""
+    """Return whether the description of `other` also applies to `thing`."""
     return all(getattr(thing, kind) == getattr(other, kind) for kind in description)
 
 
@@ -85,7 +85,7 @@ def word_kinds(world: World) -> Description:
 def minimal_descriptions(
     things: Sequence[Thing], target: Thing, kinds: Description, always: Description = ()
 ) -> list[Description]:
-    """Return every minimal description that fits only the target.
+    """Return every minimal description that applies only to the target.
 
     A description has some of `kinds`, all of `always`, and at least one word.
     """
@@ -111,7 +111,7 @@ def captions(world: World, things: Sequence[Thing], rng: Rng, novel: bool) -> li
 
 
 def _list_caption(world: World, things: Sequence[Thing], rng: Rng) -> Phrased:
-    """Name all objects in random order; those with the same color and noun share a phrase."""
+    """Name all objects in random order. Objects with the same color and noun share a phrase."""
     groups: dict[tuple[str, str], list[int]] = {}
     for index in rng.shuffled(range(len(things))):
         groups.setdefault(things[index].pair, []).append(index)

@@ -80,7 +80,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class World:
-    """The vocabulary of a dataset, and what is held out from its training split."""
+    """The words of a dataset, and what is held out from its training split."""
 
     nouns: tuple[str, ...]
     colors: tuple[str, ...] = ("",)
@@ -135,7 +135,7 @@ def shapes_world(seed: int) -> World:
 
 
 def relation(thing: Thing, other: Thing) -> str | None:
-    """Return the relation of `thing` to `other` (None if they are almost diagonal)."""
+    """Return the relation of `thing` to `other` (None if the offset is near diagonal)."""
     right, down = thing.x - other.x, thing.y - other.y
     if abs(right) >= _CONE * abs(down):
         return "right of" if right > 0 else "left of"
@@ -222,7 +222,7 @@ def swapped(scene: Scene) -> Scene:
 
 
 def _sample_count(rng: Rng, low: int, high: int) -> int:
-    """Sample the number of objects; a single object is rare."""
+    """Sample the number of objects. A single object is rare."""
     counts = range(min(low, high), high + 1)
     return rng.weighted_choice(counts, [min(count, 3) for count in counts])
 
@@ -329,7 +329,7 @@ def _apart(pair: Pair, others: Sequence[Pair]) -> bool:
 
 
 def _novel(world: World, rng: Rng, side: int, max_objects: int) -> Scene:
-    """Sample a scene with a held-out pair; about 60% also have a held-out fact to ask about."""
+    """Sample a scene with a held-out pair and, in about 60% of cases, a held-out fact."""
     held_out = sorted(world.held_out_pairs)
     everything = tuple(held_out) + world.shown_pairs
     fixed = [rng.choice(held_out)]

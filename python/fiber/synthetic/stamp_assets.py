@@ -127,7 +127,7 @@ def noun_of(caption: str) -> str | None:
 
 
 def family_of(noun: str) -> str:
-    """Return a noun's family, usually its last word; nouns of a family may be confused."""
+    """Return a noun's family, usually its last word. Nouns of a family may be confused."""
     last = noun.rpartition(" ")[2]
     return _FAMILIES.get(noun, _FAMILIES.get(last, last))
 
@@ -213,13 +213,13 @@ def _read_cutout(path: Path) -> Cutout | str:
 
 
 def cache_folder() -> Path:
-    """Return the folder for unpacked packages: fiber/debian in XDG_CACHE_HOME or ~/.cache."""
+    """Return the folder for unpacked packages, fiber/debian in XDG_CACHE_HOME or ~/.cache."""
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(root) / "fiber" / "debian"
 
 
 def debian_stamps() -> Path:
-    """Return the folder of Debian's stamps: installed, cached, or downloaded into the cache."""
+    """Return the folder of Debian's stamps, downloading them into the cache if needed."""
     installed = Path("/") / _STAMPS_FOLDER
     return installed if installed.is_dir() else unpacked(STAMPS_PACKAGE) / _STAMPS_FOLDER
 
@@ -230,7 +230,7 @@ def debian_backgrounds() -> list[Path]:
 
 
 def unpacked(package: str) -> Path:
-    """Return the folder of a Debian package's files; download and unpack it if needed.
+    """Return the folder of a Debian package's files, downloading and unpacking it if needed.
 
     Raises:
         FileNotFoundError: if apt-get or dpkg-deb is missing or fails; the error says what to do.

@@ -172,7 +172,7 @@ def _read_boxes(path: Path, skipped: RecordList | None) -> list[tuple[Box, froze
 
 
 def _images_root(folder: Path, list_folder: Path, split: str, images: AnyPath | None) -> Path:
-    """Find the image folder; raise FileNotFoundError, listing the candidates, if none exists."""
+    """Find the image folder. If none exists, raise FileNotFoundError with all candidates."""
     parents = dict.fromkeys((folder, list_folder, list_folder.parent))
     candidates = [parent / name.format(split=split) for name in IMAGE_FOLDERS for parent in parents]
     if images is not None:

@@ -81,7 +81,7 @@ def phrases(
 def mixed(
     folder: AnyPath, split: str, *, annotations: AnyPath, on_error: str = "raise"
 ) -> RecordList:
-    """Read MDETR's mixed dataset: captions with phrases and boxes for COCO and GQA images.
+    """Read captions with phrases and boxes for COCO and GQA images (MDETR's mixed dataset).
 
     Arguments, records and errors are as in `phrases`. `data_source` determines an
     image's folder (see `MIXED_IMAGES`). The only split is "train".
@@ -110,7 +110,7 @@ def _source(entry: dict[str, Any]) -> str:
 
 
 def _candidates(folder: AnyPath, names: Sequence[str]) -> list[Path]:
-    """Return candidate image folders; the annotations may be in a subfolder of the data folder."""
+    """Return candidate image folders. Annotations may be in a subfolder of the data folder."""
     return [parent / name for parent in (Path(folder), Path(folder).parent) for name in names]
 
 
@@ -140,7 +140,7 @@ def _texts(
 def _phrase_records(
     file: AnnotationFile, root: Callable[[dict[str, Any]], str], on_error: str
 ) -> RecordList:
-    """Create the records of `phrases`; `root` returns the image folder of an entry."""
+    """Create the records of `phrases`, where `root` returns the image folder of an entry."""
     out = RecordList()
     for entry, text, found in _texts(file, out, on_error):
         spans = []

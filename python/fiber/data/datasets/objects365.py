@@ -156,7 +156,7 @@ class Objects365Records(RecordSequence):
         return boxes, own
 
     def _size(self, line: int) -> tuple[float, float]:
-        """Return (height, width) in pixels; both are infinite if there is no `hw` file."""
+        """Return (height, width) in pixels, or infinite values if there is no `hw` file."""
         if self._sizes is None:
             return math.inf, math.inf
         found, where = _second_column(self._sizes, line)

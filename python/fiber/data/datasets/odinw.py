@@ -77,7 +77,7 @@ _FILE = "annotations_without_background.json"
 
 
 def find_set(root: AnyPath, name: str, split: str) -> Path | None:
-    """Find the annotation file of a split; return None if there is none.
+    """Find the annotation file of a split, or return None if there is none.
 
     Raises:
         ValueError: if several files match one layout; the error lists them.
@@ -99,7 +99,7 @@ def find_set(root: AnyPath, name: str, split: str) -> Path | None:
 
 
 def open_set(root: AnyPath, name: str, split: str) -> RecordSet | None:
-    """Read a dataset with the published class names; return None if it is missing.
+    """Read a dataset with the published class names, or return None if it is missing.
 
     Raises:
         ValueError: if the number of classes is wrong; the error lists both sets of classes.

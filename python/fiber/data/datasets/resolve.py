@@ -243,7 +243,7 @@ RECORD_SET = "a map-style collection of fiber.data.Record"
 
 
 def check_records(given: Any, expected: str) -> None:
-    """Raise TypeError unless `given` is a record set, judged by its first item."""
+    """Raise TypeError unless `given` looks like a record set, based on its first item."""
     kind = type(given).__name__
     if hasattr(given, "__len__") and hasattr(given, "__getitem__") and not isinstance(given, str):
         if not len(given) or isinstance(given[0], Record):

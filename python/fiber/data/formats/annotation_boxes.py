@@ -78,7 +78,7 @@ def categories_by_id(file: AnnotationFile) -> dict[int, dict[str, Any]]:
                 f"has duplicate id {number}, already used by {found[number]['name']!r}"
             )
         if name in names:
-            raise file.error(f"has duplicate name {name!r}, already used by another category")
+            raise file.error(f"has duplicate name {name!r}, already used by a different category")
         found[number] = entry
         names.add(name)
     return dict(sorted(found.items()))

@@ -1,4 +1,4 @@
-"""Read annotation files, checking every entry; errors name the file and the entry."""
+"""Read annotation files, checking every entry. Errors name the file and the entry."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class ReadReport:
             self.counts[what] = self.counts.get(what, 0) + times
 
     def add_report(self, other: Any) -> None:
-        """Add the `counts` and `notes` of another report."""
+        """Add the `counts` and `notes` of a different report."""
         for what, times in other.counts.items():
             self.skip(what, times)
         self.notes += other.notes
@@ -81,7 +81,7 @@ class RecordList(ReadReport, list[Record]):
 
 
 class EntryFile(ABC):
-    """A file whose entries are checked; errors name the file and the current entry."""
+    """A file whose entries are checked. Errors name the file and the current entry."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -142,7 +142,7 @@ class AnnotationFile(EntryFile):
         self._section = section if index is not None else f"{section} entry {entry.get('id')!r}"
 
     def require_list(self, section: str) -> AnnotationFile:
-        """Check that the file has a list called `section`; return the file."""
+        """Check that the file has a list called `section`, and return the file."""
         self._section, self._index = "", None
         if not isinstance(self.data.get(section), list):
             have = ", ".join(repr(key) for key in list(self.data)[:8]) or "nothing"
@@ -185,14 +185,14 @@ class AnnotationFile(EntryFile):
     def look_up(
         self, table: Mapping[Any, Any], entry: Mapping[str, Any], key: str, where: str | Path
     ) -> Any:
-        """Return `table[entry[key]]`; `where` names the table in errors."""
+        """Return `table[entry[key]]`, calling the table `where` in errors."""
         value = self.get(entry, key, int, str)
         if value not in table:
             raise self.error(f"has {key} {value!r}, which is not in {str(where)!r}")
         return table[value]
 
     def record(self, number: int | str, image: str, **fields: Any) -> Record:
-        """Return a record with the key "<file>/<number>"; errors name the current entry."""
+        """Return a record with the key "<file>/<number>". Errors name the current entry."""
         key = f"{self.path.stem}/{number}"
         try:
             return Record(key=key, images=(image,), image_id=image, **fields)
@@ -202,7 +202,7 @@ class AnnotationFile(EntryFile):
 
 @contextmanager
 def without_garbage_collection() -> Iterator[None]:
-    """Pause the garbage collector; used as a decorator of readers.
+    """Pause the garbage collector. Used as a decorator of readers.
 
     Readers create many objects but no reference cycles, so repeated collection is wasted work.
     """
@@ -233,7 +233,7 @@ def read_json_lines(path: Path, kind: str) -> AnnotationFile:
 
 
 def _parse(text: str, where: object, kind: str, expected: type = object) -> Any:
-    """Parse JSON whose value has an expected type; `where` is its location, for errors."""
+    """Parse JSON and check the type of its value, calling its location `where` in errors."""
     try:
         data = json.loads(text)
     except JSON_ERRORS as problem:
@@ -246,7 +246,7 @@ def _parse(text: str, where: object, kind: str, expected: type = object) -> Any:
 
 
 def read_text(path: Path, kind: str) -> str:
-    """Read a UTF-8 file; the error for a missing file says where to get it."""
+    """Read a UTF-8 file. The error for a missing file says where to get it."""
     try:
         return path.read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError):
@@ -282,7 +282,7 @@ def annotation_path(folder: AnyPath, split: str, kind: str, path: AnyPath | None
 
 
 def images_folder(folder: AnyPath, images: AnyPath | None, name: str | None = None) -> str:
-    """Return the image folder: `images`, or else "images" in the data folder.
+    """Return the image folder, which is `images` or else "images" in the data folder.
 
     A subfolder called `name`, there or in the data folder, has priority.
 
@@ -300,7 +300,7 @@ def images_folder(folder: AnyPath, images: AnyPath | None, name: str | None = No
 
 
 def find_images_folder(names: Sequence[str], folders: Iterable[Path]) -> Path | None:
-    """Find the folder that contains the most images, judged by a sample of their names.
+    """Find the folder that contains the most images, based on a sample of their names.
 
     `folders` need not exist. If several are equally good, the first is returned; None is returned
     if no image is found.

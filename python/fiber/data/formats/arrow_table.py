@@ -1,4 +1,4 @@
-"""Read Arrow and Parquet files: whole columns of text, and images one at a time.
+"""Read whole columns of text and single images from Arrow and Parquet files.
 
 Arrow files (the file format, and the stream format that Hugging Face's `datasets` saves) are
 memory-mapped, and a column of a record batch is validated in full before its first use. For Parquet
@@ -47,7 +47,7 @@ _BROKEN = (
 
 
 class Table(ABC):
-    """A file with named columns, divided into parts: record batches or row groups."""
+    """A file with named columns, divided into parts (record batches or row groups)."""
 
     #: Name of a part in messages.
     _part_name: str
@@ -169,7 +169,7 @@ class _ArrowTable(Table):
 
 
 def _problem_of(values: Any, rows: int) -> str | None:
-    """Validate a column; return a description of the problem, or None."""
+    """Validate a column and return a description of the problem, or None."""
     try:
         values.validate(full=True)
     except _BROKEN as problem:

@@ -123,7 +123,7 @@ def coco_detection(
 
 
 def find(folder: Path, split: str) -> _Found | None:
-    """Find the file of a split in a data folder; return None if there is none.
+    """Find the file of a split in a data folder, or return None if there is none.
 
     Raises:
         ValueError: if several files match one layout; the error lists them.
@@ -210,7 +210,7 @@ def _images_root(file: AnnotationFile, folder: Path, split: str) -> str:
 
 
 def _hold_out(file: AnnotationFile, split: str) -> str:
-    """Keep the training or the held-out images of a file without splits; return a note."""
+    """Keep the training or the held-out images of a file without splits, and return a note."""
     groups: dict[str, list[Any]] = defaultdict(list)
     for entry in file.images():
         # The names of Roboflow's copies of an image differ only after ".rf.".
@@ -240,7 +240,7 @@ def _drop(file: AnnotationFile, ids: set[Any]) -> None:
 
 
 def _choose_shots(file: AnnotationFile, shots: int) -> str:
-    """Keep a few images of each class; return a note.
+    """Keep a few images of each class, and return a note.
 
     In id order, an image is kept if one of its classes has fewer than `shots` images so far; it
     then counts for all of its classes. Some classes may therefore get more images; images without

@@ -140,7 +140,7 @@ def names_splits(path: Path) -> bool:
 def _of_split(
     lines: LineReader, split: str, out: ReadReport, kind: str
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the lines of a split and kind, with unique keys; count those of other kinds."""
+    """Yield the lines of a split and kind, with unique keys, and count lines of other kinds."""
     wanted, splits = set(split.split("+")), set()
     having = lacking = 0
     keys, others = set[str](), dict[str, None]()

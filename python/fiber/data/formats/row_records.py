@@ -38,7 +38,7 @@ class DataRow(NamedTuple):
 
 
 class RowSource(ReadReport, ABC):
-    """Files as one sequence of rows; the report is complete once all rows have been read."""
+    """Files as one sequence of rows. The report is complete once all rows have been read."""
 
     @property
     def class_names(self) -> Sequence[str]:
@@ -137,7 +137,7 @@ def question_records(source: RowSource) -> RowRecords:
 def box_records(
     source: RowSource, *, on_error: str = "raise", shots: int = 0, objects: bool = False
 ) -> RowRecords:
-    """Create a record for each image with its boxes; the text is the prompt of all classes.
+    """Create a record for each image and its boxes. The text is the prompt of all classes.
 
     Numeric categories are indices into `source.class_names`; string categories are class names,
     sorted alphabetically. Boxes of at most one pixel in width or height are dropped and counted.

@@ -56,7 +56,7 @@ class TsvFile:
         return len(self._starts) - 1
 
     def row(self, number: int) -> list[str]:
-        """Return the columns of a line; `number` counts from 0."""
+        """Return the columns of a line, given its zero-based number."""
         start, end = int(self._starts[number]), int(self._starts[number + 1])
         data = self._file.read(start, end - start)
         try:

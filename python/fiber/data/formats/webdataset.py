@@ -42,7 +42,7 @@ class Sample(NamedTuple):
 
 
 def samples_of(file: TarFile, counts: dict[str, int]) -> Iterator[Sample]:
-    """Group the members of a shard; count those without an extension in `counts`.
+    """Group the members of a shard, and count those without an extension in `counts`.
 
     Raises:
         ValueError: if a member is duplicated, or the members of a sample are not adjacent.
@@ -72,7 +72,7 @@ def _named_members(file: TarFile, counts: dict[str, int]) -> Iterator[tuple[str,
 
 
 def fields_of(file: TarFile, sample: Sample) -> dict[str, Any]:
-    """Return the fields of a sample; .txt is the caption if the JSON has none.
+    """Return the fields of a sample. The caption is read from .txt if the JSON has none.
 
     Raises:
         ValueError: if text is not UTF-8 or JSON is invalid; the error names the file and the
@@ -92,7 +92,7 @@ class Shards(RowSource):
 
     Raises:
         FileNotFoundError: if a file is missing.
-        ValueError: for invalid content; see the module docstring.
+        ValueError: if the content is invalid; see the module docstring.
     """
 
     def __init__(self, paths: Sequence[AnyPath]) -> None:

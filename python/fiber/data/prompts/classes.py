@@ -114,7 +114,7 @@ def clean_class_name(name: str) -> str:
 
 
 def as_class(given: Any, number: int) -> ClassName:
-    """Convert a name, a `ClassName` or a mapping of its fields; `number` is its index in errors.
+    """Convert a name, a `ClassName` or a mapping of its fields. Errors give the index `number`.
 
     Raises:
         TypeError: if the type is unsupported.
@@ -137,7 +137,7 @@ def as_class(given: Any, number: int) -> ClassName:
 
 
 def class_prompt(classes: Sequence[ClassLike]) -> Prompt:
-    """Join classes, with names cleaned by `clean_class_name`: "mug. traffic light".
+    """Join classes, with names cleaned by `clean_class_name`, as in "mug. traffic light".
 
     Raises:
         TypeError, ValueError: if a class is invalid or its name is empty; the error gives its
@@ -157,7 +157,7 @@ def _result_names(classes: Sequence[ClassName]) -> list[str]:
 
 
 def join_classes(classes: Sequence[ClassName], labels: Iterable[str], first: int = 0) -> Prompt:
-    """Join validated classes; `first` is the index of the first class in the user's list."""
+    """Join validated classes, the first of which has index `first` in the user's list."""
     spans, texts, position = [], list[str](), 0
     for each in classes:
         name = clean_class_name(each.name)

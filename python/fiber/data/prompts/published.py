@@ -56,7 +56,7 @@ def optimized_order(
     generator: random.Random,
     numpy_generator: np.random.RandomState,
 ) -> list[int]:
-    """Return the class ids of a prompt: those in `present` and a random number of others.
+    """Return the class ids of a prompt, those in `present` and a random number of others.
 
     Classes of the image are removed from the others after sampling. The background, class 0, may be
     sampled. `present` and `positive_tokens` come from `keep_positives`; `chances` and

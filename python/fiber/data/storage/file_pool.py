@@ -45,7 +45,7 @@ class _Pool:
         self.lock = threading.Lock()
 
     def get(self, pooled: PooledFile) -> _OpenFile:
-        """Return the open file after checking it for changes; a changed file is dropped."""
+        """Return the open file after checking it for changes. A changed file is dropped."""
         key = (pooled.path, pooled.stamp)
         with self.lock:
             opened = self.files.get(key) or self._open(pooled, key)

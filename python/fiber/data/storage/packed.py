@@ -3,7 +3,7 @@
     pack.json                     shards, parts, counts, fingerprint
     train-000000.tar              WebDataset samples: an image, and .json with its annotations
     index/train-pictures.json     location of each image: [shard, first byte, bytes]
-    index/train-captions.jsonl    one record per line, in order; images given by number
+    index/train-captions.jsonl    one record per line, in order, with image numbers
 
 `fiber.data.tools.pack` writes such folders. A record equals the one that was packed, except that
 its images are bytes, and its `image_id`, if a path, is relative to the source folder.

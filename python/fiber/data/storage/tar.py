@@ -147,7 +147,7 @@ class TarFile(PooledFile):
                 self.counts[what] = self.counts.get(what, 0) + 1
 
     def _check_end(self, position: int) -> None:
-        """Check that `tarfile` stopped at the end of the archive: at zeros or at the end of file.
+        """Check that `tarfile` stopped at the end of the archive (zeros or the end of the file).
 
         `tarfile` also stops, without an error, at an invalid or truncated header.
         """
@@ -188,7 +188,7 @@ class _StrictTarInfo(tarfile.TarInfo):
         return info
 
     def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
-        """Process the header; `tarfile` documents that this method may be overridden."""
+        """Process the header. `tarfile` documents that this method may be overridden."""
         stream: Any = tar.fileobj
         start = stream.tell()
         _check_size(self.name, self.size, os.fstat(stream.fileno()).st_size - start)

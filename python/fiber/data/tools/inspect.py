@@ -139,7 +139,7 @@ class ImageReport:
     outside: list[dict[str, Any]] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the statistics as a JSON-serializable dict; sizes are (height, width)."""
+        """Return the statistics as a JSON-serializable dict, with sizes as (height, width)."""
         sides = Counter[int]()
         for size, count in self.sizes.items():
             sides[min(size)] += count
@@ -324,7 +324,7 @@ def _compare(report: ImageReport, image: _Image, size: tuple[int, int]) -> None:
 
 
 def _in_threads(images: list[_Image]) -> Iterator[tuple[_Image, bytes | str | None, CheckedImage]]:
-    """Decode images on all cores, a bounded number at a time; yield them with their identity."""
+    """Decode images on all cores, a bounded number at a time. Yield them with their identity."""
 
     def check(image: _Image) -> tuple[_Image, bytes | str | None, CheckedImage]:
         try:

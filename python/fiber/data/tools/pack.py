@@ -69,7 +69,7 @@ def pack(
     progress: Callable[[int, int], None] | None = None,
     tell: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
-    """Pack a folder or a file; return the content of `pack.json`.
+    """Pack a folder or a file, and return the content of `pack.json`.
 
     Args:
         source: folder or file that `open_source` reads.
@@ -137,7 +137,7 @@ class _Packer:
 
     @contextmanager
     def _file(self, name: str) -> Iterator[_Hashed]:
-        """Open a file in the folder for writing; errors name its final path."""
+        """Open a file in the folder for writing. Errors name its final path."""
         try:
             with (self.folder / name).open("wb") as file:
                 yield _Hashed(file)
