@@ -147,7 +147,7 @@ def choose_layout(source: str, data: Path, split: str) -> tuple[Reader, Path | N
         names = ", ".join(str(path.relative_to(data)) for path in found.values())
         others = (name for name in LAYOUTS if name != source)
         raise AmbiguousLayoutError(
-            f"{data} has {source} of split {split!r} in several layouts; pass one of {names}",
+            f"{data} has {source} for split {split!r} in several layouts; pass one of {names}",
             tuple(name for name in others if _reads_one(name, data, split, found)),
         )
     return next(iter(found.items()))
@@ -175,7 +175,7 @@ def _missing(source: str, folder: Path, split: str) -> str:
     problem = f"{folder} does not exist"
     if folder.is_dir():
         splits = ", ".join(splits_there(source, folder))
-        problem = f"{folder} has no {source} of split {split!r}"
+        problem = f"{folder} has no {source} for split {split!r}"
         problem += f"; splits with files: {splits}" if splits else ""
     kinds: dict[str, list[str]] = {}
     origins = {}

@@ -105,7 +105,7 @@ def coco_detection(
     """
     found = _Found(Path(annotations)) if annotations is not None else find(Path(folder), split)
     if found is None:
-        raise FileNotFoundError(f"{folder} has no boxes of split {split!r}")
+        raise FileNotFoundError(f"{folder} has no boxes for split {split!r}")
     file, notes = read_json(found.file, KIND), []
     file.skips_errors = on_error == "skip"
     if _drop_placeholder(file):
@@ -155,7 +155,7 @@ def _file_of_split(folder: Path, split: str) -> Path | None:
                 if len(files) > 1:
                     named = ", ".join(str(file) for file in files)
                     raise ValueError(
-                        f"boxes of split {split!r} are in several files; pass one of them: {named}"
+                        f"boxes for split {split!r} are in several files; pass one of them: {named}"
                     )
                 if files:
                     return files[0]

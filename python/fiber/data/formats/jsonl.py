@@ -185,7 +185,7 @@ def _of_split(
         raise ValueError(f"{lines.path} is empty; expected {lines.expected}")
     if having and not wanted & splits:
         have = ", ".join(map(repr, sorted(splits)))
-        raise ValueError(f"{lines.path} has no line of split {split!r}; its splits are {have}")
+        raise ValueError(f"{lines.path} has no line for split {split!r}; its splits are {have}")
     raise ValueError(
         f"{lines.path} has only {' and '.join(others)}; expected lines with {_NEEDED[kind]}"
     )

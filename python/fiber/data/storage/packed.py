@@ -238,7 +238,7 @@ def open_pack(
     if not found:
         have = ", ".join(f"{part['source']} of {part['split']}" for part in parts) or "nothing"
         raise FileNotFoundError(
-            f"packed folder {folder} has no {source} of split {split!r}; it has {have}"
+            f"packed folder {folder} has no {source} for split {split!r}; it has {have}"
         )
     records = PackedRecords(folder, found[0], objects=objects, whole=whole_expression)
     if shots:

@@ -90,7 +90,9 @@ def parts_of(data: AnyPath, splits: Sequence[str] = ()) -> list[Part]:
     found.sort(key=lambda p: (p.split != "train", p.split, order.get(p.source, 0)))
     have = list(dict.fromkeys(part.split for part in found))
     if missing := [split for split in splits if split not in have]:
-        raise ValueError(f"{path} has no split {', '.join(missing)}; it has {', '.join(have)}")
+        raise ValueError(
+            f"{path} has no split {', '.join(map(repr, missing))}; it has {', '.join(have)}"
+        )
     return [part for part in found if not splits or part.split in splits]
 
 
