@@ -2,8 +2,8 @@
 
 Images are (H, W, 3) uint8 RGB arrays. `instructions` selects the SIMD instruction set: "scalar",
 "neon", "avx2", "avx512", or None for the widest that the CPU supports. It does not change results
-unless stated otherwise; an unsupported set raises ValueError. `max_pixels` defaults to 178,956,970,
-Pillow's limit.
+unless stated otherwise. An unsupported instruction set raises ValueError. `max_pixels` defaults to
+178,956,970, Pillow's limit.
 """
 
 # ruff: noqa: A002 - `filter` is Pillow's name for the resampling kernel.
@@ -52,7 +52,7 @@ __version__: Final[str]
 build_profile: Final[str]
 
 class DecodeError(ValueError):
-    """Raised if an image cannot be decoded; the message gives the file and the reason."""
+    """Raised if an image cannot be decoded. The message gives the file and the reason."""
 
     #: "corrupt", or "unsupported" if the image type is unsupported or there are too many pixels.
     status: str
@@ -84,14 +84,14 @@ class ImageTransform:
     """Resize, augment and normalize an image and transform its boxes accordingly.
 
     Resizing is antialiased (`filter` "bilinear" or "bicubic"). Results match Pillow exactly where
-    Pillow resizes rows first (see "Pixels" in docs/loader.md). `resize="fast"` may differ by one
-    level out of 255; it is faster with AVX2 when downscaling by up to 4x. Outputs are (value / 255
-    - mean) / std in float32. `mean` and `std` are always in RGB order, even with
-    `channel_order="bgr"`, and default to ImageNet's.
+    Pillow resizes rows first (see "Pixels" in docs/loader.md). `resize="fast"` may differ by 1 (out
+    of 255) but is faster with AVX2 when downscaling by up to 4x. Outputs are (value / 255 - mean) /
+    std in float32. `mean` and `std` are always in RGB order, even if `channel_order="bgr"`, and
+    default to ImageNet's.
 
-    After resize and flip, `color_jitter` is applied, then `rand_augment`. In batches, a horizontal
-    flip also swaps "left" and "right" in the text. If there are boxes, a `rand_augment` with
-    operations that move pixels raises ValueError.
+    `color_jitter` and then `rand_augment` are applied after resizing and flipping. In batches, a
+    horizontal flip also swaps "left" and "right" in the text. If there are boxes, a `rand_augment`
+    with operations that move pixels raises ValueError.
     """
 
     @staticmethod
@@ -125,9 +125,9 @@ class ImageTransform:
     ) -> ImageTransform:
         """Crop a random rectangle and resize it to `size` x `size` pixels.
 
-        The crop covers a random fraction of the image's area, from the range `scale`, (0.5, 1.0)
-        by default. Its aspect ratio (width / height) is from the range `ratio`, (3 / 4, 4 / 3) by
-        default. A box is dropped if its center is outside the crop or less than a tenth of it
+        The crop covers a fraction of the image's area sampled from the range `scale`, (0.5, 1.0) by
+        default. Its aspect ratio (width / height) is sampled from the range `ratio`, (3 / 4, 4 / 3)
+        by default. A box is dropped if its center is outside the crop or less than a tenth of it
         remains.
         """
 
@@ -156,13 +156,13 @@ class ImageTransform:
         would be less than two pixels, it becomes one pixel and the longer side at most `max_size`,
         without keeping the aspect ratio.
 
-        With probability `crop_probability`, the image is first cropped to a random fraction of its
-        area, from the range `crop_scale`, (0.5, 1.0) by default, at about the same aspect ratio.
-        Boxes are clipped to the crop; a box is dropped if its center is outside the crop or less
-        than a tenth of it remains. If no box would remain, the image is not cropped.
+        With probability `crop_probability`, the image is first cropped to a fraction of its area
+        sampled from the range `crop_scale`, (0.5, 1.0) by default, keeping about the same aspect
+        ratio. Boxes are clipped to the crop; a box is dropped if its center is outside the crop or
+        less than a tenth of it remains. If no box would remain, the image is not cropped.
 
-        Batches are zero-padded on the right and bottom to the largest height and width, rounded up
-        to a multiple of `divisor`.
+        Batches are zero-padded on the right and bottom to the largest height and width in the
+        batch, rounded up to a multiple of `divisor`.
         """
 
     @property
@@ -183,7 +183,8 @@ class ColorJitter:
     Each argument is the (low, high) range that a factor is sampled from; for `hue`, it is the range
     of a shift, as a fraction of the color circle from -0.5 to 0.5. Changes are applied in random
     order. Results match `torchvision.transforms.v2.ColorJitter` on uint8 tensors, except that
-    contrast may differ by one level for a few values because torchvision rounds the image mean.
+    contrast may differ by 1 (out of 255) for a few values because torchvision rounds the image
+    mean.
 
     Raises:
         ValueError: if a range is invalid.
@@ -231,7 +232,7 @@ class RandAugment:
         operations: Sequence[str] = ...,
     ) -> RandAugment: ...
     def arguments(self) -> dict[str, float | None]:
-        """Return the absolute argument of each operation, or None if it takes no argument."""
+        """Map each operation to the absolute value of its argument (None if it takes none)."""
 
     def describe(self) -> dict[str, Any]:
         """Return all settings as a JSON-serializable dict."""
@@ -244,9 +245,9 @@ class RandAugment:
 class Tokenizer:
     """Tokenizer for any tokenizer.json, with the same ids and offsets as the `tokenizers` package.
 
-    Byte-level BPEs with GPT-2's pattern and no normalizer (RoBERTa, GPT-2) run in fiber's own code,
-    all others in the `tokenizers` crate. Truncation settings in the file are ignored: `max_tokens`
-    truncates on the right and always keeps the BOS/EOS template.
+    Byte-level BPEs with GPT-2's pattern and no normalizer (RoBERTa, GPT-2) use fiber's own
+    implementation; all others use the `tokenizers` crate. Truncation settings in the file are
+    ignored: `max_tokens` truncates on the right and always keeps the BOS/EOS template.
 
     fiber's models accept only RoBERTa-style tokenizers, such as those of `from_vocabulary` and
     `train`; see `check_for_models`.
@@ -266,7 +267,7 @@ class Tokenizer:
 
         Raises:
             FileNotFoundError: if the file does not exist.
-            ValueError: if the file is not a tokenizer.json, or lacks a token given here.
+            ValueError: if the file is not a tokenizer.json, or lacks a given token.
         """
 
     @staticmethod
@@ -287,18 +288,18 @@ class Tokenizer:
 
         Raises:
             FileNotFoundError: if a file is missing.
-            ValueError: if the files do not match, or fiber's models cannot use them.
+            ValueError: if the files are inconsistent, or fiber's models cannot use the tokenizer.
         """
 
     @staticmethod
     def train(texts: Sequence[str], vocab_size: int) -> Tokenizer:
-        """Train a RoBERTa-style tokenizer; the result is deterministic.
+        """Train a byte-level BPE tokenizer like RoBERTa's.
 
-        The vocabulary is smaller than `vocab_size` if the texts have too few repeated pairs. Every
-        byte has a token, so any text can be encoded.
+        Training is deterministic. The vocabulary may be smaller than `vocab_size` if there are too
+        few repeated pairs. Every byte has a token, so any text can be encoded.
 
         Raises:
-            ValueError: if `vocab_size` is less than 261 (256 bytes and 5 special tokens).
+            ValueError: if `vocab_size` is less than 261 (256 bytes plus 5 special tokens).
         """
 
     def save(self, path: str | PathLike[str]) -> None:
@@ -337,26 +338,27 @@ class Tokenizer:
 
     @property
     def special_ids(self) -> list[int]:
-        """All special ids, including those marked special in the file, sorted; never masked."""
+        """Sorted ids of all special tokens, including those defined by the file; never masked."""
 
     @property
     def is_fast(self) -> bool:
         """True if texts are encoded by fiber's byte-level BPE, not by `tokenizers`."""
 
     def check_for_models(self) -> None:
-        """Check that fiber's models can use the vocabulary.
+        """Check that fiber's models can use this tokenizer.
 
         The models expect RoBERTa's ids: 0 to 3 for <s> <pad> </s> <unk>, and the last id for
         <mask>. Every text must start with <s> and end with </s>.
 
         Raises:
-            ValueError: if the models cannot use it; the message gives the first difference.
+            ValueError: if the models cannot use the tokenizer; the message gives the first
+                difference.
         """
 
     def encode(
         self, text: str, *, max_tokens: int | None = None
     ) -> tuple[list[int], list[tuple[int, int]]]:
-        """Encode a text with its BOS/EOS template, which is kept if truncated to `max_tokens`.
+        """Encode a text and add its BOS/EOS template, which truncation to `max_tokens` keeps.
 
         Returns:
             Token ids and their half-open code point spans, as defined by the file (for RoBERTa,
@@ -378,11 +380,12 @@ class Tokenizer:
         """Encode B texts, padded to L tokens: `pad_to`, or the length of the longest text.
 
         Returns:
-            "token_ids" (B, L) int64, "text_mask" (B, L) bool, True for real tokens, and if
-            `offsets` is set, "offsets" (B, L, 2) int64, the spans, (0, 0) for padding.
+            "token_ids", (B, L) int64; "text_mask", (B, L) bool, True for real tokens; and, if
+            `offsets` is set, "offsets", (B, L, 2) int64 code point spans, (0, 0) for padding.
 
         Raises:
-            ValueError: as in `encode`, or if the longest text has more than `pad_to` tokens.
+            ValueError: for the reasons listed in `encode`, or if the longest text has more than
+                `pad_to` tokens.
             MemoryError: if the list of texts or the arrays cannot be allocated.
         """
 
@@ -399,20 +402,21 @@ class Tokenizer:
     ) -> dict[str, Buffer]:
         """Encode B texts and mask tokens for MLM, as the loader does.
 
-        Each token that is not special is picked with probability `mlm_probability`. Of the picked
-        tokens, 80 % become the mask token, 10 % a random token, and 10 % are kept. As in the
-        published code, the random token may be special if fiber's models can use the vocabulary.
-        Random numbers depend only on `seed`, `epoch` and the text's sample index in `indices`.
-        Other arguments are as in `encode_batch`.
+        Each token that is not special is selected with probability `mlm_probability`. Of the
+        selected tokens, 80% become the mask token, 10% become a random token, and 10% are
+        unchanged. As in the published code, the random token may be special if fiber's models can
+        use the tokenizer. Random numbers depend only on `seed`, `epoch` and the text's sample index
+        in `indices`. Other arguments are as in `encode_batch`.
 
         Returns:
-            "token_ids" and "text_mask", and "masked_ids" and "mlm_labels" (B, L) int64; tokens that
-            were not picked have the label -100.
+            "token_ids" and "text_mask" as in `encode_batch`, and "masked_ids" and "mlm_labels" of
+            shape (B, L), int64; tokens that were not selected have the label -100.
 
         Raises:
-            ValueError: as in `encode_batch`; if the probability is outside [0, 1], or above 0
-                without a mask token; or if `indices` does not have one index per text.
-            MemoryError: as in `encode_batch`.
+            ValueError: for the reasons listed in `encode_batch`; if `mlm_probability` is outside
+                [0, 1], or is positive but there is no mask token; or if `indices` does not have one
+                index per text.
+            MemoryError: for the reasons listed in `encode_batch`.
         """
 
     def positive_map(
@@ -424,7 +428,7 @@ class Tokenizer:
     ) -> Buffer:
         """Map G boxes, given by their half-open code point spans, to the tokens that name them.
 
-        Return a (G, L) bool array, the same as `fiber._core.positive_map` for the text's offsets.
+        Return the (G, L) bool array that `fiber._core.positive_map` returns for the text's offsets.
         Encodings of long texts are cached.
         """
 
@@ -443,8 +447,8 @@ class WholeWordMasking:
     """Whole-word masking for MLM; `fiber.data.masking.WholeWords` wraps it for tensors.
 
     Raises:
-        ValueError: if the `probability` of picking a word is outside [0, 1], or the tokenizer does
-            not pass `Tokenizer.check_for_models`.
+        ValueError: if `probability`, the probability of selecting a word, is outside [0, 1], or
+            `Tokenizer.check_for_models` rejects the tokenizer.
     """
 
     def __new__(
@@ -454,25 +458,26 @@ class WholeWordMasking:
         """Assign a word index to each token of a C-contiguous (B, L) int64 array.
 
         Returns:
-            (B, L) int64: tokens of the same word share an index; special tokens have -1. Indices
-            start at 0 and may have gaps.
+            (B, L) int64. Tokens of the same word share an index; special tokens have index -1.
+            Indices start at 0 and may have gaps.
 
         Raises:
             ValueError: if an id is outside the vocabulary, or the shape is wrong.
         """
 
     def mask(self, token_ids: np.ndarray, *, first_sample: int) -> tuple[Buffer, Buffer]:
-        """Pick words; 80 % of their tokens become <mask>, 10 % a random token, and 10 % are kept.
+        """Select random words and mask their tokens.
 
-        Random numbers depend on the seed and on the text's sample index, which is `first_sample`
-        for the first text.
+        Of their tokens, 80% become <mask>, 10% become a random token, and 10% are unchanged.
+        Masking is determined by the seed and the text's sample index, which is `first_sample` for
+        the first text.
 
         Returns:
-            Model input ids and labels, each (B, L) int64; tokens that were not picked have the
+            Model input ids and labels, each (B, L) int64; tokens that were not selected have the
             label -100.
 
         Raises:
-            ValueError: as in `word_numbers`.
+            ValueError: for the reasons listed in `word_numbers`.
         """
 
 @final
@@ -508,10 +513,10 @@ class Loader:
 
 @final
 class Session:
-    """One pass over the data: takes records batch by batch and returns batches in order."""
+    """One pass over the data that takes records batch by batch and returns batches in order."""
 
     def submit(self, records: Sequence[tuple[Any, ...]]) -> None:
-        """Submit the records of one batch; returns immediately.
+        """Submit the records of one batch and return immediately.
 
         A record is (key, epoch, index, images, text, image_id, boxes_xyxy, char_spans, answers or
         None, truth or None, annotated (height, width) or None); `answers` are (answer index, score)
@@ -530,11 +535,12 @@ class Session:
     def next(self) -> dict[str, Any] | list[tuple[int, str, str, str]] | None:
         """Wait for the next batch without holding the GIL; return None after the last one.
 
-        If the next batch needs replacements for bad samples, return a list of them instead:
-        (position in the batch, key, status, reason).
+        If the next batch needs replacements for bad samples, return a list with a tuple (position
+        in the batch, key, status, reason) for each bad sample instead.
 
         Raises:
-            FileNotFoundError, DecodeError, ValueError: if a record is bad; the message has its key.
+            FileNotFoundError, DecodeError, ValueError: if a record is bad; the message includes its
+                key.
             MemoryError: if the batch cannot be allocated; the message gives its size and shape.
                 Later batches are still available.
         """
@@ -550,9 +556,9 @@ def decode_image(
 ) -> Buffer:
     """Decode a JPEG, PNG, WebP, GIF, BMP or TIFF file to (H, W, 3) uint8 RGB.
 
-    As with Pillow's `convert("RGB")`, gray is replicated, orientation tags are not applied, and
-    only the first frame is read. Only the upper eight bits of 16-bit values are kept. Transparent
-    pixels are blended over the RGB color `background`; None drops alpha.
+    As with Pillow's `convert("RGB")`, gray values are replicated, orientation tags are not applied,
+    and only the first frame is read. Only the upper eight bits of 16-bit values are kept.
+    Transparent pixels are blended over the RGB color `background`; None drops the alpha channel.
 
     Raises:
         DecodeError: if the format or its variant is unsupported, the data is corrupt or truncated,
@@ -561,7 +567,7 @@ def decode_image(
     """
 
 def read_jpeg_header(data: bytes) -> tuple[int, int, int]:
-    """Read (height, width, EXIF orientation) of a JPEG; the orientation is 1 to 8, default 1."""
+    """Read the (height, width, EXIF orientation) of a JPEG; the orientation defaults to 1."""
 
 def decode_jpeg(
     data: bytes,
@@ -580,11 +586,11 @@ def decode_jpeg(
     not change the result.
 
     Returns:
-        The image, and the reason why parts were filled in, or None.
+        The image, and the reason why parts were filled in (None if none were).
 
     Raises:
-        DecodeError: if the data is not a JPEG, of an unsupported type ("unsupported" in the
-            message), too damaged, or has more than `max_pixels` pixels.
+        DecodeError: if the data is not a JPEG, is of an unsupported type ("unsupported" in the
+            message), is too damaged, or has more than `max_pixels` pixels.
         ValueError: if `divisor` is invalid.
     """
 
@@ -598,7 +604,7 @@ def read_image(
 
     Raises:
         FileNotFoundError: if the file does not exist.
-        DecodeError: if the file cannot be decoded; the message names it.
+        DecodeError: if the file cannot be decoded; the message includes the file name.
     """
 
 def resize_image(
@@ -616,11 +622,11 @@ def resize_image(
 
     `crop` is (top, left, height, width) in pixels. `filter` and `resize` are as in
     `ImageTransform`; with "fast", results depend on `instructions`. `rows_at_once` is the number of
-    rows processed at a time, as from a decoder (0: all rows); it does not change the result.
+    rows processed at a time, as from a decoder (0 means all rows); it does not change the result.
 
     Raises:
         ValueError: if the output is empty or has more than 178,956,970 pixels, the crop is outside
-            the image, or the filter or precision is unknown.
+            the image, or `filter` or `resize` is unknown.
     """
 
 def normalize_image(
@@ -636,7 +642,7 @@ def normalize_image(
     std: Sequence[float] = ...,
     instructions: str | None = None,
 ) -> Buffer:
-    """Normalize an image as in a batch, zero-padded to `height` x `width` on the right and bottom.
+    """Normalize and zero-pad (right and bottom) an image to `height` x `width`, as in a batch.
 
     `layout` is "chw" for (3, height, width) or "hwc" for (height, width, 3). `dtype` is "float32",
     "float16" or "bfloat16" (float32 rounded to nearest even), or "uint8" (not normalized). `flip`
@@ -646,7 +652,7 @@ def normalize_image(
         The values as a flat buffer of bytes.
 
     Raises:
-        ValueError: if the image does not fit, or a name is unknown.
+        ValueError: if the image is larger than `height` x `width`, or a name is unknown.
     """
 
 def jitter_image(image: Buffer | np.ndarray, change: str, factor: float) -> Buffer:
@@ -688,7 +694,7 @@ def apply_transform(
 
     Returns:
         A (3, H, W) float32 array, padded to a multiple of the transform's divisor; the remaining
-        boxes, in pixels of that array; and its (height, width) without padding.
+        boxes, in pixels of that array; and the array's (height, width) without padding.
 
     Raises:
         ValueError: if the shape of the array is wrong, a box extends more than a pixel outside the
@@ -698,7 +704,7 @@ def apply_transform(
 def positive_map(
     offsets: Sequence[tuple[int, int]], char_spans: Sequence[Sequence[tuple[int, int]]]
 ) -> Buffer:
-    """Map each box to the tokens that name it: (boxes, tokens) bool.
+    """Return a (boxes, tokens) bool array that maps each box to the tokens that name it.
 
     A token names a box if the token's span in `offsets`, from `Tokenizer.encode`, overlaps one of
     the box's spans.
@@ -730,7 +736,7 @@ def window_attention(
     """Compute attention within windows; see `fiber.kernels.window_attention`.
 
     `window` and `shift` are in tokens. `sizes` holds the (height, width) of each sample without
-    padding; None means that there is no padding. At most `threads` threads run. Arrays are
+    padding; None means that there is no padding. At most `threads` threads are used. Arrays are
     contiguous float32.
 
     Shape:
@@ -778,7 +784,7 @@ def cross_attention(
     Shape:
         arrays: query (B, n, h, d), head dim d a multiple of 16; key and value (B, m, h, d).
         out: (B, n, h, d), output.
-        logsumexp: (B, h, n), output: base-2 logsumexp of the scores.
+        logsumexp: (B, h, n), output, base-2 logsumexp of the scores.
         key_mask: uint8 (B, m).
 
     Raises:

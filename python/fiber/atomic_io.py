@@ -41,8 +41,8 @@ def check_target(path: Path) -> None:
 
     Raises:
         IsADirectoryError: if `path` is a folder.
-        FileExistsError: if `path` is a pipe, device, socket, or an open file of a process
-            (/dev/stdout).
+        FileExistsError: if `path` is a pipe, a device, a socket, or an open file of a process (such
+            as /dev/stdout).
     """
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder; expected a file name")
@@ -63,7 +63,7 @@ def write_file(path: Path, write: Callable[[Path], object], *, shared: bool = Fa
         path: final name; an existing regular file is replaced.
         write: called with the temporary path; writes the content.
         shared: use a different temporary name in every process and thread, for files that several
-            may write at once. A killed process leaves its temporary file behind.
+            of them may write at once. A killed process leaves its temporary file behind.
 
     Raises:
         OSError: if `path` is not a regular file or cannot be written; it is then unchanged.
@@ -82,7 +82,7 @@ def write_file(path: Path, write: Callable[[Path], object], *, shared: bool = Fa
 
 @contextmanager
 def new_directory(path: Path) -> Iterator[Path]:
-    """Create a folder atomically: yield a temporary folder, and rename it if the block succeeds.
+    """Yield a temporary folder and rename it to `path` if the block succeeds.
 
     On any error or interruption, the temporary folder is deleted.
 

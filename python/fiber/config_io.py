@@ -1,7 +1,7 @@
 """Convert config dataclasses to and from plain values, and override fields by dotted name.
 
-Used for JSON files and the command line. Errors suggest similar names for an unknown field, and
-name the expected type of a value.
+Used for JSON files and the command line. Errors suggest similar names for an unknown field and give
+the expected type of an invalid value.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def require(condition: bool, message: str) -> None:
 
 
 def nearest(name: str, known: typing.Iterable[str]) -> str:
-    """Return a hint for error messages: the most similar known names, or else all of them."""
+    """Return a hint for an error message that lists the most similar known names, or else all."""
     known = list(known)
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     return f"did you mean {' or '.join(close)}?" if close else f"expected one of {', '.join(known)}"
@@ -37,10 +37,11 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def from_dict(cls: type[ConfigT], values: dict[str, Any], *, where: str = "") -> ConfigT:
-    """Build a config dataclass from the output of `to_dict`; missing fields get their defaults.
+    """Build a config dataclass from the output of `to_dict`. Missing fields get their defaults.
 
     Raises:
-        ValueError: for an unknown field (similar names are suggested) or a value of the wrong type.
+        ValueError: if a field is unknown (similar names are suggested) or a value has the wrong
+            type.
     """
     hints = typing.get_type_hints(cls)
     known = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
@@ -65,7 +66,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         if value in arguments:
             return value
         raise ValueError(
-            f"{where}: expected one of {', '.join(map(str, arguments))}, got {value!r}"
+            f"{where}: expected one of {', '.join(map(repr, arguments))}, got {value!r}"
         )
     elif origin is tuple and isinstance(value, (list, tuple)):
         any_length = len(arguments) == 2 and arguments[1] is Ellipsis
@@ -93,10 +94,11 @@ def replace_fields(config: ConfigT, changes: Mapping[str, Any], *, where: str = 
     """Return a copy of a config with fields overridden by dotted name, as in `--set train.steps=9`.
 
     Strings are parsed as the field's type ("0.1", "true", "1,2,3"). All changes are applied
-    together, so checks across fields see only the result. `where` is prepended to names in errors.
+    together, so cross-field checks see only the final values. `where` is prepended to names in
+    errors.
 
     Raises:
-        ValueError: for an unknown name (similar names are suggested) or an invalid value.
+        ValueError: if a name is unknown (similar names are suggested) or a value is invalid.
     """
     hints = typing.get_type_hints(type(config))
     new: dict[str, Any] = {}

@@ -13,7 +13,7 @@ import fiber
 
 
 def describe_machine() -> dict[str, str]:
-    """Return the CPU model, torch's CPU settings, and the versions in use."""
+    """Return the CPU model, torch's CPU settings, and the software versions."""
     import torch
 
     own = provenance()
@@ -39,7 +39,7 @@ def usable_cores() -> int:
 
 
 def _processor() -> str:
-    """Read the CPU model from /proc/cpuinfo, or else ask `platform`."""
+    """Read the CPU model from /proc/cpuinfo, falling back to `platform`."""
     file = Path("/proc/cpuinfo")
     lines = file.read_text().splitlines() if file.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

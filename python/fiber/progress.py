@@ -51,7 +51,7 @@ def readable_seconds(seconds: float) -> str:
 class Progress:
     """Progress of a training run of `steps` steps that starts or resumes at step `start`.
 
-    If `quiet`, as on all ranks but the first, nothing is printed.
+    Nothing is printed if `quiet`, which is set on all ranks but the first.
     """
 
     def __init__(self, *, steps: int, start: int, quiet: bool) -> None:

@@ -123,7 +123,7 @@ class TestOptions:
 
     def test_a_split_that_is_not_there(self, folder, capsys):
         assert main(["data", "inspect", str(folder / "mine.jsonl"), "--split", "dev"]) == 2
-        assert "has no split dev; it has train" in error_line(capsys)
+        assert "has no split 'dev'; it has train" in error_line(capsys)
 
 
 class TestPack:

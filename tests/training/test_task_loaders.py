@@ -162,7 +162,7 @@ def test_downloads_in_one_folder_are_read_by_their_names(pictures, tmp_path):
     with pytest.raises(ValueError) as error:
         open_data(only_pairs(), tmp_path, **words)
     said = str(error.value)
-    assert said.startswith(f"task 'image_text': {tmp_path} has captions of split 'train' in sev")
+    assert said.startswith(f"task 'image_text': {tmp_path} has captions for split 'train' in sev")
     sources = "coco_karpathy,flickr30k_karpathy"
     assert said.endswith(f" --set tasks.image_text.sources={sources}")
     config = only_pairs(tasks__image_text__sources=sources)

@@ -1,4 +1,4 @@
-"""Batches passed from the loader to the model: frozen dataclasses of tensors.
+"""Batches passed from the loader to the model, as frozen dataclasses of tensors.
 
 Dimensions: B samples, H x W pixels after transform and padding, L tokens, G boxes in the batch.
 """
@@ -78,11 +78,11 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class ImageTextBatch(Batch):
-    """Images with captions: ITC, ITM, MLM, captioning."""
+    """Batch of images and captions, used for ITC, ITM, MLM and captioning."""
 
-    #: (B,) int64: the same number for all captions of an image.
+    #: (B,) int64: image number, shared by all captions of an image.
     image_ids: Tensor
-    #: (B, L) int64: token_ids with some masked (80 % <mask>, 10 % random, 10 % unchanged).
+    #: (B, L) int64: `token_ids` after masking (80% <mask>, 10% random, 10% unchanged).
     masked_ids: Tensor
     #: (B, L) int64: the original token id where a token was selected for masking, else -100.
     mlm_labels: Tensor
@@ -90,7 +90,7 @@ class ImageTextBatch(Batch):
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class QuestionBatch(Batch):
-    """Images with questions (VQA)."""
+    """Batch of images and questions (VQA)."""
 
     #: (B, answers) float32 soft scores in [0, 1].
     targets: Tensor
@@ -98,15 +98,15 @@ class QuestionBatch(Batch):
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class ReasoningBatch(Batch):
-    """Pairs of images with a statement (NLVR2); images are (B, 2, 3, H, W)."""
+    """Batch of image pairs and statements (NLVR2), with images of shape (B, 2, 3, H, W)."""
 
-    #: (B,) int64: 1 if the statement is true.
+    #: (B,) int64: 1 if the statement is true, else 0.
     truths: Tensor
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class GroundingBatch(Batch):
-    """Images, each with a text and boxes for spans of that text."""
+    """Batch of images, each with a text and boxes for spans of that text."""
 
     #: (G, 4) float32, half-open pixel coordinates in the transformed image, ordered by image.
     boxes_xyxy: Tensor

@@ -45,7 +45,7 @@ def splits_character(text: str, place: int) -> bool:
 
 
 def whole_characters(text: str, span: CharSpan) -> CharSpan:
-    """Widen a span to whole characters; a span outside the text is unchanged."""
+    """Widen a span to whole characters. A span outside the text is unchanged."""
     start, end = span
     while splits_character(text, start):
         start -= 1
@@ -59,8 +59,8 @@ def check_span(text: str, given: Any, number: int) -> CharSpan:
 
     Raises:
         TypeError: if the span is not a pair of integers.
-        ValueError: if the span is out of bounds, empty, reversed, only spaces, or splits a
-            character.
+        ValueError: if the span is out of bounds, empty or reversed, contains only spaces, or splits
+            a character.
     """
     if isinstance(given, str) or not isinstance(given, Sequence) or len(given) != 2:
         raise TypeError(f"span {number} is {given!r:.60}; expected a pair (start, end)")
@@ -78,7 +78,7 @@ def check_span(text: str, given: Any, number: int) -> CharSpan:
         if splits_character(text, place):
             whole = whole_characters(text, (start, end))
             raise ValueError(
-                f"{of} {name} inside a character of several code points; expected whole characters,"
+                f"{of} {name} inside a multi-code-point character; expected whole characters,"
                 f" such as [{whole[0]}, {whole[1]}), {text[slice(*whole)]!r:.60}"
             )
     return start, end
@@ -90,7 +90,7 @@ def _flag_letters_before(text: str, place: int) -> int:
 
 
 def _hangul(letter: str) -> str:
-    """Return the Hangul syllable type of a letter, or ""."""
+    """Return the Hangul syllable type of a letter ("" if it is not Hangul)."""
     if "\u1100" <= letter <= "\u115f" or "\ua960" <= letter <= "\ua97c":
         return "L"
     if "\u1160" <= letter <= "\u11a7" or "\ud7b0" <= letter <= "\ud7c6":

@@ -40,12 +40,12 @@ _DTYPES = {
     "int64": torch.int64,
     "bool": torch.bool,
 }
-#: Exclusive upper bound of the epoch that a call without one samples.
+#: Exclusive upper bound of the epoch sampled by a call without an epoch.
 _EPOCHS = 2**31
 
 
 class Collator:
-    """Turn records into a batch: `torch.utils.data.DataLoader(..., collate_fn=Collator(...))`.
+    """Turn records into a batch, for example as `collate_fn` of `torch.utils.data.DataLoader`.
 
     Random numbers depend on (seed, epoch, position in the batch). A call without an epoch draws one
     from torch's generator, as torchvision's transforms do, so results follow `torch.manual_seed`
@@ -57,7 +57,7 @@ class Collator:
         options: `tokenizer`, `transform`, `max_tokens` and the other options of `CollatorConfig`.
 
     Attributes:
-        config: The checked options.
+        config: The validated options.
     """
 
     def __init__(
@@ -81,8 +81,8 @@ class Collator:
         """Collate records.
 
         Raises:
-            DecodeError, FileNotFoundError, ValueError: for the first bad record, naming its key, if
-                `on_error` is "raise".
+            DecodeError, FileNotFoundError, ValueError: if a record is bad and `on_error` is
+                "raise"; the error names the key of the first bad record.
             MemoryError: if the batch does not fit in memory, regardless of `on_error`.
         """
         if epoch is None:
@@ -100,14 +100,14 @@ class Collator:
         return {**self.__dict__, "_core": None, "_process": -1}
 
     def open(self) -> _core.Session:
-        """Start a session, and the threads if this process has not started them yet."""
+        """Start a session, and start the threads if this process has not done so yet."""
         if self._core is None or self._process != os.getpid():
             # Threads do not survive a fork.
             self._core, self._process = _core.Loader(**self._core_options), os.getpid()
         return self._core.open()
 
     def close(self) -> None:
-        """Release the threads; the next session starts new ones."""
+        """Release the threads. The next session starts new ones."""
         self._core, self._process = None, -1
 
     @property
@@ -137,7 +137,7 @@ class Collator:
         )
 
     def finish(self, fields: dict[str, Any], *, pin_memory: bool = False) -> Batch:
-        """Build a batch from the fields of a session, with the counters already removed."""
+        """Build a batch from the fields returned by a session, without its counters."""
         keys, statuses = tuple(fields.pop("keys")), tuple(fields.pop("statuses"))
         skipped = tuple(Skipped(*bad) for bad in fields.pop("skipped"))
         tensors = {name: _to_tensor(value) for name, value in fields.items()}
@@ -159,7 +159,7 @@ def _to_tensor(buffer: _core.Buffer) -> Tensor:
 
 
 def _to_transform(settings: dict[str, Any]) -> ImageTransform:
-    """Inverse of `ImageTransform.describe`."""
+    """Create a transform from the output of `ImageTransform.describe`."""
     settings = dict(settings)
     for name, make in (("color_jitter", _to_color_jitter), ("rand_augment", _to_rand_augment)):
         if settings[name] is not None:

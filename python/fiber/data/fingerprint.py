@@ -1,4 +1,4 @@
-"""Fingerprints of records: hashes by which a loader recognizes its data.
+"""Fingerprints of records, which are hashes by which a loader recognizes its data.
 
 All fields of a record are hashed, except `objects`, which only metrics use. Images are not read. A
 file or a location in a shard is hashed as its path relative to the first image's folder, so a data
@@ -82,7 +82,7 @@ class Fingerprint:
         return self._digest.hexdigest()
 
     def _describe(self, image: Any) -> Any:
-        """Return a JSON value: the length of bytes, or [folder relative to the first one, name]."""
+        """Describe an image as a JSON value: its length in bytes, or [relative folder, name]."""
         if isinstance(image, bytes):
             return len(image)
         if not isinstance(image, str | os.PathLike):
@@ -98,16 +98,17 @@ class Fingerprint:
 
 
 def _plain(value: Any) -> Any:
-    """Convert a NumPy scalar to Python, and any other value unknown to JSON to a string."""
+    """Convert a NumPy scalar to Python, and other values that JSON does not support to strings."""
     return value.item() if hasattr(value, "item") else str(value)
 
 
 def fingerprint_of(records: RecordSet) -> str:
     """Return a hash of all records in order.
 
-    For a set with a string attribute `fingerprint`, such as a packed folder, only that string, the
-    number of records, and the first and last record are hashed. If the records contain image bytes
-    and are not a list, only `SPREAD_RECORDS` of them are hashed, since each access reads an image.
+    For a record set with a string attribute `fingerprint`, such as a packed folder, only that
+    string, the number of records, and the first and last record are hashed. If the records contain
+    image bytes and are not a list, only `SPREAD_RECORDS` of them are hashed, since each access
+    reads an image.
     """
     out, count = Fingerprint(), len(records)
     out.add_fact(count)
@@ -128,7 +129,7 @@ def fingerprint_of(records: RecordSet) -> str:
 
 
 def _add_readable(out: Fingerprint, records: RecordSet, index: int) -> bool:
-    """Add a record, or a mark if it is unreadable; return whether it contains image bytes."""
+    """Add a record (a mark if it is unreadable). Return True if it contains image bytes."""
     try:
         record = records[index]
     except (OSError, ValueError):

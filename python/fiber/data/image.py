@@ -17,14 +17,14 @@ def load_image(image: Any, *, background: Sequence[int] | None = None) -> np.nda
 
     Args:
         image: Path, encoded bytes, PIL image or uint8 array (H, W, 3).
-        background: RGB color, 0 to 255, that a transparent file is composited on; None drops alpha,
-            as Pillow's `convert("RGB")` does.
+        background: RGB color, 0 to 255, that a transparent file is composited on; None drops the
+            alpha channel, as Pillow's `convert("RGB")` does.
 
     Raises:
         FileNotFoundError: if the file does not exist.
         DecodeError: if the image cannot be decoded.
-        ValueError: for an array with the wrong shape or dtype.
-        TypeError: for any other type, or an invalid background.
+        ValueError: if an array has the wrong shape or dtype.
+        TypeError: if `image` has an unsupported type, or `background` is invalid.
     """
     check_arguments(background=background)
     over: Any = None if background is None else tuple(background)
@@ -36,7 +36,7 @@ def load_image(image: Any, *, background: Sequence[int] | None = None) -> np.nda
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise ValueError(
                 f"image is an array of shape {image.shape} and dtype {image.dtype};"
-                " expected (H, W, 3) and uint8"
+                " expected shape (H, W, 3) and dtype uint8"
             )
         return image
     if hasattr(image, "convert"):

@@ -23,7 +23,7 @@ _MAGIC = (
 )
 # Extensions of ISO media files by brand.
 _BRANDS = {b"avif": "avif", b"avis": "avif", b"heic": "heic", b"heix": "heic", b"mif1": "heif"}
-#: Extensions by which image files in a folder are recognized; the format is that of the content.
+#: Extensions of image files in a folder; the actual format is detected from the content.
 ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 
@@ -39,7 +39,7 @@ class CheckedImage(NamedTuple):
 
 
 def extension_of(data: bytes) -> str:
-    """Return the extension of an image format, detected by magic number; "bin" if unknown."""
+    """Return the extension of an image format based on its magic number ("bin" if unknown)."""
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "webp"
     if data[4:8] == b"ftyp":
@@ -50,7 +50,7 @@ def extension_of(data: bytes) -> str:
 def check_image(stored: StoredImage) -> CheckedImage:
     """Decode an image and return the status that the loader would report.
 
-    "truncated" is a JPEG with missing or damaged data, which `accept_truncated` accepts.
+    The status "truncated" means a JPEG with missing or damaged data; see `accept_truncated`.
     """
     try:
         data = stored if isinstance(stored, bytes) else Path(stored).read_bytes()

@@ -55,17 +55,19 @@ class DataLoader:
             are required.
 
     Attributes:
-        config: The checked options; each option is also an attribute of the loader.
-        skipped: Every sample that was dropped or replaced; with "resample", once per epoch.
+        config: The validated options; each option is also an attribute of the loader.
+        skipped: Every sample that was dropped or replaced; with "resample", each is listed once per
+            epoch.
         statuses: Number of samples that were "ok", "truncated", "missing", "corrupt",
             "unsupported" and "invalid" so far; with "resample", a bad record counts each time.
-        truncated_boxes: Boxes dropped because truncation removed all tokens that name them.
-        cropped_boxes: Boxes dropped because a crop left too little of them.
+        truncated_boxes: Number of boxes dropped because truncation removed all tokens that name
+            them.
+        cropped_boxes: Number of boxes dropped because a crop left too little of them.
 
     Raises:
         TypeError: if an argument is unknown or of the wrong type; the error names it.
-        ValueError: if an argument is out of range (the error names it), or for `shuffle` or
-            "resample" with an iterable.
+        ValueError: if an argument is out of range (the error names it), or if `shuffle` or
+            "resample" is used with an iterable.
     """
 
     def __init__(
@@ -115,10 +117,10 @@ class DataLoader:
         batch fewer (`drop_last` drops the remainder).
 
         Raises:
-            DecodeError, FileNotFoundError, ValueError: for a bad sample, depending on `on_error`.
-                Any other exception raised by the records is passed on.
+            DecodeError, FileNotFoundError, ValueError: if a sample is bad, depending on `on_error`.
+                Any other exception raised by the records is propagated.
             ValueError: if a batch is empty on one of several ranks, which would desynchronize them,
-                or an iterable is exhausted or differs from that of `load_state_dict`.
+                or an iterable is exhausted or does not match the state passed to `load_state_dict`.
         """
         epoch, start = self._epoch, self._resume
         fingerprint = self._fingerprint if start else ""
@@ -146,7 +148,7 @@ class DataLoader:
             self._set_position(epoch + 1)
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch of the next iteration; a position in the same epoch is kept.
+        """Set the epoch of the next iteration. A position in the same epoch is kept.
 
         Raises:
             TypeError, ValueError: if `epoch` is not a non-negative integer.
@@ -169,7 +171,7 @@ class DataLoader:
         return {**position, "shuffle": self.config.shuffle, "fingerprint": self.fingerprint}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Resume at the position of another loader with the same data, seed and order.
+        """Resume at the position of a different loader with the same data, seed and order.
 
         An iterable is iterated up to the position; the next epoch fails if its samples differ.
 
@@ -192,7 +194,7 @@ class DataLoader:
                 )
         if epoch < 0 or sample < 0:
             raise ValueError(
-                f"the state's epoch is {epoch} and its sample {sample}; expected 0 or more"
+                f"the state's epoch is {epoch} and its sample {sample}; expected both to be >= 0"
             )
         check_arguments(epoch=epoch)
         self._sampler.check_state(sample, state["fingerprint"])
@@ -201,9 +203,9 @@ class DataLoader:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of all records (see `fiber.data.fingerprint`), computed on first use.
+        """The hash of all records (see `fiber.data.fingerprint`), computed on first use.
 
-        For an iterable, hash of the samples consumed in this epoch.
+        For an iterable, the hash of the samples consumed in this epoch.
         """
         return self._sampler.fingerprint(self._fingerprint)
 
@@ -213,7 +215,7 @@ class DataLoader:
         return self._collator.image_bytes
 
     def close(self) -> None:
-        """Stop the threads; a running iteration fails, and the next one starts new threads."""
+        """Stop the threads. A running iteration fails; the next one starts new threads."""
         self._collator.close()
 
     def __enter__(self) -> Self:
@@ -223,13 +225,13 @@ class DataLoader:
         self.close()
 
     def epoch(self, number: int = 0) -> Generator[Any, None, None]:
-        """Yield every record of this rank in epoch `number` once; the last batch may be smaller.
+        """Yield every record of this rank in epoch `number` once. The last batch may be smaller.
 
         Each rank has a contiguous share, so the concatenated results are in the order of the epoch.
 
         Raises:
-            TypeError: for an iterable with several ranks, since it cannot be split into contiguous
-                shares.
+            TypeError: if the records are an iterable and there are several ranks, since an iterable
+                cannot be split into contiguous shares.
         """
         check_arguments(epoch=number)
         return self._run(self._sampler.contiguous(number))
@@ -251,8 +253,8 @@ class DataLoader:
         """Return the error for an empty batch, which would desynchronize the ranks."""
         last = self.skipped[-1]
         return ValueError(
-            f"no sample of a batch of {self.config.batch_size} can be read;"
-            f" the last one: record {last.key!r}: {last.reason}"
+            f"no sample in a batch of {self.config.batch_size} can be read;"
+            f" the last one was record {last.key!r}: {last.reason}"
         )
 
     def _run(
@@ -260,7 +262,7 @@ class DataLoader:
         batches: Iterable[list[SampleRef]],
         empty: Literal["omit", "yield", "raise"] = "omit",
     ) -> Generator[Any, None, None]:
-        """Load batches; closing the generator stops the prefetching."""
+        """Load batches. Closing the generator stops prefetching."""
         prefetcher = Prefetcher(
             self._collator.open(),
             batches,
@@ -324,7 +326,7 @@ def _make_sampler(records: Any, config: LoaderConfig) -> Sampler:
     for name, value in (("shuffle", config.shuffle), ("on_error", config.on_error)):
         if value in (True, "resample"):
             raise ValueError(
-                f"{name} is {value!r}, which needs records with random access; got an iterable of"
+                f"{name}={value!r} requires a map-style dataset (random access), got an iterable of"
                 f" type {kind}"
             )
     return StreamSampler(records, config)

@@ -31,7 +31,7 @@ class CollatorConfig:
             truncated.
         answers: Answer vocabulary for "question"; empty for batches without targets.
         seed: Seed of all random numbers.
-        mlm_probability: Fraction of words that "image_text" selects for masking. Must be 0 for a
+        mlm_probability: Fraction of tokens that "image_text" selects for masking. Must be 0 for a
             tokenizer without a mask token.
         threads: Worker threads; 0 means one per core.
         on_error: "raise" stops at a bad sample; "skip" drops it and reports it in `skipped`;
@@ -43,8 +43,8 @@ class CollatorConfig:
             as many pixels as the output. Faster, but pixel values differ. Meant for training.
         apply_orientation: Rotate images according to their EXIF tag; boxes then refer to the
             rotated image. The published pipelines ignore the tag.
-        background: RGB color, 0 to 255, that transparent images are composited on. None drops
-            alpha, as Pillow's `convert("RGB")` and the published pipelines do.
+        background: RGB color, 0 to 255, that transparent images are composited on. None drops the
+            alpha channel, as Pillow's `convert("RGB")` and the published pipelines do.
         image_dtype: "float32", "float16" or "bfloat16" (normalized, rounded to nearest), or "uint8"
             (not normalized, padded with 0).
         channels_last: Return images in the memory format `torch.channels_last`.
@@ -206,7 +206,8 @@ def check_arguments(**values: Any) -> None:
     """Check the types of arguments and the bounds of integers.
 
     Raises:
-        TypeError, ValueError: for an invalid argument, naming it, its value and what is expected.
+        TypeError, ValueError: if an argument is invalid; the error gives its name, its value and
+            what is expected.
     """
     for name, value in values.items():
         expected, fits = _KINDS[name]

@@ -35,8 +35,8 @@ class WholeWords:
         """Assign a word index to each token of (B, L) int64 token ids.
 
         Returns:
-            (B, L) int64: tokens of the same word share an index; special tokens have -1. Indices
-            start at 0 and may have gaps.
+            (B, L) int64. Tokens of the same word share an index; special tokens have index -1.
+            Indices start at 0 and may have gaps.
 
         Raises:
             ValueError: if an id is outside the vocabulary.
@@ -46,9 +46,9 @@ class WholeWords:
     def mask(self, batch: ImageTextBatch, *, first_sample: int) -> ImageTextBatch:
         """Return the batch with new masked ids and labels.
 
-        Each token of a selected word becomes <mask> (80 %) or a random token (10 %), or stays
-        unchanged (10 %). Special tokens are never selected. The random numbers depend on the seed
-        and on `first_sample`, the index of the first text in the run.
+        Each token of a selected word becomes <mask> (80%) or a random token (10%), or stays
+        unchanged (10%). Special tokens are never selected. Masking is determined by the seed and
+        `first_sample`, the index of the first text in the run.
 
         Raises:
             ValueError: if an id is outside the vocabulary.

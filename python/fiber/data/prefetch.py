@@ -72,7 +72,7 @@ class Prefetcher:
         """Wait for the next batch; return None after the last one.
 
         Raises:
-            ValueError: if no readable replacement of a bad record is found.
+            ValueError: if no readable replacement for a bad record is found.
         """
         bad: list[BadSample] = []
         while isinstance(found := self.session.next(), list):
@@ -101,8 +101,8 @@ class Prefetcher:
                 bad.append(fault)
         key, _, reason = bad[-1]
         raise ValueError(
-            f"none of {ATTEMPTS} replacements of record {sample.record_index} can be read;"
-            f" the last one: record {key!r}: {reason}"
+            f"none of {ATTEMPTS} replacements for record {sample.record_index} can be read;"
+            f" the last one was record {key!r}: {reason}"
         )
 
     def _run(self) -> None:
@@ -127,7 +127,7 @@ class Prefetcher:
     def _read(
         self, sample: SampleRef, attempts: dict[int, int], position: int
     ) -> tuple[Any, ...] | None:
-        """Read a record; handle a bad one according to `on_error`."""
+        """Read a record, handling a bad record according to `on_error`."""
         try:
             return self.read(sample)
         except (OSError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""Records: samples of a dataset before anything is decoded.
+"""Records, the samples of a dataset before anything is decoded.
 
 A dataset is any map-style collection of `Record` (`__len__` and `__getitem__`), such as a list.
 """
@@ -69,8 +69,8 @@ class TrueObjects:
     areas: tuple[float, ...] = ()
     #: True for boxes around a crowd.
     crowd: tuple[bool, ...] = ()
-    #: Indices into `Record.labels` of classes verified to be absent; None: all classes without a
-    #: box.
+    #: Indices into `Record.labels` of classes verified to be absent; None means all classes without
+    #: a box.
     absent: frozenset[int] | None = None
     #: Indices into `Record.labels` of classes that are not exhaustively annotated.
     incomplete: frozenset[int] = frozenset()
@@ -84,7 +84,7 @@ class Record:
     they need is missing.
 
     Raises:
-        TypeError, ValueError: for an invalid field; the error names the key.
+        TypeError, ValueError: if a field is invalid; the error names the record's key.
     """
 
     #: Name of the record in messages and prediction files, unique in its dataset.
@@ -115,7 +115,7 @@ class Record:
     objects: TrueObjects | None = None
     #: Answers with their soft scores in [0, 1] (VQA).
     answers: Mapping[str, float] | None = None
-    #: Unchanged answer of each annotator (ten in VQAv2), for the two published accuracies.
+    #: Raw answer of each annotator (ten in VQAv2), for the two published accuracies.
     human_answers: tuple[str, ...] = ()
     #: True if the statement is true for the images (NLVR2), or if image and text match.
     truth: bool | None = None
@@ -144,8 +144,8 @@ class Record:
                 ) from None
         if len(self.boxes_xyxy) != len(self.char_spans) and self.char_spans:
             raise self._error(
-                f"{len(self.boxes_xyxy)} boxes and {len(self.char_spans)} entries of"
-                " char_spans; expected one entry for each box"
+                f"{len(self.boxes_xyxy)} boxes but {len(self.char_spans)} entries in"
+                " char_spans; expected one entry per box"
             )
         for index, box in enumerate(self.boxes_xyxy):
             if len(box) != 4 or not all(map(isfinite, box)):
@@ -167,7 +167,7 @@ class Record:
                 )
             if not is_plain and (whole := whole_characters(text, (start, end))) != span:
                 raise self._error(
-                    f"span [{start}, {end}) splits a character of several code points; expected"
+                    f"span [{start}, {end}) splits a multi-code-point character; expected"
                     f" [{whole[0]}, {whole[1]}), {text[slice(*whole)]!r:.60}"
                 )
         if not self.image_id:
@@ -182,7 +182,7 @@ class Record:
             kind = type(images).__name__
             raise self._error(f"images is a single {kind}; expected a tuple of images", TypeError)
         if not images:
-            raise self._error("images is empty; expected 1 or more")
+            raise self._error("images is empty; expected 1 or more images")
         for number, image in enumerate(() if isinstance(images, LazyImages) else images):
             if not isinstance(image, str | bytes | PathLike):
                 raise self._error(
@@ -195,7 +195,8 @@ def check_record(record: object, index: int) -> Record:
     """Check that an item of a dataset is a `Record`, and return it.
 
     Raises:
-        TypeError: if it is not; the error gives `index`, its index in the dataset or batch.
+        TypeError: if it is not a `Record`; the error gives `index`, its index in the dataset or
+            batch.
     """
     if not isinstance(record, Record):
         raise TypeError(
@@ -219,19 +220,22 @@ class EpochRecords(RecordSet, Protocol):
     """Records that may change every epoch, such as sampled prompts."""
 
     def in_epoch(self, epoch: int, index: int, /) -> Record:
-        """Return a record as it is in an epoch, counted from 0."""
+        """Return the version of a record used in the given epoch (zero-based)."""
         ...
 
 
 def record_in_epoch(records: RecordSet, epoch: int, index: int) -> Record:
-    """Return a record as it is in an epoch; most record sets do not depend on the epoch."""
+    """Return the version of a record used in a given epoch.
+
+    Most record sets return the same record in every epoch.
+    """
     if isinstance(records, EpochRecords):
         return records.in_epoch(epoch, index)
     return records[index]
 
 
 class RecordSequence(Sequence[Record], ABC):
-    """Base class of record sets that supports negative indices and slices, and checks bounds."""
+    """Base class for record sets, with bounds checking, negative indices and slices."""
 
     @abstractmethod
     def _record(self, index: int) -> Record:
@@ -271,7 +275,7 @@ class ConcatRecords(RecordSequence):
         return self.parts[part][place]
 
     def in_epoch(self, epoch: int, index: int) -> Record:
-        """Return a record as it is in an epoch."""
+        """Return the version of a record used in the given epoch."""
         part, place = self._find(self._wrap(index))
         return record_in_epoch(self.parts[part], epoch, place)
 

@@ -1,4 +1,4 @@
-"""Counter-based random numbers that depend only on a key: (seed, stream, index).
+"""Counter-based random numbers that depend only on a key (seed, stream, index).
 
 Every sample of a generated dataset has its own random numbers, so it does not depend on other
 samples or their order. Only the raw bits of NumPy's Philox are used: they are fixed by the
@@ -52,11 +52,11 @@ class Rng:
         return self.random() < probability
 
     def choice(self, items: Sequence[ItemT]) -> ItemT:
-        """Return one of the items."""
+        """Return a random item."""
         return items[int(self.random() * len(items))]
 
     def weighted_choice(self, items: Sequence[ItemT], weights: Sequence[float]) -> ItemT:
-        """Return one of the items, with probabilities proportional to the weights."""
+        """Return a random item, with probabilities proportional to the weights."""
         left = self.random() * sum(weights)
         for item, weight in zip(items, weights, strict=True):
             left -= weight

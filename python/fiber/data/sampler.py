@@ -29,7 +29,7 @@ class SampleRef(NamedTuple):
 
 
 class BatchIndices(NamedTuple):
-    """A batch of this rank, and the position of all ranks together after it."""
+    """A batch of this rank, and the global position after it."""
 
     samples: list[SampleRef]
     #: Number of samples of the epoch consumed so far by all ranks together.
@@ -104,7 +104,7 @@ class IndexSampler(RankSplit):
             yield batch
 
     def contiguous(self, epoch: int) -> Iterator[list[SampleRef]]:
-        """Yield this rank's contiguous share of an epoch."""
+        """Yield the batches of this rank's contiguous share of an epoch."""
         order, own = self._order(epoch), self.own(len(self._records))
         for start in own[:: self.batch_size]:
             stop = min(start + self.batch_size, own.stop)
@@ -127,7 +127,7 @@ class IndexSampler(RankSplit):
         return self._fingerprint
 
     def check_state(self, sample: int, fingerprint: str) -> None:
-        """Raise ValueError if a saved position does not fit these records."""
+        """Raise ValueError if a saved position does not match these records."""
         if fingerprint != (own := self.fingerprint("")):
             raise _other_data(fingerprint, f"but this loader's is {own!r}")
         if sample > len(self._records):
@@ -144,7 +144,7 @@ class IndexSampler(RankSplit):
 
 
 class StreamSampler(RankSplit):
-    """Sampler for an iterable: every rank iterates over all of it."""
+    """Sampler for an iterable. Every rank iterates over all of it."""
 
     def __init__(self, records: Iterable[Record], config: LoaderConfig) -> None:
         super().__init__(config)
@@ -158,7 +158,7 @@ class StreamSampler(RankSplit):
         return self.num_batches(len(self._records))
 
     def batches(self, epoch: int, start: int, fingerprint: str) -> Iterator[BatchIndices]:
-        """See `IndexSampler`; samples before `start` are read and must match `fingerprint`."""
+        """See `IndexSampler`. Samples before `start` are read and must match `fingerprint`."""
         records, consumed, index, is_last = self._iterate(epoch), Fingerprint(), 0, False
         for record in islice(records, start):
             consumed.add(record)
@@ -171,7 +171,7 @@ class StreamSampler(RankSplit):
         if start and fingerprint != (own := consumed.text()):
             raise _other_data(fingerprint, f"but that of the first {start} records is {own!r}")
         while not is_last:
-            # A full step is never the last: looking ahead might have to wait for the next record.
+            # A full step is never marked as the last: looking ahead could block on the next record.
             step = list(islice(records, self.global_batch_size))
             is_last = len(step) < self.global_batch_size
             if is_last and self.drop_last:
@@ -184,39 +184,39 @@ class StreamSampler(RankSplit):
                 yield BatchIndices(samples, index, is_last, consumed.text())
 
     def stream(self, start: int) -> Iterator[list[SampleRef]]:
-        """See `IndexSampler`; samples before `start` are read and discarded."""
+        """See `IndexSampler`. Samples before `start` are read and discarded."""
         samples = islice(self._samples(), start, None)
         while True:
             step = list(islice(samples, self.global_batch_size))
             yield [step[at] for at in self.own(self.global_batch_size)]
 
     def contiguous(self, epoch: int) -> Iterator[list[SampleRef]]:
-        """See `IndexSampler`; only for one rank, since the number of records is unknown."""
+        """See `IndexSampler`. Requires a single rank, since the number of records is unknown."""
         if self.world_size > 1:
             raise TypeError(
-                "epoch() on several ranks needs the number of records, but they are an iterable;"
+                "epoch() on several ranks requires a map-style dataset, got an iterable;"
                 " iterate over the loader instead, or pass a list"
             )
         return (batch.samples for batch in self.batches(epoch, 0, ""))
 
     def record(self, sample: SampleRef) -> Record:
-        """See `IndexSampler`; the sample already contains its record."""
+        """See `IndexSampler`. The sample already contains its record."""
         assert sample.record is not None
         return sample.record
 
     def replacement(self, sample: SampleRef, attempt: int) -> SampleRef:
-        """Raise TypeError; the loader rejects "resample" for iterables."""
-        raise TypeError(f"an iterable has no replacement for record {sample.record_index}")
+        """Raise TypeError, since the loader rejects "resample" for iterables."""
+        raise TypeError(f"an iterable cannot replace record {sample.record_index}")
 
     def fingerprint(self, consumed: str) -> str:
-        """See `IndexSampler`; only the samples consumed in the epoch are hashed."""
+        """See `IndexSampler`. Only the samples consumed in the epoch are hashed."""
         return consumed
 
     def check_state(self, sample: int, fingerprint: str) -> None:
-        """See `IndexSampler`; `batches` checks the state instead, while iterating."""
+        """Do nothing, since `batches` checks the state while iterating."""
 
     def _samples(self) -> Iterator[SampleRef]:
-        """Yield the samples of all epochs, one epoch after another."""
+        """Yield the samples of all epochs in order."""
         for epoch in itertools.count():
             index = -1
             for index, record in enumerate(self._iterate(epoch)):

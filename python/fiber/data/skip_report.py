@@ -18,10 +18,10 @@ _SINGULARS = {"boxes": "box", "classes": "class", "passes": "pass"}
 
 
 def skip_lines(records: RecordSet, *, while_reading: bool = False) -> list[str]:
-    """Return the readers' notes, then a line per kind: "3 empty captions were skipped or changed".
+    """Return the readers' notes, and lines such as "3 empty captions were skipped or changed".
 
-    With `while_reading`, only record sets that count while their records are read are included,
-    otherwise only the others.
+    If `while_reading`, include only record sets that count entries while their records are read;
+    otherwise, include only the others.
     """
     parts = [
         part
@@ -35,7 +35,7 @@ def skip_lines(records: RecordSet, *, while_reading: bool = False) -> list[str]:
 
 
 def skip_counts(records: RecordSet) -> dict[str, int]:
-    """Return how many entries the readers skipped or changed, by kind: {"empty captions": 3}."""
+    """Count the entries that readers skipped or changed, as in {"empty captions": 3}."""
     counts: Counter[str] = Counter()
     for part in _parts(records):
         counts.update(getattr(part, "counts", {}))
@@ -49,7 +49,7 @@ def classes_of(records: RecordSet) -> tuple[str, ...]:
 
 
 def _parts(records: RecordSet) -> list[RecordSet]:
-    """Return the record sets, as returned by readers, that `records` consists of."""
+    """Return the record sets, as created by readers, that make up `records`."""
     if isinstance(records, SampledPrompts):
         return _parts(records.records)
     if not isinstance(records, ConcatRecords):
@@ -58,9 +58,10 @@ def _parts(records: RecordSet) -> list[RecordSet]:
 
 
 def counted(count: int, what: str) -> str:
-    """Return a count with its noun: 1, "boxes that are cut" -> "1 box that is cut".
+    """Format a count and its noun, making the noun singular for 1.
 
-    The noun is the first word of the plural `what` that ends in "s".
+    The noun is the first word of the plural `what` that ends in "s": for 1 and "boxes that are
+    cut", the result is "1 box that is cut".
     """
     if count == 1:
         what = _NOUN.sub(lambda noun: _SINGULARS.get(noun[0], noun[0][:-1]), what, count=1)

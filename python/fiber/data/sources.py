@@ -1,4 +1,4 @@
-"""Readers of annotation files, one function per task; each returns a list of records.
+"""Readers of annotation files, one function per task, which return lists of records.
 
 For a folder written by `fiber data`, `(folder, split)` suffices; for a downloaded dataset, also
 pass the annotation file and the image folder:

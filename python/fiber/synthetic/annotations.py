@@ -19,7 +19,7 @@ from fiber.data.formats.annotation_file import FILES
 _NUM_ANSWERS = 10
 # Ids start at multiples of the image id, so they do not depend on other images.
 _PER_IMAGE = 100
-#: Lists in each JSON file; the other files are JSON lines.
+#: Lists in each JSON file; the other files are in JSON Lines format.
 _LISTS = {
     **dict.fromkeys(("captions", "phrases", "referring", "detection"), ("images", "annotations")),
     "questions": ("questions",),
@@ -42,7 +42,7 @@ class Phrased(NamedTuple):
 
 
 class Question(NamedTuple):
-    """A question with its answer."""
+    """A question and its answer."""
 
     text: str
     answer: str
@@ -55,7 +55,8 @@ class Statement(NamedTuple):
     text: str
     truth: bool
     group: str
-    #: (color, noun) that the statement says both images, or only one, show; None if it names sides.
+    #: (color, noun) that the statement says is shown by both images or only one; None if it names
+    #: sides.
     pair: tuple[str, str] | None = None
     #: (left, right) file names of another pair with the opposite truth value. A statement without
     #: such a pair is not written, since its words alone would determine its truth.
@@ -93,7 +94,7 @@ class AnnotatedImage:
 
 
 def join_pieces(pieces: Iterable[str | tuple[str, tuple[int, ...]]], group: str = "") -> Phrased:
-    """Join pieces of text; a piece with object indices is a phrase."""
+    """Join pieces of text. Pieces with object indices become phrases."""
     text = ""
     spans, things = [], []
     for piece in pieces:

@@ -1,7 +1,7 @@
 """Captions, referring expressions and descriptions of the objects in a scene.
 
-A description is a tuple of word kinds, such as ("color", "noun") for "red star". It fits every
-object with the same words.
+A description is a tuple of word kinds, such as ("color", "noun") for "red star". It applies to
+every object described by the same words.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def with_article(phrase: str) -> str:
 
 
 def plural(noun: str) -> str:
-    """Return the plural of a noun: "stars", "crosses", "yellow pansies", "firemen"."""
+    """Return the plural of a noun, such as "stars", "crosses", "yellow pansies" or "firemen"."""
     if noun.endswith(_UNCHANGED):
         return noun
     for ending, many in _PLURAL_ENDINGS.items():
@@ -72,7 +72,7 @@ def describe(thing: Thing, description: Description) -> str:
 
 
 def fits(thing: Thing, other: Thing, description: Description) -> bool:
-    """Return whether the description of `other` also fits `thing`."""
+    """Return whether the description of `other` also applies to `thing`."""
     return all(getattr(thing, kind) == getattr(other, kind) for kind in description)
 
 
@@ -85,7 +85,7 @@ def word_kinds(world: World) -> Description:
 def minimal_descriptions(
     things: Sequence[Thing], target: Thing, kinds: Description, always: Description = ()
 ) -> list[Description]:
-    """Return every minimal description that fits only the target.
+    """Return every minimal description that applies only to the target.
 
     A description has some of `kinds`, all of `always`, and at least one word.
     """
@@ -111,7 +111,7 @@ def captions(world: World, things: Sequence[Thing], rng: Rng, novel: bool) -> li
 
 
 def _list_caption(world: World, things: Sequence[Thing], rng: Rng) -> Phrased:
-    """Name all objects in random order; those with the same color and noun share a phrase."""
+    """Name all objects in random order. Objects with the same color and noun share a phrase."""
     groups: dict[tuple[str, str], list[int]] = {}
     for index in rng.shuffled(range(len(things))):
         groups.setdefault(things[index].pair, []).append(index)
@@ -130,7 +130,7 @@ def _list_caption(world: World, things: Sequence[Thing], rng: Rng) -> Phrased:
 def _name(
     world: World, things: Sequence[Thing], index: int, rng: Rng, probability: float
 ) -> tuple[str, tuple[int, ...]]:
-    """Name an object by color and noun and, with some probability, by its size or material."""
+    """Name an object by color and noun and, with some probability, also by size or material."""
     kinds = [kind for kind in word_kinds(world) if kind in ("size", "material")]
     extra = (rng.choice(kinds),) if kinds and rng.bernoulli(probability) else ()
     colors = ("color",) if len(world.colors) > 1 else ()
@@ -171,11 +171,11 @@ def concerns_held_out(world: World, thing: Thing, found: str, other: Thing) -> b
 def expressions(
     world: World, things: Sequence[Thing], rng: Rng, novel: bool, count: int = 2
 ) -> list[Phrased]:
-    """Return referring expressions, each of which fits one object, without redundant adjectives.
+    """Return referring expressions that each uniquely identify one object, without extra words.
 
-    Most contain the noun ("the small star"); some do not ("the red object"). Groups: "simple" (one
-    word), "composed" (two or more), "relation" (to another object). The first span of each is its
-    head phrase, such as "the star" in "the star left of the ring".
+    Most contain the noun ("the small star"); some do not ("the red object"). The group is "simple"
+    (one word), "composed" (two or more words) or "relation" (to a different object). The first span
+    of each is its head phrase, such as "the star" in "the star left of the ring".
     """
     if len(things) < 2:
         return []
@@ -198,7 +198,7 @@ def expressions(
 def _expression(
     world: World, things: Sequence[Thing], index: int, rng: Rng, named: bool
 ) -> Phrased | None:
-    """Refer to one object, by its noun if `named`."""
+    """Refer to one object, using its noun if `named`."""
     adjectives = tuple(kind for kind in word_kinds(world) if kind != "noun")
     always = ("noun",) if named or not adjectives else ()
     related = _related_expressions(things, index, adjectives, always)

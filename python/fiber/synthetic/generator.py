@@ -1,4 +1,4 @@
-"""Generate a dataset from a recipe; shared by `scenes` and `stamps`.
+"""Dataset generation from a recipe, shared by `scenes` and `stamps`.
 
 `dataset.json` stores the parameters that determine the data, so a finished folder can be reused.
 """
@@ -85,7 +85,7 @@ def generate_dataset(
 
 
 def _is_finished(folder: Path, parameters: dict[str, Any]) -> bool:
-    """Return whether a folder contains the dataset; raise ValueError if it contains another one."""
+    """Return whether a folder contains the dataset; raise ValueError for a different dataset."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
     description = folder / _DESCRIPTION
@@ -124,7 +124,7 @@ def _tokenizer_fingerprint(source: AnyPath | None, vocab_size: int) -> str:
 def _write_tokenizer(
     folder: Path, source: AnyPath | None, texts: list[str], vocab_size: int
 ) -> None:
-    """Write `tokenizer.json`: a copy of a tokenizer, or a byte-level BPE trained on the texts."""
+    """Write `tokenizer.json`, a copy of a tokenizer or a byte-level BPE trained on the texts."""
     if source is None:
         _core.Tokenizer.train(texts, vocab_size).save(str(folder / _TOKENIZER))
         return

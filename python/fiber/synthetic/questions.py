@@ -46,7 +46,7 @@ def questions(world: World, scene: Scene, rng: Rng, novel: bool, count: int = 3)
 def _target(
     world: World, scene: Scene, rng: Rng, novel: bool, kinds: tuple[str, ...]
 ) -> tuple[Thing, str] | None:
-    """Sample an object and a phrase that fits only it, if possible of just the first kind."""
+    """Sample an object and a phrase that identifies it, if possible with only the first kind."""
     kinds = tuple(kind for kind in kinds if kind in word_kinds(world))
     things = [t for t in scene.things if not novel or world.is_held_out(t)]
     thing = rng.choice(things)
@@ -94,7 +94,7 @@ def _ask_count(world: World, scene: Scene, rng: Rng, novel: bool) -> Question | 
 
 
 def _ask_exists(world: World, scene: Scene, rng: Rng, novel: bool) -> Question | None:
-    """Ask whether a word or a (color, noun) pair is in the image."""
+    """Ask whether an object with a given color, noun or both is in the image."""
     shown = {thing.pair for thing in scene.things}
     levels = ("pair",) if novel or len(world.colors) == 1 else ("pair", "pair", "noun", "color")
     level = rng.choice(levels)
@@ -116,7 +116,7 @@ def _ask_exists(world: World, scene: Scene, rng: Rng, novel: bool) -> Question |
 
 
 def _near_pairs(world: World, pairs: Sequence[Pair], shown: set[Pair], rng: Rng) -> list[Pair]:
-    """Return absent pairs whose color and noun both occur in the image, or at least one does."""
+    """Return absent pairs whose color, noun or both occur elsewhere in the image."""
     colors, nouns = {pair[0] for pair in shown}, {pair[1] for pair in shown}
     absent = _without(world, pairs, shown)
     both = [pair for pair in absent if pair[0] in colors and pair[1] in nouns]
@@ -155,7 +155,7 @@ def _ask_relation(world: World, scene: Scene, rng: Rng, novel: bool) -> Question
 
 
 def _ask_where(world: World, scene: Scene, rng: Rng, novel: bool) -> Question | None:
-    """Ask, for example, "is the star left of the ring?"; wrong relations are equally likely."""
+    """Ask, for example, "is the star left of the ring?", with balanced answers."""
     things = scene.things
     kinds = tuple(kind for kind in word_kinds(world) if kind in ("color", "noun"))
     if scene.asked_fact is not None:
@@ -233,11 +233,11 @@ def opposite_pair(
     index: int,
     others: Iterable[int],
 ) -> tuple[int, int] | None:
-    """Find a pair for which a statement on images `index - 1` and `index` has the opposite truth.
+    """Find two images that reverse the truth of a statement about images `index - 1` and `index`.
 
-    For a statement that names the sides, the images are swapped. For one about what both images
-    show, an image that shows it keeps its side, and the other image is replaced with
-    the first of `others` that changes whether the two agree.
+    For a statement that names the sides, the images are swapped. For a statement about what both
+    images show, an image that shows it keeps its side, and the other image is replaced with the
+    first of `others` that changes whether the two agree.
     """
     if pair is None:
         return index, index - 1

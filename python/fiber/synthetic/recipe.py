@@ -31,7 +31,7 @@ def file_name(split: str, index: int) -> str:
 
 @dataclass(frozen=True)
 class Recipe(ABC):
-    """Parameters that determine the images of a dataset; pickled when sent to worker processes.
+    """Picklable parameters that determine the images of a dataset.
 
     Image i of a split depends only on the recipe, the split and i.
 
@@ -41,7 +41,7 @@ class Recipe(ABC):
 
     #: Random seed, which also determines what is held out.
     seed: int
-    #: Side of the images in pixels, at least 48.
+    #: Side length of the images in pixels, at least 48.
     image_size: int
     #: Maximum number of objects in an image, 1 to 9.
     max_objects: int
@@ -64,7 +64,7 @@ class Recipe(ABC):
     @cached_property
     @abstractmethod
     def world(self) -> World:
-        """Vocabulary of the dataset, and what is held out."""
+        """Words of the dataset, and what is held out."""
 
     @abstractmethod
     def _sample_scene(self, split: str, index: int) -> Scene: ...

@@ -46,7 +46,7 @@ def draw_scene(scene: Scene, image_size: int, rng: Rng) -> tuple[np.ndarray, lis
 
 
 def background(side: int, rng: Rng) -> np.ndarray:
-    """Return a grayish (side, side, 3) float32 image: a gradient, soft clouds and grain."""
+    """Return a grayish (side, side, 3) float32 image with a gradient, soft clouds and grain."""
     gray = rng.uniform(95, 165)
     tint = np.array([gray + rng.uniform(-16, 16) for _ in range(3)], dtype=np.float32)
     ramp = np.linspace(-1, 1, side, dtype=np.float32)
@@ -62,7 +62,7 @@ def background(side: int, rng: Rng) -> np.ndarray:
 
 
 def _draw_thing(image: np.ndarray, thing: Thing, rng: Rng) -> PixelBox:
-    """Draw an object on an (H, W, 3) float32 image; return the box around alpha > 0.5."""
+    """Draw an object on an (H, W, 3) float32 image; return the box of pixels with alpha > 0.5."""
     height, width = image.shape[:2]
     reach = thing.radius + 2
     top, left = max(int(thing.y - reach), 0), max(int(thing.x - reach), 0)
@@ -135,7 +135,7 @@ def shape_distance(shape: str, u: np.ndarray, v: np.ndarray, radius: float) -> n
 
 
 def _material(thing: Thing, u: np.ndarray, v: np.ndarray, rng: Rng) -> np.ndarray:
-    """Return the colors of an object's patch: (3,) or (P, Q, 3) float32."""
+    """Return the colors of an object's patch as a (3,) or (P, Q, 3) float32 array."""
     base = np.array([c + rng.uniform(-10, 10) for c in RGB[thing.color]], dtype=np.float32)
     angle = rng.uniform(0, math.pi)
     if thing.material == "plain":

@@ -67,10 +67,10 @@ class Thing:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """The objects in an image, and how its texts should use them."""
+    """The objects in an image and how its texts should refer to them."""
 
     things: tuple[Thing, ...]
-    #: ("noun" | "color", word): questions may ask how many there are, with balanced answers.
+    #: ("noun" or "color", word) that questions may ask to count, with balanced answers.
     counted: tuple[str, str] | None = None
     #: "color" or "place": what objects 0 and 1 swap in the other image of the pair.
     swap: str = ""
@@ -80,7 +80,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class World:
-    """The vocabulary of a dataset, and what is held out from its training split."""
+    """The words of a dataset, and what is held out from its training split."""
 
     nouns: tuple[str, ...]
     colors: tuple[str, ...] = ("",)
@@ -114,10 +114,10 @@ class World:
 
 
 def shapes_world(seed: int) -> World:
-    """Return the world of colored shapes; the seed determines what is held out.
+    """Return the world of colored shapes.
 
-    One eighth of the pairs is held out, each color with one shape, and 12 of 112 facts (28 pairs of
-    shapes, four relations), three for each shape.
+    The seed determines what is held out: one eighth of the pairs, each color with one shape, and 12
+    of 112 facts (28 pairs of shapes, four relations), three for each shape.
     """
     rng = Rng(seed, _HELD_OUT, 0)
     nouns = rng.shuffled(SHAPES)
@@ -135,7 +135,7 @@ def shapes_world(seed: int) -> World:
 
 
 def relation(thing: Thing, other: Thing) -> str | None:
-    """Return the position of `thing` relative to `other`, or None near a diagonal."""
+    """Return the relation of `thing` to `other` (None if the offset is near diagonal)."""
     right, down = thing.x - other.x, thing.y - other.y
     if abs(right) >= _CONE * abs(down):
         return "right of" if right > 0 else "left of"
@@ -222,7 +222,7 @@ def swapped(scene: Scene) -> Scene:
 
 
 def _sample_count(rng: Rng, low: int, high: int) -> int:
-    """Sample the number of objects; a single object is rare."""
+    """Sample the number of objects. A single object is rare."""
     counts = range(min(low, high), high + 1)
     return rng.weighted_choice(counts, [min(count, 3) for count in counts])
 
@@ -329,7 +329,7 @@ def _apart(pair: Pair, others: Sequence[Pair]) -> bool:
 
 
 def _novel(world: World, rng: Rng, side: int, max_objects: int) -> Scene:
-    """Sample a scene with a held-out pair; about 60 % also have a held-out fact to ask about."""
+    """Sample a scene with a held-out pair and, in about 60% of cases, a held-out fact."""
     held_out = sorted(world.held_out_pairs)
     everything = tuple(held_out) + world.shown_pairs
     fixed = [rng.choice(held_out)]

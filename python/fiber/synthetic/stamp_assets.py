@@ -115,7 +115,7 @@ class StampCollection:
 
 
 def noun_of(caption: str) -> str | None:
-    """Return a caption's noun phrase: "A peacock (a male peafowl)." -> "peacock".
+    """Return a caption's noun phrase, such as "peacock" for "A peacock (a male peafowl).".
 
     Return None unless the caption is "a" or "an" followed by up to four words.
     """
@@ -127,7 +127,7 @@ def noun_of(caption: str) -> str | None:
 
 
 def family_of(noun: str) -> str:
-    """Return a noun's family, usually its last word; nouns of a family may be confused."""
+    """Return a noun's family, usually its last word. Nouns of a family may be confused."""
     last = noun.rpartition(" ")[2]
     return _FAMILIES.get(noun, _FAMILIES.get(last, last))
 
@@ -146,7 +146,7 @@ def read_collection(stamps: Path, backgrounds: Sequence[Path]) -> StampCollectio
     skipped = Counter(reason for reason in found if isinstance(reason, str))
     if not cutouts:
         raise FileNotFoundError(
-            f"{stamps} has no usable stamp; expected PNG files with transparency, each with a .txt"
+            f"{stamps} has no usable stamps; expected PNG files with transparency, each with a .txt"
             f' file such as "A red mug." (skipped: {dict(skipped) or "nothing"})'
         )
     files = (path for folder in backgrounds for path in folder.rglob("*"))
@@ -156,7 +156,8 @@ def read_collection(stamps: Path, backgrounds: Sequence[Path]) -> StampCollectio
         skipped["photograph shows things"] = len(every) - len(photos)
     if not photos:
         raise FileNotFoundError(
-            f"no photograph in {', '.join(map(str, backgrounds))}; expected {', '.join(ENDINGS)}"
+            f"no photographs found in {', '.join(map(str, backgrounds))}; expected"
+            f" {', '.join(ENDINGS)}"
         )
     return StampCollection(cutouts, photos, tuple(sorted(skipped.items())))
 
@@ -183,7 +184,7 @@ def one_of_each(cutouts: Sequence[Cutout], kinds: int, seed: int = 0) -> list[Cu
 
 
 def _read_cutout(path: Path) -> Cutout | str:
-    """Read a stamp; if it is unusable, return the reason."""
+    """Read a stamp, or return the reason why it is unusable."""
     text = path.with_suffix(".txt")
     if not text.is_file():
         return "no caption"
@@ -212,13 +213,13 @@ def _read_cutout(path: Path) -> Cutout | str:
 
 
 def cache_folder() -> Path:
-    """Return the folder for unpacked packages: fiber/debian in XDG_CACHE_HOME or ~/.cache."""
+    """Return the folder for unpacked packages, fiber/debian in XDG_CACHE_HOME or ~/.cache."""
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(root) / "fiber" / "debian"
 
 
 def debian_stamps() -> Path:
-    """Return the folder of Debian's stamps: installed, cached, or downloaded into the cache."""
+    """Return the folder of Debian's stamps, downloading them into the cache if needed."""
     installed = Path("/") / _STAMPS_FOLDER
     return installed if installed.is_dir() else unpacked(STAMPS_PACKAGE) / _STAMPS_FOLDER
 
@@ -229,7 +230,7 @@ def debian_backgrounds() -> list[Path]:
 
 
 def unpacked(package: str) -> Path:
-    """Return the folder of a Debian package's files; download and unpack it if needed.
+    """Return the folder of a Debian package's files, downloading and unpacking it if needed.
 
     Raises:
         FileNotFoundError: if apt-get or dpkg-deb is missing or fails; the error says what to do.

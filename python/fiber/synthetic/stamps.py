@@ -53,10 +53,10 @@ _MAX_MAGNIFICATION, _PHOTO_FACTOR = 1.5, 4
 class StampRecipe(Recipe):
     """Recipe for stamps on photographs."""
 
-    #: Folder of RGBA PNG files, each with its caption in a .txt file; None: Debian's
+    #: Folder of RGBA PNG files, each with its caption in a .txt file; None means Debian's
     #: tuxpaint-stamps-default. Missing packages are downloaded with apt-get and cached.
     stamps: AnyPath | None = None
-    #: Folder of photographs; None: photographs from two Debian packages.
+    #: Folder of photographs; None means photographs from two Debian packages.
     backgrounds: AnyPath | None = None
 
     name = "stamps"
@@ -128,7 +128,7 @@ def generate(
 def stamps_world(collection: StampCollection, seed: int) -> World:
     """Return the world of a collection's nouns, with an eighth of their families held out.
 
-    Raises ValueError if there are fewer than four families.
+    Raise ValueError if there are fewer than four families.
     """
     families = {noun: family_of(noun) for noun in collection.nouns}
     names = sorted(set(families.values()))
@@ -176,7 +176,7 @@ def sample_stamp_scene(recipe: StampRecipe, split: str, index: int) -> Scene:
 
 
 def _sample_nouns(world: World, rng: Rng, count: int, novel: bool) -> list[str]:
-    """Sample nouns of different families; if `novel`, the first is held out, otherwise none is."""
+    """Sample nouns of different families. If `novel`, the first is held out; otherwise none is."""
     held_out = sorted(noun for _, noun in world.held_out_pairs)
     shown = [noun for _, noun in world.shown_pairs]
     nouns: list[str] = []

@@ -156,7 +156,7 @@ def test_a_missing_source_is_reported_with_all_its_layouts(source, split, forms,
     with pytest.raises(FileNotFoundError) as error:
         open_source(source, folder.folder, split)
     assert str(error.value) == (
-        f"{folder.folder} has no {source} of split {split!r}. Expected one of these in the folder:"
+        f"{folder.folder} has no {source} for split {split!r}. Expected one of these in the folder:"
         f" {'; '.join(forms)}. A file with another name can be given instead of the folder"
     )
     none = folder.folder / "none"
@@ -199,7 +199,7 @@ def test_a_missing_split_lists_the_splits_that_exist(source, files, splits, fold
     with pytest.raises(FileNotFoundError) as error:
         open_source(source, folder.folder, "novel")
     assert (
-        f"has no {source} of split 'novel'; splits with files: {splits}."
+        f"has no {source} for split 'novel'; splits with files: {splits}."
         " Expected one of these in the folder: "
     ) in str(error.value)
 

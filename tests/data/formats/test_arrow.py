@@ -221,5 +221,5 @@ def test_files_that_do_not_fit_are_named(write, tmp_path):
 
 def test_missing_pyarrow_is_an_error(monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(ModuleNotFoundError, match=r"vg\.arrow needs pyarrow;.* pip install"):
+    with pytest.raises(ModuleNotFoundError, match=r"vg\.arrow requires pyarrow;.*pip install"):
         table_captions("vg.arrow")

@@ -51,7 +51,7 @@ def test_names_with_words_around_them(tmp_path):
         ("a.json", '[{"name": "a", "pre": ""}]', r"class 0.*keys 'name'.*'pre'"),
         ("a.json", "[{}]", r"class 0.*keys"),
         ("a.json", '[{"name": "a", "prefix": null}]', r"class 'a'.*NoneType None"),
-        ("a.json", '["mug", "(all)"]', r"a\.json: class 1 \('\(all\)'\) is empty"),
+        ("a.json", '["mug", "(all)"]', r"a\.json: class 1 has an empty name \('\(all\)'\)"),
     ],
 )
 def test_what_is_no_list_of_classes(tmp_path, name, content, message):

@@ -149,7 +149,7 @@ def test_truncated_archives(tmp_path):
     whole = write_tar(tmp_path / "whole.tar", CONTENT).read_bytes()
     path = tmp_path / "a.tar"
     path.write_bytes(whole[: 512 * 4 + 700])
-    is_invalid(path, "member 'b/c.bin' has 2304 bytes, but 700 are left", "at byte 1536")
+    is_invalid(path, "member 'b/c.bin' has 2304 bytes, but only 700 are left", "at byte 1536")
     path.write_bytes(whole[: 512 * 2 + 100])
     is_invalid(path, "truncated header, at byte 1024")
     path.write_bytes(whole[:100])

@@ -70,7 +70,7 @@ def add_captions(out: RecordList, stem: str, image: str, found: Sequence[tuple[A
 def caption_rows(
     path: Path, rows: Iterable[tuple[tuple[str, ...], Any]], images: ImageFinder
 ) -> RecordList:
-    """Create records from rows of (possible image file names, caption); images may be missing.
+    """Create records from rows of (possible image file names, caption). Images may be missing.
 
     Raises:
         FileNotFoundError: if all images are missing.
@@ -89,7 +89,7 @@ def caption_rows(
             add_captions(out, path.stem, image, [(row, caption)])
     if total and out.counts.get(_MISSING) == total:
         raise FileNotFoundError(
-            f"{path}: none of the {total} images exist (example: {example!r}); see `images`"
+            f"{path}: none of the {total} images exist (example: {example!r}); check `images`"
         )
     return out
 

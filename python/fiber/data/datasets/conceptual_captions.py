@@ -35,7 +35,7 @@ def conceptual_captions(
     it is the path of the image. The JSON file is a list of [path, caption] pairs.
 
     Arguments and errors are as in `karpathy`; the whole file is one split. Missing images are
-    counted, since many URLs are dead; only if all are missing is an error raised.
+    counted, since many URLs are dead. An error is raised only if all are missing.
     """
     path = Path(annotations)
     rows = path_rows(path, KIND) if path.suffix == ".json" else _tsv_rows(path)
@@ -52,6 +52,6 @@ def _tsv_rows(path: Path) -> Iterator[tuple[tuple[str, ...], str]]:
         columns = line.rstrip("\r").split("\t")
         if len(columns) != 2:
             where = f"{path}: line {row + header + 1}"
-            raise ValueError(f"{where} has {len(columns)} columns; expected caption and URL")
+            raise ValueError(f"{where} has {len(columns)} columns; expected 2 (caption and URL)")
         caption, location = columns
         yield ((row_name(row),) if "://" in location else (location,)), caption

@@ -54,7 +54,7 @@ def flickr_entities(
     images: AnyPath | None = None,
     on_error: str = "raise",
 ) -> RecordList:
-    """Read captions with phrases and boxes: one record per caption.
+    """Read captions with phrases and boxes, one record per caption.
 
     As in the published evaluation, phrases without a box are dropped, and so are captions left
     without phrases. `labels` are the phrases and `label_groups` their kinds; a box has the spans of
@@ -112,7 +112,7 @@ def read_sentence(line: str, where: str) -> tuple[str, list[Phrase]]:
     """Parse a caption such as "[/EN#1/people The man] sits ." into its text and its phrases.
 
     Raises:
-        ValueError: for a phrase that is not closed, or has no number or no words.
+        ValueError: if a phrase is not closed, or has no number or no words.
     """
     text, phrases, opened = "", [], None
     for token in line.split():
@@ -141,8 +141,8 @@ def read_sentence(line: str, where: str) -> tuple[str, list[Phrase]]:
 def _read_boxes(path: Path, skipped: RecordList | None) -> list[tuple[Box, frozenset[str]]]:
     """Read the boxes of an image, each with the numbers of its phrases.
 
-    Objects without a box are ignored. Invalid ones are counted in `skipped`, or raise ValueError if
-    it is None.
+    Objects without a box are ignored. Invalid objects are counted in `skipped`; if `skipped` is
+    None, they raise ValueError.
     """
     try:
         tree = ElementTree.fromstring(read_text(path, KIND))
@@ -164,7 +164,7 @@ def _read_boxes(path: Path, skipped: RecordList | None) -> list[tuple[Box, froze
         elif skipped is None:
             raise ValueError(
                 f"{path}: object {number} has names {sorted(numbers)} and corners {corners};"
-                " expected at least one name, and numbers with xmin <= xmax and ymin <= ymax"
+                " expected at least one name, and corners with xmin <= xmax and ymin <= ymax"
             )
         else:
             skipped.skip("objects whose box is none")
@@ -172,7 +172,7 @@ def _read_boxes(path: Path, skipped: RecordList | None) -> list[tuple[Box, froze
 
 
 def _images_root(folder: Path, list_folder: Path, split: str, images: AnyPath | None) -> Path:
-    """Find the image folder; raise FileNotFoundError, listing the candidates, if none exists."""
+    """Find the image folder. If none exists, raise FileNotFoundError with all candidates."""
     parents = dict.fromkeys((folder, list_folder, list_folder.parent))
     candidates = [parent / name.format(split=split) for name in IMAGE_FOLDERS for parent in parents]
     if images is not None:

@@ -28,13 +28,14 @@ def _reader(kind: str, *subfolders: str) -> Callable[..., RecordList]:
         The published code trains on COCO's "train" and "val" and selects models on "test"; most
         other work trains on "train" and "restval" and selects on "val".
 
-        The image folder is the data folder or its "images" subfolder. COCO images are in train2014
-        and val2014 there; Flickr30k images may be in "flickr30k-images" or "flickr30k_images".
+        The image folder is the data folder or its "images" subfolder. COCO images are in its
+        subfolders train2014 and val2014; Flickr30k images may be in "flickr30k-images" or
+        "flickr30k_images".
 
         Raises:
             FileNotFoundError: if the file or an image is missing.
-            ValueError: for an invalid entry, naming the file, entry and key; if the file lacks the
-                split, listing those it has.
+            ValueError: if an entry is invalid (the error names the file, entry and key), or if the
+                file lacks the split (the error lists the available splits).
         """
         file, finder = read_json(Path(annotations), kind), ImageFinder(folder, images, subfolders)
         out, splits = RecordList(), set()

@@ -33,10 +33,10 @@ from fiber.data.record import AnyPath, Record
 
 #: Name of the mixed dataset in messages.
 MIXED = "MDETR's mixed set"
-#: Its files; the first one excludes images of COCO's val2017.
+#: Files of the mixed dataset; the first one excludes images of COCO's val2017.
 MIXED_FILES = ("final_mixed_train_no_coco.json", "final_mixed_train.json")
-#: Its image folders by `data_source`, relative to the data folder; the best match is used. The
-#: Visual Genome images are those of GQA.
+#: Image folders of the mixed dataset by `data_source`, relative to the data folder; the best match
+#: is used. The Visual Genome images are those of GQA.
 MIXED_IMAGES = {
     "coco": ("refcoco/train2014", "coco/train2014", "train2014", "images/train2014"),
     "vg": ("gqa/images", "images/gqa", "gqa", "images"),
@@ -64,12 +64,12 @@ def phrases(
         annotations: annotation file; default: "flickr_<split>.json" in the folder.
         images: image folder; default: "images" in the folder, or where the published code expects
             the images.
-        on_error: "raise", or "skip": clip boxes that exceed their images, drop invalid ones, and
+        on_error: "raise", or "skip" to clip boxes that exceed their images, drop invalid boxes, and
             count both.
 
     Raises:
         FileNotFoundError: if the file or the image folder is missing.
-        ValueError: for an invalid entry, naming the file, entry and key.
+        ValueError: if an entry is invalid; the error names the file, entry and key.
     """
     path = annotation_path(folder, split, "phrases", annotations)
     file = read_json(path, "Flickr30k Entities, MDETR format")
@@ -81,7 +81,7 @@ def phrases(
 def mixed(
     folder: AnyPath, split: str, *, annotations: AnyPath, on_error: str = "raise"
 ) -> RecordList:
-    """Read MDETR's mixed dataset: captions with phrases and boxes for COCO and GQA images.
+    """Read captions with phrases and boxes for COCO and GQA images (MDETR's mixed dataset).
 
     Arguments, records and errors are as in `phrases`. `data_source` determines an
     image's folder (see `MIXED_IMAGES`). The only split is "train".
@@ -110,7 +110,7 @@ def _source(entry: dict[str, Any]) -> str:
 
 
 def _candidates(folder: AnyPath, names: Sequence[str]) -> list[Path]:
-    """Return candidate image folders; the annotations may be in a subfolder of the data folder."""
+    """Return candidate image folders. Annotations may be in a subfolder of the data folder."""
     return [parent / name for parent in (Path(folder), Path(folder).parent) for name in names]
 
 
@@ -140,7 +140,7 @@ def _texts(
 def _phrase_records(
     file: AnnotationFile, root: Callable[[dict[str, Any]], str], on_error: str
 ) -> RecordList:
-    """Create the records of `phrases`; `root` returns the image folder of an entry."""
+    """Create the records of `phrases`, where `root` returns the image folder of an entry."""
     out = RecordList()
     for entry, text, found in _texts(file, out, on_error):
         spans = []
@@ -180,7 +180,7 @@ def _phrase_records(
 def label_boxes(record: Record) -> list[list[int]]:
     """Return the indices of the boxes of each label.
 
-    A box that has several phrases is in several lists; `Record.box_labels` has only the first.
+    A box with several phrases is in several lists; `Record.box_labels` has only its first phrase.
     """
     return [
         [i for i, own in enumerate(record.char_spans) if _shares(label, own)]
@@ -203,12 +203,12 @@ def referring(
     whole_expression: bool = False,
     on_error: str = "raise",
 ) -> RecordList:
-    """Read referring expressions (RefCOCO in MDETR's format): one record per expression.
+    """Read referring expressions (RefCOCO in MDETR's format), one record per expression.
 
     Each record has one label, the expression, and its boxes (one in the public datasets).
     Expressions without a valid box are skipped and counted.
 
-    Arguments and errors are as in `phrases`; the file is "refcoco_<split>.json". With
+    Arguments and errors are as in `phrases`; the default file is "refcoco_<split>.json". With
     `whole_expression`, spans cover the whole text; otherwise they are the file's `tokens_positive`,
     the head phrase ("the star" in "the star left of the ring").
     """

@@ -20,15 +20,15 @@ def reasoning(
     annotations: AnyPath | None = None,
     images: AnyPath | None = None,
 ) -> RecordList:
-    """Read statements about two images (NLVR2): one record with two images per statement.
+    """Read statements about two images (NLVR2), one record with two images per statement.
 
     An entry's images are its `left_image` and `right_image`. If these are absent, as in the files
     released with NLVR2, they are "<identifier without its last part>-img0.png" and "-img1.png",
     under `directory` if the entry has one, in the image folder or its subfolder "train", "dev" or
     "test1" (the first part of the identifier).
 
-    Arguments and errors are as in `captions`; the file is "nlvr2_<split>.jsonl" (NLVR2's own
-    train.json, dev.json and test1.json have the same format).
+    Arguments and errors are as in `captions`; the default file is "nlvr2_<split>.jsonl" (NLVR2's
+    own train.json, dev.json and test1.json have the same format).
     """
     path = annotation_path(folder, split, "reasoning", annotations)
     file = read_json_lines(path, "NLVR2")

@@ -55,7 +55,7 @@ def _read_labelmap(path: Path) -> list[str]:
 
 
 class Objects365Records(RecordSequence):
-    """Boxes with classes from TSV files: one record per entry of the line list, created on access.
+    """Boxes with classes from TSV files, one record per entry of the line list, created on access.
 
     Boxes are clipped to their images; crowd, empty and reversed boxes are dropped. Both are counted
     while records are read. `rect` has half-open pixel coordinates.
@@ -65,8 +65,8 @@ class Objects365Records(RecordSequence):
 
     Raises:
         FileNotFoundError: if a file is missing.
-        ValueError: if a file is invalid; on access, if a label or image is invalid, naming the file
-            and line.
+        ValueError: if a file is invalid, or, on access, if a label or image is invalid (the error
+            names the file and line).
     """
 
     #: Counts grow while records are read; records read twice are counted twice.
@@ -156,7 +156,7 @@ class Objects365Records(RecordSequence):
         return boxes, own
 
     def _size(self, line: int) -> tuple[float, float]:
-        """Return (height, width) in pixels; both are infinite if there is no `hw` file."""
+        """Return (height, width) in pixels, or infinite values if there is no `hw` file."""
         if self._sizes is None:
             return math.inf, math.inf
         found, where = _second_column(self._sizes, line)

@@ -5,7 +5,7 @@
 
 A dataset may also be in ROOT/NAME, in any COCO layout that `fiber.data.open_source` reads. Class
 names are those of GLIP's configurations, in order of the category ids, and replace those of the
-files. Only Aquarium's published prompt has more than the class names.
+files. Only Aquarium's published prompt contains more than the class names.
 
 Source: Li et al. 2022 (ELEVATER); `configs/odinw_13` of GLIP; FIBER's configuration for Aquarium.
 """
@@ -77,7 +77,7 @@ _FILE = "annotations_without_background.json"
 
 
 def find_set(root: AnyPath, name: str, split: str) -> Path | None:
-    """Find the annotation file of a split; return None if there is none.
+    """Find the annotation file of a split, or return None if there is none.
 
     Raises:
         ValueError: if several files match one layout; the error lists them.
@@ -99,7 +99,7 @@ def find_set(root: AnyPath, name: str, split: str) -> Path | None:
 
 
 def open_set(root: AnyPath, name: str, split: str) -> RecordSet | None:
-    """Read a dataset with the published class names; return None if it is missing.
+    """Read a dataset with the published class names, or return None if it is missing.
 
     Raises:
         ValueError: if the number of classes is wrong; the error lists both sets of classes.

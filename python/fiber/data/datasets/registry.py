@@ -48,7 +48,7 @@ def _rows_reader(
     source: Callable[[Sequence[AnyPath]], Any],
     patterns: Sequence[str] = (),
 ) -> Reader:
-    """Return a reader of a row source; the first match of a pattern selects all its matches."""
+    """Return a reader that reads all matches of a pattern when given the first of them."""
 
     def reader(folder: AnyPath, split: str, *, annotations: AnyPath, **options: Any) -> RecordSet:
         for pattern in patterns:
@@ -130,7 +130,7 @@ _CONCEPTUAL_CAPTIONS = [
     _arrow(caption_records, "conceptual_caption_{split}_*.arrow"),
 ]
 _VQAV2 = "v2_OpenEnded_mscoco_{split}20*_questions.json"
-#: Other files that a layout needs, by its pattern.
+#: Additional files that a layout requires, keyed by its pattern.
 COMPANION_FILES = {
     FILES["questions"]: [FILES["answers"]],
     _VQAV2: ["v2_mscoco_{split}20*_annotations.json"],
@@ -224,7 +224,7 @@ WITH_SPLITS = {karpathy.coco_karpathy, karpathy.flickr30k_karpathy}
 #: Sources and readers of datasets with a training split only.
 TRAINING_ONLY = {"visual_genome", "sbu", "mixed", "objects365"}
 TRAINING_READERS = {visual_genome.visual_genome, sbu.sbu}
-#: Readers of files with any other name, by (source, extension); caption datasets have none.
+#: Fallback readers for other file names, by (source, extension). Caption datasets have none.
 BY_SUFFIX: dict[tuple[str, str], Reader] = {}
 for _source in LAYOUTS:
     if _source == "captions" or LAYOUTS[_source][0] not in LAYOUTS["captions"]:
@@ -239,7 +239,7 @@ for _source, _read in (
     BY_SUFFIX[_source, ".arrow"] = BY_SUFFIX[_source, ".parquet"] = _rows_reader(_read, Tables)
     if (_source, ".tar") in BY_SUFFIX:
         BY_SUFFIX[_source, ".tar"] = _rows_reader(_read, Shards)
-#: Extensions of files that may come in parts; a part given by name is read without the others.
+#: Extensions of files that may come in parts. A part given by name is read on its own.
 PART_SUFFIXES = (".arrow", ".parquet", ".tar")
 
 

@@ -45,7 +45,7 @@ OWN_KINDS = ("captions", "questions", "detection")
 
 
 class AmbiguousLayoutError(ValueError):
-    """A folder has several layouts of a source; `sources` names the sources that select one."""
+    """Raised if a folder has several layouts of a source; `sources` lists those that select one."""
 
     def __init__(self, problem: str, sources: tuple[str, ...]) -> None:
         super().__init__(problem)
@@ -67,9 +67,11 @@ def open_source(source: str, data: AnyPath, split: str, **options: Any) -> Recor
     Raises:
         FileNotFoundError: if the folder or file does not exist, or the folder has no file of the
             source.
-        AmbiguousLayoutError: (a ValueError) if a folder has several layouts of the source.
+        AmbiguousLayoutError: if a folder has several layouts of the source (a subclass of
+            ValueError).
         TypeError: if the type of `data` or `split` is wrong.
-        ValueError: for an unknown source, a split that the source never has, or an invalid file.
+        ValueError: if the source is unknown, the source never has the split, or the file is
+            invalid.
     """
     if source not in LAYOUTS:
         raise ValueError(f"unknown source {source!r}; {nearest(str(source), LAYOUTS)}")
@@ -112,7 +114,7 @@ def _splits_of(source: str, folder: Path, asked: list[str]) -> list[str]:
 def has_splits(source: str, data: AnyPath, split: str) -> bool:
     """Return whether `data` has separate splits, as a folder or as a file that names them.
 
-    Arguments are as in a previous call of `open_source`.
+    Arguments are those of a previous call to `open_source`.
     """
     path = Path(data)
     if not path.is_file():
@@ -145,7 +147,7 @@ def choose_layout(source: str, data: Path, split: str) -> tuple[Reader, Path | N
         names = ", ".join(str(path.relative_to(data)) for path in found.values())
         others = (name for name in LAYOUTS if name != source)
         raise AmbiguousLayoutError(
-            f"{data} has {source} of split {split!r} in several layouts; pass one of {names}",
+            f"{data} has {source} for split {split!r} in several layouts; pass one of {names}",
             tuple(name for name in others if _reads_one(name, data, split, found)),
         )
     return next(iter(found.items()))
@@ -169,11 +171,11 @@ def _reads_one(source: str, folder: Path, split: str, found: dict[Reader, Path])
 
 
 def _missing(source: str, folder: Path, split: str) -> str:
-    """Return the error message for a missing source: expected files, and where to get them."""
+    """Return the error message for a missing source, with the expected files and their origin."""
     problem = f"{folder} does not exist"
     if folder.is_dir():
         splits = ", ".join(splits_there(source, folder))
-        problem = f"{folder} has no {source} of split {split!r}"
+        problem = f"{folder} has no {source} for split {split!r}"
         problem += f"; splits with files: {splits}" if splits else ""
     kinds: dict[str, list[str]] = {}
     origins = {}
@@ -241,7 +243,7 @@ RECORD_SET = "a map-style collection of fiber.data.Record"
 
 
 def check_records(given: Any, expected: str) -> None:
-    """Raise TypeError unless `given` is a record set, judged by its first item."""
+    """Raise TypeError unless `given` looks like a record set, based on its first item."""
     kind = type(given).__name__
     if hasattr(given, "__len__") and hasattr(given, "__getitem__") and not isinstance(given, str):
         if not len(given) or isinstance(given[0], Record):
@@ -267,7 +269,7 @@ class ChosenRecords:
         return self.records[self.indices[index]]
 
     def in_epoch(self, epoch: int, index: int) -> Record:
-        """Return a record as it is in an epoch."""
+        """Return the version of a record used in the given epoch."""
         return record_in_epoch(self.records, epoch, self.indices[index])
 
 

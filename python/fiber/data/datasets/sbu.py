@@ -33,7 +33,7 @@ def sbu(
     [path, caption] pairs.
 
     Arguments and errors are as in `karpathy`. The only split is "train". Missing images are
-    counted; only if all are missing is an error raised.
+    counted. An error is raised only if all are missing.
     """
     path = Path(annotations)
     check_split(path, split, {"train"})

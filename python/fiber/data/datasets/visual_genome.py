@@ -23,7 +23,7 @@ FILES = ("region_descriptions.json", "annotations/region_descriptions.json")
 def visual_genome(
     folder: AnyPath, split: str, *, annotations: AnyPath, images: AnyPath | None = None
 ) -> RecordList:
-    """Read region_descriptions.json: each phrase is a caption of its image.
+    """Read region_descriptions.json, using each phrase as a caption of its image.
 
     Arguments and errors are as in `karpathy`. The only split is "train"; images are in "VG_100K" or
     "VG_100K_2".

@@ -27,7 +27,7 @@ def questions(
     answers: AnyPath | None = None,
     images: AnyPath | None = None,
 ) -> RecordList:
-    """Read questions with soft scores for their answers (VQAv2): one record per question.
+    """Read questions with soft scores for their answers (VQAv2), one record per question.
 
     Args:
         folder: data folder.
@@ -42,7 +42,7 @@ def questions(
 
     Raises:
         FileNotFoundError: if a file or the image folder is missing.
-        ValueError: for an invalid entry, naming the file, entry and key.
+        ValueError: if an entry is invalid; the error names the file, entry and key.
     """
     path = annotation_path(folder, split, "questions", annotations)
     file = read_json(path, "VQAv2 questions")

@@ -32,7 +32,7 @@ class PublishedAnswers(NamedTuple):
     """Answers in logit order, with notes."""
 
     answers: tuple[str, ...]
-    #: Sentences: number of answers, origin, and deviations from the published list.
+    #: Sentences that state the number of answers, their origin and any deviations.
     notes: tuple[str, ...]
 
 
@@ -41,7 +41,7 @@ def published_answers(folder: AnyPath) -> PublishedAnswers:
 
     Raises:
         FileNotFoundError: if a file is missing; the error says where to get it.
-        ValueError: for an invalid entry, or if no answer is frequent enough.
+        ValueError: if an entry is invalid, or no answer is frequent enough.
     """
     originals, stored = ([Path(folder) / name for name in names] for names in (_ORIGINALS, _ARROW))
     if any(path.is_file() for path in originals):
@@ -57,7 +57,8 @@ def published_answers(folder: AnyPath) -> PublishedAnswers:
 def frequent_answers(majority: Sequence[str]) -> tuple[str, ...]:
     """Return the majority answers of at least nine questions, normalized, in order of appearance.
 
-    `majority` has the majority answer of each question, first of train, then of val, in file order.
+    `majority` has the majority answer to each question in file order, first for train, then for
+    val.
 
     Source: the published code's write_vqa.py.
     """

@@ -22,14 +22,14 @@ def swapped(
     annotations: AnyPath | None = None,
     images: AnyPath | None = None,
 ) -> RecordList:
-    """Read pairs of images and captions with swapped words (Winoground): four records per pair.
+    """Read pairs of images and captions with swapped words (Winoground), four records per pair.
 
     Their order is (image 0, caption 0), (0, 1), (1, 0), (1, 1), so the scores of all records,
     reshaped to (pairs, 2, 2), are indexed by [pair, image, caption]. `truth` is True if image and
     caption match; keys end in "/<image>/<caption>".
 
-    Arguments and errors are as in `captions`; the file is "winoground_<split>.jsonl". ".png" is
-    appended to image names without an extension.
+    Arguments and errors are as in `captions`; the default file is "winoground_<split>.jsonl".
+    ".png" is appended to image names without an extension.
     """
     path = annotation_path(folder, split, "swapped", annotations)
     file, root = read_json_lines(path, "Winoground"), images_folder(folder, images)

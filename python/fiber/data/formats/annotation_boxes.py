@@ -26,8 +26,8 @@ def char_spans(
 ) -> tuple[CharSpan, ...]:
     """Return a required list of [start, end] pairs as spans of a text.
 
-    A span that splits a character of several code points is widened and counted. `Record` checks
-    the bounds.
+    A span that splits a multi-code-point character is widened and counted. `Record` checks the
+    bounds.
     """
     spans = file.get(entry, key, list)
     try:
@@ -57,7 +57,7 @@ def annotated_size(image: Mapping[str, Any]) -> tuple[int, int] | None:
 
 
 def clip_box(box: Box, size: tuple[float, float]) -> tuple[Box, float]:
-    """Clip a box to an image of size (height, width); also return its excess in pixels."""
+    """Clip a box to an image of size (height, width); return it and its excess in pixels."""
     height, width = size
     clipped = (max(box[0], 0.0), max(box[1], 0.0), min(box[2], width), min(box[3], height))
     return clipped, max(abs(a - b) for a, b in zip(box, clipped, strict=True))
@@ -67,7 +67,7 @@ def categories_by_id(file: AnnotationFile) -> dict[int, dict[str, Any]]:
     """Return the entries of `categories`, in order of their ids.
 
     Raises:
-        ValueError: for a duplicate id or name.
+        ValueError: if an id or name is duplicated.
     """
     found: dict[int, dict[str, Any]] = {}
     names = set()
@@ -78,7 +78,7 @@ def categories_by_id(file: AnnotationFile) -> dict[int, dict[str, Any]]:
                 f"has duplicate id {number}, already used by {found[number]['name']!r}"
             )
         if name in names:
-            raise file.error(f"has duplicate name {name!r}, already used by another category")
+            raise file.error(f"has duplicate name {name!r}, already used by a different category")
         found[number] = entry
         names.add(name)
     return dict(sorted(found.items()))
@@ -115,7 +115,8 @@ def read_boxes(
 
     As in the published code, crowd boxes, boxes of at most one pixel in width or height, and
     reversed boxes (negative width or height) are dropped and counted. Malformed boxes and boxes
-    outside the image raise ValueError, unless `file.skips_errors`: then they are also dropped.
+    outside the image raise ValueError, unless `file.skips_errors` is set, in which case they are
+    also dropped and counted.
     """
     height, width = file.get(image, "height", int), file.get(image, "width", int)
     found = []
@@ -160,7 +161,7 @@ def true_objects(
     `label_index` maps each category id to its index in `Record.labels`.
 
     Raises:
-        ValueError: for an invalid box or an unknown category.
+        ValueError: if a box is invalid or a category is unknown.
     """
     boxes_xyxy, labels, areas, crowd = [], [], [], []
     for index, entry in entries:

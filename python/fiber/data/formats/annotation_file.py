@@ -1,4 +1,4 @@
-"""Read annotation files, checking every entry; errors name the file and the entry."""
+"""Read annotation files, checking every entry. Errors name the file and the entry."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ FILES = {
 
 
 class ReadReport:
-    """Counts of entries that a reader skipped or changed, and its notes; base of its result."""
+    """Base class of reader results, with counts of skipped or changed entries and notes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ class ReadReport:
             self.counts[what] = self.counts.get(what, 0) + times
 
     def add_report(self, other: Any) -> None:
-        """Add the `counts` and `notes` of another report."""
+        """Add the `counts` and `notes` of a different report."""
         for what, times in other.counts.items():
             self.skip(what, times)
         self.notes += other.notes
@@ -81,7 +81,7 @@ class RecordList(ReadReport, list[Record]):
 
 
 class EntryFile(ABC):
-    """A file whose entries are checked; errors name the file and the current entry."""
+    """A file whose entries are checked. Errors name the file and the current entry."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -137,12 +137,12 @@ class AnnotationFile(EntryFile):
         return super().error(f"{problem} (read as {self.kind})")
 
     def at(self, section: str, entry: Mapping[str, Any], index: int | None = None) -> None:
-        """Set the current entry."""
+        """Set the current entry for error messages."""
         self._index = index
         self._section = section if index is not None else f"{section} entry {entry.get('id')!r}"
 
     def require_list(self, section: str) -> AnnotationFile:
-        """Check that the file has a list called `section`; return the file."""
+        """Check that the file has a list called `section`, and return the file."""
         self._section, self._index = "", None
         if not isinstance(self.data.get(section), list):
             have = ", ".join(repr(key) for key in list(self.data)[:8]) or "nothing"
@@ -150,7 +150,7 @@ class AnnotationFile(EntryFile):
         return self
 
     def walk(self, section: str) -> Iterator[dict[str, Any]]:
-        """Yield the entries of a list, each as the current entry."""
+        """Iterate over a list, marking each entry as the current one for error messages."""
         entries = self.require_list(section).data[section]
         for index, entry in enumerate(entries):
             self._section, self._index = section, index
@@ -185,14 +185,14 @@ class AnnotationFile(EntryFile):
     def look_up(
         self, table: Mapping[Any, Any], entry: Mapping[str, Any], key: str, where: str | Path
     ) -> Any:
-        """Return `table[entry[key]]`; `where` names the table in errors."""
+        """Return `table[entry[key]]`, calling the table `where` in errors."""
         value = self.get(entry, key, int, str)
         if value not in table:
             raise self.error(f"has {key} {value!r}, which is not in {str(where)!r}")
         return table[value]
 
     def record(self, number: int | str, image: str, **fields: Any) -> Record:
-        """Return a record with the key "<file>/<number>"; errors name the current entry."""
+        """Return a record with the key "<file>/<number>". Errors name the current entry."""
         key = f"{self.path.stem}/{number}"
         try:
             return Record(key=key, images=(image,), image_id=image, **fields)
@@ -202,7 +202,7 @@ class AnnotationFile(EntryFile):
 
 @contextmanager
 def without_garbage_collection() -> Iterator[None]:
-    """Pause the garbage collector; used as a decorator of readers.
+    """Pause the garbage collector. Used as a decorator of readers.
 
     Readers create many objects but no reference cycles, so repeated collection is wasted work.
     """
@@ -221,19 +221,19 @@ def read_json(path: Path, kind: str) -> AnnotationFile:
 
 
 def read_json_array(path: Path, kind: str) -> AnnotationFile:
-    """Read a file with one JSON array, as the list "entries"."""
+    """Read a file with one JSON array, called "entries" in error messages."""
     return AnnotationFile(path, kind, {"entries": _parse(read_text(path, kind), path, kind, list)})
 
 
 def read_json_lines(path: Path, kind: str) -> AnnotationFile:
-    """Read a file with one JSON object per line, as the list "lines"."""
+    """Read a JSON Lines file as a list, called "lines" in error messages."""
     lines = enumerate(read_text(path, kind).split("\n"), 1)
     parsed = [_parse(text, f"{path}: line {n}", kind) for n, text in lines if text.strip()]
     return AnnotationFile(path, kind, {"lines": parsed})
 
 
 def _parse(text: str, where: object, kind: str, expected: type = object) -> Any:
-    """Parse JSON whose value has an expected type; `where` is its location, for errors."""
+    """Parse JSON and check the type of its value, calling its location `where` in errors."""
     try:
         data = json.loads(text)
     except JSON_ERRORS as problem:
@@ -246,7 +246,7 @@ def _parse(text: str, where: object, kind: str, expected: type = object) -> Any:
 
 
 def read_text(path: Path, kind: str) -> str:
-    """Read a UTF-8 file; the error for a missing file says where to get it."""
+    """Read a UTF-8 file. The error for a missing file says where to get it."""
     try:
         return path.read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError):
@@ -262,7 +262,7 @@ def read_text(path: Path, kind: str) -> str:
 
 
 def where_to_get(kind: str) -> str:
-    """Return where to get a kind of file, or ""."""
+    """Return where to get a kind of file, or "" if unknown."""
     return next((how for name, how in _HOW_TO_GET.items() if kind.startswith(name)), "")
 
 
@@ -282,7 +282,7 @@ def annotation_path(folder: AnyPath, split: str, kind: str, path: AnyPath | None
 
 
 def images_folder(folder: AnyPath, images: AnyPath | None, name: str | None = None) -> str:
-    """Return the image folder: `images`, or else "images" in the data folder.
+    """Return the image folder, which is `images` or else "images" in the data folder.
 
     A subfolder called `name`, there or in the data folder, has priority.
 
@@ -300,9 +300,10 @@ def images_folder(folder: AnyPath, images: AnyPath | None, name: str | None = No
 
 
 def find_images_folder(names: Sequence[str], folders: Iterable[Path]) -> Path | None:
-    """Find the folder that contains the most images, judged by a sample of their names.
+    """Find the folder that contains the most images, based on a sample of their names.
 
-    `folders` need not exist. The first of equally good ones is returned; None if no image is found.
+    `folders` need not exist. If several are equally good, the first is returned; None is returned
+    if no image is found.
     """
     sample = names[:: max(1, -(-len(names) // _IMAGES_TO_FIND))]
     existing = [folder for folder in dict.fromkeys(folders) if folder.is_dir()]

@@ -1,4 +1,4 @@
-"""Arrow and Parquet tables with one row per image, texts and images in one file.
+"""Arrow and Parquet tables that store images and their texts in one file, one row per image.
 
 Supported columns are those of the published code's files (its write_*.py) and those common in
 public datasets; see `rows`. The image is in `image` as bytes, a path, or a struct with `bytes` or
@@ -55,7 +55,7 @@ class Tables(RowSource):
         return self.tables[number].image(column, row)
 
     def rows(self, kind: str) -> Iterator[DataRow]:
-        """Yield the rows of a kind; see `RowSource`."""
+        """Yield the rows of the given kind; see `RowSource`."""
         required, optional = FIELDS[kind]
         for number, table in enumerate(self.tables):
             image = _columns_in(table, IMAGES)[0]
@@ -86,7 +86,7 @@ def table_answers(*paths: AnyPath) -> dict[int, str]:
     Answer numbers that do not occur in the tables are missing.
 
     Raises:
-        ValueError: as in `Tables`, or if a number has two texts.
+        ValueError: for the reasons listed in `Tables`, or if a number has two different texts.
     """
     known: dict[int, str] = {}
     for table in Tables(paths, KIND).tables:
@@ -98,19 +98,19 @@ def table_answers(*paths: AnyPath) -> dict[int, str]:
                 if known.setdefault(label, text) != text:
                     where = f"{table.path}: row {row}"
                     raise ValueError(
-                        f"{where} has text {text!r} for answer {label}, expected {known[label]!r}"
+                        f"{where} has text {text!r} for answer {label}; expected {known[label]!r}"
                     )
     return known
 
 
 def statement_records(tables: Tables) -> RowRecords:
-    """Read statements about two images (NLVR2): columns `image_0`, `image_1`, `questions`,
-    `answers` ("True" or "False") and `identifier`.
+    """Read statements about two images (NLVR2).
 
-    `identifier` names the image pair; keys end in the index of the statement in the row.
+    The columns are `image_0`, `image_1`, `questions`, `answers` ("True" or "False") and
+    `identifier`, which names the image pair. Keys end in the index of the statement in the row.
 
     Raises:
-        ValueError: for an invalid row, naming its location.
+        ValueError: if a row is invalid; the error gives its location.
     """
     out = RowRecords(tables)
     for number, table in enumerate(tables.tables):

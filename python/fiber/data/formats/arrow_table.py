@@ -1,4 +1,4 @@
-"""Read Arrow and Parquet files: whole columns of text, and images one by one.
+"""Read whole columns of text and single images from Arrow and Parquet files.
 
 Arrow files (the file format, and the stream format that Hugging Face's `datasets` saves) are
 memory-mapped, and a column of a record batch is validated in full before its first use. For Parquet
@@ -47,7 +47,7 @@ _BROKEN = (
 
 
 class Table(ABC):
-    """A file with named columns, divided into parts: record batches or row groups."""
+    """A file with named columns, divided into parts (record batches or row groups)."""
 
     #: Name of a part in messages.
     _part_name: str
@@ -78,7 +78,7 @@ class Table(ABC):
         return out
 
     def value(self, column: str, row: int) -> Any:
-        """Read one value of a column. Errors are as in `values`."""
+        """Read one value of a column. Raises the same errors as `values`."""
         self._file.check_now()
         part = bisect_right(self._ends, row)
         with self._named(part, column):
@@ -89,7 +89,7 @@ class Table(ABC):
 
     @contextlib.contextmanager
     def _named(self, part: int, column: str) -> Iterator[None]:
-        """Name the column and rows in errors."""
+        """Add the location of the column and its rows to errors."""
         try:
             yield
         except _BROKEN as problem:
@@ -98,14 +98,14 @@ class Table(ABC):
             raise ValueError(f"{where} cannot be read ({_line(problem)}); {rows}") from None
 
     def image(self, column: str, row: int) -> StoredImage:
-        """Read an image: bytes, a path, or a struct with `bytes` or `path`.
+        """Read an image stored as bytes, a path, or a struct with `bytes` or `path`.
 
         Paths are relative to the table's folder or its "images" subfolder.
 
         Raises:
             OSError: if the file cannot be read.
-            ValueError: if there is no image (the error names the file, row and column), or as in
-                `values`.
+            ValueError: if there is no image (the error names the file, row and column), or for the
+                reasons listed in `values`.
         """
         found = self.value(column, row)
         if isinstance(found, dict):
@@ -121,7 +121,7 @@ class Table(ABC):
         return str(in_images if in_images.is_file() else self.path.parent / found)
 
     def class_names(self, column: str, field: str) -> list[str]:
-        """Return the class names of a numeric field of a column, or [].
+        """Return the class names of a numeric field of a column, or [] if there are none.
 
         Hugging Face's `datasets` stores them in the schema: the `names` of a ClassLabel.
         """
@@ -169,7 +169,7 @@ class _ArrowTable(Table):
 
 
 def _problem_of(values: Any, rows: int) -> str | None:
-    """Validate a column; return a description of the problem, or None."""
+    """Validate a column and return a description of the problem, or None."""
     try:
         values.validate(full=True)
     except _BROKEN as problem:
@@ -233,7 +233,7 @@ def open_table(path: Path, kind: str) -> Table:
         importlib.import_module("pyarrow")
     except ImportError:
         raise ModuleNotFoundError(
-            f"reading {path} needs pyarrow; pip install 'fiber-vl[arrow]'", name="pyarrow"
+            f"reading {path} requires pyarrow; run `pip install 'fiber-vl[arrow]'`", name="pyarrow"
         ) from None
     if not path.is_file():
         origin = f", from {where_to_get(kind)}" if where_to_get(kind) else ""

@@ -29,7 +29,7 @@ def captions(
     annotations: AnyPath | None = None,
     images: AnyPath | None = None,
 ) -> RecordList:
-    """Read captions (COCO captions): one record per caption.
+    """Read captions (COCO captions), one record per caption.
 
     Images without a caption are counted as "pictures without captions".
 
@@ -41,7 +41,7 @@ def captions(
 
     Raises:
         FileNotFoundError: if the file or the image folder is missing.
-        ValueError: for an invalid entry, naming the file, entry and key.
+        ValueError: if an entry is invalid; the error names the file, entry and key.
     """
     path = annotation_path(folder, split, "captions", annotations)
     file = read_json(path, "COCO captions").require_list("images")
@@ -73,14 +73,14 @@ def detection(
     images: AnyPath | None = None,
     objects: bool = False,
 ) -> RecordList:
-    """Read boxes with classes (COCO instances): one record per image, with or without boxes.
+    """Read boxes with classes (COCO instances), one record per image, with or without boxes.
 
     The text is the prompt of all classes, ordered by id: "circle. square. triangle". `labels` are
     the class names of the file. For training, `fiber.data.prompts.sampling.SampledPrompts` samples
     a prompt for each image.
 
-    Arguments and errors are as in `captions`; the file is "instances_<split>.json". With `objects`,
-    `Record.objects` is also set to all boxes, for metrics.
+    Arguments and errors are as in `captions`; the default file is "instances_<split>.json". With
+    `objects`, `Record.objects` is also set to all boxes, for metrics.
     """
     path = annotation_path(folder, split, "detection", annotations)
     file = read_json(path, "COCO instances").require_list("images")

@@ -100,12 +100,12 @@ def coco_detection(
 
     Raises:
         FileNotFoundError: if the split has no file, or its images are not found.
-        ValueError: for an invalid entry, naming the file, entry and key; if there are too few
-            images to hold some out.
+        ValueError: if an entry is invalid (the error names the file, entry and key), or there are
+            too few images to hold some out.
     """
     found = _Found(Path(annotations)) if annotations is not None else find(Path(folder), split)
     if found is None:
-        raise FileNotFoundError(f"{folder} has no boxes of split {split!r}")
+        raise FileNotFoundError(f"{folder} has no boxes for split {split!r}")
     file, notes = read_json(found.file, KIND), []
     file.skips_errors = on_error == "skip"
     if _drop_placeholder(file):
@@ -123,7 +123,7 @@ def coco_detection(
 
 
 def find(folder: Path, split: str) -> _Found | None:
-    """Find the file of a split in a data folder; return None if there is none.
+    """Find the file of a split in a data folder, or return None if there is none.
 
     Raises:
         ValueError: if several files match one layout; the error lists them.
@@ -155,7 +155,7 @@ def _file_of_split(folder: Path, split: str) -> Path | None:
                 if len(files) > 1:
                     named = ", ".join(str(file) for file in files)
                     raise ValueError(
-                        f"boxes of split {split!r} are in several files; pass one of them: {named}"
+                        f"boxes for split {split!r} are in several files; pass one of them: {named}"
                     )
                 if files:
                     return files[0]
@@ -163,7 +163,7 @@ def _file_of_split(folder: Path, split: str) -> Path | None:
 
 
 def _drop_placeholder(file: AnnotationFile) -> bool:
-    """Drop Roboflow's category 0, the supercategory of all others; return True if it existed."""
+    """Drop Roboflow's category 0, the supercategory of the rest; return True if it existed."""
     categories = list(file.walk("categories"))
     first = next((entry for entry in categories if entry.get("id") == 0), {})
     others = [entry for entry in categories if entry is not first]
@@ -210,7 +210,7 @@ def _images_root(file: AnnotationFile, folder: Path, split: str) -> str:
 
 
 def _hold_out(file: AnnotationFile, split: str) -> str:
-    """Keep the training or the held-out images of a file without splits; return a note."""
+    """Keep the training or the held-out images of a file without splits, and return a note."""
     groups: dict[str, list[Any]] = defaultdict(list)
     for entry in file.images():
         # The names of Roboflow's copies of an image differ only after ".rf.".
@@ -240,7 +240,7 @@ def _drop(file: AnnotationFile, ids: set[Any]) -> None:
 
 
 def _choose_shots(file: AnnotationFile, shots: int) -> str:
-    """Keep a few images of each class; return a note.
+    """Keep a few images of each class, and return a note.
 
     In id order, an image is kept if one of its classes has fewer than `shots` images so far; it
     then counts for all of its classes. Some classes may therefore get more images; images without

@@ -15,9 +15,10 @@ Each line is of one of these kinds; an image with both a text and boxes needs tw
 Boxes have half-open pixel coordinates (x0, y0, x1, y1), each with its class in `labels`. If `width`
 and `height` are given, boxes are checked against the image size.
 
-A list of answers has one answer per annotator, scored as in VQAv2: an answer by three of ten
-annotators scores 0.9 and by four 1.0, in proportion for other numbers of annotators. If every
-question has such a list, the two published VQA accuracies are also reported (`metrics.vqa`).
+A list of answers has one answer per annotator, scored as in VQAv2: an answer given by three of ten
+annotators scores 0.9, and one given by four or more scores 1.0. Counts are scaled for other numbers
+of annotators. If every question has such a list, the two published VQA accuracies are also reported
+(`metrics.vqa`).
 
 `image` is relative to the file's folder or its "images" subfolder. Optional fields: `id`, the name
 in prediction files (default: the line number), and `split`. Either all lines have a `split` or none
@@ -55,14 +56,15 @@ _NEEDED = {
 def jsonl_captions(
     folder: AnyPath, split: str, *, annotations: AnyPath, images: AnyPath | None = None
 ) -> RecordList:
-    """Read captions from the file `annotations`: one record per text.
+    """Read captions from the file `annotations`, one record per text.
 
-    Lines of other splits are ignored, those of other kinds counted. For `images`, see `LineReader`.
+    Lines of other splits are ignored; lines of other kinds are counted. For `images`, see
+    `LineReader`.
 
     Raises:
         FileNotFoundError: if the file or the first image is missing.
-        ValueError: for an invalid line, naming the file, line and field; if no line has this split
-            or kind.
+        ValueError: if a line is invalid (the error names the file, line and field), or no line has
+            this split or kind.
     """
     lines = LineReader(Path(annotations), images)
     out, seen = RecordList(), set()
@@ -88,7 +90,7 @@ def jsonl_captions(
 def jsonl_questions(
     folder: AnyPath, split: str, *, annotations: AnyPath, images: AnyPath | None = None
 ) -> RecordList:
-    """Read questions: one record per line.
+    """Read questions, one record per line.
 
     Arguments and errors are as in `jsonl_captions`. Answers are optional in splits whose names
     start with "test".
@@ -126,7 +128,7 @@ def jsonl_boxes(
     images: AnyPath | None = None,
     **options: Any,
 ) -> RowRecords:
-    """Read boxes with classes: one record per line; see `jsonl_captions` and `box_records`."""
+    """Read boxes with classes, one record per line; see `jsonl_captions` and `box_records`."""
     return box_records(_BoxLines(LineReader(Path(annotations), images), split), **options)
 
 
@@ -138,7 +140,7 @@ def names_splits(path: Path) -> bool:
 def _of_split(
     lines: LineReader, split: str, out: ReadReport, kind: str
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the lines of a split and kind, with unique keys; count those of other kinds."""
+    """Yield the lines of a split and kind, with unique keys, and count lines of other kinds."""
     wanted, splits = set(split.split("+")), set()
     having = lacking = 0
     keys, others = set[str](), dict[str, None]()
@@ -183,14 +185,14 @@ def _of_split(
         raise ValueError(f"{lines.path} is empty; expected {lines.expected}")
     if having and not wanted & splits:
         have = ", ".join(map(repr, sorted(splits)))
-        raise ValueError(f"{lines.path} has no line of split {split!r}; its splits are {have}")
+        raise ValueError(f"{lines.path} has no line for split {split!r}; its splits are {have}")
     raise ValueError(
         f"{lines.path} has only {' and '.join(others)}; expected lines with {_NEEDED[kind]}"
     )
 
 
 def _answers(lines: LineReader, entry: dict[str, Any], *, optional: bool) -> dict[str, Any]:
-    """Return record fields with soft scores of the answers, and the annotators' answers."""
+    """Return the record fields that hold the answers' soft scores and the annotators' answers."""
     if "answer" in entry and "answers" in entry:
         raise lines.error("has both 'answer' and 'answers'; expected one of them")
     if "answer" in entry:
@@ -198,7 +200,7 @@ def _answers(lines: LineReader, entry: dict[str, Any], *, optional: bool) -> dic
     if "answers" not in entry:
         if optional:
             return {}
-        raise lines.error("has neither 'answer' nor 'answers'")
+        raise lines.error("has neither 'answer' nor 'answers'; expected one of them")
     answers = entry["answers"]
     if not isinstance(answers, dict | list) or not answers:
         raise lines.error(
@@ -219,7 +221,7 @@ def splits_in(path: Path) -> list[str]:
 
 
 def kinds_in(path: Path) -> set[str]:
-    """Return the sources that can read the objects in a file, a user's own or a public dataset's.
+    """Return the sources that can read the objects in a user's file or a public dataset's file.
 
     Raises:
         ValueError: if the file cannot be parsed.

@@ -73,7 +73,7 @@ class LineReader(EntryFile):
         return f"{self.path}: {'entry' if self._suffix == '.json' else 'line'} {self._number}"
 
     def walk(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Yield (number from 1, object with checked fields) for each line that is not blank."""
+        """Yield the one-based number and the validated object of each nonblank line."""
         for number, entry in self.entries():
             self._number = number
             if not isinstance(entry, dict):
@@ -95,7 +95,7 @@ class LineReader(EntryFile):
             yield number, entry
 
     def entries(self) -> Iterator[tuple[int, Any]]:
-        """Yield (number from 1, value) for each line or list item."""
+        """Yield the one-based number and the value of each line or list item."""
         try:
             # Files from Windows may begin with a byte order mark.
             text = self.path.read_text(encoding="utf-8-sig")

@@ -38,7 +38,7 @@ class DataRow(NamedTuple):
 
 
 class RowSource(ReadReport, ABC):
-    """Files as one sequence of rows; the report is complete once all rows have been read."""
+    """Files as one sequence of rows. The report is complete once all rows have been read."""
 
     @property
     def class_names(self) -> Sequence[str]:
@@ -47,7 +47,7 @@ class RowSource(ReadReport, ABC):
 
     @abstractmethod
     def rows(self, kind: str) -> Iterator[DataRow]:
-        """Yield the rows of a kind, which is a key of `rows.FIELDS`.
+        """Yield the rows of the given kind, which is a key of `rows.FIELDS`.
 
         Raises:
             ValueError: if the files have no such rows.
@@ -94,7 +94,7 @@ def caption_records(source: RowSource) -> RowRecords:
     """Create a record for each caption.
 
     Raises:
-        ValueError: for an invalid row; the error gives its location.
+        ValueError: if a row is invalid; the error gives its location.
     """
     out = RowRecords(source)
     for row in source.rows("captions"):
@@ -120,7 +120,7 @@ def question_records(source: RowSource) -> RowRecords:
     """Create a record for each question, with answers if there are any.
 
     Raises:
-        ValueError: for an invalid row; the error gives its location.
+        ValueError: if a row is invalid; the error gives its location.
     """
     out = RowRecords(source)
     for row in source.rows("questions"):
@@ -137,7 +137,7 @@ def question_records(source: RowSource) -> RowRecords:
 def box_records(
     source: RowSource, *, on_error: str = "raise", shots: int = 0, objects: bool = False
 ) -> RowRecords:
-    """Create a record for each image with its boxes; the text is the prompt of all classes.
+    """Create a record for each image and its boxes. The text is the prompt of all classes.
 
     Numeric categories are indices into `source.class_names`; string categories are class names,
     sorted alphabetically. Boxes of at most one pixel in width or height are dropped and counted.
@@ -149,7 +149,7 @@ def box_records(
     With `on_error` "skip", the former are dropped, the latter clipped, and both are counted.
 
     Raises:
-        ValueError: for an invalid row; the error gives its location.
+        ValueError: if a row is invalid; the error gives its location.
     """
     out, names = RowRecords(source), source.class_names
     known, kept = set(names), []
@@ -215,7 +215,8 @@ def _boxes(
             found_box = f"{box}; expected x0 <= x1 and y0 <= y1 (x0, y0, x1, y1)"
             if "boxes_xyxy" not in values:
                 found_box = (
-                    f"(x, y, width, height) {(x0, y0, x1 - x0, y1 - y0)} with a negative side"
+                    f"(x, y, width, height) {(x0, y0, x1 - x0, y1 - y0)} with a negative width or"
+                    " height"
                 )
             raise ValueError(f"has box {number}, {found_box}")
         clipped, beyond = (box, 0.0) if size is None else clip_box(box, size)

@@ -48,7 +48,7 @@ def captions_of(row: Mapping[str, Any]) -> list[str] | str:
     if isinstance(found, str):
         return found
     if not isinstance(found, list):
-        raise ValueError(f"has {name!r} {str(found)[:40]!r}; expected strings")
+        raise ValueError(f"has {name!r} {str(found)[:40]!r}; expected a string or list of strings")
     texts: list[Any] = [one.get("raw") if isinstance(one, Mapping) else one for one in found]
     for text in texts:
         if not isinstance(text, str):
@@ -60,7 +60,7 @@ def questions_of(row: Mapping[str, Any]) -> Iterator[tuple[str | int | None, dic
     """Yield the id (None if not given) and the record fields of each question in a row.
 
     Raises:
-        ValueError: for an invalid question or answer.
+        ValueError: if a question or answer is invalid.
     """
     number = row.get("question_id")
     if "questions" not in row:
@@ -87,7 +87,7 @@ def _text(value: Any, name: str) -> str:
 
 
 def _answers(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return record fields with soft scores of the answers, and the annotators' answers."""
+    """Return the record fields that hold the answers' soft scores and the annotators' answers."""
     found, scores = row.get("answers"), row.get("answer_scores")
     if isinstance(found, Mapping):
         return {"answers": check_scores(found)}
@@ -174,7 +174,7 @@ def _object_lists(objects: Any) -> tuple[Any, Any]:
     if isinstance(objects, Mapping):
         return objects.get("bbox"), _category(objects)
     raise ValueError(
-        f"has 'objects' {str(objects)[:40]!r}; expected each to have bbox and category"
+        f"has 'objects' {str(objects)[:40]!r}; expected objects with bbox and category"
     )
 
 

@@ -8,7 +8,7 @@ A YAML file lists the other files, relative to its folder:
     labelmap: train.labelmap.json    {"mug": 1, ...}
     linelist: train.linelist.tsv     line numbers to read, from 0, repeats allowed; optional
 
-The byte offset of each line is read from a .lineidx file with the same stem; without one the file
+The byte offset of each line is read from a .lineidx file with the same stem; without one, the file
 is scanned once. Images are read on access.
 """
 
@@ -56,7 +56,7 @@ class TsvFile:
         return len(self._starts) - 1
 
     def row(self, number: int) -> list[str]:
-        """Return the columns of a line; `number` counts from 0."""
+        """Return the columns of a line, given its zero-based number."""
         start, end = int(self._starts[number]), int(self._starts[number + 1])
         data = self._file.read(start, end - start)
         try:

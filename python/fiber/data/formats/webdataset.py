@@ -10,7 +10,8 @@ priority over .txt. Images are read on access, in any order and by any thread.
 
 Samples without an image or without the requested fields are skipped and counted, as are members
 that are not regular files or have no extension. Duplicate members, samples in two places, text that
-is not UTF-8, invalid JSON and files that `TarFile` rejects raise errors that name file and member.
+is not UTF-8, invalid JSON and files that `TarFile` rejects raise errors that name the file and the
+member.
 """
 
 from __future__ import annotations
@@ -41,10 +42,10 @@ class Sample(NamedTuple):
 
 
 def samples_of(file: TarFile, counts: dict[str, int]) -> Iterator[Sample]:
-    """Group the members of a shard; count those without an extension in `counts`.
+    """Group the members of a shard, and count those without an extension in `counts`.
 
     Raises:
-        ValueError: for a duplicate member, or a sample whose members are not adjacent.
+        ValueError: if a member is duplicated, or the members of a sample are not adjacent.
     """
     seen: set[str] = set()
     for name, group in groupby(_named_members(file, counts), key=itemgetter(0)):
@@ -71,10 +72,11 @@ def _named_members(file: TarFile, counts: dict[str, int]) -> Iterator[tuple[str,
 
 
 def fields_of(file: TarFile, sample: Sample) -> dict[str, Any]:
-    """Return the fields of a sample; .txt is the caption if the JSON has none.
+    """Return the fields of a sample. The caption is read from .txt if the JSON has none.
 
     Raises:
-        ValueError: for text that is not UTF-8 or JSON that is invalid, naming file and member.
+        ValueError: if text is not UTF-8 or JSON is invalid; the error names the file and the
+            member.
     """
     values: dict[str, Any] = {}
     if "json" in sample.members:
@@ -90,7 +92,7 @@ class Shards(RowSource):
 
     Raises:
         FileNotFoundError: if a file is missing.
-        ValueError: for invalid content; see the module docstring.
+        ValueError: if the content is invalid; see the module docstring.
     """
 
     def __init__(self, paths: Sequence[AnyPath]) -> None:
@@ -103,7 +105,7 @@ class Shards(RowSource):
         return self.files[number].read(start, size)
 
     def rows(self, kind: str) -> Iterator[DataRow]:
-        """Yield the rows of a kind; see `RowSource`."""
+        """Yield the rows of the given kind; see `RowSource`."""
         found, required, extensions = 0, FIELDS[kind][0], dict[str, None]()
         for number, file in enumerate(self.files):
             for sample in samples_of(file, self.counts):

@@ -25,7 +25,7 @@ class Encoder(Protocol):
     """The part of a tokenizer that prompts need."""
 
     def encode(self, text: str, /) -> tuple[list[int], Any]:
-        """Return the token ids, including <s> and </s>, and a second value that is not used."""
+        """Return the token ids, including <s> and </s>, and an unused second value."""
         ...
 
 
@@ -107,18 +107,18 @@ class Prompt:
 def clean_class_name(name: str) -> str:
     """Format a class name as in the published prompts.
 
-    Drop text in parentheses, replace underscores with spaces, and double spaces with single ones. A
-    space before a parenthesis is kept: "hot_dog" -> "hot dog", "bow_(ribbon)" -> "bow ".
+    Drop text in parentheses, replace underscores with spaces, and replace double spaces with single
+    spaces. A space before a parenthesis is kept: "hot_dog" -> "hot dog", "bow_(ribbon)" -> "bow ".
     """
     return re.sub(r"\(.*\)", "", name).replace("_", " ").replace("  ", " ")
 
 
 def as_class(given: Any, number: int) -> ClassName:
-    """Convert a name, a `ClassName` or a mapping of its fields; `number` is its index in errors.
+    """Convert a name, a `ClassName` or a mapping of its fields. Errors give the index `number`.
 
     Raises:
-        TypeError: for any other type.
-        ValueError: for a mapping with unknown keys or without a name, or an empty name.
+        TypeError: if the type is unsupported.
+        ValueError: if a mapping has unknown keys or no name, or the name is empty.
     """
     found = ClassName(given) if isinstance(given, str) else given
     if isinstance(given, Mapping):
@@ -132,15 +132,16 @@ def as_class(given: Any, number: int) -> ClassName:
             f" 'suffix', got {type(given).__name__} {given!r:.60}"
         )
     if not clean_class_name(found.name).strip():
-        raise ValueError(f"class {number} ({found.name!r}) is empty; expected words")
+        raise ValueError(f"class {number} has an empty name ({found.name!r})")
     return found
 
 
 def class_prompt(classes: Sequence[ClassLike]) -> Prompt:
-    """Join classes, with names cleaned by `clean_class_name`: "mug. traffic light".
+    """Join classes, with names cleaned by `clean_class_name`, as in "mug. traffic light".
 
     Raises:
-        TypeError, ValueError: for an invalid class or an empty name; the error gives its index.
+        TypeError, ValueError: if a class is invalid or its name is empty; the error gives its
+            index.
     """
     named = [as_class(given, number) for number, given in enumerate(classes)]
     return join_classes(named, _result_names(named))
@@ -156,7 +157,7 @@ def _result_names(classes: Sequence[ClassName]) -> list[str]:
 
 
 def join_classes(classes: Sequence[ClassName], labels: Iterable[str], first: int = 0) -> Prompt:
-    """Join validated classes; `first` is the index of the first class in the user's list."""
+    """Join validated classes, the first of which has index `first` in the user's list."""
     spans, texts, position = [], list[str](), 0
     for each in classes:
         name = clean_class_name(each.name)
@@ -187,8 +188,8 @@ def class_prompts(
         Prompts whose `first_label` is an index into `classes`.
 
     Raises:
-        TypeError, ValueError: for a class that is invalid, empty or too long by itself (the error
-            gives its index), or if `max_classes` is below 1.
+        TypeError, ValueError: if a class is invalid, empty or too long by itself (the error gives
+            its index), or `max_classes` is below 1.
     """
     if max_classes is not None and max_classes < 1:
         raise ValueError(f"classes per prompt must be 1 or more, got {max_classes}")
@@ -224,7 +225,7 @@ def caption_prompt(caption: str, phrases: Sequence[str]) -> Prompt:
     then as any substring. Case is ignored.
 
     Raises:
-        ValueError: for a phrase that is empty or does not occur; the error names it.
+        ValueError: if a phrase is empty or does not occur in the caption; the error names it.
     """
     spans, labels, position = [], [phrase.strip() for phrase in phrases], 0
     for number, label in enumerate(labels):

@@ -30,8 +30,8 @@ def keep_positives(
     """Keep as many of the class ids in `present` as fit the budget, in random order.
 
     `count_tokens` counts each class on its own, which is more than the class adds to a text. Counts
-    and `budget` exclude <s> and </s>. Return the ids kept, and the number of tokens
-    counted, including those of the first class dropped.
+    and `budget` exclude <s> and </s>. Return the ids kept and the number of tokens counted,
+    including those of the first class dropped.
     """
     order = list(set(present))
     generator.shuffle(order)
@@ -56,7 +56,7 @@ def optimized_order(
     generator: random.Random,
     numpy_generator: np.random.RandomState,
 ) -> list[int]:
-    """Return the class ids of a prompt: those in `present` and a random number of others.
+    """Return the class ids of a prompt, those in `present` and a random number of others.
 
     Classes of the image are removed from the others after sampling. The background, class 0, may be
     sampled. `present` and `positive_tokens` come from `keep_positives`; `chances` and

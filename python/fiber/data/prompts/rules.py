@@ -17,14 +17,14 @@ class PromptRules:
         ValueError: if a value is out of range; the error names it.
     """
 
-    #: "fitting": the classes of the image's boxes and as many sampled others as fit, measured on
-    #: the tokenized prompt. The published rules, which ignore `max_classes`, are "simple": every
-    #: class, of any length; and "optimized": as many as fit a budget that counts each class alone.
+    #: "fitting" uses the classes of the image's boxes and as many sampled negatives as fit into the
+    #: tokenized prompt. The published rules ignore `max_classes`: "simple" uses every class
+    #: regardless of length, and "optimized" as many as fit a budget that counts each class alone.
     class_rule: ClassRule = "fitting"
-    #: Maximum number of classes in a prompt; classes of the boxes are always kept. None: as many as
-    #: fit.
+    #: Maximum number of classes in a prompt; classes of the boxes are always kept. None means as
+    #: many as fit.
     max_classes: int | None = None
-    #: Maximum number of classes without a box in the image. None: as many as fit.
+    #: Maximum number of classes without a box in the image. None means as many as fit.
     max_negatives: int | None = None
     #: Probabilities of one negative, of none, and of the maximum number; otherwise, the number is
     #: uniform from 1 to the maximum. In this last case, the fourth value is the probability of also

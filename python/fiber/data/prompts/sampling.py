@@ -1,8 +1,8 @@
-"""Detection data as grounding: sample the classes in the prompt of each image.
+"""Convert detection data to grounding data by sampling the classes in each image's prompt.
 
-About 80 class names fit into a prompt, but a vocabulary has hundreds or thousands. Every image
-therefore gets its own prompt: the classes of its boxes and sampled negatives, resampled every epoch
-as a function of only (seed, epoch, record).
+About 80 class names fit into a prompt, but datasets may have hundreds or thousands of classes.
+Every image therefore gets its own prompt: the classes of its boxes and sampled negatives, resampled
+every epoch as a function of only (seed, epoch, record).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from fiber.data.rng import Rng
 
 # Random number stream for prompts.
 _PROMPTS = 253
-# Number of epochs before prompts repeat, and maximum number of records; both enter `Rng` indices.
+# Number of epochs before prompts repeat, and maximum number of records; `Rng` indices encode both.
 _EPOCHS, _RECORDS = 2**16, 2**32
 
 
@@ -46,8 +46,8 @@ class SampledPrompts:
     </s>; the seed is in [0, 2 ** 64).
 
     Raises:
-        ValueError: for more than 2 ** 32 records; on access, if a class by itself exceeds
-            `max_tokens`.
+        ValueError: if there are more than 2 ** 32 records, or, on access, if a class by itself
+            exceeds `max_tokens`.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class SampledPrompts:
         return self._sample(0, index)[0]
 
     def in_epoch(self, epoch: int, index: int) -> Record:
-        """Return a record with its prompt for an epoch; prompts repeat after 65,536 epochs."""
+        """Return a record with its prompt for an epoch. Prompts repeat after 65,536 epochs."""
         record, dropped = self._sample(epoch, index)
         self.dropped_boxes += dropped
         return record
@@ -100,7 +100,7 @@ class SampledPrompts:
         return sampled, len(record.box_labels) - len(kept)
 
     def _fitting(self, key: str, present: Sequence[int], rng: Rng) -> tuple[Prompt, dict[int, int]]:
-        """Sample a prompt; return it with the new index of each class that has boxes."""
+        """Sample a prompt, and return it with the new index of each class that has boxes."""
         labels, keys = self._vocabulary.labels, self._vocabulary.keys
         named: dict[str, int] = {}
         for label in present:
@@ -160,7 +160,7 @@ class SampledPrompts:
         return low
 
     def _published(self, present: Sequence[int], rng: Rng) -> tuple[Prompt, dict[int, int]]:
-        """Sample a prompt by a published rule; its class ids start at 1."""
+        """Sample a prompt by a published rule, whose class ids start at 1."""
         rules, names = self.rules, (BACKGROUND, *self._vocabulary.labels)
         generator = random.Random(rng.integer(2**32))
         order = list(range(1, len(names)))

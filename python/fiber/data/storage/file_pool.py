@@ -45,7 +45,7 @@ class _Pool:
         self.lock = threading.Lock()
 
     def get(self, pooled: PooledFile) -> _OpenFile:
-        """Return the open file after checking it for changes; a changed file is dropped."""
+        """Return the open file after checking it for changes. A changed file is dropped."""
         key = (pooled.path, pooled.stamp)
         with self.lock:
             opened = self.files.get(key) or self._open(pooled, key)
@@ -97,7 +97,7 @@ class PooledFile:
         self.bytes, self.changed = self.stamp[:2]
 
     def read(self, start: int, size: int) -> bytes:
-        """Read `size` bytes from offset `start`. Errors are as in `check_now`."""
+        """Read `size` bytes from offset `start`. Raises the same errors as `check_now`."""
         file = _POOL.get(self)
         parts, done = [], 0
         while done < size:
@@ -135,7 +135,7 @@ class PooledFile:
                 f" {found.st_mtime_ns / 1e9:.6f} s (it still has {self.bytes} bytes)"
             )
         else:
-            change = f"it was replaced by another file of {self.bytes} bytes"
+            change = f"it was replaced by a different file of {self.bytes} bytes"
         raise ChangedFileError(
             f"{self.path} has changed since it was opened: {change}; open the data again"
         )

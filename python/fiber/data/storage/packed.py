@@ -3,7 +3,7 @@
     pack.json                     shards, parts, counts, fingerprint
     train-000000.tar              WebDataset samples: an image, and .json with its annotations
     index/train-pictures.json     location of each image: [shard, first byte, bytes]
-    index/train-captions.jsonl    one record per line, in order; images given by number
+    index/train-captions.jsonl    one record per line, in order, with image numbers
 
 `fiber.data.tools.pack` writes such folders. A record equals the one that was packed, except that
 its images are bytes, and its `image_id`, if a path, is relative to the source folder.
@@ -47,7 +47,9 @@ def _read_description(path: Path, changed: int) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         if found["format"] != FORMAT or found["version"] != VERSION:
-            raise ValueError(f"format is {found['format']!r}, version {found['version']!r}")
+            raise ValueError(
+                f"unsupported format {found['format']!r}, version {found['version']!r}"
+            )
     except (ValueError, KeyError, TypeError) as problem:
         raise ValueError(
             f"{path} does not describe a packed folder ({problem}); expected format {FORMAT!r},"
@@ -85,7 +87,7 @@ def _spans_of_labels(record: Record) -> tuple[Any, ...]:
 
 
 def from_entry(entry: dict[str, Any], images: tuple[Any, ...] | LazyImages) -> Record:
-    """Inverse of `to_entry`."""
+    """Create a record from the output of `to_entry` and its images."""
     fields = {name: _tuples(value) for name, value in entry.items()}
     if objects := entry.get("objects"):
         objects = {name: _tuples(value) for name, value in objects.items()}
@@ -175,7 +177,7 @@ class PackedRecords(RecordSequence):
             file = PooledFile(path)
             if file.bytes != expected:
                 raise ValueError(
-                    f"{path} has {file.bytes} bytes, but {DESCRIPTION} says {expected}: this is not"
+                    f"{path} has {file.bytes} bytes, but {DESCRIPTION} says {expected}; this is not"
                     " the shard that was packed"
                 )
             self._files[shard] = file
@@ -183,12 +185,12 @@ class PackedRecords(RecordSequence):
 
 
 def _line_starts(file: PooledFile, expected: int) -> np.ndarray:
-    """Return the offset of each line of an index, followed by that of its end."""
+    """Return the offset of each line of an index, plus the end offset."""
     data = np.frombuffer(file.read(0, file.bytes), dtype=np.uint8)
     starts = np.concatenate([[0], np.flatnonzero(data == ord("\n")) + 1]).astype(np.int64)
     if len(starts) - 1 != expected or starts[-1] != file.bytes:
         raise ValueError(
-            f"{file.path} has {len(starts) - 1} lines, but {DESCRIPTION} says {expected}: this is"
+            f"{file.path} has {len(starts) - 1} lines, but {DESCRIPTION} says {expected}; this is"
             " not the index that was packed"
         )
     return starts
@@ -236,7 +238,7 @@ def open_pack(
     if not found:
         have = ", ".join(f"{part['source']} of {part['split']}" for part in parts) or "nothing"
         raise FileNotFoundError(
-            f"packed folder {folder} has no {source} of split {split!r}; it has {have}"
+            f"packed folder {folder} has no {source} for split {split!r}; it has {have}"
         )
     records = PackedRecords(folder, found[0], objects=objects, whole=whole_expression)
     if shots:

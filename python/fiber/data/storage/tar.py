@@ -147,7 +147,7 @@ class TarFile(PooledFile):
                 self.counts[what] = self.counts.get(what, 0) + 1
 
     def _check_end(self, position: int) -> None:
-        """Check that `tarfile` stopped at the end of the archive: at zeros or at the end of file.
+        """Check that `tarfile` stopped at the end of the archive (zeros or the end of the file).
 
         `tarfile` also stops, without an error, at an invalid or truncated header.
         """
@@ -188,7 +188,7 @@ class _StrictTarInfo(tarfile.TarInfo):
         return info
 
     def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
-        """Process the header; `tarfile` documents that this method may be overridden."""
+        """Process the header. `tarfile` documents that this method may be overridden."""
         stream: Any = tar.fileobj
         start = stream.tell()
         _check_size(self.name, self.size, os.fstat(stream.fileno()).st_size - start)
@@ -233,7 +233,7 @@ def _check_size(name: str, size: int, available: int) -> None:
     """Check that the content of a member lies within the file."""
     if not 0 <= size <= available:
         raise tarfile.ReadError(
-            f"member {name!r} has {size} bytes, but {max(available, 0)} are left in the file"
+            f"member {name!r} has {size} bytes, but only {max(available, 0)} are left in the file"
         )
 
 
@@ -250,7 +250,7 @@ def _check_pax(data: bytes, *, is_global: bool) -> None:
         key, value = match[2].decode("utf-8"), record[match.end() : -1].decode("utf-8")
         if is_global and key in ("path", "size"):
             raise ValueError(
-                f"pax record {key!r} in a global header; expected it only for single members"
+                f"pax record {key!r} in a global header; expected only in member headers"
             )
         if key == "size" and not re.fullmatch("[0-9]{1,19}", value):
             raise ValueError(f"pax record size={value!r}; expected a number of bytes")
@@ -258,7 +258,7 @@ def _check_pax(data: bytes, *, is_global: bool) -> None:
 
 
 def as_json(text: str, where: str) -> dict[str, Any]:
-    """Parse a JSON object; for anything else, raise a ValueError that begins with `where`."""
+    """Parse a JSON object; raise a ValueError that begins with `where` if that fails."""
     try:
         found = json.loads(text)
     except JSON_ERRORS as problem:

@@ -66,7 +66,7 @@ class Part(NamedTuple):
 
 
 def parts_of(data: AnyPath, splits: Sequence[str] = ()) -> list[Part]:
-    """Find the sources and splits of a folder or a file; "train" first, then by name.
+    """List the sources and splits of a folder or a file, with "train" first, then by name.
 
     A file is read in full only if `data` is that file, or if its name fits several kinds of files.
 
@@ -90,7 +90,9 @@ def parts_of(data: AnyPath, splits: Sequence[str] = ()) -> list[Part]:
     found.sort(key=lambda p: (p.split != "train", p.split, order.get(p.source, 0)))
     have = list(dict.fromkeys(part.split for part in found))
     if missing := [split for split in splits if split not in have]:
-        raise ValueError(f"{path} has no split {', '.join(missing)}; it has {', '.join(have)}")
+        raise ValueError(
+            f"{path} has no split {', '.join(map(repr, missing))}; it has {', '.join(have)}"
+        )
     return [part for part in found if not splits or part.split in splits]
 
 
@@ -213,7 +215,7 @@ def _in_file(path: Path) -> Iterator[Part]:
 
 
 def kinds_of(path: Path) -> set[str]:
-    """Return the possible sources of a file, judged by content; for a broken file, a likely one."""
+    """Return the possible sources of a file based on its content (a likely one if it is broken)."""
     try:
         if path.suffix in (".tar", *_TABLES):
             fields = set(_fields_there(path))

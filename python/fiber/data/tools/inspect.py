@@ -28,7 +28,7 @@ _IMAGES_PER_CORE = 4
 
 
 class Bar(NamedTuple):
-    """Number of values in a range of integers, including both ends."""
+    """Number of values in an inclusive range of integers."""
 
     first: int
     last: int
@@ -36,7 +36,7 @@ class Bar(NamedTuple):
 
 
 def histogram(values: Iterable[float]) -> list[Bar]:
-    """Count values, rounded down, in at most eight ranges of the same width."""
+    """Count values (rounded down) in at most eight bins of the same width."""
     whole = [int(value) for value in values]
     if not whole:
         return []
@@ -67,7 +67,7 @@ class BoxCounts:
             self.sides.append(max((x1 - x0) * (y1 - y0), 0.0) ** 0.5)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the statistics as a JSON-serializable dict, which is empty without boxes."""
+        """Return the statistics as a JSON-serializable dict (empty if there are no boxes)."""
         if not self.sides:
             return {}
         areas = [side**2 for side in self.sides]
@@ -139,7 +139,7 @@ class ImageReport:
     outside: list[dict[str, Any]] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the statistics as a JSON-serializable dict; sizes are (height, width)."""
+        """Return the statistics as a JSON-serializable dict, with sizes as (height, width)."""
         sides = Counter[int]()
         for size, count in self.sizes.items():
             sides[min(size)] += count
@@ -211,7 +211,7 @@ def inspect(
 
     Raises:
         FileNotFoundError: if the folder or file does not exist.
-        ValueError: if it has no known data, or lacks a split.
+        ValueError: if it has no known data, or lacks one of `splits`.
     """
     found, report = parts_of(data, splits), DataReport(str(data))
     for split in dict.fromkeys(part.split for part in found):
@@ -324,7 +324,7 @@ def _compare(report: ImageReport, image: _Image, size: tuple[int, int]) -> None:
 
 
 def _in_threads(images: list[_Image]) -> Iterator[tuple[_Image, bytes | str | None, CheckedImage]]:
-    """Decode images on all cores, a bounded number at a time; yield them with their identity."""
+    """Decode images on all cores, a bounded number at a time. Yield them with their identity."""
 
     def check(image: _Image) -> tuple[_Image, bytes | str | None, CheckedImage]:
         try:

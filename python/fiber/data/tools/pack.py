@@ -69,14 +69,15 @@ def pack(
     progress: Callable[[int, int], None] | None = None,
     tell: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
-    """Pack a folder or a file; return the content of `pack.json`.
+    """Pack a folder or a file, and return the content of `pack.json`.
 
     Args:
         source: folder or file that `open_source` reads.
         output: folder, which must be new or empty; written atomically.
         splits: splits to pack; default: all.
         shard_bytes: maximum size of a shard in bytes; a larger sample gets its own shard.
-        on_error: "raise", or "skip": skip and count records with missing images, and invalid boxes.
+        on_error: "raise", or "skip" to skip and count records with missing images and invalid
+            boxes.
         progress: called with (images done, images in total).
         tell: called for each skipped record with one line that contains its key and the reason.
 
@@ -136,7 +137,7 @@ class _Packer:
 
     @contextmanager
     def _file(self, name: str) -> Iterator[_Hashed]:
-        """Open a file in the folder for writing; errors name its final path."""
+        """Open a file in the folder for writing. Errors name its final path."""
         try:
             with (self.folder / name).open("wb") as file:
                 yield _Hashed(file)
