@@ -12,7 +12,7 @@ from fiber.config import FiberConfig, preset
 LANGUAGE_HEAD_EPS = 1e-12
 
 
-#: Recipe that trains each head, by preset; models of other sizes use "base".
+#: Recipe that trains each head, by preset; models that match no preset use "base".
 HEAD_RECIPES: dict[str, dict[str, str]] = {
     "base": {
         "itc": "retrieval_coco",
@@ -40,10 +40,10 @@ class MissingHeadError(ValueError):
 
 
 def need_head(config: FiberConfig, head: str, asked: str) -> None:
-    """Check that a model has the head that `asked`, a method or task, needs.
+    """Check that a model has `head`, which `asked` (a method or task) needs.
 
     Raises:
-        MissingHeadError: if it lacks the head; names its heads and the recipe to train this one.
+        MissingHeadError: if it does not; the message lists its heads and a recipe to train `head`.
     """
     if head not in config.heads:
         is_small = config.roberta.width == preset("small").roberta.width

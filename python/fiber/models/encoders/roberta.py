@@ -1,6 +1,6 @@
 """RoBERTa: embeddings and post-norm layers.
 
-An attention_mask is bool and broadcast to (B, h, L, keys), True = attend; None: attend to all.
+An attention_mask is bool and broadcasts to (B, h, L, keys); True = attend. None attends to all.
 Fusion is added by an optional function that a layer applies to its self-attention output.
 
 Source: RoBERTa (Liu et al. 2019).
@@ -47,7 +47,7 @@ class KeyValueCache:
     """Keys and values of previous tokens in a self-attention layer; not differentiable."""
 
     def __init__(self) -> None:
-        # Keys and values in one tensor with spare capacity, so that a step copies only new ones.
+        # Keys and values share a tensor with spare capacity, so a step copies only the new ones.
         self._stored = torch.empty(0)
         self._length = 0
 
@@ -132,7 +132,7 @@ class TextLayer(nn.Module):
 
         `branch` is applied to the self-attention output before the residual; `normalize_output`
         enables the last LayerNorm. `cache` and `num_queries` are as in `TextSelfAttention`;
-        `num_queries` needs a mask that is the same for all queries.
+        `num_queries` requires a mask that is the same for all queries.
         """
         attended = self.attention(hidden, attention_mask, cache, num_queries)
         if branch is not None:
@@ -172,7 +172,7 @@ def causal_attention_mask(text_mask: Tensor) -> Tensor:
 
 
 def _init_weights(module: nn.Module) -> None:
-    """Initialize as in RoBERTa: weights N(0, 0.02), biases and padding rows 0."""
+    """Initialize weights from N(0, 0.02), biases and padding rows with 0, as in RoBERTa."""
     if isinstance(module, (nn.Linear, nn.Embedding)):
         nn.init.normal_(module.weight, std=0.02)
         if isinstance(module, nn.Linear):

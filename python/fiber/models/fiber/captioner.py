@@ -25,7 +25,7 @@ END_ID = 2
 
 #: Logit assigned to <mask>, as in the published code.
 _FORBIDDEN_LOGIT = -10000.0
-#: Added to lengths before dividing, as in the published code.
+#: Added to lengths before dividing by them, as in the published code.
 _LENGTH_EPS = 1e-9
 
 
@@ -56,7 +56,8 @@ class CaptionDecoder:
         self._decoding = model.start_decoding(image_tokens)
 
     def log_probs(self, token_ids: Tensor) -> Tensor:
-        """Append a token to each text, predict the next: (B, n) -> (B, n, V); n is 1 at first."""
+        """Append a token to each text and predict the next: (B, n) -> (B, n, V). Initially n =
+        1."""
         hidden = self._model.backbone.decode_next(self._decoding, token_ids)
         return next_token_log_probs(self._model, self._model.caption_logits(hidden))
 
@@ -80,7 +81,7 @@ def beam_search(
     """
     vocab_size = model.config.roberta.vocab_size
     if not 1 <= num_beams <= vocab_size:
-        raise ValueError(f"num_beams: expected 1 to {vocab_size} (vocabulary), got {num_beams}")
+        raise ValueError(f"num_beams: expected 1 to {vocab_size} (vocab_size), got {num_beams}")
     _check_max_tokens(model, max_tokens)
     return search_beams(CaptionDecoder(model, image_tokens), num_beams, max_tokens)
 
@@ -142,8 +143,8 @@ def sample_captions(
             the other images.
 
     Returns:
-        Samples with the log probabilities of `caption_log_probs`, to which temperature, top_k and
-        top_p are not applied.
+        Samples with log probabilities as in `caption_log_probs`, computed without temperature,
+        top_k and top_p.
 
     Raises:
         ValueError: if an option is out of range, or the number of generators is not B.

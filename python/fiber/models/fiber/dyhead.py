@@ -20,7 +20,8 @@ def hard_sigmoid(logits: Tensor) -> Tensor:
 
 
 class ModulatedConv(nn.Module):
-    """3 x 3 modulated deformable convolution (v2) and GroupNorm; float32 even under autocast."""
+    """3 x 3 modulated deformable convolution (v2) with GroupNorm, in float32 even under
+    autocast."""
 
     def __init__(self, channels: int, norm_groups: int, *, stride: int = 1) -> None:
         super().__init__()
@@ -62,7 +63,7 @@ class DynamicRelu(nn.Module):
         """Apply the activation: (B, C, H, W) -> (B, C, H, W)."""
         pooled = features.mean(dim=(2, 3))
         theta = hard_sigmoid(self.expand(F.relu(self.reduce(pooled)))) - 0.5
-        # (B, 4 C) -> four (B, C, 1, 1): each in [-0.5, 0.5]
+        # (B, 4 C) -> four (B, C, 1, 1) tensors in [-0.5, 0.5]
         slope, offset, other_slope, other_offset = theta[:, :, None, None].chunk(4, dim=1)
         return torch.maximum(
             features * (2 * slope + 1) + offset, features * (2 * other_slope) + other_offset
@@ -87,7 +88,8 @@ class DynamicBlock(nn.Module):
     def forward(self, levels: Sequence[Tensor]) -> list[Tensor]:
         """Mix each level with its neighbors.
 
-        Levels are (B, C, H_l, W_l), finest first, each half the previous size, rounded up.
+        Levels are (B, C, H_l, W_l), finest first, each half the size of the previous one (rounded
+        up).
         """
         return [self.activation(self._mix(levels, level)) for level in range(len(levels))]
 

@@ -37,7 +37,7 @@ class TextFeatureStore:
         return len(self._texts[number])
 
     def take(self, numbers: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
-        """Return texts by index: (n, L, D) padded to the longest one, and (n, L) bool mask."""
+        """Gather n texts: (n, L, D) features padded to the longest text, and (n, L) bool mask."""
         lengths = torch.tensor([self.length(number) for number in numbers])
         prefix = pad_sequence([self._texts[number] for number in numbers], batch_first=True)
         mask = torch.arange(prefix.shape[1]) < lengths[:, None]

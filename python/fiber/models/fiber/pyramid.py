@@ -8,13 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-#: DropBlock probability per location and side of the dropped squares, as in the published code.
+#: DropBlock probability per location and size of the dropped squares, as in the published code.
 DROP_PROBABILITY = 0.3
 DROP_BLOCK_SIZE = 3
 
 
 def drop_block(features: Tensor) -> Tensor:
-    """Zero random squares, the same in all channels, and divide by the fraction kept in the batch.
+    """Zero random squares, the same in all channels, and divide by the fraction kept over the
+    batch.
 
     Source: DropBlock (Ghiasi et al. 2018), with the constants of the published model.
     """
@@ -32,7 +33,7 @@ class FeaturePyramid(nn.Module):
 
     In training, DropBlock is applied to the two finest merged maps, as in the published code.
 
-    Source: Lin et al. 2017; the two extra levels as in RetinaNet, from P5.
+    Source: Lin et al. 2017, with two extra levels computed from P5 as in RetinaNet.
     """
 
     def __init__(self, in_channels: Sequence[int], channels: int, *, drop_block: bool) -> None:
