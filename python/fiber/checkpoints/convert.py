@@ -18,7 +18,7 @@ from fiber.models.registry import architecture_of
 #: Output formats.
 Form = Literal["fiber", "published", "towers"]
 
-#: Numbers in a tensor name.
+#: Matches a number in a tensor name.
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
 
 

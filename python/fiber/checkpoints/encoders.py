@@ -26,10 +26,10 @@ def load_encoder(model: Network, state: Mapping[str, Tensor]) -> tuple[KeyMap, d
     models with BGR input.
 
     Returns:
-        Loaded keys (ours -> theirs) and dropped keys with reasons.
+        Mapping from our keys to the loaded keys, and dropped keys with reasons.
 
     Raises:
-        ValueError: if keys are missing or unknown, or shapes do not match; names all of them.
+        ValueError: if keys are missing or unknown, or shapes do not match; the message lists them.
     """
     config, architecture = model.config, architecture_of(model.config)
     encoder = next((each for each in architecture.encoders if each.layout(state)), None)

@@ -13,7 +13,7 @@ from torchvision.ops import box_iou
 
 from fiber.ops.boxes import centers, to_inclusive
 
-#: Minimum distance in pixels from an anchor's center to every side of its box, as in FIBER's code.
+#: Minimum distance in pixels of an anchor's center from every side of its box (published value).
 MIN_INSIDE_PIXELS = 0.01
 
 
@@ -58,7 +58,7 @@ def atss_assign(
     # Index of each box within its image, to arrange the G rows as (B, most boxes per image).
     starts = boxes_per_image.cumsum(0) - boxes_per_image
     places = torch.arange(num_boxes, device=device) - starts[images]
-    # The table size needs one device synchronization.
+    # Computing the table size requires a device synchronization.
     most = int(boxes_per_image.max())
     table = overlaps.new_full((batch, most, len(all_anchors)), -1.0)
     table[images, places] = overlaps

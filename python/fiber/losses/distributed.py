@@ -73,7 +73,7 @@ def gather_rows(rows: Tensor, counts: tuple[int, ...] | None = None) -> Tensor:
 
 
 def fetch_rows(rows: Tensor, indices: Tensor, counts: tuple[int, ...] | None = None) -> Tensor:
-    """Differentiably gather rows of the global batch; ranks send only requested rows.
+    """Differentiably gather rows of the global batch. Ranks send only requested rows.
 
     Args:
         rows: (n, ...) rows on this rank.
@@ -84,7 +84,7 @@ def fetch_rows(rows: Tensor, indices: Tensor, counts: tuple[int, ...] | None = N
         (n, ...) requested rows.
 
     Raises:
-        ValueError: if `indices` is not an (n,) int64 tensor, or `counts` does not match.
+        ValueError: if `indices` is not an (n,) int64 tensor, or `counts` is inconsistent.
     """
     counts = row_counts(rows) if counts is None else counts
     _check_counts(rows, counts)
@@ -101,8 +101,8 @@ def fetch_rows(rows: Tensor, indices: Tensor, counts: tuple[int, ...] | None = N
 def _check_counts(rows: Tensor, counts: tuple[int, ...]) -> None:
     if len(counts) != world_size() or counts[rank()] != rows.shape[0]:
         raise ValueError(
-            f"counts: expected one for each of {world_size()} ranks, and {rows.shape[0]} for rank"
-            f" {rank()}; got {counts}"
+            f"expected one count per rank ({world_size()}), with counts[{rank()}] ="
+            f" {rows.shape[0]}, got {counts}"
         )
 
 

@@ -28,7 +28,7 @@ def grounding_losses(
     *,
     background_token: int | None = None,
 ) -> dict[str, Tensor]:
-    """Compute the losses of a batch; anchors are assigned by ATSS.
+    """Compute the losses of a batch, assigning anchors to boxes by ATSS.
 
     Args:
         output: predictions for the batch.

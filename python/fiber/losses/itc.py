@@ -136,11 +136,11 @@ def text_fingerprints(token_ids: Tensor, text_mask: Tensor) -> Tensor:
 def check_pairs(
     image_vectors: Tensor, text_vectors: Tensor, image_ids: Tensor, text_ids: Tensor | None
 ) -> None:
-    """Check that the shapes of vectors and ids match; raises ValueError."""
+    """Check that the shapes of vectors and ids match. Raises ValueError otherwise."""
     if image_vectors.ndim != 2 or image_vectors.shape != text_vectors.shape:
         raise ValueError(
             f"image_vectors have shape {tuple(image_vectors.shape)}, text_vectors"
-            f" {tuple(text_vectors.shape)}; expected both (B, D)"
+            f" {tuple(text_vectors.shape)}; expected both to have shape (B, D)"
         )
     for name, ids in (("image_ids", image_ids), ("text_ids", text_ids)):
         if ids is not None and tuple(ids.shape) != (image_vectors.shape[0],):

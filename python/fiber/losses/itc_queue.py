@@ -138,9 +138,9 @@ def queue_itc_loss(
     *,
     only_written: bool = True,
 ) -> tuple[Tensor, Similarities]:
-    """Compute the retrieval cross entropy against this rank's batch and the queue, both ways.
+    """Compute the retrieval cross entropy against this rank's batch and the queue.
 
-    Only queries receive gradients. As in `itc.itc_loss`, other columns that share the row's image
+    Averages both directions (image-to-text and text-to-image). Only queries receive gradients. As in `itc.itc_loss`, other columns that share the row's image
     or text are masked. The published code has no ids; with distinct ids, the two losses agree.
 
     Args:
@@ -150,8 +150,8 @@ def queue_itc_loss(
         image_ids: (B,).
         text_ids: (B,).
         queue: older pairs; not modified (see `PairQueue.enqueue`).
-        only_written: exclude empty slots. False: use them as negatives, as in the published code,
-            whose queue is initialized with random vectors.
+        only_written: exclude empty slots. If False, they are used as negatives, as in the published
+            code, whose queue is initialized with random vectors.
 
     Returns:
         The loss of this rank, whose mean over ranks equals the mean over all pairs, and the
@@ -203,7 +203,9 @@ def queued_negatives(
     queue: PairQueue,
     negatives: HardNegatives,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gather sampled negatives from this rank's batch and the queue, before enqueuing the batch.
+    """Gather sampled negatives from this rank's batch and the queue.
+
+    Call this before enqueuing the batch.
 
     Returns:
         (B, 3, H, W) negative images, (B, L) negative texts and their (B, L) mask.

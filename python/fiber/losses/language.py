@@ -76,7 +76,7 @@ def vqa_loss(logits: Tensor, targets: Tensor) -> Tensor:
     if logits.ndim != 2 or logits.shape != targets.shape:
         raise ValueError(
             f"VQA logits have shape {tuple(logits.shape)}, targets {tuple(targets.shape)};"
-            " expected both (B, answers)"
+            " expected both to have shape (B, answers)"
         )
     logits = wide(logits)
     total = F.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype), reduction="sum")

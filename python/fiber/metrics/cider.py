@@ -1,8 +1,8 @@
-"""CIDEr-D: TF-IDF-weighted n-gram similarity of a caption and its references.
+"""CIDEr-D: TF-IDF-weighted n-gram similarity between a caption and its references.
 
 Words are separated by whitespace; the caller tokenizes. A caption of four or more words that equals
-its only reference scores 10. Papers report 100 times the score: 144.4 is 1.444 here, as in COCO's
-evaluation.
+its only reference scores 10. Papers report 100 times the score, so 144.4 in a paper is 1.444 here
+and in COCO's evaluation.
 
 Source: CIDEr (Vedantam et al. 2015), variant D: n-grams of 1 to 4 words, counts clipped to the
 reference's, a Gaussian penalty on the length difference.
@@ -68,7 +68,7 @@ class DocumentFrequencies(NamedTuple):
 
         Raises:
             FileNotFoundError: if the file does not exist.
-            ValueError: if the contents are anything else.
+            ValueError: if the file contains anything else.
         """
         path = Path(path)
         if not path.is_file():
@@ -77,7 +77,7 @@ class DocumentFrequencies(NamedTuple):
             try:
                 content = _PlainUnpickler(file, encoding="utf-8", errors="replace").load()
             except Exception as error:
-                # A broken pickle may raise anything.
+                # A broken pickle may raise any exception.
                 raise ValueError(
                     f"{path} is not a pickle of plain document frequencies: {error}"
                 ) from error

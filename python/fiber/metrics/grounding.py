@@ -25,7 +25,7 @@ def referring_accuracy(
 ) -> dict[str, float]:
     """Compute RefCOCO accuracy: the fraction of expressions with a hit among their k best boxes.
 
-    Predictions are (M, 4) boxes per expression, best first; one without boxes is a miss.
+    Predictions are (M, 4) boxes per expression, best first; an expression without boxes is a miss.
 
     Returns:
         `accuracy_at_{k}` with IoU >= 0.5, as usually reported, and `giou_accuracy_at_{k}` with
@@ -51,7 +51,7 @@ def phrase_recall(
 ) -> dict[str, float]:
     """Compute Flickr30k Entities recall at k for phrases with one or more boxes.
 
-    Predictions are (M, 4) boxes per phrase, best first; one without boxes is a miss. `truths`
+    Predictions are (M, 4) boxes per phrase, best first; a phrase without boxes is a miss. `truths`
     are (G, 4) boxes per phrase, at least one.
 
     Returns:

@@ -113,7 +113,7 @@ class BestOfClasses:
         return kept.take(np.lexsort((kept.images, kept.classes)))
 
     def _prune(self) -> DetectionTable:
-        """Keep the best of each class, in the order in which they were added."""
+        """Keep the best detections of each class, in the order in which they were added."""
         added = DetectionTable(*map(np.concatenate, zip(*self._parts, strict=True)))
         # lexsort is stable: on ties, the earlier detection ranks first.
         order = np.lexsort((-added.scores, added.classes))

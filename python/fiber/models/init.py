@@ -10,7 +10,7 @@ PUBLISHED_WIDTH = 768
 
 
 def fan_in_std(inputs: int) -> float:
-    """Return the std with which outputs vary as much as in the published init with 768 inputs."""
+    """Return the std that keeps the output variance of the published init with 768 inputs."""
     return PUBLISHED_STD * (PUBLISHED_WIDTH / inputs) ** 0.5
 
 

@@ -57,8 +57,10 @@ class PatchMerging(nn.Module):
         self.reduction = nn.Linear(4 * channels, 2 * channels, bias=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Merge 2 x 2 patches: (B, H, W, C) -> (B, H / 2, W / 2, 2 C). Odd sides are
-        zero-padded."""
+        """Merge 2 x 2 patches: (B, H, W, C) -> (B, H / 2, W / 2, 2 C).
+
+        Odd sides are zero-padded.
+        """
         batch, height, width, channels = tokens.shape
         if height % 2 or width % 2:
             tokens = F.pad(tokens, (0, 0, 0, width % 2, 0, height % 2))

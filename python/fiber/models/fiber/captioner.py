@@ -56,8 +56,7 @@ class CaptionDecoder:
         self._decoding = model.start_decoding(image_tokens)
 
     def log_probs(self, token_ids: Tensor) -> Tensor:
-        """Append a token to each text and predict the next: (B, n) -> (B, n, V). Initially n =
-        1."""
+        """Append a token to each text and predict the next: (B, n) -> (B, n, V)."""
         hidden = self._model.backbone.decode_next(self._decoding, token_ids)
         return next_token_log_probs(self._model, self._model.caption_logits(hidden))
 

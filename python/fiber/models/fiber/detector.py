@@ -107,8 +107,7 @@ class FiberDetector(nn.Module):
         config: fine-stage config, as from `FiberConfig.fine` or `preset(name, stage="fine")`.
 
     Raises:
-        ValueError: if the config is not for the fine stage, or the strides do not fit the patch
-            size.
+        ValueError: if the config is not for the fine stage, or strides do not match the patch size.
     """
 
     def __init__(self, config: FiberConfig) -> None:
@@ -165,10 +164,10 @@ class FiberDetector(nn.Module):
         )
 
     def image_prefix(self, images: Tensor, image_sizes: Tensor | None = None) -> ImagePrefix:
-        """Run the image blocks that precede fusion.  Pass the result to the backbone's `fuse`, then
-to `predict`.
+        """Run the image blocks that precede fusion.
 
-        Arguments and errors are as in `forward`.
+        Pass the result to the backbone's `fuse`, then to `predict`. Arguments and errors are as in
+        `forward`.
         """
         divisor = self.config.swin.patch_size * 8
         height, width = images.shape[-2:]

@@ -20,8 +20,7 @@ def hard_sigmoid(logits: Tensor) -> Tensor:
 
 
 class ModulatedConv(nn.Module):
-    """3 x 3 modulated deformable convolution (v2) with GroupNorm, in float32 even under
-    autocast."""
+    """3 x 3 modulated deformable convolution (v2), then GroupNorm; both in float32 or wider."""
 
     def __init__(self, channels: int, norm_groups: int, *, stride: int = 1) -> None:
         super().__init__()
@@ -88,8 +87,7 @@ class DynamicBlock(nn.Module):
     def forward(self, levels: Sequence[Tensor]) -> list[Tensor]:
         """Mix each level with its neighbors.
 
-        Levels are (B, C, H_l, W_l), finest first, each half the size of the previous one (rounded
-        up).
+        Levels are (B, C, H_l, W_l), finest first, each half the size of the previous one.
         """
         return [self.activation(self._mix(levels, level)) for level in range(len(levels))]
 

@@ -187,8 +187,7 @@ def _count_fused(state: Mapping[str, Tensor]) -> int:
 
 
 def _anchor_scale(state: Mapping[str, Tensor], strides: tuple[int, ...]) -> float:
-    """Infer the anchor size as a multiple of the stride; published anchors use inclusive
-    corners."""
+    """Infer the anchor size as a multiple of the stride; published corners are inclusive."""
     name = "rpn.anchor_generator.cell_anchors.0"
     if name not in state:
         return DetectorConfig().anchor_scale

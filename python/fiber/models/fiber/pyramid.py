@@ -14,8 +14,7 @@ DROP_BLOCK_SIZE = 3
 
 
 def drop_block(features: Tensor) -> Tensor:
-    """Zero random squares, the same in all channels, and divide by the fraction kept over the
-    batch.
+    """Zero random squares, the same in all channels, and rescale by the fraction kept.
 
     Source: DropBlock (Ghiasi et al. 2018), with the constants of the published model.
     """
