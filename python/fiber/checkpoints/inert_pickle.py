@@ -188,7 +188,7 @@ class _Reader:
             raise ValueError(f"unsupported opcode {name}; torch.save does not write it")
 
     def _pop(self, count: int) -> list[Any]:
-        """Pop `count` values, all above the latest mark."""
+        """Pop `count` values, all of which must be above the latest mark."""
         if count == 0:
             return []
         values = self.stack[-count:]

@@ -20,7 +20,7 @@ from fiber.data import Tokenizer
 from fiber.env import provenance
 from fiber.models.registry import Network, architecture_of, build_model, read_config
 
-#: Files in a model folder.
+#: Names of the files in a model folder.
 MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.json", "answers.json", "classes.json")
 
 

@@ -38,7 +38,7 @@ from fiber.checkpoints.inert_pickle import (
 #: Weights to read from a file that holds both the trained weights and their moving average.
 Weights = Literal["raw", "ema"]
 
-#: Suffixes of checkpoint files.
+#: Supported suffixes of checkpoint files.
 SUFFIXES = (".ckpt", ".pt", ".pth", ".safetensors", ".bin")
 
 #: Keys under which to look for the state dict, in order.
@@ -186,7 +186,7 @@ def _read_zip(path: Path) -> _TorchFile:
         for name, record in records.items():
             stored = record.compress_type == zipfile.ZIP_STORED and not record.flag_bits & 1
             if not stored or record.compress_size != record.file_size:
-                raise ValueError(f"{name} is compressed or encrypted; expected it to be stored")
+                raise ValueError(f"{name} is compressed or encrypted; expected plain content")
         order = archive.read(records["byteorder"]) if "byteorder" in records else b"little"
         if order.decode("ascii") != sys.byteorder:
             raise ValueError(f"unsupported byte order {order!r}; expected {sys.byteorder!r}")

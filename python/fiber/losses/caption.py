@@ -1,6 +1,6 @@
 """Losses for fine-tuning a captioner after maximum likelihood: GOLD (off-policy), SCST (CIDEr-D).
 
-Means over ranks, token_ids and text_mask are as in `losses.language`.
+token_ids, text_mask and means over ranks are defined as in `losses.language`.
 
 Shapes: B captions on this rank, L text tokens, V vocabulary, S samples per image.
 """

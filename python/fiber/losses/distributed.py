@@ -1,7 +1,7 @@
 """Collectives for losses: sums over all ranks, and differentiable gathers of global batch rows.
 
 A row is the tensor of one sample. The global batch is the concatenation of the batches of all
-ranks, in rank order. Without an initialized `torch.distributed` it is the local batch.
+ranks, in rank order. If `torch.distributed` is not initialized, it is the local batch.
 
 A loss may depend on rows of every rank; the backward pass sums the gradients of each row over all
 ranks. DistributedDataParallel averages gradients, so a loss of the form
@@ -25,7 +25,7 @@ def world_size() -> int:
 
 
 def all_rank_sum(tensor: Tensor) -> Tensor:
-    """Sum a tensor over all ranks (same shape on each rank); the result is detached."""
+    """Sum a tensor, which has the same shape on all ranks, over the ranks; return it detached."""
     if world_size() == 1:
         return tensor.detach()
     total = tensor.detach().clone(memory_format=torch.contiguous_format)

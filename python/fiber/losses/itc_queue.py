@@ -140,8 +140,9 @@ def queue_itc_loss(
 ) -> tuple[Tensor, Similarities]:
     """Compute the retrieval cross entropy against this rank's batch and the queue.
 
-    Averages both directions (image-to-text and text-to-image). Only queries receive gradients. As in `itc.itc_loss`, other columns that share the row's image
-    or text are masked. The published code has no ids; with distinct ids, the two losses agree.
+    The loss averages both directions (image-to-text and text-to-image). Only queries receive
+    gradients. As in `itc.itc_loss`, other columns that share the row's image or text are masked.
+    The published code has no ids; with distinct ids, the two losses agree.
 
     Args:
         image_vectors: (B, D), L2-normalized.

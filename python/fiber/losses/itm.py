@@ -1,4 +1,4 @@
-"""Image-text matching (ITM): pairs with hard or random negatives, and the loss over them.
+"""Image-text matching (ITM): pairs with hard or random negatives, and their loss.
 
 Pre-training with hard negatives uses 3B pairs, in this order: B true pairs, B images with a
 mismatched text, B texts with a mismatched image. In fine-tuning without ITC, half of the texts keep

@@ -1,4 +1,4 @@
-"""Losses over tokens and answers: MLM, captions, VQA, NLVR2.
+"""Losses for MLM, captioning, VQA and NLVR2.
 
 Each loss is a mean over the global batch (all ranks): a rank returns its own sum times the world
 size, divided by the count over all ranks, so the mean over ranks equals the loss of one process on
@@ -67,7 +67,7 @@ def next_tokens(logits: Tensor, token_ids: Tensor, text_mask: Tensor) -> Tensor:
 
 
 def vqa_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Compute binary cross entropy, summed over answers and averaged over questions of all ranks.
+    """Compute the binary cross entropy, summed over answers and averaged over all ranks' questions.
 
     Both arguments are (B, A); targets are soft scores in [0, 1].
 

@@ -141,7 +141,7 @@ def rouge_l(words: Sequence[str], people: Sequence[Sequence[str]]) -> float:
 
 
 def _parts(token: str) -> list[str]:
-    """Split off contractions: "shouldn't've" -> ["should", "n't", "'ve"]."""
+    """Split contractions: "shouldn't've" -> ["should", "n't", "'ve"]."""
     joined = _JOINED.fullmatch(token)
     if joined:
         return [part for part in joined.groups() if part is not None]

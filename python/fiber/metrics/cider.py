@@ -55,7 +55,7 @@ class DocumentFrequencies(NamedTuple):
             counts.update({gram for caption in captions for gram in ngrams(caption)})
         if not images:
             raise ValueError("document frequencies need captions of at least one image, got none")
-        # Most n-grams of a large corpus occur in one image, the count of missing entries.
+        # Omit n-grams of one image (most of a large corpus), since missing entries count as 1.
         several = {gram: float(count) for gram, count in counts.items() if count > 1}
         return cls(several, float(images))
 
@@ -129,7 +129,7 @@ def cider_d_scores(
 def reward_text(caption: str) -> str:
     """Preprocess a caption for rewards, as in the published code.
 
-    Drops a final period and appends an end word, so that ending a caption is rewarded.
+    A final period is dropped and an end word appended, so that ending a caption is rewarded.
     """
     return f"{caption.strip().removesuffix('.')} {END_WORD}"
 

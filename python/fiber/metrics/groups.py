@@ -1,4 +1,4 @@
-"""Metrics per group of samples: question type, phrase type, split."""
+"""Metrics per group of samples, such as question types, phrase types or splits."""
 
 from __future__ import annotations
 

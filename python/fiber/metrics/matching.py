@@ -14,8 +14,8 @@ def matching_accuracy(
     Scores above the threshold predict a match.
 
     Returns:
-        `accuracy`; `match_accuracy` and `mismatch_accuracy` for each label; `auc`, the probability
-        that a matching pair scores above a mismatched one (ties count as one half).
+        `accuracy`; `match_accuracy` and `mismatch_accuracy`, the accuracy for each label; `auc`,
+        the probability that a matching pair scores above a mismatched one (ties count as one half).
 
     Raises:
         ValueError: if the shapes differ.

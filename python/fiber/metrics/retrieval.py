@@ -47,8 +47,8 @@ def wrong_before(scores: ArrayLike, right: ArrayLike) -> NDArray[np.int64]:
     scores, right = np.asarray(scores), np.asarray(right, dtype=bool)
     if scores.ndim != 2 or scores.shape != right.shape:
         raise ValueError(
-            f"retrieval scores have shape {scores.shape}, right {right.shape}; expected both to have"
-            " shape (n, m)"
+            f"retrieval scores have shape {scores.shape}, right {right.shape}; expected both to"
+            " have shape (n, m)"
         )
     if np.isnan(scores).any():
         raise ValueError("retrieval scores contain NaN; expected numbers")

@@ -1,4 +1,4 @@
-"""Head modules, and the recipe that trains each head."""
+"""Head modules and the recipes that train them."""
 
 from __future__ import annotations
 

@@ -206,7 +206,7 @@ class SwinBlock(nn.Module):
 
 
 class SwinStage(nn.Module):
-    """Blocks at one resolution and the patch merging after them."""
+    """Blocks at one resolution, followed by patch merging."""
 
     def __init__(self, blocks: list[SwinBlock], merging: PatchMerging | None) -> None:
         super().__init__()

@@ -240,7 +240,7 @@ class FiberBackbone(nn.Module):
         return Decoding(branches, [KeyValueCache() for _ in self.text.layers])
 
     def decode_next(self, decoding: Decoding, token_ids: Tensor) -> Tensor:
-        """Process the next token of each text: (B, n) -> (B, n, D), as computed by `decode_text`.
+        """Process the next token of each text as in `decode_text`: (B, n) -> (B, n, D).
 
         The texts of an image are treated as tokens of one sample, each masked to its own past, so
         they share image keys, and `Decoding.select` moves no keys. Caches in `decoding` are updated

@@ -206,14 +206,14 @@ def written_tokens(token_ids: Sequence[int]) -> list[int]:
 
 
 def next_token_log_probs(model: FiberImageText, logits: Tensor) -> Tensor:
-    """Compute log probabilities without <mask>: (..., V) -> (..., V), at least float32."""
+    """Compute log probabilities with <mask> excluded: (..., V) -> (..., V), at least float32."""
     forbidden = torch.tensor([model.config.roberta.mask_id], device=logits.device)
     logits = logits.index_fill(-1, forbidden, _FORBIDDEN_LOGIT)
     return (logits if logits.dtype == torch.float64 else logits.float()).log_softmax(-1)
 
 
 def _start(decoder: CaptionDecoder) -> Tensor:
-    """Return <s> for each image: (B, 1)."""
+    """Return <s> for each image as a (B, 1) tensor."""
     return torch.full((decoder.num_images, 1), START_ID, device=decoder.device)
 
 

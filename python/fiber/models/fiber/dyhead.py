@@ -33,7 +33,7 @@ class ModulatedConv(nn.Module):
 
     def forward(self, features: Tensor, offsets: Tensor, modulation: Tensor) -> Tensor:
         """Convolve (B, C, H, W) -> (B, C, h, w); see `modulated_deform_conv`."""
-        # At least float32; float64 is kept.
+        # Cast to at least float32; keep float64.
         exact = torch.promote_types(features.dtype, torch.float32)
         with torch.autocast(features.device.type, enabled=False):
             out = modulated_deform_conv(

@@ -1,4 +1,4 @@
-"""Infer the config of published FIBER checkpoints from tensors and stored configs."""
+"""Infer the configs of published FIBER checkpoints from their tensors and stored configs."""
 
 from __future__ import annotations
 
@@ -182,7 +182,7 @@ def _roberta(state: Mapping[str, Tensor], prefix: str, num_heads: int | None) ->
 
 
 def _count_fused(state: Mapping[str, Tensor]) -> int:
-    """Count fused pairs: image blocks with a gate."""
+    """Count the fused pairs, which are the image blocks with a gate."""
     return sum(name.endswith(".attn.alpha_i2t") for name in state)
 
 

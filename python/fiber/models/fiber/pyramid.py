@@ -22,7 +22,7 @@ def drop_block(features: Tensor) -> Tensor:
     rate = DROP_PROBABILITY / DROP_BLOCK_SIZE**2
     seeds = (torch.rand(batch, 1, height, width, device=features.device) < rate).float()
     kept = 1 - F.max_pool2d(seeds, DROP_BLOCK_SIZE, stride=1, padding=DROP_BLOCK_SIZE // 2)
-    # A small map can be dropped completely; avoid a division by 0.
+    # A small map may be dropped completely, so avoid division by 0.
     share = kept.mean().clamp(min=1.0 / kept.numel())
     return features * (kept / share).to(features.dtype)
 
