@@ -171,9 +171,9 @@ class FiberConfig:
     channel_order: Literal["rgb", "bgr"] = "rgb"
     #: Maximum text length in tokens, including <s> and </s>.
     max_tokens: int = 40
-    #: Init of linear weights in encoders, fusion and coarse-stage heads. "published": N(0, 0.02),
-    #: with which small encoders hardly mix tokens and learn nothing in a short run. "fan_in":
-    #: std scaled by fan-in to match N(0, 0.02) at 768 inputs.
+    #: Initialization of linear weights in encoders, fusion and coarse-stage heads. "published":
+    #: N(0, 0.02), with which small encoders hardly mix tokens and learn nothing in a short run.
+    #: "fan_in": std scaled by fan-in to match N(0, 0.02) at 768 inputs.
     weight_start: Literal["published", "fan_in"] = "published"
     swin: SwinConfig = field(default_factory=SwinConfig)
     roberta: RobertaConfig = field(default_factory=RobertaConfig)

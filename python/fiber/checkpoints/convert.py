@@ -75,7 +75,7 @@ def convert(
 
 
 def _unused_and_filled(stored: StoredModel) -> Iterator[str]:
-    """List skipped tensors by reason and name pattern, and missing ones with their fill values."""
+    """List skipped tensors by reason and name pattern, and missing tensors with fill values."""
     yield f"skipped: {_tensors(stored.ignored)}"
     for reason in dict.fromkeys(stored.ignored.values()):
         yield f"  {reason}:"

@@ -18,7 +18,7 @@ class TrainedOn(NamedTuple):
 
     #: Absolute path of the folder or file.
     path: str
-    #: Split; "+" joins several.
+    #: Split; "+" joins several splits.
     split: str
 
     @classmethod

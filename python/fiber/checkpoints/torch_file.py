@@ -74,7 +74,7 @@ _DTYPES = {
 class Checkpoint(NamedTuple):
     """Tensors and configuration of a checkpoint."""
 
-    #: Tensors by name.
+    #: Tensors in the file, by name.
     state: dict[str, Tensor]
     #: Config of the run that wrote the file, with published field names; empty if not stored.
     config: Mapping[str, Any]

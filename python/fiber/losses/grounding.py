@@ -98,7 +98,7 @@ def token_focal_loss(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def centerness_targets(anchors_xyxy: Tensor, boxes_xyxy: Tensor) -> Tensor:
-    """Compute the centerness of (P, 4) half-open anchors centered inside (P, 4) half-open boxes.
+    """Compute the centerness of (P, 4) anchors whose centers are in (P, 4) boxes, all half-open.
 
     Returns:
         (P,) in (0, 1]: square root of the product, over x and y, of the distance to the nearer side

@@ -112,7 +112,7 @@ class PairQueue:
         self.total += sum(counts)
 
     def pad_texts(self, token_ids: Tensor, text_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Pad texts to L tokens."""
+        """Pad texts and their masks to L tokens."""
         missing = [0, self.token_ids.shape[1] - token_ids.shape[1]]
         return F.pad(token_ids, missing, value=PAD_ID), F.pad(text_mask, missing)
 

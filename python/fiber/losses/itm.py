@@ -5,7 +5,7 @@ mismatched text, B texts with a mismatched image. In fine-tuning without ITC, ha
 their image and the rest get a random different one.
 
 Random samples depend only on (seed, step, index of the row in the global batch), so they are
-independent of the world size; step is the index of the micro-batch in the run.
+independent of the world size. `step` is the index of the micro-batch in the run.
 
 Shapes: B pairs on this rank, G pairs in the global batch (all ranks), L text tokens. A text_mask is
 (B, L) bool, True = real token.

@@ -41,7 +41,7 @@ def mlm_loss(logits: Tensor, labels: Tensor) -> Tensor:
 def caption_loss(logits: Tensor, token_ids: Tensor, text_mask: Tensor) -> Tensor:
     """Compute the mean next-token cross entropy over the captions of all ranks.
 
-    Position t of the (B, L, V) logits predicts token t + 1. Padding is ignored.
+    Position t of the (B, L, V) logits predicts token t + 1; padding is ignored.
     """
     targets = next_tokens(logits, token_ids, text_mask)
     return mean_cross_entropy(logits.flatten(0, 1), targets.flatten())
@@ -71,7 +71,7 @@ def vqa_loss(logits: Tensor, targets: Tensor) -> Tensor:
 
     Both arguments are (B, A); targets are soft scores in [0, 1].
 
-    Source: FIBER's published code (mean over all entries times the number of answers).
+    Source: FIBER's published code (the mean over all entries, multiplied by the number of answers).
     """
     if logits.ndim != 2 or logits.shape != targets.shape:
         raise ValueError(

@@ -1,7 +1,7 @@
 """COCO detection metrics: AP and AR, computed by faster-coco-eval.
 
-Detections with the same score rank in image order (in COCO's code, by image id). A metric without
-ground-truth boxes is NaN; COCO's code reports -1.
+Detections with the same score are ranked in image order (by image id in COCO's code). A metric
+without ground-truth boxes is NaN; COCO's code reports -1.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from fiber.metrics.matching import mean
 
 #: Minimum overlap for a hit.
 FOUND_AT = 0.5
-#: Rank of a miss.
+#: Rank that represents a miss.
 NEVER = np.iinfo(np.int64).max
 
 

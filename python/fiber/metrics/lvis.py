@@ -72,7 +72,7 @@ class DetectionTable(NamedTuple):
 
 
 class BestOfClasses:
-    """Keep the best detections of each class over all images, in bounded memory.
+    """Keep the best detections of each class over all images, using bounded memory.
 
     On ties, the detection added first is kept. After `max_pending` new detections, all but the best
     are dropped.

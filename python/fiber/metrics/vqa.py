@@ -1,4 +1,4 @@
-"""VQA accuracy in two versions, and the official answer normalization.
+"""Two versions of VQA accuracy, and the official answer normalization.
 
 Each question has answers from about ten annotators. `official`: an answer is correct if at least
 three of them gave it; the score is averaged over all subsets that leave one annotator out.

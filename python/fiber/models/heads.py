@@ -55,7 +55,7 @@ def need_head(config: FiberConfig, head: str, asked: str) -> None:
 
 
 class Pooler(nn.Module):
-    """Linear layer and tanh on one vector per sample."""
+    """Linear layer followed by tanh, applied to one vector per sample."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -82,7 +82,7 @@ class LanguageHead(nn.Module):
 
 
 class Classifier(nn.Module):
-    """Linear, LayerNorm, GELU, linear."""
+    """Classifier MLP: linear, LayerNorm, GELU, linear."""
 
     def __init__(self, width_in: int, width: int, num_classes: int) -> None:
         super().__init__()

@@ -39,7 +39,7 @@ class Architecture:
     stage: str | None = None
     #: Display name.
     title: str
-    #: Class of the config, and function that builds the network from it.
+    #: Class of the config, and the function that builds a network from it.
     config_class: type[Any]
     network: Callable[[Any], Any]
     #: Recognizes keys of the architecture's published checkpoints.

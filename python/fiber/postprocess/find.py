@@ -53,7 +53,8 @@ def detect_boxes(
     """Detect boxes for all labels; defaults are the published settings for detection.
 
     The label score of a location is the mean of its token probabilities. Locations above the
-    threshold are ranked by score times centerness; the returned score is the square root of that.
+    threshold are ranked by score times centerness; the returned score is the square root of that
+    product.
 
     Args:
         output: output of the detector.
@@ -210,7 +211,7 @@ def _best(ranks: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 def _boxes_at(output: DetectorOutput, image: int, places: Tensor, size: tuple[int, int]) -> Tensor:
-    """Decode the boxes at the given locations and clip them to the unpadded image."""
+    """Decode the boxes at the given locations and clip them to the image without padding."""
     deltas = torch.cat([level[image] for level in output.box_deltas])[places].float()
     return clip_to_image(decode_deltas(deltas, torch.cat(output.anchors)[places]), *size)
 

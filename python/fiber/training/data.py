@@ -1,4 +1,4 @@
-"""Open the training data: records of every task, tokenizer and answers."""
+"""Open the training data: the records of every task, the tokenizer and the answers."""
 
 from __future__ import annotations
 

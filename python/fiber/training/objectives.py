@@ -1,7 +1,7 @@
 """Objectives: compute the named losses of a task's batch.
 
 The image-text losses share computation below the first fused block: the image is encoded once for
-MLM, ITC and all ITM pairs, and the text twice, unmasked and masked.
+MLM, ITC and all ITM pairs, and the text is encoded twice, unmasked and masked.
 """
 
 from __future__ import annotations

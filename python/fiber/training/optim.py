@@ -70,7 +70,7 @@ def part_of(name: str) -> Part:
 
 
 def kind_of(name: str, parameter: Tensor) -> Kind:
-    """Return a parameter's kind."""
+    """Return the kind of a parameter."""
     last = name.rsplit(".", 1)[-1]
     if last in BIASES:
         return "bias"

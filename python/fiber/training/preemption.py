@@ -11,7 +11,7 @@ from fiber.training.distributed import Processes, any_rank
 
 #: Signals that end a run after the current step.
 SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
-#: Exit code of a run that can be resumed (EX_TEMPFAIL of sysexits.h).
+#: Exit code of a run that can be resumed (EX_TEMPFAIL in sysexits.h).
 EXIT_CODE = 75
 
 

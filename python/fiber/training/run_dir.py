@@ -1,4 +1,4 @@
-"""Output folder of a training run."""
+"""Reading and writing the output folder of a training run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from fiber.training.config.run import RunConfig, differences
 
 
 class RunFolder:
-    """Files of one run."""
+    """Output folder of one run."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -81,7 +81,7 @@ def train(
             resuming.
         device: device to train on; default: CUDA if available (the local rank's GPU under
             torchrun), else the CPU.
-        threads: data loader threads; 0 uses all cores.
+        threads: number of data loader threads; 0 uses all cores.
         quiet: print nothing.
 
     Raises:

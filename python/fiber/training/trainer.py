@@ -84,7 +84,7 @@ class Trainer:
             processes: rank, world size and device.
             init: initial weights; ignored if there is a checkpoint.
             validation: selects the best checkpoint; None keeps the last weights.
-            threads: data loader threads; 0 uses all cores.
+            threads: number of data loader threads; 0 uses all cores.
             quiet: print nothing.
 
         Raises:

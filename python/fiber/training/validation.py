@@ -30,7 +30,7 @@ BEST = "best-"
 
 @dataclass(frozen=True, kw_only=True)
 class Validation:
-    """Held-out records of a run and their evaluation task."""
+    """Held-out records of a run, and the task to evaluate on them."""
 
     #: Name of a `fiber eval` task.
     task: str

@@ -1,4 +1,4 @@
-"""RoBERTa: embeddings and post-norm layers.
+"""RoBERTa text encoder: embeddings and post-norm layers.
 
 An attention_mask is bool and broadcasts to (B, h, L, keys); True = attend. None attends to all.
 Fusion is added by an optional function that a layer applies to its self-attention output.
@@ -143,7 +143,7 @@ class TextLayer(nn.Module):
 
 
 class RobertaEncoder(nn.Module):
-    """RoBERTa encoder."""
+    """RoBERTa text encoder."""
 
     def __init__(self, config: RobertaConfig) -> None:
         super().__init__()

@@ -45,7 +45,7 @@ class BackboneOutput(NamedTuple):
     #: (B, L, D) and (B, L), or (B, 1, D) and (B, 1) if "pooled"; None if there is no text.
     text: Tensor | None = None
     text_mask: Tensor | None = None
-    #: Valid region of each image, if these differ.
+    #: Valid region of each image; None if all are the same.
     sizes: ImageSizes | None = None
 
 
@@ -56,7 +56,7 @@ class ImagePrefix(NamedTuple):
     tokens: Tensor
     #: Outputs of finished stages.
     stages: tuple[Tensor, ...] = ()
-    #: Valid region of each image, if these differ.
+    #: Valid region of each image; None if all are the same.
     sizes: ImageSizes | None = None
 
     def take(self, indices: Tensor, *, with_stages: bool = False) -> ImagePrefix:

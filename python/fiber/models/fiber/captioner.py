@@ -1,7 +1,7 @@
 """Caption generation with the caption head: beam search and sampling.
 
 Decoding is incremental and batched over all texts of all images. Keys and values of previous tokens
-are cached; those of an image are shared by all of its texts.
+are cached, and the keys and values of an image are shared by all of its texts.
 
 Shapes: B images, K beams, S samples, V vocabulary, n tokens after <s>. image_tokens are the
 (B, H, W, C) last stage of `encode_image`. max_tokens includes <s> and </s>.
@@ -127,8 +127,8 @@ def sample_captions(
 ) -> Samples:
     """Sample captions.
 
-    A sample ends with </s> or <pad>, as in the published search; <mask> is never sampled. The model
-    stays in its current mode, since published self-critical training samples with dropout.
+    A sample ends with </s> or <pad>, as in the published beam search; <mask> is never sampled. The
+    model stays in its current mode, since published self-critical training samples with dropout.
 
     Args:
         model: model with the caption head.

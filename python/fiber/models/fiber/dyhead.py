@@ -70,7 +70,7 @@ class DynamicRelu(nn.Module):
 
 
 class DynamicBlock(nn.Module):
-    """Block of the dynamic head; all levels share its weights."""
+    """Block of the dynamic head, whose weights are shared by all levels."""
 
     def __init__(self, channels: int, norm_groups: int) -> None:
         super().__init__()

@@ -84,7 +84,8 @@ class FiberImageText(nn.Module):
             ValueError: if the model does not have the head.
         """
         if head not in self.config.heads:
-            raise ValueError(f"head: expected one of {', '.join(self.config.heads)}, got {head!r}")
+            heads = ", ".join(map(repr, self.config.heads))
+            raise ValueError(f"head: expected one of {heads}, got {head!r}")
         if head == "itc":
             vectors = self.embed_images(images), self.embed_texts(token_ids, text_mask)
             return vectors[0] @ vectors[1].T / self.temperature

@@ -1,4 +1,4 @@
-"""Score many (image, text) pairs; unfused features are computed once per image and per text.
+"""Score many (image, text) pairs, computing unfused features once per image and per text.
 
 Image features are large (1.2 MB in float32 for `base` at 384 pixels), so they are used for all
 pairs of the image and then freed. Text features without padding are small (40 KB for 13 tokens), so
@@ -19,7 +19,7 @@ from fiber.models.fiber.image_text import FiberImageText
 
 
 class TextFeatureStore:
-    """Text features below the first fused layer, on the CPU."""
+    """Text features from below the first fused layer, stored on the CPU."""
 
     def __init__(self) -> None:
         self._texts: list[Tensor] = []
@@ -29,7 +29,7 @@ class TextFeatureStore:
 
     def add(self, prefix: Tensor, text_mask: Tensor) -> None:
         """Append (B, L, D) features from the backbone's `text_prefix`; texts are right-padded."""
-        # Each text is a view of one tensor without padding.
+        # Each text is a view of a single tensor without padding.
         self._texts += prefix[text_mask].cpu().split(text_mask.sum(1).tolist())
 
     def length(self, number: int) -> int:

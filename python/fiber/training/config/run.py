@@ -40,7 +40,7 @@ class DataConfig:
     train_tokenizer: bool = False
     #: Handling of broken records: "raise" an error, or "skip" or "resample" and count them.
     on_error: Literal["raise", "skip", "resample"] = "raise"
-    #: Accept truncated images, with missing pixels filled in as in libjpeg.
+    #: Accept truncated images, with missing pixels filled in as by libjpeg.
     accept_truncated: bool = False
     #: In training, decode JPEGs at reduced size if both sides have at least twice the needed
     #: pixels; evaluation always decodes at full size.
@@ -74,7 +74,7 @@ class OptimConfig:
     gate_lr_multiplier: float = 1.0
     #: Names of frozen parameters and modules, as in "backbone.image.stages.0"; * matches anything.
     frozen: tuple[str, ...] = ()
-    #: Also decay norm weights, gates and other vectors; biases and bias tables never decay.
+    #: Also decay norm weights, gates and other vectors; biases and bias tables are never decayed.
     decay_vectors: bool = False
     #: Use the parameter groups and AdamW variant of the published coarse-stage code: also decay
     #: gates, the temperature, and the norms of image-to-text queries and classifiers; add eps
@@ -93,7 +93,7 @@ class OptimConfig:
     plateau_patience: int = 3
     #: Minimum learning rate of "plateau".
     plateau_least_lr: float = 1e-6
-    #: Maximum L2 norm of the gradient; 0 disables clipping.
+    #: Maximum L2 norm of the gradient; 0 disables gradient clipping.
     clip_norm: float = 0.0
 
     def __post_init__(self) -> None:
@@ -116,7 +116,7 @@ class TrainConfig:
     #: Maximum number of epochs, for a run with one task: it ends after `epochs` or `steps`,
     #: whichever comes first. 0: no limit.
     epochs: float = 0.0
-    #: Micro-batches per step, whose gradients are averaged.
+    #: Number of micro-batches per step; their gradients are averaged.
     accumulation: int = 1
     #: Precision of forward and backward passes; weights, losses and optimizer state stay float32.
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -125,7 +125,7 @@ class TrainConfig:
     #: Decay of the exponential moving average (EMA) of the weights; the EMA then becomes the
     #: finished model. 0 disables the EMA.
     ema_decay: float = 0.0
-    #: Steps between log lines; every checkpoint also logs one.
+    #: Steps between log lines; a line is also logged at every checkpoint.
     log_every: int = 20
     #: Steps between checkpoints; 0 writes only the finished model.
     checkpoint_every: int = 500
@@ -170,7 +170,7 @@ class ValidationConfig:
     split: str = "val"
     #: Maximum number of images to evaluate, sampled once, with all of their texts; 0: all.
     pictures: int = 0
-    #: Stop early after this many evaluations in a row below the best one; 0 disables.
+    #: Stop after this many evaluations in a row below the best one; 0 disables early stopping.
     stop_after: int = 0
 
     def __post_init__(self) -> None:

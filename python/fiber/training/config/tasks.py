@@ -46,7 +46,7 @@ LOSSES = ("itc", "itm", "mlm", "vqa", "nlvr2", "caption", "alignment", "box", "c
 class TaskConfig:
     """Fields common to all tasks. Other float fields named in `LOSSES` are loss weights."""
 
-    #: Steps of this task in each rotation of tasks; 0 disables the task.
+    #: Number of steps of this task in each rotation of tasks; 0 disables the task.
     share: int = 0
     #: Entries of `SOURCES` to concatenate; a repeated name counts twice.
     sources: tuple[str, ...] = ()
