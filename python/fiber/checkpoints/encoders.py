@@ -54,7 +54,7 @@ def load_encoder(model: Network, state: Mapping[str, Tensor]) -> tuple[KeyMap, d
 def encoder_states(
     model: Network, layout: SwinLayout = "microsoft"
 ) -> dict[str, dict[str, Tensor]]:
-    """Return the state dicts of all encoders by format name; inverse of `load_encoder`.
+    """Return the state dicts of all encoders by format name (the inverse of `load_encoder`).
 
     The image encoder expects RGB input. Swin's last norm is included only if the model has the ITC
     head.

@@ -240,7 +240,7 @@ def _key(key: Any) -> Any:
 
 
 def _named(module: Any, name: Any) -> Inert:
-    """Return a placeholder for a class or function; nothing is imported."""
+    """Return a placeholder for a class or function without importing anything."""
     if not (isinstance(module, str) and isinstance(name, str)):
         raise ValueError("a class name is not a string")
     # Protocol 2, which torch.save writes, uses Python 2 names.

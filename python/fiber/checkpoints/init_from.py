@@ -1,4 +1,4 @@
-"""Initialize a model from another model or from encoders, and report every tensor."""
+"""Initialize a model from a trained model or encoders, and report every tensor."""
 
 from __future__ import annotations
 

@@ -94,7 +94,7 @@ def _published_model(
 
 
 def _is_ours(folder: Path) -> bool:
-    """Check for a fiber model or run; transformers models also have a config.json."""
+    """Check for a fiber model or run, since transformers models also have a config.json."""
     if not (folder / "config.json").is_file():
         return (folder / "checkpoints").is_dir()
     values = read_json(folder / "config.json")

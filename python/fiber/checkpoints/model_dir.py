@@ -86,7 +86,7 @@ def save_model(
     answers: tuple[str, ...] = (),
     classes: tuple[str, ...] = (),
 ) -> None:
-    """Write a model folder; config.json is written last and marks it as complete.
+    """Write a model folder, ending with config.json, which marks it as complete.
 
     The folder is created if needed. answers.json and classes.json are written unless empty.
 

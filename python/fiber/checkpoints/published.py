@@ -36,7 +36,7 @@ def load_published(model: Network, state: Mapping[str, Tensor]) -> dict[str, str
 
 
 def published_state(model: Network) -> dict[str, Tensor]:
-    """Return the tensors of a model by published key; inverse of `load_published`."""
+    """Return the tensors of a model by published key (the inverse of `load_published`)."""
     architecture = architecture_of(model.config)
     state = unstack(model.state_dict(), architecture.keys(model.config))
     return architecture.to_published(state, model.config)
@@ -54,7 +54,7 @@ def load_mapped(
         model: model to copy into.
         state: tensors by published key.
         keys: mapping from our keys to published keys.
-        ignored_reason: returns why a published key outside `keys` is ignored; None if the key is
+        ignored_reason: returns why a published key outside `keys` is ignored, or None if it is
             unknown.
 
     Returns:

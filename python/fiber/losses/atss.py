@@ -37,7 +37,8 @@ def atss_assign(
         boxes_xyxy: (G, 4) half-open pixel coordinates, ordered by image.
         boxes_per_image: (B,) int64.
         top_k: candidates per level.
-        inside: (B, A) bool mask of anchors inside each image, for mixed-size batches; None: all.
+        inside: (B, A) bool mask of anchors inside each image, for mixed-size batches. None if all
+            are inside.
 
     Returns:
         (B, A) int64: index into the G boxes, or -1 if unassigned.
@@ -73,9 +74,9 @@ def _candidate_overlaps(
     top_k: int,
     usable: Tensor | None,
 ) -> Tensor:
-    """Compute the (G, A) IoUs of boxes and their candidates; -1 elsewhere.
+    """Compute the (G, A) IoUs of boxes and their candidates, with -1 elsewhere.
 
-    `usable` is a (G, A) bool mask of the anchors inside each box's image; None: all.
+    `usable` is a (G, A) bool mask of the anchors inside each box's image; None if all are.
     """
     overlaps = box_iou(boxes_xyxy, all_anchors)
     anchor_centers = centers(all_anchors)

@@ -122,7 +122,7 @@ def self_critical_loss(
 
 
 def others_mean(rewards: Tensor) -> Tensor:
-    """Return the mean reward of an image's other samples for each sample: (B, S) -> (B, S)."""
+    """Compute, for each sample, the mean reward of its image's other samples: (B, S) -> (B, S)."""
     samples = rewards.shape[1]
     if samples < 2:
         raise ValueError(f"expected at least 2 samples per image, got {samples}")

@@ -20,12 +20,12 @@ from torch import Tensor
 
 
 def world_size() -> int:
-    """Return the world size; 1 without torch.distributed."""
+    """Return the world size, or 1 without torch.distributed."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def all_rank_sum(tensor: Tensor) -> Tensor:
-    """Sum a tensor, which has the same shape on all ranks, over the ranks; return it detached."""
+    """Sum a tensor over all ranks and detach it; its shape must be the same on each rank."""
     if world_size() == 1:
         return tensor.detach()
     total = tensor.detach().clone(memory_format=torch.contiguous_format)
@@ -34,7 +34,7 @@ def all_rank_sum(tensor: Tensor) -> Tensor:
 
 
 def rank() -> int:
-    """Return the rank of this process; 0 without torch.distributed."""
+    """Return the rank of this process, or 0 without torch.distributed."""
     return dist.get_rank() if world_size() > 1 else 0
 
 

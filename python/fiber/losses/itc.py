@@ -60,7 +60,7 @@ def itc_loss(
         text_vectors: (B, D), L2-normalized.
         temperature: scalar parameter, clamped in place to [0.001, 1], as in the published code.
         image_ids: (B,).
-        text_ids: (B,), such as `text_fingerprints`; None: all texts differ.
+        text_ids: (B,), such as `text_fingerprints`; None if all texts differ.
 
     Returns:
         The loss of this rank, whose mean over ranks equals the loss of one process on the global

@@ -181,7 +181,7 @@ def matching_labels(
     negatives: HardNegatives | None = None,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """Return (3B,) int64 labels: 1 for true pairs, 0 for negatives, -100 if there is none."""
+    """Return (3B,) int64 labels: 1 for true pairs, 0 for negatives, -100 for missing negatives."""
     if negatives is not None:
         device = negatives.exists.device
     labels = torch.zeros(3, batch_size, dtype=torch.int64, device=device)
@@ -204,7 +204,7 @@ def itm_loss(
         logits: (3B, 2), in the order of `matching_pairs`; column 1 is "match".
         batch_size: B.
         negatives: negatives in the pairs; pairs without one are ignored.
-        rows: (n,) int64 indices of the scored pairs, if logits are (n, 2); None: all.
+        rows: (n,) int64 indices of the scored pairs, if logits are (n, 2); None if all are scored.
 
     Raises:
         ValueError: if the shape of `logits` is wrong.

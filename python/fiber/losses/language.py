@@ -21,7 +21,7 @@ IGNORED = -100
 
 
 def mlm_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Compute the mean cross entropy over the masked tokens of all ranks; 0 if there are none.
+    """Compute the mean cross entropy over the masked tokens of all ranks, or 0 if there are none.
 
     Args:
         logits: (B, L, V), or (M, V) at M masked positions only.
@@ -48,7 +48,7 @@ def caption_loss(logits: Tensor, token_ids: Tensor, text_mask: Tensor) -> Tensor
 
 
 def next_tokens(logits: Tensor, token_ids: Tensor, text_mask: Tensor) -> Tensor:
-    """Return the token after each position, (B, L) int64; -100 if no real token follows.
+    """Return the (B, L) int64 next token of each position, or -100 if no real token follows.
 
     Checks that `logits` is (B, L, V).
     """

@@ -41,9 +41,9 @@ class TrueBoxes(NamedTuple):
     boxes_xyxy: ArrayLike
     #: (G,) class names or numbers.
     labels: Sequence[Hashable]
-    #: (G,) True for a crowd region: detections in it are ignored. None: no crowds.
+    #: (G,) True for a crowd region: detections in it are ignored. None if there are no crowds.
     crowd: ArrayLike | None = None
-    #: (G,) object areas in square pixels, which determine area ranges. None: use box areas.
+    #: (G,) object areas in square pixels, which determine area ranges. None uses box areas.
     areas: ArrayLike | None = None
 
 

@@ -86,7 +86,7 @@ def merged(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def first_hit(overlaps: NDArray[np.float64]) -> int:
-    """Return the index of the first row of (M, G) overlaps with a hit; `NEVER` if none."""
+    """Return the index of the first row of (M, G) overlaps with a hit, or `NEVER` if none."""
     hits = np.flatnonzero((overlaps >= FOUND_AT).any(1))
     return int(hits[0]) if len(hits) else int(NEVER)
 

@@ -50,7 +50,7 @@ class FederatedTruth(NamedTuple):
     absent: frozenset[int]
     #: Classes that are not exhaustively annotated.
     incomplete: frozenset[int] = frozenset()
-    #: (G,) object areas in square pixels; None: box areas.
+    #: (G,) object areas in square pixels; None uses box areas.
     areas: ArrayLike | None = None
 
 
@@ -108,7 +108,7 @@ class BestOfClasses:
             self._prune()
 
     def table(self) -> DetectionTable:
-        """Return the kept detections, sorted by class, then image; int32 and float32."""
+        """Return the kept detections as int32 and float32, sorted by class, then by image."""
         kept = self._prune()
         return kept.take(np.lexsort((kept.images, kept.classes)))
 

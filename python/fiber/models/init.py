@@ -15,7 +15,7 @@ def fan_in_std(inputs: int) -> float:
 
 
 def init_linear(module: nn.Module, *, fan_in: bool) -> None:
-    """Initialize all linear layers: weights with std 0.02 or `fan_in_std`, biases with 0.
+    """Initialize all linear layers with zero biases and weights of std 0.02 or `fan_in_std`.
 
     With the published N(0, 0.02), an encoder with embed dim 128 barely changes its tokens. With
     variance 1 / inputs, about twice the std of `fan_in_std`, attention averages the tokens of a

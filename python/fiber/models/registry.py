@@ -55,7 +55,7 @@ class Architecture:
     stored_config: Callable[[Any], dict[str, Any]]
     #: Returns the mapping from our keys to published keys.
     keys: Callable[[Any], KeyMap]
-    #: Returns why a published key outside `keys` is ignored; None if it is unknown.
+    #: Returns why a published key outside `keys` is ignored, or None if it is unknown.
     ignored_key: Callable[[str, Any], str | None]
     #: Default values of tensors that a published file may lack, by our keys.
     default_values: Callable[[Any, Container[str]], dict[str, float]] = lambda config, names: {}

@@ -1,4 +1,4 @@
-"""Modulated deformable convolution: torchvision's on GPUs, `embedding_bag` on CPUs.
+"""Modulated deformable convolution, using torchvision on GPUs and `embedding_bag` on CPUs.
 
 torchvision's CPU backward pass loops over taps and channels one at a time; here whole rows of a
 channels-last table are summed with `embedding_bag`.

@@ -50,7 +50,7 @@ def detect_boxes(
     candidates_per_level: int = 1000,
     aggregate: Literal["mean", "max"] = "mean",
 ) -> list[FoundBoxes]:
-    """Detect boxes for all labels; defaults are the published settings for detection.
+    """Detect boxes for all labels. The defaults are the published settings for detection.
 
     The label score of a location is the mean of its token probabilities. Locations above the
     threshold are ranked by score times centerness; the returned score is the square root of that
@@ -187,7 +187,7 @@ def _pairs(sizes: Sizes) -> list[tuple[int, int]]:
 
 
 def _label_scores(scores: Tensor, token_map: TokenMap, aggregate: str) -> Tensor:
-    """Compute label scores (A, K) from token scores (A, L); 0 for a label without tokens."""
+    """Compute label scores (A, K) from token scores (A, L), with 0 for labels without tokens."""
     if aggregate not in ("mean", "max"):
         raise ValueError(f"aggregate: expected 'mean' or 'max', got {aggregate!r}")
     if aggregate == "max":

@@ -44,7 +44,7 @@ class Position:
     consumed: dict[str, int] = field(default_factory=dict)
     #: Number of records of each task, to detect changed data.
     records: dict[str, int]
-    #: Step with the best validation score so far (0: not validated yet), and its score.
+    #: Step with the best validation score so far (0 if not validated yet), and its score.
     best_step: int = 0
     best_score: float = 0.0
     #: Validation scores so far, in order.

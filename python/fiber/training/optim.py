@@ -196,8 +196,8 @@ class PublishedAdamW(torch.optim.Optimizer):
 def lr_factor(step: int, steps: int, config: OptimConfig, scores: Sequence[float] = ()) -> float:
     """Return the learning rate of a step as a fraction of the peak.
 
-    Warms up linearly from `warmup_start` (with 0, as published, step 0 is a no-op), then decays by
-    `schedule`. "plateau" depends on the validation scores so far.
+    Warms up linearly from `warmup_start` (with 0, as in the published code, step 0 is a no-op),
+    then decays by `schedule`. "plateau" depends on the validation scores so far.
     """
     warmup = round(config.warmup_fraction * steps)
     rise = 1.0

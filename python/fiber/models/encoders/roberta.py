@@ -36,7 +36,7 @@ class TextEmbeddings(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, token_ids: Tensor, tokens_before: int = 0) -> Tensor:
-        """Embed (B, L) ids -> (B, L, D); positions start after `tokens_before` real tokens."""
+        """Embed ids that follow `tokens_before` real tokens: (B, L) -> (B, L, D)."""
         real = token_ids.ne(PAD_ID)
         positions = (real.cumsum(1) + tokens_before) * real + PAD_ID
         embedded = self.word(token_ids) + self.token_type.weight[0] + self.position(positions)
@@ -52,7 +52,7 @@ class KeyValueCache:
         self._length = 0
 
     def extend(self, key_value: Tensor) -> Tensor:
-        """Append keys and values (2, B, h, L, d) of new tokens; return all, (2, B, h, L_all, d)."""
+        """Append (2, B, h, L, d) keys and values of new tokens; return all (2, B, h, L_all, d)."""
         start, self._length = self._length, self._length + key_value.shape[3]
         if not start or self._length > self._stored.shape[3]:
             shape = (*key_value.shape[:3], 2 * self._length, key_value.shape[4])
@@ -152,7 +152,7 @@ class RobertaEncoder(nn.Module):
         self.apply(_init_weights)
 
     def forward(self, token_ids: Tensor, text_mask: Tensor) -> Tensor:
-        """Run without fusion: (B, L) ids, (B, L) bool mask -> (B, L, D)."""
+        """Run without fusion: (B, L) ids and (B, L) bool mask -> (B, L, D)."""
         hidden, attention_mask = self.embeddings(token_ids), key_attention_mask(text_mask)
         for layer in self.layers:
             hidden = layer(hidden, attention_mask)
@@ -160,12 +160,12 @@ class RobertaEncoder(nn.Module):
 
 
 def key_attention_mask(text_mask: Tensor) -> Tensor:
-    """Build the attention mask of real tokens: (B, L) bool -> (B, 1, 1, L) bool."""
+    """Build the attention mask that hides padding: (B, L) bool -> (B, 1, 1, L) bool."""
     return text_mask[:, None, None, :]
 
 
 def causal_attention_mask(text_mask: Tensor) -> Tensor:
-    """Build the causal attention mask of real tokens: (B, L) bool -> (B, 1, L, L) bool."""
+    """Build the causal attention mask that hides padding: (B, L) bool -> (B, 1, L, L) bool."""
     length = text_mask.shape[1]
     causal = torch.ones(length, length, dtype=torch.bool, device=text_mask.device).tril()
     return text_mask[:, None, None, :] & causal

@@ -94,7 +94,7 @@ class WindowAttention(nn.Module):
             tokens: feature map.
             window_size: window size in tokens, at most `self.window_size`.
             shift: cyclic shift of the map in tokens.
-            valid_sizes: (B, 2) int64 (height, width) of valid regions; None: the whole map.
+            valid_sizes: (B, 2) int64 (height, width) of valid regions; None means the whole map.
         """
         head_shape = (3, self.num_heads, tokens.shape[-1] // self.num_heads)
         out = kernels.window_attention(
@@ -155,7 +155,8 @@ class SwinBlock(nn.Module):
         Args:
             tokens: feature map.
             branch: applied to the self-attention output before the residual.
-            sizes: valid region of each sample, if they differ; tokens outside are not attended to.
+            sizes: valid region of each sample; tokens outside are not attended to. None if all are
+                the same.
         """
         attended = self._attend(self.attention_norm(tokens), sizes)
         if branch is not None:

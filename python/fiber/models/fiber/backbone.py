@@ -178,7 +178,7 @@ class FiberBackbone(nn.Module):
         sizes: ImageSizes | None = None,
         wanted: Wanted = "all",
     ) -> BackboneOutput:
-        """Encode pairs with fusion; `sizes` as in `image_prefix`."""
+        """Encode pairs with fusion. See `image_prefix` for `sizes`."""
         return self.fuse(
             self.image_prefix(images, sizes),
             self.text_prefix(token_ids, text_mask),
@@ -231,7 +231,7 @@ class FiberBackbone(nn.Module):
         return text
 
     def start_decoding(self, image_tokens: Sequence[Tensor]) -> Decoding:
-        """Compute image keys and values for `decode_next`; `image_tokens` as in `decode_text`."""
+        """Compute image keys and values for `decode_next`. See `decode_text` for `image_tokens`."""
         branches: list[Branch] = []
         for pair, tokens in zip(self.fusion, image_tokens, strict=True):
             attention = cast(FusedPair, pair).text_to_image

@@ -45,7 +45,7 @@ class DetectorOutput:
     #: (B, L) bool, True = real token.
     text_mask: Tensor
     #: (B, A) bool, True = valid location, for mixed-size batches; invalid locations have the lowest
-    #: token logits. None: all valid.
+    #: token logits. None if all are valid.
     inside: Tensor | None = None
 
 

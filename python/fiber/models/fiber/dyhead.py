@@ -139,7 +139,7 @@ class DynamicHead(nn.Module):
         self.blocks = nn.ModuleList(DynamicBlock(channels, norm_groups) for _ in range(num_blocks))
 
     def forward(self, levels: Sequence[Tensor]) -> list[Tensor]:
-        """Run all blocks on (B, C, H_l, W_l) levels; shapes are unchanged."""
+        """Run all blocks on (B, C, H_l, W_l) levels, keeping their shapes."""
         mixed = list(levels)
         for block in self.blocks:
             mixed = block(mixed)

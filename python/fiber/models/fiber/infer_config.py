@@ -215,7 +215,7 @@ def stored_config(config: FiberConfig) -> dict[str, Any]:
 
 
 def _published_names(config: FiberConfig) -> dict[str, int]:
-    """Convert a config to published coarse-stage settings; empty for a fine-stage config."""
+    """Convert a config to published coarse-stage settings (none for a fine-stage config)."""
     if "grounding" in config.heads:
         return {}
     answers = {"vqav2_label_size": config.image_text.num_answers} if "vqa" in config.heads else {}
@@ -231,7 +231,7 @@ def _published_names(config: FiberConfig) -> dict[str, int]:
 
 
 def _stored_integer(stored: Mapping[str, Any], name: str) -> int | None:
-    """Return a positive integer (num_fuse_block: >= 0) from a stored config; None if missing."""
+    """Return an integer > 0 (num_fuse_block: >= 0) from a stored config, or None if missing."""
     value = stored.get(name)
     least = 0 if name == "num_fuse_block" else 1
     if value is not None and (type(value) is not int or value < least):

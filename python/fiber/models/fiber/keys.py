@@ -1,4 +1,4 @@
-"""Published keys of both FIBER stages: key maps, ignored keys, converted tensors.
+"""Published keys of both FIBER stages: key mappings, ignored keys and converted tensors.
 
 Each published tensor is mapped, ignored for a reason listed here, or causes an error on load.
 """
@@ -180,7 +180,7 @@ def coarse_keys(config: FiberConfig) -> KeyMap:
 
 
 def ignored_coarse_key(name: str, config: FiberConfig) -> str | None:
-    """Return why a published key outside `coarse_keys` is ignored; None if it is unknown."""
+    """Return why a published key outside `coarse_keys` is ignored, or None if it is unknown."""
     for pattern, reason in _IGNORED_COARSE:
         if re.fullmatch(pattern, name):
             return reason
@@ -252,7 +252,7 @@ def block_keys(ours: str, theirs: str) -> KeyMap:
 
 
 def ignored_fine_key(name: str, config: FiberConfig) -> str | None:
-    """Return why a published key outside `fine_keys` is ignored; None if it is unknown."""
+    """Return why a published key outside `fine_keys` is ignored, or None if it is unknown."""
     return next((why for pattern, why in _IGNORED_FINE if re.fullmatch(pattern, name)), None)
 
 

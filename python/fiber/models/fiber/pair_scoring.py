@@ -28,7 +28,7 @@ class TextFeatureStore:
         return len(self._texts)
 
     def add(self, prefix: Tensor, text_mask: Tensor) -> None:
-        """Append (B, L, D) features from the backbone's `text_prefix`; texts are right-padded."""
+        """Append (B, L, D) features of right-padded texts from the backbone's `text_prefix`."""
         # Each text is a view of a single tensor without padding.
         self._texts += prefix[text_mask].cpu().split(text_mask.sum(1).tolist())
 

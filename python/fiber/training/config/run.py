@@ -114,7 +114,7 @@ class TrainConfig:
     #: Maximum number of optimizer steps.
     steps: int = 1000
     #: Maximum number of epochs, for a run with one task: it ends after `epochs` or `steps`,
-    #: whichever comes first. 0: no limit.
+    #: whichever comes first. 0 means no limit.
     epochs: float = 0.0
     #: Number of micro-batches per step; their gradients are averaged.
     accumulation: int = 1
@@ -164,11 +164,11 @@ class ValidationConfig:
     """Selection of the finished model: the best checkpoint on a task, or the last one."""
 
     #: Task to evaluate at every checkpoint and at the end, a key of `CHOSEN_BY`; ties keep the
-    #: later step. None: keep the last weights.
+    #: later step. None keeps the last weights.
     task: str | None = None
     #: Split to evaluate; must not be a training split.
     split: str = "val"
-    #: Maximum number of images to evaluate, sampled once, with all of their texts; 0: all.
+    #: Maximum number of images to evaluate, sampled once, with all of their texts; 0 means all.
     pictures: int = 0
     #: Stop after this many evaluations in a row below the best one; 0 disables early stopping.
     stop_after: int = 0

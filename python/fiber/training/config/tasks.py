@@ -128,7 +128,7 @@ class CaptionTask(TaskConfig):
     caption: float = 1.0
 
     def weights(self) -> dict[str, float]:
-        """Return the weight of each loss by name; 0 for values that are only logged."""
+        """Return the weight of each loss by name, with 0 for values that are only logged."""
         if self.objective != "cider":
             return super().weights()
         return {
