@@ -40,7 +40,7 @@ def convert(
     key names). Other arguments are as in `fiber.load`.
 
     Returns:
-        Report of the tensors read, written, skipped (with reasons) and filled (with values).
+        Report of tensors that were read, written, skipped (with reasons) and filled (with values).
 
     Raises:
         FileNotFoundError, ValueError: as in `fiber.load`; ValueError also if the suffix of `target`

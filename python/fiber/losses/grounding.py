@@ -36,7 +36,7 @@ def grounding_losses(
         config: config of the model.
         background_token: target token of unassigned anchors. Published training uses the last of
             256 positions, which is <pad> unless the text fills all of them; </s> is then a false
-            positive everywhere. Default: none.
+            positive everywhere. By default, they have none.
 
     Returns:
         Unweighted float32 scalars: `alignment` (token focal loss divided by the number of assigned

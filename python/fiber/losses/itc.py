@@ -53,7 +53,7 @@ def itc_loss(
 
     Row i of both inputs is a pair. Other columns that share the row's image or text are masked in
     the softmax. Targets stay one-hot, as in the published code, so an image with many captions has
-    the same weight as others.
+    the same weight as any other.
 
     Args:
         image_vectors: (B, D), L2-normalized.

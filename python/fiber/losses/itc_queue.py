@@ -150,7 +150,7 @@ def queue_itc_loss(
         temperature: scalar parameter, clamped in place to [0.001, 1], as in the published code.
         image_ids: (B,).
         text_ids: (B,).
-        queue: older pairs; not modified (see `PairQueue.enqueue`).
+        queue: older pairs, which are not modified (see `PairQueue.enqueue`).
         only_written: exclude empty slots. If False, they are used as negatives, as in the published
             code, whose queue is initialized with random vectors.
 
