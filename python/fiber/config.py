@@ -19,15 +19,15 @@ IMAGE_TEXT_HEADS = ("itc", "itm", "mlm", "vqa", "nlvr2", "caption")
 
 @dataclass(frozen=True, kw_only=True)
 class SwinConfig:
-    """Sizes of the image encoder (Swin Transformer)."""
+    """Hyperparameters of the image encoder (Swin Transformer)."""
 
     #: Patch size in pixels; also the stride of the first stage.
     patch_size: int = 4
     #: Channels of the first stage; each later stage doubles them.
     embed_dim: int = 128
-    #: Blocks per stage.
+    #: Number of blocks per stage.
     depths: tuple[int, ...] = (2, 2, 18, 2)
-    #: Attention heads per stage.
+    #: Number of attention heads per stage.
     num_heads: tuple[int, ...] = (4, 8, 16, 32)
     #: Window size in tokens. The published coarse-stage models use image_size / 32.
     window_size: int = 12
@@ -56,19 +56,19 @@ class SwinConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RobertaConfig:
-    """Sizes of the text encoder (RoBERTa)."""
+    """Hyperparameters of the text encoder (RoBERTa)."""
 
     #: Vocabulary size; ids 0, 1 and 2 are <s>, <pad> and </s>, and the last id is <mask>.
     vocab_size: int = 50265
     #: Embedding dimension.
     width: int = 768
-    #: Transformer layers.
+    #: Number of Transformer layers.
     num_layers: int = 12
-    #: Attention heads per layer.
+    #: Number of attention heads per layer.
     num_heads: int = 12
     #: Hidden dimension of the feed-forward layers.
     ffn_width: int = 3072
-    #: Rows of the position embedding; real tokens never use rows 0 and 1 (<pad>).
+    #: Number of rows of the position embedding; real tokens never use rows 0 and 1 (<pad>).
     max_positions: int = 514
     #: Dropout after embeddings, attention and feed-forward layers, and on attention weights.
     dropout: float = 0.1
@@ -140,7 +140,7 @@ class DetectorConfig:
 
     #: Channels of the feature pyramid and of the head.
     channels: int = 256
-    #: Blocks of the dynamic head.
+    #: Number of blocks of the dynamic head.
     num_blocks: int = 6
     #: Number of groups in the head's GroupNorms.
     norm_groups: int = 16
@@ -155,7 +155,7 @@ class DetectorConfig:
     num_unused_classes: int = 80
     #: Apply DropBlock to two pyramid levels in training (published: yes).
     drop_block: bool = True
-    #: ATSS candidates per level and ground-truth box.
+    #: Number of ATSS candidates per level and ground-truth box.
     atss_top_k: int = 9
 
 
@@ -167,13 +167,13 @@ class FiberConfig:
     stage: Literal["coarse", "fine"] = "coarse"
     #: Input height and width of the coarse stage, in pixels.
     image_size: int = 384
-    #: Input channel order (published fine-stage models: bgr).
+    #: Input channel order (published fine-stage models: "bgr").
     channel_order: Literal["rgb", "bgr"] = "rgb"
     #: Maximum text length in tokens, including <s> and </s>.
     max_tokens: int = 40
-    #: Init of linear weights in encoders, fusion and coarse-stage heads. "published": N(0, 0.02),
-    #: with which small encoders hardly mix tokens and learn nothing in a short run. "fan_in":
-    #: std scaled by fan-in to match N(0, 0.02) at 768 inputs.
+    #: Initialization of linear weights in encoders, fusion and coarse-stage heads. "published":
+    #: N(0, 0.02), with which small encoders hardly mix tokens and learn nothing in a short run.
+    #: "fan_in": std scaled by fan-in to match N(0, 0.02) at 768 inputs.
     weight_start: Literal["published", "fan_in"] = "published"
     swin: SwinConfig = field(default_factory=SwinConfig)
     roberta: RobertaConfig = field(default_factory=RobertaConfig)
@@ -183,11 +183,12 @@ class FiberConfig:
 
     def __post_init__(self) -> None:
         require(
-            self.stage in ("coarse", "fine"), f"stage: expected coarse or fine, got {self.stage!r}"
+            self.stage in ("coarse", "fine"),
+            f"stage: expected 'coarse' or 'fine', got {self.stage!r}",
         )
         require(
             self.channel_order in ("rgb", "bgr"),
-            f"channel_order: expected rgb or bgr, got {self.channel_order!r}",
+            f"channel_order: expected 'rgb' or 'bgr', got {self.channel_order!r}",
         )
         require(
             self.max_tokens <= self.roberta.max_tokens,
@@ -227,7 +228,7 @@ class FiberConfig:
         """Return a coarse-stage config for a new input size, with the window size scaled.
 
         Raises:
-            ValueError: for the fine stage, or if the window size would not be an integer.
+            ValueError: if this is a fine-stage config, or the window size would not be an integer.
         """
         require(
             "grounding" not in self.heads,
@@ -250,7 +251,7 @@ class FiberConfig:
         shift_small_maps: bool = True,
     ) -> FiberConfig:
         """Return the fine-stage config of this backbone; "v3" has query norms, "v2" has none."""
-        require(version in ("v2", "v3"), f"version: expected v2 or v3, got {version!r}")
+        require(version in ("v2", "v3"), f"version: expected 'v2' or 'v3', got {version!r}")
         return dataclasses.replace(
             self,
             stage="fine",
@@ -326,7 +327,7 @@ PRESETS: dict[str, FiberConfig] = {
 
 
 def preset(name: str, *, stage: Literal["coarse", "fine"] = "coarse") -> FiberConfig:
-    """Look up a preset; raises ValueError, suggesting the nearest names, if it does not exist."""
+    """Look up a preset. Raises ValueError, suggesting the nearest names, if it does not exist."""
     if name not in PRESETS:
         raise ValueError(f"preset {name!r} does not exist; {nearest(name, PRESETS)}")
     config = PRESETS[name]

@@ -81,7 +81,7 @@ def test_moving_average_weights_can_be_loaded(tmp_path):
     write_like_the_fine_stage(published("v3"), tmp_path / "fine.pth")
     assert read_model(tmp_path / "fine.pth").network.head.text_bias.any()
     assert not read_model(tmp_path / "fine.pth", weights="ema").network.head.text_bias.any()
-    with pytest.raises(ValueError, match=r"expected raw.*'ema'"):
+    with pytest.raises(ValueError, match=r"expected 'raw'.*'ema'"):
         read_model(tmp_path, weights="ema")
 
 

@@ -165,7 +165,7 @@ def test_bad_input_is_named():
         ValueError, match=r"image 0: label 1 has token indices \[5\]; expected 0 to 4"
     ):
         detect(scene, [[[1], [5]]])
-    with pytest.raises(ValueError, match="aggregate: expected mean or max, got 'power'"):
+    with pytest.raises(ValueError, match="aggregate: expected 'mean' or 'max', got 'power'"):
         detect(scene, [[[1]]], aggregate="power")
 
 

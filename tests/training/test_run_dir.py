@@ -54,7 +54,7 @@ def test_model_that_was_saved_alone_is_no_run(tmp_path):
 
 def test_file_is_no_folder(tmp_path):
     (tmp_path / "r").write_text("something")
-    with pytest.raises(FileExistsError, match="exists and is not a run"):
+    with pytest.raises(FileExistsError, match="exists but is not a run"):
         RunFolder(path=tmp_path / "r").check(fine_config(), resume=False)
 
 

@@ -123,7 +123,7 @@ def test_pairs_without_a_negative_teach_no_contrast(pictures, records, same):
     with pytest.raises(ValueError) as error:
         open_data(only_pairs(), records, **words)
     said = str(error.value)
-    assert said.startswith(f"data of task 'image_text': {same}")
+    assert said.startswith(f"data for task 'image_text': {same}")
     assert "itc and itm have no negatives; expected at least two different images with" in said
     for weights, losses in (((0.0, 1.0), "itm"), ((1.0, 0.0), "itc")):
         config = only_pairs(tasks__image_text__itc=weights[0], tasks__image_text__itm=weights[1])
@@ -428,7 +428,7 @@ def test_a_tokenizer_is_trained_where_one_is_asked_for(pictures, tmp_path, capsy
     assert own.encode("what colour is the square?") == trained.encode("what colour is the square?")
     assert run.config.model.roberta.vocab_size == own.vocab_size == trained.vocab_size
     said = capsys.readouterr().err
-    assert f"trained a tokenizer of {own.vocab_size} tokens on the texts" in said
+    assert f"trained a tokenizer with {own.vocab_size} tokens on the texts" in said
     with pytest.raises(ValueError, match=r"'train' cannot be used with the weights of .*/r,"):
         train(config, data=records, tokenizer="train", init=run.folder, output=tmp_path / "s")
     # A resumed run keeps what it has.

@@ -292,7 +292,7 @@ def test_what_cannot_be_validated_is_refused_before_training(
         ({"validation__pictures": -1}, r"validation.pictures.*0.*-1"),
         (
             {**CHANGES, "data__split": "train+val"},
-            r"validation.split 'val' is trained on \(data.split 'train\+val'\)",
+            r"validation.split 'val' is used for training \(data.split 'train\+val'\)",
         ),
     ],
 )

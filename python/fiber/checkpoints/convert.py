@@ -18,7 +18,7 @@ from fiber.models.registry import architecture_of
 #: Output formats.
 Form = Literal["fiber", "published", "towers"]
 
-#: Numbers in a tensor name.
+#: Matches a number in a tensor name.
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
 
 
@@ -40,7 +40,7 @@ def convert(
     key names). Other arguments are as in `fiber.load`.
 
     Returns:
-        Report of the tensors read, written, skipped (with reasons) and filled (with values).
+        Report of tensors that were read, written, skipped (with reasons) and filled (with values).
 
     Raises:
         FileNotFoundError, ValueError: as in `fiber.load`; ValueError also if the suffix of `target`
@@ -75,7 +75,7 @@ def convert(
 
 
 def _unused_and_filled(stored: StoredModel) -> Iterator[str]:
-    """List skipped tensors by reason and name pattern, and missing ones with their fill values."""
+    """List skipped tensors by reason and name pattern, and missing tensors with fill values."""
     yield f"skipped: {_tensors(stored.ignored)}"
     for reason in dict.fromkeys(stored.ignored.values()):
         yield f"  {reason}:"

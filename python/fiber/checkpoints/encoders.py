@@ -26,10 +26,10 @@ def load_encoder(model: Network, state: Mapping[str, Tensor]) -> tuple[KeyMap, d
     models with BGR input.
 
     Returns:
-        Loaded keys (ours -> theirs) and dropped keys with reasons.
+        Mapping from our keys to the loaded keys, and dropped keys with reasons.
 
     Raises:
-        ValueError: if keys are missing or unknown, or shapes do not match; names all of them.
+        ValueError: if keys are missing or unknown, or shapes do not match; the message lists them.
     """
     config, architecture = model.config, architecture_of(model.config)
     encoder = next((each for each in architecture.encoders if each.layout(state)), None)
@@ -54,7 +54,7 @@ def load_encoder(model: Network, state: Mapping[str, Tensor]) -> tuple[KeyMap, d
 def encoder_states(
     model: Network, layout: SwinLayout = "microsoft"
 ) -> dict[str, dict[str, Tensor]]:
-    """Return the state dicts of all encoders by format name; inverse of `load_encoder`.
+    """Return the state dicts of all encoders by format name (the inverse of `load_encoder`).
 
     The image encoder expects RGB input. Swin's last norm is included only if the model has the ITC
     head.

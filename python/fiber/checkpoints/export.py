@@ -26,7 +26,7 @@ def write_published(model: Network, path: Path) -> dict[str, Tensor]:
     published order of input channels.
 
     Returns:
-        Tensors written, by published key.
+        The written tensors, by published key.
 
     Raises:
         ValueError: if the suffix is unknown, or the published code does not support the model.
@@ -60,7 +60,7 @@ def write_encoders(
     """Write one safetensors file per encoder, with the keys used by other libraries.
 
     Returns:
-        State dict written to each file, by file stem.
+        The state dict written to each file, by file stem.
 
     Raises:
         FileExistsError: if one of the files already exists.

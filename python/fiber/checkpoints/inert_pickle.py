@@ -188,7 +188,7 @@ class _Reader:
             raise ValueError(f"unsupported opcode {name}; torch.save does not write it")
 
     def _pop(self, count: int) -> list[Any]:
-        """Pop `count` values, all above the latest mark."""
+        """Pop `count` values, all of which must be above the latest mark."""
         if count == 0:
             return []
         values = self.stack[-count:]
@@ -218,7 +218,7 @@ class _Reader:
         kind, key, _, numel = value[1:5]
         # Errors do not print values, whose text can be exponentially longer than the pickle.
         if not isinstance(kind, Inert) or not isinstance(key, str | int):
-            raise ValueError("a storage reference without a class or a key")
+            raise ValueError("a storage reference lacks a class or a key")
         if type(numel) is not int or not 0 <= numel < 2**63:
             raise ValueError(f"the number of elements of storage {key} is out of range")
         # Before torch 0.4, a storage could be a view of another one.
@@ -231,7 +231,7 @@ class _Reader:
 
 
 def _key(key: Any) -> Any:
-    """Return a key if it hashes in constant time; otherwise a distinct `Inert` key."""
+    """Return the key if it hashes in constant time, otherwise a distinct `Inert` key."""
     if key is None or isinstance(key, str | bytes | Inert):
         return key
     if isinstance(key, int) and abs(key) < _MAX_INT_KEY:
@@ -240,7 +240,7 @@ def _key(key: Any) -> Any:
 
 
 def _named(module: Any, name: Any) -> Inert:
-    """Return a placeholder for a class or function; nothing is imported."""
+    """Return a placeholder for a class or function without importing anything."""
     if not (isinstance(module, str) and isinstance(name, str)):
         raise ValueError("a class name is not a string")
     # Protocol 2, which torch.save writes, uses Python 2 names.
@@ -256,7 +256,7 @@ def _result(callee: Any, arguments: Any) -> Any:
     """Return the tensor or container that a call creates, or a placeholder."""
     name = callee.name if isinstance(callee, Inert) else type(callee).__name__
     if not isinstance(arguments, tuple):
-        raise ValueError(f"a call of {name} has no argument tuple")
+        raise ValueError(f"a call to {name} has no argument tuple")
     if name == "collections.OrderedDict" and not arguments:
         return {}
     if name == "collections.OrderedDict" and _is_pairs(arguments[0]):

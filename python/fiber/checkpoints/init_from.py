@@ -1,4 +1,4 @@
-"""Initialize a model from another model or from encoders, and report every tensor."""
+"""Initialize a model from a trained model or encoders, and report every tensor."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ SIZED_BY_DATA = ("vqa_head.output.",)
 class TransferReport(NamedTuple):
     """Names of copied, dropped and new tensors; `str()` formats them."""
 
-    #: Copied.
+    #: Copied tensors.
     taken: tuple[str, ...]
-    #: Only in the source.
+    #: Tensors that only the source has.
     dropped: tuple[str, ...]
-    #: Only in the new model; initial values are kept.
+    #: Tensors that only the new model has; these keep their initial values.
     created: tuple[str, ...]
 
     def __str__(self) -> str:
@@ -58,7 +58,7 @@ def initialize(
         Names of copied, dropped and new tensors; dropped encoder tensors are named as in the file.
 
     Raises:
-        ValueError: if the architectures differ, or the shapes of a shared tensor do (except in the
+        ValueError: if the architectures differ, or a shared tensor differs in shape (except in the
             VQA output layer).
     """
     if isinstance(start, EncoderStates):

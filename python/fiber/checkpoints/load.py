@@ -39,16 +39,17 @@ def read_model(
 ) -> StoredModel:
     """Load a model folder, a finished run or a published checkpoint in evaluation mode.
 
-    `image_size` sets a new input size in pixels; `weights` "ema" reads a file's moving average.
+    `image_size` sets a new input size in pixels; `weights="ema"` reads a moving average.
 
     Raises:
         FileNotFoundError: if the model or one of its files is missing.
-        ValueError: if the file is not a checkpoint, or tensors do not fit the model; names them.
+        ValueError: if the file is not a checkpoint, or tensors do not fit the model; the
+            message names them.
     """
     path = Path(path)
     if path.is_dir():
         if weights != "raw":
-            raise ValueError(f"weights: expected raw for the folder {path}, got {weights!r}")
+            raise ValueError(f"weights: expected 'raw' for the folder {path}, got {weights!r}")
         return load_model(path, device, image_size=image_size)
     return _published_model(path, read_checkpoint(path, weights), device, image_size)
 
@@ -93,7 +94,7 @@ def _published_model(
 
 
 def _is_ours(folder: Path) -> bool:
-    """Check for a fiber model or run; transformers models also have a config.json."""
+    """Check for a fiber model or run, since transformers models also have a config.json."""
     if not (folder / "config.json").is_file():
         return (folder / "checkpoints").is_dir()
     values = read_json(folder / "config.json")
@@ -114,7 +115,7 @@ def load_stored(
 
     Raises:
         FileNotFoundError: if the model or one of its files is missing.
-        ValueError: if tokenizer, answers and model do not fit together.
+        ValueError: if the tokenizer or answers do not match the model.
     """
     if not Path(path).exists():
         raise FileNotFoundError(
@@ -151,7 +152,7 @@ def _choose_device(device: torch.device | str | None) -> torch.device:
     try:
         target = torch.device(device)
     except RuntimeError as error:
-        raise ValueError(f"device {device!r}: expected cpu, cuda or cuda:N") from error
+        raise ValueError(f"device {device!r}: expected 'cpu', 'cuda' or 'cuda:N'") from error
     count = torch.cuda.device_count()
     if target.type == "cuda" and (target.index or 0) >= count:
         raise ValueError(f"device {device!r} does not exist; this machine has {count} CUDA devices")

@@ -20,11 +20,11 @@ from fiber.data import Tokenizer
 from fiber.env import provenance
 from fiber.models.registry import Network, architecture_of, build_model, read_config
 
-#: Files in a model folder.
+#: Names of the files in a model folder.
 MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.json", "answers.json", "classes.json")
 
 
-#: Error messages for models without a vocabulary, such as published files.
+#: Error messages for models that lack a vocabulary, such as published files.
 NO_TOKENIZER = (
     "the model has no tokenizer; pass the one that it was trained with (--tokenizer DIR, or"
     ' fiber.load(path, tokenizer="folder")), or add it to the model:'
@@ -86,7 +86,7 @@ def save_model(
     answers: tuple[str, ...] = (),
     classes: tuple[str, ...] = (),
 ) -> None:
-    """Write a model folder; config.json is written last and marks it as complete.
+    """Write a model folder, ending with config.json, which marks it as complete.
 
     The folder is created if needed. answers.json and classes.json are written unless empty.
 
@@ -132,11 +132,11 @@ def load_model(
     *,
     image_size: int | None = None,
 ) -> StoredModel:
-    """Load a model folder or a finished run in evaluation mode; `image_size` resizes its input.
+    """Load a model folder or a finished run in evaluation mode; `image_size` sets a new input size.
 
     Raises:
         FileNotFoundError: if the folder or one of its files is missing.
-        ValueError: if config fields are invalid or weights do not fit; names them.
+        ValueError: if config fields are invalid or weights do not fit; the message names them.
     """
     folder = Path(folder)
     for name in ("config.json", "model.safetensors"):
@@ -170,7 +170,7 @@ def write_vocabulary(folder: Path, vocabulary: Vocabulary) -> None:
 
 
 def read_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
-    """Read a tokenizer.json; raises ValueError unless it has RoBERTa's special token ids."""
+    """Read a tokenizer.json. Raises ValueError if its special token ids are not RoBERTa's."""
     tokenizer = Tokenizer.from_file(path)
     try:
         tokenizer.check_for_models()
@@ -180,7 +180,7 @@ def read_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
 
 
 def read_vocabulary(folder: Path) -> Vocabulary | None:
-    """Read the tokenizer, answers and classes; None without a tokenizer."""
+    """Read the tokenizer, answers and classes, or return None if there is no tokenizer."""
     path = folder / "tokenizer.json"
     if not path.exists():
         return None
@@ -201,10 +201,11 @@ def _read_list(folder: Path, name: str) -> tuple[str, ...]:
 
 
 def load_state(model: nn.Module, path: Path, *, resize: bool = False) -> None:
-    """Load a safetensors file strictly; `resize` fits tensors to the model's image size.
+    """Load a safetensors file strictly; `resize` adapts tensors to the model's image size.
 
     Raises:
-        ValueError: if keys are missing or unexpected, or shapes do not match; names all of them.
+        ValueError: if keys are missing or unexpected, or shapes do not match; the message
+            lists them.
     """
     stored = read_tensors(path)
     if resize:
@@ -224,7 +225,7 @@ def load_state(model: nn.Module, path: Path, *, resize: bool = False) -> None:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file; raises ValueError if it is damaged or truncated."""
+    """Read a safetensors file. Raises ValueError if it is damaged or truncated."""
     try:
         return safetensors.torch.load_file(path)
     except safetensors.SafetensorError as error:

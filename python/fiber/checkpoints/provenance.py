@@ -1,4 +1,4 @@
-"""Record of a model's training data, to warn if the model is evaluated on it."""
+"""Record of a model's training data, used to warn if the model is evaluated on it."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ class TrainedOn(NamedTuple):
 
     #: Absolute path of the folder or file.
     path: str
-    #: Split; "+" joins several.
+    #: Split; "+" joins several splits.
     split: str
 
     @classmethod
     def read(cls, config: Mapping[str, Any]) -> TrainedOn | None:
-        """Read the training data from config.json values; None if not stored."""
+        """Read the training data from config.json values, or return None if it is not stored."""
         path, data = config.get(DATA_PATH), config.get("data")
         if not isinstance(path, str) or not isinstance(data, Mapping) or "split" not in data:
             return None
@@ -38,7 +38,7 @@ def absolute(data: str | os.PathLike[str]) -> str:
 def seen_before(
     trained: TrainedOn | None, source: str, data: str | os.PathLike[str], split: str
 ) -> str | None:
-    """Check whether a model was trained on its evaluation data.
+    """Check whether a model is evaluated on its training data.
 
     Args:
         trained: training data, if known.
@@ -47,7 +47,7 @@ def seen_before(
         split: evaluation split; "+" joins several.
 
     Returns:
-        Warning message; None if paths or splits differ.
+        Warning message, or None if paths or splits differ.
     """
     if trained is None or absolute(data) != trained.path:
         return None

@@ -22,7 +22,7 @@ def load_published(model: Network, state: Mapping[str, Tensor]) -> dict[str, str
         Ignored published keys with reasons.
 
     Raises:
-        ValueError: if keys are missing or unknown, or shapes do not match; names all of them.
+        ValueError: if keys are missing or unknown, or shapes do not match; the message lists them.
     """
     config, architecture = model.config, architecture_of(model.config)
     state = architecture.from_published(state)
@@ -36,7 +36,7 @@ def load_published(model: Network, state: Mapping[str, Tensor]) -> dict[str, str
 
 
 def published_state(model: Network) -> dict[str, Tensor]:
-    """Return the tensors of a model by published key; inverse of `load_published`."""
+    """Return the tensors of a model by published key (the inverse of `load_published`)."""
     architecture = architecture_of(model.config)
     state = unstack(model.state_dict(), architecture.keys(model.config))
     return architecture.to_published(state, model.config)
@@ -48,20 +48,20 @@ def load_mapped(
     keys: KeyMap,
     ignored_reason: Callable[[str], str | None],
 ) -> dict[str, str]:
-    """Copy published tensors into a model; on an error, the model is unchanged.
+    """Copy published tensors into a model, leaving it unchanged on error.
 
     Args:
         model: model to copy into.
         state: tensors by published key.
-        keys: our keys -> published keys.
-        ignored_reason: returns the reason to ignore a published key outside `keys`; None if the key
-            is unknown.
+        keys: mapping from our keys to published keys.
+        ignored_reason: returns why a published key outside `keys` is ignored, or None if it is
+            unknown.
 
     Returns:
         Ignored published keys with reasons.
 
     Raises:
-        ValueError: if keys are missing or unknown, or shapes do not match; names all of them.
+        ValueError: if keys are missing or unknown, or shapes do not match; the message lists them.
     """
     own, values = model.state_dict(), {}
     # A dict keeps the order of keys for messages.

@@ -38,10 +38,10 @@ from fiber.checkpoints.inert_pickle import (
 #: Weights to read from a file that holds both the trained weights and their moving average.
 Weights = Literal["raw", "ema"]
 
-#: Suffixes of checkpoint files.
+#: Supported suffixes of checkpoint files.
 SUFFIXES = (".ckpt", ".pt", ".pth", ".safetensors", ".bin")
 
-#: Keys of the state dict, in lookup order.
+#: Keys under which to look for the state dict, in order.
 _STATE_KEYS: dict[Weights, tuple[str, ...]] = {
     "raw": ("state_dict", "model"),
     "ema": ("model_ema",),
@@ -53,7 +53,7 @@ SETTINGS = "hyper_parameters"
 #: Magic number of the legacy format, pickled at the start of the file.
 _LEGACY_NUMBER = 0x1950A86A20F9469CFC6C
 
-#: Element type by storage class name, as written by torch.save.
+#: Dtype of each storage class, by the class name that torch.save writes.
 _DTYPES = {
     "DoubleStorage": torch.float64,
     "FloatStorage": torch.float32,
@@ -74,7 +74,7 @@ _DTYPES = {
 class Checkpoint(NamedTuple):
     """Tensors and configuration of a checkpoint."""
 
-    #: Tensors by name.
+    #: Tensors in the file, by name.
     state: dict[str, Tensor]
     #: Config of the run that wrote the file, with published field names; empty if not stored.
     config: Mapping[str, Any]
@@ -103,10 +103,10 @@ def read_checkpoint(path: Path, weights: Weights = "raw") -> Checkpoint:
     Raises:
         FileNotFoundError: if the file does not exist.
         ValueError: if the file is empty, truncated or in the wrong format, has no tensors, or tries
-            to run code; names the file and the reason. Nothing in the file is ever executed.
+            to run code; the message gives the reason. Nothing in the file is ever executed.
     """
     if weights not in _STATE_KEYS:
-        raise ValueError(f"weights: expected raw or ema, got {weights!r}")
+        raise ValueError(f"weights: expected 'raw' or 'ema', got {weights!r}")
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint {path} does not exist")
     with path.open("rb") as file:
@@ -155,7 +155,7 @@ def _read_torch_file(path: Path, start: bytes) -> _TorchFile:
     except _FormatError:
         raise
     except Exception as error:
-        # Parsers raise any type of error on damaged files; an invalid offset raises EINVAL.
+        # Parsers may raise any exception on damaged files; an invalid offset raises EINVAL.
         if isinstance(error, OSError) and error.errno != errno.EINVAL:
             raise
         reason = str(error).strip().partition("\n")[0][:200]
@@ -182,14 +182,14 @@ def _read_zip(path: Path) -> _TorchFile:
                 f"{path} is a zip archive without data.pkl; expected one written by torch.save"
             )
         if len(records) < len(archive.infolist()):
-            raise ValueError("the archive has two files with the same name")
+            raise ValueError("the archive contains two files with the same name")
         for name, record in records.items():
             stored = record.compress_type == zipfile.ZIP_STORED and not record.flag_bits & 1
             if not stored or record.compress_size != record.file_size:
-                raise ValueError(f"{name} is compressed or encrypted; expected neither")
+                raise ValueError(f"{name} is compressed or encrypted; expected plain content")
         order = archive.read(records["byteorder"]) if "byteorder" in records else b"little"
         if order.decode("ascii") != sys.byteorder:
-            raise ValueError(f"byte order is {order!r}, expected {sys.byteorder}")
+            raise ValueError(f"unsupported byte order {order!r}; expected {sys.byteorder!r}")
         content, _ = read_pickle(io.BytesIO(archive.read(records["data.pkl"])))
         storages = {
             name.removeprefix("data/"): (_first_byte(file, record), record.file_size)
@@ -223,13 +223,13 @@ def _check_legacy_start(path: Path, start: bytes) -> None:
 
 
 def _read_legacy(path: Path) -> _TorchFile:
-    """Read the pickles (magic number, version, system, content, storage keys), then storages."""
+    """Read the pickles (magic number, version, system, content, storage keys) and the storages."""
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         if read_pickle(data).content != _LEGACY_NUMBER:
             raise _FormatError(f"{path} is a plain pickle; expected a file written by torch.save")
         read_pickle(data)
         if not read_pickle(data).content.get("little_endian", True):
-            raise ValueError("byte order is big, expected little")
+            raise ValueError("unsupported byte order 'big'; expected 'little'")
         content, kinds = read_pickle(data)
         storages: dict[str, tuple[int, int]] = {}
         for key in map(str, read_pickle(data).content):
@@ -281,7 +281,7 @@ def _make_tensors(file: _TorchFile, records: Mapping[str, TensorRecord]) -> dict
                 f" and offset {offset}, but {stored_bytes} bytes of {dtype} are stored"
             )
         if storage.key not in storages:
-            part: Any = mapped[first : first + storage_bytes]  # the stub says int
+            part: Any = mapped[first : first + storage_bytes]  # the type stub says int
             storages[storage.key] = part
         tensor = torch.empty(0, dtype=dtype)
         state[name] = tensor.set_(storages[storage.key], offset, shape, stride)

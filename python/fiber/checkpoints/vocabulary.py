@@ -15,7 +15,7 @@ from fiber.data.record import RecordSet
 #: Answers of a VQA head in logit order, or the path of a JSON file that lists them.
 Answers = Sequence[str] | str | os.PathLike[str]
 
-#: Value of `tokenizer` that trains one on the texts of the run.
+#: Value of `tokenizer` that requests training a tokenizer on the run's texts.
 TRAIN_ONE = "train"
 #: Maximum vocabulary size of a trained tokenizer.
 TRAINED_TOKENS = 4000
@@ -30,7 +30,7 @@ def train_tokenizer(records: Mapping[str, RecordSet]) -> Tokenizer:
 def choose_answers(
     records: RecordSet, limit: int, fixed: tuple[str, ...] | None, known: Vocabulary | None
 ) -> tuple[str, ...]:
-    """Choose the answers of the VQA head: `fixed`, the model's own or the data's."""
+    """Return the answers of the VQA head: `fixed` if given, else the model's or the data's."""
     counted = count_answers(records, limit)
     if fixed is not None:
         return fixed
@@ -39,7 +39,7 @@ def choose_answers(
 
 
 def open_tokenizer(tokenizer: Tokenizer | str | os.PathLike[str] | None) -> Tokenizer:
-    """Load a tokenizer.json, or a folder with it or with RoBERTa's vocab.json and merges.txt.
+    """Load a tokenizer.json, or a folder that contains it or RoBERTa's vocab.json and merges.txt.
 
     A `Tokenizer` is checked and returned unchanged.
 
@@ -49,9 +49,9 @@ def open_tokenizer(tokenizer: Tokenizer | str | os.PathLike[str] | None) -> Toke
     """
     if tokenizer is None:
         raise ValueError(
-            "the data has no tokenizer.json; pass tokenizer=... (--tokenizer): a tokenizer.json, a"
-            " fiber.data.Tokenizer or 'train' to train one on the texts, or init=... (--init): a"
-            " model with a tokenizer"
+            "the data has no tokenizer.json; pass tokenizer=... (--tokenizer) with a"
+            " tokenizer.json, a fiber.data.Tokenizer or 'train' (to train one on the texts), or"
+            " init=... (--init) with a model that has a tokenizer"
         )
     if isinstance(tokenizer, Tokenizer):
         tokenizer.check_for_models()
@@ -64,14 +64,14 @@ def open_tokenizer(tokenizer: Tokenizer | str | os.PathLike[str] | None) -> Toke
         path = path / "tokenizer.json"
     if not path.is_file():
         raise FileNotFoundError(
-            f"tokenizer {path} does not exist; pass one (--tokenizer), or a model with one to start"
-            " from (--init)"
+            f"tokenizer {path} does not exist; pass an existing one (--tokenizer), or an initial"
+            " model that has one (--init)"
         )
     return read_tokenizer(path)
 
 
 def open_answers(answers: Answers) -> tuple[str, ...]:
-    """Load the answers of a VQA head; a list is checked and returned.
+    """Load the answers of a VQA head, or check and return a given list.
 
     Raises:
         FileNotFoundError: if the file does not exist.
@@ -91,7 +91,7 @@ def open_answers(answers: Answers) -> tuple[str, ...]:
 
 
 def check_answers(answers: tuple[str, ...]) -> tuple[str, ...]:
-    """Check that answers are distinct and not blank; raises ValueError.
+    """Check that answers are distinct and not blank. Raises ValueError otherwise.
 
     One empty answer is allowed, since "a" normalizes to it.
     """
@@ -108,7 +108,7 @@ def check_answers(answers: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def count_answers(records: RecordSet, limit: int) -> tuple[str, ...]:
-    """List the `limit` most frequent best answers; raises ValueError for `answers=None`."""
+    """List the `limit` most frequent best answers. Raises ValueError for `answers=None`."""
     counts: Counter[str] = Counter()
     for index in range(len(records)):
         record = records[index]

@@ -1,1 +1,1 @@
-"""Losses: named, unweighted scalars; every divisor is summed over all ranks."""
+"""Losses, as named unweighted scalars whose divisors are summed over all ranks."""

@@ -13,7 +13,7 @@ from torchvision.ops import box_iou
 
 from fiber.ops.boxes import centers, to_inclusive
 
-#: Minimum distance in pixels from an anchor's center to every side of its box, as in FIBER's code.
+#: Minimum distance in pixels of an anchor's center from every side of its box (published value).
 MIN_INSIDE_PIXELS = 0.01
 
 
@@ -37,7 +37,8 @@ def atss_assign(
         boxes_xyxy: (G, 4) half-open pixel coordinates, ordered by image.
         boxes_per_image: (B,) int64.
         top_k: candidates per level.
-        inside: (B, A) bool mask of anchors inside each image, for mixed-size batches; None: all.
+        inside: (B, A) bool mask of anchors inside each image, for mixed-size batches. None if all
+            are inside.
 
     Returns:
         (B, A) int64: index into the G boxes, or -1 if unassigned.
@@ -58,7 +59,7 @@ def atss_assign(
     # Index of each box within its image, to arrange the G rows as (B, most boxes per image).
     starts = boxes_per_image.cumsum(0) - boxes_per_image
     places = torch.arange(num_boxes, device=device) - starts[images]
-    # The table size needs one device synchronization.
+    # Computing the table size requires a device synchronization.
     most = int(boxes_per_image.max())
     table = overlaps.new_full((batch, most, len(all_anchors)), -1.0)
     table[images, places] = overlaps
@@ -73,9 +74,9 @@ def _candidate_overlaps(
     top_k: int,
     usable: Tensor | None,
 ) -> Tensor:
-    """Compute the (G, A) IoUs of boxes and their candidates; -1 elsewhere.
+    """Compute the (G, A) IoUs of boxes and their candidates, with -1 elsewhere.
 
-    `usable` is a (G, A) bool mask of the anchors inside each box's image; None: all.
+    `usable` is a (G, A) bool mask of the anchors inside each box's image; None if all are.
     """
     overlaps = box_iou(boxes_xyxy, all_anchors)
     anchor_centers = centers(all_anchors)

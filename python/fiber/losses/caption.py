@@ -1,6 +1,6 @@
-"""Losses to fine-tune a captioner beyond maximum likelihood: GOLD (off-policy) and SCST (CIDEr-D).
+"""Losses for fine-tuning a captioner after maximum likelihood: GOLD (off-policy), SCST (CIDEr-D).
 
-Means over ranks, token_ids and text_mask are as in `losses.language`.
+token_ids, text_mask and means over ranks are defined as in `losses.language`.
 
 Shapes: B captions on this rank, L text tokens, V vocabulary, S samples per image.
 """
@@ -38,8 +38,8 @@ def gold_loss(
     q_t the mean of p from t to the end of the caption.
 
     The logits of both models are (B, L, V). The loss is averaged over all captions with a target.
-    The sum over a caption is divided by its number of targets, or with `divisor` "padding" by its
-    number of positions without a target, as in the published code: short captions then weigh less,
+    Each caption's sum is divided by its number of targets or, if `divisor` is "padding", by its
+    number of positions without a target, as in the published code. Short captions then weigh less,
     and one that fills all L tokens weighs a billion times more.
 
     Raises:
@@ -122,7 +122,7 @@ def self_critical_loss(
 
 
 def others_mean(rewards: Tensor) -> Tensor:
-    """Average the rewards of each image's other samples as a baseline: (B, S) -> (B, S)."""
+    """Compute, for each sample, the mean reward of its image's other samples: (B, S) -> (B, S)."""
     samples = rewards.shape[1]
     if samples < 2:
         raise ValueError(f"expected at least 2 samples per image, got {samples}")

@@ -1,7 +1,7 @@
 """Collectives for losses: sums over all ranks, and differentiable gathers of global batch rows.
 
 A row is the tensor of one sample. The global batch is the concatenation of the batches of all
-ranks, in rank order. Without an initialized `torch.distributed` it is the local batch.
+ranks, in rank order. If `torch.distributed` is not initialized, it is the local batch.
 
 A loss may depend on rows of every rank; the backward pass sums the gradients of each row over all
 ranks. DistributedDataParallel averages gradients, so a loss of the form
@@ -20,12 +20,12 @@ from torch import Tensor
 
 
 def world_size() -> int:
-    """Return the world size; 1 without torch.distributed."""
+    """Return the world size, or 1 without torch.distributed."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def all_rank_sum(tensor: Tensor) -> Tensor:
-    """Sum a tensor over all ranks (same shape on each rank); the result is detached."""
+    """Sum a tensor over all ranks and detach it; its shape must be the same on each rank."""
     if world_size() == 1:
         return tensor.detach()
     total = tensor.detach().clone(memory_format=torch.contiguous_format)
@@ -34,7 +34,7 @@ def all_rank_sum(tensor: Tensor) -> Tensor:
 
 
 def rank() -> int:
-    """Return the rank of this process; 0 without torch.distributed."""
+    """Return the rank of this process, or 0 without torch.distributed."""
     return dist.get_rank() if world_size() > 1 else 0
 
 
@@ -73,7 +73,7 @@ def gather_rows(rows: Tensor, counts: tuple[int, ...] | None = None) -> Tensor:
 
 
 def fetch_rows(rows: Tensor, indices: Tensor, counts: tuple[int, ...] | None = None) -> Tensor:
-    """Differentiably gather rows of the global batch; ranks send only requested rows.
+    """Differentiably gather rows of the global batch. Ranks send only requested rows.
 
     Args:
         rows: (n, ...) rows on this rank.
@@ -84,7 +84,7 @@ def fetch_rows(rows: Tensor, indices: Tensor, counts: tuple[int, ...] | None = N
         (n, ...) requested rows.
 
     Raises:
-        ValueError: if `indices` is not an (n,) int64 tensor, or `counts` does not match.
+        ValueError: if `indices` is not an (n,) int64 tensor, or `counts` is inconsistent.
     """
     counts = row_counts(rows) if counts is None else counts
     _check_counts(rows, counts)
@@ -101,8 +101,8 @@ def fetch_rows(rows: Tensor, indices: Tensor, counts: tuple[int, ...] | None = N
 def _check_counts(rows: Tensor, counts: tuple[int, ...]) -> None:
     if len(counts) != world_size() or counts[rank()] != rows.shape[0]:
         raise ValueError(
-            f"counts: expected one for each of {world_size()} ranks, and {rows.shape[0]} for rank"
-            f" {rank()}; got {counts}"
+            f"expected one count per rank ({world_size()}), with counts[{rank()}] ="
+            f" {rows.shape[0]}, got {counts}"
         )
 
 

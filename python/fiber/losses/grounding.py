@@ -28,7 +28,7 @@ def grounding_losses(
     *,
     background_token: int | None = None,
 ) -> dict[str, Tensor]:
-    """Compute the losses of a batch; anchors are assigned by ATSS.
+    """Compute the losses of a batch, assigning anchors to boxes by ATSS.
 
     Args:
         output: predictions for the batch.
@@ -36,7 +36,7 @@ def grounding_losses(
         config: config of the model.
         background_token: target token of unassigned anchors. Published training uses the last of
             256 positions, which is <pad> unless the text fills all of them; </s> is then a false
-            positive everywhere. Default: none.
+            positive everywhere. By default, they have none.
 
     Returns:
         Unweighted float32 scalars: `alignment` (token focal loss divided by the number of assigned
@@ -98,7 +98,7 @@ def token_focal_loss(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def centerness_targets(anchors_xyxy: Tensor, boxes_xyxy: Tensor) -> Tensor:
-    """Compute the centerness of (P, 4) half-open anchors centered inside (P, 4) half-open boxes.
+    """Compute the centerness of (P, 4) anchors whose centers are in (P, 4) boxes, all half-open.
 
     Returns:
         (P,) in (0, 1]: square root of the product, over x and y, of the distance to the nearer side

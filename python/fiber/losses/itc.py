@@ -53,14 +53,14 @@ def itc_loss(
 
     Row i of both inputs is a pair. Other columns that share the row's image or text are masked in
     the softmax. Targets stay one-hot, as in the published code, so an image with many captions has
-    the same weight as others.
+    the same weight as any other.
 
     Args:
         image_vectors: (B, D), L2-normalized.
         text_vectors: (B, D), L2-normalized.
         temperature: scalar parameter, clamped in place to [0.001, 1], as in the published code.
         image_ids: (B,).
-        text_ids: (B,), such as `text_fingerprints`; None: all texts differ.
+        text_ids: (B,), such as `text_fingerprints`; None if all texts differ.
 
     Returns:
         The loss of this rank, whose mean over ranks equals the loss of one process on the global
@@ -136,11 +136,11 @@ def text_fingerprints(token_ids: Tensor, text_mask: Tensor) -> Tensor:
 def check_pairs(
     image_vectors: Tensor, text_vectors: Tensor, image_ids: Tensor, text_ids: Tensor | None
 ) -> None:
-    """Check that the shapes of vectors and ids match; raises ValueError."""
+    """Check that the shapes of vectors and ids match. Raises ValueError otherwise."""
     if image_vectors.ndim != 2 or image_vectors.shape != text_vectors.shape:
         raise ValueError(
             f"image_vectors have shape {tuple(image_vectors.shape)}, text_vectors"
-            f" {tuple(text_vectors.shape)}; expected both (B, D)"
+            f" {tuple(text_vectors.shape)}; expected both to have shape (B, D)"
         )
     for name, ids in (("image_ids", image_ids), ("text_ids", text_ids)):
         if ids is not None and tuple(ids.shape) != (image_vectors.shape[0],):

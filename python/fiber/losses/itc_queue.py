@@ -112,7 +112,7 @@ class PairQueue:
         self.total += sum(counts)
 
     def pad_texts(self, token_ids: Tensor, text_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Pad texts to L tokens."""
+        """Pad texts and their masks to L tokens."""
         missing = [0, self.token_ids.shape[1] - token_ids.shape[1]]
         return F.pad(token_ids, missing, value=PAD_ID), F.pad(text_mask, missing)
 
@@ -138,10 +138,11 @@ def queue_itc_loss(
     *,
     only_written: bool = True,
 ) -> tuple[Tensor, Similarities]:
-    """Compute the retrieval cross entropy against this rank's batch and the queue, both ways.
+    """Compute the retrieval cross entropy against this rank's batch and the queue.
 
-    Only queries receive gradients. As in `itc.itc_loss`, other columns that share the row's image
-    or text are masked. The published code has no ids; with distinct ids, the two losses agree.
+    The loss averages both directions (image-to-text and text-to-image). Only queries receive
+    gradients. As in `itc.itc_loss`, other columns that share the row's image or text are masked.
+    The published code has no ids; with distinct ids, the two losses agree.
 
     Args:
         image_vectors: (B, D), L2-normalized.
@@ -149,9 +150,9 @@ def queue_itc_loss(
         temperature: scalar parameter, clamped in place to [0.001, 1], as in the published code.
         image_ids: (B,).
         text_ids: (B,).
-        queue: older pairs; not modified (see `PairQueue.enqueue`).
-        only_written: exclude empty slots. False: use them as negatives, as in the published code,
-            whose queue is initialized with random vectors.
+        queue: older pairs, which are not modified (see `PairQueue.enqueue`).
+        only_written: exclude empty slots. If False, they are used as negatives, as in the published
+            code, whose queue is initialized with random vectors.
 
     Returns:
         The loss of this rank, whose mean over ranks equals the mean over all pairs, and the
@@ -203,7 +204,9 @@ def queued_negatives(
     queue: PairQueue,
     negatives: HardNegatives,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gather sampled negatives from this rank's batch and the queue, before enqueuing the batch.
+    """Gather sampled negatives from this rank's batch and the queue.
+
+    Call this before enqueuing the batch.
 
     Returns:
         (B, 3, H, W) negative images, (B, L) negative texts and their (B, L) mask.

@@ -1,11 +1,11 @@
-"""Image-text matching (ITM): pairs with hard or random negatives, and the loss over them.
+"""Image-text matching (ITM): pairs with hard or random negatives, and their loss.
 
-Pre-training with hard negatives uses 3B pairs, in this order: B true pairs, B images with a wrong
-text, B texts with a wrong image. In fine-tuning without ITC, half of the texts keep their image and
-the others get a random wrong one.
+Pre-training with hard negatives uses 3B pairs, in this order: B true pairs, B images with a
+mismatched text, B texts with a mismatched image. In fine-tuning without ITC, half of the texts keep
+their image and the rest get a random different one.
 
 Random samples depend only on (seed, step, index of the row in the global batch), so they are
-independent of the world size; step is the index of the micro-batch in the run.
+independent of the world size. `step` is the index of the micro-batch in the run.
 
 Shapes: B pairs on this rank, G pairs in the global batch (all ranks), L text tokens. A text_mask is
 (B, L) bool, True = real token.
@@ -53,12 +53,12 @@ class HardNegatives:
 
 @dataclass(frozen=True)
 class HalfPairs:
-    """Texts on this rank, each paired with its own or a wrong image."""
+    """Texts on this rank, each paired with its own or a mismatched image."""
 
     #: (B,) int64, global batch row of the image paired with each text.
     image_index: Tensor
-    #: (B,) int64: 1 for a text's own image, 0 for a wrong one, -100 (ignored) if the global batch
-    #: has no other image.
+    #: (B,) int64: 1 for a text's own image, 0 for a mismatched one, -100 (ignored) if the global
+    #: batch has no different image.
     labels: Tensor
     #: Number of rows on each rank.
     counts: tuple[int, ...]
@@ -95,16 +95,16 @@ def hard_negatives(similarities: Similarities, *, seed: int, step: int) -> HardN
 
 
 def half_pairs(image_ids: Tensor, *, seed: int, step: int) -> HalfPairs:
-    """Keep the image of half of the texts and pair the others with a random wrong one.
+    """Keep the image of half of the texts; pair each remaining text with a random mismatched image.
 
-    A random G // 2 of the G texts in the global batch keep their image. The others get an image
-    sampled uniformly from the rows whose image differs; `image_ids` (B,) identifies images.
+    A random G // 2 of the G texts in the global batch keep their image. The rest get an image
+    sampled uniformly from the rows with a different image; `image_ids` (B,) identifies images.
 
     Raises:
         ValueError: if the global batch is a single pair.
 
-    Source: ITM fine-tuning in the published code of FIBER, which samples the wrong image from the
-    whole dataset, including the text's own image.
+    Source: ITM fine-tuning in the published code of FIBER, which samples the mismatched image from
+    the whole dataset, including the text's own image.
     """
     counts = row_counts(image_ids)
     whole, rows = sum(counts), len(image_ids)
@@ -137,8 +137,8 @@ def matching_pairs(
 ) -> MatchingPairs:
     """Build the 3B pairs from (B, ...) images and (B, L, ...) texts, or their prefixes.
 
-    Negative rows are fetched differentiably from their ranks. Texts are zero-padded to the longest
-    L of all ranks.
+    Negative rows are fetched differentiably from the ranks that own them. Texts are zero-padded to
+    the longest L of all ranks.
     """
     longest = all_rank_max(text_rows.shape[1], text_rows.device)
     text_rows, text_mask = _pad_texts(text_rows, text_mask, longest)
@@ -181,7 +181,7 @@ def matching_labels(
     negatives: HardNegatives | None = None,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """Return (3B,) int64 labels: 1 for true pairs, 0 for the rest, -100 without a negative."""
+    """Return (3B,) int64 labels: 1 for true pairs, 0 for negatives, -100 for missing negatives."""
     if negatives is not None:
         device = negatives.exists.device
     labels = torch.zeros(3, batch_size, dtype=torch.int64, device=device)
@@ -204,7 +204,7 @@ def itm_loss(
         logits: (3B, 2), in the order of `matching_pairs`; column 1 is "match".
         batch_size: B.
         negatives: negatives in the pairs; pairs without one are ignored.
-        rows: (n,) int64 indices of the scored pairs, if logits are (n, 2); None: all.
+        rows: (n,) int64 indices of the scored pairs, if logits are (n, 2); None if all are scored.
 
     Raises:
         ValueError: if the shape of `logits` is wrong.
@@ -278,7 +278,7 @@ def _sample_columns(logits: Tensor, allowed: Tensor, uniforms: Tensor) -> Tensor
 
 
 def half_of_negatives(batch_size: int, first_row: int) -> Tensor:
-    """Select the true pairs and one negative for each from the 3B pairs.
+    """From the 3B pairs, select the true pairs and one negative for each.
 
     `first_row`, the index of this rank's first row in the global batch, makes the selection
     independent of the world size.

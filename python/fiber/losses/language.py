@@ -1,4 +1,4 @@
-"""Losses over tokens and answers: MLM, captions, VQA, NLVR2.
+"""Losses for MLM, captioning, VQA and NLVR2.
 
 Each loss is a mean over the global batch (all ranks): a rank returns its own sum times the world
 size, divided by the count over all ranks, so the mean over ranks equals the loss of one process on
@@ -21,7 +21,7 @@ IGNORED = -100
 
 
 def mlm_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Compute the mean cross entropy over the masked tokens of all ranks; 0 if there are none.
+    """Compute the mean cross entropy over the masked tokens of all ranks, or 0 if there are none.
 
     Args:
         logits: (B, L, V), or (M, V) at M masked positions only.
@@ -41,14 +41,14 @@ def mlm_loss(logits: Tensor, labels: Tensor) -> Tensor:
 def caption_loss(logits: Tensor, token_ids: Tensor, text_mask: Tensor) -> Tensor:
     """Compute the mean next-token cross entropy over the captions of all ranks.
 
-    Position t of the (B, L, V) logits predicts token t + 1. Padding is ignored.
+    Position t of the (B, L, V) logits predicts token t + 1; padding is ignored.
     """
     targets = next_tokens(logits, token_ids, text_mask)
     return mean_cross_entropy(logits.flatten(0, 1), targets.flatten())
 
 
 def next_tokens(logits: Tensor, token_ids: Tensor, text_mask: Tensor) -> Tensor:
-    """Return the token after each position, (B, L) int64; -100 if no real token follows.
+    """Return the (B, L) int64 next token of each position, or -100 if no real token follows.
 
     Checks that `logits` is (B, L, V).
     """
@@ -67,16 +67,16 @@ def next_tokens(logits: Tensor, token_ids: Tensor, text_mask: Tensor) -> Tensor:
 
 
 def vqa_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Compute binary cross entropy, summed over answers and averaged over questions of all ranks.
+    """Compute the binary cross entropy, summed over answers and averaged over all ranks' questions.
 
     Both arguments are (B, A); targets are soft scores in [0, 1].
 
-    Source: FIBER's published code (mean over all entries times the number of answers).
+    Source: FIBER's published code (the mean over all entries, multiplied by the number of answers).
     """
     if logits.ndim != 2 or logits.shape != targets.shape:
         raise ValueError(
             f"VQA logits have shape {tuple(logits.shape)}, targets {tuple(targets.shape)};"
-            " expected both (B, answers)"
+            " expected both to have shape (B, answers)"
         )
     logits = wide(logits)
     total = F.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype), reduction="sum")

@@ -31,14 +31,14 @@ def as_boxes(boxes: ArrayLike) -> NDArray[np.float64]:
 
 
 def pairwise_iou(first: ArrayLike, second: ArrayLike) -> NDArray[np.float64]:
-    """Compute the (N, G) IoUs of (N, 4) and (G, 4) boxes; 0 where both boxes are empty."""
+    """Compute the (N, G) IoUs of (N, 4) and (G, 4) boxes, with 0 where both are empty."""
     from torchvision.ops import box_iou
 
     return _pairwise(box_iou, first, second)
 
 
 def pairwise_giou(first: ArrayLike, second: ArrayLike) -> NDArray[np.float64]:
-    """Compute the (N, G) GIoUs of (N, 4) and (G, 4) boxes; 0 where both boxes are empty.
+    """Compute the (N, G) GIoUs of (N, 4) and (G, 4) boxes, with 0 where both are empty.
 
     Source: Rezatofighi et al. 2019.
     """

@@ -96,7 +96,7 @@ def bleu(
     references: Sequence[Sequence[Sequence[str]]],
     order: int = 4,
 ) -> float:
-    """Compute corpus BLEU; NaN without captions.
+    """Compute corpus BLEU, or NaN if there are no captions.
 
     Captions and references are lists of tokens; `order` is the length of the longest n-gram. The
     brevity penalty uses the reference length closest to each caption's (the shorter one on a tie).
@@ -126,8 +126,8 @@ def bleu(
 def rouge_l(words: Sequence[str], people: Sequence[Sequence[str]]) -> float:
     """Compute ROUGE-L of a caption against its references, all as lists of tokens.
 
-    The F-measure of the longest common subsequence, from the best precision and the best recall,
-    possibly from different references.
+    This is the F-measure of the longest common subsequence, computed from the best precision and
+    the best recall, possibly of different references.
 
     Source: Lin 2004; weight of recall and the two maxima as in coco-caption.
     """
@@ -141,7 +141,7 @@ def rouge_l(words: Sequence[str], people: Sequence[Sequence[str]]) -> float:
 
 
 def _parts(token: str) -> list[str]:
-    """Split off contractions: "shouldn't've" -> ["should", "n't", "'ve"]."""
+    """Split contractions: "shouldn't've" -> ["should", "n't", "'ve"]."""
     joined = _JOINED.fullmatch(token)
     if joined:
         return [part for part in joined.groups() if part is not None]

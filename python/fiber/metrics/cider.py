@@ -1,8 +1,8 @@
-"""CIDEr-D: TF-IDF-weighted n-gram similarity of a caption and its references.
+"""CIDEr-D: TF-IDF-weighted n-gram similarity between a caption and its references.
 
 Words are separated by whitespace; the caller tokenizes. A caption of four or more words that equals
-its only reference scores 10. Papers report 100 times the score: 144.4 is 1.444 here, as in COCO's
-evaluation.
+its only reference scores 10. Papers report 100 times the score, so 144.4 in a paper is 1.444 here
+and in COCO's evaluation.
 
 Source: CIDEr (Vedantam et al. 2015), variant D: n-grams of 1 to 4 words, counts clipped to the
 reference's, a Gaussian penalty on the length difference.
@@ -55,7 +55,7 @@ class DocumentFrequencies(NamedTuple):
             counts.update({gram for caption in captions for gram in ngrams(caption)})
         if not images:
             raise ValueError("document frequencies need captions of at least one image, got none")
-        # Most n-grams of a large corpus occur in one image, the count of missing entries.
+        # Omit n-grams of one image (most of a large corpus), since missing entries count as 1.
         several = {gram: float(count) for gram, count in counts.items() if count > 1}
         return cls(several, float(images))
 
@@ -68,7 +68,7 @@ class DocumentFrequencies(NamedTuple):
 
         Raises:
             FileNotFoundError: if the file does not exist.
-            ValueError: if the contents are anything else.
+            ValueError: if the file contains anything else.
         """
         path = Path(path)
         if not path.is_file():
@@ -77,7 +77,7 @@ class DocumentFrequencies(NamedTuple):
             try:
                 content = _PlainUnpickler(file, encoding="utf-8", errors="replace").load()
             except Exception as error:
-                # A broken pickle may raise anything.
+                # A broken pickle may raise any exception.
                 raise ValueError(
                     f"{path} is not a pickle of plain document frequencies: {error}"
                 ) from error
@@ -129,7 +129,7 @@ def cider_d_scores(
 def reward_text(caption: str) -> str:
     """Preprocess a caption for rewards, as in the published code.
 
-    Drops a final period and appends an end word, so that ending a caption is rewarded.
+    A final period is dropped and an end word appended, so that ending a caption is rewarded.
     """
     return f"{caption.strip().removesuffix('.')} {END_WORD}"
 

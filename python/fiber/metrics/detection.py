@@ -1,7 +1,7 @@
 """COCO detection metrics: AP and AR, computed by faster-coco-eval.
 
-Detections with the same score rank in image order (in COCO's code, by image id). A metric without
-ground-truth boxes is NaN; COCO's code reports -1.
+Detections with the same score are ranked in image order (by image id in COCO's code). A metric
+without ground-truth boxes is NaN; COCO's code reports -1.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ class TrueBoxes(NamedTuple):
     boxes_xyxy: ArrayLike
     #: (G,) class names or numbers.
     labels: Sequence[Hashable]
-    #: (G,) True for a crowd region: detections in it are ignored. None: no crowds.
+    #: (G,) True for a crowd region: detections in it are ignored. None if there are no crowds.
     crowd: ArrayLike | None = None
-    #: (G,) object areas in square pixels, which decide small, medium or large. None: box areas.
+    #: (G,) object areas in square pixels, which determine area ranges. None uses box areas.
     areas: ArrayLike | None = None
 
 
@@ -152,8 +152,8 @@ def coco_entries(
 ) -> list[dict[str, Any]]:
     """Build COCO annotation or result entries for N boxes in half-open pixel coordinates.
 
-    `image_ids` may be one id for all boxes. Ids start at `first_id`, not at 0, since 0 means
-    "unmatched" in faster-coco-eval. `area` defaults to the box areas, `iscrowd` to 0.
+    `image_ids` may be one id for all boxes. Ids start at `first_id`, which must not be 0, since 0
+    means "unmatched" in faster-coco-eval. `area` defaults to the box areas, `iscrowd` to 0.
     """
     count, sizes = len(boxes_xyxy), boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]
     columns = {
@@ -180,7 +180,7 @@ def mean_ap(precision: NDArray[np.float64]) -> dict[str, float]:
 
 
 def nan_mean(values: NDArray[np.float64]) -> float:
-    """Average the values that are not NaN; NaN, without a warning, if there are none."""
+    """Average the values that are not NaN; return NaN without a warning if there are none."""
     values = values[~np.isnan(values)]
     return float(values.mean()) if values.size else float("nan")
 

@@ -16,7 +16,7 @@ from fiber.metrics.matching import mean
 
 #: Minimum overlap for a hit.
 FOUND_AT = 0.5
-#: Rank of a miss.
+#: Rank that represents a miss.
 NEVER = np.iinfo(np.int64).max
 
 
@@ -25,7 +25,7 @@ def referring_accuracy(
 ) -> dict[str, float]:
     """Compute RefCOCO accuracy: the fraction of expressions with a hit among their k best boxes.
 
-    Predictions are (M, 4) boxes per expression, best first; one without boxes is a miss.
+    Predictions are (M, 4) boxes per expression, best first; an expression without boxes is a miss.
 
     Returns:
         `accuracy_at_{k}` with IoU >= 0.5, as usually reported, and `giou_accuracy_at_{k}` with
@@ -51,7 +51,7 @@ def phrase_recall(
 ) -> dict[str, float]:
     """Compute Flickr30k Entities recall at k for phrases with one or more boxes.
 
-    Predictions are (M, 4) boxes per phrase, best first; one without boxes is a miss. `truths`
+    Predictions are (M, 4) boxes per phrase, best first; a phrase without boxes is a miss. `truths`
     are (G, 4) boxes per phrase, at least one.
 
     Returns:
@@ -86,7 +86,7 @@ def merged(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def first_hit(overlaps: NDArray[np.float64]) -> int:
-    """Return the index of the first row of (M, G) overlaps with a hit; `NEVER` if none."""
+    """Return the index of the first row of (M, G) overlaps with a hit, or `NEVER` if none."""
     hits = np.flatnonzero((overlaps >= FOUND_AT).any(1))
     return int(hits[0]) if len(hits) else int(NEVER)
 

@@ -1,4 +1,4 @@
-"""Metrics per group of samples: question type, phrase type, split."""
+"""Metrics per group of samples, such as question types, phrase types or splits."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def with_groups(
         **options: keyword arguments of the metric.
 
     Returns:
-        {"accuracy": 0.5, "color/accuracy": 0.6, ...}, groups sorted by name.
+        {"accuracy": 0.5, "color/accuracy": 0.6, ...}, with groups sorted by name.
 
     Raises:
         ValueError: if a column does not have n entries.

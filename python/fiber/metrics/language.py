@@ -1,4 +1,4 @@
-"""Metrics of MLM and NLVR2."""
+"""Metrics for MLM and NLVR2."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def statement_accuracy(
 
 
 def sentence_key(identifier: str) -> str:
-    """Drop the pair from an NLVR2 identifier `split-set-pair-sentence`.
+    """Remove the pair number from an NLVR2 identifier `split-set-pair-sentence`.
 
     Raises:
         ValueError: if the identifier has fewer than four parts.

@@ -50,7 +50,7 @@ class FederatedTruth(NamedTuple):
     absent: frozenset[int]
     #: Classes that are not exhaustively annotated.
     incomplete: frozenset[int] = frozenset()
-    #: (G,) object areas in square pixels; None: box areas.
+    #: (G,) object areas in square pixels; None uses box areas.
     areas: ArrayLike | None = None
 
 
@@ -72,7 +72,7 @@ class DetectionTable(NamedTuple):
 
 
 class BestOfClasses:
-    """Keep the best detections of each class over all images, in bounded memory.
+    """Keep the best detections of each class over all images, using bounded memory.
 
     On ties, the detection added first is kept. After `max_pending` new detections, all but the best
     are dropped.
@@ -108,12 +108,12 @@ class BestOfClasses:
             self._prune()
 
     def table(self) -> DetectionTable:
-        """Return the kept detections, sorted by class, then image; int32 and float32."""
+        """Return the kept detections as int32 and float32, sorted by class, then by image."""
         kept = self._prune()
         return kept.take(np.lexsort((kept.images, kept.classes)))
 
     def _prune(self) -> DetectionTable:
-        """Keep the best of each class, in the order in which they were added."""
+        """Keep the best detections of each class, in the order in which they were added."""
         added = DetectionTable(*map(np.concatenate, zip(*self._parts, strict=True)))
         # lexsort is stable: on ties, the earlier detection ranks first.
         order = np.lexsort((-added.scores, added.classes))

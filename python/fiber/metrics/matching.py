@@ -14,8 +14,8 @@ def matching_accuracy(
     Scores above the threshold predict a match.
 
     Returns:
-        `accuracy`; `match_accuracy` and `mismatch_accuracy` for each label; `auc`, the probability
-        that a matching pair scores above a mismatched one (ties count half).
+        `accuracy`; `match_accuracy` and `mismatch_accuracy`, the accuracy for each label; `auc`,
+        the probability that a matching pair scores above a mismatched one (ties count as one half).
 
     Raises:
         ValueError: if the shapes differ.
@@ -23,7 +23,8 @@ def matching_accuracy(
     scores, truths = np.asarray(scores, dtype=np.float64), np.asarray(labels).astype(bool)
     if scores.ndim != 1 or scores.shape != truths.shape:
         raise ValueError(
-            f"matching scores have shape {scores.shape}, labels {truths.shape}; expected both (n,)"
+            f"matching scores have shape {scores.shape}, labels {truths.shape}; expected both to"
+            " have shape (n,)"
         )
     right = (scores > threshold) == truths
     return {
@@ -37,11 +38,12 @@ def matching_accuracy(
 def swapped_accuracy(scores: ArrayLike) -> dict[str, float]:
     """Compute Winoground's `text`, `image` and `group` scores.
 
-    `text`: each image scores highest with its text; `image`: each text with its image; `group`:
-    both. Ties count as wrong.
+    `text` is the fraction of examples in which each image scores highest with its own text, `image`
+    that in which each text scores highest with its own image, and `group` that in which both hold.
+    Ties count as wrong.
 
     Args:
-        scores: (n, 2, 2), [example, text, image]; text i matches image i.
+        scores: (n, 2, 2), indexed by [example, text, image]; text i matches image i.
 
     Raises:
         ValueError: if `scores` is not (n, 2, 2).
@@ -58,7 +60,7 @@ def swapped_accuracy(scores: ArrayLike) -> dict[str, float]:
 
 
 def mean(values: NDArray) -> float:
-    """Average (n,) values; NaN, without a warning, for n = 0."""
+    """Average (n,) values; return NaN without a warning if n = 0."""
     return float(np.mean(values)) if len(values) else float("nan")
 
 

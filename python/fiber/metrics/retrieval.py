@@ -1,7 +1,7 @@
 """Image-text retrieval recall, with any number of texts per image.
 
-An image counts as a hit if any of its texts is among its k best; a text, if its image is. Shapes:
-P images, T texts.
+An image is a hit if any of its texts is among its k best candidates; a text is a hit if its image
+is among them. Shapes: P images, T texts.
 
 Source: the retrieval protocol of FIBER (Dou et al. 2022).
 """
@@ -30,9 +30,9 @@ def recall_of_ranks(
 
 
 def wrong_before(scores: ArrayLike, right: ArrayLike) -> NDArray[np.int64]:
-    """Count the wrong candidates that score at least as high as the best right one.
+    """Count the wrong candidates that score at least as high as the best correct one.
 
-    Ties rank wrong candidates first, so a model with constant scores has recall 0.
+    On ties, wrong candidates rank first, so a model with constant scores has recall 0.
 
     Args:
         scores: (n, m) scores of m candidates for n queries, higher is more similar.
@@ -47,7 +47,8 @@ def wrong_before(scores: ArrayLike, right: ArrayLike) -> NDArray[np.int64]:
     scores, right = np.asarray(scores), np.asarray(right, dtype=bool)
     if scores.ndim != 2 or scores.shape != right.shape:
         raise ValueError(
-            f"retrieval scores have shape {scores.shape}, right {right.shape}; expected both (n, m)"
+            f"retrieval scores have shape {scores.shape}, right {right.shape}; expected both to"
+            " have shape (n, m)"
         )
     if np.isnan(scores).any():
         raise ValueError("retrieval scores contain NaN; expected numbers")

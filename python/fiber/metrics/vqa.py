@@ -1,8 +1,8 @@
-"""VQA accuracy in two versions, and the official answer normalization.
+"""Two versions of VQA accuracy, and the official answer normalization.
 
-Each question has answers from about ten annotators. `official`: an answer is right if three of them
-gave it, averaged over all subsets that leave one annotator out. `published`: the score table of the
-published code, indexed by the number of annotators who gave the answer.
+Each question has answers from about ten annotators. `official`: an answer is correct if at least
+three of them gave it; the score is averaged over all subsets that leave one annotator out.
+`published`: the score table of the published code, indexed by the number of annotators who agree.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 
 from fiber.metrics.matching import mean
 
-#: Score by the number of annotators who gave the answer (4 or more: 1), in the published code.
+#: Published score by the number of annotators who gave the answer; 4 or more score 1.
 PUBLISHED_SCORES = (0.0, 0.3, 0.6, 0.9, 1.0)
 #: Minimum number of annotators for a unanimous answer to score 1 in both versions.
 PEOPLE_FOR_ALL = 4

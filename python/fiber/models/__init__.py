@@ -1,1 +1,1 @@
-"""Model families, shared encoders and heads; raw outputs, no losses."""
+"""Model families with shared encoders and heads, which return raw outputs, not losses."""

@@ -1,4 +1,4 @@
-"""Head modules, and the recipe that trains each head."""
+"""Head modules and the recipes that train them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fiber.config import FiberConfig, preset
 LANGUAGE_HEAD_EPS = 1e-12
 
 
-#: Recipe that trains each head, by preset; models of other sizes use "base".
+#: Recipe that trains each head, by preset; models that match no preset use "base".
 HEAD_RECIPES: dict[str, dict[str, str]] = {
     "base": {
         "itc": "retrieval_coco",
@@ -40,10 +40,10 @@ class MissingHeadError(ValueError):
 
 
 def need_head(config: FiberConfig, head: str, asked: str) -> None:
-    """Check that a model has the head that `asked`, a method or task, needs.
+    """Check that a model has `head`, which `asked` (a method or task) needs.
 
     Raises:
-        MissingHeadError: if it lacks the head; names its heads and the recipe to train this one.
+        MissingHeadError: if it does not; the message lists its heads and a recipe to train `head`.
     """
     if head not in config.heads:
         is_small = config.roberta.width == preset("small").roberta.width
@@ -55,7 +55,7 @@ def need_head(config: FiberConfig, head: str, asked: str) -> None:
 
 
 class Pooler(nn.Module):
-    """Linear layer and tanh on one vector per sample."""
+    """Linear layer followed by tanh, applied to one vector per sample."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -82,7 +82,7 @@ class LanguageHead(nn.Module):
 
 
 class Classifier(nn.Module):
-    """Linear, LayerNorm, GELU, linear."""
+    """Classifier MLP: linear, LayerNorm, GELU, linear."""
 
     def __init__(self, width_in: int, width: int, num_classes: int) -> None:
         super().__init__()

@@ -1,10 +1,11 @@
 """Registry of architectures.
 
 A model family is a folder next to this file plus its entries here; FIBER has one entry per stage.
-Other code queries the entry, or the heads of a config ("grounding" in config.heads), and never the
-name of a family or stage. A network has its config as `config` and its encoders in `backbone`. A
-config is a frozen dataclass with `heads`, `channel_order`, `vocab_size`, `num_answers` and
-`with_image_size`; configs of families other than FIBER also have a field `family`.
+Other code depends on the entry or on the heads of a config ("grounding" in config.heads), never on
+the name of a family or stage. A network stores its config in `config` and its encoders in
+`backbone`. A config is a frozen dataclass with `heads`, `channel_order`, `vocab_size`,
+`num_answers` and `with_image_size`; configs of families other than FIBER also have a field
+`family`.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class Architecture:
     stage: str | None = None
     #: Display name.
     title: str
-    #: Class of the config, and function that builds the network from it.
+    #: Class of the config, and the function that builds a network from it.
     config_class: type[Any]
     network: Callable[[Any], Any]
     #: Recognizes keys of the architecture's published checkpoints.
@@ -52,9 +53,9 @@ class Architecture:
     infer_config: Callable[[Mapping[str, Tensor], Mapping[str, Any]], Any]
     #: Converts a config to the dict stored in published files.
     stored_config: Callable[[Any], dict[str, Any]]
-    #: Our keys -> published keys.
+    #: Returns the mapping from our keys to published keys.
     keys: Callable[[Any], KeyMap]
-    #: Returns the reason to ignore a published key outside `keys`; None if it is unknown.
+    #: Returns why a published key outside `keys` is ignored, or None if it is unknown.
     ignored_key: Callable[[str, Any], str | None]
     #: Default values of tensors that a published file may lack, by our keys.
     default_values: Callable[[Any, Container[str]], dict[str, float]] = lambda config, names: {}
@@ -66,7 +67,7 @@ class Architecture:
     encoders: tuple[EncoderFormat, ...]
     #: Resizes tensors that depend on the image size, by our or published keys.
     resize: Callable[[Mapping[str, Tensor], Any], Mapping[str, Tensor]]
-    #: Sizes that determine most shapes, by display name.
+    #: Hyperparameters that determine most tensor shapes, by display name.
     main_sizes: Callable[[Any], dict[str, Any]]
     #: Image preprocessing at inference.
     transform: Callable[[Any], ImageTransform]
@@ -146,7 +147,7 @@ def read_config(values: dict[str, Any]) -> FiberConfig:
     """Read a config of any family from the JSON object of its fields.
 
     Raises:
-        ValueError: if the family is unknown or a field is invalid; names it.
+        ValueError: if the family is unknown or a field is invalid; the message names it.
     """
     classes = {entry.family: entry.config_class for entry in ARCHITECTURES}
     family = values.get("family", "fiber")
@@ -156,7 +157,7 @@ def read_config(values: dict[str, Any]) -> FiberConfig:
 
 
 def encoder_format(names: Collection[str]) -> EncoderFormat | None:
-    """Find the format of a standalone encoder by its keys; None if there is none."""
+    """Detect the format of a standalone encoder by its keys; return None if none matches."""
     formats = (each for entry in ARCHITECTURES for each in entry.encoders)
     return next((each for each in formats if each.layout(names) is not None), None)
 

@@ -1,4 +1,4 @@
-"""Anchors: one square per location of each pyramid level."""
+"""Anchor boxes: one square per location of each pyramid level."""
 
 from __future__ import annotations
 

@@ -3,9 +3,10 @@
 Boxes are (..., 4) float xyxy in half-open pixel coordinates, so the width is x1 - x0.
 
 The published model uses inclusive boxes: (x1, y1) is the last pixel and the width x1 - x0 + 1. Its
-box coder, IoU and NMS give the same results on half-open boxes. Three computations omit the + 1 in
-the published code and therefore call `to_inclusive` here: the test that an anchor center is inside
-a box (`fiber.losses.atss`), the centerness target and the GIoU loss (`fiber.losses.grounding`).
+box coder, IoU and NMS give the same results on half-open boxes. The published code omits the + 1 in
+three computations, so the versions here call `to_inclusive`: the test that an anchor center is
+inside a box (`fiber.losses.atss`), the centerness target and the GIoU loss
+(`fiber.losses.grounding`).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Modulated deformable convolution: torchvision's on GPUs, `embedding_bag` on CPUs.
+"""Modulated deformable convolution, using torchvision on GPUs and `embedding_bag` on CPUs.
 
-torchvision's CPU backward pass loops over taps and channels one by one; here whole rows of a
+torchvision's CPU backward pass loops over taps and channels one at a time; here whole rows of a
 channels-last table are summed with `embedding_bag`.
 
 Shapes: B images, C channels, H W input map, h w output map, K taps.
@@ -15,7 +15,7 @@ from torchvision.ops import deform_conv2d
 
 #: Taps of a 3 x 3 kernel, row by row; each has an offset (y, x) and a modulation factor.
 TAPS = 9
-#: Size in bytes of the taps gathered at once, to fit in the cache; used without gradients.
+#: Bytes of taps to gather at once, so that they fit in the cache; used without gradients.
 PIECE_BYTES = 8_000_000
 
 
@@ -69,7 +69,8 @@ def modulated_deform_conv(
     if torch.is_grad_enabled():
         out = convolve(rows, weights)
     else:
-        # All taps are nine times as large as the map; gather as many at a time as fit in the cache.
+        # The taps take nine times the memory of the map; gather as many at a time as fit in the
+        # cache.
         at_once = TAPS * max(1, PIECE_BYTES // (TAPS * channels * features.element_size()))
         pieces = zip(rows.split(at_once), weights.split(at_once), strict=True)
         out = torch.cat([convolve(*piece) for piece in pieces])

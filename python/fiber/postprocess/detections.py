@@ -42,7 +42,7 @@ class Detections:
     scores: np.ndarray
     #: n class names or phrases.
     labels: list[str]
-    #: (n,) int64, index into the phrases or classes of the call.
+    #: (n,) int64, index into the phrases or classes passed to the call.
     indices: np.ndarray
     #: (height, width) in pixels.
     image_size: tuple[int, int]
@@ -88,7 +88,7 @@ class Detections:
         return "\n".join(lines)
 
     def to_dict(self, *, image: str | None = None, model: str | None = None) -> dict[str, Any]:
-        """Convert to the JSON object printed by the command line; `image` defaults to its path."""
+        """Convert to the JSON object that the CLI prints; `image` defaults to the image path."""
         if image is None and isinstance(self.picture, (str, os.PathLike)):
             image = os.fspath(self.picture)
         height, width = self.image_size
@@ -111,7 +111,7 @@ class Detections:
         }
 
     def draw(self) -> Image:
-        """Draw boxes and labels, the best box on top; a small image is enlarged first.
+        """Draw boxes and labels with the best box on top, enlarging small images first.
 
         Raises:
             ValueError: if the image is missing or its size is wrong.

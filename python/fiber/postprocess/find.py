@@ -50,21 +50,22 @@ def detect_boxes(
     candidates_per_level: int = 1000,
     aggregate: Literal["mean", "max"] = "mean",
 ) -> list[FoundBoxes]:
-    """Detect boxes for all labels; defaults are the published settings for detection.
+    """Detect boxes for all labels. The defaults are the published settings for detection.
 
     The label score of a location is the mean of its token probabilities. Locations above the
-    threshold are ranked by score times centerness; the returned score is the square root of that.
+    threshold are ranked by score times centerness; the returned score is the square root of that
+    product.
 
     Args:
         output: output of the detector.
         label_token_maps: token indices of each label, for each image.
-        image_sizes: B sizes.
-        original_sizes: B sizes.
+        image_sizes: B sizes without padding.
+        original_sizes: B sizes to which boxes are rescaled.
         score_threshold: minimum label score, exclusive, before centerness is applied.
         nms_threshold: IoU above which the lower-scoring of two boxes of a label is removed.
         max_detections: maximum number of boxes per image.
         candidates_per_level: (location, label) pairs kept per level before NMS.
-        aggregate: "mean" or "max" of token probabilities.
+        aggregate: how to combine token probabilities, "mean" or "max".
 
     Raises:
         ValueError: if the number of token maps or sizes is not B, or a token index is out of range.
@@ -186,9 +187,9 @@ def _pairs(sizes: Sizes) -> list[tuple[int, int]]:
 
 
 def _label_scores(scores: Tensor, token_map: TokenMap, aggregate: str) -> Tensor:
-    """Compute label scores (A, K) from token scores (A, L); 0 for a label without tokens."""
+    """Compute label scores (A, K) from token scores (A, L), with 0 for labels without tokens."""
     if aggregate not in ("mean", "max"):
-        raise ValueError(f"aggregate: expected mean or max, got {aggregate!r}")
+        raise ValueError(f"aggregate: expected 'mean' or 'max', got {aggregate!r}")
     if aggregate == "max":
         columns = [
             scores[:, list(tokens)].amax(1) if len(tokens) else scores.new_zeros(len(scores))
@@ -202,7 +203,7 @@ def _label_scores(scores: Tensor, token_map: TokenMap, aggregate: str) -> Tensor
 
 
 def _best(ranks: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Return the best ranks of a level and their indices into its flat (locations, K) table."""
+    """Return the highest of a level's (locations, K) ranking scores and their flat indices."""
     flat = ranks.flatten()
     values, places = flat.topk(min(count, len(flat)))
     chosen = values >= 0
@@ -210,7 +211,7 @@ def _best(ranks: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 def _boxes_at(output: DetectorOutput, image: int, places: Tensor, size: tuple[int, int]) -> Tensor:
-    """Decode the boxes at the given locations and clip them to the unpadded image."""
+    """Decode the boxes at the given locations and clip them to the image without padding."""
     deltas = torch.cat([level[image] for level in output.box_deltas])[places].float()
     return clip_to_image(decode_deltas(deltas, torch.cat(output.anchors)[places]), *size)
 
@@ -230,7 +231,7 @@ def _to_original(boxes: Tensor, size: tuple[int, int], original: tuple[int, int]
 
 
 def _index_in_group(groups: Tensor) -> Tensor:
-    """Number the elements of each run of equal values from 0."""
+    """Return the index of each element within its run of equal values."""
     order = torch.arange(len(groups), device=groups.device)
     _, counts = torch.unique_consecutive(groups, return_counts=True)
     starts = counts.cumsum(0) - counts

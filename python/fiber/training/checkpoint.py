@@ -26,14 +26,14 @@ from fiber.checkpoints.model_dir import _to_disk, load_state, write_tensors
 from fiber.config_io import from_dict, to_dict
 
 STEP = "step-"
-#: Files of a checkpoint; those written by earlier versions have no checksums.
+#: Files of a checkpoint; checkpoints written by earlier versions have no checksums.
 FILES = ("model.safetensors", "training.pt", "data.json")
 CHECKSUMS = "SHA256SUMS"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Position:
-    """Progress of a run in steps, data and validation; stored as data.json."""
+    """Training progress: step, position in the data and validation state (data.json)."""
 
     #: Completed optimizer steps.
     step: int = 0
@@ -44,7 +44,7 @@ class Position:
     consumed: dict[str, int] = field(default_factory=dict)
     #: Number of records of each task, to detect changed data.
     records: dict[str, int]
-    #: Step with the best validation score so far (0: not validated yet), and its score.
+    #: Step with the best validation score so far (0 if not validated yet), and its score.
     best_step: int = 0
     best_score: float = 0.0
     #: Validation scores so far, in order.
@@ -73,7 +73,7 @@ class RunCheckpoint:
         return found
 
     def damage(self) -> str | None:
-        """Return which file is damaged and how; None if the checkpoint is intact."""
+        """Describe the damaged file, or return None if the checkpoint is intact."""
         sums = self.folder / CHECKSUMS
         if not sums.is_file():
             return _damage_without_checksums(self.folder)
@@ -155,7 +155,7 @@ def newest_intact(checkpoints: Path) -> RunCheckpoint | None:
         each.folder.rename(aside)
         warnings.warn(
             f"checkpoint {each.folder} is damaged: {reason}; resuming after step"
-            f" {checkpoint.step} instead. The damaged one is now {aside.name}",
+            f" {checkpoint.step} instead. The damaged checkpoint was renamed to {aside.name}",
             RuntimeWarning,
             stacklevel=2,
         )
@@ -168,7 +168,7 @@ def _sha256(path: Path) -> str:
 
 
 def _damage_without_checksums(folder: Path) -> str | None:
-    """Find damage that the file formats reveal: the zip archive's CRCs, and headers."""
+    """Check for damage using the zip archive's CRCs and the safetensors header."""
     name = ""
     try:
         for name, check in (("training.pt", _check_zip), ("data.json", read_json)):
@@ -184,7 +184,7 @@ def _damage_without_checksums(folder: Path) -> str | None:
 def _check_zip(path: Path) -> None:
     with zipfile.ZipFile(path) as archive:
         if (bad := archive.testzip()) is not None:
-            raise ValueError(f"CRC of {bad} differs")
+            raise ValueError(f"wrong CRC of file {bad}")
 
 
 def checkpoints_in(checkpoints: Path) -> list[RunCheckpoint]:

@@ -1,4 +1,4 @@
-"""Open the training data: records of every task, tokenizer and answers."""
+"""Open the training data: the records of every task, the tokenizer and the answers."""
 
 from __future__ import annotations
 
@@ -76,7 +76,8 @@ def open_data(
 ) -> TrainingData:
     """Open the records of every active task, the tokenizer and the answers.
 
-    Questions without an answer in the model's vocabulary are skipped and counted, as published.
+    Questions without an answer in the model's vocabulary are skipped and counted, as in the
+    published code.
 
     Args:
         config: configuration of the run.
@@ -102,13 +103,13 @@ def open_data(
         path = existing_data(data)
         records = _read_records(config, path)
         file = (path if path.is_dir() else path.parent) / "tokenizer.json"
-        # Optional next to a file, but required in a folder, where an error names the missing file.
+        # Optional next to a file but required in a folder, so that an error names the missing file.
         folder_tokenizer = file if path.is_dir() or file.is_file() else None
     else:
         records = _given_records(config, data)
     for name, found in records.items():
         if len(found) == 0:
-            raise ValueError(f"data of task {name!r}: expected at least one record, got none")
+            raise ValueError(f"data for task {name!r}: expected at least one record, got none")
     if "grounding" in records:
         _check_boxes(records["grounding"])
     if "image_text" in records:
@@ -131,7 +132,7 @@ def open_data(
             tokenizer = TRAIN_ONE
     if isinstance(tokenizer, str) and tokenizer == TRAIN_ONE:
         tokenizer = train_tokenizer(records)
-        lines.append(f"trained a tokenizer of {tokenizer.vocab_size} tokens on the texts")
+        lines.append(f"trained a tokenizer with {tokenizer.vocab_size} tokens on the texts")
     classes = classes_of(records["grounding"]) if "grounding" in records else ()
     classes = classes or (known.classes if known else ())
     vocabulary = Vocabulary(open_tokenizer(tokenizer), choice, classes)
@@ -178,7 +179,7 @@ def _given_records(
                 f" run's tasks: {', '.join(map(repr, active))}"
             )
         for name, given in data.items():
-            check_records(given, f"data of task {name!r}: expected {RECORD_SET}")
+            check_records(given, f"data for task {name!r}: expected {RECORD_SET}")
         return dict(data)
     check_records(data, f"data: expected a folder, {RECORD_SET} or a dict of these by task")
     if len(active) != 1:
@@ -212,7 +213,7 @@ def _check_boxes(records: RecordSet) -> None:
     checked = range(0, len(records), -(-len(records) // BOXLESS_RECORDS))
     if not any(records[index].boxes_xyxy for index in checked):
         raise ValueError(
-            f"data of task 'grounding': expected records with boxes_xyxy, but the {len(checked)}"
+            f"data for task 'grounding': expected records with boxes_xyxy, but the {len(checked)}"
             f" checked records have none; the first record is {records[0].key!r}"
         )
 
@@ -225,7 +226,7 @@ def _check_negatives(records: RecordSet, task: ImageTextTask) -> None:
         record = records[index]
         images.add(record.image_id)
         texts.add(record.text)
-        # Then two of the pairs differ in both image and text.
+        # In this case, two of the pairs differ in both image and text.
         if len(images) > 1 and len(texts) > 1:
             return
     same = []
@@ -235,7 +236,7 @@ def _check_negatives(records: RecordSet, task: ImageTextTask) -> None:
         same.append(f"the same text ({first.text!r:.60})")
     if same:
         raise ValueError(
-            f"data of task 'image_text': all {len(records)} records have {' and '.join(same)}, so"
+            f"data for task 'image_text': all {len(records)} records have {' and '.join(same)}, so"
             f" {' and '.join(losses)} have no negatives; expected at least two different images"
             " with different texts"
         )
@@ -274,8 +275,9 @@ def answerable(records: RecordSet, answers: Sequence[str]) -> RecordSet:
         first = records[0]
         wanted = f"one of the model's {len(known)} answers" if known else "an answer"
         raise ValueError(
-            f"data of task 'question': none of the {len(records)} questions has {wanted}; the first"
-            f" record {first.key!r} has {', '.join(map(repr, first.answers or ())) or 'none':.60}"
+            f"data for task 'question': none of the {len(records)} questions has {wanted}; the"
+            f" first record {first.key!r} has"
+            f" {', '.join(map(repr, first.answers or ())) or 'none':.60}"
         )
     return records if len(chosen) == len(records) else ChosenRecords(records, chosen)
 

@@ -1,6 +1,6 @@
 """Data-parallel training under torchrun: process group, gradient averaging, broadcasts.
 
-Every rank has the whole model and a slice of each batch. Losses are normalized by counts over all
+Every rank holds the whole model and a slice of each batch. Losses are normalized by counts over all
 ranks, so averaging the ranks' gradients gives the gradient of the whole batch.
 """
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 #: Elements per gradient all-reduce (32 MiB of float32).
 BUCKET_ELEMENTS = 8 * 2**20
-#: Timeout of collectives in hours; the other ranks wait while rank 0 validates.
+#: Timeout of collectives in hours, which is long because all ranks wait while rank 0 validates.
 LONGEST_WAIT_HOURS = 6
 
 

@@ -74,8 +74,8 @@ def needed_bytes(config: RunConfig) -> tuple[int, int]:
 def free_bytes(root: Path = Path("/")) -> int | None:
     """Return the number of bytes that the process can still allocate, or None if unknown.
 
-    This is the minimum of MemAvailable and what the process's control groups (v1 and v2) allow,
-    read from proc and sys under `root`; page cache does not count as used. psutil only reads
+    This is the minimum of MemAvailable and what the process's control groups (v1 and v2) still
+    allow, read from proc and sys under `root`; page cache does not count as used. psutil only reads
     MemAvailable, which inside a container is the host's.
     """
     free = [1024 * int(n) for n in _find(root / "proc/meminfo", r"^MemAvailable:\s*(\d+) kB$")]

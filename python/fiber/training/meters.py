@@ -1,4 +1,4 @@
-"""Average training metrics between the lines of metrics.jsonl."""
+"""Average training metrics between consecutive lines of metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fiber.training.distributed import Processes, mean_over_ranks
 
 
 class Meter:
-    """Accumulate losses on the device; read them only once per line, because reading synchronizes.
+    """Accumulate losses on the device, reading them once per line, since reading synchronizes.
 
     `images` counts the run's images over all ranks.
     """
@@ -26,7 +26,7 @@ class Meter:
         images: int,
         seconds: float,
     ) -> None:
-        """Create a meter; `images` and `seconds` are the run's totals before it was resumed."""
+        """Create a meter. `images` and `seconds` are the run's totals before it was resumed."""
         self.processes, self.model, self.optimizer = processes, model, optimizer
         self.images, self._logged = images, (images, seconds)
         self._losses: dict[str, list[Tensor]] = {}
@@ -44,7 +44,7 @@ class Meter:
         """
         names = sorted(self._losses)
         means = [torch.stack(self._losses[name]).mean() for name in names]
-        # Losses are normalized by counts over all ranks: their mean is the whole batch's loss.
+        # Losses are normalized by counts over all ranks, so their mean is that of the batch.
         values = mean_over_ranks(torch.stack(means).double(), self.processes).tolist()
         losses = dict(zip(names, values, strict=True))
         norm = float(gradient_norm)

@@ -34,7 +34,7 @@ class ObjectiveState:
     def of(
         cls, config: RunConfig, device: torch.device, rewards: CaptionRewards | None = None
     ) -> ObjectiveState:
-        """Create a run's state: an empty queue, and a reference that `begin_step` fills."""
+        """Create the state of a new run: an empty queue and an unfilled reference."""
         active, queue, reference = config.tasks.active(), None, None
         image_text, caption = config.tasks.image_text, config.tasks.caption
         if "image_text" in active and image_text.has_contrast and image_text.itc_form == "queue":

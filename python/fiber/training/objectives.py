@@ -1,7 +1,7 @@
 """Objectives: compute the named losses of a task's batch.
 
 The image-text losses share computation below the first fused block: the image is encoded once for
-MLM, ITC and all ITM pairs, and the text twice, unmasked and masked.
+MLM, ITC and all ITM pairs, and the text is encoded twice, unmasked and masked.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def image_text_branches(
     queue: PairQueue | None = None,
     split: SplitGraph | None = None,
 ) -> Iterator[dict[str, Tensor]]:
-    """Yield the MLM, ITC and ITM losses branch by branch, from shared encoder prefixes.
+    """Yield the MLM, ITC and ITM losses one branch at a time, from shared encoder prefixes.
 
     In training mode, the batch is added to the queue after the last branch. `split` detaches the
     prefixes from the graph; None keeps a single graph.
@@ -92,7 +92,7 @@ def image_text_branches(
             loss, contrast = _itc(model, batch, image_prefix, text_prefix, queue)
         if task.itc > 0:
             yield {"itc": loss}
-        # Free the graph of a loss that has run backward.
+        # Free the graph of a loss whose backward pass has run.
         del loss
     if task.itm > 0:
         similarities = contrast.similarities if contrast else None
@@ -111,7 +111,7 @@ def image_text_branches(
 
 
 def _mlm(model: FiberImageText, batch: ImageTextBatch, image_prefix: ImagePrefix) -> Tensor:
-    """Compute the MLM loss at the masked tokens, given the image."""
+    """Compute the MLM loss at the masked tokens, conditioned on the image."""
     mask = batch.text_mask
     masked_prefix = model.backbone.text_prefix(batch.masked_ids, mask)
     fused = model.backbone.fuse(image_prefix, masked_prefix, mask, wanted="text")
@@ -138,7 +138,7 @@ def _itc(
     text_prefix: Tensor,
     queue: PairQueue | None,
 ) -> tuple[Tensor, _Contrast]:
-    """Compute ITC over the batch of all ranks, or against the queue."""
+    """Compute the ITC loss over the batch of all ranks, or against the queue."""
     backbone, mask = model.backbone, batch.text_mask
     images = model.image_vectors(backbone.complete_image(image_prefix))
     texts = model.text_vectors(backbone.complete_text(text_prefix, mask, wanted="pooled"))
@@ -158,7 +158,7 @@ def _itm(
     draw: Draw,
     queue: PairQueue | None,
 ) -> Tensor:
-    """Compute ITM with random images or hard negatives."""
+    """Compute the ITM loss with random images or hard negatives."""
     mask = batch.text_mask
     if similarities is None or itm_negatives == "random":
         half = half_pairs(batch.image_ids, seed=draw.seed, step=draw.number)
@@ -300,7 +300,7 @@ class TrainStep(nn.Module):
     def branches(
         self, task: str, batch: Any, draw: Draw, split: SplitGraph | None = None
     ) -> Iterator[dict[str, Tensor]]:
-        """Yield the losses of one task branch by branch.
+        """Yield the losses of one task, one branch at a time.
 
         Exhaust the iterator: the ITC queue stores the batch after the last branch.
 

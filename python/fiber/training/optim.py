@@ -20,8 +20,8 @@ Kind = Literal["weight", "bias", "vector", "gate"]
 #: Part of the model: an encoder, cross-modal layers, or a head.
 Part = Literal["encoder", "cross_modal", "head"]
 
-#: First component of a parameter name outside the backbone -> its part. As in the published
-#: coarse-stage groups, transforms, poolers and caption projections are cross-modal.
+#: Maps the first component of a parameter name outside the backbone to its part. As in the
+#: published coarse-stage groups, transforms, poolers and caption projections are cross-modal.
 PARTS: dict[str, Part] = {
     "temperature": "encoder",
     "itc_image_norm": "encoder",
@@ -70,7 +70,7 @@ def part_of(name: str) -> Part:
 
 
 def kind_of(name: str, parameter: Tensor) -> Kind:
-    """Return a parameter's kind."""
+    """Return the kind of a parameter."""
     last = name.rsplit(".", 1)[-1]
     if last in BIASES:
         return "bias"
@@ -158,8 +158,8 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
 class PublishedAdamW(torch.optim.Optimizer):
     """AdamW as in the published coarse-stage training.
 
-    Unlike PyTorch's AdamW, adds eps to the root of the second moment before the bias correction,
-    and applies weight decay after the update. Every group needs a `weight_decay`.
+    Unlike PyTorch's AdamW, this adds eps to the root of the second moment before the bias
+    correction, and applies weight decay after the update. Every group needs a `weight_decay`.
 
     Source: Loshchilov and Hutter 2019, as implemented in transformers 4.6.
     """
@@ -196,8 +196,8 @@ class PublishedAdamW(torch.optim.Optimizer):
 def lr_factor(step: int, steps: int, config: OptimConfig, scores: Sequence[float] = ()) -> float:
     """Return the learning rate of a step as a fraction of the peak.
 
-    Warms up linearly from `warmup_start` (with 0, as published, step 0 is a no-op), then decays by
-    `schedule`. "plateau" depends on the validation scores so far.
+    Warms up linearly from `warmup_start` (with 0, as in the published code, step 0 is a no-op),
+    then decays by `schedule`. "plateau" depends on the validation scores so far.
     """
     warmup = round(config.warmup_fraction * steps)
     rise = 1.0
@@ -254,7 +254,7 @@ class MovingAverage:
             average.copy_(state[name])
 
 
-#: Relative improvement that counts as better (PyTorch's default).
+#: Minimum relative improvement that counts as better (PyTorch's default).
 THRESHOLD = 1e-4
 
 
@@ -277,9 +277,10 @@ def count_falls(scores: Sequence[float], patience: int) -> int:
 
 
 def has_stalled(scores: Sequence[float], limit: int) -> bool:
-    """Return whether the last `limit` scores are all below the previous best; 0 disables.
+    """Return whether the last `limit` scores are all below the previous best.
 
-    A score equal to the best one resets the count, as in the published fine-tuning code.
+    A `limit` of 0 disables the check. A score equal to the best one resets the count, as in
+    the published fine-tuning code.
     """
     best, in_a_row = -math.inf, 0
     for score in scores:

@@ -1,4 +1,4 @@
-"""Stop a run at the end of a step when a signal asks for it, as schedulers do before a kill."""
+"""Stop a run at the end of a step when it receives a signal, such as one from a scheduler."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from fiber.training.distributed import Processes, any_rank
 
 #: Signals that end a run after the current step.
 SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
-#: Exit code of a run that can be resumed (EX_TEMPFAIL of sysexits.h).
+#: Exit code of a run that can be resumed (EX_TEMPFAIL in sysexits.h).
 EXIT_CODE = 75
 
 
 class Preempted(SystemExit):
-    """A run was saved and stopped by a signal; its exit code is `EXIT_CODE`."""
+    """Raised when a run has been saved after a signal; its exit code is `EXIT_CODE`."""
 
     def __init__(self, signal: str | None) -> None:
         super().__init__(EXIT_CODE)
@@ -25,9 +25,9 @@ class Preempted(SystemExit):
 
 
 class StopSignal:
-    """Context manager that notes `SIGNALS` instead of letting them kill the process.
+    """Context manager that records `SIGNALS` instead of letting them kill the process.
 
-    Handlers can be installed in the main thread only; in other threads nothing changes. A signal
+    Handlers can only be installed in the main thread; in other threads this is a no-op. A signal
     that the process ignores, as SIGHUP under nohup, is still ignored.
     """
 
@@ -54,7 +54,7 @@ class StopSignal:
         self._previous.clear()
 
     def arrived(self, processes: Processes) -> bool:
-        """Check whether a signal reached any rank; all ranks must call it."""
+        """Check whether a signal reached any rank; all ranks must call this."""
         return any_rank(self.name is not None, processes)
 
     def _note(self, number: int, frame: FrameType | None) -> None:

@@ -1,4 +1,4 @@
-"""Output folder of a training run."""
+"""Reading and writing the output folder of a training run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from fiber.training.config.run import RunConfig, differences
 
 
 class RunFolder:
-    """Files of one run."""
+    """Output folder of one run."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -42,7 +42,7 @@ class RunFolder:
         return self.model_file.is_file()
 
     def stored_config(self) -> RunConfig | None:
-        """Read the run's configuration; None if the folder contains no run.
+        """Read the run's configuration, or return None if the folder contains no run.
 
         Raises:
             ValueError: if config.json belongs to a saved model.
@@ -59,7 +59,7 @@ class RunFolder:
         return from_dict(RunConfig, values)
 
     def stored_init(self) -> str | None:
-        """Read the path of the run's initial weights; None if trained from scratch."""
+        """Read the path of the run's initial weights, or return None if there are none."""
         return read_json(self.config_file).get("init") if self.config_file.exists() else None
 
     def check(self, config: RunConfig, *, resume: bool) -> None:
@@ -73,7 +73,7 @@ class RunFolder:
         if stored is None:
             if self.is_finished or (self.path.exists() and not self.path.is_dir()):
                 raise FileExistsError(
-                    f"{self.path} exists and is not a run; choose another output folder"
+                    f"{self.path} exists but is not a run; choose another output folder"
                 )
             return
         has_trained = self.is_finished or newest_checkpoint(self.checkpoints) is not None
@@ -92,10 +92,11 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the folder's lock, which ends with the process in any case.
+        """Lock the folder. The lock is always released when the process ends.
 
         Raises:
-            FileExistsError: if another process trains here, with its process id and host.
+            FileExistsError: if another process is training here; the message gives its process id
+                and host.
         """
         path = self.path / ".lock"
         file = None
@@ -109,8 +110,8 @@ class RunFolder:
                     file.seek(0)
                     owner = file.read().strip() or "another process"
                 raise FileExistsError(
-                    f"{self.path} is in use by {owner}, which trains in it; choose another output"
-                    " folder"
+                    f"{self.path} is in use by {owner}, which is training in it; choose another"
+                    " output folder"
                 ) from None
             if not path.exists() or not os.path.samestat(path.stat(), os.fstat(file.fileno())):
                 # The previous owner has removed the file that was opened.
@@ -125,7 +126,7 @@ class RunFolder:
             finally:
                 path.unlink(missing_ok=True)
                 if not any(self.path.iterdir()):
-                    # No run was begun.
+                    # No run was started.
                     self.path.rmdir()
 
     def vocabulary(self) -> Vocabulary | None:

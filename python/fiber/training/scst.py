@@ -1,4 +1,4 @@
-"""Rewards for self-critical sequence training (SCST): CIDEr-D of sampled captions."""
+"""CIDEr-D rewards for self-critical sequence training (SCST) on sampled captions."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from fiber.training.data import TrainingData
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionRewards:
-    """CIDEr-D of sampled captions against the image's training captions, as published.
+    """CIDEr-D of sampled captions against the training captions of their image.
 
-    Captions are preprocessed with `metrics.cider.reward_text`.
+    As in the published code, captions are preprocessed with `metrics.cider.reward_text`.
     """
 
     tokenizer: Tokenizer
-    #: Record key -> image id.
+    #: Image id by record key.
     image_ids: Mapping[str, str]
-    #: Image id -> its distinct captions, preprocessed.
+    #: Distinct preprocessed captions by image id.
     references: Mapping[str, tuple[str, ...]]
     frequencies: DocumentFrequencies
 

@@ -1,6 +1,6 @@
 """Split the backward pass to free each branch's activations before the next branch runs.
 
-Branches are losses on top of shared tensors (the prefixes of the two encoders). With a single
+Branches are losses computed from shared tensors (the prefixes of the two encoders). With a single
 graph, the activations of all branches are alive at once. Here, the shared tensors are detached:
 each branch's backward pass stops at them and accumulates their gradients, and one final backward
 pass covers the rest of the graph. Peak memory is that of the largest branch.

@@ -72,7 +72,7 @@ class TaskLoaders:
         consumed: Mapping[str, int],
         threads: int,
     ) -> None:
-        """Start each task after its `consumed` samples, counted over all ranks.
+        """Start the stream of each task after its `consumed` samples, counted over all ranks.
 
         Raises:
             ValueError: if the batch size is not a multiple of world size times micro-batches.

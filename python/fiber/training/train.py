@@ -79,8 +79,9 @@ def train(
             those of `init` if they cover the data, else the most frequent ones in the data. If
             `init` does not list its answers (a published file), these are assumed. Ignored when
             resuming.
-        device: default: CUDA if available (the local rank's GPU under torchrun), else the CPU.
-        threads: data loader threads; 0 uses all cores.
+        device: device to train on; default: CUDA if available (the local rank's GPU under
+            torchrun), else the CPU.
+        threads: number of data loader threads; 0 uses all cores.
         quiet: print nothing.
 
     Raises:

@@ -84,7 +84,7 @@ class Trainer:
             processes: rank, world size and device.
             init: initial weights; ignored if there is a checkpoint.
             validation: selects the best checkpoint; None keeps the last weights.
-            threads: data loader threads; 0 uses all cores.
+            threads: number of data loader threads; 0 uses all cores.
             quiet: print nothing.
 
         Raises:
@@ -92,7 +92,7 @@ class Trainer:
             ValueError: if the weights, checkpoint or batch size do not match the configuration.
             FileNotFoundError: if the best weights of a resumed run are missing.
         """
-        # Do this first, because invalid data must not create a folder.
+        # Do this first, so that invalid data does not create a folder.
         rewards = caption_rewards(config, data)
         self.config, self.folder, self.processes = config, folder, processes
         self.device = processes.device
@@ -149,7 +149,7 @@ class Trainer:
 
         Raises:
             FloatingPointError: if a loss or the gradient is not finite.
-            Preempted: after a checkpoint, if a signal asked for the end of the run.
+            Preempted: if a signal asked the run to stop; a checkpoint is saved first.
         """
         settings, rotation = self.config.train, self.config.tasks.rotation()
         stop_after = self.config.validation.stop_after
@@ -166,7 +166,7 @@ class Trainer:
                 is_stopped = stop.arrived(self.processes) and self.steps_done < settings.steps
                 self._end_step(gradient_norm, save=is_stopped)
                 if is_stopped:
-                    wait_for_all(self.processes)  # Until rank 0 has written the checkpoint.
+                    wait_for_all(self.processes)  # Wait until rank 0 has written the checkpoint.
                     raise Preempted(stop.name)
         self._finish()
 
@@ -278,7 +278,7 @@ class Trainer:
         self.state.begin_step(step, self.model)
 
     def _end_step(self, gradient_norm: Tensor, *, save: bool) -> None:
-        """Log, validate and save if this step is due; log and save in any case if `save`."""
+        """Log, validate and save if due after this step; `save` forces logging and saving."""
         settings, done = self.config.train, self.steps_done
         is_last = done == settings.steps
         is_checkpoint = settings.checkpoint_every > 0 and done % settings.checkpoint_every == 0

@@ -30,7 +30,7 @@ BEST = "best-"
 
 @dataclass(frozen=True, kw_only=True)
 class Validation:
-    """Held-out records of a run and their evaluation task."""
+    """Held-out records of a run, and the task to evaluate on them."""
 
     #: Name of a `fiber eval` task.
     task: str
@@ -65,7 +65,7 @@ class Validation:
         return {"score": sum(metrics[name] for name in CHOSEN_BY[self.task]), **kept}
 
     def keep(self, state: dict[str, Tensor], step: int) -> None:
-        """Write the best weights so far; earlier ones remain until `forget_others`."""
+        """Write the best weights so far; earlier ones remain until `forget_others` is called."""
         write_file(self._file(step), lambda part: write_tensors(state, part))
 
     def forget_others(self, step: int) -> None:
@@ -75,12 +75,12 @@ class Validation:
                 file.unlink()
 
     def finish(self, step: int, model_file: Path) -> None:
-        """Turn a step's weights into the finished model, and remove the others."""
+        """Make a step's weights the finished model, and remove all other weights."""
         self._file(step).rename(model_file)
         self.forget_others(step)
 
     def check(self, best_step: int) -> None:
-        """Raise FileNotFoundError if the best weights of a checkpoint are missing."""
+        """Raise FileNotFoundError if the best weights so far are missing."""
         if best_step and not self._file(best_step).is_file():
             raise FileNotFoundError(
                 f"{self._file(best_step)} is missing: step {best_step} has the best score so far,"
@@ -101,11 +101,12 @@ def open_validation(
     """Open the held-out records of a run, by default a split of `data`.
 
     Returns:
-        The validation, or None if it is off or not possible; and a message if it is not possible.
+        The validation, or None if it is disabled or impossible; and if impossible, a message that
+        says why.
 
     Raises:
-        FileNotFoundError: if the split has no file.
-        ValueError: if the model lacks the head, or records are given although validation is off.
+        FileNotFoundError: if the split's file is missing.
+        ValueError: if the model lacks the head, or records are given but validation is off.
     """
     settings = config.validation
     if settings.task is None:

@@ -85,7 +85,7 @@ def test_forward_returns_the_logits_of_one_head():
 
 
 def test_forward_error_names_the_missing_head():
-    with pytest.raises(ValueError, match=r"itc, itm.*'vqa'"):
+    with pytest.raises(ValueError, match=r"'itc', 'itm'.*'vqa'"):
         build("itc", "itm")(IMAGES, IDS, MASK, "vqa")
 
 

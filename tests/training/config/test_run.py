@@ -221,7 +221,7 @@ def test_a_queue_that_cannot_work_is_refused(changes, message):
 
 
 def test_the_published_coarse_rule_is_no_fine_one():
-    with pytest.raises(ValueError, match=r"published_coarse.*coarse stage"):
+    with pytest.raises(ValueError, match=r"published_coarse.*coarse-stage"):
         RunConfig(
             model=preset("micro", stage="fine"),
             tasks=TasksConfig(grounding=GroundingTask(share=1)),

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from fiber.config import RobertaConfig, SwinConfig
 
-#: Our key -> published keys whose tensors are concatenated.
+#: Maps each of our keys to the published keys whose tensors are concatenated.
 KeyMap = dict[str, tuple[str, ...]]
 
 #: Ignored published keys: (pattern, reason) pairs.
@@ -32,8 +32,8 @@ class EncoderLayout(NamedTuple):
 
     #: Common prefix of all keys, including the dot.
     prefix: str = ""
-    #: Swin: patch merging belongs to the stage after it, as in timm >= 0.9. False: to the stage
-    #: before it, as in Microsoft's Swin and FIBER.
+    #: For Swin: True if patch merging belongs to the stage after it, as in timm >= 0.9; False if it
+    #: belongs to the stage before it, as in Microsoft's Swin and FIBER.
     merging_in_next_stage: bool = False
 
 
@@ -45,9 +45,9 @@ class EncoderFormat:
     name: str
     #: Display name.
     title: str
-    #: Detects the layout from published keys; None if they are not this encoder's.
+    #: Detects the layout from published keys; returns None for any other model.
     layout: Callable[[Collection[str]], EncoderLayout | None]
-    #: Returns the map from keys of the whole model to published keys, given its config.
+    #: Returns the mapping from keys of the whole model to published keys, given its config.
     keys: Callable[[Any, EncoderLayout], KeyMap]
     #: Published keys to ignore.
     ignored: IgnoredKeys
@@ -124,7 +124,7 @@ def roberta_keys(config: RobertaConfig, layout: EncoderLayout) -> KeyMap:
 
 
 def weight_and_bias(ours: str, *theirs: str) -> KeyMap:
-    """Map weight and bias of a layer, concatenated from one or more published layers."""
+    """Map the weight and bias of a layer to one or more published layers (concatenated)."""
     return {
         f"{ours}.{part}": tuple(f"{name}.{part}" for name in theirs) for part in ("weight", "bias")
     }

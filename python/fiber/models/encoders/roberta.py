@@ -1,6 +1,6 @@
-"""RoBERTa: embeddings and post-norm layers.
+"""RoBERTa text encoder: embeddings and post-norm layers.
 
-An attention_mask is bool and broadcast to (B, h, L, keys), True = attend; None: attend to all.
+An attention_mask is bool and broadcasts to (B, h, L, keys); True = attend. None attends to all.
 Fusion is added by an optional function that a layer applies to its self-attention output.
 
 Source: RoBERTa (Liu et al. 2019).
@@ -36,7 +36,7 @@ class TextEmbeddings(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, token_ids: Tensor, tokens_before: int = 0) -> Tensor:
-        """Embed (B, L) ids -> (B, L, D); positions start after `tokens_before` real tokens."""
+        """Embed ids that follow `tokens_before` real tokens: (B, L) -> (B, L, D)."""
         real = token_ids.ne(PAD_ID)
         positions = (real.cumsum(1) + tokens_before) * real + PAD_ID
         embedded = self.word(token_ids) + self.token_type.weight[0] + self.position(positions)
@@ -47,12 +47,12 @@ class KeyValueCache:
     """Keys and values of previous tokens in a self-attention layer; not differentiable."""
 
     def __init__(self) -> None:
-        # Keys and values in one tensor with spare capacity, so that a step copies only new ones.
+        # Keys and values share a tensor with spare capacity, so a step copies only the new ones.
         self._stored = torch.empty(0)
         self._length = 0
 
     def extend(self, key_value: Tensor) -> Tensor:
-        """Append keys and values (2, B, h, L, d) of new tokens; return all, (2, B, h, L_all, d)."""
+        """Append (2, B, h, L, d) keys and values of new tokens; return all (2, B, h, L_all, d)."""
         start, self._length = self._length, self._length + key_value.shape[3]
         if not start or self._length > self._stored.shape[3]:
             shape = (*key_value.shape[:3], 2 * self._length, key_value.shape[4])
@@ -132,7 +132,7 @@ class TextLayer(nn.Module):
 
         `branch` is applied to the self-attention output before the residual; `normalize_output`
         enables the last LayerNorm. `cache` and `num_queries` are as in `TextSelfAttention`;
-        `num_queries` needs a mask that is the same for all queries.
+        `num_queries` requires a mask that is the same for all queries.
         """
         attended = self.attention(hidden, attention_mask, cache, num_queries)
         if branch is not None:
@@ -143,7 +143,7 @@ class TextLayer(nn.Module):
 
 
 class RobertaEncoder(nn.Module):
-    """RoBERTa encoder."""
+    """RoBERTa text encoder."""
 
     def __init__(self, config: RobertaConfig) -> None:
         super().__init__()
@@ -152,7 +152,7 @@ class RobertaEncoder(nn.Module):
         self.apply(_init_weights)
 
     def forward(self, token_ids: Tensor, text_mask: Tensor) -> Tensor:
-        """Run without fusion: (B, L) ids, (B, L) bool mask -> (B, L, D)."""
+        """Run without fusion: (B, L) ids and (B, L) bool mask -> (B, L, D)."""
         hidden, attention_mask = self.embeddings(token_ids), key_attention_mask(text_mask)
         for layer in self.layers:
             hidden = layer(hidden, attention_mask)
@@ -160,19 +160,19 @@ class RobertaEncoder(nn.Module):
 
 
 def key_attention_mask(text_mask: Tensor) -> Tensor:
-    """Build the attention mask of real tokens: (B, L) bool -> (B, 1, 1, L) bool."""
+    """Build the attention mask that hides padding: (B, L) bool -> (B, 1, 1, L) bool."""
     return text_mask[:, None, None, :]
 
 
 def causal_attention_mask(text_mask: Tensor) -> Tensor:
-    """Build the causal attention mask of real tokens: (B, L) bool -> (B, 1, L, L) bool."""
+    """Build the causal attention mask that hides padding: (B, L) bool -> (B, 1, L, L) bool."""
     length = text_mask.shape[1]
     causal = torch.ones(length, length, dtype=torch.bool, device=text_mask.device).tril()
     return text_mask[:, None, None, :] & causal
 
 
 def _init_weights(module: nn.Module) -> None:
-    """Initialize as in RoBERTa: weights N(0, 0.02), biases and padding rows 0."""
+    """Initialize weights from N(0, 0.02), biases and padding rows with 0, as in RoBERTa."""
     if isinstance(module, (nn.Linear, nn.Embedding)):
         nn.init.normal_(module.weight, std=0.02)
         if isinstance(module, nn.Linear):

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from fiber import kernels
 from fiber.config import SwinConfig
 
-#: Bytes in an MLP activation chunk on the CPU, to fit in the cache; used without gradients.
+#: Size in bytes of MLP activation chunks that fit in the CPU cache; used without gradients.
 PIECE_BYTES = 8_000_000
 #: Epsilon of all LayerNorms.
 LAYER_NORM_EPS = 1e-5
@@ -40,7 +40,7 @@ class PatchEmbedding(nn.Module):
         self.norm = nn.LayerNorm(channels, eps=LAYER_NORM_EPS)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Embed (B, 3, H, W) pixels -> (B, H / p, W / p, C); zero-pads to a multiple of p."""
+        """Embed pixels: (B, 3, H, W), zero-padded to a multiple of p -> (B, H / p, W / p, C)."""
         height, width = images.shape[-2:]
         bottom, right = -height % self.patch_size, -width % self.patch_size
         if bottom or right:
@@ -49,7 +49,7 @@ class PatchEmbedding(nn.Module):
 
 
 class PatchMerging(nn.Module):
-    """Merge each 2 x 2 square of tokens into one with twice the channels."""
+    """Merge each 2 x 2 square of tokens into one token with twice as many channels."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -57,7 +57,10 @@ class PatchMerging(nn.Module):
         self.reduction = nn.Linear(4 * channels, 2 * channels, bias=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Merge (B, H, W, C) -> (B, H / 2, W / 2, 2 C); zero-pads odd sides."""
+        """Merge 2 x 2 patches: (B, H, W, C) -> (B, H / 2, W / 2, 2 C).
+
+        Odd sides are zero-padded.
+        """
         batch, height, width, channels = tokens.shape
         if height % 2 or width % 2:
             tokens = F.pad(tokens, (0, 0, 0, width % 2, 0, height % 2))
@@ -89,9 +92,9 @@ class WindowAttention(nn.Module):
 
         Args:
             tokens: feature map.
-            window_size: side of a window in tokens, at most `self.window_size`.
+            window_size: window size in tokens, at most `self.window_size`.
             shift: cyclic shift of the map in tokens.
-            valid_sizes: (B, 2) int64 (height, width) of valid regions; None: the whole map.
+            valid_sizes: (B, 2) int64 (height, width) of valid regions; None means the whole map.
         """
         head_shape = (3, self.num_heads, tokens.shape[-1] // self.num_heads)
         out = kernels.window_attention(
@@ -147,12 +150,13 @@ class SwinBlock(nn.Module):
         branch: Branch | None = None,
         sizes: MapSizes | None = None,
     ) -> Tensor:
-        """Run the block: (B, H, W, C) -> (B, H, W, C), undefined outside valid regions.
+        """Run the block: (B, H, W, C) -> (B, H, W, C). Values outside valid regions are undefined.
 
         Args:
             tokens: feature map.
             branch: applied to the self-attention output before the residual.
-            sizes: valid region of each sample, if they differ; tokens outside are not attended to.
+            sizes: valid region of each sample; tokens outside are not attended to. None if all are
+                the same.
         """
         attended = self._attend(self.attention_norm(tokens), sizes)
         if branch is not None:
@@ -182,7 +186,7 @@ class SwinBlock(nn.Module):
         return out
 
     def _window(self, map_size: Sequence[int]) -> tuple[int, int]:
-        """Return window size and shift in tokens for a (height, width) map.
+        """Return the window size and shift in tokens for a (height, width) map.
 
         The fine stage always pads the map to whole windows and shifts them. The coarse stage, like
         Swin, limits windows to the map and does not shift if a side is at most one window.
@@ -203,7 +207,7 @@ class SwinBlock(nn.Module):
 
 
 class SwinStage(nn.Module):
-    """Blocks at one resolution and the patch merging after them."""
+    """Blocks at one resolution, followed by patch merging."""
 
     def __init__(self, blocks: list[SwinBlock], merging: PatchMerging | None) -> None:
         super().__init__()
@@ -217,7 +221,7 @@ class SwinEncoder(nn.Module):
     def __init__(self, config: SwinConfig, *, shift_small_maps: bool = False) -> None:
         super().__init__()
         self.patch_embedding = PatchEmbedding(config.patch_size, config.embed_dim)
-        # Explicitly on the CPU: the default device may be meta.
+        # Explicitly on the CPU, since the default device may be meta.
         rates = torch.linspace(0, config.drop_path, sum(config.depths), device="cpu").tolist()
         self.stages = nn.ModuleList()
         #: (stage, block in the stage) of every block.
@@ -252,7 +256,7 @@ class SwinEncoder(nn.Module):
         """Apply patch merging before a block that starts a stage.
 
         `tokens` is the output of the previous block, `stages` the outputs of finished stages.
-        Returns the input of the block, and `stages` including a stage that ends here.
+        Returns the input of the block, and `stages` with the stage that ends here, if any.
         """
         stage, block = self.places[number]
         if block > 0 or stage == 0:
@@ -290,7 +294,7 @@ def resize_bias_tables(state: Mapping[str, Tensor], window_size: int) -> dict[st
 def resize_bias_table(table: Tensor, rows: int) -> Tensor:
     """Resize a bias table by bicubic interpolation, as in Swin: (r, h) -> (rows, h).
 
-    A window of side w has r = (2 w - 1) ** 2. Returns `table` itself if it already has `rows` rows.
+    For window size w, r = (2 w - 1) ** 2. Returns `table` itself if it already has `rows` rows.
     """
     if len(table) == rows:
         return table

@@ -27,8 +27,8 @@ from fiber.models.encoders.swin import MapSizes, SwinEncoder
 from fiber.models.fiber.fusion import FusedPair, ImageToTextAttention, TextToImageAttention
 from fiber.models.init import init_linear
 
-#: Outputs to compute: "all"; "pooled", the image and the first text token; or "text". The last
-#: fused pair skips the rest.
+#: Outputs to compute: "all", "pooled" (the image and the first text token) or "text". The last
+#: fused pair skips all other outputs.
 Wanted = Literal["all", "pooled", "text"]
 
 #: (height, width) in pixels of each image's valid region, at the top left of a padded tensor;
@@ -39,13 +39,13 @@ ImageSizes = tuple[tuple[int, int], ...]
 class BackboneOutput(NamedTuple):
     """Features of images or of (image, text) pairs."""
 
-    #: Stage s: (B, H_s, W_s, C_s), not normalized, before patch merging. Without the last stage if
-    #: only "text" was wanted.
+    #: (B, H_s, W_s, C_s) output of each stage, not normalized, before patch merging. The last stage
+    #: is omitted if only "text" was requested.
     stages: tuple[Tensor, ...]
-    #: (B, L, D) and (B, L), or (B, 1, D) and (B, 1) if "pooled"; None for images alone.
+    #: (B, L, D) and (B, L), or (B, 1, D) and (B, 1) if "pooled"; None if there is no text.
     text: Tensor | None = None
     text_mask: Tensor | None = None
-    #: Valid regions, if they differ.
+    #: Valid region of each image; None if all are the same.
     sizes: ImageSizes | None = None
 
 
@@ -56,11 +56,11 @@ class ImagePrefix(NamedTuple):
     tokens: Tensor
     #: Outputs of finished stages.
     stages: tuple[Tensor, ...] = ()
-    #: Valid regions, if they differ.
+    #: Valid region of each image; None if all are the same.
     sizes: ImageSizes | None = None
 
     def take(self, indices: Tensor, *, with_stages: bool = False) -> ImagePrefix:
-        """Select samples by (n,) int64 indices; the detector also needs the finished stages."""
+        """Select samples by (n,) int64 indices; the detector requires `with_stages=True`."""
         sizes = self.sizes
         return ImagePrefix(
             self.tokens.index_select(0, indices),
@@ -135,8 +135,8 @@ class FiberBackbone(nn.Module):
     def image_prefix(self, images: Tensor, sizes: ImageSizes | None = None) -> ImagePrefix:
         """Run the image encoder up to the first fused block.
 
-        If `sizes` gives the valid regions (zeros outside), features do not depend on the padding.
-        None: padding is treated as part of the image, as in the published code.
+        If `sizes` gives the valid regions (pixels outside are 0), features do not depend on the
+        padding. If None, padding is treated as part of the image, as in the published code.
         """
         start = ImagePrefix(self.image.patch_embedding(images), sizes=sizes)
         return self._image_blocks(start, 0, self.first_fused_block)
@@ -178,7 +178,7 @@ class FiberBackbone(nn.Module):
         sizes: ImageSizes | None = None,
         wanted: Wanted = "all",
     ) -> BackboneOutput:
-        """Encode pairs with fusion; `sizes` as in `image_prefix`."""
+        """Encode pairs with fusion. See `image_prefix` for `sizes`."""
         return self.fuse(
             self.image_prefix(images, sizes),
             self.text_prefix(token_ids, text_mask),
@@ -231,7 +231,7 @@ class FiberBackbone(nn.Module):
         return text
 
     def start_decoding(self, image_tokens: Sequence[Tensor]) -> Decoding:
-        """Compute image keys and values for `decode_next`; `image_tokens` as in `decode_text`."""
+        """Compute image keys and values for `decode_next`. See `decode_text` for `image_tokens`."""
         branches: list[Branch] = []
         for pair, tokens in zip(self.fusion, image_tokens, strict=True):
             attention = cast(FusedPair, pair).text_to_image
@@ -240,17 +240,17 @@ class FiberBackbone(nn.Module):
         return Decoding(branches, [KeyValueCache() for _ in self.text.layers])
 
     def decode_next(self, decoding: Decoding, token_ids: Tensor) -> Tensor:
-        """Process the next token of each text: (B, n) -> (B, n, D), as computed by `decode_text`.
+        """Process the next token of each text as in `decode_text`: (B, n) -> (B, n, D).
 
-        The texts of an image are treated as tokens of one sample, masked to their own past, so they
-        share image keys, and `Decoding.select` moves no keys. Caches in `decoding` are updated in
-        place; use `decode_text` for gradients.
+        The texts of an image are treated as tokens of one sample, each masked to its own past, so
+        they share image keys, and `Decoding.select` moves no keys. Caches in `decoding` are updated
+        in place; use `decode_text` for gradients.
         """
         batch, texts = token_ids.shape
         newest = torch.eye(texts, dtype=torch.bool, device=token_ids.device).expand(batch, -1, -1)
         past = decoding.own_tokens
         own_tokens = newest if past is None else torch.cat((past, newest), 2)
-        # (B, n) -> (B n, 1, D) -> (B, n, D): a token's position is the one in its own text
+        # (B, n) -> (B n, 1, D) -> (B, n, D): positions are those within each text
         text = self.text.embeddings(token_ids.reshape(-1, 1), decoding.length)
         text = text.reshape(batch, texts, text.shape[-1])
         for number, (layer, cache) in enumerate(

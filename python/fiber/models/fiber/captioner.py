@@ -1,7 +1,7 @@
 """Caption generation with the caption head: beam search and sampling.
 
 Decoding is incremental and batched over all texts of all images. Keys and values of previous tokens
-are cached; those of an image are shared by all of its texts.
+are cached, and the keys and values of an image are shared by all of its texts.
 
 Shapes: B images, K beams, S samples, V vocabulary, n tokens after <s>. image_tokens are the
 (B, H, W, C) last stage of `encode_image`. max_tokens includes <s> and </s>.
@@ -25,7 +25,7 @@ END_ID = 2
 
 #: Logit assigned to <mask>, as in the published code.
 _FORBIDDEN_LOGIT = -10000.0
-#: Added to lengths before dividing, as in the published code.
+#: Added to lengths before dividing by them, as in the published code.
 _LENGTH_EPS = 1e-9
 
 
@@ -56,7 +56,7 @@ class CaptionDecoder:
         self._decoding = model.start_decoding(image_tokens)
 
     def log_probs(self, token_ids: Tensor) -> Tensor:
-        """Append a token to each text, predict the next: (B, n) -> (B, n, V); n is 1 at first."""
+        """Append a token to each text and predict the next: (B, n) -> (B, n, V)."""
         hidden = self._model.backbone.decode_next(self._decoding, token_ids)
         return next_token_log_probs(self._model, self._model.caption_logits(hidden))
 
@@ -80,7 +80,7 @@ def beam_search(
     """
     vocab_size = model.config.roberta.vocab_size
     if not 1 <= num_beams <= vocab_size:
-        raise ValueError(f"num_beams: expected 1 to {vocab_size} (vocabulary), got {num_beams}")
+        raise ValueError(f"num_beams: expected 1 to {vocab_size} (vocab_size), got {num_beams}")
     _check_max_tokens(model, max_tokens)
     return search_beams(CaptionDecoder(model, image_tokens), num_beams, max_tokens)
 
@@ -127,8 +127,8 @@ def sample_captions(
 ) -> Samples:
     """Sample captions.
 
-    A sample ends with </s> or <pad>, as in the published search; <mask> is never sampled. The model
-    stays in its current mode, since published self-critical training samples with dropout.
+    A sample ends with </s> or <pad>, as in the published beam search; <mask> is never sampled. The
+    model stays in its current mode, since published self-critical training samples with dropout.
 
     Args:
         model: model with the caption head.
@@ -142,8 +142,8 @@ def sample_captions(
             the other images.
 
     Returns:
-        Samples with the log probabilities of `caption_log_probs`, to which temperature, top_k and
-        top_p are not applied.
+        Samples with log probabilities as in `caption_log_probs`, computed without temperature,
+        top_k and top_p.
 
     Raises:
         ValueError: if an option is out of range, or the number of generators is not B.
@@ -206,14 +206,14 @@ def written_tokens(token_ids: Sequence[int]) -> list[int]:
 
 
 def next_token_log_probs(model: FiberImageText, logits: Tensor) -> Tensor:
-    """Compute log probabilities without <mask>: (..., V) -> (..., V), at least float32."""
+    """Compute log probabilities with <mask> excluded: (..., V) -> (..., V), at least float32."""
     forbidden = torch.tensor([model.config.roberta.mask_id], device=logits.device)
     logits = logits.index_fill(-1, forbidden, _FORBIDDEN_LOGIT)
     return (logits if logits.dtype == torch.float64 else logits.float()).log_softmax(-1)
 
 
 def _start(decoder: CaptionDecoder) -> Tensor:
-    """Return <s> for each image: (B, 1)."""
+    """Return <s> for each image as a (B, 1) tensor."""
     return torch.full((decoder.num_images, 1), START_ID, device=decoder.device)
 
 

@@ -4,8 +4,8 @@ The backbone, feature pyramid and dynamic head make three predictions at each lo
 all text tokens, box deltas and centerness.
 
 Shapes: images are (B, 3, H, W), token_ids (B, L) int64, text_mask (B, L) bool, True = real token,
-image_sizes (B, 2) int64 (height, width) in pixels without padding; A locations, H_l W_l summed over
-the levels.
+image_sizes (B, 2) int64 (height, width) in pixels, excluding padding. A is the total number of
+locations, the sum of H_l * W_l over the levels.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from fiber.models.fiber.dyhead import DynamicHead
 from fiber.models.fiber.pyramid import FeaturePyramid
 from fiber.ops.anchors import pyramid_anchors
 
-#: Initial token probability; low, so that negatives do not dominate the first losses.
+#: Initial token probability; a low value keeps negatives from dominating the first losses.
 PRIOR_PROBABILITY = 0.01
 #: Bound on the absolute value of token logits, as in the published code.
 MAX_TOKEN_LOGIT = 50000.0
@@ -34,7 +34,7 @@ MAX_TOKEN_LOGIT = 50000.0
 class DetectorOutput:
     """Raw predictions; lists have one entry per level, P3 to P7."""
 
-    #: (B, H_l * W_l, L), row-major locations.
+    #: (B, H_l * W_l, L), with locations in row-major order.
     token_logits: list[Tensor]
     #: (B, H_l * W_l, 4) relative to the anchors; see `fiber.ops.boxes.decode_deltas`.
     box_deltas: list[Tensor]
@@ -45,7 +45,7 @@ class DetectorOutput:
     #: (B, L) bool, True = real token.
     text_mask: Tensor
     #: (B, A) bool, True = valid location, for mixed-size batches; invalid locations have the lowest
-    #: token logits. None: all valid.
+    #: token logits. None if all are valid.
     inside: Tensor | None = None
 
 
@@ -62,8 +62,8 @@ class GroundingHead(nn.Module):
         self.bias = nn.Parameter(torch.full((1,), -prior))
         self.log_temperature = nn.Parameter(torch.zeros(1))
         self.level_scales = nn.ParameterList(torch.ones(1) for _ in range(num_levels))
-        # Unused: the published model multiplies its loss by 0. Kept to load and save published
-        # checkpoints completely.
+        # Unused: the published model multiplies its loss by 0. Kept so that published checkpoints
+        # can be loaded and saved completely.
         self.unused_classes = nn.Linear(channels, unused)
         for layer in (self.box_deltas, self.centerness, self.unused_classes):
             nn.init.normal_(layer.weight, std=0.01)
@@ -91,7 +91,7 @@ class GroundingHead(nn.Module):
         return self._token_logits(features, text, text_mask), deltas, centerness
 
     def _token_logits(self, features: Tensor, text: Tensor, text_mask: Tensor) -> Tensor:
-        """Compute dot products (B, A, L) of locations and tokens; padding tokens are zeroed."""
+        """Compute (B, A, L) dot products of locations and tokens, with padding tokens set to 0."""
         unit = F.normalize(text * text_mask.unsqueeze(-1), dim=-1)
         # The factor 0.5 is from the published code.
         keys = self.text_projection(unit * 0.5)
@@ -107,7 +107,7 @@ class FiberDetector(nn.Module):
         config: fine-stage config, as from `FiberConfig.fine` or `preset(name, stage="fine")`.
 
     Raises:
-        ValueError: if the config is not for the fine stage, or strides do not fit the patch size.
+        ValueError: if the config is not for the fine stage, or strides do not match the patch size.
     """
 
     def __init__(self, config: FiberConfig) -> None:
@@ -148,7 +148,8 @@ class FiberDetector(nn.Module):
         """Predict token logits, box deltas and centerness.
 
         H and W must be multiples of 8 patches (32 pixels). With image_sizes, predictions do not
-        depend on the rest of the batch; None treats padding as part of the image, as published.
+        depend on the rest of the batch; None treats padding as part of the image, as in the
+        published code.
 
         Raises:
             ValueError: if H, W or image_sizes are invalid.
@@ -163,9 +164,10 @@ class FiberDetector(nn.Module):
         )
 
     def image_prefix(self, images: Tensor, image_sizes: Tensor | None = None) -> ImagePrefix:
-        """Run the unfused image blocks; continue with the backbone's `fuse`, then `predict`.
+        """Run the image blocks that precede fusion.
 
-        Arguments and errors are as in `forward`.
+        Pass the result to the backbone's `fuse`, then to `predict`. Arguments and errors are as in
+        `forward`.
         """
         divisor = self.config.swin.patch_size * 8
         height, width = images.shape[-2:]
@@ -210,7 +212,7 @@ class FiberDetector(nn.Module):
         return self._join(outputs, text_mask)
 
     def _predict(self, levels: list[Tensor], text: Tensor, text_mask: Tensor) -> DetectorOutput:
-        """Predict for images of one size from their pyramid levels."""
+        """Predict from the pyramid levels of images of the same size."""
         levels = self.tower(levels)
         sizes = [(level.shape[-2], level.shape[-1]) for level in levels]
         lengths = [height * width for height, width in sizes]
@@ -236,7 +238,7 @@ class FiberDetector(nn.Module):
         return pyramid_anchors(sizes, detector.strides, detector.anchor_scale, device=device)
 
     def _level_sizes(self, height: int, width: int) -> list[tuple[int, int]]:
-        """Return (height, width) of each level, for a multiple of the last stage's stride."""
+        """Return each level's (height, width); inputs are multiples of the last stage's stride."""
         sizes = [(height // stride, width // stride) for stride in self.config.detector.strides[:3]]
         for _ in self.config.detector.strides[3:]:
             # Half of the previous level, rounded up.
@@ -248,9 +250,9 @@ class FiberDetector(nn.Module):
         outputs: list[tuple[Tensor, list[tuple[int, int]], DetectorOutput]],
         text_mask: Tensor,
     ) -> DetectorOutput:
-        """Join the predictions for several image sizes, padded to common maps.
+        """Join the predictions for different image sizes, padding them to common map sizes.
 
-        `outputs` holds (batch indices, level sizes, predictions) of each image size.
+        `outputs` holds (batch indices, level sizes, predictions) for each image size.
         """
         levels = range(len(self.config.detector.strides))
         sizes = [
@@ -262,7 +264,7 @@ class FiberDetector(nn.Module):
         ]
 
         def pad(parts: list[list[Tensor]], fill: float | bool) -> list[Tensor]:
-            """Pad the levels (b, h w, ...) of each size to (B, H_l W_l, ...)."""
+            """Pad and merge the (b, h w, ...) levels of all sizes into (B, H_l W_l, ...)."""
             padded = []
             for level in levels:
                 shape = (len(text_mask), *sizes[level], *parts[0][level].shape[2:])
@@ -289,11 +291,11 @@ class FiberDetector(nn.Module):
 def _crop_padding(
     images: Tensor, image_sizes: Tensor, divisor: int
 ) -> tuple[Tensor, ImageSizes | None]:
-    """Crop padding that all images share.
+    """Crop away padding common to all images.
 
     Returns:
-        Cropped images and their valid regions, rounded up to multiples of `divisor`; None instead
-        of regions if all are the same.
+        Cropped images and their valid regions, rounded up to multiples of `divisor`. The regions
+        are None if they are all the same.
     """
     height, width = images.shape[-2:]
     sizes = []

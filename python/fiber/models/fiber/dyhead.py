@@ -20,7 +20,7 @@ def hard_sigmoid(logits: Tensor) -> Tensor:
 
 
 class ModulatedConv(nn.Module):
-    """3 x 3 modulated deformable convolution (v2) and GroupNorm; float32 even under autocast."""
+    """3 x 3 modulated deformable convolution (v2), then GroupNorm; both in float32 or wider."""
 
     def __init__(self, channels: int, norm_groups: int, *, stride: int = 1) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class ModulatedConv(nn.Module):
 
     def forward(self, features: Tensor, offsets: Tensor, modulation: Tensor) -> Tensor:
         """Convolve (B, C, H, W) -> (B, C, h, w); see `modulated_deform_conv`."""
-        # At least float32; float64 is kept.
+        # Cast to at least float32; keep float64.
         exact = torch.promote_types(features.dtype, torch.float32)
         with torch.autocast(features.device.type, enabled=False):
             out = modulated_deform_conv(
@@ -62,7 +62,7 @@ class DynamicRelu(nn.Module):
         """Apply the activation: (B, C, H, W) -> (B, C, H, W)."""
         pooled = features.mean(dim=(2, 3))
         theta = hard_sigmoid(self.expand(F.relu(self.reduce(pooled)))) - 0.5
-        # (B, 4 C) -> four (B, C, 1, 1): each in [-0.5, 0.5]
+        # (B, 4 C) -> four (B, C, 1, 1) tensors in [-0.5, 0.5]
         slope, offset, other_slope, other_offset = theta[:, :, None, None].chunk(4, dim=1)
         return torch.maximum(
             features * (2 * slope + 1) + offset, features * (2 * other_slope) + other_offset
@@ -70,7 +70,7 @@ class DynamicRelu(nn.Module):
 
 
 class DynamicBlock(nn.Module):
-    """Block of the dynamic head; all levels share its weights."""
+    """Block of the dynamic head, whose weights are shared by all levels."""
 
     def __init__(self, channels: int, norm_groups: int) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ class DynamicBlock(nn.Module):
     def forward(self, levels: Sequence[Tensor]) -> list[Tensor]:
         """Mix each level with its neighbors.
 
-        Levels are (B, C, H_l, W_l), finest first, each half the previous size, rounded up.
+        Levels are (B, C, H_l, W_l), finest first, each half the size of the previous one.
         """
         return [self.activation(self._mix(levels, level)) for level in range(len(levels))]
 
@@ -139,7 +139,7 @@ class DynamicHead(nn.Module):
         self.blocks = nn.ModuleList(DynamicBlock(channels, norm_groups) for _ in range(num_blocks))
 
     def forward(self, levels: Sequence[Tensor]) -> list[Tensor]:
-        """Run all blocks on (B, C, H_l, W_l) levels; shapes are unchanged."""
+        """Run all blocks on (B, C, H_l, W_l) levels, keeping their shapes."""
         mixed = list(levels)
         for block in self.blocks:
             mixed = block(mixed)

@@ -23,7 +23,7 @@ LANGUAGE_HEADS = ("mlm", "caption")
 class FiberImageText(nn.Module):
     """Coarse-stage FIBER model: backbone with the heads in `config.image_text.heads`.
 
-    Methods that need other heads raise AttributeError.
+    Methods that need a missing head raise AttributeError.
     """
 
     def __init__(self, config: FiberConfig) -> None:
@@ -84,7 +84,8 @@ class FiberImageText(nn.Module):
             ValueError: if the model does not have the head.
         """
         if head not in self.config.heads:
-            raise ValueError(f"head: expected one of {', '.join(self.config.heads)}, got {head!r}")
+            heads = ", ".join(map(repr, self.config.heads))
+            raise ValueError(f"head: expected one of {heads}, got {head!r}")
         if head == "itc":
             vectors = self.embed_images(images), self.embed_texts(token_ids, text_mask)
             return vectors[0] @ vectors[1].T / self.temperature
@@ -153,11 +154,11 @@ class FiberImageText(nn.Module):
         return self.vqa_head(pooled)
 
     def nlvr2_logits(self, pooled_left: Tensor, pooled_right: Tensor) -> Tensor:
-        """Compute NLVR2 logits from pooled pairs, (B, 2 D) each -> (B, 2); column 1 = true."""
+        """Compute NLVR2 logits from two pooled pairs: (B, 2 D) each -> (B, 2); column 1 = true."""
         return self.nlvr2_head(torch.cat((pooled_left, pooled_right), -1))
 
     def statement_logits(self, images: Tensor, token_ids: Tensor, text_mask: Tensor) -> Tensor:
-        """Compute NLVR2 logits: (B, 2, 3, H, W), left image first -> (B, 2); column 1 = true."""
+        """Compute NLVR2 logits: (B, 2, 3, H, W) images, left first -> (B, 2); column 1 = true."""
         # (B, 2, 3, H, W) -> (2B, 3, H, W), all left images before all right ones
         images = images.transpose(0, 1).flatten(0, 1)
         text = self.backbone.text_prefix(token_ids, text_mask)

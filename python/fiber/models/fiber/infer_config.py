@@ -1,4 +1,4 @@
-"""Infer the config of published FIBER checkpoints from tensors and stored configs."""
+"""Infer the configs of published FIBER checkpoints from their tensors and stored configs."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ _DETERMINED = (
 def coarse_config(state: Mapping[str, Tensor], stored: Mapping[str, Any]) -> FiberConfig:
     """Infer the config of a published coarse-stage checkpoint.
 
-    Values that shapes do not determine are read from the config stored in the file, by published
+    Values that shapes do not determine are read from the config stored in the file, under published
     field names and `OWN`. Defaults are the published ones: text head dim 64, and at most 40 text
     tokens with an MLM head but no caption head (pre-training), else 50.
 
@@ -135,7 +135,7 @@ def fine_config(state: Mapping[str, Tensor], stored: Mapping[str, Any]) -> Fiber
     config = config.fine(version=version, max_tokens=min(_FINE_TOKENS, roberta.max_tokens))
     if own is None:
         return config
-    # Not `shift_small_maps`: our small presets set it to False, unlike the published code.
+    # Except `shift_small_maps`: our small presets set it to False, unlike the published code.
     fields = ("detector.channels", "detector.num_blocks", "detector.num_unused_classes")
     _check_fields(own, config, (*_DETERMINED, *fields))
     _check_names(stored, own, f"{OWN} has")
@@ -158,7 +158,7 @@ def _swin(state: Mapping[str, Tensor], prefix: str) -> SwinConfig:
 
 
 def _roberta(state: Mapping[str, Tensor], prefix: str, num_heads: int | None) -> RobertaConfig:
-    """Infer the sizes of the text encoder; `num_heads` None: head dim 64."""
+    """Infer the config of the text encoder. If `num_heads` is None, the head dim is 64."""
     vocab_size, width = _shape(state, f"{prefix}embeddings.word_embeddings.weight")
     if num_heads is None and width % _TEXT_HEAD_DIM:
         raise ValueError(
@@ -182,12 +182,12 @@ def _roberta(state: Mapping[str, Tensor], prefix: str, num_heads: int | None) ->
 
 
 def _count_fused(state: Mapping[str, Tensor]) -> int:
-    """Count fused pairs: image blocks with a gate."""
+    """Count the fused pairs, which are the image blocks with a gate."""
     return sum(name.endswith(".attn.alpha_i2t") for name in state)
 
 
 def _anchor_scale(state: Mapping[str, Tensor], strides: tuple[int, ...]) -> float:
-    """Infer the anchor side as a multiple of the stride; published corners are inclusive."""
+    """Infer the anchor size as a multiple of the stride; published corners are inclusive."""
     name = "rpn.anchor_generator.cell_anchors.0"
     if name not in state:
         return DetectorConfig().anchor_scale
@@ -205,7 +205,7 @@ def _count(state: Mapping[str, Tensor], pattern: str) -> int:
 
 def _shape(state: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
     if name not in state:
-        raise ValueError(f"missing {name}, which determines model sizes")
+        raise ValueError(f"missing {name}, which is needed to determine the model size")
     return tuple(state[name].shape)
 
 
@@ -215,7 +215,7 @@ def stored_config(config: FiberConfig) -> dict[str, Any]:
 
 
 def _published_names(config: FiberConfig) -> dict[str, int]:
-    """Convert a config to published coarse-stage settings; empty for a fine-stage config."""
+    """Convert a config to published coarse-stage settings (none for a fine-stage config)."""
     if "grounding" in config.heads:
         return {}
     answers = {"vqav2_label_size": config.image_text.num_answers} if "vqa" in config.heads else {}
@@ -231,7 +231,7 @@ def _published_names(config: FiberConfig) -> dict[str, int]:
 
 
 def _stored_integer(stored: Mapping[str, Any], name: str) -> int | None:
-    """Look up a positive integer (num_fuse_block: >= 0) in a stored config; None if missing."""
+    """Return an integer > 0 (num_fuse_block: >= 0) from a stored config, or None if missing."""
     value = stored.get(name)
     least = 0 if name == "num_fuse_block" else 1
     if value is not None and (type(value) is not int or value < least):
@@ -240,7 +240,7 @@ def _stored_integer(stored: Mapping[str, Any], name: str) -> int | None:
 
 
 def _own_config(stored: Mapping[str, Any]) -> FiberConfig | None:
-    """Read the `OWN` field of a stored config; None if missing."""
+    """Read the `OWN` field of a stored config, or return None if it is missing."""
     if OWN not in stored:
         return None
     values = stored[OWN]
@@ -253,7 +253,7 @@ def _own_config(stored: Mapping[str, Any]) -> FiberConfig | None:
 
 
 def _check_names(stored: Mapping[str, Any], config: FiberConfig, source: str) -> None:
-    """Check the published fields of a stored config against a config known from `source`."""
+    """Check the published fields of a stored config against `config`, known from `source`."""
     wrong = [
         f"{name} {found}, but {source} {value}"
         for name, value in _published_names(config).items()
@@ -279,7 +279,7 @@ def _check_fields(own: FiberConfig, inferred: FiberConfig, fields: Iterable[str]
 
 
 def main_sizes(config: FiberConfig) -> dict[str, Any]:
-    """Return the sizes that determine most shapes, by display name."""
+    """Return the hyperparameters that determine most tensor shapes, by display name."""
     return {
         "text width": config.roberta.width,
         "text layers": config.roberta.num_layers,

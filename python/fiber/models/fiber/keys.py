@@ -1,6 +1,6 @@
-"""Published keys of both FIBER stages: key maps, ignored keys, converted tensors.
+"""Published keys of both FIBER stages: key mappings, ignored keys and converted tensors.
 
-Each published tensor is mapped, ignored for a reason listed here, or raises an error on load.
+Each published tensor is mapped, ignored for a reason listed here, or causes an error on load.
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ _IGNORED_FINE: IgnoredKeys = (
     (r"rpn\.anchor_generator\.cell_anchors\.\d+", "buffer derived from the anchor sizes"),
 )
 
-#: Heads that share layers -> our layer -> published layer; a tuple holds the key of one tensor.
+#: Maps each group of heads that share layers to a mapping from our layers to published layers; a
+#: tuple holds the key of a single tensor.
 _HEAD_LAYERS: dict[tuple[str, ...], dict[str, str | tuple[str, ...]]] = {
     ("itc",): {
         "temperature": ("temp",),
@@ -127,7 +128,7 @@ ENCODERS = (
 
 
 def _backbone_keys(config: FiberConfig, image_prefix: str, text_prefix: str) -> KeyMap:
-    """Map the backbone, whose published keys differ between the stages only in the prefixes."""
+    """Return the key mapping of the backbone; only the published prefixes depend on the stage."""
     keys = swin_keys(config.swin, EncoderLayout(image_prefix))
     keys |= roberta_keys(config.roberta, EncoderLayout(text_prefix))
     fused = config.fusion.num_fused_layers
@@ -155,7 +156,7 @@ def _backbone_keys(config: FiberConfig, image_prefix: str, text_prefix: str) -> 
 
 
 def _head_keys(config: FiberConfig) -> dict[tuple[str, ...], KeyMap]:
-    """Map all coarse-stage heads: heads that share tensors -> key map of those tensors."""
+    """Return the key mapping for each group of coarse-stage heads that share tensors."""
     caption = {
         f"caption_projections.{number}": f"cross_modal_att_layers.{layer}"
         for number, layer in enumerate(_projected_text_layers(config))
@@ -170,7 +171,7 @@ def _head_keys(config: FiberConfig) -> dict[tuple[str, ...], KeyMap]:
 
 
 def coarse_keys(config: FiberConfig) -> KeyMap:
-    """Map the coarse-stage model: keys of a `FiberImageText` -> published keys."""
+    """Return a mapping from `FiberImageText` keys to published coarse-stage keys."""
     keys = _backbone_keys(config, COARSE_IMAGE, COARSE_TEXT)
     for heads, head_keys in _head_keys(config).items():
         if set(heads) & set(config.heads):
@@ -179,7 +180,7 @@ def coarse_keys(config: FiberConfig) -> KeyMap:
 
 
 def ignored_coarse_key(name: str, config: FiberConfig) -> str | None:
-    """Return the reason to ignore a published key outside `coarse_keys`; None if it is unknown."""
+    """Return why a published key outside `coarse_keys` is ignored, or None if it is unknown."""
     for pattern, reason in _IGNORED_COARSE:
         if re.fullmatch(pattern, name):
             return reason
@@ -215,7 +216,7 @@ def coarse_defaults(config: FiberConfig, names: Container[str]) -> dict[str, flo
 
 
 def fine_keys(config: FiberConfig) -> KeyMap:
-    """Map the detector: keys of a `FiberDetector` -> published keys."""
+    """Return a mapping from `FiberDetector` keys to published fine-stage keys."""
     keys = _backbone_keys(config, FINE_IMAGE, FINE_TEXT)
     for number in range(3):
         keys |= weight_and_bias(f"stage_norms.{number}", f"{FINE_IMAGE}norm{number + 1}")
@@ -237,7 +238,7 @@ def fine_keys(config: FiberConfig) -> KeyMap:
 
 
 def block_keys(ours: str, theirs: str) -> KeyMap:
-    """Map a `DynamicBlock`, given our prefix and the published one."""
+    """Return the key mapping of a `DynamicBlock`, given our prefix and the published one."""
     keys = {
         **weight_and_bias(f"{ours}.offsets", f"{theirs}.offset"),
         **weight_and_bias(f"{ours}.scale_attention", f"{theirs}.AttnConv.1"),
@@ -251,7 +252,7 @@ def block_keys(ours: str, theirs: str) -> KeyMap:
 
 
 def ignored_fine_key(name: str, config: FiberConfig) -> str | None:
-    """Return the reason to ignore a published key outside `fine_keys`; None if it is unknown."""
+    """Return why a published key outside `fine_keys` is ignored, or None if it is unknown."""
     return next((why for pattern, why in _IGNORED_FINE if re.fullmatch(pattern, name)), None)
 
 

@@ -1,4 +1,4 @@
-"""Score many (image, text) pairs; unfused features are computed once per image and per text.
+"""Score many (image, text) pairs, computing unfused features once per image and per text.
 
 Image features are large (1.2 MB in float32 for `base` at 384 pixels), so they are used for all
 pairs of the image and then freed. Text features without padding are small (40 KB for 13 tokens), so
@@ -19,7 +19,7 @@ from fiber.models.fiber.image_text import FiberImageText
 
 
 class TextFeatureStore:
-    """Text features below the first fused layer, on the CPU."""
+    """Text features from below the first fused layer, stored on the CPU."""
 
     def __init__(self) -> None:
         self._texts: list[Tensor] = []
@@ -28,8 +28,8 @@ class TextFeatureStore:
         return len(self._texts)
 
     def add(self, prefix: Tensor, text_mask: Tensor) -> None:
-        """Append (B, L, D) features from the backbone's `text_prefix`; texts are right-padded."""
-        # Each text is a view of one tensor without padding.
+        """Append (B, L, D) features of right-padded texts from the backbone's `text_prefix`."""
+        # Each text is a view of a single tensor without padding.
         self._texts += prefix[text_mask].cpu().split(text_mask.sum(1).tolist())
 
     def length(self, number: int) -> int:
@@ -37,7 +37,7 @@ class TextFeatureStore:
         return len(self._texts[number])
 
     def take(self, numbers: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
-        """Return texts by index: (n, L, D) padded to the longest one, and (n, L) bool mask."""
+        """Gather n texts: (n, L, D) features padded to the longest text, and (n, L) bool mask."""
         lengths = torch.tensor([self.length(number) for number in numbers])
         prefix = pad_sequence([self._texts[number] for number in numbers], batch_first=True)
         mask = torch.arange(prefix.shape[1]) < lengths[:, None]

@@ -7,12 +7,12 @@ from fiber.data import ImageTransform
 
 
 def coarse_transform(config: FiberConfig) -> ImageTransform:
-    """Resize to a square of `image_size`."""
+    """Build the transform that resizes images to squares of `image_size`."""
     return ImageTransform.squash(config.image_size, channel_order=config.channel_order)
 
 
 def fine_transform(config: FiberConfig) -> ImageTransform:
-    """Resize by the shorter side, keeping the aspect ratio."""
+    """Build the transform that resizes the shorter side, keeping the aspect ratio."""
     detector = config.detector
     return ImageTransform.shorter_side(
         [detector.shorter_side], detector.max_size, channel_order=config.channel_order

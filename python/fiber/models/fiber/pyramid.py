@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-#: DropBlock probability per location and side of the dropped squares, as in the published code.
+#: DropBlock probability per location and size of the dropped squares, as in the published code.
 DROP_PROBABILITY = 0.3
 DROP_BLOCK_SIZE = 3
 
 
 def drop_block(features: Tensor) -> Tensor:
-    """Zero random squares, the same in all channels, and divide by the fraction kept in the batch.
+    """Zero random squares, the same in all channels, and rescale by the fraction kept.
 
     Source: DropBlock (Ghiasi et al. 2018), with the constants of the published model.
     """
@@ -22,7 +22,7 @@ def drop_block(features: Tensor) -> Tensor:
     rate = DROP_PROBABILITY / DROP_BLOCK_SIZE**2
     seeds = (torch.rand(batch, 1, height, width, device=features.device) < rate).float()
     kept = 1 - F.max_pool2d(seeds, DROP_BLOCK_SIZE, stride=1, padding=DROP_BLOCK_SIZE // 2)
-    # A small map can be dropped completely; avoid a division by 0.
+    # A small map may be dropped completely, so avoid division by 0.
     share = kept.mean().clamp(min=1.0 / kept.numel())
     return features * (kept / share).to(features.dtype)
 
@@ -32,7 +32,7 @@ class FeaturePyramid(nn.Module):
 
     In training, DropBlock is applied to the two finest merged maps, as in the published code.
 
-    Source: Lin et al. 2017; the two extra levels as in RetinaNet, from P5.
+    Source: Lin et al. 2017, with two extra levels computed from P5 as in RetinaNet.
     """
 
     def __init__(self, in_channels: Sequence[int], channels: int, *, drop_block: bool) -> None:

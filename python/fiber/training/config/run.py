@@ -30,17 +30,17 @@ class DataConfig:
     shots: int = 0
     #: Samples per optimizer step, over all ranks and accumulated micro-batches.
     batch_size: int = 64
-    #: Probability that a token is picked for the MLM loss.
+    #: Probability that a token is selected for the MLM loss.
     mlm_probability: float = 0.15
-    #: Unit of MLM masking: "token", as published, or whole "word".
+    #: Unit of MLM masking: "token" (as in the published code) or "word" (whole words).
     mlm_unit: Literal["token", "word"] = "token"
     transform: TransformConfig = field(default_factory=TransformConfig)
     #: Train a tokenizer on the texts if neither the data nor the user provides one and the model
     #: starts from scratch; otherwise a missing tokenizer is an error.
     train_tokenizer: bool = False
-    #: Handling of broken records: "raise" an error, "skip" and count, or "resample" and count.
+    #: Handling of broken records: "raise" an error, or "skip" or "resample" and count them.
     on_error: Literal["raise", "skip", "resample"] = "raise"
-    #: Accept truncated images, with missing pixels filled in as in libjpeg.
+    #: Accept truncated images, with missing pixels filled in as by libjpeg.
     accept_truncated: bool = False
     #: In training, decode JPEGs at reduced size if both sides have at least twice the needed
     #: pixels; evaluation always decodes at full size.
@@ -74,7 +74,7 @@ class OptimConfig:
     gate_lr_multiplier: float = 1.0
     #: Names of frozen parameters and modules, as in "backbone.image.stages.0"; * matches anything.
     frozen: tuple[str, ...] = ()
-    #: Also decay norm weights, gates and other vectors; biases and bias tables never decay.
+    #: Also decay norm weights, gates and other vectors; biases and bias tables are never decayed.
     decay_vectors: bool = False
     #: Use the parameter groups and AdamW variant of the published coarse-stage code: also decay
     #: gates, the temperature, and the norms of image-to-text queries and classifiers; add eps
@@ -88,12 +88,12 @@ class OptimConfig:
     #: "plateau" multiplies by 0.1 after more than `plateau_patience` evaluations of
     #: `validation.task` in a row without a new best.
     schedule: Literal["linear", "multistep", "plateau"] = "linear"
-    #: Fractions of the run at which "multistep" decays.
+    #: Milestones of "multistep", as fractions of the run.
     milestones: tuple[float, ...] = (0.67, 0.89)
     plateau_patience: int = 3
     #: Minimum learning rate of "plateau".
     plateau_least_lr: float = 1e-6
-    #: Maximum L2 norm of the gradient; 0 disables clipping.
+    #: Maximum L2 norm of the gradient; 0 disables gradient clipping.
     clip_norm: float = 0.0
 
     def __post_init__(self) -> None:
@@ -114,9 +114,9 @@ class TrainConfig:
     #: Maximum number of optimizer steps.
     steps: int = 1000
     #: Maximum number of epochs, for a run with one task: it ends after `epochs` or `steps`,
-    #: whichever comes first. 0: no limit.
+    #: whichever comes first. 0 means no limit.
     epochs: float = 0.0
-    #: Micro-batches per step, whose gradients are averaged.
+    #: Number of micro-batches per step; their gradients are averaged.
     accumulation: int = 1
     #: Precision of forward and backward passes; weights, losses and optimizer state stay float32.
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -125,7 +125,7 @@ class TrainConfig:
     #: Decay of the exponential moving average (EMA) of the weights; the EMA then becomes the
     #: finished model. 0 disables the EMA.
     ema_decay: float = 0.0
-    #: Steps between log lines; every checkpoint also logs one.
+    #: Steps between log lines; a line is also logged at every checkpoint.
     log_every: int = 20
     #: Steps between checkpoints; 0 writes only the finished model.
     checkpoint_every: int = 500
@@ -143,7 +143,7 @@ class TrainConfig:
         _check_range(self, "train", ["ema_decay"], 0, below=1)
 
 
-#: Tasks of `fiber eval` -> metrics whose sum selects the best checkpoint.
+#: Maps tasks of `fiber eval` to the metrics whose sum selects the best checkpoint.
 CHOSEN_BY: dict[str, tuple[str, ...]] = {
     "retrieval": ("text_to_image_recall_at_1", "image_to_text_recall_at_1"),
     "matching": ("accuracy",),
@@ -164,13 +164,13 @@ class ValidationConfig:
     """Selection of the finished model: the best checkpoint on a task, or the last one."""
 
     #: Task to evaluate at every checkpoint and at the end, a key of `CHOSEN_BY`; ties keep the
-    #: later step. None: keep the last weights.
+    #: later step. None keeps the last weights.
     task: str | None = None
     #: Split to evaluate; must not be a training split.
     split: str = "val"
-    #: Maximum number of images to evaluate, sampled once, with all of their texts; 0: all.
+    #: Maximum number of images to evaluate, sampled once, with all of their texts; 0 means all.
     pictures: int = 0
-    #: Stop early after this many evaluations in a row below the best one; 0 disables.
+    #: Stop after this many evaluations in a row below the best one; 0 disables early stopping.
     stop_after: int = 0
 
     def __post_init__(self) -> None:
@@ -183,7 +183,7 @@ class ValidationConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """Complete configuration of a run: what a recipe returns and `config.json` stores."""
+    """Complete configuration of a run, as returned by a recipe and stored in `config.json`."""
 
     tasks: TasksConfig
     model: FiberConfig = field(default_factory=FiberConfig)
@@ -213,7 +213,7 @@ class RunConfig:
             require(
                 self.data.transform.kind != "shorter_side",
                 "tasks.image_text.itc_form 'queue' needs images of the same size:"
-                " data.transform.kind must be squash or crop, got shorter_side",
+                " data.transform.kind must be 'squash' or 'crop', got 'shorter_side'",
             )
             require(
                 pairs <= task.queue_length,
@@ -230,12 +230,12 @@ class RunConfig:
         seen = set(self.data.split.split("+")) & set(self.validation.split.split("+"))
         require(
             self.validation.task is None or not seen,
-            f"validation.split {self.validation.split!r} is trained on (data.split"
+            f"validation.split {self.validation.split!r} is used for training (data.split"
             f" {self.data.split!r}); expected a held-out split",
         )
         require(
             not (self.optim.published_coarse and is_fine),
-            "optim.published_coarse needs a model of the coarse stage, got the fine stage",
+            "optim.published_coarse needs a coarse-stage model, got a fine-stage model",
         )
         require(
             batch_size % accumulation == 0,
@@ -254,7 +254,7 @@ class RunConfig:
         )
 
     def _check_length(self) -> None:
-        """Check the fields that count epochs or evaluations."""
+        """Check the fields that depend on epochs or evaluations."""
         train = self.train
         is_validated = self.validation.task is not None and (
             train.checkpoint_every > 0 or train.checkpoint_epochs > 0

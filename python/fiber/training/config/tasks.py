@@ -23,7 +23,8 @@ BOX_SOURCES = (
     "refcocoplus",
     "refcocog",
 )
-#: Valid sources of a task (`fiber.data.open_source`): kinds of content, or named caption datasets.
+#: Valid sources of a task (see `fiber.data.open_source`): kinds of content or caption dataset
+#: names.
 SOURCES = (
     "captions",
     "questions",
@@ -35,7 +36,7 @@ SOURCES = (
     "sbu",
     "conceptual_captions",
 )
-#: Sources whose records have class names; each prompt samples some of them.
+#: Sources whose records have class names, some of which are sampled for each prompt.
 CLASS_SOURCES = ("detection", "objects365")
 #: Loss names. A task has a weight field for each of its losses.
 LOSSES = ("itc", "itm", "mlm", "vqa", "nlvr2", "caption", "alignment", "box", "centerness")
@@ -45,7 +46,7 @@ LOSSES = ("itc", "itm", "mlm", "vqa", "nlvr2", "caption", "alignment", "box", "c
 class TaskConfig:
     """Fields common to all tasks. Other float fields named in `LOSSES` are loss weights."""
 
-    #: Steps of this task in each rotation of tasks; 0 disables the task.
+    #: Number of steps of this task in each rotation of tasks; 0 disables the task.
     share: int = 0
     #: Entries of `SOURCES` to concatenate; a repeated name counts twice.
     sources: tuple[str, ...] = ()
@@ -57,16 +58,17 @@ class TaskConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageTextTask(TaskConfig):
-    """Captions: ITC, ITM and MLM with shared forward passes. Losses with weight 0 are skipped."""
+    """Task on captions with ITC, ITM and MLM, which share forward passes; weight 0 skips a loss."""
 
     sources: tuple[str, ...] = ("captions",)
     itc: float = 1.0
     itm: float = 1.0
     mlm: float = 1.0
     #: "gather": ITC over the current batch of all ranks; "queue": over this rank's batch and a
-    #: queue of the newest `queue_length` pairs of all ranks, images included (as published).
+    #: queue of the newest `queue_length` pairs of all ranks, including images (as in the published
+    #: code).
     itc_form: Literal["gather", "queue"] = "gather"
-    #: Pairs kept by "queue".
+    #: Number of pairs in the queue, for "queue".
     queue_length: int = 4096
     #: "both": a similar text and a similar image for every pair (2B negatives, as in the published
     #: pre-training); "half": texts for even pairs, images for odd pairs (B negatives); "random":
@@ -102,12 +104,13 @@ class CaptionTask(TaskConfig):
 
     sources: tuple[str, ...] = ("captions",)
     #: "likelihood": maximum likelihood of the next token; "gold": tokens weighted by a frozen copy
-    #: of the model (off-policy fine-tuning after likelihood, as published); "cider": likelihood
-    #: plus self-critical training on sampled captions, with CIDEr-D against the image's captions as
-    #: the reward (after gold, as published). References do not change when an image is flipped.
+    #: of the model (off-policy fine-tuning after likelihood, as in the published recipe); "cider":
+    #: likelihood plus self-critical training on sampled captions, with CIDEr-D against the image's
+    #: captions as the reward (after gold, as in the published recipe). References do not change
+    #: when an image is flipped.
     objective: Literal["likelihood", "gold", "cider"] = "likelihood"
-    #: Divisor of a caption's summed "gold" loss: the number of its "tokens", or its padded length
-    #: ("padding", as published).
+    #: Divisor of a caption's summed "gold" loss: the number of its target "tokens", or of its
+    #: positions without a target ("padding", as in the published code).
     gold_divisor: Literal["tokens", "padding"] = "tokens"
     #: Steps between updates of the frozen copy for "gold".
     gold_copy_every: int = 1000
@@ -115,8 +118,9 @@ class CaptionTask(TaskConfig):
     cider_share: float = 0.7
     #: Captions sampled per image for "cider".
     cider_samples: int = 5
-    #: Baseline subtracted from a sample's CIDEr-D: "constant" is 1.0, as published; "others" is the
-    #: mean of the image's other samples (no gradient if all samples score the same).
+    #: Baseline subtracted from a sample's CIDEr-D: "constant" is 1.0, as in the published code;
+    #: "others" is the mean of the image's other samples (no gradient if all samples score the
+    #: same).
     cider_baseline: Literal["constant", "others"] = "constant"
     #: File of document frequencies for "cider" (`metrics.cider.DocumentFrequencies.read`); None
     #: computes them from the training captions.
@@ -124,7 +128,7 @@ class CaptionTask(TaskConfig):
     caption: float = 1.0
 
     def weights(self) -> dict[str, float]:
-        """Return the weight of each loss by name; 0 for values that are only logged."""
+        """Return the weight of each loss by name, with 0 for values that are only logged."""
         if self.objective != "cider":
             return super().weights()
         return {
@@ -136,7 +140,7 @@ class CaptionTask(TaskConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class GroundingTask(TaskConfig):
-    """Boxes for phrases, expressions or class names (fine stage)."""
+    """Detection of boxes for phrases, expressions or class names (fine stage)."""
 
     sources: tuple[str, ...] = ("referring", "phrases", "detection")
     #: How to sample the classes of a `CLASS_SOURCES` prompt, for every image and epoch; see
@@ -163,7 +167,7 @@ class GroundingTask(TaskConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class TasksConfig:
-    """All tasks. Each step trains one of those with a share above 0, in a fixed rotation."""
+    """All tasks. Each step trains one task with a share above 0, in a fixed rotation."""
 
     image_text: ImageTextTask = field(default_factory=ImageTextTask)
     question: QuestionTask = field(default_factory=QuestionTask)

@@ -8,9 +8,9 @@ from typing import Literal
 
 from fiber.config_io import nearest, require
 
-#: Operations that move pixels; boxes do not follow them.
+#: Operations that move pixels. Boxes are not moved with them.
 MOVING_OPERATIONS = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate")
-#: Operations of RandAugment.
+#: Names of the RandAugment operations.
 RAND_AUGMENT_OPERATIONS = (
     "Identity",
     "AutoContrast",
@@ -28,10 +28,10 @@ class RandAugmentConfig:
     The defaults are those of the published coarse-stage fine-tuning, except `num_ops` (2 there).
     """
 
-    #: Operations drawn per image, with replacement; 0 disables.
+    #: Number of operations drawn per image, with replacement; 0 disables RandAugment.
     num_ops: int = 0
-    #: Strength of every operation, 0 to 10: 7 rotates by 21 degrees, shears by 0.21, translates by
-    #: 7 pixels, and scales brightness and sharpness by 1.36.
+    #: Strength of every operation, from 0 to 10. For example, 7 rotates by 21 degrees, shears by
+    #: 0.21, translates by 7 pixels, and scales brightness and sharpness by 1.36.
     magnitude: float = 7.0
     #: Probability of applying a drawn operation.
     probability: float = 0.5
@@ -56,7 +56,7 @@ class RandAugmentConfig:
 class ColorJitterConfig:
     """Color jitter, drawn per image and applied before RandAugment.
 
-    All changes are off by default, as in both published stages.
+    All ranges are disabled by default, as in both published stages.
     """
 
     #: Range of the factor that scales every value.
@@ -84,8 +84,8 @@ class TransformConfig:
 
     #: "squash": resize to image_size x image_size, ignoring the aspect ratio (coarse pre-training);
     #: "crop": random crop, resized to image_size x image_size (coarse fine-tuning);
-    #: "shorter_side": resize with the aspect ratio kept and pad to the largest image of the batch
-    #: (fine stage).
+    #: "shorter_side": resize the shorter side, keeping the aspect ratio, and pad to the largest
+    #: image of the batch (fine stage).
     kind: Literal["squash", "crop", "shorter_side"] = "squash"
     #: Probability of a horizontal flip ("crop" and "shorter_side"), which also swaps "left" and
     #: "right" in the text, except in statements about two images.
@@ -96,7 +96,7 @@ class TransformConfig:
     #: box is dropped and counted if its center is outside the crop or less than a tenth of it
     #: remains; its words stay in the text. A crop that would drop all boxes is not used.
     crop_probability: float = 0.0
-    #: Lengths in pixels; "shorter_side" draws one per image.
+    #: Lengths of the shorter side in pixels; "shorter_side" draws one per image.
     shorter_sides: tuple[int, ...] = (480, 560, 640, 720, 800)
     #: Maximum length of the longer side for "shorter_side", in pixels.
     max_size: int = 1333
