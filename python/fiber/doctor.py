@@ -44,7 +44,7 @@ class Requirement(NamedTuple):
     extra: str
 
     def state(self) -> tuple[str, bool]:
-        """Describe the installed version; also return True if it is recent enough."""
+        """Return a description of the installed version, and True if it is recent enough."""
         try:
             version = importlib.metadata.version(self.name)
         except importlib.metadata.PackageNotFoundError:
@@ -168,7 +168,7 @@ def _extra_rows() -> None:
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    """Parse the leading numbers of a version: "2.13.0+cpu" -> (2, 13, 0)."""
+    """Return the leading numbers of a version, such as (2, 13, 0) for "2.13.0+cpu"."""
     return tuple(map(int, re.findall(r"\d+", re.sub(r"[^0-9.].*", "", version))))
 
 

@@ -205,7 +205,7 @@ def draw_boxes(
     colors: Sequence[int],
     line_width: int | None = None,
 ) -> None:
-    """Draw n boxes and their labels on an RGB image in place, the first box on top.
+    """Draw n boxes and their labels on an RGB image in place, with the first box on top.
 
     Args:
         image: modified in place.
@@ -249,7 +249,7 @@ def draw_boxes(
 
 
 def draw_dashed_box(image: Image, box_xyxy: Sequence[float], dash: int = 5) -> None:
-    """Draw a box as a thin line dashed in black and white, visible on any image."""
+    """Draw a thin black-and-white dashed box, visible on any image."""
     from PIL import ImageDraw
 
     draw = ImageDraw.Draw(image)
@@ -292,7 +292,7 @@ class ContactSheet:
         self._rows: list[tuple[str, str, list[Record]]] = []
 
     def add(self, part: Part, records: RecordSet) -> None:
-        """Sample records of a part at regular strides, only those with boxes if there are any."""
+        """Sample records of a part at regular intervals; if any have boxes, sample only those."""
         count = len(records)
         seen = [records[i] for i in range(0, count, max(1, count // (4 * self.COLUMNS)))]
         chosen = [record for record in seen if record.boxes_xyxy] or seen

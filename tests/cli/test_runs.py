@@ -292,9 +292,9 @@ class TestEval:
         assert len(found["2"]) == len(found["all"]) == 2 * len(found["0"])
         with pytest.raises(SystemExit):
             main([*arguments, "some"])
-        assert "expected a non-negative integer or all, got 'some'" in capsys.readouterr().err
+        assert "expected a non-negative integer or 'all', got 'some'" in capsys.readouterr().err
         assert main(["eval", "runs/demo/coarse", "vqa", "--data", ".", "--rerank", "3"]) == 2
-        assert "--rerank requires the task retrieval, got 'vqa'" in error_line(capsys)
+        assert "--rerank requires task 'retrieval', got 'vqa'" in error_line(capsys)
 
     @pytest.mark.parametrize(
         ("arguments", "message"),

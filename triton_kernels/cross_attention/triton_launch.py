@@ -38,9 +38,9 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 def refusal(q: Tensor, k: Tensor) -> str | None:
     """Return why queries [B, n, h, d] and keys [B, m, h, d] are not supported, or None."""
     if q.dtype not in DTYPES or (q.dtype == torch.float64 and q.device.type == "cuda"):
-        return f"dtype {q.dtype}; expected float16, bfloat16 or float32"
+        return f"unsupported dtype {q.dtype}; expected float16, bfloat16 or float32"
     if not 0 < q.shape[3] <= MAX_HEAD_WIDTH:
-        return f"head dim {q.shape[3]}; expected 1 to {MAX_HEAD_WIDTH}"
+        return f"unsupported head dim {q.shape[3]}; expected 1 to {MAX_HEAD_WIDTH}"
     if max(q.shape[0], q.shape[2]) >= 2**16:
         return f"{q.shape[0]} samples of {q.shape[2]} heads; expected fewer than 65536 of each"
     for name, tensor in (("queries", q), ("keys", k)):
@@ -234,7 +234,7 @@ def _tiles(kernel: str, q: Tensor, k: Tensor) -> dict[str, int]:
     area = sizes["block_queries"] * sizes["block_keys"]
     for name, length in (("block_queries", q.shape[1]), ("block_keys", k.shape[1])):
         block = min(sizes[name], _power_of_two(length))
-        # Let padding add at most a third to the length, itself a multiple of 16.
+        # Padding may add at most a third to the length, after it is rounded up to a multiple of 16.
         while 3 * _tiles_of(length, block) * block > 4 * _tiles_of(length, 16) * 16:
             block //= 2
         sizes[name] = block

@@ -91,7 +91,7 @@ def window_rows(
         window_size: window side length in tokens.
         shift: roll of the map in tokens.
         device: device of the index tensors.
-        strip_windows: maximum number of windows per strip, which has at least one row of windows.
+        strip_windows: maximum number of windows per strip; a strip has at least one row of windows.
         piece_windows: maximum number of windows per piece.
     """
     height, width = map_size

@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """A kind of work on a corpus with an output dtype; every peer that supports it is measured."""
+    """A kind of work, a corpus and an output dtype. Every peer that supports it is measured."""
 
     #: Name on the command line (`--work`).
     kind: str
@@ -21,9 +21,9 @@ class Workload:
     batch_size: int = 64
     #: Allow scaled JPEG decoding, as in training, for peers that support it.
     scaled: bool = False
-    #: Maximum mean difference of fiber's images from Pillow's, in levels of 255.
+    #: Maximum mean difference between fiber's images and Pillow's, on a scale of 0 to 255.
     most_levels: float = 1.0
-    #: Item that is counted, and the unit of CPU time per item.
+    #: Type of item that is counted, and the unit of CPU time per item.
     counted: str = "image"
     unit: str = "ms"
     #: Number of these units in a second.
@@ -123,7 +123,7 @@ class Gate:
     output: str
     #: Peers to compare against; the fastest one counts.
     rivals: tuple[str, ...]
-    #: Required ratio; None to only report it.
+    #: Required ratio; None if the ratio is only reported.
     least: float | None
     #: Target ratio.
     target: float | None = None

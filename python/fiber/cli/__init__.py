@@ -20,7 +20,7 @@ import fiber
 from fiber.cli import bench, convert, data, images, runs, tune
 from fiber.cli.arguments import CommandParser
 
-#: Errors caused by the machine's state rather than by the input; exit code 1.
+#: Errors caused by the machine's state rather than by the input, which exit with code 1.
 _FAILURES = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOMEM, errno.EROFS}
 
 

@@ -17,7 +17,7 @@ from fiber.config_io import nearest
 
 #: `--device`, as an entry of `add_options`.
 DEVICE = {"--device DEVICE": "cpu, cuda, cuda:1, ... (default: cuda if available, else cpu)"}
-#: Files that published checkpoints do not contain.
+#: Options for files that published checkpoints do not contain.
 VOCABULARIES = {
     "--tokenizer DIR": "tokenizer.json, or a folder that contains it or vocab.json and merges.txt"
     " (default: the model's own)",
@@ -73,7 +73,7 @@ def candidates(text: str) -> int:
     if text == "all":
         return sys.maxsize
     if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"expected a non-negative integer or all, got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected a non-negative integer or 'all', got {text!r}")
     return int(text)
 
 
@@ -96,7 +96,7 @@ def semicolon_list(text: str) -> tuple[str, ...]:
 
 
 def char_spans(text: str) -> list[list[tuple[int, int]]]:
-    """Parse START:END character spans; semicolons separate phrases, commas parts of a phrase."""
+    """Parse START:END spans; semicolons separate phrases, commas separate parts of a phrase."""
     spans = []
     for item in semicolon_list(text):
         found = [re.fullmatch(r"\s*(\d+):(\d+)\s*", part) for part in item.split(",")]

@@ -30,7 +30,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
             **VOCABULARIES,
             "--image-size N": "input height and width in pixels of a coarse-stage model (default:"
             " the model's own)",
-            "--weights": "trained weights (raw) or their moving average (ema), if the file contains"
+            "--weights": "weights to read: trained (raw) or averaged (ema), if the file contains"
             " both (default: raw)",
             "--layout": "naming scheme for the keys of swin.safetensors (default: microsoft)",
         },

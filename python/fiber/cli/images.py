@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from fiber.inference import Model
     from fiber.inference.boxes import PassCounts
 
-#: Rows of a table for the terminal.
+#: Rows of a table to print to the terminal.
 Rows = Sequence[tuple[str, ...]]
 
 _IMAGE = {"image IMAGE": "image file, or a folder to search recursively for images"}
@@ -308,7 +308,7 @@ class _Session:
             yield some, [load_image(path) for path in some]
 
     def each(self) -> Iterator[tuple[Path, np.ndarray]]:
-        """Decode one image after the other."""
+        """Decode images one at a time."""
         for paths, images in self.read(self.paths):
             yield from zip(paths, images, strict=True)
 
@@ -323,7 +323,7 @@ class _Session:
             print("  " + "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)))
 
     def file_for(self, path: Path) -> Path:
-        """Return a unique path for an image's annotated copy."""
+        """Return a unique path for the annotated copy of an image."""
         assert self.folder is not None
         name, number = path.stem, 2
         while name in self.names:

@@ -44,7 +44,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
             "--output DIR": "output folder (default: runs/demo, runs/demo-fast, ...)",
             "--seed": "random seed (default: 0)",
             "--permute-pictures": "evaluate on permuted images, where every metric must miss its"
-            " floor; always exits with 1",
+            " floor; the exit code is always 1",
         },
         data={"choices": ("scenes", "stamps"), "default": "scenes"},
         seed={"type": int, "default": 0},
@@ -174,7 +174,7 @@ def _eval(options: argparse.Namespace) -> int:
     settings: dict[str, Any] = {}
     if options.rerank is not None:
         if options.task != "retrieval":
-            raise ValueError(f"--rerank requires the task retrieval, got {options.task!r}")
+            raise ValueError(f"--rerank requires task 'retrieval', got {options.task!r}")
         settings = {"rerank": options.rerank > 0, "candidates": max(options.rerank, 1)}
     import fiber
 

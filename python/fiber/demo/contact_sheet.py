@@ -83,7 +83,7 @@ def draw_sheet(
 
 
 def _predict_tiles(data: Path, split: str, *, coarse: StoredModel, fine: StoredModel) -> list[Tile]:
-    """Run the models on images sampled from a split at regular strides."""
+    """Run the models on images sampled from a split at regular intervals."""
     kinds = [
         _by_image(reader(data, split))
         for reader in (sources.phrases, sources.referring, sources.questions)

@@ -164,7 +164,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--add",
         action="store_true",
-        help="add to the recorded values instead of replacing them (same plan, other machine)",
+        help="add to the recorded values instead of replacing them"
+        " (for the same plan run on a different machine)",
     )
     options = parser.parse_args(arguments)
     runs = [json.loads((run / "rows.json").read_text()) for run in options.runs]

@@ -21,7 +21,7 @@ from fiber.atomic_io import read_json, remove_parts, write_json
 
 
 class DemoFolder:
-    """Files of one demo, written atomically: a file under its final name is complete."""
+    """Files of one demo. Writes are atomic, so a file with its final name is complete."""
 
     def __init__(self, path: Path, parameters: Mapping[str, Any]) -> None:
         """Open or create the folder; `parameters` are JSON values that determine the result.
@@ -41,7 +41,8 @@ class DemoFolder:
             if changed:
                 raise ValueError(
                     f"{path} contains a demo with different parameters (existing -> requested):"
-                    f" {'; '.join(changed)}. Pass another folder with --output, or delete this one"
+                    f" {'; '.join(changed)}. Pass a different folder with --output, or delete"
+                    " this one"
                 )
             self._notes = found
         else:
@@ -74,7 +75,7 @@ class DemoFolder:
     ) -> dict[str, Any]:
         """Return stored values; recompute and store them if the fingerprint `made_from` changed.
 
-        Values are JSON values; "seconds", the duration of the computation, is added.
+        Values must be JSON-serializable. The computation time is added as "seconds".
         """
         known = self._measured.get(name)
         if known is None or known["made_from"] != made_from:

@@ -41,7 +41,7 @@ def make_report(
     learned = sum(row.floor is not None for row in rows)
     passed = (
         f"It passed: {learned} of {len(rows)} metrics have a floor. The model reaches every floor,"
-        " and none of them on permuted images."
+        " but none of them on permuted images."
     )
     return DemoReport(
         title=f"fiber demo, {_WHAT[about['data']]}, {about['mode']} plan, seed {about['seed']}",

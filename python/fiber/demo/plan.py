@@ -1,4 +1,4 @@
-"""Plan of the demo: its sizes, and the recipe fields it overrides.
+"""Plan of the demo: dataset sizes, and the recipe fields that it overrides.
 
 The numbers of steps and images are fixed, rather than set by a time budget, so that a run does the
 same work on any machine.
@@ -34,7 +34,7 @@ class Plan:
     unfused_splits: tuple[str, ...] = ("val", "novel")
     #: Maximum number of training captions for the blind MLM baseline.
     counted_captions: int = 20_000
-    #: Duration of each stage in seconds on two cores, to estimate the remaining time.
+    #: Duration of each stage in seconds on two cores, used to estimate the remaining time.
     seconds: Mapping[str, float] = field(default_factory=dict)
 
     @property
@@ -47,11 +47,11 @@ class Plan:
         }
 
     def coarse_config(self, seed: int, **changes: Any) -> RunConfig:
-        """Configure the coarse-stage run; `changes` override the plan, with __ for dots."""
+        """Return the coarse-stage config. `changes` override the plan; names have __ for dots."""
         return _config(COARSE_RECIPE, self.coarse, seed, changes)
 
     def fine_config(self, seed: int, **changes: Any) -> RunConfig:
-        """Configure the fine-stage run; `changes` as in `coarse_config`."""
+        """Return the fine-stage config; `changes` are as in `coarse_config`."""
         return _config(FINE_RECIPE, self.fine, seed, changes)
 
 

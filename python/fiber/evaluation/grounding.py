@@ -137,8 +137,8 @@ def _inclusive(found: FoundBoxes, size: Tensor, original: Tensor) -> FoundBoxes:
 def same_sized(context: EvalContext, records: list[Record]) -> Iterator[tuple[Any, list[int]]]:
     """Yield batches of images with the same padded size, and the indices of their records.
 
-    The model sees the padding, so padding an image to the size of another one would make its
-    predictions depend on the batch.
+    The model sees the padding, so padding images to a common size would make predictions depend on
+    the batch.
 
     Raises:
         ValueError: if a box is outside its image; the message gives record, box and size.

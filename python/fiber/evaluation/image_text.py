@@ -48,7 +48,7 @@ def matching(context: EvalContext, records: list[Record]) -> EvalResult:
 
 
 def wrong_texts(records: list[Record]) -> list[Record]:
-    """Return, for each record, another record with a different image and text.
+    """Return, for each record, a record with a different image and text.
 
     Raises:
         ValueError: if there is no such record.

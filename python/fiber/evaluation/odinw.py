@@ -35,7 +35,7 @@ def evaluate_odinw(
     Raises:
         FileNotFoundError: if none of the datasets is found.
         TypeError: if `data` is not a path.
-        ValueError: if `classes` names an unknown dataset, or as in `evaluate`.
+        ValueError: if `classes` names an unknown dataset, or for the reasons listed in `evaluate`.
     """
     if not isinstance(data, (str, os.PathLike)):
         raise TypeError(f"task 'odinw': data is a {type(data).__name__}; expected a folder")
@@ -57,7 +57,7 @@ def evaluate_odinw(
     if missing:
         warnings.warn(
             f"task 'odinw': {len(missing)} of 13 datasets are missing in {root} (split {split!r}):"
-            f" {', '.join(missing)}; the mean is over the others",
+            f" {', '.join(missing)}; the mean covers only the others",
             RuntimeWarning,
             stacklevel=3,
         )

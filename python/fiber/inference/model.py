@@ -407,7 +407,7 @@ class Model:
         save_model(self.network, Path(folder), self.tokenizer, self.answers, self.classes)
 
     def need_head(self, head: str, asked: str) -> None:
-        """Raise MissingHeadError, naming the recipe to train it, if the model lacks a head."""
+        """Raise MissingHeadError, which names a recipe to train the head, if the model lacks it."""
         need_head(self.config, head, asked)
 
     def arithmetic(self) -> torch.autocast:

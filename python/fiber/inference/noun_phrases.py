@@ -27,7 +27,7 @@ _PLACE = re.compile(
 
 @functools.cache
 def english_parser() -> Any:
-    """Load the best installed English spaCy pipeline with a parser; return None without one."""
+    """Load the best installed English spaCy pipeline with a parser; None if there is none."""
     try:
         import spacy  # pyright: ignore[reportMissingImports]
     except ImportError:

@@ -66,7 +66,8 @@ def rank_images(
     """Rank images for a text by ITC, then rerank the best ones by ITM.
 
     The image encoder runs once per image: features below the fused layers are kept for the best
-    images. Only the `reranked` best images are returned; 0 ranks all images by ITC alone.
+    images. Only the `reranked` best images are returned; if it is 0, all images are ranked by ITC
+    alone.
 
     Returns:
         (image index, score), best first: ITM probabilities, or ITC cosine similarities.
@@ -107,7 +108,7 @@ def rank_images(
 def match_images(
     network: FiberImageText, inputs: Inputs, text: str, images: Sequence[Any]
 ) -> list[tuple[int, float]]:
-    """Rank images for a text by ITM: (image index, probability), best first."""
+    """Rank images for a text by ITM; return (image index, probability) pairs, best first."""
     if not images:
         return []
     pairs = [(number, 0) for number in range(len(images))]
@@ -122,5 +123,5 @@ def _by_matching(log_odds: list[tuple[int, float]]) -> list[tuple[int, float]]:
 
 
 def _best_first(scored: list[tuple[int, float]]) -> list[tuple[int, float]]:
-    """Sort (index, score) pairs by descending score; stable."""
+    """Stably sort (index, score) pairs by descending score."""
     return sorted(scored, key=lambda entry: -entry[1])

@@ -136,7 +136,7 @@ def _caption_prompt(caption: str, phrases: Sequence[str] | None) -> Prompt:
 
 
 def _spans_for_each(spans: Any, caption: Any, count: int) -> list[Any]:
-    """Return one list of spans per image, the same one for all if there is a single caption."""
+    """Return one list of spans per image; a single caption has one list for all images."""
     if isinstance(caption, str):
         return [spans] * count
     if isinstance(spans, str) or not isinstance(spans, Sequence) or len(spans) != count:

@@ -16,8 +16,8 @@ from typing import Any
 
 from fiber.config_io import nearest
 
-#: Module -> recipes that it defines. `small` recipes train on two CPU cores in minutes; the others
-#: use the published model size.
+#: Recipes by module. `small` recipes train on two CPU cores in minutes; the others use
+#: the published model size.
 _FAMILIES = {
     "small": (
         "scenes_coarse",

@@ -59,8 +59,8 @@ def caption_coco_gold() -> RunConfig:
     Command: torchrun --nproc-per-node 8 -m fiber.cli train caption_coco_gold --data DIR
         --init CAPTIONS
     Data: as for `caption_coco`. CAPTIONS is the finished model of `caption_coco`.
-    Hardware: the published run used 8 GPUs, 8 samples per GPU; a frozen copy of the model also
-        runs.
+    Hardware: the published run used 8 GPUs, 8 samples per GPU. A frozen copy of the model is also
+        kept in memory.
     Expected: FIBER's README gives no number for this stage. The published code divides a caption's
         loss by its padded length (`caption_coco_gold_published`), this recipe by its number of
         tokens.

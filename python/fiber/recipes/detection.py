@@ -61,9 +61,10 @@ def odinw_full() -> RunConfig:
     Hardware: the published run used 4 GPUs, one image per GPU.
     Expected: a mean AP of 65.9 over the test splits of the thirteen datasets (FIBER's README).
 
-    Classes keep the order of the file, as published. Trains for at most 200 epochs and evaluates
-    after each; the learning rate drops when AP plateaus, and the run later stops early. Published
-    prompts contain only class names, except for Aquarium, whose class names have descriptions.
+    Classes keep the order of the file, as in the published code. Trains for at most 200 epochs and
+    evaluates after each; the learning rate drops when AP plateaus, and the run later stops early.
+    Published prompts contain only class names, except for Aquarium, whose class names have
+    descriptions.
     """
     task = GroundingTask(share=1, sources=("detection",), shuffle_classes=False)
     changes = {
@@ -97,8 +98,8 @@ def odinw_few_shot() -> RunConfig:
         --set data.shots=3 --set train.epochs=800 --set train.checkpoint_epochs=4
         --set data.shots=5 --set train.epochs=400 --set train.checkpoint_epochs=2
         --set data.shots=10 --set train.epochs=200 --set train.checkpoint_epochs=1
-    Data: as for `odinw_full`. Images are chosen in ascending id order, as published, and do not
-        depend on the seed; to train on other images, pass a different annotation file.
+    Data: as for `odinw_full`. Images are chosen in ascending id order, as in the published code,
+        and do not depend on the seed; to train on other images, pass a different annotation file.
     Hardware: the published run used 4 GPUs, one image per GPU.
     Expected: FIBER's README gives no number for this setting.
 

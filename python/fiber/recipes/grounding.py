@@ -24,11 +24,12 @@ def grounding() -> RunConfig:
     Expected: zero-shot AP 49.3 on COCO val2017, and recall at 1 of 87.4 on the phrases of the
         Flickr30k test split (FIBER's README).
 
-    The three datasets are sampled with equal probability, as published. An Objects365 prompt has
-    the image's classes and sampled negative classes, with the published probabilities; the
-    published code rejects the fourth, so see `fiber.data.prompts.rules` for the rule used here.
-    Parameter groups, schedule, clipping, EMA and frozen layers are as published. Images are RGB, as
-    in the coarse stage; the published fine stage feeds BGR images to RGB-trained weights.
+    The three datasets are sampled with equal probability, as in the published run. An Objects365
+    prompt has the image's classes and sampled negative classes, with the published
+    `negative_chances`. The published code rejects the fourth of these; see
+    `fiber.data.prompts.rules` for the rule used here. Parameter groups, schedule, clipping, EMA and
+    frozen layers are as published. Images are RGB, as in the coarse stage; the published fine stage
+    feeds BGR images to RGB-trained weights.
     """
     base = preset("base", stage="fine")
     return RunConfig(

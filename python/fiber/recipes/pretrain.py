@@ -77,7 +77,8 @@ def finetune(
 ) -> RunConfig:
     """Configure fine-tuning of one head of the coarse-stage base model.
 
-    The window size is `image_size` / 32, as published. `changes` overrides fields by dotted name.
+    The window size is `image_size` / 32, as in the published code. `changes` overrides fields by
+    dotted name.
     """
     base = preset("base")
     model = dataclasses.replace(
@@ -109,7 +110,8 @@ def as_published(
 ) -> RunConfig:
     """Change `base` to train on train and val, in float32, and keep the last checkpoint.
 
-    `steps` must give the same number of epochs. `changes` overrides other fields by dotted name.
+    `steps` must correspond to the same number of epochs. `changes` overrides other fields by dotted
+    name.
     """
     published = {
         "data.split": "train+val",

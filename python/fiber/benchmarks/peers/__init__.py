@@ -33,7 +33,7 @@ _FFCV: dict[str, Any] = {
 class Peer:
     """A data pipeline to compare against."""
 
-    #: Name on the command line and in rows.
+    #: Name on the command line and in CSV rows.
     name: str
     #: One-line description.
     title: str

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-#: Side in pixels of a coarse-stage image.
+#: Side length of a coarse-stage image in pixels.
 SIZE = 384
 #: ImageNet mean and standard deviation of RGB values in [0, 1].
 MEAN = (0.485, 0.456, 0.406)

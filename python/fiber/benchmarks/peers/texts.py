@@ -1,4 +1,4 @@
-"""Tokenizer peers: strings to padded int64 ids, with offsets if supported."""
+"""Tokenizer peers, which encode texts as padded int64 ids, with offsets if supported."""
 
 # pyright: reportMissingImports=false
 

@@ -18,7 +18,7 @@ import types
 from pathlib import Path
 from typing import Any
 
-#: Package name that peer modules are imported under.
+#: Name of the package under which peer modules are imported.
 PACKAGE = "fiber_bench_peers"
 #: Number of images from the first batch that are saved for comparison.
 SAMPLES = 4
