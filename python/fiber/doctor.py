@@ -1,6 +1,6 @@
 """`fiber doctor`: report installed packages, kernel backend, devices, and how to install the rest.
 
-Only fiber's own wheel is required: other packages are looked up in the installed metadata, and
+Only fiber's own wheel is required. Other packages are looked up in the installed metadata, and
 imported only if present.
 """
 
@@ -66,7 +66,7 @@ def requirements() -> list[Requirement]:
         name = re.match(r"[A-Za-z0-9._-]+", requirement.strip())
         minimum = re.search(r">=\s*([0-9.]+)", requirement)
         extra = re.search(r"extra\s*==\s*['\"]([^'\"]+)['\"]", marker)
-        # An extra that refers to other extras of fiber adds no package.
+        # An extra that refers to other extras of fiber adds no packages.
         if name and name[0] != "fiber-vl":
             fields = (match[1] if match else "" for match in (minimum, extra))
             found.append(Requirement(name[0], *fields))
@@ -157,7 +157,7 @@ def _torch_rows() -> str | None:
 
 def _extra_rows() -> None:
     for extra, purpose in EXTRAS.items():
-        # `demo` is an alias for `train`.
+        # The extra `demo` is an alias for `train`.
         own = {extra, "train"} if extra == "demo" else {extra}
         missing = [r.name for r in requirements() if r.extra in own and not r.state()[1]]
         if not missing:

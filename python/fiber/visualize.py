@@ -181,7 +181,7 @@ def place_labels(
     image_height, image_width = image_size
     placed = np.zeros((0, 4))
     for (x0, y0, x1, y1), (width, height) in zip(boxes_xyxy, label_sizes, strict=True):
-        # Outside the box first: inside, a label may hide a small object.
+        # Try outside the box first, since a label inside may hide a small object.
         rows = [y0 - height] if y0 >= height else []
         rows += [y1] if y1 + height <= image_height else []
         corners = [(x, y) for y in (*rows, y0, y1 - height) for x in (x0, x1 - width)]
@@ -285,7 +285,7 @@ class ContactSheet:
 
     #: Images per row, image side in pixels, lines of text per image, and maximum number of rows.
     COLUMNS, SIDE, LINES, ROWS = 5, 260, 3, 8
-    #: Sources to show first, in this order.
+    #: Record sources to show first, in this order.
     ORDER = ("detection", "objects365", "phrases", "mixed", "referring", "captions")
 
     def __init__(self) -> None:
@@ -330,7 +330,7 @@ def _record_text(record: Record) -> str:
     """Join a record's text, its most frequent answer and its truth value."""
     text = record.text
     if len(record.labels) > 1 and record.boxes_xyxy:
-        # Of a prompt that lists all classes, show only those in the image.
+        # If a prompt lists all classes, show only those in the image.
         own = dict.fromkeys(record.labels[label] for label in record.box_labels)
         text = text if len(record.labels) <= len(own) else ", ".join(own)
     answers = record.answers or {}

@@ -177,8 +177,8 @@ class TestData:
         defaults = inspect.signature(module.generate).parameters
         assert f"training images (default: {defaults['train'].default})" in shown
         assert f"(default: {defaults['seed'].default})" in shown
-        assert f"always generates {defaults['val'].default} images of val" in shown
-        assert f"and {defaults['novel'].default} images of novel" in shown
+        assert f"always has {defaults['val'].default} images in val" in shown
+        assert f"and {defaults['novel'].default} images in novel" in shown
 
     def test_answers_of_the_published_head(self, desk, capsys):
         for year, answers in (("train2014", ["A dog"] * 9), ("val2014", ["yes"] * 9)):

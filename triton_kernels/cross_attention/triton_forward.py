@@ -24,7 +24,7 @@ def _own_keys(
     lengths, valid_sizes, key_mask, sample, num_keys, map_height, map_width,
     BLOCK_MASK: tl.constexpr,
 ):  # fmt: skip
-    """Return a sample's number of valid keys and the width of its valid region (at least 1).
+    """Return the number of a sample's valid keys, and the width of its valid region (at least 1).
 
     With a mask, all keys up to the last unmasked one count as valid.
     """

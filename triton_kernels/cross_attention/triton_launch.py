@@ -82,7 +82,8 @@ def plan_forward(
         q: [B, n, h, d].
         k: [B, m, h, d].
         v: [B, m, h, d].
-        keys: lengths are clamped to m, and sizes to the map. A mask is slower than either.
+        keys: lengths are clamped to m, and valid sizes to the map size. A mask is slower than
+            either.
         dropout: the dropped weights depend on the seed and the indices of sample, head, query and
             valid key, not on padding or tile sizes.
 
@@ -274,7 +275,7 @@ def _constants(q: Tensor) -> dict[str, Any]:
 
 
 def _inputs(q: Tensor, k: Tensor, v: Tensor, keys: KeyMask) -> dict[str, Any]:
-    """Collect the arguments shared by all kernels."""
+    """Return the arguments shared by all kernels."""
     height, width = (0, 0) if keys.sizes is None or keys.map_size is None else keys.map_size
     return {
         "queries": q,
@@ -295,7 +296,7 @@ def _inputs(q: Tensor, k: Tensor, v: Tensor, keys: KeyMask) -> dict[str, Any]:
 
 
 def _dropout(dropout: Dropout) -> dict[str, Any]:
-    """Collect the dropout arguments: the seed, and the int32 below which a weight is dropped."""
+    """Return the dropout arguments: the seed, and the int32 below which a weight is dropped."""
     if not 0 <= dropout.p < 1:
         raise ValueError(f"dropout_p: expected 0 <= dropout_p < 1, got {dropout.p}")
     if dropout.p == 0:

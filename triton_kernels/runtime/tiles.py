@@ -1,4 +1,4 @@
-"""Tile size tables: the package's own, and the user's, which `fiber tune` writes."""
+"""Tile size tables: the package's own, and the user's, which is written by `fiber tune`."""
 
 from __future__ import annotations
 

@@ -22,15 +22,15 @@ from .launch import Launch, run_plan
 from .tiles import Line, best, packaged_lines
 
 Sizes = dict[str, int]
-#: Launches of one or more calls, in order, and all their results.
+#: Launches of one or more calls, in order, and the results of all calls.
 Plan = tuple[list[Launch], list[Tensor]]
 
 #: Maximum time of a candidate relative to the default tile sizes: smaller gains are noise, and
 #: different tile sizes may change the last bits of the results.
 GAIN = 0.97
 REPETITIONS = 15
-#: Tolerance relative to the largest element, by input dtype: tile sizes change the summation
-#: order, and large terms cancel.
+#: Tolerance relative to the largest element, by input dtype. Tile sizes change the summation order,
+#: and large terms may cancel.
 ALIKE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 6e-2}
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}

@@ -241,7 +241,7 @@ def gather_bias(
         place += key // 8 * 128 + key % 8 // 2 * 4 + key % 2
         sums = ()
         for i in tl.static_range(HEADS):
-            # Heads past the last one read the last one, and are not stored.
+            # Indices past the last head read the last head, and their results are not stored.
             start = pairs + tl.minimum(first_head + i, heads - 1) * (STORED * STORED)
             sums = sums + (totals[i] + tl.load(start + place, mask=real, other=0.0),)
         totals = sums

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from ..runtime.scratch import Scratch
 
-#: Combinations of seams of the rolled map in a window: (between rows, between columns).
+#: Combinations of seams of the rolled map that a window may contain: (between rows, between
+#: columns).
 SEAMS = ((False, False), (False, True), (True, False), (True, True))
 
 
@@ -24,7 +25,7 @@ class WindowRows(NamedTuple):
     """All windows of a batch."""
 
     strips: tuple[Strip, ...]
-    #: Tokens in no strip: rows below a sample's valid region.
+    #: Tokens that are not in any strip: rows below a sample's valid region.
     outside: tuple[slice, ...]
     #: Indices in `SEAMS` of the combinations that occur.
     seams: frozenset[int]

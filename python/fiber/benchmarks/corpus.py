@@ -1,4 +1,4 @@
-"""JPEG corpora cropped from photographs. The same photographs yield the same bytes.
+"""JPEG corpora cropped from photographs. The same photographs yield identical files.
 
 Image i of a corpus depends only on the plan, the list of photographs, i and Pillow's version, so a
 shorter corpus is a prefix of a longer one.
@@ -41,8 +41,8 @@ class CorpusPlan:
     qualities: tuple[int, ...]
     #: Chroma subsampling, in Pillow's notation.
     subsampling: str = "4:2:0"
-    #: Number of candidate crops for most images; the one with the most bytes is kept, since images
-    #: in datasets have more detail than the average crop of a large photograph.
+    #: Number of candidate crops for most images; the one with the largest file is kept, since
+    #: dataset images have more detail than the average crop of a large photograph.
     candidates: int = 3
     #: Strength of the unsharp mask after downscaling, in percent; 0 for none.
     sharpening: int = 70

@@ -39,7 +39,7 @@ class Side:
     #: comparable.
     levels: float | None = None
     remark: str = ""
-    #: Reason why it could not be measured, or "".
+    #: Reason the peer could not be measured, or "".
     failure: str = ""
 
     @property

@@ -185,7 +185,7 @@ class PeerProcess:
 
 
 def not_installed(peers: Iterable[Peer], pythons: Mapping[str, str]) -> dict[str, str]:
-    """Return what is missing and how to install it, for each peer that is not installed.
+    """Return, for each peer that is not installed, what is missing and how to install it.
 
     `pythons` maps peers to interpreters other than the current one.
     """

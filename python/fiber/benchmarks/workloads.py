@@ -16,7 +16,7 @@ class Workload:
     work: str
     output: str
     title: str
-    #: Name of a corpus plan, "images" for the user's own files, "" if no image is read.
+    #: Name of a corpus plan, "images" for the user's own files, or "" if no images are read.
     corpus: str = ""
     batch_size: int = 64
     #: Allow scaled JPEG decoding, as in training, for peers that support it.
@@ -26,7 +26,7 @@ class Workload:
     #: Type of item that is counted, and the unit of CPU time per item.
     counted: str = "image"
     unit: str = "ms"
-    #: Number of these units in a second.
+    #: Number of such units in a second.
     per_second: float = 1e3
     #: Maximum number of images or texts.
     most: int = 100_000
@@ -121,7 +121,7 @@ class Gate:
     kind: str
     corpus: str
     output: str
-    #: Peers to compare against; the fastest one counts.
+    #: Peers to compare against; the ratio is that of the fastest one.
     rivals: tuple[str, ...]
     #: Required ratio; None if the ratio is only reported.
     least: float | None

@@ -132,7 +132,7 @@ def add_options(
     /,
     **settings: Mapping[str, Any],
 ) -> None:
-    """Add arguments to a command or a group from a table.
+    """Add the arguments in a table to a command or an argument group.
 
     `options` maps "--option METAVAR", "argument METAVAR" or "--flag" to its help; N is a positive
     integer, DIR and FILE are paths. `settings` maps names to further `add_argument` keywords.

@@ -31,7 +31,7 @@ vqav2_train.arrow and vqav2_val.arrow.
 """
 _SCENES = "rendered shapes, with captions, questions and boxes"
 _STAMPS = "cut-out objects on photographs, with captions and boxes"
-#: Maximum number of skipped records listed by `pack`.
+#: Maximum number of skipped records that `pack` lists.
 _MAX_LISTED = 10
 
 

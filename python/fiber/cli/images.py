@@ -47,7 +47,7 @@ _BOX_SETTINGS: dict[str, Any] = {
 }
 #: Number of images decoded and held in memory at a time.
 _BATCH = 16
-#: Maximum number of class names to print.
+#: Maximum number of class names to print to stderr.
 _MAX_LISTED = 12
 
 

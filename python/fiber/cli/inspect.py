@@ -13,9 +13,9 @@ from fiber.data.tools.inspect import Bar, DataReport, ImageReport, PartReport, h
 from fiber.data.tools.inspect import inspect as look
 from fiber.visualize import ContactSheet
 
-#: Maximum number of classes listed with their box counts.
+#: Maximum number of classes to list with their box counts.
 _MAX_CLASSES = 12
-#: Maximum number of faults listed.
+#: Maximum number of faults to list.
 _MAX_FAULTS = 10
 #: Length of the longest bar in characters.
 _BAR_WIDTH = 30
@@ -51,7 +51,7 @@ def inspect(
             print(f"not saved: {sheet}: no record can be read (see the faults)", file=sys.stderr)
             return 1
         save_image(tiles.draw, sheet)
-        # With --json only the JSON object goes to stdout.
+        # With --json, only the JSON object is written to stdout.
         print(f"saved: {sheet}", file=sys.stderr if as_json else sys.stdout)
     return 1 if report.faults else 0
 

@@ -71,7 +71,7 @@ def draw_sheet(
 ) -> None:
     """Run the models on images of each split and save a PNG sheet of their predictions.
 
-    `coarse` answers questions and `fine` predicts boxes. Splits are drawn in order.
+    The model `coarse` answers questions, and `fine` predicts boxes. Splits are drawn in order.
     """
     tiles = [
         draw_tile(tile)
@@ -92,7 +92,7 @@ def _predict_tiles(data: Path, split: str, *, coarse: StoredModel, fine: StoredM
     images = [images[i * len(images) // IMAGES] for i in range(min(IMAGES, len(images)))]
     if not images:
         return []
-    # Avoid each image's first record, since those are all of the same kind.
+    # Avoid the first record of each image, since first records are all of the same kind.
     captions, expressions, questions = (
         [kind[image][place % len(kind[image])] for place, image in enumerate(images)]
         for kind in kinds

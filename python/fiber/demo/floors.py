@@ -31,8 +31,8 @@ UNRECORDED = "no seeds recorded"
 _PAIRS, _QUESTIONS = ("retrieval", "matching"), ("vqa",)
 _BOXES = ("phrases", "referring", "detection")
 
-#: Groups in which at least one metric must have a floor, by kind of data and mode. A demo of a few
-#: minutes does not learn hundreds of nouns from captions, so stamps require boxes only.
+#: Groups of metrics, at least one of which must have a floor, by kind of data and mode. A demo of a
+#: few minutes does not learn hundreds of nouns from captions, so stamps require boxes only.
 REQUIRED = {
     ("scenes", "default"): (_PAIRS, _QUESTIONS, _BOXES),
     ("scenes", "fast"): (_PAIRS, _BOXES),
@@ -74,7 +74,7 @@ class Seeds(NamedTuple):
     """Values of a metric for three or more seeds."""
 
     values: Sequence[float]
-    #: Values of the same models on permuted images.
+    #: Values of the same models when evaluated on permuted images.
     permuted: Sequence[float] = ()
 
 

@@ -91,7 +91,7 @@ class DemoFolder:
         self._measured.pop(name, None)
 
     def known(self, name: str) -> dict[str, Any]:
-        """Return stored values; {} if there are none."""
+        """Return stored values, or {} if there are none."""
         return self._measured.get(name, {})
 
 
@@ -105,7 +105,7 @@ def fingerprint(*parts: Any) -> str:
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """List the differences between two nested mappings, by dotted name."""
+    """List the differences between two nested mappings, labeled with dotted names."""
     changed = []
     for name in sorted({*old, *new}):
         before, after = old.get(name), new.get(name)

@@ -147,7 +147,7 @@ class Measures:
         return self.folder.measured(f"{shown.task}/guesses", fingerprint(*inputs), compute)
 
     def throughput(self) -> tuple[int, float]:
-        """Return the number of records evaluated for the table, and the time in seconds."""
+        """Return the number of records evaluated for the table, and how long it took in seconds."""
         known = [
             self.folder.known(f"{shown.task}/{split}/{mode}")
             for shown in {shown.task: shown for shown in SHOWN}.values()

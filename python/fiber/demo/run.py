@@ -89,7 +89,7 @@ class Demo:
             "coarse": self.plan.coarse_config(seed),
             "fine": self.plan.fine_config(seed),
         }
-        # Parameters of data and models; evaluation results have their own fingerprints.
+        # Parameters of the data and models. Evaluation results have their own fingerprints.
         parameters = {
             **self.about,
             "train_images": self.plan.train_images,

@@ -154,8 +154,8 @@ def guess_boxes(
 ) -> list[NDArray[np.float64]]:
     """Predict up to k boxes per text from training pairs of a text and its (g, 4) boxes.
 
-    With `per_text`, predictions for texts with at least `RELIABLE` training boxes start with the
-    text's own most frequent boxes. All others are the most frequent boxes over all texts.
+    With `per_text`, predictions for a text with at least `RELIABLE` training boxes start with its
+    own most frequent boxes. All other predictions are the most frequent boxes over all texts.
     """
     by_text: dict[str, list[NDArray[np.float64]]] = {}
     for text, boxes in training:

@@ -55,7 +55,7 @@ class EvalModel(Protocol):
 class EvalResult:
     """Metrics and predictions of one task."""
 
-    #: Metrics by name, as fractions in [0, 1]; only `cider_d` goes up to 10.
+    #: Metrics by name, as fractions in [0, 1], except for `cider_d` (up to 10).
     metrics: dict[str, float]
     #: Predictions in the task's official format: JSON objects or lines of text.
     predictions: list[Any] = field(default_factory=list)
@@ -74,7 +74,7 @@ class EvalContext:
     threads: int = 0
     #: Replace every record's image with that of a different record.
     permute_images: bool = False
-    #: False sets the gates of all cross-attention layers to 0.
+    #: If False, the gates of all cross-attention layers are set to 0.
     fusion: bool = True
     #: Number of candidates per retrieval query to rerank with ITM; 0 disables reranking.
     candidates: int = 0

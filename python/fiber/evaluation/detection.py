@@ -38,7 +38,7 @@ class FoundInImage(NamedTuple):
 class EncodedPrompt(NamedTuple):
     """Prompt and its text features, computed once for all images."""
 
-    #: (1, L, D) text features below the first fused layer.
+    #: (1, L, D) text features from the layers before fusion.
     prefix: Tensor
     #: (1, L) bool.
     mask: Tensor
@@ -138,7 +138,7 @@ def _federated(record: Record) -> FederatedTruth:
 def _with_published(
     own: dict[str, float], published: dict[str, float], names: Sequence[str]
 ) -> dict[str, float]:
-    """Add published metrics; drop NaN values (no ground-truth boxes), except for "ap"."""
+    """Add the published metrics. Drop NaN values (no ground-truth boxes), except for "ap"."""
     metrics = own | {f"published_{name}": published[name] for name in names}
     return {name: value for name, value in metrics.items() if name == "ap" or value == value}
 
@@ -232,7 +232,7 @@ def detect(
 ) -> Iterator[FoundInImage]:
     """Yield each image's detections from all prompts; the order of the images is unspecified.
 
-    Blocks below the first fused block run only once per image.
+    The blocks before fusion run only once per image.
     """
     network = context.detector
     for batch, places in same_sized(context, records):

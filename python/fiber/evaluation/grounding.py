@@ -25,11 +25,11 @@ from fiber.metrics.grounding import phrase_recall, referring_accuracy
 from fiber.metrics.groups import with_groups
 from fiber.postprocess import FoundBoxes, detect_boxes, ground_phrases
 
-#: Boxes kept per phrase, for recall at 10.
+#: Number of boxes kept per phrase, for recall at 10.
 BOXES_PER_PHRASE = 10
 #: Values of k for recall at k and accuracy at k.
 KS = (1, 5, 10)
-#: Published post-processing: score threshold, and candidates per pyramid level.
+#: Published post-processing: score threshold, and number of candidates per pyramid level.
 PUBLISHED_REFERRING: Mapping[str, Any] = {"score_threshold": 0.0, "candidates_per_level": 3000}
 PUBLISHED_PHRASES: Mapping[str, Any] = {"score_threshold": 0.05, "candidates_per_level": 1000}
 

@@ -241,7 +241,7 @@ def caption(context: EvalContext, records: list[Record]) -> EvalResult:
 
 
 def _image_numbers(image_ids: list[str]) -> list[int | str]:
-    """Return image ids for COCO results: the number at the end of each file name, if unique."""
+    """Return the image ids for COCO results, taken from the file names if these are unique."""
     found = [re.search(r"\d+$", PurePath(image_id).stem) for image_id in image_ids]
     numbers = [int(match[0]) if match else None for match in found]
     times = Counter(numbers)

@@ -29,8 +29,8 @@ def evaluate_odinw(
     `output` is a folder for the predictions, one file per dataset.
 
     Returns:
-        "NAME/ap", "NAME/ap50" etc. for each dataset, and their mean AP as "ap"; if datasets are
-        missing, a warning lists them and the mean is named "ap_of_N_of_13".
+        "NAME/ap", "NAME/ap50" etc. for each dataset, and the mean AP as "ap". If datasets are
+        missing, a warning lists them, and the mean is named "ap_of_N_of_13".
 
     Raises:
         FileNotFoundError: if none of the datasets is found.

@@ -20,7 +20,7 @@ from fiber.metrics.retrieval import recall_of_ranks, reranked, wrong_before
 from fiber.models.fiber.pair_scoring import TextFeatureStore, match_log_odds, run_pairs
 from fiber.models.heads import need_head
 
-#: Images listed per text in a prediction file.
+#: Number of images listed per text in a prediction file.
 LISTED = 10
 #: Default number of candidates that ITM reranks.
 RERANKED = 32

@@ -129,7 +129,7 @@ def _select(
             nms_threshold=thresholds.nms,
             max_detections=thresholds.max_detections,
         )
-        # As in grounding, threshold the final score, which includes centerness.
+        # As in grounding, apply the threshold to the final score, which includes centerness.
         return [FoundBoxes(*(part[f.scores >= thresholds.score] for part in f)) for f in found]
     return ground_phrases(
         output,

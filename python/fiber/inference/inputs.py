@@ -146,7 +146,7 @@ def not_empty(texts: Sequence[str], what: str) -> list[str]:
 
 @dataclass(frozen=True)
 class ImageBatch:
-    """Images padded to the same size."""
+    """Batch of images padded to the same size."""
 
     #: (B,) indices into the user's list.
     indices: list[int]
@@ -162,7 +162,7 @@ class ImageBatch:
 
 @dataclass(frozen=True)
 class TextBatch:
-    """Texts, padded to the longest one."""
+    """Batch of texts, padded to the longest one."""
 
     #: (B, L) int64.
     token_ids: Tensor

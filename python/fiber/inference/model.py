@@ -248,7 +248,7 @@ class Model:
 
         Args:
             images: an image or a list of images.
-            num_beams: number of beams in beam search; default: 5; 1 is greedy decoding.
+            num_beams: number of beams in beam search (default: 5); 1 is greedy decoding.
             max_tokens: maximum number of tokens per caption; default: the model's maximum.
             sample: sample tokens instead of using beam search.
             seed: non-negative seed, used for each image separately, so that captions do not depend
@@ -370,11 +370,12 @@ class Model:
 
         Args:
             text: query.
-            images: list of images.
+            images: list of images to search.
             top_k: number of hits, best first.
             rerank: rerank by ITM; scores are then matching probabilities, otherwise cosine
                 similarities. Default: True if the model has both heads.
-            candidates: number of images to rerank; default: 32; raised to `top_k` if smaller.
+            candidates: number of images to rerank (default: 32), raised to `top_k` if it is
+                smaller.
 
         Raises:
             MissingHeadError: if the model has neither head, or lacks ITC and `rerank` is False.

@@ -64,7 +64,7 @@ def grounding_prompts(
         raise ValueError("ground: expected phrases, a caption or both, got neither")
     captions = [] if caption is None else one_for_each(caption, count, "caption")
     if spans is not None and caption is not None:
-        # Spans index into the captions as given, before stripping.
+        # Spans are indices into the captions as given, before stripping.
         captions = [caption] * count if isinstance(caption, str) else list(caption)
     span_lists = None if spans is None else _spans_for_each(spans, caption, count)
     prompts = []

@@ -1,4 +1,4 @@
-"""LRU cache of text features below the first fused layer."""
+"""LRU cache of text features computed before the fused layers."""
 
 from __future__ import annotations
 
