@@ -168,7 +168,7 @@ def place_labels(
 ) -> np.ndarray:
     """Place the labels of boxes greedily so that they overlap as little as possible.
 
-    In order of preference, a label goes above, below or inside its box, or to the nearest gap.
+    In order of preference, a label is placed above, below or inside its box, or in the nearest gap.
 
     Args:
         boxes_xyxy: (n, 4), in pixels.
@@ -327,7 +327,7 @@ class ContactSheet:
 
 
 def _record_text(record: Record) -> str:
-    """Join a record's text, its most frequent answer and its truth value."""
+    """Join a record's text, most frequent answer and truth value."""
     text = record.text
     if len(record.labels) > 1 and record.boxes_xyxy:
         # If a prompt lists all classes, show only those in the image.
@@ -340,7 +340,7 @@ def _record_text(record: Record) -> str:
 
 
 def _record_image(record: Record, side: int) -> Image:
-    """Draw a record's images next to each other in a gray square, with boxes on the first."""
+    """Draw a record's images side by side in a gray square, with the boxes on the first image."""
     from PIL import Image as PilImage
     from PIL import ImageDraw
 

@@ -207,7 +207,7 @@ def _plan_walk(
 
 
 def _parts(total: Tensor, parts: int) -> tuple[Tensor, Launch]:
-    """Allocate [S, ...] for parts of a tensor, and plan their sum."""
+    """Allocate the parts [S, ...] of a tensor, and plan their sum."""
     separate = _empty((parts, *total.shape), total, _wide(total))
     arguments = {"parts": separate, "sums": total, "size": total.numel(), "num_parts": parts}
     constants = {"BLOCK_SIZE": SUM_BLOCK, "ACCUMULATOR": accumulator(total.dtype)}
@@ -216,7 +216,7 @@ def _parts(total: Tensor, parts: int) -> tuple[Tensor, Launch]:
 
 
 def _split(length: int, block: int, programs: int) -> tuple[int, int]:
-    """Split a loop if there are few programs; return the number of parts and their length."""
+    """Split a loop if there are few programs. Return the number of parts and their length."""
     tiles = max(1, _tiles_of(length, block))
     wanted = min(_tiles_of(PROGRAMS, max(1, programs)), tiles // TILES_PER_PART)
     tiles_of_part = _tiles_of(tiles, max(1, wanted))

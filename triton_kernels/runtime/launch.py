@@ -1,4 +1,4 @@
-"""Descriptions of kernel launches, which can be run, or compiled without being run.
+"""Descriptions of kernel launches, which can be run, or only compiled.
 
 `plan_*` functions return `Launch` objects, which run on a GPU or in Triton's interpreter; tests
 without a GPU compile them for every architecture.

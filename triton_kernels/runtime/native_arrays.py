@@ -1,4 +1,4 @@
-"""Conversion of tensors to arguments of the Rust attention."""
+"""Conversion of tensors to arguments of the attention in Rust."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ def window_attention(
         )
         out = torch.zeros_like(qkv[sample, :, :, 0])
         if own_height and own_width:
-            # Padded to whole windows on its own, not to the map size of the batch.
+            # Pad the region to whole windows by itself, not to the map size of the batch.
             own = _one_map(
                 qkv[sample, :own_height, :own_width], bias_table, qkv_bias, window_size, shift
             )

@@ -97,7 +97,7 @@ def backward(
 
 
 class _Scores:
-    """Score biases: relative position bias [h, N, N] and shift masks [N, N]."""
+    """Biases added to scores: relative position bias [h, N, N] and shift masks [N, N]."""
 
     def __init__(
         self, bias_table: Tensor, rows: WindowRows, spec: WindowSpec, dtype: torch.dtype

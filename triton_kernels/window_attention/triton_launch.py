@@ -52,7 +52,7 @@ def refusal(qkv: Tensor, window_size: int) -> str | None:
     if head_width > MAX_HEAD_WIDTH:
         return f"unsupported head dim {head_width}; expected at most {MAX_HEAD_WIDTH}"
     if heads > 65535:
-        return f"too many heads ({heads}); expected at most 65535"
+        return f"unsupported number of heads, {heads}; expected at most 65535"
     if height * width * 3 * heads * head_width >= 2**31:
         return f"samples of {height} x {width} tokens are too large for 32-bit offsets"
     if 4 * heads * (window_size**2 + 128) ** 2 >= 2**31:
@@ -151,7 +151,7 @@ def plan_backward(
 
 
 def _add_whole(plan: _Plan, atomic_bias: bool) -> tuple[Tensor, int, Tensor | None]:
-    """Add a single kernel.
+    """Add the launch of a single kernel.
 
     Returns:
         The gradient of the bias [chunks, h, S * S]; S; and the gradients of the padding
@@ -178,7 +178,7 @@ def _add_whole(plan: _Plan, atomic_bias: bool) -> tuple[Tensor, int, Tensor | No
 
 
 def _add_tiled(plan: _Plan, atomic_bias: bool) -> tuple[Tensor, int, Tensor | None]:
-    """Add three kernels: by queries, by keys and by token pairs; see `_add_whole`."""
+    """Add the launches of three kernels: by queries, keys and token pairs; see `_add_whole`."""
     by_queries, by_keys, by_pairs = (
         plan.tile(f"window_tiled_{name}") for name in ("queries", "keys", "bias")
     )
@@ -315,7 +315,7 @@ class _Plan:
         return torch.empty(*shape, dtype=self.wide, device=self.qkv.device)
 
     def padding_parts(self, count: int) -> Tensor | None:
-        """Allocate key and value gradients of padding [count, 2 h d]; None without padding."""
+        """Allocate the key and value gradients of padding [count, 2 h d]; None without padding."""
         return self.empty(count, 2 * self.heads * self.qkv.shape[-1]) if self.padded else None
 
     def add(

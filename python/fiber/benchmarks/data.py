@@ -124,7 +124,7 @@ def run(options: Options) -> int:
 
 
 def list_all(options: Options) -> int:
-    """Print workloads and peers, and how to install missing peers."""
+    """Print the workloads and peers, and how to install missing peers."""
     for workload in WORKLOADS:
         print(f"{workload.name:<26} {workload.title}")
     absent = not_installed((OURS, *PEERS), options.pythons)
@@ -170,7 +170,7 @@ def _workloads(options: Options) -> list[Workload]:
 
 
 def _report_unsupported(options: Options, workloads: Sequence[Workload]) -> None:
-    """Report chosen work and peers that cannot be measured.
+    """Report the chosen work and peers that cannot be measured.
 
     Raises:
         ValueError: if no chosen peer supports any of the work.
@@ -255,7 +255,7 @@ def _machine() -> str:
 
 
 class _Inputs:
-    """Images, texts and boxes of the workloads, each created once."""
+    """Images, texts and boxes of the workloads; each is created only once."""
 
     def __init__(self, options: Options) -> None:
         self.options = options

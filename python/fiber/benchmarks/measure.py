@@ -1,4 +1,4 @@
-"""Measure one workload: start every peer, warm it up, and run the peers in turn."""
+"""Measure a workload: start and warm up every peer, and then run the peers in turn."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Result:
     load: float = 0.0
 
     def side(self, name: str) -> Side | None:
-        """Return a measured peer, or None."""
+        """Return the measurements of a peer, or None."""
         return next((s for s in self.sides if s.peer.name == name and s.costs), None)
 
 

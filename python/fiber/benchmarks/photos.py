@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fiber.synthetic.stamp_assets import cache_folder, unpacked
 
-#: Source name of Debian's packages, which are downloaded if missing.
+#: Source name that selects Debian's packages, which are downloaded if missing.
 DEBIAN = "debian"
 #: Photographs in Debian's packages, excluding drawings and smaller copies.
 DEBIAN_PHOTOGRAPHS = {

@@ -257,7 +257,7 @@ def _environment(peer: Peer, python: str) -> dict[str, str]:
         # PYTHONPATH is for the current interpreter only.
         environment.pop("PYTHONPATH", None)
     elif peer is OURS:
-        # Import the running package, even if another copy is installed.
+        # Import the running package, even if a different copy is installed.
         paths = [str(Path(__file__).parents[2]), environment.get("PYTHONPATH", "")]
         environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
     if peer.preload:

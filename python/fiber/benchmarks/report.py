@@ -33,12 +33,12 @@ class Verdict:
     gate: Gate
     #: Fastest measured peer of the gate; "" if none was measured.
     rival: str
-    #: The rival's CPU time divided by fiber's.
+    #: CPU time of `rival` divided by fiber's.
     ratio: float | None
 
     @property
     def holds(self) -> bool | None:
-        """True if the ratio is reached; None if it was not measured or nothing is required."""
+        """True if the required ratio is reached; None if not measured or none is required."""
         if self.ratio is None or self.gate.least is None:
             return None
         return self.ratio >= self.gate.least

@@ -1,6 +1,6 @@
 """`fiber ground`, `detect`, `answer`, `caption`, `match` and `search`.
 
-Each prints a table if the output is a terminal, and one JSON object per line otherwise.
+Each command prints a table to a terminal, and one JSON object per line otherwise.
 """
 
 from __future__ import annotations
@@ -194,7 +194,7 @@ def _boxes(options: argparse.Namespace, method: str, arguments: dict[str, Any]) 
 
 
 def _describe_cost(classes: int, passes: PassCounts) -> str:
-    """Describe the cost of detection: the fused layers run once per (image, prompt) pair."""
+    """Describe the cost of detection. The fused layers run once per (image, prompt) pair."""
     from fiber.data.skip_report import counted
 
     return (
@@ -258,7 +258,7 @@ def _search(options: argparse.Namespace) -> int:
 
 
 def _paths(images: Sequence[str]) -> list[Path]:
-    """List image files; folders are searched recursively, without following links."""
+    """List image files. Folders are searched recursively, without following links."""
     paths = []
     for image in images:
         path = Path(image)
@@ -334,7 +334,7 @@ class _Session:
     def show(
         self, path: Path, image: np.ndarray, result: dict[str, Any], rows: Rows, text: str
     ) -> None:
-        """Print a result; save the image with the text below it if `--save` was given."""
+        """Print a result. If `--save` was given, save the image with the text below it."""
         height, width = image.shape[:2]
         about = {"image": str(path), "width": width, "height": height, "model": self.name}
         self.print(about | result, rows)

@@ -6,8 +6,9 @@ two standard deviations. A metric has no floor if its worst seed does not beat t
 MLM in the fast demo, whose model predicts tokens from text better than the blind baseline does. A
 model that ignores the images therefore falls below every floor.
 
-Results depend on rounding, which differs between processors, so the same seed on another processor
-counts as a separate run. `python -m fiber.demo.floors` writes `floors.json` from finished runs.
+Results depend on rounding, which differs between processors, so the same seed on a different
+processor counts as a separate run. `python -m fiber.demo.floors` writes `floors.json` from finished
+runs.
 """
 
 from __future__ import annotations

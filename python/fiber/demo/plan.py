@@ -65,7 +65,7 @@ _RECORDS = {
     "retrieval": (1000, 500),
     "matching": (300, 100),
     "masked_words": (400, 100),
-    # All records, since minutes of training beat the priors by only a few hundredths.
+    # Use all records, since minutes of training beat the priors by only a few hundredths.
     "vqa": (1500, 150),
     "refcoco": (400, 150),
     "flickr": (250, 100),

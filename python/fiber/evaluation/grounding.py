@@ -1,9 +1,9 @@
 """Evaluate grounding: boxes for referring expressions and phrases.
 
-One forward pass gives two sets of metrics. The default metrics keep the best boxes of each phrase
-and use half-open boxes. The "published_..." metrics keep the 100 best detections over all phrases
-of a text, compare boxes without their last pixel on the right and at the bottom, and use GIoU
-instead of IoU for expressions.
+A single forward pass yields two sets of metrics. The default metrics keep the best boxes of each
+phrase and use half-open boxes. The "published_..." metrics keep the 100 best detections over all
+phrases of a text, compare boxes that exclude the last pixel on the right and at the bottom, and use
+GIoU instead of IoU for expressions.
 """
 
 from __future__ import annotations

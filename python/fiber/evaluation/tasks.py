@@ -28,7 +28,7 @@ from fiber.evaluation.context import EvalContext, EvalResult
 class EvalTask(NamedTuple):
     """Definition of an evaluation task."""
 
-    #: Model head that the task needs.
+    #: Model head that the task requires.
     head: str
     #: Function of `fiber.data.sources` that reads the records.
     reader: Callable[..., RecordSet]
@@ -64,7 +64,7 @@ def find_task(task: str) -> EvalTask:
 
 
 def needed_head(task: str, heads: Sequence[str]) -> str:
-    """Return a task's required head; for retrieval, ITM if the model has no ITC head."""
+    """Return the head that a task requires; for retrieval, ITM if the model has no ITC head."""
     head = find_task(task).head
     return "itm" if task == "retrieval" and "itc" not in heads and "itm" in heads else head
 

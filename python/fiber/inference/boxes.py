@@ -68,8 +68,8 @@ def find_boxes(
 ) -> list[Detections]:
     """Find boxes for the prompts of each image, best box first.
 
-    `prompts` has one list per image, whose labels are numbered consecutively across its prompts.
-    `passes` is updated in place.
+    `prompts` has one list per image. The labels of an image are numbered consecutively across its
+    prompts. `passes` is updated in place.
     """
     found: list[Detections | None] = [None] * len(images)
     for batch in inputs.images(images):

@@ -72,8 +72,8 @@ class Model:
 
     Args:
         network: network to run; set to evaluation mode, and kept on its device.
-        tokenizer: required by every method that reads or generates text; its special tokens must
-            have RoBERTa's ids.
+        tokenizer: required by every method that reads or generates text; special tokens must have
+            RoBERTa's ids.
         answers: answers in the order of the VQA head's logits; required by `answer`.
         classes: default classes of `detect`.
         dtype: compute dtype; the dtype of the weights does not change.

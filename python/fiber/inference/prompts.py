@@ -55,7 +55,7 @@ def grounding_prompts(
 ) -> list[list[Prompt]]:
     """Build the prompts for each of `count` images; other arguments are as in `Model.ground`.
 
-    Warns if a text is truncated, naming the affected phrases.
+    If a text is truncated, a warning names the affected phrases.
     """
     if spans is not None and (phrases is not None or caption is None):
         raise ValueError("ground: spans must be given with a caption and without phrases")

@@ -40,8 +40,8 @@ def lvis_detection() -> RunConfig:
     Hardware: the published run used 16 GPUs, two images per GPU.
     Expected: Fixed AP 56.9 on minival (FIBER's README).
 
-    As in the published run, a prompt has the classes of its image and as many sampled negative
-    classes as fit, at most 85.
+    As in the published run, a prompt has the classes of its image, and as many sampled negative
+    classes as fit (at most 85).
     """
     steps = 75_128
     changes = {
@@ -94,7 +94,7 @@ def odinw_few_shot() -> RunConfig:
 
     Command: torchrun --nproc-per-node 4 -m fiber.cli train odinw_few_shot --data DIR
         --init GROUNDING
-        For 3, 5 or 10 images per class, as published, add one of
+        For the other published settings, 3, 5 or 10 images per class, add one of
         --set data.shots=3 --set train.epochs=800 --set train.checkpoint_epochs=4
         --set data.shots=5 --set train.epochs=400 --set train.checkpoint_epochs=2
         --set data.shots=10 --set train.epochs=200 --set train.checkpoint_epochs=1
@@ -122,7 +122,7 @@ def own_detection() -> RunConfig:
         those of the published ODinW-13 fine-tuning, which reaches a mean AP of 65.9.
 
     Trains for at most 20,000 steps and evaluates every 250 steps. The learning rate drops when AP
-    plateaus, and the run stops after eight evaluations without a new best. GROUNDING is a
+    plateaus, and the run stops after eight evaluations without a new best AP. GROUNDING is a
     fine-stage model; add `--tokenizer` if its file has none. A coarse-stage model also works, but
     its detection head starts untrained.
     """

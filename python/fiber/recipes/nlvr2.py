@@ -13,8 +13,9 @@ def nlvr2() -> RunConfig:
 
     Command: torchrun --nproc-per-node 8 -m fiber.cli train nlvr2 --data DIR --init PRETRAINED
     Data: NLVR2's DIR/train.json (or DIR/nlvr2_train.jsonl), and the images in DIR/images. Keeps the
-        checkpoint with the best accuracy on "dev", as published (if your file is named val, add
-        `--set validation.split=val`); test1 is test-P. `nlvr2_published` trains in float32.
+        checkpoint with the best accuracy on "dev", as in the published run (if your file is named
+        val, add `--set validation.split=val`); test1 is test-P. `nlvr2_published` trains in
+        float32.
     Hardware: the published run used 8 GPUs, 8 pairs per GPU.
     Expected: accuracy 85.52 on test-P (FIBER's README).
     """
@@ -38,7 +39,8 @@ def nlvr2_published() -> RunConfig:
 
     Command: torchrun --nproc-per-node 8 -m fiber.cli train nlvr2_published --data DIR
         --init PRETRAINED
-    Data: as for `nlvr2`. Keeps the checkpoint with the best accuracy on "dev", as published.
+    Data: as for `nlvr2`. Keeps the checkpoint with the best accuracy on "dev", as in the published
+        run.
     Hardware: the published run used 8 GPUs, 8 pairs per GPU.
     Expected: accuracy 85.52 on test-P (FIBER's README).
     """

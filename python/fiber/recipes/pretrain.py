@@ -55,9 +55,9 @@ def pretrain_published() -> RunConfig:
     Command: torchrun --nproc-per-node 8 -m fiber.cli train pretrain_published --data DIR
         --init ENCODERS
     Data: as for `pretrain`, plus DIR/captions_val.json with the COCO val captions. Trains on
-        Karpathy's COCO splits "train" and "val" and skips "restval", as published. Visual Genome
-        and SBU have only a training split. The validation file of Conceptual Captions, which the
-        published run did not use, is read if it is in DIR.
+        Karpathy's COCO splits "train" and "val" and skips "restval", as in the published run.
+        Visual Genome and SBU have only a training split. The validation file of Conceptual
+        Captions, which the published run did not use, is read if it is in DIR.
     Hardware: as for `pretrain`. The queue's 4,096 images take 7.25 GB on every GPU and in every
         checkpoint. A step costs a quarter more than in `pretrain`, since the older images used as
         negatives are encoded again.

@@ -89,7 +89,7 @@ def retrieval_flickr30k() -> RunConfig:
     Data: DIR/dataset_flickr30k.json with Karpathy's splits and DIR/flickr30k-images. Trains on the
         split "train" and keeps the checkpoint with the best recall at 1 on "val";
         `retrieval_flickr30k_published` trains on both, as FIBER did. MODEL is a finished
-        `retrieval_coco` model, as published.
+        `retrieval_coco` model, as in the published run.
     Hardware: the published run used 8 GPUs, 128 pairs per GPU; ITC uses all 1,024 pairs.
     Expected: close to the published run's recall at 1 on the 1,000 test images: text-to-image
         81.44, image-to-text 92.90. That run selected its checkpoint on these images.
@@ -120,7 +120,7 @@ def retrieval_flickr30k_itm() -> RunConfig:
     Command: torchrun --nproc-per-node 8 -m fiber.cli train retrieval_flickr30k_itm --data DIR
         --init MODEL
     Data: as for `retrieval_flickr30k`, but keeps the checkpoint with the best ITM accuracy on
-        "val". MODEL is a finished `retrieval_coco_itm` model, as published.
+        "val". MODEL is a finished `retrieval_coco_itm` model, as in the published run.
     Hardware: the published run used 8 GPUs, 8 pairs per GPU.
     Expected: close to the published run's recall at 1 on the 1,000 test images: text-to-image
         84.10, image-to-text 95.10. That run selected its checkpoint on these images.

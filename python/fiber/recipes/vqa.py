@@ -39,9 +39,9 @@ def vqav2_published() -> RunConfig:
         --init PRETRAINED
     Data: as for `vqav2`, plus the same files for val2014. Trains on train and val together, so only
         the evaluation server's test splits can be used for evaluation; the published code reports
-        val accuracy on questions that it trained on. Trains in float32, as published. The answer
-        list is that of `vqav2`; `fiber data answers DIR --output FILE` builds the published list of
-        3,129 answers from the same files, for use with --answers FILE.
+        val accuracy on questions that it trained on. Trains in float32, as in the published run.
+        The answer list is that of `vqav2`; `fiber data answers DIR --output FILE` builds the
+        published list of 3,129 answers from the same files, for use with --answers FILE.
     Hardware: the published run used 8 GPUs, 8 samples per GPU.
     Expected: 78.55 on test-dev and 78.46 on test-std (FIBER's README).
     """

@@ -359,8 +359,8 @@ def test_invalid_dropout_probability_is_rejected(dropout_p):
 
 
 REFUSED = {
-    "head dim 0; expected 1 to 128": (1, 2, 1, 0),
-    "head dim 200; expected 1 to 128": (1, 2, 1, 200),
+    "unsupported head dim 0; expected 1 to 128": (1, 2, 1, 0),
+    "unsupported head dim 200; expected 1 to 128": (1, 2, 1, 200),
     "70000 samples of 1 heads; expected fewer than 65536": (70_000, 1, 1, 8),
     "queries .* exceed 2\\^31 elements": (1, 2**25 + 1, 2, 32),
 }

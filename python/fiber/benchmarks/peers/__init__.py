@@ -1,8 +1,8 @@
 """Registry of the peers of `fiber bench data`, including fiber itself.
 
 Peer modules are imported only in their own process (`worker`), by an interpreter that the user may
-choose, and except for `fiber_loader` import nothing from fiber outside this package. To add a peer,
-write a module with `open_peer(task)` and add an entry to `PEERS`.
+choose. Except for `fiber_loader`, they import nothing from fiber outside this package. To add a
+peer, write a module with `open_peer(task)` and add an entry to `PEERS`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Hand-written OpenCV pipeline: no antialiasing, reused batch buffer."""
+"""Hand-written OpenCV pipeline without antialiasing, with a reused batch buffer."""
 
 # pyright: reportMissingImports=false
 

@@ -1,6 +1,6 @@
-"""Peer process: reads a task from standard input, then one request per epoch.
+"""Peer process, which reads a task from standard input, and then one request per epoch.
 
-It is run by path, so that the interpreter needs only the peer's packages. Responses are lines of
+It is run as a file, so that the interpreter needs only the peer's packages. Responses are lines of
 JSON on standard output; output printed by libraries goes to standard error.
 """
 
