@@ -74,7 +74,7 @@ def requirements() -> list[Requirement]:
 
 
 def main() -> int:
-    """Print the report; return the exit code: 0 if all requirements are met, else 1."""
+    """Print the report; return exit code 0 if all requirements are met, else 1."""
     required = [r for r in requirements() if not r.extra]
     states = {r.name: r.state() for r in required}
     problems = [f"{name}: {text}" for name, (text, fits) in states.items() if not fits]

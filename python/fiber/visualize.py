@@ -265,7 +265,7 @@ def draw_dashed_box(image: Image, box_xyxy: Sequence[float], dash: int = 5) -> N
 
 
 def make_sheet(tiles: Sequence[Image], columns: int) -> Image:
-    """Arrange tiles of the same width in rows on white; a row is as tall as its tallest tile."""
+    """Arrange tiles of the same width in rows on white. A row is as tall as its tallest tile."""
     from PIL import Image as PilImage
 
     rows = [tiles[start : start + columns] for start in range(0, len(tiles), columns)]
@@ -306,7 +306,7 @@ class ContactSheet:
         return not self._rows
 
     def draw(self) -> Image:
-        """Draw the sheet; an image that cannot be read is replaced by its error message.
+        """Draw the sheet. An image that cannot be read is replaced by its error message.
 
         Raises:
             ValueError: if no record was added.

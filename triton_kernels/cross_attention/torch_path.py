@@ -85,7 +85,7 @@ def _plain_backward(
     wide: torch.dtype,
     dropout: Dropout,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute the gradients, materializing all scores; tensors are [B, h, tokens, d]."""
+    """Compute the gradients of [B, h, tokens, d] tensors by materializing all scores."""
     scale = query.shape[-1] ** -0.5
     shape = (*query.shape[:3], key.shape[2])
     kept = None

@@ -26,7 +26,7 @@ from .triton_forward import attend, join_parts
 #: Loops are split until there are this many programs, about two per multiprocessor of an H100.
 #: Constant, so that sums have the same order on every GPU.
 PROGRAMS = 256
-#: Minimum tiles per part of a split loop; splitting costs a second kernel.
+#: Minimum number of tiles per part of a split loop, since splitting costs a second kernel.
 TILES_PER_PART = 2
 #: Elements per program of `add_parts`.
 SUM_BLOCK = 1024
@@ -312,7 +312,7 @@ def _strides(name: str, tensor: Tensor) -> dict[str, int]:
 
 
 def _with_rows(tensor: Tensor) -> Tensor:
-    """Make the last dimension contiguous; copy only if necessary."""
+    """Make the last dimension contiguous, copying only if necessary."""
     return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
 
 

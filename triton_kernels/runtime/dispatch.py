@@ -28,7 +28,7 @@ _settings: dict[str, Any] = {"backend": None, "atomics": False}
 
 
 def _set(name: str, value: Any) -> ExitStack:
-    """Change a setting; the returned context manager restores the previous value on exit."""
+    """Change a setting, and return a context manager that restores the old value on exit."""
     restore = ExitStack()
     restore.callback(_settings.__setitem__, name, _settings[name])
     _settings[name] = value

@@ -44,7 +44,7 @@ class Launch:
                 **self.constants,
                 num_warps=self.num_warps,
                 num_stages=self.num_stages,
-                # Triton's default changes in 3.10; tests assume fused multiply-adds.
+                # Triton's default changes in 3.10, but tests assume fused multiply-adds.
                 enable_fp_fusion=True,
             )
 

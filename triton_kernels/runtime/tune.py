@@ -278,7 +278,7 @@ def window_cases(
     yield Case(f"{name}, backward", kernels, backward, window, 32, dtype)
 
 
-#: (batch, queries, keys) of two calls that are timed together: images of 384 x 384 and 800 x 1344.
+#: (batch, queries, keys) of two calls that are timed together, for 384 x 384 and 800 x 1344 images.
 _TO_TEXT = ((8, 576, 40), (1, 4200, 256))
 _TO_IMAGE = ((8, 40, 576), (1, 256, 4200))
 
@@ -289,7 +289,7 @@ def cross_cases(
     to_text: Sequence[tuple[int, int, int]] = _TO_TEXT,
     to_image: Sequence[tuple[int, int, int]] = _TO_IMAGE,
 ) -> Iterator[Case]:
-    """Yield forward and backward cases in both directions; head dim 32 to text, 64 to image."""
+    """Yield forward and backward cases in both directions, with head dim 32 or 64."""
     from ..cross_attention import triton_launch
 
     for direction, calls, heads, width in (

@@ -119,7 +119,7 @@ def plan_reduce(
 
 
 def plan_sum(parts: Tensor, out: Tensor, dtype: torch.dtype) -> tuple[list[Launch], Tensor]:
-    """Plan the sum of `parts` [n, M] over n into `out` [M], in a fixed order; both are contiguous.
+    """Plan the sum of `parts` [n, M] over n into `out` [M] (both contiguous) in a fixed order.
 
     Returns:
         The launches, and `out`.
@@ -236,7 +236,7 @@ def gather_bias(
     for key_y in range(tl.maximum(0, -offset_y), tl.minimum(WINDOW, WINDOW - offset_y)):
         query = (key_y + offset_y) * WINDOW + query_x
         key = key_y * WINDOW + key_x[None, :]
-        # From the bits of the offset; see `pair_offsets`.
+        # Computed from the bits of the offset; see `pair_offsets`.
         place = query // 16 * (16 * STORED) + query % 8 * 16 + query % 16 // 8 * 2
         place += key // 8 * 128 + key % 8 // 2 * 4 + key % 2
         sums = ()

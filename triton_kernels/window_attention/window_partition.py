@@ -188,7 +188,7 @@ def _rows_of_windows(
 
 
 def _ticks(side: int, window_size: int, shift: int) -> tuple[np.ndarray, np.ndarray]:
-    """Pad and roll one axis; return its indices by window [n, w], -1 for padding, and seams [n]."""
+    """Pad and roll one axis; return its indices [n, w] by window (-1 for padding) and seams [n]."""
     count = -(-side // window_size)
     ticks = (np.arange(count * window_size) + shift) % max(1, count * window_size)
     ticks = np.where(ticks < side, ticks, -1).reshape(count, window_size)

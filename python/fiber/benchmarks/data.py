@@ -213,7 +213,7 @@ def _measure(
             folder=folder,
         )
     finally:
-        # Converted files are large; the next run recreates them.
+        # Converted files are large, and the next run recreates them.
         shutil.rmtree(folder / "converted", ignore_errors=True)
     return Result(
         workload=workload,

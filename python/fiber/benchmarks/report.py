@@ -148,7 +148,7 @@ def rows(results: Sequence[Result]) -> list[dict[str, str]]:
 
 
 def columns() -> list[str]:
-    """Return the columns of a row: the measurement's, then the machine's."""
+    """Return the columns of a row: those of the measurement, then those of the machine."""
     return [*ROW_COLUMNS, *describe_machine()]
 
 

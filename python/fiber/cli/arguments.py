@@ -33,7 +33,7 @@ class CommandParser(argparse.ArgumentParser):
     def parse_known_args(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, args: Any = None, namespace: Any = None
     ) -> Any:
-        """Parse arguments; report unknown options with the usage of their command."""
+        """Parse arguments, and report unknown options with the usage of their command."""
         namespace, unknown = super().parse_known_args(args, namespace)
         if unknown:
             name = unknown[0].partition("=")[0]
@@ -69,7 +69,7 @@ def nonnegative_int(text: str) -> int:
 
 
 def candidates(text: str) -> int:
-    """Parse a number of retrieval candidates: an integer, or "all" for `sys.maxsize`."""
+    """Parse the number of retrieval candidates, an integer or "all" (`sys.maxsize`)."""
     if text == "all":
         return sys.maxsize
     if not text.isdecimal():
@@ -86,7 +86,7 @@ def byte_count(text: str) -> int:
 
 
 def semicolon_list(text: str) -> tuple[str, ...]:
-    """Split a list at semicolons; class names may contain commas."""
+    """Split a list at semicolons, since class names may contain commas."""
     items = tuple(item.strip() for item in text.split(";") if item.strip())
     if not items:
         raise argparse.ArgumentTypeError(

@@ -28,7 +28,7 @@ def inspect(
     as_json: bool,
     progress: Callable[[int, int], None],
 ) -> int:
-    """Print statistics of a dataset; return the exit code: 1 if there are faults.
+    """Print statistics of a dataset; return exit code 1 if there are faults, else 0.
 
     Reads all splits if `splits` is empty. A contact sheet is written to `sheet`, if given.
     `progress` is called with (images decoded, total images) for each split.
@@ -111,7 +111,8 @@ def _summary(part: PartReport) -> str:
     if boxes:
         parts.append(f"{boxes['boxes']} boxes")
     if part.classes:
-        # Most frequent first; always list the rarest, since a class without boxes is not learned.
+        # List the most frequent first, and always the rarest, since a class without boxes is not
+        # learned.
         counts = sorted(part.classes.items(), key=lambda item: -item[1])
         named = [f"{name} {count}" for name, count in counts]
         if len(named) > _MAX_CLASSES:

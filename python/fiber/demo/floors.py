@@ -104,7 +104,7 @@ def floor_of(
 
 
 def judge(rows: Sequence[MetricRow], recorded: Mapping[str, Seeds]) -> list[MetricRow]:
-    """Set the floor and verdict of every row; `recorded` maps `MetricRow.key` to seeds."""
+    """Set the floor and verdict of every row. `recorded` maps `MetricRow.key` to seeds."""
     judged = []
     for row in rows:
         seeds = recorded.get(row.key)

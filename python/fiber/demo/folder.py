@@ -24,7 +24,7 @@ class DemoFolder:
     """Files of one demo. Writes are atomic, so a file with its final name is complete."""
 
     def __init__(self, path: Path, parameters: Mapping[str, Any]) -> None:
-        """Open or create the folder; `parameters` are JSON values that determine the result.
+        """Open or create the folder. `parameters` are JSON values that determine the result.
 
         Raises:
             ValueError: if the folder contains unrelated files, or a demo with different parameters;
@@ -73,7 +73,7 @@ class DemoFolder:
     def measured(
         self, name: str, made_from: str, measure: Callable[[], dict[str, Any]]
     ) -> dict[str, Any]:
-        """Return stored values; recompute and store them if the fingerprint `made_from` changed.
+        """Return stored values, recomputed first if the fingerprint `made_from` has changed.
 
         Values must be JSON-serializable. The computation time is added as "seconds".
         """

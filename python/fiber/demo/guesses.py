@@ -36,7 +36,7 @@ class Guesser:
     def guess(
         self, task: str, by_split: Mapping[str, Sequence[Record]]
     ) -> dict[str, dict[str, Numbers]]:
-        """Compute {"chance": {metric: value}, "blind": {metric: value}} for each split.
+        """Return {"chance": {metric: value}, "blind": {metric: value}} for each split.
 
         "blind" is the maximum of each metric over the blind baselines.
         """

@@ -19,7 +19,7 @@ class Throughput(NamedTuple):
     """Speed of one stage."""
 
     stage: str
-    #: Number of images processed; an image counts each time it is processed.
+    #: Number of images processed, counting repeats.
     images: int
     #: Wall-clock time.
     seconds: float

@@ -131,7 +131,7 @@ class Demo:
         train(config, data=self.folder.data, output=output, init=start, resume=True, device="cpu")
 
     def measure(self, *, permute_images: bool) -> list[floors.MetricRow]:
-        """Run stage 4: evaluate, and return the rows with their floors and verdicts."""
+        """Run stage 4, the evaluation; return the rows with their floors and verdicts."""
         self.measures = Measures(self.folder, self.plan, self.models)
         rows: list[floors.MetricRow] = []
         self.clock.run(

@@ -27,12 +27,12 @@ class EvalModel(Protocol):
 
     @property
     def network(self) -> FiberImageText | FiberDetector:
-        """The network, with its config; evaluation puts it in eval mode."""
+        """The network with its config. Evaluation sets it to eval mode."""
         ...
 
     @property
     def tokenizer(self) -> Tokenizer | None:
-        """The tokenizer; evaluation raises an error if it is None."""
+        """The tokenizer. Evaluation raises an error if it is None."""
         ...
 
     @property
@@ -42,7 +42,7 @@ class EvalModel(Protocol):
 
     @property
     def trained_on(self) -> TrainedOn | None:
-        """Training data, if known; evaluating on the training split gives a warning."""
+        """Training data, if known. Evaluating on the training split raises a warning."""
         ...
 
     @property
@@ -70,7 +70,7 @@ class EvalContext:
     answers: tuple[str, ...] = ()
     dtype: torch.dtype = torch.float32
     batch_size: int = 64
-    #: Data loader threads; 0 uses all cores.
+    #: Number of data loader threads; 0 uses all cores.
     threads: int = 0
     #: Replace every record's image with that of a different record.
     permute_images: bool = False
@@ -86,7 +86,7 @@ class EvalContext:
 
     @classmethod
     def of(cls, model: EvalModel, **options: Any) -> EvalContext:
-        """Set a model to eval mode and create its context; `options` are the other fields.
+        """Set a model to eval mode and create its context. `options` are the other fields.
 
         Raises:
             ValueError: if the model has no tokenizer.
@@ -166,7 +166,7 @@ class EvalContext:
         return backbone.fuse(prefix, backbone.text_prefix(token_ids, mask), mask, wanted=wanted)
 
     def texts(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Tokenize texts and pad to the longest: (n, L) int64 ids and (n, L) bool mask."""
+        """Tokenize texts, padded to the longest one: (n, L) int64 ids and an (n, L) bool mask."""
         arrays = self.tokenizer.encode_batch(texts, max_tokens=self.network.config.max_tokens)
         ids, mask = (np.asarray(arrays[name]) for name in ("token_ids", "text_mask"))
         return torch.from_numpy(ids).to(self.device), torch.from_numpy(mask).to(self.device)

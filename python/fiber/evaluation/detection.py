@@ -119,7 +119,7 @@ def lvis(context: EvalContext, records: list[Record]) -> EvalResult:
 
 
 def _lvis_boxes(classes: int) -> int:
-    """Return the number of detections kept per prompt: 300, or more for larger prompts."""
+    """Return the number of detections to keep per prompt: 300, or more for larger prompts."""
     return max(LVIS_DETECTIONS, LVIS_DETECTIONS * classes // LVIS_CLASSES)
 
 

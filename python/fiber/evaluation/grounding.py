@@ -171,6 +171,6 @@ def same_sized(context: EvalContext, records: list[Record]) -> Iterator[tuple[An
 
 
 def label_tokens(context: EvalContext, text: str, spans: Sequence[Any]) -> list[list[int]]:
-    """Return the token indices of each label; an empty list for a truncated label."""
+    """Return the token indices of each label, or an empty list for a truncated label."""
     _, offsets = context.tokenizer.encode(text, max_tokens=context.network.config.max_tokens)
     return Prompt(text, ("",) * len(spans), tuple(spans)).token_map(offsets)

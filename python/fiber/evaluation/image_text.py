@@ -252,5 +252,5 @@ def _image_numbers(image_ids: list[str]) -> list[int | str]:
 
 
 def _match_scores(logits: Tensor) -> np.ndarray:
-    """Compute match probabilities from ITM logits: (n, 2) -> (n,)."""
+    """Compute (n,) match probabilities from (n, 2) ITM logits."""
     return logits.float().softmax(-1)[:, 1].cpu().numpy()

@@ -11,7 +11,7 @@ from fiber.training.config.tasks import GroundingTask, TasksConfig
 
 
 def coco_detection() -> RunConfig:
-    """Published COCO detection fine-tuning; 24 epochs of 118,287 images.
+    """Published COCO detection fine-tuning for 24 epochs of 118,287 images.
 
     Command: torchrun --nproc-per-node 8 -m fiber.cli train coco_detection --data DIR
         --init GROUNDING
@@ -31,7 +31,7 @@ def coco_detection() -> RunConfig:
 
 
 def lvis_detection() -> RunConfig:
-    """Published LVIS detection fine-tuning on 1,203 classes; 24 epochs of 100,170 images.
+    """Published LVIS detection fine-tuning on 1,203 classes for 24 epochs of 100,170 images.
 
     Command: torchrun --nproc-per-node 8 -m fiber.cli train lvis_detection --data DIR
         --init GROUNDING

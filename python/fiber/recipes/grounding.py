@@ -72,7 +72,7 @@ def grounding() -> RunConfig:
 
 
 def refcoco() -> RunConfig:
-    """Published fine-tuning on RefCOCO; twenty epochs of 120,624 referring expressions.
+    """Published fine-tuning on RefCOCO for twenty epochs of 120,624 referring expressions.
 
     Command: torchrun --nproc-per-node 8 -m fiber.cli train refcoco --data DIR --init GROUNDING
     Data: DIR with MDETR's finetune_refcoco_train.json (there or in DIR/mdetr_annotations), and
@@ -99,7 +99,7 @@ def refcoco() -> RunConfig:
 
 
 def refcocoplus() -> RunConfig:
-    """Published fine-tuning on RefCOCO+; twenty epochs of 120,191 referring expressions.
+    """Published fine-tuning on RefCOCO+ for twenty epochs of 120,191 referring expressions.
 
     Command: torchrun --nproc-per-node 8 -m fiber.cli train refcocoplus --data DIR --init GROUNDING
     Data: DIR with finetune_refcoco+_train.json, and images as for `refcoco`.
@@ -111,7 +111,7 @@ def refcocoplus() -> RunConfig:
 
 
 def refcocog() -> RunConfig:
-    """Published fine-tuning on RefCOCOg; twenty epochs of 80,512 referring expressions.
+    """Published fine-tuning on RefCOCOg for twenty epochs of 80,512 referring expressions.
 
     Command: torchrun --nproc-per-node 8 -m fiber.cli train refcocog --data DIR --init GROUNDING
     Data: DIR with finetune_refcocog_train.json, and images as for `refcoco`. The published test

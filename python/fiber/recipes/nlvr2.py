@@ -9,7 +9,7 @@ from fiber.training.config.tasks import ReasoningTask, TasksConfig
 
 
 def nlvr2() -> RunConfig:
-    """Published fine-tuning on NLVR2, in bfloat16; five epochs of 86,373 statements.
+    """Published fine-tuning on NLVR2 in bfloat16 for five epochs of 86,373 statements.
 
     Command: torchrun --nproc-per-node 8 -m fiber.cli train nlvr2 --data DIR --init PRETRAINED
     Data: NLVR2's DIR/train.json (or DIR/nlvr2_train.jsonl), and the images in DIR/images. Keeps the
@@ -35,7 +35,7 @@ def nlvr2() -> RunConfig:
 
 
 def nlvr2_published() -> RunConfig:
-    """Published fine-tuning on NLVR2, in float32; five epochs of 86,373 statements.
+    """Published fine-tuning on NLVR2 in float32 for five epochs of 86,373 statements.
 
     Command: torchrun --nproc-per-node 8 -m fiber.cli train nlvr2_published --data DIR
         --init PRETRAINED

@@ -13,7 +13,7 @@ _QUEUE = {"tasks.image_text.itc_form": "queue"}
 
 
 def retrieval_coco() -> RunConfig:
-    """Published COCO fine-tuning with the ITC loss only; ten epochs of 414,113 captions.
+    """Published COCO fine-tuning with the ITC loss only, for ten epochs of 414,113 captions.
 
     Command: torchrun --nproc-per-node 8 -m fiber.cli train retrieval_coco --data DIR
         --init PRETRAINED
@@ -49,7 +49,7 @@ def retrieval_coco_published() -> RunConfig:
 
 
 def retrieval_coco_itm() -> RunConfig:
-    """Published COCO fine-tuning with the ITM loss only; ten epochs of 414,113 captions.
+    """Published COCO fine-tuning with the ITM loss only, for ten epochs of 414,113 captions.
 
     Command: torchrun --nproc-per-node 8 -m fiber.cli train retrieval_coco_itm --data DIR
         --init COARSE
@@ -69,7 +69,7 @@ def retrieval_coco_itm() -> RunConfig:
 
 
 def retrieval_coco_itm_published() -> RunConfig:
-    """Published COCO fine-tuning with ITM, on train and val; ten epochs of 439,000 captions.
+    """Published COCO fine-tuning with ITM on train and val for ten epochs of 439,000 captions.
 
     Command: torchrun --nproc-per-node 8 -m fiber.cli train retrieval_coco_itm_published --data DIR
         --init MODEL
@@ -82,7 +82,7 @@ def retrieval_coco_itm_published() -> RunConfig:
 
 
 def retrieval_flickr30k() -> RunConfig:
-    """Published Flickr30k fine-tuning with the ITC loss only; ten epochs of 145,000 captions.
+    """Published Flickr30k fine-tuning with the ITC loss only, for ten epochs of 145,000 captions.
 
     Command: torchrun --nproc-per-node 8 -m fiber.cli train retrieval_flickr30k --data DIR
         --init MODEL
@@ -115,7 +115,7 @@ def retrieval_flickr30k_published() -> RunConfig:
 
 
 def retrieval_flickr30k_itm() -> RunConfig:
-    """Published Flickr30k fine-tuning with the ITM loss only; ten epochs of 145,000 captions.
+    """Published Flickr30k fine-tuning with the ITM loss only, for ten epochs of 145,000 captions.
 
     Command: torchrun --nproc-per-node 8 -m fiber.cli train retrieval_flickr30k_itm --data DIR
         --init MODEL
@@ -129,7 +129,7 @@ def retrieval_flickr30k_itm() -> RunConfig:
 
 
 def retrieval_flickr30k_itm_published() -> RunConfig:
-    """Published Flickr30k fine-tuning with ITM, on train and val; ten epochs of 150,070 captions.
+    """Published Flickr30k fine-tuning with ITM on train and val for ten epochs of 150,070 captions.
 
     Command: torchrun --nproc-per-node 8 -m fiber.cli
         train retrieval_flickr30k_itm_published --data DIR --init MODEL

@@ -8,7 +8,7 @@ from fiber.training.config.tasks import QuestionTask, TasksConfig
 
 
 def vqav2() -> RunConfig:
-    """Published fine-tuning on VQAv2; ten epochs of 443,757 questions.
+    """Published fine-tuning on VQAv2 for ten epochs of 443,757 questions.
 
     Command: torchrun --nproc-per-node 8 -m fiber.cli train vqav2 --data DIR --init PRETRAINED
     Data: DIR/v2_OpenEnded_mscoco_train2014_questions.json, DIR/v2_mscoco_train2014_annotations.json
@@ -33,7 +33,7 @@ def vqav2() -> RunConfig:
 
 
 def vqav2_published() -> RunConfig:
-    """Published fine-tuning on VQAv2 train and val; ten epochs of 658,111 questions.
+    """Published fine-tuning on VQAv2 train and val for ten epochs of 658,111 questions.
 
     Command: torchrun --nproc-per-node 8 -m fiber.cli train vqav2_published --data DIR
         --init PRETRAINED

@@ -28,7 +28,7 @@ def open_peer(task: Task) -> Epoch:
 
     def epoch(number: int) -> Iterator[Any]:
         for _ in range(batches):
-            # A view of the batch; DALI reuses its memory for a later batch.
+            # This is a view of the batch, whose memory DALI reuses for a later batch.
             images, *boxes = pipeline.run()
             array = np.asarray(images.as_tensor())
             yield (array, *boxes) if boxes else array

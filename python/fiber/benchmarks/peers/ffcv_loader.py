@@ -26,7 +26,7 @@ from .task import MEAN, RATIO, SCALE, SIZE, STD, Epoch, Task
 
 
 class IndexedImages:
-    """Map-style dataset for FFCV's writer: (H, W, 3) uint8 images and a label."""
+    """Map-style dataset of (H, W, 3) uint8 images and a label, for FFCV's writer."""
 
     def __init__(self, files: tuple[str, ...]) -> None:
         self.files = files

@@ -18,7 +18,7 @@ STD = (0.229, 0.224, 0.225)
 #: Random resized crop: area range, and aspect ratio (width / height) range.
 SCALE = (0.5, 1.0)
 RATIO = (3 / 4, 4 / 3)
-#: Fine stage: shorter side, maximum longer side, divisor of padded sides; in pixels.
+#: Fine stage: shorter side, maximum longer side, and divisor of padded sides, in pixels.
 SHORTER, LONGEST, DIVISOR = 800, 1333, 32
 #: The published detector's mean and standard deviation of RGB values in [0, 255].
 FINE_MEAN = (123.675, 116.28, 103.53)
