@@ -252,7 +252,7 @@ def _walk(
     split: bool,
     several: bool,
 ) -> Launch:
-    """Plan a kernel that loops over tiles; `several` means more than one tile per part."""
+    """Plan a kernel that loops over tiles. `several` means more than one tile per part."""
     q, masked = arguments["queries"], arguments["key_mask"]
     constants = {
         **_constants(q),

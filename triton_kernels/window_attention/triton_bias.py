@@ -196,7 +196,7 @@ def expand_bias(
     out += first_head * (STORED * STORED) + pair
     step = heads * (STORED * STORED)
     for _ in range(min(heads - first_head, HEADS)):
-        # Queries beyond the window get finite scores; their outputs are not read.
+        # Queries beyond the window get finite scores, but their outputs are not read.
         score = tl.load(table, mask=real, other=0.0).to(dtype) * LOG2E + missing
         tl.store(out, score, mask=stored)
         if SHIFT > 0:

@@ -321,7 +321,7 @@ class _Plan:
     def add(
         self, kernel: Any, grid: tuple[int, ...], sizes: dict[str, int], stored: int, **values: Any
     ) -> None:
-        """Add a launch; `values` are arguments and constants specific to it."""
+        """Add a launch. `values` are the arguments and constants specific to it."""
         values = self.values | values
         values |= {name.upper(): sizes[name] for name in ("rows", "keys") if name in sizes}
         if "piece" in sizes:

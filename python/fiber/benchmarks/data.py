@@ -1,4 +1,4 @@
-"""`fiber bench data`: throughput of the data pipeline, for fiber and every installed peer."""
+"""`fiber bench data`: measure data pipeline throughput of fiber and every installed peer."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def _gates(options: Options) -> list[Gate]:
 
 
 def _workloads(options: Options) -> list[Workload]:
-    """Select workloads; the user's own images replace the first corpus of each kind."""
+    """Select workloads. The user's own images replace the first corpus of each kind."""
     workloads = [w for w in WORKLOADS if not options.kinds or w.kind in options.kinds]
     # Keep work without images if it was explicitly requested.
     without_images = [w for w in workloads if options.kinds and not w.corpus]

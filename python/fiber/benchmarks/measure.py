@@ -150,7 +150,7 @@ def _warm_up(
 
 
 def _run_turn(process: PeerProcess, task: Task, seconds: float) -> EpochCost:
-    """Run epochs for at least `seconds`; return their total cost."""
+    """Run epochs for at least `seconds`, and return their total cost."""
     costs: list[EpochCost] = []
     end = time.perf_counter() + seconds
     while not costs or time.perf_counter() < end:

@@ -1,4 +1,4 @@
-"""Arguments of `fiber bench`; the benchmark itself is imported only when it runs."""
+"""Arguments of `fiber bench`. The benchmark itself is imported only when it runs."""
 
 from __future__ import annotations
 

@@ -300,7 +300,7 @@ class _Session:
             self.folder.mkdir(parents=True, exist_ok=True)
 
     def read(self, paths: Sequence[Path]) -> Iterator[tuple[Sequence[Path], list[np.ndarray]]]:
-        """Decode images in batches; each image is an (H, W, 3) uint8 array."""
+        """Decode images in batches. Each image is an (H, W, 3) uint8 array."""
         from fiber.data import load_image
 
         for start in range(0, len(paths), _BATCH):

@@ -27,7 +27,7 @@ class Plan:
     #: Recipe fields to override in each stage.
     coarse: Mapping[str, Any]
     fine: Mapping[str, Any]
-    #: Maximum number of records per split, by task; a record is a caption, a question, an
+    #: Maximum number of records per split, by task. A record is a caption, a question, an
     #: expression or (coco) an image with all classes.
     records: Mapping[str, int]
     #: Splits also evaluated without fusion.

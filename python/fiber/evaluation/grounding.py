@@ -57,7 +57,7 @@ def refcoco(context: EvalContext, records: list[Record]) -> EvalResult:
 
 
 def flickr(context: EvalContext, records: list[Record]) -> EvalResult:
-    """Evaluate predicted boxes for caption phrases; ignore phrases without a ground-truth box."""
+    """Evaluate predicted boxes for caption phrases, ignoring phrases without a ground-truth box."""
     predicted, published, truths, kinds = [], [], [], []
     predictions: list[dict[str, Any]] = []
     for record, found, found_published in _ground(context, records, PUBLISHED_PHRASES):

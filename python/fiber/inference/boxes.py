@@ -28,7 +28,7 @@ class Thresholds(NamedTuple):
     nms: float
     #: Maximum number of boxes per image.
     max_detections: int
-    #: Maximum number of boxes per phrase; None for no limit (detection).
+    #: Maximum number of boxes per phrase, or None for no limit (in detection).
     boxes_per_phrase: int | None = None
 
     def check(self) -> None:
@@ -51,9 +51,9 @@ class PassCounts:
     """Forward pass counters."""
 
     images: int = 0
-    #: Image encoder batches; the images of a batch share one padded size.
+    #: Number of image encoder batches. All images of a batch have the same padded size.
     encoder_passes: int = 0
-    #: (image, prompt) pairs run through the fused layers and the head.
+    #: Number of (image, prompt) pairs that passed through the fused layers and the head.
     pairs: int = 0
 
 

@@ -48,7 +48,7 @@ SCORE_THRESHOLD = 0.3
 
 
 class Answer(NamedTuple):
-    """Answer and its score in [0, 1]; scores need not sum to 1."""
+    """An answer and its score in [0, 1]. The scores need not sum to 1."""
 
     answer: str
     score: float
@@ -363,7 +363,7 @@ class Model:
         rerank: bool | None = None,
         candidates: int | None = None,
     ) -> list[Hit]:
-        """Find the images that best match a text: ITC ranks all images, ITM reranks the best.
+        """Find the images that best match a text. ITC ranks all images; ITM reranks the best ones.
 
         A model with only one of the two heads ranks by that head, and warns unless this was
         requested.

@@ -41,7 +41,7 @@ def english_parser() -> Any:
     return None
 
 
-#: Multi-word separators; their words may also occur in phrases.
+#: Multi-word separators, whose words may also occur in phrases.
 _SEPARATOR_PHRASES = """
 to the left of, to the right of, on the left of, on the right of, left of, right of, in front of,
 on top of, at the top of, at the bottom of, in the middle of, next to, close to, because of, out of

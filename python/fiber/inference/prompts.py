@@ -39,7 +39,7 @@ def detection_prompts(
         return [_class_prompts(given, inputs, classes_per_prompt)] * count if count else []
     if len(given) != count:
         raise ValueError(
-            f"{len(given)} lists of class names for {count} images; expected one list for all"
+            f"got {len(given)} lists of class names for {count} images; expected one list for all"
             " images, or one list per image"
         )
     prompts = []
@@ -53,7 +53,7 @@ def detection_prompts(
 def grounding_prompts(
     phrases: Any, caption: Any, spans: Any, count: int, inputs: Inputs
 ) -> list[list[Prompt]]:
-    """Build the prompts for each of `count` images; other arguments are as in `Model.ground`.
+    """Build the prompts for each of `count` images. Other arguments are as in `Model.ground`.
 
     If a text is truncated, a warning names the affected phrases.
     """
@@ -87,7 +87,7 @@ def _is_class(given: Any) -> bool:
 def _class_prompts(
     classes: Sequence[ClassLike], inputs: Inputs, classes_per_prompt: int | None
 ) -> list[Prompt]:
-    """Join classes into prompts; raise ValueError for duplicates (case-sensitive)."""
+    """Join classes into prompts. Raises ValueError for (case-sensitive) duplicates."""
     first: dict[ClassName, int] = {}
     for number, given in enumerate(classes):
         each = as_class(given.strip() if isinstance(given, str) else given, number)

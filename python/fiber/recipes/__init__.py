@@ -72,7 +72,7 @@ def names() -> list[str]:
 
 
 def get(name: str) -> Callable[[], Any]:
-    """Look up a recipe: a function that returns a `RunConfig`.
+    """Look up a recipe, which is a function that returns a `RunConfig`.
 
     Raises:
         ValueError: if there is no such recipe; the message suggests the nearest names.

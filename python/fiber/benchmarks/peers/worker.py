@@ -62,7 +62,7 @@ def versions(distributions: list[str]) -> dict[str, str]:
 
 
 def _run(epoch: Any, repeats: int, number: int, sample: str) -> int:
-    """Run an epoch; return its number of images or texts."""
+    """Run an epoch, and return its number of images or texts."""
     count = 0
     for batch in itertools.chain.from_iterable(epoch(number) for _ in range(repeats)):
         first = batch[0] if isinstance(batch, tuple) else batch
