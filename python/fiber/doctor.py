@@ -1,6 +1,6 @@
 """`fiber doctor`: report installed packages, kernel backend, devices, and how to install the rest.
 
-Only fiber's own wheel is required: other packages are looked up in the installed metadata, and
+Only fiber's own wheel is required. Other packages are looked up in the installed metadata, and
 imported only if present.
 """
 
@@ -44,7 +44,7 @@ class Requirement(NamedTuple):
     extra: str
 
     def state(self) -> tuple[str, bool]:
-        """Describe the installed version; also return True if it is recent enough."""
+        """Return a description of the installed version, and True if it is recent enough."""
         try:
             version = importlib.metadata.version(self.name)
         except importlib.metadata.PackageNotFoundError:
@@ -66,7 +66,7 @@ def requirements() -> list[Requirement]:
         name = re.match(r"[A-Za-z0-9._-]+", requirement.strip())
         minimum = re.search(r">=\s*([0-9.]+)", requirement)
         extra = re.search(r"extra\s*==\s*['\"]([^'\"]+)['\"]", marker)
-        # An extra that refers to other extras of fiber adds no package.
+        # An extra that refers to other extras of fiber adds no packages.
         if name and name[0] != "fiber-vl":
             fields = (match[1] if match else "" for match in (minimum, extra))
             found.append(Requirement(name[0], *fields))
@@ -74,7 +74,7 @@ def requirements() -> list[Requirement]:
 
 
 def main() -> int:
-    """Print the report; return the exit code: 0 if all requirements are met, else 1."""
+    """Print the report; return exit code 0 if all requirements are met, else 1."""
     required = [r for r in requirements() if not r.extra]
     states = {r.name: r.state() for r in required}
     problems = [f"{name}: {text}" for name, (text, fits) in states.items() if not fits]
@@ -157,7 +157,7 @@ def _torch_rows() -> str | None:
 
 def _extra_rows() -> None:
     for extra, purpose in EXTRAS.items():
-        # `demo` is an alias for `train`.
+        # The extra `demo` is an alias for `train`.
         own = {extra, "train"} if extra == "demo" else {extra}
         missing = [r.name for r in requirements() if r.extra in own and not r.state()[1]]
         if not missing:
@@ -168,7 +168,7 @@ def _extra_rows() -> None:
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    """Parse the leading numbers of a version: "2.13.0+cpu" -> (2, 13, 0)."""
+    """Return the leading numbers of a version, such as (2, 13, 0) for "2.13.0+cpu"."""
     return tuple(map(int, re.findall(r"\d+", re.sub(r"[^0-9.].*", "", version))))
 
 

@@ -168,7 +168,7 @@ def place_labels(
 ) -> np.ndarray:
     """Place the labels of boxes greedily so that they overlap as little as possible.
 
-    In order of preference, a label goes above, below or inside its box, or to the nearest gap.
+    In order of preference, a label is placed above, below or inside its box, or in the nearest gap.
 
     Args:
         boxes_xyxy: (n, 4), in pixels.
@@ -181,7 +181,7 @@ def place_labels(
     image_height, image_width = image_size
     placed = np.zeros((0, 4))
     for (x0, y0, x1, y1), (width, height) in zip(boxes_xyxy, label_sizes, strict=True):
-        # Outside the box first: inside, a label may hide a small object.
+        # Try outside the box first, since a label inside may hide a small object.
         rows = [y0 - height] if y0 >= height else []
         rows += [y1] if y1 + height <= image_height else []
         corners = [(x, y) for y in (*rows, y0, y1 - height) for x in (x0, x1 - width)]
@@ -205,7 +205,7 @@ def draw_boxes(
     colors: Sequence[int],
     line_width: int | None = None,
 ) -> None:
-    """Draw n boxes and their labels on an RGB image in place, the first box on top.
+    """Draw n boxes and their labels on an RGB image in place, with the first box on top.
 
     Args:
         image: modified in place.
@@ -249,7 +249,7 @@ def draw_boxes(
 
 
 def draw_dashed_box(image: Image, box_xyxy: Sequence[float], dash: int = 5) -> None:
-    """Draw a box as a thin line dashed in black and white, visible on any image."""
+    """Draw a thin black-and-white dashed box, visible on any image."""
     from PIL import ImageDraw
 
     draw = ImageDraw.Draw(image)
@@ -265,7 +265,7 @@ def draw_dashed_box(image: Image, box_xyxy: Sequence[float], dash: int = 5) -> N
 
 
 def make_sheet(tiles: Sequence[Image], columns: int) -> Image:
-    """Arrange tiles of the same width in rows on white; a row is as tall as its tallest tile."""
+    """Arrange tiles of the same width in rows on white. A row is as tall as its tallest tile."""
     from PIL import Image as PilImage
 
     rows = [tiles[start : start + columns] for start in range(0, len(tiles), columns)]
@@ -285,14 +285,14 @@ class ContactSheet:
 
     #: Images per row, image side in pixels, lines of text per image, and maximum number of rows.
     COLUMNS, SIDE, LINES, ROWS = 5, 260, 3, 8
-    #: Sources to show first, in this order.
+    #: Record sources to show first, in this order.
     ORDER = ("detection", "objects365", "phrases", "mixed", "referring", "captions")
 
     def __init__(self) -> None:
         self._rows: list[tuple[str, str, list[Record]]] = []
 
     def add(self, part: Part, records: RecordSet) -> None:
-        """Sample records of a part at regular strides, only those with boxes if there are any."""
+        """Sample records of a part at regular intervals; if any have boxes, sample only those."""
         count = len(records)
         seen = [records[i] for i in range(0, count, max(1, count // (4 * self.COLUMNS)))]
         chosen = [record for record in seen if record.boxes_xyxy] or seen
@@ -306,7 +306,7 @@ class ContactSheet:
         return not self._rows
 
     def draw(self) -> Image:
-        """Draw the sheet; an image that cannot be read is replaced by its error message.
+        """Draw the sheet. An image that cannot be read is replaced by its error message.
 
         Raises:
             ValueError: if no record was added.
@@ -327,10 +327,10 @@ class ContactSheet:
 
 
 def _record_text(record: Record) -> str:
-    """Join a record's text, its most frequent answer and its truth value."""
+    """Join a record's text, most frequent answer and truth value."""
     text = record.text
     if len(record.labels) > 1 and record.boxes_xyxy:
-        # Of a prompt that lists all classes, show only those in the image.
+        # If a prompt lists all classes, show only those in the image.
         own = dict.fromkeys(record.labels[label] for label in record.box_labels)
         text = text if len(record.labels) <= len(own) else ", ".join(own)
     answers = record.answers or {}
@@ -340,7 +340,7 @@ def _record_text(record: Record) -> str:
 
 
 def _record_image(record: Record, side: int) -> Image:
-    """Draw a record's images next to each other in a gray square, with boxes on the first."""
+    """Draw a record's images side by side in a gray square, with the boxes on the first image."""
     from PIL import Image as PilImage
     from PIL import ImageDraw
 

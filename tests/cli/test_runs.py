@@ -177,8 +177,8 @@ class TestData:
         defaults = inspect.signature(module.generate).parameters
         assert f"training images (default: {defaults['train'].default})" in shown
         assert f"(default: {defaults['seed'].default})" in shown
-        assert f"always generates {defaults['val'].default} images of val" in shown
-        assert f"and {defaults['novel'].default} images of novel" in shown
+        assert f"always has {defaults['val'].default} images in val" in shown
+        assert f"and {defaults['novel'].default} images in novel" in shown
 
     def test_answers_of_the_published_head(self, desk, capsys):
         for year, answers in (("train2014", ["A dog"] * 9), ("val2014", ["yes"] * 9)):
@@ -292,9 +292,9 @@ class TestEval:
         assert len(found["2"]) == len(found["all"]) == 2 * len(found["0"])
         with pytest.raises(SystemExit):
             main([*arguments, "some"])
-        assert "expected a non-negative integer or all, got 'some'" in capsys.readouterr().err
+        assert "expected a non-negative integer or 'all', got 'some'" in capsys.readouterr().err
         assert main(["eval", "runs/demo/coarse", "vqa", "--data", ".", "--rerank", "3"]) == 2
-        assert "--rerank requires the task retrieval, got 'vqa'" in error_line(capsys)
+        assert "--rerank requires task 'retrieval', got 'vqa'" in error_line(capsys)
 
     @pytest.mark.parametrize(
         ("arguments", "message"),

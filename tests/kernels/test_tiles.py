@@ -53,7 +53,8 @@ def test_matching_line_of_the_users_table_takes_precedence(users):
     for other in (sizes(window=7), sizes(dtype=torch.float16), sizes(device=torch.device("meta"))):
         assert other != SIZES
     assert (
-        tiles.describe_tables(GPU) == f"1 lines in {users}; the package's table for all other calls"
+        tiles.describe_tables(GPU)
+        == f"{users} (matching entries: 1); the package's table for all other calls"
     )
 
 
@@ -61,7 +62,7 @@ def test_lines_for_a_different_gpu_or_triton_are_ignored(users):
     others = [LINE | {"architecture": "sm_80"}, LINE | {"triton": "3.7"}]
     users.write_text(tiles.written(others))
     assert sizes() != SIZES
-    assert "none of the 2 lines" in tiles.describe_tables(GPU)
+    assert "none of the 2 entries" in tiles.describe_tables(GPU)
 
 
 def test_tried_sizes_override_every_table(users):

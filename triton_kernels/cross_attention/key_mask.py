@@ -11,7 +11,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class KeyMask:
-    """Keys that each sample attends to: all, or as given by lengths, mask or sizes (at most one).
+    """Keys that each sample attends to: all, or those given by one of lengths, mask and sizes.
 
     Masked keys are not read, so they may hold any value, including NaN.
 

@@ -56,7 +56,7 @@ def backward(
 def _options(keys: KeyMask, num_keys: int) -> dict[str, Any]:
     lengths, mask = None, None
     if keys.lengths is not None:
-        # Like in the other backends, lengths are clamped to [0, m].
+        # As in the other backends, lengths are clamped to [0, m].
         lengths = keys.lengths.clamp(0, num_keys).tolist()
     else:
         mask = keys.as_bool(num_keys)

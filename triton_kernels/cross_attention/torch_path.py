@@ -85,7 +85,7 @@ def _plain_backward(
     wide: torch.dtype,
     dropout: Dropout,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute the gradients, materializing all scores; tensors are [B, h, tokens, d]."""
+    """Compute the gradients of [B, h, tokens, d] tensors by materializing all scores."""
     scale = query.shape[-1] ** -0.5
     shape = (*query.shape[:3], key.shape[2])
     kept = None
@@ -119,7 +119,7 @@ def _mask(k: Tensor, v: Tensor, key_mask: Tensor | None) -> tuple[Tensor, Tensor
 
 
 def _draw_kept(weights: Tensor, dropout: Dropout) -> Tensor:
-    """Sample dropout factors, 0 or 1 / (1 - p), for attention weights; a function of the seed."""
+    """Sample dropout factors, 0 or 1 / (1 - p), for attention weights, determined by the seed."""
     assert dropout.seed is not None
     generator = torch.Generator(weights.device).manual_seed(int(dropout.seed.item()))
     kept = torch.empty_like(weights, memory_format=torch.contiguous_format)

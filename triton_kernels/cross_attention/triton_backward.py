@@ -82,7 +82,7 @@ def walk_keys(
         # The sample has no keys.
         log_total = tl.where(log_total == float("-inf"), float("inf"), log_total)
     if deltas is not None:
-        # All parts have the same delta; the first one stores it.
+        # All parts have the same delta, so only the first one stores it.
         tl.store(deltas + row, delta, mask=query < tl.where(part == 0, num_queries, 0))
     count, own_width = _own_keys(
         lengths, valid_sizes, key_mask, sample, num_keys, map_height, map_width, BLOCK_MASK

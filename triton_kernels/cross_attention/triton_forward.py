@@ -24,7 +24,7 @@ def _own_keys(
     lengths, valid_sizes, key_mask, sample, num_keys, map_height, map_width,
     BLOCK_MASK: tl.constexpr,
 ):  # fmt: skip
-    """Return a sample's number of valid keys and the width of its valid region (at least 1).
+    """Return the number of a sample's valid keys, and the width of its valid region (at least 1).
 
     With a mask, all keys up to the last unmasked one count as valid.
     """
@@ -79,7 +79,7 @@ def _position(rank, own_width, map_width, valid_sizes):
 
 @triton.jit
 def _any_position(rank, count, own_width, map_width, valid_sizes):
-    """Convert any rank below m to a position; ranks past the valid keys cover all other keys."""
+    """Convert any rank below m to a position. Ranks past the valid keys cover all other keys."""
     if valid_sizes is None:
         return rank
     else:
@@ -158,7 +158,7 @@ def _mask_scores(scores, is_read, key_mask):
     if key_mask is None:
         return tl.where(is_read, scores, float("-inf"))
     else:
-        # `is_read` was loaded from memory; adding to each score is then cheaper than a select.
+        # `is_read` was loaded from memory, so an addition to each score is cheaper than a select.
         return scores + tl.where(is_read, 0.0, float("-inf"))
 
 

@@ -26,7 +26,7 @@ from .triton_forward import attend, join_parts
 #: Loops are split until there are this many programs, about two per multiprocessor of an H100.
 #: Constant, so that sums have the same order on every GPU.
 PROGRAMS = 256
-#: Minimum tiles per part of a split loop; splitting costs a second kernel.
+#: Minimum number of tiles per part of a split loop, since splitting costs a second kernel.
 TILES_PER_PART = 2
 #: Elements per program of `add_parts`.
 SUM_BLOCK = 1024
@@ -38,9 +38,9 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 def refusal(q: Tensor, k: Tensor) -> str | None:
     """Return why queries [B, n, h, d] and keys [B, m, h, d] are not supported, or None."""
     if q.dtype not in DTYPES or (q.dtype == torch.float64 and q.device.type == "cuda"):
-        return f"dtype {q.dtype}; expected float16, bfloat16 or float32"
+        return f"unsupported dtype {q.dtype}; expected float16, bfloat16 or float32"
     if not 0 < q.shape[3] <= MAX_HEAD_WIDTH:
-        return f"head dim {q.shape[3]}; expected 1 to {MAX_HEAD_WIDTH}"
+        return f"unsupported head dim {q.shape[3]}; expected 1 to {MAX_HEAD_WIDTH}"
     if max(q.shape[0], q.shape[2]) >= 2**16:
         return f"{q.shape[0]} samples of {q.shape[2]} heads; expected fewer than 65536 of each"
     for name, tensor in (("queries", q), ("keys", k)):
@@ -82,7 +82,8 @@ def plan_forward(
         q: [B, n, h, d].
         k: [B, m, h, d].
         v: [B, m, h, d].
-        keys: lengths are clamped to m, and sizes to the map. A mask is slower than either.
+        keys: lengths are clamped to m, and valid sizes to the map size. A mask is slower than
+            either.
         dropout: the dropped weights depend on the seed and the indices of sample, head, query and
             valid key, not on padding or tile sizes.
 
@@ -206,7 +207,7 @@ def _plan_walk(
 
 
 def _parts(total: Tensor, parts: int) -> tuple[Tensor, Launch]:
-    """Allocate [S, ...] for parts of a tensor, and plan their sum."""
+    """Allocate the parts [S, ...] of a tensor, and plan their sum."""
     separate = _empty((parts, *total.shape), total, _wide(total))
     arguments = {"parts": separate, "sums": total, "size": total.numel(), "num_parts": parts}
     constants = {"BLOCK_SIZE": SUM_BLOCK, "ACCUMULATOR": accumulator(total.dtype)}
@@ -215,7 +216,7 @@ def _parts(total: Tensor, parts: int) -> tuple[Tensor, Launch]:
 
 
 def _split(length: int, block: int, programs: int) -> tuple[int, int]:
-    """Split a loop if there are few programs; return the number of parts and their length."""
+    """Split a loop if there are few programs. Return the number of parts and their length."""
     tiles = max(1, _tiles_of(length, block))
     wanted = min(_tiles_of(PROGRAMS, max(1, programs)), tiles // TILES_PER_PART)
     tiles_of_part = _tiles_of(tiles, max(1, wanted))
@@ -234,7 +235,7 @@ def _tiles(kernel: str, q: Tensor, k: Tensor) -> dict[str, int]:
     area = sizes["block_queries"] * sizes["block_keys"]
     for name, length in (("block_queries", q.shape[1]), ("block_keys", k.shape[1])):
         block = min(sizes[name], _power_of_two(length))
-        # Let padding add at most a third to the length, itself a multiple of 16.
+        # Padding may add at most a third to the length, after it is rounded up to a multiple of 16.
         while 3 * _tiles_of(length, block) * block > 4 * _tiles_of(length, 16) * 16:
             block //= 2
         sizes[name] = block
@@ -251,7 +252,7 @@ def _walk(
     split: bool,
     several: bool,
 ) -> Launch:
-    """Plan a kernel that loops over tiles; `several` means more than one tile per part."""
+    """Plan a kernel that loops over tiles. `several` means more than one tile per part."""
     q, masked = arguments["queries"], arguments["key_mask"]
     constants = {
         **_constants(q),
@@ -274,7 +275,7 @@ def _constants(q: Tensor) -> dict[str, Any]:
 
 
 def _inputs(q: Tensor, k: Tensor, v: Tensor, keys: KeyMask) -> dict[str, Any]:
-    """Collect the arguments shared by all kernels."""
+    """Return the arguments shared by all kernels."""
     height, width = (0, 0) if keys.sizes is None or keys.map_size is None else keys.map_size
     return {
         "queries": q,
@@ -295,7 +296,7 @@ def _inputs(q: Tensor, k: Tensor, v: Tensor, keys: KeyMask) -> dict[str, Any]:
 
 
 def _dropout(dropout: Dropout) -> dict[str, Any]:
-    """Collect the dropout arguments: the seed, and the int32 below which a weight is dropped."""
+    """Return the dropout arguments: the seed, and the int32 below which a weight is dropped."""
     if not 0 <= dropout.p < 1:
         raise ValueError(f"dropout_p: expected 0 <= dropout_p < 1, got {dropout.p}")
     if dropout.p == 0:
@@ -311,7 +312,7 @@ def _strides(name: str, tensor: Tensor) -> dict[str, int]:
 
 
 def _with_rows(tensor: Tensor) -> Tensor:
-    """Make the last dimension contiguous; copy only if necessary."""
+    """Make the last dimension contiguous, copying only if necessary."""
     return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
 
 

@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def require(condition: bool, expected: str, named: dict[str, Tensor]) -> None:
-    """Raise a `ValueError` that lists shapes and dtypes, unless `condition` holds."""
+    """Raise a `ValueError` that lists the shapes and dtypes if `condition` is False."""
     if not condition:
         shapes = ", ".join(f"{name} {tuple(t.shape)} {t.dtype}" for name, t in named.items())
         raise ValueError(f"expected {expected}; got {shapes}")

@@ -16,7 +16,7 @@ from torch import Tensor
 
 Backend = Literal["triton", "native", "reference"]
 
-#: Oldest NVIDIA compute capability for which the tests compile the kernels.
+#: Lowest NVIDIA compute capability for which the tests compile the kernels.
 OLDEST_CAPABILITY = (8, 0)
 
 _PACKAGE = __name__.removesuffix(".runtime.dispatch")
@@ -28,7 +28,7 @@ _settings: dict[str, Any] = {"backend": None, "atomics": False}
 
 
 def _set(name: str, value: Any) -> ExitStack:
-    """Change a setting; the returned context manager restores the previous value on exit."""
+    """Change a setting, and return a context manager that restores the old value on exit."""
     restore = ExitStack()
     restore.callback(_settings.__setitem__, name, _settings[name])
     _settings[name] = value
@@ -89,7 +89,7 @@ def active_backend(tensor: Tensor) -> tuple[Backend, str]:
     if requested is not None:
         return requested, f"use_backend({requested!r}) was called"
     if tensor.device.type == "cpu":
-        # On other processors the extension runs scalar loops, which are slower than torch.
+        # On other processors, the extension runs scalar loops, which are slower than torch.
         if torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
             return "reference", "the processor has neither AVX2 nor AVX-512"
         if tensor.dtype == torch.float32:

@@ -1,4 +1,4 @@
-"""Descriptions of kernel launches, which can be run, or compiled without being run.
+"""Descriptions of kernel launches, which can be run, or only compiled.
 
 `plan_*` functions return `Launch` objects, which run on a GPU or in Triton's interpreter; tests
 without a GPU compile them for every architecture.
@@ -44,7 +44,7 @@ class Launch:
                 **self.constants,
                 num_warps=self.num_warps,
                 num_stages=self.num_stages,
-                # Triton's default changes in 3.10; tests assume fused multiply-adds.
+                # Triton's default changes in 3.10, but tests assume fused multiply-adds.
                 enable_fp_fusion=True,
             )
 

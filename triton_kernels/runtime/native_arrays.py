@@ -1,4 +1,4 @@
-"""Conversion of tensors to arguments of the Rust attention."""
+"""Conversion of tensors to arguments of the attention in Rust."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def refusal(tensor: Tensor, head_width: int) -> str | None:
 
 
 def array(tensor: Tensor) -> np.ndarray:
-    """Return a tensor as a contiguous float32 array; copy only if necessary."""
+    """Return a tensor as a contiguous float32 array, copying only if necessary."""
     return tensor.detach().float().contiguous().numpy()
 
 

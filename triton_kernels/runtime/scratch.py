@@ -51,7 +51,7 @@ class Scratch:
 
     @contextmanager
     def borrow(self) -> Iterator[None]:
-        """On exit of a `with` block, free the tensors allocated in it."""
+        """Context manager that frees the tensors allocated inside it on exit."""
         used = self._used
         yield
         self._used = used

@@ -1,4 +1,4 @@
-"""Tile size tables: the package's own, and the user's, which `fiber tune` writes."""
+"""Tile size tables: the package's own, and the user's, which is written by `fiber tune`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Line = dict[str, Any]
 
 PACKAGED = Path(__file__).with_name("tiles.json")
 
-#: Keys of a table line and their types; the package's table requires only kernel and tile.
+#: Keys of a table entry and their types; the package's table requires only kernel and tile.
 KEYS = {
     "kernel": str,
     "architecture": str,
@@ -27,10 +27,10 @@ KEYS = {
     "dtype": str,
     "tile": dict,
 }
-#: Keys that restrict a line to certain calls; earlier keys are more specific.
+#: Keys that restrict an entry to certain calls; earlier keys are more specific.
 RANKED = ("architecture", "triton", "window", "head_width", "dtype")
 
-#: Sizes set by `trying`.
+#: Tile sizes set by `trying`.
 _tried: Mapping[str, Mapping[str, int]] | None = None
 
 
@@ -39,8 +39,8 @@ def tile(
 ) -> dict[str, int]:
     """Look up the tile sizes of a kernel, including `num_warps` and `num_stages`.
 
-    On a GPU, a matching line in the user's table takes precedence over the package's table. Within
-    a table, the most specific line wins; see `best`. Tables are read once per process.
+    On a GPU, a matching entry in the user's table takes precedence over the package's table. Within
+    a table, the most specific entry wins; see `best`. Tables are read once per process.
 
     Args:
         kernel: name of the kernel in the table.
@@ -50,7 +50,7 @@ def tile(
         device: device of the tensors.
 
     Raises:
-        LookupError: if no line matches (tests ensure that every kernel of the package has one).
+        LookupError: if no entry matches (tests ensure that every kernel of the package has one).
         ValueError: if the user's table is invalid; the message names file and line.
     """
     if _tried is not None and kernel in _tried:
@@ -96,8 +96,8 @@ def describe_tables(device: torch.device) -> str:
         line for line in lines if (line["architecture"], line["triton"]) == (chip, triton_minor())
     ]
     if device.type != "cuda" or not own:
-        return f"the package's table; none of the {len(lines)} lines in {table} apply here"
-    return f"{len(own)} lines in {table}; the package's table for all other calls"
+        return f"the package's table; none of the {len(lines)} entries in {table} apply here"
+    return f"{table} (matching entries: {len(own)}); the package's table for all other calls"
 
 
 @contextmanager
@@ -149,9 +149,9 @@ def users_lines(path: Path) -> list[Line]:
 
 
 def best(lines: Sequence[Line], kernel: str, wanted: Mapping[str, object]) -> Line | None:
-    """Return the most specific line for a kernel and values of the `RANKED` keys, or None.
+    """Return the most specific entry for a kernel and values of the `RANKED` keys, or None.
 
-    A line that lacks a key matches every value of that key.
+    An entry that lacks a key matches every value of that key.
     """
     matching = (
         line
@@ -166,8 +166,8 @@ def read(path: Path) -> list[Line]:
     """Read and validate a user's table.
 
     Raises:
-        ValueError: if the file is not a JSON list of objects, or a line has an unknown kernel, the
-            wrong sizes for its kernel, or no architecture or Triton version.
+        ValueError: if the file is not a JSON list of objects, or an entry has an unknown kernel,
+            the wrong tile sizes for its kernel, or no architecture or Triton version.
     """
 
     def error(number: int, reason: str) -> ValueError:
@@ -180,7 +180,7 @@ def read(path: Path) -> list[Line]:
             raise error(1, "expected a JSON list")
     except json.JSONDecodeError as invalid:
         raise error(invalid.lineno, invalid.msg) from None
-    # Decoded again, entry by entry, to find line numbers.
+    # Decode again, entry by entry, to find line numbers.
     decoder, lines = json.JSONDecoder(), []
     position = text.index("[") + 1
     while True:
@@ -197,7 +197,7 @@ def read(path: Path) -> list[Line]:
 
 
 def _fault(line: Any) -> str | None:
-    """Return why a line is invalid, or None if it is valid."""
+    """Return why an entry is invalid, or None if it is valid."""
     if not isinstance(line, dict):
         return f"expected an object, got {line!r}"
     for key, value in line.items():
@@ -222,7 +222,7 @@ def _fault(line: Any) -> str | None:
 
 
 def merged(old: Sequence[Line], new: Sequence[Line]) -> list[Line]:
-    """Merge two tables; new lines replace old ones for the same calls."""
+    """Merge two tables; new entries replace old ones for the same calls."""
 
     def call(line: Line) -> tuple[Any, ...]:
         return (line["kernel"], *(line.get(key) for key in RANKED))

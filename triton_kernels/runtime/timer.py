@@ -16,8 +16,8 @@ class GpuTimer:
     """Times calls on a device's current stream.
 
     The GPU waits until all work is queued, so gaps between launches are not measured: they depend
-    on the machine, and CUDA graphs have none. Work that takes longer than `LONGEST_WAIT` to queue
-    is timed with its gaps.
+    on the machine, and CUDA graphs have none. If queuing takes longer than `LONGEST_WAIT`, the gaps
+    are measured as well.
     """
 
     def __init__(self, device: torch.device) -> None:

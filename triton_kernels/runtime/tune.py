@@ -1,8 +1,8 @@
 """Tile size search on a GPU, for `fiber tune`.
 
-For each kernel, the package's sizes and a few candidates are timed on calls that the model makes;
-the other kernels of a call use the best sizes so far. A candidate is rejected if its results differ
-from those with the package's sizes by more than rounding error.
+For each kernel, the package's default tile sizes and a few candidates are timed on calls that the
+model makes; the other kernels of a call use the best tile sizes so far. A candidate is rejected if
+its results differ from those with the default tile sizes by more than rounding error.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from .launch import Launch, run_plan
 from .tiles import Line, best, packaged_lines
 
 Sizes = dict[str, int]
-#: Launches of one or more calls, in order, and all their results.
+#: Launches of one or more calls, in order, and the results of all calls.
 Plan = tuple[list[Launch], list[Tensor]]
 
-#: Maximum time of a candidate relative to the package's sizes: smaller gains are noise, and
-#: different sizes may change the last bits of the results.
+#: Maximum time of a candidate relative to the default tile sizes: smaller gains are noise, and
+#: different tile sizes may change the last bits of the results.
 GAIN = 0.97
 REPETITIONS = 15
-#: Tolerance relative to the largest element, by input dtype: tile sizes change the summation
-#: order, and large terms cancel.
+#: Tolerance relative to the largest element, by input dtype. Tile sizes change the summation order,
+#: and large terms may cancel.
 ALIKE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 6e-2}
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -54,7 +54,7 @@ _WHOLE = _candidates(
     "rows piece num_warps",
     (16, 64, 1), (16, 64, 2), (16, 64, 4), (16, 128, 1), (16, 128, 2), (16, 128, 4), (16, 128, 8),
 )  # fmt: skip
-#: Candidates by kernel; all other sizes are the package's.
+#: Candidates by kernel; all other tile sizes keep their defaults.
 CANDIDATES: dict[str, list[Sizes]] = {
     "window_forward": _WHOLE,
     "window_backward": _WHOLE,
@@ -75,7 +75,7 @@ CANDIDATES: dict[str, list[Sizes]] = {
 }
 #: Values of num_stages to try with the best candidate.
 STAGES = (1, 2, 3)
-#: Name prefixes of kernels whose lines have no window, or no head dim.
+#: Name prefixes of kernels whose table entries have no window, or no head dim.
 _WITHOUT_WINDOW = ("sum_parts", "cross_attention")
 _WITHOUT_WIDTH = ("expand_bias", "gather_bias", "sum_parts")
 
@@ -92,8 +92,8 @@ class Case:
     dtype: torch.dtype
 
 
-#: Returns the milliseconds that a case's plan takes with the current sizes. Raises a `ValueError`
-#: with the reason if the plan fails to run or its results differ.
+#: Returns the milliseconds that a case's plan takes with the current tile sizes. Raises a
+#: `ValueError` with the reason if the plan fails to run or its results differ.
 Measure = Callable[[Case], float]
 
 
@@ -142,20 +142,21 @@ def tune(
     chip: str,
     triton: str,
 ) -> list[Line]:
-    """Search for the fastest sizes of every kernel in every case; see `all_cases`.
+    """Search for the fastest tile sizes for each kernel in each case; see `all_cases`.
 
     Args:
         cases: calls to time.
         measure: times a case.
-        report: called with each progress line.
-        chip: architecture to store in the lines; see `tiles.architecture`.
+        report: called with each progress message.
+        chip: GPU architecture to record in each table entry; see `tiles.architecture`.
         triton: major and minor version of Triton.
 
     Returns:
-        One table line for each kernel, window, head dim and dtype.
+        One table entry for each kernel, window, head dim and dtype.
 
     Raises:
-        ValueError: if the package's sizes fail to run; the message names the case.
+        ValueError: if a kernel fails with the package's default tile sizes; the message names the
+            case.
     """
     found: dict[tuple[Any, ...], Sizes] = {}
     lines: list[Line] = []
@@ -167,14 +168,14 @@ def tune(
             held = {other: found[its_key] for other, its_key in keys.items() if its_key in found}
             line = _line(case, kernel, chip, triton)
             own = best(packaged_lines(), kernel, {"window": None, "head_width": 0} | line)
-            assert own is not None, f"the package's table has no line for {kernel}"
+            assert own is not None, f"the package's table has no entry for {kernel}"
             found[key] = _fastest(case, kernel, dict(own["tile"]), held, measure, report)
             lines.append(line | {"tile": found[key]})
     return lines
 
 
 def _line(case: Case, kernel: str, chip: str, triton: str) -> Line:
-    """Create a table line without its sizes."""
+    """Create a table entry without its tile sizes."""
     line: Line = {"kernel": kernel, "architecture": chip, "triton": triton}
     if not kernel.startswith(_WITHOUT_WINDOW):
         line["window"] = case.window
@@ -191,7 +192,7 @@ def _fastest(
     measure: Measure,
     report: Callable[[str], None],
 ) -> Sizes:
-    """Time the package's sizes and a kernel's candidates; return the sizes to use."""
+    """Time the default tile sizes and a kernel's candidates; return the tile sizes to use."""
 
     def timed(sizes: Sizes) -> float:
         with tiles.trying({**held, kernel: sizes}):
@@ -203,7 +204,9 @@ def _fastest(
     try:
         own = timed(first)
     except ValueError as error:
-        raise ValueError(f"{case.name}, {kernel}: the package's sizes {first}: {error}") from error
+        raise ValueError(
+            f"{case.name}, {kernel}: the package's tile sizes {first}: {error}"
+        ) from error
     fastest, least = first, own
     seen = [first]
     for changes in (CANDIDATES[kernel], [{"num_stages": each} for each in STAGES]):
@@ -275,7 +278,7 @@ def window_cases(
     yield Case(f"{name}, backward", kernels, backward, window, 32, dtype)
 
 
-#: (batch, queries, keys) of two calls that are timed together: images of 384 x 384 and 800 x 1344.
+#: (batch, queries, keys) of two calls that are timed together, for 384 x 384 and 800 x 1344 images.
 _TO_TEXT = ((8, 576, 40), (1, 4200, 256))
 _TO_IMAGE = ((8, 40, 576), (1, 256, 4200))
 
@@ -286,7 +289,7 @@ def cross_cases(
     to_text: Sequence[tuple[int, int, int]] = _TO_TEXT,
     to_image: Sequence[tuple[int, int, int]] = _TO_IMAGE,
 ) -> Iterator[Case]:
-    """Yield forward and backward cases in both directions; head dim 32 to text, 64 to image."""
+    """Yield forward and backward cases in both directions, with head dim 32 or 64."""
     from ..cross_attention import triton_launch
 
     for direction, calls, heads, width in (

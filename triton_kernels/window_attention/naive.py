@@ -28,7 +28,7 @@ def window_attention(
         )
         out = torch.zeros_like(qkv[sample, :, :, 0])
         if own_height and own_width:
-            # Padded to whole windows on its own, not to the map size of the batch.
+            # Pad the region to whole windows by itself, not to the map size of the batch.
             own = _one_map(
                 qkv[sample, :own_height, :own_width], bias_table, qkv_bias, window_size, shift
             )
@@ -43,7 +43,7 @@ def window_attention(
 def _one_map(
     qkv: Tensor, bias_table: Tensor, qkv_bias: Tensor, window_size: int, shift: int
 ) -> Tensor:
-    """Attend within the windows of one map: (H, W, 3, h, d) -> (H, W, h, d)."""
+    """Attend within the windows of one (H, W, 3, h, d) map; return (H, W, h, d)."""
     height, width = qkv.shape[:2]
     padded_height = (height + window_size - 1) // window_size * window_size
     padded_width = (width + window_size - 1) // window_size * window_size
@@ -68,7 +68,7 @@ def _one_map(
 
 
 def _regions(height: int, width: int, window_size: int, shift: int) -> Tensor:
-    """Label the nine regions of a rolled map; without a shift there is only one."""
+    """Label the nine regions of a rolled map. Without a shift, there is only one."""
     regions = torch.zeros(height, width, dtype=torch.long)
     if shift == 0:
         return regions
@@ -80,7 +80,7 @@ def _regions(height: int, width: int, window_size: int, shift: int) -> Tensor:
 
 
 def _one_window(qkv: Tensor, regions: Tensor, bias_table: Tensor, window_size: int) -> Tensor:
-    """Attend among the tokens of one window: (w, w, 3, h, d) -> (w, w, h, d)."""
+    """Attend among the tokens of one (w, w, 3, h, d) window; return (w, w, h, d)."""
     places = [(y, x) for y in range(window_size) for x in range(window_size)]
     heads, head_width = qkv.shape[3:]
     outputs = []

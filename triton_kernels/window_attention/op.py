@@ -51,7 +51,8 @@ def window_attention(
     require(qkv.dim() == 6 and qkv.shape[3] == 3, "qkv (B, H, W, 3, h, d)", named)
     require(min(qkv.shape[1:3]) > 0, "a map with at least one token", named)
     heads, width = qkv.shape[4:]
-    require(0 <= shift < window_size, f"0 <= shift {shift} < window_size {window_size}", named)
+    allowed = f"0 <= shift < window_size (shift {shift}, window_size {window_size})"
+    require(0 <= shift < window_size, allowed, named)
     rows = (2 * window_size - 1) ** 2
     require(bias_table.shape == (rows, heads), f"bias_table ({rows}, {heads})", named)
     require(qkv_bias.shape == (3, heads, width), f"qkv_bias (3, {heads}, {width})", named)

@@ -97,7 +97,7 @@ def backward(
 
 
 class _Scores:
-    """Score biases: relative position bias [h, N, N] and shift masks [N, N]."""
+    """Biases added to scores: relative position bias [h, N, N] and shift masks [N, N]."""
 
     def __init__(
         self, bias_table: Tensor, rows: WindowRows, spec: WindowSpec, dtype: torch.dtype
@@ -151,7 +151,7 @@ def _inputs(qkv: Tensor, qkv_bias: Tensor, spec: WindowSpec) -> tuple[WindowRows
 def _pack(
     rows: Tensor, kinds: int, heads: int, tokens: int, scratch: Scratch
 ) -> tuple[Tensor, ...]:
-    """Split rows into k batches of matrices: [n N, k h d] -> k x [n h, N, d]."""
+    """Split rows [n N, k h d] into k batches of matrices [n h, N, d]."""
     by_head = rows.view(-1, tokens, kinds, heads, rows.shape[1] // (kinds * heads))
     by_head = by_head.permute(2, 0, 3, 1, 4)
     packed = scratch.empty(*by_head.shape, dtype=rows.dtype).copy_(by_head)
@@ -159,7 +159,7 @@ def _pack(
 
 
 def _unpack(packed: Tensor, rows: Tensor, heads: int) -> None:
-    """Inverse of `_pack`; writes [k, n h, N, d] into rows [n N, k h d]."""
+    """Inverse of `_pack`: write [k, n h, N, d] into rows [n N, k h d]."""
     kinds, _, tokens, width = packed.shape
     by_head = packed.view(kinds, -1, heads, tokens, width)
     rows.view(-1, tokens, kinds, heads, width).copy_(by_head.permute(1, 3, 0, 2, 4))
@@ -181,7 +181,7 @@ def _bias_index(window_size: int, device: torch.device) -> Tensor:
 def _seam_mask(
     seams: tuple[bool, bool], window_size: int, shift: int, device: torch.device
 ) -> Tensor:
-    """Compute the shift mask [N, N]: -100 for token pairs on opposite sides of a seam."""
+    """Compute the shift mask [N, N], which is -100 for token pairs on opposite sides of a seam."""
     after_seam = torch.arange(window_size, device=device) >= window_size - shift
     rows, columns = (after_seam & seam for seam in seams)
     regions = (2 * rows[:, None] + columns).flatten()

@@ -119,7 +119,7 @@ def plan_reduce(
 
 
 def plan_sum(parts: Tensor, out: Tensor, dtype: torch.dtype) -> tuple[list[Launch], Tensor]:
-    """Plan the sum of `parts` [n, M] over n into `out` [M], in a fixed order; both are contiguous.
+    """Plan the sum of `parts` [n, M] over n into `out` [M] (both contiguous) in a fixed order.
 
     Returns:
         The launches, and `out`.
@@ -196,7 +196,7 @@ def expand_bias(
     out += first_head * (STORED * STORED) + pair
     step = heads * (STORED * STORED)
     for _ in range(min(heads - first_head, HEADS)):
-        # Queries beyond the window get finite scores; their outputs are not read.
+        # Queries beyond the window get finite scores, but their outputs are not read.
         score = tl.load(table, mask=real, other=0.0).to(dtype) * LOG2E + missing
         tl.store(out, score, mask=stored)
         if SHIFT > 0:
@@ -236,12 +236,12 @@ def gather_bias(
     for key_y in range(tl.maximum(0, -offset_y), tl.minimum(WINDOW, WINDOW - offset_y)):
         query = (key_y + offset_y) * WINDOW + query_x
         key = key_y * WINDOW + key_x[None, :]
-        # From the bits of the offset; see `pair_offsets`.
+        # Computed from the bits of the offset; see `pair_offsets`.
         place = query // 16 * (16 * STORED) + query % 8 * 16 + query % 16 // 8 * 2
         place += key // 8 * 128 + key % 8 // 2 * 4 + key % 2
         sums = ()
         for i in tl.static_range(HEADS):
-            # Heads past the last one read the last one, and are not stored.
+            # Indices past the last head read the last head, and their results are not stored.
             start = pairs + tl.minimum(first_head + i, heads - 1) * (STORED * STORED)
             sums = sums + (totals[i] + tl.load(start + place, mask=real, other=0.0),)
         totals = sums

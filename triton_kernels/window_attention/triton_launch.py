@@ -30,7 +30,8 @@ from .window_spec import WindowSpec
 #: the forward pass (window 18, head dim 32), and keys per window in the backward pass.
 WHOLE_KEY_ELEMENTS = 336 * 32
 WHOLE_BACKWARD_KEYS = 160
-#: Chips and Triton versions for which these kernels spill registers if valid sizes are given.
+#: GPU architectures and Triton versions for which these kernels spill registers if valid sizes are
+#: given.
 SPILLED_SIZED = {("sm_120", "3.7")}
 #: Maximum size of the bias gradient in bytes, so that it stays in the L2 cache of training GPUs
 #: (40 MB or more) while other tensors are streamed.
@@ -47,11 +48,11 @@ def refusal(qkv: Tensor, window_size: int) -> str | None:
     _, height, width, _, heads, head_width = qkv.shape
     dtypes = (torch.float32, torch.float16, torch.bfloat16)
     if qkv.dtype not in dtypes and (qkv.dtype != torch.float64 or qkv.is_cuda):
-        return f"dtype {qkv.dtype}; expected float32, float16 or bfloat16"
+        return f"unsupported dtype {qkv.dtype}; expected float32, float16 or bfloat16"
     if head_width > MAX_HEAD_WIDTH:
-        return f"head dim {head_width}; expected at most {MAX_HEAD_WIDTH}"
+        return f"unsupported head dim {head_width}; expected at most {MAX_HEAD_WIDTH}"
     if heads > 65535:
-        return f"{heads} heads; expected at most 65535"
+        return f"unsupported number of heads, {heads}; expected at most 65535"
     if height * width * 3 * heads * head_width >= 2**31:
         return f"samples of {height} x {width} tokens are too large for 32-bit offsets"
     if 4 * heads * (window_size**2 + 128) ** 2 >= 2**31:
@@ -129,7 +130,8 @@ def plan_backward(
     order, and hence the last bits, vary between runs.
     """
     grad_qkv = torch.empty(qkv.shape, dtype=qkv.dtype, device=qkv.device)
-    # The gradient of the padding's query is always 0; without padding, so are the others.
+    # The gradient of the padding's query is always 0; without padding, so are those of its key and
+    # value.
     grad_qkv_bias = torch.zeros_like(qkv_bias, memory_format=torch.contiguous_format)
     if grad_qkv.numel() == 0:
         return [], (grad_qkv, torch.zeros_like(bias_table), grad_qkv_bias)
@@ -149,7 +151,7 @@ def plan_backward(
 
 
 def _add_whole(plan: _Plan, atomic_bias: bool) -> tuple[Tensor, int, Tensor | None]:
-    """Add a single kernel.
+    """Add the launch of a single kernel.
 
     Returns:
         The gradient of the bias [chunks, h, S * S]; S; and the gradients of the padding
@@ -176,7 +178,7 @@ def _add_whole(plan: _Plan, atomic_bias: bool) -> tuple[Tensor, int, Tensor | No
 
 
 def _add_tiled(plan: _Plan, atomic_bias: bool) -> tuple[Tensor, int, Tensor | None]:
-    """Add three kernels: by queries, by keys and by token pairs; see `_add_whole`."""
+    """Add the launches of three kernels: by queries, keys and token pairs; see `_add_whole`."""
     by_queries, by_keys, by_pairs = (
         plan.tile(f"window_tiled_{name}") for name in ("queries", "keys", "bias")
     )
@@ -223,7 +225,7 @@ def reads_whole_rows(qkv: Tensor, window_size: int) -> bool:
 
 
 def differentiates_whole_rows(qkv: Tensor, window_size: int, *, is_sized: bool) -> bool:
-    """Return True if the backward pass does; see `WHOLE_BACKWARD_KEYS` and `SPILLED_SIZED`."""
+    """Return True if the backward pass keeps whole rows of scores; see `WHOLE_BACKWARD_KEYS`."""
     if is_sized and (tiles.architecture(qkv.device), tiles.triton_minor()) in SPILLED_SIZED:
         return False
     return reads_whole_rows(qkv, window_size) and window_size**2 <= WHOLE_BACKWARD_KEYS
@@ -246,7 +248,7 @@ class _Plan:
         batch, height, width, _, self.heads, head_width = qkv.shape
         down, across = (triton.cdiv(side, spec.window_size) for side in (height, width))
         self.windows = batch * down * across
-        # Columns of a tile. The tile size table has lines only for these head dims.
+        # Columns of a tile. The tile size table has entries only for these head dims.
         self.block = max(16, triton.next_power_of_2(head_width))
         self.qkv, self.bias_table, self.spec = qkv, bias_table, spec
         self.wide = torch.promote_types(qkv.dtype, torch.float32)
@@ -313,13 +315,13 @@ class _Plan:
         return torch.empty(*shape, dtype=self.wide, device=self.qkv.device)
 
     def padding_parts(self, count: int) -> Tensor | None:
-        """Allocate key and value gradients of padding [count, 2 h d]; None without padding."""
+        """Allocate the key and value gradients of padding [count, 2 h d]; None without padding."""
         return self.empty(count, 2 * self.heads * self.qkv.shape[-1]) if self.padded else None
 
     def add(
         self, kernel: Any, grid: tuple[int, ...], sizes: dict[str, int], stored: int, **values: Any
     ) -> None:
-        """Add a launch; `values` are arguments and constants specific to it."""
+        """Add a launch. `values` are the arguments and constants specific to it."""
         values = self.values | values
         values |= {name.upper(): sizes[name] for name in ("rows", "keys") if name in sizes}
         if "piece" in sizes:

@@ -186,7 +186,7 @@ def tiled_backward_keys(
     """Compute the gradients of KEYS keys and values of a window, and of the padding.
 
     Grid: (B nW * tiles of keys, h). Scores have keys along rows, so that no product needs them
-    transposed; `bias` is stored that way.
+        transposed; `bias` is stored with the same layout.
     """
     head, heads = tl.program_id(1), tl.num_programs(1)
     window_index, first = (

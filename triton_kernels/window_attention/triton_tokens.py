@@ -28,9 +28,9 @@ def find_window(
 
     Returns:
         window: height and width of the valid region; first row and first column of the window, roll
-            included; row and column at which positions wrap around. If the valid region has no such
-            window, the first two are 0 and the others are those of the unrolled tensor, so that
-            zeros are stored there.
+            included; row and column at which positions wrap around. If the valid region does not
+            contain the window, the first two are 0 and the others are those of the unrolled tensor,
+            so that zeros are stored there.
         bias_class: 2 * (window contains the seam between rows) + (contains that between columns).
         first_token: number of tokens before the sample, int64.
     """

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from ..runtime.scratch import Scratch
 
-#: Combinations of seams of the rolled map in a window: (between rows, between columns).
+#: Combinations of seams of the rolled map that a window may contain: (between rows, between
+#: columns).
 SEAMS = ((False, False), (False, True), (True, False), (True, True))
 
 
@@ -24,7 +25,7 @@ class WindowRows(NamedTuple):
     """All windows of a batch."""
 
     strips: tuple[Strip, ...]
-    #: Tokens in no strip: rows below a sample's valid region.
+    #: Tokens that are not in any strip: rows below a sample's valid region.
     outside: tuple[slice, ...]
     #: Indices in `SEAMS` of the combinations that occur.
     seams: frozenset[int]
@@ -91,7 +92,7 @@ def window_rows(
         window_size: window side length in tokens.
         shift: roll of the map in tokens.
         device: device of the index tensors.
-        strip_windows: maximum number of windows per strip, which has at least one row of windows.
+        strip_windows: maximum number of windows per strip; a strip has at least one row of windows.
         piece_windows: maximum number of windows per piece.
     """
     height, width = map_size
@@ -187,7 +188,7 @@ def _rows_of_windows(
 
 
 def _ticks(side: int, window_size: int, shift: int) -> tuple[np.ndarray, np.ndarray]:
-    """Pad and roll one axis; return its indices by window [n, w], -1 for padding, and seams [n]."""
+    """Pad and roll one axis; return its indices [n, w] by window (-1 for padding) and seams [n]."""
     count = -(-side // window_size)
     ticks = (np.arange(count * window_size) + shift) % max(1, count * window_size)
     ticks = np.where(ticks < side, ticks, -1).reshape(count, window_size)

@@ -1,4 +1,4 @@
-"""JPEG corpora cropped from photographs. The same photographs yield the same bytes.
+"""JPEG corpora cropped from photographs. The same photographs yield identical files.
 
 Image i of a corpus depends only on the plan, the list of photographs, i and Pillow's version, so a
 shorter corpus is a prefix of a longer one.
@@ -22,7 +22,7 @@ from PIL import Image, ImageFilter
 from fiber.atomic_io import write_file, write_json
 from fiber.benchmarks.photos import HOW_TO_GET
 
-#: Increment when the same plan starts to give different files.
+#: Increment when a code change makes the same plan produce different files.
 VERSION = 1
 _JPEG_SUFFIXES = {".jpg", ".jpeg"}
 
@@ -32,21 +32,21 @@ class CorpusPlan:
     """Parameters of a corpus."""
 
     name: str
-    #: Number of images in a full run and in a quick one.
+    #: Number of images in a full run and in a quick run.
     count: int
     quick_count: int
-    #: (width, height) in pixels, drawn uniformly; repeat a shape to weight it.
+    #: (width, height) in pixels, sampled uniformly. Repeat an entry to sample it more often.
     shapes: tuple[tuple[int, int], ...]
-    #: JPEG qualities, drawn uniformly.
+    #: JPEG qualities, sampled uniformly.
     qualities: tuple[int, ...]
     #: Chroma subsampling, in Pillow's notation.
     subsampling: str = "4:2:0"
-    #: Number of candidate crops for most images; the one with the most bytes is kept, since images
-    #: in datasets have more detail than the average crop of a large photograph.
+    #: Number of candidate crops for most images; the one with the largest file is kept, since
+    #: dataset images have more detail than the average crop of a large photograph.
     candidates: int = 3
     #: Strength of the unsharp mask after downscaling, in percent; 0 for none.
     sharpening: int = 70
-    #: Minimum size of a crop, as a fraction of the largest possible crop of that shape.
+    #: Minimum size of a crop, as a fraction of the largest possible crop with that aspect ratio.
     least_part: float = 0.3
     #: Minimum shorter side and area of a photograph, in pixels.
     least_side_pixels: int = 0
@@ -107,7 +107,7 @@ class Corpus:
     source: str
 
     def first(self, count: int) -> Corpus:
-        """Return a corpus of the first images."""
+        """Return a corpus of the first `count` images."""
         return replace(self, files=self.files[:count], sizes=self.sizes[:count])
 
     def __str__(self) -> str:
@@ -122,7 +122,7 @@ class Corpus:
 def make_corpus(
     plan: CorpusPlan, count: int, photographs: Sequence[Path], cache: Path, threads: int = 1
 ) -> Corpus:
-    """Create the first `count` images of a corpus, or find them in the cache.
+    """Create the first `count` images of a corpus, or load them from the cache.
 
     A corpus is a subfolder of `cache` named by its fingerprint. `photographs` are in the order
     given by `find_photographs`; `threads` of them are decoded in parallel.
@@ -173,7 +173,7 @@ def own_corpus(folder: Path, count: int) -> Corpus:
     found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _JPEG_SUFFIXES)
     if not found:
         raise FileNotFoundError(f"{folder}: no .jpg or .jpeg files found")
-    return _describe("images", found[:count], f"the first of {len(found)} files of {folder}")
+    return _describe("images", found[:count], f"the first of {len(found)} files in {folder}")
 
 
 def _describe(name: str, files: Sequence[Path], source: str) -> Corpus:

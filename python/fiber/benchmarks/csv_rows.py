@@ -16,7 +16,7 @@ def today() -> str:
 
 
 def p20_p80(values: Sequence[float]) -> tuple[float, float]:
-    """Return the 20th and 80th percentiles; a single value is returned as both."""
+    """Return the 20th and 80th percentiles. A single value is returned as both."""
     if len(values) < 2:
         return values[0], values[0]
     found = statistics.quantiles(values, n=5, method="inclusive")

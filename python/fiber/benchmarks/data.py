@@ -1,4 +1,4 @@
-"""`fiber bench data`: throughput of the data pipeline, for fiber and every installed peer."""
+"""`fiber bench data`: measure data pipeline throughput of fiber and every installed peer."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ CAPTIONS, QUICK_CAPTIONS = 1000, 200
 OWN_IMAGES = 512
 #: Number of measured rounds.
 ROUNDS, QUICK_ROUNDS = 5, 2
-#: Minimum duration of a turn, which is at least one epoch. Peers are slower for a few tenths of a
-#: second after being idle; without a minimum, this would penalize fast peers more.
+#: Minimum duration of a turn, which always lasts at least one epoch. Peers are slower for a few
+#: tenths of a second after being idle; without a minimum, this would penalize fast peers more.
 TURN_SECONDS = 3.0
-#: Boxes per image, and number of images, in the workload `boxes`.
+#: Boxes per image, and number of images, in the `boxes` workload.
 MANY_BOXES, BOX_IMAGES = 64, 100
 PROMPT_BOXES = 16
 #: Vocabulary size of the tokenizer that is trained if none is given.
@@ -43,12 +43,12 @@ TRAINED_TOKENS = 4000
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Options of `fiber bench data`; empty or 0 selects the default."""
+    """Options of `fiber bench data`. An empty value or 0 selects the default."""
 
     output: Path
-    #: Default: data.csv in `output`.
+    #: CSV file to append to; default: data.csv in `output`.
     rows: Path | None = None
-    #: Default: cache in `output`.
+    #: Folder for generated corpora; default: cache in `output`.
     cache: Path | None = None
     kinds: tuple[str, ...] = ()
     corpora: tuple[str, ...] = ()
@@ -79,17 +79,17 @@ class Options:
                 raise FileNotFoundError(f"{python}: no such interpreter (--python {name}=...)")
         if self.images is not None and (self.corpora or self.photos):
             raise ValueError(
-                "--images cannot be combined with --corpora or --photos: the images are not cropped"
+                "--images cannot be combined with --corpora or --photos: its images are not cropped"
             )
 
     @property
     def rows_file(self) -> Path:
-        """CSV file that rows are appended to."""
+        """The CSV file to append rows to."""
         return self.rows or self.output / "data.csv"
 
 
 def run(options: Options) -> int:
-    """Measure, print and save; return the exit code: 1 if a checked gate is missed.
+    """Run the benchmark, print and save the results, and return 1 if a checked gate fails, else 0.
 
     Raises:
         FileNotFoundError: if photographs, images, captions or an interpreter are missing.
@@ -103,7 +103,7 @@ def run(options: Options) -> int:
         )
     workloads = _workloads(options)
     if options.check and not any(gate.least is not None for gate in _gates(options)):
-        raise ValueError("--check: the chosen work, corpora and peers have no required ratio")
+        raise ValueError("--check: no required ratio applies to the chosen work, corpora and peers")
     peers = [OURS, *(p for p in PEERS if not options.peers or p.name in options.peers)]
     _report_unsupported(options, workloads)
     options.output.mkdir(parents=True, exist_ok=True)
@@ -124,7 +124,7 @@ def run(options: Options) -> int:
 
 
 def list_all(options: Options) -> int:
-    """Print workloads and peers, and how to install missing peers."""
+    """Print the workloads and peers, and how to install missing peers."""
     for workload in WORKLOADS:
         print(f"{workload.name:<26} {workload.title}")
     absent = not_installed((OURS, *PEERS), options.pythons)
@@ -135,16 +135,16 @@ def list_all(options: Options) -> int:
 
 
 def _gates(options: Options) -> list[Gate]:
-    """Select the gates of the chosen workloads and peers, measurable or not."""
+    """Return the gates of the chosen workloads and peers, even those that cannot be measured."""
     keys = {workload.key for workload in _workloads(options)}
     peers = set(options.peers or BY_NAME)
     return [gate for gate in GATES if gate.key in keys and peers.intersection(gate.rivals)]
 
 
 def _workloads(options: Options) -> list[Workload]:
-    """Select workloads; the user's own images replace the first corpus of each kind."""
+    """Select workloads. The user's own images replace the first corpus of each kind."""
     workloads = [w for w in WORKLOADS if not options.kinds or w.kind in options.kinds]
-    # Keep work without images if it was named.
+    # Keep work without images if it was explicitly requested.
     without_images = [w for w in workloads if options.kinds and not w.corpus]
     if options.images is None:
         if options.corpora:
@@ -163,13 +163,14 @@ def _workloads(options: Options) -> list[Workload]:
     ]
     if not own:
         raise ValueError(
-            f"--images: expected --work {', '.join(OWN_KINDS)}, got {', '.join(options.kinds)}"
+            f"--images can only be used with --work {'; '.join(OWN_KINDS)},"
+            f" got {'; '.join(options.kinds)}"
         )
     return own + without_images
 
 
 def _report_unsupported(options: Options, workloads: Sequence[Workload]) -> None:
-    """Report chosen work and peers that cannot be measured.
+    """Report the chosen work and peers that cannot be measured.
 
     Raises:
         ValueError: if no chosen peer supports any of the work.
@@ -212,7 +213,7 @@ def _measure(
             folder=folder,
         )
     finally:
-        # Converted files are large; the next run recreates them.
+        # Converted files are large, and the next run recreates them.
         shutil.rmtree(folder / "converted", ignore_errors=True)
     return Result(
         workload=workload,
@@ -224,7 +225,7 @@ def _measure(
 
 
 def _finish(options: Options, results: Sequence[Result], absent: Mapping[str, str]) -> int:
-    """Print missing peers and gate verdicts; write the table and the chart."""
+    """Print the missing peers and the result of each gate; write the table and the chart."""
     for name in sorted({name for result in results for name in result.absent} - {OURS.name}):
         print(f"\nnot measured: {name}: {absent[name]}", end="")
     verdicts = report.judge(results, _gates(options))
@@ -254,7 +255,7 @@ def _machine() -> str:
 
 
 class _Inputs:
-    """Images, texts and boxes of the workloads, each created once."""
+    """Images, texts and boxes of the workloads; each is created only once."""
 
     def __init__(self, options: Options) -> None:
         self.options = options

@@ -1,4 +1,4 @@
-"""Measure one workload: start every peer, warm it up, and run the peers in turn."""
+"""Measure a workload: start and warm up every peer, and then run the peers in turn."""
 
 from __future__ import annotations
 
@@ -35,10 +35,11 @@ class Side:
     #: Sum of the peak resident set sizes of the peer's processes.
     peak_bytes: int = 0
     versions: Mapping[str, str] = field(default_factory=dict)
-    #: Mean difference of its first images from Pillow's, in levels of 255; None if not comparable.
+    #: Mean difference between its first images and Pillow's, on a scale of 0 to 255; None if not
+    #: comparable.
     levels: float | None = None
     remark: str = ""
-    #: Reason why it could not be measured, or "".
+    #: Reason the peer could not be measured, or "".
     failure: str = ""
 
     @property
@@ -55,13 +56,13 @@ class Result:
     #: Description of the images or texts.
     material: str
     sides: tuple[Side, ...]
-    #: Peers that support this workload and are not installed.
+    #: Peers that support this workload but are not installed.
     absent: tuple[str, ...] = ()
     #: One-minute load average.
     load: float = 0.0
 
     def side(self, name: str) -> Side | None:
-        """Return a measured peer, or None."""
+        """Return the measurements of a peer, or None."""
         return next((s for s in self.sides if s.peer.name == name and s.costs), None)
 
 
@@ -90,7 +91,7 @@ def measure_workload(
         ours = next((side for side, _ in running if side.peer is OURS), None)
         if ours is not None and (ours.levels or 0) > workload.most_levels:
             raise PeerError(
-                f"{workload.name}: images differ from Pillow's by {ours.levels:.2f} levels on"
+                f"{workload.name}: images differ from Pillow's by {ours.levels:.2f} (out of 255) on"
                 f" average; expected at most {workload.most_levels:g}; no speed is reported"
             )
         for number in range(rounds):
@@ -149,7 +150,7 @@ def _warm_up(
 
 
 def _run_turn(process: PeerProcess, task: Task, seconds: float) -> EpochCost:
-    """Run epochs for at least `seconds`; return their total cost."""
+    """Run epochs for at least `seconds`, and return their total cost."""
     costs: list[EpochCost] = []
     end = time.perf_counter() + seconds
     while not costs or time.perf_counter() < end:
@@ -194,7 +195,7 @@ def check_sample(sample: Path, task: Task) -> None:
                 raise PeerError(f"tokens of {text!r} are {ids}; expected {expected}")
         return
     if array.dtype != task.output:
-        raise PeerError(f"images are {array.dtype}; expected {task.output}")
+        raise PeerError(f"images have dtype {array.dtype}; expected {task.output}")
     sides = array.shape[1:] if task.work == "fine" else (3, SIZE, SIZE)
     if array.ndim != 4 or array.shape[1:] not in (sides, (*sides[1:], sides[0])):
         raise PeerError(f"images have shape {array.shape[1:]}; expected {sides}")
@@ -203,7 +204,7 @@ def check_sample(sample: Path, task: Task) -> None:
 
 
 def levels_from_pillow(sample: Path, task: Task) -> float | None:
-    """Return the mean difference of images from Pillow's antialiased resize, in levels of 255.
+    """Return the mean difference between images and Pillow's antialiased resize (0 to 255).
 
     Returns None for random crops, texts and boxes, which are not comparable.
     """
@@ -223,7 +224,7 @@ def levels_from_pillow(sample: Path, task: Task) -> float | None:
 
 
 def _distance(image: np.ndarray, path: str, fine: bool) -> float:
-    """Compare a (3, H, W) image with values in [0, 255]; `fine` images may be flipped."""
+    """Compare a (3, H, W) image in [0, 255] with Pillow's. `fine` images may be flipped."""
     stored = Image.open(path).convert("RGB")
     if not fine:
         expected = np.asarray(stored.resize((SIZE, SIZE), Image.Resampling.BICUBIC), np.float32)
@@ -231,7 +232,7 @@ def _distance(image: np.ndarray, path: str, fine: bool) -> float:
     height, width = tasks.fine_size(stored.height, stored.width)
     expected = np.asarray(stored.resize((width, height), Image.Resampling.BILINEAR), np.float32)
     expected = expected.transpose(2, 0, 1)[::-1]
-    # Peers may round a side differently by one pixel.
+    # Peers may round a side to a length that differs by one pixel.
     height, width = min(height, image.shape[1]), min(width, image.shape[2])
     return min(
         float(np.abs(image[:, :height, :width] - one[:, :height, :width]).mean())

@@ -1,4 +1,4 @@
-"""Find photographs to crop corpora from: given ones, those next to a checkout, or Debian's.
+"""Find photographs to crop corpora from: the user's, those next to a checkout, or Debian's.
 
 The names and sizes of the photographs are part of a corpus's fingerprint.
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fiber.synthetic.stamp_assets import cache_folder, unpacked
 
-#: Source name of Debian's packages, which are downloaded if missing.
+#: Source name that selects Debian's packages, which are downloaded if missing.
 DEBIAN = "debian"
 #: Photographs in Debian's packages, excluding drawings and smaller copies.
 DEBIAN_PHOTOGRAPHS = {
@@ -77,7 +77,7 @@ def find_photographs(sources: Sequence[str] = ()) -> list[Path]:
     found = _images_below(folder) if folder else []
     found += _debian(fetch=False) + _package_examples()
     if not found:
-        raise FileNotFoundError(f"no photographs to crop corpora from; {HOW_TO_GET}")
+        raise FileNotFoundError(f"no photographs found to crop corpora from; {HOW_TO_GET}")
     return found
 
 

@@ -34,13 +34,13 @@ _IDLE_TIMEOUT_SECONDS = 2.0
 TIMEOUT_SECONDS = 1800.0
 #: A peer is stuck if it does not respond and uses almost no CPU time for this long.
 STUCK_SECONDS = 60.0
-#: Share of a core below which CPU use counts as almost none.
+#: CPU use below this fraction of a core counts as almost none.
 _STUCK_SHARE = 0.02
 _TICK_SECONDS = 1 / os.sysconf("SC_CLK_TCK")
 
 
 class PeerError(RuntimeError):
-    """A peer failed to load or to run, or exited; the message is the reason in one line."""
+    """Raised if a peer fails to load or run, or exits; the message gives the reason in one line."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,7 @@ class EpochCost:
 
 
 class PeerProcess:
-    """A running peer; leaving the context kills it and its children.
+    """A running peer. Exiting the context kills the process and its children.
 
     Raises:
         PeerError: if the peer fails to load.
@@ -68,7 +68,7 @@ class PeerProcess:
     epochs: int = 0
 
     def __init__(self, peer: Peer, task: Task, python: str, log: Path) -> None:
-        """Start a peer with the interpreter `python`; its standard error goes to `log`."""
+        """Start a peer with the interpreter `python`, and redirect its standard error to `log`."""
         self.log = log
         with log.open("wb") as printed:
             self._process = subprocess.Popen(
@@ -185,7 +185,7 @@ class PeerProcess:
 
 
 def not_installed(peers: Iterable[Peer], pythons: Mapping[str, str]) -> dict[str, str]:
-    """Return what is missing and how to install it, for each peer that is not installed.
+    """Return, for each peer that is not installed, what is missing and how to install it.
 
     `pythons` maps peers to interpreters other than the current one.
     """
@@ -214,7 +214,7 @@ def not_installed(peers: Iterable[Peer], pythons: Mapping[str, str]) -> dict[str
 
 
 def members_of_session(leader: int) -> list[int]:
-    """Return the ids of a session's live processes, given its leader."""
+    """Return the ids of the live processes in a session, given the id of its leader."""
     pids = (int(folder.name) for folder in Path("/proc").iterdir() if folder.name.isdecimal())
     return [pid for pid in pids if (fields := _stat_fields(pid)) and int(fields[3]) == leader]
 
@@ -228,7 +228,7 @@ def _read_proc(pid: int, file: str) -> str:
 
 
 def _stat_fields(pid: int) -> list[str]:
-    """Return the fields of /proc/PID/stat from the state on; [] if the process has exited."""
+    """Return the fields of /proc/PID/stat from the state onward; [] if the process has exited."""
     # The process name before the state, in parentheses, may contain any characters.
     return _read_proc(pid, "stat").rpartition(")")[2].split()
 
@@ -240,7 +240,7 @@ def _process_cpu_seconds(pid: int) -> float:
         return 0.0
     ended = (int(fields[13]) + int(fields[14])) * _TICK_SECONDS
     try:
-        # Linux's CPU clock of another process, precise to nanoseconds; /proc has 10 ms ticks.
+        # Linux's per-process CPU clock has nanosecond precision; /proc has 10 ms ticks.
         return time.clock_gettime((~pid << 3) | 2) + ended
     except OSError:
         return ended
@@ -257,7 +257,7 @@ def _environment(peer: Peer, python: str) -> dict[str, str]:
         # PYTHONPATH is for the current interpreter only.
         environment.pop("PYTHONPATH", None)
     elif peer is OURS:
-        # Import the running package, even if another copy is installed.
+        # Import the running package, even if a different copy is installed.
         paths = [str(Path(__file__).parents[2]), environment.get("PYTHONPATH", "")]
         environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
     if peer.preload:

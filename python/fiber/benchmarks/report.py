@@ -1,4 +1,4 @@
-"""Benchmark reports: table, CSV rows, chart and gate verdicts."""
+"""Benchmark reports: table, CSV rows, chart and gate results."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fiber.benchmarks.workloads import GATES, Gate
 from fiber.env import describe_machine
 
 #: Heading and width of the table's columns. The last one is not padded.
-_COLUMNS = (("peer", 21), ("CPU", 9), ("20-80 %", 15), ("ratio", 7), ("per second", 11))
+_COLUMNS = (("peer", 21), ("CPU", 9), ("20-80%", 15), ("ratio", 7), ("per second", 11))
 _COLUMNS += (("peak MB", 8), ("levels", 7), ("version", 10), ("remark", 0))
 _ROW_COLUMNS = """
 date line work material side output unit median p20 p80 rounds peer ratio_to_peer per_wall_second
@@ -28,17 +28,17 @@ ROW_COLUMNS = tuple(_ROW_COLUMNS.split())
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """A gate and the measured ratio."""
+    """A gate and its measured ratio."""
 
     gate: Gate
     #: Fastest measured peer of the gate; "" if none was measured.
     rival: str
-    #: The rival's CPU time divided by fiber's.
+    #: CPU time of `rival` divided by fiber's.
     ratio: float | None
 
     @property
     def holds(self) -> bool | None:
-        """True if the ratio is reached; None if it was not measured or nothing is required."""
+        """True if the required ratio is reached; None if not measured or none is required."""
         if self.ratio is None or self.gate.least is None:
             return None
         return self.ratio >= self.gate.least
@@ -148,7 +148,7 @@ def rows(results: Sequence[Result]) -> list[dict[str, str]]:
 
 
 def columns() -> list[str]:
-    """Return the columns of a row: the measurement's, then the machine's."""
+    """Return the columns of a row: those of the measurement, then those of the machine."""
     return [*ROW_COLUMNS, *describe_machine()]
 
 

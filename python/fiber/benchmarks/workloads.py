@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """A kind of work on a corpus with an output dtype; every peer that supports it is measured."""
+    """A kind of work, a corpus and an output dtype. Every peer that supports it is measured."""
 
     #: Name on the command line (`--work`).
     kind: str
@@ -16,17 +16,17 @@ class Workload:
     work: str
     output: str
     title: str
-    #: Name of a corpus plan, "images" for the user's own files, "" if no image is read.
+    #: Name of a corpus plan, "images" for the user's own files, or "" if no images are read.
     corpus: str = ""
     batch_size: int = 64
     #: Allow scaled JPEG decoding, as in training, for peers that support it.
     scaled: bool = False
-    #: Maximum mean difference of fiber's images from Pillow's, in levels of 255.
+    #: Maximum mean difference between fiber's images and Pillow's, on a scale of 0 to 255.
     most_levels: float = 1.0
-    #: Item that is counted, and the unit of CPU time per item.
+    #: Type of item that is counted, and the unit of CPU time per item.
     counted: str = "image"
     unit: str = "ms"
-    #: Number of these units in a second.
+    #: Number of such units in a second.
     per_second: float = 1e3
     #: Maximum number of images or texts.
     most: int = 100_000
@@ -121,9 +121,9 @@ class Gate:
     kind: str
     corpus: str
     output: str
-    #: Peers to compare against; the fastest one counts.
+    #: Peers to compare against; the ratio is that of the fastest one.
     rivals: tuple[str, ...]
-    #: Required ratio; None to only report it.
+    #: Required ratio; None if the ratio is only reported.
     least: float | None
     #: Target ratio.
     target: float | None = None

@@ -20,7 +20,7 @@ import fiber
 from fiber.cli import bench, convert, data, images, runs, tune
 from fiber.cli.arguments import CommandParser
 
-#: Errors caused by the machine's state rather than by the input; exit code 1.
+#: Errors caused by the machine's state rather than by the input, which exit with code 1.
 _FAILURES = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOMEM, errno.EROFS}
 
 
@@ -45,8 +45,9 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command, by default the one in `sys.argv`, and return its exit code."""
     # torch's idle OpenMP threads spin for milliseconds, which takes cores from other processes and
-    # the loader's threads, but sleeping at once slows down small operations: spin only briefly.
-    # GNU OpenMP reads this when torch is first imported. The user's own setting takes precedence.
+    # the loader's threads, but sleeping at once slows down small operations. Therefore, spin only
+    # briefly. GNU OpenMP reads this when torch is first imported. The user's own setting takes
+    # precedence.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "5000")
     options = parser().parse_args(arguments)

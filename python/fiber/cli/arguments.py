@@ -17,7 +17,7 @@ from fiber.config_io import nearest
 
 #: `--device`, as an entry of `add_options`.
 DEVICE = {"--device DEVICE": "cpu, cuda, cuda:1, ... (default: cuda if available, else cpu)"}
-#: Files that published checkpoints do not contain.
+#: Options for files that published checkpoints do not contain.
 VOCABULARIES = {
     "--tokenizer DIR": "tokenizer.json, or a folder that contains it or vocab.json and merges.txt"
     " (default: the model's own)",
@@ -33,7 +33,7 @@ class CommandParser(argparse.ArgumentParser):
     def parse_known_args(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, args: Any = None, namespace: Any = None
     ) -> Any:
-        """Parse arguments; report unknown options with the usage of their command."""
+        """Parse arguments, and report unknown options with the usage of their command."""
         namespace, unknown = super().parse_known_args(args, namespace)
         if unknown:
             name = unknown[0].partition("=")[0]
@@ -69,11 +69,11 @@ def nonnegative_int(text: str) -> int:
 
 
 def candidates(text: str) -> int:
-    """Parse a number of retrieval candidates: an integer, or "all" for `sys.maxsize`."""
+    """Parse the number of retrieval candidates, an integer or "all" (`sys.maxsize`)."""
     if text == "all":
         return sys.maxsize
     if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"expected a non-negative integer or all, got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected a non-negative integer or 'all', got {text!r}")
     return int(text)
 
 
@@ -86,7 +86,7 @@ def byte_count(text: str) -> int:
 
 
 def semicolon_list(text: str) -> tuple[str, ...]:
-    """Split a list at semicolons; class names may contain commas."""
+    """Split a list at semicolons, since class names may contain commas."""
     items = tuple(item.strip() for item in text.split(";") if item.strip())
     if not items:
         raise argparse.ArgumentTypeError(
@@ -96,7 +96,7 @@ def semicolon_list(text: str) -> tuple[str, ...]:
 
 
 def char_spans(text: str) -> list[list[tuple[int, int]]]:
-    """Parse START:END character spans; semicolons separate phrases, commas parts of a phrase."""
+    """Parse START:END spans; semicolons separate phrases, commas separate parts of a phrase."""
     spans = []
     for item in semicolon_list(text):
         found = [re.fullmatch(r"\s*(\d+):(\d+)\s*", part) for part in item.split(",")]
@@ -132,7 +132,7 @@ def add_options(
     /,
     **settings: Mapping[str, Any],
 ) -> None:
-    """Add arguments to a command or a group from a table.
+    """Add the arguments in a table to a command or an argument group.
 
     `options` maps "--option METAVAR", "argument METAVAR" or "--flag" to its help; N is a positive
     integer, DIR and FILE are paths. `settings` maps names to further `add_argument` keywords.

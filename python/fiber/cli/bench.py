@@ -1,4 +1,4 @@
-"""Arguments of `fiber bench`; the benchmark itself is imported only when it runs."""
+"""Arguments of `fiber bench`. The benchmark itself is imported only when it runs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     kinds = bench.add_subparsers(dest="kind", metavar="KIND", required=True)
     data = kinds.add_parser(
         "data",
-        help="throughput of the data pipeline: images, texts, boxes",
+        help="measure data pipeline throughput (images, texts, boxes)",
         description=_DESCRIPTION,
     )
     add_options(
@@ -43,9 +43,10 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         data.add_argument_group("what to measure"),
         {
             "--work NAMES": "kinds of work to measure (default: all)",
-            "--corpora NAMES": "corpora to measure on (default: all)",
+            "--corpora NAMES": "corpora to measure (default: all)",
             "--peers NAMES": "loaders to compare against (default: all installed ones)",
-            "--python PEER=PATH": "Python interpreter of a peer in another environment; repeatable",
+            "--python PEER=PATH": "Python interpreter of a peer in a different environment;"
+            " repeatable",
             "--quick": "use fewer images and two rounds",
             "--threads N": "threads or worker processes per peer (default: one per core)",
             "--rounds N": "measured rounds per peer (default: 5)",

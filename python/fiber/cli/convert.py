@@ -1,4 +1,4 @@
-"""`fiber convert`: write a checkpoint in another format."""
+"""`fiber convert`: write a checkpoint in a different format."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from fiber.cli.arguments import VOCABULARIES, add_options, pick
 
 _DESCRIPTION = """
 Read a model (a fiber model folder, or a published .ckpt, .pt, .pth or .safetensors file of
-either stage; no code in it is run) and write it in another format. The report lists every skipped
-tensor with the reason, and every tensor missing from the file with its initial value.
+either stage; no code in it is run) and write it in a different format. The report lists every
+skipped tensor with the reason, and every tensor missing from the file with its initial value.
 """
 
 
@@ -30,7 +30,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
             **VOCABULARIES,
             "--image-size N": "input height and width in pixels of a coarse-stage model (default:"
             " the model's own)",
-            "--weights": "trained weights (raw) or their moving average (ema), if the file contains"
+            "--weights": "weights to read: trained (raw) or averaged (ema), if the file contains"
             " both (default: raw)",
             "--layout": "naming scheme for the keys of swin.safetensors (default: microsoft)",
         },

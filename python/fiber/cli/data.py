@@ -12,13 +12,13 @@ from fiber.cli.arguments import add_options, byte_count
 from fiber.env import usable_cores
 
 _SOURCE = (
-    "a dataset folder, or a single file: annotations (.json, .jsonl, .csv), a table (.parquet,"
+    "dataset folder, or single file: annotations (.json, .jsonl, .csv), a table (.parquet,"
     " .arrow) or a tar shard"
 )
 _INSPECT = """
 Read all records of a folder or file, decode every image, and print statistics: records, text
-lengths, boxes, image sizes, broken files, and images whose size differs from the annotations. Exits
-with 1 if faults are found.
+lengths, boxes, image sizes, broken files, and images whose size differs from the annotations. The
+exit code is 1 if faults are found.
 """
 _PACK = """
 Write all records of a folder or file as WebDataset shards, with an index for random access. The
@@ -31,7 +31,7 @@ vqav2_train.arrow and vqav2_val.arrow.
 """
 _SCENES = "rendered shapes, with captions, questions and boxes"
 _STAMPS = "cut-out objects on photographs, with captions and boxes"
-#: Maximum number of skipped records listed by `pack`.
+#: Maximum number of skipped records that `pack` lists.
 _MAX_LISTED = 10
 
 
@@ -73,7 +73,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
             "--output DIR": "new folder to create",
             "--split S": "splits to read, such as train+val (default: all)",
             "--shard-size SIZE": "maximum size of a tar file (default: 256MB)",
-            "--on-error": "skip: drop and count records whose image is missing, and invalid boxes"
+            "--on-error": "skip: drop and count invalid boxes, and records whose image is missing"
             " (default: raise)",
         },
         source={"type": Path},
@@ -99,8 +99,8 @@ def _add_generator(
     generator = kinds.add_parser(
         kind,
         help=text,
-        description=f"Generate {text}. In addition to the training split, always generates 500"
-        " images of val, with the same kinds of content, and 500 images of novel, with"
+        description=f"Generate {text}. Besides the training split, the dataset always has 500"
+        " images in val, with the same kinds of content, and 500 images in novel, with"
         f" {held_out} that do not occur in training.",
     )
     add_options(

@@ -1,6 +1,6 @@
 """`fiber ground`, `detect`, `answer`, `caption`, `match` and `search`.
 
-Each prints a table if the output is a terminal, and one JSON object per line otherwise.
+Each command prints a table to a terminal, and one JSON object per line otherwise.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from fiber.inference import Model
     from fiber.inference.boxes import PassCounts
 
-#: Rows of a table for the terminal.
+#: Rows of a table to print to the terminal.
 Rows = Sequence[tuple[str, ...]]
 
 _IMAGE = {"image IMAGE": "image file, or a folder to search recursively for images"}
@@ -47,7 +47,7 @@ _BOX_SETTINGS: dict[str, Any] = {
 }
 #: Number of images decoded and held in memory at a time.
 _BATCH = 16
-#: Maximum number of class names to print.
+#: Maximum number of class names to print to stderr.
 _MAX_LISTED = 12
 
 
@@ -194,7 +194,7 @@ def _boxes(options: argparse.Namespace, method: str, arguments: dict[str, Any]) 
 
 
 def _describe_cost(classes: int, passes: PassCounts) -> str:
-    """Describe the cost of detection: the fused layers run once per (image, prompt) pair."""
+    """Describe the cost of detection. The fused layers run once per (image, prompt) pair."""
     from fiber.data.skip_report import counted
 
     return (
@@ -258,7 +258,7 @@ def _search(options: argparse.Namespace) -> int:
 
 
 def _paths(images: Sequence[str]) -> list[Path]:
-    """List image files; folders are searched recursively, without following links."""
+    """List image files. Folders are searched recursively, without following links."""
     paths = []
     for image in images:
         path = Path(image)
@@ -300,7 +300,7 @@ class _Session:
             self.folder.mkdir(parents=True, exist_ok=True)
 
     def read(self, paths: Sequence[Path]) -> Iterator[tuple[Sequence[Path], list[np.ndarray]]]:
-        """Decode images in batches; each image is an (H, W, 3) uint8 array."""
+        """Decode images in batches. Each image is an (H, W, 3) uint8 array."""
         from fiber.data import load_image
 
         for start in range(0, len(paths), _BATCH):
@@ -308,7 +308,7 @@ class _Session:
             yield some, [load_image(path) for path in some]
 
     def each(self) -> Iterator[tuple[Path, np.ndarray]]:
-        """Decode one image after the other."""
+        """Decode images one at a time."""
         for paths, images in self.read(self.paths):
             yield from zip(paths, images, strict=True)
 
@@ -323,7 +323,7 @@ class _Session:
             print("  " + "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)))
 
     def file_for(self, path: Path) -> Path:
-        """Return a unique path for an image's annotated copy."""
+        """Return a unique path for the annotated copy of an image."""
         assert self.folder is not None
         name, number = path.stem, 2
         while name in self.names:
@@ -334,7 +334,7 @@ class _Session:
     def show(
         self, path: Path, image: np.ndarray, result: dict[str, Any], rows: Rows, text: str
     ) -> None:
-        """Print a result; save the image with the text below it if `--save` was given."""
+        """Print a result. If `--save` was given, save the image with the text below it."""
         height, width = image.shape[:2]
         about = {"image": str(path), "width": width, "height": height, "model": self.name}
         self.print(about | result, rows)

@@ -13,9 +13,9 @@ from fiber.data.tools.inspect import Bar, DataReport, ImageReport, PartReport, h
 from fiber.data.tools.inspect import inspect as look
 from fiber.visualize import ContactSheet
 
-#: Maximum number of classes listed with their box counts.
+#: Maximum number of classes to list with their box counts.
 _MAX_CLASSES = 12
-#: Maximum number of faults listed.
+#: Maximum number of faults to list.
 _MAX_FAULTS = 10
 #: Length of the longest bar in characters.
 _BAR_WIDTH = 30
@@ -28,7 +28,7 @@ def inspect(
     as_json: bool,
     progress: Callable[[int, int], None],
 ) -> int:
-    """Print statistics of a dataset; return the exit code: 1 if there are faults.
+    """Print statistics of a dataset; return exit code 1 if there are faults, else 0.
 
     Reads all splits if `splits` is empty. A contact sheet is written to `sheet`, if given.
     `progress` is called with (images decoded, total images) for each split.
@@ -51,7 +51,7 @@ def inspect(
             print(f"not saved: {sheet}: no record can be read (see the faults)", file=sys.stderr)
             return 1
         save_image(tiles.draw, sheet)
-        # With --json only the JSON object goes to stdout.
+        # With --json, only the JSON object is written to stdout.
         print(f"saved: {sheet}", file=sys.stderr if as_json else sys.stdout)
     return 1 if report.faults else 0
 
@@ -111,7 +111,8 @@ def _summary(part: PartReport) -> str:
     if boxes:
         parts.append(f"{boxes['boxes']} boxes")
     if part.classes:
-        # Most frequent first; always list the rarest, since a class without boxes is not learned.
+        # List the most frequent first, and always the rarest, since a class without boxes is not
+        # learned.
         counts = sorted(part.classes.items(), key=lambda item: -item[1])
         named = [f"{name} {count}" for name, count in counts]
         if len(named) > _MAX_CLASSES:

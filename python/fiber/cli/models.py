@@ -40,10 +40,10 @@ def choose_model(named: str | None, *heads: str) -> str:
 def finished_models(folder: Path) -> Iterator[tuple[float, Path, tuple[str, ...]]]:
     """Yield (modification time, folder, head names) of finished models in a folder tree.
 
-    Folders with another program's config.json are skipped.
+    Folders with a config.json from a different program are skipped.
     """
     seen: set[str] = set()
-    # Follow links, since runs may be on another disk; visit the folders of a cycle once.
+    # Follow links, since runs may be on a different disk; visit each folder once, even in a cycle.
     for parent, folders, files in os.walk(folder, followlinks=True):
         place = os.path.realpath(parent)
         # Checkpoints of a run are not finished models.

@@ -44,7 +44,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
             "--output DIR": "output folder (default: runs/demo, runs/demo-fast, ...)",
             "--seed": "random seed (default: 0)",
             "--permute-pictures": "evaluate on permuted images, where every metric must miss its"
-            " floor; always exits with 1",
+            " floor; the exit code is always 1",
         },
         data={"choices": ("scenes", "stamps"), "default": "scenes"},
         seed={"type": int, "default": 0},
@@ -105,15 +105,15 @@ def _add_eval(commands: argparse._SubParsersAction) -> None:
             **VOCABULARIES,
             "task TASK": f"one of {', '.join(CHOSEN_BY)}, odinw",
             "--data DATA": _DATA,
-            "--split SPLIT": "split to evaluate (default: val, or the whole of a file without"
+            "--split SPLIT": "split to evaluate (default: val, or the whole file if it has no"
             " splits)",
             "--output FILE": "file to write predictions to, or a folder for odinw",
             **DEVICE,
-            "--rerank N": "retrieval: rerank the N best candidates of each query by ITM; 0: off,"
-            " all: score every pair (default: 32; off without an ITM head, all without an ITC"
-            " head)",
-            "--classes-per-prompt N": "coco, lvis, odinw: maximum number of classes per prompt; 0:"
-            " as many as fit (default: 40 for lvis, as in the published evaluation, else 0)",
+            "--rerank N": "retrieval: number of candidates per query to rerank by ITM; 0 disables"
+            " reranking, all scores every pair (default: 32; 0 without an ITM head, all without an"
+            " ITC head)",
+            "--classes-per-prompt N": "coco, lvis, odinw: maximum number of classes per prompt;"
+            " 0 for as many as fit (default: 40 for lvis, as in the published evaluation, else 0)",
             "--classes-file FILE": "coco, lvis: prompt text for each class, in the order of class"
             ' ids: one per line, or a JSON list such as ["fish", {"name": "puffin", "suffix": "'
             ' with orange beaks"}]; odinw: a folder with NAME.json for each dataset (default: the'
@@ -174,7 +174,7 @@ def _eval(options: argparse.Namespace) -> int:
     settings: dict[str, Any] = {}
     if options.rerank is not None:
         if options.task != "retrieval":
-            raise ValueError(f"--rerank requires the task retrieval, got {options.task!r}")
+            raise ValueError(f"--rerank requires task 'retrieval', got {options.task!r}")
         settings = {"rerank": options.rerank > 0, "candidates": max(options.rerank, 1)}
     import fiber
 

@@ -25,9 +25,9 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     add_options(
         tune,
         {
-            "--output FILE": "table to update; rows for other GPUs are kept (default: the table"
+            "--output FILE": "table to update; entries for other GPUs are kept (default: the table"
             " kernels read, fiber/tiles.json in XDG_CACHE_HOME or ~/.cache)",
-            "--print": "print the rows instead of writing them",
+            "--print": "print the table entries instead of writing them",
             "--windows SIDES": "window side lengths in tokens (default: 12; 18)",
             "--dtypes NAMES": "dtypes to tune: bfloat16, float16 or float32 (default: bfloat16)",
         },
@@ -76,5 +76,5 @@ def _tune(options: argparse.Namespace) -> int:
     table.parent.mkdir(parents=True, exist_ok=True)
     write_file(table, lambda part: part.write_text(text, encoding="utf-8"))
     used = "" if options.output is None else f"; kernels read {tiles.users_table()}"
-    print(f"{len(lines)} rows written to {table}{used}", file=sys.stderr)
+    print(f"{len(lines)} entries written to {table}{used}", file=sys.stderr)
     return 0

@@ -1,1 +1,1 @@
-"""Demo: data, coarse and fine training, evaluation and an HTML report."""
+"""Demo: data generation, coarse-stage and fine-stage training, evaluation and an HTML report."""

@@ -23,7 +23,7 @@ from fiber.training.config.run import RunConfig
 
 ABLATIONS_FILE = Path(__file__).with_name("ablations.json")
 
-#: Trains a run, given its configuration, output folder and initial model.
+#: Function that trains a run, given its config, output folder and initial model.
 TrainRun = Callable[[RunConfig, Path, Path | None], None]
 #: Runs for each column of the table, by stage.
 _RUNS = {

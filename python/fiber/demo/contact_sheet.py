@@ -35,7 +35,7 @@ _RED: Color = (190, 20, 20)
 
 @dataclass(frozen=True, kw_only=True)
 class PredictedBox:
-    """A text and its predicted box."""
+    """A text with its predicted box."""
 
     text: str
     #: (x0, y0, x1, y1) in pixels of the image; None if nothing was predicted.
@@ -71,7 +71,7 @@ def draw_sheet(
 ) -> None:
     """Run the models on images of each split and save a PNG sheet of their predictions.
 
-    `coarse` answers questions and `fine` predicts boxes. Splits are drawn in order.
+    The model `coarse` answers questions, and `fine` predicts boxes. Splits are drawn in order.
     """
     tiles = [
         draw_tile(tile)
@@ -83,7 +83,7 @@ def draw_sheet(
 
 
 def _predict_tiles(data: Path, split: str, *, coarse: StoredModel, fine: StoredModel) -> list[Tile]:
-    """Run the models on images sampled from a split at regular strides."""
+    """Run the models on images sampled from a split at regular intervals."""
     kinds = [
         _by_image(reader(data, split))
         for reader in (sources.phrases, sources.referring, sources.questions)
@@ -92,7 +92,7 @@ def _predict_tiles(data: Path, split: str, *, coarse: StoredModel, fine: StoredM
     images = [images[i * len(images) // IMAGES] for i in range(min(IMAGES, len(images)))]
     if not images:
         return []
-    # Avoid each image's first record, since those are all of the same kind.
+    # Avoid the first record of each image, since first records are all of the same kind.
     captions, expressions, questions = (
         [kind[image][place % len(kind[image])] for place, image in enumerate(images)]
         for kind in kinds

@@ -6,8 +6,9 @@ two standard deviations. A metric has no floor if its worst seed does not beat t
 MLM in the fast demo, whose model predicts tokens from text better than the blind baseline does. A
 model that ignores the images therefore falls below every floor.
 
-Results depend on rounding, which differs between processors, so the same seed on another processor
-counts as a separate run. `python -m fiber.demo.floors` writes `floors.json` from finished runs.
+Results depend on rounding, which differs between processors, so the same seed on a different
+processor counts as a separate run. `python -m fiber.demo.floors` writes `floors.json` from finished
+runs.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ UNRECORDED = "no seeds recorded"
 _PAIRS, _QUESTIONS = ("retrieval", "matching"), ("vqa",)
 _BOXES = ("phrases", "referring", "detection")
 
-#: Groups in which at least one metric must have a floor, by kind of data and mode. A demo of a few
-#: minutes does not learn hundreds of nouns from captions, so stamps require boxes only.
+#: Groups of metrics, at least one of which must have a floor, by kind of data and mode. A demo of a
+#: few minutes does not learn hundreds of nouns from captions, so stamps require boxes only.
 REQUIRED = {
     ("scenes", "default"): (_PAIRS, _QUESTIONS, _BOXES),
     ("scenes", "fast"): (_PAIRS, _BOXES),
@@ -74,7 +75,7 @@ class Seeds(NamedTuple):
     """Values of a metric for three or more seeds."""
 
     values: Sequence[float]
-    #: Values of the same models on permuted images.
+    #: Values of the same models when evaluated on permuted images.
     permuted: Sequence[float] = ()
 
 
@@ -103,7 +104,7 @@ def floor_of(
 
 
 def judge(rows: Sequence[MetricRow], recorded: Mapping[str, Seeds]) -> list[MetricRow]:
-    """Set the floor and verdict of every row; `recorded` maps `MetricRow.key` to seeds."""
+    """Set the floor and verdict of every row. `recorded` maps `MetricRow.key` to seeds."""
     judged = []
     for row in rows:
         seeds = recorded.get(row.key)
@@ -164,7 +165,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--add",
         action="store_true",
-        help="add to the recorded values instead of replacing them (same plan, other machine)",
+        help="add to the recorded values instead of replacing them"
+        " (for the same plan run on a different machine)",
     )
     options = parser.parse_args(arguments)
     runs = [json.loads((run / "rows.json").read_text()) for run in options.runs]

@@ -21,10 +21,10 @@ from fiber.atomic_io import read_json, remove_parts, write_json
 
 
 class DemoFolder:
-    """Files of one demo, written atomically: a file under its final name is complete."""
+    """Files of one demo. Writes are atomic, so a file with its final name is complete."""
 
     def __init__(self, path: Path, parameters: Mapping[str, Any]) -> None:
-        """Open or create the folder; `parameters` are JSON values that determine the result.
+        """Open or create the folder. `parameters` are JSON values that determine the result.
 
         Raises:
             ValueError: if the folder contains unrelated files, or a demo with different parameters;
@@ -41,7 +41,8 @@ class DemoFolder:
             if changed:
                 raise ValueError(
                     f"{path} contains a demo with different parameters (existing -> requested):"
-                    f" {'; '.join(changed)}. Pass another folder with --output, or delete this one"
+                    f" {'; '.join(changed)}. Pass a different folder with --output, or delete"
+                    " this one"
                 )
             self._notes = found
         else:
@@ -72,9 +73,9 @@ class DemoFolder:
     def measured(
         self, name: str, made_from: str, measure: Callable[[], dict[str, Any]]
     ) -> dict[str, Any]:
-        """Return stored values; recompute and store them if the fingerprint `made_from` changed.
+        """Return stored values, recomputed first if the fingerprint `made_from` has changed.
 
-        Values are JSON values; "seconds", the duration of the computation, is added.
+        Values must be JSON-serializable. The computation time is added as "seconds".
         """
         known = self._measured.get(name)
         if known is None or known["made_from"] != made_from:
@@ -90,7 +91,7 @@ class DemoFolder:
         self._measured.pop(name, None)
 
     def known(self, name: str) -> dict[str, Any]:
-        """Return stored values; {} if there are none."""
+        """Return stored values, or {} if there are none."""
         return self._measured.get(name, {})
 
 
@@ -104,7 +105,7 @@ def fingerprint(*parts: Any) -> str:
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """List the differences between two nested mappings, by dotted name."""
+    """List the differences between two nested mappings, labeled with dotted names."""
     changed = []
     for name in sorted({*old, *new}):
         before, after = old.get(name), new.get(name)

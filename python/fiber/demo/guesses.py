@@ -20,7 +20,7 @@ Numbers = dict[str, float]
 #: Chance and blind baseline.
 Guesses = tuple[Numbers, Numbers]
 Records = Sequence[Record]
-#: Image, phrase, (g, 4) boxes in pixels.
+#: An image, a phrase, and its (g, 4) boxes in pixels.
 Phrase = tuple[str, str, np.ndarray]
 
 
@@ -28,7 +28,7 @@ class Guesser:
     """Computes the baselines of every task."""
 
     def __init__(self, data: Path, coarse: StoredModel, counted_captions: int) -> None:
-        """Use the tokenizer and answers of `coarse`, and up to `counted_captions` for MLM."""
+        """Use the tokenizer and answers of `coarse`; for MLM, count at most `counted_captions`."""
         self.data, self.coarse, self.counted_captions = data, coarse, counted_captions
         # Blind box baselines use normalized [0, 1] coordinates.
         self._side = json.loads((data / "dataset.json").read_text())["parameters"]["image_size"]
@@ -36,7 +36,7 @@ class Guesser:
     def guess(
         self, task: str, by_split: Mapping[str, Sequence[Record]]
     ) -> dict[str, dict[str, Numbers]]:
-        """Compute {"chance": {metric: value}, "blind": {metric: value}} for each split.
+        """Return {"chance": {metric: value}, "blind": {metric: value}} for each split.
 
         "blind" is the maximum of each metric over the blind baselines.
         """

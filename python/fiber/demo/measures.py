@@ -88,7 +88,7 @@ class Measures:
         self._records: dict[tuple[str, str], list[Record]] = {}
 
     def rows(self, *, permute_images: bool = False) -> list[MetricRow]:
-        """Evaluate all metrics; with `permute_images`, the model column uses permuted images."""
+        """Evaluate all metrics; the model column uses permuted images if `permute_images`."""
         return [self._row(shown, split, permute_images) for shown in SHOWN for split in SPLITS]
 
     def _row(self, shown: Shown, split: str, permute_images: bool) -> MetricRow:
@@ -134,7 +134,7 @@ class Measures:
         return self.folder.measured(name, fingerprint(*inputs), compute)["metrics"]
 
     def _baselines(self, shown: Shown) -> dict[str, dict[str, dict[str, float]]]:
-        """Compute the baselines: {split: {"chance": ..., "blind": ...}}."""
+        """Return the baselines as {split: {"chance": ..., "blind": ...}}."""
 
         def compute() -> dict[str, Any]:
             say(f"{shown.task}: computing the blind baselines from the training split")
@@ -147,7 +147,7 @@ class Measures:
         return self.folder.measured(f"{shown.task}/guesses", fingerprint(*inputs), compute)
 
     def throughput(self) -> tuple[int, float]:
-        """Return the number of records evaluated for the table, and the time in seconds."""
+        """Return the number of records evaluated for the table, and how long it took in seconds."""
         known = [
             self.folder.known(f"{shown.task}/{split}/{mode}")
             for shown in {shown.task: shown for shown in SHOWN}.values()
@@ -174,7 +174,7 @@ class Measures:
 def sample(records: RecordSet | Sequence[Record], limit: int) -> list[Record]:
     """Sample at most `limit` records with a fixed seed, preserving their order.
 
-    Regular strides could select the same kind of question for every image.
+    Regular intervals could select the same kind of question for every image.
     """
     count = len(records)
     if count <= limit:

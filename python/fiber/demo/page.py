@@ -35,13 +35,13 @@ def make_report(
     """Collect the content of the page.
 
     `about` contains the kind of data, mode and seed; `evaluated` is the number of records evaluated
-    for the table, and the time in seconds.
+    for the table, and the evaluation time in seconds.
     """
     table, source = ablation_table(folder, about["data"], about["mode"])
     learned = sum(row.floor is not None for row in rows)
     passed = (
         f"It passed: {learned} of {len(rows)} metrics have a floor. The model reaches every floor,"
-        " and none of them on permuted images."
+        " but none of them on permuted images."
     )
     return DemoReport(
         title=f"fiber demo, {_WHAT[about['data']]}, {about['mode']} plan, seed {about['seed']}",
@@ -100,7 +100,7 @@ def _figures(path: Path) -> list[tuple[str, Path]]:
 
 
 def commands(path: Path, plan: Plan, about: Mapping[str, Any]) -> list[str]:
-    """Return shell commands that reproduce the demo, as a whole and stage by stage."""
+    """Return shell commands that reproduce the demo, both as a whole and stage by stage."""
     data, seed, here = about["data"], about["seed"], shlex.quote(str(path))
     options = "" if data == "scenes" else f" --data {data}"
     options += " --fast" if about["mode"] == "fast" else ""

@@ -1,4 +1,4 @@
-"""Plan of the demo: its sizes, and the recipe fields it overrides.
+"""Plan of the demo: dataset sizes, and the recipe fields that it overrides.
 
 The numbers of steps and images are fixed, rather than set by a time budget, so that a run does the
 same work on any machine.
@@ -27,19 +27,19 @@ class Plan:
     #: Recipe fields to override in each stage.
     coarse: Mapping[str, Any]
     fine: Mapping[str, Any]
-    #: Maximum number of records per split, by task; a record is a caption, a question, an
+    #: Maximum number of records per split, by task. A record is a caption, a question, an
     #: expression or (coco) an image with all classes.
     records: Mapping[str, int]
     #: Splits also evaluated without fusion.
     unfused_splits: tuple[str, ...] = ("val", "novel")
     #: Maximum number of training captions for the blind MLM baseline.
     counted_captions: int = 20_000
-    #: Duration of each stage in seconds on two cores, to estimate the remaining time.
+    #: Duration of each stage in seconds on two cores, used to estimate the remaining time.
     seconds: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def lengths(self) -> dict[str, int]:
-        """Numbers of training images and steps that recorded results depend on."""
+        """Numbers of training images and steps, which recorded results depend on."""
         return {
             "train_images": self.train_images,
             "coarse_steps": self.coarse["train.steps"],
@@ -47,11 +47,11 @@ class Plan:
         }
 
     def coarse_config(self, seed: int, **changes: Any) -> RunConfig:
-        """Configure the coarse-stage run; `changes` override the plan, with __ for dots."""
+        """Return the coarse-stage config. `changes` override the plan; names have __ for dots."""
         return _config(COARSE_RECIPE, self.coarse, seed, changes)
 
     def fine_config(self, seed: int, **changes: Any) -> RunConfig:
-        """Configure the fine-stage run; `changes` as in `coarse_config`."""
+        """Return the fine-stage config; `changes` are as in `coarse_config`."""
         return _config(FINE_RECIPE, self.fine, seed, changes)
 
 
@@ -65,7 +65,7 @@ _RECORDS = {
     "retrieval": (1000, 500),
     "matching": (300, 100),
     "masked_words": (400, 100),
-    # All records, since minutes of training beat the priors by only a few hundredths.
+    # Use all records, since minutes of training beat the priors by only a few hundredths.
     "vqa": (1500, 150),
     "refcoco": (400, 150),
     "flickr": (250, 100),

@@ -19,7 +19,7 @@ class Throughput(NamedTuple):
     """Speed of one stage."""
 
     stage: str
-    #: Number of images, counted every time they are processed.
+    #: Number of images processed, counting repeats.
     images: int
     #: Wall-clock time.
     seconds: float

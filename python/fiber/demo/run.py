@@ -40,7 +40,7 @@ def main(
     seed: int = 0,
     permute_images: bool = False,
 ) -> int:
-    """Run the demo, or the remaining stages of an interrupted one; arguments as in `fiber demo`.
+    """Run or resume the demo; the arguments are those of `fiber demo`.
 
     Returns:
         0 on success; 1 if a metric is below its floor, a required group of metrics has no floor, or
@@ -80,7 +80,7 @@ def default_output(data: str, mode: str) -> Path:
 
 
 class Demo:
-    """One demo with its plan, folder and clock; arguments as in `main`."""
+    """One demo with its plan, folder and clock. The arguments are those of `main`."""
 
     def __init__(self, *, data: str, mode: str, seed: int, output: Path) -> None:
         self.about = {"data": data, "mode": mode, "seed": seed}
@@ -89,7 +89,7 @@ class Demo:
             "coarse": self.plan.coarse_config(seed),
             "fine": self.plan.fine_config(seed),
         }
-        # Parameters of data and models; evaluation results have their own fingerprints.
+        # Parameters of the data and models. Evaluation results have their own fingerprints.
         parameters = {
             **self.about,
             "train_images": self.plan.train_images,
@@ -131,7 +131,7 @@ class Demo:
         train(config, data=self.folder.data, output=output, init=start, resume=True, device="cpu")
 
     def measure(self, *, permute_images: bool) -> list[floors.MetricRow]:
-        """Run stage 4: evaluate, and return the rows with their floors and verdicts."""
+        """Run stage 4, the evaluation; return the rows with their floors and verdicts."""
         self.measures = Measures(self.folder, self.plan, self.models)
         rows: list[floors.MetricRow] = []
         self.clock.run(

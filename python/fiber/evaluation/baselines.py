@@ -77,7 +77,7 @@ def matching_blind(training_labels: ArrayLike, labels: ArrayLike) -> dict[str, f
 def statement_chance(sentences: Sequence[Hashable]) -> dict[str, float]:
     """Compute the expected `language.statement_accuracy` of random guessing.
 
-    All n statements with the same sentence are right with probability 2 ** -n.
+    All n statements with the same sentence are classified correctly with probability 2 ** -n.
     """
     times = Counter(sentences).values()
     return {
@@ -187,9 +187,9 @@ def masked_word_blind(
 ) -> dict[str, float]:
     """Compute `language.masked_word_accuracy` of the most frequent training token in context.
 
-    The context is the widest neighborhood that occurs in training; one with a masked neighbor never
-    does. A picked token that is not masked is kept if it occurs between these neighbors in
-    training, since one in ten picked tokens is left unchanged and one in ten is replaced at random.
+    The context is the widest neighborhood that occurs in training (never one with a masked token).
+    A picked token that is not masked is kept if it occurs between these neighbors in training,
+    since one in ten picked tokens is left unchanged and one in ten is replaced at random.
 
     All texts include <s> and </s>. `masked_ids` are the model's (n, L) input ids; `labels` are the
     (n, L) true ids of picked tokens, -100 elsewhere.
@@ -221,7 +221,7 @@ def masked_word_blind(
 
 
 def _neighbors(text: Sequence[int]) -> Iterator[list[Hashable]]:
-    """Yield each token's neighbors for all `_NEIGHBORHOODS`; -1 is a position outside the text."""
+    """Yield each token's neighbors for all `_NEIGHBORHOODS`; -1 means outside the text."""
     padded = [-1, -1, *text, -1, -1]
     for at in range(len(text)):
         window = padded[at : at + 5]

@@ -22,9 +22,10 @@ from fiber.metrics.detection import SIZES, ScoredBoxes, TrueBoxes, average_preci
 from fiber.metrics.grounding import FOUND_AT, merged, phrase_recall, referring_accuracy
 from fiber.metrics.matching import mean
 
-#: Numbers of training boxes sampled as candidates and for scoring them; more changes little.
+#: Numbers of training boxes sampled as candidates and for scoring them; larger samples change
+#: little.
 CANDIDATES, TRIED = 256, 2048
-#: Minimum number of training boxes for which a text's own boxes are reliable.
+#: Minimum number of training boxes for a text's own boxes to be reliable.
 RELIABLE = 8
 #: Random draws averaged by `detection_chance`.
 DRAWS = 5
@@ -95,7 +96,10 @@ def phrase_chance(
 def _expected(
     names: Sequence[str], hits: Sequence[Sequence[NDArray[np.bool_]]], ks: Sequence[int]
 ) -> dict[str, float]:
-    """Average the chance of a hit among k objects, given (m,) hits per sample and metric."""
+    """Return the mean probability that k randomly chosen objects include a hit.
+
+    `hits[i][j]` is (m,), True for the objects of sample i that are hits for metric j.
+    """
     return {
         f"{name}_at_{k}": mean(
             np.array([hit_chance(len(hit[column]), int(hit[column].sum()), k) for hit in hits])
@@ -150,8 +154,8 @@ def guess_boxes(
 ) -> list[NDArray[np.float64]]:
     """Predict up to k boxes per text from training pairs of a text and its (g, 4) boxes.
 
-    With `per_text`, predictions for texts with at least `RELIABLE` training boxes start with the
-    text's own most frequent boxes. All others are the most frequent boxes over all texts.
+    With `per_text`, predictions for a text with at least `RELIABLE` training boxes start with its
+    own most frequent boxes. All other predictions are the most frequent boxes over all texts.
     """
     by_text: dict[str, list[NDArray[np.float64]]] = {}
     for text, boxes in training:
@@ -170,8 +174,8 @@ def guess_boxes(
 def detection_chance(truths: Sequence[TrueBoxes], *, seed: int = 0) -> dict[str, float]:
     """Compute `detection.average_precision` of the true boxes with random classes and scores.
 
-    Averages `DRAWS` random draws; all other chance baselines are exact. Drops per-size metrics
-    without ground-truth boxes of that size.
+    Averages `DRAWS` random draws; all other chance baselines are exact. Metrics for a box size are
+    dropped if there are no ground-truth boxes of that size.
     """
     random = np.random.default_rng(seed)
     classes = sorted({label for true in truths for label in true.labels}, key=str)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fiber.data.prompts.classes import ClassLike, ClassName, as_class, read_classes
 
-#: Classes or a class file (`read_classes`); for ODinW, classes by dataset or a folder of files.
+#: Classes or a class file (see `read_classes`); for ODinW, classes by dataset or a folder.
 GivenClasses = (
     Sequence[ClassLike] | Mapping[str, Sequence[ClassLike]] | str | os.PathLike[str] | None
 )
@@ -31,7 +31,7 @@ def listed_classes(given: GivenClasses) -> list[ClassName] | None:
 
 
 def classes_of_sets(given: GivenClasses) -> dict[str, list[ClassName]] | None:
-    """Read the classes of the ODinW datasets: {dataset: classes}.
+    """Read the classes of the ODinW datasets as {dataset: classes}.
 
     Raises:
         FileNotFoundError: if the folder is missing or has no class files.

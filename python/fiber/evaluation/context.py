@@ -27,12 +27,12 @@ class EvalModel(Protocol):
 
     @property
     def network(self) -> FiberImageText | FiberDetector:
-        """The network, with its config; evaluation puts it in eval mode."""
+        """The network with its config. Evaluation sets it to eval mode."""
         ...
 
     @property
     def tokenizer(self) -> Tokenizer | None:
-        """The tokenizer; evaluation raises an error if it is None."""
+        """The tokenizer. Evaluation raises an error if it is None."""
         ...
 
     @property
@@ -42,7 +42,7 @@ class EvalModel(Protocol):
 
     @property
     def trained_on(self) -> TrainedOn | None:
-        """Training data, if known; evaluating on the training split gives a warning."""
+        """Training data, if known. Evaluating on the training split raises a warning."""
         ...
 
     @property
@@ -55,7 +55,7 @@ class EvalModel(Protocol):
 class EvalResult:
     """Metrics and predictions of one task."""
 
-    #: Metrics by name, as fractions in [0, 1]; only `cider_d` goes up to 10.
+    #: Metrics by name, as fractions in [0, 1], except for `cider_d` (up to 10).
     metrics: dict[str, float]
     #: Predictions in the task's official format: JSON objects or lines of text.
     predictions: list[Any] = field(default_factory=list)
@@ -70,22 +70,23 @@ class EvalContext:
     answers: tuple[str, ...] = ()
     dtype: torch.dtype = torch.float32
     batch_size: int = 64
-    #: Data loader threads; 0 uses all cores.
+    #: Number of data loader threads; 0 uses all cores.
     threads: int = 0
-    #: Replace every record's image with another record's.
+    #: Replace every record's image with that of a different record.
     permute_images: bool = False
-    #: False sets the gates of all cross-attention layers to 0.
+    #: If False, the gates of all cross-attention layers are set to 0.
     fusion: bool = True
-    #: Candidates per retrieval query to re-rank with ITM; 0 disables re-ranking.
+    #: Number of candidates per retrieval query to rerank with ITM; 0 disables reranking.
     candidates: int = 0
-    #: Maximum classes per detection prompt. 0: as many as fit; None: the task's default.
+    #: Maximum number of classes per detection prompt; 0 for as many as fit, None for the task's
+    #: default.
     classes_per_prompt: int | None = None
-    #: Class names to use in detection prompts, in label order. None: the labels.
+    #: Class names to use in detection prompts, in label order; None to use the labels.
     classes: Sequence[ClassName] | None = None
 
     @classmethod
     def of(cls, model: EvalModel, **options: Any) -> EvalContext:
-        """Set a model to eval mode and create its context; `options` are the other fields.
+        """Set a model to eval mode and create its context. `options` are the other fields.
 
         Raises:
             ValueError: if the model has no tokenizer.
@@ -142,7 +143,7 @@ class EvalContext:
             at += len(batch)
 
     def image_prefix(self, images: Tensor, records: Sequence[Record]) -> ImagePrefix:
-        """Encode (B, 3, H, W) images below the first fused block, each distinct image only once."""
+        """Run the blocks that precede fusion on (B, 3, H, W) images, once per distinct image."""
         first: dict[Any, int] = {}
         for row, record in enumerate(records):
             first.setdefault(record.images, row)
@@ -159,20 +160,20 @@ class EvalContext:
         *,
         wanted: Wanted = "all",
     ) -> BackboneOutput:
-        """Encode pairs like the backbone's `encode_pair`, but each distinct image only once."""
+        """Encode pairs like the backbone's `encode_pair`, but run each distinct image only once."""
         backbone, mask = self.network.backbone, batch.text_mask
         prefix = self.image_prefix(batch.images, records)
         return backbone.fuse(prefix, backbone.text_prefix(token_ids, mask), mask, wanted=wanted)
 
     def texts(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Tokenize texts and pad to the longest: (n, L) int64 ids and (n, L) bool mask."""
+        """Tokenize texts, padded to the longest one: (n, L) int64 ids and an (n, L) bool mask."""
         arrays = self.tokenizer.encode_batch(texts, max_tokens=self.network.config.max_tokens)
         ids, mask = (np.asarray(arrays[name]) for name in ("token_ids", "text_mask"))
         return torch.from_numpy(ids).to(self.device), torch.from_numpy(mask).to(self.device)
 
 
 def by_image(records: Sequence[Record]) -> dict[str, list[Record]]:
-    """Group records by image, in order of first appearance: {image_id: records}."""
+    """Group records by image id, in order of first appearance."""
     groups: dict[str, list[Record]] = {}
     for record in records:
         groups.setdefault(record.image_id, []).append(record)
@@ -180,6 +181,6 @@ def by_image(records: Sequence[Record]) -> dict[str, list[Record]]:
 
 
 def entry_id(key: str) -> int | str:
-    """Return the annotation id at the end of a record's key: "vqa_questions_val/17" -> 17."""
+    """Return the annotation id that ends a record's key, such as 17 for "vqa_questions_val/17"."""
     last = key.rpartition("/")[2]
     return int(last) if last.isdigit() else last

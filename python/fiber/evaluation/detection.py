@@ -38,7 +38,7 @@ class FoundInImage(NamedTuple):
 class EncodedPrompt(NamedTuple):
     """Prompt and its text features, computed once for all images."""
 
-    #: (1, L, D) text features below the first fused layer.
+    #: (1, L, D) text features from the layers before fusion.
     prefix: Tensor
     #: (1, L) bool.
     mask: Tensor
@@ -66,7 +66,7 @@ def coco(context: EvalContext, records: list[Record]) -> EvalResult:
     for place, chunks, (width, height) in detect(context, records, prompts):
         joined = join_chunks(chunks, firsts, max_detections=COCO_DETECTIONS)
         found[place] = own = scored_boxes(joined)
-        # Published corners: minus one input pixel, plus one pixel of the original image.
+        # Published corners: subtract one input pixel and add one pixel of the original image.
         corners = own.boxes_xyxy + np.array([0, 0, 1 - width, 1 - height])
         published[place] = own._replace(boxes_xyxy=corners)
         rows = zip(*(column.tolist() for column in joined), strict=True)
@@ -83,8 +83,8 @@ def coco(context: EvalContext, records: list[Record]) -> EvalResult:
 def lvis(context: EvalContext, records: list[Record]) -> EvalResult:
     """Evaluate detection of LVIS classes: fixed AP.
 
-    As in the published code, a prompt has 40 classes and keeps its best 300 detections per image;
-    `classes_per_prompt` changes the former, and larger prompts keep proportionally more detections.
+    As in the published code, a prompt has 40 classes by default (`classes_per_prompt`), and its
+    best 300 detections per image are kept. Larger prompts keep proportionally more detections.
     Predictions are the detections used by fixed AP, in LVIS's result format.
 
     Raises:
@@ -119,7 +119,7 @@ def lvis(context: EvalContext, records: list[Record]) -> EvalResult:
 
 
 def _lvis_boxes(classes: int) -> int:
-    """Return the number of detections kept per prompt: 300, or more for larger prompts."""
+    """Return the number of detections to keep per prompt: 300, or more for larger prompts."""
     return max(LVIS_DETECTIONS, LVIS_DETECTIONS * classes // LVIS_CLASSES)
 
 
@@ -138,7 +138,7 @@ def _federated(record: Record) -> FederatedTruth:
 def _with_published(
     own: dict[str, float], published: dict[str, float], names: Sequence[str]
 ) -> dict[str, float]:
-    """Add published metrics; drop NaN values (no ground-truth boxes), except for "ap"."""
+    """Add the published metrics. Drop NaN values (no ground-truth boxes), except for "ap"."""
     metrics = own | {f"published_{name}": published[name] for name in names}
     return {name: value for name, value in metrics.items() if name == "ap" or value == value}
 
@@ -150,7 +150,7 @@ def detection_records(records: list[Record]) -> list[Record]:
         ValueError: if the records do not all have the same classes.
     """
     if any(record.labels != records[0].labels for record in records):
-        raise ValueError("detection needs the same labels (class names) in every record")
+        raise ValueError("detection requires the same labels (class names) in every record")
     ids = [entry_id(record.key) for record in records]
     if all(isinstance(number, int) for number in ids):
         return [records[i] for i in sorted(range(len(records)), key=ids.__getitem__)]
@@ -230,9 +230,9 @@ def encode_classes(
 def detect(
     context: EvalContext, records: list[Record], prompts: Sequence[EncodedPrompt]
 ) -> Iterator[FoundInImage]:
-    """Yield each image's detections from all prompts; images may come in any order.
+    """Yield each image's detections from all prompts; the order of the images is unspecified.
 
-    Blocks below the first fused block run only once per image.
+    The blocks before fusion run only once per image.
     """
     network = context.detector
     for batch, places in same_sized(context, records):

@@ -1,9 +1,9 @@
 """Evaluate grounding: boxes for referring expressions and phrases.
 
-One forward pass gives two sets of metrics. The default metrics keep the best boxes of each phrase
-and use half-open boxes. The "published_..." metrics keep the 100 best detections over all phrases
-of a text, compare boxes without their last pixel on the right and at the bottom, and use GIoU
-instead of IoU for expressions.
+A single forward pass yields two sets of metrics. The default metrics keep the best boxes of each
+phrase and use half-open boxes. The "published_..." metrics keep the 100 best detections over all
+phrases of a text, compare boxes that exclude the last pixel on the right and at the bottom, and use
+GIoU instead of IoU for expressions.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from fiber.metrics.grounding import phrase_recall, referring_accuracy
 from fiber.metrics.groups import with_groups
 from fiber.postprocess import FoundBoxes, detect_boxes, ground_phrases
 
-#: Boxes kept per phrase, for recall at 10.
+#: Number of boxes kept per phrase, for recall at 10.
 BOXES_PER_PHRASE = 10
 #: Values of k for recall at k and accuracy at k.
 KS = (1, 5, 10)
-#: Published post-processing: score threshold, and candidates per pyramid level.
+#: Published post-processing: score threshold, and number of candidates per pyramid level.
 PUBLISHED_REFERRING: Mapping[str, Any] = {"score_threshold": 0.0, "candidates_per_level": 3000}
 PUBLISHED_PHRASES: Mapping[str, Any] = {"score_threshold": 0.05, "candidates_per_level": 1000}
 
@@ -57,7 +57,7 @@ def refcoco(context: EvalContext, records: list[Record]) -> EvalResult:
 
 
 def flickr(context: EvalContext, records: list[Record]) -> EvalResult:
-    """Evaluate predicted boxes for caption phrases; ignore phrases without a ground-truth box."""
+    """Evaluate predicted boxes for caption phrases, ignoring phrases without a ground-truth box."""
     predicted, published, truths, kinds = [], [], [], []
     predictions: list[dict[str, Any]] = []
     for record, found, found_published in _ground(context, records, PUBLISHED_PHRASES):
@@ -137,8 +137,8 @@ def _inclusive(found: FoundBoxes, size: Tensor, original: Tensor) -> FoundBoxes:
 def same_sized(context: EvalContext, records: list[Record]) -> Iterator[tuple[Any, list[int]]]:
     """Yield batches of images with the same padded size, and the indices of their records.
 
-    The model sees the padding, so padding an image to the size of another one would make its
-    predictions depend on the batch.
+    The model sees the padding, so padding images to a common size would make predictions depend on
+    the batch.
 
     Raises:
         ValueError: if a box is outside its image; the message gives record, box and size.
@@ -171,6 +171,6 @@ def same_sized(context: EvalContext, records: list[Record]) -> Iterator[tuple[An
 
 
 def label_tokens(context: EvalContext, text: str, spans: Sequence[Any]) -> list[list[int]]:
-    """Return the token indices of each label; an empty list for a truncated label."""
+    """Return the token indices of each label, or an empty list for a truncated label."""
     _, offsets = context.tokenizer.encode(text, max_tokens=context.network.config.max_tokens)
     return Prompt(text, ("",) * len(spans), tuple(spans)).token_map(offsets)

@@ -48,7 +48,7 @@ def matching(context: EvalContext, records: list[Record]) -> EvalResult:
 
 
 def wrong_texts(records: list[Record]) -> list[Record]:
-    """Return, for each record, another record with a different image and text.
+    """Return, for each record, a record with a different image and text.
 
     Raises:
         ValueError: if there is no such record.
@@ -241,7 +241,7 @@ def caption(context: EvalContext, records: list[Record]) -> EvalResult:
 
 
 def _image_numbers(image_ids: list[str]) -> list[int | str]:
-    """Return image ids for COCO results: the number at the end of each file name, if unique."""
+    """Return the image ids for COCO results, taken from the file names if these are unique."""
     found = [re.search(r"\d+$", PurePath(image_id).stem) for image_id in image_ids]
     numbers = [int(match[0]) if match else None for match in found]
     times = Counter(numbers)
@@ -252,5 +252,5 @@ def _image_numbers(image_ids: list[str]) -> list[int | str]:
 
 
 def _match_scores(logits: Tensor) -> np.ndarray:
-    """Compute match probabilities from ITM logits: (n, 2) -> (n,)."""
+    """Compute (n,) match probabilities from (n, 2) ITM logits."""
     return logits.float().softmax(-1)[:, 1].cpu().numpy()

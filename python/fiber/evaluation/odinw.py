@@ -29,13 +29,13 @@ def evaluate_odinw(
     `output` is a folder for the predictions, one file per dataset.
 
     Returns:
-        "NAME/ap", "NAME/ap50" etc. for each dataset, and their mean AP as "ap"; if datasets are
-        missing, a warning lists them and the mean is named "ap_of_N_of_13".
+        "NAME/ap", "NAME/ap50" etc. for each dataset, and the mean AP as "ap". If datasets are
+        missing, a warning lists them, and the mean is named "ap_of_N_of_13".
 
     Raises:
         FileNotFoundError: if none of the datasets is found.
         TypeError: if `data` is not a path.
-        ValueError: if `classes` names an unknown dataset, or as in `evaluate`.
+        ValueError: if `classes` names an unknown dataset, or for the reasons listed in `evaluate`.
     """
     if not isinstance(data, (str, os.PathLike)):
         raise TypeError(f"task 'odinw': data is a {type(data).__name__}; expected a folder")
@@ -57,7 +57,7 @@ def evaluate_odinw(
     if missing:
         warnings.warn(
             f"task 'odinw': {len(missing)} of 13 datasets are missing in {root} (split {split!r}):"
-            f" {', '.join(missing)}; the mean is over the others",
+            f" {', '.join(missing)}; the mean covers only the others",
             RuntimeWarning,
             stacklevel=3,
         )

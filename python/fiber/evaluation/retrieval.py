@@ -1,4 +1,4 @@
-"""Evaluate retrieval: ITC ranks all candidates, then ITM re-ranks the best ones.
+"""Evaluate retrieval: ITC ranks all candidates, then ITM reranks the best ones.
 
 Dimension letters: P images, T texts, D embed dim, k candidates per query.
 """
@@ -20,9 +20,9 @@ from fiber.metrics.retrieval import recall_of_ranks, reranked, wrong_before
 from fiber.models.fiber.pair_scoring import TextFeatureStore, match_log_odds, run_pairs
 from fiber.models.heads import need_head
 
-#: Images listed per text in a prediction file.
+#: Number of images listed per text in a prediction file.
 LISTED = 10
-#: Default number of candidates that ITM re-ranks.
+#: Default number of candidates that ITM reranks.
 RERANKED = 32
 #: Number of queries to compare with all candidates at once.
 QUERIES_AT_ONCE = 256
@@ -31,9 +31,9 @@ QUERIES_AT_ONCE = 256
 class RankingHeads(NamedTuple):
     """Heads that rank images and texts."""
 
-    #: ("itc",), ("itm",), or ("itc", "itm") to re-rank the best ITC candidates with ITM.
+    #: ("itc",), ("itm",), or ("itc", "itm") to rerank the best ITC candidates with ITM.
     heads: tuple[str, ...]
-    #: Candidates per query to re-rank; 0 if one head ranks alone.
+    #: Number of candidates per query to rerank; 0 if only one head ranks.
     candidates: int
 
 
@@ -49,18 +49,18 @@ class Ranking(NamedTuple):
 def retrieval(context: EvalContext, records: list[Record]) -> EvalResult:
     """Evaluate image-to-text and text-to-image retrieval among all images and captions.
 
-    The best `context.candidates` of each query are re-ranked image by image: text features stay in
+    The best `context.candidates` of each query are reranked image by image: text features stay in
     memory, image features do not, and each candidate pair takes 24 bytes. A model without an ITC
-    head scores every pair and returns only re-ranked metrics.
+    head scores every pair and returns only reranked metrics.
 
     Raises:
-        ValueError: for candidates without an ITM head, or too few of them without an ITC head.
+        ValueError: if candidates are given without an ITM head, or too few without an ITC head.
     """
     model = context.image_text
     heads = model.config.image_text.heads
     if context.candidates and "itm" not in heads:
         raise ValueError(
-            f"re-ranking {context.candidates} candidates needs the head 'itm'; the model has"
+            f"reranking {context.candidates} candidates needs the head 'itm'; the model has"
             f" {', '.join(heads)}"
         )
     groups = by_image(records)
@@ -140,7 +140,7 @@ def rank(
 
 
 def _everything(queries: int, candidates: int) -> Ranking:
-    """List all candidates for each query, unranked."""
+    """List all candidates for each query, without ranking them."""
     order = np.arange(candidates, dtype=np.int32)
     return Ranking(np.tile(order, (queries, 1)), np.zeros(queries, dtype=np.int64))
 
@@ -190,12 +190,12 @@ def choose_ranking_heads(
 ) -> RankingHeads:
     """Choose the heads that rank images and texts.
 
-    Warns if ITM ranks alone, or if requested re-ranking is not possible.
+    Warns if ITM ranks alone, or if requested reranking is not possible.
 
     Args:
         config: model configuration.
-        rerank: re-rank the best ITC candidates with ITM; None: True if the model has both heads.
-        candidates: number of candidates per query to re-rank, at least 1; None: `RERANKED`.
+        rerank: rerank the best ITC candidates with ITM; None for True if the model has both heads.
+        candidates: number of candidates per query to rerank, at least 1; None for `RERANKED`.
         caller: name of the method or task, for messages.
         stacklevel: stack level of the warnings.
 
@@ -206,7 +206,8 @@ def choose_ranking_heads(
     """
     if rerank is not None and not isinstance(rerank, (bool, np.bool_)):
         raise TypeError(
-            f"{caller}: rerank is {rerank!r}; expected True or False (candidates sets the number)"
+            f"{caller}: rerank is {rerank!r}; expected True or False (use"
+            " `candidates` to set how many are reranked)"
         )
     if candidates is not None and candidates < 1:
         raise ValueError(f"{caller}: candidates is {candidates}; expected 1 or more")
@@ -215,7 +216,7 @@ def choose_ranking_heads(
         need_head(config, "itc", caller)
         if wanted and not (rerank is None and candidates is None):
             warnings.warn(
-                f"{caller}: the model has no head 'itm' to re-rank candidates; ranking with 'itc'"
+                f"{caller}: the model has no head 'itm' to rerank candidates; ranking with 'itc'"
                 " only",
                 stacklevel=stacklevel,
             )

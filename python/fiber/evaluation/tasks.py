@@ -28,7 +28,7 @@ from fiber.evaluation.context import EvalContext, EvalResult
 class EvalTask(NamedTuple):
     """Definition of an evaluation task."""
 
-    #: Model head that the task needs.
+    #: Model head that the task requires.
     head: str
     #: Function of `fiber.data.sources` that reads the records.
     reader: Callable[..., RecordSet]
@@ -64,7 +64,7 @@ def find_task(task: str) -> EvalTask:
 
 
 def needed_head(task: str, heads: Sequence[str]) -> str:
-    """Return a task's required head; for retrieval, ITM if the model has no ITC head."""
+    """Return the head that a task requires; for retrieval, ITM if the model has no ITC head."""
     head = find_task(task).head
     return "itm" if task == "retrieval" and "itc" not in heads and "itm" in heads else head
 
@@ -89,7 +89,7 @@ def run_task(
 
 
 def check_classes(context: EvalContext, task: str) -> None:
-    """Raise ValueError if class options are negative, or given for a task other than detection."""
+    """Raise ValueError if class options are invalid, or given for a non-detection task."""
     number, classes = context.classes_per_prompt, context.classes
     if find_task(task).reader is sources.detection:
         if number is not None and number < 0:
@@ -122,7 +122,7 @@ def open_records(data: Data, task: str, split: str) -> RecordSet:
                 f" {task!r}"
             )
         records = data[task]
-        check_records(records, f"data of task {task!r}: expected {RECORD_SET}")
+        check_records(records, f"data for task {task!r}: expected {RECORD_SET}")
     else:
         records = data
         check_records(records, f"data: expected a folder or {RECORD_SET}")
@@ -145,7 +145,7 @@ class PermutedImages:
         )
         if len(images) < 2:
             raise ValueError(
-                f"permute_images needs at least two different images, got {len(images)}"
+                f"permute_images requires at least two different images, got {len(images)}"
             )
         random.Random(seed).shuffle(images)
         self._other = dict(zip(images, images[1:] + images[:1], strict=True))

@@ -28,7 +28,7 @@ class Thresholds(NamedTuple):
     nms: float
     #: Maximum number of boxes per image.
     max_detections: int
-    #: Maximum number of boxes per phrase; None for no limit (detection).
+    #: Maximum number of boxes per phrase, or None for no limit (in detection).
     boxes_per_phrase: int | None = None
 
     def check(self) -> None:
@@ -51,9 +51,9 @@ class PassCounts:
     """Forward pass counters."""
 
     images: int = 0
-    #: Image encoder batches; the images of a batch share one padded size.
+    #: Number of image encoder batches. All images of a batch have the same padded size.
     encoder_passes: int = 0
-    #: (image, prompt) pairs run through the fused layers and the head.
+    #: Number of (image, prompt) pairs that passed through the fused layers and the head.
     pairs: int = 0
 
 
@@ -68,8 +68,8 @@ def find_boxes(
 ) -> list[Detections]:
     """Find boxes for the prompts of each image, best box first.
 
-    `prompts` has one list per image, whose labels are numbered consecutively across its prompts.
-    `passes` is updated in place.
+    `prompts` has one list per image. The labels of an image are numbered consecutively across its
+    prompts. `passes` is updated in place.
     """
     found: list[Detections | None] = [None] * len(images)
     for batch in inputs.images(images):
@@ -129,7 +129,7 @@ def _select(
             nms_threshold=thresholds.nms,
             max_detections=thresholds.max_detections,
         )
-        # As in grounding, threshold the final score, which includes centerness.
+        # As in grounding, apply the threshold to the final score, which includes centerness.
         return [FoundBoxes(*(part[f.scores >= thresholds.score] for part in f)) for f in found]
     return ground_phrases(
         output,

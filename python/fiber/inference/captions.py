@@ -17,7 +17,7 @@ def caption_writer(
 ) -> Callable[[Tensor], Tensor]:
     """Return a function that maps (B, H, W, C) image tokens to (B, n) int64 ids without <s>.
 
-    Arguments and exceptions are the same as for `Model.caption`.
+    Takes the same arguments and raises the same exceptions as `Model.caption`.
     """
     for name, value, kind in (("sample", sample, bool), ("seed", seed, int)):
         if type(value) is not kind:

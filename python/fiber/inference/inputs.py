@@ -36,7 +36,7 @@ IMAGES_AT_ONCE = 16
 
 
 def as_list(images: Any) -> tuple[list[Any], bool]:
-    """Convert one or more images to a list; also return True if given a single image.
+    """Convert one or more images to a list. Also returns True if a single image was given.
 
     Raises:
         TypeError: if `images` is neither an image nor a list of images.
@@ -96,7 +96,8 @@ def one_for_each(texts: str | Sequence[str], count: int, what: str) -> list[str]
         given = given * count
     if len(given) != count:
         raise ValueError(
-            f"{len(given)} {what}s for {count} images; expected one for all images or one per image"
+            f"got {len(given)} {what}s for {count} images; expected one for all images or one"
+            " per image"
         )
     return not_empty(given, what)
 
@@ -114,7 +115,7 @@ def one_list_for_each(
         given = [given] * count
     elif len(given) != count:
         raise ValueError(
-            f"{len(given)} lists of texts for {count} images; expected one list of {what}s"
+            f"got {len(given)} lists of texts for {count} images; expected one list of {what}s"
             " for all images, or one list per image"
         )
     for index, each in enumerate(given):
@@ -126,7 +127,7 @@ def one_list_for_each(
 
 
 def not_empty(texts: Sequence[str], what: str) -> list[str]:
-    """Strip texts; check that none is empty.
+    """Strip whitespace from texts, and check that none is empty.
 
     Raises:
         TypeError: if an entry is not a str.
@@ -146,7 +147,7 @@ def not_empty(texts: Sequence[str], what: str) -> list[str]:
 
 @dataclass(frozen=True)
 class ImageBatch:
-    """Images padded to the same size."""
+    """Batch of images padded to the same size."""
 
     #: (B,) indices into the user's list.
     indices: list[int]
@@ -162,7 +163,7 @@ class ImageBatch:
 
 @dataclass(frozen=True)
 class TextBatch:
-    """Texts, padded to the longest one."""
+    """Batch of texts, padded to the longest one."""
 
     #: (B, L) int64.
     token_ids: Tensor

@@ -48,7 +48,7 @@ SCORE_THRESHOLD = 0.3
 
 
 class Answer(NamedTuple):
-    """Answer and its score in [0, 1]; scores need not sum to 1."""
+    """An answer and its score in [0, 1]. The scores need not sum to 1."""
 
     answer: str
     score: float
@@ -72,8 +72,8 @@ class Model:
 
     Args:
         network: network to run; set to evaluation mode, and kept on its device.
-        tokenizer: required by every method that reads or generates text; its special tokens must
-            have RoBERTa's ids.
+        tokenizer: required by every method that reads or generates text; special tokens must have
+            RoBERTa's ids.
         answers: answers in the order of the VQA head's logits; required by `answer`.
         classes: default classes of `detect`.
         dtype: compute dtype; the dtype of the weights does not change.
@@ -248,7 +248,7 @@ class Model:
 
         Args:
             images: an image or a list of images.
-            num_beams: number of beams in beam search; default: 5; 1 is greedy decoding.
+            num_beams: number of beams in beam search (default: 5); 1 is greedy decoding.
             max_tokens: maximum number of tokens per caption; default: the model's maximum.
             sample: sample tokens instead of using beam search.
             seed: non-negative seed, used for each image separately, so that captions do not depend
@@ -363,18 +363,19 @@ class Model:
         rerank: bool | None = None,
         candidates: int | None = None,
     ) -> list[Hit]:
-        """Find the images that best match a text: ITC ranks all images, ITM reranks the best.
+        """Find the images that best match a text. ITC ranks all images; ITM reranks the best ones.
 
         A model with only one of the two heads ranks by that head, and warns unless this was
         requested.
 
         Args:
             text: query.
-            images: list of images.
+            images: list of images to search.
             top_k: number of hits, best first.
             rerank: rerank by ITM; scores are then matching probabilities, otherwise cosine
                 similarities. Default: True if the model has both heads.
-            candidates: number of images to rerank; default: 32; raised to `top_k` if smaller.
+            candidates: number of images to rerank (default: 32), raised to `top_k` if it is
+                smaller.
 
         Raises:
             MissingHeadError: if the model has neither head, or lacks ITC and `rerank` is False.
@@ -407,7 +408,7 @@ class Model:
         save_model(self.network, Path(folder), self.tokenizer, self.answers, self.classes)
 
     def need_head(self, head: str, asked: str) -> None:
-        """Raise MissingHeadError, naming the recipe to train it, if the model lacks a head."""
+        """Raise MissingHeadError, which names a recipe to train the head, if the model lacks it."""
         need_head(self.config, head, asked)
 
     def arithmetic(self) -> torch.autocast:

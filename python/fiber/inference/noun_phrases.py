@@ -27,7 +27,7 @@ _PLACE = re.compile(
 
 @functools.cache
 def english_parser() -> Any:
-    """Load the best installed English spaCy pipeline with a parser; return None without one."""
+    """Load the best installed English spaCy pipeline with a parser; None if there is none."""
     try:
         import spacy  # pyright: ignore[reportMissingImports]
     except ImportError:
@@ -41,7 +41,7 @@ def english_parser() -> Any:
     return None
 
 
-#: Multi-word separators; their words may also occur in phrases.
+#: Multi-word separators, whose words may also occur in phrases.
 _SEPARATOR_PHRASES = """
 to the left of, to the right of, on the left of, on the right of, left of, right of, in front of,
 on top of, at the top of, at the bottom of, in the middle of, next to, close to, because of, out of

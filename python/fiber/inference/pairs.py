@@ -27,8 +27,8 @@ def score_pairs(
 ) -> Tensor:
     """Run a head on n (image index, text index) pairs.
 
-    Features below the fused layers are computed once per image and text. `head` maps (B, 2 D)
-    pooled pairs to (B, K).
+    The layers before fusion run once per image and text. `head` maps (B, 2 D) pooled pairs to
+    (B, K).
 
     Returns:
         (n, K) float32 on the CPU.
@@ -65,8 +65,9 @@ def rank_images(
 ) -> list[tuple[int, float]]:
     """Rank images for a text by ITC, then rerank the best ones by ITM.
 
-    The image encoder runs once per image: features below the fused layers are kept for the best
-    images. Only the `reranked` best images are returned; 0 ranks all images by ITC alone.
+    The image encoder runs once per image, since the features from before fusion are kept for the
+    best images. Only the `reranked` best images are returned; if it is 0, all images are ranked by
+    ITC alone.
 
     Returns:
         (image index, score), best first: ITM probabilities, or ITC cosine similarities.
@@ -107,7 +108,7 @@ def rank_images(
 def match_images(
     network: FiberImageText, inputs: Inputs, text: str, images: Sequence[Any]
 ) -> list[tuple[int, float]]:
-    """Rank images for a text by ITM: (image index, probability), best first."""
+    """Rank images for a text by ITM; return (image index, probability) pairs, best first."""
     if not images:
         return []
     pairs = [(number, 0) for number in range(len(images))]
@@ -122,5 +123,5 @@ def _by_matching(log_odds: list[tuple[int, float]]) -> list[tuple[int, float]]:
 
 
 def _best_first(scored: list[tuple[int, float]]) -> list[tuple[int, float]]:
-    """Sort (index, score) pairs by descending score; stable."""
+    """Stably sort (index, score) pairs by descending score."""
     return sorted(scored, key=lambda entry: -entry[1])

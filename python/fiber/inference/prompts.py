@@ -39,7 +39,7 @@ def detection_prompts(
         return [_class_prompts(given, inputs, classes_per_prompt)] * count if count else []
     if len(given) != count:
         raise ValueError(
-            f"{len(given)} lists of class names for {count} images; expected one list for all"
+            f"got {len(given)} lists of class names for {count} images; expected one list for all"
             " images, or one list per image"
         )
     prompts = []
@@ -53,9 +53,9 @@ def detection_prompts(
 def grounding_prompts(
     phrases: Any, caption: Any, spans: Any, count: int, inputs: Inputs
 ) -> list[list[Prompt]]:
-    """Build the prompts for each of `count` images; other arguments are as in `Model.ground`.
+    """Build the prompts for each of `count` images. Other arguments are as in `Model.ground`.
 
-    Warns if a text is truncated, naming the affected phrases.
+    If a text is truncated, a warning names the affected phrases.
     """
     if spans is not None and (phrases is not None or caption is None):
         raise ValueError("ground: spans must be given with a caption and without phrases")
@@ -64,7 +64,7 @@ def grounding_prompts(
         raise ValueError("ground: expected phrases, a caption or both, got neither")
     captions = [] if caption is None else one_for_each(caption, count, "caption")
     if spans is not None and caption is not None:
-        # Spans index into the captions as given, before stripping.
+        # Spans are indices into the captions as given, before stripping.
         captions = [caption] * count if isinstance(caption, str) else list(caption)
     span_lists = None if spans is None else _spans_for_each(spans, caption, count)
     prompts = []
@@ -87,7 +87,7 @@ def _is_class(given: Any) -> bool:
 def _class_prompts(
     classes: Sequence[ClassLike], inputs: Inputs, classes_per_prompt: int | None
 ) -> list[Prompt]:
-    """Join classes into prompts; raise ValueError for duplicates (case-sensitive)."""
+    """Join classes into prompts. Raises ValueError for (case-sensitive) duplicates."""
     first: dict[ClassName, int] = {}
     for number, given in enumerate(classes):
         each = as_class(given.strip() if isinstance(given, str) else given, number)
@@ -136,7 +136,7 @@ def _caption_prompt(caption: str, phrases: Sequence[str] | None) -> Prompt:
 
 
 def _spans_for_each(spans: Any, caption: Any, count: int) -> list[Any]:
-    """Return one list of spans per image, the same one for all if there is a single caption."""
+    """Return one list of spans per image; a single caption has one list for all images."""
     if isinstance(caption, str):
         return [spans] * count
     if isinstance(spans, str) or not isinstance(spans, Sequence) or len(spans) != count:

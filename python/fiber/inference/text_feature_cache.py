@@ -1,4 +1,4 @@
-"""LRU cache of text features below the first fused layer."""
+"""LRU cache of text features computed before the fused layers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from fiber.inference.inputs import Inputs
 from fiber.models.fiber.detector import FiberDetector
 
-#: Maximum number of cached tokens; 100 MB for the base model.
+#: Maximum number of cached tokens (100 MB for the base model).
 MAX_KEPT_TOKENS = 32_768
 
 
@@ -29,7 +29,7 @@ class TextPrefixBatch(NamedTuple):
 
 
 class TextPrefixes:
-    """LRU cache of prompt features; cleared when the text encoder's weights change."""
+    """LRU cache of prompt features. It is cleared when the text encoder's weights change."""
 
     def __init__(self, network: FiberDetector, inputs: Inputs) -> None:
         self._backbone, self._inputs = network.backbone, inputs
@@ -38,7 +38,7 @@ class TextPrefixes:
         self._weights = self._fingerprint()
 
     def batch(self, texts: Sequence[str]) -> TextPrefixBatch:
-        """Return prompt features, padded to the longest prompt; errors as in `Inputs.texts`."""
+        """Return features padded to the longest prompt. Raises the errors of `Inputs.texts`."""
         if self._weights != self._fingerprint():
             self._kept.clear()
             self._tokens, self._weights = 0, self._fingerprint()

@@ -16,8 +16,8 @@ from typing import Any
 
 from fiber.config_io import nearest
 
-#: Module -> recipes that it defines. `small` recipes train on two CPU cores in minutes; the others
-#: use the published model size.
+#: Recipes by module. `small` recipes train on two CPU cores in minutes; the others use
+#: the published model size.
 _FAMILIES = {
     "small": (
         "scenes_coarse",
@@ -72,7 +72,7 @@ def names() -> list[str]:
 
 
 def get(name: str) -> Callable[[], Any]:
-    """Look up a recipe: a function that returns a `RunConfig`.
+    """Look up a recipe, which is a function that returns a `RunConfig`.
 
     Raises:
         ValueError: if there is no such recipe; the message suggests the nearest names.

@@ -12,7 +12,7 @@ _PUBLISHED_STEPS = 8574
 
 
 def caption_coco() -> RunConfig:
-    """Published COCO captioning, stage 1: maximum likelihood; ten epochs of 414,113 captions.
+    """Published COCO captioning, stage 1 (maximum likelihood): ten epochs of 414,113 captions.
 
     Command: torchrun --nproc-per-node 8 -m fiber.cli train caption_coco --data DIR
         --init PRETRAINED
@@ -40,7 +40,7 @@ def caption_coco() -> RunConfig:
 
 
 def caption_coco_published() -> RunConfig:
-    """Published COCO captioning, stage 1, on train and val; ten epochs of 439,000 captions.
+    """Published COCO captioning, stage 1, on train and val, for ten epochs of 439,000 captions.
 
     Command: torchrun --nproc-per-node 8 -m fiber.cli train caption_coco_published --data DIR
         --init MODEL
@@ -54,13 +54,13 @@ def caption_coco_published() -> RunConfig:
 
 
 def caption_coco_gold() -> RunConfig:
-    """Published COCO captioning, stage 2: GOLD (off-policy); ten epochs of 414,113 captions.
+    """Published COCO captioning, stage 2 (off-policy GOLD): ten epochs of 414,113 captions.
 
     Command: torchrun --nproc-per-node 8 -m fiber.cli train caption_coco_gold --data DIR
         --init CAPTIONS
     Data: as for `caption_coco`. CAPTIONS is the finished model of `caption_coco`.
-    Hardware: the published run used 8 GPUs, 8 samples per GPU; a frozen copy of the model also
-        runs.
+    Hardware: the published run used 8 GPUs, 8 samples per GPU. A frozen copy of the model is also
+        kept in memory.
     Expected: FIBER's README gives no number for this stage. The published code divides a caption's
         loss by its padded length (`caption_coco_gold_published`), this recipe by its number of
         tokens.
@@ -70,7 +70,7 @@ def caption_coco_gold() -> RunConfig:
 
 
 def caption_coco_gold_published() -> RunConfig:
-    """Published COCO captioning, stage 2, on train and val; ten epochs of 439,000 captions.
+    """Published COCO captioning, stage 2, on train and val, for ten epochs of 439,000 captions.
 
     Command: torchrun --nproc-per-node 8 -m fiber.cli train caption_coco_gold_published --data DIR
         --init MODEL
@@ -84,7 +84,7 @@ def caption_coco_gold_published() -> RunConfig:
 
 
 def caption_coco_cider() -> RunConfig:
-    """Published COCO captioning, stage 3: self-critical CIDEr-D; ten epochs of 414,113 captions.
+    """Published COCO captioning, stage 3 (self-critical CIDEr-D): ten epochs of 414,113 captions.
 
     Command: torchrun --nproc-per-node 8 -m fiber.cli train caption_coco_cider --data DIR
         --init GOLD
@@ -101,7 +101,7 @@ def caption_coco_cider() -> RunConfig:
 
 
 def caption_coco_cider_published() -> RunConfig:
-    """Published COCO captioning, stage 3, on train and val; ten epochs of 439,000 captions.
+    """Published COCO captioning, stage 3, on train and val, for ten epochs of 439,000 captions.
 
     Command: torchrun --nproc-per-node 8 -m fiber.cli train caption_coco_cider_published --data DIR
         --init MODEL

@@ -11,7 +11,7 @@ from fiber.training.config.tasks import GroundingTask, TasksConfig
 
 
 def coco_detection() -> RunConfig:
-    """Published COCO detection fine-tuning; 24 epochs of 118,287 images.
+    """Published COCO detection fine-tuning for 24 epochs of 118,287 images.
 
     Command: torchrun --nproc-per-node 8 -m fiber.cli train coco_detection --data DIR
         --init GROUNDING
@@ -31,7 +31,7 @@ def coco_detection() -> RunConfig:
 
 
 def lvis_detection() -> RunConfig:
-    """Published LVIS detection fine-tuning on 1,203 classes; 24 epochs of 100,170 images.
+    """Published LVIS detection fine-tuning on 1,203 classes for 24 epochs of 100,170 images.
 
     Command: torchrun --nproc-per-node 8 -m fiber.cli train lvis_detection --data DIR
         --init GROUNDING
@@ -40,8 +40,8 @@ def lvis_detection() -> RunConfig:
     Hardware: the published run used 16 GPUs, two images per GPU.
     Expected: Fixed AP 56.9 on minival (FIBER's README).
 
-    As in the published run, a prompt has the classes of its image and as many sampled negative
-    classes as fit, at most 85.
+    As in the published run, a prompt has the classes of its image, and as many sampled negative
+    classes as fit (at most 85).
     """
     steps = 75_128
     changes = {
@@ -61,9 +61,10 @@ def odinw_full() -> RunConfig:
     Hardware: the published run used 4 GPUs, one image per GPU.
     Expected: a mean AP of 65.9 over the test splits of the thirteen datasets (FIBER's README).
 
-    Classes keep the order of the file, as published. Trains for at most 200 epochs and evaluates
-    after each; the learning rate drops when AP plateaus, and the run later stops early. Published
-    prompts contain only class names, except for Aquarium, whose class names have descriptions.
+    Classes keep the order of the file, as in the published code. Trains for at most 200 epochs and
+    evaluates after each; the learning rate drops when AP plateaus, and the run later stops early.
+    Published prompts contain only class names, except for Aquarium, whose class names have
+    descriptions.
     """
     task = GroundingTask(share=1, sources=("detection",), shuffle_classes=False)
     changes = {
@@ -93,12 +94,12 @@ def odinw_few_shot() -> RunConfig:
 
     Command: torchrun --nproc-per-node 4 -m fiber.cli train odinw_few_shot --data DIR
         --init GROUNDING
-        For 3, 5 or 10 images per class, as published, add one of
+        For the other published settings, 3, 5 or 10 images per class, add one of
         --set data.shots=3 --set train.epochs=800 --set train.checkpoint_epochs=4
         --set data.shots=5 --set train.epochs=400 --set train.checkpoint_epochs=2
         --set data.shots=10 --set train.epochs=200 --set train.checkpoint_epochs=1
-    Data: as for `odinw_full`. Images are chosen in ascending id order, as published, and do not
-        depend on the seed; to train on other images, pass a different annotation file.
+    Data: as for `odinw_full`. Images are chosen in ascending id order, as in the published code,
+        and do not depend on the seed; to train on other images, pass a different annotation file.
     Hardware: the published run used 4 GPUs, one image per GPU.
     Expected: FIBER's README gives no number for this setting.
 
@@ -121,7 +122,7 @@ def own_detection() -> RunConfig:
         those of the published ODinW-13 fine-tuning, which reaches a mean AP of 65.9.
 
     Trains for at most 20,000 steps and evaluates every 250 steps. The learning rate drops when AP
-    plateaus, and the run stops after eight evaluations without a new best. GROUNDING is a
+    plateaus, and the run stops after eight evaluations without a new best AP. GROUNDING is a
     fine-stage model; add `--tokenizer` if its file has none. A coarse-stage model also works, but
     its detection head starts untrained.
     """

@@ -24,11 +24,12 @@ def grounding() -> RunConfig:
     Expected: zero-shot AP 49.3 on COCO val2017, and recall at 1 of 87.4 on the phrases of the
         Flickr30k test split (FIBER's README).
 
-    The three datasets are sampled with equal probability, as published. An Objects365 prompt has
-    the image's classes and sampled negative classes, with the published probabilities; the
-    published code rejects the fourth, so see `fiber.data.prompts.rules` for the rule used here.
-    Parameter groups, schedule, clipping, EMA and frozen layers are as published. Images are RGB, as
-    in the coarse stage; the published fine stage feeds BGR images to RGB-trained weights.
+    The three datasets are sampled with equal probability, as in the published run. An Objects365
+    prompt has the image's classes and sampled negative classes, with the published
+    `negative_chances`. The published code rejects the fourth of these; see
+    `fiber.data.prompts.rules` for the rule used here. Parameter groups, schedule, clipping, EMA and
+    frozen layers are as published. Images are RGB, as in the coarse stage; the published fine stage
+    feeds BGR images to RGB-trained weights.
     """
     base = preset("base", stage="fine")
     return RunConfig(
@@ -71,7 +72,7 @@ def grounding() -> RunConfig:
 
 
 def refcoco() -> RunConfig:
-    """Published fine-tuning on RefCOCO; twenty epochs of 120,624 referring expressions.
+    """Published fine-tuning on RefCOCO for twenty epochs of 120,624 referring expressions.
 
     Command: torchrun --nproc-per-node 8 -m fiber.cli train refcoco --data DIR --init GROUNDING
     Data: DIR with MDETR's finetune_refcoco_train.json (there or in DIR/mdetr_annotations), and
@@ -98,7 +99,7 @@ def refcoco() -> RunConfig:
 
 
 def refcocoplus() -> RunConfig:
-    """Published fine-tuning on RefCOCO+; twenty epochs of 120,191 referring expressions.
+    """Published fine-tuning on RefCOCO+ for twenty epochs of 120,191 referring expressions.
 
     Command: torchrun --nproc-per-node 8 -m fiber.cli train refcocoplus --data DIR --init GROUNDING
     Data: DIR with finetune_refcoco+_train.json, and images as for `refcoco`.
@@ -110,7 +111,7 @@ def refcocoplus() -> RunConfig:
 
 
 def refcocog() -> RunConfig:
-    """Published fine-tuning on RefCOCOg; twenty epochs of 80,512 referring expressions.
+    """Published fine-tuning on RefCOCOg for twenty epochs of 80,512 referring expressions.
 
     Command: torchrun --nproc-per-node 8 -m fiber.cli train refcocog --data DIR --init GROUNDING
     Data: DIR with finetune_refcocog_train.json, and images as for `refcoco`. The published test

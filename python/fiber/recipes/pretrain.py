@@ -55,9 +55,9 @@ def pretrain_published() -> RunConfig:
     Command: torchrun --nproc-per-node 8 -m fiber.cli train pretrain_published --data DIR
         --init ENCODERS
     Data: as for `pretrain`, plus DIR/captions_val.json with the COCO val captions. Trains on
-        Karpathy's COCO splits "train" and "val" and skips "restval", as published. Visual Genome
-        and SBU have only a training split. The validation file of Conceptual Captions, which the
-        published run did not use, is read if it is in DIR.
+        Karpathy's COCO splits "train" and "val" and skips "restval", as in the published run.
+        Visual Genome and SBU have only a training split. The validation file of Conceptual
+        Captions, which the published run did not use, is read if it is in DIR.
     Hardware: as for `pretrain`. The queue's 4,096 images take 7.25 GB on every GPU and in every
         checkpoint. A step costs a quarter more than in `pretrain`, since the older images used as
         negatives are encoded again.
@@ -77,7 +77,8 @@ def finetune(
 ) -> RunConfig:
     """Configure fine-tuning of one head of the coarse-stage base model.
 
-    The window size is `image_size` / 32, as published. `changes` overrides fields by dotted name.
+    The window size is `image_size` / 32, as in the published code. `changes` overrides fields by
+    dotted name.
     """
     base = preset("base")
     model = dataclasses.replace(
@@ -109,7 +110,8 @@ def as_published(
 ) -> RunConfig:
     """Change `base` to train on train and val, in float32, and keep the last checkpoint.
 
-    `steps` must give the same number of epochs. `changes` overrides other fields by dotted name.
+    `steps` must correspond to the same number of epochs. `changes` overrides other fields by dotted
+    name.
     """
     published = {
         "data.split": "train+val",

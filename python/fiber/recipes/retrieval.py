@@ -13,7 +13,7 @@ _QUEUE = {"tasks.image_text.itc_form": "queue"}
 
 
 def retrieval_coco() -> RunConfig:
-    """Published COCO fine-tuning with the ITC loss only; ten epochs of 414,113 captions.
+    """Published COCO fine-tuning with the ITC loss only, for ten epochs of 414,113 captions.
 
     Command: torchrun --nproc-per-node 8 -m fiber.cli train retrieval_coco --data DIR
         --init PRETRAINED
@@ -49,7 +49,7 @@ def retrieval_coco_published() -> RunConfig:
 
 
 def retrieval_coco_itm() -> RunConfig:
-    """Published COCO fine-tuning with the ITM loss only; ten epochs of 414,113 captions.
+    """Published COCO fine-tuning with the ITM loss only, for ten epochs of 414,113 captions.
 
     Command: torchrun --nproc-per-node 8 -m fiber.cli train retrieval_coco_itm --data DIR
         --init COARSE
@@ -69,7 +69,7 @@ def retrieval_coco_itm() -> RunConfig:
 
 
 def retrieval_coco_itm_published() -> RunConfig:
-    """Published COCO fine-tuning with ITM, on train and val; ten epochs of 439,000 captions.
+    """Published COCO fine-tuning with ITM on train and val for ten epochs of 439,000 captions.
 
     Command: torchrun --nproc-per-node 8 -m fiber.cli train retrieval_coco_itm_published --data DIR
         --init MODEL
@@ -82,14 +82,14 @@ def retrieval_coco_itm_published() -> RunConfig:
 
 
 def retrieval_flickr30k() -> RunConfig:
-    """Published Flickr30k fine-tuning with the ITC loss only; ten epochs of 145,000 captions.
+    """Published Flickr30k fine-tuning with the ITC loss only, for ten epochs of 145,000 captions.
 
     Command: torchrun --nproc-per-node 8 -m fiber.cli train retrieval_flickr30k --data DIR
         --init MODEL
     Data: DIR/dataset_flickr30k.json with Karpathy's splits and DIR/flickr30k-images. Trains on the
         split "train" and keeps the checkpoint with the best recall at 1 on "val";
         `retrieval_flickr30k_published` trains on both, as FIBER did. MODEL is a finished
-        `retrieval_coco` model, as published.
+        `retrieval_coco` model, as in the published run.
     Hardware: the published run used 8 GPUs, 128 pairs per GPU; ITC uses all 1,024 pairs.
     Expected: close to the published run's recall at 1 on the 1,000 test images: text-to-image
         81.44, image-to-text 92.90. That run selected its checkpoint on these images.
@@ -115,12 +115,12 @@ def retrieval_flickr30k_published() -> RunConfig:
 
 
 def retrieval_flickr30k_itm() -> RunConfig:
-    """Published Flickr30k fine-tuning with the ITM loss only; ten epochs of 145,000 captions.
+    """Published Flickr30k fine-tuning with the ITM loss only, for ten epochs of 145,000 captions.
 
     Command: torchrun --nproc-per-node 8 -m fiber.cli train retrieval_flickr30k_itm --data DIR
         --init MODEL
     Data: as for `retrieval_flickr30k`, but keeps the checkpoint with the best ITM accuracy on
-        "val". MODEL is a finished `retrieval_coco_itm` model, as published.
+        "val". MODEL is a finished `retrieval_coco_itm` model, as in the published run.
     Hardware: the published run used 8 GPUs, 8 pairs per GPU.
     Expected: close to the published run's recall at 1 on the 1,000 test images: text-to-image
         84.10, image-to-text 95.10. That run selected its checkpoint on these images.
@@ -129,7 +129,7 @@ def retrieval_flickr30k_itm() -> RunConfig:
 
 
 def retrieval_flickr30k_itm_published() -> RunConfig:
-    """Published Flickr30k fine-tuning with ITM, on train and val; ten epochs of 150,070 captions.
+    """Published Flickr30k fine-tuning with ITM on train and val for ten epochs of 150,070 captions.
 
     Command: torchrun --nproc-per-node 8 -m fiber.cli
         train retrieval_flickr30k_itm_published --data DIR --init MODEL

@@ -27,7 +27,7 @@ from fiber.training.config.transforms import TransformConfig
 
 
 def scenes_coarse() -> RunConfig:
-    """Coarse stage on generated scenes, trained from scratch: captions and questions.
+    """Coarse-stage model for captions and questions on generated scenes, trained from scratch.
 
     Command: fiber data scenes --output runs/scenes
              fiber train scenes_coarse --data runs/scenes --output runs/coarse
@@ -41,7 +41,7 @@ def scenes_coarse() -> RunConfig:
             image_text=ImageTextTask(share=1, itm_negatives="half"),
             question=QuestionTask(share=1),
         ),
-        # Captions have about twelve tokens; at 0.15, most would have at most one masked token.
+        # Captions have about twelve tokens, so most would have at most one masked token at 0.15.
         data=DataConfig(batch_size=64, mlm_probability=0.3),
         # All weights are trained from scratch, so heads need no higher learning rate.
         optim=OptimConfig(
@@ -56,7 +56,7 @@ def scenes_coarse() -> RunConfig:
 
 
 def scenes_fine() -> RunConfig:
-    """Fine stage on generated scenes: boxes for expressions, phrases and class names.
+    """Fine-stage model for boxes of expressions, phrases and class names on generated scenes.
 
     Command: fiber train scenes_fine --data runs/scenes --init runs/coarse --output runs/fine
     Data: rendered scenes with referring expressions, captions with phrases, and detection prompts.
@@ -84,7 +84,7 @@ def scenes_fine() -> RunConfig:
 
 
 def small_vqa() -> RunConfig:
-    """Small model on a CPU: visual question answering.
+    """Small model for visual question answering, trained on a CPU.
 
     Command: fiber train small_vqa --data runs/scenes --init runs/demo/coarse
     Data: a folder written by `fiber data`, or questions in any other supported format (such as your
@@ -96,7 +96,7 @@ def small_vqa() -> RunConfig:
 
 
 def small_nlvr2() -> RunConfig:
-    """Small model on a CPU: true or false statements about two images (NLVR2).
+    """Small model for true-or-false statements about two images (NLVR2), trained on a CPU.
 
     Command: fiber train small_nlvr2 --data runs/scenes --init runs/demo/coarse
     Data: a folder written by `fiber data`, or statements in any other supported format.
@@ -108,7 +108,7 @@ def small_nlvr2() -> RunConfig:
 
 
 def small_retrieval() -> RunConfig:
-    """Small model on a CPU: image-text retrieval with the ITC loss only.
+    """Small model for image-text retrieval, trained on a CPU with the ITC loss only.
 
     Command: fiber train small_retrieval --data runs/scenes --init runs/demo/coarse
     Data: a folder written by `fiber data`, or captions in any other supported format (such as your
@@ -121,7 +121,7 @@ def small_retrieval() -> RunConfig:
 
 
 def small_matching() -> RunConfig:
-    """Small model on a CPU: image-text matching with the ITM loss only.
+    """Small model for image-text matching, trained on a CPU with the ITM loss only.
 
     Command: fiber train small_matching --data runs/scenes --init runs/demo/coarse
     Data: as for `small_retrieval`.
@@ -133,7 +133,7 @@ def small_matching() -> RunConfig:
 
 
 def small_caption() -> RunConfig:
-    """Small model on a CPU: captioning by maximum likelihood.
+    """Small model for captioning, trained on a CPU by maximum likelihood.
 
     Command: fiber train small_caption --data runs/scenes --init runs/demo/coarse
     Data: as for `small_retrieval`.
@@ -182,7 +182,7 @@ def small_detection() -> RunConfig:
 def _finetune(
     head: str, tasks: TasksConfig, validation: str, changes: Mapping[str, Any] | None = None
 ) -> RunConfig:
-    """Configure fine-tuning of one head; `changes` overrides other fields by dotted name."""
+    """Configure fine-tuning of one head. `changes` overrides other fields by dotted name."""
     small = preset("small")
     image_text = dataclasses.replace(small.image_text, heads=(head,))
     config = RunConfig(

@@ -8,7 +8,7 @@ from fiber.training.config.tasks import QuestionTask, TasksConfig
 
 
 def vqav2() -> RunConfig:
-    """Published fine-tuning on VQAv2; ten epochs of 443,757 questions.
+    """Published fine-tuning on VQAv2 for ten epochs of 443,757 questions.
 
     Command: torchrun --nproc-per-node 8 -m fiber.cli train vqav2 --data DIR --init PRETRAINED
     Data: DIR/v2_OpenEnded_mscoco_train2014_questions.json, DIR/v2_mscoco_train2014_annotations.json
@@ -33,15 +33,15 @@ def vqav2() -> RunConfig:
 
 
 def vqav2_published() -> RunConfig:
-    """Published fine-tuning on VQAv2 train and val; ten epochs of 658,111 questions.
+    """Published fine-tuning on VQAv2 train and val for ten epochs of 658,111 questions.
 
     Command: torchrun --nproc-per-node 8 -m fiber.cli train vqav2_published --data DIR
         --init PRETRAINED
     Data: as for `vqav2`, plus the same files for val2014. Trains on train and val together, so only
         the evaluation server's test splits can be used for evaluation; the published code reports
-        val accuracy on questions that it trained on. Trains in float32, as published. The answer
-        list is that of `vqav2`; `fiber data answers DIR --output FILE` builds the published list of
-        3,129 answers from the same files, for use with --answers FILE.
+        val accuracy on questions that it trained on. Trains in float32, as in the published run.
+        The answer list is that of `vqav2`; `fiber data answers DIR --output FILE` builds the
+        published list of 3,129 answers from the same files, for use with --answers FILE.
     Hardware: the published run used 8 GPUs, 8 samples per GPU.
     Expected: 78.55 on test-dev and 78.46 on test-std (FIBER's README).
     """

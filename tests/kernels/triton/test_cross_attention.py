@@ -359,8 +359,8 @@ def test_invalid_dropout_probability_is_rejected(dropout_p):
 
 
 REFUSED = {
-    "head dim 0; expected 1 to 128": (1, 2, 1, 0),
-    "head dim 200; expected 1 to 128": (1, 2, 1, 200),
+    "unsupported head dim 0; expected 1 to 128": (1, 2, 1, 0),
+    "unsupported head dim 200; expected 1 to 128": (1, 2, 1, 200),
     "70000 samples of 1 heads; expected fewer than 65536": (70_000, 1, 1, 8),
     "queries .* exceed 2\\^31 elements": (1, 2**25 + 1, 2, 32),
 }
@@ -374,7 +374,7 @@ def test_unsupported_shapes_are_refused(message, shape):
 
 def test_unsupported_dtypes_are_refused():
     tensor = torch.empty(2, 3, 4, 32, dtype=torch.int32, device="meta")
-    assert (triton_launch.refusal(tensor, tensor) or "").startswith("dtype torch.int32; expected")
+    assert (triton_launch.refusal(tensor, tensor) or "").startswith("unsupported dtype torch.int32")
     for dtype in (torch.float16, torch.bfloat16, torch.float32):
         assert triton_launch.refusal(tensor.to(dtype), tensor.to(dtype)) is None
 

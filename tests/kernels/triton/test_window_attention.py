@@ -394,7 +394,7 @@ def test_plans_need_only_shapes(dtype, window_size, whole):
         ((1, 8, 8, 3, 1, 32), torch.complex64, 4, "complex64"),
         ((1, 8, 8, 3, 1, 136), torch.float16, 4, "136"),
         ((1, 60000, 60000, 3, 1, 32), torch.float16, 4, "32-bit"),
-        ((1, 8, 8, 3, 70000, 32), torch.float16, 4, "70000 heads"),
+        ((1, 8, 8, 3, 70000, 32), torch.float16, 4, "number of heads, 70000"),
         ((1, 8, 8, 3, 64, 32), torch.float16, 64, "window size 64"),
     ],
 )

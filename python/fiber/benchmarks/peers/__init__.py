@@ -1,8 +1,8 @@
 """Registry of the peers of `fiber bench data`, including fiber itself.
 
 Peer modules are imported only in their own process (`worker`), by an interpreter that the user may
-choose, and except for `fiber_loader` import nothing from fiber outside this package. To add a peer,
-write a module with `open_peer(task)` and add an entry to `PEERS`.
+choose. Except for `fiber_loader`, they import nothing from fiber outside this package. To add a
+peer, write a module with `open_peer(task)` and add an entry to `PEERS`.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ _FFCV: dict[str, Any] = {
 class Peer:
     """A data pipeline to compare against."""
 
-    #: Name on the command line and in rows.
+    #: Name on the command line and in CSV rows.
     name: str
     #: One-line description.
     title: str
-    #: Module in this package, and its variant.
+    #: Name of a module in this package, and the variant to select in it.
     module: str
     variant: str = ""
     #: Supported (work, output) pairs.
@@ -46,19 +46,19 @@ class Peer:
     distributions: tuple[str, ...]
     #: How to install it; default: `pip install` the first distribution.
     install: str = ""
-    #: How its result differs from the requested one, by work; the key "" applies to all work.
+    #: How its output differs from the requested one, by kind of work; the key "" applies to all.
     differs: Mapping[str, str] = field(default_factory=dict)
-    #: Environment variables to add in its process.
+    #: Environment variables to set in its process.
     environment: Mapping[str, str] = field(default_factory=dict)
     #: Shared library to preload; the peer requires it.
     preload: str = ""
 
     def can(self, work: str, output: str) -> bool:
-        """Return True if the peer supports this work and output."""
+        """Return True if the peer supports this kind of work and output dtype."""
         return (work, output) in self.does
 
     def remark(self, work: str) -> str:
-        """Return how its result differs from the requested one; "" if it does not."""
+        """Return how its output differs from the requested one; "" if it does not."""
         return "; ".join(text for key in ("", work) if (text := self.differs.get(key, "")))
 
 

@@ -28,7 +28,7 @@ def open_peer(task: Task) -> Epoch:
 
     def epoch(number: int) -> Iterator[Any]:
         for _ in range(batches):
-            # A view of the batch; DALI reuses its memory for a later batch.
+            # This is a view of the batch, whose memory DALI reuses for a later batch.
             images, *boxes = pipeline.run()
             array = np.asarray(images.as_tensor())
             yield (array, *boxes) if boxes else array
@@ -70,7 +70,7 @@ def _coarse(task: Task) -> Any:
 
 
 def _fine(task: Task) -> Any:
-    """Resize, flip and normalize; boxes are in normalized [0, 1] coordinates, as DALI expects."""
+    """Resize, flip and normalize. Boxes are in normalized [0, 1] coordinates, as DALI expects."""
 
     def next_boxes() -> Iterator[list[np.ndarray]]:
         shares = [_normalized_boxes(task, index) for index in range(len(task.files))]

@@ -26,7 +26,7 @@ from .task import MEAN, RATIO, SCALE, SIZE, STD, Epoch, Task
 
 
 class IndexedImages:
-    """Map-style dataset for FFCV's writer: (H, W, 3) uint8 images and a label."""
+    """Map-style dataset of (H, W, 3) uint8 images and a label, for FFCV's writer."""
 
     def __init__(self, files: tuple[str, ...]) -> None:
         self.files = files
@@ -63,7 +63,7 @@ def open_peer(task: Task) -> Epoch:
 def _page_size(task: Task) -> int:
     """Return FFCV's default page size of 8 MiB, or a larger one that every image fits into.
 
-    An image that does not fit crashes a worker of the writer, which then hangs.
+    An image that does not fit crashes a worker of the writer, and the writer then hangs.
     """
     largest = max(height * width * 3 for height, width in task.sizes)
     return max(1 << 23, 1 << largest.bit_length())

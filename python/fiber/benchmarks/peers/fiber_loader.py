@@ -1,6 +1,6 @@
 """fiber's public API: `fiber.data.DataLoader` and `Tokenizer`.
 
-Image batches also contain tokenized captions or prompts, with MLM masks or positive maps.
+Image batches also contain tokenized captions with MLM masks, or prompts with positive maps.
 """
 
 from __future__ import annotations

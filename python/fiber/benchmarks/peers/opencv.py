@@ -1,4 +1,4 @@
-"""Hand-written OpenCV pipeline: no antialiasing, reused batch buffer."""
+"""Hand-written OpenCV pipeline without antialiasing, with a reused batch buffer."""
 
 # pyright: reportMissingImports=false
 
@@ -24,7 +24,7 @@ _kept = threading.local()
 
 
 def open_peer(task: Task) -> Epoch:
-    """Start threads that decode, resize, flip and normalize into slots of a reused batch."""
+    """Start threads that decode, resize, flip and normalize images into a reused batch."""
     cv2.setNumThreads(1)
     pool = ThreadPoolExecutor(task.threads)
     starts = range(0, len(task.files), task.batch_size)

@@ -49,7 +49,7 @@ def open_peer(task: Task) -> Epoch:
 
 
 def _filters(work: str) -> str:
-    """Return an FFmpeg filter that crops, scales and flips; `iw` and `ih` are width and height."""
+    """Return an FFmpeg filter that crops, scales and flips. `iw`, `ih`: input width and height."""
     scale = f"scale={SIZE}:{SIZE}:flags=bicubic,format=pix_fmts=rgb24"
     if work == "squash":
         return scale

@@ -1,4 +1,4 @@
-"""Task of a peer, and constants shared by all pipelines.
+"""Description of a task for a peer, and constants shared by all pipelines.
 
 This module and `worker` use only the standard library, since a peer's environment may lack fiber,
 torch and NumPy.
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-#: Side in pixels of a coarse-stage image.
+#: Side length of a coarse-stage image in pixels.
 SIZE = 384
 #: ImageNet mean and standard deviation of RGB values in [0, 1].
 MEAN = (0.485, 0.456, 0.406)
@@ -18,7 +18,7 @@ STD = (0.229, 0.224, 0.225)
 #: Random resized crop: area range, and aspect ratio (width / height) range.
 SCALE = (0.5, 1.0)
 RATIO = (3 / 4, 4 / 3)
-#: Fine stage: shorter side, maximum longer side, divisor of padded sides; in pixels.
+#: Fine stage: shorter side, maximum longer side, and divisor of padded sides, in pixels.
 SHORTER, LONGEST, DIVISOR = 800, 1333, 32
 #: The published detector's mean and standard deviation of RGB values in [0, 255].
 FINE_MEAN = (123.675, 116.28, 103.53)
@@ -35,7 +35,7 @@ Epoch = Callable[[int], Iterable[Any]]
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """Work, data and options; identical for every peer except `variant` and `cache`."""
+    """Kind of work, data and options. Only `variant` and `cache` differ between peers."""
 
     #: "squash", "crop", "fine", "captions", "offsets", "prompt" or "boxes".
     work: str
@@ -47,7 +47,7 @@ class Task:
     threads: int
     #: Allow scaled JPEG decoding, as in training.
     scaled: bool = False
-    #: JPEG files; their number is a multiple of the batch size.
+    #: JPEG files; the number of files is a multiple of the batch size.
     files: tuple[str, ...] = ()
     #: Boxes (x0, y0, x1, y1) in pixels, per image.
     boxes: tuple[tuple[tuple[float, float, float, float], ...], ...] = ()
@@ -60,7 +60,7 @@ class Task:
     tokenizer: str = ""
     #: Repetitions of texts or boxes per epoch.
     repeats: int = 1
-    #: Folder for files in a peer's own format.
+    #: Folder for files in the peer's own format.
     cache: str = ""
 
 

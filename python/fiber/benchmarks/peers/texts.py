@@ -1,4 +1,4 @@
-"""Tokenizer peers: strings to padded int64 ids, with offsets if supported."""
+"""Tokenizer peers, which encode texts as padded int64 ids, with offsets if supported."""
 
 # pyright: reportMissingImports=false
 
@@ -95,6 +95,6 @@ def _gigatoken(task: Task) -> Encode:
         # gigatoken does not add <s> and </s> itself.
         prefix=[0],
         suffix=[2],
-        # Waking threads costs more than encoding a batch of captions.
+        # Waking up threads costs more than encoding a batch of captions.
         parallel=False,
     )

@@ -46,7 +46,7 @@ def with_data_loader(
 def with_threads(
     load: Callable[[int], Any], task: Task, collate: Callable[[list[Any]], Any] | None = None
 ) -> Epoch:
-    """Load in `task.threads` threads, two batches ahead."""
+    """Load in `task.threads` threads, prefetching two batches."""
     collate = collate or torch.stack
     torch.set_num_threads(1)
     pool = ThreadPoolExecutor(task.threads, initializer=torch.set_num_threads, initargs=(1,))
@@ -74,7 +74,7 @@ def one_thread(worker: int) -> None:
 
 
 def pad_images(images: Sequence[Tensor]) -> Tensor:
-    """Zero-pad (3, h, w) images to a (B, 3, H, W) batch, as in the published detector."""
+    """Zero-pad (3, h, w) images into a (B, 3, H, W) batch, as in the published detector."""
     height = padded_side(max(image.shape[1] for image in images))
     width = padded_side(max(image.shape[2] for image in images))
     batch = images[0].new_zeros(len(images), 3, height, width)

@@ -1,4 +1,4 @@
-"""torchvision v2 transforms after Pillow or torchvision's decoder, in processes or threads."""
+"""torchvision v2 transforms with Pillow's or torchvision's decoder, in processes or threads."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def _fine(task: Task) -> Callable[[int], tuple[Tensor, Tensor]]:
         image = decoded(task.files[index])
         boxes = _boxes(task.boxes[index], (image.shape[1], image.shape[2]))
         image, boxes = geometry(tv_tensors.Image(image), boxes)
-        # Channels-last up to here; normalization is faster channels-first.
+        # The layout is channels-last up to here; normalization is faster with channels first.
         return values(image.flip(0).contiguous()), boxes
 
     return load

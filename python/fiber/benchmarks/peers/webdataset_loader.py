@@ -19,7 +19,7 @@ from .torch_batches import one_thread
 def open_peer(task: Task) -> Epoch:
     """Write one shard per worker, and open the shards."""
     torch.set_num_threads(1)
-    # Full batches in every shard, so that no batch is short.
+    # Write only full batches to every shard, so that no batch is short.
     batches = len(task.files) // task.batch_size
     workers = min(task.threads, batches)
     shards = []

@@ -1,6 +1,6 @@
-"""Peer process: reads a task from standard input, then one request per epoch.
+"""Peer process, which reads a task from standard input, and then one request per epoch.
 
-It is run by path, so that the interpreter needs only the peer's packages. Responses are lines of
+It is run as a file, so that the interpreter needs only the peer's packages. Responses are lines of
 JSON on standard output; output printed by libraries goes to standard error.
 """
 
@@ -18,7 +18,7 @@ import types
 from pathlib import Path
 from typing import Any
 
-#: Package name that peer modules are imported under.
+#: Name of the package under which peer modules are imported.
 PACKAGE = "fiber_bench_peers"
 #: Number of images from the first batch that are saved for comparison.
 SAMPLES = 4
@@ -62,7 +62,7 @@ def versions(distributions: list[str]) -> dict[str, str]:
 
 
 def _run(epoch: Any, repeats: int, number: int, sample: str) -> int:
-    """Run an epoch; return its number of images or texts."""
+    """Run an epoch, and return its number of images or texts."""
     count = 0
     for batch in itertools.chain.from_iterable(epoch(number) for _ in range(repeats)):
         first = batch[0] if isinstance(batch, tuple) else batch
