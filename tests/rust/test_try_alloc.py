@@ -73,7 +73,7 @@ def test_what_memory_does_not_hold_is_an_error(case, what):
     ended = run_limited(SCRIPT, case)
     assert ended.returncode == 0, ended.stderr
     problem, done = ended.stdout.splitlines()
-    assert problem.startswith("out of memory: ") and what in problem and "; expected " in problem
+    assert problem.startswith("out of memory: ") and what in problem and "; use " in problem
     assert done == "done"
 
 

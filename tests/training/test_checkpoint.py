@@ -156,7 +156,7 @@ def test_weights_that_do_not_fit_are_listed(tmp_path):
 def test_checkpoint_survives_the_disk(tmp_path, model):
     written = write(tmp_path, 3, model)
     assert names(tmp_path) == ["step-00000003"]
-    assert names(written.folder) == ["data.json", "model.safetensors", "training.pt"]
+    assert names(written.folder) == ["SHA256SUMS", "data.json", "model.safetensors", "training.pt"]
     other = build_model(model.config)
     state = written.restore(other, torch.device("cpu"))
     assert state["optimizer"]["state"][0]["step"] == 3
@@ -235,7 +235,7 @@ def test_interrupted_write_leaves_nothing(tmp_path, monkeypatch):
 def test_only_a_regular_file_is_replaced(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "folder").mkdir()
-    for name, kind in (("pipe", "a named pipe"), ("folder", "a directory")):
+    for name, kind in (("pipe", "a named pipe"), ("folder", "a folder")):
         with pytest.raises(OSError, match=rf"{name}.*{kind}"):
             write_file(tmp_path / name, lambda part: part.write_text("new"))
     assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)

@@ -8,6 +8,7 @@ import signal
 import time
 
 import pytest
+import torch
 
 from fiber.training.checkpoint import CHECKSUMS, FILES, checkpoints_in
 from fiber.training.preemption import EXIT_CODE, Preempted, StopSignal
@@ -108,6 +109,7 @@ def test_a_lock_ends_with_its_block_and_leaves_nothing(tmp_path):
 @pytest.fixture(scope="module")
 def stopped(pictures, tmp_path_factory):
     """A run of 9 steps with checkpoints after steps 3 and 6, without its finished model."""
+    torch.set_num_threads(1)
     output = tmp_path_factory.mktemp("stopped") / "r"
     whole = run(coarse_config(train__steps=9, train__checkpoint_every=3), pictures, output)
     copy = output.with_name("whole")
