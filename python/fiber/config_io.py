@@ -134,7 +134,7 @@ def field_names(config: Any, prefix: str = "") -> list[str]:
 
 
 def _parse(hint: Any, text: str) -> Any:
-    """Parse a command-line string as a field's type; return the string if it does not fit."""
+    """Parse a command-line string as a field's type; return it unchanged if that fails."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         if text.lower() == "none" and type(None) in arguments:

@@ -109,11 +109,11 @@ def test_another_size(desk, capsys):
         (["words.jpg", "out", "--to", "fiber"], "words.jpg is not a checkpoint"),
         (
             ["runs/demo/fine", "out.zip", "--to", "published"],
-            "out.zip: format 'published' needs one of the suffixes .ckpt, .pt, .pth, .safetensors",
+            "out.zip: a published file must have one of the suffixes .ckpt, .pt, .pth, .safetensors",
         ),
         (
             ["none.ckpt", "out", "--to", "published"],
-            "out: format 'published' needs one of the suffixes",
+            "out: a published file must have one of the suffixes",
         ),
         *(
             (

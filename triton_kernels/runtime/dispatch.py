@@ -107,14 +107,14 @@ def active_backend(tensor: Tensor) -> tuple[Backend, str]:
 
 
 def kernel_module(operation: str, tensor: Tensor, *shape: Any) -> ModuleType:
-    """Return the module whose `forward` and `backward` run a call.
+    """Return the backend module whose `forward` and `backward` handle a call.
 
     Warns once, with the reason, if Triton or the backend set by `use_backend` cannot run it.
 
     Args:
         operation: folder name of the operation in `fiber.kernels`.
-        tensor: first argument of the modules' `refusal`.
-        shape: remaining arguments of `refusal`.
+        tensor: tensor used to check whether a backend supports the call.
+        shape: remaining arguments of that check, the backend's `refusal`.
     """
     backend, _ = active_backend(tensor)
     module = _module(operation, backend)

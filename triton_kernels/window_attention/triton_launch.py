@@ -291,7 +291,7 @@ class _Plan:
         return triton.cdiv(self.spec.window_size**2, max(blocks)) * max(blocks)
 
     def expand(self, stored: int, transposed: bool) -> Tensor:
-        """Add the launches that expand the bias; return the expanded bias."""
+        """Append the kernel launches that expand the bias, and return the expanded bias."""
         window_size, shift = self.spec.window_size, self.spec.shift
         launches, bias = plan_expand(
             self.bias_table, window_size, shift, stored, self.qkv.dtype, transposed

@@ -40,7 +40,7 @@ class Workload:
 
     @property
     def name(self) -> str:
-        """Name in the `line` column of rows."""
+        """Name of the workload, as in the `line` column of the results."""
         return " ".join(filter(None, self.key))
 
 

@@ -50,7 +50,7 @@ def convert(
     path = Path(target)
     suffixes = ", ".join(SUFFIXES)
     if to == "published" and path.suffix not in SUFFIXES:
-        raise ValueError(f"{path}: format 'published' needs one of the suffixes {suffixes}")
+        raise ValueError(f"{path}: a published file must have one of the suffixes {suffixes}")
     if to != "published" and path.suffix.lower() in SUFFIXES:
         raise ValueError(f"{path}: expected a folder for format {to!r}, got a file name")
     stored = load_stored(source, tokenizer, answers, "cpu", image_size=image_size, weights=weights)

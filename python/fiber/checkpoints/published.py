@@ -82,7 +82,9 @@ def load_mapped(
     if problems:
         shown = "\n  ".join(problems[:40])
         more = f"\n  and {len(problems) - 40} more" if len(problems) > 40 else ""
-        raise ValueError(f"{len(problems)} tensors do not fit the model:\n  {shown}{more}")
+        raise ValueError(
+            f"{len(problems)} tensors of the checkpoint do not match the model:\n  {shown}{more}"
+        )
     with torch.no_grad():
         for ours, value in values.items():
             own[ours].copy_(value)

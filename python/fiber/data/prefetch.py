@@ -89,7 +89,7 @@ class Prefetcher:
     def _replace(
         self, sample: SampleRef, attempts: dict[int, int], position: int, bad: list[BadSample]
     ) -> tuple[Any, ...]:
-        """Read a replacement for the sample at a position of a batch."""
+        """Read a replacement for the sample at a given position in the batch."""
         while (attempt := attempts.get(position, 0)) < ATTEMPTS:
             attempts[position] = attempt + 1
             other = self.replacement(sample, attempt)

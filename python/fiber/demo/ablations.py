@@ -106,7 +106,7 @@ def _table(entry: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Record the numbers of a finished `fiber demo --ablations` run."""
+    """Record the results of a finished `fiber demo --ablations` run."""
     parser = argparse.ArgumentParser(
         prog="python -m fiber.demo.ablations", description=main.__doc__
     )

@@ -48,10 +48,10 @@ def matching(context: EvalContext, records: list[Record]) -> EvalResult:
 
 
 def wrong_texts(records: list[Record]) -> list[Record]:
-    """Return, for each record, a record with a different image and text.
+    """For each record, return a negative: another record whose image and text both differ.
 
     Raises:
-        ValueError: if there is no such record.
+        ValueError: if a record has no negative.
     """
     found, count = [], len(records)
     for place, record in enumerate(records):

@@ -127,7 +127,7 @@ def noun_of(caption: str) -> str | None:
 
 
 def family_of(noun: str) -> str:
-    """Return a noun's family, usually its last word. Nouns of a family may be confused."""
+    """Return the family of a noun, usually its last word; its nouns look alike."""
     last = noun.rpartition(" ")[2]
     return _FAMILIES.get(noun, _FAMILIES.get(last, last))
 

@@ -76,8 +76,7 @@ def open_data(
 ) -> TrainingData:
     """Open the records of every active task, the tokenizer and the answers.
 
-    Questions without an answer in the model's vocabulary are skipped and counted, as in the
-    published code.
+    Skips and counts questions without an answer in the vocabulary, as the published code does.
 
     Args:
         config: configuration of the run.

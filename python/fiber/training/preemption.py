@@ -1,4 +1,4 @@
-"""Stop a run at the end of a step when it receives a signal, such as one from a scheduler."""
+"""Stop a run at the end of the current step on a signal, for example from a job scheduler."""
 
 from __future__ import annotations
 

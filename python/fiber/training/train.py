@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from fiber.progress import say
 from fiber.training.checkpoint import newest_checkpoint
 from fiber.training.config.run import RunConfig, load_recipe
 from fiber.training.data import open_data
-from fiber.training.distributed import joined, wait_for_all
+from fiber.training.distributed import Processes, joined, wait_for_all
 from fiber.training.preemption import Preempted
 from fiber.training.run_dir import RunFolder, read_metrics
 from fiber.training.trainer import Trainer
@@ -98,11 +98,11 @@ def train(
     start, options = _resolve_inputs(folder, init, tokenizer, answers, resume=resume)
     with joined(device) as processes:
         quiet = quiet or not processes.is_first
+        log = say if not quiet else lambda message: None
         source = open_data(config, data, **options)
         config = source.fit_model(config).with_length(max(source.counts().values()))
         folder.check(config, resume=resume)
         wait_for_all(processes)  # Rank 0 next writes files that other ranks' checks must not see.
-        log = say if not quiet else lambda message: None
         if resume and folder.is_finished:
             log(f"{folder.path}: the run is already finished; nothing was trained")
         else:
@@ -111,21 +111,12 @@ def train(
                 log(reason)
             # Leave the caller's random state unchanged.
             devices = [processes.device] if processes.device.type == "cuda" else []
-            lock = folder.locked() if processes.is_first else nullcontext()
-            with torch.random.fork_rng(devices), _resume_hint(folder, quiet=quiet), lock:
-                if processes.is_first:
-                    # Another process may have trained here since the first check.
+            hint = _resume_hint(folder, quiet=quiet)
+            settings: dict[str, Any] = {"init": start, "validation": chooser, "threads": threads}
+            with torch.random.fork_rng(devices), hint, _locked(folder, processes):
+                if processes.is_first:  # Another process may have trained here since.
                     folder.check(config, resume=resume)
-                Trainer(
-                    config,
-                    source,
-                    folder,
-                    processes,
-                    init=start,
-                    validation=chooser,
-                    threads=threads,
-                    quiet=quiet,
-                ).run()
+                Trainer(config, source, folder, processes, quiet=quiet, **settings).run()
     return Run(folder=folder.path, config=config, metrics=read_metrics(folder.metrics_file))
 
 
@@ -157,6 +148,11 @@ def _resolve_inputs(
             )
     options = {"tokenizer": tokenizer, "answers": answers, "known": vocabulary}
     return start, {**options, "from_scratch": start is None}
+
+
+def _locked(folder: RunFolder, processes: Processes) -> AbstractContextManager[None]:
+    """Lock the folder on rank 0."""
+    return folder.locked() if processes.is_first else nullcontext()
 
 
 @contextmanager

@@ -143,7 +143,10 @@ def _in_mdetr(*names: str) -> list[str]:
 
 
 def _refcoco(*names: str) -> list[DatasetLayout]:
-    """Return the layouts of one dataset, with a reader object that identifies the dataset."""
+    """Return the layouts of one RefCOCO-style dataset.
+
+    Each call creates its own reader object, so the reader also identifies the dataset.
+    """
     return _layouts(_in_mdetr(*names), partial(sources.referring), "RefCOCO, MDETR files")
 
 

@@ -81,12 +81,12 @@ def _columns_in(table: Table, names: Sequence[str]) -> list[str]:
 
 
 def table_answers(*paths: AnyPath) -> dict[int, str]:
-    """Read the text of each answer number from the columns `answers` and `answer_labels`.
+    """Map answer labels to answer texts, from the columns `answers` and `answer_labels`.
 
-    Answer numbers that do not occur in the tables are missing.
+    Labels that do not occur in the tables are omitted.
 
     Raises:
-        ValueError: for the reasons listed in `Tables`, or if a number has two different texts.
+        ValueError: for the reasons listed in `Tables`, or if a label has two different texts.
     """
     known: dict[int, str] = {}
     for table in Tables(paths, KIND).tables:

@@ -104,7 +104,7 @@ class TextSelfAttention(nn.Module):
 
 
 class TextLayer(nn.Module):
-    """Self-attention and MLP, each followed by a residual and a LayerNorm."""
+    """Self-attention and MLP, each followed by a residual connection and LayerNorm."""
 
     def __init__(self, config: RobertaConfig) -> None:
         super().__init__()

@@ -312,7 +312,7 @@ class FiberBackbone(nn.Module):
         return tuple((height // stride, width // stride) for height, width in sizes)
 
     def _text_layers(self, text: Tensor, mask: Tensor, first: int, last: int) -> Tensor:
-        """Run layers first to last - 1 without fusion."""
+        """Run text layers `first` (inclusive) to `last` (exclusive) without fusion."""
         for number in range(first, last):
             text = self._run(self.text.layers[number], text, mask)
         return text

@@ -264,7 +264,7 @@ def _check_names(stored: Mapping[str, Any], config: FiberConfig, source: str) ->
 
 
 def _check_fields(own: FiberConfig, inferred: FiberConfig, fields: Iterable[str]) -> None:
-    """Check fields of our stored config against the inferred one."""
+    """Check the fields of the stored config against the inferred config."""
     pairs = {name: (attrgetter(name)(own), attrgetter(name)(inferred)) for name in fields}
     differing = [
         f"{name} is {stored}, expected {found}"
