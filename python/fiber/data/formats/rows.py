@@ -98,7 +98,7 @@ def _answers(row: Mapping[str, Any]) -> dict[str, Any]:
             return {"answers": _scored(list(answers), scores)}
         return {"answers": scores_of(answers), "human_answers": answers}
     if found:
-        raise ValueError(f"expected 'answers' to be a list, got {str(found)[:40]!r}")
+        raise ValueError(f"has 'answers' set to {str(found)[:40]!r}; expected a list")
     one = row.get("answer", row.get("multiple_choice_answer"))
     return {} if one is None else {"answers": {_text(one, "answer"): 1.0}}
 
@@ -113,7 +113,7 @@ def _scored(answers: Any, scores: Any) -> dict[str, float]:
 
 def _check_list(values: Any, name: str) -> None:
     if not isinstance(values, list):
-        raise ValueError(f"expected {name!r} to be a list, got {str(values)[:40]!r}")
+        raise ValueError(f"has {name!r} set to {str(values)[:40]!r}; expected a list")
 
 
 def check_one_each(values: Any, name: str, questions: Any) -> None:
