@@ -78,7 +78,7 @@ def test_coco_folder_and_what_is_done_with_one(layout, cutouts, tmp_path, monkey
     held_out = "so 2 of its 10 images, chosen by their names, are held out as split 'val'"
     assert (held_out in said.err) == (layout == "single")
     assert f"records: grounding {8 if layout == 'single' else 10}" in said.err
-    assert "a tokenizer of" in said.err and "coco on val 0." in said.err
+    assert "a tokenizer with" in said.err and "coco on val 0." in said.err
     metrics = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
     assert metrics[-1]["validation"].keys() >= {"ap", "ap50"}
 

@@ -44,7 +44,7 @@ class Requirement(NamedTuple):
     extra: str
 
     def state(self) -> tuple[str, bool]:
-        """Return a description of the installed version, and True if it is recent enough."""
+        """Return a description of the installed version, and whether it is recent enough."""
         try:
             version = importlib.metadata.version(self.name)
         except importlib.metadata.PackageNotFoundError:

@@ -81,6 +81,6 @@ def test_wrong_tasks(fine, scenes):
 
 def test_output_that_is_no_file_is_refused_before_the_measuring(fine, tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    for output, kind in ((tmp_path / "pipe", "a named pipe"), (tmp_path, "a directory")):
+    for output, kind in ((tmp_path / "pipe", "a named pipe"), (tmp_path, "a folder")):
         with pytest.raises(OSError, match=f"{output} is {kind}; expected"):
             fiber.evaluate(fine, "refcoco", tmp_path / "no data", output=output)

@@ -270,7 +270,7 @@ class TestCoarse:
             with_heads("vqa").search(text, pictures)
 
     def test_rerank_says_whether_and_candidates_how_many(self, coarse, pictures):
-        with pytest.raises(TypeError, match=r"rerank is 32; .* \(candidates sets the number\)"):
+        with pytest.raises(TypeError, match=r"rerank is 32; .* \(use `candidates`"):
             coarse.search("a", pictures, rerank=32)
         with pytest.raises(ValueError, match=r"candidates.*0.*1"):
             coarse.search("a", pictures, candidates=0)

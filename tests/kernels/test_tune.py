@@ -149,4 +149,4 @@ def test_command_reports_an_invalid_table_before_tuning(pretended, capsys):
 
 def test_command_rejects_unknown_dtypes(pretended, capsys):
     assert main(["tune", "--dtypes", "float64"]) == 2
-    assert "float64: expected some of bfloat16; float16; float32" in capsys.readouterr().err
+    assert "float64: expected one or more of bfloat16; float16; float32" in capsys.readouterr().err

@@ -1,5 +1,7 @@
 """Sizes that memory does not hold: a MemoryError that says what for, no end of the process."""
 
+import re
+
 import pytest
 
 from tests.limited_memory import LINUX, run_limited
@@ -61,7 +63,7 @@ print("done")
     ("case", "what"),
     [
         *((form, "6000 x 6000 pixels") for form in ("png", "bmp", "gif", "tiff", "webp", "jpeg")),
-        ("progressive", "the coefficients of a JPEG"),
+        ("progressive", "the coefficients of a multi-scan JPEG"),
         ("resize", "6000 x 6000 pixels"),
         ("transform", "6000 x 6000 pixels"),
         ("list", "4000000 texts"),
@@ -73,7 +75,11 @@ def test_what_memory_does_not_hold_is_an_error(case, what):
     ended = run_limited(SCRIPT, case)
     assert ended.returncode == 0, ended.stderr
     problem, done = ended.stdout.splitlines()
-    assert problem.startswith("out of memory: ") and what in problem and "; use " in problem
+    assert (
+        problem.startswith("out of memory: ")
+        and what in problem
+        and re.search("; (use|pass) ", problem)
+    )
     assert done == "done"
 
 

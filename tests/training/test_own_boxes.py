@@ -134,7 +134,7 @@ def test_a_tokenizer_is_trained_where_the_recipe_says_so_alone(folder, tmp_path)
         open_data(config(**{"data.train_tokenizer": False}), data)
     with pytest.raises(FileNotFoundError, match=r"tokenizer\.json does not exist"):
         open_data(config(), data, from_scratch=False)
-    assert "trained a tokenizer of" in "\n".join(open_data(config(), data).skipped)
+    assert "trained a tokenizer with" in "\n".join(open_data(config(), data).skipped)
 
 
 def test_parts_are_cut_out_where_the_run_says_so(folder, tmp_path, capsys):

@@ -183,10 +183,10 @@ def tiled_backward_keys(
     QUERY_SCALE: tl.constexpr, MASKED: tl.constexpr, PADDED: tl.constexpr, SIZED: tl.constexpr,
     ACCUMULATOR: tl.constexpr,
 ):  # fmt: skip
-    """Compute the gradients of KEYS keys and values of a window, and of the padding.
+    """Compute the gradients of a tile of KEYS keys and values in a window, padding included.
 
-    Grid: (B nW * tiles of keys, h). Scores have keys along rows, so that no product needs them
-        transposed; `bias` is stored with the same layout.
+    Grid: (B nW * tiles of keys, h). Scores are laid out as (keys, queries), which avoids
+        transposing them before each product; `bias` has the same layout.
     """
     head, heads = tl.program_id(1), tl.num_programs(1)
     window_index, first = (

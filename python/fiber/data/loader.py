@@ -148,7 +148,7 @@ class DataLoader:
             self._set_position(epoch + 1)
 
     def set_epoch(self, epoch: int) -> None:
-        """Set the epoch of the next iteration. A position in the same epoch is kept.
+        """Set the epoch of the next iteration; the position is kept if the epoch does not change.
 
         Raises:
             TypeError, ValueError: if `epoch` is not a non-negative integer.
@@ -194,7 +194,7 @@ class DataLoader:
                 )
         if epoch < 0 or sample < 0:
             raise ValueError(
-                f"the state's epoch is {epoch} and its sample {sample}; expected both to be >= 0"
+                f"the state has epoch {epoch} and sample {sample}; expected both to be >= 0"
             )
         check_arguments(epoch=epoch)
         self._sampler.check_state(sample, state["fingerprint"])

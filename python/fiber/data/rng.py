@@ -18,11 +18,11 @@ _BLOCK = 64
 
 
 class Rng:
-    """Random numbers of one sample.
+    """Random number generator of one sample.
 
     Args:
         seed: integer in [0, 2 ** 64).
-        stream: purpose of the numbers; different streams are independent.
+        stream: what the numbers are used for; different streams are independent.
         index: index of the sample, below 2 ** 48.
     """
 

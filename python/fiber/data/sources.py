@@ -6,11 +6,11 @@ pass the annotation file and the image folder:
     captions("coco", "val", annotations="coco/annotations/captions_val2014.json",
              images="coco/val2014")
 
-`fiber.data.open_source` chooses the reader by the file names.
+`fiber.data.open_source` chooses the reader based on the file names.
 
 Unknown keys are ignored. A missing key, a wrong file format, or a box outside its image raises an
-error that names the file, entry and key. Images are not opened. `image_id` is the image path, which
-records from different files share. Record keys are "<file name>/<id of the entry>".
+error that names the file, entry and key. Images are not opened. `image_id` is the image path, so
+records of one image in different files share it. Record keys are "<file name>/<id of the entry>".
 """
 
 from __future__ import annotations

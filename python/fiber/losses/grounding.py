@@ -35,8 +35,8 @@ def grounding_losses(
         batch: boxes and the tokens that name them; an image may have no boxes.
         config: config of the model.
         background_token: target token of unassigned anchors. Published training uses the last of
-            256 positions, which is <pad> unless the text fills all of them; </s> is then a false
-            positive everywhere. By default, they have none.
+            256 positions: <pad>, or </s> if the text fills all of them, which makes </s> a wrong
+            target of every unassigned anchor. By default, these anchors have no target.
 
     Returns:
         Unweighted float32 scalars: `alignment` (token focal loss divided by the number of assigned

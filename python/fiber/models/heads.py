@@ -62,7 +62,7 @@ class Pooler(nn.Module):
         self.linear = nn.Linear(width, width)
 
     def forward(self, vectors: Tensor) -> Tensor:
-        """Pool (B, D) -> (B, D) in (-1, 1)."""
+        """Apply a linear layer and tanh: (B, D) -> (B, D)."""
         return torch.tanh(self.linear(vectors))
 
 

@@ -26,7 +26,7 @@ from fiber.synthetic.scene_graph import RELATIONS, Pair, Scene, Thing, World, re
 
 
 def questions(world: World, scene: Scene, rng: Rng, novel: bool, count: int = 3) -> list[Question]:
-    """Return up to `count` questions of different kinds (their `group`).
+    """Return up to `count` questions, each from a different `group`.
 
     Questions about `novel` images concern only held-out objects and facts.
     """

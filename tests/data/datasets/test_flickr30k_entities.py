@@ -59,7 +59,7 @@ def test_sentences():
         read_sentence("[/EN#7/people He runs", "here")
     with pytest.raises(ValueError, match=r"'\[/X/people'.*phrase"):
         read_sentence("[/X/people He]", "here")
-    with pytest.raises(ValueError, match="here has a phrase without words"):
+    with pytest.raises(ValueError, match="here has an empty phrase"):
         read_sentence("[/EN#7/people ]", "here")
 
 

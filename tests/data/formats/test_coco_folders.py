@@ -168,7 +168,7 @@ def test_missing_images_are_named(folder):
     path = folder("annotations/instances_val2017.json", instances(["1.jpg", "2.jpg"]), "elsewhere")
     with pytest.raises(FileNotFoundError) as error:
         open_source("detection", folder.path, "val")
-    assert f"{path} has 2 images, such as '1.jpg'; none of a sample of them was found in" in str(
+    assert f"{path} has 2 images, such as '1.jpg'; none of those checked was found in" in str(
         error.value
     )
     assert str(folder.path / "annotations") in str(error.value)

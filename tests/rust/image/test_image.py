@@ -219,7 +219,7 @@ def test_load_image_errors(tmp_path):
         load_image(broken)
     with pytest.raises(IsADirectoryError):
         load_image(tmp_path)
-    with pytest.raises(ValueError, match=r"\(3, 4\) and dtype uint8; expected \(H, W, 3\)"):
+    with pytest.raises(ValueError, match=r"\(3, 4\) and dtype uint8; expected shape \(H, W, 3\)"):
         load_image(np.zeros((3, 4), np.uint8))
     with pytest.raises(ValueError, match="dtype float32"):
         load_image(np.zeros((3, 4, 3), np.float32))

@@ -130,7 +130,7 @@ def read_sentence(line: str, where: str) -> tuple[str, list[Phrase]]:
         if closes and opened is not None:
             start, number, kind = opened
             if start >= len(text):
-                raise ValueError(f"{where} has a phrase without words: {line[:60]!r}")
+                raise ValueError(f"{where} has an empty phrase: {line[:60]!r}")
             phrases.append(Phrase((start, len(text)), number, kind))
             opened = None
     if opened is not None:

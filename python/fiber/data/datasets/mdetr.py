@@ -98,7 +98,7 @@ def mixed(
         if found is None:
             raise FileNotFoundError(
                 f"{file.path} has {len(own)} images with data_source {source!r}, such as"
-                f" {own[0]!r}; none of a sample of them was found in"
+                f" {own[0]!r}; none of those checked was found in"
                 f" {', '.join(map(str, candidates))}"
             )
         roots[source] = str(found)

@@ -55,10 +55,9 @@ def published_answers(folder: AnyPath) -> PublishedAnswers:
 
 
 def frequent_answers(majority: Sequence[str]) -> tuple[str, ...]:
-    """Return the majority answers of at least nine questions, normalized, in order of appearance.
+    """Return the normalized answers that are the majority answer to nine or more questions.
 
-    `majority` has the majority answer to each question in file order, first for train, then for
-    val.
+    `majority` contains the majority answer to each question in file order, train before val.
 
     Source: the published code's write_vqa.py.
     """

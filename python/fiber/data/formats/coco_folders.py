@@ -204,7 +204,7 @@ def _images_root(file: AnnotationFile, folder: Path, split: str) -> str:
         return images_folder(folder, None)
     folders = ", ".join(str(root) for root in dict.fromkeys(roots) if root.is_dir())
     raise FileNotFoundError(
-        f"{file.path} has {len(names)} images, such as {names[0]!r}; none of a sample of them was"
+        f"{file.path} has {len(names)} images, such as {names[0]!r}; none of those checked was"
         f" found in {folders}"
     )
 

@@ -197,7 +197,7 @@ class _Packer:
         )
 
     def _numbers(self, split: _Split, record: Record) -> list[int] | None:
-        """Return the numbers of a record's images, or None if the record is skipped."""
+        """Return the indices of a record's images, or None if the record is skipped."""
         if split.last is not None and record.images == split.last[0]:
             return split.last[1]
         numbers = []

@@ -191,7 +191,7 @@ class FiberDetector(nn.Module):
         """
         text, text_mask = features.text, features.text_mask
         if text is None or text_mask is None:
-            raise ValueError("the detector needs text features, such as from backbone.encode_pair")
+            raise ValueError("the detector requires text features, e.g. from backbone.encode_pair")
         sizes, maps = features.sizes, self.stage_maps(features)
         del features
         if sizes is None:
