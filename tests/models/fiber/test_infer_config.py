@@ -89,7 +89,9 @@ def test_missing_tensor_does_not_hide_its_head():
         del state[name]
     config = published_config(state)
     assert set(config.image_text.heads) == set(IMAGE_TEXT_HEADS)
-    message = r"2 tensors .* not match.*cross_modal_image_transform_itc.weight.*vqa_classifier.0.bias"
+    message = (
+        r"2 tensors .* not match.*cross_modal_image_transform_itc.weight.*vqa_classifier.0.bias"
+    )
     with pytest.raises(ValueError, match=r"(?s)" + message), torch.device("meta"):
         load_published(FiberImageText(config), state)
 
