@@ -331,3 +331,21 @@ def test_boxes_choose_too(pictures, tmp_path, task):
     lines = [line["validation"] for line in finished.metrics if "validation" in line]
     assert [line["score"] for line in lines] == [line[CHOSEN_BY[task][0]] for line in lines]
     assert len(lines) == 2
+
+
+def test_checkpoint_before_a_damaged_one_has_its_best_weights(
+    pictures, tmp_path, monkeypatch, scored
+):
+    scored[1].extend([0.1, 0.2, 0.3])
+    torch.set_num_threads(1)
+    config = coarse_config(**CHANGES)
+    whole = run(config, pictures, tmp_path / "whole")
+    stop_before(monkeypatch, 9)
+    with pytest.raises(StopError):
+        run(config, pictures, tmp_path / "cut")
+    damaged = tmp_path / "cut" / "checkpoints" / "step-00000008" / "training.pt"
+    damaged.write_bytes(damaged.read_bytes()[:-9])
+    with pytest.warns(RuntimeWarning, match=r"step-00000008.*training\.pt.*after step 4"):
+        resumed = run(config, pictures, tmp_path / "cut", resume=True)
+    assert numbers(whole.folder) == numbers(resumed.folder)
+    assert weights_equal(whole.folder, resumed.folder)

@@ -183,10 +183,13 @@ def _read_zip(path: Path) -> _TorchFile:
             )
         if len(records) < len(archive.infolist()):
             raise ValueError("the archive contains two files with the same name")
+        file_bytes = path.stat().st_size
         for name, record in records.items():
             stored = record.compress_type == zipfile.ZIP_STORED and not record.flag_bits & 1
             if not stored or record.compress_size != record.file_size:
                 raise ValueError(f"{name} is compressed or encrypted; expected plain content")
+            if record.header_offset + record.file_size > file_bytes:
+                raise ValueError(f"{name} has {record.file_size} bytes, more than the file")
         order = archive.read(records["byteorder"]) if "byteorder" in records else b"little"
         if order.decode("ascii") != sys.byteorder:
             raise ValueError(f"unsupported byte order {order!r}; expected {sys.byteorder!r}")

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Container, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 from torch import Tensor
@@ -79,50 +80,47 @@ def _resize_windows(state: Mapping[str, Tensor], config: FiberConfig) -> Mapping
     return resize_bias_tables(state, config.swin.window_size)
 
 
+#: An entry of FIBER, with what its two stages share.
+_fiber = partial(
+    Architecture,
+    family="fiber",
+    config_class=FiberConfig,
+    first_convolution=keys.FIRST_CONVOLUTION,
+    stored_config=infer_config.stored_config,
+    encoders=keys.ENCODERS,
+    resize=_resize_windows,
+    main_sizes=infer_config.main_sizes,
+    describe=infer_config.describe,
+)
+
 #: All entries, in recognition order.
 ARCHITECTURES = (
-    Architecture(
-        family="fiber",
+    _fiber(
         stage="coarse",
         title="coarse FIBER",
-        config_class=FiberConfig,
         network=FiberImageText,
         recognizes=lambda names: any(name.startswith(keys.COARSE_IMAGE) for name in names),
         published_key="state_dict",
         published_channel_order="rgb",
-        first_convolution=keys.FIRST_CONVOLUTION,
         infer_config=infer_config.coarse_config,
-        stored_config=infer_config.stored_config,
         keys=keys.coarse_keys,
         ignored_key=keys.ignored_coarse_key,
         default_values=keys.coarse_defaults,
-        encoders=keys.ENCODERS,
-        resize=_resize_windows,
-        main_sizes=infer_config.main_sizes,
         transform=preprocess.coarse_transform,
-        describe=infer_config.describe,
     ),
-    Architecture(
-        family="fiber",
+    _fiber(
         stage="fine",
         title="fine FIBER",
-        config_class=FiberConfig,
         network=FiberDetector,
         recognizes=lambda names: any(name.startswith("fusion_backbone.") for name in names),
         published_key="model",
         published_channel_order="bgr",
-        first_convolution=keys.FIRST_CONVOLUTION,
         infer_config=infer_config.fine_config,
-        stored_config=infer_config.stored_config,
         keys=keys.fine_keys,
         ignored_key=keys.ignored_fine_key,
         from_published=keys.from_published_fine,
         to_published=keys.to_published_fine,
-        encoders=keys.ENCODERS,
-        resize=_resize_windows,
-        main_sizes=infer_config.main_sizes,
         transform=preprocess.fine_transform,
-        describe=infer_config.describe,
     ),
 )
 

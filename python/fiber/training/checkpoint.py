@@ -13,6 +13,7 @@ import json
 import shutil
 import warnings
 import zipfile
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,17 @@ def write_checkpoint(
 def newest_checkpoint(checkpoints: Path) -> RunCheckpoint | None:
     """Return the newest complete checkpoint of a run, or None if there is none."""
     return next(reversed(checkpoints_in(checkpoints)), None)
+
+
+def best_steps(checkpoints: Path) -> set[int]:
+    """Return the steps whose validated weights some checkpoint of a run refers to."""
+    steps = set()
+    for checkpoint in checkpoints_in(checkpoints):
+        with suppress(
+            ValueError, KeyError, TypeError
+        ):  # A damaged checkpoint is reported when a run resumes.
+            steps.add(int(read_json(checkpoint.folder / "data.json")["best_step"]))
+    return steps
 
 
 def newest_intact(checkpoints: Path) -> RunCheckpoint | None:

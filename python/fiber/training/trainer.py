@@ -23,6 +23,7 @@ from fiber.progress import Progress, readable_seconds, say
 from fiber.training.checkpoint import (
     Position,
     RunCheckpoint,
+    best_steps,
     newest_checkpoint,
     write_checkpoint,
 )
@@ -252,8 +253,8 @@ class Trainer:
             keep=self.config.train.keep_checkpoints,
         )
         if self.validation is not None:
-            # Resuming from the newest checkpoint needs only the current best weights.
-            self.validation.forget_others(self.best_step)
+            # A damaged checkpoint falls back to an older one, which needs its own best weights.
+            self.validation.forget_others(best_steps(self.folder.checkpoints))
 
     def _restore(self, checkpoint: RunCheckpoint) -> Position:
         position = checkpoint.position(self.records)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,16 +69,17 @@ class Validation:
         """Write the best weights so far; earlier ones remain until `forget_others` is called."""
         write_file(self._file(step), lambda part: write_tensors(state, part))
 
-    def forget_others(self, step: int) -> None:
-        """Remove the weights of all other steps."""
+    def forget_others(self, steps: Collection[int]) -> None:
+        """Remove the weights of all steps except `steps`."""
+        kept = {self._file(step) for step in steps}
         for file in self.checkpoints.glob(f"{BEST}*.safetensors"):
-            if file != self._file(step):
+            if file not in kept:
                 file.unlink()
 
     def finish(self, step: int, model_file: Path) -> None:
         """Make a step's weights the finished model, and remove all other weights."""
         self._file(step).rename(model_file)
-        self.forget_others(step)
+        self.forget_others(())
 
     def check(self, best_step: int) -> None:
         """Raise FileNotFoundError if the best weights so far are missing."""
