@@ -57,6 +57,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         {
             "source SOURCE": _SOURCE,
             "--split S": "splits to read, such as train+val (default: all)",
+            "--verify": "also compare all files of a packed dataset with their checksums",
             "--sheet FILE": "save a contact sheet with boxes and texts",
             "--json": "print the report as one JSON object",
         },
@@ -139,7 +140,14 @@ def _inspect(options: argparse.Namespace) -> int:
     from fiber.progress import ImageProgress
 
     splits = options.split.split("+") if options.split else ()
-    return inspect(options.source, splits, options.sheet, options.json, ImageProgress())
+    return inspect(
+        options.source,
+        splits,
+        options.sheet,
+        options.json,
+        ImageProgress(),
+        verify=options.verify,
+    )
 
 
 def _pack(options: argparse.Namespace) -> int:

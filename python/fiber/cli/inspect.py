@@ -27,19 +27,23 @@ def inspect(
     sheet: Path | None,
     as_json: bool,
     progress: Callable[[int, int], None],
+    *,
+    verify: bool = False,
 ) -> int:
     """Print statistics of a dataset; return exit code 1 if there are faults, else 0.
 
     Reads all splits if `splits` is empty. A contact sheet is written to `sheet`, if given.
-    `progress` is called with (images decoded, total images) for each split.
+    `progress` is called with (images decoded, total images) for each split. If `verify`, all files
+    of a packed folder are compared with their checksums.
 
     Raises:
         FileNotFoundError: if the folder or file does not exist.
-        ValueError: if its format is unknown.
+        ValueError: if its format is unknown, or it is to be verified and is not a packed folder.
         OSError: if the contact sheet cannot be written.
     """
     tiles = ContactSheet()
-    report = look(source, splits, shown=tiles.add if sheet is not None else None, progress=progress)
+    shown = tiles.add if sheet is not None else None
+    report = look(source, splits, verify=verify, shown=shown, progress=progress)
     if as_json:
         print(json.dumps(report.to_dict(), ensure_ascii=False))
     else:
@@ -69,6 +73,8 @@ def _print(report: DataReport, source: Path) -> None:
     for images in report.images:
         print(f"  {images.split:<10} {_images(images)}")
     _print_histograms(report)
+    if report.verified is not None:
+        print(f"\nchecksums: {report.verified} files, {len(report.changed)} have changed")
     faults = report.faults
     for fault in faults[:_MAX_FAULTS]:
         print(f"fault: {fault}")

@@ -86,7 +86,8 @@ def train(
 
     Raises:
         ValueError: if a field is invalid, the data does not fit, or a resumed run's config differs.
-        FileExistsError: if `output` contains a run and `resume` is False.
+        FileExistsError: if `output` contains a run and `resume` is False, or if another process is
+            training in `output`; the message gives its process id.
         FloatingPointError: if a loss or the gradient is not finite.
         MemoryError: on a CPU, if the parameters alone exceed the free memory.
         KeyboardInterrupt: on Ctrl-C, after printing how to resume.
@@ -99,6 +100,8 @@ def train(
     with joined(device) as processes:
         quiet = quiet or not processes.is_first
         log = say if not quiet else lambda message: None
+        if processes.is_first:
+            folder.check_unlocked()  # Opening the data may take long.
         source = open_data(config, data, **options)
         config = source.fit_model(config).with_length(max(source.counts().values()))
         folder.check(config, resume=resume)
