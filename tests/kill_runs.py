@@ -102,9 +102,13 @@ class Whole:
 
     def equals(self, folder: Path) -> bool:
         """Whether another folder has the same weights and the same lines of metrics."""
-        if not (folder / "model.safetensors").is_file():
-            return False
-        return weights_equal(self.folder, folder) and numbers(self.folder) == numbers(folder)
+        return _are_equal(self.folder, folder)
+
+
+def _are_equal(whole: Path, other: Path) -> bool:
+    if not RunFolder(other).is_finished:
+        return False
+    return weights_equal(whole, other) and numbers(whole) == numbers(other)
 
 
 def interrupt(
@@ -193,8 +197,7 @@ def flip_bits(stage: str, data: Path, work: Path, count: int, chance: random.Ran
             name in text and "step-00000002" in text and "after step 1 " in text for text in texts
         )
         out.check(is_told, f"{where}: not noticed ({texts})")
-        same = weights_equal(whole, folder) and numbers(whole) == numbers(folder)
-        out.check(same, f"{where}: other weights or metrics")
+        out.check(_are_equal(whole, folder), f"{where}: other weights or metrics")
         out.counts[name] += 1
         shutil.rmtree(folder)
     return out

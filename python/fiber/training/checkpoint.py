@@ -98,7 +98,7 @@ class RunCheckpoint:
             for name in dict.fromkeys((*found.records, *records))
             if found.records.get(name) != records.get(name)
         ] or [
-            f"the records of {_named(name)} have changed, although there are still {records[name]}"
+            f"the data of {_named(name)} has changed, although it still has {records[name]} records"
             f" (fingerprint {found.fingerprints.get(name)}, now {own})"
             for name, own in fingerprints.items()
             if found.fingerprints and found.fingerprints.get(name) != own
@@ -333,7 +333,7 @@ def _wrong_checksum(folder: Path, found: str) -> str:
 
 
 def _named(name: str) -> str:
-    return "the validation data" if name == VALIDATION else f"task {name!r}"
+    return "the validation" if name == VALIDATION else f"task {name!r}"
 
 
 def _check_zip(path: Path) -> None:

@@ -23,7 +23,7 @@ from fiber.training.checkpoint import newest_checkpoint
 from fiber.training.config.run import RunConfig, load_recipe
 from fiber.training.data import open_data
 from fiber.training.distributed import Processes, joined, wait_for_all
-from fiber.training.preemption import Preempted
+from fiber.training.preemption import Preempted, StopSignal
 from fiber.training.run_dir import RunFolder, read_metrics
 from fiber.training.trainer import Trainer
 from fiber.training.validation import open_validation
@@ -91,17 +91,18 @@ def train(
         FloatingPointError: if a loss or the gradient is not finite.
         MemoryError: on a CPU, if the parameters alone exceed the free memory.
         KeyboardInterrupt: on Ctrl-C, after printing how to resume.
-        SystemExit: with code 75 on SIGTERM, SIGHUP or SIGUSR1, after the current step was saved.
+        SystemExit: with code 75 on SIGTERM, SIGHUP or SIGUSR1, after the current step was saved, or
+            at once if there was no step yet.
     """
     config = load_recipe(recipe) if isinstance(recipe, str) else recipe
     config = replace_fields(config, dict(set or {}))
     folder = RunFolder(path=Path(output))
-    start, options = _resolve_inputs(folder, init, tokenizer, answers, resume=resume)
-    with joined(device) as processes:
+    with StopSignal(at_once=True), joined(device) as processes:
         quiet = quiet or not processes.is_first
         log = say if not quiet else lambda message: None
         if processes.is_first:
-            folder.check_unlocked()  # Opening the data may take long.
+            folder.check_unlocked()  # Reading weights and opening the data may take long.
+        start, options = _resolve_inputs(folder, init, tokenizer, answers, resume=resume)
         source = open_data(config, data, **options)
         config = source.fit_model(config).with_length(max(source.counts().values()))
         folder.check(config, resume=resume)
