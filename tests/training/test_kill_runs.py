@@ -11,7 +11,7 @@ def test_interrupted_runs_end_like_undisturbed_ones(tmp_path):
 
 
 def test_flipped_bits_of_a_checkpoint(tmp_path):
-    assert run_all(tmp_path, kills=0, terms=0, flips=8, pairs=0) == []
+    assert run_all(tmp_path, kills=0, terms=0, flips=4, pairs=0) == []
 
 
 def test_a_check_that_fails_is_reported(tmp_path, monkeypatch):
@@ -20,4 +20,4 @@ def test_a_check_that_fails_is_reported(tmp_path, monkeypatch):
 
     monkeypatch.setattr(RunCheckpoint, "damage", lambda checkpoint: None)
     failures = run_all(tmp_path, kills=0, terms=0, flips=2, pairs=0)
-    assert len(failures) >= 2 and "not noticed" in failures[0]
+    assert sum("not noticed" in failure for failure in failures) == 2
