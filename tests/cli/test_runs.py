@@ -305,7 +305,7 @@ class TestEval:
             (["runs/demo/fine", "refcoco", "--data", "."], "refcoco_val.json"),
             (
                 ["runs/demo/fine", "refcoco", "--data", "splits", "--split", "vall"],
-                "splits has no referring for split 'vall'; splits with files: train, val",
+                "splits has no referring for split 'vall'; available splits: train, val",
             ),
             (["none", "refcoco", "--data", "."], "model none does not exist"),
         ],
