@@ -193,7 +193,7 @@ def test_another_split_lists_the_splits_that_exist(folder):
         open_source("detection", folder.path, "test")
     assert "available splits: train, val" in str(error.value)
     assert "Roboflow: test/_annotations.coco.json" in str(error.value)
-    with pytest.raises(FileNotFoundError, match=r"boxes.*split 'test'"):
+    with pytest.raises(FileNotFoundError, match=r"detection annotations.*split 'test'"):
         coco_detection(folder.path, "test")
 
 

@@ -32,7 +32,7 @@ class ImageFinder:
         self._listed: dict[Path, set[str]] = {}
 
     def find(self, *names: str) -> str | None:
-        """Return the path of the first relative file name that exists, or None if none does."""
+        """Return the path of the first of `names` that exists in any of the folders, or None."""
         for path in (folder / name for name in names for folder in self._folders):
             parent = path.parent
             if parent not in self._listed:
@@ -53,7 +53,7 @@ class ImageFinder:
 
 
 def add_captions(out: RecordList, stem: str, image: str, found: Sequence[tuple[Any, str]]) -> None:
-    """Append a record to `out` for each caption of an image, given as (id, text) pairs."""
+    """Append a record to `out` for each caption of an image. `found` has (id, text) pairs."""
     if not found:
         out.skip("pictures without captions")
     seen = set()

@@ -147,7 +147,7 @@ def _read_boxes(path: Path, skipped: RecordList | None) -> list[tuple[Box, froze
     try:
         tree = ElementTree.fromstring(read_text(path, KIND))
     except ElementTree.ParseError as problem:
-        raise ValueError(f"{path} is not valid XML ({problem}); expected {KIND}") from None
+        raise ValueError(f"{path} is not valid XML: {problem} (read as {KIND})") from None
     found = []
     for number, entry in enumerate(tree.findall("object")):
         box = entry.find("bndbox")

@@ -140,7 +140,7 @@ def _texts(
 def _phrase_records(
     file: AnnotationFile, root: Callable[[dict[str, Any]], str], on_error: str
 ) -> RecordList:
-    """Create the records of a file, where `root` returns the image folder of an entry."""
+    """Create the records of a file. `root` maps an entry to its image folder."""
     out = RecordList()
     for entry, text, found in _texts(file, out, on_error):
         spans = []

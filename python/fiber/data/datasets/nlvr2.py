@@ -24,7 +24,7 @@ def reasoning(
 
     `left_image` and `right_image` are image paths relative to the image folder. The files released
     with NLVR2 lack these keys. Their images are "<identifier without its last part>-img0.png" and
-    "...-img1.png", in the folder `directory` if an entry has one. These paths are relative to the
+    "...-img1.png", in the entry's `directory` if it has one. These paths are relative to the
     subfolder "train", "dev" or "test1" (the first part of the identifier) if it exists, otherwise
     to the image folder.
 

@@ -92,7 +92,7 @@ def find_set(root: AnyPath, name: str, split: str) -> Path | None:
                 if place.is_file():
                     return place
         other = coco_folders.find(folder, split)
-        # Images held out from a training split are not a benchmark.
+        # Images held out from a training split are not a benchmark split.
         if other is not None and not other.is_divided:
             return other.file
     return None

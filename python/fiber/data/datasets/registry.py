@@ -30,7 +30,7 @@ Reader = Callable[..., RecordSet]
 
 
 class DatasetLayout(NamedTuple):
-    """A file name pattern of a source, and its reader."""
+    """A file name pattern of a source, and the reader of matching files."""
 
     #: File name relative to the data folder, with wildcards ("*") and the placeholder "{split}".
     pattern: str
@@ -96,7 +96,7 @@ _OWN = "JSON lines, a JSON list or CSV"
 
 
 def _own(read: Reader) -> list[DatasetLayout]:
-    """Return layouts of a user's own files. NLVR2 also uses "{split}.json", so it is a fallback."""
+    """Return layouts of a user's own files. NLVR2 uses "{split}.json", which is thus a fallback."""
     return [
         *_layouts(("{split}.jsonl", "{split}.csv"), read, _OWN),
         DatasetLayout("{split}.json", read, _OWN, is_fallback=True),
@@ -138,7 +138,7 @@ COMPANION_FILES = {
 
 
 def _in_mdetr(*names: str) -> list[str]:
-    """Return these file names for both the data folder and the folder of MDETR's archive."""
+    """Return `names` both with and without the prefix of MDETR's archive folder."""
     return [f"{folder}{name}" for folder in ("", "mdetr_annotations/") for name in names]
 
 

@@ -4,7 +4,7 @@
     open_source("captions", "coco", "train+val")               coco/dataset_coco.json
     open_source("questions", "vqa", "val")                     vqa/v2_OpenEnded_mscoco_val2014_...
 
-Layouts are recognized by file names. Splits joined by "+" are concatenated.
+Layouts are recognized by file name. Splits joined by "+" are concatenated.
 """
 
 from __future__ import annotations
@@ -255,7 +255,7 @@ def check_records(given: Any, expected: str) -> None:
         if not len(given) or isinstance(given[0], Record):
             return
         first = given[0]
-        found = f"{kind} whose first item is the {type(first).__name__} {first!r:.60}"
+        found = f"{kind} whose first item is {first!r:.60} ({type(first).__name__})"
     else:
         found = f"{kind} {given!r:.60}"
     raise TypeError(f"{expected}; got {found}")

@@ -44,7 +44,7 @@ def sbu(
         urls, texts = (file.get(file.data, key, list) for key in ("image_urls", "captions"))
         if len(urls) != len(texts):
             raise file.error(
-                f"has {len(urls)} 'image_urls' but {len(texts)} 'captions'; expected one per URL"
+                f"has {len(urls)} 'image_urls' but {len(texts)} 'captions'; expected equal counts"
             )
         rows = (
             ((str(url).rpartition("/")[2], row_name(row)), text)

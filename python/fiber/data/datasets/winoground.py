@@ -24,7 +24,7 @@ def swapped(
 ) -> RecordList:
     """Read image-caption pairs with swapped words (Winoground), four records per example.
 
-    Their order is (image 0, caption 0), (0, 1), (1, 0), (1, 1), so the scores of all records,
+    The records are (image 0, caption 0), (0, 1), (1, 0) and (1, 1), so the scores of all records,
     reshaped to (examples, 2, 2), are indexed by [example, image, caption]. `truth` is True if the
     image and caption match; keys end in "/<image>/<caption>".
 

@@ -57,14 +57,14 @@ def annotated_size(image: Mapping[str, Any]) -> tuple[int, int] | None:
 
 
 def clip_box(box: Box, size: tuple[float, float]) -> tuple[Box, float]:
-    """Clip a box to an image of size (height, width). Return the box and its excess in pixels."""
+    """Clip a box to an image of (height, width). Return the clipped box and its excess in pixels."""
     height, width = size
     clipped = (max(box[0], 0.0), max(box[1], 0.0), min(box[2], width), min(box[3], height))
     return clipped, max(abs(a - b) for a, b in zip(box, clipped, strict=True))
 
 
 def categories_by_id(file: AnnotationFile) -> dict[int, dict[str, Any]]:
-    """Return a dict from category id to its entry in `categories`, in ascending order of ids.
+    """Return a dict of the entries in `categories`, keyed by id in ascending order.
 
     Raises:
         ValueError: if an id or name is duplicated.
@@ -115,8 +115,8 @@ def read_boxes(
 
     As in the published code, crowd boxes, boxes of at most one pixel in width or height, and
     reversed boxes (negative width or height) are dropped and counted. Malformed boxes and boxes
-    that exceed the image raise ValueError. If `file.skips_errors` is set, malformed boxes are
-    dropped, other boxes are clipped to the image, and both are counted.
+    that exceed the image by more than one pixel raise ValueError. If `file.skips_errors` is set,
+    malformed boxes are dropped, other boxes are clipped to the image, and both are counted.
     """
     height, width = file.get(image, "height", int), file.get(image, "width", int)
     found = []

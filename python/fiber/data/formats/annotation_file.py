@@ -237,7 +237,7 @@ def _parse(text: str, where: object, kind: str, expected: type = object) -> Any:
     try:
         data = json.loads(text)
     except JSON_ERRORS as problem:
-        raise ValueError(f"{where} is not valid JSON ({problem}); expected {kind}") from None
+        raise ValueError(f"{where} is not valid JSON: {problem} (read as {kind})") from None
     if not isinstance(data, expected):
         names = {list: "a JSON array", dict: "a JSON object"}
         got = names.get(type(data)) or f"{data!r:.40}"
@@ -258,7 +258,7 @@ def read_text(path: Path, kind: str) -> str:
             hint = f"expected a file of {kind}, from {where_to_get(kind)}{generated}"
         raise FileNotFoundError(f"{path} does not exist; {hint}") from None
     except UnicodeDecodeError as problem:
-        raise ValueError(f"{path} is not UTF-8 text ({problem}); expected {kind}") from None
+        raise ValueError(f"{path} is not UTF-8 text: {problem} (read as {kind})") from None
 
 
 def where_to_get(kind: str) -> str:
@@ -284,11 +284,11 @@ def annotation_path(folder: AnyPath, split: str, kind: str, path: AnyPath | None
 def images_folder(folder: AnyPath, images: AnyPath | None, name: str | None = None) -> str:
     """Return the image folder: `images` or, by default, "images" in the data folder.
 
-    If the image folder has a subfolder `name`, the subfolder is returned instead. By default, this
-    subfolder may also be in the data folder.
+    If the image folder has a subfolder `name`, the subfolder is returned instead. If
+    `images` is None, the subfolder may also be in the data folder.
 
     Raises:
-        FileNotFoundError: if the folder does not exist.
+        FileNotFoundError: if the image folder does not exist.
     """
     root = Path(folder) / "images" if images is None else Path(images)
     if name is not None:

@@ -169,7 +169,7 @@ class _ArrowTable(Table):
 
 
 def _problem_of(values: Any, rows: int) -> str | None:
-    """Validate a column and return a description of the problem, or None."""
+    """Validate a column. Return a description of the problem, or None if it is valid."""
     try:
         values.validate(full=True)
     except _BROKEN as problem:

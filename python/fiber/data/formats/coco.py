@@ -73,7 +73,7 @@ def detection(
     images: AnyPath | None = None,
     objects: bool = False,
 ) -> RecordList:
-    """Read boxes with classes (COCO instances), one record per image, even if it has none.
+    """Read COCO instances, one record per image, including images without boxes.
 
     `text` is the prompt of all classes in order of their ids, such as "circle. square. triangle".
     `labels` contains the class names. For training, `fiber.data.prompts.sampling.SampledPrompts`

@@ -105,7 +105,7 @@ def coco_detection(
     """
     found = _Found(Path(annotations)) if annotations is not None else find(Path(folder), split)
     if found is None:
-        raise FileNotFoundError(f"{folder} has no file of boxes for split {split!r}")
+        raise FileNotFoundError(f"{folder} has no detection annotations for split {split!r}")
     file, notes = read_json(found.file, KIND), []
     file.skips_errors = on_error == "skip"
     if _drop_placeholder(file):
@@ -222,7 +222,10 @@ def _hold_out(file: AnnotationFile, split: str) -> str:
         if len(held_out) < count:
             held_out.update(groups[name])
     if len(held_out) == total:
-        raise ValueError(f"{file.path} must have at least 2 distinct images to split, got {total}")
+        raise ValueError(
+            f"{file.path} has too few distinct images to hold out split {HELD_OUT!r}:"
+            f" {len(groups)} among {total} images"
+        )
     ids = {entry["id"] for entry in file.data["images"]}
     _drop(file, held_out if split == "train" else ids - held_out)
     return (

@@ -108,8 +108,7 @@ def _scored(answers: Any, scores: Any) -> dict[str, float]:
     _check_list(scores, "answer_scores")
     if len(answers) != len(scores):
         raise ValueError(
-            f"has {len(answers)} 'answers' but {len(scores)} 'answer_scores'; expected one score"
-            " per answer"
+            f"has {len(answers)} 'answers' but {len(scores)} 'answer_scores'; expected equal counts"
         )
     return check_scores({_text(one, "answers"): s for one, s in zip(answers, scores, strict=True)})
 
@@ -125,7 +124,7 @@ def check_one_each(values: Any, name: str, questions: Any) -> None:
     _check_list(values, name)
     if len(values) != len(questions):
         raise ValueError(
-            f"has {len(questions)} 'questions' but {len(values)} {name!r}; expected one each"
+            f"has {len(questions)} 'questions' but {len(values)} {name!r}; expected equal counts"
         )
 
 

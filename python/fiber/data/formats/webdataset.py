@@ -1,4 +1,4 @@
-"""WebDataset shards: tar files in which members with the same name form a sample.
+"""WebDataset shards: tar files whose members with the same base name form a sample.
 
     000017.jpg    image (.jpg, .jpeg, .png, .webp, .gif, .bmp, .tif, .tiff, .avif)
     000017.txt    caption

@@ -218,7 +218,7 @@ _OPTIONS: Any = {"tarinfo": _StrictTarInfo, "encoding": "utf-8", "errors": "surr
 
 
 def _check_utf8(name: str) -> None:
-    """Check that a name, decoded with surrogates, is UTF-8."""
+    """Check that a name, decoded with "surrogateescape", is UTF-8."""
     try:
         name.encode("utf-8")
     except UnicodeEncodeError:

@@ -1,4 +1,4 @@
-"""Collect the statistics and find the faults of a dataset."""
+"""Collect dataset statistics and find faults."""
 
 from __future__ import annotations
 
@@ -201,7 +201,7 @@ def inspect(
     shown: Callable[[Part, RecordSet], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> DataReport:
-    """Read all records and decode all images of a folder or a file, and report statistics.
+    """Read all records and decode all images of a folder or a file, and return a report.
 
     Args:
         data: folder or file.
@@ -254,7 +254,7 @@ def _count(out: PartReport, records: RecordSet, images: dict[Any, _Image]) -> No
         _add_images(images, record)
     out.records = len(records)
     out.classes = {name: class_counts[name] for name in classes}
-    # Only after reading, since some readers count while records are read.
+    # Copy the counts last, since some readers count while records are read.
     out.counts = dict(getattr(records, "counts", {}))
     out.notes = list(getattr(records, "notes", ()))
 

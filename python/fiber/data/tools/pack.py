@@ -34,9 +34,10 @@ _UNREADABLE = "records whose pictures are missing"
 
 @dataclass
 class _Split:
-    """The images of a split, with the index of each by identity, and their sample fields."""
+    """The images of a split and the fields of their samples."""
 
     name: str
+    #: Index of each image, by path or hash.
     numbers: dict[Any, int] = field(default_factory=dict)
     #: Path of each image, or a function that reads it.
     images: list[str | Callable[[], StoredImage]] = field(default_factory=list)
@@ -46,7 +47,7 @@ class _Split:
 
 
 class _Hashed:
-    """A file being written, and the hash of its content."""
+    """File wrapper that hashes its content as it is written."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file, self.hash = file, hashlib.sha256()
