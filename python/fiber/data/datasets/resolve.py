@@ -236,7 +236,7 @@ def file_reader(source: str, path: Path, split: str) -> Reader:
 
 
 def _kind(source: str) -> str:
-    """Return the source itself, or "captions" for a named dataset of captions."""
+    """Return `source`, or "captions" if it is a named caption dataset."""
     return source if any(source == name for name, _ in BY_SUFFIX) else "captions"
 
 

@@ -57,7 +57,7 @@ def annotated_size(image: Mapping[str, Any]) -> tuple[int, int] | None:
 
 
 def clip_box(box: Box, size: tuple[float, float]) -> tuple[Box, float]:
-    """Clip a box to an image of (height, width). Return the clipped box and its excess in pixels."""
+    """Clip a box to a (height, width) image. Return the clipped box and the excess in pixels."""
     height, width = size
     clipped = (max(box[0], 0.0), max(box[1], 0.0), min(box[2], width), min(box[3], height))
     return clipped, max(abs(a - b) for a, b in zip(box, clipped, strict=True))

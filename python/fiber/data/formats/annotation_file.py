@@ -284,8 +284,8 @@ def annotation_path(folder: AnyPath, split: str, kind: str, path: AnyPath | None
 def images_folder(folder: AnyPath, images: AnyPath | None, name: str | None = None) -> str:
     """Return the image folder: `images` or, by default, "images" in the data folder.
 
-    If the image folder has a subfolder `name`, the subfolder is returned instead. If
-    `images` is None, the subfolder may also be in the data folder.
+    If the image folder has a subfolder `name`, the subfolder is returned instead. If `images` is
+    None, the subfolder may also be in the data folder.
 
     Raises:
         FileNotFoundError: if the image folder does not exist.

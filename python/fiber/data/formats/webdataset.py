@@ -64,7 +64,7 @@ def samples_of(file: TarFile, counts: dict[str, int]) -> Iterator[Sample]:
 
 
 def _named_members(file: TarFile, counts: dict[str, int]) -> Iterator[tuple[str, str, Member]]:
-    """Yield the sample name and lower-case extension of each member, and the member."""
+    """Yield (sample name, lower-case extension, member) for each member with an extension."""
     for member in file.members:
         folder, slash, last = member.name.rpartition("/")
         stem, _, extension = last.partition(".")
