@@ -29,7 +29,7 @@ _KIND = "VQAv2 annotations, original layout"
 
 
 class PublishedAnswers(NamedTuple):
-    """Answers in logit order, with notes."""
+    """Answers in logit order, with notes on their origin."""
 
     answers: tuple[str, ...]
     #: Number and origin of the answers, and any deviations from the published list.

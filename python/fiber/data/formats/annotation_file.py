@@ -77,7 +77,7 @@ class ReadReport:
 
 
 class RecordList(ReadReport, list[Record]):
-    """List of records with the report of their reader."""
+    """List of records with the counts and notes of their reader."""
 
 
 class EntryFile(ABC):
