@@ -90,7 +90,7 @@ def new_directory(path: Path) -> Iterator[Path]:
         OSError: if the folder cannot be created, or `path` exists and is not empty.
     """
     part = path.with_name(PART + path.name)
-    # A killed process may have left it behind.
+    # A killed process may have left the temporary folder behind.
     shutil.rmtree(part, ignore_errors=True)
     try:
         part.mkdir(parents=True)

@@ -250,7 +250,10 @@ class FiberConfig:
         max_tokens: int | None = None,
         shift_small_maps: bool = True,
     ) -> FiberConfig:
-        """Return the fine-stage config of this backbone; "v3" has query norms, "v2" has none."""
+        """Return the fine-stage config with the same encoders.
+
+        `version` is that of the published checkpoints: "v3" normalizes queries, "v2" does not.
+        """
         require(version in ("v2", "v3"), f"version: expected 'v2' or 'v3', got {version!r}")
         return dataclasses.replace(
             self,

@@ -84,8 +84,8 @@ def _warn_once() -> None:
 def drawable(text: str, size: int) -> tuple[str, FreeTypeFont | ImageFont]:
     """Choose a font that covers all characters of a text; return the text to draw and the font.
 
-    If no font does, uncovered characters lose their accents ("é" becomes "e") or become "?", with
-    a single warning. Line breaks become spaces. `size` is in pixels.
+    If there is no such font, uncovered characters lose their accents ("é" becomes "e") or become
+    "?", and one warning is issued per process. Line breaks become spaces. `size` is in pixels.
     """
     text = unicodedata.normalize("NFC", " ".join(text.split()))
     fonts = _fonts(size)
@@ -107,7 +107,7 @@ def wrap_text(
 ) -> list[str]:
     """Break a text into lines of at most `width` pixels, between words if possible.
 
-    Lines beyond `max_lines` are replaced by an ellipsis.
+    If there are more than `max_lines` lines, the last line kept ends with an ellipsis.
     """
     lines = [""]
     for word in text.split():
@@ -139,8 +139,8 @@ def add_caption(
 ) -> Image:
     """Return a copy of an image with wrapped texts on a white band below or above it.
 
-    The font size is in pixels. The band has room for `max_lines` lines, by default as many as
-    needed.
+    `size` is the font size in pixels. The band has room for `max_lines` lines, by default as many
+    as needed.
     """
     from PIL import Image as PilImage
     from PIL import ImageDraw
@@ -212,7 +212,7 @@ def draw_boxes(
         boxes_xyxy: (n, 4), in half-open pixel coordinates.
         labels: "" for a box without a label.
         colors: indices into `COLORS`, modulo its length.
-        line_width: in pixels; by default proportional to the image size.
+        line_width: in pixels; the default depends on the image size.
     """
     from PIL import ImageDraw
 
@@ -312,7 +312,7 @@ class ContactSheet:
             ValueError: if no record was added.
         """
         if self.is_empty:
-            raise ValueError("no record can be read for the contact sheet")
+            raise ValueError("no record can be read for the contact sheet; expected 1 or more")
         order = {source: place for place, source in enumerate(self.ORDER)}
         rows = sorted(self._rows, key=lambda row: order.get(row[0], len(order)))
         black, drawn = (0, 0, 0), []

@@ -35,8 +35,8 @@ class Side:
     #: Sum of the peak resident set sizes of the peer's processes.
     peak_bytes: int = 0
     versions: Mapping[str, str] = field(default_factory=dict)
-    #: Mean difference between its first images and Pillow's, on a scale of 0 to 255; None if not
-    #: comparable.
+    #: Mean difference between the peer's first images and Pillow's, on a scale of 0 to 255; None if
+    #: they are not comparable.
     levels: float | None = None
     remark: str = ""
     #: Reason the peer could not be measured, or "".
@@ -204,9 +204,9 @@ def check_sample(sample: Path, task: Task) -> None:
 
 
 def levels_from_pillow(sample: Path, task: Task) -> float | None:
-    """Return the mean difference between images and Pillow's antialiased resize (0 to 255).
+    """Return the mean absolute difference from Pillow's antialiased resize, from 0 to 255.
 
-    Returns None for random crops, texts and boxes, which are not comparable.
+    Return None for random crops, texts and boxes, which are not comparable.
     """
     if task.work not in ("squash", "fine"):
         return None
@@ -224,7 +224,10 @@ def levels_from_pillow(sample: Path, task: Task) -> float | None:
 
 
 def _distance(image: np.ndarray, path: str, fine: bool) -> float:
-    """Compare a (3, H, W) image in [0, 255] with Pillow's. `fine` images may be flipped."""
+    """Return the mean absolute difference of a (3, H, W) image in [0, 255] from Pillow's.
+
+    Fine-stage images may be flipped, so the smaller difference of the two orientations is returned.
+    """
     stored = Image.open(path).convert("RGB")
     if not fine:
         expected = np.asarray(stored.resize((SIZE, SIZE), Image.Resampling.BICUBIC), np.float32)

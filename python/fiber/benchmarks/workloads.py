@@ -1,4 +1,4 @@
-"""Workloads of `fiber bench data`, and the ratios to other loaders that a release must reach."""
+"""Workloads of `fiber bench data`, and the CPU time ratios that a release must reach."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Workload:
 
     @property
     def key(self) -> tuple[str, str, str]:
-        """Kind, corpus and output."""
+        """(kind, corpus, output), which identifies the workload."""
         return self.kind, self.corpus, self.output
 
     @property
@@ -130,7 +130,7 @@ class Gate:
 
     @property
     def key(self) -> tuple[str, str, str]:
-        """`Workload.key`."""
+        """Key of the gate's workload; see `Workload.key`."""
         return self.kind, self.corpus, self.output
 
 

@@ -16,10 +16,10 @@ RUNS = Path("runs")
 
 
 def choose_model(named: str | None, *heads: str) -> str:
-    """Return the value of `--model`, or by default the newest finished run with one of `heads`.
+    """Return the value of `--model` or, by default, the newest finished model with one of `heads`.
 
     Raises:
-        FileNotFoundError: if no finished run has any of the heads.
+        FileNotFoundError: if no finished model has any of the heads.
     """
     if named is not None:
         return named

@@ -47,9 +47,9 @@ _EPOCHS = 2**31
 class Collator:
     """Turn records into a batch, for example as `collate_fn` of `torch.utils.data.DataLoader`.
 
-    Random numbers depend on (seed, epoch, position in the batch). A call without an epoch draws one
-    from torch's generator, as torchvision's transforms do, so results follow `torch.manual_seed`
-    and the seeds of torch's worker processes.
+    Random numbers depend on (seed, epoch, position in the batch). A call without an epoch samples
+    the epoch from torch's generator, which torchvision's transforms also use, so results follow
+    `torch.manual_seed` and the seeds of torch's worker processes.
 
     Args:
         batch_type: Class of the batches; see `CollatorConfig`.
@@ -91,7 +91,9 @@ class Collator:
         session.submit([self.to_core(record, epoch, at) for at, record in enumerate(records)])
         found = session.next()
         if not isinstance(found, dict):
-            raise ValueError("on_error is 'resample', which only DataLoader supports")
+            raise ValueError(
+                "on_error is 'resample', which only DataLoader supports; expected 'raise' or 'skip'"
+            )
         for count in ("truncated_boxes", "cropped_boxes"):
             found.pop(count)
         return self.finish(found)
@@ -112,7 +114,7 @@ class Collator:
 
     @property
     def image_bytes(self) -> tuple[int, int]:
-        """Bytes of image memory held by live batches, as (current, peak)."""
+        """Current and peak size of the image memory held by live batches, in bytes."""
         return (0, 0) if self._core is None else self._core.image_bytes
 
     def to_core(self, record: Record, epoch: int, index: int) -> tuple[Any, ...]:

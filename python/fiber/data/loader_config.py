@@ -29,7 +29,7 @@ class CollatorConfig:
             "right" in the text (not in statements about two images).
         max_tokens: Maximum text length in tokens, including <s> and </s>; longer texts are
             truncated.
-        answers: Answer vocabulary for "question"; empty for batches without targets.
+        answers: Answer vocabulary for "question" batches; if empty, batches have no targets.
         seed: Seed of all random numbers.
         mlm_probability: Fraction of tokens that "image_text" selects for masking. Must be 0 for a
             tokenizer without a mask token.
@@ -84,7 +84,7 @@ class CollatorConfig:
         object.__setattr__(self, "answers", tuple(self.answers))
         if len(set(self.answers)) < len(self.answers):
             twice = next(a for i, a in enumerate(self.answers) if a in self.answers[:i])
-            raise ValueError(f"answers: duplicate answer {twice!r}")
+            raise ValueError(f"answers contains duplicate {twice!r}; expected distinct answers")
         if self.background is not None:
             object.__setattr__(self, "background", tuple(self.background))
 
@@ -118,7 +118,7 @@ class LoaderConfig(CollatorConfig):
         super().__post_init__()
         if self.rank >= self.world_size:
             raise ValueError(
-                f"rank is {self.rank}; expected less than world_size {self.world_size}"
+                f"rank is {self.rank}; expected a rank below world_size ({self.world_size})"
             )
 
 
@@ -217,6 +217,6 @@ def check_arguments(**values: Any) -> None:
             raise ValueError(f"{name} is {value}; expected {_LEAST[name]} or more")
     for name in ("seed", "epoch"):
         if values.get(name, 0) >= 1 << 64:
-            raise ValueError(f"{name} is {values[name]}; expected less than 2^64")
+            raise ValueError(f"{name} is {values[name]}; expected a value below 2 ** 64")
     if (name := values.get("image_dtype", _DTYPES[0])) not in _DTYPES:
         raise ValueError(f"image_dtype is {name!r}; expected {_KINDS['image_dtype'][0]}")

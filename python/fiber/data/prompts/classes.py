@@ -114,7 +114,9 @@ def clean_class_name(name: str) -> str:
 
 
 def as_class(given: Any, number: int) -> ClassName:
-    """Convert a name, a `ClassName` or a mapping of its fields. Errors give the index `number`.
+    """Convert a name, or a mapping of the fields of a `ClassName`, to a `ClassName`.
+
+    A `ClassName` is returned as is. `number` is the index of the class, for error messages.
 
     Raises:
         TypeError: if the type is unsupported.
@@ -157,7 +159,7 @@ def _result_names(classes: Sequence[ClassName]) -> list[str]:
 
 
 def join_classes(classes: Sequence[ClassName], labels: Iterable[str], first: int = 0) -> Prompt:
-    """Join validated classes, the first of which has index `first` in the user's list."""
+    """Join validated classes; `first` is the index of the first class in the user's list."""
     spans, texts, position = [], list[str](), 0
     for each in classes:
         name = clean_class_name(each.name)
@@ -175,7 +177,7 @@ def class_prompts(
     *,
     max_classes: int | None = None,
 ) -> list[Prompt]:
-    """Join classes, in order, into as few prompts as the text encoder's length allows.
+    """Join classes, in order, into as few prompts of at most `max_tokens` tokens as possible.
 
     Args:
         classes: any number of classes.
@@ -219,10 +221,10 @@ def class_prompts(
 
 
 def caption_prompt(caption: str, phrases: Sequence[str]) -> Prompt:
-    """Find phrases in a caption, in order.
+    """Create a prompt from a caption by finding phrases in it. Case is ignored.
 
-    Each phrase is searched for after the previous one, then anywhere; in both cases as whole words,
-    then as any substring. Case is ignored.
+    Each phrase is searched for after the previous one and, if it does not occur there, in the whole
+    caption. Both searches prefer whole words to substrings.
 
     Raises:
         ValueError: if a phrase is empty or does not occur in the caption; the error names it.
@@ -239,7 +241,9 @@ def caption_prompt(caption: str, phrases: Sequence[str]) -> Prompt:
         )
         match = next(filter(None, searches), None)
         if match is None:
-            raise ValueError(f"phrase {number} ({label!r}) does not occur in {caption!r}")
+            raise ValueError(
+                f"phrase {number} ({label!r}) does not occur in the caption {caption!r}"
+            )
         spans.append((match.span(),))
         position = match.end()
     return Prompt(caption, tuple(labels), tuple(spans))
@@ -262,7 +266,7 @@ def read_classes(path: AnyPath) -> list[ClassName]:
             lines = map(str.strip, path.read_text(encoding="utf-8-sig").splitlines())
         except UnicodeDecodeError as problem:
             raise ValueError(
-                f"{path} is not text ({problem}); expected one class per line"
+                f"{path} is not UTF-8 text ({problem}); expected one class per line"
             ) from None
         found = [ClassName(line) for line in lines if line]
         if not found:
