@@ -482,7 +482,7 @@ class WholeWordMasking:
     def mask(self, token_ids: np.ndarray, *, first_sample: int) -> tuple[Buffer, Buffer]:
         """Select random words and mask their tokens.
 
-        Of their tokens, 80% become <mask>, 10% become a random token, and 10% are unchanged.
+        Of these tokens, 80% become <mask>, 10% become a random token, and 10% are unchanged.
         Masking is determined by the seed and the text's sample index, which is `first_sample` for
         the first text.
 
@@ -728,7 +728,7 @@ def positive_map(
 def mirror_words(
     text: str, char_spans: Sequence[tuple[int, int]] = ...
 ) -> tuple[str, list[tuple[int, int]]]:
-    """Swap "left" and "right" and their compounds, and shift code point spans accordingly."""
+    """Swap "left" and "right" (also in compounds) in a text, and shift its code point spans."""
 
 def draw_below(bound: int, seed: int, epoch: int, index: int, attempt: int) -> int:
     """Return a random integer in [0, bound), determined by the other arguments."""

@@ -45,7 +45,7 @@ def check_target(path: Path) -> None:
             as /dev/stdout).
     """
     if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder; expected a file name")
+        raise IsADirectoryError(f"{path} is a folder; expected a file")
     expected = "expected a new name or the name of a regular file"
     if path.exists() and not path.is_file():
         kind = _SPECIAL_FILES.get(stat.S_IFMT(path.stat().st_mode), "not a regular file")

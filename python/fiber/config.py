@@ -94,7 +94,7 @@ class RobertaConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class FusionConfig:
-    """Fusion of the two encoders; the only difference between the stages' backbones."""
+    """Fusion of the two encoders. The backbones of the two stages differ only in this config."""
 
     #: Number of (image block, text layer) pairs with cross-attention, taken from the end of both
     #: encoders.
@@ -225,7 +225,7 @@ class FiberConfig:
         )
 
     def with_image_size(self, image_size: int) -> FiberConfig:
-        """Return a coarse-stage config for a new input size, with the window size scaled.
+        """Return a copy of a coarse-stage config with a new input size and a scaled window size.
 
         Raises:
             ValueError: if this is a fine-stage config, or the window size would not be an integer.

@@ -49,7 +49,7 @@ _GAP = 12
 
 @functools.lru_cache(64)
 def _fonts(size: int) -> tuple[FreeTypeFont | ImageFont, ...]:
-    """Load the installed fonts, with Pillow's own last."""
+    """Load the installed fonts, followed by Pillow's default font."""
     from PIL import ImageFont
 
     files: list[str] = [*_FONT_FILES]
@@ -74,8 +74,8 @@ def _has(font: FreeTypeFont | ImageFont, character: str) -> bool:
 @functools.cache
 def _warn_once() -> None:
     warnings.warn(
-        "no installed font covers all characters of the text, so some are replaced; install the"
-        " DejaVu or Noto fonts",
+        "no installed font covers all characters of the text, so some characters are replaced;"
+        " install the DejaVu or Noto fonts",
         RuntimeWarning,
         stacklevel=2,
     )
@@ -281,7 +281,7 @@ def make_sheet(tiles: Sequence[Image], columns: int) -> Image:
 
 
 class ContactSheet:
-    """Sample images of a dataset with their boxes and texts, one row per part."""
+    """Sample images of a dataset with their boxes and texts, in one row per part of the dataset."""
 
     #: Images per row, image side in pixels, lines of text per image, and maximum number of rows.
     COLUMNS, SIDE, LINES, ROWS = 5, 260, 3, 8
@@ -292,7 +292,7 @@ class ContactSheet:
         self._rows: list[tuple[str, str, list[Record]]] = []
 
     def add(self, part: Part, records: RecordSet) -> None:
-        """Sample records of a part at regular intervals; if any have boxes, sample only those."""
+        """Sample records of a part at regular intervals; if any have boxes, keep only those."""
         count = len(records)
         seen = [records[i] for i in range(0, count, max(1, count // (4 * self.COLUMNS)))]
         chosen = [record for record in seen if record.boxes_xyxy] or seen
@@ -327,7 +327,7 @@ class ContactSheet:
 
 
 def _record_text(record: Record) -> str:
-    """Join a record's text, most frequent answer and truth value."""
+    """Join a record's text, best-scored answer and truth value."""
     text = record.text
     if len(record.labels) > 1 and record.boxes_xyxy:
         # If a prompt lists all classes, show only those in the image.

@@ -81,8 +81,8 @@ class Options:
                 )
         if self.images is not None and (self.corpora or self.photos):
             raise ValueError(
-                "--images cannot be combined with --corpora or --photos, since the images given"
-                " by --images are used uncropped"
+                "--images cannot be combined with --corpora or --photos, because it uses the given"
+                " images unchanged"
             )
 
     @property

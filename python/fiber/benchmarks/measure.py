@@ -44,7 +44,7 @@ class Side:
 
     @property
     def median(self) -> float:
-        """Median cost."""
+        """Median of `costs`."""
         return statistics.median(self.costs)
 
 
@@ -62,7 +62,7 @@ class Result:
     load: float = 0.0
 
     def side(self, name: str) -> Side | None:
-        """Return the measurements of a peer, or None."""
+        """Return the measurements of a peer, or None if there are none."""
         return next((s for s in self.sides if s.peer.name == name and s.costs), None)
 
 
@@ -76,14 +76,14 @@ def measure_workload(
     pythons: Mapping[str, str],
     folder: Path,
 ) -> list[Side]:
-    """Run the peers in turn, after one warmup epoch each.
+    """Measure a workload by running the peers in turn, after one warmup epoch each.
 
     Each peer has `rounds` turns, each of at least one epoch and at least `turn_seconds`. `pythons`
     maps peers to interpreters other than the current one. Samples, logs and converted files are
     written to `folder`.
 
     Raises:
-        PeerError: if fiber fails or its images are wrong.
+        PeerError: if fiber fails, or fiber's images differ too much from Pillow's.
     """
     sides = [Side(peer=peer, remark=peer.remark(task.work)) for peer in peers]
     with ExitStack() as open_processes:

@@ -94,7 +94,7 @@ class PeerProcess:
         self.close()
 
     def epoch(self, number: int, sample: Path | None = None) -> EpochCost:
-        """Run one epoch; save the first images of the first batch to `sample` (.npy).
+        """Run one epoch, and save the start of the first batch to `sample` (.npy) if given.
 
         Raises:
             PeerError: if the epoch fails.

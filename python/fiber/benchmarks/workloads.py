@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """A kind of work, a corpus and an output dtype. Every peer that supports it is measured."""
+    """A kind of work, a corpus and an output dtype, measured for every peer that supports them."""
 
     #: Name on the command line (`--work`).
     kind: str

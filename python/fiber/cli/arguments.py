@@ -24,7 +24,7 @@ DEVICE = {
 VOCABULARIES = {
     "--tokenizer DIR": "tokenizer.json, or a folder that contains it or vocab.json and merges.txt"
     " (default: the model's own)",
-    "--answers FILE": "JSON file that lists the VQA head's answers, in the order of its logits"
+    "--answers FILE": "JSON file with a list of the VQA head's answers, in the order of the logits"
     " (default: the model's own)",
 }
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}

@@ -68,7 +68,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
             " photographs from Debian packages (default: photographs found on this machine)",
             "--captions FILE": "text file with one caption per line (default: generated)",
             "--tokenizer DIR": "tokenizer.json, or a folder that contains it or vocab.json and"
-            " merges.txt (default: one trained on the captions)",
+            " merges.txt (default: one trained on generated captions)",
         },
         photos=names,
     )

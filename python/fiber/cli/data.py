@@ -44,8 +44,9 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     add_options(
         stamps,
         {
-            "--backgrounds DIR": "folder of background photographs",
-            "--stamps DIR": "folder of cut-outs: PNG files with captions in .txt files",
+            "--backgrounds DIR": "folder of background photographs (default: from Debian packages)",
+            "--stamps DIR": "folder of cut-outs, as PNG files with captions in .txt files (default:"
+            " from a Debian package)",
         },
     )
     inspect = kinds.add_parser(
@@ -56,7 +57,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         {
             "source SOURCE": _SOURCE,
             "--split S": "splits to read, such as train+val (default: all)",
-            "--sheet FILE": "image file to save a contact sheet with boxes and texts to",
+            "--sheet FILE": "save a contact sheet with boxes and texts to this image file",
             "--json": "print the report as one JSON object",
         },
         source={"type": Path},

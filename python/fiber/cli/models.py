@@ -1,4 +1,4 @@
-"""Choose a command's default model: the newest run with the required head."""
+"""Choose a command's default model, which is the newest finished model with the required head."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def choose_model(named: str | None, *heads: str) -> str:
 
 
 def finished_models(folder: Path) -> Iterator[tuple[float, Path, tuple[str, ...]]]:
-    """Yield (modification time, folder, head names) of finished models in a folder tree.
+    """Yield (modification time, folder, head names) for each finished model in a folder tree.
 
     Folders with a config.json from a different program are skipped.
     """

@@ -76,7 +76,7 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
             " RoBERTa file, or a folder of such files",
             "--tokenizer DIR": "tokenizer.json, a folder that contains it or vocab.json and"
             " merges.txt, or `train` to train one on the texts (default: from --init or the data)",
-            "--answers FILE": "JSON file that lists the VQA head's answers, in the order of its"
+            "--answers FILE": "JSON file with a list of the VQA head's answers, in the order of the"
             " logits (default: those of --init if the data contain no others, else the most"
             " frequent answers in the data)",
             "--output DIR": "output folder (default: runs/RECIPE)",

@@ -139,7 +139,7 @@ class Collator:
         )
 
     def finish(self, fields: dict[str, Any], *, pin_memory: bool = False) -> Batch:
-        """Build a batch from the fields returned by a loader session, without the counters."""
+        """Build a batch from a session's result, whose counters the caller has removed."""
         keys, statuses = tuple(fields.pop("keys")), tuple(fields.pop("statuses"))
         skipped = tuple(Skipped(*bad) for bad in fields.pop("skipped"))
         tensors = {name: _to_tensor(value) for name, value in fields.items()}

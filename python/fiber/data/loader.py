@@ -226,9 +226,10 @@ class DataLoader:
         self.close()
 
     def epoch(self, number: int = 0) -> Generator[Any, None, None]:
-        """Yield every record of this rank in epoch `number` once. The last batch may be smaller.
+        """Yield batches that contain every record of this rank's share of an epoch exactly once.
 
-        Each rank has a contiguous share, so the concatenated results are in the order of the epoch.
+        The last batch may be smaller. Each rank has a contiguous share, so the concatenated results
+        are in the order of the epoch.
 
         Raises:
             TypeError: if the records are an iterable and there are several ranks, since an iterable

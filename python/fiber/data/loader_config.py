@@ -35,14 +35,15 @@ class CollatorConfig:
             tokenizer without a mask token.
         threads: Worker threads; 0 means one per core.
         on_error: "raise" stops at a bad sample; "skip" drops it and reports it in `skipped`;
-            "resample" (`DataLoader` only, not for iterables) also replaces it with another record,
-            chosen by (seed, epoch, index), so batches keep their size.
-        accept_truncated: Accept JPEGs with missing or damaged data, filled in as libjpeg does and
-            reported in `statuses`. Otherwise they are bad samples.
+            "resample" (`DataLoader` only, not for iterables) also replaces it with a different
+            record, chosen by (seed, epoch, index), so batches keep their size.
+        accept_truncated: Accept JPEGs with missing or damaged data, which is filled in as libjpeg
+            does; `statuses` reports them. If False, such JPEGs are bad samples.
         scaled_decoding: Decode a JPEG at 1/2, 1/4 or 1/8 of its size if the crop still has at least
-            as many pixels as the output. Faster, but pixel values differ. Meant for training.
-        apply_orientation: Rotate images according to their EXIF tag; boxes then refer to the
-            rotated image. The published pipelines ignore the tag.
+            as many pixels as the output. This is faster but changes pixel values, so use it only
+            for training.
+        apply_orientation: Rotate images according to their EXIF orientation tag; boxes then refer
+            to the rotated image. The published pipelines ignore the tag.
         background: RGB color, 0 to 255, that transparent images are composited on. None drops the
             alpha channel, as Pillow's `convert("RGB")` and the published pipelines do.
         image_dtype: "float32", "float16" or "bfloat16" (normalized, rounded to nearest), or "uint8"
@@ -79,7 +80,7 @@ class CollatorConfig:
         if self.batch_type == "reasoning" and not self.transform.is_square:
             raise ValueError(
                 f"batch_type 'reasoning' stacks two images, but {self.transform} may produce"
-                " different sizes; expected a transform with a fixed size"
+                " different sizes; expected a transform with a fixed, square output size"
             )
         object.__setattr__(self, "answers", tuple(self.answers))
         if len(set(self.answers)) < len(self.answers):

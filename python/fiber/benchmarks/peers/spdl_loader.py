@@ -1,4 +1,4 @@
-"""SPDL: FFmpeg's decoder and scaler in threads."""
+"""SPDL, with FFmpeg's decoder and scaler in threads."""
 
 # pyright: reportMissingImports=false
 

@@ -22,7 +22,7 @@ SEPARATOR = ". "
 
 
 class Encoder(Protocol):
-    """The part of a tokenizer that prompts need."""
+    """Tokenizer interface required for creating prompts."""
 
     def encode(self, text: str, /) -> tuple[list[int], Any]:
         """Return the token ids, including <s> and </s>, and an unused second value."""
@@ -78,8 +78,8 @@ class Prompt:
     def token_map(self, offsets: Sequence[CharSpan]) -> list[list[int]]:
         """Return the indices of the tokens that overlap the spans of each label.
 
-        `offsets` has the half-open span of code points of each token, empty for special tokens. A
-        label has no tokens if the text was truncated before it.
+        `offsets` gives the half-open span of code points of each token, which is empty for special
+        tokens. A label has no tokens if the text was truncated before it.
         """
         return [
             [
@@ -126,7 +126,10 @@ def as_class(given: Any, number: int) -> ClassName:
     if isinstance(given, Mapping):
         if "name" not in given or not set(given) <= {part.name for part in fields(ClassName)}:
             have = ", ".join(map(repr, given)) or "(none)"
-            raise ValueError(f"class {number} has keys {have}; expected 'name', 'prefix', 'suffix'")
+            raise ValueError(
+                f"class {number} has keys {have}; expected 'name' and optionally 'prefix' and"
+                " 'suffix'"
+            )
         found = ClassName(**given)
     if not isinstance(found, ClassName):
         raise TypeError(
