@@ -262,7 +262,7 @@ class Tokenizer:
 
         `pad_token` defaults to the first of these that exists:
 
-        - the token in the file's `padding`, if its id matches the id there
+        - the token in the file's `padding`, if the vocabulary gives it the same id
         - a token with a known name (<pad>, [PAD], <|pad|> and the like)
         - the token appended to every text
         - an end-of-text token (<|endoftext|>, </s> and the like)
@@ -291,7 +291,7 @@ class Tokenizer:
 
         <mask> absorbs the spaces before it, as in the published tokenizer.json and in
         `transformers` 4. When `transformers` 5 reads these two files, such spaces become a separate
-        token unless it is given `mask_token=AddedToken("<mask>", lstrip=True)`.
+        token unless `mask_token=AddedToken("<mask>", lstrip=True)` is passed.
 
         Raises:
             FileNotFoundError: if a file is missing.

@@ -66,7 +66,7 @@ def write_file(path: Path, write: Callable[[Path], object], *, shared: bool = Fa
             of them may write at once. A killed process leaves its temporary file behind.
 
     Raises:
-        OSError: if `path` is not a regular file or cannot be written; it is then unchanged.
+        OSError: if `path` is not a regular file or cannot be written; `path` is then unchanged.
     """
     check_target(path)
     own = f"{os.getpid()}-{threading.get_ident()}-" if shared else ""

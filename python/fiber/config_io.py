@@ -1,7 +1,7 @@
 """Convert config dataclasses to and from plain values, and override fields by dotted name.
 
-Used for JSON files and the command line. Errors suggest similar names for an unknown field and give
-the expected type of an invalid value.
+These functions are used for JSON files and the command line. Errors suggest similar names for an
+unknown field and give the expected type of an invalid value.
 """
 
 from __future__ import annotations

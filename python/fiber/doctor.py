@@ -44,7 +44,7 @@ class Requirement(NamedTuple):
     extra: str
 
     def state(self) -> tuple[str, bool]:
-        """Return the installed version or what is wrong, and True if it is recent enough."""
+        """Return a description of the installed version, and True if this version is supported."""
         try:
             version = importlib.metadata.version(self.name)
         except importlib.metadata.PackageNotFoundError:

@@ -327,7 +327,7 @@ class ContactSheet:
 
 
 def _record_text(record: Record) -> str:
-    """Join a record's text, best-scored answer and truth value."""
+    """Join a record's text, highest-scoring answer and truth value."""
     text = record.text
     if len(record.labels) > 1 and record.boxes_xyxy:
         # If a prompt lists all classes, show only those in the image.

@@ -339,7 +339,9 @@ class _Inputs:
         try:
             lines = file.read_text(encoding="utf-8").splitlines()
         except UnicodeDecodeError as error:
-            raise ValueError(f"{file}: not UTF-8 text: {error}") from None
+            raise ValueError(
+                f"{file} is not UTF-8 text ({error}); expected one caption per line"
+            ) from None
         captions = [line.strip() for line in lines if line.strip()]
         if not captions:
             raise ValueError(f"{file} has no captions; expected one per line")

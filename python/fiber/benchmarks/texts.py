@@ -62,7 +62,7 @@ def generate_captions(count: int) -> list[str]:
 
 
 def class_prompt(boxes: int) -> tuple[str, list[tuple[int, int]]]:
-    """Join COCO's classes into a prompt; sample the (start, end) spans of `boxes` class names."""
+    """Return a prompt of COCO's classes, and the (start, end) spans of `boxes` random classes."""
     spans, start = [], 0
     for name in COCO_CLASSES:
         spans.append((start, start + len(name)))

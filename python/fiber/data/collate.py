@@ -102,7 +102,7 @@ class Collator:
         return {**self.__dict__, "_core": None, "_process": -1}
 
     def open(self) -> _core.Session:
-        """Start a session, and start the threads if this process has not done so yet."""
+        """Start a session, and start the threads if they are not running in this process."""
         if self._core is None or self._process != os.getpid():
             # Threads do not survive a fork.
             self._core, self._process = _core.Loader(**self._core_options), os.getpid()

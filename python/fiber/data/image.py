@@ -13,7 +13,7 @@ from fiber.data.loader_config import check_arguments
 
 
 def load_image(image: Any, *, background: Sequence[int] | None = None) -> np.ndarray:
-    """Load an image as a uint8 array (H, W, 3), RGB.
+    """Load an image as an (H, W, 3) uint8 RGB array.
 
     Args:
         image: Path, encoded bytes, PIL image or uint8 array (H, W, 3).

@@ -168,8 +168,8 @@ class StreamSampler(RankSplit):
             index += 1
         if index < start:
             raise ValueError(
-                f"the state resumes at sample {start}, but there are only {index} records; it was"
-                " probably saved with different data"
+                f"the state resumes at sample {start}, but there are only {index} records; the"
+                " state was probably saved with different data"
             )
         if start and fingerprint != (own := consumed.text()):
             raise _other_data(
@@ -254,6 +254,6 @@ Sampler = IndexSampler | StreamSampler
 
 def _other_data(fingerprint: object, own: str) -> ValueError:
     return ValueError(
-        f"the state's fingerprint is {fingerprint!r}, {own}; it was probably saved with different"
-        " data"
+        f"the state's fingerprint is {fingerprint!r}, {own}; the state was probably saved with"
+        " different data"
     )

@@ -153,7 +153,7 @@ def class_prompt(classes: Sequence[ClassLike]) -> Prompt:
 
 
 def _result_names(classes: Sequence[ClassName]) -> list[str]:
-    """Return the name of each class in results, with prefix and suffix if it is not unique."""
+    """Return the result name of each class, with prefix and suffix if the name is not unique."""
     times = Counter(each.name for each in classes)
     return [
         each.name if times[each.name] == 1 else f"{each.prefix}{each.name}{each.suffix}".strip()
