@@ -1,7 +1,7 @@
 """FFCV's loader, on images converted to FFCV's file format as JPEG or raw pixels.
 
-FFCV resizes with OpenCV's INTER_AREA and decodes with the fast, inexact DCT. It cannot squash, so a
-center crop, which reads fewer pixels, is used instead.
+FFCV resizes with OpenCV's INTER_AREA and decodes with the fast, inexact DCT. It cannot resize an
+image without keeping the aspect ratio, so "squash" uses a center crop, which reads fewer pixels.
 """
 
 from __future__ import annotations
