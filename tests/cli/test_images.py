@@ -335,8 +335,11 @@ class TestBadInput:
             (["ground", "a.jpg", "--spans", "2-8"], "--spans: expected START:END.* '2-8'"),
             (["ground", "a.jpg", "--spans", "2:8,"], "--spans: expected START:END.* '2:8,'"),
             (["ground", "a.jpg", "--spans", " ; "], "--spans: expected one or more .* ' ; '"),
-            (["answer", "a.jpg", "why?", "--top-k", "0"], "--top-k: expected a positive .*, got 0"),
-            (["answer", "a.jpg", "why?", "--top-k", "some"], "expected a positive .*, got some"),
+            (
+                ["answer", "a.jpg", "why?", "--top-k", "0"],
+                "--top-k: expected a positive .*, got '0'",
+            ),
+            (["answer", "a.jpg", "why?", "--top-k", "some"], "expected a positive .*, got 'some'"),
             (["zzz", "a.jpg"], "unknown value 'zzz'; expected one of demo, train"),
             (["grund", "a.jpg"], "unknown value 'grund'; did you mean ground"),
             (["ground", "a.jpg", "--frases", "dog"], "--frases dog; did you mean --phrases"),

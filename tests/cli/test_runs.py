@@ -165,7 +165,7 @@ class TestData:
         with pytest.raises(SystemExit) as stopped:
             main(["data", kind, "--output", "made", "--images", number])
         assert stopped.value.code == 2
-        message = f"argument --images: expected a positive integer, got {number}"
+        message = f"argument --images: expected a positive integer, got {number!r}"
         assert message in capsys.readouterr().err
         assert not Path("made").exists()
 
