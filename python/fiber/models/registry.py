@@ -4,8 +4,8 @@ A model family is a folder next to this file plus its entries here; FIBER has on
 Other code depends on the entry or on the heads of a config ("grounding" in config.heads), never on
 the name of a family or stage. A network stores its config in `config` and its encoders in
 `backbone`. A config is a frozen dataclass with `heads`, `channel_order`, `vocab_size`,
-`num_answers` and `with_image_size`; configs of families other than FIBER also have a field
-`family`.
+`num_answers` and `with_image_size`; configs of families other than FIBER also have a `family`
+field.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ ARCHITECTURES = (
 
 
 def architecture_of(config: FiberConfig) -> Architecture:
-    """Return the registry entry of a config."""
+    """Return the registry entry for a config."""
     entries = [entry for entry in ARCHITECTURES if isinstance(config, entry.config_class)]
     return next(entry for entry in entries if entry.stage is None or entry.stage == config.stage)
 
@@ -142,7 +142,7 @@ def inference_transform(config: FiberConfig) -> ImageTransform:
 
 
 def read_config(values: dict[str, Any]) -> FiberConfig:
-    """Read a config of any family from the JSON object of its fields.
+    """Build a config of any family from a dict of its fields.
 
     Raises:
         ValueError: if the family is unknown or a field is invalid; the message names it.
@@ -150,7 +150,7 @@ def read_config(values: dict[str, Any]) -> FiberConfig:
     classes = {entry.family: entry.config_class for entry in ARCHITECTURES}
     family = values.get("family", "fiber")
     if family not in classes:
-        raise ValueError(f"unknown family {family!r}; expected {' or '.join(classes)}")
+        raise ValueError(f"unknown family {family!r}; expected {' or '.join(map(repr, classes))}")
     return from_dict(classes[family], values)
 
 
@@ -178,7 +178,7 @@ def recognize(names: Collection[str]) -> Architecture:
     if any(name.startswith("backbone.image.") for name in names):
         raise ValueError(
             "the file contains the weights of a fiber model without its config.json; pass the"
-            " folder that contains both"
+            " model folder instead"
         )
     titles = " or ".join(entry.title for entry in ARCHITECTURES)
     more = f" and {len(names) - 4} more" if len(names) > 4 else ""
