@@ -1,10 +1,10 @@
-"""Backward kernels of cross attention.
+"""Backward kernels of cross-attention.
 
-`walk_keys` holds a tile of queries and loops over keys; `walk_queries` holds a tile of keys and
-loops over queries. If a tile covers its whole sequence, every step yields the complete
-gradient of a tile of the other sequence, so one kernel writes all gradients. No atomics are used.
+`walk_keys` holds a tile of queries and loops over keys. `walk_queries` holds a tile of keys and
+loops over queries. If a tile covers its whole sequence, every step computes the complete gradient
+of a tile of the other sequence, so one kernel writes all gradients. No atomics are used.
 
-Notation and key ranks as in `triton_forward.py`.
+Notation and key ranks are as in `triton_forward.py`.
 """
 
 from __future__ import annotations
