@@ -154,8 +154,8 @@ def _add_whole(plan: _Plan, atomic_bias: bool) -> tuple[Tensor, int, Tensor | No
     """Add the launch of `whole_backward`.
 
     Returns:
-        The bias gradients [chunks, h, S * S], S, and the padding gradients [parts, 2 h d] (None without
-        padding).
+        The bias gradients [chunks, h, S * S], S, and the padding gradients [parts, 2 h d] (None
+        without padding).
     """
     sizes = plan.tile("window_backward")
     stored = plan.stored(sizes["rows"])
