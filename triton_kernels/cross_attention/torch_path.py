@@ -114,7 +114,7 @@ def _plain_backward(
 def _mask(k: Tensor, v: Tensor, key_mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
     """Zero out masked keys and values; return them with the score bias [B, 1, 1, m].
 
-    A sample without keys attends to zeros, so its output is 0.
+    A sample without unmasked keys attends to zeros, so its output is 0.
     """
     if key_mask is None:
         return k, v, None

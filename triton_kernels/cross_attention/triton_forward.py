@@ -6,7 +6,9 @@ A program handles one head of one sample. Loops iterate over keys by rank. The v
 sample have the lowest ranks: its real tokens, or the positions in its valid region in row-major
 order. Other keys are not loaded, so they may hold any value.
 
-Source: Dao, "FlashAttention-2" (2023): online softmax, and backward from the logsumexp.
+The online softmax and the backward pass from the logsumexp are those of FlashAttention-2.
+
+Source: FlashAttention-2 (Dao 2023).
 """
 
 from __future__ import annotations

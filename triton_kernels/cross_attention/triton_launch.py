@@ -36,7 +36,7 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def refusal(q: Tensor, k: Tensor) -> str | None:
-    """Return why queries [B, n, h, d] and keys [B, m, h, d] are not supported, or None."""
+    """Return why q [B, n, h, d] and k [B, m, h, d] are not supported, or None if they are."""
     if q.dtype not in DTYPES or (q.dtype == torch.float64 and q.device.type == "cuda"):
         return f"unsupported dtype {q.dtype}; expected float16, bfloat16 or float32"
     if not 0 < q.shape[3] <= MAX_HEAD_WIDTH:
@@ -252,7 +252,7 @@ def _walk(
     split: bool,
     several: bool,
 ) -> Launch:
-    """Plan a kernel that loops over tiles. `several` means more than one tile per part."""
+    """Plan a kernel that loops over tiles. If `several` is True, parts have more than one tile."""
     q, masked = arguments["queries"], arguments["key_mask"]
     constants = {
         **_constants(q),
@@ -296,7 +296,7 @@ def _inputs(q: Tensor, k: Tensor, v: Tensor, keys: KeyMask) -> dict[str, Any]:
 
 
 def _dropout(dropout: Dropout) -> dict[str, Any]:
-    """Return the dropout arguments: the seed, and the hash threshold for dropping a weight."""
+    """Return the dropout arguments: the seed, and the hash below which a weight is dropped."""
     if not 0 <= dropout.p < 1:
         raise ValueError(f"dropout_p must be >= 0 and < 1, got {dropout.p}")
     if dropout.p == 0:

@@ -52,7 +52,7 @@ def tile(
 
     Raises:
         LookupError: if no entry matches (tests ensure that every kernel of the package has one).
-        ValueError: if the user's table is invalid; the message names file and line.
+        ValueError: if the user's table is invalid; the message names the file and line.
     """
     if _tried is not None and kernel in _tried:
         return dict(_tried[kernel])
@@ -87,7 +87,7 @@ def describe_tables(device: torch.device) -> str:
     """Describe which tile size tables a device uses.
 
     Raises:
-        ValueError: if the user's table is invalid; the message names file and line.
+        ValueError: if the user's table is invalid; the message names the file and line.
     """
     table = users_table()
     if not table.is_file():
@@ -150,9 +150,10 @@ def users_lines(path: Path) -> list[Line]:
 
 
 def best(lines: Sequence[Line], kernel: str, wanted: Mapping[str, object]) -> Line | None:
-    """Return the most specific entry that matches a kernel and `RANKED` values, or None.
+    """Return the most specific entry for `kernel` that matches `wanted`, or None.
 
-    An entry that lacks a key matches every value of that key.
+    `wanted` has a value for each of the `RANKED` keys. An entry that lacks a key matches every
+    value of that key.
     """
     matching = (
         line
@@ -177,8 +178,8 @@ def read(path: Path) -> list[Line]:
 
     text = path.read_text(encoding="utf-8", errors="replace")
     try:
-        if not isinstance(json.loads(text), list):
-            raise error(1, "expected a JSON list")
+        if not isinstance(table := json.loads(text), list):
+            raise error(1, f"expected a JSON list, got {type(table).__name__}")
     except json.JSONDecodeError as invalid:
         raise error(invalid.lineno, invalid.msg) from None
     # Decode again, entry by entry, to find line numbers.

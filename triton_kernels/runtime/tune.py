@@ -235,7 +235,7 @@ def _fastest(
 def all_cases(
     device: torch.device, windows: Sequence[int], dtypes: Sequence[torch.dtype]
 ) -> Iterator[Case]:
-    """Yield attention calls of base model training: window attention and cross-attention."""
+    """Yield window attention and cross-attention cases, as in training of the base model."""
     for dtype in dtypes:
         for window in windows:
             yield from window_cases(device, window, dtype)

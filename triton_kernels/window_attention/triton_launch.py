@@ -1,8 +1,8 @@
 """Launch plans for the window attention kernels, based on shapes and the tile size table.
 
-Only the inputs are saved for the backward pass. Without atomics, gradients are
-deterministic, and identical on all GPUs that use the same tile sizes: the assignment of windows to
-programs depends only on shapes, and every sum has a fixed order.
+Only the inputs are saved for the backward pass. Without atomics, gradients are deterministic, and
+identical on all GPUs that use the same tile sizes: the assignment of windows to programs depends
+only on shapes, and every sum has a fixed order.
 
 Notation: B batch size, (H, W) map size, h heads, d head dim, w window size, S stored rows and
 columns of pairs.
@@ -130,8 +130,7 @@ def plan_backward(
     the summation order varies between runs, and with it the last bits of the gradient.
     """
     grad_qkv = torch.empty(qkv.shape, dtype=qkv.dtype, device=qkv.device)
-    # The gradient of the padding's query is always 0; without padding, so are those of its key and
-    # value.
+    # The query of `qkv_bias` has no gradient. Without padding, neither do its key and value.
     grad_qkv_bias = torch.zeros_like(qkv_bias, memory_format=torch.contiguous_format)
     if grad_qkv.numel() == 0:
         return [], (grad_qkv, torch.zeros_like(bias_table), grad_qkv_bias)
@@ -287,7 +286,7 @@ class _Plan:
         )
 
     def stored(self, *blocks: int) -> int:
-        """Compute S, the tokens per window rounded up to whole tiles of all kernels."""
+        """Compute S, the number of tokens per window rounded up to whole tiles of all kernels."""
         return triton.cdiv(self.spec.window_size**2, max(blocks)) * max(blocks)
 
     def expand(self, stored: int, transposed: bool) -> Tensor:
@@ -315,7 +314,7 @@ class _Plan:
         return torch.empty(*shape, dtype=self.wide, device=self.qkv.device)
 
     def padding_parts(self, count: int) -> Tensor | None:
-        """Allocate the key and value gradients of padding [count, 2 h d]; None without padding."""
+        """Allocate the padding gradients [count, 2 h d], or return None without padding."""
         return self.empty(count, 2 * self.heads * self.qkv.shape[-1]) if self.padded else None
 
     def add(

@@ -45,7 +45,7 @@ class Strip(NamedTuple):
     def scatter(self, rows: Tensor, out: Tensor) -> None:
         """Copy rows [n N + 1, R] of window positions to their tokens in `out` [M, R].
 
-        Tokens outside valid regions get 0, from the last row.
+        Tokens outside valid regions get zeros; the last row is overwritten with them.
         """
         rows[-1] = 0
         for run, places in self.runs:

@@ -43,7 +43,8 @@ def need_head(config: FiberConfig, head: str, asked: str) -> None:
     """Check that a model has the head that a method or task (`asked`) needs.
 
     Raises:
-        MissingHeadError: if it does not; the message lists its heads and a recipe for this one.
+        MissingHeadError: if it does not; the message lists its heads and a recipe to train the
+            missing one.
     """
     if head not in config.heads:
         is_small = config.roberta.width == preset("small").roberta.width
@@ -67,7 +68,7 @@ class Pooler(nn.Module):
 
 
 class LanguageHead(nn.Module):
-    """Vocabulary logits for MLM and captioning. Weights are not tied to the word embeddings."""
+    """Vocabulary head for MLM and captioning. Its weights are not tied to the word embeddings."""
 
     def __init__(self, width: int, vocab_size: int) -> None:
         super().__init__()

@@ -80,7 +80,7 @@ def _resize_windows(state: Mapping[str, Tensor], config: FiberConfig) -> Mapping
     return resize_bias_tables(state, config.swin.window_size)
 
 
-#: An entry of FIBER, with what its two stages share.
+#: Creates a FIBER entry, with the arguments that both stages share.
 _fiber = partial(
     Architecture,
     family="fiber",
@@ -145,7 +145,8 @@ def read_config(values: dict[str, Any]) -> FiberConfig:
     """Build a config of any family from a dict of its fields.
 
     Raises:
-        ValueError: if the family is unknown or a field is invalid; the message names it.
+        ValueError: if the family is unknown or a field is invalid; the message names the family or
+            field.
     """
     classes = {entry.family: entry.config_class for entry in ARCHITECTURES}
     family = values.get("family", "fiber")

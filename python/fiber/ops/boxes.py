@@ -35,11 +35,11 @@ def centers(boxes_xyxy: Tensor) -> Tensor:
 def paired_giou(first_xyxy: Tensor, second_xyxy: Tensor, *, epsilon: float = 1e-7) -> Tensor:
     """Compute the (N,) elementwise GIoU of two (N, 4) box tensors, as in the published code.
 
-    Inclusive boxes narrower than a pixel have negative sides. In `first_xyxy`, these are
-    set to 0; `torchvision.ops.generalized_box_iou_loss` would multiply two of them into a positive
+    Inclusive boxes narrower than a pixel have negative sides. In `first_xyxy`, these sides are set
+    to 0; `torchvision.ops.generalized_box_iou_loss` would multiply two of them into a positive
     area. `epsilon` is added to the union and the enclosing area.
 
-    Source: Rezatofighi et al. 2019.
+    Source: Generalized IoU (Rezatofighi et al. 2019).
     """
     low, high = first_xyxy[:, :2], torch.maximum(first_xyxy[:, :2], first_xyxy[:, 2:])
     other_low, other_high = second_xyxy[:, :2], second_xyxy[:, 2:]

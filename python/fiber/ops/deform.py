@@ -41,7 +41,7 @@ def modulated_deform_conv(
     Returns:
         (B, C_out, h, w). Taps are interpolated bilinearly, with zeros outside the map.
 
-    Source: Zhu et al. 2019, "Deformable ConvNets v2".
+    Source: Deformable ConvNets v2 (Zhu et al. 2019).
     """
     if features.device.type != "cpu":
         return deform_conv2d(

@@ -124,7 +124,7 @@ def roberta_keys(config: RobertaConfig, layout: EncoderLayout) -> KeyMap:
 
 
 def weight_and_bias(ours: str, *theirs: str) -> KeyMap:
-    """Map the weight and bias of a layer to the concatenation of those of published layers."""
+    """Map a layer's weight and bias to the concatenated weights and biases of published layers."""
     return {
         f"{ours}.{part}": tuple(f"{name}.{part}" for name in theirs) for part in ("weight", "bias")
     }

@@ -1,7 +1,7 @@
 """RoBERTa text encoder: embeddings and post-norm layers.
 
-Attention masks are bool and broadcast to (B, h, L, keys); True = attend. None attends to
-all keys. To add fusion, pass a layer a function that it applies to its self-attention output.
+Attention masks are bool and broadcast to (B, h, L, keys); True = attend. None attends to all keys.
+Fusion is added by passing a layer a `branch`, which is applied to the self-attention output.
 
 Source: RoBERTa (Liu et al. 2019).
 """

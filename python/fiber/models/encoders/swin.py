@@ -1,7 +1,7 @@
 """Swin Transformer image encoder.
 
-Feature maps are (B, H, W, C). To add fusion, pass a block a function that it applies to its
-self-attention output.
+Feature maps are (B, H, W, C). Fusion is added by passing a block a `branch`, which is applied to
+the self-attention output.
 
 Source: Swin Transformer (Liu et al. 2021).
 """

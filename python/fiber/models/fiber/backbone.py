@@ -65,7 +65,8 @@ class ImagePrefix(NamedTuple):
     def take(self, indices: Tensor, *, with_stages: bool = False) -> ImagePrefix:
         """Select samples by (n,) int64 indices.
 
-        Outputs of finished stages are dropped unless `with_stages=True`, as the detector requires.
+        Outputs of finished stages are dropped unless `with_stages` is True. The detector needs
+        them.
         """
         sizes = self.sizes
         return ImagePrefix(

@@ -233,7 +233,7 @@ class FiberDetector(nn.Module):
         )
 
     def stage_maps(self, features: BackboneOutput) -> list[Tensor]:
-        """Return the normalized outputs of the last three stages, (B, C_s, H_s, W_s) each."""
+        """Return the normalized maps of the last three stages, (B, C_s, H_s, W_s), finest first."""
         return [
             # (B, H, W, C) -> (B, C, H, W)
             norm(stage).permute(0, 3, 1, 2)

@@ -123,8 +123,8 @@ def reread(values: Tensor, map_size: Sequence[int]) -> Tensor:
     """Reinterpret the first K * h * w values of each sample: (B, K, H, W) -> (B, K, h, w).
 
     The published model passes the offsets of the finer level to the convolution of the coarser
-    level. Its CUDA kernel reads the offset buffer as if it had the smaller shape, and the published
-    weights were trained this way.
+    level. The CUDA kernel of that convolution reads the offset buffer as if it had the smaller
+    shape, and the published weights were trained this way.
     """
     batch, kinds = values.shape[:2]
     height, width = map_size

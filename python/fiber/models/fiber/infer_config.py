@@ -198,7 +198,7 @@ def _anchor_scale(state: Mapping[str, Tensor], strides: tuple[int, ...]) -> floa
 
 
 def _count(state: Mapping[str, Tensor], pattern: str) -> int:
-    """Return one more than the largest number in the keys matched by group 1 of `pattern`."""
+    """Return one more than the largest number that group 1 of `pattern` matches in the keys."""
     numbers = [int(match[1]) for name in state if (match := re.match(pattern, name))]
     return max(numbers, default=-1) + 1
 
@@ -257,7 +257,10 @@ def _own_config(stored: Mapping[str, Any]) -> FiberConfig | None:
 
 
 def _check_names(stored: Mapping[str, Any], config: FiberConfig, source: str) -> None:
-    """Check that a stored config matches the published fields of `config`; errors cite `source`."""
+    """Check that a stored config matches the published fields of `config`.
+
+    `source` precedes the values of `config` in errors, e.g. "the tensors have".
+    """
     wrong = [
         f"{name} {found}, but {source} {value}"
         for name, value in _published_names(config).items()

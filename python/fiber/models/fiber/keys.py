@@ -205,7 +205,7 @@ def _projected_text_layers(config: FiberConfig) -> range:
 
 
 def coarse_defaults(config: FiberConfig, names: Container[str]) -> dict[str, float]:
-    """Return defaults for tensors that a published coarse-stage file may lack, keyed by our keys.
+    """Return defaults for tensors that a published coarse-stage file may lack, keyed by our names.
 
     `temp` is missing from files of runs without ITC, and from the released files, which were
     written by an earlier implementation. The ITC projections are always present.
