@@ -52,7 +52,7 @@ def _own_keys(
 
 @triton.jit
 def _is_read(rank, below, key_mask, sample, num_keys):
-    """Return a mask of the keys that are unmasked and have ranks less than `below`."""
+    """Return True for unmasked keys with ranks less than `below`."""
     is_read = rank < below
     if key_mask is not None:
         pointers = key_mask + sample.to(tl.int64) * num_keys + rank

@@ -114,7 +114,7 @@ def kernel_module(operation: str, tensor: Tensor, *shape: Any) -> ModuleType:
 
     Args:
         operation: folder name of the operation in `fiber.kernels`.
-        tensor: first argument of `refusal`, a backend's check of whether it supports the call.
+        tensor: first argument of the backend's `refusal`, which rejects unsupported calls.
         shape: remaining arguments of `refusal`.
     """
     backend, _ = active_backend(tensor)

@@ -25,7 +25,7 @@ Sizes = dict[str, int]
 #: Launches of one or more calls, in order, and the results of all calls.
 Plan = tuple[list[Launch], list[Tensor]]
 
-#: Maximum time of a candidate relative to the default tile sizes: smaller gains are noise, and
+#: Maximum time of a candidate relative to the default tile sizes. Smaller gains are noise, and
 #: different tile sizes may change the last bits of the results.
 GAIN = 0.97
 REPETITIONS = 15

@@ -25,9 +25,9 @@ from . import triton_tiled, triton_whole
 from .triton_bias import LOG2E, plan_expand, plan_reduce, plan_sum
 from .window_spec import WindowSpec
 
-#: Limits of the kernels that keep whole rows of scores in registers, which require a head dim of at
-#: most 64 and a dtype with matrix units (16 bits; float64 for tests): key elements per window in
-#: the forward pass (window 18, head dim 32), and keys per window in the backward pass.
+#: Limits of the kernels that keep whole rows of scores in registers: key elements per window in the
+#: forward pass (window size 18, head dim 32), and keys per window in the backward pass. The kernels
+#: also require a head dim of at most 64 and a dtype with matrix units (16 bits; float64 for tests).
 WHOLE_KEY_ELEMENTS = 336 * 32
 WHOLE_BACKWARD_KEYS = 160
 #: GPU architectures and Triton versions for which these kernels spill registers if valid sizes are

@@ -66,7 +66,7 @@ class Architecture:
     to_published: Callable[[Any, Any], dict[str, Tensor]] = lambda state, config: state
     #: Encoders that can be loaded from and written to standalone files.
     encoders: tuple[EncoderFormat, ...]
-    #: Resizes tensors that depend on the image size, by our or published keys.
+    #: Resizes tensors that depend on the image size, with our keys or published keys.
     resize: Callable[[Mapping[str, Tensor], Any], Mapping[str, Tensor]]
     #: Hyperparameters that determine most tensor shapes, by display name.
     main_sizes: Callable[[Any], dict[str, Any]]

@@ -135,7 +135,7 @@ def sample_captions(
         image_tokens: (B, H, W, C).
         samples_per_image: S.
         max_tokens: maximum length.
-        temperature: divisor of the logits.
+        temperature: value that divides the logits.
         top_k: sample from the k most likely tokens.
         top_p: nucleus sampling, applied after top_k.
         generator: generator on the model's device, or one per image to make samples independent of
@@ -151,9 +151,8 @@ def sample_captions(
     _check_max_tokens(model, max_tokens)
     _check_sampling(samples_per_image, temperature, top_k, top_p)
     if isinstance(generator, Sequence) and len(generator) != len(image_tokens):
-        raise ValueError(
-            f"generator: expected one for each of {len(image_tokens)} images, got {len(generator)}"
-        )
+        expected = f"one generator per image ({len(image_tokens)})"
+        raise ValueError(f"generator: expected {expected}, got {len(generator)}")
     decoder = CaptionDecoder(model, image_tokens)
     log_probs = decoder.log_probs(_start(decoder)).expand(-1, samples_per_image, -1)
     decoder.select(torch.zeros(log_probs.shape[:2], dtype=torch.int64, device=decoder.device))

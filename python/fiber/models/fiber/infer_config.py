@@ -26,7 +26,7 @@ from fiber.models.fiber.keys import COARSE_IMAGE, COARSE_TEXT, FINE_IMAGE, FINE_
 #: package. Published fields cannot express, for example, a window size other than image_size / 32.
 OWN = "fiber_model"
 
-#: Head dim of published RoBERTa models; cannot be inferred from shapes.
+#: Head dim of published RoBERTa models, which cannot be inferred from shapes.
 _TEXT_HEAD_DIM = 64
 
 #: Key patterns that indicate a head of a coarse-stage checkpoint, in the order of
