@@ -323,7 +323,7 @@ class TestBadInput:
         message = error_line(capsys)
         assert "'vqa'" in message
         assert "grounding" in message
-        assert "`fiber train vqav2` trains it; `fiber recipes` lists" in message
+        assert "run `fiber train vqav2` (see also `fiber recipes`)" in message
 
     @pytest.mark.parametrize(
         ("arguments", "message"),
