@@ -36,7 +36,7 @@ def wrong_before(scores: ArrayLike, right: ArrayLike) -> NDArray[np.int64]:
 
     Args:
         scores: (n, m) scores of m candidates for n queries, higher is more similar.
-        right: (n, m) bool, True = right candidate.
+        right: (n, m) bool, True = correct candidate.
 
     Returns:
         (n,) int64; m if all are wrong.
@@ -59,7 +59,7 @@ def wrong_before(scores: ArrayLike, right: ArrayLike) -> NDArray[np.int64]:
 def reranked(ranks: ArrayLike, scores: ArrayLike, right: ArrayLike) -> NDArray[np.int64]:
     """Update (n,) ranks with new (n, k) scores for the k best candidates of each query.
 
-    A query without a right candidate among the k keeps its rank.
+    A query without a correct candidate among the k keeps its rank.
 
     Source: ALBEF (Li et al. 2021), retrieval evaluation.
     """
