@@ -288,7 +288,7 @@ def test_what_cannot_be_validated_is_refused_before_training(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"validation__task": "vqa2"}, r"validation.task 'vqa2'"),
+        ({"validation__task": "vqa2"}, r"validation.task: .*'vqa2'"),
         ({"validation__pictures": -1}, r"validation.pictures.*0.*-1"),
         (
             {**CHANGES, "data__split": "train+val"},

@@ -38,9 +38,9 @@ def gold_loss(
     q_t the mean of p from t to the end of the caption.
 
     The logits of both models are (B, L, V). The loss is averaged over all captions with a target.
-    Each caption's sum is divided by its number of targets or, if `divisor` is "padding", by its
-    number of positions without a target, as in the published code, which gives short captions less
-    weight.
+    Each caption's sum is divided by its number of targets. If `divisor` is "padding", it is instead
+    divided by the number of positions without a target, as in the published code; short captions
+    then weigh less.
 
     Raises:
         ValueError: if the shapes do not match or the divisor is unknown.
@@ -122,7 +122,7 @@ def self_critical_loss(
 
 
 def others_mean(rewards: Tensor) -> Tensor:
-    """Compute the (B, S) mean rewards of the other samples of the same image."""
+    """For each of (B, S) samples, average the rewards of the other samples of its image."""
     samples = rewards.shape[1]
     if samples < 2:
         raise ValueError(f"expected at least 2 samples per image, got {samples}")

@@ -1,7 +1,7 @@
 """Collectives for losses: sums over all ranks, and differentiable gathers of global batch rows.
 
 A row is the tensor of one sample. The global batch is the concatenation of the batches of all
-ranks, in rank order. If `torch.distributed` is not initialized, it is the local batch.
+ranks, in rank order; without `torch.distributed`, it is the local batch.
 
 A loss may depend on rows of every rank; the backward pass sums the gradients of each row over all
 ranks. DistributedDataParallel averages gradients, so a loss of the form

@@ -98,7 +98,9 @@ def token_focal_loss(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def centerness_targets(anchors_xyxy: Tensor, boxes_xyxy: Tensor) -> Tensor:
-    """Compute the centerness of (P, 4) anchors whose centers are in (P, 4) boxes, all half-open.
+    """Compute the centerness of (P, 4) anchors in the (P, 4) boxes that contain their centers.
+
+    Anchors and boxes are in half-open coordinates.
 
     Returns:
         (P,) in (0, 1]. For x and y, the distance from the anchor's center to the nearer side is

@@ -101,7 +101,8 @@ class PairQueue:
         counts = row_counts(image_ids)
         if sum(counts) > len(self):
             raise ValueError(
-                f"a global batch of {sum(counts)} pairs does not fit into a queue of {len(self)}"
+                f"a global batch of {sum(counts)} pairs does not fit into the queue; expected at"
+                f" most {len(self)}"
             )
         places = (torch.arange(sum(counts)) + self.pointer) % len(self)
         for name, value in zip(self.TENSORS, values, strict=True):

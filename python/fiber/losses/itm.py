@@ -284,7 +284,8 @@ def half_of_negatives(batch_size: int, first_row: int) -> Tensor:
     independent of the world size.
 
     Returns:
-        (2B,) int64: true pairs, then a negative text for even and a negative image for odd rows.
+        (2B,) int64: the true pairs, then one negative per row, with a mismatched text for even rows
+        and a mismatched image for odd rows.
     """
     rows = torch.arange(batch_size)
     is_odd = (rows + first_row) % 2

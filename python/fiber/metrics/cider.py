@@ -46,7 +46,7 @@ class DocumentFrequencies(NamedTuple):
         """Count n-grams in the reference captions of each image.
 
         Raises:
-            ValueError: if there is no image.
+            ValueError: if `references` is empty.
         """
         counts: Counter[Ngram] = Counter()
         images = 0

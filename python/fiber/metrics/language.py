@@ -14,7 +14,7 @@ IGNORED = -100
 
 
 def masked_word_accuracy(predicted: ArrayLike, labels: ArrayLike) -> dict[str, float]:
-    """Compute MLM `accuracy` over the labels that are not -100; shapes are arbitrary but equal.
+    """Compute MLM `accuracy` over all labels except -100.
 
     Raises:
         ValueError: if the shapes differ.

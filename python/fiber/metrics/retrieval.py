@@ -1,7 +1,7 @@
 """Image-text retrieval recall, with any number of texts per image.
 
 An image is a hit if any of its texts is among its k best candidates; a text is a hit if its image
-is among them. Shapes: P images, T texts.
+is among its k best candidates. Shapes: P images, T texts.
 
 Source: the retrieval protocol of FIBER (Dou et al. 2022).
 """

@@ -2,7 +2,7 @@
 
 Each question has answers from about ten annotators. The official score is min(1, count / 3), where
 count is the number of annotators who gave the answer, averaged over all subsets that leave one
-annotator out. The score of the published code is looked up in a table by the count.
+annotator out. The published code instead looks up the score for this count in a table.
 """
 
 from __future__ import annotations

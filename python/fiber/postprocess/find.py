@@ -156,7 +156,7 @@ def join_chunks(
 
 
 def _probabilities(output: DetectorOutput) -> tuple[Tensor, Tensor]:
-    """Return token probabilities (B, A, L) and centerness (B, A), float32."""
+    """Return token probabilities (B, A, L) and centerness (B, A) as float32."""
     tokens = torch.cat(output.token_logits, dim=1).float().sigmoid()
     return tokens, torch.cat(output.centerness_logits, dim=1).float().sigmoid()
 
@@ -203,7 +203,7 @@ def _label_scores(scores: Tensor, token_map: TokenMap, aggregate: str) -> Tensor
 
 
 def _best(ranks: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Return up to `count` of a level's (locations, K) highest scores, and their flat indices."""
+    """Return the `count` highest scores of a level and their flat indices, dropping negatives."""
     flat = ranks.flatten()
     values, places = flat.topk(min(count, len(flat)))
     chosen = values >= 0

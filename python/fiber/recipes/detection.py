@@ -62,10 +62,10 @@ def odinw_full() -> RunConfig:
     Hardware: the published run used 4 GPUs, one image per GPU.
     Expected: a mean AP of 65.9 over the test splits of the thirteen datasets (FIBER's README).
 
-    Prompts list the classes in file order, as in the published code. Trains for at most 200 epochs
-    and evaluates after each. The learning rate drops when AP plateaus, and the run stops after
-    eight evaluations in a row below the best AP. Prompts contain only class names; the published
-    prompts for Aquarium also describe the classes.
+    Trains for at most 200 epochs and evaluates after each. The learning rate drops when AP
+    plateaus, and the run stops after eight evaluations in a row below the best AP. Prompts list the
+    class names in file order, as in the published code; the published prompts for Aquarium also
+    describe the classes.
     """
     task = GroundingTask(share=1, sources=("detection",), shuffle_classes=False)
     changes = {
@@ -100,7 +100,7 @@ def odinw_few_shot() -> RunConfig:
         --set data.shots=5 --set train.epochs=400 --set train.checkpoint_epochs=2
         --set data.shots=10 --set train.epochs=200 --set train.checkpoint_epochs=1
     Data: as for `odinw_full`. Images are chosen in ascending id order, as in the published code,
-        and do not depend on the seed; to train on other images, pass a different annotation file.
+        and do not depend on the seed. To train on different images, pass your own annotation file.
     Hardware: the published run used 4 GPUs, one image per GPU.
     Expected: FIBER's README gives no number for this setting.
 

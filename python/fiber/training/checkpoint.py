@@ -1,9 +1,9 @@
 """Checkpoints of a training run.
 
 A checkpoint is a folder `step-00000500` with `model.safetensors`, `training.pt` (optimizer, EMA and
-objective state, loadable with weights_only=True), `data.json` (`Position`) and `SHA256SUMS`, their
-checksums in the format of sha256sum. It is written under a temporary name, so a folder with the
-final name is complete. For finished models see `fiber.checkpoints.model_dir`.
+objective state, loadable with weights_only=True), `data.json` (`Position`), and `SHA256SUMS` with
+the checksums of these files, in the format of sha256sum. The folder is written under a temporary
+name, so one with the final name is complete. For finished models see `fiber.checkpoints.model_dir`.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ def newest_checkpoint(checkpoints: Path) -> RunCheckpoint | None:
 
 
 def best_steps(checkpoints: Path) -> set[int]:
-    """Return the best step recorded in each checkpoint of a run."""
+    """Return the best steps recorded in the checkpoints of a run."""
     steps = set()
     for checkpoint in checkpoints_in(checkpoints):
         with suppress(

@@ -52,7 +52,7 @@ class TrainingData:
     path: str | None = None
 
     def fit_model(self, config: RunConfig) -> RunConfig:
-        """Return `config` with the vocabulary size and number of answers of this data."""
+        """Return `config` with the vocabulary size and number of answers set from this data."""
         model = config.model.with_vocabulary(self.vocabulary.tokenizer.vocab_size)
         if self.vocabulary.answers:
             count = len(self.vocabulary.answers)

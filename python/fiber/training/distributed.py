@@ -120,7 +120,7 @@ def average_gradients(parameters: Sequence[nn.Parameter], processes: Processes) 
 
 
 def _buckets(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
-    """Group parameters into buckets of up to `BUCKET_ELEMENTS`; a larger one is a bucket itself."""
+    """Group parameters into buckets of `BUCKET_ELEMENTS`; a larger parameter has its own bucket."""
     bucket: list[nn.Parameter] = []
     elements = 0
     for parameter in parameters:

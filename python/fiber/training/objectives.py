@@ -269,7 +269,7 @@ class TrainStep(nn.Module):
     `branches` computes the same losses one branch at a time, for callers that run each backward
     before the next branch is computed (see `fiber.training.split_backward`).
 
-    Its parameters are those of the model; the trainer saves `state`.
+    The parameters of this module are those of the model; the trainer saves `state`.
     """
 
     def __init__(

@@ -59,7 +59,7 @@ def part_of(name: str) -> Part:
     """Return the part of the model that a parameter belongs to.
 
     Raises:
-        ValueError: if the name is unknown; there is no default, so new modules must be listed.
+        ValueError: if the name is unknown; new modules must be added to `PARTS`.
     """
     parts = name.split(".")
     if parts[0] == "backbone" and parts[1] in ("image", "text", "fusion"):

@@ -16,7 +16,7 @@ EXIT_CODE = 75
 
 
 class Preempted(SystemExit):
-    """Raised after a signal, once the run has been saved; exits with `EXIT_CODE`."""
+    """Raised after a signal, once the run has been saved. The exit code is `EXIT_CODE`."""
 
     def __init__(self, signal: str | None) -> None:
         super().__init__(EXIT_CODE)

@@ -164,8 +164,8 @@ class TaskLoaders:
         """Return the next batch of a task.
 
         Raises:
-            DecodeError, FileNotFoundError: if an image is broken or missing, unless data.on_error
-                skips it; the message names the record.
+            DecodeError, FileNotFoundError: if an image is broken or missing and data.on_error is
+                "raise"; the message names the record.
         """
         if name not in self._iterators:
             self._iterators[name] = iter(self._loaders[name].stream(start=self.consumed[name]))

@@ -43,7 +43,7 @@ class Validation:
     def evaluate(
         self, model: FiberImageText | FiberDetector, state: dict[str, Tensor], threads: int
     ) -> dict[str, float]:
-        """Evaluate weights; return the task's metrics and the "score" to select by.
+        """Evaluate weights; return the task's metrics and "score", by which weights are selected.
 
         The model's weights and the random state are restored afterwards, so validation does not
         affect training.

@@ -275,7 +275,7 @@ class RunConfig:
         )
 
     def with_length(self, records: int) -> RunConfig:
-        """Convert `epochs` and `checkpoint_epochs` to steps for this number of records."""
+        """Convert `epochs` and `checkpoint_epochs` to steps for the given number of records."""
         train = self.train
         steps_of_epoch = records / self.data.batch_size
         steps, every = train.steps, train.checkpoint_every

@@ -58,7 +58,7 @@ class TaskConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageTextTask(TaskConfig):
-    """ITC, ITM and MLM on captions, in shared forward passes. A weight of 0 skips its loss."""
+    """ITC, ITM and MLM on captions, in shared forward passes. A loss with weight 0 is skipped."""
 
     sources: tuple[str, ...] = ("captions",)
     itc: float = 1.0

@@ -56,7 +56,7 @@ class RandAugmentConfig:
 class ColorJitterConfig:
     """Color jitter, drawn per image and applied before RandAugment.
 
-    All ranges are disabled by default, as in both published stages.
+    Color jitter is disabled by default, as in both published stages.
     """
 
     #: Range of the factor that scales every value.
