@@ -1,7 +1,7 @@
 """Image-text contrastive loss (ITC) over the global batch; `losses.itc_queue` adds a queue.
 
 Shapes: B pairs on this rank, G pairs in the global batch (all ranks), D embed dim. Image and text
-ids are (B,) int64; two pairs have the same id if they have the same image or text, respectively.
+ids are (B,) int64; equal ids mean the same image or text.
 """
 
 from __future__ import annotations

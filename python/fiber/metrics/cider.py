@@ -4,8 +4,8 @@ Words are separated by whitespace; the caller tokenizes. A caption of four or mo
 its only reference scores 10. Papers report 100 times the score, so 144.4 in a paper is 1.444 here
 and in COCO's evaluation.
 
-Source: CIDEr (Vedantam et al. 2015), variant D: n-grams of 1 to 4 words, counts clipped to the
-reference's, a Gaussian penalty on the length difference.
+Source: CIDEr (Vedantam et al. 2015), variant D, with n-grams of 1 to 4 words, counts clipped to
+those of the reference, and a Gaussian penalty on the length difference.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ def caption_coco_published() -> RunConfig:
     """Published COCO captioning, stage 1, on train and val, for ten epochs of 439,000 captions.
 
     Command: torchrun --nproc-per-node 8 -m fiber.cli train caption_coco_published --data DIR
-        --init MODEL
+        --init PRETRAINED
     Data: as for `caption_coco`. Trains on Karpathy's "train" and "val" together and skips
         "restval". The published code uses the test split as "val" and selects its checkpoint on it,
         so the published scores are not on unseen images. This recipe keeps the last checkpoint.

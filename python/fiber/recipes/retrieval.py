@@ -37,7 +37,7 @@ def retrieval_coco_published() -> RunConfig:
     Trains for ten epochs of 439,000 captions.
 
     Command: torchrun --nproc-per-node 8 -m fiber.cli train retrieval_coco_published --data DIR
-        --init MODEL
+        --init PRETRAINED
     Data: as for `retrieval_coco`. Trains on Karpathy's "train" and "val" together and skips
         "restval". The published code uses the test split as "val" and selects its checkpoint on it,
         so the published scores are not on unseen images. This recipe keeps the last checkpoint.
@@ -52,7 +52,7 @@ def retrieval_coco_itm() -> RunConfig:
     """Published COCO fine-tuning with the ITM loss only, for ten epochs of 414,113 captions.
 
     Command: torchrun --nproc-per-node 8 -m fiber.cli train retrieval_coco_itm --data DIR
-        --init COARSE
+        --init PRETRAINED
     Data: as for `retrieval_coco`, but keeps the checkpoint with the best ITM accuracy on 1,000
         images of "val". For FIBER's own run, see `retrieval_coco_itm_published`.
     Hardware: the published run used 8 GPUs, 8 pairs per GPU.
@@ -72,7 +72,7 @@ def retrieval_coco_itm_published() -> RunConfig:
     """Published COCO fine-tuning with ITM on train and val for ten epochs of 439,000 captions.
 
     Command: torchrun --nproc-per-node 8 -m fiber.cli train retrieval_coco_itm_published --data DIR
-        --init MODEL
+        --init PRETRAINED
     Data: as for `retrieval_coco_published`.
     Hardware: the published run used 8 GPUs, 8 pairs per GPU.
     Expected: recall at 1 on the 5,000 test images: text-to-image 59.03, image-to-text 75.14, with

@@ -32,7 +32,7 @@ from fiber.data.datasets.resolve import (
 )
 from fiber.data.prompts.sampling import SampledPrompts
 from fiber.data.record import ConcatRecords, RecordSet
-from fiber.data.skip_report import classes_of, skip_lines
+from fiber.data.skip_report import classes_of, counted, skip_lines
 from fiber.training.config.run import RunConfig
 from fiber.training.config.tasks import BOX_SOURCES, CLASS_SOURCES, ImageTextTask
 
@@ -123,7 +123,7 @@ def open_data(
         if missed:
             lines.append(
                 f"question: {missed} of {asked} questions were skipped, since none of their answers"
-                f" is among the model's {len(choice)} answers"
+                f" is among the model's {counted(len(choice), 'answers')}"
             )
     if tokenizer is None:
         tokenizer = known.tokenizer if known else folder_tokenizer

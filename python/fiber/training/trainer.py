@@ -146,7 +146,7 @@ class Trainer:
             self._log(line)
 
     def run(self) -> None:
-        """Train to the last step or until validation stalls, then write the finished model.
+        """Train to the last step or until the validation score stalls; write the finished model.
 
         Raises:
             FloatingPointError: if a loss or the gradient is not finite.
