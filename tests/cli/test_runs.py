@@ -102,7 +102,7 @@ class TestTrain:
             (PermissionError(errno.EACCES, "Permission denied", "a.pt"), 2, "a.pt: Permission"),
             (FileExistsError("runs/x holds a run already"), 2, "runs/x holds a run already"),
             (FloatingPointError("alignment is nan"), 1, "alignment is nan"),
-            (MemoryError("9.00 GiB of memory are free"), 1, "9.00 GiB of memory are free"),
+            (MemoryError("9.00 GiB of memory is free"), 1, "9.00 GiB of memory is free"),
             (MemoryError(), 1, "out of memory"),
             (fiber.DecodeError("a.jpg:\nno picture"), 2, "a.jpg: no picture"),
             (ModuleNotFoundError("No module named 'x.y'", name="x.y"), 1, "x is not installed"),
