@@ -53,7 +53,7 @@ def seen_before(
         return None
     if not has_splits(source, Path(data), split):
         return (
-            f"the model was trained on {data}, which has no splits, so it is evaluated on its"
+            f"the model was trained on {data}, which has no splits, so this evaluation uses the"
             ' training images. Add the field "split" ("train" or "val") to every line of the'
             " .jsonl file and retrain, or evaluate on a different file"
         )
@@ -61,6 +61,6 @@ def seen_before(
     if not again:
         return None
     return (
-        f"the model was trained on split {'+'.join(again)!r} of {data}, so it is evaluated on"
-        " its training images; choose a different split (--split, split=...)"
+        f"the model was trained on split {'+'.join(again)!r} of {data}, so this evaluation uses"
+        " training images. Choose a different split (--split, split=...)"
     )
