@@ -8,7 +8,8 @@ from pathlib import Path
 
 from fiber.data.prompts.classes import ClassLike, ClassName, as_class, read_classes
 
-#: Classes or a class file (see `read_classes`); for ODinW, classes by dataset or a folder.
+#: Classes or a class file (see `read_classes`). For ODinW, classes by dataset, or a folder of class
+#: files.
 GivenClasses = (
     Sequence[ClassLike] | Mapping[str, Sequence[ClassLike]] | str | os.PathLike[str] | None
 )
