@@ -96,7 +96,7 @@ class Pickle(NamedTuple):
 
 
 def read_pickle(file: Any) -> Pickle:
-    """Read one pickle from a binary file or mmap, leaving the position at the end of the pickle.
+    """Read one pickle from a file or mmap, leaving the file position at the end of the pickle.
 
     Raises:
         HostileFileError: if the pickle names a function that can execute arbitrary code.
@@ -289,8 +289,12 @@ def _is_pairs(value: Any) -> bool:
 
 def _tensor(arguments: tuple[Any, ...]) -> TensorRecord:
     storage, offset, size, stride = arguments[:4]
-    if not isinstance(storage, StorageRecord) or len(size) != len(stride):
-        raise ValueError("a tensor lacks a storage, or its size and stride differ in length")
+    if not isinstance(storage, StorageRecord):
+        raise ValueError(f"expected the storage of a tensor, got a {type(storage).__name__}")
+    if len(size) != len(stride):
+        raise ValueError(
+            f"expected a size and a stride of the same length, got {len(size)} and {len(stride)}"
+        )
     numbers = [offset, *size, *stride]
     if not all(type(number) is int and 0 <= number < 2**63 for number in numbers):
         raise ValueError(

@@ -102,7 +102,7 @@ def initialize(
 
 
 def _check_sizes(model: Network, start: StoredModel) -> None:
-    """Raise a ValueError that lists the differing sizes if the two models differ in size."""
+    """Raise ValueError if the two models differ in size."""
     sizes_of = architecture_of(model.config).main_sizes
     sizes, start_sizes = sizes_of(model.config), sizes_of(start.config)
     differing = [

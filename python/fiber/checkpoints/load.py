@@ -98,7 +98,10 @@ def _published_model(
 
 
 def _is_ours(folder: Path) -> bool:
-    """Check that a folder is a fiber model or run; transformers models also have a config.json."""
+    """Return whether a folder contains a fiber model or run.
+
+    A config.json is not sufficient, since transformers models have one as well.
+    """
     if not (folder / "config.json").is_file():
         return (folder / "checkpoints").is_dir()
     values = read_json(folder / "config.json")
@@ -123,7 +126,7 @@ def load_stored(
     """
     if not Path(path).exists():
         raise FileNotFoundError(
-            f"model {os.fspath(path)} does not exist; `fiber demo` or `fiber train` creates one"
+            f"model {os.fspath(path)} does not exist; `fiber demo` or `fiber train` creates a model"
         )
     target = _choose_device(device)
     stored = read_model(path, target, image_size=image_size, weights=weights)

@@ -47,7 +47,7 @@ def seen_before(
         split: evaluation split; "+" joins several.
 
     Returns:
-        Warning message, or None if paths or splits differ.
+        Warning message, or None if the training data is unknown, or the paths or splits differ.
     """
     if trained is None or absolute(data) != trained.path:
         return None

@@ -187,12 +187,12 @@ def _read_zip(path: Path) -> _TorchFile:
                 f"{path} is a zip archive without data.pkl; expected a file written by torch.save"
             )
         if len(records) < len(archive.infolist()):
-            raise ValueError("the archive contains two files with the same name")
+            raise ValueError("the archive contains multiple members with the same name")
         file_bytes = path.stat().st_size
         for name, record in records.items():
             stored = record.compress_type == zipfile.ZIP_STORED and not record.flag_bits & 1
             if not stored or record.compress_size != record.file_size:
-                raise ValueError(f"{name} is compressed or encrypted; expected a stored member")
+                raise ValueError(f"{name} is compressed or encrypted; expected neither")
             if record.header_offset + record.file_size > file_bytes:
                 raise ValueError(
                     f"{name} ({record.file_size} bytes) extends past the end of the file"
@@ -214,7 +214,7 @@ def _first_byte(file: Any, record: zipfile.ZipInfo) -> int:
     file.seek(record.header_offset)
     header = file.read(30)
     if header[:4] != b"PK\x03\x04":
-        raise ValueError(f"no local header for {record.filename} at byte {record.header_offset}")
+        raise ValueError(f"{record.filename} has no local header at byte {record.header_offset}")
     name_bytes, extra_bytes = struct.unpack("<HH", header[26:30])
     return record.header_offset + 30 + name_bytes + extra_bytes
 
@@ -233,7 +233,11 @@ def _check_legacy_start(path: Path, start: bytes) -> None:
 
 
 def _read_legacy(path: Path) -> _TorchFile:
-    """Read five pickles (magic number, version, system, content, storage keys), then storages."""
+    """Read a file in the legacy format.
+
+    It contains five pickles (magic number, version, system, content and storage keys), followed by
+    the storages.
+    """
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         if read_pickle(data).content != _LEGACY_NUMBER:
             raise _FormatError(f"{path} is a plain pickle; expected a file written by torch.save")

@@ -54,9 +54,9 @@ def open_tokenizer(tokenizer: Tokenizer | str | os.PathLike[str] | None) -> Toke
     """
     if tokenizer is None:
         raise ValueError(
-            "the data has no tokenizer.json; pass tokenizer=... (--tokenizer) with a"
-            " tokenizer.json, a fiber.data.Tokenizer or 'train' (to train one on the texts), or"
-            " init=... (--init) with a model that has a tokenizer"
+            "the data has no tokenizer.json. Set tokenizer=... (--tokenizer) to a tokenizer.json, a"
+            " fiber.data.Tokenizer or 'train' (to train a tokenizer on the texts), or set init=..."
+            " (--init) to a model that has a tokenizer"
         )
     if isinstance(tokenizer, Tokenizer):
         tokenizer.check_for_models()
@@ -69,8 +69,8 @@ def open_tokenizer(tokenizer: Tokenizer | str | os.PathLike[str] | None) -> Toke
         path = path / "tokenizer.json"
     if not path.is_file():
         raise FileNotFoundError(
-            f"tokenizer {path} does not exist; pass an existing one (--tokenizer), or an initial"
-            " model that has one (--init)"
+            f"tokenizer {path} does not exist; pass an existing tokenizer (--tokenizer), or an"
+            " initial model that has a tokenizer (--init)"
         )
     return read_tokenizer(path)
 

@@ -64,7 +64,7 @@ def frequent_boxes(boxes_unit: ArrayLike, k: int = 1, *, seed: int = 0) -> Frequ
 def referring_chance(
     object_boxes: Sequence[ArrayLike], truths: ArrayLike, ks: Sequence[int] = (1,)
 ) -> dict[str, float]:
-    """Compute the expected `grounding.referring_accuracy` of an image's objects in random order.
+    """Compute the expected `grounding.referring_accuracy` of randomly ranked image objects.
 
     `object_boxes` contains one (m, 4) array per expression, with the boxes of all objects in the
     image. `truths` is (n, 4), one box per expression.
@@ -81,7 +81,7 @@ def phrase_chance(
     truths: Sequence[ArrayLike],
     ks: Sequence[int] = (1, 5, 10),
 ) -> dict[str, float]:
-    """Compute the expected `grounding.phrase_recall` of an image's objects in random order.
+    """Compute the expected `grounding.phrase_recall` of randomly ranked image objects.
 
     Arguments are as in `referring_chance`, but `truths` has (g, 4) boxes per phrase, with g >= 1.
     """

@@ -44,7 +44,8 @@ def classes_of_sets(given: GivenClasses) -> dict[str, list[ClassName]] | None:
         files = sorted(Path(given).glob("*.json")) if Path(given).is_dir() else []
         if not files:
             raise FileNotFoundError(
-                f"{given} is not a folder of class files; expected NAME.json for each dataset"
+                f"{given} is not a folder of class files; expected a folder with NAME.json for each"
+                " dataset"
             )
         return {file.stem: read_classes(file) for file in files}
     if not isinstance(given, Mapping):

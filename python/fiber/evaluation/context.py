@@ -185,6 +185,6 @@ def by_image(records: Sequence[Record]) -> dict[str, list[Record]]:
 
 
 def entry_id(key: str) -> int | str:
-    """Return the annotation id that ends a record's key, such as 17 for "vqa_questions_val/17"."""
+    """Return the annotation id at the end of a record's key: 17 for "vqa_questions_val/17"."""
     last = key.rpartition("/")[2]
     return int(last) if last.isdigit() else last

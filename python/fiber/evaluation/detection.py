@@ -85,8 +85,7 @@ def lvis(context: EvalContext, records: list[Record]) -> EvalResult:
 
     As in the published code, a prompt has 40 classes by default (see `classes_per_prompt`), and the
     best 300 detections of a prompt are kept per image. Larger prompts keep proportionally more
-    detections.
-    Predictions are the detections used by fixed AP, in LVIS's result format.
+    detections. Predictions are the detections used by fixed AP, in LVIS's result format.
 
     Raises:
         ValueError: if a record does not list the classes that are absent from its image.

@@ -194,7 +194,7 @@ def winoground(context: EvalContext, records: list[Record]) -> EvalResult:
     """
     if len(records) % 4:
         raise ValueError(
-            f"got {len(records)} records, expected a multiple of 4: the pairs (image, caption) ="
+            f"got {len(records)} records, expected a multiple of 4, with the (image, caption) pairs"
             " (0, 0), (0, 1), (1, 0), (1, 1) of each example"
         )
     model, scores = context.image_text, []

@@ -54,8 +54,8 @@ def retrieval(context: EvalContext, records: list[Record]) -> EvalResult:
     scores every pair and returns only reranked metrics.
 
     Raises:
-        ValueError: if `context.candidates` is nonzero without an ITM head, or is less than the
-            number of images or texts without an ITC head.
+        ValueError: if `context.candidates` is nonzero but the model has no ITM head, or if the
+            model has no ITC head and `context.candidates` does not cover all images and texts.
     """
     model = context.image_text
     heads = model.config.image_text.heads
@@ -201,8 +201,9 @@ def choose_ranking_heads(
 
     Args:
         config: model configuration.
-        rerank: rerank the best ITC candidates with ITM; None for True if the model has both heads.
-        candidates: number of candidates per query to rerank, at least 1; None for `RERANKED`.
+        rerank: rerank the best ITC candidates with ITM. None means True if the model has both
+            heads.
+        candidates: number of candidates per query to rerank, at least 1. None means `RERANKED`.
         caller: name of the method or task, for messages.
         stacklevel: stack level of the warnings.
 

@@ -193,8 +193,8 @@ class Inputs:
     def images(self, images: Sequence[Any]) -> Iterator[ImageBatch]:
         """Decode and transform images in batches.
 
-        Only images with the same padded size share a batch: the model attends to padding, so
-        results would otherwise depend on the other images.
+        Only images with the same padded size share a batch. Otherwise, results would depend on the
+        other images in a batch, since the model attends to padding.
 
         Raises:
             FileNotFoundError, fiber.DecodeError: if an image cannot be read. The message names the

@@ -315,7 +315,7 @@ class Model:
         given = [pairs] if single else list(pairs)
         for index, pair in enumerate(given):
             if len(pair) != 2:
-                raise ValueError(f"pair {index} has {len(pair)} images; expected (left, right)")
+                raise ValueError(f"pair {index} has {len(pair)} images; expected 2 (left, right)")
         texts = one_for_each(statements, len(given), "statement")
         images = [image for pair in given for image in pair]
         order = [(number, number // 2) for number in range(len(images))]
@@ -411,7 +411,10 @@ class Model:
         save_model(self.network, Path(folder), self.tokenizer, self.answers, self.classes)
 
     def need_head(self, head: str, asked: str) -> None:
-        """Raise MissingHeadError if the model lacks a head. The message names a recipe for it."""
+        """Raise MissingHeadError if the model lacks a head.
+
+        The message names `asked` (a method or task) and a recipe that trains the head.
+        """
         need_head(self.config, head, asked)
 
     def arithmetic(self) -> torch.autocast:

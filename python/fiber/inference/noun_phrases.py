@@ -95,7 +95,7 @@ def caption_phrases(caption: str) -> list[CharSpan]:
 @functools.cache
 def _warn_heuristic() -> None:
     warnings.warn(
-        "no English spaCy pipeline is installed, so noun phrases in captions are found by a"
+        "no English spaCy pipeline is installed, so noun phrases in captions are found with a"
         " heuristic. Install a pipeline with `pip install 'fiber-vl[phrases]'` and `python -m spacy"
         " download en_core_web_sm`, or pass phrases or spans",
         UserWarning,
@@ -105,7 +105,7 @@ def _warn_heuristic() -> None:
 
 
 def noun_phrases(caption: str) -> list[CharSpan]:
-    """Find noun phrases by a heuristic, as half-open character spans, in order.
+    """Find noun phrases with a heuristic, as half-open character spans, in order.
 
     The heuristic recognizes only verbs that are frequent in captions. It works for English captions
     of everyday scenes, but not for general prose.

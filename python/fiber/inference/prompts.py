@@ -35,7 +35,7 @@ def detection_prompts(
     given: Any = [classes] if _is_class(classes) else as_texts(classes, "class")
     if all(_is_class(each) for each in given):
         if count and not given:
-            raise ValueError("classes: expected one or more, got none")
+            raise ValueError("expected one or more classes, got none")
         return [_class_prompts(given, inputs, classes_per_prompt)] * count if count else []
     if len(given) != count:
         raise ValueError(

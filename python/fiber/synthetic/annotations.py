@@ -95,7 +95,7 @@ class AnnotatedImage:
 
 
 def join_pieces(pieces: Iterable[str | tuple[str, tuple[int, ...]]], group: str = "") -> Phrased:
-    """Join pieces of text. Pieces with object indices become phrases."""
+    """Join pieces into a text. Pieces with object indices become phrases."""
     text = ""
     spans, things = [], []
     for piece in pieces:

@@ -127,7 +127,7 @@ def _tokenizer_fingerprint(source: AnyPath | None, vocab_size: int) -> str:
 def _write_tokenizer(
     folder: Path, source: AnyPath | None, texts: list[str], vocab_size: int
 ) -> None:
-    """Write `tokenizer.json`: either a copy, or a byte-level BPE trained on the texts."""
+    """Write `tokenizer.json`, copied from `source` or trained on the texts (byte-level BPE)."""
     if source is None:
         _core.Tokenizer.train(texts, vocab_size).save(str(folder / _TOKENIZER))
         return

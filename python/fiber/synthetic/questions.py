@@ -46,7 +46,10 @@ def questions(world: World, scene: Scene, rng: Rng, novel: bool, count: int = 3)
 def _target(
     world: World, scene: Scene, rng: Rng, novel: bool, kinds: tuple[str, ...]
 ) -> tuple[Thing, str] | None:
-    """Sample an object and a phrase for it, which uses only the first of `kinds` if possible."""
+    """Sample an object and a phrase that identifies it.
+
+    The phrase uses only the first of `kinds` if possible.
+    """
     kinds = tuple(kind for kind in kinds if kind in word_kinds(world))
     things = [t for t in scene.things if not novel or world.is_held_out(t)]
     thing = rng.choice(things)
@@ -116,7 +119,7 @@ def _ask_exists(world: World, scene: Scene, rng: Rng, novel: bool) -> Question |
 
 
 def _near_pairs(world: World, pairs: Sequence[Pair], shown: set[Pair], rng: Rng) -> list[Pair]:
-    """Return pairs that the image does not show, although it shows the color, the noun or both."""
+    """Return pairs that are not in the image, but whose color or noun (or both) is."""
     colors, nouns = {pair[0] for pair in shown}, {pair[1] for pair in shown}
     absent = _without(world, pairs, shown)
     both = [pair for pair in absent if pair[0] in colors and pair[1] in nouns]
@@ -188,7 +191,7 @@ def _ask_where(world: World, scene: Scene, rng: Rng, novel: bool) -> Question | 
 
 
 def _ask_neighbor(world: World, scene: Scene, rng: Rng, novel: bool) -> Question | None:
-    """Ask, for example, "what shape is left of the ring?" if exactly one object clearly is."""
+    """Ask, for example, "what shape is left of the ring?" if there is exactly one such object."""
     things = scene.things
     kinds = tuple(kind for kind in word_kinds(world) if kind in ("color", "noun"))
     options = []
@@ -235,7 +238,7 @@ def opposite_pair(
 ) -> tuple[int, int] | None:
     """Find two images that reverse the truth of a statement about images `index - 1` and `index`.
 
-    `pair` is that of the statement (see `Statement`). If it is None, the images are swapped.
+    `pair` is the `Statement.pair` of the statement. If it is None, the images are swapped.
     Otherwise, an image that shows the pair is kept on its side, and the other image is replaced
     with the first of `others` that reverses the truth.
     """

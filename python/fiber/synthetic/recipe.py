@@ -75,7 +75,7 @@ class Recipe(ABC):
 
     @abstractmethod
     def facts(self) -> dict[str, Any]:
-        """Return what is held out and other information, for `dataset.json`."""
+        """Return information for `dataset.json`, such as what is held out."""
 
     def parameters(self) -> dict[str, Any]:
         """Return additional parameters that determine the data, for `dataset.json`."""

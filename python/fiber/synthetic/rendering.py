@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from fiber.data.rng import Rng
-from fiber.synthetic.scene_graph import Scene, Thing
+from fiber.synthetic.scene_graph import SHAPES, Scene, Thing
 
 #: (x0, y0, x1, y1) in half-open integer pixel coordinates.
 PixelBox = tuple[int, int, int, int]
@@ -131,7 +131,7 @@ def shape_distance(shape: str, u: np.ndarray, v: np.ndarray, radius: float) -> n
         square = (np.maximum(np.abs(u + lowered), np.abs(u - lowered)) / math.sqrt(2)) - side / 2
         middle = side / (2 * math.sqrt(2))
         return np.minimum(square, np.hypot(a - middle, lowered + middle) - side / 2)
-    raise ValueError(f"unknown shape {shape!r}")
+    raise ValueError(f"unknown shape {shape!r}; expected one of {', '.join(SHAPES)}")
 
 
 def _material(thing: Thing, u: np.ndarray, v: np.ndarray, rng: Rng) -> np.ndarray:

@@ -117,7 +117,7 @@ class StampCollection:
 def noun_of(caption: str) -> str | None:
     """Return a caption's noun phrase, such as "peacock" for "A peacock (a male peafowl).".
 
-    Return None unless the caption is "a" or "an" followed by up to four words.
+    Captions other than "a" or "an" followed by up to four words return None.
     """
     words = " ".join(caption.lower().replace("\u2019", "'").split())
     found = _CAPTION.fullmatch(words)

@@ -176,7 +176,7 @@ def sample_stamp_scene(recipe: StampRecipe, split: str, index: int) -> Scene:
 
 
 def _sample_nouns(world: World, rng: Rng, count: int, novel: bool) -> list[str]:
-    """Sample nouns of different families. The first is held out if `novel`, else none is."""
+    """Sample nouns of different families. If `novel`, the first is held out, otherwise none is."""
     held_out = sorted(noun for _, noun in world.held_out_pairs)
     shown = [noun for _, noun in world.shown_pairs]
     nouns: list[str] = []
