@@ -147,7 +147,7 @@ def test_the_published_words_are_asked_unless_others_are_given(model, tmp_path, 
 
 
 def test_wrong_input_is_named(model, tmp_path):
-    with pytest.raises(TypeError, match="data is a list; expected a folder"):
+    with pytest.raises(TypeError, match="data has type list; expected the path of a folder"):
         evaluate_sets(model, [])
     with pytest.raises(ValueError, match="unknown dataset 'Aquariums'; expected one of Aerial"):
         evaluate_sets(model, tmp_path, classes={"Aquariums": []})

@@ -290,7 +290,7 @@ def _is_pairs(value: Any) -> bool:
 def _tensor(arguments: tuple[Any, ...]) -> TensorRecord:
     storage, offset, size, stride = arguments[:4]
     if not isinstance(storage, StorageRecord):
-        raise ValueError(f"expected the storage of a tensor, got a {type(storage).__name__}")
+        raise ValueError(f"expected the storage of a tensor, got {type(storage).__name__}")
     if len(size) != len(stride):
         raise ValueError(
             f"expected a size and a stride of the same length, got {len(size)} and {len(stride)}"

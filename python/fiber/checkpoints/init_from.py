@@ -80,7 +80,7 @@ def initialize(
     if type(model) is not type(start.network):
         shared = [name for name in shared if name.startswith("backbone.")]
         if not shared:
-            raise ValueError("the new and the initial model share no backbone tensors")
+            raise ValueError("the new model and the initial model share no backbone tensors")
     changed = {name for name in shared if own[name].shape != given[name].shape}
     wrong = sorted(name for name in changed if not name.startswith(SIZED_BY_DATA))
     if wrong:

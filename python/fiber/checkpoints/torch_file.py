@@ -192,7 +192,7 @@ def _read_zip(path: Path) -> _TorchFile:
         for name, record in records.items():
             stored = record.compress_type == zipfile.ZIP_STORED and not record.flag_bits & 1
             if not stored or record.compress_size != record.file_size:
-                raise ValueError(f"{name} is compressed or encrypted; expected neither")
+                raise ValueError(f"{name} is compressed or encrypted, which is not supported")
             if record.header_offset + record.file_size > file_bytes:
                 raise ValueError(
                     f"{name} ({record.file_size} bytes) extends past the end of the file"
@@ -258,7 +258,7 @@ def _choose_tensors(path: Path, content: Any, weights: Weights) -> dict[str, Any
     """Return the tensors, or their records, by name."""
     if not isinstance(content, Mapping):
         kind = content.name if isinstance(content, Inert) else type(content).__name__
-        raise ValueError(f"{path} contains a {kind}; expected a dict of tensors")
+        raise ValueError(f"{path} contains an object of type {kind}; expected a dict of tensors")
     keys = (key for key in _STATE_KEYS[weights] if isinstance(content.get(key), Mapping))
     key = next(keys, None)
     if key is None and weights == "ema":

@@ -124,7 +124,7 @@ def judge(rows: Sequence[MetricRow], recorded: Mapping[str, Seeds]) -> list[Metr
 
 
 def failures(rows: Sequence[MetricRow], data: str, mode: str) -> list[str]:
-    """List reasons for failure: values below their floor and groups without any floor."""
+    """List reasons for failure: metrics below their floor, and groups without any floor."""
     problems = [
         f"{row.name} on {row.split} fell below its floor: {row.model:.3f} < {row.floor:.3f}"
         for row in rows
@@ -172,8 +172,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     runs = [json.loads((run / "rows.json").read_text()) for run in options.runs]
-    if len({run["seed"] for run in runs}) < 3:
-        print("expected runs with at least three different seeds", file=sys.stderr)
+    seeds = {run["seed"] for run in runs}
+    if len(seeds) < 3:
+        print(f"expected runs with three or more seeds, got {len(seeds)}", file=sys.stderr)
         return 2
     names = {f"{run['data']}/{run['mode']}" for run in runs}
     if len(names) != 1:

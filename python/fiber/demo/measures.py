@@ -89,7 +89,10 @@ class Measures:
         self._records: dict[tuple[str, str], list[Record]] = {}
 
     def rows(self, *, permute_images: bool = False) -> list[MetricRow]:
-        """Evaluate all metrics. `permute_images` evaluates the model column on permuted images."""
+        """Evaluate all metrics.
+
+        With `permute_images`, the model column contains results on permuted images.
+        """
         return [self._row(shown, split, permute_images) for shown in SHOWN for split in SPLITS]
 
     def _row(self, shown: Shown, split: str, permute_images: bool) -> MetricRow:

@@ -39,7 +39,7 @@ class Plan:
 
     @property
     def lengths(self) -> dict[str, int]:
-        """Numbers of training images and steps, which recorded results depend on."""
+        """Numbers of training images and steps, on which recorded results depend."""
         return {
             "train_images": self.train_images,
             "coarse_steps": self.coarse["train.steps"],

@@ -197,8 +197,9 @@ def detection_chance(truths: Sequence[TrueBoxes], *, seed: int = 0) -> dict[str,
 def detection_blind(
     training_truths_unit: Sequence[TrueBoxes], truths_unit: Sequence[TrueBoxes], k: int = 10
 ) -> dict[str, float]:
-    """Compute `detection.average_precision` of each class's k most frequent boxes in every image.
+    """Compute `detection.average_precision` of the k most frequent boxes of each class.
 
+    These boxes are predicted in every image.
     A box's score is the fraction of its class's training boxes that it matches. Per-size metrics
     are dropped, since normalized areas do not determine areas in pixels.
     """

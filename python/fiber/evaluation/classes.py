@@ -50,7 +50,7 @@ def classes_of_sets(given: GivenClasses) -> dict[str, list[ClassName]] | None:
         return {file.stem: read_classes(file) for file in files}
     if not isinstance(given, Mapping):
         raise TypeError(
-            f"classes: got a {type(given).__name__}; expected a dict of class lists by dataset, or"
-            " a folder"
+            f"classes: got {type(given).__name__}; expected a dict of class lists by dataset, or a"
+            " folder"
         )
     return {name: listed_classes(own) or [] for name, own in given.items()}

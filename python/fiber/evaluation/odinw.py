@@ -38,7 +38,9 @@ def evaluate_odinw(
         ValueError: if `classes` names an unknown dataset, or for the reasons listed in `evaluate`.
     """
     if not isinstance(data, (str, os.PathLike)):
-        raise TypeError(f"task 'odinw': data is a {type(data).__name__}; expected a folder")
+        raise TypeError(
+            f"task 'odinw': data has type {type(data).__name__}; expected the path of a folder"
+        )
     check_classes(context, "coco")
     root, words = existing_data(data), dict(classes or {})
     for name in words:

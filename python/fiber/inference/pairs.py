@@ -119,7 +119,10 @@ def match_images(
 
 
 def _by_matching(log_odds: list[tuple[int, float]]) -> list[tuple[int, float]]:
-    """Sort pairs by log odds, then convert to probabilities, which may be tied by rounding."""
+    """Sort (index, log odds) pairs, best first, and convert log odds to probabilities.
+
+    Probabilities cannot be sorted instead, since rounding may make them equal.
+    """
     return [(index, torch.tensor(value).sigmoid().item()) for index, value in _best_first(log_odds)]
 
 
