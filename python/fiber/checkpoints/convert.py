@@ -82,7 +82,7 @@ def convert(
 
 
 def _unused_and_filled(stored: StoredModel) -> Iterator[str]:
-    """Yield the report lines for skipped tensors (by reason) and for missing, filled tensors."""
+    """Yield the report lines for skipped tensors, by reason, and for tensors filled by default."""
     yield f"skipped: {_tensors(stored.ignored)}"
     for reason in dict.fromkeys(stored.ignored.values()):
         yield f"  {reason}:"

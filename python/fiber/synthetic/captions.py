@@ -87,7 +87,7 @@ def minimal_descriptions(
 ) -> list[Description]:
     """Return every minimal description that applies only to the target.
 
-    A description consists of some of `kinds` and all of `always`, at least one word in total.
+    A description consists of some of `kinds` and all of `always`, and contains at least one word.
     """
     found: list[Description] = []
     for description in _descriptions(kinds, always):
