@@ -243,7 +243,7 @@ def start_pairs(whole: Whole, work: Path, count: int, chance: random.Random) -> 
             refused = 1 - trained
             out.counts[f"{('first', 'second')[refused]} refused"] += 1
             text = errors[refused].read_text()
-            named = f"in use by process {processes[trained].pid} on "
+            named = f"used for training by process {processes[trained].pid} on "
             out.check(named in text, f"pair {number}: {named!r} is not in {text[-300:]!r}")
             seconds = re.search(r"after ([\d.]+) s", text)
             in_folder.append(float(seconds[1]) if seconds else float("inf"))

@@ -157,7 +157,9 @@ def test_a_lock_ends_with_its_block_and_leaves_nothing(tmp_path):
 
 def test_a_second_run_is_refused_before_it_opens_the_data(pictures, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "open_data", lambda *_, **__: pytest.fail("opened the data"))
-    refused = pytest.raises(FileExistsError, match=rf"in use by process {os.getpid()} on")
+    refused = pytest.raises(
+        FileExistsError, match=rf"used for training by process {os.getpid()} on"
+    )
     with RunFolder(tmp_path / "r").locked(), refused:
         run(coarse_config(), pictures, tmp_path / "r", resume=True)
 

@@ -1,10 +1,10 @@
 """Checkpoints of a training run.
 
 A checkpoint is a folder `step-00000500` with `model.safetensors`, `training.pt` (optimizer, EMA and
-objective state, loadable with weights_only=True), `data.json` (`Position`) and `SHA256SUMS`, their
-checksums in the format of sha256sum. It is written under a temporary name, so a folder with the
-final name is complete. The best validated weights are next to it, as `best-00000500.safetensors`.
-For finished models see `fiber.checkpoints.model_dir`.
+objective state, loadable with weights_only=True), `data.json` (`Position`), and `SHA256SUMS` with
+the checksums of these files, in the format of sha256sum. The folder is written under a temporary
+name, so one with the final name is complete. The best validated weights are next to it, as
+`best-00000500.safetensors`. For finished models see `fiber.checkpoints.model_dir`.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class RunCheckpoint:
         ]
         if changed:
             raise ValueError(
-                f"{self.folder} was trained on different data{f' than {data}' if data else ''}:"
+                f"{self.folder} was saved with different data{f' than {data}' if data else ''}:"
                 f" {'; '.join(changed)}. Resume with the data of the run, or start a new run in"
                 " another folder"
             )
@@ -219,7 +219,8 @@ def write_checkpoint(
     """Write a checkpoint atomically and remove all but the newest `keep`.
 
     Raises:
-        OSError: if it cannot be written (disk full); older checkpoints are kept.
+        OSError: if the checkpoint cannot be written, for example because the disk is full; older
+            checkpoints are kept.
     """
     final = checkpoints / f"{STEP}{position.step:08d}"
     with explain_write_errors(final), new_directory(final) as part:
@@ -246,7 +247,7 @@ def newest_checkpoint(checkpoints: Path) -> RunCheckpoint | None:
 
 
 def best_steps(checkpoints: Path) -> set[int]:
-    """Return the steps whose validated weights some checkpoint of a run refers to."""
+    """Return the best steps recorded in the checkpoints of a run."""
     steps = set()
     for checkpoint in checkpoints_in(checkpoints):
         with suppress(
@@ -257,7 +258,9 @@ def best_steps(checkpoints: Path) -> set[int]:
 
 
 def newest_intact(checkpoints: Path) -> RunCheckpoint | None:
-    """Return the newest intact checkpoint of a run, and rename damaged newer ones with a warning.
+    """Return the newest intact checkpoint of a run, or None if there are no checkpoints.
+
+    Damaged newer checkpoints are renamed with a warning.
 
     Raises:
         ValueError: if there are checkpoints and all of them are damaged; nothing is renamed.
@@ -339,4 +342,4 @@ def _named(name: str) -> str:
 def _check_zip(path: Path) -> None:
     with zipfile.ZipFile(path) as archive:
         if (bad := archive.testzip()) is not None:
-            raise ValueError(f"wrong CRC of file {bad}")
+            raise ValueError(f"CRC mismatch in archive member {bad}")

@@ -28,7 +28,7 @@ class StopSignal:
     """Context manager that records `SIGNALS` instead of letting them kill the process.
 
     Handlers can only be installed in the main thread; in other threads this is a no-op. A signal
-    that the process ignores, as SIGHUP under nohup, is still ignored.
+    that the process already ignores, such as SIGHUP under nohup, stays ignored.
 
     Args:
         at_once: raise `Preempted` when a signal arrives, while there is nothing to save.

@@ -1,4 +1,4 @@
-"""Reading and writing the output folder of a training run."""
+"""Read and write the output folder of a training run."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from fiber.training.config.run import RunConfig, differences
 
 #: Error numbers of a file system without locks.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
-#: How often, and how long after each try, a lock is tried again.
+#: Number of tries to lock a folder, and the pause after each.
 _LOCK_TRIES, _LOCK_WAIT_SECONDS = 10, 0.02
 
 
@@ -117,13 +117,11 @@ class RunFolder:
 
     def _lock(self, file: IO[str], kind: int) -> None:
         """Lock the open file; see `locked` for errors and warnings."""
-        for is_last in (False,) * _LOCK_TRIES + (True,):
+        for _ in range(_LOCK_TRIES):
             try:
                 fcntl.flock(file, kind | fcntl.LOCK_NB)
                 return
             except BlockingIOError:
-                if is_last:
-                    break
                 # `check_unlocked` of another process holds the lock for a moment.
                 time.sleep(_LOCK_WAIT_SECONDS)
             except OSError as error:
@@ -139,8 +137,7 @@ class RunFolder:
         file.seek(0)
         owner = file.read().strip() or "another process"
         raise FileExistsError(
-            f"{self.path} is in use by {owner}, which is training in it; choose another output"
-            " folder"
+            f"{self.path} is already used for training by {owner}; choose another output folder"
         )
 
     @contextmanager

@@ -191,7 +191,7 @@ def test_splits_and_sources_of_a_pack(scenes_folder, packed_scenes, tmp_path):
         open_source("captions", packed_scenes, "test")
     pack(scenes_folder, tmp_path / "val", splits=["val"])
     assert {part.split for part in parts_of(tmp_path / "val")} == {"val"}
-    with pytest.raises(ValueError, match="has no split 'dev'; it has train, "):
+    with pytest.raises(ValueError, match="has no split 'dev'; available splits: 'train', "):
         pack(scenes_folder, tmp_path / "dev", splits=["dev"])
     assert (packed_scenes / "tokenizer.json").is_file()
 

@@ -6,8 +6,8 @@
     index/train-crc32.json        CRC-32 of each image; not in folders of earlier versions
     index/train-captions.jsonl    one record per line, in order, with image numbers
 
-`fiber.data.tools.pack` writes such folders. A record equals the one that was packed, except that
-its images are bytes, and its `image_id`, if a path, is relative to the source folder.
+`fiber.data.tools.pack` writes such folders. A record that is read equals the one that was
+packed, except that its images are bytes, and a path in `image_id` is relative to the source folder.
 
 Opening a folder checks pack.json, the index, the sizes of the shards, and the tar headers and
 CRC-32s of `SAMPLED_IMAGES` images and of the first one of every shard. Every image that is read
@@ -149,13 +149,13 @@ class PackedRecords(RecordSequence):
     Args:
         folder: packed folder.
         part: entry of `parts` in its description.
-        objects: also set `Record.objects`, for metrics.
-        whole: make all spans cover the whole text.
+        objects: if True, also set `Record.objects`, for metrics.
+        whole: if True, make all spans cover the whole text.
 
     Attributes:
         fingerprint: fingerprint of the folder.
         counts: number of entries skipped when the folder was packed, by kind.
-        notes: notes of the reader at that time.
+        notes: notes that the reader reported when the folder was packed.
         classes: class names of the boxes.
 
     Raises:
@@ -289,7 +289,7 @@ def _open_shard(path: Path, expected: int) -> PooledFile:
     file = PooledFile(path)
     if file.bytes != expected:
         raise ValueError(
-            f"{path} has {file.bytes} bytes, but {DESCRIPTION} says {expected}; this is not the"
+            f"{path} has {file.bytes} bytes, but {DESCRIPTION} lists {expected}; this is not the"
             " shard that was packed"
         )
     return file
@@ -302,7 +302,7 @@ def _line_starts(file: PooledFile, expected: int, sha256: str) -> np.ndarray:
     starts = np.concatenate([[0], np.flatnonzero(data == ord("\n")) + 1]).astype(np.int64)
     if len(starts) - 1 != expected or starts[-1] != file.bytes:
         raise ValueError(
-            f"{file.path} has {len(starts) - 1} lines, but {DESCRIPTION} says {expected}; this is"
+            f"{file.path} has {len(starts) - 1} lines, but {DESCRIPTION} lists {expected}; this is"
             " not the index that was packed"
         )
     _check_sha256(file.path, content, sha256)
@@ -319,7 +319,7 @@ def _numbers(path: Path, sha256: str | None, what: str) -> np.ndarray:
     try:
         return np.atleast_1d(np.array(json.loads(content), dtype=np.int64))
     except (*JSON_ERRORS, TypeError, OverflowError) as problem:
-        raise ValueError(f"{path} is not a list of {what} ({problem})") from None
+        raise ValueError(f"{path} is not a valid list of {what} ({problem})") from None
 
 
 def _check_sha256(path: Path, content: bytes, expected: str) -> None:
@@ -343,12 +343,12 @@ def open_pack(
 
     Args:
         folder: folder with `pack.json`.
-        source: name under which the source was packed; for named datasets such as
-            "coco_karpathy", "captions" is also found.
-        split: name under which the split was packed.
-        objects: also set `Record.objects`, for metrics.
+        source: source that was packed. For a named dataset such as "coco_karpathy", the generic
+            source ("captions") is also tried.
+        split: split that was packed.
+        objects: if True, also set `Record.objects`, for metrics.
         shots: number of images per class, by ascending id; 0 means all images.
-        whole_expression: make spans of referring expressions cover the whole text.
+        whole_expression: if True, make spans of referring expressions cover the whole text.
         on_error: ignored; errors were handled when the folder was packed.
 
     Raises:
@@ -361,7 +361,7 @@ def open_pack(
         part for name in names for part in parts if (part["source"], part["split"]) == (name, split)
     ]
     if not found:
-        have = ", ".join(f"{part['source']} of {part['split']}" for part in parts) or "nothing"
+        have = ", ".join(f"{part['source']} for {part['split']!r}" for part in parts) or "nothing"
         raise FileNotFoundError(
             f"packed folder {folder} has no {source} for split {split!r}; it has {have}"
         )

@@ -62,7 +62,7 @@ def _changed(folder: Path, entry: dict[str, Any]) -> str | None:
         return f"{path} cannot be read: {error.strerror}"
     if digest == entry["sha256"]:
         return None
-    return f"{path} has the SHA-256 checksum {digest}, but {DESCRIPTION} says {entry['sha256']}"
+    return f"{path} has the SHA-256 checksum {digest}, but {DESCRIPTION} lists {entry['sha256']}"
 
 
 def _wrong_locations(
