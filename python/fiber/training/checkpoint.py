@@ -104,10 +104,10 @@ class RunCheckpoint:
             if found.fingerprints and found.fingerprints.get(name) != own
         ]
         if changed:
+            than = f" than is in {data} now" if data else ""
             raise ValueError(
-                f"{self.folder} was saved with different data{f' than {data}' if data else ''}:"
-                f" {'; '.join(changed)}. Resume with the data of the run, or start a new run in"
-                " another folder"
+                f"{self.folder} was saved with different data{than}: {'; '.join(changed)}. Resume"
+                " with the data of the run, or start a new run in another folder"
             )
         return found
 

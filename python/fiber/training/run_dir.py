@@ -238,9 +238,9 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, 1):
         hint = f"{path} or only this line can be deleted, since the weights do not depend on it"
         try:
-            entry = json.loads(line)
+            entry = json.loads(line.decode("utf-8"))
         except JSON_ERRORS as error:  # not JSON or not UTF-8
-            raise ValueError(f"{path}: line {number} is not JSON ({error}); {hint}") from None
+            raise ValueError(f"{path}: line {number} is not valid JSON ({error}); {hint}") from None
         if not isinstance(entry, dict) or type(entry.get("step")) is not int:
             raise ValueError(f"{path}: line {number} has no step, an integer; {hint}")
         entries.append(entry)
