@@ -249,3 +249,25 @@ def test_headers_are_those_of_tarfile(folder):
     assert [(m.offset_data, m.size) for m in members] == [
         place_of(folder, number)[1:] for number in range(4, 8)
     ]
+
+
+def test_records_of_a_forged_index_are_errors(folder):
+    """Whoever makes checksums that are right can still not make a record that is wrong."""
+    path = folder / "index/train-captions.jsonl"
+    lines = path.read_text().splitlines()
+    wrong = [json.dumps(json.loads(lines[0]) | {"images": images}) for images in ([99], ["1"], 3)]
+    wrong += ["[]", "{}", '{"images": [0], "color": 1}']
+    lines[: len(wrong)] = wrong
+    path.write_text("".join(line + "\n" for line in lines))
+    as_before(folder)
+    content = json.loads((folder / "pack.json").read_text())
+    for part in content["parts"]:
+        if part["split"] == "train":
+            part["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    content["fingerprint"] = packs.fingerprint_of_content(content)
+    (folder / "pack.json").write_text(json.dumps(content))
+    records = open_pack(folder, "captions", "train")
+    for number in range(len(wrong)):
+        with pytest.raises(ValueError, match=r"train-captions\.jsonl"):
+            records[number].images[0]
+    assert len(records[len(wrong)].images[0]) == 3654

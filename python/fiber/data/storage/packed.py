@@ -208,11 +208,11 @@ class PackedRecords(RecordSequence):
             if (shared := entry.pop("shared", None)) is not None:
                 entry |= self._shared[shared]
             numbers = tuple(entry.pop("images"))
-        except (ValueError, KeyError, TypeError, IndexError) as problem:
+            if not self._objects:
+                entry.pop("objects", None)
+            record = from_entry(entry, LazyImages(self.image, numbers))
+        except (*JSON_ERRORS, KeyError, TypeError, IndexError, AttributeError) as problem:
             raise ValueError(f"{self._index.path}: line {line + 1}: {problem}") from None
-        if not self._objects:
-            entry.pop("objects", None)
-        record = from_entry(entry, LazyImages(self.image, numbers))
         if not self._whole:
             return record
         spans = ((0, len(record.text)),)
@@ -231,9 +231,9 @@ class PackedRecords(RecordSequence):
             FileNotFoundError, ValueError: if its shard is missing, or has changed since it was
                 opened or packed.
         """
-        if not 0 <= number < len(self._locations):
+        if not isinstance(number, int) or not 0 <= number < len(self._locations):
             raise ValueError(
-                f"{self._index.path} refers to image {number}; expected 0 to"
+                f"{self._index.path} refers to image {number!r:.40}; expected 0 to"
                 f" {len(self._locations) - 1}"
             )
         shard, start, size = (int(value) for value in self._locations[number])
