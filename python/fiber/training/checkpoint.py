@@ -112,16 +112,23 @@ class RunCheckpoint:
         return found
 
     def damage(self) -> str | None:
-        """Describe the damaged file, or return None if the checkpoint is intact."""
+        """Describe the damaged file, or return None if the checkpoint is intact.
+
+        Raises:
+            ValueError: if the checksums are right, but data.json is invalid.
+        """
         for name in FILES:
             if not (self.folder / name).is_file():
                 return f"{name} does not exist"
         if not (self.folder / CHECKSUMS).is_file():
             return self._damage_without_checksums()
-        content = (self.folder / CHECKSUMS).read_bytes()
-        if content != _checksums(self.folder):
-            return _wrong_checksum(self.folder, content.decode("utf-8", errors="replace"))
-        return self._damage_of_best()
+        try:
+            content = (self.folder / CHECKSUMS).read_bytes()
+            if content != _checksums(self.folder):
+                return _wrong_checksum(self.folder, content.decode("utf-8", errors="replace"))
+            return self._damage_of_best()
+        except OSError as error:
+            return f"a file cannot be read ({error})"
 
     @contextmanager
     def explained(self, name: str) -> Iterator[None]:
@@ -182,13 +189,10 @@ class RunCheckpoint:
 
     def _damage_of_best(self) -> str | None:
         """Check the best weights of a checkpoint whose own files are intact."""
-        values = read_json(self.folder / "data.json")
-        stored = values.get("best_sha256") if isinstance(values, dict) else None
-        if not stored:
-            return None
-        path = best_file(self.folder.parent, values.get("best_step", 0))
+        position = self._read_position()
+        path = best_file(self.folder.parent, position.best_step)
         # A run whose best weights are missing says so when it resumes.
-        if path.is_file() and sha256(path) != stored:
+        if position.best_sha256 and path.is_file() and sha256(path) != position.best_sha256:
             return f"the SHA-256 checksum of {path.name}, the best weights so far, has changed"
         return None
 

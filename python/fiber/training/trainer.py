@@ -121,9 +121,7 @@ class Trainer:
         self.state = ObjectiveState.of(config, self.device, rewards)
         self.step = TrainStep(self.model, config.tasks, self.state)
 
-        record_sets = dict(data.records)
-        if validation is not None:
-            record_sets[VALIDATION] = validation.records
+        record_sets = {**data.records, **({VALIDATION: validation.records} if validation else {})}
         self.records = {name: len(records) for name, records in record_sets.items()}
         self.fingerprints = {name: fingerprint(records) for name, records in record_sets.items()}
         position = Position(records=self.records, fingerprints=self.fingerprints)
@@ -133,8 +131,7 @@ class Trainer:
         self.model.train()
         self.steps_done = position.step
         self.best_step, self.best_score = position.best_step, position.best_score
-        self.best_sha256 = position.best_sha256
-        self.scores = list(position.scores)
+        self.best_sha256, self.scores = position.best_sha256, list(position.scores)
         self.loaders = TaskLoaders(
             config, data, processes, consumed=position.consumed, threads=threads
         )
