@@ -1,5 +1,6 @@
 """A run resumes on its own data only, and on what a run has written only."""
 
+import errno
 import json
 import pickle
 import shutil
@@ -12,6 +13,7 @@ from fiber.data.datasets.resolve import ChosenRecords
 from fiber.data.prompts.rules import PromptRules
 from fiber.data.prompts.sampling import SampledPrompts
 from fiber.data.record import ConcatRecords, Record
+from fiber.training import checkpoint as stored
 from fiber.training.checkpoint import CHECKSUMS, FILES, checkpoints_in, sha256
 from fiber.training.data import fingerprint
 from fiber.training.train import train
@@ -200,6 +202,23 @@ def test_a_checkpoint_that_lacks_a_file_is_set_aside(pictures, tmp_path, stopped
         run(CONFIG, pictures, tmp_path / "r", resume=True)
     assert weights_equal(tmp_path / "r", stopped[1])
     assert numbers(tmp_path / "r") == numbers(stopped[1])
+
+
+def test_a_checkpoint_that_the_disk_cannot_read_is_set_aside(
+    pictures, tmp_path, stopped, monkeypatch
+):
+    shutil.copytree(stopped[0], tmp_path / "r")
+    real = stored.sha256
+
+    def failing(path):
+        if path.parent.name == "step-00000004":
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return real(path)
+
+    monkeypatch.setattr(stored, "sha256", failing)
+    with pytest.warns(RuntimeWarning, match=r"cannot be read .*model\.safetensors.*after step 2 "):
+        run(CONFIG, pictures, tmp_path / "r", resume=True)
+    assert weights_equal(tmp_path / "r", stopped[1])
 
 
 @pytest.mark.parametrize("place", [-1, 64 + 2 + len(FILES[0])], ids=["last", "first"])
