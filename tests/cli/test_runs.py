@@ -279,7 +279,7 @@ class TestEval:
         assert main([*arguments, "--output", "said.json"]) == 0
         out, err = capsys.readouterr()
         assert json.loads(out) == {}
-        assert "1 of 1 questions have no answers, so there are no metrics, only predictions" in err
+        assert "1 of 1 questions have no answers, so metrics cannot be computed" in err
         assert len(json.loads(Path("said.json").read_text())) == 1
 
     def test_how_many_candidates_are_ordered_again(self, desk, capsys):

@@ -283,7 +283,7 @@ def test_the_published_list_may_hold_one_empty_answer(pictures):
 @pytest.mark.parametrize(
     ("answers", "said"),
     [
-        ((), "answers: expected at least one, got none"),
+        ((), "expected at least one answer, got none"),
         (["red", "blue", "red"], "duplicate answer 'red' (entries 0 and 2)"),
         (["red", " "], "answers[1]: expected a non-blank string, got ' '"),
         (["red", 3], "answers[1]: expected a string, got 3"),
