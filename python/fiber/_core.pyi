@@ -73,7 +73,7 @@ class Buffer:
     def dtype(
         self,
     ) -> Literal["uint8", "float16", "bfloat16", "float32", "int64", "bool"]:
-        """NumPy name of the element type."""
+        """Name of the element type, as in torch (such as "float32")."""
 
     # Before Python 3.12, the buffer protocol has no such method.
     if sys.version_info >= (3, 12):

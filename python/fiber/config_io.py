@@ -54,7 +54,7 @@ def from_dict(cls: type[ConfigT], values: dict[str, Any], *, where: str = "") ->
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
-    """Check `value` against a type; convert lists to tuples and dicts to dataclasses."""
+    """Convert lists to tuples, dicts to dataclasses and ints to floats, as a type requires."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if isinstance(hint, type) and dataclasses.is_dataclass(hint) and isinstance(value, dict):
         return from_dict(hint, value, where=where + ".")

@@ -132,11 +132,12 @@ def _dropout_seeds(seed, sample, head):
 def _kept(query, key, base, mix, threshold):
     """Return a mask of the weights that dropout keeps, given int32 query and key indices.
 
-    Running Philox for every weight would cost several times as much as attention. Instead, Philox
-    runs once per head, and its output (base, mix) seeds a hash of the query and key indices. The
-    hash is bijective and needs two multiplications. The mask therefore does not depend on tiles,
-    splits or the pass (forward or backward). The probability of keeping a weight is
-    (2^31 - threshold) / 2^32.
+    Running Philox for every weight would cost several times as much as attention. Instead, its
+    output (base, mix) for each head of each sample seeds a cheap hash: the query and key indices
+    are combined into a 32-bit word, which a bijection with two multiplications mixes. The mask
+    depends only on the seed and the indices of the sample, head, query and key, so it is the same
+    for all tile sizes and splits, and in the forward and backward passes. The probability of
+    keeping a weight is (2^31 - threshold) / 2^32.
     """
     # Odd multipliers with no collisions among the first 4800 queries and 4800 keys.
     row = base + query.to(tl.uint32) * 0x9E3779B1

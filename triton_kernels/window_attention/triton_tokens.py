@@ -63,12 +63,14 @@ def find_window(
 def find_tokens(position, window, height, width, WINDOW: tl.constexpr, SHIFT: tl.constexpr):
     """Map positions [n] in a window, in row-major order, to tokens of the sample.
 
+    All three masks are False for positions >= N.
+
     Returns:
-        index: [n] y * W + x of the token.
+        index: [n] y * W + x of the token; meaningful only where `stored` is True.
         valid: [n] True if the token is in the sample's valid region.
-        stored: [n] True if the token is in the tensor.
-        padded: [n] True for padding, which has a key and a value. For positions >= N, all three
-            masks are False.
+        stored: [n] True if the token is in the tensor, including outside the valid region.
+        padded: [n] True for window positions outside the valid region. They are attended to, with
+            the key and value given by the qkv bias.
     """
     own_height, own_width, top, left, wrap_height, wrap_width = window
     y, x = top + position // WINDOW, left + position % WINDOW

@@ -22,8 +22,8 @@ SwinLayout = Literal["microsoft", "timm"]
 def load_encoder(model: Network, state: Mapping[str, Tensor]) -> tuple[KeyMap, dict[str, str]]:
     """Load an encoder stored in any of the model family's formats.
 
-    Resizes tensors to the model's image size. Flips the input channels of the first convolution for
-    models with BGR input.
+    Tensors that depend on the image size are resized to the model's. The input channels of the
+    first convolution are flipped if the model takes BGR input.
 
     Returns:
         Two dicts: our keys mapped to the loaded keys, and dropped keys mapped to reasons.

@@ -1,7 +1,7 @@
 """Read the data of a pickle without importing or calling anything that it names.
 
 `pickle` imports and calls whatever a file names. `torch.load(weights_only=True)` rejects pickle
-protocols above 2, and files that name a class outside torch, as Lightning checkpoints do. This
+protocols above 3, and files that name a class outside torch, as Lightning checkpoints do. This
 reader supports basic containers, numbers and strings, and the tensor records of `torch.save`.
 Everything else becomes an `Inert` value. Memory and time are linear in the size of the pickle.
 """

@@ -19,7 +19,7 @@ SIZED_BY_DATA = ("vqa_head.output.",)
 
 
 class TransferReport(NamedTuple):
-    """Names of copied, dropped and new tensors. `str()` formats them as a report."""
+    """Names of copied, dropped and new tensors. `str()` summarizes them."""
 
     #: Copied tensors.
     taken: tuple[str, ...]

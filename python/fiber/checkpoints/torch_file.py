@@ -1,9 +1,10 @@
 """Read the tensors of an untrusted checkpoint without executing any of its code.
 
-`torch.load` is not used, because even with weights_only=True it rejects pickle protocols above 2,
-and files that name a class outside torch, as Lightning checkpoints do. Both formats of `torch.save`
-are supported: zip archives, and the legacy format from before torch 1.6. `inert_pickle` parses the
-pickles. Tensors are views of the memory-mapped file, so unused tensors are never read.
+`torch.load` is not used. With weights_only=False it can execute code from the file. With
+weights_only=True it rejects pickle protocols 4 and 5, and files that refer to classes outside
+torch, such as Lightning checkpoints. Both formats of `torch.save` are supported: zip archives, and
+the legacy format from before torch 1.6. `inert_pickle` parses the pickles. Tensors are views of the
+memory-mapped file, so unused tensors are never read.
 """
 
 from __future__ import annotations

@@ -113,9 +113,9 @@ def check_answers(answers: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def count_answers(records: RecordSet, limit: int) -> tuple[str, ...]:
-    """Return the `limit` most frequent answers, counting only the best answer of each record.
+    """Return the `limit` most frequent answers, counting each record's highest-scoring answer.
 
-    Raises ValueError if a record has no answers.
+    Raises ValueError if a record's `answers` is None. Records with empty `answers` are not counted.
     """
     counts: Counter[str] = Counter()
     for index in range(len(records)):

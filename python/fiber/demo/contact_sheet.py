@@ -35,7 +35,7 @@ _RED: Color = (190, 20, 20)
 
 @dataclass(frozen=True, kw_only=True)
 class PredictedBox:
-    """A text with its predicted and ground-truth boxes."""
+    """A text with its predicted box, if any, and its ground-truth boxes."""
 
     text: str
     #: (x0, y0, x1, y1) in pixels of the image; None if nothing was predicted.

@@ -48,7 +48,7 @@ SCORE_THRESHOLD = 0.3
 
 
 class Answer(NamedTuple):
-    """An answer and its score in [0, 1]. The scores need not sum to 1."""
+    """An answer and its score in [0, 1]. The scores of all answers need not sum to 1."""
 
     answer: str
     score: float

@@ -58,7 +58,7 @@ def grounding_prompts(
     If a text is truncated, a warning names the affected phrases.
     """
     if spans is not None and (phrases is not None or caption is None):
-        raise ValueError("ground: spans must be given with a caption and without phrases")
+        raise ValueError("ground: spans can only be used with a caption and without phrases")
     lists = None if phrases is None else one_list_for_each(phrases, count, "phrase")
     if caption is None and lists is None:
         raise ValueError("ground: expected phrases, a caption or both, got neither")

@@ -20,7 +20,7 @@ from torch import Tensor
 
 
 def world_size() -> int:
-    """Return the world size, or 1 without torch.distributed."""
+    """Return the world size, or 1 if torch.distributed is not initialized."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
@@ -79,7 +79,7 @@ def fetch_rows(rows: Tensor, indices: Tensor, counts: tuple[int, ...] | None = N
 
     Args:
         rows: (n, ...) rows on this rank.
-        indices: (n,) int64 in [0, G), one for each of this rank's rows.
+        indices: (n,) int64 rows of the global batch to fetch, in [0, G).
         counts: result of `row_counts`, if known.
 
     Returns:

@@ -142,7 +142,7 @@ class Detections:
         from PIL import ImageOps
 
         if self.picture is None:
-            raise ValueError("Detections: no image to draw on; pass picture=")
+            raise ValueError("Detections: no image to draw on; pass picture= when creating it")
         if isinstance(self.picture, np.ndarray):
             image = PilImage.fromarray(self.picture)
         else:

@@ -112,8 +112,9 @@ def encode(images: Iterable[AnnotatedImage], split: str) -> dict[str, list[str]]
     """Encode annotations as JSON.
 
     Returns:
-        Encoded JSON objects for each list in each file. Keys are "file.list", such as
-        "captions.annotations", or the file alone for JSON Lines.
+        A dict from the name of each list to its entries, each encoded as a JSON object. Lists in
+        JSON files are named "file.list", such as "captions.annotations". A JSON Lines file has one
+        list, named after the file, such as "reasoning".
     """
     out: _Entries = {section: [] for section in (*_SECTIONS, "reasoning", "swapped")}
     for image in images:

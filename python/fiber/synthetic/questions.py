@@ -261,7 +261,7 @@ def _every_pair(scene: Scene) -> set[Pair]:
 def statements(
     world: World, left: Scene, right: Scene, rng: Rng, novel: bool, count: int = 2
 ) -> list[Statement]:
-    """Return up to `count` statements about two images, each of a different kind."""
+    """Return up to `count` statements, each of a different kind, about two images."""
     out: list[Statement] = []
     for kind in rng.shuffled(("both", "one", "side", "each", "more")):
         if len(out) == count:

@@ -244,7 +244,7 @@ def _check_negatives(records: RecordSet, task: ImageTextTask) -> None:
 
 
 def _with_sampled_prompts(config: RunConfig, records: RecordSet, tokenizer: Tokenizer) -> RecordSet:
-    """Sample class prompts for the records of `CLASS_SOURCES`."""
+    """Wrap the records of `CLASS_SOURCES` in `SampledPrompts`."""
     task = config.tasks.grounding
     parts = [records]
     if len(task.sources) > 1 and isinstance(records, ConcatRecords):

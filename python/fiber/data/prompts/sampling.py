@@ -34,20 +34,22 @@ _EPOCHS, _RECORDS = 2**16, 2**32
 
 
 class SampledPrompts:
-    """Records of images with class boxes, with prompts resampled every epoch.
+    """Detection records whose prompts are resampled every epoch.
 
-    Negatives are never classes of the image's boxes, classes with the same prompt text as one of
-    these ("bow_(ribbon)" and "bow_(weapon)"), or the background. If even the classes of the boxes
-    do not all fit into a prompt, a sample of these classes is used; `in_epoch` drops the boxes of
-    the other classes and counts those boxes in `dropped_boxes`.
+    With `class_rule="fitting"`, negatives exclude the background, the classes of the image's boxes,
+    and classes with the same prompt text as one of these ("bow_(ribbon)" and "bow_(weapon)"). The
+    published rules do not exclude all of these; see `PromptRules`.
+
+    If a prompt omits some classes of the boxes, because they do not fit or because `rules`
+    subsamples them, `in_epoch` drops the boxes of these classes and counts them in `dropped_boxes`.
 
     `records` are those of `sources.detection`: `labels` are all classes of the file, and
     `box_labels` are indices into `labels`. `max_tokens` is the maximum text length in tokens,
     including <s> and </s>. `seed` is in [0, 2 ** 64).
 
     Raises:
-        ValueError: if there are more than 2 ** 32 records, or, on access, if a class by itself
-            exceeds `max_tokens`.
+        ValueError: if there are more than 2 ** 32 records, or, on access with "fitting", if the
+            first sampled class does not fit into `max_tokens` by itself.
     """
 
     def __init__(

@@ -95,9 +95,10 @@ class GroundingHead(nn.Module):
         return self._token_logits(features, text, text_mask), deltas, centerness
 
     def _token_logits(self, features: Tensor, text: Tensor, text_mask: Tensor) -> Tensor:
-        """Compute (B, A, L) token logits, the dot products of location and text features.
+        """Compute (B, A, L) token logits.
 
-        Features of padding tokens are set to 0.
+        These are dot products of location and text features divided by the temperature, plus a bias
+        for each token, clamped. Text features of padding tokens are set to 0 first.
         """
         unit = F.normalize(text * text_mask.unsqueeze(-1), dim=-1)
         # The factor 0.5 is from the published code.

@@ -127,7 +127,7 @@ class FiberImageText(nn.Module):
         return F.normalize(pooled, dim=-1)
 
     def text_vectors(self, text: Tensor) -> Tensor:
-        """Embed texts for ITC from the output of `encode_text`: (B, D), L2-normalized."""
+        """Compute (B, D) L2-normalized text embeddings for ITC from the output of `encode_text`."""
         return F.normalize(self.itc_text_pooler(self.itc_text_transform(text[:, 0])), dim=-1)
 
     def pooled(self, output: BackboneOutput) -> Tensor:

@@ -19,7 +19,7 @@ from fiber.models.fiber.image_text import FiberImageText
 
 
 class TextFeatureStore:
-    """Text features from below the first fused layer, stored on the CPU."""
+    """Text features computed by the layers before the first fused layer, stored on the CPU."""
 
     def __init__(self) -> None:
         self._texts: list[Tensor] = []
