@@ -43,11 +43,13 @@ kernels-aot: $(VENV)/.installed-dev
 quick: $(VENV)/.installed-dev
 	$(PYTEST) -m "not slow and not package" $(ARGS)
 
-# The quick tests with the oldest versions that pyproject.toml allows, in an environment of their own.
+# The quick tests with the oldest versions that pyproject.toml allows, in an environment of their own;
+# and the Triton kernels in the interpreter of the oldest Triton for which they run by default, which
+# is newer than the Triton of the oldest torch.
 test-oldest: $(OLDEST)/.installed
 	$(subst $(BIN),$(OLDEST)/bin,$(PYTEST)) -m "not slow and not package" $(ARGS)
-	TRITON_INTERPRET=1 OPENBLAS_NUM_THREADS=1 $(subst $(BIN),$(OLDEST)/bin,$(PYTEST)) --dist load \
-	  tests/kernels/triton $(ARGS)
+	PYTHONPATH=$(OLDEST)/triton TRITON_INTERPRET=1 OPENBLAS_NUM_THREADS=1 \
+	  $(subst $(BIN),$(OLDEST)/bin,$(PYTEST)) --dist load tests/kernels/triton $(ARGS)
 
 # Builds of the wheel and the source distribution, each from scratch.
 package: $(VENV)/.installed-dev
@@ -97,4 +99,6 @@ $(OLDEST)/.installed: pyproject.toml .ci/oldest-requirements $(RUST_FILES)
 	.ci/oldest-requirements > $(OLDEST)/requirements.txt
 	$(OLDEST)/bin/python -m pip install --quiet --requirement $(OLDEST)/requirements.txt
 	$(OLDEST)/bin/python -m pip install --quiet --no-deps --editable .
+	$(OLDEST)/bin/python -m pip install --quiet --no-deps --target $(OLDEST)/triton \
+	  triton==$$($(OLDEST)/bin/python -c 'from fiber.kernels.runtime.dispatch import TESTED_TRITON as t; print("%d.%d" % t[0])')
 	touch $@

@@ -58,18 +58,18 @@ def test_gpu_backend_and_reason(machine):
     assert "8.0" in reason
 
 
-@pytest.mark.parametrize("version", ["2.3.1", "3.1.0", "3.10.0", "4.0.0+git1234"])
+@pytest.mark.parametrize("version", ["2.3.1", "3.4.0", "3.10.0", "4.0.0+git1234"])
 def test_untested_versions_of_triton_run_only_on_request(machine, version):
     machine(triton=version)
     name, reason = kernels.active_backend(OnGpu())
     assert name == "reference"
     assert f"Triton {version}" in reason
-    assert "3.2 to 3.9" in reason
+    assert "3.5 to 3.9" in reason
     with kernels.use_backend("triton"):
         assert kernels.active_backend(OnGpu())[0] == "triton"
 
 
-@pytest.mark.parametrize("version", ["3.2.0", "3.4.0+gitabcdef", "3.9.1"])
+@pytest.mark.parametrize("version", ["3.5.0", "3.6.0+gitabcdef", "3.9.1"])
 def test_tested_versions_of_triton_are_the_default_on_a_gpu(machine, version):
     machine(triton=version)
     assert kernels.active_backend(OnGpu())[0] == "triton"

@@ -19,7 +19,7 @@ Backend = Literal["triton", "native", "reference"]
 #: Lowest NVIDIA compute capability for which the tests compile the kernels.
 OLDEST_CAPABILITY = (8, 0)
 #: Oldest and newest Triton (major, minor) with which the tests run and compile the kernels.
-TESTED_TRITON = ((3, 2), (3, 9))
+TESTED_TRITON = ((3, 5), (3, 9))
 
 _PACKAGE = __name__.removesuffix(".runtime.dispatch")
 #: Module of each backend in the folder of an operation.
