@@ -147,8 +147,9 @@ def test_resized_tables_match_the_recorded_ones(tmp_path):
         assert (stored.config.image_size, stored.config.swin.window_size) == (size, window)
         table = stored.network.state_dict()["backbone.image.stages.0.blocks.0.attention.bias_table"]
         expected = recorded[f"bias.after_{size}"]
-        # One rounding of values up to 0.1: interpolation differs slightly between processors.
-        torch.testing.assert_close(table, expected, rtol=0, atol=1e-7)
+        # The recorded tables themselves differ from interpolation in float64 by up to 3.5e-6. Torch
+        # versions and processors differ by less: torch 2.6 by up to 9.5e-7.
+        torch.testing.assert_close(table, expected, rtol=0, atol=1e-6)
     assert torch.equal(
         read_model(tmp_path / "a.ckpt", image_size=384).network.state_dict()[
             "backbone.image.stages.0.blocks.0.attention.bias_table"
