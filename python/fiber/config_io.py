@@ -24,6 +24,22 @@ def require(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
+def check_ranges(config: Any, name: str, ranges: Mapping[str, tuple[float, float]]) -> None:
+    """Check that numbers of a config dataclass are in range, including those in tuples.
+
+    Raises:
+        ValueError: if one is not; the message gives the field, after `name`, and the range.
+    """
+    for field, (least, most) in ranges.items():
+        value = getattr(config, field)
+        # NaN is in no range.
+        for each in value if isinstance(value, tuple) else (value,):
+            require(
+                least <= each <= most,
+                f"{name}{field}: expected {least} to {most}, got {value!r:.60}",
+            )
+
+
 def nearest(name: str, known: typing.Iterable[str]) -> str:
     """Return a hint for an error message that lists the most similar known names, or else all."""
     known = list(known)

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from fiber.atomic_io import read_json
-from fiber.checkpoints.model_dir import StoredModel, load_model
-from fiber.checkpoints.published import load_published
+from fiber.checkpoints.model_dir import MAX_JSON_BYTES, StoredModel, load_model
+from fiber.checkpoints.published import check_names, load_published
 from fiber.checkpoints.torch_file import SUFFIXES, Checkpoint, Weights, read_checkpoint
 from fiber.checkpoints.vocabulary import Answers, open_answers, open_tokenizer
+from fiber.checkpoints.weights import warn_about_nonfinite
 from fiber.data import Tokenizer
 from fiber.models.registry import encoder_format, recognize
 
@@ -84,12 +85,14 @@ def _published_model(
         if image_size is not None:
             config = config.with_image_size(image_size)
             state = architecture.resize(state, config)
+        check_names(config, state)
         with torch.device("meta"):
             model = architecture.network(config)
-        model.to_empty(device=device)
-        ignored, filled = load_published(model, state), architecture.default_values(config, state)
+        ignored = load_published(model, state, device, checkpoint.release)
+        filled = architecture.default_values(config, state)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+    warn_about_nonfinite(path, model)
     return StoredModel(network=model.eval(), path=path, ignored=ignored, filled=filled)
 
 
@@ -97,7 +100,7 @@ def _is_ours(folder: Path) -> bool:
     """Check for a fiber model or run, since transformers models also have a config.json."""
     if not (folder / "config.json").is_file():
         return (folder / "checkpoints").is_dir()
-    values = read_json(folder / "config.json")
+    values = read_json(folder / "config.json", MAX_JSON_BYTES)
     return isinstance(values, dict) and "model" in values
 
 
