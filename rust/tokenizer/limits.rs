@@ -22,6 +22,9 @@ const MAX_DEPTH: usize = 16;
 const MAX_STRING_BYTES: usize = 1024;
 /// Maximum length in bytes of a token. The crate's tries recurse once per byte.
 const MAX_TOKEN_BYTES: usize = 4096;
+/// Maximum mean length in bytes of the tokens of a Unigram, if they have more than so many bytes.
+const MAX_UNIGRAM_MEAN: usize = 24;
+const MAX_UNIGRAM_BYTES: usize = 64 << 10;
 /// Maximum number of steps of a normalizer, pre-tokenizer or decoder.
 const MAX_STEPS: usize = 64;
 /// Maximum number of regular expressions in a file.
@@ -54,11 +57,11 @@ pub(crate) fn check(json: &str) -> Result<(), String> {
     };
     for (name, value) in &parts {
         match name.as_str() {
-            "model" => check_size(name, value, usize::MAX, MAX_TOKEN_BYTES)?,
-            "added_tokens" => check_size(name, value, usize::MAX, MAX_TOKEN_BYTES)?,
+            "model" | "added_tokens" => check_size(name, value, usize::MAX, MAX_TOKEN_BYTES)?,
             _ => check_size(name, value, MAX_VALUES, MAX_STRING_BYTES)?,
         }
     }
+    check_unigram(part("model"))?;
     let mut patterns = 0;
     for name in ["pre_tokenizer", "decoder"] {
         steps(name, part(name), &mut patterns)?;
@@ -140,12 +143,32 @@ fn check_size(name: &str, part: &Value, most: usize, longest: usize) -> Result<(
             longest
         };
         if text.len() > limit {
-            return Err(format!("a string of {} bytes; expected at most {limit}", text.len()));
+            return Err(format!(
+                "a string of {} bytes; expected at most {limit}",
+                text.len()
+            ));
         }
         Ok(())
     };
     let mut left = most;
     visit(part, 0, &mut left, &check_text, "").map_err(|reason| format!("'{name}' has {reason}"))
+}
+
+/// Check the lengths of the tokens of a Unigram, whose trie takes 270 bytes per byte of a token.
+fn check_unigram(model: &Value) -> Result<(), String> {
+    let tokens = model["vocab"].as_array().map_or(&[][..], Vec::as_slice);
+    let bytes: usize = tokens
+        .iter()
+        .map(|token| token[0].as_str().map_or(0, str::len))
+        .sum();
+    if bytes > MAX_UNIGRAM_BYTES && bytes / tokens.len().max(1) >= MAX_UNIGRAM_MEAN {
+        return Err(format!(
+            "'model' has {} tokens of {bytes} bytes in all; expected at most {MAX_UNIGRAM_MEAN} \
+             bytes per token",
+            tokens.len()
+        ));
+    }
+    Ok(())
 }
 
 /// What a chain of steps can do to a text: n bytes become at most `factor * n + constant`.
@@ -159,8 +182,9 @@ struct Growth {
 
 impl Growth {
     fn bytes(&self, length: usize) -> u64 {
-        let length = u64::try_from(length).unwrap_or(u64::MAX);
-        self.factor.saturating_mul(length).saturating_add(self.constant)
+        self.factor
+            .saturating_mul(to_u64(length))
+            .saturating_add(self.constant)
     }
 
     fn times(&mut self, factor: u64) {
@@ -169,9 +193,12 @@ impl Growth {
     }
 
     fn plus(&mut self, constant: usize) {
-        let constant = u64::try_from(constant).unwrap_or(u64::MAX);
-        self.constant = self.constant.saturating_add(constant);
+        self.constant = self.constant.saturating_add(to_u64(constant));
     }
+}
+
+fn to_u64(count: usize) -> u64 {
+    u64::try_from(count).unwrap_or(u64::MAX)
 }
 
 /// Bound the growth of a normalizer, pre-tokenizer or decoder, and count its regular expressions.
@@ -230,10 +257,10 @@ fn add_step(step: &Value, growth: &mut Growth, patterns: &mut usize) -> Result<(
     {
         let matched = pattern["String"].as_str().map_or(0, str::len);
         if matched > 0 {
-            growth.times(content.len().div_ceil(matched).max(1) as u64);
+            growth.times(to_u64(content.len().div_ceil(matched).max(1)));
         } else {
             // It may match between any two bytes.
-            growth.times(content.len() as u64 + 1);
+            growth.times(to_u64(content.len()).saturating_add(1));
             growth.plus(content.len());
         }
     }
@@ -285,7 +312,7 @@ fn longest_replacement(map: &str) -> Result<u64, String> {
     let size = usize::try_from(u32::from_le_bytes(*size)).map_err(|_| invalid())?;
     let texts = rest.get(size / 4 * 4..).ok_or_else(invalid)?;
     let longest = texts.split(|&byte| byte == 0).map(<[u8]>::len).max();
-    Ok(longest.unwrap_or(0).max(1) as u64)
+    Ok(to_u64(longest.unwrap_or(0).max(1)))
 }
 
 /// Check the added tokens, and normalize them as the crate will.

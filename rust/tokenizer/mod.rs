@@ -25,12 +25,12 @@ use std::sync::Arc;
 use tokenizers::utils::padding::PaddingParams;
 use tokenizers::{Model, ModelWrapper, PostProcessor, Tokenizer as Inner};
 
-use crate::Error;
 use crate::error::catch_panic;
 use crate::tokenizer::byte_level::ByteLevel as Fast;
 pub use crate::tokenizer::encoding::Encoded;
 use crate::tokenizer::prompt_cache::PromptCache;
 pub(crate) use crate::tokenizer::special_tokens::{SpecialTokens, TokenOverrides};
+use crate::{Error, try_alloc};
 
 /// A tokenizer of any type supported by the `tokenizers` crate.
 #[derive(Clone)]
@@ -64,10 +64,14 @@ impl Tokenizer {
     /// Parse the contents of a `tokenizer.json`, with special tokens given by the caller.
     pub(crate) fn from_json_with(json: &str, named: &TokenOverrides) -> Result<Self, Error> {
         guarded(|| {
+            // Most tokenizers need less; a failed allocation in the crate would abort the process.
+            try_alloc::check(json.len().saturating_mul(16), || "a tokenizer".to_owned())?;
             limits::check(json).map_err(|reason| Error::Tokenizer(json::explain(json, &reason)))?;
             let inner = Inner::from_bytes(json.as_bytes())
                 .map_err(|error| Error::Tokenizer(json::explain(json, &error.to_string())))?;
-            let added = inner.get_post_processor().map_or(0, |it| it.added_tokens(false));
+            let added = inner
+                .get_post_processor()
+                .map_or(0, |it| it.added_tokens(false));
             if added > limits::MAX_TEMPLATE_TOKENS {
                 let most = limits::MAX_TEMPLATE_TOKENS;
                 return Err(Error::Tokenizer(format!(

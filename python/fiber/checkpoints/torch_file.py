@@ -105,7 +105,8 @@ def read_checkpoint(path: Path, weights: Weights = "raw") -> Checkpoint:
     Raises:
         FileNotFoundError: if the file does not exist.
         ValueError: if the file is not a regular file, is empty, truncated or in the wrong format,
-            has no tensors, or tries to run code; the message gives the reason. Nothing in the file is ever executed.
+            has no tensors, or tries to run code; the message gives the reason. Nothing in the file
+            is ever executed.
     """
     if weights not in _STATE_KEYS:
         raise ValueError(f"weights: expected 'raw' or 'ema', got {weights!r}")
