@@ -1,6 +1,6 @@
 """Hostile files and mutants of them, each read by a process of its own with limits.
 
-Command: python -m tests.hostile_files [--mutants N] [--seed S] [--only KIND]
+Command: python -m tests.hostile_files [--mutants N] [--seed S] [--only KIND] [--every N]
 A file may be refused with a ValueError or an OSError, or be read. It must take neither more than 5
 s of processor time nor 500 MB, and must not end the process. Prints the counts by outcome; exit
 code 1 if a limit is broken.
@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import argparse
 import collections
+import gc
 import io
+import itertools
 import json
 import os
 import random
@@ -38,8 +40,8 @@ from tests.conftest import save_micro_models
 MAX_SECONDS, MAX_BYTES = 5, 500_000_000
 #: Wall-clock time after which a process is ended that waits, such as for a pipe.
 MAX_WAIT_SECONDS = 120
-#: Maximum size of a file.
-MAX_FILE_BYTES = 2_000_000
+#: Maximum size of a file; the hostile ones have at most 2 MB.
+MAX_FILE_BYTES = 4_000_000
 
 Write = Callable[[Path], None]
 
@@ -68,15 +70,20 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--mutants", type=int, default=20, help="mutants of each case")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", help="kind of file: pickle, zip, tokenizer or folder")
+    parser.add_argument("--every", type=int, default=1, help="read only each Nth file")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
+    # Garbage collection in a child would copy every page of the objects that exist here.
+    gc.freeze()
     results: dict[str, list[tuple[str, Result]]] = collections.defaultdict(list)
     with tempfile.TemporaryDirectory() as folder:
-        for case in all_cases(Path(folder), options.mutants, options.seed, options.only):
+        cases = all_cases(Path(folder), options.mutants, options.seed, options.only)
+        for case in itertools.islice(cases, 0, None, options.every):
             results[case.kind].append((case.name, read_limited(case, Path(folder) / "case")))
     broken = 0
     for kind, found in results.items():
         broken += report(kind, found)
+    gc.unfreeze()
     return 1 if broken or not results else 0
 
 

@@ -44,7 +44,7 @@ const MAX_ADDED_BYTES: usize = 2 << 20;
 /// Time limit for normalizing the added tokens.
 const MAX_TIME: Duration = Duration::from_secs(2);
 
-/// Name of the field with the replacements of a SentencePiece normalizer, in base64.
+/// Name of the field with the replacements of a `SentencePiece` normalizer, in base64.
 const CHARSMAP: &str = "precompiled_charsmap";
 const MAX_CHARSMAP_BYTES: usize = 8 << 20;
 
@@ -304,7 +304,7 @@ fn check_pattern(expression: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// The longest text that a SentencePiece normalizer inserts for a character.
+/// The longest text that a `SentencePiece` normalizer inserts for a character.
 fn longest_replacement(map: &str) -> Result<u64, String> {
     let invalid = || format!("an invalid {CHARSMAP}");
     let bytes = base64::decode(map).map_err(|_| invalid())?;

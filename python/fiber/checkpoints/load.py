@@ -6,6 +6,7 @@ import dataclasses
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ from fiber.checkpoints.model_dir import MAX_JSON_BYTES, StoredModel, load_model
 from fiber.checkpoints.published import check_names, load_published
 from fiber.checkpoints.torch_file import SUFFIXES, Checkpoint, Weights, read_checkpoint
 from fiber.checkpoints.vocabulary import Answers, open_answers, open_tokenizer
-from fiber.checkpoints.weights import warn_about_nonfinite
+from fiber.checkpoints.weights import copy_weights
 from fiber.data import Tokenizer
 from fiber.models.registry import encoder_format, recognize
 
@@ -88,11 +89,11 @@ def _published_model(
         check_names(config, state)
         with torch.device("meta"):
             model = architecture.network(config)
-        ignored = load_published(model, state, device, checkpoint.release)
+        copy = partial(copy_weights, path=path, release=checkpoint.release)
+        ignored = load_published(model, state, device, copy)
         filled = architecture.default_values(config, state)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    warn_about_nonfinite(path, model)
     return StoredModel(network=model.eval(), path=path, ignored=ignored, filled=filled)
 
 

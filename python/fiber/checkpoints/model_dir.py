@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fiber.atomic_io import check_regular_file, read_json, write_file, write_json
 from fiber.checkpoints.mapped_file import SafetensorsFile, read_safetensors
 from fiber.checkpoints.provenance import TrainedOn
-from fiber.checkpoints.weights import copy_weights, dtype_problem, warn_about_nonfinite
+from fiber.checkpoints.weights import copy_weights, dtype_problem
 from fiber.config import FiberConfig
 from fiber.config_io import to_dict
 from fiber.data import Tokenizer
@@ -158,7 +158,6 @@ def load_model(
     with torch.device("meta"):
         model = build_model(config)
     _load_tensors(model, folder / "model.safetensors", stored, image_size is not None, device)
-    warn_about_nonfinite(folder / "model.safetensors", model)
     return StoredModel(
         network=model.eval(),
         path=folder,
@@ -300,7 +299,7 @@ def _load_tensors(
     _raise_if_any(path, faults + [problem for problem in wrong if problem])
     if device is not None:
         own = model.to_empty(device=device).state_dict()
-    copy_weights(own, {name: [tensors[name]] for name in own}, stored.release)
+    copy_weights(own, {name: [tensors[name]] for name in own}, path, stored.release)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ dimension, since the published code has separate query, key and value layers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -16,16 +16,20 @@ from fiber.config import FiberConfig
 from fiber.models.encoders.keys import KeyMap
 from fiber.models.registry import Network, architecture_of
 
+#: Copies pieces of tensors into a model's, both by our keys.
+CopyWeights = Callable[[Mapping[str, Tensor], Mapping[str, Sequence[Tensor]]], None]
+
 
 def load_published(
     model: Network,
     state: Mapping[str, Tensor],
     device: torch.device | str | None = None,
-    release: Callable[[], None] | None = None,
+    copy: CopyWeights = copy_weights,
 ) -> dict[str, str]:
     """Load tensors by published key; those in `Architecture.default_values` may be missing.
 
-    `device` is where to allocate a model that is on the meta device; see `load_mapped`.
+    `device` is where to allocate a model that is on the meta device, and `copy` copies the tensors;
+    see `load_mapped`.
 
     Returns:
         Ignored published keys with reasons.
@@ -42,7 +46,7 @@ def load_published(
     def ignored_reason(name: str) -> str | None:
         return architecture.ignored_key(name, config)
 
-    ignored = load_mapped(model, state, keys, ignored_reason, device, release)
+    ignored = load_mapped(model, state, keys, ignored_reason, device, copy)
     own = model.state_dict()
     for ours, value in defaults.items():
         nn.init.constant_(own[ours], value)
@@ -79,7 +83,7 @@ def load_mapped(
     keys: KeyMap,
     ignored_reason: Callable[[str], str | None],
     device: torch.device | str | None = None,
-    release: Callable[[], None] | None = None,
+    copy: CopyWeights = copy_weights,
 ) -> dict[str, str]:
     """Copy published tensors into a model, leaving it unchanged on error.
 
@@ -91,7 +95,7 @@ def load_mapped(
             unknown.
         device: device to allocate the model on once all tensors are known to fit, for a model on
             the meta device.
-        release: see `copy_weights`.
+        copy: `copy_weights`, with further arguments.
 
     Returns:
         Ignored published keys with reasons.
@@ -127,7 +131,7 @@ def load_mapped(
         )
     if device is not None:
         own = model.to_empty(device=device).state_dict()
-    copy_weights(own, values, release)
+    copy(own, values)
     return {name: reason for name, reason in reasons.items() if reason is not None}
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+#: Number of bytes to copy at once, so that they are checked while they are in the CPU's cache.
+_CHUNK_BYTES = 1 << 20
 
 #: Number of bytes after whose copying the pages of the source are released.
 _RELEASE_BYTES = 32 << 20
@@ -52,49 +56,51 @@ def sharing_problem(tensors: Iterable[Tensor]) -> str | None:
 def copy_weights(
     own: Mapping[str, Tensor],
     pieces: Mapping[str, Sequence[Tensor]],
+    path: Path | None = None,
     release: Callable[[], None] | None = None,
 ) -> None:
     """Copy tensors into a model's, piece by piece along the first dimension.
 
+    Warns about tensors with values that are NaN or infinite.
+
     Args:
         own: tensors of the model by name.
         pieces: tensors to copy, by the same names; together of the same shape.
+        path: file of the pieces, for the warning.
         release: called now and then to free the memory of pieces that have been copied.
     """
-    copied = 0
+    copied, nonfinite = 0, {}
     with torch.no_grad():
         for name, parts in pieces.items():
-            target = own[name]
-            if len(parts) == 1:
-                target.copy_(parts[0])
-            else:
-                for row, part in zip(target.split([len(p) for p in parts]), parts, strict=True):
-                    row.copy_(part)
-            copied += target.nbytes
-            if release is not None and copied >= _RELEASE_BYTES:
-                release()
-                copied = 0
-
-
-def warn_about_nonfinite(path: Path, model: nn.Module) -> None:
-    """Warn if weights of a model are NaN or infinite, with their names."""
-    weights = {name: tensor for name, tensor in model.state_dict().items() if tensor.numel()}
-    # The sum of a tensor is finite if all its values are, unless they are huge.
-    sums = torch.stack([tensor.sum(dtype=torch.float32) for tensor in weights.values()])
-    suspects = [
-        name for name, finite in zip(weights, sums.isfinite().tolist(), strict=True) if not finite
-    ]
-    counts = {name: int((~weights[name].isfinite()).sum()) for name in suspects}
-    faults = [
-        f"{name} ({count} of {weights[name].numel()} values)"
-        for name, count in counts.items()
-        if count
-    ]
-    if faults:
+            # A scalar has no first dimension.
+            target = own[name] if own[name].dim() else own[name][None]
+            parts = [part if part.dim() else part[None] for part in parts]
+            count = 0
+            for rows, part in zip(target.split([len(p) for p in parts]), parts, strict=True):
+                row_bytes = max(part[:1].nbytes, 1)
+                chunk = max(_CHUNK_BYTES // row_bytes, 1)
+                for to, values in zip(rows.split(chunk), part.split(chunk), strict=True):
+                    to.copy_(values)
+                    count += _count_nonfinite(values)
+                    copied += to.nbytes
+                    if release is not None and copied >= _RELEASE_BYTES:
+                        release()
+                        copied = 0
+            if count:
+                nonfinite[name] = f"{name} ({count} of {target.numel()} values)"
+    if nonfinite:
+        faults = list(nonfinite.values())
         shown = ", ".join(faults[:8]) + (f" and {len(faults) - 8} more" if len(faults) > 8 else "")
         warnings.warn(
-            f"{path}: {len(faults)} of {len(weights)} tensors are NaN or infinite: {shown}; the"
-            " training run that wrote them probably diverged",
+            f"{path or 'the checkpoint'}: {len(faults)} of {len(pieces)} tensors have values that"
+            f" are NaN or infinite: {shown}; the training run that wrote them probably diverged",
             RuntimeWarning,
             stacklevel=2,
         )
+
+
+def _count_nonfinite(values: Tensor) -> int:
+    # The sum of finite values is finite, unless they are huge.
+    if not values.is_floating_point() or math.isfinite(values.sum(dtype=torch.float32)):
+        return 0
+    return int((~values.isfinite()).sum())
