@@ -1,4 +1,4 @@
-"""Hostile files and mutants of them, each read by a process of its own with limits.
+"""Hostile files and mutants of them, read by forked processes with limits.
 
 Command: python -m tests.hostile_files [--mutants N] [--seed S] [--only KIND] [--every N]
 A file may be refused with a ValueError or an OSError, or be read. It must take neither more than 5
@@ -17,12 +17,12 @@ import json
 import os
 import random
 import resource
+import select
 import signal
 import sys
 import tempfile
-import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,6 +40,8 @@ from tests.conftest import save_micro_models
 MAX_SECONDS, MAX_BYTES = 5, 500_000_000
 #: Wall-clock time after which a process is ended that waits, such as for a pipe.
 MAX_WAIT_SECONDS = 120
+#: Number of files that a process reads, unless one of them ends it.
+CASES_PER_PROCESS = 50
 #: Maximum size of a file; the hostile ones have at most 2 MB.
 MAX_FILE_BYTES = 4_000_000
 
@@ -78,8 +80,11 @@ def main(arguments: list[str] | None = None) -> int:
     results: dict[str, list[tuple[str, Result]]] = collections.defaultdict(list)
     with tempfile.TemporaryDirectory() as folder:
         cases = all_cases(Path(folder), options.mutants, options.seed, options.only)
-        for case in itertools.islice(cases, 0, None, options.every):
-            results[case.kind].append((case.name, read_limited(case, Path(folder) / "case")))
+        chosen = itertools.islice(cases, 0, None, options.every)
+        while batch := list(itertools.islice(chosen, CASES_PER_PROCESS)):
+            found = read_limited(batch, Path(folder) / "case")
+            for case, result in zip(batch, found, strict=True):
+                results[case.kind].append((case.name, result))
     broken = 0
     for kind, found in results.items():
         broken += report(kind, found)
@@ -102,68 +107,78 @@ def report(kind: str, found: list[tuple[str, Result]]) -> int:
     return len(broken)
 
 
-def read_limited(case: Case, path: Path) -> Result:
-    """Write a case and read it in a forked process."""
-    clear(path)
-    case.write(path)
-    report_end, report_start = os.pipe()
+def read_limited(cases: Sequence[Case], path: Path) -> Iterator[Result]:
+    """Write and read cases in a forked process, and in another one after a case that ends it."""
+    done = 0
+    while done < len(cases):
+        for result in read_in_child(cases[done:], path):
+            done += 1
+            yield result
+
+
+def read_in_child(cases: Sequence[Case], path: Path) -> Iterator[Result]:
+    """Read cases in one process, until one ends it."""
+    end, start = os.pipe()
     process = os.fork()
     if process == 0:
-        # Nothing of the test run's own code may run in the child after this.
-        os.close(report_end)
+        # Nothing of the run's own code may run in the child after this.
+        os.close(end)
         try:
-            outcome = outcome_of(case, path)
-        except BaseException as error:
-            outcome = f"failed: {error!r}"
-        os.write(report_start, outcome.encode()[:4000])
-        os._exit(0)
-    os.close(report_start)
-    status, usage = wait(process)
-    with os.fdopen(report_end, "rb") as pipe:
-        outcome, _, start_bytes = pipe.read().decode(errors="replace").partition("|")
-    seconds = usage.ru_utime + usage.ru_stime
-    extra = usage.ru_maxrss * 1024 - int(start_bytes or usage.ru_maxrss * 1024)
-    if os.WIFSIGNALED(status):
-        outcome = signal.Signals(os.WTERMSIG(status)).name
+            for case in cases:
+                os.write(start, (json.dumps(measure(case, path)) + "\n").encode())
+        finally:
+            os._exit(0)
+    os.close(start)
+    count = 0
+    with os.fdopen(end, "rb", buffering=0) as pipe:
+        while select.select([pipe], [], [], MAX_WAIT_SECONDS)[0] and (line := pipe.readline()):
+            count += 1
+            yield checked(*json.loads(line))
+        if count < len(cases):
+            # It has ended, or waits.
+            os.kill(process, signal.SIGKILL)
+    _, status, usage = os.wait4(process, 0)
+    if count < len(cases):
+        name = signal.Signals(os.WTERMSIG(status)).name if os.WIFSIGNALED(status) else "exit"
+        yield checked(name, usage.ru_utime + usage.ru_stime, 0)
+
+
+def checked(outcome: str, seconds: float, extra_bytes: int) -> Result:
     allowed = outcome in ("read", "ValueError", "OSError", "FileNotFoundError")
-    return Result(outcome, seconds, extra, allowed and seconds <= MAX_SECONDS and extra < MAX_BYTES)
+    within = seconds <= MAX_SECONDS and extra_bytes < MAX_BYTES
+    return Result(outcome, seconds, extra_bytes, allowed and within)
 
 
-def outcome_of(case: Case, path: Path) -> str:
-    """Read a file within limits; return the name of the error, or "read", and the memory before."""
+def measure(case: Case, path: Path) -> tuple[str, float, int]:
+    """Read a file within limits.
+
+    Returns:
+        The name of the error, or "read"; the processor time in seconds; the memory in bytes over
+        that before, or 0 if an earlier case of the process took more.
+    """
+    clear(path)
+    case.write(path)
     os.chdir(path.parent)
     sys.stderr = sys.stdout = io.StringIO()
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     warnings.simplefilter("ignore")
     pages, resident = map(int, Path("/proc/self/statm").read_text().split()[:2])
     size = resource.getpagesize()
-    limit = pages * size + MAX_BYTES
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    resource.setrlimit(resource.RLIMIT_CPU, (MAX_SECONDS + 1, MAX_SECONDS + 1))
+    before = resource.getrusage(resource.RUSAGE_SELF)
+    used = before.ru_utime + before.ru_stime
+    resource.setrlimit(resource.RLIMIT_AS, (pages * size + MAX_BYTES, resource.RLIM_INFINITY))
+    resource.setrlimit(resource.RLIMIT_CPU, (int(used) + MAX_SECONDS + 2, resource.RLIM_INFINITY))
     try:
         case.read(path)
         outcome = "read"
     except Exception as error:
-        outcome = type(error).__name__
         # Subclasses such as UnicodeDecodeError.
-        if isinstance(error, ValueError):
-            outcome = "ValueError"
+        outcome = "ValueError" if isinstance(error, ValueError) else type(error).__name__
     if (path.parent / "ran").exists():
         outcome = "a function ran"
-    return f"{outcome}|{resident * size}"
-
-
-def wait(process: int) -> tuple[int, Any]:
-    """Wait for a process, and end it if it waits itself."""
-    end = time.monotonic() + MAX_WAIT_SECONDS
-    while time.monotonic() < end:
-        found, status, usage = os.wait4(process, os.WNOHANG)
-        if found:
-            return status, usage
-        time.sleep(0.002)
-    os.kill(process, signal.SIGKILL)
-    _, status, usage = os.wait4(process, 0)
-    return status, usage
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    extra = after.ru_maxrss * 1024 - resident * size if after.ru_maxrss > before.ru_maxrss else 0
+    return outcome, after.ru_utime + after.ru_stime - used, extra
 
 
 def clear(path: Path) -> None:
