@@ -227,7 +227,7 @@ def test_numbers_in_published_keys_do_not_set_the_depth(micro_models, tmp_path, 
 def test_deeply_nested_metadata_is_refused(micro_models, tmp_path):
     path = tmp_path / "published.safetensors"
     save_file({"a": torch.ones(2)}, path, {"hyper_parameters": "[" * 200_000})
-    with pytest.raises(ValueError, match=r"published\.safetensors: hyper_parameters .* not JSON"):
+    with pytest.raises(ValueError, match=r"published\.safetensors: hyper_parameters .*JSON"):
         read_model(path)
 
 

@@ -47,13 +47,13 @@ def use_backend(name: Backend | None) -> ExitStack:
 
     Raises:
         ValueError: if the name is unknown.
-        RuntimeError: for "triton" if Triton is not installed or there is no GPU.
+        RuntimeError: if `name` is "triton", and Triton is not installed or there is no GPU.
     """
     if name is not None and name not in get_args(Backend):
         raise ValueError(f"backend: expected 'triton', 'native', 'reference' or None, got {name!r}")
     if name == "triton":
         if not _has_triton():
-            raise RuntimeError("backend 'triton': Triton is not installed; `pip install triton`")
+            raise RuntimeError("Triton is not installed; run `pip install triton`")
         # The interpreter runs kernels in Python, on any device.
         if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
             raise RuntimeError("backend 'triton': torch found no GPU; use 'reference' or None")
@@ -63,7 +63,8 @@ def use_backend(name: Backend | None) -> ExitStack:
 def use_atomics(enabled: bool) -> ExitStack:
     """Allow the Triton kernels to accumulate bias gradients with atomics. Off by default.
 
-    Atomics need less memory, but the summation order, and hence the last bits, vary between runs.
+    Atomics need less memory, but the summation order varies between runs, and with it the last bits
+    of the gradients.
 
     Args:
         enabled: True to allow atomics, for the whole process or inside a `with` block.
@@ -109,12 +110,12 @@ def active_backend(tensor: Tensor) -> tuple[Backend, str]:
 def kernel_module(operation: str, tensor: Tensor, *shape: Any) -> ModuleType:
     """Return the backend module whose `forward` and `backward` handle a call.
 
-    Warns once, with the reason, if Triton or the backend set by `use_backend` cannot run it.
+    Warns once, with the reason, if Triton or the backend set by `use_backend` cannot run the call.
 
     Args:
         operation: folder name of the operation in `fiber.kernels`.
-        tensor: tensor used to check whether a backend supports the call.
-        shape: remaining arguments of that check, the backend's `refusal`.
+        tensor: first argument of the backend's `refusal`, which rejects unsupported calls.
+        shape: remaining arguments of `refusal`.
     """
     backend, _ = active_backend(tensor)
     module = _module(operation, backend)

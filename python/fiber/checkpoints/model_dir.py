@@ -1,4 +1,8 @@
-"""Model folders: config.json, model.safetensors, tokenizer.json, answers.json, classes.json."""
+"""Read and write model folders.
+
+A model folder contains config.json and model.safetensors, and optionally tokenizer.json,
+answers.json and classes.json.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +33,7 @@ MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.json", "answers.js
 #: Maximum size in bytes of the JSON files of a model, except tokenizer.json.
 MAX_JSON_BYTES = 16 << 20
 
-#: Error messages for models that lack a vocabulary, such as published files.
+#: Error messages for models that lack a vocabulary, such as published checkpoints.
 NO_TOKENIZER = (
     "the model has no tokenizer; pass the one that it was trained with (--tokenizer DIR, or"
     ' fiber.load(path, tokenizer="folder")), or add it to the model:'
@@ -59,7 +63,7 @@ class Vocabulary(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class StoredModel:
-    """Network with its tokenizer, vocabularies and provenance."""
+    """Network with its tokenizer, answers, classes and provenance."""
 
     network: Network
     #: Folder or file that was read.
@@ -91,15 +95,15 @@ def save_model(
     answers: tuple[str, ...] = (),
     classes: tuple[str, ...] = (),
 ) -> None:
-    """Write a model folder, ending with config.json, which marks it as complete.
+    """Write a model folder. config.json is written last and marks the folder as complete.
 
     The folder is created if needed. answers.json and classes.json are written unless empty.
 
     Raises:
-        ValueError: if the special tokens of the tokenizer are not RoBERTa's.
+        ValueError: if the special tokens of the tokenizer do not have RoBERTa's ids.
         NotADirectoryError: if `folder` is a file.
         FileExistsError: if `folder` already contains model or run files.
-        OSError: if a file cannot be written (disk full); no partial model remains.
+        OSError: if a file cannot be written. No partial model remains.
     """
     if tokenizer is not None:
         tokenizer.check_for_models()
@@ -137,17 +141,20 @@ def load_model(
     *,
     image_size: int | None = None,
 ) -> StoredModel:
-    """Load a model folder or a finished run in evaluation mode; `image_size` sets a new input size.
+    """Load a model folder or a finished run in evaluation mode.
+
+    `image_size` sets a new input size in pixels.
 
     Raises:
         FileNotFoundError: if the folder or one of its files is missing.
-        ValueError: if config fields are invalid or weights do not fit; the message names them.
+        ValueError: if config fields are invalid, or tensors do not fit the model. The message lists
+            these fields or tensors.
     """
     folder = Path(folder)
     for name in ("config.json", "model.safetensors"):
         if not (folder / name).exists():
             unfinished = (folder / "checkpoints").is_dir()
-            hint = "; the run is unfinished: resume it first" if unfinished else ""
+            hint = ". The run is unfinished; resume it first" if unfinished else ""
             raise FileNotFoundError(f"{folder} contains no model: {name} does not exist{hint}")
     stored = read_safetensors(folder / "model.safetensors")
     values = read_json(folder / "config.json", MAX_JSON_BYTES)
@@ -206,13 +213,13 @@ def _raise_if_any(path: Path, faults: list[str]) -> None:
 
 
 def write_vocabulary(folder: Path, vocabulary: Vocabulary) -> None:
-    """Write tokenizer.json, and answers.json and classes.json unless empty."""
+    """Write tokenizer.json. Also write answers.json and classes.json unless they are empty."""
     write_file(folder / "tokenizer.json", lambda path: vocabulary.tokenizer.save(str(path)))
     _write_lists(folder, answers=vocabulary.answers, classes=vocabulary.classes)
 
 
 def read_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
-    """Read a tokenizer.json. Raises ValueError if its special token ids are not RoBERTa's."""
+    """Read tokenizer.json. Raises ValueError if special tokens do not have RoBERTa's ids."""
     check_regular_file(Path(path))
     tokenizer = Tokenizer.from_file(path)
     try:
@@ -266,7 +273,7 @@ def check_strings(values: Any, where: str) -> tuple[str, ...]:
 
 
 def load_state(model: nn.Module, path: Path, *, resize: bool = False) -> None:
-    """Load a safetensors file strictly; `resize` adapts tensors to the model's image size.
+    """Load a safetensors file strictly. `resize` adapts tensors to the model's image size.
 
     Raises:
         ValueError: if keys are missing or unexpected, or shapes or dtypes do not match; the

@@ -1,7 +1,7 @@
 """Load and export published state dicts using an architecture's key map.
 
-Each of our keys maps to one or more published keys, whose tensors are concatenated along the first
-dimension, since the published code has separate query, key and value layers.
+Each of our keys maps to one or more published keys. The tensors of several keys are concatenated
+along the first dimension, since the published code has separate query, key and value layers.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def load_published(
     device: torch.device | str | None = None,
     copy: CopyWeights = copy_weights,
 ) -> dict[str, str]:
-    """Load tensors by published key; those in `Architecture.default_values` may be missing.
+    """Load tensors by published key. Tensors in `Architecture.default_values` may be missing.
 
     `device` is where to allocate a model that is on the meta device, and `copy` copies the tensors;
     see `load_mapped`.
@@ -91,10 +91,10 @@ def load_mapped(
         model: model to copy into.
         state: tensors by published key.
         keys: mapping from our keys to published keys.
-        ignored_reason: returns why a published key outside `keys` is ignored, or None if it is
-            unknown.
-        device: device to allocate the model on once all tensors are known to fit, for a model on
-            the meta device.
+        ignored_reason: function that returns why a published key that is not in `keys` is ignored,
+            or None if the key is unknown.
+        device: device on which a model on the meta device is allocated once all tensors are known
+            to fit.
         copy: `copy_weights`, with further arguments.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Load an image from a path, bytes, PIL or an array."""
+"""Load an image from a path, bytes, a PIL image or an array."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from fiber.data.loader_config import check_arguments
 
 
 def load_image(image: Any, *, background: Sequence[int] | None = None) -> np.ndarray:
-    """Load an image as a uint8 array (H, W, 3), RGB.
+    """Load an image as an (H, W, 3) uint8 RGB array.
 
     Args:
         image: Path, encoded bytes, PIL image or uint8 array (H, W, 3).
-        background: RGB color, 0 to 255, that a transparent file is composited on; None drops the
-            alpha channel, as Pillow's `convert("RGB")` does.
+        background: RGB color, 0 to 255, that a transparent image file is composited on. None drops
+            the alpha channel, as Pillow's `convert("RGB")` does.
 
     Raises:
         FileNotFoundError: if the file does not exist.
