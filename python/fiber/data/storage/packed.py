@@ -16,11 +16,12 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
+from fiber.atomic_io import JSON_ERRORS
 from fiber.data.record import LazyImages, Record, RecordSequence, TrueObjects
 from fiber.data.storage.file_pool import PooledFile
 
@@ -28,6 +29,13 @@ DESCRIPTION = "pack.json"
 FORMAT, VERSION = "fiber pack", 1
 #: Fields that many records may share, such as the prompt of all classes.
 SHARED = ("text", "labels", "label_spans", "label_ids", "label_groups")
+#: Fields of the description that are read, with their types.
+_FIELDS = {"fingerprint": str, "shards": list, "parts": list}
+_SHARD_FIELDS = {"file": str, "split": str, "bytes": int}
+_PART_FIELDS = {
+    **{"source": str, "split": str, "file": str, "records": int, "counts": dict},
+    **{"counts_of_objects": dict, "notes": list, "classes": list, "shared": list},
+}
 _KARPATHY = ("coco_karpathy", "flickr30k_karpathy")
 #: Source under which each named dataset is packed.
 OTHER_NAMES = {
@@ -50,12 +58,41 @@ def _read_description(path: Path, changed: int) -> dict[str, Any]:
             raise ValueError(
                 f"unsupported format {found['format']!r}, version {found['version']!r}"
             )
-    except (ValueError, KeyError, TypeError) as problem:
+        _check_description(found)
+    except (*JSON_ERRORS, KeyError, TypeError) as problem:
         raise ValueError(
             f"{path} does not describe a packed folder ({problem}); expected format {FORMAT!r},"
             f" version {VERSION}"
         ) from None
     return found
+
+
+def _check_description(found: dict[str, Any]) -> None:
+    """Check the types of the fields that are read, and that all files are inside the folder."""
+    _check_fields(DESCRIPTION, found, _FIELDS)
+    for name, fields in (("shards", _SHARD_FIELDS), ("parts", _PART_FIELDS)):
+        for index, entry in enumerate(found[name]):
+            where = f"{name}[{index}]"
+            _check_fields(where, entry, fields)
+            for field in ("file", "split"):
+                place = PurePosixPath(entry[field])
+                if place.is_absolute() or ".." in place.parts or "\0" in entry[field]:
+                    raise ValueError(f"{where}.{field} is {entry[field]!r:.80}, outside the folder")
+    for index, part in enumerate(found["parts"]):
+        for number, shared in enumerate(part["shared"]):
+            _check_fields(f"parts[{index}].shared[{number}]", shared, {})
+        if part["records"] < 0:
+            raise ValueError(f"parts[{index}].records is {part['records']}; expected 0 or more")
+
+
+def _check_fields(where: str, entry: Any, fields: dict[str, type]) -> None:
+    if not isinstance(entry, dict):
+        raise ValueError(f"{where} is of type {type(entry).__name__}; expected an object")
+    for name, kind in fields.items():
+        value = entry.get(name)
+        if not isinstance(value, kind) or isinstance(value, bool):
+            found = f"{where}.{name} is {value!r:.40}"
+            raise ValueError(f"{found}; expected a value of type {kind.__name__}")
 
 
 def read_description(folder: Path) -> dict[str, Any]:
@@ -149,16 +186,22 @@ class PackedRecords(RecordSequence):
     def _record(self, index: int) -> Record:
         line = self.lines[index]
         start, end = int(self._starts[line]), int(self._starts[line + 1])
+        stored = self._index.read(start, end - start)
         try:
-            entry = json.loads(self._index.read(start, end - start))
+            entry = json.loads(stored)
             if (shared := entry.pop("shared", None)) is not None:
                 entry |= self._shared[shared]
             numbers = tuple(entry.pop("images"))
-        except (ValueError, KeyError, TypeError, IndexError) as problem:
-            raise ValueError(f"{self._index.path}: line {line + 1}: {problem}") from None
-        if not self._objects:
-            entry.pop("objects", None)
-        record = from_entry(entry, LazyImages(self.image, numbers))
+            if not all(type(number) is int for number in numbers):
+                raise ValueError(f"images is {numbers!r:.40}; expected numbers")
+            if not self._objects:
+                entry.pop("objects", None)
+            record = from_entry(entry, LazyImages(self.image, numbers))
+        except (*JSON_ERRORS, KeyError, TypeError, IndexError, AttributeError) as problem:
+            raise ValueError(
+                f"{self._index.path}: line {line + 1} is not a packed record"
+                f" ({type(problem).__name__}: {problem})"
+            ) from None
         if not self._whole:
             return record
         spans = ((0, len(record.text)),)
@@ -171,7 +214,16 @@ class PackedRecords(RecordSequence):
         Raises:
             FileNotFoundError, ValueError: if its shard is missing or has changed.
         """
+        if not 0 <= number < len(self._locations):
+            raise ValueError(
+                f"{self._index.path} names image {number}; expected 0 to {len(self._locations) - 1}"
+            )
         shard, start, size = (int(value) for value in self._locations[number])
+        if not 0 <= shard < len(self._shards):
+            raise ValueError(
+                f"{self._index.path}: image {number} is in shard {shard}; expected 0 to"
+                f" {len(self._shards) - 1}"
+            )
         if shard not in self._files:
             path, expected = self._shards[shard]
             file = PooledFile(path)
@@ -200,7 +252,7 @@ def _image_locations(path: Path) -> np.ndarray:
     try:
         found = np.array(json.loads(path.read_text(encoding="ascii")), dtype=np.int64)
         return found.reshape(-1, 3)
-    except (ValueError, OverflowError) as problem:
+    except (ValueError, OverflowError, TypeError) as problem:
         raise ValueError(f"{path} is not a list of image locations ({problem})") from None
 
 
