@@ -49,8 +49,8 @@ const OTHER_COMPRESSION: [(u32, &str); 12] = [
 /// Values of `SampleFormat` that are not decoded.
 const OTHER_SAMPLES: [(u32, &str); 3] = [
     (2, "signed integers"),
-    (3, "floating-point numbers"),
-    (6, "complex floating-point numbers"),
+    (3, "floating point"),
+    (6, "complex numbers"),
 ];
 
 type Tiff<'a> = Decoder<Cursor<&'a [u8]>>;
@@ -149,8 +149,8 @@ pub(crate) fn decode(bytes: &[u8], limits: &DecodeLimits) -> Result<Samples, Err
 fn check_features(decoder: &mut Tiff<'_>) -> Result<(), Error> {
     for (which, names, what) in [
         (Tag::Compression, &OTHER_COMPRESSION[..], "compression"),
-        (Tag::PhotometricInterpretation, &OTHER_PIXELS[..], "pixels"),
-        (Tag::SampleFormat, &OTHER_SAMPLES[..], "samples"),
+        (Tag::PhotometricInterpretation, &OTHER_PIXELS[..], "color space"),
+        (Tag::SampleFormat, &OTHER_SAMPLES[..], "sample format"),
     ] {
         let found = tag(decoder, which)?;
         if let Some((_, name)) = names.iter().find(|(value, _)| *value == found) {

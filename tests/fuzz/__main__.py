@@ -1,9 +1,9 @@
 """Run the fuzz targets in Python and Rust one after the other, each for some seconds.
 
 Command: python -m tests.fuzz SECONDS [TARGET ...]
-Needs atheris (pip) and cargo-fuzz (cargo install); `make fuzz SECONDS=3600` installs both. Inputs that
-reach new code are kept in target/fuzz/TARGET, where the next run goes on. The exit code is 1 after a
-finding; the input is then in target/fuzz/findings.
+Needs atheris (pip) and cargo-fuzz (cargo install); `make fuzz SECONDS=3600` installs both. Inputs
+that reach new code are kept in target/fuzz/TARGET, where the next run goes on. The exit code is 1
+after a finding; the input is then in target/fuzz/findings.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tests.fuzz.targets import CORPUS, RUST_TARGETS, TARGETS
 ROOT = Path(__file__).parents[2]
 KEPT = ROOT / "target" / "fuzz"
 FINDINGS = KEPT / "findings"
-#: Seconds after which an input counts as one that never ends. Other programs may take the processor.
+#: Seconds after which an input counts as endless. Other programs may take the processor.
 _TIMEOUT = 120
 
 

@@ -1,4 +1,4 @@
-"""Targets for files that hold models: pickles, checkpoints in every container, and model folders."""
+"""Targets for files that hold models: pickles, checkpoints in containers, and model folders."""
 
 from __future__ import annotations
 

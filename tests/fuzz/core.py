@@ -1,4 +1,4 @@
-"""The targets of rust/fuzz, read through the extension module, so that pytest checks their corpus."""
+"""Targets of rust/fuzz, read through the extension module, so that pytest reads their corpus."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sound inputs that fuzzing starts from: a tiny model in each container, a pack and a loader state."""
+"""Sound inputs that fuzzing starts from: tiny models, a pack and records."""
 
 from __future__ import annotations
 

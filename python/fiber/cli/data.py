@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from fiber.atomic_io import write_json
-from fiber.cli.arguments import add_options, byte_count
+from fiber.cli.arguments import LIMITS, add_options, byte_count, limits_of
 from fiber.env import usable_cores
 
 _SOURCE = (
@@ -58,6 +58,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
             "source SOURCE": _SOURCE,
             "--split S": "splits to read, such as train+val (default: all)",
             "--sheet FILE": "save a contact sheet with boxes and texts",
+            **LIMITS,
             "--json": "print the report as one JSON object",
         },
         source={"type": Path},
@@ -136,10 +137,12 @@ def _make_data(options: argparse.Namespace) -> int:
 
 def _inspect(options: argparse.Namespace) -> int:
     from fiber.cli.inspect import inspect
+    from fiber.data.loader_config import DecodeLimits
     from fiber.progress import ImageProgress
 
     splits = options.split.split("+") if options.split else ()
-    return inspect(options.source, splits, options.sheet, options.json, ImageProgress())
+    limits = DecodeLimits(**limits_of(options))
+    return inspect(options.source, splits, options.sheet, options.json, ImageProgress(), limits)
 
 
 def _pack(options: argparse.Namespace) -> int:

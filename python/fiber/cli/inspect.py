@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from fiber.data.loader_config import DEFAULT_LIMITS, DecodeLimits
 from fiber.data.skip_report import counted
 from fiber.data.tools.inspect import Bar, DataReport, ImageReport, PartReport, histogram
 from fiber.data.tools.inspect import inspect as look
@@ -27,19 +28,22 @@ def inspect(
     sheet: Path | None,
     as_json: bool,
     progress: Callable[[int, int], None],
+    limits: DecodeLimits = DEFAULT_LIMITS,
 ) -> int:
     """Print statistics of a dataset; return exit code 1 if there are faults, else 0.
 
     Reads all splits if `splits` is empty. A contact sheet is written to `sheet`, if given.
-    `progress` is called with (images decoded, total images) for each split.
+    `progress` is called with (images decoded, total images) for each split. `limits` are those of
+    decoding one image.
 
     Raises:
         FileNotFoundError: if the folder or file does not exist.
         ValueError: if its format is unknown.
         OSError: if the contact sheet cannot be written.
     """
-    tiles = ContactSheet()
-    report = look(source, splits, shown=tiles.add if sheet is not None else None, progress=progress)
+    tiles = ContactSheet(limits)
+    shown = tiles.add if sheet is not None else None
+    report = look(source, splits, shown=shown, progress=progress, limits=limits)
     if as_json:
         print(json.dumps(report.to_dict(), ensure_ascii=False))
     else:

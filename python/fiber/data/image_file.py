@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from fiber import _core
+from fiber.data.loader_config import MAX_PIXELS
 from fiber.data.record import StoredImage
 
 #: Decoding statuses of an image.
@@ -20,6 +21,8 @@ _MAGIC = (
     (b"BM", "bmp"),
     (b"II*\0", "tif"),
     (b"MM\0*", "tif"),
+    (b"II+\0", "tif"),
+    (b"MM\0+", "tif"),
 )
 # Extensions of ISO media files by brand.
 _BRANDS = {b"avif": "avif", b"avis": "avif", b"heic": "heic", b"heix": "heic", b"mif1": "heif"}
@@ -47,8 +50,10 @@ def extension_of(data: bytes) -> str:
     return next((end for magic, end in _MAGIC if data.startswith(magic)), "bin")
 
 
-def check_image(stored: StoredImage) -> CheckedImage:
-    """Decode an image and return the status that the loader would report.
+def check_image(
+    stored: StoredImage, *, max_pixels: int = MAX_PIXELS, max_decode_bytes: int | None = None
+) -> CheckedImage:
+    """Decode an image and return the status that the loader would report with these limits.
 
     The status "truncated" means a JPEG with missing or damaged data; see `accept_truncated`.
     """
@@ -59,11 +64,12 @@ def check_image(stored: StoredImage) -> CheckedImage:
     except OSError as problem:
         return CheckedImage("missing", f"cannot be read: {problem.strerror or problem}")
     extension, filled = extension_of(data), None
+    limits: dict[str, Any] = {"max_pixels": max_pixels, "max_decode_bytes": max_decode_bytes}
     try:
         if extension == "jpg":
-            image, filled = _core.decode_jpeg(data)
+            image, filled = _core.decode_jpeg(data, **limits)
         else:
-            image = _core.decode_image(data)
+            image = _core.decode_image(data, **limits)
     except _core.DecodeError as problem:
         lacks_end = {
             "jpg": b"\xff\xd9" not in data[-4096:],

@@ -13,6 +13,7 @@ from fiber.checkpoints.load import load_stored
 from fiber.checkpoints.provenance import seen_before
 from fiber.config import FiberConfig
 from fiber.data.datasets.resolve import Data
+from fiber.data.loader_config import MAX_PIXELS, DecodeLimits
 from fiber.data.record import RecordSet
 from fiber.data.text_lengths import text_warnings
 from fiber.evaluation.classes import GivenClasses, classes_of_sets, listed_classes
@@ -38,6 +39,8 @@ def evaluate(
     classes: GivenClasses = None,
     batch_size: int = 64,
     threads: int = 0,
+    max_pixels: int = MAX_PIXELS,
+    max_decode_bytes: int | None = None,
 ) -> dict[str, float]:
     """Evaluate a model on a task.
 
@@ -67,6 +70,8 @@ def evaluate(
             by dataset, or a folder with one NAME.json per dataset.
         batch_size: records per batch.
         threads: data loader threads; 0 uses all cores.
+        max_pixels: maximum number of pixels of an image file, as in `DataLoader`.
+        max_decode_bytes: maximum memory in bytes for decoding one image; None means no limit.
 
     Returns:
         Metrics by name: fractions in [0, 1], except for `cider_d` (up to 10). Metrics of a group of
@@ -88,6 +93,7 @@ def evaluate(
         model,
         batch_size=batch_size,
         threads=threads,
+        limits=DecodeLimits(max_pixels, max_decode_bytes),
         permute_images=permute_images,
         fusion=fusion,
         candidates=_check_heads(model.network.config, task, rerank, candidates),

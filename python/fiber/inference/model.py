@@ -16,6 +16,7 @@ from fiber.checkpoints.model_dir import NO_ANSWERS, NO_CLASSES, save_model
 from fiber.checkpoints.provenance import TrainedOn
 from fiber.config import FiberConfig
 from fiber.data import Tokenizer
+from fiber.data.loader_config import MAX_PIXELS, DecodeLimits, check_arguments
 from fiber.data.prompts.classes import Prompt
 from fiber.evaluation.retrieval import choose_ranking_heads
 from fiber.inference.boxes import PassCounts, Thresholds, find_boxes
@@ -78,6 +79,8 @@ class Model:
         classes: default classes of `detect`.
         dtype: compute dtype; the dtype of the weights does not change.
         trained_on: training data, if known; `fiber.evaluate` warns when evaluating on it.
+        max_pixels: maximum number of pixels of an image file; see `fiber.data.load_image`.
+        max_decode_bytes: maximum memory in bytes for decoding one image; None means no limit.
     """
 
     def __init__(
@@ -89,7 +92,10 @@ class Model:
         classes: Sequence[str] = (),
         dtype: torch.dtype = torch.float32,
         trained_on: TrainedOn | None = None,
+        max_pixels: int = MAX_PIXELS,
+        max_decode_bytes: int | None = None,
     ) -> None:
+        check_arguments(max_pixels=max_pixels, max_decode_bytes=max_decode_bytes)
         self.network = network.eval()
         self.config: FiberConfig = network.config
         self.tokenizer = tokenizer
@@ -100,7 +106,13 @@ class Model:
         self.trained_on = trained_on
         #: Forward pass counts of `ground` and `detect` since the model was loaded.
         self.passes = PassCounts()
-        self._inputs = Inputs(self.config, inference_transform(self.config), tokenizer, self.device)
+        self._inputs = Inputs(
+            self.config,
+            inference_transform(self.config),
+            tokenizer,
+            self.device,
+            DecodeLimits(max_pixels, max_decode_bytes),
+        )
         if isinstance(network, FiberDetector):
             self._text_prefixes = TextPrefixes(network, self._inputs)
 

@@ -33,8 +33,10 @@ SHARED = ("text", "labels", "label_spans", "label_ids", "label_groups")
 _FIELDS = {"fingerprint": str, "shards": list, "parts": list}
 _SHARD_FIELDS = {"file": str, "split": str, "bytes": int}
 _PART_FIELDS = {
-    **{"source": str, "split": str, "file": str, "records": int, "counts": dict},
-    **{"counts_of_objects": dict, "notes": list, "classes": list, "shared": list},
+    **dict.fromkeys(("source", "split", "file"), str),
+    **dict.fromkeys(("counts", "counts_of_objects"), dict),
+    **dict.fromkeys(("notes", "classes", "shared"), list),
+    "records": int,
 }
 _KARPATHY = ("coco_karpathy", "flickr30k_karpathy")
 #: Source under which each named dataset is packed.

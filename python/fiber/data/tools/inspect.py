@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from fiber.data.image_file import STATUSES, CheckedImage, check_image
+from fiber.data.loader_config import DEFAULT_LIMITS, DecodeLimits
 from fiber.data.record import AnyPath, Record, RecordSet, StoredImage
 from fiber.data.tools.discover import Part, parts_of
 
@@ -200,6 +201,7 @@ def inspect(
     *,
     shown: Callable[[Part, RecordSet], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
+    limits: DecodeLimits = DEFAULT_LIMITS,
 ) -> DataReport:
     """Read all records and decode all images of a folder or a file.
 
@@ -208,6 +210,7 @@ def inspect(
         splits: splits to read; default: all.
         shown: called with each readable part and its records.
         progress: called with (images decoded, images in total) for each split.
+        limits: limits of decoding one image.
 
     Raises:
         FileNotFoundError: if the folder or file does not exist.
@@ -227,7 +230,7 @@ def inspect(
                 continue
             if shown is not None:
                 shown(part, records)
-        report.images.append(_check_images(split, list(images.values()), progress))
+        report.images.append(_check_images(split, list(images.values()), progress, limits))
     return report
 
 
@@ -289,11 +292,14 @@ def _add_images(images: dict[Any, _Image], record: Record) -> None:
 
 
 def _check_images(
-    split: str, images: list[_Image], progress: Callable[[int, int], None] | None
+    split: str,
+    images: list[_Image],
+    progress: Callable[[int, int], None] | None,
+    limits: DecodeLimits,
 ) -> ImageReport:
     """Decode all images of a split."""
     report, seen = ImageReport(split), set[bytes | str]()
-    for number, (image, identity, checked) in enumerate(_in_threads(images), 1):
+    for number, (image, identity, checked) in enumerate(_in_threads(images, limits), 1):
         if progress is not None:
             progress(number, len(images))
         # Several sources in a file share the same images, with different annotations.
@@ -323,7 +329,9 @@ def _compare(report: ImageReport, image: _Image, size: tuple[int, int]) -> None:
             report.outside.append(box)
 
 
-def _in_threads(images: list[_Image]) -> Iterator[tuple[_Image, bytes | str | None, CheckedImage]]:
+def _in_threads(
+    images: list[_Image], limits: DecodeLimits
+) -> Iterator[tuple[_Image, bytes | str | None, CheckedImage]]:
     """Decode images on all cores, a bounded number at a time. Yield them with their identity."""
 
     def check(image: _Image) -> tuple[_Image, bytes | str | None, CheckedImage]:
@@ -333,7 +341,7 @@ def _in_threads(images: list[_Image]) -> Iterator[tuple[_Image, bytes | str | No
             return image, None, CheckedImage("missing", f"cannot be read: {_message(problem)}")
         is_bytes = isinstance(stored, bytes)
         identity = hashlib.sha256(stored).digest() if is_bytes else os.path.realpath(stored)
-        return image, identity, check_image(stored)
+        return image, identity, check_image(stored, **limits._asdict())
 
     with ThreadPoolExecutor() as pool:
         step = _IMAGES_PER_CORE * (os.cpu_count() or 1)
