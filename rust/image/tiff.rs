@@ -109,6 +109,9 @@ pub(crate) fn decode(bytes: &[u8], limits: &DecodeLimits) -> Result<Samples, Err
     let color = decoder.colortype().map_err(|e| fault(&e))?;
     let (bits, channels) = (color.bit_depth(), usize::from(color.num_samples()));
     let planar = tag(&mut decoder, Tag::PlanarConfiguration)? == PLANAR && channels > 1;
+    if planar {
+        check_tiles(&mut decoder, height, width)?;
+    }
     // The stored samples, their 8-bit copy, and that of planes.
     let sample_bytes = usize::from(bits).div_ceil(8) + 1 + usize::from(planar);
     let size = height * width * channels * sample_bytes;
@@ -149,12 +152,29 @@ pub(crate) fn decode(bytes: &[u8], limits: &DecodeLimits) -> Result<Samples, Err
 fn check_features(decoder: &mut Tiff<'_>) -> Result<(), Error> {
     for (which, names, what) in [
         (Tag::Compression, &OTHER_COMPRESSION[..], "compression"),
-        (Tag::PhotometricInterpretation, &OTHER_PIXELS[..], "color space"),
+        (
+            Tag::PhotometricInterpretation,
+            &OTHER_PIXELS[..],
+            "color space",
+        ),
         (Tag::SampleFormat, &OTHER_SAMPLES[..], "sample format"),
     ] {
         let found = tag(decoder, which)?;
         if let Some((_, name)) = names.iter().find(|(value, _)| *value == found) {
             return Err(unsupported(&format!("{what}: {name}")));
+        }
+    }
+    Ok(())
+}
+
+/// Reject planes in tiles that exceed the image, whose padding the crate computes for one plane.
+fn check_tiles(decoder: &mut Tiff<'_>, height: usize, width: usize) -> Result<(), Error> {
+    for (side, which) in [(width, Tag::TileWidth), (height, Tag::TileLength)] {
+        let tile = tag(decoder, which)? as usize;
+        if tile > 0 && side % tile != 0 {
+            return Err(unsupported(
+                "separate planes in tiles that exceed the image",
+            ));
         }
     }
     Ok(())

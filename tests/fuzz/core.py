@@ -29,9 +29,7 @@ _KINDS = (
     ("tiff", "1", {"compression": "group4"}),
     ("tiff", "CMYK", {"compression": "tiff_adobe_deflate"}),
     ("tiff", "L", {"compression": "packbits"}),
-    ("tiff", "RGB", {"compression": "jpeg"}),
-    ("tiff", "RGB", {"compression": "zstd"}),
-    ("tiff", "LA", {"compression": "lzma"}),
+    ("tiff", "LA", {}),
     ("tiff", "RGB", {"big_tiff": True}),
 )
 
