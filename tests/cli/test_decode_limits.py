@@ -77,7 +77,7 @@ def test_images_of_an_evaluation(photo, limits, reason):
     ids=lambda words: words[0],
 )
 def test_images_of_a_command(photo, capsys, command, limits, reason):
-    assert main([*command, *options(limits)]) == 1
+    assert main([*command, *options(limits)]) == 2
     line = error_line(capsys)
     assert "photo.png" in line and SIZE in line and reason in line
 
@@ -92,7 +92,7 @@ def test_images_of_inspect_and_eval(photo, capsys, limits, reason):
     shown = capsys.readouterr().out
     assert "photo.png" in shown and SIZE in shown and reason in shown
     arguments = ["eval", "runs/demo/coarse", "masked_words", "--data", "captions.jsonl"]
-    assert main([*arguments, *options(limits)]) == 1
+    assert main([*arguments, *options(limits)]) == 2
     line = error_line(capsys)
     assert "photo.png" in line and SIZE in line and reason in line
 
