@@ -82,7 +82,8 @@ def run(name: str, seconds: int) -> Outcome:
             command = [sys.executable, "-m", "tests.fuzz.guided", name, *folders, *flags]
             done = _output(command, ROOT, environment)
         else:
-            cargo = ["cargo", "fuzz", "run", "--fuzz-dir", ".", name, *folders, "--", *flags]
+            places = ["--fuzz-dir", ".", "--target-dir", str(KEPT / "build")]
+            cargo = ["cargo", "fuzz", "run", *places, name, *folders, "--", *flags]
             environment["RUSTC_BOOTSTRAP"] = "1"
             done = _output(cargo, ROOT / "rust" / "fuzz", environment)
     text = done.stdout + done.stderr
