@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fiber.data import load_image
-from fiber.data.loader_config import DEFAULT_LIMITS, DecodeLimits
+from fiber.data.image_file import DEFAULT_LIMITS, DecodeLimits
 
 if TYPE_CHECKING:
     from PIL.Image import Image

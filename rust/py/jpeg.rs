@@ -20,6 +20,7 @@ pub fn read_jpeg_header(data: &[u8]) -> PyResult<(usize, usize, u8)> {
 /// Decode a JPEG file, filling in damaged parts; return the image and the reason, if any.
 #[pyfunction]
 #[pyo3(signature = (data, *, divisor = 1, stop_row = None, max_pixels = MAX_PIXELS, max_decode_bytes = None, instructions = None, beside = None))]
+#[allow(clippy::too_many_arguments)] // Keyword arguments in Python.
 pub fn decode_jpeg(
     py: Python<'_>,
     data: &[u8],

@@ -9,8 +9,8 @@ from PIL import Image
 
 from fiber import DecodeError, _core
 from fiber.data import Collator, DataLoader, Record, Tokenizer, apply_transform, load_image
-from fiber.data.image_file import check_image
-from fiber.data.loader_config import MAX_PIXELS, MAX_THREADS
+from fiber.data.image_file import MAX_PIXELS, check_image
+from fiber.data.loader_config import MAX_THREADS
 from fiber.training.config.run import DataConfig
 from tests.data.loader_records import CROP, TEXT, make, record
 from tests.limited_memory import LINUX, run_limited

@@ -137,7 +137,7 @@ def _make_data(options: argparse.Namespace) -> int:
 
 def _inspect(options: argparse.Namespace) -> int:
     from fiber.cli.inspect import inspect
-    from fiber.data.loader_config import DecodeLimits
+    from fiber.data.image_file import DecodeLimits
     from fiber.progress import ImageProgress
 
     splits = options.split.split("+") if options.split else ()

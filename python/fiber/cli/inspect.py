@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from fiber.data.loader_config import DEFAULT_LIMITS, DecodeLimits
+from fiber.data.image_file import DEFAULT_LIMITS, DecodeLimits
 from fiber.data.skip_report import counted
 from fiber.data.tools.inspect import Bar, DataReport, ImageReport, PartReport, histogram
 from fiber.data.tools.inspect import inspect as look

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from fiber import _core
-from fiber.data.loader_config import MAX_PIXELS, check_arguments
+from fiber.data.image_file import MAX_PIXELS
+from fiber.data.loader_config import check_arguments
 
 
 def load_image(

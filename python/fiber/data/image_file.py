@@ -1,4 +1,4 @@
-"""Detect image formats from file content, and check that images can be decoded."""
+"""Image files: formats by content, limits of decoding, and a check that an image can be decoded."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fiber import _core
-from fiber.data.loader_config import MAX_PIXELS
 from fiber.data.record import StoredImage
 
+#: Default of `max_pixels`, the number of pixels that Pillow rejects.
+MAX_PIXELS = 178_956_970
 #: Decoding statuses of an image.
 STATUSES = ("ok", "truncated", "corrupt", "unsupported", "missing")
 
@@ -28,6 +29,16 @@ _MAGIC = (
 _BRANDS = {b"avif": "avif", b"avis": "avif", b"heic": "heic", b"heix": "heic", b"mif1": "heif"}
 #: Extensions of image files in a folder; the actual format is detected from the content.
 ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+
+
+class DecodeLimits(NamedTuple):
+    """Limits of decoding one image file; see `fiber.data.load_image`."""
+
+    max_pixels: int = MAX_PIXELS
+    max_decode_bytes: int | None = None
+
+
+DEFAULT_LIMITS = DecodeLimits()
 
 
 class CheckedImage(NamedTuple):

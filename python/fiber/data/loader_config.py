@@ -4,28 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Required, SupportsFloat, SupportsIndex, TypedDict
+from typing import Any, Literal, Required, SupportsFloat, SupportsIndex, TypedDict
 
 import numpy as np
 
 from fiber._core import ImageTransform, Tokenizer
+from fiber.data.image_file import MAX_PIXELS
 
 BatchType = Literal["image_text", "question", "reasoning", "grounding"]
 ImageDtype = Literal["float32", "float16", "bfloat16", "uint8"]
 OnError = Literal["raise", "skip", "resample"]
 
-#: Default of `max_pixels`, the number of pixels that Pillow rejects.
-MAX_PIXELS = 178_956_970
-
-
-class DecodeLimits(NamedTuple):
-    """Limits of decoding one image file; see `CollatorConfig`."""
-
-    max_pixels: int = MAX_PIXELS
-    max_decode_bytes: int | None = None
-
-
-DEFAULT_LIMITS = DecodeLimits()
 #: Maximum number of threads. More than that never helps, and each takes memory.
 MAX_THREADS = 1024
 

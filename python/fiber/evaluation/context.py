@@ -13,7 +13,7 @@ from torch import Tensor
 from fiber.checkpoints.model_dir import NO_TOKENIZER
 from fiber.checkpoints.provenance import TrainedOn
 from fiber.data import DataLoader, Tokenizer
-from fiber.data.loader_config import DEFAULT_LIMITS, DecodeLimits
+from fiber.data.image_file import DEFAULT_LIMITS, DecodeLimits
 from fiber.data.prompts.classes import ClassName
 from fiber.data.record import Record
 from fiber.models.fiber.backbone import BackboneOutput, ImagePrefix, Wanted

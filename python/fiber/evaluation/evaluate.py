@@ -13,7 +13,7 @@ from fiber.checkpoints.load import load_stored
 from fiber.checkpoints.provenance import seen_before
 from fiber.config import FiberConfig
 from fiber.data.datasets.resolve import Data
-from fiber.data.loader_config import MAX_PIXELS, DecodeLimits
+from fiber.data.image_file import MAX_PIXELS, DecodeLimits
 from fiber.data.record import RecordSet
 from fiber.data.text_lengths import text_warnings
 from fiber.evaluation.classes import GivenClasses, classes_of_sets, listed_classes
@@ -55,8 +55,7 @@ def evaluate(
         data: a data folder, an annotation file that `fiber.data.open_source` reads, or records.
         split: split to evaluate; "+" joins splits.
         output: file for the predictions, in the task's official format; a folder for "odinw".
-        permute_images: as an ablation, replace every record's image with that of a different
-            record.
+        permute_images: as an ablation, give every record the image of a different record.
         fusion: as an ablation, False sets the gates of all cross-attention layers to 0.
         rerank: for "retrieval", rerank the best ITC candidates with ITM, as in `Model.search`.
             Default: True if the model has both heads. A model with only one of them uses that head
@@ -85,8 +84,7 @@ def evaluate(
         OSError: if `output` cannot be written.
     """
     if output is not None and task != "odinw":
-        # Fail before the evaluation, which may take hours.
-        check_target(Path(output))
+        check_target(Path(output))  # before the evaluation, which may take hours
     if not isinstance(model, EvalModel):
         model = load_stored(model)
     context = EvalContext.of(

@@ -17,7 +17,8 @@ from fiber import _core
 from fiber.checkpoints.model_dir import NO_TOKENIZER
 from fiber.config import FiberConfig
 from fiber.data import ImageTransform, Tokenizer, load_image
-from fiber.data.loader_config import DEFAULT_LIMITS, DecodeLimits
+from fiber.data.image_file import DEFAULT_LIMITS, DecodeLimits
+from fiber.data.loader_config import check_arguments
 from fiber.data.text_lengths import has_words
 
 if TYPE_CHECKING:
@@ -191,6 +192,7 @@ class Inputs:
         self.transform = transform
         self.tokenizer = tokenizer
         self.device = device
+        check_arguments(**limits._asdict())
         self.limits = limits
 
     def images(self, images: Sequence[Any]) -> Iterator[ImageBatch]:

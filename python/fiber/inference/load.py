@@ -10,7 +10,8 @@ import torch
 from fiber.checkpoints.load import load_stored
 from fiber.checkpoints.torch_file import Weights
 from fiber.data import Tokenizer
-from fiber.data.loader_config import MAX_PIXELS, check_arguments
+from fiber.data.image_file import MAX_PIXELS
+from fiber.data.loader_config import check_arguments
 from fiber.inference.model import Model
 
 

@@ -16,7 +16,7 @@ from fiber.checkpoints.model_dir import NO_ANSWERS, NO_CLASSES, save_model
 from fiber.checkpoints.provenance import TrainedOn
 from fiber.config import FiberConfig
 from fiber.data import Tokenizer
-from fiber.data.loader_config import MAX_PIXELS, DecodeLimits, check_arguments
+from fiber.data.image_file import MAX_PIXELS, DecodeLimits
 from fiber.data.prompts.classes import Prompt
 from fiber.evaluation.retrieval import choose_ranking_heads
 from fiber.inference.boxes import PassCounts, Thresholds, find_boxes
@@ -95,7 +95,6 @@ class Model:
         max_pixels: int = MAX_PIXELS,
         max_decode_bytes: int | None = None,
     ) -> None:
-        check_arguments(max_pixels=max_pixels, max_decode_bytes=max_decode_bytes)
         self.network = network.eval()
         self.config: FiberConfig = network.config
         self.tokenizer = tokenizer
@@ -106,13 +105,9 @@ class Model:
         self.trained_on = trained_on
         #: Forward pass counts of `ground` and `detect` since the model was loaded.
         self.passes = PassCounts()
-        self._inputs = Inputs(
-            self.config,
-            inference_transform(self.config),
-            tokenizer,
-            self.device,
-            DecodeLimits(max_pixels, max_decode_bytes),
-        )
+        limits = DecodeLimits(max_pixels, max_decode_bytes)
+        transform = inference_transform(self.config)
+        self._inputs = Inputs(self.config, transform, tokenizer, self.device, limits)
         if isinstance(network, FiberDetector):
             self._text_prefixes = TextPrefixes(network, self._inputs)
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from fiber.atomic_io import write_file
 from fiber.checkpoints.model_dir import StoredModel, Vocabulary, write_tensors
 from fiber.data.datasets.resolve import ChosenRecords, Data, has_splits
-from fiber.data.loader_config import DEFAULT_LIMITS, DecodeLimits
+from fiber.data.image_file import DEFAULT_LIMITS, DecodeLimits
 from fiber.data.record import RecordSet
 from fiber.evaluation.evaluate import evaluate
 from fiber.evaluation.tasks import find_task, open_records

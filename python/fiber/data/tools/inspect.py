@@ -13,8 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
 
-from fiber.data.image_file import STATUSES, CheckedImage, check_image
-from fiber.data.loader_config import DEFAULT_LIMITS, DecodeLimits
+from fiber.data.image_file import DEFAULT_LIMITS, STATUSES, CheckedImage, DecodeLimits, check_image
 from fiber.data.record import AnyPath, Record, RecordSet, StoredImage
 from fiber.data.tools.discover import Part, parts_of
 
