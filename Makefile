@@ -4,6 +4,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+OLDEST ?= .venv-oldest
 RUST_FILES := Cargo.toml Cargo.lock $(shell find rust -name '*.rs')
 ARGS ?=
 # Of each target of `make fuzz`.
@@ -13,7 +14,7 @@ SECONDS ?= 60
 # wait would take the cores of the other processes.
 PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
 
-.PHONY: demo test test-interpreter kernels-aot quick fuzz package lint fmt build bench clean
+.PHONY: demo test test-interpreter test-oldest kernels-aot quick fuzz package lint fmt build bench clean
 
 # The whole of FIBER on this machine; `make demo ARGS=--fast` for the short one.
 demo: $(VENV)/.installed-demo
@@ -51,6 +52,14 @@ fuzz: $(VENV)/.installed-dev
 	command -v cargo-fuzz >/dev/null || cargo install cargo-fuzz
 	$(BIN)/python -m tests.fuzz $(SECONDS) $(ARGS)
 
+# The quick tests with the oldest versions that pyproject.toml allows, in an environment of their own;
+# and the Triton kernels in the interpreter of the oldest Triton for which they run by default, which
+# is newer than the Triton of the oldest torch.
+test-oldest: $(OLDEST)/.installed
+	$(subst $(BIN),$(OLDEST)/bin,$(PYTEST)) -m "not slow and not package" $(ARGS)
+	PYTHONPATH=$(OLDEST)/triton TRITON_INTERPRET=1 OPENBLAS_NUM_THREADS=1 \
+	  $(subst $(BIN),$(OLDEST)/bin,$(PYTEST)) --dist load tests/kernels/triton $(ARGS)
+
 # Builds of the wheel and the source distribution, each from scratch.
 package: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m package $(ARGS)
@@ -79,7 +88,7 @@ bench: $(VENV)/.installed-dev
 	for bench in benches/bench_*.py; do $(BIN)/python $$bench || exit 1; done
 
 clean:
-	rm -rf $(VENV) target dist
+	rm -rf $(VENV) $(OLDEST) target dist
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -93,3 +102,12 @@ $(VENV)/.installed-demo: $(BIN)/python pyproject.toml $(RUST_FILES)
 $(VENV)/.installed-dev: $(BIN)/python pyproject.toml $(RUST_FILES)
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@ $(VENV)/.installed-demo
+
+$(OLDEST)/.installed: pyproject.toml .ci/oldest-requirements $(RUST_FILES)
+	$(PYTHON) -m venv $(OLDEST)
+	.ci/oldest-requirements > $(OLDEST)/requirements.txt
+	$(OLDEST)/bin/python -m pip install --quiet --requirement $(OLDEST)/requirements.txt
+	$(OLDEST)/bin/python -m pip install --quiet --no-deps --editable .
+	$(OLDEST)/bin/python -m pip install --quiet --no-deps --target $(OLDEST)/triton \
+	  triton==$$($(OLDEST)/bin/python -c 'from fiber.kernels.runtime.dispatch import TESTED_TRITON as t; print("%d.%d" % t[0])')
+	touch $@

@@ -75,7 +75,7 @@ def test_coco_folder_and_what_is_done_with_one(layout, cutouts, tmp_path, monkey
     assert main([*command, *settings, "--device", "cpu"]) == 0
     said = capsys.readouterr()
     assert said.out == "run\n"
-    held_out = "so 2 of its 10 images, chosen by their names, are held out as split 'val'"
+    held_out = "so 2 of its 10 images, chosen by a hash of their names, are held out as split 'val'"
     assert (held_out in said.err) == (layout == "single")
     assert f"records: grounding {8 if layout == 'single' else 10}" in said.err
     assert "a tokenizer with" in said.err and "coco on val 0." in said.err

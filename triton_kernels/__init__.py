@@ -1,13 +1,13 @@
-"""Attention operations of the model, in Triton, in Rust for CPUs, and in plain PyTorch.
+"""Attention operations of the model, implemented in Triton, Rust (for CPUs) and plain PyTorch.
 
 Imported as `fiber.kernels`. Every operation takes and returns ordinary tensors, is differentiable
 with respect to its floating-point tensors, and checks its arguments before it runs. Each operation
-has its own folder: `op.py` is the public function, `torch_path.py` plain PyTorch, `triton_*.py` the
-Triton kernels, `native.py` the Rust extension, and `naive.py` a reference for tests, written as
-loops. `runtime/dispatch.py` selects the backend.
+has its own folder: `op.py` has the public function, `torch_path.py` the PyTorch backend,
+`triton_*.py` the Triton kernels, `native.py` the calls to the Rust extension, and `naive.py` a
+loop-based reference for tests. `runtime/dispatch.py` selects the backend.
 
-Two operations share the name of their folder: `fiber.kernels.window_attention` is the function, but
-`from fiber.kernels.window_attention import torch_path` imports from the folder.
+Two operations have the same name as their folder. For example, `fiber.kernels.window_attention` is
+the function, but `from fiber.kernels.window_attention import torch_path` imports from the folder.
 """
 
 from .cross_attention import image_to_text_attention, text_to_image_attention

@@ -1,4 +1,4 @@
-"""`python -m fiber`: the `fiber` command, for use where scripts are not on the PATH."""
+"""Run the `fiber` command as `python -m fiber`, for when scripts are not on the PATH."""
 
 import sys
 

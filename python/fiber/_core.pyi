@@ -3,8 +3,9 @@
 Images are (H, W, 3) uint8 RGB arrays. `instructions` selects the SIMD instruction set: "scalar",
 "neon", "avx2", "avx512", or None for the widest that the CPU supports. It does not change results
 unless stated otherwise. An unsupported instruction set raises ValueError. `max_pixels` defaults to
-178,956,970, Pillow's limit; `max_decode_bytes`, the memory for pixels and coefficients while
-decoding, has none by default. An image that exceeds one raises DecodeError.
+178,956,970, the limit above which Pillow raises `DecompressionBombError`; `max_decode_bytes`, the
+memory for pixels and coefficients while decoding, has none by default. An image that exceeds one
+raises DecodeError.
 """
 
 # ruff: noqa: A002 - `filter` is Pillow's name for the resampling kernel.
@@ -74,7 +75,7 @@ class Buffer:
     def dtype(
         self,
     ) -> Literal["uint8", "float16", "bfloat16", "float32", "int64", "bool"]:
-        """NumPy name of the element type."""
+        """Name of the element type, as in torch (such as "float32")."""
 
     # Before Python 3.12, the buffer protocol has no such method.
     if sys.version_info >= (3, 12):
@@ -88,7 +89,7 @@ class ImageTransform:
     Pillow resizes rows first (see "Pixels" in docs/loader.md). `resize="fast"` may differ by 1 (out
     of 255) but is faster with AVX2 when downscaling by up to 4x. Outputs are (value / 255 - mean) /
     std in float32. `mean` and `std` are always in RGB order, even if `channel_order="bgr"`, and
-    default to ImageNet's.
+    default to the ImageNet values.
 
     `color_jitter` and then `rand_augment` are applied after resizing and flipping. In batches, a
     horizontal flip also swaps "left" and "right" in the text. If there are boxes, a `rand_augment`
@@ -171,7 +172,7 @@ class ImageTransform:
         """True if every output has the same square size."""
 
     def describe(self) -> dict[str, Any]:
-        """Return all settings as a JSON-serializable dict; `kind` names the constructor."""
+        """Return all settings as a JSON-serializable dict; "kind" is the constructor's name."""
 
     def __eq__(self, other: object, /) -> bool: ...
     def __ne__(self, other: object, /) -> bool: ...
@@ -181,11 +182,11 @@ class ImageTransform:
 class ColorJitter:
     """Randomly change brightness, contrast, saturation and hue, as torchvision does.
 
-    Each argument is the (low, high) range that a factor is sampled from; for `hue`, it is the range
-    of a shift, as a fraction of the color circle from -0.5 to 0.5. Changes are applied in random
-    order. Results match `torchvision.transforms.v2.ColorJitter` on uint8 tensors, except that
-    contrast may differ by 1 (out of 255) for a few values because torchvision rounds the image
-    mean.
+    Each argument is the (low, high) range that a factor is sampled from. For `hue`, it is the range
+    of the hue shift as a fraction of the color circle, from -0.5 to 0.5. Changes are applied in
+    random order. Results match `torchvision.transforms.v2.ColorJitter` on uint8 tensors, except
+    that a few values may differ by 1 (out of 255) after a contrast change because torchvision
+    rounds the image mean.
 
     Raises:
         ValueError: if a range is invalid.
@@ -208,17 +209,17 @@ class ColorJitter:
 
 @final
 class RandAugment:
-    """Apply random operations of the same magnitude to each image, sampled with replacement.
+    """Apply randomly sampled operations of the same magnitude to each image.
 
     Results are bit-exact with the published fine-tuning code on OpenCV 5.0. AutoContrast and
     Equalize work per channel. Brightness and Sharpness take a factor; as in the published code,
     Sharpness wraps around below 0 and above 255. ShearX and ShearY take a factor, TranslateX and
-    TranslateY a number of pixels, and Rotate an angle in degrees, all in a random direction; pixels
-    from outside the image are 128.
+    TranslateY a number of pixels, and Rotate an angle in degrees, all in a random direction. Areas
+    outside the original image are filled with 128.
 
-    `num_ops` operations (none if 0) are sampled from `operations`, by default all ten, including
-    Identity; a repeated name is sampled more often. Each operation is applied with probability
-    `probability`. `magnitude` is from 0 to 10.
+    `num_ops` operations (0 for none) are sampled with replacement from `operations`, by default all
+    ten, including Identity. A name that is repeated is sampled more often. Each sampled operation
+    is applied with probability `probability`. `magnitude` is from 0 to 10.
 
     Raises:
         ValueError: if an operation is unknown or a number is out of range.
@@ -246,9 +247,10 @@ class RandAugment:
 class Tokenizer:
     """Tokenizer for any tokenizer.json, with the same ids and offsets as the `tokenizers` package.
 
-    Byte-level BPEs with GPT-2's pattern and no normalizer (RoBERTa, GPT-2) use fiber's own
-    implementation; all others use the `tokenizers` crate. Truncation settings in the file are
-    ignored: `max_tokens` truncates on the right and always keeps the BOS/EOS template.
+    Byte-level BPEs with GPT-2's pre-tokenization pattern and no normalizer (RoBERTa, GPT-2) use
+    fiber's own implementation; all others use the `tokenizers` crate. Truncation settings in the
+    file are ignored. Instead, `max_tokens` truncates on the right and always keeps the BOS/EOS
+    template.
 
     fiber's models accept only RoBERTa-style tokenizers, such as those of `from_vocabulary` and
     `train`; see `check_for_models`.
@@ -260,15 +262,21 @@ class Tokenizer:
     ) -> Tokenizer:
         """Read a tokenizer.json.
 
-        `pad_token` defaults to the first of these that exists: the token of the file's `padding`
-        (if it matches the id there), a token with a known name (<pad>, [PAD], <|pad|> and the
-        like), the token appended to every text, an end-of-text token (<|endoftext|>, </s> and the
-        like), or the token with id 0. `mask_token` defaults to <mask>, [MASK] or the like; without
-        a mask token, masking is unavailable.
+        `pad_token` defaults to the first of these that exists:
+
+        - the token in the file's `padding`, if the vocabulary gives it the same id
+        - a token with a known name (<pad>, [PAD], <|pad|> and the like)
+        - the token appended to every text
+        - an end-of-text token (<|endoftext|>, </s> and the like)
+        - the token with id 0
+
+        `mask_token` defaults to <mask>, [MASK] or the like. If there is no mask token, masking is
+        unavailable.
 
         Raises:
             FileNotFoundError: if the file does not exist.
-            ValueError: if the file is not a tokenizer.json, or lacks a given token.
+            ValueError: if the file is not a tokenizer.json, or does not contain `pad_token` or
+                `mask_token`.
         """
 
     @staticmethod
@@ -285,7 +293,7 @@ class Tokenizer:
 
         <mask> absorbs the spaces before it, as in the published tokenizer.json and in
         `transformers` 4. When `transformers` 5 reads these two files, such spaces become a separate
-        token unless it is given `mask_token=AddedToken("<mask>", lstrip=True)`.
+        token unless `mask_token=AddedToken("<mask>", lstrip=True)` is passed.
 
         Raises:
             FileNotFoundError: if a file is missing.
@@ -309,8 +317,8 @@ class Tokenizer:
     def to_json(self) -> str:
         """Return the contents of a tokenizer.json.
 
-        A padding or mask token that cannot be found by name is recorded in `padding`. This field
-        also makes the `tokenizers` package pad batches.
+        A padding or mask token that cannot be found by name is recorded in the `padding` field,
+        which also makes the `tokenizers` package pad batches.
         """
 
     @property
@@ -339,7 +347,10 @@ class Tokenizer:
 
     @property
     def special_ids(self) -> list[int]:
-        """Sorted ids of all special tokens, including those defined by the file; never masked."""
+        """Sorted ids of all special tokens, including those defined by the file.
+
+        These tokens are never masked.
+        """
 
     @property
     def is_fast(self) -> bool:
@@ -353,13 +364,15 @@ class Tokenizer:
 
         Raises:
             ValueError: if the models cannot use the tokenizer; the message gives the first
-                difference.
+                mismatch.
         """
 
     def encode(
         self, text: str, *, max_tokens: int | None = None
     ) -> tuple[list[int], list[tuple[int, int]]]:
-        """Encode a text and add its BOS/EOS template, which truncation to `max_tokens` keeps.
+        """Encode a text, add the BOS/EOS template, and truncate the result to `max_tokens`.
+
+        Truncation never removes the template.
 
         Returns:
             Token ids and their half-open code point spans, as defined by the file (for RoBERTa,
@@ -378,7 +391,9 @@ class Tokenizer:
         pad_to: int | None = None,
         offsets: bool = False,
     ) -> dict[str, Buffer]:
-        """Encode B texts, padded to L tokens: `pad_to`, or the length of the longest text.
+        """Encode B texts and pad them to L tokens.
+
+        L is `pad_to`, by default the length of the longest text.
 
         Returns:
             "token_ids", (B, L) int64; "text_mask", (B, L) bool, True for real tokens; and, if
@@ -469,7 +484,7 @@ class WholeWordMasking:
     def mask(self, token_ids: np.ndarray, *, first_sample: int) -> tuple[Buffer, Buffer]:
         """Select random words and mask their tokens.
 
-        Of their tokens, 80% become <mask>, 10% become a random token, and 10% are unchanged.
+        Of these tokens, 80% become <mask>, 10% become a random token, and 10% are unchanged.
         Masking is determined by the seed and the text's sample index, which is `first_sample` for
         the first text.
 
@@ -515,7 +530,7 @@ class Loader:
 
 @final
 class Session:
-    """One pass over the data that takes records batch by batch and returns batches in order."""
+    """One pass over the data: records are submitted by batch, and batches are returned in order."""
 
     def submit(self, records: Sequence[tuple[Any, ...]]) -> None:
         """Submit the records of one batch and return immediately.
@@ -537,8 +552,8 @@ class Session:
     def next(self) -> dict[str, Any] | list[tuple[int, str, str, str]] | None:
         """Wait for the next batch without holding the GIL; return None after the last one.
 
-        If the next batch needs replacements for bad samples, return a list with a tuple (position
-        in the batch, key, status, reason) for each bad sample instead.
+        If the next batch needs replacements for bad samples, instead return a list of tuples
+        (position in the batch, key, status, reason), one per bad sample.
 
         Raises:
             FileNotFoundError, DecodeError, ValueError: if a record is bad; the message includes its
@@ -548,7 +563,7 @@ class Session:
         """
 
 def probe_image(data: bytes) -> tuple[int, int, str]:
-    """Read (height, width, format) without decoding the pixels.
+    """Read the (height, width, format) of an encoded image without decoding its pixels.
 
     The format is "jpeg", "png", "webp", "gif", "bmp" or "tiff", detected from the content.
     """
@@ -589,11 +604,11 @@ def decode_jpeg(
 
     Values match libjpeg-turbo's; CMYK and YCCK become RGB as in Pillow's `convert("RGB")`. Height
     and width are divided by `divisor` (1, 2, 4 or 8) and rounded up. Only rows before `stop_row`
-    are decoded. `beside` is another JPEG to decode on the same thread, as the loader does; it does
+    are decoded. `beside` is a second JPEG to decode on the same thread, as the loader does; it does
     not change the result.
 
     Returns:
-        The image, and the reason why parts were filled in (None if none were).
+        The image, and the reason why damaged parts were filled in (None for an intact image).
 
     Raises:
         DecodeError: if the data is not a JPEG, is of an unsupported type ("unsupported" in the
@@ -630,7 +645,8 @@ def resize_image(
 
     `crop` is (top, left, height, width) in pixels. `filter` and `resize` are as in
     `ImageTransform`; with "fast", results depend on `instructions`. `rows_at_once` is the number of
-    rows processed at a time, as from a decoder (0 means all rows); it does not change the result.
+    rows processed at a time (0 means all rows), to simulate a decoder that yields a few rows at a
+    time; it does not change the result.
 
     Raises:
         ValueError: if the output is empty or has more than 178,956,970 pixels, the crop is outside
@@ -664,9 +680,9 @@ def normalize_image(
     """
 
 def jitter_image(image: Buffer | np.ndarray, change: str, factor: float) -> Buffer:
-    """Apply one change of `ColorJitter`: "brightness", "contrast", "saturation" or "hue".
+    """Apply a single `ColorJitter` change: "brightness", "contrast", "saturation" or "hue".
 
-    `factor` is from 0 to 1e6; for hue, it is a shift from -0.5 to 0.5.
+    `factor` is from 0 to 1e6. For "hue", it is a shift from -0.5 to 0.5 instead.
 
     Raises:
         ValueError: if the change is unknown or the factor is out of range.
@@ -677,10 +693,10 @@ def augment_image(
 ) -> Buffer:
     """Apply one operation of `RandAugment` to an image with sides of 1 to 4,194,304 pixels.
 
-    `argument` is a signed factor, or a number of pixels or degrees. If it is positive, Rotate is
-    counterclockwise, ShearX moves lower rows to the right, ShearY moves columns on the right down,
-    TranslateX moves the image left, and TranslateY moves it up. It is None for operations without
-    an argument.
+    `argument` is a signed factor or a signed number of pixels or degrees, or None for operations
+    without an argument. If it is positive, Rotate turns the image counterclockwise, ShearX moves
+    lower rows to the right, ShearY moves columns on the right down, TranslateX moves the image
+    left, and TranslateY moves it up.
 
     Raises:
         ValueError: if the operation is unknown, the argument is missing or unexpected, or the shape
@@ -724,7 +740,7 @@ def positive_map(
 def mirror_words(
     text: str, char_spans: Sequence[tuple[int, int]] = ...
 ) -> tuple[str, list[tuple[int, int]]]:
-    """Swap "left" and "right" and their compounds, and shift code point spans accordingly."""
+    """Swap "left" and "right" (also in compounds) in a text, and shift its code point spans."""
 
 def draw_below(bound: int, seed: int, epoch: int, index: int, attempt: int) -> int:
     """Return a random integer in [0, bound), determined by the other arguments."""

@@ -45,7 +45,7 @@ def check_target(path: Path) -> None:
             as /dev/stdout).
     """
     if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder; expected a file name")
+        raise IsADirectoryError(f"{path} is a folder; expected a file")
     expected = "expected a new name or the name of a regular file"
     if path.exists() and not path.is_file():
         kind = _SPECIAL_FILES.get(stat.S_IFMT(path.stat().st_mode), "not a regular file")
@@ -66,7 +66,7 @@ def write_file(path: Path, write: Callable[[Path], object], *, shared: bool = Fa
             of them may write at once. A killed process leaves its temporary file behind.
 
     Raises:
-        OSError: if `path` is not a regular file or cannot be written; it is then unchanged.
+        OSError: if `path` is not a regular file or cannot be written; `path` is then unchanged.
     """
     check_target(path)
     own = f"{os.getpid()}-{threading.get_ident()}-" if shared else ""
@@ -90,7 +90,7 @@ def new_directory(path: Path) -> Iterator[Path]:
         OSError: if the folder cannot be created, or `path` exists and is not empty.
     """
     part = path.with_name(PART + path.name)
-    # A killed process may have left it behind.
+    # A killed process may have left the temporary folder behind.
     shutil.rmtree(part, ignore_errors=True)
     try:
         part.mkdir(parents=True)

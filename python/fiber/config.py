@@ -94,7 +94,7 @@ class RobertaConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class FusionConfig:
-    """Fusion of the two encoders; the only difference between the stages' backbones."""
+    """Fusion of the two encoders. The backbones of the two stages differ only in this config."""
 
     #: Number of (image block, text layer) pairs with cross-attention, taken from the end of both
     #: encoders.
@@ -225,7 +225,7 @@ class FiberConfig:
         )
 
     def with_image_size(self, image_size: int) -> FiberConfig:
-        """Return a coarse-stage config for a new input size, with the window size scaled.
+        """Return a copy of a coarse-stage config with a new input size and a scaled window size.
 
         Raises:
             ValueError: if this is a fine-stage config, or the window size would not be an integer.
@@ -250,7 +250,10 @@ class FiberConfig:
         max_tokens: int | None = None,
         shift_small_maps: bool = True,
     ) -> FiberConfig:
-        """Return the fine-stage config of this backbone; "v3" has query norms, "v2" has none."""
+        """Return the fine-stage config with the same encoders.
+
+        `version` is that of the published checkpoints: "v3" normalizes queries, "v2" does not.
+        """
         require(version in ("v2", "v3"), f"version: expected 'v2' or 'v3', got {version!r}")
         return dataclasses.replace(
             self,

@@ -1,7 +1,7 @@
 """Convert config dataclasses to and from plain values, and override fields by dotted name.
 
-Used for JSON files and the command line. Errors suggest similar names for an unknown field and give
-the expected type of an invalid value.
+These functions are used for JSON files and the command line. Errors suggest similar names for an
+unknown field and give the expected type of an invalid value.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def require(condition: bool, message: str) -> None:
 
 
 def nearest(name: str, known: typing.Iterable[str]) -> str:
-    """Return a hint for an error message that lists the most similar known names, or else all."""
+    """Return a hint for an error message: similar known names, or all names if none is similar."""
     known = list(known)
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     return f"did you mean {' or '.join(close)}?" if close else f"expected one of {', '.join(known)}"
@@ -54,7 +54,7 @@ def from_dict(cls: type[ConfigT], values: dict[str, Any], *, where: str = "") ->
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
-    """Check `value` against a type; convert lists to tuples and dicts to dataclasses."""
+    """Convert lists to tuples, dicts to dataclasses and ints to floats, as a type requires."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if isinstance(hint, type) and dataclasses.is_dataclass(hint) and isinstance(value, dict):
         return from_dict(hint, value, where=where + ".")

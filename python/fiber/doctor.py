@@ -1,7 +1,7 @@
-"""`fiber doctor`: report installed packages, kernel backend, devices, and how to install the rest.
+"""`fiber doctor`: report packages, kernel backend and devices, and how to install what is missing.
 
-Only fiber's own wheel is required. Other packages are looked up in the installed metadata, and
-imported only if present.
+This command requires only fiber's own wheel. Other packages are looked up in the installed
+metadata, and imported only if present.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Requirement(NamedTuple):
     extra: str
 
     def state(self) -> tuple[str, bool]:
-        """Return a description of the installed version, and whether it is recent enough."""
+        """Return a description of the installed version, and True if this version is supported."""
         try:
             version = importlib.metadata.version(self.name)
         except importlib.metadata.PackageNotFoundError:
@@ -119,7 +119,7 @@ def main() -> int:
 
 
 def _torch_rows() -> str | None:
-    """Print devices and the attention kernel backend; return a problem, or None."""
+    """Print devices and the attention kernel backend; return a problem description, or None."""
     try:
         torch = importlib.import_module("torch")
         kernels = importlib.import_module("fiber.kernels")

@@ -51,7 +51,7 @@ def readable_seconds(seconds: float) -> str:
 class Progress:
     """Progress of a training run of `steps` steps that starts or resumes at step `start`.
 
-    Nothing is printed if `quiet`, which is set on all ranks but the first.
+    Nothing is printed if `quiet`, which is True on all ranks but the first.
     """
 
     def __init__(self, *, steps: int, start: int, quiet: bool) -> None:
@@ -95,7 +95,7 @@ class Progress:
 class ImageProgress:
     """Callback for the `progress` argument of functions that process images.
 
-    It can be reused for several totals in turn, such as one per split of a dataset.
+    An instance can be reused for several totals in turn, such as one per split of a dataset.
     """
 
     def __init__(self) -> None:

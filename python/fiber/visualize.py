@@ -50,7 +50,7 @@ _GAP = 12
 
 @functools.lru_cache(64)
 def _fonts(size: int) -> tuple[FreeTypeFont | ImageFont, ...]:
-    """Load the installed fonts, with Pillow's own last."""
+    """Load the installed fonts, followed by Pillow's default font."""
     from PIL import ImageFont
 
     files: list[str] = [*_FONT_FILES]
@@ -75,8 +75,8 @@ def _has(font: FreeTypeFont | ImageFont, character: str) -> bool:
 @functools.cache
 def _warn_once() -> None:
     warnings.warn(
-        "no installed font covers all characters of the text, so some are replaced; install the"
-        " DejaVu or Noto fonts",
+        "no installed font covers all characters of the text, so some characters are replaced;"
+        " install the DejaVu or Noto fonts",
         RuntimeWarning,
         stacklevel=2,
     )
@@ -85,8 +85,8 @@ def _warn_once() -> None:
 def drawable(text: str, size: int) -> tuple[str, FreeTypeFont | ImageFont]:
     """Choose a font that covers all characters of a text; return the text to draw and the font.
 
-    If no font does, uncovered characters lose their accents ("é" becomes "e") or become "?", with
-    a single warning. Line breaks become spaces. `size` is in pixels.
+    If there is no such font, uncovered characters lose their accents ("é" becomes "e") or become
+    "?", and one warning is issued per process. Line breaks become spaces. `size` is in pixels.
     """
     text = unicodedata.normalize("NFC", " ".join(text.split()))
     fonts = _fonts(size)
@@ -108,7 +108,7 @@ def wrap_text(
 ) -> list[str]:
     """Break a text into lines of at most `width` pixels, between words if possible.
 
-    Lines beyond `max_lines` are replaced by an ellipsis.
+    If there are more than `max_lines` lines, the last line kept ends with an ellipsis.
     """
     lines = [""]
     for word in text.split():
@@ -140,8 +140,8 @@ def add_caption(
 ) -> Image:
     """Return a copy of an image with wrapped texts on a white band below or above it.
 
-    The font size is in pixels. The band has room for `max_lines` lines, by default as many as
-    needed.
+    `size` is the font size in pixels. The band has room for `max_lines` lines, by default as many
+    as needed.
     """
     from PIL import Image as PilImage
     from PIL import ImageDraw
@@ -213,7 +213,7 @@ def draw_boxes(
         boxes_xyxy: (n, 4), in half-open pixel coordinates.
         labels: "" for a box without a label.
         colors: indices into `COLORS`, modulo its length.
-        line_width: in pixels; by default proportional to the image size.
+        line_width: in pixels; the default depends on the image size.
     """
     from PIL import ImageDraw
 
@@ -282,7 +282,7 @@ def make_sheet(tiles: Sequence[Image], columns: int) -> Image:
 
 
 class ContactSheet:
-    """Sample images of a dataset with their boxes and texts, one row per part."""
+    """Sample images of a dataset with their boxes and texts, in one row per part of the dataset."""
 
     #: Images per row, image side in pixels, lines of text per image, and maximum number of rows.
     COLUMNS, SIDE, LINES, ROWS = 5, 260, 3, 8
@@ -294,7 +294,7 @@ class ContactSheet:
         self._limits = limits
 
     def add(self, part: Part, records: RecordSet) -> None:
-        """Sample records of a part at regular intervals; if any have boxes, sample only those."""
+        """Sample records of a part at regular intervals; if any have boxes, keep only those."""
         count = len(records)
         seen = [records[i] for i in range(0, count, max(1, count // (4 * self.COLUMNS)))]
         chosen = [record for record in seen if record.boxes_xyxy] or seen
@@ -314,7 +314,7 @@ class ContactSheet:
             ValueError: if no record was added.
         """
         if self.is_empty:
-            raise ValueError("no record can be read for the contact sheet")
+            raise ValueError("no record can be read for the contact sheet; expected 1 or more")
         order = {source: place for place, source in enumerate(self.ORDER)}
         rows = sorted(self._rows, key=lambda row: order.get(row[0], len(order)))
         black, drawn = (0, 0, 0), []
@@ -330,7 +330,7 @@ class ContactSheet:
 
 
 def _record_text(record: Record) -> str:
-    """Join a record's text, most frequent answer and truth value."""
+    """Join a record's text, highest-scoring answer and truth value."""
     text = record.text
     if len(record.labels) > 1 and record.boxes_xyxy:
         # If a prompt lists all classes, show only those in the image.

@@ -140,7 +140,7 @@ class TestMistakes:
             ("--peers", "nobody", "unknown peer 'nobody'; expected one of fiber"),
             ("--corpora", "coco", "unknown corpus 'coco'; expected one of coco640"),
             ("--python", "dali", "--python 'dali': expected KEY=VALUE, such as PEER=PATH"),
-            ("--python", "dali=/not/there", "/not/there: no such interpreter"),
+            ("--python", "dali=/not/there", "dali=/not/there: no such interpreter"),
             ("--python", "nobody=/bin/sh", "unknown peer 'nobody'"),
             ("--captions", "missing.txt", "missing.txt"),
             ("--tokenizer", "missing.json", "missing.json (--tokenizer): no tokenizer found"),

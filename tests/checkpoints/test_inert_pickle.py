@@ -156,5 +156,5 @@ def test_archive_member_larger_than_the_file(tmp_path):
     entry = content.rindex(b"PK\x01\x02")
     content[entry + 20 : entry + 28] = (2**31 - 1).to_bytes(4, "little") * 2
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"sizes.ckpt.*data.pkl has 2147483647 bytes"):
+    with pytest.raises(ValueError, match=r"sizes.ckpt.*data.pkl.*2147483647 bytes"):
         read_checkpoint(path)

@@ -61,7 +61,7 @@ def test_different_answers_of_the_same_count_create_a_new_last_layer():
 
 
 def test_different_vocabulary_is_rejected():
-    with pytest.raises(ValueError, match=r"embeddings.word.weight \(320, 32\), expected \(400, 32"):
+    with pytest.raises(ValueError, match=r"word.weight has shape \(320, 32\), expected \(400, 32"):
         initialize(build_model(preset("micro").with_vocabulary(400)), stored(preset("micro")))
 
 

@@ -81,7 +81,7 @@ def test_moving_average_weights_can_be_loaded(tmp_path):
     write_like_the_fine_stage(published("v3"), tmp_path / "fine.pth")
     assert read_model(tmp_path / "fine.pth").network.head.text_bias.any()
     assert not read_model(tmp_path / "fine.pth", weights="ema").network.head.text_bias.any()
-    with pytest.raises(ValueError, match=r"expected 'raw'.*'ema'"):
+    with pytest.raises(ValueError, match=r"'ema'.*expected 'raw'"):
         read_model(tmp_path, weights="ema")
 
 
@@ -147,8 +147,9 @@ def test_resized_tables_match_the_recorded_ones(tmp_path):
         assert (stored.config.image_size, stored.config.swin.window_size) == (size, window)
         table = stored.network.state_dict()["backbone.image.stages.0.blocks.0.attention.bias_table"]
         expected = recorded[f"bias.after_{size}"]
-        # One rounding of values up to 0.1: interpolation differs slightly between processors.
-        torch.testing.assert_close(table, expected, rtol=0, atol=1e-7)
+        # The recorded tables themselves differ from interpolation in float64 by up to 3.5e-6. Torch
+        # versions and processors differ by less: torch 2.6 by up to 9.5e-7.
+        torch.testing.assert_close(table, expected, rtol=0, atol=1e-6)
     assert torch.equal(
         read_model(tmp_path / "a.ckpt", image_size=384).network.state_dict()[
             "backbone.image.stages.0.blocks.0.attention.bias_table"
@@ -249,7 +250,7 @@ def test_contradiction_error_names_the_file(tmp_path):
 def test_unsupported_models_are_not_exported(stage, field, value, tmp_path):
     config = replace_fields(preset("micro", stage=stage), {field: value})
     message = (
-        rf"a.ckpt: the published format cannot hold this model: .*{field} is {value}, expected"
+        rf"a.ckpt: the published format does not support this model: .*{field} is {value}, expected"
     )
     with pytest.raises(ValueError, match=message):
         write_published(build_model(config), tmp_path / "a.ckpt")

@@ -291,11 +291,11 @@ def test_wrong_file_format_is_rejected(tmp_path, blob, reason):
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        ([1, 2], "contains a list"),
+        ([1, 2], "contains an object of type list"),
         ({"epoch": 1, "loss": 2.0}, "contains no tensors.*its keys are epoch, loss"),
         ({"state_dict": {}}, "contains no tensors"),
         ({"state_dict": {"w": torch.zeros(1), "v": 3}}, "contains values other than tensors: v"),
-        (torch.nn.Linear(2, 2), "contains a torch.nn.modules.linear.Linear"),
+        (torch.nn.Linear(2, 2), "contains an object of type torch.nn.modules.linear.Linear"),
     ],
     ids=["list", "no tensors", "nothing", "number among tensors", "whole module"],
 )

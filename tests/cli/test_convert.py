@@ -129,7 +129,7 @@ def test_another_size(desk, capsys):
         ),
         (
             ["runs/demo/fine", "out", "--to", "fiber", "--weights", "ema"],
-            "weights: expected 'raw' for the folder runs/demo/fine, got 'ema'",
+            "weights='ema' requires a checkpoint file; expected 'raw' for the folder",
         ),
     ],
 )

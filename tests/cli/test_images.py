@@ -263,9 +263,7 @@ class TestWords:
     def test_words_of_another_model(self, bare, capsys):
         answers = ["--answers", "words/coarse/answers.json"]
         assert main(["ground", "a.jpg", "--phrases", "dog", *answers]) == 2
-        assert "answers need a model with the head 'vqa'; this model has grounding" in error_line(
-            capsys
-        )
+        assert "require a model with the head 'vqa'; this model has grounding" in error_line(capsys)
         assert main(["match", "a.jpg", "dog", "--tokenizer", "none"]) == 2
         assert "tokenizer none does not exist" in error_line(capsys)
 
@@ -323,7 +321,7 @@ class TestBadInput:
         message = error_line(capsys)
         assert "'vqa'" in message
         assert "grounding" in message
-        assert "`fiber train vqav2` trains it; `fiber recipes` lists" in message
+        assert "run `fiber train vqav2` (see also `fiber recipes`)" in message
 
     @pytest.mark.parametrize(
         ("arguments", "message"),
@@ -335,8 +333,11 @@ class TestBadInput:
             (["ground", "a.jpg", "--spans", "2-8"], "--spans: expected START:END.* '2-8'"),
             (["ground", "a.jpg", "--spans", "2:8,"], "--spans: expected START:END.* '2:8,'"),
             (["ground", "a.jpg", "--spans", " ; "], "--spans: expected one or more .* ' ; '"),
-            (["answer", "a.jpg", "why?", "--top-k", "0"], "--top-k: expected a positive .*, got 0"),
-            (["answer", "a.jpg", "why?", "--top-k", "some"], "expected a positive .*, got some"),
+            (
+                ["answer", "a.jpg", "why?", "--top-k", "0"],
+                "--top-k: expected a positive .*, got '0'",
+            ),
+            (["answer", "a.jpg", "why?", "--top-k", "some"], "expected a positive .*, got 'some'"),
             (["zzz", "a.jpg"], "unknown value 'zzz'; expected one of demo, train"),
             (["grund", "a.jpg"], "unknown value 'grund'; did you mean ground"),
             (["ground", "a.jpg", "--frases", "dog"], "--frases dog; did you mean --phrases"),

@@ -50,7 +50,7 @@ class TestInspect:
         assert main(["data", "inspect", "none"]) == 2
         assert "none does not exist" in error_line(capsys)
         assert main(["data", "inspect", "more"]) == 2
-        assert "no annotation file" in error_line(capsys)
+        assert "no known annotation files" in error_line(capsys)
 
 
 def test_a_folder_of_another_tool(tmp_path, capsys, scene_picture):
@@ -123,7 +123,7 @@ class TestOptions:
 
     def test_a_split_that_is_not_there(self, folder, capsys):
         assert main(["data", "inspect", str(folder / "mine.jsonl"), "--split", "dev"]) == 2
-        assert "has no split 'dev'; it has train" in error_line(capsys)
+        assert "has no split 'dev'; available splits: 'train'" in error_line(capsys)
 
 
 class TestPack:

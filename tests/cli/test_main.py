@@ -102,4 +102,4 @@ class TestProcess:
             check=False,
         )
         assert done.returncode == 2
-        assert done.stderr == "fiber: error: none.jpg: no such image\n"
+        assert done.stderr == "fiber: error: none.jpg: no such image file or folder\n"

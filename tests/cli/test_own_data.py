@@ -65,8 +65,11 @@ def test_train_and_eval_with_one_file(lines, micro_models, capsys):
         (["--data", "mine.jsonl"], "--tokenizer"),
         (["--data", "none.jsonl"], "data file none.jsonl does not exist"),
         (["--data", "bad.jsonl"], "task 'image_text': bad.jsonl: line 1 has no 'image'"),
-        (["--data", "mine.jsonl", "--set", "data.split=test"], "no line for split 'test'"),
-        (["--data", "0.png"], "0.png must be a folder, or a captions file that ends in .json"),
+        (["--data", "mine.jsonl", "--set", "data.split=test"], "no lines for split 'test'"),
+        (
+            ["--data", "0.png"],
+            "0.png is not a captions file; expected a folder, or a file",
+        ),
         (["--data", "empty.jsonl"], "empty.jsonl: line 1 has an empty 'text'"),
         (["--data", "mine.jsonl", "--set", "data.batch_size=1"], "leaves one pair per micro-batch"),
     ],

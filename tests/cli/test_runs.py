@@ -102,7 +102,7 @@ class TestTrain:
             (PermissionError(errno.EACCES, "Permission denied", "a.pt"), 2, "a.pt: Permission"),
             (FileExistsError("runs/x holds a run already"), 2, "runs/x holds a run already"),
             (FloatingPointError("alignment is nan"), 1, "alignment is nan"),
-            (MemoryError("9.00 GiB of memory are free"), 1, "9.00 GiB of memory are free"),
+            (MemoryError("9.00 GiB of memory is free"), 1, "9.00 GiB of memory is free"),
             (MemoryError(), 1, "out of memory"),
             (fiber.DecodeError("a.jpg:\nno picture"), 2, "a.jpg: no picture"),
             (ModuleNotFoundError("No module named 'x.y'", name="x.y"), 1, "x is not installed"),
@@ -165,7 +165,7 @@ class TestData:
         with pytest.raises(SystemExit) as stopped:
             main(["data", kind, "--output", "made", "--images", number])
         assert stopped.value.code == 2
-        message = f"argument --images: expected a positive integer, got {number}"
+        message = f"argument --images: expected a positive integer, got {number!r}"
         assert message in capsys.readouterr().err
         assert not Path("made").exists()
 
@@ -279,7 +279,7 @@ class TestEval:
         assert main([*arguments, "--output", "said.json"]) == 0
         out, err = capsys.readouterr()
         assert json.loads(out) == {}
-        assert "1 of 1 questions have no answers, so there are no metrics, only predictions" in err
+        assert "1 of 1 questions have no answers, so metrics cannot be computed" in err
         assert len(json.loads(Path("said.json").read_text())) == 1
 
     def test_how_many_candidates_are_ordered_again(self, desk, capsys):
@@ -305,7 +305,7 @@ class TestEval:
             (["runs/demo/fine", "refcoco", "--data", "."], "refcoco_val.json"),
             (
                 ["runs/demo/fine", "refcoco", "--data", "splits", "--split", "vall"],
-                "splits has no referring for split 'vall'; splits with files: train, val",
+                "splits has no referring for split 'vall'; available splits: train, val",
             ),
             (["none", "refcoco", "--data", "."], "model none does not exist"),
         ],

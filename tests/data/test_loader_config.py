@@ -71,7 +71,7 @@ def test_wrong_types_of_positions_are_named(tokenizer):
         loader.epoch(-1)
     late = {**loader.state_dict(), "epoch": 1 << 64}
     for call in (loader.set_epoch, loader.epoch, lambda _: loader.load_state_dict(late)):
-        with pytest.raises(ValueError, match=f"epoch.*{1 << 64}.*2\\^64"):
+        with pytest.raises(ValueError, match=f"epoch.*{1 << 64}.*2 .. 64"):
             call(1 << 64)
 
 

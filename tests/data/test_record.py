@@ -40,7 +40,7 @@ def test_texts_that_are_none_or_half_a_character():
         said = re.escape(f"record 'a': image_size is {size}; expected (height, width) in pixels")
         with pytest.raises(ValueError, match=said):
             Record(key="a", images=("a.jpg",), text="x", image_size=size)
-    with pytest.raises(ValueError, match=r"^record 'a': .* '\\ud800' at index 1; expected whole"):
+    with pytest.raises(ValueError, match=r"^record 'a': .* '\\ud800' at index 1; expected text"):
         Record(key="a", images=("a.jpg",), text="c\ud800d")
     assert Record(key="a", images=("a.jpg",), text="c\U0001f436d").text == "c\U0001f436d"
 

@@ -150,7 +150,7 @@ class TestPermutedSurvivors:
     def test_named(self, permuted):
         found = permuted_survivors([*ENOUGH, row(split="novel", floor=0.5, permuted=permuted)])
         assert found == [
-            f"vqa/accuracy on novel: {permuted:.3f} with permuted images, not below its floor 0.500"
+            f"vqa/accuracy on novel reaches its floor with permuted images: {permuted:.3f} >= 0.500"
         ]
 
 

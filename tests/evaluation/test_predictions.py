@@ -244,7 +244,7 @@ def test_questions_without_answers_give_predictions_alone(models, pictures, tmp_
     records = records_for("vqa", pictures)[:3]
     records[1] = dataclasses.replace(records[1], answers=None)
     path = tmp_path / "found.json"
-    message = "task 'vqa': 1 of 3 questions have no answers, so there are no metrics, only"
+    message = "task 'vqa': 1 of 3 questions have no answers, so metrics cannot be computed"
     with pytest.warns(RuntimeWarning, match=message):
         metrics = evaluate(models["coarse"], "vqa", data=records, output=path, threads=1)
     assert metrics == {}

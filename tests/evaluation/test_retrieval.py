@@ -173,7 +173,7 @@ def test_candidates_need_the_matching_head(stored, records):
     config = preset("micro").with_vocabulary(stored.tokenizer.vocab_size)
     model = build_model(dataclasses.replace(config, image_text=ImageTextConfig(heads=("itc",))))
     other = StoredModel(network=model, tokenizer=stored.tokenizer)
-    with pytest.raises(ValueError, match="3 candidates needs the head 'itm'"):
+    with pytest.raises(ValueError, match="3 candidates requires the head 'itm'"):
         retrieval(EvalContext.of(other, candidates=3), records)
 
 
@@ -205,6 +205,6 @@ def test_matching_alone_ranks_every_pair(matching_alone, records, dense, tmp_pat
 @pytest.mark.parametrize("candidates", [0, 3])
 def test_matching_alone_has_no_candidates_to_choose(matching_alone, records, candidates):
     with pytest.raises(
-        ValueError, match=rf"{candidates} candidates, but the model has no head 'itc'"
+        ValueError, match=rf"candidates is {candidates}, but the model has no head 'itc'"
     ):
         retrieval(EvalContext.of(matching_alone, candidates=candidates), records)

@@ -61,7 +61,7 @@ class TestClasses:
     @pytest.mark.parametrize(
         ("classes", "message"),
         [
-            ([], "classes: expected one or more, got none"),
+            ([], "expected one or more classes, got none"),
             ([[]], r"list 0.*\[\]"),
             ("", r"class 0.*empty"),
             (["dog", " "], r"class 1.*empty"),
@@ -218,7 +218,7 @@ class TestBatches:
 def test_the_rule_of_thumb_is_told_once(fine, monkeypatch):
     monkeypatch.setattr(phrases_module, "english_parser", lambda: None)
     phrases_module._warn_heuristic.cache_clear()
-    with pytest.warns(UserWarning, match="found by a heuristic") as told:
+    with pytest.warns(UserWarning, match="found with a heuristic") as told:
         grounding(fine, caption="a dog")
     assert len(told) == 1
     with warnings.catch_warnings():

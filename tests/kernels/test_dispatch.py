@@ -21,8 +21,8 @@ class OnGpu:
 def machine(monkeypatch):
     """A machine with Triton and a GPU of the given compute capability."""
 
-    def pretend(*, triton: bool = True, capability: tuple[int, int] = (9, 0)) -> None:
-        monkeypatch.setattr(dispatch, "_has_triton", lambda: triton)
+    def pretend(*, triton: str | None = "3.9.0", capability: tuple[int, int] = (9, 0)) -> None:
+        monkeypatch.setattr(dispatch, "_triton_version", lambda: triton)
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
 
@@ -49,13 +49,37 @@ def test_processors_without_avx2_use_pytorch(monkeypatch):
 def test_gpu_backend_and_reason(machine):
     machine()
     assert kernels.active_backend(OnGpu()) == ("triton", "the tensor is on CUDA")
-    machine(triton=False)
+    machine(triton=None)
     assert kernels.active_backend(OnGpu()) == ("reference", "Triton is not installed")
     machine(capability=(7, 5))
     name, reason = kernels.active_backend(OnGpu())
     assert name == "reference"
     assert "7.5" in reason
     assert "8.0" in reason
+
+
+@pytest.mark.parametrize("version", ["2.3.1", "3.4.0", "3.10.0", "4.0.0+git1234"])
+def test_untested_versions_of_triton_run_only_on_request(machine, version):
+    machine(triton=version)
+    name, reason = kernels.active_backend(OnGpu())
+    assert name == "reference"
+    assert f"Triton {version}" in reason
+    assert "3.5 to 3.9" in reason
+    with kernels.use_backend("triton"):
+        assert kernels.active_backend(OnGpu())[0] == "triton"
+
+
+@pytest.mark.parametrize("version", ["3.5.0", "3.6.0+gitabcdef", "3.9.1"])
+def test_tested_versions_of_triton_are_the_default_on_a_gpu(machine, version):
+    machine(triton=version)
+    assert kernels.active_backend(OnGpu())[0] == "triton"
+
+
+def test_the_installed_triton_is_not_newer_than_the_tested_ones():
+    version = dispatch._triton_version()
+    if version is None:
+        pytest.skip("Triton is not installed")
+    assert tuple(map(int, version.split(".")[:2])) <= dispatch.TESTED_TRITON[1]
 
 
 def test_override_is_restored_on_exit():
@@ -68,7 +92,7 @@ def test_override_is_restored_on_exit():
 
 
 def test_triton_is_rejected_with_a_reason(machine, monkeypatch):
-    machine(triton=False)
+    machine(triton=None)
     with pytest.raises(RuntimeError, match="Triton is not installed"):
         kernels.use_backend("triton")
     machine()

@@ -24,7 +24,7 @@ def test_wrong_arguments_are_named():
         gather_rows(rows, (2,))
     with pytest.raises(ValueError, match=r"indices.*torch.float32"):
         fetch_rows(rows, torch.zeros(3))
-    with pytest.raises(ValueError, match=r"int64 \(3,\)"):
+    with pytest.raises(ValueError, match=r"int64 .*\(3,\).*\(2,\)"):
         fetch_rows(rows, torch.zeros(2, dtype=torch.int64))
 
 

@@ -31,7 +31,7 @@ def plain_itc(images, texts, temperature, image_ids, text_ids):
 @pytest.mark.parametrize("rows", [0, 1])
 def test_a_batch_without_negatives_is_refused(rows):
     vectors = torch.zeros(rows, 4)
-    with pytest.raises(ValueError, match=rf"global batch.*{rows}"):
+    with pytest.raises(ValueError, match=rf"got {rows} in the global batch"):
         itc_loss(vectors, vectors, torch.tensor(0.07), torch.arange(rows))
 
 

@@ -39,9 +39,9 @@ def loss_of(batch, queue, temperature=0.3, **options):
 
 
 def test_an_empty_queue_and_a_single_pair_have_no_negative():
-    with pytest.raises(ValueError, match=r"batch.*1.*empty"):
+    with pytest.raises(ValueError, match=r"got 1 in .*batch.*empty"):
         loss_of(pairs(1), queue_of(4))
-    with pytest.raises(ValueError, match=r"batch.*0"):
+    with pytest.raises(ValueError, match=r"got 0 in .*batch"):
         loss_of(pairs(0), queue_of(4))
     # A single pair is enough once the queue holds another.
     loss, found = loss_of(pairs(1), queue_of(4, pairs(2, seed=1)))

@@ -125,7 +125,7 @@ def test_detections_past_the_limit_are_ignored():
 
 
 def test_wrong_input_is_named():
-    with pytest.raises(ValueError, match="detections for 1 images; expected 0"):
+    with pytest.raises(ValueError, match="detections for 0 images, got 1"):
         average_precision([ScoredBoxes([], [], [])], [])
     with pytest.raises(ValueError, match="image 0 has 1 detected boxes, 2 scores and 1 labels"):
         average_precision([ScoredBoxes([BOX], [0.1, 0.2], ["a"])], [TrueBoxes([], [])])

@@ -69,5 +69,5 @@ def test_merging_can_only_be_met_by_the_box_around_all():
 def test_wrong_input_is_named():
     with pytest.raises(ValueError, match="phrase 1 has no ground-truth box"):
         phrase_recall([[BOX], [BOX]], [[BOX], []])
-    with pytest.raises(ValueError, match=r"1 phrases.*2"):
+    with pytest.raises(ValueError, match=r"2 phrases.*1"):
         referring_accuracy([[BOX]], [BOX, BOX])

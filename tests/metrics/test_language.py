@@ -34,5 +34,5 @@ def test_sentence_key_leaves_out_the_pair():
 def test_wrong_shapes_are_named():
     with pytest.raises(ValueError, match=r"shape \(2,\), labels \(3,\)"):
         masked_word_accuracy([1, 2], [1, 2, 3])
-    with pytest.raises(ValueError, match="for 3 sentences"):
+    with pytest.raises(ValueError, match=r"shape \(2,\); expected \(3,\)"):
         statement_accuracy([1, 0], [1, 0], ["a", "b", "c"])

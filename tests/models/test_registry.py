@@ -204,5 +204,5 @@ def test_different_size_or_family_cannot_initialize(toy):
     wider = build_model(dataclasses.replace(toy.config, width=8))
     with pytest.raises(ValueError, match="width 6, expected 8"):
         initialize(wider, StoredModel(network=toy))
-    with pytest.raises(ValueError, match="is a Toy model; expected coarse FIBER"):
+    with pytest.raises(ValueError, match="Toy model; expected a coarse FIBER model"):
         initialize(build_model(preset("micro")), StoredModel(network=toy))

@@ -173,7 +173,7 @@ def test_a_folder_of_something_else_is_not_touched(tmp_path):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"train": -1}, r"train.*-1 (picture|image)s"),
+        ({"train": -1}, r"train: the number of images .* -1$"),
         ({"image_size": 20}, r"image_size.*20"),
         ({"max_objects": 0}, r"max_objects.*0"),
         ({"seed": -1}, r"seed.*-1"),

@@ -147,7 +147,7 @@ def test_a_folder_without_stamps_says_what_it_needs(tmp_path, pictures):
         read_collection(tmp_path / "nowhere", [pictures["backgrounds"]])
     with pytest.raises(FileNotFoundError, match="PNG files"):
         read_collection(tmp_path, [pictures["backgrounds"]])
-    with pytest.raises(FileNotFoundError, match=r"no photograph.*expected \.bmp"):
+    with pytest.raises(FileNotFoundError, match=r"no photograph.*expected.*\.bmp"):
         read_collection(pictures["stamps"], [tmp_path])
 
 

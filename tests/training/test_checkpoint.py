@@ -169,7 +169,7 @@ def test_checkpoint_survives_the_disk(tmp_path, model):
 
 def test_other_data_are_refused(tmp_path):
     written = write(tmp_path, 3, build_model(preset("micro")))
-    with pytest.raises(ValueError, match="trained on different data"):
+    with pytest.raises(ValueError, match="saved with different data"):
         written.position({"question": 4})
 
 

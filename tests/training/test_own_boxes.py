@@ -112,7 +112,7 @@ def test_a_file_in_place_of_the_folder_holds_nothing_out(folder, tmp_path, capsy
     run(measured, data, tmp_path / "divided")
     said = capsys.readouterr().err
     assert "records: grounding 3" in said and "coco on val" in said
-    assert "train.json is the only file, so 1 of its 4 images, chosen by their names" in said
+    assert "train.json is the only annotation file, so 1 of its 4 images" in said
 
 
 def test_the_classes_of_a_run_are_kept(folder, tmp_path):

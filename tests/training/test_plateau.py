@@ -171,5 +171,5 @@ def test_wrong_settings_are_named(changes, message):
 
 
 def test_passes_of_several_tasks_are_not_counted():
-    with pytest.raises(ValueError, match="exactly one task; it has"):
+    with pytest.raises(ValueError, match="exactly one task, got"):
         micro_runs.coarse_config(train__epochs=1.0)

@@ -78,7 +78,7 @@ def test_questions_without_an_answer_of_the_model_are_left_out_and_counted(pictu
     assert data.counts() == {"question": 3}
     assert data.skipped == (
         "question: 2 of 5 questions were skipped, since none of their answers is among the"
-        " model's 1",
+        " model's 1 answer",
     )
     known = [records[0], records[4]]
     whole = open_data(config, known, tokenizer=pictures / "tokenizer.json")
@@ -264,7 +264,7 @@ def test_answers_that_are_named_are_the_models_in_their_order(pictures, tmp_path
         assert data.counts() == {"question": 6}
         assert data.skipped == (
             "question: 6 of 12 questions were skipped, since none of their answers is among the"
-            " model's 3",
+            " model's 3 answers",
         )
 
 
@@ -283,7 +283,7 @@ def test_the_published_list_may_hold_one_empty_answer(pictures):
 @pytest.mark.parametrize(
     ("answers", "said"),
     [
-        ((), "answers: expected at least one, got none"),
+        ((), "expected at least one answer, got none"),
         (["red", "blue", "red"], "duplicate answer 'red' (entries 0 and 2)"),
         (["red", " "], "answers[1]: expected a non-blank string, got ' '"),
         (["red", 3], "answers[1]: expected a string, got 3"),

@@ -393,5 +393,5 @@ def test_missing_folder_says_how_to_make_one(tmp_path):
 
 
 def test_records_without_a_tokenizer_say_what_to_give(pictures, tmp_path):
-    with pytest.raises(ValueError, match="pass tokenizer="):
+    with pytest.raises(ValueError, match="Set tokenizer="):
         run(fine_config(), pictures, tmp_path / "r", tokenizer=None)

@@ -159,7 +159,7 @@ def test_other_held_out_records_cannot_go_on(pictures, tmp_path, scored, monkeyp
     with pytest.raises(StopError):
         run(coarse_config(**CHANGES), pictures, tmp_path / "r")
     fewer = all_records(pictures)["question"][:5]
-    with pytest.raises(ValueError, match="trained on different data"):
+    with pytest.raises(ValueError, match="saved with different data"):
         run(coarse_config(**CHANGES), pictures, tmp_path / "r", resume=True, validation=fewer)
 
 
@@ -237,7 +237,7 @@ def test_a_file_without_splits_holds_nothing_out_and_says_so(pictures, tmp_path,
     finished = train_on(own_lines(pictures), tmp_path / "r", quiet=False)
     assert not any("validation" in line for line in finished.metrics)
     said = capsys.readouterr().err
-    assert "the data has no splits to hold out; the last step becomes the model" in said
+    assert "the data has no held-out split; the model of the last step is kept" in said
     assert "--validation FILE" in said
 
 
@@ -288,7 +288,7 @@ def test_what_cannot_be_validated_is_refused_before_training(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"validation__task": "vqa2"}, r"validation.task 'vqa2'"),
+        ({"validation__task": "vqa2"}, r"validation.task: .*'vqa2'"),
         ({"validation__pictures": -1}, r"validation.pictures.*0.*-1"),
         (
             {**CHANGES, "data__split": "train+val"},

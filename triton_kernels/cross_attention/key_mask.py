@@ -1,4 +1,4 @@
-"""Key masks and dropout for cross attention."""
+"""Key masks and dropout for cross-attention."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class KeyMask:
-    """Keys that each sample attends to: all, or those given by one of lengths, mask and sizes.
+    """Keys that each sample attends to.
 
-    Masked keys are not read, so they may hold any value, including NaN.
+    At most one of lengths, mask and sizes is set; if none is, samples attend to all keys. Masked
+    keys are not read, so they may hold any value, including NaN.
 
     Attributes:
-        lengths: (B,) integer number of keys per sample; the first ones are attended to.
+        lengths: (B,) integer; sample b attends to its first lengths[b] keys.
         mask: (B, m) bool, True = attend.
         sizes: (B, 2) integer (height, width) of each sample's valid region, in the top left corner
             of the key map.
@@ -29,7 +30,7 @@ class KeyMask:
     map_size: Sequence[int] | None = None
 
     def as_bool(self, num_keys: int) -> Tensor | None:
-        """Return a (B, m) bool mask, True = attend; None if all keys are attended to."""
+        """Return a (B, m) bool mask (True = attend), or None if samples attend to all keys."""
         if self.mask is not None:
             return self.mask
         if self.lengths is not None:

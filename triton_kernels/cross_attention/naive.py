@@ -1,4 +1,4 @@
-"""Cross attention as loops over samples and heads; reference implementation for tests."""
+"""Reference cross-attention for tests, written as loops over samples and heads."""
 
 from __future__ import annotations
 

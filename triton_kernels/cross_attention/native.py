@@ -1,4 +1,4 @@
-"""Cross attention for CPUs, in Rust. Arguments are checked in `op.py`."""
+"""Cross-attention for CPUs, in Rust. Arguments are checked in `op.py`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def refusal(q: Tensor, k: Tensor) -> str | None:
 def forward(
     q: Tensor, k: Tensor, v: Tensor, keys: KeyMask, dropout: Dropout
 ) -> tuple[Tensor, Tensor]:
-    """Compute the output and the logsumexp, with `torch_path.forward` if there is dropout."""
+    """Compute the output and the logsumexp, using `torch_path.forward` if there is dropout."""
     if dropout.p:
         return torch_path.forward(q, k, v, keys, dropout)
     out, logsumexp = empty_like(q), q.new_empty(q.shape[0], q.shape[2], q.shape[1])
@@ -42,7 +42,7 @@ def backward(
     keys: KeyMask,
     dropout: Dropout,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute the gradients of q, k and v, with `torch_path.backward` if there is dropout."""
+    """Compute the gradients of q, k and v, using `torch_path.backward` if there is dropout."""
     if dropout.p:
         return torch_path.backward(grad, q, k, v, out, logsumexp, keys, dropout)
     grads = empty_like(q), empty_like(k), empty_like(v)

@@ -1,4 +1,4 @@
-"""Cross attention in both directions: argument checks and the call to the registered operation.
+"""Public cross-attention functions, which check arguments and call the registered operation.
 
 Notation: B batch size, (H, W) map size, h heads, d head dim, T image tokens, L text tokens.
 """
@@ -26,7 +26,8 @@ def image_to_text_attention(
         q: [B, T, h, d] image queries, not scaled by d ** -0.5.
         k: [B, L, h, d] text keys.
         v: [B, L, h, d] text values.
-        key_lengths: [B] integer number of real tokens, which come first; padding is not read.
+        key_lengths: [B] integer number of real tokens at the start of each text; padding is not
+            read.
         key_mask: [B, L] bool, True = real token, for padding that is not at the end. At most one
             of key_lengths and key_mask may be given.
 
@@ -48,7 +49,7 @@ def image_to_text_attention(
     if key_mask is not None:
         named["key_mask"] = key_mask
         require(key_mask.shape == k.shape[:2], "key_mask (B, L)", named)
-        require(key_mask.dtype == torch.bool, "a bool key_mask", named)
+        require(key_mask.dtype == torch.bool, "key_mask to be bool", named)
     require_one_device(named)
     out, _ = registered.cross_attention(q, k, v, key_lengths, key_mask, None, None, 0.0, None)
     return out
@@ -70,7 +71,8 @@ def text_to_image_attention(
         k: [B, T, h, d] image keys in row-major order.
         v: [B, T, h, d] image values.
         valid_sizes: [B, 2] integer (height, width) of each sample's valid region; keys outside are
-            not read. None: attend to all keys, including padding, as in the published code.
+            not read. If None, texts attend to all keys, including padding, as in the published
+            code.
         map_size: (H, W) with H * W = T; required with valid_sizes.
         dropout_p: probability of dropping an attention weight.
 
@@ -89,7 +91,7 @@ def text_to_image_attention(
         require(valid_sizes.shape == (q.shape[0], 2), "valid_sizes (B, 2)", named)
         require(
             map_size is not None and map_size[0] * map_size[1] == k.shape[1],
-            f"map_size with H * W = {k.shape[1]} instead of {map_size}",
+            f"map_size with H * W = {k.shape[1]}, not {map_size}",
             named,
         )
     require_one_device(named)
@@ -112,4 +114,4 @@ def _require_attention_shapes(named: dict[str, Tensor]) -> None:
         "q (B, n, h, d) and k, v (B, m, h, d)",
         named,
     )
-    require(q.dtype == k.dtype == v.dtype, "q, k and v of the same dtype", named)
+    require(q.dtype == k.dtype == v.dtype, "q, k and v to have the same dtype", named)

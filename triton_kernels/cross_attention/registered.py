@@ -1,4 +1,4 @@
-"""Registration of cross attention with `torch.library`: forward, backward and output shapes."""
+"""Registration of cross-attention with `torch.library`: forward, backward and output shapes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cross attention in PyTorch, for any device.
+"""Cross-attention in PyTorch, for any device.
 
 Forward and backward are separate functions that bypass autograd, so no tensor as large as the
 scores is kept between them. Arguments are checked in `op.py`.
@@ -24,10 +24,18 @@ LOG2_E = math.log2(math.e)
 def forward(
     q: Tensor, k: Tensor, v: Tensor, keys: KeyMask, dropout: Dropout
 ) -> tuple[Tensor, Tensor]:
-    """Compute softmax(q @ k.T * d ** -0.5) @ v for every head; q [B, n, h, d], k, v [B, m, h, d].
+    """Compute softmax(q @ k.T * d ** -0.5) @ v for every head.
+
+    Args:
+        q: [B, n, h, d].
+        k: [B, m, h, d].
+        v: [B, m, h, d].
+        keys: keys to attend to.
+        dropout: dropout of the attention weights.
 
     Returns:
-        The output [B, n, h, d], and the base-2 logsumexp of the scores [B, h, n], float32 or wider.
+        The output [B, n, h, d], and the base-2 logsumexp of the scores, [B, h, n] in at least
+        float32.
     """
     k, v, bias = _mask(k, v, keys.as_bool(k.shape[1]))
     query, key, value = (each.transpose(1, 2) for each in (q, k, v))
@@ -57,7 +65,7 @@ def backward(
     keys: KeyMask,
     dropout: Dropout,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute the gradients of q, k and v from the output's gradient and `forward`'s results."""
+    """Compute the gradients of q, k and v; `out` and `logsumexp` are the results of `forward`."""
     key_mask = keys.as_bool(k.shape[1])
     k, v, bias = _mask(k, v, key_mask)
     grad, query, key, value = (each.transpose(1, 2) for each in (grad, q, k, v))
@@ -85,7 +93,7 @@ def _plain_backward(
     wide: torch.dtype,
     dropout: Dropout,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute the gradients of [B, h, tokens, d] tensors by materializing all scores."""
+    """Compute the gradients of query, key and value, [B, h, tokens, d], from the full scores."""
     scale = query.shape[-1] ** -0.5
     shape = (*query.shape[:3], key.shape[2])
     kept = None
@@ -104,9 +112,9 @@ def _plain_backward(
 
 
 def _mask(k: Tensor, v: Tensor, key_mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Zero out masked keys and values, and return the score bias [B, 1, 1, m].
+    """Zero out masked keys and values; return them with the score bias [B, 1, 1, m].
 
-    A sample without keys attends to zeros, so its output is 0.
+    A sample without unmasked keys attends to zeros, so its output is 0.
     """
     if key_mask is None:
         return k, v, None
@@ -119,7 +127,7 @@ def _mask(k: Tensor, v: Tensor, key_mask: Tensor | None) -> tuple[Tensor, Tensor
 
 
 def _draw_kept(weights: Tensor, dropout: Dropout) -> Tensor:
-    """Sample dropout factors, 0 or 1 / (1 - p), for attention weights, determined by the seed."""
+    """Sample the dropout factors of attention weights, 0 or 1 / (1 - p), from the seed."""
     assert dropout.seed is not None
     generator = torch.Generator(weights.device).manual_seed(int(dropout.seed.item()))
     kept = torch.empty_like(weights, memory_format=torch.contiguous_format)

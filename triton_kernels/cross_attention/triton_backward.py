@@ -1,10 +1,10 @@
-"""Backward kernels of cross attention.
+"""Backward kernels of cross-attention.
 
-`walk_keys` holds a tile of queries and loops over keys; `walk_queries` holds a tile of keys and
-loops over queries. If a tile covers its whole sequence, every step yields the complete
-gradient of a tile of the other sequence, so one kernel writes all gradients. No atomics are used.
+`walk_keys` holds a tile of queries and loops over keys. `walk_queries` holds a tile of keys and
+loops over queries. If a tile covers its whole sequence, every step computes the complete gradient
+of a tile of the other sequence, so one kernel writes all gradients. No atomics are used.
 
-Notation and key ranks as in `triton_forward.py`.
+Notation and key ranks are as in `triton_forward.py`.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def walk_keys(
     # Weights of out-of-range queries become 0.
     log_total = tl.load(logsumexps + row, mask=valid, other=float("inf"))
     if key_mask is not None:
-        # The sample has no keys.
+        # The logsumexp is -inf if the sample has no keys.
         log_total = tl.where(log_total == float("-inf"), float("inf"), log_total)
     if deltas is not None:
         # All parts have the same delta, so only the first one stores it.
@@ -205,7 +205,7 @@ def walk_queries(
         grad = _load_rows(grads, query, grad_token, valid, HEAD_WIDTH, BLOCK_WIDTH)
         log_total = tl.load(logsumexps + query, mask=valid, other=float("inf"))
         if deltas is None:
-            # The sample has no keys.
+            # The logsumexp is -inf if the sample has no keys.
             log_total = tl.where(log_total == float("-inf"), float("inf"), log_total)
         scores = dot(k, tl.trans(q), ACCUMULATOR)
         scores = _mask_scores(scores, is_read[:, None], key_mask)

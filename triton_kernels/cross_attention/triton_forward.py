@@ -1,12 +1,14 @@
-"""Forward kernels of cross attention, and device functions shared with the backward kernels.
+"""Forward kernels of cross-attention, and device functions shared with the backward kernels.
 
 Notation: B batch size, n queries, m keys, h heads, d head dim, S parts of a split loop.
 
-A program handles one head of one sample. Loops iterate over key ranks: a sample's valid keys come
-first (real tokens, or the positions of its valid region in row-major order). Other keys are not
-loaded, so they may hold any value.
+A program handles one head of one sample. Loops iterate over keys by rank. The valid keys of a
+sample have the lowest ranks: its real tokens, or the positions in its valid region in row-major
+order. Other keys are not loaded, so they may hold any value.
 
-Source: Dao, "FlashAttention-2" (2023): online softmax, and backward from the logsumexp.
+The online softmax and the backward pass from the logsumexp are those of FlashAttention-2.
+
+Source: FlashAttention-2 (Dao 2023).
 """
 
 from __future__ import annotations
@@ -50,7 +52,7 @@ def _own_keys(
 
 @triton.jit
 def _is_read(rank, below, key_mask, sample, num_keys):
-    """Select unmasked keys whose rank is below a bound."""
+    """Return True for unmasked keys with ranks less than `below`."""
     is_read = rank < below
     if key_mask is not None:
         pointers = key_mask + sample.to(tl.int64) * num_keys + rank
@@ -118,7 +120,7 @@ def _store_rows(
 
 @triton.jit
 def _dropout_seeds(seed, sample, head):
-    """Return two random integers for one head of one sample; zeros without dropout."""
+    """Return two random integers for one head of one sample, or zeros without dropout."""
     if seed is None:
         return 0, 0
     else:
@@ -128,12 +130,14 @@ def _dropout_seeds(seed, sample, head):
 
 @triton.jit
 def _kept(query, key, base, mix, threshold):
-    """Select the weights that dropout keeps, given the int32 indices of query and key.
+    """Return a mask of the weights that dropout keeps, given int32 query and key indices.
 
-    Running Philox for every weight would cost several times as much as attention. Instead, it runs
-    once per head; its output (base, mix) keys a bijective hash, with two multiplications, of an
-    integer computed from the (query, key) pair. The mask therefore does not depend on tiles, splits
-    or the pass (forward or backward). A weight is kept with probability (2^31 - threshold) / 2^32.
+    Running Philox for every weight would cost several times as much as attention. Instead, its
+    output (base, mix) for each head of each sample seeds a cheap hash: the query and key indices
+    are combined into a 32-bit word, which a bijection with two multiplications mixes. The mask
+    depends only on the seed and the indices of the sample, head, query and key, so it is the same
+    for all tile sizes and splits, and in the forward and backward passes. The probability of
+    keeping a weight is (2^31 - threshold) / 2^32.
     """
     # Odd multipliers with no collisions among the first 4800 queries and 4800 keys.
     row = base + query.to(tl.uint32) * 0x9E3779B1

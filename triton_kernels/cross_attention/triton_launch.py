@@ -1,4 +1,4 @@
-"""Launches of the cross attention kernels, planned from shapes and the table of tile sizes.
+"""Launch plans for the cross-attention kernels, based on shapes and the tile size table.
 
 Image-to-text attention has many queries and few keys; text-to-image attention has few queries and
 many keys.
@@ -36,7 +36,7 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def refusal(q: Tensor, k: Tensor) -> str | None:
-    """Return why queries [B, n, h, d] and keys [B, m, h, d] are not supported, or None."""
+    """Return why q [B, n, h, d] and k [B, m, h, d] are not supported, or None if they are."""
     if q.dtype not in DTYPES or (q.dtype == torch.float64 and q.device.type == "cuda"):
         return f"unsupported dtype {q.dtype}; expected float16, bfloat16 or float32"
     if not 0 < q.shape[3] <= MAX_HEAD_WIDTH:
@@ -82,15 +82,15 @@ def plan_forward(
         q: [B, n, h, d].
         k: [B, m, h, d].
         v: [B, m, h, d].
-        keys: lengths are clamped to m, and valid sizes to the map size. A mask is slower than
-            either.
+        keys: keys to attend to. Lengths are clamped to m, and valid sizes to the map size. A mask
+            is slower than lengths or valid sizes.
         dropout: the dropped weights depend on the seed and the indices of sample, head, query and
             valid key, not on padding or tile sizes.
 
     Returns:
-        The launches, and a pair: the output [B, n, h, d] in q's dtype, and the base-2 logsumexp of
-        the scores, [B, h, n] float32 (float64 for float64 inputs). For samples without keys, these
-        are 0 and -inf.
+        The launches, and a pair of outputs: the attention output [B, n, h, d] in q's dtype, and the
+        base-2 logsumexp of the scores, [B, h, n] float32 (float64 for float64 inputs). For samples
+        without keys, these are 0 and -inf.
 
     Raises:
         ValueError: if dropout.p is not in [0, 1).
@@ -186,7 +186,7 @@ def plan_backward(
 def _plan_walk(
     kernel: Any, arguments: dict[str, Any], sizes: dict[str, int], delta: Tensor | None
 ) -> list[Launch]:
-    """Plan `walk_keys` or `walk_queries`, which writes all gradients if `delta` is None."""
+    """Plan `walk_keys` or `walk_queries`. If `delta` is None, the kernel writes all gradients."""
     grads = {"queries": ["grad_queries"], "keys": ["grad_keys", "grad_values"]}
     tiled, walked = ("queries", "keys") if kernel is walk_keys else ("keys", "queries")
     lengths = {"queries": arguments["num_queries"], "keys": arguments["num_keys"]}
@@ -207,7 +207,7 @@ def _plan_walk(
 
 
 def _parts(total: Tensor, parts: int) -> tuple[Tensor, Launch]:
-    """Allocate the parts [S, ...] of a tensor, and plan their sum."""
+    """Allocate partial results [S, ...] for a tensor, and plan the kernel that sums them."""
     separate = _empty((parts, *total.shape), total, _wide(total))
     arguments = {"parts": separate, "sums": total, "size": total.numel(), "num_parts": parts}
     constants = {"BLOCK_SIZE": SUM_BLOCK, "ACCUMULATOR": accumulator(total.dtype)}
@@ -252,7 +252,7 @@ def _walk(
     split: bool,
     several: bool,
 ) -> Launch:
-    """Plan a kernel that loops over tiles. `several` means more than one tile per part."""
+    """Plan a kernel that loops over tiles. If `several` is True, parts have more than one tile."""
     q, masked = arguments["queries"], arguments["key_mask"]
     constants = {
         **_constants(q),
@@ -296,9 +296,9 @@ def _inputs(q: Tensor, k: Tensor, v: Tensor, keys: KeyMask) -> dict[str, Any]:
 
 
 def _dropout(dropout: Dropout) -> dict[str, Any]:
-    """Return the dropout arguments: the seed, and the int32 below which a weight is dropped."""
+    """Return the dropout arguments: the seed, and the hash below which a weight is dropped."""
     if not 0 <= dropout.p < 1:
-        raise ValueError(f"dropout_p: expected 0 <= dropout_p < 1, got {dropout.p}")
+        raise ValueError(f"dropout_p must be >= 0 and < 1, got {dropout.p}")
     if dropout.p == 0:
         return {"seed": None, "threshold": 0}
     # Even, hence never 1, which Triton would specialize as a constant.

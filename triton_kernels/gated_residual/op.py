@@ -1,4 +1,4 @@
-"""Gated residual: argument checks and the only backend, PyTorch."""
+"""Public gated residual function. PyTorch is the only backend."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def gated_residual(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, gate: Ten
 
     Args:
         x: [..., C] residual stream.
-        y: [..., D] input of the projection, with the leading dimensions of x.
+        y: [..., D] input of the projection, with the same leading dimensions as x.
         weight: [C, D].
         bias: [C].
         gate: [1] learned scalar.

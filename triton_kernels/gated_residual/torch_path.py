@@ -7,5 +7,8 @@ from torch import Tensor
 
 
 def gated_residual(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, gate: Tensor) -> Tensor:
-    """Apply the gate to the weight, which has fewer elements than the projected tensor."""
+    """Compute the gated residual.
+
+    The gate multiplies the weight, which has fewer elements than the output of the projection.
+    """
     return x + F.linear(y, gate * weight, gate * bias)

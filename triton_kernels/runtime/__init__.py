@@ -1,1 +1,1 @@
-"""Code shared by all operations: dispatch, launches, tile sizes and tuning, scratch memory."""
+"""Code shared by all operations: dispatch, launches, tile sizes, tuning and scratch memory."""

@@ -6,15 +6,15 @@ from torch import Tensor
 
 
 def require(condition: bool, expected: str, named: dict[str, Tensor]) -> None:
-    """Raise a `ValueError` that lists the shapes and dtypes if `condition` is False."""
+    """Raise `ValueError` with the shapes and dtypes of all tensors if `condition` is False."""
     if not condition:
         shapes = ", ".join(f"{name} {tuple(t.shape)} {t.dtype}" for name, t in named.items())
         raise ValueError(f"expected {expected}; got {shapes}")
 
 
 def require_one_device(named: dict[str, Tensor]) -> None:
-    """Raise a `ValueError` if the tensors are on more than one device."""
+    """Raise `ValueError` if the tensors are on more than one device."""
     devices = {tensor.device for tensor in named.values()}
     if len(devices) > 1:
         found = " and ".join(sorted(map(str, devices)))
-        require(False, f"expected all tensors on the same device, got {found}", named)
+        require(False, f"all tensors on the same device, not on {found}", named)

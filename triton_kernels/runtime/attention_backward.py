@@ -21,7 +21,7 @@ def attention_backward(
     scratch: Scratch,
     out: Sequence[Tensor],
 ) -> Tensor:
-    """Compute the gradients of query, key and value into `out`.
+    """Compute the gradients of query, key and value, and write them to `out`.
 
     Args:
         grad: [b, n, d] gradient of the output.

@@ -18,6 +18,8 @@ Backend = Literal["triton", "native", "reference"]
 
 #: Lowest NVIDIA compute capability for which the tests compile the kernels.
 OLDEST_CAPABILITY = (8, 0)
+#: Oldest and newest Triton (major, minor) with which the tests run and compile the kernels.
+TESTED_TRITON = ((3, 5), (3, 9))
 
 _PACKAGE = __name__.removesuffix(".runtime.dispatch")
 #: Module of each backend in the folder of an operation.
@@ -47,13 +49,13 @@ def use_backend(name: Backend | None) -> ExitStack:
 
     Raises:
         ValueError: if the name is unknown.
-        RuntimeError: for "triton" if Triton is not installed or there is no GPU.
+        RuntimeError: if `name` is "triton", and Triton is not installed or there is no GPU.
     """
     if name is not None and name not in get_args(Backend):
         raise ValueError(f"backend: expected 'triton', 'native', 'reference' or None, got {name!r}")
     if name == "triton":
-        if not _has_triton():
-            raise RuntimeError("backend 'triton': Triton is not installed; `pip install triton`")
+        if _triton_version() is None:
+            raise RuntimeError("Triton is not installed; run `pip install triton`")
         # The interpreter runs kernels in Python, on any device.
         if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
             raise RuntimeError("backend 'triton': torch found no GPU; use 'reference' or None")
@@ -63,7 +65,8 @@ def use_backend(name: Backend | None) -> ExitStack:
 def use_atomics(enabled: bool) -> ExitStack:
     """Allow the Triton kernels to accumulate bias gradients with atomics. Off by default.
 
-    Atomics need less memory, but the summation order, and hence the last bits, vary between runs.
+    Atomics need less memory, but the summation order varies between runs, and with it the last bits
+    of the gradients.
 
     Args:
         enabled: True to allow atomics, for the whole process or inside a `with` block.
@@ -97,8 +100,8 @@ def active_backend(tensor: Tensor) -> tuple[Backend, str]:
         return "reference", f"the tensor is {tensor.dtype} on the CPU; native code requires float32"
     if tensor.device.type != "cuda":
         return "reference", f"the tensor is on {tensor.device.type}; Triton kernels need CUDA"
-    if not _has_triton():
-        return "reference", "Triton is not installed"
+    if reason := _untested_triton():
+        return "reference", reason
     capability = torch.cuda.get_device_capability(tensor.device)
     if torch.version.hip is None and capability < OLDEST_CAPABILITY:
         found, least = (".".join(map(str, each)) for each in (capability, OLDEST_CAPABILITY))
@@ -109,12 +112,12 @@ def active_backend(tensor: Tensor) -> tuple[Backend, str]:
 def kernel_module(operation: str, tensor: Tensor, *shape: Any) -> ModuleType:
     """Return the backend module whose `forward` and `backward` handle a call.
 
-    Warns once, with the reason, if Triton or the backend set by `use_backend` cannot run it.
+    Warns once, with the reason, if Triton or the backend set by `use_backend` cannot run the call.
 
     Args:
         operation: folder name of the operation in `fiber.kernels`.
-        tensor: tensor used to check whether a backend supports the call.
-        shape: remaining arguments of that check, the backend's `refusal`.
+        tensor: first argument of the backend's `refusal`, which rejects unsupported calls.
+        shape: remaining arguments of `refusal`.
     """
     backend, _ = active_backend(tensor)
     module = _module(operation, backend)
@@ -139,5 +142,21 @@ def _warn_once(module: str, refusal: str) -> None:
 
 
 @cache
-def _has_triton() -> bool:
-    return find_spec("triton") is not None
+def _triton_version() -> str | None:
+    """Return the version of the installed Triton, or None if it is not installed."""
+    # AMD's builds of Triton have distribution names of their own.
+    if find_spec("triton") is None:
+        return None
+    return importlib.import_module("triton").__version__
+
+
+def _untested_triton() -> str | None:
+    """Return why the installed Triton is not used by default, or None if it is."""
+    version = _triton_version()
+    if version is None:
+        return "Triton is not installed"
+    oldest, newest = TESTED_TRITON
+    if oldest <= tuple(map(int, version.split(".")[:2])) <= newest:
+        return None
+    tested = " to ".join(f"{major}.{minor}" for major, minor in TESTED_TRITON)
+    return f"Triton {version} is not among the tested versions ({tested})"

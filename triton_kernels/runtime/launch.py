@@ -1,7 +1,7 @@
-"""Descriptions of kernel launches, which can be run, or only compiled.
+"""Descriptions of kernel launches.
 
-`plan_*` functions return `Launch` objects, which run on a GPU or in Triton's interpreter; tests
-without a GPU compile them for every architecture.
+`plan_*` functions return `Launch` objects, which run on a GPU or in Triton's interpreter. Tests
+without a GPU only compile them, for every supported architecture.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Conversion of tensors to arguments of the attention in Rust."""
+"""Conversion of tensors to arguments of the Rust attention functions."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ _BODIES: dict[OpOverload, Callable[..., Any]] = {}
 
 
 def operation(schema: str) -> Callable[[Callable[..., Any]], OpOverload]:
-    """Register a function as an operation for all devices, without gradients."""
+    """Return a decorator that registers an operation for all devices, without gradients."""
 
     def register(function: Callable[..., Any]) -> OpOverload:
         name = function.__name__
@@ -41,8 +41,8 @@ def operation(schema: str) -> Callable[[Callable[..., Any]], OpOverload]:
 def below_autograd(operation: OpOverload, arguments: tuple[Any, ...]) -> Any:
     """Run an operation below autograd.
 
-    Calls the implementation directly unless a dispatch mode or tensor subclass (fake tensors,
-    tracing) is active: torch's dispatcher takes as long as attention on small inputs.
+    Bypasses torch's dispatcher, which takes as long as attention on small inputs, unless a dispatch
+    mode or tensor subclass is active (as in tracing or with fake tensors).
     """
     dispatched = torch._C._len_torch_dispatch_stack() > 0 or any(
         isinstance(each, Tensor) and type(each) not in (Tensor, Parameter) for each in arguments

@@ -1,4 +1,4 @@
-"""Tile size tables: the package's own, and the user's, which is written by `fiber tune`."""
+"""Tile size tables: the package's table, and the user's table written by `fiber tune`."""
 
 from __future__ import annotations
 
@@ -39,8 +39,9 @@ def tile(
 ) -> dict[str, int]:
     """Look up the tile sizes of a kernel, including `num_warps` and `num_stages`.
 
-    On a GPU, a matching entry in the user's table takes precedence over the package's table. Within
-    a table, the most specific entry wins; see `best`. Tables are read once per process.
+    On a GPU, a matching entry in the user's table takes precedence over the package's table. If
+    several entries of a table match, the most specific one is used; see `best`. Tables are read
+    once per process.
 
     Args:
         kernel: name of the kernel in the table.
@@ -51,7 +52,7 @@ def tile(
 
     Raises:
         LookupError: if no entry matches (tests ensure that every kernel of the package has one).
-        ValueError: if the user's table is invalid; the message names file and line.
+        ValueError: if the user's table is invalid; the message names the file and line.
     """
     if _tried is not None and kernel in _tried:
         return dict(_tried[kernel])
@@ -86,7 +87,7 @@ def describe_tables(device: torch.device) -> str:
     """Describe which tile size tables a device uses.
 
     Raises:
-        ValueError: if the user's table is invalid; the message names file and line.
+        ValueError: if the user's table is invalid; the message names the file and line.
     """
     table = users_table()
     if not table.is_file():
@@ -102,7 +103,7 @@ def describe_tables(device: torch.device) -> str:
 
 @contextmanager
 def trying(sizes: Mapping[str, Mapping[str, int]]) -> Iterator[None]:
-    """Inside a `with` block, override the tile sizes of the given kernels."""
+    """Context manager that overrides the tile sizes of the given kernels."""
     global _tried
     before, _tried = _tried, sizes
     try:
@@ -112,7 +113,7 @@ def trying(sizes: Mapping[str, Mapping[str, int]]) -> Iterator[None]:
 
 
 def architecture(device: torch.device) -> str:
-    """Return the compiler's name for a GPU, such as "sm_90" or "gfx942"; "none" for a CPU."""
+    """Return the compiler's name for a GPU, such as "sm_90" or "gfx942", or "none" for a CPU."""
     if device.type != "cuda":
         return "none"
     properties = torch.cuda.get_device_properties(device)
@@ -123,7 +124,7 @@ def architecture(device: torch.device) -> str:
 
 @cache
 def triton_minor() -> str:
-    """Return the major and minor version of Triton, such as "3.9"; "none" if not installed."""
+    """Return the major and minor version of Triton, such as "3.9", or "none" if not installed."""
     try:
         return ".".join(version("triton").split(".")[:2])
     except PackageNotFoundError:
@@ -131,7 +132,7 @@ def triton_minor() -> str:
 
 
 def users_table() -> Path:
-    """Return the path of the user's table, fiber/tiles.json in XDG_CACHE_HOME or ~/.cache."""
+    """Return the path of the user's table: fiber/tiles.json in $XDG_CACHE_HOME or ~/.cache."""
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(root) / "fiber" / "tiles.json"
 
@@ -149,9 +150,10 @@ def users_lines(path: Path) -> list[Line]:
 
 
 def best(lines: Sequence[Line], kernel: str, wanted: Mapping[str, object]) -> Line | None:
-    """Return the most specific entry for a kernel and values of the `RANKED` keys, or None.
+    """Return the most specific entry for `kernel` that matches `wanted`, or None.
 
-    An entry that lacks a key matches every value of that key.
+    `wanted` has a value for each of the `RANKED` keys. An entry that lacks a key matches every
+    value of that key.
     """
     matching = (
         line
@@ -176,8 +178,8 @@ def read(path: Path) -> list[Line]:
 
     text = path.read_text(encoding="utf-8", errors="replace")
     try:
-        if not isinstance(json.loads(text), list):
-            raise error(1, "expected a JSON list")
+        if not isinstance(table := json.loads(text), list):
+            raise error(1, f"expected a JSON list, got {type(table).__name__}")
     except json.JSONDecodeError as invalid:
         raise error(invalid.lineno, invalid.msg) from None
     # Decode again, entry by entry, to find line numbers.
@@ -222,7 +224,7 @@ def _fault(line: Any) -> str | None:
 
 
 def merged(old: Sequence[Line], new: Sequence[Line]) -> list[Line]:
-    """Merge two tables; new entries replace old ones for the same calls."""
+    """Merge two tables. New entries replace old entries for the same calls."""
 
     def call(line: Line) -> tuple[Any, ...]:
         return (line["kernel"], *(line.get(key) for key in RANKED))

@@ -15,8 +15,8 @@ FIRST_WAIT, LONGEST_WAIT = 1_000_000, 64_000_000
 class GpuTimer:
     """Times calls on a device's current stream.
 
-    The GPU waits until all work is queued, so gaps between launches are not measured: they depend
-    on the machine, and CUDA graphs have none. If queuing takes longer than `LONGEST_WAIT`, the gaps
+    The GPU waits until all work is queued, so gaps between launches are not measured. They depend
+    on the host, and CUDA graphs have none. If queuing takes longer than `LONGEST_WAIT`, the gaps
     are measured as well.
     """
 

@@ -1,8 +1,8 @@
 """Tile size search on a GPU, for `fiber tune`.
 
 For each kernel, the package's default tile sizes and a few candidates are timed on calls that the
-model makes; the other kernels of a call use the best tile sizes so far. A candidate is rejected if
-its results differ from those with the default tile sizes by more than rounding error.
+model makes. Meanwhile, the other kernels of a call use the best tile sizes so far. A candidate is
+rejected if its results differ from those with the default tile sizes by more than rounding error.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Sizes = dict[str, int]
 #: Launches of one or more calls, in order, and the results of all calls.
 Plan = tuple[list[Launch], list[Tensor]]
 
-#: Maximum time of a candidate relative to the default tile sizes: smaller gains are noise, and
+#: Maximum time of a candidate relative to the default tile sizes. Smaller gains are noise, and
 #: different tile sizes may change the last bits of the results.
 GAIN = 0.97
 REPETITIONS = 15
@@ -109,7 +109,7 @@ class GpuMeasure:
         self._expected: dict[str, list[Tensor]] = {}
 
     def __call__(self, case: Case) -> float:
-        """See `Measure`."""
+        """Time a case; see `Measure`."""
         try:
             plan = case.plan()
             run = partial(run_plan, plan)
@@ -124,12 +124,15 @@ class GpuMeasure:
         for number, (got, wanted) in enumerate(zip(results, expected, strict=True)):
             off = difference(got, wanted)
             if not off <= ALIKE[case.dtype]:
-                raise ValueError(f"result {number} differs by {off:.2g} of its largest element")
+                raise ValueError(
+                    f"result {number} differs by {off:.2g} relative to its largest element;"
+                    f" expected at most {ALIKE[case.dtype]}"
+                )
         return statistics.median(self._timer(run) for _ in range(REPETITIONS))
 
 
 def difference(got: Tensor, wanted: Tensor) -> float:
-    """Return the largest difference relative to the largest expected element."""
+    """Return the largest absolute difference divided by the largest absolute value of `wanted`."""
     largest = wanted.double().abs().max().clamp(min=1e-30)
     return ((got.double() - wanted.double()).abs().max() / largest).item()
 
@@ -146,7 +149,7 @@ def tune(
 
     Args:
         cases: calls to time.
-        measure: times a case.
+        measure: function that times a case; see `Measure`.
         report: called with each progress message.
         chip: GPU architecture to record in each table entry; see `tiles.architecture`.
         triton: major and minor version of Triton.
@@ -205,7 +208,7 @@ def _fastest(
         own = timed(first)
     except ValueError as error:
         raise ValueError(
-            f"{case.name}, {kernel}: the package's tile sizes {first}: {error}"
+            f"{case.name}, {kernel}: error with the package's tile sizes {first}: {error}"
         ) from error
     fastest, least = first, own
     seen = [first]
@@ -232,7 +235,7 @@ def _fastest(
 def all_cases(
     device: torch.device, windows: Sequence[int], dtypes: Sequence[torch.dtype]
 ) -> Iterator[Case]:
-    """Yield training calls of the base model: window attention and both cross attentions."""
+    """Yield window attention and cross-attention cases, as in training of the base model."""
     for dtype in dtypes:
         for window in windows:
             yield from window_cases(device, window, dtype)
@@ -289,7 +292,7 @@ def cross_cases(
     to_text: Sequence[tuple[int, int, int]] = _TO_TEXT,
     to_image: Sequence[tuple[int, int, int]] = _TO_IMAGE,
 ) -> Iterator[Case]:
-    """Yield forward and backward cases in both directions, with head dim 32 or 64."""
+    """Yield forward and backward cases for cross-attention in both directions."""
     from ..cross_attention import triton_launch
 
     for direction, calls, heads, width in (

@@ -1,6 +1,6 @@
-"""Window attention as loops that pad, roll, partition and mask; a reference for tests.
+"""Reference window attention for tests, as loops that pad, roll, partition and mask.
 
-Written from the definition, independently of `torch_path.py`, and differentiable. Intended for
+Differentiable, and written from the definition, independently of `torch_path.py`. Intended for
 small float64 inputs.
 """
 

@@ -1,4 +1,4 @@
-"""Window attention: argument checks and the call to the registered operation.
+"""Public window attention function, which checks arguments and calls the registered operation.
 
 Notation: B batch size, (H, W) map size, h heads, d head dim, w window size.
 """
@@ -24,20 +24,20 @@ def window_attention(
 
     The map is padded at the bottom and right to a multiple of the window size, rolled by
     (-shift, -shift), partitioned into windows, attended, merged, rolled back and cropped. Padded
-    positions also provide keys and values: the projection of a zero token, `qkv_bias`. In a rolled
-    map, -100 is added to the scores of token pairs from opposite sides of the border.
+    positions also provide keys and values: those of `qkv_bias`, the projection of a zero token. In
+    a rolled map, -100 is added to the scores of token pairs from opposite sides of the border.
 
     Args:
         qkv: [B, H, W, 3, h, d] queries, keys and values of the map; queries are not scaled by
             d ** -0.5.
-        bias_table: [(2 w - 1) ** 2, h]; the offset query - key of (dy, dx) tokens uses row
-            (dy + w - 1) * (2 w - 1) + dx + w - 1.
+        bias_table: [(2 w - 1) ** 2, h] relative position bias. A query at an offset of (dy, dx)
+            tokens from its key uses row (dy + w - 1) * (2 w - 1) + dx + w - 1.
         qkv_bias: [3, h, d] query, key and value at padded positions.
         window_size: w, window side length in tokens.
         shift: roll in tokens, 0 <= shift < w.
         valid_sizes: [B, 2] integer (height, width) of each sample's valid region, in the top left
-            corner, which is padded, rolled and partitioned by itself; outputs outside it are 0.
-            None: the whole map is valid.
+            corner. Each region is padded, rolled and partitioned separately. Outputs outside it are
+            0. If None, the whole map is valid.
 
     Returns:
         [B, H, W, h, d] in qkv's dtype.

@@ -1,4 +1,4 @@
-"""Window attention in PyTorch, over a few windows at a time so that scores stay in the cache.
+"""Window attention in PyTorch, a few windows at a time so that scores stay in the CPU cache.
 
 Forward and backward are separate functions that bypass autograd. Arguments are checked in `op.py`.
 

@@ -1,4 +1,4 @@
-"""Relative position bias: expansion of the table to token pairs, and its gradient.
+"""Relative position bias: expansion of the table to token pairs, and gradient of the table.
 
 Pairs are stored in fragments, as described in `triton_tokens`.
 
@@ -38,15 +38,15 @@ def plan_expand(
     Args:
         table: [(2 w - 1) ** 2, h].
         window_size: w.
-        shift: roll of the map in tokens. Without a shift there is one class, else four:
-            2 * (window contains the seam between rows) + (contains that between columns).
+        shift: roll of the map in tokens. Without a shift, there is one class. Otherwise,
+            a window's class is 2 * (it contains the row seam) + (it contains the column seam).
         stored: S.
         dtype: dtype of qkv.
-        transposed: store keys along rows instead of queries.
+        transposed: store keys instead of queries along rows.
 
     Returns:
-        The launches, and the base-2 scores [classes, h, S * S], shift mask included, in float32
-        (float64 for float64 inputs). Keys from N on have the score `NO_KEY`.
+        The launches, and the base-2 bias [classes, h, S * S], including the shift mask, in float32
+        (float64 for float64 inputs). The bias is `NO_KEY` for keys with index N or above.
     """
     heads = table.shape[1]
     shape = (4 if shift else 1, heads, stored * stored)
@@ -81,8 +81,8 @@ def plan_reduce(
     """Plan the reduction of the bias gradient over chunks, then pairs, in a fixed order.
 
     Args:
-        parts: [chunks, h, S * S] gradient of the scores, queries along rows. Only the first N rows
-            and columns are read.
+        parts: [chunks, h, S * S] gradient of the scores, with queries along rows. Only the first
+            N rows and columns are read.
         table: [(2 w - 1) ** 2, h] bias table.
         window_size: w.
         stored: S.

@@ -1,8 +1,8 @@
-"""Launches of the window attention kernels, planned from shapes and the table of tile sizes.
+"""Launch plans for the window attention kernels, based on shapes and the tile size table.
 
-Only the inputs are saved for the backward pass. Gradients are deterministic, and identical on all
-GPUs that use the same tile sizes: the assignment of windows to programs depends only on shapes, and
-every sum has a fixed order.
+Only the inputs are saved for the backward pass. Without atomics, gradients are deterministic, and
+identical on all GPUs that use the same tile sizes: the assignment of windows to programs depends
+only on shapes, and every sum has a fixed order.
 
 Notation: B batch size, (H, W) map size, h heads, d head dim, w window size, S stored rows and
 columns of pairs.
@@ -25,9 +25,9 @@ from . import triton_tiled, triton_whole
 from .triton_bias import LOG2E, plan_expand, plan_reduce, plan_sum
 from .window_spec import WindowSpec
 
-#: Limits of the kernels that keep whole rows of scores in registers, which require a head dim of at
-#: most 64 and a dtype with matrix units (16 bits; float64 for tests): key elements per window in
-#: the forward pass (window 18, head dim 32), and keys per window in the backward pass.
+#: Limits of the kernels that keep whole rows of scores in registers: key elements per window in the
+#: forward pass (window size 18, head dim 32), and keys per window in the backward pass. The kernels
+#: also require a head dim of at most 64 and a dtype with matrix units (16 bits; float64 for tests).
 WHOLE_KEY_ELEMENTS = 336 * 32
 WHOLE_BACKWARD_KEYS = 160
 #: GPU architectures and Triton versions for which these kernels spill registers if valid sizes are
@@ -126,12 +126,11 @@ def plan_backward(
 ) -> tuple[list[Launch], tuple[Tensor, Tensor, Tensor]]:
     """Plan the launches of `backward`, and allocate its outputs; see `plan_forward`.
 
-    `atomic_bias` accumulates the bias gradient with atomics, which saves memory, but the summation
-    order, and hence the last bits, vary between runs.
+    If `atomic_bias` is True, the bias gradient is accumulated with atomics. This saves memory, but
+    the summation order varies between runs, and with it the last bits of the gradient.
     """
     grad_qkv = torch.empty(qkv.shape, dtype=qkv.dtype, device=qkv.device)
-    # The gradient of the padding's query is always 0; without padding, so are those of its key and
-    # value.
+    # The query of `qkv_bias` has no gradient. Without padding, neither do its key and value.
     grad_qkv_bias = torch.zeros_like(qkv_bias, memory_format=torch.contiguous_format)
     if grad_qkv.numel() == 0:
         return [], (grad_qkv, torch.zeros_like(bias_table), grad_qkv_bias)
@@ -151,11 +150,11 @@ def plan_backward(
 
 
 def _add_whole(plan: _Plan, atomic_bias: bool) -> tuple[Tensor, int, Tensor | None]:
-    """Add the launch of a single kernel.
+    """Add the launch of `whole_backward`.
 
     Returns:
-        The gradient of the bias [chunks, h, S * S]; S; and the gradients of the padding
-        [B nW, 2 h d] or None.
+        The bias gradients [chunks, h, S * S], S, and the padding gradients [parts, 2 h d] (None
+        without padding).
     """
     sizes = plan.tile("window_backward")
     stored = plan.stored(sizes["rows"])
@@ -178,7 +177,7 @@ def _add_whole(plan: _Plan, atomic_bias: bool) -> tuple[Tensor, int, Tensor | No
 
 
 def _add_tiled(plan: _Plan, atomic_bias: bool) -> tuple[Tensor, int, Tensor | None]:
-    """Add the launches of three kernels: by queries, keys and token pairs; see `_add_whole`."""
+    """Add the launches of the `tiled_backward_*` kernels. Returns the same as `_add_whole`."""
     by_queries, by_keys, by_pairs = (
         plan.tile(f"window_tiled_{name}") for name in ("queries", "keys", "bias")
     )
@@ -287,7 +286,7 @@ class _Plan:
         )
 
     def stored(self, *blocks: int) -> int:
-        """Compute S, the stored rows and columns of pairs, in whole tiles of all kernels."""
+        """Compute S, the number of tokens per window rounded up to whole tiles of all kernels."""
         return triton.cdiv(self.spec.window_size**2, max(blocks)) * max(blocks)
 
     def expand(self, stored: int, transposed: bool) -> Tensor:
@@ -300,7 +299,7 @@ class _Plan:
         return bias
 
     def chunks(self, stored: int, tiles: int) -> tuple[int, int]:
-        """Compute the number of window chunks, and windows per chunk, from shapes alone."""
+        """Compute the number of window chunks and the windows per chunk, from shapes alone."""
         chunk_bytes = self.heads * stored * stored * self.wide.itemsize
         chunks = min(
             max(1, CHUNK_BYTES // chunk_bytes),
@@ -315,13 +314,13 @@ class _Plan:
         return torch.empty(*shape, dtype=self.wide, device=self.qkv.device)
 
     def padding_parts(self, count: int) -> Tensor | None:
-        """Allocate the key and value gradients of padding [count, 2 h d]; None without padding."""
+        """Allocate the padding gradients [count, 2 h d], or return None without padding."""
         return self.empty(count, 2 * self.heads * self.qkv.shape[-1]) if self.padded else None
 
     def add(
         self, kernel: Any, grid: tuple[int, ...], sizes: dict[str, int], stored: int, **values: Any
     ) -> None:
-        """Add a launch. `values` are the arguments and constants specific to it."""
+        """Add a launch of `kernel`. `values` has the arguments and constants specific to it."""
         values = self.values | values
         values |= {name.upper(): sizes[name] for name in ("rows", "keys") if name in sizes}
         if "piece" in sizes:

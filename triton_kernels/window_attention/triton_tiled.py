@@ -1,10 +1,10 @@
 """Window attention kernels that loop over tiles of keys, for windows too large for registers.
 
-The backward pass has three kernels: by queries, by keys, and by token pairs for the bias. The
-first also writes two statistics per query for the other two: the base-2 logsumexp, and delta, the
-sum over keys of weights times their gradients.
+The backward pass has three kernels: for queries, for keys and values, and for the bias. The first
+also writes two statistics per query for the other two: the base-2 logsumexp and delta. Delta is the
+sum over keys of the weights times their gradients.
 
-Notation as in `triton_tokens`.
+Notation is as in `triton_tokens`.
 """
 
 # Triton's type annotations do not cover all that its compiler accepts: tuples, plain constants.
@@ -119,7 +119,7 @@ def tiled_backward_queries(
     QUERY_SCALE: tl.constexpr, MASKED: tl.constexpr, PADDED: tl.constexpr, SIZED: tl.constexpr,
     ACCUMULATOR: tl.constexpr,
 ):  # fmt: skip
-    """Compute the gradient of ROWS queries of a window, and their statistics.
+    """Compute the gradient and the statistics of ROWS queries of a window.
 
     Grid: (B nW * tiles of queries, h).
     """
@@ -185,8 +185,8 @@ def tiled_backward_keys(
 ):  # fmt: skip
     """Compute the gradients of a tile of KEYS keys and values in a window, padding included.
 
-    Grid: (B nW * tiles of keys, h). Scores are laid out as (keys, queries), which avoids
-        transposing them before each product; `bias` has the same layout.
+    Grid: (B nW * tiles of keys, h). Scores and `bias` are laid out as (keys, queries), so that
+    scores need not be transposed before each product.
     """
     head, heads = tl.program_id(1), tl.num_programs(1)
     window_index, first = (
@@ -257,7 +257,7 @@ def tiled_backward_bias(
     """Compute the gradient of the bias for ROWS queries by KEYS keys over a chunk of windows.
 
     Grid: (tiles of pairs, h, chunks). The gradient stays in registers across all windows of a
-    chunk, since their pairs are the same.
+    chunk, since they share the bias.
     """
     head, heads, chunk = tl.program_id(1), tl.num_programs(1), tl.program_id(2)
     channels = heads * WIDTH

@@ -27,11 +27,11 @@ def find_window(
     """Locate a window of the batch in its sample's valid region.
 
     Returns:
-        window: height and width of the valid region; first row and first column of the window, roll
-            included; row and column at which positions wrap around. If the valid region does not
-            contain the window, the first two are 0 and the others are those of the unrolled tensor,
-            so that zeros are stored there.
-        bias_class: 2 * (window contains the seam between rows) + (contains that between columns).
+        window: (height and width of the valid region, first row and column of the window after the
+            roll, row and column at which positions wrap around). If the window is outside the valid
+            region, the height and width are 0 and the other values are those of the unrolled
+            tensor, so that zeros are stored there.
+        bias_class: window class; see `plan_expand`.
         first_token: number of tokens before the sample, int64.
     """
     sample, window = index // (down * across), index % (down * across)
@@ -63,12 +63,14 @@ def find_window(
 def find_tokens(position, window, height, width, WINDOW: tl.constexpr, SHIFT: tl.constexpr):
     """Map positions [n] in a window, in row-major order, to tokens of the sample.
 
+    All three masks are False for positions >= N.
+
     Returns:
-        index: [n] y * W + x of the token.
+        index: [n] y * W + x of the token; meaningful only where `stored` is True.
         valid: [n] True if the token is in the sample's valid region.
-        stored: [n] True if the token is in the tensor.
-        padded: [n] True for padding, which has a key and a value. For positions from N on, all
-            three are False.
+        stored: [n] True if the token is in the tensor, including outside the valid region.
+        padded: [n] True for window positions outside the valid region. They are attended to, with
+            the key and value given by the qkv bias.
     """
     own_height, own_width, top, left, wrap_height, wrap_width = window
     y, x = top + position // WINDOW, left + position % WINDOW
@@ -103,7 +105,7 @@ def load_tokens(
     stride,  # elements from one token to the next
     WIDTH: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
-    """Load [n, BLOCK] elements; 0 for positions without a valid token."""
+    """Load [n, BLOCK] elements, with 0 at positions without a valid token."""
     index, valid, _stored, _padded = tokens
     mask = make_mask(valid, column, WIDTH, MASKED)
     place = source + index[:, None] * stride + column[None, :]
@@ -118,7 +120,7 @@ def load_padded(
     source, padding, tokens, column, stride, WIDTH: tl.constexpr, MASKED: tl.constexpr,
     PADDED: tl.constexpr,
 ):  # fmt: skip
-    """Load keys or values, [n, BLOCK]; `padding` [d] at padded positions."""
+    """Load keys or values [n, BLOCK], with `padding` [d] at padded positions."""
     rows = load_tokens(source, tokens, column, stride, WIDTH, MASKED)
     if PADDED:
         _index, _valid, _stored, padded = tokens
@@ -150,7 +152,7 @@ def store_tokens(
     target, values, tokens, column, stride, WIDTH: tl.constexpr, MASKED: tl.constexpr,
     SIZED: tl.constexpr,
 ):  # fmt: skip
-    """Store [n, BLOCK] elements; 0 for tokens of the tensor outside the sample's valid region."""
+    """Store [n, BLOCK] elements, with 0 for tokens outside the sample's valid region."""
     index, valid, stored, _padded = tokens
     mask = make_mask(stored, column, WIDTH, MASKED)
     if SIZED:
@@ -168,9 +170,9 @@ def pair_offsets(
 ):
     """Compute the offsets [ROWS * COLUMNS] of a tile of pairs made of whole fragments.
 
-    DOWN orders fragments column by column. Offsets of the tile at row r and column c are relative
-    to r * STORED + c * 16. Within a fragment, the bits of an offset are, from the highest: row
-    modulo 8 (3 bits), column pair (2), half of the rows (1), column within its pair (1).
+    If DOWN, fragments are in column-major order. Offsets of the tile at row r and column c are
+    relative to r * STORED + c * 16. The bits of an offset within a fragment are, from the
+    highest: row modulo 8 (3 bits), column pair (2), half of the rows (1), column in the pair (1).
     """
     index = tl.arange(0, ROWS * COLUMNS)
     fragment, inside = index // 128, index % 128

@@ -1,10 +1,11 @@
 """Window attention kernels that keep the scores of queries against all keys in registers.
 
-Scores are a tuple of tiles; `PIECES` lists the (first key, number of keys) of each. The 144 keys of
-a 12 x 12 window are split into 128 + 16; a single tile would need 256. The bias is loaded before
-the product that it is added to, so that the compiler keeps the product's layout afterwards.
+Scores are a tuple of tiles. `PIECES` lists the (first key, number of keys) of each tile. The 144
+keys of a 12 x 12 window are split into tiles of 128 and 16 keys; a single tile would need 256. The
+bias is loaded before the product that it is added to, so that the compiler keeps the product's
+layout afterwards.
 
-Notation as in `triton_tokens`.
+Notation is as in `triton_tokens`.
 """
 
 # Triton's type annotations do not cover all that its compiler accepts: tuples, plain constants.
@@ -34,7 +35,7 @@ def load_window(
     WINDOW: tl.constexpr, SHIFT: tl.constexpr, WIDTH: tl.constexpr, MASKED: tl.constexpr,
     PADDED: tl.constexpr,
 ):  # fmt: skip
-    """Load all keys and values of a window as two tuples of [keys of the piece, BLOCK]."""
+    """Load all keys and values of a window as two tuples of [keys of the piece, BLOCK] tiles."""
     keys, values = (), ()
     for i in tl.static_range(len(PIECES)):
         position = PIECES[i][0] + tl.arange(0, PIECES[i][1])
@@ -215,8 +216,8 @@ def whole_gradients(
     """Accumulate the gradients of keys, values and bias from ROWS queries.
 
     Returns:
-        The unscaled gradient of the queries [ROWS, BLOCK], and the tuples of gradients of keys and
-        values, [keys of the piece, BLOCK] each.
+        The unscaled gradient of the queries [ROWS, BLOCK], and two tuples with the accumulated
+        gradients of keys and values, [keys of the piece, BLOCK] per tile.
     """
     ROWS: tl.constexpr = query.shape[0]
     normalized, next_values, next_keys = (), (), ()

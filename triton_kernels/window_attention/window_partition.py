@@ -43,7 +43,10 @@ class Strip(NamedTuple):
     runs: tuple[tuple[slice, Tensor], ...]
 
     def scatter(self, rows: Tensor, out: Tensor) -> None:
-        """Copy rows [n N + 1, R] of window positions to their tokens in `out` [M, R]."""
+        """Copy rows [n N + 1, R] of window positions to their tokens in `out` [M, R].
+
+        Tokens outside valid regions get zeros; the last row is overwritten with them.
+        """
         rows[-1] = 0
         for run, places in self.runs:
             torch.index_select(rows, 0, places, out=out[run])
@@ -84,7 +87,7 @@ def window_rows(
     strip_windows: int,
     piece_windows: int,
 ) -> WindowRows:
-    """Partition every sample's valid region, padded and rolled by itself, into windows.
+    """Pad and roll each sample's valid region separately, and partition it into windows.
 
     Args:
         sizes: (height, width) of each sample's valid region, in the top left corner of the map.
@@ -92,7 +95,7 @@ def window_rows(
         window_size: window side length in tokens.
         shift: roll of the map in tokens.
         device: device of the index tensors.
-        strip_windows: maximum number of windows per strip; a strip has at least one row of windows.
+        strip_windows: maximum number of windows per strip, but at least one row of windows.
         piece_windows: maximum number of windows per piece.
     """
     height, width = map_size
@@ -131,7 +134,7 @@ def _strip(
     piece_windows: int,
     device: torch.device,
 ) -> Strip:
-    """Sort windows [n, N] by their seams [n], and find the position of each token in `rows`."""
+    """Build a strip from windows [n, N] with seams [n] that cover the given map rows."""
     order = np.argsort(seams, kind="stable")
     seams, places = seams[order], windows[order].ravel()
     tokens = windows.shape[1]
@@ -172,8 +175,8 @@ def _rows_of_windows(
     """Iterate over the window rows of one map.
 
     Yields:
-        Tokens [n, N] in a map of this width, -1 at padded positions; indices in `SEAMS` [n]; and
-        the map rows that the windows cover.
+        Token indices [n, N] (-1 at padded positions), indices [n] in `SEAMS`, and the map rows that
+        the windows cover.
     """
     (row_ticks, row_seams), (column_ticks, column_seams) = (
         _ticks(side, window_size, shift) for side in own
@@ -188,7 +191,7 @@ def _rows_of_windows(
 
 
 def _ticks(side: int, window_size: int, shift: int) -> tuple[np.ndarray, np.ndarray]:
-    """Pad and roll one axis; return its indices [n, w] by window (-1 for padding) and seams [n]."""
+    """Pad and roll one axis; return indices per window [n, w] (-1 for padding) and seams [n]."""
     count = -(-side // window_size)
     ticks = (np.arange(count * window_size) + shift) % max(1, count * window_size)
     ticks = np.where(ticks < side, ticks, -1).reshape(count, window_size)

@@ -124,8 +124,8 @@ def make_corpus(
 ) -> Corpus:
     """Create the first `count` images of a corpus, or load them from the cache.
 
-    A corpus is a subfolder of `cache` named by its fingerprint. `photographs` are in the order
-    given by `find_photographs`; `threads` of them are decoded in parallel.
+    A corpus is a subfolder of `cache` named by its fingerprint. `photographs` must be in the order
+    returned by `find_photographs`; `threads` of them are decoded in parallel.
 
     Raises:
         FileNotFoundError: if no photograph is large enough for the plan.
@@ -162,7 +162,7 @@ def make_corpus(
 
 
 def own_corpus(folder: Path, count: int) -> Corpus:
-    """Return a corpus of the first JPEG files in a folder, sorted by name.
+    """Return a corpus of the first `count` JPEG files below a folder, sorted by path.
 
     Raises:
         FileNotFoundError: if the folder is missing or contains no .jpg or .jpeg files.
@@ -190,7 +190,7 @@ def _open(path: Path) -> Image.Image:
     try:
         return Image.open(path)
     except Image.UnidentifiedImageError:
-        raise ValueError(f"{path}: not an image that Pillow can read") from None
+        raise ValueError(f"{path}: Pillow cannot identify this file; expected an image") from None
 
 
 def _is_large_enough(path: Path, plan: CorpusPlan) -> bool:

@@ -1,4 +1,4 @@
-"""CSV files of benchmark rows, shared by `fiber bench` and benches/."""
+"""Write benchmark rows to CSV files, for `fiber bench` and benches/."""
 
 from __future__ import annotations
 

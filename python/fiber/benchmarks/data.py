@@ -76,15 +76,18 @@ class Options:
                     raise ValueError(f"unknown {what} {name!r}; expected one of {', '.join(known)}")
         for name, python in self.pythons.items():
             if shutil.which(python) is None:
-                raise FileNotFoundError(f"{python}: no such interpreter (--python {name}=...)")
+                raise FileNotFoundError(
+                    f"--python {name}={python}: no such interpreter; expected a Python executable"
+                )
         if self.images is not None and (self.corpora or self.photos):
             raise ValueError(
-                "--images cannot be combined with --corpora or --photos: its images are not cropped"
+                "--images cannot be combined with --corpora or --photos, because it uses the given"
+                " images unchanged"
             )
 
     @property
     def rows_file(self) -> Path:
-        """The CSV file to append rows to."""
+        """CSV file to append rows to."""
         return self.rows or self.output / "data.csv"
 
 
@@ -94,7 +97,7 @@ def run(options: Options) -> int:
     Raises:
         FileNotFoundError: if photographs, images, captions or an interpreter are missing.
         ValueError: if the build is not a release build, a name is unknown, a file has the wrong
-            type, or no gate belongs to the chosen work and peers.
+            type, or `check` is set and no required ratio applies to the chosen work and peers.
     """
     if _core.build_profile != "release":
         raise ValueError(
@@ -336,7 +339,9 @@ class _Inputs:
         try:
             lines = file.read_text(encoding="utf-8").splitlines()
         except UnicodeDecodeError as error:
-            raise ValueError(f"{file}: not UTF-8 text: {error}") from None
+            raise ValueError(
+                f"{file} is not UTF-8 text ({error}); expected one caption per line"
+            ) from None
         captions = [line.strip() for line in lines if line.strip()]
         if not captions:
             raise ValueError(f"{file} has no captions; expected one per line")

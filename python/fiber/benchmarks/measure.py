@@ -35,8 +35,8 @@ class Side:
     #: Sum of the peak resident set sizes of the peer's processes.
     peak_bytes: int = 0
     versions: Mapping[str, str] = field(default_factory=dict)
-    #: Mean difference between its first images and Pillow's, on a scale of 0 to 255; None if not
-    #: comparable.
+    #: Mean difference between the peer's first images and Pillow's, on a scale of 0 to 255; None if
+    #: they are not comparable.
     levels: float | None = None
     remark: str = ""
     #: Reason the peer could not be measured, or "".
@@ -44,7 +44,7 @@ class Side:
 
     @property
     def median(self) -> float:
-        """Median cost."""
+        """Median of `costs`."""
         return statistics.median(self.costs)
 
 
@@ -62,7 +62,7 @@ class Result:
     load: float = 0.0
 
     def side(self, name: str) -> Side | None:
-        """Return the measurements of a peer, or None."""
+        """Return the measurements of a peer, or None if there are none."""
         return next((s for s in self.sides if s.peer.name == name and s.costs), None)
 
 
@@ -76,14 +76,14 @@ def measure_workload(
     pythons: Mapping[str, str],
     folder: Path,
 ) -> list[Side]:
-    """Run the peers in turn, after one warmup epoch each.
+    """Measure a workload by running the peers in turn, after one warmup epoch each.
 
     Each peer has `rounds` turns, each of at least one epoch and at least `turn_seconds`. `pythons`
     maps peers to interpreters other than the current one. Samples, logs and converted files are
     written to `folder`.
 
     Raises:
-        PeerError: if fiber fails or its images are wrong.
+        PeerError: if fiber fails, or fiber's images differ too much from Pillow's.
     """
     sides = [Side(peer=peer, remark=peer.remark(task.work)) for peer in peers]
     with ExitStack() as open_processes:
@@ -204,9 +204,9 @@ def check_sample(sample: Path, task: Task) -> None:
 
 
 def levels_from_pillow(sample: Path, task: Task) -> float | None:
-    """Return the mean difference between images and Pillow's antialiased resize (0 to 255).
+    """Return the mean absolute difference from Pillow's antialiased resize, from 0 to 255.
 
-    Returns None for random crops, texts and boxes, which are not comparable.
+    Return None for random crops, texts and boxes, which are not comparable.
     """
     if task.work not in ("squash", "fine"):
         return None
@@ -224,7 +224,10 @@ def levels_from_pillow(sample: Path, task: Task) -> float | None:
 
 
 def _distance(image: np.ndarray, path: str, fine: bool) -> float:
-    """Compare a (3, H, W) image in [0, 255] with Pillow's. `fine` images may be flipped."""
+    """Return the mean absolute difference of a (3, H, W) image in [0, 255] from Pillow's.
+
+    Fine-stage images may be flipped, so the smaller difference of the two orientations is returned.
+    """
     stored = Image.open(path).convert("RGB")
     if not fine:
         expected = np.asarray(stored.resize((SIZE, SIZE), Image.Resampling.BICUBIC), np.float32)

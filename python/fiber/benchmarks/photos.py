@@ -1,6 +1,6 @@
-"""Find photographs to crop corpora from: the user's, those next to a checkout, or Debian's.
+"""Find photographs to crop corpora from, in the user's folders, next to a checkout, or in packages.
 
-The names and sizes of the photographs are part of a corpus's fingerprint.
+The names and file sizes of the photographs are part of a corpus's fingerprint.
 """
 
 from __future__ import annotations
@@ -60,9 +60,10 @@ HOW_TO_GET = "pass a folder with --photos DIR, or download Debian's with --photo
 def find_photographs(sources: Sequence[str] = ()) -> list[Path]:
     """List photographs, in an order that does not depend on their location.
 
-    `sources` are folders, searched recursively; "debian" means Debian's packages, which are
-    downloaded into the user's cache. By default: `../shared/assets/photos` of a checkout, Debian's
-    packages if installed or downloaded, and the sample images of Python packages.
+    `sources` are folders to search recursively; "debian" means Debian's packages, which are
+    downloaded into the user's cache. The default sources are `../shared/assets/photos` of a
+    checkout, Debian's packages if installed or downloaded, and the sample images of Python
+    packages.
 
     Raises:
         FileNotFoundError: if a folder is missing or has no images, if Debian's packages cannot be

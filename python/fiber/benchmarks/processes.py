@@ -1,7 +1,7 @@
-"""Run each peer in its own process, and measure it.
+"""Run and measure each peer in its own process.
 
 CPU time includes all child processes, so threads, workers and interprocess communication are all
-counted. Linux only.
+counted. Only Linux is supported.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class PeerProcess:
                 stdout=subprocess.PIPE,
                 stderr=printed,
                 env=_environment(peer, python),
-                # Its children are found by session id.
+                # The process's children are found by session id.
                 start_new_session=True,
             )
         order = {"module": peer.module, "distributions": peer.distributions, "task": asdict(task)}
@@ -94,7 +94,7 @@ class PeerProcess:
         self.close()
 
     def epoch(self, number: int, sample: Path | None = None) -> EpochCost:
-        """Run one epoch; save the first images of the first batch to `sample` (.npy).
+        """Run one epoch, and save the start of the first batch to `sample` (.npy) if given.
 
         Raises:
             PeerError: if the epoch fails.
@@ -120,7 +120,7 @@ class PeerProcess:
         return sum(_process_cpu_seconds(pid) for pid in self._members())
 
     def peak_bytes(self) -> int:
-        """Return the sum of the peak resident set sizes of its live processes."""
+        """Return the sum of the peak resident set sizes of the peer's live processes."""
         return sum(_peak_bytes(pid) for pid in self._members())
 
     def close(self) -> None:
@@ -169,7 +169,7 @@ class PeerProcess:
                 return b""
             now = time.monotonic()
             if now > deadline:
-                raise PeerError(f"no response in {TIMEOUT_SECONDS:.0f} seconds")
+                raise PeerError(f"timed out: no response after {TIMEOUT_SECONDS:.0f} seconds")
             if now - polled >= STUCK_SECONDS:
                 used = self.cpu_seconds() - cpu
                 if used < _STUCK_SHARE * (now - polled):

@@ -38,7 +38,7 @@ class Verdict:
 
     @property
     def holds(self) -> bool | None:
-        """True if the required ratio is reached; None if not measured or none is required."""
+        """True if the required ratio is reached; None if no ratio is required or measured."""
         if self.ratio is None or self.gate.least is None:
             return None
         return self.ratio >= self.gate.least
@@ -111,7 +111,7 @@ def _cells(side: Side, ours: Side | None) -> list[str]:
 
 
 def _three_digits(value: float) -> str:
-    """Format with three significant digits, without rounding the integer part."""
+    """Format a number with three significant digits, or as an integer if it is 100 or more."""
     digits = max(0, 2 - math.floor(math.log10(value))) if value > 0 else 0
     return f"{value:.{digits}f}"
 

@@ -43,7 +43,7 @@ COCO_CLASSES = _phrases(_CLASSES)
 
 
 def generate_captions(count: int) -> list[str]:
-    """Deterministically generate captions about as long and repetitive as COCO's."""
+    """Generate the same captions on every call, about as long and repetitive as COCO's."""
     draw = random.Random("captions")
     looks, people = _LOOKS.split(), _PEOPLE.split()
     actions, places = _phrases(_ACTIONS), _phrases(_PLACES)
@@ -62,7 +62,7 @@ def generate_captions(count: int) -> list[str]:
 
 
 def class_prompt(boxes: int) -> tuple[str, list[tuple[int, int]]]:
-    """Join COCO's classes into a prompt; return it and the (start, end) spans of `boxes` names."""
+    """Return a prompt of COCO's classes, and the (start, end) spans of `boxes` random classes."""
     spans, start = [], 0
     for name in COCO_CLASSES:
         spans.append((start, start + len(name)))

@@ -1,4 +1,4 @@
-"""Workloads of `fiber bench data`, and the ratios to other loaders that a release must reach."""
+"""Workloads of `fiber bench data`, and the CPU time ratios that a release must reach."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """A kind of work, a corpus and an output dtype. Every peer that supports it is measured."""
+    """A kind of work, a corpus and an output dtype, measured for every peer that supports them."""
 
     #: Name on the command line (`--work`).
     kind: str
@@ -35,7 +35,7 @@ class Workload:
 
     @property
     def key(self) -> tuple[str, str, str]:
-        """Kind, corpus and output."""
+        """(kind, corpus, output), which identifies the workload."""
         return self.kind, self.corpus, self.output
 
     @property
@@ -130,7 +130,7 @@ class Gate:
 
     @property
     def key(self) -> tuple[str, str, str]:
-        """`Workload.key`."""
+        """Key of the gate's workload; see `Workload.key`."""
         return self.kind, self.corpus, self.output
 
 

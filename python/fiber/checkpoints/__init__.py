@@ -1,1 +1,1 @@
-"""Reading, writing and conversion of checkpoints."""
+"""Read, write and convert checkpoints."""

@@ -35,17 +35,24 @@ def convert(
 ) -> str:
     """Convert a model to another format.
 
-    `to` is "fiber" (a model folder), "published" (a file for the published code, without tokenizer)
-    or "towers" (a folder of Swin and RoBERTa files for other libraries; `layout` selects the Swin
-    key names). Other arguments are as in `fiber.load`.
+    Args:
+        source: model to read.
+        target: file or folder to write.
+        to: "fiber" (a model folder), "published" (one file for the published code, without the
+            tokenizer) or "towers" (a folder of Swin and RoBERTa files for other libraries).
+        tokenizer: replacement for the model's tokenizer, as in `fiber.load`.
+        answers: replacement for the model's VQA answers, as in `fiber.load`.
+        image_size: new input size in pixels.
+        weights: "raw" or "ema" (moving average), for published files that contain both.
+        layout: key layout of the Swin file; used only by "towers".
 
     Returns:
         Report of tensors that were read, written, skipped (with reasons) and filled (with values).
 
     Raises:
-        FileNotFoundError, ValueError: as in `fiber.load`; ValueError also if the suffix of `target`
-            does not match the format.
-        OSError: if the target exists or cannot be written.
+        FileNotFoundError: if the model or one of its files is missing.
+        ValueError: if the model is invalid, or the suffix of `target` does not match `to`.
+        OSError: if the target folder already contains a model, or the target cannot be written.
     """
     path = Path(target)
     suffixes = ", ".join(SUFFIXES)
@@ -75,7 +82,7 @@ def convert(
 
 
 def _unused_and_filled(stored: StoredModel) -> Iterator[str]:
-    """List skipped tensors by reason and name pattern, and missing tensors with fill values."""
+    """Yield the report lines for skipped tensors, by reason, and for tensors filled by default."""
     yield f"skipped: {_tensors(stored.ignored)}"
     for reason in dict.fromkeys(stored.ignored.values()):
         yield f"  {reason}:"
@@ -84,8 +91,8 @@ def _unused_and_filled(stored: StoredModel) -> Iterator[str]:
     for name, value in stored.filled.items():
         yield f"  {name}: set to {value:g}"
     if "temperature" in stored.filled:
-        yield "    older published files and those of tasks without ITC lack it"
-        yield "    every published file has the ITC projections, whether trained or not"
+        yield "    missing from older published files, and from those for tasks without ITC"
+        yield "    every published file has the ITC projections, even if they are untrained"
 
 
 def _tensors(names: Sized) -> str:

@@ -1,6 +1,6 @@
 """Load and write standalone encoders with the keys of other libraries.
 
-A tensor without a counterpart raises an error unless its format lists a reason to drop it.
+A tensor that the model does not have raises an error, unless its format lists it as ignored.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ SwinLayout = Literal["microsoft", "timm"]
 def load_encoder(model: Network, state: Mapping[str, Tensor]) -> tuple[KeyMap, dict[str, str]]:
     """Load an encoder stored in any of the model family's formats.
 
-    Resizes tensors to the model's image size. Flips the input channels of the first convolution for
-    models with BGR input.
+    Tensors that depend on the image size are resized to the model's. The input channels of the
+    first convolution are flipped if the model takes BGR input.
 
     Returns:
-        Mapping from our keys to the loaded keys, and dropped keys with reasons.
+        Two dicts: our keys mapped to the loaded keys, and dropped keys mapped to reasons.
 
     Raises:
         ValueError: if keys are missing or unknown, or shapes do not match; the message lists them.
@@ -36,7 +36,7 @@ def load_encoder(model: Network, state: Mapping[str, Tensor]) -> tuple[KeyMap, d
     if encoder is None or (layout := encoder.layout(state)) is None:
         titles = " or ".join(each.title for each in architecture.encoders)
         raise ValueError(
-            f"expected the keys of an image or text encoder ({titles}), got"
+            f"expected the keys of an image or text encoder ({titles}), got keys such as"
             f" {', '.join(sorted(state)[:4])}"
         )
     keys = encoder.keys(config, layout)
@@ -56,8 +56,8 @@ def encoder_states(
 ) -> dict[str, dict[str, Tensor]]:
     """Return the state dicts of all encoders by format name (the inverse of `load_encoder`).
 
-    The image encoder expects RGB input. Swin's last norm is included only if the model has the ITC
-    head.
+    The exported image encoder expects RGB input. Swin's last norm is included only if the model has
+    the ITC head.
     """
     config, architecture = model.config, architecture_of(model.config)
     own, first = model.state_dict(), architecture.first_convolution

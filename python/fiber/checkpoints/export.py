@@ -33,7 +33,9 @@ def write_published(model: Network, path: Path) -> dict[str, Tensor]:
         OSError: if the file cannot be written; no partial file remains.
     """
     if path.suffix not in SUFFIXES:
-        raise ValueError(f"{path}: expected one of the suffixes {', '.join(SUFFIXES)}")
+        raise ValueError(
+            f"{path}: expected one of the suffixes {', '.join(SUFFIXES)}; got {path.suffix!r}"
+        )
     config, architecture = model.config, architecture_of(model.config)
     state, order = published_state(model), architecture.published_channel_order
     if config.channel_order != order:
@@ -43,7 +45,9 @@ def write_published(model: Network, path: Path) -> dict[str, Tensor]:
     try:
         architecture.infer_config(state, stored)
     except ValueError as error:
-        raise ValueError(f"{path}: the published format cannot hold this model: {error}") from error
+        raise ValueError(
+            f"{path}: the published format does not support this model: {error}"
+        ) from error
     settings = {"config": stored}
     _make_folder(path.parent)
     if path.suffix == ".safetensors":

@@ -1,9 +1,9 @@
 """Read the data of a pickle without importing or calling anything that it names.
 
-`pickle` imports and calls whatever a file names. `torch.load(weights_only=True)` rejects files that
-name a class outside torch, as Lightning's do, and pickle protocols above 2. This reader supports
-basic containers, numbers and strings, and the tensor records of `torch.save`; everything else
-becomes an `Inert` value. Memory and time are linear in the size of the pickle.
+`pickle` imports and calls whatever a file names. `torch.load(weights_only=True)` rejects pickle
+protocols above 3, and files that name a class outside torch, as Lightning checkpoints do. This
+reader supports basic containers, numbers and strings, and the tensor records of `torch.save`.
+Everything else becomes an `Inert` value. Memory and time are linear in the size of the pickle.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ MAX_OPERATIONS = 1_000_000
 #: Integers below this bound hash to themselves, so keys cannot be crafted to share a hash.
 _MAX_INT_KEY = 2**60
 
-#: Modules and builtins that only a malicious file names; such a file is rejected. Safety does not
-#: depend on this list, since nothing is ever called.
+#: Modules and builtins that only malicious files name. Such files are rejected. Safety does not
+#: depend on these lists, since nothing is ever called.
 _HOSTILE_MODULES = {
     *("os", "posix", "nt", "sys", "subprocess", "pty", "shutil", "socket", "ctypes"),
     *("importlib", "runpy", "code", "codeop", "pickle", "_pickle", "marshal", "webbrowser"),
@@ -32,7 +32,7 @@ _HOSTILE_BUILTINS = {
 
 
 class HostileFileError(ValueError):
-    """Raised if a pickle names a function that can run code."""
+    """Raised if a pickle names a function that can execute arbitrary code."""
 
 
 class Inert:
@@ -59,7 +59,7 @@ class StorageRecord(NamedTuple):
 
 
 class TensorRecord(NamedTuple):
-    """A tensor as a strided view of a storage, in elements."""
+    """Strided view of a storage. Offset and strides are in elements."""
 
     storage: StorageRecord
     offset: int
@@ -88,18 +88,18 @@ _TUPLES = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 class Pickle(NamedTuple):
     """Content of one pickle."""
 
-    #: None, numbers, strings, bytes, tuples, lists and dicts as they are; tensors and storages as
-    #: records; everything else as `Inert`.
+    #: Unpickled value. Built-in scalars and containers are unchanged, tensors and storages are
+    #: records, and all other objects are `Inert`.
     content: Any
     #: All storages that the pickle refers to, by key.
     storages: dict[str, StorageRecord]
 
 
 def read_pickle(file: Any) -> Pickle:
-    """Read one pickle from a binary file or mmap, leaving the file position at its end.
+    """Read one pickle from a file or mmap, leaving the file position at the end of the pickle.
 
     Raises:
-        HostileFileError: if the pickle names a function that can run code.
+        HostileFileError: if the pickle names a function that can execute arbitrary code.
         ValueError, IndexError, KeyError, TypeError, AttributeError: if the pickle is damaged.
     """
     reader = _Reader()
@@ -188,17 +188,17 @@ class _Reader:
             raise ValueError(f"unsupported opcode {name}; torch.save does not write it")
 
     def _pop(self, count: int) -> list[Any]:
-        """Pop `count` values, all of which must be above the latest mark."""
+        """Pop `count` values, all of which must be above the last mark."""
         if count == 0:
             return []
         values = self.stack[-count:]
         if len(values) < count or any(value is _MARK for value in values):
-            raise ValueError("the stack has too few values for an opcode")
+            raise ValueError(f"stack underflow: an opcode needs {count} values above the last mark")
         del self.stack[-count:]
         return values
 
     def _pop_mark(self) -> list[Any]:
-        """Pop the latest mark and all values above it."""
+        """Pop the last mark and return all values above it."""
         stack, items = self.stack, []
         while (value := stack.pop()) is not _MARK:
             items.append(value)
@@ -218,15 +218,23 @@ class _Reader:
         kind, key, _, numel = value[1:5]
         # Errors do not print values, whose text can be exponentially longer than the pickle.
         if not isinstance(kind, Inert) or not isinstance(key, str | int):
-            raise ValueError("a storage reference lacks a class or a key")
+            raise ValueError(
+                "invalid storage reference: expected a class and a string or integer key, got"
+                f" {type(kind).__name__} and {type(key).__name__}"
+            )
         if type(numel) is not int or not 0 <= numel < 2**63:
-            raise ValueError(f"the number of elements of storage {key} is out of range")
-        # Before torch 0.4, a storage could be a view of another one.
+            raise ValueError(
+                f"storage {key} has an invalid number of elements; expected an integer below 2**63"
+            )
+        # Before torch 0.4, a storage could be a view of another storage.
         if len(value) > 5 and value[5] is not None:
-            raise ValueError("a storage is a view, which torch has not written since 0.4")
+            raise ValueError(
+                f"storage {key} is a view of another storage; expected a file from torch 0.4 or"
+                " later"
+            )
         record = StorageRecord(kind.name.rpartition(".")[2], str(key), numel)
         if self.storages.setdefault(record.key, record) != record:
-            raise ValueError(f"storage {record.key} has conflicting types or sizes")
+            raise ValueError(f"storage {record.key} is referenced with different types or sizes")
         return record
 
 
@@ -242,7 +250,10 @@ def _key(key: Any) -> Any:
 def _named(module: Any, name: Any) -> Inert:
     """Return a placeholder for a class or function without importing anything."""
     if not (isinstance(module, str) and isinstance(name, str)):
-        raise ValueError("a class name is not a string")
+        raise ValueError(
+            "expected module and class names to be strings, got"
+            f" {type(module).__name__} and {type(name).__name__}"
+        )
     # Protocol 2, which torch.save writes, uses Python 2 names.
     module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
     # `open` is pickled under the module that defines it.
@@ -256,7 +267,9 @@ def _result(callee: Any, arguments: Any) -> Any:
     """Return the tensor or container that a call creates, or a placeholder."""
     name = callee.name if isinstance(callee, Inert) else type(callee).__name__
     if not isinstance(arguments, tuple):
-        raise ValueError(f"a call to {name} has no argument tuple")
+        raise ValueError(
+            f"expected a tuple of arguments in a call to {name}, got {type(arguments).__name__}"
+        )
     if name == "collections.OrderedDict" and not arguments:
         return {}
     if name == "collections.OrderedDict" and _is_pairs(arguments[0]):
@@ -276,9 +289,15 @@ def _is_pairs(value: Any) -> bool:
 
 def _tensor(arguments: tuple[Any, ...]) -> TensorRecord:
     storage, offset, size, stride = arguments[:4]
-    if not isinstance(storage, StorageRecord) or len(size) != len(stride):
-        raise ValueError("a tensor has no storage, or its size and stride differ in length")
+    if not isinstance(storage, StorageRecord):
+        raise ValueError(f"expected the storage of a tensor, got {type(storage).__name__}")
+    if len(size) != len(stride):
+        raise ValueError(
+            f"expected a size and a stride of the same length, got {len(size)} and {len(stride)}"
+        )
     numbers = [offset, *size, *stride]
     if not all(type(number) is int and 0 <= number < 2**63 for number in numbers):
-        raise ValueError("a tensor has a size, stride or offset that is not an integer in range")
+        raise ValueError(
+            "a tensor has an invalid size, stride or offset; expected integers in [0, 2**63)"
+        )
     return TensorRecord(storage, offset, tuple(size), tuple(stride))

@@ -1,4 +1,4 @@
-"""Initialize a model from a trained model or encoders, and report every tensor."""
+"""Initialize a model from a trained model or encoders, and report which tensors were copied."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from fiber.checkpoints.model_dir import StoredModel
 from fiber.config import PRESETS
 from fiber.models.registry import Network, architecture_of
 
-#: Prefixes of layers whose shape depends on the data.
+#: Name prefixes of layers whose shape depends on the data.
 SIZED_BY_DATA = ("vqa_head.output.",)
 
 
 class TransferReport(NamedTuple):
-    """Names of copied, dropped and new tensors; `str()` formats them."""
+    """Names of copied, dropped and new tensors. `str()` summarizes them."""
 
     #: Copied tensors.
     taken: tuple[str, ...]
@@ -49,13 +49,13 @@ def initialize(
 
     Args:
         model: new model.
-        start: trained model or encoders. From a model of the other stage, only the backbone is
-            copied; query norms may be missing, since fine v2 has none.
+        start: trained model or encoders. If it is a model of the other stage, only the backbone is
+            copied. Query norms may be missing, since fine-stage v2 models have none.
         answers: VQA answers of the new model, in logit order. The output layer of the VQA head is
             copied only if `start` has the same answers.
 
     Returns:
-        Names of copied, dropped and new tensors; dropped encoder tensors are named as in the file.
+        Names of copied, dropped and new tensors. Dropped encoder tensors are named as in the file.
 
     Raises:
         ValueError: if the architectures differ, or a shared tensor differs in shape (except in the
@@ -67,7 +67,7 @@ def initialize(
     if type(model.config) is not type(start.config):
         raise ValueError(
             f"{start.path or 'the initial model'} is a {architecture_of(start.config).title} model;"
-            f" expected {architecture.title}"
+            f" expected a {architecture.title} model"
         )
     own, given = model.state_dict(), start.network.state_dict()
     # Tensors missing from a published file are initialized from scratch.
@@ -80,15 +80,15 @@ def initialize(
     if type(model) is not type(start.network):
         shared = [name for name in shared if name.startswith("backbone.")]
         if not shared:
-            raise ValueError("the two models share no backbone tensors")
+            raise ValueError("the new model and the initial model share no backbone tensors")
     changed = {name for name in shared if own[name].shape != given[name].shape}
     wrong = sorted(name for name in changed if not name.startswith(SIZED_BY_DATA))
     if wrong:
         _check_sizes(model, start)
         raise ValueError(
-            "shapes of the initial model do not match: "
+            "tensors of the initial model have the wrong shape: "
             + "; ".join(
-                f"{name} {tuple(given[name].shape)}, expected {tuple(own[name].shape)}"
+                f"{name} has shape {tuple(given[name].shape)}, expected {tuple(own[name].shape)}"
                 for name in wrong
             )
         )
@@ -102,7 +102,7 @@ def initialize(
 
 
 def _check_sizes(model: Network, start: StoredModel) -> None:
-    """Raise a ValueError that names the sizes in which the two models differ, if any."""
+    """Raise ValueError if the two models differ in size."""
     sizes_of = architecture_of(model.config).main_sizes
     sizes, start_sizes = sizes_of(model.config), sizes_of(start.config)
     differing = [

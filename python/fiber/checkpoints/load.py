@@ -22,11 +22,11 @@ from fiber.models.registry import encoder_format, recognize
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderStates:
-    """Pretrained image and text encoders."""
+    """State dicts of pretrained image and text encoders."""
 
     #: Folder or file that was read.
     path: Path
-    #: State dict of each file.
+    #: State dict of each file, by path.
     states: Mapping[Path, Mapping[str, Tensor]]
 
 
@@ -39,17 +39,21 @@ def read_model(
 ) -> StoredModel:
     """Load a model folder, a finished run or a published checkpoint in evaluation mode.
 
-    `image_size` sets a new input size in pixels; `weights="ema"` reads a moving average.
+    `image_size` sets a new input size in pixels. `weights="ema"` reads the moving average of the
+    weights from a published checkpoint.
 
     Raises:
         FileNotFoundError: if the model or one of its files is missing.
-        ValueError: if the file is not a checkpoint, or tensors do not fit the model; the
-            message names them.
+        ValueError: if the file is not a checkpoint, or tensors do not fit the model. The message
+            lists these tensors.
     """
     path = Path(path)
     if path.is_dir():
         if weights != "raw":
-            raise ValueError(f"weights: expected 'raw' for the folder {path}, got {weights!r}")
+            raise ValueError(
+                f"weights={weights!r} requires a checkpoint file; expected 'raw' for the folder"
+                f" {path}"
+            )
         return load_model(path, device, image_size=image_size)
     return _published_model(path, read_checkpoint(path, weights), device, image_size)
 
@@ -94,7 +98,10 @@ def _published_model(
 
 
 def _is_ours(folder: Path) -> bool:
-    """Check for a fiber model or run, since transformers models also have a config.json."""
+    """Return whether a folder contains a fiber model or run.
+
+    A config.json is not sufficient, since transformers models have one as well.
+    """
     if not (folder / "config.json").is_file():
         return (folder / "checkpoints").is_dir()
     values = read_json(folder / "config.json")
@@ -111,7 +118,7 @@ def load_stored(
     image_size: int | None = None,
     weights: Weights = "raw",
 ) -> StoredModel:
-    """Load a model; `tokenizer` and `answers`, if given, replace its own. See `fiber.load`.
+    """Load a model. `tokenizer` and `answers` replace the stored ones. See `fiber.load`.
 
     Raises:
         FileNotFoundError: if the model or one of its files is missing.
@@ -119,7 +126,7 @@ def load_stored(
     """
     if not Path(path).exists():
         raise FileNotFoundError(
-            f"model {os.fspath(path)} does not exist; `fiber demo` or `fiber train` creates one"
+            f"model {os.fspath(path)} does not exist; `fiber demo` or `fiber train` creates a model"
         )
     target = _choose_device(device)
     stored = read_model(path, target, image_size=image_size, weights=weights)
@@ -134,12 +141,12 @@ def load_stored(
     has_vqa = "vqa" in config.heads
     if answers is not None and not has_vqa:
         raise ValueError(
-            f"answers need a model with the head 'vqa'; this model has {', '.join(config.heads)}"
+            f"answers require a model with the head 'vqa'; this model has {', '.join(config.heads)}"
         )
     if vqa_answers and has_vqa and len(vqa_answers) != config.num_answers:
         raise ValueError(
-            f"got {len(vqa_answers)} answers, expected {config.num_answers}, the size of the VQA"
-            " head"
+            f"got {len(vqa_answers)} answers, expected {config.num_answers} (the number of outputs"
+            " of the VQA head)"
         )
     if dtype is None:
         dtype = torch.bfloat16 if target.type == "cuda" else torch.float32
@@ -152,8 +159,10 @@ def _choose_device(device: torch.device | str | None) -> torch.device:
     try:
         target = torch.device(device)
     except RuntimeError as error:
-        raise ValueError(f"device {device!r}: expected 'cpu', 'cuda' or 'cuda:N'") from error
+        raise ValueError(
+            f"invalid device {device!r}; expected 'cpu', 'cuda' or 'cuda:N'"
+        ) from error
     count = torch.cuda.device_count()
     if target.type == "cuda" and (target.index or 0) >= count:
-        raise ValueError(f"device {device!r} does not exist; this machine has {count} CUDA devices")
+        raise ValueError(f"device {device!r} not found; the number of CUDA devices is {count}")
     return target

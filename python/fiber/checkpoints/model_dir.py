@@ -1,4 +1,8 @@
-"""Model folders: config.json, model.safetensors, tokenizer.json, answers.json, classes.json."""
+"""Read and write model folders.
+
+A model folder contains config.json and model.safetensors, and optionally tokenizer.json,
+answers.json and classes.json.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +27,7 @@ from fiber.models.registry import Network, architecture_of, build_model, read_co
 #: Names of the files in a model folder.
 MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.json", "answers.json", "classes.json")
 
-
-#: Error messages for models that lack a vocabulary, such as published files.
+#: Error messages for models that lack a vocabulary, such as published checkpoints.
 NO_TOKENIZER = (
     "the model has no tokenizer; pass the one that it was trained with (--tokenizer DIR, or"
     ' fiber.load(path, tokenizer="folder")), or add it to the model:'
@@ -54,7 +57,7 @@ class Vocabulary(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class StoredModel:
-    """Network with its tokenizer, vocabularies and provenance."""
+    """Network with its tokenizer, answers, classes and provenance."""
 
     network: Network
     #: Folder or file that was read.
@@ -86,15 +89,15 @@ def save_model(
     answers: tuple[str, ...] = (),
     classes: tuple[str, ...] = (),
 ) -> None:
-    """Write a model folder, ending with config.json, which marks it as complete.
+    """Write a model folder. config.json is written last and marks the folder as complete.
 
     The folder is created if needed. answers.json and classes.json are written unless empty.
 
     Raises:
-        ValueError: if the special tokens of the tokenizer are not RoBERTa's.
+        ValueError: if the special tokens of the tokenizer do not have RoBERTa's ids.
         NotADirectoryError: if `folder` is a file.
         FileExistsError: if `folder` already contains model or run files.
-        OSError: if a file cannot be written (disk full); no partial model remains.
+        OSError: if a file cannot be written. No partial model remains.
     """
     if tokenizer is not None:
         tokenizer.check_for_models()
@@ -132,17 +135,20 @@ def load_model(
     *,
     image_size: int | None = None,
 ) -> StoredModel:
-    """Load a model folder or a finished run in evaluation mode; `image_size` sets a new input size.
+    """Load a model folder or a finished run in evaluation mode.
+
+    `image_size` sets a new input size in pixels.
 
     Raises:
         FileNotFoundError: if the folder or one of its files is missing.
-        ValueError: if config fields are invalid or weights do not fit; the message names them.
+        ValueError: if config fields are invalid, or tensors do not fit the model. The message lists
+            these fields or tensors.
     """
     folder = Path(folder)
     for name in ("config.json", "model.safetensors"):
         if not (folder / name).is_file():
             unfinished = (folder / "checkpoints").is_dir()
-            hint = "; the run is unfinished: resume it first" if unfinished else ""
+            hint = ". The run is unfinished; resume it first" if unfinished else ""
             raise FileNotFoundError(f"{folder} contains no model: {name} does not exist{hint}")
     values = read_json(folder / "config.json")
     config = read_config(values["model"])
@@ -164,13 +170,13 @@ def load_model(
 
 
 def write_vocabulary(folder: Path, vocabulary: Vocabulary) -> None:
-    """Write tokenizer.json, and answers.json and classes.json unless empty."""
+    """Write tokenizer.json. Also write answers.json and classes.json unless they are empty."""
     write_file(folder / "tokenizer.json", lambda path: vocabulary.tokenizer.save(str(path)))
     _write_lists(folder, answers=vocabulary.answers, classes=vocabulary.classes)
 
 
 def read_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
-    """Read a tokenizer.json. Raises ValueError if its special token ids are not RoBERTa's."""
+    """Read tokenizer.json. Raises ValueError if special tokens do not have RoBERTa's ids."""
     tokenizer = Tokenizer.from_file(path)
     try:
         tokenizer.check_for_models()
@@ -201,7 +207,7 @@ def _read_list(folder: Path, name: str) -> tuple[str, ...]:
 
 
 def load_state(model: nn.Module, path: Path, *, resize: bool = False) -> None:
-    """Load a safetensors file strictly; `resize` adapts tensors to the model's image size.
+    """Load a safetensors file strictly. `resize` adapts tensors to the model's image size.
 
     Raises:
         ValueError: if keys are missing or unexpected, or shapes do not match; the message

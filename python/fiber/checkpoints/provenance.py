@@ -47,13 +47,13 @@ def seen_before(
         split: evaluation split; "+" joins several.
 
     Returns:
-        Warning message, or None if paths or splits differ.
+        Warning message, or None if the training data is unknown, or the paths or splits differ.
     """
     if trained is None or absolute(data) != trained.path:
         return None
     if not has_splits(source, Path(data), split):
         return (
-            f"the model was trained on {data}, which has no splits, so it is evaluated on its"
+            f"the model was trained on {data}, which has no splits, so this evaluation uses the"
             ' training images. Add the field "split" ("train" or "val") to every line of the'
             " .jsonl file and retrain, or evaluate on a different file"
         )
@@ -61,6 +61,6 @@ def seen_before(
     if not again:
         return None
     return (
-        f"the model was trained on split {'+'.join(again)!r} of {data}, so it is evaluated on"
-        " its training images; choose a different split (--split, split=...)"
+        f"the model was trained on split {'+'.join(again)!r} of {data}, so this evaluation uses"
+        " training images. Choose a different split (--split, split=...)"
     )

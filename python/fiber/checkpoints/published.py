@@ -1,7 +1,7 @@
 """Load and export published state dicts using an architecture's key map.
 
-Each of our keys maps to one or more published keys, whose tensors are concatenated along the first
-dimension, since the published code has separate query, key and value layers.
+Each of our keys maps to one or more published keys. The tensors of several keys are concatenated
+along the first dimension, since the published code has separate query, key and value layers.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from fiber.models.registry import Network, architecture_of
 
 
 def load_published(model: Network, state: Mapping[str, Tensor]) -> dict[str, str]:
-    """Load tensors by published key; those in `Architecture.default_values` may be missing.
+    """Load tensors by published key. Tensors in `Architecture.default_values` may be missing.
 
     Returns:
         Ignored published keys with reasons.
@@ -54,8 +54,8 @@ def load_mapped(
         model: model to copy into.
         state: tensors by published key.
         keys: mapping from our keys to published keys.
-        ignored_reason: returns why a published key outside `keys` is ignored, or None if it is
-            unknown.
+        ignored_reason: function that returns why a published key that is not in `keys` is ignored,
+            or None if the key is unknown.
 
     Returns:
         Ignored published keys with reasons.

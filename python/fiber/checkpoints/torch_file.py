@@ -1,9 +1,10 @@
-"""Read the tensors of an untrusted checkpoint without executing anything in it.
+"""Read the tensors of an untrusted checkpoint without executing any of its code.
 
-`torch.load` is not used: with weights_only=True it rejects files that name a class outside torch,
-as Lightning's do, and pickle protocols above 2. Both formats of `torch.save` are supported: zip
-archives, and the legacy format from before torch 1.6. `inert_pickle` parses the pickles. Tensors
-are views of the memory-mapped file, so unused ones are never read.
+`torch.load` is not used. With weights_only=False it can execute code from the file. With
+weights_only=True it rejects pickle protocols 4 and 5, and files that refer to classes outside
+torch, such as Lightning checkpoints. Both formats of `torch.save` are supported: zip archives, and
+the legacy format from before torch 1.6. `inert_pickle` parses the pickles. Tensors are views of the
+memory-mapped file, so unused tensors are never read.
 """
 
 from __future__ import annotations
@@ -92,18 +93,19 @@ class _TorchFile(NamedTuple):
 def read_checkpoint(path: Path, weights: Weights = "raw") -> Checkpoint:
     """Read a checkpoint written by safetensors or torch.save (torch 0.4 or later).
 
-    Tensors are looked up under "state_dict", then "model" ("model_ema" for the moving average),
-    then at the top level; a `module.` prefix shared by all names is removed. The config is read
-    from "config" in "hyper_parameters", which safetensors files store as JSON in their metadata.
+    Tensors are looked up under "state_dict", then under "model", then at the top level. The moving
+    average is looked up under "model_ema". A `module.` prefix shared by all names is removed. The
+    config is read from "config" in "hyper_parameters", which safetensors files store as JSON in
+    their metadata.
 
     Args:
-        path: file; its format is detected from its contents.
-        weights: "raw", as in the published tools, or "ema" (moving average).
+        path: checkpoint file; the format is detected automatically.
+        weights: "raw" (as in the published tools) or "ema" (moving average).
 
     Raises:
         FileNotFoundError: if the file does not exist.
         ValueError: if the file is empty, truncated or in the wrong format, has no tensors, or tries
-            to run code; the message gives the reason. Nothing in the file is ever executed.
+            to run code. The message gives the reason. Nothing in the file is ever executed.
     """
     if weights not in _STATE_KEYS:
         raise ValueError(f"weights: expected 'raw' or 'ema', got {weights!r}")
@@ -112,7 +114,7 @@ def read_checkpoint(path: Path, weights: Weights = "raw") -> Checkpoint:
     with path.open("rb") as file:
         start = file.read(64)
     if not start:
-        raise ValueError(f"{path} is empty")
+        raise ValueError(f"{path} is empty; expected a checkpoint")
     if path.suffix == ".safetensors" or start[8:10] in (b'{"', b"{}"):
         content, settings = _read_safetensors(path)
         state = _choose_tensors(path, content, weights)
@@ -137,7 +139,9 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], Any]:
     try:
         return tensors, json.loads(metadata.get(SETTINGS, "null"))
     except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{path}: {SETTINGS} in the metadata is not JSON: {error}") from error
+        raise ValueError(
+            f"{path}: {SETTINGS} in the metadata is not valid JSON: {error}"
+        ) from error
 
 
 def _read_torch_file(path: Path, start: bytes) -> _TorchFile:
@@ -176,20 +180,24 @@ def _read_zip(path: Path) -> _TorchFile:
         records = {each.filename.partition("/")[2]: each for each in archive.infolist()}
         names = {name.rpartition("/")[2] for name in archive.namelist()}
         if "constants.pkl" in names or any(name.startswith("code/") for name in records):
-            raise _FormatError(f"{path} is a TorchScript program; expected torch.save weights")
+            raise _FormatError(
+                f"{path} is a TorchScript program; expected weights written by torch.save"
+            )
         if "data.pkl" not in records:
             raise _FormatError(
-                f"{path} is a zip archive without data.pkl; expected one written by torch.save"
+                f"{path} is a zip archive without data.pkl; expected a file written by torch.save"
             )
         if len(records) < len(archive.infolist()):
-            raise ValueError("the archive contains two files with the same name")
+            raise ValueError("the archive contains multiple members with the same name")
         file_bytes = path.stat().st_size
         for name, record in records.items():
             stored = record.compress_type == zipfile.ZIP_STORED and not record.flag_bits & 1
             if not stored or record.compress_size != record.file_size:
-                raise ValueError(f"{name} is compressed or encrypted; expected plain content")
+                raise ValueError(f"{name} is compressed or encrypted, which is not supported")
             if record.header_offset + record.file_size > file_bytes:
-                raise ValueError(f"{name} has {record.file_size} bytes, more than the file")
+                raise ValueError(
+                    f"{name} ({record.file_size} bytes) extends past the end of the file"
+                )
         order = archive.read(records["byteorder"]) if "byteorder" in records else b"little"
         if order.decode("ascii") != sys.byteorder:
             raise ValueError(f"unsupported byte order {order!r}; expected {sys.byteorder!r}")
@@ -203,11 +211,11 @@ def _read_zip(path: Path) -> _TorchFile:
 
 
 def _first_byte(file: Any, record: zipfile.ZipInfo) -> int:
-    """Return the offset of a stored file's content, which follows its local header."""
+    """Return the byte offset of an archive member's content, which follows the local header."""
     file.seek(record.header_offset)
     header = file.read(30)
     if header[:4] != b"PK\x03\x04":
-        raise ValueError(f"no local header for {record.filename} at byte {record.header_offset}")
+        raise ValueError(f"{record.filename} has no local header at byte {record.header_offset}")
     name_bytes, extra_bytes = struct.unpack("<HH", header[26:30])
     return record.header_offset + 30 + name_bytes + extra_bytes
 
@@ -220,13 +228,17 @@ def _check_legacy_start(path: Path, start: bytes) -> None:
         raise ValueError(f"{path} is a Git LFS pointer; fetch the file itself")
     if not start.startswith(b"\x80") or tarfile.is_tarfile(path):
         raise ValueError(
-            f"{path} is not a checkpoint: it starts with {start[:16]!r}; expected a file written by"
-            " torch.save or safetensors"
+            f"{path} is not a checkpoint written by torch.save or safetensors; it starts with"
+            f" {start[:16]!r}"
         )
 
 
 def _read_legacy(path: Path) -> _TorchFile:
-    """Read the pickles (magic number, version, system, content, storage keys) and the storages."""
+    """Read a file in the legacy format.
+
+    It contains five pickles (magic number, version, system, content and storage keys), followed by
+    the storages.
+    """
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         if read_pickle(data).content != _LEGACY_NUMBER:
             raise _FormatError(f"{path} is a plain pickle; expected a file written by torch.save")
@@ -247,7 +259,7 @@ def _choose_tensors(path: Path, content: Any, weights: Weights) -> dict[str, Any
     """Return the tensors, or their records, by name."""
     if not isinstance(content, Mapping):
         kind = content.name if isinstance(content, Inert) else type(content).__name__
-        raise ValueError(f"{path} contains a {kind}; expected a dict of tensors")
+        raise ValueError(f"{path} contains an object of type {kind}; expected a dict of tensors")
     keys = (key for key in _STATE_KEYS[weights] if isinstance(content.get(key), Mapping))
     key = next(keys, None)
     if key is None and weights == "ema":
@@ -284,7 +296,7 @@ def _make_tensors(file: _TorchFile, records: Mapping[str, TensorRecord]) -> dict
         if not holds or storage_bytes > stored_bytes or first + storage_bytes > size:
             raise ValueError(
                 f"{file.path} is damaged or truncated: {name} has shape {shape}, stride {stride}"
-                f" and offset {offset}, but {stored_bytes} bytes of {dtype} are stored"
+                f" and offset {offset}, but its storage has {stored_bytes} bytes of {dtype}"
             )
         if storage.key not in storages:
             part: Any = mapped[first : first + storage_bytes]  # the type stub says int

@@ -30,18 +30,23 @@ def train_tokenizer(records: Mapping[str, RecordSet]) -> Tokenizer:
 def choose_answers(
     records: RecordSet, limit: int, fixed: tuple[str, ...] | None, known: Vocabulary | None
 ) -> tuple[str, ...]:
-    """Return the answers of the VQA head: `fixed` if given, else the model's or the data's."""
+    """Choose the answers of the VQA head.
+
+    These are `fixed` if given, else the model's answers if they cover the data, else the `limit`
+    most frequent answers of the data.
+    """
     counted = count_answers(records, limit)
     if fixed is not None:
         return fixed
-    # Keep the model's answers, and so its head, if they cover the data.
+    # Keep the model's answers, and therefore its head, if they cover the data.
     return known.answers if known and set(counted) <= set(known.answers) else counted
 
 
 def open_tokenizer(tokenizer: Tokenizer | str | os.PathLike[str] | None) -> Tokenizer:
-    """Load a tokenizer.json, or a folder that contains it or RoBERTa's vocab.json and merges.txt.
+    """Load a tokenizer from a tokenizer.json file or from a folder.
 
-    A `Tokenizer` is checked and returned unchanged.
+    The folder contains tokenizer.json, or RoBERTa's vocab.json and merges.txt. A `Tokenizer` is
+    checked and returned unchanged.
 
     Raises:
         ValueError: if `tokenizer` is None, or special tokens do not have RoBERTa's ids.
@@ -49,9 +54,9 @@ def open_tokenizer(tokenizer: Tokenizer | str | os.PathLike[str] | None) -> Toke
     """
     if tokenizer is None:
         raise ValueError(
-            "the data has no tokenizer.json; pass tokenizer=... (--tokenizer) with a"
-            " tokenizer.json, a fiber.data.Tokenizer or 'train' (to train one on the texts), or"
-            " init=... (--init) with a model that has a tokenizer"
+            "the data has no tokenizer.json. Set tokenizer=... (--tokenizer) to a tokenizer.json, a"
+            " fiber.data.Tokenizer or 'train' (to train a tokenizer on the texts), or set init=..."
+            " (--init) to a model that has a tokenizer"
         )
     if isinstance(tokenizer, Tokenizer):
         tokenizer.check_for_models()
@@ -64,8 +69,8 @@ def open_tokenizer(tokenizer: Tokenizer | str | os.PathLike[str] | None) -> Toke
         path = path / "tokenizer.json"
     if not path.is_file():
         raise FileNotFoundError(
-            f"tokenizer {path} does not exist; pass an existing one (--tokenizer), or an initial"
-            " model that has one (--init)"
+            f"tokenizer {path} does not exist; pass an existing tokenizer (--tokenizer), or an"
+            " initial model that has a tokenizer (--init)"
         )
     return read_tokenizer(path)
 
@@ -93,10 +98,10 @@ def open_answers(answers: Answers) -> tuple[str, ...]:
 def check_answers(answers: tuple[str, ...]) -> tuple[str, ...]:
     """Check that answers are distinct and not blank. Raises ValueError otherwise.
 
-    One empty answer is allowed, since "a" normalizes to it.
+    One empty answer is allowed, since the answer "a" is normalized to an empty string.
     """
     if not answers:
-        raise ValueError("answers: expected at least one, got none")
+        raise ValueError("expected at least one answer, got none")
     first: dict[str, int] = {}
     for index, answer in enumerate(answers):
         if answer and not answer.strip():
@@ -108,12 +113,15 @@ def check_answers(answers: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def count_answers(records: RecordSet, limit: int) -> tuple[str, ...]:
-    """List the `limit` most frequent best answers. Raises ValueError for `answers=None`."""
+    """Return the `limit` most frequent answers, counting each record's highest-scoring answer.
+
+    Raises ValueError if a record's `answers` is None. Records with empty `answers` are not counted.
+    """
     counts: Counter[str] = Counter()
     for index in range(len(records)):
         record = records[index]
         if record.answers is None:
-            raise ValueError(f"record {record.key!r}: the question task needs answers, got none")
+            raise ValueError(f"record {record.key!r} has no answers; the question task needs them")
         if record.answers:
             counts[max(record.answers, key=record.answers.__getitem__)] += 1
     ordered = sorted(counts, key=lambda answer: (-counts[answer], answer))

@@ -1,4 +1,4 @@
-"""`python -m fiber.cli`: the `fiber` command, for use with torchrun."""
+"""Run the `fiber` command as `python -m fiber.cli`, for use with torchrun."""
 
 import sys
 

@@ -16,12 +16,15 @@ from typing import Any
 from fiber.config_io import nearest
 
 #: `--device`, as an entry of `add_options`.
-DEVICE = {"--device DEVICE": "cpu, cuda, cuda:1, ... (default: cuda if available, else cpu)"}
+DEVICE = {
+    "--device DEVICE": "device to run on, such as cpu, cuda or cuda:1 (default: cuda if available,"
+    " else cpu)"
+}
 #: Options for files that published checkpoints do not contain.
 VOCABULARIES = {
     "--tokenizer DIR": "tokenizer.json, or a folder that contains it or vocab.json and merges.txt"
     " (default: the model's own)",
-    "--answers FILE": "JSON file that lists the VQA head's answers, in the order of its logits"
+    "--answers FILE": "JSON file with a list of the VQA head's answers, in the order of the logits"
     " (default: the model's own)",
 }
 #: Limits of decoding one image; `limits_of` reads them.
@@ -63,7 +66,7 @@ def positive_int(text: str) -> int:
     except ValueError:
         number = 0
     if number < 1:
-        raise argparse.ArgumentTypeError(f"expected a positive integer, got {text}")
+        raise argparse.ArgumentTypeError(f"expected a positive integer, got {text!r}")
     return number
 
 
@@ -75,7 +78,7 @@ def nonnegative_int(text: str) -> int:
 
 
 def candidates(text: str) -> int:
-    """Parse the number of retrieval candidates, an integer or "all" (`sys.maxsize`)."""
+    """Parse a number of retrieval candidates; "all" becomes `sys.maxsize`."""
     if text == "all":
         return sys.maxsize
     if not text.isdecimal():
@@ -114,7 +117,7 @@ def char_spans(text: str) -> list[list[tuple[int, int]]]:
 
 
 def key_values(pairs: Sequence[str], option: str, example: str) -> dict[str, str]:
-    """Split the KEY=VALUE arguments of a repeated option.
+    """Parse the KEY=VALUE arguments of a repeatable option into a dict.
 
     Raises:
         ValueError: if an argument has no key or no "=".
@@ -140,8 +143,9 @@ def add_options(
 ) -> None:
     """Add the arguments in a table to a command or an argument group.
 
-    `options` maps "--option METAVAR", "argument METAVAR" or "--flag" to its help; N is a positive
-    integer, DIR and FILE are paths. `settings` maps names to further `add_argument` keywords.
+    `options` maps "--option METAVAR", "argument METAVAR" or "--flag" to its help text. The metavar
+    N stands for a positive integer, and DIR and FILE for paths. `settings` maps argument names to
+    further `add_argument` keywords.
     """
     for option, text in options.items():
         name, _, metavar = option.partition(" ")

@@ -32,8 +32,8 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
             "--rows FILE": "CSV file to append to (default: data.csv in --output)",
             "--cache DIR": "folder for generated corpora (default: cache in --output)",
             "--list": "list workloads and loaders, and exit",
-            "--check": "exit with 1 if, for the chosen work and peers, a ratio required for a"
-            " release is missed or was not measured",
+            "--check": "exit with code 1 if a ratio required for a release is missed or was not"
+            " measured (considers only the chosen work and peers)",
         },
         output={"default": RUNS / "bench-data"},
     )
@@ -45,8 +45,8 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
             "--work NAMES": "kinds of work to measure (default: all)",
             "--corpora NAMES": "corpora to measure (default: all)",
             "--peers NAMES": "loaders to compare against (default: all installed ones)",
-            "--python PEER=PATH": "Python interpreter of a peer in a different environment;"
-            " repeatable",
+            "--python PEER=PATH": "Python interpreter for a peer installed in a different"
+            " environment; repeatable",
             "--quick": "use fewer images and two rounds",
             "--threads N": "threads or worker processes per peer (default: one per core)",
             "--rounds N": "measured rounds per peer (default: 5)",
@@ -65,10 +65,10 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         {
             "--images DIR": "folder of JPEG files to use unchanged, instead of corpora",
             "--photos DIRS": "folders of photographs to crop into corpora; `debian` downloads"
-            " Debian's (default: those found on this machine)",
+            " photographs from Debian packages (default: photographs found on this machine)",
             "--captions FILE": "text file with one caption per line (default: generated)",
             "--tokenizer DIR": "tokenizer.json, or a folder that contains it or vocab.json and"
-            " merges.txt (default: one trained on the captions)",
+            " merges.txt (default: one trained on generated captions)",
         },
         photos=names,
     )

@@ -8,8 +8,9 @@ from fiber.cli.arguments import VOCABULARIES, add_options, pick
 
 _DESCRIPTION = """
 Read a model (a fiber model folder, or a published .ckpt, .pt, .pth or .safetensors file of
-either stage; no code in it is run) and write it in a different format. The report lists every
-skipped tensor with the reason, and every tensor missing from the file with its initial value.
+either stage) and write it in a different format. Code in the file is never executed. The report
+lists every skipped tensor with the reason, and every tensor missing from the file with its initial
+value.
 """
 
 
@@ -25,13 +26,13 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         {
             "source IN": "model folder or checkpoint file",
             "target FILE": "new folder to create, or file to write with --to published",
-            "--to": "fiber: a folder for fiber.load; published: a file for the published code;"
-            " towers: a folder with swin.safetensors and roberta.safetensors",
+            "--to": "output format: fiber (a folder for fiber.load), published (a file for the"
+            " published code), or towers (a folder with swin.safetensors and roberta.safetensors)",
             **VOCABULARIES,
             "--image-size N": "input height and width in pixels of a coarse-stage model (default:"
             " the model's own)",
-            "--weights": "weights to read: trained (raw) or averaged (ema), if the file contains"
-            " both (default: raw)",
+            "--weights": "weights to read if the file contains both: raw (as trained) or ema"
+            " (exponential moving average); default: raw",
             "--layout": "naming scheme for the keys of swin.safetensors (default: microsoft)",
         },
         target={"metavar": "OUT"},

@@ -12,8 +12,7 @@ from fiber.cli.arguments import LIMITS, add_options, byte_count, limits_of
 from fiber.env import usable_cores
 
 _SOURCE = (
-    "dataset folder, or single file: annotations (.json, .jsonl, .csv), a table (.parquet,"
-    " .arrow) or a tar shard"
+    "dataset folder, annotation file (.json, .jsonl, .csv), table (.parquet, .arrow), or tar shard"
 )
 _INSPECT = """
 Read all records of a folder or file, decode every image, and print statistics: records, text
@@ -25,7 +24,7 @@ Write all records of a folder or file as WebDataset shards, with an index for ra
 packed dataset can be used wherever the unpacked data can.
 """
 _ANSWERS = """
-Build the answer list of the published VQA head, for --answers, from VQAv2's
+Build the answer list of the published VQA head (for --answers) from VQAv2's
 v2_mscoco_train2014_annotations.json and v2_mscoco_val2014_annotations.json, or from the published
 vqav2_train.arrow and vqav2_val.arrow.
 """
@@ -45,8 +44,9 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     add_options(
         stamps,
         {
-            "--backgrounds DIR": "folder of background photographs",
-            "--stamps DIR": "folder of cut-outs: PNG files with captions in .txt files",
+            "--backgrounds DIR": "folder of background photographs (default: from Debian packages)",
+            "--stamps DIR": "folder of cut-outs, as PNG files with captions in .txt files (default:"
+            " from a Debian package)",
         },
     )
     inspect = kinds.add_parser(
@@ -57,7 +57,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         {
             "source SOURCE": _SOURCE,
             "--split S": "splits to read, such as train+val (default: all)",
-            "--sheet FILE": "save a contact sheet with boxes and texts",
+            "--sheet FILE": "save a contact sheet with boxes and texts to this image file",
             **LIMITS,
             "--json": "print the report as one JSON object",
         },
@@ -74,8 +74,8 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
             "--output DIR": "new folder to create",
             "--split S": "splits to read, such as train+val (default: all)",
             "--shard-size SIZE": "maximum size of a tar file (default: 256MB)",
-            "--on-error": "skip: drop and count invalid boxes, and records whose image is missing"
-            " (default: raise)",
+            "--on-error": "what to do with invalid boxes and with records whose image is missing:"
+            " skip drops and counts them, raise fails at the first one (default: raise)",
         },
         source={"type": Path},
         output={"required": True},
@@ -88,7 +88,10 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     )
     add_options(
         answers,
-        {"source DIR": "folder with the two files", "--output FILE": "JSON file to write"},
+        {
+            "source DIR": "folder with the two annotation files",
+            "--output FILE": "JSON file to write",
+        },
         output={"required": True},
     )
     answers.set_defaults(run=_make_answers)
@@ -99,7 +102,7 @@ def _add_generator(
 ) -> argparse.ArgumentParser:
     generator = kinds.add_parser(
         kind,
-        help=text,
+        help=f"generate {text}",
         description=f"Generate {text}. Besides the training split, the dataset always has 500"
         " images in val, with the same kinds of content, and 500 images in novel, with"
         f" {held_out} that do not occur in training.",
@@ -107,7 +110,7 @@ def _add_generator(
     add_options(
         generator,
         {
-            "--output DIR": "folder to create; kept if it already contains this dataset",
+            "--output DIR": "folder to create; unchanged if it already contains this dataset",
             "--images N": f"number of training images (default: {images})",
             "--seed": "random seed (default: 0)",
             "--tokenizer DIR": "tokenizer.json, or a folder that contains it (default: one trained"

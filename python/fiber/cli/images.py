@@ -60,8 +60,8 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         ground,
         {
             **_IMAGES,
-            "--phrases LIST": 'phrases, such as "a red mug; the laptop", grounded independently'
-            " or in the context of --caption",
+            "--phrases LIST": 'phrases to ground, such as "a red mug; the laptop"; without'
+            " --caption, they are grounded independently",
             "--caption CAPTION": 'sentence, such as "a red mug next to the laptop", whose noun'
             " phrases are grounded unless --phrases or --spans is given",
             "--spans LIST": "half-open character spans of phrases in the caption, instead of"
@@ -90,8 +90,8 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     add_options(
         detect,
         {
-            "--classes-per-prompt N": "maximum number of classes per prompt; 0: as many as fit"
-            " (default: 0; published LVIS evaluation: 40)",
+            "--classes-per-prompt N": "maximum number of classes per prompt, or 0 for as many as"
+            " fit (default: 0; the published LVIS evaluation uses 40)",
             **_BOX_OPTIONS,
         },
         classes_per_prompt={"type": nonnegative_int, "default": 0},
@@ -275,7 +275,7 @@ def _paths(images: Sequence[str]) -> list[Path]:
         elif path.exists():
             paths.append(path)
         else:
-            raise FileNotFoundError(f"{path}: no such image")
+            raise FileNotFoundError(f"{path}: no such image file or folder")
     return paths
 
 

@@ -32,13 +32,13 @@ def inspect(
 ) -> int:
     """Print statistics of a dataset; return exit code 1 if there are faults, else 0.
 
-    Reads all splits if `splits` is empty. A contact sheet is written to `sheet`, if given.
+    All splits are read if `splits` is empty. A contact sheet is written to `sheet`, if given.
     `progress` is called with (images decoded, total images) for each split. `limits` are those of
     decoding one image.
 
     Raises:
         FileNotFoundError: if the folder or file does not exist.
-        ValueError: if its format is unknown.
+        ValueError: if the dataset's format is unknown.
         OSError: if the contact sheet cannot be written.
     """
     tiles = ContactSheet(limits)
@@ -115,8 +115,8 @@ def _summary(part: PartReport) -> str:
     if boxes:
         parts.append(f"{boxes['boxes']} boxes")
     if part.classes:
-        # List the most frequent first, and always the rarest, since a class without boxes is not
-        # learned.
+        # List the most frequent classes first, and always include the rarest one, since a class
+        # without boxes is not learned.
         counts = sorted(part.classes.items(), key=lambda item: -item[1])
         named = [f"{name} {count}" for name, count in counts]
         if len(named) > _MAX_CLASSES:

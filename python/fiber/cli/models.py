@@ -1,4 +1,4 @@
-"""Choose a command's default model: the newest run with the required head."""
+"""Choose a command's default model, which is the newest finished model with the required head."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ RUNS = Path("runs")
 
 
 def choose_model(named: str | None, *heads: str) -> str:
-    """Return the value of `--model`, or by default the newest finished run with one of `heads`.
+    """Return the value of `--model` or, by default, the newest finished model with one of `heads`.
 
     Raises:
-        FileNotFoundError: if no finished run has any of the heads.
+        FileNotFoundError: if no finished model has any of the heads.
     """
     if named is not None:
         return named
@@ -38,7 +38,7 @@ def choose_model(named: str | None, *heads: str) -> str:
 
 
 def finished_models(folder: Path) -> Iterator[tuple[float, Path, tuple[str, ...]]]:
-    """Yield (modification time, folder, head names) of finished models in a folder tree.
+    """Yield (modification time, folder, head names) for each finished model in a folder tree.
 
     Folders with a config.json from a different program are skipped.
     """

@@ -41,12 +41,12 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         demo,
         {
             "--data": "dataset to generate (default: scenes)",
-            "--fast": "take two minutes instead of ten",
+            "--fast": "run a shorter demo (about two minutes instead of ten)",
             "--ablations": "also train models without fusion and without captions",
             "--output DIR": "output folder (default: runs/demo, runs/demo-fast, ...)",
             "--seed": "random seed (default: 0)",
-            "--permute-pictures": "evaluate on permuted images, where every metric must miss its"
-            " floor; the exit code is always 1",
+            "--permute-pictures": "as a check, evaluate on permuted images, so that every metric"
+            " should miss its floor; the exit code is always 1",
         },
         data={"choices": ("scenes", "stamps"), "default": "scenes"},
         seed={"type": int, "default": 0},
@@ -55,7 +55,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     demo.set_defaults(run=_demo, when_stopped="rerun the same command to resume")
     _add_train(commands)
     recipes = commands.add_parser("recipes", help="list the recipes, or describe one")
-    text = "recipe to describe: its command, data, hardware and expected metric"
+    text = "recipe to describe (command, data, hardware and expected metric)"
     add_options(recipes, {"name RECIPE": text}, name={"nargs": "?"})
     recipes.set_defaults(run=_recipes)
     _add_eval(commands)
@@ -78,7 +78,7 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
             " RoBERTa file, or a folder of such files",
             "--tokenizer DIR": "tokenizer.json, a folder that contains it or vocab.json and"
             " merges.txt, or `train` to train one on the texts (default: from --init or the data)",
-            "--answers FILE": "JSON file that lists the VQA head's answers, in the order of its"
+            "--answers FILE": "JSON file with a list of the VQA head's answers, in the order of the"
             " logits (default: those of --init if the data contain no others, else the most"
             " frequent answers in the data)",
             "--output DIR": "output folder (default: runs/RECIPE)",
@@ -105,21 +105,22 @@ def _add_eval(commands: argparse._SubParsersAction) -> None:
         {
             "model MODEL": "model folder or checkpoint file",
             **VOCABULARIES,
-            "task TASK": f"one of {', '.join(CHOSEN_BY)}, odinw",
+            "task TASK": f"task to evaluate: one of {', '.join(CHOSEN_BY)}, odinw",
             "--data DATA": _DATA,
             "--split SPLIT": "split to evaluate (default: val, or the whole file if it has no"
             " splits)",
             "--output FILE": "file to write predictions to, or a folder for odinw",
             **DEVICE,
-            "--rerank N": "retrieval: number of candidates per query to rerank by ITM; 0 disables"
-            " reranking, all scores every pair (default: 32; 0 without an ITM head, all without an"
-            " ITC head)",
-            "--classes-per-prompt N": "coco, lvis, odinw: maximum number of classes per prompt;"
-            " 0 for as many as fit (default: 40 for lvis, as in the published evaluation, else 0)",
-            "--classes-file FILE": "coco, lvis: prompt text for each class, in the order of class"
-            ' ids: one per line, or a JSON list such as ["fish", {"name": "puffin", "suffix": "'
-            ' with orange beaks"}]; odinw: a folder with NAME.json for each dataset (default: the'
-            " class names)",
+            "--rerank N": "for retrieval, the number of candidates per query to rerank by ITM; 0"
+            " disables reranking, and all scores every pair (default: 32, or 0 without an ITM head,"
+            " or all without an ITC head)",
+            "--classes-per-prompt N": "for coco, lvis and odinw, the maximum number of classes per"
+            " prompt, or 0 for as many as fit (default: 40 for lvis, as in the published"
+            " evaluation, else 0)",
+            "--classes-file FILE": "for coco and lvis, a file with the prompt text of each class in"
+            " the order of class ids (one per line, or a JSON list such as"
+            ' ["fish", {"name": "puffin", "suffix": " with orange beaks"}]); for odinw, a folder'
+            " with NAME.json for each dataset (default: the class names)",
             "--batch-size N": "batch size (default: 64)",
             "--threads N": "image decoding threads (default: one per core)",
             "--image-size N": "input height and width in pixels of a coarse-stage model (default:"

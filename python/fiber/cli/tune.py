@@ -26,7 +26,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         tune,
         {
             "--output FILE": "table to update; entries for other GPUs are kept (default: the table"
-            " kernels read, fiber/tiles.json in XDG_CACHE_HOME or ~/.cache)",
+            " that kernels read, fiber/tiles.json in XDG_CACHE_HOME or ~/.cache)",
             "--print": "print the table entries instead of writing them",
             "--windows SIDES": "window side lengths in tokens (default: 12; 18)",
             "--dtypes NAMES": "dtypes to tune: bfloat16, float16 or float32 (default: bfloat16)",

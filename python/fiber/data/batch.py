@@ -53,8 +53,8 @@ class Batch:
         for name, value in vars(self).items():
             if isinstance(value, Tensor) and name not in _RAGGED and value.shape[0] != size:
                 raise ValueError(
-                    f"{type(self).__name__}.{name} has shape {tuple(value.shape)}; expected {size}"
-                    " samples in the first dimension"
+                    f"{type(self).__name__}.{name} has shape {tuple(value.shape)}; expected a first"
+                    f" dimension of {size}, the number of keys"
                 )
 
     def __len__(self) -> int:

@@ -27,7 +27,7 @@ _CONTINUING = {"\u200c", _JOINER}
 
 
 def splits_character(text: str, place: int) -> bool:
-    """Return whether the code points before and after a position belong to one character."""
+    """Return True if the code points before and after a position belong to the same character."""
     if not 0 < place < len(text):
         return False
     before, after = text[place - 1], text[place]
@@ -55,7 +55,9 @@ def whole_characters(text: str, span: CharSpan) -> CharSpan:
 
 
 def check_span(text: str, given: Any, number: int) -> CharSpan:
-    """Check a user's half-open span in code points of the caption `text`; `number` is its index.
+    """Check a user's span, a half-open range of code points in the caption `text`.
+
+    `number` is the index of the span, for error messages.
 
     Raises:
         TypeError: if the span is not a pair of integers.
@@ -63,9 +65,9 @@ def check_span(text: str, given: Any, number: int) -> CharSpan:
             a character.
     """
     if isinstance(given, str) or not isinstance(given, Sequence) or len(given) != 2:
-        raise TypeError(f"span {number} is {given!r:.60}; expected a pair (start, end)")
+        raise TypeError(f"span {number} is {given!r:.60}; expected a pair of integers (start, end)")
     if not all(isinstance(value, int) and not isinstance(value, bool) for value in given):
-        raise TypeError(f"span {number} is {given!r:.60}; expected two integers (start, end)")
+        raise TypeError(f"span {number} is {given!r:.60}; expected a pair of integers (start, end)")
     start, end = given
     of = f"span {number}, [{start}, {end}), of the caption {text[:60]!r}"
     if not 0 <= start < end <= len(text):

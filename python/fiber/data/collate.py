@@ -47,9 +47,9 @@ _EPOCHS = 2**31
 class Collator:
     """Turn records into a batch, for example as `collate_fn` of `torch.utils.data.DataLoader`.
 
-    Random numbers depend on (seed, epoch, position in the batch). A call without an epoch draws one
-    from torch's generator, as torchvision's transforms do, so results follow `torch.manual_seed`
-    and the seeds of torch's worker processes.
+    Random numbers depend on (seed, epoch, position in the batch). A call without an epoch samples
+    the epoch from torch's generator, which torchvision's transforms also use, so results follow
+    `torch.manual_seed` and the seeds of torch's worker processes.
 
     Args:
         batch_type: Class of the batches; see `CollatorConfig`.
@@ -91,7 +91,9 @@ class Collator:
         session.submit([self.to_core(record, epoch, at) for at, record in enumerate(records)])
         found = session.next()
         if not isinstance(found, dict):
-            raise ValueError("on_error is 'resample', which only DataLoader supports")
+            raise ValueError(
+                "on_error is 'resample', which only DataLoader supports; expected 'raise' or 'skip'"
+            )
         for count in ("truncated_boxes", "cropped_boxes"):
             found.pop(count)
         return self.finish(found)
@@ -100,7 +102,7 @@ class Collator:
         return {**self.__dict__, "_core": None, "_process": -1}
 
     def open(self) -> _core.Session:
-        """Start a session, and start the threads if this process has not done so yet."""
+        """Start a session, and start the threads if they are not running in this process."""
         if self._core is None or self._process != os.getpid():
             # Threads do not survive a fork.
             self._core, self._process = _core.Loader(**self._core_options), os.getpid()
@@ -112,7 +114,7 @@ class Collator:
 
     @property
     def image_bytes(self) -> tuple[int, int]:
-        """Bytes of image memory held by live batches, as (current, peak)."""
+        """Current and peak size of the image memory held by live batches, in bytes."""
         return (0, 0) if self._core is None else self._core.image_bytes
 
     def to_core(self, record: Record, epoch: int, index: int) -> tuple[Any, ...]:
@@ -137,7 +139,7 @@ class Collator:
         )
 
     def finish(self, fields: dict[str, Any], *, pin_memory: bool = False) -> Batch:
-        """Build a batch from the fields returned by a loader session, without the counters."""
+        """Build a batch from a session's result, whose counters the caller has removed."""
         keys, statuses = tuple(fields.pop("keys")), tuple(fields.pop("statuses"))
         skipped = tuple(Skipped(*bad) for bad in fields.pop("skipped"))
         tensors = {name: _to_tensor(value) for name, value in fields.items()}

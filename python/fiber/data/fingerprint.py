@@ -1,4 +1,4 @@
-"""Fingerprints of records, which are hashes by which a loader recognizes its data.
+"""Fingerprints: hashes of records that let a loader detect whether its data has changed.
 
 All fields of a record are hashed, except `objects`, which only metrics use. Images are not read. A
 file or a location in a shard is hashed as its path relative to the first image's folder, so a data
@@ -74,7 +74,7 @@ class Fingerprint:
             self._digest.update(array("d", chain.from_iterable(record.boxes_xyxy)).tobytes())
 
     def add_fact(self, *values: Any) -> None:
-        """Add plain values."""
+        """Add values that are not part of a record, such as a count."""
         self._digest.update(self._encode(values).encode() + b"\n")
 
     def text(self) -> str:
@@ -98,7 +98,7 @@ class Fingerprint:
 
 
 def _plain(value: Any) -> Any:
-    """Convert a NumPy scalar to Python, and other values that JSON does not support to strings."""
+    """Convert a NumPy scalar to a Python number, and any other non-JSON value to a string."""
     return value.item() if hasattr(value, "item") else str(value)
 
 
@@ -129,7 +129,7 @@ def fingerprint_of(records: RecordSet) -> str:
 
 
 def _add_readable(out: Fingerprint, records: RecordSet, index: int) -> bool:
-    """Add a record (a mark if it is unreadable). Return True if it contains image bytes."""
+    """Add a record, or a marker if it cannot be read; return True if it contains image bytes."""
     try:
         record = records[index]
     except (OSError, ValueError):

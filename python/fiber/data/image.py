@@ -1,4 +1,4 @@
-"""Load an image from a path, bytes, PIL or an array."""
+"""Load an image from a path, bytes, a PIL image or an array."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def load_image(
     max_pixels: int = MAX_PIXELS,
     max_decode_bytes: int | None = None,
 ) -> np.ndarray:
-    """Load an image as a uint8 array (H, W, 3), RGB.
+    """Load an image as an (H, W, 3) uint8 RGB array.
 
     Args:
         image: Path, encoded bytes, PIL image or uint8 array (H, W, 3).
-        background: RGB color, 0 to 255, that a transparent file is composited on; None drops the
-            alpha channel, as Pillow's `convert("RGB")` does.
+        background: RGB color, 0 to 255, that a transparent image file is composited on. None drops
+            the alpha channel, as Pillow's `convert("RGB")` does.
         max_pixels: maximum number of pixels of a file or of encoded bytes.
         max_decode_bytes: maximum memory in bytes for its pixels and coefficients while it is
             decoded, checked before it is allocated; None means no limit.

@@ -1,4 +1,4 @@
-"""`DataLoader`: the Python front end of the Rust loader, from records to batches of tensors.
+"""`DataLoader`, the Python front end of the Rust loader, turns records into batches of tensors.
 
 `Sampler` chooses the records of each batch. `Prefetcher` reads them on a thread and passes them to
 Rust, whose threads decode, transform, tokenize, mask and collate without the GIL. `Collator` wraps
@@ -129,7 +129,7 @@ class DataLoader:
 
         def batches() -> Iterator[list[SampleRef]]:
             for batch in self._sampler.batches(epoch, start, fingerprint):
-                # Appended before submission, so it is there by the time the batch is done.
+                # Append the entry before the batch is submitted, so it exists when it is needed.
                 in_flight.append(batch)
                 yield batch.samples
 
@@ -144,7 +144,7 @@ class DataLoader:
             elif self.config.world_size > 1:
                 raise self._empty_batch()
         if self._epoch == epoch:
-            # The rest was dropped, or none of it belongs to this rank.
+            # The remaining samples were dropped, or none of them belongs to this rank.
             self._set_position(epoch + 1)
 
     def set_epoch(self, epoch: int) -> None:
@@ -173,7 +173,8 @@ class DataLoader:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Resume at the position of a different loader with the same data, seed and order.
 
-        An iterable is iterated up to the position; the next epoch fails if its samples differ.
+        For an iterable, the next epoch first reads the samples before the position, and fails if
+        they differ from those in the state.
 
         Raises:
             TypeError: if `state` is not a mapping.
@@ -203,19 +204,19 @@ class DataLoader:
 
     @property
     def fingerprint(self) -> str:
-        """The hash of all records (see `fiber.data.fingerprint`), computed on first use.
+        """Hash of all records (see `fiber.data.fingerprint`), computed on first use.
 
-        For an iterable, the hash of the samples consumed in this epoch.
+        For an iterable, it is the hash of the samples consumed in this epoch.
         """
         return self._sampler.fingerprint(self._fingerprint)
 
     @property
     def image_bytes(self) -> tuple[int, int]:
-        """Bytes of image memory held by live batches, as (current, peak)."""
+        """Current and peak size of the image memory held by live batches, in bytes."""
         return self._collator.image_bytes
 
     def close(self) -> None:
-        """Stop the threads. A running iteration fails; the next one starts new threads."""
+        """Stop the threads. A running iteration fails; a later iteration starts new threads."""
         self._collator.close()
 
     def __enter__(self) -> Self:
@@ -225,9 +226,10 @@ class DataLoader:
         self.close()
 
     def epoch(self, number: int = 0) -> Generator[Any, None, None]:
-        """Yield every record of this rank in epoch `number` once. The last batch may be smaller.
+        """Yield batches that contain every record of this rank's share of an epoch exactly once.
 
-        Each rank has a contiguous share, so the concatenated results are in the order of the epoch.
+        The last batch may be smaller. Each rank has a contiguous share, so the concatenated results
+        are in the order of the epoch.
 
         Raises:
             TypeError: if the records are an iterable and there are several ranks, since an iterable
@@ -320,8 +322,8 @@ def _make_sampler(records: Any, config: LoaderConfig) -> Sampler:
     kind = type(records).__name__
     if not isinstance(records, Iterable) or isinstance(records, Mapping | str):
         raise TypeError(
-            f"records is of type {kind}; expected a collection of fiber.data.Record (__len__,"
-            " __getitem__), such as a list, or an iterable of them"
+            f"records is of type {kind}; expected a map-style collection (__len__, __getitem__) of"
+            " fiber.data.Record, such as a list, or an iterable of fiber.data.Record"
         )
     for name, value in (("shuffle", config.shuffle), ("on_error", config.on_error)):
         if value in (True, "resample"):

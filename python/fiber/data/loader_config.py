@@ -33,20 +33,21 @@ class CollatorConfig:
             "right" in the text (not in statements about two images).
         max_tokens: Maximum text length in tokens, including <s> and </s>; longer texts are
             truncated.
-        answers: Answer vocabulary for "question"; empty for batches without targets.
+        answers: Answer vocabulary for "question" batches; if empty, batches have no targets.
         seed: Seed of all random numbers.
         mlm_probability: Fraction of tokens that "image_text" selects for masking. Must be 0 for a
             tokenizer without a mask token.
         threads: Worker threads, at most 1,024; 0 means one per core.
         on_error: "raise" stops at a bad sample; "skip" drops it and reports it in `skipped`;
-            "resample" (`DataLoader` only, not for iterables) also replaces it with another record,
-            chosen by (seed, epoch, index), so batches keep their size.
-        accept_truncated: Accept JPEGs with missing or damaged data, filled in as libjpeg does and
-            reported in `statuses`. Otherwise they are bad samples.
+            "resample" (`DataLoader` only, not for iterables) also replaces it with a different
+            record, chosen by (seed, epoch, index), so batches keep their size.
+        accept_truncated: Accept JPEGs with missing or damaged data, which is filled in as libjpeg
+            does; `statuses` reports them. If False, such JPEGs are bad samples.
         scaled_decoding: Decode a JPEG at 1/2, 1/4 or 1/8 of its size if the crop still has at least
-            as many pixels as the output. Faster, but pixel values differ. Meant for training.
-        apply_orientation: Rotate images according to their EXIF tag; boxes then refer to the
-            rotated image. The published pipelines ignore the tag.
+            as many pixels as the output. This is faster but changes pixel values, so use it only
+            for training.
+        apply_orientation: Rotate images according to their EXIF orientation tag; boxes then refer
+            to the rotated image. The published pipelines ignore the tag.
         background: RGB color, 0 to 255, that transparent images are composited on. None drops the
             alpha channel, as Pillow's `convert("RGB")` and the published pipelines do.
         max_pixels: Maximum number of pixels of an image file. A larger image is a bad sample with
@@ -90,12 +91,12 @@ class CollatorConfig:
         if self.batch_type == "reasoning" and not self.transform.is_square:
             raise ValueError(
                 f"batch_type 'reasoning' stacks two images, but {self.transform} may produce"
-                " different sizes; expected a transform with a fixed size"
+                " different sizes; expected a transform with a fixed, square output size"
             )
         object.__setattr__(self, "answers", tuple(self.answers))
         if len(set(self.answers)) < len(self.answers):
             twice = next(a for i, a in enumerate(self.answers) if a in self.answers[:i])
-            raise ValueError(f"answers: duplicate answer {twice!r}")
+            raise ValueError(f"answers contains duplicate {twice!r}; expected distinct answers")
         if self.background is not None:
             object.__setattr__(self, "background", tuple(self.background))
 
@@ -129,7 +130,7 @@ class LoaderConfig(CollatorConfig):
         super().__post_init__()
         if self.rank >= self.world_size:
             raise ValueError(
-                f"rank is {self.rank}; expected less than world_size {self.world_size}"
+                f"rank is {self.rank}; expected a rank below world_size ({self.world_size})"
             )
 
 
@@ -232,7 +233,7 @@ def check_arguments(**values: Any) -> None:
             raise ValueError(f"{name} is {value}; expected {_LEAST[name]} or more")
     for name in ("seed", "epoch", "max_pixels", "max_decode_bytes"):
         if (values.get(name) or 0) >= 1 << 64:
-            raise ValueError(f"{name} is {values[name]}; expected less than 2^64")
+            raise ValueError(f"{name} is {values[name]}; expected a value below 2 ** 64")
     if (threads := values.get("threads", 0)) > MAX_THREADS:
         raise ValueError(f"threads is {threads}; expected at most {MAX_THREADS}")
     if (name := values.get("image_dtype", _DTYPES[0])) not in _DTYPES:

@@ -1,8 +1,9 @@
 """Whole-word masking for MLM with a byte-level BPE, implemented in `rust/tokenizer/masking.rs`.
 
 The loader masks single tokens, as in the published code, so part of a word can be guessed from the
-rest. Here all tokens of a word are masked. The published code detects word pieces by BERT's `##`,
-which a byte-level BPE does not have. Dimensions: B texts, L tokens.
+rest. Here all tokens of a word are masked. The published code's whole-word masking does not work
+with a byte-level BPE, since it detects word pieces by BERT's `##` prefix.
+Dimensions: B texts, L tokens.
 """
 
 from __future__ import annotations

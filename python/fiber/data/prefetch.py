@@ -141,7 +141,7 @@ class Prefetcher:
 
 
 def _bad_sample(sample: SampleRef, error: OSError | ValueError) -> BadSample:
-    """Describe a record that the record set failed to return and whose key is unknown."""
+    """Describe a record that the record set failed to return and whose key is thus unknown."""
     status = "invalid"
     if isinstance(error, _core.DecodeError | ChangedFileError):
         status = error.status

@@ -139,8 +139,8 @@ class Record:
                 text.encode()
             except UnicodeEncodeError as error:
                 raise self._error(
-                    f"text contains lone surrogate {text[error.start]!r} at index {error.start};"
-                    " expected whole characters"
+                    f"text contains a lone surrogate {text[error.start]!r} at index {error.start};"
+                    " expected text that can be encoded as UTF-8"
                 ) from None
         if len(self.boxes_xyxy) != len(self.char_spans) and self.char_spans:
             raise self._error(
@@ -163,7 +163,8 @@ class Record:
             start, end = span
             if not 0 <= start < end <= len(text):
                 raise self._error(
-                    f"span [{start}, {end}) is invalid for its text of {len(text)} characters"
+                    f"invalid span [{start}, {end}) for a text of {len(text)} characters; expected"
+                    f" 0 <= start < end <= {len(text)}"
                 )
             if not is_plain and (whole := whole_characters(text, (start, end))) != span:
                 raise self._error(
@@ -182,7 +183,7 @@ class Record:
             kind = type(images).__name__
             raise self._error(f"images is a single {kind}; expected a tuple of images", TypeError)
         if not images:
-            raise self._error("images is empty; expected 1 or more images")
+            raise self._error("images is empty; expected one or two images")
         for number, image in enumerate(() if isinstance(images, LazyImages) else images):
             if not isinstance(image, str | bytes | PathLike):
                 raise self._error(

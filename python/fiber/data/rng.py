@@ -22,7 +22,7 @@ class Rng:
 
     Args:
         seed: integer in [0, 2 ** 64).
-        stream: what the numbers are used for; different streams are independent.
+        stream: number of the stream, one for each purpose; different streams are independent.
         index: index of the sample, below 2 ** 48.
     """
 
@@ -33,18 +33,18 @@ class Rng:
         self._block: list[float] = []
 
     def random(self) -> float:
-        """Return a number in [0, 1) with 53 random bits."""
+        """Return a random number in [0, 1) with 53 random bits."""
         if not self._block:
             raw = self._bits.random_raw(_BLOCK)
             self._block = ((raw >> np.uint64(11)) * 2.0**-53).tolist()
         return self._block.pop()
 
     def uniform(self, low: float, high: float) -> float:
-        """Return a number in [low, high)."""
+        """Return a random number in [low, high)."""
         return low + (high - low) * self.random()
 
     def integer(self, count: int) -> int:
-        """Return an integer in [0, count)."""
+        """Return a random integer in [0, count)."""
         return int(self.random() * count)
 
     def bernoulli(self, probability: float = 0.5) -> bool:

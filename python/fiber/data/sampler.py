@@ -41,7 +41,7 @@ class BatchIndices(NamedTuple):
 
 
 class RankSplit:
-    """Base class of the samplers, which splits samples between ranks."""
+    """Base class of samplers that splits samples between ranks."""
 
     def __init__(self, config: LoaderConfig) -> None:
         self.batch_size, self.drop_last = config.batch_size, config.drop_last
@@ -74,7 +74,10 @@ class IndexSampler(RankSplit):
         return self.num_batches(len(self._records))
 
     def batches(self, epoch: int, start: int, fingerprint: str) -> Iterator[BatchIndices]:
-        """Yield an epoch's batches from sample `start`, where the fingerprint was `fingerprint`."""
+        """Yield an epoch's batches from sample `start`.
+
+        `fingerprint` is that of the samples before `start`; only `StreamSampler` checks it.
+        """
         count, order = len(self._records), self._order(epoch)
         for number in range(self.num_batches(count, start)):
             first = start + number * self.global_batch_size
@@ -165,11 +168,13 @@ class StreamSampler(RankSplit):
             index += 1
         if index < start:
             raise ValueError(
-                f"the state resumes at sample {start}, but there are only {index} records; it was"
-                " probably saved with different data"
+                f"the state resumes at sample {start}, but there are only {index} records; the"
+                " state was probably saved with different data"
             )
         if start and fingerprint != (own := consumed.text()):
-            raise _other_data(fingerprint, f"but that of the first {start} records is {own!r}")
+            raise _other_data(
+                fingerprint, f"but the fingerprint of the first {start} records is {own!r}"
+            )
         while not is_last:
             # A full step is never marked as the last: looking ahead could block on the next record.
             step = list(islice(records, self.global_batch_size))
@@ -206,7 +211,10 @@ class StreamSampler(RankSplit):
 
     def replacement(self, sample: SampleRef, attempt: int) -> SampleRef:
         """Raise TypeError, since the loader rejects "resample" for iterables."""
-        raise TypeError(f"an iterable cannot replace record {sample.record_index}")
+        raise TypeError(
+            f"cannot replace record {sample.record_index} of an iterable; expected a map-style"
+            " dataset"
+        )
 
     def fingerprint(self, consumed: str) -> str:
         """See `IndexSampler`. Only the samples consumed in the epoch are hashed."""
@@ -222,7 +230,9 @@ class StreamSampler(RankSplit):
             for index, record in enumerate(self._iterate(epoch)):
                 yield SampleRef(epoch, index, record)
             if index < 0:
-                raise ValueError(f"epoch {epoch} has no records; expected 1 or more")
+                raise ValueError(
+                    f"epoch {epoch} has no records; expected 1 or more for an endless stream"
+                )
 
     def _iterate(self, epoch: int) -> Iterator[Record]:
         """Start an epoch, after calling the iterable's `set_epoch` if it has one."""
@@ -244,6 +254,6 @@ Sampler = IndexSampler | StreamSampler
 
 def _other_data(fingerprint: object, own: str) -> ValueError:
     return ValueError(
-        f"the state's fingerprint is {fingerprint!r}, {own}; it was probably saved with different"
-        " data"
+        f"the state's fingerprint is {fingerprint!r}, {own}; the state was probably saved with"
+        " different data"
     )

@@ -18,7 +18,7 @@ _SINGULARS = {"boxes": "box", "classes": "class", "passes": "pass"}
 
 
 def skip_lines(records: RecordSet, *, while_reading: bool = False) -> list[str]:
-    """Return the readers' notes, and lines such as "3 empty captions were skipped or changed".
+    """Return the readers' notes and lines such as "3 empty captions were skipped or changed".
 
     If `while_reading`, include only record sets that count entries while their records are read;
     otherwise, include only the others.

@@ -1,4 +1,4 @@
-"""Readers of annotation files, one function per task, which return lists of records.
+"""Readers of annotation files: one function per task, which returns a list of records.
 
 For a folder written by `fiber data`, `(folder, split)` suffices; for a downloaded dataset, also
 pass the annotation file and the image folder:

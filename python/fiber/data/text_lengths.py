@@ -14,14 +14,15 @@ LAST_SPECIAL_ID = 3
 
 
 def has_words(token_ids: Sequence[int], mask_id: int) -> bool:
-    """Return whether a text has any token that is not special."""
+    """Return True if a text has any token that is not special."""
     return any(LAST_SPECIAL_ID < token < mask_id for token in token_ids)
 
 
 class LengthTracker:
     """Record set that tracks, as records are read, which texts are longer than `max_tokens`.
 
-    In a batch, a text of exactly `max_tokens` tokens looks like a truncated text.
+    A batch alone does not show which texts were truncated, since a text of exactly `max_tokens`
+    tokens looks the same.
 
     Attributes:
         longer: keys of the records read so far whose texts are too long.
@@ -48,7 +49,7 @@ class LengthTracker:
 
 
 def is_longer(text: str, tokenizer: Tokenizer, max_tokens: int) -> bool:
-    """Return whether a text has more than `max_tokens` tokens, including <s> and </s>."""
+    """Return True if a text has more than `max_tokens` tokens, including <s> and </s>."""
     # A token has at least one byte, so most texts need not be tokenized.
     if len(text.encode()) + 2 <= max_tokens:
         return False
@@ -56,7 +57,7 @@ def is_longer(text: str, tokenizer: Tokenizer, max_tokens: int) -> bool:
 
 
 class TextCounts:
-    """Counts of texts without words and of truncated texts in the batches of a task."""
+    """Count texts without words and truncated texts in the batches of a task."""
 
     def __init__(self, mask_id: int, records: LengthTracker) -> None:
         self.mask_id, self.records = mask_id, records

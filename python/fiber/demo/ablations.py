@@ -1,7 +1,7 @@
 """Ablations of the demo: fine-stage training from scratch, and training without fusion.
 
-`python -m fiber.demo.ablations RUN` records a finished demo's numbers in `ablations.json`, for the
-reports of demos run without `--ablations`.
+`python -m fiber.demo.ablations RUN` records the results of a finished demo in `ablations.json`. The
+reports of demos that run without `--ablations` show these recorded results.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def measure_ablations(
 ) -> None:
     """Evaluate the ablation runs and write `ablations.json` to the demo's folder.
 
-    `rows` are the demo's own results; `about` contains the kind of data, mode and seed.
+    `rows` are the demo's own results. `about` contains the kind of data, the mode and the seed.
     """
     values = {"the demo": {row.key: row.model for row in rows}}
     for column, runs in _RUNS.items():
@@ -110,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m fiber.demo.ablations", description=main.__doc__
     )
-    parser.add_argument("run", type=Path, help="demo folder")
+    parser.add_argument("run", type=Path, help="folder of the finished demo")
     options = parser.parse_args(arguments)
     entry = read_json(options.run / "ablations.json")
     recorded = read_json(ABLATIONS_FILE) if ABLATIONS_FILE.is_file() else {}

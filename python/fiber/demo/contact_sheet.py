@@ -35,7 +35,7 @@ _RED: Color = (190, 20, 20)
 
 @dataclass(frozen=True, kw_only=True)
 class PredictedBox:
-    """A text with its predicted box."""
+    """A text with its predicted box, if any, and its ground-truth boxes."""
 
     text: str
     #: (x0, y0, x1, y1) in pixels of the image; None if nothing was predicted.
@@ -133,7 +133,7 @@ def _by_image(records: Sequence[Record]) -> dict[str, list[Record]]:
 
 
 def _predict(model: StoredModel, task: str, records: Sequence[Record]) -> list[Any]:
-    """Predict with `evaluate`, in the same way as for the metrics."""
+    """Run `evaluate`, as for the metrics, and return its predictions."""
     if not records:
         return []
     with tempfile.TemporaryDirectory() as folder:

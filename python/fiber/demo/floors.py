@@ -1,10 +1,11 @@
 """Floors of the demo's metrics: minimum values for a run to pass.
 
-A floor is the larger of the run's best blind baseline and the worst of three or more seeds minus
-two standard deviations. A metric has no floor if its worst seed does not beat the blind baseline
-("not learned"), or if a seed reaches the floor with permuted images ("not from the image"), as for
-MLM in the fast demo, whose model predicts tokens from text better than the blind baseline does. A
-model that ignores the images therefore falls below every floor.
+A floor is the larger of two values: the run's best blind baseline, and the worst of three or more
+seeds minus two standard deviations. A metric has no floor if its worst seed does not beat the blind
+baseline ("not learned"), or if a seed reaches the floor with permuted images ("not from the
+image"). The latter applies to MLM in the fast demo, where the model predicts tokens from text
+better than the blind baseline does. A model that ignores the images therefore falls below every
+floor.
 
 Results depend on rounding, which differs between processors, so the same seed on a different
 processor counts as a separate run. `python -m fiber.demo.floors` writes `floors.json` from finished
@@ -32,8 +33,9 @@ UNRECORDED = "no seeds recorded"
 _PAIRS, _QUESTIONS = ("retrieval", "matching"), ("vqa",)
 _BOXES = ("phrases", "referring", "detection")
 
-#: Groups of metrics, at least one of which must have a floor, by kind of data and mode. A demo of a
-#: few minutes does not learn hundreds of nouns from captions, so stamps require boxes only.
+#: Groups of metrics, by kind of data and mode. At least one metric of each group must have a floor.
+#: A demo of a few minutes does not learn hundreds of nouns from captions, so stamps require boxes
+#: only.
 REQUIRED = {
     ("scenes", "default"): (_PAIRS, _QUESTIONS, _BOXES),
     ("scenes", "fast"): (_PAIRS, _BOXES),
@@ -104,7 +106,7 @@ def floor_of(
 
 
 def judge(rows: Sequence[MetricRow], recorded: Mapping[str, Seeds]) -> list[MetricRow]:
-    """Set the floor and verdict of every row. `recorded` maps `MetricRow.key` to seeds."""
+    """Return the rows with floors and verdicts. `recorded` maps `MetricRow.key` to seeds."""
     judged = []
     for row in rows:
         seeds = recorded.get(row.key)
@@ -122,7 +124,7 @@ def judge(rows: Sequence[MetricRow], recorded: Mapping[str, Seeds]) -> list[Metr
 
 
 def failures(rows: Sequence[MetricRow], data: str, mode: str) -> list[str]:
-    """List reasons for failure: values below their floor and groups without any floor."""
+    """List reasons for failure: metrics below their floor, and groups without any floor."""
     problems = [
         f"{row.name} on {row.split} fell below its floor: {row.model:.3f} < {row.floor:.3f}"
         for row in rows
@@ -137,10 +139,10 @@ def failures(rows: Sequence[MetricRow], data: str, mode: str) -> list[str]:
 
 
 def permuted_survivors(rows: Sequence[MetricRow]) -> list[str]:
-    """List metrics that stay above their floor on permuted images."""
+    """List metrics that reach their floor with permuted images."""
     return [
-        f"{row.name} on {row.split}: {row.permuted:.3f} with permuted images,"
-        f" not below its floor {row.floor:.3f}"
+        f"{row.name} on {row.split} reaches its floor with permuted images:"
+        f" {row.permuted:.3f} >= {row.floor:.3f}"
         for row in rows
         if row.floor is not None and row.permuted is not None and row.permuted >= row.floor
     ]
@@ -166,12 +168,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--add",
         action="store_true",
         help="add to the recorded values instead of replacing them"
-        " (for the same plan run on a different machine)",
+        " (for runs of the same plan on a different machine)",
     )
     options = parser.parse_args(arguments)
     runs = [json.loads((run / "rows.json").read_text()) for run in options.runs]
-    if len({run["seed"] for run in runs}) < 3:
-        print("expected runs with at least three different seeds", file=sys.stderr)
+    seeds = {run["seed"] for run in runs}
+    if len(seeds) < 3:
+        print(f"expected runs with three or more seeds, got {len(seeds)}", file=sys.stderr)
         return 2
     names = {f"{run['data']}/{run['mode']}" for run in runs}
     if len(names) != 1:

@@ -73,9 +73,10 @@ class DemoFolder:
     def measured(
         self, name: str, made_from: str, measure: Callable[[], dict[str, Any]]
     ) -> dict[str, Any]:
-        """Return stored values, recomputed first if the fingerprint `made_from` has changed.
+        """Return stored values, or call `measure` if they are missing or outdated.
 
-        Values must be JSON-serializable. The computation time is added as "seconds".
+        `made_from` is a fingerprint of the inputs. Values must be JSON-serializable. The
+        computation time is added as "seconds".
         """
         known = self._measured.get(name)
         if known is None or known["made_from"] != made_from:
@@ -96,7 +97,7 @@ class DemoFolder:
 
 
 def fingerprint(*parts: Any) -> str:
-    """Hash JSON values and, for each Path, the contents of the file."""
+    """Hash JSON values and the contents of files, which are given as `Path`."""
     digest = hashlib.sha256()
     for part in parts:
         content = part.read_bytes() if isinstance(part, Path) else json.dumps(part).encode()

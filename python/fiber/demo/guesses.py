@@ -20,7 +20,7 @@ Numbers = dict[str, float]
 #: Chance and blind baseline.
 Guesses = tuple[Numbers, Numbers]
 Records = Sequence[Record]
-#: An image, a phrase, and its (g, 4) boxes in pixels.
+#: Image id, phrase, and the phrase's (g, 4) boxes in pixels.
 Phrase = tuple[str, str, np.ndarray]
 
 
@@ -28,7 +28,10 @@ class Guesser:
     """Computes the baselines of every task."""
 
     def __init__(self, data: Path, coarse: StoredModel, counted_captions: int) -> None:
-        """Use the tokenizer and answers of `coarse`; for MLM, count at most `counted_captions`."""
+        """Set the dataset and the model that provides the tokenizer and the answers.
+
+        The blind MLM baseline uses at most `counted_captions` training captions.
+        """
         self.data, self.coarse, self.counted_captions = data, coarse, counted_captions
         # Blind box baselines use normalized [0, 1] coordinates.
         self._side = json.loads((data / "dataset.json").read_text())["parameters"]["image_size"]

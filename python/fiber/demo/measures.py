@@ -1,6 +1,7 @@
 """Evaluate the demo's models on two splits, with baselines and ablated inputs.
 
-Results are cached in the demo's folder by a fingerprint of the model, the data and fiber's version.
+Results are cached in the demo's folder. A fingerprint of the model, the data and fiber's version
+detects outdated results.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class Shown(NamedTuple):
 
     @property
     def metric(self) -> str:
-        """`MetricRow.metric`."""
+        """Value of `MetricRow.metric`."""
         return f"{self.group}/{self.key}"
 
 
@@ -88,7 +89,10 @@ class Measures:
         self._records: dict[tuple[str, str], list[Record]] = {}
 
     def rows(self, *, permute_images: bool = False) -> list[MetricRow]:
-        """Evaluate all metrics; the model column uses permuted images if `permute_images`."""
+        """Evaluate all metrics.
+
+        With `permute_images`, the model column contains results on permuted images.
+        """
         return [self._row(shown, split, permute_images) for shown in SHOWN for split in SPLITS]
 
     def _row(self, shown: Shown, split: str, permute_images: bool) -> MetricRow:
@@ -147,7 +151,7 @@ class Measures:
         return self.folder.measured(f"{shown.task}/guesses", fingerprint(*inputs), compute)
 
     def throughput(self) -> tuple[int, float]:
-        """Return the number of records evaluated for the table, and how long it took in seconds."""
+        """Return the number of records evaluated for the table, and the time taken in seconds."""
         known = [
             self.folder.known(f"{shown.task}/{split}/{mode}")
             for shown in {shown.task: shown for shown in SHOWN}.values()
@@ -163,7 +167,7 @@ class Measures:
         return self._loaded[stage]
 
     def records(self, task: str, split: str) -> list[Record]:
-        """Return the records of a split that are evaluated."""
+        """Return the records of a split to evaluate."""
         if (task, split) not in self._records:
             _, reader, _ = TASKS[task]
             everything = reader(self.folder.data, split)
@@ -174,7 +178,7 @@ class Measures:
 def sample(records: RecordSet | Sequence[Record], limit: int) -> list[Record]:
     """Sample at most `limit` records with a fixed seed, preserving their order.
 
-    Regular intervals could select the same kind of question for every image.
+    Sampling at regular intervals could select the same kind of question for every image.
     """
     count = len(records)
     if count <= limit:

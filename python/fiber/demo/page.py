@@ -34,8 +34,8 @@ def make_report(
 ) -> DemoReport:
     """Collect the content of the page.
 
-    `about` contains the kind of data, mode and seed; `evaluated` is the number of records evaluated
-    for the table, and the evaluation time in seconds.
+    `about` contains the kind of data, the mode and the seed. `evaluated` is the number of records
+    evaluated for the table, and the evaluation time in seconds.
     """
     table, source = ablation_table(folder, about["data"], about["mode"])
     learned = sum(row.floor is not None for row in rows)

@@ -18,7 +18,7 @@ COARSE_RECIPE, FINE_RECIPE = "scenes_coarse", "scenes_fine"
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Sizes and overrides for one kind of demo."""
+    """Dataset sizes and recipe overrides for one kind of demo."""
 
     #: Number of training images.
     train_images: int
@@ -39,7 +39,7 @@ class Plan:
 
     @property
     def lengths(self) -> dict[str, int]:
-        """Numbers of training images and steps, which recorded results depend on."""
+        """Numbers of training images and steps, on which recorded results depend."""
         return {
             "train_images": self.train_images,
             "coarse_steps": self.coarse["train.steps"],
@@ -47,11 +47,14 @@ class Plan:
         }
 
     def coarse_config(self, seed: int, **changes: Any) -> RunConfig:
-        """Return the coarse-stage config. `changes` override the plan; names have __ for dots."""
+        """Return the coarse-stage config.
+
+        `changes` override fields of the plan. In their names, "__" stands for ".".
+        """
         return _config(COARSE_RECIPE, self.coarse, seed, changes)
 
     def fine_config(self, seed: int, **changes: Any) -> RunConfig:
-        """Return the fine-stage config; `changes` are as in `coarse_config`."""
+        """Return the fine-stage config. `changes` are as in `coarse_config`."""
         return _config(FINE_RECIPE, self.fine, seed, changes)
 
 
@@ -65,7 +68,7 @@ _RECORDS = {
     "retrieval": (1000, 500),
     "matching": (300, 100),
     "masked_words": (400, 100),
-    # Use all records, since minutes of training beat the priors by only a few hundredths.
+    # Use all records, since a few minutes of training beat the priors by only a few hundredths.
     "vqa": (1500, 150),
     "refcoco": (400, 150),
     "flickr": (250, 100),
@@ -135,7 +138,7 @@ PLANS: dict[tuple[str, str], Plan] = {
 
 
 def find_plan(data: str, mode: str) -> Plan:
-    """Return the plan for a kind of data and a mode; raise ValueError if there is none."""
+    """Return the plan for a kind of data and a mode. Raises ValueError if there is none."""
     if (data, mode) not in PLANS:
         raise ValueError(
             f"unknown demo data {data!r}; {nearest(data, sorted({d for d, _ in PLANS}))}"

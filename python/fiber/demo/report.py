@@ -27,7 +27,7 @@ class Throughput(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class DemoReport:
-    """Content of the page."""
+    """Content of the report."""
 
     title: str
     verdict: str

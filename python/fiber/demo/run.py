@@ -1,7 +1,8 @@
 """Run the demo: data, coarse-stage run, fine-stage run, evaluation and report.
 
-Each stage writes a complete result to the output folder and is skipped if it exists, so an
-interrupted demo resumes. Everything runs on the CPU, where the same seed gives the same numbers.
+Each stage writes its complete result to the output folder. A stage is skipped if its result exists,
+so an interrupted demo resumes. Everything runs on the CPU, where the same seed gives the same
+numbers.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def main(
     seed: int = 0,
     permute_images: bool = False,
 ) -> int:
-    """Run or resume the demo; the arguments are those of `fiber demo`.
+    """Run or resume the demo. The arguments are those of `fiber demo`.
 
     Returns:
         0 on success; 1 if a metric is below its floor, a required group of metrics has no floor, or
@@ -101,7 +102,7 @@ class Demo:
         self.clock = Clock(self.plan.seconds)
 
     def train(self) -> None:
-        """Run stages 1 to 3: the dataset, the coarse-stage model, the fine-stage model."""
+        """Run the first three stages: dataset, coarse-stage training and fine-stage training."""
         finished = (self.folder.data / "dataset.json").is_file()
         self.clock.run("data", self._make_data, finished=finished)
         for stage, start in (("coarse", None), ("fine", self.models["coarse"])):
@@ -127,11 +128,11 @@ class Demo:
         self.folder.note("data_stage", {"pictures": sum(sizes.values()), "seconds": seconds})
 
     def train_run(self, config: RunConfig, output: Path, start: Path | None) -> None:
-        """Train one run, resuming from its newest checkpoint."""
+        """Train one run, or resume it from its newest checkpoint."""
         train(config, data=self.folder.data, output=output, init=start, resume=True, device="cpu")
 
     def measure(self, *, permute_images: bool) -> list[floors.MetricRow]:
-        """Run stage 4, the evaluation; return the rows with their floors and verdicts."""
+        """Run the evaluation, and return the rows with their floors and verdicts."""
         self.measures = Measures(self.folder, self.plan, self.models)
         rows: list[floors.MetricRow] = []
         self.clock.run(
@@ -188,11 +189,11 @@ class Clock:
         self._took, self._planned = 0.0, 0.0
 
     def skip(self, *stages: str) -> None:
-        """Remove stages from the estimate."""
+        """Remove stages from the time estimate."""
         self.seconds = {name: s for name, s in self.seconds.items() if name not in stages}
 
     def run(self, stage: str, work: Callable[[], None], *, finished: bool = False) -> None:
-        """Run a stage, unless it is finished."""
+        """Run and time a stage, unless it is finished."""
         stages = list(self.seconds)
         later = stages[stages.index(stage) + 1 :]
         number = f"[{stages.index(stage) + 1}/{len(stages)}] {stage}"

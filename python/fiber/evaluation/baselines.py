@@ -1,8 +1,8 @@
 """Chance and blind baselines for all metrics except box metrics (see `box_baselines`).
 
 `*_chance` functions compute the exact expected score of random guessing. `*_blind` functions
-predict from training-split statistics, without seeing the image. Both return dicts with the
-metric's own keys, for tables of model, chance and blind scores.
+predict from training-split statistics, without seeing the image. Both return dicts with the same
+keys as the metric.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def retrieval_chance(
 ) -> dict[str, float]:
     """Compute the expected `retrieval.recall_of_ranks` for randomly ordered candidates.
 
-    `text_image_index` is (T,), the image index of each text.
+    `text_image_index` is a (T,) array with the image index of each text.
 
     Raises:
         ValueError: if an index is out of range.
@@ -67,7 +67,8 @@ def matching_chance() -> dict[str, float]:
 def matching_blind(training_labels: ArrayLike, labels: ArrayLike) -> dict[str, float]:
     """Compute `matching.matching_accuracy` of always predicting the most frequent training label.
 
-    Labels, (m,) for training and (n,) for evaluation, are 1 for matching pairs, else 0.
+    Labels are 1 for matching pairs and 0 for others. There are (m,) training labels and (n,)
+    evaluation labels.
     """
     match = mean(np.asarray(training_labels, dtype=np.float64)) > 0.5
     labels = np.asarray(labels)
@@ -92,9 +93,9 @@ def statement_blind(
     sentences: Sequence[str],
     truths: ArrayLike,
 ) -> dict[str, float]:
-    """Compute `language.statement_accuracy` of each sentence's most frequent training label.
+    """Compute `language.statement_accuracy` of predicting each sentence's most frequent label.
 
-    Sentences match if their strings are identical; there are m training and n evaluated pairs.
+    The most frequent labels come from the training split. Sentences are compared as strings.
     """
     answers = np.asarray(training_truths).astype(bool).tolist()
     guess = most_frequent(zip(training_sentences, ({a: 1.0} for a in answers), strict=True))
@@ -104,7 +105,7 @@ def statement_blind(
 def vqa_chance(
     vocabulary: Sequence[str], scores: Sequence[Mapping[str, float]]
 ) -> dict[str, float]:
-    """Compute the expected `vqa.soft_accuracy` of a random answer from the model's vocabulary."""
+    """Compute the expected `vqa.soft_accuracy` of random answers from the model's vocabulary."""
     known = set(vocabulary)
     totals = [sum(s for a, s in question.items() if a in known) for question in scores]
     return {"accuracy": mean(np.array(totals) / max(1, len(known)))}
@@ -118,10 +119,11 @@ def vqa_blind(
     *,
     per_question: bool = True,
 ) -> dict[str, float]:
-    """Compute `vqa.soft_accuracy` of the answer with the highest total training score.
+    """Compute `vqa.soft_accuracy` of predicting the answer with the highest total training score.
 
-    Scores are keyed by answer. With `per_question`, they are summed per question string (unseen
-    questions fall back to all questions), otherwise over all questions.
+    Scores are keyed by answer. With `per_question`, scores are summed over the training questions
+    with the same string, or over all questions if there are none. Otherwise, scores are always
+    summed over all questions.
     """
     seen = training_questions if per_question else [""] * len(training_questions)
     guess = most_frequent(zip(seen, training_scores, strict=True))
@@ -131,7 +133,7 @@ def vqa_blind(
 def caption_blind(
     training_captions: Iterable[str], references: Sequence[Sequence[str]]
 ) -> dict[str, float]:
-    """Compute `captions.caption_scores` of the most frequent training caption for every image."""
+    """Compute `captions.caption_scores` of always predicting the most frequent training caption."""
     guess = most_frequent([("", Counter(training_captions))])
     return caption_scores([guess("", "")] * len(references), references)
 
@@ -141,8 +143,9 @@ def most_frequent(
 ) -> Callable[[Hashable, AnswerT], AnswerT]:
     """Find the answer with the largest total weight, per key and overall.
 
-    Returns a function of a key and a default that returns the key's answer, the overall answer for
-    an unseen key, or the default if there are no counts. Ties are broken by name.
+    Returns a function with two arguments, a key and a default answer. The function returns the
+    key's answer, or the overall answer if the key was not seen, or the default if there are no
+    counts. Ties are broken by name.
     """
     by_key: dict[Hashable, dict[AnswerT, float]] = {}
     overall: dict[AnswerT, float] = {}
@@ -161,12 +164,12 @@ def most_frequent(
 
 
 def masked_word_chance(vocabulary_size: int) -> dict[str, float]:
-    """Return the expected `language.masked_word_accuracy` of a random token."""
+    """Return the expected `language.masked_word_accuracy` of random tokens."""
     return {"accuracy": 1.0 / vocabulary_size}
 
 
-#: Functions that select a token's neighbors from the window of five tokens around it: subsets of
-#: the offsets -2, -1, 1 and 2, widest first.
+#: Functions that select a token's neighbors from the window of five tokens around it, widest first.
+#: The neighbors are at a subset of the offsets -2, -1, 1 and 2.
 _NEIGHBORHOODS: tuple[Callable[[Sequence[int]], Hashable], ...] = (
     itemgetter(0, 1, 3, 4),
     itemgetter(0, 1, 3),
@@ -185,14 +188,14 @@ def masked_word_blind(
     labels: ArrayLike,
     mask_id: int,
 ) -> dict[str, float]:
-    """Compute `language.masked_word_accuracy` of the most frequent training token in context.
+    """Compute `language.masked_word_accuracy` of predicting the most frequent token in context.
 
-    The context is the widest neighborhood that occurs in training (never one with a masked token).
-    A picked token that is not masked is kept if it occurs between these neighbors in training,
-    since one in ten picked tokens is left unchanged and one in ten is replaced at random.
+    The context is the widest neighborhood that occurs in the training texts, which contain no mask
+    tokens. If the input token is not <mask> and occurs in this context in training, the input token
+    itself is predicted, since MLM leaves one in ten picked tokens unchanged.
 
-    All texts include <s> and </s>. `masked_ids` are the model's (n, L) input ids; `labels` are the
-    (n, L) true ids of picked tokens, -100 elsewhere.
+    All texts include <s> and </s>. `masked_ids` are the model's (n, L) input ids. `labels` are
+    (n, L) ids, with the true ids of picked tokens and -100 elsewhere.
     """
     masked_ids, labels = np.asarray(masked_ids), np.asarray(labels)
     lengths = np.asarray(text_mask).astype(bool).sum(-1)
@@ -221,7 +224,7 @@ def masked_word_blind(
 
 
 def _neighbors(text: Sequence[int]) -> Iterator[list[Hashable]]:
-    """Yield each token's neighbors for all `_NEIGHBORHOODS`; -1 means outside the text."""
+    """Yield each token's neighbors for all `_NEIGHBORHOODS`, with -1 outside the text."""
     padded = [-1, -1, *text, -1, -1]
     for at in range(len(text)):
         window = padded[at : at + 5]

@@ -1,11 +1,11 @@
 """Chance and blind baselines for box metrics.
 
 `*_chance` functions pick at random among all object boxes of an image. `*_blind` functions predict
-the most frequent training boxes, without seeing the image. Both return dicts with the metric's own
-keys.
+the most frequent training boxes, without seeing the image. Both return dicts with the same keys as
+the metric.
 
 Blind baselines use normalized [0, 1] coordinates, which makes images of all sizes comparable and
-does not change IoU and GIoU.
+does not change IoU or GIoU.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from fiber.metrics.detection import SIZES, ScoredBoxes, TrueBoxes, average_preci
 from fiber.metrics.grounding import FOUND_AT, merged, phrase_recall, referring_accuracy
 from fiber.metrics.matching import mean
 
-#: Numbers of training boxes sampled as candidates and for scoring them; larger samples change
-#: little.
+#: Numbers of training boxes sampled as candidates, and to score the candidates. Larger samples
+#: hardly change the results.
 CANDIDATES, TRIED = 256, 2048
 #: Minimum number of training boxes for a text's own boxes to be reliable.
 RELIABLE = 8
@@ -41,9 +41,10 @@ class FrequentBoxes(NamedTuple):
 
 
 def frequent_boxes(boxes_unit: ArrayLike, k: int = 1, *, seed: int = 0) -> FrequentBoxes:
-    """Greedily choose k boxes, each matching the most still unmatched (n, 4) training boxes.
+    """Greedily choose k of n training boxes, each matching the most boxes not matched so far.
 
-    Boxes match at IoU >= 0.5. Returns fewer if all are matched. Subsamples the boxes if n is large.
+    `boxes_unit` is (n, 4). Boxes match at IoU >= 0.5. Fewer than k boxes are returned if they match
+    all boxes. The boxes are subsampled if n is large.
     """
     boxes = as_boxes(boxes_unit)
     order = np.random.default_rng(seed).permutation(len(boxes))
@@ -63,9 +64,10 @@ def frequent_boxes(boxes_unit: ArrayLike, k: int = 1, *, seed: int = 0) -> Frequ
 def referring_chance(
     object_boxes: Sequence[ArrayLike], truths: ArrayLike, ks: Sequence[int] = (1,)
 ) -> dict[str, float]:
-    """Compute the expected `grounding.referring_accuracy` for the image's objects in random order.
+    """Compute the expected `grounding.referring_accuracy` of randomly ranked image objects.
 
-    `object_boxes` has, for each of n expressions, the (m, 4) boxes of all objects in its image.
+    `object_boxes` contains one (m, 4) array per expression, with the boxes of all objects in the
+    image. `truths` is (n, 4), one box per expression.
     """
     hits = []
     for boxes, truth in zip(object_boxes, as_boxes(truths), strict=True):
@@ -79,9 +81,9 @@ def phrase_chance(
     truths: Sequence[ArrayLike],
     ks: Sequence[int] = (1, 5, 10),
 ) -> dict[str, float]:
-    """Compute the expected `grounding.phrase_recall` for the image's objects in random order.
+    """Compute the expected `grounding.phrase_recall` of randomly ranked image objects.
 
-    Like `referring_chance`, but `truths` has (g, 4) boxes per phrase, with g >= 1.
+    Arguments are as in `referring_chance`, but `truths` has (g, 4) boxes per phrase, with g >= 1.
     """
     hits = []
     for boxes, own in zip(object_boxes, map(as_boxes, truths), strict=True):
@@ -98,7 +100,7 @@ def _expected(
 ) -> dict[str, float]:
     """Return the mean probability that k randomly chosen objects include a hit.
 
-    `hits[i][j]` is (m,), True for the objects of sample i that are hits for metric j.
+    `hits[i][j]` is an (m,) bool array, True for the objects of sample i that are hits for metric j.
     """
     return {
         f"{name}_at_{k}": mean(
@@ -138,7 +140,7 @@ def phrase_blind(
 ) -> dict[str, float]:
     """Compute `grounding.phrase_recall` of the boxes predicted by `guess_boxes`.
 
-    Each phrase has (g, 4) boxes.
+    Each phrase has (g, 4) boxes, with g >= 1.
     """
     pairs = zip(training_phrases, map(as_boxes, training_boxes_unit), strict=True)
     guesses = guess_boxes(pairs, phrases, max(ks), per_text=per_text)
@@ -154,8 +156,9 @@ def guess_boxes(
 ) -> list[NDArray[np.float64]]:
     """Predict up to k boxes per text from training pairs of a text and its (g, 4) boxes.
 
-    With `per_text`, predictions for a text with at least `RELIABLE` training boxes start with its
-    own most frequent boxes. All other predictions are the most frequent boxes over all texts.
+    With `per_text`, predictions for a text with at least `RELIABLE` training boxes start with the
+    most frequent boxes of that text. All other predictions are the most frequent boxes over all
+    texts.
     """
     by_text: dict[str, list[NDArray[np.float64]]] = {}
     for text, boxes in training:
@@ -172,10 +175,10 @@ def guess_boxes(
 
 
 def detection_chance(truths: Sequence[TrueBoxes], *, seed: int = 0) -> dict[str, float]:
-    """Compute `detection.average_precision` of the true boxes with random classes and scores.
+    """Compute `detection.average_precision` of ground-truth boxes with random classes and scores.
 
-    Averages `DRAWS` random draws; all other chance baselines are exact. Metrics for a box size are
-    dropped if there are no ground-truth boxes of that size.
+    The result is the mean over `DRAWS` random draws, while all other chance baselines are exact.
+    Metrics for a box size are dropped if there are no ground-truth boxes of that size.
     """
     random = np.random.default_rng(seed)
     classes = sorted({label for true in truths for label in true.labels}, key=str)
@@ -194,8 +197,9 @@ def detection_chance(truths: Sequence[TrueBoxes], *, seed: int = 0) -> dict[str,
 def detection_blind(
     training_truths_unit: Sequence[TrueBoxes], truths_unit: Sequence[TrueBoxes], k: int = 10
 ) -> dict[str, float]:
-    """Compute `detection.average_precision` of each class's k most frequent boxes in every image.
+    """Compute `detection.average_precision` of the k most frequent boxes of each class.
 
+    These boxes are predicted in every image.
     A box's score is the fraction of its class's training boxes that it matches. Per-size metrics
     are dropped, since normalized areas do not determine areas in pixels.
     """

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from fiber.data.prompts.classes import ClassLike, ClassName, as_class, read_classes
 
-#: Classes or a class file (see `read_classes`); for ODinW, classes by dataset or a folder.
+#: Classes or a class file (see `read_classes`). For ODinW, classes by dataset, or a folder of class
+#: files.
 GivenClasses = (
     Sequence[ClassLike] | Mapping[str, Sequence[ClassLike]] | str | os.PathLike[str] | None
 )
@@ -43,12 +44,13 @@ def classes_of_sets(given: GivenClasses) -> dict[str, list[ClassName]] | None:
         files = sorted(Path(given).glob("*.json")) if Path(given).is_dir() else []
         if not files:
             raise FileNotFoundError(
-                f"{given} is not a folder of class files; expected NAME.json for each dataset"
+                f"{given} is not a folder of class files; expected a folder with NAME.json for each"
+                " dataset"
             )
         return {file.stem: read_classes(file) for file in files}
     if not isinstance(given, Mapping):
         raise TypeError(
-            f"classes: got a {type(given).__name__}; expected a dict of class lists by dataset, or"
-            " a folder"
+            f"classes: got {type(given).__name__}; expected a dict of class lists by dataset, or a"
+            " folder"
         )
     return {name: listed_classes(own) or [] for name, own in given.items()}

@@ -43,12 +43,12 @@ class EvalModel(Protocol):
 
     @property
     def trained_on(self) -> TrainedOn | None:
-        """Training data, if known. Evaluating on the training split raises a warning."""
+        """Training data, if known. Evaluating on the training split issues a warning."""
         ...
 
     @property
     def dtype(self) -> torch.dtype:
-        """Compute dtype; dtypes other than float32 use autocast."""
+        """Compute dtype. Dtypes other than float32 use autocast."""
         ...
 
 
@@ -89,7 +89,7 @@ class EvalContext:
 
     @classmethod
     def of(cls, model: EvalModel, **options: Any) -> EvalContext:
-        """Set a model to eval mode and create its context. `options` are the other fields.
+        """Set a model to eval mode and create its context. `options` set the other fields.
 
         Raises:
             ValueError: if the model has no tokenizer.
@@ -164,13 +164,17 @@ class EvalContext:
         *,
         wanted: Wanted = "all",
     ) -> BackboneOutput:
-        """Encode pairs like the backbone's `encode_pair`, but run each distinct image only once."""
+        """Like the backbone's `encode_pair`, but run the blocks before fusion once per image."""
         backbone, mask = self.network.backbone, batch.text_mask
         prefix = self.image_prefix(batch.images, records)
         return backbone.fuse(prefix, backbone.text_prefix(token_ids, mask), mask, wanted=wanted)
 
     def texts(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Tokenize texts, padded to the longest one: (n, L) int64 ids and an (n, L) bool mask."""
+        """Tokenize texts and pad them to the longest one.
+
+        Returns:
+            (n, L) int64 ids and an (n, L) bool mask, True = real token.
+        """
         arrays = self.tokenizer.encode_batch(texts, max_tokens=self.network.config.max_tokens)
         ids, mask = (np.asarray(arrays[name]) for name in ("token_ids", "text_mask"))
         return torch.from_numpy(ids).to(self.device), torch.from_numpy(mask).to(self.device)
@@ -185,6 +189,6 @@ def by_image(records: Sequence[Record]) -> dict[str, list[Record]]:
 
 
 def entry_id(key: str) -> int | str:
-    """Return the annotation id that ends a record's key, such as 17 for "vqa_questions_val/17"."""
+    """Return the annotation id at the end of a record's key: 17 for "vqa_questions_val/17"."""
     last = key.rpartition("/")[2]
     return int(last) if last.isdigit() else last

@@ -1,4 +1,4 @@
-"""Evaluate detection: COCO AP and LVIS fixed AP."""
+"""Evaluate detection by COCO AP and LVIS fixed AP."""
 
 from __future__ import annotations
 
@@ -51,10 +51,10 @@ class EncodedPrompt(NamedTuple):
 
 
 def coco(context: EvalContext, records: list[Record]) -> EvalResult:
-    """Evaluate detection of all classes in every image: COCO AP.
+    """Evaluate detection of all classes in every image by COCO AP.
 
-    Predictions are in COCO's result format, with the category ids of the annotation file; without
-    `label_ids` in the records, category ids start at 1.
+    Predictions are in COCO's result format, with the category ids of the annotation file. If the
+    records have no `label_ids`, category ids start at 1.
     """
     records = detection_records(records)
     names, ids = records[0].labels, category_ids(records[0])
@@ -81,11 +81,11 @@ def coco(context: EvalContext, records: list[Record]) -> EvalResult:
 
 
 def lvis(context: EvalContext, records: list[Record]) -> EvalResult:
-    """Evaluate detection of LVIS classes: fixed AP.
+    """Evaluate detection of LVIS classes by fixed AP.
 
-    As in the published code, a prompt has 40 classes by default (`classes_per_prompt`), and its
-    best 300 detections per image are kept. Larger prompts keep proportionally more detections.
-    Predictions are the detections used by fixed AP, in LVIS's result format.
+    As in the published code, a prompt has 40 classes by default (see `classes_per_prompt`), and the
+    best 300 detections of a prompt are kept per image. Larger prompts keep proportionally more
+    detections. Predictions are the detections used by fixed AP, in LVIS's result format.
 
     Raises:
         ValueError: if a record does not list the classes that are absent from its image.
@@ -119,7 +119,7 @@ def lvis(context: EvalContext, records: list[Record]) -> EvalResult:
 
 
 def _lvis_boxes(classes: int) -> int:
-    """Return the number of detections to keep per prompt: 300, or more for larger prompts."""
+    """Return the number of detections to keep for a prompt with the given number of classes."""
     return max(LVIS_DETECTIONS, LVIS_DETECTIONS * classes // LVIS_CLASSES)
 
 
@@ -149,8 +149,12 @@ def detection_records(records: list[Record]) -> list[Record]:
     Raises:
         ValueError: if the records do not all have the same classes.
     """
-    if any(record.labels != records[0].labels for record in records):
-        raise ValueError("detection requires the same labels (class names) in every record")
+    for record in records:
+        if record.labels != records[0].labels:
+            raise ValueError(
+                f"records {records[0].key!r} and {record.key!r} have different labels; detection"
+                " requires the same labels (class names) in every record"
+            )
     ids = [entry_id(record.key) for record in records]
     if all(isinstance(number, int) for number in ids):
         return [records[i] for i in sorted(range(len(records)), key=ids.__getitem__)]
@@ -197,8 +201,8 @@ def encode_classes(
 ) -> list[EncodedPrompt]:
     """Join `context.classes` (default: `names`) into prompts and encode their text prefixes.
 
-    A prompt has as many classes as fit the text encoder, or at most `classes_per_prompt`. `kept`
-    maps its number of classes to the number of detections kept per image.
+    A prompt has as many classes as fit the text encoder, but at most `classes_per_prompt` unless
+    this is 0. `kept` maps a prompt's number of classes to its number of detections per image.
 
     Raises:
         ValueError: if the number of `context.classes` is wrong, or a single class does not fit the
@@ -207,7 +211,8 @@ def encode_classes(
     classes = names if context.classes is None else context.classes
     if len(classes) != len(names):
         raise ValueError(
-            f"classes: got {len(classes)}; expected {len(names)}: {', '.join(names)[:200]}"
+            f"got {len(classes)} classes, expected {len(names)} (one for each class of the data:"
+            f" {', '.join(names)[:200]})"
         )
     limit = context.network.config.max_tokens
     encoded = []
@@ -230,7 +235,7 @@ def encode_classes(
 def detect(
     context: EvalContext, records: list[Record], prompts: Sequence[EncodedPrompt]
 ) -> Iterator[FoundInImage]:
-    """Yield each image's detections from all prompts; the order of the images is unspecified.
+    """Yield the detections in each image from all prompts. The order of images is unspecified.
 
     The blocks before fusion run only once per image.
     """

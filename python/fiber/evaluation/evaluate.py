@@ -44,28 +44,29 @@ def evaluate(
 ) -> dict[str, float]:
     """Evaluate a model on a task.
 
-    Warns about texts without words, truncated texts, questions without an answer in the model's
-    vocabulary (they score 0), records without answers (which yield predictions but no metrics), and
-    evaluation on the training split.
+    Warns about texts without words, truncated texts, questions whose answers are not in the model's
+    vocabulary (these score 0), records without answers (these yield predictions but no metrics),
+    and evaluation on the training split.
 
     Args:
         model: a model, or anything that `load` accepts.
         task: "retrieval", "matching", "masked_words", "caption", "vqa", "nlvr2", "winoground",
             "refcoco", "flickr", "coco", "lvis" or "odinw".
-        data: a data folder, an annotation file that `fiber.data.open_source` reads, or records.
-        split: split to evaluate; "+" joins splits.
-        output: file for the predictions, in the task's official format; a folder for "odinw".
+        data: a data folder, an annotation file that `fiber.data.open_source` can read, or records.
+        split: split to evaluate. "+" joins splits.
+        output: file for the predictions in the task's official format, or a folder for "odinw".
         permute_images: as an ablation, give every record the image of a different record.
         fusion: as an ablation, False sets the gates of all cross-attention layers to 0.
         rerank: for "retrieval", rerank the best ITC candidates with ITM, as in `Model.search`.
-            Default: True if the model has both heads. A model with only one of them uses that head
-            (ITM scores every pair) and warns, unless it is ITC and reranking was not requested.
-        candidates: for "retrieval", the number of candidates per query to rerank, at least 1
-            (default: 32); if it covers all candidates, every pair is scored.
-        classes_per_prompt: for detection tasks, the maximum number of classes per prompt; 0 for as
-            many as fit. Default: 40 for "lvis", as in the published code, else 0.
+            Default: True if the model has both heads. If the model has only one of the heads, that
+            head ranks all candidates. This issues a warning, unless the head is ITC and reranking
+            was not requested.
+        candidates: for "retrieval", the number of candidates per query to rerank, at least 1.
+            Default: 32. ITM scores every pair if this covers all candidates.
+        classes_per_prompt: for detection tasks, the maximum number of classes per prompt, or 0 for
+            as many as fit. Default: 40 for "lvis", as in the published code, else 0.
         classes: for detection tasks, the prompt text of each class in the order of class ids, as a
-            list (see `Model.detect`) or a file (see `--classes-file`); for "odinw", a dict of lists
+            list (see `Model.detect`) or a file (see `--classes-file`). For "odinw", a dict of lists
             by dataset, or a folder with one NAME.json per dataset.
         batch_size: records per batch.
         threads: data loader threads; 0 uses all cores.
@@ -73,8 +74,9 @@ def evaluate(
         max_decode_bytes: maximum memory in bytes for decoding one image; None means no limit.
 
     Returns:
-        Metrics by name: fractions in [0, 1], except for `cider_d` (up to 10). Metrics of a group of
-        records are named "group/metric", those after reranking "reranked/metric".
+        Metrics by name. Values are fractions in [0, 1], except for `cider_d` (up to 10). Metrics of
+        a group of records are named "group/metric". Metrics after reranking are named
+        "reranked/metric".
 
     Raises:
         MissingHeadError: if the model has no head for the task.
@@ -109,7 +111,7 @@ def evaluate(
 def _check_heads(
     config: FiberConfig, task: str, rerank: bool | None, candidates: int | None
 ) -> int:
-    """Check that the model has the required heads; return the number of candidates to rerank."""
+    """Check that the model has the required heads. Return the number of candidates to rerank."""
     # ODinW evaluates the task "coco" on several datasets.
     head = needed_head("coco" if task == "odinw" else task, config.heads)
     need_head(config, head, f"task {task!r}")

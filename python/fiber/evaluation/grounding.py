@@ -90,7 +90,7 @@ def flickr(context: EvalContext, records: list[Record]) -> EvalResult:
 
 
 def _of_phrase(found: FoundBoxes, label: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return a phrase's boxes and scores by descending score, then by descending coordinates."""
+    """Return a phrase's boxes and scores, sorted by descending score, then by coordinates."""
     chosen = found.label_indices == label
     boxes, scores = found.boxes_xyxy[chosen].cpu().numpy(), found.scores[chosen].cpu().numpy()
     # The last key of lexsort is the primary one.
@@ -141,7 +141,8 @@ def same_sized(context: EvalContext, records: list[Record]) -> Iterator[tuple[An
     the batch.
 
     Raises:
-        ValueError: if a box is outside its image; the message gives record, box and size.
+        ValueError: if a box is outside its image. The message gives the record, the box and the
+            image size.
     """
     # The loader checks boxes against their images, then drops the boxes, since they have no span.
     stripped = [

@@ -48,7 +48,7 @@ def matching(context: EvalContext, records: list[Record]) -> EvalResult:
 
 
 def wrong_texts(records: list[Record]) -> list[Record]:
-    """For each record, return a negative: another record whose image and text both differ.
+    """Return a negative for each record, i.e., a record with a different image and text.
 
     Raises:
         ValueError: if a record has no negative.
@@ -62,7 +62,10 @@ def wrong_texts(records: list[Record]) -> list[Record]:
                 found.append(other)
                 break
         else:
-            raise ValueError(f"record {record.key!r}: no other image has a different caption")
+            raise ValueError(
+                f"no negative found for record {record.key!r}; expected at least one record with a"
+                " different image and a different text"
+            )
     return found
 
 
@@ -89,8 +92,8 @@ def masked_words(context: EvalContext, records: list[Record]) -> EvalResult:
         ]
     if not predictions:
         raise ValueError(
-            f"no token of the {len(records)} texts was masked; expected texts that contain words;"
-            f" the first text is {records[0].text!r:.60}"
+            f"no token of the {len(records)} texts was masked; expected texts that contain words,"
+            f" but the first text is {records[0].text!r:.60}"
         )
     metrics = masked_word_accuracy(np.concatenate(predicted), np.concatenate(labels))
     return EvalResult(metrics, predictions)
@@ -99,12 +102,12 @@ def masked_words(context: EvalContext, records: list[Record]) -> EvalResult:
 def vqa(context: EvalContext, records: list[Record]) -> EvalResult:
     """Evaluate VQA.
 
-    `accuracy` is the mean score of the predicted answers according to the records. If every record
-    lists its annotators' answers (VQAv2, or lines with lists of answers), `official_accuracy` and
-    `published_accuracy` are added. As in the official evaluation, a question without an answer in
-    the model's vocabulary scores 0; the published code drops such questions. Warns about these
-    questions and about questions with fewer annotators than a full score needs. If any question has
-    no answers, warns and returns predictions only.
+    `accuracy` is the mean of the scores that the records assign to the predicted answers. If every
+    record lists its annotators' answers (VQAv2, or lines with lists of answers),
+    `official_accuracy` and `published_accuracy` are added. As in the official evaluation, a
+    question without an answer in the model's vocabulary scores 0. The published code drops such
+    questions. Warns about these questions, and about questions with too few annotators for a full
+    score. If any question has no answers, warns and returns only predictions.
 
     Raises:
         ValueError: if the model has no answer vocabulary.
@@ -124,16 +127,16 @@ def vqa(context: EvalContext, records: list[Record]) -> EvalResult:
     unanswered = sum(record.answers is None for record in records)
     if unanswered:
         _warn(
-            f"{unanswered} of {count} questions have no answers, so there are no metrics, only"
-            " predictions (--output, output=...)"
+            f"{unanswered} of {count} questions have no answers, so metrics cannot be computed; use"
+            " --output (output=...) to write the predictions"
         )
         return EvalResult({}, predictions)
     known = set(context.answers)
     missed = sum(known.isdisjoint(record.answers or ()) for record in records)
     if missed:
         _warn(
-            f"{missed} of {count} questions have no answer among the model's {len(known)} answers;"
-            " each scores 0"
+            f"{missed} of {count} questions have no answer among the model's {len(known)} answers"
+            " and score 0"
         )
     groups = [record.group for record in records]
     scores = [record.answers for record in records]
@@ -159,7 +162,7 @@ def nlvr2(context: EvalContext, records: list[Record]) -> EvalResult:
     """Evaluate true-or-false statements about image pairs.
 
     A sentence is consistent if all of its image pairs are classified correctly. Records are grouped
-    into sentences by NLVR2 identifier, or by text in other data.
+    into sentences by NLVR2 identifier, or by text if there are no such identifiers.
     """
     model, answers = context.image_text, []
     for batch, _ in context.batches(records, "reasoning"):
@@ -191,8 +194,8 @@ def winoground(context: EvalContext, records: list[Record]) -> EvalResult:
     """
     if len(records) % 4:
         raise ValueError(
-            f"got {len(records)} records; expected four per example: (image, caption) = (0, 0),"
-            " (0, 1), (1, 0), (1, 1)"
+            f"got {len(records)} records, expected a multiple of 4, with the (image, caption) pairs"
+            " (0, 0), (0, 1), (1, 0), (1, 1) of each example"
         )
     model, scores = context.image_text, []
     for batch, shown in context.batches(records, "image_text"):
@@ -214,12 +217,12 @@ def winoground(context: EvalContext, records: list[Record]) -> EvalResult:
 def caption(context: EvalContext, records: list[Record]) -> EvalResult:
     """Caption each image and compare the caption with all of the image's references.
 
-    Computes BLEU-4, ROUGE-L and CIDEr-D on tokens from `metrics.captions.caption_tokens`; document
+    Computes BLEU-4, ROUGE-L and CIDEr-D on tokens from `metrics.captions.caption_tokens`. Document
     frequencies come from the references, as in COCO's evaluation.
 
     Predictions are in COCO's result format. `image_id` is the number at the end of the image's file
-    name (391895 for COCO_val2014_000000391895.jpg), or the full image_id if there is no such number
-    or two images share it.
+    name (391895 for COCO_val2014_000000391895.jpg). If there is no such number, or if two images
+    share the number, `image_id` is the record's `image_id`.
     """
     model, groups = context.image_text, by_image(records)
     captions: list[str] = []
@@ -241,7 +244,7 @@ def caption(context: EvalContext, records: list[Record]) -> EvalResult:
 
 
 def _image_numbers(image_ids: list[str]) -> list[int | str]:
-    """Return the image ids for COCO results, taken from the file names if these are unique."""
+    """Return the unique number that ends each image's file name, or else the full image id."""
     found = [re.search(r"\d+$", PurePath(image_id).stem) for image_id in image_ids]
     numbers = [int(match[0]) if match else None for match in found]
     times = Counter(numbers)

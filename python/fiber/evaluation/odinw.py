@@ -1,4 +1,4 @@
-"""ODinW-13: mean COCO AP over thirteen small datasets."""
+"""Evaluate ODinW-13: mean COCO AP over thirteen small datasets."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def evaluate_odinw(
 ) -> dict[str, float]:
     """Evaluate a model on the ODinW-13 datasets in a folder.
 
-    Published results are for "test". `classes` overrides the published prompt text per dataset.
-    `output` is a folder for the predictions, one file per dataset.
+    Published results are for the split "test". `classes` overrides the published prompt texts of
+    the named datasets. `output` is a folder for the predictions, with one file per dataset.
 
     Returns:
         "NAME/ap", "NAME/ap50" etc. for each dataset, and the mean AP as "ap". If datasets are
@@ -38,7 +38,9 @@ def evaluate_odinw(
         ValueError: if `classes` names an unknown dataset, or for the reasons listed in `evaluate`.
     """
     if not isinstance(data, (str, os.PathLike)):
-        raise TypeError(f"task 'odinw': data is a {type(data).__name__}; expected a folder")
+        raise TypeError(
+            f"task 'odinw': data has type {type(data).__name__}; expected the path of a folder"
+        )
     check_classes(context, "coco")
     root, words = existing_data(data), dict(classes or {})
     for name in words:
@@ -51,13 +53,13 @@ def evaluate_odinw(
     if len(missing) == len(ODINW_13):
         first, example = next(iter(ODINW_13.items()))
         raise FileNotFoundError(
-            f"{root} contains none of the ODinW-13 datasets (split {split!r}); expected, for"
-            f" {first}, {example.folder}/{split}/annotations_without_background.json"
+            f"{root} contains none of the ODinW-13 datasets (split {split!r}); expected files such"
+            f" as {example.folder}/{split}/annotations_without_background.json (for {first})"
         )
     if missing:
         warnings.warn(
-            f"task 'odinw': {len(missing)} of 13 datasets are missing in {root} (split {split!r}):"
-            f" {', '.join(missing)}; the mean covers only the others",
+            f"task 'odinw': {len(missing)} of 13 datasets are missing from {root} (split"
+            f" {split!r}): {', '.join(missing)}. The mean AP covers only the remaining datasets",
             RuntimeWarning,
             stacklevel=3,
         )

@@ -49,26 +49,27 @@ class Ranking(NamedTuple):
 def retrieval(context: EvalContext, records: list[Record]) -> EvalResult:
     """Evaluate image-to-text and text-to-image retrieval among all images and captions.
 
-    The best `context.candidates` of each query are reranked image by image: text features stay in
-    memory, image features do not, and each candidate pair takes 24 bytes. A model without an ITC
-    head scores every pair and returns only reranked metrics.
+    The best `context.candidates` candidates of each query are reranked one image at a time. Only
+    text features and 24 bytes per candidate pair are kept in memory. A model without an ITC head
+    scores every pair and returns only reranked metrics.
 
     Raises:
-        ValueError: if candidates are given without an ITM head, or too few without an ITC head.
+        ValueError: if `context.candidates` is nonzero but the model has no ITM head, or if the
+            model has no ITC head and `context.candidates` does not cover all images and texts.
     """
     model = context.image_text
     heads = model.config.image_text.heads
     if context.candidates and "itm" not in heads:
         raise ValueError(
-            f"reranking {context.candidates} candidates needs the head 'itm'; the model has"
+            f"reranking {context.candidates} candidates requires the head 'itm'; this model has"
             f" {', '.join(heads)}"
         )
     groups = by_image(records)
     images = [shown[0] for shown in groups.values()]
     if "itc" not in heads and context.candidates < max(len(images), len(records)):
         raise ValueError(
-            f"got {context.candidates} candidates, but the model has no head 'itc' to select them;"
-            f" expected all {len(images)} images and {len(records)} texts"
+            f"candidates is {context.candidates}, but the model has no head 'itc' to select"
+            f" candidates; expected at least {max(len(images), len(records))}, to score every pair"
         )
     places = {image_id: place for place, image_id in enumerate(groups)}
     owners, numbers = np.array([places[r.image_id] for r in records]), np.arange(len(images))
@@ -125,7 +126,8 @@ def rank(
 ) -> Ranking:
     """Rank (m, D) candidates by dot product with (n, D) queries, and list the best ones.
 
-    Owners are (n,) and (m,) image indices; a candidate is correct if its image is the query's.
+    Owners are (n,) and (m,) image indices. A candidate is correct if the query has the same image
+    index.
     """
     best, ranks = [], []
     for start in range(0, len(queries), QUERIES_AT_ONCE):
@@ -152,9 +154,14 @@ def match_candidates(
     image_candidates: NDArray[np.int32],
     text_candidates: NDArray[np.int32],
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Score (P, k) and (T, k) candidate indices with ITM; return log odds of the same shapes.
+    """Score the candidates of each image and of each text with ITM.
 
-    A pair that occurs in both directions is scored once. `images` has one record per image.
+    `images` has one record per image. `image_candidates` are (P, k) text indices, and
+    `text_candidates` are (T, k) image indices. A pair that occurs in both directions is scored
+    once.
+
+    Returns:
+        Log odds of the (P, k) and the (T, k) candidates.
     """
     model, head = context.image_text, match_log_odds(context.image_text)
     image_scores = np.empty(image_candidates.shape, dtype=np.float32)
@@ -194,8 +201,9 @@ def choose_ranking_heads(
 
     Args:
         config: model configuration.
-        rerank: rerank the best ITC candidates with ITM; None for True if the model has both heads.
-        candidates: number of candidates per query to rerank, at least 1; None for `RERANKED`.
+        rerank: rerank the best ITC candidates with ITM. None means True if the model has both
+            heads.
+        candidates: number of candidates per query to rerank, at least 1. None means `RERANKED`.
         caller: name of the method or task, for messages.
         stacklevel: stack level of the warnings.
 
@@ -206,8 +214,8 @@ def choose_ranking_heads(
     """
     if rerank is not None and not isinstance(rerank, (bool, np.bool_)):
         raise TypeError(
-            f"{caller}: rerank is {rerank!r}; expected True or False (use"
-            " `candidates` to set how many are reranked)"
+            f"{caller}: rerank is {rerank!r}; expected True, False or None (use `candidates` to set"
+            " the number of candidates to rerank)"
         )
     if candidates is not None and candidates < 1:
         raise ValueError(f"{caller}: candidates is {candidates}; expected 1 or more")

@@ -64,7 +64,7 @@ def find_task(task: str) -> EvalTask:
 
 
 def needed_head(task: str, heads: Sequence[str]) -> str:
-    """Return the head that a task requires; for retrieval, ITM if the model has no ITC head."""
+    """Return the head that a task requires. Retrieval uses ITM if the model has no ITC head."""
     head = find_task(task).head
     return "itm" if task == "retrieval" and "itc" not in heads and "itm" in heads else head
 
@@ -89,7 +89,7 @@ def run_task(
 
 
 def check_classes(context: EvalContext, task: str) -> None:
-    """Raise ValueError if class options are invalid, or given for a non-detection task."""
+    """Raise ValueError if class options are invalid, or are given for a non-detection task."""
     number, classes = context.classes_per_prompt, context.classes
     if find_task(task).reader is sources.detection:
         if number is not None and number < 0:
@@ -132,7 +132,7 @@ def open_records(data: Data, task: str, split: str) -> RecordSet:
 
 
 class PermutedImages:
-    """Records whose images are permuted so that no record keeps its own.
+    """Records whose images are permuted so that no record keeps its own image.
 
     Raises:
         ValueError: if there are fewer than two distinct images.
@@ -161,7 +161,7 @@ class PermutedImages:
 
 @contextmanager
 def fusion_off(model: nn.Module) -> Iterator[None]:
-    """Set the gates of all cross-attention layers to 0; restore them on exit."""
+    """Context manager that sets all cross-attention gates to 0, and restores them on exit."""
     gates = [p for name, p in model.named_parameters() if name.rsplit(".", 1)[-1] == "gate"]
     before = [gate.detach().clone() for gate in gates]
     try:

@@ -1,4 +1,4 @@
-"""Caption generation: beam search or sampling."""
+"""Generate captions by beam search or sampling."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ IMAGES_AT_ONCE = 16
 
 
 def as_list(images: Any) -> tuple[list[Any], bool]:
-    """Convert one or more images to a list. Also returns True if a single image was given.
+    """Convert one or more images to a list. The second return value is True for a single image.
 
     Raises:
         TypeError: if `images` is neither an image nor a list of images.
@@ -137,7 +137,7 @@ def not_empty(texts: Sequence[str], what: str) -> list[str]:
     """
     for index, text in enumerate(texts):
         if not isinstance(text, str):
-            raise TypeError(f"{what} {index} is a {type(text).__name__}; expected a str")
+            raise TypeError(f"{what} {index} has type {type(text).__name__}; expected str")
         if not text.strip():
             raise ValueError(f"{what} {index} is empty; expected text that contains words")
         if any("\ud800" <= letter <= "\udfff" for letter in text):
@@ -198,11 +198,12 @@ class Inputs:
     def images(self, images: Sequence[Any]) -> Iterator[ImageBatch]:
         """Decode and transform images in batches.
 
-        Only images with the same padded size share a batch: the model attends to padding, so
-        results would otherwise depend on the other images.
+        Only images with the same padded size share a batch. Otherwise, results would depend on the
+        other images in a batch, since the model attends to padding.
 
         Raises:
-            FileNotFoundError, fiber.DecodeError: if an image cannot be read; the message names it.
+            FileNotFoundError, fiber.DecodeError: if an image cannot be read. The message names the
+                image.
             ValueError: if an array has the wrong shape or dtype, or no pixels.
         """
         with ThreadPoolExecutor(max_workers=torch.get_num_threads()) as pool:
@@ -256,7 +257,7 @@ class Inputs:
         """Return the tokenizer.
 
         Raises:
-            ValueError: if the model has none.
+            ValueError: if the model has no tokenizer.
         """
         if self.tokenizer is None:
             raise ValueError(NO_TOKENIZER)

@@ -31,22 +31,22 @@ def load(
 
     The architecture of a published checkpoint is inferred from its tensor names and shapes and from
     its training config, if the file contains one. A tensor that the model does not use is ignored
-    if it is known to be safe to skip, and is an error otherwise. The ITC temperature, used only in
-    training, may be missing and is then set to 0.07; `fiber convert` lists ignored and missing
-    tensors. All published coarse-stage files contain the ITC projections, so the model has that
-    head even if the file's task did not train it. Loading never executes code from a file.
+    if it is known to be safe to skip, and raises an error otherwise. If the ITC temperature (used
+    only in training) is missing, it is set to 0.07. `fiber convert` lists ignored and missing
+    tensors. All published coarse-stage files contain the ITC projections, so these models have the
+    ITC head even if their task did not train it. Loading never executes code from a file.
 
     Args:
         path: folder of a run or a saved model, or a published .ckpt, .pt, .pth or .safetensors
             file of either stage.
-        tokenizer: a tokenizer, a tokenizer.json file, or a folder that contains it or RoBERTa's
-            vocab.json and merges.txt; default: the one in the model folder.
-        answers: answers in the order of the VQA head's logits, or a JSON file that lists them;
-            default: those in the model folder.
-        device: default: CUDA if available, else the CPU.
-        dtype: compute dtype; default: bfloat16 on CUDA, float32 on the CPU.
-        image_size: input height and width in pixels for a coarse-stage model; default: the model's
-            own. Position bias tables are resized as in the published training code.
+        tokenizer: a tokenizer, a tokenizer.json file, or a folder that contains tokenizer.json or
+            RoBERTa's vocab.json and merges.txt. Default: the tokenizer in the model folder.
+        answers: answers in the order of the VQA head's logits, or a JSON file that lists them.
+            Default: the answers in the model folder.
+        device: device to run on. Default: CUDA if available, else the CPU.
+        dtype: compute dtype. Default: bfloat16 on CUDA, float32 on the CPU.
+        image_size: input height and width in pixels for a coarse-stage model. Default: the model's
+            own size. Position bias tables are resized as in the published training code.
         weights: trained weights ("raw", which the published tools load) or their exponential moving
             average ("ema"), if the file contains both.
         max_pixels: maximum number of pixels of an image file that the model is given.
@@ -54,9 +54,9 @@ def load(
             `fiber.data.load_image`.
 
     Raises:
-        FileNotFoundError: if no model is found; the message says what is missing.
-        ValueError: if a file cannot be read, or its parts do not match; the message names every
-            tensor that is missing, unexpected, or has the wrong shape.
+        FileNotFoundError: if no model is found. The message states what is missing.
+        ValueError: if a file is invalid, or the tensors, tokenizer or answers do not fit the model.
+            The message names every tensor that is missing, unexpected, or has the wrong shape.
     """
     check_arguments(max_pixels=max_pixels, max_decode_bytes=max_decode_bytes)
     stored = load_stored(

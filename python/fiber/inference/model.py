@@ -49,7 +49,7 @@ SCORE_THRESHOLD = 0.3
 
 
 class Answer(NamedTuple):
-    """An answer and its score in [0, 1]. The scores need not sum to 1."""
+    """An answer and its score in [0, 1]. The scores of all answers need not sum to 1."""
 
     answer: str
     score: float
@@ -66,19 +66,19 @@ class Hit:
 
 
 class Model:
-    """A network with its tokenizer and vocabularies.
+    """A network with its tokenizer, answers and classes.
 
     An image is a path, bytes, a PIL image or an (H, W, 3) uint8 array. Methods return a single
     result for one image, and a list of results for a list of images.
 
     Args:
-        network: network to run; set to evaluation mode, and kept on its device.
-        tokenizer: required by every method that reads or generates text; special tokens must have
+        network: network to run. It is set to evaluation mode and stays on its device.
+        tokenizer: required by every method that reads or generates text. Special tokens must have
             RoBERTa's ids.
         answers: answers in the order of the VQA head's logits; required by `answer`.
         classes: default classes of `detect`.
-        dtype: compute dtype; the dtype of the weights does not change.
-        trained_on: training data, if known; `fiber.evaluate` warns when evaluating on it.
+        dtype: compute dtype. The dtype of the weights does not change.
+        trained_on: training data, if known. `fiber.evaluate` warns if a model is evaluated on it.
         max_pixels: maximum number of pixels of an image file; see `fiber.data.load_image`.
         max_decode_bytes: maximum memory in bytes for decoding one image; None means no limit.
     """
@@ -144,12 +144,14 @@ class Model:
 
         Args:
             images: an image or a list of images.
-            phrases: a phrase, a list of phrases for all images, or one list per image; "the star
-                left of the ring" returns boxes of the star.
-            caption: sentence that contains the phrases, one for all images or one per image;
-                without `phrases`, its noun phrases are found by `fiber.inference.noun_phrases`.
-            spans: alternative to `phrases`: half-open (start, end) ranges of the caption's code
-                points, or lists of ranges for phrases in several parts; one list per caption.
+            phrases: a phrase, a list of phrases for all images, or one list per image. For example,
+                "the star left of the ring" returns boxes of the star.
+            caption: sentence that contains the phrases, one for all images or one per image.
+                Without `phrases` and `spans`, the caption's noun phrases are used (see
+                `fiber.inference.noun_phrases`).
+            spans: alternative to `phrases`, one list per caption. A span is a half-open (start,
+                end) range of the caption's code points, or a list of ranges for a phrase in several
+                parts.
             boxes_per_phrase: maximum number of boxes per phrase.
             score_threshold: minimum box score, in [0, 1]; see `Detections`.
             nms_threshold: maximum IoU between two boxes of the same phrase.
@@ -183,15 +185,15 @@ class Model:
         nms_threshold: float = 0.6,
         max_detections: int = 100,
     ) -> Detections | list[Detections]:
-        """Detect all objects of the given classes, packed into as few prompts as possible.
+        """Detect all objects of the given classes. Prompts contain as many classes as possible.
 
         Args:
             images: an image or a list of images.
-            classes: class names for all images, or one list per image; default: the classes the
-                model was trained on. A `fiber.data.ClassName`, or a mapping of its fields, adds a
-                prefix and a suffix to a name. Names are case-sensitive; duplicates are an error.
+            classes: class names for all images, or one list per image. Default: the classes that
+                the model was trained on. A `fiber.data.ClassName`, or a mapping of its fields, adds
+                a prefix and a suffix to a name. Names are case-sensitive and must be distinct.
             classes_per_prompt: maximum number of classes per prompt (40 in the published LVIS
-                evaluation); 0 or None for as many as fit.
+                evaluation), or 0 or None for as many as fit.
             score_threshold: minimum box score, in [0, 1]; see `Detections`.
             nms_threshold: maximum IoU between two boxes of the same class.
             max_detections: maximum number of boxes per image.
@@ -251,15 +253,15 @@ class Model:
         sample: bool = False,
         seed: int = 0,
     ) -> str | list[str]:
-        """Caption images.
+        """Generate a caption for each image.
 
         Args:
             images: an image or a list of images.
-            num_beams: number of beams in beam search (default: 5); 1 is greedy decoding.
-            max_tokens: maximum number of tokens per caption; default: the model's maximum.
+            num_beams: number of beams in beam search (default: 5). 1 is greedy decoding.
+            max_tokens: maximum number of tokens per caption. Default: the model's maximum.
             sample: sample tokens instead of using beam search.
-            seed: non-negative seed, used for each image separately, so that captions do not depend
-                on the batch.
+            seed: non-negative sampling seed. Each image is sampled with this seed, so captions do
+                not depend on the batch.
 
         Raises:
             TypeError: if `sample` is not a bool, or `seed` is not an int.
@@ -291,8 +293,8 @@ class Model:
         """Compute the probability that each text matches each image (ITM).
 
         Returns:
-            (images, texts) float32 probabilities. A single image or text drops its dimension; a
-            single image with a single text returns a float.
+            (images, texts) float32 probabilities. The dimension of a single image or of a single
+            text is dropped, so a single image with a single text returns a float.
         """
         self.need_head("itm", "match")
         given, single = as_list(images)
@@ -320,7 +322,7 @@ class Model:
         given = [pairs] if single else list(pairs)
         for index, pair in enumerate(given):
             if len(pair) != 2:
-                raise ValueError(f"pair {index} has {len(pair)} images; expected (left, right)")
+                raise ValueError(f"pair {index} has {len(pair)} images; expected 2 (left, right)")
         texts = one_for_each(statements, len(given), "statement")
         images = [image for pair in given for image in pair]
         order = [(number, number // 2) for number in range(len(images))]
@@ -370,19 +372,20 @@ class Model:
         rerank: bool | None = None,
         candidates: int | None = None,
     ) -> list[Hit]:
-        """Find the images that best match a text. ITC ranks all images; ITM reranks the best ones.
+        """Find the images that best match a text, best first.
 
-        A model with only one of the two heads ranks by that head, and warns unless this was
-        requested.
+        ITC ranks all images, and ITM reranks the best ones. If the model has only one of these
+        heads, that head ranks all images. This issues a warning, unless the head is ITC and
+        reranking was not requested.
 
         Args:
             text: query.
             images: list of images to search.
-            top_k: number of hits, best first.
-            rerank: rerank by ITM; scores are then matching probabilities, otherwise cosine
+            top_k: maximum number of hits.
+            rerank: rerank by ITM. Scores are then matching probabilities, otherwise cosine
                 similarities. Default: True if the model has both heads.
-            candidates: number of images to rerank (default: 32), raised to `top_k` if it is
-                smaller.
+            candidates: number of images to rerank (default: 32). At least `top_k` images are
+                reranked.
 
         Raises:
             MissingHeadError: if the model has neither head, or lacks ITC and `rerank` is False.
@@ -406,7 +409,7 @@ class Model:
         return [Hit(index, score) for index, score in ranked[:top_k]]
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write config.json, model.safetensors and the vocabularies to a folder.
+        """Write config.json, model.safetensors, tokenizer, answers and classes to a folder.
 
         Raises:
             NotADirectoryError: if `folder` is a file.
@@ -415,7 +418,10 @@ class Model:
         save_model(self.network, Path(folder), self.tokenizer, self.answers, self.classes)
 
     def need_head(self, head: str, asked: str) -> None:
-        """Raise MissingHeadError, which names a recipe to train the head, if the model lacks it."""
+        """Raise MissingHeadError if the model lacks a head.
+
+        The message names `asked` (a method or task) and a recipe that trains the head.
+        """
         need_head(self.config, head, asked)
 
     def arithmetic(self) -> torch.autocast:
@@ -424,7 +430,7 @@ class Model:
 
     @property
     def _coarse(self) -> FiberImageText:
-        """The image-text network; call `need_head` first."""
+        """The image-text network. Call `need_head` first."""
         return cast(FiberImageText, self.network)
 
     def _boxes(

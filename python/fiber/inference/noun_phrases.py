@@ -27,7 +27,7 @@ _PLACE = re.compile(
 
 @functools.cache
 def english_parser() -> Any:
-    """Load the best installed English spaCy pipeline with a parser; None if there is none."""
+    """Load the best installed English spaCy pipeline with a parser, or return None."""
     try:
         import spacy  # pyright: ignore[reportMissingImports]
     except ImportError:
@@ -95,8 +95,8 @@ def caption_phrases(caption: str) -> list[CharSpan]:
 @functools.cache
 def _warn_heuristic() -> None:
     warnings.warn(
-        "no English spaCy pipeline is installed, so the phrases in captions are found by a"
-        " heuristic; install one with `pip install 'fiber-vl[phrases]'` and `python -m spacy"
+        "no English spaCy pipeline is installed, so noun phrases in captions are found with a"
+        " heuristic. Install a pipeline with `pip install 'fiber-vl[phrases]'` and `python -m spacy"
         " download en_core_web_sm`, or pass phrases or spans",
         UserWarning,
         # The caller of `Model.ground`.
@@ -105,10 +105,10 @@ def _warn_heuristic() -> None:
 
 
 def noun_phrases(caption: str) -> list[CharSpan]:
-    """Find noun phrases by a heuristic, as half-open character spans, in order.
+    """Find noun phrases with a heuristic, as half-open character spans, in order.
 
-    It recognizes only verbs that are frequent in captions, so it works for English captions of
-    everyday scenes but not for general prose.
+    The heuristic recognizes only verbs that are frequent in captions. It works for English captions
+    of everyday scenes, but not for general prose.
 
     >>> caption = "A man in a red shirt is riding a horse to the left of two small dogs."
     >>> [caption[start:end] for start, end in noun_phrases(caption)]

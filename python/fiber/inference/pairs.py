@@ -27,8 +27,8 @@ def score_pairs(
 ) -> Tensor:
     """Run a head on n (image index, text index) pairs.
 
-    The layers before fusion run once per image and text. `head` maps (B, 2 D) pooled pairs to
-    (B, K).
+    The layers before fusion run once per image and once per text. `head` maps (B, 2 D) pooled pairs
+    to (B, K) outputs.
 
     Returns:
         (n, K) float32 on the CPU.
@@ -66,11 +66,12 @@ def rank_images(
     """Rank images for a text by ITC, then rerank the best ones by ITM.
 
     The image encoder runs once per image, since the features from before fusion are kept for the
-    best images. Only the `reranked` best images are returned; if it is 0, all images are ranked by
-    ITC alone.
+    best images. Only the `reranked` best images are returned. If `reranked` is 0, all images are
+    returned, ranked by ITC alone.
 
     Returns:
-        (image index, score), best first: ITM probabilities, or ITC cosine similarities.
+        (image index, score) pairs, best first. Scores are ITM probabilities, or ITC cosine
+        similarities if `reranked` is 0.
     """
     backbone, words = network.backbone, inputs.texts([text])
     prefix = backbone.text_prefix(words.token_ids, words.text_mask)
@@ -108,7 +109,7 @@ def rank_images(
 def match_images(
     network: FiberImageText, inputs: Inputs, text: str, images: Sequence[Any]
 ) -> list[tuple[int, float]]:
-    """Rank images for a text by ITM; return (image index, probability) pairs, best first."""
+    """Rank images for a text by ITM. Return (image index, probability) pairs, best first."""
     if not images:
         return []
     pairs = [(number, 0) for number in range(len(images))]
@@ -118,7 +119,10 @@ def match_images(
 
 
 def _by_matching(log_odds: list[tuple[int, float]]) -> list[tuple[int, float]]:
-    """Sort (index, log odds) pairs before conversion to probabilities, which may round to ties."""
+    """Sort (index, log odds) pairs, best first, and convert log odds to probabilities.
+
+    Probabilities cannot be sorted instead, since rounding may make them equal.
+    """
     return [(index, torch.tensor(value).sigmoid().item()) for index, value in _best_first(log_odds)]
 
 

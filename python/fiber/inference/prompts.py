@@ -26,7 +26,7 @@ def detection_prompts(
     """Join classes into prompts for each of `count` images.
 
     `classes` is a single list for all images, or one list per image. `classes_per_prompt` is the
-    maximum number of classes per prompt; 0 or None for as many as fit.
+    maximum number of classes per prompt, or 0 or None for as many as fit.
 
     Raises:
         TypeError, ValueError: if a list is empty, or a class is invalid, empty, too long or a
@@ -35,7 +35,7 @@ def detection_prompts(
     given: Any = [classes] if _is_class(classes) else as_texts(classes, "class")
     if all(_is_class(each) for each in given):
         if count and not given:
-            raise ValueError("classes: expected one or more, got none")
+            raise ValueError("expected one or more classes, got none")
         return [_class_prompts(given, inputs, classes_per_prompt)] * count if count else []
     if len(given) != count:
         raise ValueError(
@@ -58,7 +58,7 @@ def grounding_prompts(
     If a text is truncated, a warning names the affected phrases.
     """
     if spans is not None and (phrases is not None or caption is None):
-        raise ValueError("ground: spans must be given with a caption and without phrases")
+        raise ValueError("ground: spans can only be used with a caption and without phrases")
     lists = None if phrases is None else one_list_for_each(phrases, count, "phrase")
     if caption is None and lists is None:
         raise ValueError("ground: expected phrases, a caption or both, got neither")
@@ -106,10 +106,10 @@ def _class_prompts(
 
 
 def _phrase_prompts(phrases: Sequence[str]) -> list[Prompt]:
-    """Build one prompt per phrase, so that its boxes do not depend on the other phrases.
+    """Build one prompt per phrase, so that a phrase's boxes do not depend on other phrases.
 
-    As for referring expressions in training and evaluation, boxes are scored by the tokens of the
-    first noun phrase only, such as "the star" in "the star left of the ring".
+    As for referring expressions in training and evaluation, boxes are scored only by the tokens of
+    the first noun phrase, such as "the star" in "the star left of the ring".
     """
     prompts = []
     for number, phrase in enumerate(not_empty(phrases, "phrase")):
@@ -119,7 +119,7 @@ def _phrase_prompts(phrases: Sequence[str]) -> list[Prompt]:
 
 
 def _caption_prompt(caption: str, phrases: Sequence[str] | None) -> Prompt:
-    """Build the prompt for a caption and its phrases, by default those of `caption_phrases`.
+    """Build the prompt for a caption and its phrases, by default those from `caption_phrases`.
 
     Raises:
         ValueError: if the caption has no phrases, or a phrase does not occur in it.
@@ -136,7 +136,7 @@ def _caption_prompt(caption: str, phrases: Sequence[str] | None) -> Prompt:
 
 
 def _spans_for_each(spans: Any, caption: Any, count: int) -> list[Any]:
-    """Return one list of spans per image; a single caption has one list for all images."""
+    """Return one list of spans per image. A single caption has a single list for all images."""
     if isinstance(caption, str):
         return [spans] * count
     if isinstance(spans, str) or not isinstance(spans, Sequence) or len(spans) != count:
@@ -148,11 +148,11 @@ def _spans_for_each(spans: Any, caption: Any, count: int) -> list[Any]:
 
 
 def _marked_caption(caption: str, spans: Any) -> Prompt:
-    """Build the prompt for a caption and its spans, each (start, end) or a list of these."""
+    """Build the prompt for a caption and its spans. A span is (start, end) or a list of these."""
     if isinstance(spans, str) or not isinstance(spans, Sequence) or not spans:
         raise ValueError(
-            f"spans for caption {caption[:60]!r}: expected a list of one or more (start, end),"
-            f" got {spans!r:.60}"
+            f"spans for caption {caption[:60]!r}: expected a list of one or more (start, end)"
+            f" pairs, got {spans!r:.60}"
         )
     phrases: list[tuple[CharSpan, ...]] = []
     for number, given in enumerate(spans):

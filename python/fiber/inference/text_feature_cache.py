@@ -38,7 +38,7 @@ class TextPrefixes:
         self._weights = self._fingerprint()
 
     def batch(self, texts: Sequence[str]) -> TextPrefixBatch:
-        """Return features padded to the longest prompt. Raises the errors of `Inputs.texts`."""
+        """Return features padded to the longest prompt. For errors, see `Inputs.texts`."""
         if self._weights != self._fingerprint():
             self._kept.clear()
             self._tokens, self._weights = 0, self._fingerprint()

@@ -1,1 +1,1 @@
-"""Losses, as named unweighted scalars whose divisors are summed over all ranks."""
+"""Losses: unweighted scalars, normalized by counts over all ranks."""

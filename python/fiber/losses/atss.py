@@ -27,10 +27,11 @@ def atss_assign(
 ) -> Tensor:
     """Assign anchors to boxes using statistics of their IoUs.
 
-    The candidates of a box are the `top_k` anchors of each level whose centers are nearest. The
-    threshold is the mean plus the (unbiased) standard deviation of the candidates' IoUs. A
-    candidate is positive if its IoU reaches the threshold and its center is inside the box. An
-    anchor that is positive for several boxes is assigned to the one with the highest IoU.
+    The candidates of a box are, on each level, the `top_k` anchors whose centers are nearest to the
+    center of the box. The threshold is the mean plus the (unbiased) standard deviation of the
+    candidates' IoUs. A candidate is positive if its IoU reaches the threshold and its center is
+    inside the box. An anchor that is positive for several boxes is assigned to the one with the
+    highest IoU.
 
     Args:
         anchors: (H_l * W_l, 4) per level, half-open pixel coordinates, the same for all images.
@@ -74,7 +75,7 @@ def _candidate_overlaps(
     top_k: int,
     usable: Tensor | None,
 ) -> Tensor:
-    """Compute the (G, A) IoUs of boxes and their candidates, with -1 elsewhere.
+    """Compute the (G, A) IoUs of boxes and their positive candidates, with -1 elsewhere.
 
     `usable` is a (G, A) bool mask of the anchors inside each box's image; None if all are.
     """
@@ -94,7 +95,7 @@ def _candidate_overlaps(
     if usable is None:
         threshold = candidate_overlaps.mean(1) + candidate_overlaps.std(1)
     else:
-        # A small map may have fewer anchors than `top_k`.
+        # A level may have fewer than `top_k` anchors inside the image.
         real = usable.gather(1, candidates)
         count = real.sum(1)
         mean = (candidate_overlaps * real).sum(1) / count

@@ -1,4 +1,4 @@
-"""Losses for fine-tuning a captioner after maximum likelihood: GOLD (off-policy), SCST (CIDEr-D).
+"""Losses for fine-tuning a captioner after maximum likelihood: GOLD (off-policy) and SCST.
 
 token_ids, text_mask and means over ranks are defined as in `losses.language`.
 
@@ -38,9 +38,9 @@ def gold_loss(
     q_t the mean of p from t to the end of the caption.
 
     The logits of both models are (B, L, V). The loss is averaged over all captions with a target.
-    Each caption's sum is divided by its number of targets or, if `divisor` is "padding", by its
-    number of positions without a target, as in the published code. Short captions then weigh less,
-    and one that fills all L tokens weighs a billion times more.
+    Each caption's sum is divided by its number of targets. If `divisor` is "padding", it is instead
+    divided by the number of positions without a target, as in the published code; short captions
+    then weigh less.
 
     Raises:
         ValueError: if the shapes do not match or the divisor is unknown.
@@ -49,8 +49,8 @@ def gold_loss(
     """
     if reference_logits.shape != logits.shape:
         raise ValueError(
-            f"reference_logits have shape {tuple(reference_logits.shape)}, expected the shape of"
-            f" logits, {tuple(logits.shape)}"
+            f"reference_logits have shape {tuple(reference_logits.shape)}; expected"
+            f" {tuple(logits.shape)}, the shape of logits"
         )
     if divisor not in ("tokens", "padding"):
         raise ValueError(f"divisor: expected 'tokens' or 'padding', got {divisor!r}")
@@ -69,9 +69,9 @@ def gold_loss(
 
 @torch.no_grad()
 def gold_weights(reference_logits: Tensor, targets: Tensor) -> Tensor:
-    """Compute the weights of `gold_loss`: (B, L, V), (B, L) targets -> (B, L) float32 in [0.1, 1].
+    """Compute the (B, L) float32 token weights of `gold_loss`, in [0.1, 1].
 
-    Weights are undefined where there is no target (a negative value).
+    `targets` is (B, L) int64; weights are undefined where it is negative (no target).
     """
     real = targets >= 0
     # The published code uses exp(log(softmax + 1e-9)).
@@ -122,7 +122,7 @@ def self_critical_loss(
 
 
 def others_mean(rewards: Tensor) -> Tensor:
-    """Compute, for each sample, the mean reward of its image's other samples: (B, S) -> (B, S)."""
+    """For each of (B, S) samples, average the rewards of the other samples of its image."""
     samples = rewards.shape[1]
     if samples < 2:
         raise ValueError(f"expected at least 2 samples per image, got {samples}")

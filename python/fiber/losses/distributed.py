@@ -1,7 +1,7 @@
 """Collectives for losses: sums over all ranks, and differentiable gathers of global batch rows.
 
 A row is the tensor of one sample. The global batch is the concatenation of the batches of all
-ranks, in rank order. If `torch.distributed` is not initialized, it is the local batch.
+ranks, in rank order; without `torch.distributed`, it is the local batch.
 
 A loss may depend on rows of every rank; the backward pass sums the gradients of each row over all
 ranks. DistributedDataParallel averages gradients, so a loss of the form
@@ -20,7 +20,7 @@ from torch import Tensor
 
 
 def world_size() -> int:
-    """Return the world size, or 1 without torch.distributed."""
+    """Return the world size, or 1 if torch.distributed is not initialized."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
@@ -58,7 +58,9 @@ def all_rank_max(number: int, device: torch.device | str) -> int:
 
 
 def gather_rows(rows: Tensor, counts: tuple[int, ...] | None = None) -> Tensor:
-    """All-gather rows differentiably: (n, ...) -> (G, ...); `counts` comes from `row_counts`.
+    """Differentiably all-gather (n, ...) rows into a (G, ...) tensor.
+
+    `counts` is the result of `row_counts`, if known.
 
     Raises:
         ValueError: if `counts` does not match the ranks or this rank's rows.
@@ -77,7 +79,7 @@ def fetch_rows(rows: Tensor, indices: Tensor, counts: tuple[int, ...] | None = N
 
     Args:
         rows: (n, ...) rows on this rank.
-        indices: (n,) int64 in [0, G), one for each of this rank's rows.
+        indices: (n,) int64 rows of the global batch to fetch, in [0, G).
         counts: result of `row_counts`, if known.
 
     Returns:
@@ -90,8 +92,8 @@ def fetch_rows(rows: Tensor, indices: Tensor, counts: tuple[int, ...] | None = N
     _check_counts(rows, counts)
     if indices.dtype != torch.int64 or tuple(indices.shape) != (rows.shape[0],):
         raise ValueError(
-            f"indices: expected int64 ({rows.shape[0]},), got {indices.dtype}"
-            f" {tuple(indices.shape)}"
+            f"indices: expected torch.int64 of shape ({rows.shape[0]},), got {indices.dtype} of"
+            f" shape {tuple(indices.shape)}"
         )
     if len(counts) == 1:
         return rows[indices]
@@ -107,7 +109,7 @@ def _check_counts(rows: Tensor, counts: tuple[int, ...]) -> None:
 
 
 def _all_gather(rows: Tensor, counts: tuple[int, ...]) -> Tensor:
-    # Pad, since all backends have a fast all-gather for equal sizes.
+    # Pad to equal sizes, for which every backend has a fast all-gather.
     most = max(counts)
     padded = rows.new_zeros((most, *rows.shape[1:]))
     padded[: rows.shape[0]] = rows
@@ -144,7 +146,7 @@ class _FetchRows(torch.autograd.Function):
         own_start, own_end = starts[rank()], starts[rank()] + counts[rank()]
         sent = [w[(w >= own_start) & (w < own_end)] - own_start for w in wanted]
         owner = torch.bucketize(wanted[rank()], torch.tensor(starts), right=True) - 1
-        # Rows arrive grouped by owner; `order` holds the index of each in `wanted`.
+        # Rows arrive grouped by owner; `order` holds the position of each in the output.
         order = torch.argsort(owner, stable=True).to(rows.device)
         ctx.sent = torch.cat(sent).to(rows.device)
         ctx.send_sizes = [len(s) for s in sent]

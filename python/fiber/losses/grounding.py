@@ -34,9 +34,9 @@ def grounding_losses(
         output: predictions for the batch.
         batch: boxes and the tokens that name them; an image may have no boxes.
         config: config of the model.
-        background_token: target token of unassigned anchors. Published training uses the last of
-            256 positions: <pad>, or </s> if the text fills all of them, which makes </s> a wrong
-            target of every unassigned anchor. By default, these anchors have no target.
+        background_token: target token of unassigned anchors; by default, they have no target.
+            Published training uses the last of 256 tokens. This token is usually <pad>, but if the
+            text fills all 256 tokens, it is </s>, a wrong target for unassigned anchors.
 
     Returns:
         Unweighted float32 scalars: `alignment` (token focal loss divided by the number of assigned
@@ -98,11 +98,14 @@ def token_focal_loss(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def centerness_targets(anchors_xyxy: Tensor, boxes_xyxy: Tensor) -> Tensor:
-    """Compute the centerness of (P, 4) anchors whose centers are in (P, 4) boxes, all half-open.
+    """Compute the centerness of (P, 4) anchors in the (P, 4) boxes that contain their centers.
+
+    Anchors and boxes are in half-open coordinates.
 
     Returns:
-        (P,) in (0, 1]: square root of the product, over x and y, of the distance to the nearer side
-        divided by that to the farther side, on inclusive corners as in the published code.
+        (P,) in (0, 1]. For x and y, the distance from the anchor's center to the nearer side is
+        divided by the distance to the farther side; centerness is the square root of the product of
+        both ratios. Corners are inclusive, as in the published code.
 
     Source: FCOS (Tian et al. 2019).
     """

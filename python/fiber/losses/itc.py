@@ -1,7 +1,7 @@
-"""Image-text contrastive loss (ITC) over the global batch; see `losses.itc_queue` for a queue.
+"""Image-text contrastive loss (ITC) over the global batch; `losses.itc_queue` adds a queue.
 
 Shapes: B pairs on this rank, G pairs in the global batch (all ranks), D embed dim. Image and text
-ids are (B,) int64; pairs with the same image or text share an id.
+ids are (B,) int64; equal ids mean the same image or text.
 """
 
 from __future__ import annotations
@@ -76,8 +76,8 @@ def itc_loss(
     whole = sum(counts)
     if whole < 2:
         raise ValueError(
-            f"ITC needs at least 2 pairs for negatives, got a global batch of {whole} over"
-            f" {world_size()} ranks"
+            f"ITC needs at least 2 pairs, since other pairs are the negatives; got {whole} in the"
+            f" global batch (world size {world_size()})"
         )
     with torch.no_grad():
         temperature.clamp_(*TEMPERATURE_RANGE)
@@ -121,9 +121,10 @@ def retrieval_loss(
 
 
 def text_fingerprints(token_ids: Tensor, text_mask: Tensor) -> Tensor:
-    """Hash texts independently of their padding: (B, L), (B, L) bool -> (B,) int64.
+    """Compute a (B,) int64 hash of each text, independent of its padding.
 
-    Texts are right-padded. Two different texts collide with a probability of about 2 ** -64.
+    Texts are (B, L), right-padded. Two different texts collide with a probability of about
+    2 ** -64.
     """
     positions = torch.arange(token_ids.shape[1], device=token_ids.device)
     # Integer overflow wraps around, as multiplicative hashing requires.
@@ -136,7 +137,7 @@ def text_fingerprints(token_ids: Tensor, text_mask: Tensor) -> Tensor:
 def check_pairs(
     image_vectors: Tensor, text_vectors: Tensor, image_ids: Tensor, text_ids: Tensor | None
 ) -> None:
-    """Check that the shapes of vectors and ids match. Raises ValueError otherwise."""
+    """Raise ValueError if the shapes of vectors and ids do not match."""
     if image_vectors.ndim != 2 or image_vectors.shape != text_vectors.shape:
         raise ValueError(
             f"image_vectors have shape {tuple(image_vectors.shape)}, text_vectors"

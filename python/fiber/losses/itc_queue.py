@@ -101,7 +101,8 @@ class PairQueue:
         counts = row_counts(image_ids)
         if sum(counts) > len(self):
             raise ValueError(
-                f"a global batch of {sum(counts)} pairs does not fit into a queue of {len(self)}"
+                f"a global batch of {sum(counts)} pairs does not fit into the queue; expected at"
+                f" most {len(self)}"
             )
         places = (torch.arange(sum(counts)) + self.pointer) % len(self)
         for name, value in zip(self.TENSORS, values, strict=True):
@@ -142,7 +143,7 @@ def queue_itc_loss(
 
     The loss averages both directions (image-to-text and text-to-image). Only queries receive
     gradients. As in `itc.itc_loss`, other columns that share the row's image or text are masked.
-    The published code has no ids; with distinct ids, the two losses agree.
+    The published code masks no columns; its loss is the same if all ids are distinct.
 
     Args:
         image_vectors: (B, D), L2-normalized.
@@ -150,7 +151,7 @@ def queue_itc_loss(
         temperature: scalar parameter, clamped in place to [0.001, 1], as in the published code.
         image_ids: (B,).
         text_ids: (B,).
-        queue: older pairs, which are not modified (see `PairQueue.enqueue`).
+        queue: older pairs; not modified (see `PairQueue.enqueue`).
         only_written: exclude empty slots. If False, they are used as negatives, as in the published
             code, whose queue is initialized with random vectors.
 
@@ -168,8 +169,8 @@ def queue_itc_loss(
     batch, used = len(image_ids), queue.written if only_written else len(queue)
     if sum(counts) + used < 2:
         raise ValueError(
-            "ITC needs at least 2 pairs for negatives, got a global batch of"
-            f" {sum(counts)} and an empty queue"
+            "ITC needs at least 2 pairs, since other pairs are the negatives; got"
+            f" {sum(counts)} in the global batch and an empty queue"
         )
     with torch.no_grad():
         temperature.clamp_(*TEMPERATURE_RANGE)

@@ -110,8 +110,8 @@ def half_pairs(image_ids: Tensor, *, seed: int, step: int) -> HalfPairs:
     whole, rows = sum(counts), len(image_ids)
     if whole < 2:
         raise ValueError(
-            "ITM with random images needs at least 2 pairs for negatives, got a global batch of"
-            f" {whole} over {world_size()} ranks"
+            "ITM with random images needs at least 2 pairs, since other pairs are the negatives;"
+            f" got {whole} in the global batch (world size {world_size()})"
         )
     first = sum(counts[: rank()])
     order = counter_uniforms(seed, step, 2, np.arange(whole)).argsort(kind="stable")
@@ -203,7 +203,7 @@ def itm_loss(
     Args:
         logits: (3B, 2), in the order of `matching_pairs`; column 1 is "match".
         batch_size: B.
-        negatives: negatives in the pairs; pairs without one are ignored.
+        negatives: sampled negatives; pairs whose negative does not exist are ignored.
         rows: (n,) int64 indices of the scored pairs, if logits are (n, 2); None if all are scored.
 
     Raises:
@@ -262,7 +262,7 @@ def _splitmix(state: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def _sample_columns(logits: Tensor, allowed: Tensor, uniforms: Tensor) -> Tensor:
-    """Sample one column per row by inverting its cumulative distribution: (B,) int64."""
+    """Sample one (B,) int64 column per row by inverting the row's cumulative distribution."""
     if not logits.shape[0]:
         return torch.zeros(0, dtype=torch.int64, device=logits.device)
     # In float64, boundaries between candidates hardly depend on the order of summation.
@@ -278,13 +278,14 @@ def _sample_columns(logits: Tensor, allowed: Tensor, uniforms: Tensor) -> Tensor
 
 
 def half_of_negatives(batch_size: int, first_row: int) -> Tensor:
-    """From the 3B pairs, select the true pairs and one negative for each.
+    """Select the true pairs, and one negative for each, from the 3B pairs.
 
     `first_row`, the index of this rank's first row in the global batch, makes the selection
     independent of the world size.
 
     Returns:
-        (2B,) int64: true pairs, then a negative text for even and a negative image for odd rows.
+        (2B,) int64: the true pairs, then one negative per row, with a mismatched text for even rows
+        and a mismatched image for odd rows.
     """
     rows = torch.arange(batch_size)
     is_odd = (rows + first_row) % 2

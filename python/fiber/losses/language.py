@@ -50,7 +50,7 @@ def caption_loss(logits: Tensor, token_ids: Tensor, text_mask: Tensor) -> Tensor
 def next_tokens(logits: Tensor, token_ids: Tensor, text_mask: Tensor) -> Tensor:
     """Return the (B, L) int64 next token of each position, or -100 if no real token follows.
 
-    Checks that `logits` is (B, L, V).
+    `logits` (B, L, V) is only used to check the shapes.
     """
     if logits.ndim != 3 or logits.shape[:2] != token_ids.shape:
         raise ValueError(
@@ -106,7 +106,7 @@ def _check_integers(name: str, values: Tensor) -> None:
 
 
 def mean_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Average the cross entropy of (N, V) logits over all ranks' (N,) labels, except IGNORED."""
+    """Average the cross entropy of (N, V) logits over the labels of all ranks, except IGNORED."""
     total = F.cross_entropy(wide(logits), labels, ignore_index=IGNORED, reduction="sum")
     picked = all_rank_sum((labels != IGNORED).sum()).clamp(min=1)
     return total * world_size() / picked

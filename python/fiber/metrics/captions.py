@@ -9,8 +9,8 @@ Treebank tokenizer (Stanford's PTBTokenizer with -lowerCase) without Java:
 - n't, 's, 're, 've, 'll, 'd and 'm are separate tokens ("don't": "do", "n't"), as are the halves of
   cannot, gonna, gotta, wanna, gimme and lemme;
 - the marks ' ` " . ? ! , : ; and dashes outside words are dropped, as in COCO;
-- brackets are tokens ("-lrb-"): COCO's list of dropped marks has them in upper case, which never
-  matches lowercased text;
+- brackets become tokens such as "-lrb-"; COCO's list of dropped marks contains them only in upper
+  case, so it never matches lowercased text;
 - every other symbol is a token.
 
 Unlike in the original tokenizer, abbreviations lose their period: "st." becomes "st".
@@ -73,7 +73,10 @@ def caption_scores(
         ValueError: if the lengths differ, or an image has no reference.
     """
     if len(candidates) != len(references):
-        raise ValueError(f"got {len(candidates)} captions for {len(references)} images")
+        raise ValueError(
+            f"expected one caption per image, got {len(candidates)} captions for"
+            f" {len(references)} images"
+        )
     for number, people in enumerate(references):
         if isinstance(people, str) or not len(people):
             raise ValueError(
@@ -127,7 +130,7 @@ def rouge_l(words: Sequence[str], people: Sequence[Sequence[str]]) -> float:
     """Compute ROUGE-L of a caption against its references, all as lists of tokens.
 
     This is the F-measure of the longest common subsequence, computed from the best precision and
-    the best recall, possibly of different references.
+    the best recall, possibly from different references.
 
     Source: Lin 2004; weight of recall and the two maxima as in coco-caption.
     """

@@ -4,8 +4,8 @@ Words are separated by whitespace; the caller tokenizes. A caption of four or mo
 its only reference scores 10. Papers report 100 times the score, so 144.4 in a paper is 1.444 here
 and in COCO's evaluation.
 
-Source: CIDEr (Vedantam et al. 2015), variant D: n-grams of 1 to 4 words, counts clipped to the
-reference's, a Gaussian penalty on the length difference.
+Source: CIDEr (Vedantam et al. 2015), variant D, with n-grams of 1 to 4 words, counts clipped to
+those of the reference, and a Gaussian penalty on the length difference.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Ngram = tuple[str, ...]
 class DocumentFrequencies(NamedTuple):
     """Number of images whose references contain each n-gram."""
 
-    #: n-gram -> number of images; a missing n-gram counts as 1.
+    #: Number of images by n-gram; a missing n-gram counts as 1.
     counts: Mapping[Ngram, float]
     #: Number of images.
     images: float
@@ -46,7 +46,7 @@ class DocumentFrequencies(NamedTuple):
         """Count n-grams in the reference captions of each image.
 
         Raises:
-            ValueError: if there is no image.
+            ValueError: if `references` is empty.
         """
         counts: Counter[Ngram] = Counter()
         images = 0
@@ -83,9 +83,12 @@ class DocumentFrequencies(NamedTuple):
                 ) from error
         wanted = ("document_frequency", "ref_len")
         if not isinstance(content, dict) or not all(name in content for name in wanted):
-            is_dict = isinstance(content, dict)
-            found = sorted(map(str, content)) if is_dict else type(content).__name__
-            raise ValueError(f"{path} holds {found}; expected a dict with {' and '.join(wanted)}")
+            found = f"an object of type {type(content).__name__}"
+            if isinstance(content, dict):
+                found = f"a dict with the keys {sorted(map(str, content))}"
+            raise ValueError(
+                f"{path} contains {found}; expected a dict with the keys {list(wanted)}"
+            )
         return cls(*_checked_frequencies(path, *(content[name] for name in wanted)))
 
     def weight(self, gram: Ngram) -> float:
@@ -98,10 +101,10 @@ def cider_d_scores(
     references: Sequence[Sequence[str]],
     frequencies: DocumentFrequencies | None = None,
 ) -> NDArray[np.float64]:
-    """Compute CIDEr-D of n captions, each with one or more references: (n,) in [0, 10].
+    """Compute the (n,) CIDEr-D scores, in [0, 10], of n captions with one or more references each.
 
-    Without `frequencies`, they are computed from the references, as in COCO's evaluation. A single
-    image then scores 0, because every image contains all its n-grams.
+    By default, document frequencies are computed from the references, as in COCO's evaluation. With
+    a single image, the score is then 0, because each n-gram occurs in all images.
 
     Raises:
         ValueError: if the lengths differ, or an image has no reference.
@@ -145,10 +148,9 @@ def ngrams(caption: str) -> Counter[Ngram]:
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Unpickler of plain values that resolves only three harmless types.
+    """Unpickler that resolves only three harmless types.
 
-    Builtin types reject attribute assignment, and calling these types on plain values returns plain
-    values.
+    A pickle can only call these types, which returns plain values, and cannot set their attributes.
     """
 
     def find_class(self, module: str, name: str) -> Any:
@@ -158,21 +160,22 @@ class _PlainUnpickler(pickle.Unpickler):
         if module in ("builtins", "__builtin__") and name in ("float", "int"):
             return {"float": float, "int": int}[name]
         raise pickle.UnpicklingError(
-            f"it refers to {module}.{name}; expected only float, int and collections.defaultdict"
+            f"unsupported global {module}.{name}; expected only float, int and"
+            " collections.defaultdict"
         )
 
 
 def _checked_frequencies(path: Path, counts: Any, images: Any) -> tuple[dict[Ngram, float], float]:
     if not isinstance(counts, dict) or not counts:
         raise ValueError(
-            f"{path}: document_frequency is {str(counts)[:40]!r}; expected a dict of n-grams"
+            f"{path}: document_frequency is {str(counts)[:40]!r}; expected a non-empty dict"
         )
     for gram, count in counts.items():
         words = isinstance(gram, tuple) and all(isinstance(word, str) for word in gram)
         if not words or not _is_count(count):
             raise ValueError(
-                f"{path}: document_frequency has {gram!r}: {count!r}; expected a tuple of words and"
-                " a number of images"
+                f"{path}: document_frequency maps {gram!r} to {count!r}; expected a tuple of words"
+                " and a number of images"
             )
     most = max(counts.values())
     if not _is_count(images) or images < most:
@@ -208,7 +211,7 @@ def _vector(caption: str, frequencies: DocumentFrequencies) -> _Vector:
 
 
 def _similarity(caption: _Vector, reference: _Vector) -> float:
-    """Compute the clipped cosine similarity, averaged over n, times the length penalty."""
+    """Compute the clipped cosine similarity, averaged over n-gram lengths, with length penalty."""
     products = [0.0] * LONGEST
     for gram, weight in caption.weights.items():
         other = reference.weights.get(gram, 0.0)

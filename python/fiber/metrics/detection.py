@@ -1,7 +1,7 @@
 """COCO detection metrics: AP and AR, computed by faster-coco-eval.
 
-Detections with the same score are ranked in image order (by image id in COCO's code). A metric
-without ground-truth boxes is NaN; COCO's code reports -1.
+Detections with the same score are ranked in image order; COCO's code ranks them by image id. A
+metric without ground-truth boxes is NaN; COCO's code reports -1.
 """
 
 from __future__ import annotations
@@ -68,15 +68,15 @@ def average_precision(
     Detections and ground truth have one entry per image, with boxes in pixel coordinates.
 
     Returns:
-        `ap`, `ap50`, `ap75`, `ar_at_{limit}` for `COCO_LIMITS`, and at the last limit `ap_small`,
-        `ap_medium`, `ap_large` and `ar_small`, `ar_medium`, `ar_large` for objects up to 32 x 32,
-        up to 96 x 96 and above. NaN without ground truth.
+        `ap`, `ap50` and `ap75`; `ar_at_{limit}` for each limit in `COCO_LIMITS`; at the last limit,
+        `ap_{size}` and `ar_{size}` for objects of size `small` (up to 32 x 32 pixels), `medium` (up
+        to 96 x 96) and `large`. Metrics without ground truth are NaN.
 
     Raises:
         ValueError: if the numbers of images, boxes, scores, labels, crowd flags or areas differ.
     """
     if len(detections) != len(truths):
-        raise ValueError(f"got detections for {len(detections)} images; expected {len(truths)}")
+        raise ValueError(f"expected detections for {len(truths)} images, got {len(detections)}")
     numbers: dict[Hashable, int] = {}
 
     def category_ids(labels: Sequence[Hashable]) -> list[int]:

@@ -55,9 +55,10 @@ def phrase_recall(
     are (G, 4) boxes per phrase, at least one.
 
     Returns:
-        `any_recall_at_{k}`: one of the k best has IoU >= 0.5 with any box of the phrase;
-        `merged_recall_at_{k}`: with the box that encloses them all; `any_upper_bound` and
-        `merged_upper_bound`: the same over all predictions.
+        `any_recall_at_{k}`, the fraction of phrases for which one of the k best predictions has
+        IoU >= 0.5 with any box of the phrase; `merged_recall_at_{k}`, the same with the box that
+        encloses all boxes of the phrase; `any_upper_bound` and `merged_upper_bound`, the same over
+        all predictions.
 
     Raises:
         ValueError: if the numbers of phrases differ, or a phrase has no box.
@@ -93,4 +94,4 @@ def first_hit(overlaps: NDArray[np.float64]) -> int:
 
 def _check_counts(predicted: int, truths: int) -> None:
     if predicted != truths:
-        raise ValueError(f"got predictions for {predicted} phrases; expected {truths}")
+        raise ValueError(f"expected predictions for {truths} phrases, got {predicted}")

@@ -17,7 +17,7 @@ def with_groups(
     """Compute a metric on all samples and, if any sample has a group, on each group.
 
     Args:
-        metric: function of `columns` that have one entry per sample.
+        metric: function that maps the columns to a dict of metrics.
         groups: group of each of the n samples.
         *columns: arrays or sequences of n entries.
         **options: keyword arguments of the metric.

@@ -14,7 +14,7 @@ IGNORED = -100
 
 
 def masked_word_accuracy(predicted: ArrayLike, labels: ArrayLike) -> dict[str, float]:
-    """Compute MLM `accuracy` of token ids of any shape; labels of -100 are ignored.
+    """Compute MLM `accuracy` over all labels except -100.
 
     Raises:
         ValueError: if the shapes differ.
@@ -45,7 +45,7 @@ def statement_accuracy(
     right = np.asarray(predicted).astype(bool) == np.asarray(truths).astype(bool)
     if right.shape != (len(sentences),):
         raise ValueError(
-            f"predictions have shape {right.shape} for {len(sentences)} sentences; expected (n,)"
+            f"predictions have shape {right.shape}; expected ({len(sentences)},), one per sentence"
         )
     always: dict[Hashable, bool] = {}
     for sentence, is_right in zip(sentences, right.tolist(), strict=True):

@@ -31,7 +31,7 @@ from fiber.metrics.detection import (
     nan_mean,
 )
 
-#: Detections per class over the whole dataset.
+#: Maximum number of detections per class over the whole dataset.
 FIXED_DETECTIONS = 10_000
 #: Class groups by number of training images: rare (1 to 10), common (11 to 100), frequent.
 FREQUENCIES = {"r": "apr", "c": "apc", "f": "apf"}
@@ -40,7 +40,7 @@ CLASSES_AT_ONCE = 64
 
 
 class FederatedTruth(NamedTuple):
-    """Ground truth of one image; classes are numbers from 0."""
+    """Ground truth of one image. Class numbers start at 0."""
 
     #: (G, 4) half-open xyxy.
     boxes_xyxy: ArrayLike
@@ -135,7 +135,7 @@ def fixed_average_precision(
 
     Returns:
         `ap`, `ap50`, `ap75`; `ap_small`, `ap_medium`, `ap_large` by object area; `apr`, `apc`,
-        `apf` by class frequency. NaN without ground truth.
+        `apf` by class frequency. Metrics without ground truth are NaN.
 
     Raises:
         ValueError: if the numbers of boxes, classes and areas of an image differ.

@@ -39,8 +39,8 @@ def swapped_accuracy(scores: ArrayLike) -> dict[str, float]:
     """Compute Winoground's `text`, `image` and `group` scores.
 
     `text` is the fraction of examples in which each image scores highest with its own text, `image`
-    that in which each text scores highest with its own image, and `group` that in which both hold.
-    Ties count as wrong.
+    the fraction in which each text scores highest with its own image, and `group` the fraction in
+    which both hold. Ties count as wrong.
 
     Args:
         scores: (n, 2, 2), indexed by [example, text, image]; text i matches image i.

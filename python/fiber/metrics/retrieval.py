@@ -1,7 +1,7 @@
 """Image-text retrieval recall, with any number of texts per image.
 
 An image is a hit if any of its texts is among its k best candidates; a text is a hit if its image
-is among them. Shapes: P images, T texts.
+is among its k best candidates. Shapes: P images, T texts.
 
 Source: the retrieval protocol of FIBER (Dou et al. 2022).
 """
@@ -36,7 +36,7 @@ def wrong_before(scores: ArrayLike, right: ArrayLike) -> NDArray[np.int64]:
 
     Args:
         scores: (n, m) scores of m candidates for n queries, higher is more similar.
-        right: (n, m) bool, True = right candidate.
+        right: (n, m) bool, True = correct candidate.
 
     Returns:
         (n,) int64; m if all are wrong.
@@ -59,7 +59,7 @@ def wrong_before(scores: ArrayLike, right: ArrayLike) -> NDArray[np.int64]:
 def reranked(ranks: ArrayLike, scores: ArrayLike, right: ArrayLike) -> NDArray[np.int64]:
     """Update (n,) ranks with new (n, k) scores for the k best candidates of each query.
 
-    A query without a right candidate among the k keeps its rank.
+    A query without a correct candidate among the k keeps its rank.
 
     Source: ALBEF (Li et al. 2021), retrieval evaluation.
     """

@@ -1,8 +1,8 @@
 """Two versions of VQA accuracy, and the official answer normalization.
 
-Each question has answers from about ten annotators. `official`: an answer is correct if at least
-three of them gave it; the score is averaged over all subsets that leave one annotator out.
-`published`: the score table of the published code, indexed by the number of annotators who agree.
+Each question has answers from about ten annotators. The official score is min(1, count / 3), where
+count is the number of annotators who gave the answer, averaged over all subsets that leave one
+annotator out. The published code instead looks up the score for this count in a table.
 """
 
 from __future__ import annotations
@@ -69,10 +69,10 @@ def official_score(answer: str, people: Sequence[str]) -> float:
     """Score an answer as the official evaluation does, in [0, 1].
 
     The score is min(1, count / 3), where count is the number of annotators who gave the answer,
-    averaged over leaving out each annotator in turn. A unanimous answer thus scores 1 with four or
-    more annotators, 2/3 with three and 1/3 with two. With one annotator, the official code scores
-    every answer 0; here the annotator's own answer scores 1. As in the official code, answers are
-    normalized only if the annotators (`people`, ten in VQAv2) disagree.
+    averaged over all subsets that leave one annotator out. A unanimous answer thus scores 1 with
+    four or more annotators, 2/3 with three and 1/3 with two. With one annotator, the official code
+    scores every answer 0; here the annotator's own answer scores 1. As in the official code,
+    answers are normalized only if the annotators (`people`, ten in VQAv2) disagree.
     """
     given = [p.replace("\n", " ").replace("\t", " ").strip() for p in people]
     answer = answer.replace("\n", " ").replace("\t", " ").strip()
@@ -86,10 +86,10 @@ def official_score(answer: str, people: Sequence[str]) -> float:
 
 
 def published_score(answer: str, people: Sequence[str]) -> float:
-    """Score an answer by the number of annotators who gave exactly this answer: 0, .3, .6, .9, 1.
+    """Look up the score of an answer in `PUBLISHED_SCORES`; only exact matches count.
 
-    As in the published code, the table for ten annotators is used for any number: with n < 4, an
-    answer scores at most 0.3 n.
+    As in the published code, this table for ten annotators is used for any number n of annotators:
+    with n < 4, an answer scores at most 0.3 n.
     """
     return PUBLISHED_SCORES[min(list(people).count(answer), len(PUBLISHED_SCORES) - 1)]
 
@@ -113,7 +113,7 @@ def soft_accuracy(
 ) -> dict[str, float]:
     """Compute `accuracy`: the mean score of predicted answers.
 
-    `scores` maps answers to scores for each question (`Record.answers`); other answers score 0.
+    `scores` maps answers to scores for each question (`Record.answers`); unlisted answers score 0.
 
     Raises:
         ValueError: if the lengths differ.
@@ -125,4 +125,7 @@ def soft_accuracy(
 
 def _check_lengths(answers: Sequence[str], questions: Sequence) -> None:
     if len(answers) != len(questions):
-        raise ValueError(f"got {len(answers)} answers for {len(questions)} questions")
+        raise ValueError(
+            f"expected one answer per question, got {len(answers)} answers for"
+            f" {len(questions)} questions"
+        )

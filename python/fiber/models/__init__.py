@@ -1,1 +1,1 @@
-"""Model families with shared encoders and heads, which return raw outputs, not losses."""
+"""Model families with shared encoders and heads. Models return raw outputs, not losses."""

@@ -40,17 +40,18 @@ class MissingHeadError(ValueError):
 
 
 def need_head(config: FiberConfig, head: str, asked: str) -> None:
-    """Check that a model has `head`, which `asked` (a method or task) needs.
+    """Check that a model has the head that a method or task (`asked`) needs.
 
     Raises:
-        MissingHeadError: if it does not; the message lists its heads and a recipe to train `head`.
+        MissingHeadError: if it does not; the message lists its heads and a recipe to train the
+            missing one.
     """
     if head not in config.heads:
         is_small = config.roberta.width == preset("small").roberta.width
         recipe = HEAD_RECIPES["small" if is_small else "base"][head]
         raise MissingHeadError(
             f"{asked} needs the head {head!r}; this model has {', '.join(config.heads)}."
-            f" `fiber train {recipe}` trains it; `fiber recipes` lists all recipes."
+            f" To train this head, run `fiber train {recipe}` (see also `fiber recipes`)."
         )
 
 
@@ -67,7 +68,7 @@ class Pooler(nn.Module):
 
 
 class LanguageHead(nn.Module):
-    """Vocabulary logits for MLM and captioning; weights are not tied to the word embeddings."""
+    """Vocabulary head for MLM and captioning. Its weights are not tied to the word embeddings."""
 
     def __init__(self, width: int, vocab_size: int) -> None:
         super().__init__()
@@ -77,7 +78,7 @@ class LanguageHead(nn.Module):
         self.decoder = nn.Linear(width, vocab_size)
 
     def forward(self, text: Tensor) -> Tensor:
-        """Compute logits (..., D) -> (..., vocabulary)."""
+        """Compute logits: (..., D) -> (..., vocabulary)."""
         return self.decoder(self.norm(self.activation(self.transform(text))))
 
 
@@ -92,5 +93,5 @@ class Classifier(nn.Module):
         self.output = nn.Linear(width, num_classes)
 
     def forward(self, vectors: Tensor) -> Tensor:
-        """Compute logits (B, width_in) -> (B, classes)."""
+        """Compute logits: (B, width_in) -> (B, num_classes)."""
         return self.output(self.activation(self.norm(self.hidden(vectors))))

@@ -10,15 +10,17 @@ PUBLISHED_WIDTH = 768
 
 
 def fan_in_std(inputs: int) -> float:
-    """Return the std that keeps the output variance of the published init with 768 inputs."""
+    """Return the std that gives the same output variance as the published init with 768 inputs."""
     return PUBLISHED_STD * (PUBLISHED_WIDTH / inputs) ** 0.5
 
 
 def init_linear(module: nn.Module, *, fan_in: bool) -> None:
-    """Initialize all linear layers with zero biases and weights of std 0.02 or `fan_in_std`.
+    """Initialize all linear layers with zero biases and random weights.
+
+    The std of the weights is `fan_in_std` if `fan_in` is True, and 0.02 otherwise.
 
     With the published N(0, 0.02), an encoder with embed dim 128 barely changes its tokens. With
-    variance 1 / inputs, about twice the std of `fan_in_std`, attention averages the tokens of a
+    variance 1 / inputs (about twice the std of `fan_in_std`), attention averages the tokens of a
     text until they are identical, since the text encoder normalizes after each residual.
     """
     for part in module.modules():

@@ -4,8 +4,8 @@ A model family is a folder next to this file plus its entries here; FIBER has on
 Other code depends on the entry or on the heads of a config ("grounding" in config.heads), never on
 the name of a family or stage. A network stores its config in `config` and its encoders in
 `backbone`. A config is a frozen dataclass with `heads`, `channel_order`, `vocab_size`,
-`num_answers` and `with_image_size`; configs of families other than FIBER also have a field
-`family`.
+`num_answers` and `with_image_size`; configs of families other than FIBER also have a `family`
+field.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Architecture:
     to_published: Callable[[Any, Any], dict[str, Tensor]] = lambda state, config: state
     #: Encoders that can be loaded from and written to standalone files.
     encoders: tuple[EncoderFormat, ...]
-    #: Resizes tensors that depend on the image size, by our or published keys.
+    #: Resizes tensors that depend on the image size, with our keys or published keys.
     resize: Callable[[Mapping[str, Tensor], Any], Mapping[str, Tensor]]
     #: Hyperparameters that determine most tensor shapes, by display name.
     main_sizes: Callable[[Any], dict[str, Any]]
@@ -80,7 +80,7 @@ def _resize_windows(state: Mapping[str, Tensor], config: FiberConfig) -> Mapping
     return resize_bias_tables(state, config.swin.window_size)
 
 
-#: An entry of FIBER, with what its two stages share.
+#: Creates a FIBER entry, with the arguments that both stages share.
 _fiber = partial(
     Architecture,
     family="fiber",
@@ -126,7 +126,7 @@ ARCHITECTURES = (
 
 
 def architecture_of(config: FiberConfig) -> Architecture:
-    """Return the registry entry of a config."""
+    """Return the registry entry for a config."""
     entries = [entry for entry in ARCHITECTURES if isinstance(config, entry.config_class)]
     return next(entry for entry in entries if entry.stage is None or entry.stage == config.stage)
 
@@ -142,15 +142,16 @@ def inference_transform(config: FiberConfig) -> ImageTransform:
 
 
 def read_config(values: dict[str, Any]) -> FiberConfig:
-    """Read a config of any family from the JSON object of its fields.
+    """Build a config of any family from a dict of its fields.
 
     Raises:
-        ValueError: if the family is unknown or a field is invalid; the message names it.
+        ValueError: if the family is unknown or a field is invalid; the message names the family or
+            field.
     """
     classes = {entry.family: entry.config_class for entry in ARCHITECTURES}
     family = values.get("family", "fiber")
     if family not in classes:
-        raise ValueError(f"unknown family {family!r}; expected {' or '.join(classes)}")
+        raise ValueError(f"unknown family {family!r}; expected {' or '.join(map(repr, classes))}")
     return from_dict(classes[family], values)
 
 
@@ -178,7 +179,7 @@ def recognize(names: Collection[str]) -> Architecture:
     if any(name.startswith("backbone.image.") for name in names):
         raise ValueError(
             "the file contains the weights of a fiber model without its config.json; pass the"
-            " folder that contains both"
+            " model folder instead"
         )
     titles = " or ".join(entry.title for entry in ARCHITECTURES)
     more = f" and {len(names) - 4} more" if len(names) > 4 else ""

@@ -19,8 +19,8 @@ def level_anchors(
 
     Returns:
         (H * W, 4) float32 half-open pixel coordinates, row-major, not clipped to the image. For
-        stride 8 and scale 8, the first is (-28, -28, 36, 36); the published model's inclusive box
-        is (-28, -28, 35, 35).
+        stride 8 and scale 8, the first anchor is (-28, -28, 36, 36). The published model stores it
+        as the inclusive box (-28, -28, 35, 35).
     """
     height, width = map_size
     x = (torch.arange(width, dtype=torch.float32, device=device) + 0.5) * stride

@@ -1,12 +1,12 @@
-"""Box decoding, clipping and GIoU that torchvision lacks; IoU and NMS are torchvision's.
+"""Box decoding, clipping and GIoU as in the published code. IoU and NMS are from torchvision.
 
 Boxes are (..., 4) float xyxy in half-open pixel coordinates, so the width is x1 - x0.
 
-The published model uses inclusive boxes: (x1, y1) is the last pixel and the width x1 - x0 + 1. Its
-box coder, IoU and NMS give the same results on half-open boxes. The published code omits the + 1 in
-three computations, so the versions here call `to_inclusive`: the test that an anchor center is
-inside a box (`fiber.losses.atss`), the centerness target and the GIoU loss
-(`fiber.losses.grounding`).
+The published model uses inclusive boxes: (x1, y1) is the last pixel, so the width is x1 - x0 + 1.
+Its box coder, IoU and NMS give the same results on half-open boxes. The published code omits the
++ 1 in three computations: the test that an anchor center is inside a box (`fiber.losses.atss`), the
+centerness target and the GIoU loss (`fiber.losses.grounding`). Our versions of the three therefore
+call `to_inclusive` first.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MAX_LOG_SCALE = math.log(1000.0 / 16.0)
 
 
 def to_inclusive(boxes_xyxy: Tensor) -> Tensor:
-    """Convert half-open boxes to inclusive boxes, as the published model uses them."""
+    """Convert half-open boxes to the inclusive boxes of the published model."""
     return boxes_xyxy - boxes_xyxy.new_tensor([0.0, 0.0, 1.0, 1.0])
 
 
@@ -35,11 +35,11 @@ def centers(boxes_xyxy: Tensor) -> Tensor:
 def paired_giou(first_xyxy: Tensor, second_xyxy: Tensor, *, epsilon: float = 1e-7) -> Tensor:
     """Compute the (N,) elementwise GIoU of two (N, 4) box tensors, as in the published code.
 
-    Inclusive boxes narrower than a pixel have negative sides. In the first tensor these count as 0;
-    `torchvision.ops.generalized_box_iou_loss` would compute a positive area from two of them.
-    `epsilon` is added to the union and the enclosing area.
+    Inclusive boxes narrower than a pixel have negative sides. In `first_xyxy`, these sides are set
+    to 0; `torchvision.ops.generalized_box_iou_loss` would multiply two of them into a positive
+    area. `epsilon` is added to the union and the enclosing area.
 
-    Source: Rezatofighi et al. 2019.
+    Source: Generalized IoU (Rezatofighi et al. 2019).
     """
     low, high = first_xyxy[:, :2], torch.maximum(first_xyxy[:, :2], first_xyxy[:, 2:])
     other_low, other_high = second_xyxy[:, :2], second_xyxy[:, 2:]
@@ -53,8 +53,9 @@ def paired_giou(first_xyxy: Tensor, second_xyxy: Tensor, *, epsilon: float = 1e-
 def decode_deltas(deltas: Tensor, anchors_xyxy: Tensor) -> Tensor:
     """Decode predicted deltas (..., 4) to boxes (..., 4), not clipped to the image.
 
-    Deltas are center offsets divided by anchor sizes, times 10, and log size ratios, times 5; log
-    ratios are clamped to at most log(1000 / 16). Anchors are broadcast against the deltas.
+    The first two deltas are 10 times the center offset divided by the anchor size. The last two are
+    5 times the log of the size ratio, which is clamped to at most log(1000 / 16). Anchors are
+    broadcast against the deltas.
 
     Source: Faster R-CNN (Ren et al. 2015), with weights from the published code of FIBER.
     """

@@ -1,9 +1,9 @@
 """Modulated deformable convolution, using torchvision on GPUs and `embedding_bag` on CPUs.
 
-torchvision's CPU backward pass loops over taps and channels one at a time; here whole rows of a
-channels-last table are summed with `embedding_bag`.
+torchvision's CPU backward pass loops over taps and channels one at a time. On CPUs, whole rows of a
+channels-last table are therefore summed with `embedding_bag`.
 
-Shapes: B images, C channels, H W input map, h w output map, K taps.
+Shapes: B images, C channels, (H, W) input map, (h, w) output map, K taps.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import deform_conv2d
 
-#: Taps of a 3 x 3 kernel, row by row; each has an offset (y, x) and a modulation factor.
+#: Number of taps of a 3 x 3 kernel. Each tap has a (y, x) offset and a modulation factor.
 TAPS = 9
-#: Bytes of taps to gather at once, so that they fit in the cache; used without gradients.
+#: Size in bytes of tap chunks that fit in the CPU cache; used without gradients.
 PIECE_BYTES = 8_000_000
 
 
@@ -32,8 +32,8 @@ def modulated_deform_conv(
 
     Args:
         features: (B, C, H, W) float32 or float64; other tensors have the same dtype.
-        offsets: (B, 18, h, w) in pixels of the map, (y, x) of each tap.
-        modulation: (B, 9, h, w) factors on the taps.
+        offsets: (B, 18, h, w), a (y, x) offset in pixels of the map for each tap.
+        modulation: (B, 9, h, w), a factor for each tap.
         weight: (C_out, C, 3, 3).
         bias: (C_out,).
         stride: stride of the convolution.
@@ -41,7 +41,7 @@ def modulated_deform_conv(
     Returns:
         (B, C_out, h, w). Taps are interpolated bilinearly, with zeros outside the map.
 
-    Source: Zhu et al. 2019, "Deformable ConvNets v2".
+    Source: Deformable ConvNets v2 (Zhu et al. 2019).
     """
     if features.device.type != "cpu":
         return deform_conv2d(
@@ -61,7 +61,7 @@ def modulated_deform_conv(
     kernel = weight.permute(2, 3, 1, 0).reshape(TAPS * channels, -1)
 
     def convolve(rows: Tensor, weights: Tensor) -> Tensor:
-        """Map (n K, 4) row indices and their weights to (n, C_out)."""
+        """Convolve n locations: (n K, 4) row indices and weights -> (n, C_out)."""
         # (n K, C): a tap is a weighted sum of four rows.
         taps = F.embedding_bag(rows, table, per_sample_weights=weights, mode="sum")
         return torch.addmm(bias, taps.view(-1, TAPS * channels), kernel)
@@ -81,10 +81,10 @@ def modulated_deform_conv(
 def _corners(
     offsets: Tensor, modulation: Tensor, height: int, width: int, stride: int
 ) -> tuple[Tensor, Tensor]:
-    """Compute the four pixels around each tap, (B h w K, 4), and their modulated weights.
+    """Find the four pixels around each tap and compute their modulated weights.
 
-    Pixels are int64 row indices into the table of all pixels of the batch; the weight of a pixel
-    outside the map is 0.
+    Returns two (B h w K, 4) tensors: int64 row indices into the table of all pixels of the batch,
+    and weights. The weight of a pixel outside the map is 0.
     """
     batch, _, out_height, out_width = offsets.shape
     # (B, 18, h, w) -> (B, h, w, K, 2)

@@ -88,7 +88,7 @@ class Detections:
         return "\n".join(lines)
 
     def to_dict(self, *, image: str | None = None, model: str | None = None) -> dict[str, Any]:
-        """Convert to the JSON object that the CLI prints; `image` defaults to the image path."""
+        """Return the dict that the CLI prints as JSON; `image` defaults to the image path."""
         if image is None and isinstance(self.picture, (str, os.PathLike)):
             image = os.fspath(self.picture)
         height, width = self.image_size
@@ -142,7 +142,7 @@ class Detections:
         from PIL import ImageOps
 
         if self.picture is None:
-            raise ValueError("Detections: no image to draw on; pass picture=")
+            raise ValueError("Detections: no image to draw on; pass picture= when creating it")
         if isinstance(self.picture, np.ndarray):
             image = PilImage.fromarray(self.picture)
         else:

@@ -1,8 +1,8 @@
 """Boxes from raw predictions: label scores, NMS and rescaling to the original image.
 
 Boxes are xyxy in half-open pixel coordinates (`fiber.ops.boxes`). NMS and clipping are equivalent
-to the published ones on inclusive boxes. Sizes are (height, width) in pixels: image_sizes without
-padding, and original_sizes, to which boxes are rescaled.
+to the published ones on inclusive boxes. Sizes are (height, width) in pixels: `image_sizes` are
+those of the model input without padding, and boxes are rescaled to `original_sizes`.
 
 Shapes: B images, A anchors over all levels, L text tokens, K labels per image, n boxes.
 """
@@ -23,7 +23,7 @@ from fiber.ops.boxes import clip_to_image, decode_deltas
 TokenMap = Sequence[Sequence[int]]
 #: (height, width) of each image in pixels: a (B, 2) tensor or pairs.
 Sizes = Tensor | Sequence[Sequence[int]]
-#: Locations decoded per requested box of a phrase, before NMS.
+#: Number of locations to decode per requested box of a phrase, before NMS.
 PLACES_PER_BOX = 50
 
 
@@ -52,9 +52,9 @@ def detect_boxes(
 ) -> list[FoundBoxes]:
     """Detect boxes for all labels. The defaults are the published settings for detection.
 
-    The label score of a location is the mean of its token probabilities. Locations above the
-    threshold are ranked by score times centerness; the returned score is the square root of that
-    product.
+    At each location, the score of a label is the mean probability of its tokens. Locations above
+    the threshold are ranked by score times centerness; the returned score is the square root of
+    that product.
 
     Args:
         output: output of the detector.
@@ -156,7 +156,7 @@ def join_chunks(
 
 
 def _probabilities(output: DetectorOutput) -> tuple[Tensor, Tensor]:
-    """Return token probabilities (B, A, L) and centerness (B, A), float32."""
+    """Return token probabilities (B, A, L) and centerness (B, A) as float32."""
     tokens = torch.cat(output.token_logits, dim=1).float().sigmoid()
     return tokens, torch.cat(output.centerness_logits, dim=1).float().sigmoid()
 
@@ -203,7 +203,7 @@ def _label_scores(scores: Tensor, token_map: TokenMap, aggregate: str) -> Tensor
 
 
 def _best(ranks: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Return the highest of a level's (locations, K) ranking scores and their flat indices."""
+    """Return the `count` highest scores of a level and their flat indices, dropping negatives."""
     flat = ranks.flatten()
     values, places = flat.topk(min(count, len(flat)))
     chosen = values >= 0

@@ -62,7 +62,7 @@ _FAMILIES = {
 
 
 def families() -> dict[str, tuple[str, ...]]:
-    """Map each family (a module of this package) to its recipes."""
+    """Return the recipe names of each family (a module of this package)."""
     return dict(_FAMILIES)
 
 

@@ -43,10 +43,10 @@ def caption_coco_published() -> RunConfig:
     """Published COCO captioning, stage 1, on train and val, for ten epochs of 439,000 captions.
 
     Command: torchrun --nproc-per-node 8 -m fiber.cli train caption_coco_published --data DIR
-        --init MODEL
+        --init PRETRAINED
     Data: as for `caption_coco`. Trains on Karpathy's "train" and "val" together and skips
         "restval". The published code uses the test split as "val" and selects its checkpoint on it,
-        so its scores are not on unseen images. This recipe keeps the last checkpoint.
+        so the published scores are not on unseen images. This recipe keeps the last checkpoint.
     Hardware: the published run used 8 GPUs, 8 samples per GPU.
     Expected: as for `caption_coco`.
     """
@@ -61,9 +61,9 @@ def caption_coco_gold() -> RunConfig:
     Data: as for `caption_coco`. CAPTIONS is the finished model of `caption_coco`.
     Hardware: the published run used 8 GPUs, 8 samples per GPU. A frozen copy of the model is also
         kept in memory.
-    Expected: FIBER's README gives no number for this stage. The published code divides a caption's
-        loss by its padded length (`caption_coco_gold_published`), this recipe by its number of
-        tokens.
+    Expected: FIBER's README gives no number for this stage. This recipe divides a caption's loss by
+        its number of target tokens, the published code by its number of positions without a target
+        (see `caption_coco_gold_published`).
     """
     changes = {"tasks.caption.objective": "gold", "optim.lr": 1e-5}
     return replace_fields(caption_coco(), changes)
@@ -77,7 +77,7 @@ def caption_coco_gold_published() -> RunConfig:
     Data: as for `caption_coco_published`. MODEL is the finished model of `caption_coco_published`.
     Hardware: the published run used 8 GPUs, 8 samples per GPU.
     Expected: FIBER's README gives no number for this stage. A caption's loss is divided by its
-        padded length, as in the published code.
+        number of positions without a target, as in the published code.
     """
     changes = {"tasks.caption.gold_divisor": "padding"}
     return as_published(caption_coco_gold(), steps=_PUBLISHED_STEPS, changes=changes)
@@ -90,8 +90,8 @@ def caption_coco_cider() -> RunConfig:
         --init GOLD
     Data: as for `caption_coco`. GOLD is the finished model of `caption_coco_gold`. Document
         frequencies are computed from the training captions. The published run read them from
-        coco-train-words.p, which was not released; `--set tasks.caption.cider_frequencies=FILE`
-        reads such a file.
+        coco-train-words.p, which was not released; to use such a file, add
+        `--set tasks.caption.cider_frequencies=FILE`.
     Hardware: the published run used 8 GPUs, 8 samples per GPU; each step also samples five captions
         per image.
     Expected: FIBER's README gives CIDEr 144.4 on the Karpathy test split after this stage.

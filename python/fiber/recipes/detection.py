@@ -36,12 +36,13 @@ def lvis_detection() -> RunConfig:
     Command: torchrun --nproc-per-node 8 -m fiber.cli train lvis_detection --data DIR
         --init GROUNDING
     Data: DIR/lvis_v1_train.json (or lvis_od_train.json, its name in the published code), and COCO's
-        train2017 and val2017 in DIR or DIR/images; LVIS images are located by the end of their URL.
+        train2017 and val2017 in DIR or DIR/images. LVIS images are located by the last two parts of
+        their URL.
     Hardware: the published run used 16 GPUs, two images per GPU.
     Expected: Fixed AP 56.9 on minival (FIBER's README).
 
-    As in the published run, a prompt has the classes of its image, and as many sampled negative
-    classes as fit (at most 85).
+    As in the published run, a prompt contains the classes of its image, and as many sampled
+    negative classes as fit (at most 85).
     """
     steps = 75_128
     changes = {
@@ -61,10 +62,10 @@ def odinw_full() -> RunConfig:
     Hardware: the published run used 4 GPUs, one image per GPU.
     Expected: a mean AP of 65.9 over the test splits of the thirteen datasets (FIBER's README).
 
-    Classes keep the order of the file, as in the published code. Trains for at most 200 epochs and
-    evaluates after each; the learning rate drops when AP plateaus, and the run later stops early.
-    Published prompts contain only class names, except for Aquarium, whose class names have
-    descriptions.
+    Trains for at most 200 epochs and evaluates after each. The learning rate drops when AP
+    plateaus, and the run stops after eight evaluations in a row below the best AP. Prompts list the
+    class names in file order, as in the published code; the published prompts for Aquarium also
+    describe the classes.
     """
     task = GroundingTask(share=1, sources=("detection",), shuffle_classes=False)
     changes = {
@@ -94,16 +95,17 @@ def odinw_few_shot() -> RunConfig:
 
     Command: torchrun --nproc-per-node 4 -m fiber.cli train odinw_few_shot --data DIR
         --init GROUNDING
-        For the other published settings, 3, 5 or 10 images per class, add one of
+        For the other published settings (3, 5 or 10 images per class), add one of these lines:
         --set data.shots=3 --set train.epochs=800 --set train.checkpoint_epochs=4
         --set data.shots=5 --set train.epochs=400 --set train.checkpoint_epochs=2
         --set data.shots=10 --set train.epochs=200 --set train.checkpoint_epochs=1
     Data: as for `odinw_full`. Images are chosen in ascending id order, as in the published code,
-        and do not depend on the seed; to train on other images, pass a different annotation file.
+        and do not depend on the seed. To train on different images, pass your own annotation file.
     Hardware: the published run used 4 GPUs, one image per GPU.
     Expected: FIBER's README gives no number for this setting.
 
-    A published epoch repeats the images eight times and corresponds to eight epochs here.
+    The published code repeats the images eight times per epoch, so one of its epochs corresponds to
+    eight epochs here.
     """
     base = odinw_full()
     train = dataclasses.replace(base.train, epochs=1600, checkpoint_epochs=8)
@@ -111,7 +113,7 @@ def odinw_few_shot() -> RunConfig:
 
 
 def own_detection() -> RunConfig:
-    """Detector for your own classes, fine-tuned from a published fine-stage model or your own.
+    """Detector for your own classes, fine-tuned from a fine-stage model (published or your own).
 
     Command: fiber train own_detection --data DIR --init GROUNDING --output runs/own
     Data: class-labeled boxes in COCO format: an export from Roboflow, CVAT, Label Studio or
@@ -122,9 +124,9 @@ def own_detection() -> RunConfig:
         those of the published ODinW-13 fine-tuning, which reaches a mean AP of 65.9.
 
     Trains for at most 20,000 steps and evaluates every 250 steps. The learning rate drops when AP
-    plateaus, and the run stops after eight evaluations without a new best AP. GROUNDING is a
-    fine-stage model; add `--tokenizer` if its file has none. A coarse-stage model also works, but
-    its detection head starts untrained.
+    plateaus, and the run stops after eight evaluations in a row below the best AP. GROUNDING is a
+    fine-stage model; add `--tokenizer` if it comes without a tokenizer. A coarse-stage model also
+    works, but the detection head then starts untrained.
     """
     changes = {
         "data.transform.shorter_sides": (480, 560, 640, 720, 800),

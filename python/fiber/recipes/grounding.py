@@ -25,7 +25,7 @@ def grounding() -> RunConfig:
         Flickr30k test split (FIBER's README).
 
     The three datasets are sampled with equal probability, as in the published run. An Objects365
-    prompt has the image's classes and sampled negative classes, with the published
+    prompt contains the image's classes and sampled negative classes, with the published
     `negative_chances`. The published code rejects the fourth of these; see
     `fiber.data.prompts.rules` for the rule used here. Parameter groups, schedule, clipping, EMA and
     frozen layers are as published. Images are RGB, as in the coarse stage; the published fine stage

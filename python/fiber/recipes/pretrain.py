@@ -32,7 +32,7 @@ def pretrain() -> RunConfig:
     Expected: no metric of its own; `vqav2`, `nlvr2`, `retrieval_coco` and `caption_coco` start from
         this model. Hyperparameters are those of task_pretrain_mlm_itm_itc in the published code,
         whose ITC loss uses a queue of 4,096 older samples (see `pretrain_published`, which also
-        trains in float32). Here, ITC uses the micro-batches of all processes.
+        trains in float32). This recipe computes ITC over the micro-batches of all processes.
     """
     return RunConfig(
         model=preset("base"),
@@ -108,10 +108,10 @@ def finetune(
 def as_published(
     base: RunConfig, *, steps: int, changes: Mapping[str, Any] | None = None
 ) -> RunConfig:
-    """Change `base` to train on train and val, in float32, and keep the last checkpoint.
+    """Configure `base` to train on train and val in float32, and to keep the last checkpoint.
 
-    `steps` must correspond to the same number of epochs. `changes` overrides other fields by dotted
-    name.
+    `steps` should amount to the same number of epochs on the larger data. `changes` overrides other
+    fields by dotted name.
     """
     published = {
         "data.split": "train+val",

@@ -34,13 +34,13 @@ def retrieval_coco() -> RunConfig:
 def retrieval_coco_published() -> RunConfig:
     """Published COCO fine-tuning with an ITC queue, on train and val, in float32.
 
-    Ten epochs of 439,000 captions.
+    Trains for ten epochs of 439,000 captions.
 
     Command: torchrun --nproc-per-node 8 -m fiber.cli train retrieval_coco_published --data DIR
-        --init MODEL
+        --init PRETRAINED
     Data: as for `retrieval_coco`. Trains on Karpathy's "train" and "val" together and skips
         "restval". The published code uses the test split as "val" and selects its checkpoint on it,
-        so its scores are not on unseen images. This recipe keeps the last checkpoint.
+        so the published scores are not on unseen images. This recipe keeps the last checkpoint.
     Hardware: the published run used 8 GPUs, 128 pairs per GPU.
     Expected: recall at 1 on the 5,000 test images: text-to-image 58.01, image-to-text 75.38
         (FIBER's README).
@@ -52,7 +52,7 @@ def retrieval_coco_itm() -> RunConfig:
     """Published COCO fine-tuning with the ITM loss only, for ten epochs of 414,113 captions.
 
     Command: torchrun --nproc-per-node 8 -m fiber.cli train retrieval_coco_itm --data DIR
-        --init COARSE
+        --init PRETRAINED
     Data: as for `retrieval_coco`, but keeps the checkpoint with the best ITM accuracy on 1,000
         images of "val". For FIBER's own run, see `retrieval_coco_itm_published`.
     Hardware: the published run used 8 GPUs, 8 pairs per GPU.
@@ -72,7 +72,7 @@ def retrieval_coco_itm_published() -> RunConfig:
     """Published COCO fine-tuning with ITM on train and val for ten epochs of 439,000 captions.
 
     Command: torchrun --nproc-per-node 8 -m fiber.cli train retrieval_coco_itm_published --data DIR
-        --init MODEL
+        --init PRETRAINED
     Data: as for `retrieval_coco_published`.
     Hardware: the published run used 8 GPUs, 8 pairs per GPU.
     Expected: recall at 1 on the 5,000 test images: text-to-image 59.03, image-to-text 75.14, with
@@ -88,7 +88,7 @@ def retrieval_flickr30k() -> RunConfig:
         --init MODEL
     Data: DIR/dataset_flickr30k.json with Karpathy's splits and DIR/flickr30k-images. Trains on the
         split "train" and keeps the checkpoint with the best recall at 1 on "val";
-        `retrieval_flickr30k_published` trains on both, as FIBER did. MODEL is a finished
+        `retrieval_flickr30k_published` trains on both splits. MODEL is a finished
         `retrieval_coco` model, as in the published run.
     Hardware: the published run used 8 GPUs, 128 pairs per GPU; ITC uses all 1,024 pairs.
     Expected: close to the published run's recall at 1 on the 1,000 test images: text-to-image
@@ -100,13 +100,13 @@ def retrieval_flickr30k() -> RunConfig:
 def retrieval_flickr30k_published() -> RunConfig:
     """Published Flickr30k fine-tuning with an ITC queue, on train and val, in float32.
 
-    Ten epochs of 150,070 captions.
+    Trains for ten epochs of 150,070 captions.
 
     Command: torchrun --nproc-per-node 8 -m fiber.cli train retrieval_flickr30k_published --data DIR
         --init MODEL
     Data: as for `retrieval_flickr30k`. Trains on Karpathy's "train" and "val" together. The
-        published code selects its checkpoint on the test split, so its scores are not on unseen
-        images. This recipe keeps the last checkpoint.
+        published code selects its checkpoint on the test split, so the published scores are not on
+        unseen images. This recipe keeps the last checkpoint.
     Hardware: the published run used 8 GPUs, 128 pairs per GPU.
     Expected: recall at 1 on the 1,000 test images: text-to-image 81.44, image-to-text 92.90
         (FIBER's README).

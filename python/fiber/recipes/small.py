@@ -56,7 +56,7 @@ def scenes_coarse() -> RunConfig:
 
 
 def scenes_fine() -> RunConfig:
-    """Fine-stage model for boxes of expressions, phrases and class names on generated scenes.
+    """Fine-stage model that finds boxes for texts in generated scenes, trained in minutes.
 
     Command: fiber train scenes_fine --data runs/scenes --init runs/coarse --output runs/fine
     Data: rendered scenes with referring expressions, captions with phrases, and detection prompts.
@@ -154,7 +154,7 @@ def small_detection() -> RunConfig:
     Hardware: two CPU cores.
     Expected: detections in images similar to the training images; see docs/detection.md. There is
         no published number. Images are resized to a shorter side of 128 pixels, so objects must be
-        large; use `own_detection` for practical use.
+        large; for real applications, use `own_detection`.
 
     Trains from scratch with a vocabulary built from the class names. Every prompt lists all classes
     in file order, as in evaluation.

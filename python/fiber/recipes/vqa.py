@@ -18,11 +18,11 @@ def vqav2() -> RunConfig:
     Hardware: the published run used 8 GPUs, 8 samples per GPU.
     Expected: below 78.55 on test-dev, the result of the published run, which trains on 1.5 times as
         many questions. The answer list is the data's 3,129 most frequent top-scoring answers. The
-        published list normalizes words and requires nine occurrences:
-        `fiber data answers DIR --output FILE` builds it from VQAv2's train and val annotations, and
-        --answers FILE uses it. As published, training skips (and counts) questions without an
-        answer in the list; in evaluation they score 0, whereas the published code also skips them
-        there.
+        published list contains normalized answers that occur at least nine times. To use it, build
+        it from VQAv2's train and val annotations with `fiber data answers DIR --output FILE`, and
+        add `--answers FILE`. Training skips and counts questions without an answer in the list, as
+        in the published code. In evaluation, these questions score 0; the published code skips
+        them.
     """
     return finetune(
         "vqa",
@@ -40,8 +40,8 @@ def vqav2_published() -> RunConfig:
     Data: as for `vqav2`, plus the same files for val2014. Trains on train and val together, so only
         the evaluation server's test splits can be used for evaluation; the published code reports
         val accuracy on questions that it trained on. Trains in float32, as in the published run.
-        The answer list is that of `vqav2`; `fiber data answers DIR --output FILE` builds the
-        published list of 3,129 answers from the same files, for use with --answers FILE.
+        The answer list is that of `vqav2`. To use the published list of 3,129 answers, build it
+        from the same files with `fiber data answers DIR --output FILE`, and add `--answers FILE`.
     Hardware: the published run used 8 GPUs, 8 samples per GPU.
     Expected: 78.55 on test-dev and 78.46 on test-std (FIBER's README).
     """

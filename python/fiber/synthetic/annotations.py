@@ -1,7 +1,7 @@
 """Annotations of generated images, and the files they are written to.
 
 The files have the formats of public datasets (COCO, Flickr30k Entities and RefCOCO in MDETR's
-format, VQAv2, NLVR2, Winoground), so `fiber.data.sources` can read both.
+format, VQAv2, NLVR2, Winoground), so `fiber.data.sources` reads them like public data.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from fiber.data.formats.annotation_file import FILES
 
 # Number of annotators per question in VQAv2.
 _NUM_ANSWERS = 10
-# Ids start at multiples of the image id, so they do not depend on other images.
+# The ids of an image's entries start at a multiple of the image id, so they do not depend on other
+# images.
 _PER_IMAGE = 100
 #: Lists in each JSON file; the other files are in JSON Lines format.
 _LISTS = {
@@ -55,8 +56,8 @@ class Statement(NamedTuple):
     text: str
     truth: bool
     group: str
-    #: (color, noun) that the statement says is shown by both images or only one; None if it names
-    #: sides.
+    #: (color, noun) that both images or only one image shows, according to the statement. None if
+    #: the statement names the left or the right image.
     pair: tuple[str, str] | None = None
     #: (left, right) file names of another pair with the opposite truth value. A statement without
     #: such a pair is not written, since its words alone would determine its truth.
@@ -94,7 +95,7 @@ class AnnotatedImage:
 
 
 def join_pieces(pieces: Iterable[str | tuple[str, tuple[int, ...]]], group: str = "") -> Phrased:
-    """Join pieces of text. Pieces with object indices become phrases."""
+    """Join pieces into a text. Pieces with object indices become phrases."""
     text = ""
     spans, things = [], []
     for piece in pieces:
@@ -111,7 +112,9 @@ def encode(images: Iterable[AnnotatedImage], split: str) -> dict[str, list[str]]
     """Encode annotations as JSON.
 
     Returns:
-        Encoded JSON objects, in order, of each list of each file, such as "captions.annotations".
+        A dict from the name of each list to its entries, each encoded as a JSON object. Lists in
+        JSON files are named "file.list", such as "captions.annotations". A JSON Lines file has one
+        list, named after the file, such as "reasoning".
     """
     out: _Entries = {section: [] for section in (*_SECTIONS, "reasoning", "swapped")}
     for image in images:
@@ -193,7 +196,7 @@ def _add_phrased(
     number: int,
     phrased: Phrased,
 ) -> None:
-    """Add an image entry for a text, and an annotation for each (phrase, object)."""
+    """Add an image entry for a text, and an annotation for each (phrase, object) pair."""
     text_id = image.image_id * _PER_IMAGE + number
     spans = [[list(span)] for span in phrased.spans]
     if kind == "referring":
@@ -225,8 +228,12 @@ def write_split(
 ) -> None:
     """Write the annotation files of one split to a data folder.
 
-    `sections` contains the JSON objects of all images from `encode`, in order; `class_names` are
-    the names of classes 1, 2, ...; `info` is a one-line description of the data's origin.
+    Args:
+        folder: data folder.
+        split: name of the split.
+        sections: JSON objects of all images in order, as returned by `encode`.
+        class_names: names of classes 1, 2, ...
+        info: one-line description of the data's origin.
     """
     head = {"info": {"description": info}}
     phrases = {**head, "categories": [{"id": 1, "name": "object"}]}

@@ -87,7 +87,7 @@ def minimal_descriptions(
 ) -> list[Description]:
     """Return every minimal description that applies only to the target.
 
-    A description has some of `kinds`, all of `always`, and at least one word.
+    A description consists of some of `kinds` and all of `always`, and contains at least one word.
     """
     found: list[Description] = []
     for description in _descriptions(kinds, always):
@@ -140,7 +140,7 @@ def _name(
 def _relation_caption(
     world: World, things: Sequence[Thing], rng: Rng, novel: bool
 ) -> Phrased | None:
-    """Relate two objects, each with a unique pair of color and noun."""
+    """Describe the relation of two objects, each with a unique pair of color and noun."""
     pairs = [thing.pair for thing in things]
     alone = [index for index, pair in enumerate(pairs) if pairs.count(pair) == 1]
     options = [
@@ -173,9 +173,10 @@ def expressions(
 ) -> list[Phrased]:
     """Return referring expressions that each uniquely identify one object, without extra words.
 
-    Most contain the noun ("the small star"); some do not ("the red object"). The group is "simple"
-    (one word), "composed" (two or more words) or "relation" (to a different object). The first span
-    of each is its head phrase, such as "the star" in "the star left of the ring".
+    Most expressions contain the noun ("the small star"), but some do not ("the red object"). The
+    group is "simple" (one word), "composed" (two or more words) or "relation" (relative to a
+    different object). The first span is the head phrase, such as "the star" in "the star left of
+    the ring".
     """
     if len(things) < 2:
         return []
@@ -215,7 +216,7 @@ def _expression(
 def _related_expressions(
     things: Sequence[Thing], index: int, adjectives: Description, always: Description
 ) -> list[Phrased]:
-    """Return every expression that needs all its words and a relation to another object."""
+    """Return every expression that relates the object to another and needs all of its words."""
     target = things[index]
     out: list[Phrased] = []
     for other_index, landmark in enumerate(things):

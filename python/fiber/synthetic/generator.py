@@ -23,9 +23,9 @@ from fiber.synthetic.annotations import encode, write_split
 from fiber.synthetic.recipe import IMAGES_PER_FOLDER, Recipe, file_name
 from fiber.synthetic.rendering import save_jpeg
 
-#: Called with (images done, images in total).
+#: Called with (images done, total images).
 Progress = Callable[[int, int], None]
-#: Split and indices of the images that one process generates in one go.
+#: Split, and indices of the images to generate in one job.
 _Job = tuple[str, range]
 
 _IMAGES_PER_JOB = 200
@@ -42,16 +42,17 @@ def generate_dataset(
     tokenizer: AnyPath | None = None,
     progress: Progress | None = None,
 ) -> Path:
-    """Generate a dataset, or keep an existing one with the same parameters; return its folder.
+    """Generate a dataset, or keep an existing one with the same parameters. Return its folder.
 
     Args:
         output: folder; written atomically.
         recipe: recipe of the images.
-        counts: number of images per split. `val` has the same distribution as `train`; every image
+        counts: number of images per split. `val` has the same distribution as `train`. Every image
             of `novel` shows something that is held out.
-        workers: number of processes; 0 uses this process. The files do not depend on it.
-        tokenizer: tokenizer to copy (file or folder); None trains a tokenizer on the texts.
-        progress: called with (images done, images in total) after each job.
+        workers: number of processes, or 0 to use this process. The output does not depend on the
+            number of workers.
+        tokenizer: tokenizer to copy (file or folder). None trains a tokenizer on the texts.
+        progress: called with (images done, total images) after each job.
 
     Raises:
         ValueError: if a count is out of range, or the folder contains a different dataset.
@@ -60,7 +61,9 @@ def generate_dataset(
     """
     for split, count in counts.items():
         if not 0 <= count < 10**6:
-            raise ValueError(f"{split} must be 0 to 999,999 images, got {count} images")
+            raise ValueError(
+                f"{split}: the number of images must be between 0 and 999,999, got {count}"
+            )
     folder = Path(output)
     parameters = {
         "generator": recipe.name,
@@ -85,7 +88,7 @@ def generate_dataset(
 
 
 def _is_finished(folder: Path, parameters: dict[str, Any]) -> bool:
-    """Return whether a folder contains the dataset; raise ValueError for a different dataset."""
+    """Return whether a folder contains the dataset. Raises ValueError for a different dataset."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
     description = folder / _DESCRIPTION
@@ -104,7 +107,7 @@ def _is_finished(folder: Path, parameters: dict[str, Any]) -> bool:
     if differences:
         raise ValueError(
             f"{folder} contains a different dataset: {'; '.join(differences)}."
-            " Use another folder or delete this one"
+            " Use a different folder, or delete this one"
         )
     return True
 
@@ -124,7 +127,7 @@ def _tokenizer_fingerprint(source: AnyPath | None, vocab_size: int) -> str:
 def _write_tokenizer(
     folder: Path, source: AnyPath | None, texts: list[str], vocab_size: int
 ) -> None:
-    """Write `tokenizer.json`, a copy of a tokenizer or a byte-level BPE trained on the texts."""
+    """Write `tokenizer.json`, copied from `source` or trained on the texts (byte-level BPE)."""
     if source is None:
         _core.Tokenizer.train(texts, vocab_size).save(str(folder / _TOKENIZER))
         return
@@ -173,7 +176,7 @@ def _write_images(
 
 
 def _run_job(recipe: Recipe, root: Path, job: _Job) -> dict[str, list[str]]:
-    """Write the images of a job; return their JSON-encoded annotations."""
+    """Write the images of a job, and return their JSON-encoded annotations."""
     split, indices = job
     images = []
     for index in indices:

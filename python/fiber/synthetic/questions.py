@@ -1,7 +1,7 @@
 """Questions about a scene, statements about two scenes, and captions with swapped words.
 
-True and false texts are equally frequent: the truth value is sampled first, then a text that has
-it, and only if the scene allows both true and false texts. Other answers are balanced by the
+True and false texts are equally frequent. If a scene allows both true and false texts, the truth
+value is sampled first, then a text with that truth value. Other answers are balanced by the
 symmetry of the scenes (see `scene_graph`).
 """
 
@@ -28,7 +28,7 @@ from fiber.synthetic.scene_graph import RELATIONS, Pair, Scene, Thing, World, re
 def questions(world: World, scene: Scene, rng: Rng, novel: bool, count: int = 3) -> list[Question]:
     """Return up to `count` questions, each from a different `group`.
 
-    Questions about `novel` images concern only held-out objects and facts.
+    If `novel`, questions concern only held-out objects and facts.
     """
     left = {kind: weight for kind, (weight, _) in _QUESTIONS.items()}
     if scene.counted is None:
@@ -46,7 +46,10 @@ def questions(world: World, scene: Scene, rng: Rng, novel: bool, count: int = 3)
 def _target(
     world: World, scene: Scene, rng: Rng, novel: bool, kinds: tuple[str, ...]
 ) -> tuple[Thing, str] | None:
-    """Sample an object and a phrase that identifies it, if possible with only the first kind."""
+    """Sample an object and a phrase that identifies it.
+
+    The phrase uses only the first of `kinds` if possible.
+    """
     kinds = tuple(kind for kind in kinds if kind in word_kinds(world))
     things = [t for t in scene.things if not novel or world.is_held_out(t)]
     thing = rng.choice(things)
@@ -116,7 +119,7 @@ def _ask_exists(world: World, scene: Scene, rng: Rng, novel: bool) -> Question |
 
 
 def _near_pairs(world: World, pairs: Sequence[Pair], shown: set[Pair], rng: Rng) -> list[Pair]:
-    """Return absent pairs whose color, noun or both occur elsewhere in the image."""
+    """Return pairs that are not in the image, but whose color or noun (or both) is."""
     colors, nouns = {pair[0] for pair in shown}, {pair[1] for pair in shown}
     absent = _without(world, pairs, shown)
     both = [pair for pair in absent if pair[0] in colors and pair[1] in nouns]
@@ -125,7 +128,7 @@ def _near_pairs(world: World, pairs: Sequence[Pair], shown: set[Pair], rng: Rng)
 
 
 def _without(world: World, pairs: Iterable[Pair], shown: set[Pair]) -> list[Pair]:
-    """Return the pairs that are certainly not shown."""
+    """Return the pairs that are certainly not shown. Nouns are compared by family."""
     families = {(color, world.family(noun)) for color, noun in shown}
     return [pair for pair in pairs if (pair[0], world.family(pair[1])) not in families]
 
@@ -143,7 +146,7 @@ def pair_phrase(pair: Pair) -> str:
 def _sample_truth(
     true: Sequence[Pair], false: Sequence[Pair], rng: Rng
 ) -> tuple[Pair, bool] | None:
-    """Sample a truth value, then a pair that has it; return None unless both values have pairs."""
+    """Sample a truth value, then a pair with that truth value. Return None if a list is empty."""
     if not true or not false:
         return None
     truth = rng.bernoulli()
@@ -188,7 +191,7 @@ def _ask_where(world: World, scene: Scene, rng: Rng, novel: bool) -> Question | 
 
 
 def _ask_neighbor(world: World, scene: Scene, rng: Rng, novel: bool) -> Question | None:
-    """Ask, for example, "what shape is left of the ring?" if exactly one object clearly is."""
+    """Ask, for example, "what shape is left of the ring?" if there is exactly one such object."""
     things = scene.things
     kinds = tuple(kind for kind in word_kinds(world) if kind in ("color", "noun"))
     options = []
@@ -235,9 +238,9 @@ def opposite_pair(
 ) -> tuple[int, int] | None:
     """Find two images that reverse the truth of a statement about images `index - 1` and `index`.
 
-    For a statement that names the sides, the images are swapped. For a statement about what both
-    images show, an image that shows it keeps its side, and the other image is replaced with the
-    first of `others` that changes whether the two agree.
+    `pair` is the `Statement.pair` of the statement. If it is None, the images are swapped.
+    Otherwise, an image that shows the pair is kept on its side, and the other image is replaced
+    with the first of `others` that reverses the truth.
     """
     if pair is None:
         return index, index - 1
@@ -250,7 +253,7 @@ def opposite_pair(
 
 
 def _every_pair(scene: Scene) -> set[Pair]:
-    """Return the pairs shown, and each pair with only its color or only its noun."""
+    """Return the pairs shown in a scene, and their variants with only the color or the noun."""
     pairs = {thing.pair for thing in scene.things}
     return pairs | {_with_word(pair, level) for pair in pairs for level in ("color", "noun")}
 
@@ -258,7 +261,7 @@ def _every_pair(scene: Scene) -> set[Pair]:
 def statements(
     world: World, left: Scene, right: Scene, rng: Rng, novel: bool, count: int = 2
 ) -> list[Statement]:
-    """Return up to `count` statements about two images, of different kinds."""
+    """Return up to `count` statements, each of a different kind, about two images."""
     out: list[Statement] = []
     for kind in rng.shuffled(("both", "one", "side", "each", "more")):
         if len(out) == count:
@@ -285,7 +288,7 @@ def _state_more(left: Scene, right: Scene, rng: Rng) -> Statement | None:
 def _state_shown(
     world: World, kind: str, left: Scene, right: Scene, rng: Rng, novel: bool
 ) -> Statement | None:
-    """State which of the images shows something."""
+    """State which of the two images shows an object, or that both do."""
     level = "pair" if novel or len(world.colors) == 1 else rng.choice(("pair", "noun", "color"))
     shown = []
     for scene in (left, right):

@@ -48,7 +48,7 @@ class Recipe(ABC):
 
     #: Name of the generator.
     name: ClassVar[str]
-    #: Incremented when the same parameters start to give different data.
+    #: Incremented when the same parameters start to produce different data.
     version: ClassVar[int]
     #: Number of training images whose texts are used to train a new tokenizer.
     tokenizer_images: ClassVar[int]
@@ -71,11 +71,11 @@ class Recipe(ABC):
 
     @abstractmethod
     def render(self, split: str, index: int) -> tuple[np.ndarray, list[PixelBox]]:
-        """Return an image's pixels, (H, W, 3) uint8 RGB, and the box of each object."""
+        """Return an image as (H, W, 3) uint8 RGB, and the box of each object."""
 
     @abstractmethod
     def facts(self) -> dict[str, Any]:
-        """Return what is held out and other information, for `dataset.json`."""
+        """Return information for `dataset.json`, such as what is held out."""
 
     def parameters(self) -> dict[str, Any]:
         """Return additional parameters that determine the data, for `dataset.json`."""
@@ -88,7 +88,8 @@ class Recipe(ABC):
     def describe(self, split: str, index: int) -> AnnotatedImage:
         """Return an image with all its texts, but without boxes.
 
-        An image with an odd index forms a pair with the previous one, and has the texts about both.
+        An image with an odd index forms a pair with the previous image, and has the texts about
+        both images.
         """
         world, novel, scene = self.world, split == "novel", self.scene(split, index)
         rng = Rng(self.seed, stream(split, _TEXTS), index)

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from fiber.data.rng import Rng
-from fiber.synthetic.scene_graph import Scene, Thing
+from fiber.synthetic.scene_graph import SHAPES, Scene, Thing
 
 #: (x0, y0, x1, y1) in half-open integer pixel coordinates.
 PixelBox = tuple[int, int, int, int]
@@ -34,10 +34,10 @@ _DARKER = (0.4, 0)
 
 
 def draw_scene(scene: Scene, image_size: int, rng: Rng) -> tuple[np.ndarray, list[PixelBox]]:
-    """Draw a scene, given in pixels, as a square image with sides of `image_size`.
+    """Draw a scene (in pixel coordinates) as a square image with sides of `image_size` pixels.
 
     Returns:
-        (H, W, 3) uint8 RGB, and the box of each object: the bounds of its pixels with alpha > 0.5.
+        (H, W, 3) uint8 RGB, and the bounding box of each object's pixels with alpha > 0.5.
     """
     image = background(image_size, rng)
     boxes = [_draw_thing(image, thing, rng) for thing in scene.things]
@@ -62,7 +62,7 @@ def background(side: int, rng: Rng) -> np.ndarray:
 
 
 def _draw_thing(image: np.ndarray, thing: Thing, rng: Rng) -> PixelBox:
-    """Draw an object on an (H, W, 3) float32 image; return the box of pixels with alpha > 0.5."""
+    """Draw an object on an (H, W, 3) float32 image, and return its box as in `draw_scene`."""
     height, width = image.shape[:2]
     reach = thing.radius + 2
     top, left = max(int(thing.y - reach), 0), max(int(thing.x - reach), 0)
@@ -83,7 +83,7 @@ def _draw_thing(image: np.ndarray, thing: Thing, rng: Rng) -> PixelBox:
 
 
 def bounds(mask: np.ndarray) -> PixelBox | None:
-    """Return the bounding box of an (H, W) bool mask, or None if it is empty."""
+    """Return the bounding box of an (H, W) bool mask, or None if the mask is empty."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     if not len(rows):
         return None
@@ -131,7 +131,7 @@ def shape_distance(shape: str, u: np.ndarray, v: np.ndarray, radius: float) -> n
         square = (np.maximum(np.abs(u + lowered), np.abs(u - lowered)) / math.sqrt(2)) - side / 2
         middle = side / (2 * math.sqrt(2))
         return np.minimum(square, np.hypot(a - middle, lowered + middle) - side / 2)
-    raise ValueError(f"unknown shape {shape!r}")
+    raise ValueError(f"unknown shape {shape!r}; expected one of {', '.join(SHAPES)}")
 
 
 def _material(thing: Thing, u: np.ndarray, v: np.ndarray, rng: Rng) -> np.ndarray:

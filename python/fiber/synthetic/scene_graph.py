@@ -4,9 +4,10 @@ An object has a noun and up to three attributes (size, material, color). Some (c
 and some spatial facts (noun, relation, noun) are held out: they never occur in the splits `train`
 and `val`, and every image of `novel` has a held-out pair.
 
-Scenes are balanced by symmetry. Each color and each noun is in exactly one held-out pair,
-attributes are sampled independently of positions, and positions independently of colors, so any
-permutation of colors (with nouns permuted accordingly) leaves the distribution of scenes unchanged.
+Scenes are balanced by symmetry. Each color and each noun is in exactly one held-out pair.
+Attributes are sampled independently of positions, and positions independently of colors. Therefore,
+any permutation of colors (with nouns permuted accordingly) leaves the distribution of scenes
+unchanged.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ MATERIALS = ("plain", "striped", "dotted", "glossy")
 #: Radius of an object relative to the image's side; at 96 pixels, diameters are 14-17 and 24-29.
 RADII = {"small": (0.076, 0.090), "large": (0.128, 0.152)}
 
-#: In every fourth pair of images (2m, 2m + 1), the second is the first with two words swapped.
+#: In every fourth pair of images (2m, 2m + 1), the images differ only by a swap of two objects or
+#: of their colors.
 TWIN_EVERY = 4
 
 # Random number streams.
@@ -116,8 +118,9 @@ class World:
 def shapes_world(seed: int) -> World:
     """Return the world of colored shapes.
 
-    The seed determines what is held out: one eighth of the pairs, each color with one shape, and 12
-    of 112 facts (28 pairs of shapes, four relations), three for each shape.
+    The seed determines what is held out. One eighth of the (color, shape) pairs are held out, one
+    for each color and each shape. Of the 112 facts (28 pairs of shapes, four relations), 12 are
+    held out, three for each shape.
     """
     rng = Rng(seed, _HELD_OUT, 0)
     nouns = rng.shuffled(SHAPES)
@@ -135,7 +138,7 @@ def shapes_world(seed: int) -> World:
 
 
 def relation(thing: Thing, other: Thing) -> str | None:
-    """Return the relation of `thing` to `other` (None if the offset is near diagonal)."""
+    """Return the relation of `thing` to `other`, or None if they are nearly diagonal."""
     right, down = thing.x - other.x, thing.y - other.y
     if abs(right) >= _CONE * abs(down):
         return "right of" if right > 0 else "left of"
@@ -157,7 +160,7 @@ def place(
 ) -> tuple[Thing, ...]:
     """Place objects in an image of side x side pixels, without overlap.
 
-    Their radii shrink a little after every 60 failures. `accept` may reject arrangements.
+    Radii shrink by 5% after every 60 failed attempts. `accept` may reject arrangements.
 
     Raises:
         ValueError: if the objects do not fit even when much smaller.
@@ -235,9 +238,9 @@ def _sample_things(
     fixed: Sequence[Pair],
     allowed: Callable[[Pair], bool] = lambda pair: True,
 ) -> list[Thing]:
-    """Sample distinct objects, many of which share a color or a noun with another.
+    """Sample distinct objects, many of which share a color or a noun with another object.
 
-    The first objects have the `fixed` pairs, and the others have `allowed` pairs from `pairs`.
+    The first objects have the `fixed` pairs. The others have pairs from `pairs` that are `allowed`.
     """
     things: list[Thing] = []
     while len(things) < count:
@@ -269,14 +272,14 @@ def _place(
     rng: Rng,
     accept: Callable[[Sequence[Thing]], bool] | None = None,
 ) -> tuple[Thing, ...]:
-    """Scale objects to the image and place them, by default without a held-out fact."""
+    """Scale objects to the image and place them. By default, held-out facts are rejected."""
     scaled = [dataclasses.replace(thing, radius=thing.radius * side) for thing in things]
     accept = accept or (lambda placed: not shows_held_out_fact(world, placed))
     return place(scaled, side, rng, accept)
 
 
 def _counting(world: World, rng: Rng, side: int, max_objects: int) -> Scene:
-    """Sample a scene in which a word applies to 1 to max_objects objects, uniformly."""
+    """Sample a scene in which a word applies to k objects, with k uniform in [1, max_objects]."""
     kind, shared = rng.choice((("color", 0), ("noun", 1)))
     word = rng.choice((world.colors, world.nouns)[shared])
     answer = 1 + rng.integer(max_objects)

@@ -67,10 +67,10 @@ def generate(
     seed: int = 0,
     **options: Any,
 ) -> Path:
-    """Generate a dataset of grounded scenes; return its folder.
+    """Generate a dataset of grounded scenes, and return its folder.
 
-    Arguments and errors are those of `Recipe` and `generate_dataset`. Every image of `novel` has a
-    held-out pair of color and shape.
+    Arguments and errors are those of `Recipe` and `generate_dataset`. Every image of `novel` shows
+    a held-out pair of color and shape.
     """
     counts = {"train": train, "val": val, "novel": novel}
     return generate_dataset(output, SceneRecipe(seed, image_size, max_objects), counts, **options)

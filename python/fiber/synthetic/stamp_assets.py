@@ -117,7 +117,7 @@ class StampCollection:
 def noun_of(caption: str) -> str | None:
     """Return a caption's noun phrase, such as "peacock" for "A peacock (a male peafowl).".
 
-    Return None unless the caption is "a" or "an" followed by up to four words.
+    Captions other than "a" or "an" followed by up to four words return None.
     """
     words = " ".join(caption.lower().replace("\u2019", "'").split())
     found = _CAPTION.fullmatch(words)
@@ -127,7 +127,7 @@ def noun_of(caption: str) -> str | None:
 
 
 def family_of(noun: str) -> str:
-    """Return the family of a noun, usually its last word; its nouns look alike."""
+    """Return the family of a noun, usually its last word. Objects of a family look alike."""
     last = noun.rpartition(" ")[2]
     return _FAMILIES.get(noun, _FAMILIES.get(last, last))
 
@@ -146,8 +146,8 @@ def read_collection(stamps: Path, backgrounds: Sequence[Path]) -> StampCollectio
     skipped = Counter(reason for reason in found if isinstance(reason, str))
     if not cutouts:
         raise FileNotFoundError(
-            f"{stamps} has no usable stamps; expected PNG files with transparency, each with a .txt"
-            f' file such as "A red mug." (skipped: {dict(skipped) or "nothing"})'
+            f"{stamps} has no usable stamps; expected PNG files with transparency, each with a"
+            f' caption such as "A red mug." in a .txt file (skipped: {dict(skipped) or "nothing"})'
         )
     files = (path for folder in backgrounds for path in folder.rglob("*"))
     every = sorted(str(path) for path in files if path.suffix.lower() in ENDINGS)
@@ -156,8 +156,8 @@ def read_collection(stamps: Path, backgrounds: Sequence[Path]) -> StampCollectio
         skipped["photograph shows things"] = len(every) - len(photos)
     if not photos:
         raise FileNotFoundError(
-            f"no photographs found in {', '.join(map(str, backgrounds))}; expected"
-            f" {', '.join(ENDINGS)}"
+            f"no photographs found in {', '.join(map(str, backgrounds))}; expected files that end"
+            f" with {', '.join(ENDINGS)}"
         )
     return StampCollection(cutouts, photos, tuple(sorted(skipped.items())))
 
@@ -165,8 +165,8 @@ def read_collection(stamps: Path, backgrounds: Sequence[Path]) -> StampCollectio
 def one_of_each(cutouts: Sequence[Cutout], kinds: int, seed: int = 0) -> list[Cutout]:
     """Choose one cut-out from each of `kinds` noun families, largest first.
 
-    The first cut-out of each family is a candidate. Three times as many families are sampled, and
-    those with the largest cut-outs (by shorter side) are used.
+    The first cut-out of each family is a candidate. Up to 3 * `kinds` families are sampled, and
+    those with the largest cut-outs (by shorter side) are chosen.
 
     Raises:
         ValueError: if there are fewer than `kinds` families.
@@ -213,7 +213,7 @@ def _read_cutout(path: Path) -> Cutout | str:
 
 
 def cache_folder() -> Path:
-    """Return the folder for unpacked packages, fiber/debian in XDG_CACHE_HOME or ~/.cache."""
+    """Return the folder for unpacked packages: fiber/debian in $XDG_CACHE_HOME or ~/.cache."""
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(root) / "fiber" / "debian"
 
@@ -233,7 +233,8 @@ def unpacked(package: str) -> Path:
     """Return the folder of a Debian package's files, downloading and unpacking it if needed.
 
     Raises:
-        FileNotFoundError: if apt-get or dpkg-deb is missing or fails; the error says what to do.
+        FileNotFoundError: if apt-get or dpkg-deb is missing or fails. The message lists manual
+            steps.
     """
     folder = cache_folder() / package
     if folder.is_dir():

@@ -115,10 +115,10 @@ def generate(
     seed: int = 0,
     **options: Any,
 ) -> Path:
-    """Generate a dataset of stamps on photographs; return its folder.
+    """Generate a dataset of stamps on photographs, and return its folder.
 
     Arguments and errors are those of `StampRecipe` and `generate_dataset`. Every image of `novel`
-    has a held-out noun.
+    shows an object with a held-out noun.
     """
     counts = {"train": train, "val": val, "novel": novel}
     recipe = StampRecipe(seed, image_size, max_objects, stamps, backgrounds)
@@ -126,9 +126,9 @@ def generate(
 
 
 def stamps_world(collection: StampCollection, seed: int) -> World:
-    """Return the world of a collection's nouns, with an eighth of their families held out.
+    """Return the world of a collection's nouns, with one eighth of their families held out.
 
-    Raise ValueError if there are fewer than four families.
+    Raises ValueError if there are fewer than four families.
     """
     families = {noun: family_of(noun) for noun in collection.nouns}
     names = sorted(set(families.values()))
@@ -176,7 +176,7 @@ def sample_stamp_scene(recipe: StampRecipe, split: str, index: int) -> Scene:
 
 
 def _sample_nouns(world: World, rng: Rng, count: int, novel: bool) -> list[str]:
-    """Sample nouns of different families. If `novel`, the first is held out; otherwise none is."""
+    """Sample nouns of different families. If `novel`, the first is held out, otherwise none is."""
     held_out = sorted(noun for _, noun in world.held_out_pairs)
     shown = [noun for _, noun in world.shown_pairs]
     nouns: list[str] = []
@@ -194,7 +194,7 @@ def draw_stamps(recipe: StampRecipe, scene: Scene, rng: Rng) -> tuple[np.ndarray
     """Paste the cut-outs of a scene onto a crop of a photograph.
 
     Returns:
-        (H, W, 3) uint8 RGB, and the box of each object: the bounds of its pixels with alpha > 0.5.
+        (H, W, 3) uint8 RGB, and the bounding box of each object's pixels with alpha > 0.5.
     """
     collection = recipe.collection
     side = recipe.image_size

@@ -1,9 +1,9 @@
 """Checkpoints of a training run.
 
 A checkpoint is a folder `step-00000500` with `model.safetensors`, `training.pt` (optimizer, EMA and
-objective state, loadable with weights_only=True), `data.json` (`Position`) and `SHA256SUMS`, their
-checksums in the format of sha256sum. It is written under a temporary name, so a folder with the
-final name is complete. For finished models see `fiber.checkpoints.model_dir`.
+objective state, loadable with weights_only=True), `data.json` (`Position`), and `SHA256SUMS` with
+the checksums of these files, in the format of sha256sum. The folder is written under a temporary
+name, so one with the final name is complete. For finished models see `fiber.checkpoints.model_dir`.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class RunCheckpoint:
         found = from_dict(Position, read_json(self.folder / "data.json"))
         if found.records != records:
             raise ValueError(
-                f"{self.folder} was trained on different data: expected record counts"
+                f"{self.folder} was saved with different data: expected record counts"
                 f" {found.records}, got {records}"
             )
         return found
@@ -81,7 +81,8 @@ class RunCheckpoint:
         lines = sums.read_text(encoding="utf-8", errors="replace").splitlines()
         stored = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
         if set(stored) != set(FILES):
-            return f"{CHECKSUMS} lists {', '.join(stored) or 'nothing'}, not {', '.join(FILES)}"
+            found = ", ".join(stored) or "no files"
+            return f"{CHECKSUMS} lists {found}; expected {', '.join(FILES)}"
         for name, digest in stored.items():
             if _sha256(self.folder / name) != digest:
                 return f"the SHA-256 checksum of {name} differs from {CHECKSUMS}"
@@ -104,7 +105,8 @@ def write_checkpoint(
     """Write a checkpoint atomically and remove all but the newest `keep`.
 
     Raises:
-        OSError: if it cannot be written (disk full); older checkpoints are kept.
+        OSError: if the checkpoint cannot be written, for example because the disk is full; older
+            checkpoints are kept.
     """
     final = checkpoints / f"{STEP}{position.step:08d}"
     with explain_write_errors(final), new_directory(final) as part:
@@ -131,7 +133,7 @@ def newest_checkpoint(checkpoints: Path) -> RunCheckpoint | None:
 
 
 def best_steps(checkpoints: Path) -> set[int]:
-    """Return the steps whose validated weights some checkpoint of a run refers to."""
+    """Return the best steps recorded in the checkpoints of a run."""
     steps = set()
     for checkpoint in checkpoints_in(checkpoints):
         with suppress(
@@ -142,7 +144,9 @@ def best_steps(checkpoints: Path) -> set[int]:
 
 
 def newest_intact(checkpoints: Path) -> RunCheckpoint | None:
-    """Return the newest intact checkpoint of a run, and rename damaged newer ones with a warning.
+    """Return the newest intact checkpoint of a run, or None if there are no checkpoints.
+
+    Damaged newer checkpoints are renamed with a warning.
 
     Raises:
         ValueError: if there are checkpoints and all of them are damaged; nothing is renamed.
@@ -196,7 +200,7 @@ def _damage_without_checksums(folder: Path) -> str | None:
 def _check_zip(path: Path) -> None:
     with zipfile.ZipFile(path) as archive:
         if (bad := archive.testzip()) is not None:
-            raise ValueError(f"wrong CRC of file {bad}")
+            raise ValueError(f"CRC mismatch in archive member {bad}")
 
 
 def checkpoints_in(checkpoints: Path) -> list[RunCheckpoint]:

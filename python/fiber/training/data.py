@@ -32,7 +32,7 @@ from fiber.data.datasets.resolve import (
 )
 from fiber.data.prompts.sampling import SampledPrompts
 from fiber.data.record import ConcatRecords, RecordSet
-from fiber.data.skip_report import classes_of, skip_lines
+from fiber.data.skip_report import classes_of, counted, skip_lines
 from fiber.training.config.run import RunConfig
 from fiber.training.config.tasks import BOX_SOURCES, CLASS_SOURCES, ImageTextTask
 
@@ -52,7 +52,7 @@ class TrainingData:
     path: str | None = None
 
     def fit_model(self, config: RunConfig) -> RunConfig:
-        """Set the model's vocabulary size and number of answers."""
+        """Return `config` with the vocabulary size and number of answers set from this data."""
         model = config.model.with_vocabulary(self.vocabulary.tokenizer.vocab_size)
         if self.vocabulary.answers:
             count = len(self.vocabulary.answers)
@@ -76,14 +76,15 @@ def open_data(
 ) -> TrainingData:
     """Open the records of every active task, the tokenizer and the answers.
 
-    Skips and counts questions without an answer in the vocabulary, as the published code does.
+    Questions without an answer in the vocabulary are skipped and counted; the published code also
+    skips them.
 
     Args:
         config: configuration of the run.
         data: a folder or annotation file, records for the run's only task, or a dict of records by
             task.
-        tokenizer: tokenizer or its file; "train" trains one on all texts. Default: that of `known`,
-            else the folder's tokenizer.json.
+        tokenizer: tokenizer or its file; "train" trains a tokenizer on all texts. Default: the
+            tokenizer of `known`, else the folder's tokenizer.json.
         answers: answers of the VQA head in logit order, or a JSON file that lists them. Default:
             those of `known` if they cover the data, else the most frequent answers of the
             questions, at most model.image_text.num_answers.
@@ -122,7 +123,7 @@ def open_data(
         if missed:
             lines.append(
                 f"question: {missed} of {asked} questions were skipped, since none of their answers"
-                f" is among the model's {len(choice)}"
+                f" is among the model's {counted(len(choice), 'answers')}"
             )
     if tokenizer is None:
         tokenizer = known.tokenizer if known else folder_tokenizer
@@ -183,7 +184,8 @@ def _given_records(
     check_records(data, f"data: expected a folder, {RECORD_SET} or a dict of these by task")
     if len(active) != 1:
         raise ValueError(
-            f"the run has the tasks {', '.join(active)}; expected a dict of records by task"
+            f"expected a dict of records by task for the tasks {', '.join(active)}, got"
+            f" {type(data).__name__}"
         )
     return dict.fromkeys(active, data)
 
@@ -242,7 +244,7 @@ def _check_negatives(records: RecordSet, task: ImageTextTask) -> None:
 
 
 def _with_sampled_prompts(config: RunConfig, records: RecordSet, tokenizer: Tokenizer) -> RecordSet:
-    """Sample class prompts for the records of `CLASS_SOURCES`."""
+    """Wrap the records of `CLASS_SOURCES` in `SampledPrompts`."""
     task = config.tasks.grounding
     parts = [records]
     if len(task.sources) > 1 and isinstance(records, ConcatRecords):

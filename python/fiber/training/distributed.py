@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 #: Elements per gradient all-reduce (32 MiB of float32).
 BUCKET_ELEMENTS = 8 * 2**20
-#: Timeout of collectives in hours, which is long because all ranks wait while rank 0 validates.
+#: Timeout of collectives in hours. It is long because all ranks wait while rank 0 validates.
 LONGEST_WAIT_HOURS = 6
 
 
@@ -120,7 +120,7 @@ def average_gradients(parameters: Sequence[nn.Parameter], processes: Processes) 
 
 
 def _buckets(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
-    """Group parameters into buckets of `BUCKET_ELEMENTS`; larger parameters get their own."""
+    """Group parameters into buckets of `BUCKET_ELEMENTS`; a larger parameter has its own bucket."""
     bucket: list[nn.Parameter] = []
     elements = 0
     for parameter in parameters:

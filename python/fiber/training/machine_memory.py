@@ -38,7 +38,7 @@ def check_memory(config: RunConfig, processes: Processes, root: Path = Path("/")
     parameters, needed = needed_bytes(config)
     numbers = (
         f"{parameters / 1e6:.1f} million parameters need {needed / _GIB:.2f} GiB (weights,"
-        f" gradients, two AdamW moments), but {free / _GIB:.2f} GiB of memory are free"
+        f" gradients, two AdamW moments), but {free / _GIB:.2f} GiB of memory is free"
     )
     savings = (
         "train.gradient_checkpointing=true, a larger train.accumulation (smaller micro-batches) or"
@@ -61,7 +61,7 @@ def check_memory(config: RunConfig, processes: Processes, root: Path = Path("/")
 
 
 def needed_bytes(config: RunConfig) -> tuple[int, int]:
-    """Return a run's parameter count, and its bytes of weights, gradients and optimizer state."""
+    """Return a run's parameter count, and the bytes of weights, gradients and optimizer state."""
     with torch.device("meta"):
         model = build_model(config.model)
     freeze(model, config.optim.frozen)
@@ -74,9 +74,9 @@ def needed_bytes(config: RunConfig) -> tuple[int, int]:
 def free_bytes(root: Path = Path("/")) -> int | None:
     """Return the number of bytes that the process can still allocate, or None if unknown.
 
-    This is the minimum of MemAvailable and what the process's control groups (v1 and v2) still
-    allow, read from proc and sys under `root`; page cache does not count as used. psutil only reads
-    MemAvailable, which inside a container is the host's.
+    This is the minimum of MemAvailable and the memory left in the process's control groups (v1 and
+    v2), read from /proc and /sys under `root`. Page cache does not count as used. psutil only reads
+    MemAvailable, which inside a container is the host's value.
     """
     free = [1024 * int(n) for n in _find(root / "proc/meminfo", r"^MemAvailable:\s*(\d+) kB$")]
     own, groups = root / "proc/self/cgroup", root / "sys/fs/cgroup"
@@ -99,7 +99,7 @@ def free_bytes(root: Path = Path("/")) -> int | None:
 
 
 def _find(path: Path, pattern: str) -> list[str]:
-    """Find matching lines in a system file; return [] if it cannot be read."""
+    """Return the captured group of each matching line, or [] if the file cannot be read."""
     try:
         return re.findall(pattern, path.read_text(encoding="utf-8"), re.MULTILINE)
     except OSError:

@@ -12,9 +12,10 @@ from fiber.training.distributed import Processes, mean_over_ranks
 
 
 class Meter:
-    """Accumulate losses on the device, reading them once per line, since reading synchronizes.
+    """Running averages of the training losses.
 
-    `images` counts the run's images over all ranks.
+    Losses stay on the device until a line is logged, since reading them synchronizes. `images` is
+    the number of images that all ranks have processed in the run.
     """
 
     def __init__(
@@ -26,7 +27,7 @@ class Meter:
         images: int,
         seconds: float,
     ) -> None:
-        """Create a meter. `images` and `seconds` are the run's totals before it was resumed."""
+        """Create a meter. `images` and `seconds` are the run's totals so far, 0 for a new run."""
         self.processes, self.model, self.optimizer = processes, model, optimizer
         self.images, self._logged = images, (images, seconds)
         self._losses: dict[str, list[Tensor]] = {}
@@ -40,11 +41,11 @@ class Meter:
         """Return the metrics averaged since the last call, and reset.
 
         Raises:
-            FloatingPointError: if a loss or the gradient norm is not finite; the message names it.
+            FloatingPointError: if a loss or the gradient norm is not finite.
         """
         names = sorted(self._losses)
         means = [torch.stack(self._losses[name]).mean() for name in names]
-        # Losses are normalized by counts over all ranks, so their mean is that of the batch.
+        # Losses are normalized by counts over all ranks, so the mean is the whole batch's loss.
         values = mean_over_ranks(torch.stack(means).double(), self.processes).tolist()
         losses = dict(zip(names, values, strict=True))
         norm = float(gradient_norm)
@@ -52,8 +53,8 @@ class Meter:
         wrong = [name for name, value in checked.items() if not math.isfinite(value)]
         if wrong:
             raise FloatingPointError(
-                f"non-finite values by step {step}: {', '.join(wrong)}; lower optim.lr, set"
-                " optim.clip_norm, or train in float32"
+                f"non-finite values at or before step {step}: {', '.join(wrong)}; lower optim.lr,"
+                " set optim.clip_norm, or train in float32"
             )
         named = self.model.named_parameters()
         gates = [p.detach().abs().mean() for name, p in named if name.endswith("gate")]

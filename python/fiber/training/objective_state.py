@@ -1,6 +1,6 @@
 """Checkpointed state of objectives: the ITC queue and the GOLD reference model.
 
-Both are the same on all ranks and saved in every checkpoint, so a resumed run matches an
+Both are identical on all ranks and are saved in every checkpoint, so a resumed run matches an
 uninterrupted one exactly. CIDEr-D rewards are instead rebuilt from the training data.
 """
 
@@ -34,7 +34,7 @@ class ObjectiveState:
     def of(
         cls, config: RunConfig, device: torch.device, rewards: CaptionRewards | None = None
     ) -> ObjectiveState:
-        """Create the state of a new run: an empty queue and an unfilled reference."""
+        """Create the state of a new run; `begin_step` sets the weights of the reference."""
         active, queue, reference = config.tasks.active(), None, None
         image_text, caption = config.tasks.image_text, config.tasks.caption
         if "image_text" in active and image_text.has_contrast and image_text.itc_form == "queue":

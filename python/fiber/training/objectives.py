@@ -138,7 +138,7 @@ def _itc(
     text_prefix: Tensor,
     queue: PairQueue | None,
 ) -> tuple[Tensor, _Contrast]:
-    """Compute the ITC loss over the batch of all ranks, or against the queue."""
+    """Compute the ITC loss over the global batch, or against the queue."""
     backbone, mask = model.backbone, batch.text_mask
     images = model.image_vectors(backbone.complete_image(image_prefix))
     texts = model.text_vectors(backbone.complete_text(text_prefix, mask, wanted="pooled"))
@@ -196,7 +196,8 @@ def caption_losses(
 ) -> dict[str, Tensor]:
     """Compute the loss of predicting each caption token from the image and the tokens before it.
 
-    `reference` is the frozen model copy of the objective "gold"; None uses maximum likelihood.
+    `reference` is the frozen copy of the model for the objective "gold". If it is None, the loss is
+    maximum likelihood.
     """
     logits = model.next_token_logits(batch.images, batch.token_ids, batch.text_mask)
     if reference is None:
@@ -216,9 +217,10 @@ def self_critical_losses(
 ) -> dict[str, Tensor]:
     """Compute the caption likelihood and a policy-gradient loss on sampled captions (SCST).
 
-    Both share one image encoding. Captions are sampled with the model in its current mode (in
-    training with dropout, as in the published code); a second, differentiable pass then scores
-    them. An image's samples depend on `draw` and its row in the global batch, not on world size.
+    Both share one image encoding. Captions are sampled with the model in its current mode (with
+    dropout in training, as in the published code). A second, differentiable pass then computes
+    their log probabilities. An image's samples depend on `draw` and its row in the global batch,
+    not on world size.
 
     Returns:
         The losses `caption` and `self_critical`, and the mean reward `cider_d` (no gradient).
@@ -267,7 +269,7 @@ class TrainStep(nn.Module):
     `branches` computes the same losses one branch at a time, for callers that run each backward
     before the next branch is computed (see `fiber.training.split_backward`).
 
-    Its parameters are those of the model; the trainer saves `state`.
+    The parameters of this module are those of the model; the trainer saves `state`.
     """
 
     def __init__(
@@ -309,10 +311,11 @@ class TrainStep(nn.Module):
             batch: batch of the task's type.
             draw: key of the random numbers.
             split: detaches tensors shared by branches from the graph. The caller then runs each
-                branch's backward before requesting the next, and `split.backward()` at the end.
+                branch's backward before requesting the next branch, and calls `split.backward()`
+                at the end.
 
         Yields:
-            Unweighted scalars by name; each branch has its own names.
+            Unweighted scalars by name; no name occurs in two branches.
         """
         if isinstance(self.model, FiberDetector):
             output = self.model(batch.images, batch.token_ids, batch.text_mask, batch.image_sizes)

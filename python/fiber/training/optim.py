@@ -59,13 +59,16 @@ def part_of(name: str) -> Part:
     """Return the part of the model that a parameter belongs to.
 
     Raises:
-        ValueError: if the name is unknown, so that no new module gets a default by accident.
+        ValueError: if the name is unknown; new modules must be added to `PARTS`.
     """
     parts = name.split(".")
     if parts[0] == "backbone" and parts[1] in ("image", "text", "fusion"):
         return "cross_modal" if parts[1] == "fusion" else "encoder"
     if parts[0] not in PARTS:
-        raise ValueError(f"parameter {name!r} is not in fiber.training.optim.PARTS")
+        raise ValueError(
+            f"parameter {name!r} is not in a known part of the model; add {parts[0]!r} to"
+            " fiber.training.optim.PARTS"
+        )
     return PARTS[parts[0]]
 
 
@@ -100,8 +103,8 @@ def factor_of(name: str, parameter: Tensor, config: OptimConfig) -> float:
 def is_decayed(name: str, parameter: Tensor, config: OptimConfig) -> bool:
     """Return whether weight decay applies to a parameter.
 
-    With `published_coarse`, gates, the temperature and some norms are also decayed, since the
-    published rule matches substrings of names.
+    With `published_coarse`, gates, the temperature and some norms are also decayed, since the name
+    patterns in the published code do not exclude them.
     """
     kind = kind_of(name, parameter)
     if config.published_coarse and (kind == "gate" or name.endswith(DECAYED_AS_PUBLISHED)):
@@ -113,8 +116,8 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
     """Freeze parameters and modules by name; * in a pattern matches anything.
 
     Raises:
-        ValueError: if a pattern matches nothing (the message suggests the nearest names), or every
-            parameter is frozen.
+        ValueError: if a pattern matches nothing (the message suggests the nearest names), or if
+            every parameter is frozen.
     """
     parameters = dict(model.named_parameters())
     for pattern in patterns:
@@ -133,7 +136,10 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
         for name in frozen:
             parameters[name].requires_grad_(False)
     if not any(parameter.requires_grad for parameter in parameters.values()):
-        raise ValueError(f"optim.frozen: {', '.join(patterns)} freezes every parameter")
+        raise ValueError(
+            f"optim.frozen: {', '.join(patterns)} freezes every parameter; expected at least one"
+            " trainable parameter"
+        )
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
@@ -197,7 +203,7 @@ def lr_factor(step: int, steps: int, config: OptimConfig, scores: Sequence[float
     """Return the learning rate of a step as a fraction of the peak.
 
     Warms up linearly from `warmup_start` (with 0, as in the published code, step 0 is a no-op),
-    then decays by `schedule`. "plateau" depends on the validation scores so far.
+    then decays according to `schedule`. "plateau" depends on the validation `scores` so far.
     """
     warmup = round(config.warmup_fraction * steps)
     rise = 1.0
@@ -261,7 +267,7 @@ THRESHOLD = 1e-4
 def count_falls(scores: Sequence[float], patience: int) -> int:
     """Count learning rate drops; each follows more than `patience` scores without improvement.
 
-    Higher scores are better; counting restarts at each drop.
+    Higher scores are better. The number of scores without improvement is reset at each drop.
 
     Source: PyTorch's ReduceLROnPlateau with mode="max", as in the published ODinW fine-tuning.
     """

@@ -16,7 +16,7 @@ EXIT_CODE = 75
 
 
 class Preempted(SystemExit):
-    """Raised when a run has been saved after a signal; its exit code is `EXIT_CODE`."""
+    """Raised after a signal, once the run has been saved. The exit code is `EXIT_CODE`."""
 
     def __init__(self, signal: str | None) -> None:
         super().__init__(EXIT_CODE)
@@ -28,7 +28,7 @@ class StopSignal:
     """Context manager that records `SIGNALS` instead of letting them kill the process.
 
     Handlers can only be installed in the main thread; in other threads this is a no-op. A signal
-    that the process ignores, as SIGHUP under nohup, is still ignored.
+    that the process already ignores, such as SIGHUP under nohup, stays ignored.
     """
 
     def __init__(self) -> None:

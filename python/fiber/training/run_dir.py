@@ -1,4 +1,4 @@
-"""Reading and writing the output folder of a training run."""
+"""Read and write the output folder of a training run."""
 
 from __future__ import annotations
 
@@ -110,8 +110,8 @@ class RunFolder:
                     file.seek(0)
                     owner = file.read().strip() or "another process"
                 raise FileExistsError(
-                    f"{self.path} is in use by {owner}, which is training in it; choose another"
-                    " output folder"
+                    f"{self.path} is already used for training by {owner}; choose another output"
+                    " folder"
                 ) from None
             if not path.exists() or not os.path.samestat(path.stat(), os.fstat(file.fileno())):
                 # The previous owner has removed the file that was opened.

@@ -38,7 +38,7 @@ class CaptionRewards:
         Document frequencies are read from `task.cider_frequencies` or computed from the records.
 
         Raises:
-            FileNotFoundError: if that file is missing.
+            FileNotFoundError: if `task.cider_frequencies` is missing.
             ValueError: if an image has only empty captions, two images share a key, or frequencies
                 would be computed from a single image.
         """
@@ -76,9 +76,9 @@ class CaptionRewards:
         )
 
     def __call__(self, keys: Sequence[str], token_ids: Tensor) -> Tensor:
-        """Score (B, S, n) token ids from `sample_captions`: (B, S) float32 in [0, 10].
+        """Return the (B, S) float32 CIDEr-D of sampled captions, in [0, 10].
 
-        `keys` has B record keys.
+        `keys` are B record keys; `token_ids` (B, S, n) come from `sample_captions`.
         """
         samples = [
             reward_text(self.tokenizer.decode(written_tokens(ids)))

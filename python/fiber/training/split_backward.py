@@ -10,9 +10,9 @@ pass covers the rest of the graph. Peak memory is that of the largest branch.
         sum(losses.values()).backward()
     split.backward()
 
-The generator keeps every `backward` call in the training loop, where readers, profilers and
-wrappers (gradient scaling, reduction between branches) expect it, and keeps `TrainStep.forward` an
-ordinary forward pass.
+Since `branches` is a generator, every `backward` call stays in the training loop, where readers,
+profilers and wrappers (gradient scaling, reduction between branches) expect it, and
+`TrainStep.forward` remains an ordinary forward pass.
 """
 
 from __future__ import annotations

@@ -72,7 +72,7 @@ class TaskLoaders:
         consumed: Mapping[str, int],
         threads: int,
     ) -> None:
-        """Start the stream of each task after its `consumed` samples, counted over all ranks.
+        """Start each task's stream after the `consumed` samples, counted over all ranks.
 
         Raises:
             ValueError: if the batch size is not a multiple of world size times micro-batches.
@@ -137,7 +137,7 @@ class TaskLoaders:
         self._rank = processes.rank
 
     def skipped(self) -> list[str]:
-        """Return what this rank's loaders skipped or truncated, one line per task and kind."""
+        """Describe the data that this rank skipped or truncated, one line per task and kind."""
         lines = []
         for name, loader in self._loaders.items():
             records = self._records[name]
@@ -148,10 +148,10 @@ class TaskLoaders:
             for count, reason in (
                 (
                     loader.truncated_boxes,
-                    "no token names them: the text is truncated at model.max_tokens, or the record"
-                    " has no span",
+                    "no token names them (the text is truncated at model.max_tokens, or the record"
+                    " has no span)",
                 ),
-                (dropped_boxes(records), "the sampled prompt does not have their class"),
+                (dropped_boxes(records), "the sampled prompt does not contain their class"),
                 (loader.cropped_boxes, "the crop keeps too little of them"),
             ):
                 if count:
@@ -166,8 +166,8 @@ class TaskLoaders:
         """Return the next batch of a task.
 
         Raises:
-            DecodeError, FileNotFoundError: if an image is broken or missing, unless data.on_error
-                skips it; the message names the record.
+            DecodeError, FileNotFoundError: if an image is broken or missing and data.on_error is
+                "raise"; the message names the record.
         """
         if name not in self._iterators:
             self._iterators[name] = iter(self._loaders[name].stream(start=self.consumed[name]))

@@ -58,39 +58,42 @@ def train(
 ) -> Run:
     """Train a model.
 
-    Logs counts of skipped or truncated data, such as questions without an answer in the vocabulary.
+    Skipped or truncated data, such as questions without an answer in the vocabulary, is counted and
+    logged.
 
     Args:
         recipe: recipe name (see `fiber recipes`) or a RunConfig.
-        data: data folder or annotation file that `fiber.data.open_source` reads, records, or a dict
-            of records by task.
+        data: data folder or annotation file (see `fiber.data.open_source`), records, or a dict of
+            records by task.
         output: folder for config.json, metrics.jsonl, curves.png, checkpoints and the model.
-        validation: data for selecting the best checkpoint, if the recipe sets `validation.task`;
-            default: the split `validation.split` of `data`.
-        init: initial weights: the folder of a finished model, a published checkpoint (from the
-            other stage, only the backbone is loaded), or a file or folder of Swin (Microsoft or
-            timm keys) or RoBERTa (transformers keys) weights. Ignored when resuming.
+        validation: data for selecting the best checkpoint, if the recipe sets `validation.task`.
+            Default: the split `validation.split` of `data`.
+        init: path of the initial weights, which may be the folder of a finished model, a published
+            checkpoint (only the backbone is loaded from the other stage), or a file or folder of
+            Swin (Microsoft or timm keys) or RoBERTa (transformers keys) weights. Ignored when
+            resuming.
         resume: continue from the newest checkpoint in `output`, if any; leave a finished run as is.
         set: config fields to override, by dotted name: {"train.steps": 500}.
-        tokenizer: tokenizer, its file or its folder; "train" trains one on the texts, for a model
-            from scratch. Default: that of `init`, else the data folder's tokenizer.json. Ignored
-            when resuming.
+        tokenizer: tokenizer, its file or its folder; "train" trains a tokenizer on the texts (only
+            for a model from scratch). Default: the tokenizer of `init`, else the data folder's
+            tokenizer.json. Ignored when resuming.
         answers: answers of the VQA head in logit order, or a JSON file that lists them. Default:
             those of `init` if they cover the data, else the most frequent ones in the data. If
-            `init` does not list its answers (a published file), these are assumed. Ignored when
-            resuming.
-        device: device to train on; default: CUDA if available (the local rank's GPU under
+            `init` is a published file, which does not list the answers of its head, `answers` is
+            taken as that list. Ignored when resuming.
+        device: device to train on. Default: CUDA if available (the local rank's GPU under
             torchrun), else the CPU.
         threads: number of data loader threads; 0 uses all cores.
         quiet: print nothing.
 
     Raises:
-        ValueError: if a field is invalid, the data does not fit, or a resumed run's config differs.
+        ValueError: if a config field is invalid, the data does not match the recipe, or the config
+            of a resumed run differs.
         FileExistsError: if `output` contains a run and `resume` is False.
         FloatingPointError: if a loss or the gradient is not finite.
         MemoryError: on a CPU, if the parameters alone exceed the free memory.
         KeyboardInterrupt: on Ctrl-C, after printing how to resume.
-        SystemExit: with code 75 on SIGTERM, SIGHUP or SIGUSR1, after the current step was saved.
+        SystemExit: with code 75 on SIGTERM, SIGHUP or SIGUSR1, after saving the current step.
     """
     config = load_recipe(recipe) if isinstance(recipe, str) else recipe
     config = replace_fields(config, dict(set or {}))

@@ -1,7 +1,7 @@
 """The training loop.
 
 The random numbers of step k (dropout, hard negatives) depend only on (seed, rank, k), and the data
-only on the position in each task's stream. A resumed run is therefore bit-identical to an
+depends only on the position in each task's stream. A resumed run is therefore bit-identical to an
 uninterrupted one with the same world size.
 """
 
@@ -60,8 +60,8 @@ from fiber.training.validation import Validation
 class Trainer:
     """Train one model and write its run folder.
 
-    `run` is the training loop, `train_step` a single step. Every `train.checkpoint_every` steps,
-    the model is validated and saved. `average` is the EMA of the weights, if configured.
+    `run` is the training loop; `train_step` runs a single step. The model is validated and saved
+    every `train.checkpoint_every` steps. `average` is the EMA of the weights, if configured.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class Trainer:
             ValueError: if the weights, checkpoint or batch size do not match the configuration.
             FileNotFoundError: if the best weights of a resumed run are missing.
         """
-        # Do this first, so that invalid data does not create a folder.
+        # Do this before creating the folder, so that invalid data leaves no folder.
         rewards = caption_rewards(config, data)
         self.config, self.folder, self.processes = config, folder, processes
         self.device = processes.device
@@ -146,7 +146,7 @@ class Trainer:
             self._log(line)
 
     def run(self) -> None:
-        """Train to the last step or until validation stalls, then write the finished model.
+        """Train to the last step or until the validation score stalls; write the finished model.
 
         Raises:
             FloatingPointError: if a loss or the gradient is not finite.

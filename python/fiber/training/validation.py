@@ -46,7 +46,7 @@ class Validation:
     def evaluate(
         self, model: FiberImageText | FiberDetector, state: dict[str, Tensor], threads: int
     ) -> dict[str, float]:
-        """Evaluate weights; return the task's metrics and the "score" to select by.
+        """Evaluate weights; return the task's metrics and "score", by which weights are selected.
 
         The model's weights and the random state are restored afterwards, so validation does not
         affect training.
@@ -85,7 +85,7 @@ class Validation:
                 file.unlink()
 
     def finish(self, step: int, model_file: Path) -> None:
-        """Make a step's weights the finished model, and remove all other weights."""
+        """Move a step's weights to `model_file`, and remove the weights of all other steps."""
         self._file(step).rename(model_file)
         self.forget_others(())
 
@@ -111,12 +111,13 @@ def open_validation(
     """Open the held-out records of a run, by default a split of `data`.
 
     Returns:
-        The validation, or None if it is disabled or impossible; and if impossible, a message that
-        says why.
+        The validation and a message. The validation is None if it is disabled or if there is no
+        held-out data; in the latter case the message explains why, otherwise it is empty.
 
     Raises:
         FileNotFoundError: if the split's file is missing.
-        ValueError: if the model lacks the head, or records are given but validation is off.
+        ValueError: if the model lacks the task's head, or `held_out` is given but validation is
+            disabled.
     """
     settings = config.validation
     if settings.task is None:
@@ -129,7 +130,7 @@ def open_validation(
     head, reader, _ = find_task(settings.task)
     if head not in config.model.heads:
         raise ValueError(
-            f"validation.task {settings.task!r} needs the head {head!r}; the model has"
+            f"validation.task {settings.task!r} needs the head {head!r}, but the model only has"
             f" {', '.join(config.model.heads)}"
         )
     is_path = isinstance(data, (str, os.PathLike))
@@ -138,8 +139,8 @@ def open_validation(
         if head == "grounding":
             fix = "Pass the folder instead of the file"
         return None, (
-            f"validation.task is {settings.task!r}, but the data has no splits to hold out; the"
-            f" last step becomes the model. {fix}, or pass validation records (--validation FILE,"
+            f"validation.task is {settings.task!r}, but the data has no held-out split; the model"
+            f" of the last step is kept. {fix}, or pass validation records (--validation FILE,"
             " validation=...)"
         )
     try:

@@ -55,7 +55,7 @@ def test_sentences():
         Phrase((5, 8), "8", "people"),
     ]
     assert read_sentence("", "") == ("", [])
-    with pytest.raises(ValueError, match="here has a phrase that is not closed"):
+    with pytest.raises(ValueError, match="here has an unclosed phrase"):
         read_sentence("[/EN#7/people He runs", "here")
     with pytest.raises(ValueError, match=r"'\[/X/people'.*phrase"):
         read_sentence("[/X/people He]", "here")
@@ -117,7 +117,7 @@ def test_any_other_form_comes_before_a_list(folder):
         (
             "Sentences/12.txt",
             ("barks", "[/EN#1/people barks"),
-            "12.txt: caption 1 has a phrase that",
+            "12.txt: caption 1 has an unclosed phrase",
         ),
     ],
 )

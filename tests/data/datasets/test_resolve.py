@@ -156,8 +156,9 @@ def test_a_missing_source_is_reported_with_all_its_layouts(source, split, forms,
     with pytest.raises(FileNotFoundError) as error:
         open_source(source, folder.folder, split)
     assert str(error.value) == (
-        f"{folder.folder} has no {source} for split {split!r}. Expected one of these in the folder:"
-        f" {'; '.join(forms)}. A file with another name can be given instead of the folder"
+        f"{folder.folder} has no {source} for split {split!r}. Expected one of these files in the"
+        f" folder: {'; '.join(forms)}. To use a file with a different name, pass its path instead"
+        " of the folder"
     )
     none = folder.folder / "none"
     with pytest.raises(FileNotFoundError, match=rf"^{none}.*exist.*folder"):
@@ -199,8 +200,8 @@ def test_a_missing_split_lists_the_splits_that_exist(source, files, splits, fold
     with pytest.raises(FileNotFoundError) as error:
         open_source(source, folder.folder, "novel")
     assert (
-        f"has no {source} for split 'novel'; splits with files: {splits}."
-        " Expected one of these in the folder: "
+        f"has no {source} for split 'novel'; available splits: {splits}."
+        " Expected one of these files in the folder: "
     ) in str(error.value)
 
 
@@ -209,7 +210,7 @@ def test_a_file_with_one_split_is_not_taken_for_another(folder):
     folder("Train_GCC-training.tsv", "a dog\t2.png\n")
     assert texts("captions", folder.folder) == ["a dog"]
     for source in ("captions", "conceptual_captions"):
-        with pytest.raises(FileNotFoundError, match="splits with files: tr"):
+        with pytest.raises(FileNotFoundError, match="available splits: tr"):
             open_source(source, folder.folder, "val")
     folder("Validation_GCC-1.1.0-Validation.tsv", "a cat\t2.png\n")
     assert texts("captions", folder.folder, "val") == ["a cat"]
@@ -259,7 +260,7 @@ def test_a_split_that_a_source_never_has(folder, monkeypatch):
         folder(name, "")
         with pytest.raises(ValueError) as error:
             open_source(source, folder.folder, "val")
-        said = f"{source} has only split 'train', got 'val'"
+        said = f"{source} has only a 'train' split, got split 'val'"
         assert str(error.value) == said
     # Nor are its Arrow files read for the same records a second time.
     read = []

@@ -123,7 +123,7 @@ class TestArrow:
         with pytest.raises(FileNotFoundError, match=r"vqav2_val\.arrow.*exist"):
             published_answers(folder)
         arrow("vqav2_val.arrow", answers=[[["blue"]]], answer_labels=[[[0]]])
-        with pytest.raises(ValueError, match=r"row 0.*'blue'.*answer 0.*'red'"):
+        with pytest.raises(ValueError, match=r"row 0.*'blue'.*answer label 0.*'red'"):
             published_answers(folder)
         arrow("vqav2_val.arrow", answers=[[["blue"]]])
         with pytest.raises(ValueError, match=r"val\.arrow.*column 'answer_labels'"):

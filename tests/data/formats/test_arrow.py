@@ -177,8 +177,8 @@ def test_statements_show_two_images(write):
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"questions": [5]}, r"row 0.*'questions'.*'5'"),
-        ({"answers": [5]}, r"row 0.*'answers'.*'5'"),
+        ({"questions": [5]}, r"row 0.*'questions' 5"),
+        ({"answers": [5]}, r"row 0.*'answers' 5"),
         ({"answers": [[["a"]]]}, r"row 0.*2 'questions'.*1.*'answers'"),
         (
             {"answers": [["a", "b"]], "answer_scores": [[[1.0], [1.0]]]},
@@ -200,7 +200,7 @@ def test_answers_that_do_not_fit_their_questions(columns, message, write):
 def test_statements_that_are_no_list(write):
     pictures = {"image_0": [b""], "image_1": [b""], "identifier": ["dev"]}
     path = write("nlvr2_dev.arrow", **pictures, questions=[["x"]], answers=[5])
-    with pytest.raises(ValueError, match=r"row 0.*'answers'.*'5'"):
+    with pytest.raises(ValueError, match=r"row 0.*'answers' 5"):
         table_statements(path)
 
 

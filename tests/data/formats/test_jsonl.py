@@ -168,8 +168,8 @@ def test_a_file_with_other_encodings_is_named(lines):
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        ("{", "is not JSON"),
-        ("[1]\n", r"is '\[1\]'; expected an object"),
+        ("{", "is not valid JSON"),
+        ("[1]\n", r"must be a JSON object, got \[1\]"),
         (CAPTION | {"caption": "x"}, r"field 'caption'.*mean 'text'"),
         (CAPTION | {"captions": ["x"]}, r"field 'captions'.*mean 'texts'"),
         ({"img": "1.png", "text": "x"}, r"field 'img'.*mean 'image'"),
@@ -177,7 +177,7 @@ def test_a_file_with_other_encodings_is_named(lines):
         ({"file_name": "1.png"}, r"field 'file_name'.*mean 'image'"),
         ({"image": "1.png", "txt": "x"}, r"unknown field 'txt'.*text"),
         ({"text": "x"}, "has no 'image'"),
-        (CAPTION | {"image": 3}, "'image' '3'"),
+        (CAPTION | {"image": 3}, "'image' 3"),
         (CAPTION | {"image": ""}, "empty 'image'"),
         ({"image": "1.png"}, r"'image'.*'image'.*'text'.*'texts'"),
         (
@@ -194,12 +194,12 @@ def test_a_file_with_other_encodings_is_named(lines):
         ),
         (CAPTION | {"text": "a \udc36"}, r"surrogate.*'text'"),
         (CAPTION | {"text": " \n"}, "empty 'text'"),
-        (CAPTION | {"text": None}, "'text' 'None'"),
+        (CAPTION | {"text": None}, "'text' None"),
         (CAPTION | {"texts": ["x"]}, r"'text'.*'texts'"),
-        ({"image": "1.png", "texts": []}, r"'texts' '\[\]'"),
+        ({"image": "1.png", "texts": []}, r"'texts' \[\]"),
         ({"image": "1.png", "texts": "x"}, "'texts' 'x'"),
         ({"image": "1.png", "texts": ["x", ""]}, r"empty 'texts\[1\]'"),
-        (CAPTION | {"id": 1.5}, r"'id' '1.5'.*string.*integer"),
+        (CAPTION | {"id": 1.5}, r"'id' 1\.5.*string.*integer"),
         (CAPTION | {"id": 1}, "has duplicate 'id' 1"),
         (CAPTION | {"split": "train"}, r"line 2.*'split'.*line 1"),
     ],
@@ -215,12 +215,12 @@ def test_captions_that_do_not_fit_are_named(lines, bad, message):
     [
         ({"question": " "}, "empty 'question'"),
         ({"answer": ""}, "empty 'answer'"),
-        ({"answer": 3}, "'answer' '3'"),
+        ({"answer": 3}, "'answer' 3"),
         ({"answers": ["x"]}, r"'answer'.*'answers'"),
-        ({"answer": "DROP", "answers": []}, r"'answers' '\[\]'"),
-        ({"answer": "DROP", "answers": {}}, r"'answers' '\{\}'"),
+        ({"answer": "DROP", "answers": []}, r"'answers' \[\]"),
+        ({"answer": "DROP", "answers": {}}, r"'answers' \{\}"),
         ({"answer": "DROP", "answers": "dog"}, "'answers' 'dog'"),
-        ({"answer": "DROP", "answers": ["dog", 3]}, "'answers' '3'"),
+        ({"answer": "DROP", "answers": ["dog", 3]}, "'answers' 3"),
         ({"answer": "DROP", "answers": {"": 1}}, "empty 'answers'"),
         ({"answer": "DROP", "answers": {"dog": 1.5}}, r"score 1.5.*answer 'dog'"),
         ({"answer": "DROP", "answers": {"dog": True}}, r"score True.*answer 'dog'"),
@@ -328,9 +328,9 @@ class TestListsAndTables:
     @pytest.mark.parametrize(
         ("name", "content", "message"),
         [
-            ("a.json", '{"image": "1.png"}', r"a\.json contains a dict; expected a list"),
+            ("a.json", '{"image": "1.png"}', r"a\.json must contain a list, got dict"),
             ("a.json", "[1", r"a\.json.*JSON"),
-            ("a.json", "[1]", r"a\.json: entry 1.*'1'"),
+            ("a.json", "[1]", r"a\.json: entry 1 must be a JSON object, got 1"),
             ("a.json", '[{"image": "1.png", "txt": "a"}]', r"entry 1.*field 'txt'"),
             (
                 "a.json",
@@ -384,7 +384,7 @@ class TestListsAndTables:
         for path, place in zip((folder(*of) for of in lines), ("line 2", "entry 2"), strict=True):
             with pytest.raises(ValueError) as error:
                 open_source("detection", path, "train")
-            said = " has box 1, (30.0, 20.0, 8.0, 25.0); expected x0 <= x1 and y0 <= y1 (x0, y0, x1"
+            said = " has box 1, (x0, y0, x1, y1) = (30.0, 20.0, 8.0, 25.0); expected x0 <= x1 and"
             assert f"{path}: {place}{said}" in str(error.value)
             records = open_source("detection", path, "train", on_error="skip")
             assert [len(record.boxes_xyxy) for record in records] == [1, 1, 0]

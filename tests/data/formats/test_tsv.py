@@ -215,12 +215,12 @@ def test_files_that_do_not_fit(write):
         read(img="none.tsv")
     with pytest.raises(ValueError, match=r"line number 4.*0 to 3"):
         read(lines=[0, 4])
-    with pytest.raises(ValueError, match=r"train\.lines\.tsv: expected line numbers"):
+    with pytest.raises(ValueError, match=r"train\.lines\.tsv must contain line numbers"):
         read(lines=["one"])
     (write.folder / "few.tsv").write_text("a\t[]\n")
     with pytest.raises(ValueError, match=r"few\.tsv.*1.*train\.images\.tsv has 4"):
         read(label="few.tsv")
-    with pytest.raises(ValueError, match=r"list\.json.*list"):
+    with pytest.raises(ValueError, match=r"list\.json.*array"):
         read(labelmap="list.json") if (write.folder / "list.json").write_text("[1]") else None
     path = write()
     (write.folder / "train.label.lineidx").write_text("0\n9999999\n")

@@ -256,7 +256,10 @@ def test_parts_of_a_set_are_drawn_by_epoch():
         ({"max_negatives": -1}, r"max_negatives.*0.*-1"),
         ({"negative_chances": (0.5, 0.5, 0.5, 0.0)}, "negative_chances must be in .* got"),
         ({"negative_chances": (0.0, 0.0, float("nan"), 0.0)}, "negative_chances must be in"),
-        ({"negative_chances": RELEASED, "class_rule": "optimized"}, "fourth of negative_chances"),
+        (
+            {"negative_chances": RELEASED, "class_rule": "optimized"},
+            "fourth value of negative_chances",
+        ),
     ],
 )
 def test_rules_out_of_range(rules, message):

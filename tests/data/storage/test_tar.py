@@ -106,7 +106,7 @@ def test_names_that_lead_out_of_the_folder(tmp_path, name):
     with pytest.raises(ValueError) as error:
         TarFile(path)
     assert str(path) in str(error.value)
-    assert f"member {name!r} would be extracted outside" in str(error.value)
+    assert f"unsafe member name {name!r}" in str(error.value)
     assert not (tmp_path / "a.tar.index").exists()
 
 
@@ -163,7 +163,7 @@ def test_truncated_archives(tmp_path):
     path.write_bytes(whole[: 512 * 2])
     file = TarFile(path)
     assert [m.name for m in file.members] == ["a.txt"]
-    assert "a.tar has no end-of-archive marker; if it was truncated there" in file.notes[0]
+    assert "a.tar has no end-of-archive marker; if the file was truncated" in file.notes[0]
     assert TarFile(path).notes == file.notes
 
 
@@ -175,7 +175,7 @@ def test_files_that_are_not_tar_archives(tmp_path):
         with tarfile.open(path, mode) as tar:
             tar.addfile(tarfile.TarInfo("a.txt"))
         path.write_bytes(path.read_bytes() + bytes(600))
-        is_invalid(path, "the file is compressed: decompress it")
+        is_invalid(path, "decompress the file")
     whole = write_tar(path, CONTENT).read_bytes()
     path.write_bytes(whole[:1030] + b"\xff" + whole[1031:])
     is_invalid(path, "bad checksum", "at byte 1024")

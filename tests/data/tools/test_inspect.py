@@ -108,7 +108,7 @@ def test_sizes_that_annotations_tell_wrongly(boxes):
     name = f"{boxes.images}/2.png"
     assert pictures.other_sizes == [{"picture": name, "size": [40, 30], "annotated": [30, 40]}]
     assert report.faults == [
-        f"image {name} is 30 x 40 pixels, but its annotation says 40 x 30, its transpose, so"
+        f"image {name} is 30 x 40 pixels, but its annotation says 40 x 30 (transposed), so"
         " its boxes do not fit"
     ]
     told = report.to_dict()
@@ -188,7 +188,7 @@ def test_what_is_broken_is_named_by_its_kind(boxes):
     assert report.images[0].statuses == {"corrupt": 1, "missing": 1, "ok": 1}
     assert f"image {boxes.images}/1.png does not exist" in report.faults
     assert any(f"image {boxes.images}/0.png is corrupt: " in fault for fault in report.faults)
-    assert "captions_train.json is not JSON" in report.faults[0]
+    assert "captions_train.json is not valid JSON" in report.faults[0]
 
 
 def test_pictures_of_shards_are_looked_at_once(tmp_path):
@@ -275,7 +275,9 @@ def test_several_forms_are_looked_into_by_their_names(data):
 def test_nothing_that_is_known(tmp_path):
     with pytest.raises(FileNotFoundError, match="none does not exist"):
         parts_of(tmp_path / "none")
-    with pytest.raises(ValueError, match=r"no annotation file in this folder; expected some of"):
+    with pytest.raises(
+        ValueError, match=r"no known annotation files in this folder; expected captions_"
+    ):
         parts_of(tmp_path)
     (tmp_path / "a.json").write_text('{"a": 1}')
     with pytest.raises(ValueError, match=r"a\.json.*records"):
@@ -305,7 +307,7 @@ def test_lines_of_ones_own_that_say_nothing_are_read_for_what_is_wrong(tmp_path)
         (b"image,wrong\na,b\n", r"mine\.csv: line 2 has unknown field 'wrong'"),
         (
             b"image,text\n\xff,b\n",
-            r"mine\.csv is not text .* expected a comma-separated UTF-8 table",
+            r"mine\.csv is not UTF-8 text .* expected a comma-separated UTF-8 table",
         ),
     ):
         path.write_bytes(content)

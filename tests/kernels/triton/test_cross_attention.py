@@ -354,7 +354,7 @@ def test_dropout_is_independent_across_samples_heads_seeds_and_neighbors(monkeyp
 @pytest.mark.parametrize("dropout_p", [-0.1, 1.0, 1.5, math.nan])
 def test_invalid_dropout_probability_is_rejected(dropout_p):
     q, k, v, _ = Case(1, 1, 1, 1, 16).inputs()
-    with pytest.raises(ValueError, match=r"dropout_p: expected 0 <= dropout_p < 1, got"):
+    with pytest.raises(ValueError, match=r"dropout_p must be >= 0 and < 1, got"):
         triton_launch.plan_forward(q, k, v, dropout=Dropout(dropout_p, torch.tensor([0])))
 
 

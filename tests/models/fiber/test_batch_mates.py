@@ -230,5 +230,5 @@ def test_sizes_outside_the_tensor_are_rejected():
     wrong[1, 0] = 1000
     with pytest.raises(ValueError, match=r"image_sizes\[1\].*got \(1000, \d+\)"):
         run(model, dataclasses.replace(batch, image_sizes=wrong))
-    with pytest.raises(ValueError, match=r"expected \d image_sizes, got \d"):
+    with pytest.raises(ValueError, match=r"image_sizes: expected \d.*got \d"):
         model(batch.images, batch.token_ids, batch.text_mask, wrong[:1] * 0 + 32)

@@ -62,7 +62,7 @@ def test_invalid_image_size_is_rejected(model, shape):
 
 
 def test_coarse_config_is_rejected():
-    with pytest.raises(ValueError, match=r"stage 'fine'.*'coarse'"):
+    with pytest.raises(ValueError, match=r"fine-stage.*'coarse'"):
         FiberDetector(preset("micro"))
 
 

@@ -142,14 +142,14 @@ def test_checkpoints_of_other_models_are_rejected(names, message):
 def test_unknown_number_of_text_heads_is_rejected():
     state = base_state(coarse_keys())
     state["text_transformer.embeddings.word_embeddings.weight"] = torch.zeros(9, 48)
-    with pytest.raises(ValueError, match=r"48 channels.*64"):
+    with pytest.raises(ValueError, match=r"64.* got 48"):
         published_config(state)
 
 
 def test_nonsquare_anchors_are_rejected():
     state = base_state(fine_keys("v3"))
     state["rpn.anchor_generator.cell_anchors.0"] = torch.tensor([[0.0, 0.0, 8.0, 9.0]])
-    with pytest.raises(ValueError, match="expected one square"):
+    with pytest.raises(ValueError, match=r"expected a square.* 9\.0"):
         published_config(state)
 
 
@@ -193,8 +193,8 @@ class TestConfigOfTheFile:
             ("vqav2_label_size", 7, r"vqav2_label_size 7.*3129"),
             ("max_text_len", 600, r"max_text_len 600.*512"),
             ("num_heads", 7, r"num_heads 7.*768"),
-            ("num_heads", "12", r"num_heads '12'.*1"),
-            ("fiber_model", 3, r"fiber_model.*int.*object"),
+            ("num_heads", "12", r"num_heads.*1.*'12'"),
+            ("fiber_model", 3, r"fiber_model.*object.* int"),
             ("fiber_model", {"stages": 1}, r"fiber_model.*field 'stages'"),
         ],
     )

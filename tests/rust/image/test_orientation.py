@@ -11,6 +11,7 @@ from PIL import Image, ImageOps
 
 from fiber.data import ImageTransform, Tokenizer
 from tests.data.loader_records import TEXT, make, record
+from tests.peer_versions import needs
 
 KINDS = ("jpeg", "png", "webp", "tiff")
 OPTIONS = {"webp": {"lossless": True}}
@@ -98,7 +99,11 @@ def test_pictures_are_turned_on_demand(tokenizer, kind, orientation):
 
 
 @pytest.mark.parametrize("order", "<>")
-@pytest.mark.parametrize("prefix", [b"", b"Exif\0\0"], ids=["bare", "prefix"])
+@pytest.mark.parametrize(
+    "prefix",
+    [b"", pytest.param(b"Exif\0\0", marks=needs("pillow", "11", "it ignored a second prefix"))],
+    ids=["bare", "prefix"],
+)
 @pytest.mark.parametrize("kind", ["png", "webp"])
 def test_exif_behind_the_pixels_is_read(tokenizer, kind, prefix, order):
     data = with_exif(kind, prefix + tags(6, order))

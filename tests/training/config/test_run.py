@@ -206,7 +206,7 @@ def test_matching_with_random_pictures_needs_no_contrast():
         ({"tasks.image_text.queue_length": 0}, r"queue_length.*1.*0"),
         (
             {"tasks.image_text.itc_form": "queue", "tasks.image_text.queue_length": 9},
-            r"queue_length 9.*64",
+            r"queue_length.*64.*got 9",
         ),
         (
             {"tasks.image_text.itc_form": "queue", "data.transform.kind": "shorter_side"},
@@ -289,5 +289,5 @@ def test_boxes_refuse_augmentation_that_moves_pixels():
 
     fine("Equalize", "Sharpness")
     fine("Rotate", num_ops=0)
-    with pytest.raises(ValueError, match=r"follow ShearX.*tasks\.grounding"):
+    with pytest.raises(ValueError, match=r"ShearX.*tasks\.grounding"):
         fine("Rotate", "Equalize", "ShearX")

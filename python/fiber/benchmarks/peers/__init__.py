@@ -44,11 +44,11 @@ class Peer:
     does: frozenset[tuple[str, str]]
     #: Distributions whose versions are reported; the peer requires the first one.
     distributions: tuple[str, ...]
-    #: How to install it; default: `pip install` the first distribution.
+    #: How to install the peer; by default, `pip install` the first distribution.
     install: str = ""
-    #: How its output differs from the requested one, by kind of work; the key "" applies to all.
+    #: How the output differs from the requested one, by kind of work; the key "" applies to all.
     differs: Mapping[str, str] = field(default_factory=dict)
-    #: Environment variables to set in its process.
+    #: Environment variables to set in the peer's process.
     environment: Mapping[str, str] = field(default_factory=dict)
     #: Shared library to preload; the peer requires it.
     preload: str = ""
@@ -58,7 +58,7 @@ class Peer:
         return (work, output) in self.does
 
     def remark(self, work: str) -> str:
-        """Return how its output differs from the requested one; "" if it does not."""
+        """Return how the peer's output differs from the requested output; "" if it does not."""
         return "; ".join(text for key in ("", work) if (text := self.differs.get(key, "")))
 
 

@@ -1,4 +1,4 @@
-"""NVIDIA DALI on the CPU: decoder and operators in `task.threads` threads."""
+"""NVIDIA DALI on the CPU, with its decoder and operators in `task.threads` threads."""
 
 # pyright: reportMissingImports=false
 
@@ -70,7 +70,7 @@ def _coarse(task: Task) -> Any:
 
 
 def _fine(task: Task) -> Any:
-    """Resize, flip and normalize. Boxes are in normalized [0, 1] coordinates, as DALI expects."""
+    """Resize, flip and normalize images. Boxes are in normalized coordinates, as DALI expects."""
 
     def next_boxes() -> Iterator[list[np.ndarray]]:
         shares = [_normalized_boxes(task, index) for index in range(len(task.files))]

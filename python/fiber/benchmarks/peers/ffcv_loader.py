@@ -1,7 +1,7 @@
-"""FFCV: images converted to its own file format, as JPEG or raw pixels.
+"""FFCV's loader, on images converted to FFCV's file format as JPEG or raw pixels.
 
-FFCV resizes with OpenCV's INTER_AREA and decodes with the fast, inexact DCT. It cannot squash, so a
-center crop, which reads fewer pixels, is used instead.
+FFCV resizes with OpenCV's INTER_AREA and decodes with the fast, inexact DCT. It cannot resize an
+image without keeping the aspect ratio, so "squash" uses a center crop, which reads fewer pixels.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .task import MEAN, RATIO, SCALE, SIZE, STD, Epoch, Task
 
 
 class IndexedImages:
-    """Map-style dataset of (H, W, 3) uint8 images and a label, for FFCV's writer."""
+    """Map-style dataset of (H, W, 3) uint8 images and dummy labels, for FFCV's writer."""
 
     def __init__(self, files: tuple[str, ...]) -> None:
         self.files = files
@@ -63,7 +63,7 @@ def open_peer(task: Task) -> Epoch:
 def _page_size(task: Task) -> int:
     """Return FFCV's default page size of 8 MiB, or a larger one that every image fits into.
 
-    An image that does not fit crashes a worker of the writer, and the writer then hangs.
+    An image that does not fit into a page crashes a worker of the writer, which then hangs.
     """
     largest = max(height * width * 3 for height, width in task.sizes)
     return max(1 << 23, 1 << largest.bit_length())

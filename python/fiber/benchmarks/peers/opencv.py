@@ -56,7 +56,7 @@ def open_peer(task: Task) -> Epoch:
 def _read(path: str, color: int = cv2.IMREAD_COLOR_RGB) -> np.ndarray:
     pixels = cv2.imdecode(np.fromfile(path, np.uint8), color)
     if pixels is None:
-        raise ValueError(f"{path}: expected an image that OpenCV can decode")
+        raise ValueError(f"{path}: OpenCV cannot decode this file; expected a JPEG image")
     return pixels
 
 
@@ -75,7 +75,7 @@ def _coarse(path: str, place: np.ndarray, work: str) -> None:
 
 
 def _normalize(pixels: np.ndarray, place: np.ndarray, numbers: Any) -> None:
-    """Write (value - mean) / std of (h, w, 3) pixels to the top left of a (3, H, W) slot."""
+    """Normalize (h, w, 3) pixels into the top left corner of a (3, H, W) slot; zero the rest."""
     mean, std = numbers
     height, width = pixels.shape[:2]
     values = _kept.__dict__.get("values")

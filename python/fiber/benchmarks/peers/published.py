@@ -1,7 +1,7 @@
-"""Published FIBER pipelines: Pillow, torchvision v1 transforms, DataLoader.
+"""Published FIBER pipelines, with Pillow, torchvision v1 transforms and DataLoader.
 
-From FIBER (Dou et al., 2022): the `albef` transforms of the coarse stage, and the transforms and
-BoxList of the fine stage, which come from maskrcnn-benchmark via GLIP.
+The coarse stage uses the `albef` transforms of FIBER (Dou et al., 2022). The transforms and BoxList
+of the fine stage come from maskrcnn-benchmark via GLIP.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def resize(boxes: Tensor, old: Sequence[int], new: Sequence[int]) -> Tensor:
 
 
 def mirror(boxes: Tensor, width: int) -> Tensor:
-    """Flip boxes with inclusive corners."""
+    """Flip boxes with inclusive corners horizontally."""
     x0, y0, x1, y1 = boxes.split(1, dim=-1)
     return torch.cat((width - x1 - 1, y0, width - x0 - 1, y1), dim=-1)
 

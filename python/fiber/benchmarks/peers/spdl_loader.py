@@ -1,4 +1,4 @@
-"""SPDL: FFmpeg's decoder and scaler in threads."""
+"""SPDL, with FFmpeg's decoder and scaler in threads."""
 
 # pyright: reportMissingImports=false
 
@@ -49,7 +49,10 @@ def open_peer(task: Task) -> Epoch:
 
 
 def _filters(work: str) -> str:
-    """Return an FFmpeg filter that crops, scales and flips. `iw`, `ih`: input width and height."""
+    """Return the FFmpeg filter for "squash" or "crop".
+
+    FFmpeg replaces `iw` and `ih` with the width and height of the input.
+    """
     scale = f"scale={SIZE}:{SIZE}:flags=bicubic,format=pix_fmts=rgb24"
     if work == "squash":
         return scale

@@ -28,8 +28,8 @@ MAX_TOKENS = 40
 #: Id of the padding token.
 PAD_ID = 1
 
-#: Maps an epoch number to its batches. The length of a batch, or of its first element if it is a
-#: tuple, is its number of images or texts.
+#: Maps an epoch number to the batches of the epoch. The number of images or texts in a batch is the
+#: length of the batch or, if the batch is a tuple, of the tuple's first element.
 Epoch = Callable[[int], Iterable[Any]]
 
 

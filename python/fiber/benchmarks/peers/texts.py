@@ -28,7 +28,7 @@ def open_peer(task: Task) -> Epoch:
 
 
 def batches_of_texts(task: Task, encode: Encode) -> Epoch:
-    """Return epochs that encode all texts in batches."""
+    """Return a function that encodes all texts in batches once per epoch."""
     starts = range(0, len(task.texts), task.batch_size)
     batches = [list(task.texts[start : start + task.batch_size]) for start in starts]
     return lambda number: map(encode, batches)

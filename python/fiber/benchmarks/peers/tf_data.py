@@ -1,4 +1,4 @@
-"""tf.data: TensorFlow's decoder with the accurate DCT, antialiased bicubic resize."""
+"""tf.data: TensorFlow's decoder with the accurate DCT, and an antialiased bicubic resize."""
 
 # pyright: reportMissingImports=false, reportMissingModuleSource=false
 
@@ -40,7 +40,7 @@ def open_peer(task: Task) -> Epoch:
 
 
 def _cropped(data: Any) -> Any:
-    """Decode only a random crop."""
+    """Decode a random crop of an encoded image."""
     begin, extent, _ = tf.image.sample_distorted_bounding_box(
         tf.io.extract_jpeg_shape(data),
         tf.zeros([1, 0, 4]),

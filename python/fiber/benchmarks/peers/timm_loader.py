@@ -1,4 +1,4 @@
-"""timm transforms and uint8 collation; batches are normalized on the CPU instead of a GPU."""
+"""timm transforms and uint8 collation. Batches are normalized on the CPU instead of on a GPU."""
 
 # pyright: reportMissingImports=false
 

@@ -30,7 +30,7 @@ class LoadedImages(Dataset):
 def with_data_loader(
     load: Callable[[int], Any], task: Task, collate: Callable[[list[Any]], Any] | None = None
 ) -> Epoch:
-    """Load in `task.threads` persistent worker processes."""
+    """Load samples in `task.threads` persistent worker processes."""
     torch.set_num_threads(1)
     loader = DataLoader(
         LoadedImages(load, len(task.files)),
@@ -46,7 +46,7 @@ def with_data_loader(
 def with_threads(
     load: Callable[[int], Any], task: Task, collate: Callable[[list[Any]], Any] | None = None
 ) -> Epoch:
-    """Load in `task.threads` threads, prefetching two batches."""
+    """Load samples in `task.threads` threads, prefetching two batches."""
     collate = collate or torch.stack
     torch.set_num_threads(1)
     pool = ThreadPoolExecutor(task.threads, initializer=torch.set_num_threads, initargs=(1,))

@@ -18,10 +18,10 @@ from .torch_batches import pad_pairs, with_data_loader, with_threads
 
 
 def open_peer(task: Task) -> Epoch:
-    """Open a pipeline.
+    """Open the pipeline of the task's variant.
 
-    The task's variant "pil" decodes with Pillow and "io" with torchvision, both in DataLoader;
-    "threads" is "io" in threads of one process.
+    Variants "pil" (Pillow's decoder) and "io" (torchvision's decoder) use DataLoader; "threads"
+    uses torchvision's decoder in threads of one process.
     """
     if task.work == "boxes":
         return _boxes_only(task)

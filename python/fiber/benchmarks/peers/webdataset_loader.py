@@ -1,4 +1,4 @@
-"""webdataset: images from tar files, the published transform, DataLoader."""
+"""webdataset: images from tar files, with the published transform and DataLoader."""
 
 # Pyright does not find the types of this package.
 # pyright: reportMissingImports=false, reportAttributeAccessIssue=false

@@ -1,7 +1,7 @@
 """Peer process, which reads a task from standard input, and then one request per epoch.
 
-It is run as a file, so that the interpreter needs only the peer's packages. Responses are lines of
-JSON on standard output; output printed by libraries goes to standard error.
+This module is run as a script, so that the interpreter needs only the peer's packages. Responses
+are lines of JSON on standard output; output printed by libraries goes to standard error.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Code shared by the caption readers of named datasets.
 
-Each reader returns one record per caption, with the captions of an image adjacent. Known defects of
-a download are skipped and counted: images without captions, empty captions, repeated captions of an
-image (as in the published training code, but always keeping the first one) and, for datasets
-distributed as lists of URLs, images that could not be downloaded.
+Each reader returns one record per caption. Captions of the same image are adjacent. Images without
+captions, empty captions and repeated captions of an image are skipped and counted. The published
+training code also drops repeated captions, but does not always keep the first one. For datasets
+distributed as lists of URLs, missing images are also skipped and counted.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ _MISSING = "pictures that are missing"
 
 
 class ImageFinder:
-    """Find images in `images`, or else in the data folder and its "images" subfolder.
+    """Find images in `images` or, by default, in the data folder and its "images" subfolder.
 
-    Their `subfolders` are also searched. Each folder is listed only once.
+    The given `subfolders` of these folders are also searched. Each folder is listed only once.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class ImageFinder:
         self._listed: dict[Path, set[str]] = {}
 
     def find(self, *names: str) -> str | None:
-        """Return the path of the first of these relative file names that exists."""
+        """Return the path of the first of `names` that exists in any of the folders, or None."""
         for path in (folder / name for name in names for folder in self._folders):
             parent = path.parent
             if parent not in self._listed:
@@ -53,7 +53,7 @@ class ImageFinder:
 
 
 def add_captions(out: RecordList, stem: str, image: str, found: Sequence[tuple[Any, str]]) -> None:
-    """Add the captions of one image, given as (id, text) pairs."""
+    """Append a record to `out` for each caption of an image. `found` has (id, text) pairs."""
     if not found:
         out.skip("pictures without captions")
     seen = set()
@@ -70,7 +70,9 @@ def add_captions(out: RecordList, stem: str, image: str, found: Sequence[tuple[A
 def caption_rows(
     path: Path, rows: Iterable[tuple[tuple[str, ...], Any]], images: ImageFinder
 ) -> RecordList:
-    """Create records from rows of (possible image file names, caption). Images may be missing.
+    """Create records from rows of (candidate image file names, caption).
+
+    Rows whose image is missing are skipped and counted.
 
     Raises:
         FileNotFoundError: if all images are missing.
@@ -80,7 +82,7 @@ def caption_rows(
     for row, (names, caption) in enumerate(rows):
         total += 1
         if not isinstance(caption, str):
-            raise ValueError(f"{path}: caption {row} must be a string, got {str(caption)[:40]!r}")
+            raise ValueError(f"{path}: caption {row} must be a string, got {caption!r:.40}")
         image = images.find(*names)
         if image is None:
             out.skip(_MISSING)
@@ -101,7 +103,7 @@ def path_rows(path: Path, kind: str) -> Iterator[tuple[tuple[str, ...], str]]:
             isinstance(pair, list) and len(pair) == 2 and all(isinstance(v, str) for v in pair)
         ):
             raise ValueError(
-                f"{path}: entry {index} is {str(pair)[:40]!r}; expected [path, caption]"
+                f"{path}: entry {index} must be a [path, caption] pair, got {pair!r:.40}"
             )
         yield (pair[0],), pair[1]
 
@@ -115,4 +117,4 @@ def check_split(path: Path, split: str, splits: Iterable[str]) -> None:
     """Raise ValueError, listing the available splits, if a dataset lacks `split`."""
     if split not in splits:
         have = ", ".join(map(repr, sorted(splits))) or "none"
-        raise ValueError(f"{path} has no split {split!r}; its splits are {have}")
+        raise ValueError(f"{path} has no split {split!r}; available splits: {have}")

@@ -28,14 +28,16 @@ FILES = {
 def conceptual_captions(
     folder: AnyPath, split: str, *, annotations: AnyPath, images: AnyPath | None = None
 ) -> RecordList:
-    """Read the TSV of captions and URLs, or <split>_annot.json.
+    """Read captions from a TSV file of captions and URLs, or from <split>_annot.json.
 
-    The TSV has one line "caption<tab>url" per image. The image of row n (from 0) has the name that
-    img2dataset gives it: "00012/000120345.jpg" for n = 120345. If the second column is not a URL,
-    it is the path of the image. The JSON file is a list of [path, caption] pairs.
+    The TSV file has one "caption<tab>url" line per image. The image of row n (zero-based) has the
+    name that img2dataset gives it, such as "00012/000120345.jpg" for n = 120345. If the second
+    column is not a URL, it is the path of the image. The JSON file is a list of [path, caption]
+    pairs.
 
-    Arguments and errors are as in `karpathy`; the whole file is one split. Missing images are
-    counted, since many URLs are dead. An error is raised only if all are missing.
+    Arguments and errors are as in `karpathy.coco_karpathy`, but each file contains a single split.
+    Many URLs are dead, so missing images are skipped and counted; an error is raised only if all
+    images are missing.
     """
     path = Path(annotations)
     rows = path_rows(path, KIND) if path.suffix == ".json" else _tsv_rows(path)
@@ -43,7 +45,7 @@ def conceptual_captions(
 
 
 def _tsv_rows(path: Path) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Yield the possible image file names and the caption of each line."""
+    """Yield the candidate image file names and the caption of each line."""
     lines = read_text(path, KIND).split("\n")
     header = int(lines[0].strip() == "caption\turl")
     for row, line in enumerate(lines[header:]):

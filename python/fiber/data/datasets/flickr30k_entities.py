@@ -1,12 +1,12 @@
 """Flickr30k Entities in its original layout.
 
-    val.txt                       one image number per line
-    Sentences/1007129816.txt      five captions, phrases in brackets: [/EN#1/people The man] sits
-    Annotations/1007129816.xml    boxes with the numbers of their phrases
+    val.txt                       one image id per line
+    Sentences/1007129816.txt      captions with phrases in brackets: [/EN#1/people The man] sits
+    Annotations/1007129816.xml    boxes with the ids of their phrases
 
 The files are in the data folder or its subfolder "flickr30k_entities" or "flickr30k". The words of
-a caption are joined by single spaces, as in the published JSON files. Boxes are read unchanged,
-since the published evaluation treats them as half-open.
+a caption are joined by single spaces, as in the published JSON files. Box coordinates are not
+adjusted, since the published evaluation treats them as half-open.
 
 Source: Plummer et al. 2015.
 """
@@ -37,12 +37,12 @@ _SIDES = ("xmin", "ymin", "xmax", "ymax")
 
 
 class Phrase(NamedTuple):
-    """A phrase of a caption."""
+    """A phrase in a caption."""
 
     span: CharSpan
-    #: Number that boxes refer to; "0" for phrases without a box.
+    #: Id by which boxes refer to the phrase; "0" for phrases without a box.
     number: str
-    #: Such as "people"; several kinds are joined by "/".
+    #: Category, such as "people"; multiple categories are joined by "/".
     kind: str
 
 
@@ -56,12 +56,12 @@ def flickr_entities(
 ) -> RecordList:
     """Read captions with phrases and boxes, one record per caption.
 
-    As in the published evaluation, phrases without a box are dropped, and so are captions left
-    without phrases. `labels` are the phrases and `label_groups` their kinds; a box has the spans of
-    all its phrases.
+    As in the published evaluation, phrases without a box are dropped, as are captions without any
+    remaining phrases. `labels` contains the phrases, and `label_groups` their categories. The
+    `char_spans` of a box are those of all its phrases.
 
-    `annotations` is the image list; the other files are in its folder. The image folder defaults to
-    the first of `IMAGE_FOLDERS` that exists. With `on_error` "skip", objects with an invalid box
+    `annotations` is the image list; the other files are in the same folder. `images` defaults to
+    the first of `IMAGE_FOLDERS` that exists. If `on_error` is "skip", objects with an invalid box
     are dropped and counted.
 
     Raises:
@@ -112,7 +112,7 @@ def read_sentence(line: str, where: str) -> tuple[str, list[Phrase]]:
     """Parse a caption such as "[/EN#1/people The man] sits ." into its text and its phrases.
 
     Raises:
-        ValueError: if a phrase is not closed, or has no number or no words.
+        ValueError: if a phrase is unclosed or empty, or has no id.
     """
     text, phrases, opened = "", [], None
     for token in line.split():
@@ -134,20 +134,20 @@ def read_sentence(line: str, where: str) -> tuple[str, list[Phrase]]:
             phrases.append(Phrase((start, len(text)), number, kind))
             opened = None
     if opened is not None:
-        raise ValueError(f"{where} has a phrase that is not closed: {line[:60]!r}")
+        raise ValueError(f"{where} has an unclosed phrase: {line[:60]!r}")
     return text, phrases
 
 
 def _read_boxes(path: Path, skipped: RecordList | None) -> list[tuple[Box, frozenset[str]]]:
-    """Read the boxes of an image, each with the numbers of its phrases.
+    """Read the boxes of an image, each with the ids of its phrases.
 
-    Objects without a box are ignored. Invalid objects are counted in `skipped`; if `skipped` is
-    None, they raise ValueError.
+    Objects without a box are ignored. Invalid objects are counted in `skipped`. If `skipped` is
+    None, an invalid object raises ValueError.
     """
     try:
         tree = ElementTree.fromstring(read_text(path, KIND))
     except ElementTree.ParseError as problem:
-        raise ValueError(f"{path} is not valid XML ({problem}); expected {KIND}") from None
+        raise ValueError(f"{path} is not valid XML: {problem} (read as {KIND})") from None
     found = []
     for number, entry in enumerate(tree.findall("object")):
         box = entry.find("bndbox")
@@ -172,7 +172,7 @@ def _read_boxes(path: Path, skipped: RecordList | None) -> list[tuple[Box, froze
 
 
 def _images_root(folder: Path, list_folder: Path, split: str, images: AnyPath | None) -> Path:
-    """Find the image folder. If none exists, raise FileNotFoundError with all candidates."""
+    """Return the image folder; raise FileNotFoundError, listing all candidates, if none exists."""
     parents = dict.fromkeys((folder, list_folder, list_folder.parent))
     candidates = [parent / name.format(split=split) for name in IMAGE_FOLDERS for parent in parents]
     if images is not None:

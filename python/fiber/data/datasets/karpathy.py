@@ -28,9 +28,9 @@ def _reader(kind: str, *subfolders: str) -> Callable[..., RecordList]:
         The published code trains on COCO's "train" and "val" and selects models on "test"; most
         other work trains on "train" and "restval" and selects on "val".
 
-        The image folder is the data folder or its "images" subfolder. COCO images are in its
-        subfolders train2014 and val2014; Flickr30k images may be in "flickr30k-images" or
-        "flickr30k_images".
+        `images` defaults to the data folder and its "images" subfolder. COCO images are in the
+        subfolders "train2014" and "val2014" of the image folder; Flickr30k images may be in the
+        subfolder "flickr30k-images" or "flickr30k_images".
 
         Raises:
             FileNotFoundError: if the file or an image is missing.

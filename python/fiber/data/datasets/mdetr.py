@@ -1,7 +1,7 @@
-"""Grounded texts in MDETR's format.
+"""Grounding datasets in MDETR's format.
 
-Flickr30k Entities, RefCOCO, RefCOCO+, RefCOCOg, and the mixed dataset of COCO and Visual Genome
-images. Each entry of `images` is one text about one image.
+Supports Flickr30k Entities, RefCOCO, RefCOCO+, RefCOCOg, and the mixed dataset of COCO and Visual
+Genome images. Each entry in `images` pairs one text with one image.
 
 Source: MDETR (Kamath et al. 2021).
 """
@@ -54,16 +54,17 @@ def phrases(
 ) -> RecordList:
     """Read captions with phrases and boxes (Flickr30k Entities in MDETR's format).
 
-    One record per caption. `labels` and `label_spans` are the phrases of `tokens_positive_eval`
-    (if absent, the distinct `tokens_positive`). A box has the spans of all its phrases, but
-    `box_labels` has only the first phrase; see `label_boxes`.
+    There is one record per caption. `labels` and `label_spans` contain the phrases listed in
+    `tokens_positive_eval` or, if it is absent, the distinct `tokens_positive` of the boxes. The
+    `char_spans` of a box are those of all its phrases, but `box_labels` has only the first phrase;
+    see `label_boxes`.
 
     Args:
         folder: data folder.
-        split: such as "train".
+        split: split name, such as "train".
         annotations: annotation file; default: "flickr_<split>.json" in the folder.
-        images: image folder; default: "images" in the folder, or where the published code expects
-            the images.
+        images: image folder; default: "images" in the folder, or one of the folders that the
+            published code uses.
         on_error: "raise", or "skip" to clip boxes that exceed their images, drop invalid boxes, and
             count both.
 
@@ -83,8 +84,8 @@ def mixed(
 ) -> RecordList:
     """Read captions with phrases and boxes for COCO and GQA images (MDETR's mixed dataset).
 
-    Arguments, records and errors are as in `phrases`. `data_source` determines an
-    image's folder (see `MIXED_IMAGES`). The only split is "train".
+    Arguments, records and errors are as in `phrases`, but the image folder is determined by the
+    `data_source` of each entry (see `MIXED_IMAGES`). The only split is "train".
     """
     file = read_json(Path(annotations), MIXED)
     names: dict[str, list[str]] = {}
@@ -97,9 +98,8 @@ def mixed(
         found = find_images_folder(own, candidates)
         if found is None:
             raise FileNotFoundError(
-                f"{file.path} has {len(own)} images with data_source {source!r}, such as"
-                f" {own[0]!r}; none of those checked was found in"
-                f" {', '.join(map(str, candidates))}"
+                f"{file.path}: no folder found for the {len(own)} images with data_source"
+                f" {source!r}, such as {own[0]!r}; tried {', '.join(map(str, candidates))}"
             )
         roots[source] = str(found)
     return _phrase_records(file, lambda entry: roots[_source(entry)], on_error)
@@ -110,7 +110,7 @@ def _source(entry: dict[str, Any]) -> str:
 
 
 def _candidates(folder: AnyPath, names: Sequence[str]) -> list[Path]:
-    """Return candidate image folders. Annotations may be in a subfolder of the data folder."""
+    """Return candidate image folders in `folder` and its parent, which may be the data folder."""
     return [parent / name for parent in (Path(folder), Path(folder).parent) for name in names]
 
 
@@ -140,7 +140,7 @@ def _texts(
 def _phrase_records(
     file: AnnotationFile, root: Callable[[dict[str, Any]], str], on_error: str
 ) -> RecordList:
-    """Create the records of `phrases`, where `root` returns the image folder of an entry."""
+    """Create the records of a file. `root` maps an entry to its image folder."""
     out = RecordList()
     for entry, text, found in _texts(file, out, on_error):
         spans = []
@@ -178,9 +178,10 @@ def _phrase_records(
 
 
 def label_boxes(record: Record) -> list[list[int]]:
-    """Return the indices of the boxes of each label.
+    """Return a list of box indices for each label.
 
-    A box with several phrases is in several lists; `Record.box_labels` has only its first phrase.
+    A box with several phrases appears in several lists. `Record.box_labels` has only the first of
+    its phrases.
     """
     return [
         [i for i, own in enumerate(record.char_spans) if _shares(label, own)]
@@ -205,12 +206,12 @@ def referring(
 ) -> RecordList:
     """Read referring expressions (RefCOCO in MDETR's format), one record per expression.
 
-    Each record has one label, the expression, and its boxes (one in the public datasets).
+    The only label of a record is its expression, which has one box in the public datasets.
     Expressions without a valid box are skipped and counted.
 
-    Arguments and errors are as in `phrases`; the default file is "refcoco_<split>.json". With
-    `whole_expression`, spans cover the whole text; otherwise they are the file's `tokens_positive`,
-    the head phrase ("the star" in "the star left of the ring").
+    Arguments and errors are as in `phrases`; the default file is "refcoco_<split>.json". If
+    `whole_expression` is True, spans cover the whole text. Otherwise they are the `tokens_positive`
+    of the file, which cover the head phrase ("the star" in "the star left of the ring").
     """
     path = annotation_path(folder, split, "referring", annotations)
     file = read_json(path, "RefCOCO, MDETR format")

@@ -22,10 +22,11 @@ def reasoning(
 ) -> RecordList:
     """Read statements about two images (NLVR2), one record with two images per statement.
 
-    An entry's images are its `left_image` and `right_image`. If these are absent, as in the files
-    released with NLVR2, they are "<identifier without its last part>-img0.png" and "-img1.png",
-    under `directory` if the entry has one, in the image folder or its subfolder "train", "dev" or
-    "test1" (the first part of the identifier).
+    `left_image` and `right_image` are image paths relative to the image folder. The files released
+    with NLVR2 lack these keys. Their images are "<identifier without its last part>-img0.png" and
+    "...-img1.png", in the entry's `directory` if it has one. These paths are relative to the
+    subfolder "train", "dev" or "test1" (the first part of the identifier) if it exists, otherwise
+    to the image folder.
 
     Arguments and errors are as in `captions`; the default file is "nlvr2_<split>.jsonl" (NLVR2's
     own train.json, dev.json and test1.json have the same format).
@@ -48,7 +49,7 @@ def reasoning(
             names = [f"{start}-img0.png", f"{start}-img1.png"]
         label = str(file.get(entry, "label", str, bool)).lower()
         if label not in ("true", "false"):
-            raise file.error(f"has label {entry['label']!r}; expected True or False")
+            raise file.error(f"has label {entry['label']!r}; expected 'True' or 'False'")
         out.append(
             Record(
                 key=f"{path.stem}/{identifier}",

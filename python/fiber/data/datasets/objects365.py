@@ -1,4 +1,4 @@
-"""Objects365 boxes in the TSV files that GLIP and FIBER read."""
+"""Objects365 boxes in the TSV format used by GLIP and FIBER."""
 
 from __future__ import annotations
 
@@ -36,40 +36,42 @@ def _read_yaml(path: Path) -> dict[str, str]:
     missing = [name for name in _NEEDED if name not in found]
     if missing:
         raise ValueError(
-            f"{path} has no {', '.join(missing)}; expected img, label, labelmap and optionally hw"
-            f" and linelist; it has {', '.join(found) or 'nothing'}"
+            f"{path} lacks {', '.join(missing)}; expected img, label, labelmap and optionally hw"
+            f" and linelist, got {', '.join(found) or 'nothing'}"
         )
     return found
 
 
 def _read_labelmap(path: Path) -> list[str]:
-    """Return the class names, ordered by their numbers."""
+    """Return the class names in order of their ids."""
     content = read_json(path, KIND).data
     numbers = content.get("label_to_idx", content)
     if not isinstance(numbers, Mapping) or not all(type(n) is int for n in numbers.values()):
         raise ValueError(
-            f'{path}: expected an object with the number of each class, such as {{"mug": 1}}'
+            f'{path} must map class names to integer ids, such as {{"mug": 1}}, got'
+            f" {json.dumps(numbers):.60}"
         )
     # "__background__" is added by the published code and is not a class.
     return sorted((name for name in numbers if name != "__background__"), key=numbers.__getitem__)
 
 
 class Objects365Records(RecordSequence):
-    """Boxes with classes from TSV files, one record per entry of the line list, created on access.
+    """Boxes with classes from TSV files. Records are created on access.
 
-    Boxes are clipped to their images; crowd, empty and reversed boxes are dropped. Both are counted
-    while records are read. `rect` has half-open pixel coordinates.
+    There is one record per entry of the line list, or per image if there is no line list. Boxes are
+    clipped to their images, and crowd, empty and reversed boxes are dropped. Clipped and dropped
+    boxes are counted as records are read. `rect` has half-open pixel coordinates.
 
-    `annotations` is the YAML file; the only split is "train". With `on_error` "skip", invalid
+    `annotations` is the YAML file; the only split is "train". If `on_error` is "skip", invalid
     objects are dropped and counted.
 
     Raises:
         FileNotFoundError: if a file is missing.
-        ValueError: if a file is invalid, or, on access, if a label or image is invalid (the error
-            names the file and line).
+        ValueError: if a file is invalid; on access, if a label or image is invalid (the error names
+            the file and line).
     """
 
-    #: Counts grow while records are read; records read twice are counted twice.
+    #: Counts grow as records are read; a record that is read twice is counted twice.
     counts_while_reading = True
 
     def __init__(
@@ -124,7 +126,7 @@ class Objects365Records(RecordSequence):
         if isinstance(objects, dict):
             objects = objects.get("objects")
         if not isinstance(objects, list):
-            raise ValueError(f"{where} must have a list of objects, got {str(objects)[:60]}")
+            raise ValueError(f"{where} must contain a list of objects, got {str(objects)[:60]}")
         boxes, own = [], []
         for number, entry in enumerate(objects):
             problem = None
@@ -144,7 +146,7 @@ class Objects365Records(RecordSequence):
             (left, top, right, bottom), beyond = clip_box((x0, y0, x1, y1), size)
             if entry.get("iscrowd"):
                 self.counts["crowd boxes"] += 1
-            # The published code clips and drops these without an error, like empty boxes.
+            # The published code silently clips and drops these, as it does empty boxes.
             elif x1 < x0 or y1 < y0:
                 self.counts["reversed boxes"] += 1
             elif min(right - left, bottom - top) <= EMPTY_BOX_PIXELS:
@@ -164,7 +166,9 @@ class Objects365Records(RecordSequence):
         sides = ("height", "width")
         values = [found.get(side) if isinstance(found, dict) else None for side in sides]
         if not all(map(is_number, values)):
-            raise ValueError(f"{where} must have height and width, got {str(found)[:60]}")
+            raise ValueError(
+                f"{where} must have numeric 'height' and 'width', got {str(found)[:60]}"
+            )
         return float(values[0]), float(values[1])  # type: ignore[arg-type]
 
     def _image(self, line: int) -> bytes:

@@ -4,7 +4,7 @@
     ROOT/pistols/export/test_annotations_without_background.json
 
 A dataset may also be in ROOT/NAME, in any COCO layout that `fiber.data.open_source` reads. Class
-names are those of GLIP's configurations, in order of the category ids, and replace those of the
+names are taken from GLIP's configurations, in order of category ids, and replace those in the
 files. Only Aquarium's published prompt contains more than the class names.
 
 Source: Li et al. 2022 (ELEVATER); `configs/odinw_13` of GLIP; FIBER's configuration for Aquarium.
@@ -22,7 +22,7 @@ from fiber.data.record import AnyPath, RecordSet
 
 
 class OdinwSet(NamedTuple):
-    """Folder and class names of a dataset."""
+    """Folder and class names of an ODinW dataset."""
 
     #: Folder in the published archive.
     folder: str
@@ -77,7 +77,7 @@ _FILE = "annotations_without_background.json"
 
 
 def find_set(root: AnyPath, name: str, split: str) -> Path | None:
-    """Find the annotation file of a split, or return None if there is none.
+    """Return the annotation file of a split, or None if there is none.
 
     Raises:
         ValueError: if several files match one layout; the error lists them.
@@ -92,7 +92,7 @@ def find_set(root: AnyPath, name: str, split: str) -> Path | None:
                 if place.is_file():
                     return place
         other = coco_folders.find(folder, split)
-        # Images held out from a training split are not a benchmark.
+        # Images held out from a training split are not a benchmark split.
         if other is not None and not other.is_divided:
             return other.file
     return None
@@ -102,7 +102,7 @@ def open_set(root: AnyPath, name: str, split: str) -> RecordSet | None:
     """Read a dataset with the published class names, or return None if it is missing.
 
     Raises:
-        ValueError: if the number of classes is wrong; the error lists both sets of classes.
+        ValueError: if the number of classes differs from the published one.
     """
     file = find_set(root, name, split)
     if file is None:
@@ -112,11 +112,11 @@ def open_set(root: AnyPath, name: str, split: str) -> RecordSet | None:
     if len(records.classes) != len(names):
         raise ValueError(
             f"{file} has {len(records.classes)} classes ({', '.join(records.classes)[:200]});"
-            f" {name} must have {len(names)}: {', '.join(names)}"
+            f" expected the {len(names)} classes of {name} ({', '.join(names)})"
         )
     return [dataclasses.replace(record, labels=names) for record in records]
 
 
 def published_words(name: str) -> list[ClassName]:
-    """Return the published prompt of a dataset, or its class names."""
+    """Return the published prompt of a dataset, or its plain class names if there is none."""
     return list(_PUBLISHED_PROMPTS.get(name) or map(ClassName, ODINW_13[name].classes))

@@ -1,4 +1,4 @@
-"""File layouts of each source, recognized by file names."""
+"""File layouts of each source, recognized by file name."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ Reader = Callable[..., RecordSet]
 
 
 class DatasetLayout(NamedTuple):
-    """A file name pattern of a source, and its reader."""
+    """A file name pattern of a source, and the reader of matching files."""
 
-    #: File name relative to the data folder, with "*" as a wildcard and "{split}".
+    #: File name relative to the data folder, with wildcards ("*") and the placeholder "{split}".
     pattern: str
     reader: Reader
-    #: Kind of file, for `where_to_get`.
+    #: Kind of file, as expected by `where_to_get`.
     kind: str
     #: The only split in the file; "" if the split follows from the name or content.
     split: str = ""
@@ -48,7 +48,7 @@ def _rows_reader(
     source: Callable[[Sequence[AnyPath]], Any],
     patterns: Sequence[str] = (),
 ) -> Reader:
-    """Return a reader that reads all matches of a pattern when given the first of them."""
+    """Return a reader that reads all files that match a pattern when given the first one."""
 
     def reader(folder: AnyPath, split: str, *, annotations: AnyPath, **options: Any) -> RecordSet:
         for pattern in patterns:
@@ -72,7 +72,7 @@ def _arrow(read: Callable[..., RecordSet], pattern: str, split: str = "") -> Dat
 
 
 def _tables_and_shards(read: Callable[..., RecordSet]) -> list[DatasetLayout]:
-    """Return layouts of shards, and of tables named as on the Hugging Face Hub."""
+    """Return layouts of WebDataset shards and of tables named as on the Hugging Face Hub."""
     tables = (
         "{split}.parquet",
         "{split}-*-of-*.parquet",
@@ -96,7 +96,7 @@ _OWN = "JSON lines, a JSON list or CSV"
 
 
 def _own(read: Reader) -> list[DatasetLayout]:
-    """Return layouts of a user's own files. NLVR2's files are also named "{split}.json"."""
+    """Return layouts of a user's own files. NLVR2 uses "{split}.json", which is thus a fallback."""
     return [
         *_layouts(("{split}.jsonl", "{split}.csv"), read, _OWN),
         DatasetLayout("{split}.json", read, _OWN, is_fallback=True),
@@ -138,7 +138,7 @@ COMPANION_FILES = {
 
 
 def _in_mdetr(*names: str) -> list[str]:
-    """Return file names in the data folder and in the folder of MDETR's archive."""
+    """Return `names` both with and without the prefix of MDETR's archive folder."""
     return [f"{folder}{name}" for folder in ("", "mdetr_annotations/") for name in names]
 
 

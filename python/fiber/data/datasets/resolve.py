@@ -4,7 +4,7 @@
     open_source("captions", "coco", "train+val")               coco/dataset_coco.json
     open_source("questions", "vqa", "val")                     vqa/v2_OpenEnded_mscoco_val2014_...
 
-Layouts are recognized by file names. Splits joined by "+" are concatenated.
+Layouts are recognized by file name. Splits joined by "+" are concatenated.
 """
 
 from __future__ import annotations
@@ -45,7 +45,10 @@ OWN_KINDS = ("captions", "questions", "detection")
 
 
 class AmbiguousLayoutError(ValueError):
-    """Raised if a folder has several layouts of a source; `sources` lists those that select one."""
+    """Raised if a folder has several layouts of a source.
+
+    `sources` lists more specific sources, each of which selects one of these layouts.
+    """
 
     def __init__(self, problem: str, sources: tuple[str, ...]) -> None:
         super().__init__(problem)
@@ -58,27 +61,26 @@ def open_source(source: str, data: AnyPath, split: str, **options: Any) -> Recor
 
     Args:
         source: a key of `registry.LAYOUTS`.
-        data: data folder, or annotation file, whose images are looked up relative to its folder.
-        split: a name, or several joined by "+". A file without splits is read as a whole. If
-            several splits include "train", splits that a source lacks are ignored: all others for
-            Visual Genome and SBU, and a missing "val" for Conceptual Captions.
+        data: data folder or annotation file. The images of an annotation file are looked up
+            relative to its folder.
+        split: a split name, or several joined by "+". A file without splits is read as a whole. If
+            "train" is requested, other splits of training-only sources (such as Visual Genome and
+            SBU) and a missing "val" split of Conceptual Captions are ignored.
         options: options of the reader, such as `whole_expression` of `sources.referring`.
 
     Raises:
         FileNotFoundError: if the folder or file does not exist, or the folder has no file of the
             source.
-        AmbiguousLayoutError: if a folder has several layouts of the source (a subclass of
-            ValueError).
+        AmbiguousLayoutError: if the folder has several layouts of the source.
         TypeError: if the type of `data` or `split` is wrong.
-        ValueError: if the source is unknown, the source never has the split, or the file is
-            invalid.
+        ValueError: if the source is unknown or never has the split, or if the file is invalid.
     """
     if source not in LAYOUTS:
         raise ValueError(f"unknown source {source!r}; {nearest(str(source), LAYOUTS)}")
     if not isinstance(data, str | PathLike):
         raise TypeError(f"data must be the path of a folder or file, got {data!r:.40}")
     if not isinstance(split, str):
-        raise TypeError(f"split must be a name, such as 'train', got {split!r:.40}")
+        raise TypeError(f"split must be a string such as 'train', got {split!r:.40}")
     path, asked = Path(data), split.split("+")
     if not all(asked):
         raise ValueError(f"split must be a name, or several joined by '+', got {split!r}")
@@ -101,10 +103,10 @@ def open_source(source: str, data: AnyPath, split: str, **options: Any) -> Recor
 
 
 def _splits_of(source: str, folder: Path, asked: list[str]) -> list[str]:
-    """Return those of the requested splits that a source has."""
+    """Return the requested splits that a source has."""
     if source in TRAINING_ONLY:
         if "train" not in asked:
-            raise ValueError(f"{source} has only split 'train', got {'+'.join(asked)!r}")
+            raise ValueError(f"{source} has only a 'train' split, got split {'+'.join(asked)!r}")
         return [split for split in asked if split == "train"]
     if source == "conceptual_captions" and "train" in asked:
         return [s for s in asked if s != "val" or _layouts_in(source, folder, s)]
@@ -112,9 +114,10 @@ def _splits_of(source: str, folder: Path, asked: list[str]) -> list[str]:
 
 
 def has_splits(source: str, data: AnyPath, split: str) -> bool:
-    """Return whether `data` has separate splits, as a folder or as a file that names them.
+    """Return whether `data` has separate splits.
 
-    Arguments are those of a previous call to `open_source`.
+    A folder always does; a file does only if it names them. Arguments must be those of a successful
+    call to `open_source`.
     """
     path = Path(data)
     if not path.is_file():
@@ -131,7 +134,7 @@ def choose_layout(source: str, data: Path, split: str) -> tuple[Reader, Path | N
     Raises:
         FileNotFoundError: if no layout matches.
         AmbiguousLayoutError: if several layouts match.
-        ValueError: if several box files match one layout.
+        ValueError: if several detection files match one layout.
     """
     first = LAYOUTS[source][0]
     # The layout that `fiber data` writes has priority.
@@ -147,14 +150,15 @@ def choose_layout(source: str, data: Path, split: str) -> tuple[Reader, Path | N
         names = ", ".join(str(path.relative_to(data)) for path in found.values())
         others = (name for name in LAYOUTS if name != source)
         raise AmbiguousLayoutError(
-            f"{data} has {source} for split {split!r} in several layouts; pass one of {names}",
+            f"{data} has {source} for split {split!r} in several layouts; pass one of these files"
+            f" instead: {names}",
             tuple(name for name in others if _reads_one(name, data, split, found)),
         )
     return next(iter(found.items()))
 
 
 def _layouts_in(source: str, folder: Path, split: str) -> dict[Reader, Path]:
-    """Return the first file of a source in a folder for each reader that matches."""
+    """Return the readers of a source that match files in a folder, with the first file of each."""
     found: dict[Reader, Path] = {}
     for layout in sorted(LAYOUTS[source], key=lambda layout: layout.is_fallback):
         if layout.split not in ("", split) or (layout.is_fallback and found):
@@ -165,7 +169,7 @@ def _layouts_in(source: str, folder: Path, split: str) -> dict[Reader, Path]:
 
 
 def _reads_one(source: str, folder: Path, split: str, found: dict[Reader, Path]) -> bool:
-    """Return whether a source has just one of the readers found, or its first layout matches."""
+    """Return whether `source` would select exactly one of the readers in `found`."""
     own = found.keys() & {layout.reader for layout in LAYOUTS[source]}
     return len(own) == 1 or bool(own and matching(folder, LAYOUTS[source][0].pattern, split))
 
@@ -176,7 +180,7 @@ def _missing(source: str, folder: Path, split: str) -> str:
     if folder.is_dir():
         splits = ", ".join(splits_there(source, folder))
         problem = f"{folder} has no {source} for split {split!r}"
-        problem += f"; splits with files: {splits}" if splits else ""
+        problem += f"; available splits: {splits}" if splits else ""
     kinds: dict[str, list[str]] = {}
     origins = {}
     for layout in (each for each in LAYOUTS[source] if each.split in ("", split)):
@@ -187,8 +191,8 @@ def _missing(source: str, folder: Path, split: str) -> str:
         origins.setdefault(layout.kind, f"{origin} ({TRY_WITH})" if is_generated else origin)
     expected = [f"{kind}: {' or '.join(files)}{origins[kind]}" for kind, files in kinds.items()]
     return (
-        f"{problem}. Expected one of these in the folder: {'; '.join(expected)}. A file with"
-        " another name can be given instead of the folder"
+        f"{problem}. Expected one of these files in the folder: {'; '.join(expected)}. To use a"
+        " file with a different name, pass its path instead of the folder"
     )
 
 
@@ -211,7 +215,7 @@ def file_reader(source: str, path: Path, split: str) -> Reader:
     """Choose the reader of a file by its name, or else by its extension.
 
     Raises:
-        ValueError: if no file of the source has this extension.
+        ValueError: if no layout of the source has this extension.
     """
     # A list is never a COCO file, whatever its name.
     is_own_list = source == "detection" and path.suffix == ".json" and line_reader.is_list(path)
@@ -225,17 +229,19 @@ def file_reader(source: str, path: Path, split: str) -> Reader:
     reader = BY_SUFFIX.get((_kind(source), suffix))
     if reader is None:
         suffixes = ", ".join(end for name, end in BY_SUFFIX if name == _kind(source))
-        raise ValueError(f"{path} must be a folder, or a {source} file that ends in {suffixes}")
+        raise ValueError(
+            f"{path} is not a {source} file; expected a folder, or a file that ends in {suffixes}"
+        )
     return reader
 
 
 def _kind(source: str) -> str:
-    """Return the source itself, or "captions" for a named dataset of captions."""
+    """Return `source`, or "captions" if it is a named caption dataset."""
     return source if any(source == name for name, _ in BY_SUFFIX) else "captions"
 
 
-#: Argument of `fiber.train` and `fiber.evaluate`: a folder or an annotation file, one record set,
-#: or one for each task.
+#: Type of the `data` argument of `fiber.train` and `fiber.evaluate`: a folder or an annotation
+#: file, one record set, or one record set per task.
 Data = AnyPath | RecordSet | Mapping[str, RecordSet]
 
 #: Description of a record set in messages.
@@ -249,7 +255,7 @@ def check_records(given: Any, expected: str) -> None:
         if not len(given) or isinstance(given[0], Record):
             return
         first = given[0]
-        found = f"{kind} whose first item is the {type(first).__name__} {first!r:.60}"
+        found = f"{kind} whose first item is {first!r:.60} ({type(first).__name__})"
     else:
         found = f"{kind} {given!r:.60}"
     raise TypeError(f"{expected}; got {found}")

@@ -28,12 +28,12 @@ def sbu(
 ) -> RecordList:
     """Read sbu-captions-all.json or annot.json.
 
-    The former has the lists `image_urls` and `captions`; images are named by the last part of their
-    URL or as img2dataset names them (see `conceptual_captions`). The latter is a list of
-    [path, caption] pairs.
+    sbu-captions-all.json has the lists `image_urls` and `captions`; images are named by the last
+    part of their URL or as img2dataset names them (see `conceptual_captions`). annot.json is a list
+    of [path, caption] pairs.
 
-    Arguments and errors are as in `karpathy`. The only split is "train". Missing images are
-    counted. An error is raised only if all are missing.
+    Arguments and errors are as in `karpathy.coco_karpathy`. The only split is "train". Missing
+    images are skipped and counted; an error is raised only if all images are missing.
     """
     path = Path(annotations)
     check_split(path, split, {"train"})
@@ -43,7 +43,9 @@ def sbu(
         file = read_json(path, KIND)
         urls, texts = (file.get(file.data, key, list) for key in ("image_urls", "captions"))
         if len(urls) != len(texts):
-            raise file.error(f"has {len(urls)} 'image_urls' but {len(texts)} 'captions'")
+            raise file.error(
+                f"has {len(urls)} 'image_urls' but {len(texts)} 'captions'; expected equal counts"
+            )
         rows = (
             ((str(url).rpartition("/")[2], row_name(row)), text)
             for row, (url, text) in enumerate(zip(urls, texts, strict=True))

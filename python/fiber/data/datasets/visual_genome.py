@@ -25,8 +25,8 @@ def visual_genome(
 ) -> RecordList:
     """Read region_descriptions.json, using each phrase as a caption of its image.
 
-    Arguments and errors are as in `karpathy`. The only split is "train"; images are in "VG_100K" or
-    "VG_100K_2".
+    Arguments and errors are as in `karpathy.coco_karpathy`. The only split is "train". Images are
+    in the subfolders "VG_100K" and "VG_100K_2".
     """
     file, out = read_json_array(Path(annotations), KIND), RecordList()
     finder = ImageFinder(folder, images, ("VG_100K", "VG_100K_2"))

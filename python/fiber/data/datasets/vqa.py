@@ -31,14 +31,15 @@ def questions(
 
     Args:
         folder: data folder.
-        split: such as "train"; splits whose names start with "test" need no answers.
+        split: split name, such as "train". Answers are optional if it starts with "test".
         annotations: question file; default: "vqa_questions_<split>.json" in the folder.
-        answers: answer file; default: "vqa_annotations_<split>.json" in the folder, or next to
-            "v2_OpenEnded_mscoco_train2014_questions.json" the matching
+        answers: answer file; default: "vqa_annotations_<split>.json" in the folder. For a question
+            file in the original layout, the default is the matching file in its folder, such as
             "v2_mscoco_train2014_annotations.json".
-        images: image folder; default: "images" in the folder, or the folder itself. The image of a
-            question without `image` is "COCO_<data_subtype>_<image_id with 12 digits>.jpg" in it or
-            its subfolder "<data_subtype>"; "test-dev2015" uses the images of "test2015".
+        images: image folder; default: "images" in the folder. A question without `image` uses
+            "COCO_<data_subtype>_<12-digit image_id>.jpg" in the image folder or in the subfolder
+            "<data_subtype>" of the image or data folder. "test-dev2015" uses the images of
+            "test2015".
 
     Raises:
         FileNotFoundError: if a file or the image folder is missing.
@@ -71,7 +72,7 @@ def questions(
 
 
 def _read_answers(file: AnnotationFile) -> dict[Any, dict[str, Any]]:
-    """Return record fields with the answers to each question, by question_id."""
+    """Return a dict from each question_id to the record fields for its answers."""
     found = {}
     # A few thousand distinct answers occur millions of times.
     interned: dict[str, str] = {}
@@ -80,7 +81,9 @@ def _read_answers(file: AnnotationFile) -> dict[Any, dict[str, Any]]:
         given = []
         for one in file.get(entry, "answers", list):
             if not isinstance(one, dict) or not isinstance(one.get("answer"), str):
-                raise file.error(f"has {one!r} in 'answers'; expected an object with 'answer'")
+                raise file.error(
+                    f"has {one!r} in 'answers'; expected an object with a string 'answer'"
+                )
             given.append(interned.setdefault(one["answer"], one["answer"]))
         scores = {answer: ANSWER_SCORES[min(n, 4)] for answer, n in Counter(given).items()}
         group = entry.get("question_type", "")

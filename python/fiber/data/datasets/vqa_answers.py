@@ -16,7 +16,7 @@ from fiber.data.formats.arrow import table_answers
 from fiber.data.record import AnyPath
 from fiber.metrics.vqa import normalize_answer
 
-#: Number of answers of the published head.
+#: Number of answers in the published head.
 PUBLISHED_COUNT = 3129
 #: Number of questions in the complete train and val splits.
 WHOLE_QUESTIONS = 443_757 + 214_354
@@ -29,15 +29,15 @@ _KIND = "VQAv2 annotations, original layout"
 
 
 class PublishedAnswers(NamedTuple):
-    """Answers in logit order, with notes."""
+    """Answers in logit order, with notes on their origin."""
 
     answers: tuple[str, ...]
-    #: Sentences that state the number of answers, their origin and any deviations.
+    #: Number and origin of the answers, and any deviations from the published list.
     notes: tuple[str, ...]
 
 
 def published_answers(folder: AnyPath) -> PublishedAnswers:
-    """Build the list from a folder with VQAv2's JSON files or the published Arrow files.
+    """Build the list of answers from a folder with VQAv2's JSON files or the published Arrow files.
 
     Raises:
         FileNotFoundError: if a file is missing; the error says where to get it.
@@ -78,7 +78,7 @@ def _from_originals(paths: Sequence[Path]) -> PublishedAnswers:
     if not answers:
         raise ValueError(
             f"{paths[0].parent}: no answer is the majority answer of at least {MIN_QUESTIONS} of"
-            f" the {len(majority)} questions; expected complete {' and '.join(_ORIGINALS)}"
+            f" the {len(majority)} questions; expected the complete {' and '.join(_ORIGINALS)}"
         )
     notes = [f"{len(answers)} answers, from {len(majority)} questions"]
     if len(majority) == WHOLE_QUESTIONS:
@@ -94,7 +94,7 @@ def _from_originals(paths: Sequence[Path]) -> PublishedAnswers:
 def _from_arrow(paths: Sequence[Path]) -> PublishedAnswers:
     known = table_answers(*paths)
     if not known:
-        raise ValueError(f"{paths[0].parent}: {' and '.join(_ARROW)} have no answers")
+        raise ValueError(f"{paths[0].parent}: {' and '.join(_ARROW)} contain no answers")
     total = max(known) + 1
     missing = [label for label in range(total) if label not in known]
     # Each placeholder is distinct, since answers must be unique.

@@ -1,4 +1,4 @@
-"""Winoground: pairs of images and of captions with swapped words."""
+"""Winoground: two images and two captions with swapped words per example."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def swapped(
     annotations: AnyPath | None = None,
     images: AnyPath | None = None,
 ) -> RecordList:
-    """Read pairs of images and captions with swapped words (Winoground), four records per pair.
+    """Read image-caption pairs with swapped words (Winoground), four records per example.
 
-    Their order is (image 0, caption 0), (0, 1), (1, 0), (1, 1), so the scores of all records,
-    reshaped to (pairs, 2, 2), are indexed by [pair, image, caption]. `truth` is True if image and
-    caption match; keys end in "/<image>/<caption>".
+    The records are (image 0, caption 0), (0, 1), (1, 0) and (1, 1), so the scores of all records,
+    reshaped to (examples, 2, 2), are indexed by [example, image, caption]. `truth` is True if the
+    image and caption match; keys end in "/<image>/<caption>".
 
     Arguments and errors are as in `captions`; the default file is "winoground_<split>.jsonl".
     ".png" is appended to image names without an extension.

@@ -1,1 +1,1 @@
-"""File formats, one file per format."""
+"""Readers of annotation files, one module per format."""

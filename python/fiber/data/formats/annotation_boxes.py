@@ -1,4 +1,4 @@
-"""Read boxes, spans and classes from annotation files, checking every entry."""
+"""Read and validate the boxes, spans and classes of annotation files."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ EMPTY_BOX_PIXELS = 1.0
 def char_spans(
     file: AnnotationFile, entry: Mapping[str, Any], key: str, text: str, out: RecordList
 ) -> tuple[CharSpan, ...]:
-    """Return a required list of [start, end] pairs as spans of a text.
+    """Read a required list of [start, end] pairs as character spans of `text`.
 
-    A span that splits a multi-code-point character is widened and counted. `Record` checks the
-    bounds.
+    A span that splits a multi-code-point character is widened to cover it, and counted. `Record`
+    checks the bounds.
     """
     spans = file.get(entry, key, list)
     try:
@@ -35,7 +35,7 @@ def char_spans(
     except (TypeError, ValueError):
         found = ()
     if len(found) != len(spans) or not all(isinstance(v, int) for span in found for v in span):
-        raise file.error(f"has {key!r} {str(spans)[:60]}; expected a list of [start, end]")
+        raise file.error(f"has {key!r} {str(spans)[:60]}; expected a list of [start, end] pairs")
     if text.isascii():
         return found
     whole = tuple(whole_characters(text, span) for span in found)
@@ -49,7 +49,7 @@ def is_number(value: Any) -> bool:
 
 
 def annotated_size(image: Mapping[str, Any]) -> tuple[int, int] | None:
-    """Return the (height, width) given in an image's entry, or None if absent or invalid."""
+    """Return the (height, width) in an image entry, or None if it is absent or invalid."""
     size = image.get("height"), image.get("width")
     if all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in size):
         return size  # type: ignore[return-value]
@@ -57,14 +57,14 @@ def annotated_size(image: Mapping[str, Any]) -> tuple[int, int] | None:
 
 
 def clip_box(box: Box, size: tuple[float, float]) -> tuple[Box, float]:
-    """Clip a box to an image of size (height, width); return it and its excess in pixels."""
+    """Clip a box to a (height, width) image. Return the clipped box and the excess in pixels."""
     height, width = size
     clipped = (max(box[0], 0.0), max(box[1], 0.0), min(box[2], width), min(box[3], height))
     return clipped, max(abs(a - b) for a, b in zip(box, clipped, strict=True))
 
 
 def categories_by_id(file: AnnotationFile) -> dict[int, dict[str, Any]]:
-    """Return the entries of `categories`, in order of their ids.
+    """Return a dict of the entries in `categories`, keyed by id in ascending order.
 
     Raises:
         ValueError: if an id or name is duplicated.
@@ -85,7 +85,7 @@ def categories_by_id(file: AnnotationFile) -> dict[int, dict[str, Any]]:
 
 
 def boxes_by_image(file: AnnotationFile) -> dict[Any, list[tuple[int, dict[str, Any]]]]:
-    """Group `annotations` by `image_id`, each with its index in the file."""
+    """Group the entries of `annotations`, each with its index, by `image_id`."""
     known = {entry.get("id") for entry in file.walk("images")}
     boxes: dict[Any, list[tuple[int, dict[str, Any]]]] = {}
     for index, entry in enumerate(file.walk("annotations")):
@@ -115,8 +115,8 @@ def read_boxes(
 
     As in the published code, crowd boxes, boxes of at most one pixel in width or height, and
     reversed boxes (negative width or height) are dropped and counted. Malformed boxes and boxes
-    outside the image raise ValueError, unless `file.skips_errors` is set, in which case they are
-    also dropped and counted.
+    that exceed the image by more than one pixel raise ValueError. If `file.skips_errors` is set,
+    malformed boxes are dropped, other boxes are clipped to the image, and both are counted.
     """
     height, width = file.get(image, "height", int), file.get(image, "width", int)
     found = []
@@ -156,7 +156,7 @@ def true_objects(
     entries: list[tuple[int, dict[str, Any]]],
     label_index: Mapping[int, int],
 ) -> TrueObjects:
-    """Return all boxes of an image unchanged, with LVIS's verified classes.
+    """Return all objects of an image, unchanged, with LVIS's absent and incomplete classes.
 
     `label_index` maps each category id to its index in `Record.labels`.
 

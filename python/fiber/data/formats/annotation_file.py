@@ -1,4 +1,4 @@
-"""Read annotation files, checking every entry. Errors name the file and the entry."""
+"""Read and validate annotation files. Errors name the file and the entry."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _HOW_TO_GET = {
     "Flickr30k Entities, original": "https://github.com/BryanPlummer/flickr30k_entities",
     "Flickr30k": "MDETR's mdetr_annotations (final_flickr_separateGT_*.json)",
     "MDETR's mixed set": "MDETR's mdetr_annotations (final_mixed_train_no_coco.json)",
-    "Objects365": "the page of Objects365 (Shao et al. 2019), packed as in GLIP's DATA.md",
+    "Objects365": "the page of Objects365 (Shao et al. 2019), converted as in GLIP's DATA.md",
     "RefCOCO": "MDETR's mdetr_annotations (finetune_refcoco_*.json)",
     "VQAv2": "https://visualqa.org",
     "NLVR2": "https://lil.nlp.cornell.edu/nlvr",
@@ -39,7 +39,7 @@ _HOW_TO_GET = {
 
 #: Command that generates data, for messages.
 TRY_WITH = "`fiber data scenes --output DIR` generates an example dataset"
-#: Name of the annotation file of a split, by task, in a folder of `fiber data`.
+#: Name of the annotation file for each task, in a folder written by `fiber data`.
 FILES = {
     "captions": "captions_{split}.json",
     "phrases": "flickr_{split}.json",
@@ -70,18 +70,18 @@ class ReadReport:
             self.counts[what] = self.counts.get(what, 0) + times
 
     def add_report(self, other: Any) -> None:
-        """Add the `counts` and `notes` of a different report."""
+        """Add the `counts` and `notes` of another report to this one."""
         for what, times in other.counts.items():
             self.skip(what, times)
         self.notes += other.notes
 
 
 class RecordList(ReadReport, list[Record]):
-    """Records with the report of their reader."""
+    """List of records with the counts and notes of their reader."""
 
 
 class EntryFile(ABC):
-    """A file whose entries are checked. Errors name the file and the current entry."""
+    """Base class of files with validated entries. Errors name the file and the current entry."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -96,18 +96,18 @@ class EntryFile(ABC):
         return ValueError(f"{self.where} {problem}")
 
     def get(self, entry: Mapping[str, Any], key: str, *kinds: type) -> Any:
-        """Return a required value of one of the given types."""
+        """Return the value of a required key, which must have one of the given types."""
         value = entry.get(key)
         if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
             if key not in entry:
-                have = ", ".join(map(repr, entry)) or "nothing"
-                raise self.error(f"has no {key!r}; it has {have}")
+                have = ", ".join(map(repr, entry)) or "none"
+                raise self.error(f"has no {key!r}; available keys: {have}")
             names = " or ".join(kind.__name__ for kind in kinds)
-            raise self.error(f"has {key!r} {str(value)[:40]!r}; expected {names}")
+            raise self.error(f"has {key!r} {value!r:.40}; expected {names}")
         return value
 
     def text(self, entry: Mapping[str, Any], key: str) -> str:
-        """Return a required string that is not empty."""
+        """Return the value of a required key, which must be a nonempty string."""
         value = self.get(entry, key, str)
         if not value.strip():
             raise self.error(f"has an empty {key!r}")
@@ -145,8 +145,8 @@ class AnnotationFile(EntryFile):
         """Check that the file has a list called `section`, and return the file."""
         self._section, self._index = "", None
         if not isinstance(self.data.get(section), list):
-            have = ", ".join(repr(key) for key in list(self.data)[:8]) or "nothing"
-            raise self.error(f"has no list {section!r}; it has {have}")
+            have = ", ".join(repr(key) for key in list(self.data)[:8]) or "none"
+            raise self.error(f"has no list {section!r}; available keys: {have}")
         return self
 
     def walk(self, section: str) -> Iterator[dict[str, Any]]:
@@ -155,7 +155,7 @@ class AnnotationFile(EntryFile):
         for index, entry in enumerate(entries):
             self._section, self._index = section, index
             if not isinstance(entry, dict):
-                raise self.error(f"is {str(entry)[:40]!r}; expected an object")
+                raise self.error(f"must be a JSON object, got {entry!r:.40}")
             yield entry
 
     def images(self) -> Iterator[dict[str, Any]]:
@@ -179,13 +179,13 @@ class AnnotationFile(EntryFile):
         """Yield the items of a required list of objects."""
         for item in self.get(entry, key, list):
             if not isinstance(item, dict):
-                raise self.error(f"has {str(item)[:40]!r} in {key!r}; expected an object")
+                raise self.error(f"has {item!r:.40} in {key!r}; expected an object")
             yield item
 
     def look_up(
         self, table: Mapping[Any, Any], entry: Mapping[str, Any], key: str, where: str | Path
     ) -> Any:
-        """Return `table[entry[key]]`, calling the table `where` in errors."""
+        """Return `table[entry[key]]`. `where` names the table in errors."""
         value = self.get(entry, key, int, str)
         if value not in table:
             raise self.error(f"has {key} {value!r}, which is not in {str(where)!r}")
@@ -233,15 +233,15 @@ def read_json_lines(path: Path, kind: str) -> AnnotationFile:
 
 
 def _parse(text: str, where: object, kind: str, expected: type = object) -> Any:
-    """Parse JSON and check the type of its value, calling its location `where` in errors."""
+    """Parse JSON and check the type of the value. Errors begin with the location `where`."""
     try:
         data = json.loads(text)
     except JSON_ERRORS as problem:
-        raise ValueError(f"{where} is not JSON ({problem}); expected {kind}") from None
+        raise ValueError(f"{where} is not valid JSON: {problem} (read as {kind})") from None
     if not isinstance(data, expected):
-        has = f"a {type(data).__name__}" if isinstance(data, dict | list) else f"{data!r:.40}"
-        name = "list" if expected is list else "object"
-        raise ValueError(f"{where} contains {has}; expected the {name} of {kind}")
+        names = {list: "a JSON array", dict: "a JSON object"}
+        got = names.get(type(data)) or f"{data!r:.40}"
+        raise ValueError(f"{where} must contain {names[expected]} ({kind}), got {got}")
     return data
 
 
@@ -251,14 +251,14 @@ def read_text(path: Path, kind: str) -> str:
         return path.read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError):
         if splits := _splits_in_folder(path):
-            expected = f"one of the splits whose files exist: {', '.join(splits)}"
+            hint = f"available splits: {', '.join(splits)}"
         else:
             # `fiber data` does not generate files in these layouts.
             generated = "" if "original" in kind or "published" in kind else f"; {TRY_WITH}"
-            expected = f"a file of {kind}, from {where_to_get(kind)}{generated}"
-        raise FileNotFoundError(f"{path} does not exist; expected {expected}") from None
+            hint = f"expected a file of {kind}, from {where_to_get(kind)}{generated}"
+        raise FileNotFoundError(f"{path} does not exist; {hint}") from None
     except UnicodeDecodeError as problem:
-        raise ValueError(f"{path} is not text ({problem}); expected {kind}") from None
+        raise ValueError(f"{path} is not UTF-8 text: {problem} (read as {kind})") from None
 
 
 def where_to_get(kind: str) -> str:
@@ -277,17 +277,18 @@ def _splits_in_folder(path: Path) -> list[str]:
 
 
 def annotation_path(folder: AnyPath, split: str, kind: str, path: AnyPath | None) -> Path:
-    """Return `path` if given, otherwise the file of `FILES` in the folder."""
+    """Return `path` if given, otherwise the path of the file in `folder` that `FILES` names."""
     return Path(folder) / FILES[kind].format(split=split) if path is None else Path(path)
 
 
 def images_folder(folder: AnyPath, images: AnyPath | None, name: str | None = None) -> str:
-    """Return the image folder, which is `images` or else "images" in the data folder.
+    """Return the image folder: `images` or, by default, "images" in the data folder.
 
-    A subfolder called `name`, there or in the data folder, has priority.
+    If the image folder has a subfolder `name`, the subfolder is returned instead. If `images` is
+    None, the subfolder may also be in the data folder.
 
     Raises:
-        FileNotFoundError: if the folder does not exist.
+        FileNotFoundError: if the image folder does not exist.
     """
     root = Path(folder) / "images" if images is None else Path(images)
     if name is not None:
@@ -295,15 +296,17 @@ def images_folder(folder: AnyPath, images: AnyPath | None, name: str | None = No
             if (parent / name).is_dir():
                 return str(parent / name)
     if not root.is_dir():
-        raise FileNotFoundError(f"image folder {root} does not exist (see the option `images`)")
+        raise FileNotFoundError(
+            f"image folder {root} does not exist; pass a different one as `images`"
+        )
     return str(root)
 
 
 def find_images_folder(names: Sequence[str], folders: Iterable[Path]) -> Path | None:
-    """Find the folder that contains the most images, based on a sample of their names.
+    """Return the folder that contains the most images, based on a sample of their names.
 
-    `folders` need not exist. If several are equally good, the first is returned; None is returned
-    if no image is found.
+    `folders` need not exist. If several folders tie, return the first of them. If no image is
+    found, return None.
     """
     sample = names[:: max(1, -(-len(names) // _IMAGES_TO_FIND))]
     existing = [folder for folder in dict.fromkeys(folders) if folder.is_dir()]

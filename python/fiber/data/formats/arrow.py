@@ -1,12 +1,13 @@
 """Arrow and Parquet tables that store images and their texts in one file, one row per image.
 
-Supported columns are those of the published code's files (its write_*.py) and those common in
-public datasets; see `rows`. The image is in `image` as bytes, a path, or a struct with `bytes` or
-`path`; otherwise `image_path` or `file_name` is its path. Each text of a row becomes a record.
+Supported columns are those that the published code writes (in its write_*.py) and those common in
+public datasets; see `rows`. The column `image` contains bytes, paths, or structs with `bytes` or
+`path`. If there is no such column, `image_path` or `file_name` contains paths. Each text of a row
+becomes a record.
 
-All texts are read at once, but images only on access, so tables may exceed memory. Parquet row
-groups are read as a whole: random access to large groups reads the file many times over. `fiber
-data pack` writes shards that avoid this cost.
+All texts are read at once, but images are read on access, so tables may be larger than memory.
+Parquet row groups are read as a whole, so random access to large row groups is slow. `fiber data
+pack` writes shards that avoid this cost.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _METADATA = ("image_id", "height", "width")
 
 
 class Tables(RowSource):
-    """Table files as one sequence of rows.
+    """Rows of one or more table files, as one sequence.
 
     Raises:
         ModuleNotFoundError: if pyarrow is not installed.
@@ -72,11 +73,13 @@ class Tables(RowSource):
 
 
 def _columns_in(table: Table, names: Sequence[str]) -> list[str]:
-    """Return those of `names` that are columns of a table; raise ValueError if none are."""
+    """Return the `names` that are columns of a table; raise ValueError if there are none."""
     found = [name for name in names if name in table.columns]
     if not found:
         wanted, have = " or ".join(map(repr, names)), ", ".join(map(repr, table.columns))
-        raise ValueError(f"{table.path} has no column {wanted}; it has {have or 'none'}")
+        raise ValueError(
+            f"{table.path} has no column {wanted}; available columns: {have or 'none'}"
+        )
     return found
 
 
@@ -98,7 +101,8 @@ def table_answers(*paths: AnyPath) -> dict[int, str]:
                 if known.setdefault(label, text) != text:
                     where = f"{table.path}: row {row}"
                     raise ValueError(
-                        f"{where} has text {text!r} for answer {label}; expected {known[label]!r}"
+                        f"{where} has text {text!r} for answer label {label}; expected"
+                        f" {known[label]!r}, as in an earlier row"
                     )
     return known
 

@@ -1,9 +1,9 @@
 """Read whole columns of text and single images from Arrow and Parquet files.
 
 Arrow files (the file format, and the stream format that Hugging Face's `datasets` saves) are
-memory-mapped, and a column of a record batch is validated in full before its first use. For Parquet
+memory-mapped, and a column of a record batch is fully validated before its first use. For Parquet
 files, the row group of the requested image is read, and recent row groups are cached. Both formats
-need pyarrow: pip install 'fiber-vl[arrow]'.
+require pyarrow: pip install 'fiber-vl[arrow]'.
 
 If a file changes while in use, the next read raises an error: size and modification time are
 checked before every read. Two cases are not detected and may crash the process: a mapped Arrow file
@@ -29,7 +29,7 @@ from fiber.data.formats.annotation_file import where_to_get
 from fiber.data.record import StoredImage
 from fiber.data.storage.file_pool import PooledFile
 
-#: Maximum size of the row group cache of a Parquet file; the last group used is always kept.
+#: Maximum bytes in the row group cache of a Parquet file; the last group used is always kept.
 CACHE_BYTES = 1 << 28
 
 #: Magic number of Arrow's file format; the stream format has none.
@@ -93,9 +93,9 @@ class Table(ABC):
         try:
             yield
         except _BROKEN as problem:
-            where = f"{self.path}: column {column!r} of {self._part_name} {part}"
-            rows = f"its rows are {self._first_row(part)} to {self._ends[part] - 1}"
-            raise ValueError(f"{where} cannot be read ({_line(problem)}); {rows}") from None
+            where = f"column {column!r} of {self._part_name} {part}"
+            rows = f"(rows {self._first_row(part)} to {self._ends[part] - 1})"
+            raise ValueError(f"{self.path}: cannot read {where} {rows}: {_line(problem)}") from None
 
     def image(self, column: str, row: int) -> StoredImage:
         """Read an image stored as bytes, a path, or a struct with `bytes` or `path`.
@@ -114,7 +114,7 @@ class Table(ABC):
             return found
         if not isinstance(found, str) or not found:
             raise ValueError(
-                f"{self.path}: row {row} has {str(found)[:40]!r} in {column!r}; expected bytes, a"
+                f"{self.path}: row {row} has {found!r:.40} in {column!r}; expected bytes, a"
                 " path, or a struct with 'bytes' or 'path'"
             )
         in_images = self.path.parent / "images" / found
@@ -123,7 +123,7 @@ class Table(ABC):
     def class_names(self, column: str, field: str) -> list[str]:
         """Return the class names of a numeric field of a column, or [] if there are none.
 
-        Hugging Face's `datasets` stores them in the schema: the `names` of a ClassLabel.
+        Hugging Face's `datasets` stores them in the schema, as the `names` of a ClassLabel.
         """
         try:
             metadata = json.loads(self._metadata.get(b"huggingface", b"{}"))
@@ -145,8 +145,8 @@ class Table(ABC):
 class _ArrowTable(Table):
     """Record batches of a memory-mapped file.
 
-    pyarrow does not check offsets and lengths on access, so a column of a batch is validated in
-    full before its first value is used, and the file is checked for changes before every read.
+    pyarrow does not check offsets and lengths on access, so each column of a batch is fully
+    validated before its first use, and the file is checked for changes before every read.
     """
 
     _part_name = "record batch"
@@ -169,12 +169,12 @@ class _ArrowTable(Table):
 
 
 def _problem_of(values: Any, rows: int) -> str | None:
-    """Validate a column and return a description of the problem, or None."""
+    """Validate a column. Return a description of the problem, or None if it is valid."""
     try:
         values.validate(full=True)
     except _BROKEN as problem:
         return _line(problem)
-    return None if len(values) == rows else f"it has {len(values)} values; expected {rows}"
+    return None if len(values) == rows else f"the column has {len(values)} values; expected {rows}"
 
 
 class _ParquetTable(Table):
@@ -205,7 +205,7 @@ class _ParquetTable(Table):
             return found.to_pylist()
         except _BROKEN as problem:
             raise ValueError(
-                f"{self.path}: column {column!r} cannot be read ({_line(problem)})"
+                f"{self.path}: cannot read column {column!r}: {_line(problem)}"
             ) from None
 
     def _column(self, part: int, column: str) -> Any:
@@ -267,7 +267,7 @@ def _open_parquet(file: PooledFile) -> Table:
 
 
 def _open_arrow(file: PooledFile, has_index: bool) -> Table:
-    """Open the file format, which has an index, or the stream format."""
+    """Open a file in Arrow's file format, which has an index, or in its stream format."""
     arrow, ipc = importlib.import_module("pyarrow"), importlib.import_module("pyarrow.ipc")
     mapped = arrow.memory_map(str(file.path))
     if has_index:

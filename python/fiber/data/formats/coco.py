@@ -29,13 +29,13 @@ def captions(
     annotations: AnyPath | None = None,
     images: AnyPath | None = None,
 ) -> RecordList:
-    """Read captions (COCO captions), one record per caption.
+    """Read COCO captions, one record per caption.
 
     Images without a caption are counted as "pictures without captions".
 
     Args:
         folder: data folder.
-        split: such as "train".
+        split: split name, such as "train".
         annotations: annotation file; default: "captions_<split>.json" in the folder.
         images: image folder, to which file names are relative; default: "images" in the folder.
 
@@ -73,14 +73,14 @@ def detection(
     images: AnyPath | None = None,
     objects: bool = False,
 ) -> RecordList:
-    """Read boxes with classes (COCO instances), one record per image, with or without boxes.
+    """Read COCO instances, one record per image, including images without boxes.
 
-    The text is the prompt of all classes, ordered by id: "circle. square. triangle". `labels` are
-    the class names of the file. For training, `fiber.data.prompts.sampling.SampledPrompts` samples
-    a prompt for each image.
+    `text` is the prompt of all classes in order of their ids, such as "circle. square. triangle".
+    `labels` contains the class names. For training, `fiber.data.prompts.sampling.SampledPrompts`
+    samples a prompt for each image.
 
-    Arguments and errors are as in `captions`; the default file is "instances_<split>.json". With
-    `objects`, `Record.objects` is also set to all boxes, for metrics.
+    Arguments and errors are as in `captions`; the default file is "instances_<split>.json". If
+    `objects` is True, `Record.objects` contains all boxes, including dropped ones, for metrics.
     """
     path = annotation_path(folder, split, "detection", annotations)
     file = read_json(path, "COCO instances").require_list("images")

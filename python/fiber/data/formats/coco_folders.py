@@ -6,8 +6,8 @@
     annotations.json                       images/1.jpg           one file for all images
 
 "valid" and "mini_val" are aliases of "val". If there is no file for "val", a fifth of the training
-images (at most 1,000), chosen by a hash of their names, is held out as "val"; "train" is the rest
-and "train+val" is all of them. A note reports this. Roboflow's copies of an image
+images (at most 1,000), chosen by a hash of their names, is held out as "val". "train" contains the
+remaining images, and "train+val" all of them. A note reports this. Roboflow's copies of an image
 ("dog_jpg.rf.0123.jpg") stay in the same split.
 
 `instances_{split}.json` with `images`, as written by `fiber data`, has priority over all other
@@ -34,7 +34,7 @@ from fiber.data.formats.annotation_file import (
 from fiber.data.record import AnyPath
 
 KIND = "COCO instances"
-#: Files of one split, by tool; the first match is used. Splits may have `_SPLIT_ALIASES`.
+#: Files of one split, by tool; the first match is used. See `_SPLIT_ALIASES` for split names.
 SPLIT_FILES = {
     "COCO, original layout": (
         "annotations/instances_{split}.json",
@@ -93,19 +93,19 @@ def coco_detection(
 ) -> RecordList:
     """Read boxes with classes from a folder in any known layout, or from a file.
 
-    Records are those of `sources.detection`. A file given as `annotations` is read as a whole; its
-    images are searched for near it. With `on_error` "skip", boxes that exceed their images are
-    clipped, invalid ones are dropped, and both are counted. `shots` is the number of images per
-    class (see `_choose_shots`); 0 means all images.
+    Records are those of `sources.detection`. If `annotations` is given, the whole file is read, and
+    its images are looked up in nearby folders. If `on_error` is "skip", boxes that exceed their
+    images are clipped, invalid boxes are dropped, and both are counted. `shots` is the number of
+    images per class (see `_choose_shots`); 0 means all images.
 
     Raises:
         FileNotFoundError: if the split has no file, or its images are not found.
         ValueError: if an entry is invalid (the error names the file, entry and key), or there are
-            too few images to hold some out.
+            too few images to hold out a validation split.
     """
     found = _Found(Path(annotations)) if annotations is not None else find(Path(folder), split)
     if found is None:
-        raise FileNotFoundError(f"{folder} has no boxes for split {split!r}")
+        raise FileNotFoundError(f"{folder} has no detection annotations for split {split!r}")
     file, notes = read_json(found.file, KIND), []
     file.skips_errors = on_error == "skip"
     if _drop_placeholder(file):
@@ -123,7 +123,7 @@ def coco_detection(
 
 
 def find(folder: Path, split: str) -> _Found | None:
-    """Find the file of a split in a data folder, or return None if there is none.
+    """Return the annotation file of a split in a data folder, or None if there is none.
 
     Raises:
         ValueError: if several files match one layout; the error lists them.
@@ -163,7 +163,7 @@ def _file_of_split(folder: Path, split: str) -> Path | None:
 
 
 def _drop_placeholder(file: AnnotationFile) -> bool:
-    """Drop Roboflow's category 0, the supercategory of the rest; return True if it existed."""
+    """Drop Roboflow's category 0, the supercategory of the rest. Return True if it existed."""
     categories = list(file.walk("categories"))
     first = next((entry for entry in categories if entry.get("id") == 0), {})
     others = [entry for entry in categories if entry is not first]
@@ -204,8 +204,8 @@ def _images_root(file: AnnotationFile, folder: Path, split: str) -> str:
         return images_folder(folder, None)
     folders = ", ".join(str(root) for root in dict.fromkeys(roots) if root.is_dir())
     raise FileNotFoundError(
-        f"{file.path} has {len(names)} images, such as {names[0]!r}; none of those checked was"
-        f" found in {folders}"
+        f"{file.path}: no folder found for the {len(names)} images, such as {names[0]!r}; tried"
+        f" {folders}"
     )
 
 
@@ -222,12 +222,16 @@ def _hold_out(file: AnnotationFile, split: str) -> str:
         if len(held_out) < count:
             held_out.update(groups[name])
     if len(held_out) == total:
-        raise ValueError(f"{file.path} must have at least 2 distinct images to split, got {total}")
+        raise ValueError(
+            f"{file.path} has too few distinct images to hold out split {HELD_OUT!r}:"
+            f" {len(groups)} among {total} images"
+        )
     ids = {entry["id"] for entry in file.data["images"]}
     _drop(file, held_out if split == "train" else ids - held_out)
     return (
-        f"{file.path.name} is the only file, so {len(held_out)} of its {total} images, chosen by"
-        f" their names, are held out as split {HELD_OUT!r}; {total - len(held_out)} are 'train'"
+        f"{file.path.name} is the only annotation file, so {len(held_out)} of its {total} images,"
+        f" chosen by a hash of their names, are held out as split {HELD_OUT!r}; the other"
+        f" {total - len(held_out)} are split 'train'"
     )
 
 
@@ -242,9 +246,9 @@ def _drop(file: AnnotationFile, ids: set[Any]) -> None:
 def _choose_shots(file: AnnotationFile, shots: int) -> str:
     """Keep a few images of each class, and return a note.
 
-    In id order, an image is kept if one of its classes has fewer than `shots` images so far; it
-    then counts for all of its classes. Some classes may therefore get more images; images without
-    boxes are never kept.
+    In id order, an image is kept if one of its classes has fewer than `shots` images so far. It
+    then counts for all of its classes, so some classes may get more than `shots` images. Images
+    without boxes are never kept.
 
     Source: the published code for few-shot fine-tuning on ODinW.
     """
@@ -259,4 +263,4 @@ def _choose_shots(file: AnnotationFile, shots: int) -> str:
             kept.add(entry["id"])
             counts.update(shown)
     _drop(file, {entry["id"] for entry in file.data["images"]} - kept)
-    return f"{len(kept)} of {total} images are kept: {shots} per class, as in the published code"
+    return f"kept {len(kept)} of {total} images ({shots} per class, as in the published code)"

@@ -1,4 +1,4 @@
-"""Readers of a user's own annotations: JSON Lines, one object per line.
+"""Readers of a user's own annotations in JSON Lines files, with one object per line.
 
 A .json file may contain the same objects in a list. A .csv file has field names in its first line
 and one text or answer per line.
@@ -12,18 +12,18 @@ and one text or answer per line.
 
 Each line is of one of these kinds; an image with both a text and boxes needs two lines.
 
-Boxes have half-open pixel coordinates (x0, y0, x1, y1), each with its class in `labels`. If `width`
-and `height` are given, boxes are checked against the image size.
+`boxes_xyxy` contains half-open pixel coordinates (x0, y0, x1, y1), and `labels` the class of each
+box. If `width` and `height` are given, boxes are checked against the image size.
 
 A list of answers has one answer per annotator, scored as in VQAv2: an answer given by three of ten
-annotators scores 0.9, and one given by four or more scores 1.0. Counts are scaled for other numbers
-of annotators. If every question has such a list, the two published VQA accuracies are also reported
-(`metrics.vqa`).
+annotators scores 0.9, and one given by four or more scores 1.0. If there are not ten annotators,
+counts are scaled to ten. If every question has such a list, the two published VQA accuracies are
+also reported (`metrics.vqa`).
 
-`image` is relative to the file's folder or its "images" subfolder. Optional fields: `id`, the name
-in prediction files (default: the line number), and `split`. Either all lines have a `split` or none
-do; if they do, only lines of the requested splits ("train+val") are read. Any other field is an
-error. Repeated captions of an image are skipped and counted.
+`image` is relative to the file's folder or its "images" subfolder. Optional fields: `id`, which
+identifies the line in prediction files (default: the line number), and `split`. Either all lines
+have a `split` or none do. If they do, only lines of the requested splits ("train+val") are read.
+Unknown fields raise an error. Repeated captions of an image are skipped and counted.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from fiber.data.formats.row_records import DataRow, RowRecords, RowSource, box_r
 from fiber.data.formats.rows import check_scores, scores_of
 from fiber.data.record import AnyPath, Record
 
-# Fields that occur in only one kind of line, and the fields each kind needs.
+# Fields that occur in only one kind of line, and the fields that each kind requires.
 _KINDS = {
     "captions": {"text", "texts"},
     "questions": {"question", "answer", "answers"},
@@ -58,23 +58,23 @@ def jsonl_captions(
 ) -> RecordList:
     """Read captions from the file `annotations`, one record per text.
 
-    Lines of other splits are ignored; lines of other kinds are counted. For `images`, see
-    `LineReader`.
+    Lines for other splits are ignored. Lines of other kinds are skipped and counted. For `images`,
+    see `LineReader`.
 
     Raises:
         FileNotFoundError: if the file or the first image is missing.
-        ValueError: if a line is invalid (the error names the file, line and field), or no line has
-            this split or kind.
+        ValueError: if a line is invalid (the error names the file, line and field), or if no line
+            has this split and kind.
     """
     lines = LineReader(Path(annotations), images)
     out, seen = RecordList(), set()
     for key, entry in _of_split(lines, split, out, "captions"):
         several = "texts" in entry
         if several and "text" in entry:
-            raise lines.error("has both 'text' and 'texts'; expected one of them")
+            raise lines.error("has both 'text' and 'texts'; expected only one of them")
         texts = entry["texts"] if several else [lines.text(entry, "text")]
         if not isinstance(texts, list) or not texts:
-            raise lines.error(f"has 'texts' {str(texts)[:40]!r}; expected a list of strings")
+            raise lines.error(f"has 'texts' {texts!r:.40}; expected a nonempty list of strings")
         image = lines.image(entry)
         for place, text in enumerate(texts):
             text = lines.text({(field := f"texts[{place}]"): text}, field) if several else text
@@ -104,9 +104,9 @@ def jsonl_questions(
 
 
 class _BoxLines(RowSource):
-    """Lines with boxes as rows."""
+    """Row source for lines with boxes."""
 
-    # Not a bound method: pickled records would include all lines.
+    # A bound method would make pickled records include all lines.
     image = staticmethod(os.fspath)  # type: ignore[assignment]
 
     def __init__(self, lines: LineReader, split: str) -> None:
@@ -152,7 +152,8 @@ def _of_split(
             lacking = lacking or number
         if having and lacking:
             raise lines.error(
-                f"is inconsistent: line {having} has a 'split', but line {lacking} does not"
+                f"is inconsistent: line {having} has a 'split', but line {lacking} does not;"
+                " expected 'split' in all lines or in none"
             )
         kinds = [name for name, fields in _KINDS.items() if fields & set(entry)]
         if len(kinds) > 1:
@@ -173,10 +174,10 @@ def _of_split(
             continue
         own = entry.get("id", number)
         if isinstance(own, bool) or not isinstance(own, str | int) or own == "":
-            raise lines.error(f"has 'id' {str(own)[:40]!r}; expected a string or an integer")
+            raise lines.error(f"has 'id' {own!r:.40}; expected a nonempty string or an integer")
         key = f"{lines.path.stem}/{own}"
         if key in keys:
-            raise lines.error(f"has duplicate 'id' {own!r}")
+            raise lines.error(f"has duplicate 'id' {own!r}; expected unique ids")
         keys.add(key)
         yield key, entry
     if keys:
@@ -185,16 +186,16 @@ def _of_split(
         raise ValueError(f"{lines.path} is empty; expected {lines.expected}")
     if having and not wanted & splits:
         have = ", ".join(map(repr, sorted(splits)))
-        raise ValueError(f"{lines.path} has no line for split {split!r}; its splits are {have}")
+        raise ValueError(f"{lines.path} has no lines for split {split!r}; available splits: {have}")
     raise ValueError(
         f"{lines.path} has only {' and '.join(others)}; expected lines with {_NEEDED[kind]}"
     )
 
 
 def _answers(lines: LineReader, entry: dict[str, Any], *, optional: bool) -> dict[str, Any]:
-    """Return the record fields that hold the answers' soft scores and the annotators' answers."""
+    """Return the record fields `answers` (soft scores) and, if known, `human_answers`."""
     if "answer" in entry and "answers" in entry:
-        raise lines.error("has both 'answer' and 'answers'; expected one of them")
+        raise lines.error("has both 'answer' and 'answers'; expected only one of them")
     if "answer" in entry:
         return {"answers": {lines.text(entry, "answer"): 1.0}}
     if "answers" not in entry:
@@ -204,7 +205,8 @@ def _answers(lines: LineReader, entry: dict[str, Any], *, optional: bool) -> dic
     answers = entry["answers"]
     if not isinstance(answers, dict | list) or not answers:
         raise lines.error(
-            f"has 'answers' {str(answers)[:40]!r}; expected a list, or an object of scores"
+            f"has 'answers' {answers!r:.40}; expected a nonempty list of answers, or an object"
+            " that maps answers to scores"
         )
     for answer in answers:
         lines.text({"answers": answer}, "answers")
@@ -215,13 +217,13 @@ def _answers(lines: LineReader, entry: dict[str, Any], *, optional: bool) -> dic
 
 
 def splits_in(path: Path) -> list[str]:
-    """Return the splits of the lines of a file, in order of appearance."""
+    """Return the splits that occur in a file, in order of appearance."""
     found = (entry.get("split") for _, entry in LineReader(path, None).walk())
     return list(dict.fromkeys(str(split) for split in found if split is not None))
 
 
 def kinds_in(path: Path) -> set[str]:
-    """Return the sources that can read the objects in a user's file or a public dataset's file.
+    """Return the sources that can read a file, based on the fields of its objects.
 
     Raises:
         ValueError: if the file cannot be parsed.

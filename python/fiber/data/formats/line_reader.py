@@ -1,7 +1,7 @@
 """Lines of a user's own annotation file: JSON Lines, a JSON list, or CSV.
 
-Each line is an object with known fields, which `jsonl` turns into records. Errors name the file and
-line.
+Each line is an object with known fields, which `jsonl` converts to a record. Errors name the file
+and line.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class LineReader(EntryFile):
         for number, entry in self.entries():
             self._number = number
             if not isinstance(entry, dict):
-                raise self.error(f"is {str(entry)[:40]!r}; expected an object")
+                raise self.error(f"must be a JSON object, got {entry!r:.40}")
             for field in entry:
                 if field not in _FIELDS:
                     names = (name for name, own in _OTHER_NAMES.items() if field.lower() in own)
@@ -104,7 +104,7 @@ class LineReader(EntryFile):
             message = f"{self.path} does not exist; expected {self.expected}{example}"
             raise FileNotFoundError(message) from None
         except UnicodeDecodeError as problem:
-            message = f"{self.path} is not text ({problem}); expected {self.expected}"
+            message = f"{self.path} is not UTF-8 text ({problem}); expected {self.expected}"
             raise ValueError(message) from None
         self._has_surrogates = _SURROGATE.search(text) is not None
         if self._suffix == ".csv":
@@ -113,9 +113,9 @@ class LineReader(EntryFile):
             try:
                 found = json.loads(text)
             except JSON_ERRORS as problem:
-                raise ValueError(f"{self.path} is not JSON ({problem})") from None
+                raise ValueError(f"{self.path} is not valid JSON ({problem})") from None
             if not isinstance(found, list):
-                raise ValueError(f"{self.path} contains a {type(found).__name__}; expected a list")
+                raise ValueError(f"{self.path} must contain a list, got {type(found).__name__}")
             yield from enumerate(found, 1)
         else:
             # Not `splitlines`: JSON strings may contain Unicode line separators.
@@ -126,7 +126,7 @@ class LineReader(EntryFile):
                 try:
                     yield number, json.loads(line)
                 except JSON_ERRORS as problem:
-                    raise self.error(f"is not JSON ({problem})") from None
+                    raise self.error(f"is not valid JSON ({problem})") from None
 
     def _cells(self, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
         """Yield the rows of a CSV table as objects, omitting empty cells."""
@@ -143,7 +143,8 @@ class LineReader(EntryFile):
             for cells in reader:
                 self._number = reader.line_num
                 if None in cells:
-                    raise self.error(f"has more cells than columns: {', '.join(map(repr, fields))}")
+                    names = ", ".join(map(repr, fields))
+                    raise self.error(f"has more cells than the {len(fields)} columns ({names})")
                 yield reader.line_num, {name: cell for name, cell in cells.items() if cell}
         except csv.Error as problem:
             # `DictReader.line_num` is the line of the last complete row.

@@ -1,7 +1,7 @@
 """Create records from rows of tables, tar shards and JSON lines.
 
-Texts and boxes are read up front, images on access. Empty captions, repeated captions of an image,
-and images without captions are skipped and counted.
+Texts and boxes are read up front; images are read on access. Empty captions, repeated captions of
+an image, and images without captions are skipped and counted.
 """
 
 from __future__ import annotations
@@ -38,7 +38,10 @@ class DataRow(NamedTuple):
 
 
 class RowSource(ReadReport, ABC):
-    """Files as one sequence of rows. The report is complete once all rows have been read."""
+    """Base class of files read as one sequence of rows.
+
+    The report is complete once all rows have been read.
+    """
 
     @property
     def class_names(self) -> Sequence[str]:
@@ -67,7 +70,7 @@ class RowRecords(ReadReport, RecordSequence):
         self._fields: list[dict[str, Any]] = []
 
     def add(self, row: DataRow, **fields: Any) -> None:
-        """Add a record of a row and check its fields."""
+        """Append a record of a row, checking its fields."""
         fields.setdefault("key", row.key)
         fields["locations"] = row.locations
         self._fields.append(fields)
@@ -145,8 +148,9 @@ def box_records(
     row order; 0 means all images. `objects` has no effect: there are no crowd boxes, so metrics use
     the boxes themselves.
 
-    Reversed boxes (probably in the wrong format) and boxes that exceed their images are errors.
-    With `on_error` "skip", the former are dropped, the latter clipped, and both are counted.
+    Reversed boxes (probably in the wrong format) and boxes that exceed their images raise an error.
+    If `on_error` is "skip", reversed boxes are dropped, boxes that exceed their images are clipped,
+    and both are counted.
 
     Raises:
         ValueError: if a row is invalid; the error gives its location.
@@ -212,18 +216,18 @@ def _boxes(
             if skips_errors:
                 out.skip("reversed boxes")
                 continue
-            found_box = f"{box}; expected x0 <= x1 and y0 <= y1 (x0, y0, x1, y1)"
+            found_box = f"(x0, y0, x1, y1) = {box}; expected x0 <= x1 and y0 <= y1"
             if "boxes_xyxy" not in values:
                 found_box = (
-                    f"(x, y, width, height) {(x0, y0, x1 - x0, y1 - y0)} with a negative width or"
-                    " height"
+                    f"(x, y, width, height) = {(x0, y0, x1 - x0, y1 - y0)}; expected a nonnegative"
+                    " width and height"
                 )
             raise ValueError(f"has box {number}, {found_box}")
         clipped, beyond = (box, 0.0) if size is None else clip_box(box, size)
         if size is not None and beyond > BOX_SLACK_PIXELS and not skips_errors:
             raise ValueError(
-                f"has box {number} {box} (x0, y0, x1, y1), which extends {beyond:g} pixels beyond"
-                f" its image of {size[0]} x {size[1]} (height x width)"
+                f"has box {number}, (x0, y0, x1, y1) = {box}, which extends {beyond:g} pixels"
+                f" beyond its image of {size[0]} x {size[1]} (height x width)"
             )
         if min(clipped[2] - clipped[0], clipped[3] - clipped[1]) <= EMPTY_BOX_PIXELS:
             out.skip("empty boxes")

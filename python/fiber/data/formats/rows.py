@@ -1,4 +1,4 @@
-"""Texts, answers and boxes in the common layouts of table rows and sample JSON.
+"""Read texts, answers and boxes from table rows or sample JSON in common layouts.
 
     caption | captions | text | texts | sentences     text, list, or objects with `raw`
     question, answer                                  one correct answer
@@ -7,7 +7,7 @@
     objects: {bbox, category}                         x, y, width, height, as in COCO
     boxes_xyxy, labels                                x0, y0, x1, y1, half-open
 
-Errors do not name the row; the caller adds its location.
+Error messages do not name the row; callers add its location.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ CAPTIONS = ("caption", "captions", "text", "texts", "sentences")
 QUESTIONS = ("question", "questions")
 ANSWERS = ("answers", "answer_scores", "answer", "multiple_choice_answer", "question_id")
 BOXES = ("objects", "boxes_xyxy")
-#: For each kind of row, fields of which one is required, and optional fields.
+#: For each kind of row, fields of which at least one is required, and optional fields.
 FIELDS = {
     "captions": (CAPTIONS, ()),
     "questions": (QUESTIONS, ANSWERS),
@@ -48,11 +48,11 @@ def captions_of(row: Mapping[str, Any]) -> list[str] | str:
     if isinstance(found, str):
         return found
     if not isinstance(found, list):
-        raise ValueError(f"has {name!r} {str(found)[:40]!r}; expected a string or list of strings")
+        raise ValueError(f"has {name!r} {found!r:.40}; expected a string or list of strings")
     texts: list[Any] = [one.get("raw") if isinstance(one, Mapping) else one for one in found]
     for text in texts:
         if not isinstance(text, str):
-            raise ValueError(f"has {str(text)[:40]!r} in {name!r}; expected a string")
+            raise ValueError(f"has {text!r:.40} in {name!r}; expected a string")
     return texts
 
 
@@ -82,12 +82,12 @@ def questions_of(row: Mapping[str, Any]) -> Iterator[tuple[str | int | None, dic
 
 def _text(value: Any, name: str) -> str:
     if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"has {name!r} {str(value)[:40]!r}; expected a string")
+        raise ValueError(f"has {name!r} {value!r:.40}; expected a nonempty string")
     return value
 
 
 def _answers(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the record fields that hold the answers' soft scores and the annotators' answers."""
+    """Return the record fields `answers` (soft scores) and, if known, `human_answers`."""
     found, scores = row.get("answers"), row.get("answer_scores")
     if isinstance(found, Mapping):
         return {"answers": check_scores(found)}
@@ -98,7 +98,7 @@ def _answers(row: Mapping[str, Any]) -> dict[str, Any]:
             return {"answers": _scored(list(answers), scores)}
         return {"answers": scores_of(answers), "human_answers": answers}
     if found:
-        raise ValueError(f"has 'answers' set to {str(found)[:40]!r}; expected a list")
+        raise ValueError(f"has 'answers' {found!r:.40}; expected a list")
     one = row.get("answer", row.get("multiple_choice_answer"))
     return {} if one is None else {"answers": {_text(one, "answer"): 1.0}}
 
@@ -107,13 +107,15 @@ def _scored(answers: Any, scores: Any) -> dict[str, float]:
     _check_list(answers, "answers")
     _check_list(scores, "answer_scores")
     if len(answers) != len(scores):
-        raise ValueError(f"has {len(answers)} 'answers' but {len(scores)} 'answer_scores'")
+        raise ValueError(
+            f"has {len(answers)} 'answers' but {len(scores)} 'answer_scores'; expected equal counts"
+        )
     return check_scores({_text(one, "answers"): s for one, s in zip(answers, scores, strict=True)})
 
 
 def _check_list(values: Any, name: str) -> None:
     if not isinstance(values, list):
-        raise ValueError(f"has {name!r} set to {str(values)[:40]!r}; expected a list")
+        raise ValueError(f"has {name!r} {values!r:.40}; expected a list")
 
 
 def check_one_each(values: Any, name: str, questions: Any) -> None:
@@ -121,7 +123,9 @@ def check_one_each(values: Any, name: str, questions: Any) -> None:
     _check_list(questions, "questions")
     _check_list(values, name)
     if len(values) != len(questions):
-        raise ValueError(f"has {len(questions)} 'questions' but {len(values)} {name!r}")
+        raise ValueError(
+            f"has {len(questions)} 'questions' but {len(values)} {name!r}; expected equal counts"
+        )
 
 
 def check_scores(scores: Mapping[str, Any]) -> dict[str, float]:
@@ -135,7 +139,7 @@ def check_scores(scores: Mapping[str, Any]) -> dict[str, float]:
 
 
 def scores_of(answers: Sequence[str]) -> dict[str, float]:
-    """Score annotators' answers as in VQAv2, scaling counts if there are not ten annotators."""
+    """Return VQAv2 soft scores of annotators' answers. Counts are scaled to ten annotators."""
     counts = Counter(answers)
     return {
         answer: ANSWER_SCORES[min(4, round(_ANNOTATORS * times / len(answers)))]
@@ -156,13 +160,13 @@ def boxes_of(row: Mapping[str, Any]) -> Iterator[tuple[Box, str | int]]:
         boxes, classes = _object_lists(row["objects"])
     boxes, classes = boxes or [], classes or []
     if not isinstance(boxes, list) or not isinstance(classes, list) or len(boxes) != len(classes):
-        given = f"boxes {str(boxes)[:40]!r} and classes {str(classes)[:40]!r}"
+        given = f"boxes {boxes!r:.40} and classes {classes!r:.40}"
         raise ValueError(f"has {given}; expected one class per box")
     for number, (box, category) in enumerate(zip(boxes, classes, strict=True)):
         if not isinstance(box, list) or len(box) != 4 or not all(map(is_number, box)):
             raise ValueError(f"has box {number} {str(box)[:60]}; expected four numbers")
         if not isinstance(category, str | int) or isinstance(category, bool):
-            raise ValueError(f"has class {str(category)[:40]!r}; expected a name or a number")
+            raise ValueError(f"has class {category!r:.40}; expected a name or an index")
         x0, y0, x1, y1 = map(float, box)
         yield (x0, y0, x1, y1) if is_xyxy else (x0, y0, x0 + x1, y0 + y1), category
 
@@ -173,9 +177,7 @@ def _object_lists(objects: Any) -> tuple[Any, Any]:
         return [one.get("bbox") for one in objects], [_category(one) for one in objects]
     if isinstance(objects, Mapping):
         return objects.get("bbox"), _category(objects)
-    raise ValueError(
-        f"has 'objects' {str(objects)[:40]!r}; expected objects with bbox and category"
-    )
+    raise ValueError(f"has 'objects' {objects!r:.40}; expected objects with 'bbox' and 'category'")
 
 
 def _category(entry: Mapping[str, Any]) -> Any:

@@ -6,10 +6,10 @@ A YAML file lists the other files, relative to its folder:
     label: train.label.tsv           key, JSON list of {"class": "mug", "rect": [x0, y0, x1, y1]}
     hw: train.hw.tsv                 key, JSON list with {"height": 480, "width": 640}
     labelmap: train.labelmap.json    {"mug": 1, ...}
-    linelist: train.linelist.tsv     line numbers to read, from 0, repeats allowed; optional
+    linelist: train.linelist.tsv     optional: zero-based numbers of the lines to read
 
-The byte offset of each line is read from a .lineidx file with the same stem; without one, the file
-is scanned once. Images are read on access.
+The byte offset of each line is read from a .lineidx file with the same stem. If there is none, the
+file is scanned once. Images are read on access.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class TsvFile:
 
     Raises:
         FileNotFoundError: if the file is missing.
-        ValueError: if its .lineidx file is invalid.
+        ValueError: if the .lineidx file is invalid.
     """
 
     def __init__(self, path: Path) -> None:
@@ -45,7 +45,7 @@ class TsvFile:
             if len(starts) and (starts[0] != 0 or (starts >= ends).any()):
                 raise ValueError(
                     f"{index}: offsets must increase from 0 and be below {size}, the size of"
-                    f" {path.name}; delete the index to have the lines scanned instead"
+                    f" {path.name}; delete this file to scan {path.name} instead"
                 )
             self._starts = np.append(starts, size)
         else:
@@ -62,13 +62,15 @@ class TsvFile:
         try:
             return data.decode("utf-8").rstrip("\r\n").split("\t")
         except UnicodeDecodeError as problem:
-            raise ValueError(f"{self.path}: line {number + 1} is not text ({problem})") from None
+            raise ValueError(
+                f"{self.path}: line {number + 1} is not UTF-8 text ({problem})"
+            ) from None
 
 
 def read_integers(path: Path, what: str) -> np.ndarray:
-    """Read one integer per line, or raise a ValueError that says `what` is expected."""
+    """Read a file with one integer per line. `what` describes the integers in error messages."""
     text = read_text(path, KIND)
     try:
         return np.array(text.encode("ascii").split(), dtype=np.int64)
     except (ValueError, OverflowError):
-        raise ValueError(f"{path}: expected {what}, one integer per line") from None
+        raise ValueError(f"{path} must contain {what}, one integer per line") from None

@@ -1,17 +1,17 @@
-"""WebDataset shards: tar files in which members with the same name form a sample.
+"""WebDataset shards: tar files whose members with the same base name form a sample.
 
     000017.jpg    image (.jpg, .jpeg, .png, .webp, .gif, .bmp, .tif, .tiff, .avif)
     000017.txt    caption
-    000017.json   {"caption": "..."} and the other fields of `rows`: questions, answers, boxes
+    000017.json   {"caption": "..."} or other fields of `rows`: questions, answers, boxes
 
-As in `webdataset`, the name of a sample is the member name up to the first dot in its last
-component, and the members of a sample are adjacent, in any order. Captions in the JSON have
+As in the `webdataset` library, the name of a sample is the member name up to the first dot in the
+last path component. The members of a sample are adjacent, in any order. Captions in .json have
 priority over .txt. Images are read on access, in any order and by any thread.
 
 Samples without an image or without the requested fields are skipped and counted, as are members
-that are not regular files or have no extension. Duplicate members, samples in two places, text that
-is not UTF-8, invalid JSON and files that `TarFile` rejects raise errors that name the file and the
-member.
+that are not regular files or have no extension. Duplicate members, samples whose members are not
+adjacent, text that is not UTF-8, invalid JSON, and files that `TarFile` rejects raise errors that
+name the file and the member.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "
 
 
 class Sample(NamedTuple):
-    """Members with the same sample name."""
+    """Members that share a sample name."""
 
     name: str
     #: Members by lower-case extension.
@@ -52,7 +52,10 @@ def samples_of(file: TarFile, counts: dict[str, int]) -> Iterator[Sample]:
         members: dict[str, Member] = {}
         for _, extension, member in group:
             if name in seen:
-                raise ValueError(f"{file.path}: {member.name!r} is not adjacent to sample {name!r}")
+                raise ValueError(
+                    f"{file.path}: member {member.name!r} is not adjacent to the other members of"
+                    f" sample {name!r}"
+                )
             if extension in members:
                 raise ValueError(f"{file.path}: duplicate member {member.name!r}")
             members[extension] = member
@@ -61,7 +64,7 @@ def samples_of(file: TarFile, counts: dict[str, int]) -> Iterator[Sample]:
 
 
 def _named_members(file: TarFile, counts: dict[str, int]) -> Iterator[tuple[str, str, Member]]:
-    """Yield the sample name, the lower-case extension, and the member."""
+    """Yield (sample name, lower-case extension, member) for each member with an extension."""
     for member in file.members:
         folder, slash, last = member.name.rpartition("/")
         stem, _, extension = last.partition(".")
@@ -88,7 +91,7 @@ def fields_of(file: TarFile, sample: Sample) -> dict[str, Any]:
 
 
 class Shards(RowSource):
-    """Shards as one sequence of samples.
+    """Samples of one or more shards, as one sequence.
 
     Raises:
         FileNotFoundError: if a file is missing.
@@ -129,8 +132,7 @@ class Shards(RowSource):
             have = ", ".join(f".{end}" for end in list(extensions)[:8]) or "nothing"
             raise ValueError(
                 f"{self.files[0].path}: no sample has an image and {kind}; expected .jpg, .png or"
-                f" .webp and .txt or .json with {' or '.join(map(repr, required))}; samples have"
-                f" {have}"
+                f" .webp, and .txt or .json with {' or '.join(map(repr, required))}, got {have}"
             )
         for file in self.files:
             self.add_report(file)

@@ -22,7 +22,7 @@ SEPARATOR = ". "
 
 
 class Encoder(Protocol):
-    """The part of a tokenizer that prompts need."""
+    """Tokenizer interface required for creating prompts."""
 
     def encode(self, text: str, /) -> tuple[list[int], Any]:
         """Return the token ids, including <s> and </s>, and an unused second value."""
@@ -78,8 +78,8 @@ class Prompt:
     def token_map(self, offsets: Sequence[CharSpan]) -> list[list[int]]:
         """Return the indices of the tokens that overlap the spans of each label.
 
-        `offsets` has the half-open span of code points of each token, empty for special tokens. A
-        label has no tokens if the text was truncated before it.
+        `offsets` gives the half-open span of code points of each token, which is empty for special
+        tokens. A label has no tokens if the text was truncated before it.
         """
         return [
             [
@@ -114,7 +114,9 @@ def clean_class_name(name: str) -> str:
 
 
 def as_class(given: Any, number: int) -> ClassName:
-    """Convert a name, a `ClassName` or a mapping of its fields. Errors give the index `number`.
+    """Convert a name, or a mapping of the fields of a `ClassName`, to a `ClassName`.
+
+    A `ClassName` is returned as is. `number` is the index of the class, for error messages.
 
     Raises:
         TypeError: if the type is unsupported.
@@ -124,7 +126,10 @@ def as_class(given: Any, number: int) -> ClassName:
     if isinstance(given, Mapping):
         if "name" not in given or not set(given) <= {part.name for part in fields(ClassName)}:
             have = ", ".join(map(repr, given)) or "(none)"
-            raise ValueError(f"class {number} has keys {have}; expected 'name', 'prefix', 'suffix'")
+            raise ValueError(
+                f"class {number} has keys {have}; expected 'name' and optionally 'prefix' and"
+                " 'suffix'"
+            )
         found = ClassName(**given)
     if not isinstance(found, ClassName):
         raise TypeError(
@@ -148,7 +153,7 @@ def class_prompt(classes: Sequence[ClassLike]) -> Prompt:
 
 
 def _result_names(classes: Sequence[ClassName]) -> list[str]:
-    """Return the name of each class in results, with prefix and suffix if it is not unique."""
+    """Return the result name of each class, with prefix and suffix if the name is not unique."""
     times = Counter(each.name for each in classes)
     return [
         each.name if times[each.name] == 1 else f"{each.prefix}{each.name}{each.suffix}".strip()
@@ -157,7 +162,7 @@ def _result_names(classes: Sequence[ClassName]) -> list[str]:
 
 
 def join_classes(classes: Sequence[ClassName], labels: Iterable[str], first: int = 0) -> Prompt:
-    """Join validated classes, the first of which has index `first` in the user's list."""
+    """Join validated classes; `first` is the index of the first class in the user's list."""
     spans, texts, position = [], list[str](), 0
     for each in classes:
         name = clean_class_name(each.name)
@@ -175,7 +180,7 @@ def class_prompts(
     *,
     max_classes: int | None = None,
 ) -> list[Prompt]:
-    """Join classes, in order, into as few prompts as the text encoder's length allows.
+    """Join classes, in order, into as few prompts of at most `max_tokens` tokens as possible.
 
     Args:
         classes: any number of classes.
@@ -219,10 +224,10 @@ def class_prompts(
 
 
 def caption_prompt(caption: str, phrases: Sequence[str]) -> Prompt:
-    """Find phrases in a caption, in order.
+    """Create a prompt from a caption by finding phrases in it. Case is ignored.
 
-    Each phrase is searched for after the previous one, then anywhere; in both cases as whole words,
-    then as any substring. Case is ignored.
+    Each phrase is searched for after the previous one and, if it does not occur there, in the whole
+    caption. Both searches prefer whole words to substrings.
 
     Raises:
         ValueError: if a phrase is empty or does not occur in the caption; the error names it.
@@ -239,7 +244,9 @@ def caption_prompt(caption: str, phrases: Sequence[str]) -> Prompt:
         )
         match = next(filter(None, searches), None)
         if match is None:
-            raise ValueError(f"phrase {number} ({label!r}) does not occur in {caption!r}")
+            raise ValueError(
+                f"phrase {number} ({label!r}) does not occur in the caption {caption!r}"
+            )
         spans.append((match.span(),))
         position = match.end()
     return Prompt(caption, tuple(labels), tuple(spans))
@@ -262,7 +269,7 @@ def read_classes(path: AnyPath) -> list[ClassName]:
             lines = map(str.strip, path.read_text(encoding="utf-8-sig").splitlines())
         except UnicodeDecodeError as problem:
             raise ValueError(
-                f"{path} is not text ({problem}); expected one class per line"
+                f"{path} is not UTF-8 text ({problem}); expected one class per line"
             ) from None
         found = [ClassName(line) for line in lines if line]
         if not found:

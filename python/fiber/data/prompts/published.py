@@ -1,4 +1,4 @@
-"""The published code's sampling of classes for training prompts (Objects365, LVIS).
+"""Sampling of classes for training prompts, as in the published code (Objects365, LVIS).
 
 The functions draw from Python's and NumPy's random generators in the same order as the published
 code, so the same seed gives the same prompts.
@@ -29,9 +29,11 @@ def keep_positives(
 ) -> tuple[list[int], int]:
     """Keep as many of the class ids in `present` as fit the budget, in random order.
 
-    `count_tokens` counts each class on its own, which is more than the class adds to a text. Counts
-    and `budget` exclude <s> and </s>. Return the ids kept and the number of tokens counted,
-    including those of the first class dropped.
+    `count_tokens` counts the tokens of each class alone, which may be more than the class adds to a
+    prompt. Counts and `budget` exclude <s> and </s>.
+
+    Returns:
+        The ids kept, and the number of tokens counted, including the first class that is dropped.
     """
     order = list(set(present))
     generator.shuffle(order)
@@ -56,11 +58,12 @@ def optimized_order(
     generator: random.Random,
     numpy_generator: np.random.RandomState,
 ) -> list[int]:
-    """Return the class ids of a prompt, those in `present` and a random number of others.
+    """Return the class ids of a prompt: those in `present` and a random number of negatives.
 
-    Classes of the image are removed from the others after sampling. The background, class 0, may be
-    sampled. `present` and `positive_tokens` come from `keep_positives`; `chances` and
-    `max_negatives` (85 in the published code) are as in `PromptRules`.
+    Classes in `present` are removed from the negatives only after sampling. The background, class
+    0, may be sampled. `present` and `positive_tokens` come from `keep_positives`; `chances` is
+    `PromptRules.negative_chances`, and `max_negatives` (85 in the published code) is as in
+    `PromptRules`.
     """
     # A new set, since its iteration order is part of the result.
     positives = set(present)

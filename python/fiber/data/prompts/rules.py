@@ -42,10 +42,11 @@ class PromptRules:
         # Also false for NaN; decimal fractions may sum to slightly more than 1.
         if not (all(0 <= chance <= 1 for chance in chances) and sum(chances[:3]) < 1.001):
             raise ValueError(
-                "negative_chances must be in [0, 1], and the first three must sum to at most 1, got"
-                f" {chances}"
+                "values of negative_chances must be in [0, 1], and the first three must sum to at"
+                f" most 1, got {chances}"
             )
         if self.class_rule == "optimized" and chances[3]:
             raise ValueError(
-                f"the fourth of negative_chances must be 0 for rule 'optimized', got {chances}"
+                "the fourth value of negative_chances must be 0 for class_rule 'optimized', got"
+                f" {chances}"
             )

@@ -34,20 +34,22 @@ _EPOCHS, _RECORDS = 2**16, 2**32
 
 
 class SampledPrompts:
-    """Records of images with class boxes, with prompts resampled every epoch.
+    """Detection records whose prompts are resampled every epoch.
 
-    Negatives are never classes of the image's boxes, classes with the same prompt text as one of
-    these ("bow_(ribbon)" and "bow_(weapon)"), or the background. If even the classes of the boxes
-    do not all fit into a prompt, a sample of them is used; `in_epoch` drops the boxes of the other
-    classes and counts them in `dropped_boxes`.
+    With `class_rule="fitting"`, negatives exclude the background, the classes of the image's boxes,
+    and classes with the same prompt text as one of these ("bow_(ribbon)" and "bow_(weapon)"). The
+    published rules do not exclude all of these; see `PromptRules`.
+
+    If a prompt omits some classes of the boxes, because they do not fit or because `rules`
+    subsamples them, `in_epoch` drops the boxes of these classes and counts them in `dropped_boxes`.
 
     `records` are those of `sources.detection`: `labels` are all classes of the file, and
-    `box_labels` are indices into them. `max_tokens` is the maximum text length, including <s> and
-    </s>; the seed is in [0, 2 ** 64).
+    `box_labels` are indices into `labels`. `max_tokens` is the maximum text length in tokens,
+    including <s> and </s>. `seed` is in [0, 2 ** 64).
 
     Raises:
-        ValueError: if there are more than 2 ** 32 records, or, on access, if a class by itself
-            exceeds `max_tokens`.
+        ValueError: if there are more than 2 ** 32 records, or, on access with "fitting", if the
+            first sampled class does not fit into `max_tokens` by itself.
     """
 
     def __init__(
@@ -123,7 +125,7 @@ class SampledPrompts:
         return class_prompt([labels[label] for label in order]), new_index
 
     def _counts(self, positives: int, others: int, rng: Rng) -> tuple[int, int]:
-        """Sample the numbers of negatives and positives."""
+        """Sample the numbers of negatives and positives, before limiting the prompt's length."""
         rules = self.rules
         limit = min(others, others if rules.max_negatives is None else rules.max_negatives)
         if rules.max_classes is not None:
@@ -144,10 +146,13 @@ class SampledPrompts:
         return max(count, min(1, others)) if kept == 0 else count, kept
 
     def _longest(self, wanted: Sequence[int], order: Sequence[int]) -> int:
-        """Return the length of the longest prefix of `wanted` that fits, joined in `order`."""
+        """Return the length of the longest prefix of `wanted` whose prompt fits `max_tokens`.
+
+        The prompt lists the classes of the prefix in the order of `order`.
+        """
         texts = self._vocabulary.texts
         low, high = 0, len(wanted)
-        # Start with all of them, which usually fit.
+        # Start with all classes, which usually fit.
         middle = high
         while low < high:
             chosen = set(wanted[:middle])
@@ -160,7 +165,7 @@ class SampledPrompts:
         return low
 
     def _published(self, present: Sequence[int], rng: Rng) -> tuple[Prompt, dict[int, int]]:
-        """Sample a prompt by a published rule, whose class ids start at 1."""
+        """Sample a prompt by a published rule. Published class ids start at 1."""
         rules, names = self.rules, (BACKGROUND, *self._vocabulary.labels)
         generator = random.Random(rng.integer(2**32))
         order = list(range(1, len(names)))

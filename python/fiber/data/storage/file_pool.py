@@ -15,7 +15,7 @@ _Key = tuple[Path, tuple[int, ...]]
 
 
 class ChangedFileError(ValueError):
-    """A file has changed since it was opened."""
+    """Raised if a file has changed since it was opened."""
 
     #: `Skipped.status` of a sample that cannot be read for this reason.
     status = "corrupt"
@@ -41,11 +41,11 @@ class _Pool:
         self.unlock()
 
     def unlock(self) -> None:
-        """Replace the lock, for a forked process that lacks the thread holding it."""
+        """Replace the lock after a fork, since its holder may not exist in the child process."""
         self.lock = threading.Lock()
 
     def get(self, pooled: PooledFile) -> _OpenFile:
-        """Return the open file after checking it for changes. A changed file is dropped."""
+        """Return the open file. If it was overwritten, drop it and reopen the path."""
         key = (pooled.path, pooled.stamp)
         with self.lock:
             opened = self.files.get(key) or self._open(pooled, key)
@@ -76,8 +76,8 @@ class PooledFile:
     """A file that must not change while it is used.
 
     Reads are positioned (pread), so threads share one descriptor. At most `OPEN_FILES` files are
-    open at once. If the file `is_held` (mapped or open elsewhere), a replacement with the same size
-    and modification time also counts as a change.
+    open at once. If `is_held` is True (the file is also mapped or open elsewhere), a replacement
+    with the same size and modification time also counts as a change.
 
     Raises:
         FileNotFoundError: if the file does not exist.
@@ -85,7 +85,7 @@ class PooledFile:
     Attributes:
         bytes: size in bytes.
         changed: modification time in nanoseconds.
-        stamp: values that must stay the same.
+        stamp: file attributes that must not change.
     """
 
     def __init__(self, path: Path, is_held: bool = False) -> None:
@@ -114,8 +114,8 @@ class PooledFile:
             part = os.pread(file.descriptor, size - done, start + done)
             if not part:
                 raise ChangedFileError(
-                    f"{self.path} ends at byte {start + done}; expected {size} bytes from byte"
-                    f" {start}: it has been truncated since it was opened"
+                    f"{self.path} has been truncated since it was opened: expected {size} bytes"
+                    f" from byte {start}, but the file ends at byte {start + done}"
                 )
             parts.append(part)
             done += len(part)
@@ -130,11 +130,11 @@ class PooledFile:
         return (*stamp, found.st_dev, found.st_ino) if self._is_held else stamp
 
     def is_same(self, found: os.stat_result) -> bool:
-        """Return whether the file is the one that was opened."""
+        """Return whether `found` describes the file that was opened."""
         return self._stamp_of(found) == self.stamp
 
     def check(self, found: os.stat_result) -> None:
-        """Raise `ChangedFileError` unless the file is the one that was opened."""
+        """Raise `ChangedFileError` unless `found` describes the file that was opened."""
         if self.is_same(found):
             return
         if found.st_size != self.bytes:

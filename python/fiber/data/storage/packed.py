@@ -5,8 +5,8 @@
     index/train-pictures.json     location of each image: [shard, first byte, bytes]
     index/train-captions.jsonl    one record per line, in order, with image numbers
 
-`fiber.data.tools.pack` writes such folders. A record equals the one that was packed, except that
-its images are bytes, and its `image_id`, if a path, is relative to the source folder.
+`fiber.data.tools.pack` writes such folders. A record that is read equals the one that was
+packed, except that its images are bytes, and a path in `image_id` is relative to the source folder.
 """
 
 from __future__ import annotations
@@ -149,13 +149,13 @@ class PackedRecords(RecordSequence):
     Args:
         folder: packed folder.
         part: entry of `parts` in its description.
-        objects: also set `Record.objects`, for metrics.
-        whole: make all spans cover the whole text.
+        objects: if True, also set `Record.objects`, for metrics.
+        whole: if True, make all spans cover the whole text.
 
     Attributes:
         fingerprint: fingerprint of the folder.
         counts: number of entries skipped when the folder was packed, by kind.
-        notes: notes of the reader at that time.
+        notes: notes that the reader reported when the folder was packed.
         classes: class names of the boxes.
     """
 
@@ -231,8 +231,8 @@ class PackedRecords(RecordSequence):
             file = PooledFile(path)
             if file.bytes != expected:
                 raise ValueError(
-                    f"{path} has {file.bytes} bytes, but {DESCRIPTION} says {expected}; this is not"
-                    " the shard that was packed"
+                    f"{path} has {file.bytes} bytes, but {DESCRIPTION} lists {expected}; this is"
+                    " not the shard that was packed"
                 )
             self._files[shard] = file
         return self._files[shard].read(start, size)
@@ -244,7 +244,7 @@ def _line_starts(file: PooledFile, expected: int) -> np.ndarray:
     starts = np.concatenate([[0], np.flatnonzero(data == ord("\n")) + 1]).astype(np.int64)
     if len(starts) - 1 != expected or starts[-1] != file.bytes:
         raise ValueError(
-            f"{file.path} has {len(starts) - 1} lines, but {DESCRIPTION} says {expected}; this is"
+            f"{file.path} has {len(starts) - 1} lines, but {DESCRIPTION} lists {expected}; this is"
             " not the index that was packed"
         )
     return starts
@@ -255,7 +255,7 @@ def _image_locations(path: Path) -> np.ndarray:
         found = np.array(json.loads(path.read_text(encoding="ascii")), dtype=np.int64)
         return found.reshape(-1, 3)
     except (ValueError, OverflowError, TypeError) as problem:
-        raise ValueError(f"{path} is not a list of image locations ({problem})") from None
+        raise ValueError(f"{path} is not a valid list of image locations ({problem})") from None
 
 
 def open_pack(
@@ -272,12 +272,12 @@ def open_pack(
 
     Args:
         folder: folder with `pack.json`.
-        source: name under which the source was packed; for named datasets such as
-            "coco_karpathy", "captions" is also found.
-        split: name under which the split was packed.
-        objects: also set `Record.objects`, for metrics.
+        source: source that was packed. For a named dataset such as "coco_karpathy", the generic
+            source ("captions") is also tried.
+        split: split that was packed.
+        objects: if True, also set `Record.objects`, for metrics.
         shots: number of images per class, by ascending id; 0 means all images.
-        whole_expression: make spans of referring expressions cover the whole text.
+        whole_expression: if True, make spans of referring expressions cover the whole text.
         on_error: ignored; errors were handled when the folder was packed.
 
     Raises:
@@ -290,7 +290,7 @@ def open_pack(
         part for name in names for part in parts if (part["source"], part["split"]) == (name, split)
     ]
     if not found:
-        have = ", ".join(f"{part['source']} of {part['split']}" for part in parts) or "nothing"
+        have = ", ".join(f"{part['source']} for {part['split']!r}" for part in parts) or "nothing"
         raise FileNotFoundError(
             f"packed folder {folder} has no {source} for split {split!r}; it has {have}"
         )

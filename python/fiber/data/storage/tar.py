@@ -1,7 +1,7 @@
 """Random access to the members of a tar archive.
 
-`tarfile` scans the headers once. If possible, the offsets are cached in "<name>.index" next to the
-archive, and reused as long as the archive's size and modification time stay the same.
+The headers are scanned once, with `tarfile`. If possible, the offsets are cached in "<name>.index"
+next to the archive, and reused as long as the archive's size and modification time stay the same.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ class TarFile(PooledFile):
     def _error(self, problem: object, position: int) -> ValueError:
         advice = ""
         if self.read(0, min(6, self.bytes)).startswith(_COMPRESSED):
-            advice = "; the file is compressed: decompress it for random access"
+            advice = "; decompress the file for random access"
         return ValueError(
             f"{self.path} is not a valid tar archive: {problem}, at byte {position}{advice}"
         )
@@ -129,10 +129,7 @@ class TarFile(PooledFile):
         _check_utf8(name)
         parts = name.split("/")
         if ".." in parts or name.startswith("/") or "\0" in name or not name:
-            raise ValueError(
-                f"member {name!r} would be extracted outside the target folder; the archive is not"
-                " read"
-            )
+            raise ValueError(f"unsafe member name {name!r}; expected a relative path without '..'")
         if kind in _EMPTY and info.size:
             raise ValueError(f"member {name!r} of type {kind!r} has {info.size} bytes; expected 0")
         is_sparse = kind == tarfile.GNUTYPE_SPARSE or info.issparse()
@@ -153,7 +150,7 @@ class TarFile(PooledFile):
         """
         if position >= self.bytes:
             self.notes.append(
-                f"{self.path} has no end-of-archive marker; if it was truncated there, samples are"
+                f"{self.path} has no end-of-archive marker; if the file was truncated, samples are"
                 " missing"
             )
             return
@@ -221,7 +218,7 @@ _OPTIONS: Any = {"tarinfo": _StrictTarInfo, "encoding": "utf-8", "errors": "surr
 
 
 def _check_utf8(name: str) -> None:
-    """Check that a name, decoded with surrogates, is UTF-8."""
+    """Check that a name, decoded with "surrogateescape", is UTF-8."""
     try:
         name.encode("utf-8")
     except UnicodeEncodeError:
@@ -262,7 +259,7 @@ def as_json(text: str, where: str) -> dict[str, Any]:
     try:
         found = json.loads(text)
     except JSON_ERRORS as problem:
-        raise ValueError(f"{where} is not JSON ({problem})") from None
+        raise ValueError(f"{where} is not valid JSON ({problem})") from None
     if not isinstance(found, dict):
-        raise ValueError(f"{where} contains {str(found)[:40]!r}; expected a JSON object")
+        raise ValueError(f"{where} must contain a JSON object, got {found!r:.40}")
     return found

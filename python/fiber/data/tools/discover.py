@@ -27,7 +27,7 @@ from fiber.data.record import AnyPath, RecordSet
 from fiber.data.storage import packed
 from fiber.data.storage.tar import TarFile
 
-#: Sources to search for; the other sources are named datasets of these kinds.
+#: Sources to search for. The remaining sources are named datasets of these kinds.
 SOURCES = (
     "captions",
     "phrases",
@@ -41,7 +41,7 @@ SOURCES = (
 )
 #: Sources whose readers can skip invalid boxes.
 SKIPPING = ("phrases", "mixed", "referring", "detection", "objects365")
-#: Number of samples to read when discovering the content of a file.
+#: Number of samples of a shard to read when discovering its fields.
 _SAMPLES_READ = 100
 # Extensions of table files.
 _TABLES = (".parquet", ".arrow")
@@ -66,13 +66,14 @@ class Part(NamedTuple):
 
 
 def parts_of(data: AnyPath, splits: Sequence[str] = ()) -> list[Part]:
-    """List the sources and splits of a folder or a file, with "train" first, then by name.
+    """List the sources and splits of a folder or a file: "train" first, then other splits by name.
 
-    A file is read in full only if `data` is that file, or if its name fits several kinds of files.
+    If `splits` is empty, all splits are listed. A file in a folder is read in full only if its name
+    is ambiguous, such as "train.json".
 
     Raises:
         FileNotFoundError: if the folder or file does not exist.
-        ValueError: if it has no known data, or lacks one of `splits` (default: all).
+        ValueError: if it contains no known data, or lacks one of `splits`.
     """
     path = Path(data)
     if packed.is_pack(path):
@@ -91,7 +92,8 @@ def parts_of(data: AnyPath, splits: Sequence[str] = ()) -> list[Part]:
     have = list(dict.fromkeys(part.split for part in found))
     if missing := [split for split in splits if split not in have]:
         raise ValueError(
-            f"{path} has no split {', '.join(map(repr, missing))}; it has {', '.join(have)}"
+            f"{path} has no split {', '.join(map(repr, missing))}; available splits:"
+            f" {', '.join(map(repr, have))}"
         )
     return [part for part in found if not splits or part.split in splits]
 
@@ -104,8 +106,8 @@ def _nothing(path: Path) -> str:
     tables = (file for file in sorted(path.iterdir()) if _is_ambiguous(file))
     first = "".join(f"; {file.name}: {_unknown(file)}" for file in itertools.islice(tables, 1))
     return (
-        f"no annotation file in this folder; expected some of {names}, SPLIT.jsonl, SPLIT-*.tar,"
-        f" SPLIT-*.parquet, COCO's files or another layout described in docs/data.md{first}"
+        f"no known annotation files in this folder; expected {names}, SPLIT.jsonl, SPLIT-*.tar,"
+        f" SPLIT-*.parquet, COCO files, or another layout described in docs/data.md{first}"
     )
 
 
@@ -124,8 +126,8 @@ def _unknown(path: Path) -> str:
             f" {_one_of(rows.BOXES)}"
         )
     return (
-        "its records are of an unknown kind; expected captions, questions, statements or boxes in"
-        " a layout described in docs/data.md"
+        "unknown kind of records; expected captions, questions, statements or boxes in a layout"
+        " described in docs/data.md"
     )
 
 
@@ -215,7 +217,7 @@ def _in_file(path: Path) -> Iterator[Part]:
 
 
 def kinds_of(path: Path) -> set[str]:
-    """Return the possible sources of a file based on its content (a likely one if it is broken)."""
+    """Return the possible sources of a file based on its content, or a guess if it is broken."""
     try:
         if path.suffix in (".tar", *_TABLES):
             fields = set(_fields_there(path))

@@ -1,4 +1,4 @@
-"""Collect statistics and faults of a dataset."""
+"""Collect dataset statistics and find faults."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fiber.data.tools.discover import Part, parts_of
 
 #: COCO's area limits for small and large boxes, in square pixels.
 SMALL_PIXELS, LARGE_PIXELS = 32**2, 96**2
-#: How far boxes may exceed their image, in pixels, as in the readers.
+#: Maximum number of pixels by which boxes may exceed their image, as in the readers.
 SLACK_PIXELS = 1
 #: Maximum number of bars in a histogram.
 _BARS = 8
@@ -172,7 +172,7 @@ class DataReport:
                 fault = reason if status == "missing" else f"is {status}: {reason}"
                 found.append(f"image {name} {fault}")
             for name, (height, width), annotated in map(dict.values, images.other_sizes):
-                rotated = ", its transpose" if [width, height] == annotated else ""
+                rotated = " (transposed)" if [width, height] == annotated else ""
                 found.append(
                     f"image {name} is {width} x {height} pixels, but its annotation says"
                     f" {annotated[1]} x {annotated[0]}{rotated}, so its boxes do not fit"
@@ -202,18 +202,18 @@ def inspect(
     progress: Callable[[int, int], None] | None = None,
     limits: DecodeLimits = DEFAULT_LIMITS,
 ) -> DataReport:
-    """Read all records and decode all images of a folder or a file.
+    """Read all records and decode all images of a folder or a file, and return a report.
 
     Args:
         data: folder or file.
         splits: splits to read; default: all.
         shown: called with each readable part and its records.
-        progress: called with (images decoded, images in total) for each split.
+        progress: called with (decoded images, total images) for each split.
         limits: limits of decoding one image.
 
     Raises:
         FileNotFoundError: if the folder or file does not exist.
-        ValueError: if it has no known data, or lacks one of `splits`.
+        ValueError: if it contains no known data, or lacks one of `splits`.
     """
     found, report = parts_of(data, splits), DataReport(str(data))
     for split in dict.fromkeys(part.split for part in found):
@@ -256,7 +256,7 @@ def _count(out: PartReport, records: RecordSet, images: dict[Any, _Image]) -> No
         _add_images(images, record)
     out.records = len(records)
     out.classes = {name: class_counts[name] for name in classes}
-    # Only after reading, since some readers count while records are read.
+    # Copy the counts last, since some readers count while records are read.
     out.counts = dict(getattr(records, "counts", {}))
     out.notes = list(getattr(records, "notes", ()))
 
@@ -331,7 +331,7 @@ def _compare(report: ImageReport, image: _Image, size: tuple[int, int]) -> None:
 def _in_threads(
     images: list[_Image], limits: DecodeLimits
 ) -> Iterator[tuple[_Image, bytes | str | None, CheckedImage]]:
-    """Decode images on all cores, a bounded number at a time. Yield them with their identity."""
+    """Decode images on all cores, a bounded number at a time. Yield each with their identity."""
 
     def check(image: _Image) -> tuple[_Image, bytes | str | None, CheckedImage]:
         try:

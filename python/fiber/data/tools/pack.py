@@ -1,8 +1,8 @@
 """Pack a folder or a file into tar shards with an index; see `fiber.data.storage.packed`.
 
-The output is deterministic. Each image of a split is written once, as .jpg (or another format),
-with .json for captions, questions, boxes and so on in the fields of `rows`, and .txt for the first
-caption. `webdataset` can read the shards.
+The output is deterministic. Each image of a split is written once, in its original format, with a
+.txt file for the first caption and a .json file for all captions, questions, boxes and so on, in
+the fields of `rows`. The `webdataset` library can read the shards.
 """
 
 from __future__ import annotations
@@ -34,19 +34,20 @@ _UNREADABLE = "records whose pictures are missing"
 
 @dataclass
 class _Split:
-    """The images of a split, their fields, and their numbers by identity."""
+    """The images of a split and the fields of their samples."""
 
     name: str
+    #: Index of each image, by path or hash.
     numbers: dict[Any, int] = field(default_factory=dict)
     #: Path of each image, or a function that reads it.
     images: list[str | Callable[[], StoredImage]] = field(default_factory=list)
     fields: list[dict[str, Any]] = field(default_factory=list)
-    #: Images and numbers of the previous record, reused since texts of an image are adjacent.
+    #: Images of the previous record and their indices, reused since texts of an image are adjacent.
     last: tuple[Any, list[int]] | None = None
 
 
 class _Hashed:
-    """A file being written, and the hash of its content."""
+    """File wrapper that hashes its content as it is written."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file, self.hash = file, hashlib.sha256()
@@ -76,9 +77,9 @@ def pack(
         output: folder, which must be new or empty; written atomically.
         splits: splits to pack; default: all.
         shard_bytes: maximum size of a shard in bytes; a larger sample gets its own shard.
-        on_error: "raise", or "skip" to skip and count records with missing images and invalid
-            boxes.
-        progress: called with (images done, images in total).
+        on_error: "raise", or "skip" to skip and count invalid boxes and records with missing
+            images.
+        progress: called with (images written, total images).
         tell: called for each skipped record with one line that contains its key and the reason.
 
     Raises:
@@ -89,10 +90,10 @@ def pack(
     """
     source, output = Path(source), Path(output)
     if shard_bytes < 1:
-        raise ValueError(f"shard_bytes is {shard_bytes}; expected 1 or more")
+        raise ValueError(f"shard_bytes must be at least 1, got {shard_bytes}")
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise FileExistsError(
-            f"{output} already exists and is not an empty folder; expected a new folder"
+            f"{output} already exists and is not an empty folder; expected a new or empty folder"
         )
     found = parts_of(source, splits)
     with explain_write_errors(output, DISK_FULL), new_directory(output) as folder:

@@ -1,4 +1,4 @@
-"""Published keys of Swin and RoBERTa, as parts of a model and as standalone files."""
+"""Published state-dict keys of Swin and RoBERTa, inside a model or in standalone files."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ IGNORED_ROBERTA: IgnoredKeys = (
 
 
 class EncoderLayout(NamedTuple):
-    """Key layout of a standalone encoder."""
+    """State-dict key layout of a standalone encoder."""
 
     #: Common prefix of all keys, including the dot.
     prefix: str = ""
@@ -39,7 +39,7 @@ class EncoderLayout(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderFormat:
-    """File format of a standalone encoder that a model family can load and write."""
+    """Standalone encoder checkpoint format that a model family can load and write."""
 
     #: Stem of the written file.
     name: str
@@ -54,7 +54,7 @@ class EncoderFormat:
 
 
 def swin_layout(names: Collection[str]) -> EncoderLayout | None:
-    """Detect a Swin file by its keys."""
+    """Return the key layout of a Swin checkpoint, or None if the keys are not Swin's."""
     if "patch_embed.proj.weight" not in names:
         return None
     if not any(name.startswith("layers.0.") for name in names):
@@ -64,7 +64,7 @@ def swin_layout(names: Collection[str]) -> EncoderLayout | None:
 
 
 def roberta_layout(names: Collection[str]) -> EncoderLayout | None:
-    """Detect a RoBERTa file by its keys."""
+    """Return the key layout of a RoBERTa checkpoint, or None if the keys are not RoBERTa's."""
     for prefix in ("", "roberta."):
         if f"{prefix}embeddings.word_embeddings.weight" in names:
             return EncoderLayout(prefix)
@@ -72,7 +72,7 @@ def roberta_layout(names: Collection[str]) -> EncoderLayout | None:
 
 
 def swin_keys(config: SwinConfig, layout: EncoderLayout) -> KeyMap:
-    """Map `backbone.image.*` to the published keys of Swin."""
+    """Map `backbone.image.*` keys to published Swin keys."""
     ours, theirs = "backbone.image", layout.prefix
     keys = {
         **weight_and_bias(f"{ours}.patch_embedding.projection", f"{theirs}patch_embed.proj"),
@@ -102,7 +102,7 @@ def swin_keys(config: SwinConfig, layout: EncoderLayout) -> KeyMap:
 
 
 def roberta_keys(config: RobertaConfig, layout: EncoderLayout) -> KeyMap:
-    """Map `backbone.text.*` to the keys of transformers' RobertaModel."""
+    """Map `backbone.text.*` keys to the keys of `transformers.RobertaModel`."""
     ours, theirs = "backbone.text", layout.prefix
     keys: KeyMap = {
         f"{ours}.embeddings.{name}.weight": (f"{theirs}embeddings.{name}_embeddings.weight",)
@@ -124,7 +124,7 @@ def roberta_keys(config: RobertaConfig, layout: EncoderLayout) -> KeyMap:
 
 
 def weight_and_bias(ours: str, *theirs: str) -> KeyMap:
-    """Map the weight and bias of a layer to one or more published layers (concatenated)."""
+    """Map a layer's weight and bias to the concatenated weights and biases of published layers."""
     return {
         f"{ours}.{part}": tuple(f"{name}.{part}" for name in theirs) for part in ("weight", "bias")
     }

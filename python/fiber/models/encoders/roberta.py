@@ -1,7 +1,7 @@
 """RoBERTa text encoder: embeddings and post-norm layers.
 
-An attention_mask is bool and broadcasts to (B, h, L, keys); True = attend. None attends to all.
-Fusion is added by an optional function that a layer applies to its self-attention output.
+Attention masks are bool and broadcast to (B, h, L, keys); True = attend. None attends to all keys.
+Fusion is added by passing a layer a `branch`, which is applied to the self-attention output.
 
 Source: RoBERTa (Liu et al. 2019).
 """
@@ -36,7 +36,7 @@ class TextEmbeddings(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, token_ids: Tensor, tokens_before: int = 0) -> Tensor:
-        """Embed ids that follow `tokens_before` real tokens: (B, L) -> (B, L, D)."""
+        """Embed token ids that come after `tokens_before` real tokens: (B, L) -> (B, L, D)."""
         real = token_ids.ne(PAD_ID)
         positions = (real.cumsum(1) + tokens_before) * real + PAD_ID
         embedded = self.word(token_ids) + self.token_type.weight[0] + self.position(positions)
@@ -52,7 +52,10 @@ class KeyValueCache:
         self._length = 0
 
     def extend(self, key_value: Tensor) -> Tensor:
-        """Append (2, B, h, L, d) keys and values of new tokens; return all (2, B, h, L_all, d)."""
+        """Append the keys and values of new tokens, (2, B, h, L, d).
+
+        Returns the keys and values of all tokens so far, (2, B, h, L_all, d).
+        """
         start, self._length = self._length, self._length + key_value.shape[3]
         if not start or self._length > self._stored.shape[3]:
             shape = (*key_value.shape[:3], 2 * self._length, key_value.shape[4])
@@ -65,7 +68,7 @@ class KeyValueCache:
 
 
 class TextSelfAttention(nn.Module):
-    """Multi-head self-attention with output projection, without residual."""
+    """Multi-head self-attention with an output projection but no residual connection."""
 
     def __init__(self, config: RobertaConfig) -> None:
         super().__init__()
@@ -130,9 +133,9 @@ class TextLayer(nn.Module):
     ) -> Tensor:
         """Run the layer: (B, L, D) -> (B, L, D), or (B, num_queries, D).
 
-        `branch` is applied to the self-attention output before the residual; `normalize_output`
-        enables the last LayerNorm. `cache` and `num_queries` are as in `TextSelfAttention`;
-        `num_queries` requires a mask that is the same for all queries.
+        `branch` is applied to the self-attention output before the residual. `normalize_output`
+        enables the last LayerNorm. `cache` and `num_queries` are passed to `TextSelfAttention`.
+        With `num_queries`, the mask must be the same for all queries.
         """
         attended = self.attention(hidden, attention_mask, cache, num_queries)
         if branch is not None:
@@ -152,7 +155,7 @@ class RobertaEncoder(nn.Module):
         self.apply(_init_weights)
 
     def forward(self, token_ids: Tensor, text_mask: Tensor) -> Tensor:
-        """Run without fusion: (B, L) ids and (B, L) bool mask -> (B, L, D)."""
+        """Encode texts without fusion: (B, L) ids and (B, L) bool mask -> (B, L, D)."""
         hidden, attention_mask = self.embeddings(token_ids), key_attention_mask(text_mask)
         for layer in self.layers:
             hidden = layer(hidden, attention_mask)
@@ -172,7 +175,7 @@ def causal_attention_mask(text_mask: Tensor) -> Tensor:
 
 
 def _init_weights(module: nn.Module) -> None:
-    """Initialize weights from N(0, 0.02), biases and padding rows with 0, as in RoBERTa."""
+    """Initialize weights with std 0.02, and biases and padding rows with 0, as in RoBERTa."""
     if isinstance(module, (nn.Linear, nn.Embedding)):
         nn.init.normal_(module.weight, std=0.02)
         if isinstance(module, nn.Linear):

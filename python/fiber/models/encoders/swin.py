@@ -1,7 +1,7 @@
-"""Swin Transformer: patches, window attention, blocks, stages.
+"""Swin Transformer image encoder.
 
-Feature maps are (B, H, W, C). Fusion is added by an optional function that a block applies to its
-self-attention output.
+Feature maps are (B, H, W, C). Fusion is added by passing a block a `branch`, which is applied to
+the self-attention output.
 
 Source: Swin Transformer (Liu et al. 2021).
 """
@@ -40,7 +40,10 @@ class PatchEmbedding(nn.Module):
         self.norm = nn.LayerNorm(channels, eps=LAYER_NORM_EPS)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Embed pixels: (B, 3, H, W), zero-padded to a multiple of p -> (B, H / p, W / p, C)."""
+        """Embed patches of p x p pixels: (B, 3, H, W) -> (B, H / p, W / p, C).
+
+        Images are zero-padded to multiples of p.
+        """
         height, width = images.shape[-2:]
         bottom, right = -height % self.patch_size, -width % self.patch_size
         if bottom or right:
@@ -94,7 +97,7 @@ class WindowAttention(nn.Module):
             tokens: feature map.
             window_size: window size in tokens, at most `self.window_size`.
             shift: cyclic shift of the map in tokens.
-            valid_sizes: (B, 2) int64 (height, width) of valid regions; None means the whole map.
+            valid_sizes: (B, 2) int64 (height, width) of valid regions. None means the whole map.
         """
         head_shape = (3, self.num_heads, tokens.shape[-1] // self.num_heads)
         out = kernels.window_attention(
@@ -108,7 +111,7 @@ class WindowAttention(nn.Module):
         return self.output(out.flatten(-2))
 
     def _table(self, window_size: int) -> Tensor:
-        """Crop the bias table to a smaller window: ((2 w - 1) ** 2, h)."""
+        """Crop the bias table to window size w: ((2 w - 1) ** 2, h)."""
         margin = self.window_size - window_size
         if margin == 0:
             return self.bias_table
@@ -155,8 +158,8 @@ class SwinBlock(nn.Module):
         Args:
             tokens: feature map.
             branch: applied to the self-attention output before the residual.
-            sizes: valid region of each sample; tokens outside are not attended to. None if all are
-                the same.
+            sizes: valid region of each sample; tokens outside are not attended to. None means the
+                whole map.
         """
         attended = self._attend(self.attention_norm(tokens), sizes)
         if branch is not None:
@@ -188,8 +191,8 @@ class SwinBlock(nn.Module):
     def _window(self, map_size: Sequence[int]) -> tuple[int, int]:
         """Return the window size and shift in tokens for a (height, width) map.
 
-        The fine stage always pads the map to whole windows and shifts them. The coarse stage, like
-        Swin, limits windows to the map and does not shift if a side is at most one window.
+        The fine stage always pads the map to whole windows and keeps the shift. The coarse stage,
+        like Swin, limits windows to the map and does not shift if a side is at most one window.
         """
         shift = self.window_size // 2 if self.shifted else 0
         if self.shift_small_maps:
@@ -216,7 +219,7 @@ class SwinStage(nn.Module):
 
 
 class SwinEncoder(nn.Module):
-    """Swin encoder with four stages; blocks are numbered across stages."""
+    """Swin encoder with four stages. Blocks are numbered consecutively across stages."""
 
     def __init__(self, config: SwinConfig, *, shift_small_maps: bool = False) -> None:
         super().__init__()
@@ -253,10 +256,10 @@ class SwinEncoder(nn.Module):
     def enter(
         self, number: int, tokens: Tensor, stages: tuple[Tensor, ...]
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Apply patch merging before a block that starts a stage.
+        """Prepare the input of a block: apply patch merging if the block starts a new stage.
 
-        `tokens` is the output of the previous block, `stages` the outputs of finished stages.
-        Returns the input of the block, and `stages` with the stage that ends here, if any.
+        `tokens` is the output of the previous block; `stages` has the outputs of finished stages.
+        Returns the input of the block, and `stages` with `tokens` appended if a stage ended.
         """
         stage, block = self.places[number]
         if block > 0 or stage == 0:
@@ -265,7 +268,7 @@ class SwinEncoder(nn.Module):
         return merging(tokens), (*stages, tokens)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Run without fusion: (B, 3, H, W) -> output of each stage before patch merging."""
+        """Encode images without fusion: (B, 3, H, W) -> output of each stage before merging."""
         tokens = self.patch_embedding(images)
         stages: tuple[Tensor, ...] = ()
         for number in range(len(self.places)):
@@ -283,7 +286,7 @@ def _init_weights(module: nn.Module) -> None:
 
 
 def resize_bias_tables(state: Mapping[str, Tensor], window_size: int) -> dict[str, Tensor]:
-    """Resize the relative position bias tables of a state dict, with our or published keys."""
+    """Resize all relative position bias tables in a state dict with our keys or published keys."""
     rows = (2 * window_size - 1) ** 2
     return {
         name: resize_bias_table(tensor, rows) if name.endswith("bias_table") else tensor

@@ -1,1 +1,1 @@
-"""FIBER: fused backbone, image-text heads, detector, published keys and inferred configs."""
+"""FIBER models: fused backbone, image-text heads, detector and published checkpoint formats."""

@@ -1,7 +1,10 @@
 """Backbone of both stages: Swin and RoBERTa with cross-attention in their last layers.
 
-Shapes: images are (B, 3, H, W) normalized pixels of any size, token_ids (B, L) int64, text_mask
-(B, L) bool, True = real token, and text features (B, L, D).
+Shapes:
+    images: (B, 3, H, W) normalized pixels of any size.
+    token_ids: (B, L) int64.
+    text_mask: (B, L) bool, True = real token.
+    text features: (B, L, D).
 """
 
 from __future__ import annotations
@@ -45,7 +48,7 @@ class BackboneOutput(NamedTuple):
     #: (B, L, D) and (B, L), or (B, 1, D) and (B, 1) if "pooled"; None if there is no text.
     text: Tensor | None = None
     text_mask: Tensor | None = None
-    #: Valid region of each image; None if all are the same.
+    #: Valid region of each image. None means the whole tensor.
     sizes: ImageSizes | None = None
 
 
@@ -56,11 +59,15 @@ class ImagePrefix(NamedTuple):
     tokens: Tensor
     #: Outputs of finished stages.
     stages: tuple[Tensor, ...] = ()
-    #: Valid region of each image; None if all are the same.
+    #: Valid region of each image. None means the whole tensor.
     sizes: ImageSizes | None = None
 
     def take(self, indices: Tensor, *, with_stages: bool = False) -> ImagePrefix:
-        """Select samples by (n,) int64 indices; the detector requires `with_stages=True`."""
+        """Select samples by (n,) int64 indices.
+
+        Outputs of finished stages are dropped unless `with_stages` is True. The detector needs
+        them.
+        """
         sizes = self.sizes
         return ImagePrefix(
             self.tokens.index_select(0, indices),
@@ -83,7 +90,7 @@ class Decoding:
     length: int = 0
 
     def select(self, sources: Tensor) -> None:
-        """Select the texts to continue: (B, m) int64 indices."""
+        """Select the texts to continue for each image, by (B, m) int64 indices."""
         assert self.own_tokens is not None
         index = sources[..., None].expand(-1, -1, self.own_tokens.shape[2])
         self.own_tokens = self.own_tokens.gather(1, index)
@@ -92,7 +99,7 @@ class Decoding:
 class FiberBackbone(nn.Module):
     """Swin and RoBERTa, fused in their last layers.
 
-    The block and layer of a fused pair cross-attend to each other's input, not output.
+    The image block and text layer of a fused pair cross-attend to each other's input, not output.
 
     Attributes:
         gradient_checkpointing: recompute activations in the backward pass.
@@ -136,7 +143,7 @@ class FiberBackbone(nn.Module):
         """Run the image encoder up to the first fused block.
 
         If `sizes` gives the valid regions (pixels outside are 0), features do not depend on the
-        padding. If None, padding is treated as part of the image, as in the published code.
+        padding. If it is None, padding is treated as part of the image, as in the published code.
         """
         start = ImagePrefix(self.image.patch_embedding(images), sizes=sizes)
         return self._image_blocks(start, 0, self.first_fused_block)
@@ -153,7 +160,10 @@ class FiberBackbone(nn.Module):
         return BackboneOutput((*prefix.stages, prefix.tokens), sizes=prefix.sizes)
 
     def complete_text(self, prefix: Tensor, text_mask: Tensor, *, wanted: Wanted = "all") -> Tensor:
-        """Run the rest of the text encoder without fusion: (B, L, D), or (B, 1, D) if "pooled"."""
+        """Run the rest of the text encoder without fusion.
+
+        Returns (B, L, D) features, or (B, 1, D) if `wanted` is "pooled".
+        """
         mask, last = key_attention_mask(text_mask), len(self.text.layers)
         if wanted != "pooled" or self.first_fused_layer == last:
             text = self._text_layers(prefix, mask, self.first_fused_layer, last)
@@ -194,9 +204,9 @@ class FiberBackbone(nn.Module):
         *,
         wanted: Wanted = "all",
     ) -> BackboneOutput:
-        """Run the fused layers on prefixes, which several objectives may share.
+        """Run the fused layers on prefixes. Several objectives may share a prefix.
 
-        Without fused layers, the last LayerNorm of the text is always applied.
+        A model without fused layers always applies the last LayerNorm of the text encoder.
         """
         tokens, stages, sizes = image_prefix
         text = text_prefix
@@ -242,9 +252,9 @@ class FiberBackbone(nn.Module):
     def decode_next(self, decoding: Decoding, token_ids: Tensor) -> Tensor:
         """Process the next token of each text as in `decode_text`: (B, n) -> (B, n, D).
 
-        The texts of an image are treated as tokens of one sample, each masked to its own past, so
-        they share image keys, and `Decoding.select` moves no keys. Caches in `decoding` are updated
-        in place; use `decode_text` for gradients.
+        All texts of an image are processed as tokens of one sample, and each token attends only to
+        its own text. The texts can therefore share image keys, and `Decoding.select` copies no
+        keys. Caches in `decoding` are updated in place. For gradients, use `decode_text`.
         """
         batch, texts = token_ids.shape
         newest = torch.eye(texts, dtype=torch.bool, device=token_ids.device).expand(batch, -1, -1)
@@ -296,7 +306,7 @@ class FiberBackbone(nn.Module):
         )
 
     def _image_blocks(self, prefix: ImagePrefix, first: int, last: int) -> ImagePrefix:
-        """Run blocks first to last - 1 without fusion."""
+        """Run image blocks `first` (inclusive) to `last` (exclusive) without fusion."""
         tokens, stages, sizes = prefix
         for number in range(first, last):
             tokens, stages = self.image.enter(number, tokens, stages)
@@ -305,7 +315,7 @@ class FiberBackbone(nn.Module):
         return ImagePrefix(tokens, stages, sizes)
 
     def _map_sizes(self, number: int, sizes: ImageSizes | None) -> MapSizes | None:
-        """Convert valid regions from pixels to tokens at a block."""
+        """Convert valid regions from pixels to tokens of the map at block `number`."""
         if sizes is None:
             return None
         stride = self.config.swin.patch_size * 2 ** self.image.places[number][0]

@@ -3,8 +3,8 @@
 Decoding is incremental and batched over all texts of all images. Keys and values of previous tokens
 are cached, and the keys and values of an image are shared by all of its texts.
 
-Shapes: B images, K beams, S samples, V vocabulary, n tokens after <s>. image_tokens are the
-(B, H, W, C) last stage of `encode_image`. max_tokens includes <s> and </s>.
+Shapes: B images, K beams, S samples, V vocabulary size, n tokens after <s>. image_tokens is the
+(B, H, W, C) last-stage output of `encode_image`. max_tokens includes <s> and </s>.
 """
 
 from __future__ import annotations
@@ -56,12 +56,12 @@ class CaptionDecoder:
         self._decoding = model.start_decoding(image_tokens)
 
     def log_probs(self, token_ids: Tensor) -> Tensor:
-        """Append a token to each text and predict the next: (B, n) -> (B, n, V)."""
+        """Append a token to each text; return next-token log probabilities: (B, n) -> (B, n, V)."""
         hidden = self._model.backbone.decode_next(self._decoding, token_ids)
         return next_token_log_probs(self._model, self._model.caption_logits(hidden))
 
     def select(self, sources: Tensor) -> None:
-        """Select the texts to continue: (B, m) int64 indices."""
+        """Select the texts to continue for each image, by (B, m) int64 indices."""
         self._decoding.select(sources)
 
 
@@ -80,7 +80,7 @@ def beam_search(
     """
     vocab_size = model.config.roberta.vocab_size
     if not 1 <= num_beams <= vocab_size:
-        raise ValueError(f"num_beams: expected 1 to {vocab_size} (vocab_size), got {num_beams}")
+        raise ValueError(f"num_beams must be from 1 to vocab_size ({vocab_size}), got {num_beams}")
     _check_max_tokens(model, max_tokens)
     return search_beams(CaptionDecoder(model, image_tokens), num_beams, max_tokens)
 
@@ -135,7 +135,7 @@ def sample_captions(
         image_tokens: (B, H, W, C).
         samples_per_image: S.
         max_tokens: maximum length.
-        temperature: divisor of the logits.
+        temperature: value that divides the logits.
         top_k: sample from the k most likely tokens.
         top_p: nucleus sampling, applied after top_k.
         generator: generator on the model's device, or one per image to make samples independent of
@@ -151,7 +151,8 @@ def sample_captions(
     _check_max_tokens(model, max_tokens)
     _check_sampling(samples_per_image, temperature, top_k, top_p)
     if isinstance(generator, Sequence) and len(generator) != len(image_tokens):
-        raise ValueError(f"expected {len(image_tokens)} generators, got {len(generator)}")
+        expected = f"one generator per image ({len(image_tokens)})"
+        raise ValueError(f"generator: expected {expected}, got {len(generator)}")
     decoder = CaptionDecoder(model, image_tokens)
     log_probs = decoder.log_probs(_start(decoder)).expand(-1, samples_per_image, -1)
     decoder.select(torch.zeros(log_probs.shape[:2], dtype=torch.int64, device=decoder.device))
@@ -174,14 +175,15 @@ def sample_captions(
 def caption_log_probs(model: FiberImageText, image_tokens: Tensor, token_ids: Tensor) -> Tensor:
     """Compute differentiable log probabilities of token_ids from `sample_captions`.
 
-    Maps (B, S, n) int64 without <s> to (B, S, n) float32, 0 after the first </s> or <pad>.
+    token_ids is (B, S, n) int64 without <s>. Returns (B, S, n) float32, with 0 after the first </s>
+    or <pad>.
 
     Raises:
-        ValueError: if the shape is not (B, S, n) with n >= 1.
+        ValueError: if token_ids does not have shape (B, S, n) with n >= 1.
     """
     if token_ids.ndim != 3 or token_ids.shape[0] != len(image_tokens) or not token_ids.shape[2]:
         raise ValueError(
-            f"captions: expected shape ({len(image_tokens)}, samples, tokens) with at least one"
+            f"token_ids: expected shape ({len(image_tokens)}, samples, tokens) with at least one"
             f" token, got {tuple(token_ids.shape)}"
         )
     ids = token_ids.flatten(0, 1)
@@ -249,7 +251,7 @@ def _sample(
 def _check_max_tokens(model: FiberImageText, max_tokens: int) -> None:
     longest = model.config.roberta.max_tokens
     if not 2 <= max_tokens <= longest:
-        raise ValueError(f"max_tokens: expected 2 to {longest}, got {max_tokens}")
+        raise ValueError(f"max_tokens must be from 2 to {longest}, got {max_tokens}")
 
 
 def _check_sampling(samples: int, temperature: float, top_k: int | None, top_p: float) -> None:

@@ -3,9 +3,13 @@
 The backbone, feature pyramid and dynamic head make three predictions at each location: logits of
 all text tokens, box deltas and centerness.
 
-Shapes: images are (B, 3, H, W), token_ids (B, L) int64, text_mask (B, L) bool, True = real token,
-image_sizes (B, 2) int64 (height, width) in pixels, excluding padding. A is the total number of
-locations, the sum of H_l * W_l over the levels.
+Shapes:
+    images: (B, 3, H, W).
+    token_ids: (B, L) int64.
+    text_mask: (B, L) bool, True = real token.
+    image_sizes: (B, 2) int64 (height, width) in pixels, excluding padding.
+
+A is the total number of locations, the sum of H_l * W_l over the levels.
 """
 
 from __future__ import annotations
@@ -32,7 +36,7 @@ MAX_TOKEN_LOGIT = 50000.0
 
 @dataclass(frozen=True)
 class DetectorOutput:
-    """Raw predictions; lists have one entry per level, P3 to P7."""
+    """Raw predictions of the detector. Lists have one entry per pyramid level, P3 to P7."""
 
     #: (B, H_l * W_l, L), with locations in row-major order.
     token_logits: list[Tensor]
@@ -50,7 +54,7 @@ class DetectorOutput:
 
 
 class GroundingHead(nn.Module):
-    """Prediction layers on dynamic head features and text tokens."""
+    """Prediction layers applied to dynamic head features and text features."""
 
     def __init__(self, channels: int, text_width: int, num_levels: int, unused: int) -> None:
         super().__init__()
@@ -91,7 +95,11 @@ class GroundingHead(nn.Module):
         return self._token_logits(features, text, text_mask), deltas, centerness
 
     def _token_logits(self, features: Tensor, text: Tensor, text_mask: Tensor) -> Tensor:
-        """Compute (B, A, L) dot products of locations and tokens, with padding tokens set to 0."""
+        """Compute (B, A, L) token logits.
+
+        These are dot products of location and text features divided by the temperature, plus a bias
+        for each token, clamped. Text features of padding tokens are set to 0 first.
+        """
         unit = F.normalize(text * text_mask.unsqueeze(-1), dim=-1)
         # The factor 0.5 is from the published code.
         keys = self.text_projection(unit * 0.5)
@@ -114,7 +122,7 @@ class FiberDetector(nn.Module):
         super().__init__()
         if "grounding" not in config.heads:
             raise ValueError(
-                "FiberDetector needs a config with stage 'fine', such as config.fine(); got"
+                "FiberDetector requires a fine-stage config, e.g. from config.fine(); got stage"
                 f" {config.stage!r}"
             )
         detector = config.detector
@@ -122,8 +130,8 @@ class FiberDetector(nn.Module):
         expected = tuple(config.swin.patch_size * 2 ** (level + 1) for level in range(5))
         if tuple(detector.strides) != expected:
             raise ValueError(
-                f"detector.strides: expected {expected} for patches of"
-                f" {config.swin.patch_size} pixels, got {detector.strides}"
+                f"detector.strides: expected {expected} for patch size"
+                f" {config.swin.patch_size}, got {detector.strides}"
             )
         self.config = config
         self.backbone = FiberBackbone(config)
@@ -147,9 +155,9 @@ class FiberDetector(nn.Module):
     ) -> DetectorOutput:
         """Predict token logits, box deltas and centerness.
 
-        H and W must be multiples of 8 patches (32 pixels). With image_sizes, predictions do not
-        depend on the rest of the batch; None treats padding as part of the image, as in the
-        published code.
+        H and W must be multiples of 8 patches (32 pixels). If image_sizes is given,
+        predictions do not depend on the rest of the batch. If it is None, padding is treated as
+        part of the image, as in the published code.
 
         Raises:
             ValueError: if H, W or image_sizes are invalid.
@@ -191,7 +199,7 @@ class FiberDetector(nn.Module):
         """
         text, text_mask = features.text, features.text_mask
         if text is None or text_mask is None:
-            raise ValueError("the detector requires text features, e.g. from backbone.encode_pair")
+            raise ValueError("features has no text; pass the output of encode_pair or fuse")
         sizes, maps = features.sizes, self.stage_maps(features)
         del features
         if sizes is None:
@@ -226,7 +234,7 @@ class FiberDetector(nn.Module):
         )
 
     def stage_maps(self, features: BackboneOutput) -> list[Tensor]:
-        """Normalize the last three stages: three (B, C_s, H_s, W_s) maps, finest first."""
+        """Return the normalized maps of the last three stages, (B, C_s, H_s, W_s), finest first."""
         return [
             # (B, H, W, C) -> (B, C, H, W)
             norm(stage).permute(0, 3, 1, 2)
@@ -238,7 +246,10 @@ class FiberDetector(nn.Module):
         return pyramid_anchors(sizes, detector.strides, detector.anchor_scale, device=device)
 
     def _level_sizes(self, height: int, width: int) -> list[tuple[int, int]]:
-        """Return each level's (height, width); inputs are multiples of the last stage's stride."""
+        """Return the (height, width) of each level for images of height x width pixels.
+
+        Image sides must be multiples of the stride of the last stage.
+        """
         sizes = [(height // stride, width // stride) for stride in self.config.detector.strides[:3]]
         for _ in self.config.detector.strides[3:]:
             # Half of the previous level, rounded up.
@@ -302,12 +313,12 @@ def _crop_padding(
     for row, (own_height, own_width) in enumerate(image_sizes.tolist()):
         if not (0 < own_height <= height and 0 < own_width <= width):
             raise ValueError(
-                f"image_sizes[{row}]: expected (height, width) from 1 to the tensor's"
-                f" ({height}, {width}), got ({own_height}, {own_width})"
+                f"image_sizes[{row}]: expected 1 <= height <= {height} and 1 <= width <= {width},"
+                f" got ({own_height}, {own_width})"
             )
         sizes.append((-(-own_height // divisor) * divisor, -(-own_width // divisor) * divisor))
     if len(sizes) != len(images):
-        raise ValueError(f"expected {len(images)} image_sizes, got {len(sizes)}")
+        raise ValueError(f"image_sizes: expected {len(images)} rows, got {len(sizes)}")
     if not sizes:
         return images, None
     highest, widest = (max(size[axis] for size in sizes) for axis in (0, 1))

@@ -1,6 +1,6 @@
 """Dynamic head: attention over levels, locations and channels.
 
-Source: Dai et al. 2021, "Dynamic Head", as in the published model.
+Source: Dynamic Head (Dai et al. 2021), as implemented in the published model.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def hard_sigmoid(logits: Tensor) -> Tensor:
 
 
 class ModulatedConv(nn.Module):
-    """3 x 3 modulated deformable convolution (v2), then GroupNorm; both in float32 or wider."""
+    """3 x 3 modulated deformable convolution (v2) in at least float32, followed by GroupNorm."""
 
     def __init__(self, channels: int, norm_groups: int, *, stride: int = 1) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class ModulatedConv(nn.Module):
         nn.init.uniform_(self.weight, -bound, bound)
 
     def forward(self, features: Tensor, offsets: Tensor, modulation: Tensor) -> Tensor:
-        """Convolve (B, C, H, W) -> (B, C, h, w); see `modulated_deform_conv`."""
+        """Apply the layer: (B, C, H, W) -> (B, C, h, w). See `modulated_deform_conv`."""
         # Cast to at least float32; keep float64.
         exact = torch.promote_types(features.dtype, torch.float32)
         with torch.autocast(features.device.type, enabled=False):
@@ -50,7 +50,7 @@ class ModulatedConv(nn.Module):
 class DynamicRelu(nn.Module):
     """Maximum of two linear functions with image-dependent slopes and offsets (DyReLU-B).
 
-    Source: Chen et al. 2020, "Dynamic ReLU".
+    Source: Dynamic ReLU (Chen et al. 2020).
     """
 
     def __init__(self, channels: int) -> None:
@@ -70,7 +70,7 @@ class DynamicRelu(nn.Module):
 
 
 class DynamicBlock(nn.Module):
-    """Block of the dynamic head, whose weights are shared by all levels."""
+    """Dynamic head block. All levels share its weights."""
 
     def __init__(self, channels: int, norm_groups: int) -> None:
         super().__init__()
@@ -114,7 +114,7 @@ class DynamicBlock(nn.Module):
         return mixed / len(branches)
 
     def _scale(self, branch: Tensor) -> Tensor:
-        """Compute the weight of a branch, (B, 1, 1, 1) in [0.5, 1]."""
+        """Compute the (B, 1, 1, 1) weight of a branch, in [0.5, 1]."""
         pooled = branch.mean(dim=(2, 3), keepdim=True)
         return hard_sigmoid(F.relu(self.scale_attention(pooled)))
 
@@ -122,8 +122,9 @@ class DynamicBlock(nn.Module):
 def reread(values: Tensor, map_size: Sequence[int]) -> Tensor:
     """Reinterpret the first K * h * w values of each sample: (B, K, H, W) -> (B, K, h, w).
 
-    The published model passes offsets of the finer level to the convolution of the coarser level,
-    whose CUDA kernel reads their memory as the smaller shape. The weights were trained this way.
+    The published model passes the offsets of the finer level to the convolution of the coarser
+    level. The CUDA kernel of that convolution reads the offset buffer as if it had the smaller
+    shape, and the published weights were trained this way.
     """
     batch, kinds = values.shape[:2]
     height, width = map_size
@@ -139,7 +140,7 @@ class DynamicHead(nn.Module):
         self.blocks = nn.ModuleList(DynamicBlock(channels, norm_groups) for _ in range(num_blocks))
 
     def forward(self, levels: Sequence[Tensor]) -> list[Tensor]:
-        """Run all blocks on (B, C, H_l, W_l) levels, keeping their shapes."""
+        """Run all blocks on (B, C, H_l, W_l) levels; shapes do not change."""
         mixed = list(levels)
         for block in self.blocks:
             mixed = block(mixed)

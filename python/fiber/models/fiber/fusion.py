@@ -92,8 +92,8 @@ class TextToImageAttention(nn.Module):
         Args:
             attended: self-attention output of the text layer.
             image_tokens: (B, H, W, C) or (B, T, C) input of the paired image block.
-            sizes: (height, width) of each sample's valid region; None if all are the same. Requires
-                (B, H, W, C) tokens.
+            sizes: (height, width) of each sample's valid region; requires (B, H, W, C) tokens. None
+                means the whole map.
         """
         key, value = self.keys_values(image_tokens)
         if sizes is None:

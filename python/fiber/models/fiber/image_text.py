@@ -1,6 +1,9 @@
 """Coarse-stage model: backbone with image-text heads. Returns raw logits and embeddings.
 
-Shapes: images are (B, 3, H, W), token_ids (B, L) int64, text_mask (B, L) bool, True = real token.
+Shapes:
+    images: (B, 3, H, W).
+    token_ids: (B, L) int64.
+    text_mask: (B, L) bool, True = real token.
 """
 
 from __future__ import annotations
@@ -74,11 +77,17 @@ class FiberImageText(nn.Module):
             init_linear(module, fan_in=config.weight_start == "fan_in")
 
     def forward(self, images: Tensor, token_ids: Tensor, text_mask: Tensor, head: str) -> Tensor:
-        """Run the backbone and one head; images are (B, 2, 3, H, W) for "nlvr2", left image first.
+        """Run the backbone and one head.
+
+        For "nlvr2", images are (B, 2, 3, H, W), left image first.
 
         Returns:
-            Logits: "itc" (B, B), image-to-text similarities / temperature; "itm" and "nlvr2"
-            (B, 2), column 1 = true; "vqa" (B, answers); "mlm" and "caption" (B, L, vocabulary).
+            Logits of the head:
+
+            - "itc": (B, B) image-to-text similarities divided by the temperature.
+            - "itm" and "nlvr2": (B, 2), where column 1 means true.
+            - "vqa": (B, answers).
+            - "mlm" and "caption": (B, L, vocabulary).
 
         Raises:
             ValueError: if the model does not have the head.
@@ -118,11 +127,11 @@ class FiberImageText(nn.Module):
         return F.normalize(pooled, dim=-1)
 
     def text_vectors(self, text: Tensor) -> Tensor:
-        """Embed texts for ITC from the first token of `encode_text`: (B, D), L2-normalized."""
+        """Compute (B, D) L2-normalized text embeddings for ITC from the output of `encode_text`."""
         return F.normalize(self.itc_text_pooler(self.itc_text_transform(text[:, 0])), dim=-1)
 
     def pooled(self, output: BackboneOutput) -> Tensor:
-        """Pool the output of `encode_pair`: (B, 2 D), text before image."""
+        """Pool the output of `encode_pair`: (B, 2 D), text features first."""
         assert output.text is not None
         text = self.text_pooler(self.text_transform(output.text[:, 0]))
         # The transform is linear, so the mean is taken first.
@@ -134,9 +143,10 @@ class FiberImageText(nn.Module):
         return self.itm_head(pooled)
 
     def mlm_logits(self, text: Tensor, positions: Tensor | None = None) -> Tensor:
-        """Compute vocabulary logits: (B, L, D) -> (B, L, vocabulary), or (n, vocabulary).
+        """Compute vocabulary logits: (B, L, D) -> (B, L, vocabulary).
 
-        `positions` selects tokens: (B, L) bool, or (n,) int64 indices into the B * L tokens.
+        If `positions` is given, returns (n, vocabulary) for the n selected tokens. `positions` is a
+        (B, L) bool mask or (n,) int64 indices into the B * L tokens.
         """
         if positions is not None:
             chosen = (
@@ -146,7 +156,7 @@ class FiberImageText(nn.Module):
         return self.language_head(self.text_transform(text))
 
     def caption_logits(self, text: Tensor) -> Tensor:
-        """Compute next-token logits from `decode_text`: (B, L, D) -> (B, L, vocabulary)."""
+        """Compute next-token logits from `decode_text` output: (B, L, D) -> (B, L, vocabulary)."""
         return self.mlm_logits(text)
 
     def vqa_logits(self, pooled: Tensor) -> Tensor:
@@ -177,15 +187,15 @@ class FiberImageText(nn.Module):
         return self.caption_logits(self.decode_text(tokens, token_ids, text_mask))
 
     def decode_text(self, image_tokens: Tensor, token_ids: Tensor, text_mask: Tensor) -> Tensor:
-        """Run the backbone's `decode_text` on the (B, H, W, C) last stage of `encode_image`."""
+        """Run the backbone's `decode_text` on the last-stage output of `encode_image`."""
         return self.backbone.decode_text(self._for_decoder(image_tokens), token_ids, text_mask)
 
     def start_decoding(self, image_tokens: Tensor) -> Decoding:
-        """Start the backbone's `decode_next` for the (B, H, W, C) last stage of `encode_image`."""
+        """Start decoding from the last-stage output of `encode_image`."""
         return self.backbone.start_decoding(self._for_decoder(image_tokens))
 
     def _for_decoder(self, image_tokens: Tensor) -> list[Tensor]:
-        """Project the last stage to the channels of each fused layer."""
+        """Project the last-stage output to the channels of each fused layer."""
         tokens = image_tokens.flatten(1, 2)
         projected = [projection(tokens) for projection in self.caption_projections]
         return projected + [tokens] * (len(self.backbone.fusion) - len(projected))

@@ -26,7 +26,7 @@ from fiber.models.fiber.keys import COARSE_IMAGE, COARSE_TEXT, FINE_IMAGE, FINE_
 #: package. Published fields cannot express, for example, a window size other than image_size / 32.
 OWN = "fiber_model"
 
-#: Head dim of published RoBERTa models; cannot be inferred from shapes.
+#: Head dim of published RoBERTa models, which cannot be inferred from shapes.
 _TEXT_HEAD_DIM = 64
 
 #: Key patterns that indicate a head of a coarse-stage checkpoint, in the order of
@@ -57,8 +57,8 @@ def coarse_config(state: Mapping[str, Tensor], stored: Mapping[str, Any]) -> Fib
     """Infer the config of a published coarse-stage checkpoint.
 
     Values that shapes do not determine are read from the config stored in the file, under published
-    field names and `OWN`. Defaults are the published ones: text head dim 64, and at most 40 text
-    tokens with an MLM head but no caption head (pre-training), else 50.
+    field names and `OWN`. Missing values get the published defaults: text head dim 64, and at most
+    40 text tokens for pre-training checkpoints (MLM head, no caption head) or 50 for others.
 
     Raises:
         ValueError: if a size cannot be inferred, or the stored config contradicts the tensors or
@@ -158,12 +158,12 @@ def _swin(state: Mapping[str, Tensor], prefix: str) -> SwinConfig:
 
 
 def _roberta(state: Mapping[str, Tensor], prefix: str, num_heads: int | None) -> RobertaConfig:
-    """Infer the config of the text encoder. If `num_heads` is None, the head dim is 64."""
+    """Infer the config of the text encoder. If `num_heads` is None, assume head dim 64."""
     vocab_size, width = _shape(state, f"{prefix}embeddings.word_embeddings.weight")
     if num_heads is None and width % _TEXT_HEAD_DIM:
         raise ValueError(
-            f"the text encoder has {width} channels; expected a multiple of {_TEXT_HEAD_DIM},"
-            " RoBERTa's head dim, since the file does not store num_heads"
+            f"cannot infer num_heads: expected text encoder channels divisible by {_TEXT_HEAD_DIM}"
+            f" (RoBERTa's head dim), got {width}"
         )
     if num_heads is not None and width % num_heads:
         raise ValueError(
@@ -182,23 +182,23 @@ def _roberta(state: Mapping[str, Tensor], prefix: str, num_heads: int | None) ->
 
 
 def _count_fused(state: Mapping[str, Tensor]) -> int:
-    """Count the fused pairs, which are the image blocks with a gate."""
+    """Count the fused pairs; each has one image block with a gate."""
     return sum(name.endswith(".attn.alpha_i2t") for name in state)
 
 
 def _anchor_scale(state: Mapping[str, Tensor], strides: tuple[int, ...]) -> float:
-    """Infer the anchor size as a multiple of the stride; published corners are inclusive."""
+    """Infer the anchor size, as a multiple of the stride, from published inclusive corners."""
     name = "rpn.anchor_generator.cell_anchors.0"
     if name not in state:
         return DetectorConfig().anchor_scale
     x0, y0, x1, y1 = state[name][0].tolist()
     if x1 - x0 != y1 - y0 or x1 <= x0:
-        raise ValueError(f"{name} is {[x0, y0, x1, y1]}; expected one square (x0, y0, x1, y1)")
+        raise ValueError(f"{name}: expected a square (x0, y0, x1, y1), got {[x0, y0, x1, y1]}")
     return (x1 - x0 + 1) / strides[0]
 
 
 def _count(state: Mapping[str, Tensor], pattern: str) -> int:
-    """Return one more than the largest number that group 1 matches in the keys."""
+    """Return one more than the largest number that group 1 of `pattern` matches in the keys."""
     numbers = [int(match[1]) for name in state if (match := re.match(pattern, name))]
     return max(numbers, default=-1) + 1
 
@@ -215,7 +215,7 @@ def stored_config(config: FiberConfig) -> dict[str, Any]:
 
 
 def _published_names(config: FiberConfig) -> dict[str, int]:
-    """Convert a config to published coarse-stage settings (none for a fine-stage config)."""
+    """Return the published fields of a coarse-stage config; empty for a fine-stage config."""
     if "grounding" in config.heads:
         return {}
     answers = {"vqav2_label_size": config.image_text.num_answers} if "vqa" in config.heads else {}
@@ -231,11 +231,15 @@ def _published_names(config: FiberConfig) -> dict[str, int]:
 
 
 def _stored_integer(stored: Mapping[str, Any], name: str) -> int | None:
-    """Return an integer > 0 (num_fuse_block: >= 0) from a stored config, or None if missing."""
+    """Return an integer field of a stored config, or None if it is missing.
+
+    Raises:
+        ValueError: if the value is not an integer >= 1 (>= 0 for num_fuse_block).
+    """
     value = stored.get(name)
     least = 0 if name == "num_fuse_block" else 1
     if value is not None and (type(value) is not int or value < least):
-        raise ValueError(f"the stored config has {name} {value!r}; expected an integer >= {least}")
+        raise ValueError(f"stored config: {name} must be an integer >= {least}, got {value!r}")
     return value
 
 
@@ -245,7 +249,7 @@ def _own_config(stored: Mapping[str, Any]) -> FiberConfig | None:
         return None
     values = stored[OWN]
     if not isinstance(values, dict):
-        raise ValueError(f"the stored {OWN} is a {type(values).__name__}; expected a JSON object")
+        raise ValueError(f"stored {OWN}: expected a JSON object, got {type(values).__name__}")
     try:
         return from_dict(FiberConfig, values)
     except ValueError as error:
@@ -253,7 +257,10 @@ def _own_config(stored: Mapping[str, Any]) -> FiberConfig | None:
 
 
 def _check_names(stored: Mapping[str, Any], config: FiberConfig, source: str) -> None:
-    """Check the published fields of a stored config against `config`, known from `source`."""
+    """Check that a stored config matches the published fields of `config`.
+
+    `source` precedes the values of `config` in errors, e.g. "the tensors have".
+    """
     wrong = [
         f"{name} {found}, but {source} {value}"
         for name, value in _published_names(config).items()
@@ -264,7 +271,7 @@ def _check_names(stored: Mapping[str, Any], config: FiberConfig, source: str) ->
 
 
 def _check_fields(own: FiberConfig, inferred: FiberConfig, fields: Iterable[str]) -> None:
-    """Check the fields of the stored config against the inferred config."""
+    """Check that the given fields of the stored config match the inferred config."""
     pairs = {name: (attrgetter(name)(own), attrgetter(name)(inferred)) for name in fields}
     differing = [
         f"{name} is {stored}, expected {found}"
@@ -273,13 +280,13 @@ def _check_fields(own: FiberConfig, inferred: FiberConfig, fields: Iterable[str]
     ]
     if differing:
         raise ValueError(
-            f"the stored {OWN} contradicts the tensors and the published code: "
+            f"the stored {OWN} contradicts the tensors or the published code: "
             + "; ".join(differing)
         )
 
 
 def main_sizes(config: FiberConfig) -> dict[str, Any]:
-    """Return the hyperparameters that determine most tensor shapes, by display name."""
+    """Return the hyperparameters that determine most tensor shapes, keyed by display name."""
     return {
         "text width": config.roberta.width,
         "text layers": config.roberta.num_layers,

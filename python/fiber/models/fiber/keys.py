@@ -198,14 +198,14 @@ def ignored_coarse_key(name: str, config: FiberConfig) -> str | None:
 
 
 def _projected_text_layers(config: FiberConfig) -> range:
-    """Return the text layers paired with stage 3, which have a caption projection."""
+    """Return the indices of text layers paired with stage 3; these have a caption projection."""
     fused = config.fusion.num_fused_layers
     first = config.roberta.num_layers - fused
     return range(first, first + max(fused - config.swin.depths[3], 0))
 
 
 def coarse_defaults(config: FiberConfig, names: Container[str]) -> dict[str, float]:
-    """Return default values, by our key, of tensors that a published coarse-stage file may lack.
+    """Return defaults for tensors that a published coarse-stage file may lack, keyed by our names.
 
     `temp` is missing from files of runs without ITC, and from the released files, which were
     written by an earlier implementation. The ITC projections are always present.
@@ -257,7 +257,7 @@ def ignored_fine_key(name: str, config: FiberConfig) -> str | None:
 
 
 def from_published_fine(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Strip a leading `module.` and convert 1 x 1 convolutions to linear layers."""
+    """Strip the `module.` prefix and convert 1 x 1 convolution weights to linear weights."""
     state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
     for theirs in _CONVOLUTIONS.values():
         name = f"{_HEAD}{theirs}.weight"
@@ -287,7 +287,7 @@ def to_published_fine(state: Mapping[str, Tensor], config: FiberConfig) -> dict[
 
 
 def _relative_position_index(window: int) -> Tensor:
-    """Return the bias table row of each pair of tokens in a window, (N, N) int64."""
+    """Return the (N, N) int64 bias table row of each pair of tokens in a window."""
     place = torch.stack(torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij"))
     place = place.flatten(1)
     distance = place[:, :, None] - place[:, None, :] + window - 1

@@ -19,7 +19,7 @@ from fiber.models.fiber.image_text import FiberImageText
 
 
 class TextFeatureStore:
-    """Text features from below the first fused layer, stored on the CPU."""
+    """Text features computed by the layers before the first fused layer, stored on the CPU."""
 
     def __init__(self) -> None:
         self._texts: list[Tensor] = []
@@ -28,7 +28,7 @@ class TextFeatureStore:
         return len(self._texts)
 
     def add(self, prefix: Tensor, text_mask: Tensor) -> None:
-        """Append (B, L, D) features of right-padded texts from the backbone's `text_prefix`."""
+        """Append the (B, L, D) output of the backbone's `text_prefix` for right-padded texts."""
         # Each text is a view of a single tensor without padding.
         self._texts += prefix[text_mask].cpu().split(text_mask.sum(1).tolist())
 
@@ -37,7 +37,7 @@ class TextFeatureStore:
         return len(self._texts[number])
 
     def take(self, numbers: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
-        """Gather n texts: (n, L, D) features padded to the longest text, and (n, L) bool mask."""
+        """Gather n texts: (n, L, D) features padded to the longest text and an (n, L) bool mask."""
         lengths = torch.tensor([self.length(number) for number in numbers])
         prefix = pad_sequence([self._texts[number] for number in numbers], batch_first=True)
         mask = torch.arange(prefix.shape[1]) < lengths[:, None]
@@ -53,9 +53,10 @@ def run_pairs(
     *,
     pairs_at_once: int,
 ) -> Tensor:
-    """Run a head on n (row of `images`, text index) pairs, in batches of `pairs_at_once`.
+    """Run a head on n (image, text) pairs, in batches of `pairs_at_once`.
 
-    The head maps pooled pairs (B, 2 D) to (B, ...). Returns (n, ...) float32 on the CPU.
+    Each pair is (row of `images`, index in `texts`). The head maps pooled pairs (B, 2 D) to
+    (B, ...). Returns (n, ...) float32 on the CPU.
     """
     device = images.tokens.device
     if not pairs:
@@ -78,8 +79,8 @@ def run_pairs(
 def match_log_odds(model: FiberImageText) -> Callable[[Tensor], Tensor]:
     """Return the head that computes the log odds of a match: (B, 2 D) -> (B,).
 
-    Log odds rank pairs like the ITM probability, but do not saturate at 1; computing them in
-    float32 or wider avoids ties. The published code ranks by the "match" logit alone.
+    Log odds rank pairs like the ITM probability, but do not saturate at 1. They are computed in at
+    least float32 to avoid ties. The published code ranks by the "match" logit alone.
     """
 
     def head(pooled: Tensor) -> Tensor:

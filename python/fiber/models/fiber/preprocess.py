@@ -12,7 +12,7 @@ def coarse_transform(config: FiberConfig) -> ImageTransform:
 
 
 def fine_transform(config: FiberConfig) -> ImageTransform:
-    """Build the transform that resizes the shorter side, keeping the aspect ratio."""
+    """Build the transform that resizes images to the detector's sizes, keeping the aspect ratio."""
     detector = config.detector
     return ImageTransform.shorter_side(
         [detector.shorter_side], detector.max_size, channel_order=config.channel_order

@@ -14,7 +14,7 @@ DROP_BLOCK_SIZE = 3
 
 
 def drop_block(features: Tensor) -> Tensor:
-    """Zero random squares, the same in all channels, and rescale by the fraction kept.
+    """Zero random squares, the same in all channels, and divide by the fraction kept.
 
     Source: DropBlock (Ghiasi et al. 2018), with the constants of the published model.
     """
@@ -28,11 +28,12 @@ def drop_block(features: Tensor) -> Tensor:
 
 
 class FeaturePyramid(nn.Module):
-    """Merge three maps from coarse to fine and add two coarser levels.
+    """Merge three feature maps from coarse to fine, and add two coarser levels.
 
     In training, DropBlock is applied to the two finest merged maps, as in the published code.
 
-    Source: Lin et al. 2017, with two extra levels computed from P5 as in RetinaNet.
+    Source: Feature Pyramid Networks (Lin et al. 2017), with P6 and P7 computed from P5 as in
+    RetinaNet.
     """
 
     def __init__(self, in_channels: Sequence[int], channels: int, *, drop_block: bool) -> None:

@@ -1,1 +1,1 @@
-"""Configuration of a training run: run, tasks, image transforms."""
+"""Configuration of a training run, including its tasks and image transforms."""

@@ -1,6 +1,6 @@
 """Configuration of a training run: model, data, tasks, optimizer and length.
 
-Does not import torch, so that recipes can be listed and checked quickly.
+This module does not import torch, so that recipes can be listed and checked quickly.
 """
 
 from __future__ import annotations
@@ -74,8 +74,8 @@ class OptimConfig:
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.98)
     eps: float = 1e-8
-    #: Learning rate multipliers. They combine: the text encoder's cross-attention uses
-    #: `cross_modal` times `text`, and its biases also `bias`.
+    #: Learning rate multipliers. Several can apply to one parameter: a bias of the text encoder's
+    #: cross-attention uses `cross_modal` times `text` times `bias`.
     head_lr_multiplier: float = 5.0
     cross_modal_lr_multiplier: float = 5.0
     text_lr_multiplier: float = 1.0
@@ -185,7 +185,7 @@ class ValidationConfig:
     def __post_init__(self) -> None:
         require(
             self.task is None or self.task in CHOSEN_BY,
-            f"validation.task {self.task!r} does not exist; {nearest(str(self.task), CHOSEN_BY)}",
+            f"validation.task: unknown task {self.task!r}; {nearest(str(self.task), CHOSEN_BY)}",
         )
         _check_range(self, "validation", ("pictures", "stop_after"), 0)
 
@@ -207,13 +207,13 @@ class RunConfig:
         for name in self.tasks.active():
             require(
                 (name == "grounding") == is_fine,
-                f"tasks.{name} cannot train a {self.model.stage}-stage model; grounding needs the"
-                " fine stage, all other tasks the coarse stage",
+                f"tasks.{name} cannot train a {self.model.stage}-stage model; grounding needs a"
+                " fine-stage model, all other tasks need a coarse-stage model",
             )
         missing = [head for head in self.needed_heads() if head not in heads]
         require(
             is_fine or not missing,
-            f"model.image_text.heads lacks {', '.join(missing)}, which the tasks need; it has"
+            f"model.image_text.heads lacks {', '.join(missing)}, needed by the tasks; got"
             f" {', '.join(heads)}",
         )
         batch_size, accumulation = self.data.batch_size, self.train.accumulation
@@ -226,15 +226,15 @@ class RunConfig:
             )
             require(
                 pairs <= task.queue_length,
-                f"tasks.image_text.queue_length {task.queue_length} is less than the {pairs} pairs"
-                " of a micro-batch",
+                f"tasks.image_text.queue_length must be at least {pairs}, the number of pairs in a"
+                f" micro-batch, got {task.queue_length}",
             )
         augment = self.data.transform.rand_augment
         moving = [op for op in MOVING_OPERATIONS if augment.num_ops and op in augment.operations]
         require(
             not (moving and "grounding" in self.tasks.active()),
-            f"data.transform.rand_augment.operations: boxes cannot follow {', '.join(moving)};"
-            " remove these operations for tasks.grounding",
+            f"data.transform.rand_augment.operations: {', '.join(moving)} would move pixels but not"
+            " boxes; remove these operations to train tasks.grounding",
         )
         seen = set(self.data.split.split("+")) & set(self.validation.split.split("+"))
         require(
@@ -259,7 +259,7 @@ class RunConfig:
             or (task.itc_form == "queue" and task.itm_negatives != "random"),
             f"data.batch_size {batch_size} in {accumulation} micro-batches (train.accumulation)"
             " leaves one pair per micro-batch; tasks.image_text.itc and itm need 2 or more, since"
-            " the other pairs are the negatives",
+            " negatives come from the other pairs",
         )
 
     def _check_length(self) -> None:
@@ -279,12 +279,12 @@ class RunConfig:
             )
         require(
             (train.epochs == 0 and train.checkpoint_epochs == 0) or len(self.tasks.active()) == 1,
-            "train.epochs and train.checkpoint_epochs need a run with exactly one task; it has"
+            "train.epochs and train.checkpoint_epochs need a run with exactly one task, got"
             f" {', '.join(self.tasks.active())}",
         )
 
     def with_length(self, records: int) -> RunConfig:
-        """Convert `epochs` and `checkpoint_epochs` to steps for this number of records."""
+        """Convert `epochs` and `checkpoint_epochs` to steps for the given number of records."""
         train = self.train
         steps_of_epoch = records / self.data.batch_size
         steps, every = train.steps, train.checkpoint_every

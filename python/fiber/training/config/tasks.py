@@ -1,6 +1,6 @@
 """Tasks of a training run: sources, losses and loss weights.
 
-Does not import torch, so that recipes can be listed and checked quickly.
+This module does not import torch, so that recipes can be listed and checked quickly.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class TaskConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageTextTask(TaskConfig):
-    """Task on captions with ITC, ITM and MLM, which share forward passes; weight 0 skips a loss."""
+    """ITC, ITM and MLM on captions, in shared forward passes. A loss with weight 0 is skipped."""
 
     sources: tuple[str, ...] = ("captions",)
     itc: float = 1.0
@@ -210,7 +210,7 @@ class TasksConfig:
         return {name: task for name, task in vars(self).items() if task.share > 0}
 
     def rotation(self) -> tuple[str, ...]:
-        """Return the task names in training order, spread evenly; the sequence then repeats.
+        """Return the task of each step in one rotation, with the steps of a task evenly spaced.
 
         >>> TasksConfig(
         ...     image_text=ImageTextTask(share=2), question=QuestionTask(share=1)

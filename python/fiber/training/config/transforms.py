@@ -8,7 +8,7 @@ from typing import Literal
 
 from fiber.config_io import nearest, require
 
-#: Operations that move pixels. Boxes are not moved with them.
+#: RandAugment operations that move pixels; boxes are not adjusted.
 MOVING_OPERATIONS = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate")
 #: Names of the RandAugment operations.
 RAND_AUGMENT_OPERATIONS = (
@@ -56,7 +56,7 @@ class RandAugmentConfig:
 class ColorJitterConfig:
     """Color jitter, drawn per image and applied before RandAugment.
 
-    All ranges are disabled by default, as in both published stages.
+    Color jitter is disabled by default, as in both published stages.
     """
 
     #: Range of the factor that scales every value.
@@ -93,8 +93,8 @@ class TransformConfig:
     #: Range of the area fraction kept by "crop", and by "shorter_side" when it crops.
     crop_scale: tuple[float, float] = (0.5, 1.0)
     #: Probability that "shorter_side" first crops the image, roughly keeping its aspect ratio. A
-    #: box is dropped and counted if its center is outside the crop or less than a tenth of it
-    #: remains; its words stay in the text. A crop that would drop all boxes is not used.
+    #: box is dropped and counted if its center is outside the crop or less than a tenth of
+    #: its area remains; its words stay in the text. A crop that would drop all boxes is not used.
     crop_probability: float = 0.0
     #: Lengths of the shorter side in pixels; "shorter_side" draws one per image.
     shorter_sides: tuple[int, ...] = (480, 560, 640, 720, 800)
