@@ -58,9 +58,8 @@ def evaluate(
         permute_images: as an ablation, give every record the image of a different record.
         fusion: as an ablation, False sets the gates of all cross-attention layers to 0.
         rerank: for "retrieval", rerank the best ITC candidates with ITM, as in `Model.search`.
-            Default: True if the model has both heads. If the model has only one of the heads, that
-            head ranks all candidates. This issues a warning, unless the head is ITC and reranking
-            was not requested.
+            Default: True if the model has both heads. If it has only one, that head ranks all
+            candidates, with a warning unless the head is ITC and reranking was not requested.
         candidates: for "retrieval", the number of candidates per query to rerank, at least 1.
             Default: 32. ITM scores every pair if this covers all candidates.
         classes_per_prompt: for detection tasks, the maximum number of classes per prompt, or 0 for
@@ -75,8 +74,7 @@ def evaluate(
 
     Returns:
         Metrics by name. Values are fractions in [0, 1], except for `cider_d` (up to 10). Metrics of
-        a group of records are named "group/metric". Metrics after reranking are named
-        "reranked/metric".
+        a group of records are named "group/metric", those after reranking "reranked/metric".
 
     Raises:
         MissingHeadError: if the model has no head for the task.

@@ -79,8 +79,7 @@ class Model:
         classes: default classes of `detect`.
         dtype: compute dtype. The dtype of the weights does not change.
         trained_on: training data, if known. `fiber.evaluate` warns if a model is evaluated on it.
-        max_pixels: maximum number of pixels of an image file; see `fiber.data.load_image`.
-        max_decode_bytes: maximum memory in bytes for decoding one image; None means no limit.
+        max_pixels, max_decode_bytes: limits of decoding one image; see `fiber.data.load_image`.
     """
 
     def __init__(
@@ -98,11 +97,9 @@ class Model:
         self.network = network.eval()
         self.config: FiberConfig = network.config
         self.tokenizer = tokenizer
-        self.answers = tuple(answers)
-        self.classes = tuple(classes)
+        self.answers, self.classes = tuple(answers), tuple(classes)
         self.device = next(network.parameters()).device
-        self.dtype = dtype
-        self.trained_on = trained_on
+        self.dtype, self.trained_on = dtype, trained_on
         #: Forward pass counts of `ground` and `detect` since the model was loaded.
         self.passes = PassCounts()
         limits = DecodeLimits(max_pixels, max_decode_bytes)
@@ -438,9 +435,9 @@ class Model:
     ) -> Detections | list[Detections]:
         thresholds.check()
         with torch.inference_mode(), self.arithmetic():
-            network, features = cast(FiberDetector, self.network), self._text_prefixes
+            network, texts = cast(FiberDetector, self.network), self._text_prefixes
             found = find_boxes(
-                network, self._inputs, features, images, prompts, thresholds, self.passes
+                network, self._inputs, texts, images, prompts, thresholds, self.passes
             )
         return found[0] if single else found
 
