@@ -9,6 +9,7 @@ from PIL import UnidentifiedImageError
 
 from fiber import DecodeError
 from fiber.data import DataLoader, ImageTransform, Tokenizer
+from fiber.data.loader import STATE_VERSION
 from tests.data.loader_records import RECORDS, TEXT, make, png, record, samples
 
 
@@ -154,6 +155,19 @@ def test_states_without_an_entry_are_refused(tokenizer, name):
     for wrong in ({k: v for k, v in state.items() if k != name}, {**state, name: None}):
         with pytest.raises(ValueError, match=rf"state's {name}.*state_dict"):
             make(tokenizer).load_state_dict(wrong)
+
+
+def test_states_have_a_version(tokenizer):
+    state = make(tokenizer).state_dict()
+    assert state["version"] == STATE_VERSION == 1
+    make(tokenizer).load_state_dict(state)
+    # Before, states had none.
+    make(tokenizer).load_state_dict({k: v for k, v in state.items() if k != "version"})
+    with pytest.raises(ValueError, match=r"state has version 99,.* reads versions up to 1;"):
+        make(tokenizer).load_state_dict({**state, "version": 99, "fingerprint": 3})
+    for wrong in (0, -1, True, "1", 1.0, None):
+        with pytest.raises(ValueError, match=rf"state's version is {wrong!r}; .*state_dict"):
+            make(tokenizer).load_state_dict({**state, "version": wrong})
 
 
 def broken(count: int = 10, *bad: int) -> list:

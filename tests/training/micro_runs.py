@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +155,11 @@ def main() -> None:
     config = build(**arguments["changes"])
     if arguments.get("dropout"):
         config = with_dropout(config, arguments["dropout"])
-    run(config, Path(arguments["data"]), Path(arguments["output"]), resume=arguments["resume"])
+    began = time.monotonic()
+    try:
+        run(config, Path(arguments["data"]), Path(arguments["output"]), resume=arguments["resume"])
+    except FileExistsError as error:
+        sys.exit(f"{error} (after {time.monotonic() - began:.3f} s)")
 
 
 if __name__ == "__main__":

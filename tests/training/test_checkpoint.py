@@ -163,14 +163,14 @@ def test_checkpoint_survives_the_disk(tmp_path, model):
     assert all(
         torch.equal(a, b) for a, b in zip(other.parameters(), model.parameters(), strict=True)
     )
-    position = written.position({"question": 3})
+    position = written.position({"question": 3}, {})
     assert (position.step, position.consumed) == (3, {"question": 12})
 
 
 def test_other_data_are_refused(tmp_path):
     written = write(tmp_path, 3, build_model(preset("micro")))
     with pytest.raises(ValueError, match="saved with different data"):
-        written.position({"question": 4})
+        written.position({"question": 4}, {})
 
 
 def test_only_the_newest_are_kept(tmp_path):

@@ -1,15 +1,19 @@
 """Runs that are told to stop, share a folder, or find a damaged checkpoint."""
 
+import errno
+import fcntl
 import json
 import os
 import re
 import shutil
 import signal
+import threading
 import time
 
 import pytest
 import torch
 
+from fiber.training import train as training
 from fiber.training.checkpoint import CHECKSUMS, FILES, checkpoints_in
 from fiber.training.preemption import EXIT_CODE, Preempted, StopSignal
 from fiber.training.run_dir import RunFolder, read_metrics
@@ -72,6 +76,51 @@ def test_a_signal_names_itself_and_the_step(pictures, tmp_path, capsys, monkeypa
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+@pytest.mark.parametrize("number", ["SIGTERM", "SIGHUP", "SIGUSR1"])
+def test_a_signal_after_the_last_step_does_not_lose_the_model(
+    pictures, tmp_path, monkeypatch, number
+):
+    real, before = Trainer._finish, signal.getsignal(signal.Signals[number])
+
+    def signaled(trainer):
+        os.kill(os.getpid(), signal.Signals[number])
+        real(trainer)
+
+    def ended(*_):
+        raise AssertionError("the signal would have ended the process")
+
+    monkeypatch.setattr(Trainer, "_finish", signaled)
+    signal.signal(signal.Signals[number], ended)
+    try:
+        finished = run(coarse_config(train__steps=1), pictures, tmp_path / "r")
+    finally:
+        signal.signal(signal.Signals[number], before)
+    assert (finished.folder / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("number", ["SIGTERM", "SIGHUP", "SIGUSR1"])
+def test_a_signal_before_the_first_step_ends_the_run_at_once(
+    pictures, tmp_path, monkeypatch, number
+):
+    def signaled(*_, **__):
+        os.kill(os.getpid(), signal.Signals[number])
+        pytest.fail("the run went on")
+
+    def ended(*_):
+        raise AssertionError("the signal would have ended the process")
+
+    monkeypatch.setattr(training, "open_data", signaled)
+    before = signal.signal(signal.Signals[number], ended)
+    try:
+        with pytest.raises(Preempted) as caught:
+            run(coarse_config(), pictures, tmp_path / "r")
+        assert signal.getsignal(signal.Signals[number]) is ended
+    finally:
+        signal.signal(signal.Signals[number], before)
+    assert caught.value.code == EXIT_CODE and caught.value.signal == number
+    assert not (tmp_path / "r").exists()
+
+
 def test_an_ignored_signal_stays_ignored():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
@@ -104,6 +153,42 @@ def test_a_lock_ends_with_its_block_and_leaves_nothing(tmp_path):
     with folder.locked():
         pass
     assert [path.name for path in folder.path.iterdir()] == ["config.json"]
+
+
+def test_a_second_run_is_refused_before_it_opens_the_data(pictures, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "open_data", lambda *_, **__: pytest.fail("opened the data"))
+    refused = pytest.raises(
+        FileExistsError, match=rf"used for training by process {os.getpid()} on"
+    )
+    with RunFolder(tmp_path / "r").locked(), refused:
+        run(coarse_config(), pictures, tmp_path / "r", resume=True)
+
+
+def test_a_short_look_at_the_lock_keeps_nobody_out(tmp_path):
+    folder = RunFolder(tmp_path / "r")
+    folder.check_unlocked()
+    folder.path.mkdir()
+    (folder.path / "config.json").touch()
+    (folder.path / ".lock").write_text("process 1 on elsewhere\n")  # of a process that was killed
+    folder.check_unlocked()
+    with (folder.path / ".lock").open() as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        timer = threading.Timer(0.05, looking.close)
+        timer.start()
+        with folder.locked():
+            text = (folder.path / ".lock").read_text()
+        timer.join()
+    assert text.startswith(f"process {os.getpid()} on ")
+
+
+def test_a_file_system_without_locks_is_a_warning(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    warned = pytest.warns(RuntimeWarning, match=r"r cannot be locked \(No locks available\)")
+    with warned, RunFolder(tmp_path / "r").locked():
+        pass
 
 
 @pytest.fixture(scope="module")

@@ -153,6 +153,22 @@ def test_a_resumed_run_misses_weights_that_were_removed(pictures, tmp_path, scor
         run(coarse_config(**CHANGES), pictures, tmp_path / "r", resume=True)
 
 
+def test_damaged_best_weights_are_noticed(pictures, tmp_path, scored, monkeypatch):
+    scored[1].extend((0.2, 0.9, 0.5))
+    config = coarse_config(**CHANGES)
+    run(config, pictures, tmp_path / "whole")
+    stop_before(monkeypatch, 9)
+    with pytest.raises(StopError):
+        run(config, pictures, tmp_path / "r")
+    path = tmp_path / "r" / "checkpoints" / "best-00000008.safetensors"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.warns(RuntimeWarning, match=r"step-00000008 .*best-00000008.*after step 4 "):
+        run(config, pictures, tmp_path / "r", resume=True)
+    assert weights_equal(tmp_path / "whole", tmp_path / "r")
+
+
 def test_other_held_out_records_cannot_go_on(pictures, tmp_path, scored, monkeypatch):
     scored[1].extend((0.9, 0.2, 0.5))
     stop_before(monkeypatch, 6)

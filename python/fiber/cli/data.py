@@ -57,6 +57,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         {
             "source SOURCE": _SOURCE,
             "--split S": "splits to read, such as train+val (default: all)",
+            "--verify": "also compare all files of a packed dataset with their checksums",
             "--sheet FILE": "save a contact sheet with boxes and texts to this image file",
             **LIMITS,
             "--json": "print the report as one JSON object",
@@ -145,7 +146,15 @@ def _inspect(options: argparse.Namespace) -> int:
 
     splits = options.split.split("+") if options.split else ()
     limits = DecodeLimits(**limits_of(options))
-    return inspect(options.source, splits, options.sheet, options.json, ImageProgress(), limits)
+    return inspect(
+        options.source,
+        splits,
+        options.sheet,
+        options.json,
+        ImageProgress(),
+        verify=options.verify,
+        limits=limits,
+    )
 
 
 def _pack(options: argparse.Namespace) -> int:

@@ -28,22 +28,26 @@ def inspect(
     sheet: Path | None,
     as_json: bool,
     progress: Callable[[int, int], None],
+    *,
+    verify: bool = False,
     limits: DecodeLimits = DEFAULT_LIMITS,
 ) -> int:
     """Print statistics of a dataset; return exit code 1 if there are faults, else 0.
 
     All splits are read if `splits` is empty. A contact sheet is written to `sheet`, if given.
-    `progress` is called with (images decoded, total images) for each split. `limits` are those of
+    `progress` is called with (images decoded, total images) for each split. If `verify`, all files
+    of a packed folder are compared with their checksums. `limits` are those of
     decoding one image.
 
     Raises:
         FileNotFoundError: if the folder or file does not exist.
-        ValueError: if the dataset's format is unknown.
+        ValueError: if the dataset's format is unknown, or if `verify` is set and it is not a packed
+            folder.
         OSError: if the contact sheet cannot be written.
     """
     tiles = ContactSheet(limits)
     shown = tiles.add if sheet is not None else None
-    report = look(source, splits, shown=shown, progress=progress, limits=limits)
+    report = look(source, splits, verify=verify, shown=shown, progress=progress, limits=limits)
     if as_json:
         print(json.dumps(report.to_dict(), ensure_ascii=False))
     else:
@@ -73,6 +77,8 @@ def _print(report: DataReport, source: Path) -> None:
     for images in report.images:
         print(f"  {images.split:<10} {_images(images)}")
     _print_histograms(report)
+    if report.verified is not None:
+        print(f"\nchecksums: {report.verified} files, {len(report.changed)} have changed")
     faults = report.faults
     for fault in faults[:_MAX_FAULTS]:
         print(f"fault: {fault}")

@@ -29,6 +29,8 @@ from fiber.data.record import Record, RecordSet
 from fiber.data.sampler import BatchIndices, IndexSampler, Sampler, SampleRef, StreamSampler
 from fiber.data.skip_report import warn_user
 
+#: Version of the state dicts that `DataLoader.state_dict` returns.
+STATE_VERSION = 1
 #: Keys of a state dict and the types of their values.
 _STATE = (("epoch", int), ("sample", int), ("seed", int), ("shuffle", bool), ("fingerprint", str))
 
@@ -164,25 +166,37 @@ class DataLoader:
         """Return the current position, for `load_state_dict` on any number of ranks.
 
         Returns:
-            "epoch", "sample" (samples of the epoch consumed by all ranks together), "seed",
-            "shuffle", and "fingerprint" of the data (for an iterable, of the samples consumed).
+            "version" of the format, "epoch", "sample" (samples of the epoch consumed by all ranks
+            together), "seed", "shuffle", and "fingerprint" of the data (for an iterable, of the
+            samples consumed).
         """
         position = {"epoch": self._epoch, "sample": self._sample, "seed": self.config.seed}
-        return {**position, "shuffle": self.config.shuffle, "fingerprint": self.fingerprint}
+        position |= {"shuffle": self.config.shuffle, "fingerprint": self.fingerprint}
+        return {"version": STATE_VERSION, **position}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Resume at the position of a different loader with the same data, seed and order.
 
         For an iterable, the next epoch first reads the samples before the position, and fails if
-        they differ from those in the state.
+        they differ from those in the state. States without a version, which earlier versions
+        returned, are accepted.
 
         Raises:
             TypeError: if `state` is not a mapping.
-            ValueError: if an entry is missing or invalid, or the data, seed or order differ.
+            ValueError: if an entry is missing or invalid, the state is of a later version, or the
+                data, seed or order differ.
         """
         expected = "expected the result of state_dict()"
         if not isinstance(state, Mapping):
             raise TypeError(f"state is of type {type(state).__name__}; {expected}")
+        version = state.get("version", STATE_VERSION)
+        if type(version) is not int or version < 1:
+            raise ValueError(f"the state's version is {version!r:.40}; {expected}")
+        if version > STATE_VERSION:
+            raise ValueError(
+                f"the state has version {version}, but this fiber reads versions up to"
+                f" {STATE_VERSION}; load it with the later fiber that saved it"
+            )
         for name, kind in _STATE:
             if not isinstance(found := state.get(name), kind):
                 raise ValueError(f"the state's {name} is {found!r:.40}; {expected}")

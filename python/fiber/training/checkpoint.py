@@ -3,17 +3,21 @@
 A checkpoint is a folder `step-00000500` with `model.safetensors`, `training.pt` (optimizer, EMA and
 objective state, loadable with weights_only=True), `data.json` (`Position`), and `SHA256SUMS` with
 the checksums of these files, in the format of sha256sum. The folder is written under a temporary
-name, so one with the final name is complete. For finished models see `fiber.checkpoints.model_dir`.
+name, so one with the final name is complete. The best validated weights are next to it, as
+`best-00000500.safetensors`. For finished models see `fiber.checkpoints.model_dir`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
+import pickle
 import shutil
 import warnings
 import zipfile
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,9 +31,17 @@ from fiber.checkpoints.model_dir import _to_disk, load_state, write_tensors
 from fiber.config_io import from_dict, to_dict
 
 STEP = "step-"
+BEST = "best-"
 #: Files of a checkpoint; checkpoints written by earlier versions have no checksums.
 FILES = ("model.safetensors", "training.pt", "data.json")
 CHECKSUMS = "SHA256SUMS"
+#: Name in `Position.records` and `Position.fingerprints` of the records that are validated on.
+VALIDATION = "validation"
+#: Errors of readers of damaged or foreign files, and of states that do not fit.
+_READ_ERRORS = (
+    *(ValueError, TypeError, LookupError, AttributeError, RuntimeError, OSError, EOFError),
+    *(zipfile.BadZipFile, safetensors.SafetensorError),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,11 +55,16 @@ class Position:
     images: int = 0
     #: Consumed samples of each task, over all ranks.
     consumed: dict[str, int] = field(default_factory=dict)
-    #: Number of records of each task, to detect changed data.
+    #: Number of records of each task, and of `VALIDATION`.
     records: dict[str, int]
-    #: Step with the best validation score so far (0 if not validated yet), and its score.
+    #: `fiber.training.data.fingerprint` of the same records; empty in checkpoints of earlier
+    #: versions.
+    fingerprints: dict[str, str] = field(default_factory=dict)
+    #: Step with the best validation score so far (0 if not validated yet), its score, and the
+    #: SHA-256 checksum of its weights ("" in checkpoints of earlier versions).
     best_step: int = 0
     best_score: float = 0.0
+    best_sha256: str = ""
     #: Validation scores so far, in order.
     scores: tuple[float, ...] = ()
 
@@ -59,39 +76,140 @@ class RunCheckpoint:
     folder: Path
     step: int
 
-    def position(self, records: dict[str, int]) -> Position:
+    def position(
+        self, records: Mapping[str, int], fingerprints: Mapping[str, str], data: str | None = None
+    ) -> Position:
         """Read the run's position.
 
+        Args:
+            records: number of records of each task, and of `VALIDATION`.
+            fingerprints: fingerprints of the same records. Those of a checkpoint of an earlier
+                version, which are missing, are not compared.
+            data: path of the records, for messages.
+
         Raises:
-            ValueError: if the stored record counts differ from `records`.
+            ValueError: if a field of data.json is invalid (the message names it), or if it was
+                written for other records.
         """
-        found = from_dict(Position, read_json(self.folder / "data.json"))
-        if found.records != records:
+        found = self._read_position()
+        changed = [
+            f"{_named(name)} had {found.records.get(name, 0)} records and now has"
+            f" {records.get(name, 0)}"
+            for name in dict.fromkeys((*found.records, *records))
+            if found.records.get(name) != records.get(name)
+        ] or [
+            f"the data of {_named(name)} has changed, although it still has {records[name]} records"
+            f" (fingerprint {found.fingerprints.get(name)}, now {own})"
+            for name, own in fingerprints.items()
+            if found.fingerprints and found.fingerprints.get(name) != own
+        ]
+        if changed:
+            than = f" than is in {data} now" if data else ""
             raise ValueError(
-                f"{self.folder} was saved with different data: expected record counts"
-                f" {found.records}, got {records}"
+                f"{self.folder} was saved with different data{than}: {'; '.join(changed)}. Resume"
+                " with the data of the run, or start a new run in another folder"
             )
         return found
 
     def damage(self) -> str | None:
-        """Describe the damaged file, or return None if the checkpoint is intact."""
-        sums = self.folder / CHECKSUMS
-        if not sums.is_file():
-            return _damage_without_checksums(self.folder)
-        lines = sums.read_text(encoding="utf-8", errors="replace").splitlines()
-        stored = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
-        if set(stored) != set(FILES):
-            found = ", ".join(stored) or "no files"
-            return f"{CHECKSUMS} lists {found}; expected {', '.join(FILES)}"
-        for name, digest in stored.items():
-            if _sha256(self.folder / name) != digest:
-                return f"the SHA-256 checksum of {name} differs from {CHECKSUMS}"
-        return None
+        """Describe the damaged file, or return None if the checkpoint is intact.
+
+        Raises:
+            ValueError: if the checksums are right, but data.json is invalid.
+        """
+        for name in FILES:
+            if not (self.folder / name).is_file():
+                return f"{name} does not exist"
+        if not (self.folder / CHECKSUMS).is_file():
+            return self._damage_without_checksums()
+        try:
+            content = (self.folder / CHECKSUMS).read_bytes()
+            if content != _checksums(self.folder):
+                return _wrong_checksum(self.folder, content.decode("utf-8", errors="replace"))
+            return self._damage_of_best()
+        except OSError as error:
+            return f"a file cannot be read ({error})"
+
+    @contextmanager
+    def explained(self, name: str) -> Iterator[None]:
+        """Re-raise an error from the block as one that names the file and what can be done."""
+        try:
+            yield
+        except torch.OutOfMemoryError:
+            raise
+        except pickle.UnpicklingError as error:
+            # torch's message suggests to load the file without any checks.
+            raise self._invalid(name, "is not a state that a run has written") from error
+        except _READ_ERRORS as error:
+            raise self._invalid(name, f"cannot be used: {error!r:.300}") from error
 
     def restore(self, model: nn.Module, device: torch.device) -> dict[str, Any]:
-        """Load the weights into the model; return the contents of training.pt."""
+        """Load the weights into the model; return the contents of training.pt.
+
+        Raises:
+            ValueError: if a file is invalid or does not fit the model; the message names it.
+        """
         load_state(model, self.folder / "model.safetensors")
-        return torch.load(self.folder / "training.pt", map_location=device, weights_only=True)
+        with self.explained("training.pt"):
+            return torch.load(self.folder / "training.pt", map_location=device, weights_only=True)
+
+    def _read_position(self) -> Position:
+        """Read data.json and check its fields. Raises ValueError that names the wrong field."""
+        values = read_json(self.folder / "data.json")
+        try:
+            if not isinstance(values, dict):
+                raise ValueError(f"expected an object, got {values!r:.40}")
+            found = from_dict(Position, values)
+        except (TypeError, ValueError) as error:
+            raise self._invalid("data.json", f"is invalid: {error}") from None
+        tasks = sorted(found.records.keys() - {VALIDATION})
+        if sorted(found.consumed) != tasks:
+            problem = f"has consumed samples of {sorted(found.consumed)}; expected {tasks}"
+            raise self._invalid("data.json", problem)
+        counts = {f"consumed.{name}": count for name, count in found.consumed.items()}
+        counts |= {"images": found.images, "seconds": found.seconds}
+        limits = {name: (value, 0, math.inf) for name, value in counts.items()}
+        limits["step"] = (found.step, self.step, self.step + 1)
+        limits["best_step"] = (found.best_step, 0, self.step + 1)
+        for name, (value, least, end) in limits.items():
+            if not least <= value < end:
+                expected = least if end == least + 1 else f"at least {least}"
+                expected = f"0 to {self.step}" if name == "best_step" else expected
+                raise self._invalid("data.json", f"has {name} {value}; expected {expected}")
+        return found
+
+    def _invalid(self, name: str, problem: str) -> ValueError:
+        return ValueError(f"{self.folder / name} {problem}. {self._hint()}")
+
+    def _hint(self) -> str:
+        return (
+            f"Delete {self.folder} to resume from the checkpoint before it, or from the start if"
+            " there is none"
+        )
+
+    def _damage_of_best(self) -> str | None:
+        """Check the best weights of a checkpoint whose own files are intact."""
+        position = self._read_position()
+        path = best_file(self.folder.parent, position.best_step)
+        # A run whose best weights are missing says so when it resumes.
+        if position.best_sha256 and path.is_file() and sha256(path) != position.best_sha256:
+            return f"the SHA-256 checksum of {path.name}, the best weights so far, has changed"
+        return None
+
+    def _damage_without_checksums(self) -> str | None:
+        """Check for damage using the zip archive's CRCs and the safetensors header."""
+        try:
+            self._read_position()
+            with self.explained("training.pt"):
+                _check_zip(self.folder / "training.pt")
+                torch.load(self.folder / "training.pt", map_location="meta", weights_only=True)
+            path = self.folder / "model.safetensors"
+            with self.explained(path.name), safetensors.safe_open(path, framework="pt"):
+                pass
+        except ValueError as error:
+            reason = str(error).removeprefix(f"{self.folder}/")
+            return reason.removesuffix(f". {self._hint()}")
+        return None
 
 
 def write_checkpoint(
@@ -118,7 +236,7 @@ def write_checkpoint(
             json.dump(to_dict(position), file, indent=1)
             _to_disk(file)
         with (part / CHECKSUMS).open("w", encoding="utf-8") as file:
-            file.writelines(f"{_sha256(part / name)}  {name}\n" for name in FILES)
+            file.write(_checksums(part).decode())
             _to_disk(file)
     for old in checkpoints_in(checkpoints)[:-keep]:
         # Rename first, so that an interrupted removal leaves no partial checkpoint.
@@ -152,7 +270,7 @@ def newest_intact(checkpoints: Path) -> RunCheckpoint | None:
         ValueError: if there are checkpoints and all of them are damaged; nothing is renamed.
     """
     damaged: list[tuple[RunCheckpoint, str]] = []
-    for checkpoint in reversed(checkpoints_in(checkpoints)):
+    for checkpoint in reversed(_folders_in(checkpoints)):
         reason = checkpoint.damage()
         if reason is None:
             break
@@ -178,36 +296,54 @@ def newest_intact(checkpoints: Path) -> RunCheckpoint | None:
     return checkpoint
 
 
-def _sha256(path: Path) -> str:
+def checkpoints_in(checkpoints: Path) -> list[RunCheckpoint]:
+    """List a run's complete checkpoints, oldest first."""
+    found = _folders_in(checkpoints)
+    return [each for each in found if all((each.folder / name).is_file() for name in FILES)]
+
+
+def _folders_in(checkpoints: Path) -> list[RunCheckpoint]:
+    """List the folders of a run's checkpoints, also of incomplete ones, oldest first."""
+    found = [
+        RunCheckpoint(folder=folder, step=int(folder.name.removeprefix(STEP)))
+        for folder in (checkpoints.glob(f"{STEP}*") if checkpoints.is_dir() else ())
+        if folder.name.removeprefix(STEP).isdecimal() and folder.is_dir()
+    ]
+    return sorted(found, key=lambda checkpoint: checkpoint.step)
+
+
+def best_file(checkpoints: Path, step: int) -> Path:
+    """Return the path of the weights that were the best ones after a step."""
+    return checkpoints / f"{BEST}{step:08d}.safetensors"
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 checksum of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _damage_without_checksums(folder: Path) -> str | None:
-    """Check for damage using the zip archive's CRCs and the safetensors header."""
-    name = ""
-    try:
-        for name, check in (("training.pt", _check_zip), ("data.json", read_json)):
-            check(folder / name)
-        name = "model.safetensors"
-        with safetensors.safe_open(folder / name, framework="pt"):
-            pass
-    except (ValueError, OSError, zipfile.BadZipFile, safetensors.SafetensorError) as error:
-        return f"{name}: {error}"
-    return None
+def _checksums(folder: Path) -> bytes:
+    """Return what `CHECKSUMS` of a checkpoint must contain."""
+    return "".join(f"{sha256(folder / name)}  {name}\n" for name in FILES).encode()
+
+
+def _wrong_checksum(folder: Path, found: str) -> str:
+    """Describe how the content of `CHECKSUMS` differs from what it must be."""
+    stored = {
+        name: digest for digest, _, name in (line.partition("  ") for line in found.split("\n"))
+    }
+    for name in FILES:
+        if name in stored and stored[name] != sha256(folder / name):
+            return f"the SHA-256 checksum of {name} differs from {CHECKSUMS}"
+    return f"{CHECKSUMS} does not list {', '.join(FILES)} as sha256sum does"
+
+
+def _named(name: str) -> str:
+    return "the validation" if name == VALIDATION else f"task {name!r}"
 
 
 def _check_zip(path: Path) -> None:
     with zipfile.ZipFile(path) as archive:
         if (bad := archive.testzip()) is not None:
             raise ValueError(f"CRC mismatch in archive member {bad}")
-
-
-def checkpoints_in(checkpoints: Path) -> list[RunCheckpoint]:
-    """List a run's complete checkpoints, oldest first."""
-    found = [
-        RunCheckpoint(folder=folder, step=int(folder.name.removeprefix(STEP)))
-        for folder in (checkpoints.glob(f"{STEP}*") if checkpoints.is_dir() else ())
-        if folder.name.removeprefix(STEP).isdigit() and all((folder / f).is_file() for f in FILES)
-    ]
-    return sorted(found, key=lambda checkpoint: checkpoint.step)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +32,7 @@ from fiber.data.datasets.resolve import (
     existing_data,
     open_source,
 )
+from fiber.data.fingerprint import fingerprint_of
 from fiber.data.prompts.sampling import SampledPrompts
 from fiber.data.record import ConcatRecords, RecordSet
 from fiber.data.skip_report import classes_of, counted, skip_lines
@@ -146,6 +149,31 @@ def open_data(
         skipped=tuple(lines),
         path=None if path is None else absolute(path),
     )
+
+
+def fingerprint(records: RecordSet) -> str:
+    """Return a hash of a task's records, which are all read once (see `fiber.data.fingerprint`).
+
+    It covers the annotations, the order of the records, and the relative paths of image files; of
+    image files, not the contents. Prompts that are sampled every epoch are not part of it. A packed
+    folder is covered with its images.
+    """
+    if isinstance(records, SampledPrompts):
+        return fingerprint(records.records)
+    if isinstance(records, ConcatRecords):
+        parts = [fingerprint(part) for part in records.parts]
+    elif isinstance(records, ChosenRecords):
+        parts = [fingerprint(records.records), list(records.indices)]
+    else:
+        counts = getattr(records, "counts", {})
+        before = dict(counts)
+        found = fingerprint_of(records)
+        if getattr(records, "counts_while_reading", False):
+            # The run reads and counts the records again.
+            counts.clear()
+            counts.update(before)
+        return found
+    return hashlib.blake2b(json.dumps(parts).encode(), digest_size=8).hexdigest()
 
 
 def _read_records(config: RunConfig, path: Path) -> dict[str, RecordSet]:

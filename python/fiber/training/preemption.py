@@ -1,4 +1,4 @@
-"""Stop a run at the end of the current step on a signal, for example from a job scheduler."""
+"""Stop a run on a signal, for example from a job scheduler, at the end of the current step."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ EXIT_CODE = 75
 
 
 class Preempted(SystemExit):
-    """Raised after a signal, once the run has been saved. The exit code is `EXIT_CODE`."""
+    """Raised to end a run that a signal stopped; the exit code is `EXIT_CODE`."""
 
     def __init__(self, signal: str | None) -> None:
         super().__init__(EXIT_CODE)
@@ -29,11 +29,15 @@ class StopSignal:
 
     Handlers can only be installed in the main thread; in other threads this is a no-op. A signal
     that the process already ignores, such as SIGHUP under nohup, stays ignored.
+
+    Args:
+        at_once: raise `Preempted` when a signal arrives, while there is nothing to save.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, at_once: bool = False) -> None:
         #: Name of the signal that arrived last.
         self.name: str | None = None
+        self._at_once = at_once
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
@@ -59,3 +63,5 @@ class StopSignal:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.name = signal.Signals(number).name
+        if self._at_once:
+            raise Preempted(self.name)

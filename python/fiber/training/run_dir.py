@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import importlib.util
 import json
 import math
 import os
 import socket
+import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from fiber.atomic_io import explain_write_errors, read_json, remove_parts, write_file, write_json
+from fiber.atomic_io import (
+    JSON_ERRORS,
+    explain_write_errors,
+    read_json,
+    remove_parts,
+    write_file,
+    write_json,
+)
 from fiber.checkpoints.model_dir import Vocabulary, read_vocabulary, write_vocabulary
 from fiber.checkpoints.provenance import DATA_PATH
 from fiber.config_io import from_dict, to_dict
 from fiber.env import provenance
 from fiber.training.checkpoint import newest_checkpoint, newest_intact
 from fiber.training.config.run import RunConfig, differences
+
+#: Error numbers of a file system without locks.
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+#: Number of tries to lock a folder, and the pause after each.
+_LOCK_TRIES, _LOCK_WAIT_SECONDS = 10, 0.02
 
 
 class RunFolder:
@@ -35,6 +49,7 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         #: Weights of the finished model.
         self.model_file = path / "model.safetensors"
+        self._lock_file = path / ".lock"
 
     @property
     def is_finished(self) -> bool:
@@ -90,29 +105,60 @@ class RunFolder:
                 f" {'; '.join(changed)}{hint}"
             )
 
+    def check_unlocked(self) -> None:
+        """Fail early if another process is training here; only `locked` keeps others out.
+
+        Raises:
+            FileExistsError: see `locked`.
+        """
+        missing = suppress(FileNotFoundError, NotADirectoryError)
+        with missing, self._lock_file.open("r", encoding="utf-8") as file:
+            self._lock(file, fcntl.LOCK_SH)
+
+    def _lock(self, file: IO[str], kind: int) -> None:
+        """Lock the open file; see `locked` for errors and warnings."""
+        for _ in range(_LOCK_TRIES):
+            try:
+                fcntl.flock(file, kind | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                # `check_unlocked` of another process holds the lock for a moment.
+                time.sleep(_LOCK_WAIT_SECONDS)
+            except OSError as error:
+                if error.errno not in _NO_LOCKS:
+                    raise
+                warnings.warn(
+                    f"{self.path} cannot be locked ({error.strerror}), so a second run in it is"
+                    " not noticed",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+                return
+        file.seek(0)
+        owner = file.read().strip() or "another process"
+        raise FileExistsError(
+            f"{self.path} is already used for training by {owner}; choose another output folder"
+        )
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Lock the folder. The lock is always released when the process ends.
+
+        If the file system has no locks, this is a no-op with a warning.
 
         Raises:
             FileExistsError: if another process is training here; the message gives its process id
                 and host.
         """
-        path = self.path / ".lock"
-        file = None
+        path, file = self._lock_file, None
         while file is None:
             self.path.mkdir(parents=True, exist_ok=True)
             file = path.open("a+", encoding="utf-8")
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                with file:
-                    file.seek(0)
-                    owner = file.read().strip() or "another process"
-                raise FileExistsError(
-                    f"{self.path} is already used for training by {owner}; choose another output"
-                    " folder"
-                ) from None
+                self._lock(file, fcntl.LOCK_EX)
+            except BaseException:
+                file.close()
+                raise
             if not path.exists() or not os.path.samestat(path.stat(), os.fstat(file.fileno())):
                 # The previous owner has removed the file that was opened.
                 file.close()
@@ -180,15 +226,24 @@ class RunFolder:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Read a metrics file; a partial last line is dropped."""
+    """Read a metrics file; a partial last line is dropped.
+
+    Raises:
+        ValueError: if a complete line is not an object with a step; the message gives its number.
+    """
     if not path.exists():
         return []
     entries = []
-    for line in path.read_bytes().splitlines():
+    *lines, _ = path.read_bytes().split(b"\n")
+    for number, line in enumerate(lines, 1):
+        hint = f"{path} or only this line can be deleted, since the weights do not depend on it"
         try:
-            entries.append(json.loads(line))
-        except ValueError:  # not JSON or not UTF-8
-            break
+            entry = json.loads(line.decode("utf-8"))
+        except JSON_ERRORS as error:  # not JSON or not UTF-8
+            raise ValueError(f"{path}: line {number} is not valid JSON ({error}); {hint}") from None
+        if not isinstance(entry, dict) or type(entry.get("step")) is not int:
+            raise ValueError(f"{path}: line {number} has no step, an integer; {hint}")
+        entries.append(entry)
     return entries
 
 

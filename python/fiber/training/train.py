@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.random import fork_rng
 
 from fiber.checkpoints.load import EncoderStates, read_init
 from fiber.checkpoints.model_dir import StoredModel, Vocabulary
@@ -23,7 +24,7 @@ from fiber.training.checkpoint import newest_checkpoint
 from fiber.training.config.run import RunConfig, load_recipe
 from fiber.training.data import open_data
 from fiber.training.distributed import Processes, joined, wait_for_all
-from fiber.training.preemption import Preempted
+from fiber.training.preemption import Preempted, StopSignal
 from fiber.training.run_dir import RunFolder, read_metrics
 from fiber.training.trainer import Trainer
 from fiber.training.validation import open_validation
@@ -88,8 +89,8 @@ def train(
 
     Raises:
         ValueError: if a config field is invalid, the data does not match the recipe, or the config
-            of a resumed run differs.
-        FileExistsError: if `output` contains a run and `resume` is False.
+            or the data of a resumed run differs.
+        FileExistsError: if `output` contains a run and `resume` is False, or is in use.
         FloatingPointError: if a loss or the gradient is not finite.
         MemoryError: on a CPU, if the parameters alone exceed the free memory.
         KeyboardInterrupt: on Ctrl-C, after printing how to resume.
@@ -98,10 +99,11 @@ def train(
     config = load_recipe(recipe) if isinstance(recipe, str) else recipe
     config = replace_fields(config, dict(set or {}))
     folder = RunFolder(path=Path(output))
-    start, options = _resolve_inputs(folder, init, tokenizer, answers, resume=resume)
-    with joined(device) as processes:
+    with StopSignal(at_once=True), joined(device) as processes:
         quiet = quiet or not processes.is_first
         log = say if not quiet else lambda message: None
+        _fail_if_locked(folder, processes)
+        start, options = _resolve_inputs(folder, init, tokenizer, answers, resume=resume)
         source = open_data(config, data, **options)
         config = source.fit_model(config).with_length(max(source.counts().values()))
         folder.check(config, resume=resume)
@@ -114,9 +116,8 @@ def train(
                 log(reason)
             # Leave the caller's random state unchanged.
             devices = [processes.device] if processes.device.type == "cuda" else []
-            hint = _resume_hint(folder, quiet=quiet)
             settings: dict[str, Any] = {"init": start, "validation": chooser, "threads": threads}
-            with torch.random.fork_rng(devices), hint, _locked(folder, processes):
+            with fork_rng(devices), _resume_hint(folder, quiet=quiet), _locked(folder, processes):
                 if processes.is_first:  # Another process may have trained here since.
                     folder.check(config, resume=resume)
                 Trainer(config, source, folder, processes, quiet=quiet, **settings).run()
@@ -151,6 +152,12 @@ def _resolve_inputs(
             )
     options = {"tokenizer": tokenizer, "answers": answers, "known": vocabulary}
     return start, {**options, "from_scratch": start is None}
+
+
+def _fail_if_locked(folder: RunFolder, processes: Processes) -> None:
+    """Fail before weights and data are read, which may take long, if the folder is locked."""
+    if processes.is_first:
+        folder.check_unlocked()
 
 
 def _locked(folder: RunFolder, processes: Processes) -> AbstractContextManager[None]:

@@ -21,14 +21,17 @@ from fiber.checkpoints.model_dir import StoredModel, write_weights
 from fiber.models.registry import build_model
 from fiber.progress import Progress, readable_seconds, say
 from fiber.training.checkpoint import (
+    VALIDATION,
     Position,
     RunCheckpoint,
+    best_file,
     best_steps,
     newest_checkpoint,
+    sha256,
     write_checkpoint,
 )
 from fiber.training.config.run import RunConfig
-from fiber.training.data import TrainingData
+from fiber.training.data import TrainingData, fingerprint
 from fiber.training.distributed import (
     Processes,
     average_gradients,
@@ -118,17 +121,17 @@ class Trainer:
         self.state = ObjectiveState.of(config, self.device, rewards)
         self.step = TrainStep(self.model, config.tasks, self.state)
 
-        self.records = data.counts()
-        if validation is not None:
-            self.records["validation"] = len(validation.records)
-        position = Position(records=self.records)
+        record_sets = {**data.records, **({VALIDATION: validation.records} if validation else {})}
+        self.records = {name: len(records) for name, records in record_sets.items()}
+        self.fingerprints = {name: fingerprint(records) for name, records in record_sets.items()}
+        position = Position(records=self.records, fingerprints=self.fingerprints)
         if checkpoint is not None:
-            position = self._restore(checkpoint)
+            position = self._restore(checkpoint, data.path)
         broadcast_parameters(self.model, processes)
         self.model.train()
         self.steps_done = position.step
         self.best_step, self.best_score = position.best_step, position.best_score
-        self.scores = list(position.scores)
+        self.best_sha256, self.scores = position.best_sha256, list(position.scores)
         self.loaders = TaskLoaders(
             config, data, processes, consumed=position.consumed, threads=threads
         )
@@ -169,7 +172,8 @@ class Trainer:
                 if is_stopped:
                     wait_for_all(self.processes)  # Wait until rank 0 has written the checkpoint.
                     raise Preempted(stop.name)
-        self._finish()
+            # Signals do not end a run that is writing its model.
+            self._finish()
 
     def train_step(self, task: str, batches: Iterable[Any]) -> Tensor:
         """Run one optimizer step on the mean gradient of `accumulation` micro-batches.
@@ -223,6 +227,7 @@ class Trainer:
             if not self.best_step or metrics["score"] >= self.best_score:
                 self.best_step, self.best_score = self.steps_done, metrics["score"]
                 self.validation.keep(weights, self.steps_done)
+                self.best_sha256 = sha256(best_file(self.folder.checkpoints, self.steps_done))
             self.progress.say(
                 f"step {self.steps_done}: {self.validation.task} on {self.config.validation.split}"
                 f" {metrics['score']:.4f}, best {self.best_score:.4f} at step {self.best_step}"
@@ -246,8 +251,10 @@ class Trainer:
                 images=self.meter.images,
                 consumed=self.loaders.consumed,
                 records=self.records,
+                fingerprints=self.fingerprints,
                 best_step=self.best_step,
                 best_score=self.best_score,
+                best_sha256=self.best_sha256,
                 scores=tuple(self.scores),
             ),
             keep=self.config.train.keep_checkpoints,
@@ -256,15 +263,21 @@ class Trainer:
             # A damaged checkpoint falls back to an older one, which needs its own best weights.
             self.validation.forget_others(best_steps(self.folder.checkpoints))
 
-    def _restore(self, checkpoint: RunCheckpoint) -> Position:
-        position = checkpoint.position(self.records)
+    def _restore(self, checkpoint: RunCheckpoint, data_path: str | None) -> Position:
+        position = checkpoint.position(self.records, self.fingerprints, data_path)
+        if not position.fingerprints:
+            self._log(
+                f"{checkpoint.folder} was written by an earlier version, without fingerprints of"
+                " the data; only the numbers of records were compared"
+            )
         if self.validation is not None and self.processes.is_first:
             self.validation.check(position.best_step)
         training = checkpoint.restore(self.model, self.device)
-        self.optimizer.load_state_dict(training["optimizer"])
-        if self.average is not None:
-            self.average.load_state_dict(training["average"])
-        self.state.load_state_dict(training.get("memory", {}))
+        with checkpoint.explained("training.pt"):
+            self.optimizer.load_state_dict(training["optimizer"])
+            if self.average is not None:
+                self.average.load_state_dict(training["average"])
+            self.state.load_state_dict(training.get("memory", {}))
         return position
 
     def _prepare_step(self) -> None:

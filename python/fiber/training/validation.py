@@ -24,10 +24,9 @@ from fiber.evaluation.evaluate import evaluate
 from fiber.evaluation.tasks import find_task, open_records
 from fiber.models.fiber.detector import FiberDetector
 from fiber.models.fiber.image_text import FiberImageText
+from fiber.training.checkpoint import BEST, best_file
 from fiber.training.config.run import CHOSEN_BY, RunConfig
 from fiber.training.data import TrainingData
-
-BEST = "best-"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +97,7 @@ class Validation:
             )
 
     def _file(self, step: int) -> Path:
-        return self.checkpoints / f"{BEST}{step:08d}.safetensors"
+        return best_file(self.checkpoints, step)
 
 
 def open_validation(

@@ -11,11 +11,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from fiber.data.image_file import DEFAULT_LIMITS, STATUSES, CheckedImage, DecodeLimits, check_image
 from fiber.data.record import AnyPath, Record, RecordSet, StoredImage
 from fiber.data.tools.discover import Part, parts_of
+from fiber.data.tools.verify import verify_files
 
 #: COCO's area limits for small and large boxes, in square pixels.
 SMALL_PIXELS, LARGE_PIXELS = 32**2, 96**2
@@ -162,11 +164,15 @@ class DataReport:
     source: str
     parts: list[PartReport] = field(default_factory=list)
     images: list[ImageReport] = field(default_factory=list)
+    #: Number of files whose checksums were compared; None if this was not asked for.
+    verified: int | None = None
+    #: Files of a packed folder that have changed, as sentences.
+    changed: list[str] = field(default_factory=list)
 
     @property
     def faults(self) -> list[str]:
         """Faults found, as sentences."""
-        found = [part.fault for part in self.parts if part.fault]
+        found = [*self.changed, *(part.fault for part in self.parts if part.fault)]
         for images in self.images:
             for name, status, reason in map(dict.values, images.broken):
                 fault = reason if status == "missing" else f"is {status}: {reason}"
@@ -190,6 +196,7 @@ class DataReport:
             "source": self.source,
             "parts": [part.to_dict() for part in self.parts],
             "pictures": [images.to_dict() for images in self.images],
+            "files_verified": self.verified,
             "faults": self.faults,
         }
 
@@ -198,6 +205,7 @@ def inspect(
     data: AnyPath,
     splits: Sequence[str] = (),
     *,
+    verify: bool = False,
     shown: Callable[[Part, RecordSet], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
     limits: DecodeLimits = DEFAULT_LIMITS,
@@ -207,15 +215,19 @@ def inspect(
     Args:
         data: folder or file.
         splits: splits to read; default: all.
+        verify: also read every file of a packed folder and compare its SHA-256 checksum.
         shown: called with each readable part and its records.
         progress: called with (decoded images, total images) for each split.
         limits: limits of decoding one image.
 
     Raises:
         FileNotFoundError: if the folder or file does not exist.
-        ValueError: if it contains no known data, or lacks one of `splits`.
+        ValueError: if it contains no known data, or lacks one of `splits`, or if `verify` is set
+            and it is not a packed folder.
     """
     found, report = parts_of(data, splits), DataReport(str(data))
+    if verify:
+        report.verified, report.changed = verify_files(Path(data), splits)
     for split in dict.fromkeys(part.split for part in found):
         images: dict[Any, _Image] = {}
         for part in (part for part in found if part.split == split):

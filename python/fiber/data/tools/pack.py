@@ -14,6 +14,7 @@ import operator
 import os
 import shutil
 import tarfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,7 +25,15 @@ from typing import IO, Any, BinaryIO, cast
 from fiber.atomic_io import DISK_FULL, explain_write_errors, new_directory
 from fiber.data.image_file import extension_of
 from fiber.data.record import AnyPath, Record, StoredImage
-from fiber.data.storage.packed import DESCRIPTION, FORMAT, SHARED, VERSION, to_entry
+from fiber.data.storage.packed import (
+    DESCRIPTION,
+    FORMAT,
+    SHARED,
+    TAR_BLOCK,
+    VERSION,
+    fingerprint_of_content,
+    to_entry,
+)
 from fiber.data.tools.discover import SKIPPING, Part, parts_of
 
 #: Default maximum size of a shard in bytes.
@@ -119,6 +128,7 @@ class _Packer:
     progress: Callable[[int, int], None] | None
     parts: list[dict[str, Any]] = field(default_factory=list)
     shards: list[dict[str, Any]] = field(default_factory=list)
+    indexes: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._base = self.source if self.source.is_dir() else self.source.parent
@@ -128,9 +138,9 @@ class _Packer:
         """Write the description, and copy the data's tokenizer if there is one."""
         if (tokenizer := self._base / "tokenizer.json").is_file():
             shutil.copyfile(tokenizer, self.folder / "tokenizer.json")
-        content = {"format": FORMAT, "version": VERSION, "shards": self.shards, "parts": self.parts}
-        hashed = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
-        content = {"fingerprint": hashed.hexdigest(), **content}
+        content = {"format": FORMAT, "version": VERSION, "shards": self.shards}
+        content |= {"indexes": self.indexes, "parts": self.parts}
+        content = {"fingerprint": fingerprint_of_content(content), **content}
         data = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
         with self._file(DESCRIPTION) as file:
             file.write(data.encode())
@@ -231,6 +241,7 @@ class _Packer:
     def write_shards(self, split: _Split) -> None:
         """Write the samples of a split into shards."""
         places: list[tuple[int, int, int]] = []
+        crc32s: list[int] = []
         samples = _members(split)
         sample, shard = next(samples, None), 0
         while sample is not None:
@@ -243,7 +254,8 @@ class _Packer:
                     size = sum(512 + -(-len(data) // 512) * 512 for _, data in sample)
                     if len(places) > first and tar.offset + size > self.shard_bytes:
                         break
-                    places.append((shard, tar.offset + 512, len(sample[0][1])))
+                    places.append((shard, tar.offset + TAR_BLOCK, len(sample[0][1])))
+                    crc32s.append(zlib.crc32(sample[0][1]))
                     for member, data in sample:
                         info = tarfile.TarInfo(member)
                         info.size = len(data)
@@ -262,8 +274,12 @@ class _Packer:
                     }
                 )
             shard += 1
-        with self._file(f"index/{split.name}-pictures.json") as file:
-            file.write(json.dumps(places, separators=(",", ":")).encode())
+        for kind, numbers in (("pictures", places), ("crc32", crc32s)):
+            name = f"index/{split.name}-{kind}.json"
+            with self._file(name) as file:
+                file.write(json.dumps(numbers, separators=(",", ":")).encode())
+                digest = file.hash.hexdigest()
+            self.indexes.append({"split": split.name, "file": name, "sha256": digest})
 
 
 def _members(split: _Split) -> Iterator[list[tuple[str, bytes]]]:

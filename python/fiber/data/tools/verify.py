@@ -1,0 +1,79 @@
+"""Compare all files of a packed folder with their checksums."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from fiber.data.storage.packed import (
+    DESCRIPTION,
+    PackedRecords,
+    file_of,
+    is_pack,
+    read_description,
+)
+
+
+def verify_files(folder: Path, splits: Sequence[str] = ()) -> tuple[int, list[str]]:
+    """Compare the SHA-256 checksums of the files of a packed folder with those in `pack.json`.
+
+    In a folder of an earlier version, which has no checksum of the image locations, the tar headers
+    of all images are compared with these instead.
+
+    Args:
+        folder: packed folder.
+        splits: splits whose files are read; default: all.
+
+    Returns:
+        Number of files that were read, and a sentence for each that has changed or is missing.
+
+    Raises:
+        ValueError: if `folder` is not a packed folder, or pack.json itself has changed.
+    """
+    if not is_pack(folder):
+        raise ValueError(
+            f"{folder} is not a packed folder (`fiber data pack`); only these have checksums"
+        )
+    description = read_description(folder)
+    entries = [
+        entry
+        for kind in ("shards", "indexes", "parts")
+        for entry in description.get(kind, ())
+        if not splits or entry["split"] in splits
+    ]
+    with ThreadPoolExecutor() as pool:
+        # Hashing releases the GIL.
+        found = pool.map(lambda entry: _changed(folder, entry), entries)
+        changed = [problem for problem in found if problem]
+    if "indexes" not in description and not changed:
+        changed = list(_wrong_locations(folder, description["parts"], splits))
+    return len(entries), changed
+
+
+def _changed(folder: Path, entry: dict[str, Any]) -> str | None:
+    path = file_of(folder, entry)
+    try:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        return f"{path} cannot be read: {error.strerror}"
+    if digest == entry["sha256"]:
+        return None
+    return f"{path} has the SHA-256 checksum {digest}, but {DESCRIPTION} lists {entry['sha256']}"
+
+
+def _wrong_locations(
+    folder: Path, parts: Sequence[dict[str, Any]], splits: Sequence[str]
+) -> Iterator[str]:
+    # All parts of a split have the same images.
+    of_splits = {part["split"]: part for part in parts if not splits or part["split"] in splits}
+    for part in of_splits.values():
+        try:
+            records = PackedRecords(folder, part)
+            for number in range(records.num_images):
+                records.check_image(number)
+        except (ValueError, OSError) as problem:
+            yield str(problem)
