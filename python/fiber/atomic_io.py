@@ -133,8 +133,31 @@ def write_json(path: Path, value: Any) -> None:
     write_file(path, lambda part: part.write_text(text, encoding="utf-8"))
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file; raise ValueError if it is not valid JSON."""
+def check_regular_file(path: Path, max_bytes: int | None = None) -> None:
+    """Check that a file to read is a regular file of at most `max_bytes`.
+
+    Opening a pipe without a writer would block, and reading a device might never end.
+
+    Raises:
+        FileNotFoundError: if the file does not exist.
+        ValueError: if `path` is a folder, a pipe, a device or a socket, or the file is too large.
+    """
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        kind = _SPECIAL_FILES.get(stat.S_IFMT(found.st_mode), "a folder")
+        raise ValueError(f"{path} is {kind}; expected a regular file")
+    if max_bytes is not None and found.st_size > max_bytes:
+        raise ValueError(f"{path} has {found.st_size} bytes; expected at most {max_bytes}")
+
+
+def read_json(path: Path, max_bytes: int | None = None) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        FileNotFoundError: if the file does not exist.
+        ValueError: if it is not a regular file of at most `max_bytes`, or not valid JSON.
+    """
+    check_regular_file(path, max_bytes)
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except JSON_ERRORS as error:

@@ -11,10 +11,21 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from fiber.config_io import nearest, require
+from fiber.config_io import check_ranges, nearest, require
 
 #: Heads of a coarse-stage model, in construction order.
 IMAGE_TEXT_HEADS = ("itc", "itm", "mlm", "vqa", "nlvr2", "caption")
+
+#: Range of channels, heads and other dimensions, far above any published model.
+_DIMENSION = (1, 2**16)
+#: Range of the number of layers of a module.
+_DEPTH = (1, 1000)
+#: Range of image sizes in pixels.
+_PIXELS = (1, 2**16)
+#: Range of the number of tokens or classes.
+_COUNT = (1, 2**24)
+#: Range of positive factors.
+_FACTOR = (1e-6, 1e6)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +48,16 @@ class SwinConfig:
     drop_path: float = 0.1
 
     def __post_init__(self) -> None:
+        ranges = {
+            "patch_size": (1, 1024),
+            "embed_dim": _DIMENSION,
+            "depths": _DEPTH,
+            "num_heads": _DIMENSION,
+            "window_size": (1, 1024),
+            "mlp_ratio": (1 / 64, 64),
+            "drop_path": (0, 1),
+        }
+        check_ranges(self, "swin.", ranges)
         require(
             len(self.depths) == len(self.num_heads) == 4,
             f"swin: expected 4 depths and 4 num_heads, got {self.depths} and {self.num_heads}",
@@ -76,6 +97,17 @@ class RobertaConfig:
     layer_norm_eps: float = 1e-5
 
     def __post_init__(self) -> None:
+        ranges = {
+            "vocab_size": _COUNT,
+            "width": _DIMENSION,
+            "num_layers": _DEPTH,
+            "num_heads": _DIMENSION,
+            "ffn_width": (1, 2**20),
+            "max_positions": (3, 2**20),
+            "dropout": (0, 1),
+            "layer_norm_eps": (0, 1),
+        }
+        check_ranges(self, "roberta.", ranges)
         require(
             self.width % self.num_heads == 0,
             f"roberta: num_heads must divide width, got {self.num_heads} and {self.width}",
@@ -113,6 +145,7 @@ class FusionConfig:
             self.num_fused_layers >= 0,
             f"fusion: num_fused_layers must be >= 0, got {self.num_fused_layers}",
         )
+        check_ranges(self, "fusion.", {"gate_start": (-1e6, 1e6)})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +160,7 @@ class ImageTextConfig:
     temperature: float = 0.07
 
     def __post_init__(self) -> None:
+        check_ranges(self, "image_text.", {"num_answers": _COUNT, "temperature": _FACTOR})
         for head in self.heads:
             require(
                 head in IMAGE_TEXT_HEADS,
@@ -157,6 +191,20 @@ class DetectorConfig:
     drop_block: bool = True
     #: Number of ATSS candidates per level and ground-truth box.
     atss_top_k: int = 9
+
+    def __post_init__(self) -> None:
+        ranges = {
+            "channels": _DIMENSION,
+            "num_blocks": _DEPTH,
+            "norm_groups": _DIMENSION,
+            "anchor_scale": _FACTOR,
+            "shorter_side": _PIXELS,
+            "max_size": _PIXELS,
+            "strides": _PIXELS,
+            "num_unused_classes": _COUNT,
+            "atss_top_k": _COUNT,
+        }
+        check_ranges(self, "detector.", ranges)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,6 +238,7 @@ class FiberConfig:
             self.channel_order in ("rgb", "bgr"),
             f"channel_order: expected 'rgb' or 'bgr', got {self.channel_order!r}",
         )
+        check_ranges(self, "", {"image_size": _PIXELS, "max_tokens": (2, 2**20)})
         require(
             self.max_tokens <= self.roberta.max_tokens,
             f"max_tokens must be at most {self.roberta.max_tokens}, the maximum of the text"

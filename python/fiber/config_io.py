@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import difflib
 import json
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -22,6 +23,22 @@ def require(condition: bool, message: str) -> None:
     """Raise ValueError with `message` unless `condition` holds."""
     if not condition:
         raise ValueError(message)
+
+
+def check_ranges(config: Any, name: str, ranges: Mapping[str, tuple[float, float]]) -> None:
+    """Check that numbers of a config dataclass are in range, including those in tuples.
+
+    Raises:
+        ValueError: if one is not; the message gives the field, after `name`, and the range.
+    """
+    for field, (least, most) in ranges.items():
+        value = getattr(config, field)
+        # NaN is in no range.
+        for each in value if isinstance(value, tuple) else (value,):
+            require(
+                least <= each <= most,
+                f"{name}{field}: expected {least} to {most}, got {value!r:.60}",
+            )
 
 
 def nearest(name: str, known: typing.Iterable[str]) -> str:
@@ -78,7 +95,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         kind = arguments[1]
         return {key: _convert(kind, item, f"{where}.{key}") for key, item in value.items()}
     elif hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        # float() of a longer integer is an OverflowError.
+        return float(value) if abs(value) < 2**1023 else math.inf
     # bool is a subclass of int, but True is not a count.
     elif (
         isinstance(hint, type)
@@ -87,7 +105,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     ):
         return value
     name = getattr(hint, "__name__", str(hint))
-    raise ValueError(f"{where}: expected {name}, got {value!r} ({type(value).__name__})")
+    raise ValueError(f"{where}: expected {name}, got {value!r:.200} ({type(value).__name__})")
 
 
 def replace_fields(config: ConfigT, changes: Mapping[str, Any], *, where: str = "") -> ConfigT:

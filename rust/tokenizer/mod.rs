@@ -10,6 +10,7 @@ mod byte_level;
 mod char_class;
 mod encoding;
 mod json;
+mod limits;
 pub(crate) mod masking;
 mod pretokenizer;
 mod prompt_cache;
@@ -22,14 +23,14 @@ use std::path::Path;
 use std::sync::Arc;
 
 use tokenizers::utils::padding::PaddingParams;
-use tokenizers::{Model, ModelWrapper, Tokenizer as Inner};
+use tokenizers::{Model, ModelWrapper, PostProcessor, Tokenizer as Inner};
 
-use crate::Error;
 use crate::error::catch_panic;
 use crate::tokenizer::byte_level::ByteLevel as Fast;
 pub use crate::tokenizer::encoding::Encoded;
 use crate::tokenizer::prompt_cache::PromptCache;
 pub(crate) use crate::tokenizer::special_tokens::{SpecialTokens, TokenOverrides};
+use crate::{Error, try_alloc};
 
 /// A tokenizer of any type supported by the `tokenizers` crate.
 #[derive(Clone)]
@@ -63,8 +64,20 @@ impl Tokenizer {
     /// Parse the contents of a `tokenizer.json`, with special tokens given by the caller.
     pub(crate) fn from_json_with(json: &str, named: &TokenOverrides) -> Result<Self, Error> {
         guarded(|| {
+            // Most tokenizers need less; a failed allocation in the crate would abort the process.
+            try_alloc::check(json.len().saturating_mul(16), || "a tokenizer".to_owned())?;
+            limits::check(json).map_err(|reason| Error::Tokenizer(json::explain(json, &reason)))?;
             let inner = Inner::from_bytes(json.as_bytes())
                 .map_err(|error| Error::Tokenizer(json::explain(json, &error.to_string())))?;
+            let added = inner
+                .get_post_processor()
+                .map_or(0, |it| it.added_tokens(false));
+            if added > limits::MAX_TEMPLATE_TOKENS {
+                let most = limits::MAX_TEMPLATE_TOKENS;
+                return Err(Error::Tokenizer(format!(
+                    "tokenizer: 'post_processor' adds {added} tokens to a text; expected at most {most}"
+                )));
+            }
             let of_file = TokenOverrides {
                 pad: inner.get_padding().and_then(|padding| {
                     // A padding token that is not in the vocabulary is an unused default.
@@ -208,8 +221,22 @@ fn guarded<T>(work: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
     })
 }
 
+/// Read a text file of limited size.
 pub(crate) fn read(path: &Path) -> Result<String, Error> {
-    let bytes = std::fs::read(path).map_err(|source| Error::file(path, source))?;
+    let read = || {
+        // Reading a pipe without a writer would block, and reading a device might never end.
+        let file = std::fs::metadata(path)?;
+        if !file.is_file() && !file.is_dir() {
+            return Err(std::io::Error::other("not a regular file"));
+        }
+        if file.len() > limits::MAX_FILE_BYTES {
+            let (found, most) = (file.len(), limits::MAX_FILE_BYTES);
+            let reason = format!("{found} bytes; expected at most {most}");
+            return Err(std::io::Error::other(reason));
+        }
+        std::fs::read(path)
+    };
+    let bytes = read().map_err(|source| Error::file(path, source))?;
     String::from_utf8(bytes).map_err(|error| {
         let place = error.utf8_error().valid_up_to();
         Error::Tokenizer(format!("{}: invalid UTF-8 at byte {place}", path.display()))
@@ -233,7 +260,8 @@ mod tests {
 
     #[test]
     fn a_file_at_which_the_crate_panics_is_an_error() {
-        let json = r#"{"version": "1.0", "decoder": {"type": 1 2}}"#;
+        // An empty table of replacements.
+        let json = r#"{"version": "1.0", "normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAAAA=="}}"#;
         let error = Tokenizer::from_json(json).err().unwrap().to_string();
         assert!(error.contains("panicked"), "{error}");
     }

@@ -10,6 +10,7 @@ import torch
 
 from fiber.checkpoints.inert_pickle import Inert, read_pickle
 from fiber.checkpoints.torch_file import read_checkpoint
+from tests.hostile_cases import CONTAINERS, PICKLES, zipped
 from tests.processes import run_python
 
 
@@ -51,53 +52,8 @@ def test_pickled_names_are_not_imported(monkeypatch):
     assert found.name == "this_module.is_not.there"
 
 
-def legacy(pickled: bytes) -> bytes:
-    """A file in the format of torch.save before 1.6, with one pickle and no storages."""
-    head = (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True})
-    return b"".join(pickle.dumps(each, 2) for each in head) + pickled + pickle.dumps([], 2)
-
-
-def zipped(pickled: bytes, compression: int = zipfile.ZIP_STORED) -> bytes:
-    """A zip archive in the format of torch.save, with one pickle and no storages."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", compression) as archive:
-        archive.writestr("archive/data.pkl", pickled)
-    return buffer.getvalue()
-
-
-#: A reference to a storage: a mark, "storage" and its class, then its number of elements.
-STORAGE = b"(X\x07\0\0\0storagectorch\nFloatStorage\n"
-NUMEL = b"X\x01\0\0\x000X\x03\0\0\0cpu"
-
-#: Pickles whose contents take far more time, memory or stack than their bytes.
-BOMBS = {
-    "key of 2^60 leaves": b"\x80\x02}N" + b"2\x86" * 60 + b"Ns.",
-    "deep key": b"\x80\x02}N" + b"\x85" * 150_000 + b"Ns.",
-    "bytearray of 20 GB": b"\x80\x05\x96" + (20 << 30).to_bytes(8, "little") + b"xx.",
-    "bytearray called with 20 GB": b"\x80\x02cbuiltins\nbytearray\n\x8a\x05\0\0\0\0\5\x85R.",
-    "tensor class called": b"\x80\x02ctorch\nFloatTensor\n\x8a\x05\0\0\0\0\5\x85R.",
-    "colliding integers": b"\x80\x02}("
-    + b"".join(pickle.dumps(each * (2**61 - 1), 2)[2:-1] + b"N" for each in range(1, 60_000))
-    + b"u.",
-    "set of a tuple of 2^60 leaves": b"\x80\x02c__builtin__\nset\n]N" + b"2\x86" * 60 + b"a\x85R.",
-    "storage whose numel is a tuple of 2^60 leaves": (
-        b"\x80\x02" + STORAGE + NUMEL + b"N" + b"2\x86" * 60 + b"tQ."
-    ),
-    "storage whose key is a tuple of 2^60 leaves": (
-        b"\x80\x02" + STORAGE + b"N" + b"2\x86" * 60 + b"X\x03\0\0\0cpuK\x01tQ."
-    ),
-    "tensor whose size is a tuple of 2^60 leaves": (
-        b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n("
-        + (STORAGE + NUMEL + b"K\x01tQK\0N")
-        + b"2\x86" * 60
-        + b"\x85K\x01\x85\x89NtR."
-    ),
-    "two million operations": b"\x80\x02" + b"N" * 2_000_000 + b".",
-}
-
-
-@pytest.mark.parametrize("container", [legacy, zipped, bytes])
-@pytest.mark.parametrize("bomb", BOMBS.values(), ids=BOMBS)
+@pytest.mark.parametrize("container", CONTAINERS)
+@pytest.mark.parametrize("bomb", PICKLES.values(), ids=PICKLES)
 def test_small_pickles_need_little_time_and_memory(tmp_path, bomb, container):
     path, script = tmp_path / "bomb.ckpt", tmp_path / "read.py"
     path.write_bytes(container(bomb))

@@ -18,6 +18,9 @@ MAX_OPERATIONS = 1_000_000
 #: Integers below this bound hash to themselves, so keys cannot be crafted to share a hash.
 _MAX_INT_KEY = 2**60
 
+#: Maximum number of dimensions of a tensor, as in torch.
+_MAX_DIMS = 64
+
 #: Modules and builtins that only malicious files name. Such files are rejected. Safety does not
 #: depend on these lists, since nothing is ever called.
 _HOSTILE_MODULES = {
@@ -118,6 +121,8 @@ class _Reader:
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
         self.storages: dict[str, StorageRecord] = {}
+        #: Number of items copied by calls.
+        self.copied = 0
 
     def step(self, name: str, argument: Any) -> None:
         """Execute one opcode."""
@@ -127,6 +132,8 @@ class _Reader:
         elif name in ("BINGET", "LONG_BINGET", "GET"):
             stack.append(self.memo[argument])
         elif name in ("BINPUT", "LONG_BINPUT", "PUT"):
+            if not 0 <= argument < _MAX_INT_KEY:
+                raise ValueError("an index of the memo is out of range")
             self.memo[argument] = stack[-1]
         elif name == "MEMOIZE":
             self.memo[len(self.memo)] = stack[-1]
@@ -158,16 +165,16 @@ class _Reader:
         elif name == "STACK_GLOBAL":
             stack.append(_named(*self._pop(2)))
         elif name in ("REDUCE", "NEWOBJ"):
-            stack.append(_result(*self._pop(2)))
+            stack.append(self._result(*self._pop(2)))
         elif name == "NEWOBJ_EX":
             callee, arguments, _ = self._pop(3)
-            stack.append(_result(callee, arguments))
+            stack.append(self._result(callee, arguments))
         elif name == "OBJ":
             callee, *arguments = self._pop_mark()
-            stack.append(_result(callee, tuple(arguments)))
+            stack.append(self._result(callee, tuple(arguments)))
         elif name == "INST":
             arguments = tuple(self._pop_mark())
-            stack.append(_result(_named(*argument.split(" ", 1)), arguments))
+            stack.append(self._result(_named(*argument.split(" ", 1)), arguments))
         elif name == "BUILD":
             self._pop(1)
         elif name == "BINPERSID":
@@ -210,6 +217,31 @@ class _Reader:
         if type(target) is dict:
             for key, value in zip(items[::2], items[1::2], strict=True):
                 target[_key(key)] = value
+
+    def _result(self, callee: Any, arguments: Any) -> Any:
+        """Return the tensor or container that a call creates, or a placeholder."""
+        name = callee.name if isinstance(callee, Inert) else type(callee).__name__
+        if not isinstance(arguments, tuple):
+            raise ValueError(
+                f"expected a tuple of arguments in a call to {name}, got {type(arguments).__name__}"
+            )
+        if name == "collections.OrderedDict" and not arguments:
+            return {}
+        if name == "collections.OrderedDict" and isinstance(arguments[0], list):
+            # A pickle may pass one long list to many calls.
+            self.copied += len(arguments[0])
+            if self.copied > MAX_OPERATIONS:
+                raise ValueError(f"the pickle copies more than {MAX_OPERATIONS:,} items")
+            if _is_pairs(arguments[0]):
+                return {_key(key): value for key, value in arguments[0]}
+        if name in ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor"):
+            return _tensor(arguments)
+        if name in (
+            "torch._utils._rebuild_parameter",
+            "torch._utils._rebuild_parameter_with_state",
+        ):
+            return arguments[0]
+        return Inert(name)
 
     def _storage(self, value: Any) -> Any:
         """Read a storage reference: ("storage", class, key, device, numel, ...)."""
@@ -263,28 +295,8 @@ def _named(module: Any, name: Any) -> Inert:
     return Inert(f"{module}.{name}")
 
 
-def _result(callee: Any, arguments: Any) -> Any:
-    """Return the tensor or container that a call creates, or a placeholder."""
-    name = callee.name if isinstance(callee, Inert) else type(callee).__name__
-    if not isinstance(arguments, tuple):
-        raise ValueError(
-            f"expected a tuple of arguments in a call to {name}, got {type(arguments).__name__}"
-        )
-    if name == "collections.OrderedDict" and not arguments:
-        return {}
-    if name == "collections.OrderedDict" and _is_pairs(arguments[0]):
-        return {_key(key): value for key, value in arguments[0]}
-    if name in ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor"):
-        return _tensor(arguments)
-    if name in ("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state"):
-        return arguments[0]
-    return Inert(name)
-
-
-def _is_pairs(value: Any) -> bool:
-    return isinstance(value, list) and all(
-        isinstance(pair, tuple | list) and len(pair) == 2 for pair in value
-    )
+def _is_pairs(values: list[Any]) -> bool:
+    return all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in values)
 
 
 def _tensor(arguments: tuple[Any, ...]) -> TensorRecord:
@@ -295,6 +307,8 @@ def _tensor(arguments: tuple[Any, ...]) -> TensorRecord:
         raise ValueError(
             f"expected a size and a stride of the same length, got {len(size)} and {len(stride)}"
         )
+    if len(size) > _MAX_DIMS:
+        raise ValueError(f"a tensor has {len(size)} dimensions; expected at most {_MAX_DIMS}")
     numbers = [offset, *size, *stride]
     if not all(type(number) is int and 0 <= number < 2**63 for number in numbers):
         raise ValueError(

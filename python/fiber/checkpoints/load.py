@@ -6,16 +6,18 @@ import dataclasses
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from fiber.atomic_io import read_json
-from fiber.checkpoints.model_dir import StoredModel, load_model
-from fiber.checkpoints.published import load_published
+from fiber.checkpoints.model_dir import MAX_JSON_BYTES, StoredModel, load_model
+from fiber.checkpoints.published import check_names, load_published
 from fiber.checkpoints.torch_file import SUFFIXES, Checkpoint, Weights, read_checkpoint
 from fiber.checkpoints.vocabulary import Answers, open_answers, open_tokenizer
+from fiber.checkpoints.weights import copy_weights
 from fiber.data import Tokenizer
 from fiber.models.registry import encoder_format, recognize
 
@@ -88,10 +90,12 @@ def _published_model(
         if image_size is not None:
             config = config.with_image_size(image_size)
             state = architecture.resize(state, config)
+        check_names(config, state)
         with torch.device("meta"):
             model = architecture.network(config)
-        model.to_empty(device=device)
-        ignored, filled = load_published(model, state), architecture.default_values(config, state)
+        copy = partial(copy_weights, path=path, release=checkpoint.release)
+        ignored = load_published(model, state, device, copy)
+        filled = architecture.default_values(config, state)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     return StoredModel(network=model.eval(), path=path, ignored=ignored, filled=filled)
@@ -104,7 +108,7 @@ def _is_ours(folder: Path) -> bool:
     """
     if not (folder / "config.json").is_file():
         return (folder / "checkpoints").is_dir()
-    values = read_json(folder / "config.json")
+    values = read_json(folder / "config.json", MAX_JSON_BYTES)
     return isinstance(values, dict) and "model" in values
 
 

@@ -7,8 +7,9 @@ answers.json and classes.json.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,8 +17,10 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from fiber.atomic_io import read_json, write_file, write_json
+from fiber.atomic_io import check_regular_file, read_json, write_file, write_json
+from fiber.checkpoints.mapped_file import SafetensorsFile, read_safetensors
 from fiber.checkpoints.provenance import TrainedOn
+from fiber.checkpoints.weights import copy_weights, dtype_problem
 from fiber.config import FiberConfig
 from fiber.config_io import to_dict
 from fiber.data import Tokenizer
@@ -26,6 +29,9 @@ from fiber.models.registry import Network, architecture_of, build_model, read_co
 
 #: Names of the files in a model folder.
 MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.json", "answers.json", "classes.json")
+
+#: Maximum size in bytes of the JSON files of a model, except tokenizer.json.
+MAX_JSON_BYTES = 16 << 20
 
 #: Error messages for models that lack a vocabulary, such as published checkpoints.
 NO_TOKENIZER = (
@@ -146,19 +152,19 @@ def load_model(
     """
     folder = Path(folder)
     for name in ("config.json", "model.safetensors"):
-        if not (folder / name).is_file():
+        if not (folder / name).exists():
             unfinished = (folder / "checkpoints").is_dir()
             hint = ". The run is unfinished; resume it first" if unfinished else ""
             raise FileNotFoundError(f"{folder} contains no model: {name} does not exist{hint}")
-    values = read_json(folder / "config.json")
-    config = read_config(values["model"])
+    stored = read_safetensors(folder / "model.safetensors")
+    values = read_json(folder / "config.json", MAX_JSON_BYTES)
+    config = _read_model_config(folder / "config.json", values, stored)
     if image_size is not None:
         config = config.with_image_size(image_size)
+    vocabulary = read_vocabulary(folder)
     with torch.device("meta"):
         model = build_model(config)
-    model.to_empty(device=device)
-    load_state(model, folder / "model.safetensors", resize=image_size is not None)
-    vocabulary = read_vocabulary(folder)
+    _load_tensors(model, folder / "model.safetensors", stored, image_size is not None, device)
     return StoredModel(
         network=model.eval(),
         path=folder,
@@ -169,6 +175,43 @@ def load_model(
     )
 
 
+def _read_model_config(path: Path, values: Any, stored: SafetensorsFile) -> FiberConfig:
+    """Read the config of a model folder and compare its sizes with the header of the weights.
+
+    Building a network takes time and memory in proportion to its sizes, so this comes first.
+    """
+    if not isinstance(values, dict) or not isinstance(values.get("model"), dict):
+        raise ValueError(f"{path}: expected a JSON object whose field 'model' is an object")
+    shapes = {name: tuple(tensor.shape) for name, tensor in stored.tensors.items()}
+    try:
+        config = read_config(values["model"])
+        architecture = architecture_of(config)
+        differing = [
+            f"{name} is {attrgetter(name)(config)}, but model.safetensors has {found}"
+            for name, found in architecture.stored_sizes(shapes).items()
+            if attrgetter(name)(config) != found
+        ]
+        if differing:
+            raise ValueError("; ".join(differing))
+    except ValueError as error:
+        raise ValueError(f"{path}: model: {error}") from error
+    _check_tensor_names(path.with_name("model.safetensors"), architecture.keys(config), shapes)
+    return config
+
+
+def _check_tensor_names(path: Path, own: Iterable[str], stored: Iterable[str]) -> None:
+    own, stored = dict.fromkeys(own), dict.fromkeys(stored)
+    faults = [f"missing {name}" for name in own if name not in stored]
+    faults += [f"unexpected {name}" for name in stored if name not in own]
+    _raise_if_any(path, faults)
+
+
+def _raise_if_any(path: Path, faults: list[str]) -> None:
+    if faults:
+        shown = "; ".join(faults[:40]) + (f"; and {len(faults) - 40} more" * (len(faults) > 40))
+        raise ValueError(f"{path} does not fit the model: {shown}")
+
+
 def write_vocabulary(folder: Path, vocabulary: Vocabulary) -> None:
     """Write tokenizer.json. Also write answers.json and classes.json unless they are empty."""
     write_file(folder / "tokenizer.json", lambda path: vocabulary.tokenizer.save(str(path)))
@@ -177,6 +220,7 @@ def write_vocabulary(folder: Path, vocabulary: Vocabulary) -> None:
 
 def read_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
     """Read tokenizer.json. Raises ValueError if special tokens do not have RoBERTa's ids."""
+    check_regular_file(Path(path))
     tokenizer = Tokenizer.from_file(path)
     try:
         tokenizer.check_for_models()
@@ -203,39 +247,71 @@ def _write_lists(folder: Path, **lists: tuple[str, ...]) -> None:
 
 def _read_list(folder: Path, name: str) -> tuple[str, ...]:
     path = folder / f"{name}.json"
-    return tuple(read_json(path)) if path.exists() else ()
+    return read_strings(path, name) if path.exists() else ()
+
+
+def read_strings(path: Path, name: str) -> tuple[str, ...]:
+    """Read a JSON list of strings; `name` is what they are, for errors.
+
+    Raises:
+        FileNotFoundError: if the file does not exist.
+        ValueError: if the file is not a list of strings.
+    """
+    return check_strings(read_json(path, MAX_JSON_BYTES), f"{path}: {name}")
+
+
+def check_strings(values: Any, where: str) -> tuple[str, ...]:
+    """Check a list of strings. Raises ValueError, starting with `where`, if it is none."""
+    if isinstance(values, str) or not isinstance(values, Sequence):
+        raise ValueError(
+            f"{where}: expected a list of strings, got {type(values).__name__} {values!r:.60}"
+        )
+    for index, value in enumerate(values):
+        if not isinstance(value, str):
+            raise ValueError(f"{where}[{index}]: expected a string, got {value!r:.60}")
+    return tuple(values)
 
 
 def load_state(model: nn.Module, path: Path, *, resize: bool = False) -> None:
     """Load a safetensors file strictly. `resize` adapts tensors to the model's image size.
 
     Raises:
-        ValueError: if keys are missing or unexpected, or shapes do not match; the message
-            lists them.
+        ValueError: if keys are missing or unexpected, or shapes or dtypes do not match; the
+            message lists them.
     """
-    stored = read_tensors(path)
+    stored = read_safetensors(path)
+    _check_tensor_names(path, model.state_dict(), stored.tensors)
+    _load_tensors(model, path, stored, resize)
+
+
+def _load_tensors(
+    model: nn.Module,
+    path: Path,
+    stored: SafetensorsFile,
+    resize: bool,
+    device: torch.device | str | None = None,
+) -> None:
+    """Copy tensors of the right names into a model, allocated on `device` if that is given."""
+    tensors: Mapping[str, Tensor] = stored.tensors
     if resize:
         config: FiberConfig = model.config  # type: ignore[assignment]
-        stored = architecture_of(config).resize(stored, config)
+        tensors = architecture_of(config).resize(tensors, config)
     own = model.state_dict()
-    faults = [f"missing {name}" for name in own if name not in stored]
-    faults += [f"unexpected {name}" for name in stored if name not in own]
-    faults += [
-        f"{name} has shape {tuple(stored[name].shape)}, expected {tuple(own[name].shape)}"
-        for name in own
-        if name in stored and own[name].shape != stored[name].shape
+    faults = [
+        f"{name} has shape {tuple(tensors[name].shape)}, expected {tuple(tensor.shape)}"
+        for name, tensor in own.items()
+        if tensor.shape != tensors[name].shape
     ]
-    if faults:
-        raise ValueError(f"{path} does not fit the model: " + "; ".join(faults))
-    model.load_state_dict(stored)
+    wrong = [dtype_problem(name, tensors[name], tensor) for name, tensor in own.items()]
+    _raise_if_any(path, faults + [problem for problem in wrong if problem])
+    if device is not None:
+        own = model.to_empty(device=device).state_dict()
+    copy_weights(own, {name: [tensors[name]] for name in own}, path, stored.release)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file. Raises ValueError if it is damaged or truncated."""
-    try:
-        return safetensors.torch.load_file(path)
-    except safetensors.SafetensorError as error:
-        raise ValueError(f"{path} is not a valid safetensors file: {error}") from error
+    """Map the tensors of a safetensors file. Raises ValueError if it is damaged or truncated."""
+    return read_safetensors(path).tensors
 
 
 def write_tensors(state: dict[str, Tensor], path: Path) -> None:

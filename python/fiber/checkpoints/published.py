@@ -6,33 +6,68 @@ along the first dimension, since the published code has separate query, key and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from fiber.checkpoints.weights import copy_weights, dtype_problem, list_problems, sharing_problem
+from fiber.config import FiberConfig
 from fiber.models.encoders.keys import KeyMap
 from fiber.models.registry import Network, architecture_of
 
+#: Copies pieces of tensors into a model's, both by our keys.
+CopyWeights = Callable[[Mapping[str, Tensor], Mapping[str, Sequence[Tensor]]], None]
 
-def load_published(model: Network, state: Mapping[str, Tensor]) -> dict[str, str]:
+
+def load_published(
+    model: Network,
+    state: Mapping[str, Tensor],
+    device: torch.device | str | None = None,
+    copy: CopyWeights = copy_weights,
+) -> dict[str, str]:
     """Load tensors by published key. Tensors in `Architecture.default_values` may be missing.
+
+    `device` is where to allocate a model that is on the meta device, and `copy` copies the tensors;
+    see `load_mapped`.
 
     Returns:
         Ignored published keys with reasons.
 
     Raises:
-        ValueError: if keys are missing or unknown, or shapes do not match; the message lists them.
+        ValueError: if keys are missing or unknown, or shapes or dtypes do not match; the message
+            lists them.
     """
     config, architecture = model.config, architecture_of(model.config)
     state = architecture.from_published(state)
     keys, defaults = architecture.keys(config), architecture.default_values(config, state)
     keys = {ours: theirs for ours, theirs in keys.items() if ours not in defaults}
-    ignored = load_mapped(model, state, keys, lambda name: architecture.ignored_key(name, config))
+
+    def ignored_reason(name: str) -> str | None:
+        return architecture.ignored_key(name, config)
+
+    ignored = load_mapped(model, state, keys, ignored_reason, device, copy)
     own = model.state_dict()
     for ours, value in defaults.items():
         nn.init.constant_(own[ours], value)
     return ignored
+
+
+def check_names(config: FiberConfig, state: Mapping[str, Tensor]) -> None:
+    """Check that a file has enough tensors for its config before the network is built.
+
+    Raises:
+        ValueError: if more than half of the tensors are missing; the message lists them.
+    """
+    architecture = architecture_of(config)
+    names = dict.fromkeys(name for keys in architecture.keys(config).values() for name in keys)
+    found = architecture.from_published(state)
+    missing = [f"missing {name}" for name in names if name not in found]
+    if len(missing) > len(names) / 2:
+        raise ValueError(
+            f"{len(missing)} tensors of the model are not in the checkpoint:\n "
+            f" {list_problems(missing)}"
+        )
 
 
 def published_state(model: Network) -> dict[str, Tensor]:
@@ -47,6 +82,8 @@ def load_mapped(
     state: Mapping[str, Tensor],
     keys: KeyMap,
     ignored_reason: Callable[[str], str | None],
+    device: torch.device | str | None = None,
+    copy: CopyWeights = copy_weights,
 ) -> dict[str, str]:
     """Copy published tensors into a model, leaving it unchanged on error.
 
@@ -56,12 +93,16 @@ def load_mapped(
         keys: mapping from our keys to published keys.
         ignored_reason: function that returns why a published key that is not in `keys` is ignored,
             or None if the key is unknown.
+        device: device on which a model on the meta device is allocated once all tensors are known
+            to fit.
+        copy: `copy_weights`, with further arguments.
 
     Returns:
         Ignored published keys with reasons.
 
     Raises:
-        ValueError: if keys are missing or unknown, or shapes do not match; the message lists them.
+        ValueError: if keys are missing or unknown, or shapes or dtypes do not match; the message
+            lists them.
     """
     own, values = model.state_dict(), {}
     # A dict keeps the order of keys for messages.
@@ -73,22 +114,34 @@ def load_mapped(
         if any(name not in state for name in theirs):
             continue
         pieces = [state[name] for name in theirs]
-        values[ours] = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
-        if values[ours].shape != own[ours].shape:
+        values[ours] = pieces
+        wrong = [dtype_problem(name, state[name], own[ours]) for name in theirs]
+        problems += [problem for problem in wrong if problem]
+        if _joined_shape(pieces) != tuple(own[ours].shape):
             shapes = " + ".join(str(tuple(piece.shape)) for piece in pieces)
             problems.append(
                 f"{', '.join(theirs)} has shape {shapes}, expected {tuple(own[ours].shape)}"
             )
+    if sharing := sharing_problem(piece for pieces in values.values() for piece in pieces):
+        problems.append(sharing)
     if problems:
-        shown = "\n  ".join(problems[:40])
-        more = f"\n  and {len(problems) - 40} more" if len(problems) > 40 else ""
         raise ValueError(
-            f"{len(problems)} tensors of the checkpoint do not match the model:\n  {shown}{more}"
+            f"{len(problems)} tensors of the checkpoint do not match the model:\n "
+            f" {list_problems(problems)}"
         )
-    with torch.no_grad():
-        for ours, value in values.items():
-            own[ours].copy_(value)
+    if device is not None:
+        own = model.to_empty(device=device).state_dict()
+    copy(own, values)
     return {name: reason for name, reason in reasons.items() if reason is not None}
+
+
+def _joined_shape(pieces: list[Tensor]) -> tuple[int, ...] | None:
+    """Return the shape of the pieces joined along the first dimension, or None if they differ."""
+    if len(pieces) == 1:
+        return tuple(pieces[0].shape)
+    if any(not p.dim() or p.shape[1:] != pieces[0].shape[1:] for p in pieces):
+        return None
+    return (sum(map(len, pieces)), *pieces[0].shape[1:])
 
 
 def unstack(state: Mapping[str, Tensor], keys: KeyMap) -> dict[str, Tensor]:

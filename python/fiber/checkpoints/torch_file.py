@@ -19,15 +19,14 @@ import struct
 import sys
 import tarfile
 import zipfile
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor
 
+from fiber.atomic_io import JSON_ERRORS, check_regular_file
 from fiber.checkpoints.inert_pickle import (
     HostileFileError,
     Inert,
@@ -35,6 +34,7 @@ from fiber.checkpoints.inert_pickle import (
     TensorRecord,
     read_pickle,
 )
+from fiber.checkpoints.mapped_file import MappedFile, read_safetensors
 
 #: Weights to read from a file that holds both the trained weights and their moving average.
 Weights = Literal["raw", "ema"]
@@ -79,6 +79,8 @@ class Checkpoint(NamedTuple):
     state: dict[str, Tensor]
     #: Config of the run that wrote the file, with published field names; empty if not stored.
     config: Mapping[str, Any]
+    #: Frees the memory of tensors that have been read; see `MappedFile.release`.
+    release: Callable[[], None]
 
 
 class _TorchFile(NamedTuple):
@@ -104,41 +106,40 @@ def read_checkpoint(path: Path, weights: Weights = "raw") -> Checkpoint:
 
     Raises:
         FileNotFoundError: if the file does not exist.
-        ValueError: if the file is empty, truncated or in the wrong format, has no tensors, or tries
-            to run code. The message gives the reason. Nothing in the file is ever executed.
+        ValueError: if the file is not a regular file, is empty, truncated or in the wrong format,
+            has no tensors, or tries to run code. The message gives the reason. Nothing in the file
+            is ever executed.
     """
     if weights not in _STATE_KEYS:
         raise ValueError(f"weights: expected 'raw' or 'ema', got {weights!r}")
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f"checkpoint {path} does not exist")
+    check_regular_file(path)
     with path.open("rb") as file:
         start = file.read(64)
     if not start:
         raise ValueError(f"{path} is empty; expected a checkpoint")
     if path.suffix == ".safetensors" or start[8:10] in (b'{"', b"{}"):
-        content, settings = _read_safetensors(path)
+        content, metadata, release = read_safetensors(path)
+        settings = _read_settings(path, metadata)
         state = _choose_tensors(path, content, weights)
     else:
         torch_file = _read_torch_file(path, start)
         content = torch_file.content
         settings = content.get(SETTINGS) if isinstance(content, Mapping) else None
-        state = _make_tensors(torch_file, _choose_tensors(path, content, weights))
+        mapped = MappedFile(path)
+        state = _make_tensors(torch_file, mapped, _choose_tensors(path, content, weights))
+        release = mapped.release
     if all(name.startswith("module.") for name in state):
         state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
     config = settings.get("config") if isinstance(settings, Mapping) else None
-    return Checkpoint(state, config if isinstance(config, Mapping) else {})
+    return Checkpoint(state, config if isinstance(config, Mapping) else {}, release)
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], Any]:
+def _read_settings(path: Path, metadata: Mapping[str, str]) -> Any:
     try:
-        tensors = safetensors.torch.load_file(path)
-        with safetensors.safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-    except safetensors.SafetensorError as error:
-        raise ValueError(f"{path} is not a valid safetensors file: {error}") from error
-    try:
-        return tensors, json.loads(metadata.get(SETTINGS, "null"))
-    except (json.JSONDecodeError, RecursionError) as error:
+        return json.loads(metadata.get(SETTINGS, "null"))
+    except JSON_ERRORS as error:
         raise ValueError(
             f"{path}: {SETTINGS} in the metadata is not valid JSON: {error}"
         ) from error
@@ -198,6 +199,8 @@ def _read_zip(path: Path) -> _TorchFile:
                 raise ValueError(
                     f"{name} ({record.file_size} bytes) extends past the end of the file"
                 )
+        if sum(record.file_size for record in records.values()) > file_bytes:
+            raise ValueError("the files of the archive overlap")
         order = archive.read(records["byteorder"]) if "byteorder" in records else b"little"
         if order.decode("ascii") != sys.byteorder:
             raise ValueError(f"unsupported byte order {order!r}; expected {sys.byteorder!r}")
@@ -278,10 +281,10 @@ def _choose_tensors(path: Path, content: Any, weights: Weights) -> dict[str, Any
     return {str(name): tensor for name, tensor in state.items()}
 
 
-def _make_tensors(file: _TorchFile, records: Mapping[str, TensorRecord]) -> dict[str, Tensor]:
+def _make_tensors(
+    file: _TorchFile, mapped: MappedFile, records: Mapping[str, TensorRecord]
+) -> dict[str, Tensor]:
     """Create the tensors as views of the memory-mapped file."""
-    size = file.path.stat().st_size
-    mapped = torch.UntypedStorage.from_file(str(file.path), shared=False, nbytes=size)
     storages: dict[str, torch.UntypedStorage] = {}
     state = {}
     for name, (storage, offset, shape, stride) in records.items():
@@ -293,14 +296,13 @@ def _make_tensors(file: _TorchFile, records: Mapping[str, TensorRecord]) -> dict
         storage_bytes = storage.numel * dtype.itemsize
         last = offset + sum((n - 1) * step for n, step in zip(shape, stride, strict=True))
         holds = 0 in shape or (last < storage.numel and math.prod(shape) < 2**48)
-        if not holds or storage_bytes > stored_bytes or first + storage_bytes > size:
+        if not holds or storage_bytes > stored_bytes or first + storage_bytes > mapped.size:
             raise ValueError(
                 f"{file.path} is damaged or truncated: {name} has shape {shape}, stride {stride}"
                 f" and offset {offset}, but its storage has {stored_bytes} bytes of {dtype}"
             )
         if storage.key not in storages:
-            part: Any = mapped[first : first + storage_bytes]  # the type stub says int
-            storages[storage.key] = part
+            storages[storage.key] = mapped.storage(first, storage_bytes)
         tensor = torch.empty(0, dtype=dtype)
         state[name] = tensor.set_(storages[storage.key], offset, shape, stride)
     return state

@@ -7,8 +7,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from fiber.atomic_io import read_json
-from fiber.checkpoints.model_dir import Vocabulary, read_tokenizer
+from fiber.atomic_io import check_regular_file
+from fiber.checkpoints.model_dir import (
+    Vocabulary,
+    check_strings,
+    read_strings,
+    read_tokenizer,
+)
 from fiber.data import Tokenizer
 from fiber.data.record import RecordSet
 
@@ -65,9 +70,11 @@ def open_tokenizer(tokenizer: Tokenizer | str | os.PathLike[str] | None) -> Toke
     if path.is_dir():
         two = path / "vocab.json", path / "merges.txt"
         if not (path / "tokenizer.json").exists() and all(file.exists() for file in two):
+            for file in two:
+                check_regular_file(file)
             return Tokenizer.from_vocabulary(*two)
         path = path / "tokenizer.json"
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(
             f"tokenizer {path} does not exist; pass an existing tokenizer (--tokenizer), or an"
             " initial model that has a tokenizer (--init)"
@@ -82,17 +89,9 @@ def open_answers(answers: Answers) -> tuple[str, ...]:
         FileNotFoundError: if the file does not exist.
         ValueError: if the answers are not a list of strings.
     """
-    where, values = "answers", answers
     if isinstance(answers, (str, os.PathLike)):
-        where, values = f"{os.fspath(answers)}: answers", read_json(Path(answers))
-    if isinstance(values, str) or not isinstance(values, Sequence):
-        raise ValueError(
-            f"{where}: expected a list of strings, got {type(values).__name__} {values!r:.60}"
-        )
-    for index, value in enumerate(values):
-        if not isinstance(value, str):
-            raise ValueError(f"{where}[{index}]: expected a string, got {value!r:.60}")
-    return tuple(values)
+        return read_strings(Path(answers), "answers")
+    return check_strings(answers, "answers")
 
 
 def check_answers(answers: tuple[str, ...]) -> tuple[str, ...]:

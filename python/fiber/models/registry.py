@@ -56,6 +56,8 @@ class Architecture:
     stored_config: Callable[[Any], dict[str, Any]]
     #: Returns the mapping from our keys to published keys.
     keys: Callable[[Any], KeyMap]
+    #: Returns the config fields that shapes of our tensors determine, by dotted name.
+    stored_sizes: Callable[[Mapping[str, tuple[int, ...]]], dict[str, Any]] = lambda shapes: {}
     #: Returns why a published key outside `keys` is ignored, or None if it is unknown.
     ignored_key: Callable[[str, Any], str | None]
     #: Default values of tensors that a published file may lack, by our keys.
@@ -90,6 +92,7 @@ _fiber = partial(
     encoders=keys.ENCODERS,
     resize=_resize_windows,
     main_sizes=infer_config.main_sizes,
+    stored_sizes=infer_config.stored_sizes,
     describe=infer_config.describe,
 )
 
@@ -150,7 +153,7 @@ def read_config(values: dict[str, Any]) -> FiberConfig:
     """
     classes = {entry.family: entry.config_class for entry in ARCHITECTURES}
     family = values.get("family", "fiber")
-    if family not in classes:
+    if not isinstance(family, str) or family not in classes:
         raise ValueError(f"unknown family {family!r}; expected {' or '.join(map(repr, classes))}")
     return from_dict(classes[family], values)
 

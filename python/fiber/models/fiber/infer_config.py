@@ -209,6 +209,45 @@ def _shape(state: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
     return tuple(state[name].shape)
 
 
+def stored_sizes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """Return the config fields that shapes of our tensors determine, by dotted name.
+
+    Fields whose tensors are missing are left out.
+    """
+    sizes: dict[str, Any] = {}
+
+    def add(field: str, name: str, dim: int) -> None:
+        if len(shapes.get(name, ())) > dim:
+            sizes[field] = shapes[name][dim]
+
+    def count(pattern: str) -> int:
+        return len({match[1] for name in shapes if (match := re.match(pattern, name))})
+
+    image, text, head = "backbone.image", "backbone.text", "pyramid.outputs.0.weight"
+    add("swin.patch_size", f"{image}.patch_embedding.projection.weight", 2)
+    add("swin.embed_dim", f"{image}.patch_embedding.projection.weight", 0)
+    sizes["swin.depths"] = tuple(
+        count(rf"backbone\.image\.stages\.{stage}\.blocks\.(\d+)\.") for stage in range(4)
+    )
+    tables = [f"{image}.stages.{stage}.blocks.0.attention.bias_table" for stage in range(4)]
+    if all(len(shapes.get(table, ())) == 2 for table in tables):
+        sizes["swin.num_heads"] = tuple(shapes[table][1] for table in tables)
+        # (2 w - 1) ** 2 rows.
+        sizes["swin.window_size"] = (math.isqrt(shapes[tables[0]][0]) + 1) // 2
+    add("roberta.vocab_size", f"{text}.embeddings.word.weight", 0)
+    add("roberta.width", f"{text}.embeddings.word.weight", 1)
+    add("roberta.max_positions", f"{text}.embeddings.position.weight", 0)
+    add("roberta.ffn_width", f"{text}.layers.0.mlp.0.weight", 0)
+    sizes["roberta.num_layers"] = count(r"backbone\.text\.layers\.(\d+)\.")
+    sizes["fusion.num_fused_layers"] = count(r"backbone\.fusion\.(\d+)\.")
+    add("image_text.num_answers", "vqa_head.output.weight", 0)
+    if head in shapes:
+        add("detector.channels", head, 0)
+        add("detector.num_unused_classes", "head.unused_classes.weight", 0)
+        sizes["detector.num_blocks"] = count(r"tower\.blocks\.(\d+)\.")
+    return sizes
+
+
 def stored_config(config: FiberConfig) -> dict[str, Any]:
     """Return the config to store in a published file, as a JSON-serializable dict."""
     return _published_names(config) | {OWN: to_dict(config)}

@@ -1,0 +1,106 @@
+"""Copy weights from a mapped file into a model, and check their values."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+#: Number of bytes to copy at once, so that they are checked while they are in the CPU's cache.
+_CHUNK_BYTES = 1 << 20
+
+#: Number of bytes after whose copying the pages of the source are released.
+_RELEASE_BYTES = 32 << 20
+
+#: Maximum ratio of the bytes of a model's tensors and those of their storages.
+_MAX_SHARING = 4
+
+#: Maximum number of tensors that a message lists.
+_MAX_LISTED = 40
+
+
+def list_problems(problems: Sequence[str]) -> str:
+    """Join the problems of a file, one per line, and count those beyond the first 40."""
+    shown = "\n  ".join(problems[:_MAX_LISTED])
+    more = len(problems) - _MAX_LISTED
+    return shown + (f"\n  and {more} more" if more > 0 else "")
+
+
+def dtype_problem(name: str, tensor: Tensor, own: Tensor) -> str | None:
+    """Describe a weight that is not of a floating-point type, if the model's is."""
+    if own.is_floating_point() and not tensor.is_floating_point():
+        return f"{name} has dtype {tensor.dtype}, expected a floating-point type"
+    return None
+
+
+def sharing_problem(tensors: Iterable[Tensor]) -> str | None:
+    """Describe tensors that are far larger than their storages, due to a stride of 0 or sharing.
+
+    A model may share a few tensors, but a small file must not describe a model of any size.
+    """
+    storages, total_bytes = {}, 0
+    for tensor in tensors:
+        storage = tensor.untyped_storage()
+        storages[storage.data_ptr()] = storage.nbytes()
+        total_bytes += tensor.nbytes
+    stored_bytes = sum(storages.values())
+    if total_bytes > _MAX_SHARING * stored_bytes:
+        return f"tensors of {total_bytes} bytes share storages of {stored_bytes} bytes"
+    return None
+
+
+def copy_weights(
+    own: Mapping[str, Tensor],
+    pieces: Mapping[str, Sequence[Tensor]],
+    path: Path | None = None,
+    release: Callable[[], None] | None = None,
+) -> None:
+    """Copy tensors into a model's, piece by piece along the first dimension.
+
+    Warns about tensors with values that are NaN or infinite.
+
+    Args:
+        own: tensors of the model by name.
+        pieces: tensors to copy, by the same names; together of the same shape.
+        path: file of the pieces, for the warning.
+        release: called now and then to free the memory of pieces that have been copied.
+    """
+    copied, nonfinite = 0, {}
+    with torch.no_grad():
+        for name, parts in pieces.items():
+            # A scalar has no first dimension.
+            target = own[name] if own[name].dim() else own[name][None]
+            parts = [part if part.dim() else part[None] for part in parts]
+            count = 0
+            for rows, part in zip(target.split([len(p) for p in parts]), parts, strict=True):
+                row_bytes = max(part[:1].nbytes, 1)
+                chunk = max(_CHUNK_BYTES // row_bytes, 1)
+                for to, values in zip(rows.split(chunk), part.split(chunk), strict=True):
+                    to.copy_(values)
+                    count += _count_nonfinite(values)
+                    copied += to.nbytes
+                    if release is not None and copied >= _RELEASE_BYTES:
+                        release()
+                        copied = 0
+            if count:
+                nonfinite[name] = f"{name} ({count} of {target.numel()} values)"
+    if nonfinite:
+        faults = list(nonfinite.values())
+        shown = ", ".join(faults[:8]) + (f" and {len(faults) - 8} more" if len(faults) > 8 else "")
+        warnings.warn(
+            f"{path or 'the checkpoint'}: {len(faults)} of {len(pieces)} tensors have values that"
+            f" are NaN or infinite: {shown}; the training run that wrote them probably diverged",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+
+def _count_nonfinite(values: Tensor) -> int:
+    # The sum of finite values is finite, unless they are huge.
+    if not values.is_floating_point() or math.isfinite(values.sum(dtype=torch.float32)):
+        return 0
+    return int((~values.isfinite()).sum())

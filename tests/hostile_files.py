@@ -1,0 +1,370 @@
+"""Hostile files and mutants of them, read by forked processes with limits.
+
+Command: python -m tests.hostile_files [--mutants N] [--seed S] [--only KIND] [--every N]
+A file may be refused with a ValueError or an OSError, or be read. It must take neither more than 5
+s of processor time nor 500 MB, and must not end the process. Prints the counts by outcome; exit
+code 1 if a limit is broken.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import gc
+import io
+import itertools
+import json
+import os
+import random
+import resource
+import select
+import signal
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+import fiber
+import fiber.inference.model  # imported before the processes are forked
+from fiber.checkpoints.convert import convert
+from fiber.checkpoints.load import read_model
+from fiber.data import Tokenizer
+from tests import hostile_cases
+from tests.conftest import save_micro_models
+
+MAX_SECONDS, MAX_BYTES = 5, 500_000_000
+#: Wall-clock time after which a process is ended that waits, such as for a pipe.
+MAX_WAIT_SECONDS = 120
+#: Number of files that a process reads, unless one of them ends it.
+CASES_PER_PROCESS = 50
+#: Maximum size of a file; the hostile ones have at most 2 MB.
+MAX_FILE_BYTES = 4_000_000
+
+Write = Callable[[Path], None]
+
+
+class Case(NamedTuple):
+    """A file or folder to write, and how to read it."""
+
+    kind: str
+    name: str
+    write: Write
+    read: Callable[[Path], object]
+
+
+class Result(NamedTuple):
+    """How reading a file ended."""
+
+    outcome: str
+    seconds: float
+    extra_bytes: int
+    is_allowed: bool
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Read all cases and their mutants; return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--mutants", type=int, default=20, help="mutants of each case")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", help="kind of file: pickle, zip, tokenizer or folder")
+    parser.add_argument("--every", type=int, default=1, help="read only each Nth file")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    # Garbage collection in a child would copy every page of the objects that exist here.
+    gc.freeze()
+    results: dict[str, list[tuple[str, Result]]] = collections.defaultdict(list)
+    with tempfile.TemporaryDirectory() as folder:
+        cases = all_cases(Path(folder), options.mutants, options.seed, options.only)
+        chosen = itertools.islice(cases, 0, None, options.every)
+        while batch := list(itertools.islice(chosen, CASES_PER_PROCESS)):
+            found = read_limited(batch, Path(folder) / "case")
+            for case, result in zip(batch, found, strict=True):
+                results[case.kind].append((case.name, result))
+    broken = 0
+    for kind, found in results.items():
+        broken += report(kind, found)
+    gc.unfreeze()
+    return 1 if broken or not results else 0
+
+
+def report(kind: str, found: list[tuple[str, Result]]) -> int:
+    """Print a summary of a kind of file; return the number of files that broke a limit."""
+    counts = collections.Counter(result.outcome for _, result in found)
+    slowest = max(found, key=lambda entry: entry[1].seconds)
+    largest = max(found, key=lambda entry: entry[1].extra_bytes)
+    print(f"{kind}: {len(found)} files")
+    print("  " + ", ".join(f"{outcome} {count}" for outcome, count in counts.most_common()))
+    print(f"  slowest {slowest[1].seconds:.2f} s ({slowest[0]})")
+    print(f"  largest {largest[1].extra_bytes / 1e6:.0f} MB ({largest[0]})")
+    broken = [(name, result) for name, result in found if not result.is_allowed]
+    for name, result in broken[:20]:
+        print(f"  BROKEN {name}: {result.outcome}, {result.seconds:.2f} s")
+    return len(broken)
+
+
+def read_limited(cases: Sequence[Case], path: Path) -> Iterator[Result]:
+    """Write and read cases in a forked process, and in another one after a case that ends it."""
+    done = 0
+    while done < len(cases):
+        for result in read_in_child(cases[done:], path):
+            done += 1
+            yield result
+
+
+def read_in_child(cases: Sequence[Case], path: Path) -> Iterator[Result]:
+    """Read cases in one process, until one ends it."""
+    end, start = os.pipe()
+    process = os.fork()
+    if process == 0:
+        # Nothing of the run's own code may run in the child after this.
+        os.close(end)
+        try:
+            for case in cases:
+                os.write(start, (json.dumps(measure(case, path)) + "\n").encode())
+        finally:
+            os._exit(0)
+    os.close(start)
+    count = 0
+    with os.fdopen(end, "rb", buffering=0) as pipe:
+        while select.select([pipe], [], [], MAX_WAIT_SECONDS)[0] and (line := pipe.readline()):
+            count += 1
+            yield checked(*json.loads(line))
+        if count < len(cases):
+            # It has ended, or waits.
+            os.kill(process, signal.SIGKILL)
+    _, status, usage = os.wait4(process, 0)
+    if count < len(cases):
+        name = signal.Signals(os.WTERMSIG(status)).name if os.WIFSIGNALED(status) else "exit"
+        yield checked(name, usage.ru_utime + usage.ru_stime, 0)
+
+
+def checked(outcome: str, seconds: float, extra_bytes: int) -> Result:
+    allowed = outcome in ("read", "ValueError", "OSError", "FileNotFoundError")
+    within = seconds <= MAX_SECONDS and extra_bytes < MAX_BYTES
+    return Result(outcome, seconds, extra_bytes, allowed and within)
+
+
+def measure(case: Case, path: Path) -> tuple[str, float, int]:
+    """Read a file within limits.
+
+    Returns:
+        The name of the error, or "read"; the processor time in seconds; the memory in bytes over
+        that before, or 0 if an earlier case of the process took more.
+    """
+    clear(path)
+    case.write(path)
+    os.chdir(path.parent)
+    sys.stderr = sys.stdout = io.StringIO()
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    warnings.simplefilter("ignore")
+    pages, resident = map(int, Path("/proc/self/statm").read_text().split()[:2])
+    size = resource.getpagesize()
+    before = resource.getrusage(resource.RUSAGE_SELF)
+    used = before.ru_utime + before.ru_stime
+    resource.setrlimit(resource.RLIMIT_AS, (pages * size + MAX_BYTES, resource.RLIM_INFINITY))
+    resource.setrlimit(resource.RLIMIT_CPU, (int(used) + MAX_SECONDS + 2, resource.RLIM_INFINITY))
+    try:
+        case.read(path)
+        outcome = "read"
+    except Exception as error:
+        # Subclasses such as UnicodeDecodeError.
+        outcome = "ValueError" if isinstance(error, ValueError) else type(error).__name__
+    if (path.parent / "ran").exists():
+        outcome = "a function ran"
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    extra = after.ru_maxrss * 1024 - resident * size if after.ru_maxrss > before.ru_maxrss else 0
+    return outcome, after.ru_utime + after.ru_stime - used, extra
+
+
+def clear(path: Path) -> None:
+    """Remove a file, or a folder of files."""
+    if path.is_dir():
+        for file in path.iterdir():
+            file.unlink()
+        path.rmdir()
+    path.unlink(missing_ok=True)
+
+
+def all_cases(folder: Path, mutants: int, seed: int, only: str | None) -> Iterator[Case]:
+    """Yield every case, of one kind if that is given, each followed by its mutants."""
+    save_micro_models(folder)
+    kinds = {"pickle": pickles, "zip": archives, "tokenizer": tokenizers, "folder": folders}
+    for kind, cases in kinds.items():
+        if only in (None, kind):
+            yield from cases(folder, mutants, random.Random(seed))
+
+
+def pickles(folder: Path, mutants: int, rng: random.Random) -> Iterator[Case]:
+    """Yield pickles in each container, then mutants in any of them."""
+    for name, pickled in hostile_cases.PICKLES.items():
+        for number in range(mutants + 3):
+            wrap = hostile_cases.CONTAINERS[number] if number < 3 else None
+            data = pickled if wrap else mutate(pickled, rng)
+            data = (wrap or rng.choice(hostile_cases.CONTAINERS))(data)
+            yield Case("pickle", f"{name} #{number}", writer(data), read_model)
+
+
+def archives(folder: Path, mutants: int, rng: random.Random) -> Iterator[Case]:
+    """Yield hostile archives, some with the weights of a model."""
+    convert(folder / "coarse", folder / "published.ckpt", "published")
+    program = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.save(torch.jit.script(hostile_cases.Program(str(folder / "ran"))), program)
+    weights = (folder / "published.ckpt").read_bytes()
+    for name, data in hostile_cases.zip_files(program.getvalue(), weights).items():
+        for number in range(mutants + 1):
+            mutant = mutate(data, rng) if number else data
+            yield Case("zip", f"{name} #{number}", writer(mutant), read_model)
+
+
+def tokenizers(folder: Path, mutants: int, rng: random.Random) -> Iterator[Case]:
+    """Yield hostile tokenizers."""
+    whole = json.loads((folder / "fine" / "tokenizer.json").read_text())
+    for name, content in hostile_cases.tokenizers(whole).items():
+        for number in range(mutants + 1):
+            data = json.dumps(content).encode()
+            if number % 2:
+                data = mutate(data, rng)
+            elif number:
+                data = json.dumps(mutate_json(content, rng)).encode()[:MAX_FILE_BYTES]
+            yield Case("tokenizer", f"{name} #{number}", writer(data), read_tokenizer)
+
+
+def folders(folder: Path, mutants: int, rng: random.Random) -> Iterator[Case]:
+    """Yield model folders with hostile files."""
+    files = {file.name: file.read_bytes() for file in (folder / "fine").iterdir()}
+    config = json.loads(files["config.json"])
+    for text in hostile_cases.CONFIG_TEXTS:
+        changed = files | {"config.json": text.encode()}
+        yield Case("folder", f"config.json {text[:20]}", folder_writer(changed), read_folder)
+    for name, value in fields(config["model"]):
+        for new in hostile_cases.CONFIG_VALUES:
+            if type(new) is type(value) and new == value:
+                continue
+            content = json.loads(files["config.json"])
+            set_field(content["model"], name, new)
+            changed = files | {"config.json": json.dumps(content).encode()}
+            case = f"{'.'.join(map(str, name))} = {str(new)[:20]}"
+            yield Case("folder", case, folder_writer(changed), read_folder)
+    for name, data in files.items():
+        for number in range(mutants):
+            changed = files | {name: mutate(data, rng)}
+            yield Case("folder", f"{name} #{number}", folder_writer(changed), read_folder)
+        for special in ("pipe", "/dev/zero", "folder"):
+            write = folder_writer(files, {name: special})
+            yield Case("folder", f"{name} is a {special}", write, read_folder)
+
+
+def fields(values: Any, prefix: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """Yield the numbers and lists in a config, with their places."""
+    items = values.items() if isinstance(values, dict) else enumerate(values)
+    for name, value in items:
+        yield (*prefix, name), value
+        if isinstance(value, dict | list):
+            yield from fields(value, (*prefix, name))
+
+
+def set_field(values: Any, name: tuple[Any, ...], value: object) -> None:
+    for part in name[:-1]:
+        values = values[part]
+    values[name[-1]] = value
+
+
+def writer(data: bytes) -> Write:
+    return lambda path: void(path.write_bytes(data))
+
+
+def void(_: object) -> None:
+    """Drop a value."""
+
+
+def folder_writer(files: dict[str, bytes], special: dict[str, str] | None = None) -> Write:
+    def write(path: Path) -> None:
+        path.mkdir()
+        for name, data in files.items():
+            kind = (special or {}).get(name)
+            if kind == "pipe":
+                os.mkfifo(path / name)
+            elif kind == "folder":
+                (path / name).symlink_to(path.parent)
+            elif kind is not None:
+                (path / name).symlink_to(kind)
+            else:
+                (path / name).write_bytes(data)
+
+    return write
+
+
+def read_tokenizer(path: Path) -> None:
+    tokenizer = Tokenizer.from_file(path)
+    ids, _ = tokenizer.encode("a small red circle, aaaa")
+    tokenizer.decode(ids[:100])
+
+
+def read_folder(path: Path) -> None:
+    model = fiber.load(path, device="cpu")
+    model.ground(np.zeros((64, 64, 3), np.uint8), ["a circle"])
+
+
+def mutate(data: bytes, rng: random.Random) -> bytes:
+    """Change, remove, repeat or insert bytes in a few places."""
+    out = bytearray(data)
+    for _ in range(rng.choice((1, 1, 2, 4, 16))):
+        at = rng.randrange(len(out) + 1)
+        length = min(int(rng.paretovariate(0.7)), 4096)
+        kind = rng.randrange(5)
+        if kind == 0:
+            out[at : at + 1] = bytes([rng.randrange(256)])
+        elif kind == 1:
+            del out[at : at + length]
+        elif kind == 2:
+            out[at:at] = out[at : at + length] * rng.choice((1, 2, 50))
+        elif kind == 3:
+            out[at : at + 4] = rng.choice((2**31 - 1, 2**32 - 1, 0, 1, 65536)).to_bytes(4, "little")
+        else:
+            other = rng.randrange(len(out) + 1)
+            out[at:at] = out[other : other + length]
+    return bytes(out[:MAX_FILE_BYTES])
+
+
+def mutate_json(content: Any, rng: random.Random) -> Any:
+    """Change one value of a JSON document, at a random depth."""
+    copy = json.loads(json.dumps(content))
+    parent: Any = copy
+    for _ in range(rng.randrange(1, 6)):
+        keys = list(parent) if isinstance(parent, dict) else list(range(len(parent)))
+        if not keys:
+            break
+        # Parts that steer the work, rather than one of many tokens.
+        key = rng.choice([key for key in keys if key not in ("model", "vocab")] or keys)
+        value = parent[key]
+        if isinstance(value, dict | list) and value and rng.random() < 0.7:
+            parent = value
+            continue
+        parent[key] = changed_value(value, rng)
+        break
+    return copy
+
+
+def changed_value(value: Any, rng: random.Random) -> Any:
+    if isinstance(value, str):
+        return rng.choice((value * 50, value + "(a+)+$", "", "a", value[::-1], None))
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int | float):
+        return rng.choice((0, -1, 2**31, 2**32 - 1, 10**12, value + 1))
+    if isinstance(value, list):
+        return rng.choice((value * 3, value[:1], [value], None))
+    if isinstance(value, dict):
+        return rng.choice(({}, [value], {"type": "Sequence", "normalizers": [value] * 5}, None))
+    return rng.choice(({}, [], "a", 1))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
