@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import tempfile
@@ -19,18 +20,23 @@ PACK_FILES = (
     "index/train-detection.jsonl",
     "index/train-pictures.json",
     "train-000000.tar",
+    "index/train-crc32.json",
 )
+#: Inputs whose first byte is less get the checksums of a pack that was written like this.
+_UNSIGNED = 128
 
 
 def packs(data: bytes, folder: Path) -> bool:
-    """Read a pack of which one file is replaced; the first byte chooses the file."""
+    """Read a pack of which one file is replaced; the first byte chooses file and checksums."""
     if not data:
         return False
-    root = folder / "packed"
-    for name, content in _sound_pack().items():
+    root, replaced = folder / "packed", PACK_FILES[data[0] % len(PACK_FILES)]
+    files = _sound_pack() | {replaced: data[1:]}
+    if data[0] < _UNSIGNED:
+        files[packed.DESCRIPTION] = _signed(files)
+    for name, content in files.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(content)
-    (root / PACK_FILES[data[0] % len(PACK_FILES)]).write_bytes(data[1:])
     packed._read_description.cache_clear()
     try:
         records = open_source("detection", root, "train", objects=True)
@@ -42,6 +48,19 @@ def packs(data: bytes, folder: Path) -> bool:
     finally:
         shutil.rmtree(root)
     return True
+
+
+def _signed(files: dict[str, bytes]) -> bytes:
+    """The description of a pack with the checksums of its files, so that they are read."""
+    stored = files[packed.DESCRIPTION]
+    try:
+        description = json.loads(stored)
+        for entry in (*description["indexes"], *description["parts"]):
+            entry["sha256"] = hashlib.sha256(files[entry["file"]]).hexdigest()
+        description["fingerprint"] = packed.fingerprint_of_content(description)
+        return json.dumps(description).encode()
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return stored
 
 
 @cache

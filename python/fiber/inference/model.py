@@ -435,10 +435,8 @@ class Model:
     ) -> Detections | list[Detections]:
         thresholds.check()
         with torch.inference_mode(), self.arithmetic():
-            network, texts = cast(FiberDetector, self.network), self._text_prefixes
-            found = find_boxes(
-                network, self._inputs, texts, images, prompts, thresholds, self.passes
-            )
+            given = (self._inputs, self._text_prefixes, images, prompts, thresholds, self.passes)
+            found = find_boxes(cast(FiberDetector, self.network), *given)
         return found[0] if single else found
 
     def _score(
