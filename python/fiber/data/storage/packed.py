@@ -50,10 +50,15 @@ SHARED = ("text", "labels", "label_spans", "label_ids", "label_groups")
 _FIELDS = {"fingerprint": str, "shards": list, "parts": list}
 _SHARD_FIELDS = {"file": str, "split": str, "bytes": int}
 _PART_FIELDS = {
-    **dict.fromkeys(("source", "split", "file"), str),
+    **dict.fromkeys(("source", "split", "file", "sha256"), str),
     **dict.fromkeys(("counts", "counts_of_objects"), dict),
     **dict.fromkeys(("notes", "classes", "shared"), list),
     "records": int,
+}
+_ENTRY_FIELDS = {
+    "shards": _SHARD_FIELDS,
+    "indexes": dict.fromkeys(("split", "file", "sha256"), str),
+    "parts": _PART_FIELDS,
 }
 _KARPATHY = ("coco_karpathy", "flickr30k_karpathy")
 #: Source under which each named dataset is packed.
@@ -92,8 +97,9 @@ def _read_description(path: Path, changed: int) -> dict[str, Any]:
 def _check_description(found: dict[str, Any]) -> None:
     """Check the types of the fields that are read, and that splits are parts of file names."""
     _check_fields(DESCRIPTION, found, _FIELDS)
-    for name, fields in (("shards", _SHARD_FIELDS), ("parts", _PART_FIELDS)):
-        for index, entry in enumerate(found[name]):
+    _check_fields(DESCRIPTION, {"indexes": [], **found}, {"indexes": list})
+    for name, fields in _ENTRY_FIELDS.items():
+        for index, entry in enumerate(found.get(name, ())):
             _check_fields(f"{name}[{index}]", entry, fields)
             if "/" in entry["split"] or "\0" in entry["file"] + entry["split"]:
                 raise ValueError(f"{name}[{index}] has split {entry['split']!r:.80}")
@@ -219,8 +225,11 @@ class PackedRecords(RecordSequence):
             for index in description.get("indexes", ())
             if index["split"] == split
         ]
-        if numbers:
+        if len(numbers) == 2:
             locations, self._crc32s = numbers
+        elif numbers:
+            found = f"{folder / DESCRIPTION} lists {len(numbers)} indexes of images of {split!r}"
+            raise ValueError(f"{found}; expected 2")
         else:
             self.notes.append(_EARLIER)
             path = folder / f"index/{split}-pictures.json"
