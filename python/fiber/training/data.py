@@ -79,8 +79,7 @@ def open_data(
 ) -> TrainingData:
     """Open the records of every active task, the tokenizer and the answers.
 
-    Questions without an answer in the vocabulary are skipped and counted; the published code also
-    skips them.
+    Questions without an answer in the vocabulary are counted and skipped, as in the published code.
 
     Args:
         config: configuration of the run.
