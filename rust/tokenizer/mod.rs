@@ -260,8 +260,8 @@ mod tests {
 
     #[test]
     fn a_file_at_which_the_crate_panics_is_an_error() {
-        // An empty table of replacements.
-        let json = r#"{"version": "1.0", "normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAAAA=="}}"#;
+        // A table of replacements that is not UTF-8.
+        let json = r#"{"version": "1.0", "normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAAAP8="}}"#;
         let error = Tokenizer::from_json(json).err().unwrap().to_string();
         assert!(error.contains("panicked"), "{error}");
     }

@@ -132,9 +132,7 @@ class _Reader:
         elif name in ("BINGET", "LONG_BINGET", "GET"):
             stack.append(self.memo[argument])
         elif name in ("BINPUT", "LONG_BINPUT", "PUT"):
-            if not 0 <= argument < _MAX_INT_KEY:
-                raise ValueError("an index of the memo is out of range")
-            self.memo[argument] = stack[-1]
+            self.memo[_memo_index(argument)] = stack[-1]
         elif name == "MEMOIZE":
             self.memo[len(self.memo)] = stack[-1]
         elif name in _CONSTANTS:
@@ -268,6 +266,13 @@ class _Reader:
         if self.storages.setdefault(record.key, record) != record:
             raise ValueError(f"storage {record.key} is referenced with different types or sizes")
         return record
+
+
+def _memo_index(index: int) -> int:
+    """Return an index of the memo if it hashes to itself."""
+    if not 0 <= index < _MAX_INT_KEY:
+        raise ValueError("an index of the memo is out of range")
+    return index
 
 
 def _key(key: Any) -> Any:

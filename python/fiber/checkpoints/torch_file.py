@@ -1,6 +1,6 @@
 """Read the tensors of an untrusted checkpoint without executing any of its code.
 
-`torch.load` is not used. With weights_only=False it can execute code from the file. With
+`torch.load` is not used. Without weights_only it can execute code from the file. With
 weights_only=True it rejects pickle protocols 4 and 5, and files that refer to classes outside
 torch, such as Lightning checkpoints. Both formats of `torch.save` are supported: zip archives, and
 the legacy format from before torch 1.6. `inert_pickle` parses the pickles. Tensors are views of the

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-#: Number of bytes to copy at once, so that they are checked while they are in the CPU's cache.
-_CHUNK_BYTES = 1 << 20
+#: Number of bytes to copy and check at once, which bounds the memory of pages of the source.
+_CHUNK_BYTES = 16 << 20
 
 #: Number of bytes after whose copying the pages of the source are released.
 _RELEASE_BYTES = 32 << 20
