@@ -7,12 +7,14 @@ BIN := $(VENV)/bin
 OLDEST ?= .venv-oldest
 RUST_FILES := Cargo.toml Cargo.lock $(shell find rust -name '*.rs')
 ARGS ?=
+# Of each target of `make fuzz`.
+SECONDS ?= 60
 # One process per core, four at most, since each holds torch. Each starts with half of the tests in
 # order; one that is done takes some of what another has left. Threads of torch that spin while they
 # wait would take the cores of the other processes.
 PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
 
-.PHONY: demo test test-interpreter test-oldest kernels-aot quick package lint fmt build bench clean
+.PHONY: demo test test-interpreter test-oldest kernels-aot quick fuzz package lint fmt build bench clean
 
 # The whole of FIBER on this machine; `make demo ARGS=--fast` for the short one.
 demo: $(VENV)/.installed-demo
@@ -42,6 +44,13 @@ kernels-aot: $(VENV)/.installed-dev
 # The tests of a few seconds.
 quick: $(VENV)/.installed-dev
 	$(PYTEST) -m "not slow and not package" $(ARGS)
+
+# Every fuzz target for SECONDS each, guided by coverage; `make fuzz ARGS="packs images"` runs some.
+# atheris has no wheels for every version of Python, so it is no requirement of the tests.
+fuzz: $(VENV)/.installed-dev
+	$(BIN)/python -m pip install --quiet 'atheris>=3'
+	command -v cargo-fuzz >/dev/null || cargo install cargo-fuzz
+	$(BIN)/python -m tests.fuzz $(SECONDS) $(ARGS)
 
 # The quick tests with the oldest versions that pyproject.toml allows, in an environment of their own;
 # and the Triton kernels in the interpreter of the oldest Triton for which they run by default, which

@@ -9,7 +9,8 @@ use std::hash::{DefaultHasher, Hasher};
 
 use fiber_core::boxes::Crop;
 use fiber_core::cpu_features::Instructions;
-use fiber_core::image::{MAX_PIXELS, Rgb};
+use fiber_core::decode_limits::DecodeLimits;
+use fiber_core::image::Rgb;
 use fiber_core::jpeg::{Decoder, Request, Scale, read_header};
 use fiber_core::resize::{Filter, ResizeScratch, resize_with};
 
@@ -40,7 +41,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let request = Request {
             scale: Scale::Full,
             stop_row: None,
-            max_pixels: MAX_PIXELS,
+            limits: DecodeLimits::default(),
+            output_bytes: 0,
         };
         if work != "read" {
             decoder.decode_into(&bytes, &request, &mut image.pixels)?;

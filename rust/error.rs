@@ -37,6 +37,17 @@ pub enum Error {
         /// Maximum number of pixels.
         limit: usize,
     },
+    /// An image whose decoding exceeds the memory limit.
+    TooManyBytes {
+        /// Height in pixels.
+        height: usize,
+        /// Width in pixels.
+        width: usize,
+        /// Memory that decoding takes, in bytes.
+        bytes: usize,
+        /// Maximum number of bytes.
+        limit: usize,
+    },
     /// A box with no area inside its image, or that extends too far outside.
     InvalidBox {
         /// Index of the box in the record.
@@ -95,7 +106,9 @@ impl Error {
         match self {
             Self::File { .. } => "missing",
             Self::Decode { .. } => "corrupt",
-            Self::Unsupported { .. } | Self::TooManyPixels { .. } => "unsupported",
+            Self::Unsupported { .. } | Self::TooManyPixels { .. } | Self::TooManyBytes { .. } => {
+                "unsupported"
+            }
             Self::InRecord { source, .. } => source.status(),
             _ => "invalid",
         }
@@ -117,12 +130,12 @@ impl Error {
                 path: Some(file.to_owned()),
                 reason,
             },
-            Self::TooManyPixels { .. } | Self::Unsupported { path: None, .. } => {
-                Self::Unsupported {
-                    path: Some(file.to_owned()),
-                    reason: self.to_string(),
-                }
-            }
+            Self::TooManyPixels { .. }
+            | Self::TooManyBytes { .. }
+            | Self::Unsupported { path: None, .. } => Self::Unsupported {
+                path: Some(file.to_owned()),
+                reason: self.to_string(),
+            },
             other => other,
         }
     }
@@ -182,18 +195,20 @@ impl fmt::Display for Error {
                 height,
                 width,
                 limit,
-            } => {
-                let why = if *limit == crate::try_alloc::MAX_PIXELS {
-                    ", the loader's fixed limit (fiber._core.decode_image takes max_pixels); \
-                         store a smaller image"
-                } else {
-                    " (max_pixels)"
-                };
-                write!(
-                    f,
-                    "image has {height} x {width} pixels; expected at most {limit} pixels{why}"
-                )
-            }
+            } => write!(
+                f,
+                "image has {height} x {width} pixels; expected at most {limit} (max_pixels)"
+            ),
+            Self::TooManyBytes {
+                height,
+                width,
+                bytes,
+                limit,
+            } => write!(
+                f,
+                "image has {height} x {width} pixels, and decoding it takes {bytes} bytes; \
+                 expected at most {limit} (max_decode_bytes)"
+            ),
             Self::InvalidBox { index, reason } => write!(f, "box {index} is {reason}"),
             Self::Field { field, reason } => write!(f, "{field}: {reason}"),
             Self::Argument { name, reason } => write!(f, "{name}: {reason}"),

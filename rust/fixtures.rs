@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use crate::image::{self, Rgb};
+use crate::decode_limits::DecodeLimits;
+use crate::image::Rgb;
 use crate::loader::config::{LoaderConfig, OnError};
 use crate::loader::record::{Record, StoredImage, Task};
 use crate::normalize::Normalization;
@@ -53,7 +54,7 @@ pub(crate) fn config(task: Task) -> LoaderConfig {
         background: None,
         dtype: Dtype::Float32,
         layout: Layout::Chw,
-        max_pixels: image::MAX_PIXELS,
+        limits: DecodeLimits::default(),
     }
 }
 

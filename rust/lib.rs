@@ -11,6 +11,7 @@
 pub mod attention;
 pub mod boxes;
 pub mod cpu_features;
+pub mod decode_limits;
 pub mod error;
 mod exif;
 #[cfg(test)]

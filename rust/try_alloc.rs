@@ -5,9 +5,6 @@
 
 use crate::Error;
 
-/// Default pixel limit for an image: twice the number at which Pillow warns.
-pub const MAX_PIXELS: usize = 178_956_970;
-
 /// Create a vector of `count` copies of a value; `what` describes it in the error.
 pub(crate) fn filled<T: Clone>(
     value: T,

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fiber_core::Error;
-use fiber_core::image::MAX_PIXELS;
+use fiber_core::decode_limits::DecodeLimits;
 use fiber_core::loader::collate::Batch;
 use fiber_core::loader::config::{LoaderConfig, OnError};
 use fiber_core::loader::record::{Record, StoredImage, Task};
@@ -53,7 +53,7 @@ fn config(task: Task) -> LoaderConfig {
         background: None,
         dtype: Dtype::Float32,
         layout: Layout::Chw,
-        max_pixels: MAX_PIXELS,
+        limits: DecodeLimits::default(),
     }
 }
 

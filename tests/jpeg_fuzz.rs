@@ -4,6 +4,7 @@
 use std::time::{Duration, Instant};
 
 use fiber_core::cpu_features::Instructions;
+use fiber_core::decode_limits::DecodeLimits;
 use fiber_core::jpeg::{DecodeTask, Decoder, Request, Scale, Status, decode_two, read_header};
 
 /// Files that mutations begin with.
@@ -146,7 +147,8 @@ fn broken_bytes_end_with_rows_or_an_error() {
         let request = Request {
             scale: scales[random.below(4)],
             stop_row: (random.below(4) == 0).then(|| random.below(70)),
-            max_pixels: MAX_PIXELS,
+            limits: DecodeLimits::of_pixels(MAX_PIXELS),
+            output_bytes: 0,
         };
         let start = Instant::now();
         let mut results = decoders
@@ -185,7 +187,8 @@ fn seeds_are_whole() {
     let request = Request {
         scale: Scale::Full,
         stop_row: None,
-        max_pixels: MAX_PIXELS,
+        limits: DecodeLimits::of_pixels(MAX_PIXELS),
+        output_bytes: 0,
     };
     for bytes in SEEDS {
         let (_, status) = decode(&mut Decoder::new(), bytes, &request).unwrap();

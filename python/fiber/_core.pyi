@@ -3,7 +3,9 @@
 Images are (H, W, 3) uint8 RGB arrays. `instructions` selects the SIMD instruction set: "scalar",
 "neon", "avx2", "avx512", or None for the widest that the CPU supports. It does not change results
 unless stated otherwise. An unsupported instruction set raises ValueError. `max_pixels` defaults to
-178,956,970, the limit above which Pillow raises `DecompressionBombError`.
+178,956,970, the limit above which Pillow raises `DecompressionBombError`; `max_decode_bytes`, the
+memory for pixels and coefficients while decoding, has none by default. An image that exceeds one
+raises DecodeError.
 """
 
 # ruff: noqa: A002 - `filter` is Pillow's name for the resampling kernel.
@@ -518,6 +520,7 @@ class Loader:
         dtype: str,
         layout: str,
         max_pixels: int = ...,
+        max_decode_bytes: int | None = None,
     ) -> Loader: ...
     @property
     def image_bytes(self) -> tuple[int, int]:
@@ -566,7 +569,11 @@ def probe_image(data: bytes) -> tuple[int, int, str]:
     """
 
 def decode_image(
-    data: bytes, *, max_pixels: int = ..., background: tuple[int, int, int] | None = None
+    data: bytes,
+    *,
+    max_pixels: int = ...,
+    max_decode_bytes: int | None = None,
+    background: tuple[int, int, int] | None = None,
 ) -> Buffer:
     """Decode a JPEG, PNG, WebP, GIF, BMP or TIFF file to (H, W, 3) uint8 RGB.
 
@@ -576,7 +583,7 @@ def decode_image(
 
     Raises:
         DecodeError: if the format or its variant is unsupported, the data is corrupt or truncated,
-            or there are too many pixels.
+            or the image exceeds a limit.
         MemoryError: if the pixels cannot be allocated.
     """
 
@@ -589,6 +596,7 @@ def decode_jpeg(
     divisor: int = 1,
     stop_row: int | None = None,
     max_pixels: int = ...,
+    max_decode_bytes: int | None = None,
     instructions: str | None = None,
     beside: bytes | None = None,
 ) -> tuple[Buffer, str | None]:
@@ -604,7 +612,7 @@ def decode_jpeg(
 
     Raises:
         DecodeError: if the data is not a JPEG, is of an unsupported type ("unsupported" in the
-            message), is too damaged, or has more than `max_pixels` pixels.
+            message), is too damaged, or exceeds a limit.
         ValueError: if `divisor` is invalid.
     """
 
@@ -612,6 +620,7 @@ def read_image(
     path: str | PathLike[str],
     *,
     max_pixels: int = ...,
+    max_decode_bytes: int | None = None,
     background: tuple[int, int, int] | None = None,
 ) -> Buffer:
     """Read and decode an image file; see `decode_image`.
@@ -702,6 +711,8 @@ def apply_transform(
     seed: int = 0,
     epoch: int = 0,
     index: int = 0,
+    max_pixels: int = ...,
+    max_decode_bytes: int | None = None,
 ) -> tuple[Buffer, list[list[float]], tuple[int, int]]:
     """Apply a transform to an (H, W, 3) array or an encoded image, and to (x0, y0, x1, y1) boxes.
 
@@ -712,6 +723,7 @@ def apply_transform(
         boxes, in pixels of that array; and the array's (height, width) without padding.
 
     Raises:
+        DecodeError: if encoded bytes cannot be decoded, or exceed a limit.
         ValueError: if the shape of the array is wrong, a box extends more than a pixel outside the
             image, or boxes are given with a `rand_augment` that moves pixels.
     """

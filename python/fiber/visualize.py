@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fiber.data import load_image
+from fiber.data.image_file import DEFAULT_LIMITS, DecodeLimits
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -288,8 +289,9 @@ class ContactSheet:
     #: Record sources to show first, in this order.
     ORDER = ("detection", "objects365", "phrases", "mixed", "referring", "captions")
 
-    def __init__(self) -> None:
+    def __init__(self, limits: DecodeLimits = DEFAULT_LIMITS) -> None:
         self._rows: list[tuple[str, str, list[Record]]] = []
+        self._limits = limits
 
     def add(self, part: Part, records: RecordSet) -> None:
         """Sample records of a part at regular intervals; if any have boxes, keep only those."""
@@ -319,7 +321,8 @@ class ContactSheet:
         for source, split, records in rows[: self.ROWS]:
             tiles = []
             for record in records:
-                image, texts = _record_image(record, self.SIDE), [(_record_text(record), black)]
+                image = _record_image(record, self.SIDE, self._limits)
+                texts = [(_record_text(record), black)]
                 tiles.append(add_caption(image, texts, size=12, max_lines=self.LINES))
             row = make_sheet(tiles, self.COLUMNS)
             drawn.append(add_caption(row, [(f"{source}, {split}", black)], size=16, above=True))
@@ -339,7 +342,7 @@ def _record_text(record: Record) -> str:
     return "  -  ".join(filter(None, (text, answer, truth)))
 
 
-def _record_image(record: Record, side: int) -> Image:
+def _record_image(record: Record, side: int, limits: DecodeLimits) -> Image:
     """Draw a record's images side by side in a gray square, with the boxes on the first image."""
     from PIL import Image as PilImage
     from PIL import ImageDraw
@@ -348,7 +351,7 @@ def _record_image(record: Record, side: int) -> Image:
     width = side // len(record.images)
     for place, stored in enumerate(record.images):
         try:
-            image = PilImage.fromarray(load_image(stored))
+            image = PilImage.fromarray(load_image(stored, **limits._asdict()))
         except (ValueError, OSError) as problem:
             text, font = drawable(str(problem), 12)
             lines = "\n".join(wrap_text(text, font, width - 12, 12))

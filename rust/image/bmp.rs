@@ -2,7 +2,7 @@
 
 use super::samples::Samples;
 use crate::Error;
-use crate::image::check_size;
+use crate::decode_limits::DecodeLimits;
 use crate::try_alloc;
 
 /// Size of the file header in bytes.
@@ -112,9 +112,10 @@ pub(crate) fn size(bytes: &[u8]) -> Result<(usize, usize), Error> {
     read_header(bytes).map(|header| (header.height, header.width))
 }
 
-pub(crate) fn decode(bytes: &[u8], max_pixels: usize) -> Result<Samples, Error> {
+pub(crate) fn decode(bytes: &[u8], limits: &DecodeLimits) -> Result<Samples, Error> {
     let header = read_header(bytes)?;
-    check_size(header.height, header.width, max_pixels)?;
+    let (height, width) = (header.height, header.width);
+    limits.check_size(height, width)?;
     let stored = bytes.get(header.start..).unwrap_or_default();
     let channels = match header.storage {
         Storage::Masks([.., alpha]) if alpha != 0 => 4,
@@ -124,32 +125,45 @@ pub(crate) fn decode(bytes: &[u8], max_pixels: usize) -> Result<Samples, Error> 
         let found = header.palette.get(usize::from(index));
         found.copied().unwrap_or_default()
     };
-    let count = header.height * header.width * channels;
-    let what = try_alloc::of_image(header.height, header.width);
-    let mut pixels = try_alloc::with_capacity(count, what)?;
-    if header.storage == Storage::Runs {
-        let indices = unroll(stored, &header)?;
-        pixels.extend(indices.into_iter().flat_map(color));
+    let is_rle = header.storage == Storage::Runs;
+    let row_bytes = (width * header.bits).div_ceil(32) * 4;
+    // Checked before anything of the size in the header is allocated.
+    if !is_rle && stored.len() / row_bytes < height {
+        return Err(Error::decode(format!(
+            "BMP: {} bytes of pixel data; expected {height} rows of {row_bytes} bytes",
+            stored.len()
+        )));
+    }
+    // The samples, and the indices of RLE data or the RGB copy without alpha.
+    let copy = if is_rle { height * width } else { 0 };
+    let copy = if channels == 4 {
+        3 * height * width
     } else {
-        let row_bytes = (header.width * header.bits).div_ceil(32) * 4;
-        if stored.len() / row_bytes < header.height {
-            return Err(Error::decode(format!(
-                "BMP: {} bytes of pixel data; expected {} rows of {row_bytes} bytes",
-                stored.len(),
-                header.height
-            )));
-        }
-        for row in stored.chunks_exact(row_bytes).take(header.height) {
-            spread(row, &header, color, &mut pixels);
+        copy
+    };
+    limits.check_bytes((height, width), height * width * channels + copy)?;
+    let what = try_alloc::of_image(height, width);
+    let indices = if is_rle {
+        unroll(stored, &header)?
+    } else {
+        Vec::new()
+    };
+    let mut pixels = try_alloc::with_capacity(height * width * channels, what)?;
+    for y in 0..height {
+        let row = if header.from_top { y } else { height - 1 - y };
+        if is_rle {
+            let row = indices.get(row * width..(row + 1) * width);
+            pixels.extend(
+                row.unwrap_or_default()
+                    .iter()
+                    .flat_map(|&index| color(index)),
+            );
+        } else {
+            let row = stored.get(row * row_bytes..(row + 1) * row_bytes);
+            spread(row.unwrap_or_default(), &header, color, &mut pixels);
         }
     }
-    if !header.from_top {
-        let rows = pixels.chunks_exact(header.width * channels).rev();
-        let mut turned = try_alloc::with_capacity(pixels.len(), what)?;
-        rows.for_each(|row| turned.extend_from_slice(row));
-        pixels = turned;
-    }
-    Ok(Samples::new(header.height, header.width, channels, pixels))
+    Ok(Samples::new(height, width, channels, pixels))
 }
 
 /// Append the samples of one row to the output.

@@ -4,7 +4,7 @@ use gif::{ColorOutput, DecodeOptions, Frame};
 
 use super::samples::Samples;
 use crate::Error;
-use crate::image::check_size;
+use crate::decode_limits::DecodeLimits;
 use crate::try_alloc;
 
 type Decoder<'a> = gif::Decoder<&'a [u8]>;
@@ -31,12 +31,18 @@ pub(crate) fn size(bytes: &[u8]) -> Result<(usize, usize), Error> {
     canvas(&mut decoder(bytes)?)
 }
 
-pub(crate) fn decode(bytes: &[u8], max_pixels: usize) -> Result<Samples, Error> {
+/// Decode the first frame; transparent pixels are blended over the background, if there is one.
+pub(crate) fn decode(
+    bytes: &[u8],
+    limits: &DecodeLimits,
+    background: Option<[u8; 3]>,
+) -> Result<Samples, Error> {
     let mut decoder = decoder(bytes)?;
     let (height, width) = canvas(&mut decoder)?;
-    check_size(height, width, max_pixels)?;
+    limits.check_size(height, width)?;
     // The frame is inside the canvas, whose size was checked.
     let size = decoder.buffer_size();
+    limits.check_bytes((height, width), size.saturating_add(3 * height * width))?;
     let what = try_alloc::of_image(height, width);
     let mut indices = try_alloc::filled(0, size, what)?;
     decoder
@@ -48,19 +54,19 @@ pub(crate) fn decode(bytes: &[u8], max_pixels: usize) -> Result<Samples, Error> 
     let palette = frame.palette.as_deref().or(decoder.global_palette());
     let palette = palette.unwrap_or_default();
     let transparent = frame.transparent;
-    let color = |index: u8| -> [u8; 4] {
-        let alpha = if transparent == Some(index) { 0 } else { 255 };
+    let color = |index: u8| -> [u8; 3] {
         let place = 3 * usize::from(index);
-        match palette.get(place..place + 3) {
-            Some(&[r, g, b]) => [r, g, b, alpha],
+        match (palette.get(place..place + 3), background) {
+            (_, Some(below)) if transparent == Some(index) => below,
+            (Some(&[r, g, b]), _) => [r, g, b],
             // The index is past the end of the palette.
-            _ => [0, 0, 0, alpha],
+            _ => [0; 3],
         }
     };
     let ground = color(transparent.unwrap_or(0));
     let mut bytes = try_alloc::filled(ground, height * width, what)?.into_flattened();
     place(frame, &indices, width, &mut bytes, color);
-    Ok(Samples::new(height, width, 4, bytes))
+    Ok(Samples::new(height, width, 3, bytes))
 }
 
 /// Copy a frame onto a canvas of `width` columns.
@@ -69,17 +75,17 @@ fn place(
     indices: &[u8],
     width: usize,
     canvas: &mut [u8],
-    color: impl Fn(u8) -> [u8; 4],
+    color: impl Fn(u8) -> [u8; 3],
 ) {
     let (left, columns) = (usize::from(frame.left), usize::from(frame.width));
     if columns == 0 {
         return;
     }
     let rows = canvas
-        .chunks_exact_mut(4 * width)
+        .chunks_exact_mut(3 * width)
         .skip(usize::from(frame.top));
     for (row, indices) in rows.zip(indices.chunks_exact(columns)) {
-        let pixels = row.chunks_exact_mut(4).skip(left);
+        let pixels = row.chunks_exact_mut(3).skip(left);
         for (pixel, &index) in pixels.zip(indices) {
             pixel.copy_from_slice(&color(index));
         }

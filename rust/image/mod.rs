@@ -15,8 +15,8 @@ mod samples;
 mod tiff;
 mod webp;
 
+use crate::decode_limits::DecodeLimits;
 use crate::error::catch_panic;
-pub use crate::try_alloc::MAX_PIXELS;
 use crate::{Error, jpeg, try_alloc};
 
 /// Supported formats, for error messages.
@@ -77,7 +77,7 @@ pub enum Format {
     Gif,
     /// A Windows bitmap.
     Bmp,
-    /// The first image of a TIFF.
+    /// The first image of a TIFF or `BigTIFF`.
     Tiff,
 }
 
@@ -106,7 +106,10 @@ impl Format {
             Ok(Self::Gif)
         } else if bytes.starts_with(b"BM") {
             Ok(Self::Bmp)
-        } else if bytes.starts_with(b"II*\0") || bytes.starts_with(b"MM\0*") {
+        } else if [b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"]
+            .iter()
+            .any(|start| bytes.starts_with(*start))
+        {
             Ok(Self::Tiff)
         } else if let Some(name) = not_decoded(bytes) {
             let reason = format!("{name}: unsupported; expected a {KNOWN} file");
@@ -134,13 +137,11 @@ fn not_decoded(bytes: &[u8]) -> Option<&'static str> {
             _ => None,
         };
     }
-    let beginnings: [(&[u8], &'static str); 10] = [
+    let beginnings: [(&[u8], &'static str); 8] = [
         (b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG 2000"),
         (b"\xFF\x4F\xFF\x51", "JPEG 2000"),
         (b"\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL"),
         (b"\xFF\x0A", "JPEG XL"),
-        (b"II+\0", "BigTIFF"),
-        (b"MM\0+", "BigTIFF"),
         (b"8BPS\0", "Photoshop"),
         (b"qoif", "QOI"),
         (b"\0\0\x01\0", "ICO"),
@@ -187,8 +188,8 @@ pub(crate) fn orientation(bytes: &[u8], format: Format) -> u8 {
 }
 
 /// Decode an image file, dropping alpha.
-pub(crate) fn decode(bytes: &[u8], max_pixels: usize) -> Result<Rgb, Error> {
-    decode_over(bytes, max_pixels, None)
+pub(crate) fn decode(bytes: &[u8], limits: DecodeLimits) -> Result<Rgb, Error> {
+    decode_over(bytes, limits, None)
 }
 
 /// Decode an image file and blend alpha over a background color; without one, alpha is dropped.
@@ -197,18 +198,18 @@ pub(crate) fn decode(bytes: &[u8], max_pixels: usize) -> Result<Rgb, Error> {
 /// See [`decode`].
 pub fn decode_over(
     bytes: &[u8],
-    max_pixels: usize,
+    limits: DecodeLimits,
     background: Option<[u8; 3]>,
 ) -> Result<Rgb, Error> {
     let format = Format::of(bytes)?;
     let image = guarded(|| {
         let samples = match format {
-            Format::Jpeg => return decode_whole_jpeg(bytes, max_pixels),
-            Format::Png => png::decode(bytes, max_pixels),
-            Format::WebP => webp::decode(bytes, max_pixels),
-            Format::Gif => gif::decode(bytes, max_pixels),
-            Format::Bmp => bmp::decode(bytes, max_pixels),
-            Format::Tiff => tiff::decode(bytes, max_pixels),
+            Format::Jpeg => return decode_whole_jpeg(bytes, limits),
+            Format::Png => png::decode(bytes, &limits),
+            Format::WebP => webp::decode(bytes, &limits),
+            Format::Gif => gif::decode(bytes, &limits, background),
+            Format::Bmp => bmp::decode(bytes, &limits),
+            Format::Tiff => tiff::decode(bytes, &limits),
         };
         samples.and_then(|samples| samples.over(background))
     })?;
@@ -230,22 +231,6 @@ fn guarded<T>(decode: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
     })
 }
 
-/// Reject an image that is empty or has more than `limit` pixels.
-pub(crate) fn check_size(height: usize, width: usize, limit: usize) -> Result<(), Error> {
-    if height == 0 || width == 0 {
-        let reason = format!("image has {height} x {width} pixels; expected at least 1");
-        return Err(Error::decode(reason));
-    }
-    if height.saturating_mul(width) > limit {
-        return Err(Error::TooManyPixels {
-            height,
-            width,
-            limit,
-        });
-    }
-    Ok(())
-}
-
 thread_local! {
     /// One decoder per thread; it keeps its buffers between images.
     static JPEG: RefCell<jpeg::Decoder> = RefCell::new(jpeg::Decoder::new());
@@ -257,21 +242,29 @@ pub(crate) fn decode_jpeg(
     request: &jpeg::Request,
 ) -> Result<(Rgb, jpeg::Status), Error> {
     let header = jpeg::read_header(bytes)?;
-    check_size(header.height, header.width, request.max_pixels)?;
+    let size = (header.height, header.width);
+    request.limits.check_size(size.0, size.1)?;
     let [height, width] = [header.height, header.width].map(|side| request.scale.apply(side));
     let height = request.stop_row.map_or(height, |row| row.min(height));
+    let output_bytes = height * width * 3;
+    request.limits.check_bytes(size, output_bytes)?;
     let what = try_alloc::of_image(height, width);
-    let mut pixels = try_alloc::with_capacity(height * width * 3, what)?;
+    let mut pixels = try_alloc::with_capacity(output_bytes, what)?;
+    let request = &jpeg::Request {
+        output_bytes,
+        ..*request
+    };
     let mut sink = |_, rows: &[u8]| pixels.extend_from_slice(rows);
     let status = JPEG.with_borrow_mut(|decoder| decoder.decode(bytes, request, &mut sink))?;
     Ok((Rgb::new(height, width, pixels), status))
 }
 
-fn decode_whole_jpeg(bytes: &[u8], max_pixels: usize) -> Result<Rgb, Error> {
+fn decode_whole_jpeg(bytes: &[u8], limits: DecodeLimits) -> Result<Rgb, Error> {
     let request = jpeg::Request {
         scale: jpeg::Scale::Full,
         stop_row: None,
-        max_pixels,
+        limits,
+        output_bytes: 0,
     };
     match decode_jpeg(bytes, &request)? {
         (image, jpeg::Status::Whole) => Ok(image),
@@ -297,7 +290,7 @@ mod tests {
     }
 
     fn pixel(bytes: &[u8]) -> Vec<u8> {
-        decode(bytes, MAX_PIXELS).unwrap().pixels
+        decode(bytes, DecodeLimits::default()).unwrap().pixels
     }
 
     #[test]
@@ -310,7 +303,7 @@ mod tests {
             b"\x89PNG\r\n\x1a\n",
         ] {
             assert!(matches!(
-                decode(bytes, MAX_PIXELS),
+                decode(bytes, DecodeLimits::default()),
                 Err(Error::Decode { path: None, .. })
             ));
             assert!(probe(bytes).is_err());
@@ -324,14 +317,16 @@ mod tests {
             (b"\0\0\0\x1cftypheic\0\0\0\0", "HEIF"),
             (b"\0\0\0\x0cjP  \r\n\x87\n\0", "JPEG 2000"),
             (b"\xFF\x0A\0\0", "JPEG XL"),
-            (b"II+\0\x08\0", "BigTIFF"),
         ] {
-            let error = decode(bytes, MAX_PIXELS).unwrap_err();
+            let error = decode(bytes, DecodeLimits::default()).unwrap_err();
             assert_eq!(error.status(), "unsupported", "{error}");
             assert!(error.to_string().starts_with(name), "{error}");
         }
         for bytes in [&b"\0\0\0\x1cftypmp42"[..], b"\0\0\0\x1cftyp", b"words"] {
-            assert_eq!(decode(bytes, MAX_PIXELS).unwrap_err().status(), "corrupt");
+            assert_eq!(
+                decode(bytes, DecodeLimits::default()).unwrap_err().status(),
+                "corrupt"
+            );
         }
     }
 
@@ -361,7 +356,7 @@ mod tests {
         let bytes = png_of(png::ColorType::Rgb, png::BitDepth::Eight, &[1, 2, 3]);
         assert_eq!(probe(&bytes).unwrap(), (1, 1, Format::Png));
         assert!(matches!(
-            decode(&bytes, 0),
+            decode(&bytes, DecodeLimits::of_pixels(0)),
             Err(Error::TooManyPixels {
                 height: 1,
                 width: 1,

@@ -4,7 +4,7 @@
 use std::io::Cursor;
 
 use super::samples::Samples;
-use crate::image::check_size;
+use crate::decode_limits::DecodeLimits;
 use crate::{Error, exif, try_alloc};
 
 const SIGNATURE_BYTES: usize = 8;
@@ -45,13 +45,20 @@ pub(crate) fn orientation(bytes: &[u8]) -> Option<u8> {
 }
 
 /// Decode the image; for an APNG, the default image.
-pub(crate) fn decode(bytes: &[u8], max_pixels: usize) -> Result<Samples, Error> {
+pub(crate) fn decode(bytes: &[u8], limits: &DecodeLimits) -> Result<Samples, Error> {
     let mut reader = reader(bytes)?;
     let (height, width) = size_of(&reader);
-    check_size(height, width, max_pixels)?;
+    limits.check_size(height, width)?;
     let size = reader
         .output_buffer_size()
         .ok_or_else(|| Error::decode("PNG: too many bytes to fit in memory"))?;
+    let (color, _) = reader.output_color_type();
+    let copy = if color.samples() == 3 {
+        0
+    } else {
+        3 * height * width
+    };
+    limits.check_bytes((height, width), size.saturating_add(copy))?;
     let mut pixels = try_alloc::filled(0, size, try_alloc::of_image(height, width))?;
     let frame = reader.next_frame(&mut pixels).map_err(|e| broken(&e))?;
     pixels.truncate(frame.buffer_size());

@@ -4,7 +4,7 @@ use std::io::Cursor;
 use std::ops::Range;
 
 use super::samples::Samples;
-use crate::image::check_size;
+use crate::decode_limits::DecodeLimits;
 use crate::{Error, exif, try_alloc};
 
 /// Length of the file header: `RIFF`, the size of the rest, `WEBP`.
@@ -49,7 +49,7 @@ pub(crate) fn orientation(bytes: &[u8]) -> Option<u8> {
     }
 }
 
-pub(crate) fn decode(bytes: &[u8], max_pixels: usize) -> Result<Samples, Error> {
+pub(crate) fn decode(bytes: &[u8], limits: &DecodeLimits) -> Result<Samples, Error> {
     let mut decoder = decoder(bytes)?;
     // The crate would decode bytes after a gap as pixels.
     if let Some(end) = end(bytes).filter(|end| *end > bytes.len()) {
@@ -59,13 +59,14 @@ pub(crate) fn decode(bytes: &[u8], max_pixels: usize) -> Result<Samples, Error> 
         return Err(Error::decode(reason));
     }
     let (height, width) = size_of(&decoder);
-    check_size(height, width, max_pixels)?;
+    limits.check_size(height, width)?;
     let size = decoder
         .output_buffer_size()
         .ok_or_else(|| Error::decode("WebP: too many bytes to fit in memory"))?;
     // The decoder itself allocates up to 4 bytes per pixel.
     let own = 4 * height * width;
     let what = try_alloc::of_image(height, width);
+    limits.check_bytes((height, width), size.saturating_add(own))?;
     try_alloc::check(size.saturating_add(own), what)?;
     let mut pixels = try_alloc::filled(0, size, what)?;
     decoder.read_image(&mut pixels).map_err(|e| broken(&e))?;

@@ -95,6 +95,11 @@ pub(super) struct Coefficients {
 }
 
 impl Coefficients {
+    /// Memory per block.
+    pub(super) fn bytes_per_block(is_progressive: bool) -> usize {
+        size_of::<Block>() + if is_progressive { size_of::<u64>() } else { 0 }
+    }
+
     /// Allocate zeroed blocks.
     pub(super) fn reset(
         &mut self,

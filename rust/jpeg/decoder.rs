@@ -106,13 +106,8 @@ impl DecoderState {
         let mut reader = Reader { bytes, position: 0 };
         let mut markers = Markers::default();
         let frame = markers.read_frame(&mut reader)?.clone();
-        if frame.height.saturating_mul(frame.width) > request.max_pixels {
-            return Err(Error::TooManyPixels {
-                height: frame.height,
-                width: frame.width,
-                limit: request.max_pixels,
-            });
-        }
+        let limits = &request.limits;
+        limits.check_size(frame.height, frame.width)?;
         let Stop::Scan(scan) = markers.read_to_scan(&mut reader, None)? else {
             return Err(broken("no scans found"));
         };
@@ -136,6 +131,8 @@ impl DecoderState {
             let scan = SingleScanDecode::new(self, frame, &scan, markers, reader, output)?;
             Ok(StartedDecode::SingleScan(Box::new(scan)))
         } else {
+            let bytes = multi_scan::coefficient_bytes(&frame).saturating_add(request.output_bytes);
+            limits.check_bytes((frame.height, frame.width), bytes)?;
             let warnings = multi_scan::decode(self, &frame, scan, markers, reader, &mut output)?;
             Ok(StartedDecode::Done(warnings.status()))
         }

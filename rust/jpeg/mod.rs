@@ -36,6 +36,7 @@ mod upsample;
 
 use crate::Error;
 use crate::cpu_features::Instructions;
+use crate::decode_limits::DecodeLimits;
 use decoder::{DecoderState, StartedDecode};
 use markers::{Markers, Reader};
 use mcu_rows::Target;
@@ -108,8 +109,10 @@ pub struct Request {
     pub scale: Scale,
     /// First output row that is not needed; decoding stops there.
     pub stop_row: Option<usize>,
-    /// Maximum number of pixels in the file, whatever the output size.
-    pub max_pixels: usize,
+    /// Limits on the size in the file and on memory.
+    pub limits: DecodeLimits,
+    /// Bytes that the caller allocates for the output, counted in the limit.
+    pub output_bytes: usize,
 }
 
 /// Read the header of a file.
@@ -158,8 +161,8 @@ impl Decoder {
     ///
     /// # Errors
     /// [`Error::Unsupported`]; [`Error::Decode`] if the data is not a JPEG or too corrupt for
-    /// libjpeg-turbo, possibly after emitting some rows; [`Error::TooManyPixels`] if the size in
-    /// the header exceeds the limit.
+    /// libjpeg-turbo, possibly after emitting some rows; [`Error::TooManyPixels`] or
+    /// [`Error::TooManyBytes`] if the size in the header or the memory exceeds its limit.
     pub fn decode(
         &mut self,
         bytes: &[u8],

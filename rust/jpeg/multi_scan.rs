@@ -13,6 +13,15 @@ use super::sequential::{CHUNK, Restarts, Sequence};
 use super::simd::Simd;
 use crate::Error;
 
+/// Bytes of the coefficients of all components.
+pub(super) fn coefficient_bytes(frame: &Frame) -> usize {
+    let components = frame.components.iter();
+    let blocks: usize = components
+        .map(|it| it.h * it.v * frame.mcus_wide * frame.mcus_high)
+        .sum();
+    blocks * Coefficients::bytes_per_block(frame.is_progressive)
+}
+
 /// Decode all scans of a file, then emit its rows.
 pub(super) fn decode(
     state: &mut DecoderState,

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::decode_limits::DecodeLimits;
 use crate::error::named;
 use crate::loader::record::Task;
 use crate::normalize::layout::{Dtype, Layout};
@@ -39,8 +40,8 @@ pub struct LoaderConfig {
     pub dtype: Dtype,
     /// Memory layout of the pixels.
     pub layout: Layout,
-    /// Maximum number of pixels of an image.
-    pub max_pixels: usize,
+    /// Limits of decoding one image.
+    pub limits: DecodeLimits,
 }
 
 /// Policy for a bad sample.

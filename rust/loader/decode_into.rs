@@ -237,7 +237,8 @@ impl Scratch {
         let request = jpeg::Request {
             scale,
             stop_row: Some(sink.rows.last_row_needed() + 1),
-            max_pixels: config.max_pixels,
+            limits: config.limits,
+            output_bytes: 0,
         };
         Ok(StreamedDecode {
             decoder,

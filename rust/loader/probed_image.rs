@@ -39,7 +39,7 @@ impl ProbedImage {
         } else {
             1
         };
-        image::check_size(size.0, size.1, config.max_pixels)?;
+        config.limits.check_size(size.0, size.1)?;
         if orientation::swaps_sides(orientation) {
             size = (size.1, size.0);
         }
@@ -63,8 +63,13 @@ impl ProbedImage {
 
     /// Decode the whole image and apply its orientation.
     pub(crate) fn decode(&self, config: &LoaderConfig) -> Result<(Rgb, jpeg::Status), Error> {
+        if self.orientation != 1 {
+            // The image as stored, and its upright copy.
+            let bytes = 2 * 3 * self.size.0 * self.size.1;
+            config.limits.check_bytes(self.size, bytes)?;
+        }
         if self.format != Format::Jpeg {
-            let image = image::decode_over(self.bytes(), config.max_pixels, config.background)?;
+            let image = image::decode_over(self.bytes(), config.limits, config.background)?;
             return Ok((
                 orientation::apply_orientation(image, self.orientation)?,
                 jpeg::Status::Whole,
@@ -73,7 +78,8 @@ impl ProbedImage {
         let request = jpeg::Request {
             scale: jpeg::Scale::Full,
             stop_row: None,
-            max_pixels: config.max_pixels,
+            limits: config.limits,
+            output_bytes: 0,
         };
         let (image, status) = image::decode_jpeg(self.bytes(), &request)?;
         Ok((

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use crate::Error;
 use crate::boxes::BoxXyxy;
+use crate::decode_limits::DecodeLimits;
 use crate::error::named;
 use crate::image::{self, Rgb};
 use crate::tokenizer::spans::CharSpan;
@@ -137,11 +138,10 @@ impl Record {
 /// Read and decode an image file, with a background as in [`image::decode_over`].
 pub(crate) fn read_image(
     path: &Path,
-    max_pixels: usize,
+    limits: DecodeLimits,
     background: Option<[u8; 3]>,
 ) -> Result<Rgb, Error> {
-    image::decode_over(&read_file(path)?, max_pixels, background)
-        .map_err(|error| error.in_file(path))
+    image::decode_over(&read_file(path)?, limits, background).map_err(|error| error.in_file(path))
 }
 
 fn read_file(path: &Path) -> Result<Vec<u8>, Error> {

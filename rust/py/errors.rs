@@ -43,7 +43,10 @@ impl From<Error> for PyErr {
                     PyOSError::new_err(arguments)
                 }
             }
-            Error::Decode { .. } | Error::Unsupported { .. } | Error::TooManyPixels { .. } => {
+            Error::Decode { .. }
+            | Error::Unsupported { .. }
+            | Error::TooManyPixels { .. }
+            | Error::TooManyBytes { .. } => {
                 let refused = DecodeError::new_err(message);
                 let with_status =
                     Python::attach(|py| refused.value(py).setattr("status", error.status()));

@@ -8,10 +8,11 @@ use pyo3::types::{PyBytes, PyDict};
 
 use super::arrays::Buffer;
 use super::color_jitter::{ColorJitter, describe as describe_color_jitter};
-use super::pixels::{RgbArray, to_buffer};
+use super::pixels::{RgbArray, limits, to_buffer};
 use super::rand_augment::{RandAugment, describe as describe_rand_augment};
 use crate::boxes::{BoxXyxy, Crop};
 use crate::cpu_features::Instructions;
+use crate::decode_limits::MAX_PIXELS;
 use crate::image::{self, Rgb, RgbView};
 use crate::loader::record;
 use crate::normalize::layout::{Dtype, Layout};
@@ -237,28 +238,36 @@ pub fn probe_image(data: &[u8]) -> PyResult<(usize, usize, &'static str)> {
 
 /// Decode the bytes of an image file to (H, W, 3) uint8.
 #[pyfunction]
-#[pyo3(signature = (data, *, max_pixels = image::MAX_PIXELS, background = None))]
+#[pyo3(signature = (data, *, max_pixels = MAX_PIXELS, max_decode_bytes = None, background = None))]
 pub fn decode_image(
     py: Python<'_>,
     data: &[u8],
     max_pixels: usize,
+    max_decode_bytes: Option<usize>,
     background: Option<(u8, u8, u8)>,
 ) -> PyResult<Buffer> {
-    let background = background.map(<[u8; 3]>::from);
-    to_buffer(py.detach(|| image::decode_over(data, max_pixels, background))?)
+    let (limits, background) = (
+        limits(max_pixels, max_decode_bytes),
+        background.map(<[u8; 3]>::from),
+    );
+    to_buffer(py.detach(|| image::decode_over(data, limits, background))?)
 }
 
 /// Decode an image file to (H, W, 3) uint8.
 #[pyfunction]
-#[pyo3(signature = (path, *, max_pixels = image::MAX_PIXELS, background = None))]
+#[pyo3(signature = (path, *, max_pixels = MAX_PIXELS, max_decode_bytes = None, background = None))]
 pub fn read_image(
     py: Python<'_>,
     path: PathBuf,
     max_pixels: usize,
+    max_decode_bytes: Option<usize>,
     background: Option<(u8, u8, u8)>,
 ) -> PyResult<Buffer> {
-    let background = background.map(<[u8; 3]>::from);
-    to_buffer(py.detach(|| record::read_image(&path, max_pixels, background))?)
+    let (limits, background) = (
+        limits(max_pixels, max_decode_bytes),
+        background.map(<[u8; 3]>::from),
+    );
+    to_buffer(py.detach(|| record::read_image(&path, limits, background))?)
 }
 
 /// Resize an (H, W, 3) uint8 array, or a crop (top, left, height, width) of it.
@@ -352,7 +361,8 @@ pub fn normalize_image(
 
 /// Apply a transform to an (H, W, 3) uint8 array or to the bytes of an image file.
 #[pyfunction]
-#[pyo3(signature = (image, transform, boxes = None, *, seed = 0, epoch = 0, index = 0))]
+#[pyo3(signature = (image, transform, boxes = None, *, seed = 0, epoch = 0, index = 0, max_pixels = MAX_PIXELS, max_decode_bytes = None))]
+#[allow(clippy::too_many_arguments)] // Keyword arguments in Python.
 pub fn apply_transform(
     image: &Bound<'_, PyAny>,
     transform: &ImageTransform,
@@ -360,12 +370,15 @@ pub fn apply_transform(
     seed: u64,
     epoch: u64,
     index: u64,
+    max_pixels: usize,
+    max_decode_bytes: Option<usize>,
 ) -> PyResult<(Buffer, Vec<BoxXyxy>, (usize, usize))> {
     let py = image.py();
     let (decoded, array);
     let view = if let Ok(bytes) = image.cast::<PyBytes>() {
         let bytes = bytes.as_bytes();
-        decoded = py.detach(|| image::decode(bytes, image::MAX_PIXELS))?;
+        let limits = limits(max_pixels, max_decode_bytes);
+        decoded = py.detach(|| image::decode(bytes, limits))?;
         RgbView::from(&decoded)
     } else {
         array = RgbArray::get(image)?;

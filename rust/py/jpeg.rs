@@ -4,8 +4,9 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
 use super::arrays::Buffer;
-use super::pixels::to_buffer;
+use super::pixels::{limits, to_buffer};
 use crate::cpu_features::Instructions;
+use crate::decode_limits::MAX_PIXELS;
 use crate::image::{self, Rgb};
 use crate::jpeg::{self, Decoder, Request, Scale, Status};
 
@@ -18,13 +19,15 @@ pub fn read_jpeg_header(data: &[u8]) -> PyResult<(usize, usize, u8)> {
 
 /// Decode a JPEG file, filling in damaged parts; return the image and the reason, if any.
 #[pyfunction]
-#[pyo3(signature = (data, *, divisor = 1, stop_row = None, max_pixels = image::MAX_PIXELS, instructions = None, beside = None))]
+#[pyo3(signature = (data, *, divisor = 1, stop_row = None, max_pixels = MAX_PIXELS, max_decode_bytes = None, instructions = None, beside = None))]
+#[allow(clippy::too_many_arguments)] // Keyword arguments in Python.
 pub fn decode_jpeg(
     py: Python<'_>,
     data: &[u8],
     divisor: usize,
     stop_row: Option<usize>,
     max_pixels: usize,
+    max_decode_bytes: Option<usize>,
     instructions: Option<&str>,
     beside: Option<&[u8]>,
 ) -> PyResult<(Buffer, Option<String>)> {
@@ -36,7 +39,8 @@ pub fn decode_jpeg(
     let request = Request {
         scale,
         stop_row,
-        max_pixels,
+        limits: limits(max_pixels, max_decode_bytes),
+        output_bytes: 0,
     };
     let instructions = instructions.map(Instructions::from_name).transpose()?;
     let (image, status) = py.detach(|| {

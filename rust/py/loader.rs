@@ -11,8 +11,10 @@ use pyo3::types::{PyBytes, PyDict, PyTuple};
 
 use super::arrays::Buffer;
 use super::image::ImageTransform;
+use super::pixels::limits;
 use super::tokenizer::Tokenizer;
 use crate::boxes::BoxXyxy;
+use crate::decode_limits::MAX_PIXELS;
 use crate::loader::collate::Batch;
 use crate::loader::config::{LoaderConfig, OnError};
 use crate::loader::record::{Record, StoredImage, Task};
@@ -65,7 +67,7 @@ type PlainRecord<'py> = (
 #[pymethods]
 impl Loader {
     #[new]
-    #[pyo3(signature = (batch_type, tokenizer, transform, *, max_tokens, seed, mlm_probability, mirrored_answers, threads, keep, on_error, accept_truncated, scaled_decoding, apply_orientation, background, dtype, layout, max_pixels = crate::image::MAX_PIXELS))]
+    #[pyo3(signature = (batch_type, tokenizer, transform, *, max_tokens, seed, mlm_probability, mirrored_answers, threads, keep, on_error, accept_truncated, scaled_decoding, apply_orientation, background, dtype, layout, max_pixels = MAX_PIXELS, max_decode_bytes = None))]
     #[allow(clippy::too_many_arguments)] // Keyword arguments in Python.
     fn new(
         batch_type: &str,
@@ -85,6 +87,7 @@ impl Loader {
         dtype: &str,
         layout: &str,
         max_pixels: usize,
+        max_decode_bytes: Option<usize>,
     ) -> PyResult<Self> {
         let task = Task::from_name(batch_type)?;
         let dtype = Dtype::from_name(dtype)?;
@@ -108,7 +111,7 @@ impl Loader {
             background: background.map(<[u8; 3]>::from),
             dtype,
             layout: Layout::from_name(layout)?,
-            max_pixels,
+            limits: limits(max_pixels, max_decode_bytes),
         };
         Ok(Self {
             inner: loader::Loader::new(config, threads, keep)?,

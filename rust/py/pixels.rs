@@ -5,7 +5,16 @@ use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 
 use super::arrays::{Buffer, numbers};
+use crate::decode_limits::DecodeLimits;
 use crate::image::{Rgb, RgbView};
+
+/// Limits from keyword arguments; no number of bytes means no limit.
+pub(super) fn limits(max_pixels: usize, max_decode_bytes: Option<usize>) -> DecodeLimits {
+    DecodeLimits {
+        max_pixels,
+        max_decode_bytes: max_decode_bytes.unwrap_or(usize::MAX),
+    }
+}
 
 /// An (H, W, 3) uint8 Python array, copied if it is not contiguous.
 pub(super) struct RgbArray {

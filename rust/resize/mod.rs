@@ -14,8 +14,9 @@ use std::cell::RefCell;
 
 use crate::Error;
 use crate::boxes::Crop;
+use crate::decode_limits::MAX_PIXELS;
 use crate::error::named;
-use crate::image::{MAX_PIXELS, Rgb, RgbView};
+use crate::image::{Rgb, RgbView};
 pub use crate::resize::streaming::{ResizeScratch, RowResizer};
 use crate::try_alloc;
 

@@ -8,6 +8,7 @@ use std::error::Error;
 use std::path::PathBuf;
 
 use fiber_core::cpu_features::Instructions;
+use fiber_core::decode_limits::DecodeLimits;
 use fiber_core::jpeg::{Decoder, Request, Scale, read_header};
 use turbojpeg::{Decompressor, Image, PixelFormat, ScalingFactor};
 
@@ -82,7 +83,8 @@ fn sides<'a>(divisor: usize) -> Result<Vec<(String, Side<'a>)>, Failure> {
         let request = Request {
             scale,
             stop_row: None,
-            max_pixels: usize::MAX,
+            limits: DecodeLimits::of_pixels(usize::MAX),
+            output_bytes: 0,
         };
         sides.push((
             format!("{instructions:?}").to_lowercase(),

@@ -288,7 +288,10 @@ def _make_tensors(
     storages: dict[str, torch.UntypedStorage] = {}
     state = {}
     for name, (storage, offset, shape, stride) in records.items():
-        dtype = _dtype(storage)
+        try:
+            dtype = _dtype(storage)
+        except ValueError as error:
+            raise ValueError(f"{file.path}: {error}") from None
         first, stored_bytes = file.storages.get(storage.key, (0, 0))
         storage_bytes = storage.numel * dtype.itemsize
         last = offset + sum((n - 1) * step for n, step in zip(shape, stride, strict=True))

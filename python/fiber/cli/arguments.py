@@ -27,6 +27,12 @@ VOCABULARIES = {
     "--answers FILE": "JSON file with a list of the VQA head's answers, in the order of the logits"
     " (default: the model's own)",
 }
+#: Limits of decoding one image; `limits_of` reads them.
+LIMITS = {
+    "--max-pixels N": "maximum number of pixels of an image file (default: 178956970)",
+    "--max-decode-bytes SIZE": "maximum memory for decoding one image, such as 500MB (default: no"
+    " limit)",
+}
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
@@ -126,7 +132,7 @@ def key_values(pairs: Sequence[str], option: str, example: str) -> dict[str, str
 
 
 #: Argument types by metavar; all others are strings.
-_TYPES = {"N": positive_int, "DIR": Path, "FILE": Path}
+_TYPES = {"N": positive_int, "DIR": Path, "FILE": Path, "SIZE": byte_count}
 
 
 def add_options(
@@ -150,6 +156,12 @@ def add_options(
         elif not own:
             keywords = {"action": "store_true"}
         command.add_argument(name, help=text, **{**keywords, **own})
+
+
+def limits_of(options: argparse.Namespace) -> dict[str, int]:
+    """Return the limits of `LIMITS` that were given."""
+    found = pick(options, "max_pixels", "max_decode_bytes")
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def pick(options: argparse.Namespace, *names: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from fiber.atomic_io import write_json
-from fiber.cli.arguments import add_options, byte_count
+from fiber.cli.arguments import LIMITS, add_options, byte_count, limits_of
 from fiber.env import usable_cores
 
 _SOURCE = (
@@ -59,6 +59,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
             "--split S": "splits to read, such as train+val (default: all)",
             "--verify": "also compare all files of a packed dataset with their checksums",
             "--sheet FILE": "save a contact sheet with boxes and texts to this image file",
+            **LIMITS,
             "--json": "print the report as one JSON object",
         },
         source={"type": Path},
@@ -140,9 +141,11 @@ def _make_data(options: argparse.Namespace) -> int:
 
 def _inspect(options: argparse.Namespace) -> int:
     from fiber.cli.inspect import inspect
+    from fiber.data.image_file import DecodeLimits
     from fiber.progress import ImageProgress
 
     splits = options.split.split("+") if options.split else ()
+    limits = DecodeLimits(**limits_of(options))
     return inspect(
         options.source,
         splits,
@@ -150,6 +153,7 @@ def _inspect(options: argparse.Namespace) -> int:
         options.json,
         ImageProgress(),
         verify=options.verify,
+        limits=limits,
     )
 
 

@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from fiber.cli.arguments import (
     DEVICE,
+    LIMITS,
     VOCABULARIES,
     add_options,
     char_spans,
+    limits_of,
     nonnegative_int,
     pick,
     semicolon_list,
@@ -140,6 +142,7 @@ def _command(
             " runs/ with the required head)",
             **VOCABULARIES,
             **DEVICE,
+            **LIMITS,
             "--json": "print JSON even to a terminal",
             "--save DIR": "folder to write annotated images to",
         },
@@ -288,7 +291,8 @@ class _Session:
         import fiber
 
         settings = pick(options, "tokenizer", "answers", "device")
-        self.model: Model = fiber.load(self.name, **settings)
+        self.limits: dict[str, Any] = limits_of(options)
+        self.model: Model = fiber.load(self.name, **settings, **self.limits)
         self.as_json = options.json or not sys.stdout.isatty()
         self.folder: Path | None = options.save
         self.names: set[str] = set()
@@ -305,7 +309,7 @@ class _Session:
 
         for start in range(0, len(paths), _BATCH):
             some = paths[start : start + _BATCH]
-            yield some, [load_image(path) for path in some]
+            yield some, [load_image(path, **self.limits) for path in some]
 
     def each(self) -> Iterator[tuple[Path, np.ndarray]]:
         """Decode images one at a time."""

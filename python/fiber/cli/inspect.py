@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from fiber.data.image_file import DEFAULT_LIMITS, DecodeLimits
 from fiber.data.skip_report import counted
 from fiber.data.tools.inspect import Bar, DataReport, ImageReport, PartReport, histogram
 from fiber.data.tools.inspect import inspect as look
@@ -29,12 +30,14 @@ def inspect(
     progress: Callable[[int, int], None],
     *,
     verify: bool = False,
+    limits: DecodeLimits = DEFAULT_LIMITS,
 ) -> int:
     """Print statistics of a dataset; return exit code 1 if there are faults, else 0.
 
     All splits are read if `splits` is empty. A contact sheet is written to `sheet`, if given.
     `progress` is called with (images decoded, total images) for each split. If `verify`, all files
-    of a packed folder are compared with their checksums.
+    of a packed folder are compared with their checksums. `limits` are those of
+    decoding one image.
 
     Raises:
         FileNotFoundError: if the folder or file does not exist.
@@ -42,9 +45,9 @@ def inspect(
             folder.
         OSError: if the contact sheet cannot be written.
     """
-    tiles = ContactSheet()
+    tiles = ContactSheet(limits)
     shown = tiles.add if sheet is not None else None
-    report = look(source, splits, verify=verify, shown=shown, progress=progress)
+    report = look(source, splits, verify=verify, shown=shown, progress=progress, limits=limits)
     if as_json:
         print(json.dumps(report.to_dict(), ensure_ascii=False))
     else:

@@ -9,10 +9,12 @@ from typing import Any
 
 from fiber.cli.arguments import (
     DEVICE,
+    LIMITS,
     VOCABULARIES,
     add_options,
     candidates,
     key_values,
+    limits_of,
     nonnegative_int,
     pick,
 )
@@ -123,6 +125,7 @@ def _add_eval(commands: argparse._SubParsersAction) -> None:
             "--threads N": "image decoding threads (default: one per core)",
             "--image-size N": "input height and width in pixels of a coarse-stage model (default:"
             " the model's own)",
+            **LIMITS,
         },
         tokenizer={"type": str},
         answers={"type": str},
@@ -185,6 +188,7 @@ def _eval(options: argparse.Namespace) -> int:
     settings |= pick(
         options, "data", "split", "output", "classes_per_prompt", "batch_size", "threads"
     )
+    settings |= limits_of(options)
     metrics = fiber.evaluate(model, options.task, classes=options.classes_file, **settings)
     if sys.stdout.isatty():
         width = max(map(len, metrics), default=0)

@@ -1,13 +1,15 @@
-"""Detect image formats from file content, and check that images can be decoded."""
+"""Image files: formats by content, limits of decoding, and a check that an image can be decoded."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from fiber import _core
 from fiber.data.record import StoredImage
 
+#: Default of `max_pixels`, the number of pixels that Pillow rejects.
+MAX_PIXELS = 178_956_970
 #: Decoding statuses of an image.
 STATUSES = ("ok", "truncated", "corrupt", "unsupported", "missing")
 
@@ -20,11 +22,23 @@ _MAGIC = (
     (b"BM", "bmp"),
     (b"II*\0", "tif"),
     (b"MM\0*", "tif"),
+    (b"II+\0", "tif"),
+    (b"MM\0+", "tif"),
 )
 # Extensions of ISO media files by brand.
 _BRANDS = {b"avif": "avif", b"avis": "avif", b"heic": "heic", b"heix": "heic", b"mif1": "heif"}
 #: Extensions of image files in a folder; the actual format is detected from the content.
 ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+
+
+class DecodeLimits(NamedTuple):
+    """Limits of decoding one image file; see `fiber.data.load_image`."""
+
+    max_pixels: int = MAX_PIXELS
+    max_decode_bytes: int | None = None
+
+
+DEFAULT_LIMITS = DecodeLimits()
 
 
 class CheckedImage(NamedTuple):
@@ -47,8 +61,10 @@ def extension_of(data: bytes) -> str:
     return next((end for magic, end in _MAGIC if data.startswith(magic)), "bin")
 
 
-def check_image(stored: StoredImage) -> CheckedImage:
-    """Decode an image and return the status that the loader would report.
+def check_image(
+    stored: StoredImage, *, max_pixels: int = MAX_PIXELS, max_decode_bytes: int | None = None
+) -> CheckedImage:
+    """Decode an image and return the status that the loader would report with these limits.
 
     The status "truncated" means a JPEG with missing or damaged data; see `accept_truncated`.
     """
@@ -59,11 +75,12 @@ def check_image(stored: StoredImage) -> CheckedImage:
     except OSError as problem:
         return CheckedImage("missing", f"cannot be read: {problem.strerror or problem}")
     extension, filled = extension_of(data), None
+    limits: dict[str, Any] = {"max_pixels": max_pixels, "max_decode_bytes": max_decode_bytes}
     try:
         if extension == "jpg":
-            image, filled = _core.decode_jpeg(data)
+            image, filled = _core.decode_jpeg(data, **limits)
         else:
-            image = _core.decode_image(data)
+            image = _core.decode_image(data, **limits)
     except _core.DecodeError as problem:
         lacks_end = {
             "jpg": b"\xff\xd9" not in data[-4096:],

@@ -9,10 +9,14 @@ from typing import Any, Literal, Required, SupportsFloat, SupportsIndex, TypedDi
 import numpy as np
 
 from fiber._core import ImageTransform, Tokenizer
+from fiber.data.image_file import MAX_PIXELS
 
 BatchType = Literal["image_text", "question", "reasoning", "grounding"]
 ImageDtype = Literal["float32", "float16", "bfloat16", "uint8"]
 OnError = Literal["raise", "skip", "resample"]
+
+#: Maximum number of threads. More than that never helps, and each takes memory.
+MAX_THREADS = 1024
 
 _DTYPES = ("float32", "float16", "bfloat16", "uint8")
 
@@ -33,7 +37,7 @@ class CollatorConfig:
         seed: Seed of all random numbers.
         mlm_probability: Fraction of tokens that "image_text" selects for masking. Must be 0 for a
             tokenizer without a mask token.
-        threads: Worker threads; 0 means one per core.
+        threads: Worker threads, at most 1,024; 0 means one per core.
         on_error: "raise" stops at a bad sample; "skip" drops it and reports it in `skipped`;
             "resample" (`DataLoader` only, not for iterables) also replaces it with a different
             record, chosen by (seed, epoch, index), so batches keep their size.
@@ -46,6 +50,11 @@ class CollatorConfig:
             to the rotated image. The published pipelines ignore the tag.
         background: RGB color, 0 to 255, that transparent images are composited on. None drops the
             alpha channel, as Pillow's `convert("RGB")` and the published pipelines do.
+        max_pixels: Maximum number of pixels of an image file. A larger image is a bad sample with
+            the status "unsupported".
+        max_decode_bytes: Maximum memory in bytes for the pixels and coefficients of one image while
+            it is decoded, checked before it is allocated; None (default) means no limit. Up to
+            `threads` images are decoded at a time. A larger image is a bad sample, too.
         image_dtype: "float32", "float16" or "bfloat16" (normalized, rounded to nearest), or "uint8"
             (not normalized, padded with 0).
         channels_last: Return images in the memory format `torch.channels_last`.
@@ -68,6 +77,8 @@ class CollatorConfig:
     scaled_decoding: bool = False
     apply_orientation: bool = False
     background: Sequence[int] | None = None
+    max_pixels: int = MAX_PIXELS
+    max_decode_bytes: int | None = None
     image_dtype: ImageDtype = "float32"
     channels_last: bool = False
 
@@ -95,7 +106,7 @@ class LoaderConfig(CollatorConfig):
     """Options of `DataLoader`: those of `CollatorConfig`, and the following.
 
     Args:
-        threads: Worker threads; 0 (default) means one per core.
+        threads: Worker threads, at most 1,024; 0 (default) means one per core.
         batch_size: Samples per batch on this rank.
         shuffle: Reshuffle every epoch. Not supported for iterables.
         prefetch: Number of batches prepared ahead.
@@ -138,6 +149,8 @@ class CollatorOptions(TypedDict, total=False):
     scaled_decoding: bool
     apply_orientation: bool
     background: Sequence[int] | None
+    max_pixels: int
+    max_decode_bytes: int | None
     image_dtype: ImageDtype
     channels_last: bool
 
@@ -184,6 +197,7 @@ def _is_color(value: Any) -> bool:
 #: Lower bound of each integer.
 _LEAST = {
     **dict.fromkeys(("batch_size", "max_tokens", "prefetch", "world_size"), 1),
+    **dict.fromkeys(("max_decode_bytes", "max_pixels"), 1),
     **dict.fromkeys(("epoch", "keep", "rank", "seed", "start", "threads"), 0),
 }
 _FLAGS = ("accept_truncated", "apply_orientation", "channels_last", "drop_last", "pin_memory")
@@ -197,6 +211,7 @@ _KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "mlm_probability": ("a number from 0 to 1", _is_number),
     "background": ("None or three integers (red, green, blue) from 0 to 255", _is_color),
     **dict.fromkeys(_LEAST, ("an integer", _is_integer)),
+    "max_decode_bytes": ("None or an integer", lambda value: value is None or _is_integer(value)),
     **dict.fromkeys(
         (*_FLAGS, "scaled_decoding", "shuffle"), ("True or False", _is_a(bool, np.bool_))
     ),
@@ -214,10 +229,12 @@ def check_arguments(**values: Any) -> None:
         expected, fits = _KINDS[name]
         if not fits(value):
             raise TypeError(f"{name} is {value!r:.40}; expected {expected}")
-        if name in _LEAST and value < _LEAST[name]:
+        if name in _LEAST and value is not None and value < _LEAST[name]:
             raise ValueError(f"{name} is {value}; expected {_LEAST[name]} or more")
-    for name in ("seed", "epoch"):
-        if values.get(name, 0) >= 1 << 64:
+    for name in ("seed", "epoch", "max_pixels", "max_decode_bytes"):
+        if (values.get(name) or 0) >= 1 << 64:
             raise ValueError(f"{name} is {values[name]}; expected a value below 2 ** 64")
+    if (threads := values.get("threads", 0)) > MAX_THREADS:
+        raise ValueError(f"threads is {threads}; expected at most {MAX_THREADS}")
     if (name := values.get("image_dtype", _DTYPES[0])) not in _DTYPES:
         raise ValueError(f"image_dtype is {name!r}; expected {_KINDS['image_dtype'][0]}")

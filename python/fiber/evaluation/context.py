@@ -13,6 +13,7 @@ from torch import Tensor
 from fiber.checkpoints.model_dir import NO_TOKENIZER
 from fiber.checkpoints.provenance import TrainedOn
 from fiber.data import DataLoader, Tokenizer
+from fiber.data.image_file import DEFAULT_LIMITS, DecodeLimits
 from fiber.data.prompts.classes import ClassName
 from fiber.data.record import Record
 from fiber.models.fiber.backbone import BackboneOutput, ImagePrefix, Wanted
@@ -72,6 +73,8 @@ class EvalContext:
     batch_size: int = 64
     #: Number of data loader threads; 0 uses all cores.
     threads: int = 0
+    #: Limits of decoding one image.
+    limits: DecodeLimits = DEFAULT_LIMITS
     #: Replace every record's image with that of a different record.
     permute_images: bool = False
     #: If False, the gates of all cross-attention layers are set to 0.
@@ -136,6 +139,7 @@ class EvalContext:
             max_tokens=self.network.config.max_tokens,
             threads=self.threads,
             seed=0,
+            **self.limits._asdict(),
         )
         at = 0
         for batch in loader.epoch():

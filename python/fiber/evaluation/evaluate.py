@@ -13,6 +13,7 @@ from fiber.checkpoints.load import load_stored
 from fiber.checkpoints.provenance import seen_before
 from fiber.config import FiberConfig
 from fiber.data.datasets.resolve import Data
+from fiber.data.image_file import MAX_PIXELS, DecodeLimits
 from fiber.data.record import RecordSet
 from fiber.data.text_lengths import text_warnings
 from fiber.evaluation.classes import GivenClasses, classes_of_sets, listed_classes
@@ -38,6 +39,8 @@ def evaluate(
     classes: GivenClasses = None,
     batch_size: int = 64,
     threads: int = 0,
+    max_pixels: int = MAX_PIXELS,
+    max_decode_bytes: int | None = None,
 ) -> dict[str, float]:
     """Evaluate a model on a task.
 
@@ -52,13 +55,11 @@ def evaluate(
         data: a data folder, an annotation file that `fiber.data.open_source` can read, or records.
         split: split to evaluate. "+" joins splits.
         output: file for the predictions in the task's official format, or a folder for "odinw".
-        permute_images: as an ablation, replace every record's image with that of a different
-            record.
+        permute_images: as an ablation, give every record the image of a different record.
         fusion: as an ablation, False sets the gates of all cross-attention layers to 0.
         rerank: for "retrieval", rerank the best ITC candidates with ITM, as in `Model.search`.
-            Default: True if the model has both heads. If the model has only one of the heads, that
-            head ranks all candidates. This issues a warning, unless the head is ITC and reranking
-            was not requested.
+            Default: True if the model has both heads. If it has only one, that head ranks all
+            candidates, with a warning unless the head is ITC and reranking was not requested.
         candidates: for "retrieval", the number of candidates per query to rerank, at least 1.
             Default: 32. ITM scores every pair if this covers all candidates.
         classes_per_prompt: for detection tasks, the maximum number of classes per prompt, or 0 for
@@ -68,11 +69,12 @@ def evaluate(
             by dataset, or a folder with one NAME.json per dataset.
         batch_size: records per batch.
         threads: data loader threads; 0 uses all cores.
+        max_pixels: maximum number of pixels of an image file, as in `DataLoader`.
+        max_decode_bytes: maximum memory in bytes for decoding one image; None means no limit.
 
     Returns:
         Metrics by name. Values are fractions in [0, 1], except for `cider_d` (up to 10). Metrics of
-        a group of records are named "group/metric". Metrics after reranking are named
-        "reranked/metric".
+        a group of records are named "group/metric", those after reranking "reranked/metric".
 
     Raises:
         MissingHeadError: if the model has no head for the task.
@@ -82,14 +84,14 @@ def evaluate(
         OSError: if `output` cannot be written.
     """
     if output is not None and task != "odinw":
-        # Fail before the evaluation, which may take hours.
-        check_target(Path(output))
+        check_target(Path(output))  # before the evaluation, which may take hours
     if not isinstance(model, EvalModel):
         model = load_stored(model)
     context = EvalContext.of(
         model,
         batch_size=batch_size,
         threads=threads,
+        limits=DecodeLimits(max_pixels, max_decode_bytes),
         permute_images=permute_images,
         fusion=fusion,
         candidates=_check_heads(model.network.config, task, rerank, candidates),

@@ -17,6 +17,8 @@ from fiber import _core
 from fiber.checkpoints.model_dir import NO_TOKENIZER
 from fiber.config import FiberConfig
 from fiber.data import ImageTransform, Tokenizer, load_image
+from fiber.data.image_file import DEFAULT_LIMITS, DecodeLimits
+from fiber.data.loader_config import check_arguments
 from fiber.data.text_lengths import has_words
 
 if TYPE_CHECKING:
@@ -182,6 +184,7 @@ class Inputs:
         transform: ImageTransform,
         tokenizer: Tokenizer | None,
         device: torch.device,
+        limits: DecodeLimits = DEFAULT_LIMITS,
     ) -> None:
         if tokenizer is not None:
             tokenizer.check_for_models()
@@ -189,6 +192,8 @@ class Inputs:
         self.transform = transform
         self.tokenizer = tokenizer
         self.device = device
+        check_arguments(**limits._asdict())
+        self.limits = limits
 
     def images(self, images: Sequence[Any]) -> Iterator[ImageBatch]:
         """Decode and transform images in batches.
@@ -260,7 +265,7 @@ class Inputs:
 
     def _prepare(self, image: Any) -> tuple[np.ndarray, Tensor, tuple[int, int]]:
         """Return the decoded image, its (3, H, W) tensor, and its unpadded (height, width)."""
-        array = load_image(image)
+        array = load_image(image, **self.limits._asdict())
         if not array.size:
             raise ValueError(
                 f"image of shape {array.shape} has no pixels; expected (H, W, 3) with positive H"

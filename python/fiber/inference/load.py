@@ -10,6 +10,8 @@ import torch
 from fiber.checkpoints.load import load_stored
 from fiber.checkpoints.torch_file import Weights
 from fiber.data import Tokenizer
+from fiber.data.image_file import MAX_PIXELS
+from fiber.data.loader_config import check_arguments
 from fiber.inference.model import Model
 
 
@@ -22,6 +24,8 @@ def load(
     *,
     image_size: int | None = None,
     weights: Weights = "raw",
+    max_pixels: int = MAX_PIXELS,
+    max_decode_bytes: int | None = None,
 ) -> Model:
     """Load a trained model.
 
@@ -45,12 +49,16 @@ def load(
             own size. Position bias tables are resized as in the published training code.
         weights: trained weights ("raw", which the published tools load) or their exponential moving
             average ("ema"), if the file contains both.
+        max_pixels: maximum number of pixels of an image file that the model is given.
+        max_decode_bytes: maximum memory in bytes for decoding one image; None means no limit. See
+            `fiber.data.load_image`.
 
     Raises:
         FileNotFoundError: if no model is found. The message states what is missing.
         ValueError: if a file is invalid, or the tensors, tokenizer or answers do not fit the model.
             The message names every tensor that is missing, unexpected, or has the wrong shape.
     """
+    check_arguments(max_pixels=max_pixels, max_decode_bytes=max_decode_bytes)
     stored = load_stored(
         path, tokenizer, answers, device, dtype, image_size=image_size, weights=weights
     )
@@ -61,4 +69,6 @@ def load(
         classes=stored.classes,
         dtype=stored.dtype,
         trained_on=stored.trained_on,
+        max_pixels=max_pixels,
+        max_decode_bytes=max_decode_bytes,
     )

@@ -16,6 +16,7 @@ from fiber.checkpoints.model_dir import NO_ANSWERS, NO_CLASSES, save_model
 from fiber.checkpoints.provenance import TrainedOn
 from fiber.config import FiberConfig
 from fiber.data import Tokenizer
+from fiber.data.image_file import MAX_PIXELS, DecodeLimits
 from fiber.data.prompts.classes import Prompt
 from fiber.evaluation.retrieval import choose_ranking_heads
 from fiber.inference.boxes import PassCounts, Thresholds, find_boxes
@@ -78,6 +79,7 @@ class Model:
         classes: default classes of `detect`.
         dtype: compute dtype. The dtype of the weights does not change.
         trained_on: training data, if known. `fiber.evaluate` warns if a model is evaluated on it.
+        max_pixels, max_decode_bytes: limits of decoding one image; see `fiber.data.load_image`.
     """
 
     def __init__(
@@ -89,18 +91,20 @@ class Model:
         classes: Sequence[str] = (),
         dtype: torch.dtype = torch.float32,
         trained_on: TrainedOn | None = None,
+        max_pixels: int = MAX_PIXELS,
+        max_decode_bytes: int | None = None,
     ) -> None:
         self.network = network.eval()
         self.config: FiberConfig = network.config
         self.tokenizer = tokenizer
-        self.answers = tuple(answers)
-        self.classes = tuple(classes)
+        self.answers, self.classes = tuple(answers), tuple(classes)
         self.device = next(network.parameters()).device
-        self.dtype = dtype
-        self.trained_on = trained_on
+        self.dtype, self.trained_on = dtype, trained_on
         #: Forward pass counts of `ground` and `detect` since the model was loaded.
         self.passes = PassCounts()
-        self._inputs = Inputs(self.config, inference_transform(self.config), tokenizer, self.device)
+        limits = DecodeLimits(max_pixels, max_decode_bytes)
+        transform = inference_transform(self.config)
+        self._inputs = Inputs(self.config, transform, tokenizer, self.device, limits)
         if isinstance(network, FiberDetector):
             self._text_prefixes = TextPrefixes(network, self._inputs)
 
@@ -431,10 +435,8 @@ class Model:
     ) -> Detections | list[Detections]:
         thresholds.check()
         with torch.inference_mode(), self.arithmetic():
-            network, features = cast(FiberDetector, self.network), self._text_prefixes
-            found = find_boxes(
-                network, self._inputs, features, images, prompts, thresholds, self.passes
-            )
+            given = (self._inputs, self._text_prefixes, images, prompts, thresholds, self.passes)
+            found = find_boxes(cast(FiberDetector, self.network), *given)
         return found[0] if single else found
 
     def _score(

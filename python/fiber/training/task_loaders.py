@@ -115,6 +115,8 @@ class TaskLoaders:
                 on_error=config.data.on_error,
                 accept_truncated=config.data.accept_truncated,
                 scaled_decoding=config.data.scaled_decoding,
+                max_pixels=config.data.max_pixels,
+                max_decode_bytes=config.data.max_decode_bytes,
                 pin_memory=processes.device.type == "cuda",
             )
             for name, records in self._records.items()

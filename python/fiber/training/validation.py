@@ -18,6 +18,7 @@ from torch import Tensor
 from fiber.atomic_io import write_file
 from fiber.checkpoints.model_dir import StoredModel, Vocabulary, write_tensors
 from fiber.data.datasets.resolve import ChosenRecords, Data, has_splits
+from fiber.data.image_file import DEFAULT_LIMITS, DecodeLimits
 from fiber.data.record import RecordSet
 from fiber.evaluation.evaluate import evaluate
 from fiber.evaluation.tasks import find_task, open_records
@@ -38,6 +39,8 @@ class Validation:
     vocabulary: Vocabulary
     #: Folder of checkpoints.
     checkpoints: Path
+    #: Limits of decoding one image.
+    limits: DecodeLimits = DEFAULT_LIMITS
 
     def evaluate(
         self, model: FiberImageText | FiberDetector, state: dict[str, Tensor], threads: int
@@ -56,7 +59,12 @@ class Validation:
             model.load_state_dict(state)
             with torch.random.fork_rng(devices):
                 metrics = evaluate(
-                    stored, self.task, data=self.records, rerank=False, threads=threads
+                    stored,
+                    self.task,
+                    data=self.records,
+                    rerank=False,
+                    threads=threads,
+                    **self.limits._asdict(),
                 )
         finally:
             model.load_state_dict(own)
@@ -146,7 +154,11 @@ def open_validation(
     if settings.pictures:
         records = _of_some_images(records, settings.pictures)
     validation = Validation(
-        task=settings.task, records=records, vocabulary=source.vocabulary, checkpoints=checkpoints
+        task=settings.task,
+        records=records,
+        vocabulary=source.vocabulary,
+        checkpoints=checkpoints,
+        limits=DecodeLimits(config.data.max_pixels, config.data.max_decode_bytes),
     )
     return validation, ""
 

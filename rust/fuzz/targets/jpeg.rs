@@ -4,6 +4,7 @@
 use std::cell::RefCell;
 
 use fiber_core::cpu_features::Instructions;
+use fiber_core::decode_limits::DecodeLimits;
 use fiber_core::jpeg::{DecodeTask, Decoder, Request, Scale, Status, decode_two, read_header};
 use libfuzzer_sys::fuzz_target;
 
@@ -67,7 +68,8 @@ fuzz_target!(|data: &[u8]| {
     let request = Request {
         scale: scales[usize::from(choice & 3)],
         stop_row: (choice & 4 != 0).then_some(usize::from(choice >> 3)),
-        max_pixels: MAX_PIXELS,
+        limits: DecodeLimits::of_pixels(MAX_PIXELS),
+        output_bytes: 0,
     };
     DECODERS.with_borrow_mut(|decoders| {
         let mut results = decoders

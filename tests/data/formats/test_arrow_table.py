@@ -312,7 +312,7 @@ def test_an_arrow_file_that_is_cut_is_named(tmp_path):
 def test_broken_arrow_bytes_are_errors_and_nothing_else():
     """In a process of its own, which pyarrow may end."""
     done = subprocess.run(
-        [sys.executable, "-m", "tests.arrow_fuzz", "0", "600"],
+        [sys.executable, "-m", "tests.fuzz.arrow_files", "0", "600"],
         capture_output=True,
         text=True,
         check=False,

@@ -220,7 +220,7 @@ def test_bmp_of_run_lengths(bits):
         (bmp(24, rows(24), compression=4), "unsupported 24 bits per pixel with compression 4"),
         (bmp(24, rows(24), header=39), "unsupported header .*39"),
         (bmp(24, rows(24), size=(0, 7)), "7 x 0 pixels"),
-        (bmp(24, b"", size=(100_000, 100_000)), "at most 178956970 pixels"),
+        (bmp(24, b"", size=(100_000, 100_000)), "at most 178956970 .*max_pixels"),
     ],
     ids=str,
 )
@@ -248,24 +248,6 @@ def test_tiff_of_16_bits_keeps_its_upper_half():
     data = encode(Image.fromarray(stored), "tiff")
     decoded = np.asarray(_core.decode_image(data))
     assert np.array_equal(decoded, np.repeat((stored >> 8)[..., None], 3, axis=2))
-
-
-@pytest.mark.parametrize(
-    ("mode", "options"),
-    [
-        ("P", {}),
-        ("1", {"compression": "group3"}),
-        ("RGB", {"compression": "jpeg"}),
-        ("LAB", {}),
-        ("F", {}),
-        ("YCbCr", {}),
-    ],
-)
-def test_tiff_that_is_not_supported_is_named(mode, options):
-    image = noise("RGB", 9, 13)
-    image = Image.new("LAB", (3, 3)) if mode == "LAB" else image.convert(mode)
-    with pytest.raises(DecodeError, match="TIFF: unsupported"):
-        _core.decode_image(encode(image, "tiff", **options))
 
 
 # WebP
@@ -347,7 +329,7 @@ def bombs() -> dict[str, bytes]:
 
 @pytest.mark.parametrize("kind", sorted(bombs()))
 def test_a_bomb_is_refused_by_its_header(kind):
-    with pytest.raises(DecodeError, match=r"at most 178956970 pixels, .*fixed limit.*max_pixels"):
+    with pytest.raises(DecodeError, match=r"at most 178956970 \(max_pixels\)"):
         _core.decode_image(bombs()[kind])
 
 
@@ -363,9 +345,7 @@ def test_a_webp_bomb_is_refused_by_its_header():
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_limit_is_that_of_the_picture(kind):
     data = encode(noise("RGB", 8, 9), kind)
-    with pytest.raises(
-        DecodeError, match=r"8 x 9 pixels; expected at most 71 pixels \(max_pixels\)"
-    ):
+    with pytest.raises(DecodeError, match=r"8 x 9 pixels; expected at most 71 \(max_pixels\)"):
         _core.decode_image(data, max_pixels=71)
     assert _core.decode_image(data, max_pixels=72).shape == (8, 9, 3)
 

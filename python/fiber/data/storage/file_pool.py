@@ -97,8 +97,18 @@ class PooledFile:
         self.bytes, self.changed = self.stamp[:2]
 
     def read(self, start: int, size: int) -> bytes:
-        """Read `size` bytes from offset `start`. Raises the same errors as `check_now`."""
+        """Read `size` bytes from offset `start`.
+
+        Raises:
+            ValueError: if the file has no such bytes.
+            ChangedFileError, OSError: see `check_now`.
+        """
         file = _POOL.get(self)
+        if start < 0 or size < 0 or start + size > self.bytes:
+            # `os.pread` would allocate `size` bytes first.
+            raise ValueError(
+                f"{self.path} has {self.bytes} bytes; expected {size} bytes from byte {start}"
+            )
         parts, done = [], 0
         while done < size:
             part = os.pread(file.descriptor, size - done, start + done)

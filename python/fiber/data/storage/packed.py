@@ -46,6 +46,20 @@ _EARLIER = (
 )
 #: Fields that many records may share, such as the prompt of all classes.
 SHARED = ("text", "labels", "label_spans", "label_ids", "label_groups")
+#: Fields of the description that are read, with their types.
+_FIELDS = {"fingerprint": str, "shards": list, "parts": list}
+_SHARD_FIELDS = {"file": str, "split": str, "bytes": int}
+_PART_FIELDS = {
+    **dict.fromkeys(("source", "split", "file", "sha256"), str),
+    **dict.fromkeys(("counts", "counts_of_objects"), dict),
+    **dict.fromkeys(("notes", "classes", "shared"), list),
+    "records": int,
+}
+_ENTRY_FIELDS = {
+    "shards": _SHARD_FIELDS,
+    "indexes": dict.fromkeys(("split", "file", "sha256"), str),
+    "parts": _PART_FIELDS,
+}
 _KARPATHY = ("coco_karpathy", "flickr30k_karpathy")
 #: Source under which each named dataset is packed.
 OTHER_NAMES = {
@@ -68,6 +82,7 @@ def _read_description(path: Path, changed: int) -> dict[str, Any]:
             raise ValueError(
                 f"unsupported format {found['format']!r}, version {found['version']!r}"
             )
+        _check_description(found)
         stored = found["fingerprint"]
     except (*JSON_ERRORS, KeyError, TypeError) as problem:
         raise ValueError(
@@ -77,6 +92,31 @@ def _read_description(path: Path, changed: int) -> dict[str, Any]:
     if stored != fingerprint_of_content(found):
         raise ValueError(f"{path} does not have the hash {stored!r:.80} and {_NOT_PACKED}")
     return found
+
+
+def _check_description(found: dict[str, Any]) -> None:
+    """Check the types of the fields that are read, and that splits are parts of file names."""
+    _check_fields(DESCRIPTION, found, _FIELDS)
+    _check_fields(DESCRIPTION, {"indexes": [], **found}, {"indexes": list})
+    for name, fields in _ENTRY_FIELDS.items():
+        for index, entry in enumerate(found.get(name, ())):
+            _check_fields(f"{name}[{index}]", entry, fields)
+            if "/" in entry["split"] or "\0" in entry["file"] + entry["split"]:
+                raise ValueError(f"{name}[{index}] has split {entry['split']!r:.80}")
+    for index, part in enumerate(found["parts"]):
+        for number, shared in enumerate(part["shared"]):
+            _check_fields(f"parts[{index}].shared[{number}]", shared, {})
+
+
+def _check_fields(where: str, entry: Any, fields: dict[str, type]) -> None:
+    if not isinstance(entry, dict):
+        raise ValueError(f"{where} is of type {type(entry).__name__}; expected an object")
+    for name, kind in fields.items():
+        value = entry.get(name)
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise ValueError(
+                f"{where}.{name} is {value!r:.40}; expected a value of type {kind.__name__}"
+            )
 
 
 def fingerprint_of_content(description: dict[str, Any]) -> str:
@@ -185,8 +225,11 @@ class PackedRecords(RecordSequence):
             for index in description.get("indexes", ())
             if index["split"] == split
         ]
-        if numbers:
+        if len(numbers) == 2:
             locations, self._crc32s = numbers
+        elif numbers:
+            found = f"{folder / DESCRIPTION} lists {len(numbers)} indexes of images of {split!r}"
+            raise ValueError(f"{found}; expected 2")
         else:
             self.notes.append(_EARLIER)
             path = folder / f"index/{split}-pictures.json"

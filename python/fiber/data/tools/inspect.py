@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fiber.data.image_file import STATUSES, CheckedImage, check_image
+from fiber.data.image_file import DEFAULT_LIMITS, STATUSES, CheckedImage, DecodeLimits, check_image
 from fiber.data.record import AnyPath, Record, RecordSet, StoredImage
 from fiber.data.tools.discover import Part, parts_of
 from fiber.data.tools.verify import verify_files
@@ -208,6 +208,7 @@ def inspect(
     verify: bool = False,
     shown: Callable[[Part, RecordSet], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
+    limits: DecodeLimits = DEFAULT_LIMITS,
 ) -> DataReport:
     """Read all records and decode all images of a folder or a file, and return a report.
 
@@ -217,6 +218,7 @@ def inspect(
         verify: also read every file of a packed folder and compare its SHA-256 checksum.
         shown: called with each readable part and its records.
         progress: called with (decoded images, total images) for each split.
+        limits: limits of decoding one image.
 
     Raises:
         FileNotFoundError: if the folder or file does not exist.
@@ -239,7 +241,7 @@ def inspect(
                 continue
             if shown is not None:
                 shown(part, records)
-        report.images.append(_check_images(split, list(images.values()), progress))
+        report.images.append(_check_images(split, list(images.values()), progress, limits))
     return report
 
 
@@ -301,11 +303,14 @@ def _add_images(images: dict[Any, _Image], record: Record) -> None:
 
 
 def _check_images(
-    split: str, images: list[_Image], progress: Callable[[int, int], None] | None
+    split: str,
+    images: list[_Image],
+    progress: Callable[[int, int], None] | None,
+    limits: DecodeLimits,
 ) -> ImageReport:
     """Decode all images of a split."""
     report, seen = ImageReport(split), set[bytes | str]()
-    for number, (image, identity, checked) in enumerate(_in_threads(images), 1):
+    for number, (image, identity, checked) in enumerate(_in_threads(images, limits), 1):
         if progress is not None:
             progress(number, len(images))
         # Several sources in a file share the same images, with different annotations.
@@ -335,8 +340,10 @@ def _compare(report: ImageReport, image: _Image, size: tuple[int, int]) -> None:
             report.outside.append(box)
 
 
-def _in_threads(images: list[_Image]) -> Iterator[tuple[_Image, bytes | str | None, CheckedImage]]:
-    """Decode images on all cores, a bounded number at a time. Yield each with its identity."""
+def _in_threads(
+    images: list[_Image], limits: DecodeLimits
+) -> Iterator[tuple[_Image, bytes | str | None, CheckedImage]]:
+    """Decode images on all cores, a bounded number at a time. Yield each with their identity."""
 
     def check(image: _Image) -> tuple[_Image, bytes | str | None, CheckedImage]:
         try:
@@ -345,7 +352,7 @@ def _in_threads(images: list[_Image]) -> Iterator[tuple[_Image, bytes | str | No
             return image, None, CheckedImage("missing", f"cannot be read: {_message(problem)}")
         is_bytes = isinstance(stored, bytes)
         identity = hashlib.sha256(stored).digest() if is_bytes else os.path.realpath(stored)
-        return image, identity, check_image(stored)
+        return image, identity, check_image(stored, **limits._asdict())
 
     with ThreadPoolExecutor() as pool:
         step = _IMAGES_PER_CORE * (os.cpu_count() or 1)

@@ -42,12 +42,21 @@ class DataConfig:
     on_error: Literal["raise", "skip", "resample"] = "raise"
     #: Accept truncated images, with missing pixels filled in as by libjpeg.
     accept_truncated: bool = False
+    #: Maximum number of pixels of an image file. A larger one is a broken record.
+    max_pixels: int = 178_956_970
+    #: Maximum memory in bytes for decoding one image; None means no limit. A larger one is a broken
+    #: record.
+    max_decode_bytes: int | None = None
     #: In training, decode JPEGs at reduced size if both sides have at least twice the needed
     #: pixels; evaluation always decodes at full size.
     scaled_decoding: bool = True
 
     def __post_init__(self) -> None:
-        _check_range(self, "data", ["batch_size"], 1)
+        _check_range(self, "data", ["batch_size", "max_pixels"], 1)
+        require(
+            self.max_decode_bytes is None or self.max_decode_bytes >= 1,
+            f"data.max_decode_bytes must be None or 1 or more, got {self.max_decode_bytes}",
+        )
         _check_range(self, "data", ["shots"], 0)
         require(
             0 <= self.mlm_probability <= 1,

@@ -1,6 +1,6 @@
 """Broken Arrow files: whatever the bytes are, they give values, or a ValueError with their name.
 
-Command: python -m tests.arrow_fuzz FIRST COUNT
+Command: python -m tests.fuzz.arrow_files FIRST COUNT
 pyarrow may end the process over a broken file, so this is run in one of its own; the number of a
 file is printed before it is read.
 """

@@ -1,0 +1,1 @@
+"""Fuzz targets of every reader of files, their corpus, and the command that runs them."""

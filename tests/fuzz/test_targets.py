@@ -1,0 +1,62 @@
+"""Every target reads its corpus and some mutants, without atheris; the command runs a target."""
+
+import importlib.util
+import random
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.fuzz.targets import CORPUS, RUST_TARGETS, TARGETS, corpus, mutant
+
+ALL = TARGETS | RUST_TARGETS
+#: Mutants of each target here; a second or two of them.
+MUTANTS = {"model_dirs": 60, "containers": 100, "packs": 100}
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("name", sorted(ALL))
+def test_corpus_and_mutants_are_read_or_rejected(name):
+    """In a process with limits, so that an input that hangs or fills the memory fails this test."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.fuzz.replay", name, str(MUTANTS.get(name, 200))],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+    )
+    *before, last = done.stdout.splitlines() or [""]
+    assert done.returncode == 0, f"{before[-1:]} {last}: {done.stderr[-3000:]}"
+    count = int(re.fullmatch(r"(\d+) inputs, \d+ rejected", last)[1])
+    assert count == 1 + len(corpus(name)) + MUTANTS.get(name, 200)
+
+
+def test_every_corpus_belongs_to_a_target():
+    folders = {path.name for path in CORPUS.iterdir()}
+    assert folders <= set(ALL)
+    assert all(len(content) <= 1 << 16 for name in ALL for content in corpus(name).values())
+
+
+def test_mutants_are_reproducible_and_differ():
+    originals = [b'{"a": 12, "b": [1]}', b"other"]
+    made = [mutant(random.Random(number), originals) for number in range(200)]
+    assert made == [mutant(random.Random(number), originals) for number in range(200)]
+    assert len(set(made)) > 100
+    assert mutant(random.Random(0), [b""]) == mutant(random.Random(0), [b""])
+
+
+@pytest.mark.skipif(importlib.util.find_spec("atheris") is None, reason="atheris is not installed")
+def test_the_command_counts_executions_and_edges():
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.fuzz", "3", "pickles"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    name, executions, edges = done.stdout.splitlines()[-1].split()
+    assert name == "pickles"
+    assert int(executions.replace(",", "")) > 100 and int(edges) > 50
