@@ -45,6 +45,13 @@ class TestModelChoice:
         Path("runs/foreign/config.json").write_text('{"model_type": "bert"}')
         Path("runs/started").mkdir()
         shutil.copy("runs/demo/coarse/config.json", "runs/started")
+        for name, config in (("list", "[]"), ("null", '{"model": null}'), ("pipe", None)):
+            shutil.copytree("runs/demo/coarse", f"runs/{name}")
+            Path(f"runs/{name}/config.json").unlink()
+            if config is None:
+                os.mkfifo(f"runs/{name}/config.json")
+            else:
+                Path(f"runs/{name}/config.json").write_text(config)
         assert [str(folder) for _, folder, _ in finished_models(Path("runs"))] == [
             "runs/demo/coarse"
         ]

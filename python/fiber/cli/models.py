@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from fiber.config import FiberConfig
-from fiber.config_io import from_dict
+from fiber.atomic_io import read_json
 
 #: Default folder of the runs of `fiber train` and `fiber demo`.
 RUNS = Path("runs")
@@ -42,6 +40,10 @@ def finished_models(folder: Path) -> Iterator[tuple[float, Path, tuple[str, ...]
 
     Folders with a config.json from a different program are skipped.
     """
+    # Imported late, since they need torch, which takes seconds to import.
+    from fiber.checkpoints.model_dir import MAX_JSON_BYTES
+    from fiber.models.registry import read_config
+
     seen: set[str] = set()
     # Follow links, since runs may be on a different disk; visit each folder once, even in a cycle.
     for parent, folders, files in os.walk(folder, followlinks=True):
@@ -55,8 +57,7 @@ def finished_models(folder: Path) -> Iterator[tuple[float, Path, tuple[str, ...]
         if {"config.json", "model.safetensors"} <= set(files):
             path = Path(parent)
             try:
-                values = json.loads((path / "config.json").read_text(encoding="utf-8"))
-                config = from_dict(FiberConfig, values["model"])
-            except (ValueError, KeyError, TypeError):
+                config = read_config(read_json(path / "config.json", MAX_JSON_BYTES)["model"])
+            except (ValueError, KeyError, TypeError, AttributeError):
                 continue
             yield (path / "model.safetensors").stat().st_mtime, path, config.heads
