@@ -355,9 +355,11 @@ class TestBadInput:
 
     def test_broken_models(self, desk, capsys):
         weights = Path("runs/demo/fine/model.safetensors")
-        weights.write_bytes(weights.read_bytes()[:1000])
+        whole = weights.read_bytes()
+        weights.write_bytes(whole[:1000])
         assert main(["ground", "a.jpg", "--phrases", "dog"]) == 2
         assert "model.safetensors" in error_line(capsys)
+        weights.write_bytes(whole)
         Path("runs/demo/fine/config.json").write_text("{")
         arguments = ["ground", "a.jpg", "--phrases", "dog", "--model", "runs/demo/fine"]
         assert main(arguments) == 2

@@ -55,8 +55,8 @@ UNSUPPORTED = {
     "heif": b"\0\0\0\x1cftypmif1" + bytes(40),
     "jpeg 2000": b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(40),
     "jpeg xl": b"\xff\x0a" + bytes(40),
-    "big tiff": b"II+\0" + bytes(40),
-    "tiff palette": encoded("TIFF", "P"),
+    "tiff of floats": encoded("TIFF", "F"),
+    "tiff of JPEG": encoded("TIFF", compression="jpeg"),
 }
 CORRUPT = {
     "empty": b"",

@@ -42,7 +42,7 @@ def scored(monkeypatch):
     seen: list[dict] = []
     plan: list[float] = []
 
-    def fake(model: StoredModel, task, *, data, rerank, threads):
+    def fake(model: StoredModel, task, *, data, rerank, threads, max_pixels, max_decode_bytes):
         assert task == "vqa"
         weights = weights_of(model.network)
         place = next((i for i, known in enumerate(seen) if same(known, weights)), len(seen))
@@ -239,7 +239,7 @@ def train_on(path, output, **options):
 def test_a_file_with_splits_holds_its_own_records_out(pictures, tmp_path, monkeypatch):
     measured = []
 
-    def fake(model, task, *, data, rerank, threads):
+    def fake(model, task, *, data, **options):
         measured.append([record.key for record in (data[i] for i in range(len(data)))])
         return {"accuracy": 0.5}
 
