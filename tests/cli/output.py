@@ -13,8 +13,8 @@ def error_line(capsys) -> str:
     assert printed.out == ""
     # The model that is used may be logged before it, and a warning that is issued once per process.
     *before, last = printed.err.splitlines()
-    assert all(line.startswith(("fiber: using", "fiber: warning: no English spaCy")) for line in before), (
-        printed.err
-    )
+    assert all(
+        line.startswith(("fiber: using", "fiber: warning: no English spaCy")) for line in before
+    ), printed.err
     assert last.startswith("fiber: error: ")
     return last
