@@ -89,13 +89,13 @@ def test_a_process_that_exits(tmp_path):
 
 def test_a_peer_that_is_stuck_is_named(tmp_path, monkeypatch):
     """A peer that uses no CPU time is stuck; one that computes for as long is not."""
-    monkeypatch.setattr(processes, "STUCK_SECONDS", 1.0)
+    monkeypatch.setattr(processes, "STUCK_SECONDS", 3.0)
     script = tmp_path / "interpreter"
     script.write_text("#!/bin/sh\necho waiting for a worker >&2\nexec sleep 300\n")
     script.chmod(0o755)
     with pytest.raises(PeerError, match=r"^stuck: .*: waiting for a worker$"):
         PeerProcess(NUMPY, BOXES, str(script), tmp_path / "log")
-    code = "import time\nwhile time.process_time() < 3: pass\nprint('{\"versions\": {}}')"
+    code = "import time\nwhile time.process_time() < 4: pass\nprint('{\"versions\": {}}')"
     script.write_text(f"#!{sys.executable}\n{code}\n")
     with PeerProcess(NUMPY, BOXES, str(script), tmp_path / "log") as peer:
         assert peer.versions == {}
