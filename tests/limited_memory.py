@@ -4,11 +4,6 @@ import os
 import subprocess
 import sys
 
-import pytest
-
-#: Of tests that limit memory.
-LINUX = pytest.mark.skipif(sys.platform != "linux", reason="memory is limited as on Linux")
-
 #: What every script may use: `with memory_left(bytes)`, within which no more than these are given.
 PRELUDE = """
 import contextlib, resource

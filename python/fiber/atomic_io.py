@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 #: Prefix of temporary names.
 PART = ".part-"
@@ -162,6 +162,12 @@ def read_json(path: Path, max_bytes: int | None = None) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except JSON_ERRORS as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
+
+
+def flush_to_disk(file: IO[Any]) -> None:
+    """Write the buffered content of an open file to the disk itself (fsync)."""
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def remove_parts(folder: Path) -> None:

@@ -145,7 +145,7 @@ def test_weights_of_other_types_are_refused(folder, dtype, tmp_path):
     name = "backbone.text.layers.0.mlp.0.weight"
     state[name] = torch.ones(state[name].shape, dtype=dtype)
     save_file(state, folder / "model.safetensors")
-    with pytest.raises(ValueError, match=rf"model\.safetensors .*{name} has dtype {dtype}, expect"):
+    with pytest.raises(ValueError, match=rf"model\.safetensors .*\n.*{name} has dtype {dtype}"):
         load_model(folder)
 
 
@@ -300,7 +300,6 @@ assert torch.equal(own["a"], state["a"])
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="memory is measured as on Linux")
 @pytest.mark.parametrize("suffix", [".ckpt", ".safetensors"])
 def test_copied_weights_are_not_kept_twice(tmp_path, suffix):
     path = tmp_path / f"weights{suffix}"

@@ -8,6 +8,7 @@ import types
 
 import pytest
 import torch
+from packaging.version import Version
 from safetensors.torch import load_file, save_file
 
 from fiber.checkpoints.export import write_encoders, write_published
@@ -140,6 +141,8 @@ def test_errors_name_the_file(kind, tmp_path):
 def test_resized_tables_match_the_recorded_ones(tmp_path):
     recorded = load_file(COARSE / "extras.safetensors")
     state, name = published("coarse"), "vit_model.layers.0.blocks.0.attn"
+    # Bicubic interpolation of torch 2.6 differs from that of the recorded tables by up to 9.5e-7.
+    atol = 1e-7 if Version(torch.__version__) >= Version("2.15") else 1e-6
     state[f"{name}.relative_position_bias_table"] = recorded["bias.before_384"]
     torch.save({"state_dict": state}, tmp_path / "a.ckpt")
     for size, window in ((224, 7), (480, 15), (576, 18)):
@@ -147,9 +150,7 @@ def test_resized_tables_match_the_recorded_ones(tmp_path):
         assert (stored.config.image_size, stored.config.swin.window_size) == (size, window)
         table = stored.network.state_dict()["backbone.image.stages.0.blocks.0.attention.bias_table"]
         expected = recorded[f"bias.after_{size}"]
-        # The recorded tables themselves differ from interpolation in float64 by up to 3.5e-6. Torch
-        # versions and processors differ by less: torch 2.6 by up to 9.5e-7.
-        torch.testing.assert_close(table, expected, rtol=0, atol=1e-6)
+        torch.testing.assert_close(table, expected, rtol=0, atol=atol)
     assert torch.equal(
         read_model(tmp_path / "a.ckpt", image_size=384).network.state_dict()[
             "backbone.image.stages.0.blocks.0.attention.bias_table"

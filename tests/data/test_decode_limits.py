@@ -13,7 +13,7 @@ from fiber.data.image_file import MAX_PIXELS, check_image
 from fiber.data.loader_config import MAX_THREADS
 from fiber.training.config.run import DataConfig
 from tests.data.loader_records import CROP, TEXT, make, record
-from tests.limited_memory import LINUX, run_limited
+from tests.limited_memory import run_limited
 
 SIDE = 32
 PIXELS = SIDE * SIDE
@@ -159,7 +159,6 @@ def test_defaults_are_the_same_everywhere(tokenizer):
         load_image(bomb)
 
 
-@LINUX
 def test_rows_of_a_bmp_are_counted_before_memory_is_taken():
     """54 bytes that claim 169 million pixels, with 48 MiB left."""
     ended = run_limited("""

@@ -4,9 +4,7 @@ import re
 
 import pytest
 
-from tests.limited_memory import LINUX, run_limited
-
-pytestmark = LINUX
+from tests.limited_memory import run_limited
 
 #: Does something with 48 MiB left, and once more with all memory.
 SCRIPT = """

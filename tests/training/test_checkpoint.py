@@ -194,7 +194,7 @@ def test_half_a_checkpoint_is_no_checkpoint(tmp_path):
     assert newest is not None and newest.step == 5
 
 
-@pytest.mark.parametrize("call", ["write_tensors", "_to_disk"])
+@pytest.mark.parametrize("call", ["write_tensors", "flush_to_disk"])
 def test_full_disk_leaves_the_older_checkpoint_whole(tmp_path, monkeypatch, call):
     model = build_model(preset("micro"))
     write(tmp_path, 5, model, keep=1)

@@ -17,10 +17,16 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from fiber.atomic_io import check_regular_file, read_json, write_file, write_json
+from fiber.atomic_io import (
+    check_regular_file,
+    flush_to_disk,
+    read_json,
+    write_file,
+    write_json,
+)
 from fiber.checkpoints.mapped_file import SafetensorsFile, read_safetensors
 from fiber.checkpoints.provenance import TrainedOn
-from fiber.checkpoints.weights import copy_weights, dtype_problem
+from fiber.checkpoints.weights import copy_weights, dtype_problem, list_problems
 from fiber.config import FiberConfig
 from fiber.config_io import to_dict
 from fiber.data import Tokenizer
@@ -210,8 +216,7 @@ def _check_tensor_names(path: Path, own: Iterable[str], stored: Iterable[str]) -
 
 def _raise_if_any(path: Path, faults: list[str]) -> None:
     if faults:
-        shown = "; ".join(faults[:40]) + (f"; and {len(faults) - 40} more" * (len(faults) > 40))
-        raise ValueError(f"{path} does not fit the model: {shown}")
+        raise ValueError(f"{path} does not fit the model:\n  {list_problems(faults)}")
 
 
 def write_vocabulary(folder: Path, vocabulary: Vocabulary) -> None:
@@ -321,9 +326,4 @@ def write_tensors(state: dict[str, Tensor], path: Path) -> None:
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     with path.open("wb") as file:
         file.write(safetensors.torch.save(tensors, {"format": "pt"}))
-        _to_disk(file)
-
-
-def _to_disk(file: Any) -> None:
-    file.flush()
-    os.fsync(file.fileno())
+        flush_to_disk(file)

@@ -26,8 +26,14 @@ import safetensors
 import torch
 from torch import nn
 
-from fiber.atomic_io import PART, explain_write_errors, new_directory, read_json
-from fiber.checkpoints.model_dir import _to_disk, load_state, write_tensors
+from fiber.atomic_io import (
+    PART,
+    explain_write_errors,
+    flush_to_disk,
+    new_directory,
+    read_json,
+)
+from fiber.checkpoints.model_dir import load_state, write_tensors
 from fiber.config_io import from_dict, to_dict
 
 STEP = "step-"
@@ -231,13 +237,13 @@ def write_checkpoint(
         write_tensors(model.state_dict(), part / "model.safetensors")
         with (part / "training.pt").open("wb") as file:
             torch.save(training, file)
-            _to_disk(file)
+            flush_to_disk(file)
         with (part / "data.json").open("w", encoding="utf-8") as file:
             json.dump(to_dict(position), file, indent=1)
-            _to_disk(file)
+            flush_to_disk(file)
         with (part / CHECKSUMS).open("w", encoding="utf-8") as file:
             file.write(_checksums(part).decode())
-            _to_disk(file)
+            flush_to_disk(file)
     for old in checkpoints_in(checkpoints)[:-keep]:
         # Rename first, so that an interrupted removal leaves no partial checkpoint.
         doomed = old.folder.rename(checkpoints / f"{PART}{old.folder.name}")
@@ -254,9 +260,8 @@ def best_steps(checkpoints: Path) -> set[int]:
     """Return the best steps recorded in the checkpoints of a run."""
     steps = set()
     for checkpoint in checkpoints_in(checkpoints):
-        with suppress(
-            ValueError, KeyError, TypeError
-        ):  # A damaged checkpoint is reported when a run resumes.
+        # A damaged checkpoint is reported when a run resumes.
+        with suppress(ValueError, KeyError, TypeError):
             steps.add(int(read_json(checkpoint.folder / "data.json")["best_step"]))
     return steps
 

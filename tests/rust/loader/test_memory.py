@@ -2,9 +2,7 @@
 
 import pytest
 
-from tests.limited_memory import LINUX, run_limited
-
-pytestmark = LINUX
+from tests.limited_memory import run_limited
 
 #: The first batch is as high as one picture and as wide as another: 60 GB.
 SCRIPT = """
