@@ -13,6 +13,7 @@ import zipfile
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 
 Content = dict[str, Any]
@@ -28,6 +29,7 @@ def zipped(pickled: bytes, compression: int = zipfile.ZIP_STORED) -> bytes:
     """A zip archive in the format of torch.save, with one pickle and no storages."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", compression) as archive:
+        archive.writestr("archive/version", b"3\n", zipfile.ZIP_STORED)
         archive.writestr("archive/data.pkl", pickled)
     return buffer.getvalue()
 
@@ -86,6 +88,38 @@ PICKLES = {
 }
 
 
+def probing_keys(bits: int = 18, most: int = 1 << 24) -> list[int]:
+    """Integers whose probe sequences in a dict of 2^bits slots overlap, for quadratic time.
+
+    A dict looks next at slot 5 i + 1, to which the upper bits of the hash add at first. The first
+    half of the keys fill one such sequence; the others, all below `most`, end up at its start.
+    """
+    slot_mask, room = (1 << bits) - 1, (2 << bits) // 3
+    sequence, slot = [], 1
+    for _ in range(room // 2):
+        sequence.append(slot)
+        slot = (5 * slot + 1) & slot_mask
+    is_taken, is_early = np.zeros((2, slot_mask + 1), bool)
+    is_taken[sequence] = is_early[sequence[: len(sequence) // 3]] = True
+    keys = np.arange(1 << 20, most)
+    slots, upper = keys & slot_mask, keys
+    for _ in range(6):
+        hit = is_taken[slots]
+        keys, slots, upper = keys[hit], slots[hit], upper[hit] >> 5
+        slots = (slots * 5 + upper + 1) & slot_mask
+    return sequence + keys[is_early[slots]][: room - len(sequence) - 10].tolist()
+
+
+def probing_pickles() -> dict[str, bytes]:
+    """Pickles with such keys, in the memo and in a dict. They take a second to make."""
+    # Again and again, since finding a key takes as long as adding it.
+    keys = [key.to_bytes(4, "little") for key in probing_keys()] * 3
+    return {
+        "memo that probes": b"\x80\x02N" + b"".join(b"r" + key for key in keys) + b".",
+        "keys that probe": b"\x80\x02}(" + b"".join(b"J" + key + b"N" for key in keys) + b"u.",
+    }
+
+
 class Program(torch.nn.Module):
     """A TorchScript program that writes to a file when it is loaded."""
 
@@ -116,6 +150,7 @@ def zip_files(program: bytes, weights: bytes) -> dict[str, bytes]:
     with zipfile.ZipFile(entries, "w") as archive:
         for number in range(20_000):
             archive.writestr(f"archive/data/{number}", b"")
+        archive.writestr("archive/version", b"3\n")
         archive.writestr("archive/data.pkl", pickle.dumps({}, 2))
     expanded = {f"layer.{number}": torch.zeros(1).expand(10**9) for number in range(100)}
     torch.save({"state_dict": expanded}, shared)

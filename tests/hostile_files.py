@@ -201,7 +201,7 @@ def all_cases(folder: Path, mutants: int, seed: int, only: str | None) -> Iterat
 
 def pickles(folder: Path, mutants: int, rng: random.Random) -> Iterator[Case]:
     """Yield pickles in each container, then mutants in any of them."""
-    for name, pickled in hostile_cases.PICKLES.items():
+    for name, pickled in (hostile_cases.PICKLES | hostile_cases.probing_pickles()).items():
         for number in range(mutants + 3):
             wrap = hostile_cases.CONTAINERS[number] if number < 3 else None
             data = pickled if wrap else mutate(pickled, rng)

@@ -6,6 +6,7 @@ import pytest
 
 from fiber import doctor
 from fiber.doctor import Requirement
+from fiber.kernels.runtime import dispatch
 
 
 @pytest.fixture
@@ -91,6 +92,13 @@ def test_this_environment(capsys):
         "triton",
     ):
         assert f"\n  {name} " in out, name
+
+
+def test_an_untested_triton_is_named(monkeypatch, capsys):
+    monkeypatch.setattr(dispatch, "triton_version", lambda: "3.2.0")
+    assert doctor.main() == 0
+    out = capsys.readouterr().out
+    assert "Triton 3.2.0 is not among the tested versions (3.5 to 3.9); GPUs use PyTorch" in out
 
 
 def test_a_broken_table_of_tile_sizes_is_a_fault(tmp_path, monkeypatch, capsys):

@@ -139,10 +139,9 @@ def _torch_rows() -> str | None:
         )
     if not cuda:
         _row("GPU", "none available to torch")
-    try:
-        _row("triton", importlib.metadata.version("triton"))
-    except importlib.metadata.PackageNotFoundError:
-        _row("triton", "not installed")
+    dispatch = importlib.import_module("fiber.kernels.runtime.dispatch")
+    untested = dispatch.untested_triton()
+    _row("triton", f"{untested}; GPUs use PyTorch" if untested else dispatch.triton_version())
     device = torch.device("cuda" if cuda else "cpu")
     name, reason = kernels.active_backend(torch.zeros(1, device=device))
     _row("kernels", f"{name}: {reason}")

@@ -10,7 +10,7 @@ import torch
 
 from fiber.checkpoints.inert_pickle import Inert, read_pickle
 from fiber.checkpoints.torch_file import read_checkpoint
-from tests.hostile_cases import CONTAINERS, PICKLES, zipped
+from tests.hostile_cases import CONTAINERS, PICKLES, probing_pickles, zipped
 from tests.processes import run_python
 
 
@@ -60,6 +60,12 @@ def test_small_pickles_need_little_time_and_memory(tmp_path, bomb, container):
     script.write_text(READ_WITHIN_LIMITS)
     run = run_python([script, path])
     assert run.stdout.startswith("ValueError"), run.stdout + run.stderr
+
+
+@pytest.mark.parametrize("where", ["memo", "keys"])
+def test_integers_that_probe_the_same_slots_need_little_time(tmp_path, where):
+    pickled = probing_pickles()[f"{where} that probe{'s' if where == 'memo' else ''}"]
+    test_small_pickles_need_little_time_and_memory(tmp_path, pickled, zipped)
 
 
 READ_WITHIN_LIMITS = """

@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import save_file
 
 from fiber.checkpoints.torch_file import read_checkpoint
+from tests.hostile_cases import two_directories
 
 #: Memory of this process in pages.
 STATM = pathlib.Path("/proc/self/statm")
@@ -197,6 +198,16 @@ def test_file_with_code_is_rejected_without_running_it(tmp_path, function, named
     with pytest.raises(ValueError, match=rf"harm.ckpt.*calls {named}"):
         read_state(path)
     assert not trace.exists()
+
+
+def test_archive_that_torch_and_zipfile_read_differently_is_rejected(tmp_path):
+    contents = []
+    for state in ({"weight": torch.zeros(2)}, {"weight": torch.zeros(2), "bias": torch.zeros(2)}):
+        torch.save(state, tmp_path / "one.ckpt")
+        contents.append((tmp_path / "one.ckpt").read_bytes())
+    (tmp_path / "both.ckpt").write_bytes(two_directories(*contents))
+    with pytest.raises(ValueError, match=r"both\.ckpt is damaged.*two directories"):
+        read_state(tmp_path / "both.ckpt")
 
 
 def test_plain_pickles_are_rejected(tmp_path):

@@ -69,6 +69,7 @@ def container(kind: bytes, body: bytes) -> bytes:
     if kind == b"z":
         file = io.BytesIO()
         with zipfile.ZipFile(file, "w") as archive:
+            archive.writestr("archive/version", b"3\n")
             archive.writestr("archive/data.pkl", body)
             archive.writestr("archive/data/0", _STORAGE)
         return file.getvalue()

@@ -22,7 +22,7 @@ def machine(monkeypatch):
     """A machine with Triton and a GPU of the given compute capability."""
 
     def pretend(*, triton: str | None = "3.9.0", capability: tuple[int, int] = (9, 0)) -> None:
-        monkeypatch.setattr(dispatch, "_triton_version", lambda: triton)
+        monkeypatch.setattr(dispatch, "triton_version", lambda: triton)
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
 
@@ -76,7 +76,7 @@ def test_tested_versions_of_triton_are_the_default_on_a_gpu(machine, version):
 
 
 def test_the_installed_triton_is_not_newer_than_the_tested_ones():
-    version = dispatch._triton_version()
+    version = dispatch.triton_version()
     if version is None:
         pytest.skip("Triton is not installed")
     assert tuple(map(int, version.split(".")[:2])) <= dispatch.TESTED_TRITON[1]

@@ -4,6 +4,7 @@ import errno
 import json
 import pickle
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from fiber.training import checkpoint as stored
 from fiber.training.checkpoint import CHECKSUMS, FILES, checkpoints_in, sha256
 from fiber.training.data import fingerprint
 from fiber.training.train import train
+from tests.hostile_cases import PICKLES, zipped
 from tests.training.micro_runs import all_records, coarse_config, run
 from tests.training.test_trainer import StopError, numbers, stop_before, weights_equal
 
@@ -75,6 +77,34 @@ def test_another_number_of_records_is_named(folder, tmp_path, monkeypatch):
         )
 
 
+def test_too_many_threads_are_refused_before_a_folder_is_made(folder, tmp_path):
+    with pytest.raises(ValueError, match=r"threads is 1000000; expected at most \d+"):
+        train_on(folder, tmp_path / "r", threads=10**6)
+    assert not (tmp_path / "r").exists()
+
+
+def swap_tokens(file):
+    content = json.loads(file.read_text())
+    vocabulary = content["model"]["vocab"]
+    first, second = [token for token, number in vocabulary.items() if number > 270][:2]
+    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+    file.write_text(json.dumps(content))
+
+
+def test_a_changed_tokenizer_is_refused(folder, tmp_path, monkeypatch):
+    change = partial(swap_tokens, tmp_path / "r" / "tokenizer.json")
+    with pytest.raises(ValueError, match=r"tokenizer\.json .*/r has changed since .*step-00000004"):
+        stop_and_resume(folder, tmp_path / "r", monkeypatch, change)
+
+
+def test_a_checkpoint_whose_checksums_are_gone_is_damaged(folder, tmp_path, monkeypatch):
+    train_on(folder, tmp_path / "whole")
+    sums = tmp_path / "r" / "checkpoints" / "step-00000004" / CHECKSUMS
+    with pytest.warns(RuntimeWarning, match=r"SHA256SUMS does not exist; resuming after step 2"):
+        stop_and_resume(folder, tmp_path / "r", monkeypatch, sums.unlink)
+    assert weights_equal(tmp_path / "whole", tmp_path / "r")
+
+
 def test_a_data_folder_may_be_moved(folder, tmp_path, monkeypatch):
     train_on(folder, tmp_path / "whole")
     moved = folder.with_name("moved")
@@ -113,8 +143,11 @@ def test_a_run_of_an_earlier_version_resumes_and_says_what_is_not_compared(
     assert "earlier version" not in capsys.readouterr().err
 
 
+NEW_FIELDS = ("fingerprints", "vocabulary_sha256", "best_sha256")
+
+
 def without_new_fields(values):
-    return {k: v for k, v in values.items() if k not in ("fingerprints", "best_sha256")}
+    return {k: v for k, v in values.items() if k not in NEW_FIELDS}
 
 
 FORGED = {
@@ -167,6 +200,24 @@ class Foreign:
     """Something that only pickle can bring back."""
 
 
+HOSTILE = {
+    "deep key": PICKLES["deep key"],
+    "key of 2^60 leaves": PICKLES["key of 2^60 leaves"],
+    "list of 2^60 leaves": b"\x80\x02}(X\x09\0\0\0optimizerN" + b"2\x86" * 60 + b"u.",
+    "list in itself": b"\x80\x02}(X\x09\0\0\0optimizer]q\1h\1au.",
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_training_state_is_an_error(pictures, tmp_path, stopped, name):
+    shutil.copytree(stopped[0], tmp_path / "r")
+    checkpoint = tmp_path / "r" / "checkpoints" / "step-00000004"
+    (checkpoint / "training.pt").write_bytes(zipped(HOSTILE[name]))
+    rewrite(checkpoint, lambda values: values)
+    with pytest.raises(ValueError, match=r"training\.pt cannot be used.* Delete "):
+        run(CONFIG, pictures, tmp_path / "r", resume=True)
+
+
 @pytest.mark.parametrize("content", ["pickle", "foreign", "other", "cut"])
 @pytest.mark.parametrize("sums", [True, False], ids=["checksums", "no checksums"])
 def test_a_foreign_training_state_is_named(pictures, tmp_path, stopped, content, sums):
@@ -181,7 +232,8 @@ def test_a_foreign_training_state_is_named(pictures, tmp_path, stopped, content,
         torch.save({"model": torch.zeros(2)}, path)
     else:
         path.write_bytes(path.read_bytes()[:5000])
-    rewrite(checkpoint, lambda values: values, sums=sums)
+    # Checkpoints of earlier versions have no checksums.
+    rewrite(checkpoint, (lambda values: values) if sums else without_new_fields, sums=sums)
     if sums or content == "other":
         # It was written like this.
         with pytest.raises(ValueError) as caught:

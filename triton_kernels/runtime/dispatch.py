@@ -54,7 +54,7 @@ def use_backend(name: Backend | None) -> ExitStack:
     if name is not None and name not in get_args(Backend):
         raise ValueError(f"backend: expected 'triton', 'native', 'reference' or None, got {name!r}")
     if name == "triton":
-        if _triton_version() is None:
+        if triton_version() is None:
             raise RuntimeError("Triton is not installed; run `pip install triton`")
         # The interpreter runs kernels in Python, on any device.
         if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
@@ -100,7 +100,7 @@ def active_backend(tensor: Tensor) -> tuple[Backend, str]:
         return "reference", f"the tensor is {tensor.dtype} on the CPU; native code requires float32"
     if tensor.device.type != "cuda":
         return "reference", f"the tensor is on {tensor.device.type}; Triton kernels need CUDA"
-    if reason := _untested_triton():
+    if reason := untested_triton():
         return "reference", reason
     capability = torch.cuda.get_device_capability(tensor.device)
     if torch.version.hip is None and capability < OLDEST_CAPABILITY:
@@ -142,7 +142,7 @@ def _warn_once(module: str, refusal: str) -> None:
 
 
 @cache
-def _triton_version() -> str | None:
+def triton_version() -> str | None:
     """Return the version of the installed Triton, or None if it is not installed."""
     # AMD's builds of Triton have distribution names of their own.
     if find_spec("triton") is None:
@@ -150,9 +150,9 @@ def _triton_version() -> str | None:
     return importlib.import_module("triton").__version__
 
 
-def _untested_triton() -> str | None:
+def untested_triton() -> str | None:
     """Return why the installed Triton is not used by default, or None if it is."""
-    version = _triton_version()
+    version = triton_version()
     if version is None:
         return "Triton is not installed"
     oldest, newest = TESTED_TRITON

@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 #: Maximum number of opcodes in a pickle. A state dict has about 40 per tensor.
 MAX_OPERATIONS = 1_000_000
 
-#: Integers below this bound hash to themselves, so keys cannot be crafted to share a hash.
-_MAX_INT_KEY = 2**60
+#: Integer keys below this bound are kept. An integer hashes to itself, so a file could choose
+#: larger ones that all probe the same slots of a dict, which takes quadratic time.
+_MAX_INT_KEY = 2**14
 
 #: Maximum number of dimensions of a tensor, as in torch.
 _MAX_DIMS = 64
@@ -119,7 +120,8 @@ class _Reader:
 
     def __init__(self) -> None:
         self.stack: list[Any] = []
-        self.memo: dict[int, Any] = {}
+        #: Values by memo index; `_MARK` where there is none. A dict could be slow, as for keys.
+        self.memo: list[Any] = []
         self.storages: dict[str, StorageRecord] = {}
         #: Number of items copied by calls.
         self.copied = 0
@@ -130,11 +132,11 @@ class _Reader:
         if name in _LITERALS:
             stack.append(argument)
         elif name in ("BINGET", "LONG_BINGET", "GET"):
-            stack.append(self.memo[argument])
+            stack.append(self._recall(argument))
         elif name in ("BINPUT", "LONG_BINPUT", "PUT"):
-            self.memo[_memo_index(argument)] = stack[-1]
+            self._memorize(argument)
         elif name == "MEMOIZE":
-            self.memo[len(self.memo)] = stack[-1]
+            self._memorize(len(self.memo))
         elif name in _CONSTANTS:
             stack.append(_CONSTANTS[name])
         elif name == "MARK":
@@ -191,6 +193,19 @@ class _Reader:
             stack.append(stack[-1])
         elif name not in _IGNORED:
             raise ValueError(f"unsupported opcode {name}; torch.save does not write it")
+
+    def _memorize(self, index: int) -> None:
+        if not 0 <= index < MAX_OPERATIONS:
+            raise ValueError(
+                f"an index of the memo is {index}, expected 0 to {MAX_OPERATIONS - 1:,}"
+            )
+        self.memo += [_MARK] * (index + 1 - len(self.memo))
+        self.memo[index] = self.stack[-1]
+
+    def _recall(self, index: int) -> Any:
+        if not 0 <= index < len(self.memo) or self.memo[index] is _MARK:
+            raise ValueError(f"the memo has no value {index}")
+        return self.memo[index]
 
     def _pop(self, count: int) -> list[Any]:
         """Pop `count` values, all of which must be above the last mark."""
@@ -268,18 +283,11 @@ class _Reader:
         return record
 
 
-def _memo_index(index: int) -> int:
-    """Return an index of the memo if it hashes to itself."""
-    if not 0 <= index < _MAX_INT_KEY:
-        raise ValueError("an index of the memo is out of range")
-    return index
-
-
 def _key(key: Any) -> Any:
-    """Return the key if it hashes in constant time, otherwise a distinct `Inert` key."""
+    """Return the key if it is found in constant time, otherwise a distinct `Inert` key."""
     if key is None or isinstance(key, str | bytes | Inert):
         return key
-    if isinstance(key, int) and abs(key) < _MAX_INT_KEY:
+    if isinstance(key, int) and 0 <= key < _MAX_INT_KEY:
         return key
     return Inert(type(key).__name__)
 

@@ -33,8 +33,9 @@ from fiber.data import Tokenizer
 from fiber.env import provenance
 from fiber.models.registry import Network, architecture_of, build_model, read_config
 
-#: Names of the files in a model folder.
-MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.json", "answers.json", "classes.json")
+#: Names of the files of a vocabulary, and of all files in a model folder.
+VOCABULARY_FILES = ("tokenizer.json", "answers.json", "classes.json")
+MODEL_FILES = ("config.json", "model.safetensors", *VOCABULARY_FILES)
 
 #: Maximum size in bytes of the JSON files of a model, except tokenizer.json.
 MAX_JSON_BYTES = 16 << 20

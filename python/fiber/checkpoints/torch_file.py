@@ -28,6 +28,7 @@ from torch import Tensor
 
 from fiber.atomic_io import JSON_ERRORS, check_regular_file
 from fiber.checkpoints.inert_pickle import (
+    MAX_OPERATIONS,
     HostileFileError,
     Inert,
     StorageRecord,
@@ -50,6 +51,9 @@ _STATE_KEYS: dict[Weights, tuple[str, ...]] = {
 
 #: Key of the run's settings in Lightning files, and in the metadata of safetensors files.
 SETTINGS = "hyper_parameters"
+
+#: Maximum depth of nesting in `read_state`.
+_MAX_DEPTH = 16
 
 #: Magic number of the legacy format, pickled at the start of the file.
 _LEGACY_NUMBER = 0x1950A86A20F9469CFC6C
@@ -136,6 +140,42 @@ def read_checkpoint(path: Path, weights: Weights = "raw") -> Checkpoint:
     return Checkpoint(state, config if isinstance(config, Mapping) else {}, release)
 
 
+def read_state(path: Path) -> Any:
+    """Read the nested dicts, lists, tuples, numbers, strings and tensors of a torch.save file.
+
+    Tensors are copied to the CPU.
+
+    Raises:
+        FileNotFoundError: if the file does not exist.
+        ValueError: if the file is damaged, contains any other object, is nested deeper than 16
+            levels, or has more than 1,000,000 values.
+    """
+    check_regular_file(path)
+    with path.open("rb") as file:
+        torch_file = _read_torch_file(path, file.read(64))
+    mapped = MappedFile(path)
+    values = 0
+
+    def build(value: Any, name: str, depth: int) -> Any:
+        nonlocal values
+        values += 1
+        # A small pickle can refer to one container many times, on every level.
+        if depth > _MAX_DEPTH or values > MAX_OPERATIONS:
+            raise ValueError(f"{path} is nested too deeply, or has too many values")
+        if isinstance(value, TensorRecord):
+            return _make_tensors(torch_file, mapped, {name: value})[name].clone()
+        if isinstance(value, dict) and all(isinstance(key, str | int) for key in value):
+            return {key: build(each, f"{name}.{key}", depth + 1) for key, each in value.items()}
+        if isinstance(value, list | tuple) and not isinstance(value, StorageRecord):
+            return type(value)(build(each, name, depth + 1) for each in value)
+        if value is None or isinstance(value, str | int | float):
+            return value
+        kind = value.name if isinstance(value, Inert) else type(value).__name__
+        raise ValueError(f"{path} contains an object of type {kind} in {name or 'it'}")
+
+    return build(torch_file.content, "", 0)
+
+
 def _read_settings(path: Path, metadata: Mapping[str, str]) -> Any:
     try:
         return json.loads(metadata.get(SETTINGS, "null"))
@@ -201,6 +241,10 @@ def _read_zip(path: Path) -> _TorchFile:
                 )
         if sum(record.file_size for record in records.values()) > file_bytes:
             raise ValueError("the files of the archive overlap")
+        # A crafted file can have a second directory, which other tools would read.
+        found = torch._C.PyTorchFileReader(str(path)).get_all_records()
+        if sorted(found) != sorted(records):
+            raise ValueError("the archive has two directories, which list different members")
         order = archive.read(records["byteorder"]) if "byteorder" in records else b"little"
         if order.decode("ascii") != sys.byteorder:
             raise ValueError(f"unsupported byte order {order!r}; expected {sys.byteorder!r}")

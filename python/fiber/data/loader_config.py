@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Required, SupportsFloat, SupportsIndex, TypedDict
@@ -15,8 +16,16 @@ BatchType = Literal["image_text", "question", "reasoning", "grounding"]
 ImageDtype = Literal["float32", "float16", "bfloat16", "uint8"]
 OnError = Literal["raise", "skip", "resample"]
 
-#: Maximum number of threads. More than that never helps, and each takes memory.
-MAX_THREADS = 1024
+#: Maximum number of threads: 64 per core, but at least 1,024. More never help, and each takes
+#: memory.
+MAX_THREADS = max(1024, 64 * (os.cpu_count() or 1))
+
+
+def check_threads(threads: int) -> None:
+    """Raise ValueError if there are more threads than `MAX_THREADS`."""
+    if threads > MAX_THREADS:
+        raise ValueError(f"threads is {threads}; expected at most {MAX_THREADS}")
+
 
 _DTYPES = ("float32", "float16", "bfloat16", "uint8")
 
@@ -37,7 +46,7 @@ class CollatorConfig:
         seed: Seed of all random numbers.
         mlm_probability: Fraction of tokens that "image_text" selects for masking. Must be 0 for a
             tokenizer without a mask token.
-        threads: Worker threads, at most 1,024; 0 means one per core.
+        threads: Worker threads, at most `MAX_THREADS`; 0 means one per core.
         on_error: "raise" stops at a bad sample; "skip" drops it and reports it in `skipped`;
             "resample" (`DataLoader` only, not for iterables) also replaces it with a different
             record, chosen by (seed, epoch, index), so batches keep their size.
@@ -106,7 +115,7 @@ class LoaderConfig(CollatorConfig):
     """Options of `DataLoader`: those of `CollatorConfig`, and the following.
 
     Args:
-        threads: Worker threads, at most 1,024; 0 (default) means one per core.
+        threads: Worker threads, at most `MAX_THREADS`; 0 (default) means one per core.
         batch_size: Samples per batch on this rank.
         shuffle: Reshuffle every epoch. Not supported for iterables.
         prefetch: Number of batches prepared ahead.
@@ -234,7 +243,6 @@ def check_arguments(**values: Any) -> None:
     for name in ("seed", "epoch", "max_pixels", "max_decode_bytes"):
         if (values.get(name) or 0) >= 1 << 64:
             raise ValueError(f"{name} is {values[name]}; expected a value below 2 ** 64")
-    if (threads := values.get("threads", 0)) > MAX_THREADS:
-        raise ValueError(f"threads is {threads}; expected at most {MAX_THREADS}")
+    check_threads(values.get("threads", 0))
     if (name := values.get("image_dtype", _DTYPES[0])) not in _DTYPES:
         raise ValueError(f"image_dtype is {name!r}; expected {_KINDS['image_dtype'][0]}")

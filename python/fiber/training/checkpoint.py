@@ -1,9 +1,9 @@
 """Checkpoints of a training run.
 
 A checkpoint is a folder `step-00000500` with `model.safetensors`, `training.pt` (optimizer, EMA and
-objective state, loadable with weights_only=True), `data.json` (`Position`), and `SHA256SUMS` with
-the checksums of these files, in the format of sha256sum. The folder is written under a temporary
-name, so one with the final name is complete. The best validated weights are next to it, as
+objective state), `data.json` (`Position`), and `SHA256SUMS` with the checksums of these files, in
+the format of sha256sum. The folder is written under a temporary name, so one with the final name is
+complete. The best validated weights are next to it, as
 `best-00000500.safetensors`. For finished models see `fiber.checkpoints.model_dir`.
 """
 
@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import pickle
 import shutil
 import warnings
 import zipfile
@@ -34,6 +33,7 @@ from fiber.atomic_io import (
     read_json,
 )
 from fiber.checkpoints.model_dir import load_state, write_tensors
+from fiber.checkpoints.torch_file import read_state
 from fiber.config_io import from_dict, to_dict
 
 STEP = "step-"
@@ -66,6 +66,8 @@ class Position:
     #: `fiber.training.data.fingerprint` of the same records; empty in checkpoints of earlier
     #: versions.
     fingerprints: dict[str, str] = field(default_factory=dict)
+    #: `RunFolder.vocabulary_sha256`; empty in checkpoints of earlier versions.
+    vocabulary_sha256: str = ""
     #: Step with the best validation score so far (0 if not validated yet), its score, and the
     #: SHA-256 checksum of its weights ("" in checkpoints of earlier versions).
     best_step: int = 0
@@ -127,7 +129,11 @@ class RunCheckpoint:
             if not (self.folder / name).is_file():
                 return f"{name} does not exist"
         if not (self.folder / CHECKSUMS).is_file():
-            return self._damage_without_checksums()
+            # Earlier versions wrote neither.
+            missing = f"{CHECKSUMS} does not exist"
+            return self._damage_without_checksums() or (
+                missing if self._read_position().fingerprints else None
+            )
         try:
             content = (self.folder / CHECKSUMS).read_bytes()
             if content != _checksums(self.folder):
@@ -143,13 +149,10 @@ class RunCheckpoint:
             yield
         except torch.OutOfMemoryError:
             raise
-        except pickle.UnpicklingError as error:
-            # torch's message suggests to load the file without any checks.
-            raise self._invalid(name, "is not a state that a run has written") from error
         except _READ_ERRORS as error:
             raise self._invalid(name, f"cannot be used: {error!r:.300}") from error
 
-    def restore(self, model: nn.Module, device: torch.device) -> dict[str, Any]:
+    def restore(self, model: nn.Module) -> dict[str, Any]:
         """Load the weights into the model; return the contents of training.pt.
 
         Raises:
@@ -157,7 +160,7 @@ class RunCheckpoint:
         """
         load_state(model, self.folder / "model.safetensors")
         with self.explained("training.pt"):
-            return torch.load(self.folder / "training.pt", map_location=device, weights_only=True)
+            return read_state(self.folder / "training.pt")
 
     def _read_position(self) -> Position:
         """Read data.json and check its fields. Raises ValueError that names the wrong field."""
@@ -208,7 +211,7 @@ class RunCheckpoint:
             self._read_position()
             with self.explained("training.pt"):
                 _check_zip(self.folder / "training.pt")
-                torch.load(self.folder / "training.pt", map_location="meta", weights_only=True)
+                read_state(self.folder / "training.pt")
             path = self.folder / "model.safetensors"
             with self.explained(path.name), safetensors.safe_open(path, framework="pt"):
                 pass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import importlib.util
 import json
 import math
@@ -24,11 +25,16 @@ from fiber.atomic_io import (
     write_file,
     write_json,
 )
-from fiber.checkpoints.model_dir import Vocabulary, read_vocabulary, write_vocabulary
+from fiber.checkpoints.model_dir import (
+    VOCABULARY_FILES,
+    Vocabulary,
+    read_vocabulary,
+    write_vocabulary,
+)
 from fiber.checkpoints.provenance import DATA_PATH
 from fiber.config_io import from_dict, to_dict
 from fiber.env import provenance
-from fiber.training.checkpoint import newest_checkpoint, newest_intact
+from fiber.training.checkpoint import newest_checkpoint, newest_intact, sha256
 from fiber.training.config.run import RunConfig, differences
 
 #: Error numbers of a file system without locks.
@@ -178,6 +184,12 @@ class RunFolder:
     def vocabulary(self) -> Vocabulary | None:
         """Read the run's tokenizer, answers and classes; None if the folder contains no run."""
         return read_vocabulary(self.path) if self.config_file.exists() else None
+
+    def vocabulary_sha256(self) -> str:
+        """Return a SHA-256 checksum of the run's tokenizer, answers and classes."""
+        files = [self.path / name for name in VOCABULARY_FILES]
+        found = [f"{sha256(file)}  {file.name}\n" for file in files if file.is_file()]
+        return hashlib.sha256("".join(found).encode()).hexdigest()
 
     def open(
         self,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from fiber.checkpoints.vocabulary import TRAIN_ONE, Answers, open_answers
 from fiber.config_io import replace_fields
 from fiber.data import Tokenizer
 from fiber.data.datasets.resolve import Data
+from fiber.data.loader_config import check_threads
 from fiber.progress import say
 from fiber.training.checkpoint import newest_checkpoint
 from fiber.training.config.run import RunConfig, load_recipe
@@ -96,12 +97,13 @@ def train(
         KeyboardInterrupt: on Ctrl-C, after printing how to resume.
         SystemExit: with code 75 on SIGTERM, SIGHUP or SIGUSR1, after saving the current step.
     """
+    check_threads(threads)
     config = load_recipe(recipe) if isinstance(recipe, str) else recipe
     config = replace_fields(config, dict(set or {}))
     folder = RunFolder(path=Path(output))
     with StopSignal(at_once=True), joined(device) as processes:
         quiet = quiet or not processes.is_first
-        log = say if not quiet else lambda message: None
+        log = (lambda message: None) if quiet else say
         _fail_if_locked(folder, processes)
         start, options = _resolve_inputs(folder, init, tokenizer, answers, resume=resume)
         source = open_data(config, data, **options)
@@ -114,10 +116,8 @@ def train(
             chooser, reason = open_validation(config, source, data, validation, folder.checkpoints)
             if reason:
                 log(reason)
-            # Leave the caller's random state unchanged.
-            devices = [processes.device] if processes.device.type == "cuda" else []
             settings: dict[str, Any] = {"init": start, "validation": chooser, "threads": threads}
-            with fork_rng(devices), _resume_hint(folder, quiet=quiet), _locked(folder, processes):
+            with _surroundings(folder, processes, quiet=quiet):
                 if processes.is_first:  # Another process may have trained here since.
                     folder.check(config, resume=resume)
                 Trainer(config, source, folder, processes, quiet=quiet, **settings).run()
@@ -154,15 +154,20 @@ def _resolve_inputs(
     return start, {**options, "from_scratch": start is None}
 
 
+@contextmanager
+def _surroundings(folder: RunFolder, processes: Processes, *, quiet: bool) -> Iterator[None]:
+    """Keep the caller's random state, say how to resume after a stop, and lock the folder."""
+    devices = [processes.device] if processes.device.type == "cuda" else []
+    # Rank 0 writes the folder.
+    lock = folder.locked() if processes.is_first else nullcontext()
+    with fork_rng(devices), _resume_hint(folder, quiet=quiet), lock:
+        yield
+
+
 def _fail_if_locked(folder: RunFolder, processes: Processes) -> None:
     """Fail before weights and data are read, which may take long, if the folder is locked."""
     if processes.is_first:
         folder.check_unlocked()
-
-
-def _locked(folder: RunFolder, processes: Processes) -> AbstractContextManager[None]:
-    """Lock the folder on rank 0."""
-    return folder.locked() if processes.is_first else nullcontext()
 
 
 @contextmanager

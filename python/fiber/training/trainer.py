@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from fiber.checkpoints.init_from import initialize
 from fiber.checkpoints.load import EncoderStates
-from fiber.checkpoints.model_dir import StoredModel, write_weights
-from fiber.models.registry import build_model
+from fiber.checkpoints.model_dir import VOCABULARY_FILES, StoredModel, write_weights
+from fiber.models.registry import Network, build_model
 from fiber.progress import Progress, readable_seconds, say
 from fiber.training.checkpoint import (
     VALIDATION,
@@ -103,9 +103,7 @@ class Trainer:
         self.validation, self.threads, self.quiet = validation, threads, quiet
 
         check_memory(config, processes)
-        torch.manual_seed(config.train.seed)
-        self.model = build_model(config.model).to(self.device)
-        self.model.backbone.gradient_checkpointing = config.train.gradient_checkpointing
+        self.model = self._build_model()
         if processes.is_first:
             folder.open(config, data.vocabulary, str(init.path) if init else None, data.path)
         wait_for_all(processes)
@@ -124,6 +122,7 @@ class Trainer:
         record_sets = {**data.records, **({VALIDATION: validation.records} if validation else {})}
         self.records = {name: len(records) for name, records in record_sets.items()}
         self.fingerprints = {name: fingerprint(records) for name, records in record_sets.items()}
+        self.vocabulary_sha256 = folder.vocabulary_sha256()
         position = Position(records=self.records, fingerprints=self.fingerprints)
         if checkpoint is not None:
             position = self._restore(checkpoint, data.path)
@@ -147,6 +146,12 @@ class Trainer:
         self._log(self._describe_run(data, str(init.path) if init else "random weights"))
         for line in data.skipped:
             self._log(line)
+
+    def _build_model(self) -> Network:
+        torch.manual_seed(self.config.train.seed)
+        model = build_model(self.config.model).to(self.device)
+        model.backbone.gradient_checkpointing = self.config.train.gradient_checkpointing
+        return model
 
     def run(self) -> None:
         """Train to the last step or until the validation score stalls; write the finished model.
@@ -252,6 +257,7 @@ class Trainer:
                 consumed=self.loaders.consumed,
                 records=self.records,
                 fingerprints=self.fingerprints,
+                vocabulary_sha256=self.vocabulary_sha256,
                 best_step=self.best_step,
                 best_score=self.best_score,
                 best_sha256=self.best_sha256,
@@ -270,9 +276,14 @@ class Trainer:
                 f"{checkpoint.folder} was written by an earlier version, without fingerprints of"
                 " the data; only the numbers of records were compared"
             )
+        if position.vocabulary_sha256 not in ("", self.vocabulary_sha256):
+            raise ValueError(
+                f"{' or '.join(VOCABULARY_FILES)} in {self.folder.path} has changed since"
+                f" {checkpoint.folder} was saved; restore it, or start a new run in another folder"
+            )
         if self.validation is not None and self.processes.is_first:
             self.validation.check(position.best_step)
-        training = checkpoint.restore(self.model, self.device)
+        training = checkpoint.restore(self.model)
         with checkpoint.explained("training.pt"):
             self.optimizer.load_state_dict(training["optimizer"])
             if self.average is not None:

@@ -59,6 +59,7 @@ _ENTRY_FIELDS = {
     "shards": _SHARD_FIELDS,
     "indexes": dict.fromkeys(("split", "file", "sha256"), str),
     "parts": _PART_FIELDS,
+    "files": {"file": str, "sha256": str},
 }
 _KARPATHY = ("coco_karpathy", "flickr30k_karpathy")
 #: Source under which each named dataset is packed.
@@ -97,12 +98,15 @@ def _read_description(path: Path, changed: int) -> dict[str, Any]:
 def _check_description(found: dict[str, Any]) -> None:
     """Check the types of the fields that are read, and that splits are parts of file names."""
     _check_fields(DESCRIPTION, found, _FIELDS)
-    _check_fields(DESCRIPTION, {"indexes": [], **found}, {"indexes": list})
+    _check_fields(
+        DESCRIPTION, {"indexes": [], "files": [], **found}, {"indexes": list, "files": list}
+    )
     for name, fields in _ENTRY_FIELDS.items():
         for index, entry in enumerate(found.get(name, ())):
             _check_fields(f"{name}[{index}]", entry, fields)
-            if "/" in entry["split"] or "\0" in entry["file"] + entry["split"]:
-                raise ValueError(f"{name}[{index}] has split {entry['split']!r:.80}")
+            split = entry.get("split", "")
+            if "/" in split or "\0" in entry["file"] + split:
+                raise ValueError(f"{name}[{index}] has split {split!r:.80}")
     for index, part in enumerate(found["parts"]):
         for number, shared in enumerate(part["shared"]):
             _check_fields(f"parts[{index}].shared[{number}]", shared, {})

@@ -12,7 +12,6 @@ import io
 import json
 import operator
 import os
-import shutil
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -129,6 +128,7 @@ class _Packer:
     parts: list[dict[str, Any]] = field(default_factory=list)
     shards: list[dict[str, Any]] = field(default_factory=list)
     indexes: list[dict[str, Any]] = field(default_factory=list)
+    files: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._base = self.source if self.source.is_dir() else self.source.parent
@@ -137,9 +137,11 @@ class _Packer:
     def finish(self) -> dict[str, Any]:
         """Write the description, and copy the data's tokenizer if there is one."""
         if (tokenizer := self._base / "tokenizer.json").is_file():
-            shutil.copyfile(tokenizer, self.folder / "tokenizer.json")
+            with self._file(tokenizer.name) as file:
+                file.write(tokenizer.read_bytes())
+            self.files.append({"file": tokenizer.name, "sha256": file.hash.hexdigest()})
         content = {"format": FORMAT, "version": VERSION, "shards": self.shards}
-        content |= {"indexes": self.indexes, "parts": self.parts}
+        content |= {"indexes": self.indexes, "parts": self.parts, "files": self.files}
         content = {"fingerprint": fingerprint_of_content(content), **content}
         data = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
         with self._file(DESCRIPTION) as file:

@@ -40,9 +40,9 @@ def verify_files(folder: Path, splits: Sequence[str] = ()) -> tuple[int, list[st
     description = read_description(folder)
     entries = [
         entry
-        for kind in ("shards", "indexes", "parts")
+        for kind in ("shards", "indexes", "parts", "files")
         for entry in description.get(kind, ())
-        if not splits or entry["split"] in splits
+        if not splits or entry.get("split") in (None, *splits)
     ]
     with ThreadPoolExecutor() as pool:
         # Hashing releases the GIL.
