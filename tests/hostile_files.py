@@ -22,6 +22,7 @@ import signal
 import sys
 import tempfile
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -207,6 +208,21 @@ def pickles(folder: Path, mutants: int, rng: random.Random) -> Iterator[Case]:
             data = pickled if wrap else mutate(pickled, rng)
             data = (wrap or rng.choice(hostile_cases.CONTAINERS))(data)
             yield Case("pickle", f"{name} #{number}", writer(data), read_model)
+    convert(folder / "coarse", folder / "published.ckpt", "published")
+    weights = (folder / "published.ckpt").read_bytes()
+    for number in range(mutants + 1):
+        data = with_mutated_pickle(weights, rng) if number else weights
+        yield Case("pickle", f"weights #{number}", writer(data), read_model)
+
+
+def with_mutated_pickle(archive: bytes, rng: random.Random) -> bytes:
+    """A file of torch.save whose pickle is mutated; the rest stays intact."""
+    changed = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(archive)) as source, zipfile.ZipFile(changed, "w") as target:
+        for name in source.namelist():
+            content = source.read(name)
+            target.writestr(name, mutate(content, rng) if name.endswith("data.pkl") else content)
+    return changed.getvalue()
 
 
 def archives(folder: Path, mutants: int, rng: random.Random) -> Iterator[Case]:

@@ -191,7 +191,9 @@ fn read(decoder: &mut Tiff<'_>) -> Result<Vec<u8>, Error> {
     match samples {
         DecodingResult::U8(bytes) => Ok(bytes),
         DecodingResult::U16(words) => Ok(words.iter().map(|word| word.to_be_bytes()[0]).collect()),
-        _ => Err(unsupported("sample size (neither 8 nor 16 bits)")),
+        _ => Err(unsupported(
+            "sample size (more than 16 bits, or of another type)",
+        )),
     }
 }
 

@@ -210,6 +210,21 @@ def test_archive_that_torch_and_zipfile_read_differently_is_rejected(tmp_path):
         read_state(tmp_path / "both.ckpt")
 
 
+@pytest.mark.parametrize("value", [bytearray(b"abc"), b"abc", 10**30, {5: 1, 10**9: 2}], ids=str)
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+def test_other_values_in_the_file_do_not_matter(tmp_path, value, protocol):
+    path = tmp_path / "a.ckpt"
+    content = {"state_dict": {"weight": torch.ones(2)}, "hyper_parameters": {"value": value}}
+    torch.save(content, path, pickle_protocol=protocol)
+    assert torch.equal(read_state(path)["weight"], torch.ones(2))
+
+
+def test_dtypes_that_are_not_supported_are_named(tmp_path):
+    torch.save({"state_dict": {"a": torch.ones(2).to(torch.float8_e4m3fn)}}, tmp_path / "a.ckpt")
+    with pytest.raises(ValueError, match=r"tensors of torch\.float8_e4m3fn are not supported"):
+        read_state(tmp_path / "a.ckpt")
+
+
 def test_plain_pickles_are_rejected(tmp_path):
     path = tmp_path / "plain.pth"
     path.write_bytes(pickle.dumps(Harm(os.system, f"touch {tmp_path / 'trace'}")))

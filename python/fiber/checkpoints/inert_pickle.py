@@ -82,7 +82,7 @@ _LITERALS = {
     *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
     *("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE"),
     *("SHORT_BINUNICODE", "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
-    *("BYTEARRAY8"),
+    "BYTEARRAY8",
 }
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _IGNORED = {"PROTO", "FRAME", "STOP"}
@@ -254,6 +254,11 @@ class _Reader:
             "torch._utils._rebuild_parameter_with_state",
         ):
             return arguments[0]
+        if name == "torch._utils._rebuild_tensor_v3":
+            # Dtypes without a storage class of their own, such as float8.
+            dtype = arguments[6] if len(arguments) > 6 else None
+            kind = dtype.name if isinstance(dtype, Inert) else "an unknown dtype"
+            raise ValueError(f"tensors of {kind} are not supported")
         return Inert(name)
 
     def _storage(self, value: Any) -> Any:
