@@ -172,22 +172,22 @@ class _StrictTarInfo(tarfile.TarInfo):
     #: True if an extended header may have set the name.
     is_extended = False
 
-    @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _StrictTarInfo:
-        """Parse a header block; raise `tarfile.TarError` if it is invalid."""
-        info = super().frombuf(buf, encoding, errors)
+    def _check_header(self, header: bytes, encoding: str, errors: str) -> None:
+        """Check and correct what `tarfile` has parsed; raise `tarfile.TarError` if invalid."""
         # `tarfile` also accepts the sum of signed bytes.
-        if info.chksum != sum(buf) - sum(buf[148:156]) + 8 * ord(" "):
+        if self.chksum != sum(header) - sum(header[148:156]) + 8 * ord(" "):
             raise tarfile.ReadError("bad checksum")
         # Only POSIX headers have a prefix; GNU tar stores times in its place.
-        if buf[257:263] != b"ustar\0":
-            info.name = bytes(buf[:100]).split(b"\0")[0].decode(encoding, errors)
-        return info
+        if header[257:263] != b"ustar\0":
+            self.name = header[:100].split(b"\0")[0].decode(encoding, errors)
 
     def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
         """Process the header. `tarfile` documents that this method may be overridden."""
         stream: Any = tar.fileobj
         start = stream.tell()
+        stream.seek(start - tarfile.BLOCKSIZE)
+        encoding, errors = tar.encoding or "utf-8", tar.errors or "strict"
+        self._check_header(stream.read(tarfile.BLOCKSIZE), encoding, errors)
         _check_size(self.name, self.size, os.fstat(stream.fileno()).st_size - start)
         if self.type == tarfile.GNUTYPE_SPARSE:
             # The member is skipped as a whole, so its sparse map is not needed.
