@@ -13,12 +13,10 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections.abc import Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from experiments import Rows, cpu_seconds, measure, use_one_thread
+from experiments import Rows, cpu_seconds, measure, run_all
 
 from fiber.checkpoints.model_dir import load_model
 from fiber.config_io import replace_fields
@@ -52,16 +50,15 @@ def config_of(arm: str, seed: int) -> RunConfig:
     return replace_fields(load_recipe("scenes_coarse"), changes)
 
 
-def ablate(folder: Path, arm: str, seed: int) -> dict[str, Any]:
+def ablate(folder: Path, arm: str, seed: int) -> list[dict[str, Any]]:
     """Train and evaluate one run; return its row."""
-    use_one_thread()
     began = cpu_seconds()
     config = config_of(arm, seed)
     with tempfile.TemporaryDirectory() as output:
         run = Path(output) / "run"
         train(config, data=folder, output=run, threads=1, quiet=True)
         numbers = measure(load_model(run), folder, MEASURED)
-    return {
+    row = {
         "arm": arm,
         "seed": seed,
         "steps": config.train.steps,
@@ -72,6 +69,7 @@ def ablate(folder: Path, arm: str, seed: int) -> dict[str, Any]:
             for split in ("val", "novel")
         },
     }
+    return [row]
 
 
 def main() -> None:
@@ -82,25 +80,11 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2, help="parallel runs, one thread each")
     parser.add_argument("--cpu-hours", type=float, default=3.0, help="budget of all rows")
     options = parser.parse_args()
-    use_one_thread()
     rows = Rows("ablate", ("arm", "seed"))
-    waiting = [
-        (arm, seed) for seed in options.seeds for arm in ARMS if not rows.has(arm=arm, seed=seed)
+    runs = [
+        {"folder": options.data, "arm": arm, "seed": seed} for seed in options.seeds for arm in ARMS
     ]
-    running: dict[Future, tuple[str, int]] = {}
-    with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
-        while waiting or running:
-            while waiting and len(running) < options.workers:
-                arm, seed = waiting.pop(0)
-                running[pool.submit(ablate, options.data, arm, seed)] = (arm, seed)
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                arm, seed = running.pop(future)
-                rows.add([future.result()])
-                used = sum(float(row["cpu_seconds"]) for row in rows.rows) / 3600
-                print(f"{arm}, seed {seed}: {used:.2f} CPU hours so far", flush=True)
-                if used >= options.cpu_hours and waiting:
-                    print(f"budget used up: {len(waiting)} runs skipped", flush=True)
-                    waiting.clear()
+    run_all(rows, runs, ablate, workers=options.workers, cpu_hours=options.cpu_hours)
 
 
 if __name__ == "__main__":

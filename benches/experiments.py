@@ -12,7 +12,9 @@ import io
 import os
 import random
 import resource
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal
 
@@ -150,6 +152,43 @@ def measure(
                 if "/" not in metric:
                     found[task, split, metric] = value
     return found
+
+
+def run_all(
+    rows: Rows,
+    runs: Sequence[Mapping[str, Any]],
+    work: Callable[..., Sequence[Mapping[str, Any]]],
+    *,
+    workers: int,
+    cpu_hours: float,
+) -> None:
+    """Make every run that has no row yet, each in a process of its own with one thread.
+
+    Args:
+        rows: rows of finished runs; each has the columns of its run, and `cpu_seconds`.
+        runs: keyword arguments of `work` by name, which contain the columns that identify a run.
+        work: makes one run and returns its rows.
+        workers: number of runs at a time.
+        cpu_hours: budget of all rows; after that, no run is started.
+    """
+    waiting = [run for run in runs if not rows.has(**run)]
+    running: dict[Future, Mapping[str, Any]] = {}
+    with ProcessPoolExecutor(
+        workers, mp_context=get_context("spawn"), initializer=use_one_thread, max_tasks_per_child=1
+    ) as pool:
+        while waiting or running:
+            while waiting and len(running) < workers:
+                run = waiting.pop(0)
+                running[pool.submit(work, **run)] = run
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                run = running.pop(future)
+                rows.add(future.result())
+                name = ", ".join(str(run[column]) for column in rows.known_by)
+                used = sum(float(row["cpu_seconds"]) for row in rows.rows) / 3600
+                print(f"{name}: {used:.2f} CPU hours so far", flush=True)
+                if used >= cpu_hours and waiting:
+                    print(f"budget used up: {len(waiting)} runs skipped", flush=True)
+                    waiting.clear()
 
 
 def cpu_seconds() -> float:

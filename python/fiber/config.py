@@ -174,7 +174,7 @@ class DetectorConfig:
 
     #: Channels of the feature pyramid and of the head.
     channels: int = 256
-    #: Number of blocks of the dynamic head.
+    #: Number of blocks of the dynamic head; with 0, the head reads the levels of the pyramid.
     num_blocks: int = 6
     #: Number of groups in the head's GroupNorms.
     norm_groups: int = 16
@@ -195,7 +195,7 @@ class DetectorConfig:
     def __post_init__(self) -> None:
         ranges = {
             "channels": _DIMENSION,
-            "num_blocks": _DEPTH,
+            "num_blocks": (0, 1000),
             "norm_groups": _DIMENSION,
             "anchor_scale": _FACTOR,
             "shorter_side": _PIXELS,
@@ -221,7 +221,8 @@ class FiberConfig:
     max_tokens: int = 40
     #: Initialization of linear weights in encoders, fusion and coarse-stage heads. "published":
     #: N(0, 0.02), with which small encoders hardly mix tokens and learn nothing in a short run.
-    #: "fan_in": std scaled by fan-in to match N(0, 0.02) at 768 inputs.
+    #: "fan_in": std scaled by fan-in to match N(0, 0.02) at 768 inputs; also initializes the
+    #: feature pyramid and the heads for narrow models and short runs (`benches/starts.py`).
     weight_start: Literal["published", "fan_in"] = "published"
     swin: SwinConfig = field(default_factory=SwinConfig)
     roberta: RobertaConfig = field(default_factory=RobertaConfig)
@@ -321,11 +322,11 @@ class FiberConfig:
 PRESETS: dict[str, FiberConfig] = {
     "base": FiberConfig(),
     "small": FiberConfig(
-        image_size=96,
+        image_size=64,
         weight_start="fan_in",
         max_tokens=32,
         swin=SwinConfig(
-            embed_dim=32, depths=(1, 1, 4, 2), num_heads=(1, 2, 4, 8), window_size=6, drop_path=0.0
+            embed_dim=32, depths=(1, 1, 4, 2), num_heads=(1, 2, 4, 8), window_size=4, drop_path=0.0
         ),
         roberta=RobertaConfig(
             vocab_size=512,
@@ -337,14 +338,16 @@ PRESETS: dict[str, FiberConfig] = {
             dropout=0.0,
         ),
         fusion=FusionConfig(num_fused_layers=4, gate_start=0.5),
-        image_text=ImageTextConfig(heads=("itc", "itm", "mlm", "vqa"), num_answers=32),
+        image_text=ImageTextConfig(
+            heads=("itc", "itm", "mlm", "vqa"), num_answers=32, temperature=0.15
+        ),
         detector=DetectorConfig(
-            channels=96,
-            num_blocks=1,
+            channels=64,
+            num_blocks=0,
             norm_groups=8,
             anchor_scale=3.0,
-            shorter_side=96,
-            max_size=160,
+            shorter_side=64,
+            max_size=112,
             drop_block=False,
         ),
     ),

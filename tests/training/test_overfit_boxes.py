@@ -37,7 +37,7 @@ CHANGES = {
     "data.batch_size": SAMPLES,
     "data.transform.shorter_sides": (SIDE,),
     "data.transform.max_size": SIDE,
-    "optim.lr": 3e-3,
+    "optim.lr": 1e-3,
     "optim.head_lr_multiplier": 1.0,
     "train.steps": 500,
     "train.checkpoint_every": 0,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 #: Standard deviation of the published init, and embed dim of the published text encoder.
 PUBLISHED_STD = 0.02
@@ -29,3 +30,22 @@ def init_linear(module: nn.Module, *, fan_in: bool) -> None:
             nn.init.normal_(part.weight, std=std)
             if part.bias is not None:
                 nn.init.zeros_(part.bias)
+
+
+def standardize_output(layer: nn.Linear, inputs: Tensor) -> None:
+    """Rescale a linear layer so that its outputs have standard deviation 1, then center each.
+
+    Outputs that are almost the same for all inputs stay small after that: one that is scaled to
+    vary by 1 would take many steps to change.
+
+    Args:
+        layer: layer with a bias.
+        inputs: (N, D) inputs.
+
+    Source: data-dependent initialization (Krähenbühl et al. 2016), which also scales each output.
+    """
+    with torch.no_grad():
+        outputs = layer(inputs)
+        std = outputs.std().clamp(min=1e-6)
+        layer.weight.div_(std)
+        layer.bias.sub_(outputs.mean(0)).div_(std)

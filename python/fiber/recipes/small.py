@@ -38,20 +38,21 @@ def scenes_coarse() -> RunConfig:
     return RunConfig(
         model=preset("small"),
         tasks=TasksConfig(
-            image_text=ImageTextTask(share=1, itm_negatives="half"),
+            # Hard negatives need embeddings that have already been learned.
+            image_text=ImageTextTask(share=1, itm_negatives="random"),
             question=QuestionTask(share=1),
         ),
         # Captions have about twelve tokens, so most would have at most one masked token at 0.15.
         data=DataConfig(batch_size=64, mlm_probability=0.3),
         # All weights are trained from scratch, so heads need no higher learning rate.
         optim=OptimConfig(
-            lr=5e-4,
+            lr=3e-4,
             head_lr_multiplier=1.0,
             cross_modal_lr_multiplier=1.0,
             warmup_fraction=0.15,
             clip_norm=1.0,
         ),
-        train=TrainConfig(steps=440, checkpoint_every=110),
+        train=TrainConfig(steps=640, checkpoint_every=160),
     )
 
 
@@ -69,17 +70,22 @@ def scenes_fine() -> RunConfig:
         # Every prompt lists all eight classes in file order, as in evaluation.
         tasks=TasksConfig(grounding=GroundingTask(share=1, shuffle_classes=False)),
         data=DataConfig(
-            batch_size=16,
+            batch_size=32,
             transform=TransformConfig(
                 kind="shorter_side",
                 shorter_sides=(model.detector.shorter_side,),
                 max_size=model.detector.max_size,
             ),
         ),
+        # Token logits of a narrow head change slowly, so it gets a high learning rate.
         optim=OptimConfig(
-            lr=5e-4, head_lr_multiplier=2.0, cross_modal_lr_multiplier=1.0, clip_norm=1.0
+            lr=1e-3,
+            head_lr_multiplier=3.0,
+            cross_modal_lr_multiplier=1.0,
+            warmup_fraction=0.05,
+            clip_norm=1.0,
         ),
-        train=TrainConfig(steps=1080, checkpoint_every=180),
+        train=TrainConfig(steps=2400, checkpoint_every=400, ema_decay=0.99),
     )
 
 
@@ -165,12 +171,19 @@ def small_detection() -> RunConfig:
         "model.max_tokens": small.roberta.max_tokens,
         "model.detector.shorter_side": 128,
         "model.detector.max_size": 224,
+        "model.detector.channels": 96,
+        "model.detector.num_blocks": 1,
         "tasks.grounding.sources": ("detection",),
         "tasks.grounding.max_classes": 24,
         "data.train_tokenizer": True,
         "data.transform.shorter_sides": (96, 112, 128, 144),
         "data.transform.max_size": 224,
         "data.transform.flip_probability": 0.5,
+        "data.batch_size": 16,
+        "optim.lr": 5e-4,
+        "optim.head_lr_multiplier": 2.0,
+        "optim.warmup_fraction": 0.1,
+        "train.ema_decay": 0.0,
         "train.steps": 600,
         "train.checkpoint_every": 100,
         "validation.task": "coco",

@@ -169,7 +169,7 @@ def concerns_held_out(world: World, thing: Thing, found: str, other: Thing) -> b
 
 
 def expressions(
-    world: World, things: Sequence[Thing], rng: Rng, novel: bool, count: int = 2
+    world: World, things: Sequence[Thing], rng: Rng, novel: bool, count: int = 4
 ) -> list[Phrased]:
     """Return referring expressions that each uniquely identify one object, without extra words.
 
@@ -185,32 +185,31 @@ def expressions(
     while targets and len(out) < count:
         # A noun often suffices; objects that need more words are more instructive.
         nouns = [thing.noun for thing in things]
-        weights = [1.0 if nouns.count(nouns[index]) == 1 else 4.0 for index in targets]
+        weights = [1.0 if nouns.count(nouns[index]) == 1 else 8.0 for index in targets]
         index = rng.weighted_choice(targets, weights)
         targets.remove(index)
         named = rng.bernoulli(0.7)
         for by_noun in (named, not named):
-            if found := _expression(world, things, index, rng, by_noun):
-                out.append(found)
+            if found := _expressions_for(world, things, index, rng, by_noun):
+                out += found
                 break
-    return out
+    return out[:count]
 
 
-def _expression(
+def _expressions_for(
     world: World, things: Sequence[Thing], index: int, rng: Rng, named: bool
-) -> Phrased | None:
-    """Refer to one object, using its noun if `named`."""
+) -> list[Phrased]:
+    """Refer to one object by a relation and by its attributes, using its noun if `named`."""
     adjectives = tuple(kind for kind in word_kinds(world) if kind != "noun")
     always = ("noun",) if named or not adjectives else ()
     related = _related_expressions(things, index, adjectives, always)
-    if related and rng.bernoulli():
-        return rng.choice(related)
+    out = [rng.choice(related)] if related else []
     options = minimal_descriptions(things, things[index], adjectives, always)
-    if not options:
-        return None
-    description = rng.weighted_choice(options, [1.0 if len(d) == 1 else 4.0 for d in options])
-    piece = (f"the {describe(things[index], description)}", (index,))
-    return join_pieces([piece], "simple" if len(description) == 1 else "composed")
+    if options:
+        description = rng.weighted_choice(options, [1.0 if len(d) == 1 else 4.0 for d in options])
+        piece = (f"the {describe(things[index], description)}", (index,))
+        out.append(join_pieces([piece], "simple" if len(description) == 1 else "composed"))
+    return out
 
 
 def _related_expressions(

@@ -99,6 +99,12 @@ def _is_finished(folder: Path, parameters: dict[str, Any]) -> bool:
         )
     found = json.loads(description.read_text(encoding="utf-8")).get("parameters", {})
     wanted = json.loads(json.dumps(parameters))
+    version, own = found.get("version"), wanted["version"]
+    if found.get("generator") == wanted["generator"] and version != own:
+        raise ValueError(
+            f"{folder} was made by version {version} of the generator; this is version {own}. Use a"
+            " different folder, or delete this one"
+        )
     differences = [
         f"{name} is {found.get(name)!r}, but {wanted.get(name)!r} was requested"
         for name in sorted({*found, *wanted})

@@ -28,7 +28,7 @@ RGB = {
     "white": (244, 244, 244),
     "black": (22, 22, 22),
 }
-# Color of stripes and dots: (factor on the base color, gray added), lighter on dark colors.
+# Color of stripes: (factor on the base color, gray added), lighter on dark colors.
 _MARKS = {"blue": (0.45, 140), "purple": (0.45, 140), "black": (1.0, 185), "white": (0.22, 0)}
 _DARKER = (0.4, 0)
 
@@ -140,25 +140,14 @@ def _material(thing: Thing, u: np.ndarray, v: np.ndarray, rng: Rng) -> np.ndarra
     angle = rng.uniform(0, math.pi)
     if thing.material == "plain":
         return base
-    if thing.material == "glossy":
-        # Darker toward the rim, with a highlight at the upper left.
-        far = (u * u + v * v) / thing.radius**2
-        du, dv = u + 0.34 * thing.radius, v + 0.34 * thing.radius
-        spot = np.exp((du * du + dv * dv) * (-9 / thing.radius**2))[:, :, None]
-        shaded = base * (1.08 - 0.62 * np.minimum(far, 1))[:, :, None]
-        return shaded + (255 - shaded) * (0.9 * spot)
     factor, added = _MARKS.get(thing.color, _DARKER)
     marks = base * factor + added
     turn = math.cos(angle), math.sin(angle)
-    # Marks have a similar width for all object sizes; small objects have a finer grid.
+    # Stripes have a similar width for all object sizes.
     period = 4.6 + 0.16 * thing.radius
     along = (u * turn[0] + v * turn[1]) * (2 * math.pi / period)
-    if thing.material == "striped":
-        # Marks cover less than half of the object, so its color dominates.
-        where = np.clip(np.sin(along) * 1.6 + 0.25, 0, 1)
-    else:
-        across = (v * turn[0] - u * turn[1]) * (2 * math.pi / period)
-        where = np.clip((np.cos(along) + np.cos(across) - 0.75) * 1.6, 0, 1)
+    # Marks cover less than half of the object, so its color dominates.
+    where = np.clip(np.sin(along) * 1.6 + 0.25, 0, 1)
     return base + (marks - base) * where[:, :, None]
 
 

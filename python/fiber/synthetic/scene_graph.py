@@ -27,10 +27,10 @@ CONVERSE = {"left of": "right of", "right of": "left of", "above": "below", "bel
 SHAPES = ("circle", "square", "triangle", "star", "diamond", "cross", "heart", "ring")
 COLORS = ("red", "green", "blue", "yellow", "purple", "cyan", "white", "black")
 SIZES = ("small", "large")
-MATERIALS = ("plain", "striped", "dotted", "glossy")
+MATERIALS = ("plain", "striped")
 
-#: Radius of an object relative to the image's side; at 96 pixels, diameters are 14-17 and 24-29.
-RADII = {"small": (0.076, 0.090), "large": (0.128, 0.152)}
+#: Radius of an object relative to the image's side; at 64 pixels, diameters are 14-17 and 23-27.
+RADII = {"small": (0.11, 0.13), "large": (0.18, 0.21)}
 
 #: In every fourth pair of images (2m, 2m + 1), the images differ only by a swap of two objects or
 #: of their colors.
@@ -187,7 +187,7 @@ def place(
 
 
 def sample_scene(
-    world: World, seed: int, split: str, index: int, *, image_size: int = 96, max_objects: int = 4
+    world: World, seed: int, split: str, index: int, *, image_size: int = 64, max_objects: int = 3
 ) -> Scene:
     """Sample the scene of an image, independently of other images.
 
@@ -202,8 +202,12 @@ def sample_scene(
         return scene if index % 2 == 0 else swapped(scene)
     if novel:
         return _novel(world, rng, image_size, max_objects)
-    if rng.bernoulli(0.25) and len(world.colors) > 1:
-        return _counting(world, rng, image_size, max_objects)
+    if len(world.colors) > 1:
+        kind = rng.random()
+        if kind < 0.2:
+            return _counting(world, rng, image_size, max_objects)
+        if kind < 0.6 and max_objects >= 3:
+            return _comparing(world, rng, image_size, max_objects)
     things = _sample_things(world, rng, _sample_count(rng, 1, max_objects), world.shown_pairs, [])
     return Scene(_place(world, things, image_size, rng))
 
@@ -225,9 +229,9 @@ def swapped(scene: Scene) -> Scene:
 
 
 def _sample_count(rng: Rng, low: int, high: int) -> int:
-    """Sample the number of objects. A single object is rare."""
+    """Sample the number of objects. Most images have three or more."""
     counts = range(min(low, high), high + 1)
-    return rng.weighted_choice(counts, [min(count, 3) for count in counts])
+    return rng.weighted_choice(counts, [min(count, 3) ** 2 for count in counts])
 
 
 def _sample_things(
@@ -248,9 +252,9 @@ def _sample_things(
             pair = fixed[len(things)]
         else:
             pair = rng.choice(pairs)
-            if things and rng.bernoulli(0.6):
-                # A distractor with the color or the noun of another object.
-                model, shared = rng.choice(things), rng.integer(2)
+            if things and rng.bernoulli(0.8):
+                # A distractor with the color or, more often, the noun of another object.
+                model, shared = rng.choice(things), int(rng.bernoulli(0.8))
                 alike = [p for p in pairs if p[shared] == model.pair[shared] and p != model.pair]
                 pair = rng.choice(alike or pairs)
             if not allowed(pair):
@@ -285,10 +289,40 @@ def _counting(world: World, rng: Rng, side: int, max_objects: int) -> Scene:
     answer = 1 + rng.integer(max_objects)
     count = answer + rng.integer(max_objects - answer + 1)
     having = [pair for pair in world.shown_pairs if pair[shared] == word]
-    fixed = [rng.choice(having) for _ in range(answer)]
+    # Objects with the same pair must differ in size or material.
+    most = len(world.sizes) * len(world.materials)
+    fixed: list[Pair] = []
+    while len(fixed) < answer:
+        pair = rng.choice(having)
+        if fixed.count(pair) < most:
+            fixed.append(pair)
     pairs = world.shown_pairs
     things = _sample_things(world, rng, count, pairs, fixed, lambda pair: pair[shared] != word)
     return Scene(_place(world, things, side, rng), counted=(kind, word))
+
+
+def _comparing(world: World, rng: Rng, side: int, max_objects: int) -> Scene:
+    """Sample a scene with two similar objects that differ by their relations to a third one.
+
+    Objects 0 and 1 share their noun or, less often, their color; object 2 shares neither.
+    """
+    shared = int(rng.bernoulli(0.7))
+    first = rng.choice(world.shown_pairs)
+    alike = [p for p in world.shown_pairs if p[shared] == first[shared] and p != first]
+    second = rng.choice(alike)
+    apart = [p for p in world.shown_pairs if p[0] not in (first[0], second[0])]
+    third = rng.choice([p for p in apart if p[1] not in (first[1], second[1])])
+    fixed = [first, second, third]
+    count = 3 + rng.integer(max_objects - 2)
+    things = _sample_things(
+        world, rng, count, world.shown_pairs, fixed, lambda pair: _apart(pair, fixed)
+    )
+
+    def accept(placed: Sequence[Thing]) -> bool:
+        where = [relation(thing, placed[2]) for thing in placed[:2]]
+        return None not in where and where[0] != where[1] and not shows_held_out_fact(world, placed)
+
+    return Scene(_place(world, things, side, rng, accept))
 
 
 def _twin(world: World, rng: Rng, novel: bool, side: int, max_objects: int) -> Scene:

@@ -28,11 +28,11 @@ class SceneRecipe(Recipe):
     """Recipe for grounded scenes."""
 
     seed: int = 0
-    image_size: int = 96
-    max_objects: int = 4
+    image_size: int = 64
+    max_objects: int = 3
 
     name = "scenes"
-    version = 3
+    version = 4
     tokenizer_images = 800
     vocab_size = 512
 
@@ -62,8 +62,8 @@ def generate(
     train: int = 20000,
     val: int = 500,
     novel: int = 500,
-    image_size: int = 96,
-    max_objects: int = 4,
+    image_size: int = 64,
+    max_objects: int = 3,
     seed: int = 0,
     **options: Any,
 ) -> Path:

@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,18 @@ class TrainingData:
             image_text = dataclasses.replace(model.image_text, num_answers=count)
             model = dataclasses.replace(model, image_text=image_text)
         return dataclasses.replace(config, model=model)
+
+    @cached_property
+    def answer_priors(self) -> tuple[float, ...]:
+        """Mean soft score of each answer over the questions, in [0, 1]."""
+        index = {answer: i for i, answer in enumerate(self.vocabulary.answers)}
+        totals = [0.0] * len(index)
+        questions = self.records["question"]
+        for record in (questions[i] for i in range(len(questions))):
+            for answer, score in (record.answers or {}).items():
+                if answer in index:
+                    totals[index[answer]] += score
+        return tuple(total / len(questions) for total in totals)
 
     def counts(self) -> dict[str, int]:
         """Return the number of records of each task."""

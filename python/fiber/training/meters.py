@@ -1,14 +1,32 @@
-"""Average training metrics between consecutive lines of metrics.jsonl."""
+"""Average training metrics between lines of metrics.jsonl, and name losses that do not fall."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fiber.training.config.run import RunConfig
+from fiber.training.data import TrainingData
 from fiber.training.distributed import Processes, mean_over_ranks
+
+#: Steps before a loss is compared with its prior value, and the same as a fraction of the run.
+FIRST_STEP, FIRST_FRACTION = 200, 0.2
+#: A loss counts as stuck above this fraction of its prior value.
+STUCK = 0.98
+
+_CAUSES = {
+    "itc": "the embeddings have collapsed: lower optim.lr or raise optim.warmup_fraction",
+    "itm": (
+        "hard negatives are too hard before ITC has learned: try"
+        " tasks.image_text.itm_negatives=random, or more steps"
+    ),
+    "vqa": "too few steps or a low optim.lr, or images do not determine the answers",
+    "nlvr2": "too few steps, or a start without pre-training (--init)",
+}
 
 
 class Meter:
@@ -76,3 +94,52 @@ class Meter:
                 f"x{group['lr_factor']:g}": group["lr"] for group in self.optimizer.param_groups
             },
         }
+
+
+def prior_losses(config: RunConfig, data: TrainingData) -> dict[str, float]:
+    """Return the loss of the best constant prediction for each objective that has one."""
+    priors = {}
+    pairs = config.data.batch_size // config.train.accumulation
+    task = config.tasks.image_text
+    if "image_text" in data.records:
+        if task.itc > 0 and task.itc_form == "gather":
+            priors["itc"] = math.log(pairs)
+        if task.itm > 0:
+            positive = 1 / 3 if task.itm_negatives == "both" else 1 / 2
+            priors["itm"] = _entropy(positive)
+    if "question" in data.records:
+        priors["vqa"] = sum(map(_entropy, data.answer_priors))
+    if "reasoning" in data.records:
+        priors["nlvr2"] = math.log(2)
+    return priors
+
+
+class PriorWatch:
+    """Names each loss that is still at its prior value after many steps, once."""
+
+    def __init__(self, priors: Mapping[str, float], steps: int) -> None:
+        """Set the prior values of the losses, and the number of steps of the run."""
+        self.priors = dict(priors)
+        self.first_step = max(FIRST_STEP, round(FIRST_FRACTION * steps))
+
+    def messages(self, step: int, losses: Mapping[str, float]) -> list[str]:
+        """Return a message for each loss that is stuck. Those of later steps are not repeated."""
+        if step < self.first_step:
+            return []
+        found = []
+        for name, prior in list(self.priors.items()):
+            if losses.get(name, 0.0) >= STUCK * prior:
+                del self.priors[name]
+                found.append(
+                    f"step {step}: {name} is {losses[name]:.3f}; a model that ignores inputs has"
+                    f" {prior:.3f}. Usual cause: {_CAUSES[name]}"
+                )
+        return found
+
+
+def _entropy(probability: float) -> float:
+    """Return the entropy of a Bernoulli variable, in nats."""
+    if probability in (0, 1):
+        return 0.0
+    other = 1 - probability
+    return -probability * math.log(probability) - other * math.log(other)

@@ -7,9 +7,10 @@ uninterrupted one with the same world size.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from fiber.checkpoints.init_from import initialize
 from fiber.checkpoints.load import EncoderStates
 from fiber.checkpoints.model_dir import VOCABULARY_FILES, StoredModel, write_weights
+from fiber.models.fiber.image_text import FiberImageText
 from fiber.models.registry import Network, build_model
 from fiber.progress import Progress, readable_seconds, say
 from fiber.training.checkpoint import (
@@ -40,7 +42,7 @@ from fiber.training.distributed import (
     wait_for_all,
 )
 from fiber.training.machine_memory import check_memory
-from fiber.training.meters import Meter
+from fiber.training.meters import Meter, PriorWatch, prior_losses
 from fiber.training.objective_state import ObjectiveState
 from fiber.training.objectives import Draw, TrainStep
 from fiber.training.optim import (
@@ -108,9 +110,8 @@ class Trainer:
             folder.open(config, data.vocabulary, str(init.path) if init else None, data.path)
         wait_for_all(processes)
         checkpoint = newest_checkpoint(folder.checkpoints)
-        if init is not None and checkpoint is None:
-            report = initialize(self.model, init, data.vocabulary.answers)
-            self._log(f"weights from {init.path}:\n{report}")
+        if checkpoint is None:
+            self._initialize(init, data)
         freeze(self.model, config.optim.frozen)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = build_optimizer(self.model, config.optim)
@@ -141,6 +142,7 @@ class Trainer:
             images=position.images,
             seconds=position.seconds,
         )
+        self.watch = PriorWatch(prior_losses(config, data), config.train.steps)
         self.progress = Progress(steps=config.train.steps, start=self.steps_done, quiet=quiet)
         self.began = time.monotonic() - position.seconds
         self._log(self._describe_run(data, str(init.path) if init else "random weights"))
@@ -152,6 +154,15 @@ class Trainer:
         model = build_model(self.config.model).to(self.device)
         model.backbone.gradient_checkpointing = self.config.train.gradient_checkpointing
         return model
+
+    def _initialize(self, init: StoredModel | EncoderStates | None, data: TrainingData) -> None:
+        """Copy the initial weights, if any, and start other parts from the data."""
+        new: Collection[str] = self.model.state_dict()
+        if init is not None:
+            report = initialize(self.model, init, data.vocabulary.answers)
+            self._log(f"weights from {init.path}:\n{report}")
+            new = report.created
+        init_from_data(self.model, new, self.config, data, self.processes)
 
     def run(self) -> None:
         """Train to the last step or until the validation score stalls; write the finished model.
@@ -315,6 +326,8 @@ class Trainer:
             if self.processes.is_first:
                 self.folder.add_metrics(entry)
                 self.progress.show(entry)
+                for message in self.watch.messages(done, entry["losses"]):
+                    self.progress.say(message)
         if (is_checkpoint or save) and not is_last and self.processes.is_first:
             self.save(seconds)
 
@@ -358,3 +371,33 @@ class Trainer:
             f" {where}, {config.train.steps} steps of {config.data.batch_size} samples; records:"
             f" {records}"
         )
+
+
+def init_from_data(
+    model: Network,
+    new: Collection[str],
+    config: RunConfig,
+    data: TrainingData,
+    processes: Processes,
+) -> None:
+    """Start heads of a model with `weight_start` "fan_in" from the data.
+
+    Answers of the VQA head start at their frequencies, and embeddings for ITC are centered.
+
+    Args:
+        model: model whose weights are all initialized otherwise.
+        new: names of the tensors that are not copied from another model; others are kept.
+        config: configuration of the run.
+        data: records of the run. The first batch of captions is read.
+        processes: the result does not depend on the rank or the world size.
+    """
+    if config.model.weight_start != "fan_in" or not isinstance(model, FiberImageText):
+        return
+    if "question" in data.records and "vqa_head.output.bias" in new:
+        model.init_answer_priors(torch.tensor(data.answer_priors))
+    has_contrast = "image_text" in data.records and config.tasks.image_text.has_contrast
+    if has_contrast and "itc_image_transform.weight" in new:
+        alone = dataclasses.replace(processes, rank=0, world_size=1)
+        loaders = TaskLoaders(config, data, alone, consumed={}, threads=1)
+        batch = loaders.next_batch("image_text").to(processes.device)
+        model.init_embeddings(batch.images, batch.token_ids, batch.text_mask)

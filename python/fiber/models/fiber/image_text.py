@@ -8,6 +8,8 @@ Shapes:
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,7 +17,7 @@ from torch import Tensor, nn
 from fiber.config import FiberConfig
 from fiber.models.fiber.backbone import BackboneOutput, Decoding, FiberBackbone
 from fiber.models.heads import Classifier, LanguageHead, Pooler
-from fiber.models.init import init_linear
+from fiber.models.init import init_linear, standardize_output
 
 #: Heads on pooled (image, text) features.
 POOLED_HEADS = ("itm", "vqa", "nlvr2")
@@ -75,6 +77,32 @@ class FiberImageText(nn.Module):
             build(self.caption_projections)
         for module in built:
             init_linear(module, fan_in=config.weight_start == "fan_in")
+
+    def init_answer_priors(self, priors: Tensor) -> None:
+        """Initialize the VQA head so that each answer starts with its frequency in the data.
+
+        Otherwise the first part of a short run only learns that most answers are rare.
+
+        Args:
+            priors: (answers,) mean target of each answer, in [0, 1].
+        """
+        with torch.no_grad():
+            cast(Classifier, self.vqa_head).output.bias.copy_(
+                torch.logit(priors.clamp(1e-4, 1 - 1e-4))
+            )
+
+    def init_embeddings(self, images: Tensor, token_ids: Tensor, text_mask: Tensor) -> None:
+        """Center the outputs of the ITC transforms on a batch (`standardize_output`).
+
+        A new encoder gives nearly the same features to all inputs. Without the centering, so are
+        the embeddings, and the first gradients are close to 0.
+        """
+        with torch.no_grad():
+            tokens = self.itc_image_norm(self.backbone.encode_image(images).stages[-1])
+            standardize_output(cast(nn.Linear, self.itc_image_transform), tokens.mean((1, 2)))
+            prefix = self.backbone.text_prefix(token_ids, text_mask)
+            text = self.backbone.complete_text(prefix, text_mask, wanted="pooled")
+            standardize_output(cast(nn.Linear, self.itc_text_transform), text[:, 0])
 
     def forward(self, images: Tensor, token_ids: Tensor, text_mask: Tensor, head: str) -> Tensor:
         """Run the backbone and one head.

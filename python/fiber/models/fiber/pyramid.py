@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,9 @@ from torch import Tensor, nn
 #: DropBlock probability per location and size of the dropped squares, as in the published code.
 DROP_PROBABILITY = 0.3
 DROP_BLOCK_SIZE = 3
+
+#: Factors of `FeaturePyramid.init_identity` for coarser maps and for random output weights.
+COARSER_SHARE, NOISE_SHARE = 0.2, 0.1
 
 
 def drop_block(features: Tensor) -> Tensor:
@@ -50,6 +54,21 @@ class FeaturePyramid(nn.Module):
                 nn.init.kaiming_uniform_(module.weight, a=1)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+
+    def init_identity(self) -> None:
+        """Initialize the levels P3 to P5 close to the projected maps of their own stage.
+
+        With the published initialization, a level starts as a random mixture of its map with the
+        upsampled coarser ones, in which a narrow model loses what the map says.
+        """
+        with torch.no_grad():
+            for lateral in list(self.laterals)[1:]:
+                cast(nn.Conv2d, lateral).weight.mul_(COARSER_SHARE)
+            for output in self.outputs:
+                weight = cast(nn.Conv2d, output).weight
+                noise = NOISE_SHARE * weight
+                nn.init.dirac_(weight)
+                weight.add_(noise)
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """Build P3 to P7 from three (B, C_s, H_s, W_s) maps, finest first.
