@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # briefly. GNU OpenMP reads this when torch is first imported. The user's own setting takes
     # precedence.
     if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", "5000")
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     options = parser().parse_args(arguments)
     warnings.showwarning = _warn
     try:
