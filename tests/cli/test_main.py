@@ -61,7 +61,7 @@ class TestTable:
     @pytest.mark.parametrize(
         ("own", "wanted"),
         [
-            ({}, "5000"),
+            ({}, "1000"),
             ({"GOMP_SPINCOUNT": "7"}, "7"),
             ({"OMP_WAIT_POLICY": "active"}, None),
         ],
