@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
@@ -74,10 +75,8 @@ def run(folder: Path, start: str, arm: str, seed: int) -> list[dict[str, Any]]:
     changes = {"train.seed": seed, "train.checkpoint_every": 0, **chosen.changes}
     config = replace_fields(load_recipe(chosen.recipe), changes)
     off = mock.patch.object(chosen.owner, chosen.method, lambda *_: None)
-    with tempfile.TemporaryDirectory() as output:
+    with tempfile.TemporaryDirectory() as output, off if arm == "off" else nullcontext():
         trained = Path(output) / "run"
-        if arm == "off":
-            off.start()
         train(config, data=folder, output=trained, threads=1, quiet=True, device="cpu")
         numbers = measure(load_model(trained), folder, {chosen.task: chosen.records})
     return [

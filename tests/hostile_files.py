@@ -208,11 +208,18 @@ def pickles(folder: Path, mutants: int, rng: random.Random) -> Iterator[Case]:
             data = pickled if wrap else mutate(pickled, rng)
             data = (wrap or rng.choice(hostile_cases.CONTAINERS))(data)
             yield Case("pickle", f"{name} #{number}", writer(data), read_model)
-    convert(folder / "coarse", folder / "published.ckpt", "published")
-    weights = (folder / "published.ckpt").read_bytes()
+    weights = published(folder)
     for number in range(mutants + 1):
         data = with_mutated_pickle(weights, rng) if number else weights
         yield Case("pickle", f"weights #{number}", writer(data), read_model)
+
+
+def published(folder: Path) -> bytes:
+    """The weights of a small model, as a published file."""
+    path = folder / "published.ckpt"
+    if not path.exists():
+        convert(folder / "coarse", path, "published")
+    return path.read_bytes()
 
 
 def with_mutated_pickle(archive: bytes, rng: random.Random) -> bytes:
@@ -227,13 +234,11 @@ def with_mutated_pickle(archive: bytes, rng: random.Random) -> bytes:
 
 def archives(folder: Path, mutants: int, rng: random.Random) -> Iterator[Case]:
     """Yield hostile archives, some with the weights of a model."""
-    convert(folder / "coarse", folder / "published.ckpt", "published")
     program = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.jit.save(torch.jit.script(hostile_cases.Program(str(folder / "ran"))), program)
-    weights = (folder / "published.ckpt").read_bytes()
-    for name, data in hostile_cases.zip_files(program.getvalue(), weights).items():
+    for name, data in hostile_cases.zip_files(program.getvalue(), published(folder)).items():
         for number in range(mutants + 1):
             mutant = mutate(data, rng) if number else data
             yield Case("zip", f"{name} #{number}", writer(mutant), read_model)

@@ -215,7 +215,7 @@ class _FormatError(ValueError):
 
 def _read_zip(path: Path) -> _TorchFile:
     if not zipfile.is_zipfile(path):
-        raise _FormatError(f"{path} is truncated: the zip archive has no central directory")
+        raise _FormatError(f"{path} is truncated: the zip archive has no valid central directory")
     with path.open("rb") as file, zipfile.ZipFile(file) as archive:
         # Records are named by their path inside the archive's only top-level folder.
         records = {each.filename.partition("/")[2]: each for each in archive.infolist()}

@@ -139,7 +139,7 @@ PLANS: dict[tuple[str, str], Plan] = {
         coarse={"train.steps": 640, "train.checkpoint_every": 160},
         fine={"train.steps": 2400, "train.checkpoint_every": 400},
         records=_MANY_RECORDS,
-        seconds=_seconds(15, 255, 256, 60, 750, 5),
+        seconds=_seconds(20, 190, 270, 40, 730, 3),
     ),
     ("scenes", "fast"): Plan(
         train_images=5000,
@@ -147,7 +147,7 @@ PLANS: dict[tuple[str, str], Plan] = {
         fine=_FAST_FINE,
         records=_FEW_RECORDS,
         unfused_splits=("val",),
-        seconds=_seconds(4, 44, 44, 18, 130, 3),
+        seconds=_seconds(3, 33, 62, 10, 160, 2),
     ),
     ("stamps", "default"): Plan(
         train_images=10_000,
