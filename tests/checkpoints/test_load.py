@@ -224,7 +224,7 @@ def test_file_without_a_config_uses_the_published_sizes(tmp_path):
     state = write_published(build_model(preset("small")), tmp_path / "a.ckpt")
     torch.save({"state_dict": state}, tmp_path / "bare.ckpt")
     config = read_model(tmp_path / "bare.ckpt").config
-    assert (config.image_size, config.max_tokens, config.roberta.num_heads) == (192, 40, 2)
+    assert (config.image_size, config.max_tokens, config.roberta.num_heads) == (128, 40, 2)
 
 
 def test_contradiction_error_names_the_file(tmp_path):
