@@ -43,8 +43,8 @@ class TestFloorOf:
     def test_never_below_blind(self):
         assert floor_of([0.7, 0.6, 0.8], 0.45) == pytest.approx(0.45)
 
-    def test_equal_seeds(self):
-        assert floor_of([0.7, 0.7, 0.7], 0.45) == pytest.approx(0.7)
+    def test_equal_seeds_leave_room_for_the_sampling_error(self):
+        assert floor_of([0.7, 0.7, 0.7], 0.45) == pytest.approx(0.68)
 
     @pytest.mark.parametrize("blind", [0.6, 0.9])
     def test_not_learned_if_the_worst_is_no_better_than_blind(self, blind):
@@ -67,7 +67,7 @@ class TestJudge:
 
     def test_each_verdict(self):
         recorded = {
-            "vqa/accuracy/val": Seeds(values=[0.6, 0.6, 0.6], permuted=[0.59, 0.3, 0.3]),
+            "vqa/accuracy/val": Seeds(values=[0.6, 0.6, 0.6], permuted=[0.57, 0.3, 0.3]),
             "vqa/accuracy/novel": Seeds(values=[0.7, 0.7, 0.7]),
             "matching/accuracy/val": Seeds(values=[0.3, 0.5, 0.6]),
             "masked_words/accuracy/val": Seeds(values=[0.6] * 3, permuted=[0.6, 0.1, 0.1]),
@@ -82,9 +82,10 @@ class TestJudge:
             ],
             recorded,
         )
-        assert [(r.floor, r.verdict) for r in judged] == [
-            (0.6, "ok"),
-            (0.7, "FELL"),
+        floors = [None if r.floor is None else round(r.floor, 6) for r in judged]
+        assert list(zip(floors, [r.verdict for r in judged], strict=True)) == [
+            (0.58, "ok"),
+            (0.68, "FELL"),
             (None, "not learned"),
             (None, "not from the image"),
             (None, "no seeds recorded"),

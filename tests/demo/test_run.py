@@ -154,14 +154,14 @@ class TestExitCode:
         assert run.main(output=copy) == 0
         assert capsys.readouterr().out.count(" ok") == 16
         assert "It passed" in (copy / "report.html").read_text()
-        assert {row["floor"] for row in rows_of(copy)} == {0.8}
+        assert {round(row["floor"], 6) for row in rows_of(copy)} == {0.78}
 
     def test_falls(self, copy, learned, capsys):
         learned["whole"] = 0.7
         assert run.main(output=copy) == 1
         said = capsys.readouterr()
         assert said.out.count("FELL") == 16
-        assert "phrases, R@1 on novel fell below its floor: 0.700 < 0.800" in said.err
+        assert "phrases, R@1 on novel fell below its floor: 0.700 < 0.780" in said.err
         assert "It failed" in (copy / "report.html").read_text()
 
     def test_exchanged_pictures_must_fall(self, copy, learned, capsys):
@@ -175,7 +175,7 @@ class TestExitCode:
         assert run.main(output=copy, permute_images=True) == 1
         said = capsys.readouterr()
         assert said.out.count("FELL") == 16
-        assert said.err.count("fell below its floor: 0.200 < 0.800") == 16
+        assert said.err.count("fell below its floor: 0.200 < 0.780") == 16
         # The page stays that of the right pictures.
         assert not (copy / "report.html").exists()
         assert not (copy / "rows.json").exists()
