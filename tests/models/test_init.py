@@ -48,13 +48,13 @@ def test_new_model_keeps_tokens_distinct():
 
 def test_standardized_outputs_are_centered():
     torch.manual_seed(0)
-    layer = nn.Linear(5, 3)
-    inputs = torch.randn(40, 5) * 0.1 + torch.randn(5)
+    layer = nn.Linear(5, 3, dtype=torch.float64)
+    inputs = (torch.randn(40, 5) * 0.1 + torch.randn(5)).double()
     std = layer(inputs).std()
     before = layer(inputs)
     standardize_output(layer, inputs)
     after = layer(inputs)
-    torch.testing.assert_close(after.mean(0), torch.zeros(3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(after.mean(0), torch.zeros(3, dtype=torch.float64))
     torch.testing.assert_close(after, (before - before.mean(0)) / std)
 
 

@@ -148,22 +148,27 @@ def read_state(path: Path) -> Any:
     Raises:
         FileNotFoundError: if the file does not exist.
         ValueError: if the file is damaged, contains any other object, is nested deeper than 16
-            levels, or has more than 1,000,000 values.
+            levels, has more than 1,000,000 values, or has tensors that are together larger than the
+            file, due to a stride of 0 or sharing.
     """
     check_regular_file(path)
     with path.open("rb") as file:
         torch_file = _read_torch_file(path, file.read(64))
     mapped = MappedFile(path)
-    values = 0
+    values = copied_bytes = 0
 
     def build(value: Any, name: str, depth: int) -> Any:
-        nonlocal values
+        nonlocal values, copied_bytes
         values += 1
         # A small pickle can refer to one container many times, on every level.
         if depth > _MAX_DEPTH or values > MAX_OPERATIONS:
             raise ValueError(f"{path} is nested too deeply, or has too many values")
         if isinstance(value, TensorRecord):
-            return _make_tensors(torch_file, mapped, {name: value})[name].clone()
+            tensor = _make_tensors(torch_file, mapped, {name: value})[name]
+            copied_bytes += tensor.nbytes
+            if copied_bytes > mapped.size:
+                raise ValueError(f"{path} describes tensors larger than its {mapped.size} bytes")
+            return tensor.clone()
         if isinstance(value, dict) and all(isinstance(key, str | int) for key in value):
             return {key: build(each, f"{name}.{key}", depth + 1) for key, each in value.items()}
         if isinstance(value, list | tuple) and not isinstance(value, StorageRecord):

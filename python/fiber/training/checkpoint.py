@@ -3,8 +3,8 @@
 A checkpoint is a folder `step-00000500` with `model.safetensors`, `training.pt` (optimizer, EMA and
 objective state), `data.json` (`Position`), and `SHA256SUMS` with the checksums of these files, in
 the format of sha256sum. The folder is written under a temporary name, so one with the final name is
-complete. The best validated weights are next to it, as
-`best-00000500.safetensors`. For finished models see `fiber.checkpoints.model_dir`.
+complete. The best validated weights are next to it, as `best-00000500.safetensors`. For finished
+models see `fiber.checkpoints.model_dir`.
 """
 
 from __future__ import annotations
