@@ -351,6 +351,41 @@ PRESETS: dict[str, FiberConfig] = {
             drop_block=False,
         ),
     ),
+    "tiny": FiberConfig(
+        image_size=64,
+        weight_start="fan_in",
+        max_tokens=32,
+        swin=SwinConfig(
+            embed_dim=20,
+            depths=(1, 1, 4, 1),
+            num_heads=(1, 2, 4, 8),
+            window_size=4,
+            mlp_ratio=3.0,
+            drop_path=0.0,
+        ),
+        roberta=RobertaConfig(
+            vocab_size=512,
+            width=80,
+            num_layers=5,
+            num_heads=4,
+            ffn_width=240,
+            max_positions=130,
+            dropout=0.0,
+        ),
+        fusion=FusionConfig(num_fused_layers=4, gate_start=0.5),
+        image_text=ImageTextConfig(
+            heads=("itc", "itm", "mlm", "vqa", "caption"), num_answers=32, temperature=0.15
+        ),
+        detector=DetectorConfig(
+            channels=48,
+            num_blocks=0,
+            norm_groups=8,
+            anchor_scale=3.0,
+            shorter_side=64,
+            max_size=112,
+            drop_block=False,
+        ),
+    ),
     "micro": FiberConfig(
         image_size=64,
         max_tokens=16,

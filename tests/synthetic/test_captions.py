@@ -44,4 +44,10 @@ def test_referring_expressions_are_unique_and_minimal(described):
                     left = [w for w in words if w != word]
                     shorter = " ".join(["the", *left, noun]) + tail
                     assert len(meant(scene.things, shorter)) > 1, (expression, scene)
-    assert min(groups[group] for group in ("simple", "composed", "relation")) > 300
+                if not rest and expression.group != "composed":
+                    sufficient = getattr(target, expression.group)
+                    rivals = [getattr(thing, expression.group) for thing in scene.things]
+                    assert rivals.count(sufficient) == 1
+                    assert sufficient in head or expression.group == "noun"
+    assert min(groups[group] for group in ("composed", "relation")) > 300
+    assert min(groups[group] for group in ("color", "noun", "size", "material")) > 30, groups

@@ -6,6 +6,7 @@ import pytest
 from fiber.data.rng import Rng
 from fiber.synthetic.rendering import draw_scene, shape_distance
 from fiber.synthetic.scene_graph import RADII, SHAPES, SIZES, Scene, Thing
+from fiber.synthetic.scenes import SceneRecipe
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -45,3 +46,19 @@ def test_shapes_are_distinct():
     for index, mask in enumerate(masks):
         for other in masks[:index]:
             assert (mask & other).sum() / (mask | other).sum() < 0.85
+
+
+def test_objects_of_varied_scenes_stand_out_from_their_background():
+    recipe = SceneRecipe(varied=True)
+    corners = []
+    for index in range(60):
+        image, boxes = recipe.render("train", index)
+        image = image.astype(float)
+        corners.append(image[0, 0])
+        for (x0, y0, x1, y1), thing in zip(boxes, recipe.scene("train", index).things, strict=True):
+            inside = image[y0:y1, x0:x1].reshape(-1, 3)
+            assert np.linalg.norm(inside - image[0, 0], axis=1).max() > 60, (index, thing)
+    plain = [corner for corner in corners if (corner > 250).all()]
+    assert 3 < len(plain) < 30  # up to a quarter of the backgrounds is white
+    assert recipe.parameters() == {"varied": True}
+    assert SceneRecipe().parameters() == {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ from torch import Tensor
 from fiber.atomic_io import read_json
 from fiber.checkpoints.model_dir import MAX_JSON_BYTES, StoredModel, load_model
 from fiber.checkpoints.published import check_names, load_published
+from fiber.checkpoints.stages import model_path, stage_with
 from fiber.checkpoints.torch_file import SUFFIXES, Checkpoint, Weights, read_checkpoint
 from fiber.checkpoints.vocabulary import Answers, open_answers, open_tokenizer
 from fiber.checkpoints.weights import copy_weights
@@ -67,7 +68,7 @@ def read_init(path: str | os.PathLike[str]) -> StoredModel | EncoderStates:
         FileNotFoundError: if the file does not exist.
         ValueError: if a file is invalid, or its tensors do not fit the model.
     """
-    path = Path(path)
+    path = model_path(path)
     if path.is_dir():
         files = [] if _is_ours(path) else sorted(f for f in path.iterdir() if f.suffix in SUFFIXES)
         if not files:
@@ -121,14 +122,18 @@ def load_stored(
     *,
     image_size: int | None = None,
     weights: Weights = "raw",
+    heads: Collection[str] = (),
 ) -> StoredModel:
     """Load a model. `tokenizer` and `answers` replace the stored ones. See `fiber.load`.
+
+    In a folder with one model per stage, this is the first with one of `heads`.
 
     Raises:
         FileNotFoundError: if the model or one of its files is missing.
         ValueError: if the tokenizer or answers do not match the model.
     """
-    if not Path(path).exists():
+    path = stage_with(model_path(path), heads)
+    if not path.exists():
         raise FileNotFoundError(
             f"model {os.fspath(path)} does not exist; `fiber demo` or `fiber train` creates a model"
         )

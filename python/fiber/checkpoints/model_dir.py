@@ -162,6 +162,9 @@ def load_model(
         if not (folder / name).exists():
             unfinished = (folder / "checkpoints").is_dir()
             hint = ". The run is unfinished; resume it first" if unfinished else ""
+            stages = sorted(path.parent.name for path in folder.glob("*/model.safetensors"))
+            if stages:
+                hint = f". It contains models in {', '.join(stages)}; name one of these folders"
             raise FileNotFoundError(f"{folder} contains no model: {name} does not exist{hint}")
     stored = read_safetensors(folder / "model.safetensors")
     values = read_json(folder / "config.json", MAX_JSON_BYTES)

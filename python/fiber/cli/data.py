@@ -39,7 +39,10 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     data = commands.add_parser("data", help="generate, inspect or pack a dataset")
     kinds = data.add_subparsers(dest="kind", metavar="KIND", required=True)
     # Defaults of `generate`, repeated here to keep imports light.
-    _add_generator(kinds, "scenes", _SCENES, "combinations of color and shape", 20000)
+    scenes = _add_generator(kinds, "scenes", _SCENES, "combinations of color and shape", 20000)
+    add_options(
+        scenes, {"--varied": "vary backgrounds, colors and outlines, as in drawings by hand"}
+    )
     stamps = _add_generator(kinds, "stamps", _STAMPS, "nouns", 8000)
     add_options(
         stamps,
@@ -132,6 +135,8 @@ def _make_data(options: argparse.Namespace) -> int:
     for name in ("tokenizer", "backgrounds", "stamps"):
         settings[name] = getattr(options, name, None)
     given = {name: value for name, value in settings.items() if value is not None}
+    if getattr(options, "varied", False):
+        given["varied"] = True
     folder = module.generate(
         options.output, seed=options.seed, workers=usable_cores(), progress=ImageProgress(), **given
     )

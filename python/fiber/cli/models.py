@@ -1,4 +1,8 @@
-"""Choose a command's default model, which is the newest finished model with the required head."""
+"""Choose a command's default model.
+
+This is the newest finished model under runs/ with the required head, or else the model in the
+package.
+"""
 
 from __future__ import annotations
 
@@ -11,18 +15,31 @@ from fiber.atomic_io import read_json
 
 #: Default folder of the runs of `fiber train` and `fiber demo`.
 RUNS = Path("runs")
+#: Name of the default model in the package.
+PACKAGED = "scenes"
 
 
 def choose_model(named: str | None, *heads: str) -> str:
-    """Return the value of `--model` or, by default, the newest finished model with one of `heads`.
+    """Return the value of `--model` or, by default, a model with one of `heads`.
 
     Raises:
-        FileNotFoundError: if no finished model has any of the heads.
+        FileNotFoundError: if neither a finished model nor the model in the package has any of them.
     """
+    # Imported late, since it needs torch, which takes seconds to import.
+    from fiber.checkpoints.stages import packaged_model, stage_with
+
     if named is not None:
         return named
+    packaged = packaged_model(PACKAGED)
     found = list(finished_models(RUNS))
     fitting = [(when, folder) for when, folder, own in found if not set(heads).isdisjoint(own)]
+    if not fitting and stage_with(packaged, heads) != packaged:
+        print(
+            f"fiber: using the model in the package, {PACKAGED!r}, which knows only drawings of"
+            " colored shapes; pass --model for another",
+            file=sys.stderr,
+        )
+        return PACKAGED
     if not fitting:
         have = "; ".join(f"{folder} has {', '.join(own)}" for _, folder, own in found)
         raise FileNotFoundError(

@@ -52,6 +52,20 @@ class EvalModel(Protocol):
         ...
 
 
+@runtime_checkable
+class EvalStages(Protocol):
+    """Interface of models of several stages, such as `fiber.inference.StagedModel`."""
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """Names of the heads of all stages."""
+        ...
+
+    def with_head(self, head: str, asked: str) -> EvalModel:
+        """Return the model of the stage with a head; `asked` is named if there is none."""
+        ...
+
+
 @dataclass(frozen=True)
 class EvalResult:
     """Metrics and predictions of one task."""

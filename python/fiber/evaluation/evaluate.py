@@ -17,15 +17,22 @@ from fiber.data.image_file import MAX_PIXELS, DecodeLimits
 from fiber.data.record import RecordSet
 from fiber.data.text_lengths import text_warnings
 from fiber.evaluation.classes import GivenClasses, classes_of_sets, listed_classes
-from fiber.evaluation.context import EvalContext, EvalModel
+from fiber.evaluation.context import EvalContext, EvalModel, EvalStages
 from fiber.evaluation.odinw import evaluate_odinw
 from fiber.evaluation.retrieval import choose_ranking_heads
-from fiber.evaluation.tasks import check_classes, find_task, needed_head, open_records, run_task
+from fiber.evaluation.tasks import (
+    check_classes,
+    find_task,
+    needed_head,
+    open_records,
+    run_task,
+    task_heads,
+)
 from fiber.models.heads import need_head
 
 
 def evaluate(
-    model: EvalModel | str | os.PathLike[str],
+    model: EvalModel | EvalStages | str | os.PathLike[str],
     task: str,
     data: Data,
     split: str = "val",
@@ -85,8 +92,12 @@ def evaluate(
     """
     if output is not None and task != "odinw":
         check_target(Path(output))  # before the evaluation, which may take hours
-    if not isinstance(model, EvalModel):
-        model = load_stored(model)
+    # ODinW evaluates the task "coco" on several datasets.
+    model_task = "coco" if task == "odinw" else task
+    if isinstance(model, EvalStages):
+        model = model.with_head(needed_head(model_task, model.heads), f"task {task!r}")
+    elif not isinstance(model, EvalModel):
+        model = load_stored(model, heads=task_heads(model_task))
     context = EvalContext.of(
         model,
         batch_size=batch_size,
@@ -110,7 +121,6 @@ def _check_heads(
     config: FiberConfig, task: str, rerank: bool | None, candidates: int | None
 ) -> int:
     """Check that the model has the required heads. Return the number of candidates to rerank."""
-    # ODinW evaluates the task "coco" on several datasets.
     head = needed_head("coco" if task == "odinw" else task, config.heads)
     need_head(config, head, f"task {task!r}")
     if task != "retrieval":

@@ -63,6 +63,11 @@ def find_task(task: str) -> EvalTask:
     return TASKS[task]
 
 
+def task_heads(task: str) -> tuple[str, ...]:
+    """Return the heads of which a task requires one."""
+    return ("itc", "itm") if task == "retrieval" else (find_task(task).head,)
+
+
 def needed_head(task: str, heads: Sequence[str]) -> str:
     """Return the head that a task requires. Retrieval uses ITM if the model has no ITC head."""
     head = find_task(task).head

@@ -3,6 +3,7 @@
 from fiber.evaluation.evaluate import evaluate
 from fiber.inference.load import load
 from fiber.inference.model import Answer, Hit, Model
+from fiber.inference.stages import StagedModel
 from fiber.models.heads import MissingHeadError
 
-__all__ = ["Answer", "Hit", "MissingHeadError", "Model", "evaluate", "load"]
+__all__ = ["Answer", "Hit", "MissingHeadError", "Model", "StagedModel", "evaluate", "load"]

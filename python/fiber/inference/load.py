@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 
 from fiber.checkpoints.load import load_stored
+from fiber.checkpoints.model_dir import StoredModel
+from fiber.checkpoints.stages import model_path, stage_folders
 from fiber.checkpoints.torch_file import Weights
 from fiber.data import Tokenizer
 from fiber.data.image_file import MAX_PIXELS
 from fiber.data.loader_config import check_arguments
 from fiber.inference.model import Model
+from fiber.inference.stages import StagedModel
 
 
 def load(
@@ -37,8 +41,9 @@ def load(
     ITC head even if their task did not train it. Loading never executes code from a file.
 
     Args:
-        path: folder of a run or a saved model, or a published .ckpt, .pt, .pth or .safetensors
-            file of either stage.
+        path: folder of a run or a saved model, a folder with one model per stage (such as that of
+            `fiber demo`), or a published .ckpt, .pt, .pth or .safetensors file of either stage.
+            "scenes" is the small model in the package, which knows drawings of colored shapes.
         tokenizer: a tokenizer, a tokenizer.json file, or a folder that contains tokenizer.json or
             RoBERTa's vocab.json and merges.txt. Default: the tokenizer in the model folder.
         answers: answers in the order of the VQA head's logits, or a JSON file that lists them.
@@ -59,9 +64,33 @@ def load(
             The message names every tensor that is missing, unexpected, or has the wrong shape.
     """
     check_arguments(max_pixels=max_pixels, max_decode_bytes=max_decode_bytes)
-    stored = load_stored(
-        path, tokenizer, answers, device, dtype, image_size=image_size, weights=weights
-    )
+    limits = {"max_pixels": max_pixels, "max_decode_bytes": max_decode_bytes}
+    found = model_path(path)
+    stages = stage_folders(found)
+    if not stages:
+        stored = load_stored(
+            found, tokenizer, answers, device, dtype, image_size=image_size, weights=weights
+        )
+        return _model(stored, limits)
+    if weights != "raw":
+        raise ValueError(f"weights={weights!r} requires a checkpoint file; {found} is a folder")
+    loaded = {}
+    for name, folder in stages.items():
+        # Each option is for the stage that it concerns.
+        is_coarse = name == "coarse"
+        stored = load_stored(
+            folder,
+            tokenizer,
+            answers if is_coarse else None,
+            device,
+            dtype,
+            image_size=image_size if is_coarse else None,
+        )
+        loaded[name] = _model(stored, limits)
+    return StagedModel(loaded)
+
+
+def _model(stored: StoredModel, limits: Mapping[str, Any]) -> Model:
     return Model(
         stored.network,
         stored.tokenizer,
@@ -69,6 +98,5 @@ def load(
         classes=stored.classes,
         dtype=stored.dtype,
         trained_on=stored.trained_on,
-        max_pixels=max_pixels,
-        max_decode_bytes=max_decode_bytes,
+        **limits,
     )

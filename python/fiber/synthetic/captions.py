@@ -174,9 +174,10 @@ def expressions(
     """Return referring expressions that each uniquely identify one object, without extra words.
 
     Most expressions contain the noun ("the small star"), but some do not ("the red object"). The
-    group is "simple" (one word), "composed" (two or more words) or "relation" (relative to a
-    different object). The first span is the head phrase, such as "the star" in "the star left of
-    the ring".
+    group is the kind of the word that suffices to tell the object from the others ("size",
+    "material", "color" or "noun"), "composed" if this takes several words, or "relation" if it
+    takes a different object. The first span is the head phrase, such as "the star" in "the star
+    left of the ring".
     """
     if len(things) < 2:
         return []
@@ -208,8 +209,16 @@ def _expressions_for(
     if options:
         description = rng.weighted_choice(options, [1.0 if len(d) == 1 else 4.0 for d in options])
         piece = (f"the {describe(things[index], description)}", (index,))
-        out.append(join_pieces([piece], "simple" if len(description) == 1 else "composed"))
+        out.append(join_pieces([piece], _group(things, things[index], description)))
     return out
+
+
+def _group(things: Sequence[Thing], target: Thing, description: Description) -> str:
+    """Return the word kind that suffices to identify the target, or "composed"."""
+    for kind in description:
+        if sum(fits(thing, target, (kind,)) for thing in things) == 1:
+            return kind
+    return "composed"
 
 
 def _related_expressions(

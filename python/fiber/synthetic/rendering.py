@@ -28,21 +28,55 @@ RGB = {
     "white": (244, 244, 244),
     "black": (22, 22, 22),
 }
+# RGB of the color words in drawing programs, toward which varied scenes shift their colors.
+_PURE_RGB = {
+    "red": (255, 0, 0),
+    "green": (0, 150, 0),
+    "blue": (0, 0, 255),
+    "yellow": (255, 255, 0),
+    "purple": (128, 0, 128),
+    "cyan": (0, 255, 255),
+    "white": (255, 255, 255),
+    "black": (0, 0, 0),
+}
+#: Gray value of outlines.
+_OUTLINE = 20.0
+#: Minimum RGB distance between the colors of a varied scene and its background.
+_MIN_CONTRAST = 70.0
 # Color of stripes: (factor on the base color, gray added), lighter on dark colors.
 _MARKS = {"blue": (0.45, 140), "purple": (0.45, 140), "black": (1.0, 185), "white": (0.22, 0)}
 _DARKER = (0.4, 0)
 
 
-def draw_scene(scene: Scene, image_size: int, rng: Rng) -> tuple[np.ndarray, list[PixelBox]]:
+def draw_scene(
+    scene: Scene, image_size: int, rng: Rng, *, varied: bool = False
+) -> tuple[np.ndarray, list[PixelBox]]:
     """Draw a scene (in pixel coordinates) as a square image with sides of `image_size` pixels.
+
+    With `varied`, half of the backgrounds are plain and of any color that the objects stand out
+    from, some objects have an outline, and colors range up to those of drawing programs.
 
     Returns:
         (H, W, 3) uint8 RGB, and the bounding box of each object's pixels with alpha > 0.5.
     """
-    image = background(image_size, rng)
-    boxes = [_draw_thing(image, thing, rng) for thing in scene.things]
+    image = _varied_background(scene, image_size, rng) if varied else background(image_size, rng)
+    boxes = [_draw_thing(image, thing, rng, varied) for thing in scene.things]
     np.clip(image, 0, 255, out=image)
     return image.astype(np.uint8), boxes
+
+
+def _varied_background(scene: Scene, side: int, rng: Rng) -> np.ndarray:
+    """Return a plain or textured (side, side, 3) float32 image that all objects stand out from."""
+    if rng.bernoulli():
+        return background(side, rng)
+    colors = [np.array(rgb[thing.color]) for thing in scene.things for rgb in (RGB, _PURE_RGB)]
+    while True:
+        # Drawings are mostly on white, and grays are more common than other colors.
+        light = rng.choice((255.0, rng.uniform(0, 255)))
+        tint = rng.choice((0.0, 0.0, 40.0))
+        plain = np.array([light + rng.uniform(-tint, tint) for _ in range(3)]).clip(0, 255)
+        if all(np.linalg.norm(plain - color) >= _MIN_CONTRAST for color in colors):
+            return np.tile(plain.astype(np.float32), (side, side, 1))
 
 
 def background(side: int, rng: Rng) -> np.ndarray:
@@ -61,7 +95,7 @@ def background(side: int, rng: Rng) -> np.ndarray:
     return light[:, :, None] + tint
 
 
-def _draw_thing(image: np.ndarray, thing: Thing, rng: Rng) -> PixelBox:
+def _draw_thing(image: np.ndarray, thing: Thing, rng: Rng, varied: bool) -> PixelBox:
     """Draw an object on an (H, W, 3) float32 image, and return its box as in `draw_scene`."""
     height, width = image.shape[:2]
     reach = thing.radius + 2
@@ -73,8 +107,15 @@ def _draw_thing(image: np.ndarray, thing: Thing, rng: Rng) -> PixelBox:
     angle = rng.uniform(-0.14, 0.14)
     sine, cosine = math.sin(angle), math.cos(angle)
     u, v = across * cosine + down * sine, down * cosine - across * sine
-    alpha = np.clip(0.5 - shape_distance(thing.noun, u, v, thing.radius), 0, 1)
-    colors = _material(thing, u, v, rng)
+    distance = shape_distance(thing.noun, u, v, thing.radius)
+    alpha = np.clip(0.5 - distance, 0, 1)
+    rgb = np.array(RGB[thing.color])
+    if varied:
+        rgb = rgb + (np.array(_PURE_RGB[thing.color]) - rgb) * rng.uniform(0, 1)
+    colors = _material(thing, rgb, u, v, rng)
+    if varied and rng.bernoulli(0.2):
+        inside = np.clip(-0.5 - distance, 0, 1)[:, :, None]
+        colors = colors * inside + _OUTLINE * (1 - inside)
     patch = image[top:bottom, left:right]
     patch += (colors - patch) * alpha[:, :, None]
     box = bounds(alpha > 0.5)
@@ -134,9 +175,9 @@ def shape_distance(shape: str, u: np.ndarray, v: np.ndarray, radius: float) -> n
     raise ValueError(f"unknown shape {shape!r}; expected one of {', '.join(SHAPES)}")
 
 
-def _material(thing: Thing, u: np.ndarray, v: np.ndarray, rng: Rng) -> np.ndarray:
+def _material(thing: Thing, rgb: np.ndarray, u: np.ndarray, v: np.ndarray, rng: Rng) -> np.ndarray:
     """Return the colors of an object's patch as a (3,) or (P, Q, 3) float32 array."""
-    base = np.array([c + rng.uniform(-10, 10) for c in RGB[thing.color]], dtype=np.float32)
+    base = np.array([c + rng.uniform(-10, 10) for c in rgb], dtype=np.float32)
     angle = rng.uniform(0, math.pi)
     if thing.material == "plain":
         return base

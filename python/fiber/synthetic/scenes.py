@@ -30,9 +30,11 @@ class SceneRecipe(Recipe):
     seed: int = 0
     image_size: int = 64
     max_objects: int = 3
+    #: Vary backgrounds, colors and outlines, as drawings do.
+    varied: bool = False
 
     name = "scenes"
-    version = 4
+    version = 5
     tokenizer_images = 800
     vocab_size = 512
 
@@ -48,7 +50,11 @@ class SceneRecipe(Recipe):
     def render(self, split: str, index: int) -> tuple[np.ndarray, list[PixelBox]]:
         """See `Recipe`."""
         rng = Rng(self.seed, stream(split, PIXELS), index)
-        return draw_scene(self.scene(split, index), self.image_size, rng)
+        return draw_scene(self.scene(split, index), self.image_size, rng, varied=self.varied)
+
+    def parameters(self) -> dict[str, Any]:
+        """See `Recipe`."""
+        return {"varied": True} if self.varied else {}
 
     def facts(self) -> dict[str, Any]:
         """See `Recipe`."""
@@ -65,12 +71,14 @@ def generate(
     image_size: int = 64,
     max_objects: int = 3,
     seed: int = 0,
+    varied: bool = False,
     **options: Any,
 ) -> Path:
     """Generate a dataset of grounded scenes, and return its folder.
 
-    Arguments and errors are those of `Recipe` and `generate_dataset`. Every image of `novel` shows
-    a held-out pair of color and shape.
+    Arguments and errors are those of `SceneRecipe` and `generate_dataset`. Every image of `novel`
+    shows a held-out pair of color and shape.
     """
     counts = {"train": train, "val": val, "novel": novel}
-    return generate_dataset(output, SceneRecipe(seed, image_size, max_objects), counts, **options)
+    recipe = SceneRecipe(seed, image_size, max_objects, varied)
+    return generate_dataset(output, recipe, counts, **options)

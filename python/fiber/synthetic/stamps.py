@@ -60,7 +60,7 @@ class StampRecipe(Recipe):
     backgrounds: AnyPath | None = None
 
     name = "stamps"
-    version = 2
+    version = 3
     tokenizer_images = 2000
     vocab_size = 1500
 

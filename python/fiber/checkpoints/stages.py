@@ -1,0 +1,56 @@
+"""Find models by name, and folders with one model per stage."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection
+from importlib.resources import files
+from pathlib import Path
+
+from fiber.atomic_io import read_json
+from fiber.checkpoints.model_dir import MAX_JSON_BYTES
+from fiber.models.registry import read_config
+
+#: Names of the models in the package.
+PACKAGED = ("scenes",)
+#: Names of the subfolders of a folder with one model per stage, such as that of `fiber demo`.
+STAGES = ("coarse", "fine")
+
+
+def packaged_model(name: str) -> Path:
+    """Return the folder of a model in the package."""
+    return Path(str(files("fiber") / "packaged" / name))
+
+
+def model_path(path: str | os.PathLike[str]) -> Path:
+    """Return the path of a model, which may be the name of a model in the package.
+
+    Names are "scenes", for both stages, and "scenes/coarse" and "scenes/fine". A model in a folder
+    of that name takes precedence.
+    """
+    found = Path(path)
+    name = found.parent.as_posix() if found.name in STAGES else found.as_posix()
+    is_model = found.is_file() or _is_model(found) or bool(stage_folders(found))
+    if name not in PACKAGED or is_model:
+        return found
+    return packaged_model(name) / found.relative_to(name)
+
+
+def stage_folders(folder: Path) -> dict[str, Path]:
+    """Return the model folder of each stage by name; empty if `folder` has none or is a model."""
+    if _is_model(folder):
+        return {}
+    return {stage: folder / stage for stage in STAGES if _is_model(folder / stage)}
+
+
+def stage_with(path: Path, heads: Collection[str]) -> Path:
+    """Return the stage of a folder whose model has one of `heads`, or `path` if there is none."""
+    for stage in stage_folders(path).values():
+        config = read_config(read_json(stage / "config.json", MAX_JSON_BYTES)["model"])
+        if not set(heads).isdisjoint(config.heads):
+            return stage
+    return path
+
+
+def _is_model(folder: Path) -> bool:
+    return (folder / "config.json").is_file() and (folder / "model.safetensors").is_file()

@@ -1,0 +1,86 @@
+"""`StagedModel`: models of several stages behind the methods of one."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fiber.inference.model import Model
+from fiber.models.heads import MissingHeadError
+
+#: Head that decides which model an attribute belongs to.
+_OWNERS = {"answers": "vqa", "classes": "grounding", "passes": "grounding"}
+
+
+def _by_head(method: str, *heads: str) -> Any:
+    """Return a method of `Model` that runs on the first model with one of `heads`."""
+
+    @functools.wraps(getattr(Model, method))
+    def run(self: StagedModel, *arguments: Any, **options: Any) -> Any:
+        head = next((head for head in heads if head in self.heads), heads[0])
+        return getattr(self.with_head(head, method), method)(*arguments, **options)
+
+    return run
+
+
+class StagedModel(Model):
+    """Models of several stages. Each method runs on the model that has the head for it.
+
+    Args:
+        stages: model of each stage, by name.
+    """
+
+    def __init__(self, stages: Mapping[str, Model]) -> None:
+        self.stages = dict(stages)
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """Names of the heads of all stages."""
+        return tuple(dict.fromkeys(head for each in self.stages.values() for head in each.heads))
+
+    def with_head(self, head: str, asked: str) -> Model:
+        """Return the model of the first stage with a head.
+
+        Raises:
+            MissingHeadError: if no stage has it. The message names `asked`, a method or task.
+        """
+        for model in self.stages.values():
+            if head in model.heads:
+                return model
+        raise MissingHeadError(
+            f"{asked} needs the head {head!r}; this model has {', '.join(self.heads)}"
+        )
+
+    def need_head(self, head: str, asked: str) -> None:
+        """See `Model.need_head`."""
+        self.with_head(head, asked)
+
+    def __repr__(self) -> str:
+        return f"StagedModel({', '.join(self.stages)}, heads={', '.join(self.heads)})"
+
+    def __getattr__(self, name: str) -> Any:
+        stages = self.__dict__.get("stages", {})
+        if name in _OWNERS and _OWNERS[name] in self.heads:
+            return getattr(self.with_head(_OWNERS[name], name), name)
+        if name in ("device", "dtype") and stages:
+            return getattr(next(iter(stages.values())), name)
+        places = ", ".join(f"stages[{stage!r}]" for stage in stages)
+        raise AttributeError(f"{name!r} belongs to the model of one stage; expected {places}")
+
+    ground = _by_head("ground", "grounding")
+    detect = _by_head("detect", "grounding")
+    answer = _by_head("answer", "vqa")
+    caption = _by_head("caption", "caption")
+    match = _by_head("match", "itm")
+    reason = _by_head("reason", "nlvr2")
+    embed_images = _by_head("embed_images", "itc")
+    embed_texts = _by_head("embed_texts", "itc")
+    search = _by_head("search", "itc", "itm")
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write the model of each stage to a subfolder. See `Model.save`."""
+        for stage, model in self.stages.items():
+            model.save(Path(folder) / stage)
