@@ -322,44 +322,14 @@ class FiberConfig:
 PRESETS: dict[str, FiberConfig] = {
     "base": FiberConfig(),
     "small": FiberConfig(
-        image_size=64,
-        weight_start="fan_in",
-        max_tokens=32,
-        swin=SwinConfig(
-            embed_dim=32, depths=(1, 1, 4, 2), num_heads=(1, 2, 4, 8), window_size=4, drop_path=0.0
-        ),
-        roberta=RobertaConfig(
-            vocab_size=512,
-            width=128,
-            num_layers=6,
-            num_heads=4,
-            ffn_width=512,
-            max_positions=130,
-            dropout=0.0,
-        ),
-        fusion=FusionConfig(num_fused_layers=4, gate_start=0.5),
-        image_text=ImageTextConfig(
-            heads=("itc", "itm", "mlm", "vqa"), num_answers=32, temperature=0.15
-        ),
-        detector=DetectorConfig(
-            channels=64,
-            num_blocks=0,
-            norm_groups=8,
-            anchor_scale=3.0,
-            shorter_side=64,
-            max_size=112,
-            drop_block=False,
-        ),
-    ),
-    "tiny": FiberConfig(
-        image_size=64,
+        image_size=96,
         weight_start="fan_in",
         max_tokens=32,
         swin=SwinConfig(
             embed_dim=20,
             depths=(1, 1, 4, 1),
             num_heads=(1, 2, 4, 8),
-            window_size=4,
+            window_size=6,
             mlp_ratio=3.0,
             drop_path=0.0,
         ),
@@ -368,21 +338,21 @@ PRESETS: dict[str, FiberConfig] = {
             width=80,
             num_layers=5,
             num_heads=4,
-            ffn_width=240,
+            ffn_width=192,
             max_positions=130,
             dropout=0.0,
         ),
-        fusion=FusionConfig(num_fused_layers=4, gate_start=0.5),
+        fusion=FusionConfig(num_fused_layers=5, gate_start=0.5),
         image_text=ImageTextConfig(
-            heads=("itc", "itm", "mlm", "vqa", "caption"), num_answers=32, temperature=0.15
+            heads=("itc", "itm", "mlm", "vqa"), num_answers=32, temperature=0.15
         ),
         detector=DetectorConfig(
             channels=48,
             num_blocks=0,
             norm_groups=8,
             anchor_scale=3.0,
-            shorter_side=64,
-            max_size=112,
+            shorter_side=96,
+            max_size=168,
             drop_block=False,
         ),
     ),

@@ -9,13 +9,16 @@ from fiber.models.registry import build_model
 from fiber.training.config.run import OptimConfig
 from fiber.training.optim import (
     MovingAverage,
+    MuonAdamW,
     PublishedAdamW,
     build_optimizer,
     factor_of,
     freeze,
+    is_backbone_matrix,
     is_decayed,
     kind_of,
     lr_factor,
+    orthogonalized,
     part_of,
     set_learning_rate,
 )
@@ -161,6 +164,83 @@ def test_published_adamw_goes_on_from_its_state():
         return parameter.detach(), optimizer.state_dict()
 
     assert torch.equal(steps(3, steps(2))[0], steps(5)[0])
+
+
+def test_muon_takes_the_matrices_of_the_backbone(model):
+    config = OptimConfig(muon_lr_multiplier=2.0, cross_modal_lr_multiplier=3.0)
+    optimizer = build_optimizer(model, config)
+    assert isinstance(optimizer, MuonAdamW)
+    names = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
+    grouped = [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
+    assert sorted(grouped) == sorted(names.values())
+    by_muon = {
+        names[id(p)]: group["lr_factor"]
+        for group in optimizer.param_groups
+        if group["by_muon"]
+        for p in group["params"]
+    }
+    assert by_muon["backbone.image.stages.0.blocks.0.attention.qkv.weight"] == 2.0
+    assert by_muon["backbone.fusion.0.text_to_image.query.weight"] == 6.0
+    assert not [name for name in by_muon if "embeddings" in name or "bias" in name]
+    assert all(name.startswith("backbone.") for name in by_muon)
+    assert set(by_muon) == {n for n, p in model.named_parameters() if is_backbone_matrix(n, p)}
+
+
+@pytest.mark.parametrize("shape", [(2, 40, 96), (3, 96, 40), (1, 32, 32)])
+def test_orthogonalized_matrices(shape):
+    torch.manual_seed(0)
+    matrices = torch.randn(shape)
+    found = orthogonalized(matrices)
+    # The published coefficients end with singular values between about 0.7 and 1.2, except for
+    # those that were close to 0.
+    values = torch.linalg.svdvals(found)
+    assert values.max() < 1.3
+    if shape[1] != shape[2]:
+        assert values.min() > 0.6
+    # The singular vectors are kept.
+    u, _, vh = torch.linalg.svd(matrices, full_matrices=False)
+    mixed = (u.transpose(1, 2) @ found @ vh.transpose(1, 2)).diagonal(dim1=1, dim2=2)
+    torch.testing.assert_close(mixed.sort().values, values.flip(1))
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="PyTorch has Muon since 2.9")
+def test_muon_is_that_of_pytorch():
+    torch.manual_seed(0)
+    start = torch.randn(96, 40)
+    ours, theirs = (nn.Parameter(start.clone()) for _ in range(2))
+    group = {"params": [ours], "by_muon": True, "weight_decay": 0.1, "lr_factor": 1.0}
+    muon = MuonAdamW([group], lr=0.01, betas=(0.9, 0.98), eps=1e-8)
+    peer = torch.optim.Muon([theirs], lr=0.01, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    for _ in range(5):
+        ours.grad = torch.randn(96, 40)
+        theirs.grad = ours.grad.clone()
+        muon.step()
+        peer.step()
+    moved = (theirs - start).abs().max()
+    # PyTorch rounds each of the fifteen products of its iteration to the eight bits of bfloat16.
+    assert (ours - theirs).abs().max() < moved * 2**-6
+    assert (ours - theirs).abs().mean() < moved * 2**-8
+
+
+def test_muon_leaves_the_other_groups_to_adamw():
+    torch.manual_seed(0)
+    vector, peer, idle = (nn.Parameter(torch.ones(4)) for _ in range(3))
+    matrix = nn.Parameter(torch.ones(4, 4))
+    options = {"lr": 0.1, "betas": (0.9, 0.98), "eps": 1e-8}
+    groups = [
+        {"params": [vector, idle], "by_muon": False, "weight_decay": 0.1, "lr_factor": 1.0},
+        {"params": [matrix], "by_muon": True, "weight_decay": 0.1, "lr_factor": 1.0},
+    ]
+    both = MuonAdamW(groups, **options)
+    alone = torch.optim.AdamW([peer], weight_decay=0.1, fused=True, **options)
+    for _ in range(3):
+        vector.grad = peer.grad = torch.randn(4)
+        both.step()
+        alone.step()
+    assert torch.equal(vector, peer)
+    assert torch.equal(idle, torch.ones(4))
+    assert torch.equal(matrix, torch.ones(4, 4))  # no gradient
+    assert len(both.param_groups) == 2
 
 
 def test_gate_factor_multiplies_that_of_fusion():

@@ -150,12 +150,14 @@ def test_dropout_is_on(pictures, tmp_path, plain):
     assert plain.metrics[0]["losses"] != dropped.metrics[0]["losses"]
 
 
-def test_fine_run_resumes_too(pictures, tmp_path, monkeypatch):
-    whole = run(fine_config(), pictures, tmp_path / "whole")
+@pytest.mark.parametrize("muon", [0.0, 2.0], ids=["AdamW", "Muon"])
+def test_fine_run_resumes_too(pictures, tmp_path, monkeypatch, muon):
+    config = fine_config(optim__muon_lr_multiplier=muon)
+    whole = run(config, pictures, tmp_path / "whole")
     stop_before(monkeypatch, 5)
     with pytest.raises(StopError):
-        run(fine_config(), pictures, tmp_path / "cut")
-    resumed = run(fine_config(), pictures, tmp_path / "cut", resume=True)
+        run(config, pictures, tmp_path / "cut")
+    resumed = run(config, pictures, tmp_path / "cut", resume=True)
     assert numbers(whole.folder) == numbers(resumed.folder)
     assert weights_equal(whole.folder, resumed.folder)
 

@@ -82,6 +82,7 @@ def scenes_fine() -> RunConfig:
             lr=1e-3,
             head_lr_multiplier=3.0,
             cross_modal_lr_multiplier=1.0,
+            muon_lr_multiplier=2.0,
             warmup_fraction=0.05,
             clip_norm=1.0,
         ),

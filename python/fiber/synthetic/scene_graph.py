@@ -29,7 +29,7 @@ COLORS = ("red", "green", "blue", "yellow", "purple", "cyan", "white", "black")
 SIZES = ("small", "large")
 MATERIALS = ("plain", "striped")
 
-#: Radius of an object relative to the image's side; at 64 pixels, diameters are 14-17 and 23-27.
+#: Radius of an object relative to the image's side; at 96 pixels, diameters are 21-25 and 35-40.
 RADII = {"small": (0.11, 0.13), "large": (0.18, 0.21)}
 
 #: In every fourth pair of images (2m, 2m + 1), the images differ only by a swap of two objects or
@@ -187,7 +187,7 @@ def place(
 
 
 def sample_scene(
-    world: World, seed: int, split: str, index: int, *, image_size: int = 64, max_objects: int = 3
+    world: World, seed: int, split: str, index: int, *, image_size: int = 96, max_objects: int = 3
 ) -> Scene:
     """Sample the scene of an image, independently of other images.
 

@@ -28,7 +28,7 @@ class SceneRecipe(Recipe):
     """Recipe for grounded scenes."""
 
     seed: int = 0
-    image_size: int = 64
+    image_size: int = 96
     max_objects: int = 3
     #: Vary backgrounds, colors and outlines, as drawings do.
     varied: bool = False
@@ -68,7 +68,7 @@ def generate(
     train: int = 20000,
     val: int = 500,
     novel: int = 500,
-    image_size: int = 64,
+    image_size: int = 96,
     max_objects: int = 3,
     seed: int = 0,
     varied: bool = False,

@@ -1,4 +1,4 @@
-"""AdamW with the published parameter groups, learning rate schedules, and EMA of the weights."""
+"""Optimizers with the published parameter groups, learning rate schedules, and weight EMA."""
 
 from __future__ import annotations
 
@@ -142,23 +142,113 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
         )
 
 
-def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """Create AdamW for all trainable parameters, with one group per (multiplier, decay) pair.
+def is_backbone_matrix(name: str, parameter: Tensor) -> bool:
+    """Return whether a parameter is a matrix of an encoder or of the fusion, but no embedding."""
+    is_matrix = parameter.ndim == 2 and kind_of(name, parameter) == "weight"
+    return is_matrix and name.startswith("backbone.") and ".embeddings." not in name
 
-    Uses `PublishedAdamW` if `published_coarse` is set. Each group stores its multiplier as
-    `lr_factor`; see `set_learning_rate`.
+
+def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+    """Create the optimizer of all trainable parameters, with a group for each set of options.
+
+    Each group stores its learning rate multiplier as `lr_factor`; see `set_learning_rate`.
     """
-    groups: dict[tuple[float, bool], dict[str, Any]] = {}
+    groups: dict[tuple[float, bool, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            key = factor_of(name, parameter, config), is_decayed(name, parameter, config)
-            weight_decay = config.weight_decay if key[1] else 0.0
-            group = {"params": [], "lr_factor": key[0], "weight_decay": weight_decay}
-            groups.setdefault(key, group)["params"].append(parameter)
+            by_muon = config.muon_lr_multiplier > 0 and is_backbone_matrix(name, parameter)
+            factor, decayed = (
+                factor_of(name, parameter, config),
+                is_decayed(name, parameter, config),
+            )
+            group: dict[str, Any] = {
+                "params": [],
+                "lr_factor": factor * config.muon_lr_multiplier if by_muon else factor,
+                "weight_decay": config.weight_decay if decayed else 0.0,
+            }
+            if config.muon_lr_multiplier > 0:
+                group["by_muon"] = by_muon
+            groups.setdefault((factor, decayed, by_muon), group)["params"].append(parameter)
     options: dict[str, Any] = {"lr": config.lr, "betas": config.betas, "eps": config.eps}
     if config.published_coarse:
         return PublishedAdamW(list(groups.values()), **options)
+    if config.muon_lr_multiplier > 0:
+        return MuonAdamW(list(groups.values()), **options)
     return torch.optim.AdamW(list(groups.values()), **options, fused=True)
+
+
+#: Coefficients and number of steps of the Newton-Schulz iteration, and momentum (Jordan 2024).
+_NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+_NEWTON_SCHULZ_STEPS = 5
+_MUON_MOMENTUM = 0.95
+#: Root mean square of an update of AdamW, which that of Muon is scaled to (Liu et al. 2025).
+_UPDATE_RMS = 0.2
+
+
+class MuonAdamW(torch.optim.AdamW):
+    """Muon for the groups with `by_muon`, and AdamW for the others.
+
+    Muon replaces the momentum of a matrix by the nearest matrix with orthogonal rows or columns.
+
+    Source: Jordan et al. 2024, with the scale of updates of Liu et al. 2025. PyTorch has the same
+    since version 2.9, as an optimizer of its own that takes no other parameters.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], **options: Any) -> None:
+        super().__init__(groups, **options, fused=True)
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Update every parameter that has a gradient."""
+        groups = self.param_groups
+        try:
+            self.param_groups = [group for group in groups if not group["by_muon"]]
+            super().step()
+        finally:
+            self.param_groups = groups
+        for group in groups:
+            if group["by_muon"]:
+                self._muon_step(group)
+
+    def _muon_step(self, group: dict[str, Any]) -> None:
+        by_shape: dict[torch.Size, list[Tensor]] = {}
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                by_shape.setdefault(parameter.shape, []).append(parameter)
+        for (rows, columns), parameters in by_shape.items():
+            updates = []
+            for parameter in parameters:
+                state = self.state[parameter]
+                if not state:
+                    # AdamW, which loads the states of all groups, expects a step in each.
+                    state["step"] = torch.tensor(0.0)
+                    state["momentum"] = torch.zeros_like(parameter)
+                state["momentum"].lerp_(parameter.grad, 1 - _MUON_MOMENTUM)
+                # Nesterov's form of the momentum.
+                updates.append(parameter.grad.lerp(state["momentum"], _MUON_MOMENTUM))
+            directions = orthogonalized(torch.stack(updates))
+            size = group["lr"] * _UPDATE_RMS * max(rows, columns) ** 0.5
+            for parameter, direction in zip(parameters, directions, strict=True):
+                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                parameter.add_(direction, alpha=-size)
+
+
+def orthogonalized(matrices: Tensor) -> Tensor:
+    """Approximate the nearest matrices with orthogonal rows or columns: (n, R, C) -> (n, R, C).
+
+    All singular values of the result are near 1, by a Newton-Schulz iteration.
+    """
+    # The iteration multiplies by the smaller of the two Gram matrices.
+    is_tall = matrices.shape[1] > matrices.shape[2]
+    x = matrices.transpose(1, 2) if is_tall else matrices
+    # bfloat16 is exact enough and faster on a GPU, but slower on most CPUs.
+    x = x.bfloat16() if x.is_cuda else x.float()
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    a, b, c = _NEWTON_SCHULZ
+    for _ in range(_NEWTON_SCHULZ_STEPS):
+        gram = x @ x.transpose(1, 2)
+        x = a * x + (b * gram + c * (gram @ gram)) @ x
+    return (x.transpose(1, 2) if is_tall else x).to(matrices.dtype)
 
 
 class PublishedAdamW(torch.optim.Optimizer):

@@ -66,7 +66,7 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """AdamW, its parameter groups and the learning rate schedule."""
+    """AdamW (or Muon), its parameter groups and the learning rate schedule."""
 
     #: Peak learning rate of the encoders.
     lr: float = 1e-5
@@ -81,6 +81,9 @@ class OptimConfig:
     text_lr_multiplier: float = 1.0
     bias_lr_multiplier: float = 1.0
     gate_lr_multiplier: float = 1.0
+    #: Update the matrices of encoders and fusion by Muon, with this multiplier of their learning
+    #: rate; 0 updates everything by AdamW. Small models from scratch learn faster by Muon.
+    muon_lr_multiplier: float = 0.0
     #: Names of frozen parameters and modules, as in "backbone.image.stages.0"; * matches anything.
     frozen: tuple[str, ...] = ()
     #: Also decay norm weights, gates and other vectors; biases and bias tables are never decayed.
@@ -106,14 +109,19 @@ class OptimConfig:
     clip_norm: float = 0.0
 
     def __post_init__(self) -> None:
-        names = ("lr", "weight_decay", "eps", "plateau_least_lr", "plateau_patience")
-        _check_range(self, "optim", names, 0)
+        names = ["lr", "weight_decay", "eps", "plateau_least_lr", "plateau_patience"]
+        _check_range(self, "optim", [*names, "muon_lr_multiplier"], 0)
         _check_range(self, "optim", ["warmup_fraction"], 0, below=1)
         require(
             all(0 <= beta < 1 for beta in self.betas),
             f"optim.betas must be in [0, 1), got {self.betas}",
         )
         require(self.clip_norm >= 0, f"optim.clip_norm must be 0 or more, got {self.clip_norm}")
+        require(
+            self.muon_lr_multiplier == 0 or not self.published_coarse,
+            "optim.muon_lr_multiplier: expected 0 with optim.published_coarse, got"
+            f" {self.muon_lr_multiplier}",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
