@@ -87,7 +87,6 @@ def write_report(path):
         problems=[],
         rows=[],
         throughput=[],
-        figures=[],
         commands=[],
         machine={},
     )

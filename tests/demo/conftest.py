@@ -14,14 +14,14 @@ def micro_plans(monkeypatch):
 
 
 def use_micro_plans(monkeypatch):
-    from fiber.demo import ablations, floors, plan, run
+    from fiber.demo import floors, page, plan, run
 
     for key in plan.PLANS:
         monkeypatch.setitem(plan.PLANS, key, MICRO)
     monkeypatch.setattr(run, "usable_cores", lambda: 0)
     nowhere = floors.FLOORS_FILE.with_name("no such file.json")
     monkeypatch.setattr(floors, "FLOORS_FILE", nowhere)
-    monkeypatch.setattr(ablations, "ABLATIONS_FILE", nowhere)
+    monkeypatch.setattr(page, "EVIDENCE_FILE", nowhere)
 
 
 @pytest.fixture(scope="session")

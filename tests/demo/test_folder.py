@@ -90,15 +90,6 @@ class TestMeasured:
         folder.measured("b", "x", measure)
         assert len(calls) == 3
 
-    def test_again_when_forgotten(self, tmp_path, calls, measure):
-        folder = DemoFolder(tmp_path, {})
-        folder.forget("a")
-        folder.measured("a", "x", measure)
-        folder.forget("a")
-        assert folder.known("a") == {}
-        folder.measured("a", "x", measure)
-        assert len(calls) == 2
-
     def test_what_failed_is_not_kept(self, tmp_path, measure):
         folder = DemoFolder(tmp_path, {})
         folder.measured("a", "x", measure)

@@ -5,6 +5,7 @@ import pytest
 
 from fiber.checkpoints.model_dir import load_model
 from fiber.data import sources
+from fiber.data.record import Record
 from fiber.demo.guesses import Guesser
 from fiber.evaluation.baselines import vqa_blind
 from fiber.metrics.boxes import pairwise_iou
@@ -92,3 +93,64 @@ def test_every_split_has_its_own(guesser, data):
     splits = {split: sources.questions(data, split) for split in ("val", "novel")}
     both = guesser.guess("vqa", splits)
     assert both == {split: guess(guesser, "vqa", r, split) for split, r in splits.items()}
+
+
+class TestGroups:
+    """Baselines of a group are those of its records alone."""
+
+    @pytest.mark.parametrize(
+        ("task", "reader", "metric"),
+        [
+            ("vqa", sources.questions, "accuracy"),
+            ("refcoco", sources.referring, "accuracy_at_1"),
+        ],
+    )
+    def test_of_real_records(self, guesser, data, task, reader, metric):
+        records = list(reader(data, "val"))
+        found = guess(guesser, task, records)
+        groups = {record.group for record in records}
+        assert len(groups) > 4
+        for group in groups:
+            alone = guess(guesser, task, [record for record in records if record.group == group])
+            for kind in ("chance", "blind"):
+                assert found[kind][f"{group}/{metric}"] == pytest.approx(alone[kind][metric])
+
+    def test_of_questions_made_by_hand(self, guesser):
+        def question(text, answer, group):
+            return Record(
+                key=text, images=("a.jpg",), text=text, answers={answer: 1.0}, group=group
+            )
+
+        training = [question("what?", "red", "color")] * 3 + [question("is it?", "no", "exists")]
+        asked = [
+            question("what?", "red", "color"),
+            question("what?", "blue", "color"),
+            question("is it?", "no", "exists"),
+        ]
+        chance, blind = guesser._vqa(training, asked, "val")
+        assert blind["color/accuracy"] == 0.5
+        assert blind["exists/accuracy"] == 1.0
+        assert blind["accuracy"] == pytest.approx(2 / 3)
+        assert chance["exists/accuracy"] == pytest.approx(1 / len(guesser.coarse.answers))
+
+    def test_of_expressions_made_by_hand(self, guesser, data):
+        first, second = [r for r in sources.detection(data, "val") if len(r.boxes_xyxy) > 1][:2]
+        asked = [
+            Record(
+                key=f"{record.key}{place}",
+                images=record.images,
+                image_id=record.image_id,
+                text=group,
+                boxes_xyxy=(record.boxes_xyxy[place],),
+                group=group,
+            )
+            for record, place, group in ((first, 0, "color"), (second, 0, "size"))
+        ]
+        # Training expressions for the first box only.
+        chance, blind = guesser._referring([asked[0]] * 9, asked, "val")
+        assert blind["color/accuracy_at_1"] == 1.0
+        same = pairwise_iou(first.boxes_xyxy[:1], second.boxes_xyxy[:1])[0, 0] >= 0.5
+        assert blind["size/accuracy_at_1"] == float(same)
+        for record, group in ((first, "color"), (second, "size")):
+            hits = pairwise_iou(record.boxes_xyxy, record.boxes_xyxy[:1]) >= 0.5
+            assert chance[f"{group}/accuracy_at_1"] == pytest.approx(hits.mean())

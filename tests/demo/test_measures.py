@@ -7,6 +7,7 @@ import pytest
 
 from fiber.data.record import Record
 from fiber.demo import measures
+from fiber.demo.abilities import EXPRESSIONS, PAIRS, QUESTIONS
 from fiber.demo.folder import DemoFolder
 from fiber.demo.measures import SHOWN, Measures, sample
 from fiber.evaluation.tasks import TASKS
@@ -47,8 +48,8 @@ class TestMeasures:
         """What the models are asked, by a stand-in that answers 0.5."""
         asked = []
 
-        def evaluate(model, task, *, data, permute_images, fusion, rerank):
-            asked.append((task, len(data), permute_images, fusion))
+        def evaluate(model, task, *, data, permute_images, rerank):
+            asked.append((task, len(data), permute_images))
             return {shown.key: 0.5 for shown in SHOWN if shown.task == task}
 
         monkeypatch.setattr(measures, "evaluate", evaluate)
@@ -66,12 +67,8 @@ class TestMeasures:
 
     def test_each_task_is_asked_once_in_every_way(self, opened, asked):
         opened().rows()
-        times = Counter((task, permuted, fusion) for task, _, permuted, fusion in asked)
-        for task in MICRO.records:
-            # Fusion is switched off on one split only, and never where no fused layer answers.
-            assert times.pop((task, False, True)) == times.pop((task, True, True)) == 2
-            assert times.pop((task, False, False), 0) == (0 if task == "retrieval" else 1)
-        assert not times
+        times = Counter((task, permuted) for task, _, permuted in asked)
+        assert times == {(task, permuted): 2 for task in MICRO.records for permuted in (0, 1)}
 
     def test_nothing_is_asked_twice(self, opened, asked):
         rows = opened().rows()
@@ -99,18 +96,39 @@ class TestMeasures:
         measured = opened()
         measured.rows()
         pictures, seconds = measured.throughput()
-        assert pictures == sum(count for _, count, _, _ in asked)
+        assert pictures == sum(count for _, count, _ in asked)
         assert seconds > 0
 
     def test_exchanged_pictures_take_the_models_place(self, opened, monkeypatch):
         monkeypatch.setattr(
             measures,
             "evaluate",
-            lambda model, task, *, data, permute_images, fusion, rerank: {
-                shown.key: 0.25 if permute_images else 0.5 if fusion else 0.375 for shown in SHOWN
+            lambda model, task, *, data, permute_images, rerank: {
+                shown.key: 0.25 if permute_images else 0.5 for shown in SHOWN
             },
         )
         first = opened().rows()[4]
         assert (first.metric, first.split) == ("matching/accuracy", "val")
-        assert (first.model, first.no_fusion, first.permuted) == (0.5, 0.375, 0.25)
+        assert (first.model, first.permuted) == (0.5, 0.25)
         assert {row.model for row in opened().rows(permute_images=True)} == {0.25}
+
+    def test_abilities_have_the_numbers_of_their_groups(self, opened, monkeypatch):
+        def evaluate(model, task, *, data, permute_images, rerank):
+            key = next(shown.key for shown in SHOWN if shown.task == task)
+            groups = Counter(record.group for record in data)
+            counts = {f"{group}/{key}": count / 100 for group, count in groups.items()}
+            return {shown.key: 0.5 for shown in SHOWN if shown.task == task} | counts
+
+        monkeypatch.setattr(measures, "evaluate", evaluate)
+        found = opened().abilities()
+        grouped = [ability for ability in found if ability.task != PAIRS]
+        assert all(ability.model == ability.count / 100 for ability in grouped)
+        assert all(0 <= ability.guess <= 1 for ability in grouped)
+        assert {ability.task for ability in grouped} == {EXPRESSIONS, QUESTIONS}
+        for split in ("val", "novel"):
+            own = {a.group: a for a in found if a.split == split}
+            assert own["relation"].example
+            assert own["noun"].name == "shape"
+            # Each caption is matched with its own image and with another one.
+            assert own["matching"].count == 48
+            assert own["retrieval"].count == 24

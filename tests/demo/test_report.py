@@ -1,10 +1,22 @@
 """The table on the terminal and the page."""
 
-import dataclasses
 from html.parser import HTMLParser
 
 from fiber.demo.floors import MetricRow
-from fiber.demo.report import DemoReport, Throughput, format_table, write_html
+from fiber.demo.report import (
+    DemoReport,
+    Group,
+    Headline,
+    HeadlineBar,
+    KindTable,
+    Throughput,
+    Tile,
+    TileText,
+    format_table,
+    write_html,
+)
+
+from .test_abilities import ability
 
 ROWS = [
     MetricRow(
@@ -14,7 +26,6 @@ ROWS = [
         model=0.51234,
         chance=0.1,
         blind=0.3,
-        no_fusion=0.4,
         permuted=0.35,
         floor=0.45,
         verdict="ok",
@@ -41,18 +52,53 @@ ROWS = [
 ]
 
 
+PNG, JPEG = b"\x89PNG", b"\xff\xd8"
+TILE = Tile(JPEG, [TileText(2, "the 'ring'", "found", True), TileText(0, "why?", "no", False)])
+
+
 def report(**changes):
     values = {
         "title": "A <demo>",
+        "lead": ["It was trained."],
+        "summary": [("learned", "It has learned to", "see (90%, guess 50%).")],
         "verdict": "It passed.",
         "problems": [],
+        "headlines": [],
+        "twice_text": "Asked twice, by a rule.",
+        "twice": [],
+        "scored_text": "Chosen by a rule.",
+        "scored": [],
+        "kinds": [],
+        "claims": [],
+        "curves": [],
+        "own_text": "Draw a star.",
+        "own_commands": ["fiber ground 'a b.png'"],
         "rows": ROWS,
         "throughput": [Throughput(stage="data", images=100, seconds=4.0)],
-        "figures": [],
         "commands": ["fiber demo --output 'a b'", "fiber eval x > y"],
         "machine": {"processor": "Z80"},
     }
     return DemoReport(**{**values, **changes})
+
+
+FULL = {
+    "problems": ["x"],
+    "notes": ["y"],
+    "headlines": [
+        Headline(
+            "Finds it",
+            "found boxes",
+            [
+                HeadlineBar("chance", 0.357, "chance"),
+                HeadlineBar("new pictures", 0.925, "val", 0.357),
+            ],
+        )
+    ],
+    "twice": [("new pictures, both found", [TILE, TILE])],
+    "scored": [Group("Hits", [TILE]), Group("Misses", [TILE])],
+    "kinds": [KindTable("By words", [("color", "a <red> one", [ability(), ability(model=0.5)])])],
+    "claims": ["Fusion <helps>."],
+}
 
 
 class TestTable:
@@ -63,7 +109,7 @@ class TestTable:
         header, line, *rows = format_table(ROWS).splitlines()
         assert set(line) == {"-"}
         assert len(line) == max(map(len, [header, *rows]))
-        for name, text in [("model", "0.512"), ("no fusion", "0.400"), ("floor", "0.450")]:
+        for name, text in [("model", "0.512"), ("permuted", "0.350"), ("floor", "0.450")]:
             assert rows[0][: header.index(name) + len(name)].endswith(text)
         assert rows[0].endswith("ok")
         assert rows[1].endswith("FELL")
@@ -90,8 +136,16 @@ class Tags(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        if self.open and self.open[-1] in ("td", "th"):
+        if {"td", "th"} & set(self.open):
             self.rows[-1][-1] += data
+
+
+def parsed(content, folder):
+    write_html(content, folder / "report.html")
+    page = Tags()
+    page.feed((folder / "report.html").read_text())
+    page.close()
+    return page
 
 
 class TestPage:
@@ -111,27 +165,70 @@ class TestPage:
         assert "<demo>" not in text
 
     def test_the_table_is_that_of_the_terminal(self, tmp_path):
-        path = tmp_path / "report.html"
-        (tmp_path / "a.png").write_bytes(b"\x89PNG")
-        table = [("metric", "split"), ("vqa", "val")]
-        figures = [("'\"<>&", tmp_path / "a.png")]
-        write_html(report(problems=["x"], notes=["y"], ablations=table, figures=figures), path)
-        page = Tags()
-        page.feed(path.read_text())
-        page.close()
-        assert page.open == []
+        page = parsed(report(), tmp_path)
         header, _, *lines = format_table(ROWS).splitlines()
         assert " ".join(page.rows[0]).split() == header.split()
         for row, line in zip(page.rows[1:4], lines, strict=True):
             assert " ".join(row).split() == line.split()
         assert page.rows[4:] == [
-            ["metric", "split"],
-            ["vqa", "val"],
             ["stage", "images", "seconds", "images per second"],
             ["data", "100", "4.0", "25"],
             ["what", "value"],
             ["processor", "Z80"],
         ]
+
+    def test_tags_are_closed(self, tmp_path):
+        (tmp_path / "a.png").write_bytes(PNG)
+        assert parsed(report(curves=[("'\"<>&", tmp_path / "a.png")], **FULL), tmp_path).open == []
+
+    def test_bars_have_their_numbers(self, tmp_path):
+        write_html(report(**FULL), tmp_path / "report.html")
+        text = (tmp_path / "report.html").read_text()
+        assert ">36%</span>" in text
+        assert 'class="fill chance" style="width: 35.7%"' in text
+        assert 'class="fill val" style="width: 92.5%"' in text
+        assert text.count('class="mark" style="left: 35.7%"') == 1
+
+    def test_kinds_of_words(self, tmp_path):
+        page = parsed(report(**FULL), tmp_path)
+        assert page.rows[1:4] == [
+            ["color “a <red> one”"],
+            ["val", "100", "", "90%", "10%", "50%", "learned"],
+            ["val", "100", "", "50%", "10%", "50%", "not"],
+        ]
+
+    def test_tiles_are_images_with_texts(self, tmp_path):
+        write_html(report(**FULL), tmp_path / "report.html")
+        text = (tmp_path / "report.html").read_text()
+        assert text.count('src="data:image/jpeg;base64,/9g="') == 4
+        assert text.count('alt="the &#39;ring&#39;: found; why?: no"') == 4
+        assert text.count('<b class="number box2">2</b>') == 4
+        assert text.index("Asked twice") < text.index("both found") < text.index("Hits</h3>")
+
+    def test_sections_without_content_are_not_there(self, tmp_path):
+        write_html(report(), tmp_path / "report.html")
+        text = (tmp_path / "report.html").read_text()
+        for title in ("asked twice", "Hits, then", "By kind", "Does fusion", "Training curves"):
+            assert f"{title}" not in text.replace("Asked twice", "")
+        write_html(report(**FULL), tmp_path / "report.html")
+        assert (
+            "<h2>Does fusion matter?</h2>\n<ul>\n<li>Fusion &lt;helps&gt;.</li>"
+            in (tmp_path / "report.html").read_text()
+        )
+
+    def test_a_failure_is_at_the_top(self, tmp_path):
+        for problems in ([], ["x"]):
+            write_html(report(problems=problems, verdict="Verdict."), tmp_path / "report.html")
+            text = (tmp_path / "report.html").read_text()
+            assert text.count("Verdict.") == 1
+            assert (text.index("Verdict.") < text.index("It was trained.")) == bool(problems)
+
+    def test_it_fits_on_a_phone(self, tmp_path):
+        """Wide tables scroll by themselves, and the page is as wide as the screen."""
+        write_html(report(), tmp_path / "report.html")
+        text = (tmp_path / "report.html").read_text()
+        assert 'name="viewport" content="width=device-width, initial-scale=1"' in text
+        assert text.count('<div class="scroll"><table>') == text.count("<table>") == 3
 
     def test_verdicts_can_be_seen(self, tmp_path):
         path = tmp_path / "report.html"
@@ -139,14 +236,6 @@ class TestPage:
         text = path.read_text()
         assert text.count('<tr class="failed">') == 1
         assert text.count('<tr class="unlearned">') == 1
-
-    def test_what_does_without_fusion_is_named(self, tmp_path):
-        path = tmp_path / "report.html"
-        write_html(report(), path)
-        assert "with fusion switched off" not in path.read_text()
-        rows = [dataclasses.replace(ROWS[2], no_fusion=0.0), ROWS[0]]
-        write_html(report(rows=rows), path)
-        assert "Not worse with fusion switched off: detection on val.</p>" in (path.read_text())
 
     def test_problems_are_listed(self, tmp_path):
         path = tmp_path / "report.html"
@@ -166,16 +255,7 @@ class TestPage:
     def test_pictures_are_embedded(self, tmp_path):
         (tmp_path / "a.png").write_bytes(b"\x89PNG")
         path = tmp_path / "report.html"
-        write_html(report(figures=[("what 'it' says", tmp_path / "a.png")]), path)
+        write_html(report(curves=[("what 'it' says", tmp_path / "a.png")]), path)
         text = path.read_text()
         assert 'src="data:image/png;base64,iVBORw=="' in text
         assert 'alt="what &#39;it&#39; says"' in text
-
-    def test_ablations(self, tmp_path):
-        path = tmp_path / "report.html"
-        table = [("metric", "split", "the demo"), ("vqa", "val", "0.500")]
-        write_html(report(ablations=table, ablations_source="recorded"), path)
-        text = path.read_text()
-        assert "<h2>Ablations</h2>" in text
-        assert "recorded" in text
-        assert '<td class="text">0.500</td>' in text

@@ -40,7 +40,7 @@ def one_thread():
 def no_curves(request, monkeypatch):
     """Leave the drawing out, which takes longer than a run; `curves` brings it back."""
     if "curves" not in request.fixturenames:
-        monkeypatch.setattr(RunFolder, "draw", lambda folder: None)
+        monkeypatch.setattr(RunFolder, "draw", lambda folder, priors: None)
 
 
 @pytest.fixture

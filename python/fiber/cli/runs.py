@@ -42,7 +42,6 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         {
             "--data": "dataset to generate (default: scenes)",
             "--fast": "run a shorter demo (about two minutes instead of ten)",
-            "--ablations": "also train models without fusion and without captions",
             "--output DIR": "output folder (default: runs/demo, runs/demo-fast, ...)",
             "--seed": "random seed (default: 0)",
             "--permute-pictures": "as a check, evaluate on permuted images, so that every metric"
@@ -142,9 +141,7 @@ def _add_eval(commands: argparse._SubParsersAction) -> None:
 def _demo(options: argparse.Namespace) -> int:
     from fiber.demo import run
 
-    return run.main(
-        **pick(options, "data", "fast", "ablations", "output", "seed", "permute_images")
-    )
+    return run.main(**pick(options, "data", "fast", "output", "seed", "permute_images"))
 
 
 def _train(options: argparse.Namespace) -> int:

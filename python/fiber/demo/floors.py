@@ -63,8 +63,6 @@ class MetricRow:
     chance: float | None
     #: Best baseline without the image, estimated from the training split.
     blind: float | None
-    #: Score of the model with its gates set to 0.
-    no_fusion: float | None = None
     #: Score of the model on permuted images.
     permuted: float | None = None
     floor: float | None = None

@@ -5,7 +5,6 @@ runs/demo/
   data/ coarse/ fine/  dataset and runs
   measured.json        results with fingerprints of their inputs
   rows.json, contact_sheet.png, report.html
-  ablations/           runs of `--ablations`; ablations.json
 """
 
 from __future__ import annotations
@@ -86,10 +85,6 @@ class DemoFolder:
             self._measured[name] = known
             write_json(self._measured_file, self._measured)
         return known
-
-    def forget(self, name: str) -> None:
-        """Discard stored values."""
-        self._measured.pop(name, None)
 
     def known(self, name: str) -> dict[str, Any]:
         """Return stored values, or {} if there are none."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from fiber.data import DataLoader, sources
 from fiber.data.record import Record
 from fiber.evaluation import baselines, box_baselines
 from fiber.metrics.detection import TrueBoxes
+from fiber.metrics.grounding import referring_accuracy
+from fiber.metrics.groups import with_groups
 from fiber.models.registry import inference_transform
 
 Numbers = dict[str, float]
@@ -41,7 +44,8 @@ class Guesser:
     ) -> dict[str, dict[str, Numbers]]:
         """Return {"chance": {metric: value}, "blind": {metric: value}} for each split.
 
-        "blind" is the maximum of each metric over the blind baselines.
+        "blind" is the maximum of each metric over the blind baselines. As in `evaluate`, metrics of
+        a group of questions or expressions are named "group/metric".
         """
         # Method and source of training records for the blind baseline, by task.
         methods: dict[str, tuple[Callable[..., Guesses], Callable[..., Any] | None]] = {
@@ -101,24 +105,31 @@ class Guesser:
         return baselines.masked_word_chance(tokenizer.vocab_size), blind
 
     def _vqa(self, training: Records, records: Records, split: str) -> Guesses:
-        scores = [r.answers or {} for r in records]
+        groups, scores = [r.group for r in records], [r.answers or {} for r in records]
+        texts = [r.text for r in records]
         counted = [r.text for r in training], [r.answers or {} for r in training]
-        queries = [r.text for r in records], scores
-        return baselines.vqa_chance(self.coarse.answers, scores), _best(
-            baselines.vqa_blind(*counted, *queries, per_question=True),
-            baselines.vqa_blind(*counted, *queries, per_question=False),
+        chance = partial(baselines.vqa_chance, self.coarse.answers)
+        blind = partial(baselines.vqa_blind, *counted)
+        return with_groups(chance, groups, scores), _best(
+            with_groups(blind, groups, texts, scores, per_question=True),
+            with_groups(blind, groups, texts, scores, per_question=False),
         )
 
     def _referring(self, training: Records, records: Records, split: str) -> Guesses:
+        groups, texts = [r.group for r in records], [r.text for r in records]
         truths = np.array([r.boxes_xyxy[0] for r in records])
         objects = self._objects(split)
-        boxes = np.array([r.boxes_xyxy[0] for r in training]) / self._side
-        counted = [r.text for r in training], boxes
-        queries = [r.text for r in records], truths / self._side
-        chance = box_baselines.referring_chance([objects[r.image_id] for r in records], truths)
-        return chance, _best(
-            box_baselines.referring_blind(*counted, *queries, per_text=True),
-            box_baselines.referring_blind(*counted, *queries, per_text=False),
+        near = [objects[r.image_id] for r in records]
+        boxes = np.array([r.boxes_xyxy[0] for r in training]).reshape(-1, 1, 4) / self._side
+        counted = list(zip((r.text for r in training), boxes, strict=True))
+        # Guess once for all groups, which takes longer than the rest.
+        own, overall = (
+            box_baselines.guess_boxes(counted, texts, 1, per_text=per_text)
+            for per_text in (True, False)
+        )
+        return with_groups(box_baselines.referring_chance, groups, near, truths), _best(
+            with_groups(referring_accuracy, groups, own, truths / self._side, ks=(1,)),
+            with_groups(referring_accuracy, groups, overall, truths / self._side, ks=(1,)),
         )
 
     def _phrases(self, training: list[Phrase], records: Records, split: str) -> Guesses:

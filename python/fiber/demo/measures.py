@@ -1,4 +1,4 @@
-"""Evaluate the demo's models on two splits, with baselines and ablated inputs.
+"""Evaluate the demo's models on two splits, with baselines and with permuted images.
 
 Results are cached in the demo's folder. A fingerprint of the model, the data and fiber's version
 detects outdated results.
@@ -7,12 +7,22 @@ detects outdated results.
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fiber.atomic_io import read_json
 from fiber.checkpoints.model_dir import StoredModel, load_model
 from fiber.data.record import Record, RecordSet
+from fiber.demo.abilities import (
+    EXPRESSIONS,
+    PAIRS,
+    QUESTIONS,
+    Ability,
+    kind_name,
+    sorted_groups,
+)
 from fiber.demo.floors import MetricRow
 from fiber.demo.folder import DemoFolder, fingerprint
 from fiber.demo.guesses import Guesser
@@ -37,8 +47,9 @@ class Shown(NamedTuple):
     name: str
     #: Model to evaluate, "coarse" or "fine".
     stage: str
-    #: True if predictions use the fused layers.
-    fused: bool = True
+    #: What the metric means in plain words, and what is counted; empty if it is not a headline.
+    headline: str = ""
+    how: str = ""
 
     @property
     def metric(self) -> str:
@@ -48,38 +59,51 @@ class Shown(NamedTuple):
 
 _TEXT_TO_IMAGE, _IMAGE_TO_TEXT = "text_to_image_recall_at_10", "image_to_text_recall_at_10"
 SHOWN = (
-    Shown("retrieval", "retrieval", _TEXT_TO_IMAGE, "text to image, R@10", "coarse", fused=False),
-    Shown("retrieval", "retrieval", _IMAGE_TO_TEXT, "image to text, R@10", "coarse", fused=False),
-    Shown("matching", "matching", "accuracy", "matching, accuracy", "coarse"),
+    Shown(
+        *("retrieval", "retrieval", _TEXT_TO_IMAGE, "text to image, R@10", "coarse"),
+        headline="Picks the picture that a caption describes",
+        how="captions whose own picture is among the first ten of all pictures",
+    ),
+    Shown("retrieval", "retrieval", _IMAGE_TO_TEXT, "image to text, R@10", "coarse"),
+    Shown(
+        *("matching", "matching", "accuracy", "matching, accuracy", "coarse"),
+        headline="Tells whether a caption fits a picture",
+        how="pairs of caption and picture judged rightly; half of them fit",
+    ),
     Shown("masked_words", "masked_words", "accuracy", "masked tokens, accuracy", "coarse"),
-    Shown("vqa", "vqa", "accuracy", "questions, accuracy", "coarse"),
-    Shown("referring", "refcoco", "accuracy_at_1", "expressions, IoU 0.5", "fine"),
-    Shown("phrases", "flickr", "any_recall_at_1", "phrases, R@1", "fine"),
-    Shown("detection", "coco", "ap50", "detection, AP50", "fine"),
+    Shown(
+        *("vqa", "vqa", "accuracy", "questions, accuracy", "coarse"),
+        headline="Answers a question about a picture",
+        how="questions whose first answer is right",
+    ),
+    Shown(
+        *("referring", "refcoco", "accuracy_at_1", "expressions, IoU 0.5", "fine"),
+        headline="Finds the one object that a phrase describes",
+        how="phrases whose box fits the true box (IoU of at least 0.5)",
+    ),
+    Shown(
+        *("phrases", "flickr", "any_recall_at_1", "phrases, R@1", "fine"),
+        headline="Finds the objects that a caption mentions",
+        how="phrases of captions whose first box fits a true box (IoU of at least 0.5)",
+    ),
+    Shown(
+        *("detection", "coco", "ap50", "detection, AP50", "fine"),
+        headline="Finds and names all objects",
+        how="average precision of all boxes, at an IoU of 0.5",
+    ),
 )
 
-#: Evaluation modes, as (`permute_images`, `fusion`) arguments of `evaluate`.
-MODES = {"model": (False, True), "no fusion": (False, False), "permuted": (True, True)}
+#: Evaluation modes, as the `permute_images` argument of `evaluate`.
+MODES = {"model": False, "permuted": True}
 
 
 class Measures:
     """Evaluation results of one demo."""
 
-    def __init__(
-        self,
-        folder: DemoFolder,
-        plan: Plan,
-        models: dict[str, Path],
-        *,
-        prefix: str = "",
-    ) -> None:
-        """Set up evaluation of finished models, keyed by stage.
-
-        `prefix` is prepended to the cache keys, to separate results of other models from the demo's
-        own.
-        """
+    def __init__(self, folder: DemoFolder, plan: Plan, models: dict[str, Path]) -> None:
+        """Set up evaluation of finished models, keyed by stage."""
         self.folder, self.plan, self.models = folder, plan, models
-        self._prefix = prefix
+        self._data = read_json(folder.data / "dataset.json")["parameters"]["generator"]
         self._prints = {
             stage: fingerprint(path / "model.safetensors") for stage, path in models.items()
         }
@@ -96,9 +120,7 @@ class Measures:
         return [self._row(shown, split, permute_images) for shown in SHOWN for split in SPLITS]
 
     def _row(self, shown: Shown, split: str, permute_images: bool) -> MetricRow:
-        values = {
-            mode: self.metrics(shown, split, mode)[shown.key] for mode in self._modes(shown, split)
-        }
+        values = {mode: self.metrics(shown, split, mode)[shown.key] for mode in MODES}
         baselines = self._baselines(shown)[split]
         return MetricRow(
             metric=shown.metric,
@@ -107,13 +129,45 @@ class Measures:
             model=values["permuted" if permute_images else "model"],
             chance=baselines["chance"][shown.key],
             blind=baselines["blind"][shown.key],
-            no_fusion=values.get("no fusion"),
             permuted=values["permuted"],
         )
 
-    def _modes(self, shown: Shown, split: str) -> list[str]:
-        unfused = shown.fused and split in self.plan.unfused_splits
-        return [mode for mode in MODES if mode != "no fusion" or unfused]
+    def abilities(self) -> list[Ability]:
+        """Return the accuracy on each kind of word, and on pairs of images and texts."""
+        found = []
+        for split in SPLITS:
+            for task, name in ((EXPRESSIONS, "refcoco"), (QUESTIONS, "vqa")):
+                shown = next(shown for shown in SHOWN if shown.task == name)
+                records = self.records(shown.task, split)
+                counts = Counter(record.group for record in records)
+                texts = {record.group: record.text for record in reversed(records)}
+                found += [
+                    self._ability(shown, split, task, group, counts[group], texts[group])
+                    for group in sorted_groups(task, list(counts))
+                ]
+            # Matching has one matching and one mismatched pair per caption.
+            for group, per_caption in (("retrieval", 1), ("matching", 2)):
+                shown = next(shown for shown in SHOWN if shown.group == group)
+                count = per_caption * len(self.records(shown.task, split))
+                found.append(self._ability(shown, split, PAIRS, group, count))
+        return found
+
+    def _ability(
+        self, shown: Shown, split: str, task: str, group: str, count: int, example: str = ""
+    ) -> Ability:
+        key = shown.key if task == PAIRS else f"{group}/{shown.key}"
+        baselines = self._baselines(shown)[split]
+        return Ability(
+            task=task,
+            group=group,
+            name=kind_name(task, group, self._data),
+            split=split,
+            count=count,
+            model=self.metrics(shown, split, "model")[key],
+            chance=baselines["chance"][key],
+            blind=baselines["blind"][key],
+            example=example,
+        )
 
     def metrics(self, shown: Shown, split: str, mode: str) -> dict[str, float]:
         """Evaluate a model in one of `MODES`."""
@@ -121,20 +175,18 @@ class Measures:
         def compute() -> dict[str, Any]:
             records = self.records(shown.task, split)
             if mode == "model":
-                say(f"{self._prefix}{shown.task} on {split}: {len(records)} records")
-            permuted, fusion = MODES[mode]
+                say(f"{shown.task} on {split}: {len(records)} records")
             found = evaluate(
                 self.model(shown.stage),
                 shown.task,
                 data=records,
-                permute_images=permuted,
-                fusion=fusion,
+                permute_images=MODES[mode],
                 rerank=False,
             )
             return {"metrics": found, "records": len(records)}
 
         inputs = (self._prints[shown.stage], self._source, self.plan.records[shown.task])
-        name = f"{self._prefix}{shown.task}/{split}/{mode}"
+        name = f"{shown.task}/{split}/{mode}"
         return self.folder.measured(name, fingerprint(*inputs), compute)["metrics"]
 
     def _baselines(self, shown: Shown) -> dict[str, dict[str, dict[str, float]]]:
@@ -156,7 +208,7 @@ class Measures:
             self.folder.known(f"{shown.task}/{split}/{mode}")
             for shown in {shown.task: shown for shown in SHOWN}.values()
             for split in SPLITS
-            for mode in self._modes(shown, split)
+            for mode in MODES
         ]
         return sum(k.get("records", 0) for k in known), sum(k.get("seconds", 0.0) for k in known)
 

@@ -1,24 +1,70 @@
-"""Content of the demo's report: verdict, throughput, figures and commands."""
+"""Content of the demo's report: summary, headlines, examples, figures and commands."""
 
 from __future__ import annotations
 
+import io
+import math
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from fiber.atomic_io import read_json
-from fiber.demo.ablations import ablation_table
+from fiber.demo.abilities import (
+    EXPRESSIONS,
+    LEARNED,
+    NOT_LEARNED,
+    PARTLY,
+    QUESTIONS,
+    Ability,
+    describe,
+    lost_on_novel,
+    with_verdict,
+)
+from fiber.demo.contact_sheet import draw_image
+from fiber.demo.examples import Example, Examples, Scored, Twice
 from fiber.demo.floors import MetricRow
 from fiber.demo.folder import DemoFolder
 from fiber.demo.measures import SHOWN
 from fiber.demo.plan import COARSE_RECIPE, FINE_RECIPE, Plan
-from fiber.demo.report import DemoReport, Throughput
+from fiber.demo.report import (
+    DemoReport,
+    Group,
+    Headline,
+    HeadlineBar,
+    KindTable,
+    Throughput,
+    Tile,
+    TileText,
+)
+from fiber.progress import readable_seconds
+from fiber.synthetic.scene_graph import COLORS, SHAPES
 from fiber.training.run_dir import RunFolder, read_metrics
+
+#: Sentences on fusion, as {"claims": [...]}, written by `benches/evidence.py`.
+EVIDENCE_FILE = Path(__file__).with_name("evidence.json")
 
 _WHAT = {
     "scenes": "rendered scenes of colored shapes",
     "stamps": "real cut-outs pasted on photographs",
+}
+#: What each split shows, by kind of data.
+SPLIT_NAMES = {
+    "scenes": {"val": "new pictures", "novel": "new combinations"},
+    "stamps": {"val": "new pictures", "novel": "new nouns"},
+}
+_COARSE_CURVES = (
+    "Coarse stage. itc: contrast of pictures and captions; itm: matching of pictures and captions;"
+    " mlm: masked words of captions; vqa: answers. Lower is better."
+)
+_FINE_CURVES = (
+    "Fine stage. alignment: which words an object fits; box: its edges; centerness: its center."
+    " Lower is better."
+)
+_KIND_TITLES = {
+    EXPRESSIONS: "Finding the object of a phrase, by what tells it apart",
+    QUESTIONS: "Answering questions, by what they ask for",
 }
 
 
@@ -28,6 +74,8 @@ def make_report(
     about: Mapping[str, Any],
     *,
     rows: Sequence[MetricRow],
+    abilities: Sequence[Ability],
+    examples: Examples,
     problems: Sequence[str],
     machine: Mapping[str, str],
     evaluated: tuple[int, float],
@@ -37,25 +85,259 @@ def make_report(
     `about` contains the kind of data, the mode and the seed. `evaluated` is the number of records
     evaluated for the table, and the evaluation time in seconds.
     """
-    table, source = ablation_table(folder, about["data"], about["mode"])
-    learned = sum(row.floor is not None for row in rows)
+    floors = sum(row.floor is not None for row in rows)
     passed = (
-        f"It passed: {learned} of {len(rows)} metrics have a floor. The model reaches every floor,"
+        f"It passed: {floors} of {len(rows)} metrics have a floor. The model reaches every floor,"
         " but none of them on permuted images."
     )
+    throughput = _throughput(folder, evaluated)
+    claims, names = read_claims(), SPLIT_NAMES[about["data"]]
     return DemoReport(
-        title=f"fiber demo, {_WHAT[about['data']]}, {about['mode']} plan, seed {about['seed']}",
-        verdict="It failed:" if problems else passed,
+        title=f"fiber demo: {_WHAT[about['data']]}",
+        lead=_lead(folder, plan, about, throughput, machine),
+        summary=summarize(abilities, names, has_evidence=bool(claims)),
+        novel=names["novel"],
+        verdict="This run failed:" if problems else passed,
         problems=problems,
+        headlines=make_headlines(rows, names),
+        twice_text=_describe_twice(examples.twice, names),
+        twice=[
+            (
+                f"{names[own.split]}, {'both found' if shown.is_right else 'not both found'}",
+                [make_tile(replace(shown, boxes=[box]), folder.data) for box in shown.boxes],
+            )
+            for own in examples.twice
+            for shown in own.shown
+        ],
+        scored_text=_describe_scored(examples.scored, names),
+        scored=_groups(examples.scored, folder.data),
+        kinds=make_kind_tables(abilities),
+        claims=claims,
+        curves=_curves(folder.path),
+        own_commands=own_commands(folder.path, about["data"], examples.scored),
+        own_text=_describe_own(folder.data, about["data"]),
         rows=rows,
-        throughput=_throughput(folder, evaluated),
-        figures=_figures(folder.path),
+        throughput=throughput,
         commands=commands(folder.path, plan, about),
         machine=dict(machine),
-        ablations=table,
-        ablations_source=source,
         notes=_notes(folder.path, machine),
     )
+
+
+def read_claims() -> list[str]:
+    """Read the sentences of the evidence bench; empty if it has not been run."""
+    return read_json(EVIDENCE_FILE)["claims"] if EVIDENCE_FILE.is_file() else []
+
+
+def _lead(
+    folder: DemoFolder,
+    plan: Plan,
+    about: Mapping[str, Any],
+    throughput: Sequence[Throughput],
+    machine: Mapping[str, str],
+) -> list[str]:
+    seconds = sum(speed.seconds for speed in throughput if speed.stage.endswith("training"))
+    sizes = [_parameters(folder.path / stage / "model.safetensors") for stage in ("coarse", "fine")]
+    cores = machine.get("cores", "?")
+    lead = [
+        "FIBER is a vision-language model: it looks at a picture and a text together. This demo"
+        f" trained a small one from scratch, without pretrained weights, on {plan.train_images:,}"
+        f" generated pictures ({_WHAT[about['data']]}):"
+        f" {plan.lengths['coarse_steps']:,} steps on captions and questions, then"
+        f" {plan.lengths['fine_steps']:,} steps on boxes. Training took"
+        f" {readable_seconds(seconds)} on {cores} CPU core{'' if cores == '1' else 's'}; the models"
+        f" of the two stages have {sizes[0]:.1f} and {sizes[1]:.1f} million parameters."
+    ]
+    held_out = read_json(folder.data / "dataset.json").get("held_out", {}).get("color_shape")
+    if held_out:
+        lead.append(
+            "It was tested on new pictures, and on pictures with new combinations: a"
+            f" {' '.join(held_out[0])}, for example, is in no training picture."
+        )
+    else:
+        lead.append(
+            "It was tested on new pictures, and on pictures of objects whose nouns occur in no"
+            " training picture."
+        )
+    return lead
+
+
+def _parameters(weights: Path) -> float:
+    """Return the number of parameters in millions."""
+    from safetensors import safe_open
+
+    with safe_open(weights, "pt") as file:
+        names = file.keys()
+        return sum(math.prod(file.get_slice(name).get_shape()) for name in names) / 1e6
+
+
+def summarize(
+    abilities: Sequence[Ability], names: Mapping[str, str], *, has_evidence: bool
+) -> list[tuple[str, str, str]]:
+    """State what the model has learned, as (CSS class, heading, text).
+
+    Verdicts are those on `val`. What is not learned on `novel` only is listed at the end. `names`
+    are those of the splits.
+    """
+    summary = []
+    missing = with_verdict(abilities, NOT_LEARNED)
+    for style, heading, found in (
+        ("learned", "It has learned to", with_verdict(abilities, LEARNED)),
+        ("partly", "Partly, it has learned to", with_verdict(abilities, PARTLY)),
+        ("not", "It has not learned to", missing),
+        ("not", f"On {names['novel']} only, it cannot", lost_on_novel(abilities)),
+    ):
+        if found:
+            summary.append((style, heading, f"{describe(found)}."))
+        elif style == "learned":
+            summary.append(("not", "It has learned nothing", "that is clearly above guessing."))
+    if missing and has_evidence:
+        text = "docs/evidence.md shows what longer training changes."
+        summary.append(("more", "This is a short run.", text))
+    return summary
+
+
+def make_headlines(rows: Sequence[MetricRow], names: Mapping[str, str]) -> list[Headline]:
+    """Return the headline metrics with bars for both baselines and both splits."""
+    known = {(row.metric, row.split): row for row in rows}
+    headlines = []
+    for shown in sorted(SHOWN, key=lambda shown: shown.stage == "coarse"):
+        val = known.get((shown.metric, "val"))
+        if not shown.headline or val is None:
+            continue
+        bars = []
+        if val.chance is not None:
+            bars.append(HeadlineBar("chance", val.chance, "chance"))
+        if val.blind is not None:
+            bars.append(HeadlineBar("blind guess", val.blind, "blind"))
+        for split, name in names.items():
+            if row := known.get((shown.metric, split)):
+                guess = max(row.chance or 0.0, row.blind or 0.0)
+                bars.append(HeadlineBar(name, row.model, split, guess))
+        headlines.append(Headline(shown.headline, shown.how, bars))
+    return headlines
+
+
+def make_kind_tables(abilities: Sequence[Ability]) -> list[KindTable]:
+    """Return the accuracy by kind of word, one table per task."""
+    tables = []
+    for task, title in _KIND_TITLES.items():
+        own = [ability for ability in abilities if ability.task == task]
+        kinds = []
+        for group in dict.fromkeys(ability.group for ability in own):
+            both = [ability for ability in own if ability.group == group]
+            kinds.append((both[0].name, both[0].example, both))
+        if kinds:
+            tables.append(KindTable(title, kinds))
+    return tables
+
+
+def make_tile(example: Example, data: Path) -> Tile:
+    """Draw an example, with one line for each box and its answer."""
+    texts = [
+        TileText(
+            number=number if len(example.boxes) > 1 else 0,
+            text=box.text,
+            verdict="found" if box.is_found else "missed",
+            is_right=box.is_found,
+        )
+        for number, box in enumerate(example.boxes, 1)
+    ]
+    if example.question:
+        is_right = example.answer == example.truth
+        verdict = example.answer if is_right else f"{example.answer} (it is {example.truth})"
+        texts.append(TileText(0, example.question, verdict, is_right))
+    file = io.BytesIO()
+    draw_image(example, data).save(file, "JPEG", quality=90)
+    return Tile(file.getvalue(), texts)
+
+
+def _pictures(split: str, names: Mapping[str, str]) -> str:
+    """Return "new pictures" or, for example, "pictures with new combinations"."""
+    return names[split] if split == "val" else f"pictures with {names[split]}"
+
+
+def _describe_twice(twice: Sequence[Twice], names: Mapping[str, str]) -> str:
+    counts = [
+        f"{own.both_found} of the first {own.count} {_pictures(own.split, names)}"
+        f" (picking objects at random: {own.by_chance:.0f})"
+        for own in twice
+        if own.count
+    ]
+    return (
+        "Each picture is asked for two different objects. A model that ignores the phrase gives the"
+        " same box twice, so it never finds both. This model finds both on"
+        f" {' and '.join(counts)}. Shown are the first pictures in file order, whether it finds"
+        " both or not. The orange box is the model's, the dashed box is the truth."
+    )
+
+
+def _describe_scored(scored: Scored, names: Mapping[str, str]) -> str:
+    asked = f"{scored.count} {_pictures(scored.split, names)}"
+    return (
+        "For each picture, the model finds the objects that a caption mentions, and answers a"
+        f" question. On {scored.right} of the first {asked},"
+        " everything is right; right answers may be lucky guesses (see the kinds of question"
+        " below). Numbered boxes are the model's, dashed boxes are the truth."
+    )
+
+
+def _groups(scored: Scored, data: Path) -> list[Group]:
+    groups = [
+        (f"The first {len(scored.hits)} in file order on which everything is right", scored.hits),
+        (f"The first {len(scored.misses)} in file order with a mistake", scored.misses),
+    ]
+    return [
+        Group(title, [make_tile(example, data) for example in shown])
+        for title, shown in groups
+        if shown
+    ]
+
+
+def _describe_own(data_folder: Path, data: str) -> str:
+    parameters = read_json(data_folder / "dataset.json")["parameters"]
+    if data != "scenes":
+        return (
+            "The model knows the stamps of its training pictures, pasted on photographs; on other"
+            " pictures it guesses. These commands ask about one of the demo's pictures."
+        )
+    backgrounds = (
+        "a plain or textured background"
+        if parameters.get("varied")
+        else "a gray, textured background; on other backgrounds, expect mistakes"
+    )
+    return (
+        f"Draw 1 to {parameters['max_objects']} shapes that do not touch, each a quarter to two"
+        f" fifths of the picture wide. It knows these shapes: {', '.join(SHAPES)}; and these"
+        f" colors: {', '.join(COLORS)}; plain or striped. It was trained on {backgrounds}."
+        " On a photograph it guesses. The last two commands ask about one of the demo's pictures."
+    )
+
+
+def own_commands(path: Path, data: str, scored: Scored) -> list[str]:
+    """Return shell commands that ask the demo's models about a drawing and an image of the demo."""
+    here = shlex.quote(str(path))
+    asked = []
+    if data == "scenes":
+        asked.append(("drawing.png", "a red circle; the large star", "what color is the star?"))
+    for example in (*scored.hits, *scored.misses)[:1]:
+        phrases = "; ".join(box.text for box in example.boxes)
+        asked.append((shlex.quote(str(path / "data" / example.image)), phrases, example.question))
+    lines = []
+    for image, phrases, question in asked:
+        asked_for = f"--phrases {shlex.quote(phrases)} --save annotated"
+        lines.append(f"fiber ground {image} {asked_for} --model {here}")
+        lines.append(f"fiber answer {image} {shlex.quote(question)} --model {here}")
+    return lines
+
+
+def _curves(path: Path) -> list[tuple[str, Path]]:
+    figures = [
+        (_COARSE_CURVES, path / "coarse" / "curves.png"),
+        (_FINE_CURVES, path / "fine" / "curves.png"),
+    ]
+    # There are no curves without matplotlib.
+    return [(caption, file) for caption, file in figures if file.is_file()]
 
 
 def _notes(path: Path, machine: Mapping[str, str]) -> list[str]:
@@ -83,20 +365,6 @@ def _throughput(folder: DemoFolder, evaluated: tuple[int, float]) -> list[Throug
                 Throughput(f"{stage} training", lines[-1]["images"], lines[-1]["seconds"])
             )
     return [*speeds, Throughput("evaluation, records", *evaluated)]
-
-
-def _figures(path: Path) -> list[tuple[str, Path]]:
-    figures = [
-        (
-            "Predictions on new images (val) and on compositions that are not in the training split"
-            " (novel). Boxes have the same color as their text; ground-truth boxes are dashed.",
-            path / "contact_sheet.png",
-        ),
-        ("Coarse-stage training: captions and questions", path / "coarse" / "curves.png"),
-        ("Fine-stage training: boxes", path / "fine" / "curves.png"),
-    ]
-    # There are no curves without matplotlib.
-    return [(caption, file) for caption, file in figures if file.is_file()]
 
 
 def commands(path: Path, plan: Plan, about: Mapping[str, Any]) -> list[str]:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from fiber.atomic_io import write_file
+from fiber.demo.abilities import STANDARD_ERRORS, Ability, percent
 from fiber.demo.floors import MetricRow
 
 _TEMPLATE = Path(__file__).with_name("report.html.j2")
-_COLUMNS = ("metric", "split", "model", "chance", "blind", "no fusion", "permuted", "floor", "")
+_COLUMNS = ("metric", "split", "model", "chance", "blind", "permuted", "floor", "")
 
 
 class Throughput(NamedTuple):
@@ -25,24 +26,100 @@ class Throughput(NamedTuple):
     seconds: float
 
 
+class HeadlineBar(NamedTuple):
+    """One bar of a headline. Values are fractions."""
+
+    label: str
+    value: float
+    #: CSS class: "chance", "blind", "val" or "novel".
+    style: str
+    #: The better baseline of the bar's split, drawn as a mark.
+    mark: float | None = None
+
+
+class Headline(NamedTuple):
+    """One metric in plain words, with its bars."""
+
+    title: str
+    #: What is counted.
+    how: str
+    bars: Sequence[HeadlineBar]
+
+
+class TileText(NamedTuple):
+    """One line of text below an image."""
+
+    #: Number of the box with this text; 0 if there is only one box or none.
+    number: int
+    text: str
+    verdict: str
+    is_right: bool
+
+
+class Tile(NamedTuple):
+    """An image with boxes, and the texts below it."""
+
+    #: JPEG file.
+    image: bytes
+    texts: Sequence[TileText]
+
+    @property
+    def alt(self) -> str:
+        """Description for those who do not see the image."""
+        return "; ".join(f"{line.text}: {line.verdict}" for line in self.texts)
+
+
+class Group(NamedTuple):
+    """Tiles under a sentence that tells how they were chosen."""
+
+    title: str
+    tiles: Sequence[Tile]
+
+
+class KindTable(NamedTuple):
+    """Accuracy by kind of word, for one task."""
+
+    title: str
+    #: Name and example of each kind, with its abilities by split.
+    kinds: Sequence[tuple[str, str, Sequence[Ability]]]
+
+
 @dataclass(frozen=True, kw_only=True)
 class DemoReport:
     """Content of the report."""
 
     title: str
+    #: One sentence for the table of metrics, or the start of the list of problems.
     verdict: str
     #: Reasons for a failure.
     problems: Sequence[str]
     rows: Sequence[MetricRow]
     throughput: Sequence[Throughput]
-    #: (caption, PNG file) pairs.
-    figures: Sequence[tuple[str, Path]]
     #: Shell commands that reproduce the demo.
     commands: Sequence[str]
-    machine: dict[str, str]
-    #: Rows of the ablation table, starting with the column names, and their source.
-    ablations: Sequence[Sequence[str]] = ()
-    ablations_source: str = ""
+    machine: Mapping[str, str]
+    #: What the split `novel` shows.
+    novel: str = "new combinations"
+    #: What was trained, and on what.
+    lead: Sequence[str] = ()
+    #: What the model can and cannot do, as (CSS class, heading, text).
+    summary: Sequence[tuple[str, str, str]] = ()
+    headlines: Sequence[Headline] = ()
+    #: How the images of `twice` were chosen, and on how many both objects are found.
+    twice_text: str = ""
+    #: For each image, a title and one tile per expression.
+    twice: Sequence[tuple[str, Sequence[Tile]]] = ()
+    #: How the images of `scored` were chosen, and how many are right.
+    scored_text: str = ""
+    scored: Sequence[Group] = ()
+    kinds: Sequence[KindTable] = ()
+    #: Sentences of the evidence bench on what fusion is good for.
+    claims: Sequence[str] = ()
+    #: Shell commands for images of one's own, and which images the model understands.
+    own_commands: Sequence[str] = ()
+    own_text: str = ""
+    #: (caption, PNG file) pairs.
+    curves: Sequence[tuple[str, Path]] = ()
     notes: Sequence[str] = ()
 
 
@@ -53,8 +130,8 @@ def format_table(rows: Sequence[MetricRow]) -> str:
     text = []
     for line in lines:
         left = [cell.ljust(width) for cell, width in zip(line[:2], widths[:2], strict=True)]
-        right = [cell.rjust(width) for cell, width in zip(line[2:8], widths[2:8], strict=True)]
-        text.append("  ".join([*left, *right, line[8]]).rstrip())
+        right = [cell.rjust(width) for cell, width in zip(line[2:-1], widths[2:-1], strict=True)]
+        text.append("  ".join([*left, *right, line[-1]]).rstrip())
     text.insert(1, "-" * max(map(len, text)))
     return "\n".join(text)
 
@@ -63,7 +140,7 @@ def _cells(row: MetricRow) -> tuple[str, ...]:
     def number(value: float | None) -> str:
         return "-" if value is None else f"{value:.3f}"
 
-    numbers = (row.model, row.chance, row.blind, row.no_fusion, row.permuted, row.floor)
+    numbers = (row.model, row.chance, row.blind, row.permuted, row.floor)
     return (row.name, row.split, *map(number, numbers), row.verdict)
 
 
@@ -78,20 +155,15 @@ def write_html(report: DemoReport, path: Path) -> None:
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    environment.filters["percent"] = percent
+    environment.filters["data_url"] = _data_url
     template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
     text = template.render(
         report=report,
+        standard_errors=STANDARD_ERRORS,
         columns=_COLUMNS,
         rows=[(row, _cells(row)) for row in report.rows],
-        fusion_not_needed=[
-            f"{row.name} on {row.split}"
-            for row in report.rows
-            if row.no_fusion is not None and row.no_fusion >= row.model
-        ],
-        figures=[
-            (caption, "data:image/png;base64," + base64.b64encode(file.read_bytes()).decode())
-            for caption, file in report.figures
-        ],
+        curves=[(caption, file.read_bytes()) for caption, file in report.curves],
         throughput=[
             (stage, images, f"{seconds:.1f}", f"{images / seconds:.0f}")
             for stage, images, seconds in report.throughput
@@ -99,3 +171,9 @@ def write_html(report: DemoReport, path: Path) -> None:
         ],
     )
     write_file(path, lambda part: part.write_text(text, encoding="utf-8"))
+
+
+def _data_url(image: bytes) -> str:
+    """Encode a PNG or JPEG file as a URL."""
+    kind = "png" if image.startswith(b"\x89PNG") else "jpeg"
+    return f"data:image/{kind};base64," + base64.b64encode(image).decode()

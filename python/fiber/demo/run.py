@@ -18,10 +18,10 @@ from typing import Any
 from fiber.atomic_io import write_json
 from fiber.config_io import to_dict
 from fiber.demo import floors
-from fiber.demo.ablations import measure_ablations, train_ablations
 from fiber.demo.contact_sheet import draw_sheet
+from fiber.demo.examples import find_examples, from_json, to_json
 from fiber.demo.folder import DemoFolder, fingerprint
-from fiber.demo.measures import SPLITS, Measures
+from fiber.demo.measures import Measures
 from fiber.demo.page import make_report
 from fiber.demo.plan import find_plan
 from fiber.demo.report import format_table, write_html
@@ -36,7 +36,6 @@ def main(
     *,
     data: str = "scenes",
     fast: bool = False,
-    ablations: bool = False,
     output: str | os.PathLike[str] | None = None,
     seed: int = 0,
     permute_images: bool = False,
@@ -54,15 +53,11 @@ def main(
     path = Path(output) if output is not None else default_output(data, mode)
     demo = Demo(data=data, mode=mode, seed=seed, output=path)
     if permute_images:
-        demo.clock.skip("ablations", "page")
-    elif not ablations:
-        demo.clock.skip("ablations")
+        demo.clock.skip("page")
     demo.train()
     rows = demo.measure(permute_images=permute_images)
     problems = floors.failures(rows, data, mode) + floors.permuted_survivors(rows)
     if not permute_images:
-        if ablations:
-            demo.clock.run("ablations", lambda: demo.ablate(rows))
         demo.clock.run("page", lambda: demo.write_page(rows, problems))
     print(format_table(rows), flush=True)
     for problem in problems:
@@ -109,7 +104,7 @@ class Demo:
             config, output = self.configs[stage], self.models[stage]
             self.clock.run(
                 stage,
-                lambda c=config, o=output, s=start: self.train_run(c, o, s),
+                lambda c=config, o=output, s=start: self._train_run(c, o, s),
                 finished=RunFolder(path=output).is_finished,
             )
 
@@ -127,7 +122,7 @@ class Demo:
         seconds = time.monotonic() - began
         self.folder.note("data_stage", {"pictures": sum(sizes.values()), "seconds": seconds})
 
-    def train_run(self, config: RunConfig, output: Path, start: Path | None) -> None:
+    def _train_run(self, config: RunConfig, output: Path, start: Path | None) -> None:
         """Train one run, or resume it from its newest checkpoint."""
         train(config, data=self.folder.data, output=output, init=start, resume=True, device="cpu")
 
@@ -140,44 +135,41 @@ class Demo:
         )
         return floors.judge(rows, floors.load_floors(self.about["data"], self.about["mode"]))
 
-    def ablate(self, rows: list[floors.MetricRow]) -> None:
-        """Train and evaluate the ablations for the report."""
-        train_ablations(self.folder, self.plan, self.about["seed"], self.train_run)
-        measure_ablations(self.folder, self.plan, rows, self.about)
-
     def write_page(self, rows: list[floors.MetricRow], problems: list[str]) -> None:
         """Write rows.json, contact_sheet.png and report.html."""
-        machine = describe_machine()
+        machine, abilities = describe_machine(), self.measures.abilities()
         known = {
             **self.about,
             "plan": self.plan.lengths,
             "commit": provenance()["commit"],
             "machine": machine,
             "rows": [asdict(row) for row in rows],
+            "abilities": [asdict(ability) for ability in abilities],
         }
         write_json(self.folder.path / "rows.json", known)
-        sheet = self.folder.path / "contact_sheet.png"
-        if not sheet.is_file():
-            self.folder.forget("contact sheet")
         weights = [model / "model.safetensors" for model in self.models.values()]
-        self.folder.measured(
-            "contact sheet", fingerprint(*weights, provenance()), lambda: self._draw_sheet(sheet)
+        dataset = self.folder.data / "dataset.json"
+        known = self.folder.measured(
+            "examples", fingerprint(*weights, dataset, provenance()), self._find_examples
         )
+        examples = from_json(known["examples"])
+        draw_sheet(self.folder.path / "contact_sheet.png", self.folder.data, examples)
         report = make_report(
             self.folder,
             self.plan,
             self.about,
             rows=rows,
+            abilities=abilities,
+            examples=examples,
             problems=problems,
             machine=machine,
             evaluated=self.measures.throughput(),
         )
         write_html(report, self.folder.path / "report.html")
 
-    def _draw_sheet(self, path: Path) -> dict[str, Any]:
+    def _find_examples(self) -> dict[str, Any]:
         coarse, fine = self.measures.model("coarse"), self.measures.model("fine")
-        draw_sheet(path, self.folder.data, coarse=coarse, fine=fine, splits=SPLITS)
-        return {}
+        return {"examples": to_json(find_examples(self.folder.data, coarse=coarse, fine=fine))}
 
 
 class Clock:

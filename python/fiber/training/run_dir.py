@@ -7,12 +7,11 @@ import fcntl
 import hashlib
 import importlib.util
 import json
-import math
 import os
 import socket
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -232,9 +231,9 @@ class RunFolder:
         ):
             file.write(json.dumps(entry) + "\n")
 
-    def draw(self) -> None:
-        """Plot the metrics to curves.png."""
-        draw_curves(read_metrics(self.metrics_file), self.path / "curves.png")
+    def draw(self, priors: Mapping[str, float]) -> None:
+        """Plot the metrics to curves.png. `priors` are as in `draw_curves`."""
+        draw_curves(read_metrics(self.metrics_file), self.path / "curves.png", priors)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -259,8 +258,16 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return entries
 
 
-def draw_curves(entries: list[dict[str, Any]], path: Path) -> bool:
-    """Plot losses, learning rates and validation scores to a PNG file.
+def draw_curves(
+    entries: list[dict[str, Any]], path: Path, priors: Mapping[str, float] | None = None
+) -> bool:
+    """Plot losses, learning rates and validation scores to a PNG file, one panel below the other.
+
+    Args:
+        entries: lines of metrics.jsonl.
+        path: PNG file.
+        priors: losses of a model that ignores its inputs, by name (see `meters.prior_losses`),
+            drawn as dashed lines.
 
     Returns:
         False if there are no entries or matplotlib is not installed.
@@ -283,26 +290,43 @@ def draw_curves(entries: list[dict[str, Any]], path: Path) -> bool:
         return [(e["step"], e[section][name]) for e in entries if name in e.get(section, {})]
 
     losses = dict.fromkeys(name for entry in entries for name in entry["losses"])
-    rates, line = entries[-1]["learning_rates"], {"linewidth": 1}
-    panels: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
-        *((name, {name: points("losses", name)}, line) for name in losses),
-        ("learning rate", {name: points("learning_rates", name) for name in rates}, line),
-    ]
+    panels = [(f"{name} loss", {name: points("losses", name)}) for name in losses]
+    rates = entries[-1]["learning_rates"]
+    panels.append(("learning rate", {name: points("learning_rates", name) for name in rates}))
     if scores := points("validation", "score"):
-        panels.append(("score on held-out records", {"score": scores}, {"marker": "."}))
-    columns = min(3, len(panels))
-    rows = math.ceil(len(panels) / columns)
-    figure = Figure(figsize=(4 * columns, 2.6 * rows), layout="constrained")
+        panels.append(("score on held-out records", {"score": scores}))
+    # Narrow, so that the labels are legible on a phone.
+    figure = Figure(figsize=(4.2, 1.9 * len(panels)), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(rows, columns, squeeze=False).flatten()
-    for axis, (title, curves, style) in zip(axes, panels, strict=False):
+    axes = figure.subplots(len(panels), 1, squeeze=False, sharex=True).flatten()
+    for axis, (title, curves) in zip(axes, panels, strict=True):
         for name, curve in curves.items():
-            axis.plot(*zip(*curve, strict=True), label=name, **style)
-        axis.set_title(title, fontsize=9)
-        axis.tick_params(labelsize=7)
+            axis.plot(
+                *zip(*curve, strict=True), label=name, linewidth=1.5, marker=".", markersize=2
+            )
+            if name in (priors or {}):
+                _draw_prior(axis, (priors or {})[name])
+        axis.set_ylabel(title, fontsize=10)
+        axis.tick_params(labelsize=9, labelbottom=True)
         axis.grid(alpha=0.3)
-    axes[len(losses)].legend(fontsize=7)
-    for axis in axes[len(panels) :]:
-        axis.axis("off")
-    write_file(path, lambda part: figure.savefig(part, dpi=110, format="png"))
+        if len(curves) > 1:
+            axis.legend(fontsize=9)
+    axes[-1].set_xlabel("training step", fontsize=10)
+    write_file(path, lambda part: figure.savefig(part, dpi=150, format="png"))
     return True
+
+
+def _draw_prior(axis: Any, prior: float) -> None:
+    """Draw the loss of a model that ignores its inputs as a labeled, dashed line."""
+    axis.axhline(prior, color="0.35", linestyle="--", linewidth=1.2)
+    axis.annotate(
+        "chance: ignores its inputs",
+        (0.98, prior),
+        xycoords=("axes fraction", "data"),
+        xytext=(0, 3),
+        textcoords="offset points",
+        ha="right",
+        fontsize=9,
+        color="0.25",
+    )
+    axis.margins(y=0.18)

@@ -142,7 +142,8 @@ class Trainer:
             images=position.images,
             seconds=position.seconds,
         )
-        self.watch = PriorWatch(prior_losses(config, data), config.train.steps)
+        self.priors = prior_losses(config, data)
+        self.watch = PriorWatch(self.priors, config.train.steps)
         self.progress = Progress(steps=config.train.steps, start=self.steps_done, quiet=quiet)
         self.began = time.monotonic() - position.seconds
         self._log(self._describe_run(data, str(init.path) if init else "random weights"))
@@ -334,7 +335,7 @@ class Trainer:
     def _finish(self) -> None:
         """Write the finished model: the best validated weights, or the last ones."""
         if self.processes.is_first:
-            self.folder.draw()
+            self.folder.draw(self.priors)
             if self.validation is not None:
                 self.validation.finish(self.best_step, self.folder.model_file)
             else:

@@ -1,0 +1,147 @@
+"""Decide what the demo's model has learned, by task and by kind of word.
+
+A kind of word is the group of a referring expression or question, such as "color": a word of this
+kind tells the object from the others in the image, or is the answer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+#: Standard errors between a model's accuracy and its best baseline for an ability to count.
+STANDARD_ERRORS = 3
+LEARNED, PARTLY, NOT_LEARNED = "learned", "partly learned", "not learned"
+
+#: Tasks of `Ability.task`, as in "finds an object by its color".
+EXPRESSIONS, QUESTIONS, PAIRS = "expressions", "questions", "pairs"
+_STARTS = {
+    EXPRESSIONS: "find the object that a phrase names by its ",
+    QUESTIONS: "answer questions about ",
+    PAIRS: "",
+}
+#: Display names of the groups of expressions and questions and of whole tasks, in display order.
+KINDS = {
+    EXPRESSIONS: {
+        "color": "color",
+        "noun": "shape",
+        "size": "size",
+        "material": "pattern",
+        "composed": "combined properties",
+        "relation": "position relative to another object",
+    },
+    PAIRS: {
+        "retrieval": "rank the right picture among the first ten for a caption",
+        "matching": "tell whether a caption fits a picture",
+    },
+    QUESTIONS: {
+        "color": "color",
+        "shape": "shape",
+        "size": "size",
+        "material": "pattern",
+        "exists": "presence",
+        "relation": "relative position",
+        "count": "number",
+    },
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ability:
+    """Accuracy on a task or on one kind of word, with its baselines."""
+
+    #: `EXPRESSIONS`, `QUESTIONS` or `PAIRS`.
+    task: str
+    #: Group in the annotations, or "retrieval" or "matching" for the tasks of `PAIRS`.
+    group: str
+    name: str
+    #: "val" or "novel".
+    split: str
+    #: Number of predictions that were scored.
+    count: int
+    model: float
+    chance: float
+    #: Best baseline without the image, estimated from the training split.
+    blind: float
+    #: First expression or question of the group.
+    example: str = ""
+
+    @property
+    def guess(self) -> float:
+        """The better baseline."""
+        return max(self.chance, self.blind)
+
+    @property
+    def margin(self) -> float:
+        """Difference from the better baseline that counts: three binomial standard errors.
+
+        The standard error is the larger of those of the two accuracies.
+        """
+        variance = max(rate * (1 - rate) for rate in (self.model, self.guess))
+        return STANDARD_ERRORS * math.sqrt(max(variance, 0.0) / max(self.count, 1))
+
+    @property
+    def verdict(self) -> str:
+        """`LEARNED`, `PARTLY` or `NOT_LEARNED`.
+
+        Partly learned means above the margin, but less than half of the way from the better
+        baseline to 1.
+        """
+        if self.model <= self.guess + self.margin:
+            return NOT_LEARNED
+        return LEARNED if self.model - self.guess >= (1 - self.guess) / 2 else PARTLY
+
+
+def kind_name(task: str, group: str, data: str) -> str:
+    """Return the display name of a group of expressions or questions."""
+    if group in ("noun", "shape") and data != "scenes":
+        return "name"
+    return KINDS[task].get(group, group)
+
+
+def sorted_groups(task: str, groups: Sequence[str]) -> list[str]:
+    """Return distinct groups in display order, without records that have none."""
+    known = [group for group in KINDS[task] if group in groups]
+    return known + sorted({group for group in groups if group} - set(known))
+
+
+def percent(value: float) -> str:
+    """Format a fraction, as in "69%"."""
+    return f"{100 * value:.0f}%"
+
+
+def with_verdict(abilities: Sequence[Ability], verdict: str, split: str = "val") -> list[Ability]:
+    """Return the abilities with a verdict on a split."""
+    return [a for a in abilities if (a.verdict, a.split) == (verdict, split)]
+
+
+def describe(abilities: Sequence[Ability]) -> str:
+    """List abilities, as in "answer questions about size (93%, guess 51%)"."""
+    parts = []
+    for task, start in _STARTS.items():
+        found = [
+            f"{ability.name} ({percent(ability.model)}, guess {percent(ability.guess)})"
+            for ability in abilities
+            if ability.task == task
+        ]
+        if found:
+            parts.append(start + _join(found))
+    return "; ".join(parts)
+
+
+def lost_on_novel(abilities: Sequence[Ability]) -> list[Ability]:
+    """Return those of `novel` that are not learned there, but at least partly on `val`."""
+    on_val = {(a.task, a.group): a.verdict for a in abilities if a.split == "val"}
+    return [
+        ability
+        for ability in abilities
+        if ability.split == "novel"
+        and ability.verdict == NOT_LEARNED
+        and on_val.get((ability.task, ability.group), NOT_LEARNED) != NOT_LEARNED
+    ]
+
+
+def _join(parts: Sequence[str]) -> str:
+    """Join words as in "a, b and c"."""
+    return " and ".join(filter(None, (", ".join(parts[:-1]), *parts[-1:])))
