@@ -25,7 +25,7 @@ class TestEveryPlan:
         assert (coarse.model.stage, fine.model.stage) == ("coarse", "fine")
         assert coarse.train.seed == fine.train.seed == 5
         assert coarse.train.steps == plan.coarse["train.steps"]
-        # The fine model must take the coarse one's towers as they are.
+        # The coarse model must take the fine one's towers as they are.
         assert coarse.model.swin == fine.model.swin
         fused = coarse.model.fusion.num_fused_layers
         assert fused == fine.model.fusion.num_fused_layers
@@ -33,7 +33,7 @@ class TestEveryPlan:
     def test_every_task_and_stage_is_counted(self, data, mode):
         plan = find_plan(data, mode)
         assert set(plan.records) == set(TASKS)
-        assert list(plan.seconds) == ["data", "coarse", "fine", "evaluation", "page"]
+        assert list(plan.seconds) == ["data", "fine", "coarse", "evaluation", "page"]
 
     def test_its_floors_were_recorded_with_it(self, data, mode):
         # Not FLOORS_FILE, which a fixture hides.

@@ -1,1 +1,1 @@
-"""Demo: data generation, coarse-stage and fine-stage training, evaluation and an HTML report."""
+"""Demo: data generation, fine-stage and coarse-stage training, evaluation and an HTML report."""

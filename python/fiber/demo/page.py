@@ -27,7 +27,7 @@ from fiber.demo.examples import Example, Examples, Scored, Twice
 from fiber.demo.floors import MetricRow
 from fiber.demo.folder import DemoFolder
 from fiber.demo.measures import SHOWN
-from fiber.demo.plan import COARSE_RECIPE, FINE_RECIPE, Plan
+from fiber.demo.plan import COARSE_RECIPE, FINE_RECIPE, STAGES, Plan
 from fiber.demo.report import (
     DemoReport,
     Group,
@@ -137,14 +137,14 @@ def _lead(
     machine: Mapping[str, str],
 ) -> list[str]:
     seconds = sum(speed.seconds for speed in throughput if speed.stage.endswith("training"))
-    sizes = [_parameters(folder.path / stage / "model.safetensors") for stage in ("coarse", "fine")]
+    sizes = [_parameters(folder.path / stage / "model.safetensors") for stage in STAGES]
     cores = machine.get("cores", "?")
     lead = [
         "FIBER is a vision-language model: it looks at a picture and a text together. This demo"
         f" trained a small one from scratch, without pretrained weights, on {plan.train_images:,}"
         f" generated pictures ({_WHAT[about['data']]}):"
-        f" {plan.lengths['coarse_steps']:,} steps on captions and questions, then"
-        f" {plan.lengths['fine_steps']:,} steps on boxes. Training took"
+        f" {plan.lengths['fine_steps']:,} steps on boxes, then"
+        f" {plan.lengths['coarse_steps']:,} steps on captions and questions. Training took"
         f" {readable_seconds(seconds)} on {cores} CPU core{'' if cores == '1' else 's'}; the models"
         f" of the two stages have {sizes[0]:.1f} and {sizes[1]:.1f} million parameters."
     ]
@@ -333,8 +333,8 @@ def own_commands(path: Path, data: str, scored: Scored) -> list[str]:
 
 def _curves(path: Path) -> list[tuple[str, Path]]:
     figures = [
-        (_COARSE_CURVES, path / "coarse" / "curves.png"),
         (_FINE_CURVES, path / "fine" / "curves.png"),
+        (_COARSE_CURVES, path / "coarse" / "curves.png"),
     ]
     # There are no curves without matplotlib.
     return [(caption, file) for caption, file in figures if file.is_file()]
@@ -342,7 +342,7 @@ def _curves(path: Path) -> list[tuple[str, Path]]:
 
 def _notes(path: Path, machine: Mapping[str, str]) -> list[str]:
     notes = []
-    for stage in ("coarse", "fine"):
+    for stage in STAGES:
         commit = read_json(path / stage / "config.json").get("commit")
         if commit and commit != machine["commit"]:
             notes.append(f"The {stage}-stage model was trained at commit {commit}.")
@@ -358,7 +358,7 @@ def _throughput(folder: DemoFolder, evaluated: tuple[int, float]) -> list[Throug
     made = folder.noted("data_stage")
     if made:
         speeds.append(Throughput("data", made["pictures"], made["seconds"]))
-    for stage in ("coarse", "fine"):
+    for stage in STAGES:
         lines = read_metrics(RunFolder(path=folder.path / stage).metrics_file)
         if lines:
             speeds.append(
@@ -388,8 +388,8 @@ def commands(path: Path, plan: Plan, about: Mapping[str, Any]) -> list[str]:
         "",
         "# stage by stage",
         f"fiber data {data} --output {here}/data --images {plan.train_images} --seed {seed}",
-        training(COARSE_RECIPE, plan.coarse, f" --output {here}/coarse"),
-        training(FINE_RECIPE, plan.fine, f" --init {here}/coarse --output {here}/fine"),
+        training(FINE_RECIPE, plan.fine, f" --output {here}/fine"),
+        training(COARSE_RECIPE, plan.coarse, f" --init {here}/fine --output {here}/coarse"),
         "",
         "# each task on all records of a split; the table uses a fixed random subset",
         *(

@@ -14,6 +14,8 @@ from fiber.config_io import nearest, replace_fields
 from fiber.training.config.run import RunConfig, load_recipe
 
 COARSE_RECIPE, FINE_RECIPE = "scenes_coarse", "scenes_fine"
+#: Stages in the order in which they are trained.
+STAGES = ("fine", "coarse")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +121,7 @@ _STAMPS_FAST_COARSE = {
 
 
 def _seconds(*seconds: float) -> dict[str, float]:
-    stages = ("data", "coarse", "fine", "evaluation", "page")
+    stages = ("data", "fine", "coarse", "evaluation", "page")
     return dict(zip(stages, seconds, strict=True))
 
 
@@ -130,14 +132,14 @@ PLANS: dict[tuple[str, str], Plan] = {
         coarse={"train.steps": 640, "train.checkpoint_every": 160},
         fine={"train.steps": 2400, "train.checkpoint_every": 400},
         records=_MANY_RECORDS,
-        seconds=_seconds(20, 190, 270, 40, 6),
+        seconds=_seconds(20, 270, 190, 40, 6),
     ),
     ("scenes", "fast"): Plan(
         train_images=5000,
         coarse=_FAST_COARSE,
         fine=_FAST_FINE,
         records=_FEW_RECORDS,
-        seconds=_seconds(3, 33, 62, 10, 4),
+        seconds=_seconds(3, 62, 33, 10, 4),
     ),
     ("stamps", "default"): Plan(
         train_images=10_000,
@@ -145,7 +147,7 @@ PLANS: dict[tuple[str, str], Plan] = {
         fine={**_STAMPS_FINE, "train.steps": 1100, "train.checkpoint_every": 200},
         # Hundreds of classes need many prompts, and each image is evaluated with every prompt.
         records=_MANY_RECORDS | {"coco": 25},
-        seconds=_seconds(45, 230, 245, 55, 8),
+        seconds=_seconds(45, 245, 230, 55, 8),
     ),
     ("stamps", "fast"): Plan(
         train_images=2500,

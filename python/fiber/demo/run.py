@@ -1,4 +1,8 @@
-"""Run the demo: data, coarse-stage run, fine-stage run, evaluation and report.
+"""Run the demo: data, fine-stage run, coarse-stage run, evaluation and report.
+
+The published model trains the coarse stage first, from pretrained encoders. Here, the encoders are
+new, and boxes teach them what captions alone hardly do in minutes, such as shapes
+(docs/evidence.md). Therefore, the fine stage is first.
 
 Each stage writes its complete result to the output folder. A stage is skipped if its result exists,
 so an interrupted demo resumes. Everything runs on the CPU, where the same seed gives the same
@@ -82,8 +86,8 @@ class Demo:
         self.about = {"data": data, "mode": mode, "seed": seed}
         self.plan = find_plan(data, mode)
         self.configs = {
-            "coarse": self.plan.coarse_config(seed),
             "fine": self.plan.fine_config(seed),
+            "coarse": self.plan.coarse_config(seed),
         }
         # Parameters of the data and models. Evaluation results have their own fingerprints.
         parameters = {
@@ -97,10 +101,10 @@ class Demo:
         self.clock = Clock(self.plan.seconds)
 
     def train(self) -> None:
-        """Run the first three stages: dataset, coarse-stage training and fine-stage training."""
+        """Run the first three stages: dataset, fine-stage training and coarse-stage training."""
         finished = (self.folder.data / "dataset.json").is_file()
         self.clock.run("data", self._make_data, finished=finished)
-        for stage, start in (("coarse", None), ("fine", self.models["coarse"])):
+        for stage, start in (("fine", None), ("coarse", self.models["fine"])):
             config, output = self.configs[stage], self.models[stage]
             self.clock.run(
                 stage,

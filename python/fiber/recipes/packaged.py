@@ -21,7 +21,7 @@ def packaged_fine() -> RunConfig:
     changes = {
         # Objects of drawings have other sizes than those of scenes.
         "data.transform.shorter_sides": (72, 84, 96, 108, 120),
-        "train.steps": 10_000,
+        "train.steps": 6000,
         "train.checkpoint_every": 500,
         "train.ema_decay": 0.999,
     }
@@ -45,7 +45,7 @@ def packaged_coarse() -> RunConfig:
     changes = {
         "model.image_text.heads": ("itc", "itm", "mlm", "vqa", "caption"),
         "tasks": tasks,
-        "train.steps": 6000,
+        "train.steps": 4000,
         "train.checkpoint_every": 300,
         "train.ema_decay": 0.999,
     }

@@ -26,43 +26,14 @@ from fiber.training.config.tasks import (
 from fiber.training.config.transforms import TransformConfig
 
 
-def scenes_coarse() -> RunConfig:
-    """Coarse-stage model for captions and questions on generated scenes, trained from scratch.
+def scenes_fine() -> RunConfig:
+    """Fine-stage model that finds boxes for texts in generated scenes, trained from scratch.
 
     Command: fiber data scenes --output runs/scenes
-             fiber train scenes_coarse --data runs/scenes --output runs/coarse
-    Data: rendered scenes with captions (ITC, ITM, MLM) and questions (VQA).
-    Hardware: two CPU cores; trains in minutes.
-    Expected: see the table printed by `fiber demo`, which runs this recipe.
-    """
-    return RunConfig(
-        model=preset("small"),
-        tasks=TasksConfig(
-            # Hard negatives need embeddings that have already been learned.
-            image_text=ImageTextTask(share=1, itm_negatives="random"),
-            question=QuestionTask(share=1),
-        ),
-        # Captions have about twelve tokens, so most would have at most one masked token at 0.15.
-        data=DataConfig(batch_size=64, mlm_probability=0.3),
-        # All weights are trained from scratch, so heads need no higher learning rate.
-        optim=OptimConfig(
-            lr=3e-4,
-            head_lr_multiplier=1.0,
-            cross_modal_lr_multiplier=1.0,
-            warmup_fraction=0.15,
-            clip_norm=1.0,
-        ),
-        train=TrainConfig(steps=640, checkpoint_every=160),
-    )
-
-
-def scenes_fine() -> RunConfig:
-    """Fine-stage model that finds boxes for texts in generated scenes, trained in minutes.
-
-    Command: fiber train scenes_fine --data runs/scenes --init runs/coarse --output runs/fine
+             fiber train scenes_fine --data runs/scenes --output runs/fine
     Data: rendered scenes with referring expressions, captions with phrases, and detection prompts.
     Hardware: two CPU cores; trains in minutes.
-    Expected: see the table printed by `fiber demo`, which runs this recipe after `scenes_coarse`.
+    Expected: see the table printed by `fiber demo`, which runs this recipe.
     """
     model = preset("small", stage="fine")
     return RunConfig(
@@ -87,6 +58,35 @@ def scenes_fine() -> RunConfig:
             clip_norm=1.0,
         ),
         train=TrainConfig(steps=2400, checkpoint_every=400, ema_decay=0.99),
+    )
+
+
+def scenes_coarse() -> RunConfig:
+    """Coarse-stage model for captions and questions on generated scenes, trained in minutes.
+
+    Command: fiber train scenes_coarse --data runs/scenes --init runs/fine --output runs/coarse
+    Data: rendered scenes with captions (ITC, ITM, MLM) and questions (VQA).
+    Hardware: two CPU cores; trains in minutes.
+    Expected: see the table printed by `fiber demo`, which runs this recipe after `scenes_fine`.
+    """
+    return RunConfig(
+        model=preset("small"),
+        tasks=TasksConfig(
+            # Hard negatives need embeddings that have already been learned.
+            image_text=ImageTextTask(share=1, itm_negatives="random"),
+            question=QuestionTask(share=1),
+        ),
+        # Captions have about twelve tokens, so most would have at most one masked token at 0.15.
+        data=DataConfig(batch_size=64, mlm_probability=0.3),
+        # All weights are trained from scratch, so heads need no higher learning rate.
+        optim=OptimConfig(
+            lr=3e-4,
+            head_lr_multiplier=1.0,
+            cross_modal_lr_multiplier=1.0,
+            warmup_fraction=0.15,
+            clip_norm=1.0,
+        ),
+        train=TrainConfig(steps=640, checkpoint_every=160),
     )
 
 

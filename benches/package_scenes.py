@@ -1,0 +1,202 @@
+"""Measure the two stages of the model in the package, and write them to it in bfloat16.
+
+Command: fiber data scenes --varied --images 100000 --output runs/varied
+         fiber train packaged_fine --data runs/varied --output runs/packaged/fine
+         fiber train packaged_coarse --data runs/varied --init runs/packaged/fine \\
+             --output runs/packaged/coarse
+         python benches/package_scenes.py runs/packaged runs/varied
+Output: python/fiber/packaged/scenes, with the weights, metrics.json and README.md.
+
+The metrics are those of the weights in bfloat16, as a user loads them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from experiments import measured_records
+
+from fiber.atomic_io import read_json, write_json
+from fiber.checkpoints.model_dir import load_model, save_model, write_weights
+from fiber.checkpoints.stages import STAGES, packaged_model
+from fiber.demo.guesses import Guesser
+from fiber.env import describe_machine
+from fiber.evaluation.evaluate import evaluate
+from fiber.synthetic.scenes import generate
+from fiber.training.run_dir import RunFolder, read_metrics
+
+#: Records of each task, the stage that has its head, and the metric of the table with its name.
+TASKS = {
+    "refcoco": (1600, "fine", "accuracy_at_1", "referring expressions, accuracy at IoU 0.5"),
+    "flickr": (300, "fine", "any_recall_at_1", "phrases of captions, recall at 1"),
+    "coco": (150, "fine", "ap50", "detection of the eight shapes, AP50"),
+    "vqa": (1500, "coarse", "accuracy", "questions, accuracy"),
+    "retrieval": (1000, "coarse", "text_to_image_recall_at_10", "text finds image, recall at 10"),
+    "matching": (300, "coarse", "accuracy", "caption matches or not, accuracy"),
+    "masked_words": (400, "coarse", "accuracy", "masked words of captions, accuracy"),
+    "caption": (300, "coarse", "cider_d", "captions, CIDEr-D"),
+}
+SPLITS = ("val", "novel")
+#: Tasks and number of images of val that a test measures again.
+CHECKED, CHECKED_IMAGES = ("refcoco", "vqa"), 150
+
+
+def write_stage(run: Path, folder: Path) -> None:
+    """Write the model of a finished run in bfloat16."""
+    stored = load_model(run)
+    assert stored.tokenizer is not None
+    save_model(stored.network, folder, stored.tokenizer, stored.answers)
+    state = stored.network.state_dict()
+    half = {n: t.bfloat16() if t.is_floating_point() else t for n, t in state.items()}
+    write_weights(folder, half)
+    config, line = (
+        read_json(run / "config.json"),
+        read_metrics(RunFolder(path=run).metrics_file)[-1],
+    )
+    training = {
+        name: config[name] for name in ("data", "tasks", "optim", "train") if name in config
+    }
+    seconds = {"steps": line["step"], "samples": line["images"], "seconds": line["seconds"]}
+    values = read_json(folder / "config.json")
+    write_json(folder / "config.json", values | {"training": training, "trained": seconds})
+
+
+def measure(folder: Path, data: Path) -> dict[str, Any]:
+    """Evaluate both stages on both splits, with baselines."""
+    models = {stage: load_model(folder / stage) for stage in STAGES}
+    guesser = Guesser(data, models["coarse"], 20_000)
+    found: dict[str, Any] = {}
+    for task, (limit, stage, _, _) in TASKS.items():
+        records = {split: measured_records(data, task, split, limit) for split in SPLITS}
+        guesses = {} if task == "caption" else guesser.guess(task, records)
+        for split in SPLITS:
+            metrics = evaluate(models[stage], task, records[split], rerank=False)
+            found.setdefault(task, {})[split] = {
+                "records": len(records[split]),
+                "model": rounded(metrics),
+                **{name: rounded(values) for name, values in guesses.get(split, {}).items()},
+            }
+            print(task, split, rounded(metrics), flush=True)
+    return found
+
+
+def check(folder: Path) -> dict[str, Any]:
+    """Evaluate some tasks on the first images of val, as a test does."""
+    with tempfile.TemporaryDirectory() as place:
+        data = checked_data(folder, Path(place) / "scenes")
+        metrics = {
+            task: rounded(evaluate(load_model(folder / TASKS[task][1]), task, data))
+            for task in CHECKED
+        }
+    return {"images": CHECKED_IMAGES, "metrics": metrics}
+
+
+def checked_data(folder: Path, output: Path) -> Path:
+    """Generate the images of `check`."""
+    return generate(
+        output,
+        train=0,
+        val=CHECKED_IMAGES,
+        novel=0,
+        varied=True,
+        tokenizer=folder / "fine" / "tokenizer.json",
+    )
+
+
+def rounded(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Round metrics to four digits."""
+    return {name: round(value, 4) for name, value in metrics.items()}
+
+
+def write_card(folder: Path, results: Mapping[str, Any]) -> None:
+    """Write README.md, the model card."""
+    lines = [
+        "| task | split | records | model | chance | blind |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for task, (_, _, metric, title) in TASKS.items():
+        for split in SPLITS:
+            own = results["tasks"][task][split]
+            values = [own[name].get(metric) if name in own else None for name in _COLUMNS]
+            cells = ["-" if value is None else f"{value:.3f}" for value in values]
+            lines.append(f"| {title} | {split} | {own['records']} | {' | '.join(cells)} |")
+    trained = []
+    for stage in ("fine", "coarse"):
+        run = results["stages"][stage]
+        trained.append(
+            f"- {stage}: {run['steps']:,} steps, {run['samples']:,} samples,"
+            f" {run['seconds'] / 60:.0f} minutes on one core ({results['machine']['processor']})."
+        )
+    text = _CARD.format(
+        table="\n".join(lines),
+        trained="\n".join(trained),
+        bytes=f"{results['bytes'] / 1e6:.1f}",
+        images=f"{results['data']['counts']['train']:,}",
+    )
+    (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+_COLUMNS = ("model", "chance", "blind")
+_CARD = """# scenes
+
+The model that `fiber.load("scenes")` loads: both stages of a small FIBER, {bytes} MB in bfloat16.
+It knows drawings of colored shapes and nothing else: circle, square, triangle, star, diamond,
+cross, heart and ring, in red, green, blue, yellow, purple, cyan, white and black, small or large,
+plain or striped, up to three in a picture, and the relations left of, right of, above and below.
+On photographs its output is a guess.
+
+## Training
+
+From scratch on {images} generated pictures (`fiber data scenes --varied`), with no other pictures
+or texts. First the fine stage (boxes), then the coarse stage from its backbone (captions and
+questions); the recipes are `packaged_fine` and `packaged_coarse`, with seed 0.
+
+{trained}
+
+## Results
+
+On pictures of the same generator: val has the combinations of color and shape of the training
+pictures, novel has others. chance guesses among the objects, answers or candidates; blind is the
+best guess without the picture. By kind of word: `metrics.json`. `benches/package_scenes.py` wrote
+this page.
+
+{table}
+
+## Use
+
+Examples, tests and first steps. Not for photographs, and not as a measure of the published model,
+which is far larger and was trained on photographs. License: that of this package.
+"""
+
+
+def main() -> None:
+    """Write the package's model from two runs."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("runs", type=Path, help="folder of the runs fine/ and coarse/")
+    parser.add_argument("data", type=Path, help="folder of the data that they were trained on")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    folder = packaged_model("scenes")
+    shutil.rmtree(folder, ignore_errors=True)
+    for stage in STAGES:
+        write_stage(options.runs / stage, folder / stage)
+    results = {
+        "data": read_json(options.data / "dataset.json")["parameters"],
+        "machine": describe_machine(),
+        "bytes": sum(file.stat().st_size for file in folder.rglob("*.safetensors")),
+        "stages": {stage: read_json(folder / stage / "config.json")["trained"] for stage in STAGES},
+        "tasks": measure(folder, options.data),
+        "check": check(folder),
+    }
+    write_json(folder / "metrics.json", results)
+    write_card(folder, results)
+
+
+if __name__ == "__main__":
+    main()
