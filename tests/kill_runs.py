@@ -296,7 +296,7 @@ def run_all(
         if counts[2]:
             began = time.monotonic()
             # Curves take longer than a run.
-            with mock.patch.object(RunFolder, "draw", lambda folder: None):
+            with mock.patch.object(RunFolder, "draw", lambda folder, priors: None):
                 out = flip_bits(stage, data, work, counts[2], chance)
             report(f"{stage}, {counts[2]} flipped bits", began, out)
     if pairs:

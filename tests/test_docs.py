@@ -182,7 +182,7 @@ def shorten_defaults():
     """What no option of a command shortens: 500 images of each held-out split, drawn curves."""
     for module in (scenes, stamps):
         module.generate.__kwdefaults__.update(val=8, novel=8)
-    RunFolder.draw = lambda folder: None
+    RunFolder.draw = lambda folder, priors: None
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -70,7 +70,7 @@ def test_coco_folder_and_what_is_done_with_one(layout, cutouts, tmp_path, monkey
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     if layout != "coco":
         # Drawing the curves takes longer than the two steps.
-        monkeypatch.setattr(RunFolder, "draw", lambda folder: None)
+        monkeypatch.setattr(RunFolder, "draw", lambda folder, priors: None)
     command = ["train", "small_detection", "--data", "own", "--output", "run"]
     assert main([*command, *settings, "--device", "cpu"]) == 0
     said = capsys.readouterr()

@@ -26,5 +26,5 @@ MICRO = Plan(
     },
     records=dict.fromkeys(TASKS, 24),
     counted_captions=50,
-    seconds=dict.fromkeys(("data", "coarse", "fine", "evaluation", "page"), 1.0),
+    seconds=dict.fromkeys(("data", "fine", "coarse", "evaluation", "page"), 1.0),
 )

@@ -90,7 +90,7 @@ class TestFinished:
 
     def test_its_abilities(self, finished):
         known = json.loads((finished / "rows.json").read_text())["abilities"]
-        for task, group in (("expressions", "relation"), ("questions", "color"), ("pairs", None)):
+        for task, group in (("expressions", "noun"), ("questions", "color"), ("pairs", None)):
             own = [a for a in known if a["task"] == task and group in (a["group"], None)]
             assert {a["split"] for a in own} == {"val", "novel"}
         for ability in known:
@@ -295,7 +295,7 @@ def test_another_seed_is_another_demo(finished, tmp_path, monkeypatch):
 
     def train(config, **rest):
         seeds.append(config.train.seed)
-        if config.model.stage == "fine":
+        if config.model.stage == "coarse":
             raise KeyboardInterrupt
 
     monkeypatch.setattr(run, "train", train)
