@@ -72,13 +72,13 @@ _FEW_RECORDS = {task: few for task, (_, few) in _RECORDS.items()}
 
 #: Only ITC is trained on captions, since the others learn little in half a minute.
 _FAST_COARSE = {
-    "train.steps": 200,
-    "train.checkpoint_every": 100,
+    "train.steps": 120,
+    "train.checkpoint_every": 60,
     "tasks.image_text.itm": 0.0,
     "tasks.image_text.mlm": 0.0,
-    "tasks.image_text.share": 4,
+    "tasks.image_text.share": 2,
 }
-_FAST_FINE = {"train.steps": 500, "train.checkpoint_every": 250}
+_FAST_FINE = {"train.steps": 420, "train.checkpoint_every": 210}
 
 #: Stamps have hundreds of nouns, which are also answers. They show details that need more pixels,
 #: and a dynamic head.
@@ -129,10 +129,10 @@ def _seconds(*seconds: float) -> dict[str, float]:
 PLANS: dict[tuple[str, str], Plan] = {
     ("scenes", "default"): Plan(
         train_images=24_000,
-        coarse={"train.steps": 640, "train.checkpoint_every": 160},
-        fine={"train.steps": 2400, "train.checkpoint_every": 400},
+        coarse={"train.steps": 560, "train.checkpoint_every": 140},
+        fine={"train.steps": 1700, "train.checkpoint_every": 340},
         records=_MANY_RECORDS,
-        seconds=_seconds(20, 270, 190, 40, 6),
+        seconds=_seconds(25, 260, 180, 60, 8),
     ),
     ("scenes", "fast"): Plan(
         train_images=5000,

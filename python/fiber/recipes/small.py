@@ -57,7 +57,7 @@ def scenes_fine() -> RunConfig:
             warmup_fraction=0.05,
             clip_norm=1.0,
         ),
-        train=TrainConfig(steps=2400, checkpoint_every=400, ema_decay=0.99),
+        train=TrainConfig(steps=1700, checkpoint_every=340, ema_decay=0.99),
     )
 
 
@@ -78,15 +78,16 @@ def scenes_coarse() -> RunConfig:
         ),
         # Captions have about twelve tokens, so most would have at most one masked token at 0.15.
         data=DataConfig(batch_size=64, mlm_probability=0.3),
-        # All weights are trained from scratch, so heads need no higher learning rate.
+        # The encoders were trained only briefly, so heads need no higher learning rate.
         optim=OptimConfig(
-            lr=3e-4,
+            lr=1e-3,
             head_lr_multiplier=1.0,
             cross_modal_lr_multiplier=1.0,
+            muon_lr_multiplier=2.0,
             warmup_fraction=0.15,
             clip_norm=1.0,
         ),
-        train=TrainConfig(steps=640, checkpoint_every=160),
+        train=TrainConfig(steps=560, checkpoint_every=140),
     )
 
 
