@@ -1,11 +1,12 @@
-"""Compare each data- or width-dependent initialization of a small model with the one it replaces.
+"""Compare what lets a small model learn in minutes with what it replaces.
 
 Command: fiber data scenes --output runs/scenes --images 24000
          python benches/starts.py runs/scenes
 Rows: results/starts.csv, one per run. Runs that have a row are skipped.
 
-All runs use the models and rates of the demo's recipes. "off" leaves out one method that a model
-with `weight_start` "fan_in" calls; the published models never call it.
+All runs use the model and rates of the demo's recipes. The "off" arm leaves out one thing: a method
+that a model with `weight_start` "fan_in" calls (the published models never call it), Muon, or the
+fine stage before the coarse one. Runs of the coarse stage start from the model in the package.
 """
 
 from __future__ import annotations
@@ -30,54 +31,80 @@ from fiber.training.train import train
 
 
 class Start(NamedTuple):
-    """An initialization, and the run and metric that show what it is for."""
+    """One thing that is left out, and the run and metric that show what it is for."""
 
-    owner: type
-    method: str
     recipe: str
-    changes: Mapping[str, Any]
+    steps: int
     task: str
     records: int
     metric: str
+    #: Class and name of the method that the "off" arm does not call, if any.
+    method: tuple[type, str] | None = None
+    #: Changes of both arms, and of the "off" arm.
+    changes: Mapping[str, Any] = {}
+    off: Mapping[str, Any] = {}
+    #: Initial model of both arms, unless the "off" arm has none.
+    init: str | None = None
+    off_has_init: bool = True
 
 
 _ITC_ONLY = {
     "tasks.question.share": 0,
     "tasks.image_text.itm": 0.0,
     "tasks.image_text.mlm": 0.0,
-    "train.steps": 300,
 }
+_QUESTIONS_ONLY = {"tasks.image_text.share": 0}
 _RETRIEVAL = ("retrieval", 1000, "text_to_image_recall_at_10")
-_QUESTIONS = {"tasks.image_text.share": 0, "train.steps": 300}
-_FINE = {"train.steps": 450}
+_PHRASES = ("flickr", 300, "any_recall_at_1")
+_EXPRESSIONS = ("refcoco", 1600, "accuracy_at_1")
+_VQA = ("vqa", 1500, "accuracy")
 STARTS = {
-    "embeddings": Start(FiberImageText, "init_embeddings", "scenes_coarse", _ITC_ONLY, *_RETRIEVAL),
+    "embeddings": Start(
+        *("scenes_coarse", 60, *_RETRIEVAL),
+        method=(FiberImageText, "init_embeddings"),
+        changes=_ITC_ONLY,
+        init="scenes/fine",
+    ),
     "answers": Start(
-        FiberImageText,
-        "init_answer_priors",
-        "scenes_coarse",
-        _QUESTIONS,
-        *("vqa", 1500, "accuracy"),
+        *("scenes_coarse", 120, *_VQA),
+        method=(FiberImageText, "init_answer_priors"),
+        changes=_QUESTIONS_ONLY,
+        init="scenes/fine",
     ),
-    "pyramid": Start(
-        FeaturePyramid, "init_identity", "scenes_fine", _FINE, "flickr", 300, "any_recall_at_1"
+    "pyramid": Start("scenes_fine", 420, *_PHRASES, method=(FeaturePyramid, "init_identity")),
+    "token logits": Start("scenes_fine", 420, *_PHRASES, method=(GroundingHead, "init_at_prior")),
+    "muon": Start("scenes_fine", 420, *_EXPRESSIONS, off={"optim.muon_lr_multiplier": 0.0}),
+    "muon, coarse": Start(
+        *("scenes_coarse", 240, *_VQA),
+        off={"optim.muon_lr_multiplier": 0.0},
+        init="scenes/fine",
     ),
-    "token logits": Start(
-        GroundingHead, "init_at_prior", "scenes_fine", _FINE, "flickr", 300, "any_recall_at_1"
+    "boxes first": Start(
+        *("scenes_coarse", 240, *_RETRIEVAL), init="scenes/fine", off_has_init=False
     ),
 }
 
 
 def run(folder: Path, start: str, arm: str, seed: int) -> list[dict[str, Any]]:
-    """Train and evaluate one run with ("on") or without ("off") an initialization."""
+    """Train and evaluate one run, "on" or "off"."""
     began = cpu_seconds()
     chosen = STARTS[start]
-    changes = {"train.seed": seed, "train.checkpoint_every": 0, **chosen.changes}
+    is_off = arm == "off"
+    changes = {
+        "train.seed": seed,
+        "train.steps": chosen.steps,
+        "train.checkpoint_every": 0,
+        **chosen.changes,
+        **(chosen.off if is_off else {}),
+    }
     config = replace_fields(load_recipe(chosen.recipe), changes)
-    off = mock.patch.object(chosen.owner, chosen.method, lambda *_: None)
-    with tempfile.TemporaryDirectory() as output, off if arm == "off" else nullcontext():
+    left_out = nullcontext()
+    if is_off and chosen.method is not None:
+        left_out = mock.patch.object(*chosen.method, lambda *_: None)
+    init = chosen.init if chosen.off_has_init or not is_off else None
+    with tempfile.TemporaryDirectory() as output, left_out:
         trained = Path(output) / "run"
-        train(config, data=folder, output=trained, threads=1, quiet=True, device="cpu")
+        train(config, data=folder, output=trained, init=init, threads=1, quiet=True, device="cpu")
         numbers = measure(load_model(trained), folder, {chosen.task: chosen.records})
     return [
         {

@@ -52,12 +52,45 @@ def test_names(wheel):
         "_core.pyi",
         "demo/floors.json",
         "demo/report.html.j2",
+        "packaged/scenes/README.md",
+        "packaged/scenes/coarse/model.safetensors",
+        "packaged/scenes/fine/model.safetensors",
         "kernels/runtime/tiles.json",
         "kernels/__init__.py",
     }
     assert {f"fiber/{name}" for name in known} < own
     inside = {name for name in names if name.startswith("fiber/") and not name.endswith("/")}
     assert inside == own | {"fiber/_core.abi3.so"}
+
+
+def test_size(wheel):
+    assert wheel.stat().st_size < 12e6
+
+
+def test_its_model_answers(wheel, tmp_path):
+    zipfile.ZipFile(wheel).extractall(tmp_path / "wheel")
+    script = """
+import fiber
+from PIL import Image, ImageDraw
+
+assert "wheel" in fiber.__file__
+drawing = Image.new("RGB", (200, 200), "white")
+pen = ImageDraw.Draw(drawing)
+pen.ellipse((20, 30, 80, 90), fill="red")
+pen.rectangle((110, 100, 180, 170), fill="blue")
+print(fiber.load("scenes").ground(drawing, ["the square"]).boxes_xyxy[0].tolist())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "wheel")},
+    )
+    assert done.returncode == 0, done.stderr
+    box = [float(edge) for edge in done.stdout.strip("[]\n").split(",")]
+    assert max(abs(a - b) for a, b in zip(box, (110, 100, 180, 170), strict=True)) < 15
 
 
 def test_tag(wheel):

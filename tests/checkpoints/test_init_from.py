@@ -71,9 +71,9 @@ def test_size_mismatch_is_reported_in_one_line(stage):
     with pytest.raises(ValueError, match="released") as caught:
         initialize(build_model(preset("small", stage=stage).with_vocabulary(320)), start)
     assert str(caught.value) == (
-        "released.ckpt has text width 32, expected 128; text layers 4, expected 6; image channels"
-        " 16, expected 32; image depths (1, 1, 2, 2), expected (1, 1, 4, 2); fused layers 3,"
-        " expected 4 (preset small); start from a model of the expected size, or use a recipe"
+        "released.ckpt has text width 32, expected 80; text layers 4, expected 5; image channels"
+        " 16, expected 20; image depths (1, 1, 2, 2), expected (1, 1, 4, 1); fused layers 3,"
+        " expected 5 (preset small); start from a model of the expected size, or use a recipe"
         " that matches the initial model (`fiber recipes`)"
     )
 

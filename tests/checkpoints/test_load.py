@@ -16,7 +16,7 @@ from fiber.checkpoints.init_from import initialize
 from fiber.checkpoints.load import EncoderStates, read_init, read_model
 from fiber.checkpoints.model_dir import StoredModel, load_model, save_model
 from fiber.checkpoints.torch_file import read_checkpoint
-from fiber.config import preset
+from fiber.config import FiberConfig, preset
 from fiber.config_io import replace_fields
 from fiber.data import Tokenizer
 from fiber.models.fiber.keys import coarse_keys as coarse_map
@@ -221,15 +221,21 @@ def test_heads_that_share_tensors_survive_a_round_trip(tmp_path):
     assert read_model(tmp_path / "a.ckpt").config == config
 
 
+def wider() -> FiberConfig:
+    """A small model whose text heads have the published width."""
+    small = preset("small")
+    return dataclasses.replace(small, roberta=dataclasses.replace(small.roberta, width=128))
+
+
 def test_file_without_a_config_uses_the_published_sizes(tmp_path):
-    state = write_published(build_model(preset("small")), tmp_path / "a.ckpt")
+    state = write_published(build_model(wider()), tmp_path / "a.ckpt")
     torch.save({"state_dict": state}, tmp_path / "bare.ckpt")
     config = read_model(tmp_path / "bare.ckpt").config
-    assert (config.image_size, config.max_tokens, config.roberta.num_heads) == (128, 40, 2)
+    assert (config.image_size, config.max_tokens, config.roberta.num_heads) == (192, 40, 2)
 
 
 def test_contradiction_error_names_the_file(tmp_path):
-    state = write_published(build_model(preset("small")), tmp_path / "a.ckpt")
+    state = write_published(build_model(wider()), tmp_path / "a.ckpt")
     settings = {"config": {"image_size": 96, "num_heads": 4, "hidden_size": 768}}
     torch.save({"state_dict": state, "hyper_parameters": settings}, tmp_path / "b.ckpt")
     with pytest.raises(ValueError, match=r"b.ckpt.*hidden_size 768.*128"):

@@ -321,7 +321,7 @@ class TestBadInput:
         message = error_line(capsys)
         assert "'vqa'" in message
         assert "grounding" in message
-        assert "run `fiber train small_vqa` (see also `fiber recipes`)" in message
+        assert "run `fiber train vqav2` (see also `fiber recipes`)" in message
 
     @pytest.mark.parametrize(
         ("arguments", "message"),

@@ -27,7 +27,7 @@ class TestInspect:
         out = capsys.readouterr().out
         count = len(sources.captions(scenes, "train"))
         assert f"  captions   {count} records" in out
-        assert "  train      3 images, all 64 x 64 pixels, 0 broken" in out
+        assert "  train      3 images, all 96 x 96 pixels, 0 broken" in out
         assert out.index("\ntrain\n") < out.index("\nval\n")
 
     def test_inspect_finds_faults(self, scenes, capsys):

@@ -307,7 +307,7 @@ class TestHeads:
             fine.answer("a.jpg", "why?")
         assert str(error.value) == (
             "answer needs the head 'vqa'; this model has grounding."
-            " To train this head, run `fiber train small_vqa` (see also `fiber recipes`)."
+            " To train this head, run `fiber train vqav2` (see also `fiber recipes`)."
         )
 
     @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import pytest
 
 import fiber
 from fiber.inference import StagedModel
+from fiber.synthetic.scenes import generate
 
 
 @pytest.fixture
@@ -57,3 +58,13 @@ def test_options_for_one_stage(staged, tmp_path):
         fiber.load(tmp_path / "both", weights="ema")
     larger = fiber.load(tmp_path / "both", device="cpu", image_size=128)
     assert larger.stages["coarse"].config.image_size == 128
+
+
+def test_each_task_is_evaluated_on_the_stage_with_its_head(staged, coarse, fine, tmp_path):
+    data = generate(tmp_path / "scenes", train=0, val=6, novel=0, tokenizer=tmp_path / "both/fine")
+    for task, own in (("refcoco", fine), ("retrieval", coarse)):
+        expected = fiber.evaluate(own, task, data)
+        assert fiber.evaluate(staged, task, data) == expected
+        assert fiber.evaluate(tmp_path / "both", task, data) == expected
+    with pytest.raises(fiber.MissingHeadError, match="task 'refcoco' needs the head 'grounding'"):
+        fiber.evaluate(StagedModel({"coarse": coarse}), "refcoco", data)

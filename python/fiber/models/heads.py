@@ -12,7 +12,7 @@ from fiber.config import FiberConfig, preset
 LANGUAGE_HEAD_EPS = 1e-12
 
 
-#: Recipe that trains each head, by preset. Models up to the width of "small" use its recipes.
+#: Recipe that trains each head, by preset; models that match no preset use "base".
 HEAD_RECIPES: dict[str, dict[str, str]] = {
     "base": {
         "itc": "retrieval_coco",
@@ -47,7 +47,7 @@ def need_head(config: FiberConfig, head: str, asked: str) -> None:
             missing one.
     """
     if head not in config.heads:
-        is_small = config.roberta.width <= preset("small").roberta.width
+        is_small = config.roberta.width == preset("small").roberta.width
         recipe = HEAD_RECIPES["small" if is_small else "base"][head]
         raise MissingHeadError(
             f"{asked} needs the head {head!r}; this model has {', '.join(config.heads)}."
