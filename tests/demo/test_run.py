@@ -167,7 +167,7 @@ class TestExitCode:
     def test_passes(self, copy, learned, capsys):
         assert run.main(output=copy) == 0
         assert capsys.readouterr().out.count(" ok") == 16
-        assert "It passed" in (copy / "report.html").read_text()
+        assert "This run passed" in (copy / "report.html").read_text()
         assert {round(row["floor"], 6) for row in rows_of(copy)} == {0.78}
 
     def test_falls(self, copy, learned, capsys):

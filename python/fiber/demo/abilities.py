@@ -13,6 +13,8 @@ from dataclasses import dataclass
 #: Standard errors between a model's accuracy and its best baseline for an ability to count.
 STANDARD_ERRORS = 3
 LEARNED, PARTLY, NOT_LEARNED = "learned", "partly learned", "not learned"
+#: From the best to the worst.
+VERDICTS = (LEARNED, PARTLY, NOT_LEARNED)
 
 #: Tasks of `Ability.task`, as in "finds an object by its color".
 EXPRESSIONS, QUESTIONS, PAIRS = "expressions", "questions", "pairs"
@@ -86,11 +88,12 @@ class Ability:
         """`LEARNED`, `PARTLY` or `NOT_LEARNED`.
 
         Partly learned means above the margin, but less than half of the way from the better
-        baseline to 1.
+        baseline to 100%, in percents as shown.
         """
         if self.model <= self.guess + self.margin:
             return NOT_LEARNED
-        return LEARNED if self.model - self.guess >= (1 - self.guess) / 2 else PARTLY
+        model, guess = whole_percents(self.model), whole_percents(self.guess)
+        return LEARNED if 2 * (model - guess) >= 100 - guess else PARTLY
 
 
 def kind_name(task: str, group: str, data: str) -> str:
@@ -106,40 +109,41 @@ def sorted_groups(task: str, groups: Sequence[str]) -> list[str]:
     return known + sorted({group for group in groups if group} - set(known))
 
 
+def whole_percents(value: float) -> int:
+    """Round a fraction to percents, halves up."""
+    return math.floor(100 * value + 0.5)
+
+
 def percent(value: float) -> str:
     """Format a fraction, as in "69%"."""
-    return f"{100 * value:.0f}%"
+    return f"{whole_percents(value)}%"
 
 
-def with_verdict(abilities: Sequence[Ability], verdict: str, split: str = "val") -> list[Ability]:
-    """Return the abilities with a verdict on a split."""
-    return [a for a in abilities if (a.verdict, a.split) == (verdict, split)]
+def with_verdict(abilities: Sequence[Ability], verdict: str) -> list[list[Ability]]:
+    """Return abilities, each on all of its splits, whose worst verdict on a split is `verdict`."""
+    found = []
+    for task, group in dict.fromkeys((a.task, a.group) for a in abilities):
+        splits = [a for a in abilities if (a.task, a.group) == (task, group)]
+        if max((a.verdict for a in splits), key=VERDICTS.index) == verdict:
+            found.append(splits)
+    return found
 
 
-def describe(abilities: Sequence[Ability]) -> str:
-    """List abilities, as in "answer questions about size (93%, guess 51%)"."""
+def describe(abilities: Sequence[Sequence[Ability]]) -> list[str]:
+    """List abilities by task, as in "answer questions about size (93%, 90%; guess 51%)".
+
+    In brackets are the accuracy on each split, and the better baseline on the first one.
+    """
     parts = []
     for task, start in _STARTS.items():
-        found = [
-            f"{ability.name} ({percent(ability.model)}, guess {percent(ability.guess)})"
-            for ability in abilities
-            if ability.task == task
-        ]
+        found = []
+        for splits in abilities:
+            if splits[0].task == task:
+                own = ", ".join(percent(ability.model) for ability in splits)
+                found.append(f"{splits[0].name} ({own}; guess {percent(splits[0].guess)})")
         if found:
             parts.append(start + _join(found))
-    return "; ".join(parts)
-
-
-def lost_on_novel(abilities: Sequence[Ability]) -> list[Ability]:
-    """Return those of `novel` that are not learned there, but at least partly on `val`."""
-    on_val = {(a.task, a.group): a.verdict for a in abilities if a.split == "val"}
-    return [
-        ability
-        for ability in abilities
-        if ability.split == "novel"
-        and ability.verdict == NOT_LEARNED
-        and on_val.get((ability.task, ability.group), NOT_LEARNED) != NOT_LEARNED
-    ]
+    return parts
 
 
 def _join(parts: Sequence[str]) -> str:

@@ -19,7 +19,6 @@ from fiber.demo.abilities import (
     QUESTIONS,
     Ability,
     describe,
-    lost_on_novel,
     with_verdict,
 )
 from fiber.demo.contact_sheet import draw_image
@@ -54,13 +53,19 @@ SPLIT_NAMES = {
     "scenes": {"val": "new pictures", "novel": "new combinations"},
     "stamps": {"val": "new pictures", "novel": "new nouns"},
 }
+#: What words of position mean, by kind of data.
+_POSITIONS = {
+    "scenes": " Words of position mean the main direction: what is more above than left of a ring"
+    " is above it, and not left of it.",
+    "stamps": "",
+}
 _COARSE_CURVES = (
     "Coarse stage. itc: contrast of pictures and captions; itm: matching of pictures and captions;"
     " mlm: masked words of captions; vqa: answers. Lower is better."
 )
 _FINE_CURVES = (
     "Fine stage. alignment: which words an object fits; box: its edges; centerness: its center."
-    " Lower is better."
+    " Losses in training, so lower is better."
 )
 _KIND_TITLES = {
     EXPRESSIONS: "Finding the object of a phrase, by what tells it apart",
@@ -87,20 +92,22 @@ def make_report(
     """
     floors = sum(row.floor is not None for row in rows)
     passed = (
-        f"It passed: {floors} of {len(rows)} metrics have a floor. The model reaches every floor,"
-        " but none of them on permuted images."
+        f"Every run of the demo is checked. {floors} of the {len(rows)} metrics below have a floor,"
+        " the least value that is expected from recorded runs. The model has to reach every floor"
+        " on the right pictures, and must not reach it if each picture is exchanged for another"
+        " (permuted). This run passed."
     )
     throughput = _throughput(folder, evaluated)
     claims, names = read_claims(), SPLIT_NAMES[about["data"]]
     return DemoReport(
         title=f"fiber demo: {_WHAT[about['data']]}",
         lead=_lead(folder, plan, about, throughput, machine),
-        summary=summarize(abilities, names, has_evidence=bool(claims)),
+        summary=summarize(abilities, has_evidence=bool(claims)),
         novel=names["novel"],
         verdict="This run failed:" if problems else passed,
         problems=problems,
         headlines=make_headlines(rows, names),
-        twice_text=_describe_twice(examples.twice, names),
+        twice_text=_describe_twice(examples.twice, names) + _POSITIONS[about["data"]],
         twice=[
             (
                 f"{names[own.split]}, {'both found' if shown.is_right else 'not both found'}",
@@ -145,8 +152,9 @@ def _lead(
         f" generated pictures ({_WHAT[about['data']]}):"
         f" {plan.lengths['fine_steps']:,} steps on boxes, then"
         f" {plan.lengths['coarse_steps']:,} steps on captions and questions. Training took"
-        f" {readable_seconds(seconds)} on {cores} CPU core{'' if cores == '1' else 's'}; the models"
-        f" of the two stages have {sizes[0]:.1f} and {sizes[1]:.1f} million parameters."
+        f" {readable_seconds(seconds)} on {cores} CPU core{'' if cores == '1' else 's'}. One model"
+        f" predicts boxes (fine stage, {sizes[0]:.1f} million parameters), the other matches"
+        f" captions and answers questions (coarse stage, {sizes[1]:.1f} million)."
     ]
     held_out = read_json(folder.data / "dataset.json").get("held_out", {}).get("color_shape")
     if held_out:
@@ -172,28 +180,26 @@ def _parameters(weights: Path) -> float:
 
 
 def summarize(
-    abilities: Sequence[Ability], names: Mapping[str, str], *, has_evidence: bool
-) -> list[tuple[str, str, str]]:
-    """State what the model has learned, as (CSS class, heading, text).
+    abilities: Sequence[Ability], *, has_evidence: bool
+) -> list[tuple[str, str, list[str]]]:
+    """State what the model has learned, as (CSS class, heading, texts).
 
-    Verdicts are those on `val`. What is not learned on `novel` only is listed at the end. `names`
-    are those of the splits.
+    The worse of the verdicts on `val` and on `novel` counts.
     """
-    summary = []
+    summary: list[tuple[str, str, list[str]]] = []
     missing = with_verdict(abilities, NOT_LEARNED)
     for style, heading, found in (
         ("learned", "It has learned to", with_verdict(abilities, LEARNED)),
-        ("partly", "Partly, it has learned to", with_verdict(abilities, PARTLY)),
+        ("partly", "It has partly learned to", with_verdict(abilities, PARTLY)),
         ("not", "It has not learned to", missing),
-        ("not", f"On {names['novel']} only, it cannot", lost_on_novel(abilities)),
     ):
         if found:
-            summary.append((style, heading, f"{describe(found)}."))
+            summary.append((style, heading, describe(found)))
         elif style == "learned":
-            summary.append(("not", "It has learned nothing", "that is clearly above guessing."))
+            summary.append(("not", "It has learned nothing that is clearly above guessing", []))
     if missing and has_evidence:
-        text = "docs/evidence.md shows what longer training changes."
-        summary.append(("more", "This is a short run.", text))
+        text = "This is a short run. docs/evidence.md shows what longer training changes"
+        summary.append(("more", text, []))
     return summary
 
 
@@ -304,12 +310,13 @@ def _describe_own(data_folder: Path, data: str) -> str:
     backgrounds = (
         "a plain or textured background"
         if parameters.get("varied")
-        else "a gray, textured background; on other backgrounds, expect mistakes"
+        else "grayish, textured backgrounds; on others, such as white, expect mistakes"
     )
     return (
-        f"Draw 1 to {parameters['max_objects']} shapes that do not touch, each a quarter to two"
-        f" fifths of the picture wide. It knows these shapes: {', '.join(SHAPES)}; and these"
-        f" colors: {', '.join(COLORS)}; plain or striped. It was trained on {backgrounds}."
+        f"Draw 1 to {parameters['max_objects']} shapes that do not touch, each about a quarter"
+        " (small) or two fifths (large) of the picture high. The words of its training are the"
+        f" shapes {', '.join(SHAPES)}; the colors {', '.join(COLORS)}; small and large; plain and"
+        f" striped. It was trained on {backgrounds}."
         " On a photograph it guesses. The last two commands ask about one of the demo's pictures."
     )
 

@@ -102,8 +102,8 @@ class DemoReport:
     novel: str = "new combinations"
     #: What was trained, and on what.
     lead: Sequence[str] = ()
-    #: What the model can and cannot do, as (CSS class, heading, text).
-    summary: Sequence[tuple[str, str, str]] = ()
+    #: What the model can and cannot do, as (CSS class, heading, texts).
+    summary: Sequence[tuple[str, str, Sequence[str]]] = ()
     headlines: Sequence[Headline] = ()
     #: How the images of `twice` were chosen, and on how many both objects are found.
     twice_text: str = ""

@@ -92,12 +92,7 @@ def evaluate(
     """
     if output is not None and task != "odinw":
         check_target(Path(output))  # before the evaluation, which may take hours
-    # ODinW evaluates the task "coco" on several datasets.
-    model_task = "coco" if task == "odinw" else task
-    if isinstance(model, EvalStages):
-        model = model.with_head(needed_head(model_task, model.heads), f"task {task!r}")
-    elif not isinstance(model, EvalModel):
-        model = load_stored(model, heads=task_heads(model_task))
+    model = _model_of(model, task)
     context = EvalContext.of(
         model,
         batch_size=batch_size,
@@ -115,6 +110,17 @@ def evaluate(
     records = open_records(data, task, split)
     _warn_about_data(model, context, task, data, split, records)
     return run_task(context, task, records, output)
+
+
+def _model_of(model: EvalModel | EvalStages | str | os.PathLike[str], task: str) -> EvalModel:
+    """Load the model if it is a path, and choose the stage that has a head for the task."""
+    # ODinW evaluates the task "coco" on several datasets.
+    task_of_head = "coco" if task == "odinw" else task
+    if isinstance(model, EvalStages):
+        return model.with_head(needed_head(task_of_head, model.heads), f"task {task!r}")
+    if isinstance(model, EvalModel):
+        return model
+    return load_stored(model, heads=task_heads(task_of_head))
 
 
 def _check_heads(

@@ -8,11 +8,11 @@ from fiber.training.config.run import RunConfig
 from fiber.training.config.tasks import CaptionTask, ImageTextTask, QuestionTask, TasksConfig
 
 
-def packaged_fine() -> RunConfig:
-    """Boxes for texts on varied scenes: the fine stage of the model in the package, from scratch.
+def packaged_words() -> RunConfig:
+    """First part of the fine stage of the model in the package, from scratch: what words mean.
 
     Command: fiber data scenes --varied --images 100000 --output runs/varied
-             fiber train packaged_fine --data runs/varied --output runs/packaged/fine
+             fiber train packaged_words --data runs/varied --output runs/packaged/words
     Data: scenes with varied backgrounds and colors, with referring expressions, captions with
         phrases, and detection prompts.
     Hardware: one CPU core for an hour.
@@ -23,6 +23,28 @@ def packaged_fine() -> RunConfig:
         "data.transform.shorter_sides": (72, 84, 96, 108, 120),
         "train.steps": 6000,
         "train.checkpoint_every": 500,
+        "train.ema_decay": 0.999,
+    }
+    return replace_fields(scenes_fine(), changes)
+
+
+def packaged_fine() -> RunConfig:
+    """Second part of the fine stage of the model in the package: relations.
+
+    Command: fiber train packaged_fine --data runs/varied --init runs/packaged/words
+                 --output runs/packaged/fine
+    Data: as for `packaged_words`.
+    Hardware: one CPU core for half an hour.
+    Expected: see the card of the model, python/fiber/packaged/scenes/README.md.
+
+    The map of an image of up to 96 pixels fits into one attention window. On larger images, objects
+    in different windows do not see each other, and relations are hardly learned.
+    """
+    changes = {
+        "tasks.grounding.sources": ("referring", "referring", "referring", "phrases", "detection"),
+        "data.transform.shorter_sides": (80, 88, 96),
+        "train.steps": 1800,
+        "train.checkpoint_every": 300,
         "train.ema_decay": 0.999,
     }
     return replace_fields(scenes_fine(), changes)
@@ -45,7 +67,7 @@ def packaged_coarse() -> RunConfig:
     changes = {
         "model.image_text.heads": ("itc", "itm", "mlm", "vqa", "caption"),
         "tasks": tasks,
-        "train.steps": 4000,
+        "train.steps": 3000,
         "train.checkpoint_every": 300,
         "train.ema_decay": 0.999,
     }

@@ -211,24 +211,24 @@ class MuonAdamW(torch.optim.AdamW):
                 self._muon_step(group)
 
     def _muon_step(self, group: dict[str, Any]) -> None:
-        by_shape: dict[torch.Size, list[Tensor]] = {}
+        by_shape: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}
         for parameter in group["params"]:
-            if parameter.grad is not None:
-                by_shape.setdefault(parameter.shape, []).append(parameter)
+            if (gradient := parameter.grad) is not None:
+                by_shape.setdefault(parameter.shape, []).append((parameter, gradient))
         for (rows, columns), parameters in by_shape.items():
             updates = []
-            for parameter in parameters:
+            for parameter, gradient in parameters:
                 state = self.state[parameter]
                 if not state:
                     # AdamW, which loads the states of all groups, expects a step in each.
                     state["step"] = torch.tensor(0.0)
                     state["momentum"] = torch.zeros_like(parameter)
-                state["momentum"].lerp_(parameter.grad, 1 - _MUON_MOMENTUM)
+                state["momentum"].lerp_(gradient, 1 - _MUON_MOMENTUM)
                 # Nesterov's form of the momentum.
-                updates.append(parameter.grad.lerp(state["momentum"], _MUON_MOMENTUM))
+                updates.append(gradient.lerp(state["momentum"], _MUON_MOMENTUM))
             directions = orthogonalized(torch.stack(updates))
             size = group["lr"] * _UPDATE_RMS * max(rows, columns) ** 0.5
-            for parameter, direction in zip(parameters, directions, strict=True):
+            for (parameter, _), direction in zip(parameters, directions, strict=True):
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
                 parameter.add_(direction, alpha=-size)
 
