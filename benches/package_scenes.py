@@ -1,7 +1,9 @@
 """Measure the two stages of the model in the package, and write them to it in bfloat16.
 
 Command: fiber data scenes --varied --images 100000 --output runs/varied
-         fiber train packaged_fine --data runs/varied --output runs/packaged/fine
+         fiber train packaged_words --data runs/varied --output runs/packaged/words
+         fiber train packaged_fine --data runs/varied --init runs/packaged/words \\
+             --output runs/packaged/fine
          fiber train packaged_coarse --data runs/varied --init runs/packaged/fine \\
              --output runs/packaged/coarse
          python benches/package_scenes.py runs/packaged runs/varied
@@ -43,6 +45,8 @@ TASKS = {
     "caption": (300, "coarse", "cider_d", "captions, CIDEr-D"),
 }
 SPLITS = ("val", "novel")
+#: Runs in their order; the recipes are packaged_words, packaged_fine and packaged_coarse.
+RUNS = ("words", "fine", "coarse")
 #: Tasks and number of images of val that a test measures again.
 CHECKED, CHECKED_IMAGES = ("refcoco", "vqa"), 150
 
@@ -55,16 +59,15 @@ def write_stage(run: Path, folder: Path) -> None:
     state = stored.network.state_dict()
     half = {n: t.bfloat16() if t.is_floating_point() else t for n, t in state.items()}
     write_weights(folder, half)
-    config, line = (
-        read_json(run / "config.json"),
-        read_metrics(RunFolder(path=run).metrics_file)[-1],
-    )
-    training = {
-        name: config[name] for name in ("data", "tasks", "optim", "train") if name in config
-    }
-    seconds = {"steps": line["step"], "samples": line["images"], "seconds": line["seconds"]}
-    values = read_json(folder / "config.json")
-    write_json(folder / "config.json", values | {"training": training, "trained": seconds})
+    config, values = read_json(run / "config.json"), read_json(folder / "config.json")
+    training = {name: config[name] for name in ("data", "tasks", "optim", "train")}
+    write_json(folder / "config.json", values | {"training": training})
+
+
+def length(run: Path) -> dict[str, float]:
+    """Return the length of a finished run."""
+    line = read_metrics(RunFolder(path=run).metrics_file)[-1]
+    return {"steps": line["step"], "samples": line["images"], "seconds": line["seconds"]}
 
 
 def measure(folder: Path, data: Path) -> dict[str, Any]:
@@ -127,10 +130,10 @@ def write_card(folder: Path, results: Mapping[str, Any]) -> None:
             cells = ["-" if value is None else f"{value:.3f}" for value in values]
             lines.append(f"| {title} | {split} | {own['records']} | {' | '.join(cells)} |")
     trained = []
-    for stage in ("fine", "coarse"):
-        run = results["stages"][stage]
+    for name in RUNS:
+        run = results["runs"][name]
         trained.append(
-            f"- {stage}: {run['steps']:,} steps, {run['samples']:,} samples,"
+            f"- `packaged_{name}`: {run['steps']:,} steps, {run['samples']:,} samples,"
             f" {run['seconds'] / 60:.0f} minutes on one core ({results['machine']['processor']})."
         )
     text = _CARD.format(
@@ -154,8 +157,8 @@ On photographs its output is a guess.
 ## Training
 
 From scratch on {images} generated pictures (`fiber data scenes --varied`), with no other pictures
-or texts. First the fine stage (boxes), then the coarse stage from its backbone (captions and
-questions); the recipes are `packaged_fine` and `packaged_coarse`, with seed 0.
+or texts, with seed 0: boxes for words of every kind, more of relations, then, from that backbone,
+captions and questions. `fiber recipes NAME` prints each recipe.
 
 {trained}
 
@@ -178,7 +181,7 @@ which is far larger and was trained on photographs. License: that of this packag
 def main() -> None:
     """Write the package's model from two runs."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("runs", type=Path, help="folder of the runs fine/ and coarse/")
+    parser.add_argument("runs", type=Path, help="folder of the runs words/, fine/ and coarse/")
     parser.add_argument("data", type=Path, help="folder of the data that they were trained on")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -190,7 +193,7 @@ def main() -> None:
         "data": read_json(options.data / "dataset.json")["parameters"],
         "machine": describe_machine(),
         "bytes": sum(file.stat().st_size for file in folder.rglob("*.safetensors")),
-        "stages": {stage: read_json(folder / stage / "config.json")["trained"] for stage in STAGES},
+        "runs": {name: length(options.runs / name) for name in RUNS},
         "tasks": measure(folder, options.data),
         "check": check(folder),
     }

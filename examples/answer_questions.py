@@ -1,6 +1,6 @@
 """Ask a picture several questions, and say which of several texts fits it best.
 
-python examples/answer_questions.py runs/demo/coarse photo.jpg "what color is the mug?"
+python examples/answer_questions.py scenes drawing.png "what color is the circle?"
 """
 
 import argparse

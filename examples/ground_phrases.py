@@ -1,6 +1,6 @@
 """Find phrases in a picture, print their boxes and draw them.
 
-python examples/ground_phrases.py runs/demo/fine photo.jpg "a red mug" "the laptop"
+python examples/ground_phrases.py scenes drawing.png "a red circle" "the square"
 """
 
 import argparse

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import fiber
 from fiber.cli import parser
@@ -127,6 +128,8 @@ def reader_folder(tmp_path, micro_models, page_scenes, scene_picture):
         shutil.copytree(page_scenes / "data", tmp_path / "runs" / name)
     for name in ("photo", "a", "b", "left", "right"):
         shutil.copy(scene_picture, tmp_path / f"{name}.jpg")
+    with Image.open(scene_picture) as drawing:
+        drawing.save(tmp_path / "drawing.png")
     return tmp_path
 
 

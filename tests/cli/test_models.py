@@ -10,13 +10,22 @@ from fiber.cli.models import choose_model, finished_models
 class TestModelChoice:
     def test_nothing_there(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
-        with pytest.raises(FileNotFoundError, match=r"'vqa'.*no model found.*--model"):
-            choose_model(None, "vqa")
+        with pytest.raises(FileNotFoundError, match=r"'nlvr2'.*no model found.*--model"):
+            choose_model(None, "nlvr2")
 
     def test_no_model_with_the_head(self, desk):
-        shutil.rmtree("runs/demo/fine")
-        with pytest.raises(FileNotFoundError, match=r"'grounding'.*runs/demo/coarse"):
-            choose_model(None, "grounding")
+        shutil.rmtree("runs/demo/coarse")
+        with pytest.raises(FileNotFoundError, match=r"'nlvr2'.*runs/demo/fine"):
+            choose_model(None, "nlvr2")
+
+    @pytest.mark.parametrize("heads", [("grounding",), ("vqa",), ("caption",), ("itc", "itm")])
+    def test_the_model_in_the_package_is_the_last_resort(
+        self, tmp_path, monkeypatch, capsys, heads
+    ):
+        monkeypatch.chdir(tmp_path)
+        assert choose_model(None, *heads) == "scenes"
+        message = "fiber: using the model in the package, 'scenes', which knows only drawings"
+        assert capsys.readouterr().err.startswith(message)
 
     def test_the_newest_one_with_the_head(self, desk, capsys):
         shutil.copytree("runs/demo/fine", "runs/later")

@@ -139,7 +139,7 @@ def _command(
         command,
         {
             "--model MODEL": "model folder or checkpoint file (default: the newest model in"
-            " runs/ with the required head)",
+            " runs/ with the required head, or else the model in the package, scenes)",
             **VOCABULARIES,
             **DEVICE,
             **LIMITS,

@@ -102,7 +102,7 @@ def _add_eval(commands: argparse._SubParsersAction) -> None:
     add_options(
         evaluate,
         {
-            "model MODEL": "model folder or checkpoint file",
+            "model MODEL": "model folder, checkpoint file, or scenes (the model in the package)",
             **VOCABULARIES,
             "task TASK": f"task to evaluate: one of {', '.join(CHOSEN_BY)}, odinw",
             "--data DATA": _DATA,
