@@ -80,7 +80,7 @@ def test_answers_start_at_their_frequencies():
     priors = torch.linspace(0, 0.5, model.config.num_answers)
     model.init_answer_priors(priors)
     model.vqa_head.output.weight.data.zero_()
-    probabilities = model.vqa_logits(torch.randn(1, 256))[0].sigmoid()
+    probabilities = model.vqa_logits(torch.randn(1, 2 * model.config.roberta.width))[0].sigmoid()
     # Answers that never occur get a small probability.
     torch.testing.assert_close(probabilities, priors.clamp(min=1e-4))
 
@@ -90,7 +90,7 @@ def test_pyramid_levels_start_close_to_their_own_maps(start):
     torch.manual_seed(0)
     config = dataclasses.replace(preset("small", stage="fine"), weight_start=start)
     pyramid = FiberDetector(config).pyramid
-    maps = [torch.randn(2, c, 8 // s, 8 // s) for c, s in ((64, 1), (128, 2), (256, 4))]
+    maps = [torch.randn(2, c, 8 // s, 8 // s) for c, s in ((40, 1), (80, 2), (160, 4))]
     with torch.no_grad():
         own = pyramid.laterals[0](maps[0])
         likeness = nn.functional.cosine_similarity(pyramid(maps)[0], own, dim=1).mean()

@@ -149,7 +149,7 @@ def run(config: RunConfig, folder: Path, output: Path, **options: Any) -> Run:
 def main() -> None:
     torch.set_num_threads(1)
     # It takes longer than a run.
-    RunFolder.draw = lambda folder: None
+    RunFolder.draw = lambda folder, priors: None
     arguments = json.loads(sys.argv[1])
     build = fine_config if arguments["stage"] == "fine" else coarse_config
     config = build(**arguments["changes"])
