@@ -203,6 +203,23 @@ def test_orthogonalized_matrices(shape):
     torch.testing.assert_close(mixed.sort().values, values.flip(1))
 
 
+def test_muon_by_hand():
+    torch.manual_seed(0)
+    start, gradients = torch.randn(8, 18), torch.randn(2, 8, 18)
+    parameter = nn.Parameter(start.clone())
+    group = {"params": [parameter], "by_muon": True, "weight_decay": 0.1, "lr_factor": 1.0}
+    muon = MuonAdamW([group], lr=0.01, betas=(0.9, 0.98), eps=1e-8)
+    expected, momentum = start.clone(), torch.zeros(8, 18)
+    for gradient in gradients:
+        parameter.grad = gradient.clone()
+        muon.step()
+        momentum = 0.95 * momentum + 0.05 * gradient
+        update = 0.05 * gradient + 0.95 * momentum
+        direction = orthogonalized(update[None])[0]
+        expected = expected * (1 - 0.01 * 0.1) - 0.01 * 0.2 * 18**0.5 * direction
+    torch.testing.assert_close(parameter.detach(), expected)
+
+
 @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="PyTorch has Muon since 2.9")
 def test_muon_is_that_of_pytorch():
     torch.manual_seed(0)
