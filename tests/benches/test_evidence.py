@@ -1,24 +1,14 @@
 """The bench of fusion trains and measures every arm, and equal time follows from its rows."""
 
-import sys
-from pathlib import Path
-
 import pytest
 
 from fiber.checkpoints.model_dir import load_model
 from fiber.synthetic.scenes import generate
 
-BENCHES = Path(__file__).parents[2] / "benches"
-
 
 @pytest.fixture(scope="module")
-def evidence():
-    sys.path.insert(0, str(BENCHES))
-    try:
-        import evidence
-    finally:
-        sys.path.remove(str(BENCHES))
-    return evidence
+def evidence(bench):
+    return bench
 
 
 @pytest.fixture(scope="module")

@@ -1,23 +1,13 @@
 """Every arm of the bench of initializations trains and is measured, in a few steps."""
 
-import sys
-from pathlib import Path
-
 import pytest
 
 from fiber.synthetic.scenes import generate
 
-BENCHES = Path(__file__).parents[2] / "benches"
-
 
 @pytest.fixture(scope="module")
-def starts():
-    sys.path.insert(0, str(BENCHES))
-    try:
-        import starts
-    finally:
-        sys.path.remove(str(BENCHES))
-    return starts
+def starts(bench):
+    return bench
 
 
 @pytest.fixture(scope="module")
