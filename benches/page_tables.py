@@ -7,7 +7,7 @@ import tomllib
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 
 RESULTS = Path(__file__).with_name("results")
 
@@ -74,20 +74,6 @@ def spread(values: Sequence[float]) -> str:
         return "-"
     many = f" ({min(values):.3f} to {max(values):.3f})" if len(values) > 1 else ""
     return f"{mean(values):.3f}{many}"
-
-
-def change(before: Sequence[float], after: Sequence[float]) -> str:
-    """Write the difference of two means in bold if three seeds show one, or nothing.
-
-    Every seed of one side must be above every seed of the other, and the means two of the larger
-    standard deviation apart.
-    """
-    if min(len(before), len(after)) < 3:
-        return ""
-    apart = mean(after) - mean(before)
-    separate = min(after) > max(before) or max(after) < min(before)
-    shows = separate and abs(apart) >= 2 * max(stdev(before), stdev(after))
-    return f" **{apart:+.3f}**" if shows else ""
 
 
 def judged(name: str, row: Row) -> str:

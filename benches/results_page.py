@@ -15,13 +15,12 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from statistics import mean, median
+from statistics import median
 
 from bench_kernels import EAGER_CALL, JUDGED_ABOVE, Medians, judged_calls, means
 from page_tables import (
     PARTS,
     Row,
-    change,
     factor,
     floats,
     groups,
@@ -42,9 +41,6 @@ PAGE = Path(__file__).parents[1] / "docs" / "results.md"
 MARKED = re.compile(r"<!-- rows: (\w+) -->\n(.*?)<!-- end -->", re.DOTALL)
 
 IMAGE_KINDS = ("squash", "crop", "large", "fine")
-PERCENTS = ("100", "25", "5")
-#: Arms of the fine stage.
-COARSE_FINE, FINE, LONGER = "coarse, then fine", "fine only", "fine only, longer"
 
 BLOCKS: dict[str, Callable[[], str]] = {}
 
@@ -320,102 +316,16 @@ def finetuned() -> str:
 
 
 @block
-def ablation() -> str:
-    """Coarse pre-training without fusion or without one objective."""
-    rows = read("ablate")
-    arms = sorted(dict.fromkeys(row["arm"] for row in rows), key=lambda arm: arm != "whole")
-    body = []
-    for column in (name for name in rows[0] if "/" in name):
-        metric, split = column.rsplit("/", 1)
-        full, *others = (floats(rows, column, arm=arm) for arm in arms)
-        cells = [spread(other) + change(full, other) for other in others]
-        body.append([PARTS["metrics"][metric], split, spread(full), *cells])
-    return table(["metric", "split", "full", *arms[1:]], body) + machines(rows)
-
-
-def _boxes(of: str) -> str:
-    """Every number of the fine stage on one dataset, by group, part of the boxes and arm."""
-    rows = [row for row in read("boxes") if row["data"] == of]
-    guesses = ("chance", "most frequent box", "text only")
-    arms = [arm for arm in (COARSE_FINE, FINE, LONGER) if any(row["arm"] == arm for row in rows)]
-    cells = [(arm, percent) for arm in arms for percent in PERCENTS]
-    body = []
-    for column in (name for name in rows[0] if name.endswith(("/seen", "/unseen"))):
-        metric, group = column.rsplit("/", 1)
-        found = {cell: floats(rows, column, arm=cell[0], percent=cell[1]) for cell in cells}
-        texts = {cell: spread(values) for cell, values in found.items()}
-        for percent in PERCENTS:
-            pair = found[FINE, percent], found[COARSE_FINE, percent]
-            texts[COARSE_FINE, percent] += change(*pair)
-        # The fewest boxes with which an arm reaches what all boxes reach without the coarse stage.
-        goal = mean(found[FINE, PERCENTS[0]])
-        least = (
-            min((p for p in PERCENTS if mean(found[arm, p]) >= goal), key=int, default="never")
-            for arm in (COARSE_FINE, FINE)
-        )
-        known = [spread(floats(rows, column, arm=guess)) for guess in guesses]
-        body.append([PARTS["metrics"][metric], group, *known, *texts.values(), " / ".join(least)])
-    titles = [f"{arm.replace(',', '')}, {percent} %" for arm, percent in cells]
-    counts = (
-        f"{mean(floats(rows, 'boxes', arm=FINE, percent=percent)):.0f} ({percent} %)"
-        for percent in PERCENTS
-    )
-    note = f"\nBoxes: {', '.join(counts)}; mean of the seeds.\n"
-    return table(["metric", "group", *guesses, *titles, "least %"], body) + note
-
-
-@block
-def boxes_scenes() -> str:
-    """Boxes of scenes."""
-    return _boxes("scenes")
-
-
-@block
-def boxes_stamps() -> str:
-    """Boxes of stamps."""
-    return _boxes("stamps")
-
-
-@block
 def runs() -> str:
-    """Length and cost of the runs of what is learned."""
-    body, used = [], []
-    for name, run, seconds in (
-        ("finetune", "task", "train_seconds"),
-        ("ablate", "", "cpu_seconds"),
-        ("boxes", "arm", "cpu_seconds"),
-    ):
-        rows = [{"data": "scenes", "batch_size": "-", "": "all", **row} for row in read(name)]
-        rows = [row for row in rows if int(row["steps"])]
-        used += rows
-        for key, own in groups(rows, "data", run, "steps", "batch_size").items():
-            took = floats(own, seconds)
-            count = len(
-                {tuple(row.get(of) for of in ("arm", "inputs", "percent", "seed")) for row in own}
-            )
-            coarse = dict.fromkeys(
-                f"{row['coarse_steps']} steps" if "coarse_steps" in row else f"R@10 {recall}"
-                for row in own
-                if (recall := row.get("coarse_text_to_image_recall_at_10")) or "coarse_steps" in row
-            )
-            cost = f"{min(took):.0f} to {max(took):.0f}"
-            body.append([f"`{name}.py`", *key, str(count), cost, ", ".join(coarse) or "-"])
-    head = ["bench", "data", "run", "steps", "batch", "runs", "seconds", "coarse model"]
-    return table(head, body) + machines(used)
-
-
-@block
-def boxes_all_stamps() -> str:
-    """Stamps of all nouns, which were not learned."""
-    rows = [row for row in read("boxes") if row["data"] == "all stamps"]
-    rows = [row for row in rows if row["arm"] in ("chance", COARSE_FINE, FINE)]
-    columns = ("phrases/recall_at_1", "referring/accuracy", "detection/ap50")
-    arms = (
-        row["arm"].replace(",", "") + f", {row['percent']} %" * (row["arm"] != "chance")
-        for row in rows
-    )
-    body = [[PARTS["metrics"][each], *(row[f"{each}/seen"] for row in rows)] for each in columns]
-    return table(["metric (seen)", *arms], body)
+    """Length and cost of the runs of the tasks."""
+    rows = [row for row in read("finetune") if int(row["steps"])]
+    body = []
+    for key, own in groups(rows, "data", "task", "steps", "batch_size", "coarse_steps").items():
+        took = floats(own, "train_seconds")
+        count = len({(row["inputs"], row["seed"]) for row in own})
+        body.append([*key, str(count), f"{min(took):.0f} to {max(took):.0f}"])
+    head = ["data", "task", "steps", "batch", "coarse steps", "runs", "seconds"]
+    return table(head, body) + machines(rows)
 
 
 if __name__ == "__main__":

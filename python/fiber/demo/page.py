@@ -41,7 +41,7 @@ from fiber.progress import readable_seconds
 from fiber.synthetic.scene_graph import COLORS, SHAPES
 from fiber.training.run_dir import RunFolder, read_metrics
 
-#: Sentences on fusion, as {"claims": [...]}, written by `benches/evidence.py`.
+#: Sentences on fusion, as {"claims": [...]}, written by `benches/evidence_page.py`.
 EVIDENCE_FILE = Path(__file__).with_name("evidence.json")
 
 _WHAT = {
