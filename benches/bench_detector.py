@@ -34,7 +34,7 @@ from torch import Tensor
 
 from fiber.checkpoints.published import load_published, published_state
 from fiber.config import FiberConfig, preset
-from fiber.models.fiber.backbone import BackboneOutput
+from fiber.models.features import BackboneOutput
 from fiber.models.fiber.detector import DetectorOutput, FiberDetector
 from fiber.postprocess import FoundBoxes, detect_boxes
 

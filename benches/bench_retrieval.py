@@ -3,7 +3,7 @@
 Command: python benches/bench_retrieval.py
 Peer: `eager_fiber.py`, a full forward pass of both towers per pair, one image with 64 texts at a
 time, as the published code evaluates retrieval. fiber runs each image and each text once up to the
-first fused block, and only the blocks above it per pair (`models/fiber/pair_scoring.py`). Texts
+first fused block, and only the blocks above it per pair (`models/pair_scoring.py`). Texts
 have the maximum length; fiber skips padding, so shorter texts would cost it less.
 Also counted: forward FLOPs of an additional pair of preset base.
 """
@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fiber.config import FiberConfig
 from fiber.models.fiber.image_text import FiberImageText
-from fiber.models.fiber.pair_scoring import TextFeatureStore, run_pairs
+from fiber.models.pair_scoring import TextFeatureStore, run_pairs
 
 PEER = "eager, whole passes"
 #: Pairs per forward pass of the fused blocks, as published.

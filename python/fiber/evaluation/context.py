@@ -16,7 +16,7 @@ from fiber.data import DataLoader, Tokenizer
 from fiber.data.image_file import DEFAULT_LIMITS, DecodeLimits
 from fiber.data.prompts.classes import ClassName
 from fiber.data.record import Record
-from fiber.models.fiber.backbone import BackboneOutput, ImagePrefix, Wanted
+from fiber.models.features import BackboneOutput, ImagePrefix, Wanted
 from fiber.models.fiber.detector import FiberDetector
 from fiber.models.fiber.image_text import FiberImageText
 from fiber.models.registry import inference_transform

@@ -17,8 +17,8 @@ from fiber.config import FiberConfig
 from fiber.data.record import Record
 from fiber.evaluation.context import EvalContext, EvalResult, by_image
 from fiber.metrics.retrieval import recall_of_ranks, reranked, wrong_before
-from fiber.models.fiber.pair_scoring import TextFeatureStore, match_log_odds, run_pairs
 from fiber.models.heads import need_head
+from fiber.models.pair_scoring import TextFeatureStore, match_log_odds, run_pairs
 
 #: Number of images listed per text in a prediction file.
 LISTED = 10

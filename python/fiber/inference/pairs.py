@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from fiber.inference.inputs import Inputs
-from fiber.models.fiber.backbone import ImagePrefix
+from fiber.models.features import ImagePrefix
 from fiber.models.fiber.image_text import FiberImageText
-from fiber.models.fiber.pair_scoring import TextFeatureStore, match_log_odds, run_pairs
+from fiber.models.pair_scoring import TextFeatureStore, match_log_odds, run_pairs
 
 #: Number of pairs per batch in the fused layers.
 PAIRS_AT_ONCE = 32

@@ -36,7 +36,7 @@ from fiber.losses.itm import (
     pair_loss,
 )
 from fiber.losses.language import caption_loss, mlm_loss, nlvr2_loss, vqa_loss
-from fiber.models.fiber.backbone import ImagePrefix
+from fiber.models.features import ImagePrefix
 from fiber.models.fiber.captioner import caption_log_probs, is_written, sample_captions
 from fiber.models.fiber.detector import FiberDetector
 from fiber.models.fiber.image_text import FiberImageText

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from fiber.config import preset
-from fiber.models.fiber.backbone import BackboneOutput
+from fiber.models.features import BackboneOutput
 from fiber.models.fiber.detector import FiberDetector, GroundingHead
 
 CONFIG = preset("micro", stage="fine")

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -27,53 +27,9 @@ from fiber.models.encoders.roberta import (
     key_attention_mask,
 )
 from fiber.models.encoders.swin import MapSizes, SwinEncoder
+from fiber.models.features import BackboneOutput, ImagePrefix, ImageSizes, Wanted
 from fiber.models.fiber.fusion import FusedPair, ImageToTextAttention, TextToImageAttention
 from fiber.models.init import init_linear
-
-#: Outputs to compute: "all", "pooled" (the image and the first text token) or "text". The last
-#: fused pair skips all other outputs.
-Wanted = Literal["all", "pooled", "text"]
-
-#: (height, width) in pixels of each image's valid region, at the top left of a padded tensor;
-#: multiples of the stride of the last stage.
-ImageSizes = tuple[tuple[int, int], ...]
-
-
-class BackboneOutput(NamedTuple):
-    """Features of images or of (image, text) pairs."""
-
-    #: (B, H_s, W_s, C_s) output of each stage, not normalized, before patch merging. The last stage
-    #: is omitted if only "text" was requested.
-    stages: tuple[Tensor, ...]
-    #: (B, L, D) and (B, L), or (B, 1, D) and (B, 1) if "pooled"; None if there is no text.
-    text: Tensor | None = None
-    text_mask: Tensor | None = None
-    #: Valid region of each image. None means the whole tensor.
-    sizes: ImageSizes | None = None
-
-
-class ImagePrefix(NamedTuple):
-    """Image features below the first fused block."""
-
-    #: (B, H, W, C) output of the last unfused block.
-    tokens: Tensor
-    #: Outputs of finished stages.
-    stages: tuple[Tensor, ...] = ()
-    #: Valid region of each image. None means the whole tensor.
-    sizes: ImageSizes | None = None
-
-    def take(self, indices: Tensor, *, with_stages: bool = False) -> ImagePrefix:
-        """Select samples by (n,) int64 indices.
-
-        Outputs of finished stages are dropped unless `with_stages` is True. The detector needs
-        them.
-        """
-        sizes = self.sizes
-        return ImagePrefix(
-            self.tokens.index_select(0, indices),
-            tuple(stage.index_select(0, indices) for stage in self.stages if with_stages),
-            None if sizes is None else tuple(sizes[index] for index in indices.tolist()),
-        )
 
 
 @dataclass

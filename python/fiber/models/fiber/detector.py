@@ -23,7 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fiber.config import FiberConfig
-from fiber.models.fiber.backbone import BackboneOutput, FiberBackbone, ImagePrefix, ImageSizes
+from fiber.models.features import BackboneOutput, ImagePrefix, ImageSizes
+from fiber.models.fiber.backbone import FiberBackbone
 from fiber.models.fiber.dyhead import DynamicHead
 from fiber.models.fiber.pyramid import FeaturePyramid
 from fiber.ops.anchors import pyramid_anchors

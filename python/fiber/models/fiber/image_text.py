@@ -15,8 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fiber.config import FiberConfig
-from fiber.models.fiber.backbone import BackboneOutput, Decoding, FiberBackbone
+from fiber.models.features import BackboneOutput
+from fiber.models.fiber.backbone import Decoding, FiberBackbone
 from fiber.models.heads import Classifier, LanguageHead, Pooler
+from fiber.models.image_text import ImageTextModel
 from fiber.models.init import init_linear, standardize_output
 
 #: Heads on pooled (image, text) features.
@@ -25,7 +27,7 @@ POOLED_HEADS = ("itm", "vqa", "nlvr2")
 LANGUAGE_HEADS = ("mlm", "caption")
 
 
-class FiberImageText(nn.Module):
+class FiberImageText(ImageTextModel):
     """Coarse-stage FIBER model: backbone with the heads in `config.image_text.heads`.
 
     Methods that need a missing head raise AttributeError.
@@ -166,48 +168,13 @@ class FiberImageText(nn.Module):
         image = self.image_pooler(self.image_transform(output.stages[-1].mean((1, 2))))
         return torch.cat((text, image), -1)
 
-    def itm_logits(self, pooled: Tensor) -> Tensor:
-        """Compute ITM logits: (B, 2 D) -> (B, 2); column 1 = match."""
-        return self.itm_head(pooled)
-
-    def mlm_logits(self, text: Tensor, positions: Tensor | None = None) -> Tensor:
-        """Compute vocabulary logits: (B, L, D) -> (B, L, vocabulary).
-
-        If `positions` is given, returns (n, vocabulary) for the n selected tokens. `positions` is a
-        (B, L) bool mask or (n,) int64 indices into the B * L tokens.
-        """
-        if positions is not None:
-            chosen = (
-                positions.flatten().nonzero()[:, 0] if positions.dtype == torch.bool else positions
-            )
-            text = text.flatten(0, 1).index_select(0, chosen)
-        return self.language_head(self.text_transform(text))
+    def language_input(self, text: Tensor) -> Tensor:
+        """See `ImageTextModel`."""
+        return self.text_transform(text)
 
     def caption_logits(self, text: Tensor) -> Tensor:
         """Compute next-token logits from `decode_text` output: (B, L, D) -> (B, L, vocabulary)."""
         return self.mlm_logits(text)
-
-    def vqa_logits(self, pooled: Tensor) -> Tensor:
-        """Compute VQA logits: (B, 2 D) -> (B, answers)."""
-        return self.vqa_head(pooled)
-
-    def nlvr2_logits(self, pooled_left: Tensor, pooled_right: Tensor) -> Tensor:
-        """Compute NLVR2 logits from two pooled pairs: (B, 2 D) each -> (B, 2); column 1 = true."""
-        return self.nlvr2_head(torch.cat((pooled_left, pooled_right), -1))
-
-    def statement_logits(self, images: Tensor, token_ids: Tensor, text_mask: Tensor) -> Tensor:
-        """Compute NLVR2 logits: (B, 2, 3, H, W) images, left first -> (B, 2); column 1 = true."""
-        # (B, 2, 3, H, W) -> (2B, 3, H, W), all left images before all right ones
-        images = images.transpose(0, 1).flatten(0, 1)
-        text = self.backbone.text_prefix(token_ids, text_mask)
-        fused = self.backbone.fuse(
-            self.backbone.image_prefix(images),
-            torch.cat([text, text]),
-            text_mask.repeat(2, 1),
-            wanted="pooled",
-        )
-        left, right = self.pooled(fused).chunk(2)
-        return self.nlvr2_logits(left, right)
 
     def next_token_logits(self, images: Tensor, token_ids: Tensor, text_mask: Tensor) -> Tensor:
         """Compute next-token logits from the image and previous tokens: (B, L, vocabulary)."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from fiber.models.fiber.backbone import ImagePrefix
+from fiber.models.features import ImagePrefix
 from fiber.models.fiber.image_text import FiberImageText
 
 

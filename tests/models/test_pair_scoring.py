@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fiber.config import preset
 from fiber.models.fiber.image_text import FiberImageText
-from fiber.models.fiber.pair_scoring import TextFeatureStore, match_log_odds, run_pairs
+from fiber.models.pair_scoring import TextFeatureStore, match_log_odds, run_pairs
 from tests.models.encoders.test_roberta import texts
 from tests.models.fiber.test_image_text import IMAGES, build
 

@@ -1,0 +1,83 @@
+"""Heads on (image, text) pairs that all families of image-text models share.
+
+Shapes:
+    images: (B, 3, H, W).
+    token_ids: (B, L) int64.
+    text_mask: (B, L) bool, True = real token.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fiber.models.features import BackboneOutput
+
+
+class ImageTextModel(nn.Module):
+    """Base class: a backbone, and heads on its pooled pairs and on its text features.
+
+    A family sets `config` and `backbone`, builds the heads of its config under the names below, and
+    defines `pooled`. Methods that need a missing head raise AttributeError.
+    """
+
+    config: Any
+    backbone: Any
+    itm_head: nn.Module
+    vqa_head: nn.Module
+    nlvr2_head: nn.Module
+    language_head: nn.Module
+
+    def pooled(self, output: BackboneOutput) -> Tensor:
+        """Pool the output of the backbone's `encode_pair`: (B, 2 D), text features first."""
+        raise NotImplementedError
+
+    def language_input(self, text: Tensor) -> Tensor:
+        """Project text features to the input of the language head: (..., D) -> (..., D)."""
+        return text
+
+    def itm_logits(self, pooled: Tensor) -> Tensor:
+        """Compute ITM logits: (B, 2 D) -> (B, 2); column 1 = match."""
+        return self.itm_head(pooled)
+
+    def mlm_logits(self, text: Tensor, positions: Tensor | None = None) -> Tensor:
+        """Compute vocabulary logits: (B, L, D) -> (B, L, vocabulary).
+
+        If `positions` is given, returns (n, vocabulary) for the n selected tokens. `positions` is a
+        (B, L) bool mask or (n,) int64 indices into the B * L tokens.
+        """
+        if positions is not None:
+            chosen = (
+                positions.flatten().nonzero()[:, 0] if positions.dtype == torch.bool else positions
+            )
+            text = text.flatten(0, 1).index_select(0, chosen)
+        return self.language_head(self.language_input(text))
+
+    def vqa_logits(self, pooled: Tensor) -> Tensor:
+        """Compute VQA logits: (B, 2 D) -> (B, answers)."""
+        return self.vqa_head(pooled)
+
+    def nlvr2_logits(self, pooled_left: Tensor, pooled_right: Tensor) -> Tensor:
+        """Compute NLVR2 logits from two pooled pairs: (B, 2 D) each -> (B, 2); column 1 = true."""
+        return self.nlvr2_head(torch.cat((pooled_left, pooled_right), -1))
+
+    def statement_logits(self, images: Tensor, token_ids: Tensor, text_mask: Tensor) -> Tensor:
+        """Compute NLVR2 logits: (B, 2, 3, H, W) images, left first -> (B, 2); column 1 = true."""
+        # (B, 2, 3, H, W) -> (2B, 3, H, W), all left images before all right ones
+        images = images.transpose(0, 1).flatten(0, 1)
+        text = self.backbone.text_prefix(token_ids, text_mask)
+        fused = self.backbone.fuse(
+            self.backbone.image_prefix(images),
+            torch.cat([text, text]),
+            text_mask.repeat(2, 1),
+            wanted="pooled",
+            **self.statement_options(len(text)),
+        )
+        left, right = self.pooled(fused).chunk(2)
+        return self.nlvr2_logits(left, right)
+
+    def statement_options(self, count: int) -> dict[str, Any]:
+        """Return more arguments of the backbone's `fuse` for `count` left and right images."""
+        return {}
