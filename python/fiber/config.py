@@ -76,6 +76,36 @@ class SwinConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ClipConfig:
+    """Hyperparameters of the image encoder of CLIP (Vision Transformer)."""
+
+    #: Patch size in pixels.
+    patch_size: int = 16
+    #: Channels of a token.
+    width: int = 768
+    #: Number of blocks. The published image encoder has 12; METER leaves out the last.
+    num_blocks: int = 11
+    #: Number of attention heads per block.
+    num_heads: int = 12
+    #: MLP hidden dim as a multiple of the channels.
+    mlp_ratio: float = 4.0
+
+    def __post_init__(self) -> None:
+        ranges = {
+            "patch_size": (1, 1024),
+            "width": _DIMENSION,
+            "num_blocks": _DEPTH,
+            "num_heads": _DIMENSION,
+            "mlp_ratio": (1 / 64, 64),
+        }
+        check_ranges(self, "clip.", ranges)
+        require(
+            self.width % self.num_heads == 0,
+            f"clip: num_heads must divide width, got {self.num_heads} and {self.width}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class RobertaConfig:
     """Hyperparameters of the text encoder (RoBERTa)."""
 

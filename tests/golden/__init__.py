@@ -10,5 +10,7 @@ GOLDEN = Path(__file__).parent
 COARSE = GOLDEN / "coarse"
 #: Cases of the detector (tiny v2, v2 sharp, v3), its units, geometry, texts and parameter groups.
 FINE = GOLDEN / "fine"
+#: Cases of METER with either image encoder.
+METER = GOLDEN / "meter"
 #: Names, shapes and types of the tensors of the published base checkpoints.
 KEYS = GOLDEN / "keys"

@@ -5,7 +5,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fiber.losses.language import caption_loss, mlm_loss, nlvr2_loss, vqa_loss
+from fiber.losses.language import (
+    caption_loss,
+    entailment_loss,
+    mlm_loss,
+    nlvr2_loss,
+    ranking_loss,
+    vqa_loss,
+)
 from tests.golden import COARSE
 
 
@@ -123,3 +130,22 @@ def test_losses_equal_the_original(name):
     for key, loss in found.items():
         # The same float32 logits summed in another order.
         assert float(loss) == pytest.approx(scalars[f"loss.{key}"], rel=1e-6), key
+
+
+def test_entailment_is_the_mean_cross_entropy_of_three_classes():
+    logits, labels = torch.randn(5, 3), torch.tensor([2, 0, 1, 1, 2])
+    expected = -logits.log_softmax(1)[torch.arange(5), labels].mean()
+    torch.testing.assert_close(entailment_loss(logits, labels), expected)
+    with pytest.raises(ValueError, match=r"\(5, 2\).*expected \(B, 3\)"):
+        entailment_loss(logits[:, :2], labels)
+    with pytest.raises(ValueError, match="int64"):
+        entailment_loss(logits, labels.int())
+
+
+def test_ranking_prefers_the_first_text():
+    scores = torch.tensor([[2.0, 0.0, -1.0], [0.0, 3.0, 0.0]])
+    expected = -scores.log_softmax(1)[:, 0].mean()
+    torch.testing.assert_close(ranking_loss(scores), expected)
+    assert ranking_loss(scores.flip(1)) != ranking_loss(scores)
+    with pytest.raises(ValueError, match=r"\(2, 1\)"):
+        ranking_loss(scores[:, :1])

@@ -1,4 +1,4 @@
-"""`python -m tests.parity coarse|fine [DIR]`: compare with the recorded tensors of a folder.
+"""`python -m tests.parity coarse|fine|meter [DIR]`: compare with the recorded tensors of a folder.
 
 Without DIR the committed recordings of that kind under `tests/golden` are compared.
 
@@ -15,13 +15,13 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-from tests.golden import COARSE, FINE
+from tests.golden import COARSE, FINE, METER
 from tests.parity.comparison import Comparison
 
 #: Cases that can be run without recordings: the published model, and the smallest recorded one.
 PRESETS = ("base", "micro")
 #: The recordings of the repository.
-COMMITTED = {"coarse": COARSE, "fine": FINE}
+COMMITTED = {"coarse": COARSE, "fine": FINE, "meter": METER}
 #: Suffixes of recorded files.
 _RECORDED = (".json", ".safetensors")
 
@@ -29,7 +29,7 @@ _RECORDED = (".json", ".safetensors")
 def main(arguments: list[str] | None = None) -> int:
     """Run every case of a folder and print its table; 0 only if all is compared and agrees."""
     parser = argparse.ArgumentParser(prog="python -m tests.parity", description=__doc__)
-    parser.add_argument("kind", choices=("coarse", "fine"))
+    parser.add_argument("kind", choices=("coarse", "fine", "meter"))
     parser.add_argument(
         "directory",
         type=Path,

@@ -149,3 +149,32 @@ def fine_tolerances(config: dict[str, Any]) -> FineTolerances:
             " tests/parity/tolerances.py lists what was measured"
         )
     return FINE[kind]
+
+
+class MeterTolerances(NamedTuple):
+    """What METER's cases allow, all of which are of small width; relative errors."""
+
+    tensors: float
+    losses: float
+    #: Norms of gradients above `gradient_floor` of the largest one.
+    gradients: float
+    gradient_floor: float
+    small_gradients: float
+    #: Losses of the recorded optimizer steps, and L2 norms of weights and biases after them.
+    steps: float
+    weights_after: float
+    biases_after: float
+
+
+#: As the README suggests: its noise is 9e-7 (tensors), 5.1e-7 to 2.6e-6 (steps), 1.1e-6 (weights
+#: after steps) and 6e-5 (biases); a wrong decay changes weights by 1.9e-5.
+METER = MeterTolerances(
+    tensors=3e-6,
+    losses=1e-5,
+    gradients=1e-4,
+    gradient_floor=1e-5,
+    small_gradients=1e-6,
+    steps=5e-6,
+    weights_after=5e-6,
+    biases_after=2e-4,
+)

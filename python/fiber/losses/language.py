@@ -1,4 +1,4 @@
-"""Losses for MLM, captioning, VQA and NLVR2.
+"""Losses for MLM, captioning, VQA, NLVR2 and entailment.
 
 Each loss is a mean over the global batch (all ranks): a rank returns its own sum times the world
 size, divided by the count over all ranks, so the mean over ranks equals the loss of one process on
@@ -98,6 +98,35 @@ def nlvr2_loss(logits: Tensor, truths: Tensor) -> Tensor:
         )
     _check_integers("truths", truths)
     return mean_cross_entropy(logits, truths)
+
+
+def entailment_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Compute the mean cross entropy over the image-text pairs of all ranks (SNLI-VE).
+
+    Args:
+        logits: (B, 3), in the order contradiction, neutral, entailment.
+        labels: (B,) int64.
+    """
+    if logits.ndim != 2 or logits.shape[1] != 3 or tuple(labels.shape) != (logits.shape[0],):
+        raise ValueError(
+            f"entailment logits have shape {tuple(logits.shape)}, labels {tuple(labels.shape)};"
+            " expected (B, 3) and (B,)"
+        )
+    _check_integers("entailment labels", labels)
+    return mean_cross_entropy(logits, labels)
+
+
+def ranking_loss(scores: Tensor) -> Tensor:
+    """Compute the mean cross entropy of each image's own text among the texts scored with it.
+
+    Args:
+        scores: (B, 1 + K); column 0 is the image's own text, the others are K false texts.
+
+    Source: METER (Dou et al. 2022), fine-tuning for retrieval.
+    """
+    if scores.ndim != 2 or scores.shape[1] < 2:
+        raise ValueError(f"ranking scores have shape {tuple(scores.shape)}; expected (B, 1 + K)")
+    return mean_cross_entropy(scores, scores.new_zeros(len(scores), dtype=torch.int64))
 
 
 def _check_integers(name: str, values: Tensor) -> None:

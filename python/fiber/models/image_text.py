@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fiber.models.features import BackboneOutput
+from fiber.models.features import BackboneOutput, ImagePrefix
 
 
 class ImageTextModel(nn.Module):
@@ -65,19 +65,16 @@ class ImageTextModel(nn.Module):
 
     def statement_logits(self, images: Tensor, token_ids: Tensor, text_mask: Tensor) -> Tensor:
         """Compute NLVR2 logits: (B, 2, 3, H, W) images, left first -> (B, 2); column 1 = true."""
-        # (B, 2, 3, H, W) -> (2B, 3, H, W), all left images before all right ones
-        images = images.transpose(0, 1).flatten(0, 1)
         text = self.backbone.text_prefix(token_ids, text_mask)
         fused = self.backbone.fuse(
-            self.backbone.image_prefix(images),
+            self.statement_prefix(images),
             torch.cat([text, text]),
             text_mask.repeat(2, 1),
             wanted="pooled",
-            **self.statement_options(len(text)),
         )
         left, right = self.pooled(fused).chunk(2)
         return self.nlvr2_logits(left, right)
 
-    def statement_options(self, count: int) -> dict[str, Any]:
-        """Return more arguments of the backbone's `fuse` for `count` left and right images."""
-        return {}
+    def statement_prefix(self, images: Tensor) -> ImagePrefix:
+        """Compute the prefix of (B, 2, 3, H, W) images: 2 B rows, all left images first."""
+        return self.backbone.image_prefix(images.transpose(0, 1).flatten(0, 1))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import math
+import re
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Any, Literal
@@ -20,6 +21,20 @@ Kind = Literal["weight", "bias", "vector", "gate"]
 #: Part of the model: an encoder, cross-modal layers, or a head.
 Part = Literal["encoder", "cross_modal", "head"]
 
+#: Maps the first component of a name inside the backbone to its part. `image_norm` and
+#: `token_types` are METER's, whose published groups count them as encoders.
+BACKBONE_PARTS: dict[str, Part] = {
+    "image": "encoder",
+    "image_norm": "encoder",
+    "text": "encoder",
+    "token_types": "encoder",
+    "fusion": "cross_modal",
+    "image_transform": "cross_modal",
+    "text_transform": "cross_modal",
+    "image_layers": "cross_modal",
+    "text_layers": "cross_modal",
+    "layers": "cross_modal",
+}
 #: Maps the first component of a parameter name outside the backbone to its part. As in the
 #: published coarse-stage groups, transforms, poolers and caption projections are cross-modal.
 PARTS: dict[str, Part] = {
@@ -38,6 +53,9 @@ PARTS: dict[str, Part] = {
     "itm_head": "head",
     "vqa_head": "head",
     "nlvr2_head": "head",
+    "snli_head": "head",
+    # As in METER's published groups, where no pattern matches this head.
+    "rank_head": "encoder",
     "stage_norms": "head",
     "pyramid": "head",
     "tower": "head",
@@ -52,7 +70,15 @@ DECAYED_AS_PUBLISHED = (
     "image_to_text.norm.weight",
     "vqa_head.norm.weight",
     "nlvr2_head.norm.weight",
+    "snli_head.norm.weight",
+    # CLIP's norms, and its class token.
+    "image.first_norm.weight",
+    "image.last_norm.weight",
+    "image.class_embedding",
 )
+#: Norms of CLIP's blocks, whose names in the published code (`ln_1`, `ln_2`) match no pattern
+#: either.
+_CLIP_BLOCK_NORMS = re.compile(r"backbone\.image\.blocks\.\d+\.(attention|mlp)_norm\.weight")
 
 
 def part_of(name: str) -> Part:
@@ -62,8 +88,8 @@ def part_of(name: str) -> Part:
         ValueError: if the name is unknown; new modules must be added to `PARTS`.
     """
     parts = name.split(".")
-    if parts[0] == "backbone" and parts[1] in ("image", "text", "fusion"):
-        return "cross_modal" if parts[1] == "fusion" else "encoder"
+    if parts[0] == "backbone" and parts[1] in BACKBONE_PARTS:
+        return BACKBONE_PARTS[parts[1]]
     if parts[0] not in PARTS:
         raise ValueError(
             f"parameter {name!r} is not in a known part of the model; add {parts[0]!r} to"
@@ -107,7 +133,11 @@ def is_decayed(name: str, parameter: Tensor, config: OptimConfig) -> bool:
     patterns in the published code do not exclude them.
     """
     kind = kind_of(name, parameter)
-    if config.published_coarse and (kind == "gate" or name.endswith(DECAYED_AS_PUBLISHED)):
+    if config.published_coarse and (
+        kind == "gate"
+        or name.endswith(DECAYED_AS_PUBLISHED)
+        or _CLIP_BLOCK_NORMS.fullmatch(name) is not None
+    ):
         return True
     return kind == "weight" or (kind in ("vector", "gate") and config.decay_vectors)
 

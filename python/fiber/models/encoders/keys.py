@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from fiber.config import RobertaConfig, SwinConfig
+from fiber.config import ClipConfig, RobertaConfig, SwinConfig
 
 #: Maps each of our keys to the published keys whose tensors are concatenated.
 KeyMap = dict[str, tuple[str, ...]]
@@ -98,6 +98,30 @@ def swin_keys(config: SwinConfig, layout: EncoderLayout) -> KeyMap:
             published = f"{theirs}layers.{stage + layout.merging_in_next_stage}.downsample"
             keys |= weight_and_bias(f"{merging}.norm", f"{published}.norm")
             keys[f"{merging}.reduction.weight"] = (f"{published}.reduction.weight",)
+    return keys
+
+
+def clip_keys(config: ClipConfig, layout: EncoderLayout) -> KeyMap:
+    """Map `backbone.image.*` keys to the keys of CLIP's image encoder inside `visual`."""
+    ours, theirs = "backbone.image", layout.prefix
+    keys: KeyMap = {
+        f"{ours}.patch_embedding.weight": (f"{theirs}conv1.weight",),
+        f"{ours}.class_embedding": (f"{theirs}class_embedding",),
+        f"{ours}.position_embedding": (f"{theirs}positional_embedding",),
+        **weight_and_bias(f"{ours}.first_norm", f"{theirs}ln_pre"),
+        **weight_and_bias(f"{ours}.last_norm", f"{theirs}ln_post"),
+    }
+    for number in range(config.num_blocks):
+        block, published = f"{ours}.blocks.{number}", f"{theirs}transformer.resblocks.{number}"
+        keys |= {
+            f"{block}.qkv.weight": (f"{published}.attn.in_proj_weight",),
+            f"{block}.qkv.bias": (f"{published}.attn.in_proj_bias",),
+            **weight_and_bias(f"{block}.output", f"{published}.attn.out_proj"),
+            **weight_and_bias(f"{block}.attention_norm", f"{published}.ln_1"),
+            **weight_and_bias(f"{block}.mlp_norm", f"{published}.ln_2"),
+            **weight_and_bias(f"{block}.mlp.0", f"{published}.mlp.c_fc"),
+            **weight_and_bias(f"{block}.mlp.2", f"{published}.mlp.c_proj"),
+        }
     return keys
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Iterable, Mapping
-from operator import attrgetter
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
@@ -16,18 +15,20 @@ from fiber.config import (
     FiberConfig,
     FusionConfig,
     ImageTextConfig,
-    RobertaConfig,
-    SwinConfig,
 )
-from fiber.config_io import from_dict, to_dict
+from fiber.config_io import to_dict
 from fiber.models.fiber.keys import COARSE_IMAGE, COARSE_TEXT, FINE_IMAGE, FINE_TEXT
-
-#: Field of the stored config that holds the complete `FiberConfig`, in files written by this
-#: package. Published fields cannot express, for example, a window size other than image_size / 32.
-OWN = "fiber_model"
-
-#: Head dim of published RoBERTa models, which cannot be inferred from shapes.
-_TEXT_HEAD_DIM = 64
+from fiber.models.infer import (
+    OWN,
+    check_fields,
+    check_stored,
+    count_numbers,
+    infer_roberta,
+    infer_swin,
+    own_config,
+    shape_of,
+    stored_integer,
+)
 
 #: Key patterns that indicate a head of a coarse-stage checkpoint, in the order of
 #: `IMAGE_TEXT_HEADS`. One match is enough; keys missing from a head are then reported on load.
@@ -64,22 +65,24 @@ def coarse_config(state: Mapping[str, Tensor], stored: Mapping[str, Any]) -> Fib
         ValueError: if a size cannot be inferred, or the stored config contradicts the tensors or
             itself.
     """
-    own = _own_config(stored)
+    own = own_config(stored, FiberConfig)
     heads = tuple(
         head
         for head, pattern in _HEAD_PATTERNS.items()
         if any(re.match(pattern, name) for name in state)
     )
-    swin = _swin(state, COARSE_IMAGE)
-    num_heads = own.roberta.num_heads if own else _stored_integer(stored, "num_heads")
-    roberta = _roberta(state, COARSE_TEXT, num_heads)
-    answers = {"num_answers": _shape(state, "vqa_classifier.3.weight")[0]} if "vqa" in heads else {}
+    swin = infer_swin(state, COARSE_IMAGE)
+    num_heads = own.roberta.num_heads if own else stored_integer(stored, "num_heads")
+    roberta = infer_roberta(state, COARSE_TEXT, num_heads)
+    answers = (
+        {"num_answers": shape_of(state, "vqa_classifier.3.weight")[0]} if "vqa" in heads else {}
+    )
     if "text_input_queue" in state:
         max_tokens = state["text_input_queue"].shape[1]
     else:
         pretraining = "mlm" in heads and "caption" not in heads
         published = _PRETRAINING_TOKENS if pretraining else _FINETUNING_TOKENS
-        max_tokens = _stored_integer(stored, "max_text_len") or published
+        max_tokens = stored_integer(stored, "max_text_len") or published
     config = FiberConfig(
         # Published window sizes are image_size / 32: one window in the last stage. If a stored
         # image_size differs, the tables were resized after that run, and the published code can
@@ -93,7 +96,7 @@ def coarse_config(state: Mapping[str, Tensor], stored: Mapping[str, Any]) -> Fib
     )
     if own is None:
         names = {name: value for name, value in stored.items() if name != "image_size"}
-        _check_names(names, config, "the tensors have")
+        check_stored(names, _published_names(config), "the tensors have")
         return config
     fields = [*_DETERMINED, "fusion.shift_small_maps"]
     # A caption model also has the tensors of the MLM head.
@@ -102,8 +105,8 @@ def coarse_config(state: Mapping[str, Tensor], stored: Mapping[str, Any]) -> Fib
         fields.append("image_text.heads")
     elif "vqa" in heads:
         fields.append("image_text.num_answers")
-    _check_fields(own, config, fields)
-    _check_names(stored, own, f"{OWN} has")
+    check_fields(own, config, fields)
+    check_stored(stored, _published_names(own), f"{OWN} has")
     return own
 
 
@@ -113,11 +116,11 @@ def fine_config(state: Mapping[str, Tensor], stored: Mapping[str, Any]) -> Fiber
     Values that shapes do not determine are the published ones: text head dim 64, stochastic depth
     0.4 and at most 256 text tokens.
     """
-    own = _own_config(stored)
-    swin = dataclasses.replace(_swin(state, FINE_IMAGE), drop_path=0.4)
-    roberta = _roberta(state, FINE_TEXT, own.roberta.num_heads if own else None)
+    own = own_config(stored, FiberConfig)
+    swin = dataclasses.replace(infer_swin(state, FINE_IMAGE), drop_path=0.4)
+    roberta = infer_roberta(state, FINE_TEXT, own.roberta.num_heads if own else None)
     strides = tuple(swin.patch_size * 2 ** (level + 1) for level in range(5))
-    unused, channels = _shape(state, "rpn.head.cls_logits.weight")[:2]
+    unused, channels = shape_of(state, "rpn.head.cls_logits.weight")[:2]
     config = FiberConfig(
         channel_order="bgr",
         swin=swin,
@@ -125,7 +128,7 @@ def fine_config(state: Mapping[str, Tensor], stored: Mapping[str, Any]) -> Fiber
         fusion=FusionConfig(num_fused_layers=_count_fused(state)),
         detector=DetectorConfig(
             channels=channels,
-            num_blocks=_count(state, r"rpn\.head\.dyhead_tower\.(\d+)\."),
+            num_blocks=count_numbers(state, r"rpn\.head\.dyhead_tower\.(\d+)\."),
             anchor_scale=_anchor_scale(state, strides),
             strides=strides,
             num_unused_classes=unused,
@@ -137,48 +140,9 @@ def fine_config(state: Mapping[str, Tensor], stored: Mapping[str, Any]) -> Fiber
         return config
     # Except `shift_small_maps`: our small presets set it to False, unlike the published code.
     fields = ("detector.channels", "detector.num_blocks", "detector.num_unused_classes")
-    _check_fields(own, config, (*_DETERMINED, *fields))
-    _check_names(stored, own, f"{OWN} has")
+    check_fields(own, config, (*_DETERMINED, *fields))
+    check_stored(stored, _published_names(own), f"{OWN} has")
     return own
-
-
-def _swin(state: Mapping[str, Tensor], prefix: str) -> SwinConfig:
-    embed_dim, _, patch_size, _ = _shape(state, f"{prefix}patch_embed.proj.weight")
-    stages = [f"{prefix}layers.{stage}.blocks." for stage in range(4)]
-    tables = [_shape(state, f"{stage}0.attn.relative_position_bias_table") for stage in stages]
-    return SwinConfig(
-        patch_size=patch_size,
-        embed_dim=embed_dim,
-        depths=tuple(_count(state, re.escape(stage) + r"(\d+)\.") for stage in stages),
-        num_heads=tuple(heads for _, heads in tables),
-        # (2 w - 1) ** 2 rows.
-        window_size=(math.isqrt(tables[0][0]) + 1) // 2,
-        mlp_ratio=_shape(state, f"{stages[0]}0.mlp.fc1.weight")[0] / embed_dim,
-    )
-
-
-def _roberta(state: Mapping[str, Tensor], prefix: str, num_heads: int | None) -> RobertaConfig:
-    """Infer the config of the text encoder. If `num_heads` is None, assume head dim 64."""
-    vocab_size, width = _shape(state, f"{prefix}embeddings.word_embeddings.weight")
-    if num_heads is None and width % _TEXT_HEAD_DIM:
-        raise ValueError(
-            f"cannot infer num_heads: expected text encoder channels divisible by {_TEXT_HEAD_DIM}"
-            f" (RoBERTa's head dim), got {width}"
-        )
-    if num_heads is not None and width % num_heads:
-        raise ValueError(
-            f"the stored config has num_heads {num_heads}, which does not divide the {width}"
-            " channels of the text encoder"
-        )
-    layers = f"{prefix}encoder.layer."
-    return RobertaConfig(
-        vocab_size=vocab_size,
-        width=width,
-        num_layers=_count(state, re.escape(layers) + r"(\d+)\."),
-        num_heads=num_heads or width // _TEXT_HEAD_DIM,
-        ffn_width=_shape(state, f"{layers}0.intermediate.dense.weight")[0],
-        max_positions=_shape(state, f"{prefix}embeddings.position_embeddings.weight")[0],
-    )
 
 
 def _count_fused(state: Mapping[str, Tensor]) -> int:
@@ -195,18 +159,6 @@ def _anchor_scale(state: Mapping[str, Tensor], strides: tuple[int, ...]) -> floa
     if x1 - x0 != y1 - y0 or x1 <= x0:
         raise ValueError(f"{name}: expected a square (x0, y0, x1, y1), got {[x0, y0, x1, y1]}")
     return (x1 - x0 + 1) / strides[0]
-
-
-def _count(state: Mapping[str, Tensor], pattern: str) -> int:
-    """Return one more than the largest number that group 1 of `pattern` matches in the keys."""
-    numbers = [int(match[1]) for name in state if (match := re.match(pattern, name))]
-    return max(numbers, default=-1) + 1
-
-
-def _shape(state: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
-    if name not in state:
-        raise ValueError(f"missing {name}, which is needed to determine the model size")
-    return tuple(state[name].shape)
 
 
 def stored_sizes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
@@ -267,61 +219,6 @@ def _published_names(config: FiberConfig) -> dict[str, int]:
         "num_fuse_block": config.fusion.num_fused_layers,
         **answers,
     }
-
-
-def _stored_integer(stored: Mapping[str, Any], name: str) -> int | None:
-    """Return an integer field of a stored config, or None if it is missing.
-
-    Raises:
-        ValueError: if the value is not an integer >= 1 (>= 0 for num_fuse_block).
-    """
-    value = stored.get(name)
-    least = 0 if name == "num_fuse_block" else 1
-    if value is not None and (type(value) is not int or value < least):
-        raise ValueError(f"stored config: {name} must be an integer >= {least}, got {value!r}")
-    return value
-
-
-def _own_config(stored: Mapping[str, Any]) -> FiberConfig | None:
-    """Read the `OWN` field of a stored config, or return None if it is missing."""
-    if OWN not in stored:
-        return None
-    values = stored[OWN]
-    if not isinstance(values, dict):
-        raise ValueError(f"stored {OWN}: expected a JSON object, got {type(values).__name__}")
-    try:
-        return from_dict(FiberConfig, values)
-    except ValueError as error:
-        raise ValueError(f"stored {OWN}: {error}") from error
-
-
-def _check_names(stored: Mapping[str, Any], config: FiberConfig, source: str) -> None:
-    """Check that a stored config matches the published fields of `config`.
-
-    `source` precedes the values of `config` in errors, e.g. "the tensors have".
-    """
-    wrong = [
-        f"{name} {found}, but {source} {value}"
-        for name, value in _published_names(config).items()
-        if (found := _stored_integer(stored, name)) not in (None, value)
-    ]
-    if wrong:
-        raise ValueError(f"the stored config has {'; '.join(wrong)}")
-
-
-def _check_fields(own: FiberConfig, inferred: FiberConfig, fields: Iterable[str]) -> None:
-    """Check that the given fields of the stored config match the inferred config."""
-    pairs = {name: (attrgetter(name)(own), attrgetter(name)(inferred)) for name in fields}
-    differing = [
-        f"{name} is {stored}, expected {found}"
-        for name, (stored, found) in pairs.items()
-        if stored != found
-    ]
-    if differing:
-        raise ValueError(
-            f"the stored {OWN} contradicts the tensors or the published code: "
-            + "; ".join(differing)
-        )
 
 
 def main_sizes(config: FiberConfig) -> dict[str, Any]:

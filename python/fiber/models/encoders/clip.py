@@ -1,0 +1,123 @@
+"""Image encoder of CLIP: a pre-norm Vision Transformer with a class token.
+
+Source: CLIP (Radford et al. 2021).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fiber.config import ClipConfig
+
+#: Epsilon of all LayerNorms.
+LAYER_NORM_EPS = 1e-5
+
+
+class QuickGELU(nn.Module):
+    """Sigmoid approximation of GELU that CLIP was trained with."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Compute x * sigmoid(1.702 x)."""
+        return hidden * torch.sigmoid(1.702 * hidden)
+
+
+class ClipBlock(nn.Module):
+    """Pre-norm block of self-attention and MLP."""
+
+    def __init__(self, config: ClipConfig) -> None:
+        super().__init__()
+        width, hidden = config.width, int(config.width * config.mlp_ratio)
+        self.num_heads = config.num_heads
+        self.attention_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.output = nn.Linear(width, width)
+        self.mlp_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
+        self.mlp = nn.Sequential(nn.Linear(width, hidden), QuickGELU(), nn.Linear(hidden, width))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Run the block: (B, T, C) -> (B, T, C)."""
+        qkv = self.qkv(self.attention_norm(tokens))
+        # (B, T, 3 C) -> 3 x (B, h, T, d)
+        query, key, value = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        attended = F.scaled_dot_product_attention(query, key, value)
+        tokens = tokens + self.output(attended.transpose(1, 2).flatten(2))
+        return tokens + self.mlp(self.mlp_norm(tokens))
+
+
+class ClipEncoder(nn.Module):
+    """Image encoder of CLIP, without its projection to the joint space."""
+
+    def __init__(self, config: ClipConfig, image_size: int) -> None:
+        super().__init__()
+        width = config.width
+        self.patch_embedding = nn.Conv2d(
+            3, width, config.patch_size, stride=config.patch_size, bias=False
+        )
+        tokens = 1 + (image_size // config.patch_size) ** 2
+        self.class_embedding = nn.Parameter(width**-0.5 * torch.randn(width))
+        self.position_embedding = nn.Parameter(width**-0.5 * torch.randn(tokens, width))
+        self.first_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
+        self.blocks = nn.ModuleList(ClipBlock(config) for _ in range(config.num_blocks))
+        self.last_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
+        self._init_weights(width, config.num_blocks)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Encode images of the size of the position embedding: (B, 3, S, S) -> (B, T, C).
+
+        The first token is the class token; the others are patches in row-major order.
+        """
+        patches = self.patch_embedding(images).flatten(2).transpose(1, 2)
+        first = self.class_embedding.expand(len(images), 1, -1)
+        tokens = self.first_norm(torch.cat((first, patches), 1) + self.position_embedding)
+        for block in self.blocks:
+            tokens = block(tokens)
+        return self.last_norm(tokens)
+
+    def _init_weights(self, width: int, num_blocks: int) -> None:
+        """Initialize linear layers as in CLIP."""
+        output_std = width**-0.5 * (2 * num_blocks) ** -0.5
+        for block in cast("list[ClipBlock]", list(self.blocks)):
+            nn.init.normal_(block.qkv.weight, std=width**-0.5)
+            nn.init.normal_(block.output.weight, std=output_std)
+            nn.init.normal_(cast(nn.Linear, block.mlp[0]).weight, std=(2 * width) ** -0.5)
+            nn.init.normal_(cast(nn.Linear, block.mlp[2]).weight, std=output_std)
+            for linear in (block.qkv, block.output, block.mlp[0], block.mlp[2]):
+                nn.init.zeros_(cast(nn.Linear, linear).bias)
+
+
+def resize_position_table(table: Tensor, rows: int) -> Tensor:
+    """Resize a position table by bicubic interpolation, as in METER: (r, C) -> (rows, C).
+
+    The first row, that of the class token, stays as it is. Returns `table` itself if it already
+    has `rows` rows.
+
+    Raises:
+        ValueError: if the patches of either table are not a square.
+    """
+    if len(table) == rows:
+        return table
+    old, new = math.isqrt(len(table) - 1), math.isqrt(rows - 1)
+    for side, count in ((old, len(table)), (new, rows)):
+        if side**2 + 1 != count:
+            raise ValueError(
+                f"position table: expected one row more than a square number, got {count}"
+            )
+    # (old ** 2, C) -> (1, C, old, old)
+    square = table[1:].T.reshape(1, -1, old, old)
+    resized = F.interpolate(square.float(), (new, new), mode="bicubic", align_corners=False)
+    return torch.cat((table[:1], resized[0].flatten(1).T.to(table.dtype)))
+
+
+def resize_position_tables(state: Mapping[str, Tensor], rows: int) -> dict[str, Tensor]:
+    """Resize the position table of a state dict with our keys or published keys."""
+    names = ("image.position_embedding", "visual.positional_embedding")
+    return {
+        name: resize_position_table(tensor, rows) if name.endswith(names) else tensor
+        for name, tensor in state.items()
+    }

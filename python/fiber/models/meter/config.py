@@ -1,0 +1,169 @@
+"""Configuration of METER models."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Literal
+
+from fiber.config import ClipConfig, RobertaConfig, SwinConfig
+from fiber.config_io import check_ranges, require
+
+#: Heads of a METER model, in construction order. "snli": entailment of a text by an image; "rank":
+#: score of a pair for retrieval.
+METER_HEADS = ("itm", "mlm", "vqa", "nlvr2", "snli", "rank")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CrossConfig:
+    """Fusion of the outputs of both encoders."""
+
+    #: "co_attention": a stack of layers for each side, which read the outputs of the level below of
+    #: both sides (published). "merged_attention": one stack on the tokens of both sides.
+    kind: Literal["co_attention", "merged_attention"] = "co_attention"
+    #: Channels of the fused tokens of both sides.
+    width: int = 768
+    #: Number of layers.
+    num_layers: int = 6
+    #: Number of attention heads per layer.
+    num_heads: int = 12
+    #: Hidden dimension of the feed-forward layers.
+    ffn_width: int = 3072
+    #: Dropout after attention and feed-forward layers, and on attention weights.
+    dropout: float = 0.1
+    #: Epsilon of every LayerNorm.
+    layer_norm_eps: float = 1e-12
+
+    def __post_init__(self) -> None:
+        require(
+            self.kind in ("co_attention", "merged_attention"),
+            f"cross.kind: expected 'co_attention' or 'merged_attention', got {self.kind!r}",
+        )
+        ranges = {
+            "width": (1, 2**16),
+            "num_layers": (0, 1000),
+            "num_heads": (1, 2**16),
+            "ffn_width": (1, 2**20),
+            "dropout": (0, 1),
+            "layer_norm_eps": (0, 1),
+        }
+        check_ranges(self, "cross.", ranges)
+        require(
+            self.width % self.num_heads == 0,
+            f"cross: num_heads must divide width, got {self.num_heads} and {self.width}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeterHeadsConfig:
+    """Heads of a METER model."""
+
+    #: Subset of `METER_HEADS`.
+    heads: tuple[str, ...] = ("itm", "mlm")
+    #: Number of answers of the VQA classifier.
+    num_answers: int = 3129
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "image_text.", {"num_answers": (1, 2**24)})
+        for head in self.heads:
+            require(
+                head in METER_HEADS,
+                f"image_text.heads: expected any of {', '.join(METER_HEADS)}, got {head!r}",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeterConfig:
+    """Config of a METER model: two encoders, fusion on top of them, and heads."""
+
+    family: Literal["meter"] = "meter"
+    #: Input height and width in pixels.
+    image_size: int = 288
+    #: Maximum text length in tokens, including <s> and </s>.
+    max_tokens: int = 50
+    #: Initialization of linear weights outside pretrained encoders. "published": N(0, 0.02).
+    #: "fan_in": std scaled by fan-in, also in the encoders, for small models from scratch.
+    weight_start: Literal["published", "fan_in"] = "published"
+    #: Which of `clip` and `swin` the image encoder is.
+    image_encoder: Literal["clip", "swin"] = "clip"
+    clip: ClipConfig = field(default_factory=ClipConfig)
+    swin: SwinConfig = field(default_factory=SwinConfig)
+    roberta: RobertaConfig = field(default_factory=RobertaConfig)
+    cross: CrossConfig = field(default_factory=CrossConfig)
+    image_text: MeterHeadsConfig = field(default_factory=MeterHeadsConfig)
+
+    def __post_init__(self) -> None:
+        require(self.family == "meter", f"family: expected 'meter', got {self.family!r}")
+        require(
+            self.image_encoder in ("clip", "swin"),
+            f"image_encoder: expected 'clip' or 'swin', got {self.image_encoder!r}",
+        )
+        check_ranges(self, "", {"image_size": (1, 2**16), "max_tokens": (2, 2**20)})
+        require(
+            self.max_tokens <= self.roberta.max_tokens,
+            f"max_tokens must be at most {self.roberta.max_tokens}, the maximum of the text"
+            f" encoder, got {self.max_tokens}",
+        )
+        step = self.size_step
+        require(
+            self.image_size % step == 0,
+            f"image_size {self.image_size}: expected a multiple of {step}"
+            f" ({'the patch size' if self.image_encoder == 'clip' else 'the stride of Swin'})",
+        )
+
+    @property
+    def size_step(self) -> int:
+        """Number that divides every image size: the stride of the image encoder in pixels."""
+        if self.image_encoder == "clip":
+            return self.clip.patch_size
+        return self.swin.patch_size * 8
+
+    @property
+    def image_width(self) -> int:
+        """Channels of the image encoder's output."""
+        return self.clip.width if self.image_encoder == "clip" else self.swin.channels[-1]
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """Names of the heads."""
+        return self.image_text.heads
+
+    @property
+    def channel_order(self) -> Literal["rgb", "bgr"]:
+        """Input channel order."""
+        return "rgb"
+
+    @property
+    def vocab_size(self) -> int:
+        """Vocabulary size of the text encoder."""
+        return self.roberta.vocab_size
+
+    @property
+    def num_answers(self) -> int:
+        """Number of answers of the VQA head."""
+        return self.image_text.num_answers
+
+    @property
+    def num_token_types(self) -> int:
+        """Number of token types: text, image, and the second image of NLVR2."""
+        return 3 if "nlvr2" in self.heads else 2
+
+    def with_vocabulary(self, vocab_size: int) -> MeterConfig:
+        """Return a copy of the config with a new vocabulary size."""
+        roberta = dataclasses.replace(self.roberta, vocab_size=vocab_size)
+        return dataclasses.replace(self, roberta=roberta)
+
+    def with_image_size(self, image_size: int) -> MeterConfig:
+        """Return a copy of the config with a new input size; windows of Swin scale with it.
+
+        Raises:
+            ValueError: if the size is not a multiple of `size_step`.
+        """
+        require(
+            image_size > 0 and image_size % self.size_step == 0,
+            f"image_size {image_size}: expected a multiple of {self.size_step}",
+        )
+        swin = self.swin
+        if self.image_encoder == "swin":
+            swin = dataclasses.replace(swin, window_size=image_size // self.size_step)
+        return dataclasses.replace(self, image_size=image_size, swin=swin)

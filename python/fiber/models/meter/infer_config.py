@@ -1,0 +1,230 @@
+"""Infer the configs of published METER checkpoints from their tensors and stored configs."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from fiber.config import ClipConfig, SwinConfig
+from fiber.config_io import to_dict
+from fiber.models.infer import (
+    OWN,
+    check_fields,
+    check_stored,
+    count_numbers,
+    infer_clip,
+    infer_roberta,
+    infer_swin,
+    own_config,
+    shape_of,
+    stored_integer,
+)
+from fiber.models.meter.config import CrossConfig, MeterConfig, MeterHeadsConfig
+from fiber.models.meter.keys import CLIP_IMAGE, IMAGE, MERGED_LAYERS, TEXT, TEXT_LAYERS
+
+#: Prefix of the keys of each head, in the order of `METER_HEADS`. One match is enough; keys missing
+#: from a head are then reported on load.
+_HEAD_PREFIXES = {
+    "itm": "itm_score.",
+    "mlm": "mlm_score.",
+    "vqa": "vqa_classifier.",
+    "nlvr2": "nlvr2_classifier.",
+    "snli": "snli_classifier.",
+    "rank": "rank_output.",
+}
+#: Maximum number of text tokens in retrieval and in all other published runs.
+_RETRIEVAL_TOKENS, _TOKENS = 40, 50
+#: Channels of a head in the published fusion, which cannot be inferred from shapes.
+_HEAD_DIM = 64
+
+#: Fields that are determined by tensors.
+_DETERMINED = (
+    *("family", "image_size", "image_encoder", "clip.patch_size", "clip.width", "clip.num_blocks"),
+    *("swin.patch_size", "swin.embed_dim", "swin.depths", "swin.num_heads", "swin.window_size"),
+    *("roberta.vocab_size", "roberta.width", "roberta.num_layers", "roberta.ffn_width"),
+    *("roberta.max_positions", "cross.kind", "cross.width", "cross.num_layers", "cross.ffn_width"),
+    "image_text.heads",
+)
+
+
+def meter_config(state: Mapping[str, Tensor], stored: Mapping[str, Any]) -> MeterConfig:
+    """Infer the config of a published METER checkpoint.
+
+    Values that shapes do not determine are read from the config stored in the file, under published
+    field names and `OWN`. Missing values get the published ones: heads of 64 channels in both
+    encoders and the fusion, and at most 40 text tokens for retrieval or 50 for other tasks.
+
+    Raises:
+        ValueError: if a size cannot be inferred, or the stored config contradicts the tensors or
+            itself.
+    """
+    own = own_config(stored, MeterConfig)
+    heads = tuple(
+        head
+        for head, prefix in _HEAD_PREFIXES.items()
+        if any(name.startswith(prefix) for name in state)
+    )
+    is_clip = f"{CLIP_IMAGE}conv1.weight" in state
+    clip, swin = ClipConfig(), SwinConfig()
+    if is_clip:
+        clip = infer_clip(state, CLIP_IMAGE)
+        rows = shape_of(state, f"{CLIP_IMAGE}positional_embedding")[0]
+        side = math.isqrt(max(rows - 1, 0))
+        if side**2 + 1 != rows:
+            raise ValueError(
+                f"{CLIP_IMAGE}positional_embedding: expected one row more than a square number,"
+                f" got {rows}"
+            )
+        image_size = side * clip.patch_size
+    else:
+        swin = infer_swin(state, IMAGE)
+        # Published window sizes are image_size / 32: one window in the last stage.
+        image_size = swin.window_size * swin.patch_size * 8
+    roberta = infer_roberta(state, TEXT, own.roberta.num_heads if own else None)
+    answers = {"num_answers": shape_of(state, "vqa_classifier.3.weight")[0]}
+    published = _RETRIEVAL_TOKENS if "rank" in heads else _TOKENS
+    max_tokens = stored_integer(stored, "max_text_len") or published
+    config = MeterConfig(
+        image_size=image_size,
+        max_tokens=min(max_tokens, roberta.max_tokens),
+        image_encoder="clip" if is_clip else "swin",
+        clip=clip,
+        swin=swin,
+        roberta=roberta,
+        cross=_cross(state, stored, own),
+        image_text=MeterHeadsConfig(heads=heads, **(answers if "vqa" in heads else {})),
+    )
+    if own is None:
+        check_stored(_sizes_of_model(stored), _published_names(config), "the tensors have")
+        return config
+    check_fields(own, config, _DETERMINED)
+    check_stored(stored, _published_names(own), f"{OWN} has")
+    return own
+
+
+def _cross(
+    state: Mapping[str, Tensor], stored: Mapping[str, Any], own: MeterConfig | None
+) -> CrossConfig:
+    """Infer the config of the fusion."""
+    width = shape_of(state, "cross_modal_text_transform.weight")[0]
+    is_merged = any(name.startswith(MERGED_LAYERS) for name in state)
+    layers = MERGED_LAYERS if is_merged else TEXT_LAYERS
+    num_heads = own.cross.num_heads if own else stored_integer(stored, "num_heads")
+    if num_heads is None and width % _HEAD_DIM:
+        raise ValueError(
+            f"cannot infer num_heads: expected cross-modal channels divisible by {_HEAD_DIM}, got"
+            f" {width}"
+        )
+    return CrossConfig(
+        kind="merged_attention" if is_merged else "co_attention",
+        width=width,
+        num_layers=count_numbers(state, re.escape(layers) + r"(\d+)\."),
+        num_heads=num_heads or width // _HEAD_DIM,
+        ffn_width=shape_of(state, f"{layers}0.intermediate.dense.weight")[0],
+    )
+
+
+def _sizes_of_model(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the stored fields that describe the tensors of the file.
+
+    An image size may differ: the published code resizes tables of files that it loads.
+    """
+    return {name: value for name, value in stored.items() if name != "image_size"}
+
+
+def stored_sizes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """Return the config fields that shapes of our tensors determine, by dotted name.
+
+    Fields whose tensors are missing are left out.
+    """
+    sizes: dict[str, Any] = {}
+
+    def add(field: str, name: str, dim: int) -> None:
+        if len(shapes.get(name, ())) > dim:
+            sizes[field] = shapes[name][dim]
+
+    def count(pattern: str) -> int:
+        return len({match[1] for name in shapes if (match := re.match(pattern, name))})
+
+    text = "backbone.text"
+    if "backbone.image.position_embedding" in shapes:
+        add("clip.patch_size", "backbone.image.patch_embedding.weight", 2)
+        add("clip.width", "backbone.image.patch_embedding.weight", 0)
+        sizes["clip.num_blocks"] = count(r"backbone\.image\.blocks\.(\d+)\.")
+    else:
+        add("swin.embed_dim", "backbone.image.patch_embedding.projection.weight", 0)
+        sizes["swin.depths"] = tuple(
+            count(rf"backbone\.image\.stages\.{stage}\.blocks\.(\d+)\.") for stage in range(4)
+        )
+    add("roberta.vocab_size", f"{text}.embeddings.word.weight", 0)
+    add("roberta.width", f"{text}.embeddings.word.weight", 1)
+    add("roberta.max_positions", f"{text}.embeddings.position.weight", 0)
+    add("roberta.ffn_width", f"{text}.layers.0.mlp.0.weight", 0)
+    sizes["roberta.num_layers"] = count(r"backbone\.text\.layers\.(\d+)\.")
+    add("cross.width", "backbone.text_transform.weight", 0)
+    sizes["cross.num_layers"] = count(r"backbone\.(?:text_)?layers\.(\d+)\.")
+    add("image_text.num_answers", "vqa_head.output.weight", 0)
+    return sizes
+
+
+def stored_config(config: MeterConfig) -> dict[str, Any]:
+    """Return the config to store in a published file, as a JSON-serializable dict."""
+    return _published_names(config) | {OWN: to_dict(config)}
+
+
+def _published_names(config: MeterConfig) -> dict[str, int]:
+    """Return the published fields of a config. `hidden_size` and `num_heads` are the fusion's."""
+    answers = {"vqav2_label_size": config.num_answers} if "vqa" in config.heads else {}
+    patches = {"patch_size": config.clip.patch_size} if config.image_encoder == "clip" else {}
+    return {
+        "image_size": config.image_size,
+        "max_text_len": config.max_tokens,
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.cross.width,
+        "num_heads": config.cross.num_heads,
+        "num_top_layer": config.cross.num_layers,
+        **patches,
+        **answers,
+    }
+
+
+def main_sizes(config: MeterConfig) -> dict[str, Any]:
+    """Return the hyperparameters that determine most tensor shapes, keyed by display name."""
+    is_clip = config.image_encoder == "clip"
+    image: dict[str, Any] = (
+        {"image channels": config.clip.width, "image blocks": config.clip.num_blocks}
+        if is_clip
+        else {"image channels": config.swin.embed_dim, "image depths": config.swin.depths}
+    )
+    return {
+        "text width": config.roberta.width,
+        "text layers": config.roberta.num_layers,
+        **image,
+        "cross-modal width": config.cross.width,
+        "cross-modal layers": config.cross.num_layers,
+    }
+
+
+def describe(config: MeterConfig) -> str:
+    """Describe a model in one line."""
+    roberta, cross, swin, clip = config.roberta, config.cross, config.swin, config.clip
+    if config.image_encoder == "clip":
+        image = (
+            f"CLIP-ViT with {clip.num_blocks} blocks, {clip.width} channels, patch size"
+            f" {clip.patch_size}"
+        )
+    else:
+        depths = "-".join(map(str, swin.depths))
+        image = (
+            f"Swin with {depths} blocks, {swin.embed_dim} channels, window size {swin.window_size}"
+        )
+    kind = cross.kind.replace("_", "-")
+    return (
+        f"METER with {', '.join(config.heads)}; {image}, image size {config.image_size}; RoBERTa"
+        f" with {roberta.num_layers} layers, {roberta.width} channels, {roberta.vocab_size} tokens;"
+        f" {cross.num_layers} levels of {kind} with {cross.width} channels"
+    )

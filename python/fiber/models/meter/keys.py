@@ -1,0 +1,131 @@
+"""Published keys of METER: key mapping and ignored keys.
+
+Each published tensor is mapped, ignored for a reason listed here, or causes an error on load.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+
+from torch import Tensor
+
+from fiber.models.encoders.clip import resize_position_tables
+from fiber.models.encoders.keys import (
+    EncoderLayout,
+    IgnoredKeys,
+    KeyMap,
+    clip_keys,
+    roberta_keys,
+    swin_keys,
+    weight_and_bias,
+)
+from fiber.models.encoders.swin import resize_bias_tables
+from fiber.models.meter.config import MeterConfig
+
+#: Prefixes of the published encoders.
+IMAGE, CLIP_IMAGE, TEXT = "vit_model.", "vit_model.visual.", "text_transformer."
+#: Prefixes of the layers of each side, and of merged attention, which no published file has.
+TEXT_LAYERS, IMAGE_LAYERS = "cross_modal_text_layers.", "cross_modal_image_layers."
+MERGED_LAYERS = "cross_modal_merged_layers."
+
+_IGNORED: IgnoredKeys = (
+    (r".*\.relative_position_index", "buffer derived from the window size"),
+    (r".*\.attn_mask", "buffer derived from the map size"),
+    (r"text_transformer\.embeddings\.position_ids", "position buffer"),
+    (r"text_transformer\.pooler\.dense\.(weight|bias)", "unused pooler of the text encoder"),
+    (r"vit_model\.positional_embedding", "positions of CLIP's text encoder, which is not used"),
+    (r"vit_model\.ln_final\.(weight|bias)", "norm of CLIP's text encoder, which is not used"),
+)
+
+#: Maps each head to a mapping from our layers to published layers; a tuple holds the key of a
+#: single tensor.
+_HEAD_LAYERS: dict[str, dict[str, str | tuple[str, ...]]] = {
+    "itm": {"itm_head": "itm_score.fc"},
+    "mlm": {
+        "language_head.transform": "mlm_score.transform.dense",
+        "language_head.norm": "mlm_score.transform.LayerNorm",
+        "language_head.decoder.weight": ("mlm_score.decoder.weight",),
+        "language_head.decoder.bias": ("mlm_score.bias",),
+    },
+    "rank": {"rank_head": "rank_output"},
+    **{
+        head: {
+            f"{head}_head.hidden": f"{head}_classifier.0",
+            f"{head}_head.norm": f"{head}_classifier.1",
+            f"{head}_head.output": f"{head}_classifier.3",
+        }
+        for head in ("vqa", "nlvr2", "snli")
+    },
+}
+
+
+def first_convolution(config: MeterConfig) -> str:
+    """Return our key of the weight whose input channels are those of the image."""
+    if config.image_encoder == "clip":
+        return "backbone.image.patch_embedding.weight"
+    return "backbone.image.patch_embedding.projection.weight"
+
+
+def is_meter(names: Collection[str]) -> bool:
+    """Return whether published keys are those of a METER model."""
+    return any(name.startswith((IMAGE_LAYERS, MERGED_LAYERS)) for name in names)
+
+
+def meter_keys(config: MeterConfig) -> KeyMap:
+    """Return a mapping from `MeterImageText` keys to published keys."""
+    if config.image_encoder == "clip":
+        keys = clip_keys(config.clip, EncoderLayout(CLIP_IMAGE))
+    else:
+        keys = swin_keys(config.swin, EncoderLayout(IMAGE))
+        keys |= weight_and_bias("backbone.image_norm", f"{IMAGE}norm")
+    keys |= roberta_keys(config.roberta, EncoderLayout(TEXT))
+    keys["backbone.token_types.weight"] = ("token_type_embeddings.weight",)
+    for side in ("text", "image"):
+        keys |= weight_and_bias(f"backbone.{side}_transform", f"cross_modal_{side}_transform")
+        keys |= weight_and_bias(f"{side}_pooler.linear", f"cross_modal_{side}_pooler.dense")
+    for number in range(config.cross.num_layers):
+        if config.cross.kind == "merged_attention":
+            keys |= _layer_keys(f"backbone.layers.{number}", f"{MERGED_LAYERS}{number}")
+            continue
+        for side, theirs in (("text", TEXT_LAYERS), ("image", IMAGE_LAYERS)):
+            ours, published = f"backbone.{side}_layers.{number}", f"{theirs}{number}"
+            keys |= _layer_keys(ours, published)
+            keys |= _attention_keys(f"{ours}.cross_attention", f"{published}.crossattention")
+    for head in config.heads:
+        for ours, layer in _HEAD_LAYERS[head].items():
+            is_tensor = isinstance(layer, tuple)
+            keys |= {ours: layer} if is_tensor else weight_and_bias(ours, layer)
+    return keys
+
+
+def _layer_keys(ours: str, theirs: str) -> KeyMap:
+    """Map self-attention and MLP of a layer."""
+    return {
+        **_attention_keys(f"{ours}.self_attention", f"{theirs}.attention"),
+        **weight_and_bias(f"{ours}.feed_forward.mlp.0", f"{theirs}.intermediate.dense"),
+        **weight_and_bias(f"{ours}.feed_forward.mlp.2", f"{theirs}.output.dense"),
+        **weight_and_bias(f"{ours}.feed_forward.norm", f"{theirs}.output.LayerNorm"),
+    }
+
+
+def _attention_keys(ours: str, theirs: str) -> KeyMap:
+    return {
+        **weight_and_bias(f"{ours}.query", f"{theirs}.self.query"),
+        **weight_and_bias(f"{ours}.key_value", f"{theirs}.self.key", f"{theirs}.self.value"),
+        **weight_and_bias(f"{ours}.output", f"{theirs}.output.dense"),
+        **weight_and_bias(f"{ours}.norm", f"{theirs}.output.LayerNorm"),
+    }
+
+
+def ignored_meter_key(name: str, config: MeterConfig) -> str | None:
+    """Return why a published key outside `meter_keys` is ignored, or None if it is unknown."""
+    return next((why for pattern, why in _IGNORED if re.fullmatch(pattern, name)), None)
+
+
+def resize_tables(state: Mapping[str, Tensor], config: MeterConfig) -> dict[str, Tensor]:
+    """Resize tensors that depend on the image size, with our keys or published keys."""
+    if config.image_encoder == "swin":
+        return resize_bias_tables(state, config.swin.window_size)
+    rows = 1 + (config.image_size // config.clip.patch_size) ** 2
+    return resize_position_tables(state, rows)

@@ -1,0 +1,198 @@
+"""A recorded METER case: its config, its weights by the published rule, its inputs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from fiber.checkpoints.published import load_mapped, unstack
+from fiber.config import ClipConfig, RobertaConfig, SwinConfig
+from fiber.models.meter.config import CrossConfig, MeterConfig, MeterHeadsConfig
+from fiber.models.meter.image_text import MeterImageText
+from fiber.models.meter.keys import ignored_meter_key, meter_keys, resize_tables
+from tests.parity.coarse_case import draw
+
+#: Heads of each recorded model, by task.
+TASKS: dict[str, tuple[str, ...]] = {
+    "pretrain": ("itm", "mlm"),
+    "vqa": ("vqa",),
+    "nlvr2": ("nlvr2",),
+    "snli": ("snli",),
+    "irtr": ("itm", "rank"),
+}
+#: Images that are drawn by the weight rule.
+IMAGES = ("image", "image_0", "image_1", "false_image_0", "image_resized")
+#: Rows of the position table of the text encoder, which nothing recorded tells.
+_MAX_POSITIONS = "text_transformer.embeddings.position_embeddings.weight"
+
+
+class MeterCase:
+    """What `<name>.json` and its companions hold.
+
+    Attributes:
+        config: the recorded settings.
+        records: per recorded tensor its shape, stride and absolute maximum.
+        scalars: recorded losses.
+        grads: task.loss -> published name -> [L2 norm, sum], or None where there is no gradient.
+        steps: recorded optimizer steps by task.
+    """
+
+    def __init__(self, path: Path) -> None:
+        content = json.loads(path.read_text())
+        self.name = path.stem
+        self.config: dict[str, Any] = content["config"]
+        self.records: dict[str, dict[str, Any]] = content["tensors"]
+        self.scalars: dict[str, float] = content["scalars"]
+        self.grads: dict[str, dict[str, list[float] | None]] = content["grads"]
+        self.steps: dict[str, dict[str, Any]] = content["train_steps"]
+        self._stored = load_file(path.with_suffix(".safetensors"))
+        check = path.with_name(f"{self.name}_weights_check.json")
+        self.weights_check: dict[str, list[Any]] = json.loads(check.read_text())
+        groups = path.with_name(f"{self.name}_optimizer_groups.json")
+        self.groups: dict[str, list[dict[str, Any]]] = json.loads(groups.read_text())
+
+    def name_faults(self) -> list[str]:
+        """Name what one of the case's files has and another lacks."""
+        described, stored = set(self.records), set(self._stored)
+        return [
+            *(f"{name}: described, not stored" for name in sorted(described - stored)),
+            *(f"{name}: stored, not described" for name in sorted(stored - described)),
+        ]
+
+    def stored(self, name: str) -> Tensor:
+        """A recorded tensor as it is stored: every stride-th value of the flat tensor."""
+        return self._stored[name]
+
+    def sample(self, name: str, ours: Tensor) -> Tensor:
+        """Take from our tensor what was stored of the recorded one."""
+        record = self.records[name]
+        if list(ours.shape) != record["shape"] or record["stride"] == 1:
+            return ours
+        return ours.reshape(-1)[:: record["stride"]]
+
+    def input(self, name: str) -> Tensor:
+        """An input: images are drawn by the rule, everything else is stored."""
+        if name in IMAGES:
+            size = self.config["resize" if name == "image_resized" else "image"]
+            return draw(f"input.{name}", (self.config["B"], 3, size, size))
+        return self._stored[f"input.{name}"]
+
+    def text(self, name: str = "text") -> tuple[Tensor, Tensor]:
+        """Token ids and mask of the texts, or of "false_text_N"."""
+        if name == "text":
+            return self.input("text_ids"), self.input("text_masks").bool()
+        return self.input(f"{name}_ids"), self.input(f"{name}_masks").bool()
+
+    def meter_config(self, task: str) -> MeterConfig:
+        """The recorded settings as ours."""
+        c, tower, text = self.config, self.config["tower"], self.config["text"]
+        encoders: dict[str, Any] = {}
+        if c["kind"] == "clip":
+            width = tower["width"]
+            encoders["clip"] = ClipConfig(
+                patch_size=tower["patch"],
+                width=width,
+                num_blocks=tower["layers"] - 1,
+                num_heads=width // 64,
+            )
+        else:
+            encoders["swin"] = SwinConfig(
+                embed_dim=tower["embed_dim"],
+                depths=tuple(tower["depths"]),
+                num_heads=tuple(tower["num_heads"]),
+                window_size=c["image"] // 32,
+                drop_path=0.0,
+            )
+        return MeterConfig(
+            image_size=c["image"],
+            max_tokens=c["L"],
+            image_encoder=c["kind"],
+            roberta=RobertaConfig(
+                vocab_size=c["V"],
+                width=text["hidden_size"],
+                num_layers=text["num_hidden_layers"],
+                num_heads=text["num_attention_heads"],
+                ffn_width=text["intermediate_size"],
+                max_positions=self.weights_check[_MAX_POSITIONS][0][0],
+                dropout=0.0,
+            ),
+            cross=CrossConfig(
+                width=c["hidden"],
+                num_heads=c["heads"],
+                num_layers=c["top"],
+                ffn_width=4 * c["hidden"],
+                dropout=0.0,
+            ),
+            image_text=MeterHeadsConfig(heads=TASKS[task], num_answers=c["A"]),
+            **encoders,
+        )
+
+    def published_state(self, task: str) -> dict[str, Tensor]:
+        """Draw every weight of a task's model by the README's rule, under its published name.
+
+        Names and shapes are those of `<name>_weights_check.json`, never our model's own.
+        """
+        groups = (group["names"] for group in self.groups[task])
+        return {name: self.drawn(name, task) for names in groups for name in names}
+
+    def drawn(self, name: str, task: str) -> Tensor:
+        """Draw one weight; those of `rank_output` are row 1 of the ITM head."""
+        if name.startswith("rank_output."):
+            part = name.removeprefix("rank_output.")
+            return self.drawn(f"itm_score.fc.{part}", task)[1:2].clone()
+        own = f"{name} @{task}"
+        shape = self.weights_check[own if own in self.weights_check else name][0]
+        value = draw(name, shape) * self.config["std"]
+        return 1.0 + value if name.endswith(".weight") and _is_norm(name) else value
+
+    def model(self, task: str, image_size: int | None = None) -> MeterImageText:
+        """Build the model of a task, and load it as published files are loaded."""
+        config, state = self.meter_config(task), self.published_state(task)
+        if image_size is not None:
+            config = config.with_image_size(image_size)
+            state = resize_tables(state, config)
+        model = MeterImageText(config)
+        load_mapped(model, state, meter_keys(config), lambda name: ignored_meter_key(name, config))
+        return model.eval()
+
+    def published_grads(self, model: MeterImageText) -> dict[str, Tensor | None]:
+        """Gradients of a model by published name; one of ours may be several published ones."""
+        published: dict[str, Tensor | None] = {}
+        keys = meter_keys(model.config)
+        for name, parameter in model.named_parameters():
+            if parameter.grad is None:
+                published |= dict.fromkeys(keys[name])
+            else:
+                published |= unstack({name: parameter.grad}, {name: keys[name]})
+        return published
+
+
+def _is_norm(name: str) -> bool:
+    """Whether a published name is a LayerNorm's; classifiers hold theirs at index 1."""
+    module = name.rsplit(".", 1)[0]
+    last = module.rsplit(".", 1)[-1]
+    return last.startswith(("LayerNorm", "norm", "ln_")) or module.endswith("_classifier.1")
+
+
+def is_noise(name: str) -> bool:
+    """Whether the true gradient of a published parameter is 0, for all or a third of its values.
+
+    Softmax does not change with the bias of keys, nor the ranking loss with that of scores.
+    """
+    joint = (".in_proj_bias", ".qkv.bias")
+    return name.endswith((".key.bias", *joint)) or name == "rank_output.bias"
+
+
+def vqa_targets(case: MeterCase) -> Tensor:
+    """Soft scores of the answers of the four questions (README, Inputs)."""
+    labels = [[1, 5], [2], [3, 9, 0], [4]]
+    scores = [[1.0, 0.3], [0.6], [0.9, 0.3, 1.0], [0.3]]
+    targets = torch.zeros(len(labels), case.config["A"])
+    for row, (own, values) in enumerate(zip(labels, scores, strict=True)):
+        targets[row, own] = torch.tensor(values)
+    return targets

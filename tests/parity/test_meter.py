@@ -1,0 +1,95 @@
+"""The METER model equals the recorded one, and a difference of any kind is found."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from tests.golden import METER
+from tests.parity import meter
+from tests.parity.comparison import Comparison
+from tests.parity.meter_case import MeterCase, is_noise
+
+#: Recorded tensors that depend on the last text layer.
+CHANGED = ("cross.text1", "cross.text_pooled", "text_feats", "cls")
+
+
+@pytest.mark.parametrize("name", ["clip_micro", "swin_micro"])
+def test_the_committed_case_equals(name):
+    comparison = meter.compare_case(METER / f"{name}.json")
+    assert comparison.ok, str(comparison)
+    # Every kind of thing was compared.
+    assert {group: found.count > 0 for group, found in comparison.groups.items()} == dict.fromkeys(
+        [
+            *("weight rule", "pair", "edge cases", "resized tables", "another image size"),
+            *("heads", "losses", "heads (integers)", "no gradient", "gradients", "groups"),
+            *("small gradients",) * ("small gradients" in comparison.groups),
+            *("steps", "learning rates", "weights after steps", "biases after steps"),
+        ],
+        True,
+    )
+
+
+@pytest.fixture(scope="module")
+def case():
+    return MeterCase(METER / "clip_micro.json")
+
+
+def test_another_weight_is_found(case):
+    model = case.model("pretrain")
+    with torch.no_grad():
+        model.backbone.text_layers[1].feed_forward.mlp[2].weight.mul_(1.001)
+        comparison = Comparison("changed")
+        meter.compare_tensors(comparison, case, "pair", meter.run_pair(model, case))
+    failed = [failure.split(":")[0] for failure in comparison.groups["pair"].failures]
+    assert set(failed) == {f"pair.{name}" for name in CHANGED}
+
+
+def test_a_record_that_nothing_computes_is_named(monkeypatch):
+    monkeypatch.setattr(meter, "TASKS", {})
+    comparison = meter.compare_case(METER / "clip_micro.json")
+    assert not comparison.ok
+    assert {"vqa.vqa_logits", "snli.loss.snli", "irtr.steps", "grad.pretrain.mlm"} <= {
+        *comparison.not_compared
+    }
+
+
+def test_pruned_outputs_are_those_of_the_whole_layer(case):
+    model = case.model("pretrain")
+    ids, mask = case.text()
+    backbone, images = model.backbone, case.input("image")
+    with torch.no_grad():
+        whole = backbone.encode_pair(images, ids, mask)
+        pooled = backbone.encode_pair(images, ids, mask, wanted="pooled")
+        text = backbone.encode_pair(images, ids, mask, wanted="text")
+    assert pooled.text.shape[1] == pooled.stages[-1].shape[1] == 1
+    torch.testing.assert_close(model.pooled(pooled), model.pooled(whole), rtol=0, atol=3e-6)
+    assert text.stages == ()
+    torch.testing.assert_close(text.text, whole.text, rtol=0, atol=3e-6)
+
+
+def test_noise_is_named_by_its_parameter():
+    assert is_noise("cross_modal_text_layers.0.attention.self.key.bias")
+    assert not is_noise("cross_modal_text_layers.0.attention.self.query.bias")
+
+
+def test_images_of_another_size_are_refused(case):
+    model = case.model("vqa")
+    ids, mask = case.text()
+    with pytest.raises(ValueError, match=r"64 x 64 pixels, got \(4, 3, 96, 96\)"):
+        model(case.input("image_resized"), ids, mask, "vqa")
+    with pytest.raises(ValueError, match="'vqa', got 'itm'"):
+        model(case.input("image"), ids, mask, "itm")
+
+
+def test_gradient_checkpointing_changes_nothing(case):
+    model = case.model("vqa")
+    model = type(model)(dataclasses.replace(model.config)).train()
+    ids, mask = case.text()
+    gradients = []
+    for enabled in (False, True):
+        model.backbone.gradient_checkpointing = enabled
+        model.zero_grad(set_to_none=True)
+        model(case.input("image"), ids, mask, "vqa").sum().backward()
+        gradients.append(model.backbone.image_transform.weight.grad.clone())
+    torch.testing.assert_close(*gradients)
