@@ -111,6 +111,23 @@ class ImageTransform:
         """Resize to `size` x `size` pixels without keeping the aspect ratio."""
 
     @staticmethod
+    def center_crop(
+        size: int,
+        *,
+        color_jitter: ColorJitter | None = None,
+        rand_augment: RandAugment | None = None,
+        filter: str = "bicubic",
+        resize: str = "exact",
+        channel_order: str = "rgb",
+        mean: Sequence[float] = ...,
+        std: Sequence[float] = ...,
+    ) -> ImageTransform:
+        """Resize the shorter side to `size` and cut out the central `size` x `size` pixels.
+
+        What is outside the square is lost. Boxes raise ValueError.
+        """
+
+    @staticmethod
     def random_resized_crop(
         size: int,
         *,

@@ -341,7 +341,9 @@ fn skipped(error: &Error) -> Skipped {
 /// Output (height, width) in pixels, if it is the same for all images.
 fn fixed_size(transform: &Transform) -> Option<(usize, usize)> {
     match transform.geometry {
-        Geometry::Squash { size } | Geometry::RandomResizedCrop { size, .. } => Some((size, size)),
+        Geometry::Squash { size }
+        | Geometry::CenterCrop { size }
+        | Geometry::RandomResizedCrop { size, .. } => Some((size, size)),
         Geometry::ShorterSide { .. } => None,
     }
 }

@@ -13,7 +13,7 @@ use crate::jpeg::{self, Scale};
 use crate::loader::config::LoaderConfig;
 use crate::loader::probed_image::ProbedImage;
 use crate::normalize::RowWriter;
-use crate::resize::{Method, ResizeScratch, RowResizer};
+use crate::resize::{Method, ResizeScratch, RowResizer, Target};
 use crate::transform::params::{self, SampledTransform};
 use crate::try_alloc;
 
@@ -71,17 +71,22 @@ impl<'a> RowStage<'a> {
         scratch: &'a mut ResizeScratch,
         source: (usize, usize),
         crop: Crop,
-        output: (usize, usize),
+        target: Target,
         method: Method,
     ) -> Result<Self, Error> {
         let inside = crop.top + crop.height <= source.0 && crop.left + crop.width <= source.1;
-        if (crop.height, crop.width) == output && inside {
+        if (crop.height, crop.width) == target.whole && inside {
+            let window = target.window;
             return Ok(Self::Cropped {
-                crop,
+                crop: Crop {
+                    top: crop.top + window.top,
+                    left: crop.left + window.left,
+                    ..window
+                },
                 stride: source.1 * 3,
             });
         }
-        RowResizer::new(scratch, source, crop, output, method).map(Self::Resized)
+        RowResizer::new(scratch, source, crop, target, method).map(Self::Resized)
     }
 
     fn last_row_needed(&self) -> usize {
@@ -205,9 +210,14 @@ impl Scratch {
             let what = try_alloc::of_image(sampled.height, sampled.width);
             try_alloc::reserve(&mut self.whole, sampled.height * sampled.width * 3, what)?;
         }
-        let output = (sampled.height, sampled.width);
         let sink = RowSink {
-            rows: RowStage::new(&mut self.resize, source, crop, output, sampled.method)?,
+            rows: RowStage::new(
+                &mut self.resize,
+                source,
+                crop,
+                sampled.target(),
+                sampled.method,
+            )?,
             writer: &mut self.writer,
             whole: &mut self.whole,
             sampled,

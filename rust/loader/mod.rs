@@ -68,6 +68,7 @@ impl Loader {
         config.transform.check()?;
         if config.task == Task::Grounding {
             config.transform.rand_augment.check_boxes()?;
+            config.transform.geometry.check_boxes()?;
         }
         config.tokenizer.check_max_tokens(Some(config.max_tokens))?;
         check_probability("mlm_probability", config.mlm_probability)?;

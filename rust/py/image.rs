@@ -107,6 +107,28 @@ impl ImageTransform {
         Self::build(Geometry::Squash { size }, 0.0, augment, values)
     }
 
+    /// Resize the shorter side to `size` and cut out the central `size` x `size` pixels.
+    #[staticmethod]
+    #[pyo3(signature = (size, *, color_jitter = None, rand_augment = None, filter = "bicubic", resize = "exact", channel_order = "rgb", mean = IMAGENET_MEAN, std = IMAGENET_STD))]
+    fn center_crop(
+        size: i128,
+        color_jitter: Option<&ColorJitter>,
+        rand_augment: Option<&RandAugment>,
+        filter: &str,
+        resize: &str,
+        channel_order: &str,
+        mean: [f64; 3],
+        std: [f64; 3],
+    ) -> PyResult<Self> {
+        let augment = (color_jitter, rand_augment);
+        let values = (
+            method(filter, resize)?,
+            normalization(channel_order, mean, std)?,
+        );
+        let size = count("size", size)?;
+        Self::build(Geometry::CenterCrop { size }, 0.0, augment, values)
+    }
+
     /// Crop a random rectangle and resize it to `size` x `size`.
     #[staticmethod]
     #[pyo3(signature = (size, *, scale = (0.5, 1.0), ratio = (0.75, 4.0 / 3.0), flip_probability = 0.5, color_jitter = None, rand_augment = None, filter = "bicubic", resize = "exact", channel_order = "rgb", mean = IMAGENET_MEAN, std = IMAGENET_STD))]
@@ -181,6 +203,10 @@ impl ImageTransform {
         match &self.inner.geometry {
             Geometry::Squash { size } => {
                 settings.set_item("kind", "squash")?;
+                settings.set_item("size", size)?;
+            }
+            Geometry::CenterCrop { size } => {
+                settings.set_item("kind", "center_crop")?;
                 settings.set_item("size", size)?;
             }
             Geometry::RandomResizedCrop { size, scale, ratio } => {
@@ -387,6 +413,7 @@ pub fn apply_transform(
     let (transform, boxes) = (&transform.inner, boxes.unwrap_or_default());
     if !boxes.is_empty() {
         transform.rand_augment.check_boxes()?;
+        transform.geometry.check_boxes()?;
     }
     let mut rng = Rng::new(seed, epoch, index, Purpose::Image(0));
     let sampled = transform.sample(view.height, view.width, &mut rng);

@@ -99,6 +99,23 @@ pub(crate) fn check_output(name: &'static str, height: usize, width: usize) -> R
     }
 }
 
+/// What a resize computes: the whole resized image, or a window of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// (height, width) of the whole resized image.
+    pub whole: (usize, usize),
+    /// Computed part of the resized image.
+    pub window: Crop,
+}
+
+impl From<(usize, usize)> for Target {
+    /// The whole image of (height, width) pixels.
+    fn from(whole: (usize, usize)) -> Self {
+        let window = Crop::whole(whole.0, whole.1);
+        Self { whole, window }
+    }
+}
+
 /// Crop an image and resize it to `height` x `width` pixels.
 pub(crate) fn resize<'a>(
     image: impl Into<RgbView<'a>>,
@@ -107,13 +124,24 @@ pub(crate) fn resize<'a>(
     width: usize,
     method: impl Into<Method>,
 ) -> Result<Rgb, Error> {
+    resize_to(image, crop, (height, width), method)
+}
+
+/// Crop an image and resize it to a target.
+pub(crate) fn resize_to<'a>(
+    image: impl Into<RgbView<'a>>,
+    crop: Crop,
+    target: impl Into<Target>,
+    method: impl Into<Method>,
+) -> Result<Rgb, Error> {
     thread_local! {
         static SCRATCH: RefCell<ResizeScratch> = RefCell::default();
     }
-    SCRATCH.with_borrow_mut(|scratch| resize_with(scratch, image, crop, (height, width), method))
+    SCRATCH.with_borrow_mut(|scratch| resize_with(scratch, image, crop, target, method))
 }
 
-/// Like [`resize`], with the caller's buffers and instruction set; `output` is (height, width).
+/// Like [`resize`], with the caller's buffers and instruction set; `output` is a [`Target`] or
+/// (height, width).
 ///
 /// # Errors
 /// See [`resize`].
@@ -121,18 +149,20 @@ pub fn resize_with<'a>(
     scratch: &mut ResizeScratch,
     image: impl Into<RgbView<'a>>,
     crop: Crop,
-    output: (usize, usize),
+    output: impl Into<Target>,
     method: impl Into<Method>,
 ) -> Result<Rgb, Error> {
     let image = image.into();
+    let target = output.into();
+    let (height, width) = (target.window.height, target.window.width);
     let source = (image.height, image.width);
-    let mut resizer = RowResizer::new(scratch, source, crop, output, method)?;
-    let what = try_alloc::of_image(output.0, output.1);
-    let mut pixels = try_alloc::with_capacity(output.0 * output.1 * 3, what)?;
+    let mut resizer = RowResizer::new(scratch, source, crop, target, method)?;
+    let what = try_alloc::of_image(height, width);
+    let mut pixels = try_alloc::with_capacity(height * width * 3, what)?;
     resizer.push_rows(0, image.pixels, &mut |_, row| {
         pixels.extend_from_slice(row);
     })?;
-    Ok(Rgb::new(output.0, output.1, pixels))
+    Ok(Rgb::new(height, width, pixels))
 }
 
 #[cfg(test)]
@@ -190,6 +220,30 @@ mod tests {
             resize(&image, crop, 7, 29, Filter::Bicubic).unwrap(),
             resize(&cut, whole(&cut), 7, 29, Filter::Bicubic).unwrap()
         );
+    }
+
+    #[test]
+    fn a_window_is_a_part_of_the_resized_image() {
+        let image = gradient(61, 83);
+        for whole in [(20, 40), (61, 90), (130, 83), (150, 170)] {
+            let crop = Crop::whole(image.height, image.width);
+            let all = resize(&image, crop, whole.0, whole.1, Filter::Bicubic).unwrap();
+            for (top, left, height, width) in [(0, 0, 9, 40), (11, 3, 9, 37), (19, 39, 1, 1)] {
+                let window = Crop {
+                    top,
+                    left,
+                    height,
+                    width,
+                };
+                let target = Target { whole, window };
+                let part = resize_to(&image, crop, target, Filter::Bicubic).unwrap();
+                let rows = all.pixels.chunks_exact(whole.1 * 3).skip(top).take(height);
+                let expected: Vec<u8> = rows
+                    .flat_map(|row| row[left * 3..(left + width) * 3].to_vec())
+                    .collect();
+                assert_eq!(part.pixels, expected, "{whole:?} {window:?}");
+            }
+        }
     }
 
     #[test]

@@ -8,8 +8,8 @@ use crate::Error;
 use crate::boxes::Crop;
 use crate::cpu_features::Instructions;
 use crate::resize::simd::{Across, COLUMNS, Passes, Quads, Rows};
-use crate::resize::weights::{QUAD, QuadWeights, Weights};
-use crate::resize::{Filter, Method, Precision, check_output};
+use crate::resize::weights::{QUAD, QuadWeights, Span, Weights};
+use crate::resize::{Filter, Method, Precision, Target, check_output};
 
 /// Buffers and weight tables, reused between resizes.
 #[derive(Debug)]
@@ -50,8 +50,8 @@ impl ResizeScratch {
     }
 }
 
-/// (input, output) size in pixels, the filter, and whether the weights are rounded.
-type Key = (usize, usize, Filter, bool);
+/// Input size in pixels, output positions, the filter, and whether the weights are rounded.
+type Key = (usize, Span, Filter, bool);
 
 /// Recently used tables, most recent first.
 #[derive(Debug)]
@@ -103,7 +103,8 @@ pub struct RowResizer<'a> {
 }
 
 impl<'a> RowResizer<'a> {
-    /// Crop an image of `source` (height, width) and resize it to `output`.
+    /// Crop an image of `source` (height, width) and resize it to `output`, a [`Target`] or
+    /// (height, width).
     ///
     /// `method` is a [`Method`], or a [`Filter`] for a bit-exact resize.
     ///
@@ -113,15 +114,28 @@ impl<'a> RowResizer<'a> {
         scratch: &'a mut ResizeScratch,
         source: (usize, usize),
         crop: Crop,
-        output: (usize, usize),
+        output: impl Into<Target>,
         method: impl Into<Method>,
     ) -> Result<Self, Error> {
-        check(source, crop, output)?;
+        let Target { whole, window } = output.into();
+        check(source, crop, whole, window)?;
+        let output = (window.height, window.width);
         let Method { filter, precision } = method.into();
         let passes = scratch.passes;
-        let axes = [(crop.height, output.0), (crop.width, output.1)];
+        let axes = [(crop.height, whole.0), (crop.width, whole.1)];
         let is_fast = precision == Precision::Fast && passes.are_fast(axes);
-        let [down, across] = axes.map(|(input, output)| (input, output, filter, is_fast));
+        let rows = Span {
+            whole: whole.0,
+            first: window.top,
+            length: window.height,
+        };
+        let columns = Span {
+            whole: whole.1,
+            first: window.left,
+            length: window.width,
+        };
+        let down = (crop.height, rows, filter, is_fast);
+        let across = (crop.width, columns, filter, is_fast);
         let rounded = |weights: Weights| {
             if is_fast { weights.round() } else { weights }
         };
@@ -208,6 +222,14 @@ impl<'a> RowResizer<'a> {
     /// whose weights are 0.
     fn finish_quad(&mut self) {
         let number = (self.received - 1) / QUAD;
+        // Rows above those that the window depends on.
+        if self
+            .down
+            .of(self.emitted)
+            .is_some_and(|(first, _)| number < first)
+        {
+            return;
+        }
         let start = number % self.down.most * self.quad;
         let scratch = &mut *self.scratch;
         if let Some(quads) = scratch.ring.get_mut(start..) {
@@ -253,8 +275,13 @@ fn grow(memory: &mut Vec<u8>, bytes: usize) {
     }
 }
 
-fn check(source: (usize, usize), crop: Crop, output: (usize, usize)) -> Result<(), Error> {
-    check_output("size", output.0, output.1)?;
+fn check(
+    source: (usize, usize),
+    crop: Crop,
+    whole: (usize, usize),
+    window: Crop,
+) -> Result<(), Error> {
+    check_output("size", window.height, window.width)?;
     let inside = |start: usize, length: usize, whole: usize| {
         length > 0 && start.checked_add(length).is_some_and(|end| end <= whole)
     };
@@ -264,6 +291,15 @@ fn check(source: (usize, usize), crop: Crop, output: (usize, usize)) -> Result<(
             format!(
                 "{crop:?}; expected a crop inside an image of {} x {} pixels",
                 source.0, source.1
+            ),
+        ));
+    }
+    if !inside(window.top, window.height, whole.0) || !inside(window.left, window.width, whole.1) {
+        return Err(Error::argument(
+            "window",
+            format!(
+                "{window:?}; expected a window inside a resized image of {} x {} pixels",
+                whole.0, whole.1
             ),
         ));
     }
@@ -340,8 +376,8 @@ mod tests {
             assert_eq!(found.unwrap(), fresh.unwrap());
             assert!(scratch.down.0.len() <= WeightCache::<QuadWeights>::ENTRIES);
         }
-        assert_eq!(scratch.down.0[0].0, (4, 38, Filter::Bicubic, false));
-        assert_eq!(scratch.across.0[1].0, (6, 39, Filter::Bicubic, false));
+        assert_eq!(scratch.down.0[0].0, (4, 38.into(), Filter::Bicubic, false));
+        assert_eq!(scratch.across.0[1].0, (6, 39.into(), Filter::Bicubic, false));
     }
 
     #[test]

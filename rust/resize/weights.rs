@@ -24,14 +24,35 @@ pub(crate) struct Weights {
     taps: usize,
 }
 
+/// Output positions of one axis: `length` of `whole` from `first` on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Span {
+    pub whole: usize,
+    pub first: usize,
+    pub length: usize,
+}
+
+impl From<usize> for Span {
+    /// All positions.
+    fn from(whole: usize) -> Self {
+        Self {
+            whole,
+            first: 0,
+            length: whole,
+        }
+    }
+}
+
 impl Weights {
-    pub(crate) fn new(input: usize, output: usize, filter: Filter) -> Self {
+    pub(crate) fn new(input: usize, output: impl Into<Span>, filter: Filter) -> Self {
         #![allow(
             clippy::cast_precision_loss,
             clippy::cast_possible_truncation,
             clippy::cast_sign_loss
         )] // Sizes are far below 2^53, positions are clamped to the image.
-        let scale = input as f64 / output as f64;
+        let span = output.into();
+        let output = span.length;
+        let scale = input as f64 / span.whole as f64;
         let filter_scale = scale.max(1.0);
         let support = filter.support() * filter_scale;
         let taps = support.ceil() as usize * 2 + 1;
@@ -44,7 +65,7 @@ impl Weights {
         };
         let mut row = Vec::with_capacity(taps);
         for (position, values) in weights.values.chunks_exact_mut(taps).enumerate() {
-            let center = (position as f64 + 0.5) * scale;
+            let center = ((position + span.first) as f64 + 0.5) * scale;
             let start = (center - support + 0.5).max(0.0) as usize;
             let end = ((center + support + 0.5) as usize).min(input);
             row.clear();
@@ -176,6 +197,19 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_span_has_the_weights_of_its_positions() {
+        let all = Weights::new(97, 40, Filter::Bicubic);
+        let span = Span {
+            whole: 40,
+            first: 7,
+            length: 12,
+        };
+        let part = Weights::new(97, span, Filter::Bicubic);
+        let expected: Vec<_> = all.iter().skip(7).take(12).collect();
+        assert_eq!(part.iter().collect::<Vec<_>>(), expected);
     }
 
     #[test]

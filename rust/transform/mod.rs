@@ -22,7 +22,7 @@ use crate::resize::{self, Method};
 use crate::rng::Rng;
 use crate::transform::color_jitter::ColorJitter;
 use crate::transform::crop::{RandomCrop, check_scale, cut_out, random_crop, shorter_side};
-use crate::transform::params::SampledTransform;
+use crate::transform::params::{SampledTransform, Window};
 use crate::transform::rand_augment::RandAugment;
 
 /// Geometric part of a transform.
@@ -52,6 +52,11 @@ pub enum Geometry {
         divisor: usize,
         /// Random crop before the resize.
         cut: RandomCrop,
+    },
+    /// Resize the shorter side, keeping the aspect ratio, and cut out the central square.
+    CenterCrop {
+        /// Side in pixels.
+        size: usize,
     },
 }
 
@@ -88,13 +93,22 @@ impl Transform {
     /// Sample a transform for an image of `height` x `width` pixels.
     pub(crate) fn sample(&self, height: usize, width: usize, rng: &mut Rng) -> SampledTransform {
         let whole = Crop::whole(height, width);
-        let mut whole_size = None;
+        let (mut whole_size, mut window) = (None, None);
         let (crop, size) = match &self.geometry {
             Geometry::Squash { size } => (whole, (*size, *size)),
             Geometry::RandomResizedCrop { size, scale, ratio } => (
                 random_crop(height, width, *scale, *ratio, rng),
                 (*size, *size),
             ),
+            Geometry::CenterCrop { size } => {
+                let resized = shorter_side(height, width, *size, usize::MAX);
+                window = Some(Window {
+                    resized,
+                    top: center(resized.0 - size),
+                    left: center(resized.1 - size),
+                });
+                (whole, (*size, *size))
+            }
             Geometry::ShorterSide {
                 sizes,
                 max_size,
@@ -123,6 +137,7 @@ impl Transform {
             operations: self.rand_augment.draw(rng),
             method: self.method,
             whole: whole_size,
+            window,
         }
     }
 
@@ -135,10 +150,27 @@ impl Transform {
     }
 }
 
+/// Margin before a centered window, rounded to nearest or even as in torchvision's `CenterCrop`.
+fn center(margin: usize) -> usize {
+    let half = margin / 2;
+    if margin % 4 == 3 { half + 1 } else { half }
+}
+
 impl Geometry {
+    /// Check that boxes can be transformed.
+    pub(crate) fn check_boxes(&self) -> Result<(), Error> {
+        if let Self::CenterCrop { .. } = self {
+            let reason = "center_crop cannot be used with boxes; expected another transform";
+            return Err(Error::argument("transform", reason));
+        }
+        Ok(())
+    }
+
     fn check(&self) -> Result<(), Error> {
         match self {
-            Self::Squash { size } => resize::check_output("size", *size, *size),
+            Self::Squash { size } | Self::CenterCrop { size } => {
+                resize::check_output("size", *size, *size)
+            }
             Self::RandomResizedCrop { size, scale, ratio } => {
                 resize::check_output("size", *size, *size)?;
                 check_scale("scale", *scale)?;
@@ -218,6 +250,25 @@ mod tests {
             assert_eq!((output.height, output.width), (4, 4));
             assert_eq!(output.pixels, [1, 2, 3].repeat(16));
         }
+    }
+
+    #[test]
+    fn a_centered_window_is_rounded_as_in_torchvision() {
+        // round(0.5) is 0, round(1.5) and round(2.5) are 2.
+        assert_eq!([0, 1, 2, 3, 4, 5, 7].map(center), [0, 0, 1, 2, 2, 2, 4]);
+        let transform = transform(Geometry::CenterCrop { size: 48 }, 0.0);
+        let sampled = transform.sample(64, 97, &mut rng(0));
+        let window = sampled.window.unwrap();
+        assert_eq!((sampled.height, sampled.width), (48, 48));
+        assert_eq!((window.resized, window.top, window.left), ((48, 72), 0, 12));
+        // A very narrow image is not resized as a whole.
+        let sampled = transform.sample(1, 3_000_000, &mut rng(0));
+        assert_eq!(sampled.window.unwrap().resized, (48, 144_000_000));
+        let output = sampled
+            .apply(&Rgb::new(1, 3_000_000, vec![7; 9_000_000]))
+            .unwrap();
+        assert_eq!(output.pixels, vec![7; 48 * 48 * 3]);
+        assert!(transform.geometry.check_boxes().is_err());
     }
 
     fn cutting(probability: f64, scale: (f64, f64)) -> Transform {

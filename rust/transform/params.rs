@@ -4,7 +4,7 @@ use crate::Error;
 use crate::boxes::{BoxXyxy, Crop};
 use crate::image::{Rgb, RgbView};
 use crate::jpeg::Scale;
-use crate::resize::{self, Method};
+use crate::resize::{self, Method, Target};
 use crate::transform::boxes::BoxTransform;
 use crate::transform::color_jitter::ColorChange;
 use crate::transform::rand_augment::Operation;
@@ -24,9 +24,36 @@ pub struct SampledTransform {
     /// If [`RandomCrop`] cropped the image, the (height, width) in pixels that the whole image
     /// would be resized to.
     pub(crate) whole: Option<(usize, usize)>,
+    /// If the output is a window of the resized image.
+    pub(crate) window: Option<Window>,
+}
+
+/// Position of the output in the resized image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Window {
+    /// (height, width) of the resized image.
+    pub resized: (usize, usize),
+    pub top: usize,
+    pub left: usize,
 }
 
 impl SampledTransform {
+    /// What the resize computes.
+    pub(crate) fn target(&self) -> Target {
+        match self.window {
+            None => (self.height, self.width).into(),
+            Some(Window { resized, top, left }) => Target {
+                whole: resized,
+                window: Crop {
+                    top,
+                    left,
+                    height: self.height,
+                    width: self.width,
+                },
+            },
+        }
+    }
+
     /// The same transform without the crop, for a whole image of `height` x `width` pixels; `None`
     /// unless [`RandomCrop`] cropped the image.
     pub fn uncut(&self, height: usize, width: usize) -> Option<Self> {
@@ -41,7 +68,7 @@ impl SampledTransform {
     }
 
     pub fn apply<'a>(&self, image: impl Into<RgbView<'a>>) -> Result<Rgb, Error> {
-        let mut resized = resize::resize(image, self.crop, self.height, self.width, self.method)?;
+        let mut resized = resize::resize_to(image, self.crop, self.target(), self.method)?;
         self.change(&mut resized);
         Ok(resized)
     }
@@ -90,9 +117,10 @@ fn mirror(image: &mut Rgb) {
 
 /// The smallest decoding scale at which the crop is at least as large as the output.
 pub(crate) fn scale_for(sampled: &SampledTransform) -> Scale {
+    let (height, width) = sampled.target().whole;
     let fits = |scale: &Scale| {
-        sampled.crop.height >= scale.divisor() * sampled.height
-            && sampled.crop.width >= scale.divisor() * sampled.width
+        sampled.crop.height >= scale.divisor() * height
+            && sampled.crop.width >= scale.divisor() * width
     };
     [Scale::Eighth, Scale::Quarter, Scale::Half]
         .into_iter()

@@ -34,8 +34,8 @@ READ_UNIT_FILES: tuple[str, ...] = ()
 SECTIONS: dict[str, Callable[[Path], Comparison]] = {}
 #: Files of the folder that no comparison reads yet, and what each waits for.
 PENDING_FILES: dict[str, str] = {
-    "extras.json": "transforms of METER",
-    "extras.safetensors": "transforms of METER",
+    "extras.json": "RandAugment of METER",
+    "extras.safetensors": "RandAugment of METER",
 }
 
 #: Settings of the recorded steps (README), and steps of their schedule.
@@ -56,7 +56,7 @@ _HOOKED = {
     "text.embeddings": "backbone.text.embeddings",
     "text.layer{}": "backbone.text.layers.{}",
     "text.transform": "backbone.text_transform",
-    "image.conv1": "backbone.image.patch_embedding",
+    "image.conv1": "backbone.image.patch_embedding.projection",
     "image.ln_pre": "backbone.image.first_norm",
     "image.block{}": "backbone.image.blocks.{}",
     "image.ln_post": "backbone.image.last_norm",
@@ -248,9 +248,9 @@ def losses_of(model: MeterImageText, case: MeterCase, task: str) -> dict[str, Te
     if task == "irtr":
         found |= _ranking(model, case, images)
     elif task == "nlvr2":
-        both = torch.stack((case.input("image_0"), case.input("image_1")), 1).to(dtype)
+        both = torch.cat((case.input("image_0"), case.input("image_1"))).to(dtype)
         text = torch.cat([backbone.text_prefix(ids, mask)] * 2)
-        prefix = model.statement_prefix(both)
+        prefix = model.image_prefix(both, torch.arange(len(both)) >= len(ids))
         output = backbone.fuse(prefix, text, mask.repeat(2, 1), wanted="pooled")
         left, right = model.pooled(output).chunk(2)
         found |= {"nlvr2.cls.0": left, "nlvr2.cls.1": right}

@@ -40,6 +40,8 @@ def load_encoder(model: Network, state: Mapping[str, Tensor]) -> tuple[KeyMap, d
             f" {', '.join(sorted(state)[:4])}"
         )
     keys = encoder.keys(config, layout)
+    if not keys:
+        raise ValueError(f"the file contains a {encoder.title} encoder, which the model has not")
     state = dict(architecture.resize(state, config))
     if config.channel_order == "bgr":
         first = keys.get(architecture.first_convolution, ())
@@ -64,4 +66,5 @@ def encoder_states(
     if config.channel_order == "bgr":
         own[first] = own[first].flip(1)
     keys_of = EncoderLayout(merging_in_next_stage=layout == "timm")
-    return {each.name: unstack(own, each.keys(config, keys_of)) for each in architecture.encoders}
+    keys = {each.name: each.keys(config, keys_of) for each in architecture.encoders}
+    return {name: unstack(own, each) for name, each in keys.items() if each}

@@ -41,7 +41,8 @@ def write_published(model: Network, path: Path) -> dict[str, Tensor]:
     if config.channel_order != order:
         (first,) = architecture.keys(config)[architecture.first_convolution]
         state[first] = state[first].flip(1)
-    stored = architecture.stored_config(replace(config, channel_order=order))
+        config = replace(config, channel_order=order)
+    stored = architecture.stored_config(config)
     try:
         architecture.infer_config(state, stored)
     except ValueError as error:

@@ -27,11 +27,10 @@ from fiber.atomic_io import (
 from fiber.checkpoints.mapped_file import SafetensorsFile, read_safetensors
 from fiber.checkpoints.provenance import TrainedOn
 from fiber.checkpoints.weights import copy_weights, dtype_problem, list_problems
-from fiber.config import FiberConfig
 from fiber.config_io import to_dict
 from fiber.data import Tokenizer
 from fiber.env import provenance
-from fiber.models.registry import Network, architecture_of, build_model, read_config
+from fiber.models.registry import ModelConfig, Network, architecture_of, build_model, read_config
 
 #: Names of the files of a vocabulary, and of all files in a model folder.
 VOCABULARY_FILES = ("tokenizer.json", "answers.json", "classes.json")
@@ -90,7 +89,7 @@ class StoredModel:
     dtype: torch.dtype = torch.float32
 
     @property
-    def config(self) -> FiberConfig:
+    def config(self) -> ModelConfig:
         """Config of the network."""
         return self.network.config
 
@@ -185,7 +184,7 @@ def load_model(
     )
 
 
-def _read_model_config(path: Path, values: Any, stored: SafetensorsFile) -> FiberConfig:
+def _read_model_config(path: Path, values: Any, stored: SafetensorsFile) -> ModelConfig:
     """Read the config of a model folder and compare its sizes with the header of the weights.
 
     Building a network takes time and memory in proportion to its sizes, so this comes first.
@@ -305,7 +304,7 @@ def _load_tensors(
     """Copy tensors of the right names into a model, allocated on `device` if that is given."""
     tensors: Mapping[str, Tensor] = stored.tensors
     if resize:
-        config: FiberConfig = model.config  # type: ignore[assignment]
+        config: ModelConfig = model.config  # type: ignore[assignment]
         tensors = architecture_of(config).resize(tensors, config)
     own = model.state_dict()
     faults = [

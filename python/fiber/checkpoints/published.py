@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from fiber.checkpoints.weights import copy_weights, dtype_problem, list_problems, sharing_problem
-from fiber.config import FiberConfig
 from fiber.models.encoders.keys import KeyMap
-from fiber.models.registry import Network, architecture_of
+from fiber.models.registry import ModelConfig, Network, architecture_of
 
 #: Copies pieces of tensors into a model's, both by our keys.
 CopyWeights = Callable[[Mapping[str, Tensor], Mapping[str, Sequence[Tensor]]], None]
@@ -53,7 +52,7 @@ def load_published(
     return ignored
 
 
-def check_names(config: FiberConfig, state: Mapping[str, Tensor]) -> None:
+def check_names(config: ModelConfig, state: Mapping[str, Tensor]) -> None:
     """Check that a file has enough tensors for its config before the network is built.
 
     Raises:

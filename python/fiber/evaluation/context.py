@@ -19,7 +19,8 @@ from fiber.data.record import Record
 from fiber.models.features import BackboneOutput, ImagePrefix, Wanted
 from fiber.models.fiber.detector import FiberDetector
 from fiber.models.fiber.image_text import FiberImageText
-from fiber.models.registry import inference_transform
+from fiber.models.image_text import ImageTextModel
+from fiber.models.registry import Network, inference_transform
 
 
 @runtime_checkable
@@ -27,7 +28,7 @@ class EvalModel(Protocol):
     """Interface of models to evaluate, such as `fiber.inference.Model` and `StoredModel`."""
 
     @property
-    def network(self) -> FiberImageText | FiberDetector:
+    def network(self) -> Network:
         """The network with its config. Evaluation sets it to eval mode."""
         ...
 
@@ -124,8 +125,14 @@ class EvalContext:
         return next(self.network.parameters()).device
 
     @property
-    def image_text(self) -> FiberImageText:
-        """The network as an image-text model (coarse stage)."""
+    def image_text(self) -> ImageTextModel:
+        """The network as a model with heads on image-text pairs."""
+        assert isinstance(self.network, ImageTextModel)
+        return self.network
+
+    @property
+    def fiber(self) -> FiberImageText:
+        """The network as a FIBER model of the coarse stage, for ITC and captioning."""
         assert isinstance(self.network, FiberImageText)
         return self.network
 

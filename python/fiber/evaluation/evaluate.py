@@ -11,7 +11,6 @@ from pathlib import Path
 from fiber.atomic_io import check_target
 from fiber.checkpoints.load import load_stored
 from fiber.checkpoints.provenance import seen_before
-from fiber.config import FiberConfig
 from fiber.data.datasets.resolve import Data
 from fiber.data.image_file import MAX_PIXELS, DecodeLimits
 from fiber.data.record import RecordSet
@@ -29,6 +28,7 @@ from fiber.evaluation.tasks import (
     task_heads,
 )
 from fiber.models.heads import need_head
+from fiber.models.registry import ModelConfig
 
 
 def evaluate(
@@ -124,7 +124,7 @@ def _model_of(model: EvalModel | EvalStages | str | os.PathLike[str], task: str)
 
 
 def _check_heads(
-    config: FiberConfig, task: str, rerank: bool | None, candidates: int | None
+    config: ModelConfig, task: str, rerank: bool | None, candidates: int | None
 ) -> int:
     """Check that the model has the required heads. Return the number of candidates to rerank."""
     head = needed_head("coco" if task == "odinw" else task, config.heads)

@@ -224,7 +224,7 @@ def caption(context: EvalContext, records: list[Record]) -> EvalResult:
     name (391895 for COCO_val2014_000000391895.jpg). If there is no such number, or if two images
     share the number, `image_id` is the record's `image_id`.
     """
-    model, groups = context.image_text, by_image(records)
+    model, groups = context.fiber, by_image(records)
     captions: list[str] = []
     for batch, _ in context.batches([shown[0] for shown in groups.values()], "image_text"):
         tokens = model.backbone.encode_image(batch.images).stages[-1]

@@ -13,12 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fiber.config import FiberConfig
 from fiber.data.record import Record
 from fiber.evaluation.context import EvalContext, EvalResult, by_image
 from fiber.metrics.retrieval import recall_of_ranks, reranked, wrong_before
 from fiber.models.heads import need_head
 from fiber.models.pair_scoring import TextFeatureStore, match_log_odds, run_pairs
+from fiber.models.registry import ModelConfig
 
 #: Number of images listed per text in a prediction file.
 LISTED = 10
@@ -58,7 +58,7 @@ def retrieval(context: EvalContext, records: list[Record]) -> EvalResult:
             model has no ITC head and `context.candidates` does not cover all images and texts.
     """
     model = context.image_text
-    heads = model.config.image_text.heads
+    heads = model.config.heads
     if context.candidates and "itm" not in heads:
         raise ValueError(
             f"reranking {context.candidates} candidates requires the head 'itm'; this model has"
@@ -82,11 +82,13 @@ def retrieval(context: EvalContext, records: list[Record]) -> EvalResult:
             features.add(prefix, mask)
         if "itc" in heads:
             pooled = model.backbone.complete_text(prefix, mask, wanted="pooled")
-            vectors.append(model.text_vectors(pooled))
+            vectors.append(context.fiber.text_vectors(pooled))
     metrics: dict[str, float] = {}
     if "itc" in heads:
         batches = context.batches(images, "image_text")
-        image_vectors = torch.cat([model.embed_images(batch.images) for batch, _ in batches])
+        image_vectors = torch.cat(
+            [context.fiber.embed_images(batch.images) for batch, _ in batches]
+        )
         text_vectors = torch.cat(vectors)
         listed = max(LISTED, context.candidates)
         of_images = rank(image_vectors, text_vectors, numbers, owners, listed)
@@ -188,7 +190,7 @@ def match_candidates(
 
 
 def choose_ranking_heads(
-    config: FiberConfig,
+    config: ModelConfig,
     rerank: bool | None,
     candidates: int | None,
     caller: str,

@@ -2,7 +2,8 @@
 
 from fiber.evaluation.evaluate import evaluate
 from fiber.inference.load import load
-from fiber.inference.model import Answer, Hit, Model
+from fiber.inference.model import Answer, Model
+from fiber.inference.pairs import Hit
 from fiber.inference.stages import StagedModel
 from fiber.models.heads import MissingHeadError
 

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from fiber import _core
 from fiber.checkpoints.model_dir import NO_TOKENIZER
-from fiber.config import FiberConfig
 from fiber.data import ImageTransform, Tokenizer, load_image
 from fiber.data.image_file import DEFAULT_LIMITS, DecodeLimits
 from fiber.data.loader_config import check_arguments
 from fiber.data.text_lengths import has_words
+from fiber.models.registry import ModelConfig
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -180,7 +180,7 @@ class Inputs:
 
     def __init__(
         self,
-        config: FiberConfig,
+        config: ModelConfig,
         transform: ImageTransform,
         tokenizer: Tokenizer | None,
         device: torch.device,

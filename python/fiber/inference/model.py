@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Unpack, cast, overload
 
@@ -14,7 +13,6 @@ from torch import Tensor
 
 from fiber.checkpoints.model_dir import NO_ANSWERS, NO_CLASSES, save_model
 from fiber.checkpoints.provenance import TrainedOn
-from fiber.config import FiberConfig
 from fiber.data import Tokenizer
 from fiber.data.image_file import MAX_PIXELS, DecodeLimits
 from fiber.data.prompts.classes import Prompt
@@ -34,14 +32,15 @@ from fiber.inference.inputs import (
     one_for_each,
 )
 from fiber.inference.options import CaptionOptions, Classes, DetectOptions, GroundOptions, Phrases
-from fiber.inference.pairs import PAIRS_AT_ONCE, match_images, rank_images, score_pairs
+from fiber.inference.pairs import PAIRS_AT_ONCE, Hit, match_images, rank_images, score_pairs
 from fiber.inference.prompts import detection_prompts, grounding_prompts
 from fiber.inference.text_feature_cache import TextPrefixes
 from fiber.models.fiber.captioner import written_tokens
 from fiber.models.fiber.detector import FiberDetector
 from fiber.models.fiber.image_text import FiberImageText
 from fiber.models.heads import need_head
-from fiber.models.registry import inference_transform
+from fiber.models.image_text import ImageTextModel
+from fiber.models.registry import ModelConfig, Network, architecture_of, inference_transform
 from fiber.postprocess import Detections
 
 #: Default minimum score of a detected object.
@@ -52,16 +51,6 @@ class Answer(NamedTuple):
     """An answer and its score in [0, 1]. The scores of all answers need not sum to 1."""
 
     answer: str
-    score: float
-
-
-@dataclass(frozen=True)
-class Hit:
-    """Image search result."""
-
-    #: Index into the searched images.
-    index: int
-    #: ITM probability, or ITC cosine similarity without reranking.
     score: float
 
 
@@ -84,7 +73,7 @@ class Model:
 
     def __init__(
         self,
-        network: FiberImageText | FiberDetector,
+        network: Network,
         tokenizer: Tokenizer | None = None,
         answers: Sequence[str] = (),
         *,
@@ -95,7 +84,7 @@ class Model:
         max_decode_bytes: int | None = None,
     ) -> None:
         self.network = network.eval()
-        self.config: FiberConfig = network.config
+        self.config: ModelConfig = network.config
         self.tokenizer = tokenizer
         self.answers, self.classes = tuple(answers), tuple(classes)
         self.device = next(network.parameters()).device
@@ -114,7 +103,8 @@ class Model:
         return self.config.heads
 
     def __repr__(self) -> str:
-        return f"Model({self.config.stage}, heads={', '.join(self.heads)}, device={self.device})"
+        title = architecture_of(self.config).title
+        return f"Model({title}, heads={', '.join(self.heads)}, device={self.device})"
 
     @overload
     def ground(
@@ -228,7 +218,7 @@ class Model:
         given, single = as_list(images)
         texts = one_for_each(questions, len(given), "question")
         pairs = [(index, index) for index in range(len(given))]
-        scores = self._score(given, texts, pairs, self._coarse.vqa_logits).sigmoid()
+        scores = self._score(given, texts, pairs, self._image_text.vqa_logits).sigmoid()
         best = scores.topk(min(top_k, scores.shape[1]))
         found = [
             [Answer(self.answers[i], value) for i, value in zip(places, values, strict=True)]
@@ -298,7 +288,7 @@ class Model:
         one_text = isinstance(texts, str)
         given_texts = not_empty(as_texts(texts, "text"), "text")
         pairs = [(i, j) for i in range(len(given)) for j in range(len(given_texts))]
-        logits = self._score(given, given_texts, pairs, self._coarse.itm_logits)
+        logits = self._score(given, given_texts, pairs, self._image_text.itm_logits)
         scores = logits.softmax(dim=1)[:, 1].reshape(len(given), len(given_texts)).numpy()
         scores = scores[:, 0] if one_text else scores
         scores = scores[0] if single else scores
@@ -323,10 +313,11 @@ class Model:
         texts = one_for_each(statements, len(given), "statement")
         images = [image for pair in given for image in pair]
         order = [(number, number // 2) for number in range(len(images))]
-        pooled = self._score(images, texts, order, lambda pooled: pooled)
+        right = range(1, len(images), 2)
+        pooled = self._score(images, texts, order, lambda pooled: pooled, right)
         pooled = pooled.to(self.device)
         with torch.inference_mode(), self.arithmetic():
-            logits = self._coarse.nlvr2_logits(pooled[0::2], pooled[1::2])
+            logits = self._image_text.nlvr2_logits(pooled[0::2], pooled[1::2])
         true = (logits[:, 1] > logits[:, 0]).tolist()
         return true[0] if single else true
 
@@ -338,7 +329,7 @@ class Model:
         """
         self.need_head("itc", "embed_images")
         given, single = as_list(images)
-        vectors = torch.zeros(len(given), self.config.roberta.width)
+        vectors = torch.zeros(len(given), self._coarse.config.roberta.width)
         with torch.inference_mode(), self.arithmetic():
             for batch in self._inputs.images(given):
                 vectors[batch.indices] = self._coarse.embed_images(batch.images).float().cpu()
@@ -352,7 +343,7 @@ class Model:
         """
         self.need_head("itc", "embed_texts")
         given_texts = not_empty(as_texts(texts, "text"), "text")
-        vectors = torch.zeros(len(given_texts), self.config.roberta.width)
+        vectors = torch.zeros(len(given_texts), self._coarse.config.roberta.width)
         with torch.inference_mode(), self.arithmetic():
             for start in range(0, len(given_texts), PAIRS_AT_ONCE):
                 batch = self._inputs.texts(given_texts[start : start + PAIRS_AT_ONCE])
@@ -399,7 +390,7 @@ class Model:
         ranking = choose_ranking_heads(self.config, rerank, candidates, "search")
         with torch.inference_mode(), self.arithmetic():
             if ranking.heads == ("itm",):
-                ranked = match_images(self._coarse, self._inputs, wanted, given)
+                ranked = match_images(self._image_text, self._inputs, wanted, given)
             else:
                 reranked = max(top_k, ranking.candidates) if ranking.candidates else 0
                 ranked = rank_images(self._coarse, self._inputs, wanted, given, reranked)
@@ -426,8 +417,13 @@ class Model:
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     @property
-    def _coarse(self) -> FiberImageText:
+    def _image_text(self) -> ImageTextModel:
         """The image-text network. Call `need_head` first."""
+        return cast(ImageTextModel, self.network)
+
+    @property
+    def _coarse(self) -> FiberImageText:
+        """The network with ITC or captioning. Call `need_head` first."""
         return cast(FiberImageText, self.network)
 
     def _boxes(
@@ -445,6 +441,8 @@ class Model:
         texts: list[str],
         pairs: list[tuple[int, int]],
         head: Callable[..., Tensor],
+        right: Collection[int] = (),
     ) -> Tensor:
         with torch.inference_mode(), self.arithmetic():
-            return score_pairs(self._coarse, self._inputs, images, texts, pairs, head)
+            network = self._image_text
+            return score_pairs(network, self._inputs, images, texts, pairs, head, right=right)

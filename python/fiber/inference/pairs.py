@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,31 +12,44 @@ from torch import Tensor
 from fiber.inference.inputs import Inputs
 from fiber.models.features import ImagePrefix
 from fiber.models.fiber.image_text import FiberImageText
+from fiber.models.image_text import ImageTextModel
 from fiber.models.pair_scoring import TextFeatureStore, match_log_odds, run_pairs
 
 #: Number of pairs per batch in the fused layers.
 PAIRS_AT_ONCE = 32
 
 
+@dataclass(frozen=True)
+class Hit:
+    """Image search result."""
+
+    #: Index into the searched images.
+    index: int
+    #: ITM probability, or ITC cosine similarity without reranking.
+    score: float
+
+
 def score_pairs(
-    network: FiberImageText,
+    network: ImageTextModel,
     inputs: Inputs,
     images: Sequence[Any],
     texts: Sequence[str],
     pairs: Sequence[tuple[int, int]],
     head: Callable[[Tensor], Tensor],
+    *,
+    right: Collection[int] = (),
 ) -> Tensor:
     """Run a head on n (image index, text index) pairs.
 
     The layers before fusion run once per image and once per text. `head` maps (B, 2 D) pooled pairs
-    to (B, K) outputs.
+    to (B, K) outputs. `right` are the indices of images that are the right ones of NLVR2's pairs.
 
     Returns:
         (n, K) float32 on the CPU.
     """
     backbone = network.backbone
     if not pairs:
-        return head(torch.zeros(0, 2 * network.config.roberta.width, device=inputs.device)).cpu()
+        return head(torch.zeros(0, network.pooled_width, device=inputs.device)).cpu()
     pairs_of: dict[int, list[int]] = {}
     for number, (image, _) in enumerate(pairs):
         pairs_of.setdefault(image, []).append(number)
@@ -47,9 +61,10 @@ def score_pairs(
     results = [torch.empty(0)] * len(pairs)
     for batch in inputs.images(images):
         todo = [(row, n) for row, index in enumerate(batch.indices) for n in pairs_of[index]]
+        is_right = torch.tensor([index in right for index in batch.indices], device=inputs.device)
         found = run_pairs(
             network,
-            backbone.image_prefix(batch.images),
+            network.image_prefix(batch.images, is_right if right else None),
             prefixes,
             [(row, pairs[number][1]) for row, number in todo],
             head,
@@ -107,7 +122,7 @@ def rank_images(
 
 
 def match_images(
-    network: FiberImageText, inputs: Inputs, text: str, images: Sequence[Any]
+    network: ImageTextModel, inputs: Inputs, text: str, images: Sequence[Any]
 ) -> list[tuple[int, float]]:
     """Rank images for a text by ITM. Return (image index, probability) pairs, best first."""
     if not images:

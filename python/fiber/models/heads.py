@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import Tensor, nn
 
@@ -39,20 +41,30 @@ class MissingHeadError(ValueError):
     """Raised if the model lacks the head that a task or method needs."""
 
 
-def need_head(config: FiberConfig, head: str, asked: str) -> None:
+class HasHeads(Protocol):
+    """Config of any model."""
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """Names of the heads."""
+        ...
+
+
+def need_head(config: HasHeads, head: str, asked: str) -> None:
     """Check that a model has the head that a method or task (`asked`) needs.
 
     Raises:
         MissingHeadError: if it does not; the message lists its heads and a recipe to train the
             missing one.
     """
-    if head not in config.heads:
+    if head in config.heads:
+        return
+    message = f"{asked} needs the head {head!r}; this model has {', '.join(config.heads)}."
+    if isinstance(config, FiberConfig):
         is_small = config.roberta.width == preset("small").roberta.width
         recipe = HEAD_RECIPES["small" if is_small else "base"][head]
-        raise MissingHeadError(
-            f"{asked} needs the head {head!r}; this model has {', '.join(config.heads)}."
-            f" To train this head, run `fiber train {recipe}` (see also `fiber recipes`)."
-        )
+        message += f" To train this head, run `fiber train {recipe}` (see also `fiber recipes`)."
+    raise MissingHeadError(message)
 
 
 class Pooler(nn.Module):

@@ -30,6 +30,11 @@ class ImageTextModel(nn.Module):
     nlvr2_head: nn.Module
     language_head: nn.Module
 
+    @property
+    def pooled_width(self) -> int:
+        """Number of channels of a pooled pair."""
+        raise NotImplementedError
+
     def pooled(self, output: BackboneOutput) -> Tensor:
         """Pool the output of the backbone's `encode_pair`: (B, 2 D), text features first."""
         raise NotImplementedError
@@ -65,9 +70,11 @@ class ImageTextModel(nn.Module):
 
     def statement_logits(self, images: Tensor, token_ids: Tensor, text_mask: Tensor) -> Tensor:
         """Compute NLVR2 logits: (B, 2, 3, H, W) images, left first -> (B, 2); column 1 = true."""
+        # (B, 2, 3, H, W) -> (2B, 3, H, W), all left images before all right ones
+        images = images.transpose(0, 1).flatten(0, 1)
         text = self.backbone.text_prefix(token_ids, text_mask)
         fused = self.backbone.fuse(
-            self.statement_prefix(images),
+            self.image_prefix(images, torch.arange(len(images), device=images.device) >= len(text)),
             torch.cat([text, text]),
             text_mask.repeat(2, 1),
             wanted="pooled",
@@ -75,6 +82,9 @@ class ImageTextModel(nn.Module):
         left, right = self.pooled(fused).chunk(2)
         return self.nlvr2_logits(left, right)
 
-    def statement_prefix(self, images: Tensor) -> ImagePrefix:
-        """Compute the prefix of (B, 2, 3, H, W) images: 2 B rows, all left images first."""
-        return self.backbone.image_prefix(images.transpose(0, 1).flatten(0, 1))
+    def image_prefix(self, images: Tensor, is_right: Tensor | None = None) -> ImagePrefix:
+        """Run the backbone's `image_prefix`.
+
+        `is_right` is (B,) bool, True for right images of NLVR2, which some families mark.
+        """
+        return self.backbone.image_prefix(images)

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from fiber.models.features import ImagePrefix
-from fiber.models.fiber.image_text import FiberImageText
+from fiber.models.image_text import ImageTextModel
 
 
 class TextFeatureStore:
@@ -45,7 +45,7 @@ class TextFeatureStore:
 
 
 def run_pairs(
-    model: FiberImageText,
+    model: ImageTextModel,
     images: ImagePrefix,
     texts: TextFeatureStore,
     pairs: Sequence[tuple[int, int]],
@@ -60,7 +60,7 @@ def run_pairs(
     """
     device = images.tokens.device
     if not pairs:
-        return head(torch.zeros(0, 2 * model.config.roberta.width, device=device)).float().cpu()
+        return head(torch.zeros(0, model.pooled_width, device=device)).float().cpu()
     # Sort by text length to reduce padding.
     order = sorted(range(len(pairs)), key=lambda number: texts.length(pairs[number][1]))
     found = []
@@ -76,7 +76,7 @@ def run_pairs(
     return results
 
 
-def match_log_odds(model: FiberImageText) -> Callable[[Tensor], Tensor]:
+def match_log_odds(model: ImageTextModel) -> Callable[[Tensor], Tensor]:
     """Return the head that computes the log odds of a match: (B, 2 D) -> (B,).
 
     Log odds rank pairs like the ITM probability, but do not saturate at 1. They are computed in at

@@ -1,6 +1,7 @@
 """Registry of architectures.
 
-A model family is a folder next to this file plus its entries here; FIBER has one entry per stage.
+A model family is a folder next to this file plus its entries here; FIBER has one entry per stage,
+METER one.
 Other code depends on the entry or on the heads of a config ("grounding" in config.heads), never on
 the name of a family or stage. A network stores its config in `config` and its encoders in
 `backbone`. A config is a frozen dataclass with `heads`, `channel_order`, `vocab_size`,
@@ -25,9 +26,15 @@ from fiber.models.encoders.swin import resize_bias_tables
 from fiber.models.fiber import infer_config, keys, preprocess
 from fiber.models.fiber.detector import FiberDetector
 from fiber.models.fiber.image_text import FiberImageText
+from fiber.models.meter import infer_config as meter_infer_config
+from fiber.models.meter import keys as meter_keys
+from fiber.models.meter.config import MeterConfig
+from fiber.models.meter.image_text import MeterImageText
+from fiber.models.meter.preprocess import meter_transform
 
-#: A network of any registered architecture.
-Network = FiberImageText | FiberDetector
+#: A network of any registered architecture, and its config.
+Network = FiberImageText | FiberDetector | MeterImageText
+ModelConfig = FiberConfig | MeterConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +105,27 @@ _fiber = partial(
 
 #: All entries, in recognition order.
 ARCHITECTURES = (
+    # Before FIBER, whose keys of the image encoder have the same prefix.
+    Architecture(
+        family="meter",
+        title="METER",
+        config_class=MeterConfig,
+        network=MeterImageText,
+        recognizes=meter_keys.is_meter,
+        published_key="state_dict",
+        published_channel_order="rgb",
+        first_convolution=meter_keys.FIRST_CONVOLUTION,
+        infer_config=meter_infer_config.meter_config,
+        stored_config=meter_infer_config.stored_config,
+        keys=meter_keys.meter_keys,
+        stored_sizes=meter_infer_config.stored_sizes,
+        ignored_key=meter_keys.ignored_meter_key,
+        encoders=meter_keys.ENCODERS,
+        resize=meter_keys.resize_tables,
+        main_sizes=meter_infer_config.main_sizes,
+        transform=meter_transform,
+        describe=meter_infer_config.describe,
+    ),
     _fiber(
         stage="coarse",
         title="coarse FIBER",
@@ -128,23 +156,27 @@ ARCHITECTURES = (
 )
 
 
-def architecture_of(config: FiberConfig) -> Architecture:
+def architecture_of(config: ModelConfig) -> Architecture:
     """Return the registry entry for a config."""
     entries = [entry for entry in ARCHITECTURES if isinstance(config, entry.config_class)]
-    return next(entry for entry in entries if entry.stage is None or entry.stage == config.stage)
+    return next(
+        entry
+        for entry in entries
+        if entry.stage is None or entry.stage == getattr(config, "stage", None)
+    )
 
 
-def build_model(config: FiberConfig) -> Network:
+def build_model(config: ModelConfig) -> Network:
     """Build a network from its config."""
     return architecture_of(config).network(config)
 
 
-def inference_transform(config: FiberConfig) -> ImageTransform:
+def inference_transform(config: ModelConfig) -> ImageTransform:
     """Return the image preprocessing of a model at inference."""
     return architecture_of(config).transform(config)
 
 
-def read_config(values: dict[str, Any]) -> FiberConfig:
+def read_config(values: dict[str, Any]) -> ModelConfig:
     """Build a config of any family from a dict of its fields.
 
     Raises:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -40,6 +40,8 @@ from fiber.models.features import ImagePrefix
 from fiber.models.fiber.captioner import caption_log_probs, is_written, sample_captions
 from fiber.models.fiber.detector import FiberDetector
 from fiber.models.fiber.image_text import FiberImageText
+from fiber.models.image_text import ImageTextModel
+from fiber.models.registry import Network
 from fiber.training.config.tasks import CaptionTask, ImageTextTask, TasksConfig
 from fiber.training.objective_state import ObjectiveState
 from fiber.training.scst import CaptionRewards
@@ -61,7 +63,7 @@ class Draw:
 
 
 def image_text_branches(
-    model: FiberImageText,
+    model: ImageTextModel,
     batch: ImageTextBatch,
     task: ImageTextTask,
     draw: Draw,
@@ -89,7 +91,8 @@ def image_text_branches(
     if task.has_contrast:
         # Hard negatives need the similarities even if ITC is not trained.
         with torch.set_grad_enabled(task.itc > 0 and torch.is_grad_enabled()):
-            loss, contrast = _itc(model, batch, image_prefix, text_prefix, queue)
+            fiber = cast(FiberImageText, model)
+            loss, contrast = _itc(fiber, batch, image_prefix, text_prefix, queue)
         if task.itc > 0:
             yield {"itc": loss}
         # Free the graph of a loss whose backward pass has run.
@@ -110,7 +113,7 @@ def image_text_branches(
         )
 
 
-def _mlm(model: FiberImageText, batch: ImageTextBatch, image_prefix: ImagePrefix) -> Tensor:
+def _mlm(model: ImageTextModel, batch: ImageTextBatch, image_prefix: ImagePrefix) -> Tensor:
     """Compute the MLM loss at the masked tokens, conditioned on the image."""
     mask = batch.text_mask
     masked_prefix = model.backbone.text_prefix(batch.masked_ids, mask)
@@ -149,7 +152,7 @@ def _itc(
 
 
 def _itm(
-    model: FiberImageText,
+    model: ImageTextModel,
     batch: ImageTextBatch,
     image_prefix: ImagePrefix,
     text_prefix: Tensor,
@@ -274,7 +277,7 @@ class TrainStep(nn.Module):
 
     def __init__(
         self,
-        model: FiberImageText | FiberDetector,
+        model: Network,
         tasks: TasksConfig,
         state: ObjectiveState | None = None,
     ) -> None:
@@ -333,9 +336,11 @@ class TrainStep(nn.Module):
         elif task == "reasoning":
             logits = self.model.statement_logits(batch.images, batch.token_ids, batch.text_mask)
             yield {"nlvr2": nlvr2_loss(logits, batch.truths)}
-        elif self.state.rewards is not None:
-            yield self_critical_losses(
-                self.model, batch, self.tasks.caption, draw, self.state.rewards
-            )
         else:
-            yield caption_losses(self.model, batch, self.tasks.caption, self.state.reference)
+            yield self._caption_losses(batch, draw)
+
+    def _caption_losses(self, batch: ImageTextBatch, draw: Draw) -> dict[str, Tensor]:
+        model, task = cast(FiberImageText, self.model), self.tasks.caption
+        if self.state.rewards is not None:
+            return self_critical_losses(model, batch, task, draw, self.state.rewards)
+        return caption_losses(model, batch, task, self.state.reference)

@@ -6,13 +6,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from fiber import DecodeError
-from fiber.config import FiberConfig
 from fiber.data import ColorJitter, DataLoader, ImageTransform, RandAugment
 from fiber.data.loader_config import BatchType
 from fiber.data.masking import WholeWords
 from fiber.data.prompts.sampling import dropped_boxes
 from fiber.data.skip_report import counted, skip_lines
 from fiber.data.text_lengths import LengthTracker, TextCounts
+from fiber.models.registry import ModelConfig
 from fiber.training.config.run import RunConfig
 from fiber.training.config.transforms import TransformConfig
 from fiber.training.data import TrainingData
@@ -30,7 +30,7 @@ BATCH_TYPES: dict[str, BatchType] = {
 }
 
 
-def training_transform(model: FiberConfig, transform: TransformConfig) -> ImageTransform:
+def training_transform(model: ModelConfig, transform: TransformConfig) -> ImageTransform:
     """Build the image transform of a training run."""
     common: dict[str, Any] = {
         "color_jitter": ColorJitter(**vars(transform.color_jitter)),

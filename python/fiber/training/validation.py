@@ -22,8 +22,7 @@ from fiber.data.image_file import DEFAULT_LIMITS, DecodeLimits
 from fiber.data.record import RecordSet
 from fiber.evaluation.evaluate import evaluate
 from fiber.evaluation.tasks import find_task, open_records
-from fiber.models.fiber.detector import FiberDetector
-from fiber.models.fiber.image_text import FiberImageText
+from fiber.models.registry import Network
 from fiber.training.checkpoint import BEST, best_file
 from fiber.training.config.run import CHOSEN_BY, RunConfig
 from fiber.training.data import TrainingData
@@ -42,9 +41,7 @@ class Validation:
     #: Limits of decoding one image.
     limits: DecodeLimits = DEFAULT_LIMITS
 
-    def evaluate(
-        self, model: FiberImageText | FiberDetector, state: dict[str, Tensor], threads: int
-    ) -> dict[str, float]:
+    def evaluate(self, model: Network, state: dict[str, Tensor], threads: int) -> dict[str, float]:
         """Evaluate weights; return the task's metrics and "score", by which weights are selected.
 
         The model's weights and the random state are restored afterwards, so validation does not

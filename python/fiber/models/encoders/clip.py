@@ -50,15 +50,25 @@ class ClipBlock(nn.Module):
         return tokens + self.mlp(self.mlp_norm(tokens))
 
 
+class PatchEmbedding(nn.Module):
+    """Split an image into patches and project each one."""
+
+    def __init__(self, patch_size: int, width: int) -> None:
+        super().__init__()
+        self.projection = nn.Conv2d(3, width, patch_size, stride=patch_size, bias=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Embed patches in row-major order: (B, 3, H, W) -> (B, T, C)."""
+        return self.projection(images).flatten(2).transpose(1, 2)
+
+
 class ClipEncoder(nn.Module):
     """Image encoder of CLIP, without its projection to the joint space."""
 
     def __init__(self, config: ClipConfig, image_size: int) -> None:
         super().__init__()
         width = config.width
-        self.patch_embedding = nn.Conv2d(
-            3, width, config.patch_size, stride=config.patch_size, bias=False
-        )
+        self.patch_embedding = PatchEmbedding(config.patch_size, width)
         tokens = 1 + (image_size // config.patch_size) ** 2
         self.class_embedding = nn.Parameter(width**-0.5 * torch.randn(width))
         self.position_embedding = nn.Parameter(width**-0.5 * torch.randn(tokens, width))
@@ -72,7 +82,7 @@ class ClipEncoder(nn.Module):
 
         The first token is the class token; the others are patches in row-major order.
         """
-        patches = self.patch_embedding(images).flatten(2).transpose(1, 2)
+        patches = self.patch_embedding(images)
         first = self.class_embedding.expand(len(images), 1, -1)
         tokens = self.first_norm(torch.cat((first, patches), 1) + self.position_embedding)
         for block in self.blocks:

@@ -20,6 +20,13 @@ IGNORED_SWIN: IgnoredKeys = (
     (r"head\.(fc\.)?(weight|bias)", "ImageNet classifier"),
     (r"norm\.(weight|bias)", "last norm, used only by the ITC head, which the model lacks"),
 )
+IGNORED_CLIP: IgnoredKeys = (
+    (r"visual\.transformer\.resblocks\.\d+\..*", "last block, which METER leaves out"),
+    (r"visual\.proj", "projection to CLIP's joint space"),
+    (r"transformer\..*|token_embedding\..*|ln_final\..*", "CLIP's text encoder"),
+    (r"positional_embedding|text_projection|logit_scale", "CLIP's text encoder"),
+    (r"input_resolution|context_length|vocab_size", "size of CLIP"),
+)
 IGNORED_ROBERTA: IgnoredKeys = (
     (r"(roberta\.)?embeddings\.(position_ids|token_type_ids)", "position buffer"),
     (r"(roberta\.)?pooler\.dense\.(weight|bias)", "unused pooler"),
@@ -51,6 +58,11 @@ class EncoderFormat:
     keys: Callable[[Any, EncoderLayout], KeyMap]
     #: Published keys to ignore.
     ignored: IgnoredKeys
+
+
+def clip_layout(names: Collection[str]) -> EncoderLayout | None:
+    """Return the key layout of OpenAI's CLIP, or None if the keys are not CLIP's."""
+    return EncoderLayout("visual.") if "visual.class_embedding" in names else None
 
 
 def swin_layout(names: Collection[str]) -> EncoderLayout | None:
@@ -105,7 +117,7 @@ def clip_keys(config: ClipConfig, layout: EncoderLayout) -> KeyMap:
     """Map `backbone.image.*` keys to the keys of CLIP's image encoder inside `visual`."""
     ours, theirs = "backbone.image", layout.prefix
     keys: KeyMap = {
-        f"{ours}.patch_embedding.weight": (f"{theirs}conv1.weight",),
+        f"{ours}.patch_embedding.projection.weight": (f"{theirs}conv1.weight",),
         f"{ours}.class_embedding": (f"{theirs}class_embedding",),
         f"{ours}.position_embedding": (f"{theirs}positional_embedding",),
         **weight_and_bias(f"{ours}.first_norm", f"{theirs}ln_pre"),

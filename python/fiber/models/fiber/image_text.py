@@ -160,6 +160,11 @@ class FiberImageText(ImageTextModel):
         """Compute (B, D) L2-normalized text embeddings for ITC from the output of `encode_text`."""
         return F.normalize(self.itc_text_pooler(self.itc_text_transform(text[:, 0])), dim=-1)
 
+    @property
+    def pooled_width(self) -> int:
+        """See `ImageTextModel`."""
+        return 2 * self.config.roberta.width
+
     def pooled(self, output: BackboneOutput) -> Tensor:
         """Pool the output of `encode_pair`: (B, 2 D), text features first."""
         assert output.text is not None

@@ -91,6 +91,11 @@ class MeterImageText(ImageTextModel):
         }
         return logits[head](self.pooled(fused))
 
+    @property
+    def pooled_width(self) -> int:
+        """See `ImageTextModel`."""
+        return 2 * self.config.cross.width
+
     def pooled(self, output: BackboneOutput) -> Tensor:
         """See `ImageTextModel`."""
         assert output.text is not None
@@ -108,8 +113,7 @@ class MeterImageText(ImageTextModel):
         """Compute retrieval scores: (B, 2 D) -> (B,)."""
         return self.rank_head(pooled)[:, 0]
 
-    def statement_prefix(self, images: Tensor) -> ImagePrefix:
-        """See `ImageTextModel`. The right image has a token type of its own."""
-        count = len(images)
-        types = torch.tensor([IMAGE, SECOND_IMAGE], device=images.device).repeat_interleave(count)
-        return self.backbone.image_prefix(images.transpose(0, 1).flatten(0, 1), types)
+    def image_prefix(self, images: Tensor, is_right: Tensor | None = None) -> ImagePrefix:
+        """See `ImageTextModel`. Right images of NLVR2 have a token type of their own."""
+        types = None if is_right is None else torch.where(is_right, SECOND_IMAGE, IMAGE)
+        return self.backbone.image_prefix(images, types)

@@ -85,7 +85,9 @@ def meter_config(state: Mapping[str, Tensor], stored: Mapping[str, Any]) -> Mete
         # Published window sizes are image_size / 32: one window in the last stage.
         image_size = swin.window_size * swin.patch_size * 8
     roberta = infer_roberta(state, TEXT, own.roberta.num_heads if own else None)
-    answers = {"num_answers": shape_of(state, "vqa_classifier.3.weight")[0]}
+    answers = (
+        {"num_answers": shape_of(state, "vqa_classifier.3.weight")[0]} if "vqa" in heads else {}
+    )
     published = _RETRIEVAL_TOKENS if "rank" in heads else _TOKENS
     max_tokens = stored_integer(stored, "max_text_len") or published
     config = MeterConfig(
@@ -96,7 +98,7 @@ def meter_config(state: Mapping[str, Tensor], stored: Mapping[str, Any]) -> Mete
         swin=swin,
         roberta=roberta,
         cross=_cross(state, stored, own),
-        image_text=MeterHeadsConfig(heads=heads, **(answers if "vqa" in heads else {})),
+        image_text=MeterHeadsConfig(heads=heads, **answers),
     )
     if own is None:
         check_stored(_sizes_of_model(stored), _published_names(config), "the tensors have")

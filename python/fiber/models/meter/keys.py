@@ -12,12 +12,19 @@ from torch import Tensor
 
 from fiber.models.encoders.clip import resize_position_tables
 from fiber.models.encoders.keys import (
+    IGNORED_CLIP,
+    IGNORED_ROBERTA,
+    IGNORED_SWIN,
+    EncoderFormat,
     EncoderLayout,
     IgnoredKeys,
     KeyMap,
     clip_keys,
+    clip_layout,
     roberta_keys,
+    roberta_layout,
     swin_keys,
+    swin_layout,
     weight_and_bias,
 )
 from fiber.models.encoders.swin import resize_bias_tables
@@ -60,11 +67,47 @@ _HEAD_LAYERS: dict[str, dict[str, str | tuple[str, ...]]] = {
 }
 
 
-def first_convolution(config: MeterConfig) -> str:
-    """Return our key of the weight whose input channels are those of the image."""
-    if config.image_encoder == "clip":
-        return "backbone.image.patch_embedding.weight"
-    return "backbone.image.patch_embedding.projection.weight"
+#: Weight whose input channels are in RGB order, of either image encoder.
+FIRST_CONVOLUTION = "backbone.image.patch_embedding.projection.weight"
+
+
+def _clip_file_keys(config: MeterConfig, layout: EncoderLayout) -> KeyMap:
+    # Files are written with the prefix that they are recognized by.
+    prefix = EncoderLayout(layout.prefix or "visual.")
+    return clip_keys(config.clip, prefix) if config.image_encoder == "clip" else {}
+
+
+def _swin_file_keys(config: MeterConfig, layout: EncoderLayout) -> KeyMap:
+    if config.image_encoder != "swin":
+        return {}
+    keys = swin_keys(config.swin, layout)
+    return keys | weight_and_bias("backbone.image_norm", f"{layout.prefix}norm")
+
+
+#: Standalone encoders that METER models load and write.
+ENCODERS = (
+    EncoderFormat(
+        name="clip",
+        title="CLIP",
+        layout=clip_layout,
+        keys=_clip_file_keys,
+        ignored=IGNORED_CLIP,
+    ),
+    EncoderFormat(
+        name="swin",
+        title="Swin",
+        layout=swin_layout,
+        keys=_swin_file_keys,
+        ignored=IGNORED_SWIN,
+    ),
+    EncoderFormat(
+        name="roberta",
+        title="RoBERTa",
+        layout=roberta_layout,
+        keys=lambda config, layout: roberta_keys(config.roberta, layout),
+        ignored=IGNORED_ROBERTA,
+    ),
+)
 
 
 def is_meter(names: Collection[str]) -> bool:

@@ -1,0 +1,24 @@
+"""Image preprocessing for METER models at inference."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fiber.data import ImageTransform
+from fiber.models.meter.config import MeterConfig
+
+#: Statistics of CLIP's training images, in RGB order. Models with Swin use those of ImageNet.
+CLIP_STATISTICS: dict[str, Any] = {
+    "mean": (0.48145466, 0.4578275, 0.40821073),
+    "std": (0.26862954, 0.26130258, 0.27577711),
+}
+
+
+def statistics(config: MeterConfig) -> dict[str, Any]:
+    """Return the arguments of `ImageTransform` that normalize pixels."""
+    return CLIP_STATISTICS if config.image_encoder == "clip" else {}
+
+
+def meter_transform(config: MeterConfig) -> ImageTransform:
+    """Build the transform that resizes the shorter side and cuts out the central square."""
+    return ImageTransform.center_crop(config.image_size, **statistics(config))
