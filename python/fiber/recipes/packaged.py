@@ -19,6 +19,7 @@ def packaged_words() -> RunConfig:
     Expected: see the card of the model, python/fiber/packaged/scenes/README.md.
     """
     changes = {
+        "tasks.grounding.sources": ("referring", "phrases", "detection"),
         # Objects of drawings have other sizes than those of scenes.
         "data.transform.shorter_sides": (72, 84, 96, 108, 120),
         "train.steps": 6000,
@@ -66,6 +67,7 @@ def packaged_coarse() -> RunConfig:
     )
     changes = {
         "model.image_text.heads": ("itc", "itm", "mlm", "vqa", "caption"),
+        "optim.cross_modal_lr_multiplier": 1.0,
         "tasks": tasks,
         "train.steps": 3000,
         "train.checkpoint_every": 300,
