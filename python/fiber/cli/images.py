@@ -1,4 +1,4 @@
-"""`fiber ground`, `detect`, `answer`, `caption`, `match` and `search`.
+"""`fiber ground`, `detect`, `answer`, `caption`, `match`, `entail` and `search`.
 
 Each command prints a table to a terminal, and one JSON object per line otherwise.
 """
@@ -116,6 +116,10 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
 
     match = _command(commands, "match", _match, "score how well a text matches an image")
     add_options(match, {**_IMAGE, **_TEXT})
+
+    entail = _command(commands, "entail", _entail, "decide whether an image entails a hypothesis")
+    hypothesis = {"hypothesis HYPOTHESIS": 'statement, such as "two dogs are playing"'}
+    add_options(entail, {**_IMAGE, **hypothesis})
 
     search = _command(commands, "search", _search, "find the images that best match a text")
     add_options(
@@ -244,6 +248,19 @@ def _match(options: argparse.Namespace) -> int:
             (f"{score:.2f}", options.text),
         )
         session.show(path, image, result, [row], "  ".join(row))
+    return 0
+
+
+def _entail(options: argparse.Namespace) -> int:
+    session = _Session(options, [options.image], "snli")
+    for path, image in session.each():
+        found = session.model.entail(image, options.hypothesis)
+        scores = {
+            name: round(score, 4) for name, score in found._asdict().items() if name != "label"
+        }
+        result = {"hypothesis": options.hypothesis, "label": found.label, **scores}
+        rows = [(f"{score:.2f}", name) for name, score in scores.items()]
+        session.show(path, image, result, rows, f"{options.hypothesis}  {found.label}")
     return 0
 
 

@@ -136,7 +136,7 @@ def _check_heads(
             )
         return 0
     ranking = choose_ranking_heads(config, rerank, candidates, f"task {task!r}", stacklevel=4)
-    return sys.maxsize if ranking.heads == ("itm",) else ranking.candidates
+    return ranking.candidates if "itc" in ranking.heads else sys.maxsize
 
 
 def _warn_about_data(

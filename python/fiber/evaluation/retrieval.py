@@ -17,7 +17,7 @@ from fiber.data.record import Record
 from fiber.evaluation.context import EvalContext, EvalResult, by_image
 from fiber.metrics.retrieval import recall_of_ranks, reranked, wrong_before
 from fiber.models.heads import need_head
-from fiber.models.pair_scoring import TextFeatureStore, match_log_odds, run_pairs
+from fiber.models.pair_scoring import TextFeatureStore, ranking_head, run_pairs
 from fiber.models.registry import ModelConfig
 
 #: Number of images listed per text in a prediction file.
@@ -31,7 +31,7 @@ QUERIES_AT_ONCE = 256
 class RankingHeads(NamedTuple):
     """Heads that rank images and texts."""
 
-    #: ("itc",), ("itm",), or ("itc", "itm") to rerank the best ITC candidates with ITM.
+    #: ("itc",), ("itm",), ("rank",), or ("itc", "itm") to rerank the best ITC candidates with ITM.
     heads: tuple[str, ...]
     #: Number of candidates per query to rerank; 0 if only one head ranks.
     candidates: int
@@ -59,7 +59,7 @@ def retrieval(context: EvalContext, records: list[Record]) -> EvalResult:
     """
     model = context.image_text
     heads = model.config.heads
-    if context.candidates and "itm" not in heads:
+    if context.candidates and not {"itm", "rank"}.intersection(heads):
         raise ValueError(
             f"reranking {context.candidates} candidates requires the head 'itm'; this model has"
             f" {', '.join(heads)}"
@@ -156,16 +156,16 @@ def match_candidates(
     image_candidates: NDArray[np.int32],
     text_candidates: NDArray[np.int32],
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Score the candidates of each image and of each text with ITM.
+    """Score the candidates of each image and of each text with ITM or the ranking head.
 
     `images` has one record per image. `image_candidates` are (P, k) text indices, and
     `text_candidates` are (T, k) image indices. A pair that occurs in both directions is scored
     once.
 
     Returns:
-        Log odds of the (P, k) and the (T, k) candidates.
+        Scores of the (P, k) and the (T, k) candidates.
     """
-    model, head = context.image_text, match_log_odds(context.image_text)
+    model, head = context.image_text, ranking_head(context.image_text)
     image_scores = np.empty(image_candidates.shape, dtype=np.float32)
     text_scores = np.empty(text_candidates.shape, dtype=np.float32)
     # Positions in `text_candidates`, grouped by image.
@@ -222,6 +222,9 @@ def choose_ranking_heads(
     if candidates is not None and candidates < 1:
         raise ValueError(f"{caller}: candidates is {candidates}; expected 1 or more")
     wanted = rerank is None or bool(rerank)
+    if wanted and "rank" in config.heads:
+        # Made for ranking: METER has no ITC, and scores every pair.
+        return RankingHeads(("rank",), 0)
     if not wanted or "itm" not in config.heads:
         need_head(config, "itc", caller)
         if wanted and not (rerank is None and candidates is None):

@@ -65,13 +65,13 @@ def find_task(task: str) -> EvalTask:
 
 def task_heads(task: str) -> tuple[str, ...]:
     """Return the heads of which a task requires one."""
-    return ("itc", "itm") if task == "retrieval" else (find_task(task).head,)
+    return ("itc", "rank", "itm") if task == "retrieval" else (find_task(task).head,)
 
 
 def needed_head(task: str, heads: Sequence[str]) -> str:
-    """Return the head that a task requires. Retrieval uses ITM if the model has no ITC head."""
-    head = find_task(task).head
-    return "itm" if task == "retrieval" and "itc" not in heads and "itm" in heads else head
+    """Return the head that a task requires. Retrieval without ITC uses a ranking head or ITM."""
+    own = (head for head in task_heads(task) if head in heads)
+    return next(own, find_task(task).head)
 
 
 def run_task(
@@ -168,6 +168,8 @@ class PermutedImages:
 def fusion_off(model: nn.Module) -> Iterator[None]:
     """Context manager that sets all cross-attention gates to 0, and restores them on exit."""
     gates = [p for name, p in model.named_parameters() if name.rsplit(".", 1)[-1] == "gate"]
+    if not gates:
+        raise ValueError("fusion=False requires gated cross-attention, which the model has not")
     before = [gate.detach().clone() for gate in gates]
     try:
         for gate in gates:

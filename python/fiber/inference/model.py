@@ -3,43 +3,31 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Unpack, cast, overload
+from typing import Any, Unpack, cast, overload
 
-import numpy as np
 import torch
-from torch import Tensor
 
-from fiber.checkpoints.model_dir import NO_ANSWERS, NO_CLASSES, save_model
+from fiber.checkpoints.model_dir import NO_CLASSES, save_model
 from fiber.checkpoints.provenance import TrainedOn
 from fiber.data import Tokenizer
 from fiber.data.image_file import MAX_PIXELS, DecodeLimits
 from fiber.data.prompts.classes import Prompt
-from fiber.evaluation.retrieval import choose_ranking_heads
 from fiber.inference.boxes import PassCounts, Thresholds, find_boxes
-from fiber.inference.captions import caption_writer
+from fiber.inference.image_text import ImageTextMethods
 from fiber.inference.inputs import (
     ImageInput,
-    ImagePair,
     Images,
     Inputs,
     Texts,
     as_list,
-    as_texts,
-    check_top_k,
-    not_empty,
-    one_for_each,
 )
-from fiber.inference.options import CaptionOptions, Classes, DetectOptions, GroundOptions, Phrases
-from fiber.inference.pairs import PAIRS_AT_ONCE, Hit, match_images, rank_images, score_pairs
+from fiber.inference.options import Classes, DetectOptions, GroundOptions, Phrases
 from fiber.inference.prompts import detection_prompts, grounding_prompts
 from fiber.inference.text_feature_cache import TextPrefixes
-from fiber.models.fiber.captioner import written_tokens
 from fiber.models.fiber.detector import FiberDetector
-from fiber.models.fiber.image_text import FiberImageText
 from fiber.models.heads import need_head
-from fiber.models.image_text import ImageTextModel
 from fiber.models.registry import ModelConfig, Network, architecture_of, inference_transform
 from fiber.postprocess import Detections
 
@@ -47,14 +35,7 @@ from fiber.postprocess import Detections
 SCORE_THRESHOLD = 0.3
 
 
-class Answer(NamedTuple):
-    """An answer and its score in [0, 1]. The scores of all answers need not sum to 1."""
-
-    answer: str
-    score: float
-
-
-class Model:
+class Model(ImageTextMethods):
     """A network with its tokenizer, answers and classes.
 
     An image is a path, bytes, a PIL image or an (H, W, 3) uint8 array. Methods return a single
@@ -198,204 +179,6 @@ class Model:
         limits = Thresholds(score_threshold, nms_threshold, max_detections)
         return self._boxes(given, single, prompts, limits)
 
-    @overload
-    def answer(self, images: ImageInput, questions: Texts, *, top_k: int = 1) -> list[Answer]: ...
-    @overload
-    def answer(self, images: Images, questions: Texts, *, top_k: int = 1) -> list[list[Answer]]: ...
-
-    def answer(
-        self, images: ImageInput | Images, questions: Texts, *, top_k: int = 1
-    ) -> list[Answer] | list[list[Answer]]:
-        """Answer a single question about all images, or one question per image.
-
-        Returns:
-            The `top_k` best answers to each question, best first.
-        """
-        self.need_head("vqa", "answer")
-        check_top_k(top_k)
-        if not self.answers:
-            raise ValueError(NO_ANSWERS)
-        given, single = as_list(images)
-        texts = one_for_each(questions, len(given), "question")
-        pairs = [(index, index) for index in range(len(given))]
-        scores = self._score(given, texts, pairs, self._image_text.vqa_logits).sigmoid()
-        best = scores.topk(min(top_k, scores.shape[1]))
-        found = [
-            [Answer(self.answers[i], value) for i, value in zip(places, values, strict=True)]
-            for places, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        ]
-        return found[0] if single else found
-
-    @overload
-    def caption(self, images: ImageInput, **options: Unpack[CaptionOptions]) -> str: ...
-    @overload
-    def caption(self, images: Images, **options: Unpack[CaptionOptions]) -> list[str]: ...
-
-    def caption(
-        self,
-        images: ImageInput | Images,
-        *,
-        num_beams: int | None = None,
-        max_tokens: int | None = None,
-        sample: bool = False,
-        seed: int = 0,
-    ) -> str | list[str]:
-        """Generate a caption for each image.
-
-        Args:
-            images: an image or a list of images.
-            num_beams: number of beams in beam search (default: 5). 1 is greedy decoding.
-            max_tokens: maximum number of tokens per caption. Default: the model's maximum.
-            sample: sample tokens instead of using beam search.
-            seed: non-negative sampling seed. Each image is sampled with this seed, so captions do
-                not depend on the batch.
-
-        Raises:
-            TypeError: if `sample` is not a bool, or `seed` is not an int.
-            ValueError: if `num_beams` is combined with `sample` or is less than 1, or `seed` is out
-                of range.
-        """
-        self.need_head("caption", "caption")
-        write = caption_writer(
-            self._coarse, num_beams, max_tokens or self.config.max_tokens, sample=sample, seed=seed
-        )
-        tokenizer = self._inputs.needed_tokenizer()
-        given, single = as_list(images)
-        texts = [""] * len(given)
-        with torch.inference_mode(), self.arithmetic():
-            for batch in self._inputs.images(given):
-                tokens = self._coarse.backbone.encode_image(batch.images).stages[-1]
-                for index, ids in zip(batch.indices, write(tokens).tolist(), strict=True):
-                    texts[index] = tokenizer.decode(written_tokens(ids)).strip()
-        return texts[0] if single else texts
-
-    @overload
-    def match(self, images: ImageInput, texts: str) -> float: ...
-    @overload
-    def match(self, images: ImageInput, texts: list[str] | tuple[str, ...]) -> np.ndarray: ...
-    @overload
-    def match(self, images: Images, texts: Texts) -> np.ndarray: ...
-
-    def match(self, images: ImageInput | Images, texts: Texts) -> float | np.ndarray:
-        """Compute the probability that each text matches each image (ITM).
-
-        Returns:
-            (images, texts) float32 probabilities. The dimension of a single image or of a single
-            text is dropped, so a single image with a single text returns a float.
-        """
-        self.need_head("itm", "match")
-        given, single = as_list(images)
-        one_text = isinstance(texts, str)
-        given_texts = not_empty(as_texts(texts, "text"), "text")
-        pairs = [(i, j) for i in range(len(given)) for j in range(len(given_texts))]
-        logits = self._score(given, given_texts, pairs, self._image_text.itm_logits)
-        scores = logits.softmax(dim=1)[:, 1].reshape(len(given), len(given_texts)).numpy()
-        scores = scores[:, 0] if one_text else scores
-        scores = scores[0] if single else scores
-        return float(scores) if single and one_text else scores
-
-    @overload
-    def reason(self, pairs: ImagePair, statements: Texts) -> bool: ...
-    @overload
-    def reason(self, pairs: list[ImagePair], statements: Texts) -> list[bool]: ...
-
-    def reason(self, pairs: ImagePair | list[ImagePair], statements: Texts) -> bool | list[bool]:
-        """Decide whether statements about image pairs (left, right) are true (NLVR2).
-
-        `statements` is a single statement for all pairs, or one statement per pair.
-        """
-        self.need_head("nlvr2", "reason")
-        single = isinstance(pairs, tuple)
-        given = [pairs] if single else list(pairs)
-        for index, pair in enumerate(given):
-            if len(pair) != 2:
-                raise ValueError(f"pair {index} has {len(pair)} images; expected 2 (left, right)")
-        texts = one_for_each(statements, len(given), "statement")
-        images = [image for pair in given for image in pair]
-        order = [(number, number // 2) for number in range(len(images))]
-        right = range(1, len(images), 2)
-        pooled = self._score(images, texts, order, lambda pooled: pooled, right)
-        pooled = pooled.to(self.device)
-        with torch.inference_mode(), self.arithmetic():
-            logits = self._image_text.nlvr2_logits(pooled[0::2], pooled[1::2])
-        true = (logits[:, 1] > logits[:, 0]).tolist()
-        return true[0] if single else true
-
-    def embed_images(self, images: ImageInput | Images) -> np.ndarray:
-        """Embed images with the ITC head.
-
-        Returns:
-            (n, D) float32 unit vectors, or (D,) for one image.
-        """
-        self.need_head("itc", "embed_images")
-        given, single = as_list(images)
-        vectors = torch.zeros(len(given), self._coarse.config.roberta.width)
-        with torch.inference_mode(), self.arithmetic():
-            for batch in self._inputs.images(given):
-                vectors[batch.indices] = self._coarse.embed_images(batch.images).float().cpu()
-        return vectors[0].numpy() if single else vectors.numpy()
-
-    def embed_texts(self, texts: Texts) -> np.ndarray:
-        """Embed texts with the ITC head.
-
-        Returns:
-            (n, D) float32 unit vectors, or (D,) for one text.
-        """
-        self.need_head("itc", "embed_texts")
-        given_texts = not_empty(as_texts(texts, "text"), "text")
-        vectors = torch.zeros(len(given_texts), self._coarse.config.roberta.width)
-        with torch.inference_mode(), self.arithmetic():
-            for start in range(0, len(given_texts), PAIRS_AT_ONCE):
-                batch = self._inputs.texts(given_texts[start : start + PAIRS_AT_ONCE])
-                found = self._coarse.embed_texts(batch.token_ids, batch.text_mask)
-                vectors[start : start + len(found)] = found.float().cpu()
-        return vectors[0].numpy() if isinstance(texts, str) else vectors.numpy()
-
-    def search(
-        self,
-        text: str,
-        images: Images,
-        top_k: int = 10,
-        *,
-        rerank: bool | None = None,
-        candidates: int | None = None,
-    ) -> list[Hit]:
-        """Find the images that best match a text, best first.
-
-        ITC ranks all images, and ITM reranks the best ones. If the model has only one of these
-        heads, that head ranks all images. This issues a warning, unless the head is ITC and
-        reranking was not requested.
-
-        Args:
-            text: query.
-            images: list of images to search.
-            top_k: maximum number of hits.
-            rerank: rerank by ITM. Scores are then matching probabilities, otherwise cosine
-                similarities. Default: True if the model has both heads.
-            candidates: number of images to rerank (default: 32). At least `top_k` images are
-                reranked.
-
-        Raises:
-            MissingHeadError: if the model has neither head, or lacks ITC and `rerank` is False.
-            TypeError: if `text` is not a str, or `rerank` is not a bool or None.
-            ValueError: if the text is empty, or `images` is a single image.
-        """
-        if not isinstance(text, str):
-            raise TypeError(f"search: text must be a str, got {type(text).__name__} {text!r:.60}")
-        check_top_k(top_k)
-        given, single = as_list(images)
-        if single:
-            raise ValueError("search: expected a list of images, got a single image")
-        wanted = not_empty([text], "text")[0]
-        ranking = choose_ranking_heads(self.config, rerank, candidates, "search")
-        with torch.inference_mode(), self.arithmetic():
-            if ranking.heads == ("itm",):
-                ranked = match_images(self._image_text, self._inputs, wanted, given)
-            else:
-                reranked = max(top_k, ranking.candidates) if ranking.candidates else 0
-                ranked = rank_images(self._coarse, self._inputs, wanted, given, reranked)
-        return [Hit(index, score) for index, score in ranked[:top_k]]
-
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write config.json, model.safetensors, tokenizer, answers and classes to a folder.
 
@@ -416,16 +199,6 @@ class Model:
         """Return the autocast context in which the network runs."""
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
-    @property
-    def _image_text(self) -> ImageTextModel:
-        """The image-text network. Call `need_head` first."""
-        return cast(ImageTextModel, self.network)
-
-    @property
-    def _coarse(self) -> FiberImageText:
-        """The network with ITC or captioning. Call `need_head` first."""
-        return cast(FiberImageText, self.network)
-
     def _boxes(
         self, images: list[Any], single: bool, prompts: list[list[Prompt]], thresholds: Thresholds
     ) -> Detections | list[Detections]:
@@ -434,15 +207,3 @@ class Model:
             given = (self._inputs, self._text_prefixes, images, prompts, thresholds, self.passes)
             found = find_boxes(cast(FiberDetector, self.network), *given)
         return found[0] if single else found
-
-    def _score(
-        self,
-        images: list[Any],
-        texts: list[str],
-        pairs: list[tuple[int, int]],
-        head: Callable[..., Tensor],
-        right: Collection[int] = (),
-    ) -> Tensor:
-        with torch.inference_mode(), self.arithmetic():
-            network = self._image_text
-            return score_pairs(network, self._inputs, images, texts, pairs, head, right=right)

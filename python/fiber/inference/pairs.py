@@ -13,7 +13,7 @@ from fiber.inference.inputs import Inputs
 from fiber.models.features import ImagePrefix
 from fiber.models.fiber.image_text import FiberImageText
 from fiber.models.image_text import ImageTextModel
-from fiber.models.pair_scoring import TextFeatureStore, match_log_odds, run_pairs
+from fiber.models.pair_scoring import TextFeatureStore, match_log_odds, ranking_head, run_pairs
 
 #: Number of pairs per batch in the fused layers.
 PAIRS_AT_ONCE = 32
@@ -25,7 +25,7 @@ class Hit:
 
     #: Index into the searched images.
     index: int
-    #: ITM probability, or ITC cosine similarity without reranking.
+    #: ITM probability, ITC cosine similarity without reranking, or score of METER's ranking head.
     score: float
 
 
@@ -124,13 +124,20 @@ def rank_images(
 def match_images(
     network: ImageTextModel, inputs: Inputs, text: str, images: Sequence[Any]
 ) -> list[tuple[int, float]]:
-    """Rank images for a text by ITM. Return (image index, probability) pairs, best first."""
+    """Rank images for a text by scoring every pair.
+
+    Returns:
+        (image index, score) pairs, best first. Scores are those of the ranking head, or else ITM
+        probabilities.
+    """
     if not images:
         return []
     pairs = [(number, 0) for number in range(len(images))]
-    head = match_log_odds(network)
-    log_odds = score_pairs(network, inputs, images, [text], pairs, head)
-    return _by_matching(list(enumerate(log_odds.tolist())))
+    has_rank = "rank" in network.config.heads
+    head = ranking_head(network) if has_rank else match_log_odds(network)
+    scores = score_pairs(network, inputs, images, [text], pairs, head).tolist()
+    scored = list(enumerate(scores))
+    return _best_first(scored) if has_rank else _by_matching(scored)
 
 
 def _by_matching(log_odds: list[tuple[int, float]]) -> list[tuple[int, float]]:

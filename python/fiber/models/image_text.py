@@ -26,6 +26,7 @@ class ImageTextModel(nn.Module):
     config: Any
     backbone: Any
     itm_head: nn.Module
+    rank_head: nn.Module
     vqa_head: nn.Module
     nlvr2_head: nn.Module
     language_head: nn.Module
@@ -46,6 +47,15 @@ class ImageTextModel(nn.Module):
     def itm_logits(self, pooled: Tensor) -> Tensor:
         """Compute ITM logits: (B, 2 D) -> (B, 2); column 1 = match."""
         return self.itm_head(pooled)
+
+    def ranking_scores(self, pooled: Tensor) -> Tensor:
+        """Score pairs for retrieval: (B, 2 D) -> (B,).
+
+        The log odds of a match rank like ITM's probability, but do not saturate at 1. FIBER's
+        published code ranks by the "match" logit alone.
+        """
+        logits = self.itm_logits(pooled)
+        return logits[:, 1] - logits[:, 0]
 
     def mlm_logits(self, text: Tensor, positions: Tensor | None = None) -> Tensor:
         """Compute vocabulary logits: (B, L, D) -> (B, L, vocabulary).

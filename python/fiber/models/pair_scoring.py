@@ -9,9 +9,10 @@ the number of pairs.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from fiber.models.features import ImagePrefix
@@ -77,15 +78,26 @@ def run_pairs(
 
 
 def match_log_odds(model: ImageTextModel) -> Callable[[Tensor], Tensor]:
-    """Return the head that computes the log odds of a match: (B, 2 D) -> (B,).
+    """Return the head that computes the log odds of a match by ITM: (B, 2 D) -> (B,).
 
-    Log odds rank pairs like the ITM probability, but do not saturate at 1. They are computed in at
-    least float32 to avoid ties. The published code ranks by the "match" logit alone.
+    They are computed in at least float32 to avoid ties.
     """
+    return partial(_in_float32, model.itm_head, lambda pooled: _log_odds(model.itm_logits(pooled)))
 
-    def head(pooled: Tensor) -> Tensor:
-        with torch.autocast(pooled.device.type, enabled=False):
-            logits = model.itm_logits(pooled.to(next(model.itm_head.parameters()).dtype))
-        return logits[:, 1] - logits[:, 0]
 
-    return head
+def ranking_head(model: ImageTextModel) -> Callable[[Tensor], Tensor]:
+    """Return the head that ranks pairs for retrieval, like `match_log_odds`.
+
+    This is the ranking head, or what the family uses instead (`ImageTextModel.ranking_scores`).
+    """
+    head = model.rank_head if "rank" in model.config.heads else model.itm_head
+    return partial(_in_float32, head, model.ranking_scores)
+
+
+def _log_odds(logits: Tensor) -> Tensor:
+    return logits[:, 1] - logits[:, 0]
+
+
+def _in_float32(head: nn.Module, scores: Callable[[Tensor], Tensor], pooled: Tensor) -> Tensor:
+    with torch.autocast(pooled.device.type, enabled=False):
+        return scores(pooled.to(next(head.parameters()).dtype))

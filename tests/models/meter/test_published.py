@@ -3,21 +3,16 @@
 import json
 import re
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 import fiber
-from fiber import _core
 from fiber.checkpoints.export import write_published
 from fiber.checkpoints.load import read_model
-from fiber.data import Tokenizer
 from fiber.inference import Model
-from fiber.models.heads import MissingHeadError
 from fiber.models.meter.config import MeterConfig
 from fiber.models.meter.keys import is_meter
-from fiber.models.registry import architecture_of, recognize
+from fiber.models.registry import recognize
 from tests.golden import KEYS, METER
 from tests.parity.meter_case import TASKS, MeterCase
 from tests.published_keys import coarse_keys, fine_keys
@@ -164,84 +159,3 @@ def test_a_folder_of_ours_is_read_back(tmp_path):
     assert isinstance(found.config, MeterConfig)
     assert found.config == model.config
     assert "METER" in repr(found)
-
-
-class TestAnswers:
-    """Methods of `fiber.Model` give what the network gives."""
-
-    @pytest.fixture(scope="class")
-    def tokenizer(self):
-        return Tokenizer.train(["what color is the dog", "a red dog left of a cat"] * 9, 270)
-
-    def model(self, task, tokenizer, **options):
-        torch.manual_seed(0)
-        case = MeterCase(METER / "clip_micro.json")
-        config = case.meter_config(task).with_vocabulary(tokenizer.vocab_size)
-        network = architecture_of(config).network(config)
-        for parameter in network.parameters():
-            torch.nn.init.normal_(parameter, std=0.3)
-        return Model(network, tokenizer, **options)
-
-    @pytest.fixture(scope="class")
-    def images(self):
-        draw = np.random.default_rng(0)
-        return [
-            Image.fromarray(draw.integers(0, 256, (size, 70, 3), np.uint8)) for size in (64, 90)
-        ]
-
-    def pixels(self, model, images):
-        transform = architecture_of(model.config).transform(model.config)
-        return torch.stack(
-            [
-                torch.frombuffer(
-                    bytearray(_core.apply_transform(np.array(image), transform)[0]),
-                    dtype=torch.float32,
-                ).view(3, 64, 64)
-                for image in images
-            ]
-        )
-
-    def text(self, model, text):
-        arrays = model.tokenizer.encode_batch([text], max_tokens=16)
-        ids, mask = (np.asarray(arrays[name]) for name in ("token_ids", "text_mask"))
-        return torch.from_numpy(ids), torch.from_numpy(mask)
-
-    def test_answer(self, tokenizer, images):
-        answers = [str(number) for number in range(23)]
-        model = self.model("vqa", tokenizer, answers=answers)
-        found = model.answer(images, "what color is the dog", top_k=3)
-        for image, own in zip(images, found, strict=True):
-            ids, mask = self.text(model, "what color is the dog")
-            with torch.no_grad():
-                scores = model.network(self.pixels(model, [image]), ids, mask, "vqa").sigmoid()[0]
-            best = scores.argsort(descending=True)[:3].tolist()
-            assert [answer.answer for answer in own] == [answers[place] for place in best]
-
-    def test_reason_marks_the_right_image(self, tokenizer, images):
-        model = self.model("nlvr2", tokenizer)
-        ids, mask = self.text(model, "a red dog")
-        both = self.pixels(model, images)[None]
-        with torch.no_grad():
-            logits = model.network(both, ids, mask, "nlvr2")[0]
-        scores = []
-        model._image_text.nlvr2_logits = lambda left, right: (
-            scores.append(type(model.network).nlvr2_logits(model.network, left, right))
-            or scores[-1]
-        )
-        assert model.reason(tuple(images), "a red dog") == bool(logits[1] > logits[0])
-        torch.testing.assert_close(scores[0][0], logits, rtol=1e-4, atol=1e-4)
-
-    def test_match(self, tokenizer, images):
-        model = self.model("pretrain", tokenizer)
-        ids, mask = self.text(model, "a red dog")
-        with torch.no_grad():
-            logits = model.network(self.pixels(model, images), ids, mask, "itm")
-        expected = logits.softmax(1)[:, 1].numpy()
-        np.testing.assert_allclose(model.match(images, "a red dog"), expected, rtol=1e-4, atol=1e-5)
-
-    def test_heads_that_it_lacks_are_named(self, tokenizer, images):
-        model = self.model("vqa", tokenizer)
-        with pytest.raises(MissingHeadError, match="the head 'itc'; this model has vqa"):
-            model.embed_images(images)
-        with pytest.raises(MissingHeadError, match="needs the head 'caption'"):
-            model.caption(images)

@@ -113,6 +113,15 @@ class MeterImageText(ImageTextModel):
         """Compute retrieval scores: (B, 2 D) -> (B,)."""
         return self.rank_head(pooled)[:, 0]
 
+    def ranking_scores(self, pooled: Tensor) -> Tensor:
+        """See `ImageTextModel`. Without a ranking head, pairs are ranked by the "match" logit.
+
+        The published code initializes the ranking head with that row of the ITM head.
+        """
+        if "rank" in self.config.heads:
+            return self.rank_scores(pooled)
+        return self.itm_logits(pooled)[:, 1]
+
     def image_prefix(self, images: Tensor, is_right: Tensor | None = None) -> ImagePrefix:
         """See `ImageTextModel`. Right images of NLVR2 have a token type of their own."""
         types = None if is_right is None else torch.where(is_right, SECOND_IMAGE, IMAGE)
