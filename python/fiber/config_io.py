@@ -76,6 +76,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if isinstance(hint, type) and dataclasses.is_dataclass(hint) and isinstance(value, dict):
         return from_dict(hint, value, where=where + ".")
     if origin in (typing.Union, types.UnionType):
+        if isinstance(value, dict) and all(map(dataclasses.is_dataclass, arguments)):
+            return from_dict(_of_family(arguments, value, where), value, where=where + ".")
         for option in arguments:
             with contextlib.suppress(ValueError):
                 return _convert(option, value, where)
@@ -106,6 +108,15 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return value
     name = getattr(hint, "__name__", str(hint))
     raise ValueError(f"{where}: expected {name}, got {value!r:.200} ({type(value).__name__})")
+
+
+def _of_family(classes: tuple[type, ...], value: dict[str, Any], where: str) -> type:
+    """Choose the config dataclass whose default of `family` a dict has, or the one without it."""
+    families = {getattr(cls, "family", None): cls for cls in classes}
+    if (family := value.get("family")) in families:
+        return families[family]
+    known = " or ".join(repr(name) for name in families if name is not None)
+    raise ValueError(f"{where}.family: expected {known} or no family, got {family!r}")
 
 
 def replace_fields(config: ConfigT, changes: Mapping[str, Any], *, where: str = "") -> ConfigT:

@@ -8,12 +8,13 @@ Shapes:
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from fiber.models.features import BackboneOutput, ImagePrefix
+from fiber.models.heads import Classifier
 
 
 class ImageTextModel(nn.Module):
@@ -30,6 +31,19 @@ class ImageTextModel(nn.Module):
     vqa_head: nn.Module
     nlvr2_head: nn.Module
     language_head: nn.Module
+
+    def init_answer_priors(self, priors: Tensor) -> None:
+        """Initialize the VQA head so that each answer starts with its frequency in the data.
+
+        Otherwise the first part of a short run only learns that most answers are rare.
+
+        Args:
+            priors: (answers,) mean target of each answer, in [0, 1].
+        """
+        with torch.no_grad():
+            cast(Classifier, self.vqa_head).output.bias.copy_(
+                torch.logit(priors.clamp(1e-4, 1 - 1e-4))
+            )
 
     @property
     def pooled_width(self) -> int:

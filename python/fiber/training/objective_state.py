@@ -7,10 +7,12 @@ uninterrupted one exactly. CIDEr-D rewards are instead rebuilt from the training
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from fiber.config import FiberConfig
 from fiber.losses.itc_queue import PairQueue
 from fiber.models.fiber.image_text import FiberImageText
 from fiber.training.config.run import RunConfig
@@ -46,7 +48,8 @@ class ObjectiveState:
                 device=device,
             )
         if "caption" in active and caption.objective == "gold":
-            reference = FiberImageText(config.model).to(device).eval().requires_grad_(False)
+            reference = FiberImageText(cast(FiberConfig, config.model))
+            reference = reference.to(device).eval().requires_grad_(False)
         copy_every = caption.gold_copy_every
         return cls(queue=queue, reference=reference, copy_every=copy_every, rewards=rewards)
 

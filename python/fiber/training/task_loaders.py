@@ -12,7 +12,7 @@ from fiber.data.masking import WholeWords
 from fiber.data.prompts.sampling import dropped_boxes
 from fiber.data.skip_report import counted, skip_lines
 from fiber.data.text_lengths import LengthTracker, TextCounts
-from fiber.models.registry import ModelConfig
+from fiber.models.registry import ModelConfig, architecture_of
 from fiber.training.config.run import RunConfig
 from fiber.training.config.transforms import TransformConfig
 from fiber.training.data import TrainingData
@@ -36,6 +36,7 @@ def training_transform(model: ModelConfig, transform: TransformConfig) -> ImageT
         "color_jitter": ColorJitter(**vars(transform.color_jitter)),
         "rand_augment": RandAugment(**vars(transform.rand_augment)),
         "channel_order": model.channel_order,
+        **architecture_of(model).statistics(model),
     }
     if transform.kind == "shorter_side":
         return ImageTransform.shorter_side(
@@ -46,6 +47,8 @@ def training_transform(model: ModelConfig, transform: TransformConfig) -> ImageT
             flip_probability=transform.flip_probability,
             **common,
         )
+    if transform.kind == "center_crop":
+        return ImageTransform.center_crop(model.image_size, **common)
     if transform.kind == "crop":
         return ImageTransform.random_resized_crop(
             model.image_size,

@@ -19,7 +19,10 @@ from torch import Tensor, nn
 from fiber.checkpoints.init_from import initialize
 from fiber.checkpoints.load import EncoderStates
 from fiber.checkpoints.model_dir import VOCABULARY_FILES, StoredModel, write_weights
+from fiber.config import FiberConfig
 from fiber.models.fiber.image_text import FiberImageText
+from fiber.models.image_text import ImageTextModel
+from fiber.models.meter.config import MeterConfig
 from fiber.models.registry import Network, build_model
 from fiber.progress import Progress, readable_seconds, say
 from fiber.training.checkpoint import (
@@ -368,10 +371,14 @@ class Trainer:
         done = self.steps_done
         begin = f"resuming after step {done}" if done else f"starting from {origin}"
         return (
-            f"{begin}: {config.model.stage}-stage model with {millions:.1f} million parameters on"
+            f"{begin}: {_name_of(config.model)} with {millions:.1f} million parameters on"
             f" {where}, {config.train.steps} steps of {config.data.batch_size} samples; records:"
             f" {records}"
         )
+
+
+def _name_of(model: FiberConfig | MeterConfig) -> str:
+    return "METER model" if isinstance(model, MeterConfig) else f"{model.stage}-stage model"
 
 
 def init_from_data(
@@ -392,12 +399,12 @@ def init_from_data(
         data: records of the run. The first batch of captions is read.
         processes: the result does not depend on the rank or the world size.
     """
-    if config.model.weight_start != "fan_in" or not isinstance(model, FiberImageText):
+    if config.model.weight_start != "fan_in" or not isinstance(model, ImageTextModel):
         return
     if "question" in data.records and "vqa_head.output.bias" in new:
         model.init_answer_priors(torch.tensor(data.answer_priors))
     has_contrast = "image_text" in data.records and config.tasks.image_text.has_contrast
-    if has_contrast and "itc_image_transform.weight" in new:
+    if isinstance(model, FiberImageText) and has_contrast and "itc_image_transform.weight" in new:
         alone = dataclasses.replace(processes, rank=0, world_size=1)
         loaders = TaskLoaders(config, data, alone, consumed={}, threads=1)
         batch = loaders.next_batch("image_text").to(processes.device)

@@ -80,19 +80,6 @@ class FiberImageText(ImageTextModel):
         for module in built:
             init_linear(module, fan_in=config.weight_start == "fan_in")
 
-    def init_answer_priors(self, priors: Tensor) -> None:
-        """Initialize the VQA head so that each answer starts with its frequency in the data.
-
-        Otherwise the first part of a short run only learns that most answers are rare.
-
-        Args:
-            priors: (answers,) mean target of each answer, in [0, 1].
-        """
-        with torch.no_grad():
-            cast(Classifier, self.vqa_head).output.bias.copy_(
-                torch.logit(priors.clamp(1e-4, 1 - 1e-4))
-            )
-
     def init_embeddings(self, images: Tensor, token_ids: Tensor, text_mask: Tensor) -> None:
         """Center the outputs of the ITC transforms on a batch (`standardize_output`).
 

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from fiber.config import FiberConfig
 from fiber.config_io import field_names, nearest, require
+from fiber.models.meter.config import MeterConfig
 from fiber.training.config.tasks import TasksConfig
 from fiber.training.config.transforms import MOVING_OPERATIONS, TransformConfig
 
@@ -203,20 +204,20 @@ class RunConfig:
     """Complete configuration of a run, as returned by a recipe and stored in `config.json`."""
 
     tasks: TasksConfig
-    model: FiberConfig = field(default_factory=FiberConfig)
+    model: FiberConfig | MeterConfig = field(default_factory=FiberConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
 
     def __post_init__(self) -> None:
-        heads, task = self.model.image_text.heads, self.tasks.image_text
+        heads, task = self.model.heads, self.tasks.image_text
         is_fine = "grounding" in self.model.heads
         for name in self.tasks.active():
             require(
                 (name == "grounding") == is_fine,
-                f"tasks.{name} cannot train a {self.model.stage}-stage model; grounding needs a"
-                " fine-stage model, all other tasks need a coarse-stage model",
+                f"tasks.{name} cannot train a {'fine' if is_fine else 'coarse'}-stage model;"
+                " grounding needs a fine-stage model, all other tasks need a coarse-stage model",
             )
         missing = [head for head in self.needed_heads() if head not in heads]
         require(

@@ -84,9 +84,10 @@ class TransformConfig:
 
     #: "squash": resize to image_size x image_size, ignoring the aspect ratio (coarse pre-training);
     #: "crop": random crop, resized to image_size x image_size (coarse fine-tuning);
+    #: "center_crop": resize the shorter side to image_size and keep the central square (METER);
     #: "shorter_side": resize the shorter side, keeping the aspect ratio, and pad to the largest
     #: image of the batch (fine stage).
-    kind: Literal["squash", "crop", "shorter_side"] = "squash"
+    kind: Literal["squash", "crop", "center_crop", "shorter_side"] = "squash"
     #: Probability of a horizontal flip ("crop" and "shorter_side"), which also swaps "left" and
     #: "right" in the text, except in statements about two images.
     flip_probability: float = 0.0

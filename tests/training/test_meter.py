@@ -1,0 +1,124 @@
+"""METER models train with the tasks that their heads have, and runs are read back."""
+
+import dataclasses
+
+import pytest
+import torch
+
+import fiber
+from fiber.config import ClipConfig, RobertaConfig
+from fiber.config_io import from_dict, replace_fields, to_dict
+from fiber.models.meter.config import CrossConfig, MeterConfig, MeterHeadsConfig
+from fiber.synthetic.scenes import generate
+from fiber.training.config.run import DataConfig, OptimConfig, RunConfig, TrainConfig
+from fiber.training.config.tasks import (
+    CaptionTask,
+    ImageTextTask,
+    QuestionTask,
+    ReasoningTask,
+    TasksConfig,
+)
+from fiber.training.config.transforms import TransformConfig
+from fiber.training.train import train
+
+TINY = MeterConfig(
+    image_size=48,
+    max_tokens=24,
+    weight_start="fan_in",
+    clip=ClipConfig(patch_size=16, width=32, num_blocks=1, num_heads=2),
+    roberta=RobertaConfig(
+        vocab_size=512,
+        width=32,
+        num_layers=1,
+        num_heads=2,
+        ffn_width=64,
+        max_positions=40,
+        dropout=0.0,
+    ),
+    cross=CrossConfig(width=24, num_layers=2, num_heads=2, ffn_width=48, dropout=0.0),
+    image_text=MeterHeadsConfig(heads=("itm", "mlm", "vqa", "nlvr2"), num_answers=32),
+)
+TASKS = TasksConfig(
+    image_text=ImageTextTask(share=1, itc=0.0, itm_negatives="random"),
+    question=QuestionTask(share=1),
+    reasoning=ReasoningTask(share=1),
+)
+
+
+def config(model=TINY, tasks=TASKS, **changes):
+    run = RunConfig(
+        tasks=tasks,
+        model=model,
+        data=DataConfig(batch_size=4, transform=TransformConfig(kind="center_crop")),
+        optim=OptimConfig(lr=1e-3),
+        train=TrainConfig(steps=6, checkpoint_every=3),
+    )
+    return replace_fields(run, changes)
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    return generate(tmp_path_factory.mktemp("meter") / "scenes", train=24, val=8, novel=8)
+
+
+def test_a_run_is_read_back():
+    run = config()
+    assert from_dict(RunConfig, to_dict(run)) == run
+    changed = replace_fields(run, {"model.cross.kind": "merged_attention"})
+    assert changed.model.cross.kind == "merged_attention"
+
+
+def test_an_unknown_family_is_named():
+    values = to_dict(config())
+    values["model"]["family"] = "oscar"
+    with pytest.raises(ValueError, match=r"model\.family: expected 'meter' or no family"):
+        from_dict(RunConfig, values)
+    values["model"]["family"] = "meter"
+    values["model"]["cros"] = {}
+    with pytest.raises(ValueError, match=r"unknown field 'model\.cros'.*cross"):
+        from_dict(RunConfig, values)
+
+
+@pytest.mark.parametrize("kind", ["co_attention", "merged_attention"])
+def test_every_task_trains_and_resumes_exactly(scenes, tmp_path, kind):
+    run = config(**{"model.cross.kind": kind})
+    whole = train(run, data=scenes, output=tmp_path / "whole", quiet=True, device="cpu")
+    stopped = replace_fields(run, {"train.steps": 6})
+    with pytest.MonkeyPatch.context() as monkeypatch, pytest.raises(KeyboardInterrupt):
+        _stop_after(monkeypatch, 5)
+        train(stopped, data=scenes, output=tmp_path / "part", quiet=True, device="cpu")
+    train(stopped, data=scenes, output=tmp_path / "part", resume=True, quiet=True, device="cpu")
+    states = [fiber.load(tmp_path / name).network.state_dict() for name in ("whole", "part")]
+    assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
+    assert whole is not None
+    assert fiber.load(tmp_path / "whole").heads == ("itm", "mlm", "vqa", "nlvr2")
+
+
+def _stop_after(monkeypatch, steps):
+    from fiber.training.objectives import TrainStep
+
+    original, calls = TrainStep.branches, []
+
+    def branches(self, *arguments, **options):
+        calls.append(1)
+        if len(calls) > steps:
+            raise KeyboardInterrupt
+        return original(self, *arguments, **options)
+
+    monkeypatch.setattr(TrainStep, "branches", branches)
+
+
+def test_answers_start_at_their_frequencies(scenes, tmp_path):
+    tasks = TasksConfig(question=QuestionTask(share=1))
+    run = config(tasks=tasks, **{"train.steps": 1, "optim.lr": 1e-9})
+    train(run, data=scenes, output=tmp_path / "run", quiet=True, device="cpu")
+    bias = fiber.load(tmp_path / "run").network.vqa_head.output.bias
+    assert bias.max() > -3
+    assert bias.min() < -4
+
+
+def test_tasks_without_a_head_are_refused():
+    with pytest.raises(ValueError, match="lacks itc"):
+        config(tasks=dataclasses.replace(TASKS, image_text=ImageTextTask(share=1)))
+    with pytest.raises(ValueError, match="lacks caption"):
+        config(tasks=TasksConfig(caption=CaptionTask(share=1)))
