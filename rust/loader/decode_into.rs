@@ -13,7 +13,7 @@ use crate::jpeg::{self, Scale};
 use crate::loader::config::LoaderConfig;
 use crate::loader::probed_image::ProbedImage;
 use crate::normalize::RowWriter;
-use crate::resize::{Method, ResizeScratch, RowResizer, Target};
+use crate::resize::{Method, ResizeScratch, ResizeTarget, RowResizer};
 use crate::transform::params::{self, SampledTransform};
 use crate::try_alloc;
 
@@ -71,7 +71,7 @@ impl<'a> RowStage<'a> {
         scratch: &'a mut ResizeScratch,
         source: (usize, usize),
         crop: Crop,
-        target: Target,
+        target: ResizeTarget,
         method: Method,
     ) -> Result<Self, Error> {
         let inside = crop.top + crop.height <= source.0 && crop.left + crop.width <= source.1;

@@ -101,14 +101,14 @@ pub(crate) fn check_output(name: &'static str, height: usize, width: usize) -> R
 
 /// What a resize computes: the whole resized image, or a window of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Target {
+pub struct ResizeTarget {
     /// (height, width) of the whole resized image.
     pub whole: (usize, usize),
     /// Computed part of the resized image.
     pub window: Crop,
 }
 
-impl From<(usize, usize)> for Target {
+impl From<(usize, usize)> for ResizeTarget {
     /// The whole image of (height, width) pixels.
     fn from(whole: (usize, usize)) -> Self {
         let window = Crop::whole(whole.0, whole.1);
@@ -131,7 +131,7 @@ pub(crate) fn resize<'a>(
 pub(crate) fn resize_to<'a>(
     image: impl Into<RgbView<'a>>,
     crop: Crop,
-    target: impl Into<Target>,
+    target: impl Into<ResizeTarget>,
     method: impl Into<Method>,
 ) -> Result<Rgb, Error> {
     thread_local! {
@@ -140,7 +140,7 @@ pub(crate) fn resize_to<'a>(
     SCRATCH.with_borrow_mut(|scratch| resize_with(scratch, image, crop, target, method))
 }
 
-/// Like [`resize`], with the caller's buffers and instruction set; `output` is a [`Target`] or
+/// Like [`resize`], with the caller's buffers and instruction set; `output` is a [`ResizeTarget`] or
 /// (height, width).
 ///
 /// # Errors
@@ -149,7 +149,7 @@ pub fn resize_with<'a>(
     scratch: &mut ResizeScratch,
     image: impl Into<RgbView<'a>>,
     crop: Crop,
-    output: impl Into<Target>,
+    output: impl Into<ResizeTarget>,
     method: impl Into<Method>,
 ) -> Result<Rgb, Error> {
     let image = image.into();
@@ -235,7 +235,7 @@ mod tests {
                     height,
                     width,
                 };
-                let target = Target { whole, window };
+                let target = ResizeTarget { whole, window };
                 let part = resize_to(&image, crop, target, Filter::Bicubic).unwrap();
                 let rows = all.pixels.chunks_exact(whole.1 * 3).skip(top).take(height);
                 let expected: Vec<u8> = rows

@@ -9,7 +9,7 @@ use crate::boxes::Crop;
 use crate::cpu_features::Instructions;
 use crate::resize::simd::{Across, COLUMNS, Passes, Quads, Rows};
 use crate::resize::weights::{QUAD, QuadWeights, Span, Weights};
-use crate::resize::{Filter, Method, Precision, Target, check_output};
+use crate::resize::{Filter, Method, Precision, ResizeTarget, check_output};
 
 /// Buffers and weight tables, reused between resizes.
 #[derive(Debug)]
@@ -103,7 +103,7 @@ pub struct RowResizer<'a> {
 }
 
 impl<'a> RowResizer<'a> {
-    /// Crop an image of `source` (height, width) and resize it to `output`, a [`Target`] or
+    /// Crop an image of `source` (height, width) and resize it to `output`, a [`ResizeTarget`] or
     /// (height, width).
     ///
     /// `method` is a [`Method`], or a [`Filter`] for a bit-exact resize.
@@ -114,10 +114,10 @@ impl<'a> RowResizer<'a> {
         scratch: &'a mut ResizeScratch,
         source: (usize, usize),
         crop: Crop,
-        output: impl Into<Target>,
+        output: impl Into<ResizeTarget>,
         method: impl Into<Method>,
     ) -> Result<Self, Error> {
-        let Target { whole, window } = output.into();
+        let ResizeTarget { whole, window } = output.into();
         check(source, crop, whole, window)?;
         let output = (window.height, window.width);
         let Method { filter, precision } = method.into();
@@ -377,7 +377,10 @@ mod tests {
             assert!(scratch.down.0.len() <= WeightCache::<QuadWeights>::ENTRIES);
         }
         assert_eq!(scratch.down.0[0].0, (4, 38.into(), Filter::Bicubic, false));
-        assert_eq!(scratch.across.0[1].0, (6, 39.into(), Filter::Bicubic, false));
+        assert_eq!(
+            scratch.across.0[1].0,
+            (6, 39.into(), Filter::Bicubic, false)
+        );
     }
 
     #[test]

@@ -4,7 +4,7 @@ use crate::Error;
 use crate::boxes::{BoxXyxy, Crop};
 use crate::image::{Rgb, RgbView};
 use crate::jpeg::Scale;
-use crate::resize::{self, Method, Target};
+use crate::resize::{self, Method, ResizeTarget};
 use crate::transform::boxes::BoxTransform;
 use crate::transform::color_jitter::ColorChange;
 use crate::transform::rand_augment::Operation;
@@ -39,10 +39,10 @@ pub(crate) struct Window {
 
 impl SampledTransform {
     /// What the resize computes.
-    pub(crate) fn target(&self) -> Target {
+    pub(crate) fn target(&self) -> ResizeTarget {
         match self.window {
             None => (self.height, self.width).into(),
-            Some(Window { resized, top, left }) => Target {
+            Some(Window { resized, top, left }) => ResizeTarget {
                 whole: resized,
                 window: Crop {
                     top,

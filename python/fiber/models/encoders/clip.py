@@ -50,7 +50,7 @@ class ClipBlock(nn.Module):
         return tokens + self.mlp(self.mlp_norm(tokens))
 
 
-class PatchEmbedding(nn.Module):
+class PatchProjection(nn.Module):
     """Split an image into patches and project each one."""
 
     def __init__(self, patch_size: int, width: int) -> None:
@@ -68,7 +68,7 @@ class ClipEncoder(nn.Module):
     def __init__(self, config: ClipConfig, image_size: int) -> None:
         super().__init__()
         width = config.width
-        self.patch_embedding = PatchEmbedding(config.patch_size, width)
+        self.patch_embedding = PatchProjection(config.patch_size, width)
         tokens = 1 + (image_size // config.patch_size) ** 2
         self.class_embedding = nn.Parameter(width**-0.5 * torch.randn(width))
         self.position_embedding = nn.Parameter(width**-0.5 * torch.randn(tokens, width))
