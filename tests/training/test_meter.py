@@ -1,6 +1,7 @@
 """METER models train with the tasks that their heads have, and runs are read back."""
 
 import dataclasses
+import json
 
 import pytest
 import torch
@@ -8,11 +9,14 @@ import torch
 import fiber
 from fiber.config import ClipConfig, RobertaConfig
 from fiber.config_io import from_dict, replace_fields, to_dict
+from fiber.data import sources
+from fiber.data.datasets.snli_ve import ENTAILMENT
 from fiber.models.meter.config import CrossConfig, MeterConfig, MeterHeadsConfig
 from fiber.synthetic.scenes import generate
 from fiber.training.config.run import DataConfig, OptimConfig, RunConfig, TrainConfig
 from fiber.training.config.tasks import (
     CaptionTask,
+    EntailmentTask,
     ImageTextTask,
     QuestionTask,
     ReasoningTask,
@@ -122,3 +126,32 @@ def test_tasks_without_a_head_are_refused():
         config(tasks=dataclasses.replace(TASKS, image_text=ImageTextTask(share=1)))
     with pytest.raises(ValueError, match="lacks caption"):
         config(tasks=TasksConfig(caption=CaptionTask(share=1)))
+
+
+def entailments(scenes):
+    read = sources.captions(scenes, "train")
+    return [
+        dataclasses.replace(read[n], answers={ENTAILMENT[n % 3]: 1.0}, group=ENTAILMENT[n % 3])
+        for n in range(12)
+    ]
+
+
+def test_entailment_learns_and_is_evaluated(scenes, tmp_path):
+    heads = dataclasses.replace(TINY.image_text, heads=("snli",))
+    run = config(
+        dataclasses.replace(TINY, image_text=heads),
+        TasksConfig(entailment=EntailmentTask(share=1)),
+        **{"train.steps": 60, "data.batch_size": 12, "optim.lr": 3e-3},
+    )
+    records = entailments(scenes)
+    train(run, data=records, tokenizer=scenes, output=tmp_path / "run", quiet=True, device="cpu")
+    model = fiber.load(tmp_path / "run")
+    metrics = fiber.evaluate(model, "snli", records, output=tmp_path / "found.json")
+    assert metrics["accuracy"] == 1.0
+    assert metrics["neutral/accuracy"] == 1.0
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert [line["label"] for line in found] == [record.group for record in records]
+    assert model.entail(records[1].images[0], records[1].text).label == "neutral"
+    # Another image and text of the same class would do; another class is an error of the data.
+    with pytest.raises(ValueError, match=r"expected one of contradiction.*got \{'maybe'"):
+        fiber.evaluate(model, "snli", [dataclasses.replace(records[0], answers={"maybe": 1.0})])

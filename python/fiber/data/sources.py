@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from fiber.data.datasets.mdetr import label_boxes, phrases, referring
 from fiber.data.datasets.nlvr2 import reasoning
+from fiber.data.datasets.snli_ve import entailment
 from fiber.data.datasets.vqa import questions
 from fiber.data.datasets.winoground import swapped
 from fiber.data.formats.coco import captions, detection, detection_records
@@ -25,6 +26,7 @@ __all__ = [
     "captions",
     "detection",
     "detection_records",
+    "entailment",
     "label_boxes",
     "phrases",
     "questions",

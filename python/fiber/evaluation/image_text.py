@@ -6,11 +6,13 @@ import re
 import warnings
 from collections import Counter
 from pathlib import PurePath
+from typing import cast
 
 import numpy as np
 from torch import Tensor
 
 from fiber.checkpoints.model_dir import NO_ANSWERS
+from fiber.data.datasets.snli_ve import ENTAILMENT
 from fiber.data.record import Record
 from fiber.evaluation.context import EvalContext, EvalResult, by_image, entry_id
 from fiber.metrics.captions import caption_scores
@@ -19,6 +21,7 @@ from fiber.metrics.language import IGNORED, masked_word_accuracy, sentence_key, 
 from fiber.metrics.matching import matching_accuracy, swapped_accuracy
 from fiber.metrics.vqa import PEOPLE_FOR_ALL, soft_accuracy, vqa_accuracy
 from fiber.models.fiber.captioner import beam_search, written_tokens
+from fiber.models.meter.image_text import MeterImageText
 
 #: Beam size for captioning, as in the published code.
 CAPTION_BEAMS = 5
@@ -184,6 +187,38 @@ def nlvr2(context: EvalContext, records: list[Record]) -> EvalResult:
     groups = [record.group for record in records]
     metrics = with_groups(statement_accuracy, groups, np.array(answers), truths, sentences)
     return EvalResult(metrics, predictions)
+
+
+def entailment(context: EvalContext, records: list[Record]) -> EvalResult:
+    """Evaluate the classes of hypotheses about images (SNLI-VE).
+
+    Raises:
+        ValueError: if the answer of a record is not a class.
+    """
+    for record in records:
+        if len(known := [name for name in record.answers or () if name in ENTAILMENT]) != 1:
+            raise ValueError(
+                f"{record.key}: expected one of {', '.join(ENTAILMENT)} as the answer, got"
+                f" {', '.join(known) or record.answers}"
+            )
+    found: list[int] = []
+    for batch, shown in context.batches(records, "image_text"):
+        fused = context.encode_pair(batch, shown, batch.token_ids, wanted="pooled")
+        model = cast(MeterImageText, context.image_text)
+        found += model.snli_logits(model.pooled(fused)).argmax(-1).tolist()
+    labels = np.array([ENTAILMENT.index(next(iter(record.answers or ()))) for record in records])
+    predictions = [
+        {"key": record.key, "label": ENTAILMENT[place]}
+        for record, place in zip(records, found, strict=True)
+    ]
+    groups = [record.group for record in records]
+    metrics = with_groups(class_accuracy, groups, np.array(found), labels)
+    return EvalResult(metrics, predictions)
+
+
+def class_accuracy(predicted: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Compute the fraction of right classes."""
+    return {"accuracy": float((predicted == labels).mean())}
 
 
 def winoground(context: EvalContext, records: list[Record]) -> EvalResult:

@@ -44,6 +44,7 @@ TASKS: dict[str, EvalTask] = {
     "caption": EvalTask("caption", sources.captions, image_text.caption),
     "vqa": EvalTask("vqa", sources.questions, image_text.vqa),
     "nlvr2": EvalTask("nlvr2", sources.reasoning, image_text.nlvr2),
+    "snli": EvalTask("snli", sources.entailment, image_text.entailment),
     "winoground": EvalTask("itm", sources.swapped, image_text.winoground),
     "refcoco": EvalTask("grounding", sources.referring, grounding.refcoco),
     "flickr": EvalTask("grounding", sources.phrases, grounding.flickr),

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fiber.checkpoints.model_dir import NO_ANSWERS
+from fiber.data.datasets.snli_ve import ENTAILMENT
 from fiber.evaluation.retrieval import choose_ranking_heads
 from fiber.inference.captions import caption_writer
 from fiber.inference.inputs import (
@@ -29,7 +30,7 @@ from fiber.inference.pairs import PAIRS_AT_ONCE, Hit, match_images, rank_images,
 from fiber.models.fiber.captioner import written_tokens
 from fiber.models.fiber.image_text import FiberImageText
 from fiber.models.image_text import ImageTextModel
-from fiber.models.meter.image_text import ENTAILMENT, MeterImageText
+from fiber.models.meter.image_text import MeterImageText
 from fiber.models.registry import ModelConfig, Network
 
 

@@ -248,8 +248,9 @@ def write_split(
         "answers": questions,
         "detection": {**head, "categories": classes},
     }
-    for source, name in FILES.items():
-        with (folder / name.format(split=split)).open("w", encoding="utf-8") as file:
+    for source in (*_LISTS, "reasoning", "swapped"):
+        path = folder / FILES[source].format(split=split)
+        with path.open("w", encoding="utf-8") as file:
             if source not in _LISTS:
                 file.writelines(line + "\n" for line in sections[source])
                 continue

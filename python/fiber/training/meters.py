@@ -111,6 +111,8 @@ def prior_losses(config: RunConfig, data: TrainingData) -> dict[str, float]:
         priors["vqa"] = sum(map(_entropy, data.answer_priors))
     if "reasoning" in data.records:
         priors["nlvr2"] = math.log(2)
+    if "entailment" in data.records:
+        priors["snli"] = math.log(3)
     return priors
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fiber.data.batch import ImageTextBatch
+from fiber.data.batch import ImageTextBatch, QuestionBatch
 from fiber.losses.caption import (
     PUBLISHED_BASELINE,
     gold_loss,
@@ -35,12 +35,13 @@ from fiber.losses.itm import (
     matching_pairs,
     pair_loss,
 )
-from fiber.losses.language import caption_loss, mlm_loss, nlvr2_loss, vqa_loss
+from fiber.losses.language import caption_loss, entailment_loss, mlm_loss, nlvr2_loss, vqa_loss
 from fiber.models.features import ImagePrefix
 from fiber.models.fiber.captioner import caption_log_probs, is_written, sample_captions
 from fiber.models.fiber.detector import FiberDetector
 from fiber.models.fiber.image_text import FiberImageText
 from fiber.models.image_text import ImageTextModel
+from fiber.models.meter.image_text import MeterImageText
 from fiber.models.registry import Network
 from fiber.training.config.tasks import CaptionTask, ImageTextTask, TasksConfig
 from fiber.training.objective_state import ObjectiveState
@@ -336,8 +337,18 @@ class TrainStep(nn.Module):
         elif task == "reasoning":
             logits = self.model.statement_logits(batch.images, batch.token_ids, batch.text_mask)
             yield {"nlvr2": nlvr2_loss(logits, batch.truths)}
+        elif task == "entailment":
+            yield self._entailment_loss(batch)
         else:
             yield self._caption_losses(batch, draw)
+
+    def _entailment_loss(self, batch: QuestionBatch) -> dict[str, Tensor]:
+        model = cast(MeterImageText, self.model)
+        fused = model.backbone.encode_pair(
+            batch.images, batch.token_ids, batch.text_mask, wanted="pooled"
+        )
+        logits = model.snli_logits(model.pooled(fused))
+        return {"snli": entailment_loss(logits, batch.targets.argmax(1))}
 
     def _caption_losses(self, batch: ImageTextBatch, draw: Draw) -> dict[str, Tensor]:
         model, task = cast(FiberImageText, self.model), self.tasks.caption

@@ -7,6 +7,7 @@ from typing import Any
 
 from fiber import DecodeError
 from fiber.data import ColorJitter, DataLoader, ImageTransform, RandAugment
+from fiber.data.datasets.snli_ve import ENTAILMENT
 from fiber.data.loader_config import BatchType
 from fiber.data.masking import WholeWords
 from fiber.data.prompts.sampling import dropped_boxes
@@ -25,6 +26,8 @@ BATCH_TYPES: dict[str, BatchType] = {
     "image_text": "image_text",
     "question": "question",
     "reasoning": "reasoning",
+    # The classes are answers.
+    "entailment": "question",
     "caption": "image_text",
     "grounding": "grounding",
 }
@@ -107,7 +110,7 @@ class TaskLoaders:
                 transform=training_transform(config.model, config.data.transform),
                 batch_size=self.batch_size // parts,
                 max_tokens=max_tokens,
-                answers=data.vocabulary.answers,
+                answers=ENTAILMENT if name == "entailment" else data.vocabulary.answers,
                 shuffle=True,
                 # Tasks that share records must not visit them in the same order.
                 seed=config.train.seed * 31 + list(BATCH_TYPES).index(name),

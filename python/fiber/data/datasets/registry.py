@@ -187,6 +187,10 @@ LAYOUTS: dict[str, list[DatasetLayout]] = {
         DatasetLayout("{split}.json", sources.reasoning, "NLVR2, original layout"),
         _arrow(arrow.statement_records, "nlvr2_{split}.arrow"),
     ],
+    "entailment": [
+        DatasetLayout(FILES["entailment"], sources.entailment, "SNLI-VE"),
+        _arrow(arrow.entailment_records, "snli_{split}.arrow"),
+    ],
     "phrases": [
         DatasetLayout(FILES["phrases"], sources.phrases, "Flickr30k Entities, MDETR format"),
         *_layouts(_FLICKR_PHRASES, sources.phrases, "Flickr30k Entities, MDETR files"),
@@ -237,6 +241,7 @@ for _source, _read in (
     ("captions", caption_records),
     ("questions", question_records),
     ("reasoning", arrow.statement_records),
+    ("entailment", arrow.entailment_records),
     ("detection", box_records),
 ):
     BY_SUFFIX[_source, ".arrow"] = BY_SUFFIX[_source, ".parquet"] = _rows_reader(_read, Tables)

@@ -48,6 +48,7 @@ FILES = {
     "answers": "vqa_annotations_{split}.json",
     "detection": "instances_{split}.json",
     "reasoning": "nlvr2_{split}.jsonl",
+    "entailment": "snli_ve_{split}.jsonl",
     "swapped": "winoground_{split}.jsonl",
 }
 

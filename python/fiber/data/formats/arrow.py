@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 
+from fiber.data.datasets.snli_ve import ENTAILMENT
 from fiber.data.formats.arrow_table import Table, open_table
 from fiber.data.formats.row_records import DataRow, RowRecords, RowSource, named
 from fiber.data.formats.rows import CATEGORIES, FIELDS, check_one_each
@@ -105,6 +106,39 @@ def table_answers(*paths: AnyPath) -> dict[int, str]:
                         f" {known[label]!r}, as in an earlier row"
                     )
     return known
+
+
+def entailment_records(tables: Tables) -> RowRecords:
+    """Read hypotheses about images (SNLI-VE), as METER's code writes them.
+
+    The columns are `image`, `sentences` (lists of a premise and a hypothesis) and `labels` (numbers
+    of the classes). Keys end in the index of the hypothesis in the row.
+
+    Raises:
+        ValueError: if a row is invalid; the error gives its location.
+    """
+    out = RowRecords(tables)
+    for number, table in enumerate(tables.tables):
+        image = _columns_in(table, IMAGES)[0]
+        columns = [table.values(*_columns_in(table, (name,))) for name in ("sentences", "labels")]
+        for place, (sentences, labels) in enumerate(zip(*columns, strict=True)):
+            row = DataRow(
+                where=f"{table.path}: row {place}",
+                key=f"{table.path.stem}/{place}",
+                values={},
+                locations=((number, place, image),),
+            )
+            with named(row.where):
+                check_one_each(labels, "labels", sentences)
+                for index, (pair, label) in enumerate(zip(sentences, labels, strict=True)):
+                    if label not in range(len(ENTAILMENT)):
+                        raise ValueError(f"has label {label!r}; expected 0, 1 or 2")
+                    if len(pair) != 2:
+                        raise ValueError(f"has {len(pair)} sentences; expected 2")
+                    name = ENTAILMENT[label]
+                    key = f"{row.key}-{index}"
+                    out.add(row, key=key, text=pair[1], answers={name: 1.0}, group=name)
+    return out
 
 
 def statement_records(tables: Tables) -> RowRecords:

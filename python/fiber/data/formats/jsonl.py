@@ -233,6 +233,8 @@ def kinds_in(path: Path) -> set[str]:
         fields |= set(entry) if isinstance(entry, dict) else set()
     if {"sentence", "label"} <= fields:
         return {"reasoning"}
+    if "gold_label" in fields:
+        return {"entailment"}
     if {"caption_0", "image_0"} <= fields:
         return {"swapped"}
     sources = {"captions": "captions", "questions": "questions", "boxes": "detection"}

@@ -37,6 +37,7 @@ SOURCES = (
     "detection",
     "objects365",
     "reasoning",
+    "entailment",
     "swapped",
 )
 #: Sources whose readers can skip invalid boxes.
@@ -223,6 +224,8 @@ def kinds_of(path: Path) -> set[str]:
             fields = set(_fields_there(path))
             if "image_0" in fields:
                 return {"reasoning"}
+            if {"sentences", "labels"} <= fields:
+                return {"entailment"}
             return {source for source, names in _FIELDS.items() if fields.intersection(names)}
         if path.suffix in (".jsonl", ".csv") or line_reader.is_list(path):
             return jsonl.kinds_in(path)

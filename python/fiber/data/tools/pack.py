@@ -324,7 +324,7 @@ def _add_fields(
         fields["boxes_xyxy"] = record.boxes_xyxy
         fields["labels"] = [record.labels[label] for label in record.box_labels]
         lists = {}
-    elif source in ("phrases", "mixed", "referring", "reasoning", "swapped"):
+    elif source in ("phrases", "mixed", "referring", "reasoning", "entailment", "swapped"):
         excluded = ("image_id", "image_size", "images", "label_spans", "box_labels")
         own = {name: value for name, value in entry.items() if name not in excluded}
         if len(numbers) > 1 or source == "swapped":

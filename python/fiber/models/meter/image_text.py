@@ -11,15 +11,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from fiber.data.datasets.snli_ve import ENTAILMENT
 from fiber.models.features import BackboneOutput, ImagePrefix
 from fiber.models.heads import Classifier, LanguageHead, Pooler
 from fiber.models.image_text import ImageTextModel
 from fiber.models.init import init_linear
 from fiber.models.meter.backbone import IMAGE, SECOND_IMAGE, MeterBackbone
 from fiber.models.meter.config import MeterConfig
-
-#: Entailment classes of SNLI-VE, in logit order.
-ENTAILMENT = ("contradiction", "neutral", "entailment")
 
 
 class MeterImageText(ImageTextModel):

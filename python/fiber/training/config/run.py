@@ -169,6 +169,7 @@ CHOSEN_BY: dict[str, tuple[str, ...]] = {
     "caption": ("cider_d",),
     "vqa": ("accuracy",),
     "nlvr2": ("accuracy",),
+    "snli": ("accuracy",),
     "winoground": ("group",),
     "refcoco": ("accuracy_at_1",),
     "flickr": ("any_recall_at_1",),
@@ -314,7 +315,12 @@ class RunConfig:
             # Hard negatives are sampled by ITC similarity, so ITM also needs the ITC head.
             heads += ["itc"] if task.has_contrast else []
             heads += [name for name in ("itm", "mlm") if getattr(task, name) > 0]
-        others = {"question": "vqa", "reasoning": "nlvr2", "caption": "caption"}
+        others = {
+            "question": "vqa",
+            "reasoning": "nlvr2",
+            "entailment": "snli",
+            "caption": "caption",
+        }
         return (*heads, *(head for name, head in others.items() if name in active))
 
 

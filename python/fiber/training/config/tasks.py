@@ -29,6 +29,7 @@ SOURCES = (
     "captions",
     "questions",
     "reasoning",
+    "entailment",
     *BOX_SOURCES,
     "coco_karpathy",
     "flickr30k_karpathy",
@@ -39,7 +40,7 @@ SOURCES = (
 #: Sources whose records have class names, some of which are sampled for each prompt.
 CLASS_SOURCES = ("detection", "objects365")
 #: Loss names. A task has a weight field for each of its losses.
-LOSSES = ("itc", "itm", "mlm", "vqa", "nlvr2", "caption", "alignment", "box", "centerness")
+LOSSES = ("itc", "itm", "mlm", "vqa", "nlvr2", "snli", "caption", "alignment", "box", "centerness")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +97,14 @@ class ReasoningTask(TaskConfig):
 
     sources: tuple[str, ...] = ("reasoning",)
     nlvr2: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class EntailmentTask(TaskConfig):
+    """Hypotheses that an image entails or contradicts (SNLI-VE); for METER."""
+
+    sources: tuple[str, ...] = ("entailment",)
+    snli: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,6 +181,7 @@ class TasksConfig:
     image_text: ImageTextTask = field(default_factory=ImageTextTask)
     question: QuestionTask = field(default_factory=QuestionTask)
     reasoning: ReasoningTask = field(default_factory=ReasoningTask)
+    entailment: EntailmentTask = field(default_factory=EntailmentTask)
     caption: CaptionTask = field(default_factory=CaptionTask)
     grounding: GroundingTask = field(default_factory=GroundingTask)
 
