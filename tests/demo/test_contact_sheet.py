@@ -100,7 +100,7 @@ class TestSheet:
     def test_two_images_of_each_split_with_one_box_each(self, example):
         pair = boxed(example, ((0, 0, 9, 9), []), ((5, 5, 9, 9), []))
         twice = [
-            Twice(split=split, count=9, both_found=1, by_chance=1.0, shown=[pair] * 3)
+            Twice(split=split, count=9, both_found=1, by_chance=1.0, shown=[pair] * 2, relations=[])
             for split in ("val", "novel")
         ]
         shown = one_box_each(twice)

@@ -85,8 +85,13 @@ class TestFindExamples:
                 images.setdefault(record.image_id, []).append(record)
             pairs = [pair for pair in map(two_targets, images.values()) if pair]
             assert own.count == len(pairs) > 0
-            assert len(own.shown) == min(3, len(pairs))
-            for example, pair in zip(own.shown, pairs, strict=False):
+            related = [[r for r in records if r.group == "relation"] for records in images.values()]
+            relations = [pair for pair in map(two_targets, filter(None, related)) if pair][:2]
+            assert len(own.shown) == min(2, len(pairs))
+            assert len(own.relations) == len(relations)
+            both = zip(own.relations, relations, strict=True)
+            shown = [*zip(own.shown, pairs, strict=False), *both]
+            for example, pair in shown:
                 assert str(finished / "data" / example.image) == pair[0].images[0]
                 assert [box.text for box in example.boxes] == [record.text for record in pair]
                 truths = [list(box.truths_xyxy[0]) for box in example.boxes]

@@ -94,8 +94,8 @@ class TestExamples:
     def test_counts_are_stated(self):
         text = page._describe_twice(
             [
-                Twice(split="val", count=9, both_found=7, by_chance=2.25, shown=[]),
-                Twice(split="novel", count=0, both_found=0, by_chance=0.0, shown=[]),
+                Twice(split="val", count=9, both_found=7, by_chance=2.25, shown=[], relations=[]),
+                Twice(split="novel", count=0, both_found=0, by_chance=0.0, shown=[], relations=[]),
             ],
             NAMES,
         )

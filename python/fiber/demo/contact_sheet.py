@@ -43,8 +43,16 @@ def draw_sheet(path: Path, data: Path, examples: Examples) -> None:
 
 
 def one_box_each(twice: Sequence[Twice]) -> list[Example]:
-    """Return the first two images of each split twice, each time with one of the boxes."""
-    images = [example for split in twice for example in split.shown[:2]]
+    """Return images twice, each time with one of the boxes.
+
+    These are the first image of each split, and the first one with two relations or else the second
+    image.
+    """
+    images = [
+        example
+        for split in twice
+        for example in (*split.shown[:1], *(split.relations[:1] or split.shown[1:2]))
+    ]
     return [replace(example, boxes=[box]) for example in images for box in example.boxes]
 
 

@@ -1,8 +1,8 @@
 """Choose the example images of the demo's report by fixed rules, and predict their boxes.
 
 Images are read in file order. `Twice` are the first images with two referring expressions for
-different objects. `Scored` are the first images of `novel` on which everything is right, and the
-first ones with a mistake.
+different objects, and the first ones with two relations. `Scored` are the first images of `novel`
+on which everything is right, and the first ones with a mistake.
 """
 
 from __future__ import annotations
@@ -24,10 +24,14 @@ from fiber.evaluation.evaluate import evaluate
 from fiber.metrics.boxes import pairwise_iou
 from fiber.metrics.grounding import FOUND_AT
 
+#: Two expressions for different objects of an image.
+Pair = tuple[Record, Record]
+
 #: Number of images of a split that are looked at.
 LOOKED_AT = 100
-#: Number of images shown: with two expressions in each split, and all right or with a mistake.
-TWICE, SCORED = 3, 4
+#: Number of images shown: with two expressions in each split, as many with two relations, and all
+#: right or with a mistake.
+TWICE, SCORED = 2, 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +88,8 @@ class Twice:
     by_chance: float
     #: The first images, with two boxes each.
     shown: Sequence[Example]
+    #: The first images on which both expressions are relations.
+    relations: Sequence[Example]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,12 +141,15 @@ def from_json(values: Mapping[str, Any]) -> Examples:
     scored = values["scored"]
     both = {name: images(scored[name]) for name in ("hits", "misses")}
     return Examples(
-        twice=[Twice(**{**own, "shown": images(own["shown"])}) for own in values["twice"]],
+        twice=[
+            Twice(**{**own, **{name: images(own[name]) for name in ("shown", "relations")}})
+            for own in values["twice"]
+        ],
         scored=Scored(**{**scored, **both}),
     )
 
 
-def two_targets(records: Sequence[Record]) -> tuple[Record, Record] | None:
+def two_targets(records: Sequence[Record]) -> Pair | None:
     """Return an image's first expression and the first one for another object, if any."""
     for other in records[1:]:
         if other.boxes_xyxy[0] != records[0].boxes_xyxy[0]:
@@ -158,21 +167,10 @@ def split_by_score(
 
 
 def _find_twice(data: Path, split: str, fine: StoredModel) -> Twice:
-    found = map(two_targets, _by_image(sources.referring(data, split)).values())
-    pairs = [pair for pair in found if pair is not None][:LOOKED_AT]
-    records = [record for pair in pairs for record in pair]
-    boxes = [
-        PredictedBox(
-            text=record.text,
-            box_xyxy=predicted["box_xyxy"],
-            truths_xyxy=[list(record.boxes_xyxy[0])],
-        )
-        for record, predicted in zip(records, _predict(fine, "refcoco", records), strict=True)
-    ]
-    examples = [
-        Example(image=_relative(pair[0], data), split=split, boxes=boxes[2 * i : 2 * i + 2])
-        for i, pair in enumerate(pairs)
-    ]
+    images = list(_by_image(sources.referring(data, split)).values())
+    pairs = _pairs(images)[:LOOKED_AT]
+    relations = _pairs([[r for r in own if r.group == "relation"] for own in images])[:TWICE]
+    examples = _ask_pairs([*pairs, *relations], data, split, fine)
     objects = {r.image_id: list(r.boxes_xyxy) for r in sources.detection(data, split)}
     chances = [
         [
@@ -184,10 +182,33 @@ def _find_twice(data: Path, split: str, fine: StoredModel) -> Twice:
     return Twice(
         split=split,
         count=len(pairs),
-        both_found=sum(example.is_right for example in examples),
+        both_found=sum(example.is_right for example in examples[: len(pairs)]),
         by_chance=float(sum(np.prod(pair) for pair in chances)),
-        shown=examples[:TWICE],
+        shown=examples[: min(TWICE, len(pairs))],
+        relations=examples[len(pairs) :],
     )
+
+
+def _pairs(images: Sequence[Sequence[Record]]) -> list[Pair]:
+    found = (two_targets(records) for records in images if records)
+    return [pair for pair in found if pair is not None]
+
+
+def _ask_pairs(pairs: Sequence[Pair], data: Path, split: str, fine: StoredModel) -> list[Example]:
+    """Predict the boxes of two expressions per image."""
+    records = [record for pair in pairs for record in pair]
+    boxes = [
+        PredictedBox(
+            text=record.text,
+            box_xyxy=predicted["box_xyxy"],
+            truths_xyxy=[list(record.boxes_xyxy[0])],
+        )
+        for record, predicted in zip(records, _predict(fine, "refcoco", records), strict=True)
+    ]
+    return [
+        Example(image=_relative(pair[0], data), split=split, boxes=boxes[2 * i : 2 * i + 2])
+        for i, pair in enumerate(pairs)
+    ]
 
 
 def _find_scored(data: Path, split: str, *, coarse: StoredModel, fine: StoredModel) -> Scored:

@@ -114,7 +114,7 @@ def make_report(
                 [make_tile(replace(shown, boxes=[box]), folder.data) for box in shown.boxes],
             )
             for own in examples.twice
-            for shown in own.shown
+            for shown in (*own.shown, *own.relations)
         ],
         scored_text=_describe_scored(examples.scored, names),
         scored=_groups(examples.scored, folder.data),
@@ -273,8 +273,9 @@ def _describe_twice(twice: Sequence[Twice], names: Mapping[str, str]) -> str:
     return (
         "Each picture is asked for two different objects. A model that ignores the phrase gives the"
         " same box twice, so it never finds both. This model finds both on"
-        f" {' and '.join(counts)}. Shown are the first pictures in file order, whether it finds"
-        " both or not. The orange box is the model's, the dashed box is the truth."
+        f" {' and '.join(counts)}. Shown are the first pictures in file order, and the first ones"
+        " on which both phrases say where an object is, whether the model finds both or not. The"
+        " orange box is the model's, the dashed box is the truth."
     )
 
 
