@@ -1,7 +1,7 @@
 """Compare models trained with fusion in five blocks, in one block, and without fusion.
 
 Command: python benches/evidence.py runs/evidence
-         python benches/results_page.py
+         python benches/evidence_page.py
 Rows: results/evidence.csv, one per run. Runs that have a row are skipped. The data are generated,
 or reused if the folder contains the same.
 

@@ -1,6 +1,7 @@
 """Compare orders of the stages where few images have boxes and some words are in captions only.
 
 Command: python benches/evidence_stages.py runs/evidence
+         python benches/evidence_page.py
 Rows: results/evidence_stages.csv, one per run. Runs that have a row are skipped. The data are those
 of `evidence.py`.
 

@@ -141,7 +141,7 @@ def test_entailment_learns_and_is_evaluated(scenes, tmp_path):
     run = config(
         dataclasses.replace(TINY, image_text=heads),
         TasksConfig(entailment=EntailmentTask(share=1)),
-        **{"train.steps": 60, "data.batch_size": 12, "optim.lr": 3e-3},
+        **{"train.steps": 150, "data.batch_size": 12, "optim.lr": 3e-3},
     )
     records = entailments(scenes)
     train(run, data=records, tokenizer=scenes, output=tmp_path / "run", quiet=True, device="cpu")

@@ -1,0 +1,277 @@
+"""Fill the marked blocks of docs/evidence.md, and the sentences on fusion of the demo's page.
+
+Command: python benches/evidence_page.py
+Input: the rows of `evidence.py`, `evidence_stages.py` and `starts.py` in results/.
+Output: docs/evidence.md and python/fiber/demo/evidence.json. A test compares both with the rows.
+
+A difference is claimed where the means of the seeds are more than three of the larger standard
+deviation apart, on val and, where it is measured there, on novel.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import mean, stdev
+
+import evidence_stages
+from evidence import ARMS, EQUAL_TIME, SEEDS
+from experiments import SPLITS
+from page_tables import RESULTS, Row, floats, groups, machines, read, spread, table
+
+from fiber.atomic_io import write_json
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "evidence.md"
+CLAIMS = ROOT / "python" / "fiber" / "demo" / "evidence.json"
+MARKED = re.compile(r"<!-- rows: (\w+) -->\n(.*?)<!-- end -->", re.DOTALL)
+
+#: Number of standard deviations from which on a difference is claimed.
+CLAIMED = 3.0
+FUSED, LATE, NONE = ARMS
+#: Metrics of the fusion table by column of the rows, without the split.
+METRICS = {
+    "refcoco/relation/accuracy_at_1": "expressions: relations",
+    "refcoco/noun/accuracy_at_1": "expressions: one noun",
+    "refcoco/color/accuracy_at_1": "expressions: one color",
+    "vqa/accuracy": "VQA: all questions",
+    "vqa/color/accuracy": "VQA: color",
+    "vqa/shape/accuracy": "VQA: shape",
+    "vqa/exists/accuracy": "VQA: presence",
+    "vqa/relation/accuracy": "VQA: relations",
+    "matching/accuracy": "matching",
+    "winoground/text": "swapped words: text",
+    "winoground/image": "swapped words: image",
+    "winoground/group": "swapped words: group",
+}
+#: Metrics that the sentences of the demo's page are about, and their names there.
+CLAIMED_METRICS = {
+    "refcoco/relation/accuracy_at_1": "Finding the object of a relation",
+    "vqa/accuracy": "Answering questions of all kinds",
+    "vqa/exists/accuracy": "Answering whether the picture shows a thing of a color",
+    "matching/accuracy": "Matching captions and pictures",
+    "winoground/group": "Matching two captions with swapped words to two pictures",
+}
+
+
+#: Columns of the table of stages, and their names.
+STAGES_COLUMNS = {
+    "boxed": "words with boxes",
+    "boxed/color": "one color with boxes",
+    "boxed/noun": "one noun with boxes",
+    "unboxed": "words in captions only",
+    "unboxed/color": "one color in captions only",
+    "unboxed/noun": "one noun in captions only",
+}
+COARSE_COLUMNS = {
+    "coarse/retrieval": "coarse: text to image, R@10",
+    "coarse/vqa": "coarse: VQA",
+    "coarse/matching": "coarse: matching",
+}
+#: Results of the coarse stage from which on it counts as learned.
+COARSE_GATES = {"coarse/retrieval": 0.6, "coarse/vqa": 0.45}
+
+
+def differs(one: Sequence[float], other: Sequence[float]) -> bool:
+    """Return whether the means are more than three of the larger standard deviation apart."""
+    return abs(mean(one) - mean(other)) > CLAIMED * max(stdev(one), stdev(other))
+
+
+def is_better(one: Sequence[float], others: Sequence[Sequence[float]]) -> bool:
+    """Return whether a mean is claimed to be above each of the others."""
+    return all(mean(one) > mean(other) and differs(one, other) for other in others)
+
+
+def _values(rows: Sequence[Row], metric: str, split: str, *arms: str) -> list[list[float]]:
+    """Return the values of each arm; empty if the metric is not measured on the split."""
+    column = f"{metric}/{split}"
+    own = [row for row in rows if row[column]]
+    return [floats(own, column, arm=arm) for arm in arms] if own else []
+
+
+def _complete(rows: Sequence[Row], arms: Sequence[str]) -> list[str]:
+    """Return the arms that have a row of each seed."""
+    return [arm for arm in arms if sum(row["arm"] == arm for row in rows) >= len(SEEDS)]
+
+
+def fusion_claims(rows: Sequence[Row]) -> list[str]:
+    """Return a sentence per metric on models trained with and without fusion.
+
+    There are none until every arm that they compare has its rows.
+    """
+    compared = (FUSED, NONE, f"{NONE}{EQUAL_TIME}")
+    if len(_complete(rows, compared)) < len(compared):
+        return []
+    found = []
+    for metric, name in CLAIMED_METRICS.items():
+        by_split = [
+            values for split in SPLITS if (values := _values(rows, metric, split, *compared))
+        ]
+        fused, none, longer = by_split[0]
+        needed = all(is_better(own, others) for own, *others in by_split)
+        found.append(
+            f"{name}: {mean(fused):.0%} with fusion, {mean(none):.0%} without it after the same"
+            f" samples, {mean(longer):.0%} without it after the same time (mean of {len(fused)}"
+            f" seeds). {'Fusion is needed' if needed else 'It was not shown that fusion helps'}."
+        )
+    return found
+
+
+def verdict(rows: Sequence[Row], other: str) -> str:
+    """List the metrics on which five blocks are claimed to be better than another arm, or worse.
+
+    A metric counts if this holds on both splits, or on val if it is not measured on novel.
+    """
+    better, worse = [], []
+    for metric, name in METRICS.items():
+        pairs = [
+            values for split in SPLITS if (values := _values(rows, metric, split, FUSED, other))
+        ]
+        if all(is_better(five, [own]) for five, own in pairs):
+            better.append(name)
+        elif all(is_better(own, [five]) for five, own in pairs):
+            worse.append(name)
+    return (
+        f"- Five blocks against *{other}*: better on {', '.join(better) or 'nothing'};"
+        f" worse on {', '.join(worse) or 'nothing'}."
+    )
+
+
+def fusion() -> str:
+    """Every metric by arm."""
+    rows = read("evidence")
+    arms = _complete(rows, [*ARMS, *(f"{arm}{EQUAL_TIME}" for arm in (LATE, NONE))])
+    rows = [row for row in rows if row["arm"] in arms]
+    body = []
+    for metric, name in METRICS.items():
+        for split in SPLITS:
+            if values := _values(rows, metric, split, *arms):
+                cells = [
+                    spread(other) + (" \\*" if differs(values[0], other) else "")
+                    for other in values[1:]
+                ]
+                body.append([name, split, spread(values[0]), *cells])
+    costs = [
+        [arm, own[0]["fine_steps"], own[0]["coarse_steps"], str(len(own)), _seconds(own)]
+        for (arm,), own in groups(rows, "arm").items()
+    ]
+    return (
+        table(["metric", "split", *arms], body)
+        + "\n"
+        + table(["arm", "fine steps", "coarse steps", "seeds", "CPU seconds"], costs)
+        + "\n"
+        + "\n".join(verdict(rows, arm) for arm in arms if arm != FUSED)
+        + "\n"
+        + machines(rows)
+    )
+
+
+def stages() -> str:
+    """Accuracy of expressions by order of the stages."""
+    rows = read("evidence_stages")
+    arms = [evidence_stages.BOXES, evidence_stages.EQUAL_TIME, *list(evidence_stages.ARMS)[1:]]
+    longer = arms[1]
+    body = []
+    for column, name in STAGES_COLUMNS.items():
+        known = {arm: floats(rows, column, arm=arm) for arm in arms}
+        cells = [
+            spread(values) + (" \\*" if arm != longer and differs(values, known[longer]) else "")
+            for arm, values in known.items()
+        ]
+        body.append([name, spread(floats(rows, column, arm=evidence_stages.CHANCE)), *cells])
+    for column, name in COARSE_COLUMNS.items():
+        own = [row for row in rows if row[column]]
+        body.append([name, "-", *(spread(floats(own, column, arm=arm)) for arm in arms)])
+    costs = [
+        [arm, own[0]["stages"], str(len(own)), _seconds(own)]
+        for (arm,), own in groups(rows, "arm").items()
+        if arm in arms
+    ]
+    return (
+        table(["metric (val)", "chance", *arms], body)
+        + "\n"
+        + table(["arm", "steps", "seeds", "CPU seconds"], costs)
+        + f"\n{stages_claim(rows)}\n"
+        + machines(rows)
+    )
+
+
+def stages_claim(rows: Sequence[Row]) -> str:
+    """State what captions bring, by arm that has them."""
+    found = []
+    for arm in list(evidence_stages.ARMS)[1:]:
+        own = [row for row in rows if row["arm"] == arm]
+        missed = [
+            COARSE_COLUMNS[column].removeprefix("coarse: ")
+            for column, least in COARSE_GATES.items()
+            if mean(floats(own, column)) < least
+        ]
+        if missed:
+            found.append(
+                f"*{arm}*: no claim, since the coarse stage did not learn enough"
+                f" ({', '.join(missed)})."
+            )
+            continue
+        gains = [
+            name
+            for column, name in STAGES_COLUMNS.items()
+            if is_better(
+                floats(own, column), [floats(rows, column, arm=evidence_stages.EQUAL_TIME)]
+            )
+        ]
+        better = ", ".join(gains) or "nothing"
+        found.append(f"*{arm}*: better than *{evidence_stages.EQUAL_TIME}* on {better}.")
+    return "\n".join(f"- {line}" for line in found)
+
+
+def starts() -> str:
+    """What is left out by metric, with and without it."""
+    rows = read("starts")
+    body = []
+    for (start, metric), own in groups(rows, "start", "metric").items():
+        for split in SPLITS:
+            on, off = (floats(own, split, arm=arm) for arm in ("on", "off"))
+            mark = " \\*" if differs(on, off) else ""
+            name = metric.replace("/", ", ").replace("_", " ")
+            body.append([start, name, split, own[0]["steps"], spread(on), spread(off) + mark])
+    head = ["left out", "metric", "split", "steps", "with it", "without it"]
+    return table(head, body) + machines(rows)
+
+
+def _seconds(rows: Sequence[Row]) -> str:
+    return f"{mean(floats(rows, 'cpu_seconds')):.0f}"
+
+
+#: Function of each block, and the rows that it needs.
+BLOCKS: dict[str, tuple[Callable[[], str], str]] = {
+    "fusion": (fusion, "evidence"),
+    "stages": (stages, "evidence_stages"),
+    "starts": (starts, "starts"),
+}
+
+
+def block(name: str) -> str:
+    """Write a block; one whose rows are missing says so."""
+    write, rows = BLOCKS[name]
+    return write() if (RESULTS / f"{rows}.csv").is_file() else "Not measured yet.\n"
+
+
+def fill(page: str) -> str:
+    """Replace the content of every block.
+
+    Raises:
+        ValueError: if the page does not have exactly the blocks of this module.
+    """
+    if sorted(name for name, _ in MARKED.findall(page)) != sorted(BLOCKS):
+        raise ValueError(f"{PAGE.name}: expected the blocks {', '.join(BLOCKS)}")
+    return MARKED.sub(
+        lambda found: f"<!-- rows: {found[1]} -->\n{block(found[1]).rstrip()}\n<!-- end -->",
+        page,
+    )
+
+
+if __name__ == "__main__":
+    PAGE.write_text(fill(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    write_json(CLAIMS, {"claims": fusion_claims(read("evidence"))})
+    print(f"wrote {PAGE.name} and {CLAIMS.name}")

@@ -1,0 +1,110 @@
+"""The page on evidence and the sentences of the demo's page are what the rows give."""
+
+import json
+
+import pytest
+
+
+def rows(bench, fused, none, longer=None, split_of=("val", "novel")):
+    """Rows of three arms; each value is one seed's."""
+    arms = {bench.FUSED: fused, bench.NONE: none, f"{bench.NONE}{bench.EQUAL_TIME}": longer or none}
+    return [
+        {
+            "arm": arm,
+            **{
+                f"{metric}/{split}": str(value) if split in split_of else ""
+                for metric in bench.METRICS
+                for split in ("val", "novel")
+            },
+        }
+        for arm, values in arms.items()
+        for value in values
+    ]
+
+
+def test_the_page_is_what_its_rows_give(bench):
+    page = bench.PAGE.read_text(encoding="utf-8")
+    assert page == bench.fill(page), "run python benches/evidence_page.py"
+
+
+def test_the_claims_are_what_the_rows_give(bench):
+    claims = json.loads(bench.CLAIMS.read_text())
+    assert claims == {"claims": bench.fusion_claims(bench.read("evidence"))}
+
+
+def test_an_arm_without_all_seeds_is_left_out(bench):
+    found = rows(bench, (0.9, 0.9, 0.91), (0.5, 0.51, 0.5))
+    assert bench.fusion_claims(found[:-1]) == []
+    assert bench.fusion_claims(found) != []
+
+
+@pytest.mark.parametrize(
+    ("fused", "none", "longer", "needed"),
+    [
+        ((0.9, 0.9, 0.91), (0.5, 0.51, 0.5), None, True),
+        # Worse is no need.
+        ((0.5, 0.51, 0.5), (0.9, 0.9, 0.91), None, False),
+        # Less than three deviations.
+        ((0.9, 0.8, 0.7), (0.6, 0.61, 0.6), None, False),
+        # After the same time the arm without fusion is as good.
+        ((0.9, 0.9, 0.91), (0.5, 0.51, 0.5), (0.9, 0.9, 0.9), False),
+    ],
+)
+def test_a_claim_needs_three_deviations(bench, fused, none, longer, needed):
+    claim = bench.fusion_claims(rows(bench, fused, none, longer))[0]
+    assert ("Fusion is needed" in claim) == needed
+    assert ("It was not shown" in claim) != needed
+
+
+def test_a_claim_needs_both_splits(bench):
+    found = rows(bench, (0.9, 0.9, 0.91), (0.5, 0.51, 0.5))
+    for row in found:
+        for metric in bench.METRICS:
+            row[f"{metric}/novel"] = "0.5"
+    assert "It was not shown" in bench.fusion_claims(found)[0]
+    # A kind that novel does not ask for counts by val alone.
+    found = rows(bench, (0.9, 0.9, 0.91), (0.5, 0.51, 0.5), split_of=("val",))
+    assert "90% with fusion, 50% without" in bench.fusion_claims(found)[0]
+    assert "Fusion is needed" in bench.fusion_claims(found)[0]
+
+
+def test_a_verdict_lists_what_is_better_and_worse(bench):
+    found = rows(bench, (0.9, 0.9, 0.91), (0.5, 0.51, 0.5))
+    assert "better on expressions: relations, " in bench.verdict(found, bench.NONE)
+    assert "worse on nothing." in bench.verdict(found, bench.NONE)
+    turned = rows(bench, (0.5, 0.51, 0.5), (0.9, 0.9, 0.91))
+    assert "better on nothing; worse on expressions: rel" in bench.verdict(turned, bench.NONE)
+    same = rows(bench, (0.5, 0.51, 0.5), (0.5, 0.5, 0.51))
+    assert "better on nothing; worse on nothing." in bench.verdict(same, bench.NONE)
+
+
+def test_a_page_with_other_blocks_is_refused(bench):
+    with pytest.raises(ValueError, match="expected the blocks fusion, stages, starts"):
+        bench.fill("<!-- rows: other -->\n<!-- end -->")
+
+
+def stage_rows(bench, arm, values, retrieval, vqa):
+    stages = bench.evidence_stages
+    arms = {arm: values, stages.EQUAL_TIME: (0.4, 0.41, 0.4)}
+    return [
+        {
+            "arm": name,
+            **{column: str(value) for column in bench.STAGES_COLUMNS},
+            "coarse/retrieval": str(retrieval),
+            "coarse/vqa": str(vqa),
+        }
+        for name, own in arms.items()
+        for value in own
+    ]
+
+
+def test_captions_are_judged_only_if_they_were_learned(bench, monkeypatch):
+    stages = bench.evidence_stages
+    arm = stages.CAPTIONS_BOXES
+    monkeypatch.setattr(stages, "ARMS", {stages.BOXES: (), arm: ()})
+    learned = bench.stages_claim(stage_rows(bench, arm, (0.6, 0.6, 0.61), 0.7, 0.5))
+    assert "better than *boxes, equal time* on words with boxes" in learned
+    same = bench.stages_claim(stage_rows(bench, arm, (0.4, 0.42, 0.4), 0.7, 0.5))
+    assert "better than *boxes, equal time* on nothing" in same
+    assert "no claim" in bench.stages_claim(stage_rows(bench, arm, (0.6, 0.6, 0.6), 0.5, 0.5))
+    assert "(VQA)" in bench.stages_claim(stage_rows(bench, arm, (0.6, 0.6, 0.6), 0.7, 0.4))
