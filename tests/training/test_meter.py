@@ -129,10 +129,10 @@ def test_tasks_without_a_head_are_refused():
 
 
 def entailments(scenes):
-    read = sources.captions(scenes, "train")
+    read = {record.image_id: record for record in sources.captions(scenes, "train")}
     return [
-        dataclasses.replace(read[n], answers={ENTAILMENT[n % 3]: 1.0}, group=ENTAILMENT[n % 3])
-        for n in range(12)
+        dataclasses.replace(record, answers={ENTAILMENT[n % 3]: 1.0}, group=ENTAILMENT[n % 3])
+        for n, record in enumerate(list(read.values())[:12])
     ]
 
 
