@@ -8,10 +8,12 @@ import torch
 
 import fiber
 from fiber.checkpoints.export import write_published
+from fiber.checkpoints.init_from import initialize
 from fiber.checkpoints.load import read_model
 from fiber.inference import Model
 from fiber.models.meter.config import MeterConfig
-from fiber.models.meter.keys import is_meter
+from fiber.models.meter.image_text import MeterImageText
+from fiber.models.meter.keys import is_meter, resize_tables
 from fiber.models.registry import recognize
 from tests.golden import KEYS, METER
 from tests.parity.meter_case import TASKS, MeterCase
@@ -159,3 +161,26 @@ def test_a_folder_of_ours_is_read_back(tmp_path):
     assert isinstance(found.config, MeterConfig)
     assert found.config == model.config
     assert "METER" in repr(found)
+
+
+def test_the_second_image_of_nlvr2_starts_as_an_image():
+    case = MeterCase(METER / "clip_micro.json")
+    start, statements = (case.meter_config(task) for task in ("pretrain", "nlvr2"))
+    types = torch.randn(2, 48)
+    for name in ("backbone.token_types.weight", "token_type_embeddings.weight"):
+        more = resize_tables({name: types}, statements)[name]
+        assert torch.equal(more, torch.stack((types[0], types[1], types[1])))
+        assert torch.equal(resize_tables({name: more}, start)[name], types)
+
+
+def test_statements_start_from_a_pretrained_file(tmp_path):
+    case = MeterCase(METER / "clip_micro.json")
+    write_published(case.model("pretrain"), tmp_path / "pretrained.ckpt")
+    start = read_model(tmp_path / "pretrained.ckpt")
+    model = MeterImageText(case.meter_config("nlvr2"))
+    report = initialize(model, start)
+    assert "backbone.token_types.weight" in report.taken
+    assert set(report.created) == {n for n in model.state_dict() if n.startswith("nlvr2_head.")}
+    own, given = model.state_dict(), start.network.state_dict()
+    for name in report.taken:
+        assert torch.equal(own[name][: len(given[name])], given[name])

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 
+import torch
 from torch import Tensor
 
 from fiber.models.encoders.clip import resize_position_tables
@@ -167,8 +168,21 @@ def ignored_meter_key(name: str, config: MeterConfig) -> str | None:
 
 
 def resize_tables(state: Mapping[str, Tensor], config: MeterConfig) -> dict[str, Tensor]:
-    """Resize tensors that depend on the image size, with our keys or published keys."""
+    """Resize tensors that depend on the image size or the task, with our or published keys.
+
+    As in the published code, the token type of the second image of NLVR2 starts as that of an
+    image. Models for other tasks do not have it.
+    """
     if config.image_encoder == "swin":
-        return resize_bias_tables(state, config.swin.window_size)
-    rows = 1 + (config.image_size // config.clip.patch_size) ** 2
-    return resize_position_tables(state, rows)
+        resized = resize_bias_tables(state, config.swin.window_size)
+    else:
+        rows = 1 + (config.image_size // config.clip.patch_size) ** 2
+        resized = resize_position_tables(state, rows)
+    for name in ("backbone.token_types.weight", "token_type_embeddings.weight"):
+        if name in resized:
+            types = resized[name]
+            missing = config.num_token_types - len(types)
+            resized[name] = torch.cat((types, types[1:2].expand(max(missing, 0), -1)))[
+                : config.num_token_types
+            ]
+    return resized
