@@ -69,3 +69,39 @@ def test_unknown_and_missing_tensors_are_named():
     state["visual.attnpool.weight"] = torch.zeros(3)
     with pytest.raises(ValueError, match=r"missing visual\.ln_post\.bias(?s:.)*attnpool"):
         load_encoder(model("clip"), state)
+
+
+@pytest.mark.parametrize("has_text", [False, True])
+def test_transformers_clip_gives_the_same_features(has_text):
+    transformers = pytest.importorskip("transformers")
+    vision = {
+        "hidden_size": 128,
+        "intermediate_size": 512,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 2,
+        "image_size": 64,
+        "patch_size": 16,
+    }
+    torch.manual_seed(0)
+    if has_text:
+        text = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+        config = transformers.CLIPConfig(text_config=text, vision_config=vision)
+        theirs = transformers.CLIPModel(config).eval()
+    else:
+        theirs = transformers.CLIPVisionModel(transformers.CLIPVisionConfig(**vision)).eval()
+    state = theirs.state_dict()
+    if not any(name.startswith("vision_model.") for name in state):
+        # Newer versions have no prefix in memory, but write files with it.
+        state = {f"vision_model.{name}": tensor for name, tensor in state.items()}
+    target = model("clip").eval()
+    _, ignored = load_encoder(target, state)
+    assert any("last block" in reason for reason in ignored.values())
+    images = torch.randn(2, 3, 64, 64)
+    tower = theirs.vision_model if hasattr(theirs, "vision_model") else theirs
+    with torch.no_grad():
+        hidden = tower(images, output_hidden_states=True).hidden_states[-2]
+        expected = tower.post_layernorm(hidden)
+        # Features go up to 4; both compute in float32.
+        torch.testing.assert_close(
+            target.backbone.encode_image(images), expected, atol=1e-5, rtol=0
+        )

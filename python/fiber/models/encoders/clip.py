@@ -126,7 +126,11 @@ def resize_position_table(table: Tensor, rows: int) -> Tensor:
 
 def resize_position_tables(state: Mapping[str, Tensor], rows: int) -> dict[str, Tensor]:
     """Resize the position table of a state dict with our keys or published keys."""
-    names = ("image.position_embedding", "visual.positional_embedding")
+    names = (
+        "image.position_embedding",
+        "visual.positional_embedding",
+        "vision_model.embeddings.position_embedding.weight",
+    )
     return {
         name: resize_position_table(tensor, rows) if name.endswith(names) else tensor
         for name, tensor in state.items()

@@ -22,7 +22,10 @@ IGNORED_SWIN: IgnoredKeys = (
 )
 IGNORED_CLIP: IgnoredKeys = (
     (r"visual\.transformer\.resblocks\.\d+\..*", "last block, which METER leaves out"),
-    (r"visual\.proj", "projection to CLIP's joint space"),
+    (r"vision_model\.encoder\.layers\.\d+\..*", "last block, which METER leaves out"),
+    (r".*\.position_ids", "position buffer"),
+    (r"visual\.proj|(visual|text)_projection\..*", "projection to CLIP's joint space"),
+    (r"text_model\..*", "CLIP's text encoder"),
     (r"transformer\..*|token_embedding\..*|ln_final\..*", "CLIP's text encoder"),
     (r"positional_embedding|text_projection|logit_scale", "CLIP's text encoder"),
     (r"input_resolution|context_length|vocab_size", "size of CLIP"),
@@ -42,6 +45,8 @@ class EncoderLayout(NamedTuple):
     #: For Swin: True if patch merging belongs to the stage after it, as in timm >= 0.9; False if it
     #: belongs to the stage before it, as in Microsoft's Swin and FIBER.
     merging_in_next_stage: bool = False
+    #: For CLIP: True for the names of transformers, False for those of OpenAI.
+    is_transformers: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +66,12 @@ class EncoderFormat:
 
 
 def clip_layout(names: Collection[str]) -> EncoderLayout | None:
-    """Return the key layout of OpenAI's CLIP, or None if the keys are not CLIP's."""
-    return EncoderLayout("visual.") if "visual.class_embedding" in names else None
+    """Return the key layout of OpenAI's or transformers' CLIP, or None if the keys are others."""
+    if "visual.class_embedding" in names:
+        return EncoderLayout("visual.")
+    if "vision_model.embeddings.class_embedding" in names:
+        return EncoderLayout("vision_model.", is_transformers=True)
+    return None
 
 
 def swin_layout(names: Collection[str]) -> EncoderLayout | None:
@@ -115,6 +124,8 @@ def swin_keys(config: SwinConfig, layout: EncoderLayout) -> KeyMap:
 
 def clip_keys(config: ClipConfig, layout: EncoderLayout) -> KeyMap:
     """Map `backbone.image.*` keys to the keys of CLIP's image encoder inside `visual`."""
+    if layout.is_transformers:
+        return _transformers_clip_keys(config, layout.prefix)
     ours, theirs = "backbone.image", layout.prefix
     keys: KeyMap = {
         f"{ours}.patch_embedding.projection.weight": (f"{theirs}conv1.weight",),
@@ -133,6 +144,31 @@ def clip_keys(config: ClipConfig, layout: EncoderLayout) -> KeyMap:
             **weight_and_bias(f"{block}.mlp_norm", f"{published}.ln_2"),
             **weight_and_bias(f"{block}.mlp.0", f"{published}.mlp.c_fc"),
             **weight_and_bias(f"{block}.mlp.2", f"{published}.mlp.c_proj"),
+        }
+    return keys
+
+
+def _transformers_clip_keys(config: ClipConfig, prefix: str) -> KeyMap:
+    """Map `backbone.image.*` keys to those of `transformers.CLIPVisionModel`."""
+    ours, embeddings = "backbone.image", f"{prefix}embeddings"
+    keys: KeyMap = {
+        f"{ours}.patch_embedding.projection.weight": (f"{embeddings}.patch_embedding.weight",),
+        f"{ours}.class_embedding": (f"{embeddings}.class_embedding",),
+        f"{ours}.position_embedding": (f"{embeddings}.position_embedding.weight",),
+        # The name is misspelled in transformers.
+        **weight_and_bias(f"{ours}.first_norm", f"{prefix}pre_layrnorm"),
+        **weight_and_bias(f"{ours}.last_norm", f"{prefix}post_layernorm"),
+    }
+    for number in range(config.num_blocks):
+        block, layer = f"{ours}.blocks.{number}", f"{prefix}encoder.layers.{number}"
+        qkv = [f"{layer}.self_attn.{name}_proj" for name in ("q", "k", "v")]
+        keys |= {
+            **weight_and_bias(f"{block}.qkv", *qkv),
+            **weight_and_bias(f"{block}.output", f"{layer}.self_attn.out_proj"),
+            **weight_and_bias(f"{block}.attention_norm", f"{layer}.layer_norm1"),
+            **weight_and_bias(f"{block}.mlp_norm", f"{layer}.layer_norm2"),
+            **weight_and_bias(f"{block}.mlp.0", f"{layer}.mlp.fc1"),
+            **weight_and_bias(f"{block}.mlp.2", f"{layer}.mlp.fc2"),
         }
     return keys
 

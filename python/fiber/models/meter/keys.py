@@ -74,8 +74,8 @@ FIRST_CONVOLUTION = "backbone.image.patch_embedding.projection.weight"
 
 def _clip_file_keys(config: MeterConfig, layout: EncoderLayout) -> KeyMap:
     # Files are written with the prefix that they are recognized by.
-    prefix = EncoderLayout(layout.prefix or "visual.")
-    return clip_keys(config.clip, prefix) if config.image_encoder == "clip" else {}
+    layout = layout if layout.prefix else layout._replace(prefix="visual.")
+    return clip_keys(config.clip, layout) if config.image_encoder == "clip" else {}
 
 
 def _swin_file_keys(config: MeterConfig, layout: EncoderLayout) -> KeyMap:
