@@ -48,6 +48,8 @@ def main(arguments: list[str] | None = None) -> int:
         help="eager: the plain model of that stage that the benches time the package against",
     )
     parsed = parser.parse_args(arguments)
+    if parsed.kind == "meter" and (parsed.preset is not None or parsed.model != "fiber"):
+        parser.error("meter has recorded cases only; expected neither --preset nor --model")
     if parsed.preset is not None:
         if parsed.directory is not None:
             parser.error("expected a folder or --preset, got both")

@@ -152,7 +152,7 @@ def fine_tolerances(config: dict[str, Any]) -> FineTolerances:
 
 
 class MeterTolerances(NamedTuple):
-    """What METER's cases allow, all of which are of small width; relative errors."""
+    """What METER's cases allow; relative errors."""
 
     tensors: float
     losses: float
@@ -178,3 +178,6 @@ METER = MeterTolerances(
     weights_after=5e-6,
     biases_after=2e-4,
 )
+#: Tensors of models of the published width, for which the separate code of the README was off by
+#: 1.4e-6; kernels add in other orders.
+METER_BASE_TENSORS = 5e-6
