@@ -79,7 +79,7 @@ _FAST_COARSE = {
     "tasks.image_text.share": 2,
     "optim.cross_modal_lr_multiplier": 1.0,
 }
-#: A minute is too short for relations, so that phrases and classes come as often as expressions.
+#: A minute is too short for relations, so no source is repeated.
 _FAST_FINE = {
     "train.steps": 420,
     "train.checkpoint_every": 210,
