@@ -85,7 +85,7 @@ def test_a_verdict_lists_what_is_better_and_worse(bench):
 
 
 def test_a_page_with_other_blocks_is_refused(bench):
-    with pytest.raises(ValueError, match="expected the blocks fusion, stages, starts"):
+    with pytest.raises(ValueError, match="expected the blocks fusion, forms, stages, starts"):
         bench.fill("<!-- rows: other -->\n<!-- end -->")
 
 
