@@ -7,7 +7,7 @@ algorithm, while the distributions of `numpy.random.Generator` may change betwee
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -71,6 +71,14 @@ class Rng:
             other = self.integer(last + 1)
             order[last], order[other] = order[other], order[last]
         return order
+
+    def permuted(self, count: int) -> Iterator[int]:
+        """Yield the integers from 0 to `count` - 1 in random order, without listing all of them."""
+        moved: dict[int, int] = {}
+        for first in range(count):
+            other = first + self.integer(count - first)
+            yield moved.get(other, other)
+            moved[other] = moved.get(first, first)
 
     def sample(self, items: Sequence[ItemT], count: int) -> list[ItemT]:
         """Return `count` distinct items in random order, or all items if there are fewer."""

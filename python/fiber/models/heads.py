@@ -14,7 +14,8 @@ from fiber.config import FiberConfig, preset
 LANGUAGE_HEAD_EPS = 1e-12
 
 
-#: Recipe that trains each head, by preset; models that match no preset use "base".
+#: Recipe that trains each head, by preset; models that match no preset use "base". "meter" are all
+#: METER models.
 HEAD_RECIPES: dict[str, dict[str, str]] = {
     "base": {
         "itc": "retrieval_coco",
@@ -33,6 +34,14 @@ HEAD_RECIPES: dict[str, dict[str, str]] = {
         "nlvr2": "small_nlvr2",
         "caption": "small_caption",
         "grounding": "scenes_fine",
+    },
+    "meter": {
+        "itm": "meter_pretrain_published",
+        "mlm": "meter_pretrain_published",
+        "vqa": "meter_vqav2_published",
+        "nlvr2": "meter_nlvr2_published",
+        "snli": "meter_snli_ve_published",
+        "rank": "meter_retrieval_coco_published",
     },
 }
 
@@ -62,7 +71,11 @@ def need_head(config: HasHeads, head: str, asked: str) -> None:
     message = f"{asked} needs the head {head!r}; this model has {', '.join(config.heads)}."
     if isinstance(config, FiberConfig):
         is_small = config.roberta.width == preset("small").roberta.width
-        recipe = HEAD_RECIPES["small" if is_small else "base"][head]
+        kind = "small" if is_small else "base"
+    else:
+        kind = getattr(config, "family", "")
+    # Some heads exist in one family only.
+    if recipe := HEAD_RECIPES.get(kind, {}).get(head):
         message += f" To train this head, run `fiber train {recipe}` (see also `fiber recipes`)."
     raise MissingHeadError(message)
 

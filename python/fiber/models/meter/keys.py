@@ -68,6 +68,9 @@ _HEAD_LAYERS: dict[str, dict[str, str | tuple[str, ...]]] = {
 }
 
 
+#: Row of the ITM head that scores a match.
+MATCH = 1
+
 #: Weight whose input channels are in RGB order, of either image encoder.
 FIRST_CONVOLUTION = "backbone.image.patch_embedding.projection.weight"
 
@@ -171,7 +174,8 @@ def resize_tables(state: Mapping[str, Tensor], config: MeterConfig) -> dict[str,
     """Resize tensors that depend on the image size or the task, with our or published keys.
 
     As in the published code, the token type of the second image of NLVR2 starts as that of an
-    image. Models for other tasks do not have it.
+    image, and a ranking head that the file lacks as the "match" row of the ITM head. Models for
+    other tasks do not have them.
     """
     if config.image_encoder == "swin":
         resized = resize_bias_tables(state, config.swin.window_size)
@@ -185,4 +189,9 @@ def resize_tables(state: Mapping[str, Tensor], config: MeterConfig) -> dict[str,
             resized[name] = torch.cat((types, types[1:2].expand(max(missing, 0), -1)))[
                 : config.num_token_types
             ]
+    if "rank" in config.heads:
+        for itm, rank in (("itm_head", "rank_head"), ("itm_score.fc", "rank_output")):
+            for part in ("weight", "bias"):
+                if f"{itm}.{part}" in resized and f"{rank}.{part}" not in resized:
+                    resized[f"{rank}.{part}"] = resized[f"{itm}.{part}"][MATCH : MATCH + 1]
     return resized
