@@ -125,16 +125,7 @@ def open_data(
         folder_tokenizer = file if path.is_dir() or file.is_file() else None
     else:
         records = _given_records(config, data)
-    for name, found in records.items():
-        if len(found) == 0:
-            raise ValueError(f"data for task {name!r}: expected at least one record, got none")
-    if "grounding" in records:
-        _check_boxes(records["grounding"])
-    for name in ("image_text", "ranking"):
-        if name in records:
-            weights = config.tasks.active()[name].weights()
-            losses = [loss for loss in ("itc", "itm") if weights.get(loss, 0) > 0]
-            _check_negatives(name, records[name], losses)
+    _check_task_records(config, records)
     false_texts = _false_texts(config, records["ranking"]) if "ranking" in records else None
     lines = [f"{name}: {line}" for name, found in records.items() for line in skip_lines(found)]
     choice = _choose_answers(config, records, fixed, known)
@@ -255,6 +246,20 @@ def _choose_answers(
         )
     # A head that is not trained keeps its answers.
     return known.answers if known and "vqa" in config.model.heads else ()
+
+
+def _check_task_records(config: RunConfig, records: Mapping[str, RecordSet]) -> None:
+    """Reject data of a task without records, boxes or negatives."""
+    for name, found in records.items():
+        if len(found) == 0:
+            raise ValueError(f"data for task {name!r}: expected at least one record, got none")
+    if "grounding" in records:
+        _check_boxes(records["grounding"])
+    for name in ("image_text", "ranking"):
+        if name in records:
+            weights = config.tasks.active()[name].weights()
+            losses = [loss for loss in ("itc", "itm") if weights.get(loss, 0) > 0]
+            _check_negatives(name, records[name], losses)
 
 
 def _check_boxes(records: RecordSet) -> None:

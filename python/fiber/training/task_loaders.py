@@ -196,7 +196,7 @@ class TaskLoaders:
         if name == "image_text" and isinstance(self._masking, WholeWords):
             first = self.consumed[name] + self._rank * len(batch)
             batch = self._masking.mask(batch, first_sample=first)
-        elif name == "image_text" and self._masking is not None:
+        elif name == "image_text" and isinstance(self._masking, PaddedPositions):
             batch = self._masking.mask(batch)
         if name == "ranking" and self._false_texts is not None:
             batch = self._false_texts.add(batch, self._tokenizer, max_tokens=self._max_tokens)
