@@ -85,8 +85,7 @@ class PaddedPositions:
         seed: seed in [0, 2 ** 64).
 
     Raises:
-        ValueError: if `probability` or `seed` is out of range, or `Tokenizer.check_for_models`
-            rejects the tokenizer.
+        ValueError: if `probability` or `seed` is out of range, or the tokenizer has no mask token.
 
     Source: METER's published code, with DataCollatorForWholeWordMask of transformers 4.6.
     """
@@ -94,7 +93,8 @@ class PaddedPositions:
     def __init__(
         self, tokenizer: Tokenizer, *, probability: float, max_tokens: int, seed: int
     ) -> None:
-        tokenizer.check_for_models()
+        if tokenizer.mask_id is None:
+            raise ValueError("the tokenizer has no mask token; expected one that has")
         if not 0 <= probability <= 1:
             raise ValueError(f"probability is {probability}; expected 0 <= probability <= 1")
         if not 0 <= seed < 2**64:
@@ -102,8 +102,7 @@ class PaddedPositions:
         self.count = round(probability * max_tokens)
         self.max_tokens, self.seed = max_tokens, seed
         self._vocab_size = tokenizer.vocab_size
-        # `check_for_models` found it.
-        self._mask_id = tokenizer.vocab_size - 1
+        self._mask_id = tokenizer.mask_id
         self._special = np.array(tokenizer.special_ids)
 
     def mask(self, batch: ImageTextBatch) -> ImageTextBatch:

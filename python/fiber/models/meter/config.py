@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from fiber.config import ClipConfig, RobertaConfig, SwinConfig
-from fiber.config_io import check_ranges, require
+from fiber.config_io import check_ranges, nearest, require
 
 #: Heads of a METER model, in construction order. "snli": entailment of a text by an image; "rank":
 #: score of a pair for retrieval.
@@ -167,3 +167,38 @@ class MeterConfig:
         if self.image_encoder == "swin":
             swin = dataclasses.replace(swin, window_size=image_size // self.size_step)
         return dataclasses.replace(self, image_size=image_size, swin=swin)
+
+
+#: Published models by image encoder, all with RoBERTa base: CLIP-ViT B/16 and B/32, and Swin base
+#: and large. Image sizes are those of pre-training; B/32 and Swin large were not released.
+METER_PRESETS: dict[str, MeterConfig] = {
+    "clip16": MeterConfig(),
+    "clip32": MeterConfig(image_size=224, clip=ClipConfig(patch_size=32)),
+    "swin_base": MeterConfig(image_size=384, image_encoder="swin"),
+    "swin_large": MeterConfig(
+        image_size=384,
+        image_encoder="swin",
+        swin=SwinConfig(embed_dim=192, num_heads=(6, 12, 24, 48)),
+    ),
+}
+#: Text encoders of METER by name.
+METER_TEXT_ENCODERS: dict[str, RobertaConfig] = {
+    "roberta_base": RobertaConfig(),
+    "roberta_large": RobertaConfig(width=1024, num_layers=24, num_heads=16, ffn_width=4096),
+}
+
+
+def meter_preset(name: str, *, text_encoder: str = "roberta_base") -> MeterConfig:
+    """Look up a preset, with a text encoder of `METER_TEXT_ENCODERS`.
+
+    Raises:
+        ValueError: if either does not exist; the message suggests the nearest names.
+    """
+    if name not in METER_PRESETS:
+        raise ValueError(f"METER preset {name!r} does not exist; {nearest(name, METER_PRESETS)}")
+    if text_encoder not in METER_TEXT_ENCODERS:
+        raise ValueError(
+            f"text encoder {text_encoder!r} does not exist;"
+            f" {nearest(text_encoder, METER_TEXT_ENCODERS)}"
+        )
+    return dataclasses.replace(METER_PRESETS[name], roberta=METER_TEXT_ENCODERS[text_encoder])
