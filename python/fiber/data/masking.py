@@ -22,8 +22,6 @@ from fiber.data.rng import Rng
 
 # Random number stream for positions.
 _POSITIONS = 251
-# Number of epochs before draws repeat, and maximum number of records; `Rng` indices encode both.
-_EPOCHS, _RECORDS = 2**16, 2**32
 
 
 class WholeWords:
@@ -128,7 +126,7 @@ class PaddedPositions:
         masked, labels = ids.copy(), np.full_like(ids, -100)
         is_word = batch.text_mask.numpy(force=True) & ~np.isin(ids, self._special)
         for row, (epoch, index) in enumerate(batch.samples):
-            rng = Rng(self.seed, _POSITIONS, (epoch % _EPOCHS) * _RECORDS + index)
+            rng = Rng.of_record(self.seed, _POSITIONS, epoch, index)
             for position in islice(rng.permuted(self.max_tokens), self.count):
                 # Every position uses the same random numbers, dropped or not.
                 kind, other = rng.random(), rng.integer(self._vocab_size)

@@ -16,12 +16,10 @@ from torch import Tensor
 from fiber._core import Tokenizer
 from fiber.data.batch import ImageTextBatch, RankingBatch
 from fiber.data.record import RecordSet
-from fiber.data.rng import Rng
+from fiber.data.rng import MAX_RECORDS, Rng
 
 # Random number stream for false texts.
 _FALSE_TEXTS = 252
-# Number of epochs before draws repeat, and maximum number of records; `Rng` indices encode both.
-_EPOCHS, _RECORDS = 2**16, 2**32
 
 
 class FalseTexts:
@@ -44,8 +42,8 @@ class FalseTexts:
     """
 
     def __init__(self, records: RecordSet, *, count: int, seed: int = 0) -> None:
-        if len(records) > _RECORDS:
-            raise ValueError(f"records must have at most {_RECORDS} items, got {len(records)}")
+        if len(records) > MAX_RECORDS:
+            raise ValueError(f"records must have at most {MAX_RECORDS} items, got {len(records)}")
         self.count, self.seed = count, seed
         self._texts: list[str] = []
         #: Image number of each record.
@@ -62,7 +60,7 @@ class FalseTexts:
 
     def indices(self, epoch: int, index: int) -> tuple[int, ...]:
         """Return the K records whose texts are false for a record, for an epoch."""
-        rng = Rng(self.seed, _FALSE_TEXTS, (epoch % _EPOCHS) * _RECORDS + index)
+        rng = Rng.of_record(self.seed, _FALSE_TEXTS, epoch, index)
         own, text = self._images[index], self._texts[index]
         others = (
             other
