@@ -1,6 +1,7 @@
 """METER's fine-tuning for retrieval: each image ranks its caption among false ones."""
 
 import dataclasses
+import json
 import math
 from contextlib import nullcontext
 
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 
 import fiber
 from fiber.checkpoints.convert import convert
+from fiber.cli import main
 from fiber.config_io import replace_fields
 from fiber.data import RankingBatch, sources
 from fiber.losses.itm import half_pairs
@@ -352,9 +354,13 @@ def test_a_new_ranking_head_starts_as_the_match_row_of_itm(scenes, tmp_path):
             assert torch.equal(found[f"rank_head.{part}"], own[f"itm_head.{part}"][1:2])
 
 
-def test_a_trained_ranking_head_is_kept(scenes, tmp_path):
+def test_a_trained_ranking_head_is_kept_and_evaluated(scenes, tmp_path, capsys):
     train(ranking(), data=scenes, output=tmp_path / "coco", quiet=True, device="cpu")
     own = fiber.load(tmp_path / "coco").network.state_dict()
     found = first_weights(ranking(), scenes, tmp_path / "coco", tmp_path / "flickr")
     assert not torch.equal(own["rank_head.weight"], own["itm_head.weight"][1:2])
     assert torch.equal(found["rank_head.weight"], own["rank_head.weight"])
+    arguments = ["eval", str(tmp_path / "coco"), "retrieval", "--data", str(scenes)]
+    assert main([*arguments, "--split", "novel"]) == 0
+    metrics = fiber.evaluate(tmp_path / "coco", "retrieval", scenes, "novel")
+    assert json.loads(capsys.readouterr().out) == pytest.approx(metrics, abs=1e-3)
