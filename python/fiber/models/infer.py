@@ -56,7 +56,12 @@ def infer_clip(state: Mapping[str, Tensor], prefix: str) -> ClipConfig:
     )
 
 
-def infer_roberta(state: Mapping[str, Tensor], prefix: str, num_heads: int | None) -> RobertaConfig:
+def infer_text(
+    state: Mapping[str, Tensor],
+    prefix: str,
+    num_heads: int | None,
+    config_class: type[RobertaConfig] = RobertaConfig,
+) -> RobertaConfig:
     """Infer the config of the text encoder. If `num_heads` is None, assume head dim 64."""
     vocab_size, width = shape_of(state, f"{prefix}embeddings.word_embeddings.weight")
     if num_heads is None and width % _HEAD_DIM:
@@ -70,7 +75,7 @@ def infer_roberta(state: Mapping[str, Tensor], prefix: str, num_heads: int | Non
             " channels of the text encoder"
         )
     layers = f"{prefix}encoder.layer."
-    return RobertaConfig(
+    return config_class(
         vocab_size=vocab_size,
         width=width,
         num_layers=count_numbers(state, re.escape(layers) + r"(\d+)\."),

@@ -128,11 +128,7 @@ class TaskLoaders:
             for name, records in self._records.items()
         }
         self._iterators: dict[str, Iterator[Any]] = {}
-        self._texts = {
-            # <mask> is the last token of every model's tokenizer.
-            name: TextCounts(tokenizer.vocab_size - 1, records)
-            for name, records in tracked.items()
-        }
+        self._texts = {name: TextCounts(records) for name, records in tracked.items()}
         self._words = None
         if config.data.mlm_unit == "word":
             self._words = WholeWords(

@@ -8,6 +8,7 @@ from typing import Literal
 
 from fiber.config import ClipConfig, RobertaConfig, SwinConfig
 from fiber.config_io import check_ranges, require
+from fiber.models.encoders.bert_config import BertConfig
 
 #: Heads of a METER model, in construction order. "snli": entailment of a text by an image; "rank":
 #: score of a pair for retrieval.
@@ -88,7 +89,10 @@ class MeterConfig:
     image_encoder: Literal["clip", "swin"] = "clip"
     clip: ClipConfig = field(default_factory=ClipConfig)
     swin: SwinConfig = field(default_factory=SwinConfig)
+    #: Which of `roberta` and `bert` the text encoder is. All published models have RoBERTa.
+    text_encoder: Literal["roberta", "bert"] = "roberta"
     roberta: RobertaConfig = field(default_factory=RobertaConfig)
+    bert: BertConfig = field(default_factory=BertConfig)
     cross: CrossConfig = field(default_factory=CrossConfig)
     image_text: MeterHeadsConfig = field(default_factory=MeterHeadsConfig)
 
@@ -98,10 +102,14 @@ class MeterConfig:
             self.image_encoder in ("clip", "swin"),
             f"image_encoder: expected 'clip' or 'swin', got {self.image_encoder!r}",
         )
+        require(
+            self.text_encoder in ("roberta", "bert"),
+            f"text_encoder: expected 'roberta' or 'bert', got {self.text_encoder!r}",
+        )
         check_ranges(self, "", {"image_size": (1, 2**16), "max_tokens": (2, 2**20)})
         require(
-            self.max_tokens <= self.roberta.max_tokens,
-            f"max_tokens must be at most {self.roberta.max_tokens}, the maximum of the text"
+            self.max_tokens <= self.text.max_tokens,
+            f"max_tokens must be at most {self.text.max_tokens}, the maximum of the text"
             f" encoder, got {self.max_tokens}",
         )
         step = self.size_step
@@ -124,6 +132,11 @@ class MeterConfig:
         return self.clip.width if self.image_encoder == "clip" else self.swin.channels[-1]
 
     @property
+    def text(self) -> RobertaConfig:
+        """Config of the text encoder."""
+        return self.roberta if self.text_encoder == "roberta" else self.bert
+
+    @property
     def heads(self) -> tuple[str, ...]:
         """Names of the heads."""
         return self.image_text.heads
@@ -136,7 +149,7 @@ class MeterConfig:
     @property
     def vocab_size(self) -> int:
         """Vocabulary size of the text encoder."""
-        return self.roberta.vocab_size
+        return self.text.vocab_size
 
     @property
     def num_answers(self) -> int:
@@ -150,6 +163,9 @@ class MeterConfig:
 
     def with_vocabulary(self, vocab_size: int) -> MeterConfig:
         """Return a copy of the config with a new vocabulary size."""
+        if self.text_encoder == "bert":
+            bert = dataclasses.replace(self.bert, vocab_size=vocab_size)
+            return dataclasses.replace(self, bert=bert)
         roberta = dataclasses.replace(self.roberta, vocab_size=vocab_size)
         return dataclasses.replace(self, roberta=roberta)
 
