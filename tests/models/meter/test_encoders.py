@@ -223,6 +223,8 @@ SIZES = {
             "visual.conv1.weight": (768, 3, 32, 32),
             "visual.positional_embedding": (50, 768),
             "visual.transformer.resblocks.10.mlp.c_fc.weight": (3072, 768),
+            # The last of the twelve is left out.
+            "visual.transformer.resblocks.11.mlp.c_fc.weight": None,
         },
     ),
     "CLIP-B/16": (
@@ -253,7 +255,7 @@ def test_published_sizes_are_recognized_by_their_tensors(name):
         network = MeterImageText(config)
     encoder = encoder_states(network)[config.image_encoder]
     for key, shape in shapes.items():
-        assert tuple(encoder[key].shape) == shape
+        assert (tuple(encoder[key].shape) if key in encoder else None) == shape
     # A whole model of this size, as the published code names it, tells its config.
     state = published_state(network)
     assert recognize(state) is architecture

@@ -16,9 +16,11 @@ from fiber.data.record import Record
 from fiber.evaluation.evaluate import evaluate
 from fiber.inference import Model
 from fiber.models.heads import MissingHeadError
+from fiber.models.pair_scoring import ranking_head
 from fiber.models.registry import architecture_of
 from tests.golden import METER
 from tests.parity.meter_case import MeterCase
+from tests.parity.tolerances import METER as TOLERANCES
 
 TEXTS = ("a red dog", "left of a cat", "what color is the dog")
 
@@ -121,6 +123,19 @@ def test_retrieval_scores_every_pair(tokenizer, images, task, head):
     ranks = (scores > scores.diagonal()[None]).sum(0)
     expected = (ranks < 1).float().mean().item()
     assert metrics["reranked/image_to_text_recall_at_1"] == pytest.approx(expected)
+
+
+def test_without_a_ranking_head_the_logit_of_a_match_ranks():
+    """The recorded ranking head is that row of the ITM head."""
+    case = MeterCase(METER / "clip_micro.json")
+    model, (ids, mask) = case.model("pretrain"), case.text()
+    with torch.no_grad():
+        fused = model.backbone.encode_pair(case.input("image"), ids, mask, wanted="pooled")
+        scores = ranking_head(model)(model.pooled(fused))
+    # The first text of each image is the true one.
+    expected = case.stored("irtr.score").reshape(case.records["irtr.score"]["shape"])[:, 0]
+    largest = max(1.0, expected.abs().max().item())
+    torch.testing.assert_close(scores, expected, rtol=0, atol=TOLERANCES.tensors * largest)
 
 
 def test_search_ranks_by_the_ranking_head(tokenizer, images):
