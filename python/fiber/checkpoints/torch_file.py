@@ -227,9 +227,8 @@ def _read_zip(path: Path) -> _TorchFile:
         names = {name.rpartition("/")[2] for name in archive.namelist()}
         if "constants.pkl" in names or any(name.startswith("code/") for name in records):
             raise _FormatError(
-                f"{path} is a TorchScript program; expected weights written by torch.save. If you"
-                " trust the program (OpenAI's CLIP files are such), save its weights alone:"
-                " torch.save(torch.jit.load(path).state_dict(), new_path)"
+                f"{path} is a TorchScript program; expected weights written by torch.save"
+                " (docs/checkpoints.md says how to take them out of OpenAI's CLIP files)"
             )
         if "data.pkl" not in records:
             raise _FormatError(

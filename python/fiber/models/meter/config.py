@@ -9,6 +9,7 @@ from typing import Literal
 from fiber.config import ClipConfig, RobertaConfig, SwinConfig
 from fiber.config_io import check_ranges, require
 from fiber.models.encoders.bert_config import BertConfig
+from fiber.models.meter.released import head_hint
 
 #: Heads of a METER model, in construction order. "snli": entailment of a text by an image; "rank":
 #: score of a pair for retrieval.
@@ -112,12 +113,7 @@ class MeterConfig:
             f"max_tokens must be at most {self.text.max_tokens}, the maximum of the text"
             f" encoder, got {self.max_tokens}",
         )
-        step = self.size_step
-        require(
-            self.image_size % step == 0,
-            f"image_size {self.image_size}: expected a multiple of {step}"
-            f" ({'the patch size' if self.image_encoder == 'clip' else 'the stride of Swin'})",
-        )
+        self._check_image_size(self.image_size)
 
     @property
     def size_step(self) -> int:
@@ -161,6 +157,10 @@ class MeterConfig:
         """Number of token types: text, image, and the second image of NLVR2."""
         return 3 if "nlvr2" in self.heads else 2
 
+    def head_hint(self, head: str) -> str:
+        """Say which released files have a head, or that METER has no such head."""
+        return head_hint(head)
+
     def with_vocabulary(self, vocab_size: int) -> MeterConfig:
         """Return a copy of the config with a new vocabulary size."""
         if self.text_encoder == "bert":
@@ -175,11 +175,16 @@ class MeterConfig:
         Raises:
             ValueError: if the size is not a multiple of `size_step`.
         """
-        require(
-            image_size > 0 and image_size % self.size_step == 0,
-            f"image_size {image_size}: expected a multiple of {self.size_step}",
-        )
+        self._check_image_size(image_size)
         swin = self.swin
         if self.image_encoder == "swin":
             swin = dataclasses.replace(swin, window_size=image_size // self.size_step)
         return dataclasses.replace(self, image_size=image_size, swin=swin)
+
+    def _check_image_size(self, image_size: int) -> None:
+        step = self.size_step
+        require(
+            image_size > 0 and image_size % step == 0,
+            f"image_size {image_size}: expected a multiple of {step}"
+            f" ({'the patch size' if self.image_encoder == 'clip' else 'the stride of Swin'})",
+        )

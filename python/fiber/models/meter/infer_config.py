@@ -73,11 +73,11 @@ def meter_config(state: Mapping[str, Tensor], stored: Mapping[str, Any]) -> Mete
         for head, prefix in _HEAD_PREFIXES.items()
         if any(name.startswith(prefix) for name in state)
     )
-    is_clip = f"{CLIP_IMAGE}conv1.weight" in state
+    is_clip = any(name.startswith(CLIP_IMAGE) for name in state)
     clip, swin = ClipConfig(), SwinConfig()
     if is_clip:
         clip = infer_clip(state, CLIP_IMAGE)
-        rows = shape_of(state, f"{CLIP_IMAGE}positional_embedding")[0]
+        rows = shape_of(state, f"{CLIP_IMAGE}positional_embedding", 2)[0]
         side = math.isqrt(max(rows - 1, 0))
         if side**2 + 1 != rows:
             raise ValueError(
@@ -93,7 +93,7 @@ def meter_config(state: Mapping[str, Tensor], stored: Mapping[str, Any]) -> Mete
     text_encoder = "bert" if isinstance(text, BertConfig) else "roberta"
     encoders: dict[str, Any] = {"clip": clip, "swin": swin, text_encoder: text}
     answers = (
-        {"num_answers": shape_of(state, "vqa_classifier.3.weight")[0]} if "vqa" in heads else {}
+        {"num_answers": shape_of(state, "vqa_classifier.3.weight", 2)[0]} if "vqa" in heads else {}
     )
     published = _RETRIEVAL_TOKENS if "rank" in heads else _TOKENS
     max_tokens = stored_integer(stored, "max_text_len") or published
@@ -117,7 +117,7 @@ def meter_config(state: Mapping[str, Tensor], stored: Mapping[str, Any]) -> Mete
 def _text(state: Mapping[str, Tensor], own: MeterConfig | None) -> RobertaConfig:
     """Infer the config of the text encoder, RoBERTa or BERT."""
     num_heads = own.text.num_heads if own else None
-    if shape_of(state, f"{TEXT}embeddings.token_type_embeddings.weight")[0] == TOKEN_TYPES:
+    if shape_of(state, f"{TEXT}embeddings.token_type_embeddings.weight", 2)[0] == TOKEN_TYPES:
         return infer_text(state, TEXT, num_heads, BertConfig)
     return infer_text(state, TEXT, num_heads)
 
@@ -126,7 +126,7 @@ def _cross(
     state: Mapping[str, Tensor], stored: Mapping[str, Any], own: MeterConfig | None
 ) -> CrossConfig:
     """Infer the config of the fusion."""
-    width = shape_of(state, "cross_modal_text_transform.weight")[0]
+    width = shape_of(state, "cross_modal_text_transform.weight", 2)[0]
     is_merged = any(name.startswith(MERGED_LAYERS) for name in state)
     layers = MERGED_LAYERS if is_merged else TEXT_LAYERS
     num_heads = own.cross.num_heads if own else stored_integer(stored, "num_heads")
@@ -140,7 +140,7 @@ def _cross(
         width=width,
         num_layers=count_numbers(state, re.escape(layers) + r"(\d+)\."),
         num_heads=num_heads or width // _HEAD_DIM,
-        ffn_width=shape_of(state, f"{layers}0.intermediate.dense.weight")[0],
+        ffn_width=shape_of(state, f"{layers}0.intermediate.dense.weight", 2)[0],
     )
 
 
