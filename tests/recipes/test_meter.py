@@ -216,7 +216,9 @@ def test_presets():
     }
     large = meter_preset("clip16", text_encoder="roberta_large").roberta
     assert (large.width, large.num_layers, large.num_heads) == (1024, 24, 16)
-    assert list(METER_TEXT_ENCODERS) == ["roberta_base", "roberta_large"]
+    assert list(METER_TEXT_ENCODERS) == ["roberta_base", "roberta_large", "bert_base"]
+    bert = meter_preset("clip16", text_encoder="bert_base")
+    assert (bert.text_encoder, bert.vocab_size, bert.max_tokens) == ("bert", 30522, 50)
     with pytest.raises(ValueError, match=r"'clip_16'.*clip16"):
         meter_preset("clip_16")
     with pytest.raises(ValueError, match=r"'roberta_larg'.*roberta_large"):

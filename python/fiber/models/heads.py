@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -59,16 +59,27 @@ class HasHeads(Protocol):
         ...
 
 
+@runtime_checkable
+class HintsAtHeads(HasHeads, Protocol):
+    """Config of a family that says where a head is found."""
+
+    def head_hint(self, head: str) -> str:
+        """Return a sentence about a head that the model lacks."""
+        ...
+
+
 def need_head(config: HasHeads, head: str, asked: str) -> None:
     """Check that a model has the head that a method or task (`asked`) needs.
 
     Raises:
-        MissingHeadError: if it does not; the message lists its heads and a recipe to train the
-            missing one.
+        MissingHeadError: if it does not; the message lists its heads, and the family's files or a
+            recipe with the missing one.
     """
     if head in config.heads:
         return
     message = f"{asked} needs the head {head!r}; this model has {', '.join(config.heads)}."
+    if isinstance(config, HintsAtHeads):
+        message += f" {config.head_hint(head)}"
     if isinstance(config, FiberConfig):
         is_small = config.roberta.width == preset("small").roberta.width
         kind = "small" if is_small else "base"

@@ -148,7 +148,7 @@ def open_data(
         lines.append(f"trained a tokenizer with {tokenizer.vocab_size} tokens on the texts")
     classes = classes_of(records["grounding"]) if "grounding" in records else ()
     classes = classes or (known.classes if known else ())
-    vocabulary = Vocabulary(open_tokenizer(tokenizer), choice, classes)
+    vocabulary = Vocabulary(open_tokenizer(tokenizer, config.model), choice, classes)
     if path is not None and "grounding" in records:
         records["grounding"] = _with_sampled_prompts(
             config, records["grounding"], vocabulary.tokenizer

@@ -130,11 +130,7 @@ class TaskLoaders:
             for name, records in self._records.items()
         }
         self._iterators: dict[str, Iterator[Any]] = {}
-        self._texts = {
-            # <mask> is the last token of every model's tokenizer.
-            name: TextCounts(tokenizer.vocab_size - 1, records)
-            for name, records in tracked.items()
-        }
+        self._texts = {name: TextCounts(records) for name, records in tracked.items()}
         self._masking: WholeWords | PaddedPositions | None = None
         masking: dict[str, Any] = {
             "probability": config.data.mlm_probability,

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fiber.models.encoders.clip import resize_position_tables
 from fiber.models.encoders.keys import (
+    IGNORED_BERT,
     IGNORED_CLIP,
     IGNORED_ROBERTA,
     IGNORED_SWIN,
@@ -20,6 +21,8 @@ from fiber.models.encoders.keys import (
     EncoderLayout,
     IgnoredKeys,
     KeyMap,
+    bert_keys,
+    bert_layout,
     clip_keys,
     clip_layout,
     roberta_keys,
@@ -108,8 +111,19 @@ ENCODERS = (
         name="roberta",
         title="RoBERTa",
         layout=roberta_layout,
-        keys=lambda config, layout: roberta_keys(config.roberta, layout),
+        keys=lambda config, layout: (
+            roberta_keys(config.roberta, layout) if config.text_encoder == "roberta" else {}
+        ),
         ignored=IGNORED_ROBERTA,
+    ),
+    EncoderFormat(
+        name="bert",
+        title="BERT",
+        layout=bert_layout,
+        keys=lambda config, layout: (
+            bert_keys(config.bert, layout) if config.text_encoder == "bert" else {}
+        ),
+        ignored=IGNORED_BERT,
     ),
 )
 
@@ -126,7 +140,7 @@ def meter_keys(config: MeterConfig) -> KeyMap:
     else:
         keys = swin_keys(config.swin, EncoderLayout(IMAGE))
         keys |= weight_and_bias("backbone.image_norm", f"{IMAGE}norm")
-    keys |= roberta_keys(config.roberta, EncoderLayout(TEXT))
+    keys |= roberta_keys(config.text, EncoderLayout(TEXT))
     keys["backbone.token_types.weight"] = ("token_type_embeddings.weight",)
     for side in ("text", "image"):
         keys |= weight_and_bias(f"backbone.{side}_transform", f"cross_modal_{side}_transform")

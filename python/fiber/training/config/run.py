@@ -241,6 +241,12 @@ class RunConfig:
                 f"tasks.image_text.queue_length must be at least {pairs}, the number of pairs in a"
                 f" micro-batch, got {task.queue_length}",
             )
+        has_bert = isinstance(self.model, MeterConfig) and self.model.text_encoder == "bert"
+        require(
+            self.data.mlm_unit == "token" or not has_bert,
+            f"data.mlm_unit {self.data.mlm_unit!r} is for byte-level BPEs; the text encoder 'bert'"
+            " needs 'token'",
+        )
         augment = self.data.transform.rand_augment
         moving = [op for op in MOVING_OPERATIONS if augment.num_ops and op in augment.operations]
         require(
