@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 import io
 import os
 import random
@@ -81,18 +82,9 @@ class Rows:
 class SeenInputs(Sequence[Record]):
     """Records without one of their inputs."""
 
-    def __init__(self, records: Sequence[Record] | RecordSet, inputs: Inputs, side: int = 32):
-        """Wrap records.
-
-        Args:
-            records: any.
-            inputs: that are kept.
-            side: of the gray images in pixels; with boxes, that of the original images.
-        """
+    def __init__(self, records: Sequence[Record] | RecordSet, inputs: Inputs) -> None:
+        """Wrap any records, of which `inputs` are kept."""
         self.records, self.inputs = records, inputs
-        grey = io.BytesIO()
-        Image.new("RGB", (side, side), (128, 128, 128)).save(grey, "PNG")
-        self._grey = grey.getvalue()
 
     def __len__(self) -> int:
         return len(self.records)
@@ -106,11 +98,19 @@ class SeenInputs(Sequence[Record]):
 
     def _seen(self, record: Record) -> Record:
         if self.inputs == "text":
-            images = (self._grey,) * len(record.images)
-            return dataclasses.replace(record, images=images)
+            gray = _gray_image(record.image_size or (32, 32))
+            return dataclasses.replace(record, images=(gray,) * len(record.images))
         if self.inputs == "picture":
             return dataclasses.replace(record, text="?")
         return record
+
+
+@functools.cache
+def _gray_image(size: tuple[int, int]) -> bytes:
+    """Encode a gray image of (height, width) pixels."""
+    encoded = io.BytesIO()
+    Image.new("RGB", size[::-1], (128, 128, 128)).save(encoded, "PNG")
+    return encoded.getvalue()
 
 
 def measured_records(folder: Path, task: str, split: str, limit: int) -> list[Record]:

@@ -25,6 +25,7 @@ _FAMILIES = {
         "small_caption",
         "small_detection",
         "small_matching",
+        "small_meter",
         "small_nlvr2",
         "small_retrieval",
         "small_vqa",
