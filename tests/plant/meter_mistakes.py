@@ -38,6 +38,9 @@ _INFER = "python/fiber/models/meter/infer_config.py"
 _KEYS = "python/fiber/models/meter/keys.py"
 _PREPROCESS = "python/fiber/models/meter/preprocess.py"
 _OPTIM = "python/fiber/training/optim.py"
+_MASKING = "python/fiber/data/masking.py"
+_TASKS = "python/fiber/training/config/tasks.py"
+_RECIPES = "python/fiber/recipes/meter.py"
 _SNLI_VE = "python/fiber/data/datasets/snli_ve.py"
 
 #: Mistakes that coarse FIBER's model shares: recorded name -> coarse name.
@@ -225,6 +228,7 @@ _PUBLISHED = "models/meter/test_published.py"
 _RECOGNIZED = _tests(_PUBLISHED, "every_published_file_is_recognized")
 _SIZES = _tests("models/meter/test_encoders.py", "published_sizes")
 _TRANSFORM = _tests("models/meter/test_preprocess.py", "recorded")
+_RECIPE = _tests("recipes/test_meter.py", "recipe or recorded or published")
 _ROWS = _tests("data/datasets/test_snli_ve.py", "test_rows")
 
 #: Weights, files, heads, optimizer, transforms and data.
@@ -361,6 +365,34 @@ FURTHER = (
         'text=file.text(entry, "sentence1")',
         _tests("data/datasets/test_snli_ve.py", "without_a_gold_label"),
     ),
+    Mistake(
+        "whole-word masking as if it had no effect: every word drawn by itself",
+        _MASKING,
+        "for position in islice(rng.permuted(self.max_tokens), self.count):",
+        "for position in (p for p in range(self.max_tokens) if rng.random() < 0.15):",
+        _tests("data/test_masking.py", "positions"),
+    ),
+    Mistake(
+        "positions of masks drawn from those of the text alone",
+        _MASKING,
+        "rng.permuted(self.max_tokens)",
+        "rng.permuted(int(batch.text_mask[row].sum()))",
+        _tests("data/test_masking.py", "positions"),
+    ),
+    Mistake(
+        "itm: 0.5 of the retrieval recipe used as a weight",
+        _TASKS,
+        "    rank: float = 1.0\n    itm: float = 1.0\n",
+        "    rank: float = 1.0\n    itm: float = 0.5\n",
+        _RECIPE,
+    ),
+    Mistake(
+        "COCO trained with val instead of restval",
+        _RECIPES,
+        'changes = {"data.split": "train+restval"}',
+        'changes = {"data.split": "train+val"}',
+        _RECIPE,
+    ),
 )
 
 METER = (*RECORDED, *FURTHER)
@@ -369,11 +401,5 @@ METER = (*RECORDED, *FURTHER)
 NOT_PLANTED = {
     "window read from the name of the Swin": (
         "no name of an encoder is read; windows are inferred from the bias tables"
-    ),
-    "itm: 0.5 of the retrieval recipe used as a weight": (
-        "the published numbers are read from no file; weights are fields of recipes"
-    ),
-    "COCO trained with val instead of restval": (
-        "splits are named by recipes and commands (data.split=train+restval)"
     ),
 }
