@@ -30,7 +30,7 @@ from fiber.models.meter import infer_config as meter_infer_config
 from fiber.models.meter import keys as meter_keys
 from fiber.models.meter.config import MeterConfig
 from fiber.models.meter.image_text import MeterImageText
-from fiber.models.meter.preprocess import meter_transform, statistics
+from fiber.models.meter.preprocess import image_options, meter_transform
 
 #: A network of any registered architecture, and its config.
 Network = FiberImageText | FiberDetector | MeterImageText
@@ -81,8 +81,9 @@ class Architecture:
     main_sizes: Callable[[Any], dict[str, Any]]
     #: Image preprocessing at inference.
     transform: Callable[[Any], ImageTransform]
-    #: Normalization of pixels, as arguments of `ImageTransform`, if it is not that of ImageNet.
-    statistics: Callable[[Any], dict[str, Any]] = lambda config: {}
+    #: Arguments of `ImageTransform` for training and inference alike: normalization, if it is not
+    #: that of ImageNet, and the use of alpha.
+    image_options: Callable[[Any], dict[str, Any]] = lambda config: {}
     #: Describes a config in one line.
     describe: Callable[[Any], str]
 
@@ -126,7 +127,7 @@ ARCHITECTURES = (
         resize=meter_keys.resize_tables,
         main_sizes=meter_infer_config.main_sizes,
         transform=meter_transform,
-        statistics=statistics,
+        image_options=image_options,
         describe=meter_infer_config.describe,
     ),
     _fiber(

@@ -17,7 +17,7 @@ from fiber.config import FiberConfig
 from fiber.config_io import field_names, nearest, require
 from fiber.models.meter.config import MeterConfig
 from fiber.training.config.tasks import TasksConfig
-from fiber.training.config.transforms import MOVING_OPERATIONS, TransformConfig
+from fiber.training.config.transforms import TransformConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,8 +239,7 @@ class RunConfig:
                 f"tasks.image_text.queue_length must be at least {pairs}, the number of pairs in a"
                 f" micro-batch, got {task.queue_length}",
             )
-        augment = self.data.transform.rand_augment
-        moving = [op for op in MOVING_OPERATIONS if augment.num_ops and op in augment.operations]
+        moving = self.data.transform.rand_augment.moving_operations
         require(
             not (moving and "grounding" in self.tasks.active()),
             f"data.transform.rand_augment.operations: {', '.join(moving)} would move pixels but not"
