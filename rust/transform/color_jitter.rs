@@ -152,11 +152,11 @@ impl ColorJitter {
 const BLOCK: usize = 64;
 
 /// Planar channels of a block.
-pub(crate) type Channels = [[f32; BLOCK]; 3];
+type Channels = [[f32; BLOCK]; 3];
 
 /// Apply a change to blocks; values past the last pixel of the image are arbitrary.
 #[inline(always)]
-pub(crate) fn for_blocks(image: &mut Rgb, mut change: impl FnMut(&mut Channels)) {
+fn for_blocks(image: &mut Rgb, mut change: impl FnMut(&mut Channels)) {
     for bytes in image.pixels.chunks_mut(3 * BLOCK) {
         let mut channels = [[0.0; BLOCK]; 3];
         let [red, green, blue] = &mut channels;
