@@ -49,7 +49,7 @@ pub(crate) fn contrast(image: &mut Rgb, factor: f64) {
 /// Blend with the gray image: a factor of 0 gives gray, 1 the image.
 pub(crate) fn color(image: &mut Rgb, factor: f64) {
     let factor = factor as f32;
-    simd::run(Saturate { image, factor });
+    simd::run(BlendWithGray { image, factor });
 }
 
 /// Blend of two levels, as in `Image.blend`; the caller clamps and truncates it.
@@ -85,12 +85,12 @@ fn mean_gray(image: &Rgb) -> f32 {
     (sum as f64 / count as f64 + 0.5).floor() as f32
 }
 
-struct Saturate<'a> {
+struct BlendWithGray<'a> {
     image: &'a mut Rgb,
     factor: f32,
 }
 
-impl SimdLoop for Saturate<'_> {
+impl SimdLoop for BlendWithGray<'_> {
     #[inline(always)]
     fn run(self) {
         /// Bytes of a block; the gray level of each pixel is repeated for its three.
