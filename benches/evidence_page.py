@@ -1,11 +1,12 @@
 """Fill the marked blocks of docs/evidence.md, and the sentences on fusion of the demo's page.
 
 Command: python benches/evidence_page.py
-Input: the rows of `evidence.py`, `evidence_stages.py` and `starts.py` in results/.
-Output: docs/evidence.md and python/fiber/demo/evidence.json. A test compares both with the rows.
+Input: the rows of `evidence.py`, `evidence_stages.py`, `fusion.py` and `starts.py` in results/.
+Output: docs/evidence.md with its chart, and python/fiber/demo/evidence.json. A test compares page
+and sentences with the rows.
 
-A difference is claimed where the means of the seeds are more than three of the larger standard
-deviation apart, on val and, where it is measured there, on novel.
+Differences are claimed by the rule of `page_tables.differs`, on val and, where it is measured
+there, on novel.
 """
 
 from __future__ import annotations
@@ -13,12 +14,28 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 
 import evidence_stages
+import fusion_page
 from evidence import ARMS, EQUAL_TIME, SEEDS
 from experiments import SPLITS
-from page_tables import RESULTS, Row, floats, groups, machines, read, spread, table
+from page_tables import (
+    RESULTS,
+    Row,
+    by_arm,
+    compared,
+    complete,
+    differs,
+    floats,
+    groups,
+    is_better,
+    machines,
+    read,
+    spread,
+    table,
+    values_of,
+)
 
 from fiber.atomic_io import write_json
 
@@ -27,8 +44,6 @@ PAGE = ROOT / "docs" / "evidence.md"
 CLAIMS = ROOT / "python" / "fiber" / "demo" / "evidence.json"
 MARKED = re.compile(r"<!-- rows: (\w+) -->\n(.*?)<!-- end -->", re.DOTALL)
 
-#: Number of standard deviations from which on a difference is claimed.
-CLAIMED = 3.0
 FUSED, LATE, NONE = ARMS
 #: Metrics of the fusion table by column of the rows, without the split.
 METRICS = {
@@ -73,91 +88,51 @@ COARSE_COLUMNS = {
 COARSE_GATES = {"coarse/retrieval": 0.6, "coarse/vqa": 0.45}
 
 
-def differs(one: Sequence[float], other: Sequence[float]) -> bool:
-    """Return whether the means are more than three of the larger standard deviation apart."""
-    return abs(mean(one) - mean(other)) > CLAIMED * max(stdev(one), stdev(other))
-
-
-def is_better(one: Sequence[float], others: Sequence[Sequence[float]]) -> bool:
-    """Return whether a mean is claimed to be above each of the others."""
-    return all(mean(one) > mean(other) and differs(one, other) for other in others)
-
-
-def _values(rows: Sequence[Row], metric: str, split: str, *arms: str) -> list[list[float]]:
-    """Return the values of each arm; empty if the metric is not measured on the split."""
-    column = f"{metric}/{split}"
-    own = [row for row in rows if row[column]]
-    return [floats(own, column, arm=arm) for arm in arms] if own else []
-
-
-def _complete(rows: Sequence[Row], arms: Sequence[str]) -> list[str]:
-    """Return the arms that have a row of each seed."""
-    return [arm for arm in arms if sum(row["arm"] == arm for row in rows) >= len(SEEDS)]
-
-
 def fusion_claims(rows: Sequence[Row]) -> list[str]:
     """Return a sentence per metric on models trained with and without fusion.
 
     There are none until every arm that they compare has its rows.
     """
-    compared = (FUSED, NONE, f"{NONE}{EQUAL_TIME}")
-    if len(_complete(rows, compared)) < len(compared):
+    arms = (FUSED, NONE, f"{NONE}{EQUAL_TIME}")
+    if len(complete(rows, arms, len(SEEDS))) < len(arms):
         return []
     found = []
     for metric, name in CLAIMED_METRICS.items():
-        by_split = [
-            values for split in SPLITS if (values := _values(rows, metric, split, *compared))
-        ]
+        by_split = [values for split in SPLITS if (values := values_of(rows, metric, split, *arms))]
         fused, none, longer = by_split[0]
-        needed = all(is_better(own, others) for own, *others in by_split)
         found.append(
             f"{name}: {mean(fused):.0%} with fusion, {mean(none):.0%} without it after the same"
             f" samples, {mean(longer):.0%} without it after the same time (mean of {len(fused)}"
-            f" seeds). {'Fusion is needed' if needed else 'It was not shown that fusion helps'}."
+            f" seeds). {_what_fusion_does(by_split)}"
         )
     return found
 
 
-def verdict(rows: Sequence[Row], other: str) -> str:
-    """List the metrics on which five blocks are claimed to be better than another arm, or worse.
+def _what_fusion_does(by_split: Sequence[Sequence[Sequence[float]]]) -> str:
+    """Compare values with fusion, without it, and without it after the same time, by split."""
+    if all(is_better(own, others) for own, *others in by_split):
+        return "Fusion is needed."
+    if all(is_better(own, [none]) for own, none, _ in by_split):
+        return "Fusion learns it from fewer samples; after the same time no gain was shown."
+    return "It was not shown that fusion helps."
 
-    A metric counts if this holds on both splits, or on val if it is not measured on novel.
-    """
-    better, worse = [], []
-    for metric, name in METRICS.items():
-        pairs = [
-            values for split in SPLITS if (values := _values(rows, metric, split, FUSED, other))
-        ]
-        if all(is_better(five, [own]) for five, own in pairs):
-            better.append(name)
-        elif all(is_better(own, [five]) for five, own in pairs):
-            worse.append(name)
-    return (
-        f"- Five blocks against *{other}*: better on {', '.join(better) or 'nothing'};"
-        f" worse on {', '.join(worse) or 'nothing'}."
-    )
+
+def verdict(rows: Sequence[Row], other: str) -> str:
+    """List the metrics on which five blocks are claimed to be better than another arm, or worse."""
+    return f"- Five blocks against *{other}*: {compared(rows, METRICS, FUSED, other)}."
 
 
 def fusion() -> str:
     """Every metric by arm."""
     rows = read("evidence")
-    arms = _complete(rows, [*ARMS, *(f"{arm}{EQUAL_TIME}" for arm in (LATE, NONE))])
+    arms = complete(rows, [*ARMS, *(f"{arm}{EQUAL_TIME}" for arm in (LATE, NONE))], len(SEEDS))
     rows = [row for row in rows if row["arm"] in arms]
-    body = []
-    for metric, name in METRICS.items():
-        for split in SPLITS:
-            if values := _values(rows, metric, split, *arms):
-                cells = [
-                    spread(other) + (" \\*" if differs(values[0], other) else "")
-                    for other in values[1:]
-                ]
-                body.append([name, split, spread(values[0]), *cells])
     costs = [
         [arm, own[0]["fine_steps"], own[0]["coarse_steps"], str(len(own)), _seconds(own)]
         for (arm,), own in groups(rows, "arm").items()
     ]
     return (
-        table(["metric", "split", *arms], body)
+        by_arm(rows, METRICS, arms)
         + "\n"
         + table(["arm", "fine steps", "coarse steps", "seeds", "CPU seconds"], costs)
         + "\n"
@@ -246,6 +221,7 @@ def _seconds(rows: Sequence[Row]) -> str:
 #: Function of each block, and the rows that it needs.
 BLOCKS: dict[str, tuple[Callable[[], str], str]] = {
     "fusion": (fusion, "evidence"),
+    "forms": (fusion_page.forms, "fusion"),
     "stages": (stages, "evidence_stages"),
     "starts": (starts, "starts"),
 }
@@ -273,5 +249,7 @@ def fill(page: str) -> str:
 
 if __name__ == "__main__":
     PAGE.write_text(fill(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    if (RESULTS / "fusion.csv").is_file():
+        fusion_page.draw(read("fusion"))
     write_json(CLAIMS, {"claims": fusion_claims(read("evidence"))})
     print(f"wrote {PAGE.name} and {CLAIMS.name}")

@@ -5,13 +5,18 @@ from __future__ import annotations
 import csv
 import tomllib
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from statistics import mean
+from statistics import mean, stdev
 
 RESULTS = Path(__file__).with_name("results")
 
 Row = dict[str, str]
+
+#: Number of standard deviations from which on a difference is claimed.
+CLAIMED = 3.0
+#: Splits of the generated data; novel has combinations that are in no training image.
+SPLITS = ("val", "novel")
 
 #: Titles, targets and names.
 PARTS = tomllib.loads(Path(__file__).with_name("results_page.toml").read_text(encoding="utf-8"))
@@ -102,3 +107,56 @@ def groups(rows: Iterable[Row], *columns: str) -> dict[tuple[str, ...], list[Row
 def floats(rows: Iterable[Row], column: str, **kept: str) -> list[float]:
     """Read a column of the rows that have some values."""
     return [float(row[column]) for row in rows if kept.items() <= row.items()]
+
+
+def differs(one: Sequence[float], other: Sequence[float]) -> bool:
+    """Return whether the means are more than three of the larger standard deviation apart."""
+    return abs(mean(one) - mean(other)) > CLAIMED * max(stdev(one), stdev(other))
+
+
+def is_better(one: Sequence[float], others: Sequence[Sequence[float]]) -> bool:
+    """Return whether a mean is claimed to be above each of the others."""
+    return all(mean(one) > mean(other) and differs(one, other) for other in others)
+
+
+def values_of(rows: Sequence[Row], metric: str, split: str, *arms: str) -> list[list[float]]:
+    """Return the values of each arm; empty if the metric is not measured on the split."""
+    column = f"{metric}/{split}"
+    own = [row for row in rows if row[column]]
+    return [floats(own, column, arm=arm) for arm in arms] if own else []
+
+
+def complete(rows: Sequence[Row], arms: Sequence[str], seeds: int) -> list[str]:
+    """Return the arms that have a row of each seed."""
+    return [arm for arm in arms if sum(row["arm"] == arm for row in rows) >= seeds]
+
+
+def by_arm(rows: Sequence[Row], metrics: Mapping[str, str], arms: Sequence[str]) -> str:
+    """Write a table of metrics and splits by arm; differences to the first arm are marked."""
+    body = []
+    for metric, name in metrics.items():
+        for split in SPLITS:
+            if values := values_of(rows, metric, split, *arms):
+                cells = [
+                    spread(other) + (" \\*" if differs(values[0], other) else "")
+                    for other in values[1:]
+                ]
+                body.append([name, split, spread(values[0]), *cells])
+    return table(["metric", "split", *arms], body)
+
+
+def compared(rows: Sequence[Row], metrics: Mapping[str, str], one: str, other: str) -> str:
+    """List the metrics on which an arm is claimed to be better than another, or worse.
+
+    A metric counts if this holds on both splits, or on val if it is not measured on novel.
+    """
+    better, worse = [], []
+    for metric, name in metrics.items():
+        pairs = [
+            values for split in SPLITS if (values := values_of(rows, metric, split, one, other))
+        ]
+        if all(is_better(own, [its]) for own, its in pairs):
+            better.append(name)
+        elif all(is_better(its, [own]) for own, its in pairs):
+            worse.append(name)
+    return f"better on {', '.join(better) or 'nothing'}; worse on {', '.join(worse) or 'nothing'}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from fiber.config_io import check_ranges, nearest, require
 
@@ -109,6 +109,9 @@ class ClipConfig:
 class RobertaConfig:
     """Hyperparameters of the text encoder (RoBERTa)."""
 
+    #: Prefix of the fields in messages.
+    section: ClassVar[str] = "roberta."
+
     #: Vocabulary size; ids 0, 1 and 2 are <s>, <pad> and </s>, and the last id is <mask>.
     vocab_size: int = 50265
     #: Embedding dimension.
@@ -137,10 +140,10 @@ class RobertaConfig:
             "dropout": (0, 1),
             "layer_norm_eps": (0, 1),
         }
-        check_ranges(self, "roberta.", ranges)
+        check_ranges(self, self.section, ranges)
         require(
             self.width % self.num_heads == 0,
-            f"roberta: num_heads must divide width, got {self.num_heads} and {self.width}",
+            f"{self.section}num_heads must divide width, got {self.num_heads} and {self.width}",
         )
 
     @property

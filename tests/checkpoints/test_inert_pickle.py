@@ -3,6 +3,8 @@
 import builtins
 import io
 import pickle
+import sys
+import types
 import zipfile
 
 import pytest
@@ -110,6 +112,87 @@ def test_every_pickle_protocol_is_read(protocol):
     del keys[1], read["bytes"], value["bytes"]
     assert {key: read[key] for key in keys} == {key: value[key] for key in keys}
     assert read[last] == value[2**65]
+
+
+SACRED = "sacred.config.custom_containers"
+
+
+@pytest.fixture(params=["items follow", "items are the argument"])
+def sacred(request):
+    """Modules with classes named as sacred's, which only the writer of a pickle has.
+
+    The read-only ones of newer versions pickle a plain copy of themselves as an argument.
+    """
+
+    class DogmaticDict(dict):
+        def __init__(self):
+            super().__init__()
+            # Pickled as the object's state.
+            self.modified, self.typechanges = {"lr"}, {"lr": (int, float)}
+
+    class DogmaticList(list):
+        pass
+
+    class ReadOnlyContainer:
+        if request.param == "items are the argument":
+
+            def __reduce__(self):
+                plain = dict(self) if isinstance(self, dict) else list(self)
+                return type(self), (plain,)
+
+    class ReadOnlyDict(ReadOnlyContainer, dict):
+        pass
+
+    class ReadOnlyList(ReadOnlyContainer, list):
+        pass
+
+    module = types.ModuleType(SACRED)
+    for kind in (DogmaticDict, DogmaticList, ReadOnlyDict, ReadOnlyList):
+        kind.__module__, kind.__qualname__ = SACRED, kind.__name__
+        setattr(module, kind.__name__, kind)
+    names = {"sacred": None, "sacred.config": None, SACRED: module}
+    return {name: module or types.ModuleType(name) for name, module in names.items()}
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_the_items_of_sacreds_containers_are_read_without_it(
+    sacred, protocol, monkeypatch, tmp_path
+):
+    kinds = sacred[SACRED]
+    config = kinds.ReadOnlyDict(max_text_len=50, loss_names=kinds.ReadOnlyDict(vqa=1, itm=0))
+    dict.update(config, datasets=kinds.ReadOnlyList(["vqa", "coco"]), lr=5e-6, empty=None)
+    dict.update(config, none=kinds.ReadOnlyList(), nothing=kinds.ReadOnlyDict())
+    fixed = kinds.DogmaticDict()
+    dict.update(fixed, a=1, b=kinds.DogmaticList([1, kinds.ReadOnlyDict(c=2)]))
+    dict.update(config, fixed=fixed, again=fixed)
+    path = tmp_path / "lightning.ckpt"
+    with monkeypatch.context() as writing:
+        for name, module in sacred.items():
+            writing.setitem(sys.modules, name, module)
+        content = {"state_dict": {"a": torch.ones(2)}, "hyper_parameters": {"config": config}}
+        torch.save(content, path, pickle_protocol=protocol)
+    assert not any(name.startswith("sacred") for name in sys.modules)
+    monkeypatch.setattr(builtins, "__import__", noted)
+    found = read_checkpoint(path).config
+    monkeypatch.undo()
+    plain = {"a": 1, "b": [1, {"c": 2}]}
+    assert found == {
+        "max_text_len": 50,
+        "loss_names": {"vqa": 1, "itm": 0},
+        "datasets": ["vqa", "coco"],
+        "lr": 5e-6,
+        "empty": None,
+        "none": [],
+        "nothing": {},
+        "fixed": plain,
+        "again": plain,
+    }
+
+
+@pytest.mark.parametrize("argument", [b"]K\1a", b"K\5", b"N"])
+def test_a_container_of_sacred_with_another_argument_is_inert(argument):
+    stream = b"\x80\x02c" + SACRED.encode() + b"\nReadOnlyDict\n" + argument + b"\x85R."
+    assert read_pickle(io.BytesIO(stream)).content.name == f"{SACRED}.ReadOnlyDict"
 
 
 def test_archive_member_larger_than_the_file(tmp_path):

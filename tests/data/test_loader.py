@@ -54,6 +54,41 @@ def test_image_text_batch(tokenizer):
     assert len(set(batch.image_ids.tolist())) == 10
 
 
+def test_a_batch_tells_the_records_of_its_samples(tokenizer):
+    loader = make(tokenizer, shuffle=True)
+    seen = [
+        (key, sample)
+        for batch in take(loader.stream(), 8)
+        for key, sample in zip(batch.keys, batch.samples, strict=True)
+    ]
+    assert all(key == f"r{index}" for key, (_, index) in seen)
+    assert [epoch for _, (epoch, _) in seen] == [number // len(RECORDS) for number in range(32)]
+
+
+@pytest.mark.parametrize("on_error", ["skip", "resample"])
+def test_samples_of_bad_records_are_not_listed(tokenizer, on_error):
+    """One record cannot be read, and the images of two others are broken."""
+
+    class Rows:
+        def __len__(self):
+            return 8
+
+        def __getitem__(self, index):
+            if index == 1:
+                raise ValueError("row 1")
+            return record(index, images=(b"no",)) if index in (3, 4) else record(index)
+
+    loader = make(tokenizer, Rows(), on_error=on_error, batch_size=8)
+    with pytest.warns(RuntimeWarning):
+        (batch,) = take(loader.epoch(), 1)
+    assert batch.keys == tuple(f"r{index}" for _, index in batch.samples)
+    good = [(0, index) for index in (0, 2, 5, 6, 7)]
+    if on_error == "skip":
+        assert list(batch.samples) == good
+    else:
+        assert len(batch.samples) == 8 and set(batch.samples) == set(good)
+
+
 def test_the_same_picture_has_the_same_number(tokenizer):
     records = [record(i, image_id=f"picture {i // 2}") for i in range(6)]
     ids = next(make(tokenizer, records, batch_size=6).epoch()).image_ids.tolist()

@@ -1,6 +1,7 @@
 """Keyed random numbers: fixed by seed, stream and index, and nothing else."""
 
 import collections
+import itertools
 import math
 
 import numpy as np
@@ -50,3 +51,14 @@ def test_numbers_are_uniform():
     between = [rng.uniform(-2, 5) for _ in range(count)]
     assert -2 <= min(between) < -1.9 and 4.9 < max(between) < 5
     assert abs(np.mean(rng.bytes_array(count)) - 127.5) < 3
+
+
+def test_permuted_integers():
+    assert list(Rng(0, 0, 0).permuted(0)) == []
+    orders = collections.Counter(tuple(Rng(0, 0, index).permuted(3)) for index in range(600))
+    assert len(orders) == 6
+    # Four standard deviations of 600 draws with probability 1/6.
+    assert all(abs(count - 100) < 4 * (600 * 5 / 36) ** 0.5 for count in orders.values())
+    # The start of a long order is drawn without the rest.
+    start = list(itertools.islice(Rng(0, 0, 0).permuted(2**40), 5))
+    assert len(set(start)) == 5 and max(start) < 2**40

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from fiber.losses.itm import pair_loss
-from fiber.losses.language import (
-    entailment_loss,
-    mlm_loss,
-    nlvr2_loss,
-    ranking_loss,
-    vqa_loss,
-)
+from fiber.losses.language import entailment_loss, mlm_loss, nlvr2_loss, vqa_loss
 from fiber.models.encoders.clip import resize_position_table
 from fiber.models.encoders.swin import resize_bias_tables
 from fiber.models.meter.image_text import MeterImageText
 from fiber.models.meter.keys import ignored_meter_key, meter_keys
 from fiber.training.config.run import OptimConfig
+from fiber.training.config.tasks import RankingTask, TasksConfig
+from fiber.training.objectives import Draw, TrainStep, labeled_itm_loss
 from fiber.training.optim import build_optimizer, lr_factor, set_learning_rate
 from tests.parity.comparison import Comparison
 from tests.parity.meter_case import TASKS, MeterCase, is_noise, vqa_targets
@@ -249,11 +245,10 @@ def losses_of(model: MeterImageText, case: MeterCase, task: str) -> dict[str, Te
         chosen = torch.where(
             labels[:, None, None, None] == 1, images, case.input("false_image_0").to(dtype)
         )
-        output = backbone.encode_pair(chosen, ids, mask, wanted="pooled")
-        found["itm.cls"] = model.pooled(output)
-        found["itm_logits"] = model.itm_logits(found["itm.cls"])
-        found["itm_labels"] = labels
-        found["loss.itm"] = pair_loss(found["itm_logits"], labels)
+        prefixes = backbone.image_prefix(chosen), backbone.text_prefix(ids, mask)
+        with _seen_by(model.itm_head) as seen:
+            found["loss.itm"] = labeled_itm_loss(model, *prefixes, mask, labels)
+        found |= {"itm.cls": seen[0], "itm_logits": seen[1], "itm_labels": labels}
     if task == "irtr":
         found |= _ranking(model, case, images)
     elif task == "nlvr2":
@@ -278,21 +273,26 @@ def losses_of(model: MeterImageText, case: MeterCase, task: str) -> dict[str, Te
 
 
 def _ranking(model: MeterImageText, case: MeterCase, images: Tensor) -> dict[str, Tensor]:
-    """Score the true text and the false ones of each image, which is encoded once."""
-    count, backbone = case.config["false_texts"], model.backbone
-    names = ["text", *(f"false_text_{number}" for number in range(count))]
-    texts = [case.text(name) for name in names]
-    # (B, L) each -> (B (1 + K), L), the texts of an image one after the other
-    ids = torch.stack([own for own, _ in texts], 1).flatten(0, 1)
-    mask = torch.stack([own for _, own in texts], 1).flatten(0, 1)
-    prefix = backbone.image_prefix(images)
-    rows = torch.arange(len(prefix.tokens)).repeat_interleave(len(names))
-    output = backbone.fuse(
-        prefix.take(rows), backbone.text_prefix(ids, mask), mask, wanted="pooled"
-    )
-    pooled = model.pooled(output)
-    scores = model.rank_scores(pooled).view(-1, len(names))
-    return {"irtr.cls": pooled, "score": scores, "loss.irtr": ranking_loss(scores)}
+    """Compute the ranking loss of a training step on the recorded true and false texts.
+
+    ITM has other negatives there than the recorded ones, so it is left to `losses_of`.
+    """
+    count = case.config["false_texts"]
+    step = TrainStep(model, TasksConfig(ranking=RankingTask(share=1, false_texts=count, itm=0.0)))
+    with _seen_by(model.rank_head) as seen:
+        loss = step("ranking", case.ranking_batch(images), Draw(0, 0))["rank"]
+    return {"irtr.cls": seen[0], "score": seen[1].view(-1, 1 + count), "loss.irtr": loss}
+
+
+@contextmanager
+def _seen_by(head: nn.Module) -> Iterator[list[Tensor]]:
+    """Give the input and the output of a module's call."""
+    seen: list[Tensor] = []
+    hook = head.register_forward_hook(lambda module, inputs, output: seen.extend((*inputs, output)))
+    try:
+        yield seen
+    finally:
+        hook.remove()
 
 
 def _losses(found: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fiber.checkpoints.published import load_mapped, unstack
 from fiber.config import ClipConfig, RobertaConfig, SwinConfig
+from fiber.data.batch import RankingBatch
 from fiber.models.meter.config import CrossConfig, MeterConfig, MeterHeadsConfig
 from fiber.models.meter.image_text import MeterImageText
 from fiber.models.meter.keys import ignored_meter_key, meter_keys, resize_tables
@@ -87,6 +88,26 @@ class MeterCase:
         if name == "text":
             return self.input("text_ids"), self.input("text_masks").bool()
         return self.input(f"{name}_ids"), self.input(f"{name}_masks").bool()
+
+    def ranking_batch(self, images: Tensor) -> RankingBatch:
+        """The texts and the recorded false ones as a batch of training."""
+        ids, mask = self.text()
+        numbers = range(self.config["false_texts"])
+        false_texts = [self.text(f"false_text_{number}") for number in numbers]
+        sizes = torch.full((len(ids), 2), self.config["image"])
+        return RankingBatch(
+            keys=tuple(map(str, range(len(ids)))),
+            images=images,
+            image_sizes=sizes,
+            original_sizes=sizes,
+            token_ids=ids,
+            text_mask=mask,
+            image_ids=torch.arange(len(ids)),
+            masked_ids=ids,
+            mlm_labels=torch.full_like(ids, -100),
+            false_ids=torch.stack([own for own, _ in false_texts], 1),
+            false_mask=torch.stack([own for _, own in false_texts], 1),
+        )
 
     def meter_config(self, task: str) -> MeterConfig:
         """The recorded settings as ours."""

@@ -1,9 +1,9 @@
 """Plant known mistakes one by one; which test sees it: `python -m tests.plant KIND`.
 
-KIND is coarse, fine, kernels or decoder. Each mistake goes into a copy of the package, which is
-built again where it is one of the Rust code; tests run on the copy until one fails: those of
-`SUITES`, or of the one check that a mistake in a kernel names. Exit code 0 only if the untouched
-copy passes and every mistake is seen.
+KIND is coarse, fine, meter, kernels or decoder. Each mistake goes into a copy of the package, which
+is built again where it is one of the Rust code; tests run on the copy until one fails: those of
+`SUITES`, or of the one check that a mistake names. Exit code 0 only if the untouched copy passes
+and every mistake is seen.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ import tempfile
 from pathlib import Path
 
 from tests.plant.decoder_mistakes import DECODER
-from tests.plant.kernel_mistakes import KERNELS, Check, KernelMistake
-from tests.plant.mistakes import MISTAKES, Mistake
+from tests.plant.kernel_mistakes import KERNELS
+from tests.plant.meter_mistakes import METER, NOT_PLANTED, PARITY
+from tests.plant.mistakes import MISTAKES, Check, Mistake
 from tests.processes import run_python
 
 ROOT = Path(__file__).parents[2]
@@ -29,19 +30,20 @@ ROOT = Path(__file__).parents[2]
 #: Mistakes in the kernels are planted in plain PyTorch, so that is what the cases run.
 SUITES = {
     "coarse": Check(
-        "coarse", ("tests/parity/test_coarse.py", "-k", "test_micro_equals and not native"), None
+        "coarse", ("tests/parity/test_coarse.py", "-k", "test_micro_equals and not native")
     ),
     "fine": Check(
         "fine",
         ("tests/parity/test_fine.py", "-k", "test_the_committed_case_equals and not native"),
-        None,
     ),
-    "decoder": Check("decoder", ("tests/rust/jpeg/test_decoder.py", "-k", "values or rows"), None),
+    "meter": PARITY["clip"],
+    "decoder": Check("decoder", ("tests/rust/jpeg/test_decoder.py", "-k", "values or rows")),
 }
 
 #: Every mistake by its kind.
 ALL: dict[str, tuple[Mistake, ...]] = {
     **MISTAKES,
+    "meter": METER,
     "kernels": KERNELS,
     "decoder": DECODER,
 }
@@ -75,12 +77,15 @@ def main(arguments: list[str] | None = None) -> int:
             if not _plant(copy, mistake, _check(mistake, options.kind))
         ]
     print(f"{len(chosen) - len(survivors)} of {len(chosen)} mistakes are seen")
+    if options.kind == "meter" and not options.names:
+        for name, reason in NOT_PLANTED.items():
+            print(f"not planted: {name}: {reason}")
     return 1 if survivors else 0
 
 
 def _check(mistake: Mistake, kind: str) -> Check:
     """Find what has to see a mistake."""
-    return mistake.check if isinstance(mistake, KernelMistake) else SUITES[kind]
+    return mistake.check or SUITES[kind]
 
 
 def _plant(copy: Path, mistake: Mistake, check: Check) -> bool:

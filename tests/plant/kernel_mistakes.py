@@ -6,29 +6,7 @@ memory accesses and of the compiled code.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from tests.plant.mistakes import Mistake
-
-
-@dataclass(frozen=True)
-class Check:
-    """Tests that run in a process of their own."""
-
-    name: str
-    #: As pytest takes them.
-    arguments: tuple[str, ...]
-    #: Whether kernels run in Triton's interpreter, or are compiled; None where there are none.
-    interpreted: bool | None
-
-    @property
-    def environment(self) -> dict[str, str]:
-        """What Triton reads when a kernel is decorated."""
-        if self.interpreted is None:
-            return {}
-        # One thread: the interpreter's products are too small to share.
-        return {"TRITON_INTERPRET": str(int(self.interpreted)), "OPENBLAS_NUM_THREADS": "1"}
-
+from tests.plant.mistakes import Check, Mistake
 
 ACCESSES = Check(
     "memory accesses",
@@ -47,20 +25,12 @@ WINDOWS = Check(
 )
 GATE = Check("gated residual", ("tests/kernels/test_torch_path.py", "-k", "gated_residual"), None)
 
-
-@dataclass(frozen=True)
-class KernelMistake(Mistake):
-    """A mistake, and the one check that is asked whether it sees it."""
-
-    check: Check
-
-
 _WHOLE = "python/fiber/kernels/window_attention/triton_whole.py"
 _PLANS = "python/fiber/kernels/window_attention/triton_launch.py"
 _BIAS = "python/fiber/kernels/window_attention/triton_bias.py"
 
 KERNELS = (
-    KernelMistake(
+    Mistake(
         "every query twice",
         _WHOLE,
         "    for start in range(first, min(first + QUERIES, WINDOW * WINDOW), ROWS):\n",
@@ -68,7 +38,7 @@ KERNELS = (
         "        start = step % (WINDOW * WINDOW)\n",
         ACCESSES,
     ),
-    KernelMistake(
+    Mistake(
         "every query twice in the backward pass",
         _WHOLE,
         "        for start in range(0, WINDOW * WINDOW, ROWS):\n",
@@ -76,14 +46,14 @@ KERNELS = (
         "            start = twice % (WINDOW * WINDOW)\n",
         ACCESSES,
     ),
-    KernelMistake(
+    Mistake(
         "a pass over the output after the kernel",
         _PLANS,
         "    return plan.launches, out\n",
         "    return plan.launches, out * 1\n",
         ACCESSES,
     ),
-    KernelMistake(
+    Mistake(
         "a pass over the output in the kernel",
         _WHOLE,
         "        store_tokens(target, attended, tokens, column, channels, WIDTH, MASKED, SIZED)\n",
@@ -92,28 +62,28 @@ KERNELS = (
         "        store_tokens(target, attended, tokens, column, channels, WIDTH, MASKED, SIZED)\n",
         ACCESSES,
     ),
-    KernelMistake(
+    Mistake(
         "atomics in the bias's gradient",
         _WHOLE,
         "            tl.store(place, tl.load(place) + flat)\n",
         '            tl.atomic_add(place, flat, sem="relaxed")\n',
         ATOMICS,
     ),
-    KernelMistake(
+    Mistake(
         "no shift mask",
         _BIAS,
         '            "SHIFT_MASK": SHIFT_MASK * LOG2E,\n',
         '            "SHIFT_MASK": 0.0,\n',
         WINDOWS,
     ),
-    KernelMistake(
+    Mistake(
         "no gradient of the padding",
         _PLANS,
         "    if grad_padding is not None:\n",
         "    if grad_padding is not None and not grad_padding.numel():\n",
         WINDOWS,
     ),
-    KernelMistake(
+    Mistake(
         "gradient of the gate doubled",
         "python/fiber/kernels/gated_residual/torch_path.py",
         "F.linear(y, gate * weight, gate * bias)",

@@ -11,6 +11,25 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
+class Check:
+    """Tests that run in a process of their own."""
+
+    name: str
+    #: As pytest takes them.
+    arguments: tuple[str, ...]
+    #: Whether kernels run in Triton's interpreter, or are compiled; None where there are none.
+    interpreted: bool | None = None
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What Triton reads when a kernel is decorated."""
+        if self.interpreted is None:
+            return {}
+        # One thread: the interpreter's products are too small to share.
+        return {"TRITON_INTERPRET": str(int(self.interpreted)), "OPENBLAS_NUM_THREADS": "1"}
+
+
+@dataclass(frozen=True)
 class Mistake:
     """A piece of source and what stands in its place."""
 
@@ -20,6 +39,8 @@ class Mistake:
     file: str
     right: str
     wrong: str
+    #: The one check that is asked whether it sees the mistake; None for that of its kind.
+    check: Check | None = None
 
     def planted(self, source: str) -> str:
         """Make the mistake.

@@ -1,13 +1,16 @@
 """The mistakes fit today's source, and the command tells a seen one from one that survives."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from tests.golden import COARSE, FINE
+from tests.golden import METER as METER_CASES
 from tests.plant import __main__ as plant
 from tests.plant.kernel_mistakes import ACCESSES, KERNELS
+from tests.plant.meter_mistakes import METER, NOT_PLANTED, RECORDED
 from tests.plant.mistakes import MISTAKES, Mistake
 
 ROOT = Path(__file__).parents[2]
@@ -48,6 +51,19 @@ def test_every_recorded_fine_mistake_is_planted():
     assert recorded == {mistake.name for mistake in MISTAKES["fine"]}
 
 
+def test_every_recorded_mistake_of_meter_is_planted():
+    recorded = {
+        name
+        for case in ("clip", "swin")
+        for name in json.loads((METER_CASES / f"{case}_micro_mutations.json").read_text())
+        if not name.startswith(("noise", "none"))
+    }
+    # A place in brackets follows the name.
+    planted = [re.sub(r" \[.*\]$", "", mistake.name) for mistake in RECORDED]
+    assert recorded == set(planted)
+    assert len({mistake.name for mistake in METER}) == len(METER)
+
+
 @pytest.mark.slow
 def test_seen_and_surviving_mistakes(monkeypatch, capsys):
     seen = next(each for each in MISTAKES["coarse"] if each.name == "no shifted-window mask")
@@ -67,6 +83,31 @@ def test_a_fine_mistake_is_seen(capsys):
     out = capsys.readouterr().out
     assert "test_the_committed_case_equals_the_recorded_tensors" in out
     assert "1 of 1 mistakes are seen" in out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "seen_by"),
+    [
+        # The smallest of all in the recorded tables, and one that the recorded cases do not see.
+        ("image tower LayerNorm eps 1e-6 [Swin]", "test_the_committed_case_equals[swin_micro]"),
+        ("zero-shot ranking", "test_without_a_ranking_head_the_logit_of_a_match_ranks"),
+    ],
+)
+def test_a_mistake_in_meter_is_seen(name, seen_by, capsys):
+    """`python -m tests.plant meter` plants the others."""
+    assert plant.main(["meter", name]) == 0
+    assert seen_by in capsys.readouterr().out.splitlines()[0]
+
+
+def test_the_command_says_what_it_does_not_plant(monkeypatch, capsys):
+    monkeypatch.setattr(plant, "first_failure", lambda copy, check: "")
+    monkeypatch.setattr(plant, "copy_package", lambda folder: ROOT)
+    monkeypatch.setattr(plant, "_plant", lambda copy, mistake, check: True)
+    assert plant.main(["meter"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"{len(METER)} of {len(METER)} mistakes are seen"
+    assert [line.split(": ")[1] for line in lines[1:]] == [n.split(": ")[0] for n in NOT_PLANTED]
 
 
 @pytest.mark.slow

@@ -9,8 +9,9 @@ import torch
 from fiber import recipes
 from fiber.config import preset
 from fiber.config_io import from_dict, to_dict
-from fiber.evaluation.tasks import find_task
+from fiber.evaluation.tasks import needed_head
 from fiber.models.heads import HEAD_RECIPES
+from fiber.models.meter.config import MeterConfig
 from fiber.models.registry import build_model
 from fiber.training.config.run import RunConfig, differences, load_recipe
 from fiber.training.config.transforms import RandAugmentConfig
@@ -31,7 +32,7 @@ def test_registry_names_every_recipe_once():
             and not inspect.signature(value).parameters
         }
         assert defined == set(names), family
-    assert len(set(recipes.names())) == len(recipes.names()) == 40
+    assert len(set(recipes.names())) == len(recipes.names()) == 46
 
 
 def test_unknown_recipe():
@@ -77,9 +78,11 @@ def test_recipe_builds_and_survives_json(name):
 )
 def test_the_recipe_named_for_a_head_trains_it(size, head):
     run = load_recipe(HEAD_RECIPES[size][head])
-    heads = run.needed_heads() if run.model.stage == "coarse" else run.model.heads
-    assert head in heads
-    assert run.model.roberta.width == preset(size).roberta.width
+    is_fine = "grounding" in run.model.heads
+    assert head in (run.model.heads if is_fine else run.needed_heads())
+    sizes = {name: preset(name).roberta.width for name in ("base", "small")}
+    assert run.model.roberta.width == sizes.get(size, sizes["base"])
+    assert isinstance(run.model, MeterConfig) == (size == "meter")
 
 
 @pytest.mark.parametrize("name", recipes.names())
@@ -239,7 +242,7 @@ def test_published_variants_that_choose_no_step():
 def test_a_step_is_chosen_by_a_head_that_the_recipe_trains(name):
     config = load_recipe(name)
     task = config.validation.task
-    measured = {find_task(task)[0]} if task else set()
+    measured = {needed_head(task, config.model.heads)} if task else set()
     boxes = {"grounding"} & set(config.tasks.active())
     assert measured <= set(config.needed_heads()) | boxes
     # A run is measured more than once, or nothing would be chosen.

@@ -24,6 +24,7 @@ from fiber.training.config.tasks import (
 )
 from fiber.training.config.transforms import TransformConfig
 from fiber.training.train import train
+from tests.training.test_task_loaders import streams
 
 TINY = MeterConfig(
     image_size=48,
@@ -155,3 +156,29 @@ def test_entailment_learns_and_is_evaluated(scenes, tmp_path):
     # Another image and text of the same class would do; another class is an error of the data.
     with pytest.raises(ValueError, match=r"expected one of contradiction.*got \{'maybe'"):
         fiber.evaluate(model, "snli", [dataclasses.replace(records[0], answers={"maybe": 1.0})])
+
+
+def test_masked_positions_do_not_depend_on_ranks(pictures):
+    """At most `round(0.5 * max_tokens)` positions, the same for every world size."""
+    changes = {"data__mlm_unit": "position", "data__mlm_probability": 0.5}
+    whole = streams(pictures, **changes)
+    halves = [streams(pictures, rank=rank, world_size=2, **changes) for rank in (0, 1)]
+    rows = []
+    for _ in range(4):
+        batch = whole.next_batch("image_text")
+        parts = [half.next_batch("image_text") for half in halves]
+        for name in ("masked_ids", "mlm_labels"):
+            joined = [row for part in parts for row in getattr(part, name)]
+            for row, own in zip(getattr(batch, name), joined, strict=True):
+                length = min(len(row), len(own))
+                assert torch.equal(row[:length], own[:length])
+        rows += [(key, labels[labels != -100].tolist()) for key, labels in _labels(batch)]
+    assert all(len(labels) <= 8 for _, labels in rows) and any(labels for _, labels in rows)
+    tokens = streams(pictures, data__mlm_probability=0.5).next_batch("image_text")
+    assert [labels[labels != -100].tolist() for _, labels in _labels(tokens)] != [
+        labels for _, labels in rows[: len(tokens)]
+    ]
+
+
+def _labels(batch):
+    return list(zip(batch.keys, batch.mlm_labels, strict=True))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fiber.checkpoints.published import load_mapped, unstack
 from fiber.models.encoders.keys import EncoderLayout, KeyMap
-from fiber.models.registry import Network, architecture_of
+from fiber.models.registry import Network, architecture_of, encoder_format
 
 #: Key layouts of written Swin files.
 SwinLayout = Literal["microsoft", "timm"]
@@ -32,16 +32,20 @@ def load_encoder(model: Network, state: Mapping[str, Tensor]) -> tuple[KeyMap, d
         ValueError: if keys are missing or unknown, or shapes do not match; the message lists them.
     """
     config, architecture = model.config, architecture_of(model.config)
-    encoder = next((each for each in architecture.encoders if each.layout(state)), None)
+    own = [each for each in architecture.encoders if each.keys(config, EncoderLayout())]
+    titles = " or ".join(each.title for each in own)
+    encoder = next((each for each in own if each.layout(state)), None)
     if encoder is None or (layout := encoder.layout(state)) is None:
-        titles = " or ".join(each.title for each in architecture.encoders)
+        if (other := encoder_format(state)) is not None:
+            raise ValueError(
+                f"the file contains a {other.title} encoder, which the model has not; expected"
+                f" {titles}"
+            )
         raise ValueError(
             f"expected the keys of an image or text encoder ({titles}), got keys such as"
             f" {', '.join(sorted(state)[:4])}"
         )
     keys = encoder.keys(config, layout)
-    if not keys:
-        raise ValueError(f"the file contains a {encoder.title} encoder, which the model has not")
     state = dict(architecture.resize(state, config))
     if config.channel_order == "bgr":
         first = keys.get(architecture.first_convolution, ())

@@ -2,8 +2,9 @@
 
 `pickle` imports and calls whatever a file names. `torch.load(weights_only=True)` rejects pickle
 protocols above 3, and files that name a class outside torch, as Lightning checkpoints do. This
-reader supports basic containers, numbers and strings, and the tensor records of `torch.save`.
-Everything else becomes an `Inert` value. Memory and time are linear in the size of the pickle.
+reader supports basic containers, numbers and strings, the containers of sacred's configs, and the
+tensor records of `torch.save`. Everything else becomes an `Inert` value. Memory and time are linear
+in the size of the pickle.
 """
 
 from __future__ import annotations
@@ -84,6 +85,16 @@ _LITERALS = {
     *("SHORT_BINUNICODE", "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
     "BYTEARRAY8",
 }
+#: Subclasses of dict and list in which sacred holds the config of a run; METER's files store it.
+_SACRED_CONTAINERS: dict[str, type[dict[Any, Any]] | type[list[Any]]] = {
+    f"sacred.config.custom_containers.{name}": kind
+    for name, kind in (
+        ("DogmaticDict", dict),
+        ("DogmaticList", list),
+        ("ReadOnlyDict", dict),
+        ("ReadOnlyList", list),
+    )
+}
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _IGNORED = {"PROTO", "FRAME", "STOP"}
 _TUPLES = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
@@ -92,8 +103,8 @@ _TUPLES = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 class Pickle(NamedTuple):
     """Content of one pickle."""
 
-    #: Unpickled value. Built-in scalars and containers are unchanged, tensors and storages are
-    #: records, and all other objects are `Inert`.
+    #: Unpickled value. Built-in scalars and containers are unchanged, sacred's containers are dicts
+    #: and lists, tensors and storages are records, and all other objects are `Inert`.
     content: Any
     #: All storages that the pickle refers to, by key.
     storages: dict[str, StorageRecord]
@@ -247,6 +258,12 @@ class _Reader:
                 raise ValueError(f"the pickle copies more than {MAX_OPERATIONS:,} items")
             if _is_pairs(arguments[0]):
                 return {_key(key): value for key, value in arguments[0]}
+        if (kind := _SACRED_CONTAINERS.get(name)) is not None:
+            # Its items follow, or are the argument if the container is read-only.
+            if not arguments:
+                return kind()
+            if len(arguments) == 1 and type(arguments[0]) is kind:
+                return arguments[0]
         if name in ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor"):
             return _tensor(arguments)
         if name in (

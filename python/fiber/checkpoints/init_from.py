@@ -12,6 +12,7 @@ from fiber.checkpoints.encoders import load_encoder
 from fiber.checkpoints.load import EncoderStates
 from fiber.checkpoints.model_dir import StoredModel
 from fiber.config import PRESETS
+from fiber.models.meter.config import METER_PRESETS
 from fiber.models.registry import Network, architecture_of
 
 #: Name prefixes of layers whose shape depends on the data.
@@ -113,7 +114,7 @@ def _check_sizes(model: Network, start: StoredModel) -> None:
     if differing:
         presets = [
             name
-            for name, preset in PRESETS.items()
+            for name, preset in (PRESETS | METER_PRESETS).items()
             if type(preset) is type(model.config) and sizes_of(preset) == sizes
         ]
         raise ValueError(

@@ -139,9 +139,9 @@ def load_stored(
         )
     target = _choose_device(device)
     stored = read_model(path, target, image_size=image_size, weights=weights)
-    own = stored.tokenizer if tokenizer is None else open_tokenizer(tokenizer)
-    vqa_answers = stored.answers if answers is None else open_answers(answers)
     config = stored.config
+    own = stored.tokenizer if tokenizer is None else open_tokenizer(tokenizer, config)
+    vqa_answers = stored.answers if answers is None else open_answers(answers)
     if own is not None and own.vocab_size != config.vocab_size:
         raise ValueError(
             f"the tokenizer has {own.vocab_size} tokens, expected {config.vocab_size}; use the"

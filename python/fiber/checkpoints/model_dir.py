@@ -30,7 +30,14 @@ from fiber.checkpoints.weights import copy_weights, dtype_problem, list_problems
 from fiber.config_io import to_dict
 from fiber.data import Tokenizer
 from fiber.env import provenance
-from fiber.models.registry import ModelConfig, Network, architecture_of, build_model, read_config
+from fiber.models.registry import (
+    ModelConfig,
+    Network,
+    architecture_of,
+    build_model,
+    check_tokenizer,
+    read_config,
+)
 
 #: Names of the files of a vocabulary, and of all files in a model folder.
 VOCABULARY_FILES = ("tokenizer.json", "answers.json", "classes.json")
@@ -106,13 +113,13 @@ def save_model(
     The folder is created if needed. answers.json and classes.json are written unless empty.
 
     Raises:
-        ValueError: if the special tokens of the tokenizer do not have RoBERTa's ids.
+        ValueError: if the model cannot use the tokenizer.
         NotADirectoryError: if `folder` is a file.
         FileExistsError: if `folder` already contains model or run files.
         OSError: if a file cannot be written. No partial model remains.
     """
     if tokenizer is not None:
-        tokenizer.check_for_models()
+        check_tokenizer(tokenizer, model.config)
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"{folder} is a file; expected a folder for the model")
     # Leftover files, such as another model's answers, would be mixed with the new ones.
@@ -170,7 +177,7 @@ def load_model(
     config = _read_model_config(folder / "config.json", values, stored)
     if image_size is not None:
         config = config.with_image_size(image_size)
-    vocabulary = read_vocabulary(folder)
+    vocabulary = read_vocabulary(folder, config)
     with torch.device("meta"):
         model = build_model(config)
     _load_tensors(model, folder / "model.safetensors", stored, image_size is not None, device)
@@ -228,24 +235,31 @@ def write_vocabulary(folder: Path, vocabulary: Vocabulary) -> None:
     _write_lists(folder, answers=vocabulary.answers, classes=vocabulary.classes)
 
 
-def read_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
-    """Read tokenizer.json. Raises ValueError if special tokens do not have RoBERTa's ids."""
+def read_tokenizer(path: str | os.PathLike[str], config: ModelConfig | None = None) -> Tokenizer:
+    """Read tokenizer.json and check it for a model; see `check_tokenizer`.
+
+    Raises:
+        ValueError: if the file is no tokenizer, or the model cannot use it.
+    """
     check_regular_file(Path(path))
     tokenizer = Tokenizer.from_file(path)
     try:
-        tokenizer.check_for_models()
+        check_tokenizer(tokenizer, config)
     except ValueError as problem:
         raise ValueError(f"{os.fspath(path)}: {problem}") from None
     return tokenizer
 
 
-def read_vocabulary(folder: Path) -> Vocabulary | None:
-    """Read the tokenizer, answers and classes, or return None if there is no tokenizer."""
+def read_vocabulary(folder: Path, config: ModelConfig | None = None) -> Vocabulary | None:
+    """Read the tokenizer, answers and classes, or return None if there is no tokenizer.
+
+    The tokenizer is checked for a model; see `check_tokenizer`.
+    """
     path = folder / "tokenizer.json"
     if not path.exists():
         return None
     return Vocabulary(
-        read_tokenizer(path), _read_list(folder, "answers"), _read_list(folder, "classes")
+        read_tokenizer(path, config), _read_list(folder, "answers"), _read_list(folder, "classes")
     )
 
 

@@ -228,6 +228,7 @@ def _read_zip(path: Path) -> _TorchFile:
         if "constants.pkl" in names or any(name.startswith("code/") for name in records):
             raise _FormatError(
                 f"{path} is a TorchScript program; expected weights written by torch.save"
+                " (docs/checkpoints.md says how to take them out of OpenAI's CLIP files)"
             )
         if "data.pkl" not in records:
             raise _FormatError(

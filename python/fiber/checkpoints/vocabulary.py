@@ -14,8 +14,10 @@ from fiber.checkpoints.model_dir import (
     read_strings,
     read_tokenizer,
 )
+from fiber.checkpoints.wordpiece import VOCAB_TXT, read_vocab_txt
 from fiber.data import Tokenizer
 from fiber.data.record import RecordSet
+from fiber.models.registry import ModelConfig, check_tokenizer
 
 #: Answers of a VQA head in logit order, or the path of a JSON file that lists them.
 Answers = Sequence[str] | str | os.PathLike[str]
@@ -47,14 +49,20 @@ def choose_answers(
     return known.answers if known and set(counted) <= set(known.answers) else counted
 
 
-def open_tokenizer(tokenizer: Tokenizer | str | os.PathLike[str] | None) -> Tokenizer:
+def open_tokenizer(
+    tokenizer: Tokenizer | str | os.PathLike[str] | None, config: ModelConfig | None = None
+) -> Tokenizer:
     """Load a tokenizer from a tokenizer.json file or from a folder.
 
-    The folder contains tokenizer.json, or RoBERTa's vocab.json and merges.txt. A `Tokenizer` is
-    checked and returned unchanged.
+    The folder contains tokenizer.json, RoBERTa's vocab.json and merges.txt, or BERT's vocab.txt. A
+    `Tokenizer` is checked and returned unchanged.
+
+    Args:
+        tokenizer: tokenizer, file or folder.
+        config: config of the model that uses it; by default, its text encoder is RoBERTa.
 
     Raises:
-        ValueError: if `tokenizer` is None, or special tokens do not have RoBERTa's ids.
+        ValueError: if `tokenizer` is None, or the model cannot use it.
         FileNotFoundError: if the file does not exist.
     """
     if tokenizer is None:
@@ -64,10 +72,14 @@ def open_tokenizer(tokenizer: Tokenizer | str | os.PathLike[str] | None) -> Toke
             " (--init) to a model that has a tokenizer"
         )
     if isinstance(tokenizer, Tokenizer):
-        tokenizer.check_for_models()
+        check_tokenizer(tokenizer, config)
         return tokenizer
     path = Path(tokenizer)
+    if path.name == VOCAB_TXT and path.is_file():
+        return _checked_vocab_txt(path, config)
     if path.is_dir():
+        if not (path / "tokenizer.json").exists() and (path / VOCAB_TXT).exists():
+            return _checked_vocab_txt(path / VOCAB_TXT, config)
         two = path / "vocab.json", path / "merges.txt"
         if not (path / "tokenizer.json").exists() and all(file.exists() for file in two):
             for file in two:
@@ -79,7 +91,16 @@ def open_tokenizer(tokenizer: Tokenizer | str | os.PathLike[str] | None) -> Toke
             f"tokenizer {path} does not exist; pass an existing tokenizer (--tokenizer), or an"
             " initial model that has a tokenizer (--init)"
         )
-    return read_tokenizer(path)
+    return read_tokenizer(path, config)
+
+
+def _checked_vocab_txt(path: Path, config: ModelConfig | None) -> Tokenizer:
+    tokenizer = read_vocab_txt(path)
+    try:
+        check_tokenizer(tokenizer, config)
+    except ValueError as problem:
+        raise ValueError(f"{path}: {problem}") from None
+    return tokenizer
 
 
 def open_answers(answers: Answers) -> tuple[str, ...]:

@@ -22,8 +22,8 @@ DEVICE = {
 }
 #: Options for files that published checkpoints do not contain.
 VOCABULARIES = {
-    "--tokenizer DIR": "tokenizer.json, or a folder that contains it or vocab.json and merges.txt"
-    " (default: the model's own)",
+    "--tokenizer DIR": "tokenizer.json, or a folder that contains it, vocab.json and merges.txt, or"
+    " BERT's vocab.txt (default: the model's own)",
     "--answers FILE": "JSON file with a list of the VQA head's answers, in the order of the logits"
     " (default: the model's own)",
 }

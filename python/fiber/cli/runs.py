@@ -73,10 +73,11 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
             "--data DATA": _DATA,
             "--validation DATA": "data for selecting the best checkpoint, if the recipe selects one"
             " (default: the validation.split split of --data)",
-            "--init MODEL": "initial weights: a model folder, a published checkpoint, a Swin or"
-            " RoBERTa file, or a folder of such files",
-            "--tokenizer DIR": "tokenizer.json, a folder that contains it or vocab.json and"
-            " merges.txt, or `train` to train one on the texts (default: from --init or the data)",
+            "--init MODEL": "initial weights: a model folder, a published checkpoint, a file of"
+            " a Swin, CLIP, RoBERTa or BERT encoder, or a folder of such files",
+            "--tokenizer DIR": "tokenizer.json, a folder that contains it, vocab.json and"
+            " merges.txt or BERT's vocab.txt, or `train` to train one on the texts (default: from"
+            " --init or the data)",
             "--answers FILE": "JSON file with a list of the VQA head's answers, in the order of the"
             " logits (default: those of --init if the data contain no others, else the most"
             " frequent answers in the data)",

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
         GroundingBatch,
         ImageTextBatch,
         QuestionBatch,
+        RankingBatch,
         ReasoningBatch,
         Skipped,
     )
@@ -33,6 +34,7 @@ __all__ = [
     "ImageTransform",
     "QuestionBatch",
     "RandAugment",
+    "RankingBatch",
     "ReasoningBatch",
     "Record",
     "RecordSet",

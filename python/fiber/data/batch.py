@@ -47,6 +47,9 @@ class Batch:
     statuses: tuple[str, ...] = ()
     #: Samples of this batch that were dropped or replaced.
     skipped: tuple[Skipped, ...] = ()
+    #: (epoch, record index) of each sample, from which its random numbers are drawn. Empty for
+    #: batches not created by `DataLoader`.
+    samples: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self) -> None:
         size = len(self.keys)
@@ -86,6 +89,19 @@ class ImageTextBatch(Batch):
     masked_ids: Tensor
     #: (B, L) int64: the original token id where a token was selected for masking, else -100.
     mlm_labels: Tensor
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class RankingBatch(ImageTextBatch):
+    """Batch of images with their captions, and K captions of other images for each of them.
+
+    Used to train METER's ranking head. `token_ids` are padded to the same length L.
+    """
+
+    #: (B, K, L) int64, padded with the tokenizer's `pad_id`.
+    false_ids: Tensor
+    #: (B, K, L) bool, True = real token.
+    false_mask: Tensor
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)

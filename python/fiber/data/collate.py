@@ -142,6 +142,7 @@ class Collator:
         """Build a batch from a session's result, whose counters the caller has removed."""
         keys, statuses = tuple(fields.pop("keys")), tuple(fields.pop("statuses"))
         skipped = tuple(Skipped(*bad) for bad in fields.pop("skipped"))
+        samples = tuple(fields.pop("samples", ()))
         tensors = {name: _to_tensor(value) for name, value in fields.items()}
         if self.config.channels_last:
             # (B, H, W, 3) -> (B, 3, H, W), with channels last in memory.
@@ -149,7 +150,9 @@ class Collator:
         if pin_memory:
             tensors = {name: tensor.pin_memory() for name, tensor in tensors.items()}
         batch_class = _BATCH_CLASSES[self.config.batch_type]
-        return batch_class(keys=keys, statuses=statuses, skipped=skipped, **tensors)
+        return batch_class(
+            keys=keys, statuses=statuses, skipped=skipped, samples=samples, **tensors
+        )
 
 
 def _to_tensor(buffer: _core.Buffer) -> Tensor:

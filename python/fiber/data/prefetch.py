@@ -21,6 +21,29 @@ BadSample = tuple[str, str, str]
 
 
 @dataclass
+class SubmittedBatch:
+    """A batch that was submitted to the session."""
+
+    #: Samples as requested.
+    samples: list[SampleRef] = field(default_factory=list)
+    #: Number of replacements tried, by position.
+    attempts: dict[int, int] = field(default_factory=dict)
+    #: Key and sample of each record that was read: the requested sample or its replacement.
+    records: list[tuple[str, SampleRef]] = field(default_factory=list)
+
+    def of_keys(self, keys: Iterable[str]) -> list[tuple[int, int]]:
+        """Return (epoch, record index) of the samples that the session kept, by their keys.
+
+        They are in the submitted order.
+        """
+        records = iter(self.records)
+        return [
+            next((each.epoch, each.record_index) for own, each in records if own == key)
+            for key in keys
+        ]
+
+
+@dataclass
 class Prefetcher:
     """Submit batches of records to a session, at most `prefetch` batches ahead."""
 
@@ -44,8 +67,7 @@ class Prefetcher:
         for _ in range(self.prefetch):
             self._slots.put(None)
         self._stopped = False
-        #: For each submitted batch, its samples, and the number of replacements tried by position.
-        self._in_flight: deque[tuple[list[SampleRef], dict[int, int]]] = deque()
+        self._in_flight: deque[SubmittedBatch] = deque()
         # The thread waits only in Python code, so the interpreter can exit meanwhile.
         self._thread = threading.Thread(target=self._run, name="fiber-prefetch", daemon=True)
 
@@ -71,30 +93,36 @@ class Prefetcher:
     def next(self) -> dict[str, Any] | None:
         """Wait for the next batch; return None after the last one.
 
+        Its "samples" are (epoch, record index) of each sample.
+
         Raises:
             ValueError: if no readable replacement for a bad record is found.
         """
         bad: list[BadSample] = []
         while isinstance(found := self.session.next(), list):
             bad += [(key, status, reason) for _, key, status, reason in found]
-            samples, attempts = self._in_flight[0]
-            self.session.replace(
-                [(p, self._replace(samples[p], attempts, p, bad)) for p, *_ in found]
-            )
+            batch = self._in_flight[0]
+            replaced = []
+            for position, *_ in found:
+                requested, attempts = batch.samples[position], batch.attempts
+                other, fields = self._replace(requested, attempts, position, bad)
+                batch.records[position] = (fields[0], other)
+                replaced.append((position, fields))
+            self.session.replace(replaced)
         if found is not None:
-            self._in_flight.popleft()
+            found["samples"] = self._in_flight.popleft().of_keys(found["keys"])
             self._slots.put(None)
         return found
 
     def _replace(
         self, sample: SampleRef, attempts: dict[int, int], position: int, bad: list[BadSample]
-    ) -> tuple[Any, ...]:
+    ) -> tuple[SampleRef, tuple[Any, ...]]:
         """Read a replacement for the sample at a given position in the batch."""
         while (attempt := attempts.get(position, 0)) < ATTEMPTS:
             attempts[position] = attempt + 1
             other = self.replacement(sample, attempt)
             try:
-                return self.read(other)
+                return other, self.read(other)
             except (OSError, ValueError) as error:
                 fault = _bad_sample(other, error)
                 self.skipped.append(fault)
@@ -111,13 +139,15 @@ class Prefetcher:
                 self._slots.get()
                 if self._stopped:
                     return
-                samples, records, attempts = [], [], dict[int, int]()
+                submitted, records = SubmittedBatch(), []
                 for position, sample in enumerate(batch):
-                    if (record := self._read(sample, attempts, position)) is not None:
+                    if (found := self._read(sample, submitted.attempts, position)) is not None:
+                        other, fields = found
                         # Drop the record of an iterable, whose memory Rust owns from here on.
-                        samples.append(sample._replace(record=None))
-                        records.append(record)
-                self._in_flight.append((samples, attempts))
+                        submitted.samples.append(sample._replace(record=None))
+                        submitted.records.append((fields[0], other._replace(record=None)))
+                        records.append(fields)
+                self._in_flight.append(submitted)
                 self.session.submit(records)
         except BaseException as error:
             self.error = error
@@ -126,10 +156,10 @@ class Prefetcher:
 
     def _read(
         self, sample: SampleRef, attempts: dict[int, int], position: int
-    ) -> tuple[Any, ...] | None:
+    ) -> tuple[SampleRef, tuple[Any, ...]] | None:
         """Read a record, handling a bad record according to `on_error`."""
         try:
-            return self.read(sample)
+            return sample, self.read(sample)
         except (OSError, ValueError) as error:
             if self.on_error == "raise":
                 raise

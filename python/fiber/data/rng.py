@@ -7,7 +7,7 @@ algorithm, while the distributions of `numpy.random.Generator` may change betwee
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -15,6 +15,8 @@ import numpy as np
 ItemT = TypeVar("ItemT")
 
 _BLOCK = 64
+#: Number of epochs before the numbers of `Rng.of_record` repeat, and maximum number of records.
+EPOCHS, MAX_RECORDS = 2**16, 2**32
 
 
 class Rng:
@@ -31,6 +33,11 @@ class Rng:
             raise ValueError(f"seed is {seed}; expected 0 <= seed < 2 ** 64")
         self._bits = np.random.Philox(key=seed << 64 | stream << 48 | index)
         self._block: list[float] = []
+
+    @classmethod
+    def of_record(cls, seed: int, stream: int, epoch: int, index: int) -> Rng:
+        """Create the generator of a record in an epoch; `index` is below `MAX_RECORDS`."""
+        return cls(seed, stream, (epoch % EPOCHS) * MAX_RECORDS + index)
 
     def random(self) -> float:
         """Return a random number in [0, 1) with 53 random bits."""
@@ -71,6 +78,14 @@ class Rng:
             other = self.integer(last + 1)
             order[last], order[other] = order[other], order[last]
         return order
+
+    def permuted(self, count: int) -> Iterator[int]:
+        """Yield the integers from 0 to `count` - 1 in random order, without listing all of them."""
+        moved: dict[int, int] = {}
+        for first in range(count):
+            other = first + self.integer(count - first)
+            yield moved.get(other, other)
+            moved[other] = moved.get(first, first)
 
     def sample(self, items: Sequence[ItemT], count: int) -> list[ItemT]:
         """Return `count` distinct items in random order, or all items if there are fewer."""

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
+import torch
 from torch import Tensor
 
 from fiber.data import Tokenizer
 from fiber.data.record import Record, RecordSet, record_in_epoch
 
-#: Largest id of the special tokens at the start of a vocabulary; <mask> is at its end.
-LAST_SPECIAL_ID = 3
 
-
-def has_words(token_ids: Sequence[int], mask_id: int) -> bool:
+def has_words(token_ids: Sequence[int], special_ids: Collection[int]) -> bool:
     """Return True if a text has any token that is not special."""
-    return any(LAST_SPECIAL_ID < token < mask_id for token in token_ids)
+    return any(token not in special_ids for token in token_ids)
 
 
 class LengthTracker:
@@ -59,13 +57,14 @@ def is_longer(text: str, tokenizer: Tokenizer, max_tokens: int) -> bool:
 class TextCounts:
     """Count texts without words and truncated texts in the batches of a task."""
 
-    def __init__(self, mask_id: int, records: LengthTracker) -> None:
-        self.mask_id, self.records = mask_id, records
+    def __init__(self, records: LengthTracker) -> None:
+        self.records = records
+        self._special_ids = torch.tensor(records.tokenizer.special_ids)
         self.read = self.wordless = self.truncated = 0
 
     def add(self, keys: Sequence[str], token_ids: Tensor, text_mask: Tensor) -> None:
         """Count a batch of B keys, (B, L) int64 ids, and a (B, L) bool mask (True = real token)."""
-        words = text_mask & (token_ids > LAST_SPECIAL_ID) & (token_ids < self.mask_id)
+        words = text_mask & ~torch.isin(token_ids, self._special_ids.to(token_ids.device))
         self.read += len(token_ids)
         self.wordless += int((~words.any(1)).sum())
         self.truncated += sum(key in self.records.longer for key in keys)
@@ -83,10 +82,11 @@ class TextCounts:
 def text_warnings(records: RecordSet, tokenizer: Tokenizer, max_tokens: int) -> list[str]:
     """Tokenize all texts; return warnings about texts without words and truncated texts."""
     wordless = longer = 0
+    special_ids = set(tokenizer.special_ids) if len(records) else set()
     for index in range(len(records)):
         ids, _ = tokenizer.encode(records[index].text, max_tokens=max_tokens + 1)
         longer += len(ids) > max_tokens
-        wordless += not has_words(ids, tokenizer.vocab_size - 1)
+        wordless += not has_words(ids, special_ids)
     kinds = {
         "have no words; they are used as is": wordless,
         f"are longer than the model's {max_tokens} tokens; they are truncated": longer,

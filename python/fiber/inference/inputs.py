@@ -19,7 +19,7 @@ from fiber.data import ImageTransform, Tokenizer, load_image
 from fiber.data.image_file import DEFAULT_LIMITS, DecodeLimits
 from fiber.data.loader_config import check_arguments
 from fiber.data.text_lengths import has_words
-from fiber.models.registry import ModelConfig
+from fiber.models.registry import ModelConfig, check_tokenizer
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -187,7 +187,7 @@ class Inputs:
         limits: DecodeLimits = DEFAULT_LIMITS,
     ) -> None:
         if tokenizer is not None:
-            tokenizer.check_for_models()
+            check_tokenizer(tokenizer, config)
         self.config = config
         self.transform = transform
         self.tokenizer = tokenizer
@@ -234,9 +234,9 @@ class Inputs:
         token_ids, text_mask, offsets = (
             np.asarray(arrays[name]) for name in ("token_ids", "text_mask", "offsets")
         )
-        counts = text_mask.sum(1)
+        counts, special_ids = text_mask.sum(1), set(tokenizer.special_ids)
         for text, ids, count in zip(texts, token_ids, counts, strict=True):
-            if not has_words(ids[:count].tolist(), self.config.roberta.mask_id):
+            if not has_words(ids[:count].tolist(), special_ids):
                 raise ValueError(f"text {text!r:.60} contains only special tokens; expected words")
             if warn_truncated and count == limit and len(tokenizer.encode(text)[0]) > limit:
                 warnings.warn(

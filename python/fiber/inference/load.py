@@ -44,8 +44,9 @@ def load(
         path: folder of a run or a saved model, a folder with one model per stage (such as that of
             `fiber demo`), or a published .ckpt, .pt, .pth or .safetensors file of either stage.
             "scenes" is the small model in the package, which knows drawings of colored shapes.
-        tokenizer: a tokenizer, a tokenizer.json file, or a folder that contains tokenizer.json or
-            RoBERTa's vocab.json and merges.txt. Default: the tokenizer in the model folder.
+        tokenizer: a tokenizer, a tokenizer.json file, or a folder that contains tokenizer.json,
+            RoBERTa's vocab.json and merges.txt, or BERT's vocab.txt. Default: the tokenizer in the
+            model folder.
         answers: answers in the order of the VQA head's logits, or a JSON file that lists them.
             Default: the answers in the model folder.
         device: device to run on. Default: CUDA if available, else the CPU.

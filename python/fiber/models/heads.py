@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,8 @@ from fiber.config import FiberConfig, preset
 LANGUAGE_HEAD_EPS = 1e-12
 
 
-#: Recipe that trains each head, by preset; models that match no preset use "base".
+#: Recipe that trains each head, by preset; models that match no preset use "base". "meter" are all
+#: METER models.
 HEAD_RECIPES: dict[str, dict[str, str]] = {
     "base": {
         "itc": "retrieval_coco",
@@ -34,6 +35,14 @@ HEAD_RECIPES: dict[str, dict[str, str]] = {
         "caption": "small_caption",
         "grounding": "scenes_fine",
     },
+    "meter": {
+        "itm": "meter_pretrain_published",
+        "mlm": "meter_pretrain_published",
+        "vqa": "meter_vqav2_published",
+        "nlvr2": "meter_nlvr2_published",
+        "snli": "meter_snli_ve_published",
+        "rank": "meter_retrieval_coco_published",
+    },
 }
 
 
@@ -50,19 +59,34 @@ class HasHeads(Protocol):
         ...
 
 
+@runtime_checkable
+class HintsAtHeads(HasHeads, Protocol):
+    """Config of a family that says where a head is found."""
+
+    def head_hint(self, head: str) -> str:
+        """Return a sentence about a head that the model lacks."""
+        ...
+
+
 def need_head(config: HasHeads, head: str, asked: str) -> None:
     """Check that a model has the head that a method or task (`asked`) needs.
 
     Raises:
-        MissingHeadError: if it does not; the message lists its heads and a recipe to train the
-            missing one.
+        MissingHeadError: if it does not; the message lists its heads, and the family's files or a
+            recipe with the missing one.
     """
     if head in config.heads:
         return
     message = f"{asked} needs the head {head!r}; this model has {', '.join(config.heads)}."
+    if isinstance(config, HintsAtHeads):
+        message += f" {config.head_hint(head)}"
     if isinstance(config, FiberConfig):
         is_small = config.roberta.width == preset("small").roberta.width
-        recipe = HEAD_RECIPES["small" if is_small else "base"][head]
+        kind = "small" if is_small else "base"
+    else:
+        kind = getattr(config, "family", "")
+    # Some heads exist in one family only.
+    if recipe := HEAD_RECIPES.get(kind, {}).get(head):
         message += f" To train this head, run `fiber train {recipe}` (see also `fiber recipes`)."
     raise MissingHeadError(message)
 

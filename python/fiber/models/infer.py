@@ -26,9 +26,9 @@ _HEAD_DIM = 64
 
 def infer_swin(state: Mapping[str, Tensor], prefix: str) -> SwinConfig:
     """Infer the config of a Swin encoder from published tensors."""
-    embed_dim, _, patch_size, _ = shape_of(state, f"{prefix}patch_embed.proj.weight")
+    embed_dim, _, patch_size, _ = shape_of(state, f"{prefix}patch_embed.proj.weight", 4)
     stages = [f"{prefix}layers.{stage}.blocks." for stage in range(4)]
-    tables = [shape_of(state, f"{stage}0.attn.relative_position_bias_table") for stage in stages]
+    tables = [shape_of(state, f"{stage}0.attn.relative_position_bias_table", 2) for stage in stages]
     return SwinConfig(
         patch_size=patch_size,
         embed_dim=embed_dim,
@@ -36,7 +36,7 @@ def infer_swin(state: Mapping[str, Tensor], prefix: str) -> SwinConfig:
         num_heads=tuple(heads for _, heads in tables),
         # (2 w - 1) ** 2 rows.
         window_size=(math.isqrt(tables[0][0]) + 1) // 2,
-        mlp_ratio=shape_of(state, f"{stages[0]}0.mlp.fc1.weight")[0] / embed_dim,
+        mlp_ratio=shape_of(state, f"{stages[0]}0.mlp.fc1.weight", 2)[0] / embed_dim,
     )
 
 
@@ -45,20 +45,25 @@ def infer_clip(state: Mapping[str, Tensor], prefix: str) -> ClipConfig:
 
     Heads have 64 channels, as in every published model; other widths have one head.
     """
-    width, _, patch_size, _ = shape_of(state, f"{prefix}conv1.weight")
+    width, _, patch_size, _ = shape_of(state, f"{prefix}conv1.weight", 4)
     blocks = f"{prefix}transformer.resblocks."
     return ClipConfig(
         patch_size=patch_size,
         width=width,
         num_blocks=count_numbers(state, re.escape(blocks) + r"(\d+)\."),
         num_heads=width // _HEAD_DIM if width % _HEAD_DIM == 0 else 1,
-        mlp_ratio=shape_of(state, f"{blocks}0.mlp.c_fc.weight")[0] / width,
+        mlp_ratio=shape_of(state, f"{blocks}0.mlp.c_fc.weight", 2)[0] / width,
     )
 
 
-def infer_roberta(state: Mapping[str, Tensor], prefix: str, num_heads: int | None) -> RobertaConfig:
+def infer_text(
+    state: Mapping[str, Tensor],
+    prefix: str,
+    num_heads: int | None,
+    config_class: type[RobertaConfig] = RobertaConfig,
+) -> RobertaConfig:
     """Infer the config of the text encoder. If `num_heads` is None, assume head dim 64."""
-    vocab_size, width = shape_of(state, f"{prefix}embeddings.word_embeddings.weight")
+    vocab_size, width = shape_of(state, f"{prefix}embeddings.word_embeddings.weight", 2)
     if num_heads is None and width % _HEAD_DIM:
         raise ValueError(
             f"cannot infer num_heads: expected text encoder channels divisible by {_HEAD_DIM}"
@@ -70,13 +75,13 @@ def infer_roberta(state: Mapping[str, Tensor], prefix: str, num_heads: int | Non
             " channels of the text encoder"
         )
     layers = f"{prefix}encoder.layer."
-    return RobertaConfig(
+    return config_class(
         vocab_size=vocab_size,
         width=width,
         num_layers=count_numbers(state, re.escape(layers) + r"(\d+)\."),
         num_heads=num_heads or width // _HEAD_DIM,
-        ffn_width=shape_of(state, f"{layers}0.intermediate.dense.weight")[0],
-        max_positions=shape_of(state, f"{prefix}embeddings.position_embeddings.weight")[0],
+        ffn_width=shape_of(state, f"{layers}0.intermediate.dense.weight", 2)[0],
+        max_positions=shape_of(state, f"{prefix}embeddings.position_embeddings.weight", 2)[0],
     )
 
 
@@ -86,15 +91,18 @@ def count_numbers(state: Mapping[str, Tensor], pattern: str) -> int:
     return max(numbers, default=-1) + 1
 
 
-def shape_of(state: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
+def shape_of(state: Mapping[str, Tensor], name: str, dims: int) -> tuple[int, ...]:
     """Return the shape of a tensor that a config is inferred from.
 
     Raises:
-        ValueError: if the tensor is missing.
+        ValueError: if the tensor is missing, empty or not of `dims` dimensions.
     """
     if name not in state:
         raise ValueError(f"missing {name}, which is needed to determine the model size")
-    return tuple(state[name].shape)
+    shape = tuple(state[name].shape)
+    if len(shape) != dims or 0 in shape:
+        raise ValueError(f"{name} has shape {shape}, expected {dims} dimensions of 1 or more")
+    return shape
 
 
 def stored_integer(stored: Mapping[str, Any], name: str) -> int | None:

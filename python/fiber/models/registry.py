@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fiber.config import FiberConfig
 from fiber.config_io import from_dict
-from fiber.data import ImageTransform
+from fiber.data import ImageTransform, Tokenizer
 from fiber.models.encoders.keys import EncoderFormat, KeyMap
 from fiber.models.encoders.swin import resize_bias_tables
 from fiber.models.fiber import infer_config, keys, preprocess
@@ -30,6 +30,7 @@ from fiber.models.meter import infer_config as meter_infer_config
 from fiber.models.meter import keys as meter_keys
 from fiber.models.meter.config import MeterConfig
 from fiber.models.meter.image_text import MeterImageText
+from fiber.models.meter.preprocess import check_tokenizer as check_meter_tokenizer
 from fiber.models.meter.preprocess import image_options, meter_transform
 
 #: A network of any registered architecture, and its config.
@@ -84,6 +85,10 @@ class Architecture:
     #: Arguments of `ImageTransform` for training and inference alike: normalization, if it is not
     #: that of ImageNet, and the use of alpha.
     image_options: Callable[[Any], dict[str, Any]] = lambda config: {}
+    #: Raises ValueError if the model cannot use a tokenizer.
+    check_tokenizer: Callable[[Tokenizer, Any], None] = lambda tokenizer, config: (
+        tokenizer.check_for_models()
+    )
     #: Describes a config in one line.
     describe: Callable[[Any], str]
 
@@ -128,6 +133,7 @@ ARCHITECTURES = (
         main_sizes=meter_infer_config.main_sizes,
         transform=meter_transform,
         image_options=image_options,
+        check_tokenizer=check_meter_tokenizer,
         describe=meter_infer_config.describe,
     ),
     _fiber(
@@ -178,6 +184,18 @@ def build_model(config: ModelConfig) -> Network:
 def inference_transform(config: ModelConfig) -> ImageTransform:
     """Return the image preprocessing of a model at inference."""
     return architecture_of(config).transform(config)
+
+
+def check_tokenizer(tokenizer: Tokenizer, config: ModelConfig | None = None) -> None:
+    """Check that a model can use a tokenizer; without a config, one whose text encoder is RoBERTa.
+
+    Raises:
+        ValueError: if it cannot; the message gives the first reason.
+    """
+    if config is None:
+        tokenizer.check_for_models()
+    else:
+        architecture_of(config).check_tokenizer(tokenizer, config)
 
 
 def read_config(values: dict[str, Any]) -> ModelConfig:

@@ -52,6 +52,14 @@ _FAMILIES = {
         "caption_coco_cider_published",
     ),
     "grounding": ("grounding", "refcoco", "refcocoplus", "refcocog"),
+    "meter": (
+        "meter_pretrain_published",
+        "meter_vqav2_published",
+        "meter_nlvr2_published",
+        "meter_snli_ve_published",
+        "meter_retrieval_coco_published",
+        "meter_retrieval_flickr30k_published",
+    ),
     "detection": (
         "coco_detection",
         "lvis_detection",

@@ -37,8 +37,9 @@ from fiber.data.fingerprint import fingerprint_of
 from fiber.data.prompts.sampling import SampledPrompts
 from fiber.data.record import ConcatRecords, RecordSet
 from fiber.data.skip_report import classes_of, counted, skip_lines
+from fiber.data.texts.false_texts import FalseTexts
 from fiber.training.config.run import RunConfig
-from fiber.training.config.tasks import BOX_SOURCES, CLASS_SOURCES, ImageTextTask
+from fiber.training.config.tasks import BOX_SOURCES, CLASS_SOURCES
 
 #: Maximum number of records searched for a box before grounding data is rejected.
 BOXLESS_RECORDS = 1000
@@ -50,6 +51,8 @@ class TrainingData:
 
     records: Mapping[str, RecordSet]
     vocabulary: Vocabulary
+    #: False captions of each record of the task "ranking".
+    false_texts: FalseTexts | None = None
     #: Messages about skipped or changed records, one per task and kind.
     skipped: tuple[str, ...] = ()
     #: Absolute path of the data folder or file; None for records passed by the caller.
@@ -109,8 +112,8 @@ def open_data(
     Raises:
         FileNotFoundError: if a folder or file is missing.
         TypeError: if `data` has an unsupported type.
-        ValueError: if the records do not match the tasks, a task has no records or no negatives,
-            there is no tokenizer, or answers are invalid or given without questions.
+        ValueError: if the records do not match the tasks, a task has no records or too few
+            negatives, there is no tokenizer, or answers are invalid or given without questions.
     """
     fixed = None if answers is None else check_answers(open_answers(answers))
     folder_tokenizer = path = None
@@ -122,13 +125,8 @@ def open_data(
         folder_tokenizer = file if path.is_dir() or file.is_file() else None
     else:
         records = _given_records(config, data)
-    for name, found in records.items():
-        if len(found) == 0:
-            raise ValueError(f"data for task {name!r}: expected at least one record, got none")
-    if "grounding" in records:
-        _check_boxes(records["grounding"])
-    if "image_text" in records:
-        _check_negatives(records["image_text"], config.tasks.image_text)
+    _check_task_records(config, records)
+    false_texts = _false_texts(config, records["ranking"]) if "ranking" in records else None
     lines = [f"{name}: {line}" for name, found in records.items() for line in skip_lines(found)]
     choice = _choose_answers(config, records, fixed, known)
     if "question" in records:
@@ -150,7 +148,7 @@ def open_data(
         lines.append(f"trained a tokenizer with {tokenizer.vocab_size} tokens on the texts")
     classes = classes_of(records["grounding"]) if "grounding" in records else ()
     classes = classes or (known.classes if known else ())
-    vocabulary = Vocabulary(open_tokenizer(tokenizer), choice, classes)
+    vocabulary = Vocabulary(open_tokenizer(tokenizer, config.model), choice, classes)
     if path is not None and "grounding" in records:
         records["grounding"] = _with_sampled_prompts(
             config, records["grounding"], vocabulary.tokenizer
@@ -158,6 +156,7 @@ def open_data(
     return TrainingData(
         records=records,
         vocabulary=vocabulary,
+        false_texts=false_texts,
         skipped=tuple(lines),
         path=None if path is None else absolute(path),
     )
@@ -249,6 +248,20 @@ def _choose_answers(
     return known.answers if known and "vqa" in config.model.heads else ()
 
 
+def _check_task_records(config: RunConfig, records: Mapping[str, RecordSet]) -> None:
+    """Reject data of a task without records, boxes or negatives."""
+    for name, found in records.items():
+        if len(found) == 0:
+            raise ValueError(f"data for task {name!r}: expected at least one record, got none")
+    if "grounding" in records:
+        _check_boxes(records["grounding"])
+    for name in ("image_text", "ranking"):
+        if name in records:
+            weights = config.tasks.active()[name].weights()
+            losses = [loss for loss in ("itc", "itm") if weights.get(loss, 0) > 0]
+            _check_negatives(name, records[name], losses)
+
+
 def _check_boxes(records: RecordSet) -> None:
     """Reject grounding data without any boxes; some of the images may have none."""
     checked = range(0, len(records), -(-len(records) // BOXLESS_RECORDS))
@@ -259,9 +272,19 @@ def _check_boxes(records: RecordSet) -> None:
         )
 
 
-def _check_negatives(records: RecordSet, task: ImageTextTask) -> None:
+def _false_texts(config: RunConfig, records: RecordSet) -> FalseTexts:
+    """Prepare the draw of false captions; reject data with too few of them."""
+    count = config.tasks.ranking.false_texts
+    try:
+        return FalseTexts(records, count=count, seed=config.train.seed)
+    except ValueError as error:
+        raise ValueError(
+            f"data for task 'ranking', tasks.ranking.false_texts {count}: {error}"
+        ) from None
+
+
+def _check_negatives(task: str, records: RecordSet, losses: Sequence[str]) -> None:
     """Reject ITC or ITM data in which no pair can be a negative for another."""
-    losses = [name for name in ("itc", "itm") if task.weights()[name] > 0]
     first, images, texts = records[0], set(), set()
     for index in range(len(records) if losses else 0):
         record = records[index]
@@ -277,7 +300,7 @@ def _check_negatives(records: RecordSet, task: ImageTextTask) -> None:
         same.append(f"the same text ({first.text!r:.60})")
     if same:
         raise ValueError(
-            f"data for task 'image_text': all {len(records)} records have {' and '.join(same)}, so"
+            f"data for task {task!r}: all {len(records)} records have {' and '.join(same)}, so"
             f" {' and '.join(losses)} have no negatives; expected at least two different images"
             " with different texts"
         )

@@ -25,6 +25,7 @@ _CAUSES = {
         " tasks.image_text.itm_negatives=random, or more steps"
     ),
     "vqa": "too few steps or a low optim.lr, or images do not determine the answers",
+    "rank": "too few steps, or a start without pre-training (--init)",
     "nlvr2": "too few steps, or a start without pre-training (--init)",
 }
 
@@ -113,6 +114,12 @@ def prior_losses(config: RunConfig, data: TrainingData) -> dict[str, float]:
         priors["nlvr2"] = math.log(2)
     if "entailment" in data.records:
         priors["snli"] = math.log(3)
+    if "ranking" in data.records:
+        ranking = config.tasks.ranking
+        priors["rank"] = math.log(1 + ranking.false_texts)
+        if ranking.itm > 0:
+            # If captions train ITM, too, both are averaged, and both priors are near.
+            priors.setdefault("itm", _entropy(1 / 2))
     return priors
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fiber.data.batch import ImageTextBatch, QuestionBatch
+from fiber.data.batch import ImageTextBatch, QuestionBatch, RankingBatch
 from fiber.losses.caption import (
     PUBLISHED_BASELINE,
     gold_loss,
@@ -35,7 +35,14 @@ from fiber.losses.itm import (
     matching_pairs,
     pair_loss,
 )
-from fiber.losses.language import caption_loss, entailment_loss, mlm_loss, nlvr2_loss, vqa_loss
+from fiber.losses.language import (
+    caption_loss,
+    entailment_loss,
+    mlm_loss,
+    nlvr2_loss,
+    ranking_loss,
+    vqa_loss,
+)
 from fiber.models.features import ImagePrefix
 from fiber.models.fiber.captioner import caption_log_probs, is_written, sample_captions
 from fiber.models.fiber.detector import FiberDetector
@@ -43,7 +50,7 @@ from fiber.models.fiber.image_text import FiberImageText
 from fiber.models.image_text import ImageTextModel
 from fiber.models.meter.image_text import MeterImageText
 from fiber.models.registry import Network
-from fiber.training.config.tasks import CaptionTask, ImageTextTask, TasksConfig
+from fiber.training.config.tasks import CaptionTask, ImageTextTask, RankingTask, TasksConfig
 from fiber.training.objective_state import ObjectiveState
 from fiber.training.scst import CaptionRewards
 from fiber.training.split_backward import SplitGraph
@@ -167,8 +174,7 @@ def _itm(
     if similarities is None or itm_negatives == "random":
         half = half_pairs(batch.image_ids, seed=draw.seed, step=draw.number)
         images = fetch_rows(image_prefix.tokens, half.image_index, half.counts)
-        fused = model.backbone.fuse(ImagePrefix(images), text_prefix, mask, wanted="pooled")
-        return pair_loss(model.itm_logits(model.pooled(fused)), half.labels)
+        return labeled_itm_loss(model, ImagePrefix(images), text_prefix, mask, half.labels)
     negatives = hard_negatives(similarities, seed=draw.seed, step=draw.number)
     if queue is None:
         pairs = matching_pairs(image_prefix.tokens, text_prefix, mask, negatives)
@@ -190,6 +196,49 @@ def _itm(
         images, texts, masks = images[rows], texts[rows], masks[rows]
     fused = model.backbone.fuse(ImagePrefix(images), texts, masks, wanted="pooled")
     return itm_loss(model.itm_logits(model.pooled(fused)), len(batch), negatives, rows=rows)
+
+
+def labeled_itm_loss(
+    model: ImageTextModel,
+    image_prefix: ImagePrefix,
+    text_prefix: Tensor,
+    text_mask: Tensor,
+    labels: Tensor,
+) -> Tensor:
+    """Compute the ITM loss of B pairs of an image and a text; labels as for `pair_loss`."""
+    fused = model.backbone.fuse(image_prefix, text_prefix, text_mask, wanted="pooled")
+    return pair_loss(model.itm_logits(model.pooled(fused)), labels)
+
+
+def ranking_branches(
+    model: MeterImageText,
+    batch: RankingBatch,
+    task: RankingTask,
+    draw: Draw,
+    split: SplitGraph | None = None,
+) -> Iterator[dict[str, Tensor]]:
+    """Yield the ITM loss and the ranking loss of each caption among K false ones.
+
+    The image is encoded once for all pairs, and the 1 + K texts once for both losses. `split` is as
+    for `image_text_branches`.
+
+    Source: METER (Dou et al. 2022), fine-tuning for retrieval, which encodes the image for each
+    pair and draws the negatives of ITM from the whole dataset.
+    """
+    backbone = model.backbone
+    cut = split.cut if split is not None else lambda tensor: tensor
+    # (B, 1 + K, L), its own text first
+    ids = torch.cat((batch.token_ids[:, None], batch.false_ids), 1)
+    masks = torch.cat((batch.text_mask[:, None], batch.false_mask), 1)
+    texts = ids.shape[1]
+    images = ImagePrefix(cut(backbone.image_prefix(batch.images).tokens))
+    text_prefix = cut(backbone.text_prefix(ids.flatten(0, 1), masks.flatten(0, 1)))
+    if task.itm > 0:
+        yield {"itm": _itm(model, batch, images, text_prefix[::texts], None, "random", draw, None)}
+    rows = torch.arange(len(batch), device=ids.device).repeat_interleave(texts)
+    fused = backbone.fuse(images.take(rows), text_prefix, masks.flatten(0, 1), wanted="pooled")
+    scores = model.rank_scores(model.pooled(fused)).view(len(batch), texts)
+    yield {"rank": ranking_loss(scores)}
 
 
 def caption_losses(
@@ -339,6 +388,9 @@ class TrainStep(nn.Module):
             yield {"nlvr2": nlvr2_loss(logits, batch.truths)}
         elif task == "entailment":
             yield self._entailment_loss(batch)
+        elif task == "ranking":
+            meter = cast(MeterImageText, self.model)
+            yield from ranking_branches(meter, batch, self.tasks.ranking, draw, split)
         else:
             yield self._caption_losses(batch, draw)
 

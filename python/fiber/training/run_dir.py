@@ -182,7 +182,8 @@ class RunFolder:
 
     def vocabulary(self) -> Vocabulary | None:
         """Read the run's tokenizer, answers and classes; None if the folder contains no run."""
-        return read_vocabulary(self.path) if self.config_file.exists() else None
+        stored = self.stored_config()
+        return None if stored is None else read_vocabulary(self.path, stored.model)
 
     def vocabulary_sha256(self) -> str:
         """Return a SHA-256 checksum of the run's tokenizer, answers and classes."""

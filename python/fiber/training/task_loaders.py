@@ -9,7 +9,7 @@ from fiber import DecodeError
 from fiber.data import ColorJitter, DataLoader, ImageTransform, RandAugment
 from fiber.data.datasets.snli_ve import ENTAILMENT
 from fiber.data.loader_config import BatchType
-from fiber.data.masking import WholeWords
+from fiber.data.masking import PaddedPositions, WholeWords
 from fiber.data.prompts.sampling import dropped_boxes
 from fiber.data.skip_report import counted, skip_lines
 from fiber.data.text_lengths import LengthTracker, TextCounts
@@ -30,6 +30,8 @@ BATCH_TYPES: dict[str, BatchType] = {
     "entailment": "question",
     "caption": "image_text",
     "grounding": "grounding",
+    # `FalseTexts` are added to the batches.
+    "ranking": "image_text",
 }
 
 
@@ -128,18 +130,18 @@ class TaskLoaders:
             for name, records in self._records.items()
         }
         self._iterators: dict[str, Iterator[Any]] = {}
-        self._texts = {
-            # <mask> is the last token of every model's tokenizer.
-            name: TextCounts(tokenizer.vocab_size - 1, records)
-            for name, records in tracked.items()
+        self._texts = {name: TextCounts(records) for name, records in tracked.items()}
+        self._masking: WholeWords | PaddedPositions | None = None
+        masking: dict[str, Any] = {
+            "probability": config.data.mlm_probability,
+            "seed": config.train.seed,
         }
-        self._words = None
         if config.data.mlm_unit == "word":
-            self._words = WholeWords(
-                tokenizer,
-                probability=config.data.mlm_probability,
-                seed=config.train.seed,
-            )
+            self._masking = WholeWords(tokenizer, **masking)
+        elif config.data.mlm_unit == "position":
+            self._masking = PaddedPositions(tokenizer, max_tokens=max_tokens, **masking)
+        self._false_texts = data.false_texts
+        self._tokenizer, self._max_tokens = tokenizer, max_tokens
         self._rank = processes.rank
 
     def skipped(self) -> list[str]:
@@ -187,9 +189,13 @@ class TaskLoaders:
             raise FileNotFoundError(f"{error.strerror}: {error.filename!r}; {_SKIP}") from None
         if name in self._texts:
             self._texts[name].add(batch.keys, batch.token_ids, batch.text_mask)
-        if self._words is not None and name == "image_text":
+        if name == "image_text" and isinstance(self._masking, WholeWords):
             first = self.consumed[name] + self._rank * len(batch)
-            batch = self._words.mask(batch, first_sample=first)
+            batch = self._masking.mask(batch, first_sample=first)
+        elif name == "image_text" and isinstance(self._masking, PaddedPositions):
+            batch = self._masking.mask(batch)
+        if name == "ranking" and self._false_texts is not None:
+            batch = self._false_texts.add(batch, self._tokenizer, max_tokens=self._max_tokens)
         self.consumed[name] += self._samples_per_micro_batch
         return batch
 

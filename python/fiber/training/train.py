@@ -72,8 +72,8 @@ def train(
             Default: the split `validation.split` of `data`.
         init: path of the initial weights, which may be the folder of a finished model, a published
             checkpoint (only the backbone is loaded from the other stage), or a file or folder of
-            Swin (Microsoft or timm keys) or RoBERTa (transformers keys) weights. Ignored when
-            resuming.
+            encoder weights: Swin (Microsoft or timm keys), CLIP (OpenAI or transformers keys),
+            RoBERTa or BERT (transformers keys). Ignored when resuming.
         resume: continue from the newest checkpoint in `output`, if any; leave a finished run as is.
         set: config fields to override, by dotted name: {"train.steps": 500}.
         tokenizer: tokenizer, its file or its folder; "train" trains a tokenizer on the texts (only

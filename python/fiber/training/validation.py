@@ -21,7 +21,7 @@ from fiber.data.datasets.resolve import ChosenRecords, Data, has_splits
 from fiber.data.image_file import DEFAULT_LIMITS, DecodeLimits
 from fiber.data.record import RecordSet
 from fiber.evaluation.evaluate import evaluate
-from fiber.evaluation.tasks import find_task, open_records
+from fiber.evaluation.tasks import find_task, needed_head, open_records
 from fiber.models.registry import Network
 from fiber.training.checkpoint import BEST, best_file
 from fiber.training.config.run import CHOSEN_BY, RunConfig
@@ -44,6 +44,8 @@ class Validation:
     def evaluate(self, model: Network, state: dict[str, Tensor], threads: int) -> dict[str, float]:
         """Evaluate weights; return the task's metrics and "score", by which weights are selected.
 
+        For retrieval, a model without an ITC head scores every pair of image and text.
+
         The model's weights and the random state are restored afterwards, so validation does not
         affect training.
         """
@@ -51,6 +53,7 @@ class Validation:
         stored = StoredModel(
             network=model, tokenizer=self.vocabulary.tokenizer, answers=self.vocabulary.answers
         )
+        scores_pairs = self.task == "retrieval" and "itc" not in model.config.heads
         devices = {tensor.device.index for tensor in own.values() if tensor.is_cuda}
         try:
             model.load_state_dict(state)
@@ -59,13 +62,15 @@ class Validation:
                     stored,
                     self.task,
                     data=self.records,
-                    rerank=False,
+                    rerank=None if scores_pairs else False,
                     threads=threads,
                     **self.limits._asdict(),
                 )
         finally:
             model.load_state_dict(own)
             model.train()
+        if scores_pairs:
+            metrics = {name.removeprefix("reranked/"): value for name, value in metrics.items()}
         kept = {name: value for name, value in metrics.items() if "/" not in name}
         return {"score": sum(metrics[name] for name in CHOSEN_BY[self.task]), **kept}
 
@@ -123,7 +128,8 @@ def open_validation(
                 f" {', '.join(CHOSEN_BY)}"
             )
         return None, ""
-    head, reader, _ = find_task(settings.task)
+    reader = find_task(settings.task).reader
+    head = needed_head(settings.task, config.model.heads)
     if head not in config.model.heads:
         raise ValueError(
             f"validation.task {settings.task!r} needs the head {head!r}, but the model only has"

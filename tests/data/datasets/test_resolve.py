@@ -248,6 +248,10 @@ def test_a_source_with_a_training_split_alone_gives_that_one(folder):
         "sbu": ["a sight"],
         "conceptual_captions": ["a dog"],
     }
+    # METER's training splits.
+    assert texts("coco_karpathy", folder.folder, "train+restval") == ["train", "restval"]
+    for source in ("visual_genome", "sbu", "conceptual_captions"):
+        assert texts(source, folder.folder, "train+restval") == found[source]
     # The file that is named, and the same file as captions of any kind.
     assert texts("visual_genome", genome, "val+train") == ["a region"]
     assert texts("captions", sbu, "train+val") == ["a sight"]

@@ -1,11 +1,21 @@
-"""METER starts from CLIP's, Swin's and RoBERTa's own files."""
+"""METER starts from CLIP's, Swin's and RoBERTa's own files.
+
+BERT's are in `tests/models/encoders/test_bert.py`.
+"""
+
+import re
 
 import pytest
 import torch
 
 from fiber.checkpoints.encoders import encoder_states, load_encoder
+from fiber.checkpoints.load import EncoderStates, read_init
+from fiber.checkpoints.published import published_state
+from fiber.config import ClipConfig, SwinConfig
+from fiber.models.encoders.swin import resize_bias_table
+from fiber.models.meter.config import MeterConfig
 from fiber.models.meter.image_text import MeterImageText
-from fiber.models.registry import encoder_format
+from fiber.models.registry import architecture_of, encoder_format, recognize
 from tests.golden import METER
 from tests.parity.meter_case import MeterCase
 
@@ -105,3 +115,148 @@ def test_transformers_clip_gives_the_same_features(has_text):
         torch.testing.assert_close(
             target.backbone.encode_image(images), expected, atol=1e-5, rtol=0
         )
+
+
+def timm_swin():
+    """timm's Swin of the size of the recorded case, with random weights."""
+    swin = pytest.importorskip("timm.models.swin_transformer")
+    torch.manual_seed(0)
+    theirs = swin.SwinTransformer(
+        img_size=96,
+        embed_dim=16,
+        depths=(2, 2, 2, 2),
+        num_heads=(1, 2, 4, 8),
+        window_size=3,
+        num_classes=10,
+        drop_path_rate=0.0,
+    )
+    for name, parameter in theirs.named_parameters():
+        start = 1.0 if "norm" in name and name.endswith("weight") else 0.0
+        torch.nn.init.normal_(parameter, mean=start, std=0.1)
+    return theirs.eval()
+
+
+def in_microsofts_names(state):
+    """Patch merging is part of the stage before, and the classifier has no pooling."""
+    state = {
+        re.sub(r"^layers\.(\d)\.downsample", lambda m: f"layers.{int(m[1]) - 1}.downsample", n): t
+        for n, t in state.items()
+    }
+    buffers = {
+        "layers.0.blocks.1.attn_mask": torch.zeros(4, 9, 9),
+        "layers.0.blocks.0.attn.relative_position_index": torch.zeros(9, 9, dtype=torch.int64),
+    }
+    return {n.replace("head.fc.", "head."): tensor for n, tensor in state.items()} | buffers
+
+
+@pytest.mark.parametrize("naming", ["timm", "microsoft"])
+def test_swin_gives_the_features_of_timm(tmp_path, naming):
+    theirs = timm_swin()
+    state = theirs.state_dict()
+    # Microsoft's files hold the weights under "model".
+    content = state if naming == "timm" else {"model": in_microsofts_names(state)}
+    torch.save(content, tmp_path / "swin.pth")
+    start = read_init(tmp_path / "swin.pth")
+    assert isinstance(start, EncoderStates)
+    target = model("swin").eval()
+    keys, ignored = load_encoder(target, start.states[tmp_path / "swin.pth"])
+    parts = ("backbone.image.", "backbone.image_norm.")
+    assert set(keys) == {name for name in target.state_dict() if name.startswith(parts)}
+    reasons = {"ImageNet classifier"}
+    if naming == "microsoft":
+        reasons |= {"buffer derived from the map size", "buffer derived from the window size"}
+    assert set(ignored.values()) == reasons
+    images = torch.randn(2, 3, 96, 96)
+    with torch.no_grad():
+        expected = theirs.forward_features(images).flatten(1, 2)
+        # Features go up to 4; both compute in float32.
+        torch.testing.assert_close(
+            target.backbone.encode_image(images), expected, atol=1e-5, rtol=0
+        )
+
+
+def test_tables_of_swin_follow_the_image_size():
+    state = timm_swin().state_dict()
+    target = model("swin", 128)
+    load_encoder(target, state)
+    table = target.backbone.image.stages[2].blocks[1].attention.bias_table
+    theirs = state["layers.2.blocks.1.attn.relative_position_bias_table"]
+    assert torch.equal(table, resize_bias_table(theirs, 49))
+
+
+@pytest.mark.parametrize("prefix", ["", "roberta."])
+def test_roberta_gives_the_features_of_transformers(prefix):
+    transformers = pytest.importorskip("transformers")
+    target = model("clip").eval()
+    own = target.config.roberta
+    torch.manual_seed(0)
+    theirs = transformers.RobertaModel(
+        transformers.RobertaConfig(
+            vocab_size=own.vocab_size,
+            hidden_size=own.width,
+            num_hidden_layers=own.num_layers,
+            num_attention_heads=own.num_heads,
+            intermediate_size=own.ffn_width,
+            max_position_embeddings=own.max_positions,
+            type_vocab_size=1,
+            layer_norm_eps=1e-5,
+        )
+    ).eval()
+    state = {f"{prefix}{name}": tensor for name, tensor in theirs.state_dict().items()}
+    keys, ignored = load_encoder(target, state)
+    assert set(keys) == {n for n in target.state_dict() if n.startswith("backbone.text.")}
+    assert set(ignored.values()) <= {"unused pooler", "position buffer"}
+    ids = torch.randint(4, own.vocab_size - 1, (3, 12))
+    ids[1, 7:] = ids[2, 4:] = 1
+    mask = ids.ne(1)
+    with torch.no_grad():
+        expected = theirs(ids, attention_mask=mask.long()).last_hidden_state
+        found = target.backbone.encode_text(ids, mask)
+    torch.testing.assert_close(found[mask], expected[mask], atol=1e-5, rtol=0)
+
+
+#: Configs of published image encoders, and keys of their files with shapes.
+SIZES = {
+    "CLIP-B/32": (
+        MeterConfig(image_size=224, clip=ClipConfig(patch_size=32)),
+        {
+            "visual.conv1.weight": (768, 3, 32, 32),
+            "visual.positional_embedding": (50, 768),
+            "visual.transformer.resblocks.10.mlp.c_fc.weight": (3072, 768),
+            # The last of the twelve is left out.
+            "visual.transformer.resblocks.11.mlp.c_fc.weight": None,
+        },
+    ),
+    "CLIP-B/16": (
+        MeterConfig(image_size=224),
+        {"visual.conv1.weight": (768, 3, 16, 16), "visual.positional_embedding": (197, 768)},
+    ),
+    "Swin-L": (
+        MeterConfig(
+            image_size=384,
+            image_encoder="swin",
+            swin=SwinConfig(embed_dim=192, num_heads=(6, 12, 24, 48), window_size=12),
+        ),
+        {
+            "patch_embed.proj.weight": (192, 3, 4, 4),
+            "layers.2.blocks.17.attn.relative_position_bias_table": (529, 24),
+            "layers.3.blocks.1.mlp.fc1.weight": (6144, 1536),
+            "norm.weight": (1536,),
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_published_sizes_are_recognized_by_their_tensors(name):
+    config, shapes = SIZES[name]
+    architecture = architecture_of(config)
+    with torch.device("meta"):
+        network = MeterImageText(config)
+    encoder = encoder_states(network)[config.image_encoder]
+    for key, shape in shapes.items():
+        assert (tuple(encoder[key].shape) if key in encoder else None) == shape
+    # A whole model of this size, as the published code names it, tells its config.
+    state = published_state(network)
+    assert recognize(state) is architecture
+    assert architecture.infer_config(state, {}) == config

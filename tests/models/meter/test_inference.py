@@ -11,14 +11,17 @@ from PIL import Image
 
 from fiber import _core
 from fiber.cli import main
+from fiber.config import preset
 from fiber.data import Tokenizer
 from fiber.data.record import Record
 from fiber.evaluation.evaluate import evaluate
 from fiber.inference import Model
 from fiber.models.heads import MissingHeadError
-from fiber.models.registry import architecture_of
+from fiber.models.pair_scoring import ranking_head
+from fiber.models.registry import architecture_of, build_model
 from tests.golden import METER
 from tests.parity.meter_case import MeterCase
+from tests.parity.tolerances import METER as TOLERANCES
 
 TEXTS = ("a red dog", "left of a cat", "what color is the dog")
 
@@ -123,6 +126,19 @@ def test_retrieval_scores_every_pair(tokenizer, images, task, head):
     assert metrics["reranked/image_to_text_recall_at_1"] == pytest.approx(expected)
 
 
+def test_without_a_ranking_head_the_logit_of_a_match_ranks():
+    """The recorded ranking head is that row of the ITM head."""
+    case = MeterCase(METER / "clip_micro.json")
+    model, (ids, mask) = case.model("pretrain"), case.text()
+    with torch.no_grad():
+        fused = model.backbone.encode_pair(case.input("image"), ids, mask, wanted="pooled")
+        scores = ranking_head(model)(model.pooled(fused))
+    # The first text of each image is the true one.
+    expected = case.stored("irtr.score").reshape(case.records["irtr.score"]["shape"])[:, 0]
+    largest = max(1.0, expected.abs().max().item())
+    torch.testing.assert_close(scores, expected, rtol=0, atol=TOLERANCES.tensors * largest)
+
+
 def test_search_ranks_by_the_ranking_head(tokenizer, images):
     model = make_model("irtr", tokenizer)
     scores = logits(model, images, TEXTS[1], "rank")
@@ -137,10 +153,16 @@ def test_heads_that_it_lacks_are_named(tokenizer, images):
     model = make_model("vqa", tokenizer)
     with pytest.raises(MissingHeadError, match="the head 'itc'; this model has vqa"):
         model.embed_images(images)
-    with pytest.raises(MissingHeadError, match="needs the head 'caption'"):
+    with pytest.raises(MissingHeadError, match="needs the head 'caption'") as error:
         model.caption(images)
-    with pytest.raises(MissingHeadError, match="entail needs the head 'snli'"):
+    # No recipe trains a METER model to caption.
+    assert "To train this head" not in str(error.value)
+    with pytest.raises(MissingHeadError, match=r"entail needs .* 'snli'.*train meter_snli_ve"):
         model.entail(images, "a dog")
+    with torch.device("meta"):
+        fiber_model = Model(build_model(preset("micro")))
+    with pytest.raises(MissingHeadError, match="entail needs the head 'snli'"):
+        fiber_model.entail(images, "a dog")
 
 
 def test_there_are_no_gates_to_set_to_zero(tokenizer, images):

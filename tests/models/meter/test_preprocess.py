@@ -1,5 +1,6 @@
 """Images reach a METER model as they reach the published code, transparent ones too."""
 
+import dataclasses
 import io
 import json
 
@@ -7,13 +8,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.numpy import load_file
 
 import fiber
+from fiber import _core
 from fiber.checkpoints.export import write_published
 from fiber.cli import main
 from fiber.data import Record, Tokenizer
 from fiber.evaluation.evaluate import evaluate
-from fiber.models.meter.preprocess import CLIP_STATISTICS
+from fiber.models.meter.config import MeterConfig
+from fiber.models.meter.preprocess import CLIP_STATISTICS, meter_transform
 from fiber.models.registry import build_model, inference_transform
 from fiber.training.config.transforms import RandAugmentConfig, TransformConfig
 from fiber.training.task_loaders import training_transform
@@ -132,3 +136,33 @@ def test_every_training_transform_takes_what_the_family_fixes(name, kind):
     assert described["rand_augment"]["policy"] == "meter"
     assert described["rand_augment"]["magnitude"] == 9
     json.dumps(described)
+
+
+#: Names of the recorded transforms.
+NAMES = {"clip": "clip", "swin": "imagenet"}
+
+
+def config(encoder) -> MeterConfig:
+    found = MeterCase(METER / f"{encoder}_micro.json").meter_config("vqa")
+    if encoder == "clip":
+        return found.with_image_size(48)
+    # 48 is no multiple of Swin's 32 pixels.
+    swin = dataclasses.replace(found.swin, patch_size=2, window_size=3)
+    return dataclasses.replace(found, swin=swin, image_size=48)
+
+
+@pytest.mark.parametrize("encoder", NAMES)
+@pytest.mark.parametrize("image", ["wide", "tall", "alpha"])
+@pytest.mark.parametrize("use", ["inference", "training"])
+def test_images_are_those_recorded(encoder, image, use):
+    recorded, model = load_file(METER / "extras.safetensors"), config(encoder)
+    if use == "inference":
+        transform = meter_transform(model)
+    else:
+        transform = training_transform(model, TransformConfig(kind="center_crop"))
+    picture = np.ascontiguousarray(recorded[f"picture.{image}"])
+    values, _, size = _core.apply_transform(picture, transform)
+    assert size == (48, 48)
+    ours = np.asarray(values).view(np.float32).reshape(3, *size)
+    # Bytes are equal; their normalization rounds in another order.
+    np.testing.assert_allclose(ours, recorded[f"{NAMES[encoder]}.{image}"], rtol=0, atol=1e-6)

@@ -65,7 +65,7 @@ def open_source(source: str, data: AnyPath, split: str, **options: Any) -> Recor
             relative to its folder.
         split: a split name, or several joined by "+". A file without splits is read as a whole. If
             "train" is requested, other splits of training-only sources (such as Visual Genome and
-            SBU) and a missing "val" split of Conceptual Captions are ignored.
+            SBU) and a missing "val" or "restval" split of Conceptual Captions are ignored.
         options: options of the reader, such as `whole_expression` of `sources.referring`.
 
     Raises:
@@ -109,7 +109,8 @@ def _splits_of(source: str, folder: Path, asked: list[str]) -> list[str]:
             raise ValueError(f"{source} has only a 'train' split, got split {'+'.join(asked)!r}")
         return [split for split in asked if split == "train"]
     if source == "conceptual_captions" and "train" in asked:
-        return [s for s in asked if s != "val" or _layouts_in(source, folder, s)]
+        optional = ("val", "restval")
+        return [s for s in asked if s not in optional or _layouts_in(source, folder, s)]
     return asked
 
 

@@ -25,12 +25,10 @@ from fiber.data.prompts.classes import (
 from fiber.data.prompts.published import BACKGROUND, keep_positives, optimized_order
 from fiber.data.prompts.rules import PromptRules
 from fiber.data.record import ConcatRecords, Record, RecordSet
-from fiber.data.rng import Rng
+from fiber.data.rng import MAX_RECORDS, Rng
 
 # Random number stream for prompts.
 _PROMPTS = 253
-# Number of epochs before prompts repeat, and maximum number of records; `Rng` indices encode both.
-_EPOCHS, _RECORDS = 2**16, 2**32
 
 
 class SampledPrompts:
@@ -61,8 +59,8 @@ class SampledPrompts:
         rules: PromptRules,
         seed: int = 0,
     ) -> None:
-        if len(records) > _RECORDS:
-            raise ValueError(f"records must have at most {_RECORDS} items, got {len(records)}")
+        if len(records) > MAX_RECORDS:
+            raise ValueError(f"records must have at most {MAX_RECORDS} items, got {len(records)}")
         self.records, self.tokenizer, self.max_tokens = records, tokenizer, max_tokens
         self.rules, self.seed = rules, seed
         self.dropped_boxes = 0
@@ -86,7 +84,7 @@ class SampledPrompts:
         record = self.records[index]
         if self._vocabulary.labels is not record.labels:
             self._vocabulary = _Vocabulary(record.labels)
-        rng = Rng(self.seed, _PROMPTS, (epoch % _EPOCHS) * _RECORDS + index)
+        rng = Rng.of_record(self.seed, _PROMPTS, epoch, index)
         present = sorted(set(record.box_labels))
         if self.rules.class_rule == "fitting":
             prompt, new_index = self._fitting(record.key, present, rng)

@@ -1,12 +1,13 @@
-"""Published state-dict keys of Swin and RoBERTa, inside a model or in standalone files."""
+"""Published state-dict keys of encoders, inside a model or in standalone files."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from fiber.config import ClipConfig, RobertaConfig, SwinConfig
+from fiber.models.encoders.bert_config import TOKEN_TYPES, BertConfig
 
 #: Maps each of our keys to the published keys whose tensors are concatenated.
 KeyMap = dict[str, tuple[str, ...]]
@@ -35,6 +36,12 @@ IGNORED_ROBERTA: IgnoredKeys = (
     (r"(roberta\.)?pooler\.dense\.(weight|bias)", "unused pooler"),
     (r"lm_head\..*", "RoBERTa's language head; FIBER initializes its own"),
 )
+IGNORED_BERT: IgnoredKeys = (
+    (r"(bert\.)?embeddings\.(position_ids|token_type_ids)", "position buffer"),
+    (r"(bert\.)?pooler\.dense\.(weight|bias)", "unused pooler"),
+    (r"cls\.predictions\..*", "BERT's language head; METER initializes its own"),
+    (r"cls\.seq_relationship\.(weight|bias)", "BERT's classifier of the next sentence"),
+)
 
 
 class EncoderLayout(NamedTuple):
@@ -47,6 +54,9 @@ class EncoderLayout(NamedTuple):
     merging_in_next_stage: bool = False
     #: For CLIP: True for the names of transformers, False for those of OpenAI.
     is_transformers: bool = False
+    #: For BERT: True if weight and bias of LayerNorms are named gamma and beta, as in the files of
+    #: bert-base-uncased.
+    has_gamma: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,11 +95,33 @@ def swin_layout(names: Collection[str]) -> EncoderLayout | None:
 
 
 def roberta_layout(names: Collection[str]) -> EncoderLayout | None:
-    """Return the key layout of a RoBERTa checkpoint, or None if the keys are not RoBERTa's."""
+    """Return the key layout of a RoBERTa checkpoint, or None if the keys are not RoBERTa's.
+
+    `names` may be a state dict, whose shapes tell RoBERTa without a prefix from BERT.
+    """
     for prefix in ("", "roberta."):
         if f"{prefix}embeddings.word_embeddings.weight" in names:
-            return EncoderLayout(prefix)
+            return None if not prefix and _has_berts_types(names) else EncoderLayout(prefix)
     return None
+
+
+def bert_layout(names: Collection[str]) -> EncoderLayout | None:
+    """Return the key layout of a BERT checkpoint, or None if the keys are not BERT's.
+
+    Without a prefix, keys are RoBERTa's too; then `names` must be a state dict, whose shapes tell.
+    """
+    for prefix in ("bert.", ""):
+        if f"{prefix}embeddings.word_embeddings.weight" in names:
+            if not prefix and not _has_berts_types(names):
+                return None
+            has_gamma = f"{prefix}embeddings.LayerNorm.gamma" in names
+            return EncoderLayout(prefix, has_gamma=has_gamma)
+    return None
+
+
+def _has_berts_types(names: Collection[str]) -> bool:
+    types = "embeddings.token_type_embeddings.weight"
+    return isinstance(names, Mapping) and types in names and len(names[types]) == TOKEN_TYPES
 
 
 def swin_keys(config: SwinConfig, layout: EncoderLayout) -> KeyMap:
@@ -193,6 +225,22 @@ def roberta_keys(config: RobertaConfig, layout: EncoderLayout) -> KeyMap:
             **weight_and_bias(f"{layer}.output_norm", f"{published}.output.LayerNorm"),
         }
     return keys
+
+
+def bert_keys(config: BertConfig, layout: EncoderLayout) -> KeyMap:
+    """Map `backbone.text.*` keys to the keys of `transformers.BertModel`."""
+    keys = roberta_keys(config, layout)
+    if not layout.has_gamma:
+        return keys
+    norm = "LayerNorm."
+    old = {f"{norm}weight": f"{norm}gamma", f"{norm}bias": f"{norm}beta"}
+    return {
+        ours: tuple(
+            next((name.replace(new, was) for new, was in old.items() if name.endswith(new)), name)
+            for name in theirs
+        )
+        for ours, theirs in keys.items()
+    }
 
 
 def weight_and_bias(ours: str, *theirs: str) -> KeyMap:

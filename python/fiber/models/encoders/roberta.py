@@ -145,12 +145,12 @@ class TextLayer(nn.Module):
         return self.output_norm(hidden) if normalize_output else hidden
 
 
-class RobertaEncoder(nn.Module):
-    """RoBERTa text encoder."""
+class TextEncoder(nn.Module):
+    """Embeddings, and a stack of post-norm layers on them."""
 
-    def __init__(self, config: RobertaConfig) -> None:
+    def __init__(self, config: RobertaConfig, embeddings: nn.Module) -> None:
         super().__init__()
-        self.embeddings = TextEmbeddings(config)
+        self.embeddings = embeddings
         self.layers = nn.ModuleList(TextLayer(config) for _ in range(config.num_layers))
         self.apply(_init_weights)
 
@@ -160,6 +160,13 @@ class RobertaEncoder(nn.Module):
         for layer in self.layers:
             hidden = layer(hidden, attention_mask)
         return hidden
+
+
+class RobertaEncoder(TextEncoder):
+    """RoBERTa text encoder."""
+
+    def __init__(self, config: RobertaConfig) -> None:
+        super().__init__(config, TextEmbeddings(config))
 
 
 def key_attention_mask(text_mask: Tensor) -> Tensor:

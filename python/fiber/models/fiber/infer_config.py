@@ -23,8 +23,8 @@ from fiber.models.infer import (
     check_fields,
     check_stored,
     count_numbers,
-    infer_roberta,
     infer_swin,
+    infer_text,
     own_config,
     shape_of,
     stored_integer,
@@ -73,9 +73,9 @@ def coarse_config(state: Mapping[str, Tensor], stored: Mapping[str, Any]) -> Fib
     )
     swin = infer_swin(state, COARSE_IMAGE)
     num_heads = own.roberta.num_heads if own else stored_integer(stored, "num_heads")
-    roberta = infer_roberta(state, COARSE_TEXT, num_heads)
+    roberta = infer_text(state, COARSE_TEXT, num_heads)
     answers = (
-        {"num_answers": shape_of(state, "vqa_classifier.3.weight")[0]} if "vqa" in heads else {}
+        {"num_answers": shape_of(state, "vqa_classifier.3.weight", 2)[0]} if "vqa" in heads else {}
     )
     if "text_input_queue" in state:
         max_tokens = state["text_input_queue"].shape[1]
@@ -118,9 +118,9 @@ def fine_config(state: Mapping[str, Tensor], stored: Mapping[str, Any]) -> Fiber
     """
     own = own_config(stored, FiberConfig)
     swin = dataclasses.replace(infer_swin(state, FINE_IMAGE), drop_path=0.4)
-    roberta = infer_roberta(state, FINE_TEXT, own.roberta.num_heads if own else None)
+    roberta = infer_text(state, FINE_TEXT, own.roberta.num_heads if own else None)
     strides = tuple(swin.patch_size * 2 ** (level + 1) for level in range(5))
-    unused, channels = shape_of(state, "rpn.head.cls_logits.weight")[:2]
+    unused, channels = shape_of(state, "rpn.head.cls_logits.weight", 4)[:2]
     config = FiberConfig(
         channel_order="bgr",
         swin=swin,

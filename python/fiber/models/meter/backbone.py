@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from fiber.models.encoders.bert import BertEncoder
 from fiber.models.encoders.clip import ClipEncoder
 from fiber.models.encoders.roberta import RobertaEncoder, key_attention_mask
 from fiber.models.encoders.swin import LAYER_NORM_EPS, SwinEncoder
@@ -50,9 +51,12 @@ class MeterBackbone(nn.Module):
         else:
             self.image = SwinEncoder(config.swin)
             self.image_norm = nn.LayerNorm(config.image_width, eps=LAYER_NORM_EPS)
-        self.text = RobertaEncoder(config.roberta)
+        if config.text_encoder == "bert":
+            self.text: nn.Module = BertEncoder(config.bert)
+        else:
+            self.text = RobertaEncoder(config.roberta)
         self.image_transform = nn.Linear(config.image_width, cross.width)
-        self.text_transform = nn.Linear(config.roberta.width, cross.width)
+        self.text_transform = nn.Linear(config.text.width, cross.width)
         self.token_types = nn.Embedding(config.num_token_types, cross.width)
         if self.is_merged:
             self.layers = nn.ModuleList(MergedLayer(cross) for _ in range(cross.num_layers))

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from fiber.config import ClipConfig, RobertaConfig, SwinConfig
-from fiber.config_io import check_ranges, require
+from fiber.config_io import check_ranges, nearest, require
+from fiber.models.encoders.bert_config import BertConfig
+from fiber.models.meter.released import head_hint
 
 #: Heads of a METER model, in construction order. "snli": entailment of a text by an image; "rank":
 #: score of a pair for retrieval.
@@ -88,7 +90,10 @@ class MeterConfig:
     image_encoder: Literal["clip", "swin"] = "clip"
     clip: ClipConfig = field(default_factory=ClipConfig)
     swin: SwinConfig = field(default_factory=SwinConfig)
+    #: Which of `roberta` and `bert` the text encoder is. All published models have RoBERTa.
+    text_encoder: Literal["roberta", "bert"] = "roberta"
     roberta: RobertaConfig = field(default_factory=RobertaConfig)
+    bert: BertConfig = field(default_factory=BertConfig)
     cross: CrossConfig = field(default_factory=CrossConfig)
     image_text: MeterHeadsConfig = field(default_factory=MeterHeadsConfig)
 
@@ -98,18 +103,17 @@ class MeterConfig:
             self.image_encoder in ("clip", "swin"),
             f"image_encoder: expected 'clip' or 'swin', got {self.image_encoder!r}",
         )
+        require(
+            self.text_encoder in ("roberta", "bert"),
+            f"text_encoder: expected 'roberta' or 'bert', got {self.text_encoder!r}",
+        )
         check_ranges(self, "", {"image_size": (1, 2**16), "max_tokens": (2, 2**20)})
         require(
-            self.max_tokens <= self.roberta.max_tokens,
-            f"max_tokens must be at most {self.roberta.max_tokens}, the maximum of the text"
+            self.max_tokens <= self.text.max_tokens,
+            f"max_tokens must be at most {self.text.max_tokens}, the maximum of the text"
             f" encoder, got {self.max_tokens}",
         )
-        step = self.size_step
-        require(
-            self.image_size % step == 0,
-            f"image_size {self.image_size}: expected a multiple of {step}"
-            f" ({'the patch size' if self.image_encoder == 'clip' else 'the stride of Swin'})",
-        )
+        self._check_image_size(self.image_size)
 
     @property
     def size_step(self) -> int:
@@ -124,6 +128,11 @@ class MeterConfig:
         return self.clip.width if self.image_encoder == "clip" else self.swin.channels[-1]
 
     @property
+    def text(self) -> RobertaConfig:
+        """Config of the text encoder."""
+        return self.roberta if self.text_encoder == "roberta" else self.bert
+
+    @property
     def heads(self) -> tuple[str, ...]:
         """Names of the heads."""
         return self.image_text.heads
@@ -136,7 +145,7 @@ class MeterConfig:
     @property
     def vocab_size(self) -> int:
         """Vocabulary size of the text encoder."""
-        return self.roberta.vocab_size
+        return self.text.vocab_size
 
     @property
     def num_answers(self) -> int:
@@ -148,8 +157,15 @@ class MeterConfig:
         """Number of token types: text, image, and the second image of NLVR2."""
         return 3 if "nlvr2" in self.heads else 2
 
+    def head_hint(self, head: str) -> str:
+        """Say which released files have a head, or that METER has no such head."""
+        return head_hint(head)
+
     def with_vocabulary(self, vocab_size: int) -> MeterConfig:
         """Return a copy of the config with a new vocabulary size."""
+        if self.text_encoder == "bert":
+            bert = dataclasses.replace(self.bert, vocab_size=vocab_size)
+            return dataclasses.replace(self, bert=bert)
         roberta = dataclasses.replace(self.roberta, vocab_size=vocab_size)
         return dataclasses.replace(self, roberta=roberta)
 
@@ -159,11 +175,55 @@ class MeterConfig:
         Raises:
             ValueError: if the size is not a multiple of `size_step`.
         """
-        require(
-            image_size > 0 and image_size % self.size_step == 0,
-            f"image_size {image_size}: expected a multiple of {self.size_step}",
-        )
+        self._check_image_size(image_size)
         swin = self.swin
         if self.image_encoder == "swin":
             swin = dataclasses.replace(swin, window_size=image_size // self.size_step)
         return dataclasses.replace(self, image_size=image_size, swin=swin)
+
+    def _check_image_size(self, image_size: int) -> None:
+        step = self.size_step
+        require(
+            image_size > 0 and image_size % step == 0,
+            f"image_size {image_size}: expected a multiple of {step}"
+            f" ({'the patch size' if self.image_encoder == 'clip' else 'the stride of Swin'})",
+        )
+
+
+#: Published models by image encoder, all with RoBERTa base: CLIP-ViT B/16 and B/32, and Swin base
+#: and large. Image sizes are those of pre-training; B/32 and Swin large were not released.
+METER_PRESETS: dict[str, MeterConfig] = {
+    "clip16": MeterConfig(),
+    "clip32": MeterConfig(image_size=224, clip=ClipConfig(patch_size=32)),
+    "swin_base": MeterConfig(image_size=384, image_encoder="swin"),
+    "swin_large": MeterConfig(
+        image_size=384,
+        image_encoder="swin",
+        swin=SwinConfig(embed_dim=192, num_heads=(6, 12, 24, 48)),
+    ),
+}
+#: Text encoders of METER by name.
+METER_TEXT_ENCODERS: dict[str, RobertaConfig] = {
+    "roberta_base": RobertaConfig(),
+    "roberta_large": RobertaConfig(width=1024, num_layers=24, num_heads=16, ffn_width=4096),
+    "bert_base": BertConfig(),
+}
+
+
+def meter_preset(name: str, *, text_encoder: str = "roberta_base") -> MeterConfig:
+    """Look up a preset, with a text encoder of `METER_TEXT_ENCODERS`.
+
+    Raises:
+        ValueError: if either does not exist; the message suggests the nearest names.
+    """
+    if name not in METER_PRESETS:
+        raise ValueError(f"METER preset {name!r} does not exist; {nearest(name, METER_PRESETS)}")
+    if text_encoder not in METER_TEXT_ENCODERS:
+        raise ValueError(
+            f"text encoder {text_encoder!r} does not exist;"
+            f" {nearest(text_encoder, METER_TEXT_ENCODERS)}"
+        )
+    encoder = METER_TEXT_ENCODERS[text_encoder]
+    if isinstance(encoder, BertConfig):
+        return dataclasses.replace(METER_PRESETS[name], text_encoder="bert", bert=encoder)
+    return dataclasses.replace(METER_PRESETS[name], roberta=encoder)

@@ -9,16 +9,17 @@ from typing import Any
 
 from torch import Tensor
 
-from fiber.config import ClipConfig, SwinConfig
+from fiber.config import ClipConfig, RobertaConfig, SwinConfig
 from fiber.config_io import to_dict
+from fiber.models.encoders.bert_config import TOKEN_TYPES, BertConfig
 from fiber.models.infer import (
     OWN,
     check_fields,
     check_stored,
     count_numbers,
     infer_clip,
-    infer_roberta,
     infer_swin,
+    infer_text,
     own_config,
     shape_of,
     stored_integer,
@@ -44,10 +45,14 @@ _HEAD_DIM = 64
 #: Fields that are determined by tensors.
 _DETERMINED = (
     *("family", "image_size", "image_encoder", "clip.patch_size", "clip.width", "clip.num_blocks"),
+    "text_encoder",
     *("swin.patch_size", "swin.embed_dim", "swin.depths", "swin.num_heads", "swin.window_size"),
-    *("roberta.vocab_size", "roberta.width", "roberta.num_layers", "roberta.ffn_width"),
-    *("roberta.max_positions", "cross.kind", "cross.width", "cross.num_layers", "cross.ffn_width"),
-    "image_text.heads",
+    *("cross.kind", "cross.width", "cross.num_layers", "cross.ffn_width", "image_text.heads"),
+    *(
+        f"{encoder}.{name}"
+        for encoder in ("roberta", "bert")
+        for name in ("vocab_size", "width", "num_layers", "ffn_width", "max_positions")
+    ),
 )
 
 
@@ -68,11 +73,11 @@ def meter_config(state: Mapping[str, Tensor], stored: Mapping[str, Any]) -> Mete
         for head, prefix in _HEAD_PREFIXES.items()
         if any(name.startswith(prefix) for name in state)
     )
-    is_clip = f"{CLIP_IMAGE}conv1.weight" in state
+    is_clip = any(name.startswith(CLIP_IMAGE) for name in state)
     clip, swin = ClipConfig(), SwinConfig()
     if is_clip:
         clip = infer_clip(state, CLIP_IMAGE)
-        rows = shape_of(state, f"{CLIP_IMAGE}positional_embedding")[0]
+        rows = shape_of(state, f"{CLIP_IMAGE}positional_embedding", 2)[0]
         side = math.isqrt(max(rows - 1, 0))
         if side**2 + 1 != rows:
             raise ValueError(
@@ -84,19 +89,20 @@ def meter_config(state: Mapping[str, Tensor], stored: Mapping[str, Any]) -> Mete
         swin = infer_swin(state, IMAGE)
         # Published window sizes are image_size / 32: one window in the last stage.
         image_size = swin.window_size * swin.patch_size * 8
-    roberta = infer_roberta(state, TEXT, own.roberta.num_heads if own else None)
+    text = _text(state, own)
+    text_encoder = "bert" if isinstance(text, BertConfig) else "roberta"
+    encoders: dict[str, Any] = {"clip": clip, "swin": swin, text_encoder: text}
     answers = (
-        {"num_answers": shape_of(state, "vqa_classifier.3.weight")[0]} if "vqa" in heads else {}
+        {"num_answers": shape_of(state, "vqa_classifier.3.weight", 2)[0]} if "vqa" in heads else {}
     )
     published = _RETRIEVAL_TOKENS if "rank" in heads else _TOKENS
     max_tokens = stored_integer(stored, "max_text_len") or published
     config = MeterConfig(
         image_size=image_size,
-        max_tokens=min(max_tokens, roberta.max_tokens),
+        max_tokens=min(max_tokens, text.max_tokens),
         image_encoder="clip" if is_clip else "swin",
-        clip=clip,
-        swin=swin,
-        roberta=roberta,
+        text_encoder=text_encoder,
+        **encoders,
         cross=_cross(state, stored, own),
         image_text=MeterHeadsConfig(heads=heads, **answers),
     )
@@ -108,11 +114,19 @@ def meter_config(state: Mapping[str, Tensor], stored: Mapping[str, Any]) -> Mete
     return own
 
 
+def _text(state: Mapping[str, Tensor], own: MeterConfig | None) -> RobertaConfig:
+    """Infer the config of the text encoder, RoBERTa or BERT."""
+    num_heads = own.text.num_heads if own else None
+    if shape_of(state, f"{TEXT}embeddings.token_type_embeddings.weight", 2)[0] == TOKEN_TYPES:
+        return infer_text(state, TEXT, num_heads, BertConfig)
+    return infer_text(state, TEXT, num_heads)
+
+
 def _cross(
     state: Mapping[str, Tensor], stored: Mapping[str, Any], own: MeterConfig | None
 ) -> CrossConfig:
     """Infer the config of the fusion."""
-    width = shape_of(state, "cross_modal_text_transform.weight")[0]
+    width = shape_of(state, "cross_modal_text_transform.weight", 2)[0]
     is_merged = any(name.startswith(MERGED_LAYERS) for name in state)
     layers = MERGED_LAYERS if is_merged else TEXT_LAYERS
     num_heads = own.cross.num_heads if own else stored_integer(stored, "num_heads")
@@ -126,7 +140,7 @@ def _cross(
         width=width,
         num_layers=count_numbers(state, re.escape(layers) + r"(\d+)\."),
         num_heads=num_heads or width // _HEAD_DIM,
-        ffn_width=shape_of(state, f"{layers}0.intermediate.dense.weight")[0],
+        ffn_width=shape_of(state, f"{layers}0.intermediate.dense.weight", 2)[0],
     )
 
 
@@ -162,11 +176,14 @@ def stored_sizes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
         sizes["swin.depths"] = tuple(
             count(rf"backbone\.image\.stages\.{stage}\.blocks\.(\d+)\.") for stage in range(4)
         )
-    add("roberta.vocab_size", f"{text}.embeddings.word.weight", 0)
-    add("roberta.width", f"{text}.embeddings.word.weight", 1)
-    add("roberta.max_positions", f"{text}.embeddings.position.weight", 0)
-    add("roberta.ffn_width", f"{text}.layers.0.mlp.0.weight", 0)
-    sizes["roberta.num_layers"] = count(r"backbone\.text\.layers\.(\d+)\.")
+    types = shapes.get(f"{text}.embeddings.token_type.weight", ())
+    encoder = "bert" if types[:1] == (TOKEN_TYPES,) else "roberta"
+    sizes["text_encoder"] = encoder
+    add(f"{encoder}.vocab_size", f"{text}.embeddings.word.weight", 0)
+    add(f"{encoder}.width", f"{text}.embeddings.word.weight", 1)
+    add(f"{encoder}.max_positions", f"{text}.embeddings.position.weight", 0)
+    add(f"{encoder}.ffn_width", f"{text}.layers.0.mlp.0.weight", 0)
+    sizes[f"{encoder}.num_layers"] = count(r"backbone\.text\.layers\.(\d+)\.")
     add("cross.width", "backbone.text_transform.weight", 0)
     sizes["cross.num_layers"] = count(r"backbone\.(?:text_)?layers\.(\d+)\.")
     add("image_text.num_answers", "vqa_head.output.weight", 0)
@@ -203,8 +220,9 @@ def main_sizes(config: MeterConfig) -> dict[str, Any]:
         else {"image channels": config.swin.embed_dim, "image depths": config.swin.depths}
     )
     return {
-        "text width": config.roberta.width,
-        "text layers": config.roberta.num_layers,
+        "text encoder": config.text_encoder,
+        "text width": config.text.width,
+        "text layers": config.text.num_layers,
         **image,
         "cross-modal width": config.cross.width,
         "cross-modal layers": config.cross.num_layers,
@@ -213,7 +231,7 @@ def main_sizes(config: MeterConfig) -> dict[str, Any]:
 
 def describe(config: MeterConfig) -> str:
     """Describe a model in one line."""
-    roberta, cross, swin, clip = config.roberta, config.cross, config.swin, config.clip
+    text, cross, swin, clip = config.text, config.cross, config.swin, config.clip
     if config.image_encoder == "clip":
         image = (
             f"CLIP-ViT with {clip.num_blocks} blocks, {clip.width} channels, patch size"
@@ -225,8 +243,9 @@ def describe(config: MeterConfig) -> str:
             f"Swin with {depths} blocks, {swin.embed_dim} channels, window size {swin.window_size}"
         )
     kind = cross.kind.replace("_", "-")
+    encoder = "RoBERTa" if config.text_encoder == "roberta" else "BERT"
     return (
-        f"METER with {', '.join(config.heads)}; {image}, image size {config.image_size}; RoBERTa"
-        f" with {roberta.num_layers} layers, {roberta.width} channels, {roberta.vocab_size} tokens;"
-        f" {cross.num_layers} levels of {kind} with {cross.width} channels"
+        f"METER with {', '.join(config.heads)}; {image}, image size {config.image_size};"
+        f" {encoder} with {text.num_layers} layers, {text.width} channels, {text.vocab_size}"
+        f" tokens; {cross.num_layers} levels of {kind} with {cross.width} channels"
     )

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fiber.models.encoders.clip import resize_position_tables
 from fiber.models.encoders.keys import (
+    IGNORED_BERT,
     IGNORED_CLIP,
     IGNORED_ROBERTA,
     IGNORED_SWIN,
@@ -20,6 +21,8 @@ from fiber.models.encoders.keys import (
     EncoderLayout,
     IgnoredKeys,
     KeyMap,
+    bert_keys,
+    bert_layout,
     clip_keys,
     clip_layout,
     roberta_keys,
@@ -68,6 +71,9 @@ _HEAD_LAYERS: dict[str, dict[str, str | tuple[str, ...]]] = {
 }
 
 
+#: Row of the ITM head that scores a match.
+MATCH = 1
+
 #: Weight whose input channels are in RGB order, of either image encoder.
 FIRST_CONVOLUTION = "backbone.image.patch_embedding.projection.weight"
 
@@ -105,8 +111,19 @@ ENCODERS = (
         name="roberta",
         title="RoBERTa",
         layout=roberta_layout,
-        keys=lambda config, layout: roberta_keys(config.roberta, layout),
+        keys=lambda config, layout: (
+            roberta_keys(config.roberta, layout) if config.text_encoder == "roberta" else {}
+        ),
         ignored=IGNORED_ROBERTA,
+    ),
+    EncoderFormat(
+        name="bert",
+        title="BERT",
+        layout=bert_layout,
+        keys=lambda config, layout: (
+            bert_keys(config.bert, layout) if config.text_encoder == "bert" else {}
+        ),
+        ignored=IGNORED_BERT,
     ),
 )
 
@@ -123,7 +140,7 @@ def meter_keys(config: MeterConfig) -> KeyMap:
     else:
         keys = swin_keys(config.swin, EncoderLayout(IMAGE))
         keys |= weight_and_bias("backbone.image_norm", f"{IMAGE}norm")
-    keys |= roberta_keys(config.roberta, EncoderLayout(TEXT))
+    keys |= roberta_keys(config.text, EncoderLayout(TEXT))
     keys["backbone.token_types.weight"] = ("token_type_embeddings.weight",)
     for side in ("text", "image"):
         keys |= weight_and_bias(f"backbone.{side}_transform", f"cross_modal_{side}_transform")
@@ -171,7 +188,8 @@ def resize_tables(state: Mapping[str, Tensor], config: MeterConfig) -> dict[str,
     """Resize tensors that depend on the image size or the task, with our or published keys.
 
     As in the published code, the token type of the second image of NLVR2 starts as that of an
-    image. Models for other tasks do not have it.
+    image, and a ranking head that the file lacks as the "match" row of the ITM head. Models for
+    other tasks do not have them.
     """
     if config.image_encoder == "swin":
         resized = resize_bias_tables(state, config.swin.window_size)
@@ -185,4 +203,9 @@ def resize_tables(state: Mapping[str, Tensor], config: MeterConfig) -> dict[str,
             resized[name] = torch.cat((types, types[1:2].expand(max(missing, 0), -1)))[
                 : config.num_token_types
             ]
+    if "rank" in config.heads:
+        for itm, rank in (("itm_head", "rank_head"), ("itm_score.fc", "rank_output")):
+            for part in ("weight", "bias"):
+                if f"{itm}.{part}" in resized and f"{rank}.{part}" not in resized:
+                    resized[f"{rank}.{part}"] = resized[f"{itm}.{part}"][MATCH : MATCH + 1]
     return resized

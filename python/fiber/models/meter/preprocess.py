@@ -1,10 +1,11 @@
-"""Image preprocessing for METER models at inference."""
+"""Image preprocessing for METER models at inference, and the tokenizers that they take."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from fiber.data import ImageTransform
+from fiber.data import ImageTransform, Tokenizer
+from fiber.models.encoders.bert import check_bert_tokenizer
 from fiber.models.meter.config import MeterConfig
 
 #: Statistics of CLIP's training images, in RGB order. Models with Swin use those of ImageNet.
@@ -28,3 +29,11 @@ def image_options(config: MeterConfig) -> dict[str, Any]:
 def meter_transform(config: MeterConfig) -> ImageTransform:
     """Build the transform that resizes the shorter side and cuts out the central square."""
     return ImageTransform.center_crop(config.image_size, **image_options(config))
+
+
+def check_tokenizer(tokenizer: Tokenizer, config: MeterConfig) -> None:
+    """Raise ValueError if the tokenizer is none for the model's text encoder."""
+    if config.text_encoder == "bert":
+        check_bert_tokenizer(tokenizer)
+    else:
+        tokenizer.check_for_models()

@@ -33,8 +33,10 @@ class DataConfig:
     batch_size: int = 64
     #: Probability that a token is selected for the MLM loss.
     mlm_probability: float = 0.15
-    #: Unit of MLM masking: "token" (as in the published code) or "word" (whole words).
-    mlm_unit: Literal["token", "word"] = "token"
+    #: Unit of MLM masking: "token" (as in FIBER's published code), "word" (whole words) or
+    #: "position" (a fixed number of positions per padded text, of which those of words count, as in
+    #: METER's published code; see `fiber.data.masking.PaddedPositions`).
+    mlm_unit: Literal["token", "word", "position"] = "token"
     transform: TransformConfig = field(default_factory=TransformConfig)
     #: Train a tokenizer on the texts if neither the data nor the user provides one and the model
     #: starts from scratch; otherwise a missing tokenizer is an error.
@@ -239,6 +241,12 @@ class RunConfig:
                 f"tasks.image_text.queue_length must be at least {pairs}, the number of pairs in a"
                 f" micro-batch, got {task.queue_length}",
             )
+        has_bert = isinstance(self.model, MeterConfig) and self.model.text_encoder == "bert"
+        require(
+            self.data.mlm_unit == "token" or not has_bert,
+            f"data.mlm_unit {self.data.mlm_unit!r} is for byte-level BPEs; the text encoder 'bert'"
+            " needs 'token'",
+        )
         moving = self.data.transform.rand_augment.moving_operations
         require(
             not (moving and "grounding" in self.tasks.active()),
@@ -260,16 +268,19 @@ class RunConfig:
             f"data.batch_size {batch_size} is not a multiple of train.accumulation {accumulation}",
         )
         self._check_length()
-        require(
-            pairs > 1
-            or task.share == 0
-            or (task.itc == 0 and task.itm == 0)
-            # The queue provides negatives.
-            or (task.itc_form == "queue" and task.itm_negatives != "random"),
-            f"data.batch_size {batch_size} in {accumulation} micro-batches (train.accumulation)"
-            " leaves one pair per micro-batch; tasks.image_text.itc and itm need 2 or more, since"
-            " negatives come from the other pairs",
-        )
+        # The queue provides negatives.
+        has_queue = task.itc_form == "queue" and task.itm_negatives != "random"
+        ranking = self.tasks.ranking
+        for losses, needs_pairs in (
+            ("image_text.itc and itm", task.share and not has_queue and (task.itc or task.itm)),
+            ("ranking.itm", ranking.share and ranking.itm),
+        ):
+            require(
+                pairs > 1 or not needs_pairs,
+                f"data.batch_size {batch_size} in {accumulation} micro-batches (train.accumulation)"
+                f" leaves one pair per micro-batch; tasks.{losses} need 2 or more, since negatives"
+                " come from the other pairs",
+            )
 
     def _check_length(self) -> None:
         """Check the fields that depend on epochs or evaluations."""
@@ -314,10 +325,13 @@ class RunConfig:
             # Hard negatives are sampled by ITC similarity, so ITM also needs the ITC head.
             heads += ["itc"] if task.has_contrast else []
             heads += [name for name in ("itm", "mlm") if getattr(task, name) > 0]
+        if "ranking" in active:
+            heads += ["itm"] if self.tasks.ranking.itm > 0 and "itm" not in heads else []
         others = {
             "question": "vqa",
             "reasoning": "nlvr2",
             "entailment": "snli",
+            "ranking": "rank",
             "caption": "caption",
         }
         return (*heads, *(head for name, head in others.items() if name in active))

@@ -40,7 +40,10 @@ SOURCES = (
 #: Sources whose records have class names, some of which are sampled for each prompt.
 CLASS_SOURCES = ("detection", "objects365")
 #: Loss names. A task has a weight field for each of its losses.
-LOSSES = ("itc", "itm", "mlm", "vqa", "nlvr2", "snli", "caption", "alignment", "box", "centerness")
+LOSSES = (
+    *("itc", "itm", "mlm", "vqa", "nlvr2", "snli", "rank", "caption"),
+    *("alignment", "box", "centerness"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +108,22 @@ class EntailmentTask(TaskConfig):
 
     sources: tuple[str, ...] = ("entailment",)
     snli: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankingTask(TaskConfig):
+    """Retrieval by a ranking head; for METER.
+
+    Every image ranks its caption among captions of other images. ITM, with random images of the
+    batch as negatives, is trained in shared forward passes unless its weight is 0. In the published
+    fine-tuning, `optim.frozen` has "itm_head", so that ITM only trains the layers below.
+    """
+
+    sources: tuple[str, ...] = ("captions",)
+    #: Number of false captions of each image.
+    false_texts: int = 15
+    rank: float = 1.0
+    itm: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,6 +201,7 @@ class TasksConfig:
     question: QuestionTask = field(default_factory=QuestionTask)
     reasoning: ReasoningTask = field(default_factory=ReasoningTask)
     entailment: EntailmentTask = field(default_factory=EntailmentTask)
+    ranking: RankingTask = field(default_factory=RankingTask)
     caption: CaptionTask = field(default_factory=CaptionTask)
     grounding: GroundingTask = field(default_factory=GroundingTask)
 
@@ -200,6 +220,7 @@ class TasksConfig:
         caption = self.caption
         for name, value in (
             ("image_text.queue_length", self.image_text.queue_length),
+            ("ranking.false_texts", self.ranking.false_texts),
             ("caption.gold_copy_every", caption.gold_copy_every),
             ("caption.cider_samples", caption.cider_samples),
         ):

@@ -1,0 +1,1 @@
+"""Texts that are drawn for a sample beside its own."""
