@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fiber import _core
-from fiber.data import ImageTransform, RandAugment, Tokenizer
+from fiber.data import ImageTextBatch, ImageTransform, RandAugment, Tokenizer
+from fiber.data.masking import PaddedPositions
 from fiber.models.encoders.clip import resize_position_table
 from fiber.models.meter.config import MeterConfig
 from fiber.models.meter.preprocess import image_options
@@ -26,9 +27,6 @@ from tests.parity.tolerances import EXTRAS, LEARNING_RATES
 
 #: Recorded, but no output of the package: the versions with which it was recorded.
 NEVER_COMPARED = ("versions",)
-#: Recorded of a draw that the package does not have.
-SET_ASIDE_PREFIX = "whole-word collator"
-SET_ASIDE = "counts of the published draw of 8 of 50 positions, which the package does not have"
 #: (height, width) of the recorded images after the transform.
 SIZE = 48
 STATISTICS = {
@@ -44,6 +42,8 @@ STRIDE = 97
 #: the vocabulary is not part of the repository.
 EXCERPT = Path(__file__).with_name("roberta_excerpt.json")
 MAX_TOKENS, MASK_ID = 50, 50264
+#: Seed of our draws of masked positions, and what they may differ by, in standard deviations.
+MASKING_SEED, DEVIATIONS = 0, 4.0
 
 
 def compare_extras(path: Path) -> Comparison:
@@ -58,6 +58,7 @@ def compare_extras(path: Path) -> Comparison:
         _compare_operations,
         _compare_chain,
         _compare_sentence,
+        _compare_masking,
         _compare_schedule,
         _compare_positions,
     )
@@ -67,9 +68,7 @@ def compare_extras(path: Path) -> Comparison:
         except KeyError as error:
             comparison.group("names", 0.0).add(f"{error.args[0]} is missing", 1.0)
     recorded = {name for name in {*numbers, *tensors} if name not in NEVER_COMPARED}
-    counts = {name for name in recorded if name.startswith(SET_ASIDE_PREFIX)}
-    comparison.set_aside = dict.fromkeys(sorted(counts), SET_ASIDE)
-    comparison.not_compared = sorted(recorded - counts - comparison.compared)
+    comparison.not_compared = sorted(recorded - comparison.compared)
     return comparison
 
 
@@ -208,6 +207,61 @@ def _compare_sentence(
     )
     ours = torch.tensor(np.asarray(arrays["token_ids"]))[0]
     comparison.tensor("tokens", name, ours, torch.tensor(numbers[name]["ids"]), 0.0, 1.0)
+
+
+def _compare_masking(
+    comparison: Comparison, numbers: dict[str, Any], tensors: dict[str, Tensor]
+) -> None:
+    """Counts of masked tokens and of what they became, in standard deviations of their difference.
+
+    The counts are those of random draws on both sides.
+    """
+    draws, probability = 4000, 0.15
+    tokenizer = Tokenizer.train([], 300)
+    masking = PaddedPositions(
+        tokenizer, probability=probability, max_tokens=MAX_TOKENS, seed=MASKING_SEED
+    )
+    group = comparison.group("masked positions, deviations", DEVIATIONS)
+    for name, recorded in numbers.items():
+        if not name.startswith("whole-word collator"):
+            continue
+        masked = masking.mask(_texts(recorded["tokens"], draws))
+        picked = masked.mlm_labels != -100
+        shares = [count / draws for count in recorded["hypergeometric_8_of_50"]]
+        counts = torch.bincount(picked.sum(1), minlength=len(shares)).tolist()
+        theirs = recorded["picked_counts_of_4000"]
+        for count, (ours, share) in enumerate(zip(counts, shares, strict=True)):
+            other = theirs.get(str(count), 0)
+            deviation = (2 * draws * share * (1 - share)) ** 0.5
+            group.add(
+                f"{name}, {count}: {ours}, recorded {other}", abs(ours - other) / max(deviation, 1)
+            )
+        number = int(picked.sum())
+        seen = (masked.masked_ids == tokenizer.mask_id)[picked].float().mean().item()
+        same = (masked.masked_ids == masked.token_ids)[picked].float().mean().item()
+        for ours, key in ((seen, "mask_share"), (same, "same_share")):
+            share = recorded[key]
+            deviation = (2 * share * (1 - share) / number) ** 0.5
+            group.add(f"{name}, {key}: {ours}, recorded {share}", abs(ours - share) / deviation)
+        comparison.compared.add(name)
+
+
+def _texts(tokens: int, rows: int) -> ImageTextBatch:
+    """A batch of texts of `tokens` tokens each, with <s> and </s>."""
+    ids = torch.tensor([0, *range(10, 8 + tokens), 2]).repeat(rows, 1)
+    sizes = torch.ones(rows, 2, dtype=torch.int64)
+    return ImageTextBatch(
+        keys=tuple(map(str, range(rows))),
+        samples=tuple((0, row) for row in range(rows)),
+        images=torch.zeros(rows, 3, 1, 1),
+        image_sizes=sizes,
+        original_sizes=sizes,
+        token_ids=ids,
+        text_mask=torch.ones_like(ids).bool(),
+        image_ids=torch.arange(rows),
+        masked_ids=ids,
+        mlm_labels=torch.full_like(ids, -100),
+    )
 
 
 def _compare_schedule(
