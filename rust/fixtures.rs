@@ -9,6 +9,7 @@ use crate::loader::record::{Record, StoredImage, Task};
 use crate::normalize::Normalization;
 use crate::normalize::layout::{Dtype, Layout};
 use crate::resize::Filter;
+use crate::resize::alpha::Alpha;
 use crate::tokenizer::Tokenizer;
 use crate::transform::color_jitter::ColorJitter;
 use crate::transform::rand_augment::RandAugment;
@@ -41,6 +42,7 @@ pub(crate) fn config(task: Task) -> LoaderConfig {
             flip_probability: 0.0,
             color_jitter: ColorJitter::off(),
             rand_augment: RandAugment::off(),
+            alpha: Alpha::Drop,
             normalization: Normalization::default(),
         },
         max_tokens: 16,

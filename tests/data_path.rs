@@ -15,6 +15,7 @@ use fiber_core::loader::{Loader, Next};
 use fiber_core::normalize::Normalization;
 use fiber_core::normalize::layout::{Dtype, Layout};
 use fiber_core::resize::Filter;
+use fiber_core::resize::alpha::Alpha;
 use fiber_core::tokenizer::Tokenizer;
 use fiber_core::transform::color_jitter::ColorJitter;
 use fiber_core::transform::rand_augment::RandAugment;
@@ -40,6 +41,7 @@ fn config(task: Task) -> LoaderConfig {
                 num_ops: if task == Task::Grounding { 0 } else { 2 },
                 ..RandAugment::off()
             },
+            alpha: Alpha::Drop,
             normalization: Normalization::default(),
         },
         max_tokens: 12,

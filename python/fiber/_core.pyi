@@ -91,9 +91,16 @@ class ImageTransform:
     std in float32. `mean` and `std` are always in RGB order, even if `channel_order="bgr"`, and
     default to the ImageNet values.
 
-    `color_jitter` and then `rand_augment` are applied after resizing and flipping. In batches, a
+    `color_jitter` and then `rand_augment` are applied after resizing and flipping; a `rand_augment`
+    with `policy="meter"` is applied to the whole image before everything else. In batches, a
     horizontal flip also swaps "left" and "right" in the text. If there are boxes, a `rand_augment`
     with operations that move pixels raises ValueError.
+
+    `alpha="drop"` drops the alpha channel first, like Pillow's `convert("RGB")`. With
+    `alpha="premultiply"`, colors are weighted by alpha while they are resized, and alpha is dropped
+    after that, like a Pillow image in mode RGBA that is resized and then converted. An image that
+    has the output size already is not weighted. `policy="meter"` drops alpha first, whatever
+    `alpha` is.
     """
 
     @staticmethod
@@ -104,6 +111,7 @@ class ImageTransform:
         rand_augment: RandAugment | None = None,
         filter: str = "bicubic",
         resize: str = "exact",
+        alpha: str = "drop",
         channel_order: str = "rgb",
         mean: Sequence[float] = ...,
         std: Sequence[float] = ...,
@@ -118,6 +126,7 @@ class ImageTransform:
         rand_augment: RandAugment | None = None,
         filter: str = "bicubic",
         resize: str = "exact",
+        alpha: str = "drop",
         channel_order: str = "rgb",
         mean: Sequence[float] = ...,
         std: Sequence[float] = ...,
@@ -138,6 +147,7 @@ class ImageTransform:
         rand_augment: RandAugment | None = None,
         filter: str = "bicubic",
         resize: str = "exact",
+        alpha: str = "drop",
         channel_order: str = "rgb",
         mean: Sequence[float] = ...,
         std: Sequence[float] = ...,
@@ -163,6 +173,7 @@ class ImageTransform:
         divisor: int = 32,
         filter: str = "bilinear",
         resize: str = "exact",
+        alpha: str = "drop",
         channel_order: str = "rgb",
         mean: Sequence[float] = ...,
         std: Sequence[float] = ...,
@@ -187,6 +198,10 @@ class ImageTransform:
     @property
     def is_square(self) -> bool:
         """True if every output has the same square size."""
+
+    @property
+    def keeps_alpha(self) -> bool:
+        """True if the alpha channel of an image makes a difference."""
 
     def describe(self) -> dict[str, Any]:
         """Return all settings as a JSON-serializable dict; "kind" is the constructor's name."""
@@ -228,27 +243,36 @@ class ColorJitter:
 class RandAugment:
     """Apply randomly sampled operations of the same magnitude to each image.
 
-    Results are bit-exact with the published fine-tuning code on OpenCV 5.0. AutoContrast and
-    Equalize work per channel. Brightness and Sharpness take a factor; as in the published code,
-    Sharpness wraps around below 0 and above 255. ShearX and ShearY take a factor, TranslateX and
-    TranslateY a number of pixels, and Rotate an angle in degrees, all in a random direction. Areas
-    outside the original image are filled with 128.
-
     `num_ops` operations (0 for none) are sampled with replacement from `operations`, by default all
-    ten, including Identity. A name that is repeated is sampled more often. Each sampled operation
-    is applied with probability `probability`. `magnitude` is from 0 to 10.
+    of the policy. A name that is repeated is sampled more often. Each sampled operation is applied
+    with probability `probability`. Operations that move pixels do so in a random direction.
+
+    `policy="fiber"`: results are bit-exact with FIBER's published fine-tuning code on OpenCV 5.0.
+    The ten operations are applied to the resized image. AutoContrast and Equalize work per channel.
+    Brightness and Sharpness take a factor; as in the published code, Sharpness wraps around below 0
+    and above 255. ShearX and ShearY take a factor, TranslateX and TranslateY a number of pixels,
+    and Rotate an angle in degrees, all with bilinear interpolation. Areas outside the original
+    image are filled with 128. `magnitude` is from 0 to 10, by default 7, and `probability` is 0.5.
+
+    `policy="meter"`: results are bit-exact with METER's published fine-tuning code on Pillow. The
+    fourteen operations, which do not include Identity, are applied to the image as stored, before
+    it is cropped and resized. Color and Contrast take a factor, too, Posterize a number of bits (at
+    least 1, truncated), Solarize a threshold and SolarizeAdd a level. Shears, translations and
+    rotations take the nearest pixel, and areas outside the original image are black. `magnitude` is
+    from 0 to 30, by default 9, and `probability` is 1.
 
     Raises:
-        ValueError: if an operation is unknown or a number is out of range.
+        ValueError: if the policy does not have an operation, or a number is out of range.
     """
 
     def __new__(
         cls,
         *,
+        policy: str = "fiber",
         num_ops: int = 2,
-        magnitude: float = 7.0,
-        probability: float = 0.5,
-        operations: Sequence[str] = ...,
+        magnitude: float | None = None,
+        probability: float | None = None,
+        operations: Sequence[str] | None = None,
     ) -> RandAugment: ...
     def arguments(self) -> dict[str, float | None]:
         """Map each operation to the absolute value of its argument (None if it takes none)."""
@@ -591,17 +615,20 @@ def decode_image(
     max_pixels: int = ...,
     max_decode_bytes: int | None = None,
     background: tuple[int, int, int] | None = None,
+    keep_alpha: bool = False,
 ) -> Buffer:
     """Decode a JPEG, PNG, WebP, GIF, BMP or TIFF file to (H, W, 3) uint8 RGB.
 
     As with Pillow's `convert("RGB")`, gray values are replicated, orientation tags are not applied,
     and only the first frame is read. Only the upper eight bits of 16-bit values are kept.
     Transparent pixels are blended over the RGB color `background`; None drops the alpha channel.
+    With `keep_alpha`, an image in which a pixel is not opaque is (H, W, 4) RGBA instead.
 
     Raises:
         DecodeError: if the format or its variant is unsupported, the data is corrupt or truncated,
             or the image exceeds a limit.
         MemoryError: if the pixels cannot be allocated.
+        ValueError: if both `background` and `keep_alpha` are given.
     """
 
 def read_jpeg_header(data: bytes) -> tuple[int, int, int]:
@@ -639,6 +666,7 @@ def read_image(
     max_pixels: int = ...,
     max_decode_bytes: int | None = None,
     background: tuple[int, int, int] | None = None,
+    keep_alpha: bool = False,
 ) -> Buffer:
     """Read and decode an image file; see `decode_image`.
 
@@ -706,18 +734,22 @@ def jitter_image(image: Buffer | np.ndarray, change: str, factor: float) -> Buff
     """
 
 def augment_image(
-    image: Buffer | np.ndarray, operation: str, argument: float | None = None
+    image: Buffer | np.ndarray,
+    operation: str,
+    argument: float | None = None,
+    *,
+    policy: str = "fiber",
 ) -> Buffer:
     """Apply one operation of `RandAugment` to an image with sides of 1 to 4,194,304 pixels.
 
-    `argument` is a signed factor or a signed number of pixels or degrees, or None for operations
-    without an argument. If it is positive, Rotate turns the image counterclockwise, ShearX moves
-    lower rows to the right, ShearY moves columns on the right down, TranslateX moves the image
-    left, and TranslateY moves it up.
+    `argument` is a factor, a number of pixels, degrees, bits or levels, or None for operations
+    without an argument. If it is positive, Rotate turns the image counterclockwise, TranslateX
+    moves it left, and TranslateY moves it up. ShearX moves lower rows to the right and ShearY moves
+    columns on the right down, or, with `policy="meter"`, to the left and up.
 
     Raises:
-        ValueError: if the operation is unknown, the argument is missing or unexpected, or the shape
-            of the array is wrong.
+        ValueError: if the policy does not have the operation, the argument is missing or
+            unexpected, or the shape of the array is wrong.
     """
 
 def apply_transform(
@@ -731,9 +763,10 @@ def apply_transform(
     max_pixels: int = ...,
     max_decode_bytes: int | None = None,
 ) -> tuple[Buffer, list[list[float]], tuple[int, int]]:
-    """Apply a transform to an (H, W, 3) array or an encoded image, and to (x0, y0, x1, y1) boxes.
+    """Apply a transform to an array or an encoded image, and to (x0, y0, x1, y1) boxes.
 
-    `seed`, `epoch` and `index` determine the random numbers, as in the loader.
+    An array is (H, W, 3) RGB or (H, W, 4) RGBA. `seed`, `epoch` and `index` determine the random
+    numbers, as in the loader.
 
     Returns:
         A (3, H, W) float32 array, padded to a multiple of the transform's divisor; the remaining

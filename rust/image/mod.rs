@@ -1,8 +1,8 @@
 //! Decode image files to 8-bit RGB.
 //!
 //! The format is detected from the content, not from the file name. The output matches Pillow's
-//! `convert("RGB")`: alpha is dropped unless a background color is given, gray is replicated, and
-//! orientation tags are not applied. Only the upper eight bits of 16-bit samples are used, also for
+//! `convert("RGB")`: alpha is dropped unless it is kept or a background color is given, gray is
+//! replicated, and orientation tags are not applied. Only the upper eight bits of 16-bit samples are used, also for
 //! gray, where Pillow would clip at 255.
 
 use std::cell::RefCell;
@@ -10,6 +10,7 @@ use std::cell::RefCell;
 mod bmp;
 mod gif;
 pub(crate) mod orientation;
+mod pixels;
 mod png;
 mod samples;
 mod tiff;
@@ -17,52 +18,12 @@ mod webp;
 
 use crate::decode_limits::DecodeLimits;
 use crate::error::catch_panic;
+pub use crate::image::pixels::{AlphaUse, Decoded, Rgb, RgbView, Rgba};
+pub(crate) use crate::image::samples::divide_by_255;
 use crate::{Error, jpeg, try_alloc};
 
 /// Supported formats, for error messages.
 const KNOWN: &str = "JPEG, PNG, WebP, GIF, BMP or TIFF";
-
-/// An RGB image: `height * width * 3` bytes, top row first.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Rgb {
-    /// Height in rows.
-    pub height: usize,
-    /// Width in columns.
-    pub width: usize,
-    /// Interleaved RGB bytes.
-    pub pixels: Vec<u8>,
-}
-
-impl Rgb {
-    pub(crate) fn new(height: usize, width: usize, pixels: Vec<u8>) -> Self {
-        Self {
-            height,
-            width,
-            pixels,
-        }
-    }
-}
-
-/// A borrowed RGB image: an [`Rgb`], or a Python array.
-#[derive(Clone, Copy, Debug)]
-pub struct RgbView<'a> {
-    /// Height in rows.
-    pub height: usize,
-    /// Width in columns.
-    pub width: usize,
-    /// Interleaved RGB bytes, as in [`Rgb`].
-    pub pixels: &'a [u8],
-}
-
-impl<'a> From<&'a Rgb> for RgbView<'a> {
-    fn from(image: &'a Rgb) -> Self {
-        Self {
-            height: image.height,
-            width: image.width,
-            pixels: &image.pixels,
-        }
-    }
-}
 
 /// Supported formats.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -187,11 +148,6 @@ pub(crate) fn orientation(bytes: &[u8], format: Format) -> u8 {
     found.unwrap_or(1)
 }
 
-/// Decode an image file, dropping alpha.
-pub(crate) fn decode(bytes: &[u8], limits: DecodeLimits) -> Result<Rgb, Error> {
-    decode_over(bytes, limits, None)
-}
-
 /// Decode an image file and blend alpha over a background color; without one, alpha is dropped.
 ///
 /// # Errors
@@ -201,24 +157,37 @@ pub fn decode_over(
     limits: DecodeLimits,
     background: Option<[u8; 3]>,
 ) -> Result<Rgb, Error> {
+    let alpha = background.map_or(AlphaUse::Drop, AlphaUse::Over);
+    decode(bytes, limits, alpha).map(Decoded::into_rgb)
+}
+
+/// Decode an image file.
+///
+/// # Errors
+/// [`Error::Decode`] if the file is corrupt, [`Error::Unsupported`] if its kind is unsupported,
+/// [`Error::TooManyPixels`] or [`Error::TooManyBytes`] if it exceeds a limit.
+pub(crate) fn decode(
+    bytes: &[u8],
+    limits: DecodeLimits,
+    alpha: AlphaUse,
+) -> Result<Decoded, Error> {
     let format = Format::of(bytes)?;
     let image = guarded(|| {
         let samples = match format {
-            Format::Jpeg => return decode_whole_jpeg(bytes, limits),
+            Format::Jpeg => return decode_whole_jpeg(bytes, limits).map(Decoded::Rgb),
             Format::Png => png::decode(bytes, &limits),
             Format::WebP => webp::decode(bytes, &limits),
-            Format::Gif => gif::decode(bytes, &limits, background),
+            Format::Gif => gif::decode(bytes, &limits, alpha),
             Format::Bmp => bmp::decode(bytes, &limits),
             Format::Tiff => tiff::decode(bytes, &limits),
         };
-        samples.and_then(|samples| samples.over(background))
+        samples.and_then(|samples| samples.convert(alpha, &limits))
     })?;
-    if image.pixels.len() != image.height * image.width * 3 {
+    let ((height, width), channels, pixels) = image.parts();
+    if pixels.len() != height * width * channels {
         return Err(Error::decode(format!(
-            "decoded {} bytes from an image of {} x {} pixels",
-            image.pixels.len(),
-            image.height,
-            image.width
+            "decoded {} bytes from an image of {height} x {width} pixels",
+            pixels.len()
         )));
     }
     Ok(image)
@@ -289,6 +258,10 @@ mod tests {
         bytes
     }
 
+    fn decode(bytes: &[u8], limits: DecodeLimits) -> Result<Rgb, Error> {
+        decode_over(bytes, limits, None)
+    }
+
     fn pixel(bytes: &[u8]) -> Vec<u8> {
         decode(bytes, DecodeLimits::default()).unwrap().pixels
     }
@@ -349,6 +322,22 @@ mod tests {
             of(ColorType::Rgba, BitDepth::Eight, &[1, 2, 3, 0]),
             [1, 2, 3]
         );
+    }
+
+    #[test]
+    fn alpha_is_kept_unless_opaque() {
+        use png::{BitDepth, ColorType};
+        let keep = |color, data: &[u8]| {
+            let bytes = png_of(color, BitDepth::Eight, data);
+            super::decode(&bytes, DecodeLimits::default(), AlphaUse::Keep).unwrap()
+        };
+        let rgba = |pixel: [u8; 4]| Decoded::Rgba(Rgba::new(1, 1, pixel.to_vec()));
+        let rgb = |pixel: [u8; 3]| Decoded::Rgb(Rgb::new(1, 1, pixel.to_vec()));
+        assert_eq!(keep(ColorType::Rgba, &[1, 2, 3, 9]), rgba([1, 2, 3, 9]));
+        assert_eq!(keep(ColorType::Rgba, &[1, 2, 3, 255]), rgb([1, 2, 3]));
+        assert_eq!(keep(ColorType::GrayscaleAlpha, &[7, 0]), rgba([7, 7, 7, 0]));
+        assert_eq!(keep(ColorType::GrayscaleAlpha, &[7, 255]), rgb([7; 3]));
+        assert_eq!(keep(ColorType::Rgb, &[1, 2, 3]), rgb([1, 2, 3]));
     }
 
     #[test]

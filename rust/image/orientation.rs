@@ -1,6 +1,6 @@
 //! Rotate and mirror images according to the EXIF orientation.
 
-use crate::image::Rgb;
+use crate::image::{Decoded, Rgb, Rgba};
 use crate::{Error, try_alloc};
 
 /// True if `orientation` (EXIF, 1 to 8) swaps height and width.
@@ -10,18 +10,19 @@ pub fn swaps_sides(orientation: u8) -> bool {
 
 /// Rotate and mirror an image so that it is upright, given its EXIF `orientation`; values other
 /// than 2 to 8 change nothing.
-pub fn apply_orientation(image: Rgb, orientation: u8) -> Result<Rgb, Error> {
+pub fn apply_orientation(image: Decoded, orientation: u8) -> Result<Decoded, Error> {
     if !(2..=8).contains(&orientation) {
         return Ok(image);
     }
+    let (size, channels, pixels) = image.parts();
     let (height, width) = if swaps_sides(orientation) {
-        (image.width, image.height)
+        (size.1, size.0)
     } else {
-        (image.height, image.width)
+        size
     };
-    let (last_row, last_column) = (image.height - 1, image.width - 1);
+    let (last_row, last_column) = (size.0 - 1, size.1 - 1);
     let what = try_alloc::of_image(height, width);
-    let mut pixels = try_alloc::with_capacity(image.pixels.len(), what)?;
+    let mut upright = try_alloc::with_capacity(pixels.len(), what)?;
     for y in 0..height {
         for x in 0..width {
             // Source position of the pixel at (y, x).
@@ -34,11 +35,15 @@ pub fn apply_orientation(image: Rgb, orientation: u8) -> Result<Rgb, Error> {
                 7 => (last_row - x, last_column - y),
                 _ => (x, last_column - y),
             };
-            let start = (row * image.width + column) * 3;
-            pixels.extend_from_slice(image.pixels.get(start..start + 3).unwrap_or(&[0; 3]));
+            let start = (row * size.1 + column) * channels;
+            let pixel = pixels.get(start..start + channels);
+            upright.extend_from_slice(pixel.unwrap_or_default());
         }
     }
-    Ok(Rgb::new(height, width, pixels))
+    Ok(match image {
+        Decoded::Rgb(_) => Decoded::Rgb(Rgb::new(height, width, upright)),
+        Decoded::Rgba(_) => Decoded::Rgba(Rgba::new(height, width, upright)),
+    })
 }
 
 #[cfg(test)]
@@ -48,9 +53,17 @@ mod tests {
     /// Red channel after orienting an image with rows 0 1 2 and 3 4 5.
     fn turned(orientation: u8) -> (usize, usize, Vec<u8>) {
         let image = Rgb::new(2, 3, (0..6).flat_map(|red| [red, 0, 9]).collect());
-        let turned = apply_orientation(image, orientation).unwrap();
+        let turned = apply_orientation(Decoded::Rgb(image), orientation).unwrap();
+        let turned = turned.into_rgb();
         let reds = turned.pixels.chunks_exact(3).map(|pixel| pixel[0]);
         (turned.height, turned.width, reds.collect())
+    }
+
+    #[test]
+    fn alpha_moves_with_its_pixel() {
+        let image = Decoded::Rgba(Rgba::new(1, 2, vec![1, 2, 3, 4, 5, 6, 7, 8]));
+        let expected = Decoded::Rgba(Rgba::new(2, 1, vec![5, 6, 7, 8, 1, 2, 3, 4]));
+        assert_eq!(apply_orientation(image, 8).unwrap(), expected);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Decoded samples of formats other than JPEG, and their conversion to RGB.
+//! Decoded samples of formats other than JPEG, and their conversion to RGB or RGBA.
 //!
 //! Each format has its own module: `size` reads (height, width) from the header, `decode` returns
 //! 8-bit samples, and `orientation` reads the EXIF orientation, 1 to 8, if the format has one. A
@@ -7,7 +7,8 @@
 //! AVIF is not supported: the AV1 decoders in Rust (`rav1d`, `re_rav1d`) are translations of dav1d
 //! with its C interface, and are fast only if an assembler is available at build time.
 
-use crate::image::Rgb;
+use crate::decode_limits::DecodeLimits;
+use crate::image::{AlphaUse, Decoded, Rgb, Rgba};
 use crate::{Error, try_alloc};
 
 /// Decoded samples: gray or RGB, with or without alpha.
@@ -31,30 +32,51 @@ impl Samples {
         }
     }
 
-    /// Convert to RGB: replicate gray, and blend alpha over a background or drop it without one.
-    pub(crate) fn over(self, background: Option<[u8; 3]>) -> Result<Rgb, Error> {
+    /// Replicate gray; drop, blend or keep alpha.
+    pub(crate) fn convert(self, alpha: AlphaUse, limits: &DecodeLimits) -> Result<Decoded, Error> {
+        let (height, width) = (self.height, self.width);
+        if alpha == AlphaUse::Keep && !self.is_opaque() {
+            let pixels = if self.channels == 2 {
+                limits.check_bytes((height, width), (2 + 4) * height * width)?;
+                self.pixels::<2, 4>(|&[gray, alpha]| [gray, gray, gray, alpha])?
+            } else {
+                self.bytes
+            };
+            return Ok(Decoded::Rgba(Rgba::new(height, width, pixels)));
+        }
+        let background = match alpha {
+            AlphaUse::Over(below) => Some(below),
+            AlphaUse::Drop | AlphaUse::Keep => None,
+        };
         let pixels = match (self.channels, background) {
-            (1, _) => self.pixels::<1>(|&[gray]| [gray; 3])?,
-            (2, None) => self.pixels::<2>(|&[gray, _]| [gray; 3])?,
+            (1, _) => self.pixels::<1, 3>(|&[gray]| [gray; 3])?,
+            (2, None) => self.pixels::<2, 3>(|&[gray, _]| [gray; 3])?,
             (2, Some(below)) => {
-                self.pixels::<2>(|&[gray, alpha]| blend([gray; 3], alpha, below))?
+                self.pixels::<2, 3>(|&[gray, alpha]| blend([gray; 3], alpha, below))?
             }
-            (4, None) => self.pixels::<4>(|&[r, g, b, _]| [r, g, b])?,
+            (4, None) => self.pixels::<4, 3>(|&[r, g, b, _]| [r, g, b])?,
             (4, Some(below)) => {
-                self.pixels::<4>(|&[r, g, b, alpha]| blend([r, g, b], alpha, below))?
+                self.pixels::<4, 3>(|&[r, g, b, alpha]| blend([r, g, b], alpha, below))?
             }
             _ => self.bytes,
         };
-        Ok(Rgb::new(self.height, self.width, pixels))
+        Ok(Decoded::Rgb(Rgb::new(height, width, pixels)))
     }
 
-    fn pixels<const N: usize>(
+    /// True if there is no alpha, or all of it is 255.
+    fn is_opaque(&self) -> bool {
+        let has_alpha = matches!(self.channels, 2 | 4);
+        let alpha = self.bytes.iter().skip(self.channels - 1);
+        !has_alpha || alpha.step_by(self.channels).all(|&alpha| alpha == u8::MAX)
+    }
+
+    fn pixels<const N: usize, const M: usize>(
         &self,
-        color: impl Fn(&[u8; N]) -> [u8; 3],
+        color: impl Fn(&[u8; N]) -> [u8; M],
     ) -> Result<Vec<u8>, Error> {
         let (from, _) = self.bytes.as_chunks::<N>();
         let what = try_alloc::of_image(self.height, self.width);
-        let mut pixels = try_alloc::with_capacity(3 * from.len(), what)?;
+        let mut pixels = try_alloc::with_capacity(M * from.len(), what)?;
         pixels.extend(from.iter().flat_map(color));
         Ok(pixels)
     }
@@ -83,7 +105,19 @@ mod tests {
 
     fn over(channels: usize, bytes: &[u8], background: Option<[u8; 3]>) -> Vec<u8> {
         let samples = Samples::new(1, bytes.len() / channels, channels, bytes.to_vec());
-        samples.over(background).unwrap().pixels
+        let alpha = background.map_or(AlphaUse::Drop, AlphaUse::Over);
+        let limits = DecodeLimits::default();
+        samples.convert(alpha, &limits).unwrap().into_rgb().pixels
+    }
+
+    #[test]
+    fn a_copy_with_alpha_counts() {
+        let mut limits = DecodeLimits::default();
+        for (most, fits) in [(12, true), (11, false)] {
+            limits.max_decode_bytes = most;
+            let samples = Samples::new(1, 2, 2, vec![7, 0, 9, 255]);
+            assert_eq!(samples.convert(AlphaUse::Keep, &limits).is_ok(), fits);
+        }
     }
 
     #[test]

@@ -2,13 +2,14 @@
 //!
 //! Rows are resized and written into the batch as they are decoded, so a full-size image never
 //! leaves the CPU cache. A whole image is buffered only for `RandAugment`, color changes, EXIF
-//! orientation, and formats other than JPEG. A thread decodes two JPEGs at a time, which is faster
-//! than decoding one after the other.
+//! orientation, and formats other than JPEG; it is the image at full size if `RandAugment` comes
+//! before the resize. A thread decodes two JPEGs at a time, which is faster than decoding one after
+//! the other.
 
 use crate::Error;
 use crate::boxes::Crop;
 use crate::cpu_features::Instructions;
-use crate::image::Rgb;
+use crate::image::{Decoded, Rgb};
 use crate::jpeg::{self, Scale};
 use crate::loader::config::LoaderConfig;
 use crate::loader::probed_image::ProbedImage;
@@ -41,6 +42,13 @@ pub struct DecodeRequest<'p> {
     pub slot: &'p mut [u8],
     /// (height, width) of the slot in pixels.
     pub slot_size: (usize, usize),
+}
+
+impl DecodeRequest<'_> {
+    /// True if rows can be processed as they are decoded, without buffering the whole image.
+    fn is_streamed(&self) -> bool {
+        self.probed.is_streamed() && self.sampled.source_operations.is_empty()
+    }
 }
 
 /// Decoder of a worker thread; it keeps its buffers between images.
@@ -175,7 +183,7 @@ impl RowSink<'_> {
         let sampled = self.sampled;
         if sampled.needs_whole() {
             let mut image = Rgb::new(sampled.height, sampled.width, std::mem::take(self.whole));
-            sampled.change(&mut image);
+            sampled.change(&mut image)?;
             for (y, row) in image.pixels.chunks_exact(sampled.width * 3).enumerate() {
                 self.writer
                     .write_row(row, self.slot, self.slot_size, y, false)?;
@@ -192,12 +200,13 @@ impl RowSink<'_> {
 }
 
 impl Scratch {
-    /// Start an image of `source` = (height, width) pixels, cropped to `crop`.
+    /// Start an image of `source` = (height, width) pixels, cropped to `crop` and resized to
+    /// `target`.
     fn begin<'c>(
         &'c mut self,
         request: DecodeRequest<'c>,
         source: (usize, usize),
-        crop: Crop,
+        (crop, target): (Crop, ResizeTarget),
     ) -> Result<(&'c mut jpeg::Decoder, RowSink<'c>), Error> {
         let DecodeRequest {
             sampled,
@@ -211,13 +220,7 @@ impl Scratch {
             try_alloc::reserve(&mut self.whole, sampled.height * sampled.width * 3, what)?;
         }
         let sink = RowSink {
-            rows: RowStage::new(
-                &mut self.resize,
-                source,
-                crop,
-                sampled.target(),
-                sampled.method,
-            )?,
+            rows: RowStage::new(&mut self.resize, source, crop, target, sampled.method)?,
             writer: &mut self.writer,
             whole: &mut self.whole,
             sampled,
@@ -242,8 +245,8 @@ impl Scratch {
             Scale::Full
         };
         let source = (scale.apply(probed.size.0), scale.apply(probed.size.1));
-        let (decoder, sink) =
-            self.begin(request, source, params::scaled(sampled.crop, scale, source))?;
+        let crop = params::scaled(sampled.crop, scale, source);
+        let (decoder, sink) = self.begin(request, source, (crop, sampled.target()))?;
         let request = jpeg::Request {
             scale,
             stop_row: Some(sink.rows.last_row_needed() + 1),
@@ -263,13 +266,30 @@ impl Scratch {
         request: DecodeRequest<'_>,
         config: &LoaderConfig,
     ) -> Result<ImageStatus, Error> {
-        let probed = request.probed;
-        if probed.is_streamed() {
+        if request.is_streamed() {
             return self.begin_streamed(request, config)?.run(config);
         }
+        let DecodeRequest {
+            probed, sampled, ..
+        } = request;
         let (image, status) = probed.decode(config)?;
-        let (source, crop) = ((image.height, image.width), request.sampled.crop);
-        let (_, mut sink) = self.begin(request, source, crop)?;
+        let (image, crop, target) = match image {
+            Decoded::Rgb(mut image) => {
+                let (copies, bytes) = (sampled.source_copies(), image.pixels.len());
+                config
+                    .limits
+                    .check_bytes(probed.size, (1 + copies) * bytes)?;
+                sampled.change_source(&mut image)?;
+                (image, sampled.crop, sampled.target())
+            }
+            Decoded::Rgba(image) => {
+                let resized = sampled.resize_with_alpha(&mut self.resize, &image)?;
+                let size = (resized.height, resized.width);
+                (resized, Crop::whole(size.0, size.1), size.into())
+            }
+        };
+        let source = (image.height, image.width);
+        let (_, mut sink) = self.begin(request, source, (crop, target))?;
         sink.push(0, &image.pixels);
         sink.finish(&status, config)
     }
@@ -345,7 +365,7 @@ impl ImageDecoder {
         config: &LoaderConfig,
     ) -> [Result<ImageStatus, Error>; 2] {
         let probed = requests.each_ref().map(|request| request.probed);
-        if !probed.iter().all(|probed| probed.is_streamed()) {
+        if !requests.iter().all(DecodeRequest::is_streamed) {
             return requests.map(|request| self.decode(request, config));
         }
         let [first, second] = &mut self.scratch;

@@ -2,7 +2,7 @@
 
 use crate::Error;
 use crate::image::orientation;
-use crate::image::{self, Format, Rgb};
+use crate::image::{self, AlphaUse, Decoded, Format};
 use crate::jpeg;
 use crate::loader::config::LoaderConfig;
 use crate::loader::record::{SharedBytes, StoredImage};
@@ -62,30 +62,40 @@ impl ProbedImage {
     }
 
     /// Decode the whole image and apply its orientation.
-    pub(crate) fn decode(&self, config: &LoaderConfig) -> Result<(Rgb, jpeg::Status), Error> {
-        if self.orientation != 1 {
-            // The image as stored, and its upright copy.
-            let bytes = 2 * 3 * self.size.0 * self.size.1;
-            config.limits.check_bytes(self.size, bytes)?;
-        }
-        if self.format != Format::Jpeg {
-            let image = image::decode_over(self.bytes(), config.limits, config.background)?;
-            return Ok((
-                orientation::apply_orientation(image, self.orientation)?,
-                jpeg::Status::Whole,
-            ));
-        }
-        let request = jpeg::Request {
-            scale: jpeg::Scale::Full,
-            stop_row: None,
-            limits: config.limits,
-            output_bytes: 0,
+    pub(crate) fn decode(&self, config: &LoaderConfig) -> Result<(Decoded, jpeg::Status), Error> {
+        self.check_copy(config, 3)?;
+        let (image, status) = if self.format == Format::Jpeg {
+            let request = jpeg::Request {
+                scale: jpeg::Scale::Full,
+                stop_row: None,
+                limits: config.limits,
+                output_bytes: 0,
+            };
+            let (image, status) = image::decode_jpeg(self.bytes(), &request)?;
+            (Decoded::Rgb(image), status)
+        } else {
+            let alpha = match config.background {
+                Some(background) => AlphaUse::Over(background),
+                None if config.transform.keeps_alpha() => AlphaUse::Keep,
+                None => AlphaUse::Drop,
+            };
+            let image = image::decode(self.bytes(), config.limits, alpha)?;
+            (image, jpeg::Status::Whole)
         };
-        let (image, status) = image::decode_jpeg(self.bytes(), &request)?;
-        Ok((
-            orientation::apply_orientation(image, self.orientation)?,
-            status,
-        ))
+        if matches!(image, Decoded::Rgba(_)) {
+            self.check_copy(config, 4)?;
+        }
+        let upright = orientation::apply_orientation(image, self.orientation)?;
+        Ok((upright, status))
+    }
+
+    /// Check that the image as stored and its upright copy, if there is one, fit in the limits.
+    fn check_copy(&self, config: &LoaderConfig, channels: usize) -> Result<(), Error> {
+        if self.orientation == 1 {
+            return Ok(());
+        }
+        let bytes = 2 * channels * self.size.0 * self.size.1;
+        config.limits.check_bytes(self.size, bytes)
     }
 
     pub(crate) fn name_fault(&self, fault: Error) -> Error {

@@ -8,7 +8,7 @@ use crate::Error;
 use crate::boxes::BoxXyxy;
 use crate::decode_limits::DecodeLimits;
 use crate::error::named;
-use crate::image::{self, Rgb};
+use crate::image::{self, AlphaUse, Decoded};
 use crate::tokenizer::spans::CharSpan;
 
 /// Bytes with any owner, such as Python or a memory-mapped file.
@@ -135,13 +135,13 @@ impl Record {
     }
 }
 
-/// Read and decode an image file, with a background as in [`image::decode_over`].
+/// Read and decode an image file; see [`image::decode`].
 pub(crate) fn read_image(
     path: &Path,
     limits: DecodeLimits,
-    background: Option<[u8; 3]>,
-) -> Result<Rgb, Error> {
-    image::decode_over(&read_file(path)?, limits, background).map_err(|error| error.in_file(path))
+    alpha: AlphaUse,
+) -> Result<Decoded, Error> {
+    image::decode(&read_file(path)?, limits, alpha).map_err(|error| error.in_file(path))
 }
 
 fn read_file(path: &Path) -> Result<Vec<u8>, Error> {

@@ -10,9 +10,9 @@ use pyo3::pybacked::PyBackedBytes;
 use pyo3::types::{PyBytes, PyDict, PyTuple};
 
 use super::arrays::Buffer;
-use super::image::ImageTransform;
 use super::pixels::limits;
 use super::tokenizer::Tokenizer;
+use super::transform::ImageTransform;
 use crate::boxes::BoxXyxy;
 use crate::decode_limits::MAX_PIXELS;
 use crate::loader::collate::Batch;

@@ -14,6 +14,7 @@ mod loader;
 mod pixels;
 mod rand_augment;
 mod tokenizer;
+mod transform;
 
 use pyo3::prelude::*;
 
@@ -29,7 +30,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("build_profile", profile)?;
     module.add("DecodeError", errors::decode_error(module.py())?)?;
     module.add_class::<arrays::Buffer>()?;
-    module.add_class::<image::ImageTransform>()?;
+    module.add_class::<transform::ImageTransform>()?;
     module.add_class::<color_jitter::ColorJitter>()?;
     module.add_class::<rand_augment::RandAugment>()?;
     module.add_class::<tokenizer::Tokenizer>()?;
@@ -41,7 +42,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(image::read_image, module)?)?;
     module.add_function(wrap_pyfunction!(image::resize_image, module)?)?;
     module.add_function(wrap_pyfunction!(image::normalize_image, module)?)?;
-    module.add_function(wrap_pyfunction!(image::apply_transform, module)?)?;
+    module.add_function(wrap_pyfunction!(transform::apply_transform, module)?)?;
     module.add_function(wrap_pyfunction!(jpeg::read_jpeg_header, module)?)?;
     module.add_function(wrap_pyfunction!(jpeg::decode_jpeg, module)?)?;
     module.add_function(wrap_pyfunction!(color_jitter::jitter_image, module)?)?;

@@ -4,11 +4,11 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use super::arrays::Buffer;
-use super::image::{arguments, count};
 use super::pixels::{to_buffer, to_rgb};
+use super::transform::{arguments, count};
 use crate::Error;
 use crate::transform::affine;
-use crate::transform::rand_augment::{self, OpKind, Operation};
+use crate::transform::rand_augment::{self, Operation, Policy};
 
 /// Apply random operations to each image.
 #[pyclass(module = "fiber._core", frozen, eq)]
@@ -17,28 +17,26 @@ pub struct RandAugment {
     pub(super) inner: rand_augment::RandAugment,
 }
 
-fn all_names() -> Vec<String> {
-    let names = OpKind::NAMES.iter();
-    names.map(|&(_, name)| name.to_owned()).collect()
-}
-
 #[pymethods]
 impl RandAugment {
     #[new]
-    #[pyo3(signature = (*, num_ops = 2, magnitude = 7.0, probability = 0.5, operations = all_names()))]
+    #[pyo3(signature = (*, policy = "fiber", num_ops = 2, magnitude = None, probability = None, operations = None))]
     fn new(
+        policy: &str,
         num_ops: i128,
-        magnitude: f64,
-        probability: f64,
-        operations: Vec<String>,
+        magnitude: Option<f64>,
+        probability: Option<f64>,
+        operations: Option<Vec<String>>,
     ) -> PyResult<Self> {
-        let operations = operations.iter().map(|name| OpKind::from_name(name));
-        let inner = rand_augment::RandAugment {
-            num_ops: count("num_ops", num_ops)?,
-            magnitude,
-            probability,
-            operations: operations.collect::<Result<_, _>>()?,
-        };
+        let policy = Policy::from_name(policy)?;
+        let mut inner = rand_augment::RandAugment::published(policy);
+        inner.num_ops = count("num_ops", num_ops)?;
+        inner.magnitude = magnitude.unwrap_or(inner.magnitude);
+        inner.probability = probability.unwrap_or(inner.probability);
+        if let Some(names) = operations {
+            let kinds = names.iter().map(|name| policy.operation(name));
+            inner.operations = kinds.collect::<Result<_, _>>()?;
+        }
         inner.check()?;
         Ok(Self { inner })
     }
@@ -47,7 +45,8 @@ impl RandAugment {
     fn arguments<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let arguments = PyDict::new(py);
         for kind in &self.inner.operations {
-            arguments.set_item(kind.name(), kind.argument(self.inner.magnitude))?;
+            let argument = self.inner.policy.argument(*kind, self.inner.magnitude);
+            arguments.set_item(kind.name(), argument)?;
         }
         Ok(arguments)
     }
@@ -69,6 +68,7 @@ pub fn describe<'py>(
 ) -> PyResult<Bound<'py, PyDict>> {
     let names: Vec<&str> = inner.operations.iter().map(|kind| kind.name()).collect();
     let settings = PyDict::new(py);
+    settings.set_item("policy", inner.policy.name())?;
     settings.set_item("num_ops", inner.num_ops)?;
     settings.set_item("magnitude", inner.magnitude)?;
     settings.set_item("probability", inner.probability)?;
@@ -78,14 +78,16 @@ pub fn describe<'py>(
 
 /// Apply one operation to an (H, W, 3) uint8 array.
 #[pyfunction]
-#[pyo3(signature = (image, operation, argument = None))]
+#[pyo3(signature = (image, operation, argument = None, *, policy = "fiber"))]
 pub fn augment_image(
     image: &Bound<'_, PyAny>,
     operation: &str,
     argument: Option<f64>,
+    policy: &str,
 ) -> PyResult<Buffer> {
-    let kind = OpKind::from_name(operation)?;
-    let expected = kind.argument(0.0).is_some();
+    let policy = Policy::from_name(policy)?;
+    let kind = policy.operation(operation)?;
+    let expected = policy.argument(kind, 0.0).is_some();
     let usable = argument.is_none_or(|argument| argument.abs() <= f64::from(f32::MAX));
     if argument.is_some() != expected || !usable {
         let wanted = if expected { "a finite number" } else { "None" };
@@ -94,6 +96,7 @@ pub fn augment_image(
         return Err(Error::argument("argument", reason).into());
     }
     let operation = Operation {
+        policy,
         kind,
         argument: argument.unwrap_or(0.0),
     };
@@ -104,6 +107,6 @@ pub fn augment_image(
         let reason = format!("{size}; expected sides of 1 to {}", affine::MAX_SIDE);
         return Err(Error::argument("image", reason).into());
     }
-    image.py().detach(|| operation.apply(&mut pixels));
+    image.py().detach(|| operation.apply(&mut pixels))?;
     to_buffer(pixels)
 }

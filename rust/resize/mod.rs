@@ -6,6 +6,7 @@
 //! rows first. Pillow 12.3 resizes columns first for some shapes and 13 for more (where the height
 //! shrinks and the width does not, or shrinks less); results differ there.
 
+pub mod alpha;
 pub(crate) mod simd;
 mod streaming;
 mod weights;

@@ -1,5 +1,6 @@
-//! Contrast, brightness and sharpness, bit-exact with the augmentation used to fine-tune the
-//! published image-text models (NumPy and OpenCV on 8-bit values).
+//! Contrast, brightness and sharpness, bit-exact with the augmentation used to fine-tune FIBER
+//! (NumPy and OpenCV on 8-bit values). Pillow gives the same values, except where sharpness leaves
+//! their range.
 
 use crate::image::Rgb;
 use crate::simd;
@@ -141,21 +142,22 @@ fn look_up_plain(pixels: &mut [u8], tables: &Tables) {
 /// Blend with a blurred image (3 x 3 mean with center weight five): a factor of 0 gives the blurred
 /// image, 1 the original.
 ///
-/// The border is unchanged. As in the published code, values outside [0, 255] wrap around.
+/// The border is unchanged. Values outside [0, 255] wrap around as in FIBER's code (`WRAPS`), or are
+/// clamped as in Pillow.
 #[allow(clippy::cast_possible_truncation)] // Single precision, as in the published code.
-pub fn sharpness(image: &mut Rgb, factor: f64) {
+pub fn sharpness<const WRAPS: bool>(image: &mut Rgb, factor: f64) {
     if image.height > 2 && image.width > 2 {
         let factor = factor as f32;
-        simd::run(SharpenRows { image, factor });
+        simd::run(SharpenRows::<WRAPS> { image, factor });
     }
 }
 
-struct SharpenRows<'a> {
+struct SharpenRows<'a, const WRAPS: bool> {
     image: &'a mut Rgb,
     factor: f32,
 }
 
-impl simd::SimdLoop for SharpenRows<'_> {
+impl<const WRAPS: bool> simd::SimdLoop for SharpenRows<'_, WRAPS> {
     #[inline(always)]
     #[allow(clippy::inline_always)] // Compiled for several instruction sets.
     fn run(self) {
@@ -167,7 +169,7 @@ impl simd::SimdLoop for SharpenRows<'_> {
             let (output, next) = rest.split_at_mut(stride);
             middle.copy_from_slice(output);
             let rows = [&above[..], &middle, &next[..stride]];
-            sharpen_row(&mut output[3..stride - 3], rows, self.factor);
+            sharpen_row::<WRAPS>(&mut output[3..stride - 3], rows, self.factor);
             std::mem::swap(&mut above, &mut middle);
             rest = next;
         }
@@ -176,8 +178,8 @@ impl simd::SimdLoop for SharpenRows<'_> {
 
 /// Compute one row, except its ends, from three rows.
 #[inline(always)]
-#[allow(clippy::inline_always, clippy::cast_possible_truncation)] // Wraps around, as in the published code.
-fn sharpen_row(output: &mut [u8], rows: [&[u8]; 3], factor: f32) {
+#[allow(clippy::inline_always, clippy::cast_possible_truncation)] // Wraps around if it should.
+fn sharpen_row<const WRAPS: bool>(output: &mut [u8], rows: [&[u8]; 3], factor: f32) {
     let count = output.len();
     // The same rows, one and two pixels further to the right.
     let [above, middle, below] = rows.map(|row| [0, 3, 6].map(|start| &row[start..start + count]));
@@ -189,6 +191,11 @@ fn sharpen_row(output: &mut [u8], rows: [&[u8]; 3], factor: f32) {
         // Multiples of 1/13, rounded to nearest; there are no ties.
         let mean = f32::from((2 * total + 13) / 26);
         let sharp = mean + factor * (f32::from(value) - mean);
+        let sharp = if WRAPS {
+            sharp
+        } else {
+            sharp.clamp(0.0, 255.0)
+        };
         *output = (sharp.trunc() + simd::INTEGER).to_bits() as u8;
     }
 }
@@ -230,7 +237,10 @@ mod tests {
         for image in [gray(1, &[9]), gray(40, &[77; 400])] {
             assert_eq!(changed(image.clone(), auto_contrast), image);
             assert_eq!(changed(image.clone(), equalize), image);
-            assert_eq!(changed(image.clone(), |image| sharpness(image, 1.9)), image);
+            assert_eq!(
+                changed(image.clone(), |image| sharpness::<true>(image, 1.9)),
+                image
+            );
         }
     }
 
@@ -274,14 +284,20 @@ mod tests {
     }
 
     #[test]
-    fn sharpness_changes_the_interior_and_wraps() {
+    fn sharpness_changes_the_interior_and_wraps_or_clamps() {
         let with_middle = |value| {
             let mut values = [130; 9];
             values[4] = value;
             gray(3, &values)
         };
         let sharp = |value, factor| {
-            changed(with_middle(value), |image| sharpness(image, factor)).pixels[12]
+            changed(with_middle(value), |image| sharpness::<true>(image, factor)).pixels[12]
+        };
+        let clamped = |value, factor| {
+            changed(with_middle(value), |image| {
+                sharpness::<false>(image, factor);
+            })
+            .pixels[12]
         };
         // The mean of eight times 130 and five times 143 is 135.
         assert_eq!((sharp(143, 0.0), sharp(143, 1.0)), (135, 143));
@@ -289,7 +305,9 @@ mod tests {
         assert_eq!(sharp(143, 1.5), 147);
         // The mean is 178: 178 + 1.36 * 77 = 282.72, and 80: 80 - 1.36 * 80 = -28.8.
         assert_eq!((sharp(255, 1.36), sharp(0, 1.36)), (26, 228));
-        let image = changed(with_middle(143), |image| sharpness(image, 1.5));
+        assert_eq!((clamped(255, 1.36), clamped(0, 1.36)), (255, 0));
+        assert_eq!((clamped(143, 0.0), clamped(143, 1.5)), (135, 147));
+        let image = changed(with_middle(143), |image| sharpness::<true>(image, 1.5));
         assert_eq!(image.pixels[..12], [130; 12]);
     }
 }

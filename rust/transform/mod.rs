@@ -10,6 +10,9 @@ pub mod color_jitter;
 pub(crate) mod crop;
 mod enhance;
 pub(crate) mod params;
+mod pillow_affine;
+mod pillow_enhance;
+pub mod policy;
 pub mod rand_augment;
 #[cfg(target_arch = "x86_64")]
 mod simd;
@@ -18,6 +21,7 @@ use crate::Error;
 use crate::boxes::Crop;
 use crate::error::check_probability;
 use crate::normalize::Normalization;
+use crate::resize::alpha::Alpha;
 use crate::resize::{self, Method};
 use crate::rng::Rng;
 use crate::transform::color_jitter::ColorJitter;
@@ -71,8 +75,11 @@ pub struct Transform {
     pub flip_probability: f64,
     /// Color changes applied to the resized image.
     pub color_jitter: ColorJitter,
-    /// Operations applied to the resized image after the color changes.
+    /// Operations applied to the resized image after the color changes, or before everything else;
+    /// see [`rand_augment::Policy`].
     pub rand_augment: RandAugment,
+    /// What becomes of the alpha channel.
+    pub alpha: Alpha,
     /// Normalization of the pixel values.
     pub normalization: Normalization,
 }
@@ -88,6 +95,14 @@ impl Transform {
         self.color_jitter.check()?;
         self.rand_augment.check()?;
         self.normalization.check()
+    }
+
+    /// True if images should be decoded with their alpha channel.
+    ///
+    /// `RandAugment` takes opaque images: what is applied before the resize drops alpha, as in the
+    /// published code.
+    pub(crate) fn keeps_alpha(&self) -> bool {
+        self.alpha == Alpha::Premultiply && !self.rand_augment.is_before_resize()
     }
 
     /// Sample a transform for an image of `height` x `width` pixels.
@@ -128,13 +143,22 @@ impl Transform {
                 }
             }
         };
+        let flip = rng.unit() < self.flip_probability;
+        let colors = self.color_jitter.draw(rng);
+        let operations = self.rand_augment.draw(rng);
+        let (source_operations, operations) = if self.rand_augment.is_before_resize() {
+            (operations, Vec::new())
+        } else {
+            (Vec::new(), operations)
+        };
         SampledTransform {
+            source_operations,
             crop,
             height: size.0,
             width: size.1,
-            flip: rng.unit() < self.flip_probability,
-            colors: self.color_jitter.draw(rng),
-            operations: self.rand_augment.draw(rng),
+            flip,
+            colors,
+            operations,
             method: self.method,
             whole: whole_size,
             window,
@@ -214,6 +238,7 @@ mod tests {
     use crate::image::Rgb;
     use crate::resize::Filter;
     use crate::rng::Purpose;
+    use crate::transform::policy::Policy;
 
     fn rng(index: u64) -> Rng {
         Rng::new(0, 0, index, Purpose::Image(0))
@@ -226,6 +251,7 @@ mod tests {
             flip_probability,
             color_jitter: ColorJitter::off(),
             rand_augment: RandAugment::off(),
+            alpha: Alpha::Drop,
             normalization: Normalization::default(),
         }
     }
@@ -332,6 +358,25 @@ mod tests {
             assert_eq!(never.flip, own.unit() < 0.5);
             assert_eq!(never.uncut(90, 160), None);
         }
+    }
+
+    #[test]
+    fn operations_of_a_policy_come_before_the_resize_or_after_it() {
+        let mut transform = transform(Geometry::Squash { size: 4 }, 0.0);
+        transform.alpha = Alpha::Premultiply;
+        assert!(transform.keeps_alpha());
+        for (policy, before, after) in [(Policy::Fiber, 0, 2), (Policy::Meter, 2, 0)] {
+            transform.rand_augment = RandAugment {
+                probability: 1.0,
+                ..RandAugment::published(policy)
+            };
+            let sampled = transform.sample(5, 7, &mut rng(0));
+            let counts = (sampled.source_operations.len(), sampled.operations.len());
+            assert_eq!(counts, (before, after));
+            assert_eq!(transform.keeps_alpha(), policy == Policy::Fiber);
+        }
+        transform.rand_augment.num_ops = 0;
+        assert!(transform.keeps_alpha());
     }
 
     #[test]

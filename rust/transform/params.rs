@@ -2,16 +2,20 @@
 
 use crate::Error;
 use crate::boxes::{BoxXyxy, Crop};
-use crate::image::{Rgb, RgbView};
+use crate::image::{Rgb, RgbView, Rgba};
 use crate::jpeg::Scale;
-use crate::resize::{self, Method, ResizeTarget};
+use crate::resize::alpha::resize_premultiplied;
+use crate::resize::{self, Method, ResizeScratch, ResizeTarget};
 use crate::transform::boxes::BoxTransform;
 use crate::transform::color_jitter::ColorChange;
 use crate::transform::rand_augment::Operation;
+use crate::try_alloc;
 
 /// A transform whose random choices have been made.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SampledTransform {
+    /// Operations applied to the whole image before everything else, in order.
+    pub source_operations: Vec<Operation>,
     pub crop: Crop,
     pub height: usize,
     pub width: usize,
@@ -68,9 +72,49 @@ impl SampledTransform {
     }
 
     pub fn apply<'a>(&self, image: impl Into<RgbView<'a>>) -> Result<Rgb, Error> {
-        let mut resized = resize::resize_to(image, self.crop, self.target(), self.method)?;
-        self.change(&mut resized);
+        let image = image.into();
+        let mut resized = if self.source_operations.is_empty() {
+            resize::resize_to(image, self.crop, self.target(), self.method)?
+        } else {
+            let what = try_alloc::of_image(image.height, image.width);
+            let mut pixels = try_alloc::with_capacity(image.pixels.len(), what)?;
+            pixels.extend_from_slice(image.pixels);
+            let mut copy = Rgb::new(image.height, image.width, pixels);
+            self.change_source(&mut copy)?;
+            resize::resize_to(&copy, self.crop, self.target(), self.method)?
+        };
+        self.change(&mut resized)?;
         Ok(resized)
+    }
+
+    /// [`Self::apply`] for an image with alpha; see [`resize_premultiplied`].
+    pub fn apply_with_alpha(&self, image: &Rgba) -> Result<Rgb, Error> {
+        let scratch = &mut ResizeScratch::default();
+        let mut resized = self.resize_with_alpha(scratch, image)?;
+        self.change(&mut resized)?;
+        Ok(resized)
+    }
+
+    /// Crop and resize an image with alpha.
+    pub fn resize_with_alpha(
+        &self,
+        scratch: &mut ResizeScratch,
+        image: &Rgba,
+    ) -> Result<Rgb, Error> {
+        resize_premultiplied(scratch, image, self.crop, self.target(), self.method)
+    }
+
+    /// Apply the steps before the crop, in place.
+    pub fn change_source(&self, image: &mut Rgb) -> Result<(), Error> {
+        self.source_operations
+            .iter()
+            .try_for_each(|operation| operation.apply(image))
+    }
+
+    /// Number of copies of the whole image that [`Self::change_source`] needs at a time.
+    pub fn source_copies(&self) -> usize {
+        let mut operations = self.source_operations.iter();
+        usize::from(operations.any(|operation| operation.kind.moves_pixels()))
     }
 
     /// True if [`Self::change`] needs the whole image at once; a flip alone does not.
@@ -79,16 +123,16 @@ impl SampledTransform {
     }
 
     /// Apply all steps after the resize, in place.
-    pub fn change(&self, resized: &mut Rgb) {
+    pub fn change(&self, resized: &mut Rgb) -> Result<(), Error> {
         if self.flip {
             mirror(resized);
         }
         for change in &self.colors {
             change.apply(resized);
         }
-        for operation in &self.operations {
-            operation.apply(resized);
-        }
+        self.operations
+            .iter()
+            .try_for_each(|operation| operation.apply(resized))
     }
 
     /// Transform boxes of the stored image; `None` if the crop drops a box.

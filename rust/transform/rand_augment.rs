@@ -2,86 +2,19 @@
 //! random operations per image, all with the same magnitude.
 
 use crate::Error;
-use crate::error::{check_probability, named};
+use crate::error::check_probability;
 use crate::image::Rgb;
 use crate::rng::Rng;
 use crate::transform::affine::{self, Affine};
-use crate::transform::enhance;
-
-/// Maximum magnitude.
-pub(crate) const MAX_MAGNITUDE: f64 = 10.0;
-
-/// Kind of operation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OpKind {
-    /// No change.
-    Identity,
-    /// See [`enhance::auto_contrast`].
-    AutoContrast,
-    /// See [`enhance::equalize`].
-    Equalize,
-    /// [`enhance::brightness`] with a factor.
-    Brightness,
-    /// [`enhance::sharpness`] with a factor.
-    Sharpness,
-    /// [`Affine::shear_x`] with a factor.
-    ShearX,
-    /// [`Affine::shear_y`] with a factor.
-    ShearY,
-    /// [`Affine::translate_x`] by a number of pixels.
-    TranslateX,
-    /// [`Affine::translate_y`] by a number of pixels.
-    TranslateY,
-    /// [`Affine::rotate`] by an angle in degrees.
-    Rotate,
-}
-
-named!(
-    OpKind,
-    "operations",
-    [
-        Identity = "Identity",
-        AutoContrast = "AutoContrast",
-        Equalize = "Equalize",
-        Brightness = "Brightness",
-        Sharpness = "Sharpness",
-        ShearX = "ShearX",
-        ShearY = "ShearY",
-        TranslateX = "TranslateX",
-        TranslateY = "TranslateY",
-        Rotate = "Rotate"
-    ]
-);
-
-impl OpKind {
-    fn all() -> Vec<Self> {
-        Self::NAMES.iter().map(|&(kind, _)| kind).collect()
-    }
-
-    /// True if the operation moves pixels, so that boxes would be wrong.
-    pub(crate) fn moves_pixels(self) -> bool {
-        use OpKind::{Rotate, ShearX, ShearY, TranslateX, TranslateY};
-        matches!(self, ShearX | ShearY | TranslateX | TranslateY | Rotate)
-    }
-
-    /// Absolute argument for a magnitude; `None` if this kind takes no argument.
-    ///
-    /// As in the published code, translations in pixels do not scale with the image.
-    pub(crate) fn argument(self, magnitude: f64) -> Option<f64> {
-        let part = magnitude / MAX_MAGNITUDE;
-        match self {
-            Self::Identity | Self::AutoContrast | Self::Equalize => None,
-            Self::Brightness | Self::Sharpness => Some(part * 1.8 + 0.1),
-            Self::ShearX | Self::ShearY => Some(part * 0.3),
-            Self::TranslateX | Self::TranslateY => Some(part * 10.0),
-            Self::Rotate => Some(part * 30.0),
-        }
-    }
-}
+use crate::transform::pillow_affine::{self, NearestMap};
+pub use crate::transform::policy::{OpKind, Policy};
+use crate::transform::{enhance, pillow_enhance};
 
 /// An operation: its kind and argument.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Operation {
+    /// Set of operations that this one is from.
+    pub policy: Policy,
     /// Kind of operation.
     pub kind: OpKind,
     /// Signed argument; unused if the kind takes none.
@@ -90,29 +23,60 @@ pub(crate) struct Operation {
 
 impl Operation {
     /// Apply the operation in place.
-    pub(crate) fn apply(&self, image: &mut Rgb) {
+    pub(crate) fn apply(&self, image: &mut Rgb) -> Result<(), Error> {
+        match (self.kind, self.policy) {
+            (OpKind::Identity, _) => {}
+            (OpKind::AutoContrast, _) => enhance::auto_contrast(image),
+            (OpKind::Equalize, _) => enhance::equalize(image),
+            (OpKind::Brightness, _) => enhance::brightness(image, self.argument),
+            (OpKind::Posterize, _) => pillow_enhance::posterize(image, self.argument),
+            (OpKind::Solarize, _) => pillow_enhance::solarize(image, self.argument),
+            (OpKind::SolarizeAdd, _) => pillow_enhance::solarize_add(image, self.argument),
+            (OpKind::Color, _) => pillow_enhance::color(image, self.argument),
+            (OpKind::Contrast, _) => pillow_enhance::contrast(image, self.argument),
+            (OpKind::Sharpness, Policy::Fiber) => {
+                enhance::sharpness::<true>(image, self.argument);
+            }
+            (OpKind::Sharpness, Policy::Meter) => {
+                enhance::sharpness::<false>(image, self.argument);
+            }
+            (_, Policy::Fiber) => self.warp_bilinear(image),
+            (_, Policy::Meter) => return self.warp_nearest(image),
+        }
+        Ok(())
+    }
+
+    fn warp_bilinear(&self, image: &mut Rgb) {
         let map = match self.kind {
-            OpKind::Identity => return,
-            OpKind::AutoContrast => return enhance::auto_contrast(image),
-            OpKind::Equalize => return enhance::equalize(image),
-            OpKind::Brightness => return enhance::brightness(image, self.argument),
-            OpKind::Sharpness => return enhance::sharpness(image, self.argument),
             OpKind::ShearX => Affine::shear_x(self.argument),
             OpKind::ShearY => Affine::shear_y(self.argument),
             OpKind::TranslateX => Affine::translate_x(self.argument),
             OpKind::TranslateY => Affine::translate_y(self.argument),
-            OpKind::Rotate => Affine::rotate(self.argument, image.height, image.width),
+            _ => Affine::rotate(self.argument, image.height, image.width),
         };
         affine::warp(image, &map);
+    }
+
+    fn warp_nearest(&self, image: &mut Rgb) -> Result<(), Error> {
+        let map = match self.kind {
+            OpKind::ShearX => NearestMap::shear_x(self.argument),
+            OpKind::ShearY => NearestMap::shear_y(self.argument),
+            OpKind::TranslateX => NearestMap::translate_x(self.argument),
+            OpKind::TranslateY => NearestMap::translate_y(self.argument),
+            _ => NearestMap::rotate(self.argument, image.height, image.width),
+        };
+        pillow_affine::warp(image, &map)
     }
 }
 
 /// Parameters of RandAugment.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RandAugment {
+    /// Published set of operations.
+    pub policy: Policy,
     /// Number of operations per image, sampled with replacement; none if 0.
     pub num_ops: usize,
-    /// Strength of every operation, from 0 to [`MAX_MAGNITUDE`].
+    /// Strength of every operation, from 0 to the maximum of the policy.
     pub magnitude: f64,
     /// Probability of applying each sampled operation.
     pub probability: f64,
@@ -121,15 +85,30 @@ pub struct RandAugment {
 }
 
 impl RandAugment {
-    /// The published parameters, but with no operations per image.
+    /// The published parameters: two operations per image.
+    #[must_use]
+    pub fn published(policy: Policy) -> Self {
+        Self {
+            policy,
+            num_ops: 2,
+            magnitude: policy.magnitude(),
+            probability: policy.probability(),
+            operations: policy.operations().to_vec(),
+        }
+    }
+
+    /// No operations.
     #[must_use]
     pub fn off() -> Self {
         Self {
             num_ops: 0,
-            magnitude: 7.0,
-            probability: 0.5,
-            operations: OpKind::all(),
+            ..Self::published(Policy::Fiber)
         }
+    }
+
+    /// True if images are changed before they are cropped and resized.
+    pub(crate) fn is_before_resize(&self) -> bool {
+        self.num_ops > 0 && self.policy.is_before_resize()
     }
 
     /// Check every field.
@@ -137,9 +116,14 @@ impl RandAugment {
     /// # Errors
     /// [`Error::Argument`] that names the invalid field.
     pub fn check(&self) -> Result<(), Error> {
-        if !(0.0..=MAX_MAGNITUDE).contains(&self.magnitude) {
-            let reason = format!("{}; expected 0 to {MAX_MAGNITUDE}", self.magnitude);
+        let largest = self.policy.max_magnitude();
+        if !(0.0..=largest).contains(&self.magnitude) {
+            let (magnitude, policy) = (self.magnitude, self.policy.name());
+            let reason = format!("{magnitude}; expected 0 to {largest} for policy '{policy}'");
             return Err(Error::argument("magnitude", reason));
+        }
+        for kind in &self.operations {
+            self.policy.operation(kind.name())?;
         }
         check_probability("probability", self.probability)?;
         if self.num_ops > 0 && self.operations.is_empty() {
@@ -162,7 +146,7 @@ impl RandAugment {
         if self.num_ops == 0 || moving.is_empty() {
             return Ok(());
         }
-        let others = names(false, &OpKind::all());
+        let others = names(false, self.policy.operations());
         let reason =
             format!("{moving} cannot be used with boxes; expected only operations from {others}");
         Err(Error::argument("rand_augment", reason))
@@ -176,11 +160,15 @@ impl RandAugment {
             // applied.
             let kind = self.operations[rng.index(self.operations.len())];
             let (happens, negative) = (rng.unit() < self.probability, rng.unit() < 0.5);
-            let argument = kind.argument(self.magnitude).unwrap_or(0.0);
+            let argument = self.policy.argument(kind, self.magnitude).unwrap_or(0.0);
             if happens {
                 let is_reversed = negative && kind.moves_pixels();
                 let argument = if is_reversed { -argument } else { argument };
-                operations.push(Operation { kind, argument });
+                operations.push(Operation {
+                    policy: self.policy,
+                    kind,
+                    argument,
+                });
             }
         }
         operations
@@ -194,11 +182,10 @@ mod tests {
     use super::*;
     use crate::rng::Purpose;
 
+    const POLICIES: [Policy; 2] = [Policy::Fiber, Policy::Meter];
+
     fn published() -> RandAugment {
-        RandAugment {
-            num_ops: 2,
-            ..RandAugment::off()
-        }
+        RandAugment::published(Policy::Fiber)
     }
 
     fn drawn(settings: &RandAugment, index: u64) -> Vec<Operation> {
@@ -207,36 +194,40 @@ mod tests {
 
     #[test]
     fn one_pixel_goes_through_every_operation() {
-        for kind in OpKind::all() {
+        let changed = |policy: Policy, kind: OpKind| {
             let mut image = Rgb::new(1, 1, vec![10, 100, 200]);
-            let argument = kind.argument(7.0).unwrap_or(0.0);
-            Operation { kind, argument }.apply(&mut image);
+            let argument = policy.argument(kind, policy.magnitude()).unwrap_or(0.0);
+            let operation = Operation {
+                policy,
+                kind,
+                argument,
+            };
+            operation.apply(&mut image).unwrap();
             assert_eq!((image.height, image.width, image.pixels.len()), (1, 1, 3));
+            image.pixels
+        };
+        for &kind in Policy::Fiber.operations() {
+            let pixels = changed(Policy::Fiber, kind);
             match kind {
-                OpKind::Brightness => assert_eq!(image.pixels, [13, 136, 255]),
-                OpKind::TranslateX | OpKind::TranslateY => assert_eq!(image.pixels, [128; 3]),
+                OpKind::Brightness => assert_eq!(pixels, [13, 136, 255]),
+                OpKind::TranslateX | OpKind::TranslateY => assert_eq!(pixels, [128; 3]),
                 // The only pixel is half a pixel away from the center of rotation.
-                OpKind::Rotate => assert_ne!(image.pixels, [10, 100, 200]),
-                _ => assert_eq!(image.pixels, [10, 100, 200], "{kind:?}"),
+                OpKind::Rotate => assert_ne!(pixels, [10, 100, 200]),
+                _ => assert_eq!(pixels, [10, 100, 200], "{kind:?}"),
             }
         }
-    }
-
-    #[test]
-    fn names_and_arguments_are_the_published_ones() {
-        for &(kind, name) in OpKind::NAMES {
-            assert_eq!(
-                (OpKind::from_name(name).unwrap(), kind.name()),
-                (kind, name)
-            );
+        for &kind in Policy::Meter.operations() {
+            let pixels = changed(Policy::Meter, kind);
+            match kind {
+                OpKind::Posterize => assert_eq!(pixels, [0, 0, 128]),
+                OpKind::Solarize => assert_eq!(pixels, [10, 155, 55]),
+                OpKind::SolarizeAdd => assert_eq!(pixels, [43, 122, 22]),
+                OpKind::Color | OpKind::Contrast => assert_eq!(pixels, [36, 94, 158]),
+                OpKind::Brightness => assert_eq!(pixels, [6, 64, 128]),
+                OpKind::TranslateX | OpKind::TranslateY => assert_eq!(pixels, [0; 3]),
+                _ => assert_eq!(pixels, [10, 100, 200], "{kind:?}"),
+            }
         }
-        assert!(OpKind::from_name("Posterize").is_err());
-        let kinds = OpKind::all().into_iter();
-        let arguments: Vec<_> = kinds.map(|kind| kind.argument(7.0)).collect();
-        let factors = [Some(1.36), Some(1.36), Some(0.21), Some(0.21)];
-        assert_eq!(arguments[..3], [None; 3]);
-        assert_eq!(arguments[3..7], factors);
-        assert_eq!(arguments[7..], [Some(7.0), Some(7.0), Some(21.0)]);
     }
 
     #[test]
@@ -256,20 +247,23 @@ mod tests {
 
     #[test]
     fn every_kind_is_sampled_in_both_directions() {
-        let settings = published();
-        let operations: Vec<Operation> = (0..4000).flat_map(|i| drawn(&settings, i)).collect();
-        let share = operations.len() as f64 / 10.0;
-        for kind in OpKind::all() {
-            let own: Vec<_> = operations
-                .iter()
-                .filter(|found| found.kind == kind)
-                .collect();
-            let negative = own.iter().filter(|found| found.argument < 0.0).count();
-            // Four standard deviations.
-            assert!((own.len() as f64 - share).abs() < 4.0 * share.sqrt());
-            let expected = if kind.moves_pixels() { 0.5 } else { 0.0 };
-            let difference = negative as f64 - own.len() as f64 * expected;
-            assert!(difference.abs() <= 4.0 * (share * 0.25).sqrt(), "{kind:?}");
+        for settings in POLICIES.map(RandAugment::published) {
+            let operations: Vec<Operation> = (0..4000).flat_map(|i| drawn(&settings, i)).collect();
+            let kinds = &settings.operations;
+            let share = operations.len() as f64 / kinds.len() as f64;
+            assert!(settings.policy == Policy::Fiber || operations.len() == 8000);
+            for &kind in kinds {
+                let own: Vec<_> = operations
+                    .iter()
+                    .filter(|found| found.kind == kind)
+                    .collect();
+                let negative = own.iter().filter(|found| found.argument < 0.0).count();
+                // Four standard deviations.
+                assert!((own.len() as f64 - share).abs() < 4.0 * share.sqrt());
+                let expected = if kind.moves_pixels() { 0.5 } else { 0.0 };
+                let difference = negative as f64 - own.len() as f64 * expected;
+                assert!(difference.abs() <= 4.0 * (share * 0.25).sqrt(), "{kind:?}");
+            }
         }
     }
 
@@ -287,6 +281,21 @@ mod tests {
                 ..published()
             }),
             "magnitude"
+        );
+        let meter = RandAugment::published(Policy::Meter);
+        assert_eq!(
+            name(RandAugment {
+                magnitude,
+                ..meter.clone()
+            }),
+            "none"
+        );
+        assert_eq!(
+            name(RandAugment {
+                operations: vec![OpKind::Identity],
+                ..meter
+            }),
+            "operations"
         );
         let probability = f64::NAN;
         assert_eq!(

@@ -68,6 +68,7 @@ def test_a_copy_works_alone(tokenizer):
         ImageTransform.squash(8, filter="bilinear", rand_augment=RandAugment(num_ops=2)),
         ImageTransform.random_resized_crop(8, scale=(0.2, 0.9), flip_probability=0.25),
         ImageTransform.squash(8, color_jitter=ColorJitter(hue=(-0.1, 0.2), contrast=(0.5, 1.5))),
+        ImageTransform.center_crop(8, alpha="premultiply", rand_augment=RandAugment()),
         ImageTransform.shorter_side([8, 9], 20, crop_probability=0.5, divisor=4, mean=(0, 0, 0)),
     ],
 )
@@ -81,6 +82,7 @@ def test_transforms_are_copied_whole(transform):
         ColorJitter(),
         ColorJitter(hue=(-0.1, 0.2), contrast=(0.5, 1.5)),
         RandAugment(),
+        RandAugment(policy="meter", magnitude=22, operations=["Solarize"]),
         RandAugment(num_ops=3, magnitude=2.5, probability=0.1, operations=["Rotate", "Equalize"]),
     ],
     ids=repr,

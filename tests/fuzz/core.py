@@ -42,7 +42,15 @@ def images(data: bytes, folder: Path) -> bool:
         )
     except DecodeError:
         return False
-    assert pixels.shape == (*_core.probe_image(data)[:2], 3)
+    size = _core.probe_image(data)[:2]
+    assert pixels.shape == (*size, 3)
+    kept, dropped = (
+        np.asarray(_core.decode_image(data, max_pixels=MAX_PIXELS, keep_alpha=keep_alpha))
+        for keep_alpha in (True, False)
+    )
+    assert kept.shape in ((*size, 3), (*size, 4))
+    assert np.array_equal(kept[..., :3], dropped)
+    assert kept.shape[2] == 3 or kept[..., 3].min() < 255
     return True
 
 

@@ -20,19 +20,18 @@ from fiber.training.objectives import Draw, TrainStep, labeled_itm_loss
 from fiber.training.optim import build_optimizer, lr_factor, set_learning_rate
 from tests.parity.comparison import Comparison
 from tests.parity.meter_case import TASKS, MeterCase, is_noise, vqa_targets
+from tests.parity.meter_extras import compare_extras
 from tests.parity.tolerances import LEARNING_RATES, METER, METER_BASE_TENSORS, WEIGHT_RULE
 
 #: Ends of the names of files beside a case: what is read, and what is no output of the model.
 READ_COMPANIONS = ("_weights_check.json", "_optimizer_groups.json")
 NEVER_COMPARED_COMPANIONS = ("_mutations.json",)
-UNIT_FILES: dict[str, Callable[[Path], Comparison]] = {}
-READ_UNIT_FILES: tuple[str, ...] = ()
+UNIT_FILES = {"extras.json": compare_extras}
+#: Files that those read beside their own.
+READ_UNIT_FILES = ("extras.safetensors",)
 SECTIONS: dict[str, Callable[[Path], Comparison]] = {}
 #: Files of the folder that no comparison reads yet, and what each waits for.
-PENDING_FILES: dict[str, str] = {
-    "extras.json": "RandAugment of METER",
-    "extras.safetensors": "RandAugment of METER",
-}
+PENDING_FILES: dict[str, str] = {}
 
 #: Settings of the recorded steps (README), and steps of their schedule.
 OPTIM = OptimConfig(

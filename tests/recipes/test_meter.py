@@ -16,6 +16,7 @@ from fiber import recipes
 from fiber.checkpoints.encoders import encoder_states
 from fiber.cli import main
 from fiber.config_io import replace_fields
+from fiber.data import RandAugment
 from fiber.data.datasets.snli_ve import ENTAILMENT
 from fiber.models.meter.config import METER_PRESETS, METER_TEXT_ENCODERS, meter_preset
 from fiber.models.meter.keys import meter_keys
@@ -123,10 +124,15 @@ def test_published_images(recipe):
     """The shorter side is resized, and the central square cut out; nothing flips."""
     config, theirs = load_recipe(recipe), published(recipe)
     assert theirs["val_transform_keys"] == ["clip"]
+    is_augmented = "pretrain" not in recipe
+    assert theirs["train_transform_keys"] == ["clip_randaug" if is_augmented else "clip"]
     described = training_transform(config.model, config.data.transform).describe()
     assert (described["kind"], described["size"]) == ("center_crop", theirs["image_size"])
     assert described["filter"] == "bicubic" and described["color_jitter"] is None
     assert config.data.transform.flip_probability == 0
+    augment = RandAugment(policy="meter").describe() if is_augmented else None
+    assert described["rand_augment"] == augment
+    assert described["alpha"] == "premultiply"
     for name, expected in CLIP_STATISTICS.items():
         assert described[name] == pytest.approx(expected)
     swin = replace_fields(config.model, {"image_encoder": "swin"})
@@ -135,6 +141,7 @@ def test_published_images(recipe):
     assert swin.swin.window_size == size // 32
     imagenet = training_transform(swin, config.data.transform).describe()
     assert imagenet["mean"] == pytest.approx((0.485, 0.456, 0.406))
+    assert imagenet["alpha"] == "drop"
 
 
 @pytest.mark.parametrize("name", RUNS)

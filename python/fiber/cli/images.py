@@ -321,12 +321,12 @@ class _Session:
             self.folder.mkdir(parents=True, exist_ok=True)
 
     def read(self, paths: Sequence[Path]) -> Iterator[tuple[Sequence[Path], list[np.ndarray]]]:
-        """Decode images in batches. Each image is an (H, W, 3) uint8 array."""
+        """Decode images in batches. Each is a uint8 array, (H, W, 3) or, with alpha, (H, W, 4)."""
         from fiber.data import load_image
 
         for start in range(0, len(paths), _BATCH):
             some = paths[start : start + _BATCH]
-            yield some, [load_image(path, **self.limits) for path in some]
+            yield some, [load_image(path, keep_alpha=True, **self.limits) for path in some]
 
     def each(self) -> Iterator[tuple[Path, np.ndarray]]:
         """Decode images one at a time."""
@@ -363,9 +363,10 @@ class _Session:
             return
         from PIL import Image
 
+        from fiber.data import load_image
         from fiber.postprocess.files import save_image
         from fiber.visualize import add_caption
 
         size = max(12, width // 30)
-        captioned = add_caption(Image.fromarray(image), [(text, (0, 0, 0))], size=size)
+        captioned = add_caption(Image.fromarray(load_image(image)), [(text, (0, 0, 0))], size=size)
         save_image(lambda: captioned, self.file_for(path))

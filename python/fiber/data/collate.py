@@ -172,7 +172,7 @@ def _to_transform(settings: dict[str, Any]) -> ImageTransform:
     if "crop_scale" in settings:
         settings["crop_scale"] = tuple(settings["crop_scale"])
     kind = settings.pop("kind")
-    if kind == "squash":
+    if kind in ("squash", "center_crop"):
         del settings["flip_probability"]
     return getattr(ImageTransform, kind)(**settings)
 

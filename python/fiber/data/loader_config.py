@@ -54,11 +54,13 @@ class CollatorConfig:
             does; `statuses` reports them. If False, such JPEGs are bad samples.
         scaled_decoding: Decode a JPEG at 1/2, 1/4 or 1/8 of its size if the crop still has at least
             as many pixels as the output. This is faster but changes pixel values, so use it only
-            for training.
+            for training. An image that RandAugment changes before the resize (`policy="meter"`) is
+            decoded at full size.
         apply_orientation: Rotate images according to their EXIF orientation tag; boxes then refer
             to the rotated image. The published pipelines ignore the tag.
-        background: RGB color, 0 to 255, that transparent images are composited on. None drops the
-            alpha channel, as Pillow's `convert("RGB")` and the published pipelines do.
+        background: RGB color, 0 to 255, that transparent images are composited on. With None, the
+            `alpha` of the transform applies, which by default drops the alpha channel, as Pillow's
+            `convert("RGB")` does.
         max_pixels: Maximum number of pixels of an image file. A larger image is a bad sample with
             the status "unsupported".
         max_decode_bytes: Maximum memory in bytes for the pixels and coefficients of one image while
@@ -222,7 +224,8 @@ _KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     **dict.fromkeys(_LEAST, ("an integer", _is_integer)),
     "max_decode_bytes": ("None or an integer", lambda value: value is None or _is_integer(value)),
     **dict.fromkeys(
-        (*_FLAGS, "scaled_decoding", "shuffle"), ("True or False", _is_a(bool, np.bool_))
+        (*_FLAGS, "keep_alpha", "scaled_decoding", "shuffle"),
+        ("True or False", _is_a(bool, np.bool_)),
     ),
 }
 

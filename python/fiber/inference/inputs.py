@@ -24,7 +24,7 @@ from fiber.models.registry import ModelConfig, check_tokenizer
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-#: One image: a path, encoded bytes, a PIL image, or an (H, W, 3) uint8 array.
+#: One image: a path, encoded bytes, a PIL image, or an (H, W, 3) or (H, W, 4) uint8 array.
 ImageInput: TypeAlias = (
     "str | os.PathLike[str] | bytes | bytearray | memoryview | Image | np.ndarray"
 )
@@ -264,12 +264,16 @@ class Inputs:
         return self.tokenizer
 
     def _prepare(self, image: Any) -> tuple[np.ndarray, Tensor, tuple[int, int]]:
-        """Return the decoded image, its (3, H, W) tensor, and its unpadded (height, width)."""
-        array = load_image(image, **self.limits._asdict())
+        """Return the decoded image, its (3, H, W) tensor, and its unpadded (height, width).
+
+        The decoded image has no alpha, whatever the transform makes of it.
+        """
+        keep_alpha = self.transform.keeps_alpha
+        array = load_image(image, keep_alpha=keep_alpha, **self.limits._asdict())
         if not array.size:
             raise ValueError(
                 f"image of shape {array.shape} has no pixels; expected (H, W, 3) with positive H"
                 " and W"
             )
         pixels, _, size = _core.apply_transform(array, self.transform)
-        return array, torch.from_numpy(np.asarray(pixels)), size
+        return load_image(array), torch.from_numpy(np.asarray(pixels)), size

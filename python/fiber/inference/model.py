@@ -38,8 +38,8 @@ SCORE_THRESHOLD = 0.3
 class Model(ImageTextMethods):
     """A network with its tokenizer, answers and classes.
 
-    An image is a path, bytes, a PIL image or an (H, W, 3) uint8 array. Methods return a single
-    result for one image, and a list of results for a list of images.
+    An image is a path, bytes, a PIL image or an (H, W, 3) uint8 array, or (H, W, 4) with alpha.
+    Methods return a single result for one image, and a list of results for a list of images.
 
     Args:
         network: network to run. It is set to evaluation mode and stays on its device.

@@ -31,7 +31,7 @@ from fiber.models.meter import keys as meter_keys
 from fiber.models.meter.config import MeterConfig
 from fiber.models.meter.image_text import MeterImageText
 from fiber.models.meter.preprocess import check_tokenizer as check_meter_tokenizer
-from fiber.models.meter.preprocess import meter_transform, statistics
+from fiber.models.meter.preprocess import image_options, meter_transform
 
 #: A network of any registered architecture, and its config.
 Network = FiberImageText | FiberDetector | MeterImageText
@@ -82,8 +82,9 @@ class Architecture:
     main_sizes: Callable[[Any], dict[str, Any]]
     #: Image preprocessing at inference.
     transform: Callable[[Any], ImageTransform]
-    #: Normalization of pixels, as arguments of `ImageTransform`, if it is not that of ImageNet.
-    statistics: Callable[[Any], dict[str, Any]] = lambda config: {}
+    #: Arguments of `ImageTransform` for training and inference alike: normalization, if it is not
+    #: that of ImageNet, and the use of alpha.
+    image_options: Callable[[Any], dict[str, Any]] = lambda config: {}
     #: Raises ValueError if the model cannot use a tokenizer.
     check_tokenizer: Callable[[Tokenizer, Any], None] = lambda tokenizer, config: (
         tokenizer.check_for_models()
@@ -131,7 +132,7 @@ ARCHITECTURES = (
         resize=meter_keys.resize_tables,
         main_sizes=meter_infer_config.main_sizes,
         transform=meter_transform,
-        statistics=statistics,
+        image_options=image_options,
         check_tokenizer=check_meter_tokenizer,
         describe=meter_infer_config.describe,
     ),

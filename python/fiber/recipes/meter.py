@@ -1,7 +1,6 @@
 """METER: pre-training and fine-tuning as published.
 
-The published fine-tuning also applies RandAugment before the resize, which is not part of these
-recipes.
+Fine-tuning applies METER's RandAugment, pre-training does not.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from fiber.training.config.tasks import (
     ReasoningTask,
     TasksConfig,
 )
-from fiber.training.config.transforms import TransformConfig
+from fiber.training.config.transforms import RandAugmentConfig, TransformConfig
 
 
 def meter_pretrain_published() -> RunConfig:
@@ -55,6 +54,7 @@ def meter_pretrain_published() -> RunConfig:
         "model.swin.window_size": 12,
         "data.split": "train+restval",
         "data.batch_size": 4096,
+        "data.transform.rand_augment.num_ops": 0,
         "data.mlm_unit": "position",
         "train": TrainConfig(steps=100_000, accumulation=16, log_every=50, checkpoint_every=2500),
     }
@@ -193,7 +193,11 @@ def _published(
     config = RunConfig(
         model=model,
         tasks=tasks,
-        data=DataConfig(transform=TransformConfig(kind="center_crop")),
+        data=DataConfig(
+            transform=TransformConfig(
+                kind="center_crop", rand_augment=RandAugmentConfig(policy="meter", num_ops=2)
+            )
+        ),
         optim=OptimConfig(lr=lr, published_coarse=True),
         # The number of steps is not reached: `epochs` ends the run.
         train=TrainConfig(steps=1_000_000, epochs=10.0, checkpoint_epochs=1.0, log_every=50),

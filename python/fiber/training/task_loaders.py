@@ -41,7 +41,7 @@ def training_transform(model: ModelConfig, transform: TransformConfig) -> ImageT
         "color_jitter": ColorJitter(**vars(transform.color_jitter)),
         "rand_augment": RandAugment(**vars(transform.rand_augment)),
         "channel_order": model.channel_order,
-        **architecture_of(model).statistics(model),
+        **architecture_of(model).image_options(model),
     }
     if transform.kind == "shorter_side":
         return ImageTransform.shorter_side(

@@ -16,7 +16,8 @@ from tests.rust.transform.record_rand_augment import cases, pictures
 
 RECORDED = json.loads(Path(__file__).with_name("rand_augment.json").read_text())
 PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
-STILL = tuple(name for name in RAND_AUGMENT_OPERATIONS if name not in MOVING_OPERATIONS)
+OPERATIONS = RAND_AUGMENT_OPERATIONS["fiber"]
+STILL = tuple(name for name in OPERATIONS if name not in MOVING_OPERATIONS)
 
 
 def augmented(image: np.ndarray, operation: str, argument: float | None = None) -> np.ndarray:
@@ -97,13 +98,14 @@ def test_wrong_pictures_are_named(shape):
 def test_the_published_settings_are_the_default():
     settings = RandAugment()
     assert settings.describe() == {
+        "policy": "fiber",
         "num_ops": 2,
         "magnitude": 7.0,
         "probability": 0.5,
-        "operations": list(RAND_AUGMENT_OPERATIONS),
+        "operations": list(OPERATIONS),
     }
     assert settings == RandAugment(num_ops=2) != RandAugment(magnitude=5)
-    assert repr(settings).startswith("RandAugment(num_ops=2, magnitude=7.0, probability=0.5, ")
+    assert repr(settings).startswith("RandAugment(policy='fiber', num_ops=2, magnitude=7.0, ")
 
 
 @pytest.mark.parametrize(
@@ -137,7 +139,7 @@ def test_transforms_say_what_they_draw():
     assert crop() == crop(num_ops=0, magnitude=7) != crop(num_ops=1)
     assert crop(num_ops=1).describe()["rand_augment"]["num_ops"] == 1
     json.dumps(crop(num_ops=1).describe())
-    assert "rand_augment={'num_ops': 1" in repr(crop(num_ops=1))
+    assert "rand_augment={'policy': 'fiber', 'num_ops': 1" in repr(crop(num_ops=1))
 
 
 def test_draws_depend_on_the_key_alone():

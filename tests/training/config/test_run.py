@@ -21,7 +21,9 @@ from fiber.training.config.tasks import (
     TasksConfig,
 )
 from fiber.training.config.transforms import (
+    MAX_MAGNITUDE,
     MOVING_OPERATIONS,
+    RAND_AUGMENT_OPERATIONS,
     ColorJitterConfig,
     RandAugmentConfig,
     TransformConfig,
@@ -230,7 +232,14 @@ def test_the_published_coarse_rule_is_no_fine_one():
 
 
 def test_augmentation_draws_what_the_core_has():
-    assert RandAugment().describe() == to_dict(RandAugmentConfig(num_ops=2))
+    for policy in ("fiber", "meter"):
+        asked = RandAugmentConfig(policy=policy, num_ops=2)
+        core = RandAugment(**vars(asked))
+        assert core == RandAugment(policy=policy)
+        assert core.describe()["operations"] == list(RAND_AUGMENT_OPERATIONS[policy])
+        assert asked.moving_operations == list(MOVING_OPERATIONS)
+        with pytest.raises(ValueError, match=rf"magnitude: .*0 to {MAX_MAGNITUDE[policy]} "):
+            RandAugment(policy=policy, magnitude=MAX_MAGNITUDE[policy] + 1)
     with pytest.raises(ValueError, match=rf"{', '.join(MOVING_OPERATIONS)}.*boxes"):
         apply_transform(
             np.zeros((2, 2, 3), np.uint8),
@@ -253,10 +262,14 @@ def test_augmentation_is_set_by_dotted_name():
     ("settings", "message"),
     [
         ({"num_ops": -1}, r"rand_augment\.num_ops.*\[0, inf\].*-1"),
-        ({"magnitude": 10.5}, r"magnitude must be in \[0, 10\], got 10\.5"),
+        ({"magnitude": 10.5}, r"magnitude must be in \[0, 10\] for policy 'fiber', got 10\.5"),
+        ({"policy": "meter", "magnitude": 31.0}, r"\[0, 30\] for policy 'meter', got 31"),
+        ({"policy": "metre"}, "policy must be one of 'fiber', 'meter', got 'metre'"),
+        ({"policy": "meter", "operations": ("Identity",)}, "'Identity' of policy 'meter'; "),
+        ({"operations": ("Posterize",)}, "'Posterize' of policy 'fiber'; "),
         ({"probability": float("nan")}, "probability must be"),
         ({"num_ops": 1, "operations": ()}, "rand_augment.operations is empty"),
-        ({"operations": ("Rotat",)}, "unknown operation 'Rotat'; did you mean Rotate"),
+        ({"operations": ("Rotat",)}, "unknown operation 'Rotat' .*; did you mean Rotate"),
     ],
 )
 def test_wrong_augmentation_is_named(settings, message):
@@ -276,6 +289,16 @@ def test_wrong_augmentation_is_named(settings, message):
 def test_a_wrong_change_of_colour_is_named(settings, message):
     with pytest.raises(ValueError, match=message):
         ColorJitterConfig(**settings)
+
+
+def test_the_policy_alone_chooses_the_published_values():
+    changes = {"policy": "meter", "num_ops": "2"}
+    config = replace_fields(
+        coarse(), {f"data.transform.rand_augment.{name}": text for name, text in changes.items()}
+    )
+    augment = config.data.transform.rand_augment
+    assert RandAugment(**vars(augment)) == RandAugment(policy="meter")
+    assert from_dict(RunConfig, to_dict(config)) == config
 
 
 def test_boxes_refuse_augmentation_that_moves_pixels():

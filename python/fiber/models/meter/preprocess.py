@@ -15,14 +15,20 @@ CLIP_STATISTICS: dict[str, Any] = {
 }
 
 
-def statistics(config: MeterConfig) -> dict[str, Any]:
-    """Return the arguments of `ImageTransform` that normalize pixels."""
-    return CLIP_STATISTICS if config.image_encoder == "clip" else {}
+def image_options(config: MeterConfig) -> dict[str, Any]:
+    """Return the arguments of `ImageTransform` that depend on the image encoder.
+
+    CLIP's published reader resizes RGBA images, so that transparent pixels have no weight; Swin's
+    drops alpha first.
+    """
+    if config.image_encoder == "clip":
+        return {"alpha": "premultiply", **CLIP_STATISTICS}
+    return {}
 
 
 def meter_transform(config: MeterConfig) -> ImageTransform:
     """Build the transform that resizes the shorter side and cuts out the central square."""
-    return ImageTransform.center_crop(config.image_size, **statistics(config))
+    return ImageTransform.center_crop(config.image_size, **image_options(config))
 
 
 def check_tokenizer(tokenizer: Tokenizer, config: MeterConfig) -> None:

@@ -17,7 +17,7 @@ from fiber.config import FiberConfig
 from fiber.config_io import field_names, nearest, require
 from fiber.models.meter.config import MeterConfig
 from fiber.training.config.tasks import TasksConfig
-from fiber.training.config.transforms import MOVING_OPERATIONS, TransformConfig
+from fiber.training.config.transforms import TransformConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,8 +247,7 @@ class RunConfig:
             f"data.mlm_unit {self.data.mlm_unit!r} is for byte-level BPEs; the text encoder 'bert'"
             " needs 'token'",
         )
-        augment = self.data.transform.rand_augment
-        moving = [op for op in MOVING_OPERATIONS if augment.num_ops and op in augment.operations]
+        moving = self.data.transform.rand_augment.moving_operations
         require(
             not (moving and "grounding" in self.tasks.active()),
             f"data.transform.rand_augment.operations: {', '.join(moving)} would move pixels but not"

@@ -10,51 +10,96 @@ from fiber.config_io import nearest, require
 
 #: RandAugment operations that move pixels; boxes are not adjusted.
 MOVING_OPERATIONS = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate")
-#: Names of the RandAugment operations.
-RAND_AUGMENT_OPERATIONS = (
-    "Identity",
-    "AutoContrast",
-    "Equalize",
-    "Brightness",
-    "Sharpness",
-    *MOVING_OPERATIONS,
-)
+#: Names of the operations of each RandAugment policy.
+RAND_AUGMENT_OPERATIONS = {
+    "fiber": (
+        "Identity",
+        "AutoContrast",
+        "Equalize",
+        "Brightness",
+        "Sharpness",
+        *MOVING_OPERATIONS,
+    ),
+    "meter": (
+        "AutoContrast",
+        "Equalize",
+        "Rotate",
+        "Posterize",
+        "Solarize",
+        "SolarizeAdd",
+        "Color",
+        "Contrast",
+        "Brightness",
+        "Sharpness",
+        "ShearX",
+        "ShearY",
+        "TranslateX",
+        "TranslateY",
+    ),
+}
+#: Maximum magnitude of each RandAugment policy.
+MAX_MAGNITUDE = {"fiber": 10, "meter": 30}
 
 
 @dataclass(frozen=True, kw_only=True)
 class RandAugmentConfig:
-    """RandAugment, applied after crop, resize and flip.
+    """RandAugment with the operations of a published model.
 
-    The defaults are those of the published coarse-stage fine-tuning, except `num_ops` (2 there).
+    Fields that are None have the published values of the policy.
     """
 
-    #: Number of operations drawn per image, with replacement; 0 disables RandAugment.
+    #: "fiber": ten operations on the resized image, filled with gray, as in the published
+    #: coarse-stage fine-tuning; "meter": fourteen on the image as stored, before the resize, filled
+    #: with black, as in METER's fine-tuning.
+    policy: Literal["fiber", "meter"] = "fiber"
+    #: Number of operations drawn per image, with replacement; 0 disables RandAugment. The published
+    #: number is 2.
     num_ops: int = 0
-    #: Strength of every operation, from 0 to 10. For example, 7 rotates by 21 degrees, shears by
-    #: 0.21, translates by 7 pixels, and scales brightness and sharpness by 1.36.
-    magnitude: float = 7.0
-    #: Probability of applying a drawn operation.
-    probability: float = 0.5
-    #: Names to draw from; a repeated name is drawn more often. Shear, translation and rotation are
-    #: not allowed with boxes.
-    operations: tuple[str, ...] = RAND_AUGMENT_OPERATIONS
+    #: Strength of every operation: from 0 to 10 for "fiber", where 7 is published, and to 30 for
+    #: "meter", where 9 is. These rotate by 21 or 9 degrees, shear by 0.21 or 0.09, and translate by
+    #: 7 pixels of the resized or 30 pixels of the original image.
+    magnitude: float | None = None
+    #: Probability of applying a drawn operation: 0.5 for "fiber", 1 for "meter".
+    probability: float | None = None
+    #: Names to draw from, by default all of the policy; a repeated name is drawn more often. Shear,
+    #: translation and rotation are not allowed with boxes.
+    operations: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         where = "data.transform.rand_augment"
-        for name, most in (("num_ops", math.inf), ("magnitude", 10), ("probability", 1)):
+        require(
+            self.policy in MAX_MAGNITUDE,
+            f"{where}.policy must be one of {', '.join(map(repr, MAX_MAGNITUDE))}, got"
+            f" {self.policy!r}",
+        )
+        largest = MAX_MAGNITUDE[self.policy]
+        for name, most in (("num_ops", math.inf), ("magnitude", largest), ("probability", 1)):
             value = getattr(self, name)
-            require(0 <= value <= most, f"{where}.{name} must be in [0, {most}], got {value}")
-        if self.num_ops and not self.operations:
+            require(
+                value is None or 0 <= value <= most,
+                f"{where}.{name} must be in [0, {most}] for policy {self.policy!r}, got {value}",
+            )
+        if self.num_ops and self.operations == ():
             raise ValueError(f"{where}.operations is empty; expected at least one operation")
-        for name in self.operations:
-            if name not in RAND_AUGMENT_OPERATIONS:
-                hint = nearest(name, RAND_AUGMENT_OPERATIONS)
-                raise ValueError(f"{where}.operations: unknown operation {name!r}; {hint}")
+        known = RAND_AUGMENT_OPERATIONS[self.policy]
+        for name in self.operations or ():
+            if name not in known:
+                hint = nearest(name, known)
+                raise ValueError(
+                    f"{where}.operations: unknown operation {name!r} of policy {self.policy!r};"
+                    f" {hint}"
+                )
+
+    @property
+    def moving_operations(self) -> list[str]:
+        """Names of the operations drawn from that move pixels."""
+        drawn = RAND_AUGMENT_OPERATIONS[self.policy] if self.operations is None else self.operations
+        return [name for name in MOVING_OPERATIONS if self.num_ops and name in drawn]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ColorJitterConfig:
-    """Color jitter, drawn per image and applied before RandAugment.
+    """Color jitter, drawn per image and applied after the resize and flip.
 
     Color jitter is disabled by default, as in both published stages.
     """
