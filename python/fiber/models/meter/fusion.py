@@ -8,6 +8,7 @@ Source: METER (Dou et al. 2022).
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -32,6 +33,9 @@ class Attention(nn.Module):
         """Attend from tokens to a source: (B, Q, D) and (B, K, D) -> (B, Q, D)."""
         # (B, Q, D) -> (B, h, Q, d)
         query = self.query(tokens).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        if tokens.shape[1] == 1:
+            attended = self._attend_from_one(query, source, mask)
+            return self.norm(tokens + self.dropout(self.output(attended)))
         # (B, K, 2 D) -> 2 x (B, h, K, d)
         key, value = (
             self.key_value(source).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
@@ -45,6 +49,27 @@ class Attention(nn.Module):
         )
         projected = self.output(attended.transpose(1, 2).flatten(2))
         return self.norm(tokens + self.dropout(projected))
+
+    def _attend_from_one(self, query: Tensor, source: Tensor, mask: Tensor | None) -> Tensor:
+        """Attend from one token: (B, h, 1, d) and (B, K, D) -> (B, 1, D), before `output`.
+
+        A sum over keys commutes with a linear layer: the query is projected to the channels of the
+        source, and the weighted mean of the source to values, so that no key or value is computed.
+        """
+        key, value = self.key_value.weight.unflatten(0, (2, self.num_heads, -1))
+        # (h, B, d) @ (h, d, D) -> (B, h, D)
+        query = (query[:, :, 0].transpose(0, 1) @ key).transpose(0, 1)
+        # The bias of the keys adds the same to all scores of a query, which softmax ignores.
+        scores = query @ source.transpose(1, 2) * key.shape[1] ** -0.5
+        if mask is not None:
+            scores = scores.masked_fill(~mask[:, 0], torch.finfo(scores.dtype).min)
+        weights = F.dropout(scores.softmax(-1), self.attention_dropout, self.training)
+        # (h, B, D) @ (h, D, d) -> (B, h, d)
+        attended = ((weights @ source).transpose(0, 1) @ value.transpose(1, 2)).transpose(0, 1)
+        # After dropout, the weights of a query do not sum to 1.
+        bias = self.key_value.bias.unflatten(0, (2, self.num_heads, -1))[1]
+        attended = attended + weights.sum(-1, keepdim=True) * bias
+        return attended.flatten(1)[:, None]
 
 
 class FeedForward(nn.Module):
