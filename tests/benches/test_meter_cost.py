@@ -53,7 +53,7 @@ def test_meta_counts_are_those_of_a_real_run(bench):
     from torch.utils.flop_counter import FlopCounterMode
 
     for name, work in bench.WORKS.items():
-        config = bench.meter_config(work, 32, micro=True)
+        config = bench.meter_config(work, micro=True)
         drawn = bench.draw_batch(config, 2, 20).trimmed()
         model = bench.MeterImageText(config).train()
         with torch.no_grad():
@@ -83,7 +83,7 @@ def test_rows_are_printed_and_a_missed_gate_is_named(bench, monkeypatch, tmp_pat
 
 
 def test_trimming_drops_padding_only(bench):
-    config = bench.meter_config(bench.WORKS["pretraining"], 32, micro=True)
+    config = bench.meter_config(bench.WORKS["pretraining"], micro=True)
     drawn = bench.draw_batch(config, 3, 20)
     assert drawn.pairs.ids.shape == (3, 50)
     pairs = drawn.trimmed().pairs
