@@ -74,3 +74,23 @@ def test_keys_and_values_of_one_token_are_not_computed():
     assert called == []
     attention(tokens.expand(-1, 2, -1), source, mask)
     assert called == [True]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_one_token_is_as_exact_in_half_precision_as_among_others(dtype, autocast):
+    torch.manual_seed(0)
+    attention = Attention(CrossConfig(width=96, num_heads=3, ffn_width=96)).eval()
+    for parameter in attention.parameters():
+        # Attention weights far from uniform, where rounded scores matter.
+        torch.nn.init.normal_(parameter, std=0.3)
+    tokens, source = torch.randn(64, 2, 96), torch.randn(64, 50, 96)
+    exact = attention.double()(tokens.double(), source.double(), None)[:, :1]
+    attention.to(torch.float32 if autocast else dtype)
+    errors = []
+    for count in (1, 2):
+        inputs = [part if autocast else part.to(dtype) for part in (tokens[:, :count], source)]
+        with torch.autocast("cpu", dtype, enabled=autocast):
+            found = attention(*inputs, None)[:, :1]
+        errors.append((found - exact).norm().item())
+    assert errors[0] < 1.1 * errors[1]
