@@ -65,8 +65,8 @@ class Measured(NamedTuple):
     @property
     def title(self) -> str:
         """The work in words."""
-        unit = "texts" if self.work == "retrieval_pair" else "images"
-        return f"{WORKS[self.work].title}, {self.batch} {unit}"
+        unit = "text" if self.work == "retrieval_pair" else "image"
+        return f"{WORKS[self.work].title}, {self.batch} {unit}{'s' if self.batch > 1 else ''}"
 
 
 MEASURED = {
