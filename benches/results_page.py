@@ -228,6 +228,12 @@ def model() -> str:
     return _beside(PARTS["model"])
 
 
+@block
+def meter() -> str:
+    """Cost of METER next to the published passes."""
+    return _beside(PARTS["meter"])
+
+
 def _attention() -> tuple[dict[str, Row], Medians]:
     rows = newest(read("kernels"))
     found: dict[tuple[str, str, str], dict[str, float]] = defaultdict(dict)

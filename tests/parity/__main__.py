@@ -22,6 +22,8 @@ from tests.parity.comparison import Comparison
 PRESETS = ("base", "micro")
 #: The recordings of the repository.
 COMMITTED = {"coarse": COARSE, "fine": FINE, "meter": METER}
+#: Modules that compare the benches' eager model of a kind.
+EAGER = {"coarse": "eager", "fine": "eager_detector", "meter": "eager_meter"}
 #: Suffixes of recorded files.
 _RECORDED = (".json", ".safetensors")
 
@@ -48,8 +50,8 @@ def main(arguments: list[str] | None = None) -> int:
         help="eager: the plain model of that stage that the benches time the package against",
     )
     parsed = parser.parse_args(arguments)
-    if parsed.kind == "meter" and (parsed.preset is not None or parsed.model != "fiber"):
-        parser.error("meter has recorded cases only; expected neither --preset nor --model")
+    if parsed.kind == "meter" and parsed.preset is not None:
+        parser.error("meter has recorded cases only; expected no --preset")
     if parsed.preset is not None:
         if parsed.directory is not None:
             parser.error("expected a folder or --preset, got both")
@@ -106,8 +108,7 @@ def _run_preset(kind: str, name: str) -> int:
 
 def _compare_eager(kind: str, cases: list[Path]) -> int:
     """Compare what the eager model is timed for: its passes and, coarse, gradients of losses."""
-    module = "eager" if kind == "coarse" else "eager_detector"
-    eager = importlib.import_module(f"tests.parity.{module}")
+    eager = importlib.import_module(f"tests.parity.{EAGER[kind]}")
     good = True
     for path in cases:
         good = _print(eager.compare_case(path)) and good

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -324,23 +324,23 @@ def _compare_task(
         loss.backward()
         entry = f"{task}.train.loss.{name}"
         comparison.number("losses", entry, loss.item(), case.scalars[entry], METER.losses)
-        _compare_gradients(comparison, case, model, f"{task}.{name}")
+        compare_gradients(comparison, case, case.published_grads(model), f"{task}.{name}")
     model.zero_grad(set_to_none=True)
     _compare_groups(comparison, case, model, task)
     _compare_steps(comparison, case, model, task)
 
 
-def _compare_gradients(
-    comparison: Comparison, case: MeterCase, model: MeterImageText, loss: str
+def compare_gradients(
+    comparison: Comparison, case: MeterCase, ours: Mapping[str, Tensor | None], loss: str
 ) -> None:
-    """Compare the norm of every gradient, and where there is none."""
+    """Compare the norm of every gradient by published name, and where there is none."""
     comparison.compared.add(f"grad.{loss}")
-    ours = case.published_grads(model)
+    config = case.meter_config(loss.split(".")[0])
     recorded = case.grads[loss]
     largest = max(values[0] for values in recorded.values() if values is not None)
     for name, values in recorded.items():
         if name not in ours:
-            if values is not None and ignored_meter_key(name, model.config) is None:
+            if values is not None and ignored_meter_key(name, config) is None:
                 comparison.group("gradients", METER.gradients).add(name, float("nan"))
             continue
         own = ours[name]

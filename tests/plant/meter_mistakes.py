@@ -174,7 +174,7 @@ RECORDED = (
     Mistake(
         "exact GELU in the image tower",
         _CLIP,
-        "hidden * torch.sigmoid(1.702 * hidden)",
+        "F.silu(1.702 * hidden) / 1.702",
         "F.gelu(hidden)",
     ),
     Mistake(
@@ -227,7 +227,7 @@ RECORDED = (
 _PUBLISHED = "models/meter/test_published.py"
 _RECOGNIZED = _tests(_PUBLISHED, "every_published_file_is_recognized")
 _SIZES = _tests("models/meter/test_encoders.py", "published_sizes")
-_TRANSFORM = _tests("models/meter/test_preprocess.py", "recorded")
+_TRANSFORM = _tests("models/meter/test_preprocess.py", "recorded or alpha or published")
 _RECIPE = _tests("recipes/test_meter.py", "recipe or recorded or published")
 _ROWS = _tests("data/datasets/test_snli_ve.py", "test_rows")
 
@@ -326,15 +326,29 @@ FURTHER = (
     Mistake(
         "statistics of ImageNet with CLIP",
         _PREPROCESS,
-        'return CLIP_STATISTICS if config.image_encoder == "clip" else {}',
-        "return {}",
+        'return {"alpha": "premultiply", **CLIP_STATISTICS}',
+        'return {"alpha": "premultiply"}',
         _TRANSFORM,
     ),
     Mistake(
         "statistics of CLIP with Swin",
         _PREPROCESS,
-        'return CLIP_STATISTICS if config.image_encoder == "clip" else {}',
-        "return CLIP_STATISTICS",
+        "    return {}\n",
+        "    return CLIP_STATISTICS\n",
+        _TRANSFORM,
+    ),
+    Mistake(
+        "alpha dropped before CLIP's resize",
+        _PREPROCESS,
+        '"alpha": "premultiply", ',
+        "",
+        _TRANSFORM,
+    ),
+    Mistake(
+        "alpha premultiplied for Swin, too",
+        _PREPROCESS,
+        "    return {}\n",
+        '    return {"alpha": "premultiply"}\n',
         _TRANSFORM,
     ),
     Mistake(

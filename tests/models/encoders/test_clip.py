@@ -40,6 +40,13 @@ def test_quick_gelu():
     torch.testing.assert_close(QuickGELU()(values), values / (1 + torch.exp(-1.702 * values)))
 
 
+def test_quick_gelu_keeps_one_tensor_for_its_backward_pass():
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(kept.append, lambda saved: saved):
+        QuickGELU()(torch.randn(3, requires_grad=True))
+    assert len(kept) == 1
+
+
 class TestPositionTable:
     def test_the_same_size_is_the_table_itself(self):
         table = torch.randn(10, 4)

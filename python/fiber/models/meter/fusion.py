@@ -8,6 +8,9 @@ Source: METER (Dou et al. 2022).
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -32,6 +35,9 @@ class Attention(nn.Module):
         """Attend from tokens to a source: (B, Q, D) and (B, K, D) -> (B, Q, D)."""
         # (B, Q, D) -> (B, h, Q, d)
         query = self.query(tokens).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        if tokens.shape[1] == 1:
+            attended = self._attend_from_one(query, source, mask)
+            return self.norm(tokens + self.dropout(self.output(attended)))
         # (B, K, 2 D) -> 2 x (B, h, K, d)
         key, value = (
             self.key_value(source).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
@@ -45,6 +51,32 @@ class Attention(nn.Module):
         )
         projected = self.output(attended.transpose(1, 2).flatten(2))
         return self.norm(tokens + self.dropout(projected))
+
+    def _attend_from_one(self, query: Tensor, source: Tensor, mask: Tensor | None) -> Tensor:
+        """Attend from one token: (B, h, 1, d) and (B, K, D) -> (B, 1, D), before `output`.
+
+        A sum over keys commutes with a linear layer: the query is projected to the channels of the
+        source, and the weighted mean of the source to values, so that no key or value is computed.
+        """
+        weight, bias = self.key_value.weight, self.key_value.bias
+        # Fused attention keeps scores and weights in float32; float64 stays as it is.
+        dtype = torch.promote_types(source.dtype, torch.float32)
+        with _without_autocast(source.device.type):
+            source = source.to(dtype)
+            key, value = weight.to(dtype).unflatten(0, (2, self.num_heads, -1))
+            # (h, B, d) @ (h, d, D) -> (B, h, D)
+            folded = (query[:, :, 0].transpose(0, 1).to(dtype) @ key).transpose(0, 1)
+            # The bias of keys adds the same to all scores of a query, which softmax ignores.
+            scores = folded @ source.transpose(1, 2) * key.shape[1] ** -0.5
+            if mask is not None:
+                scores = scores.masked_fill(~mask[:, 0], torch.finfo(dtype).min)
+            weights = F.dropout(scores.softmax(-1), self.attention_dropout, self.training)
+            # (h, B, D) @ (h, D, d) -> (B, h, d)
+            attended = ((weights @ source).transpose(0, 1) @ value.transpose(1, 2)).transpose(0, 1)
+            # After dropout, the weights of a query do not sum to 1.
+            value_bias = bias.to(dtype).unflatten(0, (2, self.num_heads, -1))[1]
+            attended = attended + weights.sum(-1, keepdim=True) * value_bias
+        return attended.flatten(1)[:, None].to(query.dtype)
 
 
 class FeedForward(nn.Module):
@@ -97,3 +129,10 @@ class MergedLayer(nn.Module):
     def forward(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
         """Run the layer: (B, T, D) -> (B, T, D)."""
         return self.feed_forward(self.self_attention(tokens, tokens, mask))
+
+
+def _without_autocast(device_type: str) -> AbstractContextManager[object]:
+    """Disable autocast, which the meta device does not have."""
+    if torch.amp.is_autocast_available(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return nullcontext()
