@@ -32,13 +32,11 @@ from rows import RESULTS, refuse_debug_build, report
 from benches import eager_meter
 from benches.eager_meter import Batch, EagerMeter
 from fiber.config import ClipConfig, RobertaConfig
-from fiber.data.batch import ImageTextBatch, QuestionBatch
-from fiber.losses.itm import half_pairs, pair_loss
-from fiber.losses.language import ranking_loss
-from fiber.models.features import ImagePrefix
+from fiber.data.batch import ImageTextBatch, QuestionBatch, RankingBatch
+from fiber.losses.itm import half_pairs
 from fiber.models.meter.config import CrossConfig, MeterConfig, MeterHeadsConfig
 from fiber.models.meter.image_text import MeterImageText
-from fiber.training.config.tasks import ImageTextTask, QuestionTask, TasksConfig
+from fiber.training.config.tasks import ImageTextTask, QuestionTask, RankingTask, TasksConfig
 from fiber.training.objectives import Draw, TrainStep
 from fiber.training.split_backward import SplitGraph
 
@@ -169,9 +167,6 @@ def our_losses(
 ) -> Iterator[Tensor]:
     """Yield the losses of a step one branch at a time, as the trainer computes them."""
     pairs, size = drawn.pairs, len(drawn.pairs.images)
-    if name.endswith("retrieval_step"):
-        yield from _ranking_losses(model, pairs, split)
-        return
     sizes = torch.full((size, 2), model.config.image_size)
     common: dict[str, Any] = {
         "keys": tuple(str(number) for number in range(size)),
@@ -181,42 +176,26 @@ def our_losses(
         "token_ids": pairs.ids,
         "text_mask": pairs.text_mask,
     }
+    captions = {
+        "masked_ids": pairs.masked_ids,
+        "mlm_labels": pairs.mlm_labels,
+        "image_ids": torch.arange(size),
+        **common,
+    }
+    batch: Any
     if name == "vqa":
         task, tasks = "question", TasksConfig(question=QuestionTask(share=1))
-        batch: Any = QuestionBatch(targets=drawn.targets, **common)
-    else:
+        batch = QuestionBatch(targets=drawn.targets, **common)
+    elif name == "pretraining":
         pretraining = ImageTextTask(share=1, itc=0.0, itm_negatives="random")
         task, tasks = "image_text", TasksConfig(image_text=pretraining)
-        batch = ImageTextBatch(
-            masked_ids=pairs.masked_ids,
-            mlm_labels=pairs.mlm_labels,
-            image_ids=torch.arange(size),
-            **common,
-        )
+        batch = ImageTextBatch(**captions)
+    else:
+        task, tasks = "ranking", TasksConfig(ranking=RankingTask(share=1))
+        batch = RankingBatch(false_ids=pairs.false_ids, false_mask=pairs.false_mask, **captions)
     step = TrainStep(model, tasks)
     for losses in step.branches(task, batch, Draw(seed=0, number=0), split):
         yield sum(losses.values(), torch.zeros((), device=pairs.images.device))
-
-
-def _ranking_losses(
-    model: MeterImageText, pairs: Batch, split: SplitGraph | None
-) -> Iterator[Tensor]:
-    """Yield ranking and ITM, both from one prefix of each image and of each text."""
-    backbone, size = model.backbone, len(pairs.images)
-    cut = split.cut if split is not None else lambda tensor: tensor
-    image = ImagePrefix(cut(backbone.image_prefix(pairs.images).tokens))
-    # (B, 1 + K, L), the own text of an image first
-    ids = torch.cat((pairs.ids[:, None], pairs.false_ids), 1)
-    mask = torch.cat((pairs.text_mask[:, None], pairs.false_mask), 1)
-    text = cut(backbone.text_prefix(ids.flatten(0, 1), mask.flatten(0, 1)))
-    rows = torch.arange(size, device=text.device).repeat_interleave(ids.shape[1])
-    fused = backbone.fuse(image.take(rows), text, mask.flatten(0, 1), wanted="pooled")
-    yield ranking_loss(model.rank_scores(model.pooled(fused)).view(size, -1))
-    del fused
-    half = half_pairs(torch.arange(size), seed=0, step=0)
-    own = text.unflatten(0, (size, -1))[:, 0]
-    fused = backbone.fuse(image.take(half.image_index), own, mask[:, 0], wanted="pooled")
-    yield pair_loss(model.itm_logits(model.pooled(fused)), half.labels)
 
 
 class OnMeta(TorchFunctionMode):
