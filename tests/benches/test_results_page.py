@@ -104,6 +104,21 @@ def test_a_task_is_learned_only_above_everything_that_misses_an_input(monkeypatc
     assert "| 0.500 | - | 0.750 (0.700 to 0.800) | yes |" in results_page.finetuned()
 
 
+def test_the_small_meter_is_learned_only_far_above_blind_runs(monkeypatch):
+    def rows(inputs, *values):
+        machine = {"processor": "P", "cores": "2", "torch": "2", "commit": "0123456789abcdef"}
+        return [{"inputs": inputs, **machine, "vqa/accuracy/val": str(value)} for value in values]
+
+    blind = rows("counted", 0.3) + rows("text", 0.3, 0.31, 0.32)
+    with_rows(monkeypatch, small_meter=blind + rows("both", 0.5, 0.51, 0.52))
+    assert "| 0.300 | 0.310 (0.300 to 0.320) | 0.510 (0.500 to 0.520) | yes |" in (
+        results_page.small_meter()
+    )
+    # Two standard deviations are not enough.
+    with_rows(monkeypatch, small_meter=blind + rows("both", 0.33, 0.34, 0.35))
+    assert "| **no** |" in results_page.small_meter()
+
+
 def test_the_fastest_loader_is_first_and_ratios_are_to_fiber(monkeypatch):
     name = "squash coco640 float32"
     chosen = [each for each in results_page.workloads.WORKLOADS if each.name == name]
