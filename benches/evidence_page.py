@@ -45,6 +45,8 @@ CLAIMS = ROOT / "python" / "fiber" / "demo" / "evidence.json"
 MARKED = re.compile(r"<!-- rows: (\w+) -->\n(.*?)<!-- end -->", re.DOTALL)
 
 FUSED, LATE, NONE = ARMS
+#: Content of a block whose rows are not complete.
+NOT_MEASURED = "Not measured yet.\n"
 #: Metrics of the fusion table by column of the rows, without the split.
 METRICS = {
     "refcoco/relation/accuracy_at_1": "expressions: relations",
@@ -146,6 +148,8 @@ def stages() -> str:
     """Accuracy of expressions by order of the stages."""
     rows = read("evidence_stages")
     arms = [evidence_stages.BOXES, evidence_stages.EQUAL_TIME, *list(evidence_stages.ARMS)[1:]]
+    if complete(rows, arms, len(SEEDS)) != arms:
+        return NOT_MEASURED
     longer = arms[1]
     body = []
     for column, name in STAGES_COLUMNS.items():
@@ -230,7 +234,7 @@ BLOCKS: dict[str, tuple[Callable[[], str], str]] = {
 def block(name: str) -> str:
     """Write a block; one whose rows are missing says so."""
     write, rows = BLOCKS[name]
-    return write() if (RESULTS / f"{rows}.csv").is_file() else "Not measured yet.\n"
+    return write() if (RESULTS / f"{rows}.csv").is_file() else NOT_MEASURED
 
 
 def fill(page: str) -> str:

@@ -84,6 +84,23 @@ def test_a_verdict_lists_what_is_better_and_worse(bench):
     assert "better on nothing; worse on nothing." in bench.verdict(same, bench.NONE)
 
 
+def test_stages_wait_for_all_arms_and_seeds(bench, monkeypatch):
+    stages = bench.evidence_stages
+    known = {
+        "stages": "fine 1",
+        "cpu_seconds": "1",
+        **dict.fromkeys((*bench.STAGES_COLUMNS, *bench.COARSE_COLUMNS), "0.7"),
+        **dict.fromkeys(("processor", "cores", "torch", "commit"), "1"),
+    }
+    rows = [
+        {**known, "arm": arm} for arm in (*stages.ARMS, stages.EQUAL_TIME) for _ in bench.SEEDS
+    ] + [{**known, "arm": stages.CHANCE}]
+    monkeypatch.setattr(bench, "read", lambda name: rows)
+    assert "| one color with boxes | 0.700 |" in bench.stages()
+    monkeypatch.setattr(bench, "read", lambda name: rows[1:])
+    assert bench.stages() == bench.NOT_MEASURED
+
+
 def test_a_page_with_other_blocks_is_refused(bench):
     with pytest.raises(ValueError, match="expected the blocks fusion, forms, stages, starts"):
         bench.fill("<!-- rows: other -->\n<!-- end -->")
