@@ -119,6 +119,11 @@ def is_better(one: Sequence[float], others: Sequence[Sequence[float]]) -> bool:
     return all(mean(one) > mean(other) and differs(one, other) for other in others)
 
 
+def is_above(values: Sequence[float], bounds: Sequence[float]) -> bool:
+    """Return whether the mean is more than three standard deviations above every bound."""
+    return mean(values) - CLAIMED * stdev(values) > max(bounds)
+
+
 def values_of(rows: Sequence[Row], metric: str, split: str, *arms: str) -> list[list[float]]:
     """Return the values of each arm; empty if the metric is not measured on the split."""
     column = f"{metric}/{split}"

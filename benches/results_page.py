@@ -20,10 +20,12 @@ from statistics import median
 from bench_kernels import EAGER_CALL, JUDGED_ABOVE, Medians, judged_calls, means
 from page_tables import (
     PARTS,
+    SPLITS,
     Row,
     factor,
     floats,
     groups,
+    is_above,
     judged,
     machines,
     newest,
@@ -331,6 +333,24 @@ def runs() -> str:
         count = len({(row["inputs"], row["seed"]) for row in own})
         body.append([*key, str(count), f"{min(took):.0f} to {max(took):.0f}"])
     head = ["data", "task", "steps", "batch", "coarse steps", "runs", "seconds"]
+    return table(head, body) + machines(rows)
+
+
+@block
+def small_meter() -> str:
+    """The small METER next to runs without images and to counting."""
+    rows = read("small_meter")
+    names, body = PARTS["metrics"], []
+    for column in rows[0]:
+        task, _, split = column.rpartition("/")
+        if split not in SPLITS:
+            continue
+        counted, text, both = (
+            floats(rows, column, inputs=each) for each in ("counted", "text", "both")
+        )
+        learned = "yes" if is_above(both, [*counted, *text]) else "**no**"
+        body.append([names[task], split, *map(spread, (counted, text, both)), learned])
+    head = ["task", "split", "counted", "text only", "both", "learned"]
     return table(head, body) + machines(rows)
 
 

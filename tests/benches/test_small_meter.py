@@ -34,10 +34,8 @@ def test_guesses_use_the_training_split(bench, scenes):
     assert 0 < found["retrieval", "val"] < 0.5
 
 
-def test_every_input_and_seed_has_a_row_or_none(bench):
+def test_every_input_and_seed_has_a_row(bench):
     rows = bench.Rows("small_meter", ("inputs", "seed")).rows
-    known = {(row["inputs"], row["seed"]) for row in rows}
-    assert len(known) == len(rows)
-    asked = {(bench.COUNTED, "0")}
-    asked |= {(inputs, str(seed)) for inputs in (bench.BOTH, bench.TEXT) for seed in bench.SEEDS}
-    assert known <= asked
+    asked = [(bench.COUNTED, "0")]
+    asked += [(inputs, str(seed)) for inputs in (bench.BOTH, bench.TEXT) for seed in bench.SEEDS]
+    assert sorted((row["inputs"], row["seed"]) for row in rows) == sorted(asked)
