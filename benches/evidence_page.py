@@ -21,6 +21,7 @@ import fusion_page
 from evidence import ARMS, EQUAL_TIME, SEEDS
 from experiments import SPLITS
 from page_tables import (
+    NOT_MEASURED,
     RESULTS,
     Row,
     by_arm,
@@ -45,8 +46,6 @@ CLAIMS = ROOT / "python" / "fiber" / "demo" / "evidence.json"
 MARKED = re.compile(r"<!-- rows: (\w+) -->\n(.*?)<!-- end -->", re.DOTALL)
 
 FUSED, LATE, NONE = ARMS
-#: Content of a block whose rows are not complete.
-NOT_MEASURED = "Not measured yet.\n"
 #: Metrics of the fusion table by column of the rows, without the split.
 METRICS = {
     "refcoco/relation/accuracy_at_1": "expressions: relations",

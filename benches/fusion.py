@@ -8,8 +8,10 @@ Rows: results/fusion.csv, one per run. Runs that have a row are skipped. The dat
 All arms of a seed start from the same two encoders, trained without fusion to find boxes, and train
 ITM, VQA and NLVR2 in turn on the same samples. Fusion inside the encoders is FIBER's; co-attention
 and merged attention are METER's, on the outputs of the same encoders. Arms of "equal FLOPs" train
-for as many more steps as have the floating-point operations of the first arm. METER has no
-region-level output, so relations are asked by questions and by captions with swapped words.
+for as many more steps as have the floating-point operations of the first arm: those that torch
+counts in a whole step, the optimizer's included. It does not count attention that the extension
+computes, a small part. METER has no region-level output, so relations are asked by questions and by
+captions with swapped words.
 """
 
 from __future__ import annotations
@@ -53,8 +55,7 @@ EQUAL_FLOPS = ", equal FLOPs"
 SEEDS = (0, 1, 2)
 #: Steps of the encoders on boxes, and of each arm.
 START_STEPS, STEPS = 1500, 1200
-#: Layers of METER's fusion: in the small model, FIBER fuses as many levels of the image encoder's
-#: last map, which METER reads, and of the one before.
+#: Layers of METER's fusion, half of those of the published model.
 CROSS_LAYERS = 3
 HEADS = ("itm", "vqa", "nlvr2")
 TASKS = TasksConfig(

@@ -8,6 +8,7 @@ from statistics import mean
 
 from fusion import ARMS, EQUAL_FLOPS, SEEDS
 from page_tables import (
+    NOT_MEASURED,
     Row,
     by_arm,
     compared,
@@ -45,14 +46,17 @@ DRAWN = (
 )
 
 
-def _arms(rows: Sequence[Row]) -> list[str]:
+def complete_arms(rows: Sequence[Row]) -> list[str]:
+    """Return the arms that have a row of each seed."""
     return complete(rows, [*ARMS, *(f"{arm}{EQUAL_FLOPS}" for arm in ARMS[1:])], len(SEEDS))
 
 
 def forms() -> str:
     """Every metric by form of fusion."""
     rows = read("fusion")
-    arms = _arms(rows)
+    arms = complete_arms(rows)
+    if arms[: len(ARMS)] != list(ARMS):
+        return NOT_MEASURED
     rows = [row for row in rows if row["arm"] in arms]
     costs = [
         [arm, own[0]["steps"], own[0]["parameters"], own[0]["gflop_per_step"], _seconds(own)]
@@ -75,11 +79,16 @@ def forms() -> str:
 
 
 def draw(rows: Sequence[Row]) -> None:
-    """Draw the means of the arms on val, with the least and the greatest of the seeds."""
+    """Draw the means of the arms on val, with the least and the greatest of the seeds.
+
+    Nothing is drawn until every arm of equal steps is complete.
+    """
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    arms = [arm for arm in _arms(rows) if EQUAL_FLOPS not in arm]
+    arms = [arm for arm in complete_arms(rows) if EQUAL_FLOPS not in arm]
+    if arms != list(ARMS):
+        return
     figure = Figure(figsize=(8, 3.6), layout="constrained")
     axes = figure.subplots()
     width = 0.8 / len(arms)

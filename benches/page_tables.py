@@ -13,6 +13,8 @@ RESULTS = Path(__file__).with_name("results")
 
 Row = dict[str, str]
 
+#: Content of a block whose rows are not complete.
+NOT_MEASURED = "Not measured yet.\n"
 #: Number of standard deviations from which on a difference is claimed.
 CLAIMED = 3.0
 #: Splits of the generated data; novel has combinations that are in no training image.

@@ -43,6 +43,14 @@ def test_an_arm_without_all_seeds_is_left_out(bench, rows, monkeypatch):
     assert "merged attention, equal FLOPs" in page
 
 
+def test_table_and_chart_wait_for_all_arms_of_equal_steps(bench, rows, tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "read", lambda name: rows[1:])
+    monkeypatch.setattr(bench, "CHART", tmp_path / "fusion.svg")
+    assert bench.forms() == bench.NOT_MEASURED
+    bench.draw(rows[1:])
+    assert not bench.CHART.exists()
+
+
 def test_the_chart_names_arms_and_metrics(bench, rows, tmp_path, monkeypatch):
     monkeypatch.setattr(bench, "CHART", tmp_path / "fusion.svg")
     bench.draw(rows)

@@ -1,8 +1,10 @@
 """The bench of the small METER trains with and without images, and guesses."""
 
 import dataclasses
+import io
 
 import pytest
+from PIL import Image
 
 from fiber.synthetic.scenes import generate
 
@@ -24,6 +26,17 @@ def test_rows_of_all_inputs_have_every_metric(bench, scenes, monkeypatch):
             for split in ("val", "novel"):
                 assert 0 <= float(row[f"{task}/{metric}/{split}"]) <= 1
     assert [row["steps"] for row in rows] == [3, 3, 0]
+
+
+def test_blind_runs_see_gray_images_of_the_same_size(bench, scenes):
+    records = bench.TASKS["nlvr2"][1](scenes, "val")
+    seen = bench.SeenInputs(records, bench.TEXT)[0]
+    assert (seen.text, seen.truth) == (records[0].text, records[0].truth)
+    images = [Image.open(io.BytesIO(data)) for data in seen.images]
+    assert len(images) == 2
+    assert all(image.getcolors() == [(image.width * image.height, (128,) * 3)] for image in images)
+    captions = bench.SeenInputs(bench.TASKS["retrieval"][1](scenes, "val"), bench.TEXT)
+    assert Image.open(io.BytesIO(captions[0].images[0])).size == (96, 96)
 
 
 def test_guesses_use_the_training_split(bench, scenes):

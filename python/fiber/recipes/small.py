@@ -170,8 +170,7 @@ def small_meter() -> RunConfig:
     Hardware: two CPU cores; trains in minutes.
     Expected: see docs/results.md. Without a ranking head, retrieval ranks by ITM.
 
-    Unlike FIBER, METER has no stage that learns from boxes. Small patches let the image encoder
-    learn from texts alone; with patches of 16 pixels, ITM stayed at chance.
+    Unlike FIBER, METER has no stage that learns from boxes, so everything is learned from texts.
     """
     small = preset("small")
     model = MeterConfig(

@@ -75,10 +75,10 @@ def test_it_trains_is_resumed_and_answers(small_scenes, vocabulary, tmp_path):
     model = fiber.load(output, device="cpu")
     assert model.config.bert.vocab_size == tokenizer.vocab_size
     assert model.tokenizer.to_json() == tokenizer.to_json()
-    # Two steps of warm-up change little of the file's weights.
+    # A step of AdamW changes a weight by about the learning rate at most; there were two.
     words = model.network.backbone.text.embeddings.word.weight
     torch.testing.assert_close(
-        words.detach(), start["embeddings.word_embeddings.weight"], rtol=0, atol=1e-2
+        words.detach(), start["embeddings.word_embeddings.weight"], rtol=0, atol=2.2 * run.optim.lr
     )
     record = sources.questions(small_scenes, "train")[0]
     answer = model.answer(record.images[0], record.text)
