@@ -53,12 +53,15 @@ def test_models_that_differ_are_not_reported(bench, monkeypatch, tmp_path):
 
 
 def test_trimmed_texts_give_the_gradients_of_padded_ones(bench):
+    # In float64: the gradients of a tiny model are small beside the errors of float32.
     for name in ("pretraining", "retrieval_step", "vqa"):
         config = bench.meter_config(bench.WORKS[name], micro=True)
         models, drawn = bench.draw_models(config), bench.draw_batch(config, 2, 20)
-        peer = bench.run_step(models[bench.PEER], name, drawn)
-        ours = bench.run_step(models[bench.OURS], name, drawn.trimmed())
-        assert (peer - ours).norm() < bench.TOLERANCE * peer.norm(), name
+        pairs = {n: getattr(drawn.pairs, n).double() for n in ("images", "false_images")}
+        drawn = drawn._replace(pairs=drawn.pairs._replace(**pairs), targets=drawn.targets.double())
+        peer = bench.run_step(models[bench.PEER].double(), name, drawn)
+        ours = bench.run_step(models[bench.OURS].double(), name, drawn.trimmed())
+        assert (peer - ours).norm() < 1e-10 * peer.norm(), name
 
 
 def test_a_peak_is_measured_in_a_new_process(bench):

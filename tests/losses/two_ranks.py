@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,11 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from fiber.training.distributed import destroy_group
 from tests.processes import start_server
+
+#: Seconds after which a rank prints the stacks of its threads and ends.
+LONGEST = 300.0
 
 
 def run_on_two_ranks(function: Callable[..., Any], folder: Path, *args: Any) -> list[Any]:
@@ -21,6 +26,7 @@ def run_on_two_ranks(function: Callable[..., Any], folder: Path, *args: Any) -> 
 
 
 def _enter(rank: int, function: Callable[..., Any], folder: Path, args: tuple[Any, ...]) -> None:
+    faulthandler.dump_traceback_later(LONGEST, exit=True)
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=2
@@ -28,4 +34,4 @@ def _enter(rank: int, function: Callable[..., Any], folder: Path, args: tuple[An
     try:
         torch.save(function(*args), folder / f"{rank}.pt")
     finally:
-        dist.destroy_process_group()
+        destroy_group()

@@ -1,12 +1,16 @@
+import faulthandler
 import json
 import socket
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 
-from fiber.training.distributed import _buckets, average_gradients, joined
+from fiber.training.distributed import _buckets, average_gradients, destroy_group, joined
 from fiber.training.run_dir import read_metrics
-from tests.processes import start_python
+from tests.losses.two_ranks import LONGEST
+from tests.processes import start_python, start_server
 from tests.training import micro_runs
 from tests.training.micro_runs import coarse_config, fine_config, run
 
@@ -19,6 +23,23 @@ def test_one_process_is_its_own_world():
         before = layer.weight.grad.clone()
         average_gradients(list(layer.parameters()), processes)
         assert torch.equal(layer.weight.grad, before)
+
+
+def test_a_group_is_destroyed_while_threads_drop_what_they_gathered(tmp_path):
+    start_server()
+    mp.start_processes(open_and_destroy, (tmp_path,), nprocs=2, start_method="forkserver")
+
+
+def open_and_destroy(rank, folder):
+    faulthandler.dump_traceback_later(LONGEST, exit=True)
+    torch.set_num_threads(1)
+    # Without the pause, torch 2.6 hangs in one of a few.
+    for attempt in range(10):
+        store = f"file://{folder / str(attempt)}"
+        dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
+        for _ in range(5):
+            dist.all_gather([torch.empty(1000) for _ in range(2)], torch.zeros(1000))
+        destroy_group()
 
 
 def test_half_an_environment_is_refused(monkeypatch):

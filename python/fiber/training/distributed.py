@@ -7,6 +7,7 @@ ranks, so averaging the ranks' gradients gives the gradient of the whole batch.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from torch import Tensor, nn
 BUCKET_ELEMENTS = 8 * 2**20
 #: Timeout of collectives in hours. It is long because all ranks wait while rank 0 validates.
 LONGEST_WAIT_HOURS = 6
+#: How long `destroy_group` waits for the threads of gloo.
+GLOO_PAUSE_SECONDS = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +67,19 @@ def joined(device: str | torch.device | None = None) -> Iterator[Processes]:
         yield Processes(rank=rank, world_size=world_size, device=kind)
     finally:
         if own_group:
-            dist.destroy_process_group()
+            destroy_group()
+
+
+def destroy_group() -> None:
+    """Destroy the default process group.
+
+    Before torch 2.8 the destructor of a gloo group keeps the GIL while it joins its threads, and a
+    thread that still drops the tensors of its last operation waits for the GIL forever
+    (pytorch/pytorch#154976). A moment without the GIL lets the threads finish.
+    """
+    if dist.get_backend() == "gloo":
+        time.sleep(GLOO_PAUSE_SECONDS)
+    dist.destroy_process_group()
 
 
 def _torchrun_environment() -> tuple[int, int, int]:
