@@ -16,7 +16,7 @@ import torch
 from fiber.demo.plan import PLANS
 from fiber.training.config.run import RunConfig
 from fiber.training.data import open_data
-from fiber.training.distributed import Processes
+from fiber.training.distributed.processes import Processes
 from fiber.training.task_loaders import TaskLoaders
 
 #: Warmup samples: caches, and memory of the first batches.

@@ -33,7 +33,7 @@ import torch
 
 from fiber.training import trainer
 from fiber.training.checkpoint import CHECKSUMS, FILES, checkpoints_in
-from fiber.training.preemption import EXIT_CODE
+from fiber.training.distributed.preemption import EXIT_CODE
 from fiber.training.run_dir import RunFolder, read_metrics
 from tests.processes import start_python
 from tests.training import micro_runs

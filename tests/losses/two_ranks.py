@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from fiber.training.distributed import destroy_group
+from fiber.training.distributed.processes import destroy_group
 from tests.processes import start_server
 
 #: Seconds after which a rank prints the stacks of its threads and ends.

@@ -9,7 +9,7 @@ from fiber.data import Tokenizer, sources
 from fiber.data.record import record_in_epoch
 from fiber.synthetic.scenes import generate
 from fiber.training.data import open_data
-from fiber.training.distributed import Processes
+from fiber.training.distributed.processes import Processes
 from fiber.training.task_loaders import TaskLoaders
 from tests.training.micro_runs import fine_config
 

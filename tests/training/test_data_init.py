@@ -6,7 +6,7 @@ import torch
 from fiber.config_io import replace_fields
 from fiber.models.registry import build_model
 from fiber.training.data import open_data
-from fiber.training.distributed import Processes
+from fiber.training.distributed.processes import Processes
 from fiber.training.trainer import init_from_data
 from tests.training.micro_runs import all_records, coarse_config, run
 from tests.training.test_trainer import StopError, stop_before, weights_equal

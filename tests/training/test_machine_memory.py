@@ -9,7 +9,7 @@ from fiber.config_io import replace_fields
 from fiber.models.registry import build_model
 from fiber.training import trainer
 from fiber.training.config.run import load_recipe
-from fiber.training.distributed import Processes
+from fiber.training.distributed.processes import Processes
 from fiber.training.machine_memory import check_memory, free_bytes, needed_bytes
 from tests.training.micro_runs import coarse_config, run
 

@@ -12,7 +12,7 @@ from fiber.models.registry import build_model
 from fiber.training import data as training_data
 from fiber.training.config.tasks import ImageTextTask, TasksConfig
 from fiber.training.data import open_data
-from fiber.training.distributed import joined
+from fiber.training.distributed.processes import joined
 from fiber.training.objective_state import ObjectiveState
 from fiber.training.objectives import Draw, TrainStep
 from fiber.training.task_loaders import TaskLoaders

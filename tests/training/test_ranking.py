@@ -20,7 +20,7 @@ from fiber.models.registry import build_model
 from fiber.synthetic.scenes import generate
 from fiber.training.config.tasks import ImageTextTask, RankingTask, TasksConfig
 from fiber.training.data import open_data
-from fiber.training.distributed import Processes
+from fiber.training.distributed.processes import Processes
 from fiber.training.meters import prior_losses
 from fiber.training.objectives import Draw, TrainStep
 from fiber.training.split_backward import SplitGraph

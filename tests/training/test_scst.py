@@ -19,7 +19,7 @@ from fiber.models.fiber.image_text import FiberImageText
 from fiber.training import objectives
 from fiber.training.config.tasks import CaptionTask
 from fiber.training.data import open_data
-from fiber.training.distributed import joined
+from fiber.training.distributed.processes import joined
 from fiber.training.objective_state import ObjectiveState
 from fiber.training.objectives import Draw, self_critical_losses
 from fiber.training.scst import CaptionRewards, caption_rewards

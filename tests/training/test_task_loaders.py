@@ -14,7 +14,7 @@ from fiber.data.record import Record
 from fiber.models.registry import inference_transform
 from fiber.training.config.transforms import ColorJitterConfig, RandAugmentConfig, TransformConfig
 from fiber.training.data import answerable, open_data
-from fiber.training.distributed import Processes
+from fiber.training.distributed.processes import Processes
 from fiber.training.task_loaders import TaskLoaders, training_transform
 from fiber.training.train import train
 from tests.training.micro_runs import all_records, coarse_config, fine_config

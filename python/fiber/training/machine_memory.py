@@ -10,7 +10,7 @@ import torch
 
 from fiber.models.registry import build_model
 from fiber.training.config.run import RunConfig
-from fiber.training.distributed import Processes
+from fiber.training.distributed.processes import Processes
 from fiber.training.optim import freeze
 
 #: Bytes per trained parameter: weight, gradient and AdamW's two moments, in float32.

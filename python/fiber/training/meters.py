@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from fiber.training.config.run import RunConfig
 from fiber.training.data import TrainingData
-from fiber.training.distributed import Processes, mean_over_ranks
+from fiber.training.distributed.collectives import mean_over_ranks
+from fiber.training.distributed.processes import Processes
 
 #: Steps before a loss is compared with its prior value, and the same as a fraction of the run.
 FIRST_STEP, FIRST_FRACTION = 200, 0.2

@@ -17,7 +17,7 @@ from fiber.models.registry import ModelConfig, architecture_of
 from fiber.training.config.run import RunConfig
 from fiber.training.config.transforms import TransformConfig
 from fiber.training.data import TrainingData
-from fiber.training.distributed import Processes
+from fiber.training.distributed.processes import Processes
 
 _SKIP = "--set data.on_error=skip skips and counts such records"
 

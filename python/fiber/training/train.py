@@ -24,8 +24,9 @@ from fiber.progress import say
 from fiber.training.checkpoint import newest_checkpoint
 from fiber.training.config.run import RunConfig, load_recipe
 from fiber.training.data import open_data
-from fiber.training.distributed import Processes, joined, wait_for_all
-from fiber.training.preemption import Preempted, StopSignal
+from fiber.training.distributed.collectives import wait_for_all
+from fiber.training.distributed.preemption import Preempted, StopSignal
+from fiber.training.distributed.processes import Processes, joined
 from fiber.training.run_dir import RunFolder, read_metrics
 from fiber.training.trainer import Trainer
 from fiber.training.validation import open_validation

@@ -37,13 +37,14 @@ from fiber.training.checkpoint import (
 )
 from fiber.training.config.run import RunConfig
 from fiber.training.data import TrainingData, fingerprint
-from fiber.training.distributed import (
-    Processes,
-    average_gradients,
+from fiber.training.distributed.collectives import (
     broadcast_from_rank0,
     broadcast_parameters,
     wait_for_all,
 )
+from fiber.training.distributed.gradients import average_gradients
+from fiber.training.distributed.preemption import Preempted, StopSignal
+from fiber.training.distributed.processes import Processes
 from fiber.training.machine_memory import check_memory
 from fiber.training.meters import Meter, PriorWatch, prior_losses
 from fiber.training.objective_state import ObjectiveState
@@ -57,7 +58,6 @@ from fiber.training.optim import (
     lr_factor,
     set_learning_rate,
 )
-from fiber.training.preemption import Preempted, StopSignal
 from fiber.training.run_dir import RunFolder
 from fiber.training.scst import caption_rewards
 from fiber.training.split_backward import SplitGraph

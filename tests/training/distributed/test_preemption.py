@@ -15,7 +15,7 @@ import torch
 
 from fiber.training import train as training
 from fiber.training.checkpoint import CHECKSUMS, FILES, checkpoints_in
-from fiber.training.preemption import EXIT_CODE, Preempted, StopSignal
+from fiber.training.distributed.preemption import EXIT_CODE, Preempted, StopSignal
 from fiber.training.run_dir import RunFolder, read_metrics
 from fiber.training.trainer import Trainer
 from tests.processes import start_python

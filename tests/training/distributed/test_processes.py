@@ -7,7 +7,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from fiber.training.distributed import _buckets, average_gradients, destroy_group, joined
+from fiber.training.distributed.gradients import _buckets, average_gradients
+from fiber.training.distributed.processes import destroy_group, joined
 from fiber.training.run_dir import read_metrics
 from tests.losses.two_ranks import LONGEST
 from tests.processes import start_python, start_server
@@ -49,7 +50,7 @@ def test_half_an_environment_is_refused(monkeypatch):
 
 
 def test_buckets_hold_everything_once_and_in_order(monkeypatch):
-    monkeypatch.setattr("fiber.training.distributed.BUCKET_ELEMENTS", 10)
+    monkeypatch.setattr("fiber.training.distributed.gradients.BUCKET_ELEMENTS", 10)
     parameters = [torch.nn.Parameter(torch.zeros(size)) for size in (4, 5, 3, 25, 1, 9, 10)]
     sizes = [[p.numel() for p in bucket] for bucket in _buckets(parameters)]
     assert sizes == [[4, 5], [3], [25], [1, 9], [10]]

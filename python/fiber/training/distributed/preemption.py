@@ -7,7 +7,8 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-from fiber.training.distributed import Processes, any_rank
+from fiber.training.distributed.collectives import any_rank
+from fiber.training.distributed.processes import Processes
 
 #: Signals that end a run after the current step.
 SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)

@@ -1,0 +1,1 @@
+"""Data-parallel training: ranks, collectives, gradients, signals."""

@@ -1,0 +1,49 @@
+"""Collectives of small values and of weights; no-ops on a single process."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from fiber.training.distributed.processes import Processes
+
+
+@torch.no_grad()
+def broadcast_parameters(model: nn.Module, processes: Processes) -> None:
+    """Broadcast weights and buffers from rank 0."""
+    if processes.world_size > 1:
+        for tensor in (*model.parameters(), *model.buffers()):
+            dist.broadcast(tensor.data, src=0)
+
+
+def any_rank(flag: bool, processes: Processes) -> bool:
+    """Return whether `flag` is True on any rank."""
+    if processes.world_size == 1:
+        return flag
+    found = torch.tensor(int(flag), device=processes.device)
+    dist.all_reduce(found, op=dist.ReduceOp.MAX)
+    return bool(found)
+
+
+def mean_over_ranks(values: Tensor, processes: Processes) -> Tensor:
+    """Average a tensor over the ranks, in place."""
+    if processes.world_size > 1:
+        dist.all_reduce(values)
+        values /= processes.world_size
+    return values
+
+
+def broadcast_from_rank0(value: float, processes: Processes) -> float:
+    """Return rank 0's value on every rank."""
+    if processes.world_size == 1:
+        return value
+    shared = torch.tensor(value, dtype=torch.float64, device=processes.device)
+    dist.broadcast(shared, src=0)
+    return float(shared)
+
+
+def wait_for_all(processes: Processes) -> None:
+    """Synchronize the ranks."""
+    if processes.world_size > 1:
+        dist.barrier()
