@@ -31,20 +31,24 @@ from fiber.training.checkpoint import (
     RunCheckpoint,
     best_file,
     best_steps,
+    checkpoint_at,
     newest_checkpoint,
     sha256,
     write_checkpoint,
 )
 from fiber.training.config.run import RunConfig
 from fiber.training.data import TrainingData, fingerprint
+from fiber.training.distributed.agreement import agree, check_shared
 from fiber.training.distributed.collectives import (
     broadcast_from_rank0,
+    broadcast_object,
     broadcast_parameters,
     wait_for_all,
+    wait_for_rank0,
 )
 from fiber.training.distributed.gradients import average_gradients
 from fiber.training.distributed.preemption import Preempted, StopSignal
-from fiber.training.distributed.processes import Processes
+from fiber.training.distributed.processes import Processes, restart_count
 from fiber.training.machine_memory import check_memory
 from fiber.training.meters import Meter, PriorWatch, prior_losses
 from fiber.training.objective_state import ObjectiveState
@@ -108,11 +112,12 @@ class Trainer:
         self.validation, self.threads, self.quiet = validation, threads, quiet
 
         check_memory(config, processes)
+        record_sets = {**data.records, **({VALIDATION: validation.records} if validation else {})}
+        self.records = {name: len(records) for name, records in record_sets.items()}
+        self.fingerprints = {name: fingerprint(records) for name, records in record_sets.items()}
+        agree(config, self.records, self.fingerprints, processes)
         self.model = self._build_model()
-        if processes.is_first:
-            folder.open(config, data.vocabulary, str(init.path) if init else None, data.path)
-        wait_for_all(processes)
-        checkpoint = newest_checkpoint(folder.checkpoints)
+        checkpoint = self._open_folder(data, init)
         if checkpoint is None:
             self._initialize(init, data)
         freeze(self.model, config.optim.frozen)
@@ -123,9 +128,6 @@ class Trainer:
         self.state = ObjectiveState.of(config, self.device, rewards)
         self.step = TrainStep(self.model, config.tasks, self.state)
 
-        record_sets = {**data.records, **({VALIDATION: validation.records} if validation else {})}
-        self.records = {name: len(records) for name, records in record_sets.items()}
-        self.fingerprints = {name: fingerprint(records) for name, records in record_sets.items()}
         self.vocabulary_sha256 = folder.vocabulary_sha256()
         position = Position(records=self.records, fingerprints=self.fingerprints)
         if checkpoint is not None:
@@ -152,6 +154,19 @@ class Trainer:
         self._log(self._describe_run(data, str(init.path) if init else "random weights"))
         for line in data.skipped:
             self._log(line)
+
+    def _open_folder(
+        self, data: TrainingData, init: StoredModel | EncoderStates | None
+    ) -> RunCheckpoint | None:
+        """Open the run folder on rank 0; return the checkpoint that all ranks resume from."""
+        if self.processes.is_first:
+            origin = str(init.path) if init else None
+            self.folder.open(self.config, data.vocabulary, origin, data.path)
+        wait_for_all(self.processes)
+        check_shared(self.folder.path, self.processes)
+        newest = newest_checkpoint(self.folder.checkpoints)
+        step = broadcast_object(newest.step if newest else None, self.processes)
+        return None if step is None else checkpoint_at(self.folder.checkpoints, step)
 
     def _build_model(self) -> Network:
         torch.manual_seed(self.config.train.seed)
@@ -252,6 +267,7 @@ class Trainer:
                 f"step {self.steps_done}: {self.validation.task} on {self.config.validation.split}"
                 f" {metrics['score']:.4f}, best {self.best_score:.4f} at step {self.best_step}"
             )
+        wait_for_rank0(f"validation/{self.steps_done}", self.processes)
         self.scores.append(broadcast_from_rank0(metrics.get("score", math.nan), self.processes))
         return metrics
 
@@ -370,6 +386,8 @@ class Trainer:
         where = f"{processes.world_size} x {processes.device.type}"
         done = self.steps_done
         begin = f"resuming after step {done}" if done else f"starting from {origin}"
+        if restarts := restart_count():
+            begin = f"restart {restarts}: {begin}"
         return (
             f"{begin}: {_name_of(config.model)} with {millions:.1f} million parameters on"
             f" {where}, {config.train.steps} steps of {config.data.batch_size} samples; records:"

@@ -155,12 +155,16 @@ class TrainConfig:
     keep_checkpoints: int = 2
     #: Seed of the initialization, the data order and all random numbers.
     seed: int = 0
+    #: Longest time in seconds that a rank waits for the others before it calls them dead. No step
+    #: may take longer; validation may. May change on resume.
+    timeout_seconds: float = 600.0
 
     def __post_init__(self) -> None:
         names = ("steps", "accumulation", "log_every", "keep_checkpoints")
         _check_range(self, "train", names, 1)
         _check_range(self, "train", ("checkpoint_every", "epochs", "checkpoint_epochs"), 0)
         _check_range(self, "train", ["ema_decay"], 0, below=1)
+        _check_range(self, "train", ["timeout_seconds"], 1)
 
 
 #: Maps tasks of `fiber eval` to the metrics whose sum selects the best checkpoint.
@@ -347,10 +351,14 @@ def load_recipe(name: str) -> RunConfig:
     return importlib.import_module("fiber.recipes").get(name)()
 
 
+#: Fields that do not change what is trained, so a resumed run may change them.
+HOW = ("train.timeout_seconds",)
+
+
 def differences(old: RunConfig, new: RunConfig) -> list[str]:
-    """List the fields in which two configurations differ, one line each."""
+    """List the fields in which two configurations differ, one line each, except those of `HOW`."""
     lines = []
-    for name in field_names(new):
+    for name in [name for name in field_names(new) if name not in HOW]:
         before, after = (attrgetter(name)(config) for config in (old, new))
         if before != after and not dataclasses.is_dataclass(after):
             lines.append(f"{name}: {before!r} -> {after!r}")
