@@ -224,6 +224,7 @@ class Trainer:
         limit = self.config.optim.clip_norm or math.inf
         norm = nn.utils.clip_grad_norm_(self.parameters, limit, foreach=True)
         self.optimizer.step()
+        self.step.clamp_parameters()
         if self.average is not None:
             self.average.update(self.model)
         self.steps_done += 1
