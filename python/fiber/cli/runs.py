@@ -180,11 +180,11 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _launch(options: argparse.Namespace) -> int:
-    from fiber.training.distributed.launch import Launch, devices_on_node, launch
+    from fiber.training.distributed.launch import Job, devices_on_node, launch
 
-    settings = pick(options, "restarts", "nodes", "rendezvous", "job")
+    settings = pick(options, "restarts", "nodes", "rendezvous")
     processes = options.processes or devices_on_node()
-    return launch(options.arguments, Launch(processes=processes, **settings))
+    return launch(options.arguments, Job(processes=processes, id=options.job, **settings))
 
 
 def _recipes(options: argparse.Namespace) -> int:

@@ -23,7 +23,7 @@ from typing import Any
 
 import safetensors
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fiber.atomic_io import (
     PART,
@@ -224,7 +224,7 @@ class RunCheckpoint:
 def write_checkpoint(
     checkpoints: Path,
     *,
-    model: nn.Module,
+    weights: dict[str, Tensor],
     training: dict[str, Any],
     position: Position,
     keep: int,
@@ -237,7 +237,7 @@ def write_checkpoint(
     """
     final = checkpoint_at(checkpoints, position.step).folder
     with explain_write_errors(final), new_directory(final) as part:
-        write_tensors(model.state_dict(), part / "model.safetensors")
+        write_tensors(weights, part / "model.safetensors")
         with (part / "training.pt").open("wb") as file:
             torch.save(training, file)
             flush_to_disk(file)

@@ -25,7 +25,7 @@ from fiber.training.checkpoint import newest_checkpoint
 from fiber.training.config.run import RunConfig, load_recipe
 from fiber.training.data import open_data
 from fiber.training.distributed.collectives import broadcast_object, wait_for_all
-from fiber.training.distributed.heartbeat import PeerLostError, is_collective_error, kill_hung
+from fiber.training.distributed.heartbeat import LostRankError, is_collective_error, kill_hung
 from fiber.training.distributed.preemption import Preempted, StopSignal
 from fiber.training.distributed.processes import Processes, joined
 from fiber.training.run_dir import RunFolder, read_metrics
@@ -178,16 +178,16 @@ def _named_peers(folder: RunFolder, processes: Processes) -> Iterator[None]:
     except BaseException as error:
         if heartbeat is None:
             raise
-        if not isinstance(error, PeerLostError) and not is_collective_error(error):
+        if not isinstance(error, LostRankError) and not is_collective_error(error):
             heartbeat.report(error)
             raise
         # The agent soon ends this process by SIGTERM, since another one died.
         with StopSignal():
-            lost = error if isinstance(error, PeerLostError) else heartbeat.explain(error)
+            lost = error if isinstance(error, LostRankError) else heartbeat.explain(error)
         newest = newest_checkpoint(folder.checkpoints)
         hint = f"--resume continues after step {newest.step if newest else 0} in {folder.path}"
         kill_hung(lost.peers)
-        raise PeerLostError(lost.peers, f"{lost}; {hint}") from error
+        raise LostRankError(lost.peers, f"{lost}; {hint}") from error
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import pytest
 import torch.distributed as dist
 
 from fiber.training.distributed import heartbeat as module
-from fiber.training.distributed.heartbeat import Heartbeat, PeerLostError, is_collective_error
+from fiber.training.distributed.heartbeat import Heartbeat, LostRankError, is_collective_error
 
 
 @pytest.fixture(autouse=True)
@@ -84,7 +84,7 @@ def test_a_rank_that_ends_during_its_work_is_not_waited_for(store, end):
             hang(first)
         else:
             first.report(MemoryError("out of memory"))
-        with pytest.raises(PeerLostError, match="rank 0") as error:
+        with pytest.raises(LostRankError, match="rank 0") as error:
             second.wait_for("validation/5", rank=0)
     assert ("out of memory" in str(error.value)) == (end == "fails")
 

@@ -8,7 +8,7 @@ import pytest
 
 from fiber.cli import launched, main
 from fiber.training.distributed import launch as module
-from fiber.training.distributed.launch import Launch, launch
+from fiber.training.distributed.launch import Job, launch
 
 
 @pytest.mark.parametrize(
@@ -23,22 +23,22 @@ from fiber.training.distributed.launch import Launch, launch
 )
 def test_wrong_settings_are_named(settings, expected):
     with pytest.raises(ValueError, match=expected):
-        Launch(**settings)
+        Job(**settings)
 
 
 @pytest.mark.parametrize("variable", [("TORCHELASTIC_RUN_ID", "x"), ("WORLD_SIZE", "2")])
 def test_processes_of_torchrun_start_no_others(monkeypatch, variable):
     monkeypatch.setenv(*variable)
     with pytest.raises(ValueError, match="torchrun has started this process already"):
-        launch(["train"], Launch(processes=2))
+        launch(["train"], Job(processes=2))
 
 
 def test_one_node_needs_no_address_and_several_share_one():
-    alone = module._config(Launch(processes=2, restarts=5))
+    alone = module._config(Job(processes=2, restarts=5))
     assert (alone.min_nodes, alone.max_nodes, alone.nproc_per_node) == (1, 1, 2)
     assert (alone.rdzv_backend, alone.max_restarts) == ("c10d", 5)
-    assert alone.run_id != module._config(Launch(processes=2)).run_id
-    several = Launch(processes=2, nodes=(1, 4), rendezvous="first:29400", job="42")
+    assert alone.run_id != module._config(Job(processes=2)).run_id
+    several = Job(processes=2, nodes=(1, 4), rendezvous="first:29400", id="42")
     config = module._config(several)
     assert (config.min_nodes, config.max_nodes) == (1, 4)
     assert (config.rdzv_endpoint, config.run_id) == ("first:29400", "42")

@@ -142,6 +142,14 @@ class TrainConfig:
     precision: Literal["float32", "bfloat16"] = "float32"
     #: Recompute blocks in the backward pass instead of storing their activations.
     gradient_checkpointing: bool = False
+    #: Weights, gradients and optimizer state: "replicate" keeps all of them on every rank, "shard"
+    #: divides them among all ranks (FSDP2), "hybrid" among the ranks of a node.
+    strategy: Literal["replicate", "shard", "hybrid"] = "replicate"
+    #: Ranks that share one copy with the strategy "hybrid"; 0 means those of a node, by torchrun's
+    #: LOCAL_WORLD_SIZE.
+    shard_size: int = 0
+    #: Precision in which gradients are summed over ranks.
+    reduce_precision: Literal["float32", "bfloat16"] = "float32"
     #: Decay of the exponential moving average (EMA) of the weights; the EMA then becomes the
     #: finished model. 0 disables the EMA.
     ema_decay: float = 0.0
@@ -165,6 +173,12 @@ class TrainConfig:
         _check_range(self, "train", ("checkpoint_every", "epochs", "checkpoint_epochs"), 0)
         _check_range(self, "train", ["ema_decay"], 0, below=1)
         _check_range(self, "train", ["timeout_seconds"], 1)
+        _check_range(self, "train", ["shard_size"], 0)
+        require(
+            self.shard_size == 0 or self.strategy == "hybrid",
+            f"train.shard_size {self.shard_size} is for train.strategy 'hybrid', got"
+            f" {self.strategy!r}",
+        )
 
 
 #: Maps tasks of `fiber eval` to the metrics whose sum selects the best checkpoint.

@@ -71,7 +71,7 @@ def wait_for_rank0(name: str, processes: Processes) -> None:
         processes: all ranks must call this.
 
     Raises:
-        PeerLostError: if rank 0 fails, dies or is stopped meanwhile.
+        LostRankError: if rank 0 fails, dies or is stopped meanwhile.
     """
     if processes.heartbeat is None:
         # The next collective waits.

@@ -31,7 +31,7 @@ MISSED = 4
 
 
 @dataclass(frozen=True)
-class Peer:
+class LostRank:
     """Another rank."""
 
     rank: int
@@ -80,19 +80,19 @@ class Heartbeat:
         with suppress(RuntimeError), self._lock:
             self._store.set(f"error/{self._rank}", text[:2000])
 
-    def explain(self, error: BaseException) -> PeerLostError:
+    def explain(self, error: BaseException) -> LostRankError:
         """Name the ranks that failed, died or hang, after an error of a collective."""
         try:
             peers = self._lost_peers()
         except RuntimeError:
             where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-            return PeerLostError([], f"the process that hosts the job's store at {where} is gone")
+            return LostRankError([], f"the process that hosts the job's store at {where} is gone")
         if not peers:
             reason = " ".join(str(error).split())
-            return PeerLostError([], f"a collective failed, but every rank lives ({reason:.300})")
-        return PeerLostError(peers)
+            return LostRankError([], f"a collective failed, but every rank lives ({reason:.300})")
+        return LostRankError(peers)
 
-    def _lost_peers(self) -> list[Peer]:
+    def _lost_peers(self) -> list[LostRank]:
         """Find ranks that failed, died or hang.
 
         This takes `MISSED` intervals for the first rank that asks. The others get its answer, since
@@ -103,9 +103,9 @@ class Heartbeat:
             with self._lock:
                 # The first answer counts.
                 known = self._store.compare_set("lost", "", known).decode()
-        return [Peer(**fields) for fields in json.loads(known)]
+        return [LostRank(**fields) for fields in json.loads(known)]
 
-    def _find_lost(self) -> list[Peer]:
+    def _find_lost(self) -> list[LostRank]:
         ranks = [rank for rank in range(self._world_size) if rank != self._rank]
         before = self._read(ranks)
         deadline = time.monotonic() + MISSED * INTERVAL_SECONDS
@@ -121,17 +121,17 @@ class Heartbeat:
         """Wait until `rank` calls `announce(key)`, however long it takes, as long as it lives.
 
         Raises:
-            PeerLostError: if the rank fails, dies or is stopped meanwhile.
+            LostRankError: if the rank fails, dies or is stopped meanwhile.
         """
         seen, last_change = "", time.monotonic()
         while not self._has(f"done/{key}"):
             if self._has(f"error/{rank}"):
-                raise PeerLostError(self._peers([rank]))
+                raise LostRankError(self._peers([rank]))
             beat = self._read([rank])[rank]
             if beat != seen:
                 seen, last_change = beat, time.monotonic()
             elif time.monotonic() - last_change > 4 * MISSED * INTERVAL_SECONDS:
-                raise PeerLostError(self._peers([rank]))
+                raise LostRankError(self._peers([rank]))
             time.sleep(INTERVAL_SECONDS / 4)
 
     def announce(self, key: str) -> None:
@@ -165,18 +165,18 @@ class Heartbeat:
     def _read(self, ranks: Sequence[int]) -> dict[int, str]:
         return {rank: self._get(f"alive/{rank}") for rank in ranks}
 
-    def _peers(self, ranks: Sequence[int]) -> list[Peer]:
+    def _peers(self, ranks: Sequence[int]) -> list[LostRank]:
         found = []
         for rank in ranks:
             _, host, pid = json.loads(self._get(f"alive/{rank}") or '[0, "", 0]')
-            found.append(Peer(rank, host, pid, self._get(f"error/{rank}")))
+            found.append(LostRank(rank, host, pid, self._get(f"error/{rank}")))
         return found
 
 
-class PeerLostError(ConnectionError):
+class LostRankError(ConnectionError):
     """Raised when other ranks failed, died or hang."""
 
-    def __init__(self, peers: Sequence[Peer], message: str = "") -> None:
+    def __init__(self, peers: Sequence[LostRank], message: str = "") -> None:
         more = f"; and {len(peers) - 4} more ranks" if len(peers) > 4 else ""
         super().__init__(message or "; ".join(map(str, peers[:4])) + more)
         self.peers = tuple(peers)
@@ -190,7 +190,7 @@ def is_collective_error(error: BaseException) -> bool:
     )
 
 
-def kill_hung(peers: Sequence[Peer]) -> None:
+def kill_hung(peers: Sequence[LostRank]) -> None:
     """Kill hung processes of this job on this host.
 
     A stopped process does not react to the agent's SIGTERM, and the agent waits for it.

@@ -37,7 +37,7 @@ JOIN_SECONDS, LAST_CALL_SECONDS = 900, 5
 
 
 @dataclass(frozen=True, kw_only=True)
-class Launch:
+class Job:
     """Where and how often the processes of a job start."""
 
     #: Processes on each node.
@@ -48,8 +48,8 @@ class Launch:
     restarts: int = 3
     #: HOST:PORT of the node that hosts the rendezvous; required for more than one node.
     rendezvous: str = ""
-    #: Id of the job, equal on all nodes; required for more than one node.
-    job: str = ""
+    #: Equal on all nodes, and different for other jobs; required for more than one node.
+    id: str = ""
 
     def __post_init__(self) -> None:
         least, most = self.nodes
@@ -60,7 +60,7 @@ class Launch:
                 "expected --processes of 1 or more and --restarts of 0 or more, got"
                 f" {self.processes} and {self.restarts}"
             )
-        if most > 1 and not (self.rendezvous and self.job):
+        if most > 1 and not (self.rendezvous and self.id):
             raise ValueError(
                 "--nodes: more than one node needs --rendezvous HOST:PORT, which names one of the"
                 " nodes, and --job ID, equal on all nodes"
@@ -72,7 +72,7 @@ def devices_on_node() -> int:
     return max(1, torch.cuda.device_count())
 
 
-def launch(arguments: Sequence[str], settings: Launch) -> int:
+def launch(arguments: Sequence[str], job: Job) -> int:
     """Run `fiber ARGUMENTS` in every process of this node until all have ended.
 
     Returns:
@@ -89,8 +89,8 @@ def launch(arguments: Sequence[str], settings: Launch) -> int:
             "--processes: torchrun has started this process already; use one of the two"
         )
     # Each process would otherwise start a thread for every core of the node.
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // settings.processes)))
-    if settings.nodes[1] > 1:
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // job.processes)))
+    if job.nodes[1] > 1:
         # With a store that the agents share, a node that joins later waits for an address that the
         # others no longer write (torch 2.15: `DynamicRendezvousHandler.next_rendezvous`). Without
         # it, rank 0 hosts a store.
@@ -100,15 +100,15 @@ def launch(arguments: Sequence[str], settings: Launch) -> int:
     with tempfile.TemporaryDirectory(prefix="fiber-launch-") as notes:
         os.environ[NOTES] = notes
         _quiet_agent(Path(notes))
-        start = elastic_launch(_config(settings), sys.executable)
+        start = elastic_launch(_config(job), sys.executable)
         try:
             start("-m", "fiber.cli", *arguments)
         except SignalException as stop:
             return 130 if stop.sigval == signal.SIGINT else EXIT_CODE
         except ChildFailedError as error:
-            return _explain(error, settings)
+            return _explain(error, job)
         except RendezvousError as error:
-            where = settings.rendezvous or "this node"
+            where = job.rendezvous or "this node"
             reason = error or type(error).__name__
             raise ConnectionError(f"the rendezvous at {where} failed: {reason}") from error
         finally:
@@ -127,17 +127,17 @@ def _quiet_agent(notes: Path) -> None:
         logger.addFilter(lambda record: not (notes / BAD_INPUT).exists())
 
 
-def _config(settings: Launch) -> LaunchConfig:
-    several = settings.nodes[1] > 1
+def _config(job: Job) -> LaunchConfig:
+    several = job.nodes[1] > 1
     values: dict[str, Any] = {
-        "min_nodes": settings.nodes[0],
-        "max_nodes": settings.nodes[1],
-        "nproc_per_node": settings.processes,
-        "run_id": settings.job or str(uuid.uuid4()),
+        "min_nodes": job.nodes[0],
+        "max_nodes": job.nodes[1],
+        "nproc_per_node": job.processes,
+        "run_id": job.id or str(uuid.uuid4()),
         "rdzv_backend": "c10d",
-        "rdzv_endpoint": settings.rendezvous if several else "localhost:0",
+        "rdzv_endpoint": job.rendezvous if several else "localhost:0",
         "rdzv_configs": {"timeout": JOIN_SECONDS, "last_call_timeout": LAST_CALL_SECONDS},
-        "max_restarts": settings.restarts,
+        "max_restarts": job.restarts,
         "shutdown_timeout": SAVE_SECONDS,
     }
     if not several:
@@ -147,7 +147,7 @@ def _config(settings: Launch) -> LaunchConfig:
     return LaunchConfig(**{name: value for name, value in values.items() if name in known})
 
 
-def _explain(error: ChildFailedError, settings: Launch) -> int:
+def _explain(error: ChildFailedError, job: Job) -> int:
     """Return the exit code if it has a meaning, else raise ChildProcessError."""
     codes = {each.exitcode for each in error.failures.values()}
     if 2 in codes:
@@ -158,7 +158,7 @@ def _explain(error: ChildFailedError, settings: Launch) -> int:
     how = f"ended with exit code {failure.exitcode}"
     if failure.exitcode < 0:
         how = f"was killed by {signal.Signals(-failure.exitcode).name}"
-    tried = f", after {settings.restarts} restarts" if settings.restarts else ""
+    tried = f", after {job.restarts} restarts" if job.restarts else ""
     raise ChildProcessError(
         f"rank {rank} (process {failure.pid}) {how}{tried}; --resume continues the run"
     ) from error
