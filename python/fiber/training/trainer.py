@@ -31,8 +31,8 @@ from fiber.training.checkpoint import (
     checkpoint_at,
     newest_checkpoint,
     sha256,
-    write_checkpoint,
 )
+from fiber.training.checkpoint_writer import CheckpointWriter
 from fiber.training.config.run import RunConfig
 from fiber.training.data import TrainingData, fingerprint
 from fiber.training.data_init import init_from_data
@@ -44,7 +44,7 @@ from fiber.training.distributed.collectives import (
     wait_for_all,
     wait_for_rank0,
 )
-from fiber.training.distributed.full_tensor import full_state, load_optimizer_state
+from fiber.training.distributed.full_tensor import load_optimizer_state
 from fiber.training.distributed.preemption import Preempted, StopSignal
 from fiber.training.distributed.processes import Processes, restart_count
 from fiber.training.distributed.strategy import choose_strategy, clip_gradients
@@ -65,6 +65,7 @@ from fiber.training.run_dir import RunFolder
 from fiber.training.scst import caption_rewards
 from fiber.training.split_backward import SplitGraph
 from fiber.training.task_loaders import TaskLoaders
+from fiber.training.training_state import TrainingState
 from fiber.training.validation import Validation
 
 
@@ -128,6 +129,12 @@ class Trainer:
         self.state = ObjectiveState.of(config, self.device, rewards)
         self.step = TrainStep(self.model, config.tasks, self.state)
         self._distribute(checkpoint)
+        self.writer = CheckpointWriter(
+            folder.checkpoints,
+            processes,
+            keep=config.train.keep_checkpoints,
+            timeout_seconds=config.train.timeout_seconds,
+        )
         self.model.train()
         self.steps_done = position.step
         self.best_step, self.best_score = position.best_step, position.best_score
@@ -181,14 +188,18 @@ class Trainer:
     def _distribute(self, checkpoint: RunCheckpoint | None) -> None:
         """Restore a checkpoint, if any, and distribute weights and optimizer state."""
         config = self.config
-        training = checkpoint.restore(self.model) if checkpoint is not None else {}
+        is_old = checkpoint is not None and checkpoint.is_old
+        training = checkpoint.restore_old(self.model) if checkpoint and is_old else {}
         broadcast_parameters(self.model, self.processes)
         self.strategy.prepare(self.step)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = build_optimizer(self.model, config.optim)
         decay = config.train.ema_decay
         self.average = MovingAverage(self.model, decay) if decay else None
-        if checkpoint is not None:
+        self.restorable = TrainingState(self.model, self.optimizer, self.average, self.state)
+        if checkpoint is not None and not is_old:
+            checkpoint.restore(self.restorable)
+        elif checkpoint is not None:
             with checkpoint.explained("training.pt"):
                 load_optimizer_state(self.optimizer, training["optimizer"])
                 if self.average is not None:
@@ -204,7 +215,7 @@ class Trainer:
         """
         settings, rotation = self.config.train, self.config.tasks.rotation()
         stop_after = self.config.validation.stop_after
-        with StopSignal() as stop, self.progress:
+        with StopSignal() as stop, self.progress, self.writer:
             while self.steps_done < settings.steps:
                 if has_stalled(self.scores, stop_after):
                     self.progress.say(f"no improvement in {stop_after} validations; stopping")
@@ -214,10 +225,12 @@ class Trainer:
                 batches = (self.loaders.next_batch(task) for _ in range(settings.accumulation))
                 gradient_norm = self.train_step(task, batches)
                 self.progress.advance()
+                self.writer.check()
                 is_stopped = stop.arrived(self.processes) and self.steps_done < settings.steps
                 self._end_step(gradient_norm, save=is_stopped)
                 if is_stopped:
-                    wait_for_all(self.processes)  # Wait until rank 0 has written the checkpoint.
+                    self.writer.wait()
+                    wait_for_all(self.processes)  # Wait until rank 0 has completed the checkpoint.
                     raise Preempted(stop.name)
             # Signals do not end a run that is writing its model.
             self._finish()
@@ -293,29 +306,21 @@ class Trainer:
         return metrics
 
     def save(self, seconds: float) -> None:
-        """Write a checkpoint on rank 0; all ranks must call this.
+        """Start to write a checkpoint; all ranks must call this.
 
         `seconds` is the run's wall time so far.
         """
-        keep = self.processes.is_first
-        weights = self.strategy.full_weights(self.model.state_dict(), keep=keep)
-        average = self.average.state_dict() if self.average is not None else {}
-        training = {
-            "optimizer": full_state(self.optimizer.state_dict(), keep=keep),
-            "average": self.strategy.full_weights(average, keep=keep),
-            "memory": self.state.state_dict(),
-        }
-        if not keep:
-            return
-        write_checkpoint(
-            self.folder.checkpoints,
-            weights=weights,
-            training=training,
-            position=Position(
+        self.writer.wait()
+        if self.validation is not None and self.processes.is_first:
+            # A damaged checkpoint falls back to an older one, which needs its own best weights.
+            self.validation.forget_others(best_steps(self.folder.checkpoints) | {self.best_step})
+        self.writer.save(
+            self.restorable.tensors(),
+            Position(
                 step=self.steps_done,
                 seconds=seconds,
                 images=self.meter.images,
-                consumed=self.loaders.consumed,
+                consumed=dict(self.loaders.consumed),
                 records=self.records,
                 fingerprints=self.fingerprints,
                 vocabulary_sha256=self.vocabulary_sha256,
@@ -324,11 +329,7 @@ class Trainer:
                 best_sha256=self.best_sha256,
                 scores=tuple(self.scores),
             ),
-            keep=self.config.train.keep_checkpoints,
         )
-        if self.validation is not None:
-            # A damaged checkpoint falls back to an older one, which needs its own best weights.
-            self.validation.forget_others(best_steps(self.folder.checkpoints))
 
     def _read_position(self, checkpoint: RunCheckpoint, data_path: str | None) -> Position:
         position = checkpoint.position(self.records, self.fingerprints, data_path)
@@ -377,6 +378,7 @@ class Trainer:
 
     def _finish(self) -> None:
         """Write the finished model: the best validated weights, or the last ones."""
+        self.writer.wait()
         weights = self._weights() if self.validation is None else {}
         if self.processes.is_first:
             self.folder.draw(self.priors)
