@@ -11,6 +11,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Collection, Iterable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -35,6 +36,7 @@ from fiber.training.checkpoint import (
     sha256,
     write_checkpoint,
 )
+from fiber.training.compiled import CompiledBackbone, check_compile
 from fiber.training.config.run import RunConfig
 from fiber.training.data import TrainingData, fingerprint
 from fiber.training.distributed.collectives import (
@@ -108,6 +110,8 @@ class Trainer:
         self.device = processes.device
         self.validation, self.threads, self.quiet = validation, threads, quiet
         self.strategy = choose_strategy(config.train, processes)
+        if config.train.compile:
+            check_compile(self.device)
 
         check_memory(config, processes)
         self.model = self._build_model()
@@ -128,6 +132,7 @@ class Trainer:
         self.state = ObjectiveState.of(config, self.device, rewards)
         self.step = TrainStep(self.model, config.tasks, self.state)
         self._distribute(checkpoint)
+        self.compiled = CompiledBackbone(self.model.backbone) if config.train.compile else None
         self.model.train()
         self.steps_done = position.step
         self.best_step, self.best_score = position.best_step, position.best_score
@@ -199,7 +204,8 @@ class Trainer:
                 self._prepare_step()
                 task = rotation[self.steps_done % len(rotation)]
                 batches = (self.loaders.next_batch(task) for _ in range(settings.accumulation))
-                gradient_norm = self.train_step(task, batches)
+                with self.compiled.active() if self.compiled else nullcontext():
+                    gradient_norm = self.train_step(task, batches)
                 self.progress.advance()
                 is_stopped = stop.arrived(self.processes) and self.steps_done < settings.steps
                 self._end_step(gradient_norm, save=is_stopped)
