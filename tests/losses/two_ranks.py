@@ -32,6 +32,28 @@ def run_on_ranks(count: int, function: Callable[..., Any], folder: Path, *args: 
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(count)]
 
 
+def run_as_one_of(world_size: int, function: Callable[..., Any], folder: Path, *args: Any) -> Any:
+    """Return function(*args) of rank 0 of many ranks that do not exist.
+
+    Collectives return at once. Gathers repeat this rank's own rows; other results are not set.
+    """
+    start_server()
+    arguments = (world_size, function, folder, args)
+    mp.start_processes(_enter_alone, arguments, nprocs=1, start_method="forkserver")
+    return torch.load(folder / "0.pt", weights_only=True)
+
+
+def _enter_alone(
+    rank: int, world_size: int, function: Callable[..., Any], folder: Path, args: tuple[Any, ...]
+) -> None:
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    faulthandler.dump_traceback_later(LONGEST, exit=True)
+    torch.set_num_threads(1)
+    dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world_size)
+    torch.save(function(*args), folder / "0.pt")
+
+
 def _enter(
     rank: int, count: int, function: Callable[..., Any], folder: Path, args: tuple[Any, ...]
 ) -> None:

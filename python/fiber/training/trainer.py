@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Collection, Iterable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -33,6 +34,7 @@ from fiber.training.checkpoint import (
     sha256,
 )
 from fiber.training.checkpoint_writer import CheckpointWriter
+from fiber.training.compiled import CompiledBackbone, check_compile
 from fiber.training.config.run import RunConfig
 from fiber.training.data import TrainingData, fingerprint
 from fiber.training.data_init import init_from_data
@@ -111,6 +113,8 @@ class Trainer:
         self.device = processes.device
         self.validation, self.threads, self.quiet = validation, threads, quiet
         self.strategy = choose_strategy(config.train, processes)
+        if config.train.compile:
+            check_compile(self.device)
 
         check_memory(config, processes)
         record_sets = {**data.records, **({VALIDATION: validation.records} if validation else {})}
@@ -135,6 +139,7 @@ class Trainer:
             keep=config.train.keep_checkpoints,
             timeout_seconds=config.train.timeout_seconds,
         )
+        self.compiled = CompiledBackbone(self.model.backbone) if config.train.compile else None
         self.model.train()
         self.steps_done = position.step
         self.best_step, self.best_score = position.best_step, position.best_score
@@ -223,7 +228,8 @@ class Trainer:
                 self._prepare_step()
                 task = rotation[self.steps_done % len(rotation)]
                 batches = (self.loaders.next_batch(task) for _ in range(settings.accumulation))
-                gradient_norm = self.train_step(task, batches)
+                with self.compiled.active() if self.compiled else nullcontext():
+                    gradient_norm = self.train_step(task, batches)
                 self.progress.advance()
                 self.writer.check()
                 is_stopped = stop.arrived(self.processes) and self.steps_done < settings.steps

@@ -150,6 +150,8 @@ class TrainConfig:
     shard_size: int = 0
     #: Precision in which gradients are summed over ranks.
     reduce_precision: Literal["float32", "bfloat16"] = "float32"
+    #: Compile forward and backward passes of the backbone with torch.compile; first steps are slow.
+    compile: bool = False
     #: Decay of the exponential moving average (EMA) of the weights; the EMA then becomes the
     #: finished model. 0 disables the EMA.
     ema_decay: float = 0.0
@@ -178,6 +180,10 @@ class TrainConfig:
             self.shard_size == 0 or self.strategy == "hybrid",
             f"train.shard_size {self.shard_size} is for train.strategy 'hybrid', got"
             f" {self.strategy!r}",
+        )
+        require(
+            not self.compile or self.strategy == "replicate",
+            f"train.compile is for train.strategy 'replicate', got {self.strategy!r}",
         )
 
 
@@ -276,6 +282,11 @@ class RunConfig:
             self.validation.task is None or not seen,
             f"validation.split {self.validation.split!r} is used for training (data.split"
             f" {self.data.split!r}); expected a held-out split",
+        )
+        require(
+            not (self.train.compile and is_fine),
+            "train.compile needs a coarse-stage model, got a fine-stage model, whose images have"
+            " many sizes",
         )
         require(
             not (self.optim.published_coarse and is_fine),

@@ -39,16 +39,30 @@ def full_state(state: Any, *, keep: bool = True) -> Any:
 
 
 def shard_like(whole: Tensor, like: Tensor) -> Tensor:
-    """Return `whole`, which is the same on all ranks, sharded like another tensor.
+    """Return `whole`, which is the same on all ranks, sharded like another tensor, by rows.
 
     It is also reshaped: a 0-D parameter has one dimension where it is sharded.
     """
     whole = whole.reshape(like.shape).to(like.device, like.dtype)
     if not is_sharded(like):
         return whole
-    from torch.distributed.tensor import distribute_tensor
+    from torch.distributed.tensor import DTensor
 
-    return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None)
+    local = whole
+    for dim, placement in enumerate(like.placements):
+        if placement.is_shard():
+            parts = local.chunk(like.device_mesh.size(dim))
+            own = like.device_mesh.get_local_rank(dim)
+            # The last ranks have no part of a small tensor.
+            local = parts[own] if own < len(parts) else local[:0]
+    return DTensor.from_local(
+        local.clone(),
+        like.device_mesh,
+        like.placements,
+        run_check=False,
+        shape=whole.shape,
+        stride=whole.stride(),
+    )
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:

@@ -32,7 +32,7 @@ class Bucket:
 
 
 @dataclass
-class ReductionPlan:
+class BucketPlan:
     """Order in which the gradients of a task become complete, learned from its steps.
 
     `buckets` are the same on all ranks, `passes` are of this rank.
@@ -72,7 +72,7 @@ class Replicate:
         self.precision = torch.bfloat16 if precision == "bfloat16" else None
         self.parameters: list[nn.Parameter] = []
         self._group: dist.ProcessGroup | None = None
-        self._plans: dict[str, ReductionPlan] = {}
+        self._plans: dict[str, BucketPlan] = {}
         self._task, self._next = "", 0
         #: Backward passes of this step that reached each parameter.
         self._passes: list[int] = []
@@ -189,14 +189,14 @@ class Replicate:
             if gradient is not None:
                 self.parameters[index].grad = gradient + cast(Tensor, self.parameters[index].grad)
 
-    def _record(self, used: Sequence[bool]) -> ReductionPlan:
+    def _record(self, used: Sequence[bool]) -> BucketPlan:
         """Make the plan of a task from the step that has just run, in the order of rank 0."""
         order = list(self._order)
         order += [index for index in range(len(self.parameters)) if index not in self._order]
         shared = torch.tensor(order, device=self.processes.device)
         dist.broadcast(shared, src=0, group=self._group)
         indices = [index for index in shared.tolist() if used[index]]
-        return ReductionPlan(list(self._buckets(indices)), list(self._passes))
+        return BucketPlan(list(self._buckets(indices)), list(self._passes))
 
     def _buckets(self, indices: Sequence[int]) -> Iterator[Bucket]:
         """Group parameters into buckets of `BUCKET_ELEMENTS`; a larger one has its own bucket."""

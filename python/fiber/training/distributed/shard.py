@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, cast
@@ -19,7 +20,7 @@ from fiber.training.objectives import TrainStep
 if TYPE_CHECKING:
     # Slow to import, and most runs are not sharded.
     from torch.distributed.device_mesh import DeviceMesh
-    from torch.distributed.fsdp import FSDPModule
+    from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 
 
 class Shard:
@@ -30,8 +31,12 @@ class Shard:
     each call, as in ZeRO-3, would move several times the bytes. Gradients of all branches and
     micro-batches are summed on each rank and reduce-scattered once, in the last backward pass.
 
-    With `train.precision` bfloat16, units are gathered in bfloat16. The optimizer updates float32
-    shards, and the root, which holds the ITC temperature, is gathered in float32.
+    With `train.precision` bfloat16, the matrices that are used in bfloat16 are gathered in bfloat16
+    (in PyTorch versions whose `MixedPrecisionPolicy` can tell them from other parameters). The
+    optimizer updates float32 shards.
+
+    FSDP2 pads the first dimension of each parameter to a multiple of the ranks. Over more ranks
+    than a model's width, padding is a large part of the bytes; `Hybrid` avoids it.
     """
 
     def __init__(self, processes: Processes, config: TrainConfig) -> None:
@@ -45,32 +50,18 @@ class Shard:
 
     def prepare(self, step: TrainStep) -> None:
         """See `Strategy`."""
-        from torch.distributed.fsdp import (
-            MixedPrecisionPolicy,
-            fully_shard,
-            register_fsdp_forward_method,
-        )
+        from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
         # Some units return views, on which no code works in place.
         warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
         self._scalars = _widen_scalars(step.model)
         mesh = self._mesh()
-        reduce_dtype = torch.bfloat16 if self.config.reduce_precision == "bfloat16" else None
-        in_bfloat16 = self.config.precision == "bfloat16"
-        policies = {
-            # Autocast casts the inputs. Gradients of bfloat16 weights are summed in float32.
-            is_root: MixedPrecisionPolicy(
-                param_dtype=torch.bfloat16 if in_bfloat16 and not is_root else None,
-                reduce_dtype=reduce_dtype or torch.float32,
-                cast_forward_inputs=False,
-            )
-            for is_root in (False, True)
-        }
+        policy = self._policy(step.model)
         for unit in shard_units(step.model):
-            fully_shard(unit, mesh=mesh, reshard_after_forward=False, mp_policy=policies[False])
+            fully_shard(unit, mesh=mesh, reshard_after_forward=False, mp_policy=policy)
             for method in getattr(unit, "extra_forwards", ()):
                 register_fsdp_forward_method(unit, method)
-        fully_shard(step, mesh=mesh, reshard_after_forward=False, mp_policy=policies[True])
+        fully_shard(step, mesh=mesh, reshard_after_forward=False, mp_policy=policy)
         for method in ("branches", "pass_through"):
             register_fsdp_forward_method(step, method)
         self._step = cast("FSDPModule", step)
@@ -122,6 +113,21 @@ class Shard:
 
         return init_device_mesh(self.processes.device.type, (self.processes.world_size,))
 
+    def _policy(self, model: nn.Module) -> MixedPrecisionPolicy:
+        from torch.distributed.fsdp import MixedPrecisionPolicy
+
+        reduced = torch.bfloat16 if self.config.reduce_precision == "bfloat16" else torch.float32
+        # Autocast casts the inputs.
+        policy = MixedPrecisionPolicy(reduce_dtype=reduced, cast_forward_inputs=False)
+        if self.config.precision != "bfloat16" or not hasattr(policy, "param_dtype_override_fn"):
+            return policy
+        matrices = {id(parameter) for parameter in gathered_in_bfloat16(model)}
+        return dataclasses.replace(
+            policy,
+            param_dtype=torch.bfloat16,
+            param_dtype_override_fn=lambda p: None if id(p) in matrices else p.dtype,
+        )
+
     def _modules(self) -> Iterator[FSDPModule]:
         from torch.distributed.fsdp import FSDPModule
 
@@ -149,6 +155,13 @@ class Hybrid(Shard):
         return init_device_mesh(
             self.processes.device.type, (groups, self.size), mesh_dim_names=("replicate", "shard")
         )
+
+
+def gathered_in_bfloat16(model: nn.Module) -> Iterator[nn.Parameter]:
+    """Yield the matrices that autocast casts to bfloat16, and the embeddings."""
+    for module in model.modules():
+        if isinstance(module, (nn.Linear, nn.Conv2d, nn.Embedding)):
+            yield cast(nn.Parameter, module.weight)
 
 
 def _widen_scalars(model: nn.Module) -> frozenset[str]:
