@@ -376,8 +376,12 @@ def load_recipe(name: str) -> RunConfig:
     return importlib.import_module("fiber.recipes").get(name)()
 
 
-#: Fields that do not change what is trained, so a resumed run may change them.
-HOW = ("train.timeout_seconds",)
+#: Fields that say how a run is trained, not what, so a resumed run may change them.
+HOW = (
+    *("train.strategy", "train.shard_size", "train.reduce_precision", "train.compile"),
+    *("train.gradient_checkpointing", "train.timeout_seconds"),
+    *("train.log_every", "train.keep_checkpoints"),
+)
 
 
 def differences(old: RunConfig, new: RunConfig) -> list[str]:
