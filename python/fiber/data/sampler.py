@@ -16,6 +16,7 @@ from fiber import _core
 from fiber.data.fingerprint import Fingerprint, fingerprint_of
 from fiber.data.loader_config import LoaderConfig
 from fiber.data.record import Record, RecordSet, check_record, record_in_epoch
+from fiber.data.storage.shard_order import ShardGroups, ShardOrder, shard_map_of
 
 
 class SampleRef(NamedTuple):
@@ -68,6 +69,9 @@ class IndexSampler(RankSplit):
         self._records = records
         self._shuffle, self._seed = config.shuffle, config.seed
         self._fingerprint: str | None = None
+        self._groups: ShardGroups | None = None
+        if config.order == "shards":
+            self._groups = ShardGroups(shard_map_of(records))
 
     def __len__(self) -> int:
         """Return the number of batches per epoch."""
@@ -96,7 +100,8 @@ class IndexSampler(RankSplit):
         return self._stream(start)
 
     def _stream(self, start: int) -> Iterator[list[SampleRef]]:
-        count, epoch, order = len(self._records), -1, np.empty(0, dtype=np.int64)
+        count, epoch = len(self._records), start // len(self._records)
+        order = self._order(epoch)
         for first in itertools.count(start + self.rank * self.batch_size, self.global_batch_size):
             batch = []
             for position in range(first, first + self.batch_size):
@@ -111,7 +116,7 @@ class IndexSampler(RankSplit):
         order, own = self._order(epoch), self.own(len(self._records))
         for start in own[:: self.batch_size]:
             stop = min(start + self.batch_size, own.stop)
-            yield [SampleRef(epoch, int(index)) for index in order[start:stop]]
+            yield [SampleRef(epoch, int(order[at])) for at in range(start, stop)]
 
     def record(self, sample: SampleRef) -> Record:
         """Return the record of a sample."""
@@ -139,11 +144,16 @@ class IndexSampler(RankSplit):
                 " number of records"
             )
 
-    def _order(self, epoch: int) -> np.ndarray:
+    def _order(self, epoch: int) -> np.ndarray | ShardOrder | range:
+        """Return the index of the record at each position of an epoch."""
         count = len(self._records)
         if not self._shuffle:
-            return np.arange(count)
-        return np.asarray(_core.permutation(count, self._seed, epoch))
+            return range(count)
+        if self._groups is not None:
+            return self._groups.order(self._seed, epoch)
+        order = np.asarray(_core.permutation(count, self._seed, epoch))
+        # Half the memory, which counts for many millions of records.
+        return order.astype(np.uint32) if count <= 1 << 32 else order
 
 
 class StreamSampler(RankSplit):

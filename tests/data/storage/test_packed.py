@@ -349,8 +349,8 @@ def test_a_pack_that_was_changed_is_named(packed_scenes, tmp_path):
 
     with pytest.raises(ValueError, match=r"train-captions\.jsonl.*\d+.*pack\.json"):
         broken("index/train-captions.jsonl", lambda p: p.write_bytes(p.read_bytes()[:-900]))
-    with pytest.raises(ValueError, match=r"train-pictures\.json .*SHA-256.*changed"):
-        broken("index/train-pictures.json", lambda p: p.write_text("[["))
+    with pytest.raises(ValueError, match=r"train-images\.bin .*bytes; expected \d+"):
+        broken("index/train-images.bin", lambda p: p.write_text("[["))
     with pytest.raises(ValueError, match=r"pack\.json.*folder"):
         broken("pack.json", lambda p: p.write_text("{}"))
     with pytest.raises(ValueError, match=r"train-000001\.tar.*\d+.*pack\.json.*\d+"):

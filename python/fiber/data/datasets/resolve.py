@@ -37,7 +37,8 @@ from fiber.data.formats.annotation_file import (
     without_garbage_collection,
 )
 from fiber.data.record import AnyPath, ConcatRecords, Record, RecordSet, record_in_epoch
-from fiber.data.storage import packed
+from fiber.data.storage import pack_description, packed
+from fiber.data.storage.shard_order import ShardMap, shard_map_of
 
 #: Readers of a user's own lines, and the sources that they read.
 OWN_READERS = (jsonl.jsonl_captions, jsonl.jsonl_questions, jsonl.jsonl_boxes)
@@ -84,7 +85,7 @@ def open_source(source: str, data: AnyPath, split: str, **options: Any) -> Recor
     path, asked = Path(data), split.split("+")
     if not all(asked):
         raise ValueError(f"split must be a name, or several joined by '+', got {split!r}")
-    if packed.is_pack(path):
+    if pack_description.is_pack(path):
         parts = [packed.open_pack(path, source, part, **options) for part in asked]
     elif path.is_file():
         reader = file_reader(source, path, split)
@@ -278,6 +279,10 @@ class ChosenRecords:
     def in_epoch(self, epoch: int, index: int) -> Record:
         """Return the version of a record used in the given epoch."""
         return record_in_epoch(self.records, epoch, self.indices[index])
+
+    def shard_map(self) -> ShardMap:
+        """See `ShardedRecords`; raise ValueError if the records have no shards."""
+        return shard_map_of(self.records).chosen(self.indices)
 
 
 def existing_data(data: AnyPath) -> Path:

@@ -8,13 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from fiber.data.storage.packed import (
+from fiber.data.storage.pack_description import (
     DESCRIPTION,
-    PackedRecords,
     file_of,
+    files_of,
     is_pack,
     read_description,
 )
+from fiber.data.storage.packed import PackedRecords
 
 
 def verify_files(folder: Path, splits: Sequence[str] = ()) -> tuple[int, list[str]]:
@@ -40,8 +41,7 @@ def verify_files(folder: Path, splits: Sequence[str] = ()) -> tuple[int, list[st
     description = read_description(folder)
     entries = [
         entry
-        for kind in ("shards", "indexes", "parts", "files")
-        for entry in description.get(kind, ())
+        for entry in files_of(description)
         if not splits or entry.get("split") in (None, *splits)
     ]
     with ThreadPoolExecutor() as pool:
