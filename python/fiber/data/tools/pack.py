@@ -56,8 +56,14 @@ class _Split:
     last: tuple[Any, list[int]] | None = None
 
 
-class _Hashed:
-    """File wrapper that computes the checksums of its content as it is written."""
+class HashedFile:
+    """File wrapper that computes the checksums of its content as it is written.
+
+    Args:
+        file: binary file.
+        name: path in the packed folder.
+        block_bytes: bytes that share a CRC-32.
+    """
 
     def __init__(self, file: BinaryIO, name: str, block_bytes: int) -> None:
         self._file, self._name, self._block_bytes = file, name, block_bytes
@@ -79,6 +85,7 @@ class _Hashed:
         return self._file.write(data)
 
     def tell(self) -> int:
+        """Return the number of bytes written."""
         return self._bytes
 
     def entry(self) -> dict[str, Any]:
@@ -178,11 +185,11 @@ class _Packer:
         return content
 
     @contextmanager
-    def _file(self, name: str) -> Iterator[_Hashed]:
+    def _file(self, name: str) -> Iterator[HashedFile]:
         """Open a file in the folder for writing. Errors name its final path."""
         try:
             with (self.folder / name).open("wb") as file:
-                yield _Hashed(file, name, self.block_bytes)
+                yield HashedFile(file, name, self.block_bytes)
         except OSError as problem:
             # An error with a file name is about an image that cannot be read.
             if problem.errno is None or problem.filename is not None:
@@ -239,7 +246,7 @@ class _Packer:
         )
         self._add_index(split, part.source, locations)
 
-    def _add_index(self, split: _Split, source: str, file: _Hashed) -> None:
+    def _add_index(self, split: _Split, source: str, file: HashedFile) -> None:
         self.indexes.append({"split": split.name, "source": source, **file.entry()})
 
     def _numbers(self, split: _Split, record: Record) -> list[int] | None:
