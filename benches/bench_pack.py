@@ -33,7 +33,8 @@ tokenizer = Tokenizer.train(["a red cup"], 300)
 def sampler(records, order):
     loader = DataLoader(
         records, "image_text", tokenizer=tokenizer, transform=ImageTransform.squash(8),
-        batch_size=100, max_tokens=30, shuffle=True, order=order, rank=rank, world_size=2, threads=1,
+        batch_size=100, max_tokens=30, shuffle=True, order=order, rank=rank, world_size=2,
+        threads=1,
     )
     return loader._sampler
 before = private_bytes()
@@ -55,7 +56,7 @@ input()
 
 
 def measure(folder: Path, order: str, samples: int) -> tuple[float, float]:
-    """Return the seconds to open a folder and the bytes of private memory: the larger of two ranks."""
+    """Return the seconds to open a folder, and the bytes of private memory, of the larger rank."""
     ranks = [
         subprocess.Popen(
             [sys.executable, "-c", RANK, str(folder), order, str(rank), str(samples)],
@@ -109,6 +110,8 @@ def main() -> None:
         seconds = interleave({side: lambda side=side: run(side) for side in sides}, options.rounds)
     where = {"results": options.results} if options.results else {}
     report("pack_open", "s", seconds, peer=peer, **where)
+    # Without the round of warmup.
+    memory = {side: found[1:] for side, found in memory.items()}
     report("pack_memory", "MB of a rank", memory, peer=peer, **where)
 
 

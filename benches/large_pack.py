@@ -2,7 +2,7 @@
 
 Command: python benches/large_pack.py DIR --captions 10000000
 
-The images are the same few bytes, so a folder of ten million captions takes 3 GB. `version=1` writes
+The images are the same few bytes, so ten million captions take 3 GB. `version=1` writes
 the index of earlier versions, the peer of `bench_pack.py`.
 """
 

@@ -16,7 +16,15 @@ from fiber import _core
 from fiber.data.fingerprint import Fingerprint, fingerprint_of
 from fiber.data.loader_config import LoaderConfig
 from fiber.data.record import Record, RecordSet, check_record, record_in_epoch
-from fiber.data.storage.shard_order import ShardGroups, ShardOrder, shard_map_of
+from fiber.data.storage.shard_cache import check_room, missing_bytes
+from fiber.data.storage.shard_order import (
+    Shard,
+    ShardedRecords,
+    ShardGroups,
+    ShardOrder,
+    read_ahead,
+    shard_map_of,
+)
 
 
 class SampleRef(NamedTuple):
@@ -70,8 +78,25 @@ class IndexSampler(RankSplit):
         self._shuffle, self._seed = config.shuffle, config.seed
         self._fingerprint: str | None = None
         self._groups: ShardGroups | None = None
-        if config.order == "shards":
-            self._groups = ShardGroups(shard_map_of(records))
+        self._shards: list[Shard] = []
+        if config.order == "shards" or isinstance(records, ShardedRecords):
+            self._use_shards(config.order)
+
+    def _use_shards(self, order: str) -> None:
+        """Prepare an order by shards; for any order, find shards that are downloaded."""
+        try:
+            shard_map = shard_map_of(self._records)
+        except ValueError:
+            if order == "shards":
+                raise
+            return
+        self._shards, at_a_time = shard_map.shards, len(shard_map.shards)
+        if order == "shards":
+            self._groups = ShardGroups(shard_map)
+            # A group, and the next one, which is read ahead.
+            at_a_time = 2 * self._groups.most_shards
+        if self._shuffle:
+            check_room(self._shards, order, at_a_time)
 
     def __len__(self) -> int:
         """Return the number of batches per epoch."""
@@ -147,10 +172,12 @@ class IndexSampler(RankSplit):
     def _order(self, epoch: int) -> np.ndarray | ShardOrder | range:
         """Return the index of the record at each position of an epoch."""
         count = len(self._records)
-        if not self._shuffle:
-            return range(count)
         if self._groups is not None:
             return self._groups.order(self._seed, epoch)
+        if not missing_bytes(self._shards, len(self._shards)):
+            read_ahead(self._shards)
+        if not self._shuffle:
+            return range(count)
         order = np.asarray(_core.permutation(count, self._seed, epoch))
         # Half the memory, which counts for many millions of records.
         return order.astype(np.uint32) if count <= 1 << 32 else order

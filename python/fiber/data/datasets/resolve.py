@@ -38,6 +38,7 @@ from fiber.data.formats.annotation_file import (
 )
 from fiber.data.record import AnyPath, ConcatRecords, Record, RecordSet, record_in_epoch
 from fiber.data.storage import pack_description, packed
+from fiber.data.storage.shard_cache import local_path
 from fiber.data.storage.shard_order import ShardMap, shard_map_of
 
 #: Readers of a user's own lines, and the sources that they read.
@@ -62,8 +63,8 @@ def open_source(source: str, data: AnyPath, split: str, **options: Any) -> Recor
 
     Args:
         source: a key of `registry.LAYOUTS`.
-        data: data folder or annotation file. The images of an annotation file are looked up
-            relative to its folder.
+        data: data folder or annotation file, or the URL of a packed folder (see `remote_pack`). The
+            images of an annotation file are looked up relative to its folder.
         split: a split name, or several joined by "+". A file without splits is read as a whole. If
             "train" is requested, other splits of training-only sources (such as Visual Genome and
             SBU) and a missing "val" or "restval" split of Conceptual Captions are ignored.
@@ -82,7 +83,7 @@ def open_source(source: str, data: AnyPath, split: str, **options: Any) -> Recor
         raise TypeError(f"data must be the path of a folder or file, got {data!r:.40}")
     if not isinstance(split, str):
         raise TypeError(f"split must be a string such as 'train', got {split!r:.40}")
-    path, asked = Path(data), split.split("+")
+    path, asked = local_path(data), split.split("+")
     if not all(asked):
         raise ValueError(f"split must be a name, or several joined by '+', got {split!r}")
     if pack_description.is_pack(path):
@@ -286,8 +287,13 @@ class ChosenRecords:
 
 
 def existing_data(data: AnyPath) -> Path:
-    """Return the path of a data folder or file; raise FileNotFoundError if it does not exist."""
-    path = Path(data)
+    """Return the path of a data folder or file; for a URL, that of its local folder.
+
+    Raises:
+        FileNotFoundError: if it does not exist.
+        RemoteError, ValueError: see `remote_pack`.
+    """
+    path = local_path(data)
     if path.exists():
         return path
     if path.suffix:

@@ -51,6 +51,7 @@ from fiber.data.storage.pack_index import (
     PackIndex,
     read_numbers,
 )
+from fiber.data.storage.shard_cache import CachedShard, shards_of
 from fiber.data.storage.shard_order import Shard, ShardMap
 
 #: Number of records and of images, evenly spaced over a split, that are checked when it is opened.
@@ -145,11 +146,14 @@ class PackedRecords(RecordSequence):
         #: Line index of each record.
         self.lines: Sequence[int] = range(part["records"])
         shards = [shard for shard in description["shards"] if shard["split"] == split]
-        self._shards: list[Shard] = [_open_file(folder, shard) for shard in shards]
+        remote = shards_of(folder, shards)
+        self._shards: list[Shard] = remote or [_open_file(folder, shard) for shard in shards]
         self._records, self._images = self._indexes(folder, description, part, shards)
         for line in _spread(len(self._records)) if description["version"] > 1 else ():
             self._line(line)
-        for number in sorted({*_spread(len(self._images)), *self._first_images(shards)}):
+        # Shards at a URL are checked when they are downloaded.
+        checked = () if remote else {*_spread(len(self._images)), *self._first_images(shards)}
+        for number in sorted(checked):
             self.check_image(number)
 
     def _indexes(
@@ -263,6 +267,10 @@ class PackedRecords(RecordSequence):
             )
         shard, entry = self._place(number)
         data = shard.read(entry.start, entry.size)
+        if isinstance(shard, CachedShard) and zlib.crc32(data) != entry.crc32:
+            # The disk of the cache changed it; download it again.
+            shard.discard()
+            data = shard.read(entry.start, entry.size)
         if entry.crc32 is not None and zlib.crc32(data) != entry.crc32:
             raise ChangedFileError(
                 f"{shard.path}: image {number}, {entry.size} bytes from byte {entry.start},"

@@ -12,7 +12,7 @@ about 1 / G ** 3; with groups of random shards it would be about 1 / G.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -34,6 +34,22 @@ class Shard(Protocol):
     def read(self, start: int, size: int, /) -> bytes:
         """Read `size` bytes from offset `start`."""
         ...
+
+
+@runtime_checkable
+class FetchedShard(Shard, Protocol):
+    """A shard that is downloaded."""
+
+    def fetch_ahead(self) -> None:
+        """Begin to download the shard, unless it is there."""
+        ...
+
+
+def read_ahead(shards: Iterable[Shard]) -> None:
+    """Begin to download shards that will be needed, in this order."""
+    for shard in shards:
+        if isinstance(shard, FetchedShard):
+            shard.fetch_ahead()
 
 
 class ShardMap:
@@ -119,6 +135,11 @@ class ShardGroups:
         self._strata = np.array_split(used := np.flatnonzero(counts), _strata(len(used), together))
         self._groups = max(map(len, self._strata))
 
+    @property
+    def most_shards(self) -> int:
+        """Maximum number of shards of a group."""
+        return len(self._strata)
+
     def order(self, seed: int, epoch: int) -> ShardOrder:
         """Return the order of an epoch."""
         groups: list[list[int]] = [[] for _ in range(self._groups)]
@@ -155,7 +176,7 @@ class ShardOrder:
         self._all, self._seed, self._epoch = all_groups, seed, epoch
         self.groups = groups
         self._ends = np.cumsum([all_groups.size(group) for group in groups])
-        self._current, self._first, self._order = -1, 0, np.empty(0, dtype=np.int64)
+        self._first, self._order = 0, np.empty(0, dtype=np.int64)
 
     def __len__(self) -> int:
         return self._all.count
@@ -173,11 +194,16 @@ class ShardOrder:
         return int(np.searchsorted(self._ends, position, side="right"))
 
     def _enter(self, group: int) -> None:
+        """Shuffle the records of a group, and download its shards and those of the next one."""
+        following = self.groups[group + 1 : group + 2]
+        if not following:
+            following = self._all.order(self._seed, self._epoch + 1).groups[:1]
+        for shards in (self.groups[group], *following):
+            read_ahead(self._all.shards[shard] for shard in shards)
         records = self._all.records(self.groups[group])
         order = _permutation(len(records), self._seed, self._epoch, "group", group)
         self._order = records[order]
         self._first = int(self._ends[group]) - len(records)
-        self._current = group
 
 
 def _strata(shards: int, together: int) -> int:
