@@ -20,6 +20,9 @@ from fiber.config_io import replace_fields
 from fiber.data import Tokenizer
 from fiber.data.datasets.resolve import Data
 from fiber.data.loader_config import check_threads
+from fiber.data.storage.remote import is_url
+from fiber.data.storage.shard_cache import remote_pack
+from fiber.env import cores_per_process
 from fiber.progress import say
 from fiber.training.checkpoint import newest_checkpoint
 from fiber.training.config.run import RunConfig, load_recipe
@@ -66,8 +69,8 @@ def train(
 
     Args:
         recipe: recipe name (see `fiber recipes`) or a RunConfig.
-        data: data folder or annotation file (see `fiber.data.open_source`), records, or a dict of
-            records by task.
+        data: data folder or annotation file (see `fiber.data.open_source`), URL of a packed folder
+            (see `fiber.data.remote_pack`), records, or a dict of records by task.
         output: folder for config.json, metrics.jsonl, curves.png, checkpoints and the model.
         validation: data for selecting the best checkpoint, if the recipe sets `validation.task`.
             Default: the split `validation.split` of `data`.
@@ -86,7 +89,8 @@ def train(
             taken as that list. Ignored when resuming.
         device: device to train on. Default: CUDA if available (the local rank's GPU under
             torchrun), else the CPU.
-        threads: number of data loader threads; 0 uses all cores.
+        threads: number of data loader threads of each process; 0 divides the cores of the machine
+            by the processes that torchrun started on it.
         quiet: print nothing.
 
     Raises:
@@ -99,6 +103,7 @@ def train(
         SystemExit: with code 75 on SIGTERM, SIGHUP or SIGUSR1, after saving the current step.
     """
     check_threads(threads)
+    threads = threads or cores_per_process()
     config = load_recipe(recipe) if isinstance(recipe, str) else recipe
     config = replace_fields(config, dict(set or {}))
     folder = RunFolder(path=Path(output))
@@ -107,6 +112,8 @@ def train(
         log = (lambda message: None) if quiet else say
         _fail_if_locked(folder, processes)
         start, options = _resolve_inputs(folder, init, tokenizer, answers, resume=resume)
+        # Opened once, so that training and validation see the same folder.
+        data = remote_pack(data) if is_url(data) else data
         source = open_data(config, data, **options)
         config = source.fit_model(config).with_length(max(source.counts().values()))
         folder.check(config, resume=resume)
