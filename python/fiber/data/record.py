@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from itertools import accumulate, chain
 from math import isfinite
 from os import PathLike
-from typing import Any, Protocol, overload, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, overload, runtime_checkable
 
 from fiber.data.char_spans import CharSpan, whole_characters
-from fiber.data.storage.shard_order import ShardMap, shard_map_of
+
+if TYPE_CHECKING:
+    from fiber.data.storage.shard_order import ShardMap
 
 AnyPath = str | PathLike[str]
 #: An undecoded image: the path of a file, or its content.
@@ -283,6 +285,9 @@ class ConcatRecords(RecordSequence):
 
     def shard_map(self) -> ShardMap:
         """See `ShardedRecords`; raise ValueError if a part has no shards."""
+        # Imports NumPy, which records do not need.
+        from fiber.data.storage.shard_order import ShardMap, shard_map_of
+
         return ShardMap.concatenated([shard_map_of(part) for part in self.parts])
 
     def _find(self, index: int) -> tuple[int, int]:
