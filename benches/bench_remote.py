@@ -56,8 +56,8 @@ def reads_per_second(folder: Path) -> float:
 def main() -> None:
     """Measure and report."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--images", type=int, default=3000)
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--images", type=int, default=1000)
+    parser.add_argument("--rounds", type=int, default=41)
     parser.add_argument("--shard-bytes", type=int, default=SHARD_BYTES >> 8)
     parser.add_argument("--results", type=Path, help="another directory for the rows")
     options = parser.parse_args()
