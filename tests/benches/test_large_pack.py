@@ -1,5 +1,7 @@
 """The quickly written pack of the bench is one that `fiber data pack` could have written."""
 
+import tracemalloc
+
 import pytest
 
 from fiber.data.datasets.resolve import open_source
@@ -27,6 +29,22 @@ def test_a_pack_is_sound(large_pack, tmp_path, version):
     assert [(r.key, r.text, r.images[0]) for r in again] == [
         (r.key, r.text, r.images[0]) for r in records
     ]
+
+
+def test_memory_does_not_grow_with_the_captions(large_pack, tmp_path):
+    """Of opening a pack and reading a record."""
+    peaks = []
+    for count in (5_000, 50_000):
+        large_pack.write(tmp_path / str(count), count, images=100, shard_images=5)
+        # What the first use allocates is not counted.
+        open_source("captions", tmp_path / "5000", "train")[0]
+        tracemalloc.start()
+        records = open_source("captions", tmp_path / str(count), "train")
+        assert records[count - 1].key == f"captions_train/{count - 1}"
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    # Less than a byte for a caption.
+    assert peaks[1] - peaks[0] < 50_000 - 5_000, peaks
 
 
 def test_more_images_than_captions_are_refused(large_pack, tmp_path):

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from fiber.data.datasets.resolve import has_splits
 from fiber.data.storage.remote import is_url
-from fiber.data.storage.shard_cache import url_of
+from fiber.data.storage.remote_pack import url_of
 
 #: Field of config.json with the absolute path of the data; null for in-memory records.
 DATA_PATH = "data_path"

@@ -167,7 +167,7 @@ def _train(options: argparse.Namespace) -> int:
 def _cached(options: argparse.Namespace) -> dict[str, Any]:
     """Return the local folders of `data` and `validation` that are URLs."""
     from fiber.data.storage.remote import is_url
-    from fiber.data.storage.shard_cache import remote_pack
+    from fiber.data.storage.remote_pack import remote_pack
 
     given = pick(options, "data", "validation")
     urls = {name: value for name, value in given.items() if is_url(value)}

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from fiber.data.prompts.classes import ClassName
     from fiber.data.record import ConcatRecords, Record, RecordSet
     from fiber.data.storage.remote import RemoteError
-    from fiber.data.storage.shard_cache import remote_pack
+    from fiber.data.storage.remote_pack import remote_pack
     from fiber.data.tools.pack import pack
 
 __all__ = [
@@ -62,7 +62,7 @@ _HOMES = dict.fromkeys(__all__, "fiber.data.batch") | {
     "open_source": "fiber.data.datasets.resolve",
     "pack": "fiber.data.tools.pack",
     "RemoteError": "fiber.data.storage.remote",
-    "remote_pack": "fiber.data.storage.shard_cache",
+    "remote_pack": "fiber.data.storage.remote_pack",
 }
 
 

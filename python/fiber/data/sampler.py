@@ -16,7 +16,7 @@ from fiber import _core
 from fiber.data.fingerprint import Fingerprint, fingerprint_of
 from fiber.data.loader_config import LoaderConfig
 from fiber.data.record import Record, RecordSet, check_record, record_in_epoch
-from fiber.data.storage.shard_cache import check_room, missing_bytes
+from fiber.data.storage.remote_pack import check_room, missing_bytes
 from fiber.data.storage.shard_order import (
     Shard,
     ShardedRecords,

@@ -21,7 +21,7 @@ from fiber.data import Tokenizer
 from fiber.data.datasets.resolve import Data
 from fiber.data.loader_config import check_threads
 from fiber.data.storage.remote import is_url
-from fiber.data.storage.shard_cache import remote_pack
+from fiber.data.storage.remote_pack import remote_pack
 from fiber.env import cores_per_process
 from fiber.progress import say
 from fiber.training.checkpoint import newest_checkpoint
@@ -89,8 +89,7 @@ def train(
             taken as that list. Ignored when resuming.
         device: device to train on. Default: CUDA if available (the local rank's GPU under
             torchrun), else the CPU.
-        threads: number of data loader threads of each process; 0 divides the cores of the machine
-            by the processes that torchrun started on it.
+        threads: data loader threads of a process; 0 shares the machine's cores among its processes.
         quiet: print nothing.
 
     Raises:
@@ -103,7 +102,6 @@ def train(
         SystemExit: with code 75 on SIGTERM, SIGHUP or SIGUSR1, after saving the current step.
     """
     check_threads(threads)
-    threads = threads or cores_per_process()
     config = load_recipe(recipe) if isinstance(recipe, str) else recipe
     config = replace_fields(config, dict(set or {}))
     folder = RunFolder(path=Path(output))
@@ -112,7 +110,6 @@ def train(
         log = (lambda message: None) if quiet else say
         _fail_if_locked(folder, processes)
         start, options = _resolve_inputs(folder, init, tokenizer, answers, resume=resume)
-        # Opened once, so that training and validation see the same folder.
         data = remote_pack(data) if is_url(data) else data
         source = open_data(config, data, **options)
         config = source.fit_model(config).with_length(max(source.counts().values()))
@@ -124,11 +121,11 @@ def train(
             chooser, reason = open_validation(config, source, data, validation, folder.checkpoints)
             if reason:
                 log(reason)
-            settings: dict[str, Any] = {"init": start, "validation": chooser, "threads": threads}
+            own = {"validation": chooser, "threads": threads or cores_per_process()}
             with _surroundings(folder, processes, quiet=quiet):
                 if processes.is_first:  # Another process may have trained here since.
                     folder.check(config, resume=resume)
-                Trainer(config, source, folder, processes, quiet=quiet, **settings).run()
+                Trainer(config, source, folder, processes, init=start, quiet=quiet, **own).run()
     return Run(folder=folder.path, config=config, metrics=read_metrics(folder.metrics_file))
 
 

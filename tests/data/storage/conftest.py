@@ -1,6 +1,7 @@
 """What the tests of packs at URLs share."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from PIL import Image
 from fiber.data import Tokenizer
 from fiber.data.storage import remote
 from fiber.data.tools.pack import pack
+from tests.data.faulty_server import served
 
 NUM_IMAGES = 120
 #: Small, so that there are many requests.
@@ -38,3 +40,21 @@ def short_pauses(monkeypatch):
     """Tries that follow one another quickly, and a timeout below the delay of the faulty server."""
     monkeypatch.setattr(remote, "PAUSE_SECONDS", 0.01)
     monkeypatch.setattr(remote, "TIMEOUT_SECONDS", 0.6)
+
+
+@pytest.fixture
+def site(packed_noise, short_pauses):
+    with served(packed_noise) as site:
+        yield site
+
+
+@pytest.fixture
+def folder(packed_noise, tmp_path):
+    """A copy of the pack that may be changed."""
+    shutil.copytree(packed_noise, tmp_path / "folder")
+    return tmp_path / "folder"
+
+
+@pytest.fixture
+def cache(tmp_path):
+    return tmp_path / "cache"

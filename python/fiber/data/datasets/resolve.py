@@ -38,7 +38,7 @@ from fiber.data.formats.annotation_file import (
 )
 from fiber.data.record import AnyPath, ConcatRecords, Record, RecordSet, record_in_epoch
 from fiber.data.storage import pack_description, packed
-from fiber.data.storage.shard_cache import local_path
+from fiber.data.storage.remote_pack import local_path
 from fiber.data.storage.shard_order import ShardMap, shard_map_of
 
 #: Readers of a user's own lines, and the sources that they read.

@@ -20,6 +20,7 @@ DESCRIPTION = "pack.json"
 FORMAT, VERSION = "fiber pack", 2
 #: Bytes of a file that share a CRC-32 in version 2.
 BLOCK_BYTES = 16 << 20
+MAX_BLOCK_BYTES = 1 << 30
 #: End of a message about a file that is not the one that was packed.
 NOT_PACKED = "has changed since the folder was packed; pack the data again"
 #: `source` of the entry in `indexes` that describes the images of a split.
@@ -78,7 +79,8 @@ def parse_description(content: bytes, name: str) -> dict[str, Any]:
     """
     try:
         found = json.loads(content.decode())
-        if found["format"] != FORMAT or found["version"] not in range(1, VERSION + 1):
+        is_known = type(found["version"]) is int and 1 <= found["version"] <= VERSION
+        if found["format"] != FORMAT or not is_known:
             raise ValueError(
                 f"unsupported format {found['format']!r}, version {found['version']!r}"
             )
@@ -102,8 +104,11 @@ def _check_description(found: dict[str, Any]) -> None:
     _check_fields(DESCRIPTION, {"indexes": [], "files": [], **found} if is_first else found, lists)
     if not is_first:
         _check_fields(DESCRIPTION, found, {"block_bytes": int})
-        if found["block_bytes"] < 1:
-            raise ValueError(f"block_bytes is {found['block_bytes']}; expected 1 or more")
+        # A block is held in memory when it is downloaded.
+        if not 1 <= found["block_bytes"] <= MAX_BLOCK_BYTES:
+            raise ValueError(
+                f"block_bytes is {found['block_bytes']}; expected 1 to {MAX_BLOCK_BYTES}"
+            )
     for name, fields in _ENTRY_FIELDS.items():
         for index, entry in enumerate(found.get(name, ())):
             where = f"{name}[{index}]"

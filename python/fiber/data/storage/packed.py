@@ -51,7 +51,8 @@ from fiber.data.storage.pack_index import (
     PackIndex,
     read_numbers,
 )
-from fiber.data.storage.shard_cache import CachedShard, shards_of
+from fiber.data.storage.remote_pack import shards_of
+from fiber.data.storage.shard_cache import CachedShard
 from fiber.data.storage.shard_order import Shard, ShardMap
 
 #: Number of records and of images, evenly spaced over a split, that are checked when it is opened.

@@ -1,7 +1,4 @@
-"""Local cache of packed folders at URLs, shared by the processes of a node.
-
-    CACHE/NAME-FINGERPRINT/               a packed folder; its index is whole, shards come and go
-    CACHE/NAME-FINGERPRINT.remote.json    its URL and the size of the cache
+"""Local cache of the shards of packed folders at URLs, shared by the processes of a node.
 
 A shard is downloaded as a whole, in blocks that are checked by their CRC-32s, when it is first
 read or ahead of that. One process downloads it, the others wait for its lock. A download that was
@@ -13,148 +10,28 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import json
 import os
 import threading
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from fiber.atomic_io import DISK_FULL, JSON_ERRORS, PART, write_file
-from fiber.data.record import AnyPath
-from fiber.data.storage.pack_description import (
-    DESCRIPTION,
-    file_of,
-    files_of,
-    is_pack,
-    read_description,
-)
-from fiber.data.storage.remote import RemoteError, RemoteFolder, is_url
-from fiber.data.storage.shard_order import Shard
+from fiber.atomic_io import DISK_FULL, PART
+from fiber.data.storage.pack_description import DESCRIPTION, file_of
+from fiber.data.storage.remote import RemoteError, RemoteFolder
 
-#: Default size of the cache in GB (10 ** 9 bytes).
-CACHE_GB = 100.0
 #: Number of shards that a process downloads at a time.
 DOWNLOADS = 4
 #: Time between two notes that a shard is in use.
 TOUCH_SECONDS = 2.0
 #: Number of times that a shard is fetched for one read, if others delete it meanwhile.
 _FETCHES = 5
-_SHARD_SUFFIX = ".tar"
-_REMOTE_SUFFIX = ".remote.json"
-
-
-def default_cache() -> Path:
-    """Return $FIBER_CACHE, or fiber/packs in $XDG_CACHE_HOME or ~/.cache."""
-    if named := os.environ.get("FIBER_CACHE"):
-        return Path(named)
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "fiber" / "packs"
-
-
-def remote_pack(url: str, cache: AnyPath | None = None, cache_gb: float | None = None) -> Path:
-    """Open a packed folder at a URL; return its local folder, which can be used as any other data.
-
-    The index and the tokenizer are downloaded now, shards when they are needed.
-
-    Args:
-        url: URL of a folder that `fiber data pack` wrote.
-        cache: folder on a local disk. Default: `default_cache`.
-        cache_gb: maximum size of the cache in GB. Default: `CACHE_GB`.
-
-    Raises:
-        FileNotFoundError: if there is no `pack.json` at the URL.
-        RemoteError: if a file cannot be downloaded or stored.
-        ValueError: if `url` is not a URL, the folder is of an earlier version, or `cache_gb` is not
-            positive.
-    """
-    if not is_url(url):
-        raise ValueError(f"url is {str(url)!r}; expected a URL such as 's3://bucket/packed'")
-    limit_bytes = int((CACHE_GB if cache_gb is None else cache_gb) * 1e9)
-    if limit_bytes < 1:
-        raise ValueError(f"cache_gb is {cache_gb}; expected a positive number")
-    folder = Path(default_cache() if cache is None else cache).absolute()
-    remote = RemoteFolder(url)
-    content, description = remote.description()
-    if description["version"] < 2:
-        raise ValueError(
-            f"{remote.url}/{DESCRIPTION} is of version {description['version']}, without checksums"
-            " of blocks; expected version 2 or later; pack the data again"
-        )
-    name = remote.url.rpartition("/")[2] or "pack"
-    mirror = folder / f"{name}-{description['fingerprint'][:16]}"
-    pack = CachedPack(mirror, remote, ShardCache(folder, limit_bytes), description["block_bytes"])
-    with _explained(mirror):
-        (mirror / "index").mkdir(parents=True, exist_ok=True)
-        stored = {"url": remote.url, "limit_bytes": limit_bytes}
-        _write_shared(_remote_file(mirror), json.dumps(stored).encode())
-        if not is_pack(mirror):
-            _write_shared(mirror / DESCRIPTION, content)
-    for kind in ("indexes", "parts", "files"):
-        for entry in description[kind]:
-            pack.fetch(entry)
-    return mirror
-
-
-def local_path(data: AnyPath) -> Path:
-    """Return the path of data; for a URL, that of its local folder (see `remote_pack`)."""
-    return remote_pack(data) if isinstance(data, str) and is_url(data) else Path(data)
-
-
-def url_of(folder: Path) -> str | None:
-    """Return the URL of a folder that `remote_pack` returned, or None for other folders."""
-    stored = _stored_remote(folder)
-    return None if stored is None else stored["url"]
-
-
-def shards_of(folder: Path, shards: Sequence[dict[str, Any]]) -> list[Shard] | None:
-    """Return the shards of a folder that `remote_pack` returned, or None for other folders.
-
-    Raises:
-        ValueError: if a path in the description is outside of the folder.
-    """
-    stored = _stored_remote(folder)
-    if stored is None:
-        return None
-    cache = ShardCache(folder.parent, stored["limit_bytes"])
-    block_bytes = read_description(folder)["block_bytes"]
-    pack = CachedPack(folder, RemoteFolder(stored["url"]), cache, block_bytes)
-    return [CachedShard(pack, shard) for shard in shards]
-
-
-def missing_bytes(shards: Sequence[Shard], at_a_time: int) -> int:
-    """Return how many bytes the cache is too small for `at_a_time` of the shards, or 0."""
-    cached = [shard for shard in shards if isinstance(shard, CachedShard)]
-    sizes = sorted((shard.bytes for shard in cached), reverse=True)
-    packs = {shard.pack.folder: shard.pack for shard in cached}
-    index_bytes = sum(
-        entry["bytes"]
-        for folder in packs
-        for entry in files_of(read_description(folder))
-        if not entry["file"].endswith(_SHARD_SUFFIX)
-    )
-    limit = min((pack.cache.limit_bytes for pack in packs.values()), default=0)
-    return max(0, sum(sizes[:at_a_time]) + index_bytes - limit)
-
-
-def check_room(shards: Sequence[Shard], order: str, at_a_time: int) -> None:
-    """Check that the cache has room for the shards that an order reads at a time.
-
-    Raises:
-        ValueError: if it has not.
-    """
-    if not (missing := missing_bytes(shards, at_a_time)):
-        return
-    pack = next(shard.pack for shard in shards if isinstance(shard, CachedShard))
-    advice = "" if order == "shards" else " or order 'shards' (--set data.order=shards)"
-    raise ValueError(
-        f"order {order!r} needs {at_a_time} shards of {pack.remote.url} at a time, but the cache"
-        f" {pack.cache.folder} is limited to {pack.cache.limit_bytes} bytes; expected {missing}"
-        f" bytes more (--cache-gb){advice}"
-    )
+#: Suffix of the files that may be deleted from the cache.
+SHARD_SUFFIX = ".tar"
 
 
 class ShardCache:
@@ -189,7 +66,7 @@ class ShardCache:
             if path == part:
                 continue
             used += _final_bytes(path, found.st_size)
-            if path.suffix == _SHARD_SUFFIX:
+            if path.suffix == SHARD_SUFFIX:
                 shards.append((found.st_mtime_ns, path, _final_bytes(path, found.st_size)))
         shards.sort(reverse=True)
         while used + size > self.limit_bytes:
@@ -243,7 +120,7 @@ class CachedPack:
         """
         path = self.path(entry)
         part = path.with_name(f"{PART}{entry['bytes']}-{path.name}")
-        with _explained(path):
+        with explained_as_remote(path):
             while not self.is_whole(entry):
                 descriptor = self._open_part(part, entry)
                 try:
@@ -331,8 +208,13 @@ class CachedShard:
         )
 
     def fetch_ahead(self) -> None:
-        """Let a thread fetch the shard, if it is not in the cache."""
-        _DOWNLOADS.add(self)
+        """Let a thread fetch the shard, or keep it in the cache as one that was just read."""
+        # Else it would be deleted before shards that have been read, but will not be again.
+        with suppress(PermissionError):
+            try:
+                os.utime(self.path)
+            except FileNotFoundError:
+                _DOWNLOADS.add(self)
 
     def fetch_unless_busy(self) -> None:
         """Fetch the shard unless it is in the cache, or being fetched by others."""
@@ -380,7 +262,7 @@ class _Downloads:
 
     def add(self, shard: CachedShard) -> None:
         with self._lock:
-            if shard.path in self._queued or shard.path.exists():
+            if shard.path in self._queued:
                 return
             self._queued.add(shard.path)
             if len(self._threads) < DOWNLOADS:
@@ -405,26 +287,6 @@ class _Downloads:
 
 _DOWNLOADS = _Downloads()
 os.register_at_fork(after_in_child=_DOWNLOADS.reset)
-
-
-def _remote_file(mirror: Path) -> Path:
-    # Not in the folder: one that came from elsewhere must not choose a URL.
-    return mirror.with_name(mirror.name + _REMOTE_SUFFIX)
-
-
-def _stored_remote(folder: Path) -> dict[str, Any] | None:
-    path = _remote_file(folder.absolute())
-    try:
-        found = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    except JSON_ERRORS as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); delete it") from None
-    if not isinstance(found, dict) or not is_url(found.get("url")):
-        raise ValueError(f"{path} has no URL; delete it")
-    if type(found.get("limit_bytes")) is not int:
-        raise ValueError(f"{path} has no integer limit_bytes; delete it")
-    return found
 
 
 def _final_bytes(path: Path, size: int) -> int:
@@ -468,13 +330,8 @@ def _write(descriptor: int, data: bytes, start: int) -> None:
         done += os.pwrite(descriptor, memoryview(data)[done:], start + done)
 
 
-def _write_shared(path: Path, content: bytes) -> None:
-    """Write a small file that other processes may write at the same time."""
-    write_file(path, lambda part: part.write_bytes(content), shared=True)
-
-
 @contextmanager
-def _explained(path: Path) -> Iterator[None]:
+def explained_as_remote(path: Path) -> Iterator[None]:
     """Turn an error of the cache's disk into a `RemoteError` that names a file."""
     try:
         yield

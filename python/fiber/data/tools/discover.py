@@ -25,7 +25,7 @@ from fiber.data.formats.arrow_table import open_table
 from fiber.data.formats.webdataset import fields_of, samples_of
 from fiber.data.record import AnyPath, RecordSet
 from fiber.data.storage import pack_description
-from fiber.data.storage.shard_cache import local_path
+from fiber.data.storage.remote_pack import local_path
 from fiber.data.storage.tar import TarFile
 
 #: Sources to search for. The remaining sources are named datasets of these kinds.

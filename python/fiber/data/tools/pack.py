@@ -30,6 +30,7 @@ from fiber.data.storage.pack_description import (
     DESCRIPTION,
     FORMAT,
     IMAGES,
+    MAX_BLOCK_BYTES,
     VERSION,
     fingerprint_of_content,
 )
@@ -130,9 +131,10 @@ def pack(
         ValueError: if the source is empty, lacks a split or cannot be read.
     """
     source, output = Path(source), Path(output)
-    for name, value in (("shard_bytes", shard_bytes), ("block_bytes", block_bytes)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+    if shard_bytes < 1:
+        raise ValueError(f"shard_bytes must be at least 1, got {shard_bytes}")
+    if not 1 <= block_bytes <= MAX_BLOCK_BYTES:
+        raise ValueError(f"block_bytes is {block_bytes}; expected 1 to {MAX_BLOCK_BYTES}")
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise FileExistsError(
             f"{output} already exists and is not an empty folder; expected a new or empty folder"
