@@ -3,10 +3,10 @@
 Command: python benches/bench_remote.py
 Peer: the same folder as local files. Both sides read the same epoch of generated scenes, in turns,
 from the page cache; the URL is of the local file system, so the cache was filled over fsspec. Rows
-of remote_batches.csv count images that `DataLoader` decodes, crops and resizes to 224 x 224 pixels;
-rows of remote_reads.csv count records and images that are read and checked, without decoding. A
-second is one of CPU time of all threads, which limits both sides since they wait for no disk; other
-load of the machine does not count.
+of remote_batches.csv are of images that `DataLoader` decodes, crops and resizes to 224 x 224 pixels;
+rows of remote_reads.csv are of records that are read with their images and checked, without
+decoding. Times are CPU time of all threads, which limits both sides since they wait for no disk;
+other load of the machine does not count.
 """
 
 import argparse
@@ -24,8 +24,8 @@ from fiber.synthetic.scenes import generate
 PEER = "local files"
 
 
-def batches_per_second(folder: Path) -> float:
-    """Return the images per CPU second of an epoch in the order "shards"."""
+def batch_microseconds(folder: Path) -> float:
+    """Return the CPU time per image of an epoch in the order "shards"."""
     records = open_source("captions", folder, "train")
     loader = DataLoader(
         records,
@@ -43,16 +43,16 @@ def batches_per_second(folder: Path) -> float:
         start, count = time.process_time(), 0
         for batch in loader.epoch():
             count += len(batch)
-        return count / (time.process_time() - start)
+        return 1e6 * (time.process_time() - start) / count
 
 
-def reads_per_second(folder: Path) -> float:
-    """Return the records per CPU second that are read with their images."""
+def read_microseconds(folder: Path) -> float:
+    """Return the CPU time per record that is read with its image."""
     records = open_source("captions", folder, "train")
     start = time.process_time()
     for index in range(len(records)):
         records[index].images[0]
-    return len(records) / (time.process_time() - start)
+    return 1e6 * (time.process_time() - start) / len(records)
 
 
 def main() -> None:
@@ -72,8 +72,8 @@ def main() -> None:
         cached = remote_pack(f"file://{root}/packed", root / "cache", 10)
         folders = {PEER: root / "packed", "warm cache": cached}
         for unit, bench, measure in (
-            ("images/CPU s", "remote_batches", batches_per_second),
-            ("records/CPU s", "remote_reads", reads_per_second),
+            ("us of CPU", "remote_batches", batch_microseconds),
+            ("us of CPU", "remote_reads", read_microseconds),
         ):
             sides = {
                 side: lambda folder=folder, measure=measure: measure(folder)
