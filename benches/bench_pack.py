@@ -112,7 +112,7 @@ def main() -> None:
     report("pack_open", "s", seconds, peer=peer, **where)
     # Without the round of warmup.
     memory = {side: found[1:] for side, found in memory.items()}
-    report("pack_memory", "MB of a rank", memory, peer=peer, **where)
+    report("pack_memory", "MB", memory, peer=peer, **where)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
 Command: python benches/bench_remote.py
 Peer: the same folder as local files. Both sides read the same epoch of generated scenes, in turns,
 from the page cache; the URL is of the local file system, so the cache was filled over fsspec. Rows
-of remote_batches.csv are of images that `DataLoader` decodes, crops and resizes to 224 x 224 pixels;
-rows of remote_reads.csv are of records that are read with their images and checked, without
+of remote_batches.csv are of images that `DataLoader` decodes, crops and resizes to 224 x 224
+pixels; rows of remote_reads.csv are of records that are read with their images and checked, without
 decoding. Times are CPU time of all threads, which limits both sides since they wait for no disk;
 other load of the machine does not count.
 """
