@@ -109,6 +109,14 @@ def test_the_least_recently_read_shards_are_deleted(packed_noise, cache, site, m
     assert read(2, 7) == [2, 3, 7]
     asked = len(site.requests)
     assert read(7, 3, 2) == [2, 3, 7] and len(site.requests) == asked
+    # Files of the user are neither deleted nor counted.
+    for mine in (cache / "mine.tar", cache / "more" / "mine.tar"):
+        mine.parent.mkdir(exist_ok=True)
+        mine.write_bytes(bytes(5 * size))
+        os.utime(mine, (0, 0))
+    room += 10 * size
+    assert read(1) == [1, 2, 3] and read(7) == [1, 2, 7] and read(3, 2) == [2, 3, 7]
+    assert (cache / "mine.tar").exists() and (cache / "more" / "mine.tar").exists()
     # An unfinished file of a process that was killed is deleted, too.
     part = data / f".part-{size}-train-000009.tar"
     part.write_bytes(b"x")

@@ -26,7 +26,7 @@ ATTEMPTS = 8
 PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 30.0
 #: Time after which a read of one block is given up and tried again.
-TIMEOUT_SECONDS = 120.0
+TIMEOUT_SECONDS = 60.0
 #: Errors, and HTTP statuses, that another try would not change.
 _FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, ImportError, NotImplementedError)
 _FINAL_STATUSES = (400, 401, 403, 404, 405, 410, 416)

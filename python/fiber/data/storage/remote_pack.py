@@ -19,6 +19,7 @@ from fiber.data.record import AnyPath
 from fiber.data.storage.pack_description import DESCRIPTION, files_of, is_pack, read_description
 from fiber.data.storage.remote import RemoteFolder, is_url
 from fiber.data.storage.shard_cache import (
+    NOTE_SUFFIX,
     SHARD_SUFFIX,
     CachedPack,
     CachedShard,
@@ -29,7 +30,6 @@ from fiber.data.storage.shard_order import Shard
 
 #: Default size of the cache in GB (10 ** 9 bytes).
 CACHE_GB = 100.0
-_REMOTE_SUFFIX = ".remote.json"
 
 
 def default_cache() -> Path:
@@ -143,7 +143,7 @@ def check_room(shards: Sequence[Shard], order: str, at_a_time: int) -> None:
 
 def _remote_file(mirror: Path) -> Path:
     # Not in the folder: one that came from elsewhere must not choose a URL.
-    return mirror.with_name(mirror.name + _REMOTE_SUFFIX)
+    return mirror.with_name(mirror.name + NOTE_SUFFIX)
 
 
 def _stored_remote(folder: Path) -> dict[str, Any] | None:

@@ -30,12 +30,14 @@ DOWNLOADS = 4
 TOUCH_SECONDS = 2.0
 #: Number of times that a shard is fetched for one read, if others delete it meanwhile.
 _FETCHES = 5
-#: Suffix of the files that may be deleted from the cache.
+#: Suffix of the note next to the folder of a pack, which has its URL.
+NOTE_SUFFIX = ".remote.json"
+#: Suffix of the files of a pack that may be deleted.
 SHARD_SUFFIX = ".tar"
 
 
 class ShardCache:
-    """A folder whose files take `limit_bytes` at most."""
+    """A folder in which the files of packs take `limit_bytes` at most."""
 
     def __init__(self, folder: Path, limit_bytes: int) -> None:
         self.folder, self.limit_bytes = folder, limit_bytes
@@ -82,11 +84,13 @@ class ShardCache:
                 used -= found_bytes
 
     def _files(self) -> Iterator[tuple[Path, os.stat_result]]:
-        for root, _, names in os.walk(self.folder):
-            for name in names:
-                path = Path(root, name)
-                with suppress(FileNotFoundError):
-                    yield path, path.stat()
+        # Of packs only: the folder may have files of the user.
+        for note in self.folder.glob(f"*{NOTE_SUFFIX}"):
+            for root, _, names in os.walk(self.folder / note.name.removesuffix(NOTE_SUFFIX)):
+                for name in names:
+                    path = Path(root, name)
+                    with suppress(FileNotFoundError):
+                        yield path, path.stat()
 
 
 class CachedPack:
