@@ -100,3 +100,14 @@ def test_a_pack_that_was_written_anew_has_a_folder_of_its_own(folder, cache, sho
         assert first != second and first.parent == second.parent == cache
         for data in (first, second):
             assert open_source("captions", data, "train")[0].images[0]
+
+
+def test_files_outside_of_the_folder_are_not_written(folder, cache, short_pauses):
+    description = json.loads((folder / "pack.json").read_text())
+    for name in ("../outside.bin", "/tmp/outside.bin"):
+        wrong = json.loads(json.dumps(description))
+        wrong["indexes"][0]["file"] = name
+        sign(folder, wrong)
+        with served(folder) as site, pytest.raises(ValueError, match="outside of"):
+            remote_pack(site.url, cache)
+    assert not list(cache.rglob("*outside*"))
