@@ -49,11 +49,16 @@ class TestInspect:
     def test_inspect_of_a_packed_folder_at_a_url(self, scenes, desk, capsys, monkeypatch):
         monkeypatch.setenv("FIBER_CACHE", str(desk / "cache"))
         pack(scenes, desk / "packed")
-        assert main(["data", "inspect", f"file://{desk}/packed"]) == 0
-        assert "  train      3 images, all 96 x 96 pixels, 0 broken" in capsys.readouterr().out
-        # All shards are in the cache now.
-        assert main(["data", "inspect", f"file://{desk}/packed", "--verify"]) == 0
-        assert " 0 have changed" in capsys.readouterr().out
+        # With an empty cache, then with one that has all shards.
+        for _ in range(2):
+            assert main(["data", "inspect", f"file://{desk}/packed", "--verify"]) == 0
+            out = capsys.readouterr().out
+            assert "  train      3 images, all 96 x 96 pixels, 0 broken" in out
+            assert " 0 have changed" in out
+        shard = next((desk / "cache").glob("*/train-000000.tar"))
+        shard.write_bytes(shard.read_bytes()[:-1] + b"x")
+        assert main(["data", "inspect", f"file://{desk}/packed", "--verify"]) == 1
+        assert "1 have changed" in capsys.readouterr().out
         assert main(["data", "inspect", f"file://{desk}/none"]) == 2
         assert f"file://{desk}/none/pack.json does not exist" in error_line(capsys)
 

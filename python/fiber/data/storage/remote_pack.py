@@ -100,13 +100,30 @@ def shards_of(folder: Path, shards: Sequence[dict[str, Any]]) -> list[Shard] | N
     Raises:
         ValueError: if a path in the description is outside of the folder.
     """
+    pack = _cached_pack(folder)
+    return None if pack is None else [CachedShard(pack, shard) for shard in shards]
+
+
+def fetch_missing(folder: Path, entry: dict[str, Any]) -> bool:
+    """Download a file that a folder of `remote_pack` lacks, which checks it; return True if so.
+
+    Raises:
+        RemoteError: if it cannot be downloaded or stored.
+    """
+    pack = _cached_pack(folder)
+    if pack is None or pack.is_whole(entry):
+        return False
+    pack.fetch(entry)
+    return True
+
+
+def _cached_pack(folder: Path) -> CachedPack | None:
     stored = _stored_remote(folder)
     if stored is None:
         return None
     cache = ShardCache(folder.parent, stored["limit_bytes"])
     block_bytes = read_description(folder)["block_bytes"]
-    pack = CachedPack(folder, RemoteFolder(stored["url"]), cache, block_bytes)
-    return [CachedShard(pack, shard) for shard in shards]
+    return CachedPack(folder, RemoteFolder(stored["url"]), cache, block_bytes)
 
 
 def missing_bytes(shards: Sequence[Shard], at_a_time: int) -> int:

@@ -16,10 +16,13 @@ from fiber.data.storage.pack_description import (
     read_description,
 )
 from fiber.data.storage.packed import PackedRecords
+from fiber.data.storage.remote_pack import fetch_missing
 
 
 def verify_files(folder: Path, splits: Sequence[str] = ()) -> tuple[int, list[str]]:
     """Compare the SHA-256 checksums of the files of a packed folder with those in `pack.json`.
+
+    Files of a folder at a URL that are not in the cache are downloaded, and checked in doing so.
 
     In a folder of an earlier version, which has no checksum of the image locations, the tar headers
     of all images are compared with these instead.
@@ -32,6 +35,7 @@ def verify_files(folder: Path, splits: Sequence[str] = ()) -> tuple[int, list[st
         Number of files that were read, and a sentence for each that has changed or is missing.
 
     Raises:
+        RemoteError: if the folder is at a URL, and a file cannot be downloaded.
         ValueError: if `folder` is not a packed folder, or pack.json itself has changed.
     """
     if not is_pack(folder):
@@ -55,6 +59,8 @@ def verify_files(folder: Path, splits: Sequence[str] = ()) -> tuple[int, list[st
 
 def _changed(folder: Path, entry: dict[str, Any]) -> str | None:
     path = file_of(folder, entry)
+    if fetch_missing(folder, entry):
+        return None
     try:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
