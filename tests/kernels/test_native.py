@@ -249,6 +249,19 @@ def test_views_and_parameters_of_different_dtypes():
     assert of_table.dtype == torch.float64
 
 
+def test_parameters_keep_a_storage_that_can_be_resized():
+    # FSDP2 frees the storage of a gathered parameter and allocates it again.
+    qkv, table, bias = random(2, 4, 4, 3, 2, 16), random(9, 2), random(3, 2, 16)
+    query, key = random(2, 6, 2, 16), random(2, 5, 2, 16)
+    parameters = [torch.nn.Parameter(tensor.detach()) for tensor in (qkv, table, bias, query, key)]
+    out = kernels.window_attention(*parameters[:3], window_size=2, shift=0)
+    out = out.sum() + kernels.text_to_image_attention(*parameters[3:], parameters[4]).sum()
+    torch.autograd.grad(out, parameters)
+    for parameter in parameters:
+        parameter.data.untyped_storage().resize_(0)
+        assert parameter.data.untyped_storage().nbytes() == 0
+
+
 @pytest.mark.parametrize("shape", [(0, 4, 4, 3, 2, 16), (2, 4, 4, 3, 0, 16)])
 def test_empty_tensors(shape):
     qkv, table, bias = random(*shape), random(9, shape[4]), random(3, *shape[4:])

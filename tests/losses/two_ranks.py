@@ -1,4 +1,4 @@
-"""Run a function on two processes with gloo on the CPU and collect what it returns."""
+"""Run a function on two or more processes with gloo on the CPU and collect what it returns."""
 
 from __future__ import annotations
 
@@ -20,16 +20,25 @@ LONGEST = 300.0
 
 def run_on_two_ranks(function: Callable[..., Any], folder: Path, *args: Any) -> list[Any]:
     """Return [function(*args) of rank 0, of rank 1]; it must be importable from a module."""
+    return run_on_ranks(2, function, folder, *args)
+
+
+def run_on_ranks(count: int, function: Callable[..., Any], folder: Path, *args: Any) -> list[Any]:
+    """Return function(*args) of each of `count` ranks; it must be importable from a module."""
     start_server()
-    mp.start_processes(_enter, (function, folder, args), nprocs=2, start_method="forkserver")
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    mp.start_processes(
+        _enter, (count, function, folder, args), nprocs=count, start_method="forkserver"
+    )
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(count)]
 
 
-def _enter(rank: int, function: Callable[..., Any], folder: Path, args: tuple[Any, ...]) -> None:
+def _enter(
+    rank: int, count: int, function: Callable[..., Any], folder: Path, args: tuple[Any, ...]
+) -> None:
     faulthandler.dump_traceback_later(LONGEST, exit=True)
     torch.set_num_threads(1)
     dist.init_process_group(
-        "gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=2
+        "gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=count
     )
     try:
         torch.save(function(*args), folder / f"{rank}.pt")

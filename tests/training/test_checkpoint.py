@@ -33,7 +33,9 @@ def model(request):
 
 def write(folder, step, model, keep=2):
     position = Position(step=step, records={"question": 3}, consumed={"question": 4 * step})
-    return write_checkpoint(folder, model=model, training=STATE, position=position, keep=keep)
+    return write_checkpoint(
+        folder, weights=model.state_dict(), training=STATE, position=position, keep=keep
+    )
 
 
 def names(folder):

@@ -98,7 +98,7 @@ def test_the_frozen_copy_is_renewed_when_it_is_time(coarse):
     before = weight.detach().clone()
     seen = []
     for step in range(5):
-        state.begin_step(step, model)
+        state.begin_step(step, model.state_dict)
         with torch.no_grad():
             weight.add_(1.0)
         seen.append(round((state.reference.itm_head.weight - before).mean().item()))

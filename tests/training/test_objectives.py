@@ -44,6 +44,23 @@ def coarse(pictures):
     return model_and_batches(coarse_config(data__batch_size=6), pictures)
 
 
+@pytest.mark.parametrize(("start", "kept"), [(1.5, 1.0), (0.2, 0.2), (-1.0, 0.001)])
+def test_the_temperature_is_clamped_after_a_step(coarse, start, kept):
+    config, model, _ = coarse
+    before = model.temperature.item()
+    with torch.no_grad():
+        model.temperature.fill_(start)
+    TrainStep(model, config.tasks).clamp_parameters()
+    assert model.temperature.item() == pytest.approx(kept)
+    with torch.no_grad():
+        model.temperature.fill_(before)
+
+
+def test_a_model_without_contrast_has_nothing_to_clamp(pictures):
+    config, model, _ = model_and_batches(fine_config(), pictures)
+    TrainStep(model, config.tasks).clamp_parameters()
+
+
 def test_shared_prefixes_give_the_losses_of_plain_passes(coarse):
     _, model, batches = coarse
     batch, draw = batches["image_text"], Draw(3, 5)

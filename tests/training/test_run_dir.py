@@ -67,7 +67,11 @@ def test_reopened_folder_drops_what_will_be_trained_again(tmp_path, words):
         if step == 3:
             position = Position(step=3, records={})
             write_checkpoint(
-                folder.checkpoints, model=model, training={}, position=position, keep=2
+                folder.checkpoints,
+                weights=model.state_dict(),
+                training={},
+                position=position,
+                keep=2,
             )
     with folder.metrics_file.open("a") as file:
         file.write('{"step": 6, "los')

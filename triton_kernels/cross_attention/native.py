@@ -10,7 +10,7 @@ from torch import Tensor
 from fiber import _core
 
 from ..runtime import native_arrays
-from ..runtime.native_arrays import array, empty_like
+from ..runtime.native_arrays import array, empty_like, output_array
 from . import torch_path
 from .key_mask import Dropout, KeyMask
 
@@ -28,7 +28,8 @@ def forward(
         return torch_path.forward(q, k, v, keys, dropout)
     out, logsumexp = empty_like(q), q.new_empty(q.shape[0], q.shape[2], q.shape[1])
     inputs = [array(tensor) for tensor in (q, k, v)]
-    _core.cross_attention(inputs, array(out), array(logsumexp), **_options(keys, k.shape[1]))
+    outputs = output_array(out), output_array(logsumexp)
+    _core.cross_attention(inputs, *outputs, **_options(keys, k.shape[1]))
     return out, logsumexp
 
 
@@ -46,7 +47,8 @@ def backward(
     if dropout.p:
         return torch_path.backward(grad, q, k, v, out, logsumexp, keys, dropout)
     grads = empty_like(q), empty_like(k), empty_like(v)
-    inputs, outputs = ([array(tensor) for tensor in each] for each in ((q, k, v), grads))
+    inputs = [array(tensor) for tensor in (q, k, v)]
+    outputs = [output_array(tensor) for tensor in grads]
     _core.cross_attention_backward(
         array(grad), inputs, array(out), array(logsumexp), outputs, **_options(keys, k.shape[1])
     )

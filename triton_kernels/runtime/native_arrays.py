@@ -22,8 +22,17 @@ def refusal(tensor: Tensor, head_width: int) -> str | None:
 
 
 def array(tensor: Tensor) -> np.ndarray:
-    """Return a tensor as a contiguous float32 array, copying only if necessary."""
-    return tensor.detach().float().contiguous().numpy()
+    """Return an input as a contiguous float32 array, copying only if necessary.
+
+    `Tensor.numpy` marks the storage as not resizable, and FSDP2 resizes the storage of parameters;
+    DLPack leaves it as it is. Before NumPy 2.1, arrays from DLPack are read-only.
+    """
+    return np.from_dlpack(tensor.detach().float().contiguous())
+
+
+def output_array(tensor: Tensor) -> np.ndarray:
+    """Return a contiguous float32 tensor as an array to write to."""
+    return tensor.numpy()
 
 
 def empty_like(tensor: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 from fiber import _core
 
 from ..runtime import native_arrays
-from ..runtime.native_arrays import array, empty_like
+from ..runtime.native_arrays import array, empty_like, output_array
 from .window_spec import WindowSpec
 
 
@@ -23,7 +23,7 @@ def forward(qkv: Tensor, bias_table: Tensor, qkv_bias: Tensor, spec: WindowSpec)
     """Compute the output [B, H, W, h, d]; see `op.window_attention`."""
     out = qkv.new_empty(*qkv.shape[:3], *qkv.shape[4:])
     inputs = [array(tensor) for tensor in (qkv, bias_table, qkv_bias)]
-    _core.window_attention(inputs, array(out), **_options(spec))
+    _core.window_attention(inputs, output_array(out), **_options(spec))
     return out
 
 
@@ -33,7 +33,8 @@ def backward(
     """Compute the gradients of qkv, bias_table and qkv_bias."""
     tensors = (qkv, bias_table, qkv_bias)
     grads = [empty_like(tensor) for tensor in tensors]
-    inputs, outputs = ([array(tensor) for tensor in each] for each in (tensors, grads))
+    inputs = [array(tensor) for tensor in tensors]
+    outputs = [output_array(tensor) for tensor in grads]
     _core.window_attention_backward(array(grad), inputs, outputs, **_options(spec))
     grad_qkv, grad_table, grad_bias = (
         each.to(tensor.dtype) for each, tensor in zip(grads, tensors, strict=True)

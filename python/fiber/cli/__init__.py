@@ -4,8 +4,8 @@ Heavy modules are imported by the command that needs them, so `fiber --help` is 
 `fiber doctor` works without torch.
 
 Exit codes: 0 success; 1 failure (a metric below its floor, faults found by a check, a non-finite
-loss, a full disk, out of memory, an unreachable URL); 2 usage error or bad input; 130 Ctrl-C; 141
-closed output pipe.
+loss, a full disk, out of memory, an unreachable URL, a rank that died); 2 usage error or bad input;
+75 a run that a signal stopped and that can be resumed; 130 Ctrl-C; 141 closed output pipe.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Sequence
 
 import fiber
-from fiber.cli import bench, convert, data, images, runs, tune
+from fiber.cli import bench, convert, data, images, launched, runs, tune
 from fiber.cli.arguments import CommandParser
 from fiber.data.storage.remote import RemoteError
 
@@ -53,7 +53,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     options = parser().parse_args(arguments)
+    options.arguments = list(sys.argv[1:] if arguments is None else arguments)
     warnings.showwarning = _warn
+    if (code := launched.final_code()) is not None:
+        return code
+    return launched.keep_code(_run(options))
+
+
+def _run(options: argparse.Namespace) -> int:
+    """Run the command; print its error as one line."""
     try:
         code = options.run(options)
         # Flush here, so that a full disk or a closed pipe is handled below.
@@ -72,6 +80,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if package == "fiber":
             raise
         _print_error(f"{package} is not installed; `fiber doctor` prints how to install it")
+        return 1
+    except (ConnectionError, ChildProcessError) as error:
+        _print_error(str(error))
         return 1
     except OSError as error:
         message = str(error)
@@ -96,8 +107,12 @@ def _doctor(options: argparse.Namespace) -> int:
 
 def _warn(message: Warning | str, *where: object, **more: object) -> None:
     """Print a warning as one line, without its source line."""
-    print(f"fiber: warning: {' '.join(str(message).split())}", file=sys.stderr)
+    text = f"fiber: warning: {' '.join(str(message).split())}"
+    if launched.is_new(text):
+        print(text, file=sys.stderr)
 
 
 def _print_error(message: str) -> None:
-    print(f"fiber: error: {' '.join(message.split())}", file=sys.stderr)
+    text = f"fiber: error: {' '.join(message.split())}"
+    if launched.is_new(text):
+        print(text, file=sys.stderr)

@@ -77,6 +77,23 @@ def nonnegative_int(text: str) -> int:
     return int(text)
 
 
+def process_count(text: str) -> int:
+    """Parse a number of processes; "auto" becomes 0."""
+    if text == "auto":
+        return 0
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"expected a positive integer or 'auto', got {text!r}")
+    return int(text)
+
+
+def node_range(text: str) -> tuple[int, int]:
+    """Parse a number of nodes, or a range I:J."""
+    least, colon, most = text.partition(":")
+    if not least.isdecimal() or not (most if colon else least).isdecimal():
+        raise argparse.ArgumentTypeError(f"expected I or I:J, such as 4 or 2:4, got {text!r}")
+    return int(least), int(most if colon else least)
+
+
 def candidates(text: str) -> int:
     """Parse a number of retrieval candidates; "all" becomes `sys.maxsize`."""
     if text == "all":

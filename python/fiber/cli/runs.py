@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from typing import Any
 
@@ -15,9 +16,12 @@ from fiber.cli.arguments import (
     candidates,
     key_values,
     limits_of,
+    node_range,
     nonnegative_int,
     pick,
+    process_count,
 )
+from fiber.cli.launched import is_launched
 from fiber.cli.models import RUNS
 from fiber.training.config.run import CHOSEN_BY
 
@@ -90,11 +94,23 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
             "--cache-gb N": "maximum size of the cache in GB (default: 100)",
             "--set KEY=VALUE": "override a recipe field, as in train.steps=500; repeatable",
             **DEVICE,
+            "--processes N": "train in N processes on this node, or auto for one per GPU",
+            "--restarts K": "with --processes, how often processes are restarted after one died;"
+            " the run goes on from its newest checkpoint (default: 3)",
+            "--nodes I[:J]": "with --processes, the number of nodes, or the smallest and largest"
+            " one; start the same command on each node (default: 1)",
+            "--rendezvous HOST:PORT": "with --nodes, where the nodes meet: one of them",
+            "--job ID": "with --nodes, an id that only this job has (default: the id of Slurm)",
         },
         data={"required": True},
         tokenizer={"type": str},
         answers={"type": str},
         set={"action": "append", "default": []},
+        processes={"type": process_count},
+        restarts={"type": nonnegative_int, "default": 3},
+        nodes={"type": node_range, "default": (1, 1)},
+        job={"default": os.environ.get("SLURM_JOB_ID", "")},
+        rendezvous={"default": ""},
     )
     train.set_defaults(run=_train, when_stopped="rerun the same command with --resume to continue")
 
@@ -151,6 +167,10 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _train(options: argparse.Namespace) -> int:
+    if options.processes is not None and not is_launched():
+        return _launch(options)
+    if options.processes is None and (options.nodes != (1, 1) or options.rendezvous):
+        raise ValueError("--nodes and --rendezvous need --processes N, the processes of a node")
     changes = key_values(options.set, "--set", "train.steps=500")
     output = options.output or RUNS / options.recipe
     import fiber
@@ -160,7 +180,8 @@ def _train(options: argparse.Namespace) -> int:
     )
     settings |= {"threads": options.workers or 0, **_cached(options)}
     fiber.train(options.recipe, output=output, set=changes, **settings)
-    print(output)
+    if os.environ.get("RANK", "0") == "0":
+        print(output)
     return 0
 
 
@@ -174,6 +195,14 @@ def _cached(options: argparse.Namespace) -> dict[str, Any]:
     if not urls and (options.cache or options.cache_gb):
         raise ValueError(f"--cache and --cache-gb need --data at a URL, got {options.data}")
     return {name: remote_pack(url, options.cache, options.cache_gb) for name, url in urls.items()}
+
+
+def _launch(options: argparse.Namespace) -> int:
+    from fiber.training.distributed.launch import Job, devices_on_node, launch
+
+    settings = pick(options, "restarts", "nodes", "rendezvous")
+    processes = options.processes or devices_on_node()
+    return launch(options.arguments, Job(processes=processes, id=options.job, **settings))
 
 
 def _recipes(options: argparse.Namespace) -> int:

@@ -18,8 +18,8 @@ from fiber.data.loader_config import LoaderConfig
 from fiber.data.record import Record, RecordSet, check_record, record_in_epoch
 from fiber.data.storage.remote_pack import check_room, missing_bytes
 from fiber.data.storage.shard_order import (
-    Shard,
     ShardedRecords,
+    ShardFile,
     ShardGroups,
     ShardOrder,
     read_ahead,
@@ -78,7 +78,7 @@ class IndexSampler(RankSplit):
         self._shuffle, self._seed = config.shuffle, config.seed
         self._fingerprint: str | None = None
         self._groups: ShardGroups | None = None
-        self._shards: list[Shard] = []
+        self._shards: list[ShardFile] = []
         if config.order == "shards" or isinstance(records, ShardedRecords):
             self._use_shards(config.order)
 

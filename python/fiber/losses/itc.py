@@ -42,6 +42,16 @@ class Similarities:
         return sum(self.counts[: rank()])
 
 
+@torch.no_grad()
+def clamp_temperature(temperature: Tensor) -> None:
+    """Clamp the temperature in place to [0.001, 1], as in the published code.
+
+    The losses do this before they use it. Under FSDP2 they see a gathered copy, so training also
+    clamps the parameter itself, after each optimizer step.
+    """
+    temperature.clamp_(*TEMPERATURE_RANGE)
+
+
 def itc_loss(
     image_vectors: Tensor,
     text_vectors: Tensor,
@@ -79,8 +89,7 @@ def itc_loss(
             f"ITC needs at least 2 pairs, since other pairs are the negatives; got {whole} in the"
             f" global batch (world size {world_size()})"
         )
-    with torch.no_grad():
-        temperature.clamp_(*TEMPERATURE_RANGE)
+    clamp_temperature(temperature)
 
     is_negative = image_ids[:, None] != gather_rows(image_ids, counts)[None]
     if text_ids is not None:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fiber.losses.distributed import all_rank_max, gather_rows, row_counts, wide
-from fiber.losses.itc import TEMPERATURE_RANGE, Similarities, check_pairs, retrieval_loss
+from fiber.losses.itc import Similarities, check_pairs, clamp_temperature, retrieval_loss
 from fiber.losses.itm import HardNegatives
 
 #: Id of <pad>, used to pad the texts in the queue.
@@ -172,8 +172,7 @@ def queue_itc_loss(
             "ITC needs at least 2 pairs, since other pairs are the negatives; got"
             f" {sum(counts)} in the global batch and an empty queue"
         )
-    with torch.no_grad():
-        temperature.clamp_(*TEMPERATURE_RANGE)
+    clamp_temperature(temperature)
     same = image_ids[:, None] == torch.cat([image_ids, queue.image_ids[:used]])
     same |= text_ids[:, None] == torch.cat([text_ids, queue.text_ids[:used]])
     # Empty slots have no ids.

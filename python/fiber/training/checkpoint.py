@@ -23,7 +23,7 @@ from typing import Any
 
 import safetensors
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fiber.atomic_io import (
     PART,
@@ -224,7 +224,7 @@ class RunCheckpoint:
 def write_checkpoint(
     checkpoints: Path,
     *,
-    model: nn.Module,
+    weights: dict[str, Tensor],
     training: dict[str, Any],
     position: Position,
     keep: int,
@@ -235,9 +235,9 @@ def write_checkpoint(
         OSError: if the checkpoint cannot be written, for example because the disk is full; older
             checkpoints are kept.
     """
-    final = checkpoints / f"{STEP}{position.step:08d}"
+    final = checkpoint_at(checkpoints, position.step).folder
     with explain_write_errors(final), new_directory(final) as part:
-        write_tensors(model.state_dict(), part / "model.safetensors")
+        write_tensors(weights, part / "model.safetensors")
         with (part / "training.pt").open("wb") as file:
             torch.save(training, file)
             flush_to_disk(file)
@@ -251,12 +251,17 @@ def write_checkpoint(
         # Rename first, so that an interrupted removal leaves no partial checkpoint.
         doomed = old.folder.rename(checkpoints / f"{PART}{old.folder.name}")
         shutil.rmtree(doomed, ignore_errors=True)
-    return RunCheckpoint(folder=final, step=position.step)
+    return checkpoint_at(checkpoints, position.step)
 
 
 def newest_checkpoint(checkpoints: Path) -> RunCheckpoint | None:
     """Return the newest complete checkpoint of a run, or None if there is none."""
     return next(reversed(checkpoints_in(checkpoints)), None)
+
+
+def checkpoint_at(checkpoints: Path, step: int) -> RunCheckpoint:
+    """Return the checkpoint of a step, which is not read."""
+    return RunCheckpoint(folder=checkpoints / f"{STEP}{step:08d}", step=step)
 
 
 def best_steps(checkpoints: Path) -> set[int]:

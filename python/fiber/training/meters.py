@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fiber.training.config.run import RunConfig
 from fiber.training.data import TrainingData
 from fiber.training.distributed.collectives import mean_over_ranks
+from fiber.training.distributed.full_tensor import full_tensor
 from fiber.training.distributed.processes import Processes
 
 #: Steps before a loss is compared with its prior value, and the same as a fraction of the run.
@@ -77,7 +78,7 @@ class Meter:
                 " set optim.clip_norm, or train in float32"
             )
         named = self.model.named_parameters()
-        gates = [p.detach().abs().mean() for name, p in named if name.endswith("gate")]
+        gates = [full_tensor(p.detach()) for name, p in named if name.endswith("gate")]
         old_images, old_seconds = self._logged
         speed = (self.images - old_images) / max(seconds - old_seconds, 1e-9)
         self._losses.clear()
@@ -90,7 +91,7 @@ class Meter:
             "losses": losses,
             "gradient_norm": norm,
             # Mean absolute value of the cross-attention gates, which start at 0.
-            "mean_gate": float(torch.stack(gates).mean()) if gates else 0.0,
+            "mean_gate": float(torch.stack(gates).abs().mean()) if gates else 0.0,
             # Keyed by multiplier: {"x1": 0.001, "x5": 0.005}.
             "learning_rates": {
                 f"x{group['lr_factor']:g}": group["lr"] for group in self.optimizer.param_groups

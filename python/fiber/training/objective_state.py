@@ -6,11 +6,12 @@ uninterrupted one exactly. CIDEr-D rewards are instead rebuilt from the training
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fiber.config import FiberConfig
 from fiber.losses.itc_queue import PairQueue
@@ -53,10 +54,13 @@ class ObjectiveState:
         copy_every = caption.gold_copy_every
         return cls(queue=queue, reference=reference, copy_every=copy_every, rewards=rewards)
 
-    def begin_step(self, step: int, model: nn.Module) -> None:
-        """Copy the model to the reference every `copy_every` steps, starting at step 0."""
+    def begin_step(self, step: int, weights: Callable[[], Mapping[str, Tensor]]) -> None:
+        """Copy the model to the reference every `copy_every` steps, starting at step 0.
+
+        `weights` returns the model's state dict; it is only called if needed.
+        """
         if self.reference is not None and step % self.copy_every == 0:
-            self.reference.load_state_dict(model.state_dict())
+            self.reference.load_state_dict(weights())
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
         """Return the tensors to save in a checkpoint."""

@@ -23,7 +23,7 @@ from fiber.losses.caption import (
 )
 from fiber.losses.distributed import fetch_rows, rank, row_counts, world_size
 from fiber.losses.grounding import grounding_losses
-from fiber.losses.itc import Similarities, itc_loss, text_fingerprints
+from fiber.losses.itc import Similarities, clamp_temperature, itc_loss, text_fingerprints
 from fiber.losses.itc_queue import PairQueue, queue_itc_loss, queued_negatives
 from fiber.losses.itm import (
     counter_uniforms,
@@ -393,6 +393,23 @@ class TrainStep(nn.Module):
             yield from ranking_branches(meter, batch, self.tasks.ranking, draw, split)
         else:
             yield self._caption_losses(batch, draw)
+
+    def pass_through(self, tensor: Tensor) -> Tensor:
+        """Return the tensor; under FSDP2, gradients can be reduced by its backward pass."""
+        return tensor * 1
+
+    def clamp_parameters(self) -> None:
+        """Clamp the ITC temperature to its range; call this after each optimizer step."""
+        temperature = getattr(self.model, "temperature", None)
+        if temperature is not None:
+            clamp_temperature(temperature)
+
+    def num_branches(self, task: str) -> int:
+        """Return the number of branches that `branches` yields for a task."""
+        if task == "image_text":
+            weights = self.tasks.image_text
+            return sum(weight > 0 for weight in (weights.mlm, weights.itc, weights.itm))
+        return 2 if task == "ranking" and self.tasks.ranking.itm > 0 else 1
 
     def _entailment_loss(self, batch: QuestionBatch) -> dict[str, Tensor]:
         model = cast(MeterImageText, self.model)

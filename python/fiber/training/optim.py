@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fiber.config_io import nearest
 from fiber.training.config.run import OptimConfig
+from fiber.training.distributed.full_tensor import full_tensor, shard_like
 
 #: Kind of a parameter: biases (and relative position bias tables) are never decayed; vectors (norm
 #: weights, temperatures) and gates are decayed only with `decay_vectors`.
@@ -256,11 +257,12 @@ class MuonAdamW(torch.optim.AdamW):
                 state["momentum"].lerp_(gradient, 1 - _MUON_MOMENTUM)
                 # Nesterov's form of the momentum.
                 updates.append(gradient.lerp(state["momentum"], _MUON_MOMENTUM))
-            directions = orthogonalized(torch.stack(updates))
+            # Each rank orthogonalizes whole matrices, also where they are sharded.
+            directions = orthogonalized(torch.stack([full_tensor(update) for update in updates]))
             size = group["lr"] * _UPDATE_RMS * max(rows, columns) ** 0.5
             for (parameter, _), direction in zip(parameters, directions, strict=True):
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                parameter.add_(direction, alpha=-size)
+                parameter.add_(shard_like(direction, parameter), alpha=-size)
 
 
 def orthogonalized(matrices: Tensor) -> Tensor:
@@ -377,7 +379,7 @@ class MovingAverage:
         """Restore a state returned by `state_dict`."""
         self.updates = int(state["updates"])
         for name, average in zip(self._names, self._averages, strict=True):
-            average.copy_(state[name])
+            average.copy_(shard_like(state[name], average))
 
 
 #: Minimum relative improvement that counts as better (PyTorch's default).

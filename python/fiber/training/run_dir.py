@@ -35,6 +35,7 @@ from fiber.config_io import from_dict, to_dict
 from fiber.env import provenance
 from fiber.training.checkpoint import newest_checkpoint, newest_intact, sha256
 from fiber.training.config.run import RunConfig, differences
+from fiber.training.distributed.processes import launch_id
 
 #: Error numbers of a file system without locks.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
@@ -54,6 +55,8 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         #: Weights of the finished model.
         self.model_file = path / "model.safetensors"
+        #: Job under torchrun that trains here, or did last; see `launch_id`.
+        self.launch_file = path / ".launch"
         self._lock_file = path / ".lock"
 
     @property
@@ -109,6 +112,13 @@ class RunFolder:
                 f"{self.path} was trained with a different configuration (stored -> requested):"
                 f" {'; '.join(changed)}{hint}"
             )
+
+    def is_restart(self) -> bool:
+        """Check whether the agent of torchrun restarts processes that have trained here."""
+        own = launch_id()
+        if not own or not self.launch_file.is_file():
+            return False
+        return self.launch_file.read_text(encoding="utf-8") == own
 
     def check_unlocked(self) -> None:
         """Fail early if another process is training here; only `locked` keeps others out.
@@ -210,6 +220,10 @@ class RunFolder:
         """
         self.path.mkdir(parents=True, exist_ok=True)
         remove_parts(self.path)
+        if own := launch_id():
+            self.launch_file.write_text(own, encoding="utf-8")
+        else:
+            self.launch_file.unlink(missing_ok=True)
         if not self.config_file.exists():
             # config.json is written last, so a folder that contains it has all other files.
             write_vocabulary(self.path, vocabulary)

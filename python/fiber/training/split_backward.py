@@ -35,6 +35,16 @@ class SplitGraph:
         self._cuts.append((tensor, leaf))
         return leaf
 
+    @property
+    def is_cut(self) -> bool:
+        """True if a tensor was detached."""
+        return bool(self._cuts)
+
+    @property
+    def is_reached(self) -> bool:
+        """True if a backward pass reached a detached tensor, so that `backward` runs."""
+        return any(leaf.grad is not None for _, leaf in self._cuts)
+
     def backward(self) -> None:
         """Backpropagate the leaves' gradients through the rest of the graph."""
         reached = [(tensor, leaf.grad) for tensor, leaf in self._cuts if leaf.grad is not None]

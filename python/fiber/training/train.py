@@ -27,7 +27,8 @@ from fiber.progress import say
 from fiber.training.checkpoint import newest_checkpoint
 from fiber.training.config.run import RunConfig, load_recipe
 from fiber.training.data import open_data
-from fiber.training.distributed.collectives import wait_for_all
+from fiber.training.distributed.collectives import broadcast_object, wait_for_all
+from fiber.training.distributed.heartbeat import LostRankError, is_collective_error, kill_hung
 from fiber.training.distributed.preemption import Preempted, StopSignal
 from fiber.training.distributed.processes import Processes, joined
 from fiber.training.run_dir import RunFolder, read_metrics
@@ -64,8 +65,7 @@ def train(
 ) -> Run:
     """Train a model.
 
-    Skipped or truncated data, such as questions without an answer in the vocabulary, is counted and
-    logged.
+    Skipped or truncated data, such as questions without a known answer, is counted and logged.
 
     Args:
         recipe: recipe name (see `fiber recipes`) or a RunConfig.
@@ -79,6 +79,7 @@ def train(
             encoder weights: Swin (Microsoft or timm keys), CLIP (OpenAI or transformers keys),
             RoBERTa or BERT (transformers keys). Ignored when resuming.
         resume: continue from the newest checkpoint in `output`, if any; leave a finished run as is.
+            A process that torchrun restarts resumes by itself.
         set: config fields to override, by dotted name: {"train.steps": 500}.
         tokenizer: tokenizer, its file or its folder; "train" trains a tokenizer on the texts (only
             for a model from scratch). Default: the tokenizer of `init`, else the data folder's
@@ -98,14 +99,16 @@ def train(
         FileExistsError: if `output` contains a run and `resume` is False, or is in use.
         FloatingPointError: if a loss or the gradient is not finite.
         MemoryError: on a CPU, if the parameters alone exceed the free memory.
+        ConnectionError: if another rank failed, died or hangs; the message names it.
         KeyboardInterrupt: on Ctrl-C, after printing how to resume.
         SystemExit: with code 75 on SIGTERM, SIGHUP or SIGUSR1, after saving the current step.
     """
     check_threads(threads)
-    config = load_recipe(recipe) if isinstance(recipe, str) else recipe
-    config = replace_fields(config, dict(set or {}))
+    base = load_recipe(recipe) if isinstance(recipe, str) else recipe
+    config = replace_fields(base, dict(set or {}))
     folder = RunFolder(path=Path(output))
-    with StopSignal(at_once=True), joined(device) as processes:
+    with _all_ranks(folder, device, config.train.timeout_seconds) as processes:
+        resume = resume or broadcast_object(folder.is_restart(), processes)
         quiet = quiet or not processes.is_first
         log = (lambda message: None) if quiet else say
         _fail_if_locked(folder, processes)
@@ -122,9 +125,7 @@ def train(
             if reason:
                 log(reason)
             own = {"validation": chooser, "threads": threads or cores_per_process()}
-            with _surroundings(folder, processes, quiet=quiet):
-                if processes.is_first:  # Another process may have trained here since.
-                    folder.check(config, resume=resume)
+            with _surroundings(folder, config, processes, resume=resume, quiet=quiet):
                 Trainer(config, source, folder, processes, init=start, quiet=quiet, **own).run()
     return Run(folder=folder.path, config=config, metrics=read_metrics(folder.metrics_file))
 
@@ -160,12 +161,49 @@ def _resolve_inputs(
 
 
 @contextmanager
-def _surroundings(folder: RunFolder, processes: Processes, *, quiet: bool) -> Iterator[None]:
+def _all_ranks(
+    folder: RunFolder, device: str | torch.device | None, timeout_seconds: float
+) -> Iterator[Processes]:
+    """Join the process group; explain the failure of a collective by the rank that caused it."""
+    with (
+        StopSignal(at_once=True),
+        joined(device, timeout_seconds=timeout_seconds) as processes,
+        _named_peers(folder, processes),
+    ):
+        yield processes
+
+
+@contextmanager
+def _named_peers(folder: RunFolder, processes: Processes) -> Iterator[None]:
+    heartbeat = processes.heartbeat
+    try:
+        yield
+    except BaseException as error:
+        if heartbeat is None:
+            raise
+        if not isinstance(error, LostRankError) and not is_collective_error(error):
+            heartbeat.report(error)
+            raise
+        # The agent soon ends this process by SIGTERM, since another one died.
+        with StopSignal():
+            lost = error if isinstance(error, LostRankError) else heartbeat.explain(error)
+        newest = newest_checkpoint(folder.checkpoints)
+        hint = f"--resume continues after step {newest.step if newest else 0} in {folder.path}"
+        kill_hung(lost.peers)
+        raise LostRankError(lost.peers, f"{lost}; {hint}") from error
+
+
+@contextmanager
+def _surroundings(
+    folder: RunFolder, config: RunConfig, processes: Processes, *, resume: bool, quiet: bool
+) -> Iterator[None]:
     """Keep the caller's random state, say how to resume after a stop, and lock the folder."""
     devices = [processes.device] if processes.device.type == "cuda" else []
     # Rank 0 writes the folder.
     lock = folder.locked() if processes.is_first else nullcontext()
     with fork_rng(devices), _resume_hint(folder, quiet=quiet), lock:
+        if processes.is_first:  # Another process may have trained here since.
+            folder.check(config, resume=resume)
         yield
 
 

@@ -7,21 +7,18 @@ uninterrupted one with the same world size.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import time
 from collections.abc import Collection, Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fiber.checkpoints.init_from import initialize
 from fiber.checkpoints.load import EncoderStates
 from fiber.checkpoints.model_dir import VOCABULARY_FILES, StoredModel, write_weights
 from fiber.config import FiberConfig
-from fiber.models.fiber.image_text import FiberImageText
-from fiber.models.image_text import ImageTextModel
 from fiber.models.meter.config import MeterConfig
 from fiber.models.registry import Network, build_model
 from fiber.progress import Progress, readable_seconds, say
@@ -31,20 +28,26 @@ from fiber.training.checkpoint import (
     RunCheckpoint,
     best_file,
     best_steps,
+    checkpoint_at,
     newest_checkpoint,
     sha256,
     write_checkpoint,
 )
 from fiber.training.config.run import RunConfig
 from fiber.training.data import TrainingData, fingerprint
+from fiber.training.data_init import init_from_data
+from fiber.training.distributed.agreement import agree, check_shared
 from fiber.training.distributed.collectives import (
     broadcast_from_rank0,
+    broadcast_object,
     broadcast_parameters,
     wait_for_all,
+    wait_for_rank0,
 )
-from fiber.training.distributed.gradients import average_gradients
+from fiber.training.distributed.full_tensor import full_state, load_optimizer_state
 from fiber.training.distributed.preemption import Preempted, StopSignal
-from fiber.training.distributed.processes import Processes
+from fiber.training.distributed.processes import Processes, restart_count
+from fiber.training.distributed.strategy import choose_strategy, clip_gradients
 from fiber.training.machine_memory import check_memory
 from fiber.training.meters import Meter, PriorWatch, prior_losses
 from fiber.training.objective_state import ObjectiveState
@@ -106,31 +109,25 @@ class Trainer:
         self.config, self.folder, self.processes = config, folder, processes
         self.device = processes.device
         self.validation, self.threads, self.quiet = validation, threads, quiet
+        self.strategy = choose_strategy(config.train, processes)
 
         check_memory(config, processes)
-        self.model = self._build_model()
-        if processes.is_first:
-            folder.open(config, data.vocabulary, str(init.path) if init else None, data.path)
-        wait_for_all(processes)
-        checkpoint = newest_checkpoint(folder.checkpoints)
-        if checkpoint is None:
-            self._initialize(init, data)
-        freeze(self.model, config.optim.frozen)
-        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimizer = build_optimizer(self.model, config.optim)
-        decay = config.train.ema_decay
-        self.average = MovingAverage(self.model, decay) if decay else None
-        self.state = ObjectiveState.of(config, self.device, rewards)
-        self.step = TrainStep(self.model, config.tasks, self.state)
-
         record_sets = {**data.records, **({VALIDATION: validation.records} if validation else {})}
         self.records = {name: len(records) for name, records in record_sets.items()}
         self.fingerprints = {name: fingerprint(records) for name, records in record_sets.items()}
+        agree(config, self.records, self.fingerprints, processes)
+        self.model = self._build_model()
+        checkpoint = self._open_folder(data, init)
         self.vocabulary_sha256 = folder.vocabulary_sha256()
         position = Position(records=self.records, fingerprints=self.fingerprints)
-        if checkpoint is not None:
-            position = self._restore(checkpoint, data.path)
-        broadcast_parameters(self.model, processes)
+        if checkpoint is None:
+            self._initialize(init, data)
+        else:
+            position = self._read_position(checkpoint, data.path)
+        freeze(self.model, config.optim.frozen)
+        self.state = ObjectiveState.of(config, self.device, rewards)
+        self.step = TrainStep(self.model, config.tasks, self.state)
+        self._distribute(checkpoint)
         self.model.train()
         self.steps_done = position.step
         self.best_step, self.best_score = position.best_step, position.best_score
@@ -153,6 +150,19 @@ class Trainer:
         for line in data.skipped:
             self._log(line)
 
+    def _open_folder(
+        self, data: TrainingData, init: StoredModel | EncoderStates | None
+    ) -> RunCheckpoint | None:
+        """Open the run folder on rank 0; return the checkpoint that all ranks resume from."""
+        if self.processes.is_first:
+            origin = str(init.path) if init else None
+            self.folder.open(self.config, data.vocabulary, origin, data.path)
+        wait_for_all(self.processes)
+        check_shared(self.folder.path, self.processes)
+        newest = newest_checkpoint(self.folder.checkpoints)
+        step = broadcast_object(newest.step if newest else None, self.processes)
+        return None if step is None else checkpoint_at(self.folder.checkpoints, step)
+
     def _build_model(self) -> Network:
         torch.manual_seed(self.config.train.seed)
         model = build_model(self.config.model).to(self.device)
@@ -167,6 +177,23 @@ class Trainer:
             self._log(f"weights from {init.path}:\n{report}")
             new = report.created
         init_from_data(self.model, new, self.config, data, self.processes)
+
+    def _distribute(self, checkpoint: RunCheckpoint | None) -> None:
+        """Restore a checkpoint, if any, and distribute weights and optimizer state."""
+        config = self.config
+        training = checkpoint.restore(self.model) if checkpoint is not None else {}
+        broadcast_parameters(self.model, self.processes)
+        self.strategy.prepare(self.step)
+        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimizer = build_optimizer(self.model, config.optim)
+        decay = config.train.ema_decay
+        self.average = MovingAverage(self.model, decay) if decay else None
+        if checkpoint is not None:
+            with checkpoint.explained("training.pt"):
+                load_optimizer_state(self.optimizer, training["optimizer"])
+                if self.average is not None:
+                    self.average.load_state_dict(training["average"])
+                self.state.load_state_dict(training.get("memory", {}))
 
     def run(self) -> None:
         """Train to the last step or until the validation score stalls; write the finished model.
@@ -203,27 +230,34 @@ class Trainer:
         """
         count = self.config.train.accumulation
         weights = self.config.tasks.active()[task].weights()
+        first, branches = self.steps_done * count, self.step.num_branches(task)
 
         self.optimizer.zero_grad(set_to_none=True)
-        for number, batch in enumerate(batches, start=self.steps_done * count):
+        self.strategy.begin_step(task)
+        for number, batch in enumerate(batches, start=first):
             batch = batch.to(self.device)
-            split = SplitGraph()
+            split, is_last = SplitGraph(), number + 1 == first + count
             with self._autocast():
                 draw = Draw(self.config.train.seed, number)
-                for losses in self.step.branches(task, batch, draw, split):
+                found = self.step.branches(task, batch, draw, split)
+                for branch, losses in enumerate(found, start=1):
                     total = torch.stack([weights[name] * loss for name, loss in losses.items()])
+                    ends = is_last and branch == branches and not split.is_cut
+                    self.strategy.begin_backward(is_last=ends)
                     # Backward ops run in the dtypes of the forward ops.
                     with self._autocast(enabled=False):
                         (total.sum() / count).backward()
                     self.meter.add(losses)
-                split.backward()
+                if split.is_reached:
+                    self.strategy.begin_backward(is_last=is_last)
+                    split.backward()
             images = math.prod(batch.images.shape[:-3])
             self.meter.images += images * self.processes.world_size
 
-        average_gradients(self.parameters, self.processes)
-        limit = self.config.optim.clip_norm or math.inf
-        norm = nn.utils.clip_grad_norm_(self.parameters, limit, foreach=True)
+        self.strategy.reduce_gradients()
+        norm = clip_gradients(self.parameters, self.config.optim.clip_norm or math.inf)
         self.optimizer.step()
+        self.step.clamp_parameters()
         if self.average is not None:
             self.average.update(self.model)
         self.steps_done += 1
@@ -232,17 +266,19 @@ class Trainer:
     def validate(self) -> dict[str, float]:
         """Evaluate the current weights, or their EMA, and keep them if they are the best.
 
-        Rank 0 evaluates; all ranks append the score to `scores`.
+        Rank 0 evaluates, on weights gathered from all ranks; all ranks append the score to
+        `scores`.
 
         Returns:
             Metrics and "score" on rank 0; empty on other ranks.
         """
         assert self.validation is not None
         metrics: dict[str, float] = {}
+        weights = self._weights()
         if self.processes.is_first:
-            weights = self._weights()
+            model = self.strategy.plain_model(self.model)
             with self._autocast():
-                metrics = self.validation.evaluate(self.model, weights, self.threads)
+                metrics = self.validation.evaluate(model, weights, self.threads)
             # Ties keep the later step.
             if not self.best_step or metrics["score"] >= self.best_score:
                 self.best_step, self.best_score = self.steps_done, metrics["score"]
@@ -252,19 +288,29 @@ class Trainer:
                 f"step {self.steps_done}: {self.validation.task} on {self.config.validation.split}"
                 f" {metrics['score']:.4f}, best {self.best_score:.4f} at step {self.best_step}"
             )
+        wait_for_rank0(f"validation/{self.steps_done}", self.processes)
         self.scores.append(broadcast_from_rank0(metrics.get("score", math.nan), self.processes))
         return metrics
 
     def save(self, seconds: float) -> None:
-        """Write a checkpoint; call on rank 0 only. `seconds` is the run's wall time so far."""
+        """Write a checkpoint on rank 0; all ranks must call this.
+
+        `seconds` is the run's wall time so far.
+        """
+        keep = self.processes.is_first
+        weights = self.strategy.full_weights(self.model.state_dict(), keep=keep)
+        average = self.average.state_dict() if self.average is not None else {}
+        training = {
+            "optimizer": full_state(self.optimizer.state_dict(), keep=keep),
+            "average": self.strategy.full_weights(average, keep=keep),
+            "memory": self.state.state_dict(),
+        }
+        if not keep:
+            return
         write_checkpoint(
             self.folder.checkpoints,
-            model=self.model,
-            training={
-                "optimizer": self.optimizer.state_dict(),
-                "average": self.average.state_dict() if self.average is not None else {},
-                "memory": self.state.state_dict(),
-            },
+            weights=weights,
+            training=training,
             position=Position(
                 step=self.steps_done,
                 seconds=seconds,
@@ -284,7 +330,7 @@ class Trainer:
             # A damaged checkpoint falls back to an older one, which needs its own best weights.
             self.validation.forget_others(best_steps(self.folder.checkpoints))
 
-    def _restore(self, checkpoint: RunCheckpoint, data_path: str | None) -> Position:
+    def _read_position(self, checkpoint: RunCheckpoint, data_path: str | None) -> Position:
         position = checkpoint.position(self.records, self.fingerprints, data_path)
         if not position.fingerprints:
             self._log(
@@ -298,12 +344,6 @@ class Trainer:
             )
         if self.validation is not None and self.processes.is_first:
             self.validation.check(position.best_step)
-        training = checkpoint.restore(self.model)
-        with checkpoint.explained("training.pt"):
-            self.optimizer.load_state_dict(training["optimizer"])
-            if self.average is not None:
-                self.average.load_state_dict(training["average"])
-            self.state.load_state_dict(training.get("memory", {}))
         return position
 
     def _prepare_step(self) -> None:
@@ -315,7 +355,7 @@ class Trainer:
         least = optim.plateau_least_lr if is_bounded else 0.0
         set_learning_rate(self.optimizer, optim.lr * factor, least)
         torch.manual_seed(((seed * 1_000_003 + step) * 4_099 + self.processes.rank) % 2**63)
-        self.state.begin_step(step, self.model)
+        self.state.begin_step(step, lambda: self.strategy.full_weights(self.model.state_dict()))
 
     def _end_step(self, gradient_norm: Tensor, *, save: bool) -> None:
         """Log, validate and save if due after this step; `save` forces logging and saving."""
@@ -332,17 +372,18 @@ class Trainer:
                 self.progress.show(entry)
                 for message in self.watch.messages(done, entry["losses"]):
                     self.progress.say(message)
-        if (is_checkpoint or save) and not is_last and self.processes.is_first:
+        if (is_checkpoint or save) and not is_last:
             self.save(seconds)
 
     def _finish(self) -> None:
         """Write the finished model: the best validated weights, or the last ones."""
+        weights = self._weights() if self.validation is None else {}
         if self.processes.is_first:
             self.folder.draw(self.priors)
             if self.validation is not None:
                 self.validation.finish(self.best_step, self.folder.model_file)
             else:
-                write_weights(self.folder.path, self._weights())
+                write_weights(self.folder.path, weights)
         for line in self.loaders.skipped():
             self._log(line)
         kept = f" (the weights of step {self.best_step})" if self.validation is not None else ""
@@ -351,8 +392,9 @@ class Trainer:
         wait_for_all(self.processes)
 
     def _weights(self) -> dict[str, Tensor]:
-        """Return the EMA weights if configured, else the current ones."""
-        return self.average.weights(self.model) if self.average else self.model.state_dict()
+        """Gather the EMA weights if configured, else the current ones, on rank 0."""
+        weights = self.average.weights(self.model) if self.average else self.model.state_dict()
+        return self.strategy.full_weights(weights, keep=self.processes.is_first)
 
     def _autocast(self, *, enabled: bool = True) -> torch.autocast:
         is_bfloat16 = self.config.train.precision == "bfloat16"
@@ -370,6 +412,8 @@ class Trainer:
         where = f"{processes.world_size} x {processes.device.type}"
         done = self.steps_done
         begin = f"resuming after step {done}" if done else f"starting from {origin}"
+        if restarts := restart_count():
+            begin = f"restart {restarts}: {begin}"
         return (
             f"{begin}: {_name_of(config.model)} with {millions:.1f} million parameters on"
             f" {where}, {config.train.steps} steps of {config.data.batch_size} samples; records:"
@@ -379,33 +423,3 @@ class Trainer:
 
 def _name_of(model: FiberConfig | MeterConfig) -> str:
     return "METER model" if isinstance(model, MeterConfig) else f"{model.stage}-stage model"
-
-
-def init_from_data(
-    model: Network,
-    new: Collection[str],
-    config: RunConfig,
-    data: TrainingData,
-    processes: Processes,
-) -> None:
-    """Start heads of a model with `weight_start` "fan_in" from the data.
-
-    Answers of the VQA head start at their frequencies, and embeddings for ITC are centered.
-
-    Args:
-        model: model whose weights are all initialized otherwise.
-        new: names of the tensors that are not copied from another model; others are kept.
-        config: configuration of the run.
-        data: records of the run. The first batch of captions is read.
-        processes: the result does not depend on the rank or the world size.
-    """
-    if config.model.weight_start != "fan_in" or not isinstance(model, ImageTextModel):
-        return
-    if "question" in data.records and "vqa_head.output.bias" in new:
-        model.init_answer_priors(torch.tensor(data.answer_priors))
-    has_contrast = "image_text" in data.records and config.tasks.image_text.has_contrast
-    if isinstance(model, FiberImageText) and has_contrast and "itc_image_transform.weight" in new:
-        alone = dataclasses.replace(processes, rank=0, world_size=1)
-        loaders = TaskLoaders(config, data, alone, consumed={}, threads=1)
-        batch = loaders.next_batch("image_text").to(processes.device)
-        model.init_embeddings(batch.images, batch.token_ids, batch.text_mask)

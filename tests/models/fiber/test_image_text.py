@@ -181,3 +181,29 @@ def test_initialization():
     assert model.language_head.norm.eps == 1e-12
     gates = [p.item() for n, p in model.named_parameters() if n.endswith("gate")]
     assert gates == [0.5] * 6
+
+
+@pytest.mark.slow
+def test_a_pair_is_exported_for_any_batch_and_length():
+    torch.manual_seed(0)
+    model = FiberImageText(preset("micro")).eval()
+    side = model.config.image_size
+
+    class Matching(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = model
+
+        def forward(self, images, token_ids, text_mask):
+            return self.model(images, token_ids, text_mask, "itm")
+
+    def inputs(batch, length):
+        images = torch.randn(batch, 3, side, side)
+        return images, *texts(*[length] * (batch - 1), 2)
+
+    batch, length = torch.export.Dim("batch", max=64), torch.export.Dim("length", max=40)
+    shapes = ({0: batch}, {0: batch, 1: length}, {0: batch, 1: length})
+    exported = torch.export.export(Matching(), inputs(3, 7), dynamic_shapes=shapes).module()
+    for sizes in ((3, 7), (5, 9), (2, 4)):
+        new = inputs(*sizes)
+        torch.testing.assert_close(exported(*new), Matching()(*new))

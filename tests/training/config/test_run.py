@@ -77,6 +77,25 @@ def test_fields_are_set_by_dotted_name():
     assert config.optim.lr == 1e-3
 
 
+def test_a_group_size_is_for_hybrid_sharding():
+    changes = {"train.strategy": "hybrid", "train.shard_size": 4}
+    assert replace_fields(coarse(), changes).train.shard_size == 4
+    for strategy in ("replicate", "shard"):
+        with pytest.raises(ValueError, match=rf"shard_size 4 is for.*'hybrid', got '{strategy}'"):
+            replace_fields(coarse(), changes | {"train.strategy": strategy})
+    with pytest.raises(ValueError, match=r"train\.shard_size must be 0 or more, got -1"):
+        replace_fields(coarse(), changes | {"train.shard_size": -1})
+
+
+@pytest.mark.parametrize(
+    ("name", "known"), [("strategy", "shard"), ("reduce_precision", "bfloat16")]
+)
+def test_an_unknown_strategy_or_precision_is_refused(name, known):
+    assert getattr(replace_fields(coarse(), {f"train.{name}": known}).train, name) == known
+    with pytest.raises(ValueError, match=rf"train\.{name}.*zero3"):
+        replace_fields(coarse(), {f"train.{name}": "zero3"})
+
+
 def test_changes_take_effect_together_in_any_order():
     # Each alone is refused: a task without its head, no task at all.
     changes = {

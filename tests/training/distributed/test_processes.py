@@ -7,7 +7,6 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from fiber.training.distributed.gradients import _buckets, average_gradients
 from fiber.training.distributed.processes import destroy_group, joined
 from fiber.training.run_dir import read_metrics
 from tests.losses.two_ranks import LONGEST
@@ -19,11 +18,6 @@ from tests.training.micro_runs import coarse_config, fine_config, run
 def test_one_process_is_its_own_world():
     with joined("cpu") as processes:
         assert (processes.rank, processes.world_size, processes.is_first) == (0, 1, True)
-        layer = torch.nn.Linear(2, 1)
-        layer(torch.ones(1, 2)).sum().backward()
-        before = layer.weight.grad.clone()
-        average_gradients(list(layer.parameters()), processes)
-        assert torch.equal(layer.weight.grad, before)
 
 
 def test_a_group_is_destroyed_while_threads_drop_what_they_gathered(tmp_path):
@@ -47,14 +41,6 @@ def test_half_an_environment_is_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match=r"RANK.*LOCAL_RANK"), joined("cpu"):
         pass
-
-
-def test_buckets_hold_everything_once_and_in_order(monkeypatch):
-    monkeypatch.setattr("fiber.training.distributed.gradients.BUCKET_ELEMENTS", 10)
-    parameters = [torch.nn.Parameter(torch.zeros(size)) for size in (4, 5, 3, 25, 1, 9, 10)]
-    sizes = [[p.numel() for p in bucket] for bucket in _buckets(parameters)]
-    assert sizes == [[4, 5], [3], [25], [1, 9], [10]]
-    assert list(_buckets([])) == []
 
 
 @pytest.mark.slow

@@ -53,7 +53,7 @@ from fiber.data.storage.pack_index import (
 )
 from fiber.data.storage.remote_pack import shards_of
 from fiber.data.storage.shard_cache import CachedShard
-from fiber.data.storage.shard_order import Shard, ShardMap
+from fiber.data.storage.shard_order import ShardFile, ShardMap
 
 #: Number of records and of images, evenly spaced over a split, that are checked when it is opened.
 SAMPLED = 64
@@ -148,7 +148,7 @@ class PackedRecords(RecordSequence):
         self.lines: Sequence[int] = range(part["records"])
         shards = [shard for shard in description["shards"] if shard["split"] == split]
         remote = shards_of(folder, shards)
-        self._shards: list[Shard] = remote or [_open_file(folder, shard) for shard in shards]
+        self._shards: list[ShardFile] = remote or [_open_file(folder, shard) for shard in shards]
         self._records, self._images = self._indexes(folder, description, part, shards)
         for line in _spread(len(self._records)) if description["version"] > 1 else ():
             self._line(line)
@@ -281,7 +281,7 @@ class PackedRecords(RecordSequence):
             )
         return data
 
-    def _place(self, number: int) -> tuple[Shard, IndexEntry]:
+    def _place(self, number: int) -> tuple[ShardFile, IndexEntry]:
         """Return the shard of an image and its location there."""
         entry = self._images[number]
         if entry.number is None or entry.number >= len(self._shards):

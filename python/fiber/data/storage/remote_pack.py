@@ -26,7 +26,7 @@ from fiber.data.storage.shard_cache import (
     ShardCache,
     explained_as_remote,
 )
-from fiber.data.storage.shard_order import Shard
+from fiber.data.storage.shard_order import ShardFile
 
 #: Default size of the cache in GB (10 ** 9 bytes).
 CACHE_GB = 100.0
@@ -94,7 +94,7 @@ def url_of(folder: Path) -> str | None:
     return None if stored is None else stored["url"]
 
 
-def shards_of(folder: Path, shards: Sequence[dict[str, Any]]) -> list[Shard] | None:
+def shards_of(folder: Path, shards: Sequence[dict[str, Any]]) -> list[ShardFile] | None:
     """Return the shards of a folder that `remote_pack` returned, or None for other folders.
 
     Raises:
@@ -126,7 +126,7 @@ def _cached_pack(folder: Path) -> CachedPack | None:
     return CachedPack(folder, RemoteFolder(stored["url"]), cache, block_bytes)
 
 
-def missing_bytes(shards: Sequence[Shard], at_a_time: int) -> int:
+def missing_bytes(shards: Sequence[ShardFile], at_a_time: int) -> int:
     """Return how many bytes the cache is too small for `at_a_time` of the shards, or 0."""
     cached = [shard for shard in shards if isinstance(shard, CachedShard)]
     sizes = sorted((shard.bytes for shard in cached), reverse=True)
@@ -141,7 +141,7 @@ def missing_bytes(shards: Sequence[Shard], at_a_time: int) -> int:
     return max(0, sum(sizes[:at_a_time]) + index_bytes - limit)
 
 
-def check_room(shards: Sequence[Shard], order: str, at_a_time: int) -> None:
+def check_room(shards: Sequence[ShardFile], order: str, at_a_time: int) -> None:
     """Check that the cache has room for the shards that an order reads at a time.
 
     Raises:

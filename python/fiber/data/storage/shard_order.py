@@ -25,7 +25,7 @@ SHARDS_TOGETHER = 16
 
 
 @runtime_checkable
-class Shard(Protocol):
+class ShardFile(Protocol):
     """A file with images of many records."""
 
     path: Path
@@ -37,7 +37,7 @@ class Shard(Protocol):
 
 
 @runtime_checkable
-class FetchedShard(Shard, Protocol):
+class FetchedShard(ShardFile, Protocol):
     """A shard that is downloaded."""
 
     def fetch_ahead(self) -> None:
@@ -45,7 +45,7 @@ class FetchedShard(Shard, Protocol):
         ...
 
 
-def read_ahead(shards: Iterable[Shard]) -> None:
+def read_ahead(shards: Iterable[ShardFile]) -> None:
     """Begin to download shards that will be needed, in this order."""
     for shard in shards:
         if isinstance(shard, FetchedShard):
@@ -60,7 +60,7 @@ class ShardMap:
         numbers: returns the index in `shards` for each record, as (N,) integers.
     """
 
-    def __init__(self, shards: Sequence[Shard], numbers: Callable[[], np.ndarray]) -> None:
+    def __init__(self, shards: Sequence[ShardFile], numbers: Callable[[], np.ndarray]) -> None:
         self.shards = list(shards)
         self.numbers = numbers
 
@@ -72,7 +72,7 @@ class ShardMap:
     def concatenated(cls, maps: Sequence[ShardMap]) -> ShardMap:
         """Return the map of concatenated record sets, which may share shards."""
         index: dict[Path, int] = {}
-        shards: list[Shard] = []
+        shards: list[ShardFile] = []
         tables = []
         for each in maps:
             for shard in each.shards:

@@ -135,9 +135,9 @@ class TextToImageAttention(nn.Module):
         """
         # (B n, L, D) -> (B, n L, h, d): queries are independent, so the texts of an image are
         # concatenated to share its keys.
-        texts_of_each = len(attended) // max(1, len(key))
+        texts_of_each = attended.shape[0] // max(1, key.shape[0])
         query = self.query(attended).reshape(
-            len(key), texts_of_each * attended.shape[1], *key.shape[2:]
+            key.shape[0], texts_of_each * attended.shape[1], *key.shape[2:]
         )
         dropout_p = self.dropout if self.training else 0.0
         read = kernels.text_to_image_attention(

@@ -100,6 +100,9 @@ class FeedForward(nn.Module):
 class CrossLayer(nn.Module):
     """Layer of one side: self-attention, attention to the other side, and MLP."""
 
+    #: See `fiber.models.shard_units`.
+    extra_forwards = ("attend",)
+
     def __init__(self, config: CrossConfig) -> None:
         super().__init__()
         self.self_attention = Attention(config)

@@ -146,6 +146,14 @@ class TrainConfig:
     precision: Literal["float32", "bfloat16"] = "float32"
     #: Recompute blocks in the backward pass instead of storing their activations.
     gradient_checkpointing: bool = False
+    #: Weights, gradients and optimizer state: "replicate" keeps all of them on every rank, "shard"
+    #: divides them among all ranks (FSDP2), "hybrid" among the ranks of a node.
+    strategy: Literal["replicate", "shard", "hybrid"] = "replicate"
+    #: Ranks that share one copy with the strategy "hybrid"; 0 means those of a node, by torchrun's
+    #: LOCAL_WORLD_SIZE.
+    shard_size: int = 0
+    #: Precision in which gradients are summed over ranks.
+    reduce_precision: Literal["float32", "bfloat16"] = "float32"
     #: Decay of the exponential moving average (EMA) of the weights; the EMA then becomes the
     #: finished model. 0 disables the EMA.
     ema_decay: float = 0.0
@@ -159,12 +167,22 @@ class TrainConfig:
     keep_checkpoints: int = 2
     #: Seed of the initialization, the data order and all random numbers.
     seed: int = 0
+    #: Longest time in seconds that a rank waits for the others before it calls them dead. No step
+    #: may take longer; validation may. May change on resume.
+    timeout_seconds: float = 600.0
 
     def __post_init__(self) -> None:
         names = ("steps", "accumulation", "log_every", "keep_checkpoints")
         _check_range(self, "train", names, 1)
         _check_range(self, "train", ("checkpoint_every", "epochs", "checkpoint_epochs"), 0)
         _check_range(self, "train", ["ema_decay"], 0, below=1)
+        _check_range(self, "train", ["timeout_seconds"], 1)
+        _check_range(self, "train", ["shard_size"], 0)
+        require(
+            self.shard_size == 0 or self.strategy == "hybrid",
+            f"train.shard_size {self.shard_size} is for train.strategy 'hybrid', got"
+            f" {self.strategy!r}",
+        )
 
 
 #: Maps tasks of `fiber eval` to the metrics whose sum selects the best checkpoint.
@@ -351,10 +369,14 @@ def load_recipe(name: str) -> RunConfig:
     return importlib.import_module("fiber.recipes").get(name)()
 
 
+#: Fields that do not change what is trained, so a resumed run may change them.
+HOW = ("train.timeout_seconds",)
+
+
 def differences(old: RunConfig, new: RunConfig) -> list[str]:
-    """List the fields in which two configurations differ, one line each."""
+    """List the fields in which two configurations differ, one line each, except those of `HOW`."""
     lines = []
-    for name in field_names(new):
+    for name in [name for name in field_names(new) if name not in HOW]:
         before, after = (attrgetter(name)(config) for config in (old, new))
         if before != after and not dataclasses.is_dataclass(after):
             lines.append(f"{name}: {before!r} -> {after!r}")

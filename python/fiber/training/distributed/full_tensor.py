@@ -1,0 +1,71 @@
+"""Gather sharded tensors, and shard whole ones; plain tensors stay as they are."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeGuard
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    # Slow to import, and most runs are not sharded.
+    from torch.distributed.tensor import DTensor
+
+
+def is_sharded(tensor: object) -> TypeGuard[DTensor]:
+    """Return whether an object is a DTensor."""
+    return isinstance(tensor, Tensor) and hasattr(tensor, "full_tensor")
+
+
+def full_tensor(tensor: Tensor) -> Tensor:
+    """Gather a sharded tensor on every rank of its mesh; all of them must call this."""
+    return tensor.full_tensor() if is_sharded(tensor) else tensor
+
+
+def full_state(state: Any, *, keep: bool = True) -> Any:
+    """Gather the sharded tensors of nested dicts and lists, one at a time, to the CPU.
+
+    All ranks must call this. With `keep` False, this rank takes part but gets None for each, so
+    that one rank can write a checkpoint without the memory of a whole copy on the others.
+    """
+    if isinstance(state, dict):
+        return {name: full_state(value, keep=keep) for name, value in state.items()}
+    if isinstance(state, (list, tuple)):
+        return type(state)(full_state(value, keep=keep) for value in state)
+    if not is_sharded(state):
+        return state
+    whole = state.full_tensor()
+    return whole.cpu() if keep else None
+
+
+def shard_like(whole: Tensor, like: Tensor) -> Tensor:
+    """Return `whole`, which is the same on all ranks, sharded like another tensor.
+
+    It is also reshaped: a 0-D parameter has one dimension where it is sharded.
+    """
+    whole = whole.reshape(like.shape).to(like.device, like.dtype)
+    if not is_sharded(like):
+        return whole
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None)
+
+
+def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load a state dict of whole tensors into an optimizer, whose parameters may be sharded.
+
+    Raises:
+        ValueError: if the state is of other parameter groups (see `torch.optim.Optimizer`).
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+    def fitted(name: str, value: Any, parameter: Tensor) -> Any:
+        # The number of steps does not have the shape of the parameter.
+        is_moment = isinstance(value, Tensor) and name != "step"
+        return shard_like(value, parameter) if is_moment else value
+
+    entries = {
+        index: {name: fitted(name, value, parameters[index]) for name, value in entry.items()}
+        for index, entry in state["state"].items()
+    }
+    optimizer.load_state_dict({**state, "state": entries})

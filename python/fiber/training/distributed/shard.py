@@ -1,0 +1,162 @@
+"""Strategies "shard" and "hybrid": weights, gradients and optimizer state are sharded (FSDP2)."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch import Tensor, nn
+
+from fiber.models.registry import Network, build_model
+from fiber.models.shard_units import shard_units
+from fiber.training.config.run import TrainConfig
+from fiber.training.distributed.full_tensor import full_state
+from fiber.training.distributed.processes import Processes
+from fiber.training.objectives import TrainStep
+
+if TYPE_CHECKING:
+    # Slow to import, and most runs are not sharded.
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.fsdp import FSDPModule
+
+
+class Shard:
+    """Weights, gradients and optimizer state sharded over all ranks (FSDP2, as in ZeRO-2).
+
+    In each step, a unit's weights are gathered before its first forward call and kept until its
+    gradients are averaged, since up to three branches of a step call the same units: gathering for
+    each call, as in ZeRO-3, would move several times the bytes. Gradients of all branches and
+    micro-batches are summed on each rank and reduce-scattered once, in the last backward pass.
+
+    With `train.precision` bfloat16, units are gathered in bfloat16. The optimizer updates float32
+    shards, and the root, which holds the ITC temperature, is gathered in float32.
+    """
+
+    def __init__(self, processes: Processes, config: TrainConfig) -> None:
+        """Create the strategy; the process group must be initialized."""
+        self.processes, self.config = processes, config
+        self._step: FSDPModule | None = None
+        #: Names of 0-D parameters, which have one element in one dimension while sharded.
+        self._scalars: frozenset[str] = frozenset()
+        self._is_reduced = True
+        self._plain: Network | None = None
+
+    def prepare(self, step: TrainStep) -> None:
+        """See `Strategy`."""
+        from torch.distributed.fsdp import (
+            MixedPrecisionPolicy,
+            fully_shard,
+            register_fsdp_forward_method,
+        )
+
+        # Some units return views, on which no code works in place.
+        warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
+        self._scalars = _widen_scalars(step.model)
+        mesh = self._mesh()
+        reduce_dtype = torch.bfloat16 if self.config.reduce_precision == "bfloat16" else None
+        in_bfloat16 = self.config.precision == "bfloat16"
+        policies = {
+            # Autocast casts the inputs. Gradients of bfloat16 weights are summed in float32.
+            is_root: MixedPrecisionPolicy(
+                param_dtype=torch.bfloat16 if in_bfloat16 and not is_root else None,
+                reduce_dtype=reduce_dtype or torch.float32,
+                cast_forward_inputs=False,
+            )
+            for is_root in (False, True)
+        }
+        for unit in shard_units(step.model):
+            fully_shard(unit, mesh=mesh, reshard_after_forward=False, mp_policy=policies[False])
+            for method in getattr(unit, "extra_forwards", ()):
+                register_fsdp_forward_method(unit, method)
+        fully_shard(step, mesh=mesh, reshard_after_forward=False, mp_policy=policies[True])
+        for method in ("branches", "pass_through"):
+            register_fsdp_forward_method(step, method)
+        self._step = cast("FSDPModule", step)
+
+    def begin_step(self, task: str) -> None:
+        """See `Strategy`."""
+        self._is_reduced = False
+
+    def begin_backward(self, *, is_last: bool) -> None:
+        """See `Strategy`."""
+        assert self._step is not None
+        self._step.set_requires_gradient_sync(is_last)
+        self._step.set_reshard_after_backward(is_last)
+        self._is_reduced = is_last
+
+    def reduce_gradients(self) -> None:
+        """See `Strategy`."""
+        assert self._step is not None
+        if not self._is_reduced:
+            # The pass that was announced as the last one had nothing to do. FSDP2 reduces at the
+            # end of any backward pass through its root.
+            self.begin_backward(is_last=True)
+            anchor = torch.zeros((), device=self.processes.device, requires_grad=True)
+            cast(TrainStep, self._step).pass_through(anchor).backward()
+        for module in self._modules():
+            module.reshard()
+
+    def full_weights(
+        self, weights: Mapping[str, Tensor], *, keep: bool = True
+    ) -> dict[str, Tensor]:
+        """See `Strategy`."""
+        whole = full_state(dict(weights), keep=keep)
+        if not keep:
+            return {}
+        return {
+            name: tensor.reshape(()) if name in self._scalars else tensor
+            for name, tensor in whole.items()
+        }
+
+    def plain_model(self, model: Network) -> Network:
+        """See `Strategy`."""
+        if self._plain is None:
+            with torch.random.fork_rng(devices=[]):
+                self._plain = build_model(model.config).to(self.processes.device)
+        return self._plain
+
+    def _mesh(self) -> DeviceMesh:
+        from torch.distributed.device_mesh import init_device_mesh
+
+        return init_device_mesh(self.processes.device.type, (self.processes.world_size,))
+
+    def _modules(self) -> Iterator[FSDPModule]:
+        from torch.distributed.fsdp import FSDPModule
+
+        for module in cast(nn.Module, self._step).modules():
+            if isinstance(module, FSDPModule):
+                yield module
+
+
+class Hybrid(Shard):
+    """Sharded over groups of consecutive ranks, such as those of a node; replicated across groups.
+
+    Weights are gathered in a group only. Gradients are reduce-scattered in a group, and the shards
+    are then all-reduced across groups.
+    """
+
+    def __init__(self, processes: Processes, config: TrainConfig, size: int) -> None:
+        """Create the strategy. `size` is the number of ranks of a group, a divisor of all ranks."""
+        super().__init__(processes, config)
+        self.size = size
+
+    def _mesh(self) -> DeviceMesh:
+        from torch.distributed.device_mesh import init_device_mesh
+
+        groups = self.processes.world_size // self.size
+        return init_device_mesh(
+            self.processes.device.type, (groups, self.size), mesh_dim_names=("replicate", "shard")
+        )
+
+
+def _widen_scalars(model: nn.Module) -> frozenset[str]:
+    """Give 0-D parameters one dimension, which FSDP2 needs; return their names."""
+    names = [name for name, parameter in model.named_parameters() if parameter.ndim == 0]
+    for name in names:
+        owner, _, last = name.rpartition(".")
+        module = model.get_submodule(owner)
+        scalar = getattr(module, last)
+        setattr(module, last, nn.Parameter(scalar.detach().reshape(1), scalar.requires_grad))
+    return frozenset(names)

@@ -1,0 +1,133 @@
+"""Small runs of every task with each strategy of data parallelism."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fiber.config_io import replace_fields
+from fiber.data.datasets.snli_ve import ENTAILMENT
+from fiber.data.record import Record
+from fiber.training.config.run import RunConfig
+from fiber.training.config.tasks import (
+    EntailmentTask,
+    ImageTextTask,
+    QuestionTask,
+    RankingTask,
+    ReasoningTask,
+    TasksConfig,
+)
+from fiber.training.run_dir import RunFolder
+from fiber.training.train import train
+from tests.training.micro_runs import all_records, coarse_config, fine_config
+from tests.training.test_meter import TINY
+from tests.training.test_meter import config as meter_config
+
+#: Every task of METER that a small model learns from the pictures of `micro_runs`.
+METER_TASKS = TasksConfig(
+    image_text=ImageTextTask(share=1, itc=0.0, itm_negatives="random"),
+    question=QuestionTask(share=1),
+    reasoning=ReasoningTask(share=1),
+    entailment=EntailmentTask(share=1),
+    ranking=RankingTask(share=1, false_texts=3),
+)
+METER_HEADS = ("itm", "mlm", "vqa", "nlvr2", "snli", "rank")
+#: Adam divides each gradient by its own size, so the noise of gradients that are 0 but for rounding
+#: would move weights as far as any other gradient. A larger epsilon leaves them where they are.
+COMMON = {
+    "data.batch_size": 8,
+    "train.steps": 10,
+    "train.checkpoint_every": 0,
+    "optim.eps": 1e-4,
+    "optim.lr": 1e-4,
+    "optim.warmup_fraction": 0.0,
+    "optim.clip_norm": 1.0,
+}
+
+
+def config_of(stage: str, **changes: Any) -> RunConfig:
+    """Configuration of ten steps; `changes` by dotted name with __ for dots."""
+    if stage == "meter":
+        heads = dataclasses.replace(TINY.image_text, heads=METER_HEADS)
+        run = meter_config(dataclasses.replace(TINY, image_text=heads), METER_TASKS)
+    elif stage == "fine":
+        run = fine_config()
+    else:
+        # The embeddings of a new model are nearly the same for all inputs, and a low temperature
+        # would amplify the rounding of their differences.
+        run = coarse_config(model__image_text__temperature=0.5)
+    named = {name.replace("__", "."): value for name, value in changes.items()}
+    return replace_fields(run, COMMON | {"train.log_every": 1} | named)
+
+
+def records_of(stage: str, pictures: Path) -> dict[str, list[Record]]:
+    """Records of every task of a stage."""
+    records = all_records(pictures)
+    if stage == "meter":
+        pairs = records["image_text"]
+        records["ranking"] = pairs
+        records["entailment"] = [
+            dataclasses.replace(record, answers={ENTAILMENT[n % 3]: 1.0})
+            for n, record in enumerate(pairs)
+        ]
+    return records
+
+
+def trained(
+    pictures: Path, output: Path, stage: str, *, resume: bool = False, **changes: Any
+) -> list[dict[str, Any]]:
+    """Train; return the losses and the gradient norm of each step."""
+    RunFolder.draw = lambda folder, priors: None
+    run = config_of(stage, **changes)
+    records = records_of(stage, pictures)
+    data = {name: records[name] for name in run.tasks.active()}
+    options: dict[str, Any] = {"tokenizer": str(pictures / "tokenizer.json"), "threads": 1}
+    options["resume"] = resume
+    if run.validation.task is not None:
+        options["validation"] = records["grounding" if stage == "fine" else "question"][:6]
+    finished = train(run, data=data, output=output, quiet=True, device="cpu", **options)
+    return [{"gradient_norm": line["gradient_norm"], **line["losses"]} for line in finished.metrics]
+
+
+#: Settings that strategies have to serve, by name, and the stages that have them.
+CASES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
+    "plain": (("coarse", "fine", "meter"), {}),
+    "checkpointing": (("coarse", "fine", "meter"), {"train__gradient_checkpointing": True}),
+    "accumulation": (("coarse", "fine", "meter"), {"train__accumulation": 2}),
+    "frozen": (("coarse", "fine", "meter"), {"optim__frozen": ("backbone.image", "backbone.text")}),
+    "frozen and accumulated": (
+        ("coarse", "meter"),
+        {"optim__frozen": ("backbone.image*", "backbone.text*"), "train__accumulation": 2},
+    ),
+    "ema": (("coarse", "fine", "meter"), {"train__ema_decay": 0.9}),
+    "queue": (
+        ("coarse",),
+        {"tasks__image_text__itc_form": "queue", "tasks__image_text__queue_length": 12},
+    ),
+    "gold": (
+        ("coarse",),
+        {"tasks__caption__objective": "gold", "tasks__caption__gold_copy_every": 3},
+    ),
+    "cider": (("coarse",), {"tasks__caption__objective": "cider"}),
+    "muon": (("coarse",), {"optim__muon_lr_multiplier": 2.0}),
+    "published": (("coarse",), {"optim__published_coarse": True}),
+    # The gradients of the micro detector are not finite in bfloat16, on one process either.
+    "bfloat16": (("coarse", "meter"), {"train__precision": "bfloat16"}),
+    "reduced in bfloat16": (("coarse",), {"train__reduce_precision": "bfloat16"}),
+}
+#: Ranks of each strategy. Those of "hybrid" are two groups of two.
+RANKS = {"replicate": 2, "shard": 2, "hybrid": 4}
+
+
+def trained_as(
+    strategy: str, output: str, pictures: str, stage: str, case: str, steps: int
+) -> list[dict[str, Any]]:
+    """Train a case with a strategy, as a rank or alone; see `trained`."""
+    torch.set_num_threads(1)
+    changes = CASES[case][1] | {"train__strategy": strategy, "train__steps": steps}
+    if strategy == "hybrid":
+        changes["train__shard_size"] = 2
+    return trained(Path(pictures), Path(output), stage, **changes)
