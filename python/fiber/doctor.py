@@ -28,6 +28,7 @@ EXTRAS = {
     "phrases": "noun phrases in captions with spaCy (requires an English spaCy pipeline)",
     "hf": "comparison against the transformers library",
     "arrow": "Parquet and Arrow files",
+    "remote": "packed data at URLs: http, s3, gs, hf",
     "bench": "loaders that `fiber bench` and `benches/` compare against",
     "dev": "building, testing and linting fiber itself",
 }

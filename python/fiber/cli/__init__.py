@@ -4,8 +4,8 @@ Heavy modules are imported by the command that needs them, so `fiber --help` is 
 `fiber doctor` works without torch.
 
 Exit codes: 0 success; 1 failure (a metric below its floor, faults found by a check, a non-finite
-loss, a full disk, out of memory, a rank that died); 2 usage error or bad input; 75 a run that a
-signal stopped and that can be resumed; 130 Ctrl-C; 141 closed output pipe.
+loss, a full disk, out of memory, an unreachable URL, a rank that died); 2 usage error or bad input;
+75 a run that a signal stopped and that can be resumed; 130 Ctrl-C; 141 closed output pipe.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from collections.abc import Sequence
 import fiber
 from fiber.cli import bench, convert, data, images, launched, runs, tune
 from fiber.cli.arguments import CommandParser
+from fiber.data.storage.remote import RemoteError
 
 #: Errors caused by the machine's state rather than by the input, which exit with code 1.
 _FAILURES = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOMEM, errno.EROFS}
@@ -89,7 +90,7 @@ def _run(options: argparse.Namespace) -> int:
             message = f"{os.fspath(error.filename)}: {error.strerror}"
         _print_error(message)
         return 1 if error.errno in _FAILURES else 2
-    except (FloatingPointError, MemoryError) as error:
+    except (FloatingPointError, MemoryError, RemoteError) as error:
         _print_error(str(error) or "out of memory")
         return 1
     except ValueError as error:

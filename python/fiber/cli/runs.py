@@ -26,8 +26,8 @@ from fiber.cli.models import RUNS
 from fiber.training.config.run import CHOSEN_BY
 
 _DATA = (
-    "dataset folder, or a single annotation file, such as a .jsonl file with"
-    ' {"image": "1.jpg", "text": "a dog"} or'
+    "dataset folder, URL of a packed dataset, or a single annotation file, such as a .jsonl file"
+    ' with {"image": "1.jpg", "text": "a dog"} or'
     ' {"image": "1.jpg", "question": "what is it?", "answer": "a dog"} on each line'
 )
 _DEMO = """
@@ -87,6 +87,11 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
             " frequent answers in the data)",
             "--output DIR": "output folder (default: runs/RECIPE)",
             "--resume": "resume from the newest checkpoint in --output",
+            "--workers N": "image decoding threads of each process (default: the cores of the"
+            " machine divided by the processes on it)",
+            "--cache DIR": "local folder for shards if --data is a URL (default: $FIBER_CACHE, or"
+            " ~/.cache/fiber/packs)",
+            "--cache-gb N": "maximum size of the cache in GB (default: 100)",
             "--set KEY=VALUE": "override a recipe field, as in train.steps=500; repeatable",
             **DEVICE,
             "--processes N": "train in N processes on this node, or auto for one per GPU",
@@ -173,10 +178,23 @@ def _train(options: argparse.Namespace) -> int:
     settings = pick(
         options, "data", "validation", "init", "tokenizer", "answers", "resume", "device"
     )
+    settings |= {"threads": options.workers or 0, **_cached(options)}
     fiber.train(options.recipe, output=output, set=changes, **settings)
     if os.environ.get("RANK", "0") == "0":
         print(output)
     return 0
+
+
+def _cached(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the local folders of `data` and `validation` that are URLs."""
+    from fiber.data.storage.remote import is_url
+    from fiber.data.storage.remote_pack import remote_pack
+
+    given = pick(options, "data", "validation")
+    urls = {name: value for name, value in given.items() if is_url(value)}
+    if not urls and (options.cache or options.cache_gb):
+        raise ValueError(f"--cache and --cache-gb need --data at a URL, got {options.data}")
+    return {name: remote_pack(url, options.cache, options.cache_gb) for name, url in urls.items()}
 
 
 def _launch(options: argparse.Namespace) -> int:

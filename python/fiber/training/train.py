@@ -20,6 +20,9 @@ from fiber.config_io import replace_fields
 from fiber.data import Tokenizer
 from fiber.data.datasets.resolve import Data
 from fiber.data.loader_config import check_threads
+from fiber.data.storage.remote import is_url
+from fiber.data.storage.remote_pack import remote_pack
+from fiber.env import cores_per_process
 from fiber.progress import say
 from fiber.training.checkpoint import newest_checkpoint
 from fiber.training.config.run import RunConfig, load_recipe
@@ -62,13 +65,12 @@ def train(
 ) -> Run:
     """Train a model.
 
-    Skipped or truncated data, such as questions without an answer in the vocabulary, is counted and
-    logged.
+    Skipped or truncated data, such as questions without a known answer, is counted and logged.
 
     Args:
         recipe: recipe name (see `fiber recipes`) or a RunConfig.
-        data: data folder or annotation file (see `fiber.data.open_source`), records, or a dict of
-            records by task.
+        data: data folder or annotation file (see `fiber.data.open_source`), URL of a packed folder
+            (see `fiber.data.remote_pack`), records, or a dict of records by task.
         output: folder for config.json, metrics.jsonl, curves.png, checkpoints and the model.
         validation: data for selecting the best checkpoint, if the recipe sets `validation.task`.
             Default: the split `validation.split` of `data`.
@@ -88,7 +90,7 @@ def train(
             taken as that list. Ignored when resuming.
         device: device to train on. Default: CUDA if available (the local rank's GPU under
             torchrun), else the CPU.
-        threads: number of data loader threads; 0 uses all cores.
+        threads: data loader threads of a process; 0 shares the machine's cores among its processes.
         quiet: print nothing.
 
     Raises:
@@ -111,6 +113,7 @@ def train(
         log = (lambda message: None) if quiet else say
         _fail_if_locked(folder, processes)
         start, options = _resolve_inputs(folder, init, tokenizer, answers, resume=resume)
+        data = remote_pack(data) if is_url(data) else data
         source = open_data(config, data, **options)
         config = source.fit_model(config).with_length(max(source.counts().values()))
         folder.check(config, resume=resume)
@@ -121,9 +124,9 @@ def train(
             chooser, reason = open_validation(config, source, data, validation, folder.checkpoints)
             if reason:
                 log(reason)
-            settings: dict[str, Any] = {"init": start, "validation": chooser, "threads": threads}
+            own = {"validation": chooser, "threads": threads or cores_per_process()}
             with _surroundings(folder, config, processes, resume=resume, quiet=quiet):
-                Trainer(config, source, folder, processes, quiet=quiet, **settings).run()
+                Trainer(config, source, folder, processes, init=start, quiet=quiet, **own).run()
     return Run(folder=folder.path, config=config, metrics=read_metrics(folder.metrics_file))
 
 

@@ -290,7 +290,9 @@ def test_checkpoints_are_read_by_other_ranks_and_strategies(pictures, tmp_path, 
             run_on_ranks(PLACES[place][1], part_of_a_run, folder, *arguments)
     whole = read_metrics(tmp_path / "whole" / "metrics.jsonl")
     parts = read_metrics(output / "metrics.jsonl")
-    assert [line["step"] for line in parts] == [line["step"] for line in whole] == list(range(1, 11))
+    assert (
+        [line["step"] for line in parts] == [line["step"] for line in whole] == list(range(1, 11))
+    )
     for one, other in zip(whole, parts, strict=True):
         assert other["losses"] == pytest.approx(one["losses"], rel=1e-6), one["step"]
         assert other["gradient_norm"] == pytest.approx(one["gradient_norm"], rel=1e-5)

@@ -37,7 +37,9 @@ from fiber.data.formats.annotation_file import (
     without_garbage_collection,
 )
 from fiber.data.record import AnyPath, ConcatRecords, Record, RecordSet, record_in_epoch
-from fiber.data.storage import packed
+from fiber.data.storage import pack_description, packed
+from fiber.data.storage.remote_pack import local_path
+from fiber.data.storage.shard_order import ShardMap, shard_map_of
 
 #: Readers of a user's own lines, and the sources that they read.
 OWN_READERS = (jsonl.jsonl_captions, jsonl.jsonl_questions, jsonl.jsonl_boxes)
@@ -61,8 +63,8 @@ def open_source(source: str, data: AnyPath, split: str, **options: Any) -> Recor
 
     Args:
         source: a key of `registry.LAYOUTS`.
-        data: data folder or annotation file. The images of an annotation file are looked up
-            relative to its folder.
+        data: data folder or annotation file, or the URL of a packed folder (see `remote_pack`). The
+            images of an annotation file are looked up relative to its folder.
         split: a split name, or several joined by "+". A file without splits is read as a whole. If
             "train" is requested, other splits of training-only sources (such as Visual Genome and
             SBU) and a missing "val" or "restval" split of Conceptual Captions are ignored.
@@ -81,10 +83,10 @@ def open_source(source: str, data: AnyPath, split: str, **options: Any) -> Recor
         raise TypeError(f"data must be the path of a folder or file, got {data!r:.40}")
     if not isinstance(split, str):
         raise TypeError(f"split must be a string such as 'train', got {split!r:.40}")
-    path, asked = Path(data), split.split("+")
+    path, asked = local_path(data), split.split("+")
     if not all(asked):
         raise ValueError(f"split must be a name, or several joined by '+', got {split!r}")
-    if packed.is_pack(path):
+    if pack_description.is_pack(path):
         parts = [packed.open_pack(path, source, part, **options) for part in asked]
     elif path.is_file():
         reader = file_reader(source, path, split)
@@ -279,10 +281,19 @@ class ChosenRecords:
         """Return the version of a record used in the given epoch."""
         return record_in_epoch(self.records, epoch, self.indices[index])
 
+    def shard_map(self) -> ShardMap:
+        """See `ShardedRecords`; raise ValueError if the records have no shards."""
+        return shard_map_of(self.records).chosen(self.indices)
+
 
 def existing_data(data: AnyPath) -> Path:
-    """Return the path of a data folder or file; raise FileNotFoundError if it does not exist."""
-    path = Path(data)
+    """Return the path of a data folder or file; for a URL, that of its local folder.
+
+    Raises:
+        FileNotFoundError: if it does not exist.
+        RemoteError, ValueError: see `remote_pack`.
+    """
+    path = local_path(data)
     if path.exists():
         return path
     if path.suffix:

@@ -31,6 +31,10 @@ class DataConfig:
     shots: int = 0
     #: Samples per optimizer step, over all ranks and accumulated micro-batches.
     batch_size: int = 64
+    #: Order of the samples in an epoch, for any number of ranks: "uniform" is a random permutation;
+    #: "shards" shuffles the records of 16 shards at a time, and needs a packed folder. It reads
+    #: large or remote data sequentially.
+    order: Literal["uniform", "shards"] = "uniform"
     #: Probability that a token is selected for the MLM loss.
     mlm_probability: float = 0.15
     #: Unit of MLM masking: "token" (as in FIBER's published code), "word" (whole words) or
