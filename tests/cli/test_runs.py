@@ -58,6 +58,7 @@ class TestTrain:
             "answers": None,
             "resume": True,
             "device": None,
+            "callbacks": [],
         }
         assert capsys.readouterr().out == "runs/scenes_fine\n"
         assert main([*arguments, "--output", "runs/mine", "--answers", "list.json"]) == 0

@@ -69,7 +69,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         package = (error.name or "").partition(".")[0]
         if package == "fiber":
             raise
-        _print_error(f"{package} is not installed; `fiber doctor` prints how to install it")
+        hint = f"{package} is not installed; `fiber doctor` prints how to install it"
+        # Errors of fiber itself name the extra.
+        _print_error(str(error) if "'fiber-vl[" in str(error) else hint)
         return 1
     except OSError as error:
         message = str(error)

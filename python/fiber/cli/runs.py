@@ -84,12 +84,15 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
             "--output DIR": "output folder (default: runs/RECIPE)",
             "--resume": "resume from the newest checkpoint in --output",
             "--set KEY=VALUE": "override a recipe field, as in train.steps=500; repeatable",
+            "--track NAME": "also log metrics to tensorboard, trackio, wandb or mlflow (needs the"
+            " extra of the same name); repeatable",
             **DEVICE,
         },
         data={"required": True},
         tokenizer={"type": str},
         answers={"type": str},
         set={"action": "append", "default": []},
+        track={"action": "append", "default": []},
     )
     train.set_defaults(run=_train, when_stopped="rerun the same command with --resume to continue")
 
@@ -149,11 +152,13 @@ def _train(options: argparse.Namespace) -> int:
     changes = key_values(options.set, "--set", "train.steps=500")
     output = options.output or RUNS / options.recipe
     import fiber
+    from fiber.training.tracking.trackers import open_trackers
 
+    trackers = open_trackers(options.track)
     settings = pick(
         options, "data", "validation", "init", "tokenizer", "answers", "resume", "device"
     )
-    fiber.train(options.recipe, output=output, set=changes, **settings)
+    fiber.train(options.recipe, output=output, set=changes, callbacks=trackers, **settings)
     print(output)
     return 0
 

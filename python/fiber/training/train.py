@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,8 @@ from fiber.training.distributed.collectives import wait_for_all
 from fiber.training.distributed.preemption import Preempted, StopSignal
 from fiber.training.distributed.processes import Processes, joined
 from fiber.training.run_dir import RunFolder, read_metrics
+from fiber.training.tracking.callback import Callback
+from fiber.training.tracking.monitor import RunMonitor
 from fiber.training.trainer import Trainer
 from fiber.training.validation import open_validation
 
@@ -57,6 +59,7 @@ def train(
     answers: Answers | None = None,
     device: str | torch.device | None = None,
     threads: int = 0,
+    callbacks: Sequence[Callback] = (),
     quiet: bool = False,
 ) -> Run:
     """Train a model.
@@ -87,6 +90,8 @@ def train(
         device: device to train on. Default: CUDA if available (the local rank's GPU under
             torchrun), else the CPU.
         threads: number of data loader threads; 0 uses all cores.
+        callbacks: called at the start and end of the run, after every step, validation and
+            checkpoint (see `fiber.Callback`); trackers are in `fiber.training.tracking.trackers`.
         quiet: print nothing.
 
     Raises:
@@ -94,6 +99,7 @@ def train(
             or the data of a resumed run differs.
         FileExistsError: if `output` contains a run and `resume` is False, or is in use.
         FloatingPointError: if a loss or the gradient is not finite.
+        CallbackError: if a callback fails.
         MemoryError: on a CPU, if the parameters alone exceed the free memory.
         KeyboardInterrupt: on Ctrl-C, after printing how to resume.
         SystemExit: with code 75 on SIGTERM, SIGHUP or SIGUSR1, after saving the current step.
@@ -105,6 +111,7 @@ def train(
     with StopSignal(at_once=True), joined(device) as processes:
         quiet = quiet or not processes.is_first
         log = (lambda message: None) if quiet else say
+        monitor = RunMonitor(processes, callbacks)
         _fail_if_locked(folder, processes)
         start, options = _resolve_inputs(folder, init, tokenizer, answers, resume=resume)
         source = open_data(config, data, **options)
@@ -118,6 +125,7 @@ def train(
             if reason:
                 log(reason)
             settings: dict[str, Any] = {"init": start, "validation": chooser, "threads": threads}
+            settings["monitor"] = monitor
             with _surroundings(folder, processes, quiet=quiet):
                 if processes.is_first:  # Another process may have trained here since.
                     folder.check(config, resume=resume)

@@ -62,6 +62,8 @@ from fiber.training.run_dir import RunFolder
 from fiber.training.scst import caption_rewards
 from fiber.training.split_backward import SplitGraph
 from fiber.training.task_loaders import TaskLoaders
+from fiber.training.tracking.callback import RunContext
+from fiber.training.tracking.monitor import RunMonitor
 from fiber.training.validation import Validation
 
 
@@ -82,6 +84,7 @@ class Trainer:
         init: StoredModel | EncoderStates | None = None,
         validation: Validation | None = None,
         threads: int = 0,
+        monitor: RunMonitor | None = None,
         quiet: bool = False,
     ) -> None:
         """Build the model, or restore it from the newest checkpoint in the folder.
@@ -94,6 +97,7 @@ class Trainer:
             init: initial weights; ignored if there is a checkpoint.
             validation: selects the best checkpoint; None keeps the last weights.
             threads: number of data loader threads; 0 uses all cores.
+            monitor: callbacks and timing of the run; default: no callbacks.
             quiet: print nothing.
 
         Raises:
@@ -106,11 +110,17 @@ class Trainer:
         self.config, self.folder, self.processes = config, folder, processes
         self.device = processes.device
         self.validation, self.threads, self.quiet = validation, threads, quiet
+        self.monitor = monitor if monitor is not None else RunMonitor(processes)
 
         check_memory(config, processes)
         self.model = self._build_model()
+        attempt = None
         if processes.is_first:
-            folder.open(config, data.vocabulary, str(init.path) if init else None, data.path)
+            origin = str(init.path) if init else None
+            attempt = folder.open(
+                config, data.vocabulary, origin, data.path, started=self.monitor.started
+            )
+        self.monitor.begin(config, attempt)
         wait_for_all(processes)
         checkpoint = newest_checkpoint(folder.checkpoints)
         if checkpoint is None:
@@ -177,7 +187,7 @@ class Trainer:
         """
         settings, rotation = self.config.train, self.config.tasks.rotation()
         stop_after = self.config.validation.stop_after
-        with StopSignal() as stop, self.progress:
+        with StopSignal() as stop, self.progress, self.monitor.running(self._context()):
             while self.steps_done < settings.steps:
                 if has_stalled(self.scores, stop_after):
                     self.progress.say(f"no improvement in {stop_after} validations; stopping")
@@ -185,7 +195,8 @@ class Trainer:
                 self._prepare_step()
                 task = rotation[self.steps_done % len(rotation)]
                 batches = (self.loaders.next_batch(task) for _ in range(settings.accumulation))
-                gradient_norm = self.train_step(task, batches)
+                timed = self.monitor.clock.iterate("data", batches)
+                gradient_norm = self.train_step(task, timed)
                 self.progress.advance()
                 is_stopped = stop.arrived(self.processes) and self.steps_done < settings.steps
                 self._end_step(gradient_norm, save=is_stopped)
@@ -219,8 +230,10 @@ class Trainer:
                 split.backward()
             images = math.prod(batch.images.shape[:-3])
             self.meter.images += images * self.processes.world_size
+            self.monitor.count(task, batch)
 
-        average_gradients(self.parameters, self.processes)
+        with self.monitor.clock.measure("reduce"):
+            average_gradients(self.parameters, self.processes)
         limit = self.config.optim.clip_norm or math.inf
         norm = nn.utils.clip_grad_norm_(self.parameters, limit, foreach=True)
         self.optimizer.step()
@@ -255,9 +268,9 @@ class Trainer:
         self.scores.append(broadcast_from_rank0(metrics.get("score", math.nan), self.processes))
         return metrics
 
-    def save(self, seconds: float) -> None:
+    def save(self, seconds: float) -> RunCheckpoint:
         """Write a checkpoint; call on rank 0 only. `seconds` is the run's wall time so far."""
-        write_checkpoint(
+        checkpoint = write_checkpoint(
             self.folder.checkpoints,
             model=self.model,
             training={
@@ -283,6 +296,7 @@ class Trainer:
         if self.validation is not None:
             # A damaged checkpoint falls back to an older one, which needs its own best weights.
             self.validation.forget_others(best_steps(self.folder.checkpoints))
+        return checkpoint
 
     def _restore(self, checkpoint: RunCheckpoint, data_path: str | None) -> Position:
         position = checkpoint.position(self.records, self.fingerprints, data_path)
@@ -323,17 +337,25 @@ class Trainer:
         is_last = done == settings.steps
         is_checkpoint = settings.checkpoint_every > 0 and done % settings.checkpoint_every == 0
         seconds = time.monotonic() - self.began
+        entry = None
         if is_last or is_checkpoint or save or done % settings.log_every == 0:
             entry = self.meter.close(done, seconds, gradient_norm)
             if self.validation is not None and (is_last or is_checkpoint):
-                entry["validation"] = self.validate()
+                with self.monitor.clock.measure("validation"):
+                    entry["validation"] = self.validate()
+                score = {"score": self.scores[-1]}
+                self.monitor.callbacks.validated(done, score | entry["validation"])
+            entry["performance"] = self.monitor.performance(done, entry["images_per_second"])
             if self.processes.is_first:
                 self.folder.add_metrics(entry)
                 self.progress.show(entry)
                 for message in self.watch.messages(done, entry["losses"]):
                     self.progress.say(message)
+        self.monitor.callbacks.step_ended(done, entry)
         if (is_checkpoint or save) and not is_last and self.processes.is_first:
-            self.save(seconds)
+            with self.monitor.clock.measure("checkpoint"):
+                folder = self.save(seconds).folder
+            self.monitor.callbacks.saved(done, folder)
 
     def _finish(self) -> None:
         """Write the finished model: the best validated weights, or the last ones."""
@@ -361,6 +383,17 @@ class Trainer:
     def _log(self, message: str) -> None:
         if not self.quiet:
             say(message)
+
+    def _context(self) -> RunContext:
+        return RunContext(
+            folder=self.folder.path,
+            config=self.config,
+            model=self.model,
+            first_step=self.steps_done,
+            rank=self.processes.rank,
+            world_size=self.processes.world_size,
+            device=self.device,
+        )
 
     def _describe_run(self, data: TrainingData, origin: str) -> str:
         """Summarize the model, hardware, length and data in one line."""
