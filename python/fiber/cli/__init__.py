@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Sequence
 
 import fiber
-from fiber.cli import bench, convert, data, images, runs, tune
+from fiber.cli import bench, convert, data, images, plan, runs, tune
 from fiber.cli.arguments import CommandParser
 
 #: Errors caused by the machine's state rather than by the input, which exit with code 1.
@@ -33,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
     )
     root.add_argument("--version", action="version", version=f"fiber {fiber.__version__}")
     commands = root.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for module in (runs, data, images, convert, bench, tune):
+    for module in (runs, plan, data, images, convert, bench, tune):
         module.add_commands(commands)
     doctor = commands.add_parser(
         "doctor", help="report installed packages, kernel backend and devices"

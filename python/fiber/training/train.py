@@ -84,14 +84,11 @@ def train(
             for a model from scratch). Default: the tokenizer of `init`, else the data folder's
             tokenizer.json. Ignored when resuming.
         answers: answers of the VQA head in logit order, or a JSON file that lists them. Default:
-            those of `init` if they cover the data, else the most frequent ones in the data. If
-            `init` is a published file, which does not list the answers of its head, `answers` is
-            taken as that list. Ignored when resuming.
-        device: device to train on. Default: CUDA if available (the local rank's GPU under
-            torchrun), else the CPU.
+            those of `init` if they cover the data, else the most frequent ones in the data. Of a
+            published file as `init`, which lists none, they are the list. Ignored when resuming.
+        device: default: CUDA if available (the local rank's GPU under torchrun), else the CPU.
         threads: number of data loader threads; 0 uses all cores.
-        callbacks: called at the start and end of the run, after every step, validation and
-            checkpoint (see `fiber.Callback`); trackers are in `fiber.training.tracking.trackers`.
+        callbacks: objects of `fiber.Callback`; see `fiber.training.tracking.trackers`, too.
         quiet: print nothing.
 
     Raises:
@@ -99,7 +96,6 @@ def train(
             or the data of a resumed run differs.
         FileExistsError: if `output` contains a run and `resume` is False, or is in use.
         FloatingPointError: if a loss or the gradient is not finite.
-        CallbackError: if a callback fails.
         MemoryError: on a CPU, if the parameters alone exceed the free memory.
         KeyboardInterrupt: on Ctrl-C, after printing how to resume.
         SystemExit: with code 75 on SIGTERM, SIGHUP or SIGUSR1, after saving the current step.
@@ -125,11 +121,10 @@ def train(
             if reason:
                 log(reason)
             settings: dict[str, Any] = {"init": start, "validation": chooser, "threads": threads}
-            settings["monitor"] = monitor
             with _surroundings(folder, processes, quiet=quiet):
                 if processes.is_first:  # Another process may have trained here since.
                     folder.check(config, resume=resume)
-                Trainer(config, source, folder, processes, quiet=quiet, **settings).run()
+                Trainer(config, source, folder, processes, monitor, quiet=quiet, **settings).run()
     return Run(folder=folder.path, config=config, metrics=read_metrics(folder.metrics_file))
 
 

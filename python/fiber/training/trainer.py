@@ -80,11 +80,11 @@ class Trainer:
         data: TrainingData,
         folder: RunFolder,
         processes: Processes,
+        monitor: RunMonitor | None = None,
         *,
         init: StoredModel | EncoderStates | None = None,
         validation: Validation | None = None,
         threads: int = 0,
-        monitor: RunMonitor | None = None,
         quiet: bool = False,
     ) -> None:
         """Build the model, or restore it from the newest checkpoint in the folder.
@@ -94,10 +94,10 @@ class Trainer:
             data: records of every task.
             folder: run folder; rank 0 writes its files.
             processes: rank, world size and device.
+            monitor: callbacks and timing of the run; default: no callbacks.
             init: initial weights; ignored if there is a checkpoint.
             validation: selects the best checkpoint; None keeps the last weights.
             threads: number of data loader threads; 0 uses all cores.
-            monitor: callbacks and timing of the run; default: no callbacks.
             quiet: print nothing.
 
         Raises:
@@ -114,14 +114,7 @@ class Trainer:
 
         check_memory(config, processes)
         self.model = self._build_model()
-        attempt = None
-        if processes.is_first:
-            origin = str(init.path) if init else None
-            attempt = folder.open(
-                config, data.vocabulary, origin, data.path, started=self.monitor.started
-            )
-        self.monitor.begin(config, attempt)
-        wait_for_all(processes)
+        self._open_folder(str(init.path) if init else None, data)
         checkpoint = newest_checkpoint(folder.checkpoints)
         if checkpoint is None:
             self._initialize(init, data)
@@ -149,11 +142,7 @@ class Trainer:
             config, data, processes, consumed=position.consumed, threads=threads
         )
         self.meter = Meter(
-            processes,
-            self.model,
-            self.optimizer,
-            images=position.images,
-            seconds=position.seconds,
+            processes, self.model, self.optimizer, images=position.images, seconds=position.seconds
         )
         self.priors = prior_losses(config, data)
         self.watch = PriorWatch(self.priors, config.train.steps)
@@ -168,6 +157,16 @@ class Trainer:
         model = build_model(self.config.model).to(self.device)
         model.backbone.gradient_checkpointing = self.config.train.gradient_checkpointing
         return model
+
+    def _open_folder(self, origin: str | None, data: TrainingData) -> None:
+        """Create the run's folder, or prepare it for resuming; `origin` is the path of `init`."""
+        attempt = None
+        if self.processes.is_first:
+            attempt = self.folder.open(
+                self.config, data.vocabulary, origin, data.path, started=self.monitor.started
+            )
+        self.monitor.begin(self.config, attempt)
+        wait_for_all(self.processes)
 
     def _initialize(self, init: StoredModel | EncoderStates | None, data: TrainingData) -> None:
         """Copy the initial weights, if any, and start other parts from the data."""

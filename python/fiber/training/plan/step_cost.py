@@ -86,6 +86,20 @@ def count_step(
     return StepCost(counter.get_total_flops(), saved.peak_bytes)
 
 
+def prefix_bytes(config: RunConfig, tokens: int, image_size: ImageSize) -> tuple[int, int]:
+    """Return the bytes of a sample's image prefix and text prefix, which ITM exchanges."""
+    with torch.device("meta"):
+        backbone = cast(Any, build_model(config.model)).backbone
+    is_bfloat16 = config.train.precision == "bfloat16"
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        backbone.to_empty(device="cpu")
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=is_bfloat16):
+            image = backbone.image_prefix(torch.empty(1, 3, *image_size)).tokens
+            ids = torch.ones(1, tokens, dtype=torch.int64)
+            text = backbone.text_prefix(ids, ids == 1)
+        return image.nbytes, text.nbytes
+
+
 class StepFlops:
     """FLOPs of batches, counted once for each task.
 
