@@ -14,6 +14,7 @@ from fiber.kernels.window_attention.window_spec import WindowSpec
 from fiber.training.config.run import load_recipe
 from fiber.training.objective_state import ObjectiveState
 from fiber.training.objectives import Draw, TrainStep
+from fiber.training.plan import step_cost
 from fiber.training.plan.step_cost import (
     SavedTensors,
     StepFlops,
@@ -24,7 +25,7 @@ from fiber.training.plan.step_cost import (
     largest_image,
 )
 from fiber.training.split_backward import SplitGraph
-from tests.training.micro_runs import coarse_config, fine_config
+from tests.training.micro_runs import coarse_config, fine_config, with_dropout
 from tests.training.test_objectives import model_and_batches
 from tests.training.test_ranking import model_and_batch, ranking, scenes  # noqa: F401  (fixtures)
 
@@ -154,6 +155,28 @@ def test_flops_of_any_length_lie_on_a_parabola():
             exact = count_step(config, task, TextShape(4, tokens), largest_image(config)).flops / 4
             # The number of masked tokens is rounded.
             assert flops.of_sample(task, tokens) == pytest.approx(exact, rel=2e-3), (task, tokens)
+
+
+def test_counting_leaves_the_random_state_alone():
+    config = with_dropout(coarse_config())
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    count_step(config, "question", TextShape(2, 8), (64, 64))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_all_tasks_can_be_counted_at_once(monkeypatch):
+    config = coarse_config(
+        tasks__caption__objective="cider",
+        tasks__image_text__share=0,
+        tasks__reasoning__share=0,
+    )
+    flops = StepFlops(config)
+    flops.count_tasks()
+    monkeypatch.setattr(step_cost, "count_step", None)
+    assert flops.of_sample("question", 9) > 0
+    with pytest.raises(TypeError):
+        flops.of_sample("caption", 9)
 
 
 def test_flops_of_a_batch_are_those_of_its_samples():

@@ -122,4 +122,5 @@ def test_a_run_that_was_killed_and_resumed(pictures, tmp_path, monkeypatch):
         for part in ("data", "compute", "reduce")
     )
     last = performance[-1]
-    assert last["goodput"] * last["wall_seconds"] == pytest.approx(counted, rel=1e-6)
+    # Times are rounded to microseconds.
+    assert last["goodput"] * last["wall_seconds"] == pytest.approx(counted, abs=1e-4)

@@ -20,6 +20,8 @@ from tests.training.tracking.test_callback import context
 
 #: 7 s a line, 6 s of them in steps.
 SECONDS = dict(zip(PARTS, (1.0, 4.0, 1.0, 0.5, 0.5), strict=True))
+#: Tasks that are left out, since they take long to count.
+FEWER = {"tasks__image_text__share": 0, "tasks__reasoning__share": 0}
 
 
 def processes(rank=0, world_size=1):
@@ -36,12 +38,12 @@ def test_a_line_of_four_steps(tmp_path, monkeypatch):
     assert found["step_seconds"] == {part: SECONDS[part] / 4 for part in PARTS}
     assert found["images_per_second_per_rank"] == 12.0
     assert found["restarts"] == 0
-    assert found["goodput"] * found["wall_seconds"] == pytest.approx(6.0)
+    assert found["goodput"] * found["wall_seconds"] == pytest.approx(6.0, abs=1e-3)
     assert "model_flops_utilization" not in found
 
 
 def test_flop_utilization_of_a_known_gpu(tmp_path, monkeypatch):
-    config = coarse_config()
+    config = coarse_config(**FEWER, tasks__caption__share=0)
     monkeypatch.setattr(StepClock, "close", lambda clock: dict(SECONDS))
     monkeypatch.setattr(monitor_module, "peak_flops", lambda device, precision: 1e9)
     monitor = RunMonitor(processes())
@@ -52,16 +54,16 @@ def test_flop_utilization_of_a_known_gpu(tmp_path, monkeypatch):
         for _ in range(3):
             monitor.count("question", batch)
         found = monitor.performance(4, 12.0)["model_flops_utilization"]
-        assert found == pytest.approx(3 * expected / 6.0 / 1e9)
+        assert found == pytest.approx(3 * expected / 6.0 / 1e9, abs=1e-6)
         # Each line has its own.
         monitor.count("question", batch)
         found = monitor.performance(5, 12.0)["model_flops_utilization"]
-        assert found == pytest.approx(expected / 6.0 / 1e9)
+        assert found == pytest.approx(expected / 6.0 / 1e9, abs=1e-6)
 
 
 def test_unknown_flops_are_absent_not_guessed(tmp_path, monkeypatch):
     config = coarse_config(
-        tasks__caption__objective="cider", tasks__caption__cider_frequencies="corpus"
+        tasks__caption__objective="cider", tasks__caption__cider_frequencies="corpus", **FEWER
     )
     monkeypatch.setattr(monitor_module, "peak_flops", lambda device, precision: 1e9)
     monitor = RunMonitor(processes())
@@ -107,7 +109,8 @@ def test_lines_of_a_run(pictures, tmp_path):
         assert (performance["step_seconds"]["checkpoint"] > 0) == (before == 4)
         assert performance["images_per_second_per_rank"] == line["images_per_second"]
         assert 0 < performance["goodput"] < 1
-        assert steps * sum(performance["step_seconds"].values()) < performance["wall_seconds"]
+        in_interval = steps * sum(performance["step_seconds"].values())
+        assert in_interval < performance["wall_seconds"] + 1e-4
         before = line["step"]
 
 

@@ -112,6 +112,12 @@ class StepFlops:
         # FLOPs of a sample as coefficients of 1, L and L^2.
         self._polynomials: dict[str, tuple[float, float, float]] = {}
 
+    def count_tasks(self) -> None:
+        """Count all tasks of the run now, instead of at their first batch."""
+        for task in self._config.tasks.active():
+            if is_counted(self._config, task):
+                self.of_sample(task, self._config.model.max_tokens)
+
     def of_batch(self, task: str, batch: Any) -> float | None:
         """Return the FLOPs of a batch, or None if they are unknown.
 

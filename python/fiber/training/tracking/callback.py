@@ -36,18 +36,19 @@ class Callback:
     """Base class of callbacks; every method does nothing unless overridden.
 
     In one step, the order of calls is `on_validation`, `on_step_end`, `on_checkpoint`. An exception
-    ends the run with a `CallbackError`. A callback must not change the model, the optimizer or
-    torch's random state: it would break the equality of resumed and uninterrupted runs.
+    ends the run with a `CallbackError`; torchrun then stops the other ranks. A callback must not
+    change the model, the optimizer or torch's random state: resumed and uninterrupted runs would
+    no longer be equal.
     """
 
     #: Call this callback on every rank; by default only on rank 0.
     all_ranks: bool = False
 
     def on_run_start(self, run: RunContext) -> None:
-        """Called before the first step, also when a run is resumed."""
+        """Run before the first step, also when a run is resumed."""
 
     def on_validation(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Called after a validation.
+        """Run after a validation.
 
         Args:
             step: number of finished steps.
@@ -56,7 +57,7 @@ class Callback:
         """
 
     def on_step_end(self, step: int, metrics: Mapping[str, Any] | None) -> None:
-        """Called after every optimizer step.
+        """Run after every optimizer step.
 
         Args:
             step: number of finished steps.
@@ -65,10 +66,10 @@ class Callback:
         """
 
     def on_checkpoint(self, step: int, folder: Path) -> None:
-        """Called on rank 0 after a checkpoint was written to `folder`."""
+        """Run on rank 0 after a checkpoint was written to `folder`."""
 
     def on_run_end(self, error: BaseException | None) -> None:
-        """Called once after `on_run_start`, however the run ends.
+        """Run once after `on_run_start`, however the run ends.
 
         Args:
             error: None if the finished model was written; otherwise what ended the run, such as
@@ -125,10 +126,12 @@ class Callbacks:
                     self._call(callback, callback.on_run_end, failure)
                 except CallbackError as error:
                     failed.append(error)
-            for error in failed[failure is None :]:
+            # One error can be raised, and only if it does not hide what ended the run.
+            raised = failed.pop(0) if failed and failure is None else None
+            for error in failed:
                 warnings.warn(str(error), RuntimeWarning, stacklevel=2)
-            if failed and failure is None:
-                raise failed[0]
+            if raised is not None:
+                raise raised
 
     def validated(self, step: int, metrics: Mapping[str, float]) -> None:
         """Call `on_validation`."""

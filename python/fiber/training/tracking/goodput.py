@@ -101,8 +101,8 @@ class Goodput:
         self._step_seconds += step_seconds
         wall = self._attempt.wall_seconds + time.monotonic() - self._began
         return {
-            "wall_seconds": wall,
-            "goodput": self._step_seconds / max(wall, 1e-9),
+            "wall_seconds": round(wall, 6),
+            "goodput": round(self._step_seconds / max(wall, 1e-9), 9),
             "restarts": self._attempt.restarts,
         }
 

@@ -46,6 +46,8 @@ class RunMonitor:
         self._peak = peak_flops(self._processes.device, config.train.precision)
         if self._peak is not None:
             self._flops = StepFlops(config)
+            # It takes seconds, which are not part of a step.
+            self._flops.count_tasks()
 
     @contextmanager
     def running(self, run: RunContext) -> Iterator[None]:
@@ -75,11 +77,12 @@ class RunMonitor:
         mean = dict(zip(PARTS, means, strict=True))
         in_steps = sum(mean[part] for part in STEP_PARTS)
         fields: dict[str, Any] = {
-            "step_seconds": {part: mean[part] / steps for part in PARTS},
-            "images_per_second_per_rank": images_per_second / self._processes.world_size,
+            "step_seconds": {part: round(mean[part] / steps, 6) for part in PARTS},
+            "images_per_second_per_rank": round(images_per_second / self._processes.world_size, 2),
         }
         if self._peak is not None and self._done is not None:
-            fields["model_flops_utilization"] = self._done / max(in_steps, 1e-9) / self._peak
+            utilization = self._done / max(in_steps, 1e-9) / self._peak
+            fields["model_flops_utilization"] = round(utilization, 6)
         self._done = 0.0
         if self._goodput is not None:
             fields |= self._goodput.fields(in_steps)
