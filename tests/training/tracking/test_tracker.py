@@ -139,17 +139,6 @@ def test_what_ended_the_run_is_told(tmp_path):
     assert tracker.calls[-1] == ("close", True)
 
 
-def test_greetings_do_not_go_to_standard_output(tmp_path, capfd):
-    class Loud(Fake):
-        def call(self, name, *arguments):
-            print("* hello")
-
-    tracker = Loud()
-    tracker.on_run_start(context(tmp_path))
-    tracker.on_run_end(None)
-    assert capfd.readouterr().out == ""
-
-
 def test_numbers_of_nothing():
     assert flat_numbers({}) == {}
 

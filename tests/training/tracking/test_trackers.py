@@ -109,6 +109,23 @@ def test_a_resumed_run_is_the_same_run(pictures, tmp_path, monkeypatch, name):
     assert ends == ([{"exit_code": 1}, {"exit_code": 0}] if name == "wandb" else [{}, {}])
 
 
+def test_greetings_of_trackio_do_not_go_to_standard_output(pictures, tmp_path, monkeypatch, capsys):
+    pretend(monkeypatch, "trackio")
+    silent = Library.__call__
+
+    def loud(self, *arguments, **options):
+        if not self.__name__.endswith(".log"):
+            print("* hello")
+        return silent(self, *arguments, **options)
+
+    monkeypatch.setattr(Library, "__call__", loud)
+    config = coarse_config(train__steps=1)
+    run(config, pictures, tmp_path / "r", callbacks=open_trackers(["trackio"]))
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("* hello") == 2
+
+
 def test_the_project_of_the_environment(pictures, tmp_path, monkeypatch):
     calls = pretend(monkeypatch, "wandb")
     monkeypatch.setenv("WANDB_PROJECT", "ours")

@@ -9,13 +9,11 @@ from __future__ import annotations
 import importlib.util
 import math
 import queue
-import sys
 import threading
 import time
 import uuid
 import warnings
 from collections.abc import Callable, Mapping
-from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -107,9 +105,7 @@ class Tracker(Callback):
                 self._error = self._error or error
 
     def _open(self, run: RunContext) -> None:
-        # Standard output is reserved for results, and some libraries greet there.
-        with redirect_stdout(sys.stderr):
-            self.open(run)
+        self.open(run)
         self._is_open = True
 
     def _log(self, step: int, numbers: Mapping[str, float]) -> None:
@@ -118,8 +114,7 @@ class Tracker(Callback):
 
     def _close(self, *, failed: bool) -> None:
         if self._is_open:
-            with redirect_stdout(sys.stderr):
-                self.close(failed=failed)
+            self.close(failed=failed)
 
     def _report(self) -> None:
         if self._error is not None:
@@ -130,8 +125,8 @@ class Tracker(Callback):
         if not self._has_warned:
             self._has_warned = True
             warnings.warn(
-                f"tracker {self.name!r} failed: {reason}. The run continues; metrics.jsonl has all"
-                " metrics",
+                f"tracker {self.name!r} failed: {reason.rstrip('.')}. The run continues;"
+                " metrics.jsonl has all metrics",
                 RuntimeWarning,
                 stacklevel=3,
             )

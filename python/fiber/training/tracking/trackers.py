@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import importlib
 import os
+import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
 from typing import Any
 
 from fiber.config_io import nearest
@@ -60,14 +62,16 @@ class Trackio(Tracker):
         """Start a run named after the folder, or resume it."""
         trackio: Any = importlib.import_module("trackio")
         own, _ = stored_id(run, self.name)
-        self._run = trackio.init(
-            project=os.environ.get("TRACKIO_PROJECT") or PROJECT,
-            # trackio finds a run by its name, so names must be unique.
-            name=f"{run.folder.resolve().name}-{own}",
-            config=flat_config(run),
-            resume="allow",
-            embed=False,
-        )
+        # It greets on standard output, which is reserved for results.
+        with redirect_stdout(sys.stderr):
+            self._run = trackio.init(
+                project=os.environ.get("TRACKIO_PROJECT") or PROJECT,
+                # trackio finds a run by its name, so names must be unique.
+                name=f"{run.folder.resolve().name}-{own}",
+                config=flat_config(run),
+                resume="allow",
+                embed=False,
+            )
 
     def log(self, step: int, numbers: Mapping[str, float]) -> None:
         """Log the numbers."""
@@ -75,7 +79,8 @@ class Trackio(Tracker):
 
     def close(self, *, failed: bool) -> None:
         """Send what is left."""
-        self._run.finish()
+        with redirect_stdout(sys.stderr):
+            self._run.finish()
 
 
 class WandB(Tracker):
