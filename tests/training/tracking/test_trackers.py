@@ -1,5 +1,6 @@
 """The four trackers: each with its library where it is installed, else with a stand-in."""
 
+import importlib
 import importlib.util
 import sqlite3
 import sys
@@ -12,8 +13,8 @@ from fiber.cli import main
 from fiber.training.tracking import trackers
 from fiber.training.tracking.trackers import TRACKERS, open_trackers
 from tests.cli.output import error_line
-from tests.training.micro_runs import coarse_config, run
-from tests.training.test_trainer import StopError, stop_before
+from tests.training.micro_runs import coarse_config, run, with_dropout
+from tests.training.test_trainer import StopError, numbers, stop_before
 
 
 def test_no_trackers():
@@ -149,6 +150,20 @@ def test_mlflow_gets_what_its_servers_accept(pictures, tmp_path, monkeypatch):
     assert ended == [("one", "FINISHED")]
 
 
+@pytest.mark.parametrize("name", TRACKERS)
+def test_a_tracked_run_learns_the_same(pictures, tmp_path, monkeypatch, name):
+    """No library touches what the run's random numbers depend on."""
+    pytest.importorskip(name)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    if name == "trackio":
+        trackio_in(monkeypatch, tmp_path / "trackio")
+    config = with_dropout(coarse_config(train__steps=4))
+    plain = run(config, pictures, tmp_path / "plain")
+    tracked = run(config, pictures, tmp_path / "tracked", callbacks=open_trackers([name]))
+    assert numbers(plain.folder) == numbers(tracked.folder)
+
+
 def test_tensorboard_files_are_read_back(pictures, tmp_path, monkeypatch):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -175,12 +190,18 @@ def test_wandb_offline(pictures, tmp_path, monkeypatch, recwarn):
     assert not [each for each in recwarn if "tracker" in str(each.message)]
 
 
-def test_trackio_is_read_back(pictures, tmp_path, monkeypatch, recwarn):
-    trackio = pytest.importorskip("trackio")
-    storage = pytest.importorskip("trackio.sqlite_storage")
-    for module in (trackio, storage, sys.modules["trackio.utils"]):
+def trackio_in(monkeypatch, folder):
+    """Let trackio write to a folder instead of the user's cache; return its storage."""
+    storage = importlib.import_module("trackio.sqlite_storage")
+    for module in (sys.modules["trackio"], storage, sys.modules["trackio.utils"]):
         if hasattr(module, "TRACKIO_DIR"):
-            monkeypatch.setattr(module, "TRACKIO_DIR", tmp_path / "trackio")
+            monkeypatch.setattr(module, "TRACKIO_DIR", folder)
+    return storage
+
+
+def test_trackio_is_read_back(pictures, tmp_path, monkeypatch, recwarn):
+    pytest.importorskip("trackio")
+    storage = trackio_in(monkeypatch, tmp_path / "trackio")
     metrics = killed_and_resumed(pictures, tmp_path / "r", monkeypatch, "trackio")
     own = (tmp_path / "r" / "tracking" / "trackio" / "run_id").read_text().strip()
     lines = storage.SQLiteStorage.get_logs("fiber", f"r-{own}")

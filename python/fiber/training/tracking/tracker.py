@@ -67,9 +67,12 @@ class Tracker(Callback):
         """Start the thread and open the tracker's run."""
         self._is_open = self._has_warned = False
         self._error, self._queue = None, queue.Queue(QUEUE_LINES)
-        self._thread = threading.Thread(target=self._work, name=f"fiber-{self.name}", daemon=True)
-        self._thread.start()
         self._queue.put(lambda: self._open(run))
+        # A daemon, so that a library that hangs does not keep the process alive.
+        self._thread = threading.Thread(
+            target=self._work, args=(self._queue,), name=f"fiber-{self.name}", daemon=True
+        )
+        self._thread.start()
 
     def on_step_end(self, step: int, metrics: Mapping[str, Any] | None) -> None:
         """Pass a line of metrics to the thread."""
@@ -97,8 +100,8 @@ class Tracker(Callback):
             self._warn(f"it was not done {self.close_seconds:g} s after the end of the run")
         self._report()
 
-    def _work(self) -> None:
-        while (call := self._queue.get()) is not None:
+    def _work(self, calls: queue.Queue[Callable[[], None] | None]) -> None:
+        while (call := calls.get()) is not None:
             try:
                 call()
             except BaseException as error:  # A library may even raise SystemExit.
