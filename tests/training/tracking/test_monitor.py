@@ -2,6 +2,7 @@
 
 import json
 import types
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,9 +12,11 @@ from fiber.training.distributed.processes import Processes
 from fiber.training.plan.step_cost import StepFlops
 from fiber.training.run_dir import draw_curves, read_metrics
 from fiber.training.tracking import monitor as monitor_module
+from fiber.training.tracking.callback import Callback
 from fiber.training.tracking.goodput import begin_attempt
 from fiber.training.tracking.monitor import RunMonitor
 from fiber.training.tracking.step_time import PARTS, StepClock
+from fiber.training.tracking.trackers import TRACKERS
 from tests.losses.two_ranks import run_on_two_ranks
 from tests.training.micro_runs import coarse_config, run
 from tests.training.tracking.test_callback import context
@@ -112,6 +115,20 @@ def test_lines_of_a_run(pictures, tmp_path):
         in_interval = steps * sum(performance["step_seconds"].values())
         assert in_interval < performance["wall_seconds"] + 1e-4
         before = line["step"]
+
+
+def test_the_page_names_every_field_and_callback(pictures, tmp_path):
+    page = (Path(__file__).parents[3] / "docs" / "monitoring.md").read_text()
+    config = coarse_config(train__steps=1, validation__task="vqa")
+    (line,) = run(config, pictures, tmp_path / "r").metrics
+    fields = [*(line.keys() - {"performance"}), "performance.model_flops_utilization"]
+    fields += [f"performance.{name}" for name in line["performance"]]
+    assert [name for name in fields if f"`{name}`" not in page] == []
+    assert [part for part in PARTS if f"`{part}`" not in page] == []
+    methods = [name for name in vars(Callback) if name.startswith("on_")]
+    assert len(methods) == 5
+    assert [name for name in methods if f"| `{name}` |" not in page] == []
+    assert [name for name in TRACKERS if f"| `{name}` |" not in page] == []
 
 
 def test_metrics_of_an_earlier_version_are_read_and_drawn(pictures, tmp_path):
