@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fiber.training.checkpoint import checkpoints_in
+from fiber.training.checkpoint.folder import checkpoints_in
 from fiber.training.distributed.preemption import EXIT_CODE
 from fiber.training.run_dir import read_metrics
 from tests.training.test_trainer import numbers

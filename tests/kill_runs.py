@@ -32,7 +32,8 @@ from unittest import mock
 import torch
 
 from fiber.training import trainer
-from fiber.training.checkpoint import CHECKSUMS, checkpoints_in
+from fiber.training.checkpoint.folder import checkpoints_in
+from fiber.training.checkpoint.layout import CHECKSUMS
 from fiber.training.distributed.preemption import EXIT_CODE
 from fiber.training.run_dir import RunFolder, read_metrics
 from tests.processes import start_python

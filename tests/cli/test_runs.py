@@ -59,6 +59,7 @@ class TestTrain:
             "resume": True,
             "device": None,
             "threads": 0,
+            "callbacks": [],
         }
         assert capsys.readouterr().out == "runs/scenes_fine\n"
         more = ["--output", "runs/mine", "--answers", "list.json", "--workers", "3"]

@@ -9,7 +9,8 @@ import torch
 from fiber.atomic_io import new_directory
 from fiber.checkpoints.model_dir import write_tensors
 from fiber.config_io import to_dict
-from fiber.training.checkpoint import CHECKSUMS, OLD_FILES, Position, checkpoint_at, sha256
+from fiber.training.checkpoint.folder import Position, checkpoint_at, sha256
+from fiber.training.checkpoint.layout import CHECKSUMS, OLD_FILES
 from fiber.training.trainer import Trainer
 
 

@@ -16,15 +16,20 @@ from fiber.checkpoints.model_dir import load_model, save_model, write_weights
 from fiber.config import preset
 from fiber.config_io import to_dict
 from fiber.models.registry import build_model
-from fiber.training import checkpoint_writer
-from fiber.training.checkpoint import Position, checkpoint_at, checkpoints_in, newest_checkpoint
-from fiber.training.checkpoint_writer import CheckpointWriter
+from fiber.training.checkpoint import writer as checkpoint_writer
+from fiber.training.checkpoint.files import stored_tensors
+from fiber.training.checkpoint.folder import (
+    Position,
+    checkpoint_at,
+    checkpoints_in,
+    newest_checkpoint,
+)
+from fiber.training.checkpoint.state import TrainingState
+from fiber.training.checkpoint.writer import CheckpointWriter
 from fiber.training.config.run import OptimConfig
-from fiber.training.distributed.checkpoint_files import stored_tensors
 from fiber.training.distributed.processes import Processes
 from fiber.training.objective_state import ObjectiveState
 from fiber.training.optim import MovingAverage, build_optimizer, freeze
-from fiber.training.training_state import TrainingState
 
 ALONE = Processes(rank=0, world_size=1, device=torch.device("cpu"))
 

@@ -14,8 +14,9 @@ from fiber.data.datasets.resolve import ChosenRecords
 from fiber.data.prompts.rules import PromptRules
 from fiber.data.prompts.sampling import SampledPrompts
 from fiber.data.record import ConcatRecords, Record
-from fiber.training import checkpoint as stored
-from fiber.training.checkpoint import CHECKSUMS, OLD_FILES, checkpoints_in, checksums
+from fiber.training.checkpoint import folder as stored
+from fiber.training.checkpoint.folder import checkpoints_in, checksums
+from fiber.training.checkpoint.layout import CHECKSUMS, OLD_FILES
 from fiber.training.data import fingerprint
 from fiber.training.train import train
 from fiber.training.trainer import Trainer

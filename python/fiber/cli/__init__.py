@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Sequence
 
 import fiber
-from fiber.cli import bench, convert, data, images, launched, runs, tune
+from fiber.cli import bench, convert, data, images, launched, plan, runs, tune
 from fiber.cli.arguments import CommandParser
 from fiber.data.storage.remote import RemoteError
 
@@ -35,7 +35,7 @@ def parser() -> argparse.ArgumentParser:
     )
     root.add_argument("--version", action="version", version=f"fiber {fiber.__version__}")
     commands = root.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for module in (runs, data, images, convert, bench, tune):
+    for module in (runs, plan, data, images, convert, bench, tune):
         module.add_commands(commands)
     doctor = commands.add_parser(
         "doctor", help="report installed packages, kernel backend and devices"
@@ -79,7 +79,9 @@ def _run(options: argparse.Namespace) -> int:
         package = (error.name or "").partition(".")[0]
         if package == "fiber":
             raise
-        _print_error(f"{package} is not installed; `fiber doctor` prints how to install it")
+        hint = f"{package} is not installed; `fiber doctor` prints how to install it"
+        # Errors of fiber itself name the extra.
+        _print_error(str(error) if "'fiber-vl[" in str(error) else hint)
         return 1
     except (ConnectionError, ChildProcessError) as error:
         _print_error(str(error))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import math
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -92,6 +93,17 @@ def node_range(text: str) -> tuple[int, int]:
     if not least.isdecimal() or not (most if colon else least).isdecimal():
         raise argparse.ArgumentTypeError(f"expected I or I:J, such as 4 or 2:4, got {text!r}")
     return int(least), int(most if colon else least)
+
+
+def positive_float(text: str) -> float:
+    """Parse a finite number above 0."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
+    return number
 
 
 def candidates(text: str) -> int:

@@ -93,6 +93,8 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
             " ~/.cache/fiber/packs)",
             "--cache-gb N": "maximum size of the cache in GB (default: 100)",
             "--set KEY=VALUE": "override a recipe field, as in train.steps=500; repeatable",
+            "--track NAME": "also log metrics to tensorboard, trackio, wandb or mlflow (needs the"
+            " extra of the same name); repeatable",
             **DEVICE,
             "--processes N": "train in N processes on this node, or auto for one per GPU",
             "--restarts K": "with --processes, how often processes are restarted after one died;"
@@ -111,6 +113,7 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
         nodes={"type": node_range, "default": (1, 1)},
         job={"default": os.environ.get("SLURM_JOB_ID", "")},
         rendezvous={"default": ""},
+        track={"action": "append", "default": []},
     )
     train.set_defaults(run=_train, when_stopped="rerun the same command with --resume to continue")
 
@@ -174,11 +177,13 @@ def _train(options: argparse.Namespace) -> int:
     changes = key_values(options.set, "--set", "train.steps=500")
     output = options.output or RUNS / options.recipe
     import fiber
+    from fiber.training.tracking.trackers import open_trackers
 
+    trackers = open_trackers(options.track)
     settings = pick(
         options, "data", "validation", "init", "tokenizer", "answers", "resume", "device"
     )
-    settings |= {"threads": options.workers or 0, **_cached(options)}
+    settings |= {"threads": options.workers or 0, "callbacks": trackers, **_cached(options)}
     fiber.train(options.recipe, output=output, set=changes, **settings)
     if os.environ.get("RANK", "0") == "0":
         print(output)

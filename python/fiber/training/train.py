@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ from fiber.data.storage.remote import is_url
 from fiber.data.storage.remote_pack import remote_pack
 from fiber.env import cores_per_process
 from fiber.progress import say
-from fiber.training.checkpoint import newest_checkpoint
+from fiber.training.checkpoint.folder import newest_checkpoint
 from fiber.training.config.run import RunConfig, load_recipe
 from fiber.training.data import open_data
 from fiber.training.distributed.collectives import broadcast_object, wait_for_all
@@ -32,6 +32,8 @@ from fiber.training.distributed.heartbeat import LostRankError, is_collective_er
 from fiber.training.distributed.preemption import Preempted, StopSignal
 from fiber.training.distributed.processes import Processes, joined
 from fiber.training.run_dir import RunFolder, read_metrics
+from fiber.training.tracking.callback import Callback
+from fiber.training.tracking.monitor import RunMonitor
 from fiber.training.trainer import Trainer
 from fiber.training.validation import open_validation
 
@@ -61,6 +63,7 @@ def train(
     answers: Answers | None = None,
     device: str | torch.device | None = None,
     threads: int = 0,
+    callbacks: Sequence[Callback] = (),
     quiet: bool = False,
 ) -> Run:
     """Train a model.
@@ -85,12 +88,11 @@ def train(
             for a model from scratch). Default: the tokenizer of `init`, else the data folder's
             tokenizer.json. Ignored when resuming.
         answers: answers of the VQA head in logit order, or a JSON file that lists them. Default:
-            those of `init` if they cover the data, else the most frequent ones in the data. If
-            `init` is a published file, which does not list the answers of its head, `answers` is
-            taken as that list. Ignored when resuming.
-        device: device to train on. Default: CUDA if available (the local rank's GPU under
-            torchrun), else the CPU.
+            those of `init` if they cover the data, else the most frequent ones in the data. Of a
+            published file as `init`, which lists none, they are the list. Ignored when resuming.
+        device: default: CUDA if available (the local rank's GPU under torchrun), else the CPU.
         threads: data loader threads of a process; 0 shares the machine's cores among its processes.
+        callbacks: objects of `fiber.Callback`; see `fiber.training.tracking.trackers`, too.
         quiet: print nothing.
 
     Raises:
@@ -104,30 +106,35 @@ def train(
         SystemExit: with code 75 on SIGTERM, SIGHUP or SIGUSR1, after saving the current step.
     """
     check_threads(threads)
-    base = load_recipe(recipe) if isinstance(recipe, str) else recipe
-    config = replace_fields(base, dict(set or {}))
+    config = _resolve_config(recipe, set)
     folder = RunFolder(path=Path(output))
     with _all_ranks(folder, device, config.train.timeout_seconds) as processes:
         resume = resume or broadcast_object(folder.is_restart(), processes)
         quiet = quiet or not processes.is_first
         log = (lambda message: None) if quiet else say
+        monitor = RunMonitor(processes, callbacks)
         _fail_if_locked(folder, processes)
         start, options = _resolve_inputs(folder, init, tokenizer, answers, resume=resume)
         data = remote_pack(data) if is_url(data) else data
         source = open_data(config, data, **options)
         config = source.fit_model(config).with_length(max(source.counts().values()))
         folder.check(config, resume=resume)
-        wait_for_all(processes)  # Rank 0 next writes files that other ranks' checks must not see.
+        wait_for_all(processes)  # Rank 0 next writes what other ranks' checks must not see.
         if resume and folder.is_finished:
             log(f"{folder.path}: the run is already finished; nothing was trained")
         else:
             chooser, reason = open_validation(config, source, data, validation, folder.checkpoints)
             if reason:
                 log(reason)
-            own = {"validation": chooser, "threads": threads or cores_per_process()}
+            own = {"init": start, "validation": chooser, "threads": threads or cores_per_process()}
             with _surroundings(folder, config, processes, resume=resume, quiet=quiet):
-                Trainer(config, source, folder, processes, init=start, quiet=quiet, **own).run()
+                Trainer(config, source, folder, processes, monitor, quiet=quiet, **own).run()
     return Run(folder=folder.path, config=config, metrics=read_metrics(folder.metrics_file))
+
+
+def _resolve_config(recipe: str | RunConfig, changes: Mapping[str, Any] | None) -> RunConfig:
+    config = load_recipe(recipe) if isinstance(recipe, str) else recipe
+    return replace_fields(config, dict(changes or {}))
 
 
 def _resolve_inputs(

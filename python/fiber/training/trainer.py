@@ -19,11 +19,9 @@ from torch import Tensor
 from fiber.checkpoints.init_from import initialize
 from fiber.checkpoints.load import EncoderStates
 from fiber.checkpoints.model_dir import VOCABULARY_FILES, StoredModel, write_weights
-from fiber.config import FiberConfig
-from fiber.models.meter.config import MeterConfig
 from fiber.models.registry import Network, build_model
 from fiber.progress import Progress, readable_seconds, say
-from fiber.training.checkpoint import (
+from fiber.training.checkpoint.folder import (
     VALIDATION,
     Position,
     RunCheckpoint,
@@ -33,7 +31,8 @@ from fiber.training.checkpoint import (
     newest_checkpoint,
     sha256,
 )
-from fiber.training.checkpoint_writer import CheckpointWriter
+from fiber.training.checkpoint.state import TrainingState
+from fiber.training.checkpoint.writer import CheckpointWriter
 from fiber.training.compiled import CompiledBackbone, check_compile
 from fiber.training.config.run import RunConfig
 from fiber.training.data import TrainingData, fingerprint
@@ -48,7 +47,7 @@ from fiber.training.distributed.collectives import (
 )
 from fiber.training.distributed.full_tensor import load_optimizer_state
 from fiber.training.distributed.preemption import Preempted, StopSignal
-from fiber.training.distributed.processes import Processes, restart_count
+from fiber.training.distributed.processes import Processes
 from fiber.training.distributed.strategy import choose_strategy, clip_gradients
 from fiber.training.machine_memory import check_memory
 from fiber.training.meters import Meter, PriorWatch, prior_losses
@@ -67,7 +66,9 @@ from fiber.training.run_dir import RunFolder
 from fiber.training.scst import caption_rewards
 from fiber.training.split_backward import SplitGraph
 from fiber.training.task_loaders import TaskLoaders
-from fiber.training.training_state import TrainingState
+from fiber.training.tracking.callback import RunContext
+from fiber.training.tracking.monitor import RunMonitor
+from fiber.training.tracking.summary import describe_run
 from fiber.training.validation import Validation
 
 
@@ -84,6 +85,7 @@ class Trainer:
         data: TrainingData,
         folder: RunFolder,
         processes: Processes,
+        monitor: RunMonitor | None = None,
         *,
         init: StoredModel | EncoderStates | None = None,
         validation: Validation | None = None,
@@ -97,6 +99,7 @@ class Trainer:
             data: records of every task.
             folder: run folder; rank 0 writes its files.
             processes: rank, world size and device.
+            monitor: callbacks and timing of the run; default: no callbacks.
             init: initial weights; ignored if there is a checkpoint.
             validation: selects the best checkpoint; None keeps the last weights.
             threads: number of data loader threads; 0 uses all cores.
@@ -113,8 +116,7 @@ class Trainer:
         self.device = processes.device
         self.validation, self.threads, self.quiet = validation, threads, quiet
         self.strategy = choose_strategy(config.train, processes)
-        if config.train.compile:
-            check_compile(self.device)
+        self.monitor = monitor if monitor is not None else RunMonitor(processes)
 
         check_memory(config, processes)
         record_sets = {**data.records, **({VALIDATION: validation.records} if validation else {})}
@@ -133,13 +135,6 @@ class Trainer:
         self.state = ObjectiveState.of(config, self.device, rewards)
         self.step = TrainStep(self.model, config.tasks, self.state)
         self._distribute(checkpoint)
-        self.writer = CheckpointWriter(
-            folder.checkpoints,
-            processes,
-            keep=config.train.keep_checkpoints,
-            timeout_seconds=config.train.timeout_seconds,
-        )
-        self.compiled = CompiledBackbone(self.model.backbone) if config.train.compile else None
         self.model.train()
         self.steps_done = position.step
         self.best_step, self.best_score = position.best_step, position.best_score
@@ -148,17 +143,14 @@ class Trainer:
             config, data, processes, consumed=position.consumed, threads=threads
         )
         self.meter = Meter(
-            processes,
-            self.model,
-            self.optimizer,
-            images=position.images,
-            seconds=position.seconds,
+            processes, self.model, self.optimizer, images=position.images, seconds=position.seconds
         )
         self.priors = prior_losses(config, data)
         self.watch = PriorWatch(self.priors, config.train.steps)
         self.progress = Progress(steps=config.train.steps, start=self.steps_done, quiet=quiet)
         self.began = time.monotonic() - position.seconds
-        self._log(self._describe_run(data, str(init.path) if init else "random weights"))
+        origin = str(init.path) if init else "random weights"
+        self._log(describe_run(config, self.model, data, processes, origin, self.steps_done))
         for line in data.skipped:
             self._log(line)
 
@@ -166,9 +158,12 @@ class Trainer:
         self, data: TrainingData, init: StoredModel | EncoderStates | None
     ) -> RunCheckpoint | None:
         """Open the run folder on rank 0; return the checkpoint that all ranks resume from."""
+        origin, attempt = str(init.path) if init else None, None
         if self.processes.is_first:
-            origin = str(init.path) if init else None
-            self.folder.open(self.config, data.vocabulary, origin, data.path)
+            attempt = self.folder.open(
+                self.config, data.vocabulary, origin, data.path, started=self.monitor.started
+            )
+        self.monitor.begin(self.config, attempt)
         wait_for_all(self.processes)
         check_shared(self.folder.path, self.processes)
         newest = newest_checkpoint(self.folder.checkpoints)
@@ -176,6 +171,8 @@ class Trainer:
         return None if step is None else checkpoint_at(self.folder.checkpoints, step)
 
     def _build_model(self) -> Network:
+        if self.config.train.compile:
+            check_compile(self.device)
         torch.manual_seed(self.config.train.seed)
         model = build_model(self.config.model).to(self.device)
         model.backbone.gradient_checkpointing = self.config.train.gradient_checkpointing
@@ -197,6 +194,13 @@ class Trainer:
         training = checkpoint.restore_old(self.model) if checkpoint and is_old else {}
         broadcast_parameters(self.model, self.processes)
         self.strategy.prepare(self.step)
+        self.compiled = CompiledBackbone(self.model.backbone) if config.train.compile else None
+        self.writer = CheckpointWriter(
+            self.folder.checkpoints,
+            self.processes,
+            keep=config.train.keep_checkpoints,
+            timeout_seconds=config.train.timeout_seconds,
+        )
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = build_optimizer(self.model, config.optim)
         decay = config.train.ema_decay
@@ -220,7 +224,8 @@ class Trainer:
         """
         settings, rotation = self.config.train, self.config.tasks.rotation()
         stop_after = self.config.validation.stop_after
-        with StopSignal() as stop, self.progress, self.writer:
+        monitored = self.monitor.running(self._context())
+        with StopSignal() as stop, self.progress, monitored, self.writer:
             while self.steps_done < settings.steps:
                 if has_stalled(self.scores, stop_after):
                     self.progress.say(f"no improvement in {stop_after} validations; stopping")
@@ -228,14 +233,15 @@ class Trainer:
                 self._prepare_step()
                 task = rotation[self.steps_done % len(rotation)]
                 batches = (self.loaders.next_batch(task) for _ in range(settings.accumulation))
+                timed = self.monitor.clock.iterate("data", batches)
                 with self.compiled.active() if self.compiled else nullcontext():
-                    gradient_norm = self.train_step(task, batches)
+                    gradient_norm = self.train_step(task, timed)
                 self.progress.advance()
-                self.writer.check()
+                self._report_saved()
                 is_stopped = stop.arrived(self.processes) and self.steps_done < settings.steps
                 self._end_step(gradient_norm, save=is_stopped)
                 if is_stopped:
-                    self.writer.wait()
+                    self._report_saved(wait=True)
                     wait_for_all(self.processes)  # Wait until rank 0 has completed the checkpoint.
                     raise Preempted(stop.name)
             # Signals do not end a run that is writing its model.
@@ -272,8 +278,10 @@ class Trainer:
                     split.backward()
             images = math.prod(batch.images.shape[:-3])
             self.meter.images += images * self.processes.world_size
+            self.monitor.count(task, batch)
 
-        self.strategy.reduce_gradients()
+        with self.monitor.clock.measure("reduce"):
+            self.strategy.reduce_gradients()
         norm = clip_gradients(self.parameters, self.config.optim.clip_norm or math.inf)
         self.optimizer.step()
         self.step.clamp_parameters()
@@ -337,6 +345,14 @@ class Trainer:
             ),
         )
 
+    def _report_saved(self, *, wait: bool = False) -> None:
+        """Tell callbacks of a checkpoint that is complete; raise the error of one that failed."""
+        if wait:
+            self.writer.wait()
+        self.writer.check()
+        for step in self.writer.completed():
+            self.monitor.callbacks.saved(step, checkpoint_at(self.folder.checkpoints, step).folder)
+
     def _read_position(self, checkpoint: RunCheckpoint, data_path: str | None) -> Position:
         position = checkpoint.position(self.records, self.fingerprints, data_path)
         if not position.fingerprints:
@@ -370,21 +386,28 @@ class Trainer:
         is_last = done == settings.steps
         is_checkpoint = settings.checkpoint_every > 0 and done % settings.checkpoint_every == 0
         seconds = time.monotonic() - self.began
+        entry = None
         if is_last or is_checkpoint or save or done % settings.log_every == 0:
             entry = self.meter.close(done, seconds, gradient_norm)
             if self.validation is not None and (is_last or is_checkpoint):
-                entry["validation"] = self.validate()
+                with self.monitor.clock.measure("validation"):
+                    entry["validation"] = self.validate()
+                score = {"score": self.scores[-1]}
+                self.monitor.callbacks.validated(done, score | entry["validation"])
+            entry["performance"] = self.monitor.performance(done, entry["images_per_second"])
             if self.processes.is_first:
                 self.folder.add_metrics(entry)
                 self.progress.show(entry)
                 for message in self.watch.messages(done, entry["losses"]):
                     self.progress.say(message)
+        self.monitor.callbacks.step_ended(done, entry)
         if (is_checkpoint or save) and not is_last:
-            self.save(seconds)
+            with self.monitor.clock.measure("checkpoint"):
+                self.save(seconds)
 
     def _finish(self) -> None:
         """Write the finished model: the best validated weights, or the last ones."""
-        self.writer.wait()
+        self._report_saved(wait=True)
         weights = self._weights() if self.validation is None else {}
         if self.processes.is_first:
             self.folder.draw(self.priors)
@@ -412,22 +435,13 @@ class Trainer:
         if not self.quiet:
             say(message)
 
-    def _describe_run(self, data: TrainingData, origin: str) -> str:
-        """Summarize the model, hardware, length and data in one line."""
-        config, processes = self.config, self.processes
-        millions = sum(parameter.numel() for parameter in self.model.parameters()) / 1e6
-        records = ", ".join(f"{name} {count}" for name, count in data.counts().items())
-        where = f"{processes.world_size} x {processes.device.type}"
-        done = self.steps_done
-        begin = f"resuming after step {done}" if done else f"starting from {origin}"
-        if restarts := restart_count():
-            begin = f"restart {restarts}: {begin}"
-        return (
-            f"{begin}: {_name_of(config.model)} with {millions:.1f} million parameters on"
-            f" {where}, {config.train.steps} steps of {config.data.batch_size} samples; records:"
-            f" {records}"
+    def _context(self) -> RunContext:
+        return RunContext(
+            folder=self.folder.path,
+            config=self.config,
+            model=self.model,
+            first_step=self.steps_done,
+            rank=self.processes.rank,
+            world_size=self.processes.world_size,
+            device=self.device,
         )
-
-
-def _name_of(model: FiberConfig | MeterConfig) -> str:
-    return "METER model" if isinstance(model, MeterConfig) else f"{model.stage}-stage model"

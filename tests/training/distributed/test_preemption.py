@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from fiber.training import train as training
-from fiber.training.checkpoint import CHECKSUMS, OLD_FILES, checkpoints_in
+from fiber.training.checkpoint.folder import checkpoints_in
+from fiber.training.checkpoint.layout import CHECKSUMS, OLD_FILES
 from fiber.training.distributed.preemption import EXIT_CODE, Preempted, StopSignal
 from fiber.training.run_dir import RunFolder, read_metrics
 from fiber.training.trainer import Trainer

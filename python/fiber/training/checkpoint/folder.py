@@ -34,17 +34,11 @@ from fiber.atomic_io import (
 from fiber.checkpoints.model_dir import load_state
 from fiber.checkpoints.torch_file import read_state
 from fiber.config_io import from_dict
+from fiber.training.checkpoint.layout import BEST, CHECKSUMS, INDEX, OLD_FILES, STEP, SUFFIX
 
 if TYPE_CHECKING:
-    from fiber.training.training_state import TrainingState
+    from fiber.training.checkpoint.state import TrainingState
 
-STEP = "step-"
-BEST = "best-"
-#: Name of the file that lists all tensors, and the ending of those with the tensors.
-INDEX, SUFFIX = ".metadata", ".distcp"
-#: Files of a checkpoint of an earlier version; the oldest have no checksums.
-OLD_FILES = ("model.safetensors", "training.pt", "data.json")
-CHECKSUMS = "SHA256SUMS"
 #: Name in `Position.records` and `Position.fingerprints` of the records that are validated on.
 VALIDATION = "validation"
 #: Errors of readers of damaged or foreign files, and of states that do not fit.

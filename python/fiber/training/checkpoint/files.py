@@ -17,13 +17,14 @@ from typing import IO, Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.checkpoint import CheckpointException, FileSystemReader, FileSystemWriter
-from torch.distributed.checkpoint import load as load_files
-from torch.distributed.checkpoint import save as save_files
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 from torch.distributed.checkpoint.staging import BlockingAsyncStager
+from torch.distributed.checkpoint.state_dict_loader import load as load_files
+from torch.distributed.checkpoint.state_dict_saver import save as save_files
 
-from fiber.training.checkpoint import INDEX
+from fiber.training.checkpoint.layout import INDEX
 from fiber.training.distributed.full_tensor import shard_like
 
 #: What an index consists of, besides dtypes. It is a pickle, and others are not loaded.

@@ -16,15 +16,15 @@ from torch import Tensor
 
 from fiber.atomic_io import PART, explain_write_errors, flush_to_disk
 from fiber.config_io import to_dict
-from fiber.training.checkpoint import (
-    CHECKSUMS,
+from fiber.training.checkpoint.files import Staging, write_tensors
+from fiber.training.checkpoint.folder import (
     Position,
     checkpoint_at,
     checkpoints_in,
     checksums,
     remove_checkpoint,
 )
-from fiber.training.distributed.checkpoint_files import Staging, write_tensors
+from fiber.training.checkpoint.layout import CHECKSUMS
 from fiber.training.distributed.processes import Processes
 
 
@@ -48,6 +48,7 @@ class CheckpointWriter:
         self._staging = Staging()
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
+        self._completed: list[int] = []
         # The thread's collectives go beside those of the training steps, so they need a group of
         # their own, and on the CPU.
         self._group: dist.ProcessGroup | None = None
@@ -105,6 +106,11 @@ class CheckpointWriter:
             error, self._error = self._error, None
             raise error
 
+    def completed(self) -> list[int]:
+        """Return the steps of checkpoints that were completed since the last call; on rank 0."""
+        found, self._completed = self._completed, []
+        return found
+
     def check(self) -> None:
         """Raise the error of a checkpoint that could not be written; do not wait."""
         if self._thread is not None and not self._thread.is_alive():
@@ -133,5 +139,6 @@ class CheckpointWriter:
             file.write(checksums(part).decode())
             flush_to_disk(file)
         part.rename(final)
+        self._completed.append(position.step)
         for old in checkpoints_in(self.checkpoints)[: -self.keep]:
             remove_checkpoint(old)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fiber.training.distributed.checkpoint_files import (
+from fiber.training.checkpoint.files import (
     StoredTensor,
     read_tensors,
     stored_tensors,
