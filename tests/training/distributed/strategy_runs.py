@@ -108,6 +108,19 @@ CASES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
         ("coarse", "meter"),
         {"optim__frozen": ("backbone.image*", "backbone.text*"), "train__accumulation": 2},
     ),
+    # Without fusion, masked tokens do not read the image, whose prefix then has no gradient.
+    "no gradient below": (
+        ("coarse",),
+        {
+            "model__fusion__num_fused_layers": 0,
+            "model__image_text__heads": ("mlm",),
+            "tasks__image_text__itc": 0.0,
+            "tasks__image_text__itm": 0.0,
+            "tasks__question__share": 0,
+            "tasks__reasoning__share": 0,
+            "tasks__caption__share": 0,
+        },
+    ),
     "ema": (("coarse", "fine", "meter"), {"train__ema_decay": 0.9}),
     "queue": (
         ("coarse",),

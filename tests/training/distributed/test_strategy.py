@@ -34,6 +34,7 @@ def test_two_groups_of_two_ranks_train_as_one_process(tmp_path):
         ("meter", "frozen and accumulated"),
         ("meter", "checkpointing"),
         ("meter", "bfloat16"),
+        ("coarse", "no gradient below"),
         ("coarse", "queue"),
         ("coarse", "muon"),
     ],
