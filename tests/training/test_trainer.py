@@ -146,6 +146,14 @@ def test_every_micro_batch_has_a_number_of_its_own(pictures, tmp_path, monkeypat
     assert [(draw.seed, draw.number) for draw in draws] == [(7, n) for n in range(6)]
 
 
+def test_the_finished_temperature_is_in_its_range(pictures, tmp_path):
+    changes = {"optim__lr": 1e-2, "optim__warmup_fraction": 0.0, "train__steps": 1}
+    config = coarse_config(model__image_text__temperature=1.0, **changes)
+    finished = run(config, pictures, tmp_path / "r")
+    # The first step would raise it to 1.01.
+    assert load_file(finished.folder / "model.safetensors")["temperature"].item() == 1.0
+
+
 def test_dropout_is_on(pictures, tmp_path, plain):
     dropped = run(with_dropout(coarse_config(train__steps=1)), pictures, tmp_path / "b")
     assert plain.metrics[0]["losses"] != dropped.metrics[0]["losses"]

@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from fiber.config_io import replace_fields
@@ -20,12 +21,17 @@ from fiber.training.config.tasks import (
     ReasoningTask,
     TasksConfig,
 )
+from fiber.training.distributed.shard import supports_cpu
 from fiber.training.run_dir import RunFolder
 from fiber.training.train import train
 from tests.training.micro_runs import all_records, coarse_config, fine_config
 from tests.training.test_meter import TINY
 from tests.training.test_meter import config as meter_config
 
+#: Mark of tests that shard.
+sharded_on_cpu = pytest.mark.skipif(
+    not supports_cpu(), reason=f"FSDP2 of torch {torch.__version__} does not work on a CPU"
+)
 #: Every task of METER that a small model learns from the pictures of `micro_runs`.
 METER_TASKS = TasksConfig(
     image_text=ImageTextTask(share=1, itc=0.0, itm_negatives="random"),
@@ -101,6 +107,19 @@ CASES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "frozen and accumulated": (
         ("coarse", "meter"),
         {"optim__frozen": ("backbone.image*", "backbone.text*"), "train__accumulation": 2},
+    ),
+    # Without fusion, masked tokens do not read the image, whose prefix then has no gradient.
+    "no gradient below": (
+        ("coarse",),
+        {
+            "model__fusion__num_fused_layers": 0,
+            "model__image_text__heads": ("mlm",),
+            "tasks__image_text__itc": 0.0,
+            "tasks__image_text__itm": 0.0,
+            "tasks__question__share": 0,
+            "tasks__reasoning__share": 0,
+            "tasks__caption__share": 0,
+        },
     ),
     "ema": (("coarse", "fine", "meter"), {"train__ema_decay": 0.9}),
     "queue": (

@@ -20,7 +20,7 @@ from fiber.training.optim import build_optimizer
 from fiber.training.run_dir import read_metrics
 from fiber.training.trainer import Trainer
 from tests.losses.two_ranks import run_on_ranks, run_on_two_ranks
-from tests.training.distributed.strategy_runs import config_of, trained
+from tests.training.distributed.strategy_runs import config_of, sharded_on_cpu, trained
 from tests.training.test_trainer import StopError, stop_before
 
 CPU = torch.device("cpu")
@@ -88,7 +88,12 @@ def parts_held(pictures, output, strategy, size):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("strategy", "ranks", "size", "parts"),
-    [("shard", 2, 0, 2), ("shard", 4, 0, 4), ("hybrid", 4, 2, 2), ("replicate", 2, 0, 1)],
+    [
+        pytest.param("shard", 2, 0, 2, marks=sharded_on_cpu),
+        pytest.param("shard", 4, 0, 4, marks=sharded_on_cpu),
+        pytest.param("hybrid", 4, 2, 2, marks=sharded_on_cpu),
+        ("replicate", 2, 0, 1),
+    ],
 )
 def test_a_rank_holds_its_part(pictures, tmp_path, strategy, ranks, size, parts):
     arguments = (str(pictures), str(tmp_path / "run"), strategy, size)
@@ -111,6 +116,7 @@ def everything(pictures, output, strategy, stop_at):
 
 
 @pytest.mark.slow
+@sharded_on_cpu
 def test_a_sharded_run_validates_saves_and_resumes(pictures, tmp_path):
     runs = {"replicate": 0, "shard": 0, "resumed": 5}
     for name, stop_at in runs.items():
@@ -154,6 +160,7 @@ def values_of_a_scalar():
     return found
 
 
+@sharded_on_cpu
 def test_the_temperature_is_clamped_where_it_is_stored(tmp_path):
     for found in run_on_two_ranks(values_of_a_scalar, tmp_path):
         assert [value.shape for value in found] == [torch.Size()] * 3
@@ -186,6 +193,7 @@ def gathered_states():
     return torch.tensor(len(theirs))
 
 
+@sharded_on_cpu
 def test_gathered_states_are_those_of_a_whole_model(tmp_path):
     assert all(run_on_two_ranks(gathered_states, tmp_path))
 
@@ -204,6 +212,7 @@ def a_plain_copy():
     return torch.ones(())
 
 
+@sharded_on_cpu
 def test_one_rank_alone_may_use_the_plain_model(tmp_path):
     assert all(run_on_two_ranks(a_plain_copy, tmp_path))
 
@@ -231,6 +240,14 @@ def test_group_sizes_that_do_not_fit(monkeypatch, strategy, size, local_size, me
     settings = TrainConfig(strategy=strategy, shard_size=size)
     with pytest.raises(ValueError, match=message):
         choose_strategy(settings, Processes(rank=0, world_size=4, device=CPU))
+
+
+def test_an_old_version_on_a_cpu_is_refused(monkeypatch):
+    monkeypatch.setattr("fiber.training.distributed.shard.supports_cpu", lambda: False)
+    with pytest.raises(
+        ValueError, match=rf"'shard' needs a newer PyTorch.*{torch.__version__[:3]}"
+    ):
+        choose_strategy(TrainConfig(strategy="shard"), Processes(rank=0, world_size=4, device=CPU))
 
 
 @pytest.mark.parametrize("strategy", ["shard", "hybrid"])

@@ -3,6 +3,9 @@
 import pytest
 
 from tests.strategies import STAGES, Result, compare, differences, root_mean_square
+from tests.training.distributed.strategy_runs import sharded_on_cpu
+
+SHARD = pytest.param("shard", marks=sharded_on_cpu)
 
 
 def assert_ok(results):
@@ -12,30 +15,37 @@ def assert_ok(results):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("strategy", ["replicate", "shard"])
+@pytest.mark.parametrize("strategy", ["replicate", SHARD])
 def test_two_ranks_train_as_one_process(tmp_path, strategy, stage):
     assert_ok(compare(tmp_path, [strategy], ["plain"], [stage]))
 
 
 @pytest.mark.slow
+@sharded_on_cpu
 def test_two_groups_of_two_ranks_train_as_one_process(tmp_path):
     assert_ok(compare(tmp_path, ["hybrid"], ["plain"], ["coarse"]))
 
 
 @pytest.mark.slow
+@sharded_on_cpu
 @pytest.mark.parametrize(
-    ("strategy", "stage", "case"),
+    ("stage", "case"),
     [
-        ("replicate", "meter", "frozen and accumulated"),
-        ("shard", "meter", "frozen and accumulated"),
-        ("shard", "meter", "checkpointing"),
-        ("shard", "meter", "bfloat16"),
-        ("shard", "coarse", "queue"),
-        ("shard", "coarse", "muon"),
+        ("meter", "frozen and accumulated"),
+        ("meter", "checkpointing"),
+        ("meter", "bfloat16"),
+        ("coarse", "no gradient below"),
+        ("coarse", "queue"),
+        ("coarse", "muon"),
     ],
 )
-def test_settings_do_not_change_that(tmp_path, strategy, stage, case):
-    assert_ok(compare(tmp_path, [strategy], [case], [stage]))
+def test_settings_do_not_change_that(tmp_path, stage, case):
+    assert_ok(compare(tmp_path, ["shard"], [case], [stage]))
+
+
+@pytest.mark.slow
+def test_whole_gradients_of_frozen_models_and_micro_batches(tmp_path):
+    assert_ok(compare(tmp_path, ["replicate"], ["frozen and accumulated"], ["meter"]))
 
 
 def test_differences_are_found():

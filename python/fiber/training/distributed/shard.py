@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor, nn
 
+from fiber.config_io import require
 from fiber.models.registry import Network, build_model
 from fiber.models.shard_units import shard_units
 from fiber.training.config.run import TrainConfig
@@ -40,7 +41,16 @@ class Shard:
     """
 
     def __init__(self, processes: Processes, config: TrainConfig) -> None:
-        """Create the strategy; the process group must be initialized."""
+        """Create the strategy; the process group must be initialized.
+
+        Raises:
+            ValueError: on a CPU, if FSDP2 of this PyTorch version does not support it.
+        """
+        require(
+            processes.device.type != "cpu" or supports_cpu(),
+            f"train.strategy {config.strategy!r} needs a newer PyTorch on a CPU, got"
+            f" {torch.__version__}; use 'replicate' or a GPU",
+        )
         self.processes, self.config = processes, config
         self._step: FSDPModule | None = None
         #: Names of 0-D parameters, which have one element in one dimension while sharded.
@@ -155,6 +165,11 @@ class Hybrid(Shard):
         return init_device_mesh(
             self.processes.device.type, (groups, self.size), mesh_dim_names=("replicate", "shard")
         )
+
+
+def supports_cpu() -> bool:
+    """Return whether FSDP2 works on a CPU: it needs a stand-in for streams (not in PyTorch 2.6)."""
+    return hasattr(torch.cpu.Stream, "record_event")
 
 
 def gathered_in_bfloat16(model: nn.Module) -> Iterator[nn.Parameter]:
