@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from tests.plant.merged_mistakes import MERGED
 from tests.plant.mistakes import COARSE, Check, Mistake
 
 #: The comparison with each recorded case.
@@ -409,7 +410,7 @@ FURTHER = (
     ),
 )
 
-METER = (*RECORDED, *FURTHER)
+METER = (*RECORDED, *FURTHER, *MERGED)
 
 #: Mistakes that no change of the source is, and why.
 NOT_PLANTED = {

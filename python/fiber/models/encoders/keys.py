@@ -85,9 +85,9 @@ def clip_layout(names: Collection[str]) -> EncoderLayout | None:
 
 
 def ignored_clip(config: ClipConfig) -> IgnoredKeys:
-    """Return the ignored keys of a CLIP file: the block after the model's last one, and CLIP's rest.
+    """Return the ignored keys of a CLIP file: its last block, and CLIP's rest.
 
-    METER leaves out the last block of CLIP's file. Further blocks are unknown.
+    METER leaves out one block. Blocks after it are unknown.
     """
     last = config.num_blocks
     return (

@@ -21,7 +21,8 @@ class CrossConfig:
     """Fusion of the outputs of both encoders."""
 
     #: "co_attention": a stack of layers for each side, which read the outputs of the level below of
-    #: both sides (published). "merged_attention": one stack on the tokens of both sides.
+    #: both sides (published). "merged_attention": one stack on the tokens of both sides, as the
+    #: paper describes it; the authors released neither code nor weights of it.
     kind: Literal["co_attention", "merged_attention"] = "co_attention"
     #: Channels of the fused tokens of both sides.
     width: int = 768
