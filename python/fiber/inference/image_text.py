@@ -254,7 +254,8 @@ class ImageTextMethods:
 
         ITC ranks all images, and ITM reranks the best ones. If the model has only one of these
         heads, that head ranks all images. This issues a warning, unless the head is ITC and
-        reranking was not requested.
+        reranking was not requested. METER has no ITC: its ranking head scores every image, or else
+        the "match" logit of ITM, as in its published evaluation.
 
         Args:
             text: query.

@@ -5,6 +5,7 @@ Tensors that are missing, unknown or misshapen, and sizes, are in `test_publishe
 """
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -110,8 +111,8 @@ CALLS = {
     ("head", "named"),
     [
         ("itm", "meter_clip16_288_roberta_pretrain.ckpt"),
-        ("nlvr2", "meter_clip16_288_roberta_nlvr2.ckpt has it"),
-        ("snli", "meter_clip16_288_roberta_snli.ckpt has it"),
+        ("nlvr2", "meter_clip16_288_roberta_nlvr2.ckpt has the head 'nlvr2'"),
+        ("snli", "meter_clip16_288_roberta_snli.ckpt has the head 'snli'"),
         ("itc", "METER has no contrastive head, and so no embeddings of images or texts"),
         ("caption", "METER has no caption head; FIBER has one"),
         ("grounding", "METER predicts no boxes; FIBER does"),
@@ -124,22 +125,43 @@ def test_a_missing_head_names_the_file_that_has_it(folder, model, head, named):
 
 
 def test_ranking_and_words_have_files_too():
-    assert "roberta_coco.ckpt have it" in head_hint("rank")
+    assert "roberta_coco.ckpt have the head 'rank'" in head_hint("rank")
     assert "swinbase" in head_hint("mlm")
 
 
-def test_embeddings_of_texts_and_search_say_the_same(model):
+def test_embeddings_of_texts_and_search_by_them_say_the_same(model):
     with pytest.raises(MissingHeadError, match=r"embed_texts .*no contrastive head"):
         model.embed_texts(["a dog"])
-    with pytest.raises(MissingHeadError, match=r"search .*with the head 'rank' or 'itm'"):
+    # Without reranking, search is by embeddings.
+    with pytest.raises(MissingHeadError, match=r"search .*no contrastive head"):
+        model.search("a dog", [np.zeros((9, 9, 3), np.uint8)], rerank=False)
+
+
+#: What a model without a head that ranks pairs says: its heads, the files, and the recipes.
+NO_RANKING = (
+    r"needs the head 'rank' or 'itm'; this model has vqa\."
+    r".*roberta_flickr\.ckpt, meter_clip16_288_roberta_coco\.ckpt have the head 'rank'"
+    r".*288_roberta_pretrain\.ckpt,.* have the head 'itm'"
+    r".*meter_retrieval_coco_published` or `fiber train meter_pretrain_published`"
+)
+
+
+def test_search_and_retrieval_name_the_files_that_rank_pairs(folder, model, capsys):
+    with pytest.raises(MissingHeadError, match=f"search {NO_RANKING}"):
         model.search("a dog", [np.zeros((9, 9, 3), np.uint8)])
+    with pytest.raises(MissingHeadError, match=f"task 'retrieval' {NO_RANKING}"):
+        fiber.evaluate(model, "retrieval", [])
+    named = ["--model", str(folder / "vqa.ckpt"), "--device", "cpu"]
+    tokenizer = ["--tokenizer", str(folder / "tokenizer.json")]
+    assert main(["search", "a dog", str(folder / "a.png"), *named, *tokenizer]) == 2
+    assert re.search(NO_RANKING, capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(
     ("command", "message"),
     [
         (["caption", "IMAGE"], "METER has no caption head"),
-        (["entail", "IMAGE", "a dog"], "meter_clip16_288_roberta_snli.ckpt has it"),
+        (["entail", "IMAGE", "a dog"], "meter_clip16_288_roberta_snli.ckpt has the head 'snli'"),
         (["match", "IMAGE", "a dog"], "meter_clip16_288_roberta_flickr.ckpt"),
         (["ground", "IMAGE", "--phrases", "a dog"], "METER predicts no boxes"),
         (["answer", "IMAGE", "what is it?"], "no answers for its VQA head"),
@@ -154,5 +176,7 @@ def test_commands_print_it_and_end_with_2(folder, capsys, command, message):
 
 
 def test_evaluating_a_task_that_it_has_no_head_for(model):
-    with pytest.raises(MissingHeadError, match=r"task 'nlvr2' .*roberta_nlvr2\.ckpt has it"):
+    with pytest.raises(
+        MissingHeadError, match=r"task 'nlvr2' .*roberta_nlvr2\.ckpt has the head 'nlvr2'"
+    ):
         fiber.evaluate(model, "nlvr2", [])

@@ -158,6 +158,11 @@ class MeterConfig:
         """Number of token types: text, image, and the second image of NLVR2."""
         return 3 if "nlvr2" in self.heads else 2
 
+    @property
+    def pair_heads(self) -> tuple[str, ...]:
+        """Heads that rank pairs for retrieval, best first."""
+        return ("rank", "itm")
+
     def head_hint(self, head: str) -> str:
         """Say which released files have a head, or that METER has no such head."""
         return head_hint(head)
