@@ -130,8 +130,12 @@ ENCODERS = (
 
 
 def is_meter(names: Collection[str]) -> bool:
-    """Return whether published keys are those of a METER model."""
-    return any(name.startswith((IMAGE_LAYERS, MERGED_LAYERS)) for name in names)
+    """Return whether published keys are those of a METER model, even if parts are missing.
+
+    FIBER has no layers on top of its encoders, and no CLIP.
+    """
+    prefixes = (IMAGE_LAYERS, TEXT_LAYERS, MERGED_LAYERS, CLIP_IMAGE)
+    return any(name.startswith(prefixes) for name in names)
 
 
 def meter_keys(config: MeterConfig) -> KeyMap:
