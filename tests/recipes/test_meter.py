@@ -29,7 +29,8 @@ from fiber.training.run_dir import RunFolder
 from fiber.training.task_loaders import training_transform
 from fiber.training.train import train
 from tests.golden import METER
-from tests.models.meter.test_published import FILES, keys_of
+from tests.published_keys import METER_FILES as FILES
+from tests.published_keys import meter_shapes as keys_of
 from tests.training.test_meter import TINY
 
 #: Recipe -> the file of its run, whose configuration was recorded.

@@ -21,8 +21,9 @@ from fiber.models.meter.image_text import MeterImageText
 from fiber.models.meter.released import RELEASED, head_hint
 from fiber.models.registry import recognize
 from tests.golden import KEYS, METER
-from tests.models.meter.test_published import keys_of, meta_state
+from tests.models.meter.test_published import meta_state
 from tests.parity.meter_case import MeterCase
+from tests.published_keys import meter_shapes as keys_of
 
 QUESTION = "what color is the dog"
 

@@ -12,8 +12,10 @@ from fiber.inference import Model
 from fiber.models.meter.image_text import MeterImageText
 from fiber.models.meter.infer_config import meter_config
 from tests.golden import METER
-from tests.models.meter.test_published import FILES, keys_of, meta_state
+from tests.models.meter.test_published import meta_state
 from tests.parity.meter_case import MeterCase
+from tests.published_keys import METER_FILES as FILES
+from tests.published_keys import meter_shapes as keys_of
 
 
 def state_of(**changes):
