@@ -180,6 +180,22 @@ def test_published_schedule():
 
 
 @pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, "model.image_size 384 or model.swin.window_size 9"),
+        ({"model.image_size": "224"}, "model.image_size 384 or model.swin.window_size 7"),
+    ],
+)
+def test_windows_that_contradict_the_image_size_are_refused(options, expected):
+    """Pre-training of Swin needs images of 384 pixels, which its docstring says."""
+    recipe, swin = load_recipe("meter_pretrain_published"), {"model.image_encoder": "swin"}
+    with pytest.raises(ValueError, match=f"model.swin.window_size 12 with .* expected {expected}"):
+        replace_fields(recipe, swin | options)
+    small = {"model.image_size": "224", "model.swin.window_size": "7"}
+    assert replace_fields(recipe, swin | small).model.swin.window_size == 7
+
+
+@pytest.mark.parametrize(
     ("options", "file"),
     [
         ({}, "meter_clip16_288_roberta_pretrain.ckpt"),

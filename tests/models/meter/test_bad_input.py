@@ -80,11 +80,17 @@ def test_tensors_that_do_not_fit(folder, tmp_path, name, shape, message):
 
 def test_a_long_question_is_truncated_with_a_warning(folder, model):
     words = [QUESTION] * 20
-    with pytest.warns(UserWarning, match="truncated to the model's maximum of 16 tokens"):
+    with pytest.warns(UserWarning, match=r"has (\d{3}) tokens and is truncated .* of 16 tokens"):
         answers = model.answer(folder / "a.png", " ".join(words), top_k=23)
     # The first tokens are those that count.
     with pytest.warns(UserWarning, match="truncated"):
         assert model.answer(folder / "a.png", " ".join(words[:10]), top_k=23) == answers
+
+
+def test_a_model_without_answers_and_tokenizer_asks_for_both(folder):
+    bare = fiber.load(folder / "vqa.ckpt", device="cpu")
+    with pytest.raises(ValueError, match=r"no answers .*--answers.*no tokenizer.*--tokenizer"):
+        bare.answer(folder / "a.png", QUESTION)
 
 
 @pytest.mark.parametrize("name", RELEASED)
