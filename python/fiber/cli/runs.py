@@ -147,7 +147,7 @@ def _add_eval(commands: argparse._SubParsersAction) -> None:
             " with NAME.json for each dataset (default: the class names)",
             "--batch-size N": "batch size (default: 64)",
             "--threads N": "image decoding threads (default: one per core)",
-            "--image-size N": "input height and width in pixels of a coarse-stage model (default:"
+            "--image-size N": "input height and width in pixels, except for detectors (default:"
             " the model's own)",
             **LIMITS,
         },

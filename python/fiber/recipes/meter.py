@@ -103,7 +103,8 @@ def meter_snli_ve_published() -> RunConfig:
 
     Command: fiber train meter_snli_ve_published --data DIR --init PRETRAINED --processes 8
     Data: SNLI-VE's DIR/snli_ve_train.jsonl and DIR/snli_ve_dev.jsonl, and the images of Flickr30k
-        in DIR/images. Keeps the epoch with the best accuracy on "dev", as in the published run.
+        in DIR/images or DIR/flickr30k-images. Keeps the epoch with the best accuracy on "dev", as
+        in the published run.
     Hardware: the published command uses 8 GPUs, 8 pairs per GPU.
     Expected: no published number could be checked.
     """

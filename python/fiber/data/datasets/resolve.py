@@ -32,6 +32,7 @@ from fiber.data.datasets.registry import (
 from fiber.data.formats import coco_folders, jsonl, line_reader
 from fiber.data.formats.annotation_file import (
     FILES,
+    GENERATED_FILES,
     TRY_WITH,
     where_to_get,
     without_garbage_collection,
@@ -190,7 +191,7 @@ def _missing(source: str, folder: Path, split: str) -> str:
         names = " with ".join([layout.pattern, *COMPANION_FILES.get(layout.pattern, ())])
         kinds.setdefault(layout.kind, []).append(names.format(split=split))
         origin = f", from {where_to_get(layout.kind)}" if where_to_get(layout.kind) else ""
-        is_generated = layout.pattern in FILES.values()
+        is_generated = layout.pattern in GENERATED_FILES
         origins.setdefault(layout.kind, f"{origin} ({TRY_WITH})" if is_generated else origin)
     expected = [f"{kind}: {' or '.join(files)}{origins[kind]}" for kind, files in kinds.items()]
     return (

@@ -292,10 +292,7 @@ class RunConfig:
             "train.compile needs a coarse-stage model, got a fine-stage model, whose images have"
             " many sizes",
         )
-        require(
-            not (self.optim.published_coarse and is_fine),
-            "optim.published_coarse needs a coarse-stage model, got a fine-stage model",
-        )
+        self._check_published()
         require(
             batch_size % accumulation == 0,
             f"data.batch_size {batch_size} is not a multiple of train.accumulation {accumulation}",
@@ -313,6 +310,24 @@ class RunConfig:
                 f"data.batch_size {batch_size} in {accumulation} micro-batches (train.accumulation)"
                 f" leaves one pair per micro-batch; tasks.{losses} need 2 or more, since negatives"
                 " come from the other pairs",
+            )
+
+    def _check_published(self) -> None:
+        """Check what only published runs need."""
+        model = self.model
+        if not self.optim.published_coarse:
+            return
+        require(
+            "grounding" not in model.heads,
+            "optim.published_coarse needs a coarse-stage model, got a fine-stage model",
+        )
+        if isinstance(model, MeterConfig) and model.image_encoder == "swin":
+            window, step = model.swin.window_size, model.size_step
+            require(
+                window * step == model.image_size,
+                f"model.swin.window_size {window} with model.image_size {model.image_size}: METER's"
+                f" windows have image_size / {step} tokens; expected model.image_size"
+                f" {window * step} or model.swin.window_size {model.image_size // step}",
             )
 
     def _check_length(self) -> None:
