@@ -14,6 +14,7 @@ from fiber.checkpoints.model_dir import load_model
 from fiber.config_io import replace_fields
 from fiber.models.fiber.image_text import FiberImageText
 from fiber.training import trainer
+from fiber.training.checkpoint.folder import checkpoints_in
 from fiber.training.objectives import TrainStep
 from fiber.training.train import train
 from tests.processes import start_python
@@ -252,6 +253,23 @@ def test_broken_pictures_are_skipped_and_counted(pictures, tmp_path, capsys):
     with pytest.warns(RuntimeWarning, match="'g3'"):
         train(config, data=records, output=tmp_path / "skip", **options)
     assert "grounding: 2 broken records were skipped, first 'g3'" in capsys.readouterr().err
+
+
+def test_a_checkpoint_is_written_when_its_minutes_have_passed(pictures, tmp_path):
+    config = coarse_config(
+        train__checkpoint_every=0, train__checkpoint_minutes=1e-9, train__keep_checkpoints=20
+    )
+    run(config, pictures, tmp_path / "often")
+    found = checkpoints_in(tmp_path / "often" / "checkpoints")
+    assert [each.step for each in found] == list(range(1, 10))
+    # It changes nothing, and may change on resume.
+    rare = replace_fields(config, {"train.checkpoint_minutes": 60.0})
+    run(rare, pictures, tmp_path / "rare")
+    assert not checkpoints_in(tmp_path / "rare" / "checkpoints")
+    assert weights_equal(tmp_path / "often", tmp_path / "rare")
+    (tmp_path / "often" / "model.safetensors").unlink()
+    run(rare, pictures, tmp_path / "often", resume=True)
+    assert weights_equal(tmp_path / "often", tmp_path / "rare")
 
 
 def test_ctrl_c_says_how_to_go_on(pictures, tmp_path, monkeypatch, capsys):

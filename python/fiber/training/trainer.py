@@ -239,7 +239,8 @@ class Trainer:
                 self.progress.advance()
                 self._report_saved()
                 is_stopped = stop.arrived(self.processes) and self.steps_done < settings.steps
-                self._end_step(gradient_norm, save=is_stopped)
+                is_due = self.writer.is_due(settings.checkpoint_minutes)
+                self._end_step(gradient_norm, save=is_stopped or is_due)
                 if is_stopped:
                     self._report_saved(wait=True)
                     wait_for_all(self.processes)  # Wait until rank 0 has completed the checkpoint.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import threading
+import time
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -25,6 +26,7 @@ from fiber.training.checkpoint.folder import (
     remove_checkpoint,
 )
 from fiber.training.checkpoint.layout import CHECKSUMS
+from fiber.training.distributed.collectives import any_rank
 from fiber.training.distributed.processes import Processes
 
 
@@ -49,6 +51,7 @@ class CheckpointWriter:
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._completed: list[int] = []
+        self._saved_at = time.monotonic()
         # The thread's collectives go beside those of the training steps, so they need a group of
         # their own, and on the CPU.
         self._group: dist.ProcessGroup | None = None
@@ -85,12 +88,23 @@ class CheckpointWriter:
             OSError: if the previous checkpoint could not be written.
         """
         self.wait()
+        self._saved_at = time.monotonic()
         copies = self._staging.copy(tensors)
         # A daemon: a process that ends because another rank died does not wait for that rank here.
         self._thread = threading.Thread(
             target=self._write, args=(copies, position), name="checkpoint", daemon=True
         )
         self._thread.start()
+
+    def is_due(self, minutes: float) -> bool:
+        """Check whether so much time has passed since the last `save`, by the clock of rank 0.
+
+        All ranks must call this. It is False if `minutes` is 0.
+        """
+        if minutes == 0:
+            return False
+        passed = time.monotonic() - self._saved_at
+        return any_rank(self.processes.is_first and passed >= 60 * minutes, self.processes)
 
     def wait(self) -> None:
         """Wait until the checkpoint that is being written is complete on this rank.

@@ -165,6 +165,8 @@ class TrainConfig:
     checkpoint_every: int = 500
     #: Epochs between checkpoints; overrides `checkpoint_every` unless 0.
     checkpoint_epochs: float = 0.0
+    #: Minutes after which a checkpoint is written besides those; 0 writes no others.
+    checkpoint_minutes: float = 0.0
     #: Number of newest checkpoints to keep.
     keep_checkpoints: int = 2
     #: Seed of the initialization, the data order and all random numbers.
@@ -179,6 +181,7 @@ class TrainConfig:
         _check_range(self, "train", ("checkpoint_every", "epochs", "checkpoint_epochs"), 0)
         _check_range(self, "train", ["ema_decay"], 0, below=1)
         _check_range(self, "train", ["timeout_seconds"], 1)
+        _check_range(self, "train", ["checkpoint_minutes"], 0)
         _check_range(self, "train", ["shard_size"], 0)
         require(
             self.shard_size == 0 or self.strategy == "hybrid",
@@ -399,7 +402,7 @@ def load_recipe(name: str) -> RunConfig:
 HOW = (
     *("train.strategy", "train.shard_size", "train.reduce_precision", "train.compile"),
     *("train.gradient_checkpointing", "train.timeout_seconds"),
-    *("train.log_every", "train.keep_checkpoints"),
+    *("train.log_every", "train.keep_checkpoints", "train.checkpoint_minutes"),
 )
 
 
