@@ -10,8 +10,9 @@ ITM, VQA and NLVR2 in turn on the same samples. Fusion inside the encoders is FI
 and merged attention are METER's, on the outputs of the same encoders. Arms of "equal FLOPs" train
 for as many more steps as have the floating-point operations of the first arm: those that torch
 counts in a whole step, the optimizer's included. It does not count attention that the extension
-computes, a small part. METER has no region-level output, so relations are asked by questions and by
-captions with swapped words.
+computes, a small part. Referring expressions, a task of `evidence.py`, are not compared: their
+answers are boxes, and METER has no region-level output. Relations are asked by questions and by
+captions with swapped words instead.
 """
 
 from __future__ import annotations

@@ -192,6 +192,12 @@ def data_parts() -> str:
     return _beside(PARTS["data_parts"])
 
 
+@block
+def packs() -> str:
+    """Packed folders, local and at a URL."""
+    return _beside(PARTS["packs"])
+
+
 def _cell(name: str, row: Row) -> str:
     if row["side"] == row["peer"]:
         return row["median"]

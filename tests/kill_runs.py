@@ -32,7 +32,8 @@ from unittest import mock
 import torch
 
 from fiber.training import trainer
-from fiber.training.checkpoint import CHECKSUMS, FILES, checkpoints_in
+from fiber.training.checkpoint.folder import checkpoints_in
+from fiber.training.checkpoint.layout import CHECKSUMS
 from fiber.training.distributed.preemption import EXIT_CODE
 from fiber.training.run_dir import RunFolder, read_metrics
 from tests.processes import start_python
@@ -177,7 +178,8 @@ def flip_bits(stage: str, data: Path, work: Path, count: int, chance: random.Ran
     steps = [each.step for each in checkpoints_in(stopped / "checkpoints")]
     assert steps == [1, 2], steps
     for number in range(count):
-        name = (*FILES, CHECKSUMS)[number % (len(FILES) + 1)]
+        files = [*checkpoints_in(stopped / "checkpoints")[-1].files(), CHECKSUMS]
+        name = files[number % len(files)]
         folder = work / f"{stage}-flipped"
         shutil.copytree(stopped, folder)
         path = folder / "checkpoints" / "step-00000002" / name

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +26,50 @@ def fine_keys(version: str) -> Shapes:
     """Name -> (shape, type) of the fine base model."""
     keys = json.loads((KEYS / "fine_keys.json").read_text())
     return keys["base_v2"] | (keys["v3_extra"] if version == "v3" else {})
+
+
+#: Released files of METER: their configs, and names and shapes of their tensors.
+METER_FILES: dict[str, dict[str, Any]] = json.loads(
+    (KEYS / "meter_published_files.json").read_text()
+)["kinds"]
+
+
+def meter_shapes(name: str) -> dict[str, list[int]]:
+    """Name -> shape of the tensors of a released METER file, in its order."""
+    about = METER_FILES[name]
+    if "keys" in about:
+        return {key: shape for key, (shape, _) in _keys_in(about["keys"]).items()}
+    ((base, changes),) = ((k, v) for k, v in about.items() if k.startswith("against "))
+    shapes = {key: shape for key, (shape, _) in _keys_in(base.removeprefix("against ")).items()}
+    for removed in changes["removed"]:
+        del shapes[removed]
+    return shapes | {n: s for n, (s, _) in {**changes["added"], **changes["changed"]}.items()}
+
+
+def _keys_in(file: str) -> Shapes:
+    return json.loads((KEYS / file).read_text())["keys"]
+
+
+def write_small_meter_file(
+    name: str, path: Path, vocabulary: int = 320, answers: int = 40
+) -> dict[str, Tensor]:
+    """Write a released METER file in small, as Lightning writes it; return its tensors.
+
+    Its config is the released one with the sizes of the small tensors.
+    """
+    integers = ("position_ids", "relative_position_index")
+    shapes = {
+        key: (shape, "int64" if key.endswith(integers) else "float32")
+        for key, shape in meter_shapes(name).items()
+    }
+    state = {key: t.contiguous() for key, t in small_state(shapes, vocabulary, answers).items()}
+    sizes = {"hidden_size": 192, "vocab_size": vocabulary, "vqav2_label_size": answers}
+    # Encoders of no published size.
+    config = METER_FILES[name]["config"] | sizes | {"vit": "small", "tokenizer": "small"}
+    content = {"epoch": 9, "global_step": 100, "pytorch-lightning_version": "1.3.2"}
+    settings = {"hyper_parameters": {"config": config}, "optimizer_states": []}
+    torch.save({**content, "state_dict": state, **settings}, path)
+    return state
 
 
 def names_of_head(head: str) -> set[str]:

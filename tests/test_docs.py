@@ -8,6 +8,7 @@ data and the few steps of `SHORTER`. A block under `<!-- skip: reason -->` is no
 
 import doctest
 import importlib
+import json
 import re
 import shlex
 import shutil
@@ -19,9 +20,11 @@ from PIL import Image
 
 import fiber
 from fiber.cli import parser
+from fiber.data import Tokenizer
 from fiber.synthetic import scenes, stamps
 from fiber.training.run_dir import RunFolder
 from tests.processes import run_python
+from tests.published_keys import METER_FILES, write_small_meter_file
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -133,8 +136,45 @@ def reader_folder(tmp_path, micro_models, page_scenes, scene_picture):
     return tmp_path
 
 
+@pytest.fixture(scope="session")
+def photograph_files(made_once):
+    """What docs/photographs.md names: released files in small, a tokenizer, answers, Flickr30k."""
+    return made_once("photograph_files", write_photograph_files)
+
+
+def write_photograph_files(folder):
+    tokenizer = Tokenizer.train(["what is the dog doing? two dogs play in the snow"] * 9, 290)
+    (folder / "roberta-base").mkdir()
+    tokenizer.save(folder / "roberta-base" / "tokenizer.json")
+    (folder / "answers.json").write_text(json.dumps([f"answer {number}" for number in range(40)]))
+    for task in ("vqa", "nlvr2", "snli", "flickr"):
+        name = f"meter_clip16_288_roberta_{task}.ckpt"
+        write_small_meter_file(name, folder / name, tokenizer.vocab_size)
+    (folder / "flickr30k" / "flickr30k-images").mkdir(parents=True)
+    images = []
+    for number, color in enumerate(("red", "blue")):
+        name = f"{number}.jpg"
+        Image.new("RGB", (60, 40), color).save(folder / "flickr30k" / "flickr30k-images" / name)
+        shutil.copy(folder / "flickr30k" / "flickr30k-images" / name, folder / name)
+        texts = [{"raw": "a dog", "sentid": number}]
+        images.append({"filename": name, "imgid": number, "split": "test", "sentences": texts})
+    annotations = {"dataset": "flickr30k", "images": images}
+    (folder / "flickr30k" / "dataset_flickr30k.json").write_text(json.dumps(annotations))
+
+
+@pytest.fixture
+def page_folder(request, page, reader_folder):
+    """`reader_folder`, with what the page alone needs."""
+    if page.name == "photographs.md":
+        for path in request.getfixturevalue("photograph_files").iterdir():
+            (reader_folder / path.name).symlink_to(path)
+        for name in ("one", "two", "three"):
+            shutil.copy(reader_folder / "photo.jpg", reader_folder / f"{name}.jpg")
+    return reader_folder
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_python_blocks(page, reader_folder):
+def test_python_blocks(page, page_folder):
     blocks = [b for b in blocks_of(page.read_text()) if b.language == "python" and not b.skip]
     if not blocks:
         pytest.skip(f"{page.name} has no Python block to run")
@@ -143,10 +183,20 @@ def test_python_blocks(page, reader_folder):
     for block in blocks:
         for offset, line in enumerate(block.text.splitlines()):
             lines[block.line - 1 + offset] = line
-    script = reader_folder / f"{page.stem}.py"
+    script = page_folder / f"{page.stem}.py"
     script.write_text("\n".join(lines))
-    done = run_python([script.name], folder=reader_folder)
+    done = run_python([script.name], folder=page_folder)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_table_of_released_files():
+    rows = re.findall(
+        r"\| `(checkpoint2?)` \| `(\S+\.ckpt)` \| ([\d,]+) \|",
+        (ROOT / "docs" / "photographs.md").read_text(),
+    )
+    assert {name: int(size.replace(",", "")) for _, name, size in rows} == {
+        name: about["state_dict_bytes"] for name, about in METER_FILES.items()
+    }
 
 
 def commands_of(markdown: str) -> list[list[str]]:
@@ -155,15 +205,17 @@ def commands_of(markdown: str) -> list[list[str]]:
         line
         for block in blocks_of(markdown)
         if block.language == "sh" and not block.skip
-        for line in block.text.splitlines()
+        # A backslash at its end continues a line.
+        for line in block.text.replace("\\\n", " ").splitlines()
     ]
     words = [shlex.split(line, comments=True) for line in lines]
     return [line[1:] for line in words if line and Path(line[0]).name == "fiber"]
 
 
 def test_commands_of_a_page():
-    page = """```sh
-fiber ground a.jpg --phrases "a star; a ring" --save x   # boxes
+    page = r"""```sh
+fiber ground a.jpg --phrases "a star; a ring" \
+    --save x   # boxes
 make demo
 .venv/bin/fiber demo
 ```
@@ -189,19 +241,19 @@ def shorten_defaults():
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_shell_lines(page, reader_folder):
+def test_shell_lines(page, page_folder):
     commands = commands_of(page.read_text())
     if not commands:
         pytest.skip(f"{page.name} has no line with `fiber`")
     # The page makes its own.
-    shutil.rmtree(reader_folder / "runs" / "scenes")
+    shutil.rmtree(page_folder / "runs" / "scenes")
     for command in commands:
         parser().parse_args(command)
         if command[0] == "demo":
             continue
         done = run_python(
             ["-m", "fiber.cli", *command, *shorter(command)],
-            folder=reader_folder,
+            folder=page_folder,
             prepare=shorten_defaults,
         )
         assert done.returncode == 0, f"fiber {shlex.join(command)}: {done.stderr}"

@@ -15,11 +15,13 @@ if TYPE_CHECKING:
     from fiber.models.fiber.detector import FiberDetector
     from fiber.models.fiber.image_text import FiberImageText
     from fiber.models.heads import MissingHeadError
+    from fiber.training.tracking.callback import Callback
     from fiber.training.train import train
 
 __version__ = _core.__version__
 
 __all__ = [
+    "Callback",
     "DecodeError",
     "FiberBackbone",
     "FiberConfig",
@@ -34,6 +36,7 @@ __all__ = [
 
 # Module of each public name, imported on first use so that `import fiber` does not load torch.
 _HOMES = {
+    "Callback": "fiber.training.tracking.callback",
     "FiberBackbone": "fiber.models.fiber.backbone",
     "FiberConfig": "fiber.config",
     "FiberDetector": "fiber.models.fiber.detector",

@@ -28,6 +28,11 @@ EXTRAS = {
     "phrases": "noun phrases in captions with spaCy (requires an English spaCy pipeline)",
     "hf": "comparison against the transformers library",
     "arrow": "Parquet and Arrow files",
+    "remote": "packed data at URLs: http, s3, gs, hf",
+    "tensorboard": "`fiber train --track tensorboard`",
+    "trackio": "`fiber train --track trackio`",
+    "wandb": "`fiber train --track wandb`",
+    "mlflow": "`fiber train --track mlflow`",
     "bench": "loaders that `fiber bench` and `benches/` compare against",
     "dev": "building, testing and linting fiber itself",
 }

@@ -38,6 +38,18 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
+def cores_per_process() -> int:
+    """Share the usable cores among the processes that torchrun started on this machine.
+
+    Raises:
+        ValueError: if LOCAL_WORLD_SIZE is not a positive integer.
+    """
+    processes = os.environ.get("LOCAL_WORLD_SIZE") or "1"
+    if not processes.isdecimal() or int(processes) < 1:
+        raise ValueError(f"LOCAL_WORLD_SIZE is {processes!r}; expected a positive integer")
+    return max(1, usable_cores() // int(processes))
+
+
 def _processor() -> str:
     """Read the CPU model from /proc/cpuinfo, falling back to `platform`."""
     file = Path("/proc/cpuinfo")

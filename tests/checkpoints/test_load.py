@@ -132,7 +132,9 @@ def test_errors_name_the_file(kind, tmp_path):
     state[changed] = torch.zeros(2, 3)
     state["unheard.of"] = torch.zeros(1)
     torch.save(state, tmp_path / "faulty.pt")
-    with pytest.raises(ValueError, match=r"faulty.pt: 3") as caught:
+    with pytest.raises(
+        ValueError, match=r"faulty\.pt: (coarse|fine) FIBER checkpoint: 3 tensors"
+    ) as caught:
         read_model(tmp_path / "faulty.pt")
     for part in (f"missing {gone}", "unknown unheard.of", f"{changed} has shape (2, 3), expected"):
         assert part in str(caught.value)
@@ -162,10 +164,10 @@ def test_resized_tables_match_the_recorded_ones(tmp_path):
 
 def test_invalid_resolutions_are_rejected(tmp_path):
     torch.save(published("coarse"), tmp_path / "a.pt")
-    with pytest.raises(ValueError, match=r"a.pt: image_size 400.*32"):
+    with pytest.raises(ValueError, match=r"a\.pt: coarse FIBER checkpoint: image_size 400.*32"):
         read_model(tmp_path / "a.pt", image_size=400)
     torch.save(published("v2"), tmp_path / "b.pt")
-    with pytest.raises(ValueError, match=r"b.pt: image_size 480"):
+    with pytest.raises(ValueError, match=r"b\.pt: fine FIBER checkpoint: image_size 480"):
         read_model(tmp_path / "b.pt", image_size=480)
 
 

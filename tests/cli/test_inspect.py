@@ -8,7 +8,7 @@ from PIL import Image
 
 from fiber.cli import main
 from fiber.cli.arguments import byte_count
-from fiber.data import sources
+from fiber.data import pack, sources
 from fiber.data.datasets.resolve import open_source
 from fiber.synthetic.scenes import generate
 
@@ -45,6 +45,22 @@ class TestInspect:
         for name in (pictures[0].name, pictures[1].name, "refcoco_train.json"):
             assert any(name in fault for fault in faults)
         assert f"fault: image runs/scenes/images/{missing} does not exist" in faults
+
+    def test_inspect_of_a_packed_folder_at_a_url(self, scenes, desk, capsys, monkeypatch):
+        monkeypatch.setenv("FIBER_CACHE", str(desk / "cache"))
+        pack(scenes, desk / "packed")
+        # With an empty cache, then with one that has all shards.
+        for _ in range(2):
+            assert main(["data", "inspect", f"file://{desk}/packed", "--verify"]) == 0
+            out = capsys.readouterr().out
+            assert "  train      3 images, all 96 x 96 pixels, 0 broken" in out
+            assert " 0 have changed" in out
+        shard = next((desk / "cache").glob("*/train-000000.tar"))
+        shard.write_bytes(shard.read_bytes()[:-1] + b"x")
+        assert main(["data", "inspect", f"file://{desk}/packed", "--verify"]) == 1
+        assert "1 have changed" in capsys.readouterr().out
+        assert main(["data", "inspect", f"file://{desk}/none"]) == 2
+        assert f"file://{desk}/none/pack.json does not exist" in error_line(capsys)
 
     def test_inspect_of_no_data_folder(self, desk, capsys):
         assert main(["data", "inspect", "none"]) == 2

@@ -12,7 +12,7 @@ import pytest
 import fiber
 import fiber.demo
 from fiber.cli import main
-from fiber.data import sources
+from fiber.data import RemoteError, open_source, pack, sources
 from fiber.evaluation.context import EvalContext
 from fiber.evaluation.tasks import TASKS
 from fiber.synthetic import scenes, stamps
@@ -58,9 +58,13 @@ class TestTrain:
             "answers": None,
             "resume": True,
             "device": None,
+            "threads": 0,
+            "callbacks": [],
         }
         assert capsys.readouterr().out == "runs/scenes_fine\n"
-        assert main([*arguments, "--output", "runs/mine", "--answers", "list.json"]) == 0
+        more = ["--output", "runs/mine", "--answers", "list.json", "--workers", "3"]
+        assert main([*arguments, *more]) == 0
+        assert seen[1][1]["threads"] == 3
         assert seen[1][1]["output"] == Path("runs/mine")
         assert seen[1][1]["answers"] == "list.json"
 
@@ -69,6 +73,9 @@ class TestTrain:
         [
             (["scenes_coarse", "--data", "none"], "none"),
             (["scenes_corse", "--data", "."], "did you mean scenes_coarse"),
+            (["scenes_coarse", "--data", ".", "--cache", "c"], "--cache"),
+            (["scenes_coarse", "--data", "nosuch://a"], "nosuch://a"),
+            (["scenes_coarse", "--data", "memory://none"], "memory://none/pack.json"),
             (["scenes_fine", "--data", ".", "--set", "train.step=3"], "train.steps"),
             (["scenes_fine", "--data", ".", "--set", "train.steps=many"], "many"),
             (["scenes_fine", "--data", ".", "--set", "train.steps"], "expected KEY=VALUE"),
@@ -89,6 +96,17 @@ class TestTrain:
         assert not Path("runs/scenes_fine").exists()
         assert not Path("runs/scenes_coarse").exists()
 
+    def test_data_at_urls_is_cached(self, desk, monkeypatch, small_scenes):
+        seen = []
+        monkeypatch.setattr("fiber.training.train.train", lambda *_, **given: seen.append(given))
+        pack(small_scenes, desk / "packed", splits=["val"])
+        arguments = ["--data", f"file://{desk}/packed", "--validation", "v", "--cache", "c"]
+        assert main(["train", "scenes_fine", *arguments, "--cache-gb", "2"]) == 0
+        assert seen[0]["data"].parent == desk / "c" and seen[0]["validation"] == "v"
+        assert len(open_source("captions", seen[0]["data"], "val")) > 0
+        note = json.loads(next((desk / "c").glob("*.remote.json")).read_text())
+        assert note == {"url": f"file://{desk}/packed", "limit_bytes": 2 * 10**9}
+
     def test_ctrl_c(self, desk, capsys, monkeypatch):
         monkeypatch.setattr("fiber.training.train.train", stop_with(KeyboardInterrupt()))
         assert main(["train", "scenes_fine", "--data", "."]) == 130
@@ -99,6 +117,7 @@ class TestTrain:
         [
             (OSError(errno.ENOSPC, "No space left on device", "a.pt"), 1, "a.pt: No space left"),
             (OSError(errno.ENOSPC, "a.pt could not be written"), 1, "a.pt could not be written"),
+            (RemoteError("s3://b/a.tar cannot be read"), 1, "s3://b/a.tar cannot be read"),
             (PermissionError(errno.EACCES, "Permission denied", "a.pt"), 2, "a.pt: Permission"),
             (FileExistsError("runs/x holds a run already"), 2, "runs/x holds a run already"),
             (FloatingPointError("alignment is nan"), 1, "alignment is nan"),

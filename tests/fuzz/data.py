@@ -6,16 +6,28 @@ import hashlib
 import json
 import shutil
 import tempfile
+import zlib
 from functools import cache
 from pathlib import Path
 
 from fiber.data import DataLoader, ImageTransform, Tokenizer
 from fiber.data.datasets.resolve import open_source
-from fiber.data.storage import packed
+from fiber.data.storage import pack_description
+from fiber.data.storage.pack_description import DESCRIPTION
+from fiber.data.storage.shard_order import ShardGroups
+from tests.data.earlier_packs import as_version_1
 from tests.fuzz import arrow_files, seeds, tar_files
 
 #: The files of a pack, in the order of an input's first byte.
 PACK_FILES = (
+    "pack.json",
+    "index/train-detection.jsonl",
+    "index/train-images.bin",
+    "train-000000.tar",
+    "index/train-detection.bin",
+)
+#: The same for a pack of version 1.
+PACK_FILES_1 = (
     "pack.json",
     "index/train-detection.jsonl",
     "index/train-pictures.json",
@@ -28,20 +40,30 @@ _UNSIGNED = 128
 
 def packs(data: bytes, folder: Path) -> bool:
     """Read a pack of which one file is replaced; the first byte chooses file and checksums."""
+    return _read_pack(data, folder, PACK_FILES)
+
+
+def packs_version_1(data: bytes, folder: Path) -> bool:
+    """Read a pack of version 1; see `packs`."""
+    return _read_pack(data, folder, PACK_FILES_1)
+
+
+def _read_pack(data: bytes, folder: Path, names: tuple[str, ...]) -> bool:
     if not data:
         return False
-    root, replaced = folder / "packed", PACK_FILES[data[0] % len(PACK_FILES)]
-    files = _sound_pack() | {replaced: data[1:]}
+    root, replaced = folder / "packed", names[data[0] % len(names)]
+    files = _sound_pack(names) | {replaced: data[1:]}
     if data[0] < _UNSIGNED:
-        files[packed.DESCRIPTION] = _signed(files)
+        files[DESCRIPTION] = _signed(files)
     for name, content in files.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(content)
-    packed._read_description.cache_clear()
+    pack_description._read_description.cache_clear()
     try:
         records = open_source("detection", root, "train", objects=True)
         for record in records:
             assert all(isinstance(image, bytes) for image in record.images)
+        ShardGroups(records.shard_map())
     except (ValueError, OSError) as error:
         assert str(root) in str(error), f"the error does not name the file: {error}"
         return False
@@ -52,28 +74,34 @@ def packs(data: bytes, folder: Path) -> bool:
 
 def _signed(files: dict[str, bytes]) -> bytes:
     """The description of a pack with the checksums of its files, so that they are read."""
-    stored = files[packed.DESCRIPTION]
+    stored = files[DESCRIPTION]
     try:
         description = json.loads(stored)
         for entry in (*description["indexes"], *description["parts"]):
-            entry["sha256"] = hashlib.sha256(files[entry["file"]]).hexdigest()
-        description["fingerprint"] = packed.fingerprint_of_content(description)
+            content = files[entry["file"]]
+            entry["sha256"] = hashlib.sha256(content).hexdigest()
+            if description["version"] > 1:
+                entry |= {"bytes": len(content), "crc32s": [zlib.crc32(content)]}
+        description["fingerprint"] = pack_description.fingerprint_of_content(description)
         return json.dumps(description).encode()
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return stored
 
 
 @cache
-def _sound_pack() -> dict[str, bytes]:
+def _sound_pack(names: tuple[str, ...]) -> dict[str, bytes]:
     with tempfile.TemporaryDirectory() as name:
         seeds.write_pack(Path(name))
-        return {each: (Path(name) / "packed" / each).read_bytes() for each in PACK_FILES}
+        folder = Path(name) / "packed"
+        if names is PACK_FILES_1:
+            as_version_1(folder)
+        return {each: (folder / each).read_bytes() for each in names}
 
 
-def pack_seeds() -> list[bytes]:
+def pack_seeds(names: tuple[str, ...] = PACK_FILES) -> list[bytes]:
     """Each file of a sound pack."""
-    files = _sound_pack()
-    return [bytes([number]) + files[name] for number, name in enumerate(PACK_FILES)]
+    files = _sound_pack(names)
+    return [bytes([number]) + files[name] for number, name in enumerate(names)]
 
 
 def loader_states(data: bytes, folder: Path) -> bool:

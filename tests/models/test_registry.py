@@ -106,7 +106,7 @@ TOY = Architecture(
             title="CLIP",
             layout=lambda names: EncoderLayout() if "conv.weight" in names else None,
             keys=image_keys,
-            ignored=((r"logit_scale", "temperature of CLIP"),),
+            ignored=lambda config: ((r"logit_scale", "temperature of CLIP"),),
         ),
     ),
     resize=resize,

@@ -19,9 +19,15 @@ from fiber.training.config.tasks import RankingTask, TasksConfig
 from fiber.training.objectives import Draw, TrainStep, labeled_itm_loss
 from fiber.training.optim import build_optimizer, lr_factor, set_learning_rate
 from tests.parity.comparison import Comparison
-from tests.parity.meter_case import TASKS, MeterCase, is_noise, vqa_targets
+from tests.parity.meter_case import TASKS, MeterCase, is_moved_by_noise, is_noise, vqa_targets
 from tests.parity.meter_extras import compare_extras
-from tests.parity.tolerances import LEARNING_RATES, METER, METER_BASE_TENSORS, WEIGHT_RULE
+from tests.parity.tolerances import (
+    ABSOLUTE_MAXIMA,
+    LEARNING_RATES,
+    METER,
+    METER_BASE_TENSORS,
+    WEIGHT_RULE,
+)
 
 #: Ends of the names of files beside a case: what is read, and what is no output of the model.
 READ_COMPANIONS = ("_weights_check.json", "_optimizer_groups.json")
@@ -126,6 +132,15 @@ def _compare_weights(comparison: Comparison, case: MeterCase) -> None:
         theirs = [total / count, norm / count, *first]
         worst = max(abs(a - b) for a, b in zip(ours, theirs, strict=True))
         comparison.group("weight rule", WEIGHT_RULE).add(entry, worst)
+    for name, record in case.records.items():
+        stored = case.stored(name)
+        if not stored.dtype.is_floating_point:
+            continue
+        # Errors are relative to it. Of a tensor that is stored in part only a bound is known.
+        largest = stored.double().abs().max().item()
+        wrong = record["absmax"] - largest if record["stride"] == 1 else 0.0
+        wrong = max(abs(wrong), largest - record["absmax"]) / max(largest, 1.0)
+        comparison.group("absolute maxima", ABSOLUTE_MAXIMA).add(name, wrong)
     # What the runs take as given.
     comparison.compared |= {name for name in case.records if name.startswith("input.")}
 
@@ -173,7 +188,8 @@ def run_pair(model: MeterImageText, case: MeterCase) -> dict[str, Tensor]:
             hooks.append(merging.register_forward_hook(keep(f"image.stage{stage}.downsample")))
     ids, mask = case.text()
     backbone = model.backbone
-    image, text = backbone.image_prefix(case.input("image")), backbone.text_prefix(ids, mask)
+    images = case.input("image").to(next(model.parameters()).dtype)
+    image, text = backbone.image_prefix(images), backbone.text_prefix(ids, mask)
     output = backbone.fuse(image, text, mask)
     found["pair.cls"] = model.pooled(output)
     for hook in hooks:
@@ -295,7 +311,8 @@ def _seen_by(head: nn.Module) -> Iterator[list[Tensor]]:
         hook.remove()
 
 
-def _losses(found: dict[str, Tensor]) -> dict[str, Tensor]:
+def only_losses(found: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Select the losses among the results of `losses_of`, by name."""
     return {
         name.removeprefix("loss."): value
         for name, value in found.items()
@@ -311,16 +328,16 @@ def _compare_task(
         found = losses_of(model, case, task)
     outputs = {f"{task}.{name}": value for name, value in found.items()}
     compare_tensors(comparison, case, "heads", outputs)
-    for name, loss in _losses(found).items():
+    for name, loss in only_losses(found).items():
         entry = f"{task}.loss.{name}"
         comparison.number("losses", entry, loss.item(), case.scalars[entry], METER.losses)
     model.train()
     if task == "irtr":
         # Trained through, but never itself.
         model.itm_head.requires_grad_(False)
-    for name in _losses(found):
+    for name in only_losses(found):
         model.zero_grad(set_to_none=True)
-        loss = _losses(losses_of(model, case, task))[name]
+        loss = only_losses(losses_of(model, case, task))[name]
         loss.backward()
         entry = f"{task}.train.loss.{name}"
         comparison.number("losses", entry, loss.item(), case.scalars[entry], METER.losses)
@@ -383,6 +400,16 @@ def _compare_groups(
             comparison.group("groups", 0.0).add(f"{task} {name} {ours.get(name)}", float(not same))
 
 
+def published_pieces(model: MeterImageText) -> dict[str, Tensor]:
+    """Return views of a model's tensors by published name."""
+    state = model.state_dict()
+    return {
+        theirs: piece
+        for ours, names in meter_keys(model.config).items()
+        for theirs, piece in zip(names, state[ours].chunk(len(names)), strict=True)
+    }
+
+
 def _compare_steps(
     comparison: Comparison, case: MeterCase, model: MeterImageText, task: str
 ) -> None:
@@ -396,7 +423,7 @@ def _compare_steps(
     recorded = case.steps[task]
     optimizer = build_optimizer(model, OPTIM)
     for step, expected in enumerate(recorded["losses"]):
-        losses = _losses(losses_of(model, case, task))
+        losses = only_losses(losses_of(model, case, task))
         total = torch.stack(list(losses.values())).sum()
         for name, loss in {**{f"{n}_loss": v for n, v in losses.items()}, "total": total}.items():
             entry = f"{task} step {step} {name}"
@@ -412,15 +439,9 @@ def _compare_steps(
         total.backward()
         optimizer.step()
     comparison.compared.add(f"{task}.steps")
-    keys = meter_keys(model.config)
-    with torch.no_grad():
-        state = {
-            theirs: piece
-            for ours, names in keys.items()
-            for theirs, piece in zip(names, model.state_dict()[ours].chunk(len(names)), strict=True)
-        }
+    state = published_pieces(model)
     for name, (norm, *_) in recorded["params_after"].items():
-        if name not in state or is_noise(name):
+        if name not in state or is_moved_by_noise(name):
             continue
         kind = "weights" if name.endswith("weight") else "biases"
         tolerance = METER.weights_after if kind == "weights" else METER.biases_after

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,27 @@ TASKS: dict[str, tuple[str, ...]] = {
     "snli": ("snli",),
     "irtr": ("itm", "rank"),
 }
+#: Recorded losses of each task.
+LOSSES: dict[str, tuple[str, ...]] = {
+    "pretrain": ("mlm", "itm"),
+    "vqa": ("vqa",),
+    "nlvr2": ("nlvr2",),
+    "snli": ("snli",),
+    "irtr": ("irtr", "itm"),
+}
+#: Tensors that every case must have; what else it has is compared, too.
+_TENSORS = (
+    *(f"input.text_{part}" for part in ("ids", "masks", "ids_mlm")),
+    *(f"pair.{part}" for part in ("text_feats", "image_feats", "cls")),
+    *(f"edge.{part}" for part in ("text_ids", "text_masks", "text_feats", "image_feats", "cls")),
+    *("input.text_labels_mlm", "pretrain.itm_labels", "irtr.itm_labels"),
+    *("pretrain.mlm_logits", "pretrain.itm_logits", "irtr.score", "irtr.itm_logits"),
+    *(f"{task}.{task}_logits" for task in ("vqa", "nlvr2", "snli")),
+)
 #: Images that are drawn by the weight rule.
 IMAGES = ("image", "image_0", "image_1", "false_image_0", "image_resized")
 #: Rows of the position table of the text encoder, which nothing recorded tells.
-_MAX_POSITIONS = "text_transformer.embeddings.position_embeddings.weight"
+MAX_POSITIONS = "text_transformer.embeddings.position_embeddings.weight"
 
 
 class MeterCase:
@@ -58,12 +76,47 @@ class MeterCase:
         self.groups: dict[str, list[dict[str, Any]]] = json.loads(groups.read_text())
 
     def name_faults(self) -> list[str]:
-        """Name what one of the case's files has and another lacks."""
+        """Name what one of the case's files has and another lacks, and what none of them has."""
         described, stored = set(self.records), set(self._stored)
+        false_texts = range(self.config["false_texts"])
+        needed = {f"input.false_text_{n}_{part}" for n in false_texts for part in ("ids", "masks")}
         return [
             *(f"{name}: described, not stored" for name in sorted(described - stored)),
             *(f"{name}: stored, not described" for name in sorted(stored - described)),
+            *(f"{name}: not recorded" for name in sorted(needed.union(_TENSORS) - described)),
+            *(fault for task in TASKS for fault in self._faults_of_task(task)),
         ]
+
+    def _faults_of_task(self, task: str) -> Iterator[str]:
+        """Name what a task lacks: losses, steps, and what must be recorded of each parameter."""
+        losses = LOSSES[task]
+        for loss in losses:
+            for name in (f"{task}.loss.{loss}", f"{task}.train.loss.{loss}"):
+                if name not in self.scalars:
+                    yield f"{name}: not recorded"
+        groups, steps = self.groups.get(task), self.steps.get(task)
+        if groups is None or steps is None:
+            yield f"{task}: no optimizer groups" if groups is None else f"{task}: no steps"
+            return
+        parameters = {name for group in groups for name in group["names"]}
+        checked = {entry.removesuffix(f" @{task}") for entry in self.weights_check}
+        for name in sorted(parameters - checked):
+            if not name.startswith("rank_output."):
+                yield f"{name}: no entry of the weights check"
+        entries = {
+            f"gradients of {task}.{loss}": self.grads.get(f"{task}.{loss}") for loss in losses
+        }
+        entries[f"{task} parameters after steps"] = steps.get("params_after")
+        for what, names in entries.items():
+            if names is None:
+                yield f"{what}: not recorded"
+                continue
+            yield from (f"{name}: not in the {what}" for name in sorted(parameters - set(names)))
+            yield from (f"{name}: in the {what} alone" for name in sorted(set(names) - parameters))
+        expected = {*(f"{loss}_loss" for loss in losses), "total"}
+        found, rates = steps.get("losses", []), steps.get("lr_factor", [])
+        if len(found) != len(rates) + 1 or any(set(each) != expected for each in found):
+            yield f"{task}: expected {', '.join(sorted(expected))} before and after each step"
 
     def stored(self, name: str) -> Tensor:
         """A recorded tensor as it is stored: every stride-th value of the flat tensor."""
@@ -139,7 +192,7 @@ class MeterCase:
                 num_layers=text["num_hidden_layers"],
                 num_heads=text["num_attention_heads"],
                 ffn_width=text["intermediate_size"],
-                max_positions=self.weights_check[_MAX_POSITIONS][0][0],
+                max_positions=self.weights_check[MAX_POSITIONS][0][0],
                 dropout=0.0,
             ),
             cross=CrossConfig(
@@ -201,12 +254,20 @@ def _is_norm(name: str) -> bool:
 
 
 def is_noise(name: str) -> bool:
-    """Whether the true gradient of a published parameter is 0, for all or a third of its values.
+    """Whether the true gradient of a published parameter is 0.
 
     Softmax does not change with the bias of keys, nor the ranking loss with that of scores.
     """
-    joint = (".in_proj_bias", ".qkv.bias")
-    return name.endswith((".key.bias", *joint)) or name == "rank_output.bias"
+    return name.endswith(".key.bias") or name == "rank_output.bias"
+
+
+def is_moved_by_noise(name: str) -> bool:
+    """Whether optimizer steps move a published parameter, or a third of it, by noise.
+
+    AdamW makes steps of full size of gradients that are rounding errors: those of `is_noise`, and
+    of the keys in a joint bias of queries, keys and values.
+    """
+    return is_noise(name) or name.endswith((".in_proj_bias", ".qkv.bias"))
 
 
 def vqa_targets(case: MeterCase) -> Tensor:

@@ -1,14 +1,17 @@
 """The METER model equals the recorded one, and a difference of any kind is found."""
 
 import dataclasses
+import json
+import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from tests.golden import METER
 from tests.parity import meter
 from tests.parity.comparison import Comparison
-from tests.parity.meter_case import MeterCase, is_noise
+from tests.parity.meter_case import TASKS, MeterCase, is_moved_by_noise, is_noise
 
 #: Recorded tensors that depend on the last text layer.
 CHANGED = ("cross.text1", "cross.text_pooled", "text_feats", "cls")
@@ -21,7 +24,14 @@ def test_the_committed_case_equals(name):
     # Every kind of thing was compared.
     assert {group: found.count > 0 for group, found in comparison.groups.items()} == dict.fromkeys(
         [
-            *("weight rule", "pair", "edge cases", "resized tables", "another image size"),
+            *(
+                "weight rule",
+                "absolute maxima",
+                "pair",
+                "edge cases",
+                "resized tables",
+                "another image size",
+            ),
             *("heads", "losses", "heads (integers)", "no gradient", "gradients", "groups"),
             *("small gradients",) * ("small gradients" in comparison.groups),
             *("steps", "learning rates", "weights after steps", "biases after steps"),
@@ -69,8 +79,85 @@ def test_pruned_outputs_are_those_of_the_whole_layer(case):
 
 
 def test_noise_is_named_by_its_parameter():
-    assert is_noise("cross_modal_text_layers.0.attention.self.key.bias")
-    assert not is_noise("cross_modal_text_layers.0.attention.self.query.bias")
+    for function in (is_noise, is_moved_by_noise):
+        assert function("cross_modal_text_layers.0.attention.self.key.bias")
+        assert not function("cross_modal_text_layers.0.attention.self.query.bias")
+    joint = "vit_model.visual.transformer.resblocks.0.attn.in_proj_bias"
+    assert not is_noise(joint)
+    assert is_moved_by_noise(joint)
+
+
+#: Gradients, weights after steps and losses of one task.
+GRADIENTS = "grads", "vqa.vqa"
+STEPS = "train_steps", "vqa"
+JOINT = "vit_model.visual.transformer.resblocks.0.attn.in_proj_bias"
+
+
+def drop(*places):
+    """A change that removes an entry."""
+
+    def change(content):
+        *parents, last = places
+        for place in parents:
+            content = content[place]
+        del content[last]
+
+    return change
+
+
+def set_to(value, *places):
+    """A change of a number: its value times `value`."""
+
+    def change(content):
+        *parents, last = places
+        for place in parents:
+            content = content[place]
+        content[last] *= value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "group", "named"),
+    [
+        (drop(*GRADIENTS), "names", "gradients of vqa.vqa: not recorded"),
+        (drop(*GRADIENTS, JOINT), "names", f"{JOINT}: not in the gradients of vqa.vqa"),
+        (drop(*STEPS), "names", "vqa: no steps"),
+        (drop(*STEPS, "params_after"), "names", "vqa parameters after steps: not recorded"),
+        (drop(*STEPS, "params_after", JOINT), "names", f"{JOINT}: not in the vqa parameters"),
+        (drop(*STEPS, "losses", 2, "total"), "names", "vqa: expected total, vqa_loss before and"),
+        (drop(*STEPS, "losses", 3), "names", "vqa: expected total, vqa_loss before and after"),
+        (drop("scalars", "vqa.loss.vqa"), "names", "vqa.loss.vqa: not recorded"),
+        (drop("tensors", "vqa.vqa_logits"), "names", "vqa.vqa_logits: stored, not described"),
+        (set_to(1000, "tensors", "pair.cls", "absmax"), "absolute maxima", "pair.cls"),
+        (set_to(0.9, "tensors", "pair.cls", "absmax"), "absolute maxima", "pair.cls"),
+        (set_to(1.001, *GRADIENTS, JOINT, 0), "gradients", f"vqa.vqa {JOINT}"),
+    ],
+)
+def test_a_changed_recording_is_found(tmp_path, monkeypatch, change, group, named):
+    for path in METER.glob("clip_micro*"):
+        shutil.copy(path, tmp_path / path.name)
+    path = tmp_path / "clip_micro.json"
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+    monkeypatch.setattr(meter, "TASKS", {"vqa": TASKS["vqa"]})
+    comparison = meter.compare_case(path)
+    assert any(failure.startswith(named) for failure in comparison.groups[group].failures)
+
+
+def test_a_tensor_that_every_case_has_is_named_when_it_is_gone(tmp_path):
+    for path in METER.glob("clip_micro*"):
+        shutil.copy(path, tmp_path / path.name)
+    path = tmp_path / "clip_micro.json"
+    content = json.loads(path.read_text())
+    tensors = load_file(path.with_suffix(".safetensors"))
+    del content["tensors"]["irtr.score"], tensors["irtr.score"]
+    path.write_text(json.dumps(content))
+    save_file(tensors, path.with_suffix(".safetensors"))
+    comparison = meter.compare_case(path)
+    (failure,) = comparison.groups["names"].failures
+    assert failure.startswith("irtr.score: not recorded")
 
 
 def test_images_of_another_size_are_refused(case):

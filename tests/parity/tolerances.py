@@ -56,6 +56,11 @@ COARSE: dict[tuple[float, bool, bool], CoarseTolerances] = {
 WEIGHT_RULE = 1e-5
 
 
+#: Recorded absolute maxima against those of the recorded tensors, relative to max(1, either). They
+#: are met exactly; the allowance is a few roundings of float32.
+ABSOLUTE_MAXIMA = 1e-6
+
+
 class ExtrasTolerances(NamedTuple):
     """What the extras of the coarse stage allow."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from tests.plant.merged_mistakes import MERGED
 from tests.plant.mistakes import COARSE, Check, Mistake
 
 #: The comparison with each recorded case.
@@ -281,6 +282,15 @@ FURTHER = (
         _tests("models/meter/test_inference.py", "without_a_ranking_head"),
     ),
     Mistake(
+        "search without a ranking head by the log odds of a match",
+        "python/fiber/inference/pairs.py",
+        "head, log_odds = ranking_head(network), None",
+        "head, log_odds = (\n        ranking_head(network)\n"
+        '        if "rank" in network.config.heads\n'
+        "        else match_log_odds(network)\n    ), None",
+        _tests("models/meter/test_inference.py", "search_without_a_ranking_head"),
+    ),
+    Mistake(
         "norms of CLIP's blocks not decayed",
         _OPTIM,
         "        or _CLIP_BLOCK_NORMS.fullmatch(name) is not None\n",
@@ -409,7 +419,7 @@ FURTHER = (
     ),
 )
 
-METER = (*RECORDED, *FURTHER)
+METER = (*RECORDED, *FURTHER, *MERGED)
 
 #: Mistakes that no change of the source is, and why.
 NOT_PLANTED = {

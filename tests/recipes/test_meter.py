@@ -29,7 +29,8 @@ from fiber.training.run_dir import RunFolder
 from fiber.training.task_loaders import training_transform
 from fiber.training.train import train
 from tests.golden import METER
-from tests.models.meter.test_published import FILES, keys_of
+from tests.published_keys import METER_FILES as FILES
+from tests.published_keys import meter_shapes as keys_of
 from tests.training.test_meter import TINY
 
 #: Recipe -> the file of its run, whose configuration was recorded.
@@ -176,6 +177,22 @@ def test_published_schedule():
     optim = load_recipe("meter_vqav2_published").optim
     ours = [lr_factor(step, 20, optim) for step in range(20)]
     assert ours == pytest.approx(recorded[:20])
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, "model.image_size 384 or model.swin.window_size 9"),
+        ({"model.image_size": "224"}, "model.image_size 384 or model.swin.window_size 7"),
+    ],
+)
+def test_windows_that_contradict_the_image_size_are_refused(options, expected):
+    """Pre-training of Swin needs images of 384 pixels, which its docstring says."""
+    recipe, swin = load_recipe("meter_pretrain_published"), {"model.image_encoder": "swin"}
+    with pytest.raises(ValueError, match=f"model.swin.window_size 12 with .* expected {expected}"):
+        replace_fields(recipe, swin | options)
+    small = {"model.image_size": "224", "model.swin.window_size": "7"}
+    assert replace_fields(recipe, swin | small).model.swin.window_size == 7
 
 
 @pytest.mark.parametrize(

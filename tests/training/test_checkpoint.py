@@ -1,6 +1,8 @@
+import dataclasses
 import errno
 import json
 import os
+import pickle
 import resource
 import stat
 
@@ -14,15 +16,22 @@ from fiber.checkpoints.model_dir import load_model, save_model, write_weights
 from fiber.config import preset
 from fiber.config_io import to_dict
 from fiber.models.registry import build_model
-from fiber.training import checkpoint as checkpoints
-from fiber.training.checkpoint import (
+from fiber.training.checkpoint import writer as checkpoint_writer
+from fiber.training.checkpoint.files import stored_tensors
+from fiber.training.checkpoint.folder import (
     Position,
+    checkpoint_at,
     checkpoints_in,
     newest_checkpoint,
-    write_checkpoint,
 )
+from fiber.training.checkpoint.state import TrainingState
+from fiber.training.checkpoint.writer import CheckpointWriter
+from fiber.training.config.run import OptimConfig
+from fiber.training.distributed.processes import Processes
+from fiber.training.objective_state import ObjectiveState
+from fiber.training.optim import MovingAverage, build_optimizer, freeze
 
-STATE = {"optimizer": {"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": []}}
+ALONE = Processes(rank=0, world_size=1, device=torch.device("cpu"))
 
 
 @pytest.fixture(params=["coarse", "fine"])
@@ -31,11 +40,31 @@ def model(request):
     return build_model(preset("micro", stage=request.param))
 
 
+def state_of(model, config=None):
+    """A model with all that a trainer keeps beside it."""
+    optimizer = build_optimizer(model, config or OptimConfig())
+    return TrainingState(model, optimizer, MovingAverage(model, 0.9), ObjectiveState())
+
+
 def write(folder, step, model, keep=2):
     position = Position(step=step, records={"question": 3}, consumed={"question": 4 * step})
-    return write_checkpoint(
-        folder, weights=model.state_dict(), training=STATE, position=position, keep=keep
-    )
+    state = model if isinstance(model, TrainingState) else state_of(model)
+    with CheckpointWriter(folder, ALONE, keep=keep) as writer:
+        writer.save(state.tensors(), position)
+    return checkpoint_at(folder, step)
+
+
+def take_steps(state, count):
+    """Update the weights by gradients that differ; some parameters get none."""
+    random = torch.Generator().manual_seed(7)
+    for _ in range(count):
+        for number, parameter in enumerate(state.model.parameters()):
+            has_gradient = parameter.requires_grad and number % 5
+            parameter.grad = (
+                torch.randn(parameter.shape, generator=random) if has_gradient else None
+            )
+        state.optimizer.step()
+        state.average.update(state.model)
 
 
 def names(folder):
@@ -162,15 +191,84 @@ def test_weights_that_do_not_fit_are_listed(tmp_path):
 def test_checkpoint_survives_the_disk(tmp_path, model):
     written = write(tmp_path, 3, model)
     assert names(tmp_path) == ["step-00000003"]
-    assert names(written.folder) == ["SHA256SUMS", "data.json", "model.safetensors", "training.pt"]
+    assert names(written.folder) == [".metadata", "SHA256SUMS", "__0_0.distcp", "data.json"]
     other = build_model(model.config)
-    state = written.restore(other)
-    assert state["optimizer"]["state"][0]["step"] == 3
+    written.restore(state_of(other))
     assert all(
         torch.equal(a, b) for a, b in zip(other.parameters(), model.parameters(), strict=True)
     )
     position = written.position({"question": 3}, {})
     assert (position.step, position.consumed) == (3, {"question": 12})
+
+
+OPTIMIZERS = {
+    "AdamW": OptimConfig(lr=0.01, frozen=("backbone.text",)),
+    "published": OptimConfig(lr=0.01, published_coarse=True),
+    "Muon": OptimConfig(lr=0.01, muon_lr_multiplier=10.0),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_optimizer_and_average_go_on_where_they_were(tmp_path, name):
+    config, states = OPTIMIZERS[name], []
+    for _ in range(2):
+        model = build_model(preset("micro"))
+        freeze(model, config.frozen)
+        states.append(state_of(model, config))
+    ours, theirs = states
+    take_steps(ours, 3)
+    write(tmp_path, 3, ours).restore(theirs)
+    for state in states:
+        take_steps(state, 2)
+    before, after = ours.tensors(), theirs.tensors()
+    assert before.keys() == after.keys()
+    assert any(key.startswith("optimizer/") for key in before)
+    for key, tensor in before.items():
+        assert torch.equal(tensor, after[key]), key
+
+
+def test_a_save_holds_the_weights_of_its_moment(tmp_path):
+    state = state_of(build_model(preset("micro")))
+    take_steps(state, 1)
+    expected = {key: tensor.clone() for key, tensor in state.tensors().items()}
+    position = Position(step=1, records={"question": 3}, consumed={"question": 4})
+    with CheckpointWriter(tmp_path, ALONE, keep=2) as writer:
+        writer.save(state.tensors(), position)
+        take_steps(state, 3)
+    checkpoint_at(tmp_path, 1).restore(state)
+    assert all(torch.equal(tensor, expected[key]) for key, tensor in state.tensors().items())
+
+
+def test_other_tensors_are_refused(tmp_path):
+    written = write(tmp_path, 3, build_model(preset("micro")))
+    config = preset("micro")
+    smaller = dataclasses.replace(config.image_text, num_answers=3)
+    other = build_model(dataclasses.replace(config, image_text=smaller))
+    with pytest.raises(ValueError, match=r"\.metadata.*vqa_head.*has shape .*, expected"):
+        written.restore(state_of(other))
+    fine = build_model(preset("micro", stage="fine"))
+    with pytest.raises(ValueError, match=r"lacks average/.* and has unexpected average/"):
+        written.restore(state_of(fine))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [pickle.dumps(print), pickle.dumps([1]), b"", b"\x80"],
+    ids=["a function", "a list", "empty", "cut"],
+)
+def test_an_index_that_is_none_is_refused(tmp_path, content):
+    written = write(tmp_path, 3, build_model(preset("micro")))
+    (written.folder / ".metadata").write_bytes(content)
+    with pytest.raises(ValueError, match=r"\.metadata (is damaged|is no index)"):
+        stored_tensors(written.folder)
+
+
+def test_an_index_stays_in_its_folder(tmp_path):
+    written = write(tmp_path, 3, build_model(preset("micro")))
+    path = written.folder / ".metadata"
+    path.write_bytes(path.read_bytes().replace(b"__0_0.distcp", b"/etc/passwd0"))
+    with pytest.raises(ValueError, match=r"refers to /etc/passwd0, outside of its folder"):
+        stored_tensors(written.folder)
 
 
 def test_other_data_are_refused(tmp_path):
@@ -190,7 +288,7 @@ def test_only_the_newest_are_kept(tmp_path):
 def test_half_a_checkpoint_is_no_checkpoint(tmp_path):
     model = build_model(preset("micro"))
     write(tmp_path, 5, model)
-    (write(tmp_path, 10, model).folder / "training.pt").unlink()
+    (write(tmp_path, 10, model).folder / ".metadata").unlink()
     (tmp_path / "step-soon").mkdir()
     newest = newest_checkpoint(tmp_path)
     assert newest is not None and newest.step == 5
@@ -204,7 +302,7 @@ def test_full_disk_leaves_the_older_checkpoint_whole(tmp_path, monkeypatch, call
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(checkpoints, call, full)
+    monkeypatch.setattr(checkpoint_writer, call, full)
     with pytest.raises(OSError, match=r"step-00000010.*written.*space") as e:
         write(tmp_path, 10, model, keep=1)
     assert e.value.errno == errno.ENOSPC
@@ -232,7 +330,7 @@ def test_interrupted_write_leaves_nothing(tmp_path, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(torch, "save", interrupted)
+    monkeypatch.setattr(checkpoint_writer, "write_tensors", interrupted)
     with pytest.raises(KeyboardInterrupt):
         write(tmp_path, 10, build_model(preset("micro")))
     assert names(tmp_path) == []

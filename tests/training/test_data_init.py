@@ -6,8 +6,8 @@ import torch
 from fiber.config_io import replace_fields
 from fiber.models.registry import build_model
 from fiber.training.data import open_data
+from fiber.training.data_init import init_from_data
 from fiber.training.distributed.processes import Processes
-from fiber.training.trainer import init_from_data
 from tests.training.micro_runs import all_records, coarse_config, run
 from tests.training.test_trainer import StopError, stop_before, weights_equal
 

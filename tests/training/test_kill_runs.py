@@ -16,7 +16,7 @@ def test_flipped_bits_of_a_checkpoint(tmp_path):
 
 def test_a_check_that_fails_is_reported(tmp_path, monkeypatch):
     """Checksums that are not looked at let a flipped bit of the weights through."""
-    from fiber.training.checkpoint import RunCheckpoint
+    from fiber.training.checkpoint.folder import RunCheckpoint
 
     monkeypatch.setattr(RunCheckpoint, "damage", lambda checkpoint: None)
     failures = run_all(tmp_path, kills=0, terms=0, flips=2, pairs=0)

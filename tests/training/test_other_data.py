@@ -14,14 +14,19 @@ from fiber.data.datasets.resolve import ChosenRecords
 from fiber.data.prompts.rules import PromptRules
 from fiber.data.prompts.sampling import SampledPrompts
 from fiber.data.record import ConcatRecords, Record
-from fiber.training import checkpoint as stored
-from fiber.training.checkpoint import CHECKSUMS, FILES, checkpoints_in, sha256
+from fiber.training.checkpoint import folder as stored
+from fiber.training.checkpoint.folder import checkpoints_in, checksums
+from fiber.training.checkpoint.layout import CHECKSUMS, OLD_FILES
 from fiber.training.data import fingerprint
 from fiber.training.train import train
+from fiber.training.trainer import Trainer
 from tests.hostile_cases import PICKLES, zipped
 from tests.training.micro_runs import all_records, coarse_config, run
+from tests.training.old_checkpoints import save_old
 from tests.training.test_trainer import StopError, numbers, stop_before, weights_equal
 
+#: Files of a checkpoint of one process.
+NEW_FILES = ("__0_0.distcp", ".metadata", "data.json")
 CAPTIONS = {f"tasks__{task}__share": 0 for task in ("question", "reasoning", "caption")}
 CONFIG = coarse_config(**CAPTIONS, train__steps=6, train__checkpoint_every=2)
 
@@ -122,14 +127,15 @@ def rewrite(checkpoint, change, *, sums=True):
     path.write_text(json.dumps(change(json.loads(path.read_text()))))
     (checkpoint / CHECKSUMS).unlink()
     if sums:
-        lines = [f"{sha256(checkpoint / name)}  {name}\n" for name in FILES]
-        (checkpoint / CHECKSUMS).write_text("".join(lines))
+        (checkpoint / CHECKSUMS).write_bytes(checksums(checkpoint))
 
 
 @pytest.mark.parametrize("sums", [True, False], ids=["checksums", "no checksums"])
 def test_a_run_of_an_earlier_version_resumes_and_says_what_is_not_compared(
     folder, tmp_path, monkeypatch, capsys, sums
 ):
+    monkeypatch.setattr(Trainer, "save", save_old)
+
     def earlier():
         for checkpoint in checkpoints_in(tmp_path / "r" / "checkpoints"):
             rewrite(checkpoint.folder, without_new_fields, sums=sums)
@@ -138,6 +144,7 @@ def test_a_run_of_an_earlier_version_resumes_and_says_what_is_not_compared(
     said = " ".join(capsys.readouterr().err.split())
     assert "step-00000004 was written by an earlier version, without fingerprints" in said
     # The checkpoints that are written now have them.
+    monkeypatch.undo()
     shutil.rmtree(tmp_path / "r")
     stop_and_resume(folder, tmp_path / "r", monkeypatch, quiet=False)
     assert "earlier version" not in capsys.readouterr().err
@@ -177,6 +184,24 @@ def stopped(pictures, tmp_path_factory):
     return folder / "r", whole
 
 
+@pytest.fixture(scope="module")
+def stopped_old(stopped, pictures, tmp_path_factory):
+    """The same with checkpoints of an earlier version."""
+    folder = tmp_path_factory.mktemp("stopped_old")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(StopError):
+        stop_before(patch, 5)
+        patch.setattr(Trainer, "save", save_old)
+        run(CONFIG, pictures, folder / "r")
+    return folder / "r", stopped[1]
+
+
+def test_a_checkpoint_of_an_earlier_version_is_read(pictures, tmp_path, stopped_old):
+    shutil.copytree(stopped_old[0], tmp_path / "r")
+    run(CONFIG, pictures, tmp_path / "r", resume=True)
+    assert weights_equal(tmp_path / "r", stopped_old[1])
+    assert numbers(tmp_path / "r") == numbers(stopped_old[1])
+
+
 @pytest.mark.parametrize("name", FORGED)
 def test_a_forged_position_is_an_error_that_names_file_and_field(pictures, tmp_path, stopped, name):
     shutil.copytree(stopped[0], tmp_path / "r")
@@ -188,7 +213,10 @@ def test_a_forged_position_is_an_error_that_names_file_and_field(pictures, tmp_p
         assert part in str(caught.value)
 
 
-def test_without_checksums_the_run_goes_on_before_a_forged_position(pictures, tmp_path, stopped):
+def test_without_checksums_the_run_goes_on_before_a_forged_position(
+    pictures, tmp_path, stopped_old
+):
+    stopped = stopped_old
     shutil.copytree(stopped[0], tmp_path / "r")
     rewrite(tmp_path / "r" / "checkpoints" / "step-00000004", FORGED["step"], sums=False)
     with pytest.warns(RuntimeWarning, match=r"data\.json has step -5; expected 4; .*after step 2 "):
@@ -209,8 +237,8 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_training_state_is_an_error(pictures, tmp_path, stopped, name):
-    shutil.copytree(stopped[0], tmp_path / "r")
+def test_a_hostile_training_state_is_an_error(pictures, tmp_path, stopped_old, name):
+    shutil.copytree(stopped_old[0], tmp_path / "r")
     checkpoint = tmp_path / "r" / "checkpoints" / "step-00000004"
     (checkpoint / "training.pt").write_bytes(zipped(HOSTILE[name]))
     rewrite(checkpoint, lambda values: values)
@@ -220,7 +248,8 @@ def test_a_hostile_training_state_is_an_error(pictures, tmp_path, stopped, name)
 
 @pytest.mark.parametrize("content", ["pickle", "foreign", "other", "cut"])
 @pytest.mark.parametrize("sums", [True, False], ids=["checksums", "no checksums"])
-def test_a_foreign_training_state_is_named(pictures, tmp_path, stopped, content, sums):
+def test_a_foreign_training_state_is_named(pictures, tmp_path, stopped_old, content, sums):
+    stopped = stopped_old
     shutil.copytree(stopped[0], tmp_path / "r")
     checkpoint = tmp_path / "r" / "checkpoints" / "step-00000004"
     path = checkpoint / "training.pt"
@@ -246,8 +275,11 @@ def test_a_foreign_training_state_is_named(pictures, tmp_path, stopped, content,
         assert weights_equal(tmp_path / "r", stopped[1])
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_a_checkpoint_that_lacks_a_file_is_set_aside(pictures, tmp_path, stopped, name):
+@pytest.mark.parametrize("name", [*NEW_FILES, *OLD_FILES[:2]])
+def test_a_checkpoint_that_lacks_a_file_is_set_aside(
+    pictures, tmp_path, stopped, stopped_old, name
+):
+    stopped = stopped_old if name in OLD_FILES[:2] else stopped
     shutil.copytree(stopped[0], tmp_path / "r")
     (tmp_path / "r" / "checkpoints" / "step-00000004" / name).unlink()
     with pytest.warns(RuntimeWarning, match=rf"step-00000004 .*{name} does not exist.*step 2 "):
@@ -268,12 +300,12 @@ def test_a_checkpoint_that_the_disk_cannot_read_is_set_aside(
         return real(path)
 
     monkeypatch.setattr(stored, "sha256", failing)
-    with pytest.warns(RuntimeWarning, match=r"cannot be read .*model\.safetensors.*after step 2 "):
+    with pytest.warns(RuntimeWarning, match=r"cannot be read .*distcp.*after step 2 "):
         run(CONFIG, pictures, tmp_path / "r", resume=True)
     assert weights_equal(tmp_path / "r", stopped[1])
 
 
-@pytest.mark.parametrize("place", [-1, 64 + 2 + len(FILES[0])], ids=["last", "first"])
+@pytest.mark.parametrize("place", [-1, 64 + 2 + len(NEW_FILES[0])], ids=["last", "first"])
 def test_every_bit_of_the_checksums_counts(pictures, tmp_path, stopped, place):
     """str.splitlines also ends a line at a vertical tab, one bit from a newline."""
     shutil.copytree(stopped[0], tmp_path / "r")

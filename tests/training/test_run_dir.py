@@ -10,9 +10,9 @@ from fiber.config import preset
 from fiber.config_io import replace_fields
 from fiber.data import Tokenizer
 from fiber.models.registry import build_model
-from fiber.training.checkpoint import Position, write_checkpoint
 from fiber.training.run_dir import RunFolder
 from tests.training.micro_runs import fine_config
+from tests.training.test_checkpoint import write
 
 
 @pytest.fixture
@@ -65,14 +65,7 @@ def test_reopened_folder_drops_what_will_be_trained_again(tmp_path, words):
     for step in range(1, 6):
         folder.add_metrics({"step": step})
         if step == 3:
-            position = Position(step=3, records={})
-            write_checkpoint(
-                folder.checkpoints,
-                weights=model.state_dict(),
-                training={},
-                position=position,
-                keep=2,
-            )
+            write(folder.checkpoints, 3, model)
     with folder.metrics_file.open("a") as file:
         file.write('{"step": 6, "los')
     (folder.checkpoints / ".part-step-00000006").mkdir()

@@ -30,7 +30,7 @@ def numbers(folder: Path) -> list[dict]:
     """Lines of metrics without what a clock says."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [
-        {k: v for k, v in line.items() if k not in ("seconds", "images_per_second")}
+        {k: v for k, v in line.items() if k not in ("seconds", "images_per_second", "performance")}
         for line in lines
     ]
 
@@ -62,6 +62,7 @@ def test_run_folder_is_complete(pictures, tmp_path, curves):
     finished = run(coarse_config(), pictures, tmp_path / "r")
     assert sorted(path.name for path in finished.folder.iterdir()) == [
         "answers.json",
+        "attempts.jsonl",
         "checkpoints",
         "config.json",
         "curves.png",
@@ -73,7 +74,7 @@ def test_run_folder_is_complete(pictures, tmp_path, curves):
     for line in finished.metrics:
         assert set(line) == {
             *("step", "seconds", "images", "images_per_second", "losses"),
-            *("gradient_norm", "mean_gate", "learning_rates"),
+            *("gradient_norm", "mean_gate", "learning_rates", "performance"),
         }
     assert [name for line in finished.metrics[:5] for name in line["losses"]] == [
         *("itc", "itm", "mlm", "vqa", "nlvr2", "caption", "itc", "itm", "mlm"),

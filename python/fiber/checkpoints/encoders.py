@@ -51,8 +51,10 @@ def load_encoder(model: Network, state: Mapping[str, Tensor]) -> tuple[KeyMap, d
         first = keys.get(architecture.first_convolution, ())
         state |= {name: state[name].flip(1) for name in first if name in state}
 
+    ignored = encoder.ignored(config)
+
     def ignored_reason(name: str) -> str | None:
-        return next((why for pattern, why in encoder.ignored if re.fullmatch(pattern, name)), None)
+        return next((why for pattern, why in ignored if re.fullmatch(pattern, name)), None)
 
     return keys, load_mapped(model, state, keys, ignored_reason)
 

@@ -84,9 +84,10 @@ def read_init(path: str | os.PathLike[str]) -> StoredModel | EncoderStates:
 def _published_model(
     path: Path, checkpoint: Checkpoint, device: torch.device | str, image_size: int | None
 ) -> StoredModel:
-    state = checkpoint.state
+    state, found = checkpoint.state, ""
     try:
         architecture = recognize(state)
+        found = f"{architecture.title} checkpoint: "
         config = architecture.infer_config(state, checkpoint.config)
         if image_size is not None:
             config = config.with_image_size(image_size)
@@ -98,7 +99,7 @@ def _published_model(
         ignored = load_published(model, state, device, copy)
         filled = architecture.default_values(config, state)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise ValueError(f"{path}: {found}{error}") from error
     return StoredModel(network=model.eval(), path=path, ignored=ignored, filled=filled)
 
 

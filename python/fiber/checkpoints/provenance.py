@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fiber.data.datasets.resolve import has_splits
+from fiber.data.storage.remote import is_url
+from fiber.data.storage.remote_pack import url_of
 
 #: Field of config.json with the absolute path of the data; null for in-memory records.
 DATA_PATH = "data_path"
@@ -31,8 +33,10 @@ class TrainedOn(NamedTuple):
 
 
 def absolute(data: str | os.PathLike[str]) -> str:
-    """Return the absolute path of a dataset."""
-    return str(Path(data).resolve())
+    """Return the absolute path of a dataset, or its URL."""
+    if is_url(data):
+        return str(data).rstrip("/")
+    return url_of(Path(data)) or str(Path(data).resolve())
 
 
 def seen_before(

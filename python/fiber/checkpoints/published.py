@@ -124,8 +124,10 @@ def load_mapped(
     if sharing := sharing_problem(piece for pieces in values.values() for piece in pieces):
         problems.append(sharing)
     if problems:
+        single = len(problems) == 1
+        counted = "1 tensor" if single else f"{len(problems)} tensors"
         raise ValueError(
-            f"{len(problems)} tensors of the checkpoint do not match the model:\n "
+            f"{counted} of the checkpoint {'does' if single else 'do'} not match the model:\n "
             f" {list_problems(problems)}"
         )
     if device is not None:

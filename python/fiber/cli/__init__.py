@@ -4,7 +4,8 @@ Heavy modules are imported by the command that needs them, so `fiber --help` is 
 `fiber doctor` works without torch.
 
 Exit codes: 0 success; 1 failure (a metric below its floor, faults found by a check, a non-finite
-loss, a full disk, out of memory); 2 usage error or bad input; 130 Ctrl-C; 141 closed output pipe.
+loss, a full disk, out of memory, an unreachable URL, a rank that died); 2 usage error or bad input;
+75 a run that a signal stopped and that can be resumed; 130 Ctrl-C; 141 closed output pipe.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ import warnings
 from collections.abc import Sequence
 
 import fiber
-from fiber.cli import bench, convert, data, images, runs, tune
+from fiber.cli import bench, convert, data, images, launched, plan, runs, tune
 from fiber.cli.arguments import CommandParser
+from fiber.data.storage.remote import RemoteError
 
 #: Errors caused by the machine's state rather than by the input, which exit with code 1.
 _FAILURES = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOMEM, errno.EROFS}
@@ -33,7 +35,7 @@ def parser() -> argparse.ArgumentParser:
     )
     root.add_argument("--version", action="version", version=f"fiber {fiber.__version__}")
     commands = root.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for module in (runs, data, images, convert, bench, tune):
+    for module in (runs, plan, data, images, convert, bench, tune):
         module.add_commands(commands)
     doctor = commands.add_parser(
         "doctor", help="report installed packages, kernel backend and devices"
@@ -51,7 +53,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     options = parser().parse_args(arguments)
+    options.arguments = list(sys.argv[1:] if arguments is None else arguments)
     warnings.showwarning = _warn
+    if (code := launched.final_code()) is not None:
+        return code
+    return launched.keep_code(_run(options))
+
+
+def _run(options: argparse.Namespace) -> int:
+    """Run the command; print its error as one line."""
     try:
         code = options.run(options)
         # Flush here, so that a full disk or a closed pipe is handled below.
@@ -69,7 +79,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         package = (error.name or "").partition(".")[0]
         if package == "fiber":
             raise
-        _print_error(f"{package} is not installed; `fiber doctor` prints how to install it")
+        hint = f"{package} is not installed; `fiber doctor` prints how to install it"
+        # Errors of fiber itself name the extra.
+        _print_error(str(error) if "'fiber-vl[" in str(error) else hint)
+        return 1
+    except (ConnectionError, ChildProcessError) as error:
+        _print_error(str(error))
         return 1
     except OSError as error:
         message = str(error)
@@ -77,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             message = f"{os.fspath(error.filename)}: {error.strerror}"
         _print_error(message)
         return 1 if error.errno in _FAILURES else 2
-    except (FloatingPointError, MemoryError) as error:
+    except (FloatingPointError, MemoryError, RemoteError) as error:
         _print_error(str(error) or "out of memory")
         return 1
     except ValueError as error:
@@ -94,8 +109,12 @@ def _doctor(options: argparse.Namespace) -> int:
 
 def _warn(message: Warning | str, *where: object, **more: object) -> None:
     """Print a warning as one line, without its source line."""
-    print(f"fiber: warning: {' '.join(str(message).split())}", file=sys.stderr)
+    text = f"fiber: warning: {' '.join(str(message).split())}"
+    if launched.is_new(text):
+        print(text, file=sys.stderr)
 
 
 def _print_error(message: str) -> None:
-    print(f"fiber: error: {' '.join(message.split())}", file=sys.stderr)
+    text = f"fiber: error: {' '.join(message.split())}"
+    if launched.is_new(text):
+        print(text, file=sys.stderr)

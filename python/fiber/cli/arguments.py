@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import math
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -75,6 +76,34 @@ def nonnegative_int(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"expected a non-negative integer, got {text!r}")
     return int(text)
+
+
+def process_count(text: str) -> int:
+    """Parse a number of processes; "auto" becomes 0."""
+    if text == "auto":
+        return 0
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"expected a positive integer or 'auto', got {text!r}")
+    return int(text)
+
+
+def node_range(text: str) -> tuple[int, int]:
+    """Parse a number of nodes, or a range I:J."""
+    least, colon, most = text.partition(":")
+    if not least.isdecimal() or not (most if colon else least).isdecimal():
+        raise argparse.ArgumentTypeError(f"expected I or I:J, such as 4 or 2:4, got {text!r}")
+    return int(least), int(most if colon else least)
+
+
+def positive_float(text: str) -> float:
+    """Parse a finite number above 0."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
+    return number
 
 
 def candidates(text: str) -> int:

@@ -29,7 +29,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
             "--to": "output format: fiber (a folder for fiber.load), published (a file for the"
             " published code), or towers (a folder with swin.safetensors and roberta.safetensors)",
             **VOCABULARIES,
-            "--image-size N": "input height and width in pixels of a coarse-stage model (default:"
+            "--image-size N": "input height and width in pixels, except for detectors (default:"
             " the model's own)",
             "--weights": "weights to read if the file contains both: raw (as trained) or ema"
             " (exponential moving average); default: raw",

@@ -58,14 +58,13 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     add_options(
         inspect,
         {
-            "source SOURCE": _SOURCE,
+            "source SOURCE": f"{_SOURCE}, or URL of a packed dataset",
             "--split S": "splits to read, such as train+val (default: all)",
             "--verify": "also compare all files of a packed dataset with their checksums",
             "--sheet FILE": "save a contact sheet with boxes and texts to this image file",
             **LIMITS,
             "--json": "print the report as one JSON object",
         },
-        source={"type": Path},
     )
     inspect.set_defaults(run=_inspect)
     pack = kinds.add_parser(
@@ -147,12 +146,13 @@ def _make_data(options: argparse.Namespace) -> int:
 def _inspect(options: argparse.Namespace) -> int:
     from fiber.cli.inspect import inspect
     from fiber.data.image_file import DecodeLimits
+    from fiber.data.storage.remote_pack import local_path
     from fiber.progress import ImageProgress
 
     splits = options.split.split("+") if options.split else ()
     limits = DecodeLimits(**limits_of(options))
     return inspect(
-        options.source,
+        local_path(options.source),
         splits,
         options.sheet,
         options.json,

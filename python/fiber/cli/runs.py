@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from typing import Any
 
@@ -15,15 +16,18 @@ from fiber.cli.arguments import (
     candidates,
     key_values,
     limits_of,
+    node_range,
     nonnegative_int,
     pick,
+    process_count,
 )
+from fiber.cli.launched import is_launched
 from fiber.cli.models import RUNS
 from fiber.training.config.run import CHOSEN_BY
 
 _DATA = (
-    "dataset folder, or a single annotation file, such as a .jsonl file with"
-    ' {"image": "1.jpg", "text": "a dog"} or'
+    "dataset folder, URL of a packed dataset, or a single annotation file, such as a .jsonl file"
+    ' with {"image": "1.jpg", "text": "a dog"} or'
     ' {"image": "1.jpg", "question": "what is it?", "answer": "a dog"} on each line'
 )
 _DEMO = """
@@ -83,13 +87,33 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
             " frequent answers in the data)",
             "--output DIR": "output folder (default: runs/RECIPE)",
             "--resume": "resume from the newest checkpoint in --output",
+            "--workers N": "image decoding threads of each process (default: the cores of the"
+            " machine divided by the processes on it)",
+            "--cache DIR": "local folder for shards if --data is a URL (default: $FIBER_CACHE, or"
+            " ~/.cache/fiber/packs)",
+            "--cache-gb N": "maximum size of the cache in GB (default: 100)",
             "--set KEY=VALUE": "override a recipe field, as in train.steps=500; repeatable",
+            "--track NAME": "also log metrics to tensorboard, trackio, wandb or mlflow (needs the"
+            " extra of the same name); repeatable",
             **DEVICE,
+            "--processes N": "train in N processes on this node, or auto for one per GPU",
+            "--restarts K": "with --processes, how often processes are restarted after one died;"
+            " the run goes on from its newest checkpoint (default: 3)",
+            "--nodes I[:J]": "with --processes, the number of nodes, or the smallest and largest"
+            " one; start the same command on each node (default: 1)",
+            "--rendezvous HOST:PORT": "with --nodes, where the nodes meet: one of them",
+            "--job ID": "with --nodes, an id that only this job has (default: the id of Slurm)",
         },
         data={"required": True},
         tokenizer={"type": str},
         answers={"type": str},
         set={"action": "append", "default": []},
+        processes={"type": process_count},
+        restarts={"type": nonnegative_int, "default": 3},
+        nodes={"type": node_range, "default": (1, 1)},
+        job={"default": os.environ.get("SLURM_JOB_ID", "")},
+        rendezvous={"default": ""},
+        track={"action": "append", "default": []},
     )
     train.set_defaults(run=_train, when_stopped="rerun the same command with --resume to continue")
 
@@ -123,7 +147,7 @@ def _add_eval(commands: argparse._SubParsersAction) -> None:
             " with NAME.json for each dataset (default: the class names)",
             "--batch-size N": "batch size (default: 64)",
             "--threads N": "image decoding threads (default: one per core)",
-            "--image-size N": "input height and width in pixels of a coarse-stage model (default:"
+            "--image-size N": "input height and width in pixels, except for detectors (default:"
             " the model's own)",
             **LIMITS,
         },
@@ -146,16 +170,44 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _train(options: argparse.Namespace) -> int:
+    if options.processes is not None and not is_launched():
+        return _launch(options)
+    if options.processes is None and (options.nodes != (1, 1) or options.rendezvous):
+        raise ValueError("--nodes and --rendezvous need --processes N, the processes of a node")
     changes = key_values(options.set, "--set", "train.steps=500")
     output = options.output or RUNS / options.recipe
     import fiber
+    from fiber.training.tracking.trackers import open_trackers
 
+    trackers = open_trackers(options.track)
     settings = pick(
         options, "data", "validation", "init", "tokenizer", "answers", "resume", "device"
     )
+    settings |= {"threads": options.workers or 0, "callbacks": trackers, **_cached(options)}
     fiber.train(options.recipe, output=output, set=changes, **settings)
-    print(output)
+    if os.environ.get("RANK", "0") == "0":
+        print(output)
     return 0
+
+
+def _cached(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the local folders of `data` and `validation` that are URLs."""
+    from fiber.data.storage.remote import is_url
+    from fiber.data.storage.remote_pack import remote_pack
+
+    given = pick(options, "data", "validation")
+    urls = {name: value for name, value in given.items() if is_url(value)}
+    if not urls and (options.cache or options.cache_gb):
+        raise ValueError(f"--cache and --cache-gb need --data at a URL, got {options.data}")
+    return {name: remote_pack(url, options.cache, options.cache_gb) for name, url in urls.items()}
+
+
+def _launch(options: argparse.Namespace) -> int:
+    from fiber.training.distributed.launch import Job, devices_on_node, launch
+
+    settings = pick(options, "restarts", "nodes", "rendezvous")
+    processes = options.processes or devices_on_node()
+    return launch(options.arguments, Job(processes=processes, id=options.job, **settings))
 
 
 def _recipes(options: argparse.Namespace) -> int:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from fiber.data.loader import DataLoader
     from fiber.data.prompts.classes import ClassName
     from fiber.data.record import ConcatRecords, Record, RecordSet
+    from fiber.data.storage.remote import RemoteError
+    from fiber.data.storage.remote_pack import remote_pack
     from fiber.data.tools.pack import pack
 
 __all__ = [
@@ -38,12 +40,14 @@ __all__ = [
     "ReasoningBatch",
     "Record",
     "RecordSet",
+    "RemoteError",
     "Skipped",
     "Tokenizer",
     "apply_transform",
     "load_image",
     "open_source",
     "pack",
+    "remote_pack",
 ]
 
 # Module of each public name, imported on first use since records and transforms do not need torch.
@@ -57,6 +61,8 @@ _HOMES = dict.fromkeys(__all__, "fiber.data.batch") | {
     "load_image": "fiber.data.image",
     "open_source": "fiber.data.datasets.resolve",
     "pack": "fiber.data.tools.pack",
+    "RemoteError": "fiber.data.storage.remote",
+    "remote_pack": "fiber.data.storage.remote_pack",
 }
 
 

@@ -167,19 +167,20 @@ class DataLoader:
 
         Returns:
             "version" of the format, "epoch", "sample" (samples of the epoch consumed by all ranks
-            together), "seed", "shuffle", and "fingerprint" of the data (for an iterable, of the
-            samples consumed).
+            together), "seed", "shuffle", "order", and "fingerprint" of the data (for an iterable,
+            of the samples consumed).
         """
         position = {"epoch": self._epoch, "sample": self._sample, "seed": self.config.seed}
-        position |= {"shuffle": self.config.shuffle, "fingerprint": self.fingerprint}
+        position |= {"shuffle": self.config.shuffle, "order": self.config.order}
+        position |= {"fingerprint": self.fingerprint}
         return {"version": STATE_VERSION, **position}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Resume at the position of a different loader with the same data, seed and order.
 
         For an iterable, the next epoch first reads the samples before the position, and fails if
-        they differ from those in the state. States without a version, which earlier versions
-        returned, are accepted.
+        they differ from those in the state. States without a version or an order, which earlier
+        versions returned, are accepted.
 
         Raises:
             TypeError: if `state` is not a mapping.
@@ -201,10 +202,11 @@ class DataLoader:
             if not isinstance(found := state.get(name), kind):
                 raise ValueError(f"the state's {name} is {found!r:.40}; {expected}")
         epoch, sample = state["epoch"], state["sample"]
-        for name in ("seed", "shuffle"):
-            if state[name] != (own := getattr(self.config, name)):
+        for name in ("seed", "shuffle", "order"):
+            found, own = state.get(name, "uniform"), getattr(self.config, name)
+            if found != own:
                 raise ValueError(
-                    f"the state's {name} is {state[name]}, but this loader's is {own}; expected a"
+                    f"the state's {name} is {found!r:.40}, but this loader's is {own!r}; expected a"
                     f" state with the same {name}"
                 )
         if epoch < 0 or sample < 0:
@@ -339,6 +341,7 @@ def _make_sampler(records: Any, config: LoaderConfig) -> Sampler:
             f"records is of type {kind}; expected a map-style collection (__len__, __getitem__) of"
             " fiber.data.Record, such as a list, or an iterable of fiber.data.Record"
         )
+    # `order` "shards" needs `shuffle`.
     for name, value in (("shuffle", config.shuffle), ("on_error", config.on_error)):
         if value in (True, "resample"):
             raise ValueError(

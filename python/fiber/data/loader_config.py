@@ -15,6 +15,7 @@ from fiber.data.image_file import MAX_PIXELS
 BatchType = Literal["image_text", "question", "reasoning", "grounding"]
 ImageDtype = Literal["float32", "float16", "bfloat16", "uint8"]
 OnError = Literal["raise", "skip", "resample"]
+SampleOrder = Literal["uniform", "shards"]
 
 #: Maximum number of threads: 64 per core, but at least 1,024. More never help, and each takes
 #: memory.
@@ -120,6 +121,9 @@ class LoaderConfig(CollatorConfig):
         threads: Worker threads, at most `MAX_THREADS`; 0 (default) means one per core.
         batch_size: Samples per batch on this rank.
         shuffle: Reshuffle every epoch. Not supported for iterables.
+        order: How `shuffle` orders an epoch, for any number of ranks: "uniform" is a random
+            permutation; "shards" shuffles the records of a few shards at a time
+            (`fiber.data.storage.shard_order`) and needs records of a packed folder.
         prefetch: Number of batches prepared ahead.
         rank: Rank of this process, below `world_size`.
         world_size: Number of processes that share the data.
@@ -131,6 +135,7 @@ class LoaderConfig(CollatorConfig):
     threads: int = 0
     batch_size: int
     shuffle: bool = False
+    order: SampleOrder = "uniform"
     prefetch: int = 2
     rank: int = 0
     world_size: int = 1
@@ -139,6 +144,10 @@ class LoaderConfig(CollatorConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.order not in ("uniform", "shards"):
+            raise ValueError(f"order is {self.order!r}; expected 'uniform' or 'shards'")
+        if self.order == "shards" and not self.shuffle:
+            raise ValueError("order is 'shards' and shuffle is False; expected shuffle=True")
         if self.rank >= self.world_size:
             raise ValueError(
                 f"rank is {self.rank}; expected a rank below world_size ({self.world_size})"
@@ -171,6 +180,7 @@ class LoaderOptions(CollatorOptions, total=False):
 
     batch_size: Required[int]
     shuffle: bool
+    order: SampleOrder
     prefetch: int
     rank: int
     world_size: int

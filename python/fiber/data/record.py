@@ -13,9 +13,12 @@ from dataclasses import dataclass
 from itertools import accumulate, chain
 from math import isfinite
 from os import PathLike
-from typing import Any, Protocol, overload, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, overload, runtime_checkable
 
 from fiber.data.char_spans import CharSpan, whole_characters
+
+if TYPE_CHECKING:
+    from fiber.data.storage.shard_order import ShardMap
 
 AnyPath = str | PathLike[str]
 #: An undecoded image: the path of a file, or its content.
@@ -279,6 +282,13 @@ class ConcatRecords(RecordSequence):
         """Return the version of a record used in the given epoch."""
         part, place = self._find(self._wrap(index))
         return record_in_epoch(self.parts[part], epoch, place)
+
+    def shard_map(self) -> ShardMap:
+        """See `ShardedRecords`; raise ValueError if a part has no shards."""
+        # Imports NumPy, which records do not need.
+        from fiber.data.storage.shard_order import ShardMap, shard_map_of
+
+        return ShardMap.concatenated([shard_map_of(part) for part in self.parts])
 
     def _find(self, index: int) -> tuple[int, int]:
         """Return the index of the part that contains a record, and the record's index in it."""

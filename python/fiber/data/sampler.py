@@ -16,6 +16,15 @@ from fiber import _core
 from fiber.data.fingerprint import Fingerprint, fingerprint_of
 from fiber.data.loader_config import LoaderConfig
 from fiber.data.record import Record, RecordSet, check_record, record_in_epoch
+from fiber.data.storage.remote_pack import check_room, missing_bytes
+from fiber.data.storage.shard_order import (
+    ShardedRecords,
+    ShardFile,
+    ShardGroups,
+    ShardOrder,
+    read_ahead,
+    shard_map_of,
+)
 
 
 class SampleRef(NamedTuple):
@@ -68,6 +77,26 @@ class IndexSampler(RankSplit):
         self._records = records
         self._shuffle, self._seed = config.shuffle, config.seed
         self._fingerprint: str | None = None
+        self._groups: ShardGroups | None = None
+        self._shards: list[ShardFile] = []
+        if config.order == "shards" or isinstance(records, ShardedRecords):
+            self._use_shards(config.order)
+
+    def _use_shards(self, order: str) -> None:
+        """Prepare an order by shards; for any order, find shards that are downloaded."""
+        try:
+            shard_map = shard_map_of(self._records)
+        except ValueError:
+            if order == "shards":
+                raise
+            return
+        self._shards, at_a_time = shard_map.shards, len(shard_map.shards)
+        if order == "shards":
+            self._groups = ShardGroups(shard_map)
+            # A group, and the next one, which is read ahead.
+            at_a_time = 2 * self._groups.most_shards
+        if self._shuffle:
+            check_room(self._shards, order, at_a_time)
 
     def __len__(self) -> int:
         """Return the number of batches per epoch."""
@@ -96,7 +125,8 @@ class IndexSampler(RankSplit):
         return self._stream(start)
 
     def _stream(self, start: int) -> Iterator[list[SampleRef]]:
-        count, epoch, order = len(self._records), -1, np.empty(0, dtype=np.int64)
+        count, epoch = len(self._records), start // len(self._records)
+        order = self._order(epoch)
         for first in itertools.count(start + self.rank * self.batch_size, self.global_batch_size):
             batch = []
             for position in range(first, first + self.batch_size):
@@ -111,7 +141,7 @@ class IndexSampler(RankSplit):
         order, own = self._order(epoch), self.own(len(self._records))
         for start in own[:: self.batch_size]:
             stop = min(start + self.batch_size, own.stop)
-            yield [SampleRef(epoch, int(index)) for index in order[start:stop]]
+            yield [SampleRef(epoch, int(order[at])) for at in range(start, stop)]
 
     def record(self, sample: SampleRef) -> Record:
         """Return the record of a sample."""
@@ -139,11 +169,18 @@ class IndexSampler(RankSplit):
                 " number of records"
             )
 
-    def _order(self, epoch: int) -> np.ndarray:
+    def _order(self, epoch: int) -> np.ndarray | ShardOrder | range:
+        """Return the index of the record at each position of an epoch."""
         count = len(self._records)
+        if self._groups is not None:
+            return self._groups.order(self._seed, epoch)
+        if not missing_bytes(self._shards, len(self._shards)):
+            read_ahead(self._shards)
         if not self._shuffle:
-            return np.arange(count)
-        return np.asarray(_core.permutation(count, self._seed, epoch))
+            return range(count)
+        order = np.asarray(_core.permutation(count, self._seed, epoch))
+        # Half the memory, which counts for many millions of records.
+        return order.astype(np.uint32) if count <= 1 << 32 else order
 
 
 class StreamSampler(RankSplit):

@@ -14,7 +14,7 @@ from fiber.data.record import ConcatRecords, RecordSet
 
 _PACKAGE = f"{Path(__file__).parents[1]}{os.sep}"
 _NOUN = re.compile(r"\b\w+s\b")
-_SINGULARS = {"boxes": "box", "classes": "class", "passes": "pass"}
+_SINGULARS = {"boxes": "box", "classes": "class", "hypotheses": "hypothesis", "passes": "pass"}
 
 
 def skip_lines(records: RecordSet, *, while_reading: bool = False) -> list[str]:

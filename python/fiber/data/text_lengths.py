@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fiber.data import Tokenizer
 from fiber.data.record import Record, RecordSet, record_in_epoch
+from fiber.data.storage.shard_order import ShardMap, shard_map_of
 
 
 def has_words(token_ids: Sequence[int], special_ids: Collection[int]) -> bool:
@@ -39,6 +40,10 @@ class LengthTracker:
     def in_epoch(self, epoch: int, index: int) -> Record:
         """See `EpochRecords`."""
         return self._note(record_in_epoch(self.records, epoch, index))
+
+    def shard_map(self) -> ShardMap:
+        """See `ShardedRecords`; raise ValueError if the records have no shards."""
+        return shard_map_of(self.records)
 
     def _note(self, record: Record) -> Record:
         if is_longer(record.text, self.tokenizer, self.max_tokens):

@@ -57,8 +57,8 @@ def evaluate(
 
     Args:
         model: a model, or anything that `load` accepts.
-        task: "retrieval", "matching", "masked_words", "caption", "vqa", "nlvr2", "winoground",
-            "refcoco", "flickr", "coco", "lvis" or "odinw".
+        task: "retrieval", "matching", "masked_words", "caption", "vqa", "nlvr2", "snli",
+            "winoground", "refcoco", "flickr", "coco", "lvis" or "odinw".
         data: a data folder, an annotation file that `fiber.data.open_source` can read, or records.
         split: split to evaluate. "+" joins splits.
         output: file for the predictions in the task's official format, or a folder for "odinw".
@@ -127,16 +127,16 @@ def _check_heads(
     config: ModelConfig, task: str, rerank: bool | None, candidates: int | None
 ) -> int:
     """Check that the model has the required heads. Return the number of candidates to rerank."""
+    if task == "retrieval":
+        ranking = choose_ranking_heads(config, rerank, candidates, f"task {task!r}", stacklevel=4)
+        return ranking.candidates if "itc" in ranking.heads else sys.maxsize
     head = needed_head("coco" if task == "odinw" else task, config.heads)
     need_head(config, head, f"task {task!r}")
-    if task != "retrieval":
-        if candidates is not None:
-            raise ValueError(
-                f"candidates is {candidates}, but task {task!r} ranks no candidates; expected None"
-            )
-        return 0
-    ranking = choose_ranking_heads(config, rerank, candidates, f"task {task!r}", stacklevel=4)
-    return ranking.candidates if "itc" in ranking.heads else sys.maxsize
+    if candidates is not None:
+        raise ValueError(
+            f"candidates is {candidates}, but task {task!r} ranks no candidates; expected None"
+        )
+    return 0
 
 
 def _warn_about_data(

@@ -16,7 +16,7 @@ from torch import Tensor
 from fiber.data.record import Record
 from fiber.evaluation.context import EvalContext, EvalResult, by_image
 from fiber.metrics.retrieval import recall_of_ranks, reranked, wrong_before
-from fiber.models.heads import need_head
+from fiber.models.heads import HintsAtHeads, need_head
 from fiber.models.pair_scoring import TextFeatureStore, ranking_head, run_pairs
 from fiber.models.registry import ModelConfig
 
@@ -226,7 +226,8 @@ def choose_ranking_heads(
         # Made for ranking: METER has no ITC, and scores every pair.
         return RankingHeads(("rank",), 0)
     if not wanted or "itm" not in config.heads:
-        need_head(config, "itc", caller)
+        asks_for_pairs = wanted and isinstance(config, HintsAtHeads)
+        need_head(config, config.pair_heads if asks_for_pairs else "itc", caller)
         if wanted and not (rerank is None and candidates is None):
             warnings.warn(
                 f"{caller}: the model has no head 'itm' to rerank candidates; ranking with 'itc'"

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fiber.checkpoints.model_dir import NO_ANSWERS
+from fiber.checkpoints.model_dir import NO_ANSWERS, NO_TOKENIZER
 from fiber.data.datasets.snli_ve import ENTAILMENT
 from fiber.evaluation.retrieval import choose_ranking_heads
 from fiber.inference.captions import caption_writer
@@ -82,8 +82,10 @@ class ImageTextMethods:
         """
         self.need_head("vqa", "answer")
         check_top_k(top_k)
-        if not self.answers:
-            raise ValueError(NO_ANSWERS)
+        missing = [] if self.answers else [NO_ANSWERS]
+        missing += [NO_TOKENIZER] if self._inputs.tokenizer is None else []
+        if missing:
+            raise ValueError("; ".join(missing))
         given, single = as_list(images)
         texts = one_for_each(questions, len(given), "question")
         pairs = [(index, index) for index in range(len(given))]
@@ -254,7 +256,8 @@ class ImageTextMethods:
 
         ITC ranks all images, and ITM reranks the best ones. If the model has only one of these
         heads, that head ranks all images. This issues a warning, unless the head is ITC and
-        reranking was not requested.
+        reranking was not requested. METER has no ITC: its ranking head scores every image, or else
+        the "match" logit of ITM, as in its published evaluation.
 
         Args:
             text: query.

@@ -238,9 +238,12 @@ class Inputs:
         for text, ids, count in zip(texts, token_ids, counts, strict=True):
             if not has_words(ids[:count].tolist(), special_ids):
                 raise ValueError(f"text {text!r:.60} contains only special tokens; expected words")
-            if warn_truncated and count == limit and len(tokenizer.encode(text)[0]) > limit:
+            if not warn_truncated or count < limit:
+                continue
+            if (complete := len(tokenizer.encode(text)[0])) > limit:
                 warnings.warn(
-                    f"text {text[:60]!r}... is truncated to the model's maximum of {limit} tokens",
+                    f"text {text[:60]!r}... has {complete} tokens and is truncated to the model's"
+                    f" maximum of {limit} tokens",
                     UserWarning,
                     stacklevel=2,
                 )

@@ -51,7 +51,7 @@ def load(
             Default: the answers in the model folder.
         device: device to run on. Default: CUDA if available, else the CPU.
         dtype: compute dtype. Default: bfloat16 on CUDA, float32 on the CPU.
-        image_size: input height and width in pixels for a coarse-stage model. Default: the model's
+        image_size: input height and width in pixels, except for detectors. Default: the model's
             own size. Position bias tables are resized as in the published training code.
         weights: trained weights ("raw", which the published tools load) or their exponential moving
             average ("ema"), if the file contains both.

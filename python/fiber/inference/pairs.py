@@ -126,18 +126,27 @@ def match_images(
 ) -> list[tuple[int, float]]:
     """Rank images for a text by scoring every pair.
 
+    Images are in the order of `ImageTextModel.ranking_scores`, as in `fiber.evaluate`.
+
     Returns:
         (image index, score) pairs, best first. Scores are those of the ranking head, or else ITM
-        probabilities.
+        probabilities. METER without a ranking head ranks by the "match" logit alone, so its
+        probabilities need not descend.
     """
     if not images:
         return []
     pairs = [(number, 0) for number in range(len(images))]
-    has_rank = "rank" in network.config.heads
-    head = ranking_head(network) if has_rank else match_log_odds(network)
-    scores = score_pairs(network, inputs, images, [text], pairs, head).tolist()
-    scored = list(enumerate(scores))
-    return _best_first(scored) if has_rank else _by_matching(scored)
+    head, log_odds = ranking_head(network), None
+    if "rank" not in network.config.heads:
+        log_odds = match_log_odds(network)
+
+    def ranked_and_shown(pooled: Tensor) -> Tensor:
+        scores = head(pooled)
+        return torch.stack((scores, scores if log_odds is None else log_odds(pooled).sigmoid()), 1)
+
+    found = score_pairs(network, inputs, images, [text], pairs, ranked_and_shown)
+    order = found[:, 0].argsort(descending=True, stable=True).tolist()
+    return [(index, found[index, 1].item()) for index in order]
 
 
 def _by_matching(log_odds: list[tuple[int, float]]) -> list[tuple[int, float]]:

@@ -61,33 +61,41 @@ class HasHeads(Protocol):
 
 @runtime_checkable
 class HintsAtHeads(HasHeads, Protocol):
-    """Config of a family that says where a head is found."""
+    """Config of a family that says where a head is found, and which heads rank pairs."""
+
+    @property
+    def pair_heads(self) -> tuple[str, ...]:
+        """Heads that rank pairs for retrieval, best first."""
+        ...
 
     def head_hint(self, head: str) -> str:
         """Return a sentence about a head that the model lacks."""
         ...
 
 
-def need_head(config: HasHeads, head: str, asked: str) -> None:
-    """Check that a model has the head that a method or task (`asked`) needs.
+def need_head(config: HasHeads, head: str | tuple[str, ...], asked: str) -> None:
+    """Check that a model has the head, or one of the heads, that a method or task (`asked`) needs.
 
     Raises:
         MissingHeadError: if it does not; the message lists its heads, and the family's files or a
             recipe with the missing one.
     """
-    if head in config.heads:
+    heads = (head,) if isinstance(head, str) else head
+    if set(heads).intersection(config.heads):
         return
-    message = f"{asked} needs the head {head!r}; this model has {', '.join(config.heads)}."
+    named = " or ".join(map(repr, heads))
+    message = f"{asked} needs the head {named}; this model has {', '.join(config.heads)}."
     if isinstance(config, HintsAtHeads):
-        message += f" {config.head_hint(head)}"
+        message += "".join(f" {config.head_hint(head)}" for head in heads)
     if isinstance(config, FiberConfig):
         is_small = config.roberta.width == preset("small").roberta.width
         kind = "small" if is_small else "base"
     else:
         kind = getattr(config, "family", "")
     # Some heads exist in one family only.
-    if recipe := HEAD_RECIPES.get(kind, {}).get(head):
-        message += f" To train this head, run `fiber train {recipe}` (see also `fiber recipes`)."
+    trained = HEAD_RECIPES.get(kind, {})
+    if recipes := [f"`fiber train {trained[head]}`" for head in heads if head in trained]:
+        message += f" To train this head, run {' or '.join(recipes)} (see also `fiber recipes`)."
     raise MissingHeadError(message)
 
 

@@ -14,8 +14,7 @@ _PUBLISHED_STEPS = 8574
 def caption_coco() -> RunConfig:
     """Published COCO captioning, stage 1 (maximum likelihood): ten epochs of 414,113 captions.
 
-    Command: torchrun --nproc-per-node 8 -m fiber.cli train caption_coco --data DIR
-        --init PRETRAINED
+    Command: fiber train caption_coco --data DIR --init PRETRAINED --processes 8
     Data: DIR/dataset_coco.json with Karpathy's splits, and train2014 and val2014 in DIR (or
         captions in any other supported format, such as your own .jsonl). Trains on the split
         "train" and keeps the checkpoint with the best CIDEr-D on 1,000 images of "val". Most other
@@ -42,8 +41,7 @@ def caption_coco() -> RunConfig:
 def caption_coco_published() -> RunConfig:
     """Published COCO captioning, stage 1, on train and val, for ten epochs of 439,000 captions.
 
-    Command: torchrun --nproc-per-node 8 -m fiber.cli train caption_coco_published --data DIR
-        --init PRETRAINED
+    Command: fiber train caption_coco_published --data DIR --init PRETRAINED --processes 8
     Data: as for `caption_coco`. Trains on Karpathy's "train" and "val" together and skips
         "restval". The published code uses the test split as "val" and selects its checkpoint on it,
         so the published scores are not on unseen images. This recipe keeps the last checkpoint.
@@ -56,8 +54,7 @@ def caption_coco_published() -> RunConfig:
 def caption_coco_gold() -> RunConfig:
     """Published COCO captioning, stage 2 (off-policy GOLD): ten epochs of 414,113 captions.
 
-    Command: torchrun --nproc-per-node 8 -m fiber.cli train caption_coco_gold --data DIR
-        --init CAPTIONS
+    Command: fiber train caption_coco_gold --data DIR --init CAPTIONS --processes 8
     Data: as for `caption_coco`. CAPTIONS is the finished model of `caption_coco`.
     Hardware: the published run used 8 GPUs, 8 samples per GPU. A frozen copy of the model is also
         kept in memory.
@@ -72,8 +69,7 @@ def caption_coco_gold() -> RunConfig:
 def caption_coco_gold_published() -> RunConfig:
     """Published COCO captioning, stage 2, on train and val, for ten epochs of 439,000 captions.
 
-    Command: torchrun --nproc-per-node 8 -m fiber.cli train caption_coco_gold_published --data DIR
-        --init MODEL
+    Command: fiber train caption_coco_gold_published --data DIR --init MODEL --processes 8
     Data: as for `caption_coco_published`. MODEL is the finished model of `caption_coco_published`.
     Hardware: the published run used 8 GPUs, 8 samples per GPU.
     Expected: FIBER's README gives no number for this stage. A caption's loss is divided by its
@@ -86,8 +82,7 @@ def caption_coco_gold_published() -> RunConfig:
 def caption_coco_cider() -> RunConfig:
     """Published COCO captioning, stage 3 (self-critical CIDEr-D): ten epochs of 414,113 captions.
 
-    Command: torchrun --nproc-per-node 8 -m fiber.cli train caption_coco_cider --data DIR
-        --init GOLD
+    Command: fiber train caption_coco_cider --data DIR --init GOLD --processes 8
     Data: as for `caption_coco`. GOLD is the finished model of `caption_coco_gold`. Document
         frequencies are computed from the training captions. The published run read them from
         coco-train-words.p, which was not released; to use such a file, add
@@ -103,8 +98,7 @@ def caption_coco_cider() -> RunConfig:
 def caption_coco_cider_published() -> RunConfig:
     """Published COCO captioning, stage 3, on train and val, for ten epochs of 439,000 captions.
 
-    Command: torchrun --nproc-per-node 8 -m fiber.cli train caption_coco_cider_published --data DIR
-        --init MODEL
+    Command: fiber train caption_coco_cider_published --data DIR --init MODEL --processes 8
     Data: as for `caption_coco_published`. MODEL is the finished model of
         `caption_coco_gold_published`. Document frequencies are as for `caption_coco_cider`.
     Hardware: the published run used 8 GPUs, 8 samples per GPU.

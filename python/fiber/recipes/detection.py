@@ -13,8 +13,7 @@ from fiber.training.config.tasks import GroundingTask, TasksConfig
 def coco_detection() -> RunConfig:
     """Published COCO detection fine-tuning for 24 epochs of 118,287 images.
 
-    Command: torchrun --nproc-per-node 8 -m fiber.cli train coco_detection --data DIR
-        --init GROUNDING
+    Command: fiber train coco_detection --data DIR --init GROUNDING --processes 8
     Data: DIR/instances_train.json (COCO's instances_train2017.json), and train2017 in DIR/images.
     Hardware: the published run used 16 GPUs, two images per GPU.
     Expected: AP 58.4 on val2017 (FIBER's README).
@@ -33,8 +32,7 @@ def coco_detection() -> RunConfig:
 def lvis_detection() -> RunConfig:
     """Published LVIS detection fine-tuning on 1,203 classes for 24 epochs of 100,170 images.
 
-    Command: torchrun --nproc-per-node 8 -m fiber.cli train lvis_detection --data DIR
-        --init GROUNDING
+    Command: fiber train lvis_detection --data DIR --init GROUNDING --processes 8
     Data: DIR/lvis_v1_train.json (or lvis_od_train.json, its name in the published code), and COCO's
         train2017 and val2017 in DIR or DIR/images. LVIS images are located by the last two parts of
         their URL.
@@ -56,7 +54,7 @@ def lvis_detection() -> RunConfig:
 def odinw_full() -> RunConfig:
     """Published fine-tuning on one ODinW dataset, with all of its images.
 
-    Command: torchrun --nproc-per-node 4 -m fiber.cli train odinw_full --data DIR --init GROUNDING
+    Command: fiber train odinw_full --data DIR --init GROUNDING --processes 4
     Data: the folder of one dataset, with annotations_without_background.json and the images in both
         train and valid (or mini_val, for EgoHands and VehiclesOpenImages).
     Hardware: the published run used 4 GPUs, one image per GPU.
@@ -93,8 +91,7 @@ def odinw_full() -> RunConfig:
 def odinw_few_shot() -> RunConfig:
     """Published fine-tuning on one ODinW dataset, with one image per class.
 
-    Command: torchrun --nproc-per-node 4 -m fiber.cli train odinw_few_shot --data DIR
-        --init GROUNDING
+    Command: fiber train odinw_few_shot --data DIR --init GROUNDING --processes 4
         For the other published settings (3, 5 or 10 images per class), add one of these lines:
         --set data.shots=3 --set train.epochs=800 --set train.checkpoint_epochs=4
         --set data.shots=5 --set train.epochs=400 --set train.checkpoint_epochs=2

@@ -14,7 +14,7 @@ from fiber.training.config.transforms import TransformConfig
 def grounding() -> RunConfig:
     """Published fine-stage pre-training: boxes for caption phrases and class names.
 
-    Command: torchrun --nproc-per-node 8 -m fiber.cli train grounding --data DIR --init PRETRAINED
+    Command: fiber train grounding --data DIR --init PRETRAINED --processes 8
     Data: DIR with MDETR's final_mixed_train_no_coco.json and final_flickr_separateGT_train.json
         (there or in DIR/mdetr_annotations), objects365_train*.yaml with its TSV files (there or in
         DIR/Objects365), and the images: refcoco/train2014, gqa/images,
@@ -74,7 +74,7 @@ def grounding() -> RunConfig:
 def refcoco() -> RunConfig:
     """Published fine-tuning on RefCOCO for twenty epochs of 120,624 referring expressions.
 
-    Command: torchrun --nproc-per-node 8 -m fiber.cli train refcoco --data DIR --init GROUNDING
+    Command: fiber train refcoco --data DIR --init GROUNDING --processes 8
     Data: DIR with MDETR's finetune_refcoco_train.json (there or in DIR/mdetr_annotations), and
         COCO's train2014 as DIR/refcoco/train2014, DIR/coco/train2014 or DIR/train2014.
     Hardware: the published run used 16 GPUs, one image per GPU.
@@ -101,7 +101,7 @@ def refcoco() -> RunConfig:
 def refcocoplus() -> RunConfig:
     """Published fine-tuning on RefCOCO+ for twenty epochs of 120,191 referring expressions.
 
-    Command: torchrun --nproc-per-node 8 -m fiber.cli train refcocoplus --data DIR --init GROUNDING
+    Command: fiber train refcocoplus --data DIR --init GROUNDING --processes 8
     Data: DIR with finetune_refcoco+_train.json, and images as for `refcoco`.
     Hardware: the published run used 16 GPUs, one image per GPU.
     Expected: accuracy 85.74 / 90.13 / 79.38 on val / testA / testB (FIBER's README), where a box
@@ -113,7 +113,7 @@ def refcocoplus() -> RunConfig:
 def refcocog() -> RunConfig:
     """Published fine-tuning on RefCOCOg for twenty epochs of 80,512 referring expressions.
 
-    Command: torchrun --nproc-per-node 8 -m fiber.cli train refcocog --data DIR --init GROUNDING
+    Command: fiber train refcocog --data DIR --init GROUNDING --processes 8
     Data: DIR with finetune_refcocog_train.json, and images as for `refcoco`. The published test
         split is finetune_refcocog_test_corrected.json, which is not in MDETR's archive; if present,
         it is read instead of MDETR's own test file.

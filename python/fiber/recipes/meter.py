@@ -32,8 +32,7 @@ from fiber.training.config.transforms import RandAugmentConfig, TransformConfig
 def meter_pretrain_published() -> RunConfig:
     """Published pre-training of METER with CLIP-ViT-B/16: ITM and MLM on four million images.
 
-    Command: torchrun --nproc-per-node 8 -m fiber.cli train meter_pretrain_published --data DIR
-        --init ENCODERS
+    Command: fiber train meter_pretrain_published --data DIR --init ENCODERS --processes 8
         For the published runs with images of 224 pixels and with Swin-B, add one of these lines:
         --set model.image_size=224
         --set model.image_encoder=swin --set model.image_size=384
@@ -64,8 +63,7 @@ def meter_pretrain_published() -> RunConfig:
 def meter_vqav2_published() -> RunConfig:
     """Published fine-tuning of METER on VQAv2 train and val for ten epochs.
 
-    Command: torchrun --nproc-per-node 8 -m fiber.cli train meter_vqav2_published --data DIR
-        --init PRETRAINED
+    Command: fiber train meter_vqav2_published --data DIR --init PRETRAINED --processes 8
     Data: as for `vqav2_published`, which also says how to get the published list of answers.
     Hardware: the published command uses 8 GPUs, 32 questions per GPU. With less memory, raise
         `train.accumulation`, or add `--set train.gradient_checkpointing=true`.
@@ -85,8 +83,7 @@ def meter_vqav2_published() -> RunConfig:
 def meter_nlvr2_published() -> RunConfig:
     """Published fine-tuning of METER on NLVR2 for ten epochs.
 
-    Command: torchrun --nproc-per-node 8 -m fiber.cli train meter_nlvr2_published --data DIR
-        --init PRETRAINED
+    Command: fiber train meter_nlvr2_published --data DIR --init PRETRAINED --processes 8
     Data: as for `nlvr2`. Keeps the epoch with the best accuracy on "dev", as in the published run.
     Hardware: the published command uses 8 GPUs, 32 pairs of images per GPU.
     Expected: close to 82.06 on dev and 82.20 on test-P, which a user of the published code reports
@@ -104,10 +101,10 @@ def meter_nlvr2_published() -> RunConfig:
 def meter_snli_ve_published() -> RunConfig:
     """Published fine-tuning of METER on SNLI-VE for five epochs.
 
-    Command: torchrun --nproc-per-node 8 -m fiber.cli train meter_snli_ve_published --data DIR
-        --init PRETRAINED
+    Command: fiber train meter_snli_ve_published --data DIR --init PRETRAINED --processes 8
     Data: SNLI-VE's DIR/snli_ve_train.jsonl and DIR/snli_ve_dev.jsonl, and the images of Flickr30k
-        in DIR/images. Keeps the epoch with the best accuracy on "dev", as in the published run.
+        in DIR/images or DIR/flickr30k-images. Keeps the epoch with the best accuracy on "dev", as
+        in the published run.
     Hardware: the published command uses 8 GPUs, 8 pairs per GPU.
     Expected: no published number could be checked.
     """
@@ -124,8 +121,8 @@ def meter_snli_ve_published() -> RunConfig:
 def meter_retrieval_coco_published() -> RunConfig:
     """Published fine-tuning of METER for retrieval on COCO for ten epochs.
 
-    Command: torchrun --nproc-per-node 8 -m fiber.cli
-        train meter_retrieval_coco_published --data DIR --init PRETRAINED
+    Command: fiber train meter_retrieval_coco_published --data DIR --init PRETRAINED
+        --processes 8
     Data: DIR/dataset_coco.json with Karpathy's splits, and train2014 and val2014 in DIR. Trains on
         the splits "train" and "restval", and keeps the last checkpoint.
     Hardware: the published command uses 8 GPUs, 32 images per GPU, each with 16 captions. With less
@@ -142,8 +139,8 @@ def meter_retrieval_coco_published() -> RunConfig:
 def meter_retrieval_flickr30k_published() -> RunConfig:
     """Published fine-tuning of METER for retrieval on Flickr30k for ten epochs.
 
-    Command: torchrun --nproc-per-node 8 -m fiber.cli
-        train meter_retrieval_flickr30k_published --data DIR --init PRETRAINED
+    Command: fiber train meter_retrieval_flickr30k_published --data DIR --init PRETRAINED
+        --processes 8
     Data: DIR/dataset_flickr30k.json with Karpathy's splits and DIR/flickr30k-images. Trains on the
         splits "train" and "val", and keeps the last checkpoint.
     Hardware: as for `meter_retrieval_coco_published`.

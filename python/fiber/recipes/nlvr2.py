@@ -11,7 +11,7 @@ from fiber.training.config.tasks import ReasoningTask, TasksConfig
 def nlvr2() -> RunConfig:
     """Published fine-tuning on NLVR2 in bfloat16 for five epochs of 86,373 statements.
 
-    Command: torchrun --nproc-per-node 8 -m fiber.cli train nlvr2 --data DIR --init PRETRAINED
+    Command: fiber train nlvr2 --data DIR --init PRETRAINED --processes 8
     Data: NLVR2's DIR/train.json (or DIR/nlvr2_train.jsonl), and the images in DIR/images. Keeps the
         checkpoint with the best accuracy on "dev", as in the published run (if your file is named
         val, add `--set validation.split=val`); test1 is test-P. `nlvr2_published` trains in
@@ -37,8 +37,7 @@ def nlvr2() -> RunConfig:
 def nlvr2_published() -> RunConfig:
     """Published fine-tuning on NLVR2 in float32 for five epochs of 86,373 statements.
 
-    Command: torchrun --nproc-per-node 8 -m fiber.cli train nlvr2_published --data DIR
-        --init PRETRAINED
+    Command: fiber train nlvr2_published --data DIR --init PRETRAINED --processes 8
     Data: as for `nlvr2`. Keeps the checkpoint with the best accuracy on "dev", as in the published
         run.
     Hardware: the published run used 8 GPUs, 8 pairs per GPU.

@@ -22,7 +22,7 @@ from fiber.training.config.transforms import RandAugmentConfig, TransformConfig
 def pretrain() -> RunConfig:
     """Published coarse-stage pre-training: ITC, ITM and MLM on four million images.
 
-    Command: torchrun --nproc-per-node 8 -m fiber.cli train pretrain --data DIR --init ENCODERS
+    Command: fiber train pretrain --data DIR --init ENCODERS --processes 8
     Data: DIR/captions_train.json in COCO format, with the captions of COCO, Visual Genome, SBU and
         Conceptual Captions, and their images in DIR/images. To read the downloaded datasets
         from one folder (or the published Arrow files), use
@@ -52,8 +52,7 @@ def pretrain() -> RunConfig:
 def pretrain_published() -> RunConfig:
     """Published coarse-stage pre-training in float32, with an ITC queue and two COCO splits.
 
-    Command: torchrun --nproc-per-node 8 -m fiber.cli train pretrain_published --data DIR
-        --init ENCODERS
+    Command: fiber train pretrain_published --data DIR --init ENCODERS --processes 8
     Data: as for `pretrain`, plus DIR/captions_val.json with the COCO val captions. Trains on
         Karpathy's COCO splits "train" and "val" and skips "restval", as in the published run.
         Visual Genome and SBU have only a training split. The validation file of Conceptual

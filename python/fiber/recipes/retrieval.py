@@ -15,8 +15,7 @@ _QUEUE = {"tasks.image_text.itc_form": "queue"}
 def retrieval_coco() -> RunConfig:
     """Published COCO fine-tuning with the ITC loss only, for ten epochs of 414,113 captions.
 
-    Command: torchrun --nproc-per-node 8 -m fiber.cli train retrieval_coco --data DIR
-        --init PRETRAINED
+    Command: fiber train retrieval_coco --data DIR --init PRETRAINED --processes 8
     Data: DIR/dataset_coco.json with Karpathy's splits, and train2014 and val2014 in DIR (or
         captions in any other supported format, such as your own .jsonl). Trains on the split
         "train" and keeps the checkpoint with the best recall at 1 on "val". Most other work trains
@@ -36,8 +35,7 @@ def retrieval_coco_published() -> RunConfig:
 
     Trains for ten epochs of 439,000 captions.
 
-    Command: torchrun --nproc-per-node 8 -m fiber.cli train retrieval_coco_published --data DIR
-        --init PRETRAINED
+    Command: fiber train retrieval_coco_published --data DIR --init PRETRAINED --processes 8
     Data: as for `retrieval_coco`. Trains on Karpathy's "train" and "val" together and skips
         "restval". The published code uses the test split as "val" and selects its checkpoint on it,
         so the published scores are not on unseen images. This recipe keeps the last checkpoint.
@@ -51,8 +49,7 @@ def retrieval_coco_published() -> RunConfig:
 def retrieval_coco_itm() -> RunConfig:
     """Published COCO fine-tuning with the ITM loss only, for ten epochs of 414,113 captions.
 
-    Command: torchrun --nproc-per-node 8 -m fiber.cli train retrieval_coco_itm --data DIR
-        --init PRETRAINED
+    Command: fiber train retrieval_coco_itm --data DIR --init PRETRAINED --processes 8
     Data: as for `retrieval_coco`, but keeps the checkpoint with the best ITM accuracy on 1,000
         images of "val". For FIBER's own run, see `retrieval_coco_itm_published`.
     Hardware: the published run used 8 GPUs, 8 pairs per GPU.
@@ -71,8 +68,7 @@ def retrieval_coco_itm() -> RunConfig:
 def retrieval_coco_itm_published() -> RunConfig:
     """Published COCO fine-tuning with ITM on train and val for ten epochs of 439,000 captions.
 
-    Command: torchrun --nproc-per-node 8 -m fiber.cli train retrieval_coco_itm_published --data DIR
-        --init PRETRAINED
+    Command: fiber train retrieval_coco_itm_published --data DIR --init PRETRAINED --processes 8
     Data: as for `retrieval_coco_published`.
     Hardware: the published run used 8 GPUs, 8 pairs per GPU.
     Expected: recall at 1 on the 5,000 test images: text-to-image 59.03, image-to-text 75.14, with
@@ -84,8 +80,7 @@ def retrieval_coco_itm_published() -> RunConfig:
 def retrieval_flickr30k() -> RunConfig:
     """Published Flickr30k fine-tuning with the ITC loss only, for ten epochs of 145,000 captions.
 
-    Command: torchrun --nproc-per-node 8 -m fiber.cli train retrieval_flickr30k --data DIR
-        --init MODEL
+    Command: fiber train retrieval_flickr30k --data DIR --init MODEL --processes 8
     Data: DIR/dataset_flickr30k.json with Karpathy's splits and DIR/flickr30k-images. Trains on the
         split "train" and keeps the checkpoint with the best recall at 1 on "val";
         `retrieval_flickr30k_published` trains on both splits. MODEL is a finished
@@ -102,8 +97,7 @@ def retrieval_flickr30k_published() -> RunConfig:
 
     Trains for ten epochs of 150,070 captions.
 
-    Command: torchrun --nproc-per-node 8 -m fiber.cli train retrieval_flickr30k_published --data DIR
-        --init MODEL
+    Command: fiber train retrieval_flickr30k_published --data DIR --init MODEL --processes 8
     Data: as for `retrieval_flickr30k`. Trains on Karpathy's "train" and "val" together. The
         published code selects its checkpoint on the test split, so the published scores are not on
         unseen images. This recipe keeps the last checkpoint.
@@ -117,8 +111,7 @@ def retrieval_flickr30k_published() -> RunConfig:
 def retrieval_flickr30k_itm() -> RunConfig:
     """Published Flickr30k fine-tuning with the ITM loss only, for ten epochs of 145,000 captions.
 
-    Command: torchrun --nproc-per-node 8 -m fiber.cli train retrieval_flickr30k_itm --data DIR
-        --init MODEL
+    Command: fiber train retrieval_flickr30k_itm --data DIR --init MODEL --processes 8
     Data: as for `retrieval_flickr30k`, but keeps the checkpoint with the best ITM accuracy on
         "val". MODEL is a finished `retrieval_coco_itm` model, as in the published run.
     Hardware: the published run used 8 GPUs, 8 pairs per GPU.
@@ -131,8 +124,7 @@ def retrieval_flickr30k_itm() -> RunConfig:
 def retrieval_flickr30k_itm_published() -> RunConfig:
     """Published Flickr30k fine-tuning with ITM on train and val for ten epochs of 150,070 captions.
 
-    Command: torchrun --nproc-per-node 8 -m fiber.cli
-        train retrieval_flickr30k_itm_published --data DIR --init MODEL
+    Command: fiber train retrieval_flickr30k_itm_published --data DIR --init MODEL --processes 8
     Data: as for `retrieval_flickr30k_published`.
     Hardware: the published run used 8 GPUs, 8 pairs per GPU.
     Expected: recall at 1 on the 1,000 test images: text-to-image 84.10, image-to-text 95.10, with

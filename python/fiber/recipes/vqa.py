@@ -10,7 +10,7 @@ from fiber.training.config.tasks import QuestionTask, TasksConfig
 def vqav2() -> RunConfig:
     """Published fine-tuning on VQAv2 for ten epochs of 443,757 questions.
 
-    Command: torchrun --nproc-per-node 8 -m fiber.cli train vqav2 --data DIR --init PRETRAINED
+    Command: fiber train vqav2 --data DIR --init PRETRAINED --processes 8
     Data: DIR/v2_OpenEnded_mscoco_train2014_questions.json, DIR/v2_mscoco_train2014_annotations.json
         and DIR/train2014 (or questions in any other supported format, such as your own .jsonl).
         Trains on the split "train" and keeps the checkpoint with the best accuracy on 4,000 images
@@ -35,8 +35,7 @@ def vqav2() -> RunConfig:
 def vqav2_published() -> RunConfig:
     """Published fine-tuning on VQAv2 train and val for ten epochs of 658,111 questions.
 
-    Command: torchrun --nproc-per-node 8 -m fiber.cli train vqav2_published --data DIR
-        --init PRETRAINED
+    Command: fiber train vqav2_published --data DIR --init PRETRAINED --processes 8
     Data: as for `vqav2`, plus the same files for val2014. Trains on train and val together, so only
         the evaluation server's test splits can be used for evaluation; the published code reports
         val accuracy on questions that it trained on. Trains in float32, as in the published run.

@@ -62,13 +62,18 @@ def check_memory(config: RunConfig, processes: Processes, root: Path = Path("/")
 
 def needed_bytes(config: RunConfig) -> tuple[int, int]:
     """Return a run's parameter count, and the bytes of weights, gradients and optimizer state."""
+    count, trained = count_parameters(config)
+    return count, TRAINED_BYTES * trained + FROZEN_BYTES * (count - trained)
+
+
+def count_parameters(config: RunConfig) -> tuple[int, int]:
+    """Return the number of all parameters of a run's model, and of those that are trained."""
     with torch.device("meta"):
         model = build_model(config.model)
     freeze(model, config.optim.frozen)
     parameters = list(model.parameters())
     trained = sum(p.numel() for p in parameters if p.requires_grad)
-    count = sum(p.numel() for p in parameters)
-    return count, TRAINED_BYTES * trained + FROZEN_BYTES * (count - trained)
+    return sum(p.numel() for p in parameters), trained
 
 
 def free_bytes(root: Path = Path("/")) -> int | None:

@@ -33,8 +33,10 @@ from fiber.checkpoints.model_dir import (
 from fiber.checkpoints.provenance import DATA_PATH
 from fiber.config_io import from_dict, to_dict
 from fiber.env import provenance
-from fiber.training.checkpoint import newest_checkpoint, newest_intact, sha256
+from fiber.training.checkpoint.folder import newest_checkpoint, newest_intact, sha256
 from fiber.training.config.run import RunConfig, differences
+from fiber.training.distributed.processes import launch_id
+from fiber.training.tracking.goodput import Attempt, begin_attempt
 
 #: Error numbers of a file system without locks.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
@@ -54,6 +56,8 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         #: Weights of the finished model.
         self.model_file = path / "model.safetensors"
+        #: Job under torchrun that trains here, or did last; see `launch_id`.
+        self.launch_file = path / ".launch"
         self._lock_file = path / ".lock"
 
     @property
@@ -109,6 +113,13 @@ class RunFolder:
                 f"{self.path} was trained with a different configuration (stored -> requested):"
                 f" {'; '.join(changed)}{hint}"
             )
+
+    def is_restart(self) -> bool:
+        """Check whether the agent of torchrun restarts processes that have trained here."""
+        own = launch_id()
+        if not own or not self.launch_file.is_file():
+            return False
+        return self.launch_file.read_text(encoding="utf-8") == own
 
     def check_unlocked(self) -> None:
         """Fail early if another process is training here; only `locked` keeps others out.
@@ -197,19 +208,27 @@ class RunFolder:
         vocabulary: Vocabulary,
         init: str | None = None,
         data_path: str | None = None,
-    ) -> None:
+        *,
+        started: float | None = None,
+    ) -> Attempt:
         """Create the folder of a new run, or prepare it for resuming.
 
-        Metrics after the newest checkpoint are dropped, since those steps will be rerun.
+        Metrics after the newest checkpoint are dropped, since those steps will be rerun, and the
+        start is added to attempts.jsonl.
 
         Args:
             config: run configuration, stored in config.json.
             vocabulary: tokenizer, answers and classes, stored next to config.json.
             init: path of the initial weights, if any.
             data_path: absolute path of the data; None for records passed by the caller.
+            started: seconds since the epoch when the start began; default: now.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         remove_parts(self.path)
+        if own := launch_id():
+            self.launch_file.write_text(own, encoding="utf-8")
+        else:
+            self.launch_file.unlink(missing_ok=True)
         if not self.config_file.exists():
             # config.json is written last, so a folder that contains it has all other files.
             write_vocabulary(self.path, vocabulary)
@@ -219,9 +238,14 @@ class RunFolder:
         remove_parts(self.checkpoints)
         newest = newest_intact(self.checkpoints)
         step = newest.step if newest else 0
-        kept = [entry for entry in read_metrics(self.metrics_file) if entry["step"] <= step]
+        entries = read_metrics(self.metrics_file)
+        kept = [entry for entry in entries if entry["step"] <= step]
+        began = time.time() if started is None else started
+        # Before lines are dropped, since they tell how long the last start ran.
+        attempt = begin_attempt(self.path, entries, len(kept), started=began)
         text = "".join(json.dumps(entry) + "\n" for entry in kept)
         write_file(self.metrics_file, lambda part: part.write_text(text, encoding="utf-8"))
+        return attempt
 
     def add_metrics(self, entry: dict[str, Any]) -> None:
         """Append a line to the metrics file."""

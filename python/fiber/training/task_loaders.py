@@ -114,6 +114,7 @@ class TaskLoaders:
                 max_tokens=max_tokens,
                 answers=ENTAILMENT if name == "entailment" else data.vocabulary.answers,
                 shuffle=True,
+                order=config.data.order,
                 # Tasks that share records must not visit them in the same order.
                 seed=config.train.seed * 31 + list(BATCH_TYPES).index(name),
                 mlm_probability=config.data.mlm_probability,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,14 +20,20 @@ from fiber.config_io import replace_fields
 from fiber.data import Tokenizer
 from fiber.data.datasets.resolve import Data
 from fiber.data.loader_config import check_threads
+from fiber.data.storage.remote import is_url
+from fiber.data.storage.remote_pack import remote_pack
+from fiber.env import cores_per_process
 from fiber.progress import say
-from fiber.training.checkpoint import newest_checkpoint
+from fiber.training.checkpoint.folder import newest_checkpoint
 from fiber.training.config.run import RunConfig, load_recipe
 from fiber.training.data import open_data
-from fiber.training.distributed.collectives import wait_for_all
+from fiber.training.distributed.collectives import broadcast_object, wait_for_all
+from fiber.training.distributed.heartbeat import LostRankError, is_collective_error, kill_hung
 from fiber.training.distributed.preemption import Preempted, StopSignal
 from fiber.training.distributed.processes import Processes, joined
 from fiber.training.run_dir import RunFolder, read_metrics
+from fiber.training.tracking.callback import Callback
+from fiber.training.tracking.monitor import RunMonitor
 from fiber.training.trainer import Trainer
 from fiber.training.validation import open_validation
 
@@ -57,17 +63,17 @@ def train(
     answers: Answers | None = None,
     device: str | torch.device | None = None,
     threads: int = 0,
+    callbacks: Sequence[Callback] = (),
     quiet: bool = False,
 ) -> Run:
     """Train a model.
 
-    Skipped or truncated data, such as questions without an answer in the vocabulary, is counted and
-    logged.
+    Skipped or truncated data, such as questions without a known answer, is counted and logged.
 
     Args:
         recipe: recipe name (see `fiber recipes`) or a RunConfig.
-        data: data folder or annotation file (see `fiber.data.open_source`), records, or a dict of
-            records by task.
+        data: data folder or annotation file (see `fiber.data.open_source`), URL of a packed folder
+            (see `fiber.data.remote_pack`), records, or a dict of records by task.
         output: folder for config.json, metrics.jsonl, curves.png, checkpoints and the model.
         validation: data for selecting the best checkpoint, if the recipe sets `validation.task`.
             Default: the split `validation.split` of `data`.
@@ -76,17 +82,17 @@ def train(
             encoder weights: Swin (Microsoft or timm keys), CLIP (OpenAI or transformers keys),
             RoBERTa or BERT (transformers keys). Ignored when resuming.
         resume: continue from the newest checkpoint in `output`, if any; leave a finished run as is.
+            A process that torchrun restarts resumes by itself.
         set: config fields to override, by dotted name: {"train.steps": 500}.
         tokenizer: tokenizer, its file or its folder; "train" trains a tokenizer on the texts (only
             for a model from scratch). Default: the tokenizer of `init`, else the data folder's
             tokenizer.json. Ignored when resuming.
         answers: answers of the VQA head in logit order, or a JSON file that lists them. Default:
-            those of `init` if they cover the data, else the most frequent ones in the data. If
-            `init` is a published file, which does not list the answers of its head, `answers` is
-            taken as that list. Ignored when resuming.
-        device: device to train on. Default: CUDA if available (the local rank's GPU under
-            torchrun), else the CPU.
-        threads: number of data loader threads; 0 uses all cores.
+            those of `init` if they cover the data, else the most frequent ones in the data. Of a
+            published file as `init`, which lists none, they are the list. Ignored when resuming.
+        device: default: CUDA if available (the local rank's GPU under torchrun), else the CPU.
+        threads: data loader threads of a process; 0 shares the machine's cores among its processes.
+        callbacks: objects of `fiber.Callback`; see `fiber.training.tracking.trackers`, too.
         quiet: print nothing.
 
     Raises:
@@ -95,34 +101,40 @@ def train(
         FileExistsError: if `output` contains a run and `resume` is False, or is in use.
         FloatingPointError: if a loss or the gradient is not finite.
         MemoryError: on a CPU, if the parameters alone exceed the free memory.
+        ConnectionError: if another rank failed, died or hangs; the message names it.
         KeyboardInterrupt: on Ctrl-C, after printing how to resume.
         SystemExit: with code 75 on SIGTERM, SIGHUP or SIGUSR1, after saving the current step.
     """
     check_threads(threads)
-    config = load_recipe(recipe) if isinstance(recipe, str) else recipe
-    config = replace_fields(config, dict(set or {}))
+    config = _resolve_config(recipe, set)
     folder = RunFolder(path=Path(output))
-    with StopSignal(at_once=True), joined(device) as processes:
+    with _all_ranks(folder, device, config.train.timeout_seconds) as processes:
+        resume = resume or broadcast_object(folder.is_restart(), processes)
         quiet = quiet or not processes.is_first
         log = (lambda message: None) if quiet else say
+        monitor = RunMonitor(processes, callbacks)
         _fail_if_locked(folder, processes)
         start, options = _resolve_inputs(folder, init, tokenizer, answers, resume=resume)
+        data = remote_pack(data) if is_url(data) else data
         source = open_data(config, data, **options)
         config = source.fit_model(config).with_length(max(source.counts().values()))
         folder.check(config, resume=resume)
-        wait_for_all(processes)  # Rank 0 next writes files that other ranks' checks must not see.
+        wait_for_all(processes)  # Rank 0 next writes what other ranks' checks must not see.
         if resume and folder.is_finished:
             log(f"{folder.path}: the run is already finished; nothing was trained")
         else:
             chooser, reason = open_validation(config, source, data, validation, folder.checkpoints)
             if reason:
                 log(reason)
-            settings: dict[str, Any] = {"init": start, "validation": chooser, "threads": threads}
-            with _surroundings(folder, processes, quiet=quiet):
-                if processes.is_first:  # Another process may have trained here since.
-                    folder.check(config, resume=resume)
-                Trainer(config, source, folder, processes, quiet=quiet, **settings).run()
+            own = {"init": start, "validation": chooser, "threads": threads or cores_per_process()}
+            with _surroundings(folder, config, processes, resume=resume, quiet=quiet):
+                Trainer(config, source, folder, processes, monitor, quiet=quiet, **own).run()
     return Run(folder=folder.path, config=config, metrics=read_metrics(folder.metrics_file))
+
+
+def _resolve_config(recipe: str | RunConfig, changes: Mapping[str, Any] | None) -> RunConfig:
+    config = load_recipe(recipe) if isinstance(recipe, str) else recipe
+    return replace_fields(config, dict(changes or {}))
 
 
 def _resolve_inputs(
@@ -156,12 +168,49 @@ def _resolve_inputs(
 
 
 @contextmanager
-def _surroundings(folder: RunFolder, processes: Processes, *, quiet: bool) -> Iterator[None]:
+def _all_ranks(
+    folder: RunFolder, device: str | torch.device | None, timeout_seconds: float
+) -> Iterator[Processes]:
+    """Join the process group; explain the failure of a collective by the rank that caused it."""
+    with (
+        StopSignal(at_once=True),
+        joined(device, timeout_seconds=timeout_seconds) as processes,
+        _named_peers(folder, processes),
+    ):
+        yield processes
+
+
+@contextmanager
+def _named_peers(folder: RunFolder, processes: Processes) -> Iterator[None]:
+    heartbeat = processes.heartbeat
+    try:
+        yield
+    except BaseException as error:
+        if heartbeat is None:
+            raise
+        if not isinstance(error, LostRankError) and not is_collective_error(error):
+            heartbeat.report(error)
+            raise
+        # The agent soon ends this process by SIGTERM, since another one died.
+        with StopSignal():
+            lost = error if isinstance(error, LostRankError) else heartbeat.explain(error)
+        newest = newest_checkpoint(folder.checkpoints)
+        hint = f"--resume continues after step {newest.step if newest else 0} in {folder.path}"
+        kill_hung(lost.peers)
+        raise LostRankError(lost.peers, f"{lost}; {hint}") from error
+
+
+@contextmanager
+def _surroundings(
+    folder: RunFolder, config: RunConfig, processes: Processes, *, resume: bool, quiet: bool
+) -> Iterator[None]:
     """Keep the caller's random state, say how to resume after a stop, and lock the folder."""
     devices = [processes.device] if processes.device.type == "cuda" else []
     # Rank 0 writes the folder.
     lock = folder.locked() if processes.is_first else nullcontext()
     with fork_rng(devices), _resume_hint(folder, quiet=quiet), lock:
+        if processes.is_first:  # Another process may have trained here since.
+            folder.check(config, resume=resume)
         yield
 
 

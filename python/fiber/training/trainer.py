@@ -7,7 +7,6 @@ uninterrupted one with the same world size.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import time
 from collections.abc import Collection, Iterable
@@ -20,31 +19,33 @@ from torch import Tensor
 from fiber.checkpoints.init_from import initialize
 from fiber.checkpoints.load import EncoderStates
 from fiber.checkpoints.model_dir import VOCABULARY_FILES, StoredModel, write_weights
-from fiber.config import FiberConfig
-from fiber.models.fiber.image_text import FiberImageText
-from fiber.models.image_text import ImageTextModel
-from fiber.models.meter.config import MeterConfig
 from fiber.models.registry import Network, build_model
 from fiber.progress import Progress, readable_seconds, say
-from fiber.training.checkpoint import (
+from fiber.training.checkpoint.folder import (
     VALIDATION,
     Position,
     RunCheckpoint,
     best_file,
     best_steps,
+    checkpoint_at,
     newest_checkpoint,
     sha256,
-    write_checkpoint,
 )
+from fiber.training.checkpoint.state import TrainingState
+from fiber.training.checkpoint.writer import CheckpointWriter
 from fiber.training.compiled import CompiledBackbone, check_compile
 from fiber.training.config.run import RunConfig
 from fiber.training.data import TrainingData, fingerprint
+from fiber.training.data_init import init_from_data
+from fiber.training.distributed.agreement import agree, check_shared
 from fiber.training.distributed.collectives import (
     broadcast_from_rank0,
+    broadcast_object,
     broadcast_parameters,
     wait_for_all,
+    wait_for_rank0,
 )
-from fiber.training.distributed.full_tensor import full_state, load_optimizer_state
+from fiber.training.distributed.full_tensor import load_optimizer_state
 from fiber.training.distributed.preemption import Preempted, StopSignal
 from fiber.training.distributed.processes import Processes
 from fiber.training.distributed.strategy import choose_strategy, clip_gradients
@@ -65,6 +66,9 @@ from fiber.training.run_dir import RunFolder
 from fiber.training.scst import caption_rewards
 from fiber.training.split_backward import SplitGraph
 from fiber.training.task_loaders import TaskLoaders
+from fiber.training.tracking.callback import RunContext
+from fiber.training.tracking.monitor import RunMonitor
+from fiber.training.tracking.summary import describe_run
 from fiber.training.validation import Validation
 
 
@@ -81,6 +85,7 @@ class Trainer:
         data: TrainingData,
         folder: RunFolder,
         processes: Processes,
+        monitor: RunMonitor | None = None,
         *,
         init: StoredModel | EncoderStates | None = None,
         validation: Validation | None = None,
@@ -94,6 +99,7 @@ class Trainer:
             data: records of every task.
             folder: run folder; rank 0 writes its files.
             processes: rank, world size and device.
+            monitor: callbacks and timing of the run; default: no callbacks.
             init: initial weights; ignored if there is a checkpoint.
             validation: selects the best checkpoint; None keeps the last weights.
             threads: number of data loader threads; 0 uses all cores.
@@ -110,20 +116,17 @@ class Trainer:
         self.device = processes.device
         self.validation, self.threads, self.quiet = validation, threads, quiet
         self.strategy = choose_strategy(config.train, processes)
-        if config.train.compile:
-            check_compile(self.device)
+        self.monitor = monitor if monitor is not None else RunMonitor(processes)
 
         check_memory(config, processes)
-        self.model = self._build_model()
-        if processes.is_first:
-            folder.open(config, data.vocabulary, str(init.path) if init else None, data.path)
-        wait_for_all(processes)
         record_sets = {**data.records, **({VALIDATION: validation.records} if validation else {})}
         self.records = {name: len(records) for name, records in record_sets.items()}
         self.fingerprints = {name: fingerprint(records) for name, records in record_sets.items()}
+        agree(config, self.records, self.fingerprints, processes)
+        self.model = self._build_model()
+        checkpoint = self._open_folder(data, init)
         self.vocabulary_sha256 = folder.vocabulary_sha256()
         position = Position(records=self.records, fingerprints=self.fingerprints)
-        checkpoint = newest_checkpoint(folder.checkpoints)
         if checkpoint is None:
             self._initialize(init, data)
         else:
@@ -132,7 +135,6 @@ class Trainer:
         self.state = ObjectiveState.of(config, self.device, rewards)
         self.step = TrainStep(self.model, config.tasks, self.state)
         self._distribute(checkpoint)
-        self.compiled = CompiledBackbone(self.model.backbone) if config.train.compile else None
         self.model.train()
         self.steps_done = position.step
         self.best_step, self.best_score = position.best_step, position.best_score
@@ -141,21 +143,36 @@ class Trainer:
             config, data, processes, consumed=position.consumed, threads=threads
         )
         self.meter = Meter(
-            processes,
-            self.model,
-            self.optimizer,
-            images=position.images,
-            seconds=position.seconds,
+            processes, self.model, self.optimizer, images=position.images, seconds=position.seconds
         )
         self.priors = prior_losses(config, data)
         self.watch = PriorWatch(self.priors, config.train.steps)
         self.progress = Progress(steps=config.train.steps, start=self.steps_done, quiet=quiet)
         self.began = time.monotonic() - position.seconds
-        self._log(self._describe_run(data, str(init.path) if init else "random weights"))
+        origin = str(init.path) if init else "random weights"
+        self._log(describe_run(config, self.model, data, processes, origin, self.steps_done))
         for line in data.skipped:
             self._log(line)
 
+    def _open_folder(
+        self, data: TrainingData, init: StoredModel | EncoderStates | None
+    ) -> RunCheckpoint | None:
+        """Open the run folder on rank 0; return the checkpoint that all ranks resume from."""
+        origin, attempt = str(init.path) if init else None, None
+        if self.processes.is_first:
+            attempt = self.folder.open(
+                self.config, data.vocabulary, origin, data.path, started=self.monitor.started
+            )
+        self.monitor.begin(self.config, attempt)
+        wait_for_all(self.processes)
+        check_shared(self.folder.path, self.processes)
+        newest = newest_checkpoint(self.folder.checkpoints)
+        step = broadcast_object(newest.step if newest else None, self.processes)
+        return None if step is None else checkpoint_at(self.folder.checkpoints, step)
+
     def _build_model(self) -> Network:
+        if self.config.train.compile:
+            check_compile(self.device)
         torch.manual_seed(self.config.train.seed)
         model = build_model(self.config.model).to(self.device)
         model.backbone.gradient_checkpointing = self.config.train.gradient_checkpointing
@@ -173,14 +190,25 @@ class Trainer:
     def _distribute(self, checkpoint: RunCheckpoint | None) -> None:
         """Restore a checkpoint, if any, and distribute weights and optimizer state."""
         config = self.config
-        training = checkpoint.restore(self.model) if checkpoint is not None else {}
+        is_old = checkpoint is not None and checkpoint.is_old
+        training = checkpoint.restore_old(self.model) if checkpoint and is_old else {}
         broadcast_parameters(self.model, self.processes)
         self.strategy.prepare(self.step)
+        self.compiled = CompiledBackbone(self.model.backbone) if config.train.compile else None
+        self.writer = CheckpointWriter(
+            self.folder.checkpoints,
+            self.processes,
+            keep=config.train.keep_checkpoints,
+            timeout_seconds=config.train.timeout_seconds,
+        )
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = build_optimizer(self.model, config.optim)
         decay = config.train.ema_decay
         self.average = MovingAverage(self.model, decay) if decay else None
-        if checkpoint is not None:
+        self.restorable = TrainingState(self.model, self.optimizer, self.average, self.state)
+        if checkpoint is not None and not is_old:
+            checkpoint.restore(self.restorable)
+        elif checkpoint is not None:
             with checkpoint.explained("training.pt"):
                 load_optimizer_state(self.optimizer, training["optimizer"])
                 if self.average is not None:
@@ -196,7 +224,8 @@ class Trainer:
         """
         settings, rotation = self.config.train, self.config.tasks.rotation()
         stop_after = self.config.validation.stop_after
-        with StopSignal() as stop, self.progress:
+        monitored = self.monitor.running(self._context())
+        with StopSignal() as stop, self.progress, monitored, self.writer:
             while self.steps_done < settings.steps:
                 if has_stalled(self.scores, stop_after):
                     self.progress.say(f"no improvement in {stop_after} validations; stopping")
@@ -204,13 +233,16 @@ class Trainer:
                 self._prepare_step()
                 task = rotation[self.steps_done % len(rotation)]
                 batches = (self.loaders.next_batch(task) for _ in range(settings.accumulation))
+                timed = self.monitor.clock.iterate("data", batches)
                 with self.compiled.active() if self.compiled else nullcontext():
-                    gradient_norm = self.train_step(task, batches)
+                    gradient_norm = self.train_step(task, timed)
                 self.progress.advance()
+                self._report_saved()
                 is_stopped = stop.arrived(self.processes) and self.steps_done < settings.steps
                 self._end_step(gradient_norm, save=is_stopped)
                 if is_stopped:
-                    wait_for_all(self.processes)  # Wait until rank 0 has written the checkpoint.
+                    self._report_saved(wait=True)
+                    wait_for_all(self.processes)  # Wait until rank 0 has completed the checkpoint.
                     raise Preempted(stop.name)
             # Signals do not end a run that is writing its model.
             self._finish()
@@ -246,8 +278,10 @@ class Trainer:
                     split.backward()
             images = math.prod(batch.images.shape[:-3])
             self.meter.images += images * self.processes.world_size
+            self.monitor.count(task, batch)
 
-        self.strategy.reduce_gradients()
+        with self.monitor.clock.measure("reduce"):
+            self.strategy.reduce_gradients()
         norm = clip_gradients(self.parameters, self.config.optim.clip_norm or math.inf)
         self.optimizer.step()
         self.step.clamp_parameters()
@@ -281,33 +315,26 @@ class Trainer:
                 f"step {self.steps_done}: {self.validation.task} on {self.config.validation.split}"
                 f" {metrics['score']:.4f}, best {self.best_score:.4f} at step {self.best_step}"
             )
+        wait_for_rank0(f"validation/{self.steps_done}", self.processes)
         self.scores.append(broadcast_from_rank0(metrics.get("score", math.nan), self.processes))
         return metrics
 
     def save(self, seconds: float) -> None:
-        """Write a checkpoint on rank 0; all ranks must call this.
+        """Start to write a checkpoint; all ranks must call this.
 
         `seconds` is the run's wall time so far.
         """
-        keep = self.processes.is_first
-        weights = self.strategy.full_weights(self.model.state_dict(), keep=keep)
-        average = self.average.state_dict() if self.average is not None else {}
-        training = {
-            "optimizer": full_state(self.optimizer.state_dict(), keep=keep),
-            "average": self.strategy.full_weights(average, keep=keep),
-            "memory": self.state.state_dict(),
-        }
-        if not keep:
-            return
-        write_checkpoint(
-            self.folder.checkpoints,
-            weights=weights,
-            training=training,
-            position=Position(
+        self.writer.wait()
+        if self.validation is not None and self.processes.is_first:
+            # A damaged checkpoint falls back to an older one, which needs its own best weights.
+            self.validation.forget_others(best_steps(self.folder.checkpoints) | {self.best_step})
+        self.writer.save(
+            self.restorable.tensors(),
+            Position(
                 step=self.steps_done,
                 seconds=seconds,
                 images=self.meter.images,
-                consumed=self.loaders.consumed,
+                consumed=dict(self.loaders.consumed),
                 records=self.records,
                 fingerprints=self.fingerprints,
                 vocabulary_sha256=self.vocabulary_sha256,
@@ -316,11 +343,15 @@ class Trainer:
                 best_sha256=self.best_sha256,
                 scores=tuple(self.scores),
             ),
-            keep=self.config.train.keep_checkpoints,
         )
-        if self.validation is not None:
-            # A damaged checkpoint falls back to an older one, which needs its own best weights.
-            self.validation.forget_others(best_steps(self.folder.checkpoints))
+
+    def _report_saved(self, *, wait: bool = False) -> None:
+        """Tell callbacks of a checkpoint that is complete; raise the error of one that failed."""
+        if wait:
+            self.writer.wait()
+        self.writer.check()
+        for step in self.writer.completed():
+            self.monitor.callbacks.saved(step, checkpoint_at(self.folder.checkpoints, step).folder)
 
     def _read_position(self, checkpoint: RunCheckpoint, data_path: str | None) -> Position:
         position = checkpoint.position(self.records, self.fingerprints, data_path)
@@ -355,20 +386,28 @@ class Trainer:
         is_last = done == settings.steps
         is_checkpoint = settings.checkpoint_every > 0 and done % settings.checkpoint_every == 0
         seconds = time.monotonic() - self.began
+        entry = None
         if is_last or is_checkpoint or save or done % settings.log_every == 0:
             entry = self.meter.close(done, seconds, gradient_norm)
             if self.validation is not None and (is_last or is_checkpoint):
-                entry["validation"] = self.validate()
+                with self.monitor.clock.measure("validation"):
+                    entry["validation"] = self.validate()
+                score = {"score": self.scores[-1]}
+                self.monitor.callbacks.validated(done, score | entry["validation"])
+            entry["performance"] = self.monitor.performance(done, entry["images_per_second"])
             if self.processes.is_first:
                 self.folder.add_metrics(entry)
                 self.progress.show(entry)
                 for message in self.watch.messages(done, entry["losses"]):
                     self.progress.say(message)
+        self.monitor.callbacks.step_ended(done, entry)
         if (is_checkpoint or save) and not is_last:
-            self.save(seconds)
+            with self.monitor.clock.measure("checkpoint"):
+                self.save(seconds)
 
     def _finish(self) -> None:
         """Write the finished model: the best validated weights, or the last ones."""
+        self._report_saved(wait=True)
         weights = self._weights() if self.validation is None else {}
         if self.processes.is_first:
             self.folder.draw(self.priors)
@@ -396,50 +435,13 @@ class Trainer:
         if not self.quiet:
             say(message)
 
-    def _describe_run(self, data: TrainingData, origin: str) -> str:
-        """Summarize the model, hardware, length and data in one line."""
-        config, processes = self.config, self.processes
-        millions = sum(parameter.numel() for parameter in self.model.parameters()) / 1e6
-        records = ", ".join(f"{name} {count}" for name, count in data.counts().items())
-        where = f"{processes.world_size} x {processes.device.type}"
-        done = self.steps_done
-        begin = f"resuming after step {done}" if done else f"starting from {origin}"
-        return (
-            f"{begin}: {_name_of(config.model)} with {millions:.1f} million parameters on"
-            f" {where}, {config.train.steps} steps of {config.data.batch_size} samples; records:"
-            f" {records}"
+    def _context(self) -> RunContext:
+        return RunContext(
+            folder=self.folder.path,
+            config=self.config,
+            model=self.model,
+            first_step=self.steps_done,
+            rank=self.processes.rank,
+            world_size=self.processes.world_size,
+            device=self.device,
         )
-
-
-def _name_of(model: FiberConfig | MeterConfig) -> str:
-    return "METER model" if isinstance(model, MeterConfig) else f"{model.stage}-stage model"
-
-
-def init_from_data(
-    model: Network,
-    new: Collection[str],
-    config: RunConfig,
-    data: TrainingData,
-    processes: Processes,
-) -> None:
-    """Start heads of a model with `weight_start` "fan_in" from the data.
-
-    Answers of the VQA head start at their frequencies, and embeddings for ITC are centered.
-
-    Args:
-        model: model whose weights are all initialized otherwise.
-        new: names of the tensors that are not copied from another model; others are kept.
-        config: configuration of the run.
-        data: records of the run. The first batch of captions is read.
-        processes: the result does not depend on the rank or the world size.
-    """
-    if config.model.weight_start != "fan_in" or not isinstance(model, ImageTextModel):
-        return
-    if "question" in data.records and "vqa_head.output.bias" in new:
-        model.init_answer_priors(torch.tensor(data.answer_priors))
-    has_contrast = "image_text" in data.records and config.tasks.image_text.has_contrast
-    if isinstance(model, FiberImageText) and has_contrast and "itc_image_transform.weight" in new:
-        alone = dataclasses.replace(processes, rank=0, world_size=1)
-        loaders = TaskLoaders(config, data, alone, consumed={}, threads=1)
-        batch = loaders.next_batch("image_text").to(processes.device)
-        model.init_embeddings(batch.images, batch.token_ids, batch.text_mask)

@@ -23,7 +23,8 @@ from fiber.data.record import RecordSet
 from fiber.evaluation.evaluate import evaluate
 from fiber.evaluation.tasks import find_task, needed_head, open_records
 from fiber.models.registry import Network
-from fiber.training.checkpoint import BEST, best_file
+from fiber.training.checkpoint.folder import best_file
+from fiber.training.checkpoint.layout import BEST
 from fiber.training.config.run import CHOSEN_BY, RunConfig
 from fiber.training.data import TrainingData
 

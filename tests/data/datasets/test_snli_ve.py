@@ -6,6 +6,7 @@ import pytest
 
 from fiber.data.datasets.resolve import open_source
 from fiber.data.datasets.snli_ve import ENTAILMENT
+from fiber.data.skip_report import skip_lines
 from fiber.data.sources import entailment
 from fiber.data.tools.discover import kinds_of
 
@@ -40,6 +41,35 @@ def test_lines_without_a_gold_label_are_counted(tmp_path):
     assert [r.images for r in records] == [(image,) for image in images]
     assert records.counts == {"hypotheses without a gold label": 1}
     assert kinds_of(file) == {"entailment"}
+
+
+def test_one_line_without_a_gold_label_is_a_hypothesis(tmp_path):
+    write(tmp_path)
+    lines = skip_lines(open_source("entailment", tmp_path, "dev"))
+    assert lines == ["1 hypothesis without a gold label was skipped or changed"]
+
+
+def test_images_may_be_in_flickr30ks_own_folder(tmp_path):
+    write(tmp_path)
+    (tmp_path / "images").rename(tmp_path / "flickr30k-images")
+    (record, _) = entailment(tmp_path, "dev")
+    assert record.images == (str(tmp_path / "flickr30k-images" / "471.jpg"),)
+    (tmp_path / "flickr30k-images").rmdir()
+    with pytest.raises(FileNotFoundError, match=r"images does not exist; .*flickr30k-images next"):
+        entailment(tmp_path, "dev")
+
+
+def test_a_missing_file_says_where_it_is_from(tmp_path):
+    """Scenes have no such file, and SNLI-VE has no split "val"."""
+    address = "https://github.com/necla-ml/SNLI-VE"
+    with pytest.raises(FileNotFoundError, match=f"snli_ve_dev.jsonl, from {address}; ") as error:
+        open_source("entailment", tmp_path, "dev")
+    assert "fiber data scenes" not in str(error.value)
+    with pytest.raises(FileNotFoundError, match=f"does not exist; .*from {address}$"):
+        entailment(tmp_path, "dev")
+    write(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"no entailment for split 'val'; .*splits: dev"):
+        open_source("entailment", tmp_path, "val")
 
 
 @pytest.mark.parametrize(

@@ -15,10 +15,13 @@ from fiber.data import DataLoader, ImageTransform, Tokenizer
 from fiber.data.datasets.resolve import open_source
 from fiber.data.skip_report import skip_lines
 from fiber.data.storage import packed as packs
+from fiber.data.storage.pack_description import read_description
+from fiber.data.storage.pack_index import ENTRY
 from fiber.data.storage.packed import PackedRecords, open_pack
 from fiber.data.tools.inspect import inspect
 from fiber.data.tools.pack import pack
 from fiber.data.tools.verify import verify_files
+from tests.data.earlier_packs import as_version_1, sign, without_checksums
 
 NUM_IMAGES = 40
 
@@ -43,14 +46,15 @@ def original(tmp_path_factory):
 @pytest.fixture
 def folder(original, tmp_path, monkeypatch):
     """A copy of it, of which opening checks the first image of each shard and the last one."""
-    monkeypatch.setattr(packs, "SAMPLED_IMAGES", 2)
+    monkeypatch.setattr(packs, "SAMPLED", 2)
     shutil.copytree(original, tmp_path / "packed")
     return tmp_path / "packed"
 
 
 def place_of(folder, number):
     """The shard, first byte and size of an image."""
-    shard, start, size = json.loads((folder / "index/train-pictures.json").read_text())[number]
+    entry = np.fromfile(folder / "index/train-images.bin", dtype=ENTRY)[number]
+    start, size, shard, _ = map(int, entry)
     return folder / f"train-{shard:06d}.tar", start, size
 
 
@@ -66,18 +70,6 @@ def exchange(folder, first, second):
     assert len(contents[0]) == len(contents[1]) and contents[0] != contents[1]
     for shard, content in zip(shards, reversed(contents), strict=True):
         shard.write_bytes(content)
-
-
-def as_before(folder):
-    """Make it a folder of the first version, which had no checksums of images."""
-    path = folder / "pack.json"
-    content = json.loads(path.read_text())
-    del content["fingerprint"], content["indexes"], content["files"]
-    for file in (folder / "index").glob("*-crc32.json"):
-        file.unlink()
-    hashed = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
-    path.write_text(json.dumps({"fingerprint": hashed.hexdigest(), **content}, indent=1) + "\n")
-    return folder
 
 
 def test_an_unchanged_folder_opens_and_verifies(folder):
@@ -160,7 +152,7 @@ def test_pack_json_is_verified_by_its_fingerprint(folder):
 @pytest.mark.parametrize("before", [False, True], ids=["now", "of an earlier version"])
 def test_exchanged_shards_of_equal_size_are_told_on_open(folder, before):
     if before:
-        as_before(folder)
+        without_checksums(folder)
     exchange(folder, 2, 5)
     with pytest.raises(ValueError, match=r"train-000002\.tar: the tar header.*image 8 .*changed"):
         open_pack(folder, "captions", "train")
@@ -170,8 +162,8 @@ def test_exchanged_shards_of_equal_size_are_told_on_open(folder, before):
 @pytest.mark.parametrize(
     "name", ["train-captions.jsonl", "train-pictures.json", "train-crc32.json"]
 )
-def test_a_changed_index_is_told_on_open(folder, name):
-    path = folder / "index" / name
+def test_a_changed_index_of_version_1_is_told_on_open(folder, name):
+    path = as_version_1(folder) / "index" / name
     content = path.read_bytes()
     for old, new in ((b"noise 7", b"noise 8"), (b"3654]", b"3653]")):
         content = content.replace(old, new, 1)
@@ -180,14 +172,58 @@ def test_a_changed_index_is_told_on_open(folder, name):
         open_pack(folder, "captions", "train")
 
 
+@pytest.mark.parametrize("number", [0, NUM_IMAGES - 1])
+@pytest.mark.parametrize("name", ["captions.jsonl", "captions.bin", "images.bin"])
+def test_a_changed_index_of_a_checked_entry_is_told_on_open(folder, name, number):
+    path = folder / "index" / f"train-{name}"
+    place = number * path.stat().st_size // NUM_IMAGES + 1
+    flip(path, place)
+    with pytest.raises(ValueError, match=r"train-"):
+        open_pack(folder, "captions", "train")
+
+
+@pytest.mark.parametrize("name", ["captions.bin", "images.bin"])
+def test_every_bit_of_an_index_is_checked_when_it_is_read(folder, name):
+    """Where a record or an image is, its number and its checksum."""
+    path, number = folder / "index" / f"train-{name}", 6
+    for place in range(number * ENTRY.itemsize, (number + 1) * ENTRY.itemsize):
+        for bit in range(8):
+            flip(path, place, bit)
+            records = open_pack(folder, "captions", "train")
+            assert records[5].images[0] and records[7].images[0]
+            with pytest.raises(ValueError, match=r"packed/.*(changed|bytes|first image)"):
+                records[number].images[0]
+            flip(path, place, bit)
+    assert open_pack(folder, "captions", "train")[number].images[0]
+
+
+def test_a_changed_text_is_told_when_it_is_read(folder):
+    path = folder / "index/train-captions.jsonl"
+    path.write_bytes(path.read_bytes().replace(b"noise 7", b"noise 8"))
+    records = open_pack(folder, "captions", "train")
+    assert [r.text for r in records[:7]] == [f"noise {n}" for n in range(7)]
+    with pytest.raises(ValueError, match=r"train-captions\.jsonl: line 8 has changed"):
+        records[7]
+
+
+def test_a_folder_of_version_1_gives_the_same_records(folder):
+    before = open_pack(folder, "captions", "train")
+    expected = [(r.key, r.text, r.images[0]) for r in before]
+    shards = before.shard_map().numbers().tolist()
+    after = open_pack(as_version_1(folder), "captions", "train")
+    assert [(r.key, r.text, r.images[0]) for r in after] == expected
+    assert after.shard_map().numbers().tolist() == shards
+    assert skip_lines(after) == [] and verify_files(folder)[1] == []
+
+
 def test_a_folder_of_an_earlier_version_opens_with_a_note(folder):
     before = [record.images[0] for record in open_pack(folder, "captions", "train")]
-    records = open_pack(as_before(folder), "captions", "train")
+    shard, start, size = place_of(folder, 6)
+    records = open_pack(without_checksums(folder), "captions", "train")
     assert [record.images[0] for record in records] == before
     [line] = skip_lines(records)
     assert "earlier version" in line and "fiber data inspect --verify" in line
     assert verify_files(folder)[1] == []
-    shard, start, size = place_of(folder, 6)
     flip(shard, start + size // 2)
     # Without checksums, only a whole read tells.
     assert open_pack(folder, "captions", "train")[6].images[0] != before[6]
@@ -195,7 +231,7 @@ def test_a_folder_of_an_earlier_version_opens_with_a_note(folder):
 
 
 def test_image_locations_of_an_earlier_version_are_checked(folder):
-    path = as_before(folder) / "index/train-pictures.json"
+    path = without_checksums(folder) / "index/train-pictures.json"
     locations = json.loads(path.read_text())
     for wrong in ([99, 512, 9], [-1, 512, 9], [0, 0, 9], [0, 512, 10**12], [0, 2**62, 2**62]):
         path.write_text(json.dumps([*locations[:7], wrong, *locations[8:]]))
@@ -214,7 +250,7 @@ def test_image_locations_of_an_earlier_version_are_checked(folder):
 
 def test_no_file_outside_of_the_folder_is_read(folder):
     for name in ("../outside.jsonl", "/etc/hostname"):
-        part = packs.read_description(folder)["parts"][0]
+        part = read_description(folder)["parts"][0]
         with pytest.raises(ValueError, match="outside of"):
             PackedRecords(folder, {**part, "file": name})
 
@@ -260,13 +296,12 @@ def test_records_of_a_forged_index_are_errors(folder):
     wrong += ["[]", "{}", '{"images": [0], "color": 1}']
     lines[: len(wrong)] = wrong
     path.write_text("".join(line + "\n" for line in lines))
-    as_before(folder)
+    without_checksums(folder)
     content = json.loads((folder / "pack.json").read_text())
     for part in content["parts"]:
         if part["split"] == "train":
             part["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
-    content["fingerprint"] = packs.fingerprint_of_content(content)
-    (folder / "pack.json").write_text(json.dumps(content))
+    sign(folder, content)
     records = open_pack(folder, "captions", "train")
     for number in range(len(wrong)):
         with pytest.raises(ValueError, match=r"train-captions\.jsonl"):

@@ -10,6 +10,7 @@ import resource
 import shutil
 import signal
 import tarfile
+import zlib
 
 import pytest
 
@@ -22,6 +23,7 @@ from fiber.data.tools import pack as packing
 from fiber.data.tools.discover import parts_of
 from fiber.data.tools.pack import pack
 from fiber.synthetic import stamps
+from tests.data.earlier_packs import sign
 from tests.data.shards import picture, write_tar
 from tests.synthetic.cutouts import write_pictures
 
@@ -244,6 +246,61 @@ def test_batches_of_a_pack_are_those_of_its_source(scenes_folder, packed_scenes)
     assert batches(scenes_folder, 1) == batches(packed_scenes, 3)
 
 
+@pytest.mark.parametrize("name", ["shard_bytes", "block_bytes"])
+def test_wrong_sizes_are_refused(name, scenes_folder, tmp_path):
+    for value in (0, -5, 2**31) if name == "block_bytes" else (0, -5):
+        with pytest.raises(ValueError, match=rf"{name}.*{value}"):
+            pack(scenes_folder, tmp_path / "packed", **{name: value})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_checksums_of_blocks(scenes_folder, tmp_path):
+    described = pack(scenes_folder, tmp_path / "packed", splits=["val"], block_bytes=999)
+    for kind in ("shards", "indexes", "parts", "files"):
+        assert described[kind]
+        for entry in described[kind]:
+            content = (tmp_path / "packed" / entry["file"]).read_bytes()
+            blocks = [content[at : at + 999] for at in range(0, len(content), 999)]
+            assert entry["bytes"] == len(content)
+            assert entry["crc32s"] == [zlib.crc32(block) for block in blocks]
+    assert open_source("captions", tmp_path / "packed", "val")[0].images[0]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"block_bytes": 0},
+        {"block_bytes": 2**40},
+        {"block_bytes": None},
+        {"indexes": None},
+        {"files": {}},
+        {"version": 3},
+        {"version": True},
+        {"version": [1]},
+    ],
+    ids=str,
+)
+def test_descriptions_that_are_refused(change, packed_scenes, tmp_path):
+    shutil.copytree(packed_scenes, tmp_path / "packed")
+    description = json.loads((packed_scenes / "pack.json").read_text())
+    sign(tmp_path / "packed", {**description, **change})
+    with pytest.raises(ValueError, match=r"pack\.json does not describe a packed folder"):
+        open_source("captions", tmp_path / "packed", "train")
+
+
+@pytest.mark.parametrize("kind", ["shards", "indexes", "parts", "files"])
+@pytest.mark.parametrize(
+    "change", [{"bytes": -1}, {"crc32s": []}, {"crc32s": ["1"]}, {"bytes": None}], ids=str
+)
+def test_wrong_entries_of_files_are_refused(kind, change, packed_scenes, tmp_path):
+    shutil.copytree(packed_scenes, tmp_path / "packed")
+    description = json.loads((packed_scenes / "pack.json").read_text())
+    description[kind][0] |= change
+    sign(tmp_path / "packed", description)
+    with pytest.raises(ValueError, match=rf"{kind}\[0\]"):
+        open_source("captions", tmp_path / "packed", "train")
+
+
 def test_random_access(packed_scenes):
     records = open_source("captions", packed_scenes, "train")
     order = list(range(len(records)))
@@ -349,8 +406,8 @@ def test_a_pack_that_was_changed_is_named(packed_scenes, tmp_path):
 
     with pytest.raises(ValueError, match=r"train-captions\.jsonl.*\d+.*pack\.json"):
         broken("index/train-captions.jsonl", lambda p: p.write_bytes(p.read_bytes()[:-900]))
-    with pytest.raises(ValueError, match=r"train-pictures\.json .*SHA-256.*changed"):
-        broken("index/train-pictures.json", lambda p: p.write_text("[["))
+    with pytest.raises(ValueError, match=r"train-images\.bin .*bytes; expected \d+"):
+        broken("index/train-images.bin", lambda p: p.write_text("[["))
     with pytest.raises(ValueError, match=r"pack\.json.*folder"):
         broken("pack.json", lambda p: p.write_text("{}"))
     with pytest.raises(ValueError, match=r"train-000001\.tar.*\d+.*pack\.json.*\d+"):

@@ -5,6 +5,7 @@ Tensors that are missing, unknown or misshapen, and sizes, are in `test_publishe
 """
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -20,8 +21,9 @@ from fiber.models.meter.image_text import MeterImageText
 from fiber.models.meter.released import RELEASED, head_hint
 from fiber.models.registry import recognize
 from tests.golden import KEYS, METER
-from tests.models.meter.test_published import keys_of, meta_state
+from tests.models.meter.test_published import meta_state
 from tests.parity.meter_case import MeterCase
+from tests.published_keys import meter_shapes as keys_of
 
 QUESTION = "what color is the dog"
 
@@ -78,11 +80,17 @@ def test_tensors_that_do_not_fit(folder, tmp_path, name, shape, message):
 
 def test_a_long_question_is_truncated_with_a_warning(folder, model):
     words = [QUESTION] * 20
-    with pytest.warns(UserWarning, match="truncated to the model's maximum of 16 tokens"):
+    with pytest.warns(UserWarning, match=r"has (\d{3}) tokens and is truncated .* of 16 tokens"):
         answers = model.answer(folder / "a.png", " ".join(words), top_k=23)
     # The first tokens are those that count.
     with pytest.warns(UserWarning, match="truncated"):
         assert model.answer(folder / "a.png", " ".join(words[:10]), top_k=23) == answers
+
+
+def test_a_model_without_answers_and_tokenizer_asks_for_both(folder):
+    bare = fiber.load(folder / "vqa.ckpt", device="cpu")
+    with pytest.raises(ValueError, match=r"no answers .*--answers.*no tokenizer.*--tokenizer"):
+        bare.answer(folder / "a.png", QUESTION)
 
 
 @pytest.mark.parametrize("name", RELEASED)
@@ -110,8 +118,8 @@ CALLS = {
     ("head", "named"),
     [
         ("itm", "meter_clip16_288_roberta_pretrain.ckpt"),
-        ("nlvr2", "meter_clip16_288_roberta_nlvr2.ckpt has it"),
-        ("snli", "meter_clip16_288_roberta_snli.ckpt has it"),
+        ("nlvr2", "meter_clip16_288_roberta_nlvr2.ckpt has the head 'nlvr2'"),
+        ("snli", "meter_clip16_288_roberta_snli.ckpt has the head 'snli'"),
         ("itc", "METER has no contrastive head, and so no embeddings of images or texts"),
         ("caption", "METER has no caption head; FIBER has one"),
         ("grounding", "METER predicts no boxes; FIBER does"),
@@ -124,22 +132,43 @@ def test_a_missing_head_names_the_file_that_has_it(folder, model, head, named):
 
 
 def test_ranking_and_words_have_files_too():
-    assert "roberta_coco.ckpt have it" in head_hint("rank")
+    assert "roberta_coco.ckpt have the head 'rank'" in head_hint("rank")
     assert "swinbase" in head_hint("mlm")
 
 
-def test_embeddings_of_texts_and_search_say_the_same(model):
+def test_embeddings_of_texts_and_search_by_them_say_the_same(model):
     with pytest.raises(MissingHeadError, match=r"embed_texts .*no contrastive head"):
         model.embed_texts(["a dog"])
-    with pytest.raises(MissingHeadError, match=r"search .*with the head 'rank' or 'itm'"):
+    # Without reranking, search is by embeddings.
+    with pytest.raises(MissingHeadError, match=r"search .*no contrastive head"):
+        model.search("a dog", [np.zeros((9, 9, 3), np.uint8)], rerank=False)
+
+
+#: What a model without a head that ranks pairs says: its heads, the files, and the recipes.
+NO_RANKING = (
+    r"needs the head 'rank' or 'itm'; this model has vqa\."
+    r".*roberta_flickr\.ckpt, meter_clip16_288_roberta_coco\.ckpt have the head 'rank'"
+    r".*288_roberta_pretrain\.ckpt,.* have the head 'itm'"
+    r".*meter_retrieval_coco_published` or `fiber train meter_pretrain_published`"
+)
+
+
+def test_search_and_retrieval_name_the_files_that_rank_pairs(folder, model, capsys):
+    with pytest.raises(MissingHeadError, match=f"search {NO_RANKING}"):
         model.search("a dog", [np.zeros((9, 9, 3), np.uint8)])
+    with pytest.raises(MissingHeadError, match=f"task 'retrieval' {NO_RANKING}"):
+        fiber.evaluate(model, "retrieval", [])
+    named = ["--model", str(folder / "vqa.ckpt"), "--device", "cpu"]
+    tokenizer = ["--tokenizer", str(folder / "tokenizer.json")]
+    assert main(["search", "a dog", str(folder / "a.png"), *named, *tokenizer]) == 2
+    assert re.search(NO_RANKING, capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(
     ("command", "message"),
     [
         (["caption", "IMAGE"], "METER has no caption head"),
-        (["entail", "IMAGE", "a dog"], "meter_clip16_288_roberta_snli.ckpt has it"),
+        (["entail", "IMAGE", "a dog"], "meter_clip16_288_roberta_snli.ckpt has the head 'snli'"),
         (["match", "IMAGE", "a dog"], "meter_clip16_288_roberta_flickr.ckpt"),
         (["ground", "IMAGE", "--phrases", "a dog"], "METER predicts no boxes"),
         (["answer", "IMAGE", "what is it?"], "no answers for its VQA head"),
@@ -154,5 +183,7 @@ def test_commands_print_it_and_end_with_2(folder, capsys, command, message):
 
 
 def test_evaluating_a_task_that_it_has_no_head_for(model):
-    with pytest.raises(MissingHeadError, match=r"task 'nlvr2' .*roberta_nlvr2\.ckpt has it"):
+    with pytest.raises(
+        MissingHeadError, match=r"task 'nlvr2' .*roberta_nlvr2\.ckpt has the head 'nlvr2'"
+    ):
         fiber.evaluate(model, "nlvr2", [])

@@ -100,7 +100,7 @@ def test_a_file_of_another_code_is_recognized_by_its_tensors(tmp_path):
     network = MeterImageText(dataclasses.replace(TINY, bert=bert, cross=cross))
     write_published(network, tmp_path / "own.ckpt")
     content = torch.load(tmp_path / "own.ckpt", weights_only=False)
-    content["hyper_parameters"]["config"] = {"tokenizer": "bert-base-uncased"}
+    content["hyper_parameters"]["config"] = {"tokenizer": "my-bert"}
     torch.save(content, tmp_path / "theirs.ckpt")
     found = read_model(tmp_path / "theirs.ckpt").config
     assert found.text_encoder == "bert"

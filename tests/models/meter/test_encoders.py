@@ -3,6 +3,7 @@
 BERT's are in `tests/models/encoders/test_bert.py`.
 """
 
+import dataclasses
 import re
 
 import pytest
@@ -12,6 +13,7 @@ from fiber.checkpoints.encoders import encoder_states, load_encoder
 from fiber.checkpoints.load import EncoderStates, read_init
 from fiber.checkpoints.published import published_state
 from fiber.config import ClipConfig, SwinConfig
+from fiber.models.encoders.clip import resize_position_table
 from fiber.models.encoders.swin import resize_bias_table
 from fiber.models.meter.config import MeterConfig
 from fiber.models.meter.image_text import MeterImageText
@@ -81,8 +83,28 @@ def test_unknown_and_missing_tensors_are_named():
         load_encoder(model("clip"), state)
 
 
+@pytest.mark.parametrize("num_blocks", [1, 2, 4])
+def test_a_file_has_the_models_blocks_or_one_more(num_blocks):
+    state = encoder_states(model("clip"))["clip"]
+    config = model("clip").config
+    assert config.clip.num_blocks == 3
+    config = dataclasses.replace(
+        config, clip=dataclasses.replace(config.clip, num_blocks=num_blocks)
+    )
+    target = MeterImageText(config)
+    if num_blocks == 2:
+        _, ignored = load_encoder(target, state)
+        assert set(ignored) == {n for n in state if n.startswith("visual.transformer.resblocks.2.")}
+        return
+    problem = "unknown" if num_blocks == 1 else "missing"
+    block = 2 if num_blocks == 1 else 3
+    with pytest.raises(ValueError, match=rf"{problem} visual\.transformer\.resblocks\.{block}\."):
+        load_encoder(target, state)
+
+
 @pytest.mark.parametrize("has_text", [False, True])
-def test_transformers_clip_gives_the_same_features(has_text):
+@pytest.mark.parametrize("size", [64, 96])
+def test_transformers_clip_gives_the_same_features(tmp_path, has_text, size):
     transformers = pytest.importorskip("transformers")
     vision = {
         "hidden_size": 128,
@@ -99,15 +121,20 @@ def test_transformers_clip_gives_the_same_features(has_text):
         theirs = transformers.CLIPModel(config).eval()
     else:
         theirs = transformers.CLIPVisionModel(transformers.CLIPVisionConfig(**vision)).eval()
-    state = theirs.state_dict()
-    if not any(name.startswith("vision_model.") for name in state):
-        # Newer versions have no prefix in memory, but write files with it.
-        state = {f"vision_model.{name}": tensor for name, tensor in state.items()}
-    target = model("clip").eval()
-    _, ignored = load_encoder(target, state)
+    theirs.save_pretrained(tmp_path)
+    start = read_init(tmp_path / "model.safetensors")
+    assert isinstance(start, EncoderStates)
+    target = model("clip", size).eval()
+    _, ignored = load_encoder(target, start.states[tmp_path / "model.safetensors"])
     assert any("last block" in reason for reason in ignored.values())
-    images = torch.randn(2, 3, 64, 64)
+    images = torch.randn(2, 3, size, size)
     tower = theirs.vision_model if hasattr(theirs, "vision_model") else theirs
+    table = tower.embeddings.position_embedding
+    if size != 64:
+        rows = 1 + (size // 16) ** 2
+        table.weight = torch.nn.Parameter(resize_position_table(table.weight.data, rows))
+        tower.embeddings.position_ids = torch.arange(rows)[None]
+        tower.embeddings.image_size = size
     with torch.no_grad():
         hidden = tower(images, output_hidden_states=True).hidden_states[-2]
         expected = tower.post_layernorm(hidden)

@@ -149,6 +149,21 @@ def test_search_ranks_by_the_ranking_head(tokenizer, images):
     )
 
 
+def test_search_without_a_ranking_head_ranks_by_the_logit_of_a_match(tokenizer):
+    """As `fiber.evaluate` does; the log odds rank these images in another order."""
+    model = make_model("pretrain", tokenizer)
+    draw = np.random.default_rng(0)
+    images = [Image.fromarray(draw.integers(0, 256, (64, 64, 3), np.uint8)) for _ in range(8)]
+    found = logits(model, images, TEXTS[1], "itm")
+    order = found[:, 1].argsort(descending=True).tolist()
+    assert order != (found[:, 1] - found[:, 0]).argsort(descending=True).tolist()
+    with pytest.warns(UserWarning, match="no head 'itc'"):
+        hits = model.search(TEXTS[1], images)
+    assert [hit.index for hit in hits] == order
+    probabilities = found.softmax(1)[order, 1].numpy()
+    np.testing.assert_allclose([hit.score for hit in hits], probabilities, rtol=1e-4, atol=1e-5)
+
+
 def test_heads_that_it_lacks_are_named(tokenizer, images):
     model = make_model("vqa", tokenizer)
     with pytest.raises(MissingHeadError, match="the head 'itc'; this model has vqa"):

@@ -1,6 +1,5 @@
 """Published files of METER are recognized, read strictly, and written back."""
 
-import json
 import re
 
 import pytest
@@ -14,12 +13,14 @@ from fiber.inference import Model
 from fiber.models.meter.config import MeterConfig
 from fiber.models.meter.image_text import MeterImageText
 from fiber.models.meter.keys import is_meter, resize_tables
-from fiber.models.registry import recognize
-from tests.golden import KEYS, METER
+from fiber.models.meter.released import RELEASED
+from fiber.models.registry import architecture_of, recognize
+from tests.golden import METER
 from tests.parity.meter_case import TASKS, MeterCase
-from tests.published_keys import coarse_keys, fine_keys
+from tests.published_keys import METER_FILES as FILES
+from tests.published_keys import coarse_keys, fine_keys, write_small_meter_file
+from tests.published_keys import meter_shapes as keys_of
 
-FILES = json.loads((KEYS / "meter_published_files.json").read_text())["kinds"]
 #: Heads of each file, by the last part of its name, and its image encoder and size.
 HEADS = {
     "pretrain": ("itm", "mlm"),
@@ -29,22 +30,6 @@ HEADS = {
     "flickr": ("itm", "rank"),
     "coco": ("itm", "rank"),
 }
-
-
-def keys_of(name):
-    """Shapes by published name of one of the eight files, in its order."""
-    about = FILES[name]
-    if "keys" in about:
-        return {n: shape for n, (shape, _) in keys_in(about["keys"]).items()}
-    [(base, changes)] = [(k, v) for k, v in about.items() if k.startswith("against ")]
-    shapes = {n: shape for n, (shape, _) in keys_in(base.removeprefix("against ")).items()}
-    for removed in changes["removed"]:
-        del shapes[removed]
-    return shapes | {n: s for n, (s, _) in {**changes["added"], **changes["changed"]}.items()}
-
-
-def keys_in(file):
-    return json.loads((KEYS / file).read_text())["keys"]
 
 
 def meta_state(shapes):
@@ -85,6 +70,49 @@ def test_families_are_told_apart():
     assert recognize(coarse_keys()).title == "coarse FIBER"
 
 
+@pytest.mark.parametrize("name", FILES)
+def test_every_published_file_is_read_and_written_back_bit_for_bit(name, tmp_path):
+    """With all names of the file, its depths and positions, and a quarter of its widths."""
+    given = write_small_meter_file(name, tmp_path / name)
+    found = read_model(tmp_path / name)
+    architecture = architecture_of(found.config)
+    assert found.config.heads == RELEASED[name]
+    written = write_published(found.network, tmp_path / "written.ckpt")
+    # Each tensor of the file is written, or ignored for a reason.
+    assert set(written) == {key for key in given if not architecture.ignored_key(key, found.config)}
+    assert set(found.ignored) == set(given) - set(written)
+    assert all(torch.equal(tensor, given[key]) for key, tensor in written.items())
+    again = read_model(tmp_path / "written.ckpt")
+    assert again.config == found.config
+    own = found.network.state_dict()
+    assert all(torch.equal(tensor, own[key]) for key, tensor in again.network.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "removed",
+    [
+        "cross_modal_image_layers.",
+        "cross_modal_text_layers.",
+        "vit_model.visual.",
+        "text_transformer.",
+        ("cross_modal_image_layers.", "cross_modal_text_layers."),
+    ],
+)
+def test_a_file_of_which_a_part_is_missing_is_still_meters(tmp_path, removed):
+    model = MeterCase(METER / "clip_micro.json").model("vqa")
+    path = tmp_path / "model.ckpt"
+    write_published(model, path)
+    content = torch.load(path, weights_only=False)
+    state = content["state_dict"]
+    content["state_dict"] = {n: t for n, t in state.items() if not n.startswith(removed)}
+    torch.save(content, path)
+    # Without CLIP, the image encoder is taken for Swin's.
+    missing = {"vit_model.visual.": "vit_model.patch_embed."}.get(removed, removed)
+    missing = missing if isinstance(missing, str) else missing[1]
+    with pytest.raises(ValueError, match=rf"METER checkpoint: (?s:.*)missing {re.escape(missing)}"):
+        fiber.load(path)
+
+
 @pytest.fixture(params=["clip_micro", "swin_micro"])
 def case(request):
     return MeterCase(METER / f"{request.param}.json")
@@ -122,7 +150,8 @@ class TestFaults:
     def test_missing(self, file):
         name = "cross_modal_image_layers.1.output.dense.bias"
         self.change(file, **{name: None})
-        with pytest.raises(ValueError, match=f"missing {re.escape(name)}"):
+        message = rf"model\.ckpt: METER checkpoint: 1 tensor of .* does not (?s:.*)missing {name}"
+        with pytest.raises(ValueError, match=message):
             fiber.load(file)
 
     def test_unknown(self, file):

@@ -258,3 +258,61 @@ def test_one_process_says_that_nothing_is_sharded(strategy):
     model = SimpleNamespace(model=torch.nn.Linear(1, 1))
     chosen.prepare(model)
     assert not isinstance(model.model.weight, DTensor)
+
+
+#: Strategy, ranks and size of a shard of the runs that continue from each other's checkpoints.
+PLACES = {
+    "alone": ("replicate", 1, 0),
+    "replicate 2": ("replicate", 2, 0),
+    "shard 2": ("shard", 2, 0),
+    "shard 4": ("shard", 4, 0),
+    "hybrid 4": ("hybrid", 4, 2),
+}
+#: Each strategy and number of ranks writes for each other one in a chain.
+CHAINS = [
+    ("shard 4", "shard 2", "alone", "shard 4"),
+    ("replicate 2", "shard 2", "replicate 2", "alone"),
+    ("hybrid 4", "alone", "hybrid 4", "shard 2"),
+]
+
+
+def part_of_a_run(pictures, output, place, stop_at, resume):
+    """Train with a strategy until before a step; return the lines of metrics so far."""
+    strategy, _, size = PLACES[place]
+    changes = {"train__checkpoint_every": 1, "train__ema_decay": 0.9}
+    changes |= {"train__strategy": strategy, "train__shard_size": size}
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        if stop_at:
+            stop_before(patch, stop_at)
+            with pytest.raises(StopError):
+                trained(Path(pictures), Path(output), "coarse", resume=resume, **changes)
+        else:
+            trained(Path(pictures), Path(output), "coarse", resume=resume, **changes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chain", CHAINS, ids=" to ".join)
+def test_checkpoints_are_read_by_other_ranks_and_strategies(pictures, tmp_path, chain):
+    trained(pictures, tmp_path / "whole", "coarse", train__ema_decay=0.9, train__checkpoint_every=1)
+    output = tmp_path / "run"
+    for number, place in enumerate(chain):
+        is_last = number == len(chain) - 1
+        stop_at = 0 if is_last else 3 * (number + 1)
+        arguments = (str(pictures), str(output), place, stop_at, number > 0)
+        if PLACES[place][1] == 1:
+            part_of_a_run(*arguments)
+        else:
+            (folder := tmp_path / str(number)).mkdir()
+            run_on_ranks(PLACES[place][1], part_of_a_run, folder, *arguments)
+    whole = read_metrics(tmp_path / "whole" / "metrics.jsonl")
+    parts = read_metrics(output / "metrics.jsonl")
+    assert (
+        [line["step"] for line in parts] == [line["step"] for line in whole] == list(range(1, 11))
+    )
+    for one, other in zip(whole, parts, strict=True):
+        assert other["losses"] == pytest.approx(one["losses"], rel=1e-6), one["step"]
+        assert other["gradient_norm"] == pytest.approx(one["gradient_norm"], rel=1e-5)
+    models = [load_file(folder / "model.safetensors") for folder in (tmp_path / "whole", output)]
+    for name, tensor in models[0].items():
+        torch.testing.assert_close(models[1][name], tensor, rtol=1e-6, atol=1e-7, msg=name)

@@ -32,12 +32,15 @@ from fiber.data.datasets.registry import (
 from fiber.data.formats import coco_folders, jsonl, line_reader
 from fiber.data.formats.annotation_file import (
     FILES,
+    GENERATED_FILES,
     TRY_WITH,
     where_to_get,
     without_garbage_collection,
 )
 from fiber.data.record import AnyPath, ConcatRecords, Record, RecordSet, record_in_epoch
-from fiber.data.storage import packed
+from fiber.data.storage import pack_description, packed
+from fiber.data.storage.remote_pack import local_path
+from fiber.data.storage.shard_order import ShardMap, shard_map_of
 
 #: Readers of a user's own lines, and the sources that they read.
 OWN_READERS = (jsonl.jsonl_captions, jsonl.jsonl_questions, jsonl.jsonl_boxes)
@@ -61,8 +64,8 @@ def open_source(source: str, data: AnyPath, split: str, **options: Any) -> Recor
 
     Args:
         source: a key of `registry.LAYOUTS`.
-        data: data folder or annotation file. The images of an annotation file are looked up
-            relative to its folder.
+        data: data folder or annotation file, or the URL of a packed folder (see `remote_pack`). The
+            images of an annotation file are looked up relative to its folder.
         split: a split name, or several joined by "+". A file without splits is read as a whole. If
             "train" is requested, other splits of training-only sources (such as Visual Genome and
             SBU) and a missing "val" or "restval" split of Conceptual Captions are ignored.
@@ -81,10 +84,10 @@ def open_source(source: str, data: AnyPath, split: str, **options: Any) -> Recor
         raise TypeError(f"data must be the path of a folder or file, got {data!r:.40}")
     if not isinstance(split, str):
         raise TypeError(f"split must be a string such as 'train', got {split!r:.40}")
-    path, asked = Path(data), split.split("+")
+    path, asked = local_path(data), split.split("+")
     if not all(asked):
         raise ValueError(f"split must be a name, or several joined by '+', got {split!r}")
-    if packed.is_pack(path):
+    if pack_description.is_pack(path):
         parts = [packed.open_pack(path, source, part, **options) for part in asked]
     elif path.is_file():
         reader = file_reader(source, path, split)
@@ -188,7 +191,7 @@ def _missing(source: str, folder: Path, split: str) -> str:
         names = " with ".join([layout.pattern, *COMPANION_FILES.get(layout.pattern, ())])
         kinds.setdefault(layout.kind, []).append(names.format(split=split))
         origin = f", from {where_to_get(layout.kind)}" if where_to_get(layout.kind) else ""
-        is_generated = layout.pattern in FILES.values()
+        is_generated = layout.pattern in GENERATED_FILES
         origins.setdefault(layout.kind, f"{origin} ({TRY_WITH})" if is_generated else origin)
     expected = [f"{kind}: {' or '.join(files)}{origins[kind]}" for kind, files in kinds.items()]
     return (
@@ -279,10 +282,19 @@ class ChosenRecords:
         """Return the version of a record used in the given epoch."""
         return record_in_epoch(self.records, epoch, self.indices[index])
 
+    def shard_map(self) -> ShardMap:
+        """See `ShardedRecords`; raise ValueError if the records have no shards."""
+        return shard_map_of(self.records).chosen(self.indices)
+
 
 def existing_data(data: AnyPath) -> Path:
-    """Return the path of a data folder or file; raise FileNotFoundError if it does not exist."""
-    path = Path(data)
+    """Return the path of a data folder or file; for a URL, that of its local folder.
+
+    Raises:
+        FileNotFoundError: if it does not exist.
+        RemoteError, ValueError: see `remote_pack`.
+    """
+    path = local_path(data)
     if path.exists():
         return path
     if path.suffix:

@@ -29,13 +29,14 @@ def entailment(
     """Read hypotheses about images (SNLI-VE), one record per line.
 
     `answers` of a record is its class with score 1. An image is "<Flickr30K_ID>.jpg" in the image
-    folder. Lines whose annotators did not agree (`gold_label` "-") are skipped and counted.
+    folder, "images" or Flickr30k's own "flickr30k-images". Lines whose annotators did not agree
+    (`gold_label` "-") are skipped and counted.
 
     Arguments and errors are as in `captions`; the default file is "snli_ve_<split>.jsonl".
     """
     path = annotation_path(folder, split, "entailment", annotations)
-    root = images_folder(folder, images)
     file = read_json_lines(path, "SNLI-VE")
+    root = images_folder(folder, images, "flickr30k-images")
     out = RecordList()
     for number, entry in enumerate(file.walk("lines")):
         label = file.text(entry, "gold_label")

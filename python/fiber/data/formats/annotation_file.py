@@ -30,6 +30,7 @@ _HOW_TO_GET = {
     "RefCOCO": "MDETR's mdetr_annotations (finetune_refcoco_*.json)",
     "VQAv2": "https://visualqa.org",
     "NLVR2": "https://lil.nlp.cornell.edu/nlvr",
+    "SNLI-VE": "https://github.com/necla-ml/SNLI-VE",
     "Winoground": "https://huggingface.co/datasets/facebook/winoground",
     "Visual Genome": "the official page of Visual Genome (Krishna et al. 2017)",
     "SBU": "the official page of the SBU Captioned Photo Dataset (Ordonez et al. 2011)",
@@ -51,6 +52,8 @@ FILES = {
     "entailment": "snli_ve_{split}.jsonl",
     "swapped": "winoground_{split}.jsonl",
 }
+#: Those of them that `fiber data scenes` writes.
+GENERATED_FILES = tuple(name for task, name in FILES.items() if task != "entailment")
 
 
 class ReadReport:
@@ -255,7 +258,8 @@ def read_text(path: Path, kind: str) -> str:
             hint = f"available splits: {', '.join(splits)}"
         else:
             # `fiber data` does not generate files in these layouts.
-            generated = "" if "original" in kind or "published" in kind else f"; {TRY_WITH}"
+            others = ("original", "published", "SNLI-VE")
+            generated = "" if any(name in kind for name in others) else f"; {TRY_WITH}"
             hint = f"expected a file of {kind}, from {where_to_get(kind)}{generated}"
         raise FileNotFoundError(f"{path} does not exist; {hint}") from None
     except UnicodeDecodeError as problem:
@@ -298,7 +302,8 @@ def images_folder(folder: AnyPath, images: AnyPath | None, name: str | None = No
                 return str(parent / name)
     if not root.is_dir():
         raise FileNotFoundError(
-            f"image folder {root} does not exist; pass a different one as `images`"
+            f"image folder {root} does not exist; expected the images there, or a link to their"
+            f" folder{f', or a folder {name} next to it' if name and images is None else ''}"
         )
     return str(root)
 

@@ -26,6 +26,7 @@ from fiber.data.prompts.published import BACKGROUND, keep_positives, optimized_o
 from fiber.data.prompts.rules import PromptRules
 from fiber.data.record import ConcatRecords, Record, RecordSet
 from fiber.data.rng import MAX_RECORDS, Rng
+from fiber.data.storage.shard_order import ShardMap, shard_map_of
 
 # Random number stream for prompts.
 _PROMPTS = 253
@@ -77,6 +78,10 @@ class SampledPrompts:
         record, dropped = self._sample(epoch, index)
         self.dropped_boxes += dropped
         return record
+
+    def shard_map(self) -> ShardMap:
+        """See `ShardedRecords`; raise ValueError if the records have no shards."""
+        return shard_map_of(self.records)
 
     def _sample(self, epoch: int, index: int) -> tuple[Record, int]:
         """Return a record with its prompt, and the number of boxes dropped."""

@@ -1,29 +1,32 @@
 """Packed folders: tar shards of images with an index of every record.
 
-    pack.json                     shards, parts, counts, SHA-256 checksums of all files, fingerprint
+    pack.json                     shards, parts, counts, checksums of all files, fingerprint
     train-000000.tar              WebDataset samples: an image, and .json with its annotations
-    index/train-pictures.json     location of each image: [shard, first byte, bytes]
-    index/train-crc32.json        CRC-32 of each image; not in folders of earlier versions
+    index/train-images.bin        location and CRC-32 of each image, as `pack_index.ENTRY`
     index/train-captions.jsonl    one record per line, in order, with image numbers
+    index/train-captions.bin      location, first image and CRC-32 of each line
 
 `fiber.data.tools.pack` writes such folders. A record that is read equals the one that was
 packed, except that its images are bytes, and a path in `image_id` is relative to the source folder.
 
-Opening a folder checks pack.json, the index, the sizes of the shards, and the tar headers and
-CRC-32s of `SAMPLED_IMAGES` images and of the first one of every shard. Every image that is read
-later is checked by its CRC-32. `fiber data inspect --verify` reads all files.
+Opening a folder checks pack.json, the sizes of all files of the split, and `SAMPLED` records and
+images with their tar headers, and the first image of every shard. Every record and image that is
+read later is checked by its CRC-32. `fiber data inspect --verify` reads all files.
+
+In folders of version 1, train-pictures.json and train-crc32.json take the place of
+train-images.bin, and the lines have no index; these files are read and checked as a whole. The
+first such folders have no checksums of images.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import tarfile
 import zlib
 from collections import Counter
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import Iterable, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -32,35 +35,34 @@ import numpy as np
 from fiber.atomic_io import JSON_ERRORS
 from fiber.data.record import LazyImages, Record, RecordSequence, TrueObjects
 from fiber.data.storage.file_pool import ChangedFileError, PooledFile
+from fiber.data.storage.pack_description import (
+    DESCRIPTION,
+    IMAGES,
+    NOT_PACKED,
+    file_of,
+    read_description,
+)
+from fiber.data.storage.pack_index import (
+    TAR_BLOCK,
+    FlatIndex,
+    IndexEntry,
+    JsonIndex,
+    LineIndex,
+    PackIndex,
+    read_numbers,
+)
+from fiber.data.storage.remote_pack import shards_of
+from fiber.data.storage.shard_cache import CachedShard
+from fiber.data.storage.shard_order import ShardFile, ShardMap
 
-DESCRIPTION = "pack.json"
-FORMAT, VERSION = "fiber pack", 1
-#: Number of images, evenly spaced over a split, that are checked when it is opened.
-SAMPLED_IMAGES = 64
-#: Size of a tar header in bytes.
-TAR_BLOCK = 512
-_NOT_PACKED = "has changed since the folder was packed; pack the data again"
+#: Number of records and of images, evenly spaced over a split, that are checked when it is opened.
+SAMPLED = 64
 _EARLIER = (
     f"{DESCRIPTION} is of an earlier version, without checksums of images; some changes of a shard"
     " are found by `fiber data inspect --verify` only"
 )
 #: Fields that many records may share, such as the prompt of all classes.
 SHARED = ("text", "labels", "label_spans", "label_ids", "label_groups")
-#: Fields of the description that are read, with their types.
-_FIELDS = {"fingerprint": str, "shards": list, "parts": list}
-_SHARD_FIELDS = {"file": str, "split": str, "bytes": int}
-_PART_FIELDS = {
-    **dict.fromkeys(("source", "split", "file", "sha256"), str),
-    **dict.fromkeys(("counts", "counts_of_objects"), dict),
-    **dict.fromkeys(("notes", "classes", "shared"), list),
-    "records": int,
-}
-_ENTRY_FIELDS = {
-    "shards": _SHARD_FIELDS,
-    "indexes": dict.fromkeys(("split", "file", "sha256"), str),
-    "parts": _PART_FIELDS,
-    "files": {"file": str, "sha256": str},
-}
 _KARPATHY = ("coco_karpathy", "flickr30k_karpathy")
 #: Source under which each named dataset is packed.
 OTHER_NAMES = {
@@ -68,83 +70,6 @@ OTHER_NAMES = {
     **dict.fromkeys(("refcoco", "refcocoplus", "refcocog"), "referring"),
 }
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(Record)}
-
-
-def is_pack(path: Path) -> bool:
-    """Return whether a folder was written by `fiber data pack`."""
-    return (path / DESCRIPTION).is_file()
-
-
-@cache
-def _read_description(path: Path, changed: int) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if found["format"] != FORMAT or found["version"] != VERSION:
-            raise ValueError(
-                f"unsupported format {found['format']!r}, version {found['version']!r}"
-            )
-        _check_description(found)
-        stored = found["fingerprint"]
-    except (*JSON_ERRORS, KeyError, TypeError) as problem:
-        raise ValueError(
-            f"{path} does not describe a packed folder ({problem}); expected format {FORMAT!r},"
-            f" version {VERSION}"
-        ) from None
-    if stored != fingerprint_of_content(found):
-        raise ValueError(f"{path} does not have the hash {stored!r:.80} and {_NOT_PACKED}")
-    return found
-
-
-def _check_description(found: dict[str, Any]) -> None:
-    """Check the types of the fields that are read, and that splits are parts of file names."""
-    _check_fields(DESCRIPTION, found, _FIELDS)
-    _check_fields(
-        DESCRIPTION, {"indexes": [], "files": [], **found}, {"indexes": list, "files": list}
-    )
-    for name, fields in _ENTRY_FIELDS.items():
-        for index, entry in enumerate(found.get(name, ())):
-            _check_fields(f"{name}[{index}]", entry, fields)
-            split = entry.get("split", "")
-            if "/" in split or "\0" in entry["file"] + split:
-                raise ValueError(f"{name}[{index}] has split {split!r:.80}")
-    for index, part in enumerate(found["parts"]):
-        for number, shared in enumerate(part["shared"]):
-            _check_fields(f"parts[{index}].shared[{number}]", shared, {})
-
-
-def _check_fields(where: str, entry: Any, fields: dict[str, type]) -> None:
-    if not isinstance(entry, dict):
-        raise ValueError(f"{where} is of type {type(entry).__name__}; expected an object")
-    for name, kind in fields.items():
-        value = entry.get(name)
-        if not isinstance(value, kind) or isinstance(value, bool):
-            raise ValueError(
-                f"{where}.{name} is {value!r:.40}; expected a value of type {kind.__name__}"
-            )
-
-
-def fingerprint_of_content(description: dict[str, Any]) -> str:
-    """Return the fingerprint of a packed folder: the SHA-256 of pack.json without this field."""
-    content = {name: value for name, value in description.items() if name != "fingerprint"}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def read_description(folder: Path) -> dict[str, Any]:
-    """Read `pack.json`.
-
-    Raises:
-        ValueError: if it does not describe a packed folder, or not the one that was packed.
-    """
-    path = folder / DESCRIPTION
-    return _read_description(path, path.stat().st_mtime_ns)
-
-
-def file_of(folder: Path, entry: dict[str, Any]) -> Path:
-    """Return the path of a file in a packed folder; raise ValueError if it is outside of it."""
-    name = Path(entry["file"])
-    if name.is_absolute() or ".." in name.parts:
-        raise ValueError(f"{folder / DESCRIPTION} names file {str(name)!r}, outside of {folder}")
-    return folder / name
 
 
 def to_entry(record: Record) -> dict[str, Any]:
@@ -218,48 +143,91 @@ class PackedRecords(RecordSequence):
         self.classes: tuple[str, ...] = tuple(part["classes"])
         self._objects, self._whole = objects, whole
         self._shared: list[dict[str, Any]] = part["shared"]
-        self._index = PooledFile(file_of(folder, part))
-        self._starts = _line_starts(self._index, part["records"], part["sha256"])
+        self._text = PooledFile(file_of(folder, part))
         #: Line index of each record.
         self.lines: Sequence[int] = range(part["records"])
         shards = [shard for shard in description["shards"] if shard["split"] == split]
-        self._shards = [_open_shard(file_of(folder, shard), shard["bytes"]) for shard in shards]
+        remote = shards_of(folder, shards)
+        self._shards: list[ShardFile] = remote or [_open_file(folder, shard) for shard in shards]
+        self._records, self._images = self._indexes(folder, description, part, shards)
+        for line in _spread(len(self._records)) if description["version"] > 1 else ():
+            self._line(line)
+        # Shards at a URL are checked when they are downloaded.
+        checked = () if remote else {*_spread(len(self._images)), *self._first_images(shards)}
+        for number in sorted(checked):
+            self.check_image(number)
+
+    def _indexes(
+        self,
+        folder: Path,
+        description: dict[str, Any],
+        part: dict[str, Any],
+        shards: Sequence[dict[str, Any]],
+    ) -> tuple[PackIndex, PackIndex]:
+        """Return the indexes of the records and of the images."""
+        split = part["split"]
+        found = [index for index in description.get("indexes", ()) if index["split"] == split]
+        if description["version"] > 1:
+            of = {index["source"]: file_of(folder, index) for index in found}
+            for name in (part["source"], IMAGES):
+                if name not in of:
+                    raise ValueError(f"{folder / DESCRIPTION} has no index of {split!r}, {name!r}")
+            images = sum(shard["pictures"] for shard in shards)
+            records = FlatIndex(of[part["source"]], part["records"])
+            if self._text.bytes != part["bytes"]:
+                raise _other_size(self._text, part["bytes"])
+            return records, FlatIndex(of[IMAGES], images)
+        records = LineIndex(self._text, part["records"], part["sha256"])
         numbers = [
-            _numbers(file_of(folder, index), index["sha256"], "numbers")
-            for index in description.get("indexes", ())
-            if index["split"] == split
+            read_numbers(file_of(folder, index), index["sha256"], "numbers") for index in found
         ]
+        crc32s = None
         if len(numbers) == 2:
-            locations, self._crc32s = numbers
+            locations, crc32s = numbers
         elif numbers:
-            found = f"{folder / DESCRIPTION} lists {len(numbers)} indexes of images of {split!r}"
-            raise ValueError(f"{found}; expected 2")
+            text = f"{folder / DESCRIPTION} lists {len(numbers)} indexes of images of {split!r}"
+            raise ValueError(f"{text}; expected 2")
         else:
             self.notes.append(_EARLIER)
             path = folder / f"index/{split}-pictures.json"
-            locations, self._crc32s = _numbers(path, None, "image locations"), None
-        self._locations = self._checked(locations, folder / DESCRIPTION)
-        sampled = np.linspace(0, len(self._locations) - 1, SAMPLED_IMAGES).astype(int)
-        firsts = np.unique(self._locations[:, 0], return_index=True)[1]
-        for number in np.union1d(sampled, firsts) if len(self._locations) else ():
-            self.check_image(int(number))
+            locations = read_numbers(path, None, "image locations")
+        sizes = [shard.bytes for shard in self._shards]
+        return records, JsonIndex(locations, crc32s, sizes, folder / DESCRIPTION)
+
+    def _first_images(self, shards: Sequence[dict[str, Any]]) -> list[int]:
+        """Return the first image of each shard."""
+        if isinstance(self._images, JsonIndex):
+            return np.unique(self._images.numbers(), return_index=True)[1].tolist()
+        counts = [shard["pictures"] for shard in shards]
+        starts = accumulate(counts, initial=0)
+        return [start for start, count in zip(starts, counts, strict=False) if count]
 
     def __len__(self) -> int:
         return len(self.lines)
 
+    def _line(self, line: int) -> tuple[IndexEntry, bytes]:
+        """Read a line of the index; raise ValueError if it has changed."""
+        entry = self._records[line]
+        data = self._text.read(entry.start, entry.size)
+        if entry.crc32 is not None and zlib.crc32(data) != entry.crc32:
+            raise ChangedFileError(f"{self._text.path}: line {line + 1} {NOT_PACKED}")
+        return entry, data
+
     def _record(self, index: int) -> Record:
         line = self.lines[index]
-        start, end = int(self._starts[line]), int(self._starts[line + 1])
+        found, data = self._line(line)
         try:
-            entry = json.loads(self._index.read(start, end - start))
+            entry = json.loads(data)
             if (shared := entry.pop("shared", None)) is not None:
                 entry |= self._shared[shared]
             numbers = tuple(entry.pop("images"))
+            if found.number not in (None, numbers[0]):
+                raise ValueError(f"its first image is {numbers[0]}; expected {found.number}")
             if not self._objects:
                 entry.pop("objects", None)
             record = from_entry(entry, LazyImages(self.image, numbers))
         except (*JSON_ERRORS, KeyError, TypeError, IndexError, AttributeError) as problem:
-            raise ValueError(f"{self._index.path}: line {line + 1}: {problem}") from None
+            raise ValueError(f"{self._text.path}: line {line + 1}: {problem}") from None
         if not self._whole:
             return record
         spans = ((0, len(record.text)),)
@@ -269,7 +237,22 @@ class PackedRecords(RecordSequence):
     @property
     def num_images(self) -> int:
         """Number of images of the split."""
-        return len(self._locations)
+        return len(self._images)
+
+    def shard_map(self) -> ShardMap:
+        """Return the shards, and the shard of the first image of each record."""
+        return ShardMap(self._shards, self._shard_of_records)
+
+    def _shard_of_records(self) -> np.ndarray:
+        images = self._records.numbers()
+        if not isinstance(self.lines, range):
+            images = images[np.asarray(self.lines, dtype=np.int64)]
+        if images.size and int(images.max()) >= len(self._images):
+            raise ValueError(
+                f"{self._text.path} refers to image {images.max()}; expected 0 to"
+                f" {len(self._images) - 1}"
+            )
+        return self._images.numbers()[images]
 
     def image(self, number: int) -> bytes:
         """Read an image by its number.
@@ -278,19 +261,35 @@ class PackedRecords(RecordSequence):
             FileNotFoundError, ValueError: if its shard is missing, or has changed since it was
                 opened or packed.
         """
-        if not isinstance(number, int) or not 0 <= number < len(self._locations):
+        if not isinstance(number, int) or not 0 <= number < len(self._images):
             raise ValueError(
-                f"{self._index.path} refers to image {number!r:.40}; expected 0 to"
-                f" {len(self._locations) - 1}"
+                f"{self._text.path} refers to image {number!r:.40}; expected 0 to"
+                f" {len(self._images) - 1}"
             )
-        shard, start, size = (int(value) for value in self._locations[number])
-        data = self._shards[shard].read(start, size)
-        if self._crc32s is not None and zlib.crc32(data) != int(self._crc32s[number]):
+        shard, entry = self._place(number)
+        data = shard.read(entry.start, entry.size)
+        if entry.crc32 in (None, zlib.crc32(data)):
+            return data
+        if isinstance(shard, CachedShard):
+            # The disk of the cache changed it; download it again.
+            shard.discard()
+            data = shard.read(entry.start, entry.size)
+        if zlib.crc32(data) != entry.crc32:
             raise ChangedFileError(
-                f"{self._shards[shard].path}: image {number}, {size} bytes from byte {start},"
-                f" {_NOT_PACKED}"
+                f"{shard.path}: image {number}, {entry.size} bytes from byte {entry.start},"
+                f" {NOT_PACKED}"
             )
         return data
+
+    def _place(self, number: int) -> tuple[ShardFile, IndexEntry]:
+        """Return the shard of an image and its location there."""
+        entry = self._images[number]
+        if entry.number is None or entry.number >= len(self._shards):
+            raise ChangedFileError(
+                f"the index of images of {self._text.path} has shard {entry.number} for image"
+                f" {number}; expected 0 to {len(self._shards) - 1}; it {NOT_PACKED}"
+            )
+        return self._shards[entry.number], entry
 
     def check_image(self, number: int) -> None:
         """Check the tar header of an image, and its CRC-32 unless the folder has none.
@@ -298,82 +297,39 @@ class PackedRecords(RecordSequence):
         Raises:
             FileNotFoundError, ValueError: see `image`.
         """
-        shard, start, size = (int(value) for value in self._locations[number])
-        file, place = self._shards[shard], start - TAR_BLOCK
+        file, entry = self._place(number)
+        place = entry.start - TAR_BLOCK
         try:
             header = tarfile.TarInfo.frombuf(file.read(place, TAR_BLOCK), "utf-8", "strict")
             found = (header.name.partition(".")[0], header.size)
         except (tarfile.HeaderError, UnicodeDecodeError) as problem:
             found = str(problem)
-        if found != (f"{number:09d}", size):
+        if found != (f"{number:09d}", entry.size):
             raise ChangedFileError(
                 f"{file.path}: the tar header at byte {place} is not that of image {number}"
-                f" ({found}); the shard {_NOT_PACKED}"
+                f" ({found}); the shard {NOT_PACKED}"
             )
-        if self._crc32s is not None:
+        if entry.crc32 is not None:
             self.image(number)
 
-    def _checked(self, locations: np.ndarray, description: Path) -> np.ndarray:
-        """Return (N, 3) image locations, all of which are within their shards."""
-        count = len(locations)
-        if locations.size != 3 * count or (self._crc32s is not None and count != self._crc32s.size):
-            raise ValueError(f"{description} does not have three numbers and a CRC-32 per image")
-        locations = locations.reshape(-1, 3)
-        sizes = np.array([shard.bytes for shard in self._shards] or [0])
-        shards, starts, lengths = locations.T
-        wrong = (shards < 0) | (shards >= len(self._shards)) | (starts < TAR_BLOCK) | (lengths < 0)
-        wrong |= lengths > sizes[np.where(wrong, 0, shards)] - starts
-        if wrong.any():
-            number = int(wrong.argmax())
-            raise ValueError(
-                f"{description}: image {number} is at {locations[number].tolist()} (shard, first"
-                f" byte, bytes), outside the {len(self._shards)} shards"
-            )
-        return locations
+
+def _spread(count: int) -> Iterable[int]:
+    """Return `SAMPLED` numbers from 0 to `count` - 1, evenly spaced."""
+    return map(int, np.linspace(0, count - 1, SAMPLED).astype(int)) if count else ()
 
 
-def _open_shard(path: Path, expected: int) -> PooledFile:
-    file = PooledFile(path)
-    if file.bytes != expected:
-        raise ValueError(
-            f"{path} has {file.bytes} bytes, but {DESCRIPTION} lists {expected}; this is not the"
-            " shard that was packed"
-        )
+def _open_file(folder: Path, entry: dict[str, Any]) -> PooledFile:
+    file = PooledFile(file_of(folder, entry))
+    if file.bytes != entry["bytes"]:
+        raise _other_size(file, entry["bytes"])
     return file
 
 
-def _line_starts(file: PooledFile, expected: int, sha256: str) -> np.ndarray:
-    """Return the offset of each line of an index, plus the end offset."""
-    content = file.read(0, file.bytes)
-    data = np.frombuffer(content, dtype=np.uint8)
-    starts = np.concatenate([[0], np.flatnonzero(data == ord("\n")) + 1]).astype(np.int64)
-    if len(starts) - 1 != expected or starts[-1] != file.bytes:
-        raise ValueError(
-            f"{file.path} has {len(starts) - 1} lines, but {DESCRIPTION} lists {expected}; this is"
-            " not the index that was packed"
-        )
-    _check_sha256(file.path, content, sha256)
-    return starts
-
-
-def _numbers(path: Path, sha256: str | None, what: str) -> np.ndarray:
-    """Read a JSON list of integers, or of lists of integers, after comparing its checksum."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist")
-    content = path.read_bytes()
-    if sha256 is not None:
-        _check_sha256(path, content, sha256)
-    try:
-        return np.atleast_1d(np.array(json.loads(content), dtype=np.int64))
-    except (*JSON_ERRORS, TypeError, OverflowError) as problem:
-        raise ValueError(f"{path} is not a valid list of {what} ({problem})") from None
-
-
-def _check_sha256(path: Path, content: bytes, expected: str) -> None:
-    if hashlib.sha256(content).hexdigest() != expected:
-        raise ValueError(
-            f"{path} does not have the SHA-256 checksum in {DESCRIPTION}; it {_NOT_PACKED}"
-        )
+def _other_size(file: PooledFile, expected: int) -> ValueError:
+    return ValueError(
+        f"{file.path} has {file.bytes} bytes, but {DESCRIPTION} lists {expected}; this is not the"
+        " file that was packed"
+    )
 
 
 def open_pack(

@@ -24,7 +24,8 @@ from fiber.data.formats.arrow import IMAGES, TABLE_KIND
 from fiber.data.formats.arrow_table import open_table
 from fiber.data.formats.webdataset import fields_of, samples_of
 from fiber.data.record import AnyPath, RecordSet
-from fiber.data.storage import packed
+from fiber.data.storage import pack_description
+from fiber.data.storage.remote_pack import local_path
 from fiber.data.storage.tar import TarFile
 
 #: Sources to search for. The remaining sources are named datasets of these kinds.
@@ -76,9 +77,9 @@ def parts_of(data: AnyPath, splits: Sequence[str] = ()) -> list[Part]:
         FileNotFoundError: if the folder or file does not exist.
         ValueError: if it contains no known data, or lacks one of `splits`.
     """
-    path = Path(data)
-    if packed.is_pack(path):
-        description = packed.read_description(path)
+    path = local_path(data)
+    if pack_description.is_pack(path):
+        description = pack_description.read_description(path)
         found = [Part(part["source"], part["split"], path) for part in description["parts"]]
     elif path.is_dir():
         found = [part for source in SOURCES for part in _in_folder(source, path)]

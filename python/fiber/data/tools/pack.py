@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import json
 import operator
 import os
@@ -24,15 +25,17 @@ from typing import IO, Any, BinaryIO, cast
 from fiber.atomic_io import DISK_FULL, explain_write_errors, new_directory
 from fiber.data.image_file import extension_of
 from fiber.data.record import AnyPath, Record, StoredImage
-from fiber.data.storage.packed import (
+from fiber.data.storage.pack_description import (
+    BLOCK_BYTES,
     DESCRIPTION,
     FORMAT,
-    SHARED,
-    TAR_BLOCK,
+    IMAGES,
+    MAX_BLOCK_BYTES,
     VERSION,
     fingerprint_of_content,
-    to_entry,
 )
+from fiber.data.storage.pack_index import TAR_BLOCK, pack_entry
+from fiber.data.storage.packed import SHARED, to_entry
 from fiber.data.tools.discover import SKIPPING, Part, parts_of
 
 #: Default maximum size of a shard in bytes.
@@ -54,18 +57,46 @@ class _Split:
     last: tuple[Any, list[int]] | None = None
 
 
-class _Hashed:
-    """File wrapper that hashes its content as it is written."""
+class HashedFile:
+    """File wrapper that computes the checksums of its content as it is written.
 
-    def __init__(self, file: BinaryIO) -> None:
-        self.file, self.hash = file, hashlib.sha256()
+    Args:
+        file: binary file.
+        name: path in the packed folder.
+        block_bytes: bytes that share a CRC-32.
+    """
+
+    def __init__(self, file: BinaryIO, name: str, block_bytes: int) -> None:
+        self._file, self._name, self._block_bytes = file, name, block_bytes
+        self._hash = hashlib.sha256()
+        self._bytes, self._crc32s = 0, []
 
     def write(self, data: bytes) -> int:
-        self.hash.update(data)
-        return self.file.write(data)
+        """Write data, and add it to the SHA-256 and to the CRC-32s of its blocks."""
+        self._hash.update(data)
+        rest = memoryview(data)
+        while rest:
+            used = self._bytes % self._block_bytes
+            part = rest[: self._block_bytes - used]
+            if not used:
+                self._crc32s.append(0)
+            self._crc32s[-1] = zlib.crc32(part, self._crc32s[-1])
+            self._bytes += len(part)
+            rest = rest[len(part) :]
+        return self._file.write(data)
 
     def tell(self) -> int:
-        return self.file.tell()
+        """Return the number of bytes written."""
+        return self._bytes
+
+    def entry(self) -> dict[str, Any]:
+        """Return the description of the file."""
+        return {
+            "file": self._name,
+            "bytes": self._bytes,
+            "sha256": self._hash.hexdigest(),
+            "crc32s": self._crc32s,
+        }
 
 
 def pack(
@@ -74,6 +105,7 @@ def pack(
     *,
     splits: Sequence[str] = (),
     shard_bytes: int = SHARD_BYTES,
+    block_bytes: int = BLOCK_BYTES,
     on_error: str = "raise",
     progress: Callable[[int, int], None] | None = None,
     tell: Callable[[str], None] | None = None,
@@ -85,6 +117,8 @@ def pack(
         output: folder, which must be new or empty; written atomically.
         splits: splits to pack; default: all.
         shard_bytes: maximum size of a shard in bytes; a larger sample gets its own shard.
+        block_bytes: bytes of a file that share a CRC-32, and that are downloaded at a time if the
+            folder is read over a network.
         on_error: "raise", or "skip" to skip and count invalid boxes and records with missing
             images.
         progress: called with (images written, total images).
@@ -99,13 +133,15 @@ def pack(
     source, output = Path(source), Path(output)
     if shard_bytes < 1:
         raise ValueError(f"shard_bytes must be at least 1, got {shard_bytes}")
+    if not 1 <= block_bytes <= MAX_BLOCK_BYTES:
+        raise ValueError(f"block_bytes is {block_bytes}; expected 1 to {MAX_BLOCK_BYTES}")
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise FileExistsError(
             f"{output} already exists and is not an empty folder; expected a new or empty folder"
         )
     found = parts_of(source, splits)
     with explain_write_errors(output, DISK_FULL), new_directory(output) as folder:
-        packer = _Packer(source, folder, output, shard_bytes, on_error, tell, progress)
+        packer = _Packer(source, folder, output, shard_bytes, block_bytes, on_error, tell, progress)
         for name in dict.fromkeys(part.split for part in found):
             split = _Split(name)
             for part in (part for part in found if part.split == name):
@@ -122,6 +158,7 @@ class _Packer:
     folder: Path
     output: Path
     shard_bytes: int
+    block_bytes: int
     on_error: str
     tell: Callable[[str], None] | None
     progress: Callable[[int, int], None] | None
@@ -139,9 +176,10 @@ class _Packer:
         if (tokenizer := self._base / "tokenizer.json").is_file():
             with self._file(tokenizer.name) as file:
                 file.write(tokenizer.read_bytes())
-            self.files.append({"file": tokenizer.name, "sha256": file.hash.hexdigest()})
-        content = {"format": FORMAT, "version": VERSION, "shards": self.shards}
-        content |= {"indexes": self.indexes, "parts": self.parts, "files": self.files}
+            self.files.append(file.entry())
+        content = {"format": FORMAT, "version": VERSION, "block_bytes": self.block_bytes}
+        content |= {"shards": self.shards, "indexes": self.indexes}
+        content |= {"parts": self.parts, "files": self.files}
         content = {"fingerprint": fingerprint_of_content(content), **content}
         data = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
         with self._file(DESCRIPTION) as file:
@@ -149,11 +187,11 @@ class _Packer:
         return content
 
     @contextmanager
-    def _file(self, name: str) -> Iterator[_Hashed]:
+    def _file(self, name: str) -> Iterator[HashedFile]:
         """Open a file in the folder for writing. Errors name its final path."""
         try:
             with (self.folder / name).open("wb") as file:
-                yield _Hashed(file)
+                yield HashedFile(file, name, self.block_bytes)
         except OSError as problem:
             # An error with a file name is about an image that cannot be read.
             if problem.errno is None or problem.filename is not None:
@@ -170,10 +208,10 @@ class _Packer:
         if part.source == "detection":
             records = part.open(**options, objects=True)
             counts_of_objects = dict(getattr(records, "counts", {}))
-        name = f"index/{split.name}-{part.source}.jsonl"
+        name = f"index/{split.name}-{part.source}"
         shared: dict[str, int] = {}
         written = skipped = 0
-        with self._file(name) as file:
+        with self._file(f"{name}.jsonl") as file, self._file(f"{name}.bin") as locations:
             for index in range(len(records)):
                 record = records[index]
                 numbers = self._numbers(split, record)
@@ -186,10 +224,11 @@ class _Packer:
                 _add_fields(split, part.source, record, numbers, entry)
                 if part.source in ("detection", "objects365"):
                     _share(entry, shared)
-                line = json.dumps(entry, ensure_ascii=False, separators=(",", ":"))
-                file.write(line.encode() + b"\n")
+                text = json.dumps(entry, ensure_ascii=False, separators=(",", ":"))
+                line = text.encode() + b"\n"
+                locations.write(pack_entry(file.tell(), len(line), numbers[0], zlib.crc32(line)))
+                file.write(line)
                 written += 1
-            digest = file.hash.hexdigest()
         # Some readers count while records are read.
         counts |= {} if counts else getattr(records, "counts", {})
         for own in (counts, counts_of_objects):
@@ -199,8 +238,7 @@ class _Packer:
                 "source": part.source,
                 "split": split.name,
                 "records": written,
-                "file": name,
-                "sha256": digest,
+                **file.entry(),
                 "counts": counts,
                 "counts_of_objects": counts_of_objects,
                 "notes": list(getattr(records, "notes", ())),
@@ -208,6 +246,10 @@ class _Packer:
                 "shared": [json.loads(text) for text in shared],
             }
         )
+        self._add_index(split, part.source, locations)
+
+    def _add_index(self, split: _Split, source: str, file: HashedFile) -> None:
+        self.indexes.append({"split": split.name, "source": source, **file.entry()})
 
     def _numbers(self, split: _Split, record: Record) -> list[int] | None:
         """Return the indices of a record's images, or None if the record is skipped."""
@@ -241,47 +283,45 @@ class _Packer:
         return numbers
 
     def write_shards(self, split: _Split) -> None:
-        """Write the samples of a split into shards."""
-        places: list[tuple[int, int, int]] = []
-        crc32s: list[int] = []
-        samples = _members(split)
-        sample, shard = next(samples, None), 0
-        while sample is not None:
-            name, first = f"{split.name}-{shard:06d}.tar", len(places)
-            with self._file(name) as file:
-                tar = tarfile.TarFile(
-                    fileobj=cast(IO[bytes], file), mode="w", format=tarfile.USTAR_FORMAT
-                )
-                while sample is not None:
-                    size = sum(512 + -(-len(data) // 512) * 512 for _, data in sample)
-                    if len(places) > first and tar.offset + size > self.shard_bytes:
-                        break
-                    places.append((shard, tar.offset + TAR_BLOCK, len(sample[0][1])))
-                    crc32s.append(zlib.crc32(sample[0][1]))
-                    for member, data in sample:
-                        info = tarfile.TarInfo(member)
-                        info.size = len(data)
-                        tar.addfile(info, io.BytesIO(data))
-                    if self.progress is not None:
-                        self.progress(len(places), len(split.images))
-                    sample = next(samples, None)
-                tar.close()
-                self.shards.append(
-                    {
-                        "file": name,
-                        "split": split.name,
-                        "pictures": len(places) - first,
-                        "bytes": file.tell(),
-                        "sha256": file.hash.hexdigest(),
-                    }
-                )
-            shard += 1
-        for kind, numbers in (("pictures", places), ("crc32", crc32s)):
-            name = f"index/{split.name}-{kind}.json"
-            with self._file(name) as file:
-                file.write(json.dumps(numbers, separators=(",", ":")).encode())
-                digest = file.hash.hexdigest()
-            self.indexes.append({"split": split.name, "file": name, "sha256": digest})
+        """Write the samples of a split into shards, and the index of its images."""
+        written = 0
+        with self._file(f"index/{split.name}-{IMAGES}.bin") as index:
+            for shard, samples in itertools.groupby(_members(split), _ShardOf(self.shard_bytes)):
+                first = written
+                with self._file(f"{split.name}-{shard:06d}.tar") as file:
+                    tar = tarfile.TarFile(
+                        fileobj=cast(IO[bytes], file), mode="w", format=tarfile.USTAR_FORMAT
+                    )
+                    for sample in samples:
+                        image, start = sample[0][1], tar.offset + TAR_BLOCK
+                        index.write(pack_entry(start, len(image), shard, zlib.crc32(image)))
+                        for member, data in sample:
+                            info = tarfile.TarInfo(member)
+                            info.size = len(data)
+                            tar.addfile(info, io.BytesIO(data))
+                        written += 1
+                        if self.progress is not None:
+                            self.progress(written, len(split.images))
+                    tar.close()
+                    pictures = written - first
+                    self.shards.append({**file.entry(), "split": split.name, "pictures": pictures})
+            self._add_index(split, IMAGES, index)
+
+
+class _ShardOf:
+    """Assigns samples to shards of at most `shard_bytes` in order."""
+
+    def __init__(self, shard_bytes: int) -> None:
+        self._shard_bytes = shard_bytes
+        self._shard = self._used = 0
+
+    def __call__(self, sample: list[tuple[str, bytes]]) -> int:
+        """Return the shard of the next sample."""
+        size = sum(TAR_BLOCK + -(-len(data) // TAR_BLOCK) * TAR_BLOCK for _, data in sample)
+        if self._used and self._used + size > self._shard_bytes:
+            self._shard, self._used = self._shard + 1, 0
+        self._used += size
+        return self._shard
 
 
 def _members(split: _Split) -> Iterator[list[tuple[str, bytes]]]:

@@ -8,17 +8,21 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from fiber.data.storage.packed import (
+from fiber.data.storage.pack_description import (
     DESCRIPTION,
-    PackedRecords,
     file_of,
+    files_of,
     is_pack,
     read_description,
 )
+from fiber.data.storage.packed import PackedRecords
+from fiber.data.storage.remote_pack import fetch_missing
 
 
 def verify_files(folder: Path, splits: Sequence[str] = ()) -> tuple[int, list[str]]:
     """Compare the SHA-256 checksums of the files of a packed folder with those in `pack.json`.
+
+    Files of a folder at a URL that are not in the cache are downloaded, and checked in doing so.
 
     In a folder of an earlier version, which has no checksum of the image locations, the tar headers
     of all images are compared with these instead.
@@ -31,6 +35,7 @@ def verify_files(folder: Path, splits: Sequence[str] = ()) -> tuple[int, list[st
         Number of files that were read, and a sentence for each that has changed or is missing.
 
     Raises:
+        RemoteError: if the folder is at a URL, and a file cannot be downloaded.
         ValueError: if `folder` is not a packed folder, or pack.json itself has changed.
     """
     if not is_pack(folder):
@@ -40,8 +45,7 @@ def verify_files(folder: Path, splits: Sequence[str] = ()) -> tuple[int, list[st
     description = read_description(folder)
     entries = [
         entry
-        for kind in ("shards", "indexes", "parts", "files")
-        for entry in description.get(kind, ())
+        for entry in files_of(description)
         if not splits or entry.get("split") in (None, *splits)
     ]
     with ThreadPoolExecutor() as pool:
@@ -55,6 +59,8 @@ def verify_files(folder: Path, splits: Sequence[str] = ()) -> tuple[int, list[st
 
 def _changed(folder: Path, entry: dict[str, Any]) -> str | None:
     path = file_of(folder, entry)
+    if fetch_missing(folder, entry):
+        return None
     try:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()

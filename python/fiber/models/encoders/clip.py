@@ -127,12 +127,18 @@ def resize_position_table(table: Tensor, rows: int) -> Tensor:
 
 def resize_position_tables(state: Mapping[str, Tensor], rows: int) -> dict[str, Tensor]:
     """Resize the position table of a state dict with our keys or published keys."""
+    of_transformers = "embeddings.position_embedding.weight"
     names = (
         "image.position_embedding",
         "visual.positional_embedding",
-        "vision_model.embeddings.position_embedding.weight",
+        f"vision_model.{of_transformers}",
     )
+
+    # Not any name with the last ending: CLIP's text encoder has such a table, too.
+    def is_table(name: str) -> bool:
+        return name.endswith(names) or name == of_transformers
+
     return {
-        name: resize_position_table(tensor, rows) if name.endswith(names) else tensor
+        name: resize_position_table(tensor, rows) if is_table(name) else tensor
         for name, tensor in state.items()
     }

@@ -21,9 +21,7 @@ IGNORED_SWIN: IgnoredKeys = (
     (r"head\.(fc\.)?(weight|bias)", "ImageNet classifier"),
     (r"norm\.(weight|bias)", "last norm, used only by the ITC head, which the model lacks"),
 )
-IGNORED_CLIP: IgnoredKeys = (
-    (r"visual\.transformer\.resblocks\.\d+\..*", "last block, which METER leaves out"),
-    (r"vision_model\.encoder\.layers\.\d+\..*", "last block, which METER leaves out"),
+_IGNORED_CLIP: IgnoredKeys = (
     (r".*\.position_ids", "position buffer"),
     (r"visual\.proj|(visual|text)_projection\..*", "projection to CLIP's joint space"),
     (r"text_model\..*", "CLIP's text encoder"),
@@ -71,17 +69,32 @@ class EncoderFormat:
     layout: Callable[[Collection[str]], EncoderLayout | None]
     #: Returns the mapping from keys of the whole model to published keys, given its config.
     keys: Callable[[Any, EncoderLayout], KeyMap]
-    #: Published keys to ignore.
-    ignored: IgnoredKeys
+    #: Returns the published keys to ignore, given the config of the whole model.
+    ignored: Callable[[Any], IgnoredKeys]
 
 
 def clip_layout(names: Collection[str]) -> EncoderLayout | None:
     """Return the key layout of OpenAI's or transformers' CLIP, or None if the keys are others."""
     if "visual.class_embedding" in names:
         return EncoderLayout("visual.")
-    if "vision_model.embeddings.class_embedding" in names:
-        return EncoderLayout("vision_model.", is_transformers=True)
+    # CLIPModel writes the prefix, CLIPVisionModel since transformers 5 does not.
+    for prefix in ("vision_model.", ""):
+        if f"{prefix}embeddings.class_embedding" in names:
+            return EncoderLayout(prefix, is_transformers=True)
     return None
+
+
+def ignored_clip(config: ClipConfig) -> IgnoredKeys:
+    """Return the ignored keys of a CLIP file: its last block, and CLIP's rest.
+
+    METER leaves out one block. Blocks after it are unknown.
+    """
+    last = config.num_blocks
+    return (
+        (rf"visual\.transformer\.resblocks\.{last}\..*", "last block, which METER leaves out"),
+        (rf"(vision_model\.)?encoder\.layers\.{last}\..*", "last block, which METER leaves out"),
+        *_IGNORED_CLIP,
+    )
 
 
 def swin_layout(names: Collection[str]) -> EncoderLayout | None:

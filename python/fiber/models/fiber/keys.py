@@ -115,14 +115,14 @@ ENCODERS = (
         title="Swin",
         layout=swin_layout,
         keys=_swin_file_keys,
-        ignored=IGNORED_SWIN,
+        ignored=lambda config: IGNORED_SWIN,
     ),
     EncoderFormat(
         name="roberta",
         title="RoBERTa",
         layout=roberta_layout,
         keys=lambda config, layout: roberta_keys(config.roberta, layout),
-        ignored=IGNORED_ROBERTA,
+        ignored=lambda config: IGNORED_ROBERTA,
     ),
 )
 

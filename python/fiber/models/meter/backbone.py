@@ -125,7 +125,7 @@ class MeterBackbone(nn.Module):
         """
         mask = key_attention_mask(text_mask)
         if self.is_merged:
-            text, image = self._merge(text_prefix, image_prefix.tokens, text_mask)
+            text, image = self._merge(text_prefix, image_prefix.tokens, text_mask, wanted)
         elif not len(self.text_layers):
             text, image = text_prefix, image_prefix.tokens
         else:
@@ -171,14 +171,23 @@ class MeterBackbone(nn.Module):
             text = new_text
         return text, image
 
-    def _merge(self, text: Tensor, image: Tensor, text_mask: Tensor) -> tuple[Tensor, Tensor]:
+    def _merge(
+        self, text: Tensor, image: Tensor, text_mask: Tensor, wanted: Wanted
+    ) -> tuple[Tensor, Tensor]:
         """Run merged attention on the tokens of both sides."""
         length = text.shape[1]
         tokens = torch.cat((text, image), 1)
         real = text_mask.new_ones(len(image), image.shape[1])
         mask = key_attention_mask(torch.cat((text_mask, real), 1))
-        for layer in self.layers:
-            tokens = self._run(layer, tokens, mask)
+        last = len(self.layers) - 1
+        for level, layer in enumerate(self.layers):
+            source = tokens
+            if level == last and wanted == "pooled":
+                pooled = tokens[:, length:][:, : self._pooled_tokens]
+                tokens, length = torch.cat((tokens[:, :1], pooled), 1), 1
+            elif level == last and wanted == "text":
+                tokens = tokens[:, :length]
+            tokens = self._run(layer, tokens, source, mask)
         return tokens[:, :length], tokens[:, length:]
 
     def _run(self, function: Callable[..., Any], *arguments: Any) -> Any:

@@ -21,7 +21,8 @@ class CrossConfig:
     """Fusion of the outputs of both encoders."""
 
     #: "co_attention": a stack of layers for each side, which read the outputs of the level below of
-    #: both sides (published). "merged_attention": one stack on the tokens of both sides.
+    #: both sides (published). "merged_attention": one stack on the tokens of both sides, as the
+    #: paper describes it; the authors released neither code nor weights of it.
     kind: Literal["co_attention", "merged_attention"] = "co_attention"
     #: Channels of the fused tokens of both sides.
     width: int = 768
@@ -156,6 +157,11 @@ class MeterConfig:
     def num_token_types(self) -> int:
         """Number of token types: text, image, and the second image of NLVR2."""
         return 3 if "nlvr2" in self.heads else 2
+
+    @property
+    def pair_heads(self) -> tuple[str, ...]:
+        """Heads that rank pairs for retrieval, best first."""
+        return ("rank", "itm")
 
     def head_hint(self, head: str) -> str:
         """Say which released files have a head, or that METER has no such head."""

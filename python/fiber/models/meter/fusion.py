@@ -122,16 +122,24 @@ class CrossLayer(nn.Module):
 
 
 class MergedLayer(nn.Module):
-    """Layer on the tokens of both sides: self-attention and MLP."""
+    """Layer on the tokens of both sides: self-attention and MLP.
+
+    The paper compares co-attention with merged attention, but its code of the latter was never
+    released. The layer is that of co-attention without its attention to the other side; this and
+    the names of its tensors in files are of this package.
+    """
 
     def __init__(self, config: CrossConfig) -> None:
         super().__init__()
         self.self_attention = Attention(config)
         self.feed_forward = FeedForward(config)
 
-    def forward(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
-        """Run the layer: (B, T, D) -> (B, T, D)."""
-        return self.feed_forward(self.self_attention(tokens, tokens, mask))
+    def forward(self, tokens: Tensor, source: Tensor, mask: Tensor | None) -> Tensor:
+        """Run the layer on those tokens of a source that are needed: (B, Q, D) -> (B, Q, D).
+
+        `source` are the (B, T, D) tokens of both sides, which are attended to.
+        """
+        return self.feed_forward(self.self_attention(tokens, source, mask))
 
 
 def _without_autocast(device_type: str) -> AbstractContextManager[object]:

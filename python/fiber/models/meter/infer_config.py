@@ -24,8 +24,20 @@ from fiber.models.infer import (
     shape_of,
     stored_integer,
 )
-from fiber.models.meter.config import CrossConfig, MeterConfig, MeterHeadsConfig
-from fiber.models.meter.keys import CLIP_IMAGE, IMAGE, MERGED_LAYERS, TEXT, TEXT_LAYERS
+from fiber.models.meter.config import (
+    CrossConfig,
+    MeterConfig,
+    MeterHeadsConfig,
+    meter_preset,
+)
+from fiber.models.meter.keys import (
+    CLIP_IMAGE,
+    FIRST_CONVOLUTION,
+    IMAGE,
+    MERGED_LAYERS,
+    TEXT,
+    TEXT_LAYERS,
+)
 
 #: Prefix of the keys of each head, in the order of `METER_HEADS`. One match is enough; keys missing
 #: from a head are then reported on load.
@@ -36,6 +48,21 @@ _HEAD_PREFIXES = {
     "nlvr2": "nlvr2_classifier.",
     "snli": "snli_classifier.",
     "rank": "rank_output.",
+}
+#: Head that each published loss trains, by its name in `loss_names`.
+_LOSS_HEADS = {**{name: name for name in ("itm", "mlm", "vqa", "nlvr2", "snli")}, "irtr": "rank"}
+#: Models with the encoders that a stored config names in its fields `vit` and `tokenizer`.
+_IMAGE_ENCODERS = {
+    "ViT-B/16": meter_preset("clip16"),
+    "ViT-B/32": meter_preset("clip32"),
+    "swin_base_patch4_window7_224_in22k": meter_preset("swin_base"),
+    "swin_base_patch4_window12_384_in22k": meter_preset("swin_base"),
+    "swin_large_patch4_window12_384_in22k": meter_preset("swin_large"),
+}
+_TEXT_ENCODERS = {
+    "roberta-base": meter_preset("clip16"),
+    "roberta-large": meter_preset("clip16", text_encoder="roberta_large"),
+    "bert-base-uncased": meter_preset("clip16", text_encoder="bert_base"),
 }
 #: Maximum number of text tokens in retrieval and in all other published runs.
 _RETRIEVAL_TOKENS, _TOKENS = 40, 50
@@ -64,8 +91,9 @@ def meter_config(state: Mapping[str, Tensor], stored: Mapping[str, Any]) -> Mete
     encoders and the fusion, and at most 40 text tokens for retrieval or 50 for other tasks.
 
     Raises:
-        ValueError: if a size cannot be inferred, or the stored config contradicts the tensors or
-            itself.
+        ValueError: if a size cannot be inferred, the file has no head, or the stored config
+            contradicts the tensors or itself. Tensors that are missing as a whole, such as a head
+            or a block, are noticed by the losses and encoders that the published config names.
     """
     own = own_config(stored, MeterConfig)
     heads = tuple(
@@ -107,7 +135,10 @@ def meter_config(state: Mapping[str, Tensor], stored: Mapping[str, Any]) -> Mete
         image_text=MeterHeadsConfig(heads=heads, **answers),
     )
     if own is None:
-        check_stored(_sizes_of_model(stored), _published_names(config), "the tensors have")
+        _check_image_size(state, stored, config)
+        check_stored(stored, _published_names(config), "the tensors have")
+        _check_heads(stored, config)
+        _check_encoders(stored, config)
         return config
     check_fields(own, config, _DETERMINED)
     check_stored(stored, _published_names(own), f"{OWN} has")
@@ -144,12 +175,64 @@ def _cross(
     )
 
 
-def _sizes_of_model(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the stored fields that describe the tensors of the file.
+def _check_image_size(
+    state: Mapping[str, Tensor], stored: Mapping[str, Any], config: MeterConfig
+) -> None:
+    """Check the stored image size of CLIP against the patches of its table.
 
-    An image size may differ: the published code resizes tables of files that it loads.
+    The published code resizes the table of every file that it loads and writes the new one, so the
+    two agree in each file.
     """
-    return {name: value for name, value in stored.items() if name != "image_size"}
+    size = stored_integer(stored, "image_size")
+    if config.image_encoder != "clip" or size in (None, config.image_size):
+        return
+    patch, side = config.clip.patch_size, config.image_size // config.clip.patch_size
+    name = f"{CLIP_IMAGE}positional_embedding"
+    raise ValueError(
+        f"the stored config has image_size {size}, but {name} has {len(state[name])} rows, for"
+        f" {side} x {side} patches of {patch} pixels: expected image_size {config.image_size}"
+    )
+
+
+def _check_heads(stored: Mapping[str, Any], config: MeterConfig) -> None:
+    """Check that a published file has a head, and those of the losses that it was trained with."""
+    if not config.heads:
+        prefixes = ", ".join(_HEAD_PREFIXES.values())
+        raise ValueError(f"the file has no head: expected tensors of one of {prefixes}")
+    losses = stored.get("loss_names", {})
+    if not isinstance(losses, Mapping) or not all(
+        isinstance(weight, (int, float)) for weight in losses.values()
+    ):
+        raise ValueError(f"stored config: loss_names must have a number each, got {losses!r:.80}")
+    missing = [
+        f"{loss} (head {head!r}, {_HEAD_PREFIXES[head]}*)"
+        for loss, head in _LOSS_HEADS.items()
+        if losses.get(loss, 0) > 0 and head not in config.heads
+    ]
+    if missing:
+        raise ValueError(
+            f"the stored config has the losses {', '.join(missing)}, whose tensors are missing; the"
+            f" file has the heads {', '.join(config.heads)}"
+        )
+
+
+def _check_encoders(stored: Mapping[str, Any], config: MeterConfig) -> None:
+    """Check the sizes of the encoders that the stored config names, if they are known."""
+    named = (("vit", "image", _IMAGE_ENCODERS), ("tokenizer", "text", _TEXT_ENCODERS))
+    for field, side, presets in named:
+        name = stored.get(field)
+        if not isinstance(name, str) or name not in presets:
+            continue
+        expected, found = (
+            {size: value for size, value in main_sizes(each).items() if size.startswith(side)}
+            for each in (presets[name], config)
+        )
+        if found != expected:
+            sizes = [", ".join(f"{k} {v}" for k, v in each.items()) for each in (expected, found)]
+            raise ValueError(
+                f"the stored config has {field} {name!r} ({sizes[0]}), but the tensors have"
+                f" {sizes[1]}"
+            )
 
 
 def stored_sizes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
@@ -168,11 +251,11 @@ def stored_sizes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
 
     text = "backbone.text"
     if "backbone.image.position_embedding" in shapes:
-        add("clip.patch_size", "backbone.image.patch_embedding.weight", 2)
-        add("clip.width", "backbone.image.patch_embedding.weight", 0)
+        add("clip.patch_size", FIRST_CONVOLUTION, 2)
+        add("clip.width", FIRST_CONVOLUTION, 0)
         sizes["clip.num_blocks"] = count(r"backbone\.image\.blocks\.(\d+)\.")
     else:
-        add("swin.embed_dim", "backbone.image.patch_embedding.projection.weight", 0)
+        add("swin.embed_dim", FIRST_CONVOLUTION, 0)
         sizes["swin.depths"] = tuple(
             count(rf"backbone\.image\.stages\.{stage}\.blocks\.(\d+)\.") for stage in range(4)
         )

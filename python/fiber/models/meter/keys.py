@@ -14,7 +14,6 @@ from torch import Tensor
 from fiber.models.encoders.clip import resize_position_tables
 from fiber.models.encoders.keys import (
     IGNORED_BERT,
-    IGNORED_CLIP,
     IGNORED_ROBERTA,
     IGNORED_SWIN,
     EncoderFormat,
@@ -25,6 +24,7 @@ from fiber.models.encoders.keys import (
     bert_layout,
     clip_keys,
     clip_layout,
+    ignored_clip,
     roberta_keys,
     roberta_layout,
     swin_keys,
@@ -80,7 +80,8 @@ FIRST_CONVOLUTION = "backbone.image.patch_embedding.projection.weight"
 
 def _clip_file_keys(config: MeterConfig, layout: EncoderLayout) -> KeyMap:
     # Files are written with the prefix that they are recognized by.
-    layout = layout if layout.prefix else layout._replace(prefix="visual.")
+    if not layout.prefix and not layout.is_transformers:
+        layout = layout._replace(prefix="visual.")
     return clip_keys(config.clip, layout) if config.image_encoder == "clip" else {}
 
 
@@ -98,14 +99,14 @@ ENCODERS = (
         title="CLIP",
         layout=clip_layout,
         keys=_clip_file_keys,
-        ignored=IGNORED_CLIP,
+        ignored=lambda config: ignored_clip(config.clip),
     ),
     EncoderFormat(
         name="swin",
         title="Swin",
         layout=swin_layout,
         keys=_swin_file_keys,
-        ignored=IGNORED_SWIN,
+        ignored=lambda config: IGNORED_SWIN,
     ),
     EncoderFormat(
         name="roberta",
@@ -114,7 +115,7 @@ ENCODERS = (
         keys=lambda config, layout: (
             roberta_keys(config.roberta, layout) if config.text_encoder == "roberta" else {}
         ),
-        ignored=IGNORED_ROBERTA,
+        ignored=lambda config: IGNORED_ROBERTA,
     ),
     EncoderFormat(
         name="bert",
@@ -123,14 +124,18 @@ ENCODERS = (
         keys=lambda config, layout: (
             bert_keys(config.bert, layout) if config.text_encoder == "bert" else {}
         ),
-        ignored=IGNORED_BERT,
+        ignored=lambda config: IGNORED_BERT,
     ),
 )
 
 
 def is_meter(names: Collection[str]) -> bool:
-    """Return whether published keys are those of a METER model."""
-    return any(name.startswith((IMAGE_LAYERS, MERGED_LAYERS)) for name in names)
+    """Return whether published keys are those of a METER model, even if parts are missing.
+
+    FIBER has no layers on top of its encoders, and no CLIP.
+    """
+    prefixes = (IMAGE_LAYERS, TEXT_LAYERS, MERGED_LAYERS, CLIP_IMAGE)
+    return any(name.startswith(prefixes) for name in names)
 
 
 def meter_keys(config: MeterConfig) -> KeyMap:

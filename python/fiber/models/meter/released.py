@@ -34,4 +34,4 @@ def head_hint(head: str) -> str:
         return f"{_OTHER_HEADS[head]}."
     files = [name for name, heads in RELEASED.items() if head in heads]
     verb = "has" if len(files) == 1 else "have"
-    return f"Of the released files, {', '.join(files)} {verb} it."
+    return f"Of the released files, {', '.join(files)} {verb} the head {head!r}."

@@ -31,6 +31,10 @@ class DataConfig:
     shots: int = 0
     #: Samples per optimizer step, over all ranks and accumulated micro-batches.
     batch_size: int = 64
+    #: Order of the samples in an epoch, for any number of ranks: "uniform" is a random permutation;
+    #: "shards" shuffles the records of 16 shards at a time, and needs a packed folder. It reads
+    #: large or remote data sequentially.
+    order: Literal["uniform", "shards"] = "uniform"
     #: Probability that a token is selected for the MLM loss.
     mlm_probability: float = 0.15
     #: Unit of MLM masking: "token" (as in FIBER's published code), "word" (whole words) or
@@ -165,12 +169,16 @@ class TrainConfig:
     keep_checkpoints: int = 2
     #: Seed of the initialization, the data order and all random numbers.
     seed: int = 0
+    #: Longest time in seconds that a rank waits for the others before it calls them dead. No step
+    #: may take longer; validation may. May change on resume.
+    timeout_seconds: float = 600.0
 
     def __post_init__(self) -> None:
         names = ("steps", "accumulation", "log_every", "keep_checkpoints")
         _check_range(self, "train", names, 1)
         _check_range(self, "train", ("checkpoint_every", "epochs", "checkpoint_epochs"), 0)
         _check_range(self, "train", ["ema_decay"], 0, below=1)
+        _check_range(self, "train", ["timeout_seconds"], 1)
         _check_range(self, "train", ["shard_size"], 0)
         require(
             self.shard_size == 0 or self.strategy == "hybrid",
@@ -284,10 +292,7 @@ class RunConfig:
             "train.compile needs a coarse-stage model, got a fine-stage model, whose images have"
             " many sizes",
         )
-        require(
-            not (self.optim.published_coarse and is_fine),
-            "optim.published_coarse needs a coarse-stage model, got a fine-stage model",
-        )
+        self._check_published()
         require(
             batch_size % accumulation == 0,
             f"data.batch_size {batch_size} is not a multiple of train.accumulation {accumulation}",
@@ -305,6 +310,24 @@ class RunConfig:
                 f"data.batch_size {batch_size} in {accumulation} micro-batches (train.accumulation)"
                 f" leaves one pair per micro-batch; tasks.{losses} need 2 or more, since negatives"
                 " come from the other pairs",
+            )
+
+    def _check_published(self) -> None:
+        """Check what only published runs need."""
+        model = self.model
+        if not self.optim.published_coarse:
+            return
+        require(
+            "grounding" not in model.heads,
+            "optim.published_coarse needs a coarse-stage model, got a fine-stage model",
+        )
+        if isinstance(model, MeterConfig) and model.image_encoder == "swin":
+            window, step = model.swin.window_size, model.size_step
+            require(
+                window * step == model.image_size,
+                f"model.swin.window_size {window} with model.image_size {model.image_size}: METER's"
+                f" windows have image_size / {step} tokens; expected model.image_size"
+                f" {window * step} or model.swin.window_size {model.image_size // step}",
             )
 
     def _check_length(self) -> None:
@@ -372,10 +395,18 @@ def load_recipe(name: str) -> RunConfig:
     return importlib.import_module("fiber.recipes").get(name)()
 
 
+#: Fields that say how a run is trained, not what, so a resumed run may change them.
+HOW = (
+    *("train.strategy", "train.shard_size", "train.reduce_precision", "train.compile"),
+    *("train.gradient_checkpointing", "train.timeout_seconds"),
+    *("train.log_every", "train.keep_checkpoints"),
+)
+
+
 def differences(old: RunConfig, new: RunConfig) -> list[str]:
-    """List the fields in which two configurations differ, one line each."""
+    """List the fields in which two configurations differ, one line each, except those of `HOW`."""
     lines = []
-    for name in field_names(new):
+    for name in [name for name in field_names(new) if name not in HOW]:
         before, after = (attrgetter(name)(config) for config in (old, new))
         if before != after and not dataclasses.is_dataclass(after):
             lines.append(f"{name}: {before!r} -> {after!r}")

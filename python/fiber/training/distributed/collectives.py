@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -41,6 +43,43 @@ def broadcast_from_rank0(value: float, processes: Processes) -> float:
     shared = torch.tensor(value, dtype=torch.float64, device=processes.device)
     dist.broadcast(shared, src=0)
     return float(shared)
+
+
+def gather_objects(value: Any, processes: Processes) -> list[Any]:
+    """Return the values of all ranks, by rank; they are pickled."""
+    if processes.world_size == 1:
+        return [value]
+    found: list[Any] = [None] * processes.world_size
+    dist.all_gather_object(found, value)
+    return found
+
+
+def broadcast_object(value: Any, processes: Processes) -> Any:
+    """Return rank 0's value on every rank; it is pickled."""
+    if processes.world_size == 1:
+        return value
+    shared = [value]
+    dist.broadcast_object_list(shared, src=0)
+    return shared[0]
+
+
+def wait_for_rank0(name: str, processes: Processes) -> None:
+    """Wait for rank 0 to call this, however long its work takes, as long as it lives.
+
+    Args:
+        name: name of the work, used once in a run.
+        processes: all ranks must call this.
+
+    Raises:
+        LostRankError: if rank 0 fails, dies or is stopped meanwhile.
+    """
+    if processes.heartbeat is None:
+        # The next collective waits.
+        return
+    if processes.is_first:
+        processes.heartbeat.announce(name)
+    else:
+        processes.heartbeat.wait_for(name, rank=0)
 
 
 def wait_for_all(processes: Processes) -> None:

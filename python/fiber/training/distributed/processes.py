@@ -1,19 +1,26 @@
-"""Process group, rank and device of a process under torchrun."""
+"""Process group, rank and device of a process started by torchrun or `fiber train --processes`."""
 
 from __future__ import annotations
 
 import os
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 
-#: Timeout of collectives in hours. It is long because all ranks wait while rank 0 validates.
-LONGEST_WAIT_HOURS = 6
+from fiber.training.distributed.heartbeat import Heartbeat
+
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import Store
+
+#: Longest time in seconds until all ranks of a job have found each other.
+START_SECONDS = 300.0
 #: How long `destroy_group` waits for the threads of gloo.
 GLOO_PAUSE_SECONDS = 0.1
 
@@ -25,6 +32,8 @@ class Processes:
     rank: int
     world_size: int
     device: torch.device
+    #: Life signs of all ranks; None on a single process and in a process group of the caller.
+    heartbeat: Heartbeat | None = field(default=None, repr=False, compare=False)
 
     @property
     def is_first(self) -> bool:
@@ -33,11 +42,18 @@ class Processes:
 
 
 @contextmanager
-def joined(device: str | torch.device | None = None) -> Iterator[Processes]:
-    """Initialize the process group under torchrun; `device` defaults to CUDA if available.
+def joined(
+    device: str | torch.device | None = None, *, timeout_seconds: float = 600.0
+) -> Iterator[Processes]:
+    """Initialize the process group under torchrun.
+
+    Args:
+        device: default: CUDA if available, and then the GPU of the local rank.
+        timeout_seconds: longest time that a rank waits for the others in a collective.
 
     Raises:
         ValueError: if torchrun's environment is incomplete or requires a GPU that does not exist.
+        ConnectionError: if not all ranks are there after `START_SECONDS`.
     """
     rank, world_size, local_rank = _torchrun_environment()
     kind = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -51,16 +67,57 @@ def joined(device: str | torch.device | None = None) -> Iterator[Processes]:
         kind = torch.device("cuda", index)
         torch.cuda.set_device(kind)
     # The caller's process group, if any, is used but not destroyed.
-    own_group = world_size > 1 and not dist.is_initialized()
-    if own_group:
-        dist.init_process_group(
-            "nccl" if kind.type == "cuda" else "gloo", timeout=timedelta(hours=LONGEST_WAIT_HOURS)
-        )
-    try:
+    if world_size == 1 or dist.is_initialized():
         yield Processes(rank=rank, world_size=world_size, device=kind)
+        return
+    _initialize(rank, world_size, kind, timeout_seconds)
+    heartbeat = Heartbeat(_open_store(rank, world_size), rank, world_size)
+    try:
+        with heartbeat:
+            yield Processes(rank=rank, world_size=world_size, device=kind, heartbeat=heartbeat)
     finally:
-        if own_group:
-            destroy_group()
+        destroy_group()
+
+
+def _initialize(rank: int, world_size: int, device: torch.device, timeout_seconds: float) -> None:
+    """Initialize the default process group."""
+    try:
+        dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo",
+            store=_open_store(rank, world_size, is_server=rank == 0),
+            rank=rank,
+            world_size=world_size,
+            timeout=timedelta(seconds=timeout_seconds),
+        )
+        # NCCL connects at the first collective only.
+        dist.barrier()
+    except RuntimeError as error:
+        where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        raise ConnectionError(
+            f"rank {rank} cannot reach the {world_size - 1} other ranks by way of {where}:"
+            f" {error}".splitlines()[0]
+        ) from error
+
+
+def _open_store(rank: int, world_size: int, *, is_server: bool = False) -> Store:
+    """Connect to the store of the job.
+
+    Under torchrun the agent hosts it. The agent's store may outlive the processes (it does under
+    the static rendezvous), so each start has keys of its own: otherwise a restarted rank finds the
+    addresses of processes that are gone, and waits for them.
+    """
+    has_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    store = dist.TCPStore(  # pyright: ignore[reportPrivateImportUsage]
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        world_size,
+        is_master=is_server and not has_agent,
+        timeout=timedelta(seconds=START_SECONDS),
+        wait_for_workers=False,
+        multi_tenant=True,
+    )
+    prefix = f"fiber/{restart_count()}"
+    return dist.PrefixStore(prefix, store)  # pyright: ignore[reportPrivateImportUsage]
 
 
 def destroy_group() -> None:
@@ -75,19 +132,40 @@ def destroy_group() -> None:
     dist.destroy_process_group()
 
 
+def restart_count() -> int:
+    """Return how often the agent of torchrun has restarted the processes."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT") or 0)
+
+
+def launch_id() -> str:
+    """Return what all starts of a job by torchrun have in common; empty without torchrun."""
+    found = os.environ.get("TORCHELASTIC_RUN_ID", "")
+    if found == "none":
+        # torchrun's default, which unrelated jobs share. The agent itself outlives its processes.
+        return f"agent {os.getppid()} on {socket.gethostname()}"
+    return found
+
+
 def _torchrun_environment() -> tuple[int, int, int]:
     """Return (rank, world size, local rank); (0, 1, 0) without torchrun."""
     if dist.is_available() and dist.is_initialized():
         rank = dist.get_rank()
         return rank, dist.get_world_size(), int(os.environ.get("LOCAL_RANK", rank))
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-    values = [os.environ.get(name) for name in names]
-    if values[1] is None:
+    if os.environ.get("WORLD_SIZE") is None:
         return 0, 1, 0
-    missing = [name for name, value in zip(names, values, strict=True) if value is None]
+    names = ["RANK", "LOCAL_RANK"]
+    if os.environ["WORLD_SIZE"] != "1":
+        names += ["MASTER_ADDR", "MASTER_PORT"]
+    missing = [name for name in names if not os.environ.get(name)]
     if missing:
         raise ValueError(
             f"WORLD_SIZE is set but {', '.join(missing)} is not; start the processes with"
-            " `torchrun --nproc-per-node N -m fiber.cli train ...`"
+            " `fiber train ... --processes N`, or with torchrun"
         )
-    return int(values[0] or 0), int(values[1]), int(values[2] or 0)
+    numbers = [os.environ[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")]
+    if not all(number.isdecimal() for number in numbers):
+        raise ValueError(
+            f"expected numbers in RANK, WORLD_SIZE, LOCAL_RANK, got {', '.join(numbers)}"
+        )
+    rank, world_size, local_rank = map(int, numbers)
+    return rank, world_size, local_rank

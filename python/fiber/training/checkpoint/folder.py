@@ -1,17 +1,19 @@
 """Checkpoints of a training run.
 
-A checkpoint is a folder `step-00000500` with `model.safetensors`, `training.pt` (optimizer, EMA and
-objective state), `data.json` (`Position`), and `SHA256SUMS` with the checksums of these files, in
-the format of sha256sum. The folder is written under a temporary name, so one with the final name is
-complete. The best validated weights are next to it, as `best-00000500.safetensors`. For finished
-models see `fiber.checkpoints.model_dir`.
+A checkpoint is a folder `step-00000500` with the files of torch.distributed.checkpoint (weights,
+optimizer, EMA and objective state; see `TrainingState`), `data.json` (`Position`), and `SHA256SUMS`
+with the checksums of these files, in the format of sha256sum. The folder is written under a
+temporary name, so one with the final name is complete. The best validated weights are next to it,
+as `best-00000500.safetensors`. For finished models see `fiber.checkpoints.model_dir`.
+
+Earlier versions wrote `model.safetensors` and `training.pt` instead, which are still read.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import math
+import re
 import shutil
 import warnings
 import zipfile
@@ -19,28 +21,24 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import safetensors
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fiber.atomic_io import (
     PART,
-    explain_write_errors,
-    flush_to_disk,
-    new_directory,
     read_json,
 )
-from fiber.checkpoints.model_dir import load_state, write_tensors
+from fiber.checkpoints.model_dir import load_state
 from fiber.checkpoints.torch_file import read_state
-from fiber.config_io import from_dict, to_dict
+from fiber.config_io import from_dict
+from fiber.training.checkpoint.layout import BEST, CHECKSUMS, INDEX, OLD_FILES, STEP, SUFFIX
 
-STEP = "step-"
-BEST = "best-"
-#: Files of a checkpoint; checkpoints written by earlier versions have no checksums.
-FILES = ("model.safetensors", "training.pt", "data.json")
-CHECKSUMS = "SHA256SUMS"
+if TYPE_CHECKING:
+    from fiber.training.checkpoint.state import TrainingState
+
 #: Name in `Position.records` and `Position.fingerprints` of the records that are validated on.
 VALIDATION = "validation"
 #: Errors of readers of damaged or foreign files, and of states that do not fit.
@@ -84,6 +82,20 @@ class RunCheckpoint:
     folder: Path
     step: int
 
+    @property
+    def is_old(self) -> bool:
+        """True for a checkpoint of an earlier version, with `training.pt`."""
+        if (self.folder / INDEX).exists():
+            return False
+        return any((self.folder / name).is_file() for name in OLD_FILES[:2])
+
+    def files(self) -> list[str]:
+        """List the files that a checkpoint consists of, except that of the checksums."""
+        if self.is_old:
+            return list(OLD_FILES)
+        shards = sorted(path.name for path in self.folder.glob(f"*{SUFFIX}"))
+        return [*shards, INDEX, "data.json"]
+
     def position(
         self, records: Mapping[str, int], fingerprints: Mapping[str, str], data: str | None = None
     ) -> Position:
@@ -125,18 +137,20 @@ class RunCheckpoint:
         Raises:
             ValueError: if the checksums are right, but data.json is invalid.
         """
-        for name in FILES:
+        for name in self.files():
             if not (self.folder / name).is_file():
                 return f"{name} does not exist"
         if not (self.folder / CHECKSUMS).is_file():
             # Earlier versions wrote neither.
             missing = f"{CHECKSUMS} does not exist"
+            if not self.is_old:
+                return missing
             return self._damage_without_checksums() or (
                 missing if self._read_position().fingerprints else None
             )
         try:
             content = (self.folder / CHECKSUMS).read_bytes()
-            if content != _checksums(self.folder):
+            if content != checksums(self.folder):
                 return _wrong_checksum(self.folder, content.decode("utf-8", errors="replace"))
             return self._damage_of_best()
         except OSError as error:
@@ -152,8 +166,17 @@ class RunCheckpoint:
         except _READ_ERRORS as error:
             raise self._invalid(name, f"cannot be used: {error!r:.300}") from error
 
-    def restore(self, model: nn.Module) -> dict[str, Any]:
-        """Load the weights into the model; return the contents of training.pt.
+    def restore(self, state: TrainingState) -> None:
+        """Fill the weights, the optimizer, the EMA and the objectives; all ranks must call this.
+
+        Raises:
+            ValueError: if a file is invalid or does not fit the run; the message names it.
+        """
+        with self.explained(INDEX):
+            state.restore(self.folder)
+
+    def restore_old(self, model: nn.Module) -> dict[str, Any]:
+        """Load the weights of an earlier version; return the contents of training.pt.
 
         Raises:
             ValueError: if a file is invalid or does not fit the model; the message names it.
@@ -221,42 +244,14 @@ class RunCheckpoint:
         return None
 
 
-def write_checkpoint(
-    checkpoints: Path,
-    *,
-    weights: dict[str, Tensor],
-    training: dict[str, Any],
-    position: Position,
-    keep: int,
-) -> RunCheckpoint:
-    """Write a checkpoint atomically and remove all but the newest `keep`.
-
-    Raises:
-        OSError: if the checkpoint cannot be written, for example because the disk is full; older
-            checkpoints are kept.
-    """
-    final = checkpoints / f"{STEP}{position.step:08d}"
-    with explain_write_errors(final), new_directory(final) as part:
-        write_tensors(weights, part / "model.safetensors")
-        with (part / "training.pt").open("wb") as file:
-            torch.save(training, file)
-            flush_to_disk(file)
-        with (part / "data.json").open("w", encoding="utf-8") as file:
-            json.dump(to_dict(position), file, indent=1)
-            flush_to_disk(file)
-        with (part / CHECKSUMS).open("w", encoding="utf-8") as file:
-            file.write(_checksums(part).decode())
-            flush_to_disk(file)
-    for old in checkpoints_in(checkpoints)[:-keep]:
-        # Rename first, so that an interrupted removal leaves no partial checkpoint.
-        doomed = old.folder.rename(checkpoints / f"{PART}{old.folder.name}")
-        shutil.rmtree(doomed, ignore_errors=True)
-    return RunCheckpoint(folder=final, step=position.step)
-
-
 def newest_checkpoint(checkpoints: Path) -> RunCheckpoint | None:
     """Return the newest complete checkpoint of a run, or None if there is none."""
     return next(reversed(checkpoints_in(checkpoints)), None)
+
+
+def checkpoint_at(checkpoints: Path, step: int) -> RunCheckpoint:
+    """Return the checkpoint of a step, which is not read."""
+    return RunCheckpoint(folder=checkpoints / f"{STEP}{step:08d}", step=step)
 
 
 def best_steps(checkpoints: Path) -> set[int]:
@@ -307,7 +302,7 @@ def newest_intact(checkpoints: Path) -> RunCheckpoint | None:
 def checkpoints_in(checkpoints: Path) -> list[RunCheckpoint]:
     """List a run's complete checkpoints, oldest first."""
     found = _folders_in(checkpoints)
-    return [each for each in found if all((each.folder / name).is_file() for name in FILES)]
+    return [each for each in found if all((each.folder / name).is_file() for name in each.files())]
 
 
 def _folders_in(checkpoints: Path) -> list[RunCheckpoint]:
@@ -331,9 +326,18 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _checksums(folder: Path) -> bytes:
+def checksums(folder: Path) -> bytes:
     """Return what `CHECKSUMS` of a checkpoint must contain."""
-    return "".join(f"{sha256(folder / name)}  {name}\n" for name in FILES).encode()
+    names = RunCheckpoint(folder=folder, step=0).files()
+    return "".join(f"{sha256(folder / name)}  {name}\n" for name in names).encode()
+
+
+def remove_checkpoint(checkpoint: RunCheckpoint) -> None:
+    """Remove a checkpoint."""
+    # Rename first, so that an interrupted removal leaves no partial checkpoint.
+    name = checkpoint.folder.name
+    doomed = checkpoint.folder.rename(checkpoint.folder.with_name(f"{PART}{name}"))
+    shutil.rmtree(doomed, ignore_errors=True)
 
 
 def _wrong_checksum(folder: Path, found: str) -> str:
@@ -341,10 +345,15 @@ def _wrong_checksum(folder: Path, found: str) -> str:
     stored = {
         name: digest for digest, _, name in (line.partition("  ") for line in found.split("\n"))
     }
-    for name in FILES:
+    names = RunCheckpoint(folder=folder, step=0).files()
+    for name in names:
         if name in stored and stored[name] != sha256(folder / name):
             return f"the SHA-256 checksum of {name} differs from {CHECKSUMS}"
-    return f"{CHECKSUMS} does not list {', '.join(FILES)} as sha256sum does"
+    # A file that is gone is listed, too.
+    for name in stored:
+        if re.fullmatch(r"[\w.]+", name) and not (folder / name).exists():
+            return f"{name} does not exist, or {CHECKSUMS} has changed"
+    return f"{CHECKSUMS} does not list {', '.join(names)} as sha256sum does"
 
 
 def _named(name: str) -> str:

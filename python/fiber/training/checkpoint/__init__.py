@@ -1,0 +1,1 @@
+"""Checkpoints of a training run: format, tensors, and writing in the background."""

@@ -1,0 +1,46 @@
+"""Initialization of heads from the data of a run."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection
+
+import torch
+
+from fiber.models.fiber.image_text import FiberImageText
+from fiber.models.image_text import ImageTextModel
+from fiber.models.registry import Network
+from fiber.training.config.run import RunConfig
+from fiber.training.data import TrainingData
+from fiber.training.distributed.processes import Processes
+from fiber.training.task_loaders import TaskLoaders
+
+
+def init_from_data(
+    model: Network,
+    new: Collection[str],
+    config: RunConfig,
+    data: TrainingData,
+    processes: Processes,
+) -> None:
+    """Start heads of a model with `weight_start` "fan_in" from the data.
+
+    Answers of the VQA head start at their frequencies, and embeddings for ITC are centered.
+
+    Args:
+        model: model whose weights are all initialized otherwise.
+        new: names of the tensors that are not copied from another model; others are kept.
+        config: configuration of the run.
+        data: records of the run. The first batch of captions is read.
+        processes: the result does not depend on the rank or the world size.
+    """
+    if config.model.weight_start != "fan_in" or not isinstance(model, ImageTextModel):
+        return
+    if "question" in data.records and "vqa_head.output.bias" in new:
+        model.init_answer_priors(torch.tensor(data.answer_priors))
+    has_contrast = "image_text" in data.records and config.tasks.image_text.has_contrast
+    if isinstance(model, FiberImageText) and has_contrast and "itc_image_transform.weight" in new:
+        alone = dataclasses.replace(processes, rank=0, world_size=1)
+        loaders = TaskLoaders(config, data, alone, consumed={}, threads=1)
+        batch = loaders.next_batch("image_text").to(processes.device)
+        model.init_embeddings(batch.images, batch.token_ids, batch.text_mask)

@@ -1,0 +1,201 @@
+"""Life signs of all ranks, so that the end of a job names the rank that caused it.
+
+A collective that fails says that a connection was closed or that time is up, not which rank died or
+hangs. Each rank therefore counts up a key in the job's store, from a thread. When a collective
+fails, the counters that stand still are those of dead or stopped processes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+import torch.distributed as dist
+
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import Store
+
+#: Seconds between two life signs of a rank.
+INTERVAL_SECONDS = 1.0
+#: A rank without a life sign for this many intervals is dead or stopped.
+MISSED = 4
+
+
+@dataclass(frozen=True)
+class LostRank:
+    """Another rank."""
+
+    rank: int
+    host: str
+    pid: int
+    #: Error that ended it, if it could report one.
+    error: str = ""
+
+    def __str__(self) -> str:
+        where = f"rank {self.rank} (process {self.pid} on {self.host})"
+        return f"{where} failed: {self.error}" if self.error else f"{where} died or hangs"
+
+
+class Heartbeat:
+    """Context manager that reports the life of this rank and reads that of the others.
+
+    Args:
+        store: store of the job, with a connection that nobody else uses.
+        rank: rank of this process.
+        world_size: number of ranks.
+    """
+
+    def __init__(self, store: Store, rank: int, world_size: int) -> None:
+        self._store, self._rank, self._world_size = store, rank, world_size
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> Self:
+        self._write(0)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._stopped.set()
+        self._thread.join()
+
+    def report(self, error: BaseException) -> None:
+        """Tell the other ranks why this one ends."""
+        text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        with suppress(RuntimeError), self._lock:
+            self._store.set(f"error/{self._rank}", text[:2000])
+
+    def explain(self, error: BaseException) -> LostRankError:
+        """Name the ranks that failed, died or hang, after an error of a collective."""
+        try:
+            peers = self._lost_peers()
+        except RuntimeError:
+            where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+            return LostRankError([], f"the process that hosts the job's store at {where} is gone")
+        if not peers:
+            reason = " ".join(str(error).split())
+            return LostRankError([], f"a collective failed, but every rank lives ({reason:.300})")
+        return LostRankError(peers)
+
+    def _lost_peers(self) -> list[LostRank]:
+        """Find ranks that failed, died or hang.
+
+        This takes `MISSED` intervals for the first rank that asks. The others get its answer, since
+        they may ask when that rank has ended, too.
+        """
+        if not (known := self._get("lost")):
+            known = json.dumps([asdict(peer) for peer in self._find_lost()])
+            with self._lock:
+                # The first answer counts.
+                known = self._store.compare_set("lost", "", known).decode()
+        return [LostRank(**fields) for fields in json.loads(known)]
+
+    def _find_lost(self) -> list[LostRank]:
+        ranks = [rank for rank in range(self._world_size) if rank != self._rank]
+        before = self._read(ranks)
+        deadline = time.monotonic() + MISSED * INTERVAL_SECONDS
+        while time.monotonic() < deadline:
+            time.sleep(INTERVAL_SECONDS / 4)
+            failed = [rank for rank in ranks if self._has(f"error/{rank}")]
+            if failed:
+                return self._peers(failed)
+        after = self._read(ranks)
+        return self._peers([rank for rank in ranks if before[rank] == after[rank]])
+
+    def wait_for(self, key: str, rank: int) -> None:
+        """Wait until `rank` calls `announce(key)`, however long it takes, as long as it lives.
+
+        Raises:
+            LostRankError: if the rank fails, dies or is stopped meanwhile.
+        """
+        seen, last_change = "", time.monotonic()
+        while not self._has(f"done/{key}"):
+            if self._has(f"error/{rank}"):
+                raise LostRankError(self._peers([rank]))
+            beat = self._read([rank])[rank]
+            if beat != seen:
+                seen, last_change = beat, time.monotonic()
+            elif time.monotonic() - last_change > 4 * MISSED * INTERVAL_SECONDS:
+                raise LostRankError(self._peers([rank]))
+            time.sleep(INTERVAL_SECONDS / 4)
+
+    def announce(self, key: str) -> None:
+        """End the other ranks' `wait_for(key, ...)`."""
+        with self._lock:
+            self._store.set(f"done/{key}", "1")
+
+    def _beat(self) -> None:
+        number = 0
+        # The store is gone when its host is; the next collective then fails.
+        with suppress(RuntimeError):
+            while not self._stopped.wait(INTERVAL_SECONDS):
+                number += 1
+                self._write(number)
+
+    def _write(self, number: int) -> None:
+        entry = [number, socket.gethostname(), os.getpid()]
+        with self._lock:
+            self._store.set(f"alive/{self._rank}", json.dumps(entry))
+
+    def _has(self, key: str) -> bool:
+        with self._lock:
+            return self._store.check([key])
+
+    def _get(self, key: str) -> str:
+        if not self._has(key):
+            return ""
+        with self._lock:
+            return self._store.get(key).decode()
+
+    def _read(self, ranks: Sequence[int]) -> dict[int, str]:
+        return {rank: self._get(f"alive/{rank}") for rank in ranks}
+
+    def _peers(self, ranks: Sequence[int]) -> list[LostRank]:
+        found = []
+        for rank in ranks:
+            _, host, pid = json.loads(self._get(f"alive/{rank}") or '[0, "", 0]')
+            found.append(LostRank(rank, host, pid, self._get(f"error/{rank}")))
+        return found
+
+
+class LostRankError(ConnectionError):
+    """Raised when other ranks failed, died or hang."""
+
+    def __init__(self, peers: Sequence[LostRank], message: str = "") -> None:
+        more = f"; and {len(peers) - 4} more ranks" if len(peers) > 4 else ""
+        super().__init__(message or "; ".join(map(str, peers[:4])) + more)
+        self.peers = tuple(peers)
+
+
+def is_collective_error(error: BaseException) -> bool:
+    """Check whether an error comes from a collective, so that another rank is its cause."""
+    # gloo raises plain RuntimeErrors that name its source files.
+    return isinstance(error, dist.DistError) or (
+        isinstance(error, RuntimeError) and "gloo" in str(error)
+    )
+
+
+def kill_hung(peers: Sequence[LostRank]) -> None:
+    """Kill hung processes of this job on this host.
+
+    A stopped process does not react to the agent's SIGTERM, and the agent waits for it.
+    """
+    for peer in peers:
+        if peer.host == socket.gethostname() and peer.pid and not peer.error:
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(peer.pid, signal.SIGKILL)

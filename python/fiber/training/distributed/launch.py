@@ -1,0 +1,169 @@
+"""Start a command in several processes, by the elastic agent of torchrun.
+
+The agent restarts the processes of its node when one of them dies, and joins nodes through a
+rendezvous of the backend c10d, which a restart survives.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import signal
+import sys
+import tempfile
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.rendezvous.api import RendezvousError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from fiber.env import usable_cores
+from fiber.training.distributed.preemption import EXIT_CODE
+
+#: Folder in which the processes of one agent leave notes for each other, and the note of bad input;
+#: see `fiber.cli.launched`.
+NOTES, BAD_INPUT = "FIBER_LAUNCH_DIR", "bad-input"
+#: Seconds that processes have to save their step after a signal.
+SAVE_SECONDS = 600
+#: Seconds that nodes have to join, and to join after the smallest number of nodes is there.
+JOIN_SECONDS, LAST_CALL_SECONDS = 900, 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """Where and how often the processes of a job start."""
+
+    #: Processes on each node.
+    processes: int
+    #: Smallest and largest number of nodes.
+    nodes: tuple[int, int] = (1, 1)
+    #: Restarts after a process died.
+    restarts: int = 3
+    #: HOST:PORT of the node that hosts the rendezvous; required for more than one node.
+    rendezvous: str = ""
+    #: Equal on all nodes, and different for other jobs; required for more than one node.
+    id: str = ""
+
+    def __post_init__(self) -> None:
+        least, most = self.nodes
+        if not 1 <= least <= most:
+            raise ValueError(f"--nodes: expected 1 <= I <= J, got {least}:{most}")
+        if self.processes < 1 or self.restarts < 0:
+            raise ValueError(
+                "expected --processes of 1 or more and --restarts of 0 or more, got"
+                f" {self.processes} and {self.restarts}"
+            )
+        if most > 1 and not (self.rendezvous and self.id):
+            raise ValueError(
+                "--nodes: more than one node needs --rendezvous HOST:PORT, which names one of the"
+                " nodes, and --job ID, equal on all nodes"
+            )
+
+
+def devices_on_node() -> int:
+    """Return the number of processes for `--processes auto`: one a GPU, or one on a CPU."""
+    return max(1, torch.cuda.device_count())
+
+
+def launch(arguments: Sequence[str], job: Job) -> int:
+    """Run `fiber ARGUMENTS` in every process of this node until all have ended.
+
+    Returns:
+        Exit code: 0; 2 for bad input, which is not tried again; 75 after a signal, when every
+        process has saved its step; 130 after Ctrl-C.
+
+    Raises:
+        ValueError: if this process was itself started by torchrun.
+        ChildProcessError: if a process died, and no restart is left.
+        ConnectionError: if the nodes do not meet.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError(
+            "--processes: torchrun has started this process already; use one of the two"
+        )
+    # Each process would otherwise start a thread for every core of the node.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // job.processes)))
+    if job.nodes[1] > 1:
+        # With a store that the agents share, a node that joins later waits for an address that the
+        # others no longer write (torch 2.15: `DynamicRendezvousHandler.next_rendezvous`). Without
+        # it, rank 0 hosts a store.
+        os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
+    # torchrun's agent handles the other signals that end a run in the same way.
+    signal.signal(signal.SIGUSR1, _raise_signal)
+    with tempfile.TemporaryDirectory(prefix="fiber-launch-") as notes:
+        os.environ[NOTES] = notes
+        _quiet_agent(Path(notes))
+        start = elastic_launch(_config(job), sys.executable)
+        try:
+            start("-m", "fiber.cli", *arguments)
+        except SignalException as stop:
+            return 130 if stop.sigval == signal.SIGINT else EXIT_CODE
+        except ChildFailedError as error:
+            return _explain(error, job)
+        except RendezvousError as error:
+            where = job.rendezvous or "this node"
+            reason = error or type(error).__name__
+            raise ConnectionError(f"the rendezvous at {where} failed: {reason}") from error
+        finally:
+            del os.environ[NOTES]
+    return 0
+
+
+def _quiet_agent(notes: Path) -> None:
+    """Log which process failed, but not each process that the agent ends.
+
+    After bad input, the processes end as soon as they are restarted, which is not logged.
+    """
+    for name in ("agent.server.api", "multiprocessing.api"):
+        logger = logging.getLogger(f"torch.distributed.elastic.{name}")
+        logger.setLevel(logging.ERROR)
+        logger.addFilter(lambda record: not (notes / BAD_INPUT).exists())
+
+
+def _config(job: Job) -> LaunchConfig:
+    several = job.nodes[1] > 1
+    values: dict[str, Any] = {
+        "min_nodes": job.nodes[0],
+        "max_nodes": job.nodes[1],
+        "nproc_per_node": job.processes,
+        "run_id": job.id or str(uuid.uuid4()),
+        "rdzv_backend": "c10d",
+        "rdzv_endpoint": job.rendezvous if several else "localhost:0",
+        "rdzv_configs": {"timeout": JOIN_SECONDS, "last_call_timeout": LAST_CALL_SECONDS},
+        "max_restarts": job.restarts,
+        "shutdown_timeout": SAVE_SECONDS,
+    }
+    if not several:
+        values["local_addr"] = "localhost"
+    # torch 2.6 has no `shutdown_timeout`; it waits 30 seconds.
+    known = {field.name for field in dataclasses.fields(LaunchConfig)}
+    return LaunchConfig(**{name: value for name, value in values.items() if name in known})
+
+
+def _explain(error: ChildFailedError, job: Job) -> int:
+    """Return the exit code if it has a meaning, else raise ChildProcessError."""
+    codes = {each.exitcode for each in error.failures.values()}
+    if 2 in codes:
+        return 2
+    if codes == {EXIT_CODE}:
+        return EXIT_CODE
+    rank, failure = error.get_first_failure()
+    how = f"ended with exit code {failure.exitcode}"
+    if failure.exitcode < 0:
+        how = f"was killed by {signal.Signals(-failure.exitcode).name}"
+    tried = f", after {job.restarts} restarts" if job.restarts else ""
+    raise ChildProcessError(
+        f"rank {rank} (process {failure.pid}) {how}{tried}; --resume continues the run"
+    ) from error
+
+
+def _raise_signal(number: int, frame: object) -> None:
+    kind = signal.Signals(number)
+    raise SignalException(f"process {os.getpid()} got {kind.name}", sigval=kind)

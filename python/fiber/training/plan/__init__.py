@@ -1,0 +1,1 @@
+"""Cost of a run on a cluster: FLOPs, memory, bytes, checkpoints."""

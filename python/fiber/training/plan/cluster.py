@@ -1,0 +1,314 @@
+"""Plan a run on a cluster: memory, batch, bytes, data and checkpoints, from the recipe alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import Counter
+from dataclasses import dataclass
+
+from fiber.config_io import require
+from fiber.training.config.run import RunConfig
+from fiber.training.machine_memory import FROZEN_BYTES, TRAINED_BYTES, count_parameters
+from fiber.training.plan.gpus import find_gpu, peak_of
+from fiber.training.plan.step_cost import TextShape, count_step, is_counted, largest_image
+from fiber.training.plan.traffic import (
+    gradient_bytes,
+    loss_traffic,
+    queue_pair_bytes,
+    shard_bytes,
+    weight_bytes,
+)
+
+#: Hours of one GPU between two unexpected interruptions: 419 in 54 days of 16,384 GPUs.
+#: Source: The Llama 3 Herd of Models (Grattafiori et al., 2024), section 3.3.4.
+GPU_HOURS_PER_INTERRUPTION = 54 * 24 * 16_384 / 419
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """Hardware and assumptions of a plan."""
+
+    gpus: int
+    #: Name of a GPU in `gpus.GPUS`.
+    gpu: str = "h100"
+    gpus_per_node: int = 8
+    #: Network of a node in Gbit/s, over all of its cards; None leaves times of the network out.
+    node_gbps: float | None = None
+    #: Share of the peak FLOP/s that the model reaches.
+    utilization: float = 0.4
+    #: Mean size of an image file in KB (1,000 bytes).
+    image_kb: float = 125.0
+    #: CPU time to load an image, in milliseconds of one core.
+    loader_ms: float = 1.2
+    #: Rate at which a checkpoint is written, in GB/s.
+    disk_gbps: float = 1.0
+
+    def __post_init__(self) -> None:
+        find_gpu(self.gpu)
+        for name in ("gpus", "gpus_per_node"):
+            require(
+                getattr(self, name) >= 1, f"{name} must be 1 or more, got {getattr(self, name)}"
+            )
+        for name in ("node_gbps", "image_kb", "loader_ms", "disk_gbps"):
+            value = getattr(self, name)
+            require(value is None or value > 0, f"{name} must be above 0, got {value}")
+        require(0 < self.utilization <= 1, f"utilization must be in (0, 1], got {self.utilization}")
+        require(
+            self.gpus < self.gpus_per_node or self.gpus % self.gpus_per_node == 0,
+            f"gpus {self.gpus} is not a multiple of gpus_per_node {self.gpus_per_node}",
+        )
+
+    @property
+    def nodes(self) -> int:
+        """Number of nodes."""
+        return max(1, self.gpus // self.gpus_per_node)
+
+    @property
+    def node_size(self) -> int:
+        """Number of GPUs in use on each node."""
+        return self.gpus // self.nodes
+
+
+@dataclass(frozen=True, kw_only=True)
+class StrategyPlan:
+    """One way to distribute the weights, "replicate" or "shard"."""
+
+    #: Bytes on a GPU of weights, gradients, optimizer and EMA.
+    state_bytes: float
+    #: Bytes on a GPU of weights that are gathered for a step.
+    gathered_bytes: float
+    #: Bytes on a GPU with activations, queue and reference model.
+    memory_bytes: float
+    #: Bytes of weights and gradients through a GPU in a step.
+    step_bytes: float
+    #: Seconds of a step that the network takes, without overlap; None if unknown or on one node.
+    network_seconds: float | None
+    #: Share of a step that is computation, if communication does not overlap with the backward
+    #: pass, and if it overlaps completely; None as above.
+    efficiency: tuple[float, float] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterPlan:
+    """What a run needs on a cluster. Numbers of tasks are means over the steps of a rotation."""
+
+    cluster: Cluster
+    parameters: int
+    trained_parameters: int
+    #: Samples of a step, micro-batches of a step, samples of a micro-batch on a GPU.
+    batch_size: int
+    accumulation: int
+    samples_per_gpu: int
+    #: Tokens of each text, the most that the model takes, and (height, width) of each image.
+    tokens: int
+    image_size: tuple[int, int]
+    #: FLOPs of a sample, forward and backward.
+    flops_per_sample: float
+    #: Seconds of computation of a step; None if the GPU lacks the precision.
+    compute_seconds: float | None
+    #: Bytes on a GPU that are the same for all strategies, and the memory of the GPU.
+    activation_bytes: float
+    objective_bytes: float
+    gpu_bytes: float
+    #: Bytes through a GPU in a step that losses exchange: embeddings, negatives.
+    contrast_bytes: float
+    negative_bytes: float
+    strategies: dict[str, StrategyPlan]
+    #: Of a node: images and cores to decode them, and bytes of image files, per second.
+    images_per_second: float | None
+    cores: float | None
+    storage_bytes_per_second: float | None
+    #: Size of a checkpoint, time to write it, hours between interruptions of the cluster, and
+    #: minutes between checkpoints at which least time is lost (Young's approximation).
+    checkpoint_bytes: float
+    checkpoint_seconds: float
+    interruption_hours: float
+    checkpoint_minutes: float
+    #: What the numbers leave out.
+    notes: tuple[str, ...]
+
+
+def plan_run(config: RunConfig, cluster: Cluster) -> ClusterPlan:
+    """Plan a run of a configuration.
+
+    The model is counted as configured: a run sets the sizes of its vocabulary and answers from the
+    data.
+
+    Raises:
+        ValueError: if the batch cannot be split evenly among the GPUs.
+    """
+    parameters, trained = count_parameters(config)
+    samples = samples_of(config, cluster.gpus)
+    gpu, precision = find_gpu(cluster.gpu), config.train.precision
+    tokens, size = config.model.max_tokens, largest_image(config)
+    rotation = Counter(config.tasks.rotation())
+    share = {task: count / rotation.total() for task, count in rotation.items()}
+    costs = {task: _cost(config, task, samples, tokens, size) for task in share}
+    traffic = {task: loss_traffic(config, task, cluster.gpus, tokens, size) for task in share}
+    flops = sum(share[task] * cost[0] for task, cost in costs.items())
+    activations = max(cost[1] for cost in costs.values())
+    contrast = sum(share[task] * each.contrast for task, each in traffic.items())
+    negatives = sum(share[task] * each.negatives for task, each in traffic.items())
+
+    peak = peak_of(gpu, precision)
+    compute = None
+    if peak is not None:
+        compute = config.data.batch_size * flops / (cluster.gpus * peak * cluster.utilization)
+    images = None
+    if compute is not None:
+        per_sample = sum(part * (2 if task == "reasoning" else 1) for task, part in share.items())
+        images = config.data.batch_size * per_sample / compute / cluster.nodes
+    queue, reference = _objective_bytes(config, parameters)
+    average = 4 * parameters if config.train.ema_decay > 0 else 0
+    strategies = {
+        name: _strategy(
+            name,
+            cluster,
+            precision,
+            parameters=parameters,
+            trained=trained,
+            average=average,
+            other=activations + queue + reference,
+            loss_bytes=(contrast, negatives),
+            compute=compute,
+        )
+        for name in ("replicate", "shard")
+    }
+    checkpoint = 4 * parameters + 8 * trained + average + queue + reference
+    seconds = checkpoint / (1e9 * cluster.disk_gbps)
+    hours = GPU_HOURS_PER_INTERRUPTION / cluster.gpus
+    return ClusterPlan(
+        cluster=cluster,
+        parameters=parameters,
+        trained_parameters=trained,
+        batch_size=config.data.batch_size,
+        accumulation=config.train.accumulation,
+        samples_per_gpu=samples,
+        tokens=tokens,
+        image_size=size,
+        flops_per_sample=flops,
+        compute_seconds=compute,
+        activation_bytes=activations,
+        objective_bytes=queue + reference,
+        gpu_bytes=1e9 * gpu.memory_gb,
+        contrast_bytes=contrast,
+        negative_bytes=negatives,
+        strategies=strategies,
+        images_per_second=images,
+        cores=None if images is None else images * cluster.loader_ms / 1e3,
+        storage_bytes_per_second=None if images is None else images * 1e3 * cluster.image_kb,
+        checkpoint_bytes=checkpoint,
+        checkpoint_seconds=seconds,
+        interruption_hours=hours,
+        checkpoint_minutes=math.sqrt(2 * seconds * 3600 * hours) / 60,
+        notes=tuple(_notes(config, cluster, has_peak=peak is not None)),
+    )
+
+
+def samples_of(config: RunConfig, gpus: int) -> int:
+    """Return the samples of a micro-batch on each GPU.
+
+    Raises:
+        ValueError: if the batch cannot be split evenly; the message has numbers of GPUs that work.
+    """
+    batch, accumulation = config.data.batch_size, config.train.accumulation
+    parts = accumulation * gpus
+    if batch % parts == 0:
+        return batch // parts
+    pairs = batch // accumulation
+    fitting = [count for count in range(1, pairs + 1) if pairs % count == 0]
+    below = max(count for count in fitting if count < gpus)
+    above = [count for count in fitting if count > gpus][:1]
+    near = " or ".join(map(str, [below, *above]))
+    raise ValueError(
+        f"data.batch_size {batch} is not a multiple of {parts} (train.accumulation {accumulation} x"
+        f" {gpus} GPUs); expected {near} GPUs, or another data.batch_size or train.accumulation"
+    )
+
+
+def _cost(
+    config: RunConfig, task: str, samples: int, tokens: int, size: tuple[int, int]
+) -> tuple[float, float]:
+    """Return the FLOPs of a sample and the activation bytes of a micro-batch."""
+    one, two = (count_step(config, task, TextShape(n, tokens), size) for n in (1, 2))
+    each = two.activation_bytes - one.activation_bytes
+    flops = two.flops
+    if config.train.gradient_checkpointing:
+        # Recomputation is no progress.
+        flops = count_step(config, task, TextShape(2, tokens), size, memory=False).flops
+    return flops / 2, one.activation_bytes + (samples - 1) * each
+
+
+def _objective_bytes(config: RunConfig, parameters: int) -> tuple[int, int]:
+    """Return the bytes of the ITC queue and of the reference model of GOLD."""
+    active, task = config.tasks.active(), config.tasks.image_text
+    queue = reference = 0
+    if "image_text" in active and task.has_contrast and task.itc_form == "queue":
+        queue = task.queue_length * queue_pair_bytes(config)
+    if "caption" in active and config.tasks.caption.objective == "gold":
+        reference = 4 * parameters
+    return queue, reference
+
+
+def _strategy(
+    name: str,
+    cluster: Cluster,
+    precision: str,
+    *,
+    parameters: int,
+    trained: int,
+    average: float,
+    other: float,
+    loss_bytes: tuple[float, float],
+    compute: float | None,
+) -> StrategyPlan:
+    """Compute memory, bytes and network time of a strategy."""
+    gpus = cluster.gpus
+    state = TRAINED_BYTES * trained + FROZEN_BYTES * (parameters - trained) + average
+    gathered = 0.0
+    sent = gradient_bytes(trained, gpus)
+    if name == "shard":
+        state, gathered = state / gpus, float(weight_bytes(precision) * parameters)
+        sent = shard_bytes(parameters, trained, gpus, precision)
+    network, efficiency = None, None
+    if cluster.node_gbps is not None and cluster.nodes > 1 and compute is not None:
+        contrast, negatives = loss_bytes
+        # A ring enters each node once; negatives come to each of its GPUs, from any node.
+        remote = negatives * cluster.node_size * (cluster.nodes - 1) / cluster.nodes
+        network = (sent + contrast + remote) / (cluster.node_gbps * 1e9 / 8)
+        # The backward pass is two thirds of the computation.
+        overlapped = max(compute, compute / 3 + network)
+        efficiency = compute / (compute + network), compute / overlapped
+    return StrategyPlan(
+        state_bytes=state,
+        gathered_bytes=gathered,
+        memory_bytes=state + gathered + other,
+        step_bytes=sent,
+        network_seconds=network,
+        efficiency=efficiency,
+    )
+
+
+def _notes(config: RunConfig, cluster: Cluster, *, has_peak: bool) -> list[str]:
+    """List what the numbers leave out."""
+    notes = [
+        "activations are the tensors saved for the backward pass; temporary memory of kernels,"
+        " buckets of gradients and the CUDA context come on top",
+    ]
+    if not has_peak:
+        notes.append(
+            f"{cluster.gpu} has no tensor cores for train.precision {config.train.precision!r}; no"
+            " times"
+        )
+    unsized = [task for task in config.tasks.active() if not is_counted(config, task)]
+    if "grounding" in unsized:
+        notes.append("images differ in size; all are counted at the largest one")
+    if "caption" in unsized:
+        notes.append("FLOPs leave out the captions that are sampled in training")
+    return notes
+
+
+def as_json(plan: ClusterPlan) -> dict[str, object]:
+    """Return a plan as plain values."""
+    return dataclasses.asdict(plan)

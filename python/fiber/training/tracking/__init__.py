@@ -1,0 +1,1 @@
+"""Callbacks, trackers and timing of a training run."""

@@ -1,0 +1,96 @@
+"""Ranks that failed, died or hang are named."""
+
+import threading
+import time
+
+import pytest
+import torch.distributed as dist
+
+from fiber.training.distributed import heartbeat as module
+from fiber.training.distributed.heartbeat import Heartbeat, LostRankError, is_collective_error
+
+
+@pytest.fixture(autouse=True)
+def fast(monkeypatch):
+    monkeypatch.setattr(module, "INTERVAL_SECONDS", 0.05)
+
+
+@pytest.fixture
+def store():
+    return dist.HashStore()
+
+
+def hang(beat):
+    """End the life signs without leaving."""
+    beat._stopped.set()
+    beat._thread.join()
+
+
+def test_a_silent_rank_is_named_and_living_ones_are_not(store):
+    with Heartbeat(store, 0, 3) as first, Heartbeat(store, 1, 3), Heartbeat(store, 2, 3) as third:
+        hang(third)
+        found = first.explain(RuntimeError("gloo: closed"))
+    assert [peer.rank for peer in found.peers] == [2]
+    assert "rank 2 (process" in str(found)
+    assert "died or hangs" in str(found)
+
+
+def test_a_reported_error_is_the_reason(store):
+    with Heartbeat(store, 0, 2) as first, Heartbeat(store, 1, 2) as second:
+        second.report(ValueError("no such   file"))
+        found = first.explain(RuntimeError("gloo: closed"))
+    assert "rank 1 (process" in str(found)
+    assert "failed: ValueError: no such file" in str(found)
+
+
+def test_all_ranks_give_the_first_answer(store):
+    with Heartbeat(store, 0, 3) as first, Heartbeat(store, 1, 3) as second:
+        with Heartbeat(store, 2, 3) as third:
+            hang(third)
+            assert [peer.rank for peer in first.explain(RuntimeError()).peers] == [2]
+        hang(first)
+        # Rank 0 has ended meanwhile, but is not the cause.
+        assert [peer.rank for peer in second.explain(RuntimeError()).peers] == [2]
+
+
+def test_a_collective_that_fails_among_living_ranks_keeps_its_error(store):
+    with Heartbeat(store, 0, 2) as first, Heartbeat(store, 1, 2):
+        found = first.explain(RuntimeError("gloo: sizes differ"))
+    assert found.peers == ()
+    assert "every rank lives" in str(found)
+    assert "sizes differ" in str(found)
+
+
+def test_long_work_of_a_living_rank_is_waited_for(store):
+    with Heartbeat(store, 0, 2) as first, Heartbeat(store, 1, 2) as second:
+        done = []
+
+        def work():
+            time.sleep(20 * module.INTERVAL_SECONDS)
+            done.append(True)
+            first.announce("validation/5")
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        second.wait_for("validation/5", rank=0)
+        assert done
+        thread.join()
+
+
+@pytest.mark.parametrize("end", ["dies", "fails"])
+def test_a_rank_that_ends_during_its_work_is_not_waited_for(store, end):
+    with Heartbeat(store, 0, 2) as first, Heartbeat(store, 1, 2) as second:
+        if end == "dies":
+            hang(first)
+        else:
+            first.report(MemoryError("out of memory"))
+        with pytest.raises(LostRankError, match="rank 0") as error:
+            second.wait_for("validation/5", rank=0)
+    assert ("out of memory" in str(error.value)) == (end == "fails")
+
+
+def test_only_some_errors_come_from_collectives():
+    assert is_collective_error(dist.DistBackendError("NCCL error"))
+    assert is_collective_error(RuntimeError("[/x/gloo/transport/tcp/pair.cc:1] closed by peer"))
+    assert not is_collective_error(RuntimeError("shapes differ"))
+    assert not is_collective_error(ValueError("gloo"))

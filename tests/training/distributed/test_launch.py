@@ -1,0 +1,113 @@
+"""`fiber train --processes`: settings, exit codes, and what is printed."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from fiber.cli import launched, main
+from fiber.training.distributed import launch as module
+from fiber.training.distributed.launch import Job, launch
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"processes": 0}, "--processes of 1 or more"),
+        ({"processes": 1, "restarts": -1}, "--restarts of 0 or more"),
+        ({"processes": 1, "nodes": (2, 1)}, "--nodes: expected 1 <= I <= J, got 2:1"),
+        ({"processes": 1, "nodes": (1, 2)}, "needs --rendezvous HOST:PORT"),
+        ({"processes": 1, "nodes": (2, 2), "rendezvous": "a:1"}, "and --job ID"),
+    ],
+)
+def test_wrong_settings_are_named(settings, expected):
+    with pytest.raises(ValueError, match=expected):
+        Job(**settings)
+
+
+@pytest.mark.parametrize("variable", [("TORCHELASTIC_RUN_ID", "x"), ("WORLD_SIZE", "2")])
+def test_processes_of_torchrun_start_no_others(monkeypatch, variable):
+    monkeypatch.setenv(*variable)
+    with pytest.raises(ValueError, match="torchrun has started this process already"):
+        launch(["train"], Job(processes=2))
+
+
+def test_one_node_needs_no_address_and_several_share_one():
+    alone = module._config(Job(processes=2, restarts=5))
+    assert (alone.min_nodes, alone.max_nodes, alone.nproc_per_node) == (1, 1, 2)
+    assert (alone.rdzv_backend, alone.max_restarts) == ("c10d", 5)
+    assert alone.run_id != module._config(Job(processes=2)).run_id
+    several = Job(processes=2, nodes=(1, 4), rendezvous="first:29400", id="42")
+    config = module._config(several)
+    assert (config.min_nodes, config.max_nodes) == (1, 4)
+    assert (config.rdzv_endpoint, config.run_id) == ("first:29400", "42")
+
+
+def test_processes_of_a_node_share_their_notes(monkeypatch, tmp_path):
+    monkeypatch.delenv(module.NOTES, raising=False)
+    assert not launched.is_launched()
+    assert [launched.is_new("a"), launched.is_new("a")] == [True, True]
+    assert launched.keep_code(2) == 2
+    monkeypatch.setenv(module.NOTES, str(tmp_path))
+    assert launched.is_launched()
+    assert [launched.is_new("a"), launched.is_new("a"), launched.is_new("b")] == [True, False, True]
+    for code in (0, 1, 75):
+        assert launched.keep_code(code) == code
+        assert launched.final_code() is None
+    launched.keep_code(2)
+    assert launched.final_code() == 2
+    # A restarted process ends at once.
+    assert main(["train", "no such recipe", "--data", "x"]) == 2
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "two", "1:", ":2", "a:b"])
+def test_wrong_numbers_are_named(text, capsys):
+    option = "--nodes" if ":" in text else "--processes"
+    with pytest.raises(SystemExit):
+        main(
+            ["train", "pretrain", "--data", "x", option, text]
+            if text[0] != "-"
+            else ["train", "pretrain", "--data", "x", f"{option}={text}"]
+        )
+    assert repr(text) in capsys.readouterr().err
+
+
+def test_nodes_without_processes_are_refused(capsys):
+    assert main(["train", "pretrain", "--data", "x", "--nodes", "2"]) == 2
+    assert "--nodes and --rendezvous need --processes N" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_bad_input_is_printed_once_and_not_tried_again(tmp_path):
+    command = ["train", "scenes_coarse", "--data", str(tmp_path / "missing"), "--processes", "2"]
+    done = subprocess.run(
+        [sys.executable, "-m", "fiber.cli", *command, "--output", str(tmp_path / "run")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("fiber: error: ")
+    assert "missing" in lines[0]
+
+
+@pytest.mark.slow
+def test_a_death_without_restarts_is_one_sentence(tmp_path):
+    # The process kills itself as the system would when memory runs out.
+    script = tmp_path / "sitecustomize.py"
+    script.write_text("import os\nif 'LOCAL_RANK' in os.environ: os.kill(os.getpid(), 9)\n")
+    command = ["train", "scenes_coarse", "--data", "x", "--processes", "1", "--restarts", "1"]
+    done = subprocess.run(
+        [sys.executable, "-m", "fiber.cli", *command],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])},
+    )
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("fiber: error: rank 0 (process ")
+    assert "was killed by SIGKILL, after 1 restarts; --resume continues the run" in last

@@ -1,0 +1,206 @@
+"""Plans of runs: memory, batch, times and checkpoints, and what cannot be planned."""
+
+import json
+import math
+
+import pytest
+
+from fiber.config_io import replace_fields
+from fiber.models.registry import build_model
+from fiber.training.config.run import load_recipe
+from fiber.training.plan.cluster import Cluster, as_json, plan_run, samples_of
+from fiber.training.plan.gpus import GPUS
+from fiber.training.plan.step_cost import TextShape, count_step
+from fiber.training.plan.traffic import gradient_bytes, loss_traffic, shard_bytes
+from tests.training.micro_runs import coarse_config, fine_config, run
+
+
+def pairs(**changes):
+    """Captions alone."""
+    changes = {"tasks__reasoning__share": 0, "tasks__caption__share": 0} | changes
+    return coarse_config(tasks__question__share=0, data__batch_size=32, **changes)
+
+
+def questions(**changes):
+    """Questions alone, which are fast to count."""
+    shares = {f"tasks__{name}__share": 0 for name in ("image_text", "reasoning", "caption")}
+    return coarse_config(data__batch_size=32, **shares, **changes)
+
+
+def test_one_gpu():
+    plan = plan_run(questions(), Cluster(gpus=1, node_gbps=100))
+    assert plan.samples_per_gpu == 32
+    assert plan.contrast_bytes == plan.negative_bytes == 0
+    for strategy in plan.strategies.values():
+        assert strategy.step_bytes == 0
+        assert strategy.network_seconds is None and strategy.efficiency is None
+    assert plan.strategies["replicate"].state_bytes == 16 * plan.parameters
+
+
+def test_a_plan_is_what_its_parts_count():
+    config = pairs(train__accumulation=2, train__ema_decay=0.99)
+    cluster = Cluster(gpus=4, gpus_per_node=2, node_gbps=8, gpu="a100-40gb", utilization=0.5)
+    plan = plan_run(config, cluster)
+    model = build_model(config.model)
+    count = sum(p.numel() for p in model.parameters())
+    assert plan.parameters == plan.trained_parameters == count
+    assert (plan.samples_per_gpu, plan.accumulation, cluster.nodes) == (4, 2, 2)
+    tokens, size = config.model.max_tokens, (64, 64)
+    cost = count_step(config, "image_text", TextShape(4, tokens), size)
+    assert plan.flops_per_sample == pytest.approx(cost.flops / 4, rel=0.01)  # rounded MLM tokens
+    assert plan.activation_bytes == pytest.approx(cost.activation_bytes, rel=0.01)
+    seconds = 32 * plan.flops_per_sample / (4 * 0.5 * GPUS["a100-40gb"].float32)
+    assert plan.compute_seconds == pytest.approx(seconds)
+    traffic = loss_traffic(config, "image_text", 4, tokens, size)
+    assert (plan.contrast_bytes, plan.negative_bytes) == traffic
+
+    replicate, shard = plan.strategies["replicate"], plan.strategies["shard"]
+    assert replicate.state_bytes == 20 * count
+    assert shard.state_bytes == 5 * count
+    assert (replicate.gathered_bytes, shard.gathered_bytes) == (0, 4 * count)
+    for strategy in (replicate, shard):
+        rest = strategy.state_bytes + strategy.gathered_bytes
+        assert strategy.memory_bytes == rest + plan.activation_bytes
+    assert replicate.step_bytes == gradient_bytes(count, 4)
+    assert shard.step_bytes == shard_bytes(count, count, 4, "float32")
+    # 8 Gbit/s are a gigabyte; two GPUs fetch half of their negatives from the other node.
+    sent = replicate.step_bytes + traffic.contrast + traffic.negatives
+    assert replicate.network_seconds == pytest.approx(sent / 1e9)
+    alone, hidden = replicate.efficiency
+    assert alone == pytest.approx(seconds / (seconds + sent / 1e9))
+    assert hidden == pytest.approx(seconds / max(seconds, seconds / 3 + sent / 1e9))
+
+
+@pytest.mark.slow
+def test_data_of_a_node():
+    config = coarse_config(tasks__image_text__share=1, tasks__caption__share=0, data__batch_size=8)
+    cluster = Cluster(gpus=4, gpus_per_node=2, image_kb=200, loader_ms=2)
+    plan = plan_run(config, cluster)
+    # A third of the steps has two images a sample.
+    images = 8 * (4 / 3) / plan.compute_seconds / 2
+    assert plan.images_per_second == pytest.approx(images)
+    assert plan.cores == pytest.approx(images * 0.002)
+    assert plan.storage_bytes_per_second == pytest.approx(images * 200_000)
+
+
+def test_frozen_parts_need_less():
+    config = questions(optim__frozen=("backbone",))
+    plan, whole = (plan_run(each, Cluster(gpus=2)) for each in (config, questions()))
+    frozen = whole.parameters - plan.trained_parameters
+    assert 0 < plan.trained_parameters < 0.5 * plan.parameters
+    assert plan.strategies["replicate"].state_bytes == 16 * plan.trained_parameters + 4 * frozen
+    assert plan.strategies["replicate"].step_bytes == gradient_bytes(plan.trained_parameters, 2)
+    assert plan.flops_per_sample < whole.flops_per_sample
+
+
+def test_a_checkpoint_has_the_size_of_its_files(pictures, tmp_path):
+    config = pairs(
+        train__ema_decay=0.9,
+        train__steps=2,
+        train__checkpoint_every=1,
+        tasks__image_text__itc_form="queue",
+        tasks__image_text__queue_length=64,
+    )
+    config = run(config, pictures, tmp_path / "r").config
+    plan = plan_run(config, Cluster(gpus=1, disk_gbps=0.5))
+    folder = tmp_path / "r" / "checkpoints" / "step-00000001"
+    size = sum(file.stat().st_size for file in folder.iterdir())
+    # Names and headers of a small model take a part of the files.
+    assert plan.checkpoint_bytes < size < 1.15 * plan.checkpoint_bytes
+    assert plan.checkpoint_seconds == pytest.approx(plan.checkpoint_bytes / 0.5e9)
+
+
+def test_checkpoints_are_as_often_as_young_says():
+    plans = [plan_run(questions(), Cluster(gpus=count)) for count in (8, 32)]
+    for plan, count in zip(plans, (8, 32), strict=True):
+        hours = 54 * 24 * 16384 / 419 / count
+        assert plan.interruption_hours == pytest.approx(hours)
+        expected = math.sqrt(2 * plan.checkpoint_seconds * hours * 3600) / 60
+        assert plan.checkpoint_minutes == pytest.approx(expected)
+
+
+def test_gradient_checkpointing_saves_memory_and_is_no_progress():
+    plain, saving = (
+        plan_run(questions(train__gradient_checkpointing=value), Cluster(gpus=1))
+        for value in (False, True)
+    )
+    assert saving.activation_bytes < plain.activation_bytes
+    assert saving.flops_per_sample == plain.flops_per_sample
+
+
+def test_a_gpu_without_the_precision_has_no_times():
+    plan = plan_run(
+        questions(train__precision="bfloat16"),
+        Cluster(gpus=16, gpu="v100-16gb", node_gbps=100),
+    )
+    assert plan.compute_seconds is None and plan.images_per_second is None
+    assert plan.strategies["replicate"].efficiency is None
+    assert any("'bfloat16'" in note for note in plan.notes)
+
+
+@pytest.mark.slow
+def test_images_of_several_sizes_are_counted_at_the_largest():
+    plan = plan_run(fine_config(), Cluster(gpus=1))
+    assert any("largest" in note for note in plan.notes)
+    assert plan.image_size == (64, 96)
+
+
+@pytest.mark.parametrize(("objective", "copies"), [("gold", 1), ("cider", 0)])
+def test_captions(objective, copies):
+    """GOLD has a reference model; sampled captions are not counted, which a note says."""
+    shares = {f"tasks__{name}__share": 0 for name in ("image_text", "reasoning", "question")}
+    config = coarse_config(tasks__caption__objective=objective, **shares)
+    plan = plan_run(config, Cluster(gpus=1))
+    assert plan.objective_bytes == 4 * plan.parameters * copies
+    assert any("sampled" in note for note in plan.notes) == (objective == "cider")
+
+
+def test_a_plan_is_json():
+    values = json.loads(json.dumps(as_json(plan_run(questions(), Cluster(gpus=2)))))
+    assert values["cluster"]["gpus"] == 2
+    assert values["strategies"]["shard"]["state_bytes"] > 0
+
+
+@pytest.mark.parametrize(
+    ("gpus", "message"),
+    [
+        (3, r"32 is not a multiple of 6 \(train.accumulation 2 x 3 GPUs\); expected 2 or 4 GPUs"),
+        (32, r"expected 16 GPUs"),
+    ],
+)
+def test_gpus_that_divide_nothing(gpus, message):
+    config = pairs(train__accumulation=2)
+    with pytest.raises(ValueError, match=message):
+        samples_of(config, gpus)
+    with pytest.raises(ValueError, match=message):
+        plan_run(config, Cluster(gpus=gpus, gpus_per_node=1))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"gpus": 0}, "gpus must be 1 or more, got 0"),
+        ({"gpus": 12}, "gpus 12 is not a multiple of gpus_per_node 8"),
+        ({"gpus": 8, "gpus_per_node": 0}, "gpus_per_node must be 1 or more, got 0"),
+        ({"gpus": 8, "gpu": "h1000"}, "'h1000' is unknown; did you mean h100"),
+        ({"gpus": 8, "node_gbps": 0.0}, "node_gbps must be above 0, got 0.0"),
+        ({"gpus": 8, "utilization": 1.5}, r"utilization must be in \(0, 1\], got 1.5"),
+        ({"gpus": 8, "disk_gbps": -1.0}, "disk_gbps must be above 0"),
+    ],
+)
+def test_an_invalid_cluster(options, message):
+    with pytest.raises(ValueError, match=message):
+        Cluster(**options)
+
+
+@pytest.mark.slow
+def test_pretraining_at_the_published_size():
+    """The numbers that the design of training on clusters starts from."""
+    config = load_recipe("pretrain")
+    plan = plan_run(config, Cluster(gpus=64, node_gbps=400))
+    assert plan.parameters == 281_295_840
+    assert plan.samples_per_gpu == 8
+    assert plan.strategies["replicate"].step_bytes == pytest.approx(2.215e9, rel=1e-3)
+    published = replace_fields(config, {"tasks.image_text.itc_form": "queue"})
+    queued = plan_run(published, Cluster(gpus=64))
+    assert queued.objective_bytes == pytest.approx(7.27e9, rel=1e-3)
