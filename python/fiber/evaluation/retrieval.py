@@ -226,8 +226,10 @@ def choose_ranking_heads(
         # Made for ranking: METER has no ITC, and scores every pair.
         return RankingHeads(("rank",), 0)
     if not wanted or "itm" not in config.heads:
-        asks_for_pairs = wanted and isinstance(config, HintsAtHeads)
-        need_head(config, config.pair_heads if asks_for_pairs else "itc", caller)
+        needed: str | tuple[str, ...] = "itc"
+        if wanted and isinstance(config, HintsAtHeads):
+            needed = config.pair_heads
+        need_head(config, needed, caller)
         if wanted and not (rerank is None and candidates is None):
             warnings.warn(
                 f"{caller}: the model has no head 'itm' to rerank candidates; ranking with 'itc'"
