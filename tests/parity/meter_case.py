@@ -18,6 +18,7 @@ from fiber.models.meter.config import CrossConfig, MeterConfig, MeterHeadsConfig
 from fiber.models.meter.image_text import MeterImageText
 from fiber.models.meter.keys import ignored_meter_key, meter_keys, resize_tables
 from tests.parity.coarse_case import draw
+from tests.parity.tolerances import MeterTolerances, meter_tolerances
 
 #: Heads of each recorded model, by task.
 TASKS: dict[str, tuple[str, ...]] = {
@@ -74,6 +75,11 @@ class MeterCase:
         self.weights_check: dict[str, list[Any]] = json.loads(check.read_text())
         groups = path.with_name(f"{self.name}_optimizer_groups.json")
         self.groups: dict[str, list[dict[str, Any]]] = json.loads(groups.read_text())
+
+    @property
+    def tolerances(self) -> MeterTolerances:
+        """What its class of cases allows."""
+        return meter_tolerances(self.config)
 
     def name_faults(self) -> list[str]:
         """Name what one of the case's files has and another lacks, and what none of them has."""
@@ -244,6 +250,16 @@ class MeterCase:
             else:
                 published |= unstack({name: parameter.grad}, {name: keys[name]})
         return published
+
+
+def published_pieces(model: MeterImageText) -> dict[str, Tensor]:
+    """Return views of a model's tensors by published name."""
+    state = model.state_dict()
+    return {
+        theirs: piece
+        for ours, names in meter_keys(model.config).items()
+        for theirs, piece in zip(names, state[ours].chunk(len(names)), strict=True)
+    }
 
 
 def _is_norm(name: str) -> bool:

@@ -12,6 +12,8 @@ from tests.golden import METER
 from tests.parity import meter
 from tests.parity.comparison import Comparison
 from tests.parity.meter_case import TASKS, MeterCase, is_moved_by_noise, is_noise
+from tests.parity.tolerances import METER as METER_TOLERANCES
+from tests.parity.tolerances import meter_tolerances
 
 #: Recorded tensors that depend on the last text layer.
 CHANGED = ("cross.text1", "cross.text_pooled", "text_feats", "cls")
@@ -34,7 +36,13 @@ def test_the_committed_case_equals(name):
             ),
             *("heads", "losses", "heads (integers)", "no gradient", "gradients", "groups"),
             *("small gradients",) * ("small gradients" in comparison.groups),
-            *("steps", "learning rates", "weights after steps", "biases after steps"),
+            *(
+                "steps",
+                "steps before a change",
+                "learning rates",
+                "weights after steps",
+                "biases after steps",
+            ),
         ],
         True,
     )
@@ -76,6 +84,14 @@ def test_pruned_outputs_are_those_of_the_whole_layer(case):
     torch.testing.assert_close(model.pooled(pooled), model.pooled(whole), rtol=0, atol=3e-6)
     assert text.stages == ()
     torch.testing.assert_close(text.text, whole.text, rtol=0, atol=3e-6)
+
+
+def test_tolerances_of_the_published_width(case):
+    """A wrong decay, which changes weights by 1.9e-5, is seen at every width."""
+    assert case.tolerances == METER_TOLERANCES
+    base = meter_tolerances(case.config | {"hidden": 768})
+    assert base.weights_after < 1.9e-5
+    assert base.steps > METER_TOLERANCES.steps
 
 
 def test_noise_is_named_by_its_parameter():

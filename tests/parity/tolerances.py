@@ -183,6 +183,16 @@ METER = MeterTolerances(
     weights_after=5e-6,
     biases_after=2e-4,
 )
-#: Tensors of models of the published width, for which the separate code of the README was off by
-#: 1.4e-6; kernels add in other orders.
-METER_BASE_TENSORS = 5e-6
+#: Models of the published width, whose optimizer steps are made in float32. On CLIP-B/16 with drawn
+#: weights, float32 is off float64 (`python -m tests.parity.meter_noise --seeds 0 1 2`) by 1.5e-6
+#: (tensors), 2.4e-4 (losses after an update; METER.steps holds before it), 5.7e-6 (weights after
+#: steps) and 4.0e-5 (biases). In a case recorded with the benches' eager model (`--case`), the last
+#: loss of SNLI-VE is off by 1.4e-3, and the recorded one by 2.9e-4 on the other side: 1.7e-3. Both
+#: sides have such noise: tensors are given 3 times that of one, losses 2 times the sum, and weights
+#: 2 times, since a missing decay changes them by 1.9e-5.
+METER_BASE = METER._replace(tensors=5e-6, steps=4e-3, weights_after=1.2e-5)
+
+
+def meter_tolerances(config: dict[str, Any]) -> MeterTolerances:
+    """Look up the class of a recorded case by its config, never by its name."""
+    return METER_BASE if config["hidden"] >= 768 else METER

@@ -122,7 +122,8 @@ def test_transformers_clip_gives_the_same_features(tmp_path, has_text, size):
     else:
         theirs = transformers.CLIPVisionModel(transformers.CLIPVisionConfig(**vision)).eval()
     theirs.save_pretrained(tmp_path)
-    start = read_init(tmp_path / "model.safetensors")
+    # Next to a config.json of transformers.
+    start = read_init(tmp_path)
     assert isinstance(start, EncoderStates)
     target = model("clip", size).eval()
     _, ignored = load_encoder(target, start.states[tmp_path / "model.safetensors"])

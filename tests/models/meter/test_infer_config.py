@@ -96,7 +96,7 @@ def test_a_file_without_any_head():
 
 @pytest.mark.parametrize(
     ("name", "head", "prefix"),
-    [(FLICKR, "itm", "itm_score"), (FLICKR, "rank", "rank_output"), (SWIN, "mlm", "mlm_score")],
+    [(FLICKR, "rank", "rank_output"), (SWIN, "itm", "itm_score"), (SWIN, "mlm", "mlm_score")],
 )
 def test_a_file_that_lacks_the_head_of_a_loss(name, head, prefix):
     state, stored = published(name, f"{prefix}.")
@@ -105,6 +105,13 @@ def test_a_file_that_lacks_the_head_of_a_loss(name, head, prefix):
         meter_config(state, stored)
     # Without a stored config nothing tells.
     assert head not in meter_config(state, {}).heads
+
+
+def test_a_ranking_head_without_the_itm_head_that_it_started_from():
+    state, stored = published(FLICKR, "itm_score.")
+    for given in (stored, {}):
+        with pytest.raises(ValueError, match=r"rank_output\.\* without itm_score"):
+            meter_config(state, given)
 
 
 @pytest.mark.parametrize("losses", [["vqa"], {"vqa": "1"}, {"vqa": None}])

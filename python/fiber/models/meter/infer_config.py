@@ -199,6 +199,11 @@ def _check_heads(stored: Mapping[str, Any], config: MeterConfig) -> None:
     if not config.heads:
         prefixes = ", ".join(_HEAD_PREFIXES.values())
         raise ValueError(f"the file has no head: expected tensors of one of {prefixes}")
+    if "rank" in config.heads and "itm" not in config.heads:
+        raise ValueError(
+            "the file has rank_output.* without itm_score.*: expected both, as the published code"
+            " makes the one from the other"
+        )
     losses = stored.get("loss_names", {})
     if not isinstance(losses, Mapping) or not all(
         isinstance(weight, (int, float)) for weight in losses.values()
