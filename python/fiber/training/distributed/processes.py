@@ -102,9 +102,9 @@ def _initialize(rank: int, world_size: int, device: torch.device, timeout_second
 def _open_store(rank: int, world_size: int, *, is_server: bool = False) -> Store:
     """Connect to the store of the job.
 
-    Under torchrun the agent hosts it. The agent's store may outlive the processes (it does under
-    the static rendezvous), so each start has keys of its own: otherwise a restarted rank finds the
-    addresses of processes that are gone, and waits for them.
+    Under torchrun the agent may host it. The agent's store outlives the processes, so each start
+    has keys of its own: otherwise a restarted rank finds the addresses of processes that are gone,
+    and waits for them. Agents of several nodes count their restarts apart, so they have none.
     """
     has_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     store = dist.TCPStore(  # pyright: ignore[reportPrivateImportUsage]
@@ -116,7 +116,8 @@ def _open_store(rank: int, world_size: int, *, is_server: bool = False) -> Store
         wait_for_workers=False,
         multi_tenant=True,
     )
-    prefix = f"fiber/{restart_count()}"
+    is_alone = os.environ.get("GROUP_WORLD_SIZE") == "1"
+    prefix = f"fiber/{restart_count() if has_agent and is_alone else 0}"
     return dist.PrefixStore(prefix, store)  # pyright: ignore[reportPrivateImportUsage]
 
 
