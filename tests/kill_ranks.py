@@ -53,8 +53,9 @@ LAUNCHERS: dict[str, list[str]] = {
         "localhost:PORT",
     ],
 }
-#: Further options of runs on other numbers of ranks. Dropout differs with them, and sums have another
-#: order: a low temperature, and Adam on gradients that are 0 but for rounding, would amplify that.
+#: Further options of runs on other numbers of ranks. Dropout differs with them, and sums have
+#: another order: a low temperature, and Adam on gradients that are 0 but for rounding, would
+#: amplify that.
 WITHOUT_DROPOUT = [
     part
     for setting in (
