@@ -263,6 +263,25 @@ def test_an_index_that_is_none_is_refused(tmp_path, content):
         stored_tensors(written.folder)
 
 
+class Opener:
+    """Opens a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def test_an_index_calls_nothing(tmp_path):
+    written = write(tmp_path / "run", 3, build_model(preset("micro")))
+    content = pickle.dumps(Opener(tmp_path / "opened"))
+    (written.folder / ".metadata").write_bytes(content)
+    with pytest.raises(ValueError, match=r"\.metadata is damaged.*is not part of an index"):
+        stored_tensors(written.folder)
+    assert not (tmp_path / "opened").exists()
+
+
 def test_an_index_stays_in_its_folder(tmp_path):
     written = write(tmp_path, 3, build_model(preset("micro")))
     path = written.folder / ".metadata"
