@@ -94,7 +94,7 @@ def test_values_and_gradients_are_those_of_plain_attention(image_encoder, num_la
     sides = []
     for parts in (found, expected):
         total = sum((w * part).sum() for w, part in zip(weights, parts, strict=True))
-        # An input that has no part in what is wanted has no gradient.
+        # An input that the wanted outputs do not depend on has no gradient.
         grads = torch.autograd.grad(total, inputs, allow_unused=True, materialize_grads=True)
         sides.append((*parts, *grads))
     for ours, theirs in zip(*sides, strict=True):
