@@ -28,7 +28,11 @@ from fiber.training.checkpoint.folder import newest_checkpoint
 from fiber.training.config.run import RunConfig, load_recipe
 from fiber.training.data import open_data
 from fiber.training.distributed.collectives import broadcast_object, wait_for_all
-from fiber.training.distributed.heartbeat import LostRankError, is_collective_error, kill_hung
+from fiber.training.distributed.heartbeat import (
+    LostRankError,
+    is_collective_error,
+    kill_hung_at_exit,
+)
 from fiber.training.distributed.preemption import Preempted, StopSignal
 from fiber.training.distributed.processes import Processes, joined
 from fiber.training.run_dir import RunFolder, read_metrics
@@ -196,7 +200,7 @@ def _named_peers(folder: RunFolder, processes: Processes) -> Iterator[None]:
             lost = error if isinstance(error, LostRankError) else heartbeat.explain(error)
         newest = newest_checkpoint(folder.checkpoints)
         hint = f"--resume continues after step {newest.step if newest else 0} in {folder.path}"
-        kill_hung(lost.peers)
+        kill_hung_at_exit(lost.peers)
         raise LostRankError(lost.peers, f"{lost}; {hint}") from error
 
 

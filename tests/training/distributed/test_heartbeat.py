@@ -1,5 +1,7 @@
 """Ranks that failed, died or hang are named."""
 
+import subprocess
+import sys
 import threading
 import time
 
@@ -87,6 +89,24 @@ def test_a_rank_that_ends_during_its_work_is_not_waited_for(store, end):
         with pytest.raises(LostRankError, match="rank 0") as error:
             second.wait_for("validation/5", rank=0)
     assert ("out of memory" in str(error.value)) == (end == "fails")
+
+
+def test_a_hung_process_is_killed_only_when_this_one_ends():
+    hung = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"])
+    source = (
+        "import socket, sys, time\n"
+        "from fiber.training.distributed.heartbeat import LostRank, kill_hung_at_exit\n"
+        f"kill_hung_at_exit([LostRank(1, socket.gethostname(), {hung.pid})])\n"
+        "print('its error', flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", source], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline() == "its error\n"
+        assert hung.poll() is None
+        process.communicate()
+    assert hung.wait(timeout=60) == -9
 
 
 def test_only_some_errors_come_from_collectives():

@@ -7,6 +7,7 @@ fails, the counters that stand still are those of dead or stopped processes.
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import signal
@@ -190,11 +191,16 @@ def is_collective_error(error: BaseException) -> bool:
     )
 
 
-def kill_hung(peers: Sequence[LostRank]) -> None:
-    """Kill hung processes of this job on this host.
+def kill_hung_at_exit(peers: Sequence[LostRank]) -> None:
+    """Kill hung processes of this job on this host when this process ends.
 
-    A stopped process does not react to the agent's SIGTERM, and the agent waits for it.
+    A stopped process does not react to the agent's SIGTERM, and the agent waits for it. It is not
+    killed earlier, since the agent then ends this process, maybe before its error is printed.
     """
+    atexit.register(_kill_hung, tuple(peers))
+
+
+def _kill_hung(peers: Sequence[LostRank]) -> None:
     for peer in peers:
         if peer.host == socket.gethostname() and peer.pid and not peer.error:
             with suppress(ProcessLookupError, PermissionError):
