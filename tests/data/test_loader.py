@@ -421,6 +421,10 @@ def test_the_warning_points_at_the_line_that_iterates(tokenizer, skipping):
         ({"image_dtype": "int8"}, r"image_dtype.*'int8'.*'float32'.*'float16'"),
         ({"max_tokens": -1}, r"max_tokens.*-1.*1"),
         ({"rank": 2, "world_size": 2}, r"rank.*2.*world_size .2."),
+        (
+            {"batch_size": 2, "world_size": 3, "split_batches": True},
+            r"batch_size is 2; with split_batches, expected world_size \(3\) or more",
+        ),
         ({"on_error": "ignore"}, r"on_error.*'ignore'"),
         ({"max_tokens": 1}, r"max_tokens: 1.*2"),
         ({"mlm_probability": 1.5}, r"mlm_probability: 1.5.*0.*1"),

@@ -11,7 +11,14 @@ from fiber.losses.caption import gold_loss, self_critical_loss
 from fiber.losses.distributed import fetch_rows, world_size
 from fiber.losses.itc import itc_loss, text_fingerprints
 from fiber.losses.itc_queue import PairQueue
-from fiber.losses.itm import half_pairs, hard_negatives, itm_loss, matching_pairs, pair_loss
+from fiber.losses.itm import (
+    half_pairs,
+    hard_negatives,
+    itm_loss,
+    join_pairs,
+    negative_rows,
+    pair_loss,
+)
 from fiber.losses.language import caption_loss, mlm_loss, nlvr2_loss, vqa_loss
 
 WIDTH, VOCABULARY, ANSWERS = 6, 11, 5
@@ -44,7 +51,8 @@ class Toy(nn.Module):
             text_fingerprints(ids, mask),
         )
         negatives = hard_negatives(similarities, seed=5, step=step)
-        pairs = matching_pairs(image_rows, text_rows, mask, negatives)
+        wrong = negative_rows(image_rows, text_rows, mask, negatives)
+        pairs = join_pairs((image_rows, text_rows, mask), wrong)
         fused = self.fuse(pairs.image_rows, pairs.text_rows, pairs.text_mask)
         pooled = self.fuse(image_rows, text_rows, mask)
         half = half_pairs(batch["image_ids"], seed=5, step=step)

@@ -33,6 +33,22 @@ def all_rank_sum(tensor: Tensor) -> Tensor:
     return total
 
 
+def rank_mean(total: Tensor, own: Tensor, whole: Tensor | None = None) -> Tensor:
+    """Scale a rank's sum, such that the mean over ranks is the mean over the global batch.
+
+    Args:
+        total: scalar, the sum over terms on this rank.
+        own: int64 scalar, the number of terms on this rank; ignored if `whole` is given.
+        whole: number of terms of the global batch, if known. For a part of this rank's rows, pass
+            it, so that the results of all parts add up.
+
+    Returns:
+        total * world size / whole, or 0 if there are no terms.
+    """
+    whole = all_rank_sum(own) if whole is None else whole
+    return total * world_size() / whole.clamp(min=1)
+
+
 def rank() -> int:
     """Return the rank of this process, or 0 without torch.distributed."""
     return dist.get_rank() if world_size() > 1 else 0

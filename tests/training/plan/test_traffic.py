@@ -10,8 +10,9 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from fiber.config_io import replace_fields
 from fiber.training.distributed.processes import Processes
 from fiber.training.distributed.replicate import Replicate
-from fiber.training.objective_state import ObjectiveState
-from fiber.training.objectives import Draw, TrainStep
+from fiber.training.objectives.draw import Draw
+from fiber.training.objectives.state import ObjectiveState
+from fiber.training.objectives.step import TrainStep
 from fiber.training.plan.traffic import (
     Traffic,
     gradient_bytes,
@@ -20,8 +21,8 @@ from fiber.training.plan.traffic import (
     shard_bytes,
 )
 from tests.training.micro_runs import coarse_config
-from tests.training.test_objectives import model_and_batches
-from tests.training.test_ranking import model_and_batch, ranking, scenes  # noqa: F401  (fixtures)
+from tests.training.objectives.test_ranking import model_and_batch, ranking, scenes  # noqa: F401  (fixtures)
+from tests.training.objectives.test_step import model_and_batches
 
 #: Counts, ids, labels and masks, which the formulas leave out.
 SMALL = 0.05

@@ -140,7 +140,8 @@ class TrainConfig:
     #: Maximum number of epochs, for a run with one task: it ends after `epochs` or `steps`,
     #: whichever comes first. 0 means no limit.
     epochs: float = 0.0
-    #: Number of micro-batches per step; their gradients are averaged.
+    #: Number of micro-batches per step; their gradients are averaged. Contrast, hard negatives and
+    #: the means of losses are over one micro-batch of all ranks.
     accumulation: int = 1
     #: Precision of forward and backward passes; weights, losses and optimizer state stay float32.
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -154,6 +155,9 @@ class TrainConfig:
     shard_size: int = 0
     #: Precision in which gradients are summed over ranks.
     reduce_precision: Literal["float32", "bfloat16"] = "float32"
+    #: Samples of a forward pass on each rank; 0 means all of a micro-batch. Losses are the same for
+    #: any number: means, contrast and hard negatives are over the whole micro-batch.
+    samples_per_pass: int = 0
     #: Compile forward and backward passes of the backbone with torch.compile; first steps are slow.
     compile: bool = False
     #: Decay of the exponential moving average (EMA) of the weights; the EMA then becomes the
@@ -182,7 +186,7 @@ class TrainConfig:
         _check_range(self, "train", ["ema_decay"], 0, below=1)
         _check_range(self, "train", ["timeout_seconds"], 1)
         _check_range(self, "train", ["checkpoint_minutes"], 0)
-        _check_range(self, "train", ["shard_size"], 0)
+        _check_range(self, "train", ["shard_size", "samples_per_pass"], 0)
         require(
             self.shard_size == 0 or self.strategy == "hybrid",
             f"train.shard_size {self.shard_size} is for train.strategy 'hybrid', got"
@@ -401,7 +405,7 @@ def load_recipe(name: str) -> RunConfig:
 #: Fields that say how a run is trained, not what, so a resumed run may change them.
 HOW = (
     *("train.strategy", "train.shard_size", "train.reduce_precision", "train.compile"),
-    *("train.gradient_checkpointing", "train.timeout_seconds"),
+    *("train.gradient_checkpointing", "train.samples_per_pass", "train.timeout_seconds"),
     *("train.log_every", "train.keep_checkpoints", "train.checkpoint_minutes"),
 )
 

@@ -17,7 +17,7 @@ from fiber.config import FiberConfig
 from fiber.losses.itc_queue import PairQueue
 from fiber.models.fiber.image_text import FiberImageText
 from fiber.training.config.run import RunConfig
-from fiber.training.scst import CaptionRewards
+from fiber.training.objectives.scst import CaptionRewards
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,10 +4,12 @@ import pytest
 import torch
 
 from fiber.training.config.tasks import CaptionTask, ImageTextTask
-from fiber.training.objective_state import ObjectiveState
-from fiber.training.objectives import Draw, TrainStep, caption_losses
+from fiber.training.objectives.captions import caption_losses
+from fiber.training.objectives.draw import Draw
+from fiber.training.objectives.state import ObjectiveState
+from fiber.training.objectives.step import TrainStep
 from tests.training.micro_runs import coarse_config, run
-from tests.training.test_objectives import image_text_losses, model_and_batches
+from tests.training.objectives.test_step import image_text_losses, model_and_batches
 from tests.training.test_trainer import StopError, numbers, stop_before, weights_equal
 
 STATEFUL = {
@@ -106,7 +108,7 @@ def test_the_frozen_copy_is_renewed_when_it_is_time(coarse):
     losses = TrainStep(model, tasks, state)("caption", batches["caption"], Draw(0, 0))
     losses["caption"].backward()
     assert all(p.grad is None for p in state.reference.parameters())
-    likelihood = caption_losses(model, batches["caption"], CaptionTask(share=1))
+    likelihood = next(caption_losses(model, batches["caption"], CaptionTask(share=1)))
     # Every weight is at most 1.
     assert losses["caption"] < likelihood["caption"]
 
