@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fiber.training.distributed.strategy import Strategy
 from fiber.training.objectives.draw import Draw
-from fiber.training.objectives.passes import Passes
+from fiber.training.objectives.forward_passes import ForwardPasses
 from fiber.training.objectives.split_backward import SplitGraph
 from fiber.training.objectives.step import TrainStep
 
@@ -32,7 +32,7 @@ class MicroBatches:
         strategy: Strategy,
         *,
         accumulation: int,
-        passes: Passes,
+        passes: ForwardPasses,
         autocast: Callable[..., torch.autocast],
     ) -> None:
         self.step, self.strategy = step, strategy

@@ -53,7 +53,7 @@ from fiber.training.machine_memory import check_memory
 from fiber.training.meters import Meter, PriorWatch, prior_losses
 from fiber.training.micro_batch import MicroBatches
 from fiber.training.objectives.draw import Draw
-from fiber.training.objectives.passes import Passes
+from fiber.training.objectives.forward_passes import ForwardPasses
 from fiber.training.objectives.scst import caption_rewards
 from fiber.training.objectives.state import ObjectiveState
 from fiber.training.objectives.step import TrainStep
@@ -224,7 +224,7 @@ class Trainer:
             self.step,
             self.strategy,
             accumulation=self.config.train.accumulation,
-            passes=Passes.of(largest, self.config.train.samples_per_pass),
+            passes=ForwardPasses.of(largest, self.config.train.samples_per_pass),
             autocast=self._autocast,
         )
 
@@ -267,12 +267,13 @@ class Trainer:
         Returns:
             L2 norm of the gradient before clipping.
         """
-        count, seed = self.config.train.accumulation, self.config.train.seed
+        settings = self.config.train
+        count, seed, by_row = settings.accumulation, settings.seed, settings.draws == "row"
         self.optimizer.zero_grad(set_to_none=True)
         self.strategy.begin_step(task)
         for number, batch in enumerate(batches, start=1):
             batch = batch.to(self.device)
-            draw = Draw(seed, self.steps_done * count + number - 1)
+            draw = Draw(seed, self.steps_done * count + number - 1, by_row)
             losses = self.micro_batches.backward(task, batch, draw, is_last=number == count)
             self.meter.add(losses)
             images_of_each = math.prod(batch.images.shape[1:-3])

@@ -55,3 +55,21 @@ def test_contrast_over_the_step(pictures, tmp_path):
 def test_every_task(pictures, tmp_path, stage):
     changes = {"tasks__image_text__itm_negatives": "half"} if stage == "coarse" else {}
     compare(pictures, tmp_path, stage, [(1, 4), (3, 1), (3, 3)], changes)
+
+
+@pytest.mark.parametrize("stage", ["coarse", "fine", "meter"])
+def test_dropout_by_row(pictures, tmp_path, stage):
+    changes = {"train__draws": "row", "model__roberta__dropout": 0.1}
+    if stage == "meter":
+        changes["model__cross__dropout"] = 0.1
+    else:
+        changes["model__swin__drop_path"] = 0.1
+    if stage == "fine":
+        changes["model__detector__drop_block"] = True
+    compare(pictures, tmp_path, stage, [(1, 4), (2, 1), (3, 1), (3, 3)], changes)
+
+
+def test_dropout_by_row_of_sampled_captions(pictures, tmp_path):
+    shares = {f"tasks__{name}__share": 0 for name in ("question", "reasoning", "image_text")}
+    changes = shares | {"tasks__caption__objective": "cider", "model__roberta__dropout": 0.1}
+    compare(pictures, tmp_path, "coarse", [(1, 4), (3, 1)], changes | {"train__draws": "row"})

@@ -108,7 +108,7 @@ def test_the_frozen_copy_is_renewed_when_it_is_time(coarse):
     losses = TrainStep(model, tasks, state)("caption", batches["caption"], Draw(0, 0))
     losses["caption"].backward()
     assert all(p.grad is None for p in state.reference.parameters())
-    likelihood = next(caption_losses(model, batches["caption"], CaptionTask(share=1)))
+    likelihood = next(caption_losses(model, batches["caption"], CaptionTask(share=1), Draw(0, 0)))
     # Every weight is at most 1.
     assert losses["caption"] < likelihood["caption"]
 

@@ -28,6 +28,7 @@ from fiber.models.fiber.backbone import FiberBackbone
 from fiber.models.fiber.dyhead import DynamicHead
 from fiber.models.fiber.pyramid import FeaturePyramid
 from fiber.ops.anchors import pyramid_anchors
+from fiber.ops.dropout import of_rows
 
 #: Initial token probability; a low value keeps negatives from dominating the first losses.
 PRIOR_PROBABILITY = 0.01
@@ -232,7 +233,8 @@ class FiberDetector(nn.Module):
                 level[rows, :, :height, :width]
                 for level, (height, width) in zip(maps, self._level_sizes(*own), strict=False)
             ]
-            output = self._predict(self.pyramid(cut), text[rows], text_mask[rows])
+            with of_rows(rows):
+                output = self._predict(self.pyramid(cut), text[rows], text_mask[rows])
             outputs.append((rows, self._level_sizes(*own), output))
         return self._join(outputs, text_mask)
 

@@ -173,6 +173,10 @@ class TrainConfig:
     checkpoint_minutes: float = 0.0
     #: Number of newest checkpoints to keep.
     keep_checkpoints: int = 2
+    #: Random numbers of dropout and stochastic depth: "rank" draws from the generator of each rank,
+    #: so they depend on the number of ranks and passes; "row" draws by (seed, step, layer, sample),
+    #: which is slower.
+    draws: Literal["rank", "row"] = "rank"
     #: Seed of the initialization, the data order and all random numbers.
     seed: int = 0
     #: Longest time in seconds that a rank waits for the others before it calls them dead. No step
@@ -191,6 +195,10 @@ class TrainConfig:
             self.shard_size == 0 or self.strategy == "hybrid",
             f"train.shard_size {self.shard_size} is for train.strategy 'hybrid', got"
             f" {self.strategy!r}",
+        )
+        require(
+            not self.compile or self.draws == "rank",
+            f"train.compile is for train.draws 'rank', got {self.draws!r}",
         )
         require(
             not self.compile or self.strategy == "replicate",
@@ -301,6 +309,11 @@ class RunConfig:
         )
         self._check_published()
         require(
+            self.train.draws == "rank" or not self._is_merged,
+            "train.draws 'row' is not for merged attention (model.cross.kind), whose attention"
+            " weights have other places in texts of other lengths",
+        )
+        require(
             batch_size % accumulation == 0,
             f"data.batch_size {batch_size} is not a multiple of train.accumulation {accumulation}",
         )
@@ -318,6 +331,11 @@ class RunConfig:
                 f" leaves one pair per micro-batch; tasks.{losses} need 2 or more, since negatives"
                 " come from the other pairs",
             )
+
+    @property
+    def _is_merged(self) -> bool:
+        model = self.model
+        return isinstance(model, MeterConfig) and model.cross.kind == "merged_attention"
 
     def _check_published(self) -> None:
         """Check what only published runs need."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -21,8 +21,8 @@ from fiber.losses.language import caption_loss
 from fiber.models.fiber.captioner import caption_log_probs, is_written, sample_captions
 from fiber.models.fiber.image_text import FiberImageText
 from fiber.training.config.tasks import CaptionTask
-from fiber.training.objectives.draw import Draw
-from fiber.training.objectives.passes import ONE_PASS, Passes
+from fiber.training.objectives.draw import Draw, Place
+from fiber.training.objectives.forward_passes import ONE_PASS, ForwardPasses
 from fiber.training.objectives.scst import CaptionRewards
 
 #: Stream of `counter_uniforms` that seeds caption sampling; distinct from those of `losses.itm`.
@@ -33,8 +33,9 @@ def caption_losses(
     model: FiberImageText,
     batch: ImageTextBatch,
     task: CaptionTask,
+    draw: Draw,
     reference: FiberImageText | None = None,
-    passes: Passes = ONE_PASS,
+    passes: ForwardPasses = ONE_PASS,
 ) -> Iterator[dict[str, Tensor]]:
     """Yield the loss of predicting each caption token from the image and the tokens before it.
 
@@ -43,9 +44,11 @@ def caption_losses(
     """
     counts = _num_targets(batch)
     whole = passes.whole(counts.sum() if reference is None else (counts > 0).sum())
-    for part in passes.batches(batch):
+    rows = passes.parts(draw.rows(batch))
+    for part, (own_rows,) in zip(passes.batches(batch), rows, strict=True):
         ids, mask = part.token_ids, part.text_mask
-        logits = model.next_token_logits(part.images, ids, mask)
+        with draw.dropout(Place.CAPTION, own_rows):
+            logits = model.next_token_logits(part.images, ids, mask)
         if reference is None:
             yield {"caption": caption_loss(logits, ids, mask, whole=whole)}
             continue
@@ -61,7 +64,7 @@ def self_critical_losses(
     task: CaptionTask,
     draw: Draw,
     rewards: CaptionRewards,
-    passes: Passes = ONE_PASS,
+    passes: ForwardPasses = ONE_PASS,
 ) -> Iterator[dict[str, Tensor]]:
     """Yield the caption likelihood and a policy-gradient loss on sampled captions (SCST).
 
@@ -79,22 +82,26 @@ def self_critical_losses(
     counts = row_counts(batch.image_ids)
     images = torch.tensor(sum(counts), device=batch.token_ids.device)
     whole = passes.whole(_num_targets(batch).sum())
-    first = sum(counts[: rank()])
-    for rows, part in zip(passes.slices(len(batch)), passes.batches(batch), strict=True):
-        tokens = model.backbone.encode_image(part.images).stages[-1]
-        text = model.decode_text(tokens, part.token_ids, part.text_mask)
-        logits = model.caption_logits(text)
+    rows = torch.arange(len(batch), device=images.device) + sum(counts[: rank()])
+    for part, (own,) in zip(passes.batches(batch), passes.parts(rows), strict=True):
+        with draw.dropout(Place.CAPTION, own):
+            tokens = model.backbone.encode_image(part.images).stages[-1]
+            text = model.decode_text(tokens, part.token_ids, part.text_mask)
+            logits = model.caption_logits(text)
         likelihood = caption_loss(logits, part.token_ids, part.text_mask, whole=whole)
-        samples = sample_captions(
-            model,
-            tokens,
-            samples_per_image=task.cider_samples,
-            max_tokens=model.config.max_tokens,
-            generator=_generators(draw, first + rows.start, len(part), tokens.device),
-        ).token_ids
+        with draw.dropout(Place.SAMPLES, own):
+            samples = sample_captions(
+                model,
+                tokens,
+                samples_per_image=task.cider_samples,
+                max_tokens=model.config.max_tokens,
+                generator=_generators(draw, own.tolist(), tokens.device),
+            ).token_ids
         cider = rewards(part.keys, samples)
+        with draw.dropout(Place.LOG_PROBS, own):
+            log_probs = caption_log_probs(model, tokens, samples)
         loss = self_critical_loss(
-            caption_log_probs(model, tokens, samples),
+            log_probs,
             is_written(samples),
             cider,
             baseline=others_mean(cider) if task.cider_baseline == "others" else PUBLISHED_BASELINE,
@@ -109,9 +116,8 @@ def _num_targets(batch: ImageTextBatch) -> Tensor:
     return batch.text_mask[:, 1:].sum(1)
 
 
-def _generators(draw: Draw, first: int, count: int, device: torch.device) -> list[torch.Generator]:
-    """Create a generator for each of `count` rows of the global batch."""
-    rows = np.arange(first, first + count)
-    uniforms = counter_uniforms(draw.seed, draw.number, _CAPTION_STREAM, rows).tolist()
+def _generators(draw: Draw, rows: Sequence[int], device: torch.device) -> list[torch.Generator]:
+    """Create a generator for each of some rows of the global batch."""
+    uniforms = counter_uniforms(draw.seed, draw.number, _CAPTION_STREAM, np.array(rows)).tolist()
     # All 53 random bits, because CPU generators only use the lowest 32 bits of a seed.
     return [torch.Generator(device).manual_seed(int(uniform * 2**53)) for uniform in uniforms]

@@ -18,9 +18,9 @@ from fiber.models.meter.image_text import MeterImageText
 from fiber.models.registry import Network
 from fiber.training.config.tasks import TasksConfig
 from fiber.training.objectives.captions import caption_losses, self_critical_losses
-from fiber.training.objectives.draw import Draw
+from fiber.training.objectives.draw import Draw, Place
+from fiber.training.objectives.forward_passes import ONE_PASS, ForwardPasses
 from fiber.training.objectives.image_text import image_text_branches, ranking_branches
-from fiber.training.objectives.passes import ONE_PASS, Passes
 from fiber.training.objectives.split_backward import SplitGraph
 from fiber.training.objectives.state import ObjectiveState
 
@@ -72,7 +72,7 @@ class TrainStep(nn.Module):
         batch: Any,
         draw: Draw,
         split: SplitGraph | None = None,
-        passes: Passes = ONE_PASS,
+        passes: ForwardPasses = ONE_PASS,
     ) -> Iterator[dict[str, Tensor]]:
         """Yield the losses of one task, one branch at a time.
 
@@ -92,7 +92,7 @@ class TrainStep(nn.Module):
             the scalars of a name add up to the loss.
         """
         if isinstance(self.model, FiberDetector):
-            yield from self._grounding_losses(batch, passes)
+            yield from self._grounding_losses(batch, draw, passes)
         elif task == "image_text":
             settings, queue = self.tasks.image_text, self.state.queue
             yield from image_text_branches(self.model, batch, settings, draw, queue, split, passes)
@@ -108,8 +108,12 @@ class TrainStep(nn.Module):
                 "entailment": self._entailment_loss,
             }[task]
             whole = passes.whole(num_labels(batch.token_ids[:, 0]))
-            for part in passes.batches(batch):
-                yield losses(part, whole)
+            rows = passes.parts(draw.rows(batch))
+            for part, (own_rows,) in zip(passes.batches(batch), rows, strict=True):
+                # Those of NLVR2 have two images; all left ones come first.
+                with draw.dropout(Place.PAIR, own_rows, is_repeated=True):
+                    loss = losses(part, whole)
+                yield loss
 
     def pass_through(self, tensor: Tensor) -> Tensor:
         """Return the tensor; under FSDP2, gradients can be reduced by its backward pass."""
@@ -121,7 +125,7 @@ class TrainStep(nn.Module):
         if temperature is not None:
             clamp_temperature(temperature)
 
-    def num_branches(self, task: str, passes: Passes = ONE_PASS) -> int:
+    def num_branches(self, task: str, passes: ForwardPasses = ONE_PASS) -> int:
         """Return the number of branches that `branches` yields for a task."""
         if task == "image_text":
             weights = self.tasks.image_text
@@ -153,21 +157,23 @@ class TrainStep(nn.Module):
         return {"snli": entailment_loss(logits, batch.targets.argmax(1), whole=whole)}
 
     def _caption_losses(
-        self, batch: ImageTextBatch, draw: Draw, passes: Passes
+        self, batch: ImageTextBatch, draw: Draw, passes: ForwardPasses
     ) -> Iterator[dict[str, Tensor]]:
         model, task = cast(FiberImageText, self.model), self.tasks.caption
         if self.state.rewards is not None:
             return self_critical_losses(model, batch, task, draw, self.state.rewards, passes)
-        return caption_losses(model, batch, task, self.state.reference, passes)
+        return caption_losses(model, batch, task, draw, self.state.reference, passes)
 
     def _grounding_losses(
-        self, batch: GroundingBatch, passes: Passes
+        self, batch: GroundingBatch, draw: Draw, passes: ForwardPasses
     ) -> Iterator[dict[str, Tensor]]:
         model = cast(FiberDetector, self.model)
         whole = None
         if passes.count > 1:
             locations = model.locations(batch.images, batch.image_sizes)
             whole = passes.whole(num_assigned(*locations, batch, model.config))
-        for part in passes.batches(batch):
-            output = model(part.images, part.token_ids, part.text_mask, part.image_sizes)
+        rows = passes.parts(draw.rows(batch))
+        for part, (own_rows,) in zip(passes.batches(batch), rows, strict=True):
+            with draw.dropout(Place.PAIR, own_rows):
+                output = model(part.images, part.token_ids, part.text_mask, part.image_sizes)
             yield grounding_losses(output, part, model.config, whole=whole)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from fiber.config_io import require
 from fiber.training.config.run import RunConfig
 from fiber.training.machine_memory import FROZEN_BYTES, TRAINED_BYTES, count_parameters
-from fiber.training.objectives.passes import Passes
+from fiber.training.objectives.forward_passes import ForwardPasses
 from fiber.training.plan.gpus import find_gpu, peak_of
 from fiber.training.plan.step_cost import TextShape, count_step, is_counted, largest_image
 from fiber.training.plan.traffic import (
@@ -146,7 +146,7 @@ def plan_run(config: RunConfig, cluster: Cluster) -> ClusterPlan:
     tokens, size = config.model.max_tokens, largest_image(config)
     rotation = Counter(config.tasks.rotation())
     share = {task: count / rotation.total() for task, count in rotation.items()}
-    passes = Passes.of(samples, config.train.samples_per_pass).count
+    passes = ForwardPasses.of(samples, config.train.samples_per_pass).count
     of_a_pass = -(-samples // passes)
     costs = {task: _cost(config, task, of_a_pass, tokens, size) for task in share}
     traffic = {task: loss_traffic(config, task, cluster.gpus, tokens, size) for task in share}

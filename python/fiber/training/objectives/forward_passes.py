@@ -14,14 +14,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from fiber.data.batch import BatchT
 from fiber.losses.distributed import all_rank_sum
+from fiber.ops.dropout import checkpointed
 
 
 @dataclass(frozen=True)
-class Passes:
+class ForwardPasses:
     """Split of this rank's samples of a micro-batch into parts.
 
     All ranks have the same number of parts. Sizes of parts differ by at most 1.
@@ -30,7 +30,7 @@ class Passes:
     count: int = 1
 
     @classmethod
-    def of(cls, samples: int, limit: int) -> Passes:
+    def of(cls, samples: int, limit: int) -> ForwardPasses:
         """Split at most `samples` into as few parts as have at most `limit`; 0 means no limit."""
         return cls(max(1, -(-samples // limit)) if limit else 1)
 
@@ -66,8 +66,8 @@ class Passes:
         if self.count == 1:
             return function(*tensors)
         parts = self.parts(*tensors)
-        return torch.cat([checkpoint(function, *part, use_reentrant=False) for part in parts])
+        return torch.cat([checkpointed(function, *part) for part in parts])
 
 
 #: All samples in one pass.
-ONE_PASS = Passes()
+ONE_PASS = ForwardPasses()

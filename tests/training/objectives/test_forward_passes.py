@@ -10,7 +10,7 @@ from fiber.data.batch import GroundingBatch
 from fiber.losses.itc_queue import PairQueue
 from fiber.training.micro_batch import MicroBatches
 from fiber.training.objectives.draw import Draw
-from fiber.training.objectives.passes import Passes
+from fiber.training.objectives.forward_passes import ForwardPasses
 from fiber.training.objectives.state import ObjectiveState
 from fiber.training.objectives.step import TrainStep
 from fiber.training.optim import freeze
@@ -40,7 +40,7 @@ def double(model):
     return copy.deepcopy(model).double()
 
 
-def trained(model, config, batch, task, passes, state=None):
+def trained(model, config, batch, task, passes, state=None, *, by_row=False):
     """Losses, gradients and announcements of one micro-batch."""
     strategy, step = NoStrategy(), TrainStep(model, config.tasks, state)
     micro = MicroBatches(
@@ -51,15 +51,15 @@ def trained(model, config, batch, task, passes, state=None):
         autocast=lambda enabled=True: torch.autocast("cpu", enabled=False),
     )
     torch.manual_seed(0)
-    losses = micro.backward(task, batch, Draw(3, 5), is_last=True)
+    losses = micro.backward(task, batch, Draw(3, 5, by_row), is_last=True)
     named = model.named_parameters()
     return losses, {name: p.grad for name, p in named if p.grad is not None}, strategy.announced
 
 
-def compare(model, config, batch, task, count, state_of=lambda: None):
+def compare(model, config, batch, task, count, state_of=lambda: None, **options):
     batch = in_double(batch)
-    one = trained(double(model), config, batch, task, Passes(1), state_of())
-    many = trained(double(model), config, batch, task, Passes(count), state_of())
+    one = trained(double(model), config, batch, task, ForwardPasses(1), state_of(), **options)
+    many = trained(double(model), config, batch, task, ForwardPasses(count), state_of(), **options)
     limit = GROUNDING_LIMIT if task == "grounding" else LIMIT
     assert one[0].keys() == many[0].keys()
     for name, loss in one[0].items():
@@ -149,7 +149,9 @@ def test_a_queue(coarse):
     )
     for name in ("image_vectors", "text_vectors", "images"):
         setattr(queue, name, getattr(queue, name).double())
-    trained(double(model), config, batch, "image_text", Passes(1), ObjectiveState(queue=queue))
+    trained(
+        double(model), config, batch, "image_text", ForwardPasses(1), ObjectiveState(queue=queue)
+    )
     assert queue.written == BATCH
     queues = []
 
@@ -209,6 +211,48 @@ def test_meter(pictures, task):
     compare(model, config, batches[task], task, 3)
 
 
+#: Every random layer.
+DROPOUT = {"model__roberta__dropout": 0.1, "model__swin__drop_path": 0.3}
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("task", ["image_text", "question", "reasoning", "caption"])
+def test_dropout_by_row(pictures, task, checkpointing):
+    config = coarse_config(
+        data__batch_size=BATCH, **DROPOUT, tasks__image_text__itm_negatives="half"
+    )
+    config, model, batches = model_and_batches(config, pictures)
+    model.backbone.gradient_checkpointing = checkpointing
+    compare(model, config, batches[task], task, 3, by_row=True)
+    # There is dropout, and it is not that of another step.
+    batch = batches[task]
+    losses = [
+        TrainStep(model, config.tasks)(task, batch, Draw(3, number, True)) for number in (5, 6)
+    ]
+    assert all(losses[0][name] != losses[1][name] for name in losses[0])
+
+
+def test_dropout_by_row_of_the_detector(pictures):
+    changes = {"model__detector__drop_block": True}
+    config = fine_config(data__batch_size=BATCH, **DROPOUT, **changes)
+    config, model, batches = model_and_batches(config, pictures)
+    batch = batches["grounding"]
+    sizes = batch.image_sizes.clone()
+    for mixed in (False, True):
+        if mixed:
+            sizes[2:4] = torch.tensor([32, 64])
+        batch = dataclasses.replace(batch, image_sizes=sizes)
+        compare(model, config, batch, "grounding", 3, by_row=True)
+
+
+@pytest.mark.parametrize("task", ["image_text", "reasoning", "ranking"])
+def test_dropout_by_row_of_meter(pictures, task):
+    changes = {"model__cross__dropout": 0.1, "model__roberta__dropout": 0.1}
+    config = config_of("meter", data__batch_size=BATCH, **changes)
+    config, model, batches = model_and_batches(config, pictures, records_of("meter", pictures))
+    compare(model, config, batches[task], task, 3, by_row=True)
+
+
 def test_less_is_kept_at_a_time(coarse):
     config, model, batches = coarse
     kept = {}
@@ -216,7 +260,11 @@ def test_less_is_kept_at_a_time(coarse):
         counter = Kept()
         with counter.hooks():
             trained(
-                copy.deepcopy(model), config, batches["image_text"], "image_text", Passes(count)
+                copy.deepcopy(model),
+                config,
+                batches["image_text"],
+                "image_text",
+                ForwardPasses(count),
             )
         kept[count] = counter.most
     # Parameters and images are kept in any case.
@@ -224,17 +272,29 @@ def test_less_is_kept_at_a_time(coarse):
 
 
 def test_parts():
-    assert [Passes.of(7, limit).count for limit in (0, 1, 2, 3, 4, 7, 8)] == [1, 7, 4, 3, 2, 1, 1]
-    assert [(rows.start, rows.stop) for rows in Passes(3).slices(7)] == [(0, 2), (2, 4), (4, 7)]
+    assert [ForwardPasses.of(7, limit).count for limit in (0, 1, 2, 3, 4, 7, 8)] == [
+        1,
+        7,
+        4,
+        3,
+        2,
+        1,
+        1,
+    ]
+    assert [(rows.start, rows.stop) for rows in ForwardPasses(3).slices(7)] == [
+        (0, 2),
+        (2, 4),
+        (4, 7),
+    ]
     # A rank whose samples were skipped may have less of them than parts.
-    assert [rows.stop - rows.start for rows in Passes(3).slices(2)] == [0, 1, 1]
+    assert [rows.stop - rows.start for rows in ForwardPasses(3).slices(2)] == [0, 1, 1]
 
 
 def test_rows_of_a_batch(fine):
     batch = fine[2]["grounding"]
     counts = torch.tensor([1, 0, 2, 0, 1, 2, 1])
     batch = dataclasses.replace(batch, boxes_per_image=counts)
-    parts = list(Passes(3).batches(batch))
+    parts = list(ForwardPasses(3).batches(batch))
     assert [len(part) for part in parts] == [2, 2, 3]
     assert [part.boxes_per_image.tolist() for part in parts] == [[1, 0], [2, 0], [1, 2, 1]]
     assert torch.equal(torch.cat([part.boxes_xyxy for part in parts]), batch.boxes_xyxy)
