@@ -16,6 +16,7 @@ from fiber.training.plan.step_cost import TextShape, count_step, is_counted, lar
 from fiber.training.plan.traffic import (
     gradient_bytes,
     loss_traffic,
+    queue_image_bytes,
     queue_pair_bytes,
     shard_bytes,
     weight_bytes,
@@ -163,7 +164,7 @@ def plan_run(config: RunConfig, cluster: Cluster) -> ClusterPlan:
     if compute is not None:
         per_sample = sum(part * (2 if task == "reasoning" else 1) for task, part in share.items())
         images = config.data.batch_size * per_sample / compute / cluster.nodes
-    queue, reference = _objective_bytes(config, parameters)
+    queue, reference = _objective_bytes(config, parameters, cluster.gpus)
     average = 4 * parameters if config.train.ema_decay > 0 else 0
     strategies = {
         name: _strategy(
@@ -179,7 +180,9 @@ def plan_run(config: RunConfig, cluster: Cluster) -> ClusterPlan:
         )
         for name in ("replicate", "shard", "hybrid")
     }
-    checkpoint = 4 * parameters + 8 * trained + average + queue + reference
+    # A checkpoint has the parts of all GPUs.
+    objectives = sum(_objective_bytes(config, parameters, gpus=1))
+    checkpoint = 4 * parameters + 8 * trained + average + objectives
     seconds = checkpoint / (1e9 * cluster.disk_gbps)
     hours = GPU_HOURS_PER_INTERRUPTION / cluster.gpus
     return ClusterPlan(
@@ -240,12 +243,14 @@ def _cost(
     return flops / 2, one.activation_bytes + (samples - 1) * each
 
 
-def _objective_bytes(config: RunConfig, parameters: int) -> tuple[int, int]:
-    """Return the bytes of the ITC queue and of the reference model of GOLD."""
+def _objective_bytes(config: RunConfig, parameters: int, gpus: int) -> tuple[int, int]:
+    """Return the bytes on a GPU of the ITC queue and of the reference model of GOLD."""
     active, task = config.tasks.active(), config.tasks.image_text
     queue = reference = 0
     if "image_text" in active and task.has_contrast and task.itc_form == "queue":
-        queue = task.queue_length * queue_pair_bytes(config)
+        pair, image = queue_pair_bytes(config), queue_image_bytes(config)
+        # Each GPU holds a part of the images.
+        queue = task.queue_length * (pair - image) + -(-task.queue_length // gpus) * image
     if "caption" in active and config.tasks.caption.objective == "gold":
         reference = 4 * parameters
     return queue, reference
