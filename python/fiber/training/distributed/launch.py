@@ -10,8 +10,10 @@ import dataclasses
 import logging
 import os
 import signal
+import socket
 import sys
 import tempfile
+import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +24,11 @@ import torch
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous.api import RendezvousError
+from torch.distributed.elastic.rendezvous.c10d_rendezvous_backend import DEFAULT_PORT
+from torch.distributed.elastic.rendezvous.utils import (
+    _matches_machine_hostname,
+    parse_rendezvous_endpoint,
+)
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from fiber.env import usable_cores
@@ -95,13 +102,16 @@ def launch(arguments: Sequence[str], job: Job) -> int:
         # others no longer write (torch 2.15: `DynamicRendezvousHandler.next_rendezvous`). Without
         # it, rank 0 hosts a store.
         os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
-    # torchrun's agent handles the other signals that end a run in the same way.
-    signal.signal(signal.SIGUSR1, _raise_signal)
+    # torchrun's agent handles the other signals that end a run in the same way, SIGTERM too once
+    # processes run. Before, the first process of a container would ignore it.
+    for number in (signal.SIGUSR1, signal.SIGTERM):
+        signal.signal(number, _raise_signal)
     with tempfile.TemporaryDirectory(prefix="fiber-launch-") as notes:
         os.environ[NOTES] = notes
         _quiet_agent(Path(notes))
-        start = elastic_launch(_config(job), sys.executable)
         try:
+            address = _wait_for_host(job.rendezvous) if job.nodes[1] > 1 else "localhost"
+            start = elastic_launch(_config(job, address), sys.executable)
             start("-m", "fiber.cli", *arguments)
         except SignalException as stop:
             return 130 if stop.sigval == signal.SIGINT else EXIT_CODE
@@ -116,6 +126,38 @@ def launch(arguments: Sequence[str], job: Job) -> int:
     return 0
 
 
+def _wait_for_host(rendezvous: str, *, longest: float = JOIN_SECONDS) -> str:
+    """Wait until the node of the rendezvous listens, unless this node is it.
+
+    The agent itself waits for 60 seconds only, and nodes may start minutes apart, for example where
+    each pulls a container image first.
+
+    Returns:
+        A name or an address of this node that the other nodes can reach. They may not be able to
+        resolve its host name, which is the agent's own choice.
+
+    Raises:
+        ValueError: if `rendezvous` is not HOST:PORT.
+        ConnectionError: if the node does not listen after `longest` seconds.
+    """
+    host, port = parse_rendezvous_endpoint(rendezvous, default_port=DEFAULT_PORT)
+    if _matches_machine_hostname(host):
+        return host
+    end = time.monotonic() + longest
+    while True:
+        try:
+            with socket.create_connection((host, port), timeout=5) as connection:
+                return connection.getsockname()[0]
+        except OSError as error:
+            # The name of a node that has not started may be unknown until it does.
+            if time.monotonic() >= end:
+                raise ConnectionError(
+                    f"the rendezvous at {rendezvous} does not answer after {longest:g} s: {error};"
+                    " expected the host name or the address of one of the nodes"
+                ) from error
+        time.sleep(1)
+
+
 def _quiet_agent(notes: Path) -> None:
     """Log which process failed, but not each process that the agent ends.
 
@@ -127,7 +169,7 @@ def _quiet_agent(notes: Path) -> None:
         logger.addFilter(lambda record: not (notes / BAD_INPUT).exists())
 
 
-def _config(job: Job) -> LaunchConfig:
+def _config(job: Job, address: str) -> LaunchConfig:
     several = job.nodes[1] > 1
     values: dict[str, Any] = {
         "min_nodes": job.nodes[0],
@@ -139,9 +181,8 @@ def _config(job: Job) -> LaunchConfig:
         "rdzv_configs": {"timeout": JOIN_SECONDS, "last_call_timeout": LAST_CALL_SECONDS},
         "max_restarts": job.restarts,
         "shutdown_timeout": SAVE_SECONDS,
+        "local_addr": address,
     }
-    if not several:
-        values["local_addr"] = "localhost"
     # torch 2.6 has no `shutdown_timeout`; it waits 30 seconds.
     known = {field.name for field in dataclasses.fields(LaunchConfig)}
     return LaunchConfig(**{name: value for name, value in values.items() if name in known})
