@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from fiber.training.run_dir import read_metrics
@@ -18,6 +19,8 @@ from tests.kill_ranks import Job, train_arguments
 EXAMPLES = Path(__file__).parents[3] / "examples" / "cluster"
 #: Steps of a run that nothing happens to.
 FEW = 3
+#: Longest time in seconds until a job must have ended.
+LONGEST_SECONDS = 150
 
 # `fiber` and `torchrun` of this interpreter; SETTINGS makes the run of a command small.
 COMMANDS = {
@@ -68,14 +71,14 @@ class LocalCluster:
 
     def close(self) -> None:
         """End what still runs; `fiber train` ends its ranks on SIGTERM."""
-        running = [job.process for job in self._jobs if job.process.poll() is None]
-        for process in running:
-            os.killpg(process.pid, signal.SIGTERM)
-        for process in running:
-            try:
-                process.wait(30)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
+        for job in self._jobs:
+            if job.process.poll() is None:
+                os.killpg(job.process.pid, signal.SIGTERM)
+        for job in self._jobs:
+            with suppress(subprocess.TimeoutExpired):
+                job.process.wait(30)
+            with suppress(ProcessLookupError):
+                os.killpg(job.process.pid, signal.SIGKILL)
 
 
 def small_run(data: Path, output: Path, *, steps: int = FEW) -> list[str]:
@@ -97,7 +100,10 @@ def free_port_of(ports: range) -> int:
 
 def end_of(*jobs: Job, code: int = 0) -> str:
     """Wait for jobs, check their exit codes, and return what they have printed."""
-    codes = [job.process.wait() for job in jobs]
+    try:
+        codes = [job.process.wait(LONGEST_SECONDS) for job in jobs]
+    except subprocess.TimeoutExpired:
+        codes = [job.process.poll() for job in jobs]
     text = "\n".join(job.text() for job in jobs)
     assert codes == [code] * len(jobs), text
     return text
