@@ -24,8 +24,9 @@ NAMESPACES = [
     *("--pid", "--mount-proc", "--fork", "--kill-child"),
 ]
 
-# The name of node 2 sorts first, which makes it the node of rank 0, and node 1 cannot resolve it.
-# Node 2 starts first, and waits for node 1, which hosts the rendezvous.
+# As on Debian, the name of a node is that of its loopback interface, and the other node does not
+# know it. The name of node 2 sorts first, which makes it the node of rank 0. It starts first, and
+# waits for node 1, which hosts the rendezvous.
 SCRIPT = """
 set -e
 mount -t tmpfs none /run
@@ -38,8 +39,8 @@ for node in 1 2; do
   ip -n "n$node" link set eth0 up
   ip -n "n$node" link set lo up
 done
-printf '127.0.0.1 localhost\\n10.9.0.1 zz\\n' > /run/nodes/1
-printf '127.0.0.1 localhost\\n10.9.0.1 zz\\n10.9.0.2 aa\\n' > /run/nodes/2
+printf '127.0.0.1 localhost\\n127.0.1.1 zz\\n' > /run/nodes/1
+printf '127.0.0.1 localhost\\n127.0.1.1 aa\\n' > /run/nodes/2
 start() {
   ip netns exec "n$1" unshare --uts --mount sh -ec '
     mount --bind "$1" /etc/hosts
@@ -67,9 +68,11 @@ def test_hosts_that_do_not_know_each_others_names(made_once, tmp_path):
         pytest.skip(f"namespaces are not allowed: {tried.stderr.strip()}")
     data, output = made_once("kill_ranks_data", kill_ranks.make_data), tmp_path / "run"
     train = ["fiber", "train", *small_run(data, output), "--processes", "1", "--nodes", "2"]
-    train += ["--rendezvous", "zz:29400", "--job", "two-hosts"]
+    train += ["--rendezvous", "10.9.0.1:29400", "--job", "two-hosts"]
     assert shlex.join(train) == " ".join(train)
     with closing(LocalCluster(tmp_path)) as cluster:
         command = [*NAMESPACES, "bash", "-c", SCRIPT]
-        job = cluster.start(command, output, {"TRAIN": " ".join(train)})
+        # gloo itself would take the address of the host name.
+        environment = {"TRAIN": " ".join(train), "GLOO_SOCKET_IFNAME": "eth0"}
+        job = cluster.start(command, output, environment)
         check_finished(output, FEW, end_of(job))

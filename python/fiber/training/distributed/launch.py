@@ -16,9 +16,10 @@ import tempfile
 import time
 import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -110,8 +111,8 @@ def launch(arguments: Sequence[str], job: Job) -> int:
         os.environ[NOTES] = notes
         _quiet_agent(Path(notes))
         try:
-            address = _wait_for_host(job.rendezvous) if job.nodes[1] > 1 else "localhost"
-            start = elastic_launch(_config(job, address), sys.executable)
+            place = _wait_for_host(job.rendezvous) if job.nodes[1] > 1 else _Place("localhost")
+            start = elastic_launch(_config(job, place), sys.executable)
             start("-m", "fiber.cli", *arguments)
         except SignalException as stop:
             return 130 if stop.sigval == signal.SIGINT else EXIT_CODE
@@ -126,15 +127,21 @@ def launch(arguments: Sequence[str], job: Job) -> int:
     return 0
 
 
-def _wait_for_host(rendezvous: str, *, longest: float = JOIN_SECONDS) -> str:
+class _Place(NamedTuple):
+    """How the nodes of a job see this one."""
+
+    #: A name or an address that the others can reach. The agent itself takes the host name, which
+    #: they may not be able to resolve.
+    address: str
+    #: Whether this node hosts the rendezvous; None where the agent sees it from the name.
+    is_host: bool | None = None
+
+
+def _wait_for_host(rendezvous: str, *, longest: float = JOIN_SECONDS) -> _Place:
     """Wait until the node of the rendezvous listens, unless this node is it.
 
     The agent itself waits for 60 seconds only, and nodes may start minutes apart, for example where
     each pulls a container image first.
-
-    Returns:
-        A name or an address of this node that the other nodes can reach. They may not be able to
-        resolve its host name, which is the agent's own choice.
 
     Raises:
         ValueError: if `rendezvous` is not HOST:PORT.
@@ -142,13 +149,17 @@ def _wait_for_host(rendezvous: str, *, longest: float = JOIN_SECONDS) -> str:
     """
     host, port = parse_rendezvous_endpoint(rendezvous, default_port=DEFAULT_PORT)
     if _matches_machine_hostname(host):
-        return host
+        return _Place(host)
     end = time.monotonic() + longest
     while True:
         try:
             with socket.create_connection((host, port), timeout=5) as connection:
-                return connection.getsockname()[0]
+                return _Place(connection.getsockname()[0])
         except OSError as error:
+            # The agent compares the addresses of its host name, which is often that of the loopback
+            # interface (127.0.1.1 on Debian and Ubuntu).
+            if _is_own(host):
+                return _Place(host, is_host=True)
             # The name of a node that has not started may be unknown until it does.
             if time.monotonic() >= end:
                 raise ConnectionError(
@@ -156,6 +167,19 @@ def _wait_for_host(rendezvous: str, *, longest: float = JOIN_SECONDS) -> str:
                     " expected the host name or the address of one of the nodes"
                 ) from error
         time.sleep(1)
+
+
+def _is_own(host: str) -> bool:
+    """Check whether a name or an address is that of an interface of this machine."""
+    try:
+        found = socket.getaddrinfo(host, None, proto=socket.IPPROTO_TCP)
+    except OSError:
+        return False
+    for family, kind, protocol, _, address in found:
+        with socket.socket(family, kind, protocol) as probe, suppress(OSError):
+            probe.bind(address)
+            return True
+    return False
 
 
 def _quiet_agent(notes: Path) -> None:
@@ -169,7 +193,7 @@ def _quiet_agent(notes: Path) -> None:
         logger.addFilter(lambda record: not (notes / BAD_INPUT).exists())
 
 
-def _config(job: Job, address: str) -> LaunchConfig:
+def _config(job: Job, place: _Place) -> LaunchConfig:
     several = job.nodes[1] > 1
     values: dict[str, Any] = {
         "min_nodes": job.nodes[0],
@@ -181,8 +205,10 @@ def _config(job: Job, address: str) -> LaunchConfig:
         "rdzv_configs": {"timeout": JOIN_SECONDS, "last_call_timeout": LAST_CALL_SECONDS},
         "max_restarts": job.restarts,
         "shutdown_timeout": SAVE_SECONDS,
-        "local_addr": address,
+        "local_addr": place.address,
     }
+    if place.is_host is not None:
+        values["rdzv_configs"]["is_host"] = place.is_host
     # torch 2.6 has no `shutdown_timeout`; it waits 30 seconds.
     known = {field.name for field in dataclasses.fields(LaunchConfig)}
     return LaunchConfig(**{name: value for name, value in values.items() if name in known})
