@@ -20,7 +20,7 @@ EXAMPLES = Path(__file__).parents[3] / "examples" / "cluster"
 #: Steps of a run that nothing happens to.
 FEW = 3
 #: Longest time in seconds until a job must have ended.
-LONGEST_SECONDS = 150
+LONGEST_SECONDS = 240
 
 # `fiber` and `torchrun` of this interpreter; SETTINGS makes the run of a command small.
 COMMANDS = {
