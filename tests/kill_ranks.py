@@ -111,7 +111,7 @@ class Job:
     def ranks(self) -> dict[int, int]:
         """Return the process id of every rank."""
         found = {}
-        for pid in _children(self.process.pid):
+        for pid in children(self.process.pid):
             environment = _environment(pid)
             if "RANK" in environment:
                 found[int(environment["RANK"])] = pid
@@ -157,7 +157,8 @@ def free_port() -> int:
         return free.getsockname()[1]
 
 
-def _children(pid: int) -> list[int]:
+def children(pid: int) -> list[int]:
+    """Return the ids of the processes that a process has started."""
     tasks = Path(f"/proc/{pid}/task").glob("*/children")
     return [int(child) for task in tasks for child in task.read_text().split()]
 
