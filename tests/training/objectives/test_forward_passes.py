@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ import torch
 from fiber.data.batch import GroundingBatch
 from fiber.losses.itc_queue import PairQueue
 from fiber.training.micro_batch import MicroBatches
+from fiber.training.objectives import draw
 from fiber.training.objectives.draw import Draw
 from fiber.training.objectives.forward_passes import ForwardPasses
 from fiber.training.objectives.state import ObjectiveState
@@ -113,7 +115,9 @@ def test_image_text_losses(coarse, changes):
     config, model, batches = coarse
     changed = {f"tasks__image_text__{name}": value for name, value in changes.items()}
     config = dataclasses.replace(config, tasks=coarse_config(**changed).tasks)
-    compare(model, config, batches["image_text"], "image_text", 3)
+    # Parts of 3 and 4 pairs start at an even and at an odd one.
+    for count in (2, 3):
+        compare(model, config, batches["image_text"], "image_text", count)
 
 
 @pytest.mark.parametrize(
@@ -230,6 +234,25 @@ def test_dropout_by_row(pictures, task, checkpointing):
         TrainStep(model, config.tasks)(task, batch, Draw(3, number, True)) for number in (5, 6)
     ]
     assert all(losses[0][name] != losses[1][name] for name in losses[0])
+
+
+@pytest.mark.parametrize("negatives", ["both", "half", "random"])
+def test_no_two_pairs_share_random_numbers(coarse, monkeypatch, negatives):
+    config, model, batches = coarse
+    seen = []
+
+    @contextmanager
+    def by_row(key, rows, *, is_repeated=False):
+        seen.extend((*key, row) for row in rows.tolist())
+        yield
+
+    monkeypatch.setattr(draw, "by_row", by_row)
+    tasks = coarse_config(tasks__image_text__itm_negatives=negatives).tasks
+    TrainStep(model, tasks)("image_text", batches["image_text"], Draw(3, 5, True))
+    assert len(set(seen)) == len(seen)
+    # Image, text, both alone, MLM, and the pairs of ITM.
+    pairs = {"both": 3, "half": 2, "random": 1}[negatives]
+    assert len(seen) == (5 + pairs) * BATCH
 
 
 def test_dropout_by_row_of_the_detector(pictures):
