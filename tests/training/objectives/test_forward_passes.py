@@ -238,7 +238,7 @@ def test_dropout_by_row(pictures, task, checkpointing):
 
 @pytest.mark.parametrize("negatives", ["both", "half", "random"])
 def test_no_two_pairs_share_random_numbers(coarse, monkeypatch, negatives):
-    config, model, batches = coarse
+    _, model, batches = coarse
     seen = []
 
     @contextmanager
