@@ -282,6 +282,21 @@ def test_ranks_share_an_epoch(tokenizer, shuffle):
     assert [len(loader) for loader in loaders] == [2, 2, 2, 2]
 
 
+@pytest.mark.parametrize("chosen", [slice(0), slice(1, None, 3), slice(9, None)])
+def test_chosen_batches_of_an_epoch_are_those_of_the_whole(tokenizer, chosen):
+    options = {"shuffle": True, "seed": 3, "mlm_probability": 0.5}
+    whole = list(make(tokenizer, **options).epoch(1))
+    loader = make(tokenizer, **options)
+    found = list(loader.epoch(1, chosen))
+    assert len(whole) == 6 and len(found) == len(whole[chosen])
+    for batch, same in zip(found, whole[chosen], strict=True):
+        assert batch.keys == same.keys
+        assert torch.equal(batch.images, same.images)
+        assert torch.equal(batch.masked_ids, same.masked_ids)
+    # The others are not read.
+    assert sum(loader.statuses.values()) == sum(len(batch) for batch in found)
+
+
 @pytest.mark.parametrize("done", [1, 5, 6, 11])
 def test_a_resumed_stream_goes_on_where_it_stopped(tokenizer, done):
     whole = samples(take(make(tokenizer, shuffle=True).stream(), 14))
