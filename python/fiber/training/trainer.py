@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fiber.checkpoints.init_from import initialize
 from fiber.checkpoints.load import EncoderStates
-from fiber.checkpoints.model_dir import VOCABULARY_FILES, StoredModel, write_weights
+from fiber.checkpoints.model_dir import StoredModel, write_weights
 from fiber.models.registry import Network, build_model
 from fiber.progress import Progress, readable_seconds, say
 from fiber.training.checkpoint.folder import (
@@ -361,11 +361,7 @@ class Trainer:
                 f"{checkpoint.folder} was written by an earlier version, without fingerprints of"
                 " the data; only the numbers of records were compared"
             )
-        if position.vocabulary_sha256 not in ("", self.vocabulary_sha256):
-            raise ValueError(
-                f"{' or '.join(VOCABULARY_FILES)} in {self.folder.path} has changed since"
-                f" {checkpoint.folder} was saved; restore it, or start a new run in another folder"
-            )
+        self.folder.check_vocabulary(position.vocabulary_sha256, checkpoint.folder)
         if self.validation is not None and self.processes.is_first:
             self.validation.check(position.best_step)
         return position
