@@ -75,14 +75,14 @@ def test_the_best_step_does_not_depend_on_ranks(pictures, tmp_path, stage):
         assert found[name] == found["alone"], name
 
 
-def fail_in_validation(how):
-    """Let rank 1 do something before its part of the second validation."""
+def fail_in_validation(how, rank=1):
+    """Let a rank do something before its part of the second validation."""
     heartbeat.INTERVAL_SECONDS = 0.1
     real, calls = validation.evaluate, []
 
     def evaluate(*arguments, processes, **options):
         calls.append(processes.rank)
-        if processes.rank == 1 and len(calls) == 2:
+        if processes.rank == rank and len(calls) == 2:
             if how == "sleep":
                 time.sleep(8)
             else:
@@ -124,16 +124,24 @@ def test_a_slow_rank_is_waited_for_longer_than_a_collective(pictures, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["SIGKILL", "SIGSTOP"])
-def test_a_rank_that_ends_or_hangs_in_its_part_is_named(pictures, tmp_path, how):
-    ranks = start_ranks(pictures, tmp_path / "run", partial(fail_in_validation, how))
+@pytest.mark.parametrize(
+    ("how", "lost", "expected"),
+    [
+        ("SIGKILL", 1, r"rank 1 \(process {} on .*died or hangs"),
+        ("SIGSTOP", 1, r"rank 1 \(process {} on .*died or hangs"),
+        # Without torchrun, rank 0 hosts the store of the life signs.
+        ("SIGKILL", 0, r"the process that hosts the job's store at .* is gone"),
+    ],
+)
+def test_a_rank_that_ends_or_hangs_in_its_part_is_named(pictures, tmp_path, how, lost, expected):
+    ranks = start_ranks(pictures, tmp_path / "run", partial(fail_in_validation, how, lost))
     try:
-        ranks[0].join(60)
-        assert ranks[0].exitcode == 1
+        ranks[1 - lost].join(60)
+        assert ranks[1 - lost].exitcode == 1
     finally:
         for process in ranks:
             process.kill()
             process.join()
-    text = (tmp_path / "run-0.log").read_text()
-    expected = rf"rank 1 \(process {ranks[1].pid} on .*died or hangs; --resume continues after"
+    text = (tmp_path / f"run-{1 - lost}.log").read_text()
+    expected = expected.format(ranks[lost].pid) + "; --resume continues after step"
     assert re.search(expected, text), text
