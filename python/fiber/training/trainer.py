@@ -304,6 +304,7 @@ class Trainer:
         with self.strategy.whole_model(self.model, self._weights()) as model:
             with self._autocast():
                 found = validation.evaluate(model, self.threads, self.processes)
+            wait_for_work(self.processes)  # Metrics of many boxes take long.
             metrics = broadcast_object(found, self.processes)
             score = metrics["score"]
             # Ties keep the later step.

@@ -46,8 +46,8 @@ def read_checkpoint_model(
     """
     folder = Path(folder).absolute()
     run, checkpoint = RunFolder(folder.parent.parent), _open(folder)
-    config = run.stored_config()
-    if config is None or folder.parent != run.checkpoints:
+    config = run.stored_config() if folder.parent == run.checkpoints else None
+    if config is None:
         raise FileNotFoundError(
             f"{folder} has no configuration and no tokenizer, which are in the folder of its run;"
             f" expected RUN/checkpoints/{folder.name}, with RUN/config.json"
