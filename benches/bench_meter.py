@@ -45,7 +45,7 @@ from fiber.models.meter.config import MeterConfig
 from fiber.models.meter.image_text import MeterImageText
 from fiber.models.meter.keys import meter_keys
 from fiber.models.pair_scoring import TextFeatureStore, ranking_head, run_pairs
-from fiber.training.split_backward import SplitGraph
+from fiber.training.objectives.split_backward import SplitGraph
 
 #: Largest difference of scores and gradients, relative to their norm. Both sides round differently
 #: in some 30 layers.

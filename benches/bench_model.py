@@ -30,10 +30,11 @@ from fiber.losses.itc_queue import PairQueue
 from fiber.models.fiber.image_text import FiberImageText
 from fiber.training.config.run import OptimConfig
 from fiber.training.config.tasks import ImageTextTask, TasksConfig
-from fiber.training.objective_state import ObjectiveState
-from fiber.training.objectives import Draw, TrainStep
+from fiber.training.objectives.draw import Draw
+from fiber.training.objectives.split_backward import SplitGraph
+from fiber.training.objectives.state import ObjectiveState
+from fiber.training.objectives.step import TrainStep
 from fiber.training.optim import build_optimizer
-from fiber.training.split_backward import SplitGraph
 
 PEER = "eager, published passes"
 OURS = "fiber"

@@ -37,8 +37,9 @@ from fiber.losses.itm import half_pairs
 from fiber.models.meter.config import CrossConfig, MeterConfig, MeterHeadsConfig
 from fiber.models.meter.image_text import MeterImageText
 from fiber.training.config.tasks import ImageTextTask, QuestionTask, RankingTask, TasksConfig
-from fiber.training.objectives import Draw, TrainStep
-from fiber.training.split_backward import SplitGraph
+from fiber.training.objectives.draw import Draw
+from fiber.training.objectives.split_backward import SplitGraph
+from fiber.training.objectives.step import TrainStep
 
 PEER = "eager, published passes"
 OURS = "fiber"

@@ -1,9 +1,10 @@
 """Kill, stop and signal ranks of small runs; each must end like the run that nothing happened to.
 
-    python -m tests.kill_ranks --kills 20 --terms 4 --stops 2 --resizes 1 --seed 0
+    python -m tests.kill_ranks --kills 20 --saves 20 --terms 4 --stops 2 --resizes 1 --seed 0
 
 Runs start by `fiber train --processes` and by torchrun with each of its rendezvous. SIGKILL arrives
-at a random rank, at a random step. Prints counts; the exit code is 1 if anything fails.
+at a random rank, at a random step, or at a random moment of the writing of a checkpoint. Prints
+counts; the exit code is 1 if anything fails.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from fiber.atomic_io import PART
 from fiber.training.checkpoint.folder import checkpoints_in
 from fiber.training.distributed.preemption import EXIT_CODE
 from fiber.training.run_dir import read_metrics
@@ -66,6 +68,9 @@ WITHOUT_DROPOUT = [
 ]
 #: Longest time in seconds from a kill to the end of the run.
 LONGEST_SECONDS = 60
+#: Longest time in seconds after a checkpoint has begun that a rank is killed. Most are written in
+#: half of it.
+LONGEST_SAVE = 0.1
 
 
 @dataclass
@@ -106,7 +111,7 @@ class Job:
     def ranks(self) -> dict[int, int]:
         """Return the process id of every rank."""
         found = {}
-        for pid in _children(self.process.pid):
+        for pid in children(self.process.pid):
             environment = _environment(pid)
             if "RANK" in environment:
                 found[int(environment["RANK"])] = pid
@@ -152,7 +157,8 @@ def free_port() -> int:
         return free.getsockname()[1]
 
 
-def _children(pid: int) -> list[int]:
+def children(pid: int) -> list[int]:
+    """Return the ids of the processes that a process has started."""
     tasks = Path(f"/proc/{pid}/task").glob("*/children")
     return [int(child) for task in tasks for child in task.read_text().split()]
 
@@ -184,14 +190,41 @@ def kill(launcher: str, data: Path, whole: Path, output: Path, chance: random.Ra
     step, rank = chance.randrange(1, STEPS - 2), chance.randrange(2)
     job.wait_for_step(step)
     os.kill(job.ranks()[rank], signal.SIGKILL)
+    return _ends_like(whole, job, f"{launcher}: rank {rank} killed at step {step}")
+
+
+def kill_save(
+    launcher: str, data: Path, whole: Path, output: Path, chance: random.Random
+) -> list[str]:
+    """Kill a random rank, or both, at a random moment of the writing of a random checkpoint.
+
+    The run restarts from its newest complete checkpoint, so one that is read wrongly changes the
+    metrics that follow.
+    """
+    job = Job.start(launcher, data, output, "--set", "train.checkpoint_every=1")
+    step, killed = chance.randrange(2, STEPS - 2), chance.choice([[0], [1], [0, 1]])
+    job.wait_for_step(step)
+    ranks, before = job.ranks(), len(checkpoints_in(output / "checkpoints"))
+    while not any((output / "checkpoints").glob(f"{PART}*")):
+        assert job.process.poll() is None, job.text()
+    time.sleep(chance.uniform(0, LONGEST_SAVE))
+    for rank in killed:
+        os.kill(ranks[rank], signal.SIGKILL)
+    is_cut = any((output / "checkpoints").glob(f"{PART}*"))
+    where = f"{launcher}: ranks {killed} killed while saving after step {step}"
+    print(f"{where}, {before} checkpoints before, {'cut' if is_cut else 'complete'}", flush=True)
+    return _ends_like(whole, job, where)
+
+
+def _ends_like(whole: Path, job: Job, where: str) -> list[str]:
+    """Wait for the end of a job of which a rank has been killed now; return what is wrong."""
     began = time.monotonic()
     code = job.process.wait()
     took = time.monotonic() - began
-    where = f"{launcher}: rank {rank} killed at step {step}"
     wrong = []
     if code != 0:
         wrong.append(f"{where}: exit code {code}\n{job.text()}")
-    elif numbers(whole) != numbers(output):
+    elif numbers(whole) != numbers(job.output):
         wrong.append(f"{where}: other metrics")
     if took > LONGEST_SECONDS:
         wrong.append(f"{where}: {took:.0f} s until the end")
@@ -274,7 +307,7 @@ def resize(data: Path, whole: Path, output: Path) -> list[str]:
 
 
 def run_all(
-    work: Path, *, kills: int, terms: int, stops: int, resizes: int, seed: int = 0
+    work: Path, *, kills: int, saves: int, terms: int, stops: int, resizes: int, seed: int = 0
 ) -> list[str]:
     """Run all of it in a folder; return what went wrong."""
     chance, failures = random.Random(seed), []
@@ -291,6 +324,10 @@ def run_all(
         launcher = names[number % len(names)]
         output = work / f"kill-{number}"
         report(f"kill under {launcher}", output, kill(launcher, data, whole, output, chance))
+    for number in range(saves):
+        launcher = names[number % len(names)]
+        output = work / f"save-{number}"
+        report(f"save under {launcher}", output, kill_save(launcher, data, whole, output, chance))
     for number in range(terms):
         output = work / f"term-{number}"
         report("SIGTERM", output, terminate("fiber", data, whole, output, chance))
@@ -307,7 +344,8 @@ def run_all(
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    for name, number in (("kills", 20), ("terms", 4), ("stops", 2), ("resizes", 1), ("seed", 0)):
+    defaults = {"kills": 20, "saves": 20, "terms": 4, "stops": 2, "resizes": 1, "seed": 0}
+    for name, number in defaults.items():
         parser.add_argument(f"--{name}", type=int, default=number)
     with tempfile.TemporaryDirectory() as work:
         failures = run_all(Path(work), **vars(parser.parse_args()))

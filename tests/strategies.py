@@ -101,7 +101,8 @@ def compare(
             for strategy in strategies:
                 count = RANKS[strategy]
                 # The queue's loss depends on the slices of the ranks, as in the published code.
-                one = runs.train("replicate", count if case == "queue" else 1, case)
+                whole = "plain" if case == "passes" else case
+                one = runs.train("replicate", count if case == "queue" else 1, whole)
                 many = runs.train(strategy, count, case)
                 limits, found = FLOAT32_LIMITS, differences(one, many)
                 if case == "bfloat16":

@@ -33,7 +33,7 @@ def test_json(capsys):
     [
         (["pretrian", "--gpus", "64"], "'pretrian' does not exist; did you mean pretrain"),
         (["pretrain", "--gpus", "64", "--gpu", "h10"], "'h10' is unknown; did you mean h100"),
-        (["pretrain", "--gpus", "24"], "4096 is not a multiple of 192"),
+        (["pretrain", "--gpus", "520"], "leaves 512 samples for 520 GPUs"),
         (["pretrain", "--gpus", "12"], "not a multiple of gpus_per_node 8"),
         (["pretrain", "--gpus", "8", "--utilization", "2"], "utilization must be in (0, 1]"),
         (["pretrain", "--gpus", "8", "--set", "data.batchsize=2"], "data.batch_size"),

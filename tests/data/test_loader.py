@@ -284,17 +284,13 @@ def test_ranks_share_an_epoch(tokenizer, shuffle):
 
 @pytest.mark.parametrize("chosen", [slice(0), slice(1, None, 3), slice(9, None)])
 def test_chosen_batches_of_an_epoch_are_those_of_the_whole(tokenizer, chosen):
-    options = {"shuffle": True, "seed": 3, "mlm_probability": 0.5}
-    whole = list(make(tokenizer, **options).epoch(1))
-    loader = make(tokenizer, **options)
-    found = list(loader.epoch(1, chosen))
-    assert len(whole) == 6 and len(found) == len(whole[chosen])
-    for batch, same in zip(found, whole[chosen], strict=True):
-        assert batch.keys == same.keys
+    whole, loader = (make(tokenizer, shuffle=True, mlm_probability=0.5) for _ in range(2))
+    expected, found = list(whole.epoch(1))[chosen], list(loader.epoch(1, chosen))
+    assert [batch.keys for batch in found] == [batch.keys for batch in expected]
+    for batch, same in zip(found, expected, strict=True):
         assert torch.equal(batch.images, same.images)
         assert torch.equal(batch.masked_ids, same.masked_ids)
-    # The others are not read.
-    assert sum(loader.statuses.values()) == sum(len(batch) for batch in found)
+    assert sum(loader.statuses.values()) == sum(map(len, found))  # The others are not read.
 
 
 @pytest.mark.parametrize("done", [1, 5, 6, 11])
@@ -436,6 +432,10 @@ def test_the_warning_points_at_the_line_that_iterates(tokenizer, skipping):
         ({"image_dtype": "int8"}, r"image_dtype.*'int8'.*'float32'.*'float16'"),
         ({"max_tokens": -1}, r"max_tokens.*-1.*1"),
         ({"rank": 2, "world_size": 2}, r"rank.*2.*world_size .2."),
+        (
+            {"batch_size": 2, "world_size": 3, "split_batches": True},
+            r"batch_size is 2; with split_batches, expected world_size \(3\) or more",
+        ),
         ({"on_error": "ignore"}, r"on_error.*'ignore'"),
         ({"max_tokens": 1}, r"max_tokens: 1.*2"),
         ({"mlm_probability": 1.5}, r"mlm_probability: 1.5.*0.*1"),

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from fiber.losses import itc_queue
 from fiber.losses.itc import itc_loss
 from fiber.losses.itc_queue import PairQueue, queue_itc_loss, queued_negatives
 from fiber.losses.itm import hard_negatives
@@ -186,8 +187,26 @@ def test_state_brings_a_queue_back():
 def test_two_ranks_write_what_one_process_writes(tmp_path):
     # One rank has nothing; then the queue wraps around.
     splits = [(3, 0), (2, 4), (5, 2)]
-    expected = queue_after([(sum(split),) for split in splits], 8)
-    for found in run_on_two_ranks(queue_after, tmp_path, splits, 8):
+    expected = queue_after([(sum(split),) for split in splits], 7)
+    ranks = run_on_two_ranks(queue_after, tmp_path, splits, 7)
+    for found in ranks:
         assert found.keys() == expected.keys()
         for name, value in found.items():
-            assert torch.equal(value, expected[name]), name
+            if name not in ("images", "some"):
+                assert torch.equal(value, expected[name]), name
+    # Each holds a part of the images, and fetches any.
+    assert [len(found["images"]) for found in ranks] == [4, 3]
+    assert torch.equal(torch.cat([found["images"] for found in ranks]), expected["images"])
+    for found, slots in zip(ranks, ([4, 0, 4, 3], [4]), strict=True):
+        assert torch.equal(found["some"], expected["images"][slots])
+
+
+def test_a_queue_of_all_images_is_split(monkeypatch):
+    """Checkpoints of earlier versions have the images of all ranks."""
+    whole = queue_of(5, pairs(3), pairs(2, seed=1))
+    monkeypatch.setattr(itc_queue, "world_size", lambda: 2)
+    monkeypatch.setattr(itc_queue, "rank", lambda: 1)
+    own = queue_of(5)
+    own.load_state_dict(whole.state_dict())
+    assert own.held == (3, 2)
+    assert torch.equal(own.images, whole.images[3:])

@@ -13,8 +13,9 @@ from fiber.losses.itm import (
     half_pairs,
     hard_negatives,
     itm_loss,
+    join_pairs,
     matching_labels,
-    matching_pairs,
+    negative_rows,
     pair_loss,
 )
 from tests.golden import COARSE
@@ -98,7 +99,8 @@ def test_pairs_are_true_then_wrong_text_then_wrong_picture():
     images = torch.randn(4, 2, 3, requires_grad=True)
     texts = torch.randn(4, 5, 6)
     mask = torch.arange(5) < torch.tensor([[2], [5], [1], [3]])
-    pairs = matching_pairs(images, texts, mask, found)
+    wrong = negative_rows(images, texts, mask, found)
+    pairs = join_pairs((images, texts, mask), wrong)
     assert torch.equal(pairs.image_rows[:8], torch.cat([images, images]))
     assert torch.equal(pairs.image_rows[8:], images[found.image_index])
     assert torch.equal(pairs.text_rows[4:8], texts[found.text_index])

@@ -11,7 +11,14 @@ from fiber.losses.caption import gold_loss, self_critical_loss
 from fiber.losses.distributed import fetch_rows, world_size
 from fiber.losses.itc import itc_loss, text_fingerprints
 from fiber.losses.itc_queue import PairQueue
-from fiber.losses.itm import half_pairs, hard_negatives, itm_loss, matching_pairs, pair_loss
+from fiber.losses.itm import (
+    half_pairs,
+    hard_negatives,
+    itm_loss,
+    join_pairs,
+    negative_rows,
+    pair_loss,
+)
 from fiber.losses.language import caption_loss, mlm_loss, nlvr2_loss, vqa_loss
 
 WIDTH, VOCABULARY, ANSWERS = 6, 11, 5
@@ -44,7 +51,8 @@ class Toy(nn.Module):
             text_fingerprints(ids, mask),
         )
         negatives = hard_negatives(similarities, seed=5, step=step)
-        pairs = matching_pairs(image_rows, text_rows, mask, negatives)
+        wrong = negative_rows(image_rows, text_rows, mask, negatives)
+        pairs = join_pairs((image_rows, text_rows, mask), wrong)
         fused = self.fuse(pairs.image_rows, pairs.text_rows, pairs.text_mask)
         pooled = self.fuse(image_rows, text_rows, mask)
         half = half_pairs(batch["image_ids"], seed=5, step=step)
@@ -131,7 +139,7 @@ def all_splits(splits: list[tuple[int, int]], steps: int) -> dict[str, dict]:
 
 
 def queue_after(splits: list[tuple[int, ...]], length: int) -> dict[str, Tensor]:
-    """What a queue holds after one batch of each split."""
+    """What a queue holds after one batch of each split, and some of its images."""
     queue = PairQueue(length, width=4, image_size=(1, 1), max_tokens=6)
     for split in splits:
         rank = dist.get_rank() if world_size() > 1 else 0
@@ -140,4 +148,6 @@ def queue_after(splits: list[tuple[int, ...]], length: int) -> dict[str, Tensor]
         pictures = images[:, :3, None, None]
         numbers = part["image_ids"], text_fingerprints(ids, mask)
         queue.enqueue(images, -images, pictures, ids, mask, *numbers)
-    return queue.state_dict()
+    # The first process asks for more than the second.
+    slots = torch.tensor([4, 0, 4, 3])[: 4 - 3 * (dist.get_rank() if world_size() > 1 else 0)]
+    return queue.state_dict() | {"some": queue.image_rows(slots)}

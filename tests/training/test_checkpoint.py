@@ -28,7 +28,7 @@ from fiber.training.checkpoint.state import TrainingState
 from fiber.training.checkpoint.writer import CheckpointWriter
 from fiber.training.config.run import OptimConfig
 from fiber.training.distributed.processes import Processes
-from fiber.training.objective_state import ObjectiveState
+from fiber.training.objectives.state import ObjectiveState
 from fiber.training.optim import MovingAverage, build_optimizer, freeze
 
 ALONE = Processes(rank=0, world_size=1, device=torch.device("cpu"))

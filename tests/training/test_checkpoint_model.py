@@ -23,8 +23,8 @@ from fiber.training.checkpoint.state import TrainingState
 from fiber.training.checkpoint.writer import CheckpointWriter
 from fiber.training.distributed.processes import Processes
 from fiber.training.distributed.strategy import choose_strategy
-from fiber.training.objective_state import ObjectiveState
-from fiber.training.objectives import TrainStep
+from fiber.training.objectives.state import ObjectiveState
+from fiber.training.objectives.step import TrainStep
 from fiber.training.optim import MovingAverage, build_optimizer
 from fiber.training.run_dir import RunFolder
 from fiber.training.trainer import Trainer

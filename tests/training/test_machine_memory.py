@@ -131,7 +131,7 @@ def test_a_run_that_cannot_fit_is_refused(machine):
     gib = f"{needed / 2**30:.2f} GiB"
     assert f"{count / 1e6:.1f} million parameters need {gib} (weights" in str(error.value)
     assert f"{gib} of memory is free; use a GPU" in str(error.value)
-    for way_out in ("preset small", "train.gradient_checkpointing", "train.accumulation"):
+    for way_out in ("preset small", "train.gradient_checkpointing", "train.samples_per_pass"):
         assert way_out in str(error.value)
     # A GPU has its own memory, and its own error.
     check_memory(config, processes("cuda"), root)

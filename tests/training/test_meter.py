@@ -100,7 +100,7 @@ def test_every_task_trains_and_resumes_exactly(scenes, tmp_path, kind):
 
 
 def _stop_after(monkeypatch, steps):
-    from fiber.training.objectives import TrainStep
+    from fiber.training.objectives.step import TrainStep
 
     original, calls = TrainStep.branches, []
 

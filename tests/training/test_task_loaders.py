@@ -381,11 +381,6 @@ def test_ranks_and_passes_cut_one_stream(pictures):
     assert ranks[0] + ranks[1] == whole
 
 
-def test_batch_that_cannot_be_cut_is_refused(pictures):
-    with pytest.raises(ValueError, match=r"batch_size 4.*3 \(train.accumul"):
-        streams(pictures, world_size=3)
-
-
 @pytest.mark.parametrize("kind", ["squash", "crop", "shorter_side"])
 def test_training_pictures_have_the_size_asked_for(kind):
     transform = training_transform(

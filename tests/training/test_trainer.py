@@ -15,7 +15,7 @@ from fiber.config_io import replace_fields
 from fiber.models.fiber.image_text import FiberImageText
 from fiber.training import trainer
 from fiber.training.checkpoint.folder import checkpoints_in
-from fiber.training.objectives import TrainStep
+from fiber.training.objectives.step import TrainStep
 from fiber.training.train import train
 from tests.processes import start_python
 from tests.training import micro_runs

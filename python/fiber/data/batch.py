@@ -78,6 +78,19 @@ class Batch:
         moved = {name: each.to(device, non_blocking=non_blocking) for name, each in tensors.items()}
         return dataclasses.replace(self, **moved)
 
+    def rows(self: BatchT, rows: slice) -> BatchT:
+        """Return the batch of a range of samples. Samples that were skipped have no row."""
+        chosen = {}
+        for name, each in vars(self).items():
+            per_sample = isinstance(each, Tensor) and name not in _RAGGED
+            if per_sample or name in ("keys", "statuses", "samples"):
+                chosen[name] = each[rows]
+        return dataclasses.replace(self, skipped=(), **chosen, **self._ragged_rows(rows))
+
+    def _ragged_rows(self, rows: slice) -> dict[str, Tensor]:
+        """Return the rows of tensors whose first dimension does not index samples."""
+        return {}
+
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class ImageTextBatch(Batch):
@@ -130,6 +143,15 @@ class GroundingBatch(Batch):
     boxes_per_image: Tensor
     #: (G, L) bool, True = the token names the box.
     positive_map: Tensor
+
+    def _ragged_rows(self, rows: slice) -> dict[str, Tensor]:
+        ends = self.boxes_per_image.cumsum(0)
+        starts = ends - self.boxes_per_image
+        first, last = rows.indices(len(self))[:2]
+        boxes = slice(0, 0)
+        if first < last:
+            boxes = slice(int(starts[first]), int(ends[last - 1]))
+        return {name: getattr(self, name)[boxes] for name in sorted(_RAGGED)}
 
 
 #: Tensors whose first dimension indexes boxes, not samples.

@@ -116,8 +116,8 @@ class DataLoader:
         With one process, a batch left empty by `on_error="skip"` is omitted.
 
         Step k of W ranks covers positions [k * B * W, (k + 1) * B * W) of the epoch's order, and
-        rank r takes the r-th slice of B. The remainder is split evenly, so a rank may have one
-        batch fewer (`drop_last` drops the remainder).
+        rank r takes the r-th slice of B; with `split_batches`, the ranks split B positions. The
+        remainder is split evenly, so a rank may have one batch fewer (`drop_last` drops it).
 
         Raises:
             DecodeError, FileNotFoundError, ValueError: if a sample is bad, depending on `on_error`.
@@ -261,7 +261,8 @@ class DataLoader:
         """Yield an endless stream of batches from the concatenated epochs.
 
         W ranks with batches of B see the same samples in the same order as one process with batches
-        of W * B. `start` is the number of samples already consumed by all ranks together.
+        of W * B (with `split_batches`, of B). `start` is the number of samples already consumed by
+        all ranks together.
 
         Raises:
             ValueError: if there are no records or, while iterating, if no sample of a batch can be
@@ -274,7 +275,7 @@ class DataLoader:
         """Return the error for an empty batch, which would desynchronize the ranks."""
         last = self.skipped[-1]
         return ValueError(
-            f"no sample in a batch of {self.config.batch_size} can be read;"
+            f"no sample in a batch of {self._sampler.batch_size} can be read;"
             f" the last one was record {last.key!r}: {last.reason}"
         )
 

@@ -119,7 +119,7 @@ class LoaderConfig(CollatorConfig):
 
     Args:
         threads: Worker threads, at most `MAX_THREADS`; 0 (default) means one per core.
-        batch_size: Samples per batch on this rank.
+        batch_size: Samples per batch on this rank, or on all ranks together with `split_batches`.
         shuffle: Reshuffle every epoch. Not supported for iterables.
         order: How `shuffle` orders an epoch, for any number of ranks: "uniform" is a random
             permutation; "shards" shuffles the records of a few shards at a time
@@ -127,6 +127,8 @@ class LoaderConfig(CollatorConfig):
         prefetch: Number of batches prepared ahead.
         rank: Rank of this process, below `world_size`.
         world_size: Number of processes that share the data.
+        split_batches: Split each batch of `batch_size` samples between the ranks, as evenly as
+            possible: rank r of W takes samples r B // W to (r + 1) B // W.
         drop_last: Drop the last batch of an epoch unless it is full on every rank. Applies to
             iteration; `DataLoader.epoch` returns every record.
         pin_memory: Return tensors in page-locked memory if CUDA is available.
@@ -139,6 +141,7 @@ class LoaderConfig(CollatorConfig):
     prefetch: int = 2
     rank: int = 0
     world_size: int = 1
+    split_batches: bool = False
     drop_last: bool = False
     pin_memory: bool = False
 
@@ -151,6 +154,11 @@ class LoaderConfig(CollatorConfig):
         if self.rank >= self.world_size:
             raise ValueError(
                 f"rank is {self.rank}; expected a rank below world_size ({self.world_size})"
+            )
+        if self.split_batches and self.batch_size < self.world_size:
+            raise ValueError(
+                f"batch_size is {self.batch_size}; with split_batches, expected world_size"
+                f" ({self.world_size}) or more"
             )
 
 
@@ -184,6 +192,7 @@ class LoaderOptions(CollatorOptions, total=False):
     prefetch: int
     rank: int
     world_size: int
+    split_batches: bool
     drop_last: bool
     pin_memory: bool
 
@@ -221,7 +230,10 @@ _LEAST = {
     **dict.fromkeys(("max_decode_bytes", "max_pixels"), 1),
     **dict.fromkeys(("epoch", "keep", "rank", "seed", "start", "threads"), 0),
 }
-_FLAGS = ("accept_truncated", "apply_orientation", "channels_last", "drop_last", "pin_memory")
+_FLAGS = (
+    *("accept_truncated", "apply_orientation", "channels_last", "drop_last", "pin_memory"),
+    "split_batches",
+)
 #: Description of the expected value of each argument, and its check.
 _KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "batch_type": ("the name of a batch class, such as 'image_text'", _is_a(str)),

@@ -53,10 +53,14 @@ class RankSplit:
     """Base class of samplers that splits samples between ranks."""
 
     def __init__(self, config: LoaderConfig) -> None:
-        self.batch_size, self.drop_last = config.batch_size, config.drop_last
+        self.drop_last = config.drop_last
         self.rank, self.world_size = config.rank, config.world_size
         #: Samples per step, for all ranks together.
-        self.global_batch_size = self.batch_size * self.world_size
+        self.global_batch_size = config.batch_size
+        if not config.split_batches:
+            self.global_batch_size *= self.world_size
+        #: Samples per step on this rank.
+        self.batch_size = len(self.own(self.global_batch_size))
 
     def own(self, count: int) -> range:
         """Return this rank's positions among `count` samples, split as evenly as possible."""
@@ -127,9 +131,10 @@ class IndexSampler(RankSplit):
     def _stream(self, start: int) -> Iterator[list[SampleRef]]:
         count, epoch = len(self._records), start // len(self._records)
         order = self._order(epoch)
-        for first in itertools.count(start + self.rank * self.batch_size, self.global_batch_size):
+        own = self.own(self.global_batch_size)
+        for first in itertools.count(start, self.global_batch_size):
             batch = []
-            for position in range(first, first + self.batch_size):
+            for position in range(first + own.start, first + own.stop):
                 if position // count != epoch:
                     epoch = position // count
                     order = self._order(epoch)

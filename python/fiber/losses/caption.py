@@ -1,6 +1,6 @@
 """Losses for fine-tuning a captioner after maximum likelihood: GOLD (off-policy) and SCST.
 
-token_ids, text_mask and means over ranks are defined as in `losses.language`.
+token_ids, text_mask, `whole` and means over ranks are defined as in `losses.language`.
 
 Shapes: B captions on this rank, L text tokens, V vocabulary, S samples per image.
 """
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fiber.losses.distributed import all_rank_sum, wide, world_size
+from fiber.losses.distributed import rank_mean, wide
 from fiber.losses.language import next_tokens
 
 #: Minimum token weight, as in the published code.
@@ -31,6 +31,7 @@ def gold_loss(
     text_mask: Tensor,
     *,
     divisor: Literal["tokens", "padding"] = "tokens",
+    whole: Tensor | None = None,
 ) -> Tensor:
     """Compute the next-token cross entropy, weighted by a frozen model's probabilities.
 
@@ -63,8 +64,7 @@ def gold_loss(
         per_caption = (weights * losses).sum(1) / counts.clamp(min=1)
     else:
         per_caption = (weights * losses).sum(1) / ((~real).sum(1) + _EPS)
-    captions = all_rank_sum((counts > 0).sum()).clamp(min=1)
-    return per_caption.sum() * world_size() / captions
+    return rank_mean(per_caption.sum(), (counts > 0).sum(), whole)
 
 
 @torch.no_grad()
@@ -89,6 +89,7 @@ def self_critical_loss(
     *,
     baseline: Tensor | float = PUBLISHED_BASELINE,
     scale: float = PUBLISHED_SCALE,
+    whole: Tensor | None = None,
 ) -> Tensor:
     """Compute the REINFORCE loss of sampled captions with a baseline.
 
@@ -98,6 +99,7 @@ def self_critical_loss(
         rewards: (B, S) CIDEr-D of each sample, from 0 to 10 (see `metrics.cider`); detached.
         baseline: number or (B, S) tensor, such as `others_mean`, subtracted from the rewards.
         scale: factor on the rewards.
+        whole: number of images of all ranks, if known.
 
     Returns:
         scale * (baseline - reward) times the mean log probability of a sample's tokens, summed over
@@ -117,8 +119,7 @@ def self_critical_loss(
     kept = wide(log_probs).masked_fill(~is_token, 0.0)
     means = kept.sum(2) / is_token.sum(2).clamp(min=1)
     total = (means * (scale * (baseline - wide(rewards.detach())))).sum()
-    images = all_rank_sum(torch.tensor(len(rewards), device=rewards.device)).clamp(min=1)
-    return total * world_size() / images
+    return rank_mean(total, torch.tensor(len(rewards), device=rewards.device), whole)
 
 
 def others_mean(rewards: Tensor) -> Tensor:

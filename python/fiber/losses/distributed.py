@@ -33,6 +33,22 @@ def all_rank_sum(tensor: Tensor) -> Tensor:
     return total
 
 
+def rank_mean(total: Tensor, own: Tensor, whole: Tensor | None = None) -> Tensor:
+    """Scale a rank's sum, such that the mean over ranks is the mean over the global batch.
+
+    Args:
+        total: scalar, the sum over terms on this rank.
+        own: int64 scalar, the number of terms on this rank; ignored if `whole` is given.
+        whole: number of terms of the global batch, if known. For a part of this rank's rows, pass
+            it, so that the results of all parts add up.
+
+    Returns:
+        total * world size / whole, or 0 if there are no terms.
+    """
+    whole = all_rank_sum(own) if whole is None else whole
+    return total * world_size() / whole.clamp(min=1)
+
+
 def rank() -> int:
     """Return the rank of this process, or 0 without torch.distributed."""
     return dist.get_rank() if world_size() > 1 else 0
@@ -74,30 +90,40 @@ def gather_rows(rows: Tensor, counts: tuple[int, ...] | None = None) -> Tensor:
     return _all_gather(rows, counts)
 
 
-def fetch_rows(rows: Tensor, indices: Tensor, counts: tuple[int, ...] | None = None) -> Tensor:
+def fetch_rows(
+    rows: Tensor,
+    indices: Tensor,
+    counts: tuple[int, ...] | None = None,
+    *,
+    wanted: tuple[int, ...] | None = None,
+) -> Tensor:
     """Differentiably gather rows of the global batch. Ranks send only requested rows.
 
     Args:
         rows: (n, ...) rows on this rank.
-        indices: (n,) int64 rows of the global batch to fetch, in [0, G).
+        indices: (m,) int64 rows of the global batch to fetch, in [0, G).
         counts: result of `row_counts`, if known.
+        wanted: number of indices of each rank; default: `counts`, one for each of its rows.
 
     Returns:
-        (n, ...) requested rows.
+        (m, ...) requested rows.
 
     Raises:
-        ValueError: if `indices` is not an (n,) int64 tensor, or `counts` is inconsistent.
+        ValueError: if `indices` is not an int64 tensor of `wanted` rows, or `counts` is
+            inconsistent.
     """
     counts = row_counts(rows) if counts is None else counts
     _check_counts(rows, counts)
-    if indices.dtype != torch.int64 or tuple(indices.shape) != (rows.shape[0],):
+    wanted = counts if wanted is None else wanted
+    expected = wanted[rank()]
+    if indices.dtype != torch.int64 or tuple(indices.shape) != (expected,):
         raise ValueError(
-            f"indices: expected torch.int64 of shape ({rows.shape[0]},), got {indices.dtype} of"
-            f" shape {tuple(indices.shape)}"
+            f"indices: expected torch.int64 of shape ({expected},), got {indices.dtype} of shape"
+            f" {tuple(indices.shape)}"
         )
     if len(counts) == 1:
         return rows[indices]
-    return _FetchRows.apply(rows, indices, counts)
+    return _FetchRows.apply(rows, indices, counts, wanted)
 
 
 def _check_counts(rows: Tensor, counts: tuple[int, ...]) -> None:
@@ -140,9 +166,15 @@ class _GatherRows(torch.autograd.Function):
 
 class _FetchRows(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, indices: Tensor, counts: tuple[int, ...]) -> Tensor:
+    def forward(
+        ctx: Any,
+        rows: Tensor,
+        indices: Tensor,
+        counts: tuple[int, ...],
+        index_counts: tuple[int, ...],
+    ) -> Tensor:
         starts = [sum(counts[:r]) for r in range(len(counts))]
-        wanted = _all_gather(indices, counts).cpu().split(counts)
+        wanted = _all_gather(indices, index_counts).cpu().split(index_counts)
         own_start, own_end = starts[rank()], starts[rank()] + counts[rank()]
         sent = [w[(w >= own_start) & (w < own_end)] - own_start for w in wanted]
         owner = torch.bucketize(wanted[rank()], torch.tensor(starts), right=True) - 1
@@ -161,13 +193,14 @@ class _FetchRows(torch.autograd.Function):
         return fetched
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         (grad,) = grads
         returned = grad.new_empty((len(ctx.sent), *grad.shape[1:]))
         dist.all_to_all_single(
             returned, grad[ctx.order].contiguous(), ctx.send_sizes, ctx.receive_sizes
         )
-        return grad.new_zeros(ctx.rows_shape).index_add_(0, ctx.sent, returned), None, None
+        gradient = grad.new_zeros(ctx.rows_shape).index_add_(0, ctx.sent, returned)
+        return gradient, None, None, None
 
 
 def wide(tensor: Tensor) -> Tensor:

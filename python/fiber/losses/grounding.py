@@ -27,6 +27,7 @@ def grounding_losses(
     config: FiberConfig,
     *,
     background_token: int | None = None,
+    whole: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Compute the losses of a batch, assigning anchors to boxes by ATSS.
 
@@ -37,6 +38,8 @@ def grounding_losses(
         background_token: target token of unassigned anchors; by default, they have no target.
             Published training uses the last of 256 tokens. This token is usually <pad>, but if the
             text fills all 256 tokens, it is </s>, a wrong target for unassigned anchors.
+        whole: sum of `num_assigned` over all ranks, if known. For a part of the rank's images, pass
+            it, so that the losses of all parts add up.
 
     Returns:
         Unweighted float32 scalars: `alignment` (token focal loss divided by the number of assigned
@@ -44,13 +47,7 @@ def grounding_losses(
         entropy over assigned anchors). Divisors are summed over all ranks. The published weights
         are 2 for `box` and 1 for the others.
     """
-    assigned = atss_assign(
-        output.anchors,
-        batch.boxes_xyxy.float(),
-        batch.boxes_per_image,
-        top_k=config.detector.atss_top_k,
-        inside=output.inside,
-    )
+    assigned = _assign(output.anchors, output.inside, batch, config)
     image, anchor = (assigned >= 0).nonzero(as_tuple=True)
     box = assigned[image, anchor]
 
@@ -72,16 +69,46 @@ def grounding_losses(
     giou = paired_giou(to_inclusive(predicted), to_inclusive(boxes))
     centerness = F.binary_cross_entropy_with_logits(centerness_logits, centrality, reduction="sum")
 
-    count = centrality.new_tensor(float(len(box)))
-    totals = all_rank_sum(torch.stack([count, centrality.sum()]))
+    if whole is None:
+        count = centrality.new_tensor(float(len(box)))
+        whole = all_rank_sum(torch.stack([count, centrality.sum()]))
     # Avoid division by 0 if no rank has a box.
-    per_anchor = world_size() / totals[0].clamp(min=1.0)
-    per_centrality = world_size() / totals[1].clamp(min=1e-6)
+    per_anchor = world_size() / whole[0].clamp(min=1.0)
+    per_centrality = world_size() / whole[1].clamp(min=1e-6)
     return {
         "alignment": alignment * per_anchor,
         "box": (centrality * (1 - giou)).sum() * per_centrality,
         "centerness": centerness * per_anchor,
     }
+
+
+def num_assigned(
+    anchors: list[Tensor], inside: Tensor | None, batch: GroundingBatch, config: FiberConfig
+) -> Tensor:
+    """Count the anchors that are assigned to a box, and sum their centerness targets.
+
+    Anchors and the valid ones are those of the batch's `DetectorOutput`.
+
+    Returns:
+        (2,) float32.
+    """
+    assigned = _assign(anchors, inside, batch, config)
+    image, anchor = (assigned >= 0).nonzero(as_tuple=True)
+    boxes = batch.boxes_xyxy.float()[assigned[image, anchor]]
+    centrality = centerness_targets(torch.cat(anchors)[anchor], boxes)
+    return torch.stack([centrality.new_tensor(float(len(boxes))), centrality.sum()])
+
+
+def _assign(
+    anchors: list[Tensor], inside: Tensor | None, batch: GroundingBatch, config: FiberConfig
+) -> Tensor:
+    return atss_assign(
+        anchors,
+        batch.boxes_xyxy.float(),
+        batch.boxes_per_image,
+        top_k=config.detector.atss_top_k,
+        inside=inside,
+    )
 
 
 def token_focal_loss(logits: Tensor, targets: Tensor) -> Tensor:

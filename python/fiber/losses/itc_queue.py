@@ -1,7 +1,8 @@
 """Image-text contrastive loss (ITC) against a queue of past pairs, as in the published code.
 
 The keys are the current batch of this rank and a queue of past batches of all ranks. Queued vectors
-are not recomputed, and there is no momentum encoder. The default is the stateless `itc.itc_loss`.
+are not recomputed, and there is no momentum encoder. Queued images, the negatives of ITM, take most
+of the memory, so each rank holds a part of them. The default is the stateless `itc.itc_loss`.
 
 Shapes: B pairs on this rank, Q queue slots, D embed dim, L text tokens in the queue, L' <= L in the
 batch; images are (B, 3, H, W), token_ids and text_mask (B, L'), ids (B,).
@@ -9,11 +10,22 @@ batch; images are (B, 3, H, W), token_ids and text_mask (B, L'), ids (B,).
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fiber.losses.distributed import all_rank_max, gather_rows, row_counts, wide
+from fiber.losses.distributed import (
+    all_rank_max,
+    fetch_rows,
+    gather_rows,
+    rank,
+    row_counts,
+    wide,
+    world_size,
+)
 from fiber.losses.itc import Similarities, check_pairs, clamp_temperature, retrieval_loss
 from fiber.losses.itm import HardNegatives
 
@@ -22,12 +34,15 @@ PAD_ID = 1
 
 
 class PairQueue:
-    """Ring buffer of the newest pairs of all ranks; identical on every rank.
+    """Ring buffer of the newest pairs of all ranks; identical on every rank, except for the images.
 
     Attributes:
         image_vectors: (Q, D) float32, 0 in empty slots.
         text_vectors: (Q, D) float32.
-        images: (Q, 3, H, W) model inputs; 4096 images of 384 x 384 pixels take 7.25 GB.
+        images: (S, 3, H, W) model inputs of this rank's slots, `held` of which there are on each
+            rank; all 4096 images of 384 x 384 pixels take 7.25 GB.
+        held: number of slots of each rank, in rank order. As in `torch.chunk`, the last ranks have
+            fewer.
         token_ids: (Q, L) int64.
         text_mask: (Q, L) bool.
         image_ids: (Q,) int64.
@@ -36,8 +51,9 @@ class PairQueue:
         total: number of pairs written so far.
     """
 
+    #: Tensors with a row for each slot.
     TENSORS = (
-        *("image_vectors", "text_vectors", "images", "token_ids", "text_mask"),
+        *("image_vectors", "text_vectors", "token_ids", "text_mask"),
         *("image_ids", "text_ids"),
     )
 
@@ -59,7 +75,10 @@ class PairQueue:
             raise ValueError(f"queue length must be >= 1, got {length}")
         self.image_vectors = torch.zeros(length, width, device=device)
         self.text_vectors = torch.zeros(length, width, device=device)
-        self.images = torch.zeros(length, 3, *image_size, device=device)
+        most = -(-length // world_size())
+        starts = [min(most * number, length) for number in range(world_size() + 1)]
+        self.held = tuple(end - start for start, end in itertools.pairwise(starts))
+        self.images = torch.zeros(self.held[rank()], 3, *image_size, device=device)
         self.token_ids = torch.full((length, max_tokens), PAD_ID, device=device)
         self.text_mask = torch.zeros(length, max_tokens, dtype=torch.bool, device=device)
         self.image_ids = torch.zeros(length, dtype=torch.int64, device=device)
@@ -97,7 +116,7 @@ class PairQueue:
                 f" {self.token_ids.shape[1]}"
             )
         token_ids, text_mask = self.pad_texts(token_ids, text_mask)
-        values = image_vectors, text_vectors, images, token_ids, text_mask, image_ids, text_ids
+        values = image_vectors, text_vectors, token_ids, text_mask, image_ids, text_ids
         counts = row_counts(image_ids)
         if sum(counts) > len(self):
             raise ValueError(
@@ -109,8 +128,28 @@ class PairQueue:
             kept: Tensor = getattr(self, name)
             rows = gather_rows(value.to(kept.dtype).contiguous(), counts)
             kept[places.to(kept.device)] = rows.to(kept.device)
+        self._keep_images(images, counts, places)
         self.pointer = (self.pointer + sum(counts)) % len(self)
         self.total += sum(counts)
+
+    def _keep_images(self, images: Tensor, counts: tuple[int, ...], places: Tensor) -> None:
+        """Store those images of all ranks whose places are among this rank's slots."""
+        ends = torch.tensor(self.held).cumsum(0)
+        owners = torch.bucketize(places, ends, right=True)
+        wanted = tuple(torch.bincount(owners, minlength=len(self.held)).tolist())
+        own = (owners == rank()).nonzero()[:, 0]
+        rows = images.to(self.images.dtype).contiguous()
+        fetched = fetch_rows(rows, own.to(rows.device), counts, wanted=wanted)
+        slots = places[own] - (ends[rank()] - self.held[rank()])
+        self.images[slots.to(self.images.device)] = fetched.to(self.images.device)
+
+    def image_rows(self, slots: Tensor) -> Tensor:
+        """Fetch the images of some slots, (n,) int64, from the ranks that hold them.
+
+        All ranks must call this, each with its own slots.
+        """
+        slots = slots.to(self.images.device)
+        return fetch_rows(self.images, slots, self.held, wanted=row_counts(slots))
 
     def pad_texts(self, token_ids: Tensor, text_mask: Tensor) -> tuple[Tensor, Tensor]:
         """Pad texts and their masks to L tokens."""
@@ -118,14 +157,18 @@ class PairQueue:
         return F.pad(token_ids, missing, value=PAD_ID), F.pad(text_mask, missing)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return the tensors to save in a checkpoint."""
-        state = {name: getattr(self, name) for name in self.TENSORS}
+        """Return the tensors to save in a checkpoint; images are those of this rank."""
+        state = {name: getattr(self, name) for name in (*self.TENSORS, "images")}
         return state | {"pointer": torch.tensor(self.pointer), "total": torch.tensor(self.total)}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Restore the queue from `state_dict`."""
+        """Restore the queue from `state_dict`; images may be those of this rank or of all ranks."""
         for name in self.TENSORS:
             getattr(self, name).copy_(state[name])
+        images = state["images"]
+        if len(images) == len(self):
+            images = images.split(self.held)[rank()]
+        self.images.copy_(images)
         self.pointer, self.total = int(state["pointer"]), int(state["total"])
 
 
@@ -206,22 +249,23 @@ def queued_negatives(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gather sampled negatives from this rank's batch and the queue.
 
-    Call this before enqueuing the batch.
+    All ranks must call this, before they enqueue the batch.
 
     Returns:
         (B, 3, H, W) negative images, (B, L) negative texts and their (B, L) mask.
     """
     own_ids, own_mask = queue.pad_texts(token_ids, text_mask)
     return (
-        _rows(images, queue.images, negatives.image_index),
-        _rows(own_ids, queue.token_ids, negatives.text_index),
-        _rows(own_mask, queue.text_mask, negatives.text_index),
+        _rows(images, queue.image_rows, negatives.image_index),
+        _rows(own_ids, lambda slots: queue.token_ids[slots], negatives.text_index),
+        _rows(own_mask, lambda slots: queue.text_mask[slots], negatives.text_index),
     )
 
 
-def _rows(own: Tensor, queued: Tensor, indices: Tensor) -> Tensor:
-    """Index the concatenation of `own` and `queued` without copying the large queue."""
+def _rows(own: Tensor, queued: Callable[[Tensor], Tensor], indices: Tensor) -> Tensor:
+    """Index the concatenation of `own` and the queue, whose rows `queued` returns by slot."""
     is_own = indices < len(own)
-    rows = own[indices.clamp(max=len(own) - 1)]
-    from_queue = queued[(indices - len(own)).clamp(min=0).to(queued.device)].to(own)
-    return torch.where(is_own.view(-1, *[1] * (own.ndim - 1)), rows, from_queue)
+    rows = own.new_empty(len(indices), *own.shape[1:])
+    rows[is_own] = own[indices[is_own]]
+    rows[~is_own] = queued(indices[~is_own] - len(own)).to(own)
+    return rows

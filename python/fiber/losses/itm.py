@@ -132,24 +132,27 @@ def half_pairs(image_ids: Tensor, *, seed: int, step: int) -> HalfPairs:
     )
 
 
-def matching_pairs(
+def negative_rows(
     image_rows: Tensor, text_rows: Tensor, text_mask: Tensor, negatives: HardNegatives
-) -> MatchingPairs:
-    """Build the 3B pairs from (B, ...) images and (B, L, ...) texts, or their prefixes.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Fetch the images and texts of negatives differentiably from the ranks that own them.
 
-    Negative rows are fetched differentiably from the ranks that own them. Texts are zero-padded to
-    the longest L of all ranks.
+    Args:
+        image_rows: (B, ...) images of this rank, or their prefixes.
+        text_rows: (B, L, ...) texts.
+        text_mask: (B, L).
+        negatives: rows to fetch.
+
+    Returns:
+        (B, ...) images, (B, L', ...) texts and their mask; L' is the largest L of all ranks.
     """
     longest = all_rank_max(text_rows.shape[1], text_rows.device)
     text_rows, text_mask = _pad_texts(text_rows, text_mask, longest)
     counts = negatives.counts
-    return join_pairs(
-        (image_rows, text_rows, text_mask),
-        (
-            fetch_rows(image_rows, negatives.image_index, counts),
-            fetch_rows(text_rows, negatives.text_index, counts),
-            fetch_rows(text_mask, negatives.text_index, counts),
-        ),
+    return (
+        fetch_rows(image_rows, negatives.image_index, counts),
+        fetch_rows(text_rows, negatives.text_index, counts),
+        fetch_rows(text_mask, negatives.text_index, counts),
     )
 
 
@@ -201,7 +204,7 @@ def itm_loss(
     """Compute the mean ITM cross entropy over the 3B pairs of all ranks.
 
     Args:
-        logits: (3B, 2), in the order of `matching_pairs`; column 1 is "match".
+        logits: (3B, 2), in the order of `join_pairs`; column 1 is "match".
         batch_size: B.
         negatives: sampled negatives; pairs whose negative does not exist are ignored.
         rows: (n,) int64 indices of the scored pairs, if logits are (n, 2); None if all are scored.
@@ -221,12 +224,13 @@ def itm_loss(
     return pair_loss(logits, labels if rows is None else labels[rows])
 
 
-def pair_loss(logits: Tensor, labels: Tensor) -> Tensor:
+def pair_loss(logits: Tensor, labels: Tensor, *, whole: Tensor | None = None) -> Tensor:
     """Compute the mean ITM cross entropy over the labeled pairs of all ranks.
 
     Args:
         logits: (n, 2); column 1 is "match".
         labels: (n,) int64: 1, 0, or -100 to ignore a pair.
+        whole: number of labeled pairs of all ranks, as in `losses.language`.
 
     Raises:
         ValueError: if the shapes do not match.
@@ -236,7 +240,7 @@ def pair_loss(logits: Tensor, labels: Tensor) -> Tensor:
             f"ITM logits have shape {tuple(logits.shape)}, labels {tuple(labels.shape)};"
             " expected (n, 2) and (n,)"
         )
-    return mean_cross_entropy(logits, labels)
+    return mean_cross_entropy(logits, labels, whole=whole)
 
 
 def counter_uniforms(

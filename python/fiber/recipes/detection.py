@@ -115,8 +115,8 @@ def own_detection() -> RunConfig:
     Command: fiber train own_detection --data DIR --init GROUNDING --output runs/own
     Data: class-labeled boxes in COCO format: an export from Roboflow, CVAT, Label Studio or
         FiftyOne, or COCO itself. Without a validation split, a fifth of the images is held out.
-    Hardware: one GPU with 24 GB or more; add `--set train.accumulation=4` for micro-batches of one
-        image.
+    Hardware: one GPU with 24 GB or more; add `--set train.samples_per_pass=1` for one image at a
+        time.
     Expected: depends on the data; there is no published number. Learning rates and schedule are
         those of the published ODinW-13 fine-tuning, which reaches a mean AP of 65.9.
 

@@ -65,8 +65,8 @@ def meter_vqav2_published() -> RunConfig:
 
     Command: fiber train meter_vqav2_published --data DIR --init PRETRAINED --processes 8
     Data: as for `vqav2_published`, which also says how to get the published list of answers.
-    Hardware: the published command uses 8 GPUs, 32 questions per GPU. With less memory, raise
-        `train.accumulation`, or add `--set train.gradient_checkpointing=true`.
+    Hardware: the published command uses 8 GPUs, 32 questions per GPU. With less memory, add
+        `--set train.samples_per_pass=8` or `--set train.gradient_checkpointing=true`.
     Expected: 77.64 on test-std (METER's abstract); 77.68 on test-dev, and 77.19 after pre-training
         with images of 224 pixels (issues 6 and 11 of zdou0830/METER).
     """
@@ -126,7 +126,7 @@ def meter_retrieval_coco_published() -> RunConfig:
     Data: DIR/dataset_coco.json with Karpathy's splits, and train2014 and val2014 in DIR. Trains on
         the splits "train" and "restval", and keeps the last checkpoint.
     Hardware: the published command uses 8 GPUs, 32 images per GPU, each with 16 captions. With less
-        memory, raise `train.accumulation`, or add `--set train.gradient_checkpointing=true`.
+        memory, add `--set train.samples_per_pass=4` or `--set train.gradient_checkpointing=true`.
     Expected: recall at 1 on the 5,000 test images: text-to-image 57.08, image-to-text 76.16, with
         every image scored against every caption (METER's paper, as quoted by later work).
 

@@ -27,8 +27,8 @@ def pretrain() -> RunConfig:
         Conceptual Captions, and their images in DIR/images. To read the downloaded datasets
         from one folder (or the published Arrow files), use
         --set tasks.image_text.sources=coco_karpathy,visual_genome,sbu,conceptual_captions
-    Hardware: the published run used 64 GPUs, 8 samples per GPU. `train.accumulation` times the
-        number of processes times the micro-batch size must equal `data.batch_size`.
+    Hardware: the published run used 64 GPUs, 8 samples per GPU. On fewer, add
+        `--set train.samples_per_pass=8`: a step is the same in any number of passes.
     Expected: no metric of its own; `vqav2`, `nlvr2`, `retrieval_coco` and `caption_coco` start from
         this model. Hyperparameters are those of task_pretrain_mlm_itm_itc in the published code,
         whose ITC loss uses a queue of 4,096 older samples (see `pretrain_published`, which also

@@ -41,8 +41,8 @@ def check_memory(config: RunConfig, processes: Processes, root: Path = Path("/")
         f" gradients, two AdamW moments), but {free / _GIB:.2f} GiB of memory is free"
     )
     savings = (
-        "train.gradient_checkpointing=true, a larger train.accumulation (smaller micro-batches) or"
-        " a smaller data.batch_size"
+        "train.gradient_checkpointing=true, train.samples_per_pass (the same losses in several"
+        " passes) or a smaller data.batch_size"
     )
     if needed > free:
         raise MemoryError(

@@ -68,7 +68,7 @@ class TaskLoaders:
     """Infinite stream of batches for each task.
 
     Each step takes `data.batch_size` samples of one task over all ranks, split into
-    `train.accumulation` micro-batches.
+    `train.accumulation` micro-batches. The ranks split each of them as evenly as possible.
     """
 
     def __init__(
@@ -83,19 +83,17 @@ class TaskLoaders:
         """Start each task's stream after the `consumed` samples, counted over all ranks.
 
         Raises:
-            ValueError: if the batch size is not a multiple of world size times micro-batches.
+            ValueError: if there are fewer samples in a micro-batch than ranks.
         """
-        self.batch_size = config.data.batch_size
-        parts = config.train.accumulation * processes.world_size
-        if self.batch_size % parts:
+        self.micro_batch_size = config.data.batch_size // config.train.accumulation
+        if self.micro_batch_size < processes.world_size:
             raise ValueError(
-                f"data.batch_size {self.batch_size} is not a multiple of {parts}"
-                f" (train.accumulation {config.train.accumulation} x"
-                f" {processes.world_size} processes)"
+                f"data.batch_size {config.data.batch_size} in {config.train.accumulation}"
+                f" micro-batches (train.accumulation) leaves {self.micro_batch_size} samples for"
+                f" {processes.world_size} processes; expected one or more for each"
             )
         #: Consumed samples of each task, over all ranks.
         self.consumed = {name: consumed.get(name, 0) for name in data.records}
-        self._samples_per_micro_batch = self.batch_size // config.train.accumulation
         tokenizer, max_tokens = data.vocabulary.tokenizer, config.model.max_tokens
         # For grounding, the loader counts the boxes that truncation drops.
         tracked = {
@@ -110,7 +108,8 @@ class TaskLoaders:
                 BATCH_TYPES[name],
                 tokenizer=tokenizer,
                 transform=training_transform(config.model, config.data.transform),
-                batch_size=self.batch_size // parts,
+                batch_size=self.micro_batch_size,
+                split_batches=True,
                 max_tokens=max_tokens,
                 answers=ENTAILMENT if name == "entailment" else data.vocabulary.answers,
                 shuffle=True,
@@ -143,7 +142,8 @@ class TaskLoaders:
             self._masking = PaddedPositions(tokenizer, max_tokens=max_tokens, **masking)
         self._false_texts = data.false_texts
         self._tokenizer, self._max_tokens = tokenizer, max_tokens
-        self._rank = processes.rank
+        #: Position of this rank's first sample in a micro-batch.
+        self._first = processes.rank * self.micro_batch_size // processes.world_size
 
     def skipped(self) -> list[str]:
         """Describe the data that this rank skipped or truncated, one line per task and kind."""
@@ -191,13 +191,13 @@ class TaskLoaders:
         if name in self._texts:
             self._texts[name].add(batch.keys, batch.token_ids, batch.text_mask)
         if name == "image_text" and isinstance(self._masking, WholeWords):
-            first = self.consumed[name] + self._rank * len(batch)
+            first = self.consumed[name] + self._first
             batch = self._masking.mask(batch, first_sample=first)
         elif name == "image_text" and isinstance(self._masking, PaddedPositions):
             batch = self._masking.mask(batch)
         if name == "ranking" and self._false_texts is not None:
             batch = self._false_texts.add(batch, self._tokenizer, max_tokens=self._max_tokens)
-        self.consumed[name] += self._samples_per_micro_batch
+        self.consumed[name] += self.micro_batch_size
         return batch
 
 

@@ -50,8 +50,12 @@ from fiber.training.distributed.processes import Processes
 from fiber.training.distributed.strategy import choose_strategy, clip_gradients
 from fiber.training.machine_memory import check_memory
 from fiber.training.meters import Meter, PriorWatch, prior_losses
-from fiber.training.objective_state import ObjectiveState
-from fiber.training.objectives import Draw, TrainStep
+from fiber.training.micro_batch import MicroBatches
+from fiber.training.objectives.draw import Draw
+from fiber.training.objectives.forward_passes import ForwardPasses
+from fiber.training.objectives.scst import caption_rewards
+from fiber.training.objectives.state import ObjectiveState
+from fiber.training.objectives.step import TrainStep
 from fiber.training.optim import (
     MovingAverage,
     build_optimizer,
@@ -62,8 +66,6 @@ from fiber.training.optim import (
     set_learning_rate,
 )
 from fiber.training.run_dir import RunFolder
-from fiber.training.scst import caption_rewards
-from fiber.training.split_backward import SplitGraph
 from fiber.training.task_loaders import TaskLoaders
 from fiber.training.tracking.callback import RunContext
 from fiber.training.tracking.monitor import RunMonitor
@@ -144,6 +146,7 @@ class Trainer:
         self.meter = Meter(
             processes, self.model, self.optimizer, images=position.images, seconds=position.seconds
         )
+        self.micro_batches = self._split_micro_batches()
         self.priors = prior_losses(config, data)
         self.watch = PriorWatch(self.priors, config.train.steps)
         self.progress = Progress(steps=config.train.steps, start=self.steps_done, quiet=quiet)
@@ -214,6 +217,16 @@ class Trainer:
                     self.average.load_state_dict(training["average"])
                 self.state.load_state_dict(training.get("memory", {}))
 
+    def _split_micro_batches(self) -> MicroBatches:
+        largest = -(-self.loaders.micro_batch_size // self.processes.world_size)
+        return MicroBatches(
+            self.step,
+            self.strategy,
+            accumulation=self.config.train.accumulation,
+            passes=ForwardPasses.of(largest, self.config.train.samples_per_pass),
+            autocast=self._autocast,
+        )
+
     def run(self) -> None:
         """Train to the last step or until the validation score stalls; write the finished model.
 
@@ -253,31 +266,17 @@ class Trainer:
         Returns:
             L2 norm of the gradient before clipping.
         """
-        count = self.config.train.accumulation
-        weights = self.config.tasks.active()[task].weights()
-        first, branches = self.steps_done * count, self.step.num_branches(task)
-
+        settings = self.config.train
+        count, seed, by_row = settings.accumulation, settings.seed, settings.draws == "row"
         self.optimizer.zero_grad(set_to_none=True)
         self.strategy.begin_step(task)
-        for number, batch in enumerate(batches, start=first):
+        for number, batch in enumerate(batches, start=1):
             batch = batch.to(self.device)
-            split, is_last = SplitGraph(), number + 1 == first + count
-            with self._autocast():
-                draw = Draw(self.config.train.seed, number)
-                found = self.step.branches(task, batch, draw, split)
-                for branch, losses in enumerate(found, start=1):
-                    total = torch.stack([weights[name] * loss for name, loss in losses.items()])
-                    ends = is_last and branch == branches and not split.is_cut
-                    self.strategy.begin_backward(is_last=ends)
-                    # Backward ops run in the dtypes of the forward ops.
-                    with self._autocast(enabled=False):
-                        (total.sum() / count).backward()
-                    self.meter.add(losses)
-                if split.is_reached:
-                    self.strategy.begin_backward(is_last=is_last)
-                    split.backward()
-            images = math.prod(batch.images.shape[:-3])
-            self.meter.images += images * self.processes.world_size
+            draw = Draw(seed, self.steps_done * count + number - 1, by_row)
+            losses = self.micro_batches.backward(task, batch, draw, is_last=number == count)
+            self.meter.add(losses)
+            images_of_each = math.prod(batch.images.shape[1:-3])
+            self.meter.images += self.loaders.micro_batch_size * images_of_each
             self.monitor.count(task, batch)
 
         with self.monitor.clock.measure("reduce"):

@@ -103,6 +103,8 @@ CASES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "plain": (("coarse", "fine", "meter"), {}),
     "checkpointing": (("coarse", "fine", "meter"), {"train__gradient_checkpointing": True}),
     "accumulation": (("coarse", "fine", "meter"), {"train__accumulation": 2}),
+    # Compared with one process that has all samples in one pass.
+    "passes": (("coarse", "fine", "meter"), {"train__samples_per_pass": 1}),
     "frozen": (("coarse", "fine", "meter"), {"optim__frozen": ("backbone.image", "backbone.text")}),
     "frozen and accumulated": (
         ("coarse", "meter"),

@@ -1,14 +1,20 @@
 """`fiber train --processes`: settings, exit codes, and what is printed."""
 
 import os
+import signal
+import socket
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
 
 from fiber.cli import launched, main
 from fiber.training.distributed import launch as module
 from fiber.training.distributed.launch import Job, launch
+
+HERE = module._Place("localhost")
 
 
 @pytest.mark.parametrize(
@@ -34,14 +40,19 @@ def test_processes_of_torchrun_start_no_others(monkeypatch, variable):
 
 
 def test_one_node_needs_no_address_and_several_share_one():
-    alone = module._config(Job(processes=2, restarts=5))
+    alone = module._config(Job(processes=2, restarts=5), HERE)
     assert (alone.min_nodes, alone.max_nodes, alone.nproc_per_node) == (1, 1, 2)
     assert (alone.rdzv_backend, alone.max_restarts) == ("c10d", 5)
-    assert alone.run_id != module._config(Job(processes=2)).run_id
+    assert alone.run_id != module._config(Job(processes=2), HERE).run_id
     several = Job(processes=2, nodes=(1, 4), rendezvous="first:29400", id="42")
-    config = module._config(several)
+    config = module._config(several, module._Place("10.0.0.2"))
     assert (config.min_nodes, config.max_nodes) == (1, 4)
     assert (config.rdzv_endpoint, config.run_id) == ("first:29400", "42")
+    assert (alone.local_addr, config.local_addr) == ("localhost", "10.0.0.2")
+    # Otherwise the agent finds it out.
+    assert "is_host" not in config.rdzv_configs
+    host = module._config(several, module._Place("10.0.0.1", is_host=True))
+    assert host.rdzv_configs["is_host"] is True
 
 
 def test_processes_of_a_node_share_their_notes(monkeypatch, tmp_path):
@@ -59,6 +70,69 @@ def test_processes_of_a_node_share_their_notes(monkeypatch, tmp_path):
     assert launched.final_code() == 2
     # A restarted process ends at once.
     assert main(["train", "no such recipe", "--data", "x"]) == 2
+
+
+def test_the_node_of_the_rendezvous_does_not_wait_for_itself():
+    began = time.monotonic()
+    for name in ("localhost", socket.gethostname()):
+        assert module._wait_for_host(f"{name}:1") == (name, None)
+    assert time.monotonic() - began < 1
+
+
+def test_other_nodes_wait_until_it_listens(monkeypatch):
+    monkeypatch.setattr(module, "_matches_machine_hostname", lambda host: False)
+    monkeypatch.setattr(module, "_is_own", lambda host: False)
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(ConnectionError, match=f"{address} does not answer after 0 s"):
+            module._wait_for_host(address, longest=0)
+        found = []
+        waiting = threading.Thread(
+            target=lambda: found.append(module._wait_for_host(address)), daemon=True
+        )
+        waiting.start()
+        waiting.join(0.3)
+        assert waiting.is_alive()
+        server.listen()
+        waiting.join(10)
+    # The address of this node from which it has reached the other.
+    assert found == [("127.0.0.1", None)]
+    with pytest.raises(ConnectionError, match=r"no-such-host\.invalid:5 does not"):
+        module._wait_for_host("no-such-host.invalid:5", longest=0)
+    with pytest.raises(ValueError, match="port"):
+        module._wait_for_host("node0:first")
+
+
+def test_an_address_that_is_not_that_of_the_host_name(monkeypatch):
+    monkeypatch.setattr(module, "_matches_machine_hostname", lambda host: False)
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        assert module._wait_for_host(address) == ("127.0.0.1", True)
+        # A second node of this machine joins.
+        server.listen()
+        assert module._wait_for_host(address) == ("127.0.0.1", None)
+    # An address for documentation, of nobody.
+    assert not module._is_own("203.0.113.1")
+    assert not module._is_own("no-such-host.invalid")
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
+def test_a_signal_to_a_node_that_waits_for_others(monkeypatch, name):
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    # It arrives while the node waits.
+    monkeypatch.setattr(
+        module, "_wait_for_host", lambda rendezvous: signal.raise_signal(signal.Signals[name])
+    )
+    monkeypatch.setenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    try:
+        job = Job(processes=1, nodes=(2, 2), rendezvous="node0:29400", id="a")
+        assert launch(["train"], job) == 75
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "two", "1:", ":2", "a:b"])

@@ -15,7 +15,7 @@ from fiber.training.config.run import TrainConfig
 from fiber.training.distributed.full_tensor import full_state, full_tensor, shard_like
 from fiber.training.distributed.processes import Processes
 from fiber.training.distributed.strategy import choose_strategy
-from fiber.training.objectives import TrainStep
+from fiber.training.objectives.step import TrainStep
 from fiber.training.optim import build_optimizer
 from fiber.training.run_dir import read_metrics
 from fiber.training.trainer import Trainer
@@ -286,12 +286,16 @@ PLACES = {
     "shard 2": ("shard", 2, 0),
     "shard 4": ("shard", 4, 0),
     "hybrid 4": ("hybrid", 4, 2),
+    "3 in passes": ("replicate", 3, 0),
+    "alone in passes": ("replicate", 1, 0),
 }
-#: Each strategy and number of ranks writes for each other one in a chain.
+#: Every strategy writes for each other one, and for other numbers of ranks and passes.
 CHAINS = [
     ("shard 4", "shard 2", "alone", "shard 4"),
     ("replicate 2", "shard 2", "replicate 2", "alone"),
     ("hybrid 4", "alone", "hybrid 4", "shard 2"),
+    ("alone", "replicate 2", "hybrid 4", "replicate 2"),
+    ("shard 2", "hybrid 4", "3 in passes", "alone in passes"),
 ]
 
 
@@ -299,6 +303,7 @@ def part_of_a_run(pictures, output, place, stop_at, resume):
     """Train with a strategy until before a step; return the lines of metrics so far."""
     strategy, _, size = PLACES[place]
     changes = {"train__checkpoint_every": 1, "train__ema_decay": 0.9}
+    changes |= {"train__samples_per_pass": 2 if "passes" in place else 0}
     changes |= {"train__strategy": strategy, "train__shard_size": size}
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:

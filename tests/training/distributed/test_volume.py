@@ -136,8 +136,11 @@ def test_a_step_sends_no_more_than_the_formula(pictures, tmp_path, case):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES[:2])
-def test_accumulation_sends_no_more(pictures, tmp_path, case):
-    found, count = sent(pictures, tmp_path, case, train__accumulation=2)
+@pytest.mark.parametrize("way", ["accumulation", "samples_per_pass"])
+def test_parts_of_a_step_send_no_more(pictures, tmp_path, case, way):
+    # Ranks have two samples each.
+    parts = {"accumulation": 2, "samples_per_pass": 1}[way]
+    found, count = sent(pictures, tmp_path, case, **{f"train__{way}": parts})
     assert max(found.values()) <= 1.05 * FLOAT32[case][3](ring) * count
 
 

@@ -161,19 +161,43 @@ def test_a_plan_is_json():
     assert values["strategies"]["shard"]["state_bytes"] > 0
 
 
-@pytest.mark.parametrize(
-    ("gpus", "message"),
-    [
-        (3, r"32 is not a multiple of 6 \(train.accumulation 2 x 3 GPUs\); expected 2 or 4 GPUs"),
-        (32, r"expected 16 GPUs"),
-    ],
-)
-def test_gpus_that_divide_nothing(gpus, message):
-    config = pairs(train__accumulation=2)
+def test_more_gpus_than_samples():
+    config, message = pairs(train__accumulation=2), "leaves 16 samples for 17 GPUs"
     with pytest.raises(ValueError, match=message):
-        samples_of(config, gpus)
+        samples_of(config, 17)
     with pytest.raises(ValueError, match=message):
-        plan_run(config, Cluster(gpus=gpus, gpus_per_node=1))
+        plan_run(config, Cluster(gpus=17, gpus_per_node=1))
+
+
+def test_gpus_that_do_not_divide_a_batch_have_a_sample_more_or_less():
+    assert [samples_of(questions(), gpus) for gpus in (1, 3, 8, 31, 32)] == [32, 11, 4, 2, 1]
+
+
+def test_passes_need_the_memory_of_one():
+    whole = plan_run(questions(), Cluster(gpus=4))
+    parts = plan_run(questions(train__samples_per_pass=3), Cluster(gpus=4))
+    same = plan_run(questions(), Cluster(gpus=11, gpus_per_node=1))
+    assert (whole.passes, parts.passes, same.passes) == (1, 3, 1)
+    assert (parts.samples_per_gpu, same.samples_per_gpu) == (8, 3)
+    assert parts.activation_bytes == same.activation_bytes < whole.activation_bytes
+    assert parts.flops_per_sample == whole.flops_per_sample
+    assert any("passes" in note for note in parts.notes)
+
+
+def test_hybrid_shards_in_a_node_and_sums_over_nodes():
+    cluster = Cluster(gpus=8, gpus_per_node=4, node_gbps=8)
+    plan = plan_run(questions(), cluster)
+    replicate, hybrid = plan.strategies["replicate"], plan.strategies["hybrid"]
+    count = plan.parameters
+    assert hybrid.state_bytes == replicate.state_bytes / 4
+    assert hybrid.gathered_bytes == 4 * count
+    # In a node of four: weights are gathered, gradients scattered; over two nodes a quarter of the
+    # gradients is summed.
+    assert hybrid.step_bytes == pytest.approx(count * (3 / 4 * (4 + 4) + 2 * 1 / 2 * 4 / 4))
+    # All four quarters leave the node.
+    assert hybrid.network_seconds == pytest.approx(2 * 1 / 2 * 4 * count / 1e9)
+    one = plan_run(questions(), Cluster(gpus=4, gpus_per_node=4)).strategies
+    assert one["hybrid"] == one["shard"]
 
 
 @pytest.mark.parametrize(

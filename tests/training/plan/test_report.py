@@ -22,11 +22,11 @@ def test_the_table_of_a_cluster(plan):
     text = "\n".join(report(plan, "mine"))
     assert text.startswith("mine on 4 x h100 (2 nodes of 2, 80 GB each)\n")
     for part in (
-        "32 samples a step = 4 GPUs x 1 micro-batches x 8 samples",
-        "replicate         shard",
+        "32 samples a step = 4 GPUs x 1 micro-batch x 8 samples",
+        "replicate         shard        hybrid",
         "time at 400 Gbit/s a node",
         "efficiency, no overlap",
-        "fits                                     yes           yes",
+        "fits                                     yes           yes           yes",
         "images a second",
         "(--image-kb)",
         "minutes lose least",
@@ -34,6 +34,14 @@ def test_the_table_of_a_cluster(plan):
     ):
         assert part in text, part
     assert max(map(len, text.splitlines()[:-1])) <= 110
+
+
+def test_samples_that_do_not_divide_and_passes(plan):
+    for changes, expected in (
+        ({"batch_size": 31}, "31 samples a step = 4 GPUs x 1 micro-batch x 7 or 8 samples"),
+        ({"passes": 3}, "x 8 samples in 3 passes"),
+    ):
+        assert expected in "\n".join(report(dataclasses.replace(plan, **changes), "mine"))
 
 
 def test_what_is_unknown_is_not_printed(plan):
@@ -59,4 +67,4 @@ def test_what_is_unknown_is_not_printed(plan):
 def test_a_model_that_does_not_fit(plan):
     small = dataclasses.replace(plan, gpu_bytes=plan.strategies["replicate"].memory_bytes)
     line = next(line for line in report(small, "mine") if line.startswith("  fits"))
-    assert line.split() == ["fits", "no", "yes"]
+    assert line.split() == ["fits", "no", "yes", "yes"]

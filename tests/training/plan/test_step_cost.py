@@ -12,8 +12,10 @@ from fiber.kernels.cross_attention import naive as naive_cross
 from fiber.kernels.window_attention import torch_path
 from fiber.kernels.window_attention.window_spec import WindowSpec
 from fiber.training.config.run import load_recipe
-from fiber.training.objective_state import ObjectiveState
-from fiber.training.objectives import Draw, TrainStep
+from fiber.training.objectives.draw import Draw
+from fiber.training.objectives.split_backward import SplitGraph
+from fiber.training.objectives.state import ObjectiveState
+from fiber.training.objectives.step import TrainStep
 from fiber.training.plan import step_cost
 from fiber.training.plan.step_cost import (
     SavedTensors,
@@ -24,10 +26,9 @@ from fiber.training.plan.step_cost import (
     kernel_flops,
     largest_image,
 )
-from fiber.training.split_backward import SplitGraph
 from tests.training.micro_runs import coarse_config, fine_config, with_dropout
-from tests.training.test_objectives import model_and_batches
-from tests.training.test_ranking import model_and_batch, ranking, scenes  # noqa: F401  (fixtures)
+from tests.training.objectives.test_ranking import model_and_batch, ranking, scenes  # noqa: F401  (fixtures)
+from tests.training.objectives.test_step import model_and_batches
 
 #: Losses compute similarities and targets, which are not counted: the real steps of these micro
 #: models, whose encoders are small, take at most this much more.

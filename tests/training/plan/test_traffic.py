@@ -10,18 +10,20 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from fiber.config_io import replace_fields
 from fiber.training.distributed.processes import Processes
 from fiber.training.distributed.replicate import Replicate
-from fiber.training.objective_state import ObjectiveState
-from fiber.training.objectives import Draw, TrainStep
+from fiber.training.objectives.draw import Draw
+from fiber.training.objectives.state import ObjectiveState
+from fiber.training.objectives.step import TrainStep
 from fiber.training.plan.traffic import (
     Traffic,
     gradient_bytes,
     loss_traffic,
+    queue_image_bytes,
     queue_pair_bytes,
     shard_bytes,
 )
 from tests.training.micro_runs import coarse_config
-from tests.training.test_objectives import model_and_batches
-from tests.training.test_ranking import model_and_batch, ranking, scenes  # noqa: F401  (fixtures)
+from tests.training.objectives.test_ranking import model_and_batch, ranking, scenes  # noqa: F401  (fixtures)
+from tests.training.objectives.test_step import model_and_batches
 
 #: Counts, ids, labels and masks, which the formulas leave out.
 SMALL = 0.05
@@ -176,14 +178,17 @@ def test_a_queue_sends_its_pairs(image_text, counter):
     model.train()
     step(config, "image_text", model, batch)
     expected = traffic_of(config, "image_text", batch, counter.ranks)
-    assert expected.negatives == 0 == counter.bytes.get("all_to_all", 0)
-    gathered = counter.bytes["all_gather"]
-    assert expected.contrast <= gathered <= (1 + SMALL) * expected.contrast
-    pairs = 2 * counter.ranks
+    images, ring = 2 * queue_image_bytes(config), (counter.ranks - 1) / counter.ranks
+    gathered = expected.contrast - ring * images
+    assert gathered <= counter.bytes["all_gather"] <= (1 + SMALL) * gathered
+    # The images of two pairs, which this rank keeps; all negatives are of the batch.
+    assert counter.bytes["all_to_all"] == images
+    assert expected.negatives == ring * images
     state = ObjectiveState.of(config, torch.device("cpu"))
     assert state.queue is not None
     stored = sum(getattr(state.queue, name).nbytes for name in state.queue.TENSORS)
-    assert queue_pair_bytes(config) * pairs == stored
+    assert queue_pair_bytes(config) * len(state.queue) - stored == images * counter.ranks
+    assert state.queue.images.nbytes == images
 
 
 def test_ranking_sends_random_images(model_and_batch, counter):  # noqa: F811

@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fiber.config import RobertaConfig
+from fiber.ops.dropout import Dropout, attention
 
 #: Id of <pad>; positions of real tokens start at PAD_ID + 1.
 PAD_ID = 1
@@ -33,7 +33,7 @@ class TextEmbeddings(nn.Module):
         # RoBERTa has a single token type.
         self.token_type = nn.Embedding(1, config.width)
         self.norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, token_ids: Tensor, tokens_before: int = 0) -> Tensor:
         """Embed token ids that come after `tokens_before` real tokens: (B, L) -> (B, L, D)."""
@@ -76,7 +76,7 @@ class TextSelfAttention(nn.Module):
         self.attention_dropout = config.dropout
         self.qkv = nn.Linear(config.width, 3 * config.width)
         self.output = nn.Linear(config.width, config.width)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(
         self,
@@ -96,11 +96,11 @@ class TextSelfAttention(nn.Module):
             query, key, value = qkv.unbind(0)
         else:
             query, (key, value) = qkv[0], cache.extend(qkv[1:])
-        attended = F.scaled_dot_product_attention(
+        attended = attention(
             query[:, :, :num_queries],
             key,
             value,
-            attn_mask=attention_mask,
+            mask=attention_mask,
             dropout_p=self.attention_dropout if self.training else 0.0,
         )
         return self.dropout(self.output(attended.transpose(1, 2).flatten(2)))
@@ -117,7 +117,7 @@ class TextLayer(nn.Module):
             nn.Linear(config.width, config.ffn_width),
             nn.GELU(),
             nn.Linear(config.ffn_width, config.width),
-            nn.Dropout(config.dropout),
+            Dropout(config.dropout),
         )
         self.output_norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from fiber import kernels
 from fiber.config import SwinConfig
+from fiber.ops.dropout import is_by_row, keeps
 
 #: Size in bytes of MLP activation chunks that fit in the CPU cache; used without gradients.
 PIECE_BYTES = 8_000_000
@@ -205,7 +206,10 @@ class SwinBlock(nn.Module):
         if not self.training or self.drop_path == 0.0:
             return update
         keep = 1.0 - self.drop_path
-        kept = update.new_empty(update.shape[0], 1, 1, 1).bernoulli_(keep)
+        if is_by_row():
+            kept = keeps((update.shape[0], 1, 1, 1), self.drop_path, update.device).to(update.dtype)
+        else:
+            kept = update.new_empty(update.shape[0], 1, 1, 1).bernoulli_(keep)
         return update * (kept / keep)
 
 

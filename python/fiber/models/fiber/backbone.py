@@ -16,7 +16,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from fiber.config import FiberConfig
 from fiber.models.encoders.roberta import (
@@ -30,6 +29,7 @@ from fiber.models.encoders.swin import MapSizes, SwinEncoder
 from fiber.models.features import BackboneOutput, ImagePrefix, ImageSizes, Wanted
 from fiber.models.fiber.fusion import FusedPair, ImageToTextAttention, TextToImageAttention
 from fiber.models.init import init_linear
+from fiber.ops.dropout import checkpointed
 
 
 @dataclass
@@ -286,5 +286,5 @@ class FiberBackbone(nn.Module):
     def _run(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Call a function, with gradient checkpointing if enabled."""
         if self.gradient_checkpointing and self.training:
-            return checkpoint(function, *arguments, use_reentrant=False)
+            return checkpointed(function, *arguments)
         return function(*arguments)

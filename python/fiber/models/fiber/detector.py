@@ -28,6 +28,7 @@ from fiber.models.fiber.backbone import FiberBackbone
 from fiber.models.fiber.dyhead import DynamicHead
 from fiber.models.fiber.pyramid import FeaturePyramid
 from fiber.ops.anchors import pyramid_anchors
+from fiber.ops.dropout import of_rows
 
 #: Initial token probability; a low value keeps negatives from dominating the first losses.
 PRIOR_PROBABILITY = 0.01
@@ -232,7 +233,8 @@ class FiberDetector(nn.Module):
                 level[rows, :, :height, :width]
                 for level, (height, width) in zip(maps, self._level_sizes(*own), strict=False)
             ]
-            output = self._predict(self.pyramid(cut), text[rows], text_mask[rows])
+            with of_rows(rows):
+                output = self._predict(self.pyramid(cut), text[rows], text_mask[rows])
             outputs.append((rows, self._level_sizes(*own), output))
         return self._join(outputs, text_mask)
 
@@ -249,6 +251,25 @@ class FiberDetector(nn.Module):
             anchors=self._anchors(sizes, deltas.device),
             text_mask=text_mask,
         )
+
+    def locations(
+        self, images: Tensor, image_sizes: Tensor | None = None
+    ) -> tuple[list[Tensor], Tensor | None]:
+        """Return `anchors` and `inside` of the output of `forward`, without running the network."""
+        divisor, sizes = self.config.swin.patch_size * 8, None
+        if image_sizes is not None:
+            images, sizes = _crop_padding(images, image_sizes, divisor)
+        maps = self._level_sizes(images.shape[-2], images.shape[-1])
+        if sizes is None:
+            return self._anchors(maps, images.device), None
+        inside = []
+        for level, (height, width) in enumerate(maps):
+            valid = torch.zeros(len(sizes), height, width, dtype=torch.bool, device=images.device)
+            for row, size in enumerate(sizes):
+                own_height, own_width = self._level_sizes(*size)[level]
+                valid[row, :own_height, :own_width] = True
+            inside.append(valid.flatten(1))
+        return self._anchors(maps, images.device), torch.cat(inside, dim=1)
 
     def stage_maps(self, features: BackboneOutput) -> list[Tensor]:
         """Return the normalized maps of the last three stages, (B, C_s, H_s, W_s), finest first."""

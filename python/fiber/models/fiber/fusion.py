@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fiber import kernels
+from fiber.ops.dropout import attention, dropout, is_by_row
 
 
 class ImageToTextAttention(nn.Module):
@@ -140,16 +141,50 @@ class TextToImageAttention(nn.Module):
             key.shape[0], texts_of_each * attended.shape[1], *key.shape[2:]
         )
         dropout_p = self.dropout if self.training else 0.0
-        read = kernels.text_to_image_attention(
-            query, key, value, valid_sizes=valid_sizes, map_size=map_size, dropout_p=dropout_p
-        )
+        if dropout_p and is_by_row():
+            mask = None
+            if valid_sizes is not None and map_size is not None:
+                mask = _inside(valid_sizes, map_size)
+            read = _read_by_row(query, key, value, mask, texts_of_each, dropout_p)
+        else:
+            read = kernels.text_to_image_attention(
+                query, key, value, valid_sizes=valid_sizes, map_size=map_size, dropout_p=dropout_p
+            )
         read = read.reshape(attended.shape)
         if dropout_p:
             # Dropout comes between projection and gate, so the fused kernel cannot be used.
-            return attended + self.gate * nn.functional.dropout(self.output(read), dropout_p)
+            return attended + self.gate * dropout(self.output(read), dropout_p)
         return kernels.gated_residual(
             attended, read, self.output.weight, self.output.bias, self.gate
         )
+
+
+def _read_by_row(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, texts_of_each: int, p: float
+) -> Tensor:
+    """Attend as `kernels.text_to_image_attention`, with dropout of weights drawn by row.
+
+    `mask` is (B, T) bool, True = attend.
+    """
+    # (B, n L, h, d) -> (B n, h, L, d): what a text draws does not depend on the length of others.
+    batch, lengths = len(key), query.shape[1] // max(1, texts_of_each)
+    query = query.reshape(batch * texts_of_each, lengths, *query.shape[2:]).transpose(1, 2)
+    # (B, T, h, d) -> (B n, h, T, d)
+    key, value = (
+        tensor.transpose(1, 2).repeat_interleave(texts_of_each, 0) for tensor in (key, value)
+    )
+    if mask is not None:
+        mask = mask.repeat_interleave(texts_of_each, 0)[:, None, None]
+    read = attention(query, key, value, mask, p)
+    # (B n, h, L, d) -> (B, n L, h, d)
+    return read.transpose(1, 2).reshape(batch, texts_of_each * lengths, *read.shape[1::2])
+
+
+def _inside(sizes: Tensor, map_size: tuple[int, int]) -> Tensor:
+    """Return a (B, H W) bool mask of the valid regions, of (B, 2) sizes in an (H, W) map."""
+    rows, columns = (torch.arange(size, device=sizes.device) for size in map_size)
+    valid = (rows < sizes[:, :1])[:, :, None] & (columns < sizes[:, 1:])[:, None]
+    return valid.flatten(1)
 
 
 class FusedPair(nn.Module):

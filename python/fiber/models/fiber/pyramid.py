@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fiber.ops.dropout import is_by_row, keeps
+
 #: DropBlock probability per location and size of the dropped squares, as in the published code.
 DROP_PROBABILITY = 0.3
 DROP_BLOCK_SIZE = 3
@@ -20,14 +22,19 @@ COARSER_SHARE, NOISE_SHARE = 0.2, 0.1
 def drop_block(features: Tensor) -> Tensor:
     """Zero random squares, the same in all channels, and divide by the fraction kept.
 
+    The fraction is that of the whole batch; within `dropout.by_row`, that of each image.
+
     Source: DropBlock (Ghiasi et al. 2018), with the constants of the published model.
     """
     batch, _, height, width = features.shape
     rate = DROP_PROBABILITY / DROP_BLOCK_SIZE**2
-    seeds = (torch.rand(batch, 1, height, width, device=features.device) < rate).float()
+    seeds = (~keeps((batch, 1, height, width), rate, features.device)).float()
     kept = 1 - F.max_pool2d(seeds, DROP_BLOCK_SIZE, stride=1, padding=DROP_BLOCK_SIZE // 2)
     # A small map may be dropped completely, so avoid division by 0.
-    share = kept.mean().clamp(min=1.0 / kept.numel())
+    if is_by_row():
+        share = kept.mean((1, 2, 3), keepdim=True).clamp(min=1.0 / (height * width))
+    else:
+        share = kept.mean().clamp(min=1.0 / kept.numel())
     return features * (kept / share).to(features.dtype)
 
 

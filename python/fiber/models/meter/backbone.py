@@ -13,7 +13,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from fiber.models.encoders.bert import BertEncoder
 from fiber.models.encoders.clip import ClipEncoder
@@ -23,6 +22,7 @@ from fiber.models.features import BackboneOutput, ImagePrefix, Wanted
 from fiber.models.init import init_linear
 from fiber.models.meter.config import MeterConfig
 from fiber.models.meter.fusion import CrossLayer, MergedLayer
+from fiber.ops.dropout import checkpointed
 
 #: Token types.
 TEXT, IMAGE, SECOND_IMAGE = 0, 1, 2
@@ -193,5 +193,5 @@ class MeterBackbone(nn.Module):
     def _run(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Call a function, with gradient checkpointing if enabled."""
         if self.gradient_checkpointing and self.training:
-            return checkpoint(function, *arguments, use_reentrant=False)
+            return checkpointed(function, *arguments)
         return function(*arguments)

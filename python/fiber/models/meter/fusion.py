@@ -11,10 +11,10 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fiber.models.meter.config import CrossConfig
+from fiber.ops.dropout import Dropout, attention, dropout
 
 
 class Attention(nn.Module):
@@ -28,7 +28,7 @@ class Attention(nn.Module):
         self.query = nn.Linear(width, width)
         self.key_value = nn.Linear(width, 2 * width)
         self.output = nn.Linear(width, width)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
 
     def forward(self, tokens: Tensor, source: Tensor, mask: Tensor | None) -> Tensor:
@@ -42,11 +42,11 @@ class Attention(nn.Module):
         key, value = (
             self.key_value(source).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         )
-        attended = F.scaled_dot_product_attention(
+        attended = attention(
             query,
             key,
             value,
-            attn_mask=mask,
+            mask=mask,
             dropout_p=self.attention_dropout if self.training else 0.0,
         )
         projected = self.output(attended.transpose(1, 2).flatten(2))
@@ -70,7 +70,7 @@ class Attention(nn.Module):
             scores = folded @ source.transpose(1, 2) * key.shape[1] ** -0.5
             if mask is not None:
                 scores = scores.masked_fill(~mask[:, 0], torch.finfo(dtype).min)
-            weights = F.dropout(scores.softmax(-1), self.attention_dropout, self.training)
+            weights = dropout(scores.softmax(-1), self.attention_dropout, training=self.training)
             # (h, B, D) @ (h, D, d) -> (B, h, d)
             attended = ((weights @ source).transpose(0, 1) @ value.transpose(1, 2)).transpose(0, 1)
             # After dropout, the weights of a query do not sum to 1.
@@ -88,7 +88,7 @@ class FeedForward(nn.Module):
             nn.Linear(config.width, config.ffn_width),
             nn.GELU(),
             nn.Linear(config.ffn_width, config.width),
-            nn.Dropout(config.dropout),
+            Dropout(config.dropout),
         )
         self.norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
 

@@ -14,7 +14,7 @@ from fiber.training.checkpoint.files import (
     read_tensors,
     stored_tensors,
 )
-from fiber.training.objective_state import ObjectiveState
+from fiber.training.objectives.state import ObjectiveState
 from fiber.training.optim import MovingAverage
 
 

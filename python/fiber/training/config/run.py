@@ -140,7 +140,8 @@ class TrainConfig:
     #: Maximum number of epochs, for a run with one task: it ends after `epochs` or `steps`,
     #: whichever comes first. 0 means no limit.
     epochs: float = 0.0
-    #: Number of micro-batches per step; their gradients are averaged.
+    #: Number of micro-batches per step; their gradients are averaged. Contrast, hard negatives and
+    #: the means of losses are over one micro-batch of all ranks.
     accumulation: int = 1
     #: Precision of forward and backward passes; weights, losses and optimizer state stay float32.
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -154,6 +155,9 @@ class TrainConfig:
     shard_size: int = 0
     #: Precision in which gradients are summed over ranks.
     reduce_precision: Literal["float32", "bfloat16"] = "float32"
+    #: Samples of a forward pass on each rank; 0 means all of a micro-batch. Losses are the same for
+    #: any number: means, contrast and hard negatives are over the whole micro-batch.
+    samples_per_pass: int = 0
     #: Compile forward and backward passes of the backbone with torch.compile; first steps are slow.
     compile: bool = False
     #: Decay of the exponential moving average (EMA) of the weights; the EMA then becomes the
@@ -169,6 +173,10 @@ class TrainConfig:
     checkpoint_minutes: float = 0.0
     #: Number of newest checkpoints to keep.
     keep_checkpoints: int = 2
+    #: Random numbers of dropout and stochastic depth: "rank" draws from the generator of each rank,
+    #: so they depend on the number of ranks and passes; "row" draws by (seed, step, layer, sample),
+    #: which is slower.
+    draws: Literal["rank", "row"] = "rank"
     #: Seed of the initialization, the data order and all random numbers.
     seed: int = 0
     #: Longest time in seconds that a rank waits for the others before it calls them dead. No step
@@ -182,11 +190,15 @@ class TrainConfig:
         _check_range(self, "train", ["ema_decay"], 0, below=1)
         _check_range(self, "train", ["timeout_seconds"], 1)
         _check_range(self, "train", ["checkpoint_minutes"], 0)
-        _check_range(self, "train", ["shard_size"], 0)
+        _check_range(self, "train", ["shard_size", "samples_per_pass"], 0)
         require(
             self.shard_size == 0 or self.strategy == "hybrid",
             f"train.shard_size {self.shard_size} is for train.strategy 'hybrid', got"
             f" {self.strategy!r}",
+        )
+        require(
+            not self.compile or self.draws == "rank",
+            f"train.compile is for train.draws 'rank', got {self.draws!r}",
         )
         require(
             not self.compile or self.strategy == "replicate",
@@ -297,6 +309,11 @@ class RunConfig:
         )
         self._check_published()
         require(
+            self.train.draws == "rank" or not self._is_merged,
+            "train.draws 'row' is not for merged attention (model.cross.kind), whose attention"
+            " weights have other places in texts of other lengths",
+        )
+        require(
             batch_size % accumulation == 0,
             f"data.batch_size {batch_size} is not a multiple of train.accumulation {accumulation}",
         )
@@ -314,6 +331,11 @@ class RunConfig:
                 f" leaves one pair per micro-batch; tasks.{losses} need 2 or more, since negatives"
                 " come from the other pairs",
             )
+
+    @property
+    def _is_merged(self) -> bool:
+        model = self.model
+        return isinstance(model, MeterConfig) and model.cross.kind == "merged_attention"
 
     def _check_published(self) -> None:
         """Check what only published runs need."""
@@ -401,7 +423,7 @@ def load_recipe(name: str) -> RunConfig:
 #: Fields that say how a run is trained, not what, so a resumed run may change them.
 HOW = (
     *("train.strategy", "train.shard_size", "train.reduce_precision", "train.compile"),
-    *("train.gradient_checkpointing", "train.timeout_seconds"),
+    *("train.gradient_checkpointing", "train.samples_per_pass", "train.timeout_seconds"),
     *("train.log_every", "train.keep_checkpoints", "train.checkpoint_minutes"),
 )
 

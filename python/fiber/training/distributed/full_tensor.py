@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -63,6 +64,32 @@ def shard_like(whole: Tensor, like: Tensor) -> Tensor:
         shape=whole.shape,
         stride=whole.stride(),
     )
+
+
+def sharded_rows(local: Tensor, rows: int) -> Tensor:
+    """Return a DTensor of `rows` rows, of which this rank holds those of `torch.chunk`.
+
+    It shares the memory of `local`. On a single process, this is `local` itself.
+    """
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return local
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import DTensor, Shard
+
+    shape = torch.Size((rows, *local.shape[1:]))
+    return DTensor.from_local(
+        local,
+        init_device_mesh(local.device.type, (dist.get_world_size(),)),
+        [Shard(0)],
+        run_check=False,
+        shape=shape,
+        stride=torch.empty(shape, device="meta").stride(),
+    )
+
+
+def local_rows(tensor: Tensor) -> Tensor:
+    """Return the part of a sharded tensor that this rank holds; a plain tensor stays as it is."""
+    return tensor.to_local() if is_sharded(tensor) else tensor
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:

@@ -10,18 +10,26 @@ import dataclasses
 import logging
 import os
 import signal
+import socket
 import sys
 import tempfile
+import time
 import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous.api import RendezvousError
+from torch.distributed.elastic.rendezvous.c10d_rendezvous_backend import DEFAULT_PORT
+from torch.distributed.elastic.rendezvous.utils import (
+    _matches_machine_hostname,
+    parse_rendezvous_endpoint,
+)
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from fiber.env import usable_cores
@@ -95,13 +103,16 @@ def launch(arguments: Sequence[str], job: Job) -> int:
         # others no longer write (torch 2.15: `DynamicRendezvousHandler.next_rendezvous`). Without
         # it, rank 0 hosts a store.
         os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
-    # torchrun's agent handles the other signals that end a run in the same way.
-    signal.signal(signal.SIGUSR1, _raise_signal)
+    # torchrun's agent handles the other signals that end a run in the same way, SIGTERM too once
+    # processes run. Before, the first process of a container would ignore it.
+    for number in (signal.SIGUSR1, signal.SIGTERM):
+        signal.signal(number, _raise_signal)
     with tempfile.TemporaryDirectory(prefix="fiber-launch-") as notes:
         os.environ[NOTES] = notes
         _quiet_agent(Path(notes))
-        start = elastic_launch(_config(job), sys.executable)
         try:
+            place = _wait_for_host(job.rendezvous) if job.nodes[1] > 1 else _Place("localhost")
+            start = elastic_launch(_config(job, place), sys.executable)
             start("-m", "fiber.cli", *arguments)
         except SignalException as stop:
             return 130 if stop.sigval == signal.SIGINT else EXIT_CODE
@@ -116,6 +127,61 @@ def launch(arguments: Sequence[str], job: Job) -> int:
     return 0
 
 
+class _Place(NamedTuple):
+    """How the nodes of a job see this one."""
+
+    #: A name or an address that the others can reach. The agent itself takes the host name, which
+    #: they may not be able to resolve.
+    address: str
+    #: Whether this node hosts the rendezvous; None where the agent sees it from the name.
+    is_host: bool | None = None
+
+
+def _wait_for_host(rendezvous: str, *, longest: float = JOIN_SECONDS) -> _Place:
+    """Wait until the node of the rendezvous listens, unless this node is it.
+
+    The agent itself waits for 60 seconds only, and nodes may start minutes apart, for example where
+    each pulls a container image first.
+
+    Raises:
+        ValueError: if `rendezvous` is not HOST:PORT.
+        ConnectionError: if the node does not listen after `longest` seconds.
+    """
+    host, port = parse_rendezvous_endpoint(rendezvous, default_port=DEFAULT_PORT)
+    if _matches_machine_hostname(host):
+        return _Place(host)
+    end = time.monotonic() + longest
+    while True:
+        try:
+            with socket.create_connection((host, port), timeout=5) as connection:
+                return _Place(connection.getsockname()[0])
+        except OSError as error:
+            # The agent compares the addresses of its host name, which is often that of the loopback
+            # interface (127.0.1.1 on Debian and Ubuntu).
+            if _is_own(host):
+                return _Place(host, is_host=True)
+            # The name of a node that has not started may be unknown until it does.
+            if time.monotonic() >= end:
+                raise ConnectionError(
+                    f"the rendezvous at {rendezvous} does not answer after {longest:g} s: {error};"
+                    " expected the host name or the address of one of the nodes"
+                ) from error
+        time.sleep(1)
+
+
+def _is_own(host: str) -> bool:
+    """Check whether a name or an address is that of an interface of this machine."""
+    try:
+        found = socket.getaddrinfo(host, None, proto=socket.IPPROTO_TCP)
+    except OSError:
+        return False
+    for family, kind, protocol, _, address in found:
+        with socket.socket(family, kind, protocol) as probe, suppress(OSError):
+            probe.bind(address)
+            return True
+    return False
+
+
 def _quiet_agent(notes: Path) -> None:
     """Log which process failed, but not each process that the agent ends.
 
@@ -127,7 +193,7 @@ def _quiet_agent(notes: Path) -> None:
         logger.addFilter(lambda record: not (notes / BAD_INPUT).exists())
 
 
-def _config(job: Job) -> LaunchConfig:
+def _config(job: Job, place: _Place) -> LaunchConfig:
     several = job.nodes[1] > 1
     values: dict[str, Any] = {
         "min_nodes": job.nodes[0],
@@ -139,9 +205,10 @@ def _config(job: Job) -> LaunchConfig:
         "rdzv_configs": {"timeout": JOIN_SECONDS, "last_call_timeout": LAST_CALL_SECONDS},
         "max_restarts": job.restarts,
         "shutdown_timeout": SAVE_SECONDS,
+        "local_addr": place.address,
     }
-    if not several:
-        values["local_addr"] = "localhost"
+    if place.is_host is not None:
+        values["rdzv_configs"]["is_host"] = place.is_host
     # torch 2.6 has no `shutdown_timeout`; it waits 30 seconds.
     known = {field.name for field in dataclasses.fields(LaunchConfig)}
     return LaunchConfig(**{name: value for name, value in values.items() if name in known})

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fiber.models.registry import Network
 from fiber.training.distributed.processes import Processes
-from fiber.training.objectives import TrainStep
+from fiber.training.objectives.step import TrainStep
 
 #: Elements per gradient all-reduce (32 MiB of float32).
 BUCKET_ELEMENTS = 8 * 2**20

@@ -17,7 +17,7 @@ from fiber.models.shard_units import shard_units
 from fiber.training.config.run import TrainConfig
 from fiber.training.distributed.full_tensor import full_state, full_tensor
 from fiber.training.distributed.processes import Processes
-from fiber.training.objectives import TrainStep
+from fiber.training.objectives.step import TrainStep
 
 if TYPE_CHECKING:
     # Slow to import, and most runs are not sharded.

@@ -21,7 +21,7 @@ from fiber.training.distributed.full_tensor import full_tensor
 from fiber.training.distributed.processes import Processes
 from fiber.training.distributed.replicate import Replicate
 from fiber.training.distributed.shard import Hybrid, Shard
-from fiber.training.objectives import TrainStep
+from fiber.training.objectives.step import TrainStep
 
 
 class Strategy(Protocol):

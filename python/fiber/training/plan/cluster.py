@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from fiber.config_io import require
 from fiber.training.config.run import RunConfig
 from fiber.training.machine_memory import FROZEN_BYTES, TRAINED_BYTES, count_parameters
+from fiber.training.objectives.forward_passes import ForwardPasses
 from fiber.training.plan.gpus import find_gpu, peak_of
 from fiber.training.plan.step_cost import TextShape, count_step, is_counted, largest_image
 from fiber.training.plan.traffic import (
     gradient_bytes,
     loss_traffic,
+    queue_image_bytes,
     queue_pair_bytes,
     shard_bytes,
     weight_bytes,
@@ -72,7 +74,7 @@ class Cluster:
 
 @dataclass(frozen=True, kw_only=True)
 class StrategyPlan:
-    """One way to distribute the weights, "replicate" or "shard"."""
+    """One way to distribute the weights: "replicate", "shard" or "hybrid" (in each node)."""
 
     #: Bytes on a GPU of weights, gradients, optimizer and EMA.
     state_bytes: float
@@ -96,10 +98,11 @@ class ClusterPlan:
     cluster: Cluster
     parameters: int
     trained_parameters: int
-    #: Samples of a step, micro-batches of a step, samples of a micro-batch on a GPU.
+    #: Samples and micro-batches of a step; samples of a micro-batch on a GPU, and its passes.
     batch_size: int
     accumulation: int
     samples_per_gpu: int
+    passes: int
     #: Tokens of each text, the most that the model takes, and (height, width) of each image.
     tokens: int
     image_size: tuple[int, int]
@@ -136,7 +139,7 @@ def plan_run(config: RunConfig, cluster: Cluster) -> ClusterPlan:
     data.
 
     Raises:
-        ValueError: if the batch cannot be split evenly among the GPUs.
+        ValueError: if a micro-batch has fewer samples than there are GPUs.
     """
     parameters, trained = count_parameters(config)
     samples = samples_of(config, cluster.gpus)
@@ -144,7 +147,9 @@ def plan_run(config: RunConfig, cluster: Cluster) -> ClusterPlan:
     tokens, size = config.model.max_tokens, largest_image(config)
     rotation = Counter(config.tasks.rotation())
     share = {task: count / rotation.total() for task, count in rotation.items()}
-    costs = {task: _cost(config, task, samples, tokens, size) for task in share}
+    passes = ForwardPasses.of(samples, config.train.samples_per_pass).count
+    of_a_pass = -(-samples // passes)
+    costs = {task: _cost(config, task, of_a_pass, tokens, size) for task in share}
     traffic = {task: loss_traffic(config, task, cluster.gpus, tokens, size) for task in share}
     flops = sum(share[task] * cost[0] for task, cost in costs.items())
     activations = max(cost[1] for cost in costs.values())
@@ -159,7 +164,7 @@ def plan_run(config: RunConfig, cluster: Cluster) -> ClusterPlan:
     if compute is not None:
         per_sample = sum(part * (2 if task == "reasoning" else 1) for task, part in share.items())
         images = config.data.batch_size * per_sample / compute / cluster.nodes
-    queue, reference = _objective_bytes(config, parameters)
+    queue, reference = _objective_bytes(config, parameters, cluster.gpus)
     average = 4 * parameters if config.train.ema_decay > 0 else 0
     strategies = {
         name: _strategy(
@@ -173,9 +178,11 @@ def plan_run(config: RunConfig, cluster: Cluster) -> ClusterPlan:
             loss_bytes=(contrast, negatives),
             compute=compute,
         )
-        for name in ("replicate", "shard")
+        for name in ("replicate", "shard", "hybrid")
     }
-    checkpoint = 4 * parameters + 8 * trained + average + queue + reference
+    # A checkpoint has the parts of all GPUs.
+    objectives = sum(_objective_bytes(config, parameters, gpus=1))
+    checkpoint = 4 * parameters + 8 * trained + average + objectives
     seconds = checkpoint / (1e9 * cluster.disk_gbps)
     hours = GPU_HOURS_PER_INTERRUPTION / cluster.gpus
     return ClusterPlan(
@@ -185,6 +192,7 @@ def plan_run(config: RunConfig, cluster: Cluster) -> ClusterPlan:
         batch_size=config.data.batch_size,
         accumulation=config.train.accumulation,
         samples_per_gpu=samples,
+        passes=passes,
         tokens=tokens,
         image_size=size,
         flops_per_sample=flops,
@@ -202,35 +210,30 @@ def plan_run(config: RunConfig, cluster: Cluster) -> ClusterPlan:
         checkpoint_seconds=seconds,
         interruption_hours=hours,
         checkpoint_minutes=math.sqrt(2 * seconds * 3600 * hours) / 60,
-        notes=tuple(_notes(config, cluster, has_peak=peak is not None)),
+        notes=tuple(_notes(config, cluster, passes, has_peak=peak is not None)),
     )
 
 
 def samples_of(config: RunConfig, gpus: int) -> int:
-    """Return the samples of a micro-batch on each GPU.
+    """Return the samples of a micro-batch on a GPU; if it is no multiple of the GPUs, the most.
 
     Raises:
-        ValueError: if the batch cannot be split evenly; the message has numbers of GPUs that work.
+        ValueError: if there are fewer samples than GPUs.
     """
     batch, accumulation = config.data.batch_size, config.train.accumulation
-    parts = accumulation * gpus
-    if batch % parts == 0:
-        return batch // parts
-    pairs = batch // accumulation
-    fitting = [count for count in range(1, pairs + 1) if pairs % count == 0]
-    below = max(count for count in fitting if count < gpus)
-    above = [count for count in fitting if count > gpus][:1]
-    near = " or ".join(map(str, [below, *above]))
-    raise ValueError(
-        f"data.batch_size {batch} is not a multiple of {parts} (train.accumulation {accumulation} x"
-        f" {gpus} GPUs); expected {near} GPUs, or another data.batch_size or train.accumulation"
+    samples = batch // accumulation
+    require(
+        gpus <= samples,
+        f"data.batch_size {batch} in {accumulation} micro-batches (train.accumulation) leaves"
+        f" {samples} samples for {gpus} GPUs; expected one or more for each",
     )
+    return -(-samples // gpus)
 
 
 def _cost(
     config: RunConfig, task: str, samples: int, tokens: int, size: tuple[int, int]
 ) -> tuple[float, float]:
-    """Return the FLOPs of a sample and the activation bytes of a micro-batch."""
+    """Return the FLOPs of a sample and the activation bytes of a pass of `samples`."""
     one, two = (count_step(config, task, TextShape(n, tokens), size) for n in (1, 2))
     each = two.activation_bytes - one.activation_bytes
     flops = two.flops
@@ -240,12 +243,14 @@ def _cost(
     return flops / 2, one.activation_bytes + (samples - 1) * each
 
 
-def _objective_bytes(config: RunConfig, parameters: int) -> tuple[int, int]:
-    """Return the bytes of the ITC queue and of the reference model of GOLD."""
+def _objective_bytes(config: RunConfig, parameters: int, gpus: int) -> tuple[int, int]:
+    """Return the bytes on a GPU of the ITC queue and of the reference model of GOLD."""
     active, task = config.tasks.active(), config.tasks.image_text
     queue = reference = 0
     if "image_text" in active and task.has_contrast and task.itc_form == "queue":
-        queue = task.queue_length * queue_pair_bytes(config)
+        pair, image = queue_pair_bytes(config), queue_image_bytes(config)
+        # Each GPU holds a part of the images.
+        queue = task.queue_length * (pair - image) + -(-task.queue_length // gpus) * image
     if "caption" in active and config.tasks.caption.objective == "gold":
         reference = 4 * parameters
     return queue, reference
@@ -267,16 +272,21 @@ def _strategy(
     gpus = cluster.gpus
     state = TRAINED_BYTES * trained + FROZEN_BYTES * (parameters - trained) + average
     gathered = 0.0
-    sent = gradient_bytes(trained, gpus)
-    if name == "shard":
-        state, gathered = state / gpus, float(weight_bytes(precision) * parameters)
-        sent = shard_bytes(parameters, trained, gpus, precision)
+    sent = remote = gradient_bytes(trained, gpus)
+    if name != "replicate":
+        size = gpus if name == "shard" else cluster.node_size
+        state, gathered = state / size, float(weight_bytes(precision) * parameters)
+        sent = remote = shard_bytes(parameters, trained, size, precision)
+    if name == "hybrid":
+        # Shards of gradients are summed over nodes, by each GPU of a node its own.
+        across = gradient_bytes(trained, cluster.nodes)
+        sent, remote = sent + across / cluster.node_size, across
     network, efficiency = None, None
     if cluster.node_gbps is not None and cluster.nodes > 1 and compute is not None:
         contrast, negatives = loss_bytes
         # A ring enters each node once; negatives come to each of its GPUs, from any node.
-        remote = negatives * cluster.node_size * (cluster.nodes - 1) / cluster.nodes
-        network = (sent + contrast + remote) / (cluster.node_gbps * 1e9 / 8)
+        fetched = negatives * cluster.node_size * (cluster.nodes - 1) / cluster.nodes
+        network = (remote + contrast + fetched) / (cluster.node_gbps * 1e9 / 8)
         # The backward pass is two thirds of the computation.
         overlapped = max(compute, compute / 3 + network)
         efficiency = compute / (compute + network), compute / overlapped
@@ -290,12 +300,18 @@ def _strategy(
     )
 
 
-def _notes(config: RunConfig, cluster: Cluster, *, has_peak: bool) -> list[str]:
+def _notes(config: RunConfig, cluster: Cluster, passes: int, *, has_peak: bool) -> list[str]:
     """List what the numbers leave out."""
     notes = [
         "activations are the tensors saved for the backward pass; temporary memory of kernels,"
         " buckets of gradients and the CUDA context come on top",
     ]
+    if passes > 1:
+        notes.append(
+            f"activations are those of one of {passes} passes (train.samples_per_pass); inputs of"
+            " the fused layers are kept for all samples and come on top, and so does the time to"
+            " compute what precedes them twice"
+        )
     if not has_peak:
         notes.append(
             f"{cluster.gpu} has no tensor cores for train.precision {config.train.precision!r}; no"

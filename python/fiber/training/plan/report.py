@@ -30,7 +30,7 @@ def _run(plan: ClusterPlan, recipe: str) -> list[str]:
         _row(
             "batch",
             f"{plan.batch_size} samples a step = {cluster.gpus} GPUs x"
-            f" {plan.accumulation} micro-batches x {_count(plan.samples_per_gpu, 'sample')}",
+            f" {_count(plan.accumulation, 'micro-batch', 'micro-batches')} x {_samples(plan)}",
         ),
         _row(
             "sample",
@@ -150,8 +150,16 @@ def _millions(count: int) -> str:
     return f"{count / 1e6:.1f} million"
 
 
-def _count(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"
+def _samples(plan: ClusterPlan) -> str:
+    """Describe a GPU's samples of a micro-batch."""
+    samples = _count(plan.samples_per_gpu, "sample")
+    if plan.batch_size // plan.accumulation % plan.cluster.gpus:
+        samples = f"{plan.samples_per_gpu - 1} or {samples}"
+    return samples if plan.passes == 1 else f"{samples} in {plan.passes} passes"
+
+
+def _count(count: int, noun: str, nouns: str = "") -> str:
+    return f"{count} {noun if count == 1 else nouns or noun + 's'}"
 
 
 def _number(value: float) -> str:

@@ -28,8 +28,8 @@ from fiber.models.meter.image_text import MeterImageText
 from fiber.models.registry import build_model
 from fiber.training.config.run import RunConfig
 from fiber.training.config.tasks import ImageTextTask
+from fiber.training.objectives.split_backward import SplitGraph
 from fiber.training.optim import freeze
-from fiber.training.split_backward import SplitGraph
 
 #: Size of an image in pixels, (height, width).
 ImageSize = tuple[int, int]

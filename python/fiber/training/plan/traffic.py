@@ -22,9 +22,9 @@ _INT64 = 8
 class Traffic(NamedTuple):
     """Bytes of a step of one task through each GPU."""
 
-    #: Embeddings of ITC, or the pairs that all ranks add to its queue.
+    #: Embeddings of ITC, or the pairs that ranks add to its queue.
     contrast: float
-    #: Negatives of ITM that other ranks encoded, and their gradients.
+    #: Negatives of ITM that other ranks encoded and their gradients, or images of the queue.
     negatives: float
 
     @property
@@ -69,6 +69,7 @@ def loss_traffic(
         image_size: size of all images.
     """
     samples = config.data.batch_size
+    of_a_rank = samples / gpus
     image_text, ranking = config.tasks.image_text, config.tasks.ranking
     if gpus == 1 or task not in ("image_text", "ranking"):
         return Traffic(0.0, 0.0)
@@ -76,16 +77,21 @@ def loss_traffic(
     has_itm, is_random = ranking.itm > 0, True
     if task == "image_text":
         contrast = _ring(gpus) * samples * _pair_bytes(config, image_text)
+        has_queue = image_text.has_contrast and image_text.itc_form == "queue"
+        if has_queue:
+            # Images go to the rank that holds their slots.
+            contrast += _ring(gpus) * of_a_rank * queue_image_bytes(config)
         has_itm = image_text.itm > 0
         is_random = image_text.itm_negatives == "random" or not image_text.has_contrast
-        # Negatives of a queue are encoded by the rank that needs them.
-        has_itm = has_itm and (is_random or image_text.itc_form != "queue")
+        if has_itm and has_queue and not is_random:
+            # Images of the queue are encoded by the rank that needs them.
+            return Traffic(contrast, _ring(gpus) * of_a_rank * queue_image_bytes(config))
     if not has_itm:
         return Traffic(contrast, 0.0)
     image, text = prefix_bytes(config, tokens, image_size)
     row = image if is_random else image + text
     # Each row arrives in the forward pass; its gradient goes back.
-    return Traffic(contrast, 2.0 * samples / gpus * row)
+    return Traffic(contrast, 2.0 * of_a_rank * row)
 
 
 def _pair_bytes(config: RunConfig, task: ImageTextTask) -> float:
@@ -93,17 +99,21 @@ def _pair_bytes(config: RunConfig, task: ImageTextTask) -> float:
     if not task.has_contrast:
         return 0.0
     if task.itc_form == "queue":
-        return queue_pair_bytes(config)
+        return queue_pair_bytes(config) - queue_image_bytes(config)
     # The gradients of the embeddings are reduce-scattered.
     return _embedding_bytes(config) * (2 if task.itc > 0 else 1)
 
 
 def queue_pair_bytes(config: RunConfig) -> int:
     """Return the bytes of a pair in ITC's queue: embeddings, image, text and ids."""
-    side, tokens = config.model.image_size, config.model.max_tokens
     # Ids and mask of the text, and the two ids of the pair.
-    texts = tokens * (_INT64 + 1) + 2 * _INT64
-    return _embedding_bytes(config) + 3 * side**2 * _FLOAT32 + texts
+    texts = config.model.max_tokens * (_INT64 + 1) + 2 * _INT64
+    return _embedding_bytes(config) + queue_image_bytes(config) + texts
+
+
+def queue_image_bytes(config: RunConfig) -> int:
+    """Return the bytes of an image in ITC's queue."""
+    return 3 * config.model.image_size**2 * _FLOAT32
 
 
 def _embedding_bytes(config: RunConfig) -> int:

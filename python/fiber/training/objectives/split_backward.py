@@ -24,16 +24,26 @@ from torch import Tensor
 class SplitGraph:
     """Tensors shared by several losses, detached from the graph that computed them."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_split: bool = True) -> None:
+        """If `is_split` is False, keep a single graph: `cut` returns its argument."""
+        self._is_split = is_split
         self._cuts: list[tuple[Tensor, Tensor]] = []
 
     def cut(self, tensor: Tensor) -> Tensor:
         """Return the tensor as a new leaf, or unchanged if it does not require grad."""
-        if not tensor.requires_grad:
+        if not self._is_split or not tensor.requires_grad:
             return tensor
         leaf = tensor.detach().requires_grad_()
         self._cuts.append((tensor, leaf))
         return leaf
+
+    def source(self, tensor: Tensor) -> Tensor:
+        """Return the tensor of which `cut` returned a leaf, or the argument if it is none.
+
+        A tensor that several parts share can be computed from it and then cut, too: one backward
+        pass covers both.
+        """
+        return next((source for source, leaf in self._cuts if leaf is tensor), tensor)
 
     @property
     def is_cut(self) -> bool:

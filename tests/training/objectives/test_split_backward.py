@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from fiber.training.config.tasks import ImageTextTask, TasksConfig
-from fiber.training.objective_state import ObjectiveState
-from fiber.training.objectives import Draw, TrainStep
-from fiber.training.split_backward import SplitGraph
+from fiber.training.objectives.draw import Draw
+from fiber.training.objectives.split_backward import SplitGraph
+from fiber.training.objectives.state import ObjectiveState
+from fiber.training.objectives.step import TrainStep
 from tests.training.micro_runs import coarse_config
-from tests.training.test_objectives import model_and_batches
+from tests.training.objectives.test_step import model_and_batches
 
 #: Other weights than 1, so that a loss that runs backward unweighted shows.
 WEIGHTS = {"itc": 0.5, "itm": 2.0, "mlm": 3.0}

@@ -1,13 +1,19 @@
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
 
+from fiber.losses.distributed import rank
+from fiber.training.checkpoint.files import read_tensors, write_tensors
 from fiber.training.config.tasks import CaptionTask, ImageTextTask
-from fiber.training.objective_state import ObjectiveState
-from fiber.training.objectives import Draw, TrainStep, caption_losses
+from fiber.training.objectives.captions import caption_losses
+from fiber.training.objectives.draw import Draw
+from fiber.training.objectives.state import ObjectiveState
+from fiber.training.objectives.step import TrainStep
+from tests.losses.two_ranks import run_on_ranks
 from tests.training.micro_runs import coarse_config, run
-from tests.training.test_objectives import image_text_losses, model_and_batches
+from tests.training.objectives.test_step import image_text_losses, model_and_batches
 from tests.training.test_trainer import StopError, numbers, stop_before, weights_equal
 
 STATEFUL = {
@@ -106,7 +112,7 @@ def test_the_frozen_copy_is_renewed_when_it_is_time(coarse):
     losses = TrainStep(model, tasks, state)("caption", batches["caption"], Draw(0, 0))
     losses["caption"].backward()
     assert all(p.grad is None for p in state.reference.parameters())
-    likelihood = caption_losses(model, batches["caption"], CaptionTask(share=1))
+    likelihood = next(caption_losses(model, batches["caption"], CaptionTask(share=1), Draw(0, 0)))
     # Every weight is at most 1.
     assert losses["caption"] < likelihood["caption"]
 
@@ -132,3 +138,57 @@ def test_options_change_what_is_trained(pictures, tmp_path):
     }.items():
         changed = run(coarse_config(**change), pictures, tmp_path / name)
         assert not weights_equal(plain.folder, changed.folder), name
+
+
+def new_queue():
+    """The state of a run with a queue of ten pairs."""
+    changes = {name: value for name, value in STATEFUL.items() if "queue" in name or "form" in name}
+    return ObjectiveState.of(coarse_config(**changes), torch.device("cpu"))
+
+
+def named_tensors(state):
+    return {f"queue/{name}": tensor for name, tensor in state.state_dict()["queue"].items()}
+
+
+def write_queue(folder):
+    """Enqueue six pairs of each rank in two batches, more than fit; write a checkpoint."""
+    state = new_queue()
+    queue = state.queue
+    for batch in range(2):
+        numbers = torch.arange(3) + 10 * rank() + 100 * batch
+        images = numbers[:, None, None, None].expand(3, *queue.images.shape[1:]).float()
+        vectors = torch.ones(3, queue.image_vectors.shape[1])
+        ids = numbers[:, None].expand(3, 5)
+        queue.enqueue(vectors, vectors, images, ids, ids >= 0, numbers, numbers)
+    write_tensors(named_tensors(state), Path(folder))
+    return queue.image_ids
+
+
+def read_queue(folder):
+    """Images of a rank, their slots, and the ids of all slots."""
+    state = new_queue()
+    targets = named_tensors(state)
+    read_tensors(Path(folder), targets)
+    state.load_state_dict(
+        {"queue": {name.removeprefix("queue/"): value for name, value in targets.items()}}
+    )
+    queue = state.queue
+    return queue.images[:, 0, 0, 0].clone(), queue.image_ids, torch.tensor(queue.pointer)
+
+
+def test_a_queue_is_read_by_another_number_of_ranks(tmp_path):
+    """Each rank of two has half of the images, one of three a third."""
+    for writers in (1, 2):
+        (folder := tmp_path / str(writers)).mkdir()
+        arguments = write_queue, tmp_path, str(folder)
+        ids = write_queue(folder) if writers == 1 else run_on_ranks(writers, *arguments)[0]
+        # With one writer, four slots are empty; with two, the first pair is overwritten.
+        assert (ids == 0).sum() == (0 if writers == 2 else 5)
+        for readers in (1, 2, 3):
+            arguments = read_queue, tmp_path, str(folder)
+            ranks = [read_queue(folder)] if readers == 1 else run_on_ranks(readers, *arguments)
+            sizes = {1: [10], 2: [5, 5], 3: [4, 4, 2]}[readers]
+            assert [len(images) for images, _, _ in ranks] == sizes
+            assert torch.equal(torch.cat([images for images, _, _ in ranks]).long(), ids)
+            assert all(torch.equal(found, ids) for _, found, _ in ranks)
+            assert {int(pointer) for _, _, pointer in ranks} == {6 * writers % 10}

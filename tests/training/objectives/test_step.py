@@ -13,16 +13,17 @@ from fiber.training import data as training_data
 from fiber.training.config.tasks import ImageTextTask, TasksConfig
 from fiber.training.data import open_data
 from fiber.training.distributed.processes import joined
-from fiber.training.objective_state import ObjectiveState
-from fiber.training.objectives import Draw, TrainStep
+from fiber.training.objectives.draw import Draw
+from fiber.training.objectives.state import ObjectiveState
+from fiber.training.objectives.step import TrainStep
 from fiber.training.task_loaders import TaskLoaders
 from tests.losses.two_ranks import run_on_two_ranks
 from tests.training.micro_runs import all_records, coarse_config, fine_config
 
 
-def model_and_batches(config, pictures):
+def model_and_batches(config, pictures, records=None):
     """A new model and the first batch of every task of a configuration."""
-    records = all_records(pictures)
+    records = records or all_records(pictures)
     data = {name: records[name] for name in config.tasks.active()}
     source = open_data(config, data, tokenizer=pictures / "tokenizer.json")
     config = source.fit_model(config)

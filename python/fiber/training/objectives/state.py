@@ -1,7 +1,8 @@
 """Checkpointed state of objectives: the ITC queue and the GOLD reference model.
 
-Both are identical on all ranks and are saved in every checkpoint, so a resumed run matches an
-uninterrupted one exactly. CIDEr-D rewards are instead rebuilt from the training data.
+Both are saved in every checkpoint, so a resumed run matches an uninterrupted one exactly. They are
+identical on all ranks, except for queued images, of which each rank holds a part. CIDEr-D rewards
+are instead rebuilt from the training data.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from fiber.config import FiberConfig
 from fiber.losses.itc_queue import PairQueue
 from fiber.models.fiber.image_text import FiberImageText
 from fiber.training.config.run import RunConfig
-from fiber.training.scst import CaptionRewards
+from fiber.training.distributed.full_tensor import local_rows, sharded_rows
+from fiber.training.objectives.scst import CaptionRewards
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,13 +65,18 @@ class ObjectiveState:
             self.reference.load_state_dict(weights())
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
-        """Return the tensors to save in a checkpoint."""
+        """Return the tensors to save in a checkpoint; queued images are sharded over the ranks."""
         parts = {"queue": self.queue, "reference": self.reference}
-        return {name: part.state_dict() for name, part in parts.items() if part is not None}
+        state = {name: part.state_dict() for name, part in parts.items() if part is not None}
+        if self.queue is not None:
+            images = state["queue"]["images"]
+            state["queue"]["images"] = sharded_rows(images, len(self.queue))
+        return state
 
     def load_state_dict(self, state: dict[str, dict[str, Tensor]]) -> None:
         """Restore a state returned by `state_dict`."""
         if self.queue is not None:
-            self.queue.load_state_dict(state["queue"])
+            queue = {name: local_rows(tensor) for name, tensor in state["queue"].items()}
+            self.queue.load_state_dict(queue)
         if self.reference is not None:
             self.reference.load_state_dict(state["reference"])

@@ -22,8 +22,9 @@ from fiber.training.config.tasks import ImageTextTask, RankingTask, TasksConfig
 from fiber.training.data import open_data
 from fiber.training.distributed.processes import Processes
 from fiber.training.meters import prior_losses
-from fiber.training.objectives import Draw, TrainStep
-from fiber.training.split_backward import SplitGraph
+from fiber.training.objectives.draw import Draw
+from fiber.training.objectives.split_backward import SplitGraph
+from fiber.training.objectives.step import TrainStep
 from fiber.training.task_loaders import TaskLoaders
 from fiber.training.train import train
 from tests.losses.two_ranks import run_on_two_ranks

@@ -16,13 +16,14 @@ from fiber.losses.language import caption_loss
 from fiber.models.encoders.roberta import PAD_ID
 from fiber.models.fiber.captioner import caption_log_probs, sample_captions, written_tokens
 from fiber.models.fiber.image_text import FiberImageText
-from fiber.training import objectives
 from fiber.training.config.tasks import CaptionTask
 from fiber.training.data import open_data
 from fiber.training.distributed.processes import joined
-from fiber.training.objective_state import ObjectiveState
-from fiber.training.objectives import Draw, self_critical_losses
-from fiber.training.scst import CaptionRewards, caption_rewards
+from fiber.training.objectives import captions
+from fiber.training.objectives.captions import self_critical_losses
+from fiber.training.objectives.draw import Draw
+from fiber.training.objectives.scst import CaptionRewards, caption_rewards
+from fiber.training.objectives.state import ObjectiveState
 from fiber.training.task_loaders import TaskLoaders
 from fiber.training.train import train
 from tests.training.micro_runs import (
@@ -33,7 +34,7 @@ from tests.training.micro_runs import (
     run,
     with_dropout,
 )
-from tests.training.test_objectives import model_and_batches
+from tests.training.objectives.test_step import model_and_batches
 from tests.training.test_trainer import StopError, numbers, stop_before, weights_equal
 
 #: Captions alone, self-critical.
@@ -160,7 +161,7 @@ def caught_samples(monkeypatch) -> list[torch.Tensor]:
         caught.append(found.token_ids)
         return found
 
-    monkeypatch.setattr(objectives, "sample_captions", sample)
+    monkeypatch.setattr(captions, "sample_captions", sample)
     return caught
 
 
@@ -174,7 +175,7 @@ def test_one_pass_by_plain_steps(coarse, monkeypatch, baseline):
     task = dataclasses.replace(
         config.tasks.caption, cider_samples=3, cider_baseline=baseline, cider_share=0.25
     )
-    losses = self_critical_losses(model, batch, task, Draw(3, 5), rewards)
+    losses = next(self_critical_losses(model, batch, task, Draw(3, 5), rewards))
 
     (samples,) = caught
     assert samples.shape[:2] == (4, 3)
@@ -211,7 +212,7 @@ def test_samples_all_as_good_as_one_another_teach_nothing_beside_the_others(coar
     monkeypatch.setattr(CaptionRewards, "__call__", lambda *_: torch.full((4, 2), 3.0))
     for baseline, is_nothing in (("others", True), ("constant", False)):
         task = dataclasses.replace(config.tasks.caption, cider_baseline=baseline)
-        loss = self_critical_losses(model, batch, task, Draw(0, 0), rewards)["self_critical"]
+        loss = next(self_critical_losses(model, batch, task, Draw(0, 0), rewards))["self_critical"]
         model.zero_grad(set_to_none=True)
         loss.backward()
         grads = [p.grad for p in model.parameters() if p.grad is not None]
@@ -223,8 +224,8 @@ def test_samples_depend_on_pass_and_row_alone(coarse, monkeypatch):
     caught = caught_samples(monkeypatch)
 
     def drawn(draw, rows=slice(None), first=0):
-        monkeypatch.setattr(objectives, "row_counts", lambda ids: (first, len(ids)))
-        monkeypatch.setattr(objectives, "rank", lambda: 1)
+        monkeypatch.setattr(captions, "row_counts", lambda ids: (first, len(ids)))
+        monkeypatch.setattr(captions, "rank", lambda: 1)
         part = dataclasses.replace(
             batch,
             keys=batch.keys[rows],
@@ -235,7 +236,7 @@ def test_samples_depend_on_pass_and_row_alone(coarse, monkeypatch):
             },
         )
         torch.manual_seed(len(caught))
-        self_critical_losses(model, part, config.tasks.caption, draw, rewards)
+        next(self_critical_losses(model, part, config.tasks.caption, draw, rewards))
         return caught[-1]
 
     model.eval()

@@ -1,0 +1,1 @@
+"""Losses of training tasks, and the order in which they are computed."""
