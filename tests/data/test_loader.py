@@ -282,6 +282,17 @@ def test_ranks_share_an_epoch(tokenizer, shuffle):
     assert [len(loader) for loader in loaders] == [2, 2, 2, 2]
 
 
+@pytest.mark.parametrize("chosen", [slice(0), slice(1, None, 3), slice(9, None)])
+def test_chosen_batches_of_an_epoch_are_those_of_the_whole(tokenizer, chosen):
+    whole, loader = (make(tokenizer, shuffle=True, mlm_probability=0.5) for _ in range(2))
+    expected, found = list(whole.epoch(1))[chosen], list(loader.epoch(1, chosen))
+    assert [batch.keys for batch in found] == [batch.keys for batch in expected]
+    for batch, same in zip(found, expected, strict=True):
+        assert torch.equal(batch.images, same.images)
+        assert torch.equal(batch.masked_ids, same.masked_ids)
+    assert sum(loader.statuses.values()) == sum(map(len, found))  # The others are not read.
+
+
 @pytest.mark.parametrize("done", [1, 5, 6, 11])
 def test_a_resumed_stream_goes_on_where_it_stopped(tokenizer, done):
     whole = samples(take(make(tokenizer, shuffle=True).stream(), 14))

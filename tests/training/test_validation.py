@@ -43,7 +43,9 @@ def scored(monkeypatch):
     seen: list[dict] = []
     plan: list[float] = []
 
-    def fake(model: StoredModel, task, *, data, rerank, threads, max_pixels, max_decode_bytes):
+    def fake(model: StoredModel, task, *, data, rerank, threads, processes, **limits):
+        assert (processes.rank, processes.world_size) == (0, 1)
+        assert limits.keys() == {"max_pixels", "max_decode_bytes"}
         assert task == "vqa"
         weights = weights_of(model.network)
         place = next((i for i, known in enumerate(seen) if same(known, weights)), len(seen))

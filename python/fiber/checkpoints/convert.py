@@ -6,11 +6,11 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Sized
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from fiber.checkpoints.encoders import SwinLayout
 from fiber.checkpoints.export import write_encoders, write_published
-from fiber.checkpoints.load import load_stored
+from fiber.checkpoints.load import load_stored, with_vocabulary
 from fiber.checkpoints.model_dir import StoredModel, save_model
 from fiber.checkpoints.torch_file import SUFFIXES, Weights
 from fiber.models.registry import architecture_of
@@ -23,9 +23,9 @@ _NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
 
 
 def convert(
-    source: str | os.PathLike[str],
+    source: str | os.PathLike[str] | StoredModel,
     target: str | os.PathLike[str],
-    to: Form,
+    to: Form = "fiber",
     *,
     tokenizer: str | os.PathLike[str] | None = None,
     answers: str | os.PathLike[str] | None = None,
@@ -36,7 +36,7 @@ def convert(
     """Convert a model to another format.
 
     Args:
-        source: model to read.
+        source: model to read, or one that was read, with the image size and weights it has.
         target: file or folder to write.
         to: "fiber" (a model folder), "published" (one file for the published code, without the
             tokenizer) or "towers" (a folder of Swin and RoBERTa files for other libraries).
@@ -60,7 +60,11 @@ def convert(
         raise ValueError(f"{path}: a published file must have one of the suffixes {suffixes}")
     if to != "published" and path.suffix.lower() in SUFFIXES:
         raise ValueError(f"{path}: expected a folder for format {to!r}, got a file name")
-    stored = load_stored(source, tokenizer, answers, "cpu", image_size=image_size, weights=weights)
+    if isinstance(source, StoredModel):
+        stored, source = with_vocabulary(source, tokenizer, answers), source.path or "a model"
+    else:
+        options: dict[str, Any] = {"image_size": image_size, "weights": weights}
+        stored = load_stored(source, tokenizer, answers, "cpu", **options)
     description = architecture_of(stored.config).describe(stored.config)
     average = ", moving average" if weights == "ema" else ""
     lines = [f"read {os.fspath(source)}{average}: {description}", *_unused_and_filled(stored)]

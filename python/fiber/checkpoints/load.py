@@ -13,7 +13,12 @@ import torch
 from torch import Tensor
 
 from fiber.atomic_io import read_json
-from fiber.checkpoints.model_dir import MAX_JSON_BYTES, StoredModel, load_model
+from fiber.checkpoints.model_dir import (
+    MAX_JSON_BYTES,
+    StoredModel,
+    is_run_checkpoint,
+    load_model,
+)
 from fiber.checkpoints.published import check_names, load_published
 from fiber.checkpoints.stages import model_path, stage_with
 from fiber.checkpoints.torch_file import SUFFIXES, Checkpoint, Weights, read_checkpoint
@@ -104,12 +109,12 @@ def _published_model(
 
 
 def _is_ours(folder: Path) -> bool:
-    """Return whether a folder contains a fiber model or run.
+    """Return whether a folder contains a fiber model or run, or is a checkpoint of a run.
 
     A config.json is not sufficient, since transformers models have one as well.
     """
     if not (folder / "config.json").is_file():
-        return (folder / "checkpoints").is_dir()
+        return is_run_checkpoint(folder) or (folder / "checkpoints").is_dir()
     values = read_json(folder / "config.json", MAX_JSON_BYTES)
     return isinstance(values, dict) and "model" in values
 
@@ -140,6 +145,22 @@ def load_stored(
         )
     target = _choose_device(device)
     stored = read_model(path, target, image_size=image_size, weights=weights)
+    if dtype is None:
+        dtype = torch.bfloat16 if target.type == "cuda" else torch.float32
+    return dataclasses.replace(with_vocabulary(stored, tokenizer, answers), dtype=dtype)
+
+
+def with_vocabulary(
+    stored: StoredModel,
+    tokenizer: Tokenizer | str | os.PathLike[str] | None,
+    answers: Answers | None,
+) -> StoredModel:
+    """Replace the tokenizer and answers of a model by those that are given, and check them.
+
+    Raises:
+        FileNotFoundError: if a file is missing.
+        ValueError: if the tokenizer or answers do not match the model.
+    """
     config = stored.config
     own = stored.tokenizer if tokenizer is None else open_tokenizer(tokenizer, config)
     vqa_answers = stored.answers if answers is None else open_answers(answers)
@@ -158,9 +179,7 @@ def load_stored(
             f"got {len(vqa_answers)} answers, expected {config.num_answers} (the number of outputs"
             " of the VQA head)"
         )
-    if dtype is None:
-        dtype = torch.bfloat16 if target.type == "cuda" else torch.float32
-    return dataclasses.replace(stored, tokenizer=own, answers=vqa_answers, dtype=dtype)
+    return dataclasses.replace(stored, tokenizer=own, answers=vqa_answers)
 
 
 def _choose_device(device: torch.device | str | None) -> torch.device:

@@ -7,7 +7,8 @@ answers.json and classes.json.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
@@ -42,6 +43,9 @@ from fiber.models.registry import (
 #: Names of the files of a vocabulary, and of all files in a model folder.
 VOCABULARY_FILES = ("tokenizer.json", "answers.json", "classes.json")
 MODEL_FILES = ("config.json", "model.safetensors", *VOCABULARY_FILES)
+
+#: Names of the folders of a run's checkpoints; damaged ones were set aside when the run resumed.
+_RUN_CHECKPOINT = re.compile(r"(damaged-)?step-\d+")
 
 #: Maximum size in bytes of the JSON files of a model, except tokenizer.json.
 MAX_JSON_BYTES = 16 << 20
@@ -166,12 +170,9 @@ def load_model(
     folder = Path(folder)
     for name in ("config.json", "model.safetensors"):
         if not (folder / name).exists():
-            unfinished = (folder / "checkpoints").is_dir()
-            hint = ". The run is unfinished; resume it first" if unfinished else ""
-            stages = sorted(path.parent.name for path in folder.glob("*/model.safetensors"))
-            if stages:
-                hint = f". It contains models in {', '.join(stages)}; name one of these folders"
-            raise FileNotFoundError(f"{folder} contains no model: {name} does not exist{hint}")
+            raise FileNotFoundError(
+                f"{folder} contains no model: {name} does not exist{_where_models_are(folder)}"
+            )
     stored = read_safetensors(folder / "model.safetensors")
     values = read_json(folder / "config.json", MAX_JSON_BYTES)
     config = _read_model_config(folder / "config.json", values, stored)
@@ -180,7 +181,14 @@ def load_model(
     vocabulary = read_vocabulary(folder, config)
     with torch.device("meta"):
         model = build_model(config)
-    _load_tensors(model, folder / "model.safetensors", stored, image_size is not None, device)
+    load_tensors(
+        model,
+        folder / "model.safetensors",
+        stored.tensors,
+        resize=image_size is not None,
+        device=device,
+        release=stored.release,
+    )
     return StoredModel(
         network=model.eval(),
         path=folder,
@@ -189,6 +197,29 @@ def load_model(
         classes=_read_list(folder, "classes"),
         trained_on=TrainedOn.read(values),
     )
+
+
+def is_run_checkpoint(folder: Path) -> bool:
+    """Return whether a folder is a checkpoint of a run, by its name; it may be missing."""
+    name = folder.absolute().name
+    return bool(_RUN_CHECKPOINT.fullmatch(name)) and not (folder / "config.json").exists()
+
+
+def _where_models_are(folder: Path) -> str:
+    """Return the end of an error message about a folder without a model."""
+    command = ". `fiber convert {} OUT` writes {} as a model folder"
+    if is_run_checkpoint(folder):
+        return command.format(folder, "this checkpoint of a run")
+    is_run = (folder / "checkpoints").is_dir()
+    found = (folder / "checkpoints" if is_run else folder).glob("step-*")
+    newest = max((path for path in found if is_run_checkpoint(path)), default=None)
+    saved = command.format(newest, "its newest checkpoint") if newest else ""
+    if is_run:
+        return f". The run is unfinished; resume it first{saved}"
+    stages = sorted(path.parent.name for path in folder.glob("*/model.safetensors"))
+    if stages and not saved:
+        return f". It contains models in {', '.join(stages)}; name one of these folders"
+    return saved
 
 
 def _read_model_config(path: Path, values: Any, stored: SafetensorsFile) -> ModelConfig:
@@ -304,19 +335,32 @@ def load_state(model: nn.Module, path: Path, *, resize: bool = False) -> None:
             message lists them.
     """
     stored = read_safetensors(path)
-    _check_tensor_names(path, model.state_dict(), stored.tensors)
-    _load_tensors(model, path, stored, resize)
+    load_tensors(model, path, stored.tensors, resize=resize, release=stored.release)
 
 
-def _load_tensors(
+def load_tensors(
     model: nn.Module,
     path: Path,
-    stored: SafetensorsFile,
-    resize: bool,
+    tensors: Mapping[str, Tensor],
+    *,
+    resize: bool = False,
     device: torch.device | str | None = None,
+    release: Callable[[], None] | None = None,
 ) -> None:
-    """Copy tensors of the right names into a model, allocated on `device` if that is given."""
-    tensors: Mapping[str, Tensor] = stored.tensors
+    """Copy tensors into a model, strictly.
+
+    Args:
+        model: the model; on the meta device if `device` is given.
+        path: where the tensors come from, for messages.
+        tensors: tensors by name.
+        resize: adapt them to the model's image size.
+        device: allocate the model there.
+        release: see `copy_weights`.
+
+    Raises:
+        ValueError: if names, shapes or dtypes do not fit; the message lists them.
+    """
+    _check_tensor_names(path, model.state_dict(), tensors)
     if resize:
         config: ModelConfig = model.config  # type: ignore[assignment]
         tensors = architecture_of(config).resize(tensors, config)
@@ -330,7 +374,7 @@ def _load_tensors(
     _raise_if_any(path, faults + [problem for problem in wrong if problem])
     if device is not None:
         own = model.to_empty(device=device).state_dict()
-    copy_weights(own, {name: [tensors[name]] for name in own}, path, stored.release)
+    copy_weights(own, {name: [tensors[name]] for name in own}, path, release)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from fiber.cli.arguments import VOCABULARIES, add_options, pick
 
 _DESCRIPTION = """
-Read a model (a fiber model folder, or a published .ckpt, .pt, .pth or .safetensors file of
-either stage) and write it in a different format. Code in the file is never executed. The report
-lists every skipped tensor with the reason, and every tensor missing from the file with its initial
-value.
+Read a model (a fiber model folder, a checkpoint of a run, or a published .ckpt, .pt, .pth or
+.safetensors file of either stage) and write it in a different format. Code in the file is never
+executed. A checkpoint RUN/checkpoints/step-N becomes a folder like that of the finished run, with
+the moving average of the weights if the run has one. The report lists every skipped tensor with the
+reason, and every tensor missing from the file with its initial value.
 """
 
 
@@ -24,22 +26,23 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     add_options(
         convert,
         {
-            "source IN": "model folder or checkpoint file",
+            "source IN": "model folder, checkpoint file, or RUN/checkpoints/step-N",
             "target FILE": "new folder to create, or file to write with --to published",
             "--to": "output format: fiber (a folder for fiber.load), published (a file for the"
-            " published code), or towers (a folder with swin.safetensors and roberta.safetensors)",
+            " published code), or towers (a folder with swin.safetensors and roberta.safetensors);"
+            " default: fiber",
             **VOCABULARIES,
             "--image-size N": "input height and width in pixels, except for detectors (default:"
             " the model's own)",
             "--weights": "weights to read if the file contains both: raw (as trained) or ema"
-            " (exponential moving average); default: raw",
+            " (exponential moving average); default: raw, and ema for a checkpoint of a run",
             "--layout": "naming scheme for the keys of swin.safetensors (default: microsoft)",
         },
         target={"metavar": "OUT"},
-        to={"required": True, "choices": ("fiber", "published", "towers")},
+        to={"default": "fiber", "choices": ("fiber", "published", "towers")},
         tokenizer={"type": str},
         answers={"type": str},
-        weights={"choices": ("raw", "ema"), "default": "raw"},
+        weights={"choices": ("raw", "ema")},
         layout={"choices": ("microsoft", "timm"), "default": "microsoft"},
     )
     convert.set_defaults(run=_convert)
@@ -47,7 +50,13 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
 
 def _convert(options: argparse.Namespace) -> int:
     from fiber.checkpoints.convert import convert
+    from fiber.checkpoints.model_dir import is_run_checkpoint
 
-    settings = pick(options, "tokenizer", "answers", "image_size", "weights", "layout")
-    print(convert(options.source, options.target, options.to, **settings))
+    source, weights = options.source, options.weights
+    if is_run_checkpoint(Path(source)):
+        from fiber.training.checkpoint.model import read_checkpoint_model
+
+        source, weights = read_checkpoint_model(source, weights, options.image_size)
+    settings = pick(options, "tokenizer", "answers", "image_size", "layout")
+    print(convert(source, options.target, options.to, weights=weights or "raw", **settings))
     return 0

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import fields
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal, Self, Unpack
 
 import torch
@@ -241,18 +242,20 @@ class DataLoader:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def epoch(self, number: int = 0) -> Generator[Any, None, None]:
+    def epoch(self, number: int = 0, batches: slice = slice(None)) -> Generator[Any, None, None]:
         """Yield batches that contain every record of this rank's share of an epoch exactly once.
 
         The last batch may be smaller. Each rank has a contiguous share, so the concatenated results
-        are in the order of the epoch.
+        are in the order of the epoch. `batches` selects some of the batches by position; the others
+        are not loaded. Those selected are the same, whichever others are.
 
         Raises:
             TypeError: if the records are an iterable and there are several ranks, since an iterable
                 cannot be split into contiguous shares.
         """
         check_arguments(epoch=number)
-        return self._run(self._sampler.contiguous(number))
+        own = self._sampler.contiguous(number)
+        return self._run(islice(own, batches.start, batches.stop, batches.step))
 
     def stream(self, start: int = 0) -> Generator[Any, None, None]:
         """Yield an endless stream of batches from the concatenated epochs.

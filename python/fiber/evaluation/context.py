@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -16,11 +16,14 @@ from fiber.data import DataLoader, Tokenizer
 from fiber.data.image_file import DEFAULT_LIMITS, DecodeLimits
 from fiber.data.prompts.classes import ClassName
 from fiber.data.record import Record
+from fiber.evaluation.processes import ONE_PROCESS, EvalProcesses
 from fiber.models.features import BackboneOutput, ImagePrefix, Wanted
 from fiber.models.fiber.detector import FiberDetector
 from fiber.models.fiber.image_text import FiberImageText
 from fiber.models.image_text import ImageTextModel
 from fiber.models.registry import Network, inference_transform
+
+ResultT = TypeVar("ResultT")
 
 
 @runtime_checkable
@@ -90,6 +93,8 @@ class EvalContext:
     threads: int = 0
     #: Limits of decoding one image.
     limits: DecodeLimits = DEFAULT_LIMITS
+    #: Processes that evaluate together.
+    processes: EvalProcesses = ONE_PROCESS
     #: Replace every record's image with that of a different record.
     permute_images: bool = False
     #: If False, the gates of all cross-attention layers are set to 0.
@@ -142,12 +147,20 @@ class EvalContext:
         assert isinstance(self.network, FiberDetector)
         return self.network
 
-    def batches(
+    def run_batches(
         self,
         records: Sequence[Record],
         batch_type: Literal["image_text", "question", "reasoning", "grounding"],
-    ) -> Iterator[tuple[Any, list[Record]]]:
-        """Yield (batch, records) pairs in order, with batches on the model's device.
+        function: Callable[[Any, list[Record], int], ResultT],
+    ) -> Iterator[ResultT]:
+        """Yield the result of every batch, in order.
+
+        Args:
+            records: records to batch.
+            batch_type: class of the batches; see `DataLoader`.
+            function: computes the result from a batch on the model's device, its records, and the
+                index of the first of them. It is called for the batches of this process; results
+                of others are sent, so they must be picklable and on the CPU.
 
         The seed is fixed, so MLM masks are the same for every model and run.
         """
@@ -162,10 +175,15 @@ class EvalContext:
             seed=0,
             **self.limits._asdict(),
         )
-        at = 0
-        for batch in loader.epoch():
-            yield batch.to(self.device), list(records[at : at + len(batch)])
-            at += len(batch)
+        own = self.processes.own
+
+        def results() -> Iterator[ResultT]:
+            for number, batch in enumerate(loader.epoch(batches=own)):
+                at = (own.start + number * own.step) * self.batch_size
+                shown = list(records[at : at + len(batch)])
+                yield function(batch.to(self.device), shown, at)
+
+        return self.processes.in_order(results())
 
     def image_prefix(self, images: Tensor, records: Sequence[Record]) -> ImagePrefix:
         """Run the blocks that precede fusion on (B, 3, H, W) images, once per distinct image."""

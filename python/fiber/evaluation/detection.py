@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import Tensor
 from fiber.data.prompts.classes import class_prompts
 from fiber.data.record import Record
 from fiber.evaluation.context import EvalContext, EvalResult, entry_id
-from fiber.evaluation.grounding import label_tokens, same_sized
+from fiber.evaluation.grounding import label_tokens, run_same_sized
 from fiber.metrics.detection import ScoredBoxes, TrueBoxes, average_precision
 from fiber.metrics.lvis import BestOfClasses, FederatedTruth, fixed_average_precision
 from fiber.postprocess import FoundBoxes, detect_boxes, join_chunks
@@ -29,8 +30,8 @@ class FoundInImage(NamedTuple):
 
     #: Index of the image's record.
     place: int
-    #: Detections from each prompt, in half-open pixel coordinates of the original image.
-    chunks: list[FoundBoxes]
+    #: Detections on the CPU, in half-open pixel coordinates of the original image.
+    boxes: FoundBoxes
     #: (width, height) of a model input pixel, in pixels of the original image.
     pixel: tuple[float, float]
 
@@ -61,10 +62,8 @@ def coco(context: EvalContext, records: list[Record]) -> EvalResult:
     found: list[ScoredBoxes] = [ScoredBoxes([], [], [])] * len(records)
     predictions: list[list[dict[str, Any]]] = [[]] * len(records)
     prompts = encode_classes(context, names, classes_per_prompt=context.classes_per_prompt or 0)
-    firsts = [prompt.first_label for prompt in prompts]
     published = list(found)
-    for place, chunks, (width, height) in detect(context, records, prompts):
-        joined = join_chunks(chunks, firsts, max_detections=COCO_DETECTIONS)
+    for place, joined, (width, height) in detect(context, records, prompts, COCO_DETECTIONS):
         found[place] = own = scored_boxes(joined)
         # Published corners: subtract one input pixel and add one pixel of the original image.
         corners = own.boxes_xyxy + np.array([0, 0, 1 - width, 1 - height])
@@ -95,12 +94,10 @@ def lvis(context: EvalContext, records: list[Record]) -> EvalResult:
     truths = [_federated(record) for record in records]
     size = LVIS_CLASSES if context.classes_per_prompt is None else context.classes_per_prompt
     prompts = encode_classes(context, names, classes_per_prompt=size, kept=_lvis_boxes)
-    firsts = [prompt.first_label for prompt in prompts]
     best = BestOfClasses(len(names))
     pixels = np.zeros((len(records), 2))
-    for place, chunks, pixel in detect(context, records, prompts):
-        joined = join_chunks(chunks, firsts)
-        best.add(place, *(part.cpu().numpy() for part in joined))
+    for place, joined, pixel in detect(context, records, prompts):
+        best.add(place, *(part.numpy() for part in joined))
         pixels[place] = pixel
     kept, groups = best.table(), records[0].label_groups or ("",) * len(names)
     # Published boxes exclude the last input pixel on the right and at the bottom.
@@ -233,14 +230,19 @@ def encode_classes(
 
 
 def detect(
-    context: EvalContext, records: list[Record], prompts: Sequence[EncodedPrompt]
+    context: EvalContext,
+    records: list[Record],
+    prompts: Sequence[EncodedPrompt],
+    max_detections: int | None = None,
 ) -> Iterator[FoundInImage]:
     """Yield the detections in each image from all prompts. The order of images is unspecified.
 
-    The blocks before fusion run only once per image.
+    The blocks before fusion run only once per image. `max_detections` limits the detections of all
+    prompts together.
     """
-    network = context.detector
-    for batch, places in same_sized(context, records):
+    network, firsts = context.detector, [prompt.first_label for prompt in prompts]
+
+    def detect_all(batch: Any, places: list[int]) -> list[FoundInImage]:
         prefix = network.backbone.image_prefix(batch.images)
         count = len(batch.images)
         chunks = []
@@ -256,6 +258,11 @@ def detect(
                 )
             )
         heights, widths = (batch.original_sizes / batch.image_sizes).T.tolist()
+        found = []
         for row, place in enumerate(places):
-            found = [chunk[row] for chunk in chunks]
-            yield FoundInImage(place, found, (widths[row], heights[row]))
+            own = [chunk[row] for chunk in chunks]
+            joined = join_chunks(own, firsts, max_detections=max_detections).copied_to_cpu()
+            found.append(FoundInImage(place, joined, (widths[row], heights[row])))
+        return found
+
+    return chain.from_iterable(run_same_sized(context, records, detect_all))

@@ -18,6 +18,7 @@ from fiber.data.text_lengths import text_warnings
 from fiber.evaluation.classes import GivenClasses, classes_of_sets, listed_classes
 from fiber.evaluation.context import EvalContext, EvalModel, EvalStages
 from fiber.evaluation.odinw import evaluate_odinw
+from fiber.evaluation.processes import ONE_PROCESS, EvalProcesses
 from fiber.evaluation.retrieval import choose_ranking_heads
 from fiber.evaluation.tasks import (
     check_classes,
@@ -48,6 +49,7 @@ def evaluate(
     threads: int = 0,
     max_pixels: int = MAX_PIXELS,
     max_decode_bytes: int | None = None,
+    processes: EvalProcesses = ONE_PROCESS,
 ) -> dict[str, float]:
     """Evaluate a model on a task.
 
@@ -64,9 +66,8 @@ def evaluate(
         output: file for the predictions in the task's official format, or a folder for "odinw".
         permute_images: as an ablation, give every record the image of a different record.
         fusion: as an ablation, False sets the gates of all cross-attention layers to 0.
-        rerank: for "retrieval", rerank the best ITC candidates with ITM, as in `Model.search`.
-            Default: True if the model has both heads. If it has only one, that head ranks all
-            candidates, with a warning unless the head is ITC and reranking was not requested.
+        rerank: for "retrieval", rerank the best ITC candidates with ITM. Default: if the model has
+            both heads. A single head ranks all, with a warning unless it is ITC and this is None.
         candidates: for "retrieval", the number of candidates per query to rerank, at least 1.
             Default: 32. ITM scores every pair if this covers all candidates.
         classes_per_prompt: for detection tasks, the maximum number of classes per prompt, or 0 for
@@ -78,6 +79,7 @@ def evaluate(
         threads: data loader threads; 0 uses all cores.
         max_pixels: maximum number of pixels of an image file, as in `DataLoader`.
         max_decode_bytes: maximum memory in bytes for decoding one image; None means no limit.
+        processes: processes that evaluate together, by calling this with the same arguments.
 
     Returns:
         Metrics by name. Values are fractions in [0, 1], except for `cider_d` (up to 10). Metrics of
@@ -86,8 +88,7 @@ def evaluate(
     Raises:
         MissingHeadError: if the model has no head for the task.
         TypeError: if `rerank` is neither bool nor None.
-        ValueError: if the task is unknown, records lack required fields, or `candidates` is given
-            for a task other than "retrieval".
+        ValueError: if the task is unknown, a field is missing, or `candidates` does not apply.
         OSError: if `output` cannot be written.
     """
     if output is not None and task != "odinw":
@@ -102,6 +103,7 @@ def evaluate(
         fusion=fusion,
         candidates=_check_heads(model.network.config, task, rerank, candidates),
         classes_per_prompt=classes_per_prompt,
+        processes=processes,
     )
     if task == "odinw":
         return evaluate_odinw(context, data, split, classes_of_sets(classes), output)

@@ -9,8 +9,9 @@ GIoU instead of IoU for expressions.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +25,8 @@ from fiber.evaluation.context import EvalContext, EvalResult
 from fiber.metrics.grounding import phrase_recall, referring_accuracy
 from fiber.metrics.groups import with_groups
 from fiber.postprocess import FoundBoxes, detect_boxes, ground_phrases
+
+ResultT = TypeVar("ResultT")
 
 #: Number of boxes kept per phrase, for recall at 10.
 BOXES_PER_PHRASE = 10
@@ -111,15 +114,23 @@ def _ground(
             raise ValueError(f"record {record.key!r} lacks boxes or label_spans; expected both")
     network = context.detector
     results: dict[int, tuple[FoundBoxes, FoundBoxes]] = {}
-    for batch, places in same_sized(context, records):
+
+    def ground(batch: Any, places: list[int]) -> dict[int, tuple[FoundBoxes, FoundBoxes]]:
         shown = [records[place] for place in places]
         output = network.predict(context.encode_pair(batch, shown, batch.token_ids))
         tokens = [label_tokens(context, record.text, record.label_spans) for record in shown]
         sizes = batch.image_sizes, batch.original_sizes
         own = ground_phrases(output, tokens, *sizes, boxes_per_phrase=BOXES_PER_PHRASE)
         all_found = detect_boxes(output, tokens, *sizes, **published)
-        for place, best, found, size, original in zip(places, own, all_found, *sizes, strict=True):
-            results[place] = best, _inclusive(found, size, original)
+        return {
+            place: (best.copied_to_cpu(), _inclusive(found, size, original).copied_to_cpu())
+            for place, best, found, size, original in zip(
+                places, own, all_found, *sizes, strict=True
+            )
+        }
+
+    for found in run_same_sized(context, records, ground):
+        results |= found
     for place, record in enumerate(records):
         yield record, *results[place]
 
@@ -134,11 +145,16 @@ def _inclusive(found: FoundBoxes, size: Tensor, original: Tensor) -> FoundBoxes:
     return found._replace(boxes_xyxy=found.boxes_xyxy - pixel)
 
 
-def same_sized(context: EvalContext, records: list[Record]) -> Iterator[tuple[Any, list[int]]]:
-    """Yield batches of images with the same padded size, and the indices of their records.
+def run_same_sized(
+    context: EvalContext,
+    records: list[Record],
+    function: Callable[[Any, list[int]], ResultT],
+) -> Iterator[ResultT]:
+    """Yield the results of batches of images with the same padded size.
 
     The model sees the padding, so padding images to a common size would make predictions depend on
-    the batch.
+    the batch. See `EvalContext.run_batches`; `function` has the batch and the indices of its
+    records as arguments.
 
     Raises:
         ValueError: if a box is outside its image. The message gives the record, the box and the
@@ -151,24 +167,31 @@ def same_sized(context: EvalContext, records: list[Record]) -> Iterator[tuple[An
         for boxes in [() if context.permute_images else record.boxes_xyxy]
     ]
     divisor = context.network.config.swin.patch_size * 8
-    at = 0
-    for batch, _ in context.batches(stripped, "grounding"):
-        padded = -(-batch.image_sizes // divisor) * divisor
-        for height, width in torch.unique(padded, dim=0).tolist():
-            rows = (padded == torch.tensor([height, width], device=padded.device)).all(1)
-            chosen = rows.nonzero()[:, 0]
-            part = dataclasses.replace(
-                batch,
-                keys=tuple(batch.keys[row] for row in chosen.tolist()),
-                images=batch.images[chosen][..., :height, :width],
-                image_sizes=batch.image_sizes[chosen],
-                original_sizes=batch.original_sizes[chosen],
-                token_ids=batch.token_ids[chosen],
-                text_mask=batch.text_mask[chosen],
-                boxes_per_image=batch.boxes_per_image[chosen],
-            )
-            yield part, [at + row for row in chosen.tolist()]
-        at += len(batch)
+
+    def run(batch: Any, shown: list[Record], at: int) -> list[ResultT]:
+        parts = _same_sized(batch, divisor)
+        return [function(part, [at + row for row in rows]) for part, rows in parts]
+
+    return chain.from_iterable(context.run_batches(stripped, "grounding", run))
+
+
+def _same_sized(batch: Any, divisor: int) -> Iterator[tuple[Any, list[int]]]:
+    """Split a batch by the size of images, padded to a multiple of `divisor`; yield rows, too."""
+    padded = -(-batch.image_sizes // divisor) * divisor
+    for height, width in torch.unique(padded, dim=0).tolist():
+        rows = (padded == torch.tensor([height, width], device=padded.device)).all(1)
+        chosen = rows.nonzero()[:, 0]
+        part = dataclasses.replace(
+            batch,
+            keys=tuple(batch.keys[row] for row in chosen.tolist()),
+            images=batch.images[chosen][..., :height, :width],
+            image_sizes=batch.image_sizes[chosen],
+            original_sizes=batch.original_sizes[chosen],
+            token_ids=batch.token_ids[chosen],
+            text_mask=batch.text_mask[chosen],
+            boxes_per_image=batch.boxes_per_image[chosen],
+        )
+        yield part, chosen.tolist()
 
 
 def label_tokens(context: EvalContext, text: str, spans: Sequence[Any]) -> list[list[int]]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 import warnings
 from collections import Counter
+from itertools import chain
 from pathlib import PurePath
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 from torch import Tensor
@@ -31,14 +32,17 @@ def matching(context: EvalContext, records: list[Record]) -> EvalResult:
     """Evaluate ITM on one matching and one mismatched pair per record."""
     model, backbone = context.image_text, context.image_text.backbone
     others = wrong_texts(records)
-    true_scores, false_scores, at = [], [], 0
-    for batch, shown in context.batches(records, "image_text"):
-        prefix = context.image_prefix(batch.images, shown)
-        for scores, pairs in ((true_scores, records), (false_scores, others)):
-            ids, mask = context.texts([record.text for record in pairs[at : at + len(batch)]])
+
+    def score(batch: Any, shown: list[Record], at: int) -> list[np.ndarray]:
+        prefix, found = context.image_prefix(batch.images, shown), []
+        for pairs in (shown, others[at : at + len(batch)]):
+            ids, mask = context.texts([record.text for record in pairs])
             fused = backbone.fuse(prefix, backbone.text_prefix(ids, mask), mask, wanted="pooled")
-            scores.append(_match_scores(model.itm_logits(model.pooled(fused))))
-        at += len(batch)
+            found.append(_match_scores(model.itm_logits(model.pooled(fused))))
+        return found
+
+    found = context.run_batches(records, "image_text", score)
+    true_scores, false_scores = zip(*found, strict=True)
     scores = np.concatenate(true_scores + false_scores)
     labels = np.repeat([1, 0], len(records))
     predictions = [
@@ -79,20 +83,22 @@ def masked_words(context: EvalContext, records: list[Record]) -> EvalResult:
         ValueError: if no token is masked.
     """
     model = context.image_text
-    predicted, labels, predictions = [], [], []
-    for batch, shown in context.batches(records, "image_text"):
+
+    def fill(batch: Any, shown: list[Record], at: int) -> tuple[np.ndarray, np.ndarray, list[Any]]:
         fused = context.encode_pair(batch, shown, batch.masked_ids, wanted="text")
         assert fused.text is not None
         picked = batch.mlm_labels != IGNORED
         tokens = model.mlm_logits(fused.text, picked).argmax(-1).cpu().numpy()
-        predicted.append(tokens)
-        labels.append(batch.mlm_labels[picked].cpu().numpy())
-        predictions += [
+        places = zip(picked.nonzero().tolist(), tokens.tolist(), strict=True)
+        filled = [
             {"key": batch.keys[row], "position": position, "token": token}
-            for (row, position), token in zip(
-                picked.nonzero().tolist(), tokens.tolist(), strict=True
-            )
+            for (row, position), token in places
         ]
+        return tokens, batch.mlm_labels[picked].cpu().numpy(), filled
+
+    found = context.run_batches(records, "image_text", fill)
+    predicted, labels, filled = zip(*found, strict=True)
+    predictions = list(chain.from_iterable(filled))
     if not predictions:
         raise ValueError(
             f"no token of the {len(records)} texts was masked; expected texts that contain words,"
@@ -117,11 +123,14 @@ def vqa(context: EvalContext, records: list[Record]) -> EvalResult:
     """
     if not context.answers:
         raise ValueError(NO_ANSWERS)
-    model, answers = context.image_text, []
-    for batch, shown in context.batches(records, "question"):
+    model = context.image_text
+
+    def answer_all(batch: Any, shown: list[Record], at: int) -> list[int]:
         fused = context.encode_pair(batch, shown, batch.token_ids, wanted="pooled")
-        best = model.vqa_logits(model.pooled(fused)).argmax(-1)
-        answers += [context.answers[answer] for answer in best.tolist()]
+        return model.vqa_logits(model.pooled(fused)).argmax(-1).tolist()
+
+    best = chain.from_iterable(context.run_batches(records, "question", answer_all))
+    answers = [context.answers[answer] for answer in best]
     predictions = [
         {"question_id": entry_id(record.key), "answer": answer}
         for record, answer in zip(records, answers, strict=True)
@@ -167,10 +176,13 @@ def nlvr2(context: EvalContext, records: list[Record]) -> EvalResult:
     A sentence is consistent if all of its image pairs are classified correctly. Records are grouped
     into sentences by NLVR2 identifier, or by text if there are no such identifiers.
     """
-    model, answers = context.image_text, []
-    for batch, _ in context.batches(records, "reasoning"):
+    model = context.image_text
+
+    def judge(batch: Any, shown: list[Record], at: int) -> list[bool]:
         logits = model.statement_logits(batch.images, batch.token_ids, batch.text_mask)
-        answers += logits.argmax(-1).bool().tolist()
+        return logits.argmax(-1).bool().tolist()
+
+    answers = list(chain.from_iterable(context.run_batches(records, "reasoning", judge)))
     predictions = [
         f"{entry_id(record.key)},{answer}" for record, answer in zip(records, answers, strict=True)
     ]
@@ -201,11 +213,13 @@ def entailment(context: EvalContext, records: list[Record]) -> EvalResult:
                 f"{record.key}: expected one of {', '.join(ENTAILMENT)} as the answer, got"
                 f" {', '.join(known) or record.answers}"
             )
-    found: list[int] = []
-    for batch, shown in context.batches(records, "image_text"):
+    model = cast(MeterImageText, context.image_text)
+
+    def classify(batch: Any, shown: list[Record], at: int) -> list[int]:
         fused = context.encode_pair(batch, shown, batch.token_ids, wanted="pooled")
-        model = cast(MeterImageText, context.image_text)
-        found += model.snli_logits(model.pooled(fused)).argmax(-1).tolist()
+        return model.snli_logits(model.pooled(fused)).argmax(-1).tolist()
+
+    found = list(chain.from_iterable(context.run_batches(records, "image_text", classify)))
     labels = np.array([ENTAILMENT.index(next(iter(record.answers or ()))) for record in records])
     predictions = [
         {"key": record.key, "label": ENTAILMENT[place]}
@@ -232,10 +246,13 @@ def winoground(context: EvalContext, records: list[Record]) -> EvalResult:
             f"got {len(records)} records, expected a multiple of 4, with the (image, caption) pairs"
             " (0, 0), (0, 1), (1, 0), (1, 1) of each example"
         )
-    model, scores = context.image_text, []
-    for batch, shown in context.batches(records, "image_text"):
+    model = context.image_text
+
+    def score(batch: Any, shown: list[Record], at: int) -> np.ndarray:
         fused = context.encode_pair(batch, shown, batch.token_ids, wanted="pooled")
-        scores.append(_match_scores(model.itm_logits(model.pooled(fused))))
+        return _match_scores(model.itm_logits(model.pooled(fused)))
+
+    scores = list(context.run_batches(records, "image_text", score))
     # (examples, images, texts)
     examples = np.concatenate(scores).reshape(-1, 2, 2)
     firsts = records[::4]
@@ -260,16 +277,17 @@ def caption(context: EvalContext, records: list[Record]) -> EvalResult:
     share the number, `image_id` is the record's `image_id`.
     """
     model, groups = context.fiber, by_image(records)
-    captions: list[str] = []
-    for batch, _ in context.batches([shown[0] for shown in groups.values()], "image_text"):
+
+    def write(batch: Any, shown: list[Record], at: int) -> list[str]:
         tokens = model.backbone.encode_image(batch.images).stages[-1]
         found = beam_search(
             model, tokens, num_beams=CAPTION_BEAMS, max_tokens=model.config.max_tokens
         )
-        captions += [
-            context.tokenizer.decode(written_tokens(ids)).strip()
-            for ids in found.token_ids.tolist()
-        ]
+        rows = found.token_ids.tolist()
+        return [context.tokenizer.decode(written_tokens(ids)).strip() for ids in rows]
+
+    images = [shown[0] for shown in groups.values()]
+    captions = list(chain.from_iterable(context.run_batches(images, "image_text", write)))
     predictions = [
         {"image_id": number, "caption": text}
         for number, text in zip(_image_numbers(list(groups)), captions, strict=True)

@@ -6,7 +6,9 @@ Dimension letters: P images, T texts, D embed dim, k candidates per query.
 from __future__ import annotations
 
 import warnings
-from typing import NamedTuple
+from collections.abc import Sequence
+from itertools import chain
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +17,7 @@ from torch import Tensor
 
 from fiber.data.record import Record
 from fiber.evaluation.context import EvalContext, EvalResult, by_image
+from fiber.evaluation.processes import EvalProcesses
 from fiber.metrics.retrieval import recall_of_ranks, reranked, wrong_before
 from fiber.models.heads import HintsAtHeads, need_head
 from fiber.models.pair_scoring import TextFeatureStore, ranking_head, run_pairs
@@ -73,26 +76,14 @@ def retrieval(context: EvalContext, records: list[Record]) -> EvalResult:
         )
     places = {image_id: place for place, image_id in enumerate(groups)}
     owners, numbers = np.array([places[r.image_id] for r in records]), np.arange(len(images))
-    features, vectors = TextFeatureStore(), []
-    for start in range(0, len(records), context.batch_size):
-        some = records[start : start + context.batch_size]
-        ids, mask = context.texts([record.text for record in some])
-        prefix = model.backbone.text_prefix(ids, mask)
-        if context.candidates:
-            features.add(prefix, mask)
-        if "itc" in heads:
-            pooled = model.backbone.complete_text(prefix, mask, wanted="pooled")
-            vectors.append(context.fiber.text_vectors(pooled))
+    features, text_vectors = _encode_texts(context, records)
     metrics: dict[str, float] = {}
-    if "itc" in heads:
-        batches = context.batches(images, "image_text")
-        image_vectors = torch.cat(
-            [context.fiber.embed_images(batch.images) for batch, _ in batches]
-        )
-        text_vectors = torch.cat(vectors)
+    if text_vectors is not None:
+        image_vectors = _embed_images(context, images)
         listed = max(LISTED, context.candidates)
-        of_images = rank(image_vectors, text_vectors, numbers, owners, listed)
-        of_texts = rank(text_vectors, image_vectors, owners, numbers, listed)
+        processes = context.processes
+        of_images = rank(image_vectors, text_vectors, numbers, owners, listed, processes)
+        of_texts = rank(text_vectors, image_vectors, owners, numbers, listed, processes)
         metrics |= recall_of_ranks(of_images.ranks, of_texts.ranks)
     else:
         of_images = _everything(len(images), len(records))
@@ -119,27 +110,69 @@ def retrieval(context: EvalContext, records: list[Record]) -> EvalResult:
     return EvalResult(metrics, predictions)
 
 
+def _encode_texts(
+    context: EvalContext, records: Sequence[Record]
+) -> tuple[TextFeatureStore, Tensor | None]:
+    """Encode the text of each record.
+
+    Returns:
+        Features of all texts, empty if there are no candidates to score, and (T, D) ITC vectors,
+        None without an ITC head. Features are many times larger than vectors, and every process
+        needs all of them, so each process computes them instead of sending them.
+    """
+    backbone, processes = context.image_text.backbone, context.processes
+    has_itc = "itc" in context.image_text.config.heads
+    features, vectors = TextFeatureStore(), []
+    starts = range(0, len(records), context.batch_size)
+    own = starts[processes.own]
+    for start in starts if context.candidates else own:
+        some = records[start : start + context.batch_size]
+        ids, mask = context.texts([record.text for record in some])
+        prefix = backbone.text_prefix(ids, mask)
+        if context.candidates:
+            features.add(prefix, mask)
+        if has_itc and start in own:
+            pooled = backbone.complete_text(prefix, mask, wanted="pooled")
+            vectors.append(context.fiber.text_vectors(pooled).cpu())
+    if not has_itc:
+        return features, None
+    return features, torch.cat(list(processes.in_order(vectors))).to(context.device)
+
+
+def _embed_images(context: EvalContext, images: Sequence[Record]) -> Tensor:
+    """Compute the (P, D) ITC vectors of images."""
+
+    def embed(batch: Any, shown: list[Record], at: int) -> Tensor:
+        return context.fiber.embed_images(batch.images).cpu()
+
+    return torch.cat(list(context.run_batches(images, "image_text", embed))).to(context.device)
+
+
 def rank(
     queries: Tensor,
     candidates: Tensor,
     query_owners: NDArray[np.int64],
     candidate_owners: NDArray[np.int64],
     listed: int,
+    processes: EvalProcesses,
 ) -> Ranking:
     """Rank (m, D) candidates by dot product with (n, D) queries, and list the best ones.
 
     Owners are (n,) and (m,) image indices. A candidate is correct if the query has the same image
     index.
     """
-    best, ranks = [], []
-    for start in range(0, len(queries), QUERIES_AT_ONCE):
+
+    def rank_block(start: int) -> Ranking:
         block = slice(start, start + QUERIES_AT_ONCE)
         # Always float32, since lower precision would round scores to ties.
         with torch.autocast(queries.device.type, enabled=False):
             scores = (queries[block].float() @ candidates.float().T).cpu().numpy()
-        ranks.append(wrong_before(scores, query_owners[block, None] == candidate_owners))
         order = np.argsort(-scores, axis=1, kind="stable")[:, :listed]
-        best.append(order.astype(np.int32))
+        is_right = query_owners[block, None] == candidate_owners
+        return Ranking(order.astype(np.int32), wrong_before(scores, is_right))
+
+    blocks = processes.map(rank_block, range(0, len(queries), QUERIES_AT_ONCE))
+    best, ranks = zip(*blocks, strict=True)
     return Ranking(np.concatenate(best), np.concatenate(ranks))
 
 
@@ -172,20 +205,23 @@ def match_candidates(
     flat = text_candidates.ravel()
     order = np.argsort(flat, kind="stable")
     starts = np.searchsorted(flat[order], np.arange(len(images) + 1))
-    number = 0
-    for batch, _ in context.batches(images, "image_text"):
-        prefix = model.backbone.image_prefix(batch.images)
-        for row in range(len(batch)):
+
+    def score(batch: Any, shown: list[Record], at: int) -> list[NDArray[np.float32]]:
+        prefix, found = model.backbone.image_prefix(batch.images), []
+        for row, number in enumerate(range(at, at + len(batch))):
             own = order[starts[number] : starts[number + 1]]
             wanted = np.concatenate((image_candidates[number], own // text_candidates.shape[1]))
             unique, where = np.unique(wanted, return_inverse=True)
             pairs = [(row, text) for text in unique.tolist()]
-            scores = run_pairs(
-                model, prefix, texts, pairs, head, pairs_at_once=context.batch_size
-            ).numpy()[where]
-            image_scores[number] = scores[: image_candidates.shape[1]]
-            text_scores.ravel()[own] = scores[image_candidates.shape[1] :]
-            number += 1
+            scores = run_pairs(model, prefix, texts, pairs, head, pairs_at_once=context.batch_size)
+            found.append(scores.numpy()[where])
+        return found
+
+    rows = chain.from_iterable(context.run_batches(images, "image_text", score))
+    for number, scores in enumerate(rows):
+        image_scores[number] = scores[: image_candidates.shape[1]]
+        own = order[starts[number] : starts[number + 1]]
+        text_scores.ravel()[own] = scores[image_candidates.shape[1] :]
     return image_scores, text_scores
 
 

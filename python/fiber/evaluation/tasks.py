@@ -81,7 +81,10 @@ def run_task(
     records: RecordSet,
     output: str | os.PathLike[str] | None = None,
 ) -> dict[str, float]:
-    """Evaluate a task on records, write predictions to `output` if given, and return metrics."""
+    """Evaluate a task on records, write predictions to `output` if given, and return metrics.
+
+    Of several processes, only the first one writes.
+    """
     if context.permute_images:
         records = PermutedImages(records)
     fusion = nullcontext() if context.fusion else fusion_off(context.network)
@@ -89,7 +92,7 @@ def run_task(
     autocast = torch.autocast(context.device.type, dtype, enabled=dtype != torch.float32)
     with torch.no_grad(), autocast, fusion:
         result = find_task(task).run(context, [records[i] for i in range(len(records))])
-    if output is not None:
+    if output is not None and context.processes.rank == 0:
         write_predictions(Path(output), result)
     return result.metrics
 

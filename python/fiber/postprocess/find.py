@@ -37,6 +37,10 @@ class FoundBoxes(NamedTuple):
     #: (n,) int64, index into the image's labels.
     label_indices: Tensor
 
+    def copied_to_cpu(self) -> FoundBoxes:
+        """Return a copy on the CPU, without the memory of the tensors that these are views of."""
+        return FoundBoxes(*(part.cpu().clone() for part in self))
+
 
 def detect_boxes(
     output: DetectorOutput,

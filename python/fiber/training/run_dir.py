@@ -202,6 +202,18 @@ class RunFolder:
         found = [f"{sha256(file)}  {file.name}\n" for file in files if file.is_file()]
         return hashlib.sha256("".join(found).encode()).hexdigest()
 
+    def check_vocabulary(self, stored: str, checkpoint: Path) -> None:
+        """Check that the vocabulary is the one of a checkpoint, which has its checksum `stored`.
+
+        Raises:
+            ValueError: if it has changed. Checkpoints of earlier versions have no checksum.
+        """
+        if stored not in ("", self.vocabulary_sha256()):
+            raise ValueError(
+                f"{' or '.join(VOCABULARY_FILES)} in {self.path} has changed since {checkpoint}"
+                " was saved; restore it, or start a new run in another folder"
+            )
+
     def open(
         self,
         config: RunConfig,

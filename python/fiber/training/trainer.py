@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fiber.checkpoints.init_from import initialize
 from fiber.checkpoints.load import EncoderStates
-from fiber.checkpoints.model_dir import VOCABULARY_FILES, StoredModel, write_weights
+from fiber.checkpoints.model_dir import StoredModel, write_weights
 from fiber.models.registry import Network, build_model
 from fiber.progress import Progress, readable_seconds, say
 from fiber.training.checkpoint.folder import (
@@ -39,11 +39,10 @@ from fiber.training.data import TrainingData, fingerprint
 from fiber.training.data_init import init_from_data
 from fiber.training.distributed.agreement import agree, check_shared
 from fiber.training.distributed.collectives import (
-    broadcast_from_rank0,
     broadcast_object,
     broadcast_parameters,
     wait_for_all,
-    wait_for_rank0,
+    wait_for_work,
 )
 from fiber.training.distributed.full_tensor import load_optimizer_state
 from fiber.training.distributed.preemption import Preempted, StopSignal
@@ -293,30 +292,32 @@ class Trainer:
     def validate(self) -> dict[str, float]:
         """Evaluate the current weights, or their EMA, and keep them if they are the best.
 
-        Rank 0 evaluates, on weights gathered from all ranks; all ranks append the score to
-        `scores`.
+        Each rank evaluates a part of the records on the whole weights. All ranks append the score
+        to `scores`; rank 0 writes the weights.
 
         Returns:
-            Metrics and "score" on rank 0; empty on other ranks.
+            Metrics and "score", the same on all ranks.
         """
         assert self.validation is not None
-        metrics: dict[str, float] = {}
-        weights = self._weights()
-        if self.processes.is_first:
-            model = self.strategy.plain_model(self.model)
+        validation, done = self.validation, self.steps_done
+        with self.strategy.whole_model(self.model, self._weights()) as model:
             with self._autocast():
-                metrics = self.validation.evaluate(model, weights, self.threads)
+                found = validation.evaluate(model, self.threads, self.processes)
+            wait_for_work(self.processes)  # Metrics of many boxes take long.
+            metrics = broadcast_object(found, self.processes)
+            score = metrics["score"]
             # Ties keep the later step.
-            if not self.best_step or metrics["score"] >= self.best_score:
-                self.best_step, self.best_score = self.steps_done, metrics["score"]
-                self.validation.keep(weights, self.steps_done)
-                self.best_sha256 = sha256(best_file(self.folder.checkpoints, self.steps_done))
-            self.progress.say(
-                f"step {self.steps_done}: {self.validation.task} on {self.config.validation.split}"
-                f" {metrics['score']:.4f}, best {self.best_score:.4f} at step {self.best_step}"
-            )
-        wait_for_rank0(f"validation/{self.steps_done}", self.processes)
-        self.scores.append(broadcast_from_rank0(metrics.get("score", math.nan), self.processes))
+            if not self.best_step or score >= self.best_score:
+                self.best_step, self.best_score = done, score
+                if self.processes.is_first:
+                    validation.keep(model.state_dict(), done)
+                    self.best_sha256 = sha256(best_file(self.folder.checkpoints, done))
+        wait_for_work(self.processes)  # Rank 0 writes, which may take long.
+        self.scores.append(score)
+        self.progress.say(
+            f"step {done}: {validation.task} on {self.config.validation.split}"
+            f" {score:.4f}, best {self.best_score:.4f} at step {self.best_step}"
+        )
         return metrics
 
     def save(self, seconds: float) -> None:
@@ -360,11 +361,7 @@ class Trainer:
                 f"{checkpoint.folder} was written by an earlier version, without fingerprints of"
                 " the data; only the numbers of records were compared"
             )
-        if position.vocabulary_sha256 not in ("", self.vocabulary_sha256):
-            raise ValueError(
-                f"{' or '.join(VOCABULARY_FILES)} in {self.folder.path} has changed since"
-                f" {checkpoint.folder} was saved; restore it, or start a new run in another folder"
-            )
+        self.folder.check_vocabulary(position.vocabulary_sha256, checkpoint.folder)
         if self.validation is not None and self.processes.is_first:
             self.validation.check(position.best_step)
         return position
@@ -392,8 +389,7 @@ class Trainer:
             if self.validation is not None and (is_last or is_checkpoint):
                 with self.monitor.clock.measure("validation"):
                     entry["validation"] = self.validate()
-                score = {"score": self.scores[-1]}
-                self.monitor.callbacks.validated(done, score | entry["validation"])
+                self.monitor.callbacks.validated(done, entry["validation"])
             entry["performance"] = self.monitor.performance(done, entry["images_per_second"])
             if self.processes.is_first:
                 self.folder.add_metrics(entry)
@@ -408,7 +404,9 @@ class Trainer:
     def _finish(self) -> None:
         """Write the finished model: the best validated weights, or the last ones."""
         self._report_saved(wait=True)
-        weights = self._weights() if self.validation is None else {}
+        keep, weights = self.processes.is_first, {}
+        if self.validation is None:
+            weights = self.strategy.full_weights(self._weights(), keep=keep)
         if self.processes.is_first:
             self.folder.draw(self.priors)
             if self.validation is not None:
@@ -423,9 +421,8 @@ class Trainer:
         wait_for_all(self.processes)
 
     def _weights(self) -> dict[str, Tensor]:
-        """Gather the EMA weights if configured, else the current ones, on rank 0."""
-        weights = self.average.weights(self.model) if self.average else self.model.state_dict()
-        return self.strategy.full_weights(weights, keep=self.processes.is_first)
+        """Return the EMA weights if configured, else the current ones; they may be sharded."""
+        return self.average.weights(self.model) if self.average else self.model.state_dict()
 
     def _autocast(self, *, enabled: bool = True) -> torch.autocast:
         is_bfloat16 = self.config.train.precision == "bfloat16"

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import os
 import random
+import warnings
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,12 +23,15 @@ from fiber.data.datasets.resolve import ChosenRecords, Data, has_splits
 from fiber.data.image_file import DEFAULT_LIMITS, DecodeLimits
 from fiber.data.record import RecordSet
 from fiber.evaluation.evaluate import evaluate
+from fiber.evaluation.processes import EvalProcesses
 from fiber.evaluation.tasks import find_task, needed_head, open_records
 from fiber.models.registry import Network
 from fiber.training.checkpoint.folder import best_file
 from fiber.training.checkpoint.layout import BEST
 from fiber.training.config.run import CHOSEN_BY, RunConfig
 from fiber.training.data import TrainingData
+from fiber.training.distributed.collectives import gather_results
+from fiber.training.distributed.processes import Processes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,34 +47,37 @@ class Validation:
     #: Limits of decoding one image.
     limits: DecodeLimits = DEFAULT_LIMITS
 
-    def evaluate(self, model: Network, state: dict[str, Tensor], threads: int) -> dict[str, float]:
-        """Evaluate weights; return the task's metrics and "score", by which weights are selected.
+    def evaluate(self, model: Network, threads: int, processes: Processes) -> dict[str, float]:
+        """Evaluate a model; return the task's metrics and "score", by which weights are selected.
 
-        For retrieval, a model without an ITC head scores every pair of image and text.
+        All ranks must call this. Each evaluates a part of the batches, and all of them compute the
+        metrics of all records. For retrieval, a model without an ITC head scores every pair of
+        image and text.
 
-        The model's weights and the random state are restored afterwards, so validation does not
-        affect training.
+        The random state is restored afterwards, so validation does not affect training. The model
+        is in eval mode.
         """
-        own = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
         stored = StoredModel(
             network=model, tokenizer=self.vocabulary.tokenizer, answers=self.vocabulary.answers
         )
         scores_pairs = self.task == "retrieval" and "itc" not in model.config.heads
-        devices = {tensor.device.index for tensor in own.values() if tensor.is_cuda}
-        try:
-            model.load_state_dict(state)
-            with torch.random.fork_rng(devices):
-                metrics = evaluate(
-                    stored,
-                    self.task,
-                    data=self.records,
-                    rerank=None if scores_pairs else False,
-                    threads=threads,
-                    **self.limits._asdict(),
-                )
-        finally:
-            model.load_state_dict(own)
-            model.train()
+        devices = [processes.device] if processes.device.type == "cuda" else []
+        with torch.random.fork_rng(devices), warnings.catch_warnings():
+            if not processes.is_first:
+                warnings.simplefilter("ignore")  # Rank 0 warns of the same.
+            metrics = evaluate(
+                stored,
+                self.task,
+                data=self.records,
+                rerank=None if scores_pairs else False,
+                threads=threads,
+                processes=EvalProcesses(
+                    processes.rank,
+                    processes.world_size,
+                    partial(gather_results, processes=processes),
+                ),
+                **self.limits._asdict(),
+            )
         if scores_pairs:
             metrics = {name.removeprefix("reranked/"): value for name, value in metrics.items()}
         kept = {name: value for name, value in metrics.items() if "/" not in name}

@@ -70,25 +70,68 @@ def test_long_work_of_a_living_rank_is_waited_for(store):
         def work():
             time.sleep(20 * module.INTERVAL_SECONDS)
             done.append(True)
-            first.announce("validation/5")
+            first.barrier()
 
         thread = threading.Thread(target=work)
         thread.start()
-        second.wait_for("validation/5", rank=0)
+        second.barrier()
         assert done
         thread.join()
 
 
+def test_barriers_are_passed_in_order(store):
+    """A rank that is slow to look may find the others at the next barrier already."""
+    order = []
+
+    def work(beat, rank):
+        for number in range(5):
+            # Each is the last one at times.
+            time.sleep(0.01 * ((rank + number) % 3))
+            order.append((number, "came"))
+            beat.barrier()
+            order.append((number, "left"))
+
+    with Heartbeat(store, 0, 3) as a, Heartbeat(store, 1, 3) as b, Heartbeat(store, 2, 3) as c:
+        threads = [
+            threading.Thread(target=work, args=(beat, rank)) for rank, beat in enumerate((a, b, c))
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    for number in range(5):
+        came = [at for at, entry in enumerate(order) if entry == (number, "came")]
+        left = [at for at, entry in enumerate(order) if entry == (number, "left")]
+        assert len(came) == len(left) == 3
+        assert max(came) < min(left)
+
+
+@pytest.mark.parametrize("lost", [0, 1, 2])
 @pytest.mark.parametrize("end", ["dies", "fails"])
-def test_a_rank_that_ends_during_its_work_is_not_waited_for(store, end):
-    with Heartbeat(store, 0, 2) as first, Heartbeat(store, 1, 2) as second:
+def test_a_rank_that_ends_during_its_work_is_not_waited_for(store, end, lost):
+    with Heartbeat(store, 0, 3) as a, Heartbeat(store, 1, 3) as b, Heartbeat(store, 2, 3) as c:
+        beats = [a, b, c]
+        gone = beats.pop(lost)
         if end == "dies":
-            hang(first)
+            hang(gone)
         else:
-            first.report(MemoryError("out of memory"))
-        with pytest.raises(LostRankError, match="rank 0") as error:
-            second.wait_for("validation/5", rank=0)
-    assert ("out of memory" in str(error.value)) == (end == "fails")
+            gone.report(MemoryError("out of memory"))
+        errors = []
+
+        def wait(beat):
+            with pytest.raises(LostRankError) as caught:
+                beat.barrier()
+            errors.append(str(caught.value))
+
+        threads = [threading.Thread(target=wait, args=(beat,)) for beat in beats]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert len(errors) == 2
+    for error in errors:
+        assert f"rank {lost} (process" in error
+        assert ("out of memory" in error) == (end == "fails")
 
 
 def test_a_hung_process_is_killed_only_when_this_one_ends():

@@ -59,7 +59,7 @@ def test_two_processes_train_as_one_with_twice_the_batch(pictures, tmp_path, sta
         changes["tasks__caption__objective"] = objective
     measured = stage == "coarse" or objective == "plateau"
     if objective == "plateau":
-        # Only the first rank measures, and both slow down.
+        # The ranks measure together, and both slow down.
         changes |= {"validation__task": "refcoco", "train__checkpoint_every": 2}
         changes |= {"optim__schedule": "plateau", "optim__plateau_patience": 0}
     settings = {"stage": stage, "data": str(pictures), "changes": changes}

@@ -1,4 +1,4 @@
-"""Sharded weights, gradients and optimizer state: sizes, files, and what rank 0 does alone."""
+"""Sharded weights, gradients and optimizer state: sizes, files, and whole copies."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -198,23 +198,42 @@ def test_gathered_states_are_those_of_a_whole_model(tmp_path):
     assert all(run_on_two_ranks(gathered_states, tmp_path))
 
 
-def a_plain_copy():
-    step, strategy, run = sharded_step()
-    before = torch.get_rng_state()
-    copy = strategy.plain_model(step.model)
+def whole_models(strategy, size):
+    step, chosen, run = sharded_step(strategy, size)
+    torch.manual_seed(0)
+    expected = build_model(run.model).state_dict()
+    # As an EMA of the weights: sharded where they are.
+    own = step.model.state_dict()
+    weights = {name: 2 * tensor for name, tensor in own.items()}
+    before, versions = torch.get_rng_state(), {n: local(t).clone() for n, t in own.items()}
+    with chosen.whole_model(step.model, weights) as whole:
+        assert not any(isinstance(tensor, DTensor) for tensor in whole.state_dict().values())
+        for name, tensor in whole.state_dict().items():
+            assert tensor.shape == expected[name].shape, name
+            assert torch.equal(tensor, 2 * expected[name]), name
+        # One rank alone may use it.
+        if dist.get_rank() == 0:
+            side = run.model.image_size
+            whole.embed_images(torch.zeros(1, 3, side, side))
     assert torch.equal(torch.get_rng_state(), before)
-    assert strategy.plain_model(step.model) is copy
-    assert not any(isinstance(p, DTensor) for p in copy.parameters())
-    # One rank alone may use it.
-    if dist.get_rank() == 0:
-        side = run.model.image_size
-        copy.embed_images(torch.zeros(1, 3, side, side))
+    assert all(torch.equal(local(t), versions[n]) for n, t in step.model.state_dict().items())
+    assert step.model.training
+    with pytest.raises(KeyError), chosen.whole_model(step.model, weights):
+        raise KeyError
+    assert all(torch.equal(local(t), versions[n]) for n, t in step.model.state_dict().items())
     return torch.ones(())
 
 
-@sharded_on_cpu
-def test_one_rank_alone_may_use_the_plain_model(tmp_path):
-    assert all(run_on_two_ranks(a_plain_copy, tmp_path))
+@pytest.mark.parametrize(
+    ("strategy", "ranks", "size"),
+    [
+        pytest.param("shard", 2, 0, marks=sharded_on_cpu),
+        pytest.param("hybrid", 4, 2, marks=sharded_on_cpu),
+        ("replicate", 2, 0),
+    ],
+)
+def test_the_whole_model_has_given_weights_on_every_rank(tmp_path, strategy, ranks, size):
+    assert all(run_on_ranks(ranks, whole_models, tmp_path, strategy, size))
 
 
 def test_whole_tensors_pass_through():

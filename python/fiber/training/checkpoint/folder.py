@@ -111,7 +111,7 @@ class RunCheckpoint:
             ValueError: if a field of data.json is invalid (the message names it), or if it was
                 written for other records.
         """
-        found = self._read_position()
+        found = self.read_position()
         changed = [
             f"{_named(name)} had {found.records.get(name, 0)} records and now has"
             f" {records.get(name, 0)}"
@@ -131,8 +131,10 @@ class RunCheckpoint:
             )
         return found
 
-    def damage(self) -> str | None:
+    def damage(self, *, with_best: bool = True) -> str | None:
         """Describe the damaged file, or return None if the checkpoint is intact.
+
+        `with_best` includes the best weights so far, which only a run that resumes needs.
 
         Raises:
             ValueError: if the checksums are right, but data.json is invalid.
@@ -146,13 +148,13 @@ class RunCheckpoint:
             if not self.is_old:
                 return missing
             return self._damage_without_checksums() or (
-                missing if self._read_position().fingerprints else None
+                missing if self.read_position().fingerprints else None
             )
         try:
             content = (self.folder / CHECKSUMS).read_bytes()
             if content != checksums(self.folder):
                 return _wrong_checksum(self.folder, content.decode("utf-8", errors="replace"))
-            return self._damage_of_best()
+            return self._damage_of_best() if with_best else None
         except OSError as error:
             return f"a file cannot be read ({error})"
 
@@ -185,8 +187,12 @@ class RunCheckpoint:
         with self.explained("training.pt"):
             return read_state(self.folder / "training.pt")
 
-    def _read_position(self) -> Position:
-        """Read data.json and check its fields. Raises ValueError that names the wrong field."""
+    def read_position(self) -> Position:
+        """Read data.json and check its fields.
+
+        Raises:
+            ValueError: if a field is invalid; the message names it.
+        """
         values = read_json(self.folder / "data.json")
         try:
             if not isinstance(values, dict):
@@ -221,7 +227,7 @@ class RunCheckpoint:
 
     def _damage_of_best(self) -> str | None:
         """Check the best weights of a checkpoint whose own files are intact."""
-        position = self._read_position()
+        position = self.read_position()
         path = best_file(self.folder.parent, position.best_step)
         # A run whose best weights are missing says so when it resumes.
         if position.best_sha256 and path.is_file() and sha256(path) != position.best_sha256:
@@ -231,7 +237,7 @@ class RunCheckpoint:
     def _damage_without_checksums(self) -> str | None:
         """Check for damage using the zip archive's CRCs and the safetensors header."""
         try:
-            self._read_position()
+            self.read_position()
             with self.explained("training.pt"):
                 _check_zip(self.folder / "training.pt")
                 read_state(self.folder / "training.pt")

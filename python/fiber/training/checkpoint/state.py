@@ -113,19 +113,21 @@ class TrainingState:
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
-def stored_weights(folder: Path) -> dict[str, Tensor]:
+def stored_weights(folder: Path, *, average: bool = False) -> dict[str, Tensor]:
     """Read the weights of a checkpoint, whole and on the CPU.
+
+    With `average`, those that have a moving average are replaced by it.
 
     Raises:
         ValueError: if its index is damaged.
     """
-    found = {
-        name: torch.empty(entry.shape, dtype=entry.dtype)
-        for name, entry in stored_tensors(folder).items()
-        if name.startswith("model/")
-    }
+    stored, found = stored_tensors(folder), {}
+    for name in (name for name in stored if name.startswith("model/")):
+        averaged = name.replace("model/", "average/", 1)
+        source = averaged if average and averaged in stored else name
+        found[source] = torch.empty(stored[source].shape, dtype=stored[source].dtype)
     read_tensors(folder, found)
-    return {name.removeprefix("model/"): tensor for name, tensor in found.items()}
+    return {name.partition("/")[2]: tensor for name, tensor in found.items()}
 
 
 def _check_names(

@@ -36,15 +36,6 @@ def mean_over_ranks(values: Tensor, processes: Processes) -> Tensor:
     return values
 
 
-def broadcast_from_rank0(value: float, processes: Processes) -> float:
-    """Return rank 0's value on every rank."""
-    if processes.world_size == 1:
-        return value
-    shared = torch.tensor(value, dtype=torch.float64, device=processes.device)
-    dist.broadcast(shared, src=0)
-    return float(shared)
-
-
 def gather_objects(value: Any, processes: Processes) -> list[Any]:
     """Return the values of all ranks, by rank; they are pickled."""
     if processes.world_size == 1:
@@ -63,23 +54,27 @@ def broadcast_object(value: Any, processes: Processes) -> Any:
     return shared[0]
 
 
-def wait_for_rank0(name: str, processes: Processes) -> None:
-    """Wait for rank 0 to call this, however long its work takes, as long as it lives.
-
-    Args:
-        name: name of the work, used once in a run.
-        processes: all ranks must call this.
+def gather_results(value: Any, processes: Processes) -> list[Any]:
+    """Like `gather_objects`, after long work that takes some ranks longer than others.
 
     Raises:
-        LostRankError: if rank 0 fails, dies or is stopped meanwhile.
+        LostRankError: see `wait_for_work`.
     """
-    if processes.heartbeat is None:
-        # The next collective waits.
-        return
-    if processes.is_first:
-        processes.heartbeat.announce(name)
-    else:
-        processes.heartbeat.wait_for(name, rank=0)
+    wait_for_work(processes)
+    return gather_objects(value, processes)
+
+
+def wait_for_work(processes: Processes) -> None:
+    """Wait until all ranks call this, however long their work takes, as long as they live.
+
+    Collectives wait for `train.timeout_seconds` at most. Without a heartbeat, in a process group of
+    the caller, this does nothing, and the next collective waits.
+
+    Raises:
+        LostRankError: if a rank fails, dies or is stopped meanwhile.
+    """
+    if processes.heartbeat is not None:
+        processes.heartbeat.barrier()
 
 
 def wait_for_all(processes: Processes) -> None:

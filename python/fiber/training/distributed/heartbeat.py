@@ -60,6 +60,8 @@ class Heartbeat:
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
         self._lock = threading.Lock()
+        #: Number of barriers that this rank has reached.
+        self._barriers = 0
 
     def __enter__(self) -> Self:
         self._write(0)
@@ -118,14 +120,22 @@ class Heartbeat:
         after = self._read(ranks)
         return self._peers([rank for rank in ranks if before[rank] == after[rank]])
 
-    def wait_for(self, key: str, rank: int) -> None:
-        """Wait until `rank` calls `announce(key)`, however long it takes, as long as it lives.
+    def barrier(self) -> None:
+        """Wait until all ranks call this, however long their work takes, as long as they live.
 
         Raises:
-            LostRankError: if the rank fails, dies or is stopped meanwhile.
+            LostRankError: if a rank fails, dies or is stopped meanwhile.
         """
-        seen, last_change = "", time.monotonic()
-        while not self._has(f"done/{key}"):
+        self._barriers += 1
+        with self._lock:
+            self._store.set(f"barrier/{self._rank}", str(self._barriers))
+        for rank in range(self._world_size):
+            self._wait_for(rank)
+
+    def _wait_for(self, rank: int) -> None:
+        """Wait until a rank is at this barrier, or at the next one."""
+        seen, last_change, pause = "", time.monotonic(), INTERVAL_SECONDS / 64
+        while int(self._get(f"barrier/{rank}") or 0) < self._barriers:
             if self._has(f"error/{rank}"):
                 raise LostRankError(self._peers([rank]))
             beat = self._read([rank])[rank]
@@ -133,12 +143,8 @@ class Heartbeat:
                 seen, last_change = beat, time.monotonic()
             elif time.monotonic() - last_change > 4 * MISSED * INTERVAL_SECONDS:
                 raise LostRankError(self._peers([rank]))
-            time.sleep(INTERVAL_SECONDS / 4)
-
-    def announce(self, key: str) -> None:
-        """End the other ranks' `wait_for(key, ...)`."""
-        with self._lock:
-            self._store.set(f"done/{key}", "1")
+            time.sleep(pause)
+            pause = min(2 * pause, INTERVAL_SECONDS / 4)
 
     def _beat(self) -> None:
         number = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal, cast
@@ -108,9 +109,16 @@ class Replicate:
         """See `Strategy`."""
         return dict(weights)
 
-    def plain_model(self, model: Network) -> Network:
-        """See `Strategy`."""
-        return model
+    @contextmanager
+    def whole_model(self, model: Network, weights: Mapping[str, Tensor]) -> Iterator[Network]:
+        """See `Strategy`. The model itself, with a copy of its own weights kept meanwhile."""
+        own = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+        try:
+            model.load_state_dict(weights)
+            yield model
+        finally:
+            model.load_state_dict(own)
+            model.train()
 
     @torch.no_grad()
     def reduce_gradients(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -14,7 +15,7 @@ from fiber.config_io import require
 from fiber.models.registry import Network, build_model
 from fiber.models.shard_units import shard_units
 from fiber.training.config.run import TrainConfig
-from fiber.training.distributed.full_tensor import full_state
+from fiber.training.distributed.full_tensor import full_state, full_tensor
 from fiber.training.distributed.processes import Processes
 from fiber.training.objectives.step import TrainStep
 
@@ -56,7 +57,6 @@ class Shard:
         #: Names of 0-D parameters, which have one element in one dimension while sharded.
         self._scalars: frozenset[str] = frozenset()
         self._is_reduced = True
-        self._plain: Network | None = None
 
     def prepare(self, step: TrainStep) -> None:
         """See `Strategy`."""
@@ -111,12 +111,16 @@ class Shard:
             for name, tensor in whole.items()
         }
 
-    def plain_model(self, model: Network) -> Network:
-        """See `Strategy`."""
-        if self._plain is None:
-            with torch.random.fork_rng(devices=[]):
-                self._plain = build_model(model.config).to(self.processes.device)
-        return self._plain
+    @contextmanager
+    def whole_model(self, model: Network, weights: Mapping[str, Tensor]) -> Iterator[Network]:
+        """See `Strategy`. A second model on the device, freed on exit."""
+        with torch.device("meta"):
+            whole = build_model(model.config)
+        whole.to_empty(device=self.processes.device)
+        # One at a time, so that no rank has a third copy.
+        for name, tensor in whole.state_dict().items():
+            tensor.copy_(full_tensor(weights[name]).reshape(tensor.shape))
+        yield whole
 
     def _mesh(self) -> DeviceMesh:
         from torch.distributed.device_mesh import init_device_mesh

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 from torch import Tensor, nn
@@ -67,8 +68,14 @@ class Strategy(Protocol):
         """
         ...
 
-    def plain_model(self, model: Network) -> Network:
-        """Return the model, or a copy without its weights, for use by one rank alone."""
+    def whole_model(
+        self, model: Network, weights: Mapping[str, Tensor]
+    ) -> AbstractContextManager[Network]:
+        """Context manager of a model that is whole on this rank, with the given weights.
+
+        Each rank may use it on its own. `weights` are by name of the model's state dict, and may be
+        sharded. The model itself has its own weights again on exit.
+        """
         ...
 
 

@@ -54,7 +54,6 @@ class Callback:
         Args:
             step: number of finished steps.
             metrics: metrics of the task, and "score", by which the best checkpoint is selected.
-                Ranks other than 0 get only the score.
         """
 
     def on_step_end(self, step: int, metrics: Mapping[str, Any] | None) -> None:
