@@ -9,7 +9,15 @@ import torch.nn.functional as F
 
 from fiber.losses.itm import _splitmix
 from fiber.ops import dropout as module
-from fiber.ops.dropout import Dropout, attention, by_row, checkpointed, dropout, keeps, of_rows
+from fiber.ops.dropout import (
+    SampleDropout,
+    attention,
+    by_row,
+    checkpointed,
+    dropout,
+    keeps,
+    of_rows,
+)
 
 ROWS = torch.tensor([4, 0, 7, 100_000])
 
@@ -100,7 +108,7 @@ def test_some_of_the_rows():
 
 def test_what_is_computed_again_draws_the_same():
     layers = torch.nn.Sequential(
-        torch.nn.Linear(8, 8), Dropout(0.5), torch.nn.Linear(8, 8), Dropout(0.5)
+        torch.nn.Linear(8, 8), SampleDropout(0.5), torch.nn.Linear(8, 8), SampleDropout(0.5)
     )
     inputs = torch.randn(4, 8)
     results = []
@@ -122,10 +130,10 @@ def test_outside_it_is_that_of_pytorch():
     torch.manual_seed(0)
     assert torch.equal(dropout(inputs, 0.3), expected)
     torch.manual_seed(0)
-    assert torch.equal(Dropout(0.3)(inputs), expected)
+    assert torch.equal(SampleDropout(0.3)(inputs), expected)
     with by_row((1,), torch.arange(5)):
         assert dropout(inputs, 0.3, training=False) is inputs
-        assert torch.equal(Dropout(0.3).eval()(inputs), inputs)
+        assert torch.equal(SampleDropout(0.3).eval()(inputs), inputs)
 
 
 @pytest.mark.parametrize("masked", [False, True])

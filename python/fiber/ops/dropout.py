@@ -99,7 +99,7 @@ def dropout(inputs: Tensor, p: float, *, training: bool = True) -> Tensor:
     return inputs * keeps(inputs.shape, p, inputs.device) / (1 - p)
 
 
-class Dropout(nn.Dropout):
+class SampleDropout(nn.Dropout):
     """`dropout` as a module."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 -- the name in PyTorch

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fiber.data import Tokenizer
 from fiber.models.encoders.bert_config import TOKEN_TYPES, BertConfig
 from fiber.models.encoders.roberta import TextEncoder
-from fiber.ops.dropout import Dropout
+from fiber.ops.dropout import SampleDropout
 
 #: Id of [PAD].
 PAD_ID = 0
@@ -26,7 +26,7 @@ class BertEmbeddings(nn.Module):
         self.position = nn.Embedding(config.max_positions, config.width)
         self.token_type = nn.Embedding(TOKEN_TYPES, config.width)
         self.norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
-        self.dropout = Dropout(config.dropout)
+        self.dropout = SampleDropout(config.dropout)
 
     def forward(self, token_ids: Tensor) -> Tensor:
         """Embed token ids, whose positions count from 0: (B, L) -> (B, L, D)."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fiber.config import RobertaConfig
-from fiber.ops.dropout import Dropout, attention
+from fiber.ops.dropout import SampleDropout, attention
 
 #: Id of <pad>; positions of real tokens start at PAD_ID + 1.
 PAD_ID = 1
@@ -33,7 +33,7 @@ class TextEmbeddings(nn.Module):
         # RoBERTa has a single token type.
         self.token_type = nn.Embedding(1, config.width)
         self.norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
-        self.dropout = Dropout(config.dropout)
+        self.dropout = SampleDropout(config.dropout)
 
     def forward(self, token_ids: Tensor, tokens_before: int = 0) -> Tensor:
         """Embed token ids that come after `tokens_before` real tokens: (B, L) -> (B, L, D)."""
@@ -76,7 +76,7 @@ class TextSelfAttention(nn.Module):
         self.attention_dropout = config.dropout
         self.qkv = nn.Linear(config.width, 3 * config.width)
         self.output = nn.Linear(config.width, config.width)
-        self.dropout = Dropout(config.dropout)
+        self.dropout = SampleDropout(config.dropout)
 
     def forward(
         self,
@@ -117,7 +117,7 @@ class TextLayer(nn.Module):
             nn.Linear(config.width, config.ffn_width),
             nn.GELU(),
             nn.Linear(config.ffn_width, config.width),
-            Dropout(config.dropout),
+            SampleDropout(config.dropout),
         )
         self.output_norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fiber.models.meter.config import CrossConfig
-from fiber.ops.dropout import Dropout, attention, dropout
+from fiber.ops.dropout import SampleDropout, attention, dropout
 
 
 class Attention(nn.Module):
@@ -28,7 +28,7 @@ class Attention(nn.Module):
         self.query = nn.Linear(width, width)
         self.key_value = nn.Linear(width, 2 * width)
         self.output = nn.Linear(width, width)
-        self.dropout = Dropout(config.dropout)
+        self.dropout = SampleDropout(config.dropout)
         self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
 
     def forward(self, tokens: Tensor, source: Tensor, mask: Tensor | None) -> Tensor:
@@ -88,7 +88,7 @@ class FeedForward(nn.Module):
             nn.Linear(config.width, config.ffn_width),
             nn.GELU(),
             nn.Linear(config.ffn_width, config.width),
-            Dropout(config.dropout),
+            SampleDropout(config.dropout),
         )
         self.norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
 
