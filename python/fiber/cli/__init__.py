@@ -22,8 +22,12 @@ from fiber.cli import bench, convert, data, images, launched, plan, runs, tune
 from fiber.cli.arguments import CommandParser
 from fiber.data.storage.remote import RemoteError
 
-#: Errors caused by the machine's state rather than by the input, which exit with code 1.
-_FAILURES = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOMEM, errno.EROFS}
+#: Errors of files that are caused by the input, which exit with code 2. Others, such as those of a
+#: full disk or of a network file system, may be gone at the next start.
+_BAD_INPUT = {
+    *(errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY, errno.EINVAL),
+    *(errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.ENXIO, errno.EXDEV),
+}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -91,7 +95,7 @@ def _run(options: argparse.Namespace) -> int:
         if error.strerror and error.filename is not None:
             message = f"{os.fspath(error.filename)}: {error.strerror}"
         _print_error(message)
-        return 1 if error.errno in _FAILURES else 2
+        return 2 if error.errno is None or error.errno in _BAD_INPUT else 1
     except (FloatingPointError, MemoryError, RemoteError) as error:
         _print_error(str(error) or "out of memory")
         return 1

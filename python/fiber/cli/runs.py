@@ -109,8 +109,8 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
         answers={"type": str},
         set={"action": "append", "default": []},
         processes={"type": process_count},
-        restarts={"type": nonnegative_int, "default": 3},
-        nodes={"type": node_range, "default": (1, 1)},
+        restarts={"type": nonnegative_int},
+        nodes={"type": node_range},
         job={"default": os.environ.get("SLURM_JOB_ID", "")},
         rendezvous={"default": ""},
         track={"action": "append", "default": []},
@@ -172,8 +172,10 @@ def _demo(options: argparse.Namespace) -> int:
 def _train(options: argparse.Namespace) -> int:
     if options.processes is not None and not is_launched():
         return _launch(options)
-    if options.processes is None and (options.nodes != (1, 1) or options.rendezvous):
-        raise ValueError("--nodes and --rendezvous need --processes N, the processes of a node")
+    if options.processes is None:
+        asked = pick(options, "nodes", "rendezvous", "restarts").items()
+        if given := [name for name, value in asked if value not in (None, "")]:
+            raise ValueError(f"--{given[0]} needs --processes N, the processes of a node")
     changes = key_values(options.set, "--set", "train.steps=500")
     output = options.output or RUNS / options.recipe
     import fiber
@@ -206,6 +208,7 @@ def _launch(options: argparse.Namespace) -> int:
     from fiber.training.distributed.launch import Job, devices_on_node, launch
 
     settings = pick(options, "restarts", "nodes", "rendezvous")
+    settings = {name: value for name, value in settings.items() if value is not None}
     processes = options.processes or devices_on_node()
     return launch(options.arguments, Job(processes=processes, id=options.job, **settings))
 

@@ -35,13 +35,15 @@ from fiber.config_io import from_dict, to_dict
 from fiber.env import provenance
 from fiber.training.checkpoint.folder import newest_checkpoint, newest_intact, sha256
 from fiber.training.config.run import RunConfig, differences
-from fiber.training.distributed.processes import launch_id
+from fiber.training.distributed.processes import launch_id, restart_count
 from fiber.training.tracking.goodput import Attempt, begin_attempt
 
 #: Error numbers of a file system without locks.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 #: Number of tries to lock a folder, and the pause after each.
 _LOCK_TRIES, _LOCK_WAIT_SECONDS = 10, 0.02
+#: Seconds in which the lock of a process that died on another node is released by its file system.
+_LOST_LOCK_SECONDS = 120
 
 
 class RunFolder:
@@ -133,7 +135,10 @@ class RunFolder:
 
     def _lock(self, file: IO[str], kind: int) -> None:
         """Lock the open file; see `locked` for errors and warnings."""
-        for _ in range(_LOCK_TRIES):
+        tries = _LOCK_TRIES
+        if restart_count() > 0:
+            tries = round(_LOST_LOCK_SECONDS / _LOCK_WAIT_SECONDS)
+        for _ in range(tries):
             try:
                 fcntl.flock(file, kind | fcntl.LOCK_NB)
                 return

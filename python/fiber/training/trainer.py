@@ -123,7 +123,7 @@ class Trainer:
         record_sets = {**data.records, **({VALIDATION: validation.records} if validation else {})}
         self.records = {name: len(records) for name, records in record_sets.items()}
         self.fingerprints = {name: fingerprint(records) for name, records in record_sets.items()}
-        agree(config, self.records, self.fingerprints, processes)
+        agree(config, self.records, self.fingerprints, data.vocabulary, processes)
         self.model = self._build_model()
         checkpoint = self._open_folder(data, init)
         self.vocabulary_sha256 = folder.vocabulary_sha256()

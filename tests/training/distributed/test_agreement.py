@@ -8,6 +8,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from fiber.checkpoints.model_dir import Vocabulary
+from fiber.data import Tokenizer
 from fiber.training.distributed.agreement import agree
 from fiber.training.distributed.processes import Processes, joined
 from tests.losses.two_ranks import run_on_two_ranks
@@ -61,12 +63,14 @@ def test_another_configuration_is_named_with_both_values(pictures, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def message_of(fingerprints):
-    """Return what `agree` says on this rank about one fingerprint a rank."""
+def message_of(fingerprints, answers=((), ())):
+    """Return what `agree` says on this rank about a fingerprint and a list of answers a rank."""
     processes = Processes(rank=dist.get_rank(), world_size=2, device=torch.device("cpu"))
     own = {"question": fingerprints[processes.rank]}
+    words = ["a red square"] if fingerprints[0] != "words" else ["abc", "cba"][processes.rank :]
+    vocabulary = Vocabulary(Tokenizer.train(words * 3, 262), answers[processes.rank])
     try:
-        agree(coarse_config(), {"question": 12}, own, processes)
+        agree(coarse_config(), {"question": 12}, own, vocabulary, processes)
     except ValueError as error:
         return str(error)
     return ""
@@ -75,6 +79,15 @@ def message_of(fingerprints):
 def test_other_data_is_named(tmp_path):
     for message in run_on_two_ranks(message_of, tmp_path, ["abc", "abd"]):
         assert "fingerprint of question is 'abd' on rank 1" in message
+
+
+def test_another_vocabulary_is_named(tmp_path):
+    answers = ("red", "blue"), ("blue", "red")
+    for message in run_on_two_ranks(message_of, tmp_path, ["abc", "abc"], answers):
+        assert "SHA-256 of the answers is " in message
+        assert "tokenizer" not in message
+    for message in run_on_two_ranks(message_of, tmp_path, ["words", "words"]):
+        assert "SHA-256 of the tokenizer is " in message
 
 
 def test_equal_ranks_agree(tmp_path):

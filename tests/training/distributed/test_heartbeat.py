@@ -45,6 +45,33 @@ def test_a_reported_error_is_the_reason(store):
     assert "failed: ValueError: no such file" in str(found)
 
 
+def test_a_living_rank_that_takes_part_in_nothing_is_named_with_its_place(store, monkeypatch):
+    beats = [Heartbeat(store, rank, 3) for rank in range(3)]
+    places = {beats[1]._thread: ("distributed_c10d.py:9 (all_reduce)", True)}
+    places[beats[2]._thread] = ("callback.py:7 (step_ended)", False)
+    main = ("heartbeat.py:1 (explain)", True)
+    monkeypatch.setattr(module, "_main_place", lambda: places.get(threading.current_thread(), main))
+    with beats[0] as first, beats[1], beats[2]:
+        time.sleep(3 * module.INTERVAL_SECONDS)
+        found = first.explain(RuntimeError("gloo: timed out"))
+    assert [peer.rank for peer in found.peers] == [2]
+    assert "hangs in callback.py:7 (step_ended)" in str(found)
+
+
+def test_the_place_is_that_of_the_main_thread():
+    def own_place():
+        places.append(module._main_place())
+
+    places = []
+    thread = threading.Thread(target=own_place)
+    thread.start()
+    thread.join()
+    (place, may_wait), *_ = places
+    # The main thread waits in `join`, or has just returned from it.
+    assert place.startswith(("threading.py:", "test_heartbeat.py:"))
+    assert not may_wait
+
+
 def test_all_ranks_give_the_first_answer(store):
     with Heartbeat(store, 0, 3) as first, Heartbeat(store, 1, 3) as second:
         with Heartbeat(store, 2, 3) as third:

@@ -1,5 +1,6 @@
 """`fiber train --processes`: settings, exit codes, and what is printed."""
 
+import dataclasses
 import os
 import signal
 import socket
@@ -53,6 +54,17 @@ def test_one_node_needs_no_address_and_several_share_one():
     assert "is_host" not in config.rdzv_configs
     host = module._config(several, module._Place("10.0.0.1", is_host=True))
     assert host.rdzv_configs["is_host"] is True
+
+
+def test_nohup_keeps_the_job_alive(monkeypatch):
+    place, job = module._Place("localhost"), module.Job(processes=1)
+    names = {field.name for field in dataclasses.fields(module.LaunchConfig)}
+    monkeypatch.setattr(signal, "getsignal", lambda number: signal.SIG_DFL)
+    before = module._config(job, place)
+    monkeypatch.setattr(signal, "getsignal", lambda number: signal.SIG_IGN)
+    if "signals_to_handle" in names:
+        assert "SIGHUP" in before.signals_to_handle
+        assert module._config(job, place).signals_to_handle == "SIGTERM,SIGINT,SIGQUIT"
 
 
 def test_processes_of_a_node_share_their_notes(monkeypatch, tmp_path):
@@ -147,9 +159,12 @@ def test_wrong_numbers_are_named(text, capsys):
     assert repr(text) in capsys.readouterr().err
 
 
-def test_nodes_without_processes_are_refused(capsys):
-    assert main(["train", "pretrain", "--data", "x", "--nodes", "2"]) == 2
-    assert "--nodes and --rendezvous need --processes N" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("option", "value"), [("nodes", "2"), ("rendezvous", "a:1"), ("restarts", "0")]
+)
+def test_options_of_processes_without_processes_are_refused(capsys, option, value):
+    assert main(["train", "pretrain", "--data", "x", f"--{option}", value]) == 2
+    assert f"--{option} needs --processes N" in capsys.readouterr().err
 
 
 @pytest.mark.slow

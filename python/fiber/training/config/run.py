@@ -308,8 +308,9 @@ class RunConfig:
             " many sizes",
         )
         self._check_published()
+        cross = self.model.cross.kind if isinstance(self.model, MeterConfig) else ""
         require(
-            self.train.draws == "rank" or not self._is_merged,
+            self.train.draws == "rank" or cross != "merged_attention",
             "train.draws 'row' is not for merged attention (model.cross.kind), whose attention"
             " weights have other places in texts of other lengths",
         )
@@ -331,11 +332,6 @@ class RunConfig:
                 f" leaves one pair per micro-batch; tasks.{losses} need 2 or more, since negatives"
                 " come from the other pairs",
             )
-
-    @property
-    def _is_merged(self) -> bool:
-        model = self.model
-        return isinstance(model, MeterConfig) and model.cross.kind == "merged_attention"
 
     def _check_published(self) -> None:
         """Check what only published runs need."""
@@ -429,9 +425,14 @@ HOW = (
 
 
 def differences(old: RunConfig, new: RunConfig) -> list[str]:
-    """List the fields in which two configurations differ, one line each, except those of `HOW`."""
-    lines = []
-    for name in [name for name in field_names(new) if name not in HOW]:
+    """List the fields in which two configurations differ, one line each, except those of `HOW`.
+
+    Without validation, `train.checkpoint_every` is one of them, too.
+    """
+    lines, how = [], HOW
+    if old.validation.task is None and new.validation.task is None:
+        how = (*HOW, "train.checkpoint_every")
+    for name in [name for name in field_names(new) if name not in how]:
         before, after = (attrgetter(name)(config) for config in (old, new))
         if before != after and not dataclasses.is_dataclass(after):
             lines.append(f"{name}: {before!r} -> {after!r}")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import secrets
 import socket
 import time
@@ -14,6 +16,7 @@ from typing import Any
 
 import torch
 
+from fiber.checkpoints.model_dir import Vocabulary
 from fiber.config_io import field_names
 from fiber.training.config.run import RunConfig
 from fiber.training.distributed.collectives import broadcast_object, gather_objects, wait_for_all
@@ -27,6 +30,7 @@ def agree(
     config: RunConfig,
     records: Mapping[str, int],
     fingerprints: Mapping[str, str],
+    vocabulary: Vocabulary,
     processes: Processes,
 ) -> None:
     """Fail on every rank unless all of them train the same.
@@ -35,11 +39,12 @@ def agree(
         config: configuration, fitted to the data.
         records: number of records by task.
         fingerprints: fingerprints of the same records.
+        vocabulary: tokenizer, answers and classes of the run.
         processes: all ranks must call this.
 
     Raises:
-        ValueError: if the configuration, the data, or a version differs on a rank; the message
-            names the rank, its host, the field and both values.
+        ValueError: if the configuration, the data, the vocabulary or a version differs on a rank;
+            the message names the rank, its host, the field and both values.
     """
     if processes.world_size == 1:
         return
@@ -48,6 +53,9 @@ def agree(
         "torch": torch.__version__,
         **{f"records of {name}": count for name, count in records.items()},
         **{f"fingerprint of {name}": text for name, text in fingerprints.items()},
+        "SHA-256 of the tokenizer": _hash(vocabulary.tokenizer.to_json()),
+        "SHA-256 of the answers": _hash(*vocabulary.answers),
+        "SHA-256 of the classes": _hash(*vocabulary.classes),
         **_fields(config),
     }
     lines = []
@@ -94,6 +102,10 @@ def check_shared(folder: Path, processes: Processes) -> None:
             f"the run folder {first[1]} of rank 0 on {first[0]} is not the folder that other ranks"
             f" see: {', '.join(blind[:8])}; use a folder that all nodes share"
         )
+
+
+def _hash(*texts: str) -> str:
+    return hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:16]
 
 
 def _fields(config: RunConfig) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """Life signs of all ranks, so that the end of a job names the rank that caused it.
 
 A collective that fails says that a connection was closed or that time is up, not which rank died or
-hangs. Each rank therefore counts up a key in the job's store, from a thread. When a collective
-fails, the counters that stand still are those of dead or stopped processes.
+hangs. Each rank therefore counts up a key in the job's store, from a thread, and says where its
+main thread is. When a collective fails, the counters that stand still are those of dead or stopped
+processes. If none does, a rank whose main thread is not in a function of PyTorch is one that hangs.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ import json
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -40,10 +43,14 @@ class LostRank:
     pid: int
     #: Error that ended it, if it could report one.
     error: str = ""
+    #: File, line and function of its main thread, if it lives but does not take part.
+    place: str = ""
 
     def __str__(self) -> str:
         where = f"rank {self.rank} (process {self.pid} on {self.host})"
-        return f"{where} failed: {self.error}" if self.error else f"{where} died or hangs"
+        if self.error:
+            return f"{where} failed: {self.error}"
+        return f"{where} hangs in {self.place}" if self.place else f"{where} died or hangs"
 
 
 class Heartbeat:
@@ -118,7 +125,8 @@ class Heartbeat:
             if failed:
                 return self._peers(failed)
         after = self._read(ranks)
-        return self._peers([rank for rank in ranks if before[rank] == after[rank]])
+        silent = [rank for rank in ranks if before[rank] == after[rank]]
+        return self._peers(silent) or self._peers(ranks, only_hung=True)
 
     def barrier(self) -> None:
         """Wait until all ranks call this, however long their work takes, as long as they live.
@@ -155,7 +163,7 @@ class Heartbeat:
                 self._write(number)
 
     def _write(self, number: int) -> None:
-        entry = [number, socket.gethostname(), os.getpid()]
+        entry = [number, socket.gethostname(), os.getpid(), *_main_place()]
         with self._lock:
             self._store.set(f"alive/{self._rank}", json.dumps(entry))
 
@@ -172,12 +180,27 @@ class Heartbeat:
     def _read(self, ranks: Sequence[int]) -> dict[int, str]:
         return {rank: self._get(f"alive/{rank}") for rank in ranks}
 
-    def _peers(self, ranks: Sequence[int]) -> list[LostRank]:
+    def _peers(self, ranks: Sequence[int], *, only_hung: bool = False) -> list[LostRank]:
+        """Describe ranks; with `only_hung`, those of them that live, but take part in nothing."""
         found = []
         for rank in ranks:
-            _, host, pid = json.loads(self._get(f"alive/{rank}") or '[0, "", 0]')
-            found.append(LostRank(rank, host, pid, self._get(f"error/{rank}")))
+            entry = self._get(f"alive/{rank}") or '[0, "", 0, "", true]'
+            _, host, pid, place, may_wait = json.loads(entry)
+            if not only_hung:
+                found.append(LostRank(rank, host, pid, self._get(f"error/{rank}")))
+            elif not may_wait:
+                found.append(LostRank(rank, host, pid, place=place))
         return found
+
+
+def _main_place() -> tuple[str, bool]:
+    """Return where the main thread is, and whether it may wait for other ranks there."""
+    frame = sys._current_frames().get(threading.main_thread().ident or 0)
+    if frame is None:
+        return "", True
+    path, name = Path(frame.f_code.co_filename), frame.f_code.co_name
+    may_wait = "torch" in path.parts or path == Path(__file__)
+    return f"{path.name}:{frame.f_lineno} ({name})", may_wait
 
 
 class LostRankError(ConnectionError):

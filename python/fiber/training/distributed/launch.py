@@ -207,6 +207,9 @@ def _config(job: Job, place: _Place) -> LaunchConfig:
         "shutdown_timeout": SAVE_SECONDS,
         "local_addr": place.address,
     }
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        # Under nohup, which torch 2.6 has no setting for.
+        values["signals_to_handle"] = "SIGTERM,SIGINT,SIGQUIT"
     if place.is_host is not None:
         values["rdzv_configs"]["is_host"] = place.is_host
     # torch 2.6 has no `shutdown_timeout`; it waits 30 seconds.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import socket
 import time
 from collections.abc import Iterator
@@ -71,7 +72,13 @@ def joined(
         yield Processes(rank=rank, world_size=world_size, device=kind)
         return
     _initialize(rank, world_size, kind, timeout_seconds)
-    heartbeat = Heartbeat(_open_store(rank, world_size), rank, world_size)
+    # A store of the agents outlives the processes: keys of an earlier start must not be read.
+    start = [secrets.token_hex(8)]
+    dist.broadcast_object_list(start, src=0)
+    keys = dist.PrefixStore(  # pyright: ignore[reportPrivateImportUsage]
+        f"heartbeat/{start[0]}", _open_store(rank, world_size)
+    )
+    heartbeat = Heartbeat(keys, rank, world_size)
     try:
         with heartbeat:
             yield Processes(rank=rank, world_size=world_size, device=kind, heartbeat=heartbeat)
