@@ -25,6 +25,7 @@ from fiber.training.config.tasks import (
 )
 from fiber.training.config.transforms import TransformConfig
 from fiber.training.run_dir import RunFolder
+from fiber.training.tracking.callback import Callback
 from fiber.training.train import Run, train
 
 COLOURS = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (50, 60, 220), "white": (245,) * 3}
@@ -146,6 +147,15 @@ def run(config: RunConfig, folder: Path, output: Path, **options: Any) -> Run:
     return train(config, data=data, output=output, **options)
 
 
+class HangAfterStep(Callback):
+    """Sleeps on the ranks that have it."""
+
+    all_ranks = True
+
+    def on_step_end(self, step: int, metrics: Any) -> None:
+        time.sleep(300)
+
+
 def main() -> None:
     torch.set_num_threads(1)
     # It takes longer than a run.
@@ -157,7 +167,9 @@ def main() -> None:
         config = with_dropout(config, arguments["dropout"])
     began = time.monotonic()
     try:
-        run(config, Path(arguments["data"]), Path(arguments["output"]), resume=arguments["resume"])
+        callbacks = [HangAfterStep()] if arguments.get("hangs") else []
+        options = {"resume": arguments["resume"], "callbacks": callbacks}
+        run(config, Path(arguments["data"]), Path(arguments["output"]), **options)
     except FileExistsError as error:
         sys.exit(f"{error} (after {time.monotonic() - began:.3f} s)")
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 import socket
 
 import pytest
@@ -103,6 +104,26 @@ def test_an_error_of_one_rank_ends_the_other_with_its_reason(pictures, tmp_path)
     assert codes == [1, 1]
     last = texts[0].splitlines()[-1]
     assert re.search(r"LostRankError: rank 1 \(process \d+ on .*\) failed: .*missing", last)
+    assert "--resume continues after step 0" in last
+
+
+@pytest.mark.slow
+def test_a_rank_that_hangs_is_named_with_its_line_and_ended(pictures, tmp_path):
+    settings = [
+        {
+            "data": str(pictures),
+            "output": str(tmp_path / "run"),
+            "changes": {"train__timeout_seconds": 8.0},
+            "hangs": hangs,
+        }
+        for hangs in (False, True)
+    ]
+    codes, texts = start_ranks(tmp_path, settings)
+    assert codes == [1, -signal.SIGKILL]
+    last = texts[0].splitlines()[-1]
+    assert re.search(
+        r"rank 1 \(process \d+ on .*\) hangs in micro_runs.py:\d+ \(on_step_end\)", last
+    )
     assert "--resume continues after step 0" in last
 
 

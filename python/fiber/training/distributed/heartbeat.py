@@ -8,7 +8,6 @@ processes. If none does, a rank whose main thread is not in a function of PyTorc
 
 from __future__ import annotations
 
-import atexit
 import json
 import os
 import signal
@@ -221,16 +220,19 @@ def is_collective_error(error: BaseException) -> bool:
 
 
 def kill_hung_at_exit(peers: Sequence[LostRank]) -> None:
-    """Kill hung processes of this job on this host when this process ends.
+    """Kill hung processes of this job on this host when the main thread of this process ends.
 
     A stopped process does not react to the agent's SIGTERM, and the agent waits for it. It is not
     killed earlier, since the agent then ends this process, maybe before its error is printed.
     """
-    atexit.register(_kill_hung, tuple(peers))
+    own = [p for p in peers if p.host == socket.gethostname() and p.pid and not p.error]
+    # The interpreter waits for this thread. Unlike functions of `atexit`, it also runs in children
+    # of multiprocessing.
+    threading.Thread(target=_kill_after_main, args=(own,), name="kill-hung").start()
 
 
-def _kill_hung(peers: Sequence[LostRank]) -> None:
+def _kill_after_main(peers: Sequence[LostRank]) -> None:
+    threading.main_thread().join()
     for peer in peers:
-        if peer.host == socket.gethostname() and peer.pid and not peer.error:
-            with suppress(ProcessLookupError, PermissionError):
-                os.kill(peer.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError, PermissionError):
+            os.kill(peer.pid, signal.SIGKILL)
