@@ -195,11 +195,11 @@ def kill(launcher: str, data: Path, whole: Path, output: Path, chance: random.Ra
 
 def kill_save(
     launcher: str, data: Path, whole: Path, output: Path, chance: random.Random
-) -> list[str]:
+) -> tuple[list[str], bool]:
     """Kill a random rank, or both, at a random moment of the writing of a random checkpoint.
 
     The run restarts from its newest complete checkpoint, so one that is read wrongly changes the
-    metrics that follow.
+    metrics that follow. Returns what went wrong, and whether the checkpoint was left incomplete.
     """
     job = Job.start(launcher, data, output, "--set", "train.checkpoint_every=1")
     step, killed = chance.randrange(2, STEPS - 2), chance.choice([[0], [1], [0, 1]])
@@ -213,7 +213,7 @@ def kill_save(
     is_cut = any((output / "checkpoints").glob(f"{PART}*"))
     where = f"{launcher}: ranks {killed} killed while saving after step {step}"
     print(f"{where}, {before} checkpoints before, {'cut' if is_cut else 'complete'}", flush=True)
-    return _ends_like(whole, job, where)
+    return _ends_like(whole, job, where), is_cut
 
 
 def _ends_like(whole: Path, job: Job, where: str) -> list[str]:
@@ -325,10 +325,15 @@ def run_all(
         launcher = names[number % len(names)]
         output = work / f"kill-{number}"
         report(f"kill under {launcher}", output, kill(launcher, data, whole, output, chance))
+    cut = 0
     for number in range(saves):
         launcher = names[number % len(names)]
         output = work / f"save-{number}"
-        report(f"save under {launcher}", output, kill_save(launcher, data, whole, output, chance))
+        wrong, is_cut = kill_save(launcher, data, whole, output, chance)
+        cut += is_cut
+        report(f"save under {launcher}", output, wrong)
+    if saves and 2 * cut < saves:
+        failures.append(f"only {cut} of {saves} checkpoints were cut")
     for number in range(terms):
         output = work / f"term-{number}"
         report("SIGTERM", output, terminate("fiber", data, whole, output, chance))

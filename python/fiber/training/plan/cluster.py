@@ -305,6 +305,8 @@ def _notes(config: RunConfig, cluster: Cluster, passes: int, *, has_peak: bool) 
     notes = [
         "activations are the tensors saved for the backward pass; temporary memory of kernels,"
         " buckets of gradients and the CUDA context come on top",
+        "the interval of checkpoints is that of runs that wait for them; they are written in the"
+        " background, so a shorter one costs a copy of the state each",
     ]
     if passes > 1:
         notes.append(

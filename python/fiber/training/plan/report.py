@@ -124,7 +124,7 @@ def _checkpoints(plan: ClusterPlan) -> list[str]:
         _row(
             "  interval",
             f"{_number(plan.checkpoint_minutes)} minutes lose least, with an interruption every"
-            f" {_number(plan.interruption_hours)} hours",
+            f" {_number(plan.interruption_hours)} hours (train.checkpoint_minutes)",
         ),
     ]
     if plan.compute_seconds is not None:
