@@ -124,8 +124,9 @@ def _checkpoints(plan: ClusterPlan) -> list[str]:
         _row(
             "  interval",
             f"{_number(plan.checkpoint_minutes)} minutes lose least, with an interruption every"
-            f" {_number(plan.interruption_hours)} hours (train.checkpoint_minutes)",
+            f" {_number(plan.interruption_hours)} hours",
         ),
+        _row("", "set as train.checkpoint_minutes"),
     ]
     if plan.compute_seconds is not None:
         steps = max(1, round(60 * plan.checkpoint_minutes / plan.compute_seconds))
