@@ -51,6 +51,12 @@ def test_table_and_chart_wait_for_all_arms_of_equal_steps(bench, rows, tmp_path,
     assert not bench.CHART.exists()
 
 
+def test_every_arm_of_equal_steps_and_seed_has_a_row(bench):
+    found = {(row["arm"], int(row["seed"])) for row in bench.read("fusion")}
+    assert found >= {(arm, seed) for arm in bench.ARMS for seed in bench.SEEDS}
+    assert bench.CHART.exists()
+
+
 def test_the_chart_names_arms_and_metrics(bench, rows, tmp_path, monkeypatch):
     monkeypatch.setattr(bench, "CHART", tmp_path / "fusion.svg")
     bench.draw(rows)
