@@ -245,12 +245,12 @@ class TestEval:
 
     def test_batch_threads_and_size(self, desk, capsys, monkeypatch):
         generate("runs/scenes", train=0, val=4, novel=0)
-        seen, batches = [], EvalContext.batches
+        seen, run_batches = [], EvalContext.run_batches
         monkeypatch.setattr(
             EvalContext,
-            "batches",
+            "run_batches",
             lambda self, *given: (
-                seen.append((self.batch_size, self.threads)) or batches(self, *given)
+                seen.append((self.batch_size, self.threads)) or run_batches(self, *given)
             ),
         )
         arguments = ["eval", "runs/demo/coarse", "vqa", "--data", "runs/scenes"]

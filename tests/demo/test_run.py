@@ -242,7 +242,7 @@ def _about(mode):
 
 #: Where Ctrl-C comes, one after the other: what is called then, and at which call.
 STOPS = [
-    ("fiber.training.objectives.TrainStep.branches", 4),
+    ("fiber.training.objectives.step.TrainStep.branches", 4),
     ("fiber.demo.measures.evaluate", 9),
     ("fiber.demo.run.write_html", 1),
 ]
