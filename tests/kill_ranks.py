@@ -171,6 +171,18 @@ def _environment(pid: int) -> dict[str, str]:
     return dict(entry.partition("=")[::2] for entry in content.split("\0") if entry)
 
 
+def wait_for_port(port: int) -> None:
+    """Wait until a process listens: the node that starts first must host the rendezvous.
+
+    On one machine, each node may be the one that its address names.
+    """
+    while True:
+        with socket.socket() as client:
+            if client.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.05)
+
+
 def make_data(folder: Path) -> None:
     """Make the data that all jobs train on."""
     command = ["data", "scenes", "--images", "60", "--output", str(folder)]
@@ -276,13 +288,14 @@ def stop(data: Path, output: Path, chance: random.Random, *, timeout: int = 10) 
 
 def resize(data: Path, whole: Path, output: Path) -> list[str]:
     """Train on two nodes, then on one, then on two; compare with a whole run without dropout."""
-    endpoint, job_id = f"localhost:{free_port()}", f"resize-{os.getpid()}"
+    port, job_id = free_port(), f"resize-{os.getpid()}"
+    endpoint = f"localhost:{port}"
     nodes = ["--processes", "1", "--nodes", "1:2", "--rendezvous", endpoint, "--job", job_id]
     train = train_arguments(data, output, *WITHOUT_DROPOUT)
     command = ["-m", "fiber.cli", *train, *nodes]
     # The first node hosts the rendezvous.
     first = Job.run(command, output)
-    time.sleep(1)
+    wait_for_port(port)
     second = Job.run(command, output)
     first.wait_for_step(3)
     worlds = [len(first.ranks()) + len(second.ranks())]

@@ -1,6 +1,5 @@
 """kubernetes.yaml and kubeflow.yaml: their fields, and their commands in two pods here."""
 
-import os
 import re
 import signal
 from typing import Any
@@ -18,7 +17,7 @@ from tests.examples.cluster.local_cluster import (
     end_of,
     small_run,
 )
-from tests.kill_ranks import free_port, last_step
+from tests.kill_ranks import free_port, last_step, wait_for_port
 
 SERVICE, JOB = yaml.safe_load_all((EXAMPLES / "kubernetes.yaml").read_text())
 TRAIN_JOB = yaml.safe_load((EXAMPLES / "kubeflow.yaml").read_text())
@@ -247,10 +246,6 @@ def test_kubeflow_trains_in_two_pods(cluster, data, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    "FIBER_TEST_EVICTION" not in os.environ,
-    reason="at times the waiting node and the new one do not meet; FIBER_TEST_EVICTION=1 runs it",
-)
 def test_kubernetes_replaces_an_evicted_pod(cluster, data, tmp_path):
     output, port, steps = tmp_path / "run", free_port(), 12
 
@@ -258,7 +253,9 @@ def test_kubernetes_replaces_an_evicted_pod(cluster, data, tmp_path):
         command, variables = command_in_pod("kubernetes", index, port)
         return cluster.start(command + small_run(data, output, steps=steps), output, variables)
 
-    first, second = start(0), start(1)
+    first = start(0)
+    wait_for_port(port)
+    second = start(1)
     first.wait_for_step(3)
     second.process.send_signal(signal.SIGTERM)
     end_of(second, code=75)
