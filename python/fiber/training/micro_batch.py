@@ -20,7 +20,7 @@ class MicroBatches:
 
     Args:
         step: model and objectives.
-        strategy: is told of every backward pass.
+        strategy: `begin_backward` is called before every backward pass.
         accumulation: number of micro-batches of a step.
         passes: parts in which to compute a micro-batch.
         autocast: creates a context manager for forward passes (`enabled=False`: for backward ones).

@@ -55,11 +55,13 @@ class ForwardPasses:
         for rows in self.slices(len(batch)):
             yield batch.rows(rows)
 
-    def whole(self, own: Tensor | int) -> Tensor | None:
+    def whole(self, own: Tensor) -> Tensor | None:
         """Sum a count over all ranks, for losses of parts; None if there is a single part."""
-        if self.count == 1:
-            return None
-        return all_rank_sum(torch.as_tensor(own))
+        return None if self.count == 1 else all_rank_sum(own)
+
+    def whole_rows(self, rows: Tensor) -> Tensor | None:
+        """Count the rows of all ranks; None as for `whole`."""
+        return self.whole(torch.tensor(len(rows), device=rows.device))
 
     def recomputed(self, function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
         """Concatenate `function` of each part; with several parts, keep no activations."""

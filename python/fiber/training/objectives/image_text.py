@@ -324,7 +324,7 @@ def ranking_branches(
     text_prefix = micro.split.cut(passes.recomputed(encode, micro.rows, ids, masks))
     if task.itm > 0:
         yield from _random_itm(micro, (image_prefix, text_prefix[:, 0], batch.text_mask))
-    whole = passes.whole(num_labels(batch.token_ids[:, 0]))
+    whole = passes.whole_rows(batch.token_ids)
     for tokens, prefix, mask, rows in passes.parts(image_prefix, text_prefix, masks, micro.rows):
         copies = torch.arange(len(tokens), device=ids.device).repeat_interleave(texts)
         image = ImagePrefix(tokens).take(copies)

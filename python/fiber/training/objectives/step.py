@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from fiber.data.batch import GroundingBatch, ImageTextBatch, QuestionBatch, ReasoningBatch
 from fiber.losses.grounding import grounding_losses, num_assigned
 from fiber.losses.itc import clamp_temperature
-from fiber.losses.language import entailment_loss, nlvr2_loss, num_labels, vqa_loss
+from fiber.losses.language import entailment_loss, nlvr2_loss, vqa_loss
 from fiber.models.fiber.detector import FiberDetector
 from fiber.models.fiber.image_text import FiberImageText
 from fiber.models.image_text import ImageTextModel
@@ -107,7 +107,7 @@ class TrainStep(nn.Module):
                 "reasoning": self._reasoning_loss,
                 "entailment": self._entailment_loss,
             }[task]
-            whole = passes.whole(num_labels(batch.token_ids[:, 0]))
+            whole = passes.whole_rows(batch.token_ids)
             rows = passes.parts(draw.rows(batch))
             for part, (own_rows,) in zip(passes.batches(batch), rows, strict=True):
                 # Those of NLVR2 have two images; all left ones come first.
