@@ -14,6 +14,7 @@ from fiber.models.registry import build_model
 from fiber.training.config.run import TrainConfig
 from fiber.training.distributed.full_tensor import full_state, full_tensor, shard_like
 from fiber.training.distributed.processes import Processes
+from fiber.training.distributed.shard import group_size
 from fiber.training.distributed.strategy import choose_strategy
 from fiber.training.objectives.step import TrainStep
 from fiber.training.optim import build_optimizer
@@ -259,6 +260,13 @@ def test_group_sizes_that_do_not_fit(monkeypatch, strategy, size, local_size, me
     settings = TrainConfig(strategy=strategy, shard_size=size)
     with pytest.raises(ValueError, match=message):
         choose_strategy(settings, Processes(rank=0, world_size=4, device=CPU))
+
+
+def test_many_ranks_share_a_copy_in_groups():
+    found = {ranks: group_size(ranks) for ranks in (2, 63, 64, 66, 72, 96, 128, 1000, 1024)}
+    assert found == {2: 2, 63: 63, 64: 64, 66: 33, 72: 36, 96: 48, 128: 64, 1000: 50, 1024: 64}
+    # No divisor from 32 to 64.
+    assert [group_size(ranks) for ranks in (65, 67, 134)] == [65, 67, 134]
 
 
 def test_an_old_version_on_a_cpu_is_refused(monkeypatch):

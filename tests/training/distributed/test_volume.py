@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fiber.config import preset
 from fiber.models.meter.config import MeterConfig
 from fiber.models.registry import build_model
-from fiber.training.distributed.shard import gathered_in_bfloat16
+from fiber.training.distributed.shard import gathered_in_bfloat16, group_size
 from fiber.training.trainer import Trainer
 from tests.losses.two_ranks import run_as_one_of
 from tests.training.distributed.strategy_runs import sharded_on_cpu, trained
@@ -82,12 +82,13 @@ def bytes_of_steps(pictures, output, changes):
     return found, parameters[0]
 
 
-#: Strategy, ranks, size of a group, and bytes of a float32 run in units of P. A rank of "hybrid"
-#: gathers and scatters in its group, and all-reduces its shard.
+#: Strategy, ranks, `train.shard_size`, and bytes of a float32 run in units of P. A rank of a group
+#: gathers and scatters in it, and all-reduces its shard, which is no more than over all ranks.
 FLOAT32 = {
     "replicate of 64": ("replicate", 64, 0, lambda ring: 2 * ring(64) * 4),
     "replicate of 1024": ("replicate", 1024, 0, lambda ring: 2 * ring(1024) * 4),
     "shard over 64": ("shard", 64, 0, lambda ring: ring(64) * (4 + 4)),
+    "shard over 1024": ("shard", 1024, 0, lambda ring: ring(1024) * (4 + 4)),
     "hybrid of 128 times 8": (
         *("hybrid", 1024, 8),
         lambda ring: ring(8) * (4 + 4) + 2 * ring(128) * 4 / 8,
@@ -95,11 +96,12 @@ FLOAT32 = {
 }
 
 
-#: All of them, one of each strategy first.
-CASES = [
-    pytest.param(name, marks=() if "replicate" in name else sharded_on_cpu)
-    for name in ("replicate of 64", "shard over 64", "replicate of 1024", "hybrid of 128 times 8")
-]
+CASES = {
+    name: pytest.param(name, marks=() if "replicate" in name else sharded_on_cpu)
+    for name in FLOAT32
+}
+#: Over 64 ranks.
+SMALL_CASES = [CASES["replicate of 64"], CASES["shard over 64"]]
 
 
 def ring(ranks):
@@ -124,7 +126,7 @@ def sent(pictures, folder, case, **changes):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", CASES.values())
 def test_a_step_sends_no_more_than_the_formula(pictures, tmp_path, case):
     found, count = sent(pictures, tmp_path, case)
     limit = FLOAT32[case][3](ring) * count
@@ -135,7 +137,7 @@ def test_a_step_sends_no_more_than_the_formula(pictures, tmp_path, case):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", CASES[:2])
+@pytest.mark.parametrize("case", SMALL_CASES)
 @pytest.mark.parametrize("way", ["accumulation", "samples_per_pass"])
 def test_parts_of_a_step_send_no_more(pictures, tmp_path, case, way):
     # Ranks have two samples each.
@@ -145,7 +147,7 @@ def test_parts_of_a_step_send_no_more(pictures, tmp_path, case, way):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", CASES[:2])
+@pytest.mark.parametrize("case", SMALL_CASES)
 def test_a_sum_in_bfloat16_sends_half(pictures, tmp_path, case):
     found, count = sent(pictures, tmp_path, case, train__reduce_precision="bfloat16")
     factor = 2 * 2 if case == "replicate of 64" else 4 + 2
@@ -183,9 +185,10 @@ def test_padding_and_precision_of_the_base_models(name):
             for row, p in zip(rows, parameters, strict=True)
         )
 
-    for ranks in (8, 64, 256):
+    # Those of a group of 1,024 ranks, too, are 64.
+    for ranks in (8, 64):
         assert padded(ranks) <= 1.05 * count
         gathered = padded(ranks, lambda p: 2 if id(p) in in_bfloat16 else 4)
         assert gathered + 4 * padded(ranks) <= 1.05 * (2 + 4) * count
-    # As the docstring of `Shard` says.
-    assert padded(1024) > 1.15 * count
+    # As the docstring of `group_size` says.
+    assert padded(group_size(1024)) <= 1.05 * count < 1.15 * count < padded(1024)

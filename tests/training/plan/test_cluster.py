@@ -200,6 +200,20 @@ def test_hybrid_shards_in_a_node_and_sums_over_nodes():
     assert one["hybrid"] == one["shard"]
 
 
+def test_shard_is_over_groups_of_at_most_64():
+    config = replace_fields(questions(), {"data.batch_size": 256})
+    cluster = Cluster(gpus=128, gpus_per_node=8, node_gbps=8)
+    plan = plan_run(config, cluster)
+    replicate, shard = plan.strategies["replicate"], plan.strategies["shard"]
+    count = plan.parameters
+    assert shard.state_bytes == replicate.state_bytes / 64
+    # Weights are gathered and gradients scattered in a group, then shards are summed over two.
+    inside, across = 63 / 64 * (4 + 4), 2 * 1 / 2 * 4 / 64
+    assert shard.step_bytes == pytest.approx(count * (inside + across))
+    # A ring of a group enters a node once; the shards of its eight GPUs leave it one by one.
+    assert shard.network_seconds == pytest.approx(count * (inside + 8 * across) / 1e9)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -37,6 +37,22 @@ def test_the_table_of_a_cluster(plan):
     assert max(map(len, lines)) <= 110
 
 
+def test_each_node_downloads_what_all_nodes_read():
+    def rows(nodes):
+        cluster = dataclasses.replace(CLUSTER, gpus=2 * nodes)
+        shares = {f"tasks__{name}__share": 0 for name in ("image_text", "reasoning", "caption")}
+        plan = plan_run(coarse_config(data__batch_size=32, **shares), cluster)
+        return [line.strip() for line in report(plan, "mine")]
+
+    storage = next(line for line in rows(2) if line.startswith("storage"))
+    download = next(line for line in rows(2) if line.startswith("first epoch from a URL"))
+    assert (
+        storage.split("; ")[1].split(" for ")[0]
+        == download.split("  ")[-1].strip().split(" to ")[0]
+    )
+    assert not any("URL" in line for line in rows(1))
+
+
 def test_samples_that_do_not_divide_and_passes(plan):
     for changes, expected in (
         ({"batch_size": 31}, "31 samples a step = 4 GPUs x 1 micro-batch x 7 or 8 samples"),

@@ -148,7 +148,7 @@ class TrainConfig:
     #: Recompute blocks in the backward pass instead of storing their activations.
     gradient_checkpointing: bool = False
     #: Weights, gradients and optimizer state: "replicate" keeps all of them on every rank, "shard"
-    #: divides them among all ranks (FSDP2), "hybrid" among the ranks of a node.
+    #: divides them among up to 64 ranks (FSDP2), "hybrid" among the ranks of a node.
     strategy: Literal["replicate", "shard", "hybrid"] = "replicate"
     #: Ranks that share one copy with the strategy "hybrid"; 0 means those of a node, by torchrun's
     #: LOCAL_WORLD_SIZE.

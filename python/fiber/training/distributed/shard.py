@@ -25,8 +25,16 @@ if TYPE_CHECKING:
     from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 
 
+#: Fewest and most ranks that share one copy with the strategy "shard", if there are more ranks.
+_GROUP_SIZES = range(32, 65)
+
+
 class Shard:
-    """Weights, gradients and optimizer state sharded over all ranks (FSDP2, as in ZeRO-2).
+    """Weights, gradients and optimizer state sharded over groups of ranks (FSDP2, as in ZeRO-2).
+
+    A group is `size` consecutive ranks, such as those of a node, or all. Weights are gathered in a
+    group only. Gradients are reduce-scattered in a group, and the shards are then all-reduced
+    across groups.
 
     In each step, a unit's weights are gathered before its first forward call and kept until its
     gradients are averaged, since up to three branches of a step call the same units: gathering for
@@ -36,13 +44,15 @@ class Shard:
     With `train.precision` bfloat16, the matrices that are used in bfloat16 are gathered in bfloat16
     (in PyTorch versions whose `MixedPrecisionPolicy` can tell them from other parameters). The
     optimizer updates float32 shards.
-
-    FSDP2 pads the first dimension of each parameter to a multiple of the ranks. Over more ranks
-    than a model's width, padding is a large part of the bytes; `Hybrid` avoids it.
     """
 
-    def __init__(self, processes: Processes, config: TrainConfig) -> None:
+    def __init__(self, processes: Processes, config: TrainConfig, size: int) -> None:
         """Create the strategy; the process group must be initialized.
+
+        Args:
+            processes: this rank and its device.
+            config: settings of the run.
+            size: number of ranks of a group, a divisor of all ranks.
 
         Raises:
             ValueError: on a CPU, if FSDP2 of this PyTorch version does not support it.
@@ -52,7 +62,7 @@ class Shard:
             f"train.strategy {config.strategy!r} needs a newer PyTorch on a CPU, got"
             f" {torch.__version__}; use 'replicate' or a GPU",
         )
-        self.processes, self.config = processes, config
+        self.processes, self.config, self.size = processes, config, size
         self._step: FSDPModule | None = None
         #: Names of 0-D parameters, which have one element in one dimension while sharded.
         self._scalars: frozenset[str] = frozenset()
@@ -125,7 +135,10 @@ class Shard:
     def _mesh(self) -> DeviceMesh:
         from torch.distributed.device_mesh import init_device_mesh
 
-        return init_device_mesh(self.processes.device.type, (self.processes.world_size,))
+        device, groups = self.processes.device.type, self.processes.world_size // self.size
+        if groups == 1:
+            return init_device_mesh(device, (self.size,))
+        return init_device_mesh(device, (groups, self.size), mesh_dim_names=("replicate", "shard"))
 
     def _policy(self, model: nn.Module) -> MixedPrecisionPolicy:
         from torch.distributed.fsdp import MixedPrecisionPolicy
@@ -150,25 +163,17 @@ class Shard:
                 yield module
 
 
-class Hybrid(Shard):
-    """Sharded over groups of consecutive ranks, such as those of a node; replicated across groups.
+def group_size(world_size: int) -> int:
+    """Return the number of ranks that share one copy with the strategy "shard".
 
-    Weights are gathered in a group only. Gradients are reduce-scattered in a group, and the shards
-    are then all-reduced across groups.
+    Up to 64 ranks share one. More ranks are divided into groups of the same size, the largest
+    possible one from 32 to 64; if there is none, all share one. FSDP2 pads the first dimension of
+    each parameter to a multiple of the group, so a group of 1,024 would send a fifth more for a
+    base model, and a part of 1/64 is small already. Without padding, both send the same.
     """
-
-    def __init__(self, processes: Processes, config: TrainConfig, size: int) -> None:
-        """Create the strategy. `size` is the number of ranks of a group, a divisor of all ranks."""
-        super().__init__(processes, config)
-        self.size = size
-
-    def _mesh(self) -> DeviceMesh:
-        from torch.distributed.device_mesh import init_device_mesh
-
-        groups = self.processes.world_size // self.size
-        return init_device_mesh(
-            self.processes.device.type, (groups, self.size), mesh_dim_names=("replicate", "shard")
-        )
+    if world_size < _GROUP_SIZES.stop:
+        return world_size
+    return max((size for size in _GROUP_SIZES if world_size % size == 0), default=world_size)
 
 
 def supports_cpu() -> bool:

@@ -20,7 +20,7 @@ from fiber.training.config.run import TrainConfig
 from fiber.training.distributed.full_tensor import full_tensor
 from fiber.training.distributed.processes import Processes
 from fiber.training.distributed.replicate import Replicate
-from fiber.training.distributed.shard import Hybrid, Shard
+from fiber.training.distributed.shard import Shard, group_size
 from fiber.training.objectives.step import TrainStep
 
 
@@ -95,8 +95,8 @@ def choose_strategy(config: TrainConfig, processes: Processes) -> Strategy:
         )
         return Replicate(processes, config.reduce_precision)
     if config.strategy == "shard":
-        return Shard(processes, config)
-    return Hybrid(processes, config, shard_size(config, processes))
+        return Shard(processes, config, group_size(processes.world_size))
+    return Shard(processes, config, shard_size(config, processes))
 
 
 def shard_size(config: TrainConfig, processes: Processes) -> int:

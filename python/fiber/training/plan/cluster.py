@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from fiber.config_io import require
 from fiber.training.config.run import RunConfig
+from fiber.training.distributed.shard import group_size
 from fiber.training.machine_memory import FROZEN_BYTES, TRAINED_BYTES, count_parameters
 from fiber.training.objectives.forward_passes import ForwardPasses
 from fiber.training.plan.gpus import find_gpu, peak_of
@@ -74,7 +75,7 @@ class Cluster:
 
 @dataclass(frozen=True, kw_only=True)
 class StrategyPlan:
-    """One way to distribute the weights: "replicate", "shard" or "hybrid" (in each node)."""
+    """One value of `train.strategy`; groups of "hybrid" are nodes."""
 
     #: Bytes on a GPU of weights, gradients, optimizer and EMA.
     state_bytes: float
@@ -274,13 +275,13 @@ def _strategy(
     gathered = 0.0
     sent = remote = gradient_bytes(trained, gpus)
     if name != "replicate":
-        size = gpus if name == "shard" else cluster.node_size
-        state, gathered = state / size, float(weight_bytes(precision) * parameters)
-        sent = remote = shard_bytes(parameters, trained, size, precision)
-    if name == "hybrid":
-        # Shards of gradients are summed over nodes, by each GPU of a node its own.
-        across = gradient_bytes(trained, cluster.nodes)
-        sent, remote = sent + across / cluster.node_size, across
+        group = group_size(gpus) if name == "shard" else cluster.node_size
+        state, gathered = state / group, float(weight_bytes(precision) * parameters)
+        inside = shard_bytes(parameters, trained, group, precision)
+        # Each GPU sums its shard of the gradients over groups.
+        across = gradient_bytes(trained, gpus // group) / group
+        sent = inside + across
+        remote = cluster.node_size * across + (inside if group > cluster.node_size else 0.0)
     network, efficiency = None, None
     if cluster.node_gbps is not None and cluster.nodes > 1 and compute is not None:
         contrast, negatives = loss_bytes

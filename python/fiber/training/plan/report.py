@@ -99,7 +99,8 @@ def _data(plan: ClusterPlan) -> list[str]:
     if plan.images_per_second is None or plan.cores is None:
         return []
     storage = plan.storage_bytes_per_second or 0.0
-    return [
+    of_all = f"{_number(storage * cluster.nodes / 1e6)} MB/s"
+    lines = [
         "",
         "data of a node, at the speed of computation",
         _row("  images a second", _number(plan.images_per_second)),
@@ -107,9 +108,14 @@ def _data(plan: ClusterPlan) -> list[str]:
         _row(
             "  storage",
             f"{_number(storage / 1e6)} MB/s at {cluster.image_kb:g} KB an image (--image-kb);"
-            f" {_number(storage * cluster.nodes / 1e6)} MB/s for all nodes",
+            f" {of_all} for all nodes",
         ),
     ]
+    if cluster.nodes > 1:
+        lines.append(
+            _row("  first epoch from a URL", f"{of_all} to each node, which downloads all shards")
+        )
+    return lines
 
 
 def _checkpoints(plan: ClusterPlan) -> list[str]:

@@ -41,12 +41,13 @@ def gradient_bytes(trained: int, gpus: int) -> float:
     return 2 * _ring(gpus) * _FLOAT32 * trained
 
 
-def shard_bytes(parameters: int, trained: int, gpus: int, precision: str) -> float:
-    """Return the bytes of the strategy "shard", which gathers weights once a step.
+def shard_bytes(parameters: int, trained: int, group: int, precision: str) -> float:
+    """Return the bytes in a group of the strategies "shard" and "hybrid".
 
-    Weights are gathered in the training precision, and float32 gradients are reduce-scattered.
+    Weights are gathered once a step, in the training precision, and float32 gradients are
+    reduce-scattered.
     """
-    return _ring(gpus) * (weight_bytes(precision) * parameters + _FLOAT32 * trained)
+    return _ring(group) * (weight_bytes(precision) * parameters + _FLOAT32 * trained)
 
 
 def weight_bytes(precision: str) -> int:
