@@ -1,5 +1,7 @@
 """Ranks that failed, died or hang are named."""
 
+import itertools
+import re
 import subprocess
 import sys
 import threading
@@ -50,7 +52,7 @@ def test_a_living_rank_that_takes_part_in_nothing_is_named_with_its_place(store,
     places = {beats[1]._thread: ("distributed_c10d.py:9 (all_reduce)", True)}
     places[beats[2]._thread] = ("callback.py:7 (step_ended)", False)
     main = ("heartbeat.py:1 (explain)", True)
-    monkeypatch.setattr(module, "_main_place", lambda: places.get(threading.current_thread(), main))
+    monkeypatch.setattr(module, "_place", lambda _: places.get(threading.current_thread(), main))
     with beats[0] as first, beats[1], beats[2]:
         time.sleep(3 * module.INTERVAL_SECONDS)
         found = first.explain(RuntimeError("gloo: timed out"))
@@ -58,18 +60,21 @@ def test_a_living_rank_that_takes_part_in_nothing_is_named_with_its_place(store,
     assert "hangs in callback.py:7 (step_ended)" in str(found)
 
 
-def test_the_place_is_that_of_the_main_thread():
-    def own_place():
-        places.append(module._main_place())
+@pytest.mark.parametrize("in_thread", [False, True])
+def test_the_place_is_that_of_the_thread_that_trains(store, in_thread):
+    def train():
+        with Heartbeat(store, 0, 1) as beat:
+            time.sleep(3 * module.INTERVAL_SECONDS)
+            found.extend(beat._peers([0], only_hung=True))
 
-    places = []
-    thread = threading.Thread(target=own_place)
-    thread.start()
-    thread.join()
-    (place, may_wait), *_ = places
-    # The main thread waits in `join`, or has just returned from it.
-    assert place.startswith(("threading.py:", "test_heartbeat.py:"))
-    assert not may_wait
+    found = []
+    thread = threading.Thread(target=train)
+    if in_thread:
+        thread.start()
+        thread.join()
+    else:
+        train()
+    assert re.fullmatch(r"test_heartbeat\.py:\d+ \(train\)", found[0].place)
 
 
 def test_all_ranks_give_the_first_answer(store):
@@ -104,6 +109,37 @@ def test_long_work_of_a_living_rank_is_waited_for(store):
         second.barrier()
         assert done
         thread.join()
+
+
+@pytest.mark.parametrize("moves", [False, True])
+def test_a_rank_that_stays_at_a_line_is_not_waited_for(store, monkeypatch, moves):
+    """In the barrier, ranks stay at a line themselves; who works is at another one each time."""
+    lines = itertools.count()
+
+    def place(_):
+        if threading.current_thread() is not beats[1]._thread:
+            return "heartbeat.py:1 (barrier)", True
+        return f"metric.py:{next(lines) if moves else 7} (compute)", False
+
+    def wait(beat):
+        try:
+            beat.barrier()
+        except LostRankError as error:
+            errors.append(str(error))
+
+    errors = []
+    beats = [Heartbeat(store, rank, 3, timeout_seconds=0.5) for rank in range(3)]
+    monkeypatch.setattr(module, "_place", place)
+    with beats[0] as first, beats[1] as second, beats[2] as third:
+        waiting = threading.Thread(target=wait, args=[first])
+        waiting.start()
+        if moves:
+            threading.Timer(1.5, second.barrier).start()
+        wait(third)
+        waiting.join()
+    assert len(errors) == (0 if moves else 2)
+    for error in errors:
+        assert re.fullmatch(r"rank 1 .* hangs in metric\.py:7 \(compute\)", error)
 
 
 def test_barriers_are_passed_in_order(store):

@@ -1,9 +1,9 @@
 """Life signs of all ranks, so that the end of a job names the rank that caused it.
 
 A collective that fails says that a connection was closed or that time is up, not which rank died or
-hangs. Each rank therefore counts up a key in the job's store, from a thread, and says where its
-main thread is. When a collective fails, the counters that stand still are those of dead or stopped
-processes. If none does, a rank whose main thread is not in a function of PyTorch is one that hangs.
+hangs. Each rank therefore counts up a key in the job's store, from a thread, and says where the
+thread is that trains. When a collective fails, the counters that stand still are those of dead or
+stopped processes. If none does, a rank that is not in a function of PyTorch is one that hangs.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class LostRank:
     pid: int
     #: Error that ended it, if it could report one.
     error: str = ""
-    #: File, line and function of its main thread, if it lives but does not take part.
+    #: File, line and function where it is, if it lives but does not take part.
     place: str = ""
 
     def __str__(self) -> str:
@@ -55,21 +55,31 @@ class LostRank:
 class Heartbeat:
     """Context manager that reports the life of this rank and reads that of the others.
 
+    The thread that enters it is the one that trains.
+
     Args:
         store: store of the job, with a connection that nobody else uses.
         rank: rank of this process.
         world_size: number of ranks.
+        timeout_seconds: a rank that others wait for in `barrier` hangs if it has been at the same
+            line for that long.
     """
 
-    def __init__(self, store: Store, rank: int, world_size: int) -> None:
+    def __init__(
+        self, store: Store, rank: int, world_size: int, *, timeout_seconds: float = 600.0
+    ) -> None:
         self._store, self._rank, self._world_size = store, rank, world_size
+        self._timeout = timeout_seconds
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
         self._lock = threading.Lock()
+        #: The thread that trains.
+        self._worker = 0
         #: Number of barriers that this rank has reached.
         self._barriers = 0
 
     def __enter__(self) -> Self:
+        self._worker = threading.get_ident()
         self._write(0)
         self._thread.start()
         return self
@@ -131,7 +141,7 @@ class Heartbeat:
         """Wait until all ranks call this, however long their work takes, as long as they live.
 
         Raises:
-            LostRankError: if a rank fails, dies or is stopped meanwhile.
+            LostRankError: if a rank fails, dies, is stopped or hangs meanwhile.
         """
         self._barriers += 1
         with self._lock:
@@ -141,15 +151,21 @@ class Heartbeat:
 
     def _wait_for(self, rank: int) -> None:
         """Wait until a rank is at this barrier, or at the next one."""
-        seen, last_change, pause = "", time.monotonic(), INTERVAL_SECONDS / 64
+        last_beat, last_place, pause = "", "", INTERVAL_SECONDS / 64
+        beat_at = moved_at = time.monotonic()
         while int(self._get(f"barrier/{rank}") or 0) < self._barriers:
             if self._has(f"error/{rank}"):
                 raise LostRankError(self._peers([rank]))
-            beat = self._read([rank])[rank]
-            if beat != seen:
-                seen, last_change = beat, time.monotonic()
-            elif time.monotonic() - last_change > 4 * MISSED * INTERVAL_SECONDS:
+            beat, now = self._read([rank])[rank], time.monotonic()
+            if beat != last_beat:
+                place = json.loads(beat)[3]
+                if place != last_place:
+                    last_place, moved_at = place, now
+                last_beat, beat_at = beat, now
+            if now - beat_at > 4 * MISSED * INTERVAL_SECONDS:
                 raise LostRankError(self._peers([rank]))
+            if now - moved_at > self._timeout and (hung := self._peers([rank], only_hung=True)):
+                raise LostRankError(hung)
             time.sleep(pause)
             pause = min(2 * pause, INTERVAL_SECONDS / 4)
 
@@ -162,7 +178,7 @@ class Heartbeat:
                 self._write(number)
 
     def _write(self, number: int) -> None:
-        entry = [number, socket.gethostname(), os.getpid(), *_main_place()]
+        entry = [number, socket.gethostname(), os.getpid(), *_place(self._worker)]
         with self._lock:
             self._store.set(f"alive/{self._rank}", json.dumps(entry))
 
@@ -192,9 +208,9 @@ class Heartbeat:
         return found
 
 
-def _main_place() -> tuple[str, bool]:
-    """Return where the main thread is, and whether it may wait for other ranks there."""
-    frame = sys._current_frames().get(threading.main_thread().ident or 0)
+def _place(thread: int) -> tuple[str, bool]:
+    """Return where a thread is, and whether it may wait for other ranks there."""
+    frame = sys._current_frames().get(thread)
     if frame is None:
         return "", True
     path, name = Path(frame.f_code.co_filename), frame.f_code.co_name

@@ -78,7 +78,7 @@ def joined(
     keys = dist.PrefixStore(  # pyright: ignore[reportPrivateImportUsage]
         f"heartbeat/{start[0]}", _open_store(rank, world_size)
     )
-    heartbeat = Heartbeat(keys, rank, world_size)
+    heartbeat = Heartbeat(keys, rank, world_size, timeout_seconds=timeout_seconds)
     try:
         with heartbeat:
             yield Processes(rank=rank, world_size=world_size, device=kind, heartbeat=heartbeat)
