@@ -83,13 +83,22 @@ def fail_in_validation(how, rank=1):
     def evaluate(*arguments, processes, **options):
         calls.append(processes.rank)
         if processes.rank == rank and len(calls) == 2:
-            if how == "sleep":
-                time.sleep(8)
+            if how == "works":
+                _work_for(8)
+            elif how == "hangs":
+                time.sleep(600)
             else:
                 os.kill(os.getpid(), signal.Signals[how])
         return real(*arguments, processes=processes, batch_size=2, **options)
 
     validation.evaluate = evaluate
+
+
+def _work_for(seconds):
+    """Sleep, at one line after another."""
+    for _ in range(seconds):
+        time.sleep(0.5)
+        time.sleep(0.5)
 
 
 def start_ranks(pictures, output, prepare):
@@ -114,13 +123,13 @@ def start_ranks(pictures, output, prepare):
 
 @pytest.mark.slow
 def test_a_slow_rank_is_waited_for_longer_than_a_collective(pictures, tmp_path):
-    for how in ("sleep", "SIGCONT"):
+    for how in ("works", "SIGCONT"):
         ranks = start_ranks(pictures, tmp_path / how, partial(fail_in_validation, how))
         for process in ranks:
             process.join()
         errors = [(tmp_path / f"{how}-{rank}.log").read_text() for rank in range(2)]
         assert [process.exitcode for process in ranks] == [0, 0], errors
-    assert numbers(tmp_path / "sleep") == numbers(tmp_path / "SIGCONT")
+    assert numbers(tmp_path / "works") == numbers(tmp_path / "SIGCONT")
 
 
 @pytest.mark.slow
@@ -129,6 +138,11 @@ def test_a_slow_rank_is_waited_for_longer_than_a_collective(pictures, tmp_path):
     [
         ("SIGKILL", 1, r"rank 1 \(process {} on .*died or hangs"),
         ("SIGSTOP", 1, r"rank 1 \(process {} on .*died or hangs"),
+        (
+            "hangs",
+            1,
+            r"rank 1 \(process {} on .*hangs in test_validation_on_ranks\.py:\d+ \(evaluate\)",
+        ),
         # Without torchrun, rank 0 hosts the store of the life signs.
         ("SIGKILL", 0, r"the process that hosts the job's store at .* is gone"),
     ],
