@@ -30,7 +30,7 @@ from fiber.training.run_dir import RunFolder
 from fiber.training.trainer import Trainer
 from tests.losses.two_ranks import run_on_ranks
 from tests.training.distributed.strategy_runs import config_of as run_config
-from tests.training.distributed.strategy_runs import sharded_on_cpu, trained
+from tests.training.distributed.strategy_runs import largest_difference, sharded_on_cpu, trained
 from tests.training.micro_runs import coarse_config, fine_config, run
 from tests.training.old_checkpoints import save_old
 from tests.training.test_trainer import StopError, stop_before
@@ -158,37 +158,38 @@ def test_a_relative_path_and_a_short_name(stopped, tmp_path, monkeypatch, capsys
 # Checkpoints of many ranks
 
 
-def stopped_on_ranks(pictures, output, strategy):
-    changes = {"train__ema_decay": 0.9, "train__checkpoint_every": 4, **CONSTANT}
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(StopError):
-        stop_before(patch, 6)
-        trained(Path(pictures), Path(output), "coarse", train__strategy=strategy, **changes)
+def train_on_ranks(pictures, output, strategy, samples_per_pass):
+    changes = {"train__samples_per_pass": samples_per_pass, "train__strategy": strategy}
+    changes |= {"train__ema_decay": 0.9, "train__checkpoint_every": 4, "train__steps": 5}
+    trained(Path(pictures), Path(output), "coarse", **changes, **CONSTANT)
 
 
 @pytest.mark.slow
 @sharded_on_cpu
 def test_sharded_checkpoints_have_the_weights_of_whole_ones(pictures, tmp_path, capsys):
     found = {}
-    for strategy, count in (("shard", 2), ("replicate", 2), ("replicate", 1)):
-        name = f"{strategy}-{count}"
+    runs = {
+        "shard": ("shard", 2, 0),
+        "two": ("replicate", 2, 0),
+        "alone": ("replicate", 1, 0),
+        "passes": ("replicate", 1, 1),
+    }
+    for name, (strategy, count, samples) in runs.items():
         (tmp_path / name).mkdir()
-        arguments = (str(pictures), str(tmp_path / name / "run"), strategy)
+        arguments = (str(pictures), str(tmp_path / name / "run"), strategy, samples)
         if count == 1:
-            stopped_on_ranks(*arguments)
+            train_on_ranks(*arguments)
         else:
-            run_on_ranks(count, stopped_on_ranks, tmp_path / name, *arguments)
+            run_on_ranks(count, train_on_ranks, tmp_path / name, *arguments)
         folder = tmp_path / name / "run" / "checkpoints" / STEP
         assert len(list(folder.glob("*.distcp"))) == count
         assert convert(folder, tmp_path / name / "out") == 0
         found[name] = load_file(tmp_path / name / "out" / "model.safetensors")
         assert found[name]["temperature"].shape == ()
-    expected = found["replicate-1"]
-    for name, tensors in found.items():
-        assert tensors.keys() == expected.keys()
-        for key, tensor in tensors.items():
-            torch.testing.assert_close(
-                tensor, expected[key], rtol=1e-6, atol=1e-4 * 4 * 1e-4, msg=f"{name} {key}"
-            )
+    error = largest_difference(found["passes"], found["alone"])
+    assert 0 < error < 1e-3 * 1e-4 * 4
+    for name in ("shard", "two"):
+        assert largest_difference(found[name], found["alone"]) <= 2 * error, name
 
 
 def save_new_model(pictures, output, strategy):
@@ -239,7 +240,7 @@ def test_equal_weights_of_one_and_more_ranks_become_equal_files(pictures, tmp_pa
 
 
 def ended_and_stopped(pictures, output, strategy):
-    stopped_on_ranks(pictures, f"{output}/stopped", strategy)
+    train_on_ranks(pictures, f"{output}/stopped", strategy)
     changes = {"train__ema_decay": 0.9, "train__steps": 4, **CONSTANT}
     trained(Path(pictures), Path(output) / "ended", "coarse", train__strategy=strategy, **changes)
 

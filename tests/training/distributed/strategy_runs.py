@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from fiber.config_io import replace_fields
 from fiber.data.datasets.snli_ve import ENTAILMENT
@@ -96,6 +97,16 @@ def trained(
         options["validation"] = records["grounding" if stage == "fine" else "question"][:6]
     finished = train(run, data=data, output=output, quiet=True, device="cpu", **options)
     return [{"gradient_norm": line["gradient_norm"], **line["losses"]} for line in finished.metrics]
+
+
+def largest_difference(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:
+    """Return the largest absolute difference of weights.
+
+    Runs whose sums are in another order differ, more than by rounding where a gradient is small,
+    since Adam divides by its size. A run in passes of one sample, on one process, shows how much.
+    """
+    assert ours.keys() == theirs.keys()
+    return max((ours[name] - tensor).abs().max().item() for name, tensor in theirs.items())
 
 
 #: Settings that strategies have to serve, by name, and the stages that have them.

@@ -21,7 +21,12 @@ from fiber.training.optim import build_optimizer
 from fiber.training.run_dir import read_metrics
 from fiber.training.trainer import Trainer
 from tests.losses.two_ranks import run_on_ranks, run_on_two_ranks
-from tests.training.distributed.strategy_runs import config_of, sharded_on_cpu, trained
+from tests.training.distributed.strategy_runs import (
+    config_of,
+    largest_difference,
+    sharded_on_cpu,
+    trained,
+)
 from tests.training.test_trainer import StopError, stop_before
 
 CPU = torch.device("cpu")
@@ -103,10 +108,11 @@ def test_a_rank_holds_its_part(pictures, tmp_path, strategy, ranks, size, parts)
         assert held.min() >= 1 / parts - 0.02, held
 
 
-def everything(pictures, output, strategy, stop_at):
+def everything(pictures, output, strategy, stop_at, samples_per_pass=0):
     """Train with a strategy, as in `EVERYTHING`; before a step, stop and resume."""
     torch.set_num_threads(1)
     changes = EVERYTHING | {"train__strategy": strategy}
+    changes["train__samples_per_pass"] = samples_per_pass
     arguments = (Path(pictures), Path(output), "coarse")
     with pytest.MonkeyPatch.context() as patch:
         if stop_at:
@@ -119,11 +125,15 @@ def everything(pictures, output, strategy, stop_at):
 @pytest.mark.slow
 @sharded_on_cpu
 def test_a_sharded_run_validates_saves_and_resumes(pictures, tmp_path):
-    runs = {"replicate": 0, "shard": 0, "resumed": 5}
-    for name, stop_at in runs.items():
+    runs = {
+        "replicate": ("replicate", 0),
+        "passes": ("replicate", 0, 1),
+        "shard": ("shard", 0),
+        "resumed": ("shard", 5),
+    }
+    for name, options in runs.items():
         (tmp_path / name).mkdir()
-        strategy = "replicate" if name == "replicate" else "shard"
-        arguments = (str(pictures), str(tmp_path / name / "run"), strategy, stop_at)
+        arguments = (str(pictures), str(tmp_path / name / "run"), *options)
         run_on_two_ranks(everything, tmp_path / name, *arguments)
     lines = {name: read_metrics(tmp_path / name / "run" / "metrics.jsonl") for name in runs}
     models = {name: load_file(tmp_path / name / "run" / "model.safetensors") for name in runs}
@@ -140,12 +150,9 @@ def test_a_sharded_run_validates_saves_and_resumes(pictures, tmp_path):
     # Files have the names and shapes of any other run; the temperature is a scalar.
     assert models["replicate"].keys() == models["shard"].keys() == models["resumed"].keys()
     assert models["shard"]["temperature"].shape == ()
-    for name, tensor in models["replicate"].items():
-        assert torch.equal(models["shard"][name], models["resumed"][name]), name
-        # Weights move by up to the learning rate in a step, and differ by parts of it.
-        torch.testing.assert_close(
-            models["shard"][name], tensor, rtol=1e-6, atol=1e-3 * 8 * 1e-4, msg=name
-        )
+    assert largest_difference(models["shard"], models["resumed"]) == 0
+    error = largest_difference(models["passes"], models["replicate"])
+    assert 0 < largest_difference(models["shard"], models["replicate"]) <= 2 * error
 
 
 def values_of_a_scalar():
