@@ -8,8 +8,8 @@ loss and of a gradient norm over all steps, and the limits. The exit code is 1 i
 A run with the queue, whose loss depends on the slices of the ranks, is compared with "replicate" on
 as many ranks. Limits of float32 runs are those of sums in another order. For bfloat16 runs, whose
 weights hardly move, the root mean square of the differences from float32 is compared, which may be
-twice that of one process in bfloat16. A mean of gradients in bfloat16 is rounded once on each rank and once as a sum, by half
-a unit of 8 bits each.
+twice that of one process in bfloat16. A mean of gradients in bfloat16 is rounded once on each rank
+and once as a sum, by half a unit of 8 bits each.
 """
 
 from __future__ import annotations

@@ -146,8 +146,8 @@ CASES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "cider": (("coarse",), {"tasks__caption__objective": "cider"}),
     "muon": (("coarse",), {"optim__muon_lr_multiplier": 2.0}),
     "published": (("coarse",), {"optim__published_coarse": True}),
-    # Weights hardly move: otherwise, runs that differ in rounding are soon at different weights. The
-    # gradients of the micro detector are not finite in bfloat16, on one process either.
+    # Weights hardly move, since runs that differ in rounding would soon be at different weights.
+    # Gradients of the micro detector are not finite in bfloat16, on one process either.
     "bfloat16": (("coarse", "meter"), {"train__precision": "bfloat16", "optim__lr": 1e-9}),
     # What "bfloat16" is compared with, on one process.
     "float32 at the same weights": ((), {"optim__lr": 1e-9}),
