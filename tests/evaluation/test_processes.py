@@ -86,7 +86,7 @@ def measured(pictures, output, batch_sizes, processes=ONE_PROCESS):
     tokenizer = Tokenizer.from_file(str(pictures / "tokenizer.json"))
     models = fiber_models(tokenizer)
     found = {}
-    with pytest.MonkeyPatch.context() as patch, pytest.warns() as _:
+    with pytest.MonkeyPatch.context() as patch:
         # Several blocks of queries.
         patch.setattr(retrieval, "QUERIES_AT_ONCE", 4)
         for name, (task, heads, options) in CASES.items():

@@ -47,7 +47,7 @@ class TestInputs:
     def test_texts(self):
         assert one_for_each("a", 2, "question") == ["a", "a"]
         assert one_for_each(["a", " b "], 2, "question") == ["a", "b"]
-        with pytest.raises(ValueError, match=r"1 questions.*2 (picture|image)s"):
+        with pytest.raises(ValueError, match="question: got 1 for 2 images"):
             one_for_each(["a"], 2, "question")
         with pytest.raises(ValueError, match=r"question 1.*empty"):
             one_for_each(["a", "\n"], 2, "question")

@@ -25,6 +25,7 @@ from fiber.checkpoints.torch_file import SUFFIXES, Checkpoint, Weights, read_che
 from fiber.checkpoints.vocabulary import Answers, open_answers, open_tokenizer
 from fiber.checkpoints.weights import copy_weights
 from fiber.data import Tokenizer
+from fiber.models.heads import need_head
 from fiber.models.registry import encoder_format, recognize
 
 
@@ -140,9 +141,10 @@ def load_stored(
     """
     path = stage_with(model_path(path), heads)
     if not path.exists():
-        raise FileNotFoundError(
-            f"model {os.fspath(path)} does not exist; `fiber demo` or `fiber train` creates a model"
-        )
+        source = "`fiber demo` or `fiber train` creates a model"
+        if path.suffix in SUFFIXES:
+            source = "docs/photographs.md says where released files are"
+        raise FileNotFoundError(f"model {os.fspath(path)} does not exist; {source}")
     target = _choose_device(device)
     stored = read_model(path, target, image_size=image_size, weights=weights)
     if dtype is None:
@@ -169,12 +171,9 @@ def with_vocabulary(
             f"the tokenizer has {own.vocab_size} tokens, expected {config.vocab_size}; use the"
             " tokenizer that the model was trained with"
         )
-    has_vqa = "vqa" in config.heads
-    if answers is not None and not has_vqa:
-        raise ValueError(
-            f"answers require a model with the head 'vqa'; this model has {', '.join(config.heads)}"
-        )
-    if vqa_answers and has_vqa and len(vqa_answers) != config.num_answers:
+    if answers is not None:
+        need_head(config, "vqa", "a list of answers")
+    if vqa_answers and "vqa" in config.heads and len(vqa_answers) != config.num_answers:
         raise ValueError(
             f"got {len(vqa_answers)} answers, expected {config.num_answers} (the number of outputs"
             " of the VQA head)"

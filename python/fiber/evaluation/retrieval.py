@@ -54,7 +54,7 @@ def retrieval(context: EvalContext, records: list[Record]) -> EvalResult:
 
     The best `context.candidates` candidates of each query are reranked one image at a time. Only
     text features and 24 bytes per candidate pair are kept in memory. A model without an ITC head
-    scores every pair and returns only reranked metrics.
+    scores every pair instead, and returns the metrics of these scores alone.
 
     Raises:
         ValueError: if `context.candidates` is nonzero but the model has no ITM head, or if the
@@ -98,7 +98,8 @@ def retrieval(context: EvalContext, records: list[Record]) -> EvalResult:
             reranked(of_images.ranks, image_scores, owners[image_best] == numbers[:, None]),
             reranked(of_texts.ranks, text_scores, text_best == owners[:, None]),
         )
-        metrics |= {f"reranked/{name}": value for name, value in again.items()}
+        prefix = "reranked/" if metrics else ""
+        metrics |= {f"{prefix}{name}": value for name, value in again.items()}
         best = best.copy()
         order = np.argsort(-text_scores, axis=1, kind="stable")
         best[:, : context.candidates] = np.take_along_axis(text_best, order, 1)
@@ -258,12 +259,13 @@ def choose_ranking_heads(
     if candidates is not None and candidates < 1:
         raise ValueError(f"{caller}: candidates is {candidates}; expected 1 or more")
     wanted = rerank is None or bool(rerank)
-    if wanted and "rank" in config.heads:
-        # Made for ranking: METER has no ITC, and scores every pair.
-        return RankingHeads(("rank",), 0)
+    if wanted and isinstance(config, HintsAtHeads):
+        # METER has no ITC, and scores every pair.
+        need_head(config, config.pair_heads, caller)
+        best = next(head for head in config.pair_heads if head in config.heads)
+        return RankingHeads((best,), 0)
     if not wanted or "itm" not in config.heads:
-        heads = config.pair_heads if wanted and isinstance(config, HintsAtHeads) else "itc"
-        need_head(config, heads, caller)
+        need_head(config, "itc", caller)
         if wanted and not (rerank is None and candidates is None):
             warnings.warn(
                 f"{caller}: the model has no head 'itm' to rerank candidates; ranking with 'itc'"

@@ -195,19 +195,24 @@ class ImageTextMethods:
     @overload
     def entail(self, images: ImageInput, hypotheses: str) -> Entailment: ...
     @overload
-    def entail(self, images: Images, hypotheses: Texts) -> list[Entailment]: ...
+    def entail(self, images: ImageInput | Images, hypotheses: Texts) -> list[Entailment]: ...
 
     def entail(
         self, images: ImageInput | Images, hypotheses: Texts
     ) -> Entailment | list[Entailment]:
         """Decide whether images entail or contradict hypotheses (SNLI-VE).
 
-        `hypotheses` is a single hypothesis for all images, or one hypothesis per image.
+        `hypotheses` is a single hypothesis for all images, or one hypothesis per image. A single
+        image may have several hypotheses.
         """
         self.need_head("snli", "entail")
         given, single = as_list(images)
-        texts = one_for_each(hypotheses, len(given), "hypothesis")
-        pairs = [(number, number) for number in range(len(given))]
+        if single and not isinstance(hypotheses, str):
+            single, texts = False, not_empty(as_texts(hypotheses, "hypothesis"), "hypothesis")
+            pairs = [(0, number) for number in range(len(texts))]
+        else:
+            texts = one_for_each(hypotheses, len(given), "hypothesis")
+            pairs = [(number, number) for number in range(len(given))]
         head = cast(MeterImageText, self.network).snli_logits
         probabilities = self._score(given, texts, pairs, head).softmax(-1).tolist()
         found = [Entailment(ENTAILMENT[int(np.argmax(own))], *own) for own in probabilities]

@@ -98,8 +98,8 @@ def one_for_each(texts: str | Sequence[str], count: int, what: str) -> list[str]
         given = given * count
     if len(given) != count:
         raise ValueError(
-            f"got {len(given)} {what}s for {count} images; expected one for all images or one"
-            " per image"
+            f"{what}: got {len(given)} for {count} images; expected one for all images or one per"
+            " image"
         )
     return not_empty(given, what)
 

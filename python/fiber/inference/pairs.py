@@ -13,6 +13,7 @@ from fiber.inference.inputs import Inputs
 from fiber.models.features import ImagePrefix
 from fiber.models.fiber.image_text import FiberImageText
 from fiber.models.image_text import ImageTextModel
+from fiber.models.meter.image_text import MeterImageText
 from fiber.models.pair_scoring import TextFeatureStore, match_log_odds, ranking_head, run_pairs
 
 #: Number of pairs per batch in the fused layers.
@@ -25,7 +26,8 @@ class Hit:
 
     #: Index into the searched images.
     index: int
-    #: ITM probability, ITC cosine similarity without reranking, or score of METER's ranking head.
+    #: ITM probability, ITC cosine similarity without reranking, or for METER the logit of its
+    #: ranking head, or else of a match by ITM, which is what METER ranks by.
     score: float
 
 
@@ -129,24 +131,17 @@ def match_images(
     Images are in the order of `ImageTextModel.ranking_scores`, as in `fiber.evaluate`.
 
     Returns:
-        (image index, score) pairs, best first. Scores are those of the ranking head, or else ITM
-        probabilities. METER without a ranking head ranks by the "match" logit alone, so its
-        probabilities need not descend.
+        (image index, score) pairs, best first, with scores as in `Hit`.
     """
     if not images:
         return []
     pairs = [(number, 0) for number in range(len(images))]
-    head, log_odds = ranking_head(network), None
-    if "rank" not in network.config.heads:
-        log_odds = match_log_odds(network)
-
-    def ranked_and_shown(pooled: Tensor) -> Tensor:
-        scores = head(pooled)
-        return torch.stack((scores, scores if log_odds is None else log_odds(pooled).sigmoid()), 1)
-
-    found = score_pairs(network, inputs, images, [text], pairs, ranked_and_shown)
-    order = found[:, 0].argsort(descending=True, stable=True).tolist()
-    return [(index, found[index, 1].item()) for index in order]
+    head = ranking_head(network)
+    scores = score_pairs(
+        network, inputs, images, [text], pairs, lambda pooled: head(pooled).unsqueeze(1)
+    )
+    ranked = list(enumerate(scores[:, 0].tolist()))
+    return _best_first(ranked) if isinstance(network, MeterImageText) else _by_matching(ranked)
 
 
 def _by_matching(log_odds: list[tuple[int, float]]) -> list[tuple[int, float]]:

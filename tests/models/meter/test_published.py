@@ -6,15 +6,18 @@ import pytest
 import torch
 
 import fiber
+from fiber import recipes
 from fiber.checkpoints.export import write_published
 from fiber.checkpoints.init_from import initialize
 from fiber.checkpoints.load import read_model
+from fiber.config_io import replace_fields
 from fiber.inference import Model
 from fiber.models.meter.config import MeterConfig
 from fiber.models.meter.image_text import MeterImageText
 from fiber.models.meter.keys import is_meter, resize_tables
 from fiber.models.meter.released import RELEASED
-from fiber.models.registry import architecture_of, recognize
+from fiber.models.registry import architecture_of, build_model, recognize
+from fiber.training.config.run import load_recipe
 from tests.golden import METER
 from tests.parity.meter_case import TASKS, MeterCase
 from tests.published_keys import METER_FILES as FILES
@@ -111,6 +114,47 @@ def test_a_file_of_which_a_part_is_missing_is_still_meters(tmp_path, removed):
     missing = missing if isinstance(missing, str) else missing[1]
     with pytest.raises(ValueError, match=rf"METER checkpoint: (?s:.*)missing {re.escape(missing)}"):
         fiber.load(path)
+
+
+def test_a_file_without_fusion_is_of_neither_family(tmp_path):
+    """METER's Swin encoder has the names of FIBER's."""
+    write_published(MeterCase(METER / "swin_micro.json").model("vqa"), tmp_path / "model.ckpt")
+    content = torch.load(tmp_path / "model.ckpt", weights_only=False)
+    state = content["state_dict"]
+    layers = ("cross_modal_image_layers.", "cross_modal_text_layers.")
+    state = {name: tensor for name, tensor in state.items() if not name.startswith(layers)}
+    torch.save({"state_dict": state}, tmp_path / "cut.ckpt")
+    with pytest.raises(ValueError, match=r"fusion are missing.*FIBER.*cross_modal_image_layers"):
+        fiber.load(tmp_path / "cut.ckpt")
+
+
+#: Small encoders and fusion; image sizes and windows are those of the recipe.
+MICRO = {
+    "clip.width": 64,
+    "clip.num_heads": 1,
+    "clip.num_blocks": 1,
+    "swin.embed_dim": 32,
+    "swin.depths": (1, 1, 1, 1),
+    "swin.num_heads": (1, 2, 4, 8),
+    **{f"{text}.width": 64 for text in ("roberta", "bert")},
+    **{f"{text}.num_heads": 1 for text in ("roberta", "bert")},
+    **{f"{text}.num_layers": 1 for text in ("roberta", "bert")},
+    **{f"{text}.vocab_size": 128 for text in ("roberta", "bert")},
+    "cross.width": 64,
+    "cross.num_heads": 1,
+    "cross.num_layers": 1,
+}
+
+
+@pytest.mark.parametrize("image", ["clip", "swin"])
+@pytest.mark.parametrize("text", ["roberta", "bert"])
+@pytest.mark.parametrize("name", [name for name in recipes.names() if "meter" in name])
+def test_the_model_of_a_recipe_is_written(name, image, text, tmp_path):
+    model = load_recipe(name).model
+    sizes = MICRO | {"image_encoder": image, "text_encoder": text}
+    config = replace_fields(model, sizes | {"swin.window_size": model.image_size // 32})
+    write_published(build_model(config), tmp_path / "model.ckpt")
+    assert read_model(tmp_path / "model.ckpt").config == config
 
 
 @pytest.fixture(params=["clip_micro", "swin_micro"])

@@ -95,6 +95,12 @@ def coarse_config(state: Mapping[str, Tensor], stored: Mapping[str, Any]) -> Fib
         image_text=ImageTextConfig(heads=heads, **answers),
     )
     if own is None:
+        if not config.fusion.num_fused_layers:
+            raise ValueError(
+                "the tensors of the fusion are missing: expected *.attn.alpha_i2t in the blocks of"
+                " vit_model (FIBER) or cross_modal_image_layers.* and cross_modal_text_layers.*"
+                " (METER)"
+            )
         names = {name: value for name, value in stored.items() if name != "image_size"}
         check_stored(names, _published_names(config), "the tensors have")
         return config

@@ -69,18 +69,18 @@ _RETRIEVAL_TOKENS, _TOKENS = 40, 50
 #: Channels of a head in the published fusion, which cannot be inferred from shapes.
 _HEAD_DIM = 64
 
-#: Fields that are determined by tensors.
+#: Fields that are determined by tensors, and those of each encoder.
 _DETERMINED = (
-    *("family", "image_size", "image_encoder", "clip.patch_size", "clip.width", "clip.num_blocks"),
-    "text_encoder",
-    *("swin.patch_size", "swin.embed_dim", "swin.depths", "swin.num_heads", "swin.window_size"),
-    *("cross.kind", "cross.width", "cross.num_layers", "cross.ffn_width", "image_text.heads"),
-    *(
-        f"{encoder}.{name}"
-        for encoder in ("roberta", "bert")
-        for name in ("vocab_size", "width", "num_layers", "ffn_width", "max_positions")
-    ),
+    *("family", "image_size", "image_encoder", "text_encoder", "image_text.heads"),
+    *("cross.kind", "cross.width", "cross.num_layers", "cross.ffn_width"),
 )
+_TEXT_FIELDS = ("vocab_size", "width", "num_layers", "ffn_width", "max_positions")
+_ENCODER_FIELDS = {
+    "clip": ("patch_size", "width", "num_blocks"),
+    "swin": ("patch_size", "embed_dim", "depths", "num_heads", "window_size"),
+    "roberta": _TEXT_FIELDS,
+    "bert": _TEXT_FIELDS,
+}
 
 
 def meter_config(state: Mapping[str, Tensor], stored: Mapping[str, Any]) -> MeterConfig:
@@ -140,7 +140,12 @@ def meter_config(state: Mapping[str, Tensor], stored: Mapping[str, Any]) -> Mete
         _check_heads(stored, config)
         _check_encoders(stored, config)
         return config
-    check_fields(own, config, _DETERMINED)
+    used = [
+        f"{encoder}.{name}"
+        for encoder in (config.image_encoder, config.text_encoder)
+        for name in _ENCODER_FIELDS[encoder]
+    ]
+    check_fields(own, config, (*_DETERMINED, *used))
     check_stored(stored, _published_names(own), f"{OWN} has")
     return own
 
@@ -331,6 +336,8 @@ def describe(config: MeterConfig) -> str:
             f"Swin with {depths} blocks, {swin.embed_dim} channels, window size {swin.window_size}"
         )
     kind = cross.kind.replace("_", "-")
+    if cross.kind == "merged_attention":
+        kind += " (not in the published code)"
     encoder = "RoBERTa" if config.text_encoder == "roberta" else "BERT"
     return (
         f"METER with {', '.join(config.heads)}; {image}, image size {config.image_size};"
