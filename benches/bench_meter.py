@@ -5,8 +5,8 @@ Peer: `eager_meter.py`, METER in plain PyTorch with the published passes. Both s
 weights and inputs, float32 and no dropout; before anything is reported, their gradients and scores
 are compared. Measured: CPU time of one thread, of forward and backward without the optimizer's
 step, which at a micro-batch of a few images would outweigh what it is in training; and how far the
-peak memory of a new process exceeds what it held with weights and gradients. Texts have the maximum
-length, also for fiber unless a side says otherwise (`meter_cost.py`).
+peak memory of a new process exceeds what it held with weights and gradients, and without. Texts
+have the maximum length, also for fiber unless a side says otherwise (`meter_cost.py`).
 
 The step of retrieval is measured at half of the published width, with smaller images: the published
 size would need some 20 GB for a single image on the peer's side, and more time than a bench has.
@@ -196,28 +196,32 @@ def time_work(measured: Measured, rounds: int, results: Path, *, micro: bool) ->
     report("meter", "CPU s", named, f"{PEER}, {measured.title}", results)
 
 
-def peak_mebibytes(side: str, work: str, *, micro: bool) -> float:
-    """Measure in a new process how far a step's peak lies above weights and gradients."""
+def peak_mebibytes(side: str, work: str, *, micro: bool) -> tuple[float, float]:
+    """Measure the peak of a step in a new process: above weights and gradients, and with them."""
     command = [sys.executable, __file__, "--peak-of", side, "--work", work]
     if micro:
         command.append("--micro")
     done = subprocess.run(command, check=True, capture_output=True, text=True)
-    return float(done.stdout)
+    above, whole = map(float, done.stdout.split())
+    return above, whole
 
 
 def compare_memory(measured: Measured, results: Path, *, micro: bool) -> None:
     """Measure the peaks of both sides twice and append rows."""
-    named = {
+    peaks = {
         f"{side}, {measured.title}": [
             peak_mebibytes(side, measured.work, micro=micro) for _ in range(2)
         ]
         for side in (PEER, OURS)
     }
-    report("meter_memory", "MiB", named, f"{PEER}, {measured.title}", results)
+    for number, bench in enumerate(("meter_memory", "meter_memory_whole")):
+        named = {name: [found[number] for found in own] for name, own in peaks.items()}
+        report(bench, "MiB", named, f"{PEER}, {measured.title}", results)
 
 
 def print_peak(side: str, measured: Measured, *, micro: bool) -> None:
-    """Print the peak of one forward and backward pass."""
+    """Print the peaks of one forward and backward pass; see `peak_mebibytes`."""
+    empty = kibibytes("VmRSS")
     config = meter_config(WORKS[measured.work], micro=micro)
     with torch.device("meta"):
         model = (EagerMeter if side == PEER else MeterImageText)(config).train()
@@ -232,7 +236,8 @@ def print_peak(side: str, measured: Measured, *, micro: bool) -> None:
     Path("/proc/self/clear_refs").write_text("5")
     before = kibibytes("VmRSS")
     run_step(model, measured.work, drawn)
-    print((kibibytes("VmHWM") - before) / 1024)
+    peak = kibibytes("VmHWM")
+    print((peak - before) / 1024, (peak - empty) / 1024)
 
 
 def main() -> None:

@@ -266,7 +266,9 @@ class TestWords:
     def test_words_of_another_model(self, bare, capsys):
         answers = ["--answers", "words/coarse/answers.json"]
         assert main(["ground", "a.jpg", "--phrases", "dog", *answers]) == 2
-        assert "a list of answers needs the head 'vqa'; this model has grounding" in error_line(capsys)
+        assert "a list of answers needs the head 'vqa'; this model has grounding" in error_line(
+            capsys
+        )
         assert main(["match", "a.jpg", "dog", "--tokenizer", "none"]) == 2
         assert "tokenizer none does not exist" in error_line(capsys)
 

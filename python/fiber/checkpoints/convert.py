@@ -39,7 +39,7 @@ def convert(
         source: model to read, or one that was read, with the image size and weights it has.
         target: file or folder to write.
         to: "fiber" (a model folder), "published" (one file for the published code, without the
-            tokenizer) or "towers" (a folder of Swin and RoBERTa files for other libraries).
+            tokenizer) or "towers" (a folder with a file of each encoder for other libraries).
         tokenizer: replacement for the model's tokenizer, as in `fiber.load`.
         answers: replacement for the model's VQA answers, as in `fiber.load`.
         image_size: new input size in pixels.

@@ -29,7 +29,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
             "source IN": "model folder, checkpoint file, or RUN/checkpoints/step-N",
             "target FILE": "new folder to create, or file to write with --to published",
             "--to": "output format: fiber (a folder for fiber.load), published (a file for the"
-            " published code), or towers (a folder with swin.safetensors and roberta.safetensors);"
+            " published code), or towers (a folder with a file of each encoder);"
             " default: fiber",
             **VOCABULARIES,
             "--image-size N": "input height and width in pixels, except for detectors (default:"
