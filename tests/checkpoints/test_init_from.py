@@ -85,6 +85,14 @@ def test_only_mismatched_sizes_are_named():
         initialize(build_model(wider), stored(preset("micro")))
 
 
+def test_long_lists_of_tensors_are_cut():
+    # Three tensors in each of four layers.
+    wider = replace_fields(preset("micro"), {"roberta.ffn_width": 96})
+    with pytest.raises(ValueError, match="; and 4 more") as caught:
+        initialize(build_model(wider), stored(preset("micro")))
+    assert str(caught.value).count("has shape") == 8
+
+
 def test_missing_blocks_of_a_deeper_model_are_created():
     deeper = replace_fields(preset("micro"), {"swin.depths": "1,1,3,2"})
     report = initialize(build_model(deeper), stored(preset("micro")))

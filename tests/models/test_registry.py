@@ -104,6 +104,7 @@ TOY = Architecture(
         EncoderFormat(
             name="clip",
             title="CLIP",
+            side="image",
             layout=lambda names: EncoderLayout() if "conv.weight" in names else None,
             keys=image_keys,
             ignored=lambda config: ((r"logit_scale", "temperature of CLIP"),),

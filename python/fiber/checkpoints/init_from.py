@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -11,6 +12,7 @@ import torch
 from fiber.checkpoints.encoders import load_encoder
 from fiber.checkpoints.load import EncoderStates
 from fiber.checkpoints.model_dir import StoredModel
+from fiber.checkpoints.weights import list_problems
 from fiber.config import PRESETS
 from fiber.models.meter.config import METER_PRESETS
 from fiber.models.registry import Network, architecture_of
@@ -88,9 +90,13 @@ def initialize(
         _check_sizes(model, start)
         raise ValueError(
             "tensors of the initial model have the wrong shape: "
-            + "; ".join(
-                f"{name} has shape {tuple(given[name].shape)}, expected {tuple(own[name].shape)}"
-                for name in wrong
+            + list_problems(
+                [
+                    f"{name} has shape {tuple(given[name].shape)}, expected"
+                    f" {tuple(own[name].shape)}"
+                    for name in wrong
+                ],
+                "; ",
             )
         )
     if start.answers != answers:
@@ -126,18 +132,21 @@ def _check_sizes(model: Network, start: StoredModel) -> None:
 
 
 def _init_from_encoders(model: Network, encoders: EncoderStates) -> TransferReport:
-    taken: list[str] = []
+    sources: dict[str, Path] = {}
     dropped: list[str] = []
     for path, state in encoders.states.items():
         try:
-            keys, ignored = load_encoder(model, state)
+            keys, ignored = load_encoder(model, state, encoders.settings)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
-        if set(keys) & set(taken):
-            raise ValueError(f"{path} contains the same encoder as another file in {encoders.path}")
-        taken += keys
+        if other := next((sources[name] for name in keys if name in sources), None):
+            raise ValueError(
+                f"{path} contains the same encoder as {other.name}; pass one of the files instead"
+                " of the folder, or remove the other"
+            )
+        sources |= dict.fromkeys(keys, path)
         dropped += ignored
-    return _report(model, taken, dropped)
+    return _report(model, list(sources), dropped)
 
 
 def _report(model: Network, taken: list[str], source: Collection[str]) -> TransferReport:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,6 +38,8 @@ class EncoderStates:
     path: Path
     #: State dict of each file, by path.
     states: Mapping[Path, Mapping[str, Tensor]]
+    #: config.json of transformers next to the files; empty if there is none.
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read_model(
@@ -70,6 +73,9 @@ def read_model(
 def read_init(path: str | os.PathLike[str]) -> StoredModel | EncoderStates:
     """Load initial weights from a model, a standalone encoder, or a folder of encoder files.
 
+    Of a folder with model.safetensors and pytorch_model.bin of the same encoder, such as a snapshot
+    of the Hugging Face Hub, the first is used, as in transformers.
+
     Raises:
         FileNotFoundError: if the file does not exist.
         ValueError: if a file is invalid, or its tensors do not fit the model.
@@ -80,11 +86,24 @@ def read_init(path: str | os.PathLike[str]) -> StoredModel | EncoderStates:
         if not files:
             return load_model(path)
         states = {file: read_checkpoint(file).state for file in files}
-        return EncoderStates(path=path, states=states)
+        preferred, copy = path / "model.safetensors", path / "pytorch_model.bin"
+        if {preferred, copy} <= set(states):
+            kind, copied = (encoder_format(states[each]) for each in (preferred, copy))
+            if copied == kind:
+                del states[copy]
+        return EncoderStates(path=path, states=states, settings=_read_settings(path))
     checkpoint = read_checkpoint(path)
     if encoder_format(checkpoint.state) is not None:
-        return EncoderStates(path=path, states={path: checkpoint.state})
+        states = {path: checkpoint.state}
+        return EncoderStates(path=path, states=states, settings=_read_settings(path.parent))
     return _published_model(path, checkpoint, "cpu", None)
+
+
+def _read_settings(folder: Path) -> dict[str, Any]:
+    """Read config.json of a folder; return {} if there is none."""
+    path = folder / "config.json"
+    values = read_json(path, MAX_JSON_BYTES) if path.is_file() else {}
+    return values if isinstance(values, dict) else {}
 
 
 def _published_model(

@@ -20,14 +20,14 @@ _RELEASE_BYTES = 32 << 20
 _MAX_SHARING = 4
 
 #: Maximum number of tensors that a message lists.
-_MAX_LISTED = 40
+_MAX_LISTED = 8
 
 
-def list_problems(problems: Sequence[str]) -> str:
-    """Join the problems of a file, one per line, and count those beyond the first 40."""
-    shown = "\n  ".join(problems[:_MAX_LISTED])
+def list_problems(problems: Sequence[str], separator: str = "\n  ") -> str:
+    """Join the problems of a file, by default one per line, and count those beyond the first 8."""
+    shown = separator.join(problems[:_MAX_LISTED])
     more = len(problems) - _MAX_LISTED
-    return shown + (f"\n  and {more} more" if more > 0 else "")
+    return shown + (f"{separator}and {more} more" if more > 0 else "")
 
 
 def dtype_problem(name: str, tensor: Tensor, own: Tensor) -> str | None:

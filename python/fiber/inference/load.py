@@ -62,7 +62,8 @@ def load(
     Raises:
         FileNotFoundError: if no model is found. The message states what is missing.
         ValueError: if a file is invalid, or the tensors, tokenizer or answers do not fit the model.
-            The message names every tensor that is missing, unexpected, or has the wrong shape.
+            The message counts the tensors that are missing, unexpected, or have the wrong shape,
+            and names the first ones.
     """
     check_arguments(max_pixels=max_pixels, max_decode_bytes=max_decode_bytes)
     limits = {"max_pixels": max_pixels, "max_decode_bytes": max_decode_bytes}

@@ -4,10 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
 from fiber.config import ClipConfig, RobertaConfig, SwinConfig
 from fiber.models.encoders.bert_config import TOKEN_TYPES, BertConfig
+from fiber.models.encoders.sizes import (
+    BERT_SETTINGS,
+    CLIP_SETTINGS,
+    CLIP_SIZES,
+    ROBERTA_SETTINGS,
+    SWIN_SETTINGS,
+    SWIN_SIZES,
+    TEXT_SIZES,
+    Setting,
+    Size,
+)
 
 #: Maps each of our keys to the published keys whose tensors are concatenated.
 KeyMap = dict[str, tuple[str, ...]]
@@ -61,16 +73,24 @@ class EncoderLayout(NamedTuple):
 class EncoderFormat:
     """Standalone encoder checkpoint format that a model family can load and write."""
 
-    #: Stem of the written file.
+    #: Stem of the written file, name of the encoder's config, and value of the field
+    #: `{side}_encoder` of families that choose between encoders.
     name: str
     #: Display name.
     title: str
+    #: Input of the encoder.
+    side: Literal["image", "text"]
     #: Detects the layout from published keys; returns None for any other model.
     layout: Callable[[Collection[str]], EncoderLayout | None]
     #: Returns the mapping from keys of the whole model to published keys, given its config.
     keys: Callable[[Any, EncoderLayout], KeyMap]
     #: Returns the published keys to ignore, given the config of the whole model.
     ignored: Callable[[Any], IgnoredKeys]
+    #: Sizes to compare with the model's before tensors are.
+    sizes: tuple[Size, ...] = ()
+    #: Values of `model_type` in transformers' config.json, and fields of that file to compare.
+    model_types: tuple[str, ...] = ()
+    settings: tuple[Setting, ...] = ()
 
 
 def clip_layout(names: Collection[str]) -> EncoderLayout | None:
@@ -261,3 +281,49 @@ def weight_and_bias(ours: str, *theirs: str) -> KeyMap:
     return {
         f"{ours}.{part}": tuple(f"{name}.{part}" for name in theirs) for part in ("weight", "bias")
     }
+
+
+#: Create the formats of each encoder from `keys` and `ignored`, which depend on the family.
+clip_format = partial(
+    EncoderFormat,
+    name="clip",
+    title="CLIP",
+    side="image",
+    layout=clip_layout,
+    sizes=CLIP_SIZES,
+    model_types=("clip", "clip_vision_model"),
+    settings=CLIP_SETTINGS,
+)
+swin_format = partial(
+    EncoderFormat,
+    name="swin",
+    title="Swin",
+    side="image",
+    layout=swin_layout,
+    ignored=lambda config: IGNORED_SWIN,
+    sizes=SWIN_SIZES,
+    model_types=("swin",),
+    settings=SWIN_SETTINGS,
+)
+roberta_format = partial(
+    EncoderFormat,
+    name="roberta",
+    title="RoBERTa",
+    side="text",
+    layout=roberta_layout,
+    ignored=lambda config: IGNORED_ROBERTA,
+    sizes=TEXT_SIZES,
+    model_types=("roberta", "xlm-roberta", "camembert"),
+    settings=ROBERTA_SETTINGS,
+)
+bert_format = partial(
+    EncoderFormat,
+    name="bert",
+    title="BERT",
+    side="text",
+    layout=bert_layout,
+    ignored=lambda config: IGNORED_BERT,
+    sizes=TEXT_SIZES,
+    model_types=("bert",),
+    settings=BERT_SETTINGS,
+)

@@ -13,16 +13,13 @@ from torch import Tensor
 
 from fiber.config import FiberConfig
 from fiber.models.encoders.keys import (
-    IGNORED_ROBERTA,
-    IGNORED_SWIN,
-    EncoderFormat,
     EncoderLayout,
     IgnoredKeys,
     KeyMap,
+    roberta_format,
     roberta_keys,
-    roberta_layout,
+    swin_format,
     swin_keys,
-    swin_layout,
     weight_and_bias,
 )
 from fiber.ops.anchors import level_anchors
@@ -110,20 +107,8 @@ def _swin_file_keys(config: FiberConfig, layout: EncoderLayout) -> KeyMap:
 
 #: Standalone encoders that FIBER models load and write.
 ENCODERS = (
-    EncoderFormat(
-        name="swin",
-        title="Swin",
-        layout=swin_layout,
-        keys=_swin_file_keys,
-        ignored=lambda config: IGNORED_SWIN,
-    ),
-    EncoderFormat(
-        name="roberta",
-        title="RoBERTa",
-        layout=roberta_layout,
-        keys=lambda config, layout: roberta_keys(config.roberta, layout),
-        ignored=lambda config: IGNORED_ROBERTA,
-    ),
+    swin_format(keys=_swin_file_keys),
+    roberta_format(keys=lambda config, layout: roberta_keys(config.roberta, layout)),
 )
 
 

@@ -13,22 +13,18 @@ from torch import Tensor
 
 from fiber.models.encoders.clip import resize_position_tables
 from fiber.models.encoders.keys import (
-    IGNORED_BERT,
-    IGNORED_ROBERTA,
-    IGNORED_SWIN,
-    EncoderFormat,
     EncoderLayout,
     IgnoredKeys,
     KeyMap,
+    bert_format,
     bert_keys,
-    bert_layout,
+    clip_format,
     clip_keys,
-    clip_layout,
     ignored_clip,
+    roberta_format,
     roberta_keys,
-    roberta_layout,
+    swin_format,
     swin_keys,
-    swin_layout,
     weight_and_bias,
 )
 from fiber.models.encoders.swin import resize_bias_tables
@@ -94,37 +90,17 @@ def _swin_file_keys(config: MeterConfig, layout: EncoderLayout) -> KeyMap:
 
 #: Standalone encoders that METER models load and write.
 ENCODERS = (
-    EncoderFormat(
-        name="clip",
-        title="CLIP",
-        layout=clip_layout,
-        keys=_clip_file_keys,
-        ignored=lambda config: ignored_clip(config.clip),
-    ),
-    EncoderFormat(
-        name="swin",
-        title="Swin",
-        layout=swin_layout,
-        keys=_swin_file_keys,
-        ignored=lambda config: IGNORED_SWIN,
-    ),
-    EncoderFormat(
-        name="roberta",
-        title="RoBERTa",
-        layout=roberta_layout,
+    clip_format(keys=_clip_file_keys, ignored=lambda config: ignored_clip(config.clip)),
+    swin_format(keys=_swin_file_keys),
+    roberta_format(
         keys=lambda config, layout: (
             roberta_keys(config.roberta, layout) if config.text_encoder == "roberta" else {}
         ),
-        ignored=lambda config: IGNORED_ROBERTA,
     ),
-    EncoderFormat(
-        name="bert",
-        title="BERT",
-        layout=bert_layout,
+    bert_format(
         keys=lambda config, layout: (
             bert_keys(config.bert, layout) if config.text_encoder == "bert" else {}
         ),
-        ignored=lambda config: IGNORED_BERT,
     ),
 )
 
