@@ -1,10 +1,10 @@
-"""Cost of the settings that split a training step or draw by sample: time and peak memory.
+"""Cost of the settings that split a training step or draw by row: time and peak memory.
 
 Command: python benches/bench_passes.py
-Peer: the same step in one pass, with `train.draws=batch`. All sides train preset small by ITC, ITM
-and MLM in float32, micro-batch 32: forward and backward passes as in `fiber.train`. Times are CPU time
-of one thread. Rows of step_passes.csv are of a model without dropout; those of step_draws.csv have
-the published dropout and stochastic depth. Peak memory (step_passes_memory.csv) is that of a
+Peer: the same step in one pass, with `train.draws=rank`. All sides train preset small by ITC, ITM
+and MLM in float32, micro-batch 32: forward and backward passes as in `fiber.train`. Times are CPU
+time of one thread. Rows of step_passes.csv are of a model without dropout; those of step_draws.csv
+have the published dropout and stochastic depth. Peak memory (step_passes_memory.csv) is that of a
 process above what it held before its first step.
 """
 
@@ -42,7 +42,7 @@ PASSES = {
     "4 passes": (4, False),
     "gradient checkpointing": (1, True),
 }
-DRAWS = ("train.draws=batch", "train.draws=row")
+DRAWS = ("train.draws=rank", "train.draws=row")
 
 
 def stepper(

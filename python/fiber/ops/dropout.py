@@ -3,7 +3,7 @@
 By default, layers draw from the generator of their device, as in PyTorch: what a sample gets
 depends on its place in the batch. Within `by_row`, a random number depends only on the key, the
 sample, the layer and the place in the sample, so that any split of a batch over ranks and passes
-draws the same. This is slower: attention weights are computed as a matrix.
+draws the same. Attention weights are then computed as a matrix.
 """
 
 from __future__ import annotations

@@ -174,8 +174,7 @@ class TrainConfig:
     #: Number of newest checkpoints to keep.
     keep_checkpoints: int = 2
     #: Random numbers of dropout and stochastic depth: "rank" draws from the generator of each rank,
-    #: so they depend on the number of ranks and passes; "row" draws by (seed, step, layer, sample),
-    #: which is slower.
+    #: so they depend on the number of ranks and passes; "row" draws by (seed, step, layer, sample).
     draws: Literal["rank", "row"] = "rank"
     #: Seed of the initialization, the data order and all random numbers.
     seed: int = 0
