@@ -284,10 +284,10 @@ FURTHER = (
     Mistake(
         "search without a ranking head by the log odds of a match",
         "python/fiber/inference/pairs.py",
-        "head, log_odds = ranking_head(network), None",
-        "head, log_odds = (\n        ranking_head(network)\n"
-        '        if "rank" in network.config.heads\n'
-        "        else match_log_odds(network)\n    ), None",
+        "    head = ranking_head(network)\n",
+        "    head = ranking_head(network)\n"
+        '    if "rank" not in network.config.heads:\n'
+        "        head = match_log_odds(network)\n",
         _tests("models/meter/test_inference.py", "search_without_a_ranking_head"),
     ),
     Mistake(
