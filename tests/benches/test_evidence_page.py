@@ -101,6 +101,13 @@ def test_stages_wait_for_all_arms_and_seeds(bench, monkeypatch):
     assert bench.stages() == bench.NOT_MEASURED
 
 
+def test_every_order_and_seed_of_the_stages_has_a_row(bench):
+    stages = bench.evidence_stages
+    found = sorted((row["arm"], int(row["seed"])) for row in bench.read("evidence_stages"))
+    arms = [(arm, seed) for arm in (*stages.ARMS, stages.EQUAL_TIME) for seed in bench.SEEDS]
+    assert found == sorted([*arms, (stages.CHANCE, 0)])
+
+
 def test_a_page_with_other_blocks_is_refused(bench):
     with pytest.raises(ValueError, match="expected the blocks fusion, forms, stages, starts"):
         bench.fill("<!-- rows: other -->\n<!-- end -->")
