@@ -214,11 +214,13 @@ def kill_save(
     metrics that follow. Returns what went wrong, and whether the checkpoint was left incomplete.
     """
     job = Job.start(launcher, data, output, "--set", "train.checkpoint_every=1")
-    step, killed = chance.randrange(2, STEPS - 2), chance.choice([[0], [1], [0, 1]])
-    job.wait_for_step(step)
-    ranks, before = job.ranks(), len(checkpoints_in(output / "checkpoints"))
+    # The first one, too.
+    step, killed = chance.randrange(STEPS - 2), chance.choice([[0], [1], [0, 1]])
+    if step:
+        job.wait_for_step(step)
     while not any((output / "checkpoints").glob(f"{PART}*")):
         assert job.process.poll() is None, job.text()
+    ranks, before = job.ranks(), len(checkpoints_in(output / "checkpoints"))
     time.sleep(chance.uniform(0, LONGEST_SAVE))
     for rank in killed:
         os.kill(ranks[rank], signal.SIGKILL)

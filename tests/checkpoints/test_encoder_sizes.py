@@ -173,7 +173,7 @@ def test_long_lists_of_tensors_are_cut():
     found = message(build_model(METER), state)
     assert found.startswith("20 tensors")
     assert found.count("unknown") == 8
-    assert found.endswith("and 12 more")
+    assert found.endswith("and 12 more unknown")
 
 
 @pytest.mark.parametrize(

@@ -124,7 +124,7 @@ class TestTrain:
             (MemoryError("9.00 GiB of memory is free"), 1, "9.00 GiB of memory is free"),
             (MemoryError(), 1, "out of memory"),
             (fiber.DecodeError("a.jpg:\nno picture"), 2, "a.jpg: no picture"),
-            (ModuleNotFoundError("No module named 'x.y'", name="x.y"), 1, "x is not installed"),
+            (ModuleNotFoundError("No module named 'x.y'", name="x.y"), 2, "x is not installed"),
         ],
     )
     def test_failures_are_one_line(self, desk, capsys, monkeypatch, error, code, message):

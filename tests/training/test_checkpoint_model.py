@@ -215,7 +215,12 @@ def save_new_model(pictures, output, strategy):
         step.model, build_optimizer(step.model, config.optim), average, ObjectiveState()
     )
     position = Position(step=4, records={"question": 3}, consumed={"question": 16})
-    with CheckpointWriter(folder.checkpoints, processes, keep=2) as writer:
+    with (
+        CheckpointWriter(folder.checkpoints, processes, keep=2) as writer,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        # A rank that waits for a new group does not notice that another one has died.
+        patch.delattr(dist, "new_group")
         writer.save(state.tensors(), position)
 
 
@@ -240,7 +245,7 @@ def test_equal_weights_of_one_and_more_ranks_become_equal_files(pictures, tmp_pa
 
 
 def ended_and_stopped(pictures, output, strategy):
-    train_on_ranks(pictures, f"{output}/stopped", strategy)
+    train_on_ranks(pictures, f"{output}/stopped", strategy, samples_per_pass=0)
     changes = {"train__ema_decay": 0.9, "train__steps": 4, **CONSTANT}
     trained(Path(pictures), Path(output) / "ended", "coarse", train__strategy=strategy, **changes)
 

@@ -19,15 +19,27 @@ _RELEASE_BYTES = 32 << 20
 #: Maximum ratio of the bytes of a model's tensors and those of their storages.
 _MAX_SHARING = 4
 
-#: Maximum number of tensors that a message lists.
+#: Maximum number of tensors of each kind of problem that a message lists.
 _MAX_LISTED = 8
+#: First words of problems that are kinds of their own.
+_KINDS = ("missing", "unexpected", "unknown")
 
 
 def list_problems(problems: Sequence[str], separator: str = "\n  ") -> str:
-    """Join the problems of a file, by default one per line, and count those beyond the first 8."""
-    shown = separator.join(problems[:_MAX_LISTED])
-    more = len(problems) - _MAX_LISTED
-    return shown + (f"{separator}and {more} more" if more > 0 else "")
+    """Join the problems of a file, by default one per line.
+
+    Of each kind, such as "missing NAME", the first 8 are listed, and the others counted.
+    """
+    kinds: dict[str, list[str]] = {}
+    for problem in problems:
+        word = problem.partition(" ")[0]
+        kinds.setdefault(word if word in _KINDS else "", []).append(problem)
+    shown = []
+    for kind, found in kinds.items():
+        shown += found[:_MAX_LISTED]
+        if (more := len(found) - _MAX_LISTED) > 0:
+            shown.append(f"and {more} more {kind}".rstrip())
+    return separator.join(shown)
 
 
 def dtype_problem(name: str, tensor: Tensor, own: Tensor) -> str | None:

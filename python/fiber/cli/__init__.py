@@ -11,23 +11,16 @@ loss, a full disk, out of memory, an unreachable URL, a rank that died); 2 usage
 from __future__ import annotations
 
 import argparse
-import errno
 import os
 import sys
 import warnings
 from collections.abc import Sequence
 
 import fiber
+from fiber.bad_input import EXIT_CODE, is_bad_input
 from fiber.cli import bench, convert, data, images, launched, plan, runs, tune
 from fiber.cli.arguments import CommandParser
 from fiber.data.storage.remote import RemoteError
-
-#: Errors of files that are caused by the input, which exit with code 2. Others, such as those of a
-#: full disk or of a network file system, may be gone at the next start.
-_BAD_INPUT = {
-    *(errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY, errno.EINVAL),
-    *(errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.ENXIO, errno.EXDEV),
-}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -86,23 +79,19 @@ def _run(options: argparse.Namespace) -> int:
         hint = f"{package} is not installed; `fiber doctor` prints how to install it"
         # Errors of fiber itself name the extra.
         _print_error(str(error) if "'fiber-vl[" in str(error) else hint)
-        return 1
-    except (ConnectionError, ChildProcessError) as error:
-        _print_error(str(error))
-        return 1
+        return EXIT_CODE
     except OSError as error:
         message = str(error)
         if error.strerror and error.filename is not None:
             message = f"{os.fspath(error.filename)}: {error.strerror}"
-        _print_error(message)
-        return 2 if error.errno is None or error.errno in _BAD_INPUT else 1
-    except (FloatingPointError, MemoryError, RemoteError) as error:
+        # A rank that failed for bad input on this node has printed it.
+        if not (isinstance(error, ConnectionError) and launched.final_code()):
+            _print_error(message)
+        return EXIT_CODE if is_bad_input(error) else 1
+    except (ValueError, FloatingPointError, MemoryError, RemoteError) as error:
+        # ValueErrors include fiber.DecodeError and fiber.MissingHeadError.
         _print_error(str(error) or "out of memory")
-        return 1
-    except ValueError as error:
-        # Includes fiber.DecodeError and fiber.MissingHeadError.
-        _print_error(str(error))
-        return 2
+        return EXIT_CODE if is_bad_input(error) else 1
 
 
 def _doctor(options: argparse.Namespace) -> int:
@@ -120,5 +109,6 @@ def _warn(message: Warning | str, *where: object, **more: object) -> None:
 
 def _print_error(message: str) -> None:
     text = f"fiber: error: {' '.join(message.split())}"
+    launched.keep_error(" ".join(message.split()))
     if launched.is_new(text):
         print(text, file=sys.stderr)

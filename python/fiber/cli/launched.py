@@ -6,8 +6,7 @@ import hashlib
 import os
 from pathlib import Path
 
-#: Exit code of bad input, for which another start has the same end.
-BAD_INPUT = 2
+from fiber.bad_input import EXIT_CODE
 
 
 def is_launched() -> bool:
@@ -18,15 +17,21 @@ def is_launched() -> bool:
 def final_code() -> int | None:
     """Return the exit code if an earlier start has found bad input, so that this one can end."""
     folder = _notes()
-    return BAD_INPUT if folder is not None and (folder / "bad-input").exists() else None
+    return EXIT_CODE if folder is not None and (folder / "bad-input").exists() else None
 
 
 def keep_code(code: int) -> int:
     """Note an exit code that a restart would not change; return it."""
     folder = _notes()
-    if folder is not None and code == BAD_INPUT:
+    if folder is not None and code == EXIT_CODE:
         (folder / "bad-input").touch()
     return code
+
+
+def keep_error(message: str) -> None:
+    """Note the error of this process, for the last sentence of the launcher."""
+    if (folder := _notes()) is not None:
+        (folder / f"error-{os.getpid()}").write_text(message)
 
 
 def is_new(message: str) -> bool:

@@ -198,9 +198,11 @@ def _named_peers(folder: RunFolder, processes: Processes) -> Iterator[None]:
         # The agent soon ends this process by SIGTERM, since another one died.
         with StopSignal():
             lost = error if isinstance(error, LostRankError) else heartbeat.explain(error)
+        kill_hung_at_exit(lost.peers)
+        if lost.is_bad_input:
+            raise LostRankError(lost.peers) from error
         newest = newest_checkpoint(folder.checkpoints)
         hint = f"--resume continues after step {newest.step if newest else 0} in {folder.path}"
-        kill_hung_at_exit(lost.peers)
         raise LostRankError(lost.peers, f"{lost}; {hint}") from error
 
 

@@ -2,10 +2,12 @@
 
 import re
 import shlex
+import time
 
 import pytest
 
 from fiber.cli import parser
+from fiber.training.distributed.processes import START_SECONDS
 from tests.examples.cluster.local_cluster import (
     EXAMPLES,
     FEW,
@@ -13,7 +15,7 @@ from tests.examples.cluster.local_cluster import (
     end_of,
     small_run,
 )
-from tests.kill_ranks import free_port
+from tests.kill_ranks import free_port, wait_for_port
 from tests.test_docs import blocks_of
 
 PAGE = EXAMPLES.parents[1] / "docs" / "scale.md"
@@ -46,6 +48,25 @@ def test_torchrun(cluster, data, tmp_path):
     own = {"SETTINGS": shlex.join(settings), "PET_MASTER_PORT": str(free_port())}
     run = f"cd {shlex.quote(str(tmp_path))}\n{BLOCKS['torchrun']}"
     check_finished(output, FEW, end_of(cluster.start(["bash", "-ec", run], output, own)))
+
+
+@pytest.mark.slow
+def test_bad_input_of_one_node_ends_all(cluster, data, tmp_path):
+    port, jobs = free_port(), []
+    for number, folder in enumerate((data, tmp_path / "missing")):
+        output = tmp_path / f"run-{number}"
+        command = ["fiber", "train", *small_run(folder, tmp_path / "run"), "--processes", "1"]
+        command += ["--nodes", "2", "--rendezvous", f"localhost:{port}", "--job", "j"]
+        jobs.append(cluster.start(command, output))
+        if not number:
+            wait_for_port(port)
+    began = time.monotonic()
+    text = end_of(*jobs, code=2)
+    # Far less than what ranks wait for others.
+    assert time.monotonic() - began < START_SECONDS / 3
+    assert "missing does not exist" in jobs[1].text()
+    assert re.search(r"rank \d .*missing does not exist", jobs[0].text()), text
+    assert "--resume" not in text
 
 
 @pytest.mark.slow

@@ -47,6 +47,15 @@ def test_a_reported_error_is_the_reason(store):
     assert "failed: ValueError: no such file" in str(found)
 
 
+@pytest.mark.parametrize(
+    ("error", "expected"), [(FileNotFoundError("x"), True), (MemoryError("x"), False)]
+)
+def test_bad_input_of_another_rank_is_told(store, error, expected):
+    with Heartbeat(store, 0, 2) as first, Heartbeat(store, 1, 2) as second:
+        second.report(error)
+        assert first.explain(RuntimeError("gloo: closed")).is_bad_input is expected
+
+
 def test_a_living_rank_that_takes_part_in_nothing_is_named_with_its_place(store, monkeypatch):
     beats = [Heartbeat(store, rank, 3) for rank in range(3)]
     places = {beats[1]._thread: ("distributed_c10d.py:9 (all_reduce)", True)}

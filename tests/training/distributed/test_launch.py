@@ -10,6 +10,7 @@ import threading
 import time
 
 import pytest
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from fiber.cli import launched, main
 from fiber.training.distributed import launch as module
@@ -26,6 +27,7 @@ HERE = module._Place("localhost")
         ({"processes": 1, "nodes": (2, 1)}, "--nodes: expected 1 <= I <= J, got 2:1"),
         ({"processes": 1, "nodes": (1, 2)}, "needs --rendezvous HOST:PORT"),
         ({"processes": 1, "nodes": (2, 2), "rendezvous": "a:1"}, "and --job ID"),
+        ({"processes": 1, "nodes": (2, 2), "rendezvous": "a", "id": "1"}, "HOST:PORT, got 'a'"),
     ],
 )
 def test_wrong_settings_are_named(settings, expected):
@@ -181,6 +183,15 @@ def test_bad_input_is_printed_once_and_not_tried_again(tmp_path):
     assert len(lines) == 1, done.stderr
     assert lines[0].startswith("fiber: error: ")
     assert "missing" in lines[0]
+
+
+def test_the_last_sentence_has_the_error_of_the_process_that_failed(tmp_path):
+    (tmp_path / "error-12").write_text("the cache is full")
+    failure = ProcessFailure(local_rank=0, pid=12, exitcode=1, error_file="")
+    job = Job(processes=1, restarts=2)
+    expected = r"exit code 1, after 2 restarts: the cache is full; --resume continues"
+    with pytest.raises(ChildProcessError, match=expected):
+        module._explain(ChildFailedError("fiber", {0: failure}), job, tmp_path)
 
 
 @pytest.mark.slow

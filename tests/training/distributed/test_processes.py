@@ -1,13 +1,16 @@
 import faulthandler
 import json
+import signal
 import socket
+import threading
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from fiber.training.distributed.processes import destroy_group, joined
+from fiber.training.distributed.preemption import Preempted, StopSignal
+from fiber.training.distributed.processes import _wait_for_ranks, destroy_group, joined
 from fiber.training.run_dir import read_metrics
 from tests.losses.two_ranks import LONGEST
 from tests.processes import start_python, start_server
@@ -18,6 +21,22 @@ from tests.training.micro_runs import coarse_config, fine_config, run
 def test_one_process_is_its_own_world():
     with joined("cpu") as processes:
         assert (processes.rank, processes.world_size, processes.is_first) == (0, 1, True)
+
+
+def test_ranks_that_are_not_there_are_named():
+    store = dist.HashStore()
+    with pytest.raises(ConnectionError, match=r"ranks 0, 2 of 3 are not there after 0\.1 s"):
+        _wait_for_ranks(store, 1, 3, longest=0.1)
+    threads = [threading.Timer(0.1, _wait_for_ranks, (store, rank, 3)) for rank in (0, 2)]
+    for thread in threads:
+        thread.start()
+    _wait_for_ranks(store, 1, 3, longest=60)
+
+
+def test_a_signal_ends_the_wait_for_other_ranks():
+    threading.Timer(0.2, signal.raise_signal, [signal.SIGTERM]).start()
+    with StopSignal(at_once=True), pytest.raises(Preempted):
+        _wait_for_ranks(dist.HashStore(), 1, 2)
 
 
 def test_a_group_is_destroyed_while_threads_drop_what_they_gathered(tmp_path):

@@ -57,9 +57,9 @@ def test_a_plan_is_what_its_parts_count():
     replicate, shard = plan.strategies["replicate"], plan.strategies["shard"]
     assert replicate.state_bytes == 20 * count
     assert shard.state_bytes == 5 * count
-    assert (replicate.gathered_bytes, shard.gathered_bytes) == (0, 4 * count)
+    assert (replicate.whole_bytes, shard.whole_bytes) == (0, (4 + 4) * count)
     for strategy in (replicate, shard):
-        rest = strategy.state_bytes + strategy.gathered_bytes
+        rest = strategy.state_bytes + strategy.whole_bytes
         assert strategy.memory_bytes == rest + plan.activation_bytes
     assert replicate.step_bytes == gradient_bytes(count, 4)
     assert shard.step_bytes == shard_bytes(count, count, 4, "float32")
@@ -190,7 +190,7 @@ def test_hybrid_shards_in_a_node_and_sums_over_nodes():
     replicate, hybrid = plan.strategies["replicate"], plan.strategies["hybrid"]
     count = plan.parameters
     assert hybrid.state_bytes == replicate.state_bytes / 4
-    assert hybrid.gathered_bytes == 4 * count
+    assert hybrid.whole_bytes == (4 + 4) * count
     # In a node of four: weights are gathered, gradients scattered; over two nodes a quarter of the
     # gradients is summed.
     assert hybrid.step_bytes == pytest.approx(count * (3 / 4 * (4 + 4) + 2 * 1 / 2 * 4 / 4))

@@ -84,4 +84,5 @@ def test_what_is_unknown_is_not_printed(plan):
 def test_a_model_that_does_not_fit(plan):
     small = dataclasses.replace(plan, gpu_bytes=plan.strategies["replicate"].memory_bytes)
     line = next(line for line in report(small, "mine") if line.startswith("  fits"))
-    assert line.split() == ["fits", "no", "yes", "yes"]
+    # Shards of two GPUs, with whole weights and gradients, are as much as all on one.
+    assert line.split() == ["fits", "no", "yes", "no"]

@@ -52,8 +52,14 @@ class CheckpointWriter:
         self._error: BaseException | None = None
         self._completed: list[int] = []
         self._saved_at = time.monotonic()
-        self._timeout = timedelta(seconds=timeout_seconds)
         self._group: dist.ProcessGroup | None = None
+        if processes.world_size > 1:
+            # The thread's collectives go beside those of the training steps, so they need a group
+            # of their own, and on the CPU. It is created before the first step, since a rank that
+            # waits for a new group does not notice that another one has died.
+            timeout = timedelta(seconds=timeout_seconds)
+            group = dist.new_group(backend="gloo", timeout=timeout)
+            self._group = cast(dist.ProcessGroup, group)
 
     def __enter__(self) -> Self:
         return self
@@ -85,11 +91,6 @@ class CheckpointWriter:
         """
         self.wait()
         self._saved_at = time.monotonic()
-        if self.processes.world_size > 1 and self._group is None:
-            # The thread's collectives go beside those of the training steps, so they need a group
-            # of their own, and on the CPU.
-            group = dist.new_group(backend="gloo", timeout=self._timeout)
-            self._group = cast(dist.ProcessGroup, group)
         copies = self._staging.copy(tensors)
         # A daemon: a process that ends because another rank died does not wait for that rank here.
         self._thread = threading.Thread(

@@ -24,6 +24,8 @@ from typing import TYPE_CHECKING, Self
 
 import torch.distributed as dist
 
+from fiber.bad_input import is_bad_input
+
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
 
@@ -44,6 +46,8 @@ class LostRank:
     error: str = ""
     #: File, line and function where it is, if it lives but does not take part.
     place: str = ""
+    #: Whether the error is one of its input.
+    is_bad_input: bool = False
 
     def __str__(self) -> str:
         where = f"rank {self.rank} (process {self.pid} on {self.host})"
@@ -97,7 +101,7 @@ class Heartbeat:
         """Tell the other ranks why this one ends."""
         text = f"{type(error).__name__}: {' '.join(str(error).split())}"
         with suppress(RuntimeError), self._lock:
-            self._store.set(f"error/{self._rank}", text[:2000])
+            self._store.set(f"error/{self._rank}", json.dumps([text[:2000], is_bad_input(error)]))
 
     def explain(self, error: BaseException) -> LostRankError:
         """Name the ranks that failed, died or hang, after an error of a collective."""
@@ -202,7 +206,8 @@ class Heartbeat:
             entry = self._get(f"alive/{rank}") or '[0, "", 0, "", true]'
             _, host, pid, place, may_wait = json.loads(entry)
             if not only_hung:
-                found.append(LostRank(rank, host, pid, self._get(f"error/{rank}")))
+                error, is_input = json.loads(self._get(f"error/{rank}") or '["", false]')
+                found.append(LostRank(rank, host, pid, error, is_bad_input=is_input))
             elif not may_wait:
                 found.append(LostRank(rank, host, pid, place=place))
         return found
@@ -225,6 +230,8 @@ class LostRankError(ConnectionError):
         more = f"; and {len(peers) - 4} more ranks" if len(peers) > 4 else ""
         super().__init__(message or "; ".join(map(str, peers[:4])) + more)
         self.peers = tuple(peers)
+        #: Whether a rank failed for bad input, as it will again; see `fiber.bad_input`.
+        self.is_bad_input = any(peer.is_bad_input for peer in peers)
 
 
 def is_collective_error(error: BaseException) -> bool:

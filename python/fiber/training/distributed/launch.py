@@ -35,8 +35,8 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from fiber.env import usable_cores
 from fiber.training.distributed.preemption import EXIT_CODE
 
-#: Folder in which the processes of one agent leave notes for each other, and the note of bad input;
-#: see `fiber.cli.launched`.
+#: Folder in which the processes of one agent leave notes, and the note of bad input; see
+#: `fiber.cli.launched`.
 NOTES, BAD_INPUT = "FIBER_LAUNCH_DIR", "bad-input"
 #: Seconds that processes have to save their step after a signal.
 SAVE_SECONDS = 600
@@ -73,6 +73,8 @@ class Job:
                 "--nodes: more than one node needs --rendezvous HOST:PORT, which names one of the"
                 " nodes, and --job ID, equal on all nodes"
             )
+        if most > 1 and not self.rendezvous.rpartition(":")[2].isdecimal():
+            raise ValueError(f"--rendezvous: expected HOST:PORT, got {self.rendezvous!r}")
 
 
 def devices_on_node() -> int:
@@ -111,13 +113,19 @@ def launch(arguments: Sequence[str], job: Job) -> int:
         os.environ[NOTES] = notes
         _quiet_agent(Path(notes))
         try:
-            place = _wait_for_host(job.rendezvous) if job.nodes[1] > 1 else _Place("localhost")
+            place = _Place("localhost")
+            if job.nodes[1] > 1:
+                print(
+                    f"job {job.id}: waiting for {job.nodes[0]} nodes at {job.rendezvous}",
+                    flush=True,
+                )
+                place = _wait_for_host(job.rendezvous)
             start = elastic_launch(_config(job, place), sys.executable)
             start("-m", "fiber.cli", *arguments)
         except SignalException as stop:
             return 130 if stop.sigval == signal.SIGINT else EXIT_CODE
         except ChildFailedError as error:
-            return _explain(error, job)
+            return _explain(error, job, Path(notes))
         except RendezvousError as error:
             where = job.rendezvous or "this node"
             reason = error or type(error).__name__
@@ -151,6 +159,7 @@ def _wait_for_host(rendezvous: str, *, longest: float = JOIN_SECONDS) -> _Place:
     if _matches_machine_hostname(host):
         return _Place(host)
     end = time.monotonic() + longest
+    is_told = False
     while True:
         try:
             with socket.create_connection((host, port), timeout=5) as connection:
@@ -166,6 +175,9 @@ def _wait_for_host(rendezvous: str, *, longest: float = JOIN_SECONDS) -> _Place:
                     f"the rendezvous at {rendezvous} does not answer after {longest:g} s: {error};"
                     " expected the host name or the address of one of the nodes"
                 ) from error
+            if not is_told:
+                is_told = True
+                print(f"the rendezvous at {rendezvous} does not answer yet: {error}", flush=True)
         time.sleep(1)
 
 
@@ -217,7 +229,7 @@ def _config(job: Job, place: _Place) -> LaunchConfig:
     return LaunchConfig(**{name: value for name, value in values.items() if name in known})
 
 
-def _explain(error: ChildFailedError, job: Job) -> int:
+def _explain(error: ChildFailedError, job: Job, notes: Path) -> int:
     """Return the exit code if it has a meaning, else raise ChildProcessError."""
     codes = {each.exitcode for each in error.failures.values()}
     if 2 in codes:
@@ -229,8 +241,10 @@ def _explain(error: ChildFailedError, job: Job) -> int:
     if failure.exitcode < 0:
         how = f"was killed by {signal.Signals(-failure.exitcode).name}"
     tried = f", after {job.restarts} restarts" if job.restarts else ""
+    note = notes / f"error-{failure.pid}"
+    reason = f": {note.read_text()}" if note.exists() else ""
     raise ChildProcessError(
-        f"rank {rank} (process {failure.pid}) {how}{tried}; --resume continues the run"
+        f"rank {rank} (process {failure.pid}) {how}{tried}{reason}; --resume continues the run"
     ) from error
 
 

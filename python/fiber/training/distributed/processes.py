@@ -89,9 +89,11 @@ def joined(
 def _initialize(rank: int, world_size: int, device: torch.device, timeout_seconds: float) -> None:
     """Initialize the default process group."""
     try:
+        store = _open_store(rank, world_size, is_server=rank == 0)
+        _wait_for_ranks(store, rank, world_size)
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
-            store=_open_store(rank, world_size, is_server=rank == 0),
+            store=store,
             rank=rank,
             world_size=world_size,
             timeout=timedelta(seconds=timeout_seconds),
@@ -104,6 +106,31 @@ def _initialize(rank: int, world_size: int, device: torch.device, timeout_second
             f"rank {rank} cannot reach the {world_size - 1} other ranks by way of {where}:"
             f" {error}".splitlines()[0]
         ) from error
+
+
+def _wait_for_ranks(
+    store: Store, rank: int, world_size: int, *, longest: float = START_SECONDS
+) -> None:
+    """Wait until all ranks have connected to the store.
+
+    PyTorch would wait for them in C++, where a signal is not handled.
+
+    Raises:
+        ConnectionError: if they have not after `longest` seconds.
+    """
+    store.set(f"here/{rank}", "")
+    keys = [f"here/{each}" for each in range(world_size)]
+    end, pause = time.monotonic() + longest, 0.01
+    while not store.check(keys):
+        if time.monotonic() > end:
+            missing = [str(each) for each, key in enumerate(keys) if not store.check([key])]
+            more = f" and {len(missing) - 8} more" if len(missing) > 8 else ""
+            raise ConnectionError(
+                f"ranks {', '.join(missing[:8])}{more} of {world_size} are not there after"
+                f" {longest:g} s"
+            )
+        time.sleep(pause)
+        pause = min(2 * pause, 0.5)
 
 
 def _open_store(rank: int, world_size: int, *, is_server: bool = False) -> Store:

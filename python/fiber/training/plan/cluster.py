@@ -79,8 +79,8 @@ class StrategyPlan:
 
     #: Bytes on a GPU of weights, gradients, optimizer and EMA.
     state_bytes: float
-    #: Bytes on a GPU of weights that are gathered for a step.
-    gathered_bytes: float
+    #: Bytes on a GPU of whole weights and gradients within a step.
+    whole_bytes: float
     #: Bytes on a GPU with activations, queue and reference model.
     memory_bytes: float
     #: Bytes of weights and gradients through a GPU in a step.
@@ -272,11 +272,13 @@ def _strategy(
     """Compute memory, bytes and network time of a strategy."""
     gpus = cluster.gpus
     state = TRAINED_BYTES * trained + FROZEN_BYTES * (parameters - trained) + average
-    gathered = 0.0
+    whole = 0.0
     sent = remote = gradient_bytes(trained, gpus)
     if name != "replicate":
         group = group_size(gpus) if name == "shard" else cluster.node_size
-        state, gathered = state / group, float(weight_bytes(precision) * parameters)
+        state = state / group
+        # Gradients of all branches and micro-batches are summed before they are reduced.
+        whole = float(weight_bytes(precision) * parameters + 4 * trained)
         inside = shard_bytes(parameters, trained, group, precision)
         # Each GPU sums its shard of the gradients over groups.
         across = gradient_bytes(trained, gpus // group) / group
@@ -293,8 +295,8 @@ def _strategy(
         efficiency = compute / (compute + network), compute / overlapped
     return StrategyPlan(
         state_bytes=state,
-        gathered_bytes=gathered,
-        memory_bytes=state + gathered + other,
+        whole_bytes=whole,
+        memory_bytes=state + whole + other,
         step_bytes=sent,
         network_seconds=network,
         efficiency=efficiency,

@@ -69,7 +69,7 @@ def _strategies(plan: ClusterPlan) -> list[str]:
         "",
         line("memory of a GPU", list(plan.strategies)),
         gigabytes("  weights, gradients, optimizer", [each.state_bytes for each in strategies]),
-        gigabytes("  gathered weights", [each.gathered_bytes for each in strategies]),
+        gigabytes("  whole within a step", [each.whole_bytes for each in strategies]),
         gigabytes("  activations", [shared[0]] * both),
         gigabytes("  queue, reference model", [shared[1]] * both),
         gigabytes("  total", [each.memory_bytes for each in strategies]),
