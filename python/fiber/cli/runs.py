@@ -91,7 +91,7 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
             " machine divided by the processes on it)",
             "--cache DIR": "local folder for shards if --data is a URL (default: $FIBER_CACHE, or"
             " ~/.cache/fiber/packs)",
-            "--cache-gb N": "maximum size of the cache in GB (default: 100)",
+            "--cache-gb GB": "maximum size of the cache in GB (default: 100)",
             "--set KEY=VALUE": "override a recipe field, as in train.steps=500; repeatable",
             "--track NAME": "also log metrics to tensorboard, trackio, wandb or mlflow (needs the"
             " extra of the same name); repeatable",
@@ -105,6 +105,7 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
             "--job ID": "with --nodes, an id that only this job has (default: the id of Slurm)",
         },
         data={"required": True},
+        cache_gb={"type": float},
         tokenizer={"type": str},
         answers={"type": str},
         set={"action": "append", "default": []},
