@@ -90,7 +90,8 @@ def _run(options: argparse.Namespace) -> int:
         return EXIT_CODE if is_bad_input(error) else 1
     except (ValueError, FloatingPointError, MemoryError, RemoteError) as error:
         # ValueErrors include fiber.DecodeError and fiber.MissingHeadError.
-        _print_error(str(error) or "out of memory")
+        unnamed = "out of memory" if isinstance(error, MemoryError) else type(error).__name__
+        _print_error(str(error) or unnamed)
         return EXIT_CODE if is_bad_input(error) else 1
 
 
