@@ -58,7 +58,8 @@ class CheckpointWriter:
             # of their own, and on the CPU. It is created before the first step, since a rank that
             # waits for a new group does not notice that another one has died.
             timeout = timedelta(seconds=timeout_seconds)
-            group = dist.new_group(backend="gloo", timeout=timeout)
+            backend = "gloo" if dist.get_backend() == "nccl" else None
+            group = dist.new_group(backend=backend, timeout=timeout)
             self._group = cast(dist.ProcessGroup, group)
 
     def __enter__(self) -> Self:

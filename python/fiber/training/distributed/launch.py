@@ -127,6 +127,9 @@ def launch(arguments: Sequence[str], job: Job) -> int:
         except ChildFailedError as error:
             return _explain(error, job, Path(notes))
         except RendezvousError as error:
+            if (Path(notes) / BAD_INPUT).exists():
+                # The node that hosts the rendezvous has ended for it.
+                return 2
             where = job.rendezvous or "this node"
             reason = error or type(error).__name__
             raise ConnectionError(f"the rendezvous at {where} failed: {reason}") from error
