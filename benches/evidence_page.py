@@ -210,6 +210,9 @@ def starts() -> str:
     for (start, metric), own in groups(rows, "start", "metric").items():
         for split in SPLITS:
             on, off = (floats(own, split, arm=arm) for arm in ("on", "off"))
+            if len(on) < len(SEEDS) or len(off) < len(SEEDS):
+                # Its bench has not finished.
+                continue
             mark = " \\*" if differs(on, off) else ""
             name = metric.replace("/", ", ").replace("_", " ")
             body.append([start, name, split, own[0]["steps"], spread(on), spread(off) + mark])

@@ -32,6 +32,7 @@ from torch.distributed.elastic.rendezvous.utils import (
 )
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from fiber import bad_input
 from fiber.env import usable_cores
 from fiber.training.distributed.preemption import EXIT_CODE
 
@@ -129,7 +130,7 @@ def launch(arguments: Sequence[str], job: Job) -> int:
         except RendezvousError as error:
             if (Path(notes) / BAD_INPUT).exists():
                 # The node that hosts the rendezvous has ended for it.
-                return 2
+                return bad_input.EXIT_CODE
             where = job.rendezvous or "this node"
             reason = error or type(error).__name__
             raise ConnectionError(f"the rendezvous at {where} failed: {reason}") from error
@@ -235,8 +236,8 @@ def _config(job: Job, place: _Place) -> LaunchConfig:
 def _explain(error: ChildFailedError, job: Job, notes: Path) -> int:
     """Return the exit code if it has a meaning, else raise ChildProcessError."""
     codes = {each.exitcode for each in error.failures.values()}
-    if 2 in codes:
-        return 2
+    if bad_input.EXIT_CODE in codes:
+        return bad_input.EXIT_CODE
     if codes == {EXIT_CODE}:
         return EXIT_CODE
     rank, failure = error.get_first_failure()
