@@ -60,6 +60,23 @@ def draw_batch(config: FiberConfig, size: int) -> Batch:
     )
 
 
+def loaded(batch: Batch) -> ImageTextBatch:
+    """The batch as the loader gives it; all images are squares of the same size."""
+    size, device = len(batch.images), batch.images.device
+    sizes = torch.full((size, 2), batch.images.shape[-1], device=device)
+    return ImageTextBatch(
+        keys=tuple(str(number) for number in range(size)),
+        images=batch.images,
+        image_sizes=sizes,
+        original_sizes=sizes,
+        token_ids=batch.ids,
+        text_mask=batch.text_mask,
+        masked_ids=batch.masked_ids,
+        mlm_labels=batch.labels,
+        image_ids=torch.arange(size, device=device),
+    )
+
+
 def without_dropout(name: str) -> FiberConfig:
     """A preset with every dropout off: the passes differ, the draws would too."""
     config = preset(name)
@@ -86,18 +103,7 @@ def side(
 
         return eager, run_peer
     model = FiberImageText(config).to(device).train()
-    sizes = torch.full((size, 2), config.image_size, device=device)
-    ours = ImageTextBatch(
-        keys=tuple(str(number) for number in range(size)),
-        images=batch.images,
-        image_sizes=sizes,
-        original_sizes=sizes,
-        token_ids=batch.ids,
-        text_mask=batch.text_mask,
-        masked_ids=batch.masked_ids,
-        mlm_labels=batch.labels,
-        image_ids=torch.arange(size, device=device),
-    )
+    ours = loaded(batch)
     task, queue = ImageTextTask(share=1), None
     if name == QUEUE:
         task = ImageTextTask(share=1, itc_form="queue", queue_length=2 * size)

@@ -19,11 +19,10 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from bench_model import draw_batch, kibibytes, without_dropout
+from bench_model import draw_batch, kibibytes, loaded, without_dropout
 from rows import interleave, refuse_debug_build, report
 
 from fiber.config import FiberConfig, preset
-from fiber.data.batch import ImageTextBatch
 from fiber.models.fiber.image_text import FiberImageText
 from fiber.training.config.tasks import ImageTextTask, TasksConfig
 from fiber.training.distributed.processes import Processes
@@ -63,19 +62,7 @@ def stepper(
         passes=ForwardPasses(passes),
         autocast=partial(torch.autocast, "cpu", enabled=False),
     )
-    drawn = draw_batch(config, BATCH)
-    sizes = torch.full((BATCH, 2), config.image_size)
-    batch = ImageTextBatch(
-        keys=tuple(map(str, range(BATCH))),
-        images=drawn.images,
-        image_sizes=sizes,
-        original_sizes=sizes,
-        token_ids=drawn.ids,
-        text_mask=drawn.text_mask,
-        masked_ids=drawn.masked_ids,
-        mlm_labels=drawn.labels,
-        image_ids=torch.arange(BATCH),
-    )
+    batch = loaded(draw_batch(config, BATCH))
 
     def step() -> float:
         began = time.process_time()
