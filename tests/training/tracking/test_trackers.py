@@ -39,7 +39,7 @@ def test_every_tracker_has_an_extra():
 def test_a_missing_library_is_an_error_at_the_start(name, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(importlib.util, "find_spec", lambda module: None)
     monkeypatch.chdir(tmp_path)
-    assert main(["train", "scenes_coarse", "--data", "none", "--track", name]) == 1
+    assert main(["train", "scenes_coarse", "--data", "none", "--track", name]) == 2
     message = error_line(capsys)
     assert repr(name) in message and f"pip install 'fiber-vl[{name}]'" in message
     assert not (tmp_path / "runs").exists()
