@@ -14,7 +14,8 @@ def error_line(capsys) -> str:
     # The model that is used may be logged before it, and a warning that is issued once per process.
     *before, last = printed.err.splitlines()
     assert all(
-        line.startswith(("fiber: using", "fiber: warning: no English spaCy")) for line in before
+        line.startswith(("fiber: using", "fiber: warning: no English spaCy", "counting one step"))
+        for line in before
     ), printed.err
     assert last.startswith("fiber: error: ")
     return last

@@ -23,12 +23,17 @@ def run_on_two_ranks(function: Callable[..., Any], folder: Path, *args: Any) -> 
     return run_on_ranks(2, function, folder, *args)
 
 
-def run_on_ranks(count: int, function: Callable[..., Any], folder: Path, *args: Any) -> list[Any]:
+def run_on_ranks(
+    count: int,
+    function: Callable[..., Any],
+    folder: Path,
+    *args: Any,
+    longest: float = LONGEST,
+) -> list[Any]:
     """Return function(*args) of each of `count` ranks; it must be importable from a module."""
     start_server()
-    mp.start_processes(
-        _enter, (count, function, folder, args), nprocs=count, start_method="forkserver"
-    )
+    arguments = (count, function, folder, args, longest)
+    mp.start_processes(_enter, arguments, nprocs=count, start_method="forkserver")
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(count)]
 
 
@@ -55,9 +60,14 @@ def _enter_alone(
 
 
 def _enter(
-    rank: int, count: int, function: Callable[..., Any], folder: Path, args: tuple[Any, ...]
+    rank: int,
+    count: int,
+    function: Callable[..., Any],
+    folder: Path,
+    args: tuple[Any, ...],
+    longest: float,
 ) -> None:
-    faulthandler.dump_traceback_later(LONGEST, exit=True)
+    faulthandler.dump_traceback_later(longest, exit=True)
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=count

@@ -51,6 +51,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
 def _plan(options: argparse.Namespace) -> int:
     changes = key_values(options.set, "--set", "data.batch_size=2048")
     from fiber.config_io import replace_fields
+    from fiber.progress import say
     from fiber.training.config.run import load_recipe
     from fiber.training.plan.cluster import Cluster, as_json, plan_run
     from fiber.training.plan.report import report
@@ -58,6 +59,7 @@ def _plan(options: argparse.Namespace) -> int:
     config = replace_fields(load_recipe(options.recipe), changes)
     names = ("gpus", "gpu", "gpus_per_node", "node_gbps", "utilization")
     cluster = Cluster(**pick(options, *names, "image_kb", "loader_ms", "disk_gbps"))
+    say(f"counting one step of {options.recipe} without running it; large models take a while")
     plan = plan_run(config, cluster)
     print(json.dumps(as_json(plan)) if options.json else "\n".join(report(plan, options.recipe)))
     return 0
