@@ -48,8 +48,9 @@ from fiber.models.pair_scoring import TextFeatureStore, ranking_head, run_pairs
 from fiber.training.objectives.split_backward import SplitGraph
 
 #: Largest difference of scores and gradients, relative to their norm. Both sides round differently
-#: in some 30 layers.
-TOLERANCE = 1e-4
+#: in some 30 layers. The gradient of ranking is a small difference between similar texts: in
+#: float64 both sides agree, and in float32 each is off it by about 1e-4 at the tests' size.
+TOLERANCE, RANKING_TOLERANCE = 1e-4, 5e-4
 #: Sides of fiber with shorter texts, and with an image and texts that were encoded before.
 SHORT = f"{OURS}, texts of {SHORT_TEXT} tokens"
 REUSED = f"{OURS}, encoded before"
@@ -61,6 +62,11 @@ class Measured(NamedTuple):
     work: str
     #: Images of a step, or texts that one image is scored with.
     batch: int
+
+    @property
+    def tolerance(self) -> float:
+        """Largest relative difference of the two sides."""
+        return RANKING_TOLERANCE if self.work.endswith("retrieval_step") else TOLERANCE
 
     @property
     def title(self) -> str:
@@ -190,8 +196,8 @@ def time_work(measured: Measured, rounds: int, results: Path, *, micro: bool) ->
     for side in [side for side in runs if side not in (PEER, SHORT)]:
         difference = ((found[PEER] - found[side]).norm() / found[PEER].norm()).item()
         print(f"{side}, {measured.title}: differs from the peer by {difference:.1e}")
-        if not difference < TOLERANCE:
-            sys.exit(f"{side}, {measured.title}: expected less than {TOLERANCE:.0e}")
+        if not difference < measured.tolerance:
+            sys.exit(f"{side}, {measured.title}: expected less than {measured.tolerance:.0e}")
     named = {f"{side}, {measured.title}": own for side, own in values.items()}
     report("meter", "CPU s", named, f"{PEER}, {measured.title}", results)
 

@@ -131,12 +131,20 @@ def losses(model: EagerMeter, case: MeterCase, task: str) -> dict[str, Callable[
 
 
 def _compare_edges(comparison: Comparison, case: MeterCase, model: EagerMeter) -> None:
-    """Compare unusual masks, those that hide every token included."""
+    """Compare unusual masks, without the row that hides every token.
+
+    Its scores are near -10,000, where float32 has steps of about 1e-3, so that its features depend
+    on how a processor rounds by more than the tolerance.
+    """
     ids, mask = case.stored("edge.text_ids"), case.stored("edge.text_masks").bool()
-    assert not mask[EMPTY_ROW].any()
-    features = model.infer(case.input("image"), ids, mask)
+    rows = [row for row in range(len(ids)) if row != EMPTY_ROW]
+    features = model.infer(case.input("image")[rows], ids[rows], mask[rows])
     names = ("edge.text_feats", "edge.image_feats", "edge.cls")
-    compare_tensors(comparison, case, "edge cases", dict(zip(names, features, strict=True)))
+    for name, value in zip(names, features, strict=True):
+        recorded = case.stored(name).reshape(case.records[name]["shape"])[rows]
+        absmax = case.records[name]["absmax"]
+        comparison.tensor("edge cases", name, value, recorded, case.tolerances.tensors, absmax)
+    comparison.compared |= {"edge.text_ids", "edge.text_masks"}
 
 
 @contextmanager
