@@ -7,7 +7,7 @@ another size are not among what it is timed for.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from benches import eager_meter
 from benches.eager_meter import Batch, EagerMeter
 from fiber.models.meter.keys import ignored_meter_key
 from tests.parity.comparison import Comparison
-from tests.parity.meter import EMPTY_ROW, compare_gradients, compare_tensors
+from tests.parity.meter import compare_edges, compare_gradients, compare_tensors, edge_inputs
 from tests.parity.meter_case import TASKS, MeterCase, vqa_targets
 from tests.parity.tolerances import METER
 
@@ -51,7 +51,7 @@ def compare_case(path: Path) -> Comparison:
         with torch.no_grad():
             if task == "pretrain":
                 compare_tensors(comparison, case, "pair", run_pair(model, case))
-                _compare_edges(comparison, case, model)
+                compare_edges(comparison, case, _edge_features(case, model))
             compare_tensors(comparison, case, "heads", run_heads(model, case, task))
         model.train()
         if task == "irtr":
@@ -130,21 +130,13 @@ def losses(model: EagerMeter, case: MeterCase, task: str) -> dict[str, Callable[
     return {name: lambda loss=loss: loss(model, batch) for name, loss in named.items()}
 
 
-def _compare_edges(comparison: Comparison, case: MeterCase, model: EagerMeter) -> None:
-    """Compare unusual masks, without the row that hides every token.
+def _edge_features(case: MeterCase, model: EagerMeter) -> Sequence[Tensor]:
+    """Compute the edge cases' features.
 
-    Its scores are near -10,000, where float32 has steps of about 1e-3, so that its features depend
-    on how a processor rounds by more than the tolerance.
+    The row that hides every token is left out: its scores are near -10,000, where float32 has steps
+    of about 1e-3, so that a processor's rounding changes its features by more than the tolerance.
     """
-    ids, mask = case.stored("edge.text_ids"), case.stored("edge.text_masks").bool()
-    rows = [row for row in range(len(ids)) if row != EMPTY_ROW]
-    features = model.infer(case.input("image")[rows], ids[rows], mask[rows])
-    names = ("edge.text_feats", "edge.image_feats", "edge.cls")
-    for name, value in zip(names, features, strict=True):
-        recorded = case.stored(name).reshape(case.records[name]["shape"])[rows]
-        absmax = case.records[name]["absmax"]
-        comparison.tensor("edge cases", name, value, recorded, case.tolerances.tensors, absmax)
-    comparison.compared |= {"edge.text_ids", "edge.text_masks"}
+    return model.infer(*edge_inputs(case))
 
 
 @contextmanager
