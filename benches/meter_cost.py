@@ -118,6 +118,11 @@ class Drawn(NamedTuple):
         cut = {name: getattr(self.pairs, name)[..., :length] for name in texts}
         return self._replace(pairs=self.pairs._replace(**cut))
 
+    def double(self) -> Drawn:
+        """With images and targets in float64."""
+        pairs = {name: getattr(self.pairs, name).double() for name in ("images", "false_images")}
+        return self._replace(pairs=self.pairs._replace(**pairs), targets=self.targets.double())
+
 
 def draw_batch(config: MeterConfig, size: int, tokens: int | None = None) -> Drawn:
     """Draw pairs whose texts have `tokens` tokens, by default the maximum length."""

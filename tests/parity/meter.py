@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -103,7 +103,7 @@ def compare_case(path: Path) -> Comparison:
         if "pair.cls" not in comparison.compared:
             with torch.no_grad():
                 compare_tensors(comparison, case, "pair", run_pair(model, case))
-                compare_edges(comparison, case, _edge_features(case, model))
+                _compare_edges(comparison, case, model)
                 _compare_resized(comparison, case)
         else:
             _compare_task(comparison, case, task, model)
@@ -206,32 +206,22 @@ def run_pair(model: MeterImageText, case: MeterCase) -> dict[str, Tensor]:
     return found | {"pair.text_feats": output.text, "pair.image_feats": output.stages[-1]}
 
 
-def edge_inputs(case: MeterCase) -> tuple[Tensor, Tensor, Tensor]:
-    """Return images, ids and masks of the edge cases, without the row that hides every token."""
+def _compare_edges(comparison: Comparison, case: MeterCase, model: MeterImageText) -> None:
+    """Compare unusual masks, without the row that hides every token."""
     ids, mask = case.stored("edge.text_ids"), case.stored("edge.text_masks").bool()
-    assert not mask[EMPTY_ROW].any()
-    rows = _edge_rows(case)
-    return case.input("image")[rows], ids[rows], mask[rows]
-
-
-def compare_edges(comparison: Comparison, case: MeterCase, found: Sequence[Tensor]) -> None:
-    """Compare features of texts, of images and of the pair on `edge_inputs`."""
-    names = ("edge.text_feats", "edge.image_feats", "edge.cls")
-    for name, value in zip(names, found, strict=True):
-        recorded = case.stored(name).reshape(case.records[name]["shape"])[_edge_rows(case)]
+    rows = [row for row in range(len(ids)) if row != EMPTY_ROW]
+    output = model.backbone.encode_pair(case.input("image")[rows], ids[rows], mask[rows])
+    assert output.text is not None
+    found = {
+        "edge.text_feats": output.text,
+        "edge.image_feats": output.stages[-1],
+        "edge.cls": model.pooled(output),
+    }
+    for name, value in found.items():
+        recorded = case.stored(name).reshape(case.records[name]["shape"])[rows]
         absmax = case.records[name]["absmax"]
         comparison.tensor("edge cases", name, value, recorded, case.tolerances.tensors, absmax)
     comparison.compared |= {"edge.text_ids", "edge.text_masks"}
-
-
-def _edge_rows(case: MeterCase) -> list[int]:
-    return [row for row in range(len(case.stored("edge.text_ids"))) if row != EMPTY_ROW]
-
-
-def _edge_features(case: MeterCase, model: MeterImageText) -> tuple[Tensor, Tensor, Tensor]:
-    output = model.backbone.encode_pair(*edge_inputs(case))
-    assert output.text is not None
-    return output.text, output.stages[-1], model.pooled(output)
 
 
 def _compare_resized(comparison: Comparison, case: MeterCase) -> None:
