@@ -39,7 +39,7 @@ CHANGES = {
     "data.transform.max_size": SIDE,
     "optim.lr": 1e-3,
     "optim.head_lr_multiplier": 1.0,
-    "train.steps": 500,
+    "train.steps": 250,
     "train.checkpoint_every": 0,
 }
 
