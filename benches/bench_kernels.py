@@ -4,8 +4,8 @@ Command: python benches/bench_kernels.py [--check] [--rounds N]
 Peers: the published eager formulation, and one with `scaled_dot_product_attention`
 (`plain_kernels.py`). Outputs and gradients of all three are compared before anything is timed.
 Calls: those of the base model at 384 pixels with batch 1 and 8, and for an image of 800 x 1344
-pixels; float32. All text keys are real tokens, so fiber has no padding to skip. One row per call
-and side.
+pixels, and those of preset small; float32. All text keys are real tokens, so fiber has no padding
+to skip. One row per call and side.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from statistics import geometric_mean, median
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from plain_kernels import (
@@ -39,7 +39,6 @@ from torch import Tensor
 from fiber import kernels
 
 SIDES = ("fiber", "eager", "sdpa")
-WINDOW = 12
 #: Single calls have a gate if the eager formulation takes longer than this, in milliseconds.
 JUDGED_ABOVE = 1.0
 #: Required ratio of a peer's time to fiber's: of a single call, and of the geometric mean.
@@ -70,29 +69,38 @@ class Call:
     like_ours: Callable[[list[Tensor]], list[Tensor]]
 
 
-def window_call(name: str, batch: int, map_size: tuple[int, int], heads: int, shift: int) -> Call:
-    """Windows of 12 of a map, head dim 32."""
-    channels = 32 * heads
+def window_call(
+    name: str,
+    batch: int,
+    map_size: tuple[int, int],
+    heads: int,
+    shift: int,
+    *,
+    window: int = 12,
+    head_width: int = 32,
+) -> Call:
+    """Windows of a map."""
+    channels = head_width * heads
     generator = torch.Generator().manual_seed(0)
     qkv = torch.randn(batch, *map_size, 3 * channels, generator=generator)
     # fiber takes padded positions from its bias, the peers from the projection: both are zero here.
-    table = torch.randn((2 * WINDOW - 1) ** 2, heads, generator=generator).requires_grad_()
-    padding = torch.zeros(3, heads, 32, requires_grad=True)
+    table = torch.randn((2 * window - 1) ** 2, heads, generator=generator).requires_grad_()
+    padding = torch.zeros(3, heads, head_width, requires_grad=True)
     tokens = torch.randn(batch, *map_size, channels, generator=generator).requires_grad_()
     direction = torch.randn(batch, *map_size, channels, generator=generator)
-    windows = to_windows(qkv, WINDOW, shift).requires_grad_()
+    windows = to_windows(qkv, window, shift).requires_grad_()
     moved = torch.randn_like(windows[..., :channels])
-    index, mask = bias_index(WINDOW), shift_mask(map_size, WINDOW, shift)
-    packed = qkv.view(batch, *map_size, 3, heads, 32).requires_grad_()
+    index, mask = bias_index(window), shift_mask(map_size, window, shift)
+    packed = qkv.view(batch, *map_size, 3, heads, head_width).requires_grad_()
 
     def ours() -> Outputs:
-        out = kernels.window_attention(packed, table, padding, window_size=WINDOW, shift=shift)
+        out = kernels.window_attention(packed, table, padding, window_size=window, shift=shift)
         return Outputs([out], [direction.view_as(out)], [packed, table, padding])
 
     def peer(attend: Callable[..., Tensor]) -> Callable[[], Outputs]:
         def run() -> Outputs:
-            cut = to_windows(tokens, WINDOW, shift)
-            out = from_windows(attend(windows, table, index, mask), map_size, WINDOW, shift)
+            cut = to_windows(tokens, window, shift)
+            out = from_windows(attend(windows, table, index, mask), map_size, window, shift)
             return Outputs([out, cut], [direction, moved], [windows, table, tokens])
 
         return run
@@ -101,8 +109,8 @@ def window_call(name: str, batch: int, map_size: tuple[int, int], heads: int, sh
         out, _, of_windows, of_table, _ = values
         shape = (batch, *map_size)
         return [
-            out.view(*shape, heads, 32),
-            from_windows(of_windows, map_size, WINDOW, shift).view(*shape, 3, heads, 32),
+            out.view(*shape, heads, head_width),
+            from_windows(of_windows, map_size, window, shift).view(*shape, 3, heads, head_width),
             of_table,
         ]
 
@@ -111,11 +119,18 @@ def window_call(name: str, batch: int, map_size: tuple[int, int], heads: int, sh
 
 
 def cross_call(
-    name: str, batch: int, map_size: tuple[int, int], heads: int, text_tokens: int, *, to_text: bool
+    name: str,
+    batch: int,
+    map_size: tuple[int, int],
+    heads: int,
+    text_tokens: int,
+    *,
+    to_text: bool,
+    head_width: int,
+    window: int = 12,
 ) -> Call:
-    """Image-to-text attention with head dim 32, or text-to-image with head dim 64."""
+    """Image-to-text attention, or text-to-image."""
     generator = torch.Generator().manual_seed(0)
-    head_width = 32 if to_text else 64
     image_tokens = map_size[0] * map_size[1]
     lengths = (image_tokens, text_tokens) if to_text else (text_tokens, image_tokens)
     query, key, value, direction = (
@@ -127,9 +142,9 @@ def cross_call(
     cut, cut_direction = query, direction.flatten(2)
     if to_text:
         # The published code attends in windows, padded positions included.
-        cut = to_windows(query.detach().view(batch, *map_size, -1), WINDOW, 0)
+        cut = to_windows(query.detach().view(batch, *map_size, -1), window, 0)
         cut = cut.unflatten(-1, (heads, head_width)).requires_grad_()
-        cut_direction = to_windows(direction.view(batch, *map_size, -1), WINDOW, 0)
+        cut_direction = to_windows(direction.view(batch, *map_size, -1), window, 0)
 
     def ours() -> Outputs:
         if to_text:
@@ -150,7 +165,7 @@ def cross_call(
         out, of_query, of_key, of_value = values
         if to_text:
             out, of_query = (
-                from_windows(each, map_size, WINDOW, 0) for each in (out, of_query.flatten(2))
+                from_windows(each, map_size, window, 0) for each in (out, of_query.flatten(2))
             )
         return [out.reshape_as(query), of_query.reshape_as(query), of_key, of_value]
 
@@ -163,7 +178,7 @@ def cross_call(
 
 
 def calls() -> Iterator[Call]:
-    """Every call of the base model's forward pass, each shape once."""
+    """Every call of the base model's forward pass, and those of preset small; each shape once."""
     images = [
         ("384", 1, (96, 96), 40),
         ("384", 8, (96, 96), 40),
@@ -174,12 +189,22 @@ def calls() -> Iterator[Call]:
             size = (-(-whole[0] // 2**stage), -(-whole[1] // 2**stage))
             heads = 4 * 2**stage
             where = f"{pixels}, batch {batch}, stage {stage + 1}"
-            for shift in (0, WINDOW // 2) if max(size) > WINDOW else (0,):
+            for shift in (0, 6) if max(size) > 12 else (0,):
                 name = f"{where}, shift {shift}"
                 yield window_call(name, batch, size, heads, shift)
             if stage >= 2:
-                yield cross_call(where, batch, size, heads, text_tokens, to_text=True)
-                yield cross_call(where, batch, size, 12, text_tokens, to_text=False)
+                yield cross_call(
+                    where, batch, size, heads, text_tokens, to_text=True, head_width=32
+                )
+                yield cross_call(where, batch, size, 12, text_tokens, to_text=False, head_width=64)
+    # A head dim that fills no whole register.
+    small: Mapping[str, Any] = {"window": 6, "head_width": 20}
+    for stage, (side, heads) in enumerate([(24, 1), (12, 2), (6, 4), (3, 8)]):
+        name = f"small, batch 64, stage {stage + 1}"
+        yield window_call(f"{name}, shift 0", 64, (side, side), heads, 0, **small)
+        if side == 6:
+            for to_text in (True, False):
+                yield cross_call(name, 64, (6, 6), heads, 17, to_text=to_text, **small)
 
 
 def values(outputs: Outputs) -> list[Tensor]:

@@ -23,7 +23,7 @@ pub struct CrossAttention {
     pub keys: usize,
     /// h, the number of heads.
     pub heads: usize,
-    /// d, the head dim, a multiple of 16.
+    /// d, the head dim, at least 1.
     pub head_width: usize,
     /// Indices of the unmasked keys of each sample; `None` for all.
     pub unmasked: Option<Vec<Vec<u32>>>,

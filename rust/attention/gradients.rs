@@ -62,8 +62,9 @@ unsafe fn backward_by_queries<L: Lanes, const R: usize>(
     scratch: &mut HeadScratch,
 ) {
     let (m, d, p) = (head.keys, head.width, padded(head.keys));
-    let [dp, md, rd, rp] = [d * p, m * d, R * d, R * p];
-    let parts = scratch.parts([dp, md, dp, md, md, rd, rd, rp, rp, rd]);
+    let w = padded(d);
+    let [dp, mw, rw, rp] = [d * p, m * w, R * w, R * p];
+    let parts = scratch.parts([dp, mw, dp, mw, mw, rw, rw, rp, rp, rw]);
     let [keys_t, keys, values_t, grad_keys, grad_values, ..] = parts;
     let [.., query, grad, weights, grad_scores, out] = parts;
     // SAFETY: the buffers have the sizes that the functions require.
@@ -71,8 +72,8 @@ unsafe fn backward_by_queries<L: Lanes, const R: usize>(
         transpose(&head.key, m, d, p, keys_t);
         transpose(&head.value, m, d, p, values_t);
         load::<L>(&head.key, 0..m, m, d, 1.0, keys);
-        grad_keys.write_bytes(0, m * d);
-        grad_values.write_bytes(0, m * d);
+        grad_keys.write_bytes(0, m * w);
+        grad_values.write_bytes(0, m * w);
         let mut first = 0;
         while first < head.queries {
             let rows = R.min(head.queries - first);
@@ -86,11 +87,11 @@ unsafe fn backward_by_queries<L: Lanes, const R: usize>(
             if let Some(SavedForward { out, .. }) = saved {
                 out.prefetch(first + R..first + 2 * R, head.queries, d);
                 for r in 0..rows {
-                    deltas[r] = dot::<L>(grad.add(r * d), out.row(first + r).0, d);
+                    deltas[r] = dot::<L>(grad.add(r * w), out.row(first + r).0, d);
                 }
             }
-            multiply::<L, R, WIDE>((query, d), (keys_t, p), (weights, p), (d, p));
-            multiply::<L, R, WIDE>((grad, d), (values_t, p), (grad_scores, p), (d, p));
+            multiply::<L, R, WIDE>((query, w), (keys_t, p), (weights, p), (d, p));
+            multiply::<L, R, WIDE>((grad, w), (values_t, p), (grad_scores, p), (d, p));
             if let Some(saved) = saved {
                 for r in 0..rows {
                     let (weights, grad_scores) = (weights.add(r * p), grad_scores.add(r * p));
@@ -108,18 +109,18 @@ unsafe fn backward_by_queries<L: Lanes, const R: usize>(
             if !gradients.bias.is_null() {
                 add::<L>(gradients.bias.add(first * p), grad_scores, rows * p);
             }
-            multiply::<L, R, PAIR>((grad_scores, p), (keys, d), (out, d), (m, d));
-            accumulate::<L, R>(weights, grad, (m, d, p), grad_values);
-            accumulate::<L, R>(grad_scores, query, (m, d, p), grad_keys);
+            multiply::<L, R, PAIR>((grad_scores, p), (keys, w), (out, w), (m, w));
+            accumulate::<L, R>(weights, grad, (m, w, p), grad_values);
+            accumulate::<L, R>(grad_scores, query, (m, w, p), grad_keys);
             for r in 0..rows {
                 let to = gradients.query.row(first + r);
-                write::<L>(to, out.add(r * d), d, scale(d));
+                write::<L>(to, out.add(r * w), d, scale(d));
             }
             first += R;
         }
         for j in 0..m {
-            write::<L>(gradients.key.row(j), grad_keys.add(j * d), d, 1.0);
-            write::<L>(gradients.value.row(j), grad_values.add(j * d), d, 1.0);
+            write::<L>(gradients.key.row(j), grad_keys.add(j * w), d, 1.0);
+            write::<L>(gradients.value.row(j), grad_values.add(j * w), d, 1.0);
         }
     }
 }
@@ -137,23 +138,24 @@ unsafe fn backward_by_keys<L: Lanes, const R: usize>(
     scratch: &mut HeadScratch,
 ) {
     let (n, d, p) = (head.queries, head.width, padded(head.queries));
-    let [dp, nd, rd, rp] = [d * p, n * d, R * d, R * p];
-    let parts = scratch.parts([dp, nd, dp, nd, nd, p, p, rd, rd, rp, rp, rd]);
+    let w = padded(d);
+    let [dp, nw, rw, rp] = [d * p, n * w, R * w, R * p];
+    let parts = scratch.parts([dp, nw, dp, nw, nw, p, p, rw, rw, rp, rp, rw]);
     let [queries_t, queries, grads_t, grads, grad_queries, ..] = parts;
     let [.., logsumexp, deltas, key, value, weights, grad_scores, out] = parts;
     // SAFETY: the buffers have the sizes that the functions require.
     unsafe {
         load::<L>(&head.query, 0..n, n, d, scale(d), queries);
         load::<L>(&gradients.out, 0..n, n, d, 1.0, grads);
-        transpose(&HeadRows::packed(queries, d), n, d, p, queries_t);
-        transpose(&HeadRows::packed(grads, d), n, d, p, grads_t);
-        grad_queries.write_bytes(0, n * d);
+        transpose(&HeadRows::packed(queries, w), n, d, p, queries_t);
+        transpose(&HeadRows::packed(grads, w), n, d, p, grads_t);
+        grad_queries.write_bytes(0, n * w);
         // Values past the last query are finite and unused.
         logsumexp.write_bytes(0, p);
         deltas.write_bytes(0, p);
         for i in 0..n {
             *logsumexp.add(i) = *saved.logsumexp.add(i);
-            *deltas.add(i) = dot::<L>(grads.add(i * d), saved.out.row(i).0, d).first();
+            *deltas.add(i) = dot::<L>(grads.add(i * w), saved.out.row(i).0, d).first();
         }
         let mut first = 0;
         while first < head.keys {
@@ -163,8 +165,8 @@ unsafe fn backward_by_keys<L: Lanes, const R: usize>(
             for rows in [&head.key, &head.value, &gradients.key, &gradients.value] {
                 rows.prefetch_apart(first + R..first + 2 * R, head.keys, d);
             }
-            multiply::<L, R, WIDE>((key, d), (queries_t, p), (weights, p), (d, p));
-            multiply::<L, R, WIDE>((value, d), (grads_t, p), (grad_scores, p), (d, p));
+            multiply::<L, R, WIDE>((key, w), (queries_t, p), (weights, p), (d, p));
+            multiply::<L, R, WIDE>((value, w), (grads_t, p), (grad_scores, p), (d, p));
             for r in 0..rows {
                 let (weights, grad_scores) = (weights.add(r * p), grad_scores.add(r * p));
                 saved_softmax_backward(weights, grad_scores, p, |column| {
@@ -172,19 +174,19 @@ unsafe fn backward_by_keys<L: Lanes, const R: usize>(
                 });
             }
             // Missing rows and their scores are 0.
-            accumulate::<L, R>(grad_scores, key, (n, d, p), grad_queries);
-            multiply::<L, R, PAIR>((grad_scores, p), (queries, d), (out, d), (n, d));
+            accumulate::<L, R>(grad_scores, key, (n, w, p), grad_queries);
+            multiply::<L, R, PAIR>((grad_scores, p), (queries, w), (out, w), (n, w));
             for r in 0..rows {
-                write::<L>(gradients.key.row(first + r), out.add(r * d), d, 1.0);
+                write::<L>(gradients.key.row(first + r), out.add(r * w), d, 1.0);
             }
-            multiply::<L, R, PAIR>((weights, p), (grads, d), (out, d), (n, d));
+            multiply::<L, R, PAIR>((weights, p), (grads, w), (out, w), (n, w));
             for r in 0..rows {
-                write::<L>(gradients.value.row(first + r), out.add(r * d), d, 1.0);
+                write::<L>(gradients.value.row(first + r), out.add(r * w), d, 1.0);
             }
             first += R;
         }
         for i in 0..n {
-            write::<L>(gradients.query.row(i), grad_queries.add(i * d), d, scale(d));
+            write::<L>(gradients.query.row(i), grad_queries.add(i * w), d, scale(d));
         }
     }
 }

@@ -9,7 +9,8 @@ use super::products::{PADDING, PAIR, WIDE, multiply};
 use super::rows::{HeadRows, load, transpose, write};
 use super::softmax::{exponentials, log2};
 
-/// Inputs of a head: n queries attend to m keys, with head dim d.
+/// Inputs of a head: n queries attend to m keys, with head dim d. In buffers, d is padded to w with
+/// zeros.
 #[derive(Clone, Copy)]
 pub(super) struct Head<'a> {
     pub queries: usize,
@@ -46,9 +47,9 @@ impl Head<'_> {
 /// Maximum key elements per block, so that keys and values take only part of the L2 cache.
 const BLOCK_ELEMENTS: usize = 144 * 64;
 
-/// Round a number of keys up to fill whole registers.
-pub(super) fn padded(keys: usize) -> usize {
-    keys.next_multiple_of(PADDING)
+/// Round a number of keys, or a head dim, up to fill whole registers.
+pub(super) fn padded(count: usize) -> usize {
+    count.next_multiple_of(PADDING)
 }
 
 /// Scratch buffers of one thread.
@@ -83,8 +84,8 @@ impl HeadScratch {
 /// that the data of a block stays in the caches.
 ///
 /// # Safety
-/// The processor supports the instructions of the lanes; rows hold `width` elements, a multiple of
-/// [`PADDING`]; no other thread writes the inputs or accesses the outputs.
+/// The processor supports the instructions of the lanes; rows hold `width` elements; no other thread
+/// writes the inputs or accesses the outputs.
 #[inline(always)]
 pub(super) unsafe fn forward<L: Lanes, const R: usize>(
     head: &Head,
@@ -92,9 +93,9 @@ pub(super) unsafe fn forward<L: Lanes, const R: usize>(
     logsumexp: *mut f32,
     scratch: &mut HeadScratch,
 ) {
-    let (n, d) = (head.queries, head.width);
+    let (n, d, w) = (head.queries, head.width, padded(head.width));
     let is_plain = head.bias.is_null() && head.mask.is_null();
-    let blocks = (head.keys * d).div_ceil(BLOCK_ELEMENTS);
+    let blocks = (head.keys * w).div_ceil(BLOCK_ELEMENTS);
     let block = if is_plain && blocks > 1 {
         // Blocks of the same size.
         padded(head.keys.div_ceil(blocks))
@@ -102,9 +103,9 @@ pub(super) unsafe fn forward<L: Lanes, const R: usize>(
         head.keys
     };
     let is_whole = block >= head.keys;
-    let [bd, rd, rb] = [block * d, R * d, R * padded(block)];
-    let nd = if is_whole { 0 } else { n * d };
-    let parts = scratch.parts([d * padded(block), bd, rd, rb, rd, n, n, nd]);
+    let [bw, rw, rb] = [block * w, R * w, R * padded(block)];
+    let nw = if is_whole { 0 } else { n * w };
+    let parts = scratch.parts([d * padded(block), bw, rw, rb, rw, n, n, nw]);
     let [keys_t, values, query, weights, block_out, ..] = parts;
     let [.., all_largest, all_totals, all_out] = parts;
     let mut begin = 0;
@@ -129,13 +130,13 @@ pub(super) unsafe fn forward<L: Lanes, const R: usize>(
                     key.prefetch_apart(next.clone(), head.keys - begin, d);
                     value.prefetch_apart(next, head.keys - begin, d);
                 }
-                multiply::<L, R, WIDE>((query, d), (keys_t, p), (weights, p), (d, p));
+                multiply::<L, R, WIDE>((query, w), (keys_t, p), (weights, p), (d, p));
                 let added = head.added(first);
                 let (largest, total) = exponentials::<L, R>(weights, rows, (m, p), added);
-                multiply::<L, R, PAIR>((weights, p), (values, d), (block_out, d), (m, d));
+                multiply::<L, R, PAIR>((weights, p), (values, w), (block_out, w), (m, w));
                 for r in 0..rows {
                     let i = first + r;
-                    let (own, sum) = (block_out.add(r * d), all_out.add(i * d));
+                    let (own, sum) = (block_out.add(r * w), all_out.add(i * w));
                     let (largest_sum, total_sum) = (all_largest.add(i), all_totals.add(i));
                     if begin == 0 {
                         *largest_sum = largest[r].first();
@@ -143,11 +144,11 @@ pub(super) unsafe fn forward<L: Lanes, const R: usize>(
                         if is_whole {
                             finish::<L>(out.row(i), own, d, *total_sum);
                         } else {
-                            write::<L>((sum, false), own, d, 1.0);
+                            write::<L>((sum, false), own, w, 1.0);
                         }
                     } else {
                         let before = (largest_sum, total_sum, sum);
-                        join::<L>(before, (largest[r], total[r], own), d);
+                        join::<L>(before, (largest[r], total[r], own), w);
                     }
                 }
                 first += R;
@@ -159,7 +160,7 @@ pub(super) unsafe fn forward<L: Lanes, const R: usize>(
         }
         for i in 0..n {
             if !is_whole {
-                finish::<L>(out.row(i), all_out.add(i * d), d, *all_totals.add(i));
+                finish::<L>(out.row(i), all_out.add(i * w), d, *all_totals.add(i));
             }
         }
         if !logsumexp.is_null() {
@@ -192,12 +193,12 @@ unsafe fn finish<L: Lanes>(
 }
 
 /// Merge the output of a block of keys into that of the preceding blocks; each is relative to its
-/// own largest score.
+/// own largest score. Both have w elements.
 #[inline(always)]
 unsafe fn join<L: Lanes>(
     (largest_before, total_before, before): (*mut f32, *mut f32, *mut f32),
     (largest, total, own): (L, L, *const f32),
-    d: usize,
+    w: usize,
 ) {
     // SAFETY: guaranteed by the caller.
     unsafe {
@@ -210,7 +211,7 @@ unsafe fn join<L: Lanes>(
             .multiply_add(factor_before, sum)
             .first();
         let mut k = 0;
-        while k < d {
+        while k < w {
             let added = L::load(own.add(k)).multiply(factor);
             let sum = L::load(before.add(k)).multiply_add(factor_before, added);
             sum.store(before.add(k));

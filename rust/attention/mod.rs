@@ -97,14 +97,12 @@ dispatch!(gradients::backward(
     head: &Head, gradients: &Gradients, saved: Option<&SavedForward>, scratch: &mut HeadScratch
 ));
 
-/// Check that the head dim is a multiple of [`products::PADDING`].
+/// Check that the head dim is at least 1.
 fn check_width(head_width: usize) -> Result<(), Error> {
-    let multiple = products::PADDING;
-    if head_width > 0 && head_width.is_multiple_of(multiple) {
+    if head_width > 0 {
         return Ok(());
     }
-    let reason = format!("expected a multiple of {multiple}, got {head_width}");
-    Err(Error::argument("head_width", reason))
+    Err(Error::argument("head_width", "expected at least 1, got 0"))
 }
 
 /// Check the number of elements of a tensor.

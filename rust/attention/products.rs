@@ -1,16 +1,16 @@
 //! Products of a few rows and a matrix, accumulated in registers.
 //!
-//! Notation: R rows at a time, C registers per row, d head dim, m keys, p keys padded to a multiple
-//! of [`PADDING`]. Matrices are row-major. All functions require the instructions of their lanes.
+//! Notation: R rows at a time, C registers per row, m keys, p keys and w the head dim padded to a
+//! multiple of [`PADDING`]. Matrices are row-major. All functions require the instructions of their lanes.
 
 use super::lanes::Lanes;
 
-/// Rows of scores are padded to a multiple of this, and head dims must be a multiple of it.
+/// Rows of scores and head dims are padded to a multiple of this.
 pub(super) const PADDING: usize = 16;
 
-/// Registers per row in products that sum over d.
+/// Registers per row in products that sum over the head dim.
 pub(super) const WIDE: usize = 3;
-/// Registers per row in products with d columns.
+/// Registers per row in products with w columns.
 pub(super) const PAIR: usize = 2;
 
 /// out (R, columns) = x (R, count) * y (count, columns), C registers of columns at a time; each
@@ -72,26 +72,26 @@ unsafe fn multiply_block<L: Lanes, const R: usize, const C: usize>(
     }
 }
 
-/// out (m, d) += x^T * y, with y (R, d) and the first m columns of x (R, p).
+/// out (m, w) += x^T * y, with y (R, w) and the first m columns of x (R, p).
 ///
 /// # Safety
-/// The pointers are valid for these shapes; d is a multiple of [`PADDING`].
+/// The pointers are valid for these shapes.
 #[inline(always)]
 pub(super) unsafe fn accumulate<L: Lanes, const R: usize>(
     x: *const f32,
     y: *const f32,
-    (m, d, p): (usize, usize, usize),
+    (m, w, p): (usize, usize, usize),
     out: *mut f32,
 ) {
     let mut column = 0;
-    // SAFETY: every block of columns ends within d.
+    // SAFETY: every block of columns ends within w.
     unsafe {
-        while column + PAIR * L::WIDTH <= d {
-            accumulate_block::<L, R, PAIR>(x, y.add(column), (m, d, p), out.add(column));
+        while column + PAIR * L::WIDTH <= w {
+            accumulate_block::<L, R, PAIR>(x, y.add(column), (m, w, p), out.add(column));
             column += PAIR * L::WIDTH;
         }
-        while column < d {
-            accumulate_block::<L, R, 1>(x, y.add(column), (m, d, p), out.add(column));
+        while column < w {
+            accumulate_block::<L, R, 1>(x, y.add(column), (m, w, p), out.add(column));
             column += L::WIDTH;
         }
     }
@@ -102,7 +102,7 @@ pub(super) unsafe fn accumulate<L: Lanes, const R: usize>(
 unsafe fn accumulate_block<L: Lanes, const R: usize, const C: usize>(
     x: *const f32,
     y: *const f32,
-    (m, d, p): (usize, usize, usize),
+    (m, w, p): (usize, usize, usize),
     out: *mut f32,
 ) {
     // SAFETY: guaranteed by the caller.
@@ -110,13 +110,13 @@ unsafe fn accumulate_block<L: Lanes, const R: usize, const C: usize>(
         let mut rows = [[L::splat(0.0); C]; R];
         for r in 0..R {
             for c in 0..C {
-                rows[r][c] = L::load(y.add(r * d + c * L::WIDTH));
+                rows[r][c] = L::load(y.add(r * w + c * L::WIDTH));
             }
         }
         for j in 0..m {
             let mut sums = [L::splat(0.0); C];
             for c in 0..C {
-                sums[c] = L::load(out.add(j * d + c * L::WIDTH));
+                sums[c] = L::load(out.add(j * w + c * L::WIDTH));
             }
             for r in 0..R {
                 let factor = L::splat(*x.add(r * p + j));
@@ -125,7 +125,7 @@ unsafe fn accumulate_block<L: Lanes, const R: usize, const C: usize>(
                 }
             }
             for c in 0..C {
-                sums[c].store(out.add(j * d + c * L::WIDTH));
+                sums[c].store(out.add(j * w + c * L::WIDTH));
             }
         }
     }

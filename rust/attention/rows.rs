@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::head::padded;
 use super::lanes::Lanes;
 
 /// Rows of one head in a tensor of queries, keys, values, or their gradients.
@@ -21,11 +22,11 @@ impl HeadRows<'_> {
     /// Index that marks a padded position.
     pub(super) const PADDED: u32 = u32::MAX;
 
-    /// Contiguous rows of d elements.
-    pub(super) fn packed(first: *mut f32, d: usize) -> Self {
+    /// Contiguous rows of w elements.
+    pub(super) fn packed(first: *mut f32, w: usize) -> Self {
         Self {
             first,
-            stride: d,
+            stride: w,
             indices: None,
             padding: std::ptr::null_mut(),
         }
@@ -110,15 +111,21 @@ fn prefetch_line(address: *const f32) {
 #[inline(always)]
 pub(super) unsafe fn transpose(rows: &HeadRows, m: usize, d: usize, p: usize, to: *mut f32) {
     let mut first = 0;
-    // SAFETY: guaranteed by the caller; head dims are multiples of the tile size.
+    let whole = d - d % SQUARE;
+    // SAFETY: guaranteed by the caller.
     unsafe {
         while first + SQUARE <= m {
             let mut from = [std::ptr::null(); SQUARE];
             for j in 0..SQUARE {
                 from[j] = rows.row(first + j).0.cast_const();
             }
-            for k in (0..d).step_by(SQUARE) {
+            for k in (0..whole).step_by(SQUARE) {
                 transpose_square(from, k, to.add(k * p + first), p);
+            }
+            for k in whole..d {
+                for j in 0..SQUARE {
+                    *to.add(k * p + first + j) = *from[j].add(k);
+                }
             }
             first += SQUARE;
         }
@@ -171,7 +178,8 @@ unsafe fn transpose_square(from: [*const f32; SQUARE], k: usize, to: *mut f32, p
     }
 }
 
-/// Copy a range of rows contiguously, with scaling; missing rows up to `total` are 0.
+/// Copy a range of rows to rows of `padded(d)` elements, with scaling; what is added to a row and
+/// missing rows up to `total` are 0.
 #[inline(always)]
 pub(super) unsafe fn load<L: Lanes>(
     rows: &HeadRows,
@@ -181,18 +189,20 @@ pub(super) unsafe fn load<L: Lanes>(
     factor: f32,
     to: *mut f32,
 ) {
-    let count = range.len();
+    let (count, w) = (range.len(), padded(d));
     // SAFETY: guaranteed by the caller.
     unsafe {
         for r in 0..count {
             let (row, _) = rows.row(range.start + r);
-            write::<L>((to.add(r * d), false), row, d, factor);
+            let to = to.add(r * w);
+            write::<L>((to, false), row, d, factor);
+            to.add(d).write_bytes(0, w - d);
         }
-        to.add(count * d).write_bytes(0, (total - count) * d);
+        to.add(count * w).write_bytes(0, (total - count) * w);
     }
 }
 
-/// Store a row with scaling; padding rows are accumulated.
+/// Store a row of d elements with scaling; padding rows are accumulated.
 #[inline(always)]
 pub(super) unsafe fn write<L: Lanes>(
     (to, is_padded): (*mut f32, bool),
@@ -202,15 +212,20 @@ pub(super) unsafe fn write<L: Lanes>(
 ) {
     // SAFETY: guaranteed by the caller.
     unsafe {
-        let factor = L::splat(factor);
+        let factors = L::splat(factor);
         let mut k = 0;
-        while k < d {
-            let mut value = L::load(from.add(k)).multiply(factor);
+        while k + L::WIDTH <= d {
+            let mut value = L::load(from.add(k)).multiply(factors);
             if is_padded {
                 value = value.add(L::load(to.add(k)));
             }
             value.store(to.add(k));
             k += L::WIDTH;
+        }
+        while k < d {
+            let value = *from.add(k) * factor;
+            *to.add(k) = if is_padded { value + *to.add(k) } else { value };
+            k += 1;
         }
     }
 }

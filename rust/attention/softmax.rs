@@ -120,11 +120,16 @@ pub(super) unsafe fn dot<L: Lanes>(x: *const f32, y: *const f32, d: usize) -> L 
     unsafe {
         let mut sum = L::splat(0.0);
         let mut k = 0;
-        while k < d {
+        while k + L::WIDTH <= d {
             sum = L::load(x.add(k)).multiply_add(L::load(y.add(k)), sum);
             k += L::WIDTH;
         }
-        sum.sum()
+        let mut rest = 0.0;
+        while k < d {
+            rest += *x.add(k) * *y.add(k);
+            k += 1;
+        }
+        sum.sum().add(L::splat(rest))
     }
 }
 

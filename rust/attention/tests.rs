@@ -72,6 +72,7 @@ fn wide(numbers: &[f32]) -> Vec<f64> {
 
 fn cross_case(
     keys: usize,
+    head_width: usize,
     unmasked: Option<Vec<Vec<u32>>>,
     instructions: Instructions,
 ) -> CrossAttention {
@@ -80,7 +81,7 @@ fn cross_case(
         queries: 13,
         keys,
         heads: 3,
-        head_width: 32,
+        head_width,
         unmasked,
         threads: 2,
         instructions,
@@ -130,17 +131,21 @@ fn cross_attention_equals_naive_loops() {
     let some = vec![vec![0, 3, 4, 20], (0..17).collect()];
     // Fewer keys than queries, more keys, and so many keys that they are processed in blocks.
     let many = vec![(0..100).chain(105..401).collect(), (3..99).collect()];
-    for (keys, real, instructions) in [
-        (7, None),
-        (21, None),
-        (21, Some(some)),
-        (401, None),
-        (401, Some(many)),
+    for (keys, width, real, instructions) in [
+        (7, 32, None),
+        (21, 32, None),
+        (21, 32, Some(some.clone())),
+        (401, 32, None),
+        (401, 32, Some(many)),
+        (7, 20, None),
+        (21, 5, Some(some)),
+        (801, 23, None),
     ]
     .into_iter()
-    .flat_map(|(keys, real)| Instructions::available().map(move |set| (keys, real.clone(), set)))
-    {
-        let attention = cross_case(keys, real, instructions);
+    .flat_map(|(keys, width, real)| {
+        Instructions::available().map(move |set| (keys, width, real.clone(), set))
+    }) {
+        let attention = cross_case(keys, width, real, instructions);
         let row = attention.heads * attention.head_width;
         let counts = [2 * 13 * row, 2 * keys * row, 2 * keys * row];
         let tensors = [0, 1, 2].map(|i| numbers(counts[i], i as u64 + 1));
@@ -175,7 +180,7 @@ fn cross_attention_equals_naive_loops() {
 
 #[test]
 fn masked_keys_may_hold_anything() {
-    let attention = cross_case(21, Some(vec![vec![1, 2], vec![]]), Instructions::best());
+    let attention = cross_case(21, 20, Some(vec![vec![1, 2], vec![]]), Instructions::best());
     let row = attention.heads * attention.head_width;
     let query = numbers(2 * 13 * row, 1);
     let mut key = numbers(2 * 21 * row, 2);
@@ -208,12 +213,12 @@ fn masked_keys_may_hold_anything() {
     }
 }
 
-fn windows_case(threads: usize, instructions: Instructions) -> WindowAttention {
+fn windows_case(width: usize, threads: usize, instructions: Instructions) -> WindowAttention {
     WindowAttention {
         samples: 2,
         map: (5, 7),
         heads: 2,
-        head_width: 16,
+        head_width: width,
         window: 3,
         shift: 1,
         sizes: Some(vec![(5, 7), (2, 4)]),
@@ -224,14 +229,22 @@ fn windows_case(threads: usize, instructions: Instructions) -> WindowAttention {
 
 #[test]
 fn windows_are_the_same_with_any_number_of_threads_and_any_instructions() {
+    for width in [16, 20, 3] {
+        compare_windows(width);
+    }
+}
+
+fn compare_windows(width: usize) {
+    let row = 2 * width;
     let mut plain = None;
     for instructions in Instructions::available() {
         let run = |threads| {
-            let attention = windows_case(threads, instructions);
-            let [qkv, table, bias] = [2 * 35 * 96, 25 * 2, 96].map(|n| numbers(n, n as u64));
-            let grad = numbers(2 * 35 * 32, 5);
+            let attention = windows_case(width, threads, instructions);
+            let sizes = [2 * 35 * 3 * row, 25 * 2, 3 * row];
+            let [qkv, table, bias] = sizes.map(|n| numbers(n, n as u64));
+            let grad = numbers(2 * 35 * row, 5);
             let inputs = [&qkv[..], &table, &bias];
-            let mut all = [2 * 35 * 32, qkv.len(), table.len(), bias.len()].map(|n| vec![0.0; n]);
+            let mut all = [2 * 35 * row, qkv.len(), table.len(), bias.len()].map(|n| vec![0.0; n]);
             let [out, grad_qkv, grad_table, grad_bias] = &mut all;
             attention.forward(inputs, out).unwrap();
             let grads = [&mut grad_qkv[..], grad_table, grad_bias];
@@ -250,7 +263,7 @@ fn windows_are_the_same_with_any_number_of_threads_and_any_instructions() {
 
 #[test]
 fn wrong_sizes_are_rejected() {
-    let attention = windows_case(1, Instructions::best());
+    let attention = windows_case(16, 1, Instructions::best());
     let [qkv, table, bias] = [2 * 35 * 96, 25 * 2, 95].map(|n| numbers(n, 1));
     let inputs = [&qkv[..], &table, &bias];
     let error = attention

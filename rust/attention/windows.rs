@@ -27,7 +27,7 @@ pub struct WindowAttention {
     pub map: (usize, usize),
     /// h, the number of heads.
     pub heads: usize,
-    /// d, the head dim, a multiple of 16.
+    /// d, the head dim, at least 1.
     pub head_width: usize,
     /// Window size, in tokens per side.
     pub window: usize,

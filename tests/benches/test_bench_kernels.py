@@ -14,8 +14,9 @@ import bench_kernels as bench
 CALLS = {
     "shifted windows of an odd map": lambda: bench.window_call("odd", 1, (20, 26), 1, 6),
     "one window": lambda: bench.window_call("one", 2, (12, 12), 2, 0),
-    "image to text": lambda: bench.cross_call("a", 2, (13, 14), 2, 5, to_text=True),
-    "text to image": lambda: bench.cross_call("b", 2, (13, 14), 2, 5, to_text=False),
+    "windows of 6": lambda: bench.window_call("six", 2, (12, 6), 2, 0, window=6, head_width=20),
+    "image to text": lambda: bench.cross_call("a", 2, (13, 14), 2, 5, to_text=True, head_width=32),
+    "text to image": lambda: bench.cross_call("b", 2, (13, 14), 2, 5, to_text=False, head_width=20),
 }
 
 
@@ -36,10 +37,10 @@ def test_a_side_that_computes_something_else_stops_the_bench(call, monkeypatch):
 
 
 def test_every_call_of_the_model_is_there(monkeypatch):
-    monkeypatch.setattr(bench, "window_call", lambda *a: ("windows", *a))
-    monkeypatch.setattr(bench, "cross_call", lambda *a, to_text: ("cross", *a, to_text))
+    monkeypatch.setattr(bench, "window_call", lambda *a, **_: ("windows", *a))
+    monkeypatch.setattr(bench, "cross_call", lambda *a, to_text, **_: ("cross", *a, to_text))
     calls = list(bench.calls())
-    assert len(calls) == len(set(calls)) == 3 * 8 + 3 * 4 - 2
+    assert len(calls) == len(set(calls)) == (3 * 8 + 3 * 4 - 2) + 6
     assert ("windows", "800x1344, batch 1, stage 4, shift 6", 1, (25, 42), 32, 6) in calls
 
 

@@ -17,7 +17,7 @@ from .key_mask import Dropout, KeyMask
 
 def refusal(q: Tensor, k: Tensor) -> str | None:
     """Return why a call is not supported, or None if it is."""
-    return native_arrays.refusal(q, q.shape[3])
+    return native_arrays.refusal(q)
 
 
 def forward(

@@ -6,18 +6,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-#: Head dims must be a multiple of this, the float32 lanes of the widest SIMD register.
-WIDTH_MULTIPLE = 16
 
-
-def refusal(tensor: Tensor, head_width: int) -> str | None:
+def refusal(tensor: Tensor) -> str | None:
     """Return why a tensor is not supported, or None if it is."""
     if tensor.device.type != "cpu":
         return f"the tensor is on {tensor.device.type}, not on the CPU"
     if tensor.dtype != torch.float32:
         return f"dtype {tensor.dtype} is not float32"
-    if head_width % WIDTH_MULTIPLE:
-        return f"head dim {head_width} is not a multiple of {WIDTH_MULTIPLE}"
     return None
 
 

@@ -16,7 +16,7 @@ from .window_spec import WindowSpec
 
 def refusal(qkv: Tensor, window_size: int) -> str | None:
     """Return why a call is not supported, or None if it is."""
-    return native_arrays.refusal(qkv, qkv.shape[5])
+    return native_arrays.refusal(qkv)
 
 
 def forward(qkv: Tensor, bias_table: Tensor, qkv_bias: Tensor, spec: WindowSpec) -> Tensor:
