@@ -61,7 +61,7 @@ class TestTable:
     @pytest.mark.parametrize(
         ("own", "wanted"),
         [
-            ({}, "1000"),
+            ({}, "3000"),
             ({"GOMP_SPINCOUNT": "7"}, "7"),
             ({"OMP_WAIT_POLICY": "active"}, None),
         ],

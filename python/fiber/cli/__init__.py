@@ -44,11 +44,11 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command, by default the one in `sys.argv`, and return its exit code."""
     # torch's idle OpenMP threads spin for milliseconds, which takes cores from other processes and
-    # the loader's threads, but sleeping at once slows down small operations. Therefore, spin only
-    # briefly. GNU OpenMP reads this when torch is first imported. The user's own setting takes
-    # precedence.
+    # the loader's threads, but sleeping at once slows down small operations, most of all where it
+    # takes long to wake a thread. Therefore, spin only briefly (benches/demo_pace.py). GNU OpenMP
+    # reads this when torch is first imported. The user's own setting takes precedence.
     if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+        os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     options = parser().parse_args(arguments)
     options.arguments = list(sys.argv[1:] if arguments is None else arguments)
     warnings.showwarning = _warn
