@@ -6,9 +6,9 @@ import re
 import torch
 
 from fiber.data import Tokenizer, sources
-from fiber.data.record import record_in_epoch
+from fiber.data.record import ConcatRecords, record_in_epoch
 from fiber.synthetic.scenes import generate
-from fiber.training.data import open_data
+from fiber.training.data import fingerprint, open_data
 from fiber.training.distributed.processes import Processes
 from fiber.training.task_loaders import TaskLoaders
 from tests.training.micro_runs import fine_config
@@ -37,6 +37,17 @@ def test_training_prompts_have_as_many_classes_as_asked_for(tmp_path):
     assert [len(labels) for labels in few] == [5] * 6
     assert few == prompts(tasks__grounding__max_classes=5)
     assert few != prompts(tasks__grounding__max_classes=5, train__seed=1)
+
+
+def test_a_source_that_is_listed_twice_is_read_once(tmp_path):
+    folder = generate(tmp_path / "data", train=6, val=1, novel=1)
+    config = class_config(tasks__grounding__sources=("referring", "detection", "referring"))
+    parts = open_data(config, folder).records["grounding"].parts
+    assert parts[0] is parts[2]
+    assert parts[0] is not parts[1]
+    twice = ConcatRecords([parts[0], parts[0]])
+    again = open_data(config, folder).records["grounding"].parts[0]
+    assert fingerprint(twice) == fingerprint(ConcatRecords([parts[0], again]))
 
 
 def test_only_class_sources_are_drawn_and_anew_in_every_epoch(tmp_path):

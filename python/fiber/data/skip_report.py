@@ -49,12 +49,13 @@ def classes_of(records: RecordSet) -> tuple[str, ...]:
 
 
 def _parts(records: RecordSet) -> list[RecordSet]:
-    """Return the record sets, as created by readers, that make up `records`."""
+    """Return the record sets, as created by readers, that make up `records`; each once."""
     if isinstance(records, SampledPrompts):
         return _parts(records.records)
     if not isinstance(records, ConcatRecords):
         return [records]
-    return [part for each in records.parts for part in _parts(each)]
+    parts = [part for each in records.parts for part in _parts(each)]
+    return list({id(part): part for part in parts}.values())
 
 
 def counted(count: int, what: str) -> str:

@@ -172,7 +172,9 @@ def fingerprint(records: RecordSet) -> str:
     if isinstance(records, SampledPrompts):
         return fingerprint(records.records)
     if isinstance(records, ConcatRecords):
-        parts = [fingerprint(part) for part in records.parts]
+        different = {id(part): part for part in records.parts}
+        found_in = {key: fingerprint(part) for key, part in different.items()}
+        parts = [found_in[id(part)] for part in records.parts]
     elif isinstance(records, ChosenRecords):
         parts = [fingerprint(records.records), list(records.indices)]
     else:
@@ -192,7 +194,11 @@ def _read_records(config: RunConfig, path: Path) -> dict[str, RecordSet]:
     records: dict[str, RecordSet] = {}
     for name, task in config.tasks.active().items():
         try:
-            parts = [_read_source(config, source, path) for source in task.sources]
+            # A source that is listed several times is read once.
+            read = {
+                source: _read_source(config, source, path) for source in dict.fromkeys(task.sources)
+            }
+            parts = [read[source] for source in task.sources]
         except AmbiguousLayoutError as error:
             hint = ""
             if error.sources:

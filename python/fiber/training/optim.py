@@ -1,5 +1,8 @@
 """Optimizers with the published parameter groups, learning rate schedules, and weight EMA."""
 
+# pyright: reportPrivateImportUsage=false
+# The functions on lists of tensors, as used by torch.optim, are not exported.
+
 from __future__ import annotations
 
 import bisect
@@ -7,7 +10,7 @@ import math
 import re
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -242,27 +245,30 @@ class MuonAdamW(torch.optim.AdamW):
                 self._muon_step(group)
 
     def _muon_step(self, group: dict[str, Any]) -> None:
-        by_shape: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}
+        by_shape: dict[torch.Size, list[Tensor]] = {}
         for parameter in group["params"]:
-            if (gradient := parameter.grad) is not None:
-                by_shape.setdefault(parameter.shape, []).append((parameter, gradient))
+            if parameter.grad is not None:
+                by_shape.setdefault(parameter.shape, []).append(parameter)
         for (rows, columns), parameters in by_shape.items():
-            updates = []
-            for parameter, gradient in parameters:
-                state = self.state[parameter]
-                if not state:
-                    # AdamW, which loads the states of all groups, expects a step in each.
-                    state["step"] = torch.tensor(0.0)
-                    state["momentum"] = torch.zeros_like(parameter)
-                state["momentum"].lerp_(gradient, 1 - _MUON_MOMENTUM)
-                # Nesterov's form of the momentum.
-                updates.append(gradient.lerp(state["momentum"], _MUON_MOMENTUM))
+            gradients = [cast(Tensor, parameter.grad) for parameter in parameters]
+            momenta = [self._momentum(parameter) for parameter in parameters]
+            torch._foreach_lerp_(momenta, gradients, 1 - _MUON_MOMENTUM)
+            # Nesterov's form of the momentum.
+            updates = torch._foreach_lerp(gradients, momenta, _MUON_MOMENTUM)
             # Each rank orthogonalizes whole matrices, also where they are sharded.
             directions = orthogonalized(torch.stack([full_tensor(update) for update in updates]))
+            own = [shard_like(*pair) for pair in zip(directions, parameters, strict=True)]
             size = group["lr"] * _UPDATE_RMS * max(rows, columns) ** 0.5
-            for (parameter, _), direction in zip(parameters, directions, strict=True):
-                parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                parameter.add_(shard_like(direction, parameter), alpha=-size)
+            torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+            torch._foreach_add_(parameters, own, alpha=-size)
+
+    def _momentum(self, parameter: Tensor) -> Tensor:
+        state = self.state[parameter]
+        if not state:
+            # AdamW, which loads the states of all groups, expects a step in each.
+            state["step"] = torch.tensor(0.0)
+            state["momentum"] = torch.zeros_like(parameter)
+        return state["momentum"]
 
 
 def orthogonalized(matrices: Tensor) -> Tensor:
@@ -279,7 +285,8 @@ def orthogonalized(matrices: Tensor) -> Tensor:
     a, b, c = _NEWTON_SCHULZ
     for _ in range(_NEWTON_SCHULZ_STEPS):
         gram = x @ x.transpose(1, 2)
-        x = a * x + (b * gram + c * (gram @ gram)) @ x
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.baddbmm(x, polynomial, x, beta=a)
     return (x.transpose(1, 2) if is_tall else x).to(matrices.dtype)
 
 
@@ -364,7 +371,7 @@ class MovingAverage:
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         now = [p.detach() for p in model.parameters() if p.requires_grad]
-        torch._foreach_lerp_(self._averages, now, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
+        torch._foreach_lerp_(self._averages, now, 1 - decay)
 
     def weights(self, model: nn.Module) -> dict[str, Tensor]:
         """Return the model's state dict with the averaged parameters."""

@@ -362,7 +362,10 @@ def test_what_readers_left_out_is_added_up(folder):
     )
     found = open_source("captions", folder.folder, "train+train")
     assert skip_counts(found) == {"pictures without captions": 2}
-    assert skip_counts(ConcatRecords([found, found])) == {"pictures without captions": 4}
+    again = open_source("captions", folder.folder, "train+train")
+    assert skip_counts(ConcatRecords([found, again])) == {"pictures without captions": 4}
+    # A set that a run lists twice was read once.
+    assert skip_counts(ConcatRecords([found, found])) == {"pictures without captions": 2}
     assert skip_counts([]) == {}
     assert skip_lines(found) == ["2 pictures without captions were skipped or changed"]
     once = open_source("captions", folder.folder, "train")
