@@ -79,8 +79,9 @@ def train_arm(
     records = [record for record in map(read.__getitem__, range(len(read))) if _is_kind(record)]
     seconds = {}
     for stage, data in (("fine", records), ("coarse", folder)):
+        shares = {"tasks.question.share": 1} if stage == "coarse" else {}
         config = replace_fields(
-            load_recipe(f"scenes_{stage}"), {**common, "train.steps": steps[stage]}
+            load_recipe(f"scenes_{stage}"), {**common, **shares, "train.steps": steps[stage]}
         )
         began = cpu_seconds()
         train(

@@ -106,6 +106,8 @@ def train_stages(
         init = runs[-1] if runs else None
         runs.append(output / f"{len(runs)}-{stage}")
         changes = {"train.steps": steps, "train.seed": seed, "train.checkpoint_every": 0}
+        if stage == "coarse":
+            changes["tasks.question.share"] = 1
         train(
             replace_fields(load_recipe(f"scenes_{stage}"), changes),
             data=folder if stage == "coarse" else boxes,

@@ -44,7 +44,11 @@ from fiber.training.train import train
 KNOWN_BY = ("data", "task", "inputs", "seed")
 #: Changes of the coarse recipe. ITM negatives are random: those chosen by similarity are too hard
 #: to learn from the start.
-COARSE: dict[str, Any] = {"train.steps": 1500, "tasks.image_text.itm_negatives": "random"}
+COARSE: dict[str, Any] = {
+    "train.steps": 1500,
+    "tasks.question.share": 1,
+    "tasks.image_text.itm_negatives": "random",
+}
 #: Changes by dataset: stamps have hundreds of answers.
 COARSE_OF: dict[str, dict[str, Any]] = {
     "scenes": {},

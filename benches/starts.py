@@ -53,6 +53,7 @@ _ITC_ONLY = {
     "tasks.image_text.itm": 0.0,
     "tasks.image_text.mlm": 0.0,
 }
+_HALF_QUESTIONS = {"tasks.question.share": 1}
 _QUESTIONS_ONLY = {"tasks.image_text.share": 0}
 _RETRIEVAL = ("retrieval", 1000, "text_to_image_recall_at_10")
 _PHRASES = ("flickr", 300, "any_recall_at_1")
@@ -76,11 +77,15 @@ STARTS = {
     "muon": Start("scenes_fine", 420, *_EXPRESSIONS, off={"optim.muon_lr_multiplier": 0.0}),
     "muon, coarse": Start(
         *("scenes_coarse", 240, *_VQA),
+        changes=_HALF_QUESTIONS,
         off={"optim.muon_lr_multiplier": 0.0},
         init="scenes/fine",
     ),
     "boxes first": Start(
-        *("scenes_coarse", 240, *_RETRIEVAL), init="scenes/fine", off_has_init=False
+        *("scenes_coarse", 240, *_RETRIEVAL),
+        changes=_HALF_QUESTIONS,
+        init="scenes/fine",
+        off_has_init=False,
     ),
 }
 
