@@ -1,7 +1,8 @@
 //! Products of a few rows and a matrix, accumulated in registers.
 //!
 //! Notation: R rows at a time, C registers per row, m keys, p keys and w the head dim padded to a
-//! multiple of [`PADDING`]. Matrices are row-major. All functions require the instructions of their lanes.
+//! multiple of [`PADDING`]. Matrices are row-major. All functions require the instructions of their
+//! lanes.
 
 use super::lanes::Lanes;
 
@@ -75,7 +76,7 @@ unsafe fn multiply_block<L: Lanes, const R: usize, const C: usize>(
 /// out (m, w) += x^T * y, with y (R, w) and the first m columns of x (R, p).
 ///
 /// # Safety
-/// The pointers are valid for these shapes.
+/// The pointers are valid for these shapes; w is a multiple of [`PADDING`].
 #[inline(always)]
 pub(super) unsafe fn accumulate<L: Lanes, const R: usize>(
     x: *const f32,

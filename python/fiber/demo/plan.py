@@ -77,6 +77,7 @@ _FAST_COARSE = {
     "tasks.image_text.itm": 0.0,
     "tasks.image_text.mlm": 0.0,
     "tasks.image_text.share": 2,
+    "tasks.question.share": 1,
     "optim.cross_modal_lr_multiplier": 1.0,
 }
 #: A minute is too short for relations, so no source is repeated.
@@ -88,6 +89,7 @@ _FAST_FINE = {
 
 #: Stamps have hundreds of nouns, which are also answers.
 _STAMPS_COARSE = {
+    "tasks.question.share": 1,
     "optim.cross_modal_lr_multiplier": 1.0,
     "model.image_text.num_answers": 512,
     "model.image_text.temperature": 0.07,
@@ -129,7 +131,7 @@ def _seconds(*seconds: float) -> dict[str, float]:
 PLANS: dict[tuple[str, str], Plan] = {
     ("scenes", "default"): Plan(
         train_images=24_000,
-        coarse={"train.steps": 660, "train.checkpoint_every": 165},
+        coarse={"train.steps": 1000, "train.checkpoint_every": 200},
         fine={"train.steps": 1700, "train.checkpoint_every": 340},
         records=_MANY_RECORDS,
         seconds=_seconds(25, 260, 210, 60, 8),

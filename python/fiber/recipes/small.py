@@ -82,7 +82,8 @@ def scenes_coarse() -> RunConfig:
         tasks=TasksConfig(
             # Hard negatives need embeddings that have already been learned.
             image_text=ImageTextTask(share=1, itm_negatives="random"),
-            question=QuestionTask(share=1),
+            # Questions need most of the steps: with few, answers follow what went with their words.
+            question=QuestionTask(share=4),
         ),
         # Captions have about twelve tokens, so most would have at most one masked token at 0.15.
         data=DataConfig(batch_size=64, mlm_probability=0.3),
@@ -96,7 +97,7 @@ def scenes_coarse() -> RunConfig:
             warmup_fraction=0.15,
             clip_norm=1.0,
         ),
-        train=TrainConfig(steps=660, checkpoint_every=165),
+        train=TrainConfig(steps=1000, checkpoint_every=200),
     )
 
 
