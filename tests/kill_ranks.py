@@ -288,6 +288,13 @@ def stop(data: Path, output: Path, chance: random.Random, *, timeout: int = 10) 
     return wrong
 
 
+def is_pending(number: signal.Signals, pid: int) -> bool:
+    """Return whether a signal was sent to a process that is stopped."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    (pending,) = re.findall(r"^ShdPnd:\s*(\w+)", status, re.MULTILINE)
+    return bool(int(pending, 16) >> (number - 1) & 1)
+
+
 def resize(data: Path, whole: Path, output: Path) -> list[str]:
     """Train on two nodes, then on one, then on two; compare with a whole run without dropout."""
     port, job_id = free_port(), f"resize-{os.getpid()}"
@@ -305,7 +312,14 @@ def resize(data: Path, whole: Path, output: Path) -> list[str]:
         os.kill(pid, signal.SIGKILL)
     second.process.wait()
     first.wait_for_step(EVERY + 3)
+    # Stopped until its node asks it to make room for the third, before which it could finish.
+    (rank,) = first.ranks().values()
+    os.kill(rank, signal.SIGSTOP)
     third = Job.run(command, output)
+    while not is_pending(signal.SIGTERM, rank):
+        assert third.process.poll() is None, third.text()
+        time.sleep(0.05)
+    os.kill(rank, signal.SIGCONT)
     codes = [first.process.wait(), third.process.wait()]
     # Rank 0, which prints it, may be on any node.
     text = first.text() + second.text() + third.text()
