@@ -45,8 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command, by default the one in `sys.argv`, and return its exit code."""
     # torch's idle OpenMP threads spin for milliseconds, which takes cores from other processes and
     # the loader's threads, but sleeping at once slows down small operations, most of all where it
-    # takes long to wake a thread. Therefore, spin only briefly (benches/bench_demo_pace.py). GNU OpenMP
-    # reads this when torch is first imported. The user's own setting takes precedence.
+    # takes long to wake a thread. Therefore, spin only briefly (benches/bench_demo_pace.py). GNU
+    # OpenMP reads this when torch is first imported. The user's own setting takes precedence.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     options = parser().parse_args(arguments)
