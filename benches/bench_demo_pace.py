@@ -10,7 +10,6 @@ Ratios are to "fiber, alone".
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -23,8 +22,10 @@ from rows import interleave, refuse_debug_build, report
 
 from fiber.demo.plan import COARSE_RECIPE, FINE_RECIPE, find_plan
 from fiber.synthetic.scenes import generate
+from fiber.training.run_dir import read_metrics
 
-#: Steps of a run, and how many of them come before the timed ones.
+#: Steps of a run, and how many of them come before the timed ones, which are whole rotations of the
+#: coarse stage's tasks.
 STEPS, WARMUP = 18, 8
 #: GNU OpenMP's default number of spins.
 OPENMP_SPINS = "300000"
@@ -57,8 +58,7 @@ def pace(stage: str, side: str, is_beside: bool, data: Path) -> float:
             for process in busy:
                 process.kill()
                 process.wait()
-        lines = Path(folder, "run", "metrics.jsonl").read_text().splitlines()
-    first, last = json.loads(lines[0]), json.loads(lines[-1])
+        first, *_, last = read_metrics(Path(folder, "run", "metrics.jsonl"))
     return (last["images"] - first["images"]) / (last["seconds"] - first["seconds"])
 
 

@@ -79,6 +79,7 @@ def train_arm(
     records = [record for record in map(read.__getitem__, range(len(read))) if _is_kind(record)]
     seconds = {}
     for stage, data in (("fine", records), ("coarse", folder)):
+        # The mix of tasks that the committed rows were measured with.
         shares = {"tasks.question.share": 1} if stage == "coarse" else {}
         config = replace_fields(
             load_recipe(f"scenes_{stage}"), {**common, **shares, "train.steps": steps[stage]}

@@ -107,6 +107,7 @@ def train_stages(
         runs.append(output / f"{len(runs)}-{stage}")
         changes = {"train.steps": steps, "train.seed": seed, "train.checkpoint_every": 0}
         if stage == "coarse":
+            # The mix of tasks that the committed rows were measured with.
             changes["tasks.question.share"] = 1
         train(
             replace_fields(load_recipe(f"scenes_{stage}"), changes),

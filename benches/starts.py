@@ -53,6 +53,7 @@ _ITC_ONLY = {
     "tasks.image_text.itm": 0.0,
     "tasks.image_text.mlm": 0.0,
 }
+#: Captions are half of the steps, as the demo's recipe had it when the starts were chosen.
 _HALF_QUESTIONS = {"tasks.question.share": 1}
 _QUESTIONS_ONLY = {"tasks.image_text.share": 0}
 _RETRIEVAL = ("retrieval", 1000, "text_to_image_recall_at_10")
