@@ -1,10 +1,11 @@
 """Pace of the demo's stages, alone and beside a process that keeps one core busy.
 
 Command: python benches/bench_demo_pace.py
-Peer: OpenMP's own waiting. Threads that wait spin before they sleep, by GOMP_SPINCOUNT. "fiber" is
-what the commands set, "openmp" what GNU OpenMP does by itself. Every value is the pace of the last
-steps of a `fiber train` on generated scenes, a process of its own with torch's number of threads.
-Ratios are to "fiber, alone".
+Peers: one process with a thread for each core, which is what `fiber train` starts by itself; and
+the same with OpenMP's own waiting ("openmp"). Threads that wait spin before they sleep, by
+GOMP_SPINCOUNT, which the commands set. "fiber" are the two processes that the demo starts. Every
+value is the wall time of the last steps of a `fiber train` on generated scenes, divided by their
+images. The ratios are to "fiber, alone".
 """
 
 from __future__ import annotations
@@ -16,11 +17,10 @@ import sys
 import tempfile
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from rows import interleave, refuse_debug_build, report
 
-from fiber.demo.plan import COARSE_RECIPE, FINE_RECIPE, find_plan
+from fiber.demo.plan import STAGES, find_plan
 from fiber.synthetic.scenes import generate
 from fiber.training.run_dir import read_metrics
 
@@ -33,33 +33,46 @@ BUSY = "while True: pass"
 
 
 def pace(stage: str, side: str, is_beside: bool, data: Path) -> float:
-    """Train a stage in a process of its own, and return its images per second."""
-    plan = find_plan("scenes", "default")
-    recipe, changes = (FINE_RECIPE, plan.fine) if stage == "fine" else (COARSE_RECIPE, plan.coarse)
+    """Train a stage by a command of its own, and return its milliseconds per image."""
     lengths = {"train.steps": STEPS, "train.log_every": WARMUP, "train.checkpoint_every": 0}
-    settings: dict[str, Any] = {**changes, **lengths}
     # The command sets its own number of spins where the environment has none.
     environment = {
         name: value
         for name, value in os.environ.items()
-        if name not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+        if name not in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
     }
     if side == "openmp":
         environment["GOMP_SPINCOUNT"] = OPENMP_SPINS
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "fiber", "train", recipe]
-        command += ["--data", str(data), "--output", f"{folder}/run"]
-        for name, value in settings.items():
+        (Path(folder) / "data").symlink_to(data)
+        command = find_plan("scenes", "default").train_command(stage, 0, Path(folder))
+        if stage == "coarse":
+            # The pace does not depend on the initial weights.
+            remove(command, "--init")
+        if side != "fiber":
+            remove(command, "--processes")
+        for name, value in lengths.items():
             command += ["--set", f"{name}={value}"]
         busy = [subprocess.Popen([sys.executable, "-c", BUSY])] if is_beside else []
         try:
-            subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
+            subprocess.run(
+                [sys.executable, "-m", "fiber", *command],
+                check=True,
+                env=environment,
+                stdout=subprocess.DEVNULL,
+            )
         finally:
             for process in busy:
                 process.kill()
                 process.wait()
-        first, *_, last = read_metrics(Path(folder, "run", "metrics.jsonl"))
-    return (last["images"] - first["images"]) / (last["seconds"] - first["seconds"])
+        first, *_, last = read_metrics(Path(folder, stage, "metrics.jsonl"))
+    return 1000 * (last["seconds"] - first["seconds"]) / (last["images"] - first["images"])
+
+
+def remove(command: list[str], option: str) -> None:
+    """Remove an option and its value."""
+    at = command.index(option)
+    del command[at : at + 2]
 
 
 def main() -> None:
@@ -70,16 +83,17 @@ def main() -> None:
     options = parser.parse_args()
     refuse_debug_build()
     with tempfile.TemporaryDirectory() as folder:
-        data = generate(Path(folder, "data"), train=1000, val=1, novel=1)
-        for stage in ("fine", "coarse"):
+        data = Path(folder, "data")
+        generate(data, train=1000, val=1, novel=1)
+        for stage in STAGES:
             sides = {
                 f"{side}, {where}": partial(pace, stage, side, where == "beside", data)
-                for side in ("fiber", "openmp")
+                for side in ("fiber", "one process", "openmp")
                 for where in ("alone", "beside")
             }
             values = interleave(sides, options.rounds)
             bench = f"demo_pace_{stage}"
-            report(bench, "images/s", values, peer="fiber, alone", results=options.results)
+            report(bench, "ms", values, peer="fiber, alone", results=options.results)
 
 
 if __name__ == "__main__":

@@ -2,9 +2,11 @@
 
 import importlib
 import json
+import os
 import re
 import shlex
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,9 @@ from fiber.demo.abilities import KINDS
 from fiber.demo.measures import SHOWN
 from fiber.training.config.run import load_recipe
 
-REAL_PLANS = dict(plan.PLANS)
+from .micro_demo import MICRO
+
+REAL_PLANS, REAL_LAUNCH = dict(plan.PLANS), run.launch
 
 FILES = {
     "demo.json",
@@ -137,7 +141,7 @@ class TestFinished:
     def test_again_repeats_nothing(self, finished, capsys, monkeypatch):
         before = (finished / "rows.json").read_bytes()
         sheet = (finished / "contact_sheet.png").read_bytes()
-        monkeypatch.setattr(run, "train", None)
+        monkeypatch.setattr(run, "launch", None)
         monkeypatch.setattr(measures, "load_model", None)
         monkeypatch.setattr(examples, "evaluate", None)
         assert run.main(output=finished) == 1
@@ -293,16 +297,41 @@ def _stop_at(monkeypatch, target, number):
 def test_another_seed_is_another_demo(finished, tmp_path, monkeypatch):
     seeds = []
 
-    def train(config, **rest):
-        seeds.append(config.train.seed)
-        if config.model.stage == "coarse":
-            raise KeyboardInterrupt
+    def launch(command, job):
+        seeds.append([word for word in command if word.startswith("train.seed=")])
+        return 130 if "coarse" in command[1] else 0
 
-    monkeypatch.setattr(run, "train", train)
+    monkeypatch.setattr(run, "launch", launch)
     with pytest.raises(KeyboardInterrupt):
         run.main(output=tmp_path / "other", seed=1)
-    assert seeds == [1, 1]
+    assert seeds == [["train.seed=1"]] * 2
     images = sorted((finished / "data").rglob("*.jpg"))
     others = [tmp_path / "other" / path.relative_to(finished) for path in images]
     assert len(images) > 20
     assert all(a.read_bytes() != b.read_bytes() for a, b in zip(images, others, strict=True))
+
+
+def test_a_stage_that_fails_ends_the_demo_with_its_code(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "launch", lambda command, job: 75)
+    with pytest.raises(SystemExit) as stop:
+        run.main(output=tmp_path / "stopped")
+    assert stop.value.code == 75
+
+
+@pytest.mark.slow
+def test_stages_are_trained_by_processes(tmp_path, monkeypatch, capfd):
+    """One step of the real recipes, by the real command."""
+    few = {"train.steps": 1, "data.batch_size": 4, "train.checkpoint_every": 0}
+    tiny = replace(MICRO, fine=few, coarse=few)
+    monkeypatch.setitem(plan.PLANS, ("scenes", "default"), tiny)
+    monkeypatch.setattr(run, "launch", REAL_LAUNCH)
+    demo = run.Demo(data="scenes", mode="default", seed=3, output=tmp_path)
+    demo.train()
+    said = capfd.readouterr()
+    for stage in ("fine", "coarse"):
+        config = json.loads((tmp_path / stage / "config.json").read_text())
+        assert config["train"]["seed"] == 3
+        assert (tmp_path / stage / "model.safetensors").is_file()
+        assert f"{stage}-stage model" in said.err
+    assert said.err.count("on 2 x cpu") == 2
+    assert "FIBER_LAUNCH_DIR" not in os.environ

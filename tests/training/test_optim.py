@@ -7,9 +7,9 @@ from torch import nn
 from fiber.config import preset
 from fiber.models.registry import build_model
 from fiber.training.config.run import OptimConfig
+from fiber.training.muon import MuonAdamW
 from fiber.training.optim import (
     MovingAverage,
-    MuonAdamW,
     PublishedAdamW,
     build_optimizer,
     factor_of,
@@ -18,7 +18,6 @@ from fiber.training.optim import (
     is_decayed,
     kind_of,
     lr_factor,
-    orthogonalized,
     part_of,
     set_learning_rate,
 )
@@ -184,80 +183,6 @@ def test_muon_takes_the_matrices_of_the_backbone(model):
     assert not [name for name in by_muon if "embeddings" in name or "bias" in name]
     assert all(name.startswith("backbone.") for name in by_muon)
     assert set(by_muon) == {n for n, p in model.named_parameters() if is_backbone_matrix(n, p)}
-
-
-@pytest.mark.parametrize("shape", [(2, 40, 96), (3, 96, 40), (1, 32, 32)])
-def test_orthogonalized_matrices(shape):
-    torch.manual_seed(0)
-    matrices = torch.randn(shape)
-    found = orthogonalized(matrices)
-    # The published coefficients end with singular values between about 0.7 and 1.2, except for
-    # those that were close to 0.
-    values = torch.linalg.svdvals(found)
-    assert values.max() < 1.3
-    if shape[1] != shape[2]:
-        assert values.min() > 0.6
-    # The singular vectors are kept.
-    u, _, vh = torch.linalg.svd(matrices, full_matrices=False)
-    mixed = (u.transpose(1, 2) @ found @ vh.transpose(1, 2)).diagonal(dim1=1, dim2=2)
-    torch.testing.assert_close(mixed.sort().values, values.flip(1))
-
-
-def test_muon_by_hand():
-    torch.manual_seed(0)
-    start, gradients = torch.randn(8, 18), torch.randn(2, 8, 18)
-    parameter = nn.Parameter(start.clone())
-    group = {"params": [parameter], "by_muon": True, "weight_decay": 0.1, "lr_factor": 1.0}
-    muon = MuonAdamW([group], lr=0.01, betas=(0.9, 0.98), eps=1e-8)
-    expected, momentum = start.clone(), torch.zeros(8, 18)
-    for gradient in gradients:
-        parameter.grad = gradient.clone()
-        muon.step()
-        momentum = 0.95 * momentum + 0.05 * gradient
-        update = 0.05 * gradient + 0.95 * momentum
-        direction = orthogonalized(update[None])[0]
-        expected = expected * (1 - 0.01 * 0.1) - 0.01 * 0.2 * 18**0.5 * direction
-    torch.testing.assert_close(parameter.detach(), expected)
-
-
-@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="PyTorch has Muon since 2.9")
-def test_muon_is_that_of_pytorch():
-    torch.manual_seed(0)
-    start = torch.randn(96, 40)
-    ours, theirs = (nn.Parameter(start.clone()) for _ in range(2))
-    group = {"params": [ours], "by_muon": True, "weight_decay": 0.1, "lr_factor": 1.0}
-    muon = MuonAdamW([group], lr=0.01, betas=(0.9, 0.98), eps=1e-8)
-    peer = torch.optim.Muon([theirs], lr=0.01, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
-    for _ in range(5):
-        ours.grad = torch.randn(96, 40)
-        theirs.grad = ours.grad.clone()
-        muon.step()
-        peer.step()
-    moved = (theirs - start).abs().max()
-    # PyTorch rounds each of the fifteen products of its iteration to the eight bits of bfloat16.
-    assert (ours - theirs).abs().max() < moved * 2**-6
-    assert (ours - theirs).abs().mean() < moved * 2**-8
-
-
-def test_muon_leaves_the_other_groups_to_adamw():
-    torch.manual_seed(0)
-    vector, peer, idle = (nn.Parameter(torch.ones(4)) for _ in range(3))
-    matrix = nn.Parameter(torch.ones(4, 4))
-    options = {"lr": 0.1, "betas": (0.9, 0.98), "eps": 1e-8}
-    groups = [
-        {"params": [vector, idle], "by_muon": False, "weight_decay": 0.1, "lr_factor": 1.0},
-        {"params": [matrix], "by_muon": True, "weight_decay": 0.1, "lr_factor": 1.0},
-    ]
-    both = MuonAdamW(groups, **options)
-    alone = torch.optim.AdamW([peer], weight_decay=0.1, fused=True, **options)
-    for _ in range(3):
-        vector.grad = peer.grad = torch.randn(4)
-        both.step()
-        alone.step()
-    assert torch.equal(vector, peer)
-    assert torch.equal(idle, torch.ones(4))
-    assert torch.equal(matrix, torch.ones(4, 4))  # no gradient
-    assert len(both.param_groups) == 2
 
 
 def test_gate_factor_multiplies_that_of_fusion():

@@ -65,6 +65,9 @@ def _run(options: argparse.Namespace) -> int:
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:
+        if launched.is_launched():
+            # The process that has started this one prints the hint.
+            return 130
         hint = getattr(options, "when_stopped", "no partial file was left")
         print(f"\nstopped; {hint}", file=sys.stderr)
         return 130

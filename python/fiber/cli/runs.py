@@ -206,12 +206,15 @@ def _cached(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _launch(options: argparse.Namespace) -> int:
-    from fiber.training.distributed.launch import Job, devices_on_node, launch
+    from fiber.training.distributed.launch import INTERRUPTED, Job, devices_on_node, launch
 
     settings = pick(options, "restarts", "nodes", "rendezvous")
     settings = {name: value for name, value in settings.items() if value is not None}
     processes = options.processes or devices_on_node()
-    return launch(options.arguments, Job(processes=processes, id=options.job, **settings))
+    code = launch(options.arguments, Job(processes=processes, id=options.job, **settings))
+    if code == INTERRUPTED:
+        raise KeyboardInterrupt
+    return code
 
 
 def _recipes(options: argparse.Namespace) -> int:

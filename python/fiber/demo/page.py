@@ -26,7 +26,7 @@ from fiber.demo.examples import Example, Examples, Scored, Twice
 from fiber.demo.floors import MetricRow
 from fiber.demo.folder import DemoFolder
 from fiber.demo.measures import SHOWN
-from fiber.demo.plan import COARSE_RECIPE, FINE_RECIPE, STAGES, Plan
+from fiber.demo.plan import STAGES, Plan
 from fiber.demo.report import (
     DemoReport,
     Group,
@@ -381,14 +381,6 @@ def commands(path: Path, plan: Plan, about: Mapping[str, Any]) -> list[str]:
     options = "" if data == "scenes" else f" --data {data}"
     options += " --fast" if about["mode"] == "fast" else ""
 
-    def training(recipe: str, changes: Mapping[str, Any], more: str) -> str:
-        fields = {**changes, "train.seed": seed}
-        settings = ""
-        for name, value in fields.items():
-            text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-            settings += f" --set {shlex.quote(f'{name}={text}')}"
-        return f"fiber train {recipe} --data {here}/data{more} --device cpu{settings}"
-
     stages = {shown.task: shown.stage for shown in SHOWN}
     return [
         "# everything",
@@ -396,8 +388,7 @@ def commands(path: Path, plan: Plan, about: Mapping[str, Any]) -> list[str]:
         "",
         "# stage by stage",
         f"fiber data {data} --output {here}/data --images {plan.train_images} --seed {seed}",
-        training(FINE_RECIPE, plan.fine, f" --output {here}/fine"),
-        training(COARSE_RECIPE, plan.coarse, f" --init {here}/fine --output {here}/coarse"),
+        *(shlex.join(["fiber", *plan.train_command(stage, seed, path)]) for stage in STAGES),
         "",
         "# each task on all records of a split; the table uses a fixed random subset",
         *(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from fiber.config_io import nearest, replace_fields
@@ -16,6 +17,9 @@ from fiber.training.config.run import RunConfig, load_recipe
 COARSE_RECIPE, FINE_RECIPE = "scenes_coarse", "scenes_fine"
 #: Stages in the order in which they are trained.
 STAGES = ("fine", "coarse")
+#: Processes that train a stage. Two with a thread each are faster than two threads of one process,
+#: which wait for each other in every operation (benches/bench_demo_pace.py).
+PROCESSES = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +57,19 @@ class Plan:
     def fine_config(self, seed: int) -> RunConfig:
         """Return the fine-stage config."""
         return replace_fields(load_recipe(FINE_RECIPE), {**self.fine, "train.seed": seed})
+
+    def train_command(self, stage: str, seed: int, folder: Path) -> list[str]:
+        """Return the arguments of `fiber` that train a stage in the demo's folder."""
+        is_fine = stage == "fine"
+        recipe, changes = (FINE_RECIPE, self.fine) if is_fine else (COARSE_RECIPE, self.coarse)
+        command = ["train", recipe, "--data", f"{folder}/data", "--output", f"{folder}/{stage}"]
+        if not is_fine:
+            command += ["--init", f"{folder}/fine"]
+        command += ["--device", "cpu", "--processes", f"{PROCESSES}"]
+        for name, value in {**changes, "train.seed": seed}.items():
+            text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+            command += ["--set", f"{name}={text}"]
+        return command
 
 
 #: Maximum number of records per task in the default and the fast demo.

@@ -16,6 +16,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +28,12 @@ from fiber.demo.examples import find_examples, from_json, to_json
 from fiber.demo.folder import DemoFolder, fingerprint
 from fiber.demo.measures import Measures
 from fiber.demo.page import make_report
-from fiber.demo.plan import find_plan
+from fiber.demo.plan import PROCESSES, STAGES, find_plan
 from fiber.demo.report import format_table, write_html
 from fiber.env import describe_machine, provenance, usable_cores
 from fiber.progress import ImageProgress, readable_seconds, say
-from fiber.training.config.run import RunConfig
+from fiber.training.distributed.launch import INTERRUPTED, Job, launch
 from fiber.training.run_dir import RunFolder
-from fiber.training.train import train
 
 
 def main(
@@ -85,31 +85,27 @@ class Demo:
     def __init__(self, *, data: str, mode: str, seed: int, output: Path) -> None:
         self.about = {"data": data, "mode": mode, "seed": seed}
         self.plan = find_plan(data, mode)
-        self.configs = {
-            "fine": self.plan.fine_config(seed),
-            "coarse": self.plan.coarse_config(seed),
-        }
+        configs = {"fine": self.plan.fine_config(seed), "coarse": self.plan.coarse_config(seed)}
         # Parameters of the data and models. Evaluation results have their own fingerprints.
         parameters = {
             **self.about,
             "train_images": self.plan.train_images,
             "held_out_images": self.plan.held_out_images,
-            **{stage: to_dict(config) for stage, config in self.configs.items()},
+            **{stage: to_dict(config) for stage, config in configs.items()},
         }
         self.folder = DemoFolder(output, parameters)
-        self.models = {stage: output / stage for stage in self.configs}
+        self.models = {stage: output / stage for stage in STAGES}
         self.clock = Clock(self.plan.seconds)
 
     def train(self) -> None:
         """Run the first three stages: dataset, fine-stage training and coarse-stage training."""
         finished = (self.folder.data / "dataset.json").is_file()
         self.clock.run("data", self._make_data, finished=finished)
-        for stage, start in (("fine", None), ("coarse", self.models["fine"])):
-            config, output = self.configs[stage], self.models[stage]
+        for stage in STAGES:
             self.clock.run(
                 stage,
-                lambda c=config, o=output, s=start: self._train_run(c, o, s),
-                finished=RunFolder(path=output).is_finished,
+                partial(self._train_stage, stage),
+                finished=RunFolder(path=self.models[stage]).is_finished,
             )
 
     def _make_data(self) -> None:
@@ -126,9 +122,14 @@ class Demo:
         seconds = time.monotonic() - began
         self.folder.note("data_stage", {"pictures": sum(sizes.values()), "seconds": seconds})
 
-    def _train_run(self, config: RunConfig, output: Path, start: Path | None) -> None:
-        """Train one run, or resume it from its newest checkpoint."""
-        train(config, data=self.folder.data, output=output, init=start, resume=True, device="cpu")
+    def _train_stage(self, stage: str) -> None:
+        """Train a stage, or resume it from its newest checkpoint."""
+        command = self.plan.train_command(stage, self.about["seed"], self.folder.path)
+        code = launch([*command, "--resume"], Job(processes=PROCESSES, restarts=0))
+        if code == INTERRUPTED:
+            raise KeyboardInterrupt
+        if code:
+            raise SystemExit(code)
 
     def measure(self, *, permute_images: bool) -> list[floors.MetricRow]:
         """Run the evaluation, and return the rows with their floors and verdicts."""

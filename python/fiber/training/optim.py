@@ -10,14 +10,15 @@ import math
 import re
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from fiber.config_io import nearest
 from fiber.training.config.run import OptimConfig
-from fiber.training.distributed.full_tensor import full_tensor, shard_like
+from fiber.training.distributed.full_tensor import shard_like
+from fiber.training.muon import MuonAdamW
 
 #: Kind of a parameter: biases (and relative position bias tables) are never decayed; vectors (norm
 #: weights, temperatures) and gates are decayed only with `decay_vectors`.
@@ -209,85 +210,6 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
     if config.muon_lr_multiplier > 0:
         return MuonAdamW(list(groups.values()), **options)
     return torch.optim.AdamW(list(groups.values()), **options, fused=True)
-
-
-#: Coefficients and number of steps of the Newton-Schulz iteration, and momentum (Jordan 2024).
-_NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
-_NEWTON_SCHULZ_STEPS = 5
-_MUON_MOMENTUM = 0.95
-#: Root mean square of an update of AdamW, which that of Muon is scaled to (Liu et al. 2025).
-_UPDATE_RMS = 0.2
-
-
-class MuonAdamW(torch.optim.AdamW):
-    """Muon for the groups with `by_muon`, and AdamW for the others.
-
-    Muon replaces the momentum of a matrix by the nearest matrix with orthogonal rows or columns.
-
-    Source: Jordan et al. 2024, with the scale of updates of Liu et al. 2025. PyTorch has the same
-    since version 2.9, as an optimizer of its own that takes no other parameters.
-    """
-
-    def __init__(self, groups: list[dict[str, Any]], **options: Any) -> None:
-        super().__init__(groups, **options, fused=True)
-
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Update every parameter that has a gradient."""
-        groups = self.param_groups
-        try:
-            self.param_groups = [group for group in groups if not group["by_muon"]]
-            super().step()
-        finally:
-            self.param_groups = groups
-        for group in groups:
-            if group["by_muon"]:
-                self._muon_step(group)
-
-    def _muon_step(self, group: dict[str, Any]) -> None:
-        by_shape: dict[torch.Size, list[Tensor]] = {}
-        for parameter in group["params"]:
-            if parameter.grad is not None:
-                by_shape.setdefault(parameter.shape, []).append(parameter)
-        for (rows, columns), parameters in by_shape.items():
-            gradients = [cast(Tensor, parameter.grad) for parameter in parameters]
-            momenta = [self._momentum(parameter) for parameter in parameters]
-            torch._foreach_lerp_(momenta, gradients, 1 - _MUON_MOMENTUM)
-            # Nesterov's form of the momentum.
-            updates = torch._foreach_lerp(gradients, momenta, _MUON_MOMENTUM)
-            # Each rank orthogonalizes whole matrices, also where they are sharded.
-            directions = orthogonalized(torch.stack([full_tensor(update) for update in updates]))
-            own = [shard_like(*pair) for pair in zip(directions, parameters, strict=True)]
-            size = group["lr"] * _UPDATE_RMS * max(rows, columns) ** 0.5
-            torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-            torch._foreach_add_(parameters, own, alpha=-size)
-
-    def _momentum(self, parameter: Tensor) -> Tensor:
-        state = self.state[parameter]
-        if not state:
-            # AdamW, which loads the states of all groups, expects a step in each.
-            state["step"] = torch.tensor(0.0)
-            state["momentum"] = torch.zeros_like(parameter)
-        return state["momentum"]
-
-
-def orthogonalized(matrices: Tensor) -> Tensor:
-    """Approximate the nearest matrices with orthogonal rows or columns: (n, R, C) -> (n, R, C).
-
-    All singular values of the result are near 1, by a Newton-Schulz iteration.
-    """
-    # The iteration multiplies by the smaller of the two Gram matrices.
-    is_tall = matrices.shape[1] > matrices.shape[2]
-    x = matrices.transpose(1, 2) if is_tall else matrices
-    # bfloat16 is exact enough and faster on a GPU, but slower on most CPUs.
-    x = x.bfloat16() if x.is_cuda else x.float()
-    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
-    a, b, c = _NEWTON_SCHULZ
-    for _ in range(_NEWTON_SCHULZ_STEPS):
-        gram = x @ x.transpose(1, 2)
-        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-        x = torch.baddbmm(x, polynomial, x, beta=a)
-    return (x.transpose(1, 2) if is_tall else x).to(matrices.dtype)
 
 
 class PublishedAdamW(torch.optim.Optimizer):

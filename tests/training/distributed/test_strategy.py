@@ -48,6 +48,11 @@ def test_whole_gradients_of_frozen_models_and_micro_batches(tmp_path):
     assert_ok(compare(tmp_path, ["replicate"], ["frozen and accumulated"], ["meter"]))
 
 
+@pytest.mark.slow
+def test_ranks_exchange_the_directions_of_muon(tmp_path):
+    assert_ok(compare(tmp_path, ["replicate"], ["muon"], ["coarse"]))
+
+
 def test_differences_are_found():
     ours = [{"gradient_norm": 2.0, "vqa": 1.0}, {"gradient_norm": 1.0, "vqa": -4.0}]
     theirs = [{"gradient_norm": 2.0, "vqa": 1.5}, {"gradient_norm": 1.5, "vqa": -4.0}]

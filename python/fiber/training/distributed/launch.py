@@ -15,8 +15,8 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,6 +39,10 @@ from fiber.training.distributed.preemption import EXIT_CODE
 #: Folder in which the processes of one agent leave notes, and the note of bad input; see
 #: `fiber.cli.launched`.
 NOTES, BAD_INPUT = "FIBER_LAUNCH_DIR", "bad-input"
+#: Exit code of `launch` after Ctrl-C.
+INTERRUPTED = 130
+#: Signals that `launch` or the agent handles.
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1)
 #: Seconds that processes have to save their step after a signal.
 SAVE_SECONDS = 600
 #: Seconds that nodes have to join, and to join after the smallest number of nodes is there.
@@ -99,19 +103,11 @@ def launch(arguments: Sequence[str], job: Job) -> int:
         raise ValueError(
             "--processes: torchrun has started this process already; use one of the two"
         )
-    # Each process would otherwise start a thread for every core of the node.
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // job.processes)))
-    if job.nodes[1] > 1:
-        # With a store that the agents share, a node that joins later waits for an address that the
-        # others no longer write (torch 2.15: `DynamicRendezvousHandler.next_rendezvous`). Without
-        # it, rank 0 hosts a store.
-        os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
-    # torchrun's agent handles the other signals that end a run in the same way, SIGTERM too once
-    # processes run. Before, the first process of a container would ignore it.
-    for number in (signal.SIGUSR1, signal.SIGTERM):
-        signal.signal(number, _raise_signal)
-    with tempfile.TemporaryDirectory(prefix="fiber-launch-") as notes:
-        os.environ[NOTES] = notes
+    with (
+        tempfile.TemporaryDirectory(prefix="fiber-launch-") as notes,
+        _environment(job, notes),
+        _signals(),
+    ):
         _quiet_agent(Path(notes))
         try:
             place = _Place("localhost")
@@ -124,7 +120,7 @@ def launch(arguments: Sequence[str], job: Job) -> int:
             start = elastic_launch(_config(job, place), sys.executable)
             start("-m", "fiber.cli", *arguments)
         except SignalException as stop:
-            return 130 if stop.sigval == signal.SIGINT else EXIT_CODE
+            return INTERRUPTED if stop.sigval == signal.SIGINT else EXIT_CODE
         except ChildFailedError as error:
             return _explain(error, job, Path(notes))
         except RendezvousError as error:
@@ -134,9 +130,44 @@ def launch(arguments: Sequence[str], job: Job) -> int:
             where = job.rendezvous or "this node"
             reason = error or type(error).__name__
             raise ConnectionError(f"the rendezvous at {where} failed: {reason}") from error
-        finally:
-            del os.environ[NOTES]
     return 0
+
+
+@contextmanager
+def _environment(job: Job, notes: str) -> Iterator[None]:
+    """Set the variables that processes inherit; those of the user take precedence."""
+    before = dict(os.environ)
+    # Each process would otherwise start a thread for every core of the node.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // job.processes)))
+    if job.nodes[1] > 1:
+        # With a store that the agents share, a node that joins later waits for an address that the
+        # others no longer write (torch 2.15: `DynamicRendezvousHandler.next_rendezvous`). Without
+        # it, rank 0 hosts a store.
+        os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
+    os.environ[NOTES] = notes
+    try:
+        yield
+    finally:
+        # The agent sets some, too.
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
+        os.environ.update(before)
+
+
+@contextmanager
+def _signals() -> Iterator[None]:
+    """Handle the signals that end a run, until all processes have ended."""
+    before = {number: signal.getsignal(number) for number in _SIGNALS}
+    # torchrun's agent handles the other signals that end a run in the same way, SIGTERM too once
+    # processes run. Before, the first process of a container would ignore it.
+    for number in (signal.SIGUSR1, signal.SIGTERM):
+        signal.signal(number, _raise_signal)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if handler is not None:
+                signal.signal(number, handler)
 
 
 class _Place(NamedTuple):
