@@ -9,7 +9,7 @@ from fiber.data.record import Record
 from fiber.demo import measures
 from fiber.demo.abilities import EXPRESSIONS, PAIRS, QUESTIONS
 from fiber.demo.folder import DemoFolder
-from fiber.demo.measures import SHOWN, Measures, sample
+from fiber.demo.measures import SHOWN, Evaluator, Measures, sample
 from fiber.evaluation.tasks import TASKS
 
 from .micro_demo import MICRO
@@ -63,7 +63,7 @@ class TestMeasures:
         models = {stage: tmp_path / stage for stage in ("coarse", "fine")}
         for stage, path in models.items():
             shutil.copytree(finished / stage, path)
-        return lambda: Measures(DemoFolder(folder.path, {}), MICRO, models)
+        return lambda: Measures(DemoFolder(folder.path, {}), Evaluator(folder.data, MICRO, models))
 
     def test_each_task_is_asked_once_in_every_way(self, opened, asked):
         opened().rows()
@@ -75,6 +75,22 @@ class TestMeasures:
         count = len(asked)
         assert opened().rows() == rows
         assert len(asked) == count
+
+    @pytest.mark.slow
+    def test_two_processes_measure_what_one_does(self, opened, asked, monkeypatch):
+        monkeypatch.undo()
+        measured = opened()
+        measured.measure(2)
+        monkeypatch.setattr(measures, "evaluate", None)
+        found = measured.rows()
+        assert measured.throughput()[1] > 0
+        monkeypatch.undo()
+        file = measured.folder.path / "measured.json"
+        file.unlink()
+        again = opened()
+        again.measure(1)
+        assert not file.exists()
+        assert again.rows() == found
 
     def test_a_new_model_is_asked_again(self, opened, asked, tmp_path):
         opened().rows()

@@ -77,18 +77,30 @@ class DemoFolder:
         `made_from` is a fingerprint of the inputs. Values must be JSON-serializable. The
         computation time is added as "seconds".
         """
+        known = self.find(name, made_from)
+        return known if known is not None else self.store(name, made_from, timed(measure))
+
+    def find(self, name: str, made_from: str) -> dict[str, Any] | None:
+        """Return stored values; None if they are missing or outdated."""
         known = self._measured.get(name)
-        if known is None or known["made_from"] != made_from:
-            began = time.monotonic()
-            values = measure()
-            known = {"made_from": made_from, **values, "seconds": time.monotonic() - began}
-            self._measured[name] = known
-            write_json(self._measured_file, self._measured)
-        return known
+        return known if known is not None and known["made_from"] == made_from else None
+
+    def store(self, name: str, made_from: str, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Store values of `timed`; return them as `find` does."""
+        self._measured[name] = {"made_from": made_from, **values}
+        write_json(self._measured_file, self._measured)
+        return self._measured[name]
 
     def known(self, name: str) -> dict[str, Any]:
         """Return stored values, or {} if there are none."""
         return self._measured.get(name, {})
+
+
+def timed(measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Call `measure`, and add the time that it takes as "seconds"."""
+    began = time.monotonic()
+    values = measure()
+    return {**values, "seconds": time.monotonic() - began}
 
 
 def fingerprint(*parts: Any) -> str:

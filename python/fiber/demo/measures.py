@@ -8,9 +8,16 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
+from signal import SIG_IGN, SIGINT, signal
 from typing import Any, NamedTuple
+
+import torch
 
 from fiber.atomic_io import read_json
 from fiber.checkpoints.model_dir import StoredModel, load_model
@@ -24,7 +31,7 @@ from fiber.demo.abilities import (
     sorted_groups,
 )
 from fiber.demo.floors import MetricRow
-from fiber.demo.folder import DemoFolder, fingerprint
+from fiber.demo.folder import DemoFolder, fingerprint, timed
 from fiber.demo.guesses import Guesser
 from fiber.demo.plan import Plan
 from fiber.env import provenance
@@ -33,6 +40,14 @@ from fiber.evaluation.tasks import TASKS
 from fiber.progress import say
 
 SPLITS = ("val", "novel")
+
+
+class Measurement(NamedTuple):
+    """A result that a demo keeps. The fields are the arguments of `DemoFolder.measured`."""
+
+    name: str
+    made_from: str
+    compute: Callable[[], dict[str, Any]]
 
 
 class Shown(NamedTuple):
@@ -97,20 +112,102 @@ SHOWN = (
 MODES = {"model": False, "permuted": True}
 
 
+@dataclass(frozen=True)
+class Evaluator:
+    """Evaluates a demo's models and baselines. A copy in another process loads its own models."""
+
+    data: Path
+    plan: Plan
+    #: Models by stage.
+    models: Mapping[str, Path]
+    _loaded: dict[str, StoredModel] = field(default_factory=dict, init=False)
+    _records: dict[tuple[str, str], list[Record]] = field(default_factory=dict, init=False)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Evaluator, (self.data, self.plan, self.models)
+
+    def metrics(self, shown: Shown, split: str, mode: str) -> dict[str, Any]:
+        """Evaluate a model in one of `MODES`."""
+        records = self.records(shown.task, split)
+        if mode == "model":
+            say(f"{shown.task} on {split}: {len(records)} records")
+        found = evaluate(
+            self.model(shown.stage),
+            shown.task,
+            data=records,
+            permute_images=MODES[mode],
+            rerank=False,
+        )
+        return {"metrics": found, "records": len(records)}
+
+    def baselines(self, shown: Shown) -> dict[str, Any]:
+        """Return the baselines as {split: {"chance": ..., "blind": ...}}."""
+        say(f"{shown.task}: computing the blind baselines from the training split")
+        guesser = Guesser(self.data, self.model("coarse"), self.plan.counted_captions)
+        return guesser.guess(
+            shown.task, {split: self.records(shown.task, split) for split in SPLITS}
+        )
+
+    def model(self, stage: str) -> StoredModel:
+        """Return the model of a stage, loaded on first use."""
+        if stage not in self._loaded:
+            self._loaded[stage] = load_model(self.models[stage])
+        return self._loaded[stage]
+
+    def records(self, task: str, split: str) -> list[Record]:
+        """Return the records of a split to evaluate."""
+        if (task, split) not in self._records:
+            _, reader, _ = TASKS[task]
+            everything = reader(self.data, split)
+            self._records[task, split] = sample(everything, self.plan.records[task])
+        return self._records[task, split]
+
+
 class Measures:
     """Evaluation results of one demo."""
 
-    def __init__(self, folder: DemoFolder, plan: Plan, models: dict[str, Path]) -> None:
-        """Set up evaluation of finished models, keyed by stage."""
-        self.folder, self.plan, self.models = folder, plan, models
+    def __init__(self, folder: DemoFolder, evaluator: Evaluator) -> None:
+        """Set up evaluation of finished models."""
+        self.folder, self.evaluator, self.plan = folder, evaluator, evaluator.plan
         self._data = read_json(folder.data / "dataset.json")["parameters"]["generator"]
         self._prints = {
-            stage: fingerprint(path / "model.safetensors") for stage, path in models.items()
+            stage: fingerprint(path / "model.safetensors")
+            for stage, path in evaluator.models.items()
         }
         # Do not reuse results from a different version of fiber.
         self._source = fingerprint(folder.data / "dataset.json", provenance())
-        self._loaded: dict[str, StoredModel] = {}
-        self._records: dict[tuple[str, str], list[Record]] = {}
+
+    def measure(self, workers: int) -> None:
+        """Compute all results that are missing or outdated, in as many processes.
+
+        Processes are spawned, so a script that uses workers needs `if __name__ == "__main__":`.
+        With 0 or 1, results are computed when they are asked for.
+        """
+        # Those of boxes, which take longest, first.
+        tasks = {shown.task: shown for shown in reversed(SHOWN)}.values()
+        measurements = [self._baselines_of(shown) for shown in tasks]
+        measurements += [
+            self._metrics_of(shown, split, mode)
+            for shown in tasks
+            for split in SPLITS
+            for mode in MODES
+        ]
+        missing = [m for m in measurements if not self.folder.find(m.name, m.made_from)]
+        if workers < 2 or len(missing) < 2:
+            return
+        pool = ProcessPoolExecutor(
+            workers,
+            mp_context=get_context("spawn"),
+            initializer=_start_worker,
+            initargs=(max(1, torch.get_num_threads() // workers),),
+        )
+        try:
+            running = {pool.submit(timed, each.compute): each for each in missing}
+            for future in as_completed(running):
+                each = running[future]
+                self.folder.store(each.name, each.made_from, future.result())
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
 
     def rows(self, *, permute_images: bool = False) -> list[MetricRow]:
         """Evaluate all metrics.
@@ -138,7 +235,7 @@ class Measures:
         for split in SPLITS:
             for task, name in ((EXPRESSIONS, "refcoco"), (QUESTIONS, "vqa")):
                 shown = next(shown for shown in SHOWN if shown.task == name)
-                records = self.records(shown.task, split)
+                records = self.evaluator.records(shown.task, split)
                 counts = Counter(record.group for record in records)
                 texts = {record.group: record.text for record in reversed(records)}
                 found += [
@@ -148,7 +245,7 @@ class Measures:
             # Matching has one matching and one mismatched pair per caption.
             for group, per_caption in (("retrieval", 1), ("matching", 2)):
                 shown = next(shown for shown in SHOWN if shown.group == group)
-                count = per_caption * len(self.records(shown.task, split))
+                count = per_caption * len(self.evaluator.records(shown.task, split))
                 found.append(self._ability(shown, split, PAIRS, group, count))
         return found
 
@@ -170,37 +267,26 @@ class Measures:
         )
 
     def metrics(self, shown: Shown, split: str, mode: str) -> dict[str, float]:
-        """Evaluate a model in one of `MODES`."""
+        """Return the metrics of a model in one of `MODES`."""
+        return self.folder.measured(*self._metrics_of(shown, split, mode))["metrics"]
 
-        def compute() -> dict[str, Any]:
-            records = self.records(shown.task, split)
-            if mode == "model":
-                say(f"{shown.task} on {split}: {len(records)} records")
-            found = evaluate(
-                self.model(shown.stage),
-                shown.task,
-                data=records,
-                permute_images=MODES[mode],
-                rerank=False,
-            )
-            return {"metrics": found, "records": len(records)}
-
+    def _metrics_of(self, shown: Shown, split: str, mode: str) -> Measurement:
         inputs = (self._prints[shown.stage], self._source, self.plan.records[shown.task])
-        name = f"{shown.task}/{split}/{mode}"
-        return self.folder.measured(name, fingerprint(*inputs), compute)["metrics"]
+        return Measurement(
+            f"{shown.task}/{split}/{mode}",
+            fingerprint(*inputs),
+            partial(self.evaluator.metrics, shown, split, mode),
+        )
 
     def _baselines(self, shown: Shown) -> dict[str, dict[str, dict[str, float]]]:
         """Return the baselines as {split: {"chance": ..., "blind": ...}}."""
+        return self.folder.measured(*self._baselines_of(shown))
 
-        def compute() -> dict[str, Any]:
-            say(f"{shown.task}: computing the blind baselines from the training split")
-            guesser = Guesser(self.folder.data, self.model("coarse"), self.plan.counted_captions)
-            return guesser.guess(
-                shown.task, {split: self.records(shown.task, split) for split in SPLITS}
-            )
-
+    def _baselines_of(self, shown: Shown) -> Measurement:
         inputs = (self._source, self.plan.records[shown.task], self.plan.counted_captions)
-        return self.folder.measured(f"{shown.task}/guesses", fingerprint(*inputs), compute)
+        return Measurement(
+            f"{shown.task}/guesses", fingerprint(*inputs), partial(self.evaluator.baselines, shown)
+        )
 
     def throughput(self) -> tuple[int, float]:
         """Return the number of records evaluated for the table, and the time taken in seconds."""
@@ -212,19 +298,11 @@ class Measures:
         ]
         return sum(k.get("records", 0) for k in known), sum(k.get("seconds", 0.0) for k in known)
 
-    def model(self, stage: str) -> StoredModel:
-        """Return the model of a stage, loaded on first use."""
-        if stage not in self._loaded:
-            self._loaded[stage] = load_model(self.models[stage])
-        return self._loaded[stage]
 
-    def records(self, task: str, split: str) -> list[Record]:
-        """Return the records of a split to evaluate."""
-        if (task, split) not in self._records:
-            _, reader, _ = TASKS[task]
-            everything = reader(self.folder.data, split)
-            self._records[task, split] = sample(everything, self.plan.records[task])
-        return self._records[task, split]
+def _start_worker(threads: int) -> None:
+    # Ctrl-C is sent to the whole process group; only the parent process handles it.
+    signal(SIGINT, SIG_IGN)
+    torch.set_num_threads(threads)
 
 
 def sample(records: RecordSet | Sequence[Record], limit: int) -> list[Record]:

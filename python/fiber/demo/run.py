@@ -26,7 +26,7 @@ from fiber.demo import floors
 from fiber.demo.contact_sheet import draw_sheet
 from fiber.demo.examples import find_examples, from_json, to_json
 from fiber.demo.folder import DemoFolder, fingerprint
-from fiber.demo.measures import Measures
+from fiber.demo.measures import Evaluator, Measures
 from fiber.demo.page import make_report
 from fiber.demo.plan import PROCESSES, STAGES, find_plan
 from fiber.demo.report import format_table, write_html
@@ -133,12 +133,15 @@ class Demo:
 
     def measure(self, *, permute_images: bool) -> list[floors.MetricRow]:
         """Run the evaluation, and return the rows with their floors and verdicts."""
-        self.measures = Measures(self.folder, self.plan, self.models)
-        rows: list[floors.MetricRow] = []
-        self.clock.run(
-            "evaluation", lambda: rows.extend(self.measures.rows(permute_images=permute_images))
-        )
+        self.evaluator = Evaluator(self.folder.data, self.plan, self.models)
+        self.measures = Measures(self.folder, self.evaluator)
+        self.clock.run("evaluation", self._evaluate)
+        rows = self.measures.rows(permute_images=permute_images)
         return floors.judge(rows, floors.load_floors(self.about["data"], self.about["mode"]))
+
+    def _evaluate(self) -> None:
+        self.measures.measure(min(PROCESSES, usable_cores()))
+        self.measures.rows()
 
     def write_page(self, rows: list[floors.MetricRow], problems: list[str]) -> None:
         """Write rows.json, contact_sheet.png and report.html."""
@@ -173,7 +176,7 @@ class Demo:
         write_html(report, self.folder.path / "report.html")
 
     def _find_examples(self) -> dict[str, Any]:
-        coarse, fine = self.measures.model("coarse"), self.measures.model("fine")
+        coarse, fine = self.evaluator.model("coarse"), self.evaluator.model("fine")
         return {"examples": to_json(find_examples(self.folder.data, coarse=coarse, fine=fine))}
 
 
