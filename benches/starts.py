@@ -5,8 +5,9 @@ Command: fiber data scenes --output runs/scenes --images 24000
 Rows: results/starts.csv, one per run. Runs that have a row are skipped.
 
 All runs use the model and rates of the demo's recipes. The "off" arm leaves out one thing: a method
-that a model with `weight_start` "fan_in" calls (the published models never call it), Muon, or the
-fine stage before the coarse one. Runs of the coarse stage start from the model in the package.
+that a model with `weight_start` "fan_in" calls (the published models never call it), Muon, fixing
+the first stages of the image encoder, or the fine stage before the coarse one. Runs of the coarse
+stage start from the model in the package, unless the arm has no fine stage.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from experiments import Rows, cpu_seconds, measure, run_all
 
 from fiber.checkpoints.model_dir import load_model
 from fiber.config_io import replace_fields
+from fiber.demo.plan import FIRST_STAGES
 from fiber.models.fiber.detector import GroundingHead
 from fiber.models.fiber.image_text import FiberImageText
 from fiber.models.fiber.pyramid import FeaturePyramid
@@ -80,6 +82,12 @@ STARTS = {
         *("scenes_coarse", 240, *_VQA),
         changes=_HALF_QUESTIONS,
         off={"optim.muon_lr_multiplier": 0.0},
+        init="scenes/fine",
+    ),
+    "fixed stages": Start(
+        *("scenes_coarse", 240, *_VQA),
+        changes={"optim.frozen": FIRST_STAGES},
+        off={"optim.frozen": ()},
         init="scenes/fine",
     ),
     "boxes first": Start(

@@ -3,7 +3,7 @@ import pytest
 import torch
 from torchvision.ops import generalized_box_iou
 
-from fiber.metrics.boxes import as_boxes, pairwise_giou, pairwise_iou
+from fiber.metrics.boxes import as_boxes, overlaps_with_own, pairwise_giou, pairwise_iou
 
 
 def random_boxes(count, seed):
@@ -58,3 +58,18 @@ def test_by_hand():
 def test_wrong_shapes_are_named():
     with pytest.raises(ValueError, match=r"shape \(4,\).*\(n, 4\)"):
         as_boxes([0, 0, 1, 1])
+
+
+@pytest.mark.parametrize("overlap", [pairwise_iou, pairwise_giou])
+def test_overlaps_with_own_boxes_are_those_of_single_calls(overlap):
+    rng = np.random.default_rng(0)
+    counts = [3, 0, 1, *rng.integers(0, 5, 200)]
+    boxes = [random_boxes(count, number) for number, count in enumerate(counts)]
+    own = random_boxes(len(counts), 1000)
+    found = overlaps_with_own(overlap, boxes, own)
+    assert len(found) == len(counts)
+    for values, each, box in zip(found, boxes, own, strict=True):
+        assert np.array_equal(values, overlap(each, box[None])[:, 0])
+    assert overlaps_with_own(overlap, [], own[:0]) == []
+    with pytest.raises(ValueError, match="expected 203 arrays of boxes, one per box, got 2"):
+        overlaps_with_own(overlap, boxes[:2], own)

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fiber.evaluation.baselines import hit_chance
-from fiber.metrics.boxes import as_boxes, pairwise_giou, pairwise_iou
+from fiber.metrics.boxes import as_boxes, overlaps_with_own, pairwise_giou, pairwise_iou
 from fiber.metrics.detection import SIZES, ScoredBoxes, TrueBoxes, average_precision
 from fiber.metrics.grounding import FOUND_AT, merged, phrase_recall, referring_accuracy
 from fiber.metrics.matching import mean
@@ -69,10 +69,10 @@ def referring_chance(
     `object_boxes` contains one (m, 4) array per expression, with the boxes of all objects in the
     image. `truths` is (n, 4), one box per expression.
     """
-    hits = []
-    for boxes, truth in zip(object_boxes, as_boxes(truths), strict=True):
-        iou, giou = pairwise_iou(boxes, truth[None]), pairwise_giou(boxes, truth[None])
-        hits.append((iou[:, 0] >= FOUND_AT, giou[:, 0] >= FOUND_AT))
+    own = as_boxes(truths)
+    ious = overlaps_with_own(pairwise_iou, object_boxes, own)
+    gious = overlaps_with_own(pairwise_giou, object_boxes, own)
+    hits = [(iou >= FOUND_AT, giou >= FOUND_AT) for iou, giou in zip(ious, gious, strict=True)]
     return _expected(("accuracy", "giou_accuracy"), hits, ks)
 
 

@@ -6,7 +6,7 @@ call, so that metrics load without torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,6 +14,10 @@ from numpy.typing import ArrayLike, NDArray
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+#: Arrays of boxes in a table of `overlaps_with_own`.
+_ARRAYS_AT_ONCE = 64
 
 
 def as_boxes(boxes: ArrayLike) -> NDArray[np.float64]:
@@ -45,6 +49,32 @@ def pairwise_giou(first: ArrayLike, second: ArrayLike) -> NDArray[np.float64]:
     from torchvision.ops import generalized_box_iou
 
     return _pairwise(generalized_box_iou, first, second)
+
+
+def overlaps_with_own(
+    overlap: Callable[[ArrayLike, ArrayLike], NDArray[np.float64]],
+    boxes: Sequence[ArrayLike],
+    own: NDArray[np.float64],
+) -> list[NDArray[np.float64]]:
+    """Compute the overlaps of several arrays of boxes, each with a box of its own.
+
+    `overlap` is one of the functions above, `boxes` N arrays of (M, 4), and `own` (N, 4). Returns N
+    arrays of (M,).
+
+    Raises:
+        ValueError: if the numbers of arrays and boxes differ, or a shape is wrong.
+    """
+    if len(boxes) != len(own):
+        raise ValueError(f"expected {len(own)} arrays of boxes, one per box, got {len(boxes)}")
+    found: list[NDArray[np.float64]] = []
+    # A table of many arrays, of which most is not needed, takes less time than a call for each.
+    for start in range(0, len(own), _ARRAYS_AT_ONCE):
+        part = [as_boxes(each) for each in boxes[start : start + _ARRAYS_AT_ONCE]]
+        counts = [len(each) for each in part]
+        rows = np.repeat(np.arange(len(part)), counts)
+        table = overlap(np.concatenate(part), own[start : start + _ARRAYS_AT_ONCE])
+        found += np.split(table[np.arange(len(rows)), rows], np.cumsum(counts)[:-1])
+    return found
 
 
 def _pairwise(

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fiber.metrics.boxes import as_boxes, pairwise_giou, pairwise_iou
+from fiber.metrics.boxes import as_boxes, overlaps_with_own, pairwise_giou, pairwise_iou
 from fiber.metrics.matching import mean
 
 #: Minimum overlap for a hit.
@@ -38,8 +38,8 @@ def referring_accuracy(
     _check_counts(len(predicted), len(truths))
     results = {}
     for name, overlap in (("accuracy", pairwise_iou), ("giou_accuracy", pairwise_giou)):
-        pairs = zip(predicted, truths, strict=True)
-        ranks = np.array([first_hit(overlap(boxes, truth[None])) for boxes, truth in pairs])
+        found = overlaps_with_own(overlap, predicted, truths)
+        ranks = np.array([first_hit(overlaps[:, None]) for overlaps in found])
         results |= {f"{name}_at_{k}": mean(ranks < k) for k in ks}
     return results
 

@@ -71,18 +71,15 @@ class MuonAdamW(torch.optim.AdamW):
         # Nesterov's form of the momentum.
         updates = torch._foreach_lerp(gradients, momenta, _MUON_MOMENTUM)
         directions = _orthogonalized_by_ranks([full_tensor(update) for update in updates])
-        sizes = [
-            matrix.group["lr"] * _UPDATE_RMS * max(matrix.parameter.shape) ** 0.5
-            for matrix in matrices
-        ]
-        torch._foreach_mul_(directions, sizes)
         own = [shard_like(*pair) for pair in zip(directions, parameters, strict=True)]
-        by_decay: dict[float, list[Tensor]] = {}
-        for parameter, group in matrices:
-            by_decay.setdefault(group["lr"] * group["weight_decay"], []).append(parameter)
-        for decay, decayed in by_decay.items():
-            torch._foreach_mul_(decayed, 1 - decay)
-        torch._foreach_sub_(parameters, own)
+        by_rate: dict[tuple[float, float], tuple[list[Tensor], list[Tensor]]] = {}
+        for (parameter, group), direction in zip(matrices, own, strict=True):
+            changed = by_rate.setdefault((group["lr"], group["weight_decay"]), ([], []))
+            changed[0].append(parameter)
+            changed[1].append(direction)
+        for (lr, weight_decay), (changed, by) in by_rate.items():
+            torch._foreach_mul_(changed, 1 - lr * weight_decay)
+            torch._foreach_add_(changed, by, alpha=-lr)
 
     def _momentum(self, parameter: Tensor) -> Tensor:
         state = self.state[parameter]
@@ -110,7 +107,7 @@ def _buckets(matrices: Sequence[_Matrix]) -> Iterator[list[_Matrix]]:
 
 
 def _orthogonalized_by_ranks(matrices: Sequence[Tensor]) -> list[Tensor]:
-    """Orthogonalize matrices that are the same on all ranks, each of them on one rank."""
+    """Return the directions of updates that are the same on all ranks, each from one rank."""
     is_alone = not dist.is_initialized()
     ranks, own_rank = (1, 0) if is_alone else (dist.get_world_size(), dist.get_rank())
     owners = share([tuple(matrix.shape) for matrix in matrices], ranks)
@@ -119,9 +116,10 @@ def _orthogonalized_by_ranks(matrices: Sequence[Tensor]) -> list[Tensor]:
         if owner == own_rank:
             by_shape.setdefault(matrix.shape, []).append(index)
     done: dict[int, Tensor] = {}
-    for indices in by_shape.values():
+    for shape, indices in by_shape.items():
         stacked = torch.stack([matrices[index] for index in indices])
-        done.update(zip(indices, orthogonalized(stacked), strict=True))
+        directions = orthogonalized(stacked) * (_UPDATE_RMS * max(shape) ** 0.5)
+        done.update(zip(indices, directions, strict=True))
     if ranks == 1:
         return [done[index] for index in range(len(matrices))]
     return _exchanged(done, matrices, owners, ranks)
