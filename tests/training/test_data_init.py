@@ -1,5 +1,7 @@
 """Heads of a new model that start from the data."""
 
+import warnings
+
 import pytest
 import torch
 
@@ -67,3 +69,16 @@ def test_a_resumed_run_does_not_start_again(config, pictures, tmp_path, monkeypa
         run(config, pictures, tmp_path / "r")
     resumed = run(config, pictures, tmp_path / "r", resume=True)
     assert weights_equal(whole.folder, resumed.folder)
+
+
+def test_frozen_parameters_of_a_new_model_are_named(pictures, tmp_path):
+    frozen = {"optim.frozen": ("backbone.image.patch_embedding", "itm_head.bias"), "train.steps": 1}
+    config = replace_fields(coarse_config(), frozen)
+    expected = (
+        r"optim.frozen: 5 parameters keep their random values, such as backbone\.image\.patch"
+    )
+    with pytest.warns(RuntimeWarning, match=expected):
+        run(config, pictures, tmp_path / "new")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="optim.frozen")
+        run(config, pictures, tmp_path / "next", init=tmp_path / "new")

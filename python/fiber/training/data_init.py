@@ -1,9 +1,10 @@
-"""Initialization of heads from the data of a run."""
+"""Initialization from the data of a run, and what stays random."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection
+import warnings
+from collections.abc import Collection, Sequence
 
 import torch
 
@@ -44,3 +45,15 @@ def init_from_data(
         loaders = TaskLoaders(config, data, alone, consumed={}, threads=1)
         batch = loaders.next_batch("image_text").to(processes.device)
         model.init_embeddings(batch.images, batch.token_ids, batch.text_mask)
+
+
+def warn_of_frozen(frozen: Sequence[str], new: Collection[str]) -> None:
+    """Warn of frozen parameters that are among `new`, those that no other model has set."""
+    names = [name for name in frozen if name in new]
+    if names:
+        warnings.warn(
+            f"optim.frozen: {len(names)} parameters keep their random values, such as {names[0]};"
+            " start from a model that has them (--init)",
+            RuntimeWarning,
+            stacklevel=2,
+        )

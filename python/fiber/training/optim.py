@@ -147,14 +147,17 @@ def is_decayed(name: str, parameter: Tensor, config: OptimConfig) -> bool:
     return kind == "weight" or (kind in ("vector", "gate") and config.decay_vectors)
 
 
-def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
+def freeze(model: nn.Module, patterns: Sequence[str]) -> list[str]:
     """Freeze parameters and modules by name; * in a pattern matches anything.
+
+    Returns:
+        Names of the parameters that match a pattern.
 
     Raises:
         ValueError: if a pattern matches nothing (the message suggests the nearest names), or if
             every parameter is frozen.
     """
-    parameters = dict(model.named_parameters())
+    parameters, found = dict(model.named_parameters()), set[str]()
     for pattern in patterns:
         frozen = [
             name
@@ -170,11 +173,13 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
             )
         for name in frozen:
             parameters[name].requires_grad_(False)
+        found.update(frozen)
     if not any(parameter.requires_grad for parameter in parameters.values()):
         raise ValueError(
             f"optim.frozen: {', '.join(patterns)} freezes every parameter; expected at least one"
             " trainable parameter"
         )
+    return [name for name in parameters if name in found]
 
 
 def is_backbone_matrix(name: str, parameter: Tensor) -> bool:

@@ -36,7 +36,7 @@ from fiber.training.checkpoint.writer import CheckpointWriter
 from fiber.training.compiled import CompiledBackbone, check_compile
 from fiber.training.config.run import RunConfig
 from fiber.training.data import TrainingData, fingerprint
-from fiber.training.data_init import init_from_data
+from fiber.training.data_init import init_from_data, warn_of_frozen
 from fiber.training.distributed.agreement import agree, check_shared
 from fiber.training.distributed.collectives import (
     broadcast_object,
@@ -132,7 +132,6 @@ class Trainer:
             self._initialize(init, data)
         else:
             position = self._read_position(checkpoint, data.path)
-        freeze(self.model, config.optim.frozen)
         self.state = ObjectiveState.of(config, self.device, rewards)
         self.step = TrainStep(self.model, config.tasks, self.state)
         self._distribute(checkpoint)
@@ -178,6 +177,7 @@ class Trainer:
         torch.manual_seed(self.config.train.seed)
         model = build_model(self.config.model).to(self.device)
         model.backbone.gradient_checkpointing = self.config.train.gradient_checkpointing
+        self.frozen = freeze(model, self.config.optim.frozen)
         return model
 
     def _initialize(self, init: StoredModel | EncoderStates | None, data: TrainingData) -> None:
@@ -187,6 +187,7 @@ class Trainer:
             report = initialize(self.model, init, data.vocabulary.answers)
             self._log(f"weights from {init.path}:\n{report}")
             new = report.created
+        warn_of_frozen(self.frozen, new)
         init_from_data(self.model, new, self.config, data, self.processes)
 
     def _distribute(self, checkpoint: RunCheckpoint | None) -> None:
