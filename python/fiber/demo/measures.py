@@ -114,7 +114,10 @@ MODES = {"model": False, "permuted": True}
 
 @dataclass(frozen=True)
 class Evaluator:
-    """Evaluates a demo's models and baselines. A copy in another process loads its own models."""
+    """Evaluates a demo's models and baselines.
+
+    Sent to another process, it loads models and records there, once for all that is evaluated.
+    """
 
     data: Path
     plan: Plan
@@ -124,7 +127,7 @@ class Evaluator:
     _records: dict[tuple[str, str], list[Record]] = field(default_factory=dict, init=False)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Evaluator, (self.data, self.plan, self.models)
+        return _received, (self.data, self.plan, self.models)
 
     def metrics(self, shown: Shown, split: str, mode: str) -> dict[str, Any]:
         """Evaluate a model in one of `MODES`."""
@@ -161,6 +164,14 @@ class Evaluator:
             everything = reader(self.data, split)
             self._records[task, split] = sample(everything, self.plan.records[task])
         return self._records[task, split]
+
+
+#: Evaluators that this process has received, by data folder.
+_RECEIVED: dict[Path, Evaluator] = {}
+
+
+def _received(data: Path, plan: Plan, models: Mapping[str, Path]) -> Evaluator:
+    return _RECEIVED.setdefault(data, Evaluator(data, plan, models))
 
 
 class Measures:

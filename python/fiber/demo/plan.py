@@ -157,13 +157,14 @@ PLANS: dict[tuple[str, str], Plan] = {
     ("scenes", "default"): Plan(
         train_images=24_000,
         coarse={
-            "train.steps": 1000,
-            "train.checkpoint_every": 200,
+            "train.steps": 800,
+            "train.checkpoint_every": 160,
+            "data.batch_size": 48,
             "optim.frozen": FIRST_STAGES,
         },
-        fine={"train.steps": 1700, "train.checkpoint_every": 340},
+        fine={"train.steps": 2100, "train.checkpoint_every": 420},
         records=_MANY_RECORDS,
-        seconds=_seconds(25, 260, 210, 60, 8),
+        seconds=_seconds(20, 370, 140, 30, 5),
     ),
     ("scenes", "fast"): Plan(
         train_images=5000,

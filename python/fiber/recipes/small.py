@@ -34,7 +34,7 @@ def scenes_fine() -> RunConfig:
              fiber train scenes_fine --data runs/scenes --output runs/fine
     Data: rendered scenes with referring expressions, captions with phrases, and detection prompts.
     Hardware: two CPU cores; trains in minutes.
-    Expected: see the table printed by `fiber demo`, which runs this recipe.
+    Expected: see the table printed by `fiber demo`, which runs this recipe for more steps.
     """
     model = preset("small", stage="fine")
     return RunConfig(
@@ -75,7 +75,8 @@ def scenes_coarse() -> RunConfig:
     Command: fiber train scenes_coarse --data runs/scenes --init runs/fine --output runs/coarse
     Data: rendered scenes with captions (ITC, ITM, MLM) and questions (VQA).
     Hardware: two CPU cores; trains in minutes.
-    Expected: see the table printed by `fiber demo`, which runs this recipe after `scenes_fine`.
+    Expected: see the table printed by `fiber demo`, which runs this recipe after `scenes_fine` for
+        fewer and smaller steps, and fixes the first stages of the image encoder.
     """
     return RunConfig(
         model=preset("small"),
