@@ -104,6 +104,7 @@ _FAST_COARSE = {
     "tasks.image_text.share": 2,
     "tasks.question.share": 1,
     "optim.cross_modal_lr_multiplier": 1.0,
+    "optim.frozen": FIRST_STAGES,
 }
 #: A minute is too short for relations, so no source is repeated.
 _FAST_FINE = {
