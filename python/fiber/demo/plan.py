@@ -110,6 +110,7 @@ _FAST_COARSE = {
 _FAST_FINE = {
     "train.steps": 420,
     "train.checkpoint_every": 210,
+    "data.batch_size": 24,
     "tasks.grounding.sources": ("referring", "phrases", "detection"),
 }
 
@@ -165,14 +166,14 @@ PLANS: dict[tuple[str, str], Plan] = {
         },
         fine={"train.steps": 2100, "train.checkpoint_every": 420},
         records=_MANY_RECORDS,
-        seconds=_seconds(20, 370, 140, 30, 5),
+        seconds=_seconds(25, 310, 125, 25, 4),
     ),
     ("scenes", "fast"): Plan(
         train_images=5000,
         coarse=_FAST_COARSE,
         fine=_FAST_FINE,
         records=_FEW_RECORDS,
-        seconds=_seconds(3, 62, 33, 10, 4),
+        seconds=_seconds(5, 60, 21, 10, 4),
     ),
     ("stamps", "default"): Plan(
         train_images=10_000,
