@@ -88,8 +88,8 @@ _MANY_RECORDS = {task: many for task, (many, _) in _RECORDS.items()}
 _FEW_RECORDS = {task: few for task, (_, few) in _RECORDS.items()}
 
 #: Parts of the image encoder before the fusion, which the coarse stage leaves as boxes have taught
-#: them: questions are then answered better, above all on new combinations of color and shape, and
-#: steps take less time (benches/starts.py).
+#: them. Steps take less time, and after the demo's fine stage no answers are lost by it
+#: (docs/evidence.md).
 FIRST_STAGES = (
     "backbone.image.patch_embedding",
     "backbone.image.stages.0",
