@@ -139,14 +139,23 @@ def test_a_signal_to_a_node_that_waits_for_others(monkeypatch, name):
     monkeypatch.setattr(
         module, "_wait_for_host", lambda rendezvous: signal.raise_signal(signal.Signals[name])
     )
-    monkeypatch.setenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    environment = dict(os.environ)
+    job = Job(processes=1, nodes=(2, 2), rendezvous="node0:29400", id="a")
     try:
-        job = Job(processes=1, nodes=(2, 2), rendezvous="node0:29400", id="a")
         assert launch(["train"], job) == 75
+        # The caller goes on, as `fiber demo` does.
+        assert {number: signal.getsignal(number) for number in before} == before
+        assert dict(os.environ) == environment
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def test_ctrl_c_is_explained_once(monkeypatch, capsys):
+    monkeypatch.setattr(module, "launch", lambda arguments, job: module.INTERRUPTED)
+    assert main(["train", "scenes_coarse", "--data", "x", "--processes", "2"]) == 130
+    assert capsys.readouterr().err.count("rerun the same command with --resume") == 1
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "two", "1:", ":2", "a:b"])
