@@ -13,7 +13,7 @@ import time
 
 import torch
 
-from fiber.demo.plan import PLANS
+from fiber.demo.plan import PLANS, STAGES
 from fiber.training.config.run import RunConfig
 from fiber.training.data import open_data
 from fiber.training.distributed.processes import Processes
@@ -43,7 +43,7 @@ def main() -> None:
     """Print the times of both stages."""
     folder, samples = sys.argv[1], int(sys.argv[2])
     plan = PLANS["scenes", "default"]
-    stages = {"coarse": plan.coarse_config(0), "fine": plan.fine_config(0)}
+    stages = {stage: plan.config(stage, 0) for stage in STAGES}
     found = {
         f"{stage}, {task}": value
         for stage, config in stages.items()

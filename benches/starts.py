@@ -1,13 +1,14 @@
 """Compare what lets a small model learn in minutes with what it replaces.
 
-Command: fiber data scenes --output runs/scenes --images 24000
-         python benches/starts.py runs/scenes
+Command: fiber demo --output runs/demo
+         python benches/starts.py runs/demo
 Rows: results/starts.csv, one per run. Runs that have a row are skipped.
 
-All runs use the model and rates of the demo's recipes. The "off" arm leaves out one thing: a method
+All runs use the model, rates and pictures of the demo. The "off" arm leaves out one thing: a method
 that a model with `weight_start` "fan_in" calls (the published models never call it), Muon, fixing
 the first stages of the image encoder, or the fine stage before the coarse one. Runs of the coarse
-stage start from the model in the package, unless the arm has no fine stage.
+stage start from the model in the package, or from the demo's fine stage where the first stages of
+the image encoder are fixed, unless the arm has no fine stage.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from experiments import Rows, cpu_seconds, measure, run_all
 
 from fiber.checkpoints.model_dir import load_model
 from fiber.config_io import replace_fields
-from fiber.demo.plan import FIRST_STAGES
+from fiber.demo.plan import find_plan
 from fiber.models.fiber.detector import GroundingHead
 from fiber.models.fiber.image_text import FiberImageText
 from fiber.models.fiber.pyramid import FeaturePyramid
@@ -45,11 +46,15 @@ class Start(NamedTuple):
     #: Changes of both arms, and of the "off" arm.
     changes: Mapping[str, Any] = {}
     off: Mapping[str, Any] = {}
-    #: Initial model of both arms, unless the "off" arm has none.
+    #: Initial model of both arms, unless the "off" arm has none: in the package, or in the demo's
+    #: folder (DEMO_FINE).
     init: str | None = None
     off_has_init: bool = True
 
 
+#: The demo's own fine stage, in its folder.
+DEMO_FINE = "fine"
+_COARSE = find_plan("scenes", "default").coarse
 _ITC_ONLY = {
     "tasks.question.share": 0,
     "tasks.image_text.itm": 0.0,
@@ -85,10 +90,10 @@ STARTS = {
         init="scenes/fine",
     ),
     "fixed stages": Start(
-        *("scenes_coarse", 240, *_VQA),
-        changes={"optim.frozen": FIRST_STAGES},
+        *("scenes_coarse", _COARSE["train.steps"], *_VQA),
+        changes=_COARSE,
         off={"optim.frozen": ()},
-        init="scenes/fine",
+        init=DEMO_FINE,
     ),
     "boxes first": Start(
         *("scenes_coarse", 240, *_RETRIEVAL),
@@ -100,26 +105,28 @@ STARTS = {
 
 
 def run(folder: Path, start: str, arm: str, seed: int) -> list[dict[str, Any]]:
-    """Train and evaluate one run, "on" or "off"."""
+    """Train and evaluate one run, "on" or "off", with the data of a demo in `folder`."""
     began = cpu_seconds()
-    chosen = STARTS[start]
+    chosen, data = STARTS[start], folder / "data"
     is_off = arm == "off"
     changes = {
+        **chosen.changes,
+        **(chosen.off if is_off else {}),
         "train.seed": seed,
         "train.steps": chosen.steps,
         "train.checkpoint_every": 0,
-        **chosen.changes,
-        **(chosen.off if is_off else {}),
     }
     config = replace_fields(load_recipe(chosen.recipe), changes)
     left_out = nullcontext()
     if is_off and chosen.method is not None:
         left_out = mock.patch.object(*chosen.method, lambda *_: None)
-    init = chosen.init if chosen.off_has_init or not is_off else None
+    init: str | Path | None = folder / DEMO_FINE if chosen.init == DEMO_FINE else chosen.init
+    if is_off and not chosen.off_has_init:
+        init = None
     with tempfile.TemporaryDirectory() as output, left_out:
         trained = Path(output) / "run"
-        train(config, data=folder, output=trained, init=init, threads=1, quiet=True, device="cpu")
-        numbers = measure(load_model(trained), folder, {chosen.task: chosen.records})
+        train(config, data=data, output=trained, init=init, threads=1, quiet=True, device="cpu")
+        numbers = measure(load_model(trained), data, {chosen.task: chosen.records})
     return [
         {
             "start": start,
@@ -137,14 +144,14 @@ def run(folder: Path, start: str, arm: str, seed: int) -> list[dict[str, Any]]:
 def main() -> None:
     """Make all runs that have no row yet."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("data", type=Path, help="directory of scenes")
+    parser.add_argument("demo", type=Path, help="folder of a finished fiber demo")
     parser.add_argument("--starts", nargs="+", choices=STARTS, default=list(STARTS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--workers", type=int, default=2, help="parallel runs, one thread each")
     parser.add_argument("--cpu-hours", type=float, default=2.0, help="budget of all rows")
     options = parser.parse_args()
     runs = [
-        {"folder": options.data, "start": start, "arm": arm, "seed": seed}
+        {"folder": options.demo, "start": start, "arm": arm, "seed": seed}
         for seed in options.seeds
         for start in options.starts
         for arm in ("on", "off")

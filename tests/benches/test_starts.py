@@ -1,7 +1,11 @@
 """Every arm of the bench of initializations trains and is measured, in a few steps."""
 
+from pathlib import Path
+
 import pytest
 
+import fiber
+from fiber.demo.plan import find_plan
 from fiber.synthetic.scenes import generate
 
 
@@ -11,38 +15,42 @@ def starts(bench):
 
 
 @pytest.fixture(scope="module")
-def scenes(tmp_path_factory):
-    return generate(tmp_path_factory.mktemp("starts") / "scenes", train=80, val=12, novel=12)
+def demo(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("starts")
+    generate(folder / "data", train=80, val=12, novel=12)
+    packaged = Path(fiber.__file__).parent / "packaged" / "scenes"
+    (folder / "fine").symlink_to(packaged / "fine", target_is_directory=True)
+    return folder
 
 
 @pytest.mark.parametrize(
     ("name", "arm"),
     [("embeddings", "on"), ("answers", "off"), ("pyramid", "on"), ("token logits", "off")],
 )
-def test_an_arm_runs_with_or_without_its_method(starts, scenes, monkeypatch, name, arm):
+def test_an_arm_runs_with_or_without_its_method(starts, demo, monkeypatch, name, arm):
     chosen = starts.STARTS[name]
     owner, method = chosen.method
     calls = []
     real = getattr(owner, method)
     monkeypatch.setattr(owner, method, lambda *arguments: calls.append(real(*arguments)))
-    row = short_run(starts, scenes, monkeypatch, name, arm)
+    row = short_run(starts, demo, monkeypatch, name, arm)
     # A model is built twice: to train it, and to load it.
     assert bool(calls) == (arm == "on")
     assert (row["start"], row["arm"], row["seed"], row["steps"]) == (name, arm, 0, 2)
     assert 0 <= float(row["val"]) <= 1
 
 
-def short_run(starts, scenes, monkeypatch, name, arm):
+def short_run(starts, demo, monkeypatch, name, arm):
     chosen = starts.STARTS[name]
     changes = {**chosen.changes, "data.batch_size": 4}
     short = chosen._replace(steps=2, changes=changes, records=6)
     monkeypatch.setitem(starts.STARTS, name, short)
-    [row] = starts.run(scenes, name, arm, 0)
+    [row] = starts.run(demo, name, arm, 0)
     return row
 
 
 @pytest.mark.parametrize("arm", ["on", "off"])
-def test_an_arm_runs_with_or_without_muon_and_an_initial_model(starts, scenes, monkeypatch, arm):
+def test_an_arm_runs_with_or_without_muon_and_an_initial_model(starts, demo, monkeypatch, arm):
     real, seen = starts.train, []
 
     def recorded(config, **options):
@@ -51,6 +59,21 @@ def test_an_arm_runs_with_or_without_muon_and_an_initial_model(starts, scenes, m
 
     monkeypatch.setattr(starts, "train", recorded)
     for name in ("muon", "boxes first"):
-        short_run(starts, scenes, monkeypatch, name, arm)
+        short_run(starts, demo, monkeypatch, name, arm)
     on = [(2.0, None), (2.0, "scenes/fine")]
     assert seen == (on if arm == "on" else [(0.0, None), (2.0, None)])
+
+
+@pytest.mark.parametrize("arm", ["on", "off"])
+def test_fixed_stages_start_from_the_fine_stage_of_the_demo(starts, demo, monkeypatch, arm):
+    real, seen = starts.train, []
+
+    def recorded(config, **options):
+        seen.append((config.optim.frozen, options["init"]))
+        return real(config, **options)
+
+    monkeypatch.setattr(starts, "train", recorded)
+    short_run(starts, demo, monkeypatch, "fixed stages", arm)
+    frozen = find_plan("scenes", "default").coarse["optim.frozen"]
+    assert frozen
+    assert seen == [(frozen if arm == "on" else (), demo / "fine")]

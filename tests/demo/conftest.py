@@ -35,7 +35,7 @@ def train_here(command, job):
     assert (job.processes, job.restarts) == (2, 0)
     seed = int(next(word for word in command if word.startswith("train.seed=")).partition("=")[2])
     output = Path(options["--output"])
-    config = MICRO.fine_config(seed) if output.name == "fine" else MICRO.coarse_config(seed)
+    config = MICRO.config(output.name, seed)
     start, device = options.get("--init"), options["--device"]
     train(config, data=options["--data"], output=output, init=start, device=device, resume=True)
     return 0

@@ -21,7 +21,7 @@ def micro_plans():
 class TestEveryPlan:
     def test_runs_can_be_built(self, data, mode):
         plan = find_plan(data, mode)
-        coarse, fine = plan.coarse_config(5), plan.fine_config(5)
+        coarse, fine = plan.config("coarse", 5), plan.config("fine", 5)
         assert (coarse.model.stage, fine.model.stage) == ("coarse", "fine")
         assert coarse.train.seed == fine.train.seed == 5
         assert coarse.train.steps == plan.coarse["train.steps"]
@@ -55,4 +55,4 @@ def test_unknown_data():
 def test_a_wrong_field_is_named():
     plan = Plan(train_images=1, coarse={"train.step": 3}, fine={}, records={})
     with pytest.raises(ValueError, match=r"train\.steps"):
-        plan.coarse_config(0)
+        plan.config("coarse", 0)

@@ -221,7 +221,7 @@ class TestCommands:
     def test_they_train_what_the_demo_trains(self, data, mode):
         real = REAL_PLANS[data, mode]
         lines = page.commands(Path("x"), real, {"data": data, "mode": mode, "seed": 3})
-        for config in (real.coarse_config(3), real.fine_config(3)):
+        for config in (real.config("coarse", 3), real.config("fine", 3)):
             output = f" --output x/{config.model.stage}"
             words = shlex.split(next(line for line in lines if output in line))
             changes = [words[i + 1] for i, word in enumerate(words) if word == "--set"]

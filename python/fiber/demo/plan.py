@@ -14,11 +14,12 @@ from typing import Any
 from fiber.config_io import nearest, replace_fields
 from fiber.training.config.run import RunConfig, load_recipe
 
-COARSE_RECIPE, FINE_RECIPE = "scenes_coarse", "scenes_fine"
-#: Stages in the order in which they are trained.
-STAGES = ("fine", "coarse")
+#: Recipes of the stages, in the order in which they are trained.
+RECIPES = {"fine": "scenes_fine", "coarse": "scenes_coarse"}
+STAGES = tuple(RECIPES)
 #: Processes that train a stage. Two with a thread each are faster than two threads of one process,
-#: which wait for each other in every operation (benches/bench_demo_pace.py).
+#: which wait for each other in every operation, most of all beside other work
+#: (benches/bench_demo_pace.py).
 PROCESSES = 2
 
 
@@ -50,23 +51,22 @@ class Plan:
             "fine_steps": self.fine["train.steps"],
         }
 
-    def coarse_config(self, seed: int) -> RunConfig:
-        """Return the coarse-stage config."""
-        return replace_fields(load_recipe(COARSE_RECIPE), {**self.coarse, "train.seed": seed})
+    def config(self, stage: str, seed: int) -> RunConfig:
+        """Return the config of a stage, which is one of STAGES."""
+        return replace_fields(load_recipe(RECIPES[stage]), self._changes(stage, seed))
 
-    def fine_config(self, seed: int) -> RunConfig:
-        """Return the fine-stage config."""
-        return replace_fields(load_recipe(FINE_RECIPE), {**self.fine, "train.seed": seed})
+    def _changes(self, stage: str, seed: int) -> dict[str, Any]:
+        """Return the recipe fields of a stage that a run with this seed overrides."""
+        return {**{"fine": self.fine, "coarse": self.coarse}[stage], "train.seed": seed}
 
     def train_command(self, stage: str, seed: int, folder: Path) -> list[str]:
         """Return the arguments of `fiber` that train a stage in the demo's folder."""
-        is_fine = stage == "fine"
-        recipe, changes = (FINE_RECIPE, self.fine) if is_fine else (COARSE_RECIPE, self.coarse)
-        command = ["train", recipe, "--data", f"{folder}/data", "--output", f"{folder}/{stage}"]
-        if not is_fine:
+        command = ["train", RECIPES[stage], "--data", f"{folder}/data"]
+        command += ["--output", f"{folder}/{stage}"]
+        if stage == "coarse":
             command += ["--init", f"{folder}/fine"]
         command += ["--device", "cpu", "--processes", f"{PROCESSES}"]
-        for name, value in {**changes, "train.seed": seed}.items():
+        for name, value in self._changes(stage, seed).items():
             text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
             command += ["--set", f"{name}={text}"]
         return command

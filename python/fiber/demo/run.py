@@ -85,7 +85,7 @@ class Demo:
     def __init__(self, *, data: str, mode: str, seed: int, output: Path) -> None:
         self.about = {"data": data, "mode": mode, "seed": seed}
         self.plan = find_plan(data, mode)
-        configs = {"fine": self.plan.fine_config(seed), "coarse": self.plan.coarse_config(seed)}
+        configs = {stage: self.plan.config(stage, seed) for stage in STAGES}
         # Parameters of the data and models. Evaluation results have their own fingerprints.
         parameters = {
             **self.about,
