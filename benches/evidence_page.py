@@ -67,7 +67,7 @@ CLAIMED_METRICS = {
     "vqa/accuracy": "Answering questions of all kinds",
     "vqa/exists/accuracy": "Answering whether the picture shows a thing of a color",
     "matching/accuracy": "Matching captions and pictures",
-    "winoground/group": "Matching two captions with swapped words to two pictures",
+    "winoground/group": "Matching two captions with swapped words to two pictures (chance 17%)",
 }
 
 
@@ -102,11 +102,16 @@ def fusion_claims(rows: Sequence[Row]) -> list[str]:
         by_split = [values for split in SPLITS if (values := values_of(rows, metric, split, *arms))]
         fused, none, longer = by_split[0]
         found.append(
-            f"{name}: {mean(fused):.0%} with fusion, {mean(none):.0%} without it after the same"
-            f" samples, {mean(longer):.0%} without it after the same time (mean of {len(fused)}"
-            f" seeds). {_what_fusion_does(by_split)}"
+            f"{name}: {_percents(fused)} with fusion, {_percents(none)} without it after the same"
+            f" samples, {_percents(longer)} without it after the same time ({len(fused)} seeds)."
+            f" {_what_fusion_does(by_split)}"
         )
     return found
+
+
+def _percents(values: Sequence[float]) -> str:
+    """Format mean and range, as in "69% (63 to 73)"."""
+    return f"{mean(values):.0%} ({100 * min(values):.0f} to {100 * max(values):.0f})"
 
 
 def _what_fusion_does(by_split: Sequence[Sequence[Sequence[float]]]) -> str:

@@ -139,6 +139,7 @@ def write_card(folder: Path, results: Mapping[str, Any]) -> None:
     text = _CARD.format(
         table="\n".join(lines),
         trained="\n".join(trained),
+        commit=results["machine"]["commit"][:12],
         bytes=f"{results['bytes'] / 1e6:.1f}",
         images=f"{results['data']['counts']['train']:,}",
     )
@@ -158,7 +159,8 @@ On photographs its output is a guess.
 
 From scratch on {images} generated pictures (`fiber data scenes --varied`), with no other pictures
 or texts, with seed 0: boxes for words of every kind, more of relations, then, from that backbone,
-captions and questions. `fiber recipes NAME` prints each recipe.
+captions and questions. `fiber recipes NAME` prints each recipe, `config.json` of a stage has all
+of its values. The code was that of commit {commit}; a later one may train other weights.
 
 {trained}
 

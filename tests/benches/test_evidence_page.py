@@ -70,7 +70,7 @@ def test_a_claim_needs_both_splits(bench):
     assert "It was not shown" in bench.fusion_claims(found)[0]
     # A kind that novel does not ask for counts by val alone.
     found = rows(bench, (0.9, 0.9, 0.91), (0.5, 0.51, 0.5), split_of=("val",))
-    assert "90% with fusion, 50% without" in bench.fusion_claims(found)[0]
+    assert "90% (90 to 91) with fusion, 50% (50 to 51) without" in bench.fusion_claims(found)[0]
     assert "Fusion is needed" in bench.fusion_claims(found)[0]
 
 

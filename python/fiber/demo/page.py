@@ -110,13 +110,14 @@ def make_report(
         twice_text=_describe_twice(examples.twice, names) + _POSITIONS[about["data"]],
         twice=[
             (
-                f"{names[own.split]}, {'both found' if shown.is_right else 'not both found'}",
+                f"{names[own.split]}{how}: {'both found' if shown.is_right else 'not both found'}",
                 [make_tile(replace(shown, boxes=[box]), folder.data) for box in shown.boxes],
             )
             for own in examples.twice
-            for shown in (*own.shown, *own.relations)
+            for how, chosen in (("", own.shown), (", by position", own.relations))
+            for shown in chosen
         ],
-        scored_text=_describe_scored(examples.scored, names),
+        scored_text=_describe_scored(examples.scored, names) + _POSITIONS[about["data"]],
         scored=_groups(examples.scored, folder.data),
         kinds=make_kind_tables(abilities),
         claims=claims,
@@ -273,9 +274,9 @@ def _describe_twice(twice: Sequence[Twice], names: Mapping[str, str]) -> str:
     return (
         "Each picture is asked for two different objects. A model that ignores the phrase gives the"
         " same box twice, so it never finds both. This model finds both on"
-        f" {' and '.join(counts)}. Shown are the first pictures in file order, and the first ones"
-        " on which both phrases say where an object is, whether the model finds both or not. The"
-        " orange box is the model's, the dashed box is the truth."
+        f" {' and '.join(counts)}. Shown are the first pictures in file order that have phrases for"
+        " two objects, and the first ones on which both phrases say where an object is, whether the"
+        " model finds both or not. The orange box is the model's, the dashed box is the truth."
     )
 
 
@@ -311,14 +312,16 @@ def _describe_own(data_folder: Path, data: str) -> str:
     backgrounds = (
         "a plain or textured background"
         if parameters.get("varied")
-        else "grayish, textured backgrounds; on others, such as white, expect mistakes"
+        else "grayish, textured backgrounds; on others, such as white, expect mistakes. Without"
+        " --model, the commands use the model in the package, which also knows plain ones"
     )
     return (
         f"Draw 1 to {parameters['max_objects']} shapes that do not touch, each about a quarter"
         " (small) or two fifths (large) of the picture high. The words of its training are the"
         f" shapes {', '.join(SHAPES)}; the colors {', '.join(COLORS)}; small and large; plain and"
         f" striped. It was trained on {backgrounds}."
-        " On a photograph it guesses. The last two commands ask about one of the demo's pictures."
+        " On a photograph it guesses. --save writes the picture with its boxes to the folder"
+        " annotated. The last two commands ask about one of the demo's pictures."
     )
 
 
