@@ -255,7 +255,7 @@ class FiberConfig:
     #: Initialization of linear weights in encoders, fusion and coarse-stage heads. "published":
     #: N(0, 0.02), with which small encoders hardly mix tokens and learn nothing in a short run.
     #: "fan_in": std scaled by fan-in to match N(0, 0.02) at 768 inputs; also initializes the
-    #: feature pyramid and the heads for narrow models and short runs (`benches/starts.py`).
+    #: feature pyramid, and a run the coarse-stage heads from the data (`benches/starts.py`).
     weight_start: Literal["published", "fan_in"] = "published"
     swin: SwinConfig = field(default_factory=SwinConfig)
     roberta: RobertaConfig = field(default_factory=RobertaConfig)

@@ -25,14 +25,20 @@ def demo(tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("name", "arm"),
-    [("embeddings", "on"), ("answers", "off"), ("pyramid", "on"), ("token logits", "off")],
+    [
+        ("embeddings", "on"),
+        ("answers", "off"),
+        ("pyramid", "on"),
+        ("pyramid", "off"),
+        ("weights", "off"),
+    ],
 )
 def test_an_arm_runs_with_or_without_its_method(starts, demo, monkeypatch, name, arm):
     chosen = starts.STARTS[name]
     owner, method = chosen.method
     calls = []
     real = getattr(owner, method)
-    monkeypatch.setattr(owner, method, lambda *arguments: calls.append(real(*arguments)))
+    monkeypatch.setattr(owner, method, lambda *a, **b: calls.append(real(*a, **b)))
     row = short_run(starts, demo, monkeypatch, name, arm)
     # A model is built twice: to train it, and to load it.
     assert bool(calls) == (arm == "on")

@@ -97,8 +97,8 @@ FIRST_STAGES = (
 )
 #: Only ITC is trained on captions, since the others learn little in half a minute.
 _FAST_COARSE = {
-    "train.steps": 120,
-    "train.checkpoint_every": 60,
+    "train.steps": 100,
+    "train.checkpoint_every": 50,
     "tasks.image_text.itm": 0.0,
     "tasks.image_text.mlm": 0.0,
     "tasks.image_text.share": 2,
@@ -108,8 +108,8 @@ _FAST_COARSE = {
 }
 #: A minute is too short for relations, so no source is repeated.
 _FAST_FINE = {
-    "train.steps": 420,
-    "train.checkpoint_every": 210,
+    "train.steps": 320,
+    "train.checkpoint_every": 160,
     "data.batch_size": 24,
     "tasks.grounding.sources": ("referring", "phrases", "detection"),
 }
@@ -157,7 +157,7 @@ def _seconds(*seconds: float) -> dict[str, float]:
 #: Plans by kind of data and mode.
 PLANS: dict[tuple[str, str], Plan] = {
     ("scenes", "default"): Plan(
-        train_images=24_000,
+        train_images=16_000,
         coarse={
             "train.steps": 800,
             "train.checkpoint_every": 160,
@@ -166,14 +166,14 @@ PLANS: dict[tuple[str, str], Plan] = {
         },
         fine={"train.steps": 2100, "train.checkpoint_every": 420},
         records=_MANY_RECORDS,
-        seconds=_seconds(25, 310, 125, 25, 4),
+        seconds=_seconds(20, 330, 130, 28, 4),
     ),
     ("scenes", "fast"): Plan(
-        train_images=5000,
+        train_images=4000,
         coarse=_FAST_COARSE,
         fine=_FAST_FINE,
         records=_FEW_RECORDS,
-        seconds=_seconds(5, 60, 21, 10, 4),
+        seconds=_seconds(4, 55, 20, 11, 4),
     ),
     ("stamps", "default"): Plan(
         train_images=10_000,

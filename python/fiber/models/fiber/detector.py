@@ -32,8 +32,6 @@ from fiber.ops.dropout import of_rows
 
 #: Initial token probability; a low value keeps negatives from dominating the first losses.
 PRIOR_PROBABILITY = 0.01
-#: Values of `GroundingHead.init_at_prior`.
-NARROW_LOG_TEMPERATURE, NARROW_PROJECTION_SCALE = -1.5, 0.05
 #: Bound on the absolute value of token logits, as in the published code.
 MAX_TOKEN_LOGIT = 50000.0
 
@@ -78,17 +76,6 @@ class GroundingHead(nn.Module):
             nn.init.zeros_(layer.bias)
         nn.init.constant_(self.unused_classes.bias, -prior)
         self.unused_classes.requires_grad_(False)
-
-    def init_at_prior(self) -> None:
-        """Initialize all token logits close to the prior, with a scale for narrow models.
-
-        Logits are sums over channels. With few channels, steps of the same size change them less,
-        which a lower temperature compensates.
-        """
-        with torch.no_grad():
-            self.log_temperature.fill_(NARROW_LOG_TEMPERATURE)
-            self.text_projection.weight.mul_(NARROW_PROJECTION_SCALE)
-            self.text_projection.bias.zero_()
 
     def forward(
         self, levels: list[Tensor], text: Tensor, text_mask: Tensor
@@ -162,7 +149,6 @@ class FiberDetector(nn.Module):
         )
         if config.weight_start == "fan_in":
             self.pyramid.init_identity()
-            self.head.init_at_prior()
 
     def forward(
         self,
