@@ -82,7 +82,7 @@ STARTS = {
         init="scenes/fine",
     ),
     "weights": Start("scenes_fine", 420, *_PHRASES, method=(backbone, "init_linear")),
-    # Its gain is in words that a shorter run does not learn.
+    # In trials its gain was in words that a shorter run does not learn, such as patterns.
     "pyramid": Start(
         *("scenes_fine", 1200, *_EXPRESSIONS),
         method=(FeaturePyramid, "init_identity"),

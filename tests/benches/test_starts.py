@@ -55,31 +55,36 @@ def short_run(starts, demo, monkeypatch, name, arm):
     return row
 
 
-@pytest.mark.parametrize("arm", ["on", "off"])
-def test_an_arm_runs_with_or_without_muon_and_an_initial_model(starts, demo, monkeypatch, arm):
+@pytest.fixture
+def trained(starts, monkeypatch):
+    """Config and initial model of every run."""
     real, seen = starts.train, []
 
     def recorded(config, **options):
-        seen.append((config.optim.muon_lr_multiplier, options["init"]))
+        seen.append((config, options["init"]))
         return real(config, **options)
 
     monkeypatch.setattr(starts, "train", recorded)
+    return seen
+
+
+@pytest.mark.parametrize("arm", ["on", "off"])
+def test_an_arm_runs_with_or_without_muon_and_an_initial_model(
+    starts, demo, monkeypatch, trained, arm
+):
     for name in ("muon", "boxes first"):
         short_run(starts, demo, monkeypatch, name, arm)
     on = [(2.0, None), (2.0, "scenes/fine")]
-    assert seen == (on if arm == "on" else [(0.0, None), (2.0, None)])
+    found = [(config.optim.muon_lr_multiplier, init) for config, init in trained]
+    assert found == (on if arm == "on" else [(0.0, None), (2.0, None)])
 
 
 @pytest.mark.parametrize("arm", ["on", "off"])
-def test_fixed_stages_start_from_the_fine_stage_of_the_demo(starts, demo, monkeypatch, arm):
-    real, seen = starts.train, []
-
-    def recorded(config, **options):
-        seen.append((config.optim.frozen, options["init"]))
-        return real(config, **options)
-
-    monkeypatch.setattr(starts, "train", recorded)
+def test_fixed_stages_start_from_the_fine_stage_of_the_demo(
+    starts, demo, monkeypatch, trained, arm
+):
     short_run(starts, demo, monkeypatch, "fixed stages", arm)
     frozen = find_plan("scenes", "default").coarse["optim.frozen"]
     assert frozen
-    assert seen == [(frozen if arm == "on" else (), demo / "fine")]
+    [(config, init)] = trained
+    assert (config.optim.frozen, init) == (frozen if arm == "on" else (), demo / "fine")
