@@ -8,6 +8,7 @@ import stat
 
 import pytest
 import torch
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 
 from fiber import atomic_io
 from fiber.atomic_io import write_file
@@ -17,7 +18,7 @@ from fiber.config import preset
 from fiber.config_io import to_dict
 from fiber.models.registry import build_model
 from fiber.training.checkpoint import writer as checkpoint_writer
-from fiber.training.checkpoint.files import stored_tensors
+from fiber.training.checkpoint.files import stored_tensors, write_tensors
 from fiber.training.checkpoint.folder import (
     Position,
     checkpoint_at,
@@ -27,6 +28,7 @@ from fiber.training.checkpoint.folder import (
 from fiber.training.checkpoint.state import TrainingState
 from fiber.training.checkpoint.writer import CheckpointWriter
 from fiber.training.config.run import OptimConfig
+from fiber.training.distributed.preemption import Preempted
 from fiber.training.distributed.processes import Processes
 from fiber.training.objectives.state import ObjectiveState
 from fiber.training.optim import MovingAverage, build_optimizer, freeze
@@ -353,6 +355,43 @@ def test_interrupted_write_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         write(tmp_path, 10, build_model(preset("micro")))
     assert names(tmp_path) == []
+
+
+class TestAnErrorInTheMiddleOfTheTensors:
+    """torch wraps it in a CheckpointException, which `except Exception` would not catch."""
+
+    @pytest.fixture
+    def written(self, tmp_path):
+        return write(tmp_path, 3, build_model(preset("micro")))
+
+    @pytest.fixture
+    def raised(self, monkeypatch):
+        def with_error(error):
+            def fail(*_):
+                raise error
+
+            for owner, name in ((FileSystemReader, "read_data"), (FileSystemWriter, "write_data")):
+                monkeypatch.setattr(owner, name, fail)
+
+        return with_error
+
+    @pytest.mark.parametrize("stop", [KeyboardInterrupt(), Preempted("SIGTERM")])
+    def test_stops_stay_what_they_are(self, tmp_path, written, raised, stop):
+        raised(stop)
+        for action in (
+            lambda: written.restore(state_of(build_model(preset("micro")))),
+            lambda: write_tensors({"a": torch.zeros(2)}, tmp_path / "other"),
+        ):
+            with pytest.raises(type(stop)) as caught:
+                action()
+            assert getattr(caught.value, "signal", None) == getattr(stop, "signal", None)
+
+    def test_errors_name_the_checkpoint(self, tmp_path, written, raised):
+        raised(RuntimeError("a lost disk"))
+        with pytest.raises(ValueError, match=r"step-00000003.*a lost disk"):
+            written.restore(state_of(build_model(preset("micro"))))
+        with pytest.raises(OSError, match=r"other: rank 0 failed.*a lost disk"):
+            write_tensors({"a": torch.zeros(2)}, tmp_path / "other")
 
 
 def test_only_a_regular_file_is_replaced(tmp_path):

@@ -12,6 +12,7 @@ import time
 
 import pytest
 import torch
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 
 from fiber.training import train as training
 from fiber.training.checkpoint.folder import checkpoints_in
@@ -122,6 +123,22 @@ def test_a_signal_before_the_first_step_ends_the_run_at_once(
         signal.signal(signal.Signals[number], before)
     assert caught.value.code == EXIT_CODE and caught.value.signal == number
     assert not (tmp_path / "r").exists()
+
+
+def test_a_signal_while_a_checkpoint_is_read(pictures, tmp_path, stopped, capsys, monkeypatch):
+    real, output = FileSystemReader.read_data, tmp_path / "r"
+
+    def signaled(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return real(*arguments)
+
+    monkeypatch.setattr(FileSystemReader, "read_data", signaled)
+    shutil.copytree(stopped[0], output)
+    config = coarse_config(train__steps=9, train__checkpoint_every=3)
+    with pytest.raises(Preempted) as caught:
+        run(config, pictures, output, resume=True, quiet=False)
+    assert caught.value.code == EXIT_CODE
+    assert re.search(r"SIGTERM.*resume.*step 6 ", " ".join(capsys.readouterr().err.split()))
 
 
 def test_an_ignored_signal_stays_ignored():

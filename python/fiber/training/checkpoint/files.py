@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import pickle
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -81,13 +82,8 @@ def write_tensors(
     Raises:
         OSError: on every rank, if a file of any rank cannot be written.
     """
-    try:
+    with _causes(folder):
         save_files(dict(tensors), storage_writer=FileSystemWriter(folder), process_group=group)
-    except CheckpointException as error:
-        rank, (cause, _) = next(iter(error.failures.items()))
-        if isinstance(cause, OSError):
-            raise cause from error
-        raise OSError(f"{folder}: rank {rank} failed: {cause!r}") from error
 
 
 def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
@@ -111,6 +107,7 @@ def read_tensors(folder: Path, targets: Mapping[str, Tensor]) -> None:
 
     Raises:
         ValueError: if a tensor is missing, or has another shape.
+        OSError: on every rank, if a file cannot be read on any rank.
     """
     stored = stored_tensors(folder)
     missing = sorted(targets.keys() - stored.keys())
@@ -127,10 +124,30 @@ def read_tensors(folder: Path, targets: Mapping[str, Tensor]) -> None:
                 )
             target = torch.empty(found.shape, dtype=found.dtype)
         filled[name] = target
-    load_files(filled, storage_reader=_Reader(folder))
+    with _causes(folder):
+        load_files(filled, storage_reader=_Reader(folder))
     for name, target in targets.items():
         if filled[name] is not target:
             target.copy_(shard_like(filled[name], target))
+
+
+@contextmanager
+def _causes(folder: Path) -> Iterator[None]:
+    """Raise what ended a read or a write on some rank, which DCP wraps.
+
+    Ctrl-C and signals stay what they are; any other error is an OSError.
+    """
+    try:
+        yield
+    except CheckpointException as error:
+        causes = {rank: cause for rank, (cause, _) in error.failures.items()}
+        for cause in causes.values():
+            if not isinstance(cause, Exception):
+                raise cause from error
+        rank, cause = next(iter(causes.items()))
+        if isinstance(cause, OSError):
+            raise cause from error
+        raise OSError(f"{folder}: rank {rank} failed: {cause!r}") from error
 
 
 class _Reader(FileSystemReader):
