@@ -1,8 +1,9 @@
-"""Time of `import fiber` in a new process.
+"""Time of `import fiber` in a new process, and of the first box that the packaged model finds.
 
 Command: python benches/bench_import.py
-Peer: `import transformers`, which also imports lazily. The empty process shows the start of Python
-itself, which every side includes.
+Peers: `import transformers`, which also imports lazily; and the import of its Grounding DINO, which
+has then neither weights nor a box. The empty process shows the start of Python itself, which every
+side includes.
 """
 
 import argparse
@@ -16,6 +17,16 @@ SIDES = {
     "empty process": "pass",
     "import fiber": "import fiber",
     "import transformers": "import transformers",
+    "import torch": "import torch",
+}
+
+_PICTURE = "from PIL import Image; picture = Image.new('RGB', (96, 96), 'red'); "
+DINO = "import Grounding DINO of transformers"
+FIRST_BOX = {
+    "load and ground a phrase": (
+        _PICTURE + "import fiber; fiber.load('scenes').ground(picture, ['a red square'])"
+    ),
+    DINO: "from transformers import AutoProcessor, GroundingDinoForObjectDetection",
     "import torch": "import torch",
 }
 
@@ -33,8 +44,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=11)
     options = parser.parse_args()
     refuse_debug_build()
-    sides = {name: lambda code=code: milliseconds(code) for name, code in SIDES.items()}
-    report("import", "ms", interleave(sides, options.rounds), peer="import transformers")
+    for name, codes, peer in (
+        ("import", SIDES, "import transformers"),
+        ("first_box", FIRST_BOX, DINO),
+    ):
+        sides = {side: lambda code=code: milliseconds(code) for side, code in codes.items()}
+        report(name, "ms", interleave(sides, options.rounds), peer=peer)
 
 
 if __name__ == "__main__":

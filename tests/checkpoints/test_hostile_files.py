@@ -50,7 +50,7 @@ def no_network(monkeypatch):
     def fail(config):
         raise AssertionError("a network was built")
 
-    monkeypatch.setattr(model_dir, "build_model", fail)
+    monkeypatch.setattr(model_dir, "build_empty", fail)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,14 @@ from fiber.config_io import from_dict, to_dict
 from fiber.data import ImageTransform
 from fiber.models import registry
 from fiber.models.encoders.keys import EncoderFormat, EncoderLayout, weight_and_bias
-from fiber.models.registry import Architecture, build_model, inference_transform, recognize
+from fiber.models.registry import (
+    Architecture,
+    build_empty,
+    build_model,
+    inference_transform,
+    recognize,
+)
+from fiber.training.config.run import load_recipe
 from tests.published_keys import coarse_keys, fine_keys
 
 
@@ -209,3 +216,21 @@ def test_different_size_or_family_cannot_initialize(toy):
         initialize(wider, StoredModel(network=toy))
     with pytest.raises(ValueError, match="Toy model; expected a coarse FIBER model"):
         initialize(build_model(preset("micro")), StoredModel(network=toy))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        preset("micro"),
+        preset("small"),
+        preset("small", stage="fine"),
+        load_recipe("small_meter").model,
+    ],
+    ids=["micro", "small", "small fine", "METER"],
+)
+def test_empty_models_have_the_tensors_of_whole_ones(config):
+    empty, whole = build_empty(config).state_dict(), build_model(config).state_dict()
+    assert [*empty] == [*whole]
+    for key, tensor in empty.items():
+        assert tensor.is_meta, key
+        assert (tensor.shape, tensor.dtype) == (whole[key].shape, whole[key].dtype), key

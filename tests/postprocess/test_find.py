@@ -2,6 +2,7 @@ import json
 
 import pytest
 import torch
+from torchvision.ops import batched_nms
 
 from fiber.models.fiber.detector import DetectorOutput
 from fiber.ops.anchors import pyramid_anchors
@@ -194,3 +195,12 @@ def test_an_overlap_of_exactly_the_threshold_is_kept():
     scores, labels = torch.tensor([0.9, 0.8]), torch.zeros(2, dtype=torch.int64)
     assert len(suppress(boxes, scores, labels, 0.6)) == 2
     assert len(suppress(boxes, scores, labels, 0.59)) == 1
+
+
+@pytest.mark.parametrize("count", [0, 1, 7])
+def test_one_box_for_each_label_is_ranked_as_by_nms(count):
+    boxes = torch.tensor([BOX]).expand(count, 4)
+    scores = torch.tensor([0.5, 0.9, 0.5, 0.1, 0.9, 0.5, 0.2])[:count]
+    labels = torch.arange(count)
+    expected = batched_nms(boxes.double(), scores.double(), labels, 0.6)
+    assert suppress(boxes, scores, labels, 0.6).tolist() == expected.tolist()

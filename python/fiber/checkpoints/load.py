@@ -27,7 +27,7 @@ from fiber.checkpoints.vocabulary import Answers, open_answers, open_tokenizer
 from fiber.checkpoints.weights import copy_weights
 from fiber.data import Tokenizer
 from fiber.models.heads import need_head
-from fiber.models.registry import encoder_format, recognize
+from fiber.models.registry import build_empty, encoder_format, recognize
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,8 +118,7 @@ def _published_model(
             config = config.with_image_size(image_size)
             state = architecture.resize(state, config)
         check_names(config, state)
-        with torch.device("meta"):
-            model = architecture.network(config)
+        model = build_empty(config)
         copy = partial(copy_weights, path=path, release=checkpoint.release)
         ignored = load_published(model, state, device, copy)
         filled = architecture.default_values(config, state)

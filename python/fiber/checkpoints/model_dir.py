@@ -35,7 +35,7 @@ from fiber.models.registry import (
     ModelConfig,
     Network,
     architecture_of,
-    build_model,
+    build_empty,
     check_tokenizer,
     read_config,
 )
@@ -179,8 +179,7 @@ def load_model(
     if image_size is not None:
         config = config.with_image_size(image_size)
     vocabulary = read_vocabulary(folder, config)
-    with torch.device("meta"):
-        model = build_model(config)
+    model = build_empty(config)
     load_tensors(
         model,
         folder / "model.safetensors",

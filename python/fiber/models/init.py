@@ -1,9 +1,13 @@
-"""Initialization of linear layers."""
+"""Initialization of linear layers, and models without any."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 #: Standard deviation of the published init, and embed dim of the published text encoder.
 PUBLISHED_STD = 0.02
@@ -49,3 +53,24 @@ def standardize_output(layer: nn.Linear, inputs: Tensor) -> None:
         std = outputs.std().clamp(min=1e-6)
         layer.weight.div_(std)
         layer.bias.sub_(outputs.mean(0)).div_(std)
+
+
+class WithoutInit(TorchFunctionMode):
+    """Context in which `torch.nn.init` leaves tensors as they are, for models on the meta device.
+
+    There, random numbers come from Python code of torch that imports its compiler, which takes
+    longer than to load a small model.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        is_init = getattr(func, "__module__", None) == nn.init.__name__
+        if is_init or func in (Tensor.normal_, Tensor.uniform_):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)

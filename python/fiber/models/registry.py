@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from fiber.config import FiberConfig
@@ -26,6 +27,7 @@ from fiber.models.encoders.swin import resize_bias_tables
 from fiber.models.fiber import infer_config, keys, preprocess
 from fiber.models.fiber.detector import FiberDetector
 from fiber.models.fiber.image_text import FiberImageText
+from fiber.models.init import WithoutInit
 from fiber.models.meter import infer_config as meter_infer_config
 from fiber.models.meter import keys as meter_keys
 from fiber.models.meter.config import MeterConfig
@@ -179,6 +181,12 @@ def architecture_of(config: ModelConfig) -> Architecture:
 def build_model(config: ModelConfig) -> Network:
     """Build a network from its config."""
     return architecture_of(config).network(config)
+
+
+def build_empty(config: ModelConfig) -> Network:
+    """Build a network on the meta device: its tensors have shapes, but no values and no memory."""
+    with torch.device("meta"), WithoutInit():
+        return build_model(config)
 
 
 def inference_transform(config: ModelConfig) -> ImageTransform:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.ops import deform_conv2d
 
 #: Number of taps of a 3 x 3 kernel. Each tap has a (y, x) offset and a modulation factor.
 TAPS = 9
@@ -44,6 +43,9 @@ def modulated_deform_conv(
     Source: Deformable ConvNets v2 (Zhu et al. 2019).
     """
     if features.device.type != "cpu":
+        # Takes as long to import as torch.
+        from torchvision.ops import deform_conv2d
+
         return deform_conv2d(
             features,
             offsets,

@@ -6,9 +6,7 @@ import re
 import warnings
 from pathlib import Path, PurePosixPath
 
-import torch
-
-from fiber.models.registry import build_model
+from fiber.models.registry import build_empty
 from fiber.training.config.run import RunConfig
 from fiber.training.distributed.processes import Processes
 from fiber.training.optim import freeze
@@ -68,8 +66,7 @@ def needed_bytes(config: RunConfig) -> tuple[int, int]:
 
 def count_parameters(config: RunConfig) -> tuple[int, int]:
     """Return the number of all parameters of a run's model, and of those that are trained."""
-    with torch.device("meta"):
-        model = build_model(config.model)
+    model = build_empty(config.model)
     freeze(model, config.optim.frozen)
     parameters = list(model.parameters())
     trained = sum(p.numel() for p in parameters if p.requires_grad)

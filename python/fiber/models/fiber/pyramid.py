@@ -73,7 +73,7 @@ class FeaturePyramid(nn.Module):
                 cast(nn.Conv2d, lateral).weight.mul_(COARSER_SHARE)
             for output in self.outputs:
                 weight = cast(nn.Conv2d, output).weight
-                noise = NOISE_SHARE * weight
+                noise = weight.clone().mul_(NOISE_SHARE)
                 nn.init.dirac_(weight)
                 weight.add_(noise)
 

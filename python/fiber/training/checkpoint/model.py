@@ -6,13 +6,12 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from fiber.checkpoints.mapped_file import read_safetensors
 from fiber.checkpoints.model_dir import StoredModel, load_tensors
 from fiber.checkpoints.torch_file import Weights, read_state
-from fiber.models.registry import build_model
+from fiber.models.registry import build_empty
 from fiber.training.checkpoint.files import stored_tensors
 from fiber.training.checkpoint.folder import RunCheckpoint, checkpoints_in
 from fiber.training.checkpoint.layout import INDEX, OLD_FILES, STEP
@@ -61,8 +60,7 @@ def read_checkpoint_model(
     model_config = config.model
     if image_size is not None:
         model_config = model_config.with_image_size(image_size)
-    with torch.device("meta"):
-        model = build_model(model_config)
+    model = build_empty(model_config)
     for name, tensor in model.state_dict().items():
         # Where it is sharded, a 0-D parameter has one dimension.
         if tensor.ndim == 0 and name in tensors:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fiber.config_io import require
-from fiber.models.registry import Network, build_model
+from fiber.models.registry import Network, build_empty
 from fiber.models.shard_units import shard_units
 from fiber.training.config.run import TrainConfig
 from fiber.training.distributed.full_tensor import full_state, full_tensor
@@ -124,8 +124,7 @@ class Shard:
     @contextmanager
     def whole_model(self, model: Network, weights: Mapping[str, Tensor]) -> Iterator[Network]:
         """See `Strategy`. A second model on the device, freed on exit."""
-        with torch.device("meta"):
-            whole = build_model(model.config)
+        whole = build_empty(model.config)
         whole.to_empty(device=self.processes.device)
         # One at a time, so that no rank has a third copy.
         for name, tensor in whole.state_dict().items():

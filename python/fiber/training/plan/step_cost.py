@@ -25,7 +25,7 @@ from fiber.models.fiber.detector import FiberDetector
 from fiber.models.fiber.image_text import FiberImageText
 from fiber.models.image_text import ImageTextModel
 from fiber.models.meter.image_text import MeterImageText
-from fiber.models.registry import build_model
+from fiber.models.registry import build_empty
 from fiber.training.config.run import RunConfig
 from fiber.training.config.tasks import ImageTextTask
 from fiber.training.objectives.split_backward import SplitGraph
@@ -64,8 +64,7 @@ def count_step(
         memory: count with the run's `train.gradient_checkpointing`, which costs FLOPs. If False,
             FLOPs are those without it, and activations are not of use.
     """
-    with torch.device("meta"):
-        model = build_model(config.model)
+    model = build_empty(config.model)
     freeze(model, config.optim.frozen)
     cast(Any, model).backbone.gradient_checkpointing = (
         memory and config.train.gradient_checkpointing
@@ -88,8 +87,7 @@ def count_step(
 
 def prefix_bytes(config: RunConfig, tokens: int, image_size: ImageSize) -> tuple[int, int]:
     """Return the bytes of a sample's image prefix and text prefix, which ITM exchanges."""
-    with torch.device("meta"):
-        backbone = cast(Any, build_model(config.model)).backbone
+    backbone = cast(Any, build_empty(config.model)).backbone
     is_bfloat16 = config.train.precision == "bfloat16"
     with FakeTensorMode(allow_non_fake_inputs=True):
         backbone.to_empty(device="cpu")
