@@ -53,13 +53,13 @@ def test_the_command_line_and_doctor_load_nothing_heavy():
 
 
 def test_a_first_answer_loads_no_compiler():
-    # torch's compiler and torchvision take as long to import as torch itself.
+    # torch's compiler, SymPy and torchvision take as long to import as torch itself.
     code = (
         "import sys, fiber\n"
         "from PIL import Image\n"
         "image = Image.new('RGB', (64, 64), 'red')\n"
         "assert fiber.load('scenes').ground(image, ['a red square', 'a circle'])\n"
-        "print([name for name in ('torch._dynamo', 'torchvision') if name in sys.modules])"
+        "print([name for name in ('torch._dynamo', 'torchvision', 'sympy') if name in sys.modules])"
     )
     done = run(code)
     assert done.stdout.strip() == "[]", done.stderr

@@ -31,6 +31,7 @@ from fiber.checkpoints.weights import copy_weights, dtype_problem, list_problems
 from fiber.config_io import to_dict
 from fiber.data import Tokenizer
 from fiber.env import provenance
+from fiber.models.init import allocate
 from fiber.models.registry import (
     ModelConfig,
     Network,
@@ -372,7 +373,8 @@ def load_tensors(
     wrong = [dtype_problem(name, tensors[name], tensor) for name, tensor in own.items()]
     _raise_if_any(path, faults + [problem for problem in wrong if problem])
     if device is not None:
-        own = model.to_empty(device=device).state_dict()
+        allocate(model, device)
+        own = model.state_dict()
     copy_weights(own, {name: [tensors[name]] for name in own}, path, release)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fiber.checkpoints.weights import copy_weights, dtype_problem, list_problems, sharing_problem
 from fiber.models.encoders.keys import KeyMap
+from fiber.models.init import allocate
 from fiber.models.registry import ModelConfig, Network, architecture_of
 
 #: Copies pieces of tensors into a model's, both by our keys.
@@ -131,7 +132,8 @@ def load_mapped(
             f" {list_problems(problems)}"
         )
     if device is not None:
-        own = model.to_empty(device=device).state_dict()
+        allocate(model, device)
+        own = model.state_dict()
     copy(own, values)
     return {name: reason for name, reason in reasons.items() if reason is not None}
 

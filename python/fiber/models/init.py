@@ -1,4 +1,4 @@
-"""Initialization of linear layers, and models without any."""
+"""Initialization of linear layers; models without initial weights."""
 
 from __future__ import annotations
 
@@ -74,3 +74,16 @@ class WithoutInit(TorchFunctionMode):
         if is_init or func in (Tensor.normal_, Tensor.uniform_):
             return args[0] if args else kwargs["tensor"]
         return func(*args, **kwargs)
+
+
+def allocate(model: nn.Module, device: torch.device | str) -> None:
+    """Move a model from the meta device to another, with arbitrary values.
+
+    `Module.to_empty` does the same with `torch.empty_like`, which from the meta device is Python
+    code of torch that imports SymPy.
+    """
+    model._apply(
+        lambda tensor: torch.empty_strided(
+            tensor.size(), tensor.stride(), dtype=tensor.dtype, device=device
+        )
+    )

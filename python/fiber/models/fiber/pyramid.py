@@ -68,12 +68,14 @@ class FeaturePyramid(nn.Module):
         With the published initialization, a level starts as a random mixture of its map with the
         upsampled coarser ones, in which a narrow model loses what the map says.
         """
+        if self.p6.weight.is_meta:
+            return  # See `fiber.models.init.WithoutInit`.
         with torch.no_grad():
             for lateral in list(self.laterals)[1:]:
                 cast(nn.Conv2d, lateral).weight.mul_(COARSER_SHARE)
             for output in self.outputs:
                 weight = cast(nn.Conv2d, output).weight
-                noise = weight.clone().mul_(NOISE_SHARE)
+                noise = NOISE_SHARE * weight
                 nn.init.dirac_(weight)
                 weight.add_(noise)
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fiber.config_io import require
+from fiber.models.init import allocate
 from fiber.models.registry import Network, build_empty
 from fiber.models.shard_units import shard_units
 from fiber.training.config.run import TrainConfig
@@ -125,7 +126,7 @@ class Shard:
     def whole_model(self, model: Network, weights: Mapping[str, Tensor]) -> Iterator[Network]:
         """See `Strategy`. A second model on the device, freed on exit."""
         whole = build_empty(model.config)
-        whole.to_empty(device=self.processes.device)
+        allocate(whole, self.processes.device)
         # One at a time, so that no rank has a third copy.
         for name, tensor in whole.state_dict().items():
             tensor.copy_(full_tensor(weights[name]).reshape(tensor.shape))
