@@ -52,11 +52,16 @@ fuzz: $(VENV)/.installed-dev
 	command -v cargo-fuzz >/dev/null || cargo install cargo-fuzz
 	$(BIN)/python -m tests.fuzz $(SECONDS) $(ARGS)
 
-# The quick tests with the oldest versions that pyproject.toml allows, in an environment of their own;
-# and the Triton kernels in the interpreter of the oldest Triton for which they run by default, which
-# is newer than the Triton of the oldest torch.
+# What only the project's own developers run: the library does not need it.
+TOOLS := benches benchmarks examples fuzz plant test_docs.py test_examples.py test_glossary.py \
+  test_layering.py
+
+# The quick tests of the library with the oldest versions that pyproject.toml allows, in an environment
+# of their own; and the Triton kernels in the interpreter of the oldest Triton for which they run by
+# default, which is newer than the Triton of the oldest torch.
 test-oldest: $(OLDEST)/.installed
-	$(subst $(BIN),$(OLDEST)/bin,$(PYTEST)) -m "not slow and not package" $(ARGS)
+	$(subst $(BIN),$(OLDEST)/bin,$(PYTEST)) -m "not slow and not package" \
+	  $(TOOLS:%=--ignore=tests/%) $(ARGS)
 	PYTHONPATH=$(OLDEST)/triton TRITON_INTERPRET=1 OPENBLAS_NUM_THREADS=1 \
 	  $(subst $(BIN),$(OLDEST)/bin,$(PYTEST)) --dist load tests/kernels/triton $(ARGS)
 
