@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from fiber.losses.distributed import fetch_rows, gather_rows, row_counts
 from tests.losses.toy_objectives import all_splits, losses_and_gradients
-from tests.losses.two_ranks import run_on_two_ranks
+from tests.losses.two_ranks import run_on_ranks, run_on_two_ranks
 
 SPLITS = [(3, 0), (5, 2), (4, 4)]
 STEPS = 3
@@ -26,6 +27,22 @@ def test_wrong_arguments_are_named():
         fetch_rows(rows, torch.zeros(3))
     with pytest.raises(ValueError, match=r"int64 .*\(3,\).*\(2,\)"):
         fetch_rows(rows, torch.zeros(2, dtype=torch.int64))
+
+
+_KEPT = []
+
+
+def keep_store():
+    """Return the rank, and keep the store alive, so that nobody removes its file."""
+    _KEPT.append(dist.distributed_c10d._get_default_store())
+    return torch.tensor(dist.get_rank())
+
+
+def test_a_store_that_was_not_closed_does_not_reach_later_ranks(tmp_path):
+    """Three ranks that read the addresses of the first two would connect to closed ports."""
+    for count in (2, 3):
+        ranks = run_on_ranks(count, keep_store, tmp_path)
+        assert [int(rank) for rank in ranks] == list(range(count))
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import faulthandler
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import torch
 import torch.distributed as dist
@@ -32,7 +33,9 @@ def run_on_ranks(
 ) -> list[Any]:
     """Return function(*args) of each of `count` ranks; it must be importable from a module."""
     start_server()
-    arguments = (count, function, folder, args, longest)
+    # A new name each time: ranks that found a file of earlier ranks would read their addresses.
+    store = f"file://{folder / f'store-{uuid4().hex}'}"
+    arguments = (count, store, function, folder, args, longest)
     mp.start_processes(_enter, arguments, nprocs=count, start_method="forkserver")
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(count)]
 
@@ -62,6 +65,7 @@ def _enter_alone(
 def _enter(
     rank: int,
     count: int,
+    store: str,
     function: Callable[..., Any],
     folder: Path,
     args: tuple[Any, ...],
@@ -69,9 +73,7 @@ def _enter(
 ) -> None:
     faulthandler.dump_traceback_later(longest, exit=True)
     torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=count
-    )
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=count)
     try:
         torch.save(function(*args), folder / f"{rank}.pt")
     finally:
