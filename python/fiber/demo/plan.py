@@ -161,12 +161,17 @@ PLANS: dict[tuple[str, str], Plan] = {
         coarse={
             "train.steps": 800,
             "train.checkpoint_every": 160,
-            "data.batch_size": 48,
+            "data.batch_size": 40,
             "optim.frozen": FIRST_STAGES,
         },
-        fine={"train.steps": 2100, "train.checkpoint_every": 420},
+        fine={
+            "train.steps": 2100,
+            "train.checkpoint_every": 420,
+            "data.batch_size": 24,
+            "optim.lr": 0.0012,
+        },
         records=_MANY_RECORDS,
-        seconds=_seconds(20, 330, 130, 28, 4),
+        seconds=_seconds(15, 345, 142, 30, 6),
     ),
     ("scenes", "fast"): Plan(
         train_images=4000,
