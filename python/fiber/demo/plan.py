@@ -111,6 +111,7 @@ _FAST_FINE = {
     "train.steps": 320,
     "train.checkpoint_every": 160,
     "data.batch_size": 24,
+    "optim.lr": 0.002,
     "tasks.grounding.sources": ("referring", "phrases", "detection"),
 }
 
