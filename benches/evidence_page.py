@@ -61,13 +61,14 @@ METRICS = {
     "winoground/image": "swapped words: image",
     "winoground/group": "swapped words: group",
 }
-#: Metrics that the sentences of the demo's page are about, and their names there.
-CLAIMED_METRICS = {
-    "refcoco/relation/accuracy_at_1": "Finding the object of a relation",
-    "vqa/accuracy": "Answering questions of all kinds",
-    "vqa/exists/accuracy": "Answering whether the picture shows a thing of a color",
-    "matching/accuracy": "Matching captions and pictures",
-    "winoground/group": "Matching two captions with swapped words to two pictures (chance 17%)",
+#: Metrics that the sentences of the demo's page are about, their names there, and chance where it
+#: is the same for all records.
+CLAIMED_METRICS: dict[str, tuple[str, float | None]] = {
+    "refcoco/relation/accuracy_at_1": ("Finding the object of a relation", None),
+    "vqa/accuracy": ("Answering questions of all kinds", None),
+    "vqa/exists/accuracy": ("Answering whether the picture shows a thing of a color", 1 / 2),
+    "matching/accuracy": ("Matching captions and pictures", 1 / 2),
+    "winoground/group": ("Matching two captions with swapped words to two pictures", 1 / 6),
 }
 
 
@@ -88,6 +89,9 @@ COARSE_COLUMNS = {
 #: Results of the coarse stage from which on it counts as learned.
 COARSE_GATES = {"coarse/retrieval": 0.6, "coarse/vqa": 0.45}
 
+#: Sentence on a metric that no arm has learned.
+AT_CHANCE = "On average, none is above chance."
+
 
 def fusion_claims(rows: Sequence[Row]) -> list[str]:
     """Return a sentence per metric on models trained with and without fusion.
@@ -98,13 +102,17 @@ def fusion_claims(rows: Sequence[Row]) -> list[str]:
     if len(complete(rows, arms, len(SEEDS))) < len(arms):
         return []
     found = []
-    for metric, name in CLAIMED_METRICS.items():
+    for metric, (name, chance) in CLAIMED_METRICS.items():
         by_split = [values for split in SPLITS if (values := values_of(rows, metric, split, *arms))]
         fused, none, longer = by_split[0]
+        guess = "" if chance is None else f" (chance {chance:.0%})"
+        at_chance = chance is not None and all(
+            mean(values) <= chance for split in by_split for values in split
+        )
         found.append(
-            f"{name}: {_percents(fused)} with fusion, {_percents(none)} without it after the same"
-            f" samples, {_percents(longer)} without it after the same time ({len(fused)} seeds)."
-            f" {_what_fusion_does(by_split)}"
+            f"{name}{guess}: {_percents(fused)} with fusion, {_percents(none)} without it after the"
+            f" same samples, {_percents(longer)} without it after the same time"
+            f" ({len(fused)} seeds). {AT_CHANCE if at_chance else _what_fusion_does(by_split)}"
         )
     return found
 

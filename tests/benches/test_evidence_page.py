@@ -61,6 +61,20 @@ def test_a_claim_needs_three_deviations(bench, fused, none, longer, claimed):
     assert bench.fusion_claims(rows(bench, fused, none, longer))[0].endswith(claimed)
 
 
+def test_what_no_arm_has_learned_is_said(bench):
+    """Chance is a half for presence and matching, a sixth for swapped words."""
+    claims = bench.fusion_claims(rows(bench, (0.1, 0.1, 0.11), (0.1, 0.1, 0.1)))
+    assert [claim.endswith("On average, none is above chance.") for claim in claims] == [
+        *(False, False, True, True, True)
+    ]
+    # One arm is above a sixth, though not above a half.
+    claims = bench.fusion_claims(rows(bench, (0.1, 0.1, 0.11), (0.1, 0.1, 0.1), (0.2, 0.2, 0.2)))
+    assert [claim.endswith("On average, none is above chance.") for claim in claims] == [
+        *(False, False, True, True, False)
+    ]
+    assert "pictures (chance 17%): 10% (10 to 11) with fusion" in claims[-1]
+
+
 def test_every_arm_and_seed_has_a_row(bench):
     arms = [*bench.ARMS, *(f"{arm}{bench.EQUAL_TIME}" for arm in (bench.LATE, bench.NONE))]
     found = sorted((row["arm"], int(row["seed"])) for row in bench.read("evidence"))

@@ -97,7 +97,9 @@ class TestSentences:
         assert with_verdict([ability(), weak, size], LEARNED) == []
 
     def test_percent(self):
-        assert [percent(value) for value in (0, 0.0049, 0.005, 1)] == ["0%", "0%", "1%", "100%"]
+        assert [percent(value) for value in (0, 0.0049, 0.005, 0.999, 1)] == [
+            *("0%", "0%", "1%", "99%", "100%")
+        ]
 
 
 class TestNames:

@@ -110,8 +110,8 @@ def sorted_groups(task: str, groups: Sequence[str]) -> list[str]:
 
 
 def whole_percents(value: float) -> int:
-    """Round a fraction to percents, halves up."""
-    return math.floor(100 * value + 0.5)
+    """Round a fraction to percents, halves up, but to 100 only if it is 1."""
+    return 100 if value == 1 else min(math.floor(100 * value + 0.5), 99)
 
 
 def percent(value: float) -> str:
