@@ -45,6 +45,8 @@ def test_rows_hold_median_ratio_and_machine(rows, tmp_path, capsys):
     )
     assert found[0]["commit"] and found[0]["processor"] and found[0]["rounds"] == "3"
     assert "0.500 of theirs" in capsys.readouterr().out
+    rows.report("thing", "ms", values, "theirs", tmp_path / "new" / "folder")
+    assert len((tmp_path / "new" / "folder" / "thing.csv").read_text().splitlines()) == 3
 
 
 def test_debug_build_is_refused(rows, monkeypatch):

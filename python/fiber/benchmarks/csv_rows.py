@@ -48,12 +48,13 @@ def check_columns(file: Path, columns: Sequence[str]) -> None:
 
 
 def append_rows(file: Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
-    """Append rows to a file, with a header if it is new.
+    """Append rows to a file, with a header if it is new. Its folder is made if need be.
 
     Raises:
         ValueError: if the file has different columns.
     """
     check_columns(file, columns)
+    file.parent.mkdir(parents=True, exist_ok=True)
     is_new = not file.exists()
     with file.open("a", newline="") as out:
         writer = csv.DictWriter(out, fieldnames=list(columns))
