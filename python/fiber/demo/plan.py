@@ -88,8 +88,7 @@ _MANY_RECORDS = {task: many for task, (many, _) in _RECORDS.items()}
 _FEW_RECORDS = {task: few for task, (_, few) in _RECORDS.items()}
 
 #: Parts of the image encoder before the fusion, which the coarse stage leaves as boxes have taught
-#: them. Steps take less time; in trials on two seeds no answers were lost by it
-#: (docs/evidence.md).
+#: them. Steps take less time, and more questions are answered (benches/starts.py).
 FIRST_STAGES = (
     "backbone.image.patch_embedding",
     "backbone.image.stages.0",
