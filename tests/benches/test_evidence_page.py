@@ -1,11 +1,8 @@
 """The page on evidence and the sentences of the demo's page are what the rows give."""
 
 import json
-from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).parents[2]
 
 
 def rows(bench, fused, none, longer=None, split_of=("val", "novel")):

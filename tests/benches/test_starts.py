@@ -96,6 +96,8 @@ def test_fixed_stages_start_from_the_fine_stage_of_the_demo(
 def test_what_the_evidence_page_says_of_them(starts):
     with (ROOT / "benches" / "results" / "starts.csv").open(newline="") as lines:
         rows = {(r["start"], r["arm"], r["seed"]): r for r in csv.DictReader(lines)}
+    # The table has no other starts.
+    assert {start for start, _, _ in rows} == {*starts.STARTS}
     text = " ".join((ROOT / "docs" / "evidence.md").read_text(encoding="utf-8").split())
     assert (
         "On val, each of these was better with it on every seed. On new combinations, so were all"
