@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 
@@ -167,7 +168,7 @@ class TestRecordedFile:
             folder = tmp_path / str(seed)
             folder.mkdir()
             entry = {"data": "scenes", "mode": mode, "seed": seed, "commit": "c", "machine": {}}
-            entry["plan"] = {"coarse_steps": 1}
+            entry["plan"] = {"train_images": 1}
             entry["rows"] = [dataclasses.asdict(row(model=seed / 10, permuted=0.05))]
             (folder / "rows.json").write_text(json.dumps(entry))
         return [str(tmp_path / str(seed)) for seed in range(4)]
@@ -191,9 +192,21 @@ class TestRecordedFile:
         assert seeds.permuted == [0.05] * 6
         entry = json.loads(floors.FLOORS_FILE.read_text())["scenes/fast"]
         assert [run["seed"] for run in entry["runs"]] == [0, 1, 2] * 2
-        assert all(run["plan"] == {"coarse_steps": 1} for run in entry["runs"])
+        assert entry["plan"] == {"train_images": 1}
         assert floors.main(runs[:3]) == 0
         assert load_floors("scenes", "fast")["vqa/accuracy/val"].values == [0.0, 0.1, 0.2]
+
+    @pytest.mark.parametrize("arguments", [[], ["--add"]])
+    def test_runs_of_another_plan_are_refused(self, runs, arguments, capsys):
+        assert floors.main(runs[:3]) == 0
+        before = floors.FLOORS_FILE.read_text()
+        path = Path(runs[2], "rows.json")
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"plan": {"train_images": 2}}))
+        assert floors.main([*arguments, *runs[:3]]) == 2
+        assert capsys.readouterr().err == (
+            f"{runs[2]}: expected the plan {{'train_images': 1}}, got {{'train_images': 2}}\n"
+        )
+        assert floors.FLOORS_FILE.read_text() == before
 
     def test_other_kinds_are_kept(self, runs):
         known = {"stamps/fast": {"values": {"a": [1.0]}}}

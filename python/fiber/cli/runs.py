@@ -31,7 +31,7 @@ _DATA = (
     ' {"image": "1.jpg", "question": "what is it?", "answer": "a dog"} on each line'
 )
 _DEMO = """
-Generate images, train a small FIBER model on captions and then on boxes, evaluate it on unseen
+Generate images, train a small FIBER model on boxes and then on captions, evaluate it on unseen
 compositions, and write report.html. Rerunning an interrupted demo resumes it.
 """
 

@@ -184,11 +184,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     recorded = json.loads(FLOORS_FILE.read_text()) if FLOORS_FILE.is_file() else {}
     name = names.pop()
-    entry: dict[str, Any] = {"runs": [], "values": {}, "permuted": {}}
+    entry: dict[str, Any] = {"plan": runs[0]["plan"], "runs": [], "values": {}, "permuted": {}}
     if options.add:
         entry |= recorded.get(name, {})
-    for run in runs:
-        entry["runs"].append({key: run[key] for key in ("seed", "plan", "commit", "machine")})
+    for folder, run in zip(options.runs, runs, strict=True):
+        if run["plan"] != entry["plan"]:
+            print(
+                f"{folder}: expected the plan {entry['plan']}, got {run['plan']}", file=sys.stderr
+            )
+            return 2
+        entry["runs"].append({key: run[key] for key in ("seed", "commit", "machine")})
         for row in run["rows"]:
             metric = f"{row['metric']}/{row['split']}"
             for values, value in (("values", row["model"]), ("permuted", row["permuted"])):

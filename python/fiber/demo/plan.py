@@ -6,6 +6,7 @@ same work on any machine.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,13 +44,10 @@ class Plan:
     seconds: Mapping[str, float] = field(default_factory=dict)
 
     @property
-    def lengths(self) -> dict[str, int]:
-        """Numbers of training images and steps, on which recorded results depend."""
-        return {
-            "train_images": self.train_images,
-            "coarse_steps": self.coarse["train.steps"],
-            "fine_steps": self.fine["train.steps"],
-        }
+    def training(self) -> dict[str, Any]:
+        """What a run's metrics depend on, as in a JSON file: training images and overrides."""
+        parts = {"train_images": self.train_images, "fine": self.fine, "coarse": self.coarse}
+        return json.loads(json.dumps(parts))
 
     def config(self, stage: str, seed: int) -> RunConfig:
         """Return the config of a stage, which is one of STAGES."""

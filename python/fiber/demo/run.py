@@ -148,7 +148,7 @@ class Demo:
         machine, abilities = describe_machine(), self.measures.abilities()
         known = {
             **self.about,
-            "plan": self.plan.lengths,
+            "plan": self.plan.training,
             "commit": provenance()["commit"],
             "machine": machine,
             "rows": [asdict(row) for row in rows],
