@@ -76,16 +76,17 @@ def remove(command: list[str], option: str) -> None:
 
 
 def main() -> None:
-    """Measure and report both stages."""
+    """Measure and report the stages."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
     parser.add_argument("--results", type=Path, help="another directory for the CSV files")
     options = parser.parse_args()
     refuse_debug_build()
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder, "data")
         generate(data, train=1000, val=1, novel=1)
-        for stage in STAGES:
+        for stage in options.stages:
             sides = {
                 f"{side}, {where}": partial(pace, stage, side, where == "beside", data)
                 for side in ("fiber", "one process", "openmp")

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fiber.config_io import nearest, replace_fields
+from fiber.config_io import nearest, replace_fields, to_dict
 from fiber.training.config.run import RunConfig, load_recipe
 
 #: Recipes of the stages, in the order in which they are trained.
@@ -47,7 +47,7 @@ class Plan:
     def training(self) -> dict[str, Any]:
         """What a run's metrics depend on, as in a JSON file: training images and overrides."""
         parts = {"train_images": self.train_images, "fine": self.fine, "coarse": self.coarse}
-        return json.loads(json.dumps(parts))
+        return json.loads(json.dumps(parts, default=to_dict))
 
     def config(self, stage: str, seed: int) -> RunConfig:
         """Return the config of a stage, which is one of STAGES."""
