@@ -54,6 +54,14 @@ class TestOpening:
         with pytest.raises(ValueError, match=r"demo\.json is not valid JSON"):
             DemoFolder(tmp_path, PARAMETERS)
 
+    def test_data_of_another_version_of_the_generator(self, tmp_path):
+        DemoFolder(tmp_path, PARAMETERS)
+        (tmp_path / "data").mkdir()
+        description = {"parameters": {"generator": "scenes", "version": 4}}
+        (tmp_path / "data" / "dataset.json").write_text(json.dumps(description))
+        with pytest.raises(ValueError, match="data was made by version 4 of the generator"):
+            DemoFolder(tmp_path, PARAMETERS)
+
     def test_leftovers_of_a_killed_process_go(self, tmp_path):
         DemoFolder(tmp_path, PARAMETERS)
         (tmp_path / ".part-measured.json").write_text("{")

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from fiber.atomic_io import read_json, remove_parts, write_json
+from fiber.data.datasets.generated import other_version
 
 
 class DemoFolder:
@@ -26,8 +27,8 @@ class DemoFolder:
         """Open or create the folder. `parameters` are JSON values that determine the result.
 
         Raises:
-            ValueError: if the folder contains unrelated files, or a demo with different parameters;
-                the message lists the differences.
+            ValueError: if the folder contains unrelated files, a demo with different parameters
+                (the message lists the differences), or data of another version of the generator.
         """
         self.path = path
         self._own = path / "demo.json"
@@ -56,6 +57,8 @@ class DemoFolder:
         remove_parts(path)
         #: Dataset folder.
         self.data = path / "data"
+        if (problem := other_version(self.data)) is not None:
+            raise ValueError(f"{problem}. Pass a different folder with --output, or delete {path}")
         self._measured_file = path / "measured.json"
         found = read_json(self._measured_file) if self._measured_file.is_file() else {}
         self._measured: dict[str, Any] = found

@@ -18,6 +18,7 @@ from typing import Any
 
 from fiber import _core
 from fiber.atomic_io import DISK_FULL, explain_write_errors, new_directory
+from fiber.data.datasets.generated import DESCRIPTION, other_version
 from fiber.data.record import AnyPath
 from fiber.synthetic.annotations import encode, write_split
 from fiber.synthetic.recipe import IMAGES_PER_FOLDER, Recipe, file_name
@@ -29,7 +30,6 @@ Progress = Callable[[int, int], None]
 _Job = tuple[str, range]
 
 _IMAGES_PER_JOB = 200
-_DESCRIPTION = "dataset.json"
 _TOKENIZER = "tokenizer.json"
 
 
@@ -83,7 +83,7 @@ def generate_dataset(
         _write_tokenizer(partial_folder, tokenizer, texts, recipe.vocab_size)
         _write_images(partial_folder, recipe, counts, workers, progress)
         text = json.dumps({"parameters": parameters, **recipe.facts()}, indent=1)
-        (partial_folder / _DESCRIPTION).write_text(text + "\n", encoding="utf-8")
+        (partial_folder / DESCRIPTION).write_text(text + "\n", encoding="utf-8")
     return folder
 
 
@@ -91,20 +91,17 @@ def _is_finished(folder: Path, parameters: dict[str, Any]) -> bool:
     """Return whether a folder contains the dataset. Raises ValueError for a different dataset."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
-    description = folder / _DESCRIPTION
+    description = folder / DESCRIPTION
     if not description.is_file():
         raise ValueError(
-            f"{folder} already exists and is not a data folder (it has no {_DESCRIPTION});"
+            f"{folder} already exists and is not a data folder (it has no {DESCRIPTION});"
             " expected a new folder"
         )
     found = json.loads(description.read_text(encoding="utf-8")).get("parameters", {})
     wanted = json.loads(json.dumps(parameters))
-    version, own = found.get("version"), wanted["version"]
-    if found.get("generator") == wanted["generator"] and version != own:
-        raise ValueError(
-            f"{folder} was made by version {version} of the generator; this is version {own}. Use a"
-            " different folder, or delete this one"
-        )
+    problem = other_version(folder)
+    if problem is not None and found.get("generator") == wanted["generator"]:
+        raise ValueError(f"{problem}. Use a different folder, or delete this one")
     differences = [
         f"{name} is {found.get(name)!r}, but {wanted.get(name)!r} was requested"
         for name in sorted({*found, *wanted})

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from fiber.data.datasets.generated import VERSIONS
 from fiber.data.record import AnyPath
 from fiber.data.rng import Rng
 from fiber.synthetic.generator import generate_dataset
@@ -34,7 +35,7 @@ class SceneRecipe(Recipe):
     varied: bool = False
 
     name = "scenes"
-    version = 5
+    version = VERSIONS["scenes"]
     tokenizer_images = 800
     vocab_size = 512
 

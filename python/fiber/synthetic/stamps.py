@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from fiber.data.datasets.generated import VERSIONS
 from fiber.data.record import AnyPath
 from fiber.data.rng import Rng
 from fiber.synthetic.generator import generate_dataset
@@ -60,7 +61,7 @@ class StampRecipe(Recipe):
     backgrounds: AnyPath | None = None
 
     name = "stamps"
-    version = 3
+    version = VERSIONS["stamps"]
     tokenizer_images = 2000
     vocab_size = 1500
 

@@ -10,6 +10,7 @@ Layouts are recognized by file name. Splits joined by "+" are concatenated.
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatch
 from os import PathLike
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from fiber.config_io import nearest
+from fiber.data.datasets.generated import other_version
 from fiber.data.datasets.registry import (
     BY_SUFFIX,
     COMPANION_FILES,
@@ -290,12 +292,16 @@ class ChosenRecords:
 def existing_data(data: AnyPath) -> Path:
     """Return the path of a data folder or file; for a URL, that of its local folder.
 
+    Warns of a folder that another version of `fiber data` made.
+
     Raises:
         FileNotFoundError: if it does not exist.
         RemoteError, ValueError: see `remote_pack`.
     """
     path = local_path(data)
     if path.exists():
+        if (problem := other_version(path)) is not None:
+            warnings.warn(f"{problem}: results are not comparable", stacklevel=3)
         return path
     if path.suffix:
         raise FileNotFoundError(f"data file {path} does not exist")

@@ -1,0 +1,29 @@
+"""Version of the generator that made a data folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fiber.atomic_io import read_json
+
+#: Description of a generated folder, with the parameters that determine its data.
+DESCRIPTION = "dataset.json"
+#: Versions of the generators. From the same seed, another version makes other images or texts.
+VERSIONS = {"scenes": 5, "stamps": 3}
+
+
+def other_version(folder: Path) -> str | None:
+    """Return what to say if another version of a generator made a folder, or None.
+
+    Raises:
+        ValueError: if the description is not JSON.
+    """
+    file = folder / DESCRIPTION
+    if not file.is_file():
+        return None
+    description = read_json(file)
+    parameters = description.get("parameters", {}) if isinstance(description, dict) else {}
+    version, own = parameters.get("version"), VERSIONS.get(str(parameters.get("generator")))
+    if own is None or version == own:
+        return None
+    return f"{folder} was made by version {version} of the generator; this is version {own}"
