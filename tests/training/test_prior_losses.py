@@ -10,7 +10,7 @@ from fiber.losses.itm import pair_loss
 from fiber.losses.language import vqa_loss
 from fiber.training.data import open_data
 from fiber.training.meters import PriorWatch, prior_losses
-from tests.training.micro_runs import all_records, coarse_config, run
+from tests.training.micro_runs import all_records, coarse_config, fine_config, run
 
 
 def test_priors_are_the_losses_of_constant_predictions(pictures):
@@ -39,6 +39,43 @@ def test_a_stuck_loss_is_named_once_with_its_usual_cause():
     assert "step 400: itc is 4.158" in message and "has 4.159" in message and "lr" in message
     assert watch.messages(420, stuck) == []
     assert len(watch.messages(440, stuck | {"itm": 0.69})) == 1
+
+
+def test_every_loss_with_a_prior_has_a_usual_cause():
+    class AllTasks:
+        records = ("image_text", "question", "reasoning", "entailment", "ranking")
+        answer_priors = (0.5,)
+
+    priors = prior_losses(coarse_config(), AllTasks())
+    assert priors.keys() == {"itc", "itm", "vqa", "nlvr2", "snli", "rank"}
+    assert len(PriorWatch(priors, steps=10).messages(400, priors)) == len(priors)
+
+
+class TestFirstValue:
+    def test_a_loss_without_a_prior_is_compared_with_it(self):
+        watch = PriorWatch({}, steps=300, from_scratch=True)
+        assert watch.messages(20, {"alignment": 2.77, "box": 0.5}) == []
+        assert watch.messages(180, {"alignment": 2.77, "box": 0.5}) == []
+        [message] = watch.messages(200, {"alignment": 2.76, "box": 0.5})
+        assert message.startswith("step 200: alignment is 2.760; it was 2.770 at step 20. Usual")
+        assert watch.messages(220, {"alignment": 2.76}) == []
+
+    def test_it_may_come_late(self):
+        watch = PriorWatch({}, steps=300, from_scratch=True)
+        assert watch.messages(300, {"mlm": 6.0}) == []
+        assert len(watch.messages(320, {"mlm": 6.0})) == 1
+
+    @pytest.mark.parametrize(("from_scratch", "last"), [(True, 2.0), (False, 2.77)])
+    def test_a_loss_that_falls_and_pretrained_weights_are_not_named(self, from_scratch, last):
+        watch = PriorWatch({}, steps=300, from_scratch=from_scratch)
+        assert watch.messages(20, {"alignment": 2.77}) == []
+        assert watch.messages(200, {"alignment": last}) == []
+
+
+def test_a_fine_run_that_learns_nothing_says_so(pictures, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("fiber.training.meters.FIRST_STEP", 3)
+    run(fine_config(optim__lr=0.0), pictures, tmp_path / "r", quiet=False)
+    assert "alignment is" in (said := capsys.readouterr().err) and "at step 1. Usual cause" in said
 
 
 def test_a_run_that_learns_nothing_says_so(pictures, tmp_path, monkeypatch, capsys):

@@ -21,7 +21,10 @@ FIRST_STEP, FIRST_FRACTION = 200, 0.2
 STUCK = 0.98
 
 _CAUSES = {
-    "itc": "the embeddings have collapsed: lower optim.lr or raise optim.warmup_fraction",
+    "itc": (
+        "the embeddings have collapsed, since optim.lr is too high or optim.warmup_fraction too low"
+        " (or optim.lr is far too low)"
+    ),
     "itm": (
         "hard negatives are too hard before ITC has learned: try"
         " tasks.image_text.itm_negatives=random, or more steps"
@@ -29,7 +32,13 @@ _CAUSES = {
     "vqa": "too few steps or a low optim.lr, or images do not determine the answers",
     "rank": "too few steps, or a start without pre-training (--init)",
     "nlvr2": "too few steps, or a start without pre-training (--init)",
+    "snli": "too few steps, or a start without pre-training (--init)",
+    "alignment": "optim.lr is too low, or boxes do not belong to their texts",
+    "mlm": "optim.lr is too low, or the texts have nothing in common",
+    "caption": "optim.lr is too low, or the texts have nothing in common",
 }
+#: Losses of a random model that soon fall, if only because it learns which tokens are frequent.
+_FALL_SOON = ("alignment", "mlm", "caption")
 
 
 class Meter:
@@ -126,15 +135,22 @@ def prior_losses(config: RunConfig, data: TrainingData) -> dict[str, float]:
 
 
 class PriorWatch:
-    """Names each loss that is still at its prior value after many steps, once."""
+    """Names each loss that is still at its prior value, or at its first one, after many steps."""
 
-    def __init__(self, priors: Mapping[str, float], steps: int) -> None:
-        """Set the prior values of the losses, and the number of steps of the run."""
+    def __init__(
+        self, priors: Mapping[str, float], steps: int, *, from_scratch: bool = False
+    ) -> None:
+        """Set the prior values of the losses, the number of steps, and whether weights are new."""
         self.priors = dict(priors)
         self.first_step = max(FIRST_STEP, round(FIRST_FRACTION * steps))
+        self._awaited = set(_FALL_SOON if from_scratch else ())
+        self._first: dict[str, tuple[int, float]] = {}
 
     def messages(self, step: int, losses: Mapping[str, float]) -> list[str]:
         """Return a message for each loss that is stuck. Those of later steps are not repeated."""
+        for name in self._awaited & losses.keys():
+            self._awaited.remove(name)
+            self._first[name] = step, losses[name]
         if step < self.first_step:
             return []
         found = []
@@ -144,6 +160,13 @@ class PriorWatch:
                 found.append(
                     f"step {step}: {name} is {losses[name]:.3f}; a model that ignores inputs has"
                     f" {prior:.3f}. Usual cause: {_CAUSES[name]}"
+                )
+        for name, (began, first) in list(self._first.items()):
+            if step > began and losses.get(name, 0.0) >= STUCK * first:
+                del self._first[name]
+                found.append(
+                    f"step {step}: {name} is {losses[name]:.3f}; it was {first:.3f} at step"
+                    f" {began}. Usual cause: {_CAUSES[name]}"
                 )
         return found
 

@@ -147,7 +147,9 @@ class Trainer:
         )
         self.micro_batches = self._split_micro_batches()
         self.priors = prior_losses(config, data)
-        self.watch = PriorWatch(self.priors, config.train.steps)
+        self.watch = PriorWatch(
+            self.priors, config.train.steps, from_scratch=init is None and not self.steps_done
+        )
         self.progress = Progress(steps=config.train.steps, start=self.steps_done, quiet=quiet)
         self.began = time.monotonic() - position.seconds
         origin = str(init.path) if init else "random weights"
