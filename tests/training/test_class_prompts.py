@@ -1,11 +1,14 @@
 """Class prompts in a training run: which are drawn, when, and what is counted."""
 
+import dataclasses
 import json
 import re
 
+import pytest
 import torch
 
 from fiber.data import Tokenizer, sources
+from fiber.data.datasets import resolve
 from fiber.data.record import ConcatRecords, record_in_epoch
 from fiber.synthetic.scenes import generate
 from fiber.training.data import fingerprint, open_data
@@ -48,6 +51,46 @@ def test_a_source_that_is_listed_twice_is_read_once(tmp_path):
     twice = ConcatRecords([parts[0], parts[0]])
     again = open_data(config, folder).records["grounding"].parts[0]
     assert fingerprint(twice) == fingerprint(ConcatRecords([parts[0], again]))
+
+
+class TestGroups:
+    @pytest.fixture(scope="class")
+    def folder(self, tmp_path_factory):
+        return generate(tmp_path_factory.mktemp("groups") / "data", train=6, val=1, novel=1)
+
+    def test_a_source_may_be_one_group(self, folder):
+        names = ("referring:relation", "detection", "referring", "referring:relation")
+        config = class_config(tasks__grounding__sources=names)
+        parts = open_data(config, folder).records["grounding"].parts
+        everything = sources.referring(folder, "train")
+        relations = [record for record in everything if record.group == "relation"]
+        assert 0 < len(relations) < len(everything)
+        assert [parts[0][i] for i in range(len(parts[0]))] == relations
+        assert parts[3] is parts[0] and parts[2] is parts[0].records
+        fingerprint(ConcatRecords(parts))
+
+    def test_classes_of_a_group_are_sampled(self, folder, monkeypatch):
+        plain = resolve.open_source
+
+        def grouped(*arguments, **options):
+            read = plain(*arguments, **options)
+            return [dataclasses.replace(read[i], group=f"{i % 2}") for i in range(len(read))]
+
+        monkeypatch.setattr("fiber.training.data.open_source", grouped)
+        config = class_config(tasks__grounding__sources=("detection:1",))
+        records = open_data(config, folder).records["grounding"]
+        assert len(records) == 3
+        assert len({record_in_epoch(records, epoch, 0).text for epoch in range(5)}) > 1
+
+    def test_an_unknown_group_is_named_with_the_known_ones(self, folder):
+        config = class_config(tasks__grounding__sources=("referring:relations",))
+        message = "no record of referring has the group 'relations'; expected one of: .*'relation'"
+        with pytest.raises(ValueError, match=message):
+            open_data(config, folder)
+
+    def test_an_unknown_source_is_named_without_its_group(self):
+        with pytest.raises(ValueError, match="unknown source 'refering'; did you mean referring"):
+            class_config(tasks__grounding__sources=("refering:relation",))
 
 
 def test_only_class_sources_are_drawn_and_anew_in_every_epoch(tmp_path):

@@ -21,7 +21,7 @@ from fiber.checkpoints.model_dir import (
     load_model,
 )
 from fiber.checkpoints.published import check_names, load_published
-from fiber.checkpoints.stages import model_path, stage_with
+from fiber.checkpoints.stages import PACKAGED, model_path, stage_with
 from fiber.checkpoints.torch_file import SUFFIXES, Checkpoint, Weights, read_checkpoint
 from fiber.checkpoints.vocabulary import Answers, open_answers, open_tokenizer
 from fiber.checkpoints.weights import copy_weights
@@ -159,7 +159,10 @@ def load_stored(
     """
     path = stage_with(model_path(path), heads)
     if not path.exists():
-        source = "`fiber demo` or `fiber train` creates a model"
+        source = (
+            f"in the package is {', '.join(map(repr, PACKAGED))}; `fiber demo` or `fiber train`"
+            " creates a model"
+        )
         if path.suffix in SUFFIXES:
             source = "docs/photographs.md says where released files are"
         raise FileNotFoundError(f"model {os.fspath(path)} does not exist; {source}")

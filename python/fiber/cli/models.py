@@ -44,8 +44,8 @@ def choose_model(named: str | None, *heads: str) -> str:
         have = "; ".join(f"{folder} has {', '.join(own)}" for _, folder, own in found)
         raise FileNotFoundError(
             f"no finished model in {RUNS}/ has the head {' or '.join(map(repr, heads))}"
-            f" ({have or 'no model found'}); pass --model, such as a published file with"
-            " this head, or train one with `fiber train`"
+            f" ({have or 'no model found'}), nor has {PACKAGED!r} in the package; pass --model,"
+            " such as a published file with this head, or train one with `fiber train`"
         )
     _, newest = max(fitting)
     print(f"fiber: using model {newest}", file=sys.stderr)

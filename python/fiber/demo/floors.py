@@ -1,11 +1,10 @@
 """Floors of the demo's metrics: minimum values for a run to pass.
 
 A floor is the larger of two values: the run's best blind baseline, and the worst of three or more
-seeds minus two standard deviations (of at least .01). A metric has no floor if its worst seed does
-not beat the blind baseline ("not learned"), or if a seed reaches the floor with permuted images
-("not from the image"). The latter applies to MLM in the fast demo, where the model predicts tokens
-from text better than the blind baseline does. A model that ignores the images therefore falls below
-every floor.
+seeds minus two standard deviations (of at least `LEAST_DEVIATION`). A metric has no floor if its
+worst seed does not beat the blind baseline ("not learned"), or if a seed reaches the floor with
+permuted images ("not from the image"), since a model may read the text better than the blind
+baseline does. A model that ignores the images therefore falls below every floor.
 
 Results depend on rounding, which differs between processors, so the same seed on a different
 processor counts as a separate run. `python -m fiber.demo.floors` writes `floors.json` from finished

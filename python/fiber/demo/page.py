@@ -312,8 +312,8 @@ def _describe_own(data_folder: Path, data: str) -> str:
     backgrounds = (
         "a plain or textured background"
         if parameters.get("varied")
-        else "grayish, textured backgrounds; on others, such as white, expect mistakes. Without"
-        " --model, the commands use the model in the package, which also knows plain ones"
+        else "grayish, textured backgrounds; on others, such as white, expect mistakes. The model"
+        " in the package also knows plain ones: pass --model scenes"
     )
     return (
         f"Draw 1 to {parameters['max_objects']} shapes that do not touch, each about a quarter"

@@ -39,7 +39,7 @@ from fiber.data.record import ConcatRecords, RecordSet
 from fiber.data.skip_report import classes_of, counted, skip_lines
 from fiber.data.texts.false_texts import FalseTexts
 from fiber.training.config.run import RunConfig
-from fiber.training.config.tasks import BOX_SOURCES, CLASS_SOURCES
+from fiber.training.config.tasks import BOX_SOURCES, CLASS_SOURCES, split_source
 
 #: Maximum number of records searched for a box before grounding data is rejected.
 BOXLESS_RECORDS = 1000
@@ -195,9 +195,13 @@ def _read_records(config: RunConfig, path: Path) -> dict[str, RecordSet]:
     for name, task in config.tasks.active().items():
         try:
             # A source that is listed several times is read once.
-            read = {
-                source: _read_source(config, source, path) for source in dict.fromkeys(task.sources)
-            }
+            read: dict[str, RecordSet] = {}
+            for source in task.sources:
+                known, group = split_source(source)
+                if known not in read:
+                    read[known] = _read_source(config, known, path)
+                if source not in read:
+                    read[source] = _of_group(read[known], known, group)
             parts = [read[source] for source in task.sources]
         except AmbiguousLayoutError as error:
             hint = ""
@@ -326,7 +330,7 @@ def _with_sampled_prompts(config: RunConfig, records: RecordSet, tokenizer: Toke
             rules=task.prompt_rules(),
             seed=config.train.seed,
         )
-        if source in CLASS_SOURCES
+        if split_source(source)[0] in CLASS_SOURCES
         else part
         for source, part in zip(task.sources, parts, strict=True)
     ]
@@ -350,6 +354,16 @@ def answerable(records: RecordSet, answers: Sequence[str]) -> RecordSet:
             f" {', '.join(map(repr, first.answers or ())) or 'none':.60}"
         )
     return records if len(chosen) == len(records) else ChosenRecords(records, chosen)
+
+
+def _of_group(records: RecordSet, source: str, group: str) -> RecordSet:
+    """Choose the records of a group."""
+    groups = [records[i].group for i in range(len(records))]
+    chosen = [i for i, own in enumerate(groups) if own == group]
+    if not chosen:
+        known = ", ".join(map(repr, sorted({*groups} - {""}))) or "none"
+        raise ValueError(f"no record of {source} has the group {group!r}; expected one of: {known}")
+    return ChosenRecords(records, chosen)
 
 
 def _read_source(config: RunConfig, source: str, data: Path) -> RecordSet:

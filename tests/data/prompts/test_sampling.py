@@ -161,6 +161,36 @@ def test_the_released_chances():
     assert records.dropped_boxes == lost > 0
 
 
+def test_some_prompts_name_only_absent_classes():
+    own = (7, 290)
+    few = {"max_negatives": 3, "negative_chances": (1.0, 0.0, 0.0, 0.0)}
+    records = drawn([picture(*own)], absent_chance=0.25, **few)
+    epochs = 1000
+    counts = collections.Counter(split(records.in_epoch(e, 0), own) for e in range(epochs))
+    assert set(counts) == {(2, 1), (0, 1)}
+    # Within five standard deviations.
+    assert counts[0, 1] / epochs == pytest.approx(0.25, abs=0.07)
+    assert records.dropped_boxes == 2 * counts[0, 1]
+    absent = next(r for e in range(50) if not (r := records.in_epoch(e, 0)).boxes_xyxy)
+    assert len(absent.labels) == 1 and absent.char_spans == ()
+    # Even where no negative is asked for; but not if there is none.
+    alone = drawn([picture(*own)], absent_chance=1.0, max_negatives=0)
+    assert split(alone[0], own) == (0, 1)
+    both = drawn([picture(0, 1, labels=("cup", "dog"))], absent_chance=1.0)
+    assert sorted(both[0].labels) == ["cup", "dog"]
+
+
+def test_prompts_are_those_of_earlier_versions():
+    """A run that is resumed goes on with the prompts that it began with."""
+    records = drawn([picture(7, 290, 7)], max_negatives=3, negative_chances=RELEASED)
+    assert [records.in_epoch(epoch, 0).labels for epoch in range(4)] == [
+        ("thing7", "thing188", "thing290"),
+        ("thing69", "thing128", "thing162", "thing290", "thing7"),
+        ("thing7", "thing48", "thing290", "thing93"),
+        ("thing7", "thing276", "thing65", "thing168", "thing290"),
+    ]
+
+
 def test_positives_beyond_a_text_are_drawn_and_their_boxes_counted():
     own = tuple(range(40))
     records = drawn([picture(*own, 0)], max_tokens=21)
@@ -256,6 +286,12 @@ def test_parts_of_a_set_are_drawn_by_epoch():
         ({"max_negatives": -1}, r"max_negatives.*0.*-1"),
         ({"negative_chances": (0.5, 0.5, 0.5, 0.0)}, "negative_chances must be in .* got"),
         ({"negative_chances": (0.0, 0.0, float("nan"), 0.0)}, "negative_chances must be in"),
+        ({"absent_chance": 1.5}, r"absent_chance must be in \[0, 1\], got 1.5"),
+        ({"absent_chance": float("nan")}, "absent_chance must be in"),
+        (
+            {"absent_chance": 0.5, "class_rule": "simple"},
+            "absent_chance must be 0 for class_rule 'simple', got 0.5",
+        ),
         (
             {"negative_chances": RELEASED, "class_rule": "optimized"},
             "fourth value of negative_chances",

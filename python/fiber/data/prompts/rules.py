@@ -30,6 +30,9 @@ class PromptRules:
     #: uniform from 1 to the maximum. In this last case, the fourth value is the probability of also
     #: subsampling the classes of the boxes, and dropping the boxes of the other classes.
     negative_chances: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 0.0)
+    #: Probability that a prompt names only classes without a box, if there are any. Without such
+    #: prompts, a model learns that a class which is named alone is in the image. "fitting" only.
+    absent_chance: float = 0.0
     #: Shuffle the classes; otherwise they are in the order of the file.
     shuffle_classes: bool = True
 
@@ -44,6 +47,13 @@ class PromptRules:
             raise ValueError(
                 "values of negative_chances must be in [0, 1], and the first three must sum to at"
                 f" most 1, got {chances}"
+            )
+        if not 0 <= self.absent_chance <= 1:
+            raise ValueError(f"absent_chance must be in [0, 1], got {self.absent_chance}")
+        if self.class_rule != "fitting" and self.absent_chance:
+            raise ValueError(
+                f"absent_chance must be 0 for class_rule {self.class_rule!r}, got"
+                f" {self.absent_chance}"
             )
         if self.class_rule == "optimized" and chances[3]:
             raise ValueError(

@@ -145,6 +145,8 @@ class SampledPrompts:
             count = 1 + rng.integer(limit)
             if positives and rng.bernoulli(drop):
                 kept = 1 + rng.integer(positives)
+        if rules.absent_chance and others and rng.bernoulli(rules.absent_chance):
+            kept = 0
         # A prompt without any class has no training signal.
         return max(count, min(1, others)) if kept == 0 else count, kept
 

@@ -46,13 +46,20 @@ LOSSES = (
 )
 
 
+def split_source(source: str) -> tuple[str, str]:
+    """Split an entry of `TaskConfig.sources` into the source and the group, "" for all records."""
+    name, _, group = source.partition(":")
+    return name, group
+
+
 @dataclass(frozen=True, kw_only=True)
 class TaskConfig:
     """Fields common to all tasks. Other float fields named in `LOSSES` are loss weights."""
 
     #: Number of steps of this task in each rotation of tasks; 0 disables the task.
     share: int = 0
-    #: Entries of `SOURCES` to concatenate; a repeated name counts twice.
+    #: Entries of `SOURCES` to concatenate; a repeated name counts twice. "referring:relation" takes
+    #: the records of a source whose `Record.group` is "relation".
     sources: tuple[str, ...] = ()
 
     def weights(self) -> dict[str, float]:
@@ -177,6 +184,7 @@ class GroundingTask(TaskConfig):
     max_classes: int | None = None
     max_negatives: int | None = None
     negative_chances: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 0.0)
+    absent_chance: float = 0.0
     shuffle_classes: bool = True
     alignment: float = 1.0
     box: float = 2.0
@@ -209,9 +217,10 @@ class TasksConfig:
         for name, task in vars(self).items():
             require(task.share >= 0, f"tasks.{name}.share must be 0 or more, got {task.share}")
             for source in task.sources:
+                known, _ = split_source(source)
                 require(
-                    source in SOURCES,
-                    f"tasks.{name}.sources: unknown source {source!r}; {nearest(source, SOURCES)}",
+                    known in SOURCES,
+                    f"tasks.{name}.sources: unknown source {known!r}; {nearest(known, SOURCES)}",
                 )
         try:
             self.grounding.prompt_rules()
