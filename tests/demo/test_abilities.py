@@ -82,6 +82,11 @@ class TestSentences:
             "tell whether a caption fits (90%; guess 50%)",
         ]
 
+    @pytest.mark.parametrize(("count", "few"), [(29, "; only 29 asked"), (30, "")])
+    def test_few_predictions_are_named(self, count, few):
+        found = [[ability(), ability(split="novel", count=count)]]
+        assert describe(found) == [f"answer questions about color (90%, 90%; guess 50%{few})"]
+
     def test_three_names_are_joined_with_commas(self):
         assert describe([[ability(name=name)] for name in "abc"]) == [
             "answer questions about a (90%; guess 50%), b (90%; guess 50%) and c (90%; guess 50%)"

@@ -129,6 +129,8 @@ class TestFinished:
         for command in ("fiber demo", "fiber data", "fiber train", "fiber eval"):
             assert command in text
         assert "train.steps=4" in text
+        # The legend of the curves has the losses that were trained.
+        assert "itm: matching of pictures" in text and "alignment: which words" in text
         assert "processor" in text
 
     def test_its_sheet(self, finished):

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 #: Standard errors between a model's accuracy and its best baseline for an ability to count.
 STANDARD_ERRORS = 3
+#: Fewer predictions than these are named, since their standard errors are large.
+FEW = 30
 LEARNED, PARTLY, NOT_LEARNED = "learned", "partly learned", "not learned"
 #: From the best to the worst.
 VERDICTS = (LEARNED, PARTLY, NOT_LEARNED)
@@ -132,7 +134,8 @@ def with_verdict(abilities: Sequence[Ability], verdict: str) -> list[list[Abilit
 def describe(abilities: Sequence[Sequence[Ability]]) -> list[str]:
     """List abilities by task, as in "answer questions about size (93%, 90%; guess 51%)".
 
-    In brackets are the accuracy on each split, and the better baseline on the first one.
+    In brackets are the accuracy on each split, the better baseline on the first one, and the least
+    number of predictions on a split, if these are few.
     """
     parts = []
     for task, start in _STARTS.items():
@@ -140,7 +143,9 @@ def describe(abilities: Sequence[Sequence[Ability]]) -> list[str]:
         for splits in abilities:
             if splits[0].task == task:
                 own = ", ".join(percent(ability.model) for ability in splits)
-                found.append(f"{splits[0].name} ({own}; guess {percent(splits[0].guess)})")
+                least = min(ability.count for ability in splits)
+                few = f"; only {least} asked" if least < FEW else ""
+                found.append(f"{splits[0].name} ({own}; guess {percent(splits[0].guess)}{few})")
         if found:
             parts.append(start + _join(found))
     return parts

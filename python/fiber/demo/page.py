@@ -59,13 +59,23 @@ _POSITIONS = {
     " is above it, and not left of it.",
     "stamps": "",
 }
-_COARSE_CURVES = (
-    "Coarse stage. itc: contrast of pictures and captions; itm: matching of pictures and captions;"
-    " mlm: masked words of captions; vqa: answers. Lower is better."
-)
-_FINE_CURVES = (
-    "Fine stage. alignment: which words an object fits; box: its edges; centerness: its center."
-    " Losses in training, so lower is better."
+#: What the losses of each stage are.
+_LOSSES = {
+    "fine": {
+        "alignment": "which words an object fits",
+        "box": "its edges",
+        "centerness": "its center",
+    },
+    "coarse": {
+        "itc": "contrast of pictures and captions",
+        "itm": "matching of pictures and captions",
+        "mlm": "masked words of captions",
+        "vqa": "answers",
+    },
+}
+_CURVES = (
+    " Lower is better. Dashed: a model that ignores its inputs (boxes have no such value)."
+    " Learning rates are multiples of the first, for the parts that learn faster."
 )
 _KIND_TITLES = {
     EXPRESSIONS: "Finding the object of a phrase, by what tells it apart",
@@ -199,7 +209,10 @@ def summarize(
         elif style == "learned":
             summary.append(("not", "It has learned nothing that is clearly above guessing", []))
     if missing and has_evidence:
-        text = "This is a short run. docs/evidence.md shows what longer training changes"
+        text = (
+            "This is a short run. docs/evidence.md has what was learned in other ones, and in how"
+            " much time"
+        )
         summary.append(("more", text, []))
     return summary
 
@@ -343,12 +356,16 @@ def own_commands(path: Path, data: str, scored: Scored) -> list[str]:
 
 
 def _curves(path: Path) -> list[tuple[str, Path]]:
-    figures = [
-        (_FINE_CURVES, path / "fine" / "curves.png"),
-        (_COARSE_CURVES, path / "coarse" / "curves.png"),
-    ]
-    # There are no curves without matplotlib.
-    return [(caption, file) for caption, file in figures if file.is_file()]
+    figures = []
+    for stage in STAGES:
+        file = path / stage / "curves.png"
+        # There are no curves without matplotlib.
+        if file.is_file():
+            lines = read_metrics(RunFolder(path=path / stage).metrics_file)
+            trained = {name for line in lines for name in line["losses"]}
+            parts = [f"{name}: {what}" for name, what in _LOSSES[stage].items() if name in trained]
+            figures.append((f"{stage.capitalize()} stage. {'; '.join(parts)}.{_CURVES}", file))
+    return figures
 
 
 def _notes(path: Path, machine: Mapping[str, str]) -> list[str]:
