@@ -1,11 +1,11 @@
 """Write the two stages of the model in the package in bfloat16, and measure them.
 
 Command: fiber data scenes --varied --images 100000 --output runs/varied
-         fiber train packaged_words --data runs/varied --output runs/packaged/words
+         fiber train packaged_words --data runs/varied --output runs/packaged/words --processes 2
          fiber train packaged_fine --data runs/varied --init runs/packaged/words \\
-             --output runs/packaged/fine
+             --output runs/packaged/fine --processes 2
          fiber train packaged_coarse --data runs/varied --init runs/packaged/fine \\
-             --output runs/packaged/coarse
+             --output runs/packaged/coarse --processes 2
          python benches/package_scenes.py runs/packaged
 Output: python/fiber/packaged/scenes, with the weights, metrics.json and README.md.
 

@@ -9,20 +9,24 @@ from fiber.training.config.tasks import CaptionTask, ImageTextTask, QuestionTask
 
 
 def packaged_words() -> RunConfig:
-    """First part of the fine stage of the model in the package, from scratch: what words mean.
+    """First part of the fine stage of the model in the package, from scratch: relations.
 
     Command: fiber data scenes --varied --images 100000 --output runs/varied
              fiber train packaged_words --data runs/varied --output runs/packaged/words
-    Data: scenes with varied backgrounds and colors, with referring expressions, captions with
-        phrases, and detection prompts.
-    Hardware: one CPU core for an hour.
+                 --processes 2
+    Data: scenes with varied backgrounds and colors; expressions that name a shape, a color or a
+        relation.
+    Hardware: two CPU cores for minutes; see the card.
     Expected: see the card of the model, python/fiber/packaged/scenes/README.md.
+
+    Mixed with captions and class prompts from the start, relations are not learned in as many
+    steps. The map of an image of up to 96 pixels fits into one attention window. On larger images,
+    objects in different windows do not see each other.
     """
     changes = {
-        "tasks.grounding.sources": ("referring", "phrases", "detection"),
-        # Objects of drawings have other sizes than those of scenes.
-        "data.transform.shorter_sides": (72, 84, 96, 108, 120),
-        "train.steps": 6000,
+        "tasks.grounding.sources": ("referring:relation", "referring:noun", "referring:color"),
+        "data.transform.shorter_sides": (80, 88, 96),
+        "train.steps": 4000,
         "train.checkpoint_every": 500,
         "train.ema_decay": 0.999,
     }
@@ -30,22 +34,27 @@ def packaged_words() -> RunConfig:
 
 
 def packaged_fine() -> RunConfig:
-    """Second part of the fine stage of the model in the package: relations.
+    """Second part of the fine stage of the model in the package: words and prompts of every kind.
 
     Command: fiber train packaged_fine --data runs/varied --init runs/packaged/words
-                 --output runs/packaged/fine
-    Data: as for `packaged_words`.
-    Hardware: one CPU core for half an hour.
+                 --output runs/packaged/fine --processes 2
+    Data: as for `packaged_words`, with all referring expressions, captions with phrases, and
+        detection prompts. Some of these name only classes that are not in the image.
+    Hardware: two CPU cores for minutes; see the card.
     Expected: see the card of the model, python/fiber/packaged/scenes/README.md.
-
-    The map of an image of up to 96 pixels fits into one attention window. On larger images, objects
-    in different windows do not see each other, and relations are hardly learned.
     """
     changes = {
-        "tasks.grounding.sources": ("referring", "referring", "referring", "phrases", "detection"),
-        "data.transform.shorter_sides": (80, 88, 96),
-        "train.steps": 1800,
-        "train.checkpoint_every": 300,
+        "tasks.grounding.sources": (
+            *("referring", "referring:relation", "referring:relation"),
+            *("phrases", "detection"),
+        ),
+        "tasks.grounding.shuffle_classes": True,
+        "tasks.grounding.negative_chances": (0.0, 0.0, 0.5, 0.5),
+        "tasks.grounding.absent_chance": 0.3,
+        # Objects of drawings have other sizes than those of scenes.
+        "data.transform.shorter_sides": (72, 84, 96, 96, 108),
+        "train.steps": 5000,
+        "train.checkpoint_every": 500,
         "train.ema_decay": 0.999,
     }
     return replace_fields(scenes_fine(), changes)
@@ -55,9 +64,9 @@ def packaged_coarse() -> RunConfig:
     """Captions and questions on varied scenes: the coarse stage of the model in the package.
 
     Command: fiber train packaged_coarse --data runs/varied --init runs/packaged/fine
-                 --output runs/packaged/coarse
-    Data: as for `packaged_fine`, with captions (ITC, ITM, MLM and captioning) and questions (VQA).
-    Hardware: one CPU core for an hour.
+                 --output runs/packaged/coarse --processes 2
+    Data: as for `packaged_words`, with captions (ITC, ITM, MLM and captioning) and questions (VQA).
+    Hardware: two CPU cores for minutes; see the card.
     Expected: see the card of the model, python/fiber/packaged/scenes/README.md.
     """
     tasks = TasksConfig(
