@@ -216,9 +216,9 @@ plain or striped, up to three in a picture. On photographs its output is a guess
 ## Training
 
 From scratch on {images} generated pictures (`fiber data scenes --varied`), with no other pictures
-or texts, with seed 0: boxes for words of every kind, more of relations, then, from that backbone,
-captions and questions. `fiber recipes NAME` prints each recipe, `config.json` of a stage has all
-of its values. Another version of the code may train other weights.
+or texts, with seed 0: boxes for shapes, colors and relations, then for words of every kind and, from
+that backbone, captions and questions. `fiber recipes NAME` prints each recipe, `config.json` of a
+stage has all of its values. Another version of the code may train other weights.
 
 {trained}
 
@@ -234,7 +234,8 @@ measures the model again and writes this page.
 ## Limits
 
 - Relations (left of, right of, above, below): in {reversed} expressions, the best box stays the
-  same if the direction is reversed. A model that knows relations changes it.
+  same if the direction is reversed. A model that knows relations changes it. Questions about
+  relations are answered much worse (see the table).
 - Classes that are not in the picture: asked for one alone, `detect` returns a box in {absent}
   cases.
 - `match` asks whether a caption describes the whole picture: one that leaves objects out is no
