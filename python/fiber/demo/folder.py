@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from fiber.atomic_io import read_json, remove_parts, write_json
-from fiber.data.datasets.generated import other_version
+from fiber.data.formats.generated import other_version
 
 
 class DemoFolder:

@@ -18,7 +18,7 @@ from typing import Any
 
 from fiber import _core
 from fiber.atomic_io import DISK_FULL, explain_write_errors, new_directory
-from fiber.data.datasets.generated import DESCRIPTION, other_version
+from fiber.data.formats.generated import DESCRIPTION, other_version
 from fiber.data.record import AnyPath
 from fiber.synthetic.annotations import encode, write_split
 from fiber.synthetic.recipe import IMAGES_PER_FOLDER, Recipe, file_name

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from fiber.data.datasets.generated import VERSIONS
+from fiber.data.formats.generated import VERSIONS
 from fiber.data.record import AnyPath
 from fiber.data.rng import Rng
 from fiber.synthetic.generator import generate_dataset

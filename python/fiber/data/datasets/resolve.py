@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from fiber.config_io import nearest
-from fiber.data.datasets.generated import other_version
 from fiber.data.datasets.registry import (
     BY_SUFFIX,
     COMPANION_FILES,
@@ -39,6 +38,7 @@ from fiber.data.formats.annotation_file import (
     where_to_get,
     without_garbage_collection,
 )
+from fiber.data.formats.generated import other_version
 from fiber.data.record import AnyPath, ConcatRecords, Record, RecordSet, record_in_epoch
 from fiber.data.storage import pack_description, packed
 from fiber.data.storage.remote_pack import local_path

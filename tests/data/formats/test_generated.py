@@ -5,8 +5,8 @@ import warnings
 
 import pytest
 
-from fiber.data.datasets.generated import VERSIONS, other_version
 from fiber.data.datasets.resolve import existing_data
+from fiber.data.formats.generated import VERSIONS, other_version
 from fiber.synthetic.scenes import generate
 
 
