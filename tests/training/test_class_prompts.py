@@ -53,11 +53,12 @@ def test_a_source_that_is_listed_twice_is_read_once(tmp_path):
     assert fingerprint(twice) == fingerprint(ConcatRecords([parts[0], again]))
 
 
-class TestGroups:
-    @pytest.fixture(scope="class")
-    def folder(self, tmp_path_factory):
-        return generate(tmp_path_factory.mktemp("groups") / "data", train=6, val=1, novel=1)
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return generate(tmp_path_factory.mktemp("groups") / "data", train=6, val=1, novel=1)
 
+
+class TestGroups:
     def test_a_source_may_be_one_group(self, folder):
         names = ("referring:relation", "detection", "referring", "referring:relation")
         config = class_config(tasks__grounding__sources=names)
