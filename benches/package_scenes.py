@@ -9,7 +9,7 @@ Command: fiber data scenes --varied --images 100000 --output runs/varied
          python benches/package_scenes.py runs/packaged
 Output: python/fiber/packaged/scenes, with the weights, metrics.json and README.md.
 
-Without a folder of runs, the weights in the package are measured again, which takes a minute. The
+Without a folder of runs, the weights in the package are measured again, which takes minutes. The
 metrics are those of the weights in bfloat16, as a user loads them.
 """
 

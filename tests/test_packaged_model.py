@@ -104,7 +104,7 @@ def test_it_does_not_find_what_is_not_there(model, drawing):
         assert set(model.detect(drawing, [name]).labels) == {name}
     found = [
         name
-        for name in ("heart", "star", "cross", "diamond")
+        for name in ("heart", "star", "cross", "diamond", "ring")
         if model.detect(drawing, [name]).labels
     ]
     assert found == []
