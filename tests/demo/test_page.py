@@ -173,3 +173,14 @@ def test_claims(tmp_path, monkeypatch):
     monkeypatch.setattr(page, "EVIDENCE_FILE", tmp_path / "evidence.json")
     (tmp_path / "evidence.json").write_text('{"claims": ["Fusion helps."]}')
     assert page.read_claims() == ["Fusion helps."]
+
+
+def test_the_legend_of_curves_has_the_losses_that_were_trained(tmp_path):
+    for stage, losses in (("fine", ("alignment", "box")), ("coarse", ("itc",))):
+        (tmp_path / stage).mkdir()
+        (tmp_path / stage / "curves.png").touch()
+        line = {"step": 1, "losses": dict.fromkeys(losses, 1.0)}
+        (tmp_path / stage / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    (fine, _), (coarse, _) = page._curves(tmp_path)
+    assert fine.startswith("Fine stage. alignment: which words an object fits; box: its edges. ")
+    assert coarse.startswith("Coarse stage. itc: contrast of pictures and captions. ")
