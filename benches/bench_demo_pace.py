@@ -46,7 +46,7 @@ def pace(stage: str, side: str, is_beside: bool, data: Path) -> float:
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "data").symlink_to(data)
         command = find_plan("scenes", "default").train_command(stage, 0, Path(folder))
-        if stage == "coarse":
+        if "--init" in command:
             # The pace does not depend on the initial weights.
             remove(command, "--init")
         if side != "fiber":

@@ -6,9 +6,10 @@ Rows: results/starts.csv, one per run. Runs that have a row are skipped.
 
 All runs use the model, rates and pictures of the demo. The "off" arm leaves out one thing: a
 function that a model with `weight_start` "fan_in" calls (the published models never call it), Muon,
-fixing the first stages of the image encoder, or the fine stage before the coarse one. Runs of the
-coarse stage start from the model in the package, or from the demo's fine stage where the first
-stages of the image encoder are fixed, unless the arm has no fine stage.
+fixing the first stages of the image encoder, the relations before the rest of the fine stage, the
+random order of classes in prompts, or the fine stage before the coarse one. Runs of the coarse
+stage start from the model in the package, or from the demo's fine stage where the first stages of
+the image encoder are fixed, unless the arm has no fine stage.
 """
 
 from __future__ import annotations
@@ -22,15 +23,16 @@ from types import ModuleType
 from typing import Any, NamedTuple
 from unittest import mock
 
-from experiments import Rows, cpu_seconds, measure, run_all
+from experiments import SPLITS, Rows, cpu_seconds, measured_records, run_all
 
 from fiber.checkpoints.model_dir import load_model
 from fiber.config_io import replace_fields
-from fiber.demo.plan import find_plan
+from fiber.demo.plan import RECIPES, find_plan
+from fiber.evaluation.evaluate import evaluate
 from fiber.models.fiber import backbone
 from fiber.models.fiber.image_text import FiberImageText
 from fiber.models.fiber.pyramid import FeaturePyramid
-from fiber.training.config.run import load_recipe
+from fiber.training.config.run import RunConfig, load_recipe
 from fiber.training.train import train
 
 
@@ -47,15 +49,22 @@ class Start(NamedTuple):
     #: Changes of both arms, and of the "off" arm.
     changes: Mapping[str, Any] = {}
     off: Mapping[str, Any] = {}
-    #: Initial model of both arms, unless the "off" arm has none: in the package, or in the demo's
-    #: folder (DEMO_FINE).
+    #: Initial model of both arms, unless the "off" arm has none: in the package, or a run of the
+    #: demo (DEMO_RUNS).
     init: str | None = None
     off_has_init: bool = True
+    #: Runs of the demo, and their changes, that the "on" arm trains instead of `recipe`, each from
+    #: the model of the previous one.
+    on_runs: Mapping[str, Mapping[str, Any]] = {}
+    #: Whether a prompt of the evaluation has one class, rather than all that fit.
+    is_asked_singly: bool = False
 
 
-#: The demo's own fine stage, in its folder.
-DEMO_FINE = "fine"
-_COARSE = find_plan("scenes", "default").coarse
+_RUNS = find_plan("scenes", "default").runs
+#: Initial models in the demo's folder.
+DEMO_RUNS = tuple(_RUNS)
+_COARSE = _RUNS["coarse"]
+_BOXES = {name: _RUNS[name] for name in ("words", "fine")}
 _ITC_ONLY = {
     "tasks.question.share": 0,
     "tasks.image_text.itm": 0.0,
@@ -98,7 +107,23 @@ STARTS = {
         *("scenes_coarse", _COARSE["train.steps"], *_VQA),
         changes=_COARSE,
         off={"optim.frozen": ()},
-        init=DEMO_FINE,
+        init="fine",
+    ),
+    # The "off" arm mixes every kind of text from the start, with the expressions of `scenes_fine`.
+    "relations first": Start(
+        "scenes_fine",
+        sum(changes["train.steps"] for changes in _BOXES.values()),
+        *("refcoco", 1600, "relation/accuracy_at_1"),
+        changes={name: _RUNS["words"][name] for name in ("data.batch_size", "optim.lr")},
+        on_runs=_BOXES,
+    ),
+    # Evaluated with prompts that the "off" arm, with all classes in file order, never saw.
+    "shuffled classes": Start(
+        *("scenes_fine", _RUNS["fine"]["train.steps"], "coco", 150, "ap50"),
+        changes=_RUNS["fine"],
+        off={"tasks.grounding.shuffle_classes": False},
+        init="words",
+        is_asked_singly=True,
     ),
     "boxes first": Start(
         *("scenes_coarse", 240, *_RETRIEVAL),
@@ -114,36 +139,52 @@ def run(folder: Path, start: str, arm: str, seed: int) -> list[dict[str, Any]]:
     began = cpu_seconds()
     chosen, data = STARTS[start], folder / "data"
     is_off = arm == "off"
-    changes = {
-        **chosen.changes,
-        **(chosen.off if is_off else {}),
-        "train.seed": seed,
-        "train.steps": chosen.steps,
-        "train.checkpoint_every": 0,
-    }
-    config = replace_fields(load_recipe(chosen.recipe), changes)
+    configs = _configs(chosen, seed, is_off=is_off)
     left_out = nullcontext()
     if is_off and chosen.method is not None:
         left_out = mock.patch.object(*chosen.method, lambda *_, **__: None)
-    init: str | Path | None = folder / DEMO_FINE if chosen.init == DEMO_FINE else chosen.init
+    init: str | Path | None = folder / chosen.init if chosen.init in DEMO_RUNS else chosen.init
     if is_off and not chosen.off_has_init:
         init = None
     with tempfile.TemporaryDirectory() as output, left_out:
-        trained = Path(output) / "run"
-        train(config, data=data, output=trained, init=init, threads=1, quiet=True, device="cpu")
-        numbers = measure(load_model(trained), data, {chosen.task: chosen.records})
+        for number, config in enumerate(configs):
+            trained = Path(output) / str(number)
+            train(config, data=data, output=trained, init=init, threads=1, quiet=True, device="cpu")
+            init = trained
+        model = load_model(trained)
+        found = {
+            split: evaluate(
+                model,
+                chosen.task,
+                measured_records(data, chosen.task, split, chosen.records),
+                rerank=False,
+                classes_per_prompt=1 if chosen.is_asked_singly else None,
+            )[chosen.metric]
+            for split in SPLITS
+        }
+    asked = ", one class per prompt" if chosen.is_asked_singly else ""
     return [
         {
             "start": start,
             "arm": arm,
             "seed": seed,
-            "steps": config.train.steps,
+            "steps": sum(config.train.steps for config in configs),
             "cpu_seconds": f"{cpu_seconds() - began:.0f}",
-            "metric": f"{chosen.task}/{chosen.metric}",
-            "val": f"{numbers[chosen.task, 'val', chosen.metric]:.4f}",
-            "novel": f"{numbers[chosen.task, 'novel', chosen.metric]:.4f}",
+            "metric": f"{chosen.task}/{chosen.metric}{asked}",
+            **{split: f"{value:.4f}" for split, value in found.items()},
         }
     ]
+
+
+def _configs(chosen: Start, seed: int, *, is_off: bool) -> list[RunConfig]:
+    """Return the configs of an arm, in the order of training."""
+    runs = {chosen.recipe: {**chosen.changes, "train.steps": chosen.steps}}
+    if is_off:
+        runs[chosen.recipe] |= chosen.off
+    elif chosen.on_runs:
+        runs = {RECIPES[name]: dict(changes) for name, changes in chosen.on_runs.items()}
+    same = {"train.seed": seed, "train.checkpoint_every": 0}
+    return [replace_fields(load_recipe(name), changes | same) for name, changes in runs.items()]
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""A demo that takes seconds: 40 pictures and four steps of each stage on the micro model."""
+"""A demo that takes seconds: 40 pictures and four steps of each run on the micro model."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,18 +13,18 @@ STEPS: Mapping[str, Any] = {
     "train.checkpoint_every": 2,
     "train.log_every": 1,
 }
+FINE: Mapping[str, Any] = {
+    "model": preset("micro", stage="fine"),
+    "data.transform.shorter_sides": (64,),
+    "data.transform.max_size": 96,
+    **STEPS,
+}
 
 MICRO = Plan(
     train_images=40,
     held_out_images=20,
-    coarse={"model": preset("micro"), **STEPS},
-    fine={
-        "model": preset("micro", stage="fine"),
-        "data.transform.shorter_sides": (64,),
-        "data.transform.max_size": 96,
-        **STEPS,
-    },
+    runs={"words": FINE, "fine": FINE, "coarse": {"model": preset("micro"), **STEPS}},
     records=dict.fromkeys(TASKS, 24),
     counted_captions=50,
-    seconds=dict.fromkeys(("data", "fine", "coarse", "evaluation", "page"), 1.0),
+    seconds=dict.fromkeys(("data", "words", "fine", "coarse", "evaluation", "page"), 1.0),
 )

@@ -10,6 +10,7 @@ from fiber.demo.examples import Example, PredictedBox, Scored, Twice
 from fiber.demo.floors import MetricRow
 from fiber.demo.page import make_headlines, make_kind_tables, own_commands, summarize
 
+from .micro_demo import MICRO
 from .test_abilities import ability
 
 NAMES = page.SPLIT_NAMES["scenes"]
@@ -176,11 +177,13 @@ def test_claims(tmp_path, monkeypatch):
 
 
 def test_the_legend_of_curves_has_the_losses_that_were_trained(tmp_path):
-    for stage, losses in (("fine", ("alignment", "box")), ("coarse", ("itc",))):
-        (tmp_path / stage).mkdir()
-        (tmp_path / stage / "curves.png").touch()
+    boxes = ("alignment", "box")
+    for run, losses in (("words", boxes), ("fine", boxes), ("coarse", ("itc",))):
+        (tmp_path / run).mkdir()
+        (tmp_path / run / "curves.png").touch()
         line = {"step": 1, "losses": dict.fromkeys(losses, 1.0)}
-        (tmp_path / stage / "metrics.jsonl").write_text(json.dumps(line) + "\n")
-    (fine, _), (coarse, _) = page._curves(tmp_path)
+        (tmp_path / run / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    (words, _), (fine, _), (coarse, _) = page._curves(tmp_path, MICRO)
+    assert words.startswith("Fine stage, relations first. alignment: which words")
     assert fine.startswith("Fine stage. alignment: which words an object fits; box: its edges. ")
     assert coarse.startswith("Coarse stage. itc: contrast of pictures and captions. ")

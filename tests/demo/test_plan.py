@@ -7,7 +7,7 @@ import pytest
 
 from fiber.demo import floors
 from fiber.demo.floors import REQUIRED
-from fiber.demo.plan import Plan, find_plan
+from fiber.demo.plan import STAGES, Plan, find_plan
 
 from .micro_demo import TASKS
 
@@ -24,7 +24,7 @@ class TestEveryPlan:
         coarse, fine = plan.config("coarse", 5), plan.config("fine", 5)
         assert (coarse.model.stage, fine.model.stage) == ("coarse", "fine")
         assert coarse.train.seed == fine.train.seed == 5
-        assert coarse.train.steps == plan.coarse["train.steps"]
+        assert coarse.train.steps == plan.runs["coarse"]["train.steps"]
         # The coarse model must take the fine one's towers as they are.
         assert coarse.model.swin == fine.model.swin
         fused = coarse.model.fusion.num_fused_layers
@@ -33,7 +33,16 @@ class TestEveryPlan:
     def test_every_task_and_stage_is_counted(self, data, mode):
         plan = find_plan(data, mode)
         assert set(plan.records) == set(TASKS)
-        assert list(plan.seconds) == ["data", "fine", "coarse", "evaluation", "page"]
+        assert list(plan.runs)[-2:] == list(STAGES) == ["fine", "coarse"]
+        assert list(plan.seconds) == ["data", *plan.runs, "evaluation", "page"]
+
+    def test_every_run_starts_with_the_previous_model(self, data, mode, tmp_path):
+        plan = find_plan(data, mode)
+        first, *others = plan.runs
+        assert "--init" not in plan.train_command(first, 0, tmp_path)
+        for run, previous in zip(others, plan.runs, strict=False):
+            command = plan.train_command(run, 0, tmp_path)
+            assert command[command.index("--init") + 1] == str(tmp_path / previous)
 
     def test_its_floors_were_recorded_with_it(self, data, mode):
         # Not FLOORS_FILE, which a fixture hides.
@@ -53,6 +62,6 @@ def test_unknown_data():
 
 
 def test_a_wrong_field_is_named():
-    plan = Plan(train_images=1, coarse={"train.step": 3}, fine={}, records={})
+    plan = Plan(train_images=1, runs={"coarse": {"train.step": 3}}, records={})
     with pytest.raises(ValueError, match=r"train\.steps"):
         plan.config("coarse", 0)

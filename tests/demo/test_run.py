@@ -24,8 +24,9 @@ REAL_PLANS, REAL_LAUNCH = dict(plan.PLANS), run.launch
 FILES = {
     "demo.json",
     "data",
-    "coarse",
+    "words",
     "fine",
+    "coarse",
     "measured.json",
     "rows.json",
     "contact_sheet.png",
@@ -74,8 +75,8 @@ class TestFinished:
     def test_its_files(self, finished):
         assert {path.name for path in finished.iterdir()} == FILES
         assert leftovers(finished) == []
-        for stage in ("coarse", "fine"):
-            assert (finished / stage / "model.safetensors").is_file()
+        for run_name in MICRO.runs:
+            assert (finished / run_name / "model.safetensors").is_file()
 
     def test_its_rows(self, finished):
         known = json.loads((finished / "rows.json").read_text())
@@ -124,7 +125,7 @@ class TestFinished:
             assert text.count(f">{shown.name}<") == 2
         for title in ("asked twice", "By kind of word", "Ask your own picture", "Training curves"):
             assert f"{title}</h2>" in text
-        for part in ("data", "coarse training", "fine training", "evaluation, records"):
+        for part in ("data", *(f"{name} training" for name in MICRO.runs), "evaluation, records"):
             assert f'<td class="text">{part}</td>' in text
         for command in ("fiber demo", "fiber data", "fiber train", "fiber eval"):
             assert command in text
@@ -148,7 +149,7 @@ class TestFinished:
         monkeypatch.setattr(examples, "evaluate", None)
         assert run.main(output=finished) == 1
         said = capsys.readouterr()
-        assert said.err.count("already finished") == 3
+        assert said.err.count("already finished") == 4
         assert said.out.count("no seeds recorded") == 16
         assert (finished / "rows.json").read_bytes() == before
         assert (finished / "contact_sheet.png").read_bytes() == sheet
@@ -223,8 +224,8 @@ class TestCommands:
     def test_they_train_what_the_demo_trains(self, data, mode):
         real = REAL_PLANS[data, mode]
         lines = page.commands(Path("x"), real, {"data": data, "mode": mode, "seed": 3})
-        for config in (real.config("coarse", 3), real.config("fine", 3)):
-            output = f" --output x/{config.model.stage}"
+        for name in real.runs:
+            config, output = real.config(name, 3), f" --output x/{name}"
             words = shlex.split(next(line for line in lines if output in line))
             changes = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
             recipe = load_recipe(words[2])
@@ -266,11 +267,11 @@ def test_stopped_in_three_stages_it_ends_with_the_same_table(finished, tmp_path,
     capsys.readouterr()
     assert run.main(output=folder) == 1
     said = capsys.readouterr()
-    assert said.err.count("already finished") == 3
+    assert said.err.count("already finished") == 4
     run.main(output=finished)
     assert capsys.readouterr().out == said.out
     assert rows_of(folder) == rows_of(finished)
-    for stage in ("coarse", "fine"):
+    for stage in MICRO.runs:
         weights = [(f / stage / "model.safetensors").read_bytes() for f in (folder, finished)]
         assert weights[0] == weights[1]
     sheets = [(f / "contact_sheet.png").read_bytes() for f in (folder, finished)]
@@ -306,7 +307,7 @@ def test_another_seed_is_another_demo(finished, tmp_path, monkeypatch):
     monkeypatch.setattr(run, "launch", launch)
     with pytest.raises(KeyboardInterrupt):
         run.main(output=tmp_path / "other", seed=1)
-    assert seeds == [["train.seed=1"]] * 2
+    assert seeds == [["train.seed=1"]] * 3
     images = sorted((finished / "data").rglob("*.jpg"))
     others = [tmp_path / "other" / path.relative_to(finished) for path in images]
     assert len(images) > 20
@@ -324,16 +325,17 @@ def test_a_stage_that_fails_ends_the_demo_with_its_code(tmp_path, monkeypatch):
 def test_stages_are_trained_by_processes(tmp_path, monkeypatch, capfd):
     """One step of the real recipes, by the real command."""
     few = {"train.steps": 1, "data.batch_size": 4, "train.checkpoint_every": 0}
-    tiny = replace(MICRO, fine=few, coarse=few)
+    tiny = replace(MICRO, runs=dict.fromkeys(MICRO.runs, few))
     monkeypatch.setitem(plan.PLANS, ("scenes", "default"), tiny)
     monkeypatch.setattr(run, "launch", REAL_LAUNCH)
     demo = run.Demo(data="scenes", mode="default", seed=3, output=tmp_path)
     demo.train()
     said = capfd.readouterr()
-    for stage in ("fine", "coarse"):
+    for stage in MICRO.runs:
         config = json.loads((tmp_path / stage / "config.json").read_text())
         assert config["train"]["seed"] == 3
         assert (tmp_path / stage / "model.safetensors").is_file()
-        assert f"{stage}-stage model" in said.err
-    assert said.err.count("on 2 x cpu") == 2
+    assert said.err.count("fine-stage model") == 2
+    assert said.err.count("coarse-stage model") == 1
+    assert said.err.count("on 2 x cpu") == 3
     assert "FIBER_LAUNCH_DIR" not in os.environ

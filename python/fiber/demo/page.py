@@ -59,13 +59,26 @@ _POSITIONS = {
     " is above it, and not left of it.",
     "stamps": "",
 }
-#: What the losses of each stage are.
+#: What each run learns from.
+_TAUGHT = {
+    "words": "boxes of phrases that name a shape, a color or a relation",
+    "fine": "boxes of phrases, captions and classes",
+    "coarse": "captions and questions",
+}
+_TITLES = {
+    "words": "Fine stage, relations first",
+    "fine": "Fine stage",
+    "coarse": "Coarse stage",
+}
+_OF_BOXES = {
+    "alignment": "which words an object fits",
+    "box": "its edges",
+    "centerness": "its center",
+}
+#: What the losses of each run are.
 _LOSSES = {
-    "fine": {
-        "alignment": "which words an object fits",
-        "box": "its edges",
-        "centerness": "its center",
-    },
+    "words": _OF_BOXES,
+    "fine": _OF_BOXES,
     "coarse": {
         "itc": "contrast of pictures and captions",
         "itm": "matching of pictures and captions",
@@ -107,7 +120,7 @@ def make_report(
         " on the right pictures, and must not reach it if each picture is exchanged for another"
         " (permuted). This run passed."
     )
-    throughput = _throughput(folder, evaluated)
+    throughput = _throughput(folder, plan, evaluated)
     claims, names = read_claims(), SPLIT_NAMES[about["data"]]
     return DemoReport(
         title=f"fiber demo: {_WHAT[about['data']]}",
@@ -131,14 +144,14 @@ def make_report(
         scored=_groups(examples.scored, folder.data),
         kinds=make_kind_tables(abilities),
         claims=claims,
-        curves=_curves(folder.path),
+        curves=_curves(folder.path, plan),
         own_commands=own_commands(folder.path, about["data"], examples.scored),
         own_text=_describe_own(folder.data, about["data"]),
         rows=rows,
         throughput=throughput,
         commands=commands(folder.path, plan, about),
         machine=dict(machine),
-        notes=_notes(folder.path, machine),
+        notes=_notes(folder.path, plan, machine),
     )
 
 
@@ -157,12 +170,12 @@ def _lead(
     seconds = sum(speed.seconds for speed in throughput if speed.stage.endswith("training"))
     sizes = [_parameters(folder.path / stage / "model.safetensors") for stage in STAGES]
     cores = machine.get("cores", "?")
+    trained = [f"{run['train.steps']:,} steps on {_TAUGHT[n]}" for n, run in plan.runs.items()]
     lead = [
         "FIBER is a vision-language model: it looks at a picture and a text together. This demo"
         f" trained a small one from scratch, without pretrained weights, on {plan.train_images:,}"
-        f" generated pictures ({_WHAT[about['data']]}):"
-        f" {plan.fine['train.steps']:,} steps on boxes, then"
-        f" {plan.coarse['train.steps']:,} steps on captions and questions. Training took"
+        f" generated pictures ({_WHAT[about['data']]}): {', then '.join(trained)}."
+        " Training took"
         f" {readable_seconds(seconds)} on {cores} CPU core{'' if cores == '1' else 's'}. One model"
         f" predicts boxes (fine stage, {sizes[0]:.1f} million parameters), the other matches"
         f" captions and answers questions (coarse stage, {sizes[1]:.1f} million)."
@@ -355,48 +368,44 @@ def own_commands(path: Path, data: str, scored: Scored) -> list[str]:
     return lines
 
 
-def _curves(path: Path) -> list[tuple[str, Path]]:
+def _curves(path: Path, plan: Plan) -> list[tuple[str, Path]]:
     figures = []
-    for stage in STAGES:
-        file = path / stage / "curves.png"
+    for run in plan.runs:
+        file = path / run / "curves.png"
         # There are no curves without matplotlib.
         if file.is_file():
-            lines = read_metrics(RunFolder(path=path / stage).metrics_file)
+            lines = read_metrics(RunFolder(path=path / run).metrics_file)
             trained = {name for line in lines for name in line["losses"]}
-            parts = [f"{name}: {what}" for name, what in _LOSSES[stage].items() if name in trained]
-            figures.append((f"{stage.capitalize()} stage. {'; '.join(parts)}.{_CURVES}", file))
+            parts = [f"{name}: {what}" for name, what in _LOSSES[run].items() if name in trained]
+            figures.append((f"{_TITLES[run]}. {'; '.join(parts)}.{_CURVES}", file))
     return figures
 
 
-def _notes(path: Path, machine: Mapping[str, str]) -> list[str]:
+def _notes(path: Path, plan: Plan, machine: Mapping[str, str]) -> list[str]:
     notes = []
-    for stage in STAGES:
-        commit = read_json(path / stage / "config.json").get("commit")
+    for run in plan.runs:
+        commit = read_json(path / run / "config.json").get("commit")
         if commit and commit != machine["commit"]:
-            notes.append(f"The {stage}-stage model was trained at commit {commit}.")
-        if not (path / stage / "curves.png").is_file():
-            notes.append(
-                f"No training curves for the {stage} stage, since matplotlib is not installed."
-            )
+            notes.append(f"The model in {run}/ was trained at commit {commit}.")
+        if not (path / run / "curves.png").is_file():
+            notes.append(f"No training curves in {run}/, since matplotlib is not installed.")
     return notes
 
 
-def _throughput(folder: DemoFolder, evaluated: tuple[int, float]) -> list[Throughput]:
+def _throughput(folder: DemoFolder, plan: Plan, evaluated: tuple[int, float]) -> list[Throughput]:
     speeds = []
     made = folder.noted("data_stage")
     if made:
         speeds.append(Throughput("data", made["pictures"], made["seconds"]))
-    for stage in STAGES:
-        lines = read_metrics(RunFolder(path=folder.path / stage).metrics_file)
+    for run in plan.runs:
+        lines = read_metrics(RunFolder(path=folder.path / run).metrics_file)
         if lines:
-            speeds.append(
-                Throughput(f"{stage} training", lines[-1]["images"], lines[-1]["seconds"])
-            )
+            speeds.append(Throughput(f"{run} training", lines[-1]["images"], lines[-1]["seconds"]))
     return [*speeds, Throughput("evaluation, records", *evaluated)]
 
 
 def commands(path: Path, plan: Plan, about: Mapping[str, Any]) -> list[str]:
-    """Return shell commands that reproduce the demo, both as a whole and stage by stage."""
+    """Return shell commands that reproduce the demo, both as a whole and part by part."""
     data, seed, here = about["data"], about["seed"], shlex.quote(str(path))
     options = "" if data == "scenes" else f" --data {data}"
     options += " --fast" if about["mode"] == "fast" else ""
@@ -406,9 +415,9 @@ def commands(path: Path, plan: Plan, about: Mapping[str, Any]) -> list[str]:
         "# everything",
         f"fiber demo{options} --seed {seed} --output {here}",
         "",
-        "# stage by stage",
+        "# part by part",
         f"fiber data {data} --output {here}/data --images {plan.train_images} --seed {seed}",
-        *(shlex.join(["fiber", *plan.train_command(stage, seed, path)]) for stage in STAGES),
+        *(shlex.join(["fiber", *plan.train_command(run, seed, path)]) for run in plan.runs),
         "",
         "# each task on all records of a split; the table uses a fixed random subset",
         *(

@@ -15,10 +15,11 @@ from typing import Any
 from fiber.config_io import nearest, replace_fields, to_dict
 from fiber.training.config.run import RunConfig, load_recipe
 
-#: Recipes of the stages, in the order in which they are trained.
-RECIPES = {"fine": "scenes_fine", "coarse": "scenes_coarse"}
-STAGES = tuple(RECIPES)
-#: Processes that train a stage. Two with a thread each are faster than two threads of one process,
+#: Recipes of the runs.
+RECIPES = {"words": "scenes_words", "fine": "scenes_fine", "coarse": "scenes_coarse"}
+#: Runs whose models are evaluated. "words" is the first part of the fine stage.
+STAGES = ("fine", "coarse")
+#: Processes that train a model. Two with a thread each are faster than two threads of one process,
 #: which wait for each other in every operation, most of all beside other work
 #: (benches/bench_demo_pace.py).
 PROCESSES = 2
@@ -26,45 +27,46 @@ PROCESSES = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Dataset sizes and recipe overrides for one kind of demo."""
+    """Dataset sizes, runs and their recipe overrides, for one kind of demo."""
 
     #: Number of training images.
     train_images: int
     #: Number of images in each of val and novel.
     held_out_images: int = 500
-    #: Recipe fields to override in each stage.
-    coarse: Mapping[str, Any]
-    fine: Mapping[str, Any]
+    #: Recipe fields to override in each run, in the order of training. A run starts with the
+    #: weights of the previous one.
+    runs: Mapping[str, Mapping[str, Any]]
     #: Maximum number of records per split, by task. A record is a caption, a question, an
     #: expression or (coco) an image with all classes.
     records: Mapping[str, int]
     #: Maximum number of training captions for the blind MLM baseline.
     counted_captions: int = 20_000
-    #: Duration of each stage in seconds on two cores, used to estimate the remaining time.
+    #: Duration of each part in seconds on two cores, used to estimate the remaining time.
     seconds: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def training(self) -> dict[str, Any]:
         """What a run's metrics depend on, as in a JSON file: training images and overrides."""
-        parts = {"train_images": self.train_images, "fine": self.fine, "coarse": self.coarse}
+        parts = {"train_images": self.train_images, **self.runs}
         return json.loads(json.dumps(parts, default=to_dict))
 
-    def config(self, stage: str, seed: int) -> RunConfig:
-        """Return the config of a stage, which is one of STAGES."""
-        return replace_fields(load_recipe(RECIPES[stage]), self._changes(stage, seed))
+    def config(self, run: str, seed: int) -> RunConfig:
+        """Return the config of a run, which is a key of `runs`."""
+        return replace_fields(load_recipe(RECIPES[run]), self._changes(run, seed))
 
-    def _changes(self, stage: str, seed: int) -> dict[str, Any]:
-        """Return the recipe fields of a stage that a run with this seed overrides."""
-        return {**{"fine": self.fine, "coarse": self.coarse}[stage], "train.seed": seed}
+    def _changes(self, run: str, seed: int) -> dict[str, Any]:
+        """Return the recipe fields of a run that a demo with this seed overrides."""
+        return {**self.runs[run], "train.seed": seed}
 
-    def train_command(self, stage: str, seed: int, folder: Path) -> list[str]:
-        """Return the arguments of `fiber` that train a stage in the demo's folder."""
-        command = ["train", RECIPES[stage], "--data", f"{folder}/data"]
-        command += ["--output", f"{folder}/{stage}"]
-        if stage == "coarse":
-            command += ["--init", f"{folder}/fine"]
+    def train_command(self, run: str, seed: int, folder: Path) -> list[str]:
+        """Return the arguments of `fiber` for a run in the demo's folder."""
+        command = ["train", RECIPES[run], "--data", f"{folder}/data"]
+        command += ["--output", f"{folder}/{run}"]
+        order = list(self.runs)
+        if run != order[0]:
+            command += ["--init", f"{folder}/{order[order.index(run) - 1]}"]
         command += ["--device", "cpu", "--processes", f"{PROCESSES}"]
-        for name, value in self._changes(stage, seed).items():
+        for name, value in self._changes(run, seed).items():
             text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
             command += ["--set", f"{name}={text}"]
         return command
@@ -147,56 +149,73 @@ _STAMPS_FAST_COARSE = {
 }
 
 
-def _seconds(*seconds: float) -> dict[str, float]:
-    stages = ("data", "fine", "coarse", "evaluation", "page")
-    return dict(zip(stages, seconds, strict=True))
-
-
 #: Plans by kind of data and mode.
 PLANS: dict[tuple[str, str], Plan] = {
     ("scenes", "default"): Plan(
         train_images=16_000,
-        coarse={
-            "train.steps": 800,
-            "train.checkpoint_every": 160,
-            "data.batch_size": 40,
-            "optim.frozen": FIRST_STAGES,
-        },
-        fine={
-            "train.steps": 2100,
-            "train.checkpoint_every": 420,
-            "data.batch_size": 24,
-            "optim.lr": 0.0012,
+        runs={
+            "words": {
+                "train.steps": 900,
+                "train.checkpoint_every": 300,
+                "data.batch_size": 24,
+                "optim.lr": 0.0012,
+            },
+            "fine": {
+                "train.steps": 1200,
+                "train.checkpoint_every": 400,
+                "data.batch_size": 24,
+                "optim.lr": 0.0012,
+                # Relations are known by now, so more captions and class prompts fit. Without
+                # shuffling, a class is found in a prompt of all classes in file order only.
+                "tasks.grounding.sources": ("referring", "referring", "phrases", "detection"),
+                "tasks.grounding.shuffle_classes": True,
+            },
+            "coarse": {
+                "train.steps": 800,
+                "train.checkpoint_every": 160,
+                "data.batch_size": 40,
+                "optim.frozen": FIRST_STAGES,
+            },
         },
         records=_MANY_RECORDS,
-        seconds=_seconds(15, 345, 142, 30, 6),
+        seconds={
+            "data": 15,
+            "words": 150,
+            "fine": 200,
+            "coarse": 142,
+            "evaluation": 30,
+            "page": 6,
+        },
     ),
     ("scenes", "fast"): Plan(
         train_images=4000,
-        coarse=_FAST_COARSE,
-        fine=_FAST_FINE,
+        runs={"fine": _FAST_FINE, "coarse": _FAST_COARSE},
         records=_FEW_RECORDS,
-        seconds=_seconds(4, 55, 20, 11, 4),
+        seconds={"data": 4, "fine": 55, "coarse": 20, "evaluation": 11, "page": 4},
     ),
     ("stamps", "default"): Plan(
         train_images=10_000,
-        coarse={**_STAMPS_COARSE, "train.steps": 400, "train.checkpoint_every": 50},
-        fine={**_STAMPS_FINE, "train.steps": 1100, "train.checkpoint_every": 200},
+        runs={
+            "fine": {**_STAMPS_FINE, "train.steps": 1100, "train.checkpoint_every": 200},
+            "coarse": {**_STAMPS_COARSE, "train.steps": 400, "train.checkpoint_every": 50},
+        },
         # Hundreds of classes need many prompts, and each image is evaluated with every prompt.
         records=_MANY_RECORDS | {"coco": 25},
-        seconds=_seconds(45, 245, 230, 55, 8),
+        seconds={"data": 45, "fine": 245, "coarse": 230, "evaluation": 55, "page": 8},
     ),
     ("stamps", "fast"): Plan(
         train_images=2500,
-        coarse=_STAMPS_FAST_COARSE,
-        fine={
-            **_STAMPS_FINE,
-            "train.steps": 190,
-            "train.checkpoint_every": 95,
-            "optim.warmup_fraction": 0.15,
+        runs={
+            "fine": {
+                **_STAMPS_FINE,
+                "train.steps": 190,
+                "train.checkpoint_every": 95,
+                "optim.warmup_fraction": 0.15,
+            },
+            "coarse": _STAMPS_FAST_COARSE,
         },
         records=_FEW_RECORDS | {"coco": 10},
-        seconds=_seconds(11, 44, 44, 14, 5),
+        seconds={"data": 11, "fine": 44, "coarse": 44, "evaluation": 14, "page": 5},
     ),
 }
 

@@ -1,10 +1,10 @@
-"""Run the demo: data, fine-stage run, coarse-stage run, evaluation and report.
+"""Run the demo: data, fine-stage runs, coarse-stage run, evaluation and report.
 
 The published model trains the coarse stage first, from pretrained encoders. Here, the encoders are
 new, and boxes teach them what captions alone hardly do in minutes, such as shapes
 (docs/evidence.md). Therefore, the fine stage is first.
 
-Each stage writes its complete result to the output folder. A stage is skipped if its result exists,
+Each part writes its complete result to the output folder. A part is skipped if its result exists,
 so an interrupted demo resumes. Everything runs on the CPU, where the same seed gives the same
 numbers.
 """
@@ -85,27 +85,27 @@ class Demo:
     def __init__(self, *, data: str, mode: str, seed: int, output: Path) -> None:
         self.about = {"data": data, "mode": mode, "seed": seed}
         self.plan = find_plan(data, mode)
-        configs = {stage: self.plan.config(stage, seed) for stage in STAGES}
+        configs = {name: self.plan.config(name, seed) for name in self.plan.runs}
         # Parameters of the data and models. Evaluation results have their own fingerprints.
         parameters = {
             **self.about,
             "train_images": self.plan.train_images,
             "held_out_images": self.plan.held_out_images,
-            **{stage: to_dict(config) for stage, config in configs.items()},
+            **{name: to_dict(config) for name, config in configs.items()},
         }
         self.folder = DemoFolder(output, parameters)
         self.models = {stage: output / stage for stage in STAGES}
         self.clock = Clock(self.plan.seconds)
 
     def train(self) -> None:
-        """Run the first three stages: dataset, fine-stage training and coarse-stage training."""
+        """Make the dataset, and train the models."""
         finished = (self.folder.data / "dataset.json").is_file()
         self.clock.run("data", self._make_data, finished=finished)
-        for stage in STAGES:
+        for name in self.plan.runs:
             self.clock.run(
-                stage,
-                partial(self._train_stage, stage),
-                finished=RunFolder(path=self.models[stage]).is_finished,
+                name,
+                partial(self._train, name),
+                finished=RunFolder(path=self.folder.path / name).is_finished,
             )
 
     def _make_data(self) -> None:
@@ -122,9 +122,9 @@ class Demo:
         seconds = time.monotonic() - began
         self.folder.note("data_stage", {"pictures": sum(sizes.values()), "seconds": seconds})
 
-    def _train_stage(self, stage: str) -> None:
-        """Train a stage, or resume it from its newest checkpoint."""
-        command = self.plan.train_command(stage, self.about["seed"], self.folder.path)
+    def _train(self, name: str) -> None:
+        """Train a model, or resume its run from the newest checkpoint."""
+        command = self.plan.train_command(name, self.about["seed"], self.folder.path)
         code = launch([*command, "--resume"], Job(processes=PROCESSES, restarts=0))
         if code == INTERRUPTED:
             raise KeyboardInterrupt
@@ -181,22 +181,22 @@ class Demo:
 
 
 class Clock:
-    """Logs the current stage, its duration and an estimate of the remaining time."""
+    """Logs the current part, its duration and an estimate of the remaining time."""
 
     def __init__(self, seconds: Mapping[str, float]) -> None:
-        """Set the expected duration of each stage in seconds, in stage order."""
+        """Set the expected duration of each part in seconds, in their order."""
         self.seconds = dict(seconds)
         self._took, self._planned = 0.0, 0.0
 
-    def skip(self, *stages: str) -> None:
-        """Remove stages from the time estimate."""
-        self.seconds = {name: s for name, s in self.seconds.items() if name not in stages}
+    def skip(self, *parts: str) -> None:
+        """Remove parts from the time estimate."""
+        self.seconds = {name: s for name, s in self.seconds.items() if name not in parts}
 
-    def run(self, stage: str, work: Callable[[], None], *, finished: bool = False) -> None:
-        """Run and time a stage, unless it is finished."""
-        stages = list(self.seconds)
-        later = stages[stages.index(stage) + 1 :]
-        number = f"[{stages.index(stage) + 1}/{len(stages)}] {stage}"
+    def run(self, part: str, work: Callable[[], None], *, finished: bool = False) -> None:
+        """Run and time a part, unless it is finished."""
+        parts = list(self.seconds)
+        later = parts[parts.index(part) + 1 :]
+        number = f"[{parts.index(part) + 1}/{len(parts)}] {part}"
         if finished:
             say(f"{number}: already finished")
             return
@@ -205,7 +205,7 @@ class Clock:
         work()
         took = time.monotonic() - began
         self._took += took
-        self._planned += self.seconds[stage]
+        self._planned += self.seconds[part]
         line = f"{number}: {readable_seconds(took)}"
         if later:
             # Scale by this machine's speed so far, relative to the plan.

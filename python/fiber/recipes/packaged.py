@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fiber.config_io import replace_fields
-from fiber.recipes.small import scenes_coarse, scenes_fine
+from fiber.recipes.small import scenes_coarse, scenes_fine, scenes_words
 from fiber.training.config.run import RunConfig
 from fiber.training.config.tasks import CaptionTask, ImageTextTask, QuestionTask, TasksConfig
 
@@ -19,18 +19,16 @@ def packaged_words() -> RunConfig:
     Hardware: two CPU cores for minutes; see the card.
     Expected: see the card of the model, python/fiber/packaged/scenes/README.md.
 
-    Mixed with captions and class prompts from the start, relations are not learned in as many
-    steps. The map of an image of up to 96 pixels fits into one attention window. On larger images,
+    The map of an image of up to 96 pixels fits into one attention window. On larger images,
     objects in different windows do not see each other.
     """
     changes = {
-        "tasks.grounding.sources": ("referring:relation", "referring:noun", "referring:color"),
         "data.transform.shorter_sides": (80, 88, 96),
         "train.steps": 4000,
         "train.checkpoint_every": 500,
         "train.ema_decay": 0.999,
     }
-    return replace_fields(scenes_fine(), changes)
+    return replace_fields(scenes_words(), changes)
 
 
 def packaged_fine() -> RunConfig:
