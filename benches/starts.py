@@ -6,10 +6,10 @@ Rows: results/starts.csv, one per run. Runs that have a row are skipped.
 
 All runs use the model, rates and pictures of the demo. The "off" arm leaves out one thing: a
 function that a model with `weight_start` "fan_in" calls (the published models never call it), Muon,
-fixing the first stages of the image encoder, the relations before the rest of the fine stage, the
-random order of classes in prompts, or the fine stage before the coarse one. Runs of the coarse
-stage start from the model in the package, or from the demo's fine stage where the first stages of
-the image encoder are fixed, unless the arm has no fine stage.
+fixing the first stages of the image encoder, the relations before the rest of the fine stage, or
+the fine stage before the coarse one. Runs of the coarse stage start from the model in the package,
+or from the demo's fine stage where the first stages of the image encoder are fixed, unless the arm
+has no fine stage.
 """
 
 from __future__ import annotations
@@ -49,20 +49,18 @@ class Start(NamedTuple):
     #: Changes of both arms, and of the "off" arm.
     changes: Mapping[str, Any] = {}
     off: Mapping[str, Any] = {}
-    #: Initial model of both arms, unless the "off" arm has none: in the package, or a run of the
-    #: demo (DEMO_RUNS).
+    #: Initial model of both arms, unless the "off" arm has none: in the package, or in the demo's
+    #: folder (DEMO_FINE).
     init: str | None = None
     off_has_init: bool = True
     #: Runs of the demo, and their changes, that the "on" arm trains instead of `recipe`, each from
     #: the model of the previous one.
     on_runs: Mapping[str, Mapping[str, Any]] = {}
-    #: Whether a prompt of the evaluation has one class, rather than all that fit.
-    is_asked_singly: bool = False
 
 
+#: The demo's own fine stage, in its folder.
+DEMO_FINE = "fine"
 _RUNS = find_plan("scenes", "default").runs
-#: Initial models in the demo's folder.
-DEMO_RUNS = tuple(_RUNS)
 _COARSE = _RUNS["coarse"]
 _BOXES = {name: _RUNS[name] for name in ("words", "fine")}
 _ITC_ONLY = {
@@ -104,10 +102,10 @@ STARTS = {
         init="scenes/fine",
     ),
     "fixed stages": Start(
-        *("scenes_coarse", _COARSE["train.steps"], *_VQA),
+        *("scenes_coarse", 800, *_VQA),
         changes=_COARSE,
         off={"optim.frozen": ()},
-        init="fine",
+        init=DEMO_FINE,
     ),
     # The "off" arm mixes every kind of text from the start, with the expressions of `scenes_fine`.
     "relations first": Start(
@@ -116,14 +114,6 @@ STARTS = {
         *("refcoco", 1600, "relation/accuracy_at_1"),
         changes={name: _RUNS["words"][name] for name in ("data.batch_size", "optim.lr")},
         on_runs=_BOXES,
-    ),
-    # Evaluated with prompts that the "off" arm, with all classes in file order, never saw.
-    "shuffled classes": Start(
-        *("scenes_fine", _RUNS["fine"]["train.steps"], "coco", 150, "ap50"),
-        changes=_RUNS["fine"],
-        off={"tasks.grounding.shuffle_classes": False},
-        init="words",
-        is_asked_singly=True,
     ),
     "boxes first": Start(
         *("scenes_coarse", 240, *_RETRIEVAL),
@@ -143,7 +133,7 @@ def run(folder: Path, start: str, arm: str, seed: int) -> list[dict[str, Any]]:
     left_out = nullcontext()
     if is_off and chosen.method is not None:
         left_out = mock.patch.object(*chosen.method, lambda *_, **__: None)
-    init: str | Path | None = folder / chosen.init if chosen.init in DEMO_RUNS else chosen.init
+    init: str | Path | None = folder / DEMO_FINE if chosen.init == DEMO_FINE else chosen.init
     if is_off and not chosen.off_has_init:
         init = None
     with tempfile.TemporaryDirectory() as output, left_out:
@@ -158,11 +148,9 @@ def run(folder: Path, start: str, arm: str, seed: int) -> list[dict[str, Any]]:
                 chosen.task,
                 measured_records(data, chosen.task, split, chosen.records),
                 rerank=False,
-                classes_per_prompt=1 if chosen.is_asked_singly else None,
             )[chosen.metric]
             for split in SPLITS
         }
-    asked = ", one class per prompt" if chosen.is_asked_singly else ""
     return [
         {
             "start": start,
@@ -170,7 +158,7 @@ def run(folder: Path, start: str, arm: str, seed: int) -> list[dict[str, Any]]:
             "seed": seed,
             "steps": sum(config.train.steps for config in configs),
             "cpu_seconds": f"{cpu_seconds() - began:.0f}",
-            "metric": f"{chosen.task}/{chosen.metric}{asked}",
+            "metric": f"{chosen.task}/{chosen.metric}",
             **{split: f"{value:.4f}" for split, value in found.items()},
         }
     ]

@@ -23,8 +23,7 @@ def demo(tmp_path_factory):
     folder = tmp_path_factory.mktemp("starts")
     generate(folder / "data", train=80, val=12, novel=40)
     packaged = Path(fiber.__file__).parent / "packaged" / "scenes"
-    for run in ("words", "fine"):
-        (folder / run).symlink_to(packaged / "fine", target_is_directory=True)
+    (folder / "fine").symlink_to(packaged / "fine", target_is_directory=True)
     return folder
 
 
@@ -93,14 +92,6 @@ def test_fixed_stages_start_from_the_fine_stage_of_the_demo(
     assert frozen
     [(config, init)] = trained
     assert (config.optim.frozen, init) == (frozen if arm == "on" else (), demo / "fine")
-
-
-@pytest.mark.parametrize("arm", ["on", "off"])
-def test_classes_are_shuffled_or_in_file_order(starts, demo, monkeypatch, trained, arm):
-    row = short_run(starts, demo, monkeypatch, "shuffled classes", arm)
-    [(config, init)] = trained
-    assert (config.tasks.grounding.shuffle_classes, init) == (arm == "on", demo / "words")
-    assert row["metric"] == "coco/ap50, one class per prompt"
 
 
 @pytest.mark.parametrize("arm", ["on", "off"])

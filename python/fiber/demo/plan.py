@@ -165,10 +165,8 @@ PLANS: dict[tuple[str, str], Plan] = {
                 "train.checkpoint_every": 300,
                 "data.batch_size": 24,
                 "optim.lr": 0.0012,
-                # Relations are known by now, so more captions and class prompts fit. Without
-                # shuffling, a class is found in a prompt of all classes in file order only.
+                # Relations are known by now, so more captions and class prompts fit.
                 "tasks.grounding.sources": ("referring", "referring", "phrases", "detection"),
-                "tasks.grounding.shuffle_classes": True,
             },
             "coarse": {
                 "train.steps": 600,
