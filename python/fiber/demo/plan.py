@@ -152,7 +152,7 @@ _STAMPS_FAST_COARSE = {
 #: Plans by kind of data and mode.
 PLANS: dict[tuple[str, str], Plan] = {
     ("scenes", "default"): Plan(
-        train_images=16_000,
+        train_images=12_000,
         runs={
             "words": {
                 "train.steps": 900,
@@ -161,26 +161,26 @@ PLANS: dict[tuple[str, str], Plan] = {
                 "optim.lr": 0.0012,
             },
             "fine": {
-                "train.steps": 900,
-                "train.checkpoint_every": 300,
+                "train.steps": 1000,
+                "train.checkpoint_every": 250,
                 "data.batch_size": 24,
                 "optim.lr": 0.0012,
                 # Relations are known by now, so more captions and class prompts fit.
                 "tasks.grounding.sources": ("referring", "referring", "phrases", "detection"),
             },
             "coarse": {
-                "train.steps": 600,
-                "train.checkpoint_every": 150,
+                "train.steps": 700,
+                "train.checkpoint_every": 175,
                 "data.batch_size": 40,
                 "optim.frozen": FIRST_STAGES,
             },
         },
         records=_MANY_RECORDS,
         seconds={
-            "data": 18,
-            "words": 170,
-            "fine": 180,
-            "coarse": 135,
+            "data": 13,
+            "words": 160,
+            "fine": 185,
+            "coarse": 145,
             "evaluation": 37,
             "page": 8,
         },
