@@ -155,14 +155,14 @@ PLANS: dict[tuple[str, str], Plan] = {
         train_images=12_000,
         runs={
             "words": {
-                "train.steps": 700,
-                "train.checkpoint_every": 175,
+                "train.steps": 900,
+                "train.checkpoint_every": 300,
                 "data.batch_size": 24,
                 "optim.lr": 0.0012,
             },
             "fine": {
-                "train.steps": 1200,
-                "train.checkpoint_every": 300,
+                "train.steps": 1000,
+                "train.checkpoint_every": 250,
                 "data.batch_size": 24,
                 "optim.lr": 0.0012,
                 # Relations are known by now, so more captions and class prompts fit.
@@ -178,8 +178,8 @@ PLANS: dict[tuple[str, str], Plan] = {
         records=_MANY_RECORDS,
         seconds={
             "data": 13,
-            "words": 125,
-            "fine": 220,
+            "words": 160,
+            "fine": 185,
             "coarse": 145,
             "evaluation": 37,
             "page": 8,
