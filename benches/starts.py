@@ -6,10 +6,9 @@ Rows: results/starts.csv, one per run. Runs that have a row are skipped.
 
 All runs use the model, rates and pictures of the demo. The "off" arm leaves out one thing: a
 function that a model with `weight_start` "fan_in" calls (the published models never call it), Muon,
-fixing the first stages of the image encoder, the relations before the rest of the fine stage, or
-the fine stage before the coarse one. Runs of the coarse stage start from the model in the package,
-or from the demo's fine stage where the first stages of the image encoder are fixed, unless the arm
-has no fine stage.
+fixing the first stages of the image encoder, or the fine stage before the coarse one. Runs of the
+coarse stage start from the model in the package, or from the demo's fine stage where the first
+stages of the image encoder are fixed, unless the arm has no fine stage.
 """
 
 from __future__ import annotations
@@ -23,16 +22,15 @@ from types import ModuleType
 from typing import Any, NamedTuple
 from unittest import mock
 
-from experiments import SPLITS, Rows, cpu_seconds, measured_records, run_all
+from experiments import Rows, cpu_seconds, measure, run_all
 
 from fiber.checkpoints.model_dir import load_model
 from fiber.config_io import replace_fields
-from fiber.demo.plan import RECIPES, find_plan
-from fiber.evaluation.evaluate import evaluate
+from fiber.demo.plan import find_plan
 from fiber.models.fiber import backbone
 from fiber.models.fiber.image_text import FiberImageText
 from fiber.models.fiber.pyramid import FeaturePyramid
-from fiber.training.config.run import RunConfig, load_recipe
+from fiber.training.config.run import load_recipe
 from fiber.training.train import train
 
 
@@ -53,16 +51,11 @@ class Start(NamedTuple):
     #: folder (DEMO_FINE).
     init: str | None = None
     off_has_init: bool = True
-    #: Runs of the demo, and their changes, that the "on" arm trains instead of `recipe`, each from
-    #: the model of the previous one.
-    on_runs: Mapping[str, Mapping[str, Any]] = {}
 
 
 #: The demo's own fine stage, in its folder.
 DEMO_FINE = "fine"
-_RUNS = find_plan("scenes", "default").runs
-_COARSE = _RUNS["coarse"]
-_BOXES = {name: _RUNS[name] for name in ("words", "fine")}
+_COARSE = find_plan("scenes", "default").runs["coarse"]
 _ITC_ONLY = {
     "tasks.question.share": 0,
     "tasks.image_text.itm": 0.0,
@@ -107,14 +100,6 @@ STARTS = {
         off={"optim.frozen": ()},
         init=DEMO_FINE,
     ),
-    # The "off" arm mixes every kind of text from the start, with the expressions of `scenes_fine`.
-    "relations first": Start(
-        "scenes_fine",
-        sum(changes["train.steps"] for changes in _BOXES.values()),
-        *("refcoco", 1600, "relation/accuracy_at_1"),
-        changes={name: _RUNS["words"][name] for name in ("data.batch_size", "optim.lr")},
-        on_runs=_BOXES,
-    ),
     "boxes first": Start(
         *("scenes_coarse", 240, *_RETRIEVAL),
         changes=_HALF_QUESTIONS,
@@ -129,7 +114,14 @@ def run(folder: Path, start: str, arm: str, seed: int) -> list[dict[str, Any]]:
     began = cpu_seconds()
     chosen, data = STARTS[start], folder / "data"
     is_off = arm == "off"
-    configs = _configs(chosen, seed, is_off=is_off)
+    changes = {
+        **chosen.changes,
+        **(chosen.off if is_off else {}),
+        "train.seed": seed,
+        "train.steps": chosen.steps,
+        "train.checkpoint_every": 0,
+    }
+    config = replace_fields(load_recipe(chosen.recipe), changes)
     left_out = nullcontext()
     if is_off and chosen.method is not None:
         left_out = mock.patch.object(*chosen.method, lambda *_, **__: None)
@@ -137,42 +129,21 @@ def run(folder: Path, start: str, arm: str, seed: int) -> list[dict[str, Any]]:
     if is_off and not chosen.off_has_init:
         init = None
     with tempfile.TemporaryDirectory() as output, left_out:
-        for number, config in enumerate(configs):
-            trained = Path(output) / str(number)
-            train(config, data=data, output=trained, init=init, threads=1, quiet=True, device="cpu")
-            init = trained
-        model = load_model(trained)
-        found = {
-            split: evaluate(
-                model,
-                chosen.task,
-                measured_records(data, chosen.task, split, chosen.records),
-                rerank=False,
-            )[chosen.metric]
-            for split in SPLITS
-        }
+        trained = Path(output) / "run"
+        train(config, data=data, output=trained, init=init, threads=1, quiet=True, device="cpu")
+        numbers = measure(load_model(trained), data, {chosen.task: chosen.records})
     return [
         {
             "start": start,
             "arm": arm,
             "seed": seed,
-            "steps": sum(config.train.steps for config in configs),
+            "steps": config.train.steps,
             "cpu_seconds": f"{cpu_seconds() - began:.0f}",
             "metric": f"{chosen.task}/{chosen.metric}",
-            **{split: f"{value:.4f}" for split, value in found.items()},
+            "val": f"{numbers[chosen.task, 'val', chosen.metric]:.4f}",
+            "novel": f"{numbers[chosen.task, 'novel', chosen.metric]:.4f}",
         }
     ]
-
-
-def _configs(chosen: Start, seed: int, *, is_off: bool) -> list[RunConfig]:
-    """Return the configs of an arm, in the order of training."""
-    runs = {chosen.recipe: {**chosen.changes, "train.steps": chosen.steps}}
-    if is_off:
-        runs[chosen.recipe] |= chosen.off
-    elif chosen.on_runs:
-        runs = {RECIPES[name]: dict(changes) for name, changes in chosen.on_runs.items()}
-    same = {"train.seed": seed, "train.checkpoint_every": 0}
-    return [replace_fields(load_recipe(name), changes | same) for name, changes in runs.items()]
 
 
 def main() -> None:
