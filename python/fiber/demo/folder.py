@@ -2,7 +2,8 @@
 
 runs/demo/
   demo.json            parameters; duration of the data stage
-  data/ coarse/ fine/  dataset and runs
+  data/                dataset
+  words/ fine/ coarse/ runs of the plan
   measured.json        results with fingerprints of their inputs
   rows.json, contact_sheet.png, report.html
 """
