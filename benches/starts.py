@@ -94,6 +94,7 @@ STARTS = {
         off={"optim.muon_lr_multiplier": 0.0},
         init="scenes/fine",
     ),
+    # The length of the demo's coarse stage when this was measured.
     "fixed stages": Start(
         *("scenes_coarse", 800, *_VQA),
         changes=_COARSE,
