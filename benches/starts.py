@@ -97,7 +97,7 @@ STARTS = {
     # The length of the demo's coarse stage when this was measured.
     "fixed stages": Start(
         *("scenes_coarse", 800, *_VQA),
-        changes=_COARSE,
+        changes={name: _COARSE[name] for name in ("data.batch_size", "optim.frozen")},
         off={"optim.frozen": ()},
         init=DEMO_FINE,
     ),

@@ -23,8 +23,8 @@ FINE: Mapping[str, Any] = {
 MICRO = Plan(
     train_images=40,
     held_out_images=20,
-    runs={"words": FINE, "fine": FINE, "coarse": {"model": preset("micro"), **STEPS}},
+    runs={"fine": FINE, "coarse": {"model": preset("micro"), **STEPS}},
     records=dict.fromkeys(TASKS, 24),
     counted_captions=50,
-    seconds=dict.fromkeys(("data", "words", "fine", "coarse", "evaluation", "page"), 1.0),
+    seconds=dict.fromkeys(("data", "fine", "coarse", "evaluation", "page"), 1.0),
 )

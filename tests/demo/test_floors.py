@@ -219,3 +219,39 @@ class TestRecordedFile:
         assert floors.main([runs[i] for i in which]) == 2
         assert "expected runs" in capsys.readouterr().err
         assert not floors.FLOORS_FILE.exists()
+
+
+#: What every recorded run of the demo on scenes reached on val, by mode. Retrieval is among 500
+#: pictures.
+REACHED = {
+    "default": {
+        "phrases/any_recall_at_1": 0.85,
+        "referring/accuracy_at_1": 0.68,
+        "detection/ap50": 0.55,
+        "matching/accuracy": 0.68,
+        "retrieval/text_to_image_recall_at_10": 0.4,
+        "vqa/accuracy": 0.38,
+    },
+    "fast": {"phrases/any_recall_at_1": 0.5, "referring/accuracy_at_1": 0.42},
+}
+
+
+class TestRecordedRunsOnScenes:
+    @pytest.fixture(autouse=True)
+    def real_file(self, monkeypatch):
+        file = Path(floors.__file__).with_name("floors.json")
+        monkeypatch.setattr(floors, "FLOORS_FILE", file)
+
+    @pytest.mark.parametrize(
+        ("mode", "metric"), [(mode, metric) for mode in REACHED for metric in REACHED[mode]]
+    )
+    def test_every_run_reached_it(self, mode, metric):
+        values = load_floors("scenes", mode)[f"{metric}/val"].values
+        assert len(values) >= 3
+        assert min(values) >= REACHED[mode][metric]
+
+    @pytest.mark.parametrize("metric", REACHED["default"])
+    def test_new_combinations_cost_at_most_a_tenth(self, metric):
+        recorded = load_floors("scenes", "default")
+        val, novel = (recorded[f"{metric}/{split}"].values for split in ("val", "novel"))
+        assert max(a - b for a, b in zip(val, novel, strict=True)) <= 0.1

@@ -1,5 +1,6 @@
 """What the page says, from numbers made by hand."""
 
+import dataclasses
 import json
 
 import pytest
@@ -178,12 +179,21 @@ def test_claims(tmp_path, monkeypatch):
 
 def test_the_legend_of_curves_has_the_losses_that_were_trained(tmp_path):
     boxes = ("alignment", "box")
-    for run, losses in (("words", boxes), ("fine", boxes), ("coarse", ("itc",))):
+    for run, losses in (("fine", boxes), ("coarse", ("itc",))):
         (tmp_path / run).mkdir()
         (tmp_path / run / "curves.png").touch()
         line = {"step": 1, "losses": dict.fromkeys(losses, 1.0)}
         (tmp_path / run / "metrics.jsonl").write_text(json.dumps(line) + "\n")
-    (words, _), (fine, _), (coarse, _) = page._curves(tmp_path, MICRO)
-    assert words.startswith("Fine stage, relations first. alignment: which words")
+    first = {
+        "tasks.grounding.first_sources": ("referring:noun", "referring", "referring"),
+        "tasks.grounding.first_steps": 2,
+    }
+    plan = dataclasses.replace(MICRO, runs=MICRO.runs | {"fine": {**MICRO.runs["fine"], **first}})
+    (fine, _), (coarse, _) = page._curves(tmp_path, plan)
+    assert (
+        " its edges. The first 2 steps of the task grounding read referring:noun, referring."
+        in fine
+    )
+    assert "The first" not in coarse
     assert fine.startswith("Fine stage. alignment: which words an object fits; box: its edges. ")
     assert coarse.startswith("Coarse stage. itc: contrast of pictures and captions. ")

@@ -3,7 +3,7 @@
 runs/demo/
   demo.json            parameters; duration of the data stage
   data/                dataset
-  words/ fine/ coarse/ runs of the plan
+  fine/ coarse/        runs of the plan
   measured.json        results with fingerprints of their inputs
   rows.json, contact_sheet.png, report.html
 """

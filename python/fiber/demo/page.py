@@ -61,12 +61,10 @@ _POSITIONS = {
 }
 #: What each run learns from.
 _TAUGHT = {
-    "words": "boxes of phrases that name a shape, a color or a relation",
     "fine": "boxes of phrases, captions and classes",
     "coarse": "captions and questions",
 }
 _TITLES = {
-    "words": "Fine stage, relations first",
     "fine": "Fine stage",
     "coarse": "Coarse stage",
 }
@@ -77,7 +75,6 @@ _OF_BOXES = {
 }
 #: What the losses of each run are.
 _LOSSES = {
-    "words": _OF_BOXES,
     "fine": _OF_BOXES,
     "coarse": {
         "itc": "contrast of pictures and captions",
@@ -377,7 +374,14 @@ def _curves(path: Path, plan: Plan) -> list[tuple[str, Path]]:
             lines = read_metrics(RunFolder(path=path / run).metrics_file)
             trained = {name for line in lines for name in line["losses"]}
             parts = [f"{name}: {what}" for name, what in _LOSSES[run].items() if name in trained]
-            figures.append((f"{_TITLES[run]}. {'; '.join(parts)}.{_CURVES}", file))
+            tasks = plan.config(run, 0).tasks.active().items()
+            first = "".join(
+                f" The first {task.first_steps} steps of the task {name} read"
+                f" {', '.join(dict.fromkeys(task.first_sources))}."
+                for name, task in tasks
+                if task.first_sources
+            )
+            figures.append((f"{_TITLES[run]}. {'; '.join(parts)}.{first}{_CURVES}", file))
     return figures
 
 

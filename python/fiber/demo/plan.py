@@ -15,10 +15,9 @@ from typing import Any
 from fiber.config_io import nearest, replace_fields, to_dict
 from fiber.training.config.run import RunConfig, load_recipe
 
-#: Recipes of the runs.
-RECIPES = {"words": "scenes_words", "fine": "scenes_fine", "coarse": "scenes_coarse"}
-#: Runs whose models are evaluated. "words" is the first part of the fine stage.
-STAGES = ("fine", "coarse")
+#: Recipes of the runs, in the order of training.
+RECIPES = {"fine": "scenes_fine", "coarse": "scenes_coarse"}
+STAGES = tuple(RECIPES)
 #: Processes that train a model. Two with a thread each are faster than two threads of one process,
 #: which wait for each other in every operation, most of all beside other work
 #: (benches/bench_demo_pace.py).
@@ -152,36 +151,32 @@ _STAMPS_FAST_COARSE = {
 #: Plans by kind of data and mode.
 PLANS: dict[tuple[str, str], Plan] = {
     ("scenes", "default"): Plan(
-        train_images=12_000,
+        train_images=16_000,
         runs={
-            "words": {
-                "train.steps": 900,
-                "train.checkpoint_every": 300,
-                "data.batch_size": 24,
-                "optim.lr": 0.0012,
-            },
             "fine": {
-                "train.steps": 1000,
-                "train.checkpoint_every": 250,
+                "train.steps": 1700,
+                "train.checkpoint_every": 340,
                 "data.batch_size": 24,
                 "optim.lr": 0.0012,
-                # Relations are known by now, so more captions and class prompts fit.
-                "tasks.grounding.sources": ("referring", "referring", "phrases", "detection"),
+                # Mixed with captions and class prompts from the start, relations take more steps.
+                "tasks.grounding.first_sources": ("referring:relation", "referring"),
+                "tasks.grounding.first_steps": 500,
             },
             "coarse": {
-                "train.steps": 700,
-                "train.checkpoint_every": 175,
+                "train.steps": 660,
+                "train.checkpoint_every": 132,
                 "data.batch_size": 40,
+                # With fewer captions, retrieval of new combinations suffers.
+                "tasks.question.share": 3,
                 "optim.frozen": FIRST_STAGES,
             },
         },
         records=_MANY_RECORDS,
         seconds={
-            "data": 13,
-            "words": 160,
-            "fine": 185,
-            "coarse": 145,
-            "evaluation": 37,
+            "data": 18,
+            "fine": 325,
+            "coarse": 160,
+            "evaluation": 35,
             "page": 8,
         },
     ),

@@ -1,4 +1,4 @@
-"""Run the demo: data, fine-stage runs, coarse-stage run, evaluation and report.
+"""Run the demo: data, fine stage, coarse stage, evaluation and report.
 
 The published model trains the coarse stage first, from pretrained encoders. Here, the encoders are
 new, and boxes teach them what captions alone hardly do in minutes, such as shapes

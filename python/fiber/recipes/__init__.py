@@ -22,7 +22,6 @@ _FAMILIES = {
     "small": (
         "scenes_coarse",
         "scenes_fine",
-        "scenes_words",
         "small_caption",
         "small_detection",
         "small_matching",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fiber.config_io import replace_fields
-from fiber.recipes.small import scenes_coarse, scenes_fine, scenes_words
+from fiber.recipes.small import scenes_coarse, scenes_fine
 from fiber.training.config.run import RunConfig
 from fiber.training.config.tasks import CaptionTask, ImageTextTask, QuestionTask, TasksConfig
 
@@ -23,12 +23,13 @@ def packaged_words() -> RunConfig:
     objects in different windows do not see each other.
     """
     changes = {
+        "tasks.grounding.sources": ("referring:relation", "referring:noun", "referring:color"),
         "data.transform.shorter_sides": (80, 88, 96),
         "train.steps": 4000,
         "train.checkpoint_every": 500,
         "train.ema_decay": 0.999,
     }
-    return replace_fields(scenes_words(), changes)
+    return replace_fields(scenes_fine(), changes)
 
 
 def packaged_fine() -> RunConfig:

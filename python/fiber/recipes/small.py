@@ -34,8 +34,8 @@ def scenes_fine() -> RunConfig:
              fiber train scenes_fine --data runs/scenes --output runs/fine
     Data: rendered scenes with referring expressions, captions with phrases, and detection prompts.
     Hardware: two CPU cores; trains in minutes.
-    Expected: see the table printed by `fiber demo`, which runs this recipe after `scenes_words`
-        for fewer and smaller steps at a slightly higher learning rate.
+    Expected: see the table printed by `fiber demo`, which runs this recipe for fewer and smaller
+        steps at a slightly higher learning rate, with relations first.
     """
     model = preset("small", stage="fine")
     return RunConfig(
@@ -70,27 +70,6 @@ def scenes_fine() -> RunConfig:
     )
 
 
-def scenes_words() -> RunConfig:
-    """First part of the fine stage on generated scenes, from scratch: shapes, colors, relations.
-
-    Command: fiber data scenes --output runs/scenes
-             fiber train scenes_words --data runs/scenes --output runs/words
-             fiber train scenes_fine --data runs/scenes --init runs/words --output runs/fine
-    Data: rendered scenes with expressions that name a shape, a color or a relation.
-    Hardware: two CPU cores; trains in minutes.
-    Expected: relations are found more often than by `scenes_fine` alone in as many steps; see
-        docs/evidence.md. `fiber demo` runs this recipe first.
-
-    Mixed with captions and class prompts from the start, relations take more steps to learn.
-    """
-    changes = {
-        "tasks.grounding.sources": ("referring:relation", "referring:noun", "referring:color"),
-        "train.steps": 700,
-        "train.checkpoint_every": 140,
-    }
-    return replace_fields(scenes_fine(), changes)
-
-
 def scenes_coarse() -> RunConfig:
     """Coarse-stage model for captions and questions on generated scenes, trained in minutes.
 
@@ -98,7 +77,8 @@ def scenes_coarse() -> RunConfig:
     Data: rendered scenes with captions (ITC, ITM, MLM) and questions (VQA).
     Hardware: two CPU cores; trains in minutes.
     Expected: see the table printed by `fiber demo`, which runs this recipe after `scenes_fine` for
-        fewer and smaller steps, and fixes the first stages of the image encoder.
+        fewer and smaller steps, with questions about color and shape first, and fixes the first
+        stages of the image encoder.
     """
     return RunConfig(
         model=preset("small"),

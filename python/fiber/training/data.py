@@ -39,7 +39,13 @@ from fiber.data.record import ConcatRecords, RecordSet
 from fiber.data.skip_report import classes_of, counted, skip_lines
 from fiber.data.texts.false_texts import FalseTexts
 from fiber.training.config.run import RunConfig
-from fiber.training.config.tasks import BOX_SOURCES, CLASS_SOURCES, split_source
+from fiber.training.config.tasks import (
+    BOX_SOURCES,
+    CLASS_SOURCES,
+    first_part,
+    split_source,
+    task_of,
+)
 
 #: Maximum number of records searched for a box before grounding data is rejected.
 BOXLESS_RECORDS = 1000
@@ -49,6 +55,7 @@ BOXLESS_RECORDS = 1000
 class TrainingData:
     """Records of every active task, and the model's vocabulary."""
 
+    #: By task; those of its first steps, if they are others, by `first_part` of its name.
     records: Mapping[str, RecordSet]
     vocabulary: Vocabulary
     #: False captions of each record of the task "ranking".
@@ -129,13 +136,13 @@ def open_data(
     false_texts = _false_texts(config, records["ranking"]) if "ranking" in records else None
     lines = [f"{name}: {line}" for name, found in records.items() for line in skip_lines(found)]
     choice = _choose_answers(config, records, fixed, known)
-    if "question" in records:
-        asked = len(records["question"])
-        records["question"] = answerable(records["question"], choice)
-        missed = asked - len(records["question"])
+    for name in [name for name in records if task_of(name) == "question"]:
+        asked = len(records[name])
+        records[name] = answerable(records[name], choice)
+        missed = asked - len(records[name])
         if missed:
             lines.append(
-                f"question: {missed} of {asked} questions were skipped, since none of their answers"
+                f"{name}: {missed} of {asked} questions were skipped, since none of their answers"
                 f" is among the model's {counted(len(choice), 'answers')}"
             )
     if tokenizer is None:
@@ -150,9 +157,13 @@ def open_data(
     classes = classes or (known.classes if known else ())
     vocabulary = Vocabulary(open_tokenizer(tokenizer, config.model), choice, classes)
     if path is not None and "grounding" in records:
-        records["grounding"] = _with_sampled_prompts(
-            config, records["grounding"], vocabulary.tokenizer
-        )
+        task = config.tasks.grounding
+        listed = {"grounding": task.sources, first_part("grounding"): task.first_sources}
+        for name, sources in listed.items():
+            if sources:
+                records[name] = _with_sampled_prompts(
+                    config, records[name], sources, vocabulary.tokenizer
+                )
     return TrainingData(
         records=records,
         vocabulary=vocabulary,
@@ -196,13 +207,12 @@ def _read_records(config: RunConfig, path: Path) -> dict[str, RecordSet]:
         try:
             # A source that is listed several times is read once.
             read: dict[str, RecordSet] = {}
-            for source in task.sources:
+            for source in (*task.sources, *task.first_sources):
                 known, group = split_source(source)
                 if known not in read:
                     read[known] = _read_source(config, known, path)
                 if source not in read:
                     read[source] = _of_group(read[known], known, group)
-            parts = [read[source] for source in task.sources]
         except AmbiguousLayoutError as error:
             hint = ""
             if error.sources:
@@ -212,7 +222,11 @@ def _read_records(config: RunConfig, path: Path) -> dict[str, RecordSet]:
             raise ValueError(f"task {name!r}: {error}{hint}") from None
         except ValueError as error:
             raise ValueError(f"task {name!r}: {error}") from None
-        records[name] = parts[0] if len(parts) == 1 else ConcatRecords(parts)
+        listed = {name: task.sources, first_part(name): task.first_sources}
+        for part, sources in listed.items():
+            parts = [read[source] for source in sources]
+            if parts:
+                records[part] = parts[0] if len(parts) == 1 else ConcatRecords(parts)
     return records
 
 
@@ -221,6 +235,12 @@ def _given_records(
 ) -> dict[str, RecordSet]:
     """Assign the caller's records to the active tasks."""
     active = config.tasks.active()
+    for name, task in active.items():
+        if task.first_sources:
+            raise ValueError(
+                f"tasks.{name}.first_sources: expected none with records, got"
+                f" {', '.join(task.first_sources)}; give a data folder"
+            )
     if isinstance(data, Mapping):
         if set(data) != set(active):
             raise ValueError(
@@ -263,13 +283,13 @@ def _check_task_records(config: RunConfig, records: Mapping[str, RecordSet]) -> 
     for name, found in records.items():
         if len(found) == 0:
             raise ValueError(f"data for task {name!r}: expected at least one record, got none")
-    if "grounding" in records:
-        _check_boxes(records["grounding"])
-    for name in ("image_text", "ranking"):
-        if name in records:
-            weights = config.tasks.active()[name].weights()
+        task = task_of(name)
+        if task == "grounding":
+            _check_boxes(found)
+        if task in ("image_text", "ranking"):
+            weights = config.tasks.active()[task].weights()
             losses = [loss for loss in ("itc", "itm") if weights.get(loss, 0) > 0]
-            _check_negatives(name, records[name], losses)
+            _check_negatives(name, found, losses)
 
 
 def _check_boxes(records: RecordSet) -> None:
@@ -316,11 +336,13 @@ def _check_negatives(task: str, records: RecordSet, losses: Sequence[str]) -> No
         )
 
 
-def _with_sampled_prompts(config: RunConfig, records: RecordSet, tokenizer: Tokenizer) -> RecordSet:
+def _with_sampled_prompts(
+    config: RunConfig, records: RecordSet, sources: Sequence[str], tokenizer: Tokenizer
+) -> RecordSet:
     """Wrap the records of `CLASS_SOURCES` in `SampledPrompts`."""
     task = config.tasks.grounding
     parts = [records]
-    if len(task.sources) > 1 and isinstance(records, ConcatRecords):
+    if len(sources) > 1 and isinstance(records, ConcatRecords):
         parts = records.parts
     sampled = [
         SampledPrompts(
@@ -332,7 +354,7 @@ def _with_sampled_prompts(config: RunConfig, records: RecordSet, tokenizer: Toke
         )
         if split_source(source)[0] in CLASS_SOURCES
         else part
-        for source, part in zip(task.sources, parts, strict=True)
+        for source, part in zip(sources, parts, strict=True)
     ]
     return ConcatRecords(sampled) if len(sampled) > 1 else sampled[0]
 

@@ -94,8 +94,8 @@ def _buckets(matrices: Sequence[_Matrix]) -> Iterator[list[_Matrix]]:
     """Group matrices into buckets of `_BUCKET_ELEMENTS`; a larger one has its own bucket."""
     bucket: list[_Matrix] = []
     elements = 0
-    # Matrices of one shape are orthogonalized together.
-    for matrix in sorted(matrices, key=lambda matrix: tuple(matrix.parameter.shape)):
+    # Matrices of one shape, or its transpose, are orthogonalized together.
+    for matrix in sorted(matrices, key=lambda matrix: sorted(matrix.parameter.shape)):
         count = matrix.parameter.numel()
         if bucket and elements + count > _BUCKET_ELEMENTS:
             yield bucket
@@ -111,18 +111,24 @@ def _orthogonalized_by_ranks(matrices: Sequence[Tensor]) -> list[Tensor]:
     is_alone = not dist.is_initialized()
     ranks, own_rank = (1, 0) if is_alone else (dist.get_world_size(), dist.get_rank())
     owners = share([tuple(matrix.shape) for matrix in matrices], ranks)
-    by_shape: dict[torch.Size, list[int]] = {}
+    by_shape: dict[tuple[int, ...], list[int]] = {}
     for index, (matrix, owner) in enumerate(zip(matrices, owners, strict=True)):
         if owner == own_rank:
-            by_shape.setdefault(matrix.shape, []).append(index)
+            by_shape.setdefault(tuple(sorted(matrix.shape)), []).append(index)
     done: dict[int, Tensor] = {}
     for shape, indices in by_shape.items():
-        stacked = torch.stack([matrices[index] for index in indices])
+        stacked = torch.stack([_wide(matrices[index]) for index in indices])
         directions = orthogonalized(stacked) * (_UPDATE_RMS * max(shape) ** 0.5)
-        done.update(zip(indices, directions, strict=True))
+        for index, direction in zip(indices, directions, strict=True):
+            done[index] = direction if matrices[index].shape == shape else direction.T
     if ranks == 1:
         return [done[index] for index in range(len(matrices))]
     return _exchanged(done, matrices, owners, ranks)
+
+
+def _wide(matrix: Tensor) -> Tensor:
+    """Return a matrix, transposed if it has more rows than columns."""
+    return matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
 
 
 def _exchanged(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ from fiber.data.skip_report import counted, skip_lines
 from fiber.data.text_lengths import LengthTracker, TextCounts
 from fiber.models.registry import ModelConfig, architecture_of
 from fiber.training.config.run import RunConfig
+from fiber.training.config.tasks import first_part, task_of
 from fiber.training.config.transforms import TransformConfig
 from fiber.training.data import TrainingData
 from fiber.training.distributed.processes import Processes
@@ -92,30 +94,35 @@ class TaskLoaders:
                 f" micro-batches (train.accumulation) leaves {self.micro_batch_size} samples for"
                 f" {processes.world_size} processes; expected one or more for each"
             )
-        #: Consumed samples of each task, over all ranks.
+        #: Samples that each task takes from the records of its first steps.
+        self._first_samples = {
+            name: task.first_steps * config.data.batch_size
+            for name, task in config.tasks.active().items()
+        }
+        #: Consumed samples of each task, and of the records of its first steps, over all ranks.
         self.consumed = {name: consumed.get(name, 0) for name in data.records}
         tokenizer, max_tokens = data.vocabulary.tokenizer, config.model.max_tokens
         # For grounding, the loader counts the boxes that truncation drops.
         tracked = {
             name: LengthTracker(records, tokenizer, max_tokens)
             for name, records in data.records.items()
-            if name != "grounding"
+            if task_of(name) != "grounding"
         }
         self._records = {**data.records, **tracked}
         self._loaders = {
             name: DataLoader(
                 records,
-                BATCH_TYPES[name],
+                BATCH_TYPES[task_of(name)],
                 tokenizer=tokenizer,
                 transform=training_transform(config.model, config.data.transform),
                 batch_size=self.micro_batch_size,
                 split_batches=True,
                 max_tokens=max_tokens,
-                answers=ENTAILMENT if name == "entailment" else data.vocabulary.answers,
+                answers=ENTAILMENT if task_of(name) == "entailment" else data.vocabulary.answers,
                 shuffle=True,
                 order=config.data.order,
                 # Tasks that share records must not visit them in the same order.
-                seed=config.train.seed * 31 + list(BATCH_TYPES).index(name),
+                seed=config.train.seed * 31 + list(BATCH_TYPES).index(task_of(name)),
                 mlm_probability=config.data.mlm_probability,
                 threads=threads,
                 rank=processes.rank,
@@ -171,13 +178,16 @@ class TaskLoaders:
             lines += [f"{name}: {line}" for line in texts.lines()]
         return lines
 
-    def next_batch(self, name: str) -> Any:
+    def next_batch(self, task: str) -> Any:
         """Return the next batch of a task.
 
         Raises:
             DecodeError, FileNotFoundError: if an image is broken or missing and data.on_error is
                 "raise"; the message names the record.
         """
+        name = task
+        if self.consumed.get(first_part(task), math.inf) < self._first_samples[task]:
+            name = first_part(task)
         if name not in self._iterators:
             self._iterators[name] = iter(self._loaders[name].stream(start=self.consumed[name]))
         try:
@@ -190,12 +200,12 @@ class TaskLoaders:
             raise FileNotFoundError(f"{error.strerror}: {error.filename!r}; {_SKIP}") from None
         if name in self._texts:
             self._texts[name].add(batch.keys, batch.token_ids, batch.text_mask)
-        if name == "image_text" and isinstance(self._masking, WholeWords):
+        if task == "image_text" and isinstance(self._masking, WholeWords):
             first = self.consumed[name] + self._first
             batch = self._masking.mask(batch, first_sample=first)
-        elif name == "image_text" and isinstance(self._masking, PaddedPositions):
+        elif task == "image_text" and isinstance(self._masking, PaddedPositions):
             batch = self._masking.mask(batch)
-        if name == "ranking" and self._false_texts is not None:
+        if task == "ranking" and self._false_texts is not None:
             batch = self._false_texts.add(batch, self._tokenizer, max_tokens=self._max_tokens)
         self.consumed[name] += self.micro_batch_size
         return batch

@@ -46,6 +46,20 @@ LOSSES = (
 )
 
 
+#: Suffix of a task's name in `first_part`.
+_FIRST = " first"
+
+
+def first_part(task: str) -> str:
+    """Name the records of the first steps of a task, see `TaskConfig.first_sources`."""
+    return task + _FIRST
+
+
+def task_of(name: str) -> str:
+    """Return the task that a name of records belongs to: itself, or one with a `first_part`."""
+    return name.removesuffix(_FIRST)
+
+
 def split_source(source: str) -> tuple[str, str]:
     """Split an entry of `TaskConfig.sources` into the source and the group, "" for all records."""
     name, _, group = source.partition(":")
@@ -61,6 +75,9 @@ class TaskConfig:
     #: Entries of `SOURCES` to concatenate; a repeated name counts twice. "referring:relation" takes
     #: the records of a source whose `Record.group` is "relation".
     sources: tuple[str, ...] = ()
+    #: Sources of the first `first_steps` steps of the task, in place of `sources`: a curriculum.
+    first_sources: tuple[str, ...] = ()
+    first_steps: int = 0
 
     def weights(self) -> dict[str, float]:
         """Return the weight of each loss by name."""
@@ -216,12 +233,25 @@ class TasksConfig:
     def __post_init__(self) -> None:
         for name, task in vars(self).items():
             require(task.share >= 0, f"tasks.{name}.share must be 0 or more, got {task.share}")
-            for source in task.sources:
-                known, _ = split_source(source)
-                require(
-                    known in SOURCES,
-                    f"tasks.{name}.sources: unknown source {known!r}; {nearest(known, SOURCES)}",
-                )
+            for field_name in ("sources", "first_sources"):
+                for source in getattr(task, field_name):
+                    known, _ = split_source(source)
+                    require(
+                        known in SOURCES,
+                        f"tasks.{name}.{field_name}: unknown source {known!r};"
+                        f" {nearest(known, SOURCES)}",
+                    )
+            require(
+                task.first_steps > 0 if task.first_sources else task.first_steps == 0,
+                f"tasks.{name}.first_steps must be"
+                f" {'1 or more with' if task.first_sources else '0 without'} first_sources, got"
+                f" {task.first_steps}",
+            )
+        require(
+            not self.ranking.first_sources,
+            "tasks.ranking.first_sources: expected none, since false captions are drawn from all"
+            f" captions, got {', '.join(self.ranking.first_sources)}",
+        )
         try:
             self.grounding.prompt_rules()
         except ValueError as error:
