@@ -173,11 +173,11 @@ PLANS: dict[tuple[str, str], Plan] = {
         },
         records=_MANY_RECORDS,
         seconds={
-            "data": 18,
-            "fine": 325,
-            "coarse": 160,
-            "evaluation": 35,
-            "page": 8,
+            "data": 21,
+            "fine": 353,
+            "coarse": 164,
+            "evaluation": 37,
+            "page": 9,
         },
     ),
     ("scenes", "fast"): Plan(

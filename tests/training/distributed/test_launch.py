@@ -220,3 +220,18 @@ def test_a_death_without_restarts_is_one_sentence(tmp_path):
     last = done.stderr.splitlines()[-1]
     assert last.startswith("fiber: error: rank 0 (process ")
     assert "was killed by SIGKILL, after 1 restarts; --resume continues the run" in last
+
+
+@pytest.mark.slow
+def test_files_of_the_working_directory_are_no_modules(tmp_path):
+    (tmp_path / "grp.py").write_text("raise SystemExit('not the module grp')")
+    command = ["train", "scenes_coarse", "--data", "missing", "--processes", "1", "--output", "run"]
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "fiber.cli", *command],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 2
+    assert "missing" in done.stderr and "grp" not in done.stderr

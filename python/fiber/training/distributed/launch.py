@@ -118,7 +118,8 @@ def launch(arguments: Sequence[str], job: Job) -> int:
                 )
                 place = _wait_for_host(job.rendezvous)
             start = elastic_launch(_config(job, place), sys.executable)
-            start("-m", "fiber.cli", *arguments)
+            # Files of the working directory are no modules (-P), as for the command `fiber`.
+            start("-P", "-m", "fiber.cli", *arguments)
         except SignalException as stop:
             return INTERRUPTED if stop.sigval == signal.SIGINT else EXIT_CODE
         except ChildFailedError as error:
