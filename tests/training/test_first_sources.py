@@ -130,6 +130,20 @@ def test_a_resumed_run_repeats_the_numbers_bit_for_bit(folder, tmp_path, monkeyp
     assert weights_equal(whole.folder, resumed.folder)
 
 
+def test_epochs_are_of_the_later_sources(folder, tmp_path):
+    changes = {
+        "tasks__grounding__sources": ("detection",),
+        "tasks__grounding__first_sources": ("referring",),
+        "data__batch_size": 4,
+        "train__epochs": 1.0,
+    }
+    done = train(
+        fine_config(**RELATIONS_FIRST | changes), data=folder, output=tmp_path / "run", quiet=True
+    )
+    assert len(sources.referring(folder, "train")) > 20
+    assert done.config.train.steps == 20 / 4
+
+
 class TestErrors:
     @pytest.mark.parametrize(
         ("changes", "said"),

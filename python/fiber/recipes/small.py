@@ -77,8 +77,8 @@ def scenes_coarse() -> RunConfig:
     Data: rendered scenes with captions (ITC, ITM, MLM) and questions (VQA).
     Hardware: two CPU cores; trains in minutes.
     Expected: see the table printed by `fiber demo`, which runs this recipe after `scenes_fine` for
-        fewer and smaller steps, with questions about color and shape first, and fixes the first
-        stages of the image encoder.
+        fewer and smaller steps, with more of them on captions, and fixes the first stages of the
+        image encoder.
     """
     return RunConfig(
         model=preset("small"),
