@@ -108,6 +108,12 @@ class TestMeasures:
         opened().rows()
         assert len(asked) == 2 * count
 
+    def test_fewer_records_with_permuted_images(self, opened, asked, monkeypatch):
+        monkeypatch.setattr(measures, "PERMUTED_RECORDS", 5)
+        opened().rows()
+        assert {count for _, count, permuted in asked if permuted} == {5}
+        assert min(count for _, count, permuted in asked if not permuted) > 5
+
     def test_throughput(self, opened, asked):
         measured = opened()
         measured.rows()
