@@ -34,8 +34,8 @@ def scenes_fine() -> RunConfig:
              fiber train scenes_fine --data runs/scenes --output runs/fine
     Data: rendered scenes with referring expressions, captions with phrases, and detection prompts.
     Hardware: two CPU cores; trains in minutes.
-    Expected: see the table printed by `fiber demo`, which runs this recipe for fewer and smaller
-        steps at a slightly higher learning rate, with relations first.
+    Expected: see the table printed by `fiber demo`, which runs this recipe for fewer, larger steps
+        at a higher learning rate, with relations first.
     """
     model = preset("small", stage="fine")
     return RunConfig(
