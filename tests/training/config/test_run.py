@@ -128,6 +128,10 @@ def test_wrong_field_names_the_right_one():
             r"'question'.*questions",
         ),
         (
+            lambda: TasksConfig(question=QuestionTask(share=1, sources=())),
+            r"tasks.question.sources: expected at least one source, got none",
+        ),
+        (
             lambda: TasksConfig(grounding=GroundingTask(share=1, max_classes=0)),
             r"tasks.grounding.max_classes.*1.*0",
         ),

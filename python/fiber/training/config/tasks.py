@@ -233,6 +233,10 @@ class TasksConfig:
     def __post_init__(self) -> None:
         for name, task in vars(self).items():
             require(task.share >= 0, f"tasks.{name}.share must be 0 or more, got {task.share}")
+            require(
+                bool(task.sources) or not task.share,
+                f"tasks.{name}.sources: expected at least one source, got none",
+            )
             for field_name in ("sources", "first_sources"):
                 for source in getattr(task, field_name):
                     known, _ = split_source(source)
