@@ -24,9 +24,8 @@ from fiber.demo.plan import STAGES, find_plan
 from fiber.synthetic.scenes import generate
 from fiber.training.run_dir import read_metrics
 
-#: Steps of a run, and how many of them come before the timed ones, which are whole rotations of the
-#: coarse stage's tasks.
-STEPS, WARMUP = 18, 8
+#: Steps before the timed ones, and the least number of those, which are whole rotations of tasks.
+WARMUP, TIMED = 8, 10
 #: GNU OpenMP's default number of spins.
 OPENMP_SPINS = "300000"
 BUSY = "while True: pass"
@@ -34,7 +33,13 @@ BUSY = "while True: pass"
 
 def pace(stage: str, side: str, is_beside: bool, data: Path) -> float:
     """Train a stage by a command of its own, and return its milliseconds per image."""
-    lengths = {"train.steps": STEPS, "train.log_every": WARMUP, "train.checkpoint_every": 0}
+    plan = find_plan("scenes", "default")
+    turn = len(plan.config(stage, 0).tasks.rotation())
+    lengths = {
+        "train.steps": WARMUP + -(-TIMED // turn) * turn,
+        "train.log_every": WARMUP,
+        "train.checkpoint_every": 0,
+    }
     # The command sets its own number of spins where the environment has none.
     environment = {
         name: value
@@ -45,7 +50,7 @@ def pace(stage: str, side: str, is_beside: bool, data: Path) -> float:
         environment["GOMP_SPINCOUNT"] = OPENMP_SPINS
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "data").symlink_to(data)
-        command = find_plan("scenes", "default").train_command(stage, 0, Path(folder))
+        command = plan.train_command(stage, 0, Path(folder))
         if "--init" in command:
             # The pace does not depend on the initial weights.
             remove(command, "--init")

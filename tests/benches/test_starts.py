@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import fiber
+from fiber.config_io import replace_fields
 from fiber.demo.plan import find_plan
 from fiber.synthetic.scenes import generate
 
@@ -20,7 +21,7 @@ def starts(bench):
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
     folder = tmp_path_factory.mktemp("starts")
-    generate(folder / "data", train=80, val=12, novel=12)
+    generate(folder / "data", train=80, val=12, novel=40)
     packaged = Path(fiber.__file__).parent / "packaged" / "scenes"
     (folder / "fine").symlink_to(packaged / "fine", target_is_directory=True)
     return folder
@@ -91,6 +92,36 @@ def test_fixed_stages_start_from_the_fine_stage_of_the_demo(
     assert frozen
     [(config, init)] = trained
     assert (config.optim.frozen, init) == (frozen if arm == "on" else (), demo / "fine")
+
+
+@pytest.mark.parametrize("arm", ["on", "off"])
+def test_captions_are_a_third_or_a_fifth_of_the_coarse_steps(
+    starts, demo, monkeypatch, trained, arm
+):
+    short_run(starts, demo, monkeypatch, "enough captions", arm)
+    [(config, init)] = trained
+    tasks = config.tasks
+    assert (tasks.image_text.share, tasks.question.share) == (1, 2 if arm == "on" else 4)
+    assert init == demo / "fine"
+
+
+@pytest.mark.parametrize("arm", ["on", "off"])
+def test_relations_come_first_as_in_the_demo(starts, demo, monkeypatch, trained, arm):
+    row = short_run(starts, demo, monkeypatch, "relations first", arm)
+    assert row["metric"] == "refcoco/relation/accuracy_at_1"
+    [(config, init)] = trained
+    assert init is None
+    of_demo = find_plan("scenes", "default").config("fine", 0)
+    assert of_demo.tasks.grounding.first_sources
+    own = {"tasks.grounding.first_sources": (), "tasks.grounding.first_steps": 0}
+    assert config.tasks == (replace_fields(of_demo, own) if arm == "off" else of_demo).tasks
+
+
+@pytest.mark.parametrize("arm", ["on", "off"])
+def test_classes_are_in_file_order_or_shuffled(starts, demo, monkeypatch, trained, arm):
+    short_run(starts, demo, monkeypatch, "class order", arm)
+    [(config, _)] = trained
+    assert config.tasks.grounding.shuffle_classes == (arm == "off")
 
 
 def test_what_the_evidence_page_says_of_them(starts):
