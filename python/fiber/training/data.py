@@ -74,6 +74,13 @@ class TrainingData:
             model = dataclasses.replace(model, image_text=image_text)
         return dataclasses.replace(config, model=model)
 
+    def longest(self, config: RunConfig) -> int:
+        """Return the largest number of records of an active task's own sources.
+
+        Those of `first_sources` are not counted: epochs are of a task's own sources.
+        """
+        return max(len(self.records[name]) for name in config.tasks.active())
+
     @cached_property
     def answer_priors(self) -> tuple[float, ...]:
         """Mean soft score of each answer over the questions, in [0, 1]."""

@@ -121,9 +121,7 @@ def train(
         start, options = _resolve_inputs(folder, init, tokenizer, answers, resume=resume)
         data = remote_pack(data) if is_url(data) else data
         source = open_data(config, data, **options)
-        # Records of first steps are not counted: epochs are of a task's own sources.
-        longest = max(len(source.records[name]) for name in config.tasks.active())
-        config = source.fit_model(config).with_length(longest)
+        config = source.fit_model(config).with_length(source.longest(config))
         folder.check(config, resume=resume)
         wait_for_all(processes)  # Rank 0 next writes what other ranks' checks must not see.
         if resume and folder.is_finished:
