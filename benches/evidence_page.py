@@ -66,7 +66,7 @@ METRICS = {
 CLAIMED_METRICS: dict[str, tuple[str, float | None]] = {
     "refcoco/relation/accuracy_at_1": ("Finding the object of a relation", None),
     "vqa/accuracy": ("Answering questions of all kinds", None),
-    "vqa/exists/accuracy": ("Answering whether the picture shows a thing of a color", 1 / 2),
+    "vqa/exists/accuracy": ("Answering whether the picture shows a named object", 1 / 2),
     "matching/accuracy": ("Matching captions and pictures", 1 / 2),
     "winoground/group": ("Matching two captions with swapped words to two pictures", 1 / 6),
 }

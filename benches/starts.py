@@ -4,12 +4,13 @@ Command: fiber demo --output runs/demo
          python benches/starts.py runs/demo
 Rows: results/starts.csv, one per run. Runs that have a row are skipped.
 
-All runs use the model, rates and pictures of the demo. The "off" arm leaves out one thing: a
-function that a model with `weight_start` "fan_in" calls (the published models never call it), Muon,
-fixing the first stages of the image encoder, relations in the first steps, class prompts in file
-order, a part of the captions, or the fine stage before the coarse one. Runs of the coarse stage
-start from the model in the package, or from the demo's fine stage where they fix the first stages
-of the image encoder, unless the arm has no fine stage.
+All runs use the model and pictures of the demo, with the rates and batches of its recipe or, where
+the start names them, those of the demo. The "off" arm leaves out one thing: a function that a model
+with `weight_start` "fan_in" calls (the published models never call it), Muon, fixing the first
+stages of the image encoder, relations in the first steps, class prompts in file order, a part of
+the captions, or the fine stage before the coarse one. Runs of the coarse stage start from the model
+in the package, or from the demo's fine stage where they fix the first stages of the image encoder,
+unless the arm has no fine stage.
 """
 
 from __future__ import annotations
@@ -97,7 +98,7 @@ STARTS = {
         off={"optim.muon_lr_multiplier": 0.0},
         init="scenes/fine",
     ),
-    # The length of the demo's coarse stage when this was measured.
+    # As long as the coarse stage of the demo was when this was measured, from its fine stage.
     "fixed stages": Start(
         *("scenes_coarse", 800, *_VQA),
         changes={name: _COARSE[name] for name in ("data.batch_size", "optim.frozen")},

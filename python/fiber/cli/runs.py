@@ -45,7 +45,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         demo,
         {
             "--data": "dataset to generate (default: scenes)",
-            "--fast": "run a shorter demo (about two minutes instead of ten)",
+            "--fast": "run a shorter demo (about a quarter of the time)",
             "--output DIR": "output folder (default: runs/demo, runs/demo-fast, ...)",
             "--seed": "random seed (default: 0)",
             "--permute-pictures": "as a check, evaluate on permuted images, so that every metric"

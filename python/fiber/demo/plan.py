@@ -76,8 +76,8 @@ _RECORDS = {
     "retrieval": (1000, 500),
     "matching": (300, 100),
     "masked_words": (400, 100),
-    # Use all records, since accuracy is also reported by kind of word, and a few minutes of
-    # training beat the priors of some kinds by only a few hundredths.
+    # Many, since accuracy is also reported by kind of word, and a few minutes of training beat
+    # the priors of some kinds by only a few hundredths.
     "vqa": (1500, 150),
     "refcoco": (1600, 150),
     "flickr": (250, 100),
@@ -157,7 +157,7 @@ PLANS: dict[tuple[str, str], Plan] = {
             "fine": {
                 "train.steps": 1200,
                 "train.checkpoint_every": 240,
-                # In smaller batches, a third of a step's time does not depend on their size.
+                # A third of the time of a step with 24 images does not depend on their number.
                 "data.batch_size": 40,
                 "optim.lr": 0.0015,
                 # Mixed with captions and class prompts from the start, relations take more steps.
