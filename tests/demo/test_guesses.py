@@ -53,6 +53,22 @@ def test_questions(guesser, data):
     assert found["chance"]["accuracy"] == pytest.approx(chance)
 
 
+def test_questions_about_shapes_are_answered_by_a_random_object(guesser, data):
+    records = [r for r in sources.questions(data, "val") if r.group == "shape"]
+    objects = {r.image_id: r.box_labels for r in sources.detection(data, "val")}
+    classes = sources.detection(data, "val")[0].labels
+    shares = []
+    for record in records:
+        [answer] = record.answers
+        shapes = [classes[label] for label in objects[record.image_id]]
+        shares.append(shapes.count(answer) / len(shapes))
+    found = guess(guesser, "vqa", records)
+    assert found["chance"]["shape/accuracy"] == pytest.approx(np.mean(shares))
+    assert found["chance"]["shape/accuracy"] > 1 / len(classes)
+    # Of all questions, it is that of a random answer.
+    assert found["chance"]["accuracy"] <= 1 / len(guesser.coarse.answers)
+
+
 def test_expressions(guesser, data):
     records = sources.referring(data, "val")
     found = guess(guesser, "refcoco", records)
@@ -112,8 +128,10 @@ class TestGroups:
         assert len(groups) > 4
         for group in groups:
             alone = guess(guesser, task, [record for record in records if record.group == group])
+            of_group = f"{group}/{metric}"
             for kind in ("chance", "blind"):
-                assert found[kind][f"{group}/{metric}"] == pytest.approx(alone[kind][metric])
+                assert found[kind][of_group] == pytest.approx(alone[kind][of_group])
+            assert found["blind"][of_group] == pytest.approx(alone["blind"][metric])
 
     def test_of_questions_made_by_hand(self, guesser):
         def question(text, answer, group):

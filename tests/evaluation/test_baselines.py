@@ -17,6 +17,7 @@ from fiber.evaluation.baselines import (
     statement_chance,
     vqa_blind,
     vqa_chance,
+    vqa_object_chance,
 )
 from fiber.metrics.captions import caption_scores
 from fiber.metrics.language import masked_word_accuracy, statement_accuracy
@@ -167,3 +168,19 @@ def test_blind_words_never_look_at_the_padding():
         training, [[0, 5, MASK, 2]], mask, [[-100, -100, 7, -100]], mask_id=MASK
     )
     assert found["accuracy"] == 1.0
+
+
+def test_an_answer_is_a_word_of_a_random_object():
+    objects = [
+        [{"a", "red", "star"}, {"blue", "ring"}],
+        # Objects that no candidate names are not chosen.
+        [{"red"}, {"ring"}],
+        [{"red", "blue"}],
+        [{"ring"}],
+        [],
+    ]
+    scores = [{"red": 1.0}, {"red": 1.0}, {"blue": 0.6}, {"red": 1.0}, {"red": 1.0}]
+    found = vqa_object_chance(["red", "blue"], objects, scores)
+    assert found["accuracy"] == pytest.approx((0.5 + 1 + 0.3 + 0 + 0) / 5)
+    with pytest.raises(ValueError, match="shorter"):
+        vqa_object_chance(["red"], objects, scores[:1])

@@ -108,12 +108,32 @@ class Guesser:
         groups, scores = [r.group for r in records], [r.answers or {} for r in records]
         texts = [r.text for r in records]
         counted = [r.text for r in training], [r.answers or {} for r in training]
-        chance = partial(baselines.vqa_chance, self.coarse.answers)
+        chance = with_groups(partial(baselines.vqa_chance, self.coarse.answers), groups, scores)
+        objects = self._words_of_objects(split)
+        for group in sorted({group for group in groups if group}):
+            own = [r for r in records if r.group == group]
+            found = baselines.vqa_object_chance(
+                {answer for r in training if r.group == group for answer in r.answers or {}},
+                [objects.get(r.image_id, []) for r in own],
+                [r.answers or {} for r in own],
+            )
+            name = f"{group}/accuracy"
+            chance[name] = max(chance[name], found["accuracy"])
         blind = partial(baselines.vqa_blind, *counted)
-        return with_groups(chance, groups, scores), _best(
+        return chance, _best(
             with_groups(blind, groups, texts, scores, per_question=True),
             with_groups(blind, groups, texts, scores, per_question=False),
         )
+
+    def _words_of_objects(self, split: str) -> dict[str, list[set[str]]]:
+        """Return the words that captions have for each object, by image."""
+        words: dict[str, dict[tuple[float, ...], set[str]]] = {}
+        for record in sources.phrases(self.data, split):
+            own = words.setdefault(record.image_id, {})
+            for phrase, boxes in zip(record.labels, sources.label_boxes(record), strict=True):
+                for box in boxes:
+                    own.setdefault(tuple(record.boxes_xyxy[box]), set()).update(phrase.split())
+        return {image: list(own.values()) for image, own in words.items()}
 
     def _referring(self, training: Records, records: Records, split: str) -> Guesses:
         groups, texts = [r.group for r in records], [r.text for r in records]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from operator import itemgetter
 from typing import TypeVar
 
@@ -109,6 +109,29 @@ def vqa_chance(
     known = set(vocabulary)
     totals = [sum(s for a, s in question.items() if a in known) for question in scores]
     return {"accuracy": mean(np.array(totals) / max(1, len(known)))}
+
+
+def vqa_object_chance(
+    candidates: Collection[str],
+    objects: Sequence[Sequence[Collection[str]]],
+    scores: Sequence[Mapping[str, float]],
+) -> dict[str, float]:
+    """Compute the expected `vqa.soft_accuracy` of naming a random object of the image.
+
+    A model that sees the image, but not which object a question is about, gets as much.
+
+    Args:
+        candidates: answers to choose from.
+        objects: words of each object of the image, for each of the n questions. An object without
+            a candidate is not chosen; if no object has one, the question is not answered.
+        scores: scores of each question by answer.
+    """
+    known, shares = set(candidates), []
+    for each, score in zip(objects, scores, strict=True):
+        named = [words for own in each if (words := known & set(own))]
+        rates = [sum(score.get(word, 0.0) for word in words) / len(words) for words in named]
+        shares.append(sum(rates) / max(1, len(rates)))
+    return {"accuracy": mean(np.array(shares))}
 
 
 def vqa_blind(
