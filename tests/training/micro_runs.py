@@ -156,6 +156,16 @@ class HangAfterStep(Callback):
         time.sleep(300)
 
 
+class PauseAfterStep(Callback):
+    """Waits some seconds after every step, so that a signal finds a run that has not finished."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    def on_step_end(self, step: int, metrics: Any) -> None:
+        time.sleep(self.seconds)
+
+
 def main() -> None:
     torch.set_num_threads(1)
     # It takes longer than a run.
@@ -167,7 +177,9 @@ def main() -> None:
         config = with_dropout(config, arguments["dropout"])
     began = time.monotonic()
     try:
-        callbacks = [HangAfterStep()] if arguments.get("hangs") else []
+        callbacks: list[Callback] = [HangAfterStep()] if arguments.get("hangs") else []
+        if arguments.get("pause"):
+            callbacks.append(PauseAfterStep(arguments["pause"]))
         options = {"resume": arguments["resume"], "callbacks": callbacks}
         run(config, Path(arguments["data"]), Path(arguments["output"]), **options)
     except FileExistsError as error:
