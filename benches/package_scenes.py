@@ -217,7 +217,7 @@ plain or striped, up to three in a picture. On photographs its output is a guess
 
 From scratch on {images} generated pictures (`fiber data scenes --varied`), with no other pictures
 or texts, with seed 0: boxes for shapes, colors and relations, then for words of every kind and,
-from that backbone, captions and questions. `fiber recipes NAME` is about each recipe, `config.json`
+from that backbone, captions and questions. `fiber recipes NAME` explains each recipe, `config.json`
 of a stage has all of its values. Another version of the code may train other weights.
 
 {trained}
