@@ -225,7 +225,8 @@ of a stage has all of its values. Another version of the code may train other we
 ## Results
 
 On pictures of the same generator: val has the combinations of color and shape of the training
-pictures, novel has others. chance guesses among the objects, answers or candidates; blind is the
+pictures, novel has others. chance guesses among the objects or candidates, and answers a question
+with one of all answers or a word of a random object, whichever is right more often; blind is the
 best guess without the picture. By kind of word: `metrics.json`. `python benches/package_scenes.py`
 measures the model again and writes this page.
 

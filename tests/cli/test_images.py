@@ -29,7 +29,7 @@ def test_help_tells_the_lowest_score(capsys):
 class TestPictureCommands:
     def test_ground(self, desk, capsys):
         code = main(
-            ["ground", "a.jpg", "--phrases", "a red circle; the blue square", "--threshold", "0"]
+            ["ground", "a.jpg", "--phrases", "a red circle; the blue square;", "--threshold", "0"]
         )
         assert code == 0
         (result,) = lines(capsys)
@@ -334,6 +334,8 @@ class TestBadInput:
             (["ground", "--phrases", "dog"], "IMAGE"),
             (["ground", "a.jpg", "--phrases", " ; "], "--phrases: expected one or more .* ' ; '"),
             (["ground", "a.jpg", "--phrases", ""], "--phrases: expected one or more .* ''"),
+            (["ground", "a.jpg", "--phrases", "a; ;b"], "--phrases: .*without empty .* 'a; ;b'"),
+            (["ground", "a.jpg", "--phrases", "a;;"], "--phrases: .*without empty .* 'a;;'"),
             (["detect", "a.jpg", "--classes", ";"], "--classes: expected one or more .* ';'"),
             (["ground", "a.jpg", "--spans", "2-8"], "--spans: expected START:END.* '2-8'"),
             (["ground", "a.jpg", "--spans", "2:8,"], "--spans: expected START:END.* '2:8,'"),

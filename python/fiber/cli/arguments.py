@@ -124,11 +124,12 @@ def byte_count(text: str) -> int:
 
 
 def semicolon_list(text: str) -> tuple[str, ...]:
-    """Split a list at semicolons, since class names may contain commas."""
-    items = tuple(item.strip() for item in text.split(";") if item.strip())
-    if not items:
+    """Split a list at semicolons, since class names may contain commas; one may be at the end."""
+    items = tuple(item.strip() for item in text.strip().removesuffix(";").split(";"))
+    if not all(items):
         raise argparse.ArgumentTypeError(
-            f'expected one or more items, such as "a red mug; the laptop", got {text!r}'
+            'expected one or more items without empty ones, such as "a red mug; the laptop", got'
+            f" {text!r}"
         )
     return items
 

@@ -17,6 +17,7 @@ from fiber.evaluation import baselines, box_baselines
 from fiber.metrics.detection import TrueBoxes
 from fiber.metrics.grounding import referring_accuracy
 from fiber.metrics.groups import with_groups
+from fiber.metrics.matching import mean
 from fiber.models.registry import inference_transform
 
 Numbers = dict[str, float]
@@ -108,22 +109,34 @@ class Guesser:
         groups, scores = [r.group for r in records], [r.answers or {} for r in records]
         texts = [r.text for r in records]
         counted = [r.text for r in training], [r.answers or {} for r in training]
-        chance = with_groups(partial(baselines.vqa_chance, self.coarse.answers), groups, scores)
-        objects = self._words_of_objects(split)
-        for group in sorted({group for group in groups if group}):
-            own = [r for r in records if r.group == group]
-            found = baselines.vqa_object_chance(
-                {answer for r in training if r.group == group for answer in r.answers or {}},
-                [objects.get(r.image_id, []) for r in own],
-                [r.answers or {} for r in own],
-            )
-            name = f"{group}/accuracy"
-            chance[name] = max(chance[name], found["accuracy"])
+        chance = self._vqa_chance(training, records, split)
         blind = partial(baselines.vqa_blind, *counted)
         return chance, _best(
             with_groups(blind, groups, texts, scores, per_question=True),
             with_groups(blind, groups, texts, scores, per_question=False),
         )
+
+    def _vqa_chance(self, training: Records, records: Records, split: str) -> Numbers:
+        """Return the better of a random answer and a random object's word, by kind of question.
+
+        That of all questions takes the better one for each kind.
+        """
+        groups = [r.group for r in records]
+        objects = self._words_of_objects(split)
+        chance, of_each = {}, []
+        for group in sorted(set(groups)):
+            own = [r for r in records if r.group == group]
+            scores = [r.answers or {} for r in own]
+            candidates = {a for r in training if r.group == group for a in r.answers or {}}
+            near = [objects.get(r.image_id, []) for r in own]
+            better = max(
+                baselines.vqa_chance(self.coarse.answers, scores)["accuracy"],
+                baselines.vqa_object_chance(candidates, near, scores)["accuracy"],
+            )
+            of_each += [better] * len(own)
+            if any(groups):
+                chance[f"{group or 'other'}/accuracy"] = better
+        return {"accuracy": mean(np.array(of_each)), **chance}
 
     def _words_of_objects(self, split: str) -> dict[str, list[set[str]]]:
         """Return the words that captions have for each object, by image."""

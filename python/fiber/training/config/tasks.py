@@ -75,7 +75,8 @@ class TaskConfig:
     #: Entries of `SOURCES` to concatenate; a repeated name counts twice. "referring:relation" takes
     #: the records of a source whose `Record.group` is "relation".
     sources: tuple[str, ...] = ()
-    #: Sources of the first `first_steps` steps of the task, in place of `sources`: a curriculum.
+    #: Sources of the first `first_steps` steps of the task, in place of `sources`: a curriculum. In
+    #: a run with no more steps of the task, `sources` are not read.
     first_sources: tuple[str, ...] = ()
     first_steps: int = 0
 
