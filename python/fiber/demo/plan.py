@@ -165,11 +165,14 @@ PLANS: dict[tuple[str, str], Plan] = {
                 "tasks.grounding.first_steps": 360,
             },
             "coarse": {
-                "train.steps": 600,
-                "train.checkpoint_every": 120,
+                "train.steps": 720,
+                "train.checkpoint_every": 144,
                 "data.batch_size": 40,
                 # With fewer captions, retrieval of new combinations suffers.
                 "tasks.question.share": 2,
+                # Mixed with others from the start, these take more steps.
+                "tasks.question.first_sources": ("questions:color", "questions:shape"),
+                "tasks.question.first_steps": 180,
                 "optim.frozen": FIRST_STAGES,
             },
         },
@@ -177,7 +180,7 @@ PLANS: dict[tuple[str, str], Plan] = {
         seconds={
             "data": 18,
             "fine": 239,
-            "coarse": 124,
+            "coarse": 149,
             "evaluation": 25,
             "page": 6,
         },
