@@ -178,11 +178,11 @@ PLANS: dict[tuple[str, str], Plan] = {
         },
         records=_MANY_RECORDS,
         seconds={
-            "data": 18,
-            "fine": 239,
-            "coarse": 149,
-            "evaluation": 25,
-            "page": 6,
+            "data": 17,
+            "fine": 258,
+            "coarse": 160,
+            "evaluation": 30,
+            "page": 7,
         },
     ),
     ("scenes", "fast"): Plan(
