@@ -42,6 +42,8 @@ IMAGES = {"train": 30_000, "val": 1500, "novel": 1500}
 KINDS = ("relation", "noun", "color")
 #: Steps of the two stages.
 STEPS = {"fine": 2000, "coarse": 500}
+#: Changes of the recipe of the coarse stage: the mix of tasks that the rows were measured with.
+COARSE = {"tasks.question.share": 1}
 #: Evaluated records of each task per split, and its stage.
 TASKS = {
     "refcoco": (5000, "fine"),
@@ -67,9 +69,14 @@ METRICS = (
 
 
 def train_arm(
-    folder: Path, output: Path, fused: int, seed: int, steps: Mapping[str, int]
+    folder: Path,
+    output: Path,
+    fused: int,
+    seed: int,
+    steps: Mapping[str, int],
+    coarse: Mapping[str, Any] = COARSE,
 ) -> dict[str, float]:
-    """Train both stages; return the CPU time of each."""
+    """Train both stages, with changes of the coarse recipe; return the CPU time of each."""
     common = {
         "model.fusion.num_fused_layers": fused,
         "train.seed": seed,
@@ -79,11 +86,8 @@ def train_arm(
     records = [record for record in map(read.__getitem__, range(len(read))) if _is_kind(record)]
     seconds = {}
     for stage, data in (("fine", records), ("coarse", folder)):
-        # The mix of tasks that the committed rows were measured with.
-        shares = {"tasks.question.share": 1} if stage == "coarse" else {}
-        config = replace_fields(
-            load_recipe(f"scenes_{stage}"), {**common, **shares, "train.steps": steps[stage]}
-        )
+        changes = {**common, **(coarse if stage == "coarse" else {}), "train.steps": steps[stage]}
+        config = replace_fields(load_recipe(f"scenes_{stage}"), changes)
         began = cpu_seconds()
         train(
             config,
@@ -133,10 +137,12 @@ def run(folder: Path, arm: str, seed: int, steps: Mapping[str, int]) -> list[dic
     return [row]
 
 
-def steps_of(arm: str, rows: Sequence[Mapping[str, str]]) -> dict[str, int]:
+def steps_of(
+    arm: str, rows: Sequence[Mapping[str, str]], steps: Mapping[str, int] = STEPS
+) -> dict[str, int]:
     """Return the steps of both stages of an arm, which may follow from the pace of other arms."""
     if not arm.endswith(EQUAL_TIME):
-        return dict(STEPS)
+        return dict(steps)
     first, own = next(iter(ARMS)), arm.removesuffix(EQUAL_TIME)
 
     def pace(name: str, stage: str) -> float:
@@ -145,7 +151,7 @@ def steps_of(arm: str, rows: Sequence[Mapping[str, str]]) -> dict[str, int]:
     # Rounded, so that small differences of the pace do not change the run.
     return {
         stage: round(count * pace(first, stage) / pace(own, stage) / 20) * 20
-        for stage, count in STEPS.items()
+        for stage, count in steps.items()
     }
 
 

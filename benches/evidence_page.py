@@ -1,7 +1,8 @@
 """Fill the marked blocks of docs/evidence.md, and the sentences on fusion of the demo's page.
 
 Command: python benches/evidence_page.py
-Input: the rows of `evidence.py`, `evidence_stages.py`, `fusion.py` and `starts.py` in results/.
+Input: the rows of `evidence.py`, `evidence_guesses.py`, `evidence_binding.py`, `fusion.py`,
+`evidence_stages.py` and `starts.py` in results/.
 Output: docs/evidence.md with its chart, and python/fiber/demo/evidence.json. A test compares page
 and sentences with the rows.
 
@@ -16,6 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import mean
 
+import evidence_binding
 import evidence_stages
 import fusion_page
 from evidence import ARMS, EQUAL_TIME, SEEDS
@@ -61,6 +63,8 @@ METRICS = {
     "winoground/image": "swapped words: image",
     "winoground/group": "swapped words: group",
 }
+#: Metrics of the table on binding, without the split.
+BINDING_METRICS = {f"vqa/{metric}": METRICS[f"vqa/{metric}"] for metric in evidence_binding.METRICS}
 #: Metrics that the sentences of the demo's page are about, their names there, and chance where it
 #: is the same for all records.
 CLAIMED_METRICS: dict[str, tuple[str, float | None]] = {
@@ -156,6 +160,30 @@ def fusion() -> str:
     )
 
 
+def binding() -> str:
+    """Answers to questions that bind color and shape, by arm."""
+    rows = read("evidence_binding")
+    arms = [FUSED, NONE, f"{NONE}{EQUAL_TIME}"]
+    if complete(rows, arms, len(SEEDS)) != arms:
+        return NOT_MEASURED
+    costs = [
+        [arm, own[0]["fine_steps"], own[0]["coarse_steps"], str(len(own)), _seconds(own)]
+        for (arm,), own in groups(rows, "arm").items()
+    ]
+    return (
+        by_arm(rows, BINDING_METRICS, arms)
+        + "\n"
+        + table(["arm", "fine steps", "coarse steps", "seeds", "CPU seconds"], costs)
+        + "\n"
+        + "\n".join(
+            f"- Five blocks against *{arm}*: {compared(rows, BINDING_METRICS, FUSED, arm)}."
+            for arm in arms[1:]
+        )
+        + "\n"
+        + machines(rows)
+    )
+
+
 def stages() -> str:
     """Accuracy of expressions by order of the stages."""
     rows = read("evidence_stages")
@@ -240,6 +268,7 @@ def _seconds(rows: Sequence[Row]) -> str:
 #: Function of each block, and the rows that it needs.
 BLOCKS: dict[str, tuple[Callable[[], str], str]] = {
     "fusion": (fusion, "evidence"),
+    "binding": (binding, "evidence_binding"),
     "forms": (fusion_page.forms, "fusion"),
     "stages": (stages, "evidence_stages"),
     "starts": (starts, "starts"),

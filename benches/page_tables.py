@@ -139,7 +139,14 @@ def complete(rows: Sequence[Row], arms: Sequence[str], seeds: int) -> list[str]:
 
 
 def by_arm(rows: Sequence[Row], metrics: Mapping[str, str], arms: Sequence[str]) -> str:
-    """Write a table of metrics and splits by arm; differences to the first arm are marked."""
+    """Write a table of metrics and splits by arm; differences to the first arm are marked.
+
+    The column *guess* has the better of chance and the blind baseline.
+    """
+    guesses = {
+        (row["metric"], row["split"]): max(float(row[kind] or 0) for kind in ("chance", "blind"))
+        for row in read("evidence_guesses")
+    }
     body = []
     for metric, name in metrics.items():
         for split in SPLITS:
@@ -148,8 +155,9 @@ def by_arm(rows: Sequence[Row], metrics: Mapping[str, str], arms: Sequence[str])
                     spread(other) + (" \\*" if differs(values[0], other) else "")
                     for other in values[1:]
                 ]
-                body.append([name, split, spread(values[0]), *cells])
-    return table(["metric", "split", *arms], body)
+                guess = f"{guesses[metric, split]:.3f}"
+                body.append([name, split, guess, spread(values[0]), *cells])
+    return table(["metric", "split", "guess", *arms], body)
 
 
 def compared(rows: Sequence[Row], metrics: Mapping[str, str], one: str, other: str) -> str:

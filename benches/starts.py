@@ -7,10 +7,10 @@ Rows: results/starts.csv, one per run. Runs that have a row are skipped.
 All runs use the model and pictures of the demo, with the rates and batches of its recipe or, where
 the start names them, those of the demo. The "off" arm leaves out one thing: a function that a model
 with `weight_start` "fan_in" calls (the published models never call it), Muon, fixing the first
-stages of the image encoder, relations in the first steps, class prompts in file order, a part of
-the captions, or the fine stage before the coarse one. Runs of the coarse stage start from the model
-in the package, or from the demo's fine stage where they fix the first stages of the image encoder,
-unless the arm has no fine stage.
+stages of the image encoder, relations or questions about color and shape in the first steps, class
+prompts in file order, a part of the captions, or the fine stage before the coarse one. Runs of the
+coarse stage start from the model in the package, or from the demo's fine stage where they fix the
+first stages of the image encoder, unless the arm has no fine stage.
 """
 
 from __future__ import annotations
@@ -66,12 +66,15 @@ _ITC_ONLY = {
 }
 #: Captions are half of the steps, as the demo's recipe had it when the starts were chosen.
 _HALF_QUESTIONS = {"tasks.question.share": 1}
+#: The demo's coarse stage with questions of all kinds from the start.
+_WITHOUT_FIRST = {name: _COARSE[name] for name in ("data.batch_size", "optim.frozen")}
 _QUESTIONS_ONLY = {"tasks.image_text.share": 0}
 _RETRIEVAL = ("retrieval", 1000, "text_to_image_recall_at_10")
 _PHRASES = ("flickr", 300, "any_recall_at_1")
 _EXPRESSIONS = ("refcoco", 1600, "accuracy_at_1")
 _RELATIONS = ("refcoco", 1600, "relation/accuracy_at_1")
 _VQA = ("vqa", 1500, "accuracy")
+_SHAPES = ("vqa", 1500, "shape/accuracy")
 STARTS = {
     "embeddings": Start(
         *("scenes_coarse", 60, *_RETRIEVAL),
@@ -101,7 +104,7 @@ STARTS = {
     # As long as the coarse stage of the demo was when this was measured, from its fine stage.
     "fixed stages": Start(
         *("scenes_coarse", 800, *_VQA),
-        changes={name: _COARSE[name] for name in ("data.batch_size", "optim.frozen")},
+        changes=_WITHOUT_FIRST,
         off={"optim.frozen": ()},
         init=DEMO_FINE,
     ),
@@ -114,11 +117,19 @@ STARTS = {
     "class order": Start(
         *("scenes_fine", 420, "coco", 300, "ap50"), off={"tasks.grounding.shuffle_classes": True}
     ),
-    # Without it, a fifth of the steps instead of a third is on captions.
+    # Without it, a fifth of the steps instead of a third is on captions. Measured when the coarse
+    # stage of the demo had as many steps.
     "enough captions": Start(
-        *("scenes_coarse", _COARSE["train.steps"], *_RETRIEVAL),
-        changes=_COARSE,
+        *("scenes_coarse", 600, *_RETRIEVAL),
+        changes={**_WITHOUT_FIRST, "tasks.question.share": 2},
         off={"tasks.question.share": 4},
+        init=DEMO_FINE,
+    ),
+    # Without it, two of five questions of every step are about color or shape.
+    "binding first": Start(
+        *("scenes_coarse", _COARSE["train.steps"], *_SHAPES),
+        changes=_COARSE,
+        off={"tasks.question.first_sources": (), "tasks.question.first_steps": 0},
         init=DEMO_FINE,
     ),
     "boxes first": Start(

@@ -123,7 +123,9 @@ def test_every_order_and_seed_of_the_stages_has_a_row(bench):
 
 
 def test_a_page_with_other_blocks_is_refused(bench):
-    with pytest.raises(ValueError, match="expected the blocks fusion, forms, stages, starts"):
+    with pytest.raises(
+        ValueError, match="expected the blocks fusion, binding, forms, stages, starts"
+    ):
         bench.fill("<!-- rows: other -->\n<!-- end -->")
 
 

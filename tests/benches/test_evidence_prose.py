@@ -66,6 +66,29 @@ def one_block_is_as_good():
     )
 
 
+def guess(metric, split):
+    [row] = [
+        r for r in page.read("evidence_guesses") if (r["metric"], r["split"]) == (metric, split)
+    ]
+    return max(float(row["chance"]), float(row["blind"]))
+
+
+def binding_in_no_arm():
+    arms = (FUSED, LATE, NONE, LATE + EQUAL, NONE + EQUAL)
+    return all(
+        mean(fusion(arm, metric, split)) < guess(metric, split) + 0.04
+        for arm in arms
+        for metric in ("vqa/color/accuracy", "vqa/shape/accuracy")
+        for split in SPLITS
+    )
+
+
+def colors_of_no_form():
+    color = "vqa/color/accuracy"
+    arms = (IN, CO, MERGED, NO_FORM, CO + FLOPS, MERGED + FLOPS, NO_FORM + FLOPS)
+    return all(mean(forms(a, color, split)) < guess(color, split) for a in arms for split in SPLITS)
+
+
 def equal_times_are_shorter():
     own, *others = (
         mean(page.floats([r for r in page.read("evidence") if r["arm"] == arm], "cpu_seconds"))
@@ -156,6 +179,11 @@ def more_steps_on_boxes_bring_nothing():
             " questions about presence on every seed, but their seeds differ too much for a claim.",
             one_block_is_as_good,
         ),
+        (
+            "In no arm are they answered more than four points better, on average, than by a guess",
+            binding_in_no_arm,
+        ),
+        ("none of them is better at it than the guess.", colors_of_no_form),
         (
             "The arms of equal time took a little less than that of five blocks (table).",
             equal_times_are_shorter,

@@ -33,7 +33,10 @@ class TestModelChoice:
         past = Path("runs/later/model.safetensors").stat().st_mtime - 100
         os.utime("runs/demo/fine/model.safetensors", (past, past))
         assert choose_model(None, "grounding") == "runs/later"
-        assert capsys.readouterr().err == "fiber: using model runs/later\n"
+        assert capsys.readouterr().err == (
+            "fiber: using runs/later, the newest model in runs/; pass --model for another, such as"
+            " 'scenes', the one in the package\n"
+        )
         assert choose_model(None, "vqa") == "runs/demo/coarse"
 
     def test_a_named_one_is_taken_as_it_is(self, desk):

@@ -48,7 +48,11 @@ def choose_model(named: str | None, *heads: str) -> str:
             " such as a published file with this head, or train one with `fiber train`"
         )
     _, newest = max(fitting)
-    print(f"fiber: using model {newest}", file=sys.stderr)
+    print(
+        f"fiber: using {newest}, the newest model in {RUNS}/; pass --model for another, such as"
+        f" {PACKAGED!r}, the one in the package",
+        file=sys.stderr,
+    )
     return str(newest)
 
 
