@@ -13,7 +13,7 @@ there, on novel.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 
@@ -32,6 +32,7 @@ from page_tables import (
     differs,
     floats,
     groups,
+    guesses,
     is_better,
     machines,
     read,
@@ -65,14 +66,18 @@ METRICS = {
 }
 #: Metrics of the table on binding, without the split.
 BINDING_METRICS = {f"vqa/{metric}": METRICS[f"vqa/{metric}"] for metric in evidence_binding.METRICS}
-#: Metrics that the sentences of the demo's page are about, their names there, and chance where it
-#: is the same for all records.
-CLAIMED_METRICS: dict[str, tuple[str, float | None]] = {
-    "refcoco/relation/accuracy_at_1": ("Finding the object of a relation", None),
-    "vqa/accuracy": ("Answering questions of all kinds", None),
-    "vqa/exists/accuracy": ("Answering whether the picture shows a named object", 1 / 2),
-    "matching/accuracy": ("Matching captions and pictures", 1 / 2),
-    "winoground/group": ("Matching two captions with swapped words to two pictures", 1 / 6),
+#: Metrics that the sentences of the demo's page are about, and their names there.
+CLAIMED_METRICS = {
+    "refcoco/relation/accuracy_at_1": "Finding the object of a relation",
+    "vqa/accuracy": "Answering questions of all kinds",
+    "vqa/exists/accuracy": "Answering whether the picture shows a named object",
+    "matching/accuracy": "Matching captions and pictures",
+    "winoground/group": "Matching two captions with swapped words to two pictures",
+}
+#: The same of the longer coarse stages of `evidence_binding.py`.
+CLAIMED_OF_BINDING = {
+    "vqa/color/accuracy": "Answering what color a shape has, after more steps on questions",
+    "vqa/shape/accuracy": "Answering what shape has a color, after more steps on questions",
 }
 
 
@@ -94,10 +99,10 @@ COARSE_COLUMNS = {
 COARSE_GATES = {"coarse/retrieval": 0.6, "coarse/vqa": 0.45}
 
 #: Sentence on a metric that no arm has learned.
-AT_CHANCE = "On average, none is above chance."
+AT_CHANCE = "On average, none is above the guess."
 
 
-def fusion_claims(rows: Sequence[Row]) -> list[str]:
+def fusion_claims(rows: Sequence[Row], metrics: Mapping[str, str] = CLAIMED_METRICS) -> list[str]:
     """Return a sentence per metric on models trained with and without fusion.
 
     There are none until every arm that they compare has its rows.
@@ -105,20 +110,26 @@ def fusion_claims(rows: Sequence[Row]) -> list[str]:
     arms = (FUSED, NONE, f"{NONE}{EQUAL_TIME}")
     if len(complete(rows, arms, len(SEEDS))) < len(arms):
         return []
-    found = []
-    for metric, (name, chance) in CLAIMED_METRICS.items():
-        by_split = [values for split in SPLITS if (values := values_of(rows, metric, split, *arms))]
-        fused, none, longer = by_split[0]
-        guess = "" if chance is None else f" (chance {chance:.0%})"
-        at_chance = chance is not None and all(
-            mean(values) <= chance for split in by_split for values in split
+    found, known = [], guesses()
+    for metric, name in metrics.items():
+        splits = {s: values for s in SPLITS if (values := values_of(rows, metric, s, *arms))}
+        fused, none, longer = splits["val"]
+        at_chance = all(
+            mean(values) <= known[metric, split] for split, own in splits.items() for values in own
         )
         found.append(
-            f"{name}{guess}: {_percents(fused)} with fusion, {_percents(none)} without it after the"
-            f" same samples, {_percents(longer)} without it after the same time"
-            f" ({len(fused)} seeds). {AT_CHANCE if at_chance else _what_fusion_does(by_split)}"
+            f"{name} (guess {known[metric, 'val']:.0%}): {_percents(fused)} with fusion,"
+            f" {_percents(none)} without it after the same samples, {_percents(longer)} without it"
+            f" after the same time ({len(fused)} seeds)."
+            f" {AT_CHANCE if at_chance else _what_fusion_does([*splits.values()])}"
         )
     return found
+
+
+def claims() -> list[str]:
+    """Return the sentences of the demo's page."""
+    longer = read("evidence_binding") if (RESULTS / "evidence_binding.csv").is_file() else []
+    return fusion_claims(read("evidence")) + fusion_claims(longer, CLAIMED_OF_BINDING)
 
 
 def _percents(values: Sequence[float]) -> str:
@@ -299,5 +310,5 @@ if __name__ == "__main__":
     PAGE.write_text(fill(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
     if (RESULTS / "fusion.csv").is_file():
         fusion_page.draw(read("fusion"))
-    write_json(CLAIMS, {"claims": fusion_claims(read("evidence"))})
+    write_json(CLAIMS, {"claims": claims()})
     print(f"wrote {PAGE.name} and {CLAIMS.name}")

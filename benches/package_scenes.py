@@ -226,9 +226,9 @@ of a stage has all of its values. Another version of the code may train other we
 
 On pictures of the same generator: val has the combinations of color and shape of the training
 pictures, novel has others. chance guesses among the objects or candidates, and answers a question
-with one of all answers or a word of a random object, whichever is right more often; blind is the
-best guess without the picture. By kind of word: `metrics.json`. `python benches/package_scenes.py`
-measures the model again and writes this page.
+with one of the answers to such questions or a word of a random object, whichever is right more
+often; blind is the best guess without the picture. By kind of word: `metrics.json`.
+`python benches/package_scenes.py` measures the model again and writes this page.
 
 {table}
 

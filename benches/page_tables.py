@@ -138,15 +138,20 @@ def complete(rows: Sequence[Row], arms: Sequence[str], seeds: int) -> list[str]:
     return [arm for arm in arms if sum(row["arm"] == arm for row in rows) >= seeds]
 
 
+def guesses() -> dict[tuple[str, str], float]:
+    """Read the better of chance and the blind baseline, by metric and split."""
+    return {
+        (row["metric"], row["split"]): max(float(row[kind] or 0) for kind in ("chance", "blind"))
+        for row in read("evidence_guesses")
+    }
+
+
 def by_arm(rows: Sequence[Row], metrics: Mapping[str, str], arms: Sequence[str]) -> str:
     """Write a table of metrics and splits by arm; differences to the first arm are marked.
 
     The column *guess* has the better of chance and the blind baseline.
     """
-    guesses = {
-        (row["metric"], row["split"]): max(float(row[kind] or 0) for kind in ("chance", "blind"))
-        for row in read("evidence_guesses")
-    }
+    known = guesses()
     body = []
     for metric, name in metrics.items():
         for split in SPLITS:
@@ -155,7 +160,7 @@ def by_arm(rows: Sequence[Row], metrics: Mapping[str, str], arms: Sequence[str])
                     spread(other) + (" \\*" if differs(values[0], other) else "")
                     for other in values[1:]
                 ]
-                guess = f"{guesses[metric, split]:.3f}"
+                guess = f"{known[metric, split]:.3f}"
                 body.append([name, split, guess, spread(values[0]), *cells])
     return table(["metric", "split", "guess", *arms], body)
 

@@ -78,14 +78,14 @@ class TestSentences:
         ]
         assert describe(found) == [
             "find the object that a phrase names by its relation (90%; guess 50%)",
-            "answer questions about color (90%, 80%; guess 50%) and size (93%; guess 51%)",
+            "answer questions about color (90%, 80%; guess 50%, 10%) and size (93%; guess 51%)",
             "tell whether a caption fits (90%; guess 50%)",
         ]
 
     @pytest.mark.parametrize(("count", "few"), [(29, "; only 29 asked"), (30, "")])
     def test_few_predictions_are_named(self, count, few):
         found = [[ability(), ability(split="novel", count=count)]]
-        assert describe(found) == [f"answer questions about color (90%, 90%; guess 50%{few})"]
+        assert describe(found) == [f"answer questions about color (90%, 90%; guess 50%, 50%{few})"]
 
     def test_three_names_are_joined_with_commas(self):
         assert describe([[ability(name=name)] for name in "abc"]) == [
@@ -100,6 +100,15 @@ class TestSentences:
         assert with_verdict([ability(), weak, size], NOT_LEARNED) == [[ability(), weak], [size]]
         assert with_verdict([ability(), partly], PARTLY) == [[ability(), partly]]
         assert with_verdict([ability(), weak, size], LEARNED) == []
+
+    def test_what_is_learned_on_known_combinations_only(self):
+        novel = ability(split="novel", model=0.5)
+        assert abilities.is_seen_only([ability(), novel])
+        assert abilities.is_seen_only([ability(model=0.7), novel])
+        assert not abilities.is_seen_only([ability(), ability(split="novel")])
+        assert not abilities.is_seen_only([ability(model=0.5), novel])
+        assert not abilities.is_seen_only([ability()])
+        assert not abilities.is_seen_only([novel])
 
     def test_percent(self):
         assert [percent(value) for value in (0, 0.0049, 0.005, 0.999, 1)] == [

@@ -6,10 +6,10 @@ import json
 import pytest
 
 from fiber.demo import page
-from fiber.demo.abilities import EXPRESSIONS, PAIRS, QUESTIONS
+from fiber.demo.abilities import EXPRESSIONS, PAIRS, QUESTIONS, summarize
 from fiber.demo.examples import Example, PredictedBox, Scored, Twice
 from fiber.demo.floors import MetricRow
-from fiber.demo.page import make_headlines, make_kind_tables, own_commands, summarize
+from fiber.demo.page import make_headlines, make_kind_tables, own_commands
 
 from .micro_demo import MICRO
 from .test_abilities import ability
@@ -22,7 +22,7 @@ WRONG = PredictedBox(text="a ring", box_xyxy=(0, 0, 9, 9), truths_xyxy=[(20, 20,
 class TestSummary:
     def test_nothing_was_learned(self):
         heading = "It has learned nothing that is clearly above guessing"
-        assert summarize([], has_evidence=False) == [("not", heading, [])]
+        assert summarize([], novel="x", has_evidence=False) == [("not", heading, [])]
 
     def test_each_verdict_has_its_list(self):
         found = [
@@ -32,28 +32,43 @@ class TestSummary:
             ability(task=EXPRESSIONS, group="relation", name="relation", model=0.5),
             ability(group="color", name="color"),
             ability(group="color", name="color", model=0.5, split="novel"),
+            ability(task=PAIRS, group="retrieval", name="rank", model=0.5),
         ]
-        assert summarize(found, has_evidence=False) == [
+        asked = {"novel": "new combinations", "untrained": ["retrieval"], "has_evidence": False}
+        assert summarize(found, **asked) == [
             ("learned", "It has learned to", ["match (90%; guess 50%)"]),
             (
                 "partly",
                 "It has partly learned to",
-                ["answer questions about size (70%, 69%; guess 50%)"],
+                ["answer questions about size (70%, 69%; guess 50%, 50%)"],
+            ),
+            (
+                "partly",
+                "It has learned, or partly learned, but not for new combinations, to",
+                ["answer questions about color (90%, 50%; guess 50%, 50%)"],
             ),
             (
                 "not",
                 "It has not learned to",
-                [
-                    "find the object that a phrase names by its relation (50%; guess 50%)",
-                    "answer questions about color (90%, 50%; guess 50%)",
-                ],
+                ["find the object that a phrase names by its relation (50%; guess 50%)"],
             ),
+            ("not", "It was not trained to", ["rank (50%; guess 50%)"]),
         ]
+        # What was learned without being trained for is listed as learned.
+        [(_, heading, _), *_] = summarize(found, **{**asked, "untrained": ["matching"]})
+        assert heading == "It has learned to"
+
+    def test_tasks_without_a_weight_are_not_trained(self):
+        assert page.untrained_groups(MICRO) == []
+        coarse = {**MICRO.runs["coarse"], "tasks.image_text.itm": 0.0}
+        plan = dataclasses.replace(MICRO, runs={**MICRO.runs, "coarse": coarse})
+        assert page.untrained_groups(plan) == ["matching"]
 
     def test_what_is_not_learned_refers_to_the_evidence(self):
         weak = ability(group="size", model=0.5)
-        assert "docs/evidence.md" in summarize([ability(), weak], has_evidence=True)[-1][1]
-        assert len(summarize([ability()], has_evidence=True)) == 1
+        asked = {"novel": "new combinations", "has_evidence": True}
+        assert "docs/evidence.md" in summarize([ability(), weak], **asked)[-1][1]
+        assert len(summarize([ability()], **asked)) == 1
 
 
 class TestHeadlines:

@@ -7,7 +7,7 @@ kind tells the object from the others in the image, or is the answer.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 #: Standard errors between a model's accuracy and its best baseline for an ability to count.
@@ -131,11 +131,17 @@ def with_verdict(abilities: Sequence[Ability], verdict: str) -> list[list[Abilit
     return found
 
 
-def describe(abilities: Sequence[Sequence[Ability]]) -> list[str]:
-    """List abilities by task, as in "answer questions about size (93%, 90%; guess 51%)".
+def is_seen_only(splits: Sequence[Ability]) -> bool:
+    """Return whether an ability is learned, at least partly, on `val` but not on every split."""
+    verdicts = {ability.split: ability.verdict for ability in splits}
+    return verdicts.get("val", NOT_LEARNED) != NOT_LEARNED and NOT_LEARNED in verdicts.values()
 
-    In brackets are the accuracy on each split, the better baseline on the first one, and the least
-    number of predictions on a split, if these are few.
+
+def describe(abilities: Sequence[Sequence[Ability]]) -> list[str]:
+    """List abilities by task, as in "answer questions about size (93%, 90%; guess 51%, 49%)".
+
+    In brackets are the accuracy and the better baseline on each split, and the least number of
+    predictions on a split, if these are few.
     """
     parts = []
     for task, start in _STARTS.items():
@@ -143,12 +149,50 @@ def describe(abilities: Sequence[Sequence[Ability]]) -> list[str]:
         for splits in abilities:
             if splits[0].task == task:
                 own = ", ".join(percent(ability.model) for ability in splits)
+                guesses = ", ".join(percent(ability.guess) for ability in splits)
                 least = min(ability.count for ability in splits)
                 few = f"; only {least} asked" if least < FEW else ""
-                found.append(f"{splits[0].name} ({own}; guess {percent(splits[0].guess)}{few})")
+                found.append(f"{splits[0].name} ({own}; guess {guesses}{few})")
         if found:
             parts.append(start + _join(found))
     return parts
+
+
+def summarize(
+    abilities: Sequence[Ability],
+    *,
+    novel: str,
+    untrained: Collection[str] = (),
+    has_evidence: bool,
+) -> list[tuple[str, str, list[str]]]:
+    """State what the model has learned, as (CSS class, heading, texts).
+
+    The worse of the verdicts on `val` and on `novel`, of which `novel` is the display name, counts.
+    `untrained` lists the groups that the model was not trained on.
+    """
+    missing = with_verdict(abilities, NOT_LEARNED)
+    skipped = [splits for splits in missing if splits[0].group in untrained]
+    seen = [splits for splits in missing if is_seen_only(splits) and splits not in skipped]
+    missing = [splits for splits in missing if splits not in (*skipped, *seen)]
+    learned = with_verdict(abilities, LEARNED)
+    lists = (
+        ("learned", "It has learned to", learned),
+        ("partly", "It has partly learned to", with_verdict(abilities, PARTLY)),
+        ("partly", f"It has learned, or partly learned, but not for {novel}, to", seen),
+        ("not", "It has not learned to", missing),
+        ("not", "It was not trained to", skipped),
+    )
+    summary = [(style, heading, describe(found)) for style, heading, found in lists if found]
+    if not learned:
+        nothing = "It has learned nothing that is clearly above guessing"
+        summary.insert(0, ("not", nothing, []))
+    if (missing or seen) and has_evidence:
+        text = (
+            "This is a short run. docs/evidence.md has what was learned in other ones, and in how"
+            " much time"
+        )
+        summary.append(("more", text, []))
+    return summary
 
 
 def _join(parts: Sequence[str]) -> str:

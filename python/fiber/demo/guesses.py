@@ -119,10 +119,11 @@ class Guesser:
     def _vqa_chance(self, training: Records, records: Records, split: str) -> Numbers:
         """Return the better of a random answer and a random object's word, by kind of question.
 
-        That of all questions takes the better one for each kind.
+        The answers are those that the model knows and the training split has for this kind. That of
+        all questions takes the better one for each kind.
         """
         groups = [r.group for r in records]
-        objects = self._words_of_objects(split)
+        objects, known = self._words_of_objects(split), set(self.coarse.answers)
         chance, of_each = {}, []
         for group in sorted(set(groups)):
             own = [r for r in records if r.group == group]
@@ -130,7 +131,7 @@ class Guesser:
             candidates = {a for r in training if r.group == group for a in r.answers or {}}
             near = [objects.get(r.image_id, []) for r in own]
             better = max(
-                baselines.vqa_chance(self.coarse.answers, scores)["accuracy"],
+                baselines.vqa_chance(sorted(candidates & known), scores)["accuracy"],
                 baselines.vqa_object_chance(candidates, near, scores)["accuracy"],
             )
             of_each += [better] * len(own)

@@ -11,16 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fiber.atomic_io import read_json
-from fiber.demo.abilities import (
-    EXPRESSIONS,
-    LEARNED,
-    NOT_LEARNED,
-    PARTLY,
-    QUESTIONS,
-    Ability,
-    describe,
-    with_verdict,
-)
+from fiber.demo.abilities import EXPRESSIONS, QUESTIONS, Ability, summarize
 from fiber.demo.contact_sheet import draw_image
 from fiber.demo.examples import Example, Examples, Scored, Twice
 from fiber.demo.floors import MetricRow
@@ -122,7 +113,12 @@ def make_report(
     return DemoReport(
         title=f"fiber demo: {_WHAT[about['data']]}",
         lead=_lead(folder, plan, about, throughput, machine),
-        summary=summarize(abilities, has_evidence=bool(claims)),
+        summary=summarize(
+            abilities,
+            novel=names["novel"],
+            untrained=untrained_groups(plan),
+            has_evidence=bool(claims),
+        ),
         novel=names["novel"],
         verdict="This run failed:" if problems else passed,
         problems=problems,
@@ -200,31 +196,14 @@ def _parameters(weights: Path) -> float:
         return sum(math.prod(file.get_slice(name).get_shape()) for name in names) / 1e6
 
 
-def summarize(
-    abilities: Sequence[Ability], *, has_evidence: bool
-) -> list[tuple[str, str, list[str]]]:
-    """State what the model has learned, as (CSS class, heading, texts).
-
-    The worse of the verdicts on `val` and on `novel` counts.
-    """
-    summary: list[tuple[str, str, list[str]]] = []
-    missing = with_verdict(abilities, NOT_LEARNED)
-    for style, heading, found in (
-        ("learned", "It has learned to", with_verdict(abilities, LEARNED)),
-        ("partly", "It has partly learned to", with_verdict(abilities, PARTLY)),
-        ("not", "It has not learned to", missing),
-    ):
-        if found:
-            summary.append((style, heading, describe(found)))
-        elif style == "learned":
-            summary.append(("not", "It has learned nothing that is clearly above guessing", []))
-    if missing and has_evidence:
-        text = (
-            "This is a short run. docs/evidence.md has what was learned in other ones, and in how"
-            " much time"
-        )
-        summary.append(("more", text, []))
-    return summary
+def untrained_groups(plan: Plan) -> list[str]:
+    """Return the tasks of pairs whose losses have no weight in the plan's coarse stage."""
+    task = plan.config("coarse", 0).tasks.image_text
+    return [
+        group
+        for group, loss in (("retrieval", "itc"), ("matching", "itm"))
+        if not task.weights()[loss]
+    ]
 
 
 def make_headlines(rows: Sequence[MetricRow], names: Mapping[str, str]) -> list[Headline]:
