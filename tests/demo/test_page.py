@@ -22,7 +22,12 @@ WRONG = PredictedBox(text="a ring", box_xyxy=(0, 0, 9, 9), truths_xyxy=[(20, 20,
 class TestSummary:
     def test_nothing_was_learned(self):
         heading = "It has learned nothing that is clearly above guessing"
-        assert summarize([], novel="x", has_evidence=False) == [("not", heading, [])]
+        asked = {"novel": "new combinations", "has_evidence": False}
+        assert summarize([], **asked) == [("not", heading, [])]
+        # What is partly learned, or on val alone, is more than nothing.
+        novel = ability(split="novel", model=0.5)
+        for found in ([ability(model=0.7)], [ability(), novel]):
+            assert heading not in [line for _, line, _ in summarize(found, **asked)]
 
     def test_each_verdict_has_its_list(self):
         found = [

@@ -174,16 +174,16 @@ def summarize(
     skipped = [splits for splits in missing if splits[0].group in untrained]
     seen = [splits for splits in missing if is_seen_only(splits) and splits not in skipped]
     missing = [splits for splits in missing if splits not in (*skipped, *seen)]
-    learned = with_verdict(abilities, LEARNED)
+    learned, partly = (with_verdict(abilities, verdict) for verdict in (LEARNED, PARTLY))
     lists = (
         ("learned", "It has learned to", learned),
-        ("partly", "It has partly learned to", with_verdict(abilities, PARTLY)),
+        ("partly", "It has partly learned to", partly),
         ("partly", f"It has learned, or partly learned, but not for {novel}, to", seen),
         ("not", "It has not learned to", missing),
         ("not", "It was not trained to", skipped),
     )
     summary = [(style, heading, describe(found)) for style, heading, found in lists if found]
-    if not learned:
+    if not (learned or partly or seen):
         nothing = "It has learned nothing that is clearly above guessing"
         summary.insert(0, ("not", nothing, []))
     if (missing or seen) and has_evidence:
