@@ -76,8 +76,8 @@ CLAIMED_METRICS = {
 }
 #: The same of the longer coarse stages of `evidence_binding.py`.
 CLAIMED_OF_BINDING = {
-    "vqa/color/accuracy": "Naming the color of the shape in a question, after more steps on questions",
-    "vqa/shape/accuracy": "Naming the shape of the color in a question, after more steps on questions",
+    "vqa/color/accuracy": "Naming the color of the shape in a question, after more steps",
+    "vqa/shape/accuracy": "Naming the shape of the color in a question, after more steps",
 }
 
 
