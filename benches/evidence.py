@@ -43,7 +43,7 @@ KINDS = ("relation", "noun", "color")
 #: Steps of the two stages.
 STEPS = {"fine": 2000, "coarse": 500}
 #: Changes of the recipe of the coarse stage: the mix of tasks that the rows were measured with.
-COARSE = {"tasks.question.share": 1}
+COARSE_CHANGES = {"tasks.question.share": 1}
 #: Evaluated records of each task per split, and its stage.
 TASKS = {
     "refcoco": (5000, "fine"),
@@ -74,7 +74,7 @@ def train_arm(
     fused: int,
     seed: int,
     steps: Mapping[str, int],
-    coarse: Mapping[str, Any] = COARSE,
+    coarse: Mapping[str, Any] = COARSE_CHANGES,
 ) -> dict[str, float]:
     """Train both stages, with changes of the coarse recipe; return the CPU time of each."""
     common = {

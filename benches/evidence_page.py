@@ -146,29 +146,16 @@ def _what_fusion_does(by_split: Sequence[Sequence[Sequence[float]]]) -> str:
     return "It was not shown that fusion helps."
 
 
-def verdict(rows: Sequence[Row], other: str) -> str:
+def verdict(rows: Sequence[Row], other: str, metrics: Mapping[str, str] = METRICS) -> str:
     """List the metrics on which five blocks are claimed to be better than another arm, or worse."""
-    return f"- Five blocks against *{other}*: {compared(rows, METRICS, FUSED, other)}."
+    return f"- Five blocks against *{other}*: {compared(rows, metrics, FUSED, other)}."
 
 
 def fusion() -> str:
     """Every metric by arm."""
     rows = read("evidence")
     arms = complete(rows, [*ARMS, *(f"{arm}{EQUAL_TIME}" for arm in (LATE, NONE))], len(SEEDS))
-    rows = [row for row in rows if row["arm"] in arms]
-    costs = [
-        [arm, own[0]["fine_steps"], own[0]["coarse_steps"], str(len(own)), _seconds(own)]
-        for (arm,), own in groups(rows, "arm").items()
-    ]
-    return (
-        by_arm(rows, METRICS, arms)
-        + "\n"
-        + table(["arm", "fine steps", "coarse steps", "seeds", "CPU seconds"], costs)
-        + "\n"
-        + "\n".join(verdict(rows, arm) for arm in arms if arm != FUSED)
-        + "\n"
-        + machines(rows)
-    )
+    return _against_five_blocks([row for row in rows if row["arm"] in arms], METRICS, arms)
 
 
 def binding() -> str:
@@ -177,19 +164,23 @@ def binding() -> str:
     arms = [FUSED, NONE, f"{NONE}{EQUAL_TIME}"]
     if complete(rows, arms, len(SEEDS)) != arms:
         return NOT_MEASURED
+    return _against_five_blocks(rows, BINDING_METRICS, arms)
+
+
+def _against_five_blocks(
+    rows: Sequence[Row], metrics: Mapping[str, str], arms: Sequence[str]
+) -> str:
+    """Write the metrics of the arms, their cost, and the verdicts on five blocks."""
     costs = [
         [arm, own[0]["fine_steps"], own[0]["coarse_steps"], str(len(own)), _seconds(own)]
         for (arm,), own in groups(rows, "arm").items()
     ]
     return (
-        by_arm(rows, BINDING_METRICS, arms)
+        by_arm(rows, metrics, arms)
         + "\n"
         + table(["arm", "fine steps", "coarse steps", "seeds", "CPU seconds"], costs)
         + "\n"
-        + "\n".join(
-            f"- Five blocks against *{arm}*: {compared(rows, BINDING_METRICS, FUSED, arm)}."
-            for arm in arms[1:]
-        )
+        + "\n".join(verdict(rows, arm, metrics) for arm in arms if arm != FUSED)
         + "\n"
         + machines(rows)
     )

@@ -23,7 +23,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from evidence import IMAGES
+from evidence import COARSE_CHANGES, IMAGES
 from experiments import Rows, cpu_seconds, measured_records, run_all
 
 from fiber.checkpoints.model_dir import StoredModel, load_model
@@ -107,8 +107,7 @@ def train_stages(
         runs.append(output / f"{len(runs)}-{stage}")
         changes = {"train.steps": steps, "train.seed": seed, "train.checkpoint_every": 0}
         if stage == "coarse":
-            # The mix of tasks that the committed rows were measured with.
-            changes["tasks.question.share"] = 1
+            changes |= COARSE_CHANGES
         train(
             replace_fields(load_recipe(f"scenes_{stage}"), changes),
             data=folder if stage == "coarse" else boxes,

@@ -154,3 +154,19 @@ def test_captions_are_judged_only_if_they_were_learned(bench, monkeypatch):
     assert "better than *boxes, equal time* on nothing" in same
     assert "no claim" in bench.stages_claim(stage_rows(bench, arm, (0.6, 0.6, 0.6), 0.5, 0.5))
     assert "(VQA)" in bench.stages_claim(stage_rows(bench, arm, (0.6, 0.6, 0.6), 0.7, 0.4))
+
+
+def test_binding_waits_for_all_arms_and_seeds(bench, monkeypatch):
+    known = {
+        "fine_steps": "1",
+        "coarse_steps": "2",
+        "cpu_seconds": "3",
+        **{f"{m}/{split}": "0.7" for m in bench.BINDING_METRICS for split in ("val", "novel")},
+        **dict.fromkeys(("processor", "cores", "torch", "commit"), "1"),
+    }
+    arms = (bench.FUSED, bench.NONE, f"{bench.NONE}{bench.EQUAL_TIME}")
+    rows = [{**known, "arm": arm} for arm in arms for _ in bench.SEEDS]
+    monkeypatch.setattr(bench, "read", lambda name: rows)
+    assert "| no fusion, equal time | 1 | 2 | 3 | 3 |" in bench.binding()
+    monkeypatch.setattr(bench, "read", lambda name: rows[1:])
+    assert bench.binding() == bench.NOT_MEASURED
