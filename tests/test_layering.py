@@ -16,7 +16,7 @@ KERNELS = ROOT / "triton_kernels"
 
 # A file may import from its own part and from those to its left.
 PARTS = """
-_core bad_input config_io atomic_io progress env config ops kernels metrics data visualize synthetic
+_core bad_input messages config_io atomic_io progress env config ops kernels metrics data visualize synthetic
 models checkpoints losses
 postprocess evaluation inference training recipes demo benchmarks doctor cli __main__
 """
