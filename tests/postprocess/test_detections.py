@@ -130,3 +130,12 @@ def test_bad_input_is_named(tmp_path):
             image_size=(60, 80),
         )
     assert not list(tmp_path.iterdir())
+
+
+def test_sixteen_bits_are_drawn_as_they_are_read(tmp_path):
+    values = np.full((60, 80), 0x4000, np.uint16)
+    Image.fromarray(values).save(tmp_path / "deep.png")
+    drawn = np.asarray(
+        Detections.from_found(found([], [], []), [], (60, 80), tmp_path / "deep.png").draw()
+    )
+    assert (drawn == 0x40).all()

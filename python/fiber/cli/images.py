@@ -24,7 +24,7 @@ from fiber.cli.arguments import (
     semicolon_list,
 )
 from fiber.cli.models import choose_model
-from fiber.data.image_file import ENDINGS
+from fiber.data.image_file import ENDINGS, check_not_url
 
 if TYPE_CHECKING:
     import numpy as np
@@ -281,6 +281,7 @@ def _paths(images: Sequence[str]) -> list[Path]:
     """List image files. Folders are searched recursively, without following links."""
     paths = []
     for image in images:
+        check_not_url(image, "image")
         path = Path(image)
         if path.is_dir():
             inside = sorted(

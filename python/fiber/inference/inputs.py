@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import IO, TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 from fiber import _core
 from fiber.checkpoints.model_dir import NO_TOKENIZER
 from fiber.data import ImageTransform, Tokenizer, load_image
+from fiber.data.image import read_open_file
 from fiber.data.image_file import DEFAULT_LIMITS, DecodeLimits
 from fiber.data.loader_config import check_arguments
 from fiber.data.text_lengths import has_words
@@ -24,9 +25,10 @@ from fiber.models.registry import ModelConfig, check_tokenizer
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-#: One image: a path, encoded bytes, a PIL image, or an (H, W, 3) or (H, W, 4) uint8 array.
+#: One image: a path, encoded bytes, a file opened in binary mode, a PIL image, or an (H, W, 3) or
+#: (H, W, 4) uint8 array.
 ImageInput: TypeAlias = (
-    "str | os.PathLike[str] | bytes | bytearray | memoryview | Image | np.ndarray"
+    "str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes] | Image | np.ndarray"
 )
 Images: TypeAlias = Sequence[ImageInput]
 ImagePair: TypeAlias = tuple[ImageInput, ImageInput]
@@ -54,14 +56,14 @@ def as_list(images: Any) -> tuple[list[Any], bool]:
             f"image is an array of shape {images.shape} and dtype {images.dtype}; expected shape"
             " (H, W, 3), or (n, H, W, 3) for n images, and dtype uint8"
         )
-    # Recognize a PIL image without importing PIL.
-    if hasattr(images, "convert") and hasattr(images, "size"):
+    # Recognize a PIL image without importing PIL, and an open file, which is an iterable of lines.
+    if (hasattr(images, "convert") and hasattr(images, "size")) or hasattr(images, "read"):
         return [images], True
     if isinstance(images, Sequence) or hasattr(images, "__iter__"):
         return list(images), False
     raise TypeError(
-        "image must be a path, bytes, a PIL image or an (H, W, 3) uint8 array, or a list of these;"
-        f" got {type(images).__name__}"
+        f"image is a {type(images).__name__}; expected a path, bytes, a file opened in binary mode,"
+        " a PIL image or a uint8 array (H, W, 3), or a list of these"
     )
 
 
@@ -209,7 +211,8 @@ class Inputs:
         with ThreadPoolExecutor(max_workers=torch.get_num_threads()) as pool:
             for start in range(0, len(images), IMAGES_AT_ONCE):
                 by_size: dict[tuple[int, ...], list[tuple[int, Any]]] = {}
-                some = images[start : start + IMAGES_AT_ONCE]
+                # Here, since threads cannot read one file at the same time.
+                some = [read_open_file(image) for image in images[start : start + IMAGES_AT_ONCE]]
                 for index, prepared in enumerate(pool.map(self._prepare, some), start):
                     by_size.setdefault(prepared[1].shape, []).append((index, prepared))
                 for same in by_size.values():

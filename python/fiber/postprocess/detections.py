@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fiber.data import load_image
 from fiber.postprocess.files import save_image
 from fiber.postprocess.find import FoundBoxes
 from fiber.visualize import draw_boxes
@@ -147,10 +148,12 @@ class Detections:
             image = PilImage.fromarray(self.picture)
         else:
             source = io.BytesIO(self.picture) if isinstance(self.picture, bytes) else self.picture
-            image = ImageOps.exif_transpose(PilImage.open(source))
+            image = PilImage.open(source)
+            ImageOps.exif_transpose(image, in_place=True)
         if (image.height, image.width) != self.image_size:
             raise ValueError(
                 f"Detections: the image has {image.width} x {image.height} pixels; expected"
                 f" {self.image_size[1]} x {self.image_size[0]}, the image size of the boxes"
             )
-        return image.convert("RGB")
+        # `convert` would clip 16-bit values.
+        return PilImage.fromarray(load_image(image))
