@@ -12,9 +12,13 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from fiber.config_io import nearest
+from fiber.messages import printable
+
+#: Maximum number of characters of an error or a warning.
+MAX_MESSAGE = 4000
 
 #: `--device`, as an entry of `add_options`.
 DEVICE = {
@@ -51,6 +55,13 @@ class CommandParser(argparse.ArgumentParser):
             hint = f"; did you mean {' or '.join(close)}?" if close else ""
             self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
         return namespace, unknown
+
+    def error(self, message: str) -> NoReturn:
+        """Print the usage and a message, and exit with code 2.
+
+        Arguments may be names of files, from a pattern of the shell.
+        """
+        super().error(printable(message, MAX_MESSAGE))
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         choices = [str(choice) for choice in action.choices or ()]

@@ -25,6 +25,7 @@ from fiber.cli.arguments import (
 )
 from fiber.cli.models import choose_model
 from fiber.data.image_file import ENDINGS, check_not_url
+from fiber.messages import printable, shown_names
 
 if TYPE_CHECKING:
     import numpy as np
@@ -49,8 +50,8 @@ _BOX_SETTINGS: dict[str, Any] = {
 }
 #: Number of images decoded and held in memory at a time.
 _BATCH = 16
-#: Maximum number of class names to print to stderr.
-_MAX_LISTED = 12
+#: Maximum number of characters of a cell of a table.
+_MAX_CELL = 1000
 
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
@@ -178,9 +179,7 @@ def _boxes(options: argparse.Namespace, method: str, arguments: dict[str, Any]) 
     session = _Session(options, options.images, "grounding")
     model = session.model
     if method == "detect" and arguments["classes"] is None and model.classes:
-        names, more = ", ".join(model.classes[:_MAX_LISTED]), len(model.classes) - _MAX_LISTED
-        names += f" and {more} others" if more > 0 else ""
-        print(f"fiber: classes: {names}", file=sys.stderr)
+        print(f"fiber: classes: {shown_names(model.classes)}", file=sys.stderr)
     arguments["max_detections"] = options.max_detections
     if options.threshold is not None:
         arguments["score_threshold"] = options.threshold
@@ -339,7 +338,9 @@ class _Session:
         if self.as_json:
             print(json.dumps(result, ensure_ascii=False), flush=True)
             return
-        print(f"{result['image']}  ({result['width']} x {result['height']} pixels)")
+        name = printable(result["image"], _MAX_CELL)
+        print(f"{name}  ({result['width']} x {result['height']} pixels)")
+        rows = [tuple(printable(cell, _MAX_CELL) for cell in row) for row in rows]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         for row in rows:
             print("  " + "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)))

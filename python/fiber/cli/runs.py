@@ -23,6 +23,7 @@ from fiber.cli.arguments import (
 )
 from fiber.cli.launched import is_launched
 from fiber.cli.models import RUNS
+from fiber.messages import printable
 from fiber.training.config.run import CHOSEN_BY
 
 _DATA = (
@@ -250,7 +251,7 @@ def _eval(options: argparse.Namespace) -> int:
     if sys.stdout.isatty():
         width = max(map(len, metrics), default=0)
         for name, value in metrics.items():
-            print(f"{name:<{width}}  {value:.4f}")
+            print(f"{printable(name, width):<{width}}  {value:.4f}")
     else:
         print(json.dumps(metrics))
     if options.output:

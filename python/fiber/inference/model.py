@@ -38,8 +38,8 @@ SCORE_THRESHOLD = 0.3
 class Model(ImageTextMethods):
     """A network with its tokenizer, answers and classes.
 
-    An image is a path, bytes, a file opened in binary mode, a PIL image or an (H, W, 3) uint8 array,
-    or (H, W, 4) with alpha; see `fiber.data.load_image`. URLs are not fetched.
+    An image is a path, bytes, a file opened in binary mode, a PIL image or a uint8 array (H, W, 3)
+    or, with alpha, (H, W, 4); see `fiber.data.load_image`. URLs are not fetched.
     Methods return a single result for one image, and a list of results for a list of images.
 
     Args:
