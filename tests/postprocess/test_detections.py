@@ -70,11 +70,12 @@ def test_json_object():
 def test_saved_picture_shows_the_boxes(tmp_path):
     detections().save(tmp_path / "annotated.png")
     pixels = np.asarray(Image.open(tmp_path / "annotated.png").convert("RGB")).astype(int)
-    # Enlarged 7 times; the left side of the first box runs in its label's colour.
+    # Enlarged 7 times; the left side of the first box runs in its label's colour, next to the box.
     assert pixels.shape == (420, 560, 3)
-    column = pixels[250:345, 88]
+    column = pixels[250:345, 86]
     assert (column == column[0]).all()
     assert (column[0] != 200).any()
+    assert (pixels[250:345, 87] == 200).all()
     # The middle of the first box stays as it was.
     assert (pixels[300, 180] == 200).all()
 
