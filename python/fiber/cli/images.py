@@ -61,8 +61,8 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         ground,
         {
             **_IMAGES,
-            "--phrases LIST": 'phrases to ground, such as "a red mug; the laptop"; without'
-            " --caption, they are grounded independently",
+            "--phrases LIST": "phrases to ground, separated by semicolons, such as"
+            ' "a red mug; the laptop"; without --caption, they are grounded independently',
             "--caption CAPTION": 'sentence, such as "a red mug next to the laptop", whose noun'
             " phrases are grounded unless --phrases or --spans is given",
             "--spans LIST": "half-open character spans of phrases in the caption, instead of"

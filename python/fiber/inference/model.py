@@ -114,7 +114,9 @@ class Model(ImageTextMethods):
         Args:
             images: an image or a list of images.
             phrases: a phrase, a list of phrases for all images, or one list per image. For example,
-                "the star left of the ring" returns boxes of the star.
+                "the star left of the ring" returns boxes of the star. A phrase that looks like a
+                list ("a circle; the star", "a circle, the star", "a circle. the star.") is one
+                phrase, with a warning.
             caption: sentence that contains the phrases, one for all images or one per image.
                 Without `phrases` and `spans`, the caption's noun phrases are used (see
                 `fiber.inference.noun_phrases`).
@@ -160,7 +162,8 @@ class Model(ImageTextMethods):
             images: an image or a list of images.
             classes: class names for all images, or one list per image. Default: the classes that
                 the model was trained on. A `fiber.data.ClassName`, or a mapping of its fields, adds
-                a prefix and a suffix to a name. Names are case-sensitive and must be distinct.
+                a prefix and a suffix to a name. Names are case-sensitive and must be distinct. A
+                single name that looks like a list is one name, with a warning.
             classes_per_prompt: maximum number of classes per prompt (40 in the published LVIS
                 evaluation), or 0 or None for as many as fit.
             score_threshold: minimum box score, in [0, 1]; see `Detections`.

@@ -18,6 +18,7 @@ from fiber.data.prompts.classes import (
 from fiber.data.text_lengths import is_longer
 from fiber.inference.inputs import Inputs, as_texts, not_empty, one_for_each, one_list_for_each
 from fiber.inference.noun_phrases import caption_phrases, noun_phrases
+from fiber.inference.phrase_lists import warn_of_lists
 
 
 def detection_prompts(
@@ -36,6 +37,7 @@ def detection_prompts(
     if all(_is_class(each) for each in given):
         if count and not given:
             raise ValueError("expected one or more classes, got none")
+        _warn_of_lists([given])
         return [_class_prompts(given, inputs, classes_per_prompt)] * count if count else []
     if len(given) != count:
         raise ValueError(
@@ -47,7 +49,13 @@ def detection_prompts(
         if _is_class(each) or not each:
             raise ValueError(f"class list {index} is {each!r}; expected one or more classes")
         prompts.append(_class_prompts(list(each), inputs, classes_per_prompt))
+    _warn_of_lists(given)
     return prompts
+
+
+def _warn_of_lists(lists: Sequence[Sequence[Any]]) -> None:
+    """Warn of a class that looks like a list; among several classes, it is a name."""
+    warn_of_lists([classes[0] for classes in lists if len(classes) == 1], "class")
 
 
 def grounding_prompts(
@@ -75,6 +83,8 @@ def grounding_prompts(
             prompts.append([_caption_prompt(captions[index], lists[index] if lists else None)])
         elif lists is not None:
             prompts.append(_phrase_prompts(lists[index]))
+    if caption is None and lists is not None:
+        warn_of_lists(list(dict.fromkeys(text for each in lists for text in each)), "phrase")
     for prompt in {prompt.text: prompt for each in prompts for prompt in each}.values():
         _warn_truncated(prompt, inputs)
     return prompts
