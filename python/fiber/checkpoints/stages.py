@@ -11,15 +11,24 @@ from fiber.atomic_io import read_json
 from fiber.checkpoints.model_dir import MAX_JSON_BYTES
 from fiber.models.registry import read_config
 
-#: Names of the models in the package.
-PACKAGED = ("scenes",)
+#: Names of the models in the package, and what they know.
+PACKAGED = {"scenes": "drawings of colored shapes"}
 #: Names of the subfolders of a folder with one model per stage, such as that of `fiber demo`.
 STAGES = ("coarse", "fine")
+
+
+class PackagedModelWarning(UserWarning):
+    """A model in the package knows little of the world."""
 
 
 def packaged_model(name: str) -> Path:
     """Return the folder of a model in the package."""
     return Path(str(files("fiber") / "packaged" / name))
+
+
+def packaged_name(path: Path) -> str | None:
+    """Return the name of the model in the package that is at this path, or None."""
+    return next((name for name in PACKAGED if packaged_model(name) in (path, *path.parents)), None)
 
 
 def model_path(path: str | os.PathLike[str]) -> Path:

@@ -23,7 +23,7 @@ from fiber.cli.arguments import (
     pick,
     semicolon_list,
 )
-from fiber.cli.models import choose_model
+from fiber.cli.models import choose_model, load_quietly
 from fiber.data.image_file import ENDINGS, check_not_url
 from fiber.messages import printable, shown_names
 
@@ -305,11 +305,9 @@ class _Session:
     def __init__(self, options: argparse.Namespace, images: Sequence[str], *heads: str) -> None:
         self.paths = _paths(images)
         self.name = choose_model(options.model, *heads)
-        import fiber
-
         settings = pick(options, "tokenizer", "answers", "device")
         self.limits: dict[str, Any] = limits_of(options)
-        self.model: Model = fiber.load(self.name, **settings, **self.limits)
+        self.model: Model = load_quietly(self.name, **settings, **self.limits)
         self.as_json = options.json or not sys.stdout.isatty()
         self.folder: Path | None = options.save
         self.names: set[str] = set()

@@ -8,10 +8,15 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from fiber.atomic_io import read_json
+
+if TYPE_CHECKING:
+    from fiber.inference import Model
 
 #: Default folder of the runs of `fiber train` and `fiber demo`.
 RUNS = Path("runs")
@@ -26,19 +31,17 @@ def choose_model(named: str | None, *heads: str) -> str:
         FileNotFoundError: if neither a finished model nor the model in the package has any of them.
     """
     # Imported late, since it needs torch, which takes seconds to import.
-    from fiber.checkpoints.stages import packaged_model, stage_with
+    from fiber.checkpoints.stages import model_path, packaged_model, packaged_name, stage_with
 
     if named is not None:
+        if packaged_name(model_path(named)):
+            _print_packaged(named, ", so that its output for a photograph is a guess")
         return named
     packaged = packaged_model(PACKAGED)
     found = list(finished_models(RUNS))
     fitting = [(when, folder) for when, folder, own in found if not set(heads).isdisjoint(own)]
     if not fitting and stage_with(packaged, heads) != packaged:
-        print(
-            f"fiber: using the model in the package, {PACKAGED!r}, which knows only drawings of"
-            " colored shapes; pass --model for another",
-            file=sys.stderr,
-        )
+        _print_packaged(PACKAGED, "; pass --model for another")
         return PACKAGED
     if not fitting:
         have = "; ".join(f"{folder} has {', '.join(own)}" for _, folder, own in found)
@@ -54,6 +57,24 @@ def choose_model(named: str | None, *heads: str) -> str:
         file=sys.stderr,
     )
     return str(newest)
+
+
+def _print_packaged(name: str, more: str) -> None:
+    print(
+        f"fiber: using the model in the package, {name!r}, which knows only drawings of colored"
+        f" shapes{more}",
+        file=sys.stderr,
+    )
+
+
+def load_quietly(path: str, **settings: Any) -> Model:
+    """Load a model without the warning of the model in the package, of which a line is printed."""
+    import fiber
+    from fiber.checkpoints.stages import PackagedModelWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PackagedModelWarning)
+        return fiber.load(path, **settings)
 
 
 def finished_models(folder: Path) -> Iterator[tuple[float, Path, tuple[str, ...]]]:

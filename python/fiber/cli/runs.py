@@ -22,7 +22,7 @@ from fiber.cli.arguments import (
     process_count,
 )
 from fiber.cli.launched import is_launched
-from fiber.cli.models import RUNS
+from fiber.cli.models import RUNS, load_quietly
 from fiber.messages import printable
 from fiber.training.config.run import CHOSEN_BY
 
@@ -240,7 +240,8 @@ def _eval(options: argparse.Namespace) -> int:
         settings = {"rerank": options.rerank > 0, "candidates": max(options.rerank, 1)}
     import fiber
 
-    model = fiber.load(
+    # What the model knows is what its metrics tell.
+    model = load_quietly(
         options.model, **pick(options, "tokenizer", "answers", "device", "image_size")
     )
     settings |= pick(

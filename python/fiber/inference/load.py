@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,13 +12,20 @@ import torch
 
 from fiber.checkpoints.load import load_stored
 from fiber.checkpoints.model_dir import StoredModel
-from fiber.checkpoints.stages import model_path, stage_folders
+from fiber.checkpoints.stages import (
+    PACKAGED,
+    PackagedModelWarning,
+    model_path,
+    packaged_name,
+    stage_folders,
+)
 from fiber.checkpoints.torch_file import Weights
 from fiber.data import Tokenizer
 from fiber.data.image_file import MAX_PIXELS
 from fiber.data.loader_config import check_arguments
 from fiber.inference.model import Model
 from fiber.inference.stages import StagedModel
+from fiber.messages import caller_level
 
 
 def load(
@@ -43,7 +52,8 @@ def load(
     Args:
         path: folder of a run or a saved model, a folder with one model per stage (such as that of
             `fiber demo`), or a published .ckpt, .pt, .pth or .safetensors file of either stage.
-            "scenes" is the small model in the package, which knows drawings of colored shapes.
+            "scenes" is the small model in the package, which knows only drawings of colored
+            shapes; a warning says so once per process.
         tokenizer: a tokenizer, a tokenizer.json file, or a folder that contains tokenizer.json,
             RoBERTa's vocab.json and merges.txt, or BERT's vocab.txt. Default: the tokenizer in the
             model folder.
@@ -68,6 +78,8 @@ def load(
     check_arguments(max_pixels=max_pixels, max_decode_bytes=max_decode_bytes)
     limits = {"max_pixels": max_pixels, "max_decode_bytes": max_decode_bytes}
     found = model_path(path)
+    if name := packaged_name(found):
+        _warn_packaged(name)
     stages = stage_folders(found)
     if not stages:
         stored = load_stored(
@@ -90,6 +102,16 @@ def load(
         )
         loaded[name] = _model(stored, limits)
     return StagedModel(loaded)
+
+
+@functools.cache
+def _warn_packaged(name: str) -> None:
+    warnings.warn(
+        f"{name!r}, the model in the package, knows only {PACKAGED[name]}; for photographs its"
+        " output is a guess, and docs/photographs.md says which model knows them",
+        PackagedModelWarning,
+        stacklevel=caller_level(),
+    )
 
 
 def _model(stored: StoredModel, limits: Mapping[str, Any]) -> Model:
