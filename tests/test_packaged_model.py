@@ -1,6 +1,5 @@
 """The model in the package, `fiber.load("scenes")`."""
 
-import importlib
 import json
 import math
 import warnings
@@ -15,11 +14,10 @@ from fiber.checkpoints.load import load_stored, read_init
 from fiber.checkpoints.stages import PackagedModelWarning, packaged_model
 from fiber.cli import main
 from fiber.evaluation.evaluate import evaluate
+from fiber.inference.load import KNOWN_LIMITS
 from tests.benches.conftest import load_bench
 
 FOLDER = packaged_model("scenes")
-# `fiber.inference.load` is the function.
-load_module = importlib.import_module("fiber.inference.load")
 METRICS = json.loads((FOLDER / "metrics.json").read_text())
 
 
@@ -164,9 +162,9 @@ def test_commands_use_it_when_there_is_no_other_model(drawing, tmp_path, monkeyp
 @pytest.fixture
 def once():
     """A process in which nothing has been loaded."""
-    load_module._warn_packaged.cache_clear()
+    KNOWN_LIMITS.clear()
     yield
-    load_module._warn_packaged.cache_clear()
+    KNOWN_LIMITS.clear()
 
 
 def test_one_warning_per_process_says_what_it_knows(once, tmp_path):
@@ -176,7 +174,7 @@ def test_one_warning_per_process_says_what_it_knows(once, tmp_path):
         for path in ("scenes", "scenes/fine", FOLDER / "coarse"):
             fiber.load(path, device="cpu")
     assert [each.filename for each in caught] == [__file__]
-    load_module._warn_packaged.cache_clear()
+    KNOWN_LIMITS.clear()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         # A copy may be trained further, as may its weights.

@@ -11,7 +11,7 @@ from fiber.cli.models import choose_model, finished_models
 class TestModelChoice:
     def test_nothing_there(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
-        with pytest.raises(FileNotFoundError, match=r"'nlvr2'.*no model found.*--model"):
+        with pytest.raises(FileNotFoundError, match=r"--model.*'nlvr2'.*no model found"):
             choose_model(None, "nlvr2")
 
     def test_no_model_with_the_head(self, desk):

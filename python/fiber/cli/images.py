@@ -19,8 +19,10 @@ from fiber.cli.arguments import (
     add_options,
     char_spans,
     limits_of,
+    naming_option,
     nonnegative_int,
     pick,
+    score,
     semicolon_list,
 )
 from fiber.cli.models import choose_model, load_quietly
@@ -45,8 +47,17 @@ _BOX_OPTIONS = {
 }
 _BOX_SETTINGS: dict[str, Any] = {
     "images": {"nargs": "+"},
-    "threshold": {"type": float},
+    "threshold": {"type": score},
     "max_detections": {"default": 100},
+}
+#: Options for the texts of commands that take only images otherwise, and the arguments of others:
+#: the name of the text, and the order.
+_TEXT_OPTIONS = {"ground": "phrases", "detect": "classes"}
+_TEXT_ORDERS = {
+    "answer": ("question", "IMAGE QUESTION"),
+    "match": ("text", "IMAGE TEXT"),
+    "entail": ("hypothesis", "IMAGE HYPOTHESIS"),
+    "search": ("text", "TEXT IMAGE"),
 }
 #: Number of images decoded and held in memory at a time.
 _BATCH = 16
@@ -160,7 +171,12 @@ def _command(
 
 def _ground(options: argparse.Namespace) -> int:
     if options.phrases is None and options.caption is None:
-        raise ValueError("ground: expected --phrases, --caption or both, got neither")
+        texts = [image for image in options.images[1:] if not _exists(image)]
+        example = "; ".join(printable(text, _MAX_CELL) for text in texts) or "a red mug; the laptop"
+        raise ValueError(
+            "ground: expected --phrases, --caption or both, got neither; pass the phrases as"
+            f' --phrases "{example}"'
+        )
     if options.spans is not None and (options.caption is None or options.phrases is not None):
         raise ValueError("--spans requires --caption and cannot be combined with --phrases")
     arguments = pick(options, "boxes_per_phrase", "phrases", "caption", "spans")
@@ -276,7 +292,7 @@ def _search(options: argparse.Namespace) -> int:
     return 0
 
 
-def _paths(images: Sequence[str]) -> list[Path]:
+def _paths(images: Sequence[str], options: argparse.Namespace) -> list[Path]:
     """List image files. Folders are searched recursively, without following links."""
     paths = []
     for image in images:
@@ -287,13 +303,35 @@ def _paths(images: Sequence[str]) -> list[Path]:
                 p for p in path.rglob("*") if p.suffix.lower() in ENDINGS and not p.is_dir()
             )
             if not inside:
-                raise ValueError(f"{path}: no {', '.join(ENDINGS)} files found")
+                raise ValueError(
+                    f"{path}: no image files in this folder; expected names that end in"
+                    f" {', '.join(ENDINGS)}"
+                )
             paths += inside
         elif path.exists():
             paths.append(path)
         else:
-            raise FileNotFoundError(f"{path}: no such image file or folder")
+            raise FileNotFoundError(
+                f"{path}: no such image file or folder{_hint_of_text(path, options)}"
+            )
     return paths
+
+
+def _hint_of_text(path: Path, options: argparse.Namespace) -> str:
+    """Return where the text of a command belongs, if it may be in the place of an image."""
+    command = options.command
+    if command in _TEXT_OPTIONS and not path.suffix:
+        return f"; {_TEXT_OPTIONS[command]} are passed as --{_TEXT_OPTIONS[command]}"
+    name, order = _TEXT_ORDERS.get(command, ("", ""))
+    return f"; expected the order {order}" if name and _exists(getattr(options, name)) else ""
+
+
+def _exists(text: str) -> bool:
+    try:
+        return Path(text).exists()
+    except (OSError, ValueError):
+        # Too long for a name, or with a null character.
+        return False
 
 
 class _Session:
@@ -303,7 +341,7 @@ class _Session:
     """
 
     def __init__(self, options: argparse.Namespace, images: Sequence[str], *heads: str) -> None:
-        self.paths = _paths(images)
+        self.paths = _paths(images, options)
         self.name = choose_model(options.model, *heads)
         settings = pick(options, "tokenizer", "answers", "device")
         self.limits: dict[str, Any] = limits_of(options)
@@ -316,7 +354,8 @@ class _Session:
                 raise NotADirectoryError(
                     f"--save {self.folder} is a file; expected a folder for annotated images"
                 )
-            self.folder.mkdir(parents=True, exist_ok=True)
+            with naming_option("--save", self.folder):
+                self.folder.mkdir(parents=True, exist_ok=True)
 
     def read(self, paths: Sequence[Path]) -> Iterator[tuple[Sequence[Path], list[np.ndarray]]]:
         """Decode images in batches. Each is a uint8 array, (H, W, 3) or, with alpha, (H, W, 4)."""

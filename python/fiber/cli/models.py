@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import sys
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +21,8 @@ if TYPE_CHECKING:
 RUNS = Path("runs")
 #: Name of the default model in the package.
 PACKAGED = "scenes"
+#: Maximum number of models to list in an error.
+_MAX_LISTED = 5
 
 
 def choose_model(named: str | None, *heads: str) -> str:
@@ -44,11 +45,13 @@ def choose_model(named: str | None, *heads: str) -> str:
         _print_packaged(PACKAGED, "; pass --model for another")
         return PACKAGED
     if not fitting:
-        have = "; ".join(f"{folder} has {', '.join(own)}" for _, folder, own in found)
+        have = "; ".join(f"{folder} has {', '.join(own)}" for _, folder, own in found[:_MAX_LISTED])
+        more = f"; and {len(found) - _MAX_LISTED} more" * (len(found) > _MAX_LISTED)
         raise FileNotFoundError(
-            f"no finished model in {RUNS}/ has the head {' or '.join(map(repr, heads))}"
-            f" ({have or 'no model found'}), nor has {PACKAGED!r} in the package; pass --model,"
-            " such as a published file with this head, or train one with `fiber train`"
+            "pass --model, such as a released file with the head"
+            f" {' or '.join(map(repr, heads))} (docs/photographs.md says where they are), or train"
+            f" one with `fiber train`: no finished model in {RUNS}/ has it"
+            f" ({have or 'no model found'}{more}), nor has {PACKAGED!r}, the model in the package"
         )
     _, newest = max(fitting)
     print(
@@ -69,12 +72,10 @@ def _print_packaged(name: str, more: str) -> None:
 
 def load_quietly(path: str, **settings: Any) -> Model:
     """Load a model without the warning of the model in the package, of which a line is printed."""
-    import fiber
-    from fiber.checkpoints.stages import PackagedModelWarning
+    from fiber.inference.load import KNOWN_LIMITS, load
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", PackagedModelWarning)
-        return fiber.load(path, **settings)
+    KNOWN_LIMITS.add(PACKAGED)
+    return load(path, **settings)
 
 
 def finished_models(folder: Path) -> Iterator[tuple[float, Path, tuple[str, ...]]]:

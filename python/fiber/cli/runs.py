@@ -16,6 +16,7 @@ from fiber.cli.arguments import (
     candidates,
     key_values,
     limits_of,
+    naming_option,
     node_range,
     nonnegative_int,
     pick,
@@ -188,7 +189,8 @@ def _train(options: argparse.Namespace) -> int:
         options, "data", "validation", "init", "tokenizer", "answers", "resume", "device"
     )
     settings |= {"threads": options.workers or 0, "callbacks": trackers, **_cached(options)}
-    fiber.train(options.recipe, output=output, set=changes, **settings)
+    with naming_option("--output", output):
+        fiber.train(options.recipe, output=output, set=changes, **settings)
     if os.environ.get("RANK", "0") == "0":
         print(output)
     return 0

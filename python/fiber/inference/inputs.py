@@ -20,6 +20,7 @@ from fiber.data.image import read_open_file
 from fiber.data.image_file import DEFAULT_LIMITS, DecodeLimits
 from fiber.data.loader_config import check_arguments
 from fiber.data.text_lengths import has_words
+from fiber.messages import caller_level
 from fiber.models.registry import ModelConfig, check_tokenizer
 
 if TYPE_CHECKING:
@@ -99,9 +100,10 @@ def one_for_each(texts: str | Sequence[str], count: int, what: str) -> list[str]
     if isinstance(texts, str):
         given = given * count
     if len(given) != count:
+        more = f"; to give one image several, repeat it: [image] * {len(given)}" * (count == 1)
         raise ValueError(
-            f"{what}: got {len(given)} for {count} images; expected one for all images or one per"
-            " image"
+            f"{what}: got {len(given)} for {count} image{'s' * (count != 1)}; expected one for all"
+            f" images or one per image{more}"
         )
     return not_empty(given, what)
 
@@ -248,7 +250,7 @@ class Inputs:
                     f"text {text[:60]!r}... has {complete} tokens and is truncated to the model's"
                     f" maximum of {limit} tokens",
                     UserWarning,
-                    stacklevel=2,
+                    stacklevel=caller_level(),
                 )
         return TextBatch(
             token_ids=torch.from_numpy(token_ids).to(self.device),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -25,9 +24,14 @@ from fiber.data.image_file import MAX_PIXELS
 from fiber.data.loader_config import check_arguments
 from fiber.inference.model import Model
 from fiber.inference.stages import StagedModel
+from fiber.inference.suggestions import suggest_keywords
 from fiber.messages import caller_level
 
+#: Models in the package whose limits this process has printed or warned of.
+KNOWN_LIMITS: set[str] = set()
 
+
+@suggest_keywords
 def load(
     path: str | os.PathLike[str],
     tokenizer: Tokenizer | str | os.PathLike[str] | None = None,
@@ -71,14 +75,15 @@ def load(
 
     Raises:
         FileNotFoundError: if no model is found. The message states what is missing.
-        ValueError: if a file is invalid, or the tensors, tokenizer or answers do not fit the model.
-            The message counts the tensors that are missing, unexpected, or have the wrong shape,
-            and names the first ones.
+        ValueError: if `path` is a URL, a file is invalid, or the tensors, tokenizer or answers do
+            not fit the model. The message counts the tensors that are missing, unexpected, or have
+            the wrong shape, and names the first ones.
     """
     check_arguments(max_pixels=max_pixels, max_decode_bytes=max_decode_bytes)
     limits = {"max_pixels": max_pixels, "max_decode_bytes": max_decode_bytes}
     found = model_path(path)
-    if name := packaged_name(found):
+    name = packaged_name(found)
+    if name is not None and name not in KNOWN_LIMITS:
         _warn_packaged(name)
     stages = stage_folders(found)
     if not stages:
@@ -104,8 +109,8 @@ def load(
     return StagedModel(loaded)
 
 
-@functools.cache
 def _warn_packaged(name: str) -> None:
+    KNOWN_LIMITS.add(name)
     warnings.warn(
         f"{name!r}, the model in the package, knows only {PACKAGED[name]}; for photographs its"
         " output is a guess, and docs/photographs.md says which model knows them",

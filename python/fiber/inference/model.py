@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Unpack, cast, overload
+from typing import TYPE_CHECKING, Any, Unpack, cast, overload
 
 import torch
 
+from fiber.checkpoints.load import choose_device
 from fiber.checkpoints.model_dir import NO_CLASSES, save_model
 from fiber.checkpoints.provenance import TrainedOn
 from fiber.data import Tokenizer
@@ -25,6 +26,7 @@ from fiber.inference.inputs import (
 )
 from fiber.inference.options import Classes, DetectOptions, GroundOptions, Phrases
 from fiber.inference.prompts import detection_prompts, grounding_prompts
+from fiber.inference.suggestions import suggest_keywords_of_methods, unknown_attribute
 from fiber.inference.text_feature_cache import TextPrefixes
 from fiber.models.fiber.detector import FiberDetector
 from fiber.models.heads import need_head
@@ -35,6 +37,7 @@ from fiber.postprocess import Detections
 SCORE_THRESHOLD = 0.3
 
 
+@suggest_keywords_of_methods
 class Model(ImageTextMethods):
     """A network with its tokenizer, answers and classes.
 
@@ -43,7 +46,7 @@ class Model(ImageTextMethods):
     Methods return a single result for one image, and a list of results for a list of images.
 
     Args:
-        network: network to run. It is set to evaluation mode and stays on its device.
+        network: network to run. It is set to evaluation mode and stays on its device; see `to`.
         tokenizer: required by every method that reads or generates text. Special tokens must have
             RoBERTa's ids.
         answers: answers in the order of the VQA head's logits; required by `answer`.
@@ -183,6 +186,20 @@ class Model(ImageTextMethods):
         limits = Thresholds(score_threshold, nms_threshold, max_detections)
         return self._boxes(given, single, prompts, limits)
 
+    def to(self, device: torch.device | str) -> Model:
+        """Move the network to a device. The compute dtype, see `fiber.load`, does not change.
+
+        Returns:
+            This model.
+
+        Raises:
+            ValueError: if the device is invalid or not found.
+        """
+        target = choose_device(device)
+        self.network.to(target)
+        self.device = self._inputs.device = target
+        return self
+
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write config.json, model.safetensors, tokenizer, answers and classes to a folder.
 
@@ -202,6 +219,11 @@ class Model(ImageTextMethods):
     def arithmetic(self) -> torch.autocast:
         """Return the autocast context in which the network runs."""
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+    if not TYPE_CHECKING:
+        # Hidden from type checkers, which report unknown attributes themselves.
+        def __getattr__(self, name: str) -> Any:
+            raise unknown_attribute(self, name)
 
     def _boxes(
         self, images: list[Any], single: bool, prompts: list[list[Prompt]], thresholds: Thresholds

@@ -19,6 +19,7 @@ from fiber.data.text_lengths import is_longer
 from fiber.inference.inputs import Inputs, as_texts, not_empty, one_for_each, one_list_for_each
 from fiber.inference.noun_phrases import caption_phrases, noun_phrases
 from fiber.inference.phrase_lists import warn_of_lists
+from fiber.messages import caller_level
 
 
 def detection_prompts(
@@ -69,7 +70,10 @@ def grounding_prompts(
         raise ValueError("ground: spans can only be used with a caption and without phrases")
     lists = None if phrases is None else one_list_for_each(phrases, count, "phrase")
     if caption is None and lists is None:
-        raise ValueError("ground: expected phrases, a caption or both, got neither")
+        raise ValueError(
+            "ground: expected phrases, a caption or both, got neither; name what to find, as in"
+            ' ground(image, ["a red mug", "the laptop"])'
+        )
     captions = [] if caption is None else one_for_each(caption, count, "caption")
     if spans is not None and caption is not None:
         # Spans are indices into the captions as given, before stripping.
@@ -200,5 +204,5 @@ def _warn_truncated(prompt: Prompt, inputs: Inputs) -> None:
         f"text {prompt.text[:60]!r}... is truncated to the model's maximum of {limit} tokens:"
         f" {effect}",
         UserWarning,
-        stacklevel=4,
+        stacklevel=caller_level(),
     )
