@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from fiber.progress import ImageProgress, say
-from fiber.terminal import EscapingStream, escape_controls, escaping, unescaped
+from fiber.terminal import EscapingStream, escape_controls, escaping, is_terminal, unescaped
 
 
 def test_ordinary_text_stays():
@@ -39,11 +39,19 @@ def test_a_stream_is_otherwise_that_below(capsys):
     stream.writelines(["b\r", "c\n"])
     print("d\x07", file=stream, flush=True)
     assert below.getvalue() == "a\\u001bb\\u000dc\nd\\u0007\n"
-    assert not stream.isatty()
     with escaping():
         print("out\x1b")
         print("err\x1b", file=sys.stderr)
     assert capsys.readouterr() == ("out\\u001b\n", "err\\u001b\n")
+
+
+def test_libraries_write_no_colors(monkeypatch):
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True  # type: ignore[method-assign]
+    monkeypatch.setattr(sys, "stdout", terminal)
+    with escaping():
+        assert is_terminal(sys.stdout) and not sys.stdout.isatty()
+    assert is_terminal(sys.stdout) and not is_terminal(io.StringIO())
 
 
 def test_progress_bars_move_the_cursor(monkeypatch):

@@ -47,6 +47,10 @@ class EscapingStream:
         for line in lines:
             self.write(line)
 
+    def isatty(self) -> bool:
+        """Return False, so that libraries write no colors, which would become escapes."""
+        return False
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
 
@@ -60,6 +64,11 @@ def escaping() -> Iterator[None]:
         yield
     finally:
         sys.stdout, sys.stderr = streams
+
+
+def is_terminal(stream: TextIO) -> bool:
+    """Check whether a stream, or the one below it, is a terminal."""
+    return unescaped(stream).isatty()
 
 
 def unescaped(stream: TextIO) -> TextIO:

@@ -44,6 +44,10 @@ def test_fields_and_repr():
         "  0.935  [12.5, 20.0, 40.2, 50.0]  a red mug",
         "  0.500  [0.0, 0.0, 80.0, 60.0]  a cup",
     ]
+    label = "\x1b[2J" + "x" * 1000
+    hostile = Detections.from_found(found([[0, 0, 1, 1]], [0.5], [0]), [label], (60, 80))
+    assert "\x1b" not in repr(hostile) and "\\x1b[2Jxxx" in repr(hostile)
+    assert len(repr(hostile)) < 400 and hostile.labels == [label]
 
 
 def test_json_object():

@@ -28,6 +28,7 @@ from fiber.cli.arguments import (
 from fiber.cli.models import choose_model, load_quietly
 from fiber.data.image_file import ENDINGS, check_not_url
 from fiber.messages import printable, shown_names
+from fiber.terminal import is_terminal
 
 if TYPE_CHECKING:
     import numpy as np
@@ -346,7 +347,7 @@ class _Session:
         settings = pick(options, "tokenizer", "answers", "device")
         self.limits: dict[str, Any] = limits_of(options)
         self.model: Model = load_quietly(self.name, **settings, **self.limits)
-        self.as_json = options.json or not sys.stdout.isatty()
+        self.as_json = options.json or not is_terminal(sys.stdout)
         self.folder: Path | None = options.save
         self.names: set[str] = set()
         if self.folder is not None:

@@ -25,6 +25,7 @@ from fiber.cli.arguments import (
 from fiber.cli.launched import is_launched
 from fiber.cli.models import RUNS, load_quietly
 from fiber.messages import printable
+from fiber.terminal import is_terminal
 from fiber.training.config.run import CHOSEN_BY
 
 _DATA = (
@@ -251,7 +252,7 @@ def _eval(options: argparse.Namespace) -> int:
     )
     settings |= limits_of(options)
     metrics = fiber.evaluate(model, options.task, classes=options.classes_file, **settings)
-    if sys.stdout.isatty():
+    if is_terminal(sys.stdout):
         width = max(map(len, metrics), default=0)
         for name, value in metrics.items():
             print(f"{printable(name, width):<{width}}  {value:.4f}")
