@@ -1,4 +1,4 @@
-"""Checkpoints whose values are long, shared or of other types: errors are short, and come at once."""
+"""Checkpoints whose values are long, shared or of other types: short errors, at once."""
 
 import json
 import pickle

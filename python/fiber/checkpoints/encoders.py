@@ -193,7 +193,7 @@ def _setting_difference(setting: Setting, value: Any, own: Any) -> _Difference |
     expected = setting.values if setting.field is None else (getattr(own, setting.field),)
     if value is None or any(_agree(value, each) for each in expected):
         return None
-    text = f"{setting.name} {shown(value)} in config.json, expected {expected[0]!r}"
+    text = f"{setting.name} {shown(value)} in config.json, expected {shown(expected[0])}"
     can_be_set = setting.field is not None and type(value) in (int, float)
     return _Difference(text, setting.field if can_be_set else None, value)
 

@@ -117,7 +117,7 @@ def read_checkpoint(path: Path, weights: Weights = "raw") -> Checkpoint:
             is ever executed.
     """
     if weights not in _STATE_KEYS:
-        raise ValueError(f"weights: expected 'raw' or 'ema', got {weights!r}")
+        raise ValueError(f"weights: expected 'raw' or 'ema', got {shown(weights)}")
     if not path.exists():
         raise FileNotFoundError(f"checkpoint {path} does not exist")
     check_regular_file(path)
@@ -279,7 +279,7 @@ def _check_legacy_start(path: Path, start: bytes) -> None:
     if not start.startswith(b"\x80") or tarfile.is_tarfile(path):
         raise ValueError(
             f"{path} is not a checkpoint written by torch.save or safetensors; it starts with"
-            f" {start[:16]!r}"
+            f" {shown(start[:16])}"
         )
 
 

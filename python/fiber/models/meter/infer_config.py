@@ -216,7 +216,7 @@ def _check_heads(stored: Mapping[str, Any], config: MeterConfig) -> None:
     ):
         raise ValueError(f"stored config: loss_names must have a number each, got {shown(losses)}")
     missing = [
-        f"{loss} (head {head!r}, {_HEAD_PREFIXES[head]}*)"
+        f"{loss} (head {shown(head)}, {_HEAD_PREFIXES[head]}*)"
         for loss, head in _LOSS_HEADS.items()
         if losses.get(loss, 0) > 0 and head not in config.heads
     ]
@@ -241,7 +241,7 @@ def _check_encoders(stored: Mapping[str, Any], config: MeterConfig) -> None:
         if found != expected:
             sizes = [", ".join(f"{k} {v}" for k, v in each.items()) for each in (expected, found)]
             raise ValueError(
-                f"the stored config has {field} {name!r} ({sizes[0]}), but the tensors have"
+                f"the stored config has {field} {shown(name)} ({sizes[0]}), but the tensors have"
                 f" {sizes[1]}"
             )
 
