@@ -162,8 +162,9 @@ def read_state(path: Path) -> Any:
     def build(value: Any, name: str, depth: int) -> Any:
         nonlocal values, copied_bytes
         values += 1
-        # A small pickle can refer to one container many times, on every level.
-        if depth > _MAX_DEPTH or values > MAX_OPERATIONS:
+        # A small pickle can refer to one container many times, on every level. A value that it
+        # holds itself has a byte or more.
+        if depth > _MAX_DEPTH or values > min(MAX_OPERATIONS, mapped.size):
             raise ValueError(f"{path} is nested too deeply, or has too many values")
         if isinstance(value, TensorRecord):
             tensor = _make_tensors(torch_file, mapped, {name: value})[name]

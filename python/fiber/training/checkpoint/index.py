@@ -60,7 +60,7 @@ def read_index(path: Path) -> Metadata:
             content = read_pickle(
                 file,
                 objects={_SIZE, *_CLASSES.values()},
-                max_operations=path.stat().st_size,
+                max_operations=path.stat().st_size + 1,
             ).content
     except OSError:
         raise
