@@ -289,7 +289,7 @@ class ImageTextMethods:
             ValueError: if the text is empty, or `images` is a single image.
         """
         if not isinstance(text, str):
-            raise TypeError(f"search: text must be a str, got {type(text).__name__} {text!r:.60}")
+            raise TypeError(f"search: text must be a str, got {type(text).__name__} {shown(text)}")
         check_top_k(top_k)
         given, single = as_list(images)
         if single:

@@ -20,7 +20,7 @@ from fiber.data.image import read_open_file
 from fiber.data.image_file import DEFAULT_LIMITS, DecodeLimits
 from fiber.data.loader_config import check_arguments
 from fiber.data.text_lengths import has_words
-from fiber.messages import caller_level
+from fiber.messages import caller_level, shown
 from fiber.models.registry import ModelConfig, check_tokenizer
 
 if TYPE_CHECKING:
@@ -78,14 +78,14 @@ def as_texts(texts: str | Sequence[str], what: str) -> list[Any]:
         return [texts]
     if isinstance(texts, bytes) or not hasattr(texts, "__iter__"):
         kind = type(texts).__name__
-        raise TypeError(f"{what}: expected a str or a list of str, got {kind} {texts!r:.60}")
+        raise TypeError(f"{what}: expected a str or a list of str, got {kind} {shown(texts)}")
     return list(texts)
 
 
 def check_top_k(top_k: int) -> None:
     """Raise TypeError or ValueError unless `top_k` is a positive integer."""
     if not isinstance(top_k, (int, np.integer)):
-        raise TypeError(f"top_k must be an integer, got {type(top_k).__name__} {top_k!r}")
+        raise TypeError(f"top_k must be an integer, got {type(top_k).__name__} {shown(top_k)}")
     if top_k < 1:
         raise ValueError(f"top_k must be 1 or more, got {top_k}")
 
@@ -127,7 +127,7 @@ def one_list_for_each(
     for index, each in enumerate(given):
         if isinstance(each, str) or not isinstance(each, Collection) or not each:
             raise ValueError(
-                f"{what} list {index} is {each!r:.60}; expected a list of one or more texts"
+                f"{what} list {index} is {shown(each)}; expected a list of one or more texts"
             )
     return [list(each) for each in given]
 
@@ -146,7 +146,7 @@ def not_empty(texts: Sequence[str], what: str) -> list[str]:
             raise ValueError(f"{what} {index} is empty; expected text that contains words")
         if any("\ud800" <= letter <= "\udfff" for letter in text):
             raise ValueError(
-                f"{what} {index} contains a lone surrogate: {text!r:.60}; expected valid Unicode"
+                f"{what} {index} contains a lone surrogate: {shown(text)}; expected valid Unicode"
             )
     return [text.strip() for text in texts]
 
@@ -242,7 +242,7 @@ class Inputs:
         counts, special_ids = text_mask.sum(1), set(tokenizer.special_ids)
         for text, ids, count in zip(texts, token_ids, counts, strict=True):
             if not has_words(ids[:count].tolist(), special_ids):
-                raise ValueError(f"text {text!r:.60} contains only special tokens; expected words")
+                raise ValueError(f"text {shown(text)} contains only special tokens; expected words")
             if not warn_truncated or count < limit:
                 continue
             if (complete := len(tokenizer.encode(text)[0])) > limit:

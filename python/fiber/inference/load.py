@@ -25,7 +25,7 @@ from fiber.data.loader_config import check_arguments
 from fiber.inference.model import Model
 from fiber.inference.stages import StagedModel
 from fiber.inference.suggestions import suggest_keywords
-from fiber.messages import caller_level
+from fiber.messages import caller_level, shown
 
 #: Models in the package whose limits this process has printed or warned of.
 KNOWN_LIMITS: set[str] = set()
@@ -92,7 +92,9 @@ def load(
         )
         return _model(stored, limits)
     if weights != "raw":
-        raise ValueError(f"weights={weights!r} requires a checkpoint file; {found} is a folder")
+        raise ValueError(
+            f"weights={shown(weights)} requires a checkpoint file; {found} is a folder"
+        )
     loaded = {}
     for name, folder in stages.items():
         # Each option is for the stage that it concerns.

@@ -19,7 +19,7 @@ from fiber.data.text_lengths import is_longer
 from fiber.inference.inputs import Inputs, as_texts, not_empty, one_for_each, one_list_for_each
 from fiber.inference.noun_phrases import caption_phrases, noun_phrases
 from fiber.inference.phrase_lists import warn_of_lists
-from fiber.messages import caller_level
+from fiber.messages import caller_level, shown
 
 
 def detection_prompts(
@@ -48,7 +48,7 @@ def detection_prompts(
     prompts = []
     for index, each in enumerate(given):
         if _is_class(each) or not each:
-            raise ValueError(f"class list {index} is {each!r}; expected one or more classes")
+            raise ValueError(f"class list {index} is {shown(each)}; expected one or more classes")
         prompts.append(_class_prompts(list(each), inputs, classes_per_prompt))
     _warn_of_lists(given)
     return prompts
@@ -107,7 +107,7 @@ def _class_prompts(
         each = as_class(given.strip() if isinstance(given, str) else given, number)
         if each in first:
             raise ValueError(
-                f"duplicate class {each.name!r} (classes {first[each]} and {number});"
+                f"duplicate class {shown(each.name)} (classes {first[each]} and {number});"
                 " expected each class once"
             )
         first[each] = number
@@ -166,13 +166,13 @@ def _marked_caption(caption: str, spans: Any) -> Prompt:
     if isinstance(spans, str) or not isinstance(spans, Sequence) or not spans:
         raise ValueError(
             f"spans for caption {caption[:60]!r}: expected a list of one or more (start, end)"
-            f" pairs, got {spans!r:.60}"
+            f" pairs, got {shown(spans)}"
         )
     phrases: list[tuple[CharSpan, ...]] = []
     for number, given in enumerate(spans):
         parts = given if isinstance(given, Sequence) and _all_sequences(given) else [given]
         if not parts:
-            raise ValueError(f"span {number} is {given!r}; expected (start, end)")
+            raise ValueError(f"span {number} is {shown(given)}; expected (start, end)")
         phrases.append(tuple(check_span(caption, part, number) for part in parts))
     labels = [" ".join(caption[start:end] for start, end in parts) for parts in phrases]
     return Prompt(caption, tuple(labels), tuple(phrases))
