@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import sys
 from collections.abc import Collection, Iterable, Mapping
 
 #: Maximum number of characters of a string, and of a value.
@@ -49,6 +50,14 @@ def printable(text: str, most: int) -> str:
     if cut.isprintable():
         return cut
     return "".join(each if each.isprintable() else _escaped(each) for each in cut)
+
+
+def caller_level() -> int:
+    """Return the `stacklevel` of a warning that names the first caller outside of this package."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("fiber."):
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def _shown(value: object, depth: int) -> str:
