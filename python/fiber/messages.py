@@ -22,8 +22,6 @@ _MAX_BITS = 128
 #: Maximum number of names in a list of names.
 _MAX_NAMES = 12
 
-_OPEN = {list: ("[", "]"), tuple: ("(", ")"), set: ("{", "}"), frozenset: ("{", "}")}
-
 
 def shown(value: object) -> str:
     """Describe a value from a file: as `repr` does if it is short, else its start and its size.
@@ -76,12 +74,13 @@ def _shown(value: object, depth: int) -> str:
         pairs = itertools.islice(value.items(), _MAX_ITEMS)
         items = (f"{_shown(key, depth + 1)}: {_shown(each, depth + 1)}" for key, each in pairs)
         return _joined("{", items, "}", value, depth)
-    for kind, (start, end) in _OPEN.items():
-        if isinstance(value, kind):
-            values = itertools.islice(value, _MAX_ITEMS)
-            items = (_shown(each, depth + 1) for each in values)
-            comma = "," if kind is tuple and len(value) == 1 else ""
-            return _joined(start, items, comma + end, value, depth)
+    if isinstance(value, (list, tuple, set, frozenset)):
+        items = (_shown(each, depth + 1) for each in itertools.islice(value, _MAX_ITEMS))
+        start, end = "{}"
+        if isinstance(value, (list, tuple)):
+            start, end = "[]" if isinstance(value, list) else "()"
+        comma = "," if isinstance(value, tuple) and len(value) == 1 else ""
+        return _joined(start, items, comma + end, value, depth)
     return f"<{type(value).__name__}>"
 
 
