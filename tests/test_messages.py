@@ -23,7 +23,7 @@ def deep(levels):
 
 
 @pytest.mark.parametrize(
-    "value", ["", "a", 'it\'s "', None, True, -7, 0.5, [], (1,), {"a": [1, (2, 3)]}, b"\0", {3}]
+    "value", ["", "a", "it's \"", None, True, -7, 0.5, [], (1,), {"a": [1, (2, 3)]}, b"\0", {3}]
 )
 def test_a_short_value_is_shown_as_repr_does(value):
     assert shown(value) == repr(value)
