@@ -14,7 +14,7 @@ from fiber.data.formats.annotation_file import (
     read_json,
     without_garbage_collection,
 )
-from fiber.data.formats.json_values import id_key
+from fiber.data.formats.json_values import id_key, split_problem
 from fiber.data.formats.rows import ANSWER_SCORES
 from fiber.data.record import AnyPath
 from fiber.messages import shown
@@ -58,7 +58,9 @@ def questions(
         answers_of = _read_answers(read_json(answers_path, "VQAv2 annotations"))
     subtype = split
     if "data_subtype" in file.data:
-        subtype = file.file_name(file.data, "data_subtype").replace("test-dev", "test")
+        subtype = file.text(file.data, "data_subtype").replace("test-dev", "test")
+        if (problem := split_problem(subtype)) is not None:
+            raise file.error(f"has 'data_subtype' {problem}")
     numbered, root = images_folder(folder, images, subtype), ""
     out, seen = RecordList(), set()
     for entry in file.walk("questions"):

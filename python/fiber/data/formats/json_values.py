@@ -15,8 +15,9 @@ from fiber.messages import shown
 
 #: Maximum magnitude of a number. float64 represents every integer up to it.
 MAX_NUMBER = 2**53
-#: Maximum magnitude of an integer that is an id.
-MAX_ID = 2**63 - 1
+#: Maximum magnitude of an integer that is an id, and maximum number of characters of other ids,
+#: which are part of the keys of many records.
+MAX_ID, MAX_ID_LENGTH = 2**63 - 1, 1000
 #: Maximum number of characters of a file name, as in Linux, and of the name of a split.
 MAX_FILE_NAME, MAX_SPLIT_NAME = 4096, 100
 
@@ -113,8 +114,10 @@ def is_integer(value: Any, least: int = 0, most: int = MAX_ID) -> TypeGuard[int]
 
 
 def is_id(value: Any) -> TypeGuard[str | int]:
-    """Return whether a value is a nonempty string, or an integer that fits in 64 bits."""
-    return bool(value) if isinstance(value, str) else is_integer(value, -MAX_ID)
+    """Return whether a value is a nonempty short string, or an integer that fits in 64 bits."""
+    if isinstance(value, str):
+        return 0 < len(value) <= MAX_ID_LENGTH
+    return is_integer(value, -MAX_ID)
 
 
 def id_key(value: str | int) -> str | int | bytes:

@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import Any
 
 from fiber.data.formats.annotation_file import ReadReport, RecordList, named
-from fiber.data.formats.json_values import is_id, split_problem
+from fiber.data.formats.json_values import MAX_ID_LENGTH, is_id, split_problem
 from fiber.data.formats.line_reader import LineReader
 from fiber.data.formats.row_records import DataRow, RowRecords, RowSource, box_records
 from fiber.data.formats.rows import check_scores, scores_of
@@ -178,7 +178,10 @@ def _of_split(
             continue
         own = entry.get("id", number)
         if not is_id(own):
-            raise lines.error(f"has 'id' {shown(own)}; expected a nonempty string or an integer")
+            raise lines.error(
+                f"has 'id' {shown(own)}; expected a string of 1 to {MAX_ID_LENGTH} characters or an"
+                " integer"
+            )
         key = f"{lines.path.stem}/{own}"
         if key in keys:
             raise lines.error(f"has duplicate 'id' {shown(own)}; expected unique ids")

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from fiber.data.formats.annotation_boxes import Box
-from fiber.data.formats.json_values import is_id, is_number
+from fiber.data.formats.json_values import MAX_ID_LENGTH, is_id, is_number
 from fiber.messages import shown
 
 CAPTIONS = ("caption", "captions", "text", "texts", "sentences")
@@ -85,10 +85,11 @@ def questions_of(row: Mapping[str, Any]) -> Iterator[tuple[str | int | None, dic
 
 
 def check_id(value: Any, name: str) -> str | int:
-    """Return an id; raise ValueError unless it is a nonempty string or a 64-bit integer."""
+    """Return an id; raise ValueError if it is none; see `is_id`."""
     if not is_id(value):
         raise ValueError(
-            f"has {name!r} {shown(value)}; expected a nonempty string or an integer below 2**63"
+            f"has {name!r} {shown(value)}; expected a string of 1 to {MAX_ID_LENGTH} characters or"
+            " an integer below 2**63"
         )
     return value
 

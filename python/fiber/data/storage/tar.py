@@ -27,6 +27,8 @@ from fiber.messages import printable, shown
 
 #: Largest extended header (long name or pax records), and largest global header, in bytes.
 _MAX_EXTENDED_BYTES, _MAX_GLOBAL_BYTES = 1 << 20, 1 << 16
+#: Maximum number of characters of a member's name, which is a part of the keys of its records.
+_MAX_NAME = 1000
 #: Maximum number of global pax records, which `tarfile` applies to every member.
 _MAX_GLOBAL_RECORDS = 64
 _INDEX_VERSION = 1
@@ -173,7 +175,8 @@ class TarFile(PooledFile):
         clean = _clean_name(name)
         if clean is None:
             raise ValueError(
-                f"unsafe member name {shown(name)}; expected a relative path without '..'"
+                f"unsafe member name {shown(name)}; expected a relative path without '..', of at"
+                f" most {_MAX_NAME} characters"
             )
         if kind in _EMPTY and info.size:
             raise ValueError(
@@ -271,9 +274,14 @@ _OPTIONS: Any = {"tarinfo": _StrictTarInfo, "encoding": "utf-8", "errors": "surr
 
 
 def _clean_name(name: str) -> str | None:
-    """Return a member name without empty and "." parts, or None if it is unsafe or not UTF-8."""
+    """Return a member name without empty and "." parts.
+
+    Returns None for a name that is unsafe, too long, or not UTF-8.
+    """
     parts = name.split("/")
-    if ".." in parts or name.startswith("/") or "\0" in name or not name or not is_utf8(name):
+    if not 0 < len(name) <= _MAX_NAME or not is_utf8(name):
+        return None
+    if ".." in parts or name.startswith("/") or "\0" in name:
         return None
     return "/".join(part for part in parts if part not in ("", "."))
 
