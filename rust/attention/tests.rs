@@ -308,8 +308,8 @@ fn heads_without_keys_have_zeros() {
     attention
         .forward([&[1.0; 30], &[], &[]], &mut out, &mut logsumexp)
         .unwrap();
-    assert_eq!(out, [0.0; 30]);
-    assert_eq!(logsumexp, [f32::NEG_INFINITY; 6]);
+    assert!(out.iter().all(|&value| value == 0.0));
+    assert!(logsumexp.iter().all(|&value| value == f32::NEG_INFINITY));
 }
 
 /// On a processor without AVX-512, these instructions would end the process.
@@ -329,5 +329,5 @@ fn instructions_are_those_of_the_processor_or_fewer() {
     attention
         .forward([&[1.0], &[1.0], &[3.0]], &mut out, &mut logsumexp)
         .unwrap();
-    assert_eq!(out, [3.0]);
+    assert!((out[0] - 3.0).abs() < 1e-6);
 }
