@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from fiber.data import sources
 from fiber.data.datasets.resolve import open_source
 from tests.data.hostile_values import is_refused, mutants
 from tests.data.shards import picture, write_tar
@@ -261,3 +262,55 @@ def test_every_value_of_the_tsv_files_is_read_or_refused_by_name(name, on_error,
             )
         )
     assert not refused[0] and len(refused) / 8 < sum(refused) < len(refused)
+
+
+LONG = 10**400
+
+
+IDS = ("id", "image_id", "category_id", "sentid", "region_id", "question_id", "pairID")
+
+
+@pytest.mark.parametrize("value", [LONG, -LONG, 2**63], ids=["long", "below 0", "64 bits"])
+@pytest.mark.parametrize(
+    "number", [n for n, each in enumerate(FILES) if any(f'"{i}"' in json.dumps(each) for i in IDS)]
+)
+def test_integers_that_are_ids_fit_in_64_bits(number, value, folder):
+    """In the place of every integer; those that refer to each other are all replaced."""
+    source, name, content, options = FILES[number]
+
+    def replaced(found):
+        if isinstance(found, dict):
+            return {k: value if k in IDS else replaced(v) for k, v in found.items()}
+        return [replaced(each) for each in found] if isinstance(found, list) else found
+
+    beside(name, folder)
+    (folder / name).write_text(json.dumps(replaced(content)))
+    with pytest.raises(ValueError, match=rf"{name}.*2\*\*63"):
+        open_source(source, folder / name, "train", **options)
+
+
+@pytest.mark.parametrize("read", [sources.captions, sources.detection, sources.phrases])
+@pytest.mark.parametrize("value", [[], {}, None, 1.5, True])
+def test_ids_of_other_types_are_named_by_each_reader(read, value, folder):
+    wrong = [{**PHRASE, "id": value}]
+    for content in ({**PHRASES, "images": wrong}, {**PHRASES, "categories": [], "images": wrong}):
+        (folder / "a.json").write_text(json.dumps({"categories": [CATEGORY], **content}))
+        with pytest.raises(ValueError, match=r"a\.json: images\[0\] has 'id' "):
+            read(folder, "train", annotations=folder / "a.json")
+
+
+@pytest.mark.parametrize("name", ["", "(x)", "\ud800"])
+def test_classes_of_which_prompts_have_nothing_are_named(name, folder):
+    (folder / "a.json").write_text(json.dumps({**COCO, "categories": [{"id": 3, "name": name}]}))
+    with pytest.raises(ValueError, match=r"a\.json: categories\[0\] has "):
+        open_source("detection", folder / "a.json", "train")
+    line = {"image": "1.png", "boxes_xyxy": [[2, 3, 9, 9]], "labels": [name]}
+    (folder / "a.jsonl").write_text(json.dumps(line))
+    with pytest.raises(ValueError, match=r"a\.jsonl: line 1 has "):
+        open_source("detection", folder / "a.jsonl", "train")
+    for file in ("i.tsv", "l.tsv"):
+        (folder / file).write_text("1\t[]\n")
+    (folder / "a.yaml").write_text("img: i.tsv\nlabel: l.tsv\nlabelmap: map.json\n")
+    (folder / "map.json").write_text(json.dumps({name: 1}))
+    with pytest.raises(ValueError, match=r"map\.json"):
+        open_source("objects365", folder / "a.yaml", "train")

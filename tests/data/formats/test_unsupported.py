@@ -5,6 +5,7 @@ import pytest
 from fiber.data.datasets.resolve import check_records, open_source
 from fiber.data.record import Record
 from fiber.data.tools.discover import parts_of
+from fiber.evaluation.tasks import open_records
 
 VOC = "<?xml version='1.0'?>\n<annotation>\n<filename>1.jpg</filename></annotation>"
 YOLO = "train: ../train/images\nval: ../valid/images\nnc: 1\nnames: ['mug']\n"
@@ -111,6 +112,12 @@ def test_an_object_of_another_library_is_answered_with_what_to_do(kind):
     ):
         with pytest.raises(TypeError, match=rf"^data.* got {said}"):
             call()
+
+
+def test_splits_of_datasets_are_not_taken_for_records_by_task():
+    given = class_of("datasets.dataset_dict", "DatasetDict", dict)(train=[1])
+    with pytest.raises(TypeError, match=r"data: .* got a datasets\.DatasetDict; .*to_parquet"):
+        open_records(given, "retrieval", "val")
 
 
 def test_an_object_without_a_first_item_is_refused():

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import tarfile
 import zlib
 
@@ -11,7 +12,7 @@ import pytest
 
 from fiber.data import DataLoader, ImageTransform, Record, Tokenizer
 from fiber.data.datasets.resolve import existing_data, open_source
-from fiber.data.storage import pack_description
+from fiber.data.storage import pack_description, packed
 from fiber.data.storage.pack_index import ENTRY
 from fiber.data.storage.remote_pack import url_of
 from fiber.data.storage.shard_order import ShardGroups
@@ -39,22 +40,28 @@ def write_source(folder):
     (folder / "instances_train.json").write_text(json.dumps(content))
 
 
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("original")
+    write_source(folder / "source")
+    pack(folder / "source", folder / "packed")
+    return folder / "packed"
+
+
 @pytest.fixture
-def packed(tmp_path):
-    write_source(tmp_path / "source")
-    pack(tmp_path / "source", tmp_path / "packed")
-    return tmp_path / "packed"
+def folder(original, tmp_path):
+    return shutil.copytree(original, tmp_path / "packed")
 
 
 def read(folder):
     """Read a pack as the loader does, with and without the objects for metrics."""
     pack_description._read_description.cache_clear()
-    open_source("detection", folder, "train", shots=1)
     records = open_source("detection", folder, "train", objects=True)
     assert all(isinstance(image, bytes) for record in records for image in record.images)
     ShardGroups(records.shard_map())
     assert all(isinstance(note, str) and len(note) < 3000 for note in records.notes)
     assert sum(records.counts.values()) >= 0
+    packed._choose_shots(records, 1)
     return records
 
 
@@ -71,72 +78,72 @@ def signed(text):
 
 
 @pytest.mark.parametrize("version", [1, 2])
-def test_every_value_of_a_description_is_read_or_refused_by_name(packed, version):
+def test_every_value_of_a_description_is_read_or_refused_by_name(folder, version):
     if version == 1:
-        as_version_1(packed)
-    path = packed / "pack.json"
+        as_version_1(folder)
+    path = folder / "pack.json"
     content = json.loads(path.read_text())
-    assert not is_refused(lambda: read(packed), packed, "pack.json")
+    assert not is_refused(lambda: read(folder), folder, "pack.json")
     refused = []
     for text in mutants(content, FEW):
         path.write_text(signed(text))
         # A file that is named otherwise is missing, or is another one.
-        refused.append(is_refused(lambda: read(packed), packed, str(packed)))
+        refused.append(is_refused(lambda: read(folder), folder, str(folder)))
     assert len(refused) / 2 < sum(refused) < len(refused)
 
 
 @pytest.mark.parametrize("whole", [False, True])
-def test_every_value_of_a_record_is_read_or_refused_by_name(packed, whole):
-    as_version_1(packed)
-    path, description = packed / "index/train-detection.jsonl", packed / "pack.json"
+def test_every_value_of_a_record_is_read_or_refused_by_name(folder, whole):
+    as_version_1(folder)
+    path, description = folder / "index/train-detection.jsonl", folder / "pack.json"
     (line,) = map(json.loads, path.read_text().splitlines())
     content = json.loads(description.read_text())
     line |= content["parts"][0]["shared"][0] if whole else {}
     (line.pop("shared") if whole else None)
     refused = []
-    for text in (json.dumps(line), *mutants(line)):
+    for text in (json.dumps(line), *mutants(line, FEW)):
         path.write_text(text + "\n")
         content["parts"][0]["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
-        sign(packed, content)
-        refused.append(is_refused(lambda: read(packed), packed, path.name))
+        sign(folder, content)
+        refused.append(is_refused(lambda: read(folder), folder, path.name))
     assert not refused[0] and len(refused) / 2 < sum(refused) < len(refused)
 
 
 @pytest.mark.parametrize("kind", ["pictures", "crc32"])
-def test_every_value_of_an_index_of_version_1_is_read_or_refused_by_name(packed, kind):
-    as_version_1(packed)
-    path = packed / f"index/train-{kind}.json"
-    content = json.loads((packed / "pack.json").read_text())
+def test_every_value_of_an_index_of_version_1_is_read_or_refused_by_name(folder, kind):
+    as_version_1(folder)
+    path = folder / f"index/train-{kind}.json"
+    content = json.loads((folder / "pack.json").read_text())
     entry = next(each for each in content["indexes"] if each["file"].endswith(path.name))
     numbers = json.loads(path.read_text())
     refused = []
     for text in (json.dumps(numbers), *mutants(numbers)):
         path.write_text(text)
         entry["sha256"] = hashlib.sha256(text.encode()).hexdigest()
-        sign(packed, content)
-        refused.append(is_refused(lambda: read(packed), packed, str(packed)))
+        sign(folder, content)
+        refused.append(is_refused(lambda: read(folder), folder, str(folder)))
     # The first shard has the number 0.
     assert not refused[0] and len(refused) - 3 < sum(refused) < len(refused)
 
 
 @pytest.mark.parametrize("field", ["number", "start", "bytes", "crc32"])
 @pytest.mark.parametrize("name", ["train-images.bin", "train-detection.bin"])
-def test_large_numbers_of_an_index_take_no_memory(packed, name, field):
-    path, content = packed / "index" / name, json.loads((packed / "pack.json").read_text())
+def test_large_numbers_of_an_index_take_no_memory(folder, name, field):
+    path, content = folder / "index" / name, json.loads((folder / "pack.json").read_text())
     index = np.fromfile(path, dtype=ENTRY)
     index[field] = np.iinfo(ENTRY[field]).max
     index.tofile(path)
     entry = next(each for each in content["indexes"] if each["file"].endswith(name))
     data = path.read_bytes()
     entry |= {"sha256": hashlib.sha256(data).hexdigest(), "crc32s": [zlib.crc32(data)]}
-    sign(packed, content)
-    assert is_refused(lambda: read(packed), packed, str(packed))
+    sign(folder, content)
+    assert is_refused(lambda: read(folder), folder, str(folder))
 
 
-def test_a_shard_of_an_image_beyond_the_shards_takes_no_memory(packed):
+def test_a_shard_of_an_image_beyond_the_shards_takes_no_memory(folder):
     """Of an image that is not checked when the pack is opened."""
-    records = read(packed)
-    index = packed / "index/train-images.bin"
+    records = read(folder)
+    index = folder / "index/train-images.bin"
     entry = np.fromfile(index, dtype=ENTRY)
     entry["number"] = 2**32 - 1
     stat = index.stat()
@@ -146,10 +153,10 @@ def test_a_shard_of_an_image_beyond_the_shards_takes_no_memory(packed):
         ShardGroups(records.shard_map())
 
 
-def test_a_description_that_is_too_large(packed, monkeypatch):
+def test_a_description_that_is_too_large(folder, monkeypatch):
     monkeypatch.setattr(pack_description, "MAX_DESCRIPTION_BYTES", 100)
     with pytest.raises(ValueError, match=r"pack\.json has \d+ bytes; expected at most 100"):
-        read(packed)
+        read(folder)
 
 
 # ---- tar indexes
