@@ -91,7 +91,7 @@ except ValueError as error:
 def test_compressed_archive_is_rejected(tmp_path):
     path = tmp_path / "deflated.ckpt"
     path.write_bytes(zipped(b"\x80\x02" + b"\0" * 10_000_000 + b".", zipfile.ZIP_DEFLATED))
-    with pytest.raises(ValueError, match=r"deflated.ckpt.*data.pkl is compressed"):
+    with pytest.raises(ValueError, match=r"deflated.ckpt.*'data.pkl' is compressed"):
         read_checkpoint(path)
 
 

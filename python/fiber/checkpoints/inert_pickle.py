@@ -3,15 +3,21 @@
 `pickle` imports and calls whatever a file names. `torch.load(weights_only=True)` rejects pickle
 protocols above 3, and files that name a class outside torch, as Lightning checkpoints do. This
 reader supports basic containers, numbers and strings, the containers of sacred's configs, and the
-tensor records of `torch.save`. Everything else becomes an `Inert` value. Memory and time are linear
-in the size of the pickle.
+tensor records of `torch.save`. Everything else becomes an `Inert` value.
+
+Memory and time are linear in the size of the pickle. Its strings can be long and be referred to by
+many opcodes, and its containers can share items, so that they are exponentially larger than the
+pickle. Therefore no opcode builds a string or a hash from such a value.
 """
 
 from __future__ import annotations
 
 import pickletools
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
+from collections.abc import Collection
 from typing import Any, NamedTuple
+
+from fiber.messages import printable, shown
 
 #: Maximum number of opcodes in a pickle. A state dict has about 40 per tensor.
 MAX_OPERATIONS = 1_000_000
@@ -21,7 +27,10 @@ MAX_OPERATIONS = 1_000_000
 _MAX_INT_KEY = 2**14
 
 #: Maximum number of dimensions of a tensor, as in torch.
-_MAX_DIMS = 64
+MAX_DIMS = 64
+
+#: Maximum number of characters in the name of a module, a class or a storage.
+_MAX_NAME = 256
 
 #: Modules and builtins that only malicious files name. Such files are rejected. Safety does not
 #: depend on these lists, since nothing is ever called.
@@ -43,13 +52,33 @@ class HostileFileError(ValueError):
 class Inert:
     """Placeholder for a class, function or object that a pickle names or creates."""
 
-    __slots__ = ("name",)
+    __slots__ = ("_module", "_name")
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, name: str, module: str = "") -> None:
+        self._name, self._module = name, module
+
+    @property
+    def name(self) -> str:
+        """Dotted name, at most 513 characters."""
+        # Joined when it is needed: a pickle can name a class in every opcode.
+        return f"{self._module}.{self._name}" if self._module else self._name
 
     def __repr__(self) -> str:
         return f"Inert({self.name})"
+
+
+class ObjectRecord:
+    """Object that a pickle creates, of a class whose objects were asked for. Nothing was called."""
+
+    __slots__ = ("arguments", "name", "state")
+
+    def __init__(self, name: str, arguments: tuple[Any, ...]) -> None:
+        #: Dotted name of the class.
+        self.name = name
+        #: Arguments of the call that creates the object.
+        self.arguments = arguments
+        #: State that is set afterwards, if there is one.
+        self.state: Any = None
 
 
 class StorageRecord(NamedTuple):
@@ -104,23 +133,32 @@ class Pickle(NamedTuple):
     """Content of one pickle."""
 
     #: Unpickled value. Built-in scalars and containers are unchanged, sacred's containers are dicts
-    #: and lists, tensors and storages are records, and all other objects are `Inert`.
+    #: and lists, tensors, storages and the objects that were asked for are records, and all other
+    #: objects are `Inert`.
     content: Any
     #: All storages that the pickle refers to, by key.
     storages: dict[str, StorageRecord]
 
 
-def read_pickle(file: Any) -> Pickle:
+def read_pickle(
+    file: Any, *, objects: Collection[str] = (), max_operations: int = MAX_OPERATIONS
+) -> Pickle:
     """Read one pickle from a file or mmap, leaving the file position at the end of the pickle.
+
+    Args:
+        file: file or mmap at the start of a pickle.
+        objects: dotted names of classes whose objects become `ObjectRecord`.
+        max_operations: maximum number of opcodes.
 
     Raises:
         HostileFileError: if the pickle names a function that can execute arbitrary code.
         ValueError, IndexError, KeyError, TypeError, AttributeError: if the pickle is damaged.
     """
-    reader = _Reader()
+    reader = _Reader(objects)
     for number, (opcode, argument, _) in enumerate(pickletools.genops(file)):
-        if number >= MAX_OPERATIONS:
-            raise ValueError(f"the pickle has more than {MAX_OPERATIONS:,} opcodes")
+        if number >= max_operations:
+            raise ValueError(f"the pickle has more than {max_operations:,} opcodes")
+        reader.number = number
         reader.step(opcode.name, argument)
     # `genops` either ends at STOP or raises.
     return Pickle(reader.stack.pop(), reader.storages)
@@ -129,7 +167,10 @@ def read_pickle(file: Any) -> Pickle:
 class _Reader:
     """Stack machine that evaluates a pickle."""
 
-    def __init__(self) -> None:
+    def __init__(self, objects: Collection[str]) -> None:
+        self.objects = objects
+        #: Number of opcodes before the current one.
+        self.number = 0
         self.stack: list[Any] = []
         #: Values by memo index; `_MARK` where there is none. A dict could be slow, as for keys.
         self.memo: list[Any] = []
@@ -187,7 +228,9 @@ class _Reader:
             arguments = tuple(self._pop_mark())
             stack.append(self._result(_named(*argument.split(" ", 1)), arguments))
         elif name == "BUILD":
-            self._pop(1)
+            (state,) = self._pop(1)
+            if type(stack[-1]) is ObjectRecord:
+                stack[-1].state = state
         elif name == "BINPERSID":
             stack.append(self._storage(*self._pop(1)))
         elif name in ("EMPTY_SET", "FROZENSET"):
@@ -206,16 +249,17 @@ class _Reader:
             raise ValueError(f"unsupported opcode {name}; torch.save does not write it")
 
     def _memorize(self, index: int) -> None:
-        if not 0 <= index < MAX_OPERATIONS:
+        # Picklers count up, by one for each value that they keep.
+        if not 0 <= index <= self.number:
             raise ValueError(
-                f"an index of the memo is {index}, expected 0 to {MAX_OPERATIONS - 1:,}"
+                f"an index of the memo is {shown(index)}, expected 0 to {self.number:,}"
             )
         self.memo += [_MARK] * (index + 1 - len(self.memo))
         self.memo[index] = self.stack[-1]
 
     def _recall(self, index: int) -> Any:
         if not 0 <= index < len(self.memo) or self.memo[index] is _MARK:
-            raise ValueError(f"the memo has no value {index}")
+            raise ValueError(f"the memo has no value {shown(index)}")
         return self.memo[index]
 
     def _pop(self, count: int) -> list[Any]:
@@ -244,11 +288,14 @@ class _Reader:
 
     def _result(self, callee: Any, arguments: Any) -> Any:
         """Return the tensor or container that a call creates, or a placeholder."""
+        # Only an Inert stands for a class. A string could say anything and be of any length.
         name = callee.name if isinstance(callee, Inert) else type(callee).__name__
         if not isinstance(arguments, tuple):
             raise ValueError(
                 f"expected a tuple of arguments in a call to {name}, got {type(arguments).__name__}"
             )
+        if name in self.objects:
+            return ObjectRecord(name, arguments)
         if name == "collections.OrderedDict" and not arguments:
             return {}
         if name == "collections.OrderedDict" and isinstance(arguments[0], list):
@@ -274,24 +321,21 @@ class _Reader:
         if name == "torch._utils._rebuild_tensor_v3":
             # Dtypes without a storage class of their own, such as float8.
             dtype = arguments[6] if len(arguments) > 6 else None
-            kind = dtype.name if isinstance(dtype, Inert) else "an unknown dtype"
+            kind = printable(dtype.name, 100) if isinstance(dtype, Inert) else "an unknown dtype"
             raise ValueError(f"tensors of {kind} are not supported")
-        return Inert(name)
+        return callee if isinstance(callee, Inert) else Inert(name)
 
     def _storage(self, value: Any) -> Any:
         """Read a storage reference: ("storage", class, key, device, numel, ...)."""
         if not (isinstance(value, tuple) and value and value[0] == "storage"):
             return Inert("persistent id")
         kind, key, _, numel = value[1:5]
-        # Errors do not print values, whose text can be exponentially longer than the pickle.
-        if not isinstance(kind, Inert) or not isinstance(key, str | int):
-            raise ValueError(
-                "invalid storage reference: expected a class and a string or integer key, got"
-                f" {type(kind).__name__} and {type(key).__name__}"
-            )
+        if not isinstance(kind, Inert):
+            raise ValueError(f"a storage has no class; got {type(kind).__name__}")
+        key = storage_key(key)
         if type(numel) is not int or not 0 <= numel < 2**63:
             raise ValueError(
-                f"storage {key} has an invalid number of elements; expected an integer below 2**63"
+                f"storage {key} has {shown(numel)} elements; expected an integer below 2**63"
             )
         # Before torch 0.4, a storage could be a view of another storage.
         if len(value) > 5 and value[5] is not None:
@@ -299,15 +343,31 @@ class _Reader:
                 f"storage {key} is a view of another storage; expected a file from torch 0.4 or"
                 " later"
             )
-        record = StorageRecord(kind.name.rpartition(".")[2], str(key), numel)
-        if self.storages.setdefault(record.key, record) != record:
-            raise ValueError(f"storage {record.key} is referenced with different types or sizes")
-        return record
+        record = StorageRecord(kind.name.rpartition(".")[2], key, numel)
+        known = self.storages.setdefault(key, record)
+        if known != record:
+            raise ValueError(f"storage {key} is referenced with different types or sizes")
+        # The first one, so that many references take no memory of their own.
+        return known
+
+
+def storage_key(key: Any) -> str:
+    """Return the key of a storage as a string; files from before torch 1.0 have integers.
+
+    Raises:
+        ValueError: if it is neither a string of at most 256 printable characters nor an integer
+            from 0 to 2**63 - 1.
+    """
+    if type(key) is int and 0 <= key < 2**63:
+        return str(key)
+    if isinstance(key, str) and len(key) <= _MAX_NAME and key.isprintable():
+        return key
+    raise ValueError(f"a storage has the key {shown(key)}; expected a short string or an integer")
 
 
 def _key(key: Any) -> Any:
     """Return the key if it is found in constant time, otherwise a distinct `Inert` key."""
-    if key is None or isinstance(key, str | bytes | Inert):
+    if key is None or isinstance(key, str | bytes | Inert | ObjectRecord):
         return key
     if isinstance(key, int) and 0 <= key < _MAX_INT_KEY:
         return key
@@ -321,13 +381,18 @@ def _named(module: Any, name: Any) -> Inert:
             "expected module and class names to be strings, got"
             f" {type(module).__name__} and {type(name).__name__}"
         )
+    if max(len(module), len(name)) > _MAX_NAME:
+        raise ValueError(
+            f"a class is called {shown(name)} in module {shown(module)}; expected names of at most"
+            f" {_MAX_NAME} characters"
+        )
     # Protocol 2, which torch.save writes, uses Python 2 names.
     module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
     # `open` is pickled under the module that defines it.
     builtin = module in ("builtins", "io", "_io") and name in _HOSTILE_BUILTINS
     if builtin or module.partition(".")[0] in _HOSTILE_MODULES:
-        raise HostileFileError(f"{module}.{name}")
-    return Inert(f"{module}.{name}")
+        raise HostileFileError(printable(f"{module}.{name}", 2 * _MAX_NAME))
+    return Inert(name, module)
 
 
 def _is_pairs(values: list[Any]) -> bool:
@@ -338,15 +403,20 @@ def _tensor(arguments: tuple[Any, ...]) -> TensorRecord:
     storage, offset, size, stride = arguments[:4]
     if not isinstance(storage, StorageRecord):
         raise ValueError(f"expected the storage of a tensor, got {type(storage).__name__}")
+    if not isinstance(size, tuple) or not isinstance(stride, tuple):
+        raise ValueError(
+            "expected the size and the stride of a tensor to be tuples, got"
+            f" {type(size).__name__} and {type(stride).__name__}"
+        )
     if len(size) != len(stride):
         raise ValueError(
             f"expected a size and a stride of the same length, got {len(size)} and {len(stride)}"
         )
-    if len(size) > _MAX_DIMS:
-        raise ValueError(f"a tensor has {len(size)} dimensions; expected at most {_MAX_DIMS}")
+    if len(size) > MAX_DIMS:
+        raise ValueError(f"a tensor has {len(size)} dimensions; expected at most {MAX_DIMS}")
     numbers = [offset, *size, *stride]
     if not all(type(number) is int and 0 <= number < 2**63 for number in numbers):
         raise ValueError(
             "a tensor has an invalid size, stride or offset; expected integers in [0, 2**63)"
         )
-    return TensorRecord(storage, offset, tuple(size), tuple(stride))
+    return TensorRecord(storage, offset, size, stride)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import mmap
+import operator
 import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,6 +17,8 @@ import torch
 from torch import Tensor
 
 from fiber.atomic_io import check_regular_file
+from fiber.checkpoints.inert_pickle import MAX_DIMS
+from fiber.messages import printable, shown
 
 #: Dtypes of safetensors files.
 _DTYPES = {
@@ -35,6 +39,10 @@ _DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+
+
+#: Maximum number of characters in the name of a tensor.
+MAX_NAME = 512
 
 
 class MappedFile:
@@ -85,7 +93,8 @@ def read_safetensors(path: Path) -> SafetensorsFile:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
     except safetensors.SafetensorError as error:
-        raise ValueError(f"{path} is not a valid safetensors file: {error}") from error
+        reason = printable(str(error), 200)
+        raise ValueError(f"{path} is not a valid safetensors file: {reason}") from error
     mapped = MappedFile(path)
     with path.open("rb") as raw:
         (header_bytes,) = struct.unpack("<Q", raw.read(8))
@@ -94,13 +103,35 @@ def read_safetensors(path: Path) -> SafetensorsFile:
     for name, entry in header.items():
         if name == "__metadata__":
             continue
-        if entry["dtype"] not in _DTYPES:
-            raise ValueError(
-                f"{path}: {name} has dtype {entry['dtype']}; expected one of {', '.join(_DTYPES)}"
-            )
+        _check_entry(path, name, entry)
         (first, last), shape = entry["data_offsets"], entry["shape"]
         tensor = torch.empty(0, dtype=_DTYPES[entry["dtype"]])
-        strides = [math.prod(shape[dim + 1 :]) for dim in range(len(shape))]
+        # Of each dimension, the product of the sizes after it.
+        strides = [*itertools.accumulate(shape[:0:-1], operator.mul, initial=1)][::-1]
         storage = mapped.storage(8 + header_bytes + first, last - first)
-        tensors[name] = tensor.set_(storage, 0, tuple(shape), tuple(strides))
+        tensors[name] = tensor.set_(storage, 0, shape, strides[: len(shape)])
     return SafetensorsFile(tensors, metadata, mapped.release)
+
+
+def _check_entry(path: Path, name: str, entry: Mapping[str, Any]) -> None:
+    """Check what the library does not: the name of a tensor, and a shape that torch can have."""
+    if len(name) > MAX_NAME or not name.isprintable():
+        raise ValueError(
+            f"{path} contains a tensor called {shown(name)}; expected a name of at most"
+            f" {MAX_NAME} printable characters"
+        )
+    if entry["dtype"] not in _DTYPES:
+        raise ValueError(
+            f"{path}: {name} has dtype {shown(entry['dtype'])}; expected one of"
+            f" {', '.join(_DTYPES)}"
+        )
+    shape = entry["shape"]
+    if len(shape) > MAX_DIMS:
+        raise ValueError(
+            f"{path}: {name} has {len(shape):,} dimensions; expected at most {MAX_DIMS}"
+        )
+    # A tensor without elements can have any other sizes.
+    if math.prod(max(size, 1) for size in shape) >= 2**63:
+        raise ValueError(
+            f"{path}: {name} has shape {shown(shape)}; expected sizes whose product is below 2**63"
+        )

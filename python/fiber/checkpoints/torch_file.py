@@ -10,16 +10,15 @@ memory-mapped file, so unused tensors are never read.
 from __future__ import annotations
 
 import errno
-import io
 import json
 import math
 import mmap
 import os
 import struct
-import sys
 import tarfile
 import zipfile
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -34,8 +33,11 @@ from fiber.checkpoints.inert_pickle import (
     StorageRecord,
     TensorRecord,
     read_pickle,
+    storage_key,
 )
-from fiber.checkpoints.mapped_file import MappedFile, read_safetensors
+from fiber.checkpoints.mapped_file import MAX_NAME, MappedFile, read_safetensors
+from fiber.checkpoints.torch_archive import FilePart, NotACheckpointError, read_archive
+from fiber.messages import printable, shown, shown_names
 
 #: Weights to read from a file that holds both the trained weights and their moving average.
 Weights = Literal["raw", "ema"]
@@ -169,16 +171,25 @@ def read_state(path: Path) -> Any:
             if copied_bytes > mapped.size:
                 raise ValueError(f"{path} describes tensors larger than its {mapped.size} bytes")
             return tensor.clone()
-        if isinstance(value, dict) and all(isinstance(key, str | int) for key in value):
+        if isinstance(value, dict) and all(map(_is_state_key, value)):
             return {key: build(each, f"{name}.{key}", depth + 1) for key, each in value.items()}
         if isinstance(value, list | tuple) and not isinstance(value, StorageRecord):
             return type(value)(build(each, name, depth + 1) for each in value)
         if value is None or isinstance(value, str | int | float):
             return value
-        kind = value.name if isinstance(value, Inert) else type(value).__name__
-        raise ValueError(f"{path} contains an object of type {kind} in {name or 'it'}")
+        raise ValueError(f"{path} contains an object of type {_kind(value)} in {name or 'it'}")
 
     return build(torch_file.content, "", 0)
+
+
+def _is_state_key(key: object) -> bool:
+    # Names of nested values are joined.
+    return isinstance(key, int) or (isinstance(key, str) and _is_name(key))
+
+
+def _is_name(text: str) -> bool:
+    """Check that a string can be the name of a tensor: printable and not too long."""
+    return len(text) <= MAX_NAME and text.isprintable()
 
 
 def _read_settings(path: Path, metadata: Mapping[str, str]) -> Any:
@@ -195,8 +206,15 @@ def _read_torch_file(path: Path, start: bytes) -> _TorchFile:
     is_zip = start.startswith(b"PK")
     if not is_zip:
         _check_legacy_start(path, start)
-    try:
+    with _explained(path):
         return _read_zip(path) if is_zip else _read_legacy(path)
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Re-raise any error of a reader from the block as one that names the file."""
+    try:
+        yield
     except HostileFileError as error:
         raise ValueError(
             f"{path} tries to run code when loaded: it calls {error}. The code was not run."
@@ -208,7 +226,7 @@ def _read_torch_file(path: Path, start: bytes) -> _TorchFile:
         # Parsers may raise any exception on damaged files; an invalid offset raises EINVAL.
         if isinstance(error, OSError) and error.errno != errno.EINVAL:
             raise
-        reason = str(error).strip().partition("\n")[0][:200]
+        reason = printable(str(error).strip().partition("\n")[0], 200)
         raise ValueError(
             f"{path} is damaged or truncated: {type(error).__name__} ({reason})"
         ) from error
@@ -221,56 +239,35 @@ class _FormatError(ValueError):
 def _read_zip(path: Path) -> _TorchFile:
     if not zipfile.is_zipfile(path):
         raise _FormatError(f"{path} is truncated: the zip archive has no valid central directory")
-    with path.open("rb") as file, zipfile.ZipFile(file) as archive:
-        # Records are named by their path inside the archive's only top-level folder.
-        records = {each.filename.partition("/")[2]: each for each in archive.infolist()}
-        names = {name.rpartition("/")[2] for name in archive.namelist()}
-        if "constants.pkl" in names or any(name.startswith("code/") for name in records):
-            raise _FormatError(
-                f"{path} is a TorchScript program; expected weights written by torch.save"
-                " (docs/checkpoints.md says how to take them out of OpenAI's CLIP files)"
-            )
-        if "data.pkl" not in records:
-            raise _FormatError(
-                f"{path} is a zip archive without data.pkl; expected a file written by torch.save"
-            )
-        if len(records) < len(archive.infolist()):
-            raise ValueError("the archive contains multiple members with the same name")
-        file_bytes = path.stat().st_size
-        for name, record in records.items():
-            stored = record.compress_type == zipfile.ZIP_STORED and not record.flag_bits & 1
-            if not stored or record.compress_size != record.file_size:
-                raise ValueError(f"{name} is compressed or encrypted, which is not supported")
-            if record.header_offset + record.file_size > file_bytes:
-                raise ValueError(
-                    f"{name} ({record.file_size} bytes) extends past the end of the file"
-                )
-        if sum(record.file_size for record in records.values()) > file_bytes:
-            raise ValueError("the files of the archive overlap")
-        # A crafted file can have a second directory, which other tools would read.
-        found = torch._C.PyTorchFileReader(str(path)).get_all_records()
-        if sorted(found) != sorted(records):
-            raise ValueError("the archive has two directories, which list different members")
-        order = archive.read(records["byteorder"]) if "byteorder" in records else b"little"
-        if order.decode("ascii") != sys.byteorder:
-            raise ValueError(f"unsupported byte order {order!r}; expected {sys.byteorder!r}")
-        content, _ = read_pickle(io.BytesIO(archive.read(records["data.pkl"])))
-        storages = {
-            name.removeprefix("data/"): (_first_byte(file, record), record.file_size)
-            for name, record in records.items()
-            if name.startswith("data/")
-        }
+    with path.open("rb") as file:
+        try:
+            content, storages = read_archive(file, path.stat().st_size, str(path))
+        except NotACheckpointError as error:
+            raise _FormatError(f"{path} {error}") from None
     return _TorchFile(path, content, storages)
 
 
-def _first_byte(file: Any, record: zipfile.ZipInfo) -> int:
-    """Return the byte offset of an archive member's content, which follows the local header."""
-    file.seek(record.header_offset)
-    header = file.read(30)
-    if header[:4] != b"PK\x03\x04":
-        raise ValueError(f"{record.filename} has no local header at byte {record.header_offset}")
-    name_bytes, extra_bytes = struct.unpack("<HH", header[26:30])
-    return record.header_offset + 30 + name_bytes + extra_bytes
+def read_tensor_part(mapped: MappedFile, first: int, size: int) -> Tensor:
+    """Read a tensor that torch.save wrote to a part of a file, as a view of the mapped file.
+
+    Args:
+        mapped: the file.
+        first: offset of the part in bytes.
+        size: size of the part in bytes.
+
+    Raises:
+        ValueError: if the part is damaged, or does not contain exactly one tensor.
+    """
+    with _explained(mapped.path):
+        with mapped.path.open("rb") as file:
+            # torch takes the position of a file for its start.
+            parts = [FilePart(file, first, size) for _ in range(2)]
+            content, storages = read_archive(parts[0], size, parts[1])
+        if not isinstance(content, TensorRecord):
+            raise ValueError(f"expected a tensor at byte {first}, got {_kind(content)}")
+        places = {key: (first + start, length) for key, (start, length) in storages.items()}
+        torch_file = _TorchFile(mapped.path, content, places)
+        return _make_tensors(torch_file, mapped, {"the tensor": content})["the tensor"]
 
 
 def _check_legacy_start(path: Path, start: bytes) -> None:
@@ -300,7 +297,12 @@ def _read_legacy(path: Path) -> _TorchFile:
             raise ValueError("unsupported byte order 'big'; expected 'little'")
         content, kinds = read_pickle(data)
         storages: dict[str, tuple[int, int]] = {}
-        for key in map(str, read_pickle(data).content):
+        keys = read_pickle(data).content
+        if not isinstance(keys, list):
+            raise ValueError(f"expected a list of storage keys, got {type(keys).__name__}")
+        for key in map(storage_key, keys):
+            if key in storages or key not in kinds:
+                raise ValueError(f"storage {key} is listed twice, or no tensor refers to it")
             (numel,) = struct.unpack("<q", data.read(8))
             size = numel * _dtype(kinds[key]).itemsize
             storages[key] = (data.tell(), size)
@@ -311,24 +313,32 @@ def _read_legacy(path: Path) -> _TorchFile:
 def _choose_tensors(path: Path, content: Any, weights: Weights) -> dict[str, Any]:
     """Return the tensors, or their records, by name."""
     if not isinstance(content, Mapping):
-        kind = content.name if isinstance(content, Inert) else type(content).__name__
-        raise ValueError(f"{path} contains an object of type {kind}; expected a dict of tensors")
+        raise ValueError(
+            f"{path} contains an object of type {_kind(content)}; expected a dict of tensors"
+        )
     keys = (key for key in _STATE_KEYS[weights] if isinstance(content.get(key), Mapping))
     key = next(keys, None)
     if key is None and weights == "ema":
         raise ValueError(
-            f"{path} contains no moving average (key 'model_ema'); its keys are {_shorten(content)}"
+            f"{path} contains no moving average (key 'model_ema'); its keys are"
+            f" {shown_names(content)}"
         )
     state = content if key is None else content[key]
     others = [name for name, value in state.items() if not isinstance(value, Tensor | TensorRecord)]
     if len(others) == len(state):
         raise ValueError(
             f"{path} contains no tensors under 'state_dict', 'model' or at the top level; its keys"
-            f" are {_shorten(content)}"
+            f" are {shown_names(content)}"
         )
     if others:
-        raise ValueError(f"{path} contains values other than tensors: {_shorten(others)}")
-    return {str(name): tensor for name, tensor in state.items()}
+        raise ValueError(f"{path} contains values other than tensors: {shown_names(others)}")
+    for name in state:
+        if not isinstance(name, str) or not _is_name(name):
+            raise ValueError(
+                f"{path} contains a tensor called {shown(name)}; expected a name of at most"
+                f" {MAX_NAME} printable characters"
+            )
+    return dict(state)
 
 
 def _make_tensors(
@@ -361,11 +371,11 @@ def _make_tensors(
 def _dtype(storage: StorageRecord) -> torch.dtype:
     if storage.kind not in _DTYPES:
         raise ValueError(
-            f"unsupported storage type {storage.kind}; expected one of {', '.join(_DTYPES)}"
+            f"unsupported storage type {shown(storage.kind)}; expected one of {', '.join(_DTYPES)}"
         )
     return _DTYPES[storage.kind]
 
 
-def _shorten(names: Collection[Any]) -> str:
-    shown = ", ".join(str(name) for name in list(names)[:8]) or "none"
-    return shown + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+def _kind(value: object) -> str:
+    """Return the type of a value for a message, or the name that a pickle gives it."""
+    return printable(value.name, 100) if isinstance(value, Inert) else type(value).__name__

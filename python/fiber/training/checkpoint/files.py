@@ -7,39 +7,35 @@ strategy are read by any other.
 
 from __future__ import annotations
 
-import pickle
+import errno
+import operator
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
-from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, SavePlan, SavePlanner
 from torch.distributed.checkpoint.staging import BlockingAsyncStager
 from torch.distributed.checkpoint.state_dict_loader import load as load_files
 from torch.distributed.checkpoint.state_dict_saver import save as save_files
+from torch.distributed.checkpoint.storage import WriteResult
+from torch.futures import Future
 
+from fiber.atomic_io import explain_write_errors
+from fiber.checkpoints.mapped_file import MappedFile
+from fiber.checkpoints.torch_file import read_tensor_part
+from fiber.messages import printable
+from fiber.training.checkpoint.index import read_index
 from fiber.training.checkpoint.layout import INDEX
 from fiber.training.distributed.full_tensor import shard_like
-
-#: What an index consists of, besides dtypes. It is a pickle, and others are not loaded.
-_CLASSES = {
-    "torch": {"Size"},
-    "torch.serialization": {"_get_layout"},
-    "pathlib": {"PosixPath", "PurePosixPath", "WindowsPath"},
-    "collections": {"OrderedDict"},
-    "torch.distributed.checkpoint.metadata": {
-        *("Metadata", "MetadataIndex", "TensorStorageMetadata", "TensorProperties"),
-        *("ChunkStorageMetadata", "StorageMeta", "_MEM_FORMAT_ENCODING"),
-    },
-    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
-}
 
 # A single process needs no process group.
 warnings.filterwarnings("ignore", "torch.distributed is .*single process")
@@ -83,7 +79,7 @@ def write_tensors(
         OSError: on every rank, if a file of any rank cannot be written.
     """
     with _causes(folder):
-        save_files(dict(tensors), storage_writer=FileSystemWriter(folder), process_group=group)
+        save_files(dict(tensors), storage_writer=_Writer(folder), process_group=group)
 
 
 def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
@@ -94,7 +90,7 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
     """
     return {
         name: StoredTensor(entry.size, entry.properties.dtype)
-        for name, entry in _Reader(folder).read_metadata().state_dict_metadata.items()
+        for name, entry in read_index(folder / INDEX).state_dict_metadata.items()
         if isinstance(entry, TensorStorageMetadata)
     }
 
@@ -135,7 +131,7 @@ def read_tensors(folder: Path, targets: Mapping[str, Tensor]) -> None:
 def _causes(folder: Path) -> Iterator[None]:
     """Raise what ended a read or a write on some rank, which DCP wraps.
 
-    Ctrl-C and signals stay what they are; any other error is an OSError.
+    Ctrl-C, signals and a ValueError stay what they are; any other error is an OSError.
     """
     try:
         yield
@@ -145,44 +141,55 @@ def _causes(folder: Path) -> Iterator[None]:
             if not isinstance(cause, Exception):
                 raise cause from error
         rank, cause = next(iter(causes.items()))
-        if isinstance(cause, OSError):
+        if isinstance(cause, OSError | ValueError):
             raise cause from error
-        raise OSError(f"{folder}: rank {rank} failed: {cause!r}") from error
+        # An error of the system or of torch, which may be gone at the next start.
+        text = printable(str(cause).partition("\n")[0], 200)
+        message = f"{folder}: rank {rank} failed: {type(cause).__name__} ({text})"
+        raise OSError(errno.EIO, message) from error
+
+
+class _Writer(FileSystemWriter):
+    """Writer whose errors name the cause: torch.save hides that of the system."""
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        with explain_write_errors(Path(self.path)):
+            return super().write_data(plan, planner)
+
+    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
+        with explain_write_errors(Path(self.path) / INDEX):
+            super().finish(metadata, results)
 
 
 class _Reader(FileSystemReader):
-    """Reader that loads no class but those of an index."""
+    """Reader that loads no pickle; those of the index and of tensors are read as data."""
 
     def read_metadata(self, *args: Any, **options: Any) -> Metadata:
-        path = Path(self.path) / INDEX
-        try:
-            with path.open("rb") as file:
-                found = _Unpickler(file).load()
-        except OSError:
-            raise
-        except Exception as error:
-            raise ValueError(f"{path} is damaged: {error!r:.200}") from error
-        if not isinstance(found, Metadata):
-            raise ValueError(f"{path} is no index of tensors")
-        entries = found.state_dict_metadata.items()
-        if other := [name for name, e in entries if not isinstance(e, TensorStorageMetadata)]:
-            raise ValueError(f"{path}: {other[0]} is not a tensor")
-        for place in (found.storage_data or {}).values():
-            if Path(place.relative_path).name != str(place.relative_path):
-                raise ValueError(f"{path} refers to {place.relative_path}, outside of its folder")
-        if getattr(found, "storage_meta", None) is None:
-            found.storage_meta = StorageMeta()
+        found = read_index(Path(self.path) / INDEX)
         assert found.storage_meta is not None
         found.storage_meta.load_id = self.load_id
         return found
 
-
-class _Unpickler(pickle.Unpickler):
-    def __init__(self, file: IO[bytes]) -> None:
-        super().__init__(file)
-
-    def find_class(self, module: str, name: str) -> Any:
-        is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
-        if not is_dtype and name not in _CLASSES.get(module, ()):
-            raise pickle.UnpicklingError(f"{module}.{name} is not part of an index")
-        return super().find_class(module, name)
+    def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
+        places = [self.storage_data[item.storage_index] for item in plan.items]
+        names = dict.fromkeys(place.relative_path for place in places)
+        files = {name: MappedFile(Path(self.path) / name) for name in names}
+        for item, place in zip(plan.items, places, strict=True):
+            file = files[place.relative_path]
+            tensor = read_tensor_part(file, place.offset, place.length)
+            target = planner.resolve_tensor(item).detach()
+            ends = [first + n for first, n in zip(item.storage_offsets, item.lengths, strict=True)]
+            if len(ends) != tensor.dim() or any(map(operator.gt, ends, tensor.shape)):
+                raise ValueError(
+                    f"{file.path}: {item.storage_index.fqn} has shape {tuple(tensor.shape)} at byte"
+                    f" {place.offset}; expected {ends} or more"
+                )
+            for dim, (first, length) in enumerate(
+                zip(item.storage_offsets, item.lengths, strict=True)
+            ):
+                tensor = tensor.narrow(dim, first, length)
+            target.copy_(tensor)
+            planner.commit_tensor(item, target)
+        done: Future[None] = Future()
+        done.set_result(None)
+        return done

@@ -34,6 +34,7 @@ from fiber.atomic_io import (
 from fiber.checkpoints.model_dir import load_state
 from fiber.checkpoints.torch_file import read_state
 from fiber.config_io import from_dict
+from fiber.messages import printable, shown
 from fiber.training.checkpoint.layout import BEST, CHECKSUMS, INDEX, OLD_FILES, STEP, SUFFIX
 
 if TYPE_CHECKING:
@@ -166,7 +167,11 @@ class RunCheckpoint:
         except torch.OutOfMemoryError:
             raise
         except _READ_ERRORS as error:
-            raise self._invalid(name, f"cannot be used: {error!r:.300}") from error
+            # A reader's error names the file, too.
+            reason = str(error).removeprefix(f"{self.folder / name}: ")
+            if not isinstance(error, (ValueError, OSError)):
+                reason = f"{type(error).__name__} ({reason})"
+            raise self._invalid(name, f"cannot be used: {printable(reason, 400)}") from error
 
     def restore(self, state: TrainingState) -> None:
         """Fill the weights, the optimizer, the EMA and the objectives; all ranks must call this.
@@ -196,7 +201,7 @@ class RunCheckpoint:
         values = read_json(self.folder / "data.json")
         try:
             if not isinstance(values, dict):
-                raise ValueError(f"expected an object, got {values!r:.40}")
+                raise ValueError(f"expected an object, got {shown(values)}")
             found = from_dict(Position, values)
         except (TypeError, ValueError) as error:
             raise self._invalid("data.json", f"is invalid: {error}") from None
