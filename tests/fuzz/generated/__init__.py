@@ -1,1 +1,1 @@
-"""Generator of structured inputs: documents that readers parse, with hostile values in any field."""
+"""Generator of structured inputs: what readers parse, with hostile values in any field."""

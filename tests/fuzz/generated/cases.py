@@ -9,10 +9,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from tests.fuzz.generated import annotations, checkpoints, runs, tables, trees
+from tests.fuzz.generated import annotations, checkpoints, json_files, runs, tables, trees
 from tests.fuzz.generated.documents import Document
 from tests.fuzz.generated.trees import Built, Global, Node, Pairs
-from tests.fuzz.generated.values import ALL, GROWING, ODD, SHARED, HostileValue, string
+from tests.fuzz.generated.values import ALL, GROWING, ODD, SHARED, HostileValue
 
 #: Entries of a document whose other parts are of interest.
 _FEW = 1
@@ -34,7 +34,7 @@ class Case:
 @cache
 def documents() -> tuple[Document, ...]:
     """All documents."""
-    found = [*checkpoints.documents(), *runs.indexes(), *runs.documents()]
+    found = [*checkpoints.documents(), *runs.documents(), *json_files.documents()]
     return (*found, *annotations.documents(), *tables.documents(), *tables.packs())
 
 
@@ -68,7 +68,7 @@ def small_cases(document: Document) -> Iterator[Case]:
             if _fits(document, value):
                 name = f"{_name(sound, path)} = {value.name}"
                 yield Case(document, name, _put(document, path, value))
-        if document.is_pickle:
+        if document.kind == "runs":
             yield from _states(document, path, _name(sound, path))
 
 

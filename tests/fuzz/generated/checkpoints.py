@@ -41,7 +41,7 @@ def _legacy(tree: Any, folder: Path) -> None:
     (folder / _FILE).write_bytes(b"".join(map(to_pickle, trees)) + storage * len(keys))
 
 
-def _saved(content: Any) -> Any:
+def saved(content: Any) -> Any:
     """What torch.save writes as data.pkl, as a tree."""
     file = io.BytesIO()
     torch.save(content, file)
@@ -54,12 +54,12 @@ def _tensors(count: int) -> dict[str, torch.Tensor]:
 
 
 def _state(count: int) -> Any:
-    return _saved({"state_dict": _tensors(count), "epoch": 3})
+    return saved({"state_dict": _tensors(count), "epoch": 3})
 
 
 def _training(count: int) -> Any:
     parts = {"average": _tensors(count), "optimizer": {"groups": [{"lr": 0.1, "ids": [1, 2]}]}}
-    return _saved({**parts, "steps": [1, 2.5, None, True], "name": "run", "pair": (1, (2,))})
+    return saved({**parts, "steps": [1, 2.5, None, True], "name": "run", "pair": (1, (2,))})
 
 
 def _reader(read: Callable[[Path], object]) -> Callable[[Path], object]:
@@ -127,14 +127,16 @@ def documents() -> list[Document]:
     """Pickles in both containers, and headers."""
 
     def pickled(name: str, tree: Any, write: Any, read: Any) -> Document:
-        return Document("programs", name, tree, write, _reader(read), is_pickle=True)
+        kind = "stored_configs" if read is read_model else "programs"
+        return Document(kind, name, tree, write, _reader(read), is_pickle=True)
 
     def header(name: str, tree: Any, read: Any) -> Document:
-        return Document("headers", name, lambda n: tree_of(tree(n)), _write_header, _reader(read))
+        kind = "stored_configs" if read is read_model else "headers"
+        return Document(kind, name, lambda n: tree_of(tree(n)), _write_header, _reader(read))
 
     def legacy(count: int) -> Any:
         keys = [str(number) for number in range(count + 1)]
-        content = _saved({f"w{key}": torch.zeros(6) for key in keys})
+        content = saved({f"w{key}": torch.zeros(6) for key in keys})
         return (*(tree_of(each) for each in _LEGACY), content, keys)
 
     return [

@@ -1,4 +1,4 @@
-"""What a reader reads: a document of any number of entries, how it is written, and how it is read."""
+"""A document that a reader parses: its content, how it is written, and how it is read."""
 
 from __future__ import annotations
 

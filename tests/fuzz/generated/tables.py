@@ -74,8 +74,7 @@ def _image(folder: Path) -> None:
 
 def _reads(source: str, file: str, **options: Any) -> Callable[[Path], object]:
     def read(folder: Path) -> None:
-        for record in open_source(source, folder / file, "train", **options):
-            assert record.text
+        list(open_source(source, folder / file, "train", **options))
 
     return read
 
@@ -159,7 +158,8 @@ def _objects(count: int) -> list[list[Any]]:
 def _xml(content: Any) -> str:
     sides = ("xmin", "ymin", "xmax", "ymax")
     objects = []
-    for name, *corners in _rows(content):
+    for row in _rows(content):
+        name, *corners = row or [""]
         box = "".join(
             f"<{side}>{_escaped(each)}</{side}>" for side, each in zip(sides, corners, strict=False)
         )
@@ -210,20 +210,34 @@ def _columns(kind: str) -> Callable[[int], Any]:
 
 
 def _write_arrow(content: Any, folder: Path) -> None:
-    """Write columns; one whose values have no common type as text."""
-    names, arrays = [], []
-    for name, values in content if isinstance(content, Pairs) else [("text", content)]:
-        values = list(values) if isinstance(values, list | tuple) else [values]
-        try:
-            arrays.append(arrow.array(list(map(_plain, values))))
-        except (arrow.ArrowException, OverflowError, TypeError, ValueError):
-            texts = [_cell(each) for each in values if not isinstance(each, bytes)]
-            arrays.append(arrow.array([each.encode("utf-8", "replace") for each in texts]))
-        names.append(_cell(name).encode("utf-8", "replace").decode())
+    """Write columns; those whose values have no common type as text."""
+    columns = content if isinstance(content, Pairs) else [("text", content)]
+    names = [_cell(name).encode("utf-8", "replace").decode() for name, _ in columns]
+    values = [each if isinstance(each, list | tuple) else [each] for _, each in columns]
+    try:
+        _write_columns(names, list(map(_column, values)), folder)
+    except arrow.ArrowException:
+        # Values that are nested too deeply for the format.
+        _write_columns(names, list(map(_texts, values)), folder)
+
+
+def _write_columns(names: list[str], arrays: list[Any], folder: Path) -> None:
     count = min(map(len, arrays), default=0)
     table = arrow.table([array.slice(0, count) for array in arrays], names=names)
     with ipc.new_file(folder / "train.arrow", table.schema) as writer:
         writer.write_table(table)
+
+
+def _column(values: Any) -> Any:
+    try:
+        return arrow.array(list(map(_plain, values)))
+    except (arrow.ArrowException, OverflowError, TypeError, ValueError, RecursionError):
+        return _texts(values)
+
+
+def _texts(values: Any) -> Any:
+    texts = [_cell(each) for each in values if not isinstance(each, bytes)]
+    return arrow.array([each.encode("utf-8", "replace") for each in texts])
 
 
 def _plain(value: Any) -> Any:
