@@ -98,6 +98,8 @@ def children(node: Any) -> list[tuple[Any, Any]]:
         return [((i, j), pair[j]) for i, pair in enumerate(node) for j in (0, 1)]
     if isinstance(node, list | tuple):
         return list(enumerate(node))
+    if isinstance(node, Dropped):
+        return [("result", node.result)]
     if isinstance(node, Node) and not isinstance(node, Raw):
         return [(field.name, getattr(node, field.name)) for field in fields(node)]
     return []
