@@ -50,7 +50,7 @@ def test_a_long_value_is_shown_by_its_start_and_size(value):
 
 def test_what_is_not_shown_is_counted():
     assert shown("ab" * 50) == f"'{'ab' * 30}'... (100 characters)"
-    assert shown(list(range(1000))) == "[0, 1, 2, 3, ... 1,000 in all]"
+    assert shown(list(range(1000))) == "[0, 1, 2, 3, 4, 5, 6, 7, ... 1,000 in all]"
     assert shown(10**400) == "<int of about 401 digits>"
     assert shown([[[1, 2]]]) == "[[<list of 2>]]"
     assert shown_names([f"n{number}" for number in range(20)], 2) == "n0, n1 and 18 more"

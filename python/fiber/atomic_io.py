@@ -112,19 +112,37 @@ def explain_write_errors(path: Path, only: Collection[int] | None = None) -> Ite
     try:
         yield
     except BaseException as error:
-        # torch.save hides the system's error inside a RuntimeError.
-        cause = error if isinstance(error, OSError) else error.__context__
-        if not isinstance(cause, OSError) or (only is not None and cause.errno not in only):
+        cause = system_error(error)
+        if cause is None or (only is not None and cause.errno not in only):
             raise
-        name, hint = str(path), ""
-        if cause.errno in DISK_FULL:
-            hint = "; free some space and run the command again"
-            # Name the file in a folder, unless only its temporary name is known.
-            if cause.filename is not None and PART not in str(cause.filename):
-                name = str(cause.filename)
-        message = f"{name} could not be written ({cause.strerror or cause}){hint}"
+        name = str(path)
+        # Name the file in a folder, unless only its temporary name is known.
+        if cause.errno in DISK_FULL and cause.filename and PART not in str(cause.filename):
+            name = str(cause.filename)
+        message = f"{name} could not be written ({cause.strerror or cause}){_advice(cause, path)}"
         # Pillow raises OSError without an errno.
         raise (OSError(cause.errno, message) if cause.errno else OSError(message)) from error
+
+
+def system_error(error: BaseException | None) -> OSError | None:
+    """Return the error of the system behind an error, or None if there is none.
+
+    torch.save hides it: what it raises is a RuntimeError about positions in the file.
+    """
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def _advice(error: OSError, path: Path) -> str:
+    """Return what can be done about an error of writing to `path`, or an empty string."""
+    if error.errno == errno.EFBIG:
+        return "; see `ulimit -f`, the limit on the size of files"
+    if error.errno not in DISK_FULL:
+        return ""
+    folder = next((each for each in (path, *path.parents) if each.exists()), Path())
+    free = shutil.disk_usage(folder).free
+    return f"; {free / 1e6:,.1f} MB are free: free some space and run the command again"
 
 
 def write_json(path: Path, value: Any) -> None:

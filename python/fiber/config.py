@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from fiber.config_io import check_ranges, nearest, require
+from fiber.messages import shown
 
 #: Heads of a coarse-stage model, in construction order.
 IMAGE_TEXT_HEADS = ("itc", "itm", "mlm", "vqa", "nlvr2", "caption")
@@ -197,7 +198,8 @@ class ImageTextConfig:
         for head in self.heads:
             require(
                 head in IMAGE_TEXT_HEADS,
-                f"image_text.heads: expected any of {', '.join(IMAGE_TEXT_HEADS)}, got {head!r}",
+                f"image_text.heads: expected any of {', '.join(IMAGE_TEXT_HEADS)}, got"
+                f" {shown(head)}",
             )
 
 
@@ -266,11 +268,11 @@ class FiberConfig:
     def __post_init__(self) -> None:
         require(
             self.stage in ("coarse", "fine"),
-            f"stage: expected 'coarse' or 'fine', got {self.stage!r}",
+            f"stage: expected 'coarse' or 'fine', got {shown(self.stage)}",
         )
         require(
             self.channel_order in ("rgb", "bgr"),
-            f"channel_order: expected 'rgb' or 'bgr', got {self.channel_order!r}",
+            f"channel_order: expected 'rgb' or 'bgr', got {shown(self.channel_order)}",
         )
         check_ranges(self, "", {"image_size": _PIXELS, "max_tokens": (2, 2**20)})
         require(
@@ -337,7 +339,7 @@ class FiberConfig:
 
         `version` is that of the published checkpoints: "v3" normalizes queries, "v2" does not.
         """
-        require(version in ("v2", "v3"), f"version: expected 'v2' or 'v3', got {version!r}")
+        require(version in ("v2", "v3"), f"version: expected 'v2' or 'v3', got {shown(version)}")
         return dataclasses.replace(
             self,
             stage="fine",
@@ -422,7 +424,7 @@ PRESETS: dict[str, FiberConfig] = {
 def preset(name: str, *, stage: Literal["coarse", "fine"] = "coarse") -> FiberConfig:
     """Look up a preset. Raises ValueError, suggesting the nearest names, if it does not exist."""
     if name not in PRESETS:
-        raise ValueError(f"preset {name!r} does not exist; {nearest(name, PRESETS)}")
+        raise ValueError(f"preset {shown(name)} does not exist; {nearest(name, PRESETS)}")
     config = PRESETS[name]
     if stage == "coarse":
         return config

@@ -16,7 +16,18 @@ import typing
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
 
+from fiber.messages import printable, shown, shown_names
+
 ConfigT = TypeVar("ConfigT")
+
+#: Longer integers overflow in arithmetic with floats.
+_MAX_INT = 2**128
+#: Maximum number of characters of a name that is compared with others.
+_MAX_SIMILAR = 80
+#: Maximum number of characters of a key.
+_MAX_KEY = 512
+#: Maximum number of known names in a hint.
+_MAX_KNOWN = 40
 
 
 def require(condition: bool, message: str) -> None:
@@ -35,17 +46,19 @@ def check_ranges(config: Any, name: str, ranges: Mapping[str, tuple[float, float
         value = getattr(config, field)
         # NaN is in no range.
         for each in value if isinstance(value, tuple) else (value,):
-            require(
-                least <= each <= most,
-                f"{name}{field}: expected {least} to {most}, got {value!r:.60}",
-            )
+            if not least <= each <= most:
+                raise ValueError(f"{name}{field}: expected {least} to {most}, got {shown(value)}")
 
 
 def nearest(name: str, known: typing.Iterable[str]) -> str:
     """Return a hint for an error message: similar known names, or all names if none is similar."""
     known = list(known)
-    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    return f"did you mean {' or '.join(close)}?" if close else f"expected one of {', '.join(known)}"
+    # The search takes quadratic time in the length of a name.
+    short = [each for each in known if max(len(name), len(each)) <= _MAX_SIMILAR]
+    close = difflib.get_close_matches(name, short, n=3, cutoff=0.5)
+    if close:
+        return f"did you mean {' or '.join(printable(each, _MAX_SIMILAR) for each in close)}?"
+    return f"expected one of {shown_names(known, _MAX_KNOWN)}"
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -64,8 +77,10 @@ def from_dict(cls: type[ConfigT], values: dict[str, Any], *, where: str = "") ->
     known = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     arguments = {}
     for name, value in values.items():
+        if not isinstance(name, str):
+            raise ValueError(f"{where or 'config'}: expected names of fields, got {shown(name)}")
         if name not in known:
-            raise ValueError(f"unknown field {where + name!r}: {nearest(name, sorted(known))}")
+            raise ValueError(f"unknown field {shown(where + name)}: {nearest(name, sorted(known))}")
         arguments[name] = _convert(hints[name], value, where + name)
     return cls(**arguments)
 
@@ -85,7 +100,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         if value in arguments:
             return value
         raise ValueError(
-            f"{where}: expected one of {', '.join(map(repr, arguments))}, got {value!r}"
+            f"{where}: expected one of {', '.join(map(repr, arguments))}, got {shown(value)}"
         )
     elif origin is tuple and isinstance(value, (list, tuple)):
         any_length = len(arguments) == 2 and arguments[1] is Ellipsis
@@ -95,10 +110,15 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             return tuple(_convert(kind, item, f"{where}[{i}]") for i, (kind, item) in items)
     elif origin is dict and isinstance(value, dict):
         kind = arguments[1]
+        for key in value:
+            if not isinstance(key, str) or len(key) > _MAX_KEY:
+                raise ValueError(f"{where}: expected keys that are short strings, got {shown(key)}")
         return {key: _convert(kind, item, f"{where}.{key}") for key, item in value.items()}
     elif hint is float and isinstance(value, int) and not isinstance(value, bool):
         # float() of a longer integer is an OverflowError.
         return float(value) if abs(value) < 2**1023 else math.inf
+    elif hint is int and isinstance(value, int) and abs(value) >= _MAX_INT:
+        raise ValueError(f"{where}: expected an integer below 2**128, got {shown(value)}")
     # bool is a subclass of int, but True is not a count.
     elif (
         isinstance(hint, type)
@@ -107,16 +127,17 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     ):
         return value
     name = getattr(hint, "__name__", str(hint))
-    raise ValueError(f"{where}: expected {name}, got {value!r:.200} ({type(value).__name__})")
+    raise ValueError(f"{where}: expected {name}, got {shown(value)} ({type(value).__name__})")
 
 
 def _of_family(classes: tuple[type, ...], value: dict[str, Any], where: str) -> type:
     """Choose the config dataclass whose default of `family` a dict has, or the one without it."""
     families = {getattr(cls, "family", None): cls for cls in classes}
-    if (family := value.get("family")) in families:
+    family = value.get("family")
+    if (family is None or isinstance(family, str)) and family in families:
         return families[family]
     known = " or ".join(repr(name) for name in families if name is not None)
-    raise ValueError(f"{where}.family: expected {known} or no family, got {family!r}")
+    raise ValueError(f"{where}.family: expected {known} or no family, got {shown(family)}")
 
 
 def replace_fields(config: ConfigT, changes: Mapping[str, Any], *, where: str = "") -> ConfigT:
@@ -136,7 +157,8 @@ def replace_fields(config: ConfigT, changes: Mapping[str, Any], *, where: str = 
         name, _, rest = dotted.partition(".")
         if name not in hints:
             known = [where + known for known in field_names(config)]
-            raise ValueError(f"unknown field {where + dotted!r}: {nearest(where + dotted, known)}")
+            asked = where + dotted
+            raise ValueError(f"unknown field {shown(asked)}: {nearest(asked, known)}")
         if rest:
             deeper.setdefault(name, {})[rest] = value
         else:
@@ -146,7 +168,7 @@ def replace_fields(config: ConfigT, changes: Mapping[str, Any], *, where: str = 
         old = new.get(name, getattr(config, name))
         if not dataclasses.is_dataclass(old):
             dotted = f"{where}{name}.{next(iter(inner))}"
-            raise ValueError(f"unknown field {dotted!r}: {name!r} has no fields")
+            raise ValueError(f"unknown field {shown(dotted)}: {name!r} has no fields")
         new[name] = replace_fields(old, inner, where=f"{where}{name}.")
     return dataclasses.replace(config, **new)  # type: ignore[type-var]
 

@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterable, Mapping
 #: Maximum number of characters of a string, and of a value.
 _MAX_STRING, _MAX_VALUE = 60, 240
 #: Maximum number of items of a container, and of containers in each other, that are shown.
-_MAX_ITEMS, _MAX_DEPTH = 4, 2
+_MAX_ITEMS, _MAX_DEPTH = 8, 2
 #: Integers of more bits are described by their number of digits.
 _MAX_BITS = 128
 #: Maximum number of names in a list of names.

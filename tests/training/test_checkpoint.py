@@ -11,6 +11,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemWriter
 
 from fiber import atomic_io
 from fiber.atomic_io import write_file
+from fiber.bad_input import is_bad_input
 from fiber.checkpoints import model_dir
 from fiber.checkpoints.model_dir import load_model, save_model, write_weights
 from fiber.config import preset
@@ -285,7 +286,7 @@ def test_full_disk_leaves_the_older_checkpoint_whole(tmp_path, monkeypatch, call
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(checkpoint_writer, call, full)
-    with pytest.raises(OSError, match=r"step-00000010.*written.*space") as e:
+    with pytest.raises(OSError, match=r"step-00000010.*written.*MB are free.*space") as e:
         write(tmp_path, 10, model, keep=1)
     assert e.value.errno == errno.ENOSPC
     assert names(tmp_path) == ["step-00000005"]
@@ -298,8 +299,12 @@ def test_write_that_really_fails_leaves_the_older_checkpoint_whole(tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
     try:
-        with pytest.raises(OSError, match=r"step-00000010.*written"):
+        with pytest.raises(
+            OSError, match=r"step-00000010.*written .File too large.*ulimit -f"
+        ) as e:
             write(tmp_path, 10, model, keep=1)
+        # The system's error, which torch.save hides: not one of the input.
+        assert e.value.errno == errno.EFBIG and not is_bad_input(e.value)
         with pytest.raises(OSError, match=r"model\.safetensors.*written"):
             save_model(model, tmp_path / "model")
     finally:

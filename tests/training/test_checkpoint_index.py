@@ -76,7 +76,7 @@ DEEP = b"N" + b"2\x86" * 60
 HOSTILE = {
     "a function": (pickle.dumps(print), "Metadata"),
     "a list": (pickle.dumps([1]), "Metadata"),
-    "empty": (b"", "exhausted"),
+    "empty": (b"", "ends before STOP"),
     "cut": (b"\x80", "damaged"),
     "opens a file": (b"\x80\x02c__builtin__\nopen\n(X\x06\0\0\0openedX\x01\0\0\0wtR.", "open"),
     "path's method": (set_attribute(b"pathlib\nPosixPath", b"exists", b"ctorch\nSize\n"), ""),

@@ -102,6 +102,19 @@ def test_a_changed_tokenizer_is_refused(folder, tmp_path, monkeypatch):
         stop_and_resume(folder, tmp_path / "r", monkeypatch, change)
 
 
+@pytest.mark.parametrize("change", [lambda known: known[:-1], lambda known: known[::-1]])
+def test_changed_answers_are_refused_and_not_the_data(pictures, tmp_path, monkeypatch, change):
+    """Fewer answers also change the size of the head and the questions that have an answer."""
+    config = coarse_config(train__steps=6, train__checkpoint_every=2, validation__task="none")
+    with monkeypatch.context() as patch, pytest.raises(StopError):
+        stop_before(patch, 3)
+        run(config, pictures, tmp_path / "r")
+    answers = tmp_path / "r" / "answers.json"
+    answers.write_text(json.dumps(change(json.loads(answers.read_text()))))
+    with pytest.raises(ValueError, match=r"answers\.json .*has changed since .*step-00000002"):
+        run(config, pictures, tmp_path / "r", resume=True)
+
+
 def test_a_checkpoint_whose_checksums_are_gone_is_damaged(folder, tmp_path, monkeypatch):
     train_on(folder, tmp_path / "whole")
     sums = tmp_path / "r" / "checkpoints" / "step-00000004" / CHECKSUMS

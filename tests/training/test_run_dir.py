@@ -7,11 +7,11 @@ import pytest
 from fiber.checkpoints.model_dir import Vocabulary, save_model
 from fiber.checkpoints.provenance import TrainedOn
 from fiber.config import preset
-from fiber.config_io import replace_fields
+from fiber.config_io import replace_fields, to_dict
 from fiber.data import Tokenizer
 from fiber.models.registry import build_model
 from fiber.training.run_dir import RunFolder
-from tests.training.micro_runs import fine_config
+from tests.training.micro_runs import coarse_config, fine_config
 from tests.training.test_checkpoint import write
 
 
@@ -83,3 +83,50 @@ def test_full_disk_is_named(tmp_path):
     with pytest.raises(OSError, match=r"metrics\.jsonl.*written.*space") as e:
         folder.add_metrics({"step": 1})
     assert e.value.errno == errno.ENOSPC
+
+
+def changed(config, where, value):
+    """The stored values of a config with one changed, by dotted name."""
+    values = to_dict(config)
+    *parents, last = where.split(".")
+    inner = values
+    for parent in parents:
+        inner = inner[parent]
+    inner[last] = value
+    return json.dumps(values)
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("3", "got 3"),
+        ("null", "got None"),
+        ('["tasks"]', "'tasks'"),
+        ('"tasks"', "'tasks'"),
+        ("[" * 100_000, "JSON"),
+        (("model.family", []), r"family.*\[\]"),
+        (("model.family", {}), r"family.*\{\}"),
+        (("tasks", ""), "tasks"),
+        (("tasks.question", {"a" * 10**6: 1}), "1,000,0"),
+        (("optim.lr", -1), "lr"),
+        (("optim.lr", "x\x1b[2J"), r"x\\x1b\[2J"),
+        (("train.steps", 10**400), "steps"),
+        (("train.steps", True), "steps"),
+    ],
+)
+def test_a_config_that_is_none_is_refused_by_name(tmp_path, text, named):
+    text = text if isinstance(text, str) else changed(coarse_config(), *text)
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=rf"config\.json.*{named}") as caught:
+        RunFolder(tmp_path).stored_config()
+    assert len(str(caught.value)) < 1500
+    if text.startswith("{"):
+        return
+    with pytest.raises(ValueError, match=r"config\.json"):
+        RunFolder(tmp_path).stored_init()
+
+
+def test_initial_weights_that_are_no_path_are_refused(tmp_path):
+    (tmp_path / "config.json").write_text('{"init": [1]}')
+    with pytest.raises(ValueError, match=r"config\.json: init.*\[1\]"):
+        RunFolder(tmp_path).stored_init()

@@ -13,6 +13,7 @@ from fiber.checkpoints.export import write_encoders, write_published
 from fiber.checkpoints.load import load_stored, with_vocabulary
 from fiber.checkpoints.model_dir import StoredModel, save_model
 from fiber.checkpoints.torch_file import SUFFIXES, Weights
+from fiber.messages import shown
 from fiber.models.registry import architecture_of
 
 #: Output formats.
@@ -59,7 +60,7 @@ def convert(
     if to == "published" and path.suffix not in SUFFIXES:
         raise ValueError(f"{path}: a published file must have one of the suffixes {suffixes}")
     if to != "published" and path.suffix.lower() in SUFFIXES:
-        raise ValueError(f"{path}: expected a folder for format {to!r}, got a file name")
+        raise ValueError(f"{path}: expected a folder for format {shown(to)}, got a file name")
     if isinstance(source, StoredModel):
         stored, source = with_vocabulary(source, tokenizer, answers), source.path or "a model"
     else:

@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 from torch import Tensor
 
 from fiber.checkpoints.published import load_mapped, unstack
+from fiber.messages import shown
 from fiber.models.encoders.keys import EncoderFormat, EncoderLayout, KeyMap
 from fiber.models.encoders.sizes import Setting, Size, size_in
 from fiber.models.registry import (
@@ -106,8 +107,8 @@ def _check_model_type(encoder: EncoderFormat, settings: Mapping[str, Any]) -> No
     other = next((each for each in formats if named in each.model_types), encoder)
     if other.title != encoder.title and other.side == encoder.side:
         raise ValueError(
-            f"config.json has model_type {named!r}, but the tensors are those of {encoder.title},"
-            f" not of {other.title}"
+            f"config.json has model_type {shown(named)}, but the tensors are those of"
+            f" {encoder.title}, not of {other.title}"
         )
 
 
@@ -192,7 +193,7 @@ def _setting_difference(setting: Setting, value: Any, own: Any) -> _Difference |
     expected = setting.values if setting.field is None else (getattr(own, setting.field),)
     if value is None or any(_agree(value, each) for each in expected):
         return None
-    text = f"{setting.name} {value!r:.40} in config.json, expected {expected[0]!r}"
+    text = f"{setting.name} {shown(value)} in config.json, expected {shown(expected[0])}"
     can_be_set = setting.field is not None and type(value) in (int, float)
     return _Difference(text, setting.field if can_be_set else None, value)
 

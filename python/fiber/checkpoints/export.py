@@ -15,6 +15,7 @@ from fiber.atomic_io import write_file
 from fiber.checkpoints.encoders import SwinLayout, encoder_states
 from fiber.checkpoints.published import published_state
 from fiber.checkpoints.torch_file import SETTINGS, SUFFIXES
+from fiber.messages import shown
 from fiber.models.registry import Network, architecture_of
 
 
@@ -34,7 +35,7 @@ def write_published(model: Network, path: Path) -> dict[str, Tensor]:
     """
     if path.suffix not in SUFFIXES:
         raise ValueError(
-            f"{path}: expected one of the suffixes {', '.join(SUFFIXES)}; got {path.suffix!r}"
+            f"{path}: expected one of the suffixes {', '.join(SUFFIXES)}; got {shown(path.suffix)}"
         )
     config, architecture = model.config, architecture_of(model.config)
     state, order = published_state(model), architecture.published_channel_order

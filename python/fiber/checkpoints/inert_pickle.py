@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import pickletools
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 from fiber.messages import printable, shown
@@ -107,13 +107,6 @@ class _Mark:
 
 _MARK = _Mark()
 
-#: Opcodes that push their argument.
-_LITERALS = {
-    *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
-    *("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE"),
-    *("SHORT_BINUNICODE", "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
-    "BYTEARRAY8",
-}
 #: Subclasses of dict and list in which sacred holds the config of a run; METER's files store it.
 _SACRED_CONTAINERS: dict[str, type[dict[Any, Any]] | type[list[Any]]] = {
     f"sacred.config.custom_containers.{name}": kind
@@ -124,9 +117,14 @@ _SACRED_CONTAINERS: dict[str, type[dict[Any, Any]] | type[list[Any]]] = {
         ("ReadOnlyList", list),
     )
 }
-_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
-_IGNORED = {"PROTO", "FRAME", "STOP"}
-_TUPLES = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+
+#: Name, code, and reader of the argument of each opcode.
+_OPCODES = [
+    (each.name, each.code.encode("latin-1"), None if each.arg is None else each.arg.reader)
+    for each in pickletools.opcodes
+]
+_STOP = b"."
+_ReadArgument = Callable[[Any], Any]
 
 
 class Pickle(NamedTuple):
@@ -155,12 +153,7 @@ def read_pickle(
         ValueError, IndexError, KeyError, TypeError, AttributeError: if the pickle is damaged.
     """
     reader = _Reader(objects)
-    for number, (opcode, argument, _) in enumerate(pickletools.genops(file)):
-        if number >= max_operations:
-            raise ValueError(f"the pickle has more than {max_operations:,} opcodes")
-        reader.number = number
-        reader.step(opcode.name, argument)
-    # `genops` either ends at STOP or raises.
+    reader.run(file, max_operations)
     return Pickle(reader.stack.pop(), reader.storages)
 
 
@@ -178,75 +171,93 @@ class _Reader:
         #: Number of items copied by calls.
         self.copied = 0
 
-    def step(self, name: str, argument: Any) -> None:
-        """Execute one opcode."""
-        stack = self.stack
-        if name in _LITERALS:
-            stack.append(argument)
-        elif name in ("BINGET", "LONG_BINGET", "GET"):
-            stack.append(self._recall(argument))
-        elif name in ("BINPUT", "LONG_BINPUT", "PUT"):
-            self._memorize(argument)
-        elif name == "MEMOIZE":
-            self._memorize(len(self.memo))
-        elif name in _CONSTANTS:
-            stack.append(_CONSTANTS[name])
-        elif name == "MARK":
-            stack.append(_MARK)
-        elif name in _TUPLES:
-            count = _TUPLES[name]
-            stack.append(tuple(self._pop(count)))
-        elif name == "TUPLE":
-            stack.append(tuple(self._pop_mark()))
-        elif name in ("EMPTY_LIST", "EMPTY_DICT"):
-            stack.append([] if name == "EMPTY_LIST" else {})
-        elif name == "LIST":
-            stack.append(self._pop_mark())
-        elif name == "DICT":
-            items = self._pop_mark()
-            stack.append({})
-            self._set_items(items)
-        elif name in ("APPEND", "APPENDS"):
-            items = self._pop_mark() if name == "APPENDS" else self._pop(1)
-            if type(stack[-1]) is list:
-                stack[-1].extend(items)
-        elif name in ("SETITEM", "SETITEMS"):
-            self._set_items(self._pop_mark() if name == "SETITEMS" else self._pop(2))
-        elif name == "GLOBAL":
-            stack.append(_named(*argument.split(" ", 1)))
-        elif name == "STACK_GLOBAL":
-            stack.append(_named(*self._pop(2)))
-        elif name in ("REDUCE", "NEWOBJ"):
-            stack.append(self._result(*self._pop(2)))
-        elif name == "NEWOBJ_EX":
-            callee, arguments, _ = self._pop(3)
-            stack.append(self._result(callee, arguments))
-        elif name == "OBJ":
-            callee, *arguments = self._pop_mark()
-            stack.append(self._result(callee, tuple(arguments)))
-        elif name == "INST":
-            arguments = tuple(self._pop_mark())
-            stack.append(self._result(_named(*argument.split(" ", 1)), arguments))
-        elif name == "BUILD":
-            (state,) = self._pop(1)
-            if type(stack[-1]) is ObjectRecord:
-                stack[-1].state = state
-        elif name == "BINPERSID":
-            stack.append(self._storage(*self._pop(1)))
-        elif name in ("EMPTY_SET", "FROZENSET"):
-            if name == "FROZENSET":
-                self._pop_mark()
-            stack.append(Inert("builtins.set"))
-        elif name == "ADDITEMS":
-            self._pop_mark()
-        elif name == "POP":
-            self._pop(1)
-        elif name == "POP_MARK":
-            self._pop_mark()
-        elif name == "DUP":
-            stack.append(stack[-1])
-        elif name not in _IGNORED:
-            raise ValueError(f"unsupported opcode {name}; torch.save does not write it")
+    def run(self, file: Any, max_operations: int) -> None:
+        """Execute the opcodes of a file up to STOP."""
+        read, operations = file.read, self._operations()
+        for self.number in range(max_operations):
+            code = read(1)
+            if (operation := operations.get(code)) is None:
+                raise ValueError(_unknown(code))
+            execute, read_argument = operation
+            execute() if read_argument is None else execute(read_argument(file))
+            if code == _STOP:
+                return
+        raise ValueError(f"the pickle has more than {max_operations:,} opcodes")
+
+    def _operations(self) -> dict[bytes, tuple[Callable[..., object], _ReadArgument | None]]:
+        """Return how each opcode is executed, and how its argument is read, by code."""
+        push, stack = self.stack.append, self.stack
+        executes: dict[str, Callable[..., object]] = {
+            **dict.fromkeys(("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1"), push),
+            **dict.fromkeys(("LONG4", "FLOAT", "BINFLOAT", "STRING", "BINSTRING"), push),
+            **dict.fromkeys(("SHORT_BINSTRING", "UNICODE", "BINUNICODE", "BINUNICODE8"), push),
+            **dict.fromkeys(("SHORT_BINUNICODE", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8"), push),
+            "BYTEARRAY8": push,
+            "NONE": lambda: push(None),
+            "NEWTRUE": lambda: push(True),
+            "NEWFALSE": lambda: push(False),
+            **dict.fromkeys(("BINGET", "LONG_BINGET", "GET"), self._recall),
+            **dict.fromkeys(("BINPUT", "LONG_BINPUT", "PUT"), self._memorize),
+            "MEMOIZE": lambda: self._memorize(len(self.memo)),
+            "MARK": lambda: push(_MARK),
+            "EMPTY_TUPLE": lambda: push(()),
+            "TUPLE1": lambda: push((self._pop_one(),)),
+            "TUPLE2": lambda: push(tuple(self._pop(2))),
+            "TUPLE3": lambda: push(tuple(self._pop(3))),
+            "TUPLE": lambda: push(tuple(self._pop_mark())),
+            "EMPTY_LIST": lambda: push([]),
+            "LIST": lambda: push(self._pop_mark()),
+            "APPEND": lambda: self._append([self._pop_one()]),
+            "APPENDS": lambda: self._append(self._pop_mark()),
+            "EMPTY_DICT": lambda: push({}),
+            "DICT": self._dict,
+            "SETITEM": lambda: self._set_items(self._pop(2)),
+            "SETITEMS": lambda: self._set_items(self._pop_mark()),
+            "EMPTY_SET": lambda: push(Inert("builtins.set")),
+            "FROZENSET": self._frozen_set,
+            "ADDITEMS": self._pop_mark,
+            "GLOBAL": lambda names: push(_named(*names.split(" ", 1))),
+            "STACK_GLOBAL": lambda: push(_named(*self._pop(2))),
+            "REDUCE": lambda: push(self._result(*self._pop(2))),
+            "NEWOBJ": lambda: push(self._result(*self._pop(2))),
+            "NEWOBJ_EX": lambda: push(self._result(*self._pop(3)[:2])),
+            "OBJ": self._object,
+            "INST": self._instance,
+            "BUILD": self._build,
+            "BINPERSID": lambda: push(self._storage(self._pop_one())),
+            "POP": self._pop_one,
+            "POP_MARK": self._pop_mark,
+            "DUP": lambda: push(stack[-1]),
+            **dict.fromkeys(("PROTO", "FRAME"), lambda argument: None),
+            "STOP": lambda: None,
+        }
+        return {code: (executes[name], read) for name, code, read in _OPCODES if name in executes}
+
+    def _append(self, items: list[Any]) -> None:
+        if type(self.stack[-1]) is list:
+            self.stack[-1].extend(items)
+
+    def _dict(self) -> None:
+        items = self._pop_mark()
+        self.stack.append({})
+        self._set_items(items)
+
+    def _frozen_set(self) -> None:
+        self._pop_mark()
+        self.stack.append(Inert("builtins.set"))
+
+    def _object(self) -> None:
+        callee, *arguments = self._pop_mark()
+        self.stack.append(self._result(callee, tuple(arguments)))
+
+    def _instance(self, names: str) -> None:
+        arguments = tuple(self._pop_mark())
+        self.stack.append(self._result(_named(*names.split(" ", 1)), arguments))
+
+    def _build(self) -> None:
+        state = self._pop_one()
+        if type(self.stack[-1]) is ObjectRecord:
+            self.stack[-1].state = state
 
     def _memorize(self, index: int) -> None:
         # Picklers count up, by one for each value that they keep.
@@ -254,18 +265,25 @@ class _Reader:
             raise ValueError(
                 f"an index of the memo is {shown(index)}, expected 0 to {self.number:,}"
             )
+        if index == len(self.memo):
+            self.memo.append(self.stack[-1])
+            return
         self.memo += [_MARK] * (index + 1 - len(self.memo))
         self.memo[index] = self.stack[-1]
 
-    def _recall(self, index: int) -> Any:
+    def _recall(self, index: int) -> None:
         if not 0 <= index < len(self.memo) or self.memo[index] is _MARK:
             raise ValueError(f"the memo has no value {shown(index)}")
-        return self.memo[index]
+        self.stack.append(self.memo[index])
+
+    def _pop_one(self) -> Any:
+        value = self.stack.pop()
+        if value is _MARK:
+            raise ValueError("stack underflow: an opcode needs a value above the last mark")
+        return value
 
     def _pop(self, count: int) -> list[Any]:
         """Pop `count` values, all of which must be above the last mark."""
-        if count == 0:
-            return []
         values = self.stack[-count:]
         if len(values) < count or any(value is _MARK for value in values):
             raise ValueError(f"stack underflow: an opcode needs {count} values above the last mark")
@@ -349,6 +367,14 @@ class _Reader:
             raise ValueError(f"storage {key} is referenced with different types or sizes")
         # The first one, so that many references take no memory of their own.
         return known
+
+
+def _unknown(code: bytes) -> str:
+    """Describe an opcode that is not executed."""
+    if not code:
+        return "the pickle ends before STOP"
+    names = [name for name, each, _ in _OPCODES if each == code]
+    return f"unsupported opcode {names[0] if names else shown(code)}; torch.save does not write it"
 
 
 def storage_key(key: Any) -> str:

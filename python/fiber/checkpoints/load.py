@@ -26,6 +26,7 @@ from fiber.checkpoints.torch_file import SUFFIXES, Checkpoint, Weights, read_che
 from fiber.checkpoints.vocabulary import Answers, open_answers, open_tokenizer
 from fiber.checkpoints.weights import copy_weights
 from fiber.data import Tokenizer
+from fiber.messages import shown
 from fiber.models.heads import need_head
 from fiber.models.registry import build_empty, encoder_format, recognize
 
@@ -63,7 +64,8 @@ def read_model(
     if path.is_dir():
         if weights != "raw":
             raise ValueError(
-                f"weights={weights!r} requires a checkpoint file; expected 'raw' for the folder"
+                f"weights={shown(weights)} requires a checkpoint file; expected 'raw' for the"
+                " folder"
                 f" {path}"
             )
         return load_model(path, device, image_size=image_size)
@@ -209,9 +211,9 @@ def _choose_device(device: torch.device | str | None) -> torch.device:
         target = torch.device(device)
     except RuntimeError as error:
         raise ValueError(
-            f"invalid device {device!r}; expected 'cpu', 'cuda' or 'cuda:N'"
+            f"invalid device {shown(device)}; expected 'cpu', 'cuda' or 'cuda:N'"
         ) from error
     count = torch.cuda.device_count()
     if target.type == "cuda" and (target.index or 0) >= count:
-        raise ValueError(f"device {device!r} not found; the number of CUDA devices is {count}")
+        raise ValueError(f"device {shown(device)} not found; the number of CUDA devices is {count}")
     return target

@@ -31,6 +31,7 @@ from fiber.checkpoints.weights import copy_weights, dtype_problem, list_problems
 from fiber.config_io import to_dict
 from fiber.data import Tokenizer
 from fiber.env import provenance
+from fiber.messages import shown
 from fiber.models.init import allocate
 from fiber.models.registry import (
     ModelConfig,
@@ -50,6 +51,10 @@ _RUN_CHECKPOINT = re.compile(r"(damaged-)?step-\d+")
 
 #: Maximum size in bytes of the JSON files of a model, except tokenizer.json.
 MAX_JSON_BYTES = 16 << 20
+#: Maximum number of answers or classes of a model, and of characters in each. A detector looks for
+#: all of its classes in each image, some dozens at a time.
+MAX_STRINGS, MAX_STRING = 50_000, 1000
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 #: Error messages for models that lack a vocabulary, such as published checkpoints.
 NO_TOKENIZER = (
@@ -240,7 +245,7 @@ def _read_model_config(path: Path, values: Any, stored: SafetensorsFile) -> Mode
         ]
         if differing:
             raise ValueError("; ".join(differing))
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise ValueError(f"{path}: model: {error}") from error
     _check_tensor_names(path.with_name("model.safetensors"), architecture.keys(config), shapes)
     return config
@@ -312,18 +317,27 @@ def read_strings(path: Path, name: str) -> tuple[str, ...]:
         FileNotFoundError: if the file does not exist.
         ValueError: if the file is not a list of strings.
     """
-    return check_strings(read_json(path, MAX_JSON_BYTES), f"{path}: {name}")
+    found = check_strings(read_json(path, MAX_JSON_BYTES), f"{path}: {name}")
+    if len(found) > MAX_STRINGS:
+        raise ValueError(f"{path}: {name}: expected at most {MAX_STRINGS:,}, got {len(found):,}")
+    return found
 
 
 def check_strings(values: Any, where: str) -> tuple[str, ...]:
     """Check a list of strings. Raises ValueError, starting with `where`, if it is none."""
     if isinstance(values, str) or not isinstance(values, Sequence):
         raise ValueError(
-            f"{where}: expected a list of strings, got {type(values).__name__} {values!r:.60}"
+            f"{where}: expected a list of strings, got {type(values).__name__} {shown(values)}"
         )
     for index, value in enumerate(values):
         if not isinstance(value, str):
-            raise ValueError(f"{where}[{index}]: expected a string, got {value!r:.60}")
+            raise ValueError(f"{where}[{index}]: expected a string, got {shown(value)}")
+        if len(value) > MAX_STRING:
+            raise ValueError(f"{where}[{index}]: expected a short string, got {shown(value)}")
+        if _SURROGATE.search(value):
+            raise ValueError(
+                f"{where}[{index}]: {shown(value)} has a lone surrogate; expected valid Unicode"
+            )
     return tuple(values)
 
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from fiber.data.datasets.resolve import has_splits
 from fiber.data.storage.remote import is_url
 from fiber.data.storage.remote_pack import url_of
+from fiber.messages import shown
 
 #: Field of config.json with the absolute path of the data; null for in-memory records.
 DATA_PATH = "data_path"
@@ -27,9 +28,8 @@ class TrainedOn(NamedTuple):
     def read(cls, config: Mapping[str, Any]) -> TrainedOn | None:
         """Read the training data from config.json values, or return None if it is not stored."""
         path, data = config.get(DATA_PATH), config.get("data")
-        if not isinstance(path, str) or not isinstance(data, Mapping) or "split" not in data:
-            return None
-        return cls(path, data["split"])
+        split = data.get("split") if isinstance(data, Mapping) else None
+        return cls(path, split) if isinstance(path, str) and isinstance(split, str) else None
 
 
 def absolute(data: str | os.PathLike[str]) -> str:
@@ -65,6 +65,6 @@ def seen_before(
     if not again:
         return None
     return (
-        f"the model was trained on split {'+'.join(again)!r} of {data}, so this evaluation uses"
-        " training images. Choose a different split (--split, split=...)"
+        f"the model was trained on split {shown('+'.join(again))} of {data}, so this evaluation"
+        " uses training images. Choose a different split (--split, split=...)"
     )

@@ -117,7 +117,7 @@ def read_checkpoint(path: Path, weights: Weights = "raw") -> Checkpoint:
             is ever executed.
     """
     if weights not in _STATE_KEYS:
-        raise ValueError(f"weights: expected 'raw' or 'ema', got {weights!r}")
+        raise ValueError(f"weights: expected 'raw' or 'ema', got {shown(weights)}")
     if not path.exists():
         raise FileNotFoundError(f"checkpoint {path} does not exist")
     check_regular_file(path)
@@ -162,8 +162,9 @@ def read_state(path: Path) -> Any:
     def build(value: Any, name: str, depth: int) -> Any:
         nonlocal values, copied_bytes
         values += 1
-        # A small pickle can refer to one container many times, on every level.
-        if depth > _MAX_DEPTH or values > MAX_OPERATIONS:
+        # A small pickle can refer to one container many times, on every level. A value that it
+        # holds itself has a byte or more.
+        if depth > _MAX_DEPTH or values > min(MAX_OPERATIONS, mapped.size):
             raise ValueError(f"{path} is nested too deeply, or has too many values")
         if isinstance(value, TensorRecord):
             tensor = _make_tensors(torch_file, mapped, {name: value})[name]
@@ -279,7 +280,7 @@ def _check_legacy_start(path: Path, start: bytes) -> None:
     if not start.startswith(b"\x80") or tarfile.is_tarfile(path):
         raise ValueError(
             f"{path} is not a checkpoint written by torch.save or safetensors; it starts with"
-            f" {start[:16]!r}"
+            f" {shown(start[:16])}"
         )
 
 

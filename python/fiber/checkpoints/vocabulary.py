@@ -17,6 +17,7 @@ from fiber.checkpoints.model_dir import (
 from fiber.checkpoints.wordpiece import VOCAB_TXT, read_vocab_txt
 from fiber.data import Tokenizer
 from fiber.data.record import RecordSet
+from fiber.messages import shown
 from fiber.models.registry import ModelConfig, check_tokenizer
 
 #: Answers of a VQA head in logit order, or the path of a JSON file that lists them.
@@ -125,9 +126,10 @@ def check_answers(answers: tuple[str, ...]) -> tuple[str, ...]:
     first: dict[str, int] = {}
     for index, answer in enumerate(answers):
         if answer and not answer.strip():
-            raise ValueError(f"answers[{index}]: expected a non-blank string, got {answer!r}")
+            raise ValueError(f"answers[{index}]: expected a non-blank string, got {shown(answer)}")
         if answer in first:
-            raise ValueError(f"duplicate answer {answer!r} (entries {first[answer]} and {index})")
+            entries = f"entries {first[answer]} and {index}"
+            raise ValueError(f"duplicate answer {shown(answer)} ({entries})")
         first[answer] = index
     return answers
 
@@ -141,7 +143,9 @@ def count_answers(records: RecordSet, limit: int) -> tuple[str, ...]:
     for index in range(len(records)):
         record = records[index]
         if record.answers is None:
-            raise ValueError(f"record {record.key!r} has no answers; the question task needs them")
+            raise ValueError(
+                f"record {shown(record.key)} has no answers; the question task needs them"
+            )
         if record.answers:
             counts[max(record.answers, key=record.answers.__getitem__)] += 1
     ordered = sorted(counts, key=lambda answer: (-counts[answer], answer))

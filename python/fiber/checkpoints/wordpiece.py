@@ -11,6 +11,7 @@ from typing import Any
 
 from fiber.atomic_io import check_regular_file, read_json
 from fiber.data import Tokenizer
+from fiber.messages import shown
 
 #: File of BERT's vocabulary: a token a line, in the order of ids.
 VOCAB_TXT = "vocab.txt"
@@ -44,7 +45,7 @@ def read_vocab_txt(path: Path) -> Tokenizer:
         raise ValueError(f"{path} lacks {', '.join(missing)}; expected the vocabulary of a BERT")
     if len(ids) < len(tokens):
         twice = next(token for number, token in enumerate(tokens) if ids[token] != number)
-        raise ValueError(f"{path}: duplicate token {twice!r:.60}")
+        raise ValueError(f"{path}: duplicate token {shown(twice)}")
     return Tokenizer.from_json(json.dumps(_content(ids, lowercase=_is_lowercase(path, ids))))
 
 

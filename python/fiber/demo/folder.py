@@ -19,6 +19,7 @@ from typing import Any
 
 from fiber.atomic_io import read_json, remove_parts, write_json
 from fiber.data.formats.generated import other_version
+from fiber.messages import shown
 
 
 class DemoFolder:
@@ -124,5 +125,5 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "
         if isinstance(before, Mapping) and isinstance(after, Mapping):
             changed += _differences(before, after, f"{prefix}{name}.")
         elif before != after:
-            changed.append(f"{prefix}{name}: {before!r} -> {after!r}")
+            changed.append(f"{prefix}{name}: {shown(before)} -> {shown(after)}")
     return changed

@@ -13,6 +13,7 @@ from fiber.data.prompts.classes import class_prompts
 from fiber.data.record import Record
 from fiber.evaluation.context import EvalContext, EvalResult, entry_id
 from fiber.evaluation.grounding import label_tokens, run_same_sized
+from fiber.messages import shown
 from fiber.metrics.detection import ScoredBoxes, TrueBoxes, average_precision
 from fiber.metrics.lvis import BestOfClasses, FederatedTruth, fixed_average_precision
 from fiber.postprocess import FoundBoxes, detect_boxes, join_chunks
@@ -124,7 +125,7 @@ def _federated(record: Record) -> FederatedTruth:
     objects = record.objects
     if objects is None or objects.absent is None:
         raise ValueError(
-            f"record {record.key!r} does not list the classes absent from its image (LVIS key"
+            f"record {shown(record.key)} does not list the classes absent from its image (LVIS key"
             " 'neg_category_ids'); expected an LVIS annotation file, or task 'coco'"
         )
     return FederatedTruth(
@@ -149,7 +150,8 @@ def detection_records(records: list[Record]) -> list[Record]:
     for record in records:
         if record.labels != records[0].labels:
             raise ValueError(
-                f"records {records[0].key!r} and {record.key!r} have different labels; detection"
+                f"records {shown(records[0].key)} and {shown(record.key)} have different labels;"
+                " detection"
                 " requires the same labels (class names) in every record"
             )
     ids = [entry_id(record.key) for record in records]

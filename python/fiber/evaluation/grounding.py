@@ -22,6 +22,7 @@ from fiber.data.datasets.mdetr import label_boxes
 from fiber.data.prompts.classes import Prompt
 from fiber.data.record import Record
 from fiber.evaluation.context import EvalContext, EvalResult
+from fiber.messages import shown
 from fiber.metrics.grounding import phrase_recall, referring_accuracy
 from fiber.metrics.groups import with_groups
 from fiber.postprocess import FoundBoxes, detect_boxes, ground_phrases
@@ -111,7 +112,9 @@ def _ground(
     """
     for record in records:
         if not record.boxes_xyxy or not record.label_spans:
-            raise ValueError(f"record {record.key!r} lacks boxes or label_spans; expected both")
+            raise ValueError(
+                f"record {shown(record.key)} lacks boxes or label_spans; expected both"
+            )
     network = context.detector
     results: dict[int, tuple[FoundBoxes, FoundBoxes]] = {}
 

@@ -16,6 +16,7 @@ from fiber.checkpoints.model_dir import NO_ANSWERS
 from fiber.data.datasets.snli_ve import ENTAILMENT
 from fiber.data.record import Record
 from fiber.evaluation.context import EvalContext, EvalResult, by_image, entry_id
+from fiber.messages import shown
 from fiber.metrics.captions import caption_scores
 from fiber.metrics.groups import with_groups
 from fiber.metrics.language import IGNORED, masked_word_accuracy, sentence_key, statement_accuracy
@@ -70,7 +71,8 @@ def wrong_texts(records: list[Record]) -> list[Record]:
                 break
         else:
             raise ValueError(
-                f"no negative found for record {record.key!r}; expected at least one record with a"
+                f"no negative found for record {shown(record.key)}; expected at least one record"
+                " with a"
                 " different image and a different text"
             )
     return found
@@ -102,7 +104,7 @@ def masked_words(context: EvalContext, records: list[Record]) -> EvalResult:
     if not predictions:
         raise ValueError(
             f"no token of the {len(records)} texts was masked; expected texts that contain words,"
-            f" but the first text is {records[0].text!r:.60}"
+            f" but the first text is {shown(records[0].text)}"
         )
     metrics = masked_word_accuracy(np.concatenate(predicted), np.concatenate(labels))
     return EvalResult(metrics, predictions)

@@ -14,6 +14,7 @@ from fiber.data.datasets.resolve import existing_data
 from fiber.data.prompts.classes import ClassName
 from fiber.evaluation.context import EvalContext
 from fiber.evaluation.tasks import check_classes, open_records, run_task
+from fiber.messages import shown
 
 
 def evaluate_odinw(
@@ -46,20 +47,22 @@ def evaluate_odinw(
     for name in words:
         if name not in ODINW_13:
             raise ValueError(
-                f"classes: unknown dataset {name!r}; expected one of {', '.join(ODINW_13)}"
+                f"classes: unknown dataset {shown(name)}; expected one of {', '.join(ODINW_13)}"
             )
     found = {name: find_set(root, name, split) for name in ODINW_13}
     missing = [name for name, place in found.items() if place is None]
     if len(missing) == len(ODINW_13):
         first, example = next(iter(ODINW_13.items()))
         raise FileNotFoundError(
-            f"{root} contains none of the ODinW-13 datasets (split {split!r}); expected files such"
+            f"{root} contains none of the ODinW-13 datasets (split {shown(split)}); expected"
+            " files such"
             f" as {example.folder}/{split}/annotations_without_background.json (for {first})"
         )
     if missing:
         warnings.warn(
             f"task 'odinw': {len(missing)} of 13 datasets are missing from {root} (split"
-            f" {split!r}): {', '.join(missing)}. The mean AP covers only the remaining datasets",
+            f" {shown(split)}): {', '.join(missing)}. The mean AP covers only the remaining"
+            " datasets",
             RuntimeWarning,
             stacklevel=3,
         )

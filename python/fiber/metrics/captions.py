@@ -25,6 +25,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from fiber.messages import shown
 from fiber.metrics.cider import cider_d_scores
 from fiber.metrics.matching import mean
 
@@ -80,7 +81,7 @@ def caption_scores(
     for number, people in enumerate(references):
         if isinstance(people, str) or not len(people):
             raise ValueError(
-                f"references of image {number} are {people!r}; expected one or more captions"
+                f"references of image {number} are {shown(people)}; expected one or more captions"
             )
     predicted = [caption_tokens(candidate) for candidate in candidates]
     truths = [[caption_tokens(reference) for reference in people] for people in references]

@@ -7,6 +7,7 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
+from fiber.messages import shown
 from fiber.metrics.matching import mean
 
 #: Label of ignored tokens.
@@ -62,7 +63,7 @@ def sentence_key(identifier: str) -> str:
     parts = identifier.split("-")
     if len(parts) < 4:
         raise ValueError(
-            f"NLVR2 identifier {identifier!r} has {len(parts)} parts; expected"
+            f"NLVR2 identifier {shown(identifier)} has {len(parts)} parts; expected"
             " split-set-pair-sentence"
         )
     return "-".join([*parts[:2], *parts[3:]])

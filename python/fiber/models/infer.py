@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fiber.config import ClipConfig, RobertaConfig, SwinConfig
 from fiber.config_io import from_dict
+from fiber.messages import shown
 
 ConfigT = TypeVar("ConfigT")
 
@@ -19,6 +20,9 @@ ConfigT = TypeVar("ConfigT")
 #: Published fields cannot express, for example, a window size other than image_size / 32.
 OWN = "fiber_model"
 
+
+#: Maximum number of digits in the number of a layer.
+_MAX_DIGITS = 6
 
 #: Head dim of published RoBERTa and CLIP models, which cannot be inferred from shapes.
 _HEAD_DIM = 64
@@ -87,8 +91,11 @@ def infer_text(
 
 def count_numbers(state: Mapping[str, Tensor], pattern: str) -> int:
     """Return one more than the largest number that group 1 of `pattern` matches in the keys."""
-    numbers = [int(match[1]) for name in state if (match := re.match(pattern, name))]
-    return max(numbers, default=-1) + 1
+    numbers = [match[1] for name in state if (match := re.match(pattern, name))]
+    longest = max(numbers, key=len, default="0")
+    if len(longest) > _MAX_DIGITS:
+        raise ValueError(f"a tensor has the number {shown(longest)}; expected that of a layer")
+    return max(map(int, numbers), default=-1) + 1
 
 
 def shape_of(state: Mapping[str, Tensor], name: str, dims: int) -> tuple[int, ...]:
@@ -109,12 +116,12 @@ def stored_integer(stored: Mapping[str, Any], name: str) -> int | None:
     """Return an integer field of a stored config, or None if it is missing.
 
     Raises:
-        ValueError: if the value is not an integer >= 1 (>= 0 for num_fuse_block).
+        ValueError: if the value is not an integer from 1 (num_fuse_block: 0) to 2**31 - 1.
     """
     value = stored.get(name)
     least = 0 if name == "num_fuse_block" else 1
-    if value is not None and (type(value) is not int or value < least):
-        raise ValueError(f"stored config: {name} must be an integer >= {least}, got {value!r}")
+    if value is not None and (type(value) is not int or not least <= value < 2**31):
+        raise ValueError(f"stored config: {name} must be an integer >= {least}, got {shown(value)}")
     return value
 
 
@@ -131,7 +138,7 @@ def own_config(stored: Mapping[str, Any], config_class: type[ConfigT]) -> Config
         raise ValueError(f"stored {OWN}: expected a JSON object, got {type(values).__name__}")
     try:
         return from_dict(config_class, values)
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise ValueError(f"stored {OWN}: {error}") from error
 
 
@@ -160,7 +167,7 @@ def check_fields(own: Any, inferred: Any, fields: Iterable[str]) -> None:
     """
     pairs = {name: (attrgetter(name)(own), attrgetter(name)(inferred)) for name in fields}
     differing = [
-        f"{name} is {stored}, expected {found}"
+        f"{name} is {shown(stored)}, expected {shown(found)}"
         for name, (stored, found) in pairs.items()
         if stored != found
     ]

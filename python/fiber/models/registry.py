@@ -22,6 +22,7 @@ from torch import Tensor
 from fiber.config import FiberConfig
 from fiber.config_io import from_dict
 from fiber.data import ImageTransform, Tokenizer
+from fiber.messages import shown, shown_names
 from fiber.models.encoders.keys import EncoderFormat, KeyMap
 from fiber.models.encoders.swin import resize_bias_tables
 from fiber.models.fiber import infer_config, keys, preprocess
@@ -216,7 +217,8 @@ def read_config(values: dict[str, Any]) -> ModelConfig:
     classes = {entry.family: entry.config_class for entry in ARCHITECTURES}
     family = values.get("family", "fiber")
     if not isinstance(family, str) or family not in classes:
-        raise ValueError(f"unknown family {family!r}; expected {' or '.join(map(repr, classes))}")
+        known = " or ".join(map(repr, classes))
+        raise ValueError(f"unknown family {shown(family)}; expected {known}")
     return from_dict(classes[family], values)
 
 
@@ -247,8 +249,7 @@ def recognize(names: Collection[str]) -> Architecture:
             " model folder instead"
         )
     titles = " or ".join(entry.title for entry in ARCHITECTURES)
-    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
     raise ValueError(
         f"the file contains no published model: expected keys of {titles}, got"
-        f" {', '.join(sorted(names)[:4])}{more}"
+        f" {shown_names(sorted(names), 4)}"
     )

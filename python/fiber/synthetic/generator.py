@@ -20,6 +20,7 @@ from fiber import _core
 from fiber.atomic_io import DISK_FULL, explain_write_errors, new_directory
 from fiber.data.formats.generated import DESCRIPTION, other_version
 from fiber.data.record import AnyPath
+from fiber.messages import shown
 from fiber.synthetic.annotations import encode, write_split
 from fiber.synthetic.recipe import IMAGES_PER_FOLDER, Recipe, file_name
 from fiber.synthetic.rendering import save_jpeg
@@ -103,7 +104,7 @@ def _is_finished(folder: Path, parameters: dict[str, Any]) -> bool:
     if problem is not None and found.get("generator") == wanted["generator"]:
         raise ValueError(f"{problem}. Use a different folder, or delete this one")
     differences = [
-        f"{name} is {found.get(name)!r}, but {wanted.get(name)!r} was requested"
+        f"{name} is {shown(found.get(name))}, but {shown(wanted.get(name))} was requested"
         for name in sorted({*found, *wanted})
         if found.get(name) != wanted.get(name)
     ]

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fiber.config_io import nearest
+from fiber.messages import shown
 from fiber.training.config.run import OptimConfig
 from fiber.training.distributed.full_tensor import shard_like
 from fiber.training.muon import MuonAdamW
@@ -97,7 +98,7 @@ def part_of(name: str) -> Part:
         return BACKBONE_PARTS[parts[1]]
     if parts[0] not in PARTS:
         raise ValueError(
-            f"parameter {name!r} is not in a known part of the model; add {parts[0]!r} to"
+            f"parameter {shown(name)} is not in a known part of the model; add {shown(parts[0])} to"
             " fiber.training.optim.PARTS"
         )
     return PARTS[parts[0]]
@@ -168,7 +169,7 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> list[str]:
             parts = (name.split(".") for name in parameters)
             modules = {".".join(part[:end]) for part in parts for end in range(1, len(part) + 1)}
             raise ValueError(
-                f"optim.frozen: no parameter or module is called {pattern!r};"
+                f"optim.frozen: no parameter or module is called {shown(pattern)};"
                 f" {nearest(pattern, sorted(modules))}"
             )
         for name in frozen:

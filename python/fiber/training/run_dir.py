@@ -25,6 +25,7 @@ from fiber.atomic_io import (
     write_json,
 )
 from fiber.checkpoints.model_dir import (
+    MAX_JSON_BYTES,
     VOCABULARY_FILES,
     Vocabulary,
     read_vocabulary,
@@ -33,6 +34,7 @@ from fiber.checkpoints.model_dir import (
 from fiber.checkpoints.provenance import DATA_PATH
 from fiber.config_io import from_dict, to_dict
 from fiber.env import provenance
+from fiber.messages import shown
 from fiber.training.checkpoint.folder import newest_checkpoint, newest_intact, sha256
 from fiber.training.config.run import RunConfig, differences
 from fiber.training.distributed.processes import launch_id, restart_count
@@ -75,18 +77,30 @@ class RunFolder:
         """
         if not self.config_file.exists():
             return None
-        values = read_json(self.config_file)
+        values = self._stored_values()
         if "tasks" not in values:
             raise ValueError(
                 f"{self.path} contains a model, not a run; choose another output folder"
             )
         for name in ("fiber_version", "commit", "init", DATA_PATH):
             values.pop(name, None)
-        return from_dict(RunConfig, values)
+        try:
+            return from_dict(RunConfig, values)
+        except (ValueError, OverflowError) as error:
+            raise ValueError(f"{self.config_file}: {error}") from error
 
     def stored_init(self) -> str | None:
         """Read the path of the run's initial weights, or return None if there are none."""
-        return read_json(self.config_file).get("init") if self.config_file.exists() else None
+        init = self._stored_values().get("init") if self.config_file.exists() else None
+        if init is not None and not isinstance(init, str):
+            raise ValueError(f"{self.config_file}: init: expected a path, got {shown(init)}")
+        return init
+
+    def _stored_values(self) -> dict[str, Any]:
+        values = read_json(self.config_file, MAX_JSON_BYTES)
+        if not isinstance(values, dict):
+            raise ValueError(f"{self.config_file}: expected a JSON object, got {shown(values)}")
+        return values
 
     def check(self, config: RunConfig, *, resume: bool) -> None:
         """Check that a run with this configuration may write here.
@@ -218,6 +232,22 @@ class RunFolder:
                 f"{' or '.join(VOCABULARY_FILES)} in {self.path} has changed since {checkpoint}"
                 " was saved; restore it, or start a new run in another folder"
             )
+
+    def check_newest_vocabulary(self) -> None:
+        """Check that the vocabulary is that of the newest checkpoint, if there is one.
+
+        Raises:
+            ValueError: if it has changed.
+        """
+        newest = newest_checkpoint(self.checkpoints)
+        if newest is None:
+            return
+        try:
+            stored = newest.read_position().vocabulary_sha256
+        except (OSError, ValueError):
+            # Damaged; it is set aside when the run resumes.
+            return
+        self.check_vocabulary(stored, newest.folder)
 
     def open(
         self,

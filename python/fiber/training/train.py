@@ -152,6 +152,8 @@ def _resolve_inputs(
     """Resolve the initial weights and the options of `open_data`; arguments as for `train`."""
     vocabulary, named = folder.vocabulary() if resume else None, answers
     if vocabulary is not None:
+        # Before the data are read: other answers change the size of the model and its questions.
+        folder.check_newest_vocabulary()
         # A resumed run ignores the arguments.
         init, tokenizer, answers = folder.stored_init(), None, vocabulary.answers or None
     start = read_init(init) if init is not None else None

@@ -358,13 +358,15 @@ class Trainer:
             self.monitor.callbacks.saved(step, checkpoint_at(self.folder.checkpoints, step).folder)
 
     def _read_position(self, checkpoint: RunCheckpoint, data_path: str | None) -> Position:
+        # Before the records: with other answers, other questions are trained on.
+        stored = checkpoint.read_position().vocabulary_sha256
+        self.folder.check_vocabulary(stored, checkpoint.folder)
         position = checkpoint.position(self.records, self.fingerprints, data_path)
         if not position.fingerprints:
             self._log(
                 f"{checkpoint.folder} was written by an earlier version, without fingerprints of"
                 " the data; only the numbers of records were compared"
             )
-        self.folder.check_vocabulary(position.vocabulary_sha256, checkpoint.folder)
         if self.validation is not None and self.processes.is_first:
             self.validation.check(position.best_step)
         return position

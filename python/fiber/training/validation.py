@@ -25,6 +25,7 @@ from fiber.data.record import RecordSet
 from fiber.evaluation.evaluate import evaluate
 from fiber.evaluation.processes import EvalProcesses
 from fiber.evaluation.tasks import find_task, needed_head, open_records
+from fiber.messages import shown
 from fiber.models.registry import Network
 from fiber.training.checkpoint.folder import best_file
 from fiber.training.checkpoint.layout import BEST
@@ -141,7 +142,8 @@ def open_validation(
     head = needed_head(settings.task, config.model.heads)
     if head not in config.model.heads:
         raise ValueError(
-            f"validation.task {settings.task!r} needs the head {head!r}, but the model only has"
+            f"validation.task {shown(settings.task)} needs the head {shown(head)}, but the model"
+            " only has"
             f" {', '.join(config.model.heads)}"
         )
     is_path = isinstance(data, (str, os.PathLike))
@@ -150,7 +152,8 @@ def open_validation(
         if head == "grounding":
             fix = "Pass the folder instead of the file"
         return None, (
-            f"validation.task is {settings.task!r}, but the data has no held-out split; the model"
+            f"validation.task is {shown(settings.task)}, but the data has no held-out split; the"
+            " model"
             f" of the last step is kept. {fix}, or pass validation records (--validation FILE,"
             " validation=...)"
         )
@@ -160,8 +163,8 @@ def open_validation(
         )
     except (FileNotFoundError, ValueError) as error:
         raise type(error)(
-            f"{error} (needed for validation.task {settings.task!r}, validation.split"
-            f" {settings.split!r}; disable it with --set validation.task=none)"
+            f"{error} (needed for validation.task {shown(settings.task)}, validation.split"
+            f" {shown(settings.split)}; disable it with --set validation.task=none)"
         ) from error
     if settings.pictures:
         records = _of_some_images(records, settings.pictures)

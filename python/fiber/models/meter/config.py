@@ -8,6 +8,7 @@ from typing import Literal
 
 from fiber.config import ClipConfig, RobertaConfig, SwinConfig
 from fiber.config_io import check_ranges, nearest, require
+from fiber.messages import shown
 from fiber.models.encoders.bert_config import BertConfig
 from fiber.models.meter.released import head_hint
 
@@ -40,7 +41,7 @@ class CrossConfig:
     def __post_init__(self) -> None:
         require(
             self.kind in ("co_attention", "merged_attention"),
-            f"cross.kind: expected 'co_attention' or 'merged_attention', got {self.kind!r}",
+            f"cross.kind: expected 'co_attention' or 'merged_attention', got {shown(self.kind)}",
         )
         ranges = {
             "width": (1, 2**16),
@@ -71,7 +72,7 @@ class MeterHeadsConfig:
         for head in self.heads:
             require(
                 head in METER_HEADS,
-                f"image_text.heads: expected any of {', '.join(METER_HEADS)}, got {head!r}",
+                f"image_text.heads: expected any of {', '.join(METER_HEADS)}, got {shown(head)}",
             )
 
 
@@ -99,14 +100,14 @@ class MeterConfig:
     image_text: MeterHeadsConfig = field(default_factory=MeterHeadsConfig)
 
     def __post_init__(self) -> None:
-        require(self.family == "meter", f"family: expected 'meter', got {self.family!r}")
+        require(self.family == "meter", f"family: expected 'meter', got {shown(self.family)}")
         require(
             self.image_encoder in ("clip", "swin"),
-            f"image_encoder: expected 'clip' or 'swin', got {self.image_encoder!r}",
+            f"image_encoder: expected 'clip' or 'swin', got {shown(self.image_encoder)}",
         )
         require(
             self.text_encoder in ("roberta", "bert"),
-            f"text_encoder: expected 'roberta' or 'bert', got {self.text_encoder!r}",
+            f"text_encoder: expected 'roberta' or 'bert', got {shown(self.text_encoder)}",
         )
         check_ranges(self, "", {"image_size": (1, 2**16), "max_tokens": (2, 2**20)})
         require(
@@ -223,10 +224,12 @@ def meter_preset(name: str, *, text_encoder: str = "roberta_base") -> MeterConfi
         ValueError: if either does not exist; the message suggests the nearest names.
     """
     if name not in METER_PRESETS:
-        raise ValueError(f"METER preset {name!r} does not exist; {nearest(name, METER_PRESETS)}")
+        raise ValueError(
+            f"METER preset {shown(name)} does not exist; {nearest(name, METER_PRESETS)}"
+        )
     if text_encoder not in METER_TEXT_ENCODERS:
         raise ValueError(
-            f"text encoder {text_encoder!r} does not exist;"
+            f"text encoder {shown(text_encoder)} does not exist;"
             f" {nearest(text_encoder, METER_TEXT_ENCODERS)}"
         )
     encoder = METER_TEXT_ENCODERS[text_encoder]

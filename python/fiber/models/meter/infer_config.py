@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fiber.config import ClipConfig, RobertaConfig, SwinConfig
 from fiber.config_io import to_dict
+from fiber.messages import shown
 from fiber.models.encoders.bert_config import TOKEN_TYPES, BertConfig
 from fiber.models.infer import (
     OWN,
@@ -213,9 +214,9 @@ def _check_heads(stored: Mapping[str, Any], config: MeterConfig) -> None:
     if not isinstance(losses, Mapping) or not all(
         isinstance(weight, (int, float)) for weight in losses.values()
     ):
-        raise ValueError(f"stored config: loss_names must have a number each, got {losses!r:.80}")
+        raise ValueError(f"stored config: loss_names must have a number each, got {shown(losses)}")
     missing = [
-        f"{loss} (head {head!r}, {_HEAD_PREFIXES[head]}*)"
+        f"{loss} (head {shown(head)}, {_HEAD_PREFIXES[head]}*)"
         for loss, head in _LOSS_HEADS.items()
         if losses.get(loss, 0) > 0 and head not in config.heads
     ]
@@ -240,7 +241,7 @@ def _check_encoders(stored: Mapping[str, Any], config: MeterConfig) -> None:
         if found != expected:
             sizes = [", ".join(f"{k} {v}" for k, v in each.items()) for each in (expected, found)]
             raise ValueError(
-                f"the stored config has {field} {name!r} ({sizes[0]}), but the tensors have"
+                f"the stored config has {field} {shown(name)} ({sizes[0]}), but the tensors have"
                 f" {sizes[1]}"
             )
 

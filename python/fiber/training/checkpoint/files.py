@@ -29,7 +29,7 @@ from torch.distributed.checkpoint.state_dict_saver import save as save_files
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
-from fiber.atomic_io import explain_write_errors
+from fiber.atomic_io import system_error
 from fiber.checkpoints.mapped_file import MappedFile
 from fiber.checkpoints.torch_file import read_tensor_part
 from fiber.messages import printable
@@ -150,15 +150,13 @@ def _causes(folder: Path) -> Iterator[None]:
 
 
 class _Writer(FileSystemWriter):
-    """Writer whose errors name the cause: torch.save hides that of the system."""
+    """Writer that raises the system's error, which is lost on the way to another rank."""
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
-        with explain_write_errors(Path(self.path)):
+        try:
             return super().write_data(plan, planner)
-
-    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
-        with explain_write_errors(Path(self.path) / INDEX):
-            super().finish(metadata, results)
+        except Exception as error:
+            raise system_error(error) or error from None
 
 
 class _Reader(FileSystemReader):

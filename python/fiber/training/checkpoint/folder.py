@@ -31,10 +31,10 @@ from fiber.atomic_io import (
     PART,
     read_json,
 )
-from fiber.checkpoints.model_dir import load_state
+from fiber.checkpoints.model_dir import MAX_JSON_BYTES, load_state
 from fiber.checkpoints.torch_file import read_state
 from fiber.config_io import from_dict
-from fiber.messages import printable, shown
+from fiber.messages import printable, shown, shown_names
 from fiber.training.checkpoint.layout import BEST, CHECKSUMS, INDEX, OLD_FILES, STEP, SUFFIX
 
 if TYPE_CHECKING:
@@ -114,13 +114,13 @@ class RunCheckpoint:
         """
         found = self.read_position()
         changed = [
-            f"{_named(name)} had {found.records.get(name, 0)} records and now has"
+            f"{_named(name)} had {shown(found.records.get(name, 0))} records and now has"
             f" {records.get(name, 0)}"
             for name in dict.fromkeys((*found.records, *records))
             if found.records.get(name) != records.get(name)
         ] or [
             f"the data of {_named(name)} has changed, although it still has {records[name]} records"
-            f" (fingerprint {found.fingerprints.get(name)}, now {own})"
+            f" (fingerprint {shown(found.fingerprints.get(name))}, now {shown(own)})"
             for name, own in fingerprints.items()
             if found.fingerprints and found.fingerprints.get(name) != own
         ]
@@ -198,7 +198,7 @@ class RunCheckpoint:
         Raises:
             ValueError: if a field is invalid; the message names it.
         """
-        values = read_json(self.folder / "data.json")
+        values = read_json(self.folder / "data.json", MAX_JSON_BYTES)
         try:
             if not isinstance(values, dict):
                 raise ValueError(f"expected an object, got {shown(values)}")
@@ -207,7 +207,8 @@ class RunCheckpoint:
             raise self._invalid("data.json", f"is invalid: {error}") from None
         tasks = sorted(found.records.keys() - {VALIDATION})
         if sorted(found.consumed) != tasks:
-            problem = f"has consumed samples of {sorted(found.consumed)}; expected {tasks}"
+            consumed = shown_names(sorted(found.consumed))
+            problem = f"has consumed samples of {consumed}; expected {shown_names(tasks)}"
             raise self._invalid("data.json", problem)
         counts = {f"consumed.{name}": count for name, count in found.consumed.items()}
         counts |= {"images": found.images, "seconds": found.seconds}
@@ -218,7 +219,7 @@ class RunCheckpoint:
             if not least <= value < end:
                 expected = least if end == least + 1 else f"at least {least}"
                 expected = f"0 to {self.step}" if name == "best_step" else expected
-                raise self._invalid("data.json", f"has {name} {value}; expected {expected}")
+                raise self._invalid("data.json", f"has {name} {shown(value)}; expected {expected}")
         return found
 
     def _invalid(self, name: str, problem: str) -> ValueError:
@@ -270,8 +271,8 @@ def best_steps(checkpoints: Path) -> set[int]:
     steps = set()
     for checkpoint in checkpoints_in(checkpoints):
         # A damaged checkpoint is reported when a run resumes.
-        with suppress(ValueError, KeyError, TypeError):
-            steps.add(int(read_json(checkpoint.folder / "data.json")["best_step"]))
+        with suppress(ValueError):
+            steps.add(checkpoint.read_position().best_step)
     return steps
 
 
@@ -368,7 +369,7 @@ def _wrong_checksum(folder: Path, found: str) -> str:
 
 
 def _named(name: str) -> str:
-    return "the validation" if name == VALIDATION else f"task {name!r}"
+    return "the validation" if name == VALIDATION else f"task {shown(name)}"
 
 
 def _check_zip(path: Path) -> None:

@@ -60,7 +60,7 @@ def read_index(path: Path) -> Metadata:
             content = read_pickle(
                 file,
                 objects={_SIZE, *_CLASSES.values()},
-                max_operations=path.stat().st_size,
+                max_operations=path.stat().st_size + 1,
             ).content
     except OSError:
         raise
@@ -108,7 +108,9 @@ class _Index:
         """Read where a chunk is: in a file next to the index, in bytes of its own."""
         key, place = _state(index, MetadataIndex), _state(info, _StorageInfo)
         name = _check_name(key.get("fqn"))
-        file, first, length = (place.get(each) for each in ("relative_path", "offset", "length"))
+        file: Any = place.get("relative_path")
+        first: Any = place.get("offset")
+        length: Any = place.get("length")
         if not isinstance(file, str) or not file.endswith(SUFFIX) or len(file) > MAX_NAME:
             raise ValueError(f"{name} is in file {shown(file)}; expected a name such as 0{SUFFIX}")
         # Compared as a string, and also as another system would read it.

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from fiber.config import FiberConfig
 from fiber.config_io import field_names, nearest, require
+from fiber.messages import shown
 from fiber.models.meter.config import MeterConfig
 from fiber.training.config.tasks import TasksConfig
 from fiber.training.config.transforms import TransformConfig
@@ -193,15 +194,15 @@ class TrainConfig:
         require(
             self.shard_size == 0 or self.strategy == "hybrid",
             f"train.shard_size {self.shard_size} is for train.strategy 'hybrid', got"
-            f" {self.strategy!r}",
+            f" {shown(self.strategy)}",
         )
         require(
             not self.compile or self.draws == "rank",
-            f"train.compile is for train.draws 'rank', got {self.draws!r}",
+            f"train.compile is for train.draws 'rank', got {shown(self.draws)}",
         )
         require(
             not self.compile or self.strategy == "replicate",
-            f"train.compile is for train.strategy 'replicate', got {self.strategy!r}",
+            f"train.compile is for train.strategy 'replicate', got {shown(self.strategy)}",
         )
 
 
@@ -239,7 +240,8 @@ class ValidationConfig:
     def __post_init__(self) -> None:
         require(
             self.task is None or self.task in CHOSEN_BY,
-            f"validation.task: unknown task {self.task!r}; {nearest(str(self.task), CHOSEN_BY)}",
+            f"validation.task: unknown task {shown(self.task)};"
+            f" {nearest(str(self.task), CHOSEN_BY)}",
         )
         _check_range(self, "validation", ("pictures", "stop_after"), 0)
 
@@ -286,7 +288,8 @@ class RunConfig:
         has_bert = isinstance(self.model, MeterConfig) and self.model.text_encoder == "bert"
         require(
             self.data.mlm_unit == "token" or not has_bert,
-            f"data.mlm_unit {self.data.mlm_unit!r} is for byte-level BPEs; the text encoder 'bert'"
+            f"data.mlm_unit {shown(self.data.mlm_unit)} is for byte-level BPEs; the text encoder"
+            " 'bert'"
             " needs 'token'",
         )
         moving = self.data.transform.rand_augment.moving_operations
@@ -298,8 +301,8 @@ class RunConfig:
         seen = set(self.data.split.split("+")) & set(self.validation.split.split("+"))
         require(
             self.validation.task is None or not seen,
-            f"validation.split {self.validation.split!r} is used for training (data.split"
-            f" {self.data.split!r}); expected a held-out split",
+            f"validation.split {shown(self.validation.split)} is used for training (data.split"
+            f" {shown(self.data.split)}); expected a held-out split",
         )
         require(
             not (self.train.compile and is_fine),
@@ -434,7 +437,7 @@ def differences(old: RunConfig, new: RunConfig) -> list[str]:
     for name in [name for name in field_names(new) if name not in how]:
         before, after = (attrgetter(name)(config) for config in (old, new))
         if before != after and not dataclasses.is_dataclass(after):
-            lines.append(f"{name}: {before!r} -> {after!r}")
+            lines.append(f"{name}: {shown(before)} -> {shown(after)}")
     return lines
 
 

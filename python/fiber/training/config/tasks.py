@@ -11,6 +11,7 @@ from typing import Literal
 
 from fiber.config_io import nearest, require
 from fiber.data.prompts.rules import ClassRule, PromptRules
+from fiber.messages import shown
 
 #: Sources with boxes.
 BOX_SOURCES = (
@@ -243,7 +244,7 @@ class TasksConfig:
                     known, _ = split_source(source)
                     require(
                         known in SOURCES,
-                        f"tasks.{name}.{field_name}: unknown source {known!r};"
+                        f"tasks.{name}.{field_name}: unknown source {shown(known)};"
                         f" {nearest(known, SOURCES)}",
                     )
             require(

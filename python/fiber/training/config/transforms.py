@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from fiber.config_io import nearest, require
+from fiber.messages import shown
 
 #: RandAugment operations that move pixels; boxes are not adjusted.
 MOVING_OPERATIONS = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate")
@@ -70,14 +71,15 @@ class RandAugmentConfig:
         require(
             self.policy in MAX_MAGNITUDE,
             f"{where}.policy must be one of {', '.join(map(repr, MAX_MAGNITUDE))}, got"
-            f" {self.policy!r}",
+            f" {shown(self.policy)}",
         )
         largest = MAX_MAGNITUDE[self.policy]
         for name, most in (("num_ops", math.inf), ("magnitude", largest), ("probability", 1)):
             value = getattr(self, name)
             require(
                 value is None or 0 <= value <= most,
-                f"{where}.{name} must be in [0, {most}] for policy {self.policy!r}, got {value}",
+                f"{where}.{name} must be in [0, {most}] for policy {shown(self.policy)}, got"
+                f" {value}",
             )
         if self.num_ops and self.operations == ():
             raise ValueError(f"{where}.operations is empty; expected at least one operation")
@@ -86,7 +88,8 @@ class RandAugmentConfig:
             if name not in known:
                 hint = nearest(name, known)
                 raise ValueError(
-                    f"{where}.operations: unknown operation {name!r} of policy {self.policy!r};"
+                    f"{where}.operations: unknown operation {shown(name)} of policy"
+                    f" {shown(self.policy)};"
                     f" {hint}"
                 )
 

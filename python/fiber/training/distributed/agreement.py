@@ -18,6 +18,7 @@ import torch
 
 from fiber.checkpoints.model_dir import Vocabulary
 from fiber.config_io import field_names
+from fiber.messages import shown
 from fiber.training.config.run import RunConfig
 from fiber.training.distributed.collectives import broadcast_object, gather_objects, wait_for_all
 from fiber.training.distributed.processes import Processes
@@ -64,8 +65,8 @@ def agree(
         names = dict.fromkeys((*first[1], *found))
         different = [name for name in names if first[1].get(name) != found.get(name)]
         lines += [
-            f"{name} is {found.get(name)!r} on rank {rank} ({host})"
-            f" and {first[1].get(name)!r} on rank 0 ({first[0]})"
+            f"{name} is {shown(found.get(name))} on rank {rank} ({host})"
+            f" and {shown(first[1].get(name))} on rank 0 ({first[0]})"
             for name in different
         ]
     if lines:

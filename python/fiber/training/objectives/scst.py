@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fiber.data import Tokenizer
 from fiber.data.record import RecordSet
+from fiber.messages import shown
 from fiber.metrics.cider import DocumentFrequencies, cider_d_scores, reward_text
 from fiber.models.fiber.captioner import written_tokens
 from fiber.training.config.run import RunConfig
@@ -47,15 +48,17 @@ class CaptionRewards:
         for record in (records[number] for number in range(len(records))):
             if image_ids.setdefault(record.key, record.image_id) != record.image_id:
                 raise ValueError(
-                    f"record key {record.key!r} is used for the images"
-                    f" {image_ids[record.key]!r} and {record.image_id!r}; tasks.caption.objective"
+                    f"record key {shown(record.key)} is used for the images"
+                    f" {shown(image_ids[record.key])} and {shown(record.image_id)};"
+                    " tasks.caption.objective"
                     " 'cider' looks up captions by key, so each key must belong to one image"
                 )
             texts.setdefault(record.image_id, {})[record.text] = None
         for image_id, found in texts.items():
             if not any(text.strip() for text in found):
                 raise ValueError(
-                    f"image {image_id!r} has only empty captions; tasks.caption.objective 'cider'"
+                    f"image {shown(image_id)} has only empty captions; tasks.caption.objective"
+                    " 'cider'"
                     " needs at least one caption that contains words"
                 )
         references = {image_id: tuple(map(reward_text, found)) for image_id, found in texts.items()}
