@@ -6,8 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fiber.data import open_source
-from tests.fuzz.generated.documents import Document, json_document
+from tests.fuzz.generated.documents import Document, json_document, reads
 
 _KIND = "annotations"
 _SENTENCE = "a red cup on a table"
@@ -20,13 +19,6 @@ def _images(folder: Path) -> None:
         (folder / name).mkdir(exist_ok=True)
         for number in range(3):
             (folder / name / f"{number}.jpg").touch()
-
-
-def _read(source: str, file: str, split: str = "train", **options: Any) -> Callable[[Path], object]:
-    def read(folder: Path) -> None:
-        list(open_source(source, folder / file, split, **options))
-
-    return read
 
 
 def _line(number: int, **fields: Any) -> dict[str, Any]:
@@ -150,7 +142,7 @@ def _write(folder: Path, document: Document, count: int = 100) -> None:
 def _document(
     source: str, file: str, tree: Entries, name: str | None = None, **options: Any
 ) -> Document:
-    return json_document(_KIND, file, tree, _read(source, file, **options), _images, name or file)
+    return json_document(_KIND, file, tree, reads(source, file, **options), _images, name or file)
 
 
 _BOX = {"boxes_xyxy": [[1, 2, 30, 40]], "labels": ["cup"], "width": 640, "height": 480}
@@ -164,7 +156,7 @@ def documents() -> list[Document]:
         _KIND,
         "vqa_annotations_train.json",
         _answers,
-        _read("questions", "vqa_questions_train.json"),
+        reads("questions", "vqa_questions_train.json"),
         lambda folder: (_images(folder), _write(folder, questions, 1)),
     )
     questions_and_answers = json_document(

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from tests.fuzz.generated import annotations, checkpoints, json_files, runs, tables, trees
+from tests.fuzz.generated import (
+    annotations,
+    archives,
+    checkpoints,
+    json_files,
+    runs,
+    text_tables,
+    trees,
+)
 from tests.fuzz.generated.documents import Document
 from tests.fuzz.generated.trees import Built, Global, Node, Pairs
-from tests.fuzz.generated.values import ALL, GROWING, ODD, SHARED, HostileValue
+from tests.fuzz.generated.values import ALL, GROWING, ODD, REFERRED, SHARED, HostileValue
 
 #: Entries of a document whose other parts are of interest.
 _FEW = 1
@@ -35,7 +43,8 @@ class Case:
 def documents() -> tuple[Document, ...]:
     """All documents."""
     found = [*checkpoints.documents(), *runs.documents(), *json_files.documents()]
-    return (*found, *annotations.documents(), *tables.documents(), *tables.packs())
+    found += [*annotations.documents(), *text_tables.documents(), *archives.documents()]
+    return (*found, *archives.packs())
 
 
 def growing_cases(document: Document) -> Iterator[Case]:
@@ -54,7 +63,7 @@ def growing_cases(document: Document) -> Iterator[Case]:
             continue
         yield Case(document, f"{where} many times", _many(document, path, None))
         if document.is_pickle:
-            for value in (GROWING[0], GROWING[6]):
+            for value in REFERRED:
                 name = f"{where} = one {value.name}"
                 yield Case(document, f"{name}, many times", _many(document, path, value))
                 yield Case(document, f"{name}, popped", _popped(document, path, value))
@@ -70,6 +79,21 @@ def small_cases(document: Document) -> Iterator[Case]:
                 yield Case(document, name, _put(document, path, value))
         if document.kind == "runs":
             yield from _states(document, path, _name(sound, path))
+
+
+def sample(found: Iterable[Case], count: int, always: Collection[str] = ()) -> list[Case]:
+    """Choose the first case, those with given names, and `count` others, always the same ones.
+
+    Raises:
+        ValueError: if there is no case of a given name.
+    """
+    first, *others = found
+    by_name = {case.name: case for case in (first, *others)}
+    if missing := [name for name in always if name not in by_name]:
+        raise ValueError(f"{first.document.name} has no case {missing[0]!r}")
+    chosen = random.Random(0).sample(others, min(count, len(others)))
+    names = dict.fromkeys((first.name, *always, *(case.name for case in chosen)))
+    return [by_name[name] for name in names]
 
 
 #: Attributes of paths, sizes and of classes of an index, which BUILD may try to set.
@@ -180,7 +204,12 @@ def _wider(container: Any, size: int) -> Any:
 
 def _fits(document: Document, value: HostileValue) -> bool:
     """Whether the format of a document can express a value."""
-    return document.is_pickle or not _is_of_pickles(value.make(1))
+    return document.is_pickle or not _is_only_of_pickles(value)
+
+
+@cache
+def _is_only_of_pickles(value: HostileValue) -> bool:
+    return _is_of_pickles(value.make(1))
 
 
 def _is_of_pickles(value: Any) -> bool:

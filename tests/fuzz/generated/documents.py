@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fiber.data import open_source
 from tests.fuzz.generated.encodings import to_json
 from tests.fuzz.generated.trees import Pairs, tree_of
 
@@ -48,3 +49,8 @@ def json_document(
         path.write_text(text, encoding="utf-8")
 
     return Document(kind, name or file, lambda n: tree_of(tree(n)), write, read, prepare)
+
+
+def reads(source: str, file: str, split: str = "train", **options: Any) -> Callable[[Path], object]:
+    """Return a function that reads all records of a file."""
+    return lambda folder: list(open_source(source, folder / file, split, **options))

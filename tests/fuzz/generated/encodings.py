@@ -21,7 +21,6 @@ from tests.fuzz.generated.trees import (
 
 _HEAD = b"\x80\x04"
 _CONSTANTS = {None: b"N", True: b"\x88", False: b"\x89"}
-_CONTAINERS = {"EMPTY_TUPLE": (), "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
 def to_pickle(tree: Any) -> bytes:
@@ -170,16 +169,13 @@ class _Reader:
             raise ValueError(f"unexpected opcode {name}")
 
     def _pop(self, count: int) -> list[Any]:
-        values = self.stack[-count:]
-        del self.stack[-count:]
+        start = len(self.stack) - count
+        values = self.stack[start:]
+        del self.stack[start:]
         return values
 
     def _pop_mark(self) -> list[Any]:
-        return (
-            self._pop(len(self.stack) - start)
-            if (start := self.marks.pop()) < len(self.stack)
-            else []
-        )
+        return self._pop(len(self.stack) - self.marks.pop())
 
     def _fill(self, items: list[Any]) -> None:
         if isinstance(self.stack[-1], list):

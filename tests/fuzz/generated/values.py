@@ -51,22 +51,32 @@ def _pickled(opcodes: bytes) -> Raw:
     return Raw(opcodes, None)
 
 
+def _long_bytes(size: int) -> Raw:
+    return _pickled(b"B" + struct.pack("<I", 64 * size) + b"a" * 64 * size)
+
+
+def _sparse_memo(size: int) -> Raw:
+    """A value with an index in the memo that grows with the square of the size."""
+    return _pickled(b"Nr" + struct.pack("<I", min(20 * size * size, 2**27)))
+
+
 #: Values that grow. Strings are longer than what a reader does for each reference to them.
 GROWING = (
     HostileValue("long string", lambda n: string("A" * (256 * n)), True),
+    HostileValue("long tuple", lambda n: _pickled(b"(" + b"K\1" * 4 * n + b"t"), True),
     HostileValue("long control characters", lambda n: string("\x1b]0;a\x07\n" * (32 * n)), True),
     HostileValue("long integer", _long_integer, True),
+    HostileValue("long bytes", _long_bytes, True),
     HostileValue(
         "long list", lambda n: Raw(b"](" + b"K\1" * 4 * n + b"e", json.dumps([1] * 4 * n)), True
     ),
     HostileValue("many keys", _keys, True),
     HostileValue("deep list", lambda n: Raw(b"]" * n + b"a" * (n - 1), "[" * n + "]" * n), True),
-    HostileValue("long tuple", lambda n: _pickled(b"(" + b"K\1" * 4 * n + b"t"), True),
     HostileValue("deep tuple", lambda n: _pickled(b"N" + b"\x85" * n), True),
-    HostileValue(
-        "long bytes", lambda n: _pickled(b"B" + struct.pack("<I", 64 * n) + b"a" * 64 * n), True
-    ),
+    HostileValue("sparse memo", _sparse_memo, True),
 )
+#: Those to which many opcodes refer.
+REFERRED = GROWING[:2]
 #: Values of a few hundred bytes, some of which have 2^60 leaves.
 SHARED = (
     HostileValue("shared tuple", lambda _: _pickled(b"N" + b"2\x86" * _LEVELS)),
@@ -91,6 +101,7 @@ ODD = tuple(
         "infinity": float("inf"),
         "empty string": "",
         "letter": "x",
+        "family": "family",
         "NUL": "a\0b",
         "path": "../../outside",
         "lone surrogate": string("\ud800"),
