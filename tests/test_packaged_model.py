@@ -2,6 +2,7 @@
 
 import json
 import math
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,11 @@ import pytest
 from PIL import Image, ImageDraw
 
 import fiber
-from fiber.checkpoints.load import load_stored
-from fiber.checkpoints.stages import packaged_model
+from fiber.checkpoints.load import load_stored, read_init
+from fiber.checkpoints.stages import PackagedModelWarning, packaged_model
 from fiber.cli import main
 from fiber.evaluation.evaluate import evaluate
+from fiber.inference.load import KNOWN_LIMITS
 from tests.benches.conftest import load_bench
 
 FOLDER = packaged_model("scenes")
@@ -155,6 +157,42 @@ def test_commands_use_it_when_there_is_no_other_model(drawing, tmp_path, monkeyp
     ):
         assert main(arguments) == 0
         assert "using the model in the package" in capsys.readouterr().err
+
+
+@pytest.fixture
+def once():
+    """A process in which nothing has been loaded."""
+    KNOWN_LIMITS.clear()
+    yield
+    KNOWN_LIMITS.clear()
+
+
+def test_one_warning_per_process_says_what_it_knows(once, tmp_path):
+    with pytest.warns(PackagedModelWarning, match="'scenes'.*only drawings.*photographs") as caught:
+        warnings.simplefilter("always")
+        first = fiber.load("scenes", device="cpu")
+        for path in ("scenes", "scenes/fine", FOLDER / "coarse"):
+            fiber.load(path, device="cpu")
+    assert [each.filename for each in caught] == [__file__]
+    KNOWN_LIMITS.clear()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        # A copy may be trained further, as may its weights.
+        first.save(tmp_path / "copy")
+        fiber.load(tmp_path / "copy", device="cpu")
+        load_stored("scenes/fine", device="cpu")
+        read_init("scenes/fine")
+
+
+def test_commands_say_it_in_one_line(once, drawing, tmp_path, monkeypatch, capsys, small_scenes):
+    monkeypatch.chdir(tmp_path)
+    drawing.save("drawing.png")
+    for named in ([], ["--model", "scenes"]):
+        assert main(["caption", "drawing.png", "--num-beams", "1", *named]) == 0
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("fiber: using the model in the package, 'scenes', which knows only")
+    assert main(["eval", "scenes", "refcoco", "--data", str(small_scenes)]) == 0
+    assert "drawings" not in capsys.readouterr().err
 
 
 def test_a_model_of_that_name_takes_precedence(tmp_path, monkeypatch):

@@ -226,11 +226,35 @@ class TestDrawBoxes:
             assert len(letters) == len(whole)
             assert np.ptp(letters, 0).tolist() == np.ptp(whole, 0).tolist()
 
-    def test_edges_are_inside_the_half_open_box(self):
+    @pytest.mark.parametrize("line_width", [1, 3])
+    @pytest.mark.parametrize("box", [(10, 6, 30, 20), (10.6, 6.3, 29.2, 19.9)])
+    def test_lines_are_around_the_half_open_box(self, box, line_width):
         image = Image.new("RGB", (50, 40))
-        draw_boxes(image, [(10, 5, 30, 20)], [""], [0], line_width=1)
-        rows, columns = np.nonzero(np.asarray(image).any(2))
-        assert (rows.min(), rows.max(), columns.min(), columns.max()) == (5, 19, 10, 29)
+        draw_boxes(image, [box], [""], [0], line_width)
+        is_drawn = np.asarray(image).any(2)
+        expected = np.zeros_like(is_drawn)
+        expected[6 - line_width : 20 + line_width, 10 - line_width : 30 + line_width] = True
+        expected[6:20, 10:30] = False
+        np.testing.assert_array_equal(is_drawn, expected)
+
+    @pytest.mark.parametrize(
+        ("box", "outer"),
+        [
+            ((0, 0, 50, 40), (0, 0, 50, 40)),
+            ((1, 30, 20, 40), (0, 27, 23, 40)),
+            ((-9, -9, 99, 99), (0, 0, 50, 40)),
+            ((45, 35, 50, 39.5), (42, 32, 50, 40)),
+        ],
+    )
+    def test_lines_at_the_border_are_inside_the_image(self, box, outer):
+        image = Image.new("RGB", (50, 40))
+        draw_boxes(image, [box], [""], [0], line_width=3)
+        is_drawn = np.asarray(image).any(2)
+        x0, y0, x1, y1 = outer
+        expected = np.zeros_like(is_drawn)
+        expected[y0:y1, x0:x1] = True
+        expected[y0 + 3 : y1 - 3, x0 + 3 : x1 - 3] = False
+        np.testing.assert_array_equal(is_drawn, expected)
 
 
 def test_dashed_boxes_show_on_black_and_on_white():
@@ -238,9 +262,9 @@ def test_dashed_boxes_show_on_black_and_on_white():
         image = Image.new("RGB", (60, 60), ground)
         draw_dashed_box(image, (10, 20, 50, 40))
         pixels = np.asarray(image)[:, :, 0]
-        for edge in (pixels[20, 10:50], pixels[39, 10:50], pixels[20:40, 10], pixels[20:40, 49]):
+        for edge in (pixels[19, 9:51], pixels[40, 9:51], pixels[19:41, 9], pixels[19:41, 50]):
             assert set(edge.tolist()) == {0, 255}
-        assert set(np.delete(pixels, [20, 39], 0)[:, 11:49].ravel()) == {pixels[0, 0]}
+        assert set(np.delete(pixels, [19, 40], 0)[:, 10:50].ravel()) == {pixels[0, 0]}
 
 
 class TestSheet:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import sys
 from collections.abc import Collection, Iterable, Mapping
 
 #: Maximum number of characters of a string, and of a value.
@@ -20,8 +21,6 @@ _MAX_ITEMS, _MAX_DEPTH = 8, 2
 _MAX_BITS = 128
 #: Maximum number of names in a list of names.
 _MAX_NAMES = 12
-
-_OPEN = {list: ("[", "]"), tuple: ("(", ")"), set: ("{", "}"), frozenset: ("{", "}")}
 
 
 def shown(value: object) -> str:
@@ -51,6 +50,14 @@ def printable(text: str, most: int) -> str:
     return "".join(each if each.isprintable() else _escaped(each) for each in cut)
 
 
+def caller_level() -> int:
+    """Return the `stacklevel` of a warning that names the first caller outside of this package."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("fiber."):
+        frame, level = frame.f_back, level + 1
+    return level
+
+
 def _shown(value: object, depth: int) -> str:
     if value is None or isinstance(value, (bool, float)):
         return repr(value)
@@ -67,12 +74,13 @@ def _shown(value: object, depth: int) -> str:
         pairs = itertools.islice(value.items(), _MAX_ITEMS)
         items = (f"{_shown(key, depth + 1)}: {_shown(each, depth + 1)}" for key, each in pairs)
         return _joined("{", items, "}", value, depth)
-    for kind, (start, end) in _OPEN.items():
-        if isinstance(value, kind):
-            values = itertools.islice(value, _MAX_ITEMS)
-            items = (_shown(each, depth + 1) for each in values)
-            comma = "," if kind is tuple and len(value) == 1 else ""
-            return _joined(start, items, comma + end, value, depth)
+    if isinstance(value, (list, tuple, set, frozenset)):
+        items = (_shown(each, depth + 1) for each in itertools.islice(value, _MAX_ITEMS))
+        start, end = "{}"
+        if isinstance(value, (list, tuple)):
+            start, end = "[]" if isinstance(value, list) else "()"
+        comma = "," if isinstance(value, tuple) and len(value) == 1 else ""
+        return _joined(start, items, comma + end, value, depth)
     return f"<{type(value).__name__}>"
 
 

@@ -12,6 +12,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from fiber.terminal import escape_controls, unescaped
+
 #: Minimum time between two plain lines, in seconds, to keep log files readable.
 PLAIN_LINE_SECONDS = 5.0
 
@@ -24,13 +26,13 @@ class _Bar(tqdm):
     def __init__(self, *, total: int, initial: int = 0, quiet: bool = False, unit: str) -> None:
         # None means disabled unless standard error is a terminal.
         disable = True if quiet else None
-        options = {"file": sys.stderr, "dynamic_ncols": True, "unit": unit}
+        options = {"file": unescaped(sys.stderr), "dynamic_ncols": True, "unit": unit}
         super().__init__(total=total, initial=initial, disable=disable, **options)
 
 
 def say(message: str) -> None:
     """Print a message to standard error, above any progress bar."""
-    _Bar.write(message, file=sys.stderr)
+    _Bar.write(escape_controls(message), file=unescaped(sys.stderr))
     sys.stderr.flush()
 
 

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import importlib.util
 import itertools
+import math
 import unicodedata
 import warnings
 from collections.abc import Sequence
@@ -208,6 +209,9 @@ def draw_boxes(
 ) -> None:
     """Draw n boxes and their labels on an RGB image in place, with the first box on top.
 
+    Lines are around the boxes, so that they hide nothing of an object, except at the borders of the
+    image.
+
     Args:
         image: modified in place.
         boxes_xyxy: (n, 4), in half-open pixel coordinates.
@@ -220,9 +224,10 @@ def draw_boxes(
     draw = ImageDraw.Draw(image)
     shades = [COLORS[index % len(COLORS)] for index in colors]
     line_width = line_width or max(2, min(image.size) // 250)
-    for (x0, y0, x1, y1), color in reversed(list(zip(boxes_xyxy, shades, strict=True))):
+    outer = [_around(box, line_width, image.size) for box in boxes_xyxy]
+    for (x0, y0, x1, y1), color in reversed(list(zip(outer, shades, strict=True))):
         # Pillow includes the last pixel.
-        draw.rectangle((x0, y0, max(x1 - 1, x0), max(y1 - 1, y0)), outline=color, width=line_width)
+        draw.rectangle((x0, y0, x1 - 1, y1 - 1), outline=color, width=line_width)
 
     font_size = max(12, min(image.size) // 35)
     margin = font_size // 4
@@ -233,9 +238,9 @@ def draw_boxes(
         bottom = font.getbbox("Ág")[3]
         texts.append((text, font))
         sizes.append((font.getlength(text) + 2 * margin, bottom + margin) if text else (0, 0))
-    places = place_labels(boxes_xyxy, sizes, (image.height, image.width)).round().tolist()
+    places = place_labels(outer, sizes, (image.height, image.width)).round().tolist()
     for box, (x0, y0, x1, y1), (text, font), color in reversed(
-        list(zip(boxes_xyxy, places, texts, shades, strict=True))
+        list(zip(outer, places, texts, shades, strict=True))
     ):
         if not text:
             continue
@@ -249,13 +254,29 @@ def draw_boxes(
         draw.text((x0 + margin, y0 + margin // 2), text, "black" if is_light else "white", font)
 
 
+def _around(
+    box_xyxy: Sequence[float], line_width: int, size: tuple[int, int]
+) -> tuple[int, int, int, int]:
+    """Return the outer edges of the line around a box, inside of an image of (width, height)."""
+    x0, y0, x1, y1 = box_xyxy
+    low = (math.floor(x0) - line_width, math.floor(y0) - line_width)
+    high = (math.ceil(x1) + line_width, math.ceil(y1) + line_width)
+    # A box outside of the image is drawn at its border.
+    x0, y0 = (min(max(edge, 0), side - 1) for edge, side in zip(low, size, strict=True))
+    x1, y1 = (
+        min(max(edge, first + 1), side)
+        for edge, first, side in zip(high, (x0, y0), size, strict=True)
+    )
+    return x0, y0, x1, y1
+
+
 def draw_dashed_box(image: Image, box_xyxy: Sequence[float], dash: int = 5) -> None:
-    """Draw a thin black-and-white dashed box, visible on any image."""
+    """Draw a thin black-and-white dashed line around a box, visible on any image."""
     from PIL import ImageDraw
 
     draw = ImageDraw.Draw(image)
-    x0, y0, x1, y1 = box_xyxy
-    right, bottom = max(x1 - 1, x0), max(y1 - 1, y0)
+    x0, y0, right, bottom = _around(box_xyxy, 1, image.size)
+    right, bottom = right - 1, bottom - 1
     draw.rectangle((x0, y0, right, bottom), outline="black")
     for x in np.arange(x0, right, 2 * dash):
         for y in (y0, bottom):

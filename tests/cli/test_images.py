@@ -138,9 +138,8 @@ class TestPictureCommands:
         Path("empty/below").mkdir(parents=True)
         Path("empty/below/words.txt").write_text("no picture")
         assert main(["detect", "empty", "--classes", "circle"]) == 2
-        assert "empty: no .bmp, .gif, .jpeg, .jpg, .png, .tif, .tiff, .webp file" in error_line(
-            capsys
-        )
+        assert "empty: no image files" in (line := error_line(capsys))
+        assert line.endswith(".bmp, .gif, .jpeg, .jpg, .png, .tif, .tiff, .webp")
 
     def test_pictures_of_one_name_are_saved_apart(self, desk, capsys):
         assert main(["caption", "a.jpg", "more/a.jpg", "--save", "out"]) == 0
@@ -289,7 +288,7 @@ class TestBadInput:
                 ["detect", "a.jpg", "--classes-file", "blank.txt"],
                 "blank.txt is empty; expected one class",
             ),
-            (["detect", "blank", "--classes", "dog"], "blank: no .bmp, .gif"),
+            (["detect", "blank", "--classes", "dog"], "blank: no image files"),
             (["answer", "a.jpg", ""], "question 0 is empty"),
             (["match", "a.jpg", " "], "text 0 is empty"),
             (["match", "a.jpg", "<s></s><pad>"], "'<s></s><pad>' contains only special tokens"),
@@ -306,7 +305,6 @@ class TestBadInput:
             (["match", "a.jpg", "dog", "--model", "none"], "none"),
             (["match", "a.jpg", "dog", "--model", "a.jpg"], "a.jpg"),
             (["match", "a.jpg", "dog", "--device", "toaster"], "toaster"),
-            (["ground", "a.jpg", "--phrases", "dog", "--threshold", "2"], "2.0"),
             (
                 ["caption", "a.jpg", "--save", "b.jpg"],
                 "--save b.jpg is a file",

@@ -4,13 +4,14 @@ from pathlib import Path
 
 import pytest
 
+from fiber.checkpoints.stages import packaged_model
 from fiber.cli.models import choose_model, finished_models
 
 
 class TestModelChoice:
     def test_nothing_there(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
-        with pytest.raises(FileNotFoundError, match=r"'nlvr2'.*no model found.*--model"):
+        with pytest.raises(FileNotFoundError, match=r"--model.*'nlvr2'.*no model found"):
             choose_model(None, "nlvr2")
 
     def test_no_model_with_the_head(self, desk):
@@ -26,6 +27,19 @@ class TestModelChoice:
         assert choose_model(None, *heads) == "scenes"
         message = "fiber: using the model in the package, 'scenes', which knows only drawings"
         assert capsys.readouterr().err.startswith(message)
+
+    @pytest.mark.parametrize("named", ["scenes", "scenes/fine", str(packaged_model("scenes"))])
+    def test_the_model_in_the_package_by_name(self, desk, capsys, named):
+        assert choose_model(named, "grounding") == named
+        line = capsys.readouterr().err
+        assert line.startswith(
+            f"fiber: using the model in the package, {named!r}, which knows only"
+        )
+        assert "for a photograph is a guess" in line and line.count("\n") == 1
+        # A folder of that name is another model.
+        shutil.copytree("runs/demo", "scenes")
+        assert choose_model("scenes", "grounding") == "scenes"
+        assert capsys.readouterr().err == ""
 
     def test_the_newest_one_with_the_head(self, desk, capsys):
         shutil.copytree("runs/demo/fine", "runs/later")

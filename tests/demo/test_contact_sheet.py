@@ -53,30 +53,31 @@ class TestImage:
     def test_no_box_was_predicted(self, example, tmp_path):
         pixels = np.asarray(draw_image(boxed(example, (None, [])), tmp_path))
         # Only the true box is drawn.
-        assert {tuple(color) for color in pixels[60, 180:240].tolist()} == {(0,) * 3, (255,) * 3}
+        assert {tuple(color) for color in pixels[59, 180:240].tolist()} == {(0,) * 3, (255,) * 3}
         assert (pixels[:, :170] == 128).all()
 
     def test_the_boxs_edge_is_where_the_box_is(self, example, tmp_path):
         pixels = np.asarray(draw_image(boxed(example, ((10, 10, 30, 30), [])), tmp_path))
-        # Enlarged three times; the predicted box is orange, four pixels thick.
+        # Enlarged three times; the predicted box is orange, four pixels thick, around the object.
         orange = COLORS[BOX_COLORS[0]]
-        assert (pixels[45, 30:34] == orange).all()
-        assert (pixels[45, 86:90] == orange).all()
-        assert (pixels[45, 34:86] == 128).all()
+        assert (pixels[45, 26:30] == orange).all()
+        assert (pixels[45, 90:94] == orange).all()
+        assert (pixels[45, 30:90] == 128).all()
         # The true one is dashed in black and white, one pixel thick.
-        edge = pixels[60, 180:240]
+        edge = pixels[59, 180:240]
         assert {tuple(color) for color in edge.tolist()} == {(0, 0, 0), (255, 255, 255)}
-        assert (pixels[62, 183:237] == 128).all()
+        assert (pixels[60, 180:240] == 128).all()
 
-    def test_a_predicted_box_is_drawn_above_the_true_one(self, example, tmp_path):
+    def test_a_true_box_is_drawn_on_the_line_of_the_predicted_one(self, example, tmp_path):
         same = boxed(example, ((10, 10, 30, 30), [(10, 10, 30, 30)]))
         pixels = np.asarray(draw_image(same, tmp_path))
-        assert (pixels[30, 30:90] == COLORS[BOX_COLORS[0]]).all()
+        assert {tuple(color) for color in pixels[90, 30:90].tolist()} == {(0,) * 3, (255,) * 3}
+        assert (pixels[91:94, 30:90] == COLORS[BOX_COLORS[0]]).all()
 
     def test_boxes_on_one_object_stay_visible(self, example, tmp_path):
         pixels = np.asarray(draw_image(boxed(example, *[((10, 10, 30, 30), [])] * 3), tmp_path))
         # Three lines side by side, each four pixels thick, below the numbers.
-        edges = [tuple(pixels[80, 30 + 4 * number].tolist()) for number in range(3)]
+        edges = [tuple(pixels[80, 26 - 4 * number].tolist()) for number in range(3)]
         assert edges == [COLORS[index] for index in BOX_COLORS[:3]]
 
     @pytest.mark.parametrize("box", [(-20, -5, 200, 90), (5, 5, 5, 5)])

@@ -26,7 +26,7 @@ class TestInputs:
         assert (len(many), single) == (4, False)
 
     def test_no_picture_at_all(self):
-        with pytest.raises(TypeError, match=r"image must be a path.*got int"):
+        with pytest.raises(TypeError, match=r"image is a int; expected a path.*list"):
             as_list(3)
 
     @pytest.mark.parametrize("shape", [(), (6,), (50, 60), (2, 2, 5, 6, 3)])

@@ -33,7 +33,7 @@ def test_every_method_runs_on_the_stage_with_its_head(staged, coarse, fine, pict
 
 
 def test_what_belongs_to_one_stage_says_so(staged):
-    with pytest.raises(AttributeError, match=r"'network' belongs to .* stages\['coarse'\]"):
+    with pytest.raises(AttributeError, match=r"'network' belongs to .*stages\['coarse'\]\.network"):
         staged.network  # noqa: B018
     assert staged.stages["fine"].network is not None
     with pytest.raises(fiber.MissingHeadError, match="a guess needs the head 'depth'"):

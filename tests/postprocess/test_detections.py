@@ -44,6 +44,10 @@ def test_fields_and_repr():
         "  0.935  [12.5, 20.0, 40.2, 50.0]  a red mug",
         "  0.500  [0.0, 0.0, 80.0, 60.0]  a cup",
     ]
+    label = "\x1b[2J" + "x" * 1000
+    hostile = Detections.from_found(found([[0, 0, 1, 1]], [0.5], [0]), [label], (60, 80))
+    assert "\x1b" not in repr(hostile) and "\\x1b[2Jxxx" in repr(hostile)
+    assert len(repr(hostile)) < 400 and hostile.labels == [label]
 
 
 def test_json_object():
@@ -70,11 +74,12 @@ def test_json_object():
 def test_saved_picture_shows_the_boxes(tmp_path):
     detections().save(tmp_path / "annotated.png")
     pixels = np.asarray(Image.open(tmp_path / "annotated.png").convert("RGB")).astype(int)
-    # Enlarged 7 times; the left side of the first box runs in its label's colour.
+    # Enlarged 7 times; the left side of the first box runs in its label's colour, next to the box.
     assert pixels.shape == (420, 560, 3)
-    column = pixels[250:345, 88]
+    column = pixels[250:345, 86]
     assert (column == column[0]).all()
     assert (column[0] != 200).any()
+    assert (pixels[250:345, 87] == 200).all()
     # The middle of the first box stays as it was.
     assert (pixels[300, 180] == 200).all()
 
@@ -130,3 +135,12 @@ def test_bad_input_is_named(tmp_path):
             image_size=(60, 80),
         )
     assert not list(tmp_path.iterdir())
+
+
+def test_sixteen_bits_are_drawn_as_they_are_read(tmp_path):
+    values = np.full((60, 80), 0x4000, np.uint16)
+    Image.fromarray(values).save(tmp_path / "deep.png")
+    drawn = np.asarray(
+        Detections.from_found(found([], [], []), [], (60, 80), tmp_path / "deep.png").draw()
+    )
+    assert (drawn == 0x40).all()

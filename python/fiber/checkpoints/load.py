@@ -21,7 +21,12 @@ from fiber.checkpoints.model_dir import (
     load_model,
 )
 from fiber.checkpoints.published import check_names, load_published
-from fiber.checkpoints.stages import PACKAGED, model_path, stage_with
+from fiber.checkpoints.stages import (
+    check_not_transformers,
+    describe_missing,
+    model_path,
+    stage_with,
+)
 from fiber.checkpoints.torch_file import SUFFIXES, Checkpoint, Weights, read_checkpoint
 from fiber.checkpoints.vocabulary import Answers, open_answers, open_tokenizer
 from fiber.checkpoints.weights import copy_weights
@@ -83,6 +88,8 @@ def read_init(path: str | os.PathLike[str]) -> StoredModel | EncoderStates:
         ValueError: if a file is invalid, or its tensors do not fit the model.
     """
     path = model_path(path)
+    if not path.exists():
+        raise FileNotFoundError(describe_missing(path))
     if path.is_dir():
         files = [] if _is_ours(path) else sorted(f for f in path.iterdir() if f.suffix in SUFFIXES)
         if not files:
@@ -161,14 +168,9 @@ def load_stored(
     """
     path = stage_with(model_path(path), heads)
     if not path.exists():
-        source = (
-            f"in the package is {', '.join(map(repr, PACKAGED))}; `fiber demo` or `fiber train`"
-            " creates a model"
-        )
-        if path.suffix in SUFFIXES:
-            source = "docs/photographs.md says where released files are"
-        raise FileNotFoundError(f"model {os.fspath(path)} does not exist; {source}")
-    target = _choose_device(device)
+        raise FileNotFoundError(describe_missing(path))
+    check_not_transformers(path)
+    target = choose_device(device)
     stored = read_model(path, target, image_size=image_size, weights=weights)
     if dtype is None:
         dtype = torch.bfloat16 if target.type == "cuda" else torch.float32
@@ -204,16 +206,24 @@ def with_vocabulary(
     return dataclasses.replace(stored, tokenizer=own, answers=vqa_answers)
 
 
-def _choose_device(device: torch.device | str | None) -> torch.device:
+def choose_device(device: torch.device | str | None) -> torch.device:
+    """Return a device, by default CUDA if it is available, else the CPU.
+
+    Raises:
+        ValueError: if the device is invalid or not found.
+    """
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         target = torch.device(device)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise ValueError(
             f"invalid device {shown(device)}; expected 'cpu', 'cuda' or 'cuda:N'"
         ) from error
     count = torch.cuda.device_count()
     if target.type == "cuda" and (target.index or 0) >= count:
-        raise ValueError(f"device {shown(device)} not found; the number of CUDA devices is {count}")
+        raise ValueError(
+            f"device {shown(str(device))} not found: the number of CUDA devices is {count}; pass"
+            " 'cpu', or see what `fiber doctor` reports"
+        )
     return target

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import itertools
 import os
 from collections.abc import Collection
 from importlib.resources import files
@@ -9,12 +11,21 @@ from pathlib import Path
 
 from fiber.atomic_io import read_json
 from fiber.checkpoints.model_dir import MAX_JSON_BYTES
+from fiber.checkpoints.torch_file import SUFFIXES
+from fiber.data.image_file import check_not_url
+from fiber.messages import printable, shown
 from fiber.models.registry import read_config
 
-#: Names of the models in the package.
-PACKAGED = ("scenes",)
+#: Names of the models in the package, and what they know.
+PACKAGED = {"scenes": "drawings of colored shapes"}
 #: Names of the subfolders of a folder with one model per stage, such as that of `fiber demo`.
 STAGES = ("coarse", "fine")
+#: Maximum number of names of a folder that are compared with a misspelled one.
+_MAX_NEIGHBORS = 1000
+
+
+class PackagedModelWarning(UserWarning):
+    """A model in the package knows little of the world."""
 
 
 def packaged_model(name: str) -> Path:
@@ -22,18 +33,61 @@ def packaged_model(name: str) -> Path:
     return Path(str(files("fiber") / "packaged" / name))
 
 
+def packaged_name(path: Path) -> str | None:
+    """Return the name of the model in the package that is at this path, or None."""
+    return next((name for name in PACKAGED if packaged_model(name) in (path, *path.parents)), None)
+
+
 def model_path(path: str | os.PathLike[str]) -> Path:
     """Return the path of a model, which may be the name of a model in the package.
 
     Names are "scenes", for both stages, and "scenes/coarse" and "scenes/fine". A model in a folder
     of that name takes precedence.
+
+    Raises:
+        ValueError: if `path` is a URL.
     """
+    check_not_url(path, "model")
     found = Path(path)
     name = found.parent.as_posix() if found.name in STAGES else found.as_posix()
     is_model = found.is_file() or _is_model(found) or bool(stage_folders(found))
     if name not in PACKAGED or is_model:
         return found
     return packaged_model(name) / found.relative_to(name)
+
+
+def describe_missing(path: Path) -> str:
+    """Say that a model does not exist, and what to pass instead."""
+    missing = f"model {printable(os.fspath(path), 240)} does not exist"
+    if close := difflib.get_close_matches(path.as_posix(), PACKAGED, n=1):
+        return f"{missing}; did you mean {close[0]!r}, the model in the package?"
+    neighbors = itertools.islice(
+        path.parent.iterdir() if path.parent.is_dir() else (), _MAX_NEIGHBORS
+    )
+    names = [each.name for each in neighbors if each.is_dir() or each.suffix in SUFFIXES]
+    if close := difflib.get_close_matches(path.name, names, n=1):
+        return f"{missing}; did you mean {printable(os.fspath(path.with_name(close[0])), 240)}?"
+    released = "a released file (docs/photographs.md says where they are)"
+    if path.suffix in SUFFIXES:
+        return f"{missing}; pass the path of {released}"
+    packaged = ", ".join(map(repr, PACKAGED))
+    return (
+        f"{missing}, and nothing is fetched from a hub; pass the folder of a run, such as runs/demo"
+        f" after `fiber demo`, {released}, or {packaged}, the model in the package"
+    )
+
+
+def check_not_transformers(folder: Path) -> None:
+    """Raise ValueError if a folder is that of a model of the transformers library."""
+    config = folder / "config.json"
+    values = read_json(config, MAX_JSON_BYTES) if config.is_file() else None
+    if isinstance(values, dict) and "model_type" in values and "model" not in values:
+        raise ValueError(
+            f"{folder} is a transformers model of type {shown(values['model_type'])}, which this"
+            " package does not run; pass a model of FIBER or METER, such as a released file"
+            " (docs/photographs.md says where they are). Encoders of transformers (Swin, CLIP,"
+            " RoBERTa and BERT) can start a training, as --init"
+        )
 
 
 def stage_folders(folder: Path) -> dict[str, Path]:

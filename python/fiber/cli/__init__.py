@@ -13,14 +13,18 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Sequence
+from types import TracebackType
 
 import fiber
 from fiber.bad_input import EXIT_CODE, is_bad_input
 from fiber.cli import bench, convert, data, images, launched, plan, runs, tune
-from fiber.cli.arguments import CommandParser
+from fiber.cli.arguments import MAX_MESSAGE, CommandParser
 from fiber.data.storage.remote import RemoteError
+from fiber.messages import printable
+from fiber.terminal import escaping
 
 
 def parser() -> argparse.ArgumentParser:
@@ -51,10 +55,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     options = parser().parse_args(arguments)
     options.arguments = list(sys.argv[1:] if arguments is None else arguments)
-    warnings.showwarning = _warn
+    warnings.showwarning, sys.excepthook = _warn, _print_traceback
     if (code := launched.final_code()) is not None:
         return code
-    return launched.keep_code(_run(options))
+    with escaping():
+        return launched.keep_code(_run(options))
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -106,13 +111,26 @@ def _doctor(options: argparse.Namespace) -> int:
 
 def _warn(message: Warning | str, *where: object, **more: object) -> None:
     """Print a warning as one line, without its source line."""
-    text = f"fiber: warning: {' '.join(str(message).split())}"
+    text = f"fiber: warning: {_one_line(str(message))}"
     if launched.is_new(text):
         print(text, file=sys.stderr)
 
 
 def _print_error(message: str) -> None:
-    text = f"fiber: error: {' '.join(message.split())}"
-    launched.keep_error(" ".join(message.split()))
+    message = _one_line(message)
+    text = f"fiber: error: {message}"
+    launched.keep_error(message)
     if launched.is_new(text):
         print(text, file=sys.stderr)
+
+
+def _print_traceback(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """Print the traceback of an error that no command expects, whose text may be from a file."""
+    for line in "".join(traceback.format_exception(kind, error, trace)).splitlines():
+        print(printable(line, MAX_MESSAGE), file=sys.stderr)
+
+
+def _one_line(message: str) -> str:
+    return printable(" ".join(message.split()), MAX_MESSAGE)

@@ -6,15 +6,20 @@ Argument types raise `argparse.ArgumentTypeError` for invalid text.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import math
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from fiber.config_io import nearest
+from fiber.messages import printable
+
+#: Maximum number of characters of an error or a warning.
+MAX_MESSAGE = 4000
 
 #: `--device`, as an entry of `add_options`.
 DEVICE = {
@@ -49,8 +54,25 @@ class CommandParser(argparse.ArgumentParser):
             name = unknown[0].partition("=")[0]
             close = difflib.get_close_matches(name, self._option_string_actions, n=3)
             hint = f"; did you mean {' or '.join(close)}?" if close else ""
+            if not name.startswith("-"):
+                hint = self._describe_positionals()
+            pair = (getattr(namespace, "set", None) or [""])[-1]
+            if pair and "=" not in pair:
+                hint = f"; did you mean --set {pair}={name}?"
             self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
         return namespace, unknown
+
+    def _describe_positionals(self) -> str:
+        """Return what a command takes besides options; an argument with spaces needs quotes."""
+        names = [str(each.metavar or each.dest) for each in self._get_positional_actions()]
+        return f"; expected only {' '.join(names)} (quote a text with spaces)" if names else ""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the usage and a message, and exit with code 2.
+
+        Arguments may be names of files, from a pattern of the shell.
+        """
+        super().error(printable(message, MAX_MESSAGE))
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         choices = [str(choice) for choice in action.choices or ()]
@@ -103,6 +125,17 @@ def positive_float(text: str) -> float:
         number = 0.0
     if not 0 < number < math.inf:
         raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
+    return number
+
+
+def score(text: str) -> float:
+    """Parse a score from 0 to 1."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number <= 1:
+        raise argparse.ArgumentTypeError(f"expected a score from 0 to 1, such as 0.3, got {text!r}")
     return number
 
 
@@ -186,6 +219,17 @@ def add_options(
         elif not own:
             keywords = {"action": "store_true"}
         command.add_argument(name, help=text, **{**keywords, **own})
+
+
+@contextlib.contextmanager
+def naming_option(option: str, folder: Path) -> Iterator[None]:
+    """Name the option of an output folder in errors of the system about this folder."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error.filename, str) and Path(error.filename) in (folder, *folder.parents):
+            error.filename = f"{option} {folder}: the folder cannot be created or written"
+        raise
 
 
 def limits_of(options: argparse.Namespace) -> dict[str, int]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from fiber.atomic_io import write_json
 from fiber.cli.arguments import LIMITS, add_options, byte_count, limits_of
 from fiber.env import usable_cores
+from fiber.messages import printable
 
 _SOURCE = (
     "dataset folder, annotation file (.json, .jsonl, .csv), table (.parquet, .arrow), or tar shard"
@@ -30,8 +31,8 @@ vqav2_train.arrow and vqav2_val.arrow.
 """
 _SCENES = "rendered shapes, with captions, questions and boxes"
 _STAMPS = "cut-out objects on photographs, with captions and boxes"
-#: Maximum number of skipped records that `pack` lists.
-_MAX_LISTED = 10
+#: Maximum number of skipped records that `pack` lists, and of characters of each.
+_MAX_LISTED, _MAX_LINE = 10, 1000
 
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
@@ -178,7 +179,7 @@ def _pack(options: argparse.Namespace) -> int:
         tell=skipped.append,
     )
     for line in skipped[:_MAX_LISTED]:
-        print(f"fiber: skipped: {line}", file=sys.stderr)
+        print(f"fiber: skipped: {printable(line, _MAX_LINE)}", file=sys.stderr)
     if len(skipped) > _MAX_LISTED:
         print(f"fiber: skipped: and {len(skipped) - _MAX_LISTED} more", file=sys.stderr)
     for part in packed["parts"]:

@@ -19,12 +19,16 @@ from fiber.cli.arguments import (
     add_options,
     char_spans,
     limits_of,
+    naming_option,
     nonnegative_int,
     pick,
+    score,
     semicolon_list,
 )
-from fiber.cli.models import choose_model
-from fiber.data.image_file import ENDINGS
+from fiber.cli.models import choose_model, load_quietly
+from fiber.data.image_file import ENDINGS, check_not_url
+from fiber.messages import printable, shown_names
+from fiber.terminal import is_terminal
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,13 +48,22 @@ _BOX_OPTIONS = {
 }
 _BOX_SETTINGS: dict[str, Any] = {
     "images": {"nargs": "+"},
-    "threshold": {"type": float},
+    "threshold": {"type": score},
     "max_detections": {"default": 100},
+}
+#: Options for the texts of commands that take only images otherwise, and the arguments of others:
+#: the name of the text, and the order.
+_TEXT_OPTIONS = {"ground": "phrases", "detect": "classes"}
+_TEXT_ORDERS = {
+    "answer": ("question", "IMAGE QUESTION"),
+    "match": ("text", "IMAGE TEXT"),
+    "entail": ("hypothesis", "IMAGE HYPOTHESIS"),
+    "search": ("text", "TEXT IMAGE"),
 }
 #: Number of images decoded and held in memory at a time.
 _BATCH = 16
-#: Maximum number of class names to print to stderr.
-_MAX_LISTED = 12
+#: Maximum number of characters of a cell of a table.
+_MAX_CELL = 1000
 
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
@@ -60,8 +73,8 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         ground,
         {
             **_IMAGES,
-            "--phrases LIST": 'phrases to ground, such as "a red mug; the laptop"; without'
-            " --caption, they are grounded independently",
+            "--phrases LIST": "phrases to ground, separated by semicolons, such as"
+            ' "a red mug; the laptop"; without --caption, they are grounded independently',
             "--caption CAPTION": 'sentence, such as "a red mug next to the laptop", whose noun'
             " phrases are grounded unless --phrases or --spans is given",
             "--spans LIST": "half-open character spans of phrases in the caption, instead of"
@@ -159,7 +172,12 @@ def _command(
 
 def _ground(options: argparse.Namespace) -> int:
     if options.phrases is None and options.caption is None:
-        raise ValueError("ground: expected --phrases, --caption or both, got neither")
+        texts = [image for image in options.images[1:] if not _exists(image)]
+        example = "; ".join(printable(text, _MAX_CELL) for text in texts) or "a red mug; the laptop"
+        raise ValueError(
+            "ground: expected --phrases, --caption or both, got neither; pass the phrases as"
+            f' --phrases "{example}"'
+        )
     if options.spans is not None and (options.caption is None or options.phrases is not None):
         raise ValueError("--spans requires --caption and cannot be combined with --phrases")
     arguments = pick(options, "boxes_per_phrase", "phrases", "caption", "spans")
@@ -178,9 +196,7 @@ def _boxes(options: argparse.Namespace, method: str, arguments: dict[str, Any]) 
     session = _Session(options, options.images, "grounding")
     model = session.model
     if method == "detect" and arguments["classes"] is None and model.classes:
-        names, more = ", ".join(model.classes[:_MAX_LISTED]), len(model.classes) - _MAX_LISTED
-        names += f" and {more} others" if more > 0 else ""
-        print(f"fiber: classes: {names}", file=sys.stderr)
+        print(f"fiber: classes: {shown_names(model.classes)}", file=sys.stderr)
     arguments["max_detections"] = options.max_detections
     if options.threshold is not None:
         arguments["score_threshold"] = options.threshold
@@ -277,23 +293,46 @@ def _search(options: argparse.Namespace) -> int:
     return 0
 
 
-def _paths(images: Sequence[str]) -> list[Path]:
+def _paths(images: Sequence[str], options: argparse.Namespace) -> list[Path]:
     """List image files. Folders are searched recursively, without following links."""
     paths = []
     for image in images:
+        check_not_url(image, "image")
         path = Path(image)
         if path.is_dir():
             inside = sorted(
                 p for p in path.rglob("*") if p.suffix.lower() in ENDINGS and not p.is_dir()
             )
             if not inside:
-                raise ValueError(f"{path}: no {', '.join(ENDINGS)} files found")
+                raise ValueError(
+                    f"{path}: no image files in this folder; expected names that end in"
+                    f" {', '.join(ENDINGS)}"
+                )
             paths += inside
         elif path.exists():
             paths.append(path)
         else:
-            raise FileNotFoundError(f"{path}: no such image file or folder")
+            raise FileNotFoundError(
+                f"{path}: no such image file or folder{_hint_of_text(path, options)}"
+            )
     return paths
+
+
+def _hint_of_text(path: Path, options: argparse.Namespace) -> str:
+    """Return where the text of a command belongs, if it may be in the place of an image."""
+    command = options.command
+    if command in _TEXT_OPTIONS and not path.suffix:
+        return f"; {_TEXT_OPTIONS[command]} are passed as --{_TEXT_OPTIONS[command]}"
+    name, order = _TEXT_ORDERS.get(command, ("", ""))
+    return f"; expected the order {order}" if name and _exists(getattr(options, name)) else ""
+
+
+def _exists(text: str) -> bool:
+    try:
+        return Path(text).exists()
+    except (OSError, ValueError):
+        # Too long for a name, or with a null character.
+        return False
 
 
 class _Session:
@@ -303,14 +342,12 @@ class _Session:
     """
 
     def __init__(self, options: argparse.Namespace, images: Sequence[str], *heads: str) -> None:
-        self.paths = _paths(images)
+        self.paths = _paths(images, options)
         self.name = choose_model(options.model, *heads)
-        import fiber
-
         settings = pick(options, "tokenizer", "answers", "device")
         self.limits: dict[str, Any] = limits_of(options)
-        self.model: Model = fiber.load(self.name, **settings, **self.limits)
-        self.as_json = options.json or not sys.stdout.isatty()
+        self.model: Model = load_quietly(self.name, **settings, **self.limits)
+        self.as_json = options.json or not is_terminal(sys.stdout)
         self.folder: Path | None = options.save
         self.names: set[str] = set()
         if self.folder is not None:
@@ -318,7 +355,8 @@ class _Session:
                 raise NotADirectoryError(
                     f"--save {self.folder} is a file; expected a folder for annotated images"
                 )
-            self.folder.mkdir(parents=True, exist_ok=True)
+            with naming_option("--save", self.folder):
+                self.folder.mkdir(parents=True, exist_ok=True)
 
     def read(self, paths: Sequence[Path]) -> Iterator[tuple[Sequence[Path], list[np.ndarray]]]:
         """Decode images in batches. Each is a uint8 array, (H, W, 3) or, with alpha, (H, W, 4)."""
@@ -338,7 +376,9 @@ class _Session:
         if self.as_json:
             print(json.dumps(result, ensure_ascii=False), flush=True)
             return
-        print(f"{result['image']}  ({result['width']} x {result['height']} pixels)")
+        name = printable(result["image"], _MAX_CELL)
+        print(f"{name}  ({result['width']} x {result['height']} pixels)")
+        rows = [tuple(printable(cell, _MAX_CELL) for cell in row) for row in rows]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         for row in rows:
             print("  " + "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)))

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from fiber.atomic_io import read_json
 from fiber.data.image_file import DEFAULT_LIMITS, DecodeLimits
 from fiber.data.skip_report import counted
 from fiber.data.tools.inspect import Bar, DataReport, ImageReport, PartReport, histogram
 from fiber.data.tools.inspect import inspect as look
+from fiber.messages import printable, shown
 from fiber.visualize import ContactSheet
 
 #: Maximum number of classes to list with their box counts.
 _MAX_CLASSES = 12
 #: Maximum number of faults to list.
 _MAX_FAULTS = 10
+#: Maximum number of characters of a name, and of another text, from the dataset.
+_MAX_NAME, _MAX_TEXT = 60, 1000
+#: Maximum size in bytes of dataset.json, and number of parameters to print.
+_MAX_JSON_BYTES, _MAX_PARAMETERS = 16 << 20, 30
 #: Length of the longest bar in characters.
 _BAR_WIDTH = 30
 
@@ -67,23 +74,46 @@ def inspect(
 def _print(report: DataReport, source: Path) -> None:
     description = source / "dataset.json"
     if description.is_file():
-        parameters = json.loads(description.read_text(encoding="utf-8")).get("parameters", {})
-        print(", ".join(f"{name} {value}" for name, value in parameters.items()))
+        print(_parameters(description))
     for split in dict.fromkeys(part.split for part in report.parts):
-        print(f"\n{split}")
+        print(f"\n{_name(split)}")
         for part in (part for part in report.parts if part.split == split):
             print(f"  {part.source:<10} {'unreadable' if part.fault else _summary(part)}")
     print("\nimages")
     for images in report.images:
-        print(f"  {images.split:<10} {_images(images)}")
+        print(f"  {_name(images.split):<10} {_images(images)}")
     _print_histograms(report)
     if report.verified is not None:
         print(f"\nchecksums: {report.verified} files, {len(report.changed)} have changed")
     faults = report.faults
     for fault in faults[:_MAX_FAULTS]:
-        print(f"fault: {fault}")
+        print(f"fault: {printable(fault, _MAX_TEXT)}")
     if len(faults) > _MAX_FAULTS:
         print(f"and {len(faults) - _MAX_FAULTS} more (--json lists all)")
+
+
+def _parameters(description: Path) -> str:
+    """Return the parameters of a generated dataset.
+
+    Raises:
+        ValueError: if dataset.json has another form.
+    """
+    values = read_json(description, _MAX_JSON_BYTES)
+    parameters = values.get("parameters", {}) if isinstance(values, dict) else None
+    if not isinstance(parameters, dict):
+        raise ValueError(
+            f"{description}: expected a JSON object whose field 'parameters' is an object, got"
+            f" {shown(values)}"
+        )
+    some = itertools.islice(parameters.items(), _MAX_PARAMETERS)
+    return ", ".join(
+        f"{_name(name)} {_name(value) if isinstance(value, str) else shown(value)}"
+        for name, value in some
+    )
+
+
+def _name(text: str) -> str:
+    return printable(text, _MAX_NAME)
 
 
 def _print_histograms(report: DataReport) -> None:
@@ -124,12 +154,14 @@ def _summary(part: PartReport) -> str:
         # List the most frequent classes first, and always include the rarest one, since a class
         # without boxes is not learned.
         counts = sorted(part.classes.items(), key=lambda item: -item[1])
-        named = [f"{name} {count}" for name, count in counts]
-        if len(named) > _MAX_CLASSES:
-            named[_MAX_CLASSES - 1 : -1] = ["..."]
+        if len(counts) > _MAX_CLASSES:
+            shortened = [*counts[: _MAX_CLASSES - 1], None, counts[-1]]
+        else:
+            shortened = counts
+        named = [f"{_name(each[0])} {each[1]}" if each else "..." for each in shortened]
         parts.append(f"{len(counts)} classes ({', '.join(named)})")
     if part.answers:
-        common = ", ".join(f"{answer} {count}" for answer, count in part.answers.most_common(3))
+        common = ", ".join(f"{_name(text)} {count}" for text, count in part.answers.most_common(3))
         parts.append(f"{len(part.answers)} answers ({common}, ...)")
     if part.truths:
         parts.append(f"{part.truths[True]} true, {part.truths[False]} false")
@@ -139,7 +171,8 @@ def _summary(part: PartReport) -> str:
             f" at most {boxes['per_record_most']} per record"
         )
     parts += [counted(count, what) for what, count in sorted(part.counts.items())]
-    return "; ".join([", ".join(parts), *part.notes])
+    notes = [printable(note, _MAX_TEXT) for note in part.notes]
+    return "; ".join([", ".join(parts), *notes])
 
 
 def _images(images: ImageReport) -> str:

@@ -10,13 +10,19 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from fiber.atomic_io import read_json
+
+if TYPE_CHECKING:
+    from fiber.inference import Model
 
 #: Default folder of the runs of `fiber train` and `fiber demo`.
 RUNS = Path("runs")
 #: Name of the default model in the package.
 PACKAGED = "scenes"
+#: Maximum number of models to list in an error.
+_MAX_LISTED = 5
 
 
 def choose_model(named: str | None, *heads: str) -> str:
@@ -26,26 +32,26 @@ def choose_model(named: str | None, *heads: str) -> str:
         FileNotFoundError: if neither a finished model nor the model in the package has any of them.
     """
     # Imported late, since it needs torch, which takes seconds to import.
-    from fiber.checkpoints.stages import packaged_model, stage_with
+    from fiber.checkpoints.stages import model_path, packaged_model, packaged_name, stage_with
 
     if named is not None:
+        if packaged_name(model_path(named)):
+            _print_packaged(named, ", so that its output for a photograph is a guess")
         return named
     packaged = packaged_model(PACKAGED)
     found = list(finished_models(RUNS))
     fitting = [(when, folder) for when, folder, own in found if not set(heads).isdisjoint(own)]
     if not fitting and stage_with(packaged, heads) != packaged:
-        print(
-            f"fiber: using the model in the package, {PACKAGED!r}, which knows only drawings of"
-            " colored shapes; pass --model for another",
-            file=sys.stderr,
-        )
+        _print_packaged(PACKAGED, "; pass --model for another")
         return PACKAGED
     if not fitting:
-        have = "; ".join(f"{folder} has {', '.join(own)}" for _, folder, own in found)
+        have = "; ".join(f"{folder} has {', '.join(own)}" for _, folder, own in found[:_MAX_LISTED])
+        more = f"; and {len(found) - _MAX_LISTED} more" * (len(found) > _MAX_LISTED)
         raise FileNotFoundError(
-            f"no finished model in {RUNS}/ has the head {' or '.join(map(repr, heads))}"
-            f" ({have or 'no model found'}), nor has {PACKAGED!r} in the package; pass --model,"
-            " such as a published file with this head, or train one with `fiber train`"
+            "pass --model, such as a released file with the head"
+            f" {' or '.join(map(repr, heads))} (docs/photographs.md says where they are), or train"
+            f" one with `fiber train`: no finished model in {RUNS}/ has it"
+            f" ({have or 'no model found'}{more}), nor has {PACKAGED!r}, the model in the package"
         )
     _, newest = max(fitting)
     print(
@@ -54,6 +60,22 @@ def choose_model(named: str | None, *heads: str) -> str:
         file=sys.stderr,
     )
     return str(newest)
+
+
+def _print_packaged(name: str, more: str) -> None:
+    print(
+        f"fiber: using the model in the package, {name!r}, which knows only drawings of colored"
+        f" shapes{more}",
+        file=sys.stderr,
+    )
+
+
+def load_quietly(path: str, **settings: Any) -> Model:
+    """Load a model without the warning of the model in the package, of which a line is printed."""
+    from fiber.inference.load import KNOWN_LIMITS, load
+
+    KNOWN_LIMITS.add(PACKAGED)
+    return load(path, **settings)
 
 
 def finished_models(folder: Path) -> Iterator[tuple[float, Path, tuple[str, ...]]]:

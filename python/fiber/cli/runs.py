@@ -16,13 +16,16 @@ from fiber.cli.arguments import (
     candidates,
     key_values,
     limits_of,
+    naming_option,
     node_range,
     nonnegative_int,
     pick,
     process_count,
 )
 from fiber.cli.launched import is_launched
-from fiber.cli.models import RUNS
+from fiber.cli.models import RUNS, load_quietly
+from fiber.messages import printable
+from fiber.terminal import is_terminal
 from fiber.training.config.run import CHOSEN_BY
 
 _DATA = (
@@ -187,7 +190,8 @@ def _train(options: argparse.Namespace) -> int:
         options, "data", "validation", "init", "tokenizer", "answers", "resume", "device"
     )
     settings |= {"threads": options.workers or 0, "callbacks": trackers, **_cached(options)}
-    fiber.train(options.recipe, output=output, set=changes, **settings)
+    with naming_option("--output", output):
+        fiber.train(options.recipe, output=output, set=changes, **settings)
     if os.environ.get("RANK", "0") == "0":
         print(output)
     return 0
@@ -239,7 +243,8 @@ def _eval(options: argparse.Namespace) -> int:
         settings = {"rerank": options.rerank > 0, "candidates": max(options.rerank, 1)}
     import fiber
 
-    model = fiber.load(
+    # What the model knows is what its metrics tell.
+    model = load_quietly(
         options.model, **pick(options, "tokenizer", "answers", "device", "image_size")
     )
     settings |= pick(
@@ -247,10 +252,10 @@ def _eval(options: argparse.Namespace) -> int:
     )
     settings |= limits_of(options)
     metrics = fiber.evaluate(model, options.task, classes=options.classes_file, **settings)
-    if sys.stdout.isatty():
+    if is_terminal(sys.stdout):
         width = max(map(len, metrics), default=0)
         for name, value in metrics.items():
-            print(f"{name:<{width}}  {value:.4f}")
+            print(f"{printable(name, width):<{width}}  {value:.4f}")
     else:
         print(json.dumps(metrics))
     if options.output:

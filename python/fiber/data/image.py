@@ -1,7 +1,8 @@
-"""Load an image from a path, bytes, a PIL image or an array."""
+"""Load an image from a path, bytes, an open file, a PIL image or an array."""
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -9,8 +10,13 @@ from typing import Any
 import numpy as np
 
 from fiber import _core
-from fiber.data.image_file import MAX_PIXELS
+from fiber.data.image_file import MAX_PIXELS, check_not_url
 from fiber.data.loader_config import check_arguments
+
+#: Start of the modes of PIL images with 16-bit values, which end with the byte order.
+_SIXTEEN_BITS = "I;16"
+#: Modes of PIL images without a fixed range of values, and the values of their pixels.
+_NO_RANGE = {"I": "32-bit integers", "F": "floating-point numbers"}
 
 
 def load_image(
@@ -24,7 +30,8 @@ def load_image(
     """Load an image as an (H, W, 3) uint8 RGB array.
 
     Args:
-        image: Path, encoded bytes, PIL image, or uint8 array (H, W, 3) or (H, W, 4), RGB or RGBA.
+        image: Path, encoded bytes, file opened in binary mode, PIL image, or uint8 array (H, W, 3)
+            or (H, W, 4), RGB or RGBA. Of 16-bit PIL images, the upper 8 bits are kept, as of files.
         background: RGB color, 0 to 255, that a transparent image file is composited on. None drops
             the alpha channel, as Pillow's `convert("RGB")` does.
         keep_alpha: Return an (H, W, 4) RGBA array if any pixel of the image is not opaque.
@@ -35,8 +42,9 @@ def load_image(
     Raises:
         FileNotFoundError: if the file does not exist.
         DecodeError: if the image cannot be decoded, or exceeds a limit.
-        ValueError: if an array has the wrong shape or dtype, a limit is less than 1, or both
-            `background` and `keep_alpha` are given.
+        ValueError: if an array has the wrong shape or dtype, a PIL image has 32-bit integers or
+            floating-point numbers, `image` is a URL, a limit is less than 1, or both `background`
+            and `keep_alpha` are given.
         TypeError: if `image` has an unsupported type, or `background` or a limit is invalid.
     """
     check_arguments(
@@ -52,9 +60,11 @@ def load_image(
         "max_decode_bytes": max_decode_bytes,
     }
     if isinstance(image, (str, os.PathLike)):
+        check_not_url(image, "image")
         return np.asarray(_core.read_image(image, **options))
-    if isinstance(image, bytes):
-        return np.asarray(_core.decode_image(image, **options))
+    image = read_open_file(image)
+    if isinstance(image, (bytes, bytearray, memoryview)):
+        return np.asarray(_core.decode_image(bytes(image), **options))
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (3, 4):
             raise ValueError(
@@ -63,14 +73,62 @@ def load_image(
             )
         return image if keep_alpha else _without_alpha(image)
     if hasattr(image, "convert"):
-        if not (keep_alpha and image.has_transparency_data):
-            return np.asarray(image.convert("RGB"))
-        rgba = np.asarray(image.convert("RGBA"))
-        return rgba if (rgba[..., 3] < 255).any() else _without_alpha(rgba)
+        return _from_pil(image, keep_alpha)
     raise TypeError(
-        f"image is a {type(image).__name__}; expected a path, bytes, a PIL image or a uint8"
-        " array (H, W, 3)"
+        f"image is a {type(image).__name__}; expected a path, bytes, a file opened in binary mode,"
+        " a PIL image or a uint8 array (H, W, 3)"
     )
+
+
+def read_open_file(image: Any) -> Any:
+    """Return the bytes of an open file, from its start if it can seek; return others unchanged.
+
+    Raises:
+        TypeError: if the file is open in text mode.
+    """
+    # PIL images have no `read`; Pillow reads open files from the start, too.
+    if not hasattr(image, "read"):
+        return image
+    if isinstance(image, io.TextIOBase):
+        raise TypeError('image is a file opened in text mode; open it with "rb"')
+    if getattr(image, "seekable", bool)():
+        image.seek(0)
+    return bytes(image.read())
+
+
+def _from_pil(image: Any, keep_alpha: bool) -> np.ndarray:
+    """Convert a PIL image to RGB, or RGBA, with the values that its file would have."""
+    # Older versions of Pillow open 16-bit PNG files as mode I.
+    if image.mode.startswith(_SIXTEEN_BITS) or (image.mode == "I" and image.format == "PNG"):
+        return _from_sixteen_bits(image, keep_alpha)
+    if image.mode in _NO_RANGE:
+        as_words = ', or image.convert("I;16") if they are 16-bit values' * (image.mode == "I")
+        raise ValueError(
+            f"image is a PIL image of mode {image.mode!r}, whose {_NO_RANGE[image.mode]} have no"
+            " fixed range; scale them to 0 to 255 in a numpy array and pass"
+            f' Image.fromarray(array.astype("uint8")){as_words}'
+        )
+    mode = "RGBA" if keep_alpha and image.has_transparency_data else "RGB"
+    try:
+        converted = np.asarray(image.convert(mode))
+    except ValueError as error:
+        raise ValueError(
+            f"image is a PIL image of mode {image.mode!r}, which Pillow does not convert to {mode}"
+            f" ({error}); convert it to another mode first"
+        ) from error
+    if mode == "RGB" or (converted[..., 3] < 255).any():
+        return converted
+    return _without_alpha(converted)
+
+
+def _from_sixteen_bits(image: Any, keep_alpha: bool) -> np.ndarray:
+    """Keep the upper 8 of 16 bits, which Pillow's `convert` clips at 255 instead."""
+    values = np.asarray(image)
+    gray = (values >> 8).clip(0, 255).astype(np.uint8)
+    channels, transparent = [gray] * 3, image.info.get("transparency")
+    if keep_alpha and isinstance(transparent, int) and (values == transparent).any():
+        channels.append(np.where(values == transparent, 0, 255).astype(np.uint8))
+    return np.stack(channels, axis=-1)
 
 
 def _without_alpha(image: np.ndarray) -> np.ndarray:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fiber import _core
 from fiber.data.record import StoredImage
+from fiber.messages import shown
 
 #: Default of `max_pixels`, the number of pixels that Pillow rejects.
 MAX_PIXELS = 178_956_970
@@ -30,6 +33,9 @@ _BRANDS = {b"avif": "avif", b"avis": "avif", b"heic": "heic", b"heix": "heic", b
 #: Extensions of image files in a folder; the actual format is detected from the content.
 ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
+# Matches a URL, also after `Path` has removed one of its slashes.
+_URL = re.compile(r"(?:https?|ftp|s3|gs|hf):/|[A-Za-z][A-Za-z0-9+.-]+://")
+
 
 class DecodeLimits(NamedTuple):
     """Limits of decoding one image file; see `fiber.data.load_image`."""
@@ -50,6 +56,15 @@ class CheckedImage(NamedTuple):
     reason: str = ""
     #: (height, width) in pixels if "ok".
     size: tuple[int, int] | None = None
+
+
+def check_not_url(path: str | os.PathLike[str], what: str) -> None:
+    """Raise ValueError if the path of an image or model, named by `what`, is a URL."""
+    if _URL.match(text := os.fspath(path)):
+        raise ValueError(
+            f"{what} {shown(text)} is a URL, and {what}s are not fetched; download it first, and"
+            " pass the path of the file"
+        )
 
 
 def extension_of(data: bytes) -> str:

@@ -67,18 +67,18 @@ def draw_image(example: Example, data: Path) -> Image.Image:
     for number, found in enumerate(example.boxes):
         if found.box_xyxy is None:
             continue
-        # Inset, so that earlier boxes of the same object stay visible.
-        inset = _LINE_WIDTH * int((pairwise_iou([found.box_xyxy], boxes) >= FOUND_AT).sum())
+        # Farther out, so that earlier boxes of the same object stay visible.
+        out = _LINE_WIDTH * int((pairwise_iou([found.box_xyxy], boxes) >= FOUND_AT).sum())
         x0, y0, x1, y1 = (float(edge) * scale for edge in found.box_xyxy)
-        x0, y0 = x0 + inset, y0 + inset
-        scaled.append((x0, y0, max(x1 - inset, x0), max(y1 - inset, y0)))
+        scaled.append((x0 - out, y0 - out, x1 + out, y1 + out))
         boxes.append(found.box_xyxy)
         numbers.append(number)
     labels = [str(number + 1) if len(example.boxes) > 1 else "" for number in numbers]
     colors = [BOX_COLORS[number % len(BOX_COLORS)] for number in numbers]
+    draw_boxes(image, scaled, labels, colors, _LINE_WIDTH)
+    # Last, since the line of a good box is where the truth's is, and wider.
     for truth in (truth for found in example.boxes for truth in found.truths_xyxy):
         draw_dashed_box(image, [float(edge) * scale for edge in truth])
-    draw_boxes(image, scaled, labels, colors, _LINE_WIDTH)
     return image
 
 

@@ -12,6 +12,7 @@ import torch
 from fiber.data.prompts.classes import Prompt
 from fiber.inference.inputs import Inputs
 from fiber.inference.text_feature_cache import TextPrefixes
+from fiber.messages import shown
 from fiber.models.fiber.detector import DetectorOutput, FiberDetector
 from fiber.postprocess import Detections, FoundBoxes, detect_boxes, ground_phrases, join_chunks
 
@@ -35,13 +36,13 @@ class Thresholds(NamedTuple):
         """Raise TypeError or ValueError if a threshold has the wrong type or is out of range."""
         for name, value in (("score_threshold", self.score), ("nms_threshold", self.nms)):
             if not isinstance(value, numbers.Real):
-                raise TypeError(f"{name} must be a number between 0 and 1, got {value!r:.60}")
+                raise TypeError(f"{name} must be a number between 0 and 1, got {shown(value)}")
             if not 0 <= value <= 1:
                 raise ValueError(f"{name} must be between 0 and 1, got {value}")
         counts = {"max_detections": self.max_detections, "boxes_per_phrase": self.boxes_per_phrase}
         for name, count in counts.items():
             if count is not None and not isinstance(count, numbers.Integral):
-                raise TypeError(f"{name} must be an integer, got {count!r:.60}")
+                raise TypeError(f"{name} must be an integer, got {shown(count)}")
             if count is not None and count < 1:
                 raise ValueError(f"{name} must be 1 or more, got {count}")
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fiber.evaluation.image_text import CAPTION_BEAMS
+from fiber.messages import shown
 from fiber.models.fiber.captioner import beam_search, sample_captions
 from fiber.models.fiber.image_text import FiberImageText
 
@@ -21,7 +22,7 @@ def caption_writer(
     """
     for name, value, kind in (("sample", sample, bool), ("seed", seed, int)):
         if type(value) is not kind:
-            raise TypeError(f"caption: {name} must be {kind.__name__}, got {value!r:.60}")
+            raise TypeError(f"caption: {name} must be {kind.__name__}, got {shown(value)}")
     if not 0 <= seed < 2**63:
         raise ValueError(f"caption: seed must be between 0 and 2**63 - 1, got {seed}")
     if not sample:

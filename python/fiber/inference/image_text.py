@@ -27,6 +27,8 @@ from fiber.inference.inputs import (
 )
 from fiber.inference.options import CaptionOptions
 from fiber.inference.pairs import PAIRS_AT_ONCE, Hit, match_images, rank_images, score_pairs
+from fiber.inference.suggestions import suggest_keywords_of_methods
+from fiber.messages import caller_level, shown
 from fiber.models.fiber.captioner import written_tokens
 from fiber.models.fiber.image_text import FiberImageText
 from fiber.models.image_text import ImageTextModel
@@ -50,6 +52,7 @@ class Entailment(NamedTuple):
     entailment: float
 
 
+@suggest_keywords_of_methods
 class ImageTextMethods:
     """Base class of `Model`, which sets the attributes."""
 
@@ -176,6 +179,11 @@ class ImageTextMethods:
         `statements` is a single statement for all pairs, or one statement per pair.
         """
         self.need_head("nlvr2", "reason")
+        if isinstance(pairs, (str, bytes)):
+            raise TypeError(
+                "reason: expected a pair of images, (left, right), or a list of pairs, got"
+                f" {shown(pairs)}"
+            )
         single = isinstance(pairs, tuple)
         given = [pairs] if single else list(pairs)
         for index, pair in enumerate(given):
@@ -281,13 +289,14 @@ class ImageTextMethods:
             ValueError: if the text is empty, or `images` is a single image.
         """
         if not isinstance(text, str):
-            raise TypeError(f"search: text must be a str, got {type(text).__name__} {text!r:.60}")
+            raise TypeError(f"search: text must be a str, got {type(text).__name__} {shown(text)}")
         check_top_k(top_k)
         given, single = as_list(images)
         if single:
             raise ValueError("search: expected a list of images, got a single image")
         wanted = not_empty([text], "text")[0]
-        ranking = choose_ranking_heads(self.config, rerank, candidates, "search")
+        level = caller_level() + 1
+        ranking = choose_ranking_heads(self.config, rerank, candidates, "search", stacklevel=level)
         with torch.inference_mode(), self.arithmetic():
             if "itc" not in ranking.heads:
                 ranked = match_images(self._image_text, self._inputs, wanted, given)

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import IO, TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
@@ -16,17 +16,20 @@ from torch import Tensor
 from fiber import _core
 from fiber.checkpoints.model_dir import NO_TOKENIZER
 from fiber.data import ImageTransform, Tokenizer, load_image
+from fiber.data.image import read_open_file
 from fiber.data.image_file import DEFAULT_LIMITS, DecodeLimits
 from fiber.data.loader_config import check_arguments
 from fiber.data.text_lengths import has_words
+from fiber.messages import caller_level, shown
 from fiber.models.registry import ModelConfig, check_tokenizer
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-#: One image: a path, encoded bytes, a PIL image, or an (H, W, 3) or (H, W, 4) uint8 array.
+#: One image: a path, encoded bytes, a file opened in binary mode, a PIL image, or an (H, W, 3) or
+#: (H, W, 4) uint8 array.
 ImageInput: TypeAlias = (
-    "str | os.PathLike[str] | bytes | bytearray | memoryview | Image | np.ndarray"
+    "str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes] | Image | np.ndarray"
 )
 Images: TypeAlias = Sequence[ImageInput]
 ImagePair: TypeAlias = tuple[ImageInput, ImageInput]
@@ -54,14 +57,14 @@ def as_list(images: Any) -> tuple[list[Any], bool]:
             f"image is an array of shape {images.shape} and dtype {images.dtype}; expected shape"
             " (H, W, 3), or (n, H, W, 3) for n images, and dtype uint8"
         )
-    # Recognize a PIL image without importing PIL.
-    if hasattr(images, "convert") and hasattr(images, "size"):
+    # Recognize a PIL image without importing PIL, and an open file, which is an iterable of lines.
+    if (hasattr(images, "convert") and hasattr(images, "size")) or hasattr(images, "read"):
         return [images], True
     if isinstance(images, Sequence) or hasattr(images, "__iter__"):
         return list(images), False
     raise TypeError(
-        "image must be a path, bytes, a PIL image or an (H, W, 3) uint8 array, or a list of these;"
-        f" got {type(images).__name__}"
+        f"image is a {type(images).__name__}; expected a path, bytes, a file opened in binary mode,"
+        " a PIL image or a uint8 array (H, W, 3), or a list of these"
     )
 
 
@@ -75,14 +78,14 @@ def as_texts(texts: str | Sequence[str], what: str) -> list[Any]:
         return [texts]
     if isinstance(texts, bytes) or not hasattr(texts, "__iter__"):
         kind = type(texts).__name__
-        raise TypeError(f"{what}: expected a str or a list of str, got {kind} {texts!r:.60}")
+        raise TypeError(f"{what}: expected a str or a list of str, got {kind} {shown(texts)}")
     return list(texts)
 
 
 def check_top_k(top_k: int) -> None:
     """Raise TypeError or ValueError unless `top_k` is a positive integer."""
     if not isinstance(top_k, (int, np.integer)):
-        raise TypeError(f"top_k must be an integer, got {type(top_k).__name__} {top_k!r}")
+        raise TypeError(f"top_k must be an integer, got {type(top_k).__name__} {shown(top_k)}")
     if top_k < 1:
         raise ValueError(f"top_k must be 1 or more, got {top_k}")
 
@@ -97,9 +100,10 @@ def one_for_each(texts: str | Sequence[str], count: int, what: str) -> list[str]
     if isinstance(texts, str):
         given = given * count
     if len(given) != count:
+        more = f"; to give one image several, repeat it: [image] * {len(given)}" * (count == 1)
         raise ValueError(
-            f"{what}: got {len(given)} for {count} images; expected one for all images or one per"
-            " image"
+            f"{what}: got {len(given)} for {count} image{'s' * (count != 1)}; expected one for all"
+            f" images or one per image{more}"
         )
     return not_empty(given, what)
 
@@ -123,7 +127,7 @@ def one_list_for_each(
     for index, each in enumerate(given):
         if isinstance(each, str) or not isinstance(each, Collection) or not each:
             raise ValueError(
-                f"{what} list {index} is {each!r:.60}; expected a list of one or more texts"
+                f"{what} list {index} is {shown(each)}; expected a list of one or more texts"
             )
     return [list(each) for each in given]
 
@@ -142,7 +146,7 @@ def not_empty(texts: Sequence[str], what: str) -> list[str]:
             raise ValueError(f"{what} {index} is empty; expected text that contains words")
         if any("\ud800" <= letter <= "\udfff" for letter in text):
             raise ValueError(
-                f"{what} {index} contains a lone surrogate: {text!r:.60}; expected valid Unicode"
+                f"{what} {index} contains a lone surrogate: {shown(text)}; expected valid Unicode"
             )
     return [text.strip() for text in texts]
 
@@ -209,7 +213,8 @@ class Inputs:
         with ThreadPoolExecutor(max_workers=torch.get_num_threads()) as pool:
             for start in range(0, len(images), IMAGES_AT_ONCE):
                 by_size: dict[tuple[int, ...], list[tuple[int, Any]]] = {}
-                some = images[start : start + IMAGES_AT_ONCE]
+                # Here, since threads cannot read one file at the same time.
+                some = [read_open_file(image) for image in images[start : start + IMAGES_AT_ONCE]]
                 for index, prepared in enumerate(pool.map(self._prepare, some), start):
                     by_size.setdefault(prepared[1].shape, []).append((index, prepared))
                 for same in by_size.values():
@@ -237,7 +242,7 @@ class Inputs:
         counts, special_ids = text_mask.sum(1), set(tokenizer.special_ids)
         for text, ids, count in zip(texts, token_ids, counts, strict=True):
             if not has_words(ids[:count].tolist(), special_ids):
-                raise ValueError(f"text {text!r:.60} contains only special tokens; expected words")
+                raise ValueError(f"text {shown(text)} contains only special tokens; expected words")
             if not warn_truncated or count < limit:
                 continue
             if (complete := len(tokenizer.encode(text)[0])) > limit:
@@ -245,7 +250,7 @@ class Inputs:
                     f"text {text[:60]!r}... has {complete} tokens and is truncated to the model's"
                     f" maximum of {limit} tokens",
                     UserWarning,
-                    stacklevel=2,
+                    stacklevel=caller_level(),
                 )
         return TextBatch(
             token_ids=torch.from_numpy(token_ids).to(self.device),

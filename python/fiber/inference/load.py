@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,15 +11,27 @@ import torch
 
 from fiber.checkpoints.load import load_stored
 from fiber.checkpoints.model_dir import StoredModel
-from fiber.checkpoints.stages import model_path, stage_folders
+from fiber.checkpoints.stages import (
+    PACKAGED,
+    PackagedModelWarning,
+    model_path,
+    packaged_name,
+    stage_folders,
+)
 from fiber.checkpoints.torch_file import Weights
 from fiber.data import Tokenizer
 from fiber.data.image_file import MAX_PIXELS
 from fiber.data.loader_config import check_arguments
 from fiber.inference.model import Model
 from fiber.inference.stages import StagedModel
+from fiber.inference.suggestions import suggest_keywords
+from fiber.messages import caller_level, shown
+
+#: Models in the package whose limits this process has printed or warned of.
+KNOWN_LIMITS: set[str] = set()
 
 
+@suggest_keywords
 def load(
     path: str | os.PathLike[str],
     tokenizer: Tokenizer | str | os.PathLike[str] | None = None,
@@ -43,7 +56,8 @@ def load(
     Args:
         path: folder of a run or a saved model, a folder with one model per stage (such as that of
             `fiber demo`), or a published .ckpt, .pt, .pth or .safetensors file of either stage.
-            "scenes" is the small model in the package, which knows drawings of colored shapes.
+            "scenes" is the small model in the package, which knows only drawings of colored
+            shapes; a warning says so once per process.
         tokenizer: a tokenizer, a tokenizer.json file, or a folder that contains tokenizer.json,
             RoBERTa's vocab.json and merges.txt, or BERT's vocab.txt. Default: the tokenizer in the
             model folder.
@@ -61,13 +75,16 @@ def load(
 
     Raises:
         FileNotFoundError: if no model is found. The message states what is missing.
-        ValueError: if a file is invalid, or the tensors, tokenizer or answers do not fit the model.
-            The message counts the tensors that are missing, unexpected, or have the wrong shape,
-            and names the first ones.
+        ValueError: if `path` is a URL, a file is invalid, or the tensors, tokenizer or answers do
+            not fit the model. The message counts the tensors that are missing, unexpected, or have
+            the wrong shape, and names the first ones.
     """
     check_arguments(max_pixels=max_pixels, max_decode_bytes=max_decode_bytes)
     limits = {"max_pixels": max_pixels, "max_decode_bytes": max_decode_bytes}
     found = model_path(path)
+    name = packaged_name(found)
+    if name is not None and name not in KNOWN_LIMITS:
+        _warn_packaged(name)
     stages = stage_folders(found)
     if not stages:
         stored = load_stored(
@@ -75,7 +92,9 @@ def load(
         )
         return _model(stored, limits)
     if weights != "raw":
-        raise ValueError(f"weights={weights!r} requires a checkpoint file; {found} is a folder")
+        raise ValueError(
+            f"weights={shown(weights)} requires a checkpoint file; {found} is a folder"
+        )
     loaded = {}
     for name, folder in stages.items():
         # Each option is for the stage that it concerns.
@@ -90,6 +109,16 @@ def load(
         )
         loaded[name] = _model(stored, limits)
     return StagedModel(loaded)
+
+
+def _warn_packaged(name: str) -> None:
+    KNOWN_LIMITS.add(name)
+    warnings.warn(
+        f"{name!r}, the model in the package, knows only {PACKAGED[name]}; for photographs its"
+        " output is a guess, and docs/photographs.md says which model knows them",
+        PackagedModelWarning,
+        stacklevel=caller_level(),
+    )
 
 
 def _model(stored: StoredModel, limits: Mapping[str, Any]) -> Model:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Unpack, cast, overload
+from typing import TYPE_CHECKING, Any, Unpack, cast, overload
 
 import torch
 
+from fiber.checkpoints.load import choose_device
 from fiber.checkpoints.model_dir import NO_CLASSES, save_model
 from fiber.checkpoints.provenance import TrainedOn
 from fiber.data import Tokenizer
@@ -25,6 +26,7 @@ from fiber.inference.inputs import (
 )
 from fiber.inference.options import Classes, DetectOptions, GroundOptions, Phrases
 from fiber.inference.prompts import detection_prompts, grounding_prompts
+from fiber.inference.suggestions import suggest_keywords_of_methods, unknown_attribute
 from fiber.inference.text_feature_cache import TextPrefixes
 from fiber.models.fiber.detector import FiberDetector
 from fiber.models.heads import need_head
@@ -35,14 +37,16 @@ from fiber.postprocess import Detections
 SCORE_THRESHOLD = 0.3
 
 
+@suggest_keywords_of_methods
 class Model(ImageTextMethods):
     """A network with its tokenizer, answers and classes.
 
-    An image is a path, bytes, a PIL image or an (H, W, 3) uint8 array, or (H, W, 4) with alpha.
+    An image is a path, bytes, a file opened in binary mode, a PIL image or a uint8 array (H, W, 3)
+    or, with alpha, (H, W, 4); see `fiber.data.load_image`. URLs are not fetched.
     Methods return a single result for one image, and a list of results for a list of images.
 
     Args:
-        network: network to run. It is set to evaluation mode and stays on its device.
+        network: network to run. It is set to evaluation mode and stays on its device; see `to`.
         tokenizer: required by every method that reads or generates text. Special tokens must have
             RoBERTa's ids.
         answers: answers in the order of the VQA head's logits; required by `answer`.
@@ -113,7 +117,9 @@ class Model(ImageTextMethods):
         Args:
             images: an image or a list of images.
             phrases: a phrase, a list of phrases for all images, or one list per image. For example,
-                "the star left of the ring" returns boxes of the star.
+                "the star left of the ring" returns boxes of the star. A phrase that looks like a
+                list ("a circle; the star", "a circle, the star", "a circle. the star.") is one
+                phrase, with a warning.
             caption: sentence that contains the phrases, one for all images or one per image.
                 Without `phrases` and `spans`, the caption's noun phrases are used (see
                 `fiber.inference.noun_phrases`).
@@ -159,7 +165,8 @@ class Model(ImageTextMethods):
             images: an image or a list of images.
             classes: class names for all images, or one list per image. Default: the classes that
                 the model was trained on. A `fiber.data.ClassName`, or a mapping of its fields, adds
-                a prefix and a suffix to a name. Names are case-sensitive and must be distinct.
+                a prefix and a suffix to a name. Names are case-sensitive and must be distinct. A
+                single name that looks like a list is one name, with a warning.
             classes_per_prompt: maximum number of classes per prompt (40 in the published LVIS
                 evaluation), or 0 or None for as many as fit.
             score_threshold: minimum box score, in [0, 1]; see `Detections`.
@@ -178,6 +185,20 @@ class Model(ImageTextMethods):
         prompts = detection_prompts(classes, len(given), self._inputs, classes_per_prompt)
         limits = Thresholds(score_threshold, nms_threshold, max_detections)
         return self._boxes(given, single, prompts, limits)
+
+    def to(self, device: torch.device | str) -> Model:
+        """Move the network to a device. The compute dtype, see `fiber.load`, does not change.
+
+        Returns:
+            This model.
+
+        Raises:
+            ValueError: if the device is invalid or not found.
+        """
+        target = choose_device(device)
+        self.network.to(target)
+        self.device = self._inputs.device = target
+        return self
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write config.json, model.safetensors, tokenizer, answers and classes to a folder.
@@ -198,6 +219,11 @@ class Model(ImageTextMethods):
     def arithmetic(self) -> torch.autocast:
         """Return the autocast context in which the network runs."""
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+    if not TYPE_CHECKING:
+        # Hidden from type checkers, which report unknown attributes themselves.
+        def __getattr__(self, name: str) -> Any:
+            raise unknown_attribute(self, name)
 
     def _boxes(
         self, images: list[Any], single: bool, prompts: list[list[Prompt]], thresholds: Thresholds

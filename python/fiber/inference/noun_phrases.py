@@ -12,6 +12,7 @@ import warnings
 from typing import Any
 
 from fiber.data.char_spans import CharSpan
+from fiber.messages import caller_level
 
 #: Preferred spaCy pipelines, most accurate first.
 PIPELINES = ("en_core_web_trf", "en_core_web_lg", "en_core_web_md", "en_core_web_sm")
@@ -99,8 +100,7 @@ def _warn_heuristic() -> None:
         " heuristic. Install a pipeline with `pip install 'fiber-vl[phrases]'` and `python -m spacy"
         " download en_core_web_sm`, or pass phrases or spans",
         UserWarning,
-        # The caller of `Model.ground`.
-        stacklevel=6,
+        stacklevel=caller_level(),
     )
 
 

@@ -18,6 +18,8 @@ from fiber.data.prompts.classes import (
 from fiber.data.text_lengths import is_longer
 from fiber.inference.inputs import Inputs, as_texts, not_empty, one_for_each, one_list_for_each
 from fiber.inference.noun_phrases import caption_phrases, noun_phrases
+from fiber.inference.phrase_lists import warn_of_lists
+from fiber.messages import caller_level, shown
 
 
 def detection_prompts(
@@ -36,6 +38,7 @@ def detection_prompts(
     if all(_is_class(each) for each in given):
         if count and not given:
             raise ValueError("expected one or more classes, got none")
+        _warn_of_lists([given])
         return [_class_prompts(given, inputs, classes_per_prompt)] * count if count else []
     if len(given) != count:
         raise ValueError(
@@ -45,9 +48,15 @@ def detection_prompts(
     prompts = []
     for index, each in enumerate(given):
         if _is_class(each) or not each:
-            raise ValueError(f"class list {index} is {each!r}; expected one or more classes")
+            raise ValueError(f"class list {index} is {shown(each)}; expected one or more classes")
         prompts.append(_class_prompts(list(each), inputs, classes_per_prompt))
+    _warn_of_lists(given)
     return prompts
+
+
+def _warn_of_lists(lists: Sequence[Sequence[Any]]) -> None:
+    """Warn of a class that looks like a list; among several classes, it is a name."""
+    warn_of_lists([classes[0] for classes in lists if len(classes) == 1], "class")
 
 
 def grounding_prompts(
@@ -61,7 +70,10 @@ def grounding_prompts(
         raise ValueError("ground: spans can only be used with a caption and without phrases")
     lists = None if phrases is None else one_list_for_each(phrases, count, "phrase")
     if caption is None and lists is None:
-        raise ValueError("ground: expected phrases, a caption or both, got neither")
+        raise ValueError(
+            "ground: expected phrases, a caption or both, got neither; name what to find, as in"
+            ' ground(image, ["a red mug", "the laptop"])'
+        )
     captions = [] if caption is None else one_for_each(caption, count, "caption")
     if spans is not None and caption is not None:
         # Spans are indices into the captions as given, before stripping.
@@ -75,6 +87,8 @@ def grounding_prompts(
             prompts.append([_caption_prompt(captions[index], lists[index] if lists else None)])
         elif lists is not None:
             prompts.append(_phrase_prompts(lists[index]))
+    if caption is None and lists is not None:
+        warn_of_lists(list(dict.fromkeys(text for each in lists for text in each)), "phrase")
     for prompt in {prompt.text: prompt for each in prompts for prompt in each}.values():
         _warn_truncated(prompt, inputs)
     return prompts
@@ -93,7 +107,7 @@ def _class_prompts(
         each = as_class(given.strip() if isinstance(given, str) else given, number)
         if each in first:
             raise ValueError(
-                f"duplicate class {each.name!r} (classes {first[each]} and {number});"
+                f"duplicate class {shown(each.name)} (classes {first[each]} and {number});"
                 " expected each class once"
             )
         first[each] = number
@@ -152,13 +166,13 @@ def _marked_caption(caption: str, spans: Any) -> Prompt:
     if isinstance(spans, str) or not isinstance(spans, Sequence) or not spans:
         raise ValueError(
             f"spans for caption {caption[:60]!r}: expected a list of one or more (start, end)"
-            f" pairs, got {spans!r:.60}"
+            f" pairs, got {shown(spans)}"
         )
     phrases: list[tuple[CharSpan, ...]] = []
     for number, given in enumerate(spans):
         parts = given if isinstance(given, Sequence) and _all_sequences(given) else [given]
         if not parts:
-            raise ValueError(f"span {number} is {given!r}; expected (start, end)")
+            raise ValueError(f"span {number} is {shown(given)}; expected (start, end)")
         phrases.append(tuple(check_span(caption, part, number) for part in parts))
     labels = [" ".join(caption[start:end] for start, end in parts) for parts in phrases]
     return Prompt(caption, tuple(labels), tuple(phrases))
@@ -190,5 +204,5 @@ def _warn_truncated(prompt: Prompt, inputs: Inputs) -> None:
         f"text {prompt.text[:60]!r}... is truncated to the model's maximum of {limit} tokens:"
         f" {effect}",
         UserWarning,
-        stacklevel=4,
+        stacklevel=caller_level(),
     )

@@ -8,7 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fiber.inference.model import Model
+from fiber.inference.suggestions import unknown_attribute
 from fiber.models.heads import MissingHeadError
 
 #: Head that decides which model an attribute belongs to.
@@ -67,8 +70,12 @@ class StagedModel(Model):
             return getattr(self.with_head(_OWNERS[name], name), name)
         if name in ("device", "dtype") and stages:
             return getattr(next(iter(stages.values())), name)
-        places = ", ".join(f"stages[{stage!r}]" for stage in stages)
-        raise AttributeError(f"{name!r} belongs to the model of one stage; expected {places}")
+        places = [f".stages[{stage!r}].{name}" for stage in stages if hasattr(stages[stage], name)]
+        if not places:
+            raise unknown_attribute(self, name)
+        raise AttributeError(
+            f"{name!r} belongs to the model of one stage; use {' or '.join(places)}", name=name
+        )
 
     ground = _by_head("ground", "grounding")
     detect = _by_head("detect", "grounding")
@@ -79,6 +86,12 @@ class StagedModel(Model):
     embed_images = _by_head("embed_images", "itc")
     embed_texts = _by_head("embed_texts", "itc")
     search = _by_head("search", "itc", "itm")
+
+    def to(self, device: torch.device | str) -> StagedModel:
+        """Move all stages to a device. See `Model.to`."""
+        for model in self.stages.values():
+            model.to(device)
+        return self
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the model of each stage to a subfolder. See `Model.save`."""

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fiber.data import load_image
+from fiber.messages import printable
 from fiber.postprocess.files import save_image
 from fiber.postprocess.find import FoundBoxes
 from fiber.visualize import draw_boxes
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 
 #: Shorter side, in pixels, to which small images are enlarged before drawing.
 MIN_DRAWN_SIDE = 384
+#: Maximum number of characters of a label in `repr`.
+_MAX_LABEL = 240
 #: Maximum longer side of enlarged images, in pixels.
 MAX_DRAWN_SIDE = 4096
 
@@ -84,7 +88,8 @@ class Detections:
         lines = [f"Detections({len(self)} in {width} x {height} pixels)"]
         for box, score, label in zip(self.boxes_xyxy, self.scores, self.labels, strict=True):
             corners = ", ".join(f"{number:.1f}" for number in box)
-            lines.append(f"  {score:.3f}  [{corners}]  {label}")
+            # A name of a class may be from a file.
+            lines.append(f"  {score:.3f}  [{corners}]  {printable(label, _MAX_LABEL)}")
         return "\n".join(lines)
 
     def to_dict(self, *, image: str | None = None, model: str | None = None) -> dict[str, Any]:
@@ -147,10 +152,12 @@ class Detections:
             image = PilImage.fromarray(self.picture)
         else:
             source = io.BytesIO(self.picture) if isinstance(self.picture, bytes) else self.picture
-            image = ImageOps.exif_transpose(PilImage.open(source))
+            image = PilImage.open(source)
+            ImageOps.exif_transpose(image, in_place=True)
         if (image.height, image.width) != self.image_size:
             raise ValueError(
                 f"Detections: the image has {image.width} x {image.height} pixels; expected"
                 f" {self.image_size[1]} x {self.image_size[0]}, the image size of the boxes"
             )
-        return image.convert("RGB")
+        # `convert` would clip 16-bit values.
+        return PilImage.fromarray(load_image(image))

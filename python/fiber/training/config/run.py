@@ -289,8 +289,7 @@ class RunConfig:
         require(
             self.data.mlm_unit == "token" or not has_bert,
             f"data.mlm_unit {shown(self.data.mlm_unit)} is for byte-level BPEs; the text encoder"
-            " 'bert'"
-            " needs 'token'",
+            " 'bert' needs 'token'",
         )
         moving = self.data.transform.rand_augment.moving_operations
         require(

@@ -1,0 +1,203 @@
+"""What new users do first, and what they get: the table is first_errors.txt."""
+
+import difflib
+import io
+import json
+import re
+import shlex
+import shutil
+import warnings
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import fiber
+from fiber.cli import main
+from fiber.inference.load import KNOWN_LIMITS
+
+TABLE = Path(__file__).with_name("first_errors.txt")
+
+
+class Row(NamedTuple):
+    group: str
+    #: Command line after "fiber", or Python.
+    did: str
+    is_command: bool
+    #: Exit code, or name of the exception or of the warning.
+    ended: str
+    said: str
+
+    @property
+    def marked(self) -> list[str]:
+        return re.findall("«(.+?)»", self.said)
+
+    @property
+    def text(self) -> str:
+        return re.sub("[«»]", "", self.said)
+
+
+def read_rows(table: str) -> list[Row]:
+    rows, group = [], ""
+    for block in table.split("\n\n"):
+        first, *more = block.strip().splitlines()
+        text = " ".join(line.strip() for line in more)
+        if first.startswith("# "):
+            group = first[2:]
+        elif first.startswith("$ fiber "):
+            found = re.fullmatch(r"\[(\d)\] (.+)", text)
+            assert found, block
+            rows.append(Row(group, first[8:], True, found[1], found[2]))
+        elif first.startswith(">>> "):
+            rows.append(Row(group, first[4:], False, *text.split(": ", 1)))
+    return rows
+
+
+ROWS = read_rows(TABLE.read_text(encoding="utf-8"))
+
+
+def test_the_table_has_all_rows():
+    table = TABLE.read_text(encoding="utf-8")
+    assert len(ROWS) == table.count("$ fiber ") + table.count(">>> ") > 80
+    assert all(row.marked for row in ROWS)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, micro_models, scene_picture) -> Path:
+    """What a new user has: images, a finished run, files of other programs, own data."""
+    folder = tmp_path_factory.mktemp("first")
+    for stage in ("coarse", "fine"):
+        shutil.copytree(micro_models[stage], folder / "runs" / "demo" / stage)
+    shutil.copytree(micro_models["coarse"], folder / "bare")
+    (folder / "bare" / "tokenizer.json").unlink()
+    data = scene_picture.read_bytes()
+    (folder / "a.jpg").write_bytes(data)
+    (folder / "half.jpg").write_bytes(data[: len(data) // 2])
+    Image.new("RGB", (90, 70), "red").save(folder / "b.jpg")
+    (folder / "words.jpg").write_text("no picture")
+    (folder / "photo.avif").write_bytes(b"\0\0\0\x1cftypavif" + bytes(100))
+    (folder / "empty").mkdir()
+    torch.save({"state_dict": {"fc.bias": torch.zeros(2)}}, folder / "other.pth")
+    (folder / "clip").mkdir()
+    (folder / "clip" / "config.json").write_text('{"model_type": "clip"}')
+    (folder / "clip" / "model.safetensors").write_bytes(b"")
+    write_data(folder)
+    return folder
+
+
+def write_data(folder: Path) -> None:
+    """Write annotation files with one mistake each, and one without."""
+    lines = {
+        "answer": '{"image": "a.jpg", "question": "what?", "answer": 1.5}',
+        "txt": '{"image": "a.jpg", "txt": "a mug"}',
+        "comma": '{"image": "a.jpg", "text": "a mug",}',
+        "gone": '{"image": "gone.jpg", "text": "a mug"}',
+        "two": '{"image": "a.jpg", "text": "a mug"}\n{"image": "b.jpg", "text": "a cup"}',
+    }
+    for name, text in lines.items():
+        (folder / f"{name}.jsonl").write_text(text)
+    mistakes = {
+        "xyxy": {"bbox": [50, 30, 80, 60]},
+        "float": {"category_id": 2.0},
+        "off": {"category_id": 0},
+    }
+    for name, mistake in mistakes.items():
+        (folder / f"{name}.json").write_text(json.dumps(coco(["a.jpg"], mistake)))
+    (folder / "unit" / "images").mkdir(parents=True)
+    names = ["a.jpg", "b.jpg"]
+    for name in names:
+        shutil.copy(folder / name, folder / "unit" / "images")
+    unit = coco(names, {"bbox": [0.1, 0.1, 0.3, 0.3]})
+    (folder / "unit" / "annotations.json").write_text(json.dumps(unit))
+
+
+def coco(names: list[str], mistake: dict) -> dict:
+    box = {"id": 1, "category_id": 1, "bbox": [10, 10, 20, 20], **mistake}
+    sides = {"width": 90, "height": 70}
+    return {
+        "images": [{"id": n, "file_name": name, **sides} for n, name in enumerate(names)],
+        "categories": [{"id": 1, "name": "mug"}],
+        "annotations": [box | {"id": n, "image_id": n} for n in range(len(names))],
+    }
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    return fiber.load(folder / "runs" / "demo", device="cpu")
+
+
+@pytest.fixture(autouse=True)
+def in_folder(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    KNOWN_LIMITS.clear()
+
+
+def check(row: Row, printed: str) -> None:
+    """Check that a text has the marked parts of the row in their order."""
+    place = 0
+    for part in row.marked:
+        found = printed.find(part, place)
+        assert found >= 0, f"{part!r} is not in {printed[place:]!r}"
+        place = found + len(part)
+    if not row.group.startswith("Data"):
+        words = difflib.SequenceMatcher(None, row.text.split(), printed.split())
+        assert words.ratio() > 0.5, f"write the new text into {TABLE.name}: {printed}"
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if row.is_command], ids=lambda row: row.did)
+def test_commands(row, capsys):
+    try:
+        code = main(shlex.split(row.did))
+    except SystemExit as stopped:
+        code = stopped.code
+    printed = capsys.readouterr()
+    assert code == int(row.ended), printed.err
+    lines = (printed.out if row.text.startswith("fault: ") else printed.err).splitlines()
+    said = [line for line in lines if re.match(r"fiber[ \w]*: (error|warning): |fault: ", line)]
+    assert len(said) == 1, lines
+    check(row, said[0])
+
+
+@pytest.mark.parametrize(
+    "row", [row for row in ROWS if not row.is_command], ids=lambda row: row.did
+)
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+def test_python(row, model):
+    names = {name: globals()[name] for name in ("fiber", "io", "np", "torch", "Image", "Path")}
+    if row.ended.endswith("Warning"):
+        with pytest.warns(UserWarning) as caught:
+            eval(row.did, names, {"model": model})
+        (warning,) = [each.message for each in caught if isinstance(each.message, UserWarning)]
+        assert type(warning).__name__ == row.ended
+        check(row, str(warning))
+        return
+    with pytest.raises(Exception) as raised:
+        eval(row.did, names, {"model": model})
+    assert raised.type.__name__ == row.ended
+    check(row, str(raised.value))
+
+
+def test_what_works(model):
+    """What a new user may doubt: every kind of image gives the same answer."""
+    expected = model.ground("a.jpg", "a red circle").to_dict()["detections"]
+    data = Path("a.jpg").read_bytes()
+    with Path("a.jpg").open("rb") as file, Image.open("a.jpg") as image:
+        for given in (file, io.BytesIO(data), data, Path("a.jpg"), image, np.asarray(image)):
+            assert model.ground(given, "a red circle").to_dict()["detections"] == expected
+            both = model.ground([given, given], "a red circle")
+            assert [each.to_dict()["detections"] for each in both] == [expected] * 2
+    Image.open("a.jpg").convert("L").point(lambda value: value * 256, "I").convert("I;16").save(
+        "deep.png"
+    )
+    deep = model.ground("deep.png", "a red circle").to_dict()["detections"]
+    with Image.open("deep.png") as image:
+        assert image.mode == "I;16"
+        assert model.ground(image, "a red circle").to_dict()["detections"] == deep
+    assert model.to("cpu") is model
+    assert model.stages["fine"].to(torch.device("cpu")).ground("a.jpg", "a red circle")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.ground("a.jpg", ["a red, round circle", "the star, the left one"])
