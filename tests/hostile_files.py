@@ -160,8 +160,8 @@ def measure(case: Case, path: Path) -> tuple[str, float, int]:
 
 
 def clear(path: Path) -> None:
-    """Remove a file, or a folder."""
-    if path.is_dir():
+    """Remove a file, a link or a folder."""
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     path.unlink(missing_ok=True)
 
@@ -275,7 +275,7 @@ def generated_case(case: generator.Case, sources: Path, size: int, number: int) 
 
     def write(path: Path) -> None:
         nonlocal fitting
-        shutil.copytree(sources, path)
+        path.symlink_to(sources)
         if size > 30:
             small, larger = (written_bytes(case, path, each) for each in (1, 8))
             fitting = max(min(size, (MAX_FILE_BYTES - small) * 7 // max(larger - small, 1)), 1)

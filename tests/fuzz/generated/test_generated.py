@@ -210,7 +210,7 @@ def test_a_steered_generator_takes_its_choices_from_bytes():
     draw = Steered(bytes([3, 1, 200, 2]))
     # The lower four bits of 200 are 8, which is no index, so that the next byte is taken.
     assert [draw.choice("abcdefgh") for _ in range(4)] == ["d", "b", "c", "a"]
-    assert Steered(b"").random() == 0
+    assert Steered(b"ab").randbytes(3) == b"ab\0"
 
 
 def test_a_job_that_ends_its_process_is_a_result():

@@ -136,6 +136,15 @@ def _flickr(folder: Path) -> None:
     (folder / "Sentences" / "12.txt").write_text("[/EN#0/people A man] sits .\n")
 
 
+def _many_flickr(folder: Path, count: int = 1000) -> None:
+    """Files of many images, which share their content."""
+    _flickr(folder)
+    for number in range(count):
+        for file in ("Annotations/12.xml", "Sentences/12.txt"):
+            path = folder / file
+            path.with_stem(f"image{number}").hardlink_to(path)
+
+
 def _objects(count: int) -> list[list[Any]]:
     """Rows of a name and four corners."""
     return [[str(number), 5, 6, 105, 206] for number in range(count + 1)]
@@ -165,6 +174,9 @@ def _flickr_documents() -> list[Document]:
     def many(count: int) -> list[list[str]]:
         return [["[/EN#0/people A man] sits ."]] * (count + 1)
 
+    def listed(count: int) -> list[list[str]]:
+        return [[f"image{number}"] for number in range(count + 1)]
+
     def read(folder: Path) -> None:
         list(open_source("phrases", folder, "val"))
 
@@ -173,7 +185,7 @@ def _flickr_documents() -> list[Document]:
         _text_document(names[0], _objects, _xml, read, _flickr),
         _text_document(names[1], sentences, _tsv, read, _flickr, "phrases of one caption"),
         _text_document(names[1], many, _tsv, read, _flickr),
-        _text_document(names[2], lambda n: [["12"]] * (n + 1), _tsv, read, _flickr),
+        _text_document(names[2], listed, _tsv, read, _many_flickr),
     ]
 
 
