@@ -164,7 +164,7 @@ def documents() -> list[Document]:
         "vqa_questions_train.json",
         _questions,
         questions.read,
-        lambda folder: (_images(folder), _write(folder, answers, 5_000)),
+        lambda folder: (_images(folder), _write(folder, answers, 1000)),
     )
     return [
         _document("captions", "own.jsonl", lambda n: _lines(n, text=_SENTENCE)),

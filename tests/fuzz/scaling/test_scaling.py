@@ -12,7 +12,7 @@ from tests.fuzz.scaling.counters import Work, work_of
 KINDS = sorted({document.kind for document in documents()})
 #: Growing cases of each document that are read here, besides those in `found`: fewer where a
 #: network is built.
-CASES, FEWER_CASES = 5, {"stored_configs": 1, "configs": 2}
+CASES, FEWER_CASES = 4, {"stored_configs": 1, "configs": 2}
 
 
 @pytest.mark.parametrize("kind", KINDS)
