@@ -26,6 +26,8 @@ MAX_SECONDS, MAX_BYTES = 3, 500_000_000
 def check(cases: Sequence[Case], folder: Path) -> Iterator[tuple[Case, str]]:
     """Count the work of cases of one document at each size; yield those that grow too much."""
     cases[0].document.prepare(folder)
+    # The counters are compiled once, before the processes are forked.
+    work_of(lambda: None)
     for case, found in zip(
         cases, run_forked(cases, lambda case: _measure(case, folder)), strict=True
     ):
