@@ -2,13 +2,15 @@
 
 import json
 import pickle
+import shutil
 import struct
 
 import pytest
 import torch
 
+import fiber
 from fiber.checkpoints.convert import convert
-from fiber.checkpoints.load import read_model
+from fiber.checkpoints.load import load_stored, read_model
 from fiber.checkpoints.mapped_file import read_safetensors
 from fiber.checkpoints.torch_file import read_checkpoint
 from tests.hostile_cases import zipped
@@ -181,3 +183,14 @@ def test_a_stored_config_is_refused_within_limits(published, tmp_path, config):
     case = Case("", "", lambda path: torch.save(content, path), refused)
     (result,) = read_limited([case], tmp_path / "a.ckpt")
     assert result.outcome == "read" and result.is_allowed, result
+
+
+@pytest.mark.parametrize(
+    "text", ["3", "[]", '{"model": []}', '{"model": {"family": []}}', "[" * 9999]
+)
+def test_a_stage_whose_config_is_none_is_refused_by_name(micro_models, tmp_path, text):
+    folder = shutil.copytree(micro_models["fine"], tmp_path / "run" / "fine")
+    (folder / "config.json").write_text(text)
+    for load in (fiber.load, lambda path: load_stored(path, heads=["vqa"])):
+        with pytest.raises(ValueError, match=r"fine/config\.json"):
+            load(tmp_path / "run")

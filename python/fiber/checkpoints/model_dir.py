@@ -180,8 +180,8 @@ def load_model(
                 f"{folder} contains no model: {name} does not exist{_where_models_are(folder)}"
             )
     stored = read_safetensors(folder / "model.safetensors")
-    values = read_json(folder / "config.json", MAX_JSON_BYTES)
-    config = _read_model_config(folder / "config.json", values, stored)
+    config, values = read_model_config(folder)
+    _check_sizes(folder / "config.json", config, stored)
     if image_size is not None:
         config = config.with_image_size(image_size)
     vocabulary = read_vocabulary(folder, config)
@@ -227,28 +227,41 @@ def _where_models_are(folder: Path) -> str:
     return saved
 
 
-def _read_model_config(path: Path, values: Any, stored: SafetensorsFile) -> ModelConfig:
-    """Read the config of a model folder and compare its sizes with the header of the weights.
+def read_model_config(folder: Path) -> tuple[ModelConfig, dict[str, Any]]:
+    """Read config.json of a model folder or a run: the model's config, and all values.
+
+    Raises:
+        FileNotFoundError: if there is no config.json.
+        ValueError: if it is invalid; the message names the file and the field.
+    """
+    path = folder / "config.json"
+    values = read_json(path, MAX_JSON_BYTES)
+    if not isinstance(values, dict) or not isinstance(values.get("model"), dict):
+        raise ValueError(f"{path}: expected a JSON object whose field 'model' is an object")
+    try:
+        return read_config(values["model"]), values
+    except (ValueError, OverflowError) as error:
+        raise ValueError(f"{path}: model: {error}") from error
+
+
+def _check_sizes(path: Path, config: ModelConfig, stored: SafetensorsFile) -> None:
+    """Compare the sizes in config.json with the header of the weights.
 
     Building a network takes time and memory in proportion to its sizes, so this comes first.
     """
-    if not isinstance(values, dict) or not isinstance(values.get("model"), dict):
-        raise ValueError(f"{path}: expected a JSON object whose field 'model' is an object")
     shapes = {name: tuple(tensor.shape) for name, tensor in stored.tensors.items()}
+    architecture = architecture_of(config)
     try:
-        config = read_config(values["model"])
-        architecture = architecture_of(config)
         differing = [
-            f"{name} is {attrgetter(name)(config)}, but model.safetensors has {found}"
+            f"{name} is {shown(attrgetter(name)(config))}, but model.safetensors has {shown(found)}"
             for name, found in architecture.stored_sizes(shapes).items()
             if attrgetter(name)(config) != found
         ]
-        if differing:
-            raise ValueError("; ".join(differing))
-    except (ValueError, OverflowError) as error:
-        raise ValueError(f"{path}: model: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{path.with_name('model.safetensors')}: {error}") from error
+    if differing:
+        raise ValueError(f"{path}: model: {'; '.join(differing)}")
     _check_tensor_names(path.with_name("model.safetensors"), architecture.keys(config), shapes)
-    return config
 
 
 def _check_tensor_names(path: Path, own: Iterable[str], stored: Iterable[str]) -> None:

@@ -10,11 +10,10 @@ from importlib.resources import files
 from pathlib import Path
 
 from fiber.atomic_io import read_json
-from fiber.checkpoints.model_dir import MAX_JSON_BYTES
+from fiber.checkpoints.model_dir import MAX_JSON_BYTES, read_model_config
 from fiber.checkpoints.torch_file import SUFFIXES
 from fiber.data.image_file import check_not_url
 from fiber.messages import printable, shown
-from fiber.models.registry import read_config
 
 #: Names of the models in the package, and what they know.
 PACKAGED = {"scenes": "drawings of colored shapes"}
@@ -100,7 +99,7 @@ def stage_folders(folder: Path) -> dict[str, Path]:
 def stage_with(path: Path, heads: Collection[str]) -> Path:
     """Return the stage of a folder whose model has one of `heads`, or `path` if there is none."""
     for stage in stage_folders(path).values():
-        config = read_config(read_json(stage / "config.json", MAX_JSON_BYTES)["model"])
+        config, _ = read_model_config(stage)
         if not set(heads).isdisjoint(config.heads):
             return stage
     return path

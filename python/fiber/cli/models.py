@@ -12,8 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fiber.atomic_io import read_json
-
 if TYPE_CHECKING:
     from fiber.inference import Model
 
@@ -83,9 +81,8 @@ def finished_models(folder: Path) -> Iterator[tuple[float, Path, tuple[str, ...]
 
     Folders with a config.json from a different program are skipped.
     """
-    # Imported late, since they need torch, which takes seconds to import.
-    from fiber.checkpoints.model_dir import MAX_JSON_BYTES
-    from fiber.models.registry import read_config
+    # Imported late, since it needs torch, which takes seconds to import.
+    from fiber.checkpoints.model_dir import read_model_config
 
     seen: set[str] = set()
     # Follow links, since runs may be on a different disk; visit each folder once, even in a cycle.
@@ -100,7 +97,7 @@ def finished_models(folder: Path) -> Iterator[tuple[float, Path, tuple[str, ...]
         if {"config.json", "model.safetensors"} <= set(files):
             path = Path(parent)
             try:
-                config = read_config(read_json(path / "config.json", MAX_JSON_BYTES)["model"])
-            except (ValueError, KeyError, TypeError, AttributeError):
+                config, _ = read_model_config(path)
+            except (ValueError, OSError):
                 continue
             yield (path / "model.safetensors").stat().st_mtime, path, config.heads
