@@ -7,7 +7,12 @@ _CLASS = "state_dict.w0.arguments.5.callee"
 
 #: Small cases: other errors than the documented ones, messages without the file, endless time.
 SMALL = {
-    "tensors": (f"{_CLASS}.name = shared tuple",),
+    "tensors": (
+        f"{_CLASS}.name = shared tuple",
+        "state_dict.w0.arguments.0.identity.2 = shared tuple",
+        "state_dict.key w0 = shared tuple",
+        "key state_dict = shared tuple",
+    ),
     "legacy": ("4.0 = shared tuple", "4.0 = shared list", "4.0 = 2^64", "4 = None"),
     "published coarse": (
         "hyper_parameters.config.num_heads = shared tuple",
@@ -37,6 +42,8 @@ SMALL = {
         "state.key state_dict_metadata = fraction",
         "state.storage_data.[0].state.relative_path = 2^31",
         "state.storage_data.[0].state.relative_path = path",
+        "state.storage_data.[0].state.relative_path = shared tuple",
+        "state.state_dict_metadata.model/w0.state.properties.state.0 = shared list",
         "state.key planner_data = shared tuple",
     ),
     "config.json": (
