@@ -131,12 +131,6 @@ READERS = (
         "if False:",
     ),
     Mistake(
-        "safetensors: names of tensors as they are",
-        _SAFETENSORS,
-        "if len(name) > MAX_NAME or not name.isprintable():",
-        "if False:",
-    ),
-    Mistake(
         "run: errors of its config without the file",
         _RUN,
         'raise ValueError(f"{self.config_file}: {error}") from error',

@@ -199,7 +199,8 @@ def _wider(container: Any, size: int) -> Any:
         last = container[-1][1] if container else 1
         return Pairs([*container, *((name, last) for name in names)])
     is_text = bool(container) and isinstance(container[-1], str)
-    return type(container)([*container, *(names if is_text else range(size))])
+    # Ones leave the product of sizes as it is.
+    return type(container)([*container, *(names if is_text else [1] * size)])
 
 
 def _fits(document: Document, value: HostileValue) -> bool:

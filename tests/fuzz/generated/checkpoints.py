@@ -80,6 +80,7 @@ def _with_settings(count: int) -> Any:
 def _header(count: int) -> dict[str, Any]:
     return {
         "__metadata__": {"format": "pt"},
+        "empty": {"dtype": "F32", "shape": [0, 3], "data_offsets": [0, 0]},
         **{
             f"w{number}": {
                 "dtype": "F32", "shape": [2, 3], "data_offsets": [24 * number, 24 * number + 24]

@@ -32,7 +32,7 @@ SMALL = {
     "header": (
         "w0.dtype = escape",
         "key w0 = escape",
-        "w0.shape.0 = 2^63",
+        "empty.shape.1 = 2^63",
         "w0.shape.1 = 2^62",
     ),
     ".metadata": (
@@ -109,7 +109,7 @@ GROWING = {
         f"{_FIELD}.swin.depths = long list",
         f"{_FIELD}.swin.depths.0 = deep tuple",
     ),
-    "header": ("w0.shape = long list",),
+    "header": ("w0.shape = long list", "w0.shape has many items"),
     ".metadata": (
         "state = sparse memo",
         "state.state_dict_metadata.key model/w0 = one long string, many times",
