@@ -14,6 +14,7 @@ from fiber.metrics.cider import (
     ngrams,
     reward_text,
 )
+from fiber.metrics.frequency_pickle import read_frequency_pickle
 from tests.golden import COARSE
 
 RECORDED = COARSE / "extras.json"
@@ -92,14 +93,38 @@ def written(path: Path, held: object, protocol: int = 2) -> Path:
     return path
 
 
-@pytest.mark.parametrize("kind", [dict, lambda d: defaultdict(float, d)], ids=["dict", "default"])
-@pytest.mark.parametrize("protocol", [0, 2, 4])
+KINDS = {
+    "dict": dict,
+    "of floats": lambda d: defaultdict(float, d),
+    "of integers": lambda d: defaultdict(int, d),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+@pytest.mark.parametrize("protocol", range(6))
 def test_frequencies_of_a_file(tmp_path, kind, protocol):
     counts = kind({("a",): 3.0, ("a", "b"): 2, ("rare",): 1.0})
     path = written(tmp_path / "words.p", {"document_frequency": counts, "ref_len": 9}, protocol)
     found = DocumentFrequencies.read(path)
     assert found == ({("a",): 3.0, ("a", "b"): 2.0}, 9.0)
     assert found.weight(("rare",)) == found.weight(("never",)) == pytest.approx(math.log(9))
+
+
+def test_frequencies_are_those_that_pickle_reads(tmp_path):
+    """Of many n-grams that share words, with all lengths of strings and of memo indices."""
+    words = ["é", "\u4e2d", "\U0001f436", "a'b", "x" * 300, *map(str, range(400))]
+    counts = {
+        tuple(words[(start * step) % len(words)] for step in range(1, length + 1)): count
+        for start in range(400)
+        for length, count in ((1, 2), (2, 3.5), (3, 70_000), (4, 2**33))
+    }
+    held = {"document_frequency": counts, "ref_len": 2**40, "other": (None, True, -5, 2**70)}
+    for protocol in range(6):
+        path = written(tmp_path / "words.p", held, protocol)
+        assert read_frequency_pickle(path.read_bytes()) == held
+        found = DocumentFrequencies.read(path)
+        assert found == (counts, 2.0**40)
+        assert {type(count) for count in found.counts.values()} == {float}
 
 
 def test_frequencies_of_a_file_of_python_2(tmp_path):
@@ -143,10 +168,10 @@ def test_a_file_that_runs_code_does_not(tmp_path):
     ("held", "message"),
     [
         ([1], r"document_frequency.*ref_len"),
-        ({"ref_len": 4}, r"\['ref_len'"),
-        ({"document_frequency": {}, "ref_len": 4}, r"document_frequency.*'{}'"),
+        ({"ref_len": 4}, r"the keys ref_len; .*'document_frequency'"),
+        ({"document_frequency": {}, "ref_len": 4}, r"document_frequency is \{\}"),
         ({"document_frequency": {"a": 1}, "ref_len": 4}, r"maps 'a' to 1.*words"),
-        ({"document_frequency": {(7,): 1}, "ref_len": 4}, r"maps \(7,\) to 1; expected a tuple"),
+        ({"document_frequency": {(7,): 1}, "ref_len": 4}, r"the key \(7,\); expected .* tuple"),
         ({"document_frequency": {("a",): "1"}, "ref_len": 4}, r"maps \('a',\) to '1'; expected"),
         # The logarithm, as some scorers keep it.
         (
@@ -158,6 +183,65 @@ def test_a_file_that_runs_code_does_not(tmp_path):
 def test_a_file_of_something_else(tmp_path, held, message):
     with pytest.raises(ValueError, match=message):
         DocumentFrequencies.read(written(tmp_path / "words.p", held))
+
+
+def text(value):
+    """The opcode that pushes a string."""
+    data = value.encode()
+    return b"X" + len(data).to_bytes(4, "little") + data
+
+
+#: A tuple with 2 ** 60 leaves, in the memo as 60: each one has the one before twice.
+NESTED = text("a") + b"q\0" + b"".join(b"h%ch%c\x86q%c" % (n, n, n + 1) for n in range(60))
+WORD = b"(d" + text("document_frequency") + b"}"
+LIMITED = {
+    "a key of many leaves": NESTED + b"}h\x3cK\1s.",
+    "a call with many leaves": NESTED + b"ccollections\ndefaultdict\nh\x3cR.",
+    "many leaves": NESTED + b"h\x3c.",
+    "a large memo": b"K\1r\xff\xff\xff\xff.",
+    "a large memo of text": b"I1\np999999999999\n.",
+    "a memo below 0": b"I1\np-1\n.",
+    "a value below 0 in the memo": b"I1\np0\ng-1\n.",
+    "nothing in the memo": b"K\1q\5h\3.",
+    "a long key": WORD + b"(" + b"(" + text("a") + b"q\0" + b"h\0" * 9999 + b"tK\1us.",
+    "many dicts": b"}" * 1000 + b".",
+    "tuples in tuples": b")" + b"\x85" * 1000 + b".",
+    "a long name": b"c" + b"a" * 10**6 + b"\nb\n.",
+    "a long number": b"F" + b"7" * 10**6 + b"x\n.",
+    "a long integer": b"I" + b"7" * 10**6 + b"\n.",
+    "a long string": b"S" + b"a" * 10**6 + b"\n.",
+    "a string beyond the end": b"X\xff\xff\xff\xffa.",
+    "an integer beyond the end": b"\x8b\xff\xff\xff\x7fa.",
+    "not a dict": b"K\1(" + text("a") + b"K\1u.",
+    "not a dict, one item": b"K\1" + text("a") + b"K\1s.",
+    "a key without a value": b"}(" + text("a") + b"u.",
+    "a list": b"].",
+    "an attribute": b"}}b.",
+    "bytes": b"C\1a.",
+    "no mark": b"}u.",
+    "no value": b".",
+    "no end": b"K\1",
+    "no opcode": b"\xff.",
+    "nothing": b"",
+}
+
+
+@pytest.mark.parametrize("pickled", LIMITED.values(), ids=LIMITED)
+def test_hostile_pickles_are_refused_at_once(tmp_path, pickled):
+    (tmp_path / "words.p").write_bytes(pickled)
+    with pytest.raises(ValueError, match=r"words\.p ") as error:
+        DocumentFrequencies.read(tmp_path / "words.p")
+    assert len(str(error.value)) < 1000 + len(str(tmp_path))
+
+
+@pytest.mark.parametrize("count", [10**400, math.inf, math.nan, -1, True, None, "1", (1,), {}])
+def test_counts_that_are_none(tmp_path, count):
+    for held in (
+        {"document_frequency": {("a",): count}, "ref_len": 9},
+        {"document_frequency": {("a",): 1}, "ref_len": count},
+    ):
+        with pytest.raises(ValueError, match=r"words\.p.*expected"):
+            DocumentFrequencies.read(written(tmp_path / "words.p", held))
 
 
 def test_no_file_of_frequencies(tmp_path):

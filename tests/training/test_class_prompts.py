@@ -85,7 +85,7 @@ class TestGroups:
 
     def test_an_unknown_group_is_named_with_the_known_ones(self, folder):
         config = class_config(tasks__grounding__sources=("referring:relations",))
-        message = "no record of referring has the group 'relations'; expected one of: .*'relation'"
+        message = "no record of referring has the group 'relations'; expected one of: .*, relation"
         with pytest.raises(ValueError, match=message):
             open_data(config, folder)
 

@@ -413,12 +413,14 @@ def test_single_set_of_records_serves_one_task_only(pictures, tmp_path):
         train(coarse_config(), data=records, output=tmp_path / "r")
 
 
-def test_missing_folder_says_how_to_make_one(tmp_path):
-    with pytest.raises(
-        FileNotFoundError,
-        match=r"none.*exist.*\S+/none`",
-    ):
-        train(fine_config(), data=tmp_path / "none", output=tmp_path / "r")
+def test_missing_folder_is_not_proposed_as_the_place_of_example_data(tmp_path):
+    (tmp_path / "scenes").mkdir()
+    for name, advice in (("none", "check its path"), ("scene", rf"mean {tmp_path}/scenes\?")):
+        with pytest.raises(
+            FileNotFoundError, match=rf"/{name} does not exist; .*{advice}"
+        ) as error:
+            train(fine_config(), data=tmp_path / name, output=tmp_path / "r")
+        assert f"--output {tmp_path}" not in str(error.value)
 
 
 def test_records_without_a_tokenizer_say_what_to_give(pictures, tmp_path):

@@ -11,6 +11,8 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
+from fiber.messages import shown
+
 #: Half-open range [start, end) of code points in a text.
 CharSpan = tuple[int, int]
 
@@ -22,6 +24,9 @@ _NEXT_IN_SYLLABLE = {
 }
 _FLAG_LETTERS = "".join(map(chr, range(0x1F1E6, 0x1F200)))
 _JOINER = "\u200d"
+#: Maximum number of code points by which either end of a span is moved, and of regional indicators
+#: that are counted: a text may have any number of accents on one letter.
+_MAX_CODE_POINTS = 256
 #: Zero-width non-joiner and joiner: not marks in Unicode, but they never start a character.
 _CONTINUING = {"\u200c", _JOINER}
 
@@ -45,11 +50,18 @@ def splits_character(text: str, place: int) -> bool:
 
 
 def whole_characters(text: str, span: CharSpan) -> CharSpan:
-    """Widen a span to whole characters. A span outside the text is unchanged."""
+    """Widen a span to whole characters, by 256 code points at each end at most.
+
+    A span outside the text is unchanged.
+    """
     start, end = span
-    while splits_character(text, start):
+    for _ in range(_MAX_CODE_POINTS):
+        if not splits_character(text, start):
+            break
         start -= 1
-    while splits_character(text, end):
+    for _ in range(_MAX_CODE_POINTS):
+        if not splits_character(text, end):
+            break
         end += 1
     return start, end
 
@@ -65,11 +77,15 @@ def check_span(text: str, given: Any, number: int) -> CharSpan:
             a character.
     """
     if isinstance(given, str) or not isinstance(given, Sequence) or len(given) != 2:
-        raise TypeError(f"span {number} is {given!r:.60}; expected a pair of integers (start, end)")
+        raise TypeError(
+            f"span {number} is {shown(given)}; expected a pair of integers (start, end)"
+        )
     if not all(isinstance(value, int) and not isinstance(value, bool) for value in given):
-        raise TypeError(f"span {number} is {given!r:.60}; expected a pair of integers (start, end)")
+        raise TypeError(
+            f"span {number} is {shown(given)}; expected a pair of integers (start, end)"
+        )
     start, end = given
-    of = f"span {number}, [{start}, {end}), of the caption {text[:60]!r}"
+    of = f"span {number}, [{shown(start)}, {shown(end)}), of the caption {shown(text)}"
     if not 0 <= start < end <= len(text):
         raise ValueError(
             f"{of}: expected 0 <= start < end <= {len(text)}, the caption's length in code points"
@@ -81,14 +97,15 @@ def check_span(text: str, given: Any, number: int) -> CharSpan:
             whole = whole_characters(text, (start, end))
             raise ValueError(
                 f"{of} {name} inside a multi-code-point character; expected whole characters,"
-                f" such as [{whole[0]}, {whole[1]}), {text[slice(*whole)]!r:.60}"
+                f" such as [{whole[0]}, {whole[1]}), {shown(text[slice(*whole)])}"
             )
     return start, end
 
 
 def _flag_letters_before(text: str, place: int) -> int:
     """Count the consecutive regional indicator symbols before a position."""
-    return place - len(text[:place].rstrip(_FLAG_LETTERS))
+    before = text[max(0, place - _MAX_CODE_POINTS) : place]
+    return len(before) - len(before.rstrip(_FLAG_LETTERS))
 
 
 def _hangul(letter: str) -> str:

@@ -8,6 +8,7 @@ or the batch size.
 
 from __future__ import annotations
 
+import sys
 from collections import Counter, deque
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import fields
@@ -29,9 +30,12 @@ from fiber.data.prefetch import Prefetcher
 from fiber.data.record import Record, RecordSet
 from fiber.data.sampler import BatchIndices, IndexSampler, Sampler, SampleRef, StreamSampler
 from fiber.data.skip_report import warn_user
+from fiber.messages import shown
 
 #: Version of the state dicts that `DataLoader.state_dict` returns.
 STATE_VERSION = 1
+#: Maximum position in an epoch, as far as iterables can be skipped.
+MAX_SAMPLE = sys.maxsize
 #: Keys of a state dict and the types of their values.
 _STATE = (("epoch", int), ("sample", int), ("seed", int), ("shuffle", bool), ("fingerprint", str))
 
@@ -193,26 +197,29 @@ class DataLoader:
             raise TypeError(f"state is of type {type(state).__name__}; {expected}")
         version = state.get("version", STATE_VERSION)
         if type(version) is not int or version < 1:
-            raise ValueError(f"the state's version is {version!r:.40}; {expected}")
+            raise ValueError(f"the state's version is {shown(version)}; {expected}")
         if version > STATE_VERSION:
             raise ValueError(
-                f"the state has version {version}, but this fiber reads versions up to"
+                f"the state has version {shown(version)}, but this fiber reads versions up to"
                 f" {STATE_VERSION}; load it with the later fiber that saved it"
             )
         for name, kind in _STATE:
-            if not isinstance(found := state.get(name), kind):
-                raise ValueError(f"the state's {name} is {found!r:.40}; {expected}")
+            found = state.get(name)
+            # bool is a subclass of int.
+            if type(found) is not kind:
+                raise ValueError(f"the state's {name} is {shown(found)}; {expected}")
         epoch, sample = state["epoch"], state["sample"]
         for name in ("seed", "shuffle", "order"):
             found, own = state.get(name, "uniform"), getattr(self.config, name)
             if found != own:
                 raise ValueError(
-                    f"the state's {name} is {found!r:.40}, but this loader's is {own!r}; expected a"
-                    f" state with the same {name}"
+                    f"the state's {name} is {shown(found)}, but this loader's is {shown(own)};"
+                    f" expected a state with the same {name}"
                 )
-        if epoch < 0 or sample < 0:
+        if epoch < 0 or not 0 <= sample <= MAX_SAMPLE:
             raise ValueError(
-                f"the state has epoch {epoch} and sample {sample}; expected both to be >= 0"
+                f"the state has epoch {shown(epoch)} and sample {shown(sample)}; expected both to"
+                f" be >= 0, and the sample at most {MAX_SAMPLE}"
             )
         check_arguments(epoch=epoch)
         self._sampler.check_state(sample, state["fingerprint"])
@@ -276,7 +283,7 @@ class DataLoader:
         last = self.skipped[-1]
         return ValueError(
             f"no sample in a batch of {self._sampler.batch_size} can be read;"
-            f" the last one was record {last.key!r}: {last.reason}"
+            f" the last one was record {shown(last.key)}: {last.reason}"
         )
 
     def _run(
@@ -321,7 +328,7 @@ class DataLoader:
         if not self.skipped:
             action = "skipped" if on_error == "skip" else "replaced"
             warn_user(
-                f"{action} record {bad.key!r}: {bad.reason} (no further warnings;"
+                f"{action} record {shown(bad.key)}: {bad.reason} (no further warnings;"
                 " DataLoader.skipped lists all such records)"
             )
         self.statuses[bad.status] += 1
@@ -349,7 +356,7 @@ def _make_sampler(records: Any, config: LoaderConfig) -> Sampler:
     for name, value in (("shuffle", config.shuffle), ("on_error", config.on_error)):
         if value in (True, "resample"):
             raise ValueError(
-                f"{name}={value!r} requires a map-style dataset (random access), got an iterable of"
-                f" type {kind}"
+                f"{name}={shown(value)} requires a map-style dataset (random access), got an"
+                f" iterable of type {kind}"
             )
     return StreamSampler(records, config)

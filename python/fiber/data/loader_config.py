@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Required, SupportsFloat, SupportsIndex, TypedDict
@@ -11,6 +12,7 @@ import numpy as np
 
 from fiber._core import ImageTransform, Tokenizer
 from fiber.data.image_file import MAX_PIXELS
+from fiber.messages import shown
 
 BatchType = Literal["image_text", "question", "reasoning", "grounding"]
 ImageDtype = Literal["float32", "float16", "bfloat16", "uint8"]
@@ -25,7 +27,7 @@ MAX_THREADS = max(1024, 64 * (os.cpu_count() or 1))
 def check_threads(threads: int) -> None:
     """Raise ValueError if there are more threads than `MAX_THREADS`."""
     if threads > MAX_THREADS:
-        raise ValueError(f"threads is {threads}; expected at most {MAX_THREADS}")
+        raise ValueError(f"threads is {shown(threads)}; expected at most {MAX_THREADS}")
 
 
 _DTYPES = ("float32", "float16", "bfloat16", "uint8")
@@ -98,7 +100,7 @@ class CollatorConfig:
         check_arguments(**{name: value for name, value in vars(self).items() if name in _KINDS})
         if self.on_error not in ("raise", "skip", "resample"):
             raise ValueError(
-                f"on_error is {self.on_error!r}; expected 'raise', 'skip' or 'resample'"
+                f"on_error is {shown(self.on_error)}; expected 'raise', 'skip' or 'resample'"
             )
         if self.batch_type == "reasoning" and not self.transform.is_square:
             raise ValueError(
@@ -107,8 +109,10 @@ class CollatorConfig:
             )
         object.__setattr__(self, "answers", tuple(self.answers))
         if len(set(self.answers)) < len(self.answers):
-            twice = next(a for i, a in enumerate(self.answers) if a in self.answers[:i])
-            raise ValueError(f"answers contains duplicate {twice!r}; expected distinct answers")
+            twice = next(answer for answer, count in Counter(self.answers).items() if count > 1)
+            raise ValueError(
+                f"answers contains duplicate {shown(twice)}; expected distinct answers"
+            )
         if self.background is not None:
             object.__setattr__(self, "background", tuple(self.background))
 
@@ -148,7 +152,7 @@ class LoaderConfig(CollatorConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.order not in ("uniform", "shards"):
-            raise ValueError(f"order is {self.order!r}; expected 'uniform' or 'shards'")
+            raise ValueError(f"order is {shown(self.order)}; expected 'uniform' or 'shards'")
         if self.order == "shards" and not self.shuffle:
             raise ValueError("order is 'shards' and shuffle is False; expected shuffle=True")
         if self.rank >= self.world_size:
@@ -262,12 +266,13 @@ def check_arguments(**values: Any) -> None:
     for name, value in values.items():
         expected, fits = _KINDS[name]
         if not fits(value):
+            # An argument of the user, such as a dtype, whose type alone would say little.
             raise TypeError(f"{name} is {value!r:.40}; expected {expected}")
         if name in _LEAST and value is not None and value < _LEAST[name]:
-            raise ValueError(f"{name} is {value}; expected {_LEAST[name]} or more")
+            raise ValueError(f"{name} is {shown(value)}; expected {_LEAST[name]} or more")
     for name in ("seed", "epoch", "max_pixels", "max_decode_bytes"):
         if (values.get(name) or 0) >= 1 << 64:
-            raise ValueError(f"{name} is {values[name]}; expected a value below 2 ** 64")
+            raise ValueError(f"{name} is {shown(values[name])}; expected a value below 2 ** 64")
     check_threads(values.get("threads", 0))
     if (name := values.get("image_dtype", _DTYPES[0])) not in _DTYPES:
-        raise ValueError(f"image_dtype is {name!r}; expected {_KINDS['image_dtype'][0]}")
+        raise ValueError(f"image_dtype is {shown(name)}; expected {_KINDS['image_dtype'][0]}")

@@ -12,6 +12,7 @@ from typing import Any
 from fiber import _core
 from fiber.data.sampler import SampleRef
 from fiber.data.storage.file_pool import ChangedFileError
+from fiber.messages import shown
 
 #: Number of replacements to try for a bad sample before the loader fails.
 ATTEMPTS = 10
@@ -130,7 +131,7 @@ class Prefetcher:
         key, _, reason = bad[-1]
         raise ValueError(
             f"none of {ATTEMPTS} replacements for record {sample.record_index} can be read;"
-            f" the last one was record {key!r}: {reason}"
+            f" the last one was record {shown(key)}: {reason}"
         )
 
     def _run(self) -> None:

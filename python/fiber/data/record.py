@@ -11,11 +11,11 @@ from bisect import bisect_right
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, chain
-from math import isfinite
 from os import PathLike
-from typing import TYPE_CHECKING, Any, Protocol, overload, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, SupportsIndex, overload, runtime_checkable
 
 from fiber.data.char_spans import CharSpan, whole_characters
+from fiber.messages import shown
 
 if TYPE_CHECKING:
     from fiber.data.storage.shard_order import ShardMap
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 AnyPath = str | PathLike[str]
 #: An undecoded image: the path of a file, or its content.
 StoredImage = AnyPath | bytes
+#: Maximum magnitude of a box coordinate, and maximum height and width of an image, in pixels.
+MAX_COORDINATE, MAX_SIDE = 2**53, 2**31 - 1
 
 
 class LazyImages(Sequence[StoredImage]):
@@ -79,6 +81,13 @@ class TrueObjects:
     incomplete: frozenset[int] = frozenset()
 
 
+class SharedSpans(tuple[tuple[CharSpan, ...], ...]):
+    """Label spans that many records share, such as those of all classes; checked only once."""
+
+    #: Text for which they have been checked.
+    checked_text: str | None = None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Record:
     """One or two images with a text and their annotations.
@@ -129,14 +138,16 @@ class Record:
         self._check_images()
         for name in ("key", "text", "image_id"):
             if not isinstance(found := getattr(self, name), str):
+                kind = type(found).__name__
                 raise self._error(
-                    f"{name} is {found!r:.40}, of type {type(found).__name__}; expected str",
-                    TypeError,
+                    f"{name} is {shown(found)}, of type {kind}; expected str", TypeError
                 )
-        size, text = self.image_size, self.text
-        if size is not None and (not isinstance(size, Collection) or len(size) != 2):
-            raise self._error(f"image_size is {size!r:.40}; expected (height, width) in pixels")
-        if not (is_plain := text.isascii()):
+        text = self.text
+        if self.image_size is not None and not _is_size(self.image_size):
+            raise self._error(
+                f"image_size is {shown(self.image_size)}; expected (height, width) in pixels"
+            )
+        if not text.isascii():
             # JSON can contain lone surrogates, but UTF-8 cannot encode them.
             try:
                 text.encode()
@@ -151,34 +162,42 @@ class Record:
                 " char_spans; expected one entry per box"
             )
         for index, box in enumerate(self.boxes_xyxy):
-            if len(box) != 4 or not all(map(isfinite, box)):
-                raise self._error(
-                    f"box {index} is {tuple(box)!r:.80}; expected four finite numbers"
-                    " (x0, y0, x1, y1) in pixels"
-                )
-            x0, y0, x1, y1 = box
-            if x0 > x1 or y0 > y1:
-                raise self._error(
-                    f"box {index} is ({x0}, {y0}, {x1}, {y1}); expected x0 <= x1 and y0 <= y1"
-                    " in pixels"
-                )
-        for span in chain.from_iterable((*self.char_spans, *self.label_spans)):
-            start, end = span
-            if not 0 <= start < end <= len(text):
-                raise self._error(
-                    f"invalid span [{start}, {end}) for a text of {len(text)} characters; expected"
-                    f" 0 <= start < end <= {len(text)}"
-                )
-            if not is_plain and (whole := whole_characters(text, (start, end))) != span:
-                raise self._error(
-                    f"span [{start}, {end}) splits a multi-code-point character; expected"
-                    f" [{whole[0]}, {whole[1]}), {text[slice(*whole)]!r:.60}"
-                )
+            if (problem := _box_problem(box)) is not None:
+                raise self._error(f"box {index} is {problem}")
+        self._check_spans(self.char_spans)
+        spans = self.label_spans
+        if not isinstance(spans, SharedSpans):
+            self._check_spans(spans)
+        elif spans.checked_text is not text:
+            self._check_spans(spans)
+            spans.checked_text = text
         if not self.image_id:
             object.__setattr__(self, "image_id", self.key)
 
     def _error(self, problem: str, kind: type[Exception] = ValueError) -> Exception:
-        return kind(f"record {self.key!r}: {problem}")
+        return kind(f"record {shown(self.key)}: {problem}")
+
+    def _check_spans(self, spans_of: Sequence[tuple[CharSpan, ...]]) -> None:
+        text = self.text
+        is_plain = text.isascii()
+        for span in chain.from_iterable(spans_of):
+            try:
+                start, end = span
+                fits = 0 <= start < end <= len(text)
+            except (TypeError, ValueError):
+                raise self._error(
+                    f"a span is {shown(span)}; expected (start, end) of characters"
+                ) from None
+            if not fits:
+                raise self._error(
+                    f"invalid span [{shown(start)}, {shown(end)}) for a text of {len(text)}"
+                    f" characters; expected 0 <= start < end <= {len(text)}"
+                )
+            if not is_plain and (whole := whole_characters(text, (start, end))) != span:
+                raise self._error(
+                    f"span [{start}, {end}) splits a multi-code-point character; expected"
+                    f" [{whole[0]}, {whole[1]}), {shown(text[slice(*whole)])}"
+                )
 
     def _check_images(self) -> None:
         images: Any = self.images
@@ -193,6 +212,30 @@ class Record:
                     f"image {number} is of type {type(image).__name__}; expected a path or bytes",
                     TypeError,
                 )
+
+
+def _is_size(size: Any) -> bool:
+    """Return whether a value is an image's (height, width) in pixels."""
+    if not isinstance(size, Collection) or len(size) != 2:
+        return False
+    return all(
+        isinstance(side, SupportsIndex) and 1 <= operator.index(side) <= MAX_SIDE for side in size
+    )
+
+
+def _box_problem(box: Any) -> str | None:
+    """Describe what is wrong with a box, or return None."""
+    most = MAX_COORDINATE
+    try:
+        x0, y0, x1, y1 = box
+        if -most <= x0 <= x1 <= most and -most <= y0 <= y1 <= most:
+            return None
+        if all(-most <= side <= most for side in (x0, y0, x1, y1)):
+            return f"({x0}, {y0}, {x1}, {y1}); expected x0 <= x1 and y0 <= y1 in pixels"
+    except (TypeError, ValueError):
+        pass  # Not four numbers.
+    given = shown(tuple(box)) if isinstance(box, Sequence) else shown(box)
+    return f"{given}; expected four finite numbers (x0, y0, x1, y1) in pixels, at most 2**53"
 
 
 def check_record(record: object, index: int) -> Record:

@@ -25,6 +25,7 @@ from fiber.data.storage.shard_order import (
     read_ahead,
     shard_map_of,
 )
+from fiber.messages import shown
 
 
 class SampleRef(NamedTuple):
@@ -167,7 +168,7 @@ class IndexSampler(RankSplit):
     def check_state(self, sample: int, fingerprint: str) -> None:
         """Raise ValueError if a saved position does not match these records."""
         if fingerprint != (own := self.fingerprint("")):
-            raise _other_data(fingerprint, f"but this loader's is {own!r}")
+            raise _other_data(fingerprint, f"but this loader's is {shown(own)}")
         if sample > len(self._records):
             raise ValueError(
                 f"the state resumes at sample {sample}; expected 0 to {len(self._records)}, the"
@@ -215,7 +216,7 @@ class StreamSampler(RankSplit):
             )
         if start and fingerprint != (own := consumed.text()):
             raise _other_data(
-                fingerprint, f"but the fingerprint of the first {start} records is {own!r}"
+                fingerprint, f"but the fingerprint of the first {start} records is {shown(own)}"
             )
         while not is_last:
             # A full step is never marked as the last: looking ahead could block on the next record.
@@ -296,6 +297,6 @@ Sampler = IndexSampler | StreamSampler
 
 def _other_data(fingerprint: object, own: str) -> ValueError:
     return ValueError(
-        f"the state's fingerprint is {fingerprint!r}, {own}; the state was probably saved with"
+        f"the state's fingerprint is {shown(fingerprint)}, {own}; the state was probably saved with"
         " different data"
     )

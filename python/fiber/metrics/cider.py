@@ -11,8 +11,7 @@ those of the reference, and a Gaussian penalty on the length difference.
 from __future__ import annotations
 
 import math
-import pickle
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
@@ -20,6 +19,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from fiber.messages import shown, shown_names
+from fiber.metrics.frequency_pickle import read_frequency_pickle
 
 #: Length of the longest n-gram, in words.
 LONGEST = 4
@@ -64,7 +66,7 @@ class DocumentFrequencies(NamedTuple):
         """Read the pickle commonly used in self-critical training (coco-train-words.p).
 
         It contains {"document_frequency": {(word, ...): count}, "ref_len": count}, where counts are
-        numbers of images. No code is executed: only float, int and defaultdict are resolved.
+        numbers of images. It is read without `pickle`: nothing that it names is imported or called.
 
         Raises:
             FileNotFoundError: if the file does not exist.
@@ -73,19 +75,18 @@ class DocumentFrequencies(NamedTuple):
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"document frequency file {path} does not exist")
-        with path.open("rb") as file:
-            try:
-                content = _PlainUnpickler(file, encoding="utf-8", errors="replace").load()
-            except Exception as error:
-                # A broken pickle may raise any exception.
-                raise ValueError(
-                    f"{path} is not a pickle of plain document frequencies: {error}"
-                ) from error
+        try:
+            content = read_frequency_pickle(path.read_bytes())
+        except ValueError as error:
+            raise ValueError(
+                f"{path} is not a pickle of plain document frequencies: {error}; expected"
+                " {'document_frequency': {(word, ...): count}, 'ref_len': count}"
+            ) from None
         wanted = ("document_frequency", "ref_len")
         if not isinstance(content, dict) or not all(name in content for name in wanted):
             found = f"an object of type {type(content).__name__}"
             if isinstance(content, dict):
-                found = f"a dict with the keys {sorted(map(str, content))}"
+                found = f"a dict with the keys {shown_names(content)}"
             raise ValueError(
                 f"{path} contains {found}; expected a dict with the keys {list(wanted)}"
             )
@@ -147,47 +148,29 @@ def ngrams(caption: str) -> Counter[Ngram]:
     )
 
 
-class _PlainUnpickler(pickle.Unpickler):
-    """Unpickler that resolves only three harmless types.
-
-    A pickle can only call these types, which returns plain values, and cannot set their attributes.
-    """
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) == ("collections", "defaultdict"):
-            return defaultdict
-        # Python 2 wrote "__builtin__".
-        if module in ("builtins", "__builtin__") and name in ("float", "int"):
-            return {"float": float, "int": int}[name]
-        raise pickle.UnpicklingError(
-            f"unsupported global {module}.{name}; expected only float, int and"
-            " collections.defaultdict"
-        )
-
-
 def _checked_frequencies(path: Path, counts: Any, images: Any) -> tuple[dict[Ngram, float], float]:
     if not isinstance(counts, dict) or not counts:
         raise ValueError(
-            f"{path}: document_frequency is {str(counts)[:40]!r}; expected a non-empty dict"
+            f"{path}: document_frequency is {shown(counts)}; expected a non-empty dict"
         )
     for gram, count in counts.items():
-        words = isinstance(gram, tuple) and all(isinstance(word, str) for word in gram)
-        if not words or not _is_count(count):
+        # The keys of a pickle are strings and tuples of strings.
+        if not isinstance(gram, tuple) or not _is_count(count):
             raise ValueError(
-                f"{path}: document_frequency maps {gram!r} to {count!r}; expected a tuple of words"
-                " and a number of images"
+                f"{path}: document_frequency maps {shown(gram)} to {shown(count)}; expected a tuple"
+                " of words and a number of images"
             )
     most = max(counts.values())
     if not _is_count(images) or images < most:
         raise ValueError(
-            f"{path}: ref_len is {images!r}; expected the number of images, at least the largest"
-            f" document frequency {most:g}"
+            f"{path}: ref_len is {shown(images)}; expected the number of images, at least the"
+            f" largest document frequency {most:g}"
         )
     return {gram: float(count) for gram, count in counts.items() if count > 1}, float(images)
 
 
 def _is_count(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 2**53
 
 
 class _Vector(NamedTuple):

@@ -30,6 +30,7 @@ from fiber.data.datasets.resolve import (
     ChosenRecords,
     Data,
     check_records,
+    check_supported,
     existing_data,
     open_source,
 )
@@ -38,6 +39,7 @@ from fiber.data.prompts.sampling import SampledPrompts
 from fiber.data.record import ConcatRecords, RecordSet
 from fiber.data.skip_report import classes_of, counted, skip_lines
 from fiber.data.texts.false_texts import FalseTexts
+from fiber.messages import shown, shown_names
 from fiber.training.config.run import RunConfig
 from fiber.training.config.tasks import (
     BOX_SOURCES,
@@ -248,16 +250,18 @@ def _given_records(
                 f"tasks.{name}.first_sources: expected none with records, got"
                 f" {', '.join(task.first_sources)}; give a data folder"
             )
+    expected = f"data: expected a folder, {RECORD_SET} or a dict of these by task"
     if isinstance(data, Mapping):
+        check_supported(data, expected)
         if set(data) != set(active):
             raise ValueError(
-                f"data has records for {', '.join(map(repr, data)) or 'no task'}; expected the"
-                f" run's tasks: {', '.join(map(repr, active))}"
+                f"data has records for {shown_names(data)}; expected the run's tasks:"
+                f" {', '.join(map(repr, active))}"
             )
         for name, given in data.items():
             check_records(given, f"data for task {name!r}: expected {RECORD_SET}")
         return dict(data)
-    check_records(data, f"data: expected a folder, {RECORD_SET} or a dict of these by task")
+    check_records(data, expected)
     if len(active) != 1:
         raise ValueError(
             f"expected a dict of records by task for the tasks {', '.join(active)}, got"
@@ -305,7 +309,7 @@ def _check_boxes(records: RecordSet) -> None:
     if not any(records[index].boxes_xyxy for index in checked):
         raise ValueError(
             f"data for task 'grounding': expected records with boxes_xyxy, but the {len(checked)}"
-            f" checked records have none; the first record is {records[0].key!r}"
+            f" checked records have none; the first record is {shown(records[0].key)}"
         )
 
 
@@ -332,9 +336,9 @@ def _check_negatives(task: str, records: RecordSet, losses: Sequence[str]) -> No
             return
     same = []
     if len(images) == 1:
-        same.append(f"the same image (image_id {first.image_id!r:.80})")
+        same.append(f"the same image (image_id {shown(first.image_id)})")
     if len(texts) == 1:
-        same.append(f"the same text ({first.text!r:.60})")
+        same.append(f"the same text ({shown(first.text)})")
     if same:
         raise ValueError(
             f"data for task {task!r}: all {len(records)} records have {' and '.join(same)}, so"
@@ -379,8 +383,7 @@ def answerable(records: RecordSet, answers: Sequence[str]) -> RecordSet:
         wanted = f"one of the model's {len(known)} answers" if known else "an answer"
         raise ValueError(
             f"data for task 'question': none of the {len(records)} questions has {wanted}; the"
-            f" first record {first.key!r} has"
-            f" {', '.join(map(repr, first.answers or ())) or 'none':.60}"
+            f" first record {shown(first.key)} has {shown_names(first.answers or ())}"
         )
     return records if len(chosen) == len(records) else ChosenRecords(records, chosen)
 
@@ -390,7 +393,7 @@ def _of_group(records: RecordSet, source: str, group: str) -> RecordSet:
     groups = [records[i].group for i in range(len(records))]
     chosen = [i for i, own in enumerate(groups) if own == group]
     if not chosen:
-        known = ", ".join(map(repr, sorted({*groups} - {""}))) or "none"
+        known = shown_names(sorted({*groups} - {""}))
         raise ValueError(f"no record of {source} has the group {group!r}; expected one of: {known}")
     return ChosenRecords(records, chosen)
 

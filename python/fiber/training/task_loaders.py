@@ -14,6 +14,7 @@ from fiber.data.masking import PaddedPositions, WholeWords
 from fiber.data.prompts.sampling import dropped_boxes
 from fiber.data.skip_report import counted, skip_lines
 from fiber.data.text_lengths import LengthTracker, TextCounts
+from fiber.messages import shown
 from fiber.models.registry import ModelConfig, architecture_of
 from fiber.training.config.run import RunConfig
 from fiber.training.config.tasks import first_part, task_of
@@ -160,7 +161,7 @@ class TaskLoaders:
             if loader.skipped:
                 key, _, reason = loader.skipped[0]
                 broken = _skipped(len(loader.skipped), "broken records")
-                lines.append(f"{name}: {broken}, first {key!r}: {reason}")
+                lines.append(f"{name}: {broken}, first {shown(key)}: {reason}")
             for count, reason in (
                 (
                     loader.truncated_boxes,

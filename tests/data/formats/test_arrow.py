@@ -214,7 +214,7 @@ def test_files_that_do_not_fit_are_named(write, tmp_path):
     path = write("vg.arrow", image=[b""], width=[3])
     with pytest.raises(
         ValueError,
-        match=r"vg\.arrow.*column 'caption'.*'captions'.*'image'.*'width'",
+        match=r"vg\.arrow.*column 'caption'.*'captions'.*: image, width",
     ):
         table_captions(path)
 

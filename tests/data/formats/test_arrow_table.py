@@ -205,10 +205,10 @@ def test_a_wrong_schema_is_named(tmp_path):
         with pytest.raises(ValueError) as error:
             open_source(source, path, "train")
         assert str(error.value) == (
-            f"{path} has no column {expected}; available columns: 'image', 'label'"
+            f"{path} has no column {expected}; available columns: image, label"
         )
     path = write_parquet(tmp_path / "t.parquet", text=["a"])
-    with pytest.raises(ValueError, match=r"column 'image'.*'text'"):
+    with pytest.raises(ValueError, match=r"column 'image'.*: text"):
         open_source("captions", path, "train")
     path = write_parquet(tmp_path / "t.parquet", image=hub(1, 2), text=[5, 6])
     with pytest.raises(ValueError, match=r"t\.parquet: row 0.*'text' 5"):

@@ -192,7 +192,7 @@ def test_another_split_lists_the_splits_that_exist(folder):
     with pytest.raises(FileNotFoundError) as error:
         open_source("detection", folder.path, "test")
     assert "available splits: train, val" in str(error.value)
-    assert "Roboflow: test/_annotations.coco.json" in str(error.value)
+    assert "test/_annotations.coco.json (Roboflow)" in str(error.value)
     with pytest.raises(FileNotFoundError, match=r"detection annotations.*split 'test'"):
         coco_detection(folder.path, "test")
 

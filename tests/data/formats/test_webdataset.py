@@ -128,11 +128,13 @@ def test_samples_that_are_errors(tmp_path):
         read([one[0], ("a.txt", b"caf\xe9")])
     with pytest.raises(ValueError, match=r"t\.tar: member 'a\.json'.*JSON"):
         read([one[0], ("a.json", b"{")])
-    with pytest.raises(ValueError, match=r"t\.tar: member 'a\.json'.*JSON object, got \[1\]"):
+    with pytest.raises(
+        ValueError, match=r"t\.tar: member 'a\.json'.*JSON object, got a JSON array \[1\]"
+    ):
         read([one[0], ("a.json", b"[1]")])
     with pytest.raises(ValueError, match=r"t\.tar: sample 'a'.*'caption' 5"):
         read([one[0], ("a.json", b'{"caption": 5}')])
-    with pytest.raises(ValueError, match=r"t\.tar.*\.cls.*\.ppm"):
+    with pytest.raises(ValueError, match=r"t\.tar.*extensions cls, ppm"):
         read([("a.cls", b"1"), ("a.ppm", b"")])
     with pytest.raises(ValueError, match=r"t\.tar .*unsafe member name '\.\./b\.txt'"):
         read([*one, ("../b.txt", b"")])

@@ -18,7 +18,8 @@ from fiber.data import DataLoader, ImageTransform, Record, Tokenizer
 from fiber.data.datasets.resolve import has_splits, open_source
 from fiber.data.record import TrueObjects
 from fiber.data.skip_report import classes_of, skip_counts
-from fiber.data.storage.packed import from_entry, open_pack, to_entry
+from fiber.data.storage.packed import open_pack
+from fiber.data.storage.record_entry import from_entry, to_entry
 from fiber.data.tools import pack as packing
 from fiber.data.tools.discover import parts_of
 from fiber.data.tools.pack import pack

@@ -276,7 +276,7 @@ def test_nothing_that_is_known(tmp_path):
     with pytest.raises(FileNotFoundError, match="none does not exist"):
         parts_of(tmp_path / "none")
     with pytest.raises(
-        ValueError, match=r"no known annotation files in this folder; expected captions_"
+        ValueError, match=r"has no known annotation files; it is empty.*train\.jsonl"
     ):
         parts_of(tmp_path)
     (tmp_path / "a.json").write_text('{"a": 1}')
@@ -292,7 +292,7 @@ def test_a_table_without_the_columns_is_answered_with_both(tmp_path):
     parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
     parquet.write_table(arrow.table({"a": [1], "b": ["x"]}), tmp_path / "train-0.parquet")
     message = (
-        "its fields are 'a', 'b'; expected an image in 'image' or 'image_path' or 'file_name', and"
+        "its fields are a, b; expected an image in 'image' or 'image_path' or 'file_name', and"
         " captions in 'caption' or"
     )
     for data in (tmp_path / "train-0.parquet", tmp_path):
@@ -304,7 +304,7 @@ def test_lines_of_ones_own_that_say_nothing_are_read_for_what_is_wrong(tmp_path)
     path = tmp_path / "mine.csv"
     for content, message in (
         (b"", r"mine\.csv is empty; expected a comma-separated UTF-8 table"),
-        (b"image,wrong\na,b\n", r"mine\.csv: line 2 has unknown field 'wrong'"),
+        (b"image,wrong\na,b\n", r"mine\.csv: line 1 has unknown field 'wrong'"),
         (
             b"image,text\n\xff,b\n",
             r"mine\.csv is not UTF-8 text .* expected a comma-separated UTF-8 table",

@@ -8,12 +8,20 @@ distributed as lists of URLs, missing images are also skipped and counted.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from fiber.data.formats.annotation_file import AnnotationFile, RecordList, read_json_array
+from fiber.data.formats.annotation_file import (
+    AnnotationFile,
+    RecordList,
+    named,
+    read_json_array,
+)
+from fiber.data.formats.json_values import file_name_problem
 from fiber.data.record import AnyPath, Record
+from fiber.messages import shown, shown_names
 
 _MISSING = "pictures that are missing"
 
@@ -29,31 +37,47 @@ class ImageFinder:
     ) -> None:
         roots = [Path(images)] if images is not None else [Path(folder) / "images", Path(folder)]
         self._folders = [root / name for root in roots for name in ("", *subfolders)]
+        #: Names in a folder, and the same by its real path: "a" and "b/../a" are one folder.
         self._listed: dict[Path, set[str]] = {}
+        self._real: dict[str, set[str]] = {}
 
     def find(self, *names: str) -> str | None:
         """Return the path of the first of `names` that exists in any of the folders, or None."""
         for path in (folder / name for name in names for folder in self._folders):
             parent = path.parent
             if parent not in self._listed:
-                entries = parent.iterdir() if parent.is_dir() else ()
-                self._listed[parent] = {entry.name for entry in entries}
+                self._listed[parent] = self._names_in(parent)
             if path.name in self._listed[parent]:
                 return str(path)
         return None
+
+    def _names_in(self, folder: Path) -> set[str]:
+        real = os.path.realpath(folder)
+        if real not in self._real:
+            try:
+                self._real[real] = {entry.name for entry in Path(real).iterdir()}
+            except (FileNotFoundError, NotADirectoryError):
+                self._real[real] = set()
+        return self._real[real]
 
     def require(self, file: AnnotationFile, name: str) -> str:
         """Return the path of an image; raise FileNotFoundError if it does not exist."""
         path = self.find(name)
         if path is None:
             raise FileNotFoundError(
-                f"{file.where}: image {name!r} not found in {', '.join(map(str, self._folders))}"
+                f"{file.where}: image {shown(name)} not found in"
+                f" {', '.join(map(str, self._folders))}"
             )
         return path
 
 
-def add_captions(out: RecordList, stem: str, image: str, found: Sequence[tuple[Any, str]]) -> None:
-    """Append a record to `out` for each caption of an image. `found` has (id, text) pairs."""
+def add_captions(
+    out: RecordList, stem: str, image: str, found: Sequence[tuple[Any, str]], where: str
+) -> None:
+    """Append a record to `out` for each caption of an image.
+
+    `found` has (id, text) pairs; `where` is their location in errors.
+    """
     if not found:
         out.skip("pictures without captions")
     seen = set()
@@ -64,7 +88,9 @@ def add_captions(out: RecordList, stem: str, image: str, found: Sequence[tuple[A
             out.skip("repeated captions")
         else:
             seen.add(text)
-            out.append(Record(key=f"{stem}/{number}", images=(image,), image_id=image, text=text))
+            with named(where):
+                record = Record(key=f"{stem}/{number}", images=(image,), image_id=image, text=text)
+            out.append(record)
 
 
 def caption_rows(
@@ -82,16 +108,19 @@ def caption_rows(
     for row, (names, caption) in enumerate(rows):
         total += 1
         if not isinstance(caption, str):
-            raise ValueError(f"{path}: caption {row} must be a string, got {caption!r:.40}")
+            raise ValueError(f"{path}: caption {row} must be a string, got {shown(caption)}")
+        for name in names:
+            if (problem := file_name_problem(name)) is not None:
+                raise ValueError(f"{path}: the image of caption {row} is {problem}")
         image = images.find(*names)
         if image is None:
             out.skip(_MISSING)
             example = example or names[-1]
         else:
-            add_captions(out, path.stem, image, [(row, caption)])
+            add_captions(out, path.stem, image, [(row, caption)], f"{path}: caption {row}:")
     if total and out.counts.get(_MISSING) == total:
         raise FileNotFoundError(
-            f"{path}: none of the {total} images exist (example: {example!r}); check `images`"
+            f"{path}: none of the {total} images exist (example: {shown(example)}); check `images`"
         )
     return out
 
@@ -103,7 +132,7 @@ def path_rows(path: Path, kind: str) -> Iterator[tuple[tuple[str, ...], str]]:
             isinstance(pair, list) and len(pair) == 2 and all(isinstance(v, str) for v in pair)
         ):
             raise ValueError(
-                f"{path}: entry {index} must be a [path, caption] pair, got {pair!r:.40}"
+                f"{path}: entry {index} must be a [path, caption] pair, got {shown(pair)}"
             )
         yield (pair[0],), pair[1]
 
@@ -116,5 +145,5 @@ def row_name(row: int) -> str:
 def check_split(path: Path, split: str, splits: Iterable[str]) -> None:
     """Raise ValueError, listing the available splits, if a dataset lacks `split`."""
     if split not in splits:
-        have = ", ".join(map(repr, sorted(splits))) or "none"
-        raise ValueError(f"{path} has no split {split!r}; available splits: {have}")
+        have = shown_names(sorted(splits))
+        raise ValueError(f"{path} has no split {shown(split)}; available splits: {have}")

@@ -13,15 +13,17 @@ Source: Plummer et al. 2015.
 
 from __future__ import annotations
 
-import math
 import xml.etree.ElementTree as ElementTree
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
 from fiber.data.char_spans import CharSpan
 from fiber.data.formats.annotation_boxes import Box
-from fiber.data.formats.annotation_file import RecordList, read_text
+from fiber.data.formats.annotation_file import RecordList, named, read_text
+from fiber.data.formats.json_values import MAX_NUMBER
 from fiber.data.record import AnyPath, Record
+from fiber.messages import printable, shown, shown_names
 
 #: File type in messages.
 KIND = "Flickr30k Entities, original layout"
@@ -34,6 +36,11 @@ IMAGE_FOLDERS = (
     "flickr30k/flickr30k-images",
 )
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
+#: Maximum number of captions and of objects of an image, and of phrases of a caption. All captions
+#: share the objects, and a box has the spans of all of its phrases.
+_MOST = 1000
+#: Maximum length of an image id, which is the stem of file names.
+_MAX_ID_CHARACTERS = 200
 
 
 class Phrase(NamedTuple):
@@ -71,29 +78,55 @@ def flickr_entities(
     listed, out = Path(annotations), RecordList()
     names, parent = read_text(listed, KIND).split(), listed.parent
     root = _images_root(Path(folder), parent, split, images)
+    if len(set(names)) < len(names):
+        twice = next(name for name, count in Counter(names).items() if count > 1)
+        raise ValueError(f"{listed} has image id {shown(twice)} twice; expected unique ids")
     for name in names:
+        if "/" in name or "\0" in name or len(name) > _MAX_ID_CHARACTERS:
+            raise ValueError(
+                f"{listed} has image id {shown(name)}; expected one such as 1007129816 (read as"
+                f" {KIND})"
+            )
         skipped = out if on_error == "skip" else None
         boxes = _read_boxes(parent / "Annotations" / f"{name}.xml", skipped)
+        known = {number for _, numbers in boxes for number in numbers}
         path = parent / "Sentences" / f"{name}.txt"
-        lines = (line for line in read_text(path, KIND).split("\n") if line.strip())
+        lines = [line for line in read_text(path, KIND).split("\n") if line.strip()]
+        _check_count(path, len(lines), "captions")
         for number, line in enumerate(lines):
-            text, phrases = read_sentence(line, f"{path}: caption {number}")
-            known = {box_number for _, numbers in boxes for box_number in numbers}
+            where = f"{path}: caption {number}"
+            text, phrases = read_sentence(line, where)
+            _check_count(where, len(phrases), "phrases")
             kept = [phrase for phrase in phrases if phrase.number in known]
             out.skip("phrases without a box", len(phrases) - len(kept))
             if not kept:
                 out.skip("captions without a box")
                 continue
-            key = f"{listed.stem}/{name}_{number}"
-            out.append(_record(key, f"{root}/{name}.jpg", text, kept, boxes))
+            with named(where):
+                out.append(
+                    _record(
+                        f"{listed.stem}/{name}_{number}", f"{root}/{name}.jpg", text, kept, boxes
+                    )
+                )
     return out
+
+
+def _check_count(where: object, count: int, what: str) -> None:
+    if count > _MOST:
+        raise ValueError(f"{where} has {count:,} {what}; expected at most {_MOST:,}")
 
 
 def _record(
     key: str, image: str, text: str, phrases: list[Phrase], boxes: list[tuple[Box, frozenset[str]]]
 ) -> Record:
-    # Phrase indices of each box.
-    own = [[i for i, each in enumerate(phrases) if each.number in box[1]] for box in boxes]
+    # Indices of the phrases of each number, and of those of each box, in order.
+    of_number: dict[str, list[int]] = {}
+    for index, phrase in enumerate(phrases):
+        of_number.setdefault(phrase.number, []).append(index)
+    own = [
+        sorted(index for number in numbers for index in of_number.get(number, ()))
+        for _, numbers in boxes
+    ]
     return Record(
         key=key,
         images=(image,),
@@ -120,7 +153,7 @@ def read_sentence(line: str, where: str) -> tuple[str, list[Phrase]]:
             number, *kinds = token[1:].split("/")[1:]
             if not number.startswith("EN#"):
                 raise ValueError(
-                    f"{where} has {token!r}; expected a phrase such as [/EN#1/people ...]"
+                    f"{where} has {shown(token)}; expected a phrase such as [/EN#1/people ...]"
                 )
             start = len(text) + (1 if text else 0)
             opened = (start, number.removeprefix("EN#"), "/".join(kinds))
@@ -130,11 +163,11 @@ def read_sentence(line: str, where: str) -> tuple[str, list[Phrase]]:
         if closes and opened is not None:
             start, number, kind = opened
             if start >= len(text):
-                raise ValueError(f"{where} has an empty phrase: {line[:60]!r}")
+                raise ValueError(f"{where} has an empty phrase: {shown(line)}")
             phrases.append(Phrase((start, len(text)), number, kind))
             opened = None
     if opened is not None:
-        raise ValueError(f"{where} has an unclosed phrase: {line[:60]!r}")
+        raise ValueError(f"{where} has an unclosed phrase: {shown(line)}")
     return text, phrases
 
 
@@ -147,28 +180,39 @@ def _read_boxes(path: Path, skipped: RecordList | None) -> list[tuple[Box, froze
     try:
         tree = ElementTree.fromstring(read_text(path, KIND))
     except ElementTree.ParseError as problem:
-        raise ValueError(f"{path} is not valid XML: {problem} (read as {KIND})") from None
+        # The name of an entity is part of the message.
+        said = printable(str(problem), 200)
+        raise ValueError(f"{path} is not valid XML: {said} (read as {KIND})") from None
     found = []
-    for number, entry in enumerate(tree.findall("object")):
+    objects = tree.findall("object")
+    _check_count(path, len(objects), "objects")
+    for number, entry in enumerate(objects):
         box = entry.find("bndbox")
         if box is None:
             continue
         numbers = frozenset(name.text or "" for name in entry.findall("name"))
         corners = [box.findtext(side, "") for side in _SIDES]
-        try:
-            x0, y0, x1, y1 = map(float, corners)
-        except ValueError:
-            x0 = y0 = x1 = y1 = math.nan
-        if x0 <= x1 and y0 <= y1 and numbers:
-            found.append(((x0, y0, x1, y1), numbers))
+        sides = _numbers(corners)
+        if sides and sides[0] <= sides[2] and sides[1] <= sides[3] and numbers:
+            found.append((sides, numbers))
         elif skipped is None:
             raise ValueError(
-                f"{path}: object {number} has names {sorted(numbers)} and corners {corners};"
-                " expected at least one name, and corners with xmin <= xmax and ymin <= ymax"
+                f"{path}: object {number} has names {shown_names(sorted(numbers))} and corners"
+                f" {shown(corners)}; expected at least one name, and corners with xmin <= xmax and"
+                " ymin <= ymax"
             )
         else:
             skipped.skip("objects whose box is none")
     return found
+
+
+def _numbers(corners: list[str]) -> Box | None:
+    """Return four coordinates, or None if they are not finite numbers of at most 2**53."""
+    try:
+        x0, y0, x1, y1 = map(float, corners)
+    except ValueError:
+        return None
+    return (x0, y0, x1, y1) if all(abs(s) <= MAX_NUMBER for s in (x0, y0, x1, y1)) else None
 
 
 def _images_root(folder: Path, list_folder: Path, split: str, images: AnyPath | None) -> Path:

@@ -44,14 +44,14 @@ def _reader(kind: str, *subfolders: str) -> Callable[..., RecordList]:
             splits.add(own)
             if own != split:
                 continue
-            name = file.text(entry, "filename")
+            name = file.file_name(entry, "filename")
             if "filepath" in entry:
-                name = f"{file.text(entry, 'filepath')}/{name}"
+                name = f"{file.file_name(entry, 'filepath')}/{name}"
             found = [
                 (file.get(sentence, "sentid", int, str), file.get(sentence, "raw", str))
                 for sentence in file.objects(entry, "sentences")
             ]
-            add_captions(out, file.path.stem, finder.require(file, name), found)
+            add_captions(out, file.path.stem, finder.require(file, name), found, file.where)
         check_split(file.path, split, splits)
         return out
 

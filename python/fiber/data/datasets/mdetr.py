@@ -19,6 +19,7 @@ from fiber.data.formats.annotation_boxes import (
     boxes_by_image,
     char_spans,
     read_boxes,
+    span_key,
 )
 from fiber.data.formats.annotation_file import (
     AnnotationFile,
@@ -29,8 +30,12 @@ from fiber.data.formats.annotation_file import (
     read_json,
     without_garbage_collection,
 )
+from fiber.data.formats.json_values import id_key
 from fiber.data.record import AnyPath, Record
+from fiber.messages import shown
 
+#: Maximum number of characters of all phrases of a caption, which may overlap.
+MAX_PHRASE_CHARACTERS = 1_000_000
 #: Name of the mixed dataset in messages.
 MIXED = "MDETR's mixed set"
 #: Files of the mixed dataset; the first one excludes images of COCO's val2017.
@@ -90,7 +95,7 @@ def mixed(
     file = read_json(Path(annotations), MIXED)
     names: dict[str, list[str]] = {}
     for entry in file.images():
-        file.get(entry, "data_source", str)
+        file.text(entry, "data_source")
         names.setdefault(_source(entry), []).append(entry["file_name"])
     roots = {}
     for source, own in names.items():
@@ -99,7 +104,7 @@ def mixed(
         if found is None:
             raise FileNotFoundError(
                 f"{file.path}: no folder found for the {len(own)} images with data_source"
-                f" {source!r}, such as {own[0]!r}; tried {', '.join(map(str, candidates))}"
+                f" {source!r}, such as {shown(own[0])}; tried {', '.join(map(str, candidates))}"
             )
         roots[source] = str(found)
     return _phrase_records(file, lambda entry: roots[_source(entry)], on_error)
@@ -134,7 +139,7 @@ def _texts(
     boxes = boxes_by_image(file)
     for entry in file.images():
         text = file.text(entry, "caption")
-        yield entry, text, read_boxes(file, entry, boxes.get(entry["id"], []), out)
+        yield entry, text, read_boxes(file, entry, boxes.get(id_key(entry["id"]), []), out)
 
 
 def _phrase_records(
@@ -143,38 +148,82 @@ def _phrase_records(
     """Create the records of a file. `root` maps an entry to its image folder."""
     out = RecordList()
     for entry, text, found in _texts(file, out, on_error):
-        spans = []
-        for _, box in found:
-            file.at("annotations", box)
-            spans.append(char_spans(file, box, "tokens_positive", text, out))
+        spans = [_box_spans(file, box, text, out) for _, box in found]
         file.at("images", entry)
+        labels = _Labels(text)
         evaluated = entry.get("tokens_positive_eval")
-        labels = (
-            [*dict.fromkeys(spans)]
-            if evaluated is None
-            else [char_spans(file, {"spans": phrase}, "spans", text, out) for phrase in evaluated]
-        )
+        if evaluated is None:
+            for own in spans:
+                labels.add_new(own)
+        else:
+            for phrase in file.get(entry, "tokens_positive_eval", list):
+                named = {"tokens_positive_eval": phrase}
+                labels.add(char_spans(file, named, "tokens_positive_eval", text, out))
         for own in spans:
-            if not any(_shares(label, own) for label in labels):
-                labels.append(own)
+            if labels.index(own) is None:
+                labels.add(own)
+        if labels.characters > MAX_PHRASE_CHARACTERS:
+            raise file.error(
+                f"has phrases of {labels.characters:,} characters in all; expected at most"
+                f" {MAX_PHRASE_CHARACTERS:,}"
+            )
         out.append(
             file.record(
                 entry["id"],
                 f"{root(entry)}/{entry['file_name']}",
-                image_size=annotated_size(entry),
+                image_size=annotated_size(file, entry),
                 text=text,
                 boxes_xyxy=tuple(box for box, _ in found),
                 char_spans=tuple(spans),
-                box_labels=tuple(
-                    next(i for i, label in enumerate(labels) if _shares(label, own))
-                    for own in spans
-                ),
-                labels=tuple(" ".join(text[a:b] for a, b in label) for label in labels),
-                label_spans=tuple(labels),
-                group=entry.get("group", ""),
+                box_labels=tuple(map(labels.index, spans)),
+                labels=tuple(" ".join(text[a:b] for a, b in label) for label in labels.spans),
+                label_spans=tuple(labels.spans),
+                group=file.optional_text(entry, "group"),
             )
         )
     return out
+
+
+def _box_spans(
+    file: AnnotationFile, box: dict[str, Any], text: str, out: RecordList
+) -> tuple[CharSpan, ...]:
+    """Return the spans of the phrases of a box, of which there is one or more."""
+    file.at("annotations", box)
+    if spans := char_spans(file, box, "tokens_positive", text, out):
+        return spans
+    raise file.error("has an empty 'tokens_positive'; expected a list of [start, end] pairs")
+
+
+class _Labels:
+    """Phrases of a caption, as spans, in time that is linear in the number of spans."""
+
+    def __init__(self, text: str) -> None:
+        self.spans: list[tuple[CharSpan, ...]] = []
+        #: Number of characters of all phrases.
+        self.characters = 0
+        self._length = len(text)
+        self._known = set[bytes]()
+        #: The first phrase with a span.
+        self._first: dict[bytes, int] = {}
+
+    def add(self, spans: tuple[CharSpan, ...]) -> None:
+        """Append a phrase."""
+        for span in spans:
+            self._first.setdefault(span_key(span), len(self.spans))
+            self.characters += min(span[1], self._length) - min(span[0], self._length)
+        self.spans.append(spans)
+
+    def add_new(self, spans: tuple[CharSpan, ...]) -> None:
+        """Append a phrase unless it was added before by this method."""
+        key = b" ".join(map(span_key, spans))
+        if key not in self._known:
+            self._known.add(key)
+            self.add(spans)
+
+    def index(self, spans: tuple[CharSpan, ...]) -> int | None:
+        """Return the index of the first phrase that has one of the spans, or None."""
+        found = (self._first.get(span_key(span)) for span in spans)
+        return min((index for index in found if index is not None), default=None)
 
 
 def label_boxes(record: Record) -> list[list[int]]:
@@ -223,21 +272,20 @@ def referring(
             continue
         spans = ((0, len(text)),)
         if not whole_expression:
-            file.at("annotations", found[0][1])
-            spans = char_spans(file, found[0][1], "tokens_positive", text, out)
+            spans = _box_spans(file, found[0][1], text, out)
         file.at("images", entry)
         out.append(
             file.record(
                 entry["id"],
                 f"{root}/{entry['file_name']}",
-                image_size=annotated_size(entry),
+                image_size=annotated_size(file, entry),
                 text=text,
                 boxes_xyxy=tuple(box for box, _ in found),
                 char_spans=(spans,) * len(found),
                 box_labels=(0,) * len(found),
                 labels=(text,),
                 label_spans=(spans,),
-                group=entry.get("group", ""),
+                group=file.optional_text(entry, "group"),
             )
         )
     return out

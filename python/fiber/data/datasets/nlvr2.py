@@ -9,7 +9,9 @@ from fiber.data.formats.annotation_file import (
     read_json_lines,
     without_garbage_collection,
 )
-from fiber.data.record import AnyPath, Record
+from fiber.data.formats.json_values import file_name_problem
+from fiber.data.record import AnyPath
+from fiber.messages import shown
 
 
 @without_garbage_collection()
@@ -36,27 +38,30 @@ def reasoning(
     # `roots` is keyed by subfolder name.
     out, roots = RecordList(), dict[str | None, str]()
     for entry in file.walk("lines"):
-        identifier = file.text(entry, "identifier")
+        identifier = file.file_name(entry, "identifier")
         is_named = "left_image" in entry
         part = None if is_named else identifier.partition("-")[0]
         if part not in roots:
             roots[part] = images_folder(folder, images, part)
         if is_named:
-            names = [file.text(entry, f"{side}_image") for side in ("left", "right")]
+            names = [file.file_name(entry, f"{side}_image") for side in ("left", "right")]
         else:
-            start = f"{entry['directory']}/" if "directory" in entry else ""
+            start = ""
+            if "directory" in entry:
+                start = f"{file.get(entry, 'directory', str, int)}/"
             start += identifier.rpartition("-")[0]
             names = [f"{start}-img0.png", f"{start}-img1.png"]
+            if (problem := file_name_problem(names[0])) is not None:
+                raise file.error(f"names image {problem}")
         label = str(file.get(entry, "label", str, bool)).lower()
         if label not in ("true", "false"):
-            raise file.error(f"has label {entry['label']!r}; expected 'True' or 'False'")
-        out.append(
-            Record(
-                key=f"{path.stem}/{identifier}",
-                images=tuple(f"{roots[part]}/{name}" for name in names),
-                text=file.text(entry, "sentence"),
-                truth=label == "true",
-                group=entry.get("group", ""),
-            )
+            raise file.error(f"has label {shown(entry['label'])}; expected 'True' or 'False'")
+        record = file.record(
+            identifier,
+            tuple(f"{roots[part]}/{name}" for name in names),
+            text=file.text(entry, "sentence"),
+            truth=label == "true",
+            group=file.optional_text(entry, "group"),
         )
+        out.append(record)
     return out

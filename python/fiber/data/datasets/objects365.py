@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
-import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -13,12 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from fiber.atomic_io import JSON_ERRORS
-from fiber.data.formats.annotation_boxes import EMPTY_BOX_PIXELS, Box, clip_box, is_number
-from fiber.data.formats.annotation_file import read_json, read_text
+from fiber.data.formats.annotation_boxes import EMPTY_BOX_PIXELS, Box, clip_box
+from fiber.data.formats.annotation_file import named, read_json, read_text
+from fiber.data.formats.json_values import file_name_problem, is_number, parse_json
 from fiber.data.formats.tsv import KIND, TsvFile, read_integers
+from fiber.data.formats.unsupported import yolo_problem
 from fiber.data.prompts.classes import class_prompt
-from fiber.data.record import AnyPath, LazyImages, Record, RecordSequence
+from fiber.data.record import MAX_SIDE, AnyPath, LazyImages, Record, RecordSequence
+from fiber.messages import shown, shown_names
 
 #: Names of the YAML file in a data folder; the first match is used.
 FILES = ("objects365_train*.yaml", "Objects365/objects365_train*.yaml", "*.yaml")
@@ -34,11 +34,16 @@ def _read_yaml(path: Path) -> dict[str, str]:
         if colon and value and not line.lstrip().startswith("#"):
             found[name.strip()] = value
     missing = [name for name in _NEEDED if name not in found]
+    if missing and (problem := yolo_problem(path)) is not None:
+        raise ValueError(problem)
     if missing:
         raise ValueError(
             f"{path} lacks {', '.join(missing)}; expected img, label, labelmap and optionally hw"
-            f" and linelist, got {', '.join(found) or 'nothing'}"
+            f" and linelist, got {shown_names(found)}"
         )
+    for name, value in found.items():
+        if name in (*_NEEDED, "hw", "linelist") and (problem := file_name_problem(value)):
+            raise ValueError(f"{path} has {name} {problem}")
     return found
 
 
@@ -49,7 +54,7 @@ def _read_labelmap(path: Path) -> list[str]:
     if not isinstance(numbers, Mapping) or not all(type(n) is int for n in numbers.values()):
         raise ValueError(
             f'{path} must map class names to integer ids, such as {{"mug": 1}}, got'
-            f" {json.dumps(numbers):.60}"
+            f" {shown(numbers)}"
         )
     # "__background__" is added by the published code and is not a class.
     return sorted((name for name in numbers if name != "__background__"), key=numbers.__getitem__)
@@ -100,7 +105,8 @@ class Objects365Records(RecordSequence):
             wrong = lines[(lines < 0) | (lines >= count)]
             if len(wrong):
                 raise ValueError(f"{path} has line number {wrong[0]}; expected 0 to {count - 1}")
-        self._prompt = class_prompt(self.classes)
+        with named(f"{annotations.parent / files['labelmap']}:"):
+            self._prompt = class_prompt(self.classes)
         self._skips_errors = on_error == "skip"
         self.counts: Counter[str] = Counter()
 
@@ -126,17 +132,17 @@ class Objects365Records(RecordSequence):
         if isinstance(objects, dict):
             objects = objects.get("objects")
         if not isinstance(objects, list):
-            raise ValueError(f"{where} must contain a list of objects, got {str(objects)[:60]}")
+            raise ValueError(f"{where} must contain a list of objects, got {shown(objects)}")
         boxes, own = [], []
         for number, entry in enumerate(objects):
             problem = None
             rect = entry.get("rect") if isinstance(entry, dict) else None
             if not isinstance(rect, list) or len(rect) != 4 or not all(map(is_number, rect)):
-                problem = f"has 'rect' {str(rect)[:60]}; expected [x0, y0, x1, y1] in pixels"
-            elif entry.get("class") not in self._label_index:
-                problem = (
-                    f"has class {str(entry.get('class'))[:60]!r}, which is not in the labelmap"
-                )
+                problem = f"has 'rect' {shown(rect)}; expected [x0, y0, x1, y1] in pixels"
+            elif not isinstance(entry.get("class"), str) or (
+                entry["class"] not in self._label_index
+            ):
+                problem = f"has class {shown(entry.get('class'))}, which is not in the labelmap"
             if problem:
                 if not self._skips_errors:
                     raise ValueError(f"{where}: object {number} {problem}")
@@ -165,9 +171,10 @@ class Objects365Records(RecordSequence):
         found = found[0] if isinstance(found, list) and found else found
         sides = ("height", "width")
         values = [found.get(side) if isinstance(found, dict) else None for side in sides]
-        if not all(map(is_number, values)):
+        if not all(is_number(side) and 1 <= side <= MAX_SIDE for side in values):
             raise ValueError(
-                f"{where} must have numeric 'height' and 'width', got {str(found)[:60]}"
+                f"{where} must have 'height' and 'width' in pixels, from 1 to {MAX_SIDE:,}, got"
+                f" {shown(found)}"
             )
         return float(values[0]), float(values[1])  # type: ignore[arg-type]
 
@@ -175,7 +182,7 @@ class Objects365Records(RecordSequence):
         """Return the encoded bytes of an image."""
         try:
             return base64.b64decode(self._images.row(line)[-1], validate=True)
-        except binascii.Error as problem:
+        except ValueError as problem:
             raise ValueError(
                 f"{self._images.path}: line {line + 1}: last column is not valid base64 ({problem})"
             ) from None
@@ -184,7 +191,6 @@ class Objects365Records(RecordSequence):
 def _second_column(file: TsvFile, line: int) -> tuple[Any, str]:
     """Return the JSON value in the second column of a line, and its location for messages."""
     row, where = file.row(line), f"{file.path}: line {line + 1}"
-    try:
-        return json.loads(row[1]), where
-    except (IndexError, *JSON_ERRORS) as problem:
-        raise ValueError(f"{where} has no valid JSON in its second column ({problem})") from None
+    if len(row) < 2:
+        raise ValueError(f"{where} has {len(row)} columns; expected 2 or more")
+    return parse_json(row[1], f"{where}: the second column"), where

@@ -19,6 +19,7 @@ from typing import NamedTuple
 from fiber.data.formats import coco_folders
 from fiber.data.prompts.classes import ClassName
 from fiber.data.record import AnyPath, RecordSet
+from fiber.messages import shown_names
 
 
 class OdinwSet(NamedTuple):
@@ -111,7 +112,7 @@ def open_set(root: AnyPath, name: str, split: str) -> RecordSet | None:
     names = ODINW_13[name].classes
     if len(records.classes) != len(names):
         raise ValueError(
-            f"{file} has {len(records.classes)} classes ({', '.join(records.classes)[:200]});"
+            f"{file} has {len(records.classes)} classes ({shown_names(records.classes)});"
             f" expected the {len(names)} classes of {name} ({', '.join(names)})"
         )
     return [dataclasses.replace(record, labels=names) for record in records]

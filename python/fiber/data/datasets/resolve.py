@@ -9,10 +9,12 @@ Layouts are recognized by file name. Splits joined by "+" are concatenated.
 
 from __future__ import annotations
 
+import difflib
 import re
 import warnings
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatch
+from itertools import islice
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -33,20 +35,23 @@ from fiber.data.datasets.registry import (
 from fiber.data.formats import coco_folders, jsonl, line_reader
 from fiber.data.formats.annotation_file import (
     FILES,
-    GENERATED_FILES,
     TRY_WITH,
     where_to_get,
     without_garbage_collection,
 )
 from fiber.data.formats.generated import other_version
+from fiber.data.formats.unsupported import names_there, unsupported_data, unsupported_object
 from fiber.data.record import AnyPath, ConcatRecords, Record, RecordSet, record_in_epoch
 from fiber.data.storage import pack_description, packed
 from fiber.data.storage.remote_pack import local_path
 from fiber.data.storage.shard_order import ShardMap, shard_map_of
+from fiber.messages import shown, shown_names
 
 #: Readers of a user's own lines, and the sources that they read.
 OWN_READERS = (jsonl.jsonl_captions, jsonl.jsonl_questions, jsonl.jsonl_boxes)
 OWN_KINDS = ("captions", "questions", "detection")
+#: Number of kinds of files in a message, and of names that are compared with a missing one.
+_MOST_KINDS, _MOST_NAMES = 4, 200
 
 
 class AmbiguousLayoutError(ValueError):
@@ -81,14 +86,15 @@ def open_source(source: str, data: AnyPath, split: str, **options: Any) -> Recor
         ValueError: if the source is unknown or never has the split, or if the file is invalid.
     """
     if source not in LAYOUTS:
-        raise ValueError(f"unknown source {source!r}; {nearest(str(source), LAYOUTS)}")
+        raise ValueError(f"unknown source {shown(source)}; {nearest(str(source)[:60], LAYOUTS)}")
     if not isinstance(data, str | PathLike):
-        raise TypeError(f"data must be the path of a folder or file, got {data!r:.40}")
+        got = unsupported_object(data) or shown(data)
+        raise TypeError(f"data must be the path of a folder or file, got {got}")
     if not isinstance(split, str):
-        raise TypeError(f"split must be a string such as 'train', got {split!r:.40}")
+        raise TypeError(f"split must be a string such as 'train', got {shown(split)}")
     path, asked = local_path(data), split.split("+")
     if not all(asked):
-        raise ValueError(f"split must be a name, or several joined by '+', got {split!r}")
+        raise ValueError(f"split must be a name, or several joined by '+', got {shown(split)}")
     if pack_description.is_pack(path):
         parts = [packed.open_pack(path, source, part, **options) for part in asked]
     elif path.is_file():
@@ -111,7 +117,9 @@ def _splits_of(source: str, folder: Path, asked: list[str]) -> list[str]:
     """Return the requested splits that a source has."""
     if source in TRAINING_ONLY:
         if "train" not in asked:
-            raise ValueError(f"{source} has only a 'train' split, got split {'+'.join(asked)!r}")
+            raise ValueError(
+                f"{source} has only a 'train' split, got split {shown('+'.join(asked))}"
+            )
         return [split for split in asked if split == "train"]
     if source == "conceptual_captions" and "train" in asked:
         optional = ("val", "restval")
@@ -156,8 +164,8 @@ def choose_layout(source: str, data: Path, split: str) -> tuple[Reader, Path | N
         names = ", ".join(str(path.relative_to(data)) for path in found.values())
         others = (name for name in LAYOUTS if name != source)
         raise AmbiguousLayoutError(
-            f"{data} has {source} for split {split!r} in several layouts; pass one of these files"
-            f" instead: {names}",
+            f"{data} has {source} for split {shown(split)} in several layouts; pass one of these"
+            f" files instead: {names}",
             tuple(name for name in others if _reads_one(name, data, split, found)),
         )
     return next(iter(found.items()))
@@ -181,24 +189,31 @@ def _reads_one(source: str, folder: Path, split: str, found: dict[Reader, Path])
 
 
 def _missing(source: str, folder: Path, split: str) -> str:
-    """Return the error message for a missing source, with the expected files and their origin."""
-    problem = f"{folder} does not exist"
-    if folder.is_dir():
-        splits = ", ".join(splits_there(source, folder))
-        problem = f"{folder} has no {source} for split {split!r}"
-        problem += f"; available splits: {splits}" if splits else ""
+    """Return the error message for a missing source: what is there, what to do, expected files."""
+    if not folder.is_dir():
+        return f"{folder} does not exist; expected a data folder or an annotation file"
+    problem = f"{folder} has no {source} for split {shown(split)}"
+    if (unsupported := unsupported_data(folder)) is not None:
+        return f"{problem}: {unsupported}"
+    if splits := splits_there(source, folder):
+        advice = f"available splits: {shown_names(splits)}. Ask for one of these, or pass"
+    elif names := names_there(folder):
+        advice = f"it has {shown_names(names)}. Pass"
+    else:
+        advice = "it is empty. Pass"
     kinds: dict[str, list[str]] = {}
-    origins = {}
     for layout in (each for each in LAYOUTS[source] if each.split in ("", split)):
         names = " with ".join([layout.pattern, *COMPANION_FILES.get(layout.pattern, ())])
         kinds.setdefault(layout.kind, []).append(names.format(split=split))
-        origin = f", from {where_to_get(layout.kind)}" if where_to_get(layout.kind) else ""
-        is_generated = layout.pattern in GENERATED_FILES
-        origins.setdefault(layout.kind, f"{origin} ({TRY_WITH})" if is_generated else origin)
-    expected = [f"{kind}: {' or '.join(files)}{origins[kind]}" for kind, files in kinds.items()]
+    expected = []
+    for kind, names in islice(kinds.items(), _MOST_KINDS):
+        origin = f", from {where_to_get(kind)}" if where_to_get(kind) else ""
+        expected.append(f"{names[0]} ({kind}{origin})")
+    more = sum(map(len, kinds.values())) - len(expected)
+    others = f", and {more} more names (docs/data.md)" if more else ""
     return (
-        f"{problem}. Expected one of these files in the folder: {'; '.join(expected)}. To use a"
-        " file with a different name, pass its path instead of the folder"
+        f"{problem}; {advice} an annotation file instead of the folder. Known names are"
+        f" {', '.join(expected)}{others}"
     )
 
 
@@ -234,6 +249,8 @@ def file_reader(source: str, path: Path, split: str) -> Reader:
         suffix = ".jsonl"
     reader = BY_SUFFIX.get((_kind(source), suffix))
     if reader is None:
+        if (unsupported := unsupported_data(path)) is not None:
+            raise ValueError(unsupported)
         suffixes = ", ".join(end for name, end in BY_SUFFIX if name == _kind(source))
         raise ValueError(
             f"{path} is not a {source} file; expected a folder, or a file that ends in {suffixes}"
@@ -256,15 +273,24 @@ RECORD_SET = "a map-style collection of fiber.data.Record"
 
 def check_records(given: Any, expected: str) -> None:
     """Raise TypeError unless `given` looks like a record set, based on its first item."""
+    check_supported(given, expected)
     kind = type(given).__name__
     if hasattr(given, "__len__") and hasattr(given, "__getitem__") and not isinstance(given, str):
-        if not len(given) or isinstance(given[0], Record):
-            return
-        first = given[0]
-        found = f"{kind} whose first item is {first!r:.60} ({type(first).__name__})"
+        try:
+            if not len(given) or isinstance(given[0], Record):
+                return
+            found = f"{kind} whose first item is {shown(given[0])} ({type(given[0]).__name__})"
+        except (KeyError, TypeError) as error:
+            found = f"{kind}, of which [0] fails with {type(error).__name__}"
     else:
-        found = f"{kind} {given!r:.60}"
+        found = f"{kind} {shown(given)}"
     raise TypeError(f"{expected}; got {found}")
+
+
+def check_supported(given: Any, expected: str) -> None:
+    """Raise TypeError, with what to do, for data such as a data frame; see `unsupported_object`."""
+    if (found := unsupported_object(given)) is not None:
+        raise TypeError(f"{expected}; got {found}")
 
 
 class ChosenRecords:
@@ -303,7 +329,7 @@ def existing_data(data: AnyPath) -> Path:
         if (problem := other_version(path)) is not None:
             warnings.warn(f"{problem}: results are not comparable", stacklevel=3)
         return path
-    if path.suffix:
-        raise FileNotFoundError(f"data file {path} does not exist")
-    hint = f"`fiber data scenes --output {path}` generates an example dataset"
-    raise FileNotFoundError(f"data folder {path} does not exist; {hint}")
+    kind = "file" if path.suffix else "folder"
+    close = difflib.get_close_matches(path.name, names_there(path.parent, _MOST_NAMES), n=1)
+    advice = f"did you mean {path.parent / close[0]}?" if close else "check its path"
+    raise FileNotFoundError(f"data {kind} {path} does not exist; {advice} ({TRY_WITH})")

@@ -16,6 +16,7 @@ from fiber.data.datasets.caption_files import (
 )
 from fiber.data.formats.annotation_file import RecordList, read_json
 from fiber.data.record import AnyPath
+from fiber.messages import shown
 
 #: File type in messages.
 KIND = "SBU captions"
@@ -46,8 +47,11 @@ def sbu(
             raise file.error(
                 f"has {len(urls)} 'image_urls' but {len(texts)} 'captions'; expected equal counts"
             )
+        for row, url in enumerate(urls):
+            if not isinstance(url, str):
+                raise file.error(f"has {shown(url)} in 'image_urls'[{row}]; expected a string")
         rows = (
-            ((str(url).rpartition("/")[2], row_name(row)), text)
+            ((url.rpartition("/")[2], row_name(row)), text)
             for row, (url, text) in enumerate(zip(urls, texts, strict=True))
         )
     return caption_rows(path, rows, ImageFinder(folder, images))

@@ -12,7 +12,9 @@ from fiber.data.formats.annotation_file import (
     read_json_lines,
     without_garbage_collection,
 )
-from fiber.data.record import AnyPath, Record
+from fiber.data.formats.json_values import file_name_problem
+from fiber.data.record import AnyPath
+from fiber.messages import shown
 
 #: Classes, in the order of their numbers in METER's files and of the head's logits.
 ENTAILMENT = ("contradiction", "neutral", "entailment")
@@ -44,16 +46,20 @@ def entailment(
             out.skip("hypotheses without a gold label")
             continue
         if label not in ENTAILMENT:
-            raise file.error(f"has gold_label {label!r}; expected {', '.join(ENTAILMENT)} or '-'")
-        name = str(file.get(entry, "Flickr30K_ID", str, int)).removesuffix(".jpg")
-        out.append(
-            Record(
-                key=f"{path.stem}/{entry.get('pairID', number)}",
-                images=(f"{root}/{name}.jpg",),
-                image_id=name,
-                text=file.text(entry, "sentence2"),
-                answers={label: 1.0},
-                group=label,
+            raise file.error(
+                f"has gold_label {shown(label)}; expected {', '.join(ENTAILMENT)} or '-'"
             )
+        name = str(file.get(entry, "Flickr30K_ID", str, int)).removesuffix(".jpg")
+        if (problem := file_name_problem(name)) is not None:
+            raise file.error(f"has 'Flickr30K_ID' {problem}")
+        own = file.get(entry, "pairID", str, int) if "pairID" in entry else number
+        record = file.record(
+            own,
+            f"{root}/{name}.jpg",
+            image_id=name,
+            text=file.text(entry, "sentence2"),
+            answers={label: 1.0},
+            group=label,
         )
+        out.append(record)
     return out

@@ -37,5 +37,6 @@ def visual_genome(
             (file.get(region, "region_id", int), file.get(region, "phrase", str))
             for region in file.objects(entry, "regions")
         ]
-        add_captions(out, file.path.stem, finder.require(file, f"{number}.jpg"), found)
+        image = finder.require(file, f"{number}.jpg")
+        add_captions(out, file.path.stem, image, found, file.where)
     return out

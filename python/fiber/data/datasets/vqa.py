@@ -14,8 +14,10 @@ from fiber.data.formats.annotation_file import (
     read_json,
     without_garbage_collection,
 )
+from fiber.data.formats.json_values import id_key, split_problem
 from fiber.data.formats.rows import ANSWER_SCORES
 from fiber.data.record import AnyPath
+from fiber.messages import shown
 
 
 @without_garbage_collection()
@@ -54,14 +56,21 @@ def questions(
     answers_of: dict[Any, dict[str, Any]] | None = None
     if answers is not None or answers_path.exists() or not split.startswith("test"):
         answers_of = _read_answers(read_json(answers_path, "VQAv2 annotations"))
-    subtype = str(file.data.get("data_subtype", split)).replace("test-dev", "test")
+    subtype = split
+    if "data_subtype" in file.data:
+        subtype = file.text(file.data, "data_subtype").replace("test-dev", "test")
+        if (problem := split_problem(subtype)) is not None:
+            raise file.error(f"has 'data_subtype' {problem}")
     numbered, root = images_folder(folder, images, subtype), ""
-    out = RecordList()
+    out, seen = RecordList(), set()
     for entry in file.walk("questions"):
         number = file.get(entry, "question_id", int, str)
+        if (key := id_key(number)) in seen:
+            raise file.error(f"has duplicate question_id {shown(number)}; expected unique ids")
+        seen.add(key)
         if "image" in entry:
             root = root or images_folder(folder, images)
-            image = f"{root}/{file.text(entry, 'image')}"
+            image = f"{root}/{file.file_name(entry, 'image')}"
         else:
             image = f"{numbered}/COCO_{subtype}_{file.get(entry, 'image_id', int):012d}.jpg"
         fields = {}
@@ -72,20 +81,23 @@ def questions(
 
 
 def _read_answers(file: AnnotationFile) -> dict[Any, dict[str, Any]]:
-    """Return a dict from each question_id to the record fields for its answers."""
+    """Return a dict from the `id_key` of each question_id to the record fields of its answers."""
     found = {}
     # A few thousand distinct answers occur millions of times.
     interned: dict[str, str] = {}
     for entry in file.walk("annotations"):
-        number = file.get(entry, "question_id", int, str)
-        given = []
+        number, given = file.id_key(entry, "question_id"), list[str]()
+        if number in found:
+            raise file.error(
+                f"has duplicate question_id {shown(entry['question_id'])}; expected unique ids"
+            )
         for one in file.get(entry, "answers", list):
             if not isinstance(one, dict) or not isinstance(one.get("answer"), str):
                 raise file.error(
-                    f"has {one!r} in 'answers'; expected an object with a string 'answer'"
+                    f"has {shown(one)} in 'answers'; expected an object with a string 'answer'"
                 )
             given.append(interned.setdefault(one["answer"], one["answer"]))
         scores = {answer: ANSWER_SCORES[min(n, 4)] for answer, n in Counter(given).items()}
-        group = entry.get("question_type", "")
+        group = file.optional_text(entry, "question_type")
         found[number] = {"answers": scores, "human_answers": tuple(given), "group": group}
     return found

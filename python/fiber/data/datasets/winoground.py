@@ -36,11 +36,12 @@ def swapped(
     out = RecordList()
     for entry in file.walk("lines"):
         number = file.get(entry, "id", int, str)
-        names = [file.text(entry, f"image_{i}") for i in (0, 1)]
+        names = [file.file_name(entry, f"image_{i}") for i in (0, 1)]
         texts = [file.text(entry, f"caption_{i}") for i in (0, 1)]
+        group = file.optional_text(entry, "tag")
         for i, name in enumerate(names):
             image = f"{root}/{name}" if Path(name).suffix else f"{root}/{name}.png"
             for j, text in enumerate(texts):
-                key, group = f"{number}/{i}/{j}", entry.get("tag", "")
+                key = f"{number}/{i}/{j}"
                 out.append(file.record(key, image, text=text, truth=i == j, group=group))
     return out

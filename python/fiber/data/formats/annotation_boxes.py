@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+import operator
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 from fiber.data.char_spans import CharSpan, whole_characters
 from fiber.data.formats.annotation_file import AnnotationFile, RecordList
-from fiber.data.record import TrueObjects
+from fiber.data.formats.json_values import id_key, is_integer, is_number
+from fiber.data.prompts.classes import clean_class_name
+from fiber.data.record import MAX_SIDE, TrueObjects
+from fiber.messages import shown
 
 #: (x0, y0, x1, y1), half-open, in pixels.
 Box = tuple[float, float, float, float]
@@ -30,12 +34,11 @@ def char_spans(
     checks the bounds.
     """
     spans = file.get(entry, key, list)
-    try:
-        found: tuple[CharSpan, ...] = tuple((start, end) for start, end in spans)
-    except (TypeError, ValueError):
-        found = ()
-    if len(found) != len(spans) or not all(isinstance(v, int) for span in found for v in span):
-        raise file.error(f"has {key!r} {str(spans)[:60]}; expected a list of [start, end] pairs")
+    if not all(
+        isinstance(span, list) and len(span) == 2 and all(map(is_integer, span)) for span in spans
+    ):
+        raise file.error(f"has {key!r} {shown(spans)}; expected a list of [start, end] pairs")
+    found: tuple[CharSpan, ...] = tuple((start, end) for start, end in spans)
     if text.isascii():
         return found
     whole = tuple(whole_characters(text, span) for span in found)
@@ -43,17 +46,22 @@ def char_spans(
     return whole
 
 
-def is_number(value: Any) -> bool:
-    """Return whether a value is a finite number and not a bool."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def span_key(span: CharSpan) -> bytes:
+    """Return the key of a span in a dict; see `json_values.id_key`."""
+    return b"%d-%d" % span
 
 
-def annotated_size(image: Mapping[str, Any]) -> tuple[int, int] | None:
-    """Return the (height, width) in an image entry, or None if it is absent or invalid."""
+def annotated_size(file: AnnotationFile, image: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Return the (height, width) in an image entry, or None if a side is missing, null or 0."""
     size = image.get("height"), image.get("width")
-    if all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in size):
-        return size  # type: ignore[return-value]
-    return None
+    if any(side is None or side == 0 for side in size):
+        return None
+    if not all(is_integer(side, 1, MAX_SIDE) for side in size):
+        raise file.error(
+            f"has height {shown(size[0])} and width {shown(size[1])}; expected pixels, integers"
+            f" from 1 to {MAX_SIDE:,}"
+        )
+    return size  # type: ignore[return-value]
 
 
 def clip_box(box: Box, size: tuple[float, float]) -> tuple[Box, float]:
@@ -63,46 +71,91 @@ def clip_box(box: Box, size: tuple[float, float]) -> tuple[Box, float]:
     return clipped, max(abs(a - b) for a, b in zip(box, clipped, strict=True))
 
 
-def categories_by_id(file: AnnotationFile) -> dict[int, dict[str, Any]]:
-    """Return a dict of the entries in `categories`, keyed by id in ascending order.
+def sorted_categories(file: AnnotationFile) -> list[dict[str, Any]]:
+    """Return the entries in `categories` in ascending order of their ids.
 
     Raises:
         ValueError: if an id or name is duplicated.
     """
-    found: dict[int, dict[str, Any]] = {}
-    names = set()
+    found, names = list[dict[str, Any]](), set[str]()
+    name_of: dict[Any, str] = {}
     for entry in file.walk("categories"):
         number, name = file.get(entry, "id", int), file.text(entry, "name")
-        if number in found:
-            raise file.error(
-                f"has duplicate id {number}, already used by {found[number]['name']!r}"
-            )
+        if (key := id_key(number)) in name_of:
+            raise file.error(f"has duplicate id {number}, already used by {shown(name_of[key])}")
         if name in names:
-            raise file.error(f"has duplicate name {name!r}, already used by a different category")
-        found[number] = entry
+            raise file.error(
+                f"has duplicate name {shown(name)}, already used by a different category"
+            )
+        if not clean_class_name(name).strip():
+            raise file.error(
+                f"has name {shown(name)}, of which a prompt has nothing; expected words"
+            )
+        found.append(entry)
+        name_of[key] = name
         names.add(name)
-    return dict(sorted(found.items()))
+    return sorted(found, key=operator.itemgetter("id"))
 
 
 def boxes_by_image(file: AnnotationFile) -> dict[Any, list[tuple[int, dict[str, Any]]]]:
-    """Group the entries of `annotations`, each with its index, by `image_id`."""
-    known = {entry.get("id") for entry in file.walk("images")}
+    """Group the entries of `annotations`, each with its index, by the `id_key` of the image.
+
+    Raises:
+        ValueError: if an image is unknown, or all boxes seem to be relative to the image size.
+    """
+    known = {file.id_key(entry, "id") for entry in file.walk("images")}
     boxes: dict[Any, list[tuple[int, dict[str, Any]]]] = {}
-    for index, entry in enumerate(file.walk("annotations")):
-        image_id = file.get(entry, "image_id", int, str)
-        if image_id not in known:
-            raise file.error(f"has image_id {image_id!r}, which is not in 'images'")
-        boxes.setdefault(image_id, []).append((index, entry))
+    for index, entry in file.numbered("annotations"):
+        image = file.id_key(entry, "image_id")
+        if image not in known:
+            raise file.error(f"has image_id {shown(entry['image_id'])}, which is not in 'images'")
+        boxes.setdefault(image, []).append((index, entry))
+    if look_normalized(entry.get("bbox") for entry in file.walk("annotations")):
+        for entry in islice(file.walk("annotations"), 1):
+            raise file.error(
+                f"has 'bbox' {shown(entry['bbox'])}, and all boxes of the file are between 0 and 1,"
+                " so they look normalized; expected [x, y, width, height] in pixels (multiply x by"
+                " the width of the image, and y by its height)"
+            )
     return boxes
 
 
-def _read_box(file: AnnotationFile, entry: Mapping[str, Any]) -> Box:
+def look_normalized(boxes: Iterable[Any]) -> bool:
+    """Return whether boxes, of which there is one or more, are all relative to the image size.
+
+    Then all of their values are between 0 and 1, and some are fractions. Stops at the first box
+    that is not.
+    """
+    has_fractions = False
+    for box in boxes:
+        if not (_is_box(box) and all(0 <= side <= 1 for side in box)):
+            return False
+        has_fractions = has_fractions or any(0 < side < 1 for side in box)
+    return has_fractions
+
+
+def _is_box(box: Any) -> bool:
+    return isinstance(box, list) and len(box) == 4 and all(map(is_number, box))
+
+
+def read_box(file: AnnotationFile, entry: Mapping[str, Any]) -> Box:
     """Return `bbox` (x, y, width, height) as a half-open box."""
     box = file.get(entry, "bbox", list)
-    if len(box) != 4 or not all(map(is_number, box)):
-        raise file.error(f"has 'bbox' {str(box)[:60]}; expected [x, y, width, height] in pixels")
+    if not _is_box(box):
+        raise file.error(f"has 'bbox' {shown(box)}; expected [x, y, width, height] in pixels")
     x, y, width, height = box
     return float(x), float(y), float(x + width), float(y + height)
+
+
+def corners_hint(box: Sequence[float], size: tuple[int, int]) -> str:
+    """Return a hint if [x, y, width, height] exceeds its image, but would fit as corners, or ""."""
+    x0, y0, x1, y1 = box
+    if not (x0 < x1 and y0 < y1) or clip_box((x0, y0, x1, y1), size)[1] > BOX_SLACK_PIXELS:
+        return ""
+    return (
+        f"; {shown(list(box))} would fit as corners [x0, y0, x1, y1], but 'bbox' is"
+        " [x, y, width, height]"
+    )
 
 
 def read_boxes(
@@ -118,7 +171,7 @@ def read_boxes(
     that exceed the image by more than one pixel raise ValueError. If `file.skips_errors` is set,
     malformed boxes are dropped, other boxes are clipped to the image, and both are counted.
     """
-    height, width = file.get(image, "height", int), file.get(image, "width", int)
+    height, width = size = file.size(image)
     found = []
     for index, entry in entries:
         file.at("annotations", entry, index)
@@ -126,7 +179,7 @@ def read_boxes(
             out.skip("crowd boxes")
             continue
         try:
-            box = _read_box(file, entry)
+            box = read_box(file, entry)
         except ValueError:
             if not file.skips_errors:
                 raise
@@ -136,11 +189,13 @@ def read_boxes(
         if shorter <= EMPTY_BOX_PIXELS:
             out.skip("reversed boxes" if shorter < 0 else "empty boxes")
             continue
-        clipped, beyond = clip_box(box, (height, width))
+        clipped, beyond = clip_box(box, size)
         if beyond > BOX_SLACK_PIXELS and not file.skips_errors:
+            key = shown(f"{file.path.stem}/{image['id']}")
             raise file.error(
-                f"of record '{file.path.stem}/{image['id']}': box {len(found)}, (x0, y0, x1, y1) ="
-                f" {box}, extends {beyond:g} pixels beyond its image ({height=}, {width=})"
+                f"of record {key}: box {len(found)}, (x0, y0, x1, y1) = {box}, extends"
+                f" {beyond:g} pixels beyond its image ({height=}, {width=})"
+                f"{corners_hint(entry['bbox'], size)}"
             )
         if min(clipped[2] - clipped[0], clipped[3] - clipped[1]) <= 0:
             out.skip("boxes outside their pictures")
@@ -154,11 +209,11 @@ def true_objects(
     file: AnnotationFile,
     image: Mapping[str, Any],
     entries: list[tuple[int, dict[str, Any]]],
-    label_index: Mapping[int, int],
+    label_index: Mapping[Any, int],
 ) -> TrueObjects:
     """Return all objects of an image, unchanged, with LVIS's absent and incomplete classes.
 
-    `label_index` maps each category id to its index in `Record.labels`.
+    `label_index` maps the `id_key` of each category to its index in `Record.labels`.
 
     Raises:
         ValueError: if a box is invalid or a category is unknown.
@@ -166,11 +221,10 @@ def true_objects(
     boxes_xyxy, labels, areas, crowd = [], [], [], []
     for index, entry in entries:
         file.at("annotations", entry, index)
-        boxes_xyxy.append(_read_box(file, entry))
+        boxes_xyxy.append(read_box(file, entry))
         width, height = map(float, entry["bbox"][2:])
         labels.append(file.look_up(label_index, entry, "category_id", "categories"))
-        area = file.get(entry, "area", int, float) if "area" in entry else width * height
-        areas.append(float(area))
+        areas.append(file.number(entry, "area") if "area" in entry else width * height)
         crowd.append(bool(entry.get("iscrowd")))
     file.at("images", image)
     known = {

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import gc
-import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fiber.atomic_io import JSON_ERRORS
-from fiber.data.record import AnyPath, Record
+from fiber.atomic_io import check_regular_file
+from fiber.data.formats.json_values import (
+    MAX_ID,
+    file_name_problem,
+    id_key,
+    is_integer,
+    is_number,
+    may_have_surrogates,
+    parse_json,
+    surrogate_problem,
+)
+from fiber.data.record import MAX_SIDE, AnyPath, Record
+from fiber.messages import shown, shown_names
 
 # Number of images to look up when searching for their folder.
 _IMAGES_TO_FIND = 20
@@ -52,8 +62,6 @@ FILES = {
     "entailment": "snli_ve_{split}.jsonl",
     "swapped": "winoground_{split}.jsonl",
 }
-#: Those of them that `fiber data scenes` writes.
-GENERATED_FILES = tuple(name for task, name in FILES.items() if task != "entailment")
 
 
 class ReadReport:
@@ -100,14 +108,18 @@ class EntryFile(ABC):
         return ValueError(f"{self.where} {problem}")
 
     def get(self, entry: Mapping[str, Any], key: str, *kinds: type) -> Any:
-        """Return the value of a required key, which must have one of the given types."""
+        """Return the value of a required key, which must have one of the given types.
+
+        An integer must fit in 64 bits.
+        """
         value = entry.get(key)
         if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
             if key not in entry:
-                have = ", ".join(map(repr, entry)) or "none"
-                raise self.error(f"has no {key!r}; available keys: {have}")
+                raise self.error(f"has no {key!r}; available keys: {shown_names(entry)}")
             names = " or ".join(kind.__name__ for kind in kinds)
-            raise self.error(f"has {key!r} {value!r:.40}; expected {names}")
+            raise self.error(f"has {key!r} {shown(value)}; expected {names}")
+        if type(value) is int and not -MAX_ID <= value <= MAX_ID:
+            raise self.error(f"has {key!r} {shown(value)}; expected an integer below 2**63")
         return value
 
     def text(self, entry: Mapping[str, Any], key: str) -> str:
@@ -116,6 +128,17 @@ class EntryFile(ABC):
         if not value.strip():
             raise self.error(f"has an empty {key!r}")
         return value
+
+    def optional_text(self, entry: Mapping[str, Any], key: str) -> str:
+        """Return the value of an optional key, which must be a string; "" if it is missing."""
+        return self.get(entry, key, str) if entry.get(key) is not None else ""
+
+    def file_name(self, entry: Mapping[str, Any], key: str) -> str:
+        """Return the value of a required key, which must be a name that a file can have."""
+        name = self.text(entry, key)
+        if (problem := file_name_problem(name)) is not None:
+            raise self.error(f"has {key!r} {problem}")
+        return name
 
 
 class AnnotationFile(EntryFile):
@@ -127,13 +150,19 @@ class AnnotationFile(EntryFile):
         self.data = data
         #: If True, invalid boxes are skipped or clipped, and counted, instead of raising an error.
         self.skips_errors = False
+        #: Indices in the file of the entries of lists of which some were dropped.
+        self._kept: dict[str, list[int]] = {}
         self._section = ""
+        #: Index of the current entry, or else its id, if any.
         self._index: int | None = None
+        self._id: Any = None
 
     @property
     def where(self) -> str:
         """The file and the current entry, for messages."""
         index = "" if self._index is None else f"[{self._index}]"
+        if self._index is None and self._id is not None:
+            index = f" entry {shown(self._id)}"
         return f"{self.path}: {self._section or 'the file'}{index}"
 
     def error(self, problem: str) -> ValueError:
@@ -142,66 +171,114 @@ class AnnotationFile(EntryFile):
 
     def at(self, section: str, entry: Mapping[str, Any], index: int | None = None) -> None:
         """Set the current entry for error messages."""
-        self._index = index
-        self._section = section if index is not None else f"{section} entry {entry.get('id')!r}"
+        self._section, self._index, self._id = section, index, entry.get("id")
 
     def require_list(self, section: str) -> AnnotationFile:
         """Check that the file has a list called `section`, and return the file."""
-        self._section, self._index = "", None
+        self._section, self._index, self._id = "", None, None
         if not isinstance(self.data.get(section), list):
-            have = ", ".join(repr(key) for key in list(self.data)[:8]) or "none"
-            raise self.error(f"has no list {section!r}; available keys: {have}")
+            raise self.error(f"has no list {section!r}; available keys: {shown_names(self.data)}")
         return self
 
     def walk(self, section: str) -> Iterator[dict[str, Any]]:
         """Iterate over a list, marking each entry as the current one for error messages."""
+        for _, entry in self.numbered(section):
+            yield entry
+
+    def numbered(self, section: str) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Iterate over a list as `walk` does, with the index of each entry in the file."""
         entries = self.require_list(section).data[section]
-        for index, entry in enumerate(entries):
+        indices = self._kept.get(section, range(len(entries)))
+        for index, entry in zip(indices, entries, strict=True):
             self._section, self._index = section, index
             if not isinstance(entry, dict):
-                raise self.error(f"must be a JSON object, got {entry!r:.40}")
-            yield entry
+                raise self.error(f"must be a JSON object, got {shown(entry)}")
+            yield index, entry
+
+    def keep(self, section: str, fits: Callable[[dict[str, Any]], bool]) -> None:
+        """Drop the entries of a list that do not fit. Errors still give the indices in the file."""
+        kept = [(index, entry) for index, entry in self.numbered(section) if fits(entry)]
+        self._kept[section] = [index for index, _ in kept]
+        self.data[section] = [entry for _, entry in kept]
 
     def images(self) -> Iterator[dict[str, Any]]:
         """Yield the entries of `images`, each with a unique `id` and a `file_name`."""
-        seen: dict[int | str, int | None] = {}
+        seen: dict[Any, int | None] = {}
         for entry in self.walk("images"):
             number = self.get(entry, "id", int, str)
-            if number in seen:
+            before = seen.setdefault(id_key(number), self._index)
+            if before != self._index:
                 # Boxes refer to images by id.
                 raise self.error(
-                    f"has duplicate id {number!r}, already used by images[{seen[number]}]"
+                    f"has duplicate id {shown(number)}, already used by images[{before}]"
                 )
-            seen[number] = self._index
             if "file_name" not in entry and "coco_url" in entry:
                 # LVIS names images by the last two parts of their URL.
-                entry["file_name"] = "/".join(str(entry["coco_url"]).split("/")[-2:])
-            self.text(entry, "file_name")
+                entry["file_name"] = "/".join(self.text(entry, "coco_url").rsplit("/", 2)[-2:])
+            self.file_name(entry, "file_name")
             yield entry
+
+    def id_key(self, entry: Mapping[str, Any], key: str) -> str | int | bytes:
+        """Return the value of a required key, an id, as the key of a dict (see `id_key`)."""
+        return id_key(self.get(entry, key, int, str))
+
+    def size(self, entry: Mapping[str, Any]) -> tuple[int, int]:
+        """Return the (height, width) of an image entry, which are required."""
+        height, width = (self.get(entry, side, int) for side in ("height", "width"))
+        if not (is_integer(height, 1, MAX_SIDE) and is_integer(width, 1, MAX_SIDE)):
+            raise self.error(
+                f"has height {height} and width {width}; expected pixels from 1 to {MAX_SIDE:,}"
+            )
+        return height, width
+
+    def number(self, entry: Mapping[str, Any], key: str) -> float:
+        """Return the value of a required key, which must be a finite number of at most 2**53."""
+        value = self.get(entry, key, int, float)
+        if not is_number(value):
+            raise self.error(
+                f"has {key!r} {shown(value)}; expected a finite number of at most 2**53"
+            )
+        return float(value)
 
     def objects(self, entry: Mapping[str, Any], key: str) -> Iterator[dict[str, Any]]:
         """Yield the items of a required list of objects."""
         for item in self.get(entry, key, list):
             if not isinstance(item, dict):
-                raise self.error(f"has {item!r:.40} in {key!r}; expected an object")
+                raise self.error(f"has {shown(item)} in {key!r}; expected an object")
             yield item
 
     def look_up(
         self, table: Mapping[Any, Any], entry: Mapping[str, Any], key: str, where: str | Path
     ) -> Any:
-        """Return `table[entry[key]]`. `where` names the table in errors."""
+        """Return the value of an id in a table by `id_key`. `where` names the table in errors."""
         value = self.get(entry, key, int, str)
-        if value not in table:
-            raise self.error(f"has {key} {value!r}, which is not in {str(where)!r}")
-        return table[value]
+        found = table.get(id_key(value), self)
+        if found is self:
+            raise self.error(f"has {key} {shown(value)}, which is not in {str(where)!r}")
+        return found
 
-    def record(self, number: int | str, image: str, **fields: Any) -> Record:
-        """Return a record with the key "<file>/<number>". Errors name the current entry."""
+    def record(self, number: int | str, image: str | tuple[str, ...], **fields: Any) -> Record:
+        """Return a record with the key "<file>/<number>". Errors name the current entry.
+
+        `image_id` is the image unless it is given or there are two images.
+        """
         key = f"{self.path.stem}/{number}"
+        if isinstance(image, str):
+            fields.setdefault("image_id", image)
+            image = (image,)
         try:
-            return Record(key=key, images=(image,), image_id=image, **fields)
-        except ValueError as problem:
+            return Record(key=key, images=image, **fields)
+        except (ValueError, TypeError) as problem:
             raise self.error(f"is not a valid record: {problem}") from None
+
+
+@contextmanager
+def named(where: str) -> Iterator[None]:
+    """Prefix error messages with the location of a row or an entry."""
+    try:
+        yield
+    except (ValueError, TypeError, IndexError) as problem:
+        raise ValueError(f"{where} {problem}") from None
 
 
 @contextmanager
@@ -221,41 +298,55 @@ def without_garbage_collection() -> Iterator[None]:
 
 def read_json(path: Path, kind: str) -> AnnotationFile:
     """Read a file with one JSON object."""
-    return AnnotationFile(path, kind, _parse(read_text(path, kind), path, kind, dict))
+    return _read(path, kind, dict)
 
 
 def read_json_array(path: Path, kind: str) -> AnnotationFile:
     """Read a file with one JSON array, called "entries" in error messages."""
-    return AnnotationFile(path, kind, {"entries": _parse(read_text(path, kind), path, kind, list)})
+    return _read(path, kind, list)
+
+
+def _read(path: Path, kind: str, expected: type) -> AnnotationFile:
+    text = read_text(path, kind)
+    found = parse_json(text, path, expected, f" (read as {kind})")
+    data = {"entries": found} if expected is list else found
+    if may_have_surrogates(text):
+        _check_surrogates(data, path, kind)
+    return AnnotationFile(path, kind, data)
 
 
 def read_json_lines(path: Path, kind: str) -> AnnotationFile:
     """Read a JSON Lines file as a list, called "lines" in error messages."""
-    lines = enumerate(read_text(path, kind).split("\n"), 1)
-    parsed = [_parse(text, f"{path}: line {n}", kind) for n, text in lines if text.strip()]
+    parsed = []
+    # Not `splitlines`: JSON strings may contain Unicode line separators.
+    for number, text in enumerate(read_text(path, kind).split("\n"), 1):
+        if text.strip():
+            where = f"{path}: line {number}"
+            parsed.append(parse_json(text, where, note=f" (read as {kind})"))
+            if may_have_surrogates(text) and (problem := surrogate_problem(parsed[-1])):
+                raise ValueError(f"{where} {problem} (read as {kind})")
     return AnnotationFile(path, kind, {"lines": parsed})
 
 
-def _parse(text: str, where: object, kind: str, expected: type = object) -> Any:
-    """Parse JSON and check the type of the value. Errors begin with the location `where`."""
-    try:
-        data = json.loads(text)
-    except JSON_ERRORS as problem:
-        raise ValueError(f"{where} is not valid JSON: {problem} (read as {kind})") from None
-    if not isinstance(data, expected):
-        names = {list: "a JSON array", dict: "a JSON object"}
-        got = names.get(type(data)) or f"{data!r:.40}"
-        raise ValueError(f"{where} must contain {names[expected]} ({kind}), got {got}")
-    return data
+def _check_surrogates(data: dict[str, Any], path: Path, kind: str) -> None:
+    """Raise ValueError, with the place, if a JSON object has a lone surrogate."""
+    for section, entries in data.items():
+        for index, entry in enumerate(entries if isinstance(entries, list) else ()):
+            if (problem := surrogate_problem(entry)) is not None:
+                where = f"{path}: {shown_names([section])}[{index}]"
+                raise ValueError(f"{where} {problem} (read as {kind})")
+    if (problem := surrogate_problem(data)) is not None:
+        raise ValueError(f"{path} {problem} (read as {kind})")
 
 
 def read_text(path: Path, kind: str) -> str:
     """Read a UTF-8 file. The error for a missing file says where to get it."""
     try:
+        check_regular_file(path)
         return path.read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError):
         if splits := _splits_in_folder(path):
-            hint = f"available splits: {', '.join(splits)}"
+            hint = f"available splits: {shown_names(splits)}"
         else:
             # `fiber data` does not generate files in these layouts.
             others = ("original", "published", "SNLI-VE")
@@ -298,14 +389,31 @@ def images_folder(folder: AnyPath, images: AnyPath | None, name: str | None = No
     root = Path(folder) / "images" if images is None else Path(images)
     if name is not None:
         for parent in (root, Path(folder)) if images is None else (root,):
-            if (parent / name).is_dir():
+            if is_folder(parent / name):
                 return str(parent / name)
     if not root.is_dir():
         raise FileNotFoundError(
             f"image folder {root} does not exist; expected the images there, or a link to their"
-            f" folder{f', or a folder {name} next to it' if name and images is None else ''}"
+            f" folder{f', or a folder {shown(name)} next to it' if name and not images else ''}"
         )
     return str(root)
+
+
+def is_file(path: Path) -> bool:
+    """Return whether there is a file at a path; False also for a name that no file can have."""
+    try:
+        return path.is_file()
+    except OSError:
+        # Names of more than 255 characters.
+        return False
+
+
+def is_folder(path: Path) -> bool:
+    """Return whether there is a folder at a path; False also for a name that none can have."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
 
 
 def find_images_folder(names: Sequence[str], folders: Iterable[Path]) -> Path | None:
@@ -316,5 +424,5 @@ def find_images_folder(names: Sequence[str], folders: Iterable[Path]) -> Path | 
     """
     sample = names[:: max(1, -(-len(names) // _IMAGES_TO_FIND))]
     existing = [folder for folder in dict.fromkeys(folders) if folder.is_dir()]
-    counts = [sum((folder / name).is_file() for name in sample) for folder in existing]
+    counts = [sum(is_file(folder / name) for name in sample) for folder in existing]
     return existing[counts.index(max(counts))] if max(counts, default=0) else None

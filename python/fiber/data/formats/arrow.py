@@ -13,14 +13,17 @@ pack` writes shards that avoid this cost.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from fiber.data.datasets.snli_ve import ENTAILMENT
+from fiber.data.formats.annotation_file import named
 from fiber.data.formats.arrow_table import Table, open_table
-from fiber.data.formats.row_records import DataRow, RowRecords, RowSource, named
-from fiber.data.formats.rows import CATEGORIES, FIELDS, check_one_each
+from fiber.data.formats.json_values import is_integer
+from fiber.data.formats.row_records import DataRow, RowRecords, RowSource
+from fiber.data.formats.rows import CATEGORIES, FIELDS, check_id, check_one_each
 from fiber.data.record import AnyPath, StoredImage
+from fiber.messages import shown, shown_names
 
 #: Names of the formats in messages.
 KIND = "published Arrow data"
@@ -28,6 +31,8 @@ TABLE_KIND = "an Arrow or Parquet table"
 #: Possible image columns; the first one present is used.
 IMAGES = ("image", "image_path", "file_name")
 _METADATA = ("image_id", "height", "width")
+#: Number of labels of answers that a table may have; the published files have 3,129.
+_MAX_ANSWERS = 100_000
 
 
 class Tables(RowSource):
@@ -38,6 +43,8 @@ class Tables(RowSource):
         FileNotFoundError: if a file is missing.
         ValueError: if a file is not a table; on access, if it lacks a column or a row is invalid.
     """
+
+    class_names_hint = ", or a ClassLabel of objects.category in the schema (datasets.Features)"
 
     def __init__(self, paths: Sequence[AnyPath], kind: str = TABLE_KIND) -> None:
         super().__init__()
@@ -77,9 +84,9 @@ def _columns_in(table: Table, names: Sequence[str]) -> list[str]:
     """Return the `names` that are columns of a table; raise ValueError if there are none."""
     found = [name for name in names if name in table.columns]
     if not found:
-        wanted, have = " or ".join(map(repr, names)), ", ".join(map(repr, table.columns))
+        wanted = " or ".join(map(repr, names))
         raise ValueError(
-            f"{table.path} has no column {wanted}; available columns: {have or 'none'}"
+            f"{table.path} has no column {wanted}; available columns: {shown_names(table.columns)}"
         )
     return found
 
@@ -98,14 +105,28 @@ def table_answers(*paths: AnyPath) -> dict[int, str]:
             table.values(*_columns_in(table, (name,))) for name in ("answers", "answer_labels")
         )
         for row, (own_texts, own_labels) in enumerate(zip(texts, labels, strict=True)):
-            for text, label in zip(chain(*own_texts), chain(*own_labels), strict=True):
-                if known.setdefault(label, text) != text:
-                    where = f"{table.path}: row {row}"
-                    raise ValueError(
-                        f"{where} has text {text!r} for answer label {label}; expected"
-                        f" {known[label]!r}, as in an earlier row"
-                    )
+            with named(f"{table.path}: row {row}"):
+                for text, label in _labelled_answers(own_texts, own_labels):
+                    if known.setdefault(label, text) != text:
+                        raise ValueError(
+                            f"has text {shown(text)} for answer label {label}; expected"
+                            f" {shown(known[label])}, as in an earlier row"
+                        )
     return known
+
+
+def _labelled_answers(texts: Any, labels: Any) -> Iterator[tuple[str, int]]:
+    """Yield the answers to all questions of a row with their labels."""
+    check_one_each(labels, "answer_labels", texts)
+    for own_texts, own_labels in zip(texts, labels, strict=True):
+        check_one_each(own_labels, "answer_labels", own_texts)
+        for text, label in zip(own_texts, own_labels, strict=True):
+            if not isinstance(text, str) or not is_integer(label, 0, _MAX_ANSWERS - 1):
+                raise ValueError(
+                    f"has answer {shown(text)} with label {shown(label)}; expected a string and an"
+                    f" integer below {_MAX_ANSWERS:,}"
+                )
+            yield text, label
 
 
 def entailment_records(tables: Tables) -> RowRecords:
@@ -131,10 +152,10 @@ def entailment_records(tables: Tables) -> RowRecords:
             with named(row.where):
                 check_one_each(labels, "labels", sentences)
                 for index, (pair, label) in enumerate(zip(sentences, labels, strict=True)):
-                    if label not in range(len(ENTAILMENT)):
-                        raise ValueError(f"has label {label!r}; expected 0, 1 or 2")
-                    if len(pair) != 2:
-                        raise ValueError(f"has {len(pair)} sentences; expected 2")
+                    if not is_integer(label, 0, len(ENTAILMENT) - 1):
+                        raise ValueError(f"has label {shown(label)}; expected 0, 1 or 2")
+                    if not isinstance(pair, list) or len(pair) != 2:
+                        raise ValueError(f"has {shown(pair)} in 'sentences'; expected 2 sentences")
                     name = ENTAILMENT[label]
                     key = f"{row.key}-{index}"
                     out.add(row, key=key, text=pair[1], answers={name: 1.0}, group=name)
@@ -157,16 +178,17 @@ def statement_records(tables: Tables) -> RowRecords:
             _columns_in(table, (name,))
         columns = [table.values(name) for name in names[2:]]
         for place, (texts, answers, identifier) in enumerate(zip(*columns, strict=True)):
-            row = DataRow(
-                where=f"{table.path}: row {place}",
-                key=f"{table.path.stem}/{identifier}",
-                values={},
-                locations=((number, place, "image_0"), (number, place, "image_1")),
-            )
-            with named(row.where):
+            where = f"{table.path}: row {place}"
+            with named(where):
+                row = DataRow(
+                    where=where,
+                    key=f"{table.path.stem}/{check_id(identifier, 'identifier')}",
+                    values={},
+                    locations=((number, place, "image_0"), (number, place, "image_1")),
+                )
                 check_one_each(answers, "answers", texts)
                 for index, (text, answer) in enumerate(zip(texts, answers, strict=True)):
                     if answer not in ("True", "False"):
-                        raise ValueError(f"has answer {answer!r}; expected 'True' or 'False'")
+                        raise ValueError(f"has answer {shown(answer)}; expected 'True' or 'False'")
                     out.add(row, key=f"{row.key}-{index}", text=text, truth=answer == "True")
     return out

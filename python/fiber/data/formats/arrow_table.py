@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import json
 import threading
 from abc import ABC, abstractmethod
 from bisect import bisect_right
@@ -25,25 +24,20 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from fiber.data.formats.annotation_file import where_to_get
+from fiber.data.formats.annotation_file import is_file, where_to_get
+from fiber.data.formats.json_values import file_name_problem, find_surrogate, parse_json
+from fiber.data.prompts.classes import clean_class_name
 from fiber.data.record import StoredImage
 from fiber.data.storage.file_pool import PooledFile
+from fiber.messages import printable, shown
 
 #: Maximum bytes in the row group cache of a Parquet file; the last group used is always kept.
 CACHE_BYTES = 1 << 28
 
 #: Magic number of Arrow's file format; the stream format has none.
 _ARROW_FILE = b"ARROW1"
-#: Exceptions that pyarrow raises for broken files; its own errors are subclasses of these.
-_BROKEN = (
-    OSError,
-    ValueError,
-    TypeError,
-    LookupError,
-    ArithmeticError,
-    MemoryError,
-    NotImplementedError,
-)
+#: Maximum number of characters of an error of pyarrow, which may contain values of the file.
+_MAX_PROBLEM = 400
 
 
 class Table(ABC):
@@ -60,7 +54,7 @@ class Table(ABC):
 
     @abstractmethod
     def _column(self, part: int, column: str) -> Any:
-        """Return a validated column of a part; raise one of `_BROKEN` if it is invalid."""
+        """Return a validated column of a part; raise any exception if it is invalid."""
 
     def values(self, column: str) -> list[Any]:
         """Read a whole column.
@@ -92,7 +86,8 @@ class Table(ABC):
         """Add the location of the column and its rows to errors."""
         try:
             yield
-        except _BROKEN as problem:
+        except Exception as problem:
+            # Of pyarrow, such as ArrowCapacityError, or of what it converts values with.
             where = f"column {column!r} of {self._part_name} {part}"
             rows = f"(rows {self._first_row(part)} to {self._ends[part] - 1})"
             raise ValueError(f"{self.path}: cannot read {where} {rows}: {_line(problem)}") from None
@@ -114,11 +109,13 @@ class Table(ABC):
             return found
         if not isinstance(found, str) or not found:
             raise ValueError(
-                f"{self.path}: row {row} has {found!r:.40} in {column!r}; expected bytes, a"
+                f"{self.path}: row {row} has {shown(found)} in {column!r}; expected bytes, a"
                 " path, or a struct with 'bytes' or 'path'"
             )
+        if (problem := file_name_problem(found)) is not None:
+            raise ValueError(f"{self.path}: row {row} has in {column!r} {problem}")
         in_images = self.path.parent / "images" / found
-        return str(in_images if in_images.is_file() else self.path.parent / found)
+        return str(in_images if is_file(in_images) else self.path.parent / found)
 
     def class_names(self, column: str, field: str) -> list[str]:
         """Return the class names of a numeric field of a column, or [] if there are none.
@@ -126,20 +123,31 @@ class Table(ABC):
         Hugging Face's `datasets` stores them in the schema, as the `names` of a ClassLabel.
         """
         try:
-            metadata = json.loads(self._metadata.get(b"huggingface", b"{}"))
-            features = metadata.get("info", {}).get("features", {}).get(column)
-        except (ValueError, AttributeError):
+            text = self._metadata.get(b"huggingface", b"{}").decode()
+            features = parse_json(text, self.path)
+        except ValueError:
             return []
         # The field may be nested at any depth.
+        for name in ("info", "features", column):
+            features = features.get(name) if isinstance(features, dict) else None
         while isinstance(features, dict):
             own = features.get(field)
             while isinstance(own, dict):
                 names = own.get("names")
                 if isinstance(names, list) and all(isinstance(name, str) for name in names):
-                    return names
+                    return self._checked_class_names(names)
                 own = own.get("feature")
             features = features.get("feature")
         return []
+
+    def _checked_class_names(self, names: list[str]) -> list[str]:
+        for number, name in enumerate(names):
+            if find_surrogate(name) is not None or not clean_class_name(name).strip():
+                raise ValueError(
+                    f"{self.path}: class {number} of the schema is {shown(name)}; expected a name"
+                    " with words"
+                )
+        return names
 
 
 class _ArrowTable(Table):
@@ -172,7 +180,8 @@ def _problem_of(values: Any, rows: int) -> str | None:
     """Validate a column. Return a description of the problem, or None if it is valid."""
     try:
         values.validate(full=True)
-    except _BROKEN as problem:
+    except Exception as problem:
+        # pyarrow's ArrowCapacityError, for example, is of no other type.
         return _line(problem)
     return None if len(values) == rows else f"the column has {len(values)} values; expected {rows}"
 
@@ -202,8 +211,10 @@ class _ParquetTable(Table):
             with self._lock:
                 found = self._reader.read(columns=[column]).column(0)
             found.validate(full=True)
+            if len(found) != (rows := self._ends[-1] if self._ends else 0):
+                raise ValueError(f"the column has {len(found)} values; expected {rows}")
             return found.to_pylist()
-        except _BROKEN as problem:
+        except Exception as problem:
             raise ValueError(
                 f"{self.path}: cannot read column {column!r}: {_line(problem)}"
             ) from None
@@ -244,7 +255,7 @@ def open_table(path: Path, kind: str) -> Table:
     is_parquet = path.suffix == ".parquet" or start.startswith(b"PAR1")
     try:
         table = _open_parquet(file) if is_parquet else _open_arrow(file, start == _ARROW_FILE)
-    except _BROKEN as problem:
+    except Exception as problem:
         form = "Parquet" if is_parquet else "Arrow"
         raise ValueError(
             f"{path} is not a valid {form} file ({_line(problem)}); expected {kind}"
@@ -256,7 +267,8 @@ def open_table(path: Path, kind: str) -> Table:
 
 def _line(problem: BaseException) -> str:
     """Return a pyarrow error message as one line."""
-    return " ".join(str(problem).split()) or type(problem).__name__
+    said = " ".join(str(problem)[: 10 * _MAX_PROBLEM].split())
+    return printable(said, _MAX_PROBLEM) or type(problem).__name__
 
 
 def _open_parquet(file: PooledFile) -> Table:
@@ -279,6 +291,6 @@ def _open_arrow(file: PooledFile, has_index: bool) -> Table:
     batches: list[Any] = []
     try:
         batches.extend(found)
-    except _BROKEN as problem:
+    except Exception as problem:
         raise ValueError(f"record batch {len(batches)}: {_line(problem)}") from None
     return _ArrowTable(file, reader.schema, batches)

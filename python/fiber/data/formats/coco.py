@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fiber.data.formats.annotation_boxes import (
     annotated_size,
     boxes_by_image,
-    categories_by_id,
     read_boxes,
+    sorted_categories,
     true_objects,
 )
 from fiber.data.formats.annotation_file import (
@@ -17,6 +19,7 @@ from fiber.data.formats.annotation_file import (
     read_json,
     without_garbage_collection,
 )
+from fiber.data.formats.json_values import id_key
 from fiber.data.prompts.classes import class_prompt
 from fiber.data.record import AnyPath
 
@@ -46,18 +49,22 @@ def captions(
     path = annotation_path(folder, split, "captions", annotations)
     file = read_json(path, "COCO captions").require_list("images")
     root = images_folder(folder, images)
-    by_id = {entry["id"]: entry for entry in file.images()}
+    # The path and the size of each image, which its captions share.
+    by_id: dict[Any, tuple[str, tuple[int, int] | None]] = {}
+    for entry in file.images():
+        path_and_size = f"{root}/{entry['file_name']}", annotated_size(file, entry)
+        by_id[id_key(entry["id"])] = path_and_size
     out, captioned = RecordList(), set()
     for entry in file.walk("annotations"):
-        image = file.look_up(by_id, entry, "image_id", "images")
-        captioned.add(image["id"])
+        image, size = file.look_up(by_id, entry, "image_id", "images")
+        captioned.add(id_key(entry["image_id"]))
         out.append(
             file.record(
                 file.get(entry, "id", int, str),
-                f"{root}/{image['file_name']}",
-                image_size=annotated_size(image),
+                image,
+                image_size=size,
                 text=file.text(entry, "caption"),
-                group=entry.get("group", ""),
+                group=file.optional_text(entry, "group"),
             )
         )
     out.skip("pictures without captions", len(by_id) - len(captioned))
@@ -89,18 +96,18 @@ def detection(
 
 def detection_records(file: AnnotationFile, root: str, *, objects: bool = False) -> RecordList:
     """Create the records of `detection` from a file whose images are in the folder `root`."""
-    categories = categories_by_id(file)
-    label_index = {category: index for index, category in enumerate(categories)}
+    categories = sorted_categories(file)
+    label_index = {id_key(entry["id"]): index for index, entry in enumerate(categories)}
     out = RecordList()
-    out.classes = tuple(entry["name"] for entry in categories.values())
+    out.classes = tuple(entry["name"] for entry in categories)
     prompt = class_prompt(out.classes)
     # Shared by all records: files have thousands of classes.
-    label_ids = tuple(categories)
+    label_ids = tuple(entry["id"] for entry in categories)
     # In LVIS, "r" (rare), "c" (common) or "f" (frequent).
-    label_groups = tuple(str(entry.get("frequency", "")) for entry in categories.values())
+    label_groups = tuple(map(_frequency, categories))
     boxes = boxes_by_image(file)
     for entry in file.images():
-        own = boxes.get(entry["id"], [])
+        own = boxes.get(id_key(entry["id"]), [])
         # With `objects`, dropped boxes are kept in `Record.objects` and not counted.
         found = read_boxes(file, entry, own, RecordList() if objects else out)
         labels = []
@@ -112,7 +119,7 @@ def detection_records(file: AnnotationFile, root: str, *, objects: bool = False)
             file.record(
                 entry["id"],
                 f"{root}/{entry['file_name']}",
-                image_size=annotated_size(entry),
+                image_size=annotated_size(file, entry),
                 label_ids=label_ids,
                 label_groups=label_groups,
                 objects=true_objects(file, entry, own, label_index) if objects else None,
@@ -120,3 +127,8 @@ def detection_records(file: AnnotationFile, root: str, *, objects: bool = False)
             )
         )
     return out
+
+
+def _frequency(category: dict[str, Any]) -> str:
+    frequency = category.get("frequency")
+    return frequency if frequency in ("r", "c", "f") else ""

@@ -31,7 +31,9 @@ from fiber.data.formats.annotation_file import (
     images_folder,
     read_json,
 )
+from fiber.data.formats.json_values import id_key
 from fiber.data.record import AnyPath
+from fiber.messages import shown
 
 KIND = "COCO instances"
 #: Files of one split, by tool; the first match is used. See `_SPLIT_ALIASES` for split names.
@@ -105,7 +107,7 @@ def coco_detection(
     """
     found = _Found(Path(annotations)) if annotations is not None else find(Path(folder), split)
     if found is None:
-        raise FileNotFoundError(f"{folder} has no detection annotations for split {split!r}")
+        raise FileNotFoundError(f"{folder} has no detection annotations for split {shown(split)}")
     file, notes = read_json(found.file, KIND), []
     file.skips_errors = on_error == "skip"
     if _drop_placeholder(file):
@@ -155,7 +157,8 @@ def _file_of_split(folder: Path, split: str) -> Path | None:
                 if len(files) > 1:
                     named = ", ".join(str(file) for file in files)
                     raise ValueError(
-                        f"boxes for split {split!r} are in several files; pass one of them: {named}"
+                        f"boxes for split {shown(split)} are in several files; pass one of them:"
+                        f" {named}"
                     )
                 if files:
                     return files[0]
@@ -174,7 +177,7 @@ def _drop_placeholder(file: AnnotationFile) -> bool:
         or any(entry.get("category_id") == 0 for entry in file.walk("annotations"))
     ):
         return False
-    file.data["categories"] = others
+    file.keep("categories", lambda entry: entry is not first)
     return True
 
 
@@ -204,8 +207,8 @@ def _images_root(file: AnnotationFile, folder: Path, split: str) -> str:
         return images_folder(folder, None)
     folders = ", ".join(str(root) for root in dict.fromkeys(roots) if root.is_dir())
     raise FileNotFoundError(
-        f"{file.path}: no folder found for the {len(names)} images, such as {names[0]!r}; tried"
-        f" {folders}"
+        f"{file.path}: no folder found for the {len(names)} images, such as {shown(names[0])};"
+        f" tried {folders}"
     )
 
 
@@ -214,7 +217,7 @@ def _hold_out(file: AnnotationFile, split: str) -> str:
     groups: dict[str, list[Any]] = defaultdict(list)
     for entry in file.images():
         # The names of Roboflow's copies of an image differ only after ".rf.".
-        groups[entry["file_name"].partition(".rf.")[0]].append(entry["id"])
+        groups[entry["file_name"].partition(".rf.")[0]].append(id_key(entry["id"]))
     total = len(file.data["images"])
     count = min(max(1, round(total * _HELD_OUT_FRACTION)), _MAX_HELD_OUT)
     held_out: set[Any] = set()
@@ -226,7 +229,7 @@ def _hold_out(file: AnnotationFile, split: str) -> str:
             f"{file.path} has too few distinct images to hold out split {HELD_OUT!r}:"
             f" {len(groups)} among {total} images"
         )
-    ids = {entry["id"] for entry in file.data["images"]}
+    ids = {id_key(entry["id"]) for entry in file.data["images"]}
     _drop(file, held_out if split == "train" else ids - held_out)
     return (
         f"{file.path.name} is the only annotation file, so {len(held_out)} of its {total} images,"
@@ -236,11 +239,9 @@ def _hold_out(file: AnnotationFile, split: str) -> str:
 
 
 def _drop(file: AnnotationFile, ids: set[Any]) -> None:
-    """Drop images and their boxes."""
-    file.data["images"] = [entry for entry in file.data["images"] if entry["id"] not in ids]
-    file.data["annotations"] = [
-        entry for entry in file.walk("annotations") if entry.get("image_id") not in ids
-    ]
+    """Drop images, given by the `id_key` of their ids, and their boxes."""
+    file.keep("images", lambda entry: id_key(entry["id"]) not in ids)
+    file.keep("annotations", lambda entry: file.id_key(entry, "image_id") not in ids)
 
 
 def _choose_shots(file: AnnotationFile, shots: int) -> str:
@@ -254,13 +255,14 @@ def _choose_shots(file: AnnotationFile, shots: int) -> str:
     """
     classes: dict[Any, set[Any]] = defaultdict(set)
     for entry in file.walk("annotations"):
-        classes[entry.get("image_id")].add(entry.get("category_id"))
+        category = file.id_key(entry, "category_id")
+        classes[file.id_key(entry, "image_id")].add(category)
     total, kept = len(file.data["images"]), set()
     counts: Counter[Any] = Counter()
     for entry in sorted(file.images(), key=lambda entry: (str(type(entry["id"])), entry["id"])):
-        shown = classes[entry["id"]]
-        if any(counts[category] < shots for category in shown):
-            kept.add(entry["id"])
-            counts.update(shown)
-    _drop(file, {entry["id"] for entry in file.data["images"]} - kept)
+        shown_classes = classes[id_key(entry["id"])]
+        if any(counts[category] < shots for category in shown_classes):
+            kept.add(id_key(entry["id"]))
+            counts.update(shown_classes)
+    _drop(file, {id_key(entry["id"]) for entry in file.data["images"]} - kept)
     return f"kept {len(kept)} of {total} images ({shots} per class, as in the published code)"

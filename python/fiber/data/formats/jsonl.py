@@ -34,12 +34,16 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from fiber.data.formats.annotation_file import ReadReport, RecordList
+from fiber.data.formats.annotation_file import ReadReport, RecordList, named
+from fiber.data.formats.json_values import MAX_ID_LENGTH, is_id, split_problem
 from fiber.data.formats.line_reader import LineReader
-from fiber.data.formats.row_records import DataRow, RowRecords, RowSource, box_records, named
+from fiber.data.formats.row_records import DataRow, RowRecords, RowSource, box_records
 from fiber.data.formats.rows import check_scores, scores_of
 from fiber.data.record import AnyPath, Record
+from fiber.messages import shown, shown_names
 
+#: Maximum number of splits of a file, which is read once for each.
+MAX_SPLITS = 64
 # Fields that occur in only one kind of line, and the fields that each kind requires.
 _KINDS = {
     "captions": {"text", "texts"},
@@ -74,7 +78,7 @@ def jsonl_captions(
             raise lines.error("has both 'text' and 'texts'; expected only one of them")
         texts = entry["texts"] if several else [lines.text(entry, "text")]
         if not isinstance(texts, list) or not texts:
-            raise lines.error(f"has 'texts' {texts!r:.40}; expected a nonempty list of strings")
+            raise lines.error(f"has 'texts' {shown(texts)}; expected a nonempty list of strings")
         image = lines.image(entry)
         for place, text in enumerate(texts):
             text = lines.text({(field := f"texts[{place}]"): text}, field) if several else text
@@ -173,11 +177,14 @@ def _of_split(
             out.skip(f"lines with {kinds[0]}")
             continue
         own = entry.get("id", number)
-        if isinstance(own, bool) or not isinstance(own, str | int) or own == "":
-            raise lines.error(f"has 'id' {own!r:.40}; expected a nonempty string or an integer")
+        if not is_id(own):
+            raise lines.error(
+                f"has 'id' {shown(own)}; expected a string of 1 to {MAX_ID_LENGTH} characters or an"
+                " integer"
+            )
         key = f"{lines.path.stem}/{own}"
         if key in keys:
-            raise lines.error(f"has duplicate 'id' {own!r}; expected unique ids")
+            raise lines.error(f"has duplicate 'id' {shown(own)}; expected unique ids")
         keys.add(key)
         yield key, entry
     if keys:
@@ -185,8 +192,10 @@ def _of_split(
     if not having and not lacking:
         raise ValueError(f"{lines.path} is empty; expected {lines.expected}")
     if having and not wanted & splits:
-        have = ", ".join(map(repr, sorted(splits)))
-        raise ValueError(f"{lines.path} has no lines for split {split!r}; available splits: {have}")
+        have = shown_names(sorted(splits))
+        raise ValueError(
+            f"{lines.path} has no lines for split {shown(split)}; available splits: {have}"
+        )
     raise ValueError(
         f"{lines.path} has only {' and '.join(others)}; expected lines with {_NEEDED[kind]}"
     )
@@ -205,7 +214,7 @@ def _answers(lines: LineReader, entry: dict[str, Any], *, optional: bool) -> dic
     answers = entry["answers"]
     if not isinstance(answers, dict | list) or not answers:
         raise lines.error(
-            f"has 'answers' {answers!r:.40}; expected a nonempty list of answers, or an object"
+            f"has 'answers' {shown(answers)}; expected a nonempty list of answers, or an object"
             " that maps answers to scores"
         )
     for answer in answers:
@@ -217,9 +226,24 @@ def _answers(lines: LineReader, entry: dict[str, Any], *, optional: bool) -> dic
 
 
 def splits_in(path: Path) -> list[str]:
-    """Return the splits that occur in a file, in order of appearance."""
-    found = (entry.get("split") for _, entry in LineReader(path, None).walk())
-    return list(dict.fromkeys(str(split) for split in found if split is not None))
+    """Return the splits that occur in a file, in order of appearance.
+
+    Raises:
+        ValueError: if a line is invalid, or there are more than `MAX_SPLITS`.
+    """
+    lines, found = LineReader(path, None), dict[str, None]()
+    for _, entry in lines.walk():
+        if "split" in entry:
+            split = lines.text(entry, "split")
+            if (problem := split_problem(split)) is not None:
+                raise lines.error(f"has {problem}")
+            found[split] = None
+        if len(found) > MAX_SPLITS:
+            raise lines.error(
+                f"has split {shown(entry['split'])}, after {MAX_SPLITS} other splits; expected"
+                " names such as train and val"
+            )
+    return list(found)
 
 
 def kinds_in(path: Path) -> set[str]:

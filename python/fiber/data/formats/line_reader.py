@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import csv
 import io
-import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fiber.atomic_io import JSON_ERRORS
+from fiber.atomic_io import check_regular_file
 from fiber.config_io import nearest
-from fiber.data.formats.annotation_file import EntryFile
+from fiber.data.formats.annotation_file import EntryFile, is_file
+from fiber.data.formats.json_values import find_surrogate, may_have_surrogates, parse_json
 from fiber.data.record import AnyPath
+from fiber.messages import printable, shown, shown_names
 
 _FIELDS = (
     *("image", "text", "texts", "question", "answer", "answers", "id", "split"),
@@ -37,6 +37,9 @@ _LISTS = {
     "boxes_xyxy": "a .jsonl or .json file",
     "labels": "a .jsonl or .json file",
 }
+# Maximum number of characters of an unknown field that are compared with known ones, and of a path
+# in a message.
+_MAX_FIELD, _MAX_PATH = 60, 500
 # Field names of other formats that `nearest` would not match.
 _OTHER_NAMES = {
     "image": ("img", "image_path", "img_path", "file_name", "filename", "path", "picture"),
@@ -46,9 +49,6 @@ _OTHER_NAMES = {
     "boxes_xyxy": ("boxes", "bbox", "bboxes"),
     "labels": ("classes",),
 }
-
-# JSON escapes that may be lone surrogates, which UTF-8 cannot encode.
-_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 class LineReader(EntryFile):
@@ -77,26 +77,22 @@ class LineReader(EntryFile):
         for number, entry in self.entries():
             self._number = number
             if not isinstance(entry, dict):
-                raise self.error(f"must be a JSON object, got {entry!r:.40}")
+                raise self.error(f"must be a JSON object, got {shown(entry)}")
             for field in entry:
                 if field not in _FIELDS:
-                    names = (name for name, own in _OTHER_NAMES.items() if field.lower() in own)
-                    meant = next(names, None)
-                    hint = f"did you mean {meant!r}?" if meant else nearest(field, _FIELDS)
-                    raise self.error(f"has unknown field {field!r}; {hint}")
+                    raise self.error(f"has unknown field {shown(field)}; {_hint(field)}")
             for field, value in entry.items() if self._has_surrogates else ():
-                try:
-                    json.dumps(value, ensure_ascii=False).encode()
-                except UnicodeEncodeError:
+                if (found := find_surrogate(value)) is not None:
                     raise self.error(
                         f"has a lone surrogate in {field!r}, which UTF-8 cannot encode:"
-                        f" {json.dumps(value):.60}"
-                    ) from None
+                        f" {shown(found)}"
+                    )
             yield number, entry
 
     def entries(self) -> Iterator[tuple[int, Any]]:
         """Yield the one-based number and the value of each line or list item."""
         try:
+            check_regular_file(self.path)
             # Files from Windows may begin with a byte order mark.
             text = self.path.read_text(encoding="utf-8-sig")
         except (FileNotFoundError, NotADirectoryError):
@@ -106,50 +102,53 @@ class LineReader(EntryFile):
         except UnicodeDecodeError as problem:
             message = f"{self.path} is not UTF-8 text ({problem}); expected {self.expected}"
             raise ValueError(message) from None
-        self._has_surrogates = _SURROGATE.search(text) is not None
+        self._has_surrogates = self._suffix != ".csv" and may_have_surrogates(text)
         if self._suffix == ".csv":
             yield from self._cells(text)
         elif self._suffix == ".json":
-            try:
-                found = json.loads(text)
-            except JSON_ERRORS as problem:
-                raise ValueError(f"{self.path} is not valid JSON ({problem})") from None
-            if not isinstance(found, list):
-                raise ValueError(f"{self.path} must contain a list, got {type(found).__name__}")
-            yield from enumerate(found, 1)
+            yield from enumerate(parse_json(text, self.path, list), 1)
         else:
             # Not `splitlines`: JSON strings may contain Unicode line separators.
             for number, line in enumerate(text.split("\n"), 1):
                 self._number = number
-                if not line.strip():
-                    continue
-                try:
-                    yield number, json.loads(line)
-                except JSON_ERRORS as problem:
-                    raise self.error(f"is not valid JSON ({problem})") from None
+                if line.strip():
+                    yield number, parse_json(line, self.where)
 
     def _cells(self, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
         """Yield the rows of a CSV table as objects, omitting empty cells."""
-        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+        reader = csv.reader(io.StringIO(text, newline=""), strict=True)
         try:
-            self._number, fields = 1, reader.fieldnames or ()
-            for place, field in enumerate(fields):
-                if field in fields[:place]:
-                    raise self.error(f"has a duplicate column {field!r}")
-                if field in _LISTS:
-                    raise self.error(
-                        f"has list field {field!r}, which CSV does not support; use {_LISTS[field]}"
-                    )
-            for cells in reader:
+            # As `csv.DictReader`, which skips empty lines, but takes time for all columns per row.
+            rows = filter(None, reader)
+            fields = next(rows, [])
+            self._number = reader.line_num
+            self._check_columns(fields)
+            for cells in rows:
                 self._number = reader.line_num
-                if None in cells:
-                    names = ", ".join(map(repr, fields))
-                    raise self.error(f"has more cells than the {len(fields)} columns ({names})")
-                yield reader.line_num, {name: cell for name, cell in cells.items() if cell}
+                if len(cells) > len(fields):
+                    raise self.error(
+                        f"has {len(cells):,} cells, but there are {len(fields)} columns"
+                        f" ({shown_names(fields)})"
+                    )
+                pairs = zip(fields, cells, strict=False)
+                yield reader.line_num, {name: cell for name, cell in pairs if cell}
         except csv.Error as problem:
-            # `DictReader.line_num` is the line of the last complete row.
-            self._number = reader.reader.line_num
+            self._number = reader.line_num
             raise self.error(f"is not a valid CSV row ({problem})") from None
+
+    def _check_columns(self, fields: list[str]) -> None:
+        """Check the names of CSV columns, of which all are known and none is a list."""
+        seen = set()
+        for field in fields:
+            if field in seen:
+                raise self.error(f"has a duplicate column {shown(field)}")
+            if field in _LISTS:
+                raise self.error(
+                    f"has list field {field!r}, which CSV does not support; use {_LISTS[field]}"
+                )
+            if field not in _FIELDS:
+                raise self.error(f"has unknown field {shown(field)}; {_hint(field)}")
+            seen.add(field)
 
     def image(self, entry: dict[str, Any]) -> str:
         """Return the image path of a line.
@@ -157,15 +156,26 @@ class LineReader(EntryFile):
         The first image must exist, since the folder is probably wrong otherwise. Other images may
         be missing: the loader raises an error or skips them.
         """
-        name = self.text(entry, "image")
+        name = self.file_name(entry, "image")
         if name not in self._found:
             paths = [root / name for root in self._roots]
-            path = next((path for path in paths if path.is_file()), None)
+            path = next((path for path in paths if is_file(path)), None)
             if path is None and not self._found:
-                tried = " and ".join(dict.fromkeys(map(str, paths)))
-                raise FileNotFoundError(f"{self.where}: image {name!r} not found; tried {tried}")
+                tried = " and ".join(printable(str(p), _MAX_PATH) for p in dict.fromkeys(paths))
+                raise FileNotFoundError(
+                    f"{self.where}: image {shown(name)} not found; tried {tried}"
+                )
             self._found[name] = str(path or paths[0])
         return self._found[name]
+
+
+def _hint(field: str) -> str:
+    """Return a hint for an unknown field."""
+    if not field:
+        return "expected a name (pandas: to_csv(FILE, index=False))"
+    names = (name for name, own in _OTHER_NAMES.items() if field.lower() in own)
+    meant = next(names, None)
+    return f"did you mean {meant!r}?" if meant else nearest(field[:_MAX_FIELD], _FIELDS)
 
 
 def is_list(path: Path) -> bool:

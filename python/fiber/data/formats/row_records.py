@@ -9,7 +9,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from fiber.data.formats.annotation_boxes import (
@@ -17,12 +16,14 @@ from fiber.data.formats.annotation_boxes import (
     EMPTY_BOX_PIXELS,
     Box,
     clip_box,
-    is_number,
+    corners_hint,
 )
-from fiber.data.formats.annotation_file import ReadReport
-from fiber.data.formats.rows import boxes_of, captions_of, questions_of
-from fiber.data.prompts.classes import class_prompt
-from fiber.data.record import LazyImages, Record, RecordSequence, StoredImage
+from fiber.data.formats.annotation_file import ReadReport, named
+from fiber.data.formats.json_values import is_number
+from fiber.data.formats.rows import boxes_of, captions_of, check_id, questions_of
+from fiber.data.prompts.classes import class_prompt, clean_class_name
+from fiber.data.record import MAX_SIDE, LazyImages, Record, RecordSequence, StoredImage
+from fiber.messages import shown
 
 
 class DataRow(NamedTuple):
@@ -42,6 +43,9 @@ class RowSource(ReadReport, ABC):
 
     The report is complete once all rows have been read.
     """
+
+    #: How the names of numeric categories are given, other than as categories, for messages.
+    class_names_hint = ""
 
     @property
     def class_names(self) -> Sequence[str]:
@@ -82,15 +86,6 @@ class RowRecords(ReadReport, RecordSequence):
     def _record(self, index: int) -> Record:
         fields = dict(self._fields[index])
         return Record(images=LazyImages(self._read, fields.pop("locations")), **fields)
-
-
-@contextmanager
-def named(where: str) -> Iterator[None]:
-    """Prefix error messages with the location of a row."""
-    try:
-        yield
-    except (ValueError, TypeError, IndexError) as problem:
-        raise ValueError(f"{where} {problem}") from None
 
 
 def caption_records(source: RowSource) -> RowRecords:
@@ -156,18 +151,33 @@ def box_records(
         ValueError: if a row is invalid; the error gives its location.
     """
     out, names = RowRecords(source), source.class_names
-    known, kept = set(names), []
+    known, kept = set(names), list[Any]()
     counts: Counter[str] = Counter()
+    reader = _BoxReader(source, out, on_error == "skip")
+    # Whether all values of boxes are from 0 to 1, and where the first one is a fraction.
+    are_unit, fraction = True, ""
     for row in source.rows("boxes"):
         with named(row.where):
-            size = _image_size(row.values)
-            found = _boxes(row.values, size, names, out, on_error == "skip")
-            shown = {name for _, name in found}
-            known |= shown
-            if shots and not any(counts[name] < shots for name in shown):
+            size, given = _image_size(row.values), list(boxes_of(row.values))
+            are_unit = are_unit and all(0 <= side <= 1 for box, _ in given for side in box)
+            if are_unit and not fraction:
+                fraction = row.where if any(s % 1 for box, _ in given for s in box) else ""
+            found = reader.kept(given, size, is_xyxy="boxes_xyxy" in row.values)
+            classes = {name for _, name in found}
+            for name in classes - known:
+                if not clean_class_name(name).strip():
+                    raise ValueError(f"has class {shown(name)}; expected a name with words")
+            known |= classes
+            if shots and not any(counts[name] < shots for name in classes):
                 continue
-            counts.update(shown)
+            counts.update(classes)
             kept.append((row, size, found))
+    if are_unit and fraction:
+        raise ValueError(
+            f"{fraction} has boxes with values from 0 to 1, as do all other rows, so they look"
+            " normalized; expected pixels (multiply x by the width of the image, and y by its"
+            " height)"
+        )
     out.classes = (*names, *sorted(known - set(names)))
     prompt = class_prompt(out.classes)
     label_index = {name: index for index, name in enumerate(out.classes)}
@@ -183,55 +193,88 @@ def box_records(
 
 def _image_id(row: DataRow) -> str:
     number = row.values.get("image_id")
-    return row.key if number is None else str(number)
+    return row.key if number is None else str(check_id(number, "image_id"))
 
 
 def _image_size(values: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Return the (height, width) of a row, or None if a side is missing, null or 0."""
     size = values.get("height"), values.get("width")
-    if all(is_number(side) for side in size):
-        return int(size[0]), int(size[1])  # type: ignore[arg-type]
-    return None
+    if any(side is None or side == 0 for side in size):
+        return None
+    # Tables may have floats.
+    if not all(is_number(side) and 1 <= side <= MAX_SIDE and side % 1 == 0 for side in size):
+        raise ValueError(
+            f"has height {shown(size[0])} and width {shown(size[1])}; expected pixels, whole"
+            f" numbers from 1 to {MAX_SIDE:,}"
+        )
+    return int(size[0]), int(size[1])  # type: ignore[arg-type]
 
 
-def _boxes(
-    values: Mapping[str, Any],
-    size: tuple[int, int] | None,
-    names: Sequence[str],
-    out: RowRecords,
-    skips_errors: bool,
-) -> list[tuple[Box, str]]:
-    """Return the boxes of a row, clipped to the image, with their class names."""
-    found = []
-    for number, (box, category) in enumerate(boxes_of(values)):
-        name = category
-        if isinstance(category, int):
-            if not 0 <= category < len(names):
-                raise ValueError(
-                    f"has box {number} with class {category}; expected a name or an index below"
-                    f" {len(names)}"
-                )
-            name = names[category]
-        x0, y0, x1, y1 = box
-        if x1 < x0 or y1 < y0:
-            if skips_errors:
+class _BoxReader:
+    """Checks of the boxes of a row."""
+
+    def __init__(self, source: RowSource, out: RowRecords, skips_errors: bool) -> None:
+        self._names, self._names_hint = source.class_names, source.class_names_hint
+        self._out, self._skips_errors = out, skips_errors
+
+    def kept(
+        self,
+        given: Sequence[tuple[Box, str | int]],
+        size: tuple[int, int] | None,
+        *,
+        is_xyxy: bool,
+    ) -> list[tuple[Box, str]]:
+        """Return the boxes of a row, clipped to the image, with their class names."""
+        found, out = [], self._out
+        for number, (box, category) in enumerate(given):
+            name = self._name(number, category)
+            x0, y0, x1, y1 = box
+            if x1 < x0 or y1 < y0:
+                if not self._skips_errors:
+                    raise ValueError(f"has box {number}, {_reversed_problem(box, is_xyxy)}")
                 out.skip("reversed boxes")
                 continue
-            found_box = f"(x0, y0, x1, y1) = {box}; expected x0 <= x1 and y0 <= y1"
-            if "boxes_xyxy" not in values:
-                found_box = (
-                    f"(x, y, width, height) = {(x0, y0, x1 - x0, y1 - y0)}; expected a nonnegative"
-                    " width and height"
+            clipped, beyond = (box, 0.0) if size is None else clip_box(box, size)
+            if size is not None and beyond > BOX_SLACK_PIXELS and not self._skips_errors:
+                hint = "" if is_xyxy else corners_hint((x0, y0, x1 - x0, y1 - y0), size)
+                raise ValueError(
+                    f"has box {number}, (x0, y0, x1, y1) = {box}, which extends {beyond:g} pixels"
+                    f" beyond its image of {size[0]} x {size[1]} (height x width){hint}"
                 )
-            raise ValueError(f"has box {number}, {found_box}")
-        clipped, beyond = (box, 0.0) if size is None else clip_box(box, size)
-        if size is not None and beyond > BOX_SLACK_PIXELS and not skips_errors:
+            if min(clipped[2] - clipped[0], clipped[3] - clipped[1]) <= EMPTY_BOX_PIXELS:
+                out.skip("empty boxes")
+                continue
+            out.skip("clipped boxes", int(beyond > 0))
+            found.append((clipped, name))
+        return found
+
+    def _name(self, number: int, category: str | int) -> str:
+        """Return the name of a class."""
+        names = self._names
+        if isinstance(category, str):
+            return category
+        if not names:
             raise ValueError(
-                f"has box {number}, (x0, y0, x1, y1) = {box}, which extends {beyond:g} pixels"
-                f" beyond its image of {size[0]} x {size[1]} (height x width)"
+                f"has box {number} with class {shown(category)}, but the names of the classes are"
+                " unknown; expected names such as 'dog' instead of numbers"
+                f"{self._names_hint}"
             )
-        if min(clipped[2] - clipped[0], clipped[3] - clipped[1]) <= EMPTY_BOX_PIXELS:
-            out.skip("empty boxes")
-            continue
-        out.skip("clipped boxes", int(beyond > 0))
-        found.append((clipped, str(name)))
-    return found
+        if not 0 <= category < len(names):
+            raise ValueError(
+                f"has box {number} with class {shown(category)}; expected a name or an index below"
+                f" {len(names)}"
+            )
+        return names[category]
+
+
+def _reversed_problem(box: Box, is_xyxy: bool) -> str:
+    x0, y0, x1, y1 = box
+    if is_xyxy:
+        return (
+            f"(x0, y0, x1, y1) = {box}; expected x0 <= x1 and y0 <= y1 (if it is x, y, width,"
+            f" height, write {[x0, y0, x0 + x1, y0 + y1]})"
+        )
+    return (
+        f"(x, y, width, height) = {(x0, y0, x1 - x0, y1 - y0)}; expected a nonnegative width and"
+        " height"
+    )

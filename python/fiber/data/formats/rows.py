@@ -16,7 +16,9 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from fiber.data.formats.annotation_boxes import Box, is_number
+from fiber.data.formats.annotation_boxes import Box
+from fiber.data.formats.json_values import MAX_ID_LENGTH, is_id, is_number
+from fiber.messages import shown
 
 CAPTIONS = ("caption", "captions", "text", "texts", "sentences")
 QUESTIONS = ("question", "questions")
@@ -48,11 +50,11 @@ def captions_of(row: Mapping[str, Any]) -> list[str] | str:
     if isinstance(found, str):
         return found
     if not isinstance(found, list):
-        raise ValueError(f"has {name!r} {found!r:.40}; expected a string or list of strings")
+        raise ValueError(f"has {name!r} {shown(found)}; expected a string or list of strings")
     texts: list[Any] = [one.get("raw") if isinstance(one, Mapping) else one for one in found]
     for text in texts:
         if not isinstance(text, str):
-            raise ValueError(f"has {text!r:.40} in {name!r}; expected a string")
+            raise ValueError(f"has {shown(text)} in {name!r}; expected a string")
     return texts
 
 
@@ -64,12 +66,13 @@ def questions_of(row: Mapping[str, Any]) -> Iterator[tuple[str | int | None, dic
     """
     number = row.get("question_id")
     if "questions" not in row:
-        yield number, {"text": _text(row["question"], "question"), **_answers(row)}
+        fields = {"text": _text(row["question"], "question"), **_answers(row)}
+        yield None if number is None else check_id(number, "question_id"), fields
         return
     questions, answers, scores = row["questions"], row.get("answers"), row.get("answer_scores")
     _check_list(questions, "questions")
     for name, values in (("question_id", number), ("answers", answers), ("answer_scores", scores)):
-        if values:
+        if values is not None and values != []:
             check_one_each(values, name, questions)
     for place, text in enumerate(questions):
         own = {}
@@ -77,12 +80,23 @@ def questions_of(row: Mapping[str, Any]) -> Iterator[tuple[str | int | None, dic
             own = {"answers": _scored(answers[place] or [], scores[place] or [])}
         elif answers:
             own = _answers({"answers": answers[place]})
-        yield number[place] if number else None, {"text": _text(text, "questions"), **own}
+        fields = {"text": _text(text, "questions"), **own}
+        yield check_id(number[place], "question_id") if number else None, fields
+
+
+def check_id(value: Any, name: str) -> str | int:
+    """Return an id; raise ValueError if it is none; see `is_id`."""
+    if not is_id(value):
+        raise ValueError(
+            f"has {name!r} {shown(value)}; expected a string of 1 to {MAX_ID_LENGTH} characters or"
+            " an integer below 2**63"
+        )
+    return value
 
 
 def _text(value: Any, name: str) -> str:
     if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"has {name!r} {value!r:.40}; expected a nonempty string")
+        raise ValueError(f"has {name!r} {shown(value)}; expected a nonempty string")
     return value
 
 
@@ -98,7 +112,7 @@ def _answers(row: Mapping[str, Any]) -> dict[str, Any]:
             return {"answers": _scored(list(answers), scores)}
         return {"answers": scores_of(answers), "human_answers": answers}
     if found:
-        raise ValueError(f"has 'answers' {found!r:.40}; expected a list")
+        raise ValueError(f"has 'answers' {shown(found)}; expected a list")
     one = row.get("answer", row.get("multiple_choice_answer"))
     return {} if one is None else {"answers": {_text(one, "answer"): 1.0}}
 
@@ -115,7 +129,7 @@ def _scored(answers: Any, scores: Any) -> dict[str, float]:
 
 def _check_list(values: Any, name: str) -> None:
     if not isinstance(values, list):
-        raise ValueError(f"has {name!r} {values!r:.40}; expected a list")
+        raise ValueError(f"has {name!r} {shown(values)}; expected a list")
 
 
 def check_one_each(values: Any, name: str, questions: Any) -> None:
@@ -133,7 +147,7 @@ def check_scores(scores: Mapping[str, Any]) -> dict[str, float]:
     for answer, given in scores.items():
         if not is_number(given) or not 0 <= given <= 1:
             raise ValueError(
-                f"has score {given!r} for answer {answer!r}; expected a number in [0, 1]"
+                f"has score {shown(given)} for answer {shown(answer)}; expected a number in [0, 1]"
             )
     return {answer: float(score) for answer, score in scores.items()}
 
@@ -154,21 +168,25 @@ def boxes_of(row: Mapping[str, Any]) -> Iterator[tuple[Box, str | int]]:
         ValueError: if the numbers of boxes and classes differ, or a box is not four numbers.
     """
     is_xyxy = "boxes_xyxy" in row
-    if is_xyxy:
-        boxes, classes = row["boxes_xyxy"], row.get("labels")
-    else:
-        boxes, classes = _object_lists(row["objects"])
-    boxes, classes = boxes or [], classes or []
+    boxes, classes = box_lists(row)
+    boxes, classes = ([] if each is None else each for each in (boxes, classes))
     if not isinstance(boxes, list) or not isinstance(classes, list) or len(boxes) != len(classes):
-        given = f"boxes {boxes!r:.40} and classes {classes!r:.40}"
+        given = f"boxes {shown(boxes)} and classes {shown(classes)}"
         raise ValueError(f"has {given}; expected one class per box")
     for number, (box, category) in enumerate(zip(boxes, classes, strict=True)):
         if not isinstance(box, list) or len(box) != 4 or not all(map(is_number, box)):
-            raise ValueError(f"has box {number} {str(box)[:60]}; expected four numbers")
+            raise ValueError(f"has box {number} {shown(box)}; expected four numbers")
         if not isinstance(category, str | int) or isinstance(category, bool):
-            raise ValueError(f"has class {category!r:.40}; expected a name or an index")
+            raise ValueError(f"has class {shown(category)}; expected a name or an index")
         x0, y0, x1, y1 = map(float, box)
         yield (x0, y0, x1, y1) if is_xyxy else (x0, y0, x0 + x1, y0 + y1), category
+
+
+def box_lists(row: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Return the boxes and the classes of a row; raise ValueError if there is no place for them."""
+    if "boxes_xyxy" in row:
+        return row["boxes_xyxy"], row.get("labels")
+    return _object_lists(row["objects"])
 
 
 def _object_lists(objects: Any) -> tuple[Any, Any]:
@@ -177,7 +195,7 @@ def _object_lists(objects: Any) -> tuple[Any, Any]:
         return [one.get("bbox") for one in objects], [_category(one) for one in objects]
     if isinstance(objects, Mapping):
         return objects.get("bbox"), _category(objects)
-    raise ValueError(f"has 'objects' {objects!r:.40}; expected objects with 'bbox' and 'category'")
+    raise ValueError(f"has 'objects' {shown(objects)}; expected objects with 'bbox' and 'category'")
 
 
 def _category(entry: Mapping[str, Any]) -> Any:

@@ -19,8 +19,9 @@ from pathlib import Path
 
 import numpy as np
 
-from fiber.data.formats.annotation_file import read_text
+from fiber.data.formats.annotation_file import is_file, read_text
 from fiber.data.storage.file_pool import PooledFile
+from fiber.messages import printable
 
 KIND = "Objects365, the published TSV files"
 
@@ -34,8 +35,10 @@ class TsvFile:
     """
 
     def __init__(self, path: Path) -> None:
-        if not path.is_file():
-            raise FileNotFoundError(f"{path} does not exist; expected a file of {KIND}")
+        if not is_file(path):
+            raise FileNotFoundError(
+                f"{printable(str(path), 500)} does not exist; expected a file of {KIND}"
+            )
         self.path, self._file = path, PooledFile(path)
         index = path.with_suffix(".lineidx")
         size = self._file.bytes

@@ -26,6 +26,7 @@ from fiber.data.formats.row_records import DataRow, RowSource
 from fiber.data.formats.rows import CAPTIONS, FIELDS
 from fiber.data.record import AnyPath
 from fiber.data.storage.tar import Member, TarFile, as_json
+from fiber.messages import shown, shown_names
 
 #: Name of the format in messages.
 KIND = "WebDataset shards"
@@ -53,11 +54,11 @@ def samples_of(file: TarFile, counts: dict[str, int]) -> Iterator[Sample]:
         for _, extension, member in group:
             if name in seen:
                 raise ValueError(
-                    f"{file.path}: member {member.name!r} is not adjacent to the other members of"
-                    f" sample {name!r}"
+                    f"{file.path}: member {shown(member.name)} is not adjacent to the other"
+                    f" members of sample {shown(name)}"
                 )
             if extension in members:
-                raise ValueError(f"{file.path}: duplicate member {member.name!r}")
+                raise ValueError(f"{file.path}: duplicate member {shown(member.name)}")
             members[extension] = member
         seen.add(name)
         yield Sample(name, members)
@@ -84,7 +85,7 @@ def fields_of(file: TarFile, sample: Sample) -> dict[str, Any]:
     values: dict[str, Any] = {}
     if "json" in sample.members:
         member = sample.members["json"]
-        values = as_json(file.text(member), f"{file.path}: member {member.name!r}")
+        values = as_json(file.text(member), f"{file.path}: member {shown(member.name)}")
     if "txt" in sample.members and not any(name in values for name in CAPTIONS):
         values["caption"] = file.text(sample.members["txt"]).strip()
     return values
@@ -123,16 +124,16 @@ class Shards(RowSource):
                     continue
                 found += 1
                 yield DataRow(
-                    where=f"{file.path}: sample {sample.name!r}",
+                    where=f"{file.path}: sample {shown(sample.name)}",
                     key=f"{file.path.stem}/{sample.name}",
                     values=values,
                     locations=((number, images[0].start, images[0].size),),
                 )
         if not found:
-            have = ", ".join(f".{end}" for end in list(extensions)[:8]) or "nothing"
             raise ValueError(
                 f"{self.files[0].path}: no sample has an image and {kind}; expected .jpg, .png or"
-                f" .webp, and .txt or .json with {' or '.join(map(repr, required))}, got {have}"
+                f" .webp, and .txt or .json with {' or '.join(map(repr, required))}, got members"
+                f" with the extensions {shown_names(extensions)}"
             )
         for file in self.files:
             self.add_report(file)

@@ -10,13 +10,18 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
-from fiber.atomic_io import read_json
+from fiber.atomic_io import check_regular_file, read_json
 from fiber.data.char_spans import CharSpan
-from fiber.data.record import AnyPath
+from fiber.data.formats.json_values import surrogate_problem
+from fiber.data.record import AnyPath, SharedSpans
+from fiber.messages import shown
 
+#: Maximum number of keys of a class in a message.
+_MOST_KEYS = 8
 #: Separator between labels, as in the published code.
 SEPARATOR = ". "
 
@@ -49,8 +54,8 @@ class ClassName:
         for part, value in vars(self).items():
             if not isinstance(value, str):
                 raise TypeError(
-                    f"class {self.name!r:.60}: {part} must be a str, got {type(value).__name__}"
-                    f" {value!r:.60}"
+                    f"class {shown(self.name)}: {part} must be a str, got {type(value).__name__}"
+                    f" {shown(value)}"
                 )
 
     @property
@@ -110,7 +115,15 @@ def clean_class_name(name: str) -> str:
     Drop text in parentheses, replace underscores with spaces, and replace double spaces with single
     spaces. A space before a parenthesis is kept: "hot_dog" -> "hot dog", "bow_(ribbon)" -> "bow ".
     """
-    return re.sub(r"\(.*\)", "", name).replace("_", " ").replace("  ", " ")
+    kept = "\n".join(map(_without_parentheses, name.split("\n")))
+    return kept.replace("_", " ").replace("  ", " ")
+
+
+def _without_parentheses(line: str) -> str:
+    """Drop what is between the first opening and the last closing parenthesis, and these."""
+    # A regular expression takes quadratic time for many parentheses that are not closed.
+    start, end = line.find("("), line.rfind(")")
+    return line[:start] + line[end + 1 :] if 0 <= start < end else line
 
 
 def as_class(given: Any, number: int) -> ClassName:
@@ -125,7 +138,7 @@ def as_class(given: Any, number: int) -> ClassName:
     found = ClassName(given) if isinstance(given, str) else given
     if isinstance(given, Mapping):
         if "name" not in given or not set(given) <= {part.name for part in fields(ClassName)}:
-            have = ", ".join(map(repr, given)) or "(none)"
+            have = ", ".join(shown(key) for key in islice(given, _MOST_KEYS)) or "(none)"
             raise ValueError(
                 f"class {number} has keys {have}; expected 'name' and optionally 'prefix' and"
                 " 'suffix'"
@@ -134,10 +147,10 @@ def as_class(given: Any, number: int) -> ClassName:
     if not isinstance(found, ClassName):
         raise TypeError(
             f"class {number} must be a str, a ClassName or a mapping with 'prefix', 'name' and"
-            f" 'suffix', got {type(given).__name__} {given!r:.60}"
+            f" 'suffix', got {type(given).__name__} {shown(given)}"
         )
     if not clean_class_name(found.name).strip():
-        raise ValueError(f"class {number} has an empty name ({found.name!r})")
+        raise ValueError(f"class {number} has an empty name ({shown(found.name)})")
     return found
 
 
@@ -170,7 +183,7 @@ def join_classes(classes: Sequence[ClassName], labels: Iterable[str], first: int
         spans.append(((start, start + len(name)),))
         texts.append(f"{each.prefix}{name}{each.suffix}")
         position += len(texts[-1]) + len(SEPARATOR)
-    return Prompt(SEPARATOR.join(texts), tuple(labels), tuple(spans), first)
+    return Prompt(SEPARATOR.join(texts), tuple(labels), SharedSpans(spans), first)
 
 
 def class_prompts(
@@ -215,7 +228,7 @@ def class_prompts(
         end = start + bisect_left(ends, True, key=lambda e: tokens(start, e) > max_tokens)
         if end == start:
             raise ValueError(
-                f"class {start} ({texts[start][:60]!r}) alone must have at most {max_tokens}"
+                f"class {start} ({shown(texts[start])}) alone must have at most {max_tokens}"
                 f" tokens, got {tokens(start, start + 1)}"
             )
         prompts.append(join_classes(named[start:end], labels[start:end], start))
@@ -245,7 +258,7 @@ def caption_prompt(caption: str, phrases: Sequence[str]) -> Prompt:
         match = next(filter(None, searches), None)
         if match is None:
             raise ValueError(
-                f"phrase {number} ({label!r}) does not occur in the caption {caption!r}"
+                f"phrase {number} ({shown(label)}) does not occur in the caption {shown(caption)}"
             )
         spans.append((match.span(),))
         position = match.end()
@@ -264,6 +277,7 @@ def read_classes(path: AnyPath) -> list[ClassName]:
     """
     path = Path(path)
     if path.suffix.lower() != ".json":
+        check_regular_file(path)
         try:
             # Editors on Windows write a byte order mark.
             lines = map(str.strip, path.read_text(encoding="utf-8-sig").splitlines())
@@ -279,6 +293,8 @@ def read_classes(path: AnyPath) -> list[ClassName]:
     if not isinstance(entries, list) or not entries:
         what = "an empty list" if entries == [] else f"a {type(entries).__name__}"
         raise ValueError(f"{path} contains {what}; expected a list of class names or objects")
+    if (problem := surrogate_problem(entries)) is not None:
+        raise ValueError(f"{path} {problem}")
     try:
         return [as_class(entry, number) for number, entry in enumerate(entries)]
     except (TypeError, ValueError) as problem:

@@ -27,6 +27,7 @@ from fiber.data.prompts.rules import PromptRules
 from fiber.data.record import ConcatRecords, Record, RecordSet
 from fiber.data.rng import MAX_RECORDS, Rng
 from fiber.data.storage.shard_order import ShardMap, shard_map_of
+from fiber.messages import shown
 
 # Random number stream for prompts.
 _PROMPTS = 253
@@ -119,7 +120,7 @@ class SampledPrompts:
         chosen = set(wanted[: self._longest(wanted, order)])
         if wanted and not chosen:
             raise ValueError(
-                f"record {key!r}: class {labels[wanted[0]]!r:.60} alone is longer than"
+                f"record {shown(key)}: class {shown(labels[wanted[0]])} alone is longer than"
                 f" {self.max_tokens} tokens"
             )
         order = [label for label in order if label in chosen]

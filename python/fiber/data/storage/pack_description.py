@@ -14,9 +14,16 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from fiber.atomic_io import JSON_ERRORS
+from fiber.atomic_io import JSON_ERRORS, check_regular_file
+from fiber.data.formats.json_values import find_surrogate, is_integer, may_have_surrogates
+from fiber.messages import shown
 
 DESCRIPTION = "pack.json"
+#: Maximum size of the description. Per shard of 256 MB it has about 500 bytes, so that this is
+#: enough for a hundred terabytes.
+MAX_DESCRIPTION_BYTES = 1 << 28
+#: Maximum number of characters of the name of a file.
+_MAX_NAME = 1000
 FORMAT, VERSION = "fiber pack", 2
 #: Bytes of a file that share a CRC-32 in version 2.
 BLOCK_BYTES = 16 << 20
@@ -63,6 +70,7 @@ def read_description(folder: Path) -> dict[str, Any]:
         ValueError: if it does not describe a packed folder, or not the one that was packed.
     """
     path = folder / DESCRIPTION
+    check_regular_file(path, MAX_DESCRIPTION_BYTES)
     return _read_description(path, path.stat().st_mtime_ns)
 
 
@@ -77,22 +85,29 @@ def parse_description(content: bytes, name: str) -> dict[str, Any]:
     Raises:
         ValueError: see `read_description`.
     """
+    if len(content) > MAX_DESCRIPTION_BYTES:
+        raise ValueError(
+            f"{name} has {len(content)} bytes; expected at most {MAX_DESCRIPTION_BYTES}"
+        )
     try:
-        found = json.loads(content.decode())
-        is_known = type(found["version"]) is int and 1 <= found["version"] <= VERSION
-        if found["format"] != FORMAT or not is_known:
-            raise ValueError(
-                f"unsupported format {found['format']!r}, version {found['version']!r}"
-            )
+        text = content.decode()
+        found = json.loads(text)
+        if not isinstance(found, dict):
+            raise ValueError(f"it contains {shown(found)}; expected an object")
+        if may_have_surrogates(text) and (text := find_surrogate(found)) is not None:
+            raise ValueError(f"it has a lone surrogate in {shown(text)}")
+        form, version = found.get("format"), found.get("version")
+        if form != FORMAT or not is_integer(version, 1, VERSION):
+            raise ValueError(f"unsupported format {shown(form)}, version {shown(version)}")
         _check_description(found)
-        stored = found["fingerprint"]
-    except (*JSON_ERRORS, KeyError, TypeError) as problem:
+        stored, own = found["fingerprint"], fingerprint_of_content(found)
+    except JSON_ERRORS as problem:
         raise ValueError(
             f"{name} does not describe a packed folder ({problem}); expected format {FORMAT!r},"
             f" version 1 to {VERSION}"
         ) from None
-    if stored != fingerprint_of_content(found):
-        raise ValueError(f"{name} does not have the hash {stored!r:.80} and {NOT_PACKED}")
+    if stored != own:
+        raise ValueError(f"{name} does not have the hash {shown(stored)} and {NOT_PACKED}")
     return found
 
 
@@ -113,22 +128,43 @@ def _check_description(found: dict[str, Any]) -> None:
         for index, entry in enumerate(found.get(name, ())):
             where = f"{name}[{index}]"
             _check_fields(where, entry, fields)
-            split = entry.get("split", "")
-            if "/" in split or "\0" in entry["file"] + split:
-                raise ValueError(f"{where} has split {split!r:.80}")
+            _check_name(where, entry["file"], entry.get("split", ""))
             if not is_first:
                 _check_fields(where, entry, _VERSION_2_FIELDS[name])
                 _check_blocks(where, entry, found["block_bytes"])
     for index, part in enumerate(found["parts"]):
-        for number, shared in enumerate(part["shared"]):
-            _check_fields(f"parts[{index}].shared[{number}]", shared, {})
+        _check_part(f"parts[{index}]", part)
+
+
+def _check_name(where: str, file: str, split: str) -> None:
+    """Check that a file can have a name, and that a split can be a part of one."""
+    if not 0 < len(file) <= _MAX_NAME or "\0" in file:
+        raise ValueError(f"{where} has file {shown(file)}; expected the name of a file")
+    if len(split) > _MAX_NAME or "/" in split or "\0" in split:
+        raise ValueError(f"{where} has split {shown(split)}; expected a part of the name of a file")
+
+
+def _check_part(where: str, part: dict[str, Any]) -> None:
+    """Check the types of what is in the lists and objects of a part."""
+    for name in ("counts", "counts_of_objects"):
+        for what, count in part[name].items():
+            if not is_integer(count):
+                raise ValueError(
+                    f"{where}.{name} has {shown(count)} for {shown(what)}; expected an integer"
+                )
+    for name in ("notes", "classes"):
+        for index, text in enumerate(part[name]):
+            if not isinstance(text, str):
+                raise ValueError(f"{where}.{name}[{index}] is {shown(text)}; expected a string")
+    for index, shared in enumerate(part["shared"]):
+        _check_fields(f"{where}.shared[{index}]", shared, {})
 
 
 def _check_blocks(where: str, entry: dict[str, Any], block_bytes: int) -> None:
     """Check that there is a CRC-32 for every block of a file."""
     count = -(-entry["bytes"] // block_bytes)
     crc32s = entry["crc32s"]
-    if entry["bytes"] < 0 or len(crc32s) != count or not all(type(c) is int for c in crc32s):
+    if len(crc32s) != count or not all(is_integer(c) for c in crc32s):
         raise ValueError(
             f"{where} has {entry['bytes']} bytes and {len(crc32s)} CRC-32s; expected {count}"
             f" integers, one per block of {block_bytes} bytes"
@@ -140,10 +176,9 @@ def _check_fields(where: str, entry: Any, fields: dict[str, type]) -> None:
         raise ValueError(f"{where} is of type {type(entry).__name__}; expected an object")
     for name, kind in fields.items():
         value = entry.get(name)
-        if not isinstance(value, kind) or isinstance(value, bool):
-            raise ValueError(
-                f"{where}.{name} is {value!r:.40}; expected a value of type {kind.__name__}"
-            )
+        if not (is_integer(value) if kind is int else isinstance(value, kind)):
+            expected = "an integer from 0 to 2**63 - 1" if kind is int else f"a {kind.__name__}"
+            raise ValueError(f"{where}.{name} is {shown(value)}; expected {expected}")
 
 
 def fingerprint_of_content(description: dict[str, Any]) -> str:
@@ -162,5 +197,7 @@ def file_of(folder: Path, entry: dict[str, Any]) -> Path:
     """Return the path of a file in a packed folder; raise ValueError if it is outside of it."""
     name = Path(entry["file"])
     if name.is_absolute() or ".." in name.parts:
-        raise ValueError(f"{folder / DESCRIPTION} names file {str(name)!r}, outside of {folder}")
+        raise ValueError(
+            f"{folder / DESCRIPTION} names file {shown(entry['file'])}, outside of {folder}"
+        )
     return folder / name

@@ -18,15 +18,19 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from fiber.atomic_io import JSON_ERRORS
+from fiber.atomic_io import JSON_ERRORS, check_regular_file
+from fiber.data.formats.json_values import is_integer
 from fiber.data.storage.file_pool import PooledFile
 from fiber.data.storage.pack_description import DESCRIPTION, NOT_PACKED
+from fiber.messages import printable, shown
 
 #: Entry of an index in version 2, little-endian.
 ENTRY = np.dtype([("start", "<u8"), ("bytes", "<u8"), ("number", "<u4"), ("crc32", "<u4")])
 _ENTRY = struct.Struct("<QQII")
 #: Entries that are read at a time for a whole column.
 _CHUNK = 1 << 16
+#: Maximum size of an index of version 1, which is held in memory; about 30 million images.
+MAX_JSON_INDEX_BYTES = 1 << 30
 #: Size of a tar header in bytes.
 TAR_BLOCK = 512
 
@@ -126,10 +130,15 @@ class LineIndex:
         out = np.empty(len(self), dtype=np.int64)
         for index in range(len(self)):
             start, size, *_ = self[index]
+            where = f"{self._file.path}: line {index + 1}"
             try:
-                out[index] = json.loads(self._file.read(start, size))["images"][0]
+                first = json.loads(self._file.read(start, size).decode())["images"][0]
             except (*JSON_ERRORS, KeyError, TypeError, IndexError) as problem:
-                raise ValueError(f"{self._file.path}: line {index + 1}: {problem}") from None
+                said = printable(str(problem), 200)
+                raise ValueError(f"{where} has no list of images ({said})") from None
+            if not is_integer(first):
+                raise ValueError(f"{where} has image {shown(first)}; expected an integer")
+            out[index] = first
         return out
 
 
@@ -185,13 +194,24 @@ def read_numbers(path: Path, sha256: str | None, what: str) -> np.ndarray:
     """Read a JSON list of integers, or of lists of integers, after comparing its checksum."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist")
+    check_regular_file(path, MAX_JSON_INDEX_BYTES)
     content = path.read_bytes()
     if sha256 is not None:
         _check_sha256(path, content, sha256)
     try:
-        return np.atleast_1d(np.array(json.loads(content), dtype=np.int64))
+        found = json.loads(content.decode())
+        if not isinstance(found, list):
+            raise ValueError(f"it contains {shown(found)}")
+        numbers = np.array(found) if found else np.empty(0, dtype=np.int64)
+        # Integers that need more than 64 bits, floats, strings and others have other types.
+        if numbers.dtype != np.int64:
+            raise ValueError(f"it contains values such as {shown(found[0])}")
     except (*JSON_ERRORS, TypeError, OverflowError) as problem:
-        raise ValueError(f"{path} is not a valid list of {what} ({problem})") from None
+        said = printable(str(problem), 300)
+        raise ValueError(
+            f"{path} is not a valid list of {what} ({said}); expected integers"
+        ) from None
+    return numbers
 
 
 def _check_sha256(path: Path, content: bytes, expected: str) -> None:

@@ -33,7 +33,8 @@ from typing import Any
 import numpy as np
 
 from fiber.atomic_io import JSON_ERRORS
-from fiber.data.record import LazyImages, Record, RecordSequence, TrueObjects
+from fiber.data.formats.json_values import find_surrogate, is_integer, may_have_surrogates
+from fiber.data.record import LazyImages, Record, RecordSequence
 from fiber.data.storage.file_pool import ChangedFileError, PooledFile
 from fiber.data.storage.pack_description import (
     DESCRIPTION,
@@ -51,65 +52,26 @@ from fiber.data.storage.pack_index import (
     PackIndex,
     read_numbers,
 )
+from fiber.data.storage.record_entry import from_entry, read_fields
 from fiber.data.storage.remote_pack import shards_of
 from fiber.data.storage.shard_cache import CachedShard
 from fiber.data.storage.shard_order import ShardFile, ShardMap
+from fiber.messages import printable, shown, shown_names
 
 #: Number of records and of images, evenly spaced over a split, that are checked when it is opened.
 SAMPLED = 64
+#: Maximum number of characters of a note.
+MAX_NOTE = 2000
 _EARLIER = (
     f"{DESCRIPTION} is of an earlier version, without checksums of images; some changes of a shard"
     " are found by `fiber data inspect --verify` only"
 )
-#: Fields that many records may share, such as the prompt of all classes.
-SHARED = ("text", "labels", "label_spans", "label_ids", "label_groups")
 _KARPATHY = ("coco_karpathy", "flickr30k_karpathy")
 #: Source under which each named dataset is packed.
 OTHER_NAMES = {
     **dict.fromkeys((*_KARPATHY, "visual_genome", "sbu", "conceptual_captions"), "captions"),
     **dict.fromkeys(("refcoco", "refcocoplus", "refcocog"), "referring"),
 }
-_DEFAULTS = {field.name: field.default for field in dataclasses.fields(Record)}
-
-
-def to_entry(record: Record) -> dict[str, Any]:
-    """Convert a record to a JSON-serializable dict, omitting images and default values."""
-    values = {name: getattr(record, name) for name in _DEFAULTS if name != "images"}
-    entry = {name: value for name, value in values.items() if value != _DEFAULTS[name]}
-    if record.objects is not None:
-        entry["objects"] = objects = dataclasses.asdict(record.objects)
-        for key in ("absent", "incomplete"):
-            objects[key] = None if objects[key] is None else sorted(objects[key])
-    # Box spans are omitted if they equal those of the labels.
-    if entry.get("char_spans") and record.char_spans == _spans_of_labels(record):
-        del entry["char_spans"]
-    elif record.boxes_xyxy and not record.char_spans:
-        entry["char_spans"] = []
-    return entry
-
-
-def _spans_of_labels(record: Record) -> tuple[Any, ...]:
-    if not all(label < len(record.label_spans) for label in record.box_labels):
-        return ()
-    return tuple(record.label_spans[label] for label in record.box_labels)
-
-
-def from_entry(entry: dict[str, Any], images: tuple[Any, ...] | LazyImages) -> Record:
-    """Create a record from the output of `to_entry` and its images."""
-    fields = {name: _tuples(value) for name, value in entry.items()}
-    if objects := entry.get("objects"):
-        objects = {name: _tuples(value) for name, value in objects.items()}
-        for key in ("absent", "incomplete"):
-            objects[key] = None if objects[key] is None else frozenset(objects[key])
-        fields["objects"] = TrueObjects(**objects)
-    if "char_spans" not in fields and "label_spans" in fields:
-        spans = fields["label_spans"]
-        fields["char_spans"] = tuple(spans[label] for label in fields.get("box_labels", ()))
-    return Record(images=images, **fields)
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 class PackedRecords(RecordSequence):
@@ -139,10 +101,13 @@ class PackedRecords(RecordSequence):
         split = part["split"]
         self.fingerprint: str = description["fingerprint"]
         self.counts: dict[str, int] = dict(part["counts_of_objects" if objects else "counts"])
-        self.notes: list[str] = list(part["notes"])
+        self.notes: list[str] = [printable(note, MAX_NOTE) for note in part["notes"]]
         self.classes: tuple[str, ...] = tuple(part["classes"])
         self._objects, self._whole = objects, whole
-        self._shared: list[dict[str, Any]] = part["shared"]
+        self._shared = [
+            _shared_fields(shared, f"{folder / DESCRIPTION}: 'shared'[{index}]")
+            for index, shared in enumerate(part["shared"])
+        ]
         self._text = PooledFile(file_of(folder, part))
         #: Line index of each record.
         self.lines: Sequence[int] = range(part["records"])
@@ -171,7 +136,9 @@ class PackedRecords(RecordSequence):
             of = {index["source"]: file_of(folder, index) for index in found}
             for name in (part["source"], IMAGES):
                 if name not in of:
-                    raise ValueError(f"{folder / DESCRIPTION} has no index of {split!r}, {name!r}")
+                    raise ValueError(
+                        f"{folder / DESCRIPTION} has no index of {shown(split)}, {shown(name)}"
+                    )
             images = sum(shard["pictures"] for shard in shards)
             records = FlatIndex(of[part["source"]], part["records"])
             if self._text.bytes != part["bytes"]:
@@ -185,7 +152,9 @@ class PackedRecords(RecordSequence):
         if len(numbers) == 2:
             locations, crc32s = numbers
         elif numbers:
-            text = f"{folder / DESCRIPTION} lists {len(numbers)} indexes of images of {split!r}"
+            text = (
+                f"{folder / DESCRIPTION} lists {len(numbers)} indexes of images of {shown(split)}"
+            )
             raise ValueError(f"{text}; expected 2")
         else:
             self.notes.append(_EARLIER)
@@ -217,22 +186,30 @@ class PackedRecords(RecordSequence):
         line = self.lines[index]
         found, data = self._line(line)
         try:
-            entry = json.loads(data)
-            if (shared := entry.pop("shared", None)) is not None:
-                entry |= self._shared[shared]
-            numbers = tuple(entry.pop("images"))
+            text = data.decode()
+            entry = json.loads(text)
+            if not isinstance(entry, dict):
+                raise ValueError(f"it is {shown(entry)}; expected an object")
+            if may_have_surrogates(text) and (lone := find_surrogate(entry)) is not None:
+                raise ValueError(f"it has a lone surrogate in {shown(lone)}")
+            shared, numbers = entry.pop("shared", None), entry.pop("images", None)
+            if shared is not None and not is_integer(shared, 0, len(self._shared) - 1):
+                raise ValueError(
+                    f"shared is {shown(shared)}; expected an index of {len(self._shared)}"
+                )
+            if not isinstance(numbers, list) or not numbers or not all(map(is_integer, numbers)):
+                raise ValueError(f"images is {shown(numbers)}; expected one or two integers")
             if found.number not in (None, numbers[0]):
                 raise ValueError(f"its first image is {numbers[0]}; expected {found.number}")
             if not self._objects:
                 entry.pop("objects", None)
-            record = from_entry(entry, LazyImages(self.image, numbers))
-        except (*JSON_ERRORS, KeyError, TypeError, IndexError, AttributeError) as problem:
+            images = LazyImages(self.image, tuple(numbers))
+            record = from_entry(entry, images, {} if shared is None else self._shared[shared])
+            if self._whole:
+                record = _with_whole_spans(record)
+        except (*JSON_ERRORS, TypeError) as problem:
             raise ValueError(f"{self._text.path}: line {line + 1}: {problem}") from None
-        if not self._whole:
-            return record
-        spans = ((0, len(record.text)),)
-        char_spans = (spans,) * len(record.boxes_xyxy)
-        return dataclasses.replace(record, char_spans=char_spans, label_spans=(spans,))
+        return record
 
     @property
     def num_images(self) -> int:
@@ -252,7 +229,13 @@ class PackedRecords(RecordSequence):
                 f"{self._text.path} refers to image {images.max()}; expected 0 to"
                 f" {len(self._images) - 1}"
             )
-        return self._images.numbers()[images]
+        shards = self._images.numbers()[images]
+        if shards.size and int(shards.max()) >= len(self._shards):
+            raise ChangedFileError(
+                f"the index of images of {self._text.path} has shard {shards.max()}; expected 0 to"
+                f" {len(self._shards) - 1}; it {NOT_PACKED}"
+            )
+        return shards
 
     def image(self, number: int) -> bytes:
         """Read an image by its number.
@@ -261,10 +244,9 @@ class PackedRecords(RecordSequence):
             FileNotFoundError, ValueError: if its shard is missing, or has changed since it was
                 opened or packed.
         """
-        if not isinstance(number, int) or not 0 <= number < len(self._images):
+        if not 0 <= number < len(self._images):
             raise ValueError(
-                f"{self._text.path} refers to image {number!r:.40}; expected 0 to"
-                f" {len(self._images) - 1}"
+                f"{self._text.path} refers to image {number}; expected 0 to {len(self._images) - 1}"
             )
         shard, entry = self._place(number)
         data = shard.read(entry.start, entry.size)
@@ -307,10 +289,23 @@ class PackedRecords(RecordSequence):
         if found != (f"{number:09d}", entry.size):
             raise ChangedFileError(
                 f"{file.path}: the tar header at byte {place} is not that of image {number}"
-                f" ({found}); the shard {NOT_PACKED}"
+                f" ({shown(found)}); the shard {NOT_PACKED}"
             )
         if entry.crc32 is not None:
             self.image(number)
+
+
+def _with_whole_spans(record: Record) -> Record:
+    spans = ((0, len(record.text)),)
+    char_spans = (spans,) * len(record.boxes_xyxy)
+    return dataclasses.replace(record, char_spans=char_spans, label_spans=(spans,))
+
+
+def _shared_fields(entry: dict[str, Any], where: str) -> dict[str, Any]:
+    try:
+        return read_fields(entry)
+    except (ValueError, RecursionError) as problem:
+        raise ValueError(f"{where}: {problem}") from None
 
 
 def _spread(count: int) -> Iterable[int]:
@@ -364,14 +359,11 @@ def open_pack(
         part for name in names for part in parts if (part["source"], part["split"]) == (name, split)
     ]
     if not found:
-        have = ", ".join(f"{part['source']} for {part['split']!r}" for part in parts) or "nothing"
+        have = shown_names([f"{part['source']} for split {part['split']}" for part in parts])
         raise FileNotFoundError(
-            f"packed folder {folder} has no {source} for split {split!r}; it has {have}"
+            f"packed folder {folder} has no {source} for split {shown(split)}; it has {have}"
         )
-    try:
-        records = PackedRecords(folder, found[0], objects=objects, whole=whole_expression)
-    except (KeyError, TypeError, AttributeError) as problem:
-        raise ValueError(f"{folder / DESCRIPTION} lacks a field ({problem!r})") from None
+    records = PackedRecords(folder, found[0], objects=objects, whole=whole_expression)
     if shots:
         records.lines = _choose_shots(records, shots)
     return records
@@ -383,9 +375,11 @@ def _choose_shots(records: PackedRecords, shots: int) -> list[int]:
     kept, numbered = [], []
     for index, record in enumerate(records):
         number = record.key.rpartition("/")[2]
-        numbered.append((int(number) if number.isdecimal() else 0, index, set(record.box_labels)))
-    for _, index, shown in sorted(numbered, key=lambda one: one[:2]):
-        if any(counts[label] < shots for label in shown):
+        # Ids have at most 19 digits.
+        value = int(number) if number.isdecimal() and len(number) < 20 else 0
+        numbered.append((value, index, set(record.box_labels)))
+    for _, index, labels in sorted(numbered, key=lambda one: one[:2]):
+        if any(counts[label] < shots for label in labels):
             kept.append(index)
-            counts.update(shown)
+            counts.update(labels)
     return sorted(kept)

@@ -17,6 +17,7 @@ from functools import cached_property
 from typing import Any, TypeGuard, TypeVar
 
 from fiber.data.storage.pack_description import DESCRIPTION, parse_description
+from fiber.messages import printable
 
 ResultT = TypeVar("ResultT")
 
@@ -30,6 +31,8 @@ TIMEOUT_SECONDS = 60.0
 #: Errors, and HTTP statuses, that another try would not change.
 _FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, ImportError, NotImplementedError)
 _FINAL_STATUSES = (400, 401, 403, 404, 405, 410, 416)
+#: Maximum number of characters of the reason of a failed try.
+_MAX_REASON = 200
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 
 
@@ -174,9 +177,9 @@ def _status(error: Exception) -> int | None:
 
 
 def _describe(error: Exception) -> str:
-    text = " ".join(str(error).split())
+    text = printable(" ".join(str(error).split()), _MAX_REASON)
     if isinstance(error, _WrongBytesError):
-        return f"{text:.200}"
+        return text
     if isinstance(error, OSError) and error.errno and not text:
         text = os.strerror(error.errno)
-    return f"{type(error).__name__} ({text:.200})" if text else type(error).__name__
+    return f"{type(error).__name__} ({text})" if text else type(error).__name__

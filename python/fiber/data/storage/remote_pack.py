@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fiber.atomic_io import JSON_ERRORS, write_file
+from fiber.atomic_io import read_json, write_file
+from fiber.data.formats.json_values import is_integer
 from fiber.data.record import AnyPath
 from fiber.data.storage.pack_description import DESCRIPTION, files_of, is_pack, read_description
 from fiber.data.storage.remote import RemoteFolder, is_url
@@ -27,7 +28,10 @@ from fiber.data.storage.shard_cache import (
     explained_as_remote,
 )
 from fiber.data.storage.shard_order import ShardFile
+from fiber.messages import shown
 
+#: Maximum size of the note next to the folder of a pack.
+_MAX_NOTE_BYTES = 1 << 16
 #: Default size of the cache in GB (10 ** 9 bytes).
 CACHE_GB = 100.0
 
@@ -56,7 +60,7 @@ def remote_pack(url: str, cache: AnyPath | None = None, cache_gb: float | None =
             positive.
     """
     if not is_url(url):
-        raise ValueError(f"url is {str(url)!r}; expected a URL such as 's3://bucket/packed'")
+        raise ValueError(f"url is {shown(url)}; expected a URL such as 's3://bucket/packed'")
     limit_bytes = int((CACHE_GB if cache_gb is None else cache_gb) * 1e9)
     if limit_bytes < 1:
         raise ValueError(f"cache_gb is {cache_gb}; expected a positive number")
@@ -166,14 +170,14 @@ def _remote_file(mirror: Path) -> Path:
 def _stored_remote(folder: Path) -> dict[str, Any] | None:
     path = _remote_file(folder.absolute())
     try:
-        found = json.loads(path.read_bytes())
+        found = read_json(path, _MAX_NOTE_BYTES)
     except FileNotFoundError:
         return None
-    except JSON_ERRORS as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); delete it") from None
+    except ValueError as error:
+        raise ValueError(f"{error}; delete it") from None
     if not isinstance(found, dict) or not is_url(found.get("url")):
         raise ValueError(f"{path} has no URL; delete it")
-    if type(found.get("limit_bytes")) is not int:
+    if not is_integer(found.get("limit_bytes"), 1):
         raise ValueError(f"{path} has no integer limit_bytes; delete it")
     return found
 

@@ -17,6 +17,7 @@ from fiber._core import Tokenizer
 from fiber.data.batch import ImageTextBatch, RankingBatch
 from fiber.data.record import RecordSet
 from fiber.data.rng import MAX_RECORDS, Rng
+from fiber.messages import shown
 
 # Random number stream for false texts.
 _FALSE_TEXTS = 252
@@ -105,9 +106,9 @@ class FalseTexts:
             if len(self) - same < self.count:
                 record = records[index]
                 raise ValueError(
-                    f"record {record.key!r} has {len(self) - same} false texts; expected"
+                    f"record {shown(record.key)} has {len(self) - same} false texts; expected"
                     f" {self.count} or more of the {len(self)} texts to be of another image than"
-                    f" {record.image_id!r:.80} and to differ from {text!r:.60}"
+                    f" {shown(record.image_id)} and to differ from {shown(text)}"
                 )
 
 

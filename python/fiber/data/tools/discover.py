@@ -22,11 +22,14 @@ from fiber.data.formats import coco_folders, jsonl, line_reader, rows
 from fiber.data.formats.annotation_file import read_json
 from fiber.data.formats.arrow import IMAGES, TABLE_KIND
 from fiber.data.formats.arrow_table import open_table
+from fiber.data.formats.json_values import split_problem
+from fiber.data.formats.unsupported import names_there, unsupported_data
 from fiber.data.formats.webdataset import fields_of, samples_of
 from fiber.data.record import AnyPath, RecordSet
 from fiber.data.storage import pack_description
 from fiber.data.storage.remote_pack import local_path
 from fiber.data.storage.tar import TarFile
+from fiber.messages import shown, shown_names
 
 #: Sources to search for. The remaining sources are named datasets of these kinds.
 SOURCES = (
@@ -43,6 +46,8 @@ SOURCES = (
 )
 #: Sources whose readers can skip invalid boxes.
 SKIPPING = ("phrases", "mixed", "referring", "detection", "objects365")
+#: Maximum number of splits in a message.
+_MOST_SPLITS = 12
 #: Number of samples of a shard to read when discovering its fields.
 _SAMPLES_READ = 100
 # Extensions of table files.
@@ -88,14 +93,14 @@ def parts_of(data: AnyPath, splits: Sequence[str] = ()) -> list[Part]:
     else:
         raise FileNotFoundError(f"folder or file {path} does not exist")
     if not found:
-        raise ValueError(f"{path}: {_nothing(path)}")
+        raise ValueError(_nothing(path))
     order = {source: index for index, source in enumerate(LAYOUTS)}
     found.sort(key=lambda p: (p.split != "train", p.split, order.get(p.source, 0)))
     have = list(dict.fromkeys(part.split for part in found))
     if missing := [split for split in splits if split not in have]:
         raise ValueError(
-            f"{path} has no split {', '.join(map(repr, missing))}; available splits:"
-            f" {', '.join(map(repr, have))}"
+            f"{path} has no split {', '.join(map(shown, missing))}; available splits:"
+            f" {', '.join(map(shown, have[:_MOST_SPLITS]))}"
         )
     return [part for part in found if not splits or part.split in splits]
 
@@ -103,27 +108,32 @@ def parts_of(data: AnyPath, splits: Sequence[str] = ()) -> list[Part]:
 def _nothing(path: Path) -> str:
     """Return the error message for data without a known source."""
     if path.is_file():
-        return _unknown(path)
-    names = ", ".join(LAYOUTS[source][0].pattern.format(split="SPLIT") for source in SOURCES)
+        return f"{path}: {_unknown(path)}"
+    if (unsupported := unsupported_data(path)) is not None:
+        return unsupported
     tables = (file for file in sorted(path.iterdir()) if _is_ambiguous(file))
     first = "".join(f"; {file.name}: {_unknown(file)}" for file in itertools.islice(tables, 1))
+    names = names_there(path)
+    there = f"it has {shown_names(names)}" if names else "it is empty"
     return (
-        f"no known annotation files in this folder; expected {names}, SPLIT.jsonl, SPLIT-*.tar,"
-        f" SPLIT-*.parquet, COCO files, or another layout described in docs/data.md{first}"
+        f"{path} has no known annotation files; {there}{first}. Pass an annotation file"
+        " instead of the folder, or name it as in docs/data.md, such as train.jsonl,"
+        " instances_train.json, train-000000.tar or train.parquet"
     )
 
 
 def _unknown(path: Path) -> str:
     """Return the error message for a file without a known source."""
+    if (unsupported := unsupported_data(path)) is not None:
+        return unsupported
     try:
         fields = list(_fields_there(path))
     except (ValueError, OSError) as problem:
         return str(problem)
     if path.suffix in (".tar", *_TABLES):
-        have = ", ".join(map(repr, fields)) or "none"
         image = "" if path.suffix == ".tar" else f" in {_one_of(IMAGES)}"
         return (
-            f"its fields are {have}; expected an image{image}, and captions in"
+            f"its fields are {shown_names(fields)}; expected an image{image}, and captions in"
             f" {_one_of(rows.CAPTIONS)}, questions in {_one_of(rows.QUESTIONS)}, or boxes in"
             f" {_one_of(rows.BOXES)}"
         )
@@ -190,8 +200,19 @@ def _is_ambiguous(file: Path) -> bool:
 
 
 def _karpathy_splits(file: Path) -> set[str]:
-    found = read_json(file, "Karpathy's splits").data.get("images", ())
-    return {str(entry.get("split")) for entry in found if isinstance(entry, dict)}
+    images = read_json(file, "Karpathy's splits").data.get("images")
+    entries = images if isinstance(images, list) else ()
+    splits = (entry.get("split") for entry in entries if isinstance(entry, dict))
+    # Opening reports splits of other types.
+    found = {split for split in splits if isinstance(split, str)}
+    if len(found) > jsonl.MAX_SPLITS:
+        raise ValueError(
+            f"{file} has {len(found):,} splits; expected at most {jsonl.MAX_SPLITS}, such as train"
+        )
+    for split in found:
+        if (problem := split_problem(split)) is not None:
+            raise ValueError(f"{file} has {problem}")
+    return found
 
 
 def _in_file(path: Path) -> Iterator[Part]:

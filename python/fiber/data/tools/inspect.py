@@ -18,11 +18,15 @@ from fiber.data.image_file import DEFAULT_LIMITS, STATUSES, CheckedImage, Decode
 from fiber.data.record import AnyPath, Record, RecordSet, StoredImage
 from fiber.data.tools.discover import Part, parts_of
 from fiber.data.tools.verify import verify_files
+from fiber.messages import printable
+from fiber.messages import shown as shown_value
 
 #: COCO's area limits for small and large boxes, in square pixels.
 SMALL_PIXELS, LARGE_PIXELS = 32**2, 96**2
 #: Maximum number of pixels by which boxes may exceed their image, as in the readers.
 SLACK_PIXELS = 1
+#: Maximum number of characters of a path in a message.
+MAX_PATH = 500
 #: Maximum number of bars in a histogram.
 _BARS = 8
 #: Number of images per core submitted to the thread pool at once.
@@ -44,7 +48,7 @@ def histogram(values: Iterable[float]) -> list[Bar]:
         return []
     least, most = min(whole), max(whole)
     # Round widths: 1, 2 or 5 times a power of ten.
-    widths = (step * 10**power for power in range(12) for step in (1, 2, 5))
+    widths = (step * 10**power for power in range(20) for step in (1, 2, 5))
     width = next(w for w in widths if most // w - least // w < _BARS)
     bars = Counter(value // width for value in whole)
     return [
@@ -176,17 +180,18 @@ class DataReport:
         for images in self.images:
             for name, status, reason in map(dict.values, images.broken):
                 fault = reason if status == "missing" else f"is {status}: {reason}"
-                found.append(f"image {name} {fault}")
+                found.append(f"image {printable(name, MAX_PATH)} {fault}")
             for name, (height, width), annotated in map(dict.values, images.other_sizes):
                 rotated = " (transposed)" if [width, height] == annotated else ""
                 found.append(
-                    f"image {name} is {width} x {height} pixels, but its annotation says"
-                    f" {annotated[1]} x {annotated[0]}{rotated}, so its boxes do not fit"
+                    f"image {printable(name, MAX_PATH)} is {width} x {height} pixels, but its"
+                    f" annotation says {annotated[1]} x {annotated[0]}{rotated}, so its boxes do"
+                    " not fit"
                 )
             for _, key, (height, width), pixels in map(dict.values, images.outside):
                 found.append(
-                    f"record {key!r}: a box exceeds its image of {width} x {height} pixels by"
-                    f" {pixels:.6g} pixels; expected at most {SLACK_PIXELS}"
+                    f"record {shown_value(key)}: a box exceeds its image of {width} x {height}"
+                    f" pixels by {pixels:.6g} pixels; expected at most {SLACK_PIXELS}"
                 )
         return found
 
@@ -290,7 +295,7 @@ def _add_images(images: dict[Any, _Image], record: Record) -> None:
     for place in range(len(stored)):
         # Identify lazy images without reading them.
         key = stored[place] if isinstance(stored, tuple) else (stored, place)
-        name = f"of record {record.key!r}"
+        name = f"of record {shown_value(record.key)}"
         if isinstance(key, str | os.PathLike):
             key = name = os.fspath(key)
         if key not in images:

@@ -23,6 +23,8 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 
 from fiber.atomic_io import DISK_FULL, explain_write_errors, new_directory
+from fiber.data.formats.annotation_file import is_file
+from fiber.data.formats.json_values import split_problem
 from fiber.data.image_file import extension_of
 from fiber.data.record import AnyPath, Record, StoredImage
 from fiber.data.storage.pack_description import (
@@ -35,9 +37,12 @@ from fiber.data.storage.pack_description import (
     fingerprint_of_content,
 )
 from fiber.data.storage.pack_index import TAR_BLOCK, pack_entry
-from fiber.data.storage.packed import SHARED, to_entry
+from fiber.data.storage.record_entry import SHARED, to_entry
 from fiber.data.tools.discover import SKIPPING, Part, parts_of
+from fiber.messages import printable, shown
 
+#: Maximum number of characters of a path in a message.
+MAX_PATH = 500
 #: Default maximum size of a shard in bytes.
 SHARD_BYTES = 256 << 20
 _UNREADABLE = "records whose pictures are missing"
@@ -140,6 +145,9 @@ def pack(
             f"{output} already exists and is not an empty folder; expected a new or empty folder"
         )
     found = parts_of(source, splits)
+    for part in found:
+        if (problem := split_problem(part.split)) is not None:
+            raise ValueError(f"{source} has {problem}")
     with explain_write_errors(output, DISK_FULL), new_directory(output) as folder:
         packer = _Packer(source, folder, output, shard_bytes, block_bytes, on_error, tell, progress)
         for name in dict.fromkeys(part.split for part in found):
@@ -209,7 +217,7 @@ class _Packer:
             records = part.open(**options, objects=True)
             counts_of_objects = dict(getattr(records, "counts", {}))
         name = f"index/{split.name}-{part.source}"
-        shared: dict[str, int] = {}
+        shared = _Shared()
         written = skipped = 0
         with self._file(f"{name}.jsonl") as file, self._file(f"{name}.bin") as locations:
             for index in range(len(records)):
@@ -223,9 +231,16 @@ class _Packer:
                     entry["image_id"] = entry["image_id"].removeprefix(f"{self._base}/")
                 _add_fields(split, part.source, record, numbers, entry)
                 if part.source in ("detection", "objects365"):
-                    _share(entry, shared)
+                    entry["shared"] = shared.index(entry)
                 text = json.dumps(entry, ensure_ascii=False, separators=(",", ":"))
-                line = text.encode() + b"\n"
+                try:
+                    line = text.encode() + b"\n"
+                except UnicodeEncodeError:
+                    # The path of an image, which is no UTF-8.
+                    raise ValueError(
+                        f"record {shown(record.key)}: {shown(record.image_id)} cannot be encoded"
+                        " as UTF-8; expected another path"
+                    ) from None
                 locations.write(pack_entry(file.tell(), len(line), numbers[0], zlib.crc32(line)))
                 file.write(line)
                 written += 1
@@ -243,7 +258,7 @@ class _Packer:
                 "counts_of_objects": counts_of_objects,
                 "notes": list(getattr(records, "notes", ())),
                 "classes": list(getattr(records, "classes", ())),
-                "shared": [json.loads(text) for text in shared],
+                "shared": [json.loads(text) for text in shared.texts],
             }
         )
         self._add_index(split, part.source, locations)
@@ -265,10 +280,12 @@ class _Packer:
                     image = partial(operator.getitem, record.images, place)
                 else:
                     identity = image = os.fspath(stored)
-                    if image not in split.numbers and not Path(image).is_file():
-                        raise FileNotFoundError(f"image {image} does not exist")
+                    if image not in split.numbers and not is_file(Path(image)):
+                        raise FileNotFoundError(
+                            f"image {printable(image, MAX_PATH)} does not exist"
+                        )
             except FileNotFoundError as problem:
-                message = f"record {record.key!r}: {problem}"
+                message = f"record {shown(record.key)}: {problem}"
                 if self.on_error != "skip":
                     raise FileNotFoundError(message) from None
                 if self.tell is not None:
@@ -337,11 +354,26 @@ def _members(split: _Split) -> Iterator[list[tuple[str, bytes]]]:
         yield members
 
 
-def _share(entry: dict[str, Any], shared: dict[str, int]) -> None:
-    """Move fields that many records share to `shared`, and store their index in the entry."""
-    common = {name: entry.pop(name) for name in SHARED if name in entry}
-    text = json.dumps(common, ensure_ascii=False)
-    entry["shared"] = shared.setdefault(text, len(shared))
+class _Shared:
+    """Fields that many records share, such as the prompt of all classes."""
+
+    def __init__(self) -> None:
+        #: The fields as JSON, with their indices.
+        self.texts: dict[str, int] = {}
+        self._last: tuple[dict[str, Any], int] | None = None
+
+    def index(self, entry: dict[str, Any]) -> int:
+        """Move these fields out of the entry of a record, and return their index."""
+        common = {name: entry.pop(name) for name in SHARED if name in entry}
+        # Most records share them with the one before, whose classes may be thousands.
+        if self._last is not None and self._last[0].keys() == common.keys():
+            last, index = self._last
+            if all(value is last[name] for name, value in common.items()):
+                return index
+        text = json.dumps(common, ensure_ascii=False)
+        index = self.texts.setdefault(text, len(self.texts))
+        self._last = common, index
+        return index
 
 
 def _add_fields(

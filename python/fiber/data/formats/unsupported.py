@@ -1,0 +1,155 @@
+"""Formats that are not read, recognized by content, and what to convert them to.
+
+Such data are often what a user begins with. An error that lists the names of known files would not
+help them.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from fiber.messages import shown
+
+#: Maximum number of entries of a folder, and of bytes of a file, that are looked at.
+_MOST_ENTRIES, _MOST_BYTES = 1000, 4096
+#: Folders that may have the labels of a split.
+_SPLIT_FOLDERS = ("", "train", "val", "valid", "test")
+
+_BOXES = (
+    "convert it to COCO JSON (instances_train.json) or to JSON lines with image, boxes_xyxy and"
+    " labels; see docs/data.md"
+)
+_LINES = (
+    'JSON lines such as {"image": "1.jpg", "text": "a dog"} (docs/data.md has the fields of'
+    " questions and boxes)"
+)
+_RECORDS = "or make a list of fiber.data.Record(key='1', images=('1.jpg',), text='a dog')"
+_YOLO_KEY = re.compile(r"^(names|nc|train|val)\s*:", re.MULTILINE)
+_YOLO_LABEL = re.compile(r"\s*\d+(\s+[-+.\deE]+){4,}\s*")
+
+
+def unsupported_data(path: Path) -> str | None:
+    """Describe a folder or a file in a format that is not read, and what to do.
+
+    Returns None for all other data.
+    """
+    if path.is_file():
+        if path.suffix == ".xml" and _is_voc(path):
+            return f"{path} is a Pascal VOC annotation, which is not read; {_BOXES}"
+        return yolo_problem(path) if path.suffix in (".yaml", ".yml") else None
+    names = set(_names_in(path))
+    if {"dataset_info.json", "state.json"} <= names:
+        return (
+            f"{path} was written by Dataset.save_to_disk of Hugging Face's datasets, without the"
+            " name of a split; write dataset.to_parquet('train.parquet') and pass that file, or"
+            " DatasetDict({'train': dataset}).save_to_disk(FOLDER)"
+        )
+    for name in sorted(names):
+        if name.endswith((".yaml", ".yml")) and (problem := yolo_problem(path / name)) is not None:
+            return problem
+    for folder in (path / name for name in _SPLIT_FOLDERS):
+        if (found := _unsupported_split(path, folder)) is not None:
+            return found
+    return None
+
+
+def _unsupported_split(root: Path, folder: Path) -> str | None:
+    """Describe the labels of a split in a format that is not read, or return None."""
+    for labels in (folder / "labels", root / "labels" / folder.name):
+        if any(_is_yolo_label(file) for file in _first(labels, ".txt")):
+            return f"{root} looks like a YOLO dataset, which is not read; {_BOXES}"
+    if not (root / "Sentences").is_dir():
+        # Flickr30k Entities has such files, too, and is read.
+        for annotations in (folder / "Annotations", folder):
+            if any(_is_voc(file) for file in _first(annotations, ".xml")):
+                return f"{root} looks like Pascal VOC, which is not read; {_BOXES}"
+    for name in ("metadata.jsonl", "metadata.csv"):
+        if "file_name" in _start(folder / name):
+            return (
+                f"{folder / name} looks like an ImageFolder of Hugging Face's datasets; rename it"
+                f" to train{Path(name).suffix}, file_name to image, and the captions to text (see"
+                " docs/data.md for questions and boxes)"
+            )
+    return None
+
+
+def yolo_problem(path: Path) -> str | None:
+    """Describe a YAML file of a YOLO dataset and what to do, or return None."""
+    if len(set(_YOLO_KEY.findall(_start(path)))) < 2:
+        return None
+    return f"{path} looks like the description of a YOLO dataset, which is not read; {_BOXES}"
+
+
+def unsupported_object(given: Any) -> str | None:
+    """Describe a Python object that is not read, such as a data frame, and what to do; or None."""
+    kinds = {f"{kind.__module__.partition('.')[0]}.{kind.__name__}" for kind in type(given).__mro__}
+    if "pandas.DataFrame" in kinds:
+        return (
+            "a pandas.DataFrame; write frame.to_json('train.jsonl', orient='records', lines=True)"
+            f" and pass that file, {_LINES}"
+        )
+    if "datasets.DatasetDict" in kinds:
+        return (
+            "a datasets.DatasetDict; write part.to_parquet(f'FOLDER/{name}.parquet') for each name"
+            " and part in its items(), and pass the folder; docs/data.md has the columns"
+        )
+    if kinds & {"datasets.Dataset", "datasets.IterableDataset"}:
+        return (
+            "a datasets.Dataset; write dataset.to_parquet('train.parquet') and pass that file;"
+            " docs/data.md has the columns"
+        )
+    if "pyarrow.Table" in kinds:
+        return (
+            "a pyarrow.Table; write pyarrow.parquet.write_table(table, 'train.parquet') and pass"
+            " that file; docs/data.md has the columns"
+        )
+    if isinstance(given, list | tuple) and given and isinstance(given[0], Mapping):
+        kind = type(given).__name__
+        return f"a {kind} of dicts such as {shown(given[0])}; write them as {_LINES}, {_RECORDS}"
+    return None
+
+
+def names_there(folder: Path, most: int = 6) -> list[str]:
+    """Return the first names of what is in a folder, for messages."""
+    return sorted(_names_in(folder))[:most]
+
+
+def _names_in(folder: Path) -> Iterable[str]:
+    try:
+        with os.scandir(folder) as entries:
+            return [entry.name for entry in islice(entries, _MOST_ENTRIES)]
+    except OSError:
+        return ()
+
+
+def _first(folder: Path, suffix: str) -> list[Path]:
+    """Return one of the files in a folder with a suffix, if there is any."""
+    # Exporters add notes such as classes.txt.
+    notes = ("classes.txt", "README.txt", "readme.txt")
+    names = sorted(n for n in _names_in(folder) if n.endswith(suffix) and n not in notes)
+    return [folder / name for name in names[:1]]
+
+
+def _start(path: Path) -> str:
+    """Return the beginning of a text file, or "" if it cannot be read."""
+    try:
+        if not path.is_file():
+            return ""
+        with path.open("rb") as file:
+            return file.read(_MOST_BYTES).decode("utf-8", "replace")
+    except OSError:
+        return ""
+
+
+def _is_voc(path: Path) -> bool:
+    return re.search(r"<annotation[\s>]", _start(path)) is not None
+
+
+def _is_yolo_label(path: Path) -> bool:
+    lines = _start(path).split("\n")
+    return bool(lines) and _YOLO_LABEL.fullmatch(lines[0]) is not None
