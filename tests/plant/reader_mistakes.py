@@ -15,7 +15,15 @@ _CONFIG = "python/fiber/config_io.py"
 _STORED = "python/fiber/models/infer.py"
 _RUN = "python/fiber/training/run_dir.py"
 _MESSAGES = "python/fiber/messages.py"
-_GENERATED = "python/fiber/data/formats/generated.py"
+_DATA = "python/fiber/data"
+_JSON = f"{_DATA}/formats/json_values.py"
+_LINES = f"{_DATA}/formats/line_reader.py"
+_RECORD = f"{_DATA}/record.py"
+_PHRASES = f"{_DATA}/datasets/mdetr.py"
+_CAPTIONS = f"{_DATA}/datasets/caption_files.py"
+_OBJECTS365 = f"{_DATA}/datasets/objects365.py"
+_TAR = f"{_DATA}/storage/tar.py"
+_GENERATED = f"{_DATA}/formats/generated.py"
 
 READERS = (
     # Quadratic: work for each of many references to one long value.
@@ -60,6 +68,27 @@ READERS = (
         """            message = f"{name}{field}: expected {least} to {most}, got {value!r:.60}"
             require(least <= each <= most, message)
 """,
+    ),
+    Mistake(
+        "CSV: each column is compared with a list of those before it",
+        _LINES,
+        "if field in seen:",
+        "if field in fields[: len(seen)]:",
+        more=(
+            ("if field not in _FIELDS:\n                raise", "if False:\n                raise"),
+        ),
+    ),
+    Mistake(
+        "records: spans that all records of a file share are checked in each",
+        _RECORD,
+        "elif spans.checked_text is not text:",
+        "else:",
+    ),
+    Mistake(
+        "phrases: each box is compared with all phrases",
+        _PHRASES,
+        "found = (self._first.get(span_key(span)) for span in spans)",
+        "found = (i for span in spans for i, own in enumerate(self.spans) if span in own)",
     ),
     # Exponential: the text or the hash of a value that contains another one twice, on 60 levels.
     Mistake(
@@ -129,6 +158,49 @@ READERS = (
         _SAFETENSORS,
         "if math.prod(max(size, 1) for size in shape) >= 2**63:",
         "if False:",
+    ),
+    Mistake(
+        "annotations: finite numbers by conversion to a float",
+        _JSON,
+        "and -MAX_NUMBER <= value <= MAX_NUMBER",
+        "and math.isfinite(value)",
+        more=(("import json\nimport re\n", "import json\nimport math\nimport re\n"),),
+    ),
+    Mistake(
+        "phrases: what is evaluated may be of any type",
+        _PHRASES,
+        'for phrase in file.get(entry, "tokens_positive_eval", list):',
+        "for phrase in evaluated:",
+    ),
+    Mistake(
+        "captions: errors of records without the file",
+        _CAPTIONS,
+        "            with named(where):\n",
+        "            if where:\n",
+    ),
+    Mistake(
+        "Objects365: classes of any type",
+        _OBJECTS365,
+        'elif not isinstance(entry.get("class"), str) or (',
+        "elif False or (",
+    ),
+    Mistake(
+        "Objects365: names of files with NUL",
+        _OBJECTS365,
+        "and (problem := file_name_problem(value)):",
+        "and (problem := None):",
+    ),
+    Mistake(
+        "tar: counts and notes of an index are not checked",
+        _TAR,
+        "if not (_are_counts(counts) and _are_notes(notes) and isinstance(members, list)):",
+        "if not isinstance(members, list):",
+    ),
+    Mistake(
+        "generated data: parameters of any type",
+        _GENERATED,
+        'if not isinstance(parameters, dict) or not isinstance(parameters.get("generator"), str):',
+        "if parameters is None:",
     ),
     Mistake(
         "run: errors of its config without the file",

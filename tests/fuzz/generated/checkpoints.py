@@ -15,6 +15,7 @@ import torch
 
 from fiber.checkpoints.load import read_model
 from fiber.checkpoints.torch_file import read_checkpoint, read_state
+from fiber.metrics.cider import DocumentFrequencies
 from tests.fuzz import seeds
 from tests.fuzz.generated.documents import Document
 from tests.fuzz.generated.encodings import from_pickle, to_json, to_pickle
@@ -75,6 +76,16 @@ def _with_settings(count: int) -> Any:
     """A published file whose settings are those of a model of this package."""
     found = _published("fine")
     return Pairs([*found, *((f"other{number}", None) for number in range(count))])
+
+
+def _frequencies(count: int) -> Any:
+    """Document frequencies for rewards of captions, which published code pickles."""
+    counts = {(f"word{number}", "a"): 2.0 for number in range(count + 1)}
+    return tree_of({"document_frequency": counts, "ref_len": 9.0})
+
+
+def _write_pickle(tree: Any, folder: Path) -> None:
+    (folder / _FILE).write_bytes(to_pickle(tree))
 
 
 def _header(count: int) -> dict[str, Any]:
@@ -144,6 +155,7 @@ def documents() -> list[Document]:
         pickled("tensors", _state, _zipped, read_checkpoint),
         pickled("legacy", legacy, _legacy, read_checkpoint),
         pickled("training.pt", _training, _zipped, read_state),
+        pickled("document frequencies", _frequencies, _write_pickle, DocumentFrequencies.read),
         pickled("published coarse", lambda _: _published("coarse"), _zipped, read_model),
         pickled("published fine", _with_settings, _zipped, read_model),
         header("header", _header, read_checkpoint),
