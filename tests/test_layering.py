@@ -16,8 +16,8 @@ KERNELS = ROOT / "triton_kernels"
 
 # A file may import from its own part and from those to its left.
 PARTS = """
-_core bad_input messages config_io atomic_io terminal progress env config ops kernels metrics
-data visualize synthetic models checkpoints losses
+_core bad_input messages inert_pickle config_io atomic_io terminal progress env config ops kernels
+metrics data visualize synthetic models checkpoints losses
 postprocess evaluation inference training recipes demo benchmarks doctor cli __main__
 """
 ORDER = PARTS.split()

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fiber.checkpoints.inert_pickle import Inert, StorageRecord, TensorRecord, read_pickle
 from fiber.checkpoints.load import load_stored, read_model
 from fiber.checkpoints.torch_file import read_checkpoint
+from fiber.inert_pickle import Inert, StorageRecord, TensorRecord, read_pickle
 from tests.fuzz import seeds
 
 #: What `read_pickle` documents for a damaged pickle.

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fiber.atomic_io import check_regular_file
-from fiber.checkpoints.inert_pickle import MAX_DIMS
+from fiber.inert_pickle import MAX_DIMS
 from fiber.messages import printable, shown
 
 #: Dtypes of safetensors files.

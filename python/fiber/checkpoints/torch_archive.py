@@ -10,7 +10,7 @@ from typing import IO, Any, NamedTuple
 
 import torch
 
-from fiber.checkpoints.inert_pickle import read_pickle
+from fiber.inert_pickle import read_pickle
 from fiber.messages import shown
 
 

@@ -26,7 +26,9 @@ import torch
 from torch import Tensor
 
 from fiber.atomic_io import JSON_ERRORS, check_regular_file
-from fiber.checkpoints.inert_pickle import (
+from fiber.checkpoints.mapped_file import MAX_NAME, MappedFile, read_safetensors
+from fiber.checkpoints.torch_archive import FilePart, NotACheckpointError, read_archive
+from fiber.inert_pickle import (
     MAX_OPERATIONS,
     HostileFileError,
     Inert,
@@ -35,8 +37,6 @@ from fiber.checkpoints.inert_pickle import (
     read_pickle,
     storage_key,
 )
-from fiber.checkpoints.mapped_file import MAX_NAME, MappedFile, read_safetensors
-from fiber.checkpoints.torch_archive import FilePart, NotACheckpointError, read_archive
 from fiber.messages import printable, shown, shown_names
 
 #: Weights to read from a file that holds both the trained weights and their moving average.

@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fiber.messages import shown, shown_names
-from fiber.metrics.frequency_pickle import read_frequency_pickle
+from fiber.inert_pickle import PICKLE_ERRORS, HostileFileError, read_pickle
+from fiber.messages import printable, shown, shown_names
 
 #: Length of the longest n-gram, in words.
 LONGEST = 4
@@ -31,6 +31,9 @@ SIGMA = 6.0
 SCALE = 10.0
 #: Word that the published code appends to every caption before scoring it as a reward.
 END_WORD = "<eos>"
+
+#: Maximum number of words of an n-gram in a file.
+_MAX_WORDS = 16
 
 Ngram = tuple[str, ...]
 
@@ -75,13 +78,22 @@ class DocumentFrequencies(NamedTuple):
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"document frequency file {path} does not exist")
+        expected = "{'document_frequency': {(word, ...): count}, 'ref_len': count}"
         try:
-            content = read_frequency_pickle(path.read_bytes())
-        except ValueError as error:
+            with path.open("rb") as file:
+                content, _ = read_pickle(
+                    file, max_words=_MAX_WORDS, max_operations=path.stat().st_size + 1
+                )
+        except HostileFileError as error:
             raise ValueError(
-                f"{path} is not a pickle of plain document frequencies: {error}; expected"
-                " {'document_frequency': {(word, ...): count}, 'ref_len': count}"
-            ) from None
+                f"{path} tries to run code when loaded: it calls {error}, which was not run;"
+                f" expected {expected}"
+            ) from error
+        except PICKLE_ERRORS as error:
+            raise ValueError(
+                f"{path} is not a pickle of plain document frequencies:"
+                f" {printable(str(error), 200)}; expected {expected}"
+            ) from error
         wanted = ("document_frequency", "ref_len")
         if not isinstance(content, dict) or not all(name in content for name in wanted):
             found = f"an object of type {type(content).__name__}"
@@ -154,7 +166,7 @@ def _checked_frequencies(path: Path, counts: Any, images: Any) -> tuple[dict[Ngr
             f"{path}: document_frequency is {shown(counts)}; expected a non-empty dict"
         )
     for gram, count in counts.items():
-        # The keys of a pickle are strings and tuples of strings.
+        # Of tuples, only those of strings are kept as keys.
         if not isinstance(gram, tuple) or not _is_count(count):
             raise ValueError(
                 f"{path}: document_frequency maps {shown(gram)} to {shown(count)}; expected a tuple"

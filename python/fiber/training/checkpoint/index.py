@@ -24,8 +24,8 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 from fiber.atomic_io import check_regular_file
-from fiber.checkpoints.inert_pickle import MAX_DIMS, Inert, ObjectRecord, read_pickle
 from fiber.checkpoints.mapped_file import MAX_NAME
+from fiber.inert_pickle import MAX_DIMS, Inert, ObjectRecord, read_pickle
 from fiber.messages import printable, shown
 from fiber.training.checkpoint.layout import SUFFIX
 

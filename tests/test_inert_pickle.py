@@ -10,8 +10,8 @@ import zipfile
 import pytest
 import torch
 
-from fiber.checkpoints.inert_pickle import Inert, read_pickle
 from fiber.checkpoints.torch_file import read_checkpoint
+from fiber.inert_pickle import Inert, read_pickle
 from tests.hostile_cases import CONTAINERS, PICKLES, probing_pickles, zipped
 from tests.processes import run_python
 

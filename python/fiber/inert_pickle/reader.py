@@ -1,22 +1,23 @@
-"""Read the data of a pickle without importing or calling anything that it names.
-
-`pickle` imports and calls whatever a file names. `torch.load(weights_only=True)` rejects pickle
-protocols above 3, and files that name a class outside torch, as Lightning checkpoints do. This
-reader supports basic containers, numbers and strings, the containers of sacred's configs, and the
-tensor records of `torch.save`. Everything else becomes an `Inert` value.
-
-Memory and time are linear in the size of the pickle. Its strings can be long and be referred to by
-many opcodes, and its containers can share items, so that they are exponentially larger than the
-pickle. Therefore no opcode builds a string or a hash from such a value.
-"""
+"""Stack machine that evaluates a pickle without importing or calling anything."""
 
 from __future__ import annotations
 
+import codecs
 import pickletools
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections.abc import Callable, Collection
-from typing import Any, NamedTuple
+from typing import Any
 
+from fiber.inert_pickle.records import (
+    MAX_NAME,
+    HostileFileError,
+    Inert,
+    ObjectRecord,
+    Pickle,
+    StorageRecord,
+    storage_key,
+    tensor_record,
+)
 from fiber.messages import printable, shown
 
 #: Maximum number of opcodes in a pickle. A state dict has about 40 per tensor.
@@ -25,12 +26,6 @@ MAX_OPERATIONS = 1_000_000
 #: Integer keys below this bound are kept. An integer hashes to itself, so a file could choose
 #: larger ones that all probe the same slots of a dict, which takes quadratic time.
 _MAX_INT_KEY = 2**14
-
-#: Maximum number of dimensions of a tensor, as in torch.
-MAX_DIMS = 64
-
-#: Maximum number of characters in the name of a module, a class or a storage.
-_MAX_NAME = 256
 
 #: Modules and builtins that only malicious files name. Such files are rejected. Safety does not
 #: depend on these lists, since nothing is ever called.
@@ -45,60 +40,7 @@ _HOSTILE_BUILTINS = {
 }
 
 
-class HostileFileError(ValueError):
-    """Raised if a pickle names a function that can execute arbitrary code."""
-
-
-class Inert:
-    """Placeholder for a class, function or object that a pickle names or creates."""
-
-    __slots__ = ("_module", "_name")
-
-    def __init__(self, name: str, module: str = "") -> None:
-        self._name, self._module = name, module
-
-    @property
-    def name(self) -> str:
-        """Dotted name, at most 513 characters."""
-        # Joined when it is needed: a pickle can name a class in every opcode.
-        return f"{self._module}.{self._name}" if self._module else self._name
-
-    def __repr__(self) -> str:
-        return f"Inert({self.name})"
-
-
-class ObjectRecord:
-    """Object that a pickle creates, of a class whose objects were asked for. Nothing was called."""
-
-    __slots__ = ("arguments", "name", "state")
-
-    def __init__(self, name: str, arguments: tuple[Any, ...]) -> None:
-        #: Dotted name of the class.
-        self.name = name
-        #: Arguments of the call that creates the object.
-        self.arguments = arguments
-        #: State that is set afterwards, if there is one.
-        self.state: Any = None
-
-
-class StorageRecord(NamedTuple):
-    """Tensor storage that a pickle refers to."""
-
-    #: Name of the storage class without its module, such as "FloatStorage".
-    kind: str
-    #: Key of the storage in the file.
-    key: str
-    #: Number of elements.
-    numel: int
-
-
-class TensorRecord(NamedTuple):
-    """Strided view of a storage. Offset and strides are in elements."""
-
-    storage: StorageRecord
-    offset: int
-    size: tuple[int, ...]
-    stride: tuple[int, ...]
+_ReadArgument = Callable[[Any], Any]
 
 
 class _Mark:
@@ -118,41 +60,52 @@ _SACRED_CONTAINERS: dict[str, type[dict[Any, Any]] | type[list[Any]]] = {
     )
 }
 
+
+def _decoded(data: bytes) -> str:
+    """Decode a byte string, which is how Python 2 wrote texts."""
+    return data.decode("utf-8", "replace")
+
+
+#: Readers of arguments that pickletools decodes in other ways.
+_STRINGS: dict[str, _ReadArgument] = {
+    "STRING": lambda file: _decoded(
+        codecs.escape_decode(pickletools.read_stringnl(file, decode=False))[0]
+    ),
+    "BINSTRING": lambda file: _decoded(pickletools.read_string4(file).encode("latin-1")),
+    "SHORT_BINSTRING": lambda file: _decoded(pickletools.read_string1(file).encode("latin-1")),
+}
 #: Name, code, and reader of the argument of each opcode.
 _OPCODES = [
-    (each.name, each.code.encode("latin-1"), None if each.arg is None else each.arg.reader)
+    (
+        each.name,
+        each.code.encode("latin-1"),
+        _STRINGS.get(each.name, None if each.arg is None else each.arg.reader),
+    )
     for each in pickletools.opcodes
 ]
 _STOP = b"."
-_ReadArgument = Callable[[Any], Any]
-
-
-class Pickle(NamedTuple):
-    """Content of one pickle."""
-
-    #: Unpickled value. Built-in scalars and containers are unchanged, sacred's containers are dicts
-    #: and lists, tensors, storages and the objects that were asked for are records, and all other
-    #: objects are `Inert`.
-    content: Any
-    #: All storages that the pickle refers to, by key.
-    storages: dict[str, StorageRecord]
 
 
 def read_pickle(
-    file: Any, *, objects: Collection[str] = (), max_operations: int = MAX_OPERATIONS
+    file: Any,
+    *,
+    objects: Collection[str] = (),
+    max_words: int = 0,
+    max_operations: int = MAX_OPERATIONS,
 ) -> Pickle:
     """Read one pickle from a file or mmap, leaving the file position at the end of the pickle.
 
     Args:
         file: file or mmap at the start of a pickle.
         objects: dotted names of classes whose objects become `ObjectRecord`.
+        max_words: maximum length of tuples of strings that stay keys of dicts.
         max_operations: maximum number of opcodes.
 
     Raises:
         HostileFileError: if the pickle names a function that can execute arbitrary code.
         ValueError, IndexError, KeyError, TypeError, AttributeError: if the pickle is damaged.
     """
-    reader = _Reader(objects)
+    reader = _Reader(objects, max_words)
     reader.run(file, max_operations)
     return Pickle(reader.stack.pop(), reader.storages)
 
@@ -160,8 +113,8 @@ def read_pickle(
 class _Reader:
     """Stack machine that evaluates a pickle."""
 
-    def __init__(self, objects: Collection[str]) -> None:
-        self.objects = objects
+    def __init__(self, objects: Collection[str], max_words: int) -> None:
+        self.objects, self.max_words = objects, max_words
         #: Number of opcodes before the current one.
         self.number = 0
         self.stack: list[Any] = []
@@ -302,7 +255,9 @@ class _Reader:
         target = self.stack[-1]
         if type(target) is dict:
             for key, value in zip(items[::2], items[1::2], strict=True):
-                target[_key(key)] = value
+                words = type(key) is tuple and 0 < len(key) <= self.max_words
+                is_kept = words and all(type(word) is str for word in key)
+                target[key if is_kept else _key(key)] = value
 
     def _result(self, callee: Any, arguments: Any) -> Any:
         """Return the tensor or container that a call creates, or a placeholder."""
@@ -314,7 +269,9 @@ class _Reader:
             )
         if name in self.objects:
             return ObjectRecord(name, arguments)
-        if name == "collections.OrderedDict" and not arguments:
+        if name == "collections.defaultdict" or (
+            name == "collections.OrderedDict" and not arguments
+        ):
             return {}
         if name == "collections.OrderedDict" and isinstance(arguments[0], list):
             # A pickle may pass one long list to many calls.
@@ -330,7 +287,7 @@ class _Reader:
             if len(arguments) == 1 and type(arguments[0]) is kind:
                 return arguments[0]
         if name in ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor"):
-            return _tensor(arguments)
+            return tensor_record(arguments)
         if name in (
             "torch._utils._rebuild_parameter",
             "torch._utils._rebuild_parameter_with_state",
@@ -377,20 +334,6 @@ def _unknown(code: bytes) -> str:
     return f"unsupported opcode {names[0] if names else shown(code)}; torch.save does not write it"
 
 
-def storage_key(key: Any) -> str:
-    """Return the key of a storage as a string; files from before torch 1.0 have integers.
-
-    Raises:
-        ValueError: if it is neither a string of at most 256 printable characters nor an integer
-            from 0 to 2**63 - 1.
-    """
-    if type(key) is int and 0 <= key < 2**63:
-        return str(key)
-    if isinstance(key, str) and len(key) <= _MAX_NAME and key.isprintable():
-        return key
-    raise ValueError(f"a storage has the key {shown(key)}; expected a short string or an integer")
-
-
 def _key(key: Any) -> Any:
     """Return the key if it is found in constant time, otherwise a distinct `Inert` key."""
     if key is None or isinstance(key, str | bytes | Inert | ObjectRecord):
@@ -407,42 +350,19 @@ def _named(module: Any, name: Any) -> Inert:
             "expected module and class names to be strings, got"
             f" {type(module).__name__} and {type(name).__name__}"
         )
-    if max(len(module), len(name)) > _MAX_NAME:
+    if max(len(module), len(name)) > MAX_NAME:
         raise ValueError(
             f"a class is called {shown(name)} in module {shown(module)}; expected names of at most"
-            f" {_MAX_NAME} characters"
+            f" {MAX_NAME} characters"
         )
     # Protocol 2, which torch.save writes, uses Python 2 names.
     module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
     # `open` is pickled under the module that defines it.
     builtin = module in ("builtins", "io", "_io") and name in _HOSTILE_BUILTINS
     if builtin or module.partition(".")[0] in _HOSTILE_MODULES:
-        raise HostileFileError(printable(f"{module}.{name}", 2 * _MAX_NAME))
+        raise HostileFileError(printable(f"{module}.{name}", 2 * MAX_NAME))
     return Inert(name, module)
 
 
 def _is_pairs(values: list[Any]) -> bool:
     return all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in values)
-
-
-def _tensor(arguments: tuple[Any, ...]) -> TensorRecord:
-    storage, offset, size, stride = arguments[:4]
-    if not isinstance(storage, StorageRecord):
-        raise ValueError(f"expected the storage of a tensor, got {type(storage).__name__}")
-    if not isinstance(size, tuple) or not isinstance(stride, tuple):
-        raise ValueError(
-            "expected the size and the stride of a tensor to be tuples, got"
-            f" {type(size).__name__} and {type(stride).__name__}"
-        )
-    if len(size) != len(stride):
-        raise ValueError(
-            f"expected a size and a stride of the same length, got {len(size)} and {len(stride)}"
-        )
-    if len(size) > MAX_DIMS:
-        raise ValueError(f"a tensor has {len(size)} dimensions; expected at most {MAX_DIMS}")
-    numbers = [offset, *size, *stride]
-    if not all(type(number) is int and 0 <= number < 2**63 for number in numbers):
-        raise ValueError(
-            "a tensor has an invalid size, stride or offset; expected integers in [0, 2**63)"
-        )
-    return TensorRecord(storage, offset, size, stride)
