@@ -63,6 +63,8 @@ class Target:
     seeds: Callable[[], list[bytes]]
     #: Makes other inputs from sound ones.
     mutate: Callable[[random.Random, list[bytes]], bytes] = mutant
+    #: Measures how many times longer twice the size of an input takes; None if it has no size.
+    growth: Callable[[bytes, Path], float] | None = None
 
 
 def _containers() -> list[bytes]:
@@ -86,7 +88,10 @@ TARGETS = {
 }
 TARGETS |= {
     name: Target(
-        partial(structured.read, name=name), partial(structured.seeds, name), structured.choices
+        partial(structured.read, name=name),
+        partial(structured.seeds, name),
+        structured.choices,
+        partial(structured.growth, name=name),
     )
     for name in structured.KINDS
 }

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from tests.plant.mistakes import Mistake
 
-_PICKLE = "python/fiber/checkpoints/inert_pickle.py"
+_PICKLE = "python/fiber/inert_pickle/reader.py"
 _TORCH_FILE = "python/fiber/checkpoints/torch_file.py"
 _SAFETENSORS = "python/fiber/checkpoints/mapped_file.py"
 _INDEX = "python/fiber/training/checkpoint/index.py"
@@ -20,7 +20,6 @@ _JSON = f"{_DATA}/formats/json_values.py"
 _LINES = f"{_DATA}/formats/line_reader.py"
 _RECORD = f"{_DATA}/record.py"
 _PHRASES = f"{_DATA}/datasets/mdetr.py"
-_CAPTIONS = f"{_DATA}/datasets/caption_files.py"
 _OBJECTS365 = f"{_DATA}/datasets/objects365.py"
 _TAR = f"{_DATA}/storage/tar.py"
 _GENERATED = f"{_DATA}/formats/generated.py"
@@ -30,14 +29,14 @@ READERS = (
     Mistake(
         "pickle: the name of a class is joined by every opcode that names it",
         _PICKLE,
-        "if max(len(module), len(name)) > _MAX_NAME:",
+        "if max(len(module), len(name)) > MAX_NAME:",
         "if False:",
         more=(("return Inert(name, module)", 'return Inert(f"{module}.{name}")'),),
     ),
     Mistake(
         "pickle: names of classes of any length, joined in every call",
         _PICKLE,
-        "if max(len(module), len(name)) > _MAX_NAME:",
+        "if max(len(module), len(name)) > MAX_NAME:",
         "if False:",
     ),
     Mistake(
@@ -171,12 +170,6 @@ READERS = (
         _PHRASES,
         'for phrase in file.get(entry, "tokens_positive_eval", list):',
         "for phrase in evaluated:",
-    ),
-    Mistake(
-        "captions: errors of records without the file",
-        _CAPTIONS,
-        "            with named(where):\n",
-        "            if where:\n",
     ),
     Mistake(
         "Objects365: classes of any type",

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fiber.checkpoints.inert_pickle import read_pickle
+from fiber.inert_pickle import read_pickle
 from tests.fuzz.forked import Ended, limit, run_forked
 from tests.fuzz.generated import cases, found, runs, trees
 from tests.fuzz.generated.cases import Case, documents

@@ -173,12 +173,14 @@ def dropped(tree: Any, path: Path, value: Any, count: int) -> Any:
 
 
 def _child(node: Any, step: Any) -> Any:
+    _check_step(node, step)
     if isinstance(step, tuple):
         return node[step[0]][step[1]]
     return getattr(node, step) if isinstance(step, str) else node[step]
 
 
 def _with(node: Any, step: Any, child: Any) -> Any:
+    _check_step(node, step)
     if isinstance(step, str):
         return replace(node, **{step: child})
     items: Sequence[Any] = node
@@ -188,3 +190,14 @@ def _with(node: Any, step: Any, child: Any) -> Any:
         pair[part] = child
         return Pairs([*items[:index], tuple(pair), *items[index + 1 :]])
     return type(node)([*items[:step], child, *items[step + 1 :]])
+
+
+def _check_step(node: Any, step: Any) -> None:
+    """Check that a step is one of a node of this type.
+
+    Raises:
+        TypeError: if it is not; an earlier change has replaced the node.
+    """
+    kind = {str: Node, tuple: Pairs, int: (list, tuple)}[type(step)]
+    if not isinstance(node, kind) or (isinstance(node, Pairs) and not isinstance(step, tuple)):
+        raise TypeError(f"{type(node).__name__} has no place {step!r}")
