@@ -82,13 +82,17 @@ def main(arguments: list[str] | None = None) -> int:
     kinds = ("pickle", "zip", "tokenizer", "folder", *(each.kind for each in generator.documents()))
     parser.add_argument("--only", choices=dict.fromkeys(kinds), help="kind of file")
     parser.add_argument("--every", type=int, default=1, help="read only each Nth file")
+    parser.add_argument(
+        "--places", action="store_true", help="hostile values at every place, instead of some drawn"
+    )
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     # Garbage collection in a child would copy every page of the objects that exist here.
     gc.freeze()
     results: dict[str, list[tuple[str, Result]]] = collections.defaultdict(list)
     with tempfile.TemporaryDirectory() as folder:
-        cases = all_cases(Path(folder), options.mutants, options.seed, options.only)
+        mutants = None if options.places else options.mutants
+        cases = all_cases(Path(folder), mutants, options.seed, options.only)
         chosen = itertools.islice(cases, 0, None, options.every)
         while batch := list(itertools.islice(chosen, CASES_PER_PROCESS)):
             found = read_limited(batch, Path(folder) / "case")
@@ -166,8 +170,18 @@ def clear(path: Path) -> None:
     path.unlink(missing_ok=True)
 
 
-def all_cases(folder: Path, mutants: int, seed: int, only: str | None) -> Iterator[Case]:
-    """Yield every case, of one kind if that is given, each followed by its mutants."""
+def all_cases(folder: Path, mutants: int | None, seed: int, only: str | None) -> Iterator[Case]:
+    """Yield every case, of one kind if that is given, each followed by its mutants.
+
+    Without a number of mutants: hostile values at every place of the generator's documents.
+    """
+    if mutants is None:
+        for document in generator.documents():
+            if only in (None, document.kind):
+                sources = prepared(document, folder / "prepared")
+                for number, case in enumerate(generator.small_cases(document)):
+                    yield generated_case(case, sources, 1, number)
+        return
     save_micro_models(folder)
     kinds = {"pickle": pickles, "zip": archives, "tokenizer": tokenizers, "folder": folders}
     for kind, cases in kinds.items():
