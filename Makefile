@@ -14,7 +14,8 @@ SECONDS ?= 60
 # wait would take the cores of the other processes.
 PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
 
-.PHONY: demo test test-interpreter test-oldest kernels-aot quick fuzz package lint fmt build bench clean
+.PHONY: demo test test-interpreter test-oldest kernels-aot quick fuzz package lint licenses \
+  advisories fmt build bench clean
 
 # The whole of FIBER on this machine; `make demo ARGS=--fast` for the short one.
 demo: $(VENV)/.installed-demo
@@ -77,6 +78,31 @@ lint: $(VENV)/.installed-dev
 	cargo fmt --check
 	cargo clippy --release --all-targets -- -D warnings
 	cargo clippy --release --all-targets --features python -- -D warnings
+	$(BIN)/python .ci/licenses.py
+	.ci/unless-passed licenses Cargo.toml Cargo.lock deny.toml pyproject.toml .ci/licenses.py -- \
+	  $(MAKE) licenses
+
+# Not optimized, since to build it takes much longer than to run it.
+DENY = cargo deny --version >/dev/null 2>&1 \
+  || CARGO_PROFILE_DEV_DEBUG=0 cargo install --locked --debug --no-default-features cargo-deny@0.20.2
+
+# The licenses, sources and duplicates of all crates, and the licenses of the Python packages of every
+# extra, also of those that are not installed. Known vulnerabilities of the crates, where
+# `make advisories` has brought the database.
+licenses: $(VENV)/.installed-dev
+	$(DENY)
+	cargo deny --locked check licenses bans sources
+	@if ls -d $${CARGO_HOME:-$$HOME/.cargo}/advisory-dbs/*/.git >/dev/null 2>&1; then \
+	  set -x; cargo deny --locked --offline check advisories; \
+	else \
+	  echo "advisories of crates: not checked, no database; 'make advisories' fetches it from GitHub"; \
+	fi
+	$(BIN)/python .ci/licenses.py --all
+
+# Known vulnerabilities of the crates, with the present database.
+advisories:
+	$(DENY)
+	cargo deny --locked check advisories
 
 fmt: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .

@@ -1,8 +1,11 @@
 //! The error type of the crate, one variant per cause.
 
-use std::fmt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::PathBuf;
+use std::any::Any;
+use std::cell::{Cell, RefCell};
+use std::fmt::{self, Write};
+use std::panic::{AssertUnwindSafe, Location, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::Once;
 
 /// An error in the caller's data or arguments.
 #[derive(Debug)]
@@ -78,8 +81,8 @@ pub enum Error {
         /// What the memory was for, and how to reduce it.
         what: String,
     },
-    /// A bug: a worker thread panicked on a record.
-    Worker,
+    /// A bug: what a worker thread did wrong.
+    Worker(String),
     /// A session whose threads no longer exist.
     Closed(&'static str),
     /// An error in a record, with the record's key.
@@ -124,7 +127,7 @@ impl Error {
     }
 
     /// Add the file's path to a decode error.
-    pub(crate) fn in_file(self, file: &std::path::Path) -> Self {
+    pub(crate) fn in_file(self, file: &Path) -> Self {
         match self {
             Self::Decode { path: None, reason } => Self::Decode {
                 path: Some(file.to_owned()),
@@ -140,7 +143,7 @@ impl Error {
         }
     }
 
-    pub(crate) fn file(path: &std::path::Path, source: std::io::Error) -> Self {
+    pub(crate) fn file(path: &Path, source: std::io::Error) -> Self {
         let path = path.to_owned();
         Self::File { path, source }
     }
@@ -215,12 +218,13 @@ impl fmt::Display for Error {
             Self::Memory { bytes, what } => {
                 write!(f, "out of memory: {bytes} bytes for {what}")
             }
-            Self::Worker => f.write_str(
-                "a worker thread panicked. This is a bug in fiber; please report it and include the \
-                     record",
+            Self::Worker(what) => write!(
+                f,
+                "a worker thread failed: {what}. This is a bug in fiber; please report it and \
+                 include the record"
             ),
             Self::Closed(reason) => f.write_str(reason),
-            Self::InRecord { key, source } => write!(f, "record '{key}': {source}"),
+            Self::InRecord { key, source } => write!(f, "record '{}': {source}", shown(key)),
         }
     }
 }
@@ -286,14 +290,111 @@ pub(crate) fn check_probability(name: &'static str, probability: f64) -> Result<
     Err(Error::argument(name, reason))
 }
 
-/// Run `work`; convert a panic, which only corrupt input can cause, with `error`.
+/// Maximum length in characters of a text from a file that an error shows.
+const MOST_SHOWN: usize = 300;
+
+/// A text from a file for an error: without control characters, and of bounded length.
+pub(crate) fn shown(text: &str) -> String {
+    let mut shown = String::new();
+    let mut characters = text.chars();
+    for character in characters.by_ref().take(MOST_SHOWN) {
+        if character.is_control()
+            || matches!(character, '\u{200e}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+        {
+            shown.extend(character.escape_unicode());
+        } else {
+            shown.push(character);
+        }
+    }
+    if characters.next().is_some() {
+        // Writing to a string cannot fail.
+        let _ = write!(shown, "... ({} bytes)", text.len());
+    }
+    shown
+}
+
+thread_local! {
+    /// Calls of [`caught`] that this thread is in.
+    static CATCHING: Cell<usize> = const { Cell::new(0) };
+    /// Where the last panic of such a call was.
+    static PLACE: RefCell<String> = const { RefCell::new(String::new()) };
+}
+
+/// Run `work`; return the message and place of a panic, which is not printed.
+pub(crate) fn caught<T>(work: impl FnOnce() -> T) -> Result<T, String> {
+    report_only_uncaught();
+    CATCHING.set(CATCHING.get() + 1);
+    let done = catch_unwind(AssertUnwindSafe(work));
+    CATCHING.set(CATCHING.get() - 1);
+    done.map_err(|panic| format!("{}{}", shown(message_of(&*panic)), PLACE.take()))
+}
+
+/// Run `work`; convert a panic, which only corrupt input or a bug can cause, with `error`.
 pub(crate) fn catch_panic<T>(
     work: impl FnOnce() -> Result<T, Error>,
     error: impl FnOnce(&str) -> Error,
 ) -> Result<T, Error> {
-    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
-        let text = panic.downcast_ref::<String>().map(String::as_str);
-        let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
-        Err(error(text.unwrap_or("no message")))
-    })
+    caught(work).unwrap_or_else(|why| Err(error(&why)))
+}
+
+fn message_of(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+    text.unwrap_or("no message")
+}
+
+/// Have the hook of panics note the place instead of printing, on threads that catch them.
+fn report_only_uncaught() {
+    static INSTALLED: Once = Once::new();
+    INSTALLED.call_once(|| {
+        let report = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            if CATCHING.get() == 0 {
+                report(panic);
+            } else {
+                PLACE.set(panic.location().map(place_of).unwrap_or_default());
+            }
+        }));
+    });
+}
+
+/// File and line, in parentheses; of a crate from a registry, without the registry's folder.
+fn place_of(location: &Location<'_>) -> String {
+    let file = location.file();
+    let file = match file.split_once("/registry/src/") {
+        Some((_, registry)) => registry.split_once('/').map_or(registry, |(_, file)| file),
+        None => file,
+    };
+    format!(" ({file}:{})", location.line())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn caught(text: &'static str) -> String {
+        let panics = || -> Result<(), Error> { panic!("{text}") };
+        let error = catch_panic(panics, |why| Error::Worker(why.to_owned()));
+        error.unwrap_err().to_string()
+    }
+
+    #[test]
+    fn caught_panics_are_named_and_not_printed() {
+        assert!(caught("an index").contains("failed: an index (rust/error.rs:"));
+        assert_eq!((CATCHING.get(), PLACE.take()), (0, String::new()));
+        let nested = catch_panic(|| Ok(caught("inside")), |why| Error::Worker(why.to_owned()));
+        assert!(nested.unwrap().contains("inside"));
+    }
+
+    #[test]
+    fn texts_are_shown_without_control_characters_and_bounded() {
+        assert_eq!(shown(""), "");
+        assert_eq!(shown("na\u{ef}ve 'x'"), "na\u{ef}ve 'x'");
+        assert_eq!(shown("\u{1b}]0;\n\u{202e}"), "\\u{1b}]0;\\u{a}\\u{202e}");
+        let long = shown(&"\u{e9}".repeat(1 << 20));
+        assert_eq!(
+            long,
+            format!("{}... ({} bytes)", "\u{e9}".repeat(300), 2 << 20)
+        );
+    }
 }

@@ -180,6 +180,10 @@ impl Source {
             for flag in ["single_word", "lstrip", "rstrip", "normalized"] {
                 token[flag] = json!(self.0.index(3) == 0);
             }
+            if token["content"].as_str().unwrap().trim().is_empty() {
+                // A token of spaces that takes those beside it is refused.
+                (token["lstrip"], token["rstrip"]) = (json!(false), json!(false));
+            }
         }
     }
 }

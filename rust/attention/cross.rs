@@ -3,7 +3,7 @@
 use super::gradients::{Gradients, SavedForward};
 use super::head::Head;
 use super::rows::HeadRows;
-use super::{Shared, backward, check_size, check_width, forward, threads};
+use super::{Shared, backward, check_size, check_width, forward, size_of, threads};
 use crate::Error;
 use crate::cpu_features::Instructions;
 
@@ -58,13 +58,14 @@ pub fn first_keys(lengths: &[u32], keys: usize) -> Option<Vec<Vec<u32>>> {
 impl CrossAttention {
     /// Elements per token over all heads.
     fn row(&self) -> usize {
-        self.heads * self.head_width
+        size_of([self.heads, self.head_width])
     }
 
     fn check(&self, inputs: [&[f32]; 3]) -> Result<(), Error> {
         let tokens = [self.queries, self.keys, self.keys];
         for (i, name) in ["query", "key", "value"].into_iter().enumerate() {
-            check_size(name, inputs[i].len(), self.samples * tokens[i] * self.row())?;
+            let expected = size_of([self.samples, tokens[i], self.row()]);
+            check_size(name, inputs[i].len(), expected)?;
         }
         if let Some(unmasked) = &self.unmasked
             && (unmasked.len() != self.samples
@@ -94,8 +95,8 @@ impl CrossAttention {
     ) -> Result<(), Error> {
         self.check(inputs)?;
         check_size("out", out.len(), inputs[0].len())?;
-        let pairs = self.samples * self.heads;
-        check_size("logsumexp", logsumexp.len(), pairs * self.queries)?;
+        let pairs = size_of([self.samples, self.heads]);
+        check_size("logsumexp", logsumexp.len(), size_of([pairs, self.queries]))?;
         let wanted = (self.threads * TASKS_PER_THREAD).div_ceil(pairs.max(1));
         let per_task = self.queries.div_ceil(wanted.max(1)).max(QUERIES_PER_TASK);
         let parts = self.queries.div_ceil(per_task);
@@ -103,14 +104,22 @@ impl CrossAttention {
         let inputs = inputs.map(Shared::read_only);
         threads::run(pairs * parts, self.threads, &|task, scratch| {
             let (pair, first) = (task / parts, task % parts * per_task);
-            // SAFETY: the sizes were checked; each task writes its own rows and sums.
+            let mut head = self.head(pair, inputs);
+            head.queries = per_task.min(self.queries - first);
+            let out = self.rows(out, pair, self.queries, None);
+            let logsumexp = logsumexp.at(pair * self.queries + first);
+            // SAFETY: the sizes and the indices of keys were checked, so all rows are in the tensors;
+            // `first` is below the number of queries, and no other task has these rows of `out` and
+            // elements of `logsumexp`.
             unsafe {
-                let mut head = self.head(pair, inputs);
-                head.queries = per_task.min(self.queries - first);
                 head.query = head.query.skip(first);
-                let out = self.rows(out, pair, self.queries, None).skip(first);
-                let logsumexp = logsumexp.at(pair * self.queries + first);
-                forward(self.instructions, &head, &out, logsumexp, scratch);
+                forward(
+                    self.instructions,
+                    &head,
+                    &out.skip(first),
+                    logsumexp,
+                    scratch,
+                );
             }
         });
         Ok(())
@@ -129,11 +138,11 @@ impl CrossAttention {
         grads: [&mut [f32]; 3],
     ) -> Result<(), Error> {
         self.check(inputs)?;
-        let pairs = self.samples * self.heads;
+        let pairs = size_of([self.samples, self.heads]);
         for (name, found, expected) in [
             ("grad", grad.len(), inputs[0].len()),
             ("out", out.len(), inputs[0].len()),
-            ("logsumexp", logsumexp.len(), pairs * self.queries),
+            ("logsumexp", logsumexp.len(), size_of([pairs, self.queries])),
             ("grad_query", grads[0].len(), inputs[0].len()),
             ("grad_key", grads[1].len(), inputs[1].len()),
             ("grad_value", grads[2].len(), inputs[2].len()),
@@ -148,55 +157,46 @@ impl CrossAttention {
         let [grad, out, logsumexp] = [grad, out, logsumexp].map(Shared::read_only);
         let [grad_query, grad_key, grad_value] = grads.map(Shared::new);
         threads::run(pairs, self.threads, &|pair, scratch| {
-            // SAFETY: the sizes were checked; each task writes its own rows.
-            unsafe {
-                let head = self.head(pair, inputs);
-                let gradients = Gradients {
-                    out: self.rows(grad, pair, self.queries, None),
-                    query: self.rows(grad_query, pair, self.queries, None),
-                    key: self.rows(grad_key, pair, self.keys, head.key.indices),
-                    value: self.rows(grad_value, pair, self.keys, head.key.indices),
-                    bias: std::ptr::null_mut(),
-                };
-                let saved = SavedForward {
-                    logsumexp: logsumexp.at(pair * self.queries),
-                    out: self.rows(out, pair, self.queries, None),
-                };
-                backward(self.instructions, &head, &gradients, Some(&saved), scratch);
-            }
+            let head = self.head(pair, inputs);
+            let gradients = Gradients {
+                out: self.rows(grad, pair, self.queries, None),
+                query: self.rows(grad_query, pair, self.queries, None),
+                key: self.rows(grad_key, pair, self.keys, head.key.indices),
+                value: self.rows(grad_value, pair, self.keys, head.key.indices),
+                bias: std::ptr::null_mut(),
+            };
+            let saved = SavedForward {
+                logsumexp: logsumexp.at(pair * self.queries),
+                out: self.rows(out, pair, self.queries, None),
+            };
+            // SAFETY: the sizes and the indices of keys were checked, so all rows are in the tensors;
+            // no other task has this pair of sample and head, whose rows of the gradients are its
+            // own. There is no bias and no mask.
+            unsafe { backward(self.instructions, &head, &gradients, Some(&saved), scratch) };
         });
         Ok(())
     }
 
     /// Inputs of one head of one sample.
-    ///
-    /// # Safety
-    /// The inputs have the shapes of [`Self::forward`].
-    unsafe fn head(&self, pair: usize, [query, key, value]: [Shared; 3]) -> Head<'_> {
+    fn head(&self, pair: usize, [query, key, value]: [Shared; 3]) -> Head<'_> {
         let unmasked = self
             .unmasked
             .as_ref()
             .map(|keys| &keys[pair / self.heads][..]);
-        // SAFETY: guaranteed by the caller.
-        unsafe {
-            Head {
-                queries: self.queries,
-                keys: unmasked.map_or(self.keys, <[u32]>::len),
-                width: self.head_width,
-                query: self.rows(query, pair, self.queries, None),
-                key: self.rows(key, pair, self.keys, unmasked),
-                value: self.rows(value, pair, self.keys, unmasked),
-                bias: std::ptr::null(),
-                mask: std::ptr::null(),
-            }
+        Head {
+            queries: self.queries,
+            keys: unmasked.map_or(self.keys, <[u32]>::len),
+            width: self.head_width,
+            query: self.rows(query, pair, self.queries, None),
+            key: self.rows(key, pair, self.keys, unmasked),
+            value: self.rows(value, pair, self.keys, unmasked),
+            bias: std::ptr::null(),
+            mask: std::ptr::null(),
         }
     }
 
     /// Rows of one head of one sample in a tensor (B, tokens, h, d).
-    ///
-    /// # Safety
-    /// The tensor must have this shape.
-    unsafe fn rows<'a>(
+    fn rows<'a>(
         &self,
         tensor: Shared,
         pair: usize,
@@ -205,8 +205,7 @@ impl CrossAttention {
     ) -> HeadRows<'a> {
         let (sample, head) = (pair / self.heads, pair % self.heads);
         HeadRows {
-            // SAFETY: guaranteed by the caller.
-            first: unsafe { tensor.at(sample * tokens * self.row() + head * self.head_width) },
+            first: tensor.at(sample * tokens * self.row() + head * self.head_width),
             stride: self.row(),
             indices,
             padding: std::ptr::null_mut(),

@@ -31,7 +31,9 @@ pub(super) struct SavedForward<'a> {
 /// results were saved, otherwise in blocks of queries.
 ///
 /// # Safety
-/// Same as for [`super::head::forward`]; with saved results, the head has no bias and no mask.
+/// Same as for [`super::head::forward`], with the rows of `gradients` and `saved` among the inputs
+/// and outputs: their `bias` is null or valid for (n, p) elements, the saved `logsumexp` for n. With
+/// saved results, the head has no bias and no mask.
 #[inline(always)]
 pub(super) unsafe fn backward<L: Lanes, const R: usize>(
     head: &Head,
@@ -39,7 +41,7 @@ pub(super) unsafe fn backward<L: Lanes, const R: usize>(
     saved: Option<&SavedForward>,
     scratch: &mut HeadScratch,
 ) {
-    // SAFETY: guaranteed by the caller.
+    // SAFETY: the same conditions as the caller's.
     unsafe {
         match saved {
             Some(saved) if head.keys > head.queries => {
@@ -53,7 +55,7 @@ pub(super) unsafe fn backward<L: Lanes, const R: usize>(
 /// Backward pass in blocks of queries.
 ///
 /// # Safety
-/// Same as for [`super::head::forward`].
+/// Same as for [`backward`].
 #[inline(always)]
 unsafe fn backward_by_queries<L: Lanes, const R: usize>(
     head: &Head,
@@ -67,7 +69,8 @@ unsafe fn backward_by_queries<L: Lanes, const R: usize>(
     let parts = scratch.parts([dp, mw, dp, mw, mw, rw, rw, rp, rp, rw]);
     let [keys_t, keys, values_t, grad_keys, grad_values, ..] = parts;
     let [.., query, grad, weights, grad_scores, out] = parts;
-    // SAFETY: the buffers have the sizes that the functions require.
+    // SAFETY: the buffers are disjoint and as long as the functions require, for R rows of w or p
+    // elements or all m keys. Rows below n and m exist by the caller.
     unsafe {
         transpose(&head.key, m, d, p, keys_t);
         transpose(&head.value, m, d, p, values_t);
@@ -129,7 +132,7 @@ unsafe fn backward_by_queries<L: Lanes, const R: usize>(
 /// are accessed only once.
 ///
 /// # Safety
-/// Same as for [`super::head::forward`]; the head has no bias and no mask.
+/// Same as for [`backward`] with saved results.
 #[inline(always)]
 unsafe fn backward_by_keys<L: Lanes, const R: usize>(
     head: &Head,
@@ -143,7 +146,8 @@ unsafe fn backward_by_keys<L: Lanes, const R: usize>(
     let parts = scratch.parts([dp, nw, dp, nw, nw, p, p, rw, rw, rp, rp, rw]);
     let [queries_t, queries, grads_t, grads, grad_queries, ..] = parts;
     let [.., logsumexp, deltas, key, value, weights, grad_scores, out] = parts;
-    // SAFETY: the buffers have the sizes that the functions require.
+    // SAFETY: the buffers are disjoint and as long as the functions require, for R rows of w or p
+    // elements or all n queries. Rows below n and `keys` exist by the caller.
     unsafe {
         load::<L>(&head.query, 0..n, n, d, scale(d), queries);
         load::<L>(&gradients.out, 0..n, n, d, 1.0, grads);

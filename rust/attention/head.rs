@@ -29,7 +29,7 @@ impl Head<'_> {
     /// Bias and mask of the queries starting at `query`, or null.
     ///
     /// # Safety
-    /// The query must exist.
+    /// The query is below `queries`, and bias and mask have (n, p) elements.
     #[inline(always)]
     pub(super) unsafe fn added(&self, query: usize) -> [*const f32; 2] {
         let offset = query * padded(self.keys);
@@ -37,7 +37,7 @@ impl Head<'_> {
             if first.is_null() {
                 first
             } else {
-                // SAFETY: guaranteed by the caller.
+                // SAFETY: the query exists, so its row is inside the (n, p) elements.
                 unsafe { first.add(offset) }
             }
         })
@@ -69,10 +69,11 @@ impl HeadScratch {
         if self.0.len() < total {
             self.0.resize(total, CacheLine([0.0; 16]));
         }
-        let mut first = 0;
+        // One borrow for all parts: another would end the validity of the pointers before it.
+        let mut next = self.0.as_mut_ptr();
         lines.map(|count| {
-            let part = self.0[first..].as_mut_ptr().cast();
-            first += count;
+            let part = next.cast();
+            next = next.wrapping_add(count);
             part
         })
     }
@@ -84,8 +85,10 @@ impl HeadScratch {
 /// that the data of a block stays in the caches.
 ///
 /// # Safety
-/// The processor supports the instructions of the lanes; rows hold `width` elements; no other thread
-/// writes the inputs or accesses the outputs.
+/// The processor supports the instructions of the lanes; all rows of the head exist with `width`
+/// elements each, as do `out`'s for its queries; bias and mask are null or valid for (n, p)
+/// elements, and `logsumexp` is null or valid for n; no other thread writes the inputs or accesses
+/// the outputs.
 #[inline(always)]
 pub(super) unsafe fn forward<L: Lanes, const R: usize>(
     head: &Head,
@@ -109,7 +112,8 @@ pub(super) unsafe fn forward<L: Lanes, const R: usize>(
     let [keys_t, values, query, weights, block_out, ..] = parts;
     let [.., all_largest, all_totals, all_out] = parts;
     let mut begin = 0;
-    // SAFETY: the buffers have the sizes that the functions require.
+    // SAFETY: the buffers are disjoint and as long as the functions require: m is at most `block`, and
+    // p at most `padded(block)`. Rows below n and `begin + m` exist by the caller.
     unsafe {
         // Runs at least once: without keys the output is 0.
         loop {
@@ -177,6 +181,9 @@ pub(super) unsafe fn forward<L: Lanes, const R: usize>(
 }
 
 /// Write the output of a query (0 if there are no keys); skip padding.
+///
+/// # Safety
+/// Same as for [`write`]; a padding row may be null.
 #[inline(always)]
 unsafe fn finish<L: Lanes>(
     (to, is_padded): (*mut f32, bool),
@@ -188,19 +195,24 @@ unsafe fn finish<L: Lanes>(
         return;
     }
     let factor = if total == 0.0 { 0.0 } else { 1.0 / total };
-    // SAFETY: guaranteed by the caller.
+    // SAFETY: the row is no padding, so it is valid for d elements by the caller.
     unsafe { write::<L>((to, false), from, d, factor) };
 }
 
 /// Merge the output of a block of keys into that of the preceding blocks; each is relative to its
 /// own largest score. Both have w elements.
+///
+/// # Safety
+/// The processor supports the instructions of the lanes; `before` and `own` are valid for w
+/// elements, a multiple of [`PADDING`], and do not overlap; the other two pointers for one.
 #[inline(always)]
 unsafe fn join<L: Lanes>(
     (largest_before, total_before, before): (*mut f32, *mut f32, *mut f32),
     (largest, total, own): (L, L, *const f32),
     w: usize,
 ) {
-    // SAFETY: guaranteed by the caller.
+    // SAFETY: a register from k on is inside the w elements, since its width divides w; the caller
+    // guarantees the rest.
     unsafe {
         let old = L::splat(*largest_before);
         let new = largest.max(old);

@@ -32,8 +32,10 @@ const NEIGHBORS: i32 = 0b10_11_00_01;
 /// A SIMD register.
 ///
 /// # Safety
-/// Callers must ensure that the processor supports the implementation's instructions, and that
-/// pointers are valid for [`Lanes::WIDTH`] elements.
+/// An implementation accesses exactly [`Lanes::WIDTH`] elements, a divisor of 16, through a
+/// pointer, of any alignment. Callers of its methods ensure that the processor supports its
+/// instructions; callers of [`Lanes::load`] and [`Lanes::store`], that the pointer is valid for
+/// reading or writing these elements.
 pub(super) unsafe trait Lanes: Copy {
     /// Number of lanes.
     const WIDTH: usize;
@@ -63,13 +65,14 @@ pub(super) unsafe trait Lanes: Copy {
     /// Sum of all lanes, broadcast.
     #[inline(always)]
     unsafe fn sum(self) -> Self {
-        // SAFETY: guaranteed by the caller; likewise below.
+        // SAFETY: the caller guarantees the instructions of these methods; no memory is accessed.
         unsafe { self.folded(|a, b| a.add(b)) }
     }
 
     /// Exponential to within 2 ulps; 0 below [`LEAST`].
     #[inline(always)]
     unsafe fn exp(self) -> Self {
+        // SAFETY: the caller guarantees the instructions of these methods; no memory is accessed.
         unsafe {
             // NaN is preserved; results below the cutoff are replaced at the end.
             let power = self.multiply(Self::splat(LOG2_E)).round();
@@ -83,6 +86,7 @@ pub(super) unsafe trait Lanes: Copy {
     /// that of the difference.
     #[inline(always)]
     unsafe fn exp_minus(self, y: Self) -> Self {
+        // SAFETY: the caller guarantees the instructions of these methods; no memory is accessed.
         unsafe {
             let x = self.multiply_add(Self::splat(LOG2_E), Self::splat(0.0).subtract(y));
             let power = x.round();
@@ -95,6 +99,7 @@ pub(super) unsafe trait Lanes: Copy {
     /// exp(self) * 2^power, for arguments in the range of [`POLYNOMIAL`].
     #[inline(always)]
     unsafe fn near_one(self, power: Self) -> Self {
+        // SAFETY: the caller guarantees the instructions of these methods; no memory is accessed.
         unsafe {
             let mut sum = Self::splat(POLYNOMIAL[0]);
             let mut i = 1;
@@ -115,7 +120,7 @@ macro_rules! operations {
     ($($name:ident($this:ident $(, $other:ident)*) => $register:expr,)*) => {$(
         #[inline(always)]
         unsafe fn $name($this $(, $other: Self)*) -> Self {
-            // SAFETY: guaranteed by the caller.
+            // SAFETY: the caller guarantees the instructions of the type; no memory is accessed.
             #[allow(unused_unsafe)]
             unsafe { Self($register) }
         }
@@ -131,7 +136,7 @@ fn each(a: Scalar, b: Scalar, combine: impl Fn(f32, f32) -> f32) -> [f32; 8] {
     std::array::from_fn(|lane| combine(a.0[lane], b.0[lane]))
 }
 
-// SAFETY: uses no special instructions.
+// SAFETY: an array of eight elements is loaded and stored, without special instructions.
 unsafe impl Lanes for Scalar {
     const WIDTH: usize = 8;
 
@@ -154,13 +159,13 @@ unsafe impl Lanes for Scalar {
 
     #[inline(always)]
     unsafe fn load(from: *const f32) -> Self {
-        // SAFETY: guaranteed by the caller.
+        // SAFETY: the caller guarantees that the eight elements of the array are readable.
         Self(unsafe { from.cast::<[f32; 8]>().read_unaligned() })
     }
 
     #[inline(always)]
     unsafe fn store(self, to: *mut f32) {
-        // SAFETY: guaranteed by the caller.
+        // SAFETY: the caller guarantees that the eight elements of the array are writable.
         unsafe { to.cast::<[f32; 8]>().write_unaligned(self.0) };
     }
 
@@ -190,7 +195,8 @@ unsafe impl Lanes for Scalar {
 #[derive(Clone, Copy)]
 pub(super) struct Avx2(__m256);
 
-// SAFETY: requires AVX2 and FMA.
+// SAFETY: the eight elements of a register are loaded and stored; all instructions are of AVX2 and
+// FMA.
 #[cfg(target_arch = "x86_64")]
 unsafe impl Lanes for Avx2 {
     const WIDTH: usize = 8;
@@ -215,22 +221,25 @@ unsafe impl Lanes for Avx2 {
 
     #[inline(always)]
     unsafe fn splat(value: f32) -> Self {
-        // SAFETY: guaranteed by the caller; likewise below.
+        // SAFETY: the caller guarantees AVX2.
         Self(unsafe { _mm256_set1_ps(value) })
     }
 
     #[inline(always)]
     unsafe fn load(from: *const f32) -> Self {
+        // SAFETY: the caller guarantees AVX2 and that eight elements are readable.
         Self(unsafe { _mm256_loadu_ps(from) })
     }
 
     #[inline(always)]
     unsafe fn store(self, to: *mut f32) {
+        // SAFETY: the caller guarantees AVX2 and that eight elements are writable.
         unsafe { _mm256_storeu_ps(to, self.0) };
     }
 
     #[inline(always)]
     unsafe fn folded(self, combine: impl Fn(Self, Self) -> Self) -> Self {
+        // SAFETY: the caller guarantees AVX2.
         unsafe {
             let x = combine(self, Self(_mm256_permute2f128_ps::<1>(self.0, self.0)));
             let x = combine(x, Self(_mm256_permute_ps::<HALVES>(x.0)));
@@ -240,6 +249,7 @@ unsafe impl Lanes for Avx2 {
 
     #[inline(always)]
     unsafe fn first(self) -> f32 {
+        // SAFETY: the caller guarantees AVX2.
         unsafe { _mm256_cvtss_f32(self.0) }
     }
 }
@@ -249,7 +259,8 @@ unsafe impl Lanes for Avx2 {
 #[derive(Clone, Copy)]
 pub(super) struct Avx512(__m512);
 
-// SAFETY: requires AVX-512 F.
+// SAFETY: the sixteen elements of a register are loaded and stored; all instructions are of AVX-512
+// F.
 #[cfg(target_arch = "x86_64")]
 unsafe impl Lanes for Avx512 {
     const WIDTH: usize = 16;
@@ -271,22 +282,25 @@ unsafe impl Lanes for Avx512 {
 
     #[inline(always)]
     unsafe fn splat(value: f32) -> Self {
-        // SAFETY: guaranteed by the caller; likewise below.
+        // SAFETY: the caller guarantees AVX-512 F.
         Self(unsafe { _mm512_set1_ps(value) })
     }
 
     #[inline(always)]
     unsafe fn load(from: *const f32) -> Self {
+        // SAFETY: the caller guarantees AVX-512 F and that sixteen elements are readable.
         Self(unsafe { _mm512_loadu_ps(from) })
     }
 
     #[inline(always)]
     unsafe fn store(self, to: *mut f32) {
+        // SAFETY: the caller guarantees AVX-512 F and that sixteen elements are writable.
         unsafe { _mm512_storeu_ps(to, self.0) };
     }
 
     #[inline(always)]
     unsafe fn folded(self, combine: impl Fn(Self, Self) -> Self) -> Self {
+        // SAFETY: the caller guarantees AVX-512 F.
         unsafe {
             let x = combine(self, Self(_mm512_shuffle_f32x4::<HALVES>(self.0, self.0)));
             let x = combine(x, Self(_mm512_shuffle_f32x4::<NEIGHBORS>(x.0, x.0)));
@@ -297,6 +311,7 @@ unsafe impl Lanes for Avx512 {
 
     #[inline(always)]
     unsafe fn first(self) -> f32 {
+        // SAFETY: the caller guarantees AVX-512 F.
         unsafe { _mm512_cvtss_f32(self.0) }
     }
 }

@@ -35,9 +35,10 @@ use rows::HeadRows;
 #[derive(Clone, Copy)]
 struct Shared(*mut f32);
 
-// SAFETY: users ensure that no element is written by one thread while another accesses it.
+// SAFETY: elements are accessed only in unsafe code, whose authors ensure that no element is written
+// by one thread while another accesses it.
 unsafe impl Sync for Shared {}
-// SAFETY: as above.
+// SAFETY: a pointer is not bound to a thread; for access to its elements, see `Sync`.
 unsafe impl Send for Shared {}
 
 impl Shared {
@@ -49,36 +50,41 @@ impl Shared {
         Self(values.as_mut_ptr())
     }
 
-    /// Pointer to an element.
-    ///
-    /// # Safety
-    /// The index must be at most the number of elements.
-    unsafe fn at(self, index: usize) -> *mut f32 {
-        // SAFETY: guaranteed by the caller.
-        unsafe { self.0.add(index) }
+    /// Pointer to an element, which an empty tensor need not have.
+    fn at(self, index: usize) -> *mut f32 {
+        self.0.wrapping_add(index)
     }
 }
 
 /// Define a function that calls the generic function of the same name, compiled for an instruction
-/// set.
+/// set, or for the best one below it that the processor supports.
 macro_rules! dispatch {
     ($module:ident::$name:ident($($argument:ident: $kind:ty),*)) => {
         /// # Safety
-        /// Same as for the generic function; the processor must support the instructions.
+        /// Same as for the generic function, except that any instructions may be passed.
         unsafe fn $name(instructions: Instructions, $($argument: $kind),*) {
+            /// # Safety
+            /// Same as for the generic function.
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx512f")]
             unsafe fn avx512($($argument: $kind),*) {
-                // SAFETY: guaranteed by the caller; likewise below.
+                // SAFETY: this function has the instructions of `Avx512`; the caller guarantees the
+                // rest.
                 unsafe { $module::$name::<lanes::Avx512, 8>($($argument),*) };
             }
+            /// # Safety
+            /// Same as for the generic function.
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,fma")]
             unsafe fn avx2($($argument: $kind),*) {
+                // SAFETY: this function has the instructions of `Avx2`; the caller guarantees the
+                // rest.
                 unsafe { $module::$name::<lanes::Avx2, 4>($($argument),*) };
             }
+            // SAFETY: the processor supports what `best` returns and all that is below it;
+            // `Scalar` has no special instructions. The caller guarantees the rest.
             unsafe {
-                match instructions {
+                match instructions.min(Instructions::best()) {
                     #[cfg(target_arch = "x86_64")]
                     Instructions::Avx512 => avx512($($argument),*),
                     #[cfg(target_arch = "x86_64")]
@@ -103,6 +109,11 @@ fn check_width(head_width: usize) -> Result<(), Error> {
         return Ok(());
     }
     Err(Error::argument("head_width", "expected at least 1, got 0"))
+}
+
+/// Number of elements of a tensor; too many for any tensor if the product overflows.
+fn size_of<const N: usize>(shape: [usize; N]) -> usize {
+    shape.into_iter().fold(1, usize::saturating_mul)
 }
 
 /// Check the number of elements of a tensor.

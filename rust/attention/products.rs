@@ -18,7 +18,8 @@ pub(super) const PAIR: usize = 2;
 /// matrix is passed with its row stride.
 ///
 /// # Safety
-/// The pointers are valid for these shapes; `columns` is a multiple of [`PADDING`].
+/// The processor supports the instructions of the lanes. The pointers are valid for these shapes,
+/// and `out` overlaps neither input; `columns` is a multiple of [`PADDING`].
 #[inline(always)]
 pub(super) unsafe fn multiply<L: Lanes, const R: usize, const C: usize>(
     x: (*const f32, usize),
@@ -27,7 +28,8 @@ pub(super) unsafe fn multiply<L: Lanes, const R: usize, const C: usize>(
     (count, columns): (usize, usize),
 ) {
     let mut column = 0;
-    // SAFETY: every block of columns ends within the matrix.
+    // SAFETY: `columns` is a multiple of a register's width, so every block of columns ends within
+    // `y` and `out`; the caller guarantees the rest.
     unsafe {
         while column + C * L::WIDTH <= columns {
             let (y, out) = ((y.add(column), y_stride), (out.add(column), out_stride));
@@ -43,6 +45,10 @@ pub(super) unsafe fn multiply<L: Lanes, const R: usize, const C: usize>(
 }
 
 /// [`multiply`] for C registers of columns.
+///
+/// # Safety
+/// Same as for [`multiply`]: `x` is valid for (R, count), `y` for (count, C registers), `out` for
+/// (R, C registers).
 #[inline(always)]
 unsafe fn multiply_block<L: Lanes, const R: usize, const C: usize>(
     (x, x_stride): (*const f32, usize),
@@ -50,7 +56,7 @@ unsafe fn multiply_block<L: Lanes, const R: usize, const C: usize>(
     count: usize,
     (out, out_stride): (*mut f32, usize),
 ) {
-    // SAFETY: guaranteed by the caller.
+    // SAFETY: rows below `count` and R, and columns below C registers, are valid by the caller.
     unsafe {
         let mut sums = [[L::splat(0.0); C]; R];
         for k in 0..count {
@@ -76,7 +82,8 @@ unsafe fn multiply_block<L: Lanes, const R: usize, const C: usize>(
 /// out (m, w) += x^T * y, with y (R, w) and the first m columns of x (R, p).
 ///
 /// # Safety
-/// The pointers are valid for these shapes; w is a multiple of [`PADDING`].
+/// The processor supports the instructions of the lanes. The pointers are valid for these shapes,
+/// and `out` overlaps neither input; m is at most p, and w is a multiple of [`PADDING`].
 #[inline(always)]
 pub(super) unsafe fn accumulate<L: Lanes, const R: usize>(
     x: *const f32,
@@ -85,7 +92,8 @@ pub(super) unsafe fn accumulate<L: Lanes, const R: usize>(
     out: *mut f32,
 ) {
     let mut column = 0;
-    // SAFETY: every block of columns ends within w.
+    // SAFETY: w is a multiple of a register's width, so every block of columns ends within the rows
+    // of `y` and `out`; the caller guarantees the rest.
     unsafe {
         while column + PAIR * L::WIDTH <= w {
             accumulate_block::<L, R, PAIR>(x, y.add(column), (m, w, p), out.add(column));
@@ -99,6 +107,9 @@ pub(super) unsafe fn accumulate<L: Lanes, const R: usize>(
 }
 
 /// [`accumulate`] for C registers of columns.
+///
+/// # Safety
+/// Same as for [`accumulate`], where `y` and `out` are valid for C registers of each row.
 #[inline(always)]
 unsafe fn accumulate_block<L: Lanes, const R: usize, const C: usize>(
     x: *const f32,
@@ -106,7 +117,8 @@ unsafe fn accumulate_block<L: Lanes, const R: usize, const C: usize>(
     (m, w, p): (usize, usize, usize),
     out: *mut f32,
 ) {
-    // SAFETY: guaranteed by the caller.
+    // SAFETY: the R rows of `x` and `y` and the m rows of `out` are valid by the caller, at columns
+    // below m and C registers.
     unsafe {
         let mut rows = [[L::splat(0.0); C]; R];
         for r in 0..R {

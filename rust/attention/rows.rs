@@ -35,18 +35,18 @@ impl HeadRows<'_> {
     /// Pointer to row i, and true if the row is padding.
     ///
     /// # Safety
-    /// The row must exist.
+    /// The row must exist: i is below the number of `indices`, if any, and the row is in the tensor.
     #[inline(always)]
     pub(super) unsafe fn row(&self, i: usize) -> (*mut f32, bool) {
         let index = match self.indices {
             None => i,
-            // SAFETY: guaranteed by the caller.
+            // SAFETY: the row exists, so i is below the number of indices.
             Some(indices) => match unsafe { *indices.get_unchecked(i) } {
                 Self::PADDED => return (self.padding, true),
                 index => index as usize,
             },
         };
-        // SAFETY: guaranteed by the caller.
+        // SAFETY: the row exists, so its first element is in the tensor.
         (unsafe { self.first.add(index * self.stride) }, false)
     }
 
@@ -57,7 +57,7 @@ impl HeadRows<'_> {
     #[inline(always)]
     pub(super) unsafe fn skip(mut self, i: usize) -> Self {
         match &mut self.indices {
-            // SAFETY: guaranteed by the caller.
+            // SAFETY: the rows exist, so what follows them is in the tensor or at its end.
             None => self.first = unsafe { self.first.add(i * self.stride) },
             Some(indices) => *indices = &indices[i..],
         }
@@ -72,7 +72,7 @@ impl HeadRows<'_> {
     #[inline(always)]
     pub(super) unsafe fn prefetch(&self, rows: Range<usize>, end: usize, d: usize) {
         for i in rows.start..rows.end.min(end) {
-            // SAFETY: guaranteed by the caller.
+            // SAFETY: i is below `end`, so the caller guarantees that the row exists.
             let (row, _) = unsafe { self.row(i) };
             for k in (0..d).step_by(LINE) {
                 prefetch_line(row.wrapping_add(k));
@@ -86,7 +86,7 @@ impl HeadRows<'_> {
     /// Same as for [`Self::prefetch`].
     #[inline(never)]
     pub(super) unsafe fn prefetch_apart(&self, rows: Range<usize>, end: usize, d: usize) {
-        // SAFETY: guaranteed by the caller.
+        // SAFETY: the same condition as the caller's.
         unsafe { self.prefetch(rows, end, d) };
     }
 }
@@ -108,11 +108,15 @@ fn prefetch_line(address: *const f32) {
 }
 
 /// Transpose rows (m, d) to (d, p); columns past m are 0.
+///
+/// # Safety
+/// The first m rows exist, with d elements each; `to` is valid for (d, p) elements and does not
+/// overlap them; m is at most p.
 #[inline(always)]
 pub(super) unsafe fn transpose(rows: &HeadRows, m: usize, d: usize, p: usize, to: *mut f32) {
     let mut first = 0;
     let whole = d - d % SQUARE;
-    // SAFETY: guaranteed by the caller.
+    // SAFETY: rows below m and elements below d are read; row k of `to` is written up to column p.
     unsafe {
         while first + SQUARE <= m {
             let mut from = [std::ptr::null(); SQUARE];
@@ -145,9 +149,14 @@ pub(super) unsafe fn transpose(rows: &HeadRows, m: usize, d: usize, p: usize, to
 const SQUARE: usize = 4;
 
 /// Transpose elements k to k + 4 of four rows into four rows of p elements.
+///
+/// # Safety
+/// The rows are readable up to element k + 4; `to` is writable for four elements there and p, 2 p
+/// and 3 p elements after.
 #[inline(always)]
 unsafe fn transpose_square(from: [*const f32; SQUARE], k: usize, to: *mut f32, p: usize) {
-    // SAFETY: guaranteed by the caller; x86-64 has these instructions.
+    // SAFETY: every x86-64 processor has these instructions; the caller guarantees the four elements
+    // of each load and store.
     #[cfg(target_arch = "x86_64")]
     unsafe {
         use std::arch::x86_64::{
@@ -167,7 +176,7 @@ unsafe fn transpose_square(from: [*const f32; SQUARE], k: usize, to: *mut f32, p
         _mm_storeu_ps(to.add(2 * p), _mm_movelh_ps(high_ab, high_cd));
         _mm_storeu_ps(to.add(3 * p), _mm_movehl_ps(high_cd, high_ab));
     }
-    // SAFETY: guaranteed by the caller.
+    // SAFETY: the caller guarantees these elements of each row.
     #[cfg(not(target_arch = "x86_64"))]
     unsafe {
         for j in 0..SQUARE {
@@ -180,6 +189,11 @@ unsafe fn transpose_square(from: [*const f32; SQUARE], k: usize, to: *mut f32, p
 
 /// Copy a range of rows to rows of `padded(d)` elements, with scaling; what is added to a row and
 /// missing rows up to `total` are 0.
+///
+/// # Safety
+/// The processor supports the instructions of the lanes. The rows of the range exist, with d
+/// elements each; `to` is valid for (total, padded(d)) elements and does not overlap them; `total`
+/// is at least the number of rows.
 #[inline(always)]
 pub(super) unsafe fn load<L: Lanes>(
     rows: &HeadRows,
@@ -190,7 +204,8 @@ pub(super) unsafe fn load<L: Lanes>(
     to: *mut f32,
 ) {
     let (count, w) = (range.len(), padded(d));
-    // SAFETY: guaranteed by the caller.
+    // SAFETY: rows below `count` are copied and those up to `total` cleared, w elements each; the
+    // caller guarantees the rest.
     unsafe {
         for r in 0..count {
             let (row, _) = rows.row(range.start + r);
@@ -203,6 +218,10 @@ pub(super) unsafe fn load<L: Lanes>(
 }
 
 /// Store a row of d elements with scaling; padding rows are accumulated.
+///
+/// # Safety
+/// The processor supports the instructions of the lanes; both rows are valid for d elements and do
+/// not overlap.
 #[inline(always)]
 pub(super) unsafe fn write<L: Lanes>(
     (to, is_padded): (*mut f32, bool),
@@ -210,7 +229,7 @@ pub(super) unsafe fn write<L: Lanes>(
     d: usize,
     factor: f32,
 ) {
-    // SAFETY: guaranteed by the caller.
+    // SAFETY: only elements below d are accessed, which the caller guarantees to be valid.
     unsafe {
         let factors = L::splat(factor);
         let mut k = 0;

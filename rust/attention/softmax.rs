@@ -1,14 +1,21 @@
 //! Softmax, its gradient, and logsumexp.
+//!
+//! Row lengths p are multiples of [`PADDING`], and so of the width of every register.
 
 use super::lanes::Lanes;
 use super::products::PADDING;
 
 /// Add p elements.
+///
+/// # Safety
+/// The processor supports the instructions of the lanes; both pointers are valid for p elements, a
+/// multiple of [`PADDING`], and do not overlap.
 #[inline(always)]
 pub(super) unsafe fn add<L: Lanes>(to: *mut f32, from: *const f32, p: usize) {
     let mut column = 0;
     while column < p {
-        // SAFETY: guaranteed by the caller.
+        // SAFETY: a register from `column` on is inside the p elements, since its width divides p;
+        // the caller guarantees the rest.
         unsafe {
             let sum = L::load(to.add(column)).add(L::load(from.add(column)));
             sum.store(to.add(column));
@@ -23,6 +30,10 @@ pub(super) unsafe fn add<L: Lanes>(to: *mut f32, from: *const f32, p: usize) {
 ///
 /// Returns the largest score and the sum of exponentials per query, broadcast to a register, since
 /// storing scalars and reloading them with a wider load would stall.
+///
+/// # Safety
+/// The processor supports the instructions of the lanes. `scores` and what is `added` are valid for
+/// (rows, p) elements and do not overlap; `rows` is at most R, and p is `padded(m)`.
 #[inline(always)]
 pub(super) unsafe fn exponentials<L: Lanes, const R: usize>(
     scores: *mut f32,
@@ -30,7 +41,7 @@ pub(super) unsafe fn exponentials<L: Lanes, const R: usize>(
     (m, p): (usize, usize),
     added: [*const f32; 2],
 ) -> ([L; R], [L; R]) {
-    // SAFETY: guaranteed by the caller; likewise below.
+    // SAFETY: the caller guarantees the instructions of the lanes.
     let zero = unsafe { L::splat(0.0) };
     let (mut largest, mut total) = ([zero; R], [zero; R]);
     // Masked by addition, since scalar stores to the scores would stall the wide loads after them.
@@ -38,7 +49,8 @@ pub(super) unsafe fn exponentials<L: Lanes, const R: usize>(
     for column in (PADDING - (p - m))..PADDING {
         tail[column] = f32::NEG_INFINITY;
     }
-    // SAFETY: guaranteed by the caller.
+    // SAFETY: rows below `rows` have p elements, a multiple of a register's width; if p exceeds m, it
+    // is PADDING or more, the length of `tail`. The caller guarantees the rest.
     unsafe {
         for r in 0..rows {
             let row = scores.add(r * p);
@@ -76,6 +88,10 @@ pub(super) unsafe fn exponentials<L: Lanes, const R: usize>(
 
 /// Convert exponentials (R, p) and their sums to weights, and the gradients of the weights to those
 /// of the scores.
+///
+/// # Safety
+/// The processor supports the instructions of the lanes. `weights` and `gradients` are valid for
+/// (rows, p) elements and do not overlap; `rows` is at most R, and p is a multiple of [`PADDING`].
 #[inline(always)]
 pub(super) unsafe fn softmax_backward<L: Lanes, const R: usize>(
     weights: *mut f32,
@@ -84,7 +100,8 @@ pub(super) unsafe fn softmax_backward<L: Lanes, const R: usize>(
     p: usize,
     rows: usize,
 ) {
-    // SAFETY: guaranteed by the caller.
+    // SAFETY: rows below `rows` have p elements, a multiple of a register's width; the caller
+    // guarantees the rest.
     unsafe {
         let mut weighted = [L::splat(0.0); R];
         for r in 0..rows {
@@ -114,9 +131,12 @@ pub(super) unsafe fn softmax_backward<L: Lanes, const R: usize>(
 }
 
 /// Dot product of two rows of d elements, broadcast to a register.
+///
+/// # Safety
+/// The processor supports the instructions of the lanes; both pointers are valid for d elements.
 #[inline(always)]
 pub(super) unsafe fn dot<L: Lanes>(x: *const f32, y: *const f32, d: usize) -> L {
-    // SAFETY: guaranteed by the caller.
+    // SAFETY: only elements below d are read, which the caller guarantees to be valid.
     unsafe {
         let mut sum = L::splat(0.0);
         let mut k = 0;
@@ -136,6 +156,10 @@ pub(super) unsafe fn dot<L: Lanes>(x: *const f32, y: *const f32, d: usize) -> L 
 /// Convert scores (p,) to weights, and the gradients of the weights to those of the scores. `saved`
 /// returns the base-2 logsumexp, and the dot product of the output and its gradient, for the
 /// queries in a register of columns.
+///
+/// # Safety
+/// The processor supports the instructions of the lanes; both pointers are valid for p elements, a
+/// multiple of [`PADDING`], and do not overlap.
 #[inline(always)]
 pub(super) unsafe fn saved_softmax_backward<L: Lanes>(
     scores: *mut f32,
@@ -146,7 +170,8 @@ pub(super) unsafe fn saved_softmax_backward<L: Lanes>(
     let mut column = 0;
     while column < p {
         let (logsumexp, delta) = saved(column);
-        // SAFETY: guaranteed by the caller.
+        // SAFETY: a register from `column` on is inside the p elements, since its width divides p;
+        // the caller guarantees the rest.
         unsafe {
             let weight = L::load(scores.add(column)).exp_minus(logsumexp);
             weight.store(scores.add(column));
@@ -195,12 +220,15 @@ mod tests {
     use crate::attention::lanes;
 
     /// Exponentials of two rows of 21 scores, and their sums.
+    ///
+    /// # Safety
+    /// The processor supports the instructions of the lanes.
     unsafe fn exponentials_of<L: Lanes>(scores: &mut [f32; 64]) -> [f32; 2] {
-        // SAFETY: guaranteed by the caller; there are two rows of 32.
+        // SAFETY: the scores are two rows of 32; the caller guarantees the instructions.
         let (_, total) = unsafe {
             exponentials::<L, 2>(scores.as_mut_ptr(), 2, (21, 32), [std::ptr::null(); 2])
         };
-        // SAFETY: guaranteed by the caller.
+        // SAFETY: the caller guarantees the instructions.
         total.map(|sum| unsafe { sum.first() })
     }
 
@@ -224,10 +252,14 @@ mod tests {
     }
 
     /// Exponentials of sixteen numbers, and of those numbers minus 1.
+    ///
+    /// # Safety
+    /// The processor supports the instructions of the lanes.
     unsafe fn exp_of<L: Lanes>(numbers: &[f32; 16]) -> [[f32; 16]; 2] {
         let mut found = [[0.0; 16]; 2];
         for column in (0..16).step_by(L::WIDTH) {
-            // SAFETY: guaranteed by the caller; register widths divide 16.
+            // SAFETY: register widths divide 16, the length of the arrays; the caller guarantees the
+            // instructions.
             unsafe {
                 let x = L::load(numbers.as_ptr().add(column));
                 x.exp().store(found[0].as_mut_ptr().add(column));

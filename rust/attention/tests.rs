@@ -271,3 +271,63 @@ fn wrong_sizes_are_rejected() {
         .unwrap_err();
     assert!(error.to_string().contains("expected 96 elements, got 95"));
 }
+
+#[test]
+fn sizes_that_overflow_are_rejected() {
+    // 16 samples of 2^60 keys would be 2^64 elements, which wraps to none.
+    let attention = CrossAttention {
+        samples: 16,
+        queries: 1,
+        keys: 1 << 60,
+        heads: 1,
+        head_width: 1,
+        unmasked: None,
+        threads: 1,
+        instructions: Instructions::best(),
+    };
+    let (mut out, mut logsumexp) = ([0.0; 16], [0.0; 16]);
+    let error = attention
+        .forward([&[0.0; 16], &[], &[]], &mut out, &mut logsumexp)
+        .unwrap_err();
+    assert!(error.to_string().starts_with("key: expected "), "{error}");
+}
+
+#[test]
+fn heads_without_keys_have_zeros() {
+    let attention = CrossAttention {
+        samples: 1,
+        queries: 2,
+        keys: 0,
+        heads: 3,
+        head_width: 5,
+        unmasked: None,
+        threads: 1,
+        instructions: Instructions::best(),
+    };
+    let (mut out, mut logsumexp) = ([1.0; 30], [0.0; 6]);
+    attention
+        .forward([&[1.0; 30], &[], &[]], &mut out, &mut logsumexp)
+        .unwrap();
+    assert!(out.iter().all(|&value| value == 0.0));
+    assert!(logsumexp.iter().all(|&value| value == f32::NEG_INFINITY));
+}
+
+/// On a processor without AVX-512, these instructions would end the process.
+#[test]
+fn instructions_are_those_of_the_processor_or_fewer() {
+    let attention = CrossAttention {
+        samples: 1,
+        queries: 1,
+        keys: 1,
+        heads: 1,
+        head_width: 1,
+        unmasked: None,
+        threads: 1,
+        instructions: Instructions::Avx512,
+    };
+    let (mut out, mut logsumexp) = ([0.0], [0.0]);
+    attention
+        .forward([&[1.0], &[1.0], &[3.0]], &mut out, &mut logsumexp)
+        .unwrap();
+    assert!((out[0] - 3.0).abs() < 1e-6);
+}

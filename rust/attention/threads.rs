@@ -53,6 +53,8 @@ mod openmp {
     use std::sync::OnceLock;
 
     unsafe extern "C" {
+        /// # Safety
+        /// The name must end with a zero byte.
         fn dlsym(library: *mut c_void, name: *const c_char) -> *mut c_void;
     }
 
@@ -63,23 +65,27 @@ mod openmp {
     pub(super) fn fork(threads: usize, work: &(dyn Fn() + Sync)) -> bool {
         static PARALLEL: OnceLock<Option<Parallel>> = OnceLock::new();
         let parallel = *PARALLEL.get_or_init(|| {
-            // SAFETY: a null handle searches all globally loaded libraries.
+            // SAFETY: the name is a C string, and a null handle (`RTLD_DEFAULT`) searches all
+            // globally loaded libraries.
             let found = unsafe { dlsym(ptr::null_mut(), c"GOMP_parallel".as_ptr()) };
-            // SAFETY: a function of this name has this type.
+            // SAFETY: the pointer is not null, and a function of this name has this type by GNU's
+            // interface, which OpenMP runtimes of other vendors implement for its sake.
             (!found.is_null()).then(|| unsafe { mem::transmute::<*mut c_void, Parallel>(found) })
         });
         let (Some(parallel), Ok(threads)) = (parallel, c_uint::try_from(threads)) else {
             return false;
         };
         let mut data: &(dyn Fn() + Sync) = work;
-        // SAFETY: the call returns when all threads are done, so `work` outlives them.
+        // SAFETY: `enter` expects a pointer to `data`, and may run on several threads since `work`
+        // is `Sync`. The call returns when all threads are done, so both outlive them.
         unsafe { parallel(enter, ptr::from_mut(&mut data).cast(), threads, 0) };
         true
     }
 
     /// Abort the process on a panic, which must not unwind through C frames.
     extern "C" fn enter(data: *mut c_void) {
-        // SAFETY: `fork` passes a pointer to a reference of this type.
+        // SAFETY: `fork` passes a pointer to a reference of this type, which lives until all threads
+        // are done and which no thread writes.
         let work = unsafe { *data.cast::<&(dyn Fn() + Sync)>() };
         work();
     }

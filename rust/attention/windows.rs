@@ -7,7 +7,7 @@ use std::iter;
 use super::gradients::Gradients;
 use super::head::{Head, padded};
 use super::rows::HeadRows;
-use super::{Shared, backward, check_size, check_width, forward, threads};
+use super::{Shared, backward, check_size, check_width, forward, size_of, threads};
 use crate::Error;
 use crate::cpu_features::Instructions;
 
@@ -59,15 +59,19 @@ impl WindowAttention {
 
     /// Elements per token over all heads.
     fn row(&self) -> usize {
-        self.heads * self.head_width
+        size_of([self.heads, self.head_width])
     }
 
     fn check(&self, [qkv, bias_table, qkv_bias]: [&[f32]; 3]) -> Result<(), Error> {
-        let tokens = self.samples * self.map.0 * self.map.1;
-        check_size("qkv", qkv.len(), 3 * tokens * self.row())?;
-        let offsets = (2 * self.window - 1).pow(2);
-        check_size("bias_table", bias_table.len(), offsets * self.heads)?;
-        check_size("qkv_bias", qkv_bias.len(), 3 * self.row())?;
+        let tokens = size_of([self.samples, self.map.0, self.map.1]);
+        check_size("qkv", qkv.len(), size_of([3, tokens, self.row()]))?;
+        let side = size_of([2, self.window]).saturating_sub(1);
+        check_size(
+            "bias_table",
+            bias_table.len(),
+            size_of([side, side, self.heads]),
+        )?;
+        check_size("qkv_bias", qkv_bias.len(), size_of([3, self.row()]))?;
         if self.shift >= self.window || u32::try_from(tokens).is_err() {
             return Err(Error::argument(
                 "shift",
@@ -114,18 +118,18 @@ impl WindowAttention {
         threads::run(windows * groups, self.threads, &|task, scratch| {
             let (window, first) = (task / groups, task % groups * heads_per_task);
             for head in first..(first + heads_per_task).min(self.heads) {
-                // SAFETY: the sizes were checked; every window and head has its own rows.
-                unsafe {
-                    let inputs = self.head(&partition, window, head, inputs, &bias, &masks);
-                    let out = HeadRows {
-                        first: out.at(head * self.head_width),
-                        stride: self.row(),
-                        indices: inputs.query.indices,
-                        padding: std::ptr::null_mut(),
-                    };
-                    let logsumexp = std::ptr::null_mut();
-                    forward(self.instructions, &inputs, &out, logsumexp, scratch);
-                }
+                let inputs = self.head(&partition, window, head, inputs, &bias, &masks);
+                let out = HeadRows {
+                    first: out.at(head * self.head_width),
+                    stride: self.row(),
+                    indices: inputs.query.indices,
+                    padding: std::ptr::null_mut(),
+                };
+                let logsumexp = std::ptr::null_mut();
+                // SAFETY: the sizes were checked, so every index is a row of the tensors, and bias
+                // and mask have (N, p) elements for the window. No other task has this window and
+                // head, whose rows of `out` are its own.
+                unsafe { forward(self.instructions, &inputs, &out, logsumexp, scratch) };
             }
         });
         Ok(())
@@ -174,31 +178,31 @@ impl WindowAttention {
             threads::run(self.heads * parts, self.threads, &|task, scratch| {
                 let (head, first) = (task / parts, task % parts * windows_per_task);
                 for window in first..(first + windows_per_task).min(windows) {
-                    // SAFETY: the sizes were checked; every window and head has its own rows, and
-                    // each task has its own sums.
-                    unsafe {
-                        let inputs = self.head(&partition, window, head, inputs, &bias, &masks);
-                        let indices = inputs.query.indices;
-                        let part_grad = |part: usize| HeadRows {
-                            first: grad_qkv.at(part * row + head * d),
-                            stride: 3 * row,
+                    let inputs = self.head(&partition, window, head, inputs, &bias, &masks);
+                    let indices = inputs.query.indices;
+                    let part_grad = |part: usize| HeadRows {
+                        first: grad_qkv.at(part * row + head * d),
+                        stride: 3 * row,
+                        indices,
+                        padding: grad_padding.at((task * 3 + part) * d),
+                    };
+                    let gradients = Gradients {
+                        out: HeadRows {
+                            first: grad.at(head * d),
+                            stride: row,
                             indices,
-                            padding: grad_padding.at((task * 3 + part) * d),
-                        };
-                        let gradients = Gradients {
-                            out: HeadRows {
-                                first: grad.at(head * d),
-                                stride: row,
-                                indices,
-                                padding: zeros.at(0),
-                            },
-                            query: part_grad(0),
-                            key: part_grad(1),
-                            value: part_grad(2),
-                            bias: grad_scores.at(task * pairs),
-                        };
-                        backward(self.instructions, &inputs, &gradients, None, scratch);
-                    }
+                            padding: zeros.at(0),
+                        },
+                        query: part_grad(0),
+                        key: part_grad(1),
+                        value: part_grad(2),
+                        bias: grad_scores.at(task * pairs),
+                    };
+                    // SAFETY: the sizes were checked, so every index is a row of the tensors, and
+                    // bias and mask have (N, p) elements for the window. No other task has this
+                    // window and head, whose rows of `grad_qkv` are its own, nor this task's (N, p)
+                    // and (3, d) sums.
+                    unsafe { backward(self.instructions, &inputs, &gradients, None, scratch) };
                 }
             });
         }
@@ -214,10 +218,7 @@ impl WindowAttention {
     }
 
     /// Inputs of one head of one window.
-    ///
-    /// # Safety
-    /// The tensors (M, 3, h, d) and (3, h, d), the bias and the masks must have the right sizes.
-    unsafe fn head<'a>(
+    fn head<'a>(
         &self,
         partition: &'a Partition,
         window: usize,
@@ -229,11 +230,10 @@ impl WindowAttention {
         let (n, d) = (self.tokens(), self.head_width);
         let indices = Some(&partition.indices[window * n..][..n]);
         let rows = |part: usize| HeadRows {
-            // SAFETY: guaranteed by the caller; likewise below.
-            first: unsafe { qkv.at(part * self.row() + head * d) },
+            first: qkv.at(part * self.row() + head * d),
             stride: 3 * self.row(),
             indices,
-            padding: unsafe { padding.at(part * self.row() + head * d) },
+            padding: padding.at(part * self.row() + head * d),
         };
         let mask = &masks[usize::from(partition.seams[window])];
         Head {

@@ -9,6 +9,7 @@ use std::cell::RefCell;
 
 mod bmp;
 mod gif;
+mod group4;
 pub(crate) mod orientation;
 mod pixels;
 mod png;

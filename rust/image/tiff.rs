@@ -7,15 +7,18 @@ use std::borrow::Cow;
 use std::io::Cursor;
 
 use tiff::ColorType;
-use tiff::decoder::{Decoder, DecodingResult, Limits};
+use tiff::decoder::{ChunkType, Decoder, DecodingResult, Limits};
 use tiff::tags::Tag;
 
+use super::group4;
 use super::samples::{Samples, divide_by_255};
 use crate::decode_limits::DecodeLimits;
 use crate::{Error, exif, try_alloc};
 
 /// Maximum bytes per pixel: five channels of 16 bits.
 const PIXEL_BYTES: usize = 10;
+/// Value of `Compression` for fax group 4.
+const GROUP_4: u32 = 4;
 /// Value of `PlanarConfiguration` for separate planes.
 const PLANAR: u32 = 2;
 /// Values of `PhotometricInterpretation`.
@@ -46,6 +49,8 @@ const OTHER_COMPRESSION: [(u32, &str); 12] = [
     (50000, "ZSTD"),
     (50001, "WebP"),
 ];
+/// Values of `FillOrder` that are not decoded.
+const OTHER_ORDERS: [(u32, &str); 1] = [(2, "lowest bit first")];
 /// Values of `SampleFormat` that are not decoded.
 const OTHER_SAMPLES: [(u32, &str); 3] = [
     (2, "signed integers"),
@@ -114,6 +119,14 @@ pub(crate) fn decode(bytes: &[u8], limits: &DecodeLimits) -> Result<Samples, Err
     }
     // The stored samples, their 8-bit copy, and that of planes.
     let sample_bytes = usize::from(bits).div_ceil(8) + 1 + usize::from(planar);
+    if tag(&mut decoder, Tag::Compression)? == GROUP_4 {
+        if (channels, bits) != (1, 1) {
+            return Err(unsupported(
+                "CCITT group 4 with more than one bit per pixel",
+            ));
+        }
+        check_group4(&mut decoder, &declared)?;
+    }
     let size = height * width * channels * sample_bytes;
     limits.check_bytes((height, width), size.saturating_add(3 * height * width))?;
     try_alloc::check(size, try_alloc::of_image(height, width))?;
@@ -158,6 +171,7 @@ fn check_features(decoder: &mut Tiff<'_>) -> Result<(), Error> {
             "color space",
         ),
         (Tag::SampleFormat, &OTHER_SAMPLES[..], "sample format"),
+        (Tag::FillOrder, &OTHER_ORDERS[..], "order of bits"),
     ] {
         let found = tag(decoder, which)?;
         if let Some((_, name)) = names.iter().find(|(value, _)| *value == found) {
@@ -176,6 +190,35 @@ fn check_tiles(decoder: &mut Tiff<'_>, height: usize, width: usize) -> Result<()
                 "separate planes in tiles that exceed the image",
             ));
         }
+    }
+    Ok(())
+}
+
+/// Reject strips or tiles of fax group 4 whose damage the crate would repair.
+fn check_group4(decoder: &mut Tiff<'_>, bytes: &[u8]) -> Result<(), Error> {
+    let (count, places) = match decoder.get_chunk_type() {
+        ChunkType::Strip => (
+            decoder.strip_count(),
+            [Tag::StripOffsets, Tag::StripByteCounts],
+        ),
+        ChunkType::Tile => (
+            decoder.tile_count(),
+            [Tag::TileOffsets, Tag::TileByteCounts],
+        ),
+    };
+    let count = count.map_err(|e| fault(&e))?;
+    let [offsets, sizes] = places.map(|place| decoder.find_tag_unsigned_vec::<usize>(place));
+    let offsets = offsets.map_err(|e| fault(&e))?.unwrap_or_default();
+    let sizes = sizes.map_err(|e| fault(&e))?.unwrap_or_default();
+    let (width, _) = decoder.chunk_dimensions();
+    let width = u16::try_from(width).map_err(|_| unsupported("CCITT group 4 of such a width"))?;
+    for (number, (offset, size)) in (0..count).zip(offsets.into_iter().zip(sizes)) {
+        let end = offset.saturating_add(size).min(bytes.len());
+        let strip = bytes.get(offset..end).unwrap_or_default();
+        let (_, rows) = decoder.chunk_data_dimensions(number);
+        group4::check(strip, width, rows).map_err(|what| {
+            Error::decode(format!("TIFF: CCITT group 4: {what} of part {number}"))
+        })?;
     }
     Ok(())
 }

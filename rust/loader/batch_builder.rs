@@ -114,7 +114,10 @@ fn try_decode(
                 Some(slot) => {
                     images.push((record, probed, sampled, slot, to_decode.image_slots.size));
                 }
-                None => note(record, Err(Error::Worker)),
+                None => note(
+                    record,
+                    Err(Error::Worker(format!("image {index} has no slot"))),
+                ),
             }
         }
     }
@@ -296,7 +299,9 @@ impl BatchBuilder {
                     kept.push(index);
                 }
                 SampleState::Failed(error) => self.skipped.push(skipped(error)),
-                SampleState::Pending | SampleState::Prepared(_) => return Err(Error::Worker),
+                SampleState::Pending | SampleState::Prepared(_) => {
+                    return Err(Error::Worker(format!("sample {index} was not decoded")));
+                }
             }
         }
         let image_slots = self.image_slots.take().filter(|_| !samples.is_empty());
@@ -304,7 +309,9 @@ impl BatchBuilder {
         if let Some(image_slots) = image_slots {
             size = image_slots.size;
             let record_bytes = config.slot_bytes(size) * config.task.images();
-            let block = image_slots.slots.into_block().ok_or(Error::Worker)?;
+            let block = image_slots.slots.into_block();
+            let in_use = || Error::Worker("a slot of a finished batch is in use".to_owned());
+            let block = block.ok_or_else(in_use)?;
             images = Some(without_gaps(block, &kept, record_bytes));
         }
         let mut batch = collate::collate(&samples, images, size, config)?;
@@ -358,7 +365,7 @@ mod tests {
     fn only_the_last_pending_sample_returns_true() {
         let (config, pool) = (config(Task::ImageText), BufferPool::new(1));
         let mut builder = BatchBuilder::new(3, &config, &pool);
-        let bad = || SampleState::Failed(Error::Worker.in_record("a"));
+        let bad = || SampleState::Failed(Error::Worker(String::new()).in_record("a"));
         assert!(!builder.record_outcome(2, bad()));
         assert!(matches!(builder.advance(&config, &pool), NextStep::Wait));
         assert!(!builder.record_outcome(0, bad()));

@@ -183,7 +183,7 @@ impl Deref for PooledBuffer {
 
     fn deref(&self) -> &[u8] {
         // SAFETY: `take` made the memory at least `offset + bytes` bytes long, all of it is
-        // initialized, and bytes need no alignment.
+        // initialized, and bytes need no alignment; `truncate` only shortens them.
         unsafe {
             let start = self.memory.as_ptr().cast::<u8>().add(self.offset);
             std::slice::from_raw_parts(start, self.bytes)
@@ -193,7 +193,8 @@ impl Deref for PooledBuffer {
 
 impl DerefMut for PooledBuffer {
     fn deref_mut(&mut self) -> &mut [u8] {
-        // SAFETY: as in `deref`; the block is borrowed mutably.
+        // SAFETY: the memory is as long and initialized as in `deref`; the buffer is borrowed
+        // mutably, so nothing else accesses it.
         unsafe {
             let start = self.memory.as_mut_ptr().cast::<u8>().add(self.offset);
             std::slice::from_raw_parts_mut(start, self.bytes)
@@ -219,7 +220,7 @@ pub struct Slots {
 // SAFETY: the memory is plain bytes of the buffer that the same value owns. It is accessed only
 // through `SlotMut`s, of which `taken` allows one per slot, and by value once there is one owner.
 unsafe impl Send for Slots {}
-// SAFETY: see above.
+// SAFETY: threads that share the value access different slots only, since `taken` is atomic.
 unsafe impl Sync for Slots {}
 
 /// Exclusive access to one of the [`Slots`].
@@ -290,7 +291,8 @@ impl Deref for SlotMut {
 
 impl DerefMut for SlotMut {
     fn deref_mut(&mut self) -> &mut [u8] {
-        // SAFETY: as in `deref`; slots do not overlap and `taken` allows one value per slot.
+        // SAFETY: the slot is inside the buffer, whose memory does not move; slots do not overlap,
+        // and `taken` allows one value per slot, which is borrowed mutably.
         unsafe { std::slice::from_raw_parts_mut(self.start(), self.slots.slot_bytes) }
     }
 }

@@ -1,10 +1,10 @@
 //! Worker threads: prepare records, decode images, collate batches.
 
 use std::collections::VecDeque;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use crate::Error;
+use crate::error::{catch_panic, caught};
 use crate::loader::batch_builder::{self, BatchBuilder, NextStep, PendingDecode, SampleState};
 use crate::loader::buffer_pool::BufferPool;
 use crate::loader::collate::{Batch, Skipped};
@@ -100,6 +100,11 @@ pub(crate) struct WorkerPool {
     pub(crate) changed: Condvar,
 }
 
+/// The error of a panic. A batch whose worker is lost would never finish.
+fn panicked(why: &str) -> Error {
+    Error::Worker(format!("it panicked: {why}"))
+}
+
 /// Lock a mutex; even if it is poisoned, the state is consistent.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -170,14 +175,13 @@ impl WorkerPool {
         }
         let keys = records.iter().map(|it| it.prepared.sample.key.clone());
         let keys: Vec<_> = keys.collect();
-        // A batch whose worker is lost would never finish.
         let decode = || batch_builder::decode(records, &self.config, decoder);
-        let outcomes = catch_unwind(AssertUnwindSafe(decode)).unwrap_or_else(|_| {
+        let outcomes = caught(decode).unwrap_or_else(|why| {
             // The decoder's buffers may be inconsistent.
             if let Ok(new) = ImageDecoder::new(&self.config) {
                 *decoder = new;
             }
-            let failed = |key: &String| SampleState::Failed(Error::Worker.in_record(key));
+            let failed = |key: &String| SampleState::Failed(panicked(&why).in_record(key));
             keys.iter().map(failed).collect()
         });
         for ((sample_ref, is_final), outcome) in sample_refs.into_iter().zip(outcomes) {
@@ -191,8 +195,8 @@ impl WorkerPool {
         record: &Record,
         sample_ref: &SampleRef,
     ) -> Result<PendingDecode, SampleState> {
-        let prepared = catch_unwind(AssertUnwindSafe(|| prepare_sample(&self.config, record)))
-            .unwrap_or_else(|_| Err(Error::Worker.in_record(&record.key)))
+        let prepare = || prepare_sample(&self.config, record);
+        let prepared = catch_panic(prepare, |why| panicked(why).in_record(&record.key))
             .map_err(SampleState::Failed)?;
         let prepared = Arc::new(prepared);
         match lock(&sample_ref.batch).slots_if_fixed_size(&self.config) {
@@ -214,7 +218,8 @@ impl WorkerPool {
 
     /// Start the next step of a batch if no sample is pending.
     pub(crate) fn advance(&self, session: &Arc<SessionState>, batch: &Arc<Mutex<BatchBuilder>>) {
-        let outcome = match lock(batch).advance(&self.config, &self.pool) {
+        let next = caught(|| lock(batch).advance(&self.config, &self.pool));
+        let outcome = match next.unwrap_or_else(|why| NextStep::Done(Err(panicked(&why)))) {
             NextStep::Wait => return,
             NextStep::Decode(states) => {
                 let jobs = states.into_iter().map(|to_decode| Job {
@@ -247,6 +252,8 @@ mod tests {
     use super::*;
     use crate::fixtures::{config, record};
     use crate::loader::record::Task;
+    use crate::transform::Geometry;
+    use crate::transform::crop::RandomCrop;
 
     #[test]
     fn a_thread_takes_its_share_and_no_more_than_eight() {
@@ -276,6 +283,50 @@ mod tests {
                 "{waiting} {threads}"
             );
             assert_eq!(jobs.to_prepare.len(), waiting - expected);
+        }
+    }
+
+    #[test]
+    fn a_panic_is_the_error_of_its_batch() {
+        // `Loader::new` rejects both: with no sizes, preparing a record panics; a batch with a
+        // divisor of 0, when all of its records are prepared.
+        for (sizes, divisor) in [(vec![], 1), (vec![8], 0)] {
+            let mut config = config(Task::ImageText);
+            config.transform.geometry = Geometry::ShorterSide {
+                sizes,
+                max_size: 8,
+                divisor,
+                cut: RandomCrop::off(),
+            };
+            let workers = WorkerPool {
+                config,
+                threads: 1,
+                pool: BufferPool::new(1),
+                jobs: Mutex::default(),
+                changed: Condvar::new(),
+            };
+            let builder = BatchBuilder::new(1, &workers.config, &workers.pool);
+            let batch = Arc::new(Mutex::new(builder));
+            let session = Arc::<SessionState>::default();
+            lock(&session.queue).slots.push_back(QueuedBatch {
+                batch: Arc::clone(&batch),
+                outcome: None,
+            });
+            let job = Job {
+                sample: SampleRef {
+                    session: Arc::clone(&session),
+                    batch,
+                    index: 0,
+                },
+                kind: JobKind::Prepare(Box::new(record("a"))),
+            };
+            let mut decoder = ImageDecoder::new(&workers.config).unwrap();
+            workers.run_jobs(vec![job], &mut decoder);
+            let outcome = lock(&session.queue).slots.pop_front().unwrap().outcome;
+            let Some(BatchOutcome::Done(Err(error))) = outcome else {
+                panic!("the batch would never end");
+            };
+            assert!(error.to_string().contains("it panicked: "), "{error}");
         }
     }
 }

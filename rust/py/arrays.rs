@@ -58,7 +58,7 @@ struct SendPointer(*mut c_void);
 // construction; Python code that shares it between threads must synchronize access itself, as with
 // any other exporter of the buffer protocol.
 unsafe impl Send for SendPointer {}
-// SAFETY: see above.
+// SAFETY: sharing the pointer gives no access to the memory; see `Send` for Python's.
 unsafe impl Sync for SendPointer {}
 
 impl Buffer {
@@ -217,17 +217,45 @@ pub fn numbers<'a, T: Element>(name: &str, array: &'a PyBuffer<T>) -> PyResult<&
     Ok(unsafe { slice::from_raw_parts(array.buf_ptr().cast(), array.item_count()) })
 }
 
-/// View the elements of a Python array as writable.
-#[allow(clippy::mut_from_ref)] // Python owns the array; only callers of this function write to it.
-pub fn numbers_mut<'a, T: Element>(name: &str, array: &'a PyBuffer<T>) -> PyResult<&'a mut [T]> {
-    numbers(name, array)?;
-    if array.readonly() {
-        let message = format!("{name}: expected a writable array, got a read-only one");
-        return Err(PyValueError::new_err(message));
+/// Elements of arrays to read, and of arrays to write.
+pub type Views<'a, T, const N: usize, const M: usize> = ([&'a [T]; N], [&'a mut [T]; M]);
+
+/// View the elements of arrays to read and of arrays to write; `ValueError` if one to write is
+/// read-only or shares memory with another.
+pub fn views<'a, T: Element, const N: usize, const M: usize>(
+    read: [(&str, &'a PyBuffer<T>); N],
+    written: [(&str, &'a PyBuffer<T>); M],
+) -> PyResult<Views<'a, T, N, M>> {
+    let bytes = |array: &PyBuffer<T>| {
+        let start = array.buf_ptr().addr();
+        start..start + array.len_bytes()
+    };
+    for (at, &(name, array)) in written.iter().enumerate() {
+        if array.readonly() {
+            let message = format!("{name}: expected a writable array, got a read-only one");
+            return Err(PyValueError::new_err(message));
+        }
+        let own = bytes(array);
+        for &(other, array) in read.iter().chain(written.iter().take(at)) {
+            let others = bytes(array);
+            if own.start.max(others.start) < own.end.min(others.end) {
+                let message = format!("{name}: expected memory of its own, shares that of {other}");
+                return Err(PyValueError::new_err(message));
+            }
+        }
     }
-    if array.item_count() == 0 {
-        return Ok(&mut []);
+    let mut inputs = [&[] as &[T]; N];
+    let mut outputs = std::array::from_fn(|_| &mut [] as &mut [T]);
+    for (to, (name, array)) in inputs.iter_mut().zip(read) {
+        *to = numbers(name, array)?;
     }
-    // SAFETY: as above; callers never pass the same array twice.
-    Ok(unsafe { slice::from_raw_parts_mut(array.buf_ptr().cast(), array.item_count()) })
+    for (to, (name, array)) in outputs.iter_mut().zip(written) {
+        let count = numbers(name, array)?.len();
+        if count > 0 {
+            // SAFETY: the exporter keeps this many elements in place as long as the buffer exists;
+            // they are writable, and as checked no other view has a part of them.
+            *to = unsafe { slice::from_raw_parts_mut(array.buf_ptr().cast(), count) };
+        }
+    }
+    Ok((inputs, outputs))
 }

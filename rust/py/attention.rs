@@ -4,7 +4,7 @@ use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
-use super::arrays::{numbers, numbers_mut};
+use super::arrays::{numbers, views};
 use crate::attention::cross::{self, CrossAttention};
 use crate::attention::windows::WindowAttention;
 use crate::cpu_features::Instructions;
@@ -25,28 +25,16 @@ fn instructions(name: Option<&str>) -> PyResult<Instructions> {
     Ok(name.map_or_else(|| Ok(Instructions::best()), Instructions::from_name)?)
 }
 
-/// Read-only elements of three arrays.
-fn inputs<'a>(names: [&str; 3], arrays: &'a [Floats; 3]) -> PyResult<[&'a [f32]; 3]> {
+/// Three arrays with their names.
+fn named<'a>(names: [&'static str; 3], arrays: &'a [Floats; 3]) -> [(&'static str, &'a Floats); 3] {
     let [a, b, c] = arrays;
-    Ok([
-        numbers(names[0], a)?,
-        numbers(names[1], b)?,
-        numbers(names[2], c)?,
-    ])
-}
-
-/// Writable elements of three arrays.
-fn outputs<'a>(names: [&str; 3], arrays: &'a [Floats; 3]) -> PyResult<[&'a mut [f32]; 3]> {
-    let [a, b, c] = arrays;
-    Ok([
-        numbers_mut(names[0], a)?,
-        numbers_mut(names[1], b)?,
-        numbers_mut(names[2], c)?,
-    ])
+    [(names[0], a), (names[1], b), (names[2], c)]
 }
 
 const WINDOW_INPUTS: [&str; 3] = ["qkv", "bias_table", "qkv_bias"];
+const WINDOW_GRADS: [&str; 3] = ["grad_qkv", "grad_bias_table", "grad_qkv_bias"];
 const CROSS_INPUTS: [&str; 3] = ["query", "key", "value"];
+const CROSS_GRADS: [&str; 3] = ["grad_query", "grad_key", "grad_value"];
 
 /// Forward pass of window attention.
 #[pyfunction]
@@ -63,8 +51,7 @@ pub fn window_attention(
     instructions: Option<&str>,
 ) -> PyResult<()> {
     let attention = window_options(&arrays[0], window, shift, sizes, threads, instructions)?;
-    let arrays = inputs(WINDOW_INPUTS, &arrays)?;
-    let out = numbers_mut("out", &out)?;
+    let (arrays, [out]) = views(named(WINDOW_INPUTS, &arrays), [("out", &out)])?;
     Ok(py.detach(|| attention.forward(arrays, out))?)
 }
 
@@ -84,9 +71,10 @@ pub fn window_attention_backward(
     instructions: Option<&str>,
 ) -> PyResult<()> {
     let attention = window_options(&arrays[0], window, shift, sizes, threads, instructions)?;
-    let arrays = inputs(WINDOW_INPUTS, &arrays)?;
-    let grads = outputs(["grad_qkv", "grad_bias_table", "grad_qkv_bias"], &grads)?;
-    let grad = numbers("grad", &grad)?;
+    let [qkv, bias_table, qkv_bias] = named(WINDOW_INPUTS, &arrays);
+    let read = [qkv, bias_table, qkv_bias, ("grad", &grad)];
+    let ([qkv, bias_table, qkv_bias, grad], grads) = views(read, named(WINDOW_GRADS, &grads))?;
+    let arrays = [qkv, bias_table, qkv_bias];
     Ok(py.detach(|| attention.backward(grad, arrays, grads))?)
 }
 
@@ -127,11 +115,8 @@ pub fn cross_attention(
     instructions: Option<&str>,
 ) -> PyResult<()> {
     let attention = cross_options(&arrays, key_lengths, key_mask, threads, instructions)?;
-    let arrays = inputs(CROSS_INPUTS, &arrays)?;
-    let (out, logsumexp) = (
-        numbers_mut("out", &out)?,
-        numbers_mut("logsumexp", &logsumexp)?,
-    );
+    let written = [("out", &out), ("logsumexp", &logsumexp)];
+    let (arrays, [out, logsumexp]) = views(named(CROSS_INPUTS, &arrays), written)?;
     Ok(py.detach(|| attention.forward(arrays, out, logsumexp))?)
 }
 
@@ -153,11 +138,13 @@ pub fn cross_attention_backward(
     instructions: Option<&str>,
 ) -> PyResult<()> {
     let attention = cross_options(&arrays, key_lengths, key_mask, threads, instructions)?;
-    let arrays = inputs(CROSS_INPUTS, &arrays)?;
-    let grads = outputs(["grad_query", "grad_key", "grad_value"], &grads)?;
-    let grad = numbers("grad", &grad)?;
-    let saved = (numbers("out", &out)?, numbers("logsumexp", &logsumexp)?);
-    Ok(py.detach(|| attention.backward(grad, arrays, saved, grads))?)
+    let [query, key, value] = named(CROSS_INPUTS, &arrays);
+    let saved = [("out", &out), ("logsumexp", &logsumexp)];
+    let read = [query, key, value, ("grad", &grad), saved[0], saved[1]];
+    let ([query, key, value, grad, out, logsumexp], grads) =
+        views(read, named(CROSS_GRADS, &grads))?;
+    let arrays = [query, key, value];
+    Ok(py.detach(|| attention.backward(grad, arrays, (out, logsumexp), grads))?)
 }
 
 fn cross_options(

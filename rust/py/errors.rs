@@ -53,7 +53,7 @@ impl From<Error> for PyErr {
                 with_status.map_or_else(|problem| problem, |()| refused)
             }
             Error::Memory { .. } => PyMemoryError::new_err(message),
-            Error::Worker | Error::Closed(_) => PyRuntimeError::new_err(message),
+            Error::Worker(_) | Error::Closed(_) => PyRuntimeError::new_err(message),
             _ => PyValueError::new_err(message),
         }
     }

@@ -4,17 +4,19 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pyo3::exceptions::PyTypeError;
+use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
 use pyo3::types::{PyBytes, PyDict, PyTuple};
 
 use super::arrays::Buffer;
 use super::pixels::limits;
+use super::text::named_text;
 use super::tokenizer::Tokenizer;
 use super::transform::ImageTransform;
 use crate::boxes::BoxXyxy;
 use crate::decode_limits::MAX_PIXELS;
+use crate::error::shown;
 use crate::loader::collate::Batch;
 use crate::loader::config::{LoaderConfig, OnError};
 use crate::loader::record::{Record, StoredImage, Task};
@@ -63,6 +65,9 @@ type PlainRecord<'py> = (
     Option<bool>,
     Option<(usize, usize)>,
 );
+
+/// Those of them that are texts.
+const TEXTS: [(usize, &str); 3] = [(0, "key"), (4, "text"), (5, "image_id")];
 
 #[pymethods]
 impl Loader {
@@ -253,8 +258,17 @@ pub fn draw_below(bound: u64, seed: u64, epoch: u64, index: u64, attempt: u8) ->
 fn to_record(plain: &Bound<'_, PyTuple>) -> PyResult<Record> {
     let fields = plain.extract::<PlainRecord<'_>>().map_err(|error| {
         let key = plain.get_item(0).map(|key| key.to_string());
-        let message = format!("record '{}': {error}", key.unwrap_or_default());
-        let named = PyTypeError::new_err(message);
+        let key = shown(&key.unwrap_or_default());
+        for (place, name) in TEXTS {
+            let text = plain.get_item(place).ok();
+            let what = format!("record '{key}': {name}");
+            if let Some(Err(error)) = text.map(|text| named_text(what, &text))
+                && error.is_instance_of::<PyValueError>(plain.py())
+            {
+                return error;
+            }
+        }
+        let named = PyTypeError::new_err(format!("record '{key}': {error}"));
         named.set_cause(plain.py(), Some(error));
         named
     })?;

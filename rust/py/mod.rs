@@ -13,6 +13,7 @@ mod jpeg;
 mod loader;
 mod pixels;
 mod rand_augment;
+mod text;
 mod tokenizer;
 mod transform;
 

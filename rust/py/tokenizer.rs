@@ -4,17 +4,18 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use pyo3::buffer::PyBuffer;
-use pyo3::exceptions::{PyTypeError, PyValueError};
+use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedStr;
-use pyo3::types::{PyDict, PyString, PyTuple};
+use pyo3::types::{PyDict, PyTuple};
 
 use super::arrays::{Buffer, numbers};
+use super::text::{json_of, text_of, texts_of};
+use crate::Error;
 use crate::tokenizer::batch::{self, BatchOptions};
 use crate::tokenizer::masking::{self, Masking};
 use crate::tokenizer::spans::CharSpan;
 use crate::tokenizer::{TokenOverrides, Tokenizer as Inner};
-use crate::{Error, try_alloc};
 
 /// Tokenizer for any `tokenizer.json`.
 #[pyclass(module = "fiber._core", frozen)]
@@ -29,27 +30,6 @@ fn wrap(
 ) -> PyResult<Tokenizer> {
     let inner = Arc::new(py.detach(build)?);
     Ok(Tokenizer { inner })
-}
-
-/// Convert the `texts` argument.
-fn texts_of(found: &Bound<'_, PyAny>) -> PyResult<Vec<PyBackedStr>> {
-    let count = match found.len() {
-        Ok(count) if !found.is_instance_of::<PyString>() => count,
-        _ => 0,
-    };
-    let bytes = count.saturating_mul(size_of::<PyBackedStr>());
-    try_alloc::check(bytes, || format!("{count} texts; pass fewer at once"))?;
-    found.extract().map_err(|_| {
-        let is_other = |text: Bound<'_, PyAny>| !text.is_instance_of::<PyString>();
-        let what = match (0..count).find(|&at| found.get_item(at).is_ok_and(is_other)) {
-            Some(at) => format!("texts[{at}] is not a str"),
-            None => match found.get_type().name() {
-                Ok(name) => format!("texts is of type {name}"),
-                Err(_) => "texts is of unknown type".to_owned(),
-            },
-        };
-        PyTypeError::new_err(format!("{what}; expected a sequence of str"))
-    })
 }
 
 #[pymethods]
@@ -72,12 +52,12 @@ impl Tokenizer {
     #[pyo3(signature = (json, *, pad_token = None, mask_token = None))]
     fn from_json(
         py: Python<'_>,
-        json: &str,
+        #[pyo3(from_py_with = json_of)] json: PyBackedStr,
         pad_token: Option<String>,
         mask_token: Option<String>,
     ) -> PyResult<Self> {
         let named = named(pad_token, mask_token);
-        wrap(py, || Inner::from_json_with(json, &named))
+        wrap(py, || Inner::from_json_with(&json, &named))
     }
 
     /// Read RoBERTa's vocab.json and merges.txt.
@@ -94,8 +74,12 @@ impl Tokenizer {
 
     /// Train a byte-level BPE on texts.
     #[staticmethod]
-    fn train(py: Python<'_>, texts: Vec<String>, vocab_size: usize) -> PyResult<Self> {
-        let texts = texts.iter().map(String::as_str);
+    fn train(
+        py: Python<'_>,
+        #[pyo3(from_py_with = texts_of)] texts: Vec<PyBackedStr>,
+        vocab_size: usize,
+    ) -> PyResult<Self> {
+        let texts = texts.iter().map(|text| &**text);
         wrap(py, || Inner::train(texts, vocab_size))
     }
 
@@ -164,8 +148,12 @@ impl Tokenizer {
 
     /// Encode a text to ids and code point spans.
     #[pyo3(signature = (text, *, max_tokens = None))]
-    fn encode(&self, text: &str, max_tokens: Option<usize>) -> PyResult<(Vec<u32>, Vec<CharSpan>)> {
-        let encoded = self.inner.encode(text, max_tokens)?;
+    fn encode(
+        &self,
+        #[pyo3(from_py_with = text_of)] text: PyBackedStr,
+        max_tokens: Option<usize>,
+    ) -> PyResult<(Vec<u32>, Vec<CharSpan>)> {
+        let encoded = self.inner.encode(&text, max_tokens)?;
         Ok((encoded.ids, encoded.offsets))
     }
 
@@ -221,11 +209,11 @@ impl Tokenizer {
     #[pyo3(signature = (text, char_spans, *, max_tokens = None))]
     fn positive_map(
         &self,
-        text: &str,
+        #[pyo3(from_py_with = text_of)] text: PyBackedStr,
         char_spans: Vec<Vec<CharSpan>>,
         max_tokens: Option<usize>,
     ) -> PyResult<Buffer> {
-        let (rows, tokens) = self.inner.positive_map(text, &char_spans, max_tokens)?;
+        let (rows, tokens) = self.inner.positive_map(&text, &char_spans, max_tokens)?;
         Buffer::new(rows, &[char_spans.len(), tokens])
     }
 

@@ -18,7 +18,7 @@ pub(crate) struct RowSpan(pub [u8; BYTES]);
 #[target_feature(enable = "avx2")]
 #[inline]
 pub(crate) unsafe fn load(bytes: *const u8) -> __m256i {
-    // SAFETY: as above.
+    // SAFETY: the caller guarantees that the 32 bytes are readable.
     unsafe { _mm256_loadu_si256(bytes.cast()) }
 }
 

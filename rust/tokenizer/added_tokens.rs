@@ -1,6 +1,9 @@
 //! Added tokens, such as `<mask>`, which are split off before pretokenization.
 
+use std::fmt;
 use std::ops::Range;
+
+use daachorse::{DoubleArrayAhoCorasick, DoubleArrayAhoCorasickBuilder, MatchKind};
 
 use crate::tokenizer::char_class::{CharClasses, SPACE, WORD};
 
@@ -28,35 +31,40 @@ pub(crate) struct Piece {
     pub bytes: Range<usize>,
 }
 
-/// Tokens grouped by first byte, longest first.
-#[derive(Clone, Debug)]
+/// Tokens that are searched for together: the longest at the first place.
+#[derive(Clone)]
 struct TokenSet {
-    by_first: Vec<Vec<AddedToken>>,
+    tokens: Vec<AddedToken>,
+    /// Gives the index of a token.
+    automaton: DoubleArrayAhoCorasick<u32>,
     /// True for the first bytes of tokens.
     starts: [bool; 256],
     firsts: Vec<u8>,
 }
 
+impl fmt::Debug for TokenSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(&self.tokens).finish()
+    }
+}
+
 impl TokenSet {
-    fn new(tokens: impl Iterator<Item = AddedToken>) -> Option<Self> {
-        let mut by_first = vec![Vec::new(); 256];
+    /// Prepare the search; `None` if that is impossible, as without tokens.
+    fn new(tokens: Vec<AddedToken>) -> Option<Self> {
         let mut starts = [false; 256];
-        for token in tokens {
-            if let Some(&first) = token.content.as_bytes().first() {
-                starts[usize::from(first)] = true;
-                by_first[usize::from(first)].push(token);
-            }
+        for first in tokens.iter().filter_map(|it| it.content.bytes().next()) {
+            starts[usize::from(first)] = true;
         }
-        for tokens in &mut by_first {
-            tokens.sort_by_key(|token| std::cmp::Reverse(token.content.len()));
-        }
-        let firsts: Vec<u8> = (0..=255)
-            .filter(|&byte| starts[usize::from(byte)])
-            .collect();
-        (!firsts.is_empty()).then_some(Self {
-            by_first,
+        let firsts = (0..=255).filter(|&byte| starts[usize::from(byte)]);
+        let automaton = DoubleArrayAhoCorasickBuilder::new()
+            .match_kind(MatchKind::LeftmostLongest)
+            .build_with_values(tokens.iter().map(|it| &it.content).zip(0..))
+            .ok()?;
+        Some(Self {
+            automaton,
             starts,
-            firsts,
+            firsts: firsts.collect(),
+            tokens,
         })
     }
 
@@ -70,34 +78,17 @@ impl TokenSet {
         }
     }
 
-    /// The first match at or after `from`: its position and the longest token there.
-    fn find(&self, text: &[u8], from: usize) -> Option<(usize, &AddedToken)> {
-        let rest = text.get(from..)?;
-        let places = rest
-            .iter()
-            .enumerate()
-            .filter(|&(_, &byte)| self.starts[usize::from(byte)]);
-        for (offset, &byte) in places {
-            let at_place = rest.get(offset..)?;
-            let token = self.by_first[usize::from(byte)]
-                .iter()
-                .find(|token| at_place.starts_with(token.content.as_bytes()));
-            if let Some(token) = token {
-                return Some((from + offset, token));
-            }
-        }
-        None
-    }
-
     /// Split a text into pieces that cover it in order.
     fn cut(&self, kinds: &CharClasses, text: &str, shift: usize, pieces: &mut Vec<Piece>) {
         let is = |character: Option<char>, kind| {
             character.is_some_and(|c| kinds.of(c as u32) & kind != 0)
         };
-        let (mut done, mut from) = (0, 0);
-        while let Some((found, token)) = self.find(text.as_bytes(), from) {
-            let (mut start, mut stop) = (found, found + token.content.len());
-            from = stop;
+        let mut done = 0;
+        for found in self.automaton.leftmost_find_iter(text) {
+            let (mut start, mut stop) = (found.start(), found.end());
+            let Some(token) = self.tokens.get(found.value() as usize) else {
+                continue;
+            };
             let before = text.get(..start).unwrap_or_default();
             let after = text.get(stop..).unwrap_or_default();
             if token.single_word
@@ -144,14 +135,20 @@ pub(crate) struct AddedTokens {
 }
 
 impl AddedTokens {
-    /// Group tokens by their matching rules.
-    pub(crate) fn new(tokens: Vec<AddedToken>) -> Self {
-        let (second, first): (Vec<_>, Vec<_>) =
-            tokens.into_iter().partition(|token| token.normalized);
-        Self {
-            first: TokenSet::new(first.into_iter()),
-            second: TokenSet::new(second.into_iter()),
+    /// Group tokens by their matching rules; `None` if they cannot be searched for.
+    pub(crate) fn new(tokens: Vec<AddedToken>) -> Option<Self> {
+        let tokens = tokens.into_iter().filter(|it| !it.content.is_empty());
+        let (second, first): (Vec<_>, Vec<_>) = tokens.partition(|token| token.normalized);
+        let mut sets = Self {
+            first: None,
+            second: None,
+        };
+        for (set, tokens) in [(&mut sets.first, first), (&mut sets.second, second)] {
+            if !tokens.is_empty() {
+                *set = Some(TokenSet::new(tokens)?);
+            }
         }
+        Some(sets)
     }
 
     /// True if a text may contain an added token.
@@ -205,7 +202,7 @@ mod tests {
     }
 
     fn cut(tokens: Vec<AddedToken>, text: &str) -> Vec<(Option<u32>, String)> {
-        let tokens = AddedTokens::new(tokens);
+        let tokens = AddedTokens::new(tokens).unwrap();
         let mut pieces = Vec::new();
         tokens.cut(&CharClasses::new().unwrap(), text, &mut pieces);
         pieces

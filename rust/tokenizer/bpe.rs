@@ -2,7 +2,7 @@
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
-use std::hash::{BuildHasherDefault, Hasher};
+use std::hash::{BuildHasher, Hasher, RandomState};
 
 /// Maximum length in bytes of a word whose best merge is found by linear search.
 const LONGEST_SCAN: usize = 48;
@@ -18,8 +18,25 @@ pub(crate) struct Token {
 }
 
 /// Hasher for keys that are pairs of ids; only supports integers.
-#[derive(Clone, Default)]
 pub(crate) struct PairHasher(u64);
+
+/// Makes hashers that start with a random number, so that nobody can choose pairs that collide.
+#[derive(Clone, Debug)]
+pub(crate) struct PairHashing(u64);
+
+impl PairHashing {
+    fn new() -> Self {
+        Self(RandomState::new().hash_one(0))
+    }
+}
+
+impl BuildHasher for PairHashing {
+    type Hasher = PairHasher;
+
+    fn build_hasher(&self) -> PairHasher {
+        PairHasher(self.0)
+    }
+}
 
 impl Hasher for PairHasher {
     fn write(&mut self, bytes: &[u8]) {
@@ -38,7 +55,7 @@ impl Hasher for PairHasher {
     }
 }
 
-type Merges = HashMap<u64, (u32, u32), BuildHasherDefault<PairHasher>>;
+type Merges = HashMap<u64, (u32, u32), PairHashing>;
 
 #[derive(Clone, Debug)]
 pub(crate) struct Bpe {
@@ -80,13 +97,15 @@ impl Bpe {
         merges: impl Iterator<Item = (u32, u32, u32)>,
         whole_words: HashMap<Box<[u8]>, u32>,
     ) -> Self {
-        let merges = (0..)
-            .zip(merges)
-            .map(|(rank, (left, right, merged))| (pair(left, right), (rank, merged)))
-            .collect();
+        let mut ranks = Merges::with_hasher(PairHashing::new());
+        ranks.extend(
+            (0..)
+                .zip(merges)
+                .map(|(rank, (left, right, merged))| (pair(left, right), (rank, merged))),
+        );
         Self {
             bytes: *bytes,
-            merges,
+            merges: ranks,
             whole_words,
         }
     }

@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use tokenizers::{Tokenizer as Inner, TruncationParams};
+use tokenizers::{Encoding, PostProcessor};
 
 use crate::Error;
+use crate::tokenizer::Tokenizer;
 use crate::tokenizer::byte_level::Tokens;
 use crate::tokenizer::prompt_cache::{EncodedPrompt, PromptCache};
 use crate::tokenizer::spans::CharSpan;
-use crate::tokenizer::{Tokenizer, guarded, tokenizer_error};
 
 /// Token ids of a text and their code point spans; special tokens have empty spans.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -20,6 +20,13 @@ pub struct Encoded {
 }
 
 impl Encoded {
+    fn of(encoding: &Encoding) -> Self {
+        Self {
+            ids: encoding.get_ids().to_vec(),
+            offsets: encoding.get_offsets().to_vec(),
+        }
+    }
+
     /// Truncate to a number of tokens, keeping the last `after` tokens.
     pub(crate) fn cut(&mut self, max_tokens: Option<usize>, after: usize) {
         if let Some(limit) = max_tokens
@@ -63,24 +70,28 @@ impl Tokenizer {
                 ids: tokens.ids,
             });
         }
-        let mut encoded = encode_with(&self.inner, text)?;
+        let mut encoded = self.encode_whole(text)?;
         encoded.cut(max_tokens, self.special_tokens.template.after.len());
         Ok(encoded)
     }
 
     /// Encode a text, truncating it before the post-processor runs.
     fn encode_cut(&self, text: &str, max_tokens: Option<usize>) -> Result<Encoded, Error> {
-        let Some(max_length) = max_tokens else {
-            return encode_with(&self.inner, text);
+        let (Some(limit), Some(inner)) = (max_tokens, &self.unprocessed) else {
+            return self.encode_whole(text);
         };
-        let mut inner = self.inner.clone();
-        let truncation = TruncationParams {
-            max_length,
-            ..TruncationParams::default()
-        };
-        let truncated = inner.with_truncation(Some(truncation));
-        truncated.map_err(tokenizer_error)?;
-        encode_with(&inner, text)
+        let limit = limit.saturating_sub(self.special_tokens.template.added);
+        self.guarded(|| {
+            let encoding = first_tokens(&inner.encode_char_offsets(text, true)?, limit);
+            let processor = self.inner.get_post_processor();
+            let processed = processor.map(|it| it.process(encoding.clone(), None, true));
+            Ok(Encoded::of(&processed.unwrap_or(Ok(encoding))?))
+        })
+    }
+
+    /// Encode with the `tokenizers` crate, including the post-processor.
+    fn encode_whole(&self, text: &str) -> Result<Encoded, Error> {
+        self.guarded(|| Ok(Encoded::of(&self.inner.encode_char_offsets(text, true)?)))
     }
 
     /// Encode a text that is likely to recur and can be truncated afterwards.
@@ -101,10 +112,10 @@ impl Tokenizer {
     ) -> Result<(Vec<bool>, usize), Error> {
         self.check_max_tokens(max_tokens)?;
         if self.special_tokens.template.is_plain {
-            return Ok(self.prompt(text)?.positive_map(boxes, max_tokens));
+            return self.prompt(text)?.positive_map(boxes, max_tokens);
         }
         let cut = self.encode_cut(text, max_tokens)?;
-        Ok(EncodedPrompt::new(cut, 0).positive_map(boxes, None))
+        EncodedPrompt::new(cut, 0).positive_map(boxes, None)
     }
 
     /// Append the tokens of texts, each truncated to `max_tokens`; return their counts.
@@ -137,16 +148,21 @@ impl Tokenizer {
     }
 }
 
-/// Encode with the `tokenizers` crate, including the post-processor.
-fn encode_with(inner: &Inner, text: &str) -> Result<Encoded, Error> {
-    let encoding = guarded(|| {
-        let encoded = inner.encode_char_offsets(text, true);
-        encoded.map_err(tokenizer_error)
-    })?;
-    Ok(Encoded {
-        ids: encoding.get_ids().to_vec(),
-        offsets: encoding.get_offsets().to_vec(),
-    })
+/// The first tokens of an encoding. `Encoding::truncate` also keeps all that follow, in parts, and a
+/// template with two texts would join each part of one with each of the other.
+fn first_tokens(encoding: &Encoding, count: usize) -> Encoding {
+    let count = count.min(encoding.len());
+    Encoding::new(
+        encoding.get_ids()[..count].to_vec(),
+        encoding.get_type_ids()[..count].to_vec(),
+        encoding.get_tokens()[..count].to_vec(),
+        encoding.get_word_ids()[..count].to_vec(),
+        encoding.get_offsets()[..count].to_vec(),
+        encoding.get_special_tokens_mask()[..count].to_vec(),
+        encoding.get_attention_mask()[..count].to_vec(),
+        Vec::new(),
+        std::iter::empty().collect(),
+    )
 }
 
 #[cfg(test)]

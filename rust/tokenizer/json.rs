@@ -162,7 +162,7 @@ fn added_tokens(tokens: &Value) -> Option<AddedTokens> {
         })
     };
     let tokens: Option<Vec<_>> = tokens.as_array()?.iter().map(token).collect();
-    Some(AddedTokens::new(tokens?))
+    AddedTokens::new(tokens?)
 }
 
 fn rules(content: &Value) -> Option<ByteLevelConfig> {

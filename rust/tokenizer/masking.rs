@@ -4,7 +4,7 @@
 //! 10 % a random token, and 10 % are kept.
 
 use crate::Error;
-use crate::error::check_probability;
+use crate::error::{check_probability, shown};
 use crate::rng::{PhiloxUniform, Purpose, Rng};
 use crate::tokenizer::json::byte_letters;
 use crate::tokenizer::{SpecialTokens, Tokenizer};
@@ -191,7 +191,8 @@ impl WholeWordMasking {
             let last = class(token.chars().next_back());
             first.zip(last).map(Some).ok_or_else(|| {
                 Error::Tokenizer(format!(
-                    "tokenizer: token {token:?} (id {id}) is not from a byte-level BPE"
+                    "tokenizer: token '{}' (id {id}) is not from a byte-level BPE",
+                    shown(&token)
                 ))
             })
         };

@@ -19,13 +19,13 @@ pub(crate) mod spans;
 mod special_tokens;
 mod word_cache;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tokenizers::utils::padding::PaddingParams;
-use tokenizers::{Model, ModelWrapper, PostProcessor, Tokenizer as Inner};
+use tokenizers::{Model, ModelWrapper, PostProcessor, PostProcessorWrapper, Tokenizer as Inner};
 
-use crate::error::catch_panic;
+use crate::error::{catch_panic, shown};
 use crate::tokenizer::byte_level::ByteLevel as Fast;
 pub use crate::tokenizer::encoding::Encoded;
 use crate::tokenizer::prompt_cache::PromptCache;
@@ -36,6 +36,10 @@ use crate::{Error, try_alloc};
 #[derive(Clone)]
 pub struct Tokenizer {
     inner: Inner,
+    /// Without post-processor, for texts that are truncated before it runs.
+    unprocessed: Option<Arc<Inner>>,
+    /// The file that it was read from, for errors.
+    file: Option<Arc<PathBuf>>,
     /// Fast path, if the tokenizer is a plain byte-level BPE.
     fast: Option<Arc<Fast>>,
     vocab_size: usize,
@@ -49,8 +53,10 @@ impl Tokenizer {
     /// Read a `tokenizer.json` file, with special tokens given by the caller.
     pub(crate) fn from_file_with(path: &Path, named: &TokenOverrides) -> Result<Self, Error> {
         let json = read(path)?;
-        Self::from_json_with(&json, named)
-            .map_err(|error| Error::Tokenizer(format!("{}: {error}", path.display())))
+        let mut tokenizer = Self::from_json_with(&json, named)
+            .map_err(|error| Error::Tokenizer(format!("{}: {error}", path.display())))?;
+        tokenizer.file = Some(Arc::new(path.to_owned()));
+        Ok(tokenizer)
     }
 
     /// Parse the contents of a `tokenizer.json`.
@@ -66,9 +72,9 @@ impl Tokenizer {
         guarded(|| {
             // Most tokenizers need less; a failed allocation in the crate would abort the process.
             try_alloc::check(json.len().saturating_mul(16), || "a tokenizer".to_owned())?;
-            limits::check(json).map_err(|reason| Error::Tokenizer(json::explain(json, &reason)))?;
+            limits::check(json).map_err(|reason| explained(json, &reason))?;
             let inner = Inner::from_bytes(json.as_bytes())
-                .map_err(|error| Error::Tokenizer(json::explain(json, &error.to_string())))?;
+                .map_err(|error| explained(json, &error.to_string()))?;
             let added = inner
                 .get_post_processor()
                 .map_or(0, |it| it.added_tokens(false));
@@ -109,6 +115,12 @@ impl Tokenizer {
             });
         }
         special_tokens.replacements.shrink_to_fit();
+        let mut unprocessed = None;
+        if !special_tokens.template.is_plain {
+            let mut other = inner.clone();
+            other.with_post_processor(None::<PostProcessorWrapper>);
+            unprocessed = Some(Arc::new(other));
+        }
         let mut fast = None;
         if matches!(inner.get_model(), ModelWrapper::BPE(_)) && special_tokens.template.is_plain {
             let json = inner.to_string(false).map_err(tokenizer_error)?;
@@ -119,6 +131,8 @@ impl Tokenizer {
             fast,
             vocab_size: inner.get_vocab_size(true),
             inner,
+            unprocessed,
+            file: None,
             special_tokens,
             needs_padding_entry,
             prompt_cache: Arc::default(),
@@ -160,8 +174,9 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::Tokenizer`] if the tokenizer cannot be serialized.
     pub fn to_json(&self) -> Result<String, Error> {
+        let written = |inner: &Inner| self.guarded(|| inner.to_string(true));
         if !self.needs_padding_entry {
-            return self.inner.to_string(true).map_err(tokenizer_error);
+            return written(&self.inner);
         }
         let mut inner = self.inner.clone();
         inner.with_padding(Some(PaddingParams {
@@ -172,7 +187,7 @@ impl Tokenizer {
                 .unwrap_or_default(),
             ..PaddingParams::default()
         }));
-        let json = inner.to_string(true).map_err(tokenizer_error)?;
+        let json = written(&inner)?;
         let mask = self
             .special_tokens
             .mask
@@ -193,7 +208,8 @@ impl Tokenizer {
             return Ok(());
         };
         let ids = template.before.iter().chain(&template.after);
-        let tokens: Vec<String> = ids.filter_map(|&id| self.inner.id_to_token(id)).collect();
+        let tokens = ids.filter_map(|&id| self.inner.id_to_token(id));
+        let tokens: Vec<String> = tokens.map(|token| shown(&token)).take(8).collect();
         let included = match tokens.split_last() {
             Some((only, [])) => format!(", including {only}"),
             Some((end, others)) => format!(", including {} and {end}", others.join(", ")),
@@ -204,20 +220,35 @@ impl Tokenizer {
     }
 
     /// Decode ids to text, skipping special tokens.
-    pub(crate) fn decode(&self, ids: &[u32]) -> Result<String, Error> {
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for an unknown id, [`Error::Tokenizer`] if `tokenizers` fails.
+    pub fn decode(&self, ids: &[u32]) -> Result<String, Error> {
         let is_none = |id: u32| self.inner.id_to_token(id).is_none();
         if let Some(id) = ids.iter().find(|&&id| is_none(id)) {
             let reason = format!("{id}; expected less than {}", self.vocab_size);
             return Err(Error::argument("ids", reason));
         }
-        guarded(|| self.inner.decode(ids, true).map_err(tokenizer_error))
+        self.guarded(|| self.inner.decode(ids, true))
     }
+
+    /// Call the `tokenizers` crate; an error names the file.
+    fn guarded<T>(&self, work: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, Error> {
+        guarded(|| work().map_err(tokenizer_error)).map_err(|error| match &self.file {
+            Some(file) => Error::Tokenizer(format!("{}: {error}", file.display())),
+            None => error,
+        })
+    }
+}
+
+fn explained(json: &str, reason: &str) -> Error {
+    Error::Tokenizer(shown(&json::explain(json, reason)))
 }
 
 /// Call the `tokenizers` crate, which panics on some malformed files.
 fn guarded<T>(work: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
     catch_panic(work, |why| {
-        Error::Tokenizer(format!("the tokenizers crate panicked: {why}"))
+        Error::Tokenizer(format!("tokenizer: the tokenizers crate panicked: {why}"))
     })
 }
 
@@ -245,7 +276,7 @@ pub(crate) fn read(path: &Path) -> Result<String, Error> {
 
 #[allow(clippy::needless_pass_by_value)] // Signature required by `map_err`.
 pub(crate) fn tokenizer_error(error: tokenizers::Error) -> Error {
-    Error::Tokenizer(format!("tokenizer: {error}"))
+    Error::Tokenizer(format!("tokenizer: {}", shown(&error.to_string())))
 }
 
 #[cfg(test)]
@@ -261,7 +292,7 @@ mod tests {
     #[test]
     fn a_file_at_which_the_crate_panics_is_an_error() {
         // A table of replacements that is not UTF-8.
-        let json = r#"{"version": "1.0", "normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAAAP8="}}"#;
+        let json = r#"{"version": "1.0", "normalizer": {"type": "Precompiled", "precompiled_charsmap": "BAAAAAAAAAD/"}}"#;
         let error = Tokenizer::from_json(json).err().unwrap().to_string();
         assert!(error.contains("panicked"), "{error}");
     }

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::Error;
 use crate::tokenizer::Encoded;
 use crate::tokenizer::spans::CharSpan;
+use crate::try_alloc;
 
 /// Minimum text length in bytes; encoding a shorter text is as fast as looking it up.
 const SHORTEST_BYTES: usize = 256;
@@ -53,7 +54,7 @@ impl EncodedPrompt {
         &self,
         boxes: &[Vec<CharSpan>],
         max_tokens: Option<usize>,
-    ) -> (Vec<bool>, usize) {
+    ) -> Result<(Vec<bool>, usize), Error> {
         let count = self.starts.len();
         let length = max_tokens.map_or(count, |limit| limit.min(count));
         // Special tokens have empty spans.
@@ -65,10 +66,12 @@ impl EncodedPrompt {
         let starts = self.starts.get(..words).unwrap_or_default();
         let ends = self.ends.get(..words).unwrap_or_default();
         let number = |position: usize| u32::try_from(position).unwrap_or(u32::MAX);
-        let mut rows = vec![false; boxes.len() * length];
+        let mut rows = Vec::new();
+        try_alloc::reserve_rows(&mut rows, boxes.len(), length)?;
         if length == 0 {
-            return (rows, 0);
+            return Ok((rows, 0));
         }
+        rows.resize(boxes.len() * length, false);
         for (row, spans) in rows.chunks_exact_mut(length).zip(boxes) {
             for &(start, end) in spans {
                 let (start, end) = (number(start), number(end));
@@ -78,7 +81,7 @@ impl EncodedPrompt {
                 }
             }
         }
-        (rows, length)
+        Ok((rows, length))
     }
 }
 
@@ -169,7 +172,10 @@ mod tests {
     #[test]
     fn an_empty_text_has_no_positive_tokens() {
         let prompt = EncodedPrompt::new(Encoded::default(), 1);
-        assert_eq!(prompt.positive_map(&[vec![(0, 1)]], None), (vec![], 0));
+        assert_eq!(
+            prompt.positive_map(&[vec![(0, 1)]], None).unwrap(),
+            (vec![], 0)
+        );
         assert_eq!(prompt.encoded(Some(2)), Encoded::default());
     }
 
@@ -178,7 +184,7 @@ mod tests {
         let prompt = EncodedPrompt::new(encoded(&[0, 5, 6, 7, 8, 2]), 1);
         let boxes = [vec![(4, 7), (12, 13)], vec![], vec![(2, 3), (5, 6)]];
         for limit in [None, Some(2), Some(4), Some(6), Some(9)] {
-            let (rows, length) = prompt.positive_map(&boxes, limit);
+            let (rows, length) = prompt.positive_map(&boxes, limit).unwrap();
             let offsets = prompt.encoded(limit).offsets;
             assert_eq!(length, offsets.len());
             for (row, spans) in rows.chunks(length).zip(&boxes) {
@@ -227,7 +233,7 @@ mod tests {
         assert!(prompt_cache.lock().by_text.is_empty());
         assert!(
             prompt_cache
-                .get_or_make("short", || Err(Error::Worker))
+                .get_or_make("short", || Err(Error::Worker(String::new())))
                 .is_err()
         );
     }

@@ -11,7 +11,7 @@ use tokenizers::{AddedToken, ModelWrapper, Tokenizer as Inner};
 
 use crate::Error;
 use crate::tokenizer::special_tokens::{SpecialTokens, TokenOverrides};
-use crate::tokenizer::{Tokenizer, read, tokenizer_error};
+use crate::tokenizer::{Tokenizer, guarded, limits, read, tokenizer_error};
 
 /// Id of `<s>` (BOS).
 pub const START_ID: u32 = 0;
@@ -34,13 +34,18 @@ impl Tokenizer {
         // Read the files here first, so that the error names a missing file.
         read(vocabulary)?;
         read(merges)?;
-        let bpe = BPE::from_file(&vocabulary.to_string_lossy(), &merges.to_string_lossy())
-            .build()
-            .map_err(|error| {
-                let (vocabulary, merges) = (vocabulary.display(), merges.display());
-                Error::Tokenizer(format!("{vocabulary} and {merges}: {error}"))
-            })?;
-        Self::like_roberta(bpe)
+        let build = || {
+            let files = BPE::from_file(&vocabulary.to_string_lossy(), &merges.to_string_lossy());
+            let bpe = files.build().map_err(tokenizer_error)?;
+            let ids = bpe.get_vocab();
+            limits::check_ids(ids.len(), ids.into_values().map(u64::from).max())
+                .map_err(|reason| Error::Tokenizer(format!("tokenizer: {reason}")))?;
+            Self::like_roberta(bpe)
+        };
+        guarded(build).map_err(|error| {
+            let (vocabulary, merges) = (vocabulary.display(), merges.display());
+            Error::Tokenizer(format!("{vocabulary} and {merges}: {error}"))
+        })
     }
 
     /// Train a RoBERTa-style tokenizer; the result is deterministic.
@@ -67,7 +72,10 @@ impl Tokenizer {
             .into();
         let mut inner = Inner::new(BPE::default());
         inner.with_pre_tokenizer(Some(byte_level()));
-        inner.train(&mut trainer, texts).map_err(tokenizer_error)?;
+        guarded(|| match inner.train(&mut trainer, texts) {
+            Ok(_) => Ok(()),
+            Err(error) => Err(tokenizer_error(error)),
+        })?;
         let ModelWrapper::BPE(bpe) = inner.get_model().clone() else {
             return Err(Error::Tokenizer("training did not return a BPE".to_owned()));
         };

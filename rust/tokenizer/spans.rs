@@ -85,17 +85,17 @@ impl Mirrored {
 
     /// Map a position; one inside a swapped word moves to the start or end of the word.
     fn position(&self, position: usize, is_end: bool) -> usize {
-        let mut moved = position;
-        for &((old_start, old_end), (new_start, new_end)) in &self.edits {
-            if position >= old_end {
-                moved = new_end + (position - old_end);
-            } else if position > old_start {
-                return if is_end { new_end } else { new_start };
-            } else {
-                break;
-            }
+        // Edits before the position; there are as many as words, and a span for each.
+        let before = self.edits.partition_point(|&((_, end), _)| end <= position);
+        if let Some(&((start, _), (new_start, new_end))) = self.edits.get(before)
+            && start < position
+        {
+            return if is_end { new_end } else { new_start };
         }
-        moved
+        let last = before.checked_sub(1).and_then(|at| self.edits.get(at));
+        last.map_or(position, |&((_, old_end), (_, new_end))| {
+            new_end + (position - old_end)
+        })
     }
 }
 

@@ -3,6 +3,7 @@
 use tokenizers::{Encoding, ModelWrapper, PostProcessor, Tokenizer as Inner};
 
 use crate::Error;
+use crate::error::shown;
 use crate::tokenizer::roberta;
 
 /// Names of padding tokens, in order of preference.
@@ -117,7 +118,10 @@ impl SpecialTokens {
             let Some(name) = name else { return Ok(None) };
             let found = inner.token_to_id(name);
             found.map(Some).ok_or_else(|| {
-                Error::argument(argument, format!("'{name}' is not in the vocabulary"))
+                Error::argument(
+                    argument,
+                    format!("'{}' is not in the vocabulary", shown(name)),
+                )
             })
         };
         let in_file = |name: &Option<String>| inner.token_to_id(name.as_deref()?);
@@ -137,7 +141,7 @@ impl SpecialTokens {
                 "mask_token",
                 format!(
                     "'{}' is also the padding token; expected two different tokens",
-                    token.unwrap_or_default()
+                    shown(&token.unwrap_or_default())
                 ),
             ));
         }

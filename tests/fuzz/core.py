@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from PIL import Image
 
 from fiber import DecodeError, _core
 from fiber.data import Tokenizer
+from tests.fuzz import tokenizer_json
 
 #: Pixel limit; larger images would only take longer.
 MAX_PIXELS = 1 << 16
@@ -98,14 +100,19 @@ def text_seeds() -> list[bytes]:
 
 
 def tokenizer_files(data: bytes, folder: Path) -> bool:
-    """Read a tokenizer.json and encode a text."""
+    """Read a tokenizer.json, encode a text and decode it, and write the file."""
     try:
-        Tokenizer.from_json(data.decode()).encode(_TEXT, max_tokens=40)
+        tokenizer = Tokenizer.from_json(data.decode())
+        ids, _ = tokenizer.encode(_TEXT, max_tokens=40)
+        tokenizer.decode(ids)
+        tokenizer.to_json()
     except ValueError:
         return False
     return True
 
 
 def tokenizer_seeds() -> list[bytes]:
-    """A small tokenizer.json."""
-    return [Tokenizer.train([_TEXT] * 9, 270).to_json().encode()]
+    """A small tokenizer.json, and sound ones of every kind of part."""
+    made = (json.dumps(tokenizer_json.Source(seed).tokenizer()).encode() for seed in range(300))
+    sound = [data for data in made if tokenizer_files(data, Path())]
+    return [Tokenizer.train([_TEXT] * 9, 270).to_json().encode(), *sound[:20]]

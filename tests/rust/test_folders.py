@@ -68,3 +68,38 @@ def test_unsafe_code_stays_in_its_places():
     found = {path for path in FILES if re.search(r"\bunsafe\b", code_of(path))}
     assert found
     assert [str(path) for path in found if not is_allowed(path)] == []
+
+
+def test_unsafe_functions_say_what_callers_guarantee():
+    """Clippy asks for it in public functions only, and of `unsafe` blocks any SAFETY comment."""
+    found, undocumented = 0, []
+    for path in FILES:
+        lines = path.read_text().splitlines()
+        in_unsafe_trait = False
+        for number, line in enumerate(lines):
+            # The text of an unsafe trait holds for its functions.
+            if re.match(r"(pub(\(\w+\))? )?(unsafe )?(trait|impl|macro_rules!)\b", line):
+                in_unsafe_trait = bool(re.search(r"\bunsafe (trait|impl)\b", line))
+            if not re.search(r"\bunsafe (extern \"C\" )?fn \$?\w", line) or in_unsafe_trait:
+                continue
+            found += 1
+            above = number - 1
+            while re.match(r"\s*(///|#\[)", lines[above]):
+                above -= 1
+            # Of a macro that defines methods of an unsafe trait, the comment in the body tells.
+            documented = any("# Safety" in text for text in lines[above + 1 : number])
+            if not documented and "$name($this" not in line:
+                undocumented.append(f"{path.relative_to(RUST)}:{number + 1}")
+    assert found > 20
+    assert undocumented == []
+
+
+def test_safety_comments_state_their_reason():
+    comments = [
+        (path, match)
+        for path in FILES
+        for match in re.findall(r"// SAFETY: ([^\n]*)", path.read_text())
+    ]
+    assert len(comments) > 100
+    elsewhere = r"(see|as) above|likewise|^guaranteed by the caller\.?$"
+    assert [(str(path), text) for path, text in comments if re.search(elsewhere, text)] == []

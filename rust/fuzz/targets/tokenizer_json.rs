@@ -11,6 +11,12 @@ fuzz_target!(init: std::panic::set_hook(Box::new(|_| {})), |data: &[u8]| {
     };
     if let Ok(tokenizer) = Tokenizer::from_json(json) {
         // A vocabulary that lacks some bytes may reject a text with an error, but must not panic.
-        let _ = tokenizer.encode("the red cat's  mat\n\u{e9}\u{4e2d} <mask>", Some(40));
+        for limit in [None, Some(40), Some(2)] {
+            let text = "the red cat's  mat\n\u{e9}\u{4e2d} <mask>";
+            if let Ok(encoded) = tokenizer.encode(text, limit) {
+                let _ = tokenizer.decode(&encoded.ids);
+            }
+        }
+        let _ = tokenizer.to_json();
     }
 });

@@ -105,7 +105,7 @@ impl ChannelTables {
                 split(row, &mut planes);
                 let sources = outputs.into_iter().zip(starts);
                 for ((output, start), table) in sources.zip(&self.tables) {
-                    // SAFETY: the processor supports these instructions.
+                    // SAFETY: `Passes` has instructions that the processor supports.
                     unsafe {
                         avx512::look_up(&table.parts, &planes, start, flip, self.dtype, output);
                     }
@@ -115,7 +115,7 @@ impl ChannelTables {
             (Instructions::Avx2, Some(arithmetic)) => {
                 let mut mirrored = [0; 3 * SEGMENT + 2 * MARGIN];
                 let row = if flip {
-                    // SAFETY: as above.
+                    // SAFETY: `Passes` has instructions that the processor supports.
                     unsafe { avx2::reorder(row, true, false, &mut mirrored) };
                     &mirrored[..row.len()]
                 } else {
@@ -125,7 +125,7 @@ impl ChannelTables {
                 let sources = outputs.into_iter().zip(starts);
                 for ((output, start), &arithmetic) in sources.zip(arithmetic) {
                     let bytes = &planes[start..start + row.len() / 3];
-                    // SAFETY: as above.
+                    // SAFETY: `Passes` has instructions that the processor supports.
                     unsafe { avx2::convert(&[arithmetic; 3], bytes, self.dtype, output) };
                 }
                 return;
@@ -156,13 +156,13 @@ impl ChannelTables {
             let mut reordered = [0; 3 * SEGMENT + 2 * MARGIN];
             let swap = self.channels[0] == 2;
             let row = if flip || swap {
-                // SAFETY: the processor supports these instructions.
+                // SAFETY: `Passes` has instructions that the processor supports.
                 unsafe { avx2::reorder(row, flip, swap, &mut reordered) };
                 &reordered[..row.len()]
             } else {
                 row
             };
-            // SAFETY: as above.
+            // SAFETY: `Passes` has instructions that the processor supports.
             unsafe { avx2::convert(arithmetic, row, self.dtype, output) };
             return;
         }

@@ -169,7 +169,7 @@ unsafe fn store_rows(first: *mut u8, second: *mut u8, upper: __m256i, lower: __m
         _mm256_set1_epi16(LARGEST),
     );
     let values = _mm256_permute4x64_epi64::<0b11_01_10_00>(values);
-    // SAFETY: as above.
+    // SAFETY: the caller guarantees that 16 bytes are writable at both places.
     unsafe {
         _mm_storeu_si128(first.cast(), _mm256_castsi256_si128(values));
         _mm_storeu_si128(second.cast(), _mm256_extracti128_si256::<1>(values));
@@ -268,7 +268,7 @@ unsafe fn weigh(first: *const u8, pairs: &[Pair]) -> __m256i {
     let half = _mm256_set1_epi32(1 << (SHIFT - 1));
     let (mut low, mut high) = (half, half);
     for pair in pairs {
-        // SAFETY: as above.
+        // SAFETY: the caller guarantees that 32 bytes are readable at both offsets of a pair.
         let [upper, lower] = pair
             .places
             .map(|place| unsafe { _mm256_loadu_si256(first.add(place).cast()) });

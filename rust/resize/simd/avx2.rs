@@ -105,7 +105,7 @@ fn twice(bytes: [u8; HALF]) -> __m256i {
 #[target_feature(enable = "avx2")]
 #[inline]
 pub(crate) unsafe fn load_halves(low: *const u8, high: *const u8) -> __m256i {
-    // SAFETY: as above.
+    // SAFETY: the caller guarantees that 16 bytes are readable at both places.
     unsafe { _mm256_set_m128i(_mm_loadu_si128(high.cast()), _mm_loadu_si128(low.cast())) }
 }
 
@@ -268,7 +268,7 @@ fn spread(weights: [i32; QUAD]) -> [[__m256i; 2]; 2] {
 unsafe fn add_quad(sums: &mut [[__m256i; 2]; QUAD], bytes: *const u8, parts: [[__m256i; 2]; 2]) {
     let low_bytes = _mm256_set1_epi16(255);
     for (part, sums) in sums.iter_mut().enumerate() {
-        // SAFETY: as above.
+        // SAFETY: a quarter of the 128 bytes that the caller guarantees to be readable.
         let bytes = unsafe { load(bytes.add(part * BYTES)) };
         add(sums, _mm256_and_si256(bytes, low_bytes), parts[0]);
         add(sums, _mm256_srli_epi16::<8>(bytes), parts[1]);

@@ -160,7 +160,7 @@ static MERGE: [[RowSpan512; 2]; 3] = {
 #[target_feature(enable = "avx512f")]
 #[inline]
 unsafe fn load(bytes: *const u8) -> __m512i {
-    // SAFETY: as above.
+    // SAFETY: the caller guarantees that the 64 bytes are readable.
     unsafe { _mm512_loadu_si512(bytes.cast()) }
 }
 
@@ -178,7 +178,7 @@ fn line(bytes: &RowSpan512) -> __m512i {
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
 #[inline]
 unsafe fn fetch<const SOURCES: usize>(bytes: *const u8, index: __m512i) -> __m512i {
-    // SAFETY: as above.
+    // SAFETY: the caller guarantees that `SOURCES` registers of bytes are readable.
     unsafe {
         let first = load(bytes);
         if SOURCES == 1 {
@@ -306,7 +306,7 @@ unsafe fn add_quad(
     digits: [__m512i; DIGITS],
 ) {
     for (part, sums) in sums.iter_mut().enumerate() {
-        // SAFETY: as above.
+        // SAFETY: a quarter of the 256 bytes that the caller guarantees to be readable.
         add(sums, unsafe { load(bytes.add(part * BYTES)) }, digits);
     }
 }

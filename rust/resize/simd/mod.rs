@@ -104,7 +104,8 @@ macro_rules! blocks {
                         }
                     } else {
                         for (&start, &parts) in starts.iter().zip(&few) {
-                            // SAFETY: as above.
+                            // SAFETY: a register of columns of a channel is inside a quad, which is
+                            // inside the ring, as checked.
                             unsafe { add_quad(&mut sums, ring.add(start + place), parts) }
                         }
                     }
@@ -221,13 +222,13 @@ impl Passes {
     /// Deinterleave RGB pixels into planes with the given offsets.
     pub(crate) fn split(self, row: &[u8], output: &mut [u8], planes: [usize; 3]) {
         match self.0 {
-            // SAFETY: the processor supports the instructions.
+            // SAFETY: `new` chose instructions that the processor supports.
             #[cfg(target_arch = "x86_64")]
             Instructions::Avx2 => unsafe { avx2::split(row, output, planes) },
-            // SAFETY: as above.
+            // SAFETY: `new` chose instructions that the processor supports.
             #[cfg(target_arch = "x86_64")]
             Instructions::Avx512 => unsafe { avx512::split(row, output, planes) },
-            // SAFETY: as above.
+            // SAFETY: `new` chose instructions that the processor supports.
             #[cfg(target_arch = "aarch64")]
             Instructions::Neon => unsafe { neon::split(row, output, planes) },
             _ => {
@@ -258,18 +259,18 @@ impl Passes {
             // SAFETY: such tables are built only if the processor supports the instructions.
             #[cfg(target_arch = "x86_64")]
             Across::Avx2(table) => unsafe { avx2::across(table, rows, quads) },
-            // SAFETY: as above.
+            // SAFETY: such tables are built only if the processor supports the instructions.
             #[cfg(target_arch = "x86_64")]
             Across::Wide(table) => unsafe {
                 wide::across(table, rows.planes, rows.plane, quads, rows.columns);
             },
-            // SAFETY: as above.
+            // SAFETY: such tables are built only if the processor supports the instructions.
             #[cfg(target_arch = "x86_64")]
             Across::Fast(table) => unsafe { approx::across(table, rows, quads) },
-            // SAFETY: as above.
+            // SAFETY: such tables are built only if the processor supports the instructions.
             #[cfg(target_arch = "x86_64")]
             Across::Avx512(table) => unsafe { avx512::across(table, rows, quads) },
-            // SAFETY: as above.
+            // SAFETY: such tables are built only if the processor supports the instructions.
             #[cfg(target_arch = "aarch64")]
             Across::Neon(table) => unsafe { neon::across(table, rows, quads) },
         }
@@ -281,13 +282,13 @@ impl Passes {
             // SAFETY: such tables are built only if the processor supports the instructions.
             #[cfg(target_arch = "x86_64")]
             (Across::Fast(_), _) => unsafe { approx::down(quads, output) },
-            // SAFETY: the processor supports the instructions.
+            // SAFETY: `new` chose instructions that the processor supports.
             #[cfg(target_arch = "x86_64")]
             (_, Instructions::Avx2) => unsafe { avx2::down(quads, output) },
-            // SAFETY: as above.
+            // SAFETY: `new` chose instructions that the processor supports.
             #[cfg(target_arch = "x86_64")]
             (_, Instructions::Avx512) => unsafe { avx512::down(quads, output) },
-            // SAFETY: as above.
+            // SAFETY: `new` chose instructions that the processor supports.
             #[cfg(target_arch = "aarch64")]
             (_, Instructions::Neon) => unsafe { neon::down(quads, output) },
             _ => plain_down(quads, output),

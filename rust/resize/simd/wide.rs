@@ -104,7 +104,7 @@ unsafe fn column(first: *const u8, stride: usize, parts: &[[RowSpan; 2]]) -> __m
     for (group, [upper, lower]) in parts.iter().enumerate() {
         let (upper, lower) = (line(upper), line(lower));
         for (row, sums) in sums.iter_mut().enumerate() {
-            // SAFETY: as above.
+            // SAFETY: the caller guarantees sixteen bytes for each part in each of the four rows.
             let bytes = unsafe {
                 let place = first.add(row * 3 * stride + group * TAPS);
                 _mm256_cvtepu8_epi16(_mm_loadu_si128(place.cast()))

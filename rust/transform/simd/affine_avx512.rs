@@ -227,7 +227,7 @@ unsafe fn fetch(start: *const u8, places: &[u32; LANES]) -> [__m512i; 2] {
     let mut quarters = [[_mm_setzero_si128(); 4]; 2];
     let pairs = places.as_chunks::<2>().0;
     for (quarter, pair) in quarters.as_flattened_mut().iter_mut().zip(pairs) {
-        // SAFETY: as above.
+        // SAFETY: the caller guarantees that eight bytes are readable at each offset.
         *quarter = unsafe {
             let first = _mm_loadl_epi64(start.add(pair[0] as usize).cast());
             let second = start.add(pair[1] as usize).cast();

@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import random
 import struct
 
 import numpy as np
@@ -187,3 +188,37 @@ def test_palettes_without_colors():
         _core.decode_image(tiff(tags, [bytes(2)]))
     data = tiff(tags | {320: [9 << 8, 8 << 8, 7 << 8]}, [bytes([0, 1])])
     assert np.asarray(_core.decode_image(data)).tolist() == [[[9, 8, 7], [0, 0, 0]]]
+
+
+@pytest.mark.parametrize("rows", [4, 40], ids=["strips", "one strip"])
+def test_damaged_group_4_is_an_error_or_read_as_libtiff_does(rows, capfd):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 2, (40, 60)) != 0)
+    image.paste(0, (10, 10, 50, 30))
+    data = write(image, compression="group4", tiffinfo={278: rows})
+    with Image.open(io.BytesIO(data)) as stored:
+        offsets, sizes = stored.tag_v2[273], stored.tag_v2[279]
+    assert_as_pillow(data)
+    places = [
+        at for start, size in zip(offsets, sizes, strict=True) for at in range(start, start + size)
+    ]
+    draw, refused = random.Random(rows), 0
+    for _ in range(150):
+        damaged = bytearray(data)
+        damaged[draw.choice(places)] ^= 1 << draw.randrange(8)
+        try:
+            _core.decode_image(bytes(damaged))
+        except DecodeError as error:
+            assert error.status == "corrupt" and "group 4" in str(error)
+            refused += 1
+        else:
+            assert_as_pillow(bytes(damaged))
+    assert 75 < refused < 150
+    capfd.readouterr()  # libtiff's warnings
+
+
+@pytest.mark.parametrize("bits", [1, 8])
+def test_the_other_order_of_bits_is_named(bits):
+    tags = tags_of(7, 16, [bits], 1) | {266: [2]}
+    with pytest.raises(DecodeError, match=r"TIFF: unsupported order of bits") as caught:
+        _core.decode_image(tiff(tags, [bytes(range(7 * 2 * bits))]))
+    assert caught.value.status == "unsupported"

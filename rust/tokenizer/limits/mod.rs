@@ -3,12 +3,14 @@
 //! The crate normalizes the added tokens when it loads a file, so a few kilobytes could take any
 //! amount of time and memory, and a failed allocation in the crate aborts the process.
 
+mod added_tokens;
+
 use std::fmt;
-use std::time::{Duration, Instant};
 
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
 use serde_json::Value;
-use tokenizers::{NormalizedString, Normalizer, NormalizerWrapper};
+
+use crate::error::shown;
 
 /// Maximum size of a tokenizer file in bytes; the largest published ones have about 35 MB.
 pub(crate) const MAX_FILE_BYTES: u64 = 64 << 20;
@@ -22,6 +24,12 @@ const MAX_DEPTH: usize = 16;
 const MAX_STRING_BYTES: usize = 1024;
 /// Maximum length in bytes of a token. The crate's tries recurse once per byte.
 const MAX_TOKEN_BYTES: usize = 4096;
+/// Maximum number of ids without a token: the crate lists them when it writes a vocabulary.
+const MAX_UNUSED_IDS: usize = 1 << 20;
+/// Maximum length in characters of a word that a `WordPiece` splits, in cubic time.
+const MAX_WORD_CHARS: u64 = 256;
+/// Maximum length in bytes of a token of a Unigram, which is looked for at every byte of a text.
+const MAX_UNIGRAM_TOKEN: usize = 512;
 /// Maximum mean length in bytes of the tokens of a Unigram, if they have more than so many bytes.
 const MAX_UNIGRAM_MEAN: usize = 24;
 const MAX_UNIGRAM_BYTES: usize = 64 << 10;
@@ -31,18 +39,8 @@ const MAX_STEPS: usize = 64;
 const MAX_PATTERNS: usize = 16;
 /// Maximum product of the repetition counts in a regular expression, as in `\p{N}{1,3}`.
 const MAX_REPETITIONS: u64 = 256;
-/// Maximum number of patterns with lookaround or backreferences in a normalizer, and of bytes that
-/// they are matched against per added token, since their time can be exponential.
-const MAX_LOOKAROUNDS: usize = 2;
-const MAX_LOOKAROUND_BYTES: u64 = 64;
 /// Maximum number of bytes that one byte of text can become.
 const MAX_GROWTH: u64 = 4096;
-const MAX_ADDED_TOKENS: usize = 100_000;
-/// Maximum length in bytes of an added token after normalization, and of all of them.
-const MAX_NORMALIZED_BYTES: u64 = 64 << 10;
-const MAX_ADDED_BYTES: usize = 2 << 20;
-/// Time limit for normalizing the added tokens.
-const MAX_TIME: Duration = Duration::from_secs(2);
 
 /// Name of the field with the replacements of a `SentencePiece` normalizer, in base64.
 const CHARSMAP: &str = "precompiled_charsmap";
@@ -61,7 +59,7 @@ pub(crate) fn check(json: &str) -> Result<(), String> {
             _ => check_size(name, value, MAX_VALUES, MAX_STRING_BYTES)?,
         }
     }
-    check_unigram(part("model"))?;
+    check_model(part("model"))?;
     let mut patterns = 0;
     for name in ["pre_tokenizer", "decoder"] {
         steps(name, part(name), &mut patterns)?;
@@ -72,7 +70,7 @@ pub(crate) fn check(json: &str) -> Result<(), String> {
             "{patterns} regular expressions; expected at most {MAX_PATTERNS}"
         ));
     }
-    check_added_tokens(part("added_tokens"), part("normalizer"), &normalizer)
+    added_tokens::check(part("added_tokens"), part("normalizer"), &normalizer)
 }
 
 /// The fields of a file, each of which may occur only once.
@@ -92,7 +90,7 @@ impl<'de> Deserialize<'de> for Parts {
                 let mut parts: Vec<(String, Value)> = Vec::new();
                 while let Some(name) = map.next_key::<String>()? {
                     if parts.len() == MAX_STEPS || parts.iter().any(|(other, _)| *other == name) {
-                        let name: String = name.chars().take(40).collect();
+                        let name = shown(&name);
                         return Err(A::Error::custom(format!("duplicate or extra '{name}'")));
                     }
                     parts.push((name, map.next_value()?));
@@ -151,16 +149,49 @@ fn check_size(name: &str, part: &Value, most: usize, longest: usize) -> Result<(
         Ok(())
     };
     let mut left = most;
-    visit(part, 0, &mut left, &check_text, "").map_err(|reason| format!("'{name}' has {reason}"))
+    visit(part, 0, &mut left, &check_text, "")
+        .map_err(|reason| format!("'{}' has {reason}", shown(name)))
+}
+
+/// Check what the time and memory of a model grow with.
+fn check_model(model: &Value) -> Result<(), String> {
+    if let Some(vocabulary) = model["vocab"].as_object() {
+        let ids = vocabulary.values().filter_map(Value::as_u64);
+        check_ids(vocabulary.len(), ids.max())?;
+    }
+    if let Some(most) = model["max_input_chars_per_word"].as_u64()
+        && most > MAX_WORD_CHARS
+    {
+        return Err(format!(
+            "'model' has max_input_chars_per_word {most}; expected at most {MAX_WORD_CHARS}"
+        ));
+    }
+    check_unigram(model)
+}
+
+/// Check the largest id of a vocabulary.
+pub(crate) fn check_ids(tokens: usize, largest: Option<u64>) -> Result<(), String> {
+    let most = to_u64(tokens.saturating_add(MAX_UNUSED_IDS));
+    largest.filter(|&id| id > most).map_or(Ok(()), |id| {
+        Err(format!(
+            "'model' has id {id} in a vocabulary of {tokens} tokens; expected at most {most}"
+        ))
+    })
 }
 
 /// Check the lengths of the tokens of a Unigram, whose trie takes 270 bytes per byte of a token.
 fn check_unigram(model: &Value) -> Result<(), String> {
     let tokens = model["vocab"].as_array().map_or(&[][..], Vec::as_slice);
-    let bytes: usize = tokens
+    let lengths = tokens
         .iter()
-        .map(|token| token[0].as_str().map_or(0, str::len))
-        .sum();
+        .map(|token| token[0].as_str().map_or(0, str::len));
+    let longest = lengths.clone().max().unwrap_or(0);
+    if longest > MAX_UNIGRAM_TOKEN {
+        return Err(format!(
+            "'model' has a token of {longest} bytes; expected at most {MAX_UNIGRAM_TOKEN} in a Unigram"
+        ));
+    }
+    let bytes: usize = lengths.sum();
     if bytes > MAX_UNIGRAM_BYTES && bytes / tokens.len().max(1) >= MAX_UNIGRAM_MEAN {
         return Err(format!(
             "'model' has {} tokens of {bytes} bytes in all; expected at most {MAX_UNIGRAM_MEAN} \
@@ -245,6 +276,9 @@ fn add_step(step: &Value, growth: &mut Growth, patterns: &mut usize) -> Result<(
         // "BertNormalizer": spaces around a character, NFD and lower case.
         _ => 12,
     });
+    if step["type"] == "FixedLength" && step["length"] == 0 {
+        return Err("a FixedLength of 0; expected 1 or more".to_owned());
+    }
     let pattern = &step["pattern"];
     let expression = pattern["Regex"].as_str();
     if let Some(expression) = expression {
@@ -310,73 +344,11 @@ fn longest_replacement(map: &str) -> Result<u64, String> {
     let bytes = base64::decode(map).map_err(|_| invalid())?;
     let (size, rest) = bytes.split_first_chunk::<4>().ok_or_else(invalid)?;
     let size = usize::try_from(u32::from_le_bytes(*size)).map_err(|_| invalid())?;
+    // The crate reads the first unit of the trie of any text.
+    if size < 4 {
+        return Err(invalid());
+    }
     let texts = rest.get(size / 4 * 4..).ok_or_else(invalid)?;
     let longest = texts.split(|&byte| byte == 0).map(<[u8]>::len).max();
     Ok(to_u64(longest.unwrap_or(0).max(1)))
-}
-
-/// Check the added tokens, and normalize them as the crate will.
-fn check_added_tokens(tokens: &Value, normalizer: &Value, growth: &Growth) -> Result<(), String> {
-    let tokens = tokens.as_array().map_or(&[][..], Vec::as_slice);
-    if tokens.len() > MAX_ADDED_TOKENS {
-        return Err(format!(
-            "{} added tokens; expected at most {MAX_ADDED_TOKENS}",
-            tokens.len()
-        ));
-    }
-    let total = |bytes: usize| {
-        if bytes > MAX_ADDED_BYTES {
-            return Err(format!(
-                "the added tokens have {bytes} bytes or more; expected at most {MAX_ADDED_BYTES}"
-            ));
-        }
-        Ok(())
-    };
-    let content = |token: &Value| token["content"].as_str().unwrap_or_default().len();
-    total(tokens.iter().map(content).sum())?;
-    let is_normalized = |token: &&Value| token["normalized"] == true;
-    if normalizer.is_null() || !tokens.iter().any(|token| is_normalized(&token)) {
-        return Ok(());
-    }
-    let limit = if growth.lookarounds > 0 {
-        MAX_LOOKAROUND_BYTES
-    } else {
-        MAX_NORMALIZED_BYTES
-    };
-    if growth.lookarounds > MAX_LOOKAROUNDS {
-        return Err(format!(
-            "'normalizer' has {} patterns with lookaround; expected at most {MAX_LOOKAROUNDS}",
-            growth.lookarounds
-        ));
-    }
-    // The crate itself explains an invalid normalizer.
-    let Ok(normalizer) = serde_json::from_value::<NormalizerWrapper>(normalizer.clone()) else {
-        return Ok(());
-    };
-    let start = Instant::now();
-    let mut bytes = 0;
-    for token in tokens.iter().filter(is_normalized) {
-        let content = token["content"].as_str().unwrap_or_default();
-        let most = growth.bytes(content.len());
-        if most > limit {
-            let name: String = content.chars().take(40).collect();
-            return Err(format!(
-                "the normalizer can turn the added token {name:?} into {most} bytes; expected at \
-                 most {limit}"
-            ));
-        }
-        let mut text = NormalizedString::from(content);
-        if normalizer.normalize(&mut text).is_err() {
-            return Ok(());
-        }
-        bytes += text.get().len();
-        total(bytes)?;
-        if start.elapsed() > MAX_TIME {
-            return Err(format!(
-                "normalizing the added tokens takes more than {} s",
-                MAX_TIME.as_secs()
-            ));
-        }
-    }
-    Ok(())
 }
