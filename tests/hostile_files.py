@@ -2,8 +2,9 @@
 
 Command: python -m tests.hostile_files [--mutants N] [--seed S] [--only KIND] [--every N]
 A file may be refused with a ValueError or an OSError, or be read. It must take neither more than 5
-s of processor time nor 500 MB, and must not end the process. Prints the counts by outcome; exit
-code 1 if a limit is broken.
+s of processor time nor 500 MB, and must not end the process; its message must name the file. What
+the generator makes must not take more than 2.5 times as long when it is twice as large, which is
+measured from .3 s on. Prints the counts by outcome; exit code 1 if a limit is broken.
 """
 
 from __future__ import annotations
@@ -17,8 +18,7 @@ import json
 import os
 import random
 import resource
-import select
-import signal
+import shutil
 import sys
 import tempfile
 import warnings
@@ -37,10 +37,15 @@ from fiber.checkpoints.load import read_model
 from fiber.data import Tokenizer
 from tests import hostile_cases
 from tests.conftest import save_micro_models
+from tests.fuzz.forked import Ended, limit, run_forked
+from tests.fuzz.generated import cases as generator
+from tests.fuzz.generated.documents import Document
+from tests.fuzz.generated.verdict import ALLOWED, verdict
+from tests.fuzz.structured import GROWTH_SECONDS, MAX_GROWTH, Steered, growth_of, prepared
 
 MAX_SECONDS, MAX_BYTES = 5, 500_000_000
-#: Wall-clock time after which a process is ended that waits, such as for a pipe.
-MAX_WAIT_SECONDS = 120
+#: Sizes of the generator's cases.
+SIZES = (1, 1, 30, 300, 3000)
 #: Number of files that a process reads, unless one of them ends it.
 CASES_PER_PROCESS = 50
 #: Maximum size of a file; the hostile ones have at most 2 MB.
@@ -56,6 +61,8 @@ class Case(NamedTuple):
     name: str
     write: Write
     read: Callable[[Path], object]
+    #: Measures, after `write`, how much longer twice the size takes; None if there are no sizes.
+    growth: Callable[[Path], float] | None = None
 
 
 class Result(NamedTuple):
@@ -72,15 +79,20 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--mutants", type=int, default=20, help="mutants of each case")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", help="kind of file: pickle, zip, tokenizer or folder")
+    kinds = ("pickle", "zip", "tokenizer", "folder", *(each.kind for each in generator.documents()))
+    parser.add_argument("--only", choices=dict.fromkeys(kinds), help="kind of file")
     parser.add_argument("--every", type=int, default=1, help="read only each Nth file")
+    parser.add_argument(
+        "--places", action="store_true", help="hostile values at every place, instead of some drawn"
+    )
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     # Garbage collection in a child would copy every page of the objects that exist here.
     gc.freeze()
     results: dict[str, list[tuple[str, Result]]] = collections.defaultdict(list)
     with tempfile.TemporaryDirectory() as folder:
-        cases = all_cases(Path(folder), options.mutants, options.seed, options.only)
+        mutants = None if options.places else options.mutants
+        cases = all_cases(Path(folder), mutants, options.seed, options.only)
         chosen = itertools.islice(cases, 0, None, options.every)
         while batch := list(itertools.islice(chosen, CASES_PER_PROCESS)):
             found = read_limited(batch, Path(folder) / "case")
@@ -109,53 +121,24 @@ def report(kind: str, found: list[tuple[str, Result]]) -> int:
 
 
 def read_limited(cases: Sequence[Case], path: Path) -> Iterator[Result]:
-    """Write and read cases in a forked process, and in another one after a case that ends it."""
-    done = 0
-    while done < len(cases):
-        for result in read_in_child(cases[done:], path):
-            done += 1
-            yield result
-
-
-def read_in_child(cases: Sequence[Case], path: Path) -> Iterator[Result]:
-    """Read cases in one process, until one ends it."""
-    end, start = os.pipe()
-    process = os.fork()
-    if process == 0:
-        # Nothing of the run's own code may run in the child after this.
-        os.close(end)
-        try:
-            for case in cases:
-                os.write(start, (json.dumps(measure(case, path)) + "\n").encode())
-        finally:
-            os._exit(0)
-    os.close(start)
-    count = 0
-    with os.fdopen(end, "rb", buffering=0) as pipe:
-        while select.select([pipe], [], [], MAX_WAIT_SECONDS)[0] and (line := pipe.readline()):
-            count += 1
-            yield checked(*json.loads(line))
-        if count < len(cases):
-            # It has ended, or waits.
-            os.kill(process, signal.SIGKILL)
-    _, status, usage = os.wait4(process, 0)
-    if count < len(cases):
-        name = signal.Signals(os.WTERMSIG(status)).name if os.WIFSIGNALED(status) else "exit"
-        yield checked(name, usage.ru_utime + usage.ru_stime, 0)
+    """Write and read cases in forked processes."""
+    for found in run_forked(cases, lambda case: measure(case, path)):
+        yield (
+            checked(found.reason, found.seconds, 0) if isinstance(found, Ended) else checked(*found)
+        )
 
 
 def checked(outcome: str, seconds: float, extra_bytes: int) -> Result:
-    allowed = outcome in ("read", "ValueError", "OSError", "FileNotFoundError")
     within = seconds <= MAX_SECONDS and extra_bytes < MAX_BYTES
-    return Result(outcome, seconds, extra_bytes, allowed and within)
+    return Result(outcome, seconds, extra_bytes, outcome in ALLOWED and within)
 
 
 def measure(case: Case, path: Path) -> tuple[str, float, int]:
     """Read a file within limits.
 
     Returns:
-        The name of the error, or "read"; the processor time in seconds; the memory in bytes over
-        that before, or 0 if an earlier case of the process took more.
+        The outcome, see `verdict`; the processor time in seconds; the memory in bytes over that
+        before, or 0 if an earlier case of the process took more.
     """
     clear(path)
     case.write(path)
@@ -163,41 +146,50 @@ def measure(case: Case, path: Path) -> tuple[str, float, int]:
     sys.stderr = sys.stdout = io.StringIO()
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     warnings.simplefilter("ignore")
-    pages, resident = map(int, Path("/proc/self/statm").read_text().split()[:2])
-    size = resource.getpagesize()
+    resident = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
     before = resource.getrusage(resource.RUSAGE_SELF)
     used = before.ru_utime + before.ru_stime
-    resource.setrlimit(resource.RLIMIT_AS, (pages * size + MAX_BYTES, resource.RLIM_INFINITY))
-    resource.setrlimit(resource.RLIMIT_CPU, (int(used) + MAX_SECONDS + 2, resource.RLIM_INFINITY))
-    try:
-        case.read(path)
-        outcome = "read"
-    except Exception as error:
-        # Subclasses such as UnicodeDecodeError.
-        outcome = "ValueError" if isinstance(error, ValueError) else type(error).__name__
+    limit(MAX_SECONDS + 2, MAX_BYTES)
+    outcome = verdict(case.read, path)
     if (path.parent / "ran").exists():
         outcome = "a function ran"
     after = resource.getrusage(resource.RUSAGE_SELF)
-    extra = after.ru_maxrss * 1024 - resident * size if after.ru_maxrss > before.ru_maxrss else 0
-    return outcome, after.ru_utime + after.ru_stime - used, extra
+    extra = after.ru_maxrss * 1024 - resident if after.ru_maxrss > before.ru_maxrss else 0
+    seconds = after.ru_utime + after.ru_stime - used
+    if case.growth is not None and outcome in ALLOWED and seconds >= GROWTH_SECONDS:
+        limit(10 * MAX_SECONDS, MAX_BYTES)
+        if (growth := case.growth(path)) > MAX_GROWTH:
+            outcome = f"{growth:.1f} times the time for twice the size"
+    return outcome, seconds, extra
 
 
 def clear(path: Path) -> None:
-    """Remove a file, or a folder of files."""
-    if path.is_dir():
-        for file in path.iterdir():
-            file.unlink()
-        path.rmdir()
+    """Remove a file, a link or a folder."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
     path.unlink(missing_ok=True)
 
 
-def all_cases(folder: Path, mutants: int, seed: int, only: str | None) -> Iterator[Case]:
-    """Yield every case, of one kind if that is given, each followed by its mutants."""
+def all_cases(folder: Path, mutants: int | None, seed: int, only: str | None) -> Iterator[Case]:
+    """Yield every case, of one kind if that is given, each followed by its mutants.
+
+    Without a number of mutants: hostile values at every place of the generator's documents.
+    """
+    if mutants is None:
+        for document in generator.documents():
+            if only in (None, document.kind):
+                sources = prepared(document, folder / "prepared")
+                for number, case in enumerate(generator.small_cases(document)):
+                    yield generated_case(case, sources, 1, number)
+        return
     save_micro_models(folder)
     kinds = {"pickle": pickles, "zip": archives, "tokenizer": tokenizers, "folder": folders}
     for kind, cases in kinds.items():
         if only in (None, kind):
             yield from cases(folder, mutants, random.Random(seed))
+    for document in generator.documents():
+        if only in (None, document.kind):
+            yield from generated(document, folder / "prepared", mutants, random.Random(seed))
 
 
 def pickles(folder: Path, mutants: int, rng: random.Random) -> Iterator[Case]:
@@ -280,6 +272,40 @@ def folders(folder: Path, mutants: int, rng: random.Random) -> Iterator[Case]:
         for special in ("pipe", "/dev/zero", "folder"):
             write = folder_writer(files, {name: special})
             yield Case("folder", f"{name} is a {special}", write, read_folder)
+
+
+def generated(document: Document, folder: Path, mutants: int, rng: random.Random) -> Iterator[Case]:
+    """Yield a sound document and, in place of mutants, cases of the generator."""
+    sources = prepared(document, folder)
+    for number in range(mutants + 1):
+        draw = random.Random(rng.getrandbits(32)) if number else Steered(b"")
+        case = generator.random_case(draw, document)
+        yield generated_case(case, sources, draw.choice(SIZES) if number else 1, number)
+
+
+def generated_case(case: generator.Case, sources: Path, size: int, number: int) -> Case:
+    """Make a case of a generated one, of a size at which its files are not too large."""
+    fitting = size
+
+    def write(path: Path) -> None:
+        nonlocal fitting
+        path.symlink_to(sources)
+        if size > 30:
+            small, larger = (written_bytes(case, path, each) for each in (1, 8))
+            fitting = max(min(size, (MAX_FILE_BYTES - small) * 7 // max(larger - small, 1)), 1)
+        case.write(path, fitting)
+
+    def growth(path: Path) -> float:
+        return growth_of(case, path, max(fitting // 2, 1))
+
+    name = f"{case.document.name} #{number}, {size} x: {case.name}"
+    return Case(case.document.kind, name, write, case.document.read, growth)
+
+
+def written_bytes(case: generator.Case, path: Path, size: int) -> int:
+    """Write a case and return the size of all files in its folder."""
+    case.write(path, size)
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
 
 def fields(values: Any, prefix: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:

@@ -17,9 +17,10 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from random import Random
 from typing import NamedTuple
 
-from tests.fuzz.targets import CORPUS, RUST_TARGETS, TARGETS
+from tests.fuzz.targets import CORPUS, RUST_TARGETS, TARGETS, mutant
 
 ROOT = Path(__file__).parents[2]
 KEPT = ROOT / "target" / "fuzz"
@@ -64,7 +65,10 @@ def run(name: str, seconds: int) -> Outcome:
     kept = KEPT / name
     kept.mkdir(parents=True, exist_ok=True)
     target = (TARGETS | RUST_TARGETS)[name]
-    for number, seed in enumerate(target.seeds()):
+    sound = target.seeds()
+    # Structured inputs have no content that mutants could start from.
+    more = [] if target.mutate is mutant else [target.mutate(Random(i), sound) for i in range(200)]
+    for number, seed in enumerate([*sound, *more]):
         (kept / f"seed-{number}").write_bytes(seed)
     stored = CORPUS / name
     folders = [str(kept), *([str(stored)] if stored.is_dir() else [])]

@@ -52,9 +52,9 @@ def _read_pack(data: bytes, folder: Path, names: tuple[str, ...]) -> bool:
     if not data:
         return False
     root, replaced = folder / "packed", names[data[0] % len(names)]
-    files = _sound_pack(names) | {replaced: data[1:]}
+    files = sound_pack(names) | {replaced: data[1:]}
     if data[0] < _UNSIGNED:
-        files[DESCRIPTION] = _signed(files)
+        files[DESCRIPTION] = signed(files)
     for name, content in files.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(content)
@@ -72,7 +72,7 @@ def _read_pack(data: bytes, folder: Path, names: tuple[str, ...]) -> bool:
     return True
 
 
-def _signed(files: dict[str, bytes]) -> bytes:
+def signed(files: dict[str, bytes]) -> bytes:
     """The description of a pack with the checksums of its files, so that they are read."""
     stored = files[DESCRIPTION]
     try:
@@ -89,7 +89,7 @@ def _signed(files: dict[str, bytes]) -> bytes:
 
 
 @cache
-def _sound_pack(names: tuple[str, ...]) -> dict[str, bytes]:
+def sound_pack(names: tuple[str, ...]) -> dict[str, bytes]:
     with tempfile.TemporaryDirectory() as name:
         seeds.write_pack(Path(name))
         folder = Path(name) / "packed"
@@ -100,7 +100,7 @@ def _sound_pack(names: tuple[str, ...]) -> dict[str, bytes]:
 
 def pack_seeds(names: tuple[str, ...] = PACK_FILES) -> list[bytes]:
     """Each file of a sound pack."""
-    files = _sound_pack(names)
+    files = sound_pack(names)
     return [bytes([number]) + files[name] for number, name in enumerate(names)]
 
 

@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.fuzz.targets import RUST_TARGETS, TARGETS, Target, corpus, mutant
+from tests.fuzz.targets import RUST_TARGETS, TARGETS, Target, corpus
 
 #: Memory that reading an input may add, in bytes.
 _MOST_MEMORY = 1 << 30
@@ -52,7 +52,7 @@ def _inputs(
     yield "empty", b""
     originals = [*sound, *stored.values()]
     for number in range(mutants):
-        yield f"mutant {number}", mutant(random.Random(number), originals)
+        yield f"mutant {number}", target.mutate(random.Random(number), originals)
 
 
 def _limit() -> None:

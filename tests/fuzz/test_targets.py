@@ -5,19 +5,24 @@ import random
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
 
+from tests.fuzz.forked import limit, run_forked
+from tests.fuzz.structured import KINDS
 from tests.fuzz.targets import CORPUS, RUST_TARGETS, TARGETS, corpus, mutant
 
 ALL = TARGETS | RUST_TARGETS
 #: Mutants of each target here; a second or two of them.
 MUTANTS = {"model_dirs": 60, "containers": 100, "packs": 100, "packs_version_1": 100}
+#: Drawn inputs of each structured target.
+STRUCTURED = 40
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("name", sorted(ALL))
+@pytest.mark.parametrize("name", sorted(ALL.keys() - KINDS.keys()))
 def test_corpus_and_mutants_are_read_or_rejected(name):
     """In a process with limits, so that an input that hangs or fills the memory fails this test."""
     done = subprocess.run(
@@ -31,6 +36,28 @@ def test_corpus_and_mutants_are_read_or_rejected(name):
     assert done.returncode == 0, f"{before[-1:]} {last}: {done.stderr[-3000:]}"
     count = int(re.fullmatch(r"(\d+) inputs, \d+ rejected", last)[1])
     assert count == 1 + len(corpus(name)) + MUTANTS.get(name, 200)
+
+
+@pytest.mark.parametrize("name", sorted(KINDS))
+def test_structured_inputs_are_read_or_rejected(name, tmp_path):
+    """In forked processes with limits; what these targets read is imported here."""
+    target = ALL[name]
+    inputs = [b"", *(target.mutate(random.Random(i), []) for i in range(STRUCTURED))]
+    for data in target.seeds():
+        assert target.read(data, tmp_path)
+
+    def read(data):
+        warnings.simplefilter("ignore")
+        limit(10, 1 << 30)
+        try:
+            return target.read(data, tmp_path)
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
+
+    results = list(run_forked(inputs, read))
+    wrong = [found for found in results if not isinstance(found, bool)]
+    assert not wrong, wrong[0]
+    assert results[0] and not all(results)
 
 
 def test_every_corpus_belongs_to_a_target():

@@ -1,9 +1,9 @@
 """Plant known mistakes one by one; which test sees it: `python -m tests.plant KIND`.
 
-KIND is coarse, fine, meter, kernels or decoder. Each mistake goes into a copy of the package, which
-is built again where it is one of the Rust code; tests run on the copy until one fails: those of
-`SUITES`, or of the one check that a mistake names. Exit code 0 only if the untouched copy passes
-and every mistake is seen.
+KIND is coarse, fine, meter, kernels, decoder or readers. Each mistake goes into a copy of the
+package, which is built again where it is one of the Rust code; tests run on the copy until one
+fails: those of `SUITES`, or of the one check that a mistake names. Exit code 0 only if the
+untouched copy passes and every mistake is seen.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from tests.plant.decoder_mistakes import DECODER
 from tests.plant.kernel_mistakes import KERNELS
 from tests.plant.meter_mistakes import METER, NOT_PLANTED, PARITY
 from tests.plant.mistakes import MISTAKES, Check, Mistake
+from tests.plant.reader_mistakes import READERS
 from tests.processes import run_python
 
 ROOT = Path(__file__).parents[2]
@@ -38,6 +39,10 @@ SUITES = {
     ),
     "meter": PARITY["clip"],
     "decoder": Check("decoder", ("tests/rust/jpeg/test_decoder.py", "-k", "values or rows")),
+    "readers": Check(
+        "readers",
+        ("tests/fuzz/generated", "tests/fuzz/scaling", "-k", "hostile_values or linearly"),
+    ),
 }
 
 #: Every mistake by its kind.
@@ -46,6 +51,7 @@ ALL: dict[str, tuple[Mistake, ...]] = {
     "meter": METER,
     "kernels": KERNELS,
     "decoder": DECODER,
+    "readers": READERS,
 }
 
 

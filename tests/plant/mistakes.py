@@ -41,20 +41,24 @@ class Mistake:
     wrong: str
     #: The one check that is asked whether it sees the mistake; None for that of its kind.
     check: Check | None = None
+    #: Other pieces of the same file that are changed with it, each with what takes its place.
+    more: tuple[tuple[str, str], ...] = ()
 
     def planted(self, source: str) -> str:
         """Make the mistake.
 
         Raises:
-            ValueError: unless the right piece stands there exactly once, so that a mistake that no
+            ValueError: unless each right piece stands there exactly once, so that a mistake that no
                 longer fits the source does not count as seen.
         """
-        count = source.count(self.right)
-        if count != 1:
-            raise ValueError(
-                f"{self.name}: expected {self.right!r} once in {self.file}, found it {count} times"
-            )
-        return source.replace(self.right, self.wrong)
+        for right, wrong in ((self.right, self.wrong), *self.more):
+            count = source.count(right)
+            if count != 1:
+                raise ValueError(
+                    f"{self.name}: expected {right!r} once in {self.file}, found it {count} times"
+                )
+            source = source.replace(right, wrong)
+        return source
 
 
 _SWIN = "python/fiber/models/encoders/swin.py"

@@ -82,7 +82,7 @@ def flickr_entities(
         twice = next(name for name, count in Counter(names).items() if count > 1)
         raise ValueError(f"{listed} has image id {shown(twice)} twice; expected unique ids")
     for name in names:
-        if "/" in name or "\0" in name or len(name) > _MAX_ID_CHARACTERS:
+        if "/" in name or not name.isprintable() or len(name) > _MAX_ID_CHARACTERS:
             raise ValueError(
                 f"{listed} has image id {shown(name)}; expected one such as 1007129816 (read as"
                 f" {KIND})"
@@ -147,7 +147,8 @@ def read_sentence(line: str, where: str) -> tuple[str, list[Phrase]]:
     Raises:
         ValueError: if a phrase is unclosed or empty, or has no id.
     """
-    text, phrases, opened = "", [], None
+    parts, length = list[str](), 0
+    phrases, opened = list[Phrase](), None
     for token in line.split():
         if opened is None and token.startswith("[/"):
             number, *kinds = token[1:].split("/")[1:]
@@ -155,20 +156,21 @@ def read_sentence(line: str, where: str) -> tuple[str, list[Phrase]]:
                 raise ValueError(
                     f"{where} has {shown(token)}; expected a phrase such as [/EN#1/people ...]"
                 )
-            start = len(text) + (1 if text else 0)
+            start = length + (1 if length else 0)
             opened = (start, number.removeprefix("EN#"), "/".join(kinds))
             continue
         closes = opened is not None and token.endswith("]")
-        text += (" " if text else "") + (token[:-1] if closes else token)
+        parts.append((" " if length else "") + (token[:-1] if closes else token))
+        length += len(parts[-1])
         if closes and opened is not None:
             start, number, kind = opened
-            if start >= len(text):
+            if start >= length:
                 raise ValueError(f"{where} has an empty phrase: {shown(line)}")
-            phrases.append(Phrase((start, len(text)), number, kind))
+            phrases.append(Phrase((start, length), number, kind))
             opened = None
     if opened is not None:
         raise ValueError(f"{where} has an unclosed phrase: {shown(line)}")
-    return text, phrases
+    return "".join(parts), phrases
 
 
 def _read_boxes(path: Path, skipped: RecordList | None) -> list[tuple[Box, frozenset[str]]]:

@@ -1,0 +1,213 @@
+"""Documents in tables and archives: Arrow files, tar shards with their index, packs."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Callable
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import pyarrow as arrow
+from pyarrow import ipc
+
+from fiber.data import open_source
+from fiber.data.storage import pack_description
+from fiber.data.storage.pack_index import pack_entry
+from fiber.data.storage.shard_order import ShardGroups
+from tests.data.shards import write_tar
+from tests.fuzz import seeds
+from tests.fuzz.data import PACK_FILES, PACK_FILES_1, signed, sound_pack
+from tests.fuzz.generated.documents import Document, reads
+from tests.fuzz.generated.encodings import to_json
+from tests.fuzz.generated.text_tables import cell
+from tests.fuzz.generated.trees import Node, Pairs, tree_of
+
+_SENTENCE = "a red cup"
+
+
+def _columns(kind: str) -> Callable[[int], Any]:
+    def columns(count: int) -> Any:
+        rows = range(count + 1)
+        if kind == "captions":
+            return Pairs([("image", [b"a"] * len(rows)), ("caption", [[_SENTENCE]] * len(rows))])
+        if kind == "boxes":
+            boxes = [Pairs([("bbox", [[1.0, 2.0, 9.0, 9.0]]), ("category", ["cup"])])]
+            return Pairs([("image", [b"a"] * len(rows)), ("objects", boxes * len(rows))])
+        names = [(f"column {number}", [1]) for number in rows]
+        return Pairs([("image", [b"a"]), ("text", [_SENTENCE]), *names])
+
+    return columns
+
+
+def _write_arrow(content: Any, folder: Path) -> None:
+    """Write columns; those whose values have no common type as text."""
+    columns = content if isinstance(content, Pairs) else [("text", content)]
+    names = [cell(name).encode("utf-8", "replace").decode() for name, _ in columns]
+    values = [each if isinstance(each, list | tuple) else [each] for _, each in columns]
+    try:
+        _write_columns(names, list(map(_column, values)), folder)
+    except arrow.ArrowException:
+        # Values that are nested too deeply for the format.
+        _write_columns(names, list(map(_texts, values)), folder)
+
+
+def _write_columns(names: list[str], arrays: list[Any], folder: Path) -> None:
+    count = min(map(len, arrays), default=0)
+    table = arrow.table([array.slice(0, count) for array in arrays], names=names)
+    with ipc.new_file(folder / "train.arrow", table.schema) as writer:
+        writer.write_table(table)
+
+
+def _column(values: Any) -> Any:
+    try:
+        return arrow.array(list(map(_plain, values)))
+    except (arrow.ArrowException, OverflowError, TypeError, ValueError, RecursionError):
+        return _texts(values)
+
+
+def _texts(values: Any) -> Any:
+    texts = [cell(each) for each in values if not isinstance(each, bytes)]
+    return arrow.array([each.encode("utf-8", "replace") for each in texts])
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Pairs):
+        return {cell(key): _plain(each) for key, each in value}
+    if isinstance(value, list | tuple):
+        return list(map(_plain, value))
+    return json.loads(to_json(value)) if isinstance(value, Node) else value
+
+
+def _arrow_documents() -> list[Document]:
+    kinds = {"captions": "captions", "boxes": "detection", "columns": "captions"}
+    return [
+        Document(
+            "tables", f"train.arrow {kind}", _columns(kind), _write_arrow,
+            reads(source, "train.arrow"),
+        )
+        for kind, source in kinds.items()
+    ]  # fmt: skip
+
+
+def _tar(folder: Path) -> Path:
+    return write_tar(folder / "train.tar", [("0.txt", b"a"), ("0.png", seeds.image())])
+
+
+def _write_index(content: Any, folder: Path) -> None:
+    """Write the index of a shard, with the stamp of the shard where it has one."""
+    status = (folder / "train.tar").stat()
+    text = to_json(content).replace('"BYTES"', str(status.st_size))
+    text = text.replace('"CHANGED"', str(status.st_mtime_ns))
+    (folder / "train.tar.index").write_text(text, encoding="utf-8")
+
+
+def _index(count: int) -> Any:
+    members = [[f"{n:06d}{end}", 512, 1] for n in range(count + 1) for end in (".png", ".txt")]
+    stamp = {"version": 1, "bytes": "BYTES", "changed_ns": "CHANGED"}
+    return tree_of({**stamp, "counts": {"links": 1}, "notes": ["a"], "members": members})
+
+
+def _sample(content: Any, folder: Path) -> None:
+    (folder / "train.tar.index").unlink(missing_ok=True)
+    text = to_json(content).encode()
+    write_tar(folder / "train.tar", [("0.png", seeds.image()), ("0.json", text)])
+
+
+def _tar_documents() -> list[Document]:
+    samples: dict[str, tuple[str, Callable[[int], dict[str, Any]]]] = {
+        "captions": ("captions", lambda n: {"captions": [f"cup {i}" for i in range(n + 1)]}),
+        "questions": ("questions", lambda n: {"question": "a?", "answers": ["a"] * (n + 1)}),
+        "scores": (
+            "questions",
+            lambda n: {
+                "questions": ["a?"] * (n + 1),
+                "answers": [["b"]] * (n + 1),
+                "answer_scores": [[1.0]] * (n + 1),
+            },
+        ),
+        "boxes": (
+            "detection",
+            lambda n: {"objects": [{"bbox": [1, 2, 9, 9], "category": "c"}] * (n + 1)},
+        ),
+    }
+    return [
+        Document(
+            "tables", "train.tar.index", _index, _write_index, reads("captions", "train.tar"), _tar
+        ),
+        *(
+            Document(
+                "tables", f"train.tar {name}", lambda n, make=make: tree_of(make(n)), _sample,
+                reads(source, "train.tar"),
+            )
+            for name, (source, make) in samples.items()
+        ),
+    ]  # fmt: skip
+
+
+#: Index of the lines of a pack, which has their checksums.
+_LINE_INDEX = "index/train-detection.bin"
+
+
+def _line_index(lines: list[bytes]) -> bytes:
+    starts = accumulate(map(len, lines), initial=0)
+    return b"".join(
+        pack_entry(start, len(line), number, zlib.crc32(line))
+        for number, (start, line) in enumerate(zip(starts, lines, strict=False))
+    )
+
+
+def _pack_document(
+    name: str, names: tuple[str, ...], label: str, *, is_signed: bool = True
+) -> Document:
+    """A file of a pack, with the checksums of the pack as it is written."""
+
+    def tree(count: int) -> Any:
+        content = sound_pack(names)[name].decode()
+        if name.endswith(".jsonl"):
+            return tree_of([json.loads(line) for line in content.splitlines()])
+        return tree_of(json.loads(content))
+
+    def write(content: Any, folder: Path) -> None:
+        files = dict(sound_pack(names))
+        is_lines = name.endswith(".jsonl") and type(content) is list
+        lines = [f"{to_json(line)}\n" for line in content] if is_lines else [to_json(content)]
+        files[name] = "".join(lines).encode()
+        if is_lines and _LINE_INDEX in files:
+            files[_LINE_INDEX] = _line_index([line.encode() for line in lines])
+        if is_signed:
+            files[pack_description.DESCRIPTION] = signed(files)
+        for each, data in files.items():
+            (folder / each).write_bytes(data)
+
+    def prepare(folder: Path) -> None:
+        for each, content in sound_pack(names).items():
+            (folder / each).parent.mkdir(parents=True, exist_ok=True)
+            (folder / each).write_bytes(content)
+
+    def read(folder: Path) -> None:
+        pack_description._read_description.cache_clear()
+        records = open_source("detection", folder, "train", objects=True)
+        for record in records:
+            assert all(isinstance(image, bytes) for image in record.images)
+        ShardGroups(records.shard_map())
+
+    return Document("packs", label, tree, write, read, prepare)
+
+
+def documents() -> list[Document]:
+    """Tables, shards and their index."""
+    return [*_arrow_documents(), *_tar_documents()]
+
+
+def packs() -> list[Document]:
+    """JSON files of packs, with right checksums and, of pack.json, also without."""
+    first, *others = PACK_FILES
+    json_files = [name for name in PACK_FILES_1 if name.endswith((".json", ".jsonl"))]
+    return [
+        _pack_document(first, PACK_FILES, first),
+        _pack_document(first, PACK_FILES, f"{first} without checksums", is_signed=False),
+        _pack_document(others[0], PACK_FILES, others[0]),
+        *(_pack_document(name, PACK_FILES_1, f"{name} of version 1") for name in json_files),
+    ]

@@ -1,0 +1,234 @@
+"""Cases: a document with hostile values at some of its places, systematically or at random."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from tests.fuzz.generated import (
+    annotations,
+    archives,
+    checkpoints,
+    json_files,
+    runs,
+    text_tables,
+    trees,
+)
+from tests.fuzz.generated.documents import Document
+from tests.fuzz.generated.trees import Built, Global, Node, Pairs
+from tests.fuzz.generated.values import ALL, GROWING, ODD, REFERRED, SHARED, HostileValue
+
+#: Entries of a document whose other parts are of interest.
+_FEW = 1
+
+
+@dataclass(frozen=True)
+class Case:
+    """A content of a document; it grows linearly with the size that it is made with."""
+
+    document: Document
+    name: str
+    make: Callable[[int], Any]
+
+    def write(self, folder: Path, size: int) -> None:
+        """Write the file and what goes with it, which `Document.prepare` has begun."""
+        self.document.write(self.make(size), folder)
+
+
+@cache
+def documents() -> tuple[Document, ...]:
+    """All documents."""
+    found = [*checkpoints.documents(), *runs.documents(), *json_files.documents()]
+    found += [*annotations.documents(), *text_tables.documents(), *archives.documents()]
+    return (*found, *archives.packs())
+
+
+def growing_cases(document: Document) -> Iterator[Case]:
+    """Yield cases whose size matters: many entries, and long values at every place."""
+    yield Case(document, "entries", document.tree)
+    sound = document.tree(_FEW)
+    for path in trees.places(sound):
+        where = _name(sound, path)
+        for value in GROWING:
+            if _fits(document, value):
+                yield Case(document, f"{where} = {value.name}", _put(document, path, value))
+        found = trees.at(sound, path)
+        if isinstance(found, list | tuple):
+            yield Case(document, f"{where} has many items", _widened(document, path))
+        if not path:
+            continue
+        yield Case(document, f"{where} many times", _many(document, path, None))
+        if document.is_pickle:
+            for value in REFERRED:
+                name = f"{where} = one {value.name}"
+                yield Case(document, f"{name}, many times", _many(document, path, value))
+                yield Case(document, f"{name}, popped", _popped(document, path, value))
+
+
+def small_cases(document: Document) -> Iterator[Case]:
+    """Yield cases of a few hundred bytes: odd values at every place, and shared ones."""
+    sound = document.tree(_FEW)
+    for path in trees.places(sound):
+        for value in (*SHARED, *ODD):
+            if _fits(document, value):
+                name = f"{_name(sound, path)} = {value.name}"
+                yield Case(document, name, _put(document, path, value))
+        if document.kind == "runs":
+            yield from _states(document, path, _name(sound, path))
+
+
+def sample(found: Iterable[Case], count: int, always: Collection[str] = ()) -> list[Case]:
+    """Choose the first case, those with given names, and `count` others, always the same ones.
+
+    Raises:
+        ValueError: if there is no case of a given name.
+    """
+    first, *others = found
+    by_name = {case.name: case for case in (first, *others)}
+    if missing := [name for name in always if name not in by_name]:
+        raise ValueError(f"{first.document.name} has no case {missing[0]!r}")
+    chosen = random.Random(0).sample(others, min(count, len(others)))
+    names = dict.fromkeys((first.name, *always, *(case.name for case in chosen)))
+    return [by_name[name] for name in names]
+
+
+#: Attributes of paths, sizes and of classes of an index, which BUILD may try to set.
+_ATTRIBUTES = ("exists", "name", "__class__", "__eq__", "numel", "relative_path", "x")
+
+
+def _states(document: Document, path: trees.Path, where: str) -> Iterator[Case]:
+    """Yield cases in which BUILD sets attributes of a value or of a class."""
+    value = Global("torch", "Size")
+    classes = (("pathlib", "PosixPath"), ("torch.distributed.checkpoint.metadata", "Metadata"))
+    for attribute in _ATTRIBUTES:
+        state = (None, Pairs([(attribute, value)]))
+        yield Case(
+            document,
+            f"BUILD sets {attribute} of {where}",
+            lambda _, state=state: trees.changed(
+                document.tree(_FEW), path, lambda node: Built(node, state)
+            ),
+        )
+        if not path:
+            for names in classes:
+                yield Case(
+                    document,
+                    f"BUILD sets {attribute} of {names[1]}",
+                    lambda _, names=names, state=state: trees.Dropped(
+                        [Built(Global(*names), state)], document.tree(_FEW)
+                    ),
+                )
+
+
+def random_case(draw: random.Random, document: Document) -> Case:
+    """Draw a case of up to three changes; a generator of zeros draws the sound document."""
+    changes = draw.choice((0, 1, 1, 1, 2, 3))
+    entries = draw.choice((_FEW, _FEW, 0, 3))
+    tree, names = document.tree(entries), []
+    steps = []
+    for _ in range(changes):
+        path = draw.choice(list(trees.places(tree)))
+        value = draw.choice([each for each in ALL if _fits(document, each)])
+        kind = draw.choice(("put", "put", "many", "popped", "widened", "moved", "built"))
+        other = draw.choice(list(trees.places(tree)))
+        share = draw.choice((1, 1, 8))
+        steps.append((kind, path, value, other, share))
+        names.append(f"{kind} {value.name} at {_name(tree, path)}")
+        tree = _step(tree, document, steps[-1], 1)
+
+    def make(size: int) -> Any:
+        found = document.tree(entries * size if size > 1 else entries)
+        for step in steps:
+            found = _step(found, document, step, size)
+        return found
+
+    return Case(document, "; ".join(names) or "sound", make)
+
+
+def _step(tree: Any, document: Document, step: tuple[Any, ...], size: int) -> Any:
+    """Apply a drawn change; without effect at a place that an earlier one removed."""
+    kind, path, value, other, share = step
+    try:
+        found = trees.at(tree, path)
+        if kind == "many":
+            # Without sharing the copies of a value are as long as all of it.
+            own = value.make(max(size // share, 1) if document.is_pickle else 1)
+            return trees.repeated(tree, path, own, size)
+        if kind == "popped" and path and document.is_pickle:
+            return trees.dropped(tree, path, value.make(max(size // share, 1)), size)
+        if kind == "widened" and isinstance(found, list):
+            return trees.put(tree, path, _wider(found, size))
+        if kind == "moved":
+            return trees.put(tree, path, trees.at(tree, other))
+        if kind == "built" and document.is_pickle:
+            return trees.changed(tree, path, lambda node: Built(node, value.make(size)))
+        return trees.put(tree, path, value.make(max(size // share, 1)))
+    except (IndexError, KeyError, AttributeError, TypeError):
+        return tree
+
+
+def _put(document: Document, path: trees.Path, value: HostileValue) -> Callable[[int], Any]:
+    return lambda size: trees.put(document.tree(_FEW), path, value.make(size))
+
+
+def _many(document: Document, path: trees.Path, value: HostileValue | None) -> Callable[[int], Any]:
+    def make(size: int) -> Any:
+        tree = document.tree(_FEW)
+        shared = trees.at(tree, path) if value is None else value.make(size)
+        return trees.repeated(tree, path, shared, size)
+
+    return make
+
+
+def _popped(document: Document, path: trees.Path, value: HostileValue) -> Callable[[int], Any]:
+    return lambda size: trees.dropped(document.tree(_FEW), path, value.make(size), size)
+
+
+def _widened(document: Document, path: trees.Path) -> Callable[[int], Any]:
+    return lambda size: trees.changed(document.tree(_FEW), path, lambda found: _wider(found, size))
+
+
+def _wider(container: Any, size: int) -> Any:
+    """Add items that differ, of the type of the last one."""
+    names = [f"key{number}" for number in range(size)]
+    if isinstance(container, Pairs):
+        last = container[-1][1] if container else 1
+        return Pairs([*container, *((name, last) for name in names)])
+    is_text = bool(container) and isinstance(container[-1], str)
+    # Ones leave the product of sizes as it is.
+    return type(container)([*container, *(names if is_text else [1] * size)])
+
+
+def _fits(document: Document, value: HostileValue) -> bool:
+    """Whether the format of a document can express a value."""
+    return document.is_pickle or not _is_only_of_pickles(value)
+
+
+@cache
+def _is_only_of_pickles(value: HostileValue) -> bool:
+    return _is_of_pickles(value.make(1))
+
+
+def _is_of_pickles(value: Any) -> bool:
+    if isinstance(value, trees.Raw):
+        return value.text is None
+    if isinstance(value, Pairs):
+        return any(_is_of_pickles(each) for pair in value for each in pair if pair[0] is not None)
+    return isinstance(value, Node | bytes | tuple)
+
+
+def _name(tree: Any, path: trees.Path) -> str:
+    """A place for messages: names of fields and keys, and numbers of items."""
+    parts = []
+    for length, step in enumerate(path):
+        if isinstance(step, tuple):
+            key = trees.at(tree, (*path[:length], (step[0], 0)))
+            shown = key if isinstance(key, str) else f"[{step[0]}]"
+            parts.append(shown if step[1] else f"key {shown}")
+        else:
+            parts.append(str(step))
+    return ".".join(parts) or "all"

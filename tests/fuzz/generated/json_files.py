@@ -1,0 +1,112 @@
+"""Documents of models and runs in JSON: configs, vocabularies, positions, metrics."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from fiber.checkpoints.load import load_stored
+from fiber.checkpoints.model_dir import save_model
+from fiber.checkpoints.wordpiece import read_vocab_txt
+from fiber.config_io import to_dict
+from fiber.data import Tokenizer
+from fiber.data.formats.generated import DESCRIPTION, other_version
+from fiber.data.prompts.classes import read_classes
+from fiber.models.registry import build_model
+from fiber.training.checkpoint.folder import Position, RunCheckpoint
+from fiber.training.config.run import RunConfig
+from fiber.training.config.tasks import QuestionTask, TasksConfig
+from fiber.training.run_dir import RunFolder, read_metrics
+from tests.fuzz import seeds
+from tests.fuzz.generated.documents import Document, json_document
+
+
+@cache
+def _tokenizer() -> Any:
+    return json.loads(Tokenizer.train(["a cup of tea"] * 9, 270).to_json())
+
+
+def _read_tokenizer(folder: Path) -> None:
+    ids, _ = Tokenizer.from_file(folder / "tokenizer.json").encode("a cup of tea", max_tokens=40)
+    assert len(ids) <= 40
+
+
+@cache
+def _run_config() -> dict[str, Any]:
+    config = RunConfig(model=seeds.TINY, tasks=TasksConfig(question=QuestionTask(share=1)))
+    return {"fiber_version": "1", "init": None, **to_dict(config)}
+
+
+#: Of a generated folder.
+_DESCRIPTION = {"parameters": {"generator": "scenes", "version": 5, "seed": 0}}
+
+
+def _words(count: int) -> dict[str, Any]:
+    return {"do_lower_case": True, "model_max_length": 512}
+
+
+def _write_words(folder: Path) -> None:
+    tokens = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "cup", "##s")
+    (folder / "vocab.txt").write_text("".join(f"{token}\n" for token in tokens))
+
+
+def _read_words(folder: Path) -> None:
+    read_vocab_txt(folder / "vocab.txt").encode("cups")
+
+
+def _position(count: int) -> dict[str, Any]:
+    tasks = {f"task{number}": number for number in range(count + 1)}
+    names = dict.fromkeys(tasks, "0" * 64)
+    found = Position(step=7, consumed=tasks, records=tasks, fingerprints=names, scores=(0.5,))
+    return to_dict(found)
+
+
+def _metrics(count: int) -> list[dict[str, Any]]:
+    return [{"step": n, "losses": {"itc": 1.0}, "learning_rates": {}} for n in range(count + 1)]
+
+
+def _model(folder: Path) -> None:
+    for path in folder.iterdir():
+        path.unlink()
+    save_model(build_model(seeds.TINY), folder, answers=("yes", "no"), classes=("cup",))
+
+
+def _model_config(count: int) -> dict[str, Any]:
+    return {"model": to_dict(seeds.TINY), "data": {"split": "train"}, "data_path": "/data"}
+
+
+def _load(folder: Path) -> None:
+    load_stored(folder, device="cpu")
+
+
+def documents() -> list[Document]:
+    """Files in JSON of runs and models."""
+
+    def run(file: str, tree: Callable[[int], Any], read: Callable[[Path], object]) -> Document:
+        return json_document("configs", file, tree, read)
+
+    def model(file: str, tree: Callable[[int], Any]) -> Document:
+        return json_document("configs", file, tree, _load, _model, f"{file} of a model")
+
+    def strings(count: int) -> list[str]:
+        return [f"answer {number}" for number in range(count + 2)]
+
+    def classes(count: int) -> list[Any]:
+        named = {"name": "puffin", "prefix": "a ", "suffix": " with orange beak"}
+        return ["cup", *(named | {"name": f"class {number}"} for number in range(count + 1))]
+
+    return [
+        model("config.json", _model_config),
+        model("answers.json", lambda _: ["yes", "no"]),
+        model("classes.json", strings),
+        run("config.json", lambda _: _run_config(), lambda f: RunFolder(f).stored_config()),
+        run("data.json", _position, lambda f: RunCheckpoint(folder=f, step=7).read_position()),
+        run("metrics.jsonl", _metrics, lambda f: read_metrics(f / "metrics.jsonl")),
+        run("classes.json", classes, lambda f: read_classes(f / "classes.json")),
+        run(DESCRIPTION, lambda _: _DESCRIPTION, other_version),
+        json_document("configs", "tokenizer_config.json", _words, _read_words, _write_words),
+        run("tokenizer.json", lambda _: _tokenizer(), _read_tokenizer),
+    ]
