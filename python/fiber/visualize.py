@@ -278,10 +278,10 @@ def draw_dashed_box(image: Image, box_xyxy: Sequence[float], dash: int = 5) -> N
     x0, y0, right, bottom = _around(box_xyxy, 1, image.size)
     right, bottom = right - 1, bottom - 1
     draw.rectangle((x0, y0, right, bottom), outline="black")
-    for x in np.arange(x0, right, 2 * dash):
+    for x in range(x0, right, 2 * dash):
         for y in (y0, bottom):
             draw.line((x, y, min(x + dash - 1, right), y), "white")
-    for y in np.arange(y0, bottom, 2 * dash):
+    for y in range(y0, bottom, 2 * dash):
         for x in (x0, right):
             draw.line((x, y, x, min(y + dash - 1, bottom)), "white")
 
