@@ -293,13 +293,17 @@ pub(crate) fn check_probability(name: &'static str, probability: f64) -> Result<
 /// Maximum length in characters of a text from a file that an error shows.
 const MOST_SHOWN: usize = 300;
 
-/// A text from a file for an error: without control characters, and of bounded length.
+/// A text from a file for an error: without characters that control a terminal or the direction of
+/// a line, and of bounded length.
 pub(crate) fn shown(text: &str) -> String {
     let mut shown = String::new();
     let mut characters = text.chars();
     for character in characters.by_ref().take(MOST_SHOWN) {
         if character.is_control()
-            || matches!(character, '\u{200e}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+            || matches!(
+                character,
+                '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}'
+            )
         {
             shown.extend(character.escape_unicode());
         } else {
@@ -389,7 +393,9 @@ mod tests {
     #[test]
     fn texts_are_shown_without_control_characters_and_bounded() {
         assert_eq!(shown(""), "");
-        assert_eq!(shown("na\u{ef}ve 'x'"), "na\u{ef}ve 'x'");
+        for text in ["na\u{ef}ve 'x'", "\u{2018}a\u{2014}b\u{2019}"] {
+            assert_eq!(shown(text), text);
+        }
         assert_eq!(shown("\u{1b}]0;\n\u{202e}"), "\\u{1b}]0;\\u{a}\\u{202e}");
         let long = shown(&"\u{e9}".repeat(1 << 20));
         assert_eq!(

@@ -349,7 +349,8 @@ class Tokenizer:
         few repeated pairs. Every byte has a token, so any text can be encoded.
 
         Raises:
-            ValueError: if `vocab_size` is less than 261 (256 bytes plus 5 special tokens).
+            ValueError: if `vocab_size` is less than 261 (256 bytes plus 5 special tokens), or a
+                text contains a surrogate.
         """
 
     def save(self, path: str | PathLike[str]) -> None:
@@ -420,8 +421,11 @@ class Tokenizer:
             without the space before a word). Template tokens have the span (0, 0).
 
         Raises:
-            ValueError: if `max_tokens` cannot hold the template, or the text contains characters
-                that are not in the vocabulary and there is no unknown token.
+            ValueError: if `max_tokens` cannot hold the template; if the text contains characters
+                that are not in the vocabulary and there is no unknown token, or a surrogate; or,
+                for a file with a regular expression that may take quadratic time, if the text is
+                longer than 32 KiB, or less where the file's normalizer adds to texts. Errors of
+                the `tokenizers` crate name the file.
         """
 
     def encode_batch(
