@@ -8,11 +8,11 @@ from __future__ import annotations
 import operator
 from abc import ABC, abstractmethod
 from bisect import bisect_right
-from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, chain
 from os import PathLike
-from typing import TYPE_CHECKING, Any, Protocol, SupportsIndex, overload, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, overload, runtime_checkable
 
 from fiber.data.char_spans import CharSpan, whole_characters
 from fiber.messages import shown
@@ -164,7 +164,8 @@ class Record:
         for index, box in enumerate(self.boxes_xyxy):
             if (problem := _box_problem(box)) is not None:
                 raise self._error(f"box {index} is {problem}")
-        self._check_spans(self.char_spans)
+        if self.char_spans:
+            self._check_spans(self.char_spans)
         spans = self.label_spans
         if not isinstance(spans, SharedSpans):
             self._check_spans(spans)
@@ -216,11 +217,11 @@ class Record:
 
 def _is_size(size: Any) -> bool:
     """Return whether a value is an image's (height, width) in pixels."""
-    if not isinstance(size, Collection) or len(size) != 2:
+    try:
+        height, width = map(operator.index, size)
+    except (TypeError, ValueError):
         return False
-    return all(
-        isinstance(side, SupportsIndex) and 1 <= operator.index(side) <= MAX_SIDE for side in size
-    )
+    return 1 <= height <= MAX_SIDE and 1 <= width <= MAX_SIDE
 
 
 def _box_problem(box: Any) -> str | None:

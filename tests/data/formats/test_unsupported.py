@@ -46,9 +46,8 @@ def test_a_folder_in_a_known_format_is_answered_with_what_to_do(layout, tmp_path
             FileNotFoundError, match=rf"has no {source} for split 'train': .*{said}"
         ):
             open_source(source, tmp_path, "train")
-    if "data.yaml" not in files:
-        with pytest.raises(ValueError, match=said):
-            parts_of(tmp_path)
+    with pytest.raises(ValueError, match=said):
+        parts_of(tmp_path)
 
 
 def test_a_file_in_a_known_format_is_answered_with_what_to_do(tmp_path):

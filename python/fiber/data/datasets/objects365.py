@@ -25,7 +25,16 @@ FILES = ("objects365_train*.yaml", "Objects365/objects365_train*.yaml", "*.yaml"
 _NEEDED = ("img", "label", "labelmap")
 
 
-def _read_yaml(path: Path) -> dict[str, str]:
+def is_description(path: Path) -> bool:
+    """Return whether a YAML file names the files of such a dataset, and is no other YAML file."""
+    try:
+        return _values(path).keys() >= set(_NEEDED)
+    except (ValueError, OSError):
+        # Opening reports the error.
+        return True
+
+
+def _values(path: Path) -> dict[str, str]:
     """Read lines of `name: value`, the only YAML syntax in these files."""
     found = {}
     for line in read_text(path, KIND).splitlines():
@@ -33,6 +42,12 @@ def _read_yaml(path: Path) -> dict[str, str]:
         value = value.partition(" #")[0].strip().strip("'\"")
         if colon and value and not line.lstrip().startswith("#"):
             found[name.strip()] = value
+    return found
+
+
+def _read_yaml(path: Path) -> dict[str, str]:
+    """Return the names of the files, by what they have."""
+    found = _values(path)
     missing = [name for name in _NEEDED if name not in found]
     if missing and (problem := yolo_problem(path)) is not None:
         raise ValueError(problem)

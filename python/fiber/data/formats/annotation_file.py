@@ -103,6 +103,9 @@ class EntryFile(ABC):
     def where(self) -> str:
         """The file and the current entry, for messages."""
 
+    def __str__(self) -> str:
+        return self.where
+
     def error(self, problem: str) -> ValueError:
         """Return an error that names the file and the current entry."""
         return ValueError(f"{self.where} {problem}")

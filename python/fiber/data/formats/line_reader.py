@@ -112,7 +112,7 @@ class LineReader(EntryFile):
             for number, line in enumerate(text.split("\n"), 1):
                 self._number = number
                 if line.strip():
-                    yield number, parse_json(line, self.where)
+                    yield number, parse_json(line, self)
 
     def _cells(self, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
         """Yield the rows of a CSV table as objects, omitting empty cells."""

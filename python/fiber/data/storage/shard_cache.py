@@ -23,6 +23,7 @@ from typing import Any
 from fiber.atomic_io import DISK_FULL, PART
 from fiber.data.storage.pack_description import DESCRIPTION, file_of
 from fiber.data.storage.remote import RemoteError, RemoteFolder
+from fiber.messages import printable
 
 #: Number of shards that a process downloads at a time.
 DOWNLOADS = 4
@@ -174,7 +175,7 @@ class CachedPack:
             os.ftruncate(descriptor, 0)
             raise RemoteError(
                 f"{self.remote.url}/{entry['file']} has the SHA-256 checksum {found}; expected"
-                f" {entry['sha256']} ({DESCRIPTION})"
+                f" {printable(entry['sha256'], len(found))} ({DESCRIPTION})"
             )
 
 

@@ -9,6 +9,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fiber.data.datasets import objects365
 from fiber.data.datasets.registry import LAYOUTS, PART_SUFFIXES, SPLIT_NAMES, WITH_SPLITS
 from fiber.data.datasets.resolve import (
     OWN_READERS,
@@ -176,6 +177,8 @@ def _in_folder(source: str, folder: Path) -> Iterator[Part]:
             found = coco_folders.find(folder, split)
             file = None if found is None else found.file
         if reader in WITH_SPLITS and file is not None and split not in _karpathy_splits(file):
+            continue
+        if source == "objects365" and file is not None and not objects365.is_description(file):
             continue
         if file is None or not _is_ambiguous(file) or source in kinds_of(file):
             yield Part(source, split, folder)

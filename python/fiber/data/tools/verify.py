@@ -17,6 +17,7 @@ from fiber.data.storage.pack_description import (
 )
 from fiber.data.storage.packed import PackedRecords
 from fiber.data.storage.remote_pack import fetch_missing
+from fiber.messages import printable
 
 
 def verify_files(folder: Path, splits: Sequence[str] = ()) -> tuple[int, list[str]]:
@@ -68,7 +69,8 @@ def _changed(folder: Path, entry: dict[str, Any]) -> str | None:
         return f"{path} cannot be read: {error.strerror}"
     if digest == entry["sha256"]:
         return None
-    return f"{path} has the SHA-256 checksum {digest}, but {DESCRIPTION} lists {entry['sha256']}"
+    expected = printable(entry["sha256"], len(digest))
+    return f"{path} has the SHA-256 checksum {digest}, but {DESCRIPTION} lists {expected}"
 
 
 def _wrong_locations(
