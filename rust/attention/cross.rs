@@ -108,7 +108,8 @@ impl CrossAttention {
             head.queries = per_task.min(self.queries - first);
             let out = self.rows(out, pair, self.queries, None);
             let logsumexp = logsumexp.at(pair * self.queries + first);
-            // SAFETY: the sizes and the indices of keys were checked, so all rows are in the tensors;
+            // SAFETY: the sizes and the indices of keys were checked, so all rows are in the
+            // tensors;
             // `first` is below the number of queries, and no other task has these rows of `out` and
             // elements of `logsumexp`.
             unsafe {
@@ -169,9 +170,9 @@ impl CrossAttention {
                 logsumexp: logsumexp.at(pair * self.queries),
                 out: self.rows(out, pair, self.queries, None),
             };
-            // SAFETY: the sizes and the indices of keys were checked, so all rows are in the tensors;
-            // no other task has this pair of sample and head, whose rows of the gradients are its
-            // own. There is no bias and no mask.
+            // SAFETY: the sizes and the indices of keys were checked, so all rows are in the
+            // tensors; no other task has this pair of sample and head, whose rows of the gradients
+            // are its own. There is no bias and no mask.
             unsafe { backward(self.instructions, &head, &gradients, Some(&saved), scratch) };
         });
         Ok(())

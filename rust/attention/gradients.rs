@@ -32,8 +32,8 @@ pub(super) struct SavedForward<'a> {
 ///
 /// # Safety
 /// Same as for [`super::head::forward`], with the rows of `gradients` and `saved` among the inputs
-/// and outputs: their `bias` is null or valid for (n, p) elements, the saved `logsumexp` for n. With
-/// saved results, the head has no bias and no mask.
+/// and outputs: their `bias` is null or valid for (n, p) elements, the saved `logsumexp` for n.
+/// With saved results, the head has no bias and no mask.
 #[inline(always)]
 pub(super) unsafe fn backward<L: Lanes, const R: usize>(
     head: &Head,

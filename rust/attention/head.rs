@@ -112,8 +112,8 @@ pub(super) unsafe fn forward<L: Lanes, const R: usize>(
     let [keys_t, values, query, weights, block_out, ..] = parts;
     let [.., all_largest, all_totals, all_out] = parts;
     let mut begin = 0;
-    // SAFETY: the buffers are disjoint and as long as the functions require: m is at most `block`, and
-    // p at most `padded(block)`. Rows below n and `begin + m` exist by the caller.
+    // SAFETY: the buffers are disjoint and as long as the functions require: m is at most `block`,
+    // and p at most `padded(block)`. Rows below n and `begin + m` exist by the caller.
     unsafe {
         // Runs at least once: without keys the output is 0.
         loop {

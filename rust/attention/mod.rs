@@ -35,8 +35,8 @@ use rows::HeadRows;
 #[derive(Clone, Copy)]
 struct Shared(*mut f32);
 
-// SAFETY: elements are accessed only in unsafe code, whose authors ensure that no element is written
-// by one thread while another accesses it.
+// SAFETY: elements are accessed only in unsafe code, whose authors ensure that no element is
+// written by one thread while another accesses it.
 unsafe impl Sync for Shared {}
 // SAFETY: a pointer is not bound to a thread; for access to its elements, see `Sync`.
 unsafe impl Send for Shared {}

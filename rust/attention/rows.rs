@@ -35,7 +35,8 @@ impl HeadRows<'_> {
     /// Pointer to row i, and true if the row is padding.
     ///
     /// # Safety
-    /// The row must exist: i is below the number of `indices`, if any, and the row is in the tensor.
+    /// The row must exist: i is below the number of `indices`, if any, and the row is in the
+    /// tensor.
     #[inline(always)]
     pub(super) unsafe fn row(&self, i: usize) -> (*mut f32, bool) {
         let index = match self.indices {
@@ -155,8 +156,8 @@ const SQUARE: usize = 4;
 /// and 3 p elements after.
 #[inline(always)]
 unsafe fn transpose_square(from: [*const f32; SQUARE], k: usize, to: *mut f32, p: usize) {
-    // SAFETY: every x86-64 processor has these instructions; the caller guarantees the four elements
-    // of each load and store.
+    // SAFETY: every x86-64 processor has these instructions; the caller guarantees the four
+    // elements of each load and store.
     #[cfg(target_arch = "x86_64")]
     unsafe {
         use std::arch::x86_64::{

@@ -49,8 +49,8 @@ pub(super) unsafe fn exponentials<L: Lanes, const R: usize>(
     for column in (PADDING - (p - m))..PADDING {
         tail[column] = f32::NEG_INFINITY;
     }
-    // SAFETY: rows below `rows` have p elements, a multiple of a register's width; if p exceeds m, it
-    // is PADDING or more, the length of `tail`. The caller guarantees the rest.
+    // SAFETY: rows below `rows` have p elements, a multiple of a register's width; if p exceeds m,
+    // it is PADDING or more, the length of `tail`. The caller guarantees the rest.
     unsafe {
         for r in 0..rows {
             let row = scores.add(r * p);
@@ -258,8 +258,8 @@ mod tests {
     unsafe fn exp_of<L: Lanes>(numbers: &[f32; 16]) -> [[f32; 16]; 2] {
         let mut found = [[0.0; 16]; 2];
         for column in (0..16).step_by(L::WIDTH) {
-            // SAFETY: register widths divide 16, the length of the arrays; the caller guarantees the
-            // instructions.
+            // SAFETY: register widths divide 16, the length of the arrays; the caller guarantees
+            // the instructions.
             unsafe {
                 let x = L::load(numbers.as_ptr().add(column));
                 x.exp().store(found[0].as_mut_ptr().add(column));

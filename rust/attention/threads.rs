@@ -84,8 +84,8 @@ mod openmp {
 
     /// Abort the process on a panic, which must not unwind through C frames.
     extern "C" fn enter(data: *mut c_void) {
-        // SAFETY: `fork` passes a pointer to a reference of this type, which lives until all threads
-        // are done and which no thread writes.
+        // SAFETY: `fork` passes a pointer to a reference of this type, which lives until all
+        // threads are done and which no thread writes.
         let work = unsafe { *data.cast::<&(dyn Fn() + Sync)>() };
         work();
     }

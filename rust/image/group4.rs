@@ -10,7 +10,7 @@ use std::convert::Infallible;
 use fax::maps::{Mode, black, mode, white};
 use fax::{BitReader, ByteReader};
 
-/// Check that rows of `width` pixels are coded as T.6 demands; an error gives the row and the fault.
+/// Check that rows of `width` pixels are coded as T.6 demands; an error gives fault and row.
 pub(super) fn check(strip: &[u8], width: u16, rows: u32) -> Result<(), String> {
     let bytes = strip.iter().map(|&byte| Ok::<_, Infallible>(byte));
     let Ok(mut codes) = ByteReader::new(bytes);

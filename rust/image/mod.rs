@@ -2,8 +2,8 @@
 //!
 //! The format is detected from the content, not from the file name. The output matches Pillow's
 //! `convert("RGB")`: alpha is dropped unless it is kept or a background color is given, gray is
-//! replicated, and orientation tags are not applied. Only the upper eight bits of 16-bit samples are used, also for
-//! gray, where Pillow would clip at 255.
+//! replicated, and orientation tags are not applied. Only the upper eight bits of 16-bit samples
+//! are used, also for gray, where Pillow would clip at 255.
 
 use std::cell::RefCell;
 

@@ -80,6 +80,7 @@ impl Tokenizer {
         let (Some(limit), Some(inner)) = (max_tokens, &self.unprocessed) else {
             return self.encode_whole(text);
         };
+        self.check_text(text)?;
         let limit = limit.saturating_sub(self.special_tokens.template.added);
         self.guarded(|| {
             let encoding = first_tokens(&inner.encode_char_offsets(text, true)?, limit);
@@ -91,6 +92,7 @@ impl Tokenizer {
 
     /// Encode with the `tokenizers` crate, including the post-processor.
     fn encode_whole(&self, text: &str) -> Result<Encoded, Error> {
+        self.check_text(text)?;
         self.guarded(|| Ok(Encoded::of(&self.inner.encode_char_offsets(text, true)?)))
     }
 
@@ -148,8 +150,8 @@ impl Tokenizer {
     }
 }
 
-/// The first tokens of an encoding. `Encoding::truncate` also keeps all that follow, in parts, and a
-/// template with two texts would join each part of one with each of the other.
+/// The first tokens of an encoding. `Encoding::truncate` also keeps all that follow, in parts, and
+/// a template with two texts would join each part of one with each of the other.
 fn first_tokens(encoding: &Encoding, count: usize) -> Encoding {
     let count = count.min(encoding.len());
     Encoding::new(

@@ -28,6 +28,7 @@ use tokenizers::{Model, ModelWrapper, PostProcessor, PostProcessorWrapper, Token
 use crate::error::{catch_panic, shown};
 use crate::tokenizer::byte_level::ByteLevel as Fast;
 pub use crate::tokenizer::encoding::Encoded;
+use crate::tokenizer::limits::TextLimit;
 use crate::tokenizer::prompt_cache::PromptCache;
 pub(crate) use crate::tokenizer::special_tokens::{SpecialTokens, TokenOverrides};
 use crate::{Error, try_alloc};
@@ -38,6 +39,8 @@ pub struct Tokenizer {
     inner: Inner,
     /// Without post-processor, for texts that are truncated before it runs.
     unprocessed: Option<Arc<Inner>>,
+    /// Limit on texts that the crate encodes, if its time may not be linear.
+    text_limit: Option<Arc<TextLimit>>,
     /// The file that it was read from, for errors.
     file: Option<Arc<PathBuf>>,
     /// Fast path, if the tokenizer is a plain byte-level BPE.
@@ -72,7 +75,7 @@ impl Tokenizer {
         guarded(|| {
             // Most tokenizers need less; a failed allocation in the crate would abort the process.
             try_alloc::check(json.len().saturating_mul(16), || "a tokenizer".to_owned())?;
-            limits::check(json).map_err(|reason| explained(json, &reason))?;
+            let text_limit = limits::check(json).map_err(|reason| explained(json, &reason))?;
             let inner = Inner::from_bytes(json.as_bytes())
                 .map_err(|error| explained(json, &error.to_string()))?;
             let added = inner
@@ -92,7 +95,9 @@ impl Tokenizer {
                 }),
                 mask: json::mask_token(json),
             };
-            Self::of_crate(inner, named, &of_file)
+            let mut tokenizer = Self::of_crate(inner, named, &of_file)?;
+            tokenizer.text_limit = text_limit.map(Arc::new);
+            Ok(tokenizer)
         })
     }
 
@@ -132,6 +137,7 @@ impl Tokenizer {
             vocab_size: inner.get_vocab_size(true),
             inner,
             unprocessed,
+            text_limit: None,
             file: None,
             special_tokens,
             needs_padding_entry,
@@ -234,10 +240,30 @@ impl Tokenizer {
 
     /// Call the `tokenizers` crate; an error names the file.
     fn guarded<T>(&self, work: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, Error> {
-        guarded(|| work().map_err(tokenizer_error)).map_err(|error| match &self.file {
+        guarded(|| work().map_err(tokenizer_error)).map_err(|error| self.named(error))
+    }
+
+    /// Add the name of the file, if known.
+    fn named(&self, error: Error) -> Error {
+        match &self.file {
             Some(file) => Error::Tokenizer(format!("{}: {error}", file.display())),
             None => error,
-        })
+        }
+    }
+
+    /// Reject a text for which the `tokenizers` crate may take too much time.
+    fn check_text(&self, text: &str) -> Result<(), Error> {
+        match &self.text_limit {
+            Some(limit) if u64::try_from(text.len()).unwrap_or(u64::MAX) > limit.bytes => Err(self
+                .named(Error::Tokenizer(format!(
+                    "tokenizer: a text of {} bytes; expected at most {}, since the time of the \
+                     regular expression '{}' can grow with the square of that",
+                    text.len(),
+                    limit.bytes,
+                    shown(&limit.pattern)
+                )))),
+            _ => Ok(()),
+        }
     }
 }
 

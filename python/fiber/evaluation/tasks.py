@@ -18,7 +18,14 @@ from torch import nn
 from fiber.atomic_io import write_file
 from fiber.config_io import nearest
 from fiber.data import sources
-from fiber.data.datasets.resolve import RECORD_SET, Data, check_records, existing_data, open_source
+from fiber.data.datasets.resolve import (
+    RECORD_SET,
+    Data,
+    check_records,
+    check_supported,
+    existing_data,
+    open_source,
+)
 from fiber.data.record import Record, RecordSet
 from fiber.data.skip_report import skip_lines
 from fiber.evaluation import detection, grounding, image_text, retrieval
@@ -125,6 +132,7 @@ def open_records(data: Data, task: str, split: str) -> RecordSet:
         for line in skip_lines(records):
             warnings.warn(f"task {task!r}: {line}", RuntimeWarning, stacklevel=3)
     elif isinstance(data, Mapping):
+        check_supported(data, f"data: expected a folder or {RECORD_SET}")
         if task not in data:
             raise ValueError(
                 f"data has records for {', '.join(map(repr, data)) or 'no task'}, but not for"

@@ -19,8 +19,8 @@ const MAX_ADDED_BYTES: usize = 2 << 20;
 /// Time limit for normalizing the added tokens.
 const MAX_TIME: Duration = Duration::from_secs(2);
 
-/// Check what the crate looks for in a text to find an added token. It would find nothing everywhere,
-/// without end, and each of a run of spaces with the whole run.
+/// Check what the crate looks for in a text to find an added token. It would find nothing
+/// everywhere, without end, and each of a run of spaces with the whole run.
 fn check_searched(token: &Value, searched: &str) -> Result<(), String> {
     let content = content_of(token);
     let strips = token["lstrip"] == true || token["rstrip"] == true;
@@ -92,8 +92,8 @@ pub(super) fn check(tokens: &Value, normalizer: &Value, growth: &Growth) -> Resu
         if most > limit {
             let name = start_of(content);
             return Err(format!(
-                "the normalizer can turn the added token {name} into {most} bytes; expected at most \
-                 {limit}"
+                "the normalizer can turn the added token {name} into {most} bytes; \
+                 expected at most {limit}"
             ));
         }
         let mut text = NormalizedString::from(content);

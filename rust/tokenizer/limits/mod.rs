@@ -46,8 +46,48 @@ const MAX_GROWTH: u64 = 4096;
 const CHARSMAP: &str = "precompiled_charsmap";
 const MAX_CHARSMAP_BYTES: usize = 8 << 20;
 
-/// Check a `tokenizer.json`; an error gives the part, the value and the limit.
-pub(crate) fn check(json: &str) -> Result<(), String> {
+/// Regular expressions of published tokenizers, which take linear time: GPT-2's, GPT-4's and Llama
+/// 3's, Qwen's, CLIP's two, and those of normalizers.
+const LINEAR_PATTERNS: [&str; 8] = [
+    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
+    concat!(
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}",
+        r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    ),
+    concat!(
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}",
+        r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    ),
+    r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+",
+    r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+",
+    r"\s+",
+    r" {2,}",
+    r"\p{N}{1,3}",
+];
+/// Maximum length in bytes of a text in which other ones are searched for, after normalization:
+/// some take time that grows with its square.
+const MAX_SEARCHED_BYTES: u64 = 32 << 10;
+
+/// The length of texts of a tokenizer with a regular expression that may not take linear time.
+#[derive(Clone, Debug)]
+pub(crate) struct TextLimit {
+    /// Maximum length in bytes.
+    pub bytes: u64,
+    /// The regular expression.
+    pub pattern: String,
+}
+
+/// The regular expressions in some parts.
+#[derive(Default)]
+struct Patterns {
+    count: usize,
+    /// The first that is not in [`LINEAR_PATTERNS`].
+    other: Option<String>,
+}
+
+/// Check a `tokenizer.json`; an error gives the part, the value and the limit. Return the limit on
+/// texts, if any.
+pub(crate) fn check(json: &str) -> Result<Option<TextLimit>, String> {
     let Parts(parts) = serde_json::from_str(json).map_err(|error| error.to_string())?;
     let part = |wanted: &str| {
         let found = parts.iter().find(|(name, _)| name == wanted);
@@ -60,17 +100,22 @@ pub(crate) fn check(json: &str) -> Result<(), String> {
         }
     }
     check_model(part("model"))?;
-    let mut patterns = 0;
-    for name in ["pre_tokenizer", "decoder"] {
-        steps(name, part(name), &mut patterns)?;
-    }
+    let (mut patterns, mut of_decoder) = (Patterns::default(), Patterns::default());
+    steps("decoder", part("decoder"), &mut of_decoder)?;
+    let splitter = steps("pre_tokenizer", part("pre_tokenizer"), &mut patterns)?;
     let normalizer = steps("normalizer", part("normalizer"), &mut patterns)?;
-    if patterns > MAX_PATTERNS {
+    let count = patterns.count + of_decoder.count;
+    if count > MAX_PATTERNS {
         return Err(format!(
-            "{patterns} regular expressions; expected at most {MAX_PATTERNS}"
+            "{count} regular expressions; expected at most {MAX_PATTERNS}"
         ));
     }
-    added_tokens::check(part("added_tokens"), part("normalizer"), &normalizer)
+    added_tokens::check(part("added_tokens"), part("normalizer"), &normalizer)?;
+    let growth = normalizer.factor.saturating_mul(splitter.factor).max(1);
+    Ok(patterns.other.map(|pattern| TextLimit {
+        bytes: MAX_SEARCHED_BYTES / growth,
+        pattern,
+    }))
 }
 
 /// The fields of a file, each of which may occur only once.
@@ -188,7 +233,7 @@ fn check_unigram(model: &Value) -> Result<(), String> {
     let longest = lengths.clone().max().unwrap_or(0);
     if longest > MAX_UNIGRAM_TOKEN {
         return Err(format!(
-            "'model' has a token of {longest} bytes; expected at most {MAX_UNIGRAM_TOKEN} in a Unigram"
+            "'model' has a token of {longest} bytes; expected at most {MAX_UNIGRAM_TOKEN}"
         ));
     }
     let bytes: usize = lengths.sum();
@@ -233,7 +278,7 @@ fn to_u64(count: usize) -> u64 {
 }
 
 /// Bound the growth of a normalizer, pre-tokenizer or decoder, and count its regular expressions.
-fn steps(name: &str, part: &Value, patterns: &mut usize) -> Result<Growth, String> {
+fn steps(name: &str, part: &Value, patterns: &mut Patterns) -> Result<Growth, String> {
     let mut growth = Growth {
         factor: 1,
         constant: 0,
@@ -253,7 +298,7 @@ fn steps(name: &str, part: &Value, patterns: &mut usize) -> Result<Growth, Strin
 }
 
 /// Add a step to the growth. The crate also accepts steps without a type, so every field counts.
-fn add_step(step: &Value, growth: &mut Growth, patterns: &mut usize) -> Result<(), String> {
+fn add_step(step: &Value, growth: &mut Growth, patterns: &mut Patterns) -> Result<(), String> {
     if !step.is_object() {
         return Err("a step that is not an object".to_owned());
     }
@@ -282,7 +327,10 @@ fn add_step(step: &Value, growth: &mut Growth, patterns: &mut usize) -> Result<(
     let pattern = &step["pattern"];
     let expression = pattern["Regex"].as_str();
     if let Some(expression) = expression {
-        *patterns += 1;
+        patterns.count += 1;
+        if patterns.other.is_none() && !LINEAR_PATTERNS.contains(&expression) {
+            patterns.other = Some(expression.to_owned());
+        }
         check_pattern(expression)?;
         growth.lookarounds += usize::from(regex_syntax::parse(expression).is_err());
     }

@@ -9,6 +9,7 @@ import pytest
 
 from fiber.data import Tokenizer
 from tests import hostile_cases
+from tests.rust.tokenizer import tokenizer_kinds
 
 WHOLE = json.loads(Tokenizer.train(["a red cup", "the red cups"] * 9, 300).to_json())
 
@@ -100,6 +101,32 @@ def test_what_costs_much_is_refused(name):
     changes, reason = COSTLY[name]
     with pytest.raises(ValueError, match=reason):
         Tokenizer.from_json(json.dumps(WHOLE | {"post_processor": None} | changes))
+
+
+def split(pattern):
+    step = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+    return {"model": WORDS, "pre_tokenizer": step, "added_tokens": [], "post_processor": None}
+
+
+@pytest.mark.parametrize("growth", [1, 7])
+def test_texts_for_unknown_regular_expressions_are_bounded(growth, tmp_path):
+    """At each letter, this one looks at all that follow."""
+    path, normalizer = tmp_path / "tokenizer.json", None
+    if growth > 1:
+        normalizer = hostile_cases.replace({"String": "_"}, "b" * growth)
+    path.write_text(json.dumps(WHOLE | split("A(?=A*$)") | {"normalizer": normalizer}))
+    tokenizer, most = Tokenizer.from_file(path), 32_768 // growth
+    assert len(tokenizer.encode("b" * most)[0]) == 1
+    for max_tokens in (None, 8):
+        found = rf"tokenizer\.json: .* {most + 1} bytes; expected at most {most}, .*'A\(\?=A"
+        with pytest.raises(ValueError, match=found):
+            tokenizer.encode("b" * (most + 1), max_tokens=max_tokens)
+
+
+@pytest.mark.parametrize("pattern", [tokenizer_kinds.LLAMA_3, tokenizer_kinds.CLIP, r"\s+"])
+def test_texts_for_published_regular_expressions_are_not(pattern):
+    tokenizer = Tokenizer.from_json(json.dumps(WHOLE | split(pattern)))
+    assert len(tokenizer.encode("A" * 200_000)[0]) == 1
 
 
 def test_ids_with_gaps_are_read():

@@ -180,7 +180,7 @@ def _of_split(
         if not is_id(own):
             raise lines.error(
                 f"has 'id' {shown(own)}; expected a string of 1 to {MAX_ID_LENGTH} characters or an"
-                " integer"
+                " integer below 2**63"
             )
         key = f"{lines.path.stem}/{own}"
         if key in keys:

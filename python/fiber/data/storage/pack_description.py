@@ -138,9 +138,9 @@ def _check_description(found: dict[str, Any]) -> None:
 
 def _check_name(where: str, file: str, split: str) -> None:
     """Check that a file can have a name, and that a split can be a part of one."""
-    if not 0 < len(file) <= _MAX_NAME or "\0" in file:
+    if not 0 < len(file) <= _MAX_NAME or not file.isprintable():
         raise ValueError(f"{where} has file {shown(file)}; expected the name of a file")
-    if len(split) > _MAX_NAME or "/" in split or "\0" in split:
+    if len(split) > _MAX_NAME or "/" in split or not split.isprintable():
         raise ValueError(f"{where} has split {shown(split)}; expected a part of the name of a file")
 
 

@@ -1,0 +1,200 @@
+"""Data that are not read: what is said of them, and mistakes in those that are."""
+
+import pytest
+
+from fiber.data.datasets.resolve import check_records, open_source
+from fiber.data.record import Record
+from fiber.data.tools.discover import parts_of
+from fiber.evaluation.tasks import open_records
+
+VOC = "<?xml version='1.0'?>\n<annotation>\n<filename>1.jpg</filename></annotation>"
+YOLO = "train: ../train/images\nval: ../valid/images\nnc: 1\nnames: ['mug']\n"
+LABEL = "0 0.5 0.5 0.1 0.2\n"
+METADATA = '{"file_name": "1.jpg", "text": "a mug"}\n'
+TO_COCO = r".*COCO JSON.*JSON lines.*docs/data\.md"
+#: Files of a folder by name, and what is said of it.
+LAYOUTS = {
+    "YOLO of Roboflow": ({"data.yaml": YOLO, "train/labels/1.txt": LABEL}, "YOLO" + TO_COCO),
+    "YOLO of Ultralytics": ({"labels/train/1.txt": LABEL, "images/1.jpg": ""}, "YOLO" + TO_COCO),
+    "YOLO, labels only": ({"labels/1.txt": LABEL, "labels/classes.txt": "mug"}, "YOLO" + TO_COCO),
+    "VOC": ({"Annotations/1.xml": VOC, "JPEGImages/1.jpg": ""}, "Pascal VOC" + TO_COCO),
+    "VOC of Roboflow": ({"train/1.xml": VOC, "train/1.jpg": ""}, "Pascal VOC" + TO_COCO),
+    "ImageFolder": (
+        {"metadata.jsonl": METADATA, "1.jpg": ""},
+        r"ImageFolder.*rename.*train\.jsonl",
+    ),
+    "ImageFolder of splits": ({"train/metadata.csv": "file_name,text\n"}, r"rename.*train\.csv"),
+    "save_to_disk": (
+        {"dataset_info.json": "{}", "state.json": "{}", "data-00000-of-00001.arrow": ""},
+        r"save_to_disk.*to_parquet\('train\.parquet'\)",
+    ),
+}
+
+
+def write(folder, files):
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(content)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_folder_in_a_known_format_is_answered_with_what_to_do(layout, tmp_path):
+    files, said = LAYOUTS[layout]
+    write(tmp_path, files)
+    for source in ("captions", "detection"):
+        with pytest.raises(
+            FileNotFoundError, match=rf"has no {source} for split 'train': .*{said}"
+        ):
+            open_source(source, tmp_path, "train")
+    if "data.yaml" not in files:
+        with pytest.raises(ValueError, match=said):
+            parts_of(tmp_path)
+
+
+def test_a_file_in_a_known_format_is_answered_with_what_to_do(tmp_path):
+    write(tmp_path, {"data.yaml": YOLO, "1.xml": VOC, "other.yaml": "a: b\n"})
+    for source in ("detection", "objects365"):
+        with pytest.raises(ValueError, match=rf"data\.yaml .*YOLO{TO_COCO}"):
+            open_source(source, tmp_path / "data.yaml", "train")
+    with pytest.raises(ValueError, match=rf"1\.xml .*Pascal VOC{TO_COCO}"):
+        open_source("detection", tmp_path / "1.xml", "train")
+    with pytest.raises(ValueError, match=rf"1\.xml.*Pascal VOC{TO_COCO}"):
+        parts_of(tmp_path / "1.xml")
+    with pytest.raises(ValueError, match=r"other\.yaml lacks img, label, labelmap; .*got a$"):
+        open_source("objects365", tmp_path / "other.yaml", "train")
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"labels/1.txt": "a mug\n"},
+        {"Annotations/1.xml": VOC, "Sentences/1.txt": ""},
+        {"a.yaml": "names: x\n"},
+        {"metadata.jsonl": '{"image": "1.jpg"}'},
+        {"1.xml": "<html></html>"},
+        {"dataset_info.json": "{}"},
+        {"labels/1.txt": "\udcff".encode("utf-8", "surrogateescape").decode("latin-1")},
+    ],
+    ids=range(7),
+)
+def test_other_folders_are_not_taken_for_these_formats(files, tmp_path):
+    write(tmp_path, files)
+    with pytest.raises(FileNotFoundError, match=r"for split 'train'; it has .*instead of the fold"):
+        open_source("captions", tmp_path, "train")
+
+
+def class_of(module, name, base=object):
+    return type(name, (base,), {"__module__": module, "__len__": lambda self: 1})
+
+
+OBJECTS = {
+    "DataFrame": (
+        class_of("pandas.core.frame", "DataFrame")(),
+        r"a pandas\.Data.*to_json\('train\.jsonl'",
+    ),
+    "Dataset": (
+        class_of("datasets.arrow_dataset", "Dataset")(),
+        r"a datasets.*to_parquet\('train\.parquet'\)",
+    ),
+    "a subclass": (class_of("mine", "Own", class_of("datasets.x", "Dataset"))(), "a .*to_parquet"),
+    "DatasetDict": (class_of("datasets.dataset_dict", "DatasetDict", dict)(), "a .*for each name"),
+    "Table": (class_of("pyarrow.lib", "Table")(), "a .*write_table"),
+    "dicts": ([{"image": "1.jpg", "text": "x"}], r"a list of dicts .*JSON lines.*fiber\.data\.Rec"),
+}
+
+
+@pytest.mark.parametrize("kind", OBJECTS)
+def test_an_object_of_another_library_is_answered_with_what_to_do(kind):
+    given, said = OBJECTS[kind]
+    for call in (
+        lambda: check_records(given, "data: expected a folder"),
+        lambda: open_source("captions", given, "train"),
+    ):
+        with pytest.raises(TypeError, match=rf"^data.* got {said}"):
+            call()
+
+
+def test_splits_of_datasets_are_not_taken_for_records_by_task():
+    given = class_of("datasets.dataset_dict", "DatasetDict", dict)(train=[1])
+    with pytest.raises(TypeError, match=r"data: .* got a datasets\.DatasetDict; .*to_parquet"):
+        open_records(given, "retrieval", "val")
+
+
+def test_an_object_without_a_first_item_is_refused():
+    class Keyed(dict):
+        pass
+
+    with pytest.raises(
+        TypeError, match=r"data: expected x; got Keyed, of which \[0\] fails with Key"
+    ):
+        check_records(Keyed(a=1), "data: expected x")
+    check_records([Record(key="1", images=("1.jpg",), text="a")], "data")
+    check_records([], "data")
+
+
+# ---- boxes
+
+
+SIZE = {"width": 640, "height": 480}
+
+
+def coco(*boxes):
+    return {
+        "images": [{"id": 1, "file_name": "1.png", **SIZE}],
+        "annotations": [
+            {"id": n, "image_id": 1, "category_id": 1, "bbox": box} for n, box in enumerate(boxes)
+        ],
+        "categories": [{"id": 1, "name": "mug"}],
+    }
+
+
+@pytest.mark.parametrize("on_error", ["raise", "skip"])
+def test_normalized_boxes_are_named(data, on_error):
+    (data.folder / "1.png").touch()
+    boxes = [[0.5, 0.5, 0.1, 0.2], [0, 0, 1, 1]]
+    line = {
+        "image": "1.png",
+        "labels": ["mug"] * 2,
+        "boxes_xyxy": [[0.1, 0.1, 0.5, 0.5], [0, 0, 1, 1]],
+    }
+    for name, content, place in (
+        ("a.json", coco(*boxes), r"annotations\[0\] has 'bbox' \[0\.5, 0\.5, 0\.1, 0\.2\]"),
+        ("mine.jsonl", [line, line], "line 1 has boxes"),
+        ("b.jsonl", [{**line, "boxes_xyxy": [], "labels": []}, line], "line 2 has boxes"),
+    ):
+        path = data(name, content)
+        with pytest.raises(ValueError, match=rf"{name}: {place}.*normalized.*pixels.*multiply"):
+            open_source("detection", path, "train", on_error=on_error)
+    # One box in pixels is enough, and boxes of whole numbers may be of one pixel.
+    for boxes in ([[0.5, 0.5, 0.1, 0.2], [0, 0, 9, 9]], [[0, 0, 1, 1]], []):
+        found = open_source("detection", data("a.json", coco(*boxes)), "train", on_error=on_error)
+        assert found.counts.get("empty boxes", 0) == len(boxes) - len(found[0].boxes_xyxy)
+
+
+def test_corners_in_the_place_of_sizes_are_named(data):
+    path = data("a.json", coco([10, 20, 630, 470]))
+    (data.folder / "1.png").touch()
+    with pytest.raises(ValueError, match=r"annotations\[0\].*box 0.*beyond its image") as error:
+        open_source("detection", path, "train")
+    said = "[10, 20, 630, 470] would fit as corners [x0, y0, x1, y1], but 'bbox' is [x, y, width, h"
+    assert said in str(error.value)
+    # Neither these nor those.
+    with pytest.raises(ValueError, match="beyond its image") as error:
+        open_source("detection", data("a.json", coco([10, 20, 700, 470])), "train")
+    assert "fit as corners" not in str(error.value)
+    line = {"image": "1.png", "labels": ["mug"], "boxes_xyxy": [[300, 200, 30, 40]]}
+    with pytest.raises(
+        ValueError, match=r"if it is x, y, width, height, write \[300\.0, 200\.0, 3"
+    ):
+        open_source("detection", data("mine.jsonl", [line]), "train")
+
+
+def test_corners_in_the_objects_of_a_table_are_named(tmp_path):
+    arrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
+    objects = [{"bbox": [[10.0, 20.0, 630.0, 470.0]], "category": ["mug"]}]
+    size = {key: [value] for key, value in SIZE.items()}
+    table = arrow.table({"image": [b""], "objects": objects, **size})
+    parquet.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=r"row 0 has box 0.*would fit as corners"):
+        open_source("detection", tmp_path / "a.parquet", "train")
