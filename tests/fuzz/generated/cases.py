@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -125,48 +125,57 @@ def _states(document: Document, path: trees.Path, where: str) -> Iterator[Case]:
 
 
 def random_case(draw: random.Random, document: Document) -> Case:
-    """Draw a case of up to three changes; a generator of zeros draws the sound document."""
+    """Draw a case of up to three changes; a generator of zeros draws the sound document.
+
+    The number of entries or one of the changes grows with the size, so that the file is linear.
+    """
     changes = draw.choice((0, 1, 1, 1, 2, 3))
     entries = draw.choice((_FEW, _FEW, 0, 3))
-    tree, names = document.tree(entries), []
-    steps = []
+    growing = draw.choice(range(-1, changes))
+    tree, names, steps = document.tree(entries), [], []
     for _ in range(changes):
-        path = draw.choice(list(trees.places(tree)))
-        value = draw.choice([each for each in ALL if _fits(document, each)])
         kind = draw.choice(("put", "put", "many", "popped", "widened", "moved", "built"))
-        other = draw.choice(list(trees.places(tree)))
-        share = draw.choice((1, 1, 8))
-        steps.append((kind, path, value, other, share))
+        path, other = (draw.choice(list(trees.places(tree))) for _ in range(2))
+        value = draw.choice([each for each in ALL if _fits(document, each)])
+        steps.append(
+            partial(_step, document=document, kind=kind, path=path, value=value, other=other)
+        )
         names.append(f"{kind} {value.name} at {_name(tree, path)}")
-        tree = _step(tree, document, steps[-1], 1)
+        tree = steps[-1](tree, size=1)
 
     def make(size: int) -> Any:
-        found = document.tree(entries * size if size > 1 else entries)
-        for step in steps:
-            found = _step(found, document, step, size)
+        found = document.tree(entries * size if growing < 0 else entries)
+        for number, step in enumerate(steps):
+            found = step(found, size=size if number == growing else 1)
         return found
 
     return Case(document, "; ".join(names) or "sound", make)
 
 
-def _step(tree: Any, document: Document, step: tuple[Any, ...], size: int) -> Any:
+def _step(
+    tree: Any,
+    document: Document,
+    kind: str,
+    path: trees.Path,
+    value: HostileValue,
+    other: trees.Path,
+    size: int,
+) -> Any:
     """Apply a drawn change; without effect at a place that an earlier one removed."""
-    kind, path, value, other, share = step
     try:
-        found = trees.at(tree, path)
         if kind == "many":
             # Without sharing the copies of a value are as long as all of it.
-            own = value.make(max(size // share, 1) if document.is_pickle else 1)
-            return trees.repeated(tree, path, own, size)
+            shared = value.make(size if document.is_pickle else 1)
+            return trees.repeated(tree, path, shared, size)
         if kind == "popped" and path and document.is_pickle:
-            return trees.dropped(tree, path, value.make(max(size // share, 1)), size)
-        if kind == "widened" and isinstance(found, list):
-            return trees.put(tree, path, _wider(found, size))
+            return trees.dropped(tree, path, value.make(size), size)
+        if kind == "widened" and isinstance(trees.at(tree, path), list):
+            return trees.changed(tree, path, lambda found: _wider(found, size))
         if kind == "moved":
             return trees.put(tree, path, trees.at(tree, other))
         if kind == "built" and document.is_pickle:
             return trees.changed(tree, path, lambda node: Built(node, value.make(size)))
-        return trees.put(tree, path, value.make(max(size // share, 1)))
+        return trees.put(tree, path, value.make(size))
     except (IndexError, KeyError, AttributeError, TypeError):
         return tree
 

@@ -185,7 +185,7 @@ class _Reader:
 
 
 def to_json(tree: Any) -> str:
-    """Encode a tree as JSON. A key that is no string becomes one.
+    """Encode a tree as JSON. Bytes, and keys that are no strings, become strings.
 
     Raises:
         ValueError: for a value that JSON cannot express.
@@ -199,7 +199,7 @@ def to_json(tree: Any) -> str:
         return "{" + ", ".join(items) + "}"
     if isinstance(tree, list | tuple):
         return "[" + ", ".join(map(to_json, tree)) + "]"
-    return json.dumps(tree)
+    return json.dumps(tree.decode("latin-1") if isinstance(tree, bytes) else tree)
 
 
 def _key(key: Any) -> str:

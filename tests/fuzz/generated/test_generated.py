@@ -227,3 +227,19 @@ def test_a_job_that_ends_its_process_is_a_result():
     assert results[0] == 0 and results[3] == 3
     assert results[1].reason == "SIGXCPU"
     assert results[2].reason == "exit"
+
+
+def test_random_cases_are_linear_in_their_size(tmp_path):
+    """But for a constant; of documents that are quick to write."""
+    for document in documents()[::11]:
+        folder = tmp_path / document.kind / document.name
+        folder.mkdir(parents=True)
+        document.prepare(folder)
+        for number in range(30):
+            case = cases.random_case(random.Random(number), document)
+            sizes = []
+            for size in (20, 40, 80):
+                case.write(folder, size)
+                sizes.append(sum(file.stat().st_size for file in folder.iterdir()))
+            first, second = sizes[1] - sizes[0], sizes[2] - sizes[1]
+            assert second <= 2.2 * max(first, 2000), case.name

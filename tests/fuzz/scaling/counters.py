@@ -32,6 +32,8 @@ class Work(NamedTuple):
 def work_of(call: Callable[[], object]) -> Work:
     """Count the work of a call, which must not raise."""
     library = _library()
+    # Python 3.12 reports opcodes only if a frame asked for them before the tracer is set.
+    sys._getframe().f_trace_opcodes = True
     library.start(True)
     try:
         call()
