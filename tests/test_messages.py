@@ -1,5 +1,6 @@
 """Values in messages: bounded in length and time, and printable."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -68,3 +69,18 @@ def test_control_characters_are_escaped(text):
 
 def test_a_path_is_shown_as_its_text():
     assert shown(Path("a/b")) == repr(str(Path("a/b")))
+
+
+def test_no_message_cuts_a_whole_repr():
+    """`{value!r:.60}` builds the text of the whole value first, which may never end."""
+    package = Path(__file__).parents[1] / "python" / "fiber"
+    cuts = re.compile(r"!r:\.\d|\brepr\([^()]*\)\[:")
+    found = [
+        f"{path.name}: {match[0]}"
+        for path in sorted(package.rglob("*.py"))
+        if "kernels" not in path.relative_to(package).parts
+        for match in cuts.finditer(path.read_text(encoding="utf-8"))
+        # The module itself says why.
+        if path.name != "messages.py"
+    ]
+    assert not found, f"use shown of fiber.messages: {found}"

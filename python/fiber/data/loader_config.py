@@ -267,7 +267,7 @@ def check_arguments(**values: Any) -> None:
         expected, fits = _KINDS[name]
         if not fits(value):
             # An argument of the user, such as a dtype, whose type alone would say little.
-            raise TypeError(f"{name} is {value!r:.40}; expected {expected}")
+            raise TypeError(f"{name} is {shown(value)}; expected {expected}")
         if name in _LEAST and value is not None and value < _LEAST[name]:
             raise ValueError(f"{name} is {shown(value)}; expected {_LEAST[name]} or more")
     for name in ("seed", "epoch", "max_pixels", "max_decode_bytes"):
