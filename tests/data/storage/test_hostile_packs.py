@@ -242,6 +242,9 @@ def test_every_value_of_the_note_of_a_remote_pack_is_read_or_refused_by_name(tmp
         note.write_text(text)
         refused.append(is_refused(lambda: [url_of(tmp_path / "pack")][:0], tmp_path, note.name))
     assert not refused[0] and len(refused) / 2 < sum(refused)
+    for value in VALUES:
+        note.write_text('{"url": "memory://x", "limit_bytes": ' + value + "}")
+        assert is_refused(lambda: [url_of(tmp_path / "pack")][:0], tmp_path, note.name)
 
 
 @pytest.mark.filterwarnings("ignore:.*was made by version:UserWarning")

@@ -23,7 +23,7 @@ from fiber.data.formats.annotation_boxes import Box
 from fiber.data.formats.annotation_file import RecordList, named, read_text
 from fiber.data.formats.json_values import MAX_NUMBER
 from fiber.data.record import AnyPath, Record
-from fiber.messages import printable, shown, shown_names
+from fiber.messages import shown, shown_names
 
 #: File type in messages.
 KIND = "Flickr30k Entities, original layout"
@@ -182,9 +182,7 @@ def _read_boxes(path: Path, skipped: RecordList | None) -> list[tuple[Box, froze
     try:
         tree = ElementTree.fromstring(read_text(path, KIND))
     except ElementTree.ParseError as problem:
-        # The name of an entity is part of the message.
-        said = printable(str(problem), 200)
-        raise ValueError(f"{path} is not valid XML: {said} (read as {KIND})") from None
+        raise ValueError(f"{path} is not valid XML: {problem} (read as {KIND})") from None
     found = []
     objects = tree.findall("object")
     _check_count(path, len(objects), "objects")
