@@ -198,8 +198,7 @@ class _Reader:
 
 
 def _name(code: int) -> str:
-    known = pickletools.code2op.get(chr(code))
-    return f"{code:#04x}" if known is None else known.name
+    return _OPCODES.get(code, f"{code:#04x}")
 
 
 def _named(reader: _Reader, module: Any, name: Any) -> None:
@@ -312,11 +311,9 @@ _BY_NAME: dict[str, Callable[[_Reader], None]] = {
     "STACK_GLOBAL": _stack_global,
     "REDUCE": _reduce,
 }
-_HANDLERS = {
-    code: _BY_NAME[opcode.name]
-    for code, opcode in ((ord(char), opcode) for char, opcode in pickletools.code2op.items())
-    if opcode.name in _BY_NAME
-}
+#: Names of all opcodes.
+_OPCODES = {ord(opcode.code): opcode.name for opcode in pickletools.opcodes}
+_HANDLERS = {code: _BY_NAME[name] for code, name in _OPCODES.items() if name in _BY_NAME}
 #: What opcodes with a line of text push; the line of GET and PUT is a memo index.
 _LINES: dict[int, Callable[[bytes], Any]] = {
     ord("F"): float,
