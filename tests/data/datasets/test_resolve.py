@@ -9,6 +9,7 @@ import pytest
 from fiber.data.datasets.resolve import AmbiguousLayoutError, open_source
 from fiber.data.record import ConcatRecords
 from fiber.data.skip_report import counted, skip_counts, skip_lines
+from fiber.data.tools.discover import parts_of
 
 LINE = json.dumps({"image": "1.png", "text": "mine"})
 
@@ -114,7 +115,7 @@ COCO, VQAV2, NLVR2 = (
                 "val.jsonl (JSON lines",
                 "v2_OpenEnded_mscoco_val20*_questions.json with v2_mscoco_val20*_annotations.json",
                 VQAV2,
-                "vqav2_val.arrow (published Arrow data,",
+                "val.parquet (an Arrow or Parquet table)",
             ],
         ),
         (
@@ -146,7 +147,7 @@ def test_a_missing_source_is_reported_with_what_to_do_first(source, split, names
     with pytest.raises(FileNotFoundError) as error:
         open_source(source, folder.folder, split)
     said = str(error.value).removeprefix(str(folder.folder))
-    expected = [f" has no {source} for split {split!r}", "it has 1.png, images", "instead of the"]
+    expected = [f" has no {source} for split {split!r}", "it has images, 1.png", "instead of the"]
     places = [said.index(part) for part in (*expected, "Known names", *names)]
     # First what is missing and what is there, then what to do; then few of the names.
     assert places[:5] == sorted(places[:5]) and min(places[4:]) > places[3]
@@ -157,6 +158,18 @@ def test_a_missing_source_is_reported_with_what_to_do_first(source, split, names
     none = folder.folder / "none"
     with pytest.raises(FileNotFoundError, match=rf"^{none}.*exist.*folder"):
         open_source(source, none, split)
+
+
+def test_what_is_there_is_named_before_images(tmp_path):
+    for number in range(100):
+        (tmp_path / f"{number}.JPG").touch()
+    for name in ("labels.csv", "zoo.json"):
+        (tmp_path / name).touch()
+    for read in (lambda: open_source("captions", tmp_path, "val"), lambda: parts_of(tmp_path)):
+        with pytest.raises((FileNotFoundError, ValueError), match=r"has no .*; it has") as error:
+            read()
+        there = "it has labels.csv, zoo.json, 0.JPG, 1.JPG, 10.JPG, 11.JPG and 96 more"
+        assert there in str(error.value)
 
 
 def test_an_empty_folder_is_said_to_be_empty(tmp_path):

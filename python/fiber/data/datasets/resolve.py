@@ -50,8 +50,8 @@ from fiber.messages import shown, shown_names
 #: Readers of a user's own lines, and the sources that they read.
 OWN_READERS = (jsonl.jsonl_captions, jsonl.jsonl_questions, jsonl.jsonl_boxes)
 OWN_KINDS = ("captions", "questions", "detection")
-#: Number of kinds of files in a message, and of names that are compared with a missing one.
-_MOST_KINDS, _MOST_NAMES = 4, 200
+#: Number of kinds of files in a message, and of names of what is in a folder.
+_MOST_KINDS, _MOST_THERE = 4, 6
 
 
 class AmbiguousLayoutError(ValueError):
@@ -198,7 +198,7 @@ def _missing(source: str, folder: Path, split: str) -> str:
     if splits := splits_there(source, folder):
         advice = f"available splits: {shown_names(splits)}. Ask for one of these, or pass"
     elif names := names_there(folder):
-        advice = f"it has {shown_names(names)}. Pass"
+        advice = f"it has {shown_names(names, _MOST_THERE)}. Pass"
     else:
         advice = "it is empty. Pass"
     kinds: dict[str, list[str]] = {}
@@ -206,7 +206,9 @@ def _missing(source: str, folder: Path, split: str) -> str:
         names = " with ".join([layout.pattern, *COMPANION_FILES.get(layout.pattern, ())])
         kinds.setdefault(layout.kind, []).append(names.format(split=split))
     expected = []
-    for kind, names in islice(kinds.items(), _MOST_KINDS):
+    # Files of the published code are what few users have.
+    likely = sorted(kinds.items(), key=lambda item: item[0].startswith("published"))
+    for kind, names in islice(likely, _MOST_KINDS):
         origin = f", from {where_to_get(kind)}" if where_to_get(kind) else ""
         expected.append(f"{names[0]} ({kind}{origin})")
     more = sum(map(len, kinds.values())) - len(expected)
@@ -330,6 +332,6 @@ def existing_data(data: AnyPath) -> Path:
             warnings.warn(f"{problem}: results are not comparable", stacklevel=3)
         return path
     kind = "file" if path.suffix else "folder"
-    close = difflib.get_close_matches(path.name, names_there(path.parent, _MOST_NAMES), n=1)
+    close = difflib.get_close_matches(path.name, names_there(path.parent), n=1)
     advice = f"did you mean {path.parent / close[0]}?" if close else "check its path"
     raise FileNotFoundError(f"data {kind} {path} does not exist; {advice} ({TRY_WITH})")

@@ -13,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from fiber.data.image_file import ENDINGS
 from fiber.messages import shown
 
 #: Maximum number of entries of a folder, and of bytes of a file, that are looked at.
@@ -91,7 +92,7 @@ def unsupported_object(given: Any) -> str | None:
     if "pandas.DataFrame" in kinds:
         return (
             "a pandas.DataFrame; write frame.to_json('train.jsonl', orient='records', lines=True)"
-            f" and pass that file, {_LINES}"
+            f" and pass that file: {_LINES}"
         )
     if "datasets.DatasetDict" in kinds:
         return (
@@ -114,9 +115,9 @@ def unsupported_object(given: Any) -> str | None:
     return None
 
 
-def names_there(folder: Path, most: int = 6) -> list[str]:
-    """Return the first names of what is in a folder, for messages."""
-    return sorted(_names_in(folder))[:most]
+def names_there(folder: Path) -> list[str]:
+    """Return names of what is in a folder, of a thousand at most; those of images are the last."""
+    return sorted(_names_in(folder), key=lambda name: (name.lower().endswith(ENDINGS), name))
 
 
 def _names_in(folder: Path) -> Iterable[str]:

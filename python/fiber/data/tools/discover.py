@@ -47,8 +47,8 @@ SOURCES = (
 )
 #: Sources whose readers can skip invalid boxes.
 SKIPPING = ("phrases", "mixed", "referring", "detection", "objects365")
-#: Maximum number of splits in a message.
-_MOST_SPLITS = 12
+#: Maximum number of splits, and of names of what is in a folder, in a message.
+_MOST_SPLITS, _MOST_THERE = 12, 6
 #: Number of samples of a shard to read when discovering its fields.
 _SAMPLES_READ = 100
 # Extensions of table files.
@@ -115,7 +115,7 @@ def _nothing(path: Path) -> str:
     tables = (file for file in sorted(path.iterdir()) if _is_ambiguous(file))
     first = "".join(f"; {file.name}: {_unknown(file)}" for file in itertools.islice(tables, 1))
     names = names_there(path)
-    there = f"it has {shown_names(names)}" if names else "it is empty"
+    there = f"it has {shown_names(names, _MOST_THERE)}" if names else "it is empty"
     return (
         f"{path} has no known annotation files; {there}{first}. Pass an annotation file"
         " instead of the folder, or name it as in docs/data.md, such as train.jsonl,"
