@@ -38,6 +38,7 @@ def test_corpus_and_mutants_are_read_or_rejected(name):
     assert count == 1 + len(corpus(name)) + MUTANTS.get(name, 200)
 
 
+@pytest.mark.filterwarnings("ignore:torch.distributed is")
 @pytest.mark.parametrize("name", sorted(KINDS))
 def test_structured_inputs_are_read_or_rejected(name, tmp_path):
     """In forked processes with limits; what these targets read is imported here."""

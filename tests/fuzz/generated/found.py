@@ -1,4 +1,4 @@
-"""Cases that once showed a defect, by document; `make test` reads them all."""
+"""Cases that once showed a defect or show a planted one, by document; tests read them all."""
 
 from __future__ import annotations
 
@@ -8,16 +8,14 @@ _CLASS = "state_dict.w0.arguments.5.callee"
 #: Small cases: other errors than the documented ones, messages without the file, endless time.
 SMALL = {
     "tensors": (
-        f"{_CLASS}.name = shared tuple",
         "state_dict.w0.arguments.0.identity.2 = shared tuple",
         "state_dict.key w0 = shared tuple",
         "key state_dict = shared tuple",
     ),
-    "legacy": ("4.0 = shared tuple", "4.0 = shared list", "4.0 = 2^64", "4 = None"),
+    "legacy": ("4.0 = shared tuple", "4.0 = shared list"),
     "published coarse": (
         "hyper_parameters.config.num_heads = shared tuple",
         "hyper_parameters.config.max_text_len = shared list",
-        "hyper_parameters.config.num_heads = 10^400",
     ),
     "published fine": (
         f"{_FIELD}.image_size = shared tuple",
@@ -31,9 +29,7 @@ SMALL = {
     ),
     "header": (
         "w0.dtype = escape",
-        "key w0 = escape",
         "empty.shape.1 = 2^63",
-        "w0.shape.1 = 2^62",
     ),
     ".metadata": (
         "BUILD sets exists of PosixPath",
@@ -97,9 +93,6 @@ GROWING = {
         f"{_CLASS}.module = one long string, many times",
         f"{_CLASS}.name = one long string, popped",
         "state_dict.w0.arguments.0.identity.1.name = one long string, many times",
-        "state_dict.w0.arguments.0.identity.2 = one long string, many times",
-        "state_dict.key w0 = one long string, many times",
-        "state_dict.w0.arguments.2 = one long tuple, popped",
         "state_dict = sparse memo",
     ),
     "legacy": ("3.w0.arguments.0.identity.1.module = one long string, popped",),
@@ -109,12 +102,8 @@ GROWING = {
         f"{_FIELD}.swin.depths = long list",
         f"{_FIELD}.swin.depths.0 = deep tuple",
     ),
-    "header": ("w0.shape = long list", "w0.shape has many items"),
-    ".metadata": (
-        "state = sparse memo",
-        "state.state_dict_metadata.key model/w0 = one long string, many times",
-        "state.state_dict_metadata.model/w0.state.size.arguments.0 = one long tuple, many times",
-    ),
+    "header": ("w0.shape has many items",),
+    ".metadata": ("state = sparse memo",),
     "config.json": ("model.swin.depths = long list",),
     "train.csv": ("0 has many items",),
     "questions in train.csv": ("0 has many items",),
