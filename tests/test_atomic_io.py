@@ -108,7 +108,7 @@ def test_full_disk_is_named_and_leaves_the_old_file(tmp_path, write, name):
     with little_room(1000), pytest.raises(OSError, match=f"{name} could not be written") as caught:
         write(tmp_path / name)
     assert caught.value.errno == errno.EFBIG
-    assert "free some space" in str(caught.value)
+    assert "ulimit -f" in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == [name]
     assert (tmp_path / name).read_text() == "old"
     write(tmp_path / name)
@@ -137,7 +137,9 @@ def test_what_an_error_hides_is_said(tmp_path):
         except OSError:
             raise RuntimeError("writing failed")  # noqa: B904
 
-    with pytest.raises(OSError, match=r"a\.pt could not be written \(Disk quota exceeded\); free"):
+    with pytest.raises(
+        OSError, match=r"a\.pt could not be written \(Disk quota exceeded\); .* MB are free"
+    ):
         write_file(tmp_path / "a.pt", hidden)
 
 

@@ -194,3 +194,10 @@ def test_a_stage_whose_config_is_none_is_refused_by_name(micro_models, tmp_path,
     for load in (fiber.load, lambda path: load_stored(path, heads=["vqa"])):
         with pytest.raises(ValueError, match=r"fine/config\.json"):
             load(tmp_path / "run")
+
+
+def test_stored_answers_of_another_number_are_refused_by_name(micro_models, tmp_path):
+    folder = shutil.copytree(micro_models["coarse"], tmp_path / "coarse")
+    (folder / "answers.json").write_text('["yes"]')
+    with pytest.raises(ValueError, match=r"/coarse: got 1 answers, expected \d+"):
+        fiber.load(folder)

@@ -191,6 +191,8 @@ def with_vocabulary(
     config = stored.config
     own = stored.tokenizer if tokenizer is None else open_tokenizer(tokenizer, config)
     vqa_answers = stored.answers if answers is None else open_answers(answers)
+    # Of a list that was passed, the caller knows where it is from.
+    where = f"{stored.path}: " if stored.path is not None and answers is None else ""
     if own is not None and own.vocab_size != config.vocab_size:
         raise ValueError(
             f"the tokenizer has {own.vocab_size} tokens, expected {config.vocab_size}; use the"
@@ -200,8 +202,8 @@ def with_vocabulary(
         need_head(config, "vqa", "a list of answers")
     if vqa_answers and "vqa" in config.heads and len(vqa_answers) != config.num_answers:
         raise ValueError(
-            f"got {len(vqa_answers)} answers, expected {config.num_answers} (the number of outputs"
-            " of the VQA head)"
+            f"{where}got {len(vqa_answers)} answers, expected {config.num_answers} (the number of"
+            " outputs of the VQA head)"
         )
     return dataclasses.replace(stored, tokenizer=own, answers=vqa_answers)
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from fiber._core import ImageTransform, Tokenizer
 from fiber.data.image_file import MAX_PIXELS
-from fiber.messages import shown
+from fiber.messages import printable, shown
 
 BatchType = Literal["image_text", "question", "reasoning", "grounding"]
 ImageDtype = Literal["float32", "float16", "bfloat16", "uint8"]
@@ -267,7 +267,9 @@ def check_arguments(**values: Any) -> None:
         expected, fits = _KINDS[name]
         if not fits(value):
             # An argument of the user, such as a dtype, whose type alone would say little.
-            raise TypeError(f"{name} is {shown(value)}; expected {expected}")
+            # The caller's own object, such as a dtype of torch, not a value from a file.
+            given = printable(repr(value), 80)
+            raise TypeError(f"{name} is {given}; expected {expected}")
         if name in _LEAST and value is not None and value < _LEAST[name]:
             raise ValueError(f"{name} is {shown(value)}; expected {_LEAST[name]} or more")
     for name in ("seed", "epoch", "max_pixels", "max_decode_bytes"):

@@ -57,8 +57,12 @@ def _read_yaml(path: Path) -> dict[str, str]:
             f" and linelist, got {shown_names(found)}"
         )
     for name, value in found.items():
-        if name in (*_NEEDED, "hw", "linelist") and (problem := file_name_problem(value)):
+        if name not in (*_NEEDED, "hw", "linelist"):
+            continue
+        if problem := file_name_problem(value):
             raise ValueError(f"{path} has {name} {problem}")
+        if not value.isprintable():
+            raise ValueError(f"{path} has {name} {shown(value)}; expected a printable file name")
     return found
 
 
