@@ -48,7 +48,7 @@ class Mistake:
         """Make the mistake.
 
         Raises:
-            ValueError: unless each right piece stands there exactly once, so that a mistake that no
+            ValueError: unless each right piece is in the source once, so that a mistake that no
                 longer fits the source does not count as seen.
         """
         for right, wrong in ((self.right, self.wrong), *self.more):

@@ -214,9 +214,10 @@ READERS = (
     Mistake(
         "Objects365: names of files with NUL",
         _OBJECTS365,
-        "and (problem := file_name_problem(value)):",
-        "and (problem := None):",
+        "if problem := file_name_problem(value):",
+        "if problem := None:",
         _TABLES,
+        more=(("if not value.isprintable():", "if False:"),),
     ),
     Mistake(
         "tar: counts and notes of an index are not checked",

@@ -113,13 +113,23 @@ def read_safetensors(path: Path) -> SafetensorsFile:
     return SafetensorsFile(tensors, metadata, mapped.release)
 
 
-def _check_entry(path: Path, name: str, entry: Mapping[str, Any]) -> None:
-    """Check what the library does not: the name of a tensor, and a shape that torch can have."""
-    if len(name) > MAX_NAME or not name.isprintable():
+def is_tensor_name(name: object) -> bool:
+    """Check that a value can be the name of a tensor: a printable string that is not too long."""
+    return isinstance(name, str) and len(name) <= MAX_NAME and name.isprintable()
+
+
+def check_tensor_name(path: Path, name: object) -> None:
+    """Raise ValueError if a value of a file cannot be the name of a tensor."""
+    if not is_tensor_name(name):
         raise ValueError(
             f"{path} contains a tensor called {shown(name)}; expected a name of at most"
             f" {MAX_NAME} printable characters"
         )
+
+
+def _check_entry(path: Path, name: str, entry: Mapping[str, Any]) -> None:
+    """Check what the library does not: the name of a tensor, and a shape that torch can have."""
+    check_tensor_name(path, name)
     if entry["dtype"] not in _DTYPES:
         raise ValueError(
             f"{path}: {name} has dtype {shown(entry['dtype'])}; expected one of"

@@ -26,7 +26,12 @@ import torch
 from torch import Tensor
 
 from fiber.atomic_io import JSON_ERRORS, check_regular_file
-from fiber.checkpoints.mapped_file import MAX_NAME, MappedFile, read_safetensors
+from fiber.checkpoints.mapped_file import (
+    MappedFile,
+    check_tensor_name,
+    is_tensor_name,
+    read_safetensors,
+)
 from fiber.checkpoints.torch_archive import FilePart, NotACheckpointError, read_archive
 from fiber.inert_pickle import (
     MAX_OPERATIONS,
@@ -185,12 +190,7 @@ def read_state(path: Path) -> Any:
 
 def _is_state_key(key: object) -> bool:
     # Names of nested values are joined.
-    return isinstance(key, int) or (isinstance(key, str) and _is_name(key))
-
-
-def _is_name(text: str) -> bool:
-    """Check that a string can be the name of a tensor: printable and not too long."""
-    return len(text) <= MAX_NAME and text.isprintable()
+    return isinstance(key, int) or is_tensor_name(key)
 
 
 def _read_settings(path: Path, metadata: Mapping[str, str]) -> Any:
@@ -334,11 +334,7 @@ def _choose_tensors(path: Path, content: Any, weights: Weights) -> dict[str, Any
     if others:
         raise ValueError(f"{path} contains values other than tensors: {shown_names(others)}")
     for name in state:
-        if not isinstance(name, str) or not _is_name(name):
-            raise ValueError(
-                f"{path} contains a tensor called {shown(name)}; expected a name of at most"
-                f" {MAX_NAME} printable characters"
-            )
+        check_tensor_name(path, name)
     return dict(state)
 
 

@@ -141,7 +141,7 @@ def put(tree: Any, path: Path, value: Any) -> Any:
 def repeated(tree: Any, path: Path, value: Any, count: int) -> Any:
     """Replace the item of the innermost container around a place by many with `value` there.
 
-    Each item is made anew, as other items of a file are; `value` is one object in all of them.
+    Each item is a new object, as other items of a file are; `value` is one object in all of them.
     Without a container the tree is returned as it is.
     """
     for length in range(len(path) - 1, -1, -1):

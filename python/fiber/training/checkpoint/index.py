@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 from fiber.atomic_io import check_regular_file
-from fiber.checkpoints.mapped_file import MAX_NAME
+from fiber.checkpoints.mapped_file import MAX_NAME, is_tensor_name
 from fiber.inert_pickle import MAX_DIMS, Inert, ObjectRecord, read_pickle
 from fiber.messages import printable, shown
 from fiber.training.checkpoint.layout import SUFFIX
@@ -212,7 +212,7 @@ def _is_count(value: Any) -> bool:
 
 
 def _check_name(name: Any) -> str:
-    if not isinstance(name, str) or len(name) > MAX_NAME or not name.isprintable():
+    if not is_tensor_name(name):
         raise ValueError(
             f"a tensor is called {shown(name)}; expected a name of at most {MAX_NAME} printable"
             " characters"
