@@ -33,6 +33,8 @@ OTHERS = (
 )
 #: Modes that Pillow writes neither as PNG nor as TIFF.
 NEVER_WRITTEN = ("I;16N", "La", "RGBa", "HSV")
+#: Modes that only newer versions of Pillow write.
+SELDOM_WRITTEN = ("I;16L",)
 NO_RANGE = {"I": np.int32, "F": np.float32}
 #: Modes of which a file of some format is not decoded, while the PIL image is.
 ONLY_AS_PIL = {("YCbCr", "TIFF"), ("LAB", "TIFF"), ("PA", "TIFF")}
@@ -84,7 +86,7 @@ def test_a_pil_image_has_the_pixels_of_its_file(mode):
         by_file = load_image(data)
         np.testing.assert_array_equal(load_image(image), by_file)
         np.testing.assert_array_equal(load_image(Image.open(io.BytesIO(data))), by_file)
-    assert bool(kinds) == (mode not in NEVER_WRITTEN)
+    assert mode in SELDOM_WRITTEN or bool(kinds) == (mode not in NEVER_WRITTEN)
 
 
 @pytest.mark.parametrize("mode", NEVER_WRITTEN)

@@ -36,7 +36,7 @@ def _zipped(tree: Any, folder: Path) -> None:
 
 def _legacy(tree: Any, folder: Path) -> None:
     """Write five pickles, each of which may be any value, and a storage for each key."""
-    trees = tree if isinstance(tree, tuple) else (tree,)
+    trees = tree if isinstance(tree, tuple) and tree else (tree,)
     keys = trees[-1] if isinstance(trees[-1], list) else []
     storage = struct.pack("<q", 6) + bytes(24)
     (folder / _FILE).write_bytes(b"".join(map(to_pickle, trees)) + storage * len(keys))

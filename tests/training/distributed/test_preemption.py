@@ -12,9 +12,9 @@ import time
 
 import pytest
 import torch
-from torch.distributed.checkpoint.filesystem import FileSystemReader
 
 from fiber.training import train as training
+from fiber.training.checkpoint import files
 from fiber.training.checkpoint.folder import checkpoints_in
 from fiber.training.checkpoint.layout import CHECKSUMS, OLD_FILES
 from fiber.training.distributed.preemption import EXIT_CODE, Preempted, StopSignal
@@ -131,13 +131,13 @@ def test_a_signal_before_the_first_step_ends_the_run_at_once(
 
 
 def test_a_signal_while_a_checkpoint_is_read(pictures, tmp_path, stopped, capsys, monkeypatch):
-    real, output = FileSystemReader.read_data, tmp_path / "r"
+    real, output = files._Reader.read_data, tmp_path / "r"
 
     def signaled(*arguments):
         os.kill(os.getpid(), signal.SIGTERM)
         return real(*arguments)
 
-    monkeypatch.setattr(FileSystemReader, "read_data", signaled)
+    monkeypatch.setattr(files._Reader, "read_data", signaled)
     shutil.copytree(stopped[0], output)
     config = coarse_config(train__steps=9, train__checkpoint_every=3)
     with pytest.raises(Preempted) as caught:
