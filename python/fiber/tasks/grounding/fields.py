@@ -1,0 +1,97 @@
+"""Options of the task "grounding"."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import ClassVar
+
+from fiber.data.prompts.rules import ClassRule, PromptRules
+from fiber.tasks.fields import TaskConfig
+from fiber.tasks.task import Evaluation, Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroundingTask(TaskConfig):
+    """Detection of boxes for phrases, expressions or class names (fine stage)."""
+
+    losses: ClassVar[tuple[str, ...]] = ("alignment", "box", "centerness")
+    sources: tuple[str, ...] = ("referring", "phrases", "detection")
+    #: How to sample the classes of a `CLASS_SOURCES` prompt, for every image and epoch; see
+    #: `fiber.data.prompts.rules.PromptRules`.
+    class_rule: ClassRule = "fitting"
+    max_classes: int | None = None
+    max_negatives: int | None = None
+    negative_chances: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 0.0)
+    absent_chance: float = 0.0
+    shuffle_classes: bool = True
+    alignment: float = 1.0
+    box: float = 2.0
+    centerness: float = 1.0
+
+    def prompt_rules(self) -> PromptRules:
+        """Build the rules for sampling a prompt's classes.
+
+        Raises:
+            ValueError: if a value is out of range.
+        """
+        return PromptRules(
+            **{f.name: getattr(self, f.name) for f in dataclasses.fields(PromptRules)}
+        )
+
+    def heads(self) -> tuple[str, ...]:
+        return ("grounding",)
+
+    def check(self, where: str) -> None:
+        super().check(where)
+        try:
+            self.prompt_rules()
+        except ValueError as error:
+            raise ValueError(f"{where}.{error}") from None
+
+
+TASK = Task(
+    name="grounding",
+    config=GroundingTask,
+    layout="grounding",
+    stream=5,
+    training="fiber.tasks.grounding.train:GroundingTraining",
+    evaluations={
+        "refcoco": Evaluation(
+            heads=("grounding",),
+            source="referring",
+            chosen_by=("accuracy_at_1",),
+            run="fiber.evaluation.grounding:refcoco",
+            # The reader reports prompts that do not fit.
+            reads_texts=False,
+            split_hint="Pass the folder instead of the file",
+        ),
+        "flickr": Evaluation(
+            heads=("grounding",),
+            source="phrases",
+            chosen_by=("any_recall_at_1",),
+            run="fiber.evaluation.grounding:flickr",
+            # The reader reports prompts that do not fit.
+            reads_texts=False,
+            split_hint="Pass the folder instead of the file",
+        ),
+        "coco": Evaluation(
+            heads=("grounding",),
+            source="detection",
+            chosen_by=("ap",),
+            run="fiber.evaluation.detection:coco",
+            # The reader reports prompts that do not fit.
+            reads_texts=False,
+            split_hint="Pass the folder instead of the file",
+        ),
+        "lvis": Evaluation(
+            heads=("grounding",),
+            source="detection",
+            chosen_by=("ap",),
+            run="fiber.evaluation.detection:lvis",
+            # The reader reports prompts that do not fit.
+            reads_texts=False,
+            split_hint="Pass the folder instead of the file",
+        ),
+    },
+)
