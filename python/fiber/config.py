@@ -246,6 +246,10 @@ class DetectorConfig:
 class FiberConfig:
     """Config of a FIBER model: encoders, fusion and the heads of one stage."""
 
+    #: Units that MLM may mask (`data.mlm_unit`), and whether dropout may be drawn by row.
+    mlm_units: ClassVar[tuple[str, ...]] = ("token", "word", "position")
+    has_row_draws: ClassVar[bool] = True
+
     #: "coarse": the image-text model; "fine": the detector.
     stage: Literal["coarse", "fine"] = "coarse"
     #: Input height and width of the coarse stage, in pixels.
@@ -308,6 +312,14 @@ class FiberConfig:
         return dataclasses.replace(
             self, roberta=dataclasses.replace(self.roberta, vocab_size=vocab_size)
         )
+
+    def with_answers(self, count: int) -> FiberConfig:
+        """Return a copy of the config with a new number of answers of the VQA head."""
+        image_text = dataclasses.replace(self.image_text, num_answers=count)
+        return dataclasses.replace(self, image_text=image_text)
+
+    def check_published(self, prefix: str = "") -> None:
+        """Check what only published runs need of a config: nothing."""
 
     def with_image_size(self, image_size: int) -> FiberConfig:
         """Return a copy of a coarse-stage config with a new input size and a scaled window size.
