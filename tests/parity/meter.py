@@ -17,7 +17,7 @@ from fiber.models.meter.keys import ignored_meter_key, meter_keys
 from fiber.training.config.run import OptimConfig
 from fiber.training.config.tasks import RankingTask, TasksConfig
 from fiber.training.objectives.draw import Draw
-from fiber.training.objectives.image_text import labeled_itm_loss
+from fiber.training.objectives.pairs import labeled_itm_loss
 from fiber.training.objectives.step import TrainStep
 from fiber.training.optim import build_optimizer, lr_factor, set_learning_rate
 from tests.parity.comparison import Comparison

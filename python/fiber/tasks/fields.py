@@ -6,7 +6,7 @@ This module does not import torch, so that recipes can be listed and checked qui
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from fiber.config_io import nearest, require
 from fiber.messages import shown
@@ -107,3 +107,20 @@ class TaskConfig:
             f" {'1 or more with' if self.first_sources else '0 without'} first_sources, got"
             f" {self.first_steps}",
         )
+
+    def check_run(self, where: str, run: Any) -> None:
+        """Check the options against the rest of the `RunConfig` in which the task is active.
+
+        Raises:
+            ValueError: if they do not fit; the message gives the dotted names of both.
+        """
+
+
+def check_pairs(losses: str, run: Any) -> None:
+    """Check that a micro-batch has a negative for each pair, for `losses` that need one."""
+    require(
+        run.micro_batch_size > 1,
+        f"data.batch_size {run.data.batch_size} in {run.train.accumulation} micro-batches"
+        " (train.accumulation) leaves one pair per micro-batch; tasks."
+        f"{losses} need 2 or more, since negatives come from the other pairs",
+    )

@@ -8,34 +8,22 @@ from typing import Any
 
 from fiber import DecodeError
 from fiber.data import ColorJitter, DataLoader, ImageTransform, RandAugment
-from fiber.data.datasets.snli_ve import ENTAILMENT
-from fiber.data.loader_config import BatchType
 from fiber.data.masking import PaddedPositions, WholeWords
 from fiber.data.prompts.sampling import dropped_boxes
 from fiber.data.skip_report import counted, skip_lines
 from fiber.data.text_lengths import LengthTracker, TextCounts
 from fiber.messages import shown
 from fiber.models.registry import ModelConfig, architecture_of
+from fiber.tasks.fields import first_part, task_of
 from fiber.training.config.run import RunConfig
-from fiber.training.config.tasks import first_part, task_of
 from fiber.training.config.transforms import TransformConfig
-from fiber.training.data import TrainingData
 from fiber.training.distributed.processes import Processes
+from fiber.training.task_training import trainings_of
+from fiber.training.training_data import TrainingData
 
+#: Layout of which the loader counts the boxes that truncation drops.
+_BOXES = "grounding"
 _SKIP = "--set data.on_error=skip skips and counts such records"
-
-#: Batch type of each task's loader.
-BATCH_TYPES: dict[str, BatchType] = {
-    "image_text": "image_text",
-    "question": "question",
-    "reasoning": "reasoning",
-    # The classes are answers.
-    "entailment": "question",
-    "caption": "image_text",
-    "grounding": "grounding",
-    # `FalseTexts` are added to the batches.
-    "ranking": "image_text",
-}
 
 
 def training_transform(model: ModelConfig, transform: TransformConfig) -> ImageTransform:
@@ -102,28 +90,29 @@ class TaskLoaders:
         }
         #: Consumed samples of each task, and of the records of its first steps, over all ranks.
         self.consumed = {name: consumed.get(name, 0) for name in data.records}
+        tasks = trainings_of(config.tasks.active())
         tokenizer, max_tokens = data.vocabulary.tokenizer, config.model.max_tokens
         # For grounding, the loader counts the boxes that truncation drops.
         tracked = {
             name: LengthTracker(records, tokenizer, max_tokens)
             for name, records in data.records.items()
-            if task_of(name) != "grounding"
+            if tasks[task_of(name)].task.layout != _BOXES
         }
         self._records = {**data.records, **tracked}
         self._loaders = {
             name: DataLoader(
                 records,
-                BATCH_TYPES[task_of(name)],
+                tasks[task_of(name)].task.layout,
                 tokenizer=tokenizer,
                 transform=training_transform(config.model, config.data.transform),
                 batch_size=self.micro_batch_size,
                 split_batches=True,
                 max_tokens=max_tokens,
-                answers=ENTAILMENT if task_of(name) == "entailment" else data.vocabulary.answers,
+                answers=tasks[task_of(name)].labels(data.vocabulary.answers),
                 shuffle=True,
                 order=config.data.order,
                 # Tasks that share records must not visit them in the same order.
-                seed=config.train.seed * 31 + list(BATCH_TYPES).index(task_of(name)),
+                seed=config.train.seed * 31 + tasks[task_of(name)].task.stream,
                 mlm_probability=config.data.mlm_probability,
                 threads=threads,
                 rank=processes.rank,
@@ -148,8 +137,8 @@ class TaskLoaders:
             self._masking = WholeWords(tokenizer, **masking)
         elif config.data.mlm_unit == "position":
             self._masking = PaddedPositions(tokenizer, max_tokens=max_tokens, **masking)
-        self._false_texts = data.false_texts
-        self._tokenizer, self._max_tokens = tokenizer, max_tokens
+        self._completions = data.completions
+        self._losses = {name: task.losses for name, task in config.tasks.active().items()}
         #: Position of this rank's first sample in a micro-batch.
         self._first = processes.rank * self.micro_batch_size // processes.world_size
 
@@ -201,13 +190,14 @@ class TaskLoaders:
             raise FileNotFoundError(f"{error.strerror}: {error.filename!r}; {_SKIP}") from None
         if name in self._texts:
             self._texts[name].add(batch.keys, batch.token_ids, batch.text_mask)
-        if task == "image_text" and isinstance(self._masking, WholeWords):
+        masks = "mlm" in self._losses[task]
+        if masks and isinstance(self._masking, WholeWords):
             first = self.consumed[name] + self._first
             batch = self._masking.mask(batch, first_sample=first)
-        elif task == "image_text" and isinstance(self._masking, PaddedPositions):
+        elif masks and isinstance(self._masking, PaddedPositions):
             batch = self._masking.mask(batch)
-        if task == "ranking" and self._false_texts is not None:
-            batch = self._false_texts.add(batch, self._tokenizer, max_tokens=self._max_tokens)
+        if task in self._completions:
+            batch = self._completions[task](batch)
         self.consumed[name] += self.micro_batch_size
         return batch
 

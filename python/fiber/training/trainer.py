@@ -35,7 +35,7 @@ from fiber.training.checkpoint.state import TrainingState
 from fiber.training.checkpoint.writer import CheckpointWriter
 from fiber.training.compiled import CompiledBackbone, check_compile
 from fiber.training.config.run import RunConfig
-from fiber.training.data import TrainingData, fingerprint
+from fiber.training.data import fingerprint
 from fiber.training.data_init import init_from_data, warn_of_frozen
 from fiber.training.distributed.agreement import agree, check_shared
 from fiber.training.distributed.collectives import (
@@ -53,7 +53,6 @@ from fiber.training.meters import Meter, PriorWatch, prior_losses
 from fiber.training.micro_batch import MicroBatches
 from fiber.training.objectives.draw import Draw
 from fiber.training.objectives.forward_passes import ForwardPasses
-from fiber.training.objectives.scst import caption_rewards
 from fiber.training.objectives.state import ObjectiveState
 from fiber.training.objectives.step import TrainStep
 from fiber.training.optim import (
@@ -67,9 +66,11 @@ from fiber.training.optim import (
 )
 from fiber.training.run_dir import RunFolder
 from fiber.training.task_loaders import TaskLoaders
+from fiber.training.task_training import trainings_of
 from fiber.training.tracking.callback import RunContext
 from fiber.training.tracking.monitor import RunMonitor
 from fiber.training.tracking.summary import describe_run
+from fiber.training.training_data import TrainingData
 from fiber.training.validation import Validation
 
 
@@ -112,7 +113,8 @@ class Trainer:
             FileNotFoundError: if the best weights of a resumed run are missing.
         """
         # Do this before creating the folder, so that invalid data leaves no folder.
-        rewards = caption_rewards(config, data)
+        self.state = ObjectiveState(trainings_of(config.tasks.active()))
+        self.state.prepare(config, data)
         self.config, self.folder, self.processes = config, folder, processes
         self.device = processes.device
         self.validation, self.threads, self.quiet = validation, threads, quiet
@@ -132,7 +134,7 @@ class Trainer:
             self._initialize(init, data)
         else:
             position = self._read_position(checkpoint, data.path)
-        self.state = ObjectiveState.of(config, self.device, rewards)
+        self.state.start(config, self.device)
         self.step = TrainStep(self.model, config.tasks, self.state)
         self._distribute(checkpoint)
         self.model.train()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
+from fiber.config_io import require
 from fiber.data.prompts.rules import ClassRule, PromptRules
 from fiber.tasks.fields import TaskConfig
 from fiber.tasks.task import Evaluation, Task
@@ -48,6 +49,23 @@ class GroundingTask(TaskConfig):
             self.prompt_rules()
         except ValueError as error:
             raise ValueError(f"{where}.{error}") from None
+
+    def check_run(self, where: str, run: Any) -> None:
+        moving = run.data.transform.rand_augment.moving_operations
+        require(
+            not moving,
+            f"data.transform.rand_augment.operations: {', '.join(moving)} would move pixels but not"
+            f" boxes; remove these operations to train {where}",
+        )
+        require(
+            not run.train.compile,
+            "train.compile needs a coarse-stage model, got a fine-stage model, whose images have"
+            " many sizes",
+        )
+        require(
+            not run.optim.published_coarse,
+            "optim.published_coarse needs a coarse-stage model, got a fine-stage model",
+        )
 
 
 TASK = Task(

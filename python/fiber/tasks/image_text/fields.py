@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from fiber.config_io import require
-from fiber.tasks.fields import TaskConfig
+from fiber.tasks.fields import TaskConfig, check_pairs
 from fiber.tasks.task import Evaluation, Task
 
 
@@ -45,6 +45,23 @@ class ImageTextTask(TaskConfig):
         super().check(where)
         length = self.queue_length
         require(length >= 1, f"{where}.queue_length must be 1 or more, got {length}")
+
+    def check_run(self, where: str, run: Any) -> None:
+        pairs, has_queue = run.micro_batch_size, self.itc_form == "queue"
+        if self.has_contrast and has_queue:
+            require(
+                run.data.transform.kind != "shorter_side",
+                f"{where}.itc_form 'queue' needs images of the same size: data.transform.kind must"
+                " be 'squash' or 'crop', got 'shorter_side'",
+            )
+            require(
+                pairs <= self.queue_length,
+                f"{where}.queue_length must be at least {pairs}, the number of pairs in a"
+                f" micro-batch, got {self.queue_length}",
+            )
+        # The queue provides negatives.
+        if (self.itc or self.itm) and (not has_queue or self.itm_negatives == "random"):
+            check_pairs("image_text.itc and itm", run)
 
 
 TASK = Task(

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from fiber.config_io import require
-from fiber.tasks.fields import TaskConfig
+from fiber.tasks.fields import TaskConfig, check_pairs
 from fiber.tasks.task import Task
 
 
@@ -39,6 +39,10 @@ class RankingTask(TaskConfig):
         require(
             self.false_texts >= 1, f"{where}.false_texts must be 1 or more, got {self.false_texts}"
         )
+
+    def check_run(self, where: str, run: Any) -> None:
+        if self.itm:
+            check_pairs("ranking.itm", run)
 
 
 TASK = Task(

@@ -17,6 +17,7 @@ from fiber.config import FiberConfig
 from fiber.config_io import field_names, nearest, require
 from fiber.messages import shown
 from fiber.models.meter.config import MeterConfig
+from fiber.tasks import all_evaluations
 from fiber.training.config.tasks import TasksConfig
 from fiber.training.config.transforms import TransformConfig
 
@@ -206,29 +207,12 @@ class TrainConfig:
         )
 
 
-#: Maps tasks of `fiber eval` to the metrics whose sum selects the best checkpoint.
-CHOSEN_BY: dict[str, tuple[str, ...]] = {
-    "retrieval": ("text_to_image_recall_at_1", "image_to_text_recall_at_1"),
-    "matching": ("accuracy",),
-    "masked_words": ("accuracy",),
-    "caption": ("cider_d",),
-    "vqa": ("accuracy",),
-    "nlvr2": ("accuracy",),
-    "snli": ("accuracy",),
-    "winoground": ("group",),
-    "refcoco": ("accuracy_at_1",),
-    "flickr": ("any_recall_at_1",),
-    "coco": ("ap",),
-    "lvis": ("ap",),
-}
-
-
 @dataclass(frozen=True, kw_only=True)
 class ValidationConfig:
     """Selection of the finished model: the best checkpoint on a task, or the last one."""
 
-    #: Task to evaluate at every checkpoint and at the end, a key of `CHOSEN_BY`; ties keep the
-    #: later step. None keeps the last weights.
+    #: Task to evaluate at every checkpoint and at the end, one of `fiber.tasks.all_evaluations`;
+    #: ties keep the later step. None keeps the last weights.
     task: str | None = None
     #: Split to evaluate; must not be a training split.
     split: str = "val"
@@ -239,9 +223,9 @@ class ValidationConfig:
 
     def __post_init__(self) -> None:
         require(
-            self.task is None or self.task in CHOSEN_BY,
+            self.task is None or self.task in all_evaluations(),
             f"validation.task: unknown task {shown(self.task)};"
-            f" {nearest(str(self.task), CHOSEN_BY)}",
+            f" {nearest(str(self.task), all_evaluations())}",
         )
         _check_range(self, "validation", ("pictures", "stop_after"), 0)
 
@@ -258,44 +242,21 @@ class RunConfig:
     validation: ValidationConfig = field(default_factory=ValidationConfig)
 
     def __post_init__(self) -> None:
-        heads, task = self.model.heads, self.tasks.image_text
-        is_fine = "grounding" in self.model.heads
-        for name in self.tasks.active():
+        for name, task in self.tasks.active().items():
+            missing = [head for head in task.heads() if head not in self.model.heads]
+            stage = getattr(self.model, "stage", None)
             require(
-                (name == "grounding") == is_fine,
-                f"tasks.{name} cannot train a {'fine' if is_fine else 'coarse'}-stage model;"
-                " grounding needs a fine-stage model, all other tasks need a coarse-stage model",
+                not missing,
+                f"tasks.{name}: the {f'{stage}-stage ' if stage else ''}model lacks"
+                f" {', '.join(missing)}; its heads (model.image_text.heads) are"
+                f" {', '.join(self.model.heads)}"
+                + ("; boxes need model.stage 'fine', other tasks 'coarse'" if stage else ""),
             )
-        missing = [head for head in self.needed_heads() if head not in heads]
+            task.check_run(f"tasks.{name}", self)
         require(
-            is_fine or not missing,
-            f"model.image_text.heads lacks {', '.join(missing)}, needed by the tasks; got"
-            f" {', '.join(heads)}",
-        )
-        batch_size, accumulation = self.data.batch_size, self.train.accumulation
-        pairs = batch_size // accumulation
-        if task.share > 0 and task.has_contrast and task.itc_form == "queue":
-            require(
-                self.data.transform.kind != "shorter_side",
-                "tasks.image_text.itc_form 'queue' needs images of the same size:"
-                " data.transform.kind must be 'squash' or 'crop', got 'shorter_side'",
-            )
-            require(
-                pairs <= task.queue_length,
-                f"tasks.image_text.queue_length must be at least {pairs}, the number of pairs in a"
-                f" micro-batch, got {task.queue_length}",
-            )
-        has_bert = isinstance(self.model, MeterConfig) and self.model.text_encoder == "bert"
-        require(
-            self.data.mlm_unit == "token" or not has_bert,
-            f"data.mlm_unit {shown(self.data.mlm_unit)} is for byte-level BPEs; the text encoder"
-            " 'bert' needs 'token'",
-        )
-        moving = self.data.transform.rand_augment.moving_operations
-        require(
-            not (moving and "grounding" in self.tasks.active()),
-            f"data.transform.rand_augment.operations: {', '.join(moving)} would move pixels but not"
-            " boxes; remove these operations to train tasks.grounding",
+            self.data.mlm_unit in self.model.mlm_units,
+            f"data.mlm_unit {shown(self.data.mlm_unit)} is not for the model's text encoder;"
+            f" expected {' or '.join(map(repr, self.model.mlm_units))}",
         )
         seen = set(self.data.split.split("+")) & set(self.validation.split.split("+"))
         require(
@@ -303,54 +264,24 @@ class RunConfig:
             f"validation.split {shown(self.validation.split)} is used for training (data.split"
             f" {shown(self.data.split)}); expected a held-out split",
         )
+        if self.optim.published_coarse:
+            self.model.check_published("model.")
         require(
-            not (self.train.compile and is_fine),
-            "train.compile needs a coarse-stage model, got a fine-stage model, whose images have"
-            " many sizes",
-        )
-        self._check_published()
-        cross = self.model.cross.kind if isinstance(self.model, MeterConfig) else ""
-        require(
-            self.train.draws == "rank" or cross != "merged_attention",
+            self.train.draws == "rank" or self.model.has_row_draws,
             "train.draws 'row' is not for merged attention (model.cross.kind), whose attention"
             " weights have other places in texts of other lengths",
         )
+        batch_size, accumulation = self.data.batch_size, self.train.accumulation
         require(
             batch_size % accumulation == 0,
             f"data.batch_size {batch_size} is not a multiple of train.accumulation {accumulation}",
         )
         self._check_length()
-        # The queue provides negatives.
-        has_queue = task.itc_form == "queue" and task.itm_negatives != "random"
-        ranking = self.tasks.ranking
-        for losses, needs_pairs in (
-            ("image_text.itc and itm", task.share and not has_queue and (task.itc or task.itm)),
-            ("ranking.itm", ranking.share and ranking.itm),
-        ):
-            require(
-                pairs > 1 or not needs_pairs,
-                f"data.batch_size {batch_size} in {accumulation} micro-batches (train.accumulation)"
-                f" leaves one pair per micro-batch; tasks.{losses} need 2 or more, since negatives"
-                " come from the other pairs",
-            )
 
-    def _check_published(self) -> None:
-        """Check what only published runs need."""
-        model = self.model
-        if not self.optim.published_coarse:
-            return
-        require(
-            "grounding" not in model.heads,
-            "optim.published_coarse needs a coarse-stage model, got a fine-stage model",
-        )
-        if isinstance(model, MeterConfig) and model.image_encoder == "swin":
-            window, step = model.swin.window_size, model.size_step
-            require(
-                window * step == model.image_size,
-                f"model.swin.window_size {window} with model.image_size {model.image_size}: METER's"
-                f" windows have image_size / {step} tokens; expected model.image_size"
-                f" {window * step} or model.swin.window_size {model.image_size // step}",
-            )
+    @property
+    def micro_batch_size(self) -> int:
+        """Samples of a micro-batch over all ranks."""
+        return self.data.batch_size // self.train.accumulation
 
     def _check_length(self) -> None:
         """Check the fields that depend on epochs or evaluations."""
@@ -387,24 +318,9 @@ class RunConfig:
         )
 
     def needed_heads(self) -> tuple[str, ...]:
-        """Return the heads of the coarse-stage model that the active tasks need."""
-        active = self.tasks.active()
-        heads = []
-        if "image_text" in active:
-            task = self.tasks.image_text
-            # Hard negatives are sampled by ITC similarity, so ITM also needs the ITC head.
-            heads += ["itc"] if task.has_contrast else []
-            heads += [name for name in ("itm", "mlm") if getattr(task, name) > 0]
-        if "ranking" in active:
-            heads += ["itm"] if self.tasks.ranking.itm > 0 and "itm" not in heads else []
-        others = {
-            "question": "vqa",
-            "reasoning": "nlvr2",
-            "entailment": "snli",
-            "ranking": "rank",
-            "caption": "caption",
-        }
-        return (*heads, *(head for name, head in others.items() if name in active))
+        """Return the heads of the model that the active tasks need."""
+        tasks = self.tasks.active().values()
+        return tuple(dict.fromkeys(head for task in tasks for head in task.heads()))
 
 
 def load_recipe(name: str) -> RunConfig:

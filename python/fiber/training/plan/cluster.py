@@ -8,20 +8,20 @@ from collections import Counter
 from dataclasses import dataclass
 
 from fiber.config_io import require
+from fiber.tasks import find_task
 from fiber.training.config.run import RunConfig
 from fiber.training.distributed.shard import group_size
 from fiber.training.machine_memory import FROZEN_BYTES, TRAINED_BYTES, count_parameters
 from fiber.training.objectives.forward_passes import ForwardPasses
 from fiber.training.plan.gpus import find_gpu, peak_of
-from fiber.training.plan.step_cost import TextShape, count_step, is_counted, largest_image
+from fiber.training.plan.step_cost import TextShape, count_step, largest_image
 from fiber.training.plan.traffic import (
     gradient_bytes,
     loss_traffic,
-    queue_image_bytes,
-    queue_pair_bytes,
     shard_bytes,
     weight_bytes,
 )
+from fiber.training.task_training import trainings_of
 
 #: Hours of one GPU between two unexpected interruptions: 419 in 54 days of 16,384 GPUs.
 #: Source: The Llama 3 Herd of Models (Grattafiori et al., 2024), section 3.3.4.
@@ -163,9 +163,9 @@ def plan_run(config: RunConfig, cluster: Cluster) -> ClusterPlan:
         compute = config.data.batch_size * flops / (cluster.gpus * peak * cluster.utilization)
     images = None
     if compute is not None:
-        per_sample = sum(part * (2 if task == "reasoning" else 1) for task, part in share.items())
+        per_sample = sum(part * find_task(task).images for task, part in share.items())
         images = config.data.batch_size * per_sample / compute / cluster.nodes
-    queue, reference = _objective_bytes(config, parameters, cluster.gpus)
+    kept = _objective_bytes(config, parameters, cluster.gpus)
     average = 4 * parameters if config.train.ema_decay > 0 else 0
     strategies = {
         name: _strategy(
@@ -175,14 +175,14 @@ def plan_run(config: RunConfig, cluster: Cluster) -> ClusterPlan:
             parameters=parameters,
             trained=trained,
             average=average,
-            other=activations + queue + reference,
+            other=activations + kept,
             loss_bytes=(contrast, negatives),
             compute=compute,
         )
         for name in ("replicate", "shard", "hybrid")
     }
     # A checkpoint has the parts of all GPUs.
-    objectives = sum(_objective_bytes(config, parameters, gpus=1))
+    objectives = _objective_bytes(config, parameters, gpus=1)
     checkpoint = 4 * parameters + 8 * trained + average + objectives
     seconds = checkpoint / (1e9 * cluster.disk_gbps)
     hours = GPU_HOURS_PER_INTERRUPTION / cluster.gpus
@@ -199,7 +199,7 @@ def plan_run(config: RunConfig, cluster: Cluster) -> ClusterPlan:
         flops_per_sample=flops,
         compute_seconds=compute,
         activation_bytes=activations,
-        objective_bytes=queue + reference,
+        objective_bytes=kept,
         gpu_bytes=1e9 * gpu.memory_gb,
         contrast_bytes=contrast,
         negative_bytes=negatives,
@@ -244,17 +244,10 @@ def _cost(
     return flops / 2, one.activation_bytes + (samples - 1) * each
 
 
-def _objective_bytes(config: RunConfig, parameters: int, gpus: int) -> tuple[int, int]:
-    """Return the bytes on a GPU of the ITC queue and of the reference model of GOLD."""
-    active, task = config.tasks.active(), config.tasks.image_text
-    queue = reference = 0
-    if "image_text" in active and task.has_contrast and task.itc_form == "queue":
-        pair, image = queue_pair_bytes(config), queue_image_bytes(config)
-        # Each GPU holds a part of the images.
-        queue = task.queue_length * (pair - image) + -(-task.queue_length // gpus) * image
-    if "caption" in active and config.tasks.caption.objective == "gold":
-        reference = 4 * parameters
-    return queue, reference
+def _objective_bytes(config: RunConfig, parameters: int, gpus: int) -> int:
+    """Return the bytes on a GPU of what objectives keep, such as the queue of ITC."""
+    trainings = trainings_of(config.tasks.active()).values()
+    return sum(training.state_bytes(config, parameters, gpus) for training in trainings)
 
 
 def _strategy(
@@ -322,11 +315,9 @@ def _notes(config: RunConfig, cluster: Cluster, passes: int, *, has_peak: bool) 
             f"{cluster.gpu} has no tensor cores for train.precision {config.train.precision!r}; no"
             " times"
         )
-    unsized = [task for task in config.tasks.active() if not is_counted(config, task)]
-    if "grounding" in unsized:
-        notes.append("images differ in size; all are counted at the largest one")
-    if "caption" in unsized:
-        notes.append("FLOPs leave out the captions that are sampled in training")
+    for training in trainings_of(config.tasks.active()).values():
+        if not training.is_counted(config):
+            notes.append(training.cost_note)
     return notes
 
 

@@ -6,8 +6,8 @@ from torch import nn
 
 from fiber.models.meter.config import MeterConfig
 from fiber.training.config.run import RunConfig
-from fiber.training.data import TrainingData
 from fiber.training.distributed.processes import Processes, restart_count
+from fiber.training.training_data import TrainingData
 
 
 def describe_run(

@@ -13,9 +13,7 @@ from fiber.data.record import RecordSet
 from fiber.messages import shown
 from fiber.metrics.cider import DocumentFrequencies, cider_d_scores, reward_text
 from fiber.models.fiber.captioner import written_tokens
-from fiber.training.config.run import RunConfig
-from fiber.training.config.tasks import CaptionTask
-from fiber.training.data import TrainingData
+from fiber.tasks.caption.fields import CaptionTask
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,11 +89,3 @@ class CaptionRewards:
         repeated = [captions for captions in references for _ in range(token_ids.shape[1])]
         scores = torch.from_numpy(cider_d_scores(samples, repeated, self.frequencies))
         return scores.float().view(token_ids.shape[:2]).to(token_ids.device)
-
-
-def caption_rewards(config: RunConfig, data: TrainingData) -> CaptionRewards | None:
-    """Create the rewards for the objective "cider", or return None for any other objective."""
-    task = config.tasks.caption
-    if task.share == 0 or task.objective != "cider":
-        return None
-    return CaptionRewards.of(data.records["caption"], data.vocabulary.tokenizer, task)

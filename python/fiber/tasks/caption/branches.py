@@ -20,10 +20,10 @@ from fiber.losses.itm import counter_uniforms
 from fiber.losses.language import caption_loss
 from fiber.models.fiber.captioner import caption_log_probs, is_written, sample_captions
 from fiber.models.fiber.image_text import FiberImageText
-from fiber.training.config.tasks import CaptionTask
+from fiber.tasks.caption.fields import CaptionTask
+from fiber.tasks.caption.rewards import CaptionRewards
 from fiber.training.objectives.draw import Draw, Place
 from fiber.training.objectives.forward_passes import ONE_PASS, ForwardPasses
-from fiber.training.objectives.scst import CaptionRewards
 
 #: Stream of `counter_uniforms` that seeds caption sampling; distinct from those of `losses.itm`.
 _CAPTION_STREAM = 4
