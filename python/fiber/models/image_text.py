@@ -8,24 +8,23 @@ Shapes:
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from fiber.models.architecture import Network
 from fiber.models.features import BackboneOutput, ImagePrefix
 from fiber.models.heads import Classifier
 
 
-class ImageTextModel(nn.Module):
+class ImageTextModel(Network):
     """Base class: a backbone, and heads on its pooled pairs and on its text features.
 
     A family sets `config` and `backbone`, builds the heads of its config under the names below, and
     defines `pooled`. Methods that need a missing head raise AttributeError.
     """
 
-    config: Any
-    backbone: Any
     itm_head: nn.Module
     rank_head: nn.Module
     vqa_head: nn.Module

@@ -16,14 +16,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fiber.config import FiberConfig
-from fiber.models.features import BackboneOutput, ImagePrefix, ImageSizes
+from fiber.models.architecture import Network
+from fiber.models.features import BackboneOutput, DetectorOutput, ImagePrefix, ImageSizes
 from fiber.models.fiber.backbone import FiberBackbone
 from fiber.models.fiber.dyhead import DynamicHead
 from fiber.models.fiber.pyramid import FeaturePyramid
@@ -34,25 +34,6 @@ from fiber.ops.dropout import of_rows
 PRIOR_PROBABILITY = 0.01
 #: Bound on the absolute value of token logits, as in the published code.
 MAX_TOKEN_LOGIT = 50000.0
-
-
-@dataclass(frozen=True)
-class DetectorOutput:
-    """Raw predictions of the detector. Lists have one entry per pyramid level, P3 to P7."""
-
-    #: (B, H_l * W_l, L), with locations in row-major order.
-    token_logits: list[Tensor]
-    #: (B, H_l * W_l, 4) relative to the anchors; see `fiber.ops.boxes.decode_deltas`.
-    box_deltas: list[Tensor]
-    #: (B, H_l * W_l).
-    centerness_logits: list[Tensor]
-    #: (H_l * W_l, 4) float32, half-open pixel coordinates in the padded image.
-    anchors: list[Tensor]
-    #: (B, L) bool, True = real token.
-    text_mask: Tensor
-    #: (B, A) bool, True = valid location, for mixed-size batches; invalid locations have the lowest
-    #: token logits. None if all are valid.
-    inside: Tensor | None = None
 
 
 class GroundingHead(nn.Module):
@@ -110,7 +91,7 @@ class GroundingHead(nn.Module):
         return (products + token_bias.unsqueeze(1)).clamp(-MAX_TOKEN_LOGIT, MAX_TOKEN_LOGIT)
 
 
-class FiberDetector(nn.Module):
+class FiberDetector(Network):
     """Fine-stage FIBER model (object detector).
 
     Args:
