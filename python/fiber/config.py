@@ -281,11 +281,10 @@ class FiberConfig:
             f" encoder, got {self.max_tokens}",
         )
         fused, depths = self.fusion.num_fused_layers, self.swin.depths
-        least, most = depths[3], min(self.roberta.num_layers, depths[2] + depths[3])
+        low, high = depths[3], min(self.roberta.num_layers, depths[2] + depths[3])
         require(
-            fused == 0 or least <= fused <= most,
-            f"fusion.num_fused_layers: expected 0 or {least} (all of stage 4) to {most},"
-            f" got {fused}",
+            fused == 0 or low <= fused <= high,
+            f"fusion.num_fused_layers: expected 0 or {low} (all of stage 4) to {high}, got {fused}",
         )
 
     @property

@@ -30,6 +30,8 @@ class ImageTextModel(Network):
     vqa_head: nn.Module
     nlvr2_head: nn.Module
     language_head: nn.Module
+    #: Name of the tensor that `init_answer_priors` sets.
+    answer_bias = "vqa_head.output.bias"
 
     def init_answer_priors(self, priors: Tensor) -> None:
         """Initialize the VQA head so that each answer starts with its frequency in the data.
@@ -53,6 +55,10 @@ class ImageTextModel(Network):
         """Pool the output of the backbone's `encode_pair`: (B, 2 D), text features first."""
         raise NotImplementedError
 
+    def scoring_head(self, head: str) -> nn.Module:
+        """Return the last layers of a head, "itm" or "rank"."""
+        return getattr(self, f"{head}_head")
+
     def language_input(self, text: Tensor) -> Tensor:
         """Project text features to the input of the language head: (..., D) -> (..., D)."""
         return text
@@ -60,6 +66,11 @@ class ImageTextModel(Network):
     def itm_logits(self, pooled: Tensor) -> Tensor:
         """Compute ITM logits: (B, 2 D) -> (B, 2); column 1 = match."""
         return self.itm_head(pooled)
+
+    @property
+    def scores_are_log_odds(self) -> bool:
+        """True if the sigmoid of `ranking_scores` is the probability of a match."""
+        return True
 
     def ranking_scores(self, pooled: Tensor) -> Tensor:
         """Score pairs for retrieval: (B, 2 D) -> (B,).

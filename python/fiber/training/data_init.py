@@ -8,8 +8,7 @@ from collections.abc import Collection, Sequence
 
 import torch
 
-from fiber.models.fiber.image_text import FiberImageText
-from fiber.models.image_text import ImageTextModel
+from fiber.models.abilities import CentersEmbeddings, StartsAtAnswerPriors
 from fiber.models.registry import Network
 from fiber.training.config.run import RunConfig
 from fiber.training.data import TrainingData
@@ -35,12 +34,13 @@ def init_from_data(
         data: records of the run. The first batch of captions is read.
         processes: the result does not depend on the rank or the world size.
     """
-    if config.model.weight_start != "fan_in" or not isinstance(model, ImageTextModel):
+    if config.model.weight_start != "fan_in":
         return
-    if "question" in data.records and "vqa_head.output.bias" in new:
+    has_questions = "question" in data.records
+    if has_questions and isinstance(model, StartsAtAnswerPriors) and model.answer_bias in new:
         model.init_answer_priors(torch.tensor(data.answer_priors))
     has_contrast = "image_text" in data.records and config.tasks.image_text.has_contrast
-    if isinstance(model, FiberImageText) and has_contrast and "itc_image_transform.weight" in new:
+    if has_contrast and isinstance(model, CentersEmbeddings) and model.embedding_weight in new:
         alone = dataclasses.replace(processes, rank=0, world_size=1)
         loaders = TaskLoaders(config, data, alone, consumed={}, threads=1)
         batch = loaders.next_batch("image_text").to(processes.device)

@@ -156,13 +156,18 @@ class FiberDetector(Network):
             )
         )
 
+    @property
+    def size_divisor(self) -> int:
+        """Number that divides the height and width of padded images."""
+        return self.config.swin.patch_size * 8
+
     def image_prefix(self, images: Tensor, image_sizes: Tensor | None = None) -> ImagePrefix:
         """Run the image blocks that precede fusion.
 
         Pass the result to the backbone's `fuse`, then to `predict`. Arguments and errors are as in
         `forward`.
         """
-        divisor = self.config.swin.patch_size * 8
+        divisor = self.size_divisor
         height, width = images.shape[-2:]
         if images.ndim != 4 or height % divisor or width % divisor:
             raise ValueError(
@@ -223,7 +228,7 @@ class FiberDetector(Network):
         self, images: Tensor, image_sizes: Tensor | None = None
     ) -> tuple[list[Tensor], Tensor | None]:
         """Return `anchors` and `inside` of the output of `forward`, without running the network."""
-        divisor, sizes = self.config.swin.patch_size * 8, None
+        divisor, sizes = self.size_divisor, None
         if image_sizes is not None:
             images, sizes = _crop_padding(images, image_sizes, divisor)
         maps = self._level_sizes(images.shape[-2], images.shape[-1])
