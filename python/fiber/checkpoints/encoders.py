@@ -17,10 +17,10 @@ from fiber.messages import shown
 from fiber.models.encoders.keys import EncoderFormat, EncoderLayout, KeyMap
 from fiber.models.encoders.sizes import Setting, Size, size_in
 from fiber.models.registry import (
-    ARCHITECTURES,
     ModelConfig,
     Network,
     architecture_of,
+    architectures,
     encoder_format,
 )
 
@@ -103,7 +103,9 @@ def _check_model_type(encoder: EncoderFormat, settings: Mapping[str, Any]) -> No
     otherwise.
     """
     named = settings.get("model_type")
-    formats = (each for entry in ARCHITECTURES for each in entry.encoders)
+    if named is None:
+        return
+    formats = (each for entry in architectures() for each in entry.encoders)
     other = next((each for each in formats if named in each.model_types), encoder)
     if other.title != encoder.title and other.side == encoder.side:
         raise ValueError(
@@ -117,7 +119,7 @@ def _choice_hint(encoder: EncoderFormat, config: ModelConfig) -> str:
     field = f"{encoder.side}_encoder"
     if hasattr(config, field):
         return f"; --set model.{field}={encoder.name} builds a model with it"
-    titles = [entry.title for entry in ARCHITECTURES if encoder in entry.encoders]
+    titles = [entry.title for entry in architectures() if encoder in entry.encoders]
     return f"; models with it: {', '.join(titles)}"
 
 

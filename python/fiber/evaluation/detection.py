@@ -12,10 +12,11 @@ from torch import Tensor
 from fiber.data.prompts.classes import class_prompts
 from fiber.data.record import Record
 from fiber.evaluation.context import EvalContext, EvalResult, entry_id
-from fiber.evaluation.grounding import label_tokens, run_same_sized
+from fiber.evaluation.grounding import ASKED, label_tokens, run_same_sized
 from fiber.messages import shown
 from fiber.metrics.detection import ScoredBoxes, TrueBoxes, average_precision
 from fiber.metrics.lvis import BestOfClasses, FederatedTruth, fixed_average_precision
+from fiber.models.abilities import FindsBoxes
 from fiber.postprocess import FoundBoxes, detect_boxes, join_chunks
 
 #: Maximum detections per image in COCO's protocol.
@@ -242,7 +243,8 @@ def detect(
     The blocks before fusion run only once per image. `max_detections` limits the detections of all
     prompts together.
     """
-    network, firsts = context.detector, [prompt.first_label for prompt in prompts]
+    network = context.able(FindsBoxes, ASKED)
+    firsts = [prompt.first_label for prompt in prompts]
 
     def detect_all(batch: Any, places: list[int]) -> list[FoundInImage]:
         prefix = network.backbone.image_prefix(batch.images)

@@ -25,12 +25,15 @@ from fiber.evaluation.context import EvalContext, EvalResult
 from fiber.messages import shown
 from fiber.metrics.grounding import phrase_recall, referring_accuracy
 from fiber.metrics.groups import with_groups
+from fiber.models.abilities import FindsBoxes
 from fiber.postprocess import FoundBoxes, detect_boxes, ground_phrases
 
 ResultT = TypeVar("ResultT")
 
 #: Number of boxes kept per phrase, for recall at 10.
 BOXES_PER_PHRASE = 10
+#: Name of tasks with boxes in messages.
+ASKED = "an evaluation of boxes"
 #: Values of k for recall at k and accuracy at k.
 KS = (1, 5, 10)
 #: Published post-processing: score threshold, and number of candidates per pyramid level.
@@ -115,7 +118,7 @@ def _ground(
             raise ValueError(
                 f"record {shown(record.key)} lacks boxes or label_spans; expected both"
             )
-    network = context.detector
+    network = context.able(FindsBoxes, ASKED)
     results: dict[int, tuple[FoundBoxes, FoundBoxes]] = {}
 
     def ground(batch: Any, places: list[int]) -> dict[int, tuple[FoundBoxes, FoundBoxes]]:
@@ -169,7 +172,7 @@ def run_same_sized(
         for record in records
         for boxes in [() if context.permute_images else record.boxes_xyxy]
     ]
-    divisor = context.network.config.swin.patch_size * 8
+    divisor = context.able(FindsBoxes, ASKED).size_divisor
 
     def run(batch: Any, shown: list[Record], at: int) -> list[ResultT]:
         parts = _same_sized(batch, divisor)

@@ -7,7 +7,7 @@ import warnings
 from collections import Counter
 from itertools import chain
 from pathlib import PurePath
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -22,8 +22,8 @@ from fiber.metrics.groups import with_groups
 from fiber.metrics.language import IGNORED, masked_word_accuracy, sentence_key, statement_accuracy
 from fiber.metrics.matching import matching_accuracy, swapped_accuracy
 from fiber.metrics.vqa import PEOPLE_FOR_ALL, soft_accuracy, vqa_accuracy
+from fiber.models.abilities import ClassifiesEntailment, ScoresPairs, WritesCaptions
 from fiber.models.fiber.captioner import beam_search, written_tokens
-from fiber.models.meter.image_text import MeterImageText
 
 #: Beam size for captioning, as in the published code.
 CAPTION_BEAMS = 5
@@ -31,7 +31,8 @@ CAPTION_BEAMS = 5
 
 def matching(context: EvalContext, records: list[Record]) -> EvalResult:
     """Evaluate ITM on one matching and one mismatched pair per record."""
-    model, backbone = context.image_text, context.image_text.backbone
+    model = context.able(ScoresPairs, "task 'matching'", "itm")
+    backbone = model.backbone
     others = wrong_texts(records)
 
     def score(batch: Any, shown: list[Record], at: int) -> list[np.ndarray]:
@@ -84,7 +85,7 @@ def masked_words(context: EvalContext, records: list[Record]) -> EvalResult:
     Raises:
         ValueError: if no token is masked.
     """
-    model = context.image_text
+    model = context.able(ScoresPairs, "task 'masked_words'", "mlm")
 
     def fill(batch: Any, shown: list[Record], at: int) -> tuple[np.ndarray, np.ndarray, list[Any]]:
         fused = context.encode_pair(batch, shown, batch.masked_ids, wanted="text")
@@ -125,7 +126,7 @@ def vqa(context: EvalContext, records: list[Record]) -> EvalResult:
     """
     if not context.answers:
         raise ValueError(NO_ANSWERS)
-    model = context.image_text
+    model = context.able(ScoresPairs, "task 'vqa'", "vqa")
 
     def answer_all(batch: Any, shown: list[Record], at: int) -> list[int]:
         fused = context.encode_pair(batch, shown, batch.token_ids, wanted="pooled")
@@ -178,7 +179,7 @@ def nlvr2(context: EvalContext, records: list[Record]) -> EvalResult:
     A sentence is consistent if all of its image pairs are classified correctly. Records are grouped
     into sentences by NLVR2 identifier, or by text if there are no such identifiers.
     """
-    model = context.image_text
+    model = context.able(ScoresPairs, "task 'nlvr2'", "nlvr2")
 
     def judge(batch: Any, shown: list[Record], at: int) -> list[bool]:
         logits = model.statement_logits(batch.images, batch.token_ids, batch.text_mask)
@@ -215,7 +216,7 @@ def entailment(context: EvalContext, records: list[Record]) -> EvalResult:
                 f"{record.key}: expected one of {', '.join(ENTAILMENT)} as the answer, got"
                 f" {', '.join(known) or record.answers}"
             )
-    model = cast(MeterImageText, context.image_text)
+    model = context.able(ClassifiesEntailment, "task 'snli'")
 
     def classify(batch: Any, shown: list[Record], at: int) -> list[int]:
         fused = context.encode_pair(batch, shown, batch.token_ids, wanted="pooled")
@@ -248,7 +249,7 @@ def winoground(context: EvalContext, records: list[Record]) -> EvalResult:
             f"got {len(records)} records, expected a multiple of 4, with the (image, caption) pairs"
             " (0, 0), (0, 1), (1, 0), (1, 1) of each example"
         )
-    model = context.image_text
+    model = context.able(ScoresPairs, "task 'winoground'", "itm")
 
     def score(batch: Any, shown: list[Record], at: int) -> np.ndarray:
         fused = context.encode_pair(batch, shown, batch.token_ids, wanted="pooled")
@@ -278,10 +279,10 @@ def caption(context: EvalContext, records: list[Record]) -> EvalResult:
     name (391895 for COCO_val2014_000000391895.jpg). If there is no such number, or if two images
     share the number, `image_id` is the record's `image_id`.
     """
-    model, groups = context.fiber, by_image(records)
+    model, groups = context.able(WritesCaptions, "task 'caption'"), by_image(records)
 
     def write(batch: Any, shown: list[Record], at: int) -> list[str]:
-        tokens = model.backbone.encode_image(batch.images).stages[-1]
+        tokens = model.image_tokens(batch.images)
         found = beam_search(
             model, tokens, num_beams=CAPTION_BEAMS, max_tokens=model.config.max_tokens
         )

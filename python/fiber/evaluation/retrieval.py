@@ -19,10 +19,13 @@ from fiber.data.record import Record
 from fiber.evaluation.context import EvalContext, EvalResult, by_image
 from fiber.evaluation.processes import EvalProcesses
 from fiber.metrics.retrieval import recall_of_ranks, reranked, wrong_before
+from fiber.models.abilities import EmbedsAlone, ScoresPairs
 from fiber.models.heads import HintsAtHeads, need_head
 from fiber.models.pair_scoring import TextFeatureStore, ranking_head, run_pairs
 from fiber.models.registry import ModelConfig
 
+#: Name in messages.
+TASK = "task 'retrieval'"
 #: Number of images listed per text in a prediction file.
 LISTED = 10
 #: Default number of candidates that ITM reranks.
@@ -60,8 +63,7 @@ def retrieval(context: EvalContext, records: list[Record]) -> EvalResult:
         ValueError: if `context.candidates` is nonzero but the model has no ITM head, or if the
             model has no ITC head and `context.candidates` does not cover all images and texts.
     """
-    model = context.image_text
-    heads = model.config.heads
+    heads = context.network.config.heads
     if context.candidates and not {"itm", "rank"}.intersection(heads):
         raise ValueError(
             f"reranking {context.candidates} candidates requires the head 'itm'; this model has"
@@ -121,8 +123,9 @@ def _encode_texts(
         None without an ITC head. Features are many times larger than vectors, and every process
         needs all of them, so each process computes them instead of sending them.
     """
-    backbone, processes = context.image_text.backbone, context.processes
-    has_itc = "itc" in context.image_text.config.heads
+    backbone, processes = context.network.backbone, context.processes
+    has_itc = "itc" in context.network.config.heads
+    model = context.able(EmbedsAlone, TASK) if has_itc else None
     features, vectors = TextFeatureStore(), []
     starts = range(0, len(records), context.batch_size)
     own = starts[processes.own]
@@ -132,9 +135,9 @@ def _encode_texts(
         prefix = backbone.text_prefix(ids, mask)
         if context.candidates:
             features.add(prefix, mask)
-        if has_itc and start in own:
-            pooled = backbone.complete_text(prefix, mask, wanted="pooled")
-            vectors.append(context.fiber.text_vectors(pooled).cpu())
+        if model is not None and start in own:
+            pooled = model.backbone.complete_text(prefix, mask, wanted="pooled")
+            vectors.append(model.text_vectors(pooled).cpu())
     if not has_itc:
         return features, None
     return features, torch.cat(list(processes.in_order(vectors))).to(context.device)
@@ -142,9 +145,10 @@ def _encode_texts(
 
 def _embed_images(context: EvalContext, images: Sequence[Record]) -> Tensor:
     """Compute the (P, D) ITC vectors of images."""
+    model = context.able(EmbedsAlone, TASK)
 
     def embed(batch: Any, shown: list[Record], at: int) -> Tensor:
-        return context.fiber.embed_images(batch.images).cpu()
+        return model.embed_images(batch.images).cpu()
 
     return torch.cat(list(context.run_batches(images, "image_text", embed))).to(context.device)
 
@@ -199,7 +203,8 @@ def match_candidates(
     Returns:
         Scores of the (P, k) and the (T, k) candidates.
     """
-    model, head = context.image_text, ranking_head(context.image_text)
+    model = context.able(ScoresPairs, TASK)
+    head = ranking_head(model)
     image_scores = np.empty(image_candidates.shape, dtype=np.float32)
     text_scores = np.empty(text_candidates.shape, dtype=np.float32)
     # Positions in `text_candidates`, grouped by image.

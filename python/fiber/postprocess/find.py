@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from fiber.models.fiber.detector import DetectorOutput
+from fiber.models.features import DetectorOutput
 from fiber.ops.boxes import clip_to_image, decode_deltas
 
 #: Token indices of each label for one image.

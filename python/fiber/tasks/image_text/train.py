@@ -13,6 +13,7 @@ from fiber.data.batch import ImageTextBatch
 from fiber.data.record import RecordSet
 from fiber.losses.bernoulli import entropy
 from fiber.losses.itc_queue import PairQueue
+from fiber.models.abilities import CentersEmbeddings
 from fiber.models.features import ImagePrefix
 from fiber.tasks.image_text.branches import image_text_branches
 from fiber.tasks.image_text.fields import ImageTextTask
@@ -74,7 +75,9 @@ class ImageTextTraining(TaskTraining):
         data: TrainingData,
         first_batch: Callable[[], Any],
     ) -> None:
-        if self.options.has_contrast and "itc_image_transform.weight" in new:
+        if not (self.options.has_contrast and isinstance(model, CentersEmbeddings)):
+            return
+        if model.embedding_weight in new:
             batch = first_batch()
             model.init_embeddings(batch.images, batch.token_ids, batch.text_mask)
 

@@ -17,6 +17,7 @@ from fiber.data.skip_report import counted
 from fiber.losses.bernoulli import entropy
 from fiber.losses.language import vqa_loss
 from fiber.messages import shown, shown_names
+from fiber.models.abilities import StartsAtAnswerPriors
 from fiber.training.config.run import RunConfig
 from fiber.training.objectives.split_backward import SplitGraph
 from fiber.training.task_training import TaskTraining
@@ -58,7 +59,7 @@ class QuestionTraining(TaskTraining):
         data: TrainingData,
         first_batch: Callable[[], Any],
     ) -> None:
-        if "vqa_head.output.bias" in new:
+        if isinstance(model, StartsAtAnswerPriors) and model.answer_bias in new:
             model.init_answer_priors(torch.tensor(data.answer_priors))
 
     def losses(self, model: Any, batch: QuestionBatch, whole: Tensor | None) -> dict[str, Tensor]:
