@@ -4,8 +4,8 @@ Command: python benches/bench_pack.py
 Peer: the same index, read into an array that every rank holds in memory. Two processes, as ranks of
 one node, open the folder at the same time, choose and read samples of an epoch, and wait for one
 another. The memory is what `Private_*` of /proc/self/smaps_rollup grows by over the imports, the
-larger of the two ranks. The order of the samples is included: "uniform" holds a permutation of all records,
-"shards" that of 16 shards. The files are in the page cache.
+larger of the two ranks. The order of the samples is included: "uniform" holds a permutation of all
+records, "shards" that of 16 shards. The files are in the page cache.
 """
 
 import argparse

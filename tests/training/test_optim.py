@@ -237,7 +237,10 @@ def test_moving_average_by_hand_and_through_its_state():
         average.update(model)
     assert average.weights(model)["weight"].item() == pytest.approx(expected, rel=1e-6)
     copy = MovingAverage(model, 0.5)
-    copy.load_state_dict(average.state_dict())
+    # As from a checkpoint, whose tensors are read into those of the state.
+    for name, tensor in copy.state_dict().items():
+        tensor.copy_(average.state_dict()[name])
+    copy.updates = average.updates
     for each in (average, copy):
         model.weight.data.fill_(7.0)
         each.update(model)

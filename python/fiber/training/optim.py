@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from fiber.config_io import nearest
 from fiber.messages import shown
 from fiber.training.config.run import OptimConfig
-from fiber.training.distributed.full_tensor import shard_like
 from fiber.training.muon import MuonAdamW
 
 #: Kind of a parameter: biases (and relative position bias tables) are never decayed; vectors (norm
@@ -309,12 +308,6 @@ class MovingAverage:
         """Return the tensors to save in a checkpoint."""
         averages = dict(zip(self._names, self._averages, strict=True))
         return averages | {"updates": torch.tensor(self.updates)}
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Restore a state returned by `state_dict`."""
-        self.updates = int(state["updates"])
-        for name, average in zip(self._names, self._averages, strict=True):
-            average.copy_(shard_like(state[name], average))
 
 
 #: Minimum relative improvement that counts as better (PyTorch's default).

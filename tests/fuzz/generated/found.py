@@ -96,7 +96,6 @@ GROWING = {
         "state_dict = sparse memo",
     ),
     "legacy": ("3.w0.arguments.0.identity.1.module = one long string, popped",),
-    "training.pt": ("steps.0 = one long tuple, many times",),
     "published fine": (
         f"{_FIELD}.swin.depths = long tuple",
         f"{_FIELD}.swin.depths = long list",
