@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import types
-import warnings
 from collections.abc import Callable
 from typing import Any
 
