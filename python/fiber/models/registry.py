@@ -24,7 +24,7 @@ from fiber.config_io import from_dict
 from fiber.data import ImageTransform, Tokenizer
 from fiber.messages import shown, shown_names
 from fiber.models.encoders.keys import EncoderFormat, KeyMap
-from fiber.models.encoders.swin import resize_bias_tables
+from fiber.models.encoders.position_interpolation import resize_bias_tables
 from fiber.models.fiber import infer_config, keys, preprocess
 from fiber.models.fiber.detector import FiberDetector
 from fiber.models.fiber.image_text import FiberImageText

@@ -7,19 +7,21 @@ from torch import nn
 from fiber.config import preset
 from fiber.models.registry import build_model
 from fiber.training.config.run import OptimConfig
-from fiber.training.muon import MuonAdamW
 from fiber.training.optim import (
     MovingAverage,
+    MuonAdamW,
     PublishedAdamW,
     build_optimizer,
-    factor_of,
     freeze,
+    lr_factor,
+    set_learning_rate,
+)
+from fiber.training.optim.parameter_groups import (
+    factor_of,
     is_backbone_matrix,
     is_decayed,
     kind_of,
-    lr_factor,
     part_of,
-    set_learning_rate,
 )
 
 SIDES = ("image_to_text", "text_to_image")
