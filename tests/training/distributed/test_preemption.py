@@ -23,7 +23,7 @@ from fiber.training.trainer import Trainer
 from tests.processes import start_python
 from tests.training import micro_runs
 from tests.training.micro_runs import coarse_config, run, with_dropout
-from tests.training.test_other_data import NEW_FILES
+from tests.training.test_other_data import FILES
 from tests.training.test_trainer import numbers, weights_equal
 
 
@@ -230,7 +230,7 @@ def stopped(pictures, tmp_path_factory):
 
 
 @pytest.mark.parametrize("place", [0, 0.3, 0.999])
-@pytest.mark.parametrize("name", [*NEW_FILES, CHECKSUMS])
+@pytest.mark.parametrize("name", [*FILES, CHECKSUMS])
 def test_a_flipped_bit_makes_the_run_go_on_from_the_checkpoint_before(
     pictures, tmp_path, stopped, name, place
 ):
