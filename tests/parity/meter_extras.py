@@ -15,7 +15,7 @@ from torch import Tensor
 from fiber import _core
 from fiber.data import ImageTextBatch, ImageTransform, RandAugment, Tokenizer
 from fiber.data.masking import PaddedPositions
-from fiber.models.encoders.clip import resize_position_table
+from fiber.models.encoders.position_interpolation import resize_position_table
 from fiber.models.meter.config import MeterConfig
 from fiber.models.meter.preprocess import image_options
 from fiber.training.config.run import OptimConfig

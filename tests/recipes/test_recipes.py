@@ -38,8 +38,6 @@ def test_registry_names_every_recipe_once():
 def test_unknown_recipe():
     with pytest.raises(ValueError, match=r"'scenes_corse'.*scenes_coarse"):
         recipes.get("scenes_corse")
-    with pytest.raises(AttributeError, match="scenes_corse"):
-        recipes.scenes_corse  # noqa: B018
 
 
 def test_only_the_family_of_a_recipe_is_imported():
@@ -49,13 +47,6 @@ def test_only_the_family_of_a_recipe_is_imported():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "['fiber.recipes.small']"
-
-
-def test_modules_of_one_recipe_each_are_deprecated():
-    with pytest.warns(DeprecationWarning, match="fiber.recipes.refcoco"):
-        from fiber.recipes import refcoco
-    assert refcoco.recipe() == load_recipe("refcoco")
-    assert "finetune_refcoco_train.json" in refcoco.__doc__
 
 
 @pytest.mark.parametrize("name", recipes.names())

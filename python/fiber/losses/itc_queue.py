@@ -162,13 +162,9 @@ class PairQueue:
         return state | {"pointer": torch.tensor(self.pointer), "total": torch.tensor(self.total)}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Restore the queue from `state_dict`; images may be those of this rank or of all ranks."""
-        for name in self.TENSORS:
+        """Restore a state returned by `state_dict`."""
+        for name in (*self.TENSORS, "images"):
             getattr(self, name).copy_(state[name])
-        images = state["images"]
-        if len(images) == len(self):
-            images = images.split(self.held)[rank()]
-        self.images.copy_(images)
         self.pointer, self.total = int(state["pointer"]), int(state["total"])
 
 

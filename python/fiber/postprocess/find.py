@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fiber.models.features import DetectorOutput
 from fiber.ops.boxes import clip_to_image, decode_deltas
+from fiber.ops.nms import nms
 
 #: Token indices of each label for one image.
 TokenMap = Sequence[Sequence[int]]
@@ -89,7 +90,7 @@ def detect_boxes(
         columns = max(len(token_map), 1)
         labels = places % columns
         boxes = _boxes_at(output, image, places // columns, sizes[0])
-        kept = suppress(boxes, values, labels, nms_threshold)[:max_detections]
+        kept = nms(boxes, values, labels, nms_threshold)[:max_detections]
         found.append(
             FoundBoxes(_to_original(boxes[kept], *sizes), values[kept].sqrt(), labels[kept])
         )
@@ -129,7 +130,7 @@ def ground_phrases(
         usable = (values >= 0) & (values.sqrt() >= score_threshold) & named[:, None]
         values, places, labels = values[usable], places[usable], labels[usable]
         boxes = _boxes_at(output, image, places, sizes[0])
-        kept = suppress(boxes, values, labels, nms_threshold)
+        kept = nms(boxes, values, labels, nms_threshold)
         # NMS returns the best first; a stable sort groups by phrase.
         kept = kept[labels[kept].argsort(stable=True)]
         kept = kept[_index_in_group(labels[kept]) < boxes_per_phrase]
@@ -217,17 +218,6 @@ def _boxes_at(output: DetectorOutput, image: int, places: Tensor, size: tuple[in
     """Decode the boxes at the given locations and clip them to the image without padding."""
     deltas = torch.cat([level[image] for level in output.box_deltas])[places].float()
     return clip_to_image(decode_deltas(deltas, torch.cat(output.anchors)[places]), *size)
-
-
-def suppress(boxes: Tensor, scores: Tensor, labels: Tensor, threshold: float) -> Tensor:
-    """Return indices of the boxes kept by NMS within each label, best first."""
-    if len(labels.unique()) == len(labels):
-        return scores.argsort(descending=True, stable=True)
-    # Takes as long to import as torch, and one box for each phrase needs no NMS.
-    from torchvision.ops import batched_nms
-
-    # torchvision offsets boxes by label; in float64 the offset causes no rounding.
-    return batched_nms(boxes.double(), scores.double(), labels, threshold)
 
 
 def _to_original(boxes: Tensor, size: tuple[int, int], original: tuple[int, int]) -> Tensor:

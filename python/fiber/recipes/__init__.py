@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import types
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -100,18 +98,3 @@ def describe(name: str) -> str:
         ValueError: if there is no such recipe; the message suggests the nearest names.
     """
     return inspect.getdoc(get(name)) or ""
-
-
-def __getattr__(name: str) -> Any:
-    """Serve the deprecated single-recipe modules `fiber.recipes.<name>`."""
-    if name.startswith("_") or name not in names():
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    warnings.warn(
-        f"fiber.recipes.{name} is deprecated; use fiber.recipes.get({name!r}), or `fiber recipes"
-        f" {name}` for its description",
-        DeprecationWarning,
-        stacklevel=2,
-    )
-    module = types.ModuleType(f"{__name__}.{name}", describe(name))
-    module.__dict__["recipe"] = get(name)
-    return module

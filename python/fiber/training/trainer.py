@@ -44,7 +44,6 @@ from fiber.training.distributed.collectives import (
     wait_for_all,
     wait_for_work,
 )
-from fiber.training.distributed.full_tensor import load_optimizer_state
 from fiber.training.distributed.preemption import Preempted, StopSignal
 from fiber.training.distributed.processes import Processes
 from fiber.training.distributed.strategy import choose_strategy, clip_gradients
@@ -129,7 +128,11 @@ class Trainer:
         self.model = self._build_model()
         checkpoint = self._open_folder(data, init)
         self.vocabulary_sha256 = folder.vocabulary_sha256()
-        position = Position(records=self.records, fingerprints=self.fingerprints)
+        position = Position(
+            records=self.records,
+            fingerprints=self.fingerprints,
+            vocabulary_sha256=self.vocabulary_sha256,
+        )
         if checkpoint is None:
             self._initialize(init, data)
         else:
@@ -197,8 +200,6 @@ class Trainer:
     def _distribute(self, checkpoint: RunCheckpoint | None) -> None:
         """Restore a checkpoint, if any, and distribute weights and optimizer state."""
         config = self.config
-        is_old = checkpoint is not None and checkpoint.is_old
-        training = checkpoint.restore_old(self.model) if checkpoint and is_old else {}
         broadcast_parameters(self.model, self.processes)
         self.strategy.prepare(self.step)
         self.compiled = CompiledBackbone(self.model.backbone) if config.train.compile else None
@@ -213,14 +214,8 @@ class Trainer:
         decay = config.train.ema_decay
         self.average = MovingAverage(self.model, decay) if decay else None
         self.restorable = TrainingState(self.model, self.optimizer, self.average, self.state)
-        if checkpoint is not None and not is_old:
+        if checkpoint is not None:
             checkpoint.restore(self.restorable)
-        elif checkpoint is not None:
-            with checkpoint.explained("training.pt"):
-                load_optimizer_state(self.optimizer, training["optimizer"])
-                if self.average is not None:
-                    self.average.load_state_dict(training["average"])
-                self.state.load_state_dict(training.get("memory", {}))
 
     def _split_micro_batches(self) -> MicroBatches:
         largest = -(-self.loaders.micro_batch_size // self.processes.world_size)
@@ -364,11 +359,6 @@ class Trainer:
         stored = checkpoint.read_position().vocabulary_sha256
         self.folder.check_vocabulary(stored, checkpoint.folder)
         position = checkpoint.position(self.records, self.fingerprints, data_path)
-        if not position.fingerprints:
-            self._log(
-                f"{checkpoint.folder} was written by an earlier version, without fingerprints of"
-                " the data; only the numbers of records were compared"
-            )
         if self.validation is not None and self.processes.is_first:
             self.validation.check(position.best_step)
         return position

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fiber.config import FiberConfig
 from fiber.models.architecture import Architecture
-from fiber.models.encoders.swin import resize_bias_tables
+from fiber.models.encoders.position_interpolation import resize_bias_tables
 from fiber.models.fiber import infer_config, keys, preprocess
 from fiber.models.fiber.detector import FiberDetector
 from fiber.models.fiber.image_text import FiberImageText

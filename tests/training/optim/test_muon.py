@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from fiber.training import muon
-from fiber.training.muon import MuonAdamW, orthogonalized, share
+from fiber.training.optim import muon
+from fiber.training.optim.muon import MuonAdamW, orthogonalized, share
 
 
 @pytest.mark.parametrize("shape", [(2, 40, 96), (3, 96, 40), (1, 32, 32)])

@@ -7,19 +7,21 @@ from torch import nn
 from fiber.config import preset
 from fiber.models.registry import build_model
 from fiber.training.config.run import OptimConfig
-from fiber.training.muon import MuonAdamW
 from fiber.training.optim import (
     MovingAverage,
+    MuonAdamW,
     PublishedAdamW,
     build_optimizer,
-    factor_of,
     freeze,
+    lr_factor,
+    set_learning_rate,
+)
+from fiber.training.optim.parameter_groups import (
+    factor_of,
     is_backbone_matrix,
     is_decayed,
     kind_of,
-    lr_factor,
     part_of,
-    set_learning_rate,
 )
 
 SIDES = ("image_to_text", "text_to_image")
@@ -237,7 +239,10 @@ def test_moving_average_by_hand_and_through_its_state():
         average.update(model)
     assert average.weights(model)["weight"].item() == pytest.approx(expected, rel=1e-6)
     copy = MovingAverage(model, 0.5)
-    copy.load_state_dict(average.state_dict())
+    # As from a checkpoint, whose tensors are read into those of the state.
+    for name, tensor in copy.state_dict().items():
+        tensor.copy_(average.state_dict()[name])
+    copy.updates = average.updates
     for each in (average, copy):
         model.weight.data.fill_(7.0)
         each.update(model)
