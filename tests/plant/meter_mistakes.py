@@ -39,7 +39,7 @@ _INFER = "python/fiber/models/meter/infer_config.py"
 _KEYS = "python/fiber/models/meter/keys.py"
 _PREPROCESS = "python/fiber/models/meter/preprocess.py"
 _OPTIM = "python/fiber/training/optim.py"
-_MASKING = "python/fiber/data/masking.py"
+_MASKING = "rust/tokenizer/masking/positions.rs"
 _TASKS = "python/fiber/training/config/tasks.py"
 _RECIPES = "python/fiber/recipes/meter.py"
 _SNLI_VE = "python/fiber/data/datasets/snli_ve.py"
@@ -392,15 +392,22 @@ FURTHER = (
     Mistake(
         "whole-word masking as if it had no effect: every word drawn by itself",
         _MASKING,
-        "for position in islice(rng.permuted(self.max_tokens), self.count):",
-        "for position in (p for p in range(self.max_tokens) if rng.random() < 0.15):",
+        """for first in 0..self.count {
+            let other = first + uniform.below(self.max_tokens - first);
+""",
+        """for first in 0..self.max_tokens {
+            let other = first;
+            if uniform.next() >= 0.15 {
+                continue;
+            }
+""",
         _tests("data/test_masking.py", "positions"),
     ),
     Mistake(
         "positions of masks drawn from those of the text alone",
         _MASKING,
-        "rng.permuted(self.max_tokens)",
-        "rng.permuted(int(batch.text_mask[row].sum()))",
+        "let other = first + uniform.below(self.max_tokens - first);",
+        "let other = first + uniform.below(ids.len().saturating_sub(first));",
         _tests("data/test_masking.py", "positions"),
     ),
     Mistake(

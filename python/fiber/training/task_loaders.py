@@ -9,11 +9,10 @@ from typing import Any
 from fiber import DecodeError
 from fiber.data import ColorJitter, DataLoader, ImageTransform, RandAugment
 from fiber.data.datasets.snli_ve import ENTAILMENT
-from fiber.data.loader_config import BatchType
-from fiber.data.masking import PaddedPositions, WholeWords
+from fiber.data.loader_config import BatchType, MlmOptions
 from fiber.data.prompts.sampling import dropped_boxes
 from fiber.data.skip_report import counted, skip_lines
-from fiber.data.text_lengths import LengthTracker, TextCounts
+from fiber.data.text_lengths import text_counts
 from fiber.messages import shown
 from fiber.models.registry import ModelConfig, architecture_of
 from fiber.training.config.run import RunConfig
@@ -67,6 +66,13 @@ def training_transform(model: ModelConfig, transform: TransformConfig) -> ImageT
     return ImageTransform.squash(model.image_size, **common)
 
 
+def mlm_options(config: RunConfig, name: str) -> MlmOptions:
+    """Return how a task's loader masks; other tasks than image_text do not use masked texts."""
+    unit = config.data.mlm_unit if task_of(name) == "image_text" else "token"
+    # Masking by token has the seed of the loader.
+    return {"mlm_unit": unit, "mlm_seed": None if unit == "token" else config.train.seed}
+
+
 class TaskLoaders:
     """Infinite stream of batches for each task.
 
@@ -103,13 +109,7 @@ class TaskLoaders:
         #: Consumed samples of each task, and of the records of its first steps, over all ranks.
         self.consumed = {name: consumed.get(name, 0) for name in data.records}
         tokenizer, max_tokens = data.vocabulary.tokenizer, config.model.max_tokens
-        # For grounding, the loader counts the boxes that truncation drops.
-        tracked = {
-            name: LengthTracker(records, tokenizer, max_tokens)
-            for name, records in data.records.items()
-            if task_of(name) != "grounding"
-        }
-        self._records = {**data.records, **tracked}
+        self._records = data.records
         self._loaders = {
             name: DataLoader(
                 records,
@@ -125,6 +125,7 @@ class TaskLoaders:
                 # Tasks that share records must not visit them in the same order.
                 seed=config.train.seed * 31 + list(BATCH_TYPES).index(task_of(name)),
                 mlm_probability=config.data.mlm_probability,
+                **mlm_options(config, name),
                 threads=threads,
                 rank=processes.rank,
                 world_size=processes.world_size,
@@ -138,20 +139,8 @@ class TaskLoaders:
             for name, records in self._records.items()
         }
         self._iterators: dict[str, Iterator[Any]] = {}
-        self._texts = {name: TextCounts(records) for name, records in tracked.items()}
-        self._masking: WholeWords | PaddedPositions | None = None
-        masking: dict[str, Any] = {
-            "probability": config.data.mlm_probability,
-            "seed": config.train.seed,
-        }
-        if config.data.mlm_unit == "word":
-            self._masking = WholeWords(tokenizer, **masking)
-        elif config.data.mlm_unit == "position":
-            self._masking = PaddedPositions(tokenizer, max_tokens=max_tokens, **masking)
         self._false_texts = data.false_texts
         self._tokenizer, self._max_tokens = tokenizer, max_tokens
-        #: Position of this rank's first sample in a micro-batch.
-        self._first = processes.rank * self.micro_batch_size // processes.world_size
 
     def skipped(self) -> list[str]:
         """Describe the data that this rank skipped or truncated, one line per task and kind."""
@@ -175,8 +164,10 @@ class TaskLoaders:
                     lines.append(f"{name}: {_skipped(count, 'boxes')}, since {reason}")
             late = skip_lines(records, while_reading=True)
             lines += [f"{name}: {line}" for line in late]
-        for name, texts in self._texts.items():
-            lines += [f"{name}: {line}" for line in texts.lines()]
+        for name, loader in self._loaders.items():
+            # For grounding, the loader counts the boxes that truncation drops.
+            if task_of(name) != "grounding":
+                lines += [f"{name}: {line}" for line in text_counts(loader)]
         return lines
 
     def next_batch(self, task: str) -> Any:
@@ -199,13 +190,6 @@ class TaskLoaders:
             raise hinted from None
         except FileNotFoundError as error:
             raise FileNotFoundError(f"{error.strerror}: {error.filename!r}; {_SKIP}") from None
-        if name in self._texts:
-            self._texts[name].add(batch.keys, batch.token_ids, batch.text_mask)
-        if task == "image_text" and isinstance(self._masking, WholeWords):
-            first = self.consumed[name] + self._first
-            batch = self._masking.mask(batch, first_sample=first)
-        elif task == "image_text" and isinstance(self._masking, PaddedPositions):
-            batch = self._masking.mask(batch)
         if task == "ranking" and self._false_texts is not None:
             batch = self._false_texts.add(batch, self._tokenizer, max_tokens=self._max_tokens)
         self.consumed[name] += self.micro_batch_size
