@@ -41,8 +41,8 @@ _KEYS = "python/fiber/models/meter/keys.py"
 _PREPROCESS = "python/fiber/models/meter/preprocess.py"
 _GROUPS = "python/fiber/training/optim/parameter_groups.py"
 _BUILD = "python/fiber/training/optim/build.py"
-_MASKING = "python/fiber/data/masking.py"
-_TASKS = "python/fiber/training/config/tasks.py"
+_MASKING = "rust/tokenizer/masking/positions.rs"
+_RANKING = "python/fiber/tasks/ranking/fields.py"
 _RECIPES = "python/fiber/recipes/meter.py"
 _SNLI_VE = "python/fiber/data/datasets/snli_ve.py"
 
@@ -394,20 +394,27 @@ FURTHER = (
     Mistake(
         "whole-word masking as if it had no effect: every word drawn by itself",
         _MASKING,
-        "for position in islice(rng.permuted(self.max_tokens), self.count):",
-        "for position in (p for p in range(self.max_tokens) if rng.random() < 0.15):",
+        """for first in 0..self.count {
+            let other = first + uniform.below(self.max_tokens - first);
+""",
+        """for first in 0..self.max_tokens {
+            let other = first;
+            if uniform.next() >= 0.15 {
+                continue;
+            }
+""",
         _tests("data/test_masking.py", "positions"),
     ),
     Mistake(
         "positions of masks drawn from those of the text alone",
         _MASKING,
-        "rng.permuted(self.max_tokens)",
-        "rng.permuted(int(batch.text_mask[row].sum()))",
+        "let other = first + uniform.below(self.max_tokens - first);",
+        "let other = first + uniform.below(ids.len().saturating_sub(first));",
         _tests("data/test_masking.py", "positions"),
     ),
     Mistake(
         "itm: 0.5 of the retrieval recipe used as a weight",
-        _TASKS,
+        _RANKING,
         "    rank: float = 1.0\n    itm: float = 1.0\n",
         "    rank: float = 1.0\n    itm: float = 0.5\n",
         _RECIPE,

@@ -8,10 +8,10 @@ from typing import Any
 
 from fiber import DecodeError
 from fiber.data import ColorJitter, DataLoader, ImageTransform, RandAugment
-from fiber.data.masking import PaddedPositions, WholeWords
+from fiber.data.loader_config import MlmOptions
 from fiber.data.prompts.sampling import dropped_boxes
 from fiber.data.skip_report import counted, skip_lines
-from fiber.data.text_lengths import LengthTracker, TextCounts
+from fiber.data.text_lengths import text_counts
 from fiber.messages import shown
 from fiber.models.registry import ModelConfig, architecture_of
 from fiber.tasks.fields import first_part, task_of
@@ -21,8 +21,6 @@ from fiber.training.distributed.processes import Processes
 from fiber.training.task_training import trainings_of
 from fiber.training.training_data import TrainingData
 
-#: Layout of which the loader counts the boxes that truncation drops.
-_BOXES = "grounding"
 _SKIP = "--set data.on_error=skip skips and counts such records"
 
 
@@ -53,6 +51,14 @@ def training_transform(model: ModelConfig, transform: TransformConfig) -> ImageT
             **common,
         )
     return ImageTransform.squash(model.image_size, **common)
+
+
+def mlm_options(config: RunConfig, name: str) -> MlmOptions:
+    """Return how a task's loader masks; tasks without MLM do not use masked texts."""
+    has_mlm = "mlm" in config.tasks.active()[task_of(name)].losses
+    unit = config.data.mlm_unit if has_mlm else "token"
+    # Masking by token has the seed of the loader.
+    return {"mlm_unit": unit, "mlm_seed": None if unit == "token" else config.train.seed}
 
 
 class TaskLoaders:
@@ -92,13 +98,7 @@ class TaskLoaders:
         self.consumed = {name: consumed.get(name, 0) for name in data.records}
         tasks = trainings_of(config.tasks.active())
         tokenizer, max_tokens = data.vocabulary.tokenizer, config.model.max_tokens
-        # For grounding, the loader counts the boxes that truncation drops.
-        tracked = {
-            name: LengthTracker(records, tokenizer, max_tokens)
-            for name, records in data.records.items()
-            if tasks[task_of(name)].task.layout != _BOXES
-        }
-        self._records = {**data.records, **tracked}
+        self._records = data.records
         self._loaders = {
             name: DataLoader(
                 records,
@@ -114,6 +114,7 @@ class TaskLoaders:
                 # Tasks that share records must not visit them in the same order.
                 seed=config.train.seed * 31 + tasks[task_of(name)].task.stream,
                 mlm_probability=config.data.mlm_probability,
+                **mlm_options(config, name),
                 threads=threads,
                 rank=processes.rank,
                 world_size=processes.world_size,
@@ -127,20 +128,7 @@ class TaskLoaders:
             for name, records in self._records.items()
         }
         self._iterators: dict[str, Iterator[Any]] = {}
-        self._texts = {name: TextCounts(records) for name, records in tracked.items()}
-        self._masking: WholeWords | PaddedPositions | None = None
-        masking: dict[str, Any] = {
-            "probability": config.data.mlm_probability,
-            "seed": config.train.seed,
-        }
-        if config.data.mlm_unit == "word":
-            self._masking = WholeWords(tokenizer, **masking)
-        elif config.data.mlm_unit == "position":
-            self._masking = PaddedPositions(tokenizer, max_tokens=max_tokens, **masking)
         self._completions = data.completions
-        self._losses = {name: task.losses for name, task in config.tasks.active().items()}
-        #: Position of this rank's first sample in a micro-batch.
-        self._first = processes.rank * self.micro_batch_size // processes.world_size
 
     def skipped(self) -> list[str]:
         """Describe the data that this rank skipped or truncated, one line per task and kind."""
@@ -164,8 +152,8 @@ class TaskLoaders:
                     lines.append(f"{name}: {_skipped(count, 'boxes')}, since {reason}")
             late = skip_lines(records, while_reading=True)
             lines += [f"{name}: {line}" for line in late]
-        for name, texts in self._texts.items():
-            lines += [f"{name}: {line}" for line in texts.lines()]
+        for name, loader in self._loaders.items():
+            lines += [f"{name}: {line}" for line in text_counts(loader)]
         return lines
 
     def next_batch(self, task: str) -> Any:
@@ -188,14 +176,6 @@ class TaskLoaders:
             raise hinted from None
         except FileNotFoundError as error:
             raise FileNotFoundError(f"{error.strerror}: {error.filename!r}; {_SKIP}") from None
-        if name in self._texts:
-            self._texts[name].add(batch.keys, batch.token_ids, batch.text_mask)
-        masks = "mlm" in self._losses[task]
-        if masks and isinstance(self._masking, WholeWords):
-            first = self.consumed[name] + self._first
-            batch = self._masking.mask(batch, first_sample=first)
-        elif masks and isinstance(self._masking, PaddedPositions):
-            batch = self._masking.mask(batch)
         if task in self._completions:
             batch = self._completions[task](batch)
         self.consumed[name] += self.micro_batch_size

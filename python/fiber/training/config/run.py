@@ -41,7 +41,7 @@ class DataConfig:
     mlm_probability: float = 0.15
     #: Unit of MLM masking: "token" (as in FIBER's published code), "word" (whole words) or
     #: "position" (a fixed number of positions per padded text, of which those of words count, as in
-    #: METER's published code; see `fiber.data.masking.PaddedPositions`).
+    #: METER's published code); see `fiber.data.loader_config.CollatorConfig`.
     mlm_unit: Literal["token", "word", "position"] = "token"
     transform: TransformConfig = field(default_factory=TransformConfig)
     #: Train a tokenizer on the texts if neither the data nor the user provides one and the model

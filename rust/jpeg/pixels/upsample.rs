@@ -2,11 +2,9 @@
 
 use std::ops::Range;
 
-use super::simd::Simd;
-
 /// Upsampling method of a component, chosen as in libjpeg-turbo.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Upsampling {
+pub(in crate::jpeg) enum Upsampling {
     /// No upsampling; the component is not subsampled.
     None,
     /// Box filter: every sample is repeated `h` times horizontally and `v` times vertically.
@@ -23,7 +21,7 @@ impl Upsampling {
     /// Choose the method for a component that is subsampled by `h` and `v`.
     ///
     /// `is_smooth` is false for images of an eighth of the size, where samples are only repeated.
-    pub(super) fn new(h: usize, v: usize, width: usize, is_smooth: bool) -> Self {
+    pub(in crate::jpeg) fn new(h: usize, v: usize, width: usize, is_smooth: bool) -> Self {
         match (h, v) {
             (1, 1) => Self::None,
             (2, 1) if is_smooth && width > 2 => Self::Wide,
@@ -34,12 +32,12 @@ impl Upsampling {
     }
 
     /// True if the method needs the rows above and below.
-    pub(super) fn needs_context(self) -> bool {
+    pub(in crate::jpeg) fn needs_context(self) -> bool {
         matches!(self, Self::High | Self::Both)
     }
 
     /// Number of output rows per row of samples.
-    pub(super) fn rows(self) -> usize {
+    pub(in crate::jpeg) fn rows(self) -> usize {
         match self {
             Self::None | Self::Wide => 1,
             Self::High | Self::Both => 2,
@@ -48,15 +46,15 @@ impl Upsampling {
     }
 }
 
-pub(super) fn repeat(samples: &[u8], times: usize, out: &mut [u8]) {
+pub(in crate::jpeg) fn repeat(samples: &[u8], times: usize, out: &mut [u8]) {
     for (to, &sample) in out.chunks_mut(times).zip(samples) {
         to.fill(sample);
     }
 }
 
-/// Double the width. There are at least two samples, and `out` holds twice as many.
-pub(super) fn wide(simd: Simd, samples: &[u8], out: &mut [u8]) {
-    let done = simd.wide(samples, out);
+/// Double the width. There are at least two samples, and `out` holds twice as many. `done` samples,
+/// counted from the second one, are already upsampled.
+pub(in crate::jpeg) fn wide(samples: &[u8], out: &mut [u8], done: usize) {
     let count = samples.len();
     let value = |at: usize| u32::from(samples[at]);
     weigh(0..1, count, out, 2, [1, 2], value);
@@ -64,7 +62,7 @@ pub(super) fn wide(simd: Simd, samples: &[u8], out: &mut [u8]) {
 }
 
 /// Blend two rows, 3/4 of the nearer one. `is_lower`: the output is below the nearer row's middle.
-pub(super) fn high(near: &[u8], far: &[u8], is_lower: bool, out: &mut [u8]) {
+pub(in crate::jpeg) fn high(near: &[u8], far: &[u8], is_lower: bool, out: &mut [u8]) {
     let bias = if is_lower { 2 } else { 1 };
     for ((to, &near), &far) in out.iter_mut().zip(near).zip(far) {
         *to = ((3 * u16::from(near) + u16::from(far) + bias) >> 2) as u8;
@@ -72,9 +70,8 @@ pub(super) fn high(near: &[u8], far: &[u8], is_lower: bool, out: &mut [u8]) {
 }
 
 /// Blend two rows and double the width. There are at least two samples, and `out` holds twice as
-/// many.
-pub(super) fn both(simd: Simd, near: &[u8], far: &[u8], out: &mut [u8]) {
-    let done = simd.both(near, far, out);
+/// many. `done` samples, counted from the second one, are already upsampled.
+pub(in crate::jpeg) fn both(near: &[u8], far: &[u8], out: &mut [u8], done: usize) {
     let count = near.len().min(far.len());
     let value = |at: usize| 3 * u32::from(near[at]) + u32::from(far[at]);
     weigh(0..1, count, out, 4, [8, 7], value);
@@ -108,7 +105,7 @@ fn weigh(
 /// earlier so that the last samples also fill a register.
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 #[inline]
-pub(super) fn next_start(done: usize, count: usize) -> Option<usize> {
+pub(in crate::jpeg) fn next_start(done: usize, count: usize) -> Option<usize> {
     let last = count.checked_sub(17)?;
     (last > 0 && done < last + 15).then(|| (done + 1).min(last))
 }

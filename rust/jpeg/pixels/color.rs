@@ -1,7 +1,6 @@
 //! Color conversion of rows to RGB.
 
-use super::markers::ColorSpace;
-use super::simd::Simd;
+use crate::jpeg::markers::ColorSpace;
 
 /// Factors of the JFIF conversion, in units of 2^-16: Cr to red, Cb and Cr to green, Cb to blue.
 const RED: i32 = 91881;
@@ -13,21 +12,18 @@ const HALF: i32 = 1 << 15;
 /// The same for loops with 16-bit products, in units of 2^-15: Cr minus one, and Cb minus two. They
 /// give the same rounded products for all 256 values.
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-pub(super) const RED_15: i16 = 13173;
+pub(in crate::jpeg) const RED_15: i16 = 13173;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-pub(super) const BLUE_15: i16 = -7471;
+pub(in crate::jpeg) const BLUE_15: i16 = -7471;
 /// In units of 2^-16: Cb, and Cr minus one.
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-pub(super) const GREEN_16: [i16; 2] = [-22554, 18734];
+pub(in crate::jpeg) const GREEN_16: [i16; 2] = [-22554, 18734];
 
 /// Convert a row of pixels to RGB.
 ///
-/// `rows` are the rows of the components, at least as long as the output row.
-pub(super) fn convert(simd: Simd, space: ColorSpace, rows: [&[u8]; 4], out: &mut [u8]) {
-    let done = match space {
-        ColorSpace::YCbCr => simd.convert(rows[0], rows[1], rows[2], out),
-        _ => 0,
-    };
+/// `rows` are the rows of the components, at least as long as the output row, whose first `done`
+/// pixels are already converted.
+pub(in crate::jpeg) fn convert(space: ColorSpace, rows: [&[u8]; 4], out: &mut [u8], done: usize) {
     let [first, second, third, fourth] = rows.map(|row| row.get(done..).unwrap_or_default());
     let pixels = out.chunks_exact_mut(3).skip(done);
     match space {

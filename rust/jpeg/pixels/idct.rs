@@ -4,7 +4,7 @@
 //! Moschytz). Intermediates have 16 bits as in libjpeg-turbo's AVX2 and SSE2 code, so results also
 //! match for damaged data outside the normal range. All constants are in units of 2^-13.
 
-use super::block::Block;
+use crate::jpeg::block::Block;
 
 const FIX_0_298631336: i32 = 2446;
 const FIX_0_390180644: i32 = 3196;
@@ -20,38 +20,38 @@ const FIX_2_562915447: i32 = 20995;
 const FIX_3_072711026: i32 = 25172;
 
 /// Even part: factors of inputs 2 and 6 in sum 3, then in sum 2.
-pub(super) const EVEN: [[i16; 2]; 2] = [
+pub(in crate::jpeg) const EVEN: [[i16; 2]; 2] = [
     pair(FIX_0_541196100 + FIX_0_765366865, FIX_0_541196100),
     pair(FIX_0_541196100, FIX_0_541196100 - FIX_1_847759065),
 ];
 /// Odd part: factors of the sums of inputs 3 + 7 and 1 + 5.
-pub(super) const CROSS: [[i16; 2]; 2] = [
+pub(in crate::jpeg) const CROSS: [[i16; 2]; 2] = [
     pair(FIX_1_175875602 - FIX_1_961570560, FIX_1_175875602),
     pair(FIX_1_175875602, FIX_1_175875602 - FIX_0_390180644),
 ];
 /// Odd part: factors of inputs 7 and 1.
-pub(super) const ODD_71: [[i16; 2]; 2] = [
+pub(in crate::jpeg) const ODD_71: [[i16; 2]; 2] = [
     pair(FIX_0_298631336 - FIX_0_899976223, -FIX_0_899976223),
     pair(-FIX_0_899976223, FIX_1_501321110 - FIX_0_899976223),
 ];
 /// Odd part: factors of inputs 5 and 3.
-pub(super) const ODD_53: [[i16; 2]; 2] = [
+pub(in crate::jpeg) const ODD_53: [[i16; 2]; 2] = [
     pair(FIX_2_053119869 - FIX_2_562915447, -FIX_2_562915447),
     pair(-FIX_2_562915447, FIX_3_072711026 - FIX_2_562915447),
 ];
 
 /// 4 x 4 transform: factors of inputs 2 and 6, of 1 and 3, and of 5 and 7.
-pub(super) const FOUR_EVEN: [i16; 2] = [15137, -6270];
-pub(super) const FOUR_ODD_13: [[i16; 2]; 2] = [[8697, -17799], [20995, 7373]];
-pub(super) const FOUR_ODD_57: [[i16; 2]; 2] = [[11893, -1730], [-4926, -4176]];
+pub(in crate::jpeg) const FOUR_EVEN: [i16; 2] = [15137, -6270];
+pub(in crate::jpeg) const FOUR_ODD_13: [[i16; 2]; 2] = [[8697, -17799], [20995, 7373]];
+pub(in crate::jpeg) const FOUR_ODD_57: [[i16; 2]; 2] = [[11893, -1730], [-4926, -4176]];
 
 /// 2 x 2 transform: factors of inputs 1 and 3, and of 5 and 7.
-pub(super) const TWO_13: [i16; 2] = [29692, -10426];
-pub(super) const TWO_57: [i16; 2] = [6967, -5906];
+pub(in crate::jpeg) const TWO_13: [i16; 2] = [29692, -10426];
+pub(in crate::jpeg) const TWO_57: [i16; 2] = [6967, -5906];
 
 /// Fraction bits of the constants, and extra bits between the two passes.
-pub(super) const CONSTANT_BITS: u32 = 13;
-pub(super) const PASS_BITS: u32 = 2;
+pub(in crate::jpeg) const CONSTANT_BITS: u32 = 13;
+pub(in crate::jpeg) const PASS_BITS: u32 = 2;
 
 const fn pair(first: i32, second: i32) -> [i16; 2] {
     [first as i16, second as i16]
@@ -60,7 +60,7 @@ const fn pair(first: i32, second: i32) -> [i16; 2] {
 /// Transform a block to `size` x `size` samples, where `size` is 8, 4, 2 or 1.
 ///
 /// Row r is written to `out[r * stride..]`; samples outside `out` are dropped.
-pub(super) fn transform(
+pub(in crate::jpeg) fn transform(
     block: &Block,
     quantization: &[u16; 64],
     size: usize,
