@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from fiber.benchmarks.peers import OURS, Peer
-from fiber.benchmarks.peers.task import Task
+from fiber.benchmarks.peers.task import PeerTask
 
 _WORKER = Path(__file__).with_name("peers") / "worker.py"
 #: A peer that uses less CPU time than this between two polls is idle.
@@ -67,7 +67,7 @@ class PeerProcess:
     #: Number of epochs run so far.
     epochs: int = 0
 
-    def __init__(self, peer: Peer, task: Task, python: str, log: Path) -> None:
+    def __init__(self, peer: Peer, task: PeerTask, python: str, log: Path) -> None:
         """Start a peer with the interpreter `python`, and redirect its standard error to `log`."""
         self.log = log
         with log.open("wb") as printed:

@@ -65,7 +65,6 @@ from fiber.training.optim import (
 )
 from fiber.training.run_dir import RunFolder
 from fiber.training.task_loaders import TaskLoaders
-from fiber.training.task_training import trainings_of
 from fiber.training.tracking.callback import RunContext
 from fiber.training.tracking.monitor import RunMonitor
 from fiber.training.tracking.summary import describe_run
@@ -112,8 +111,7 @@ class Trainer:
             FileNotFoundError: if the best weights of a resumed run are missing.
         """
         # Do this before creating the folder, so that invalid data leaves no folder.
-        self.state = ObjectiveState(trainings_of(config.tasks.active()))
-        self.state.prepare(config, data)
+        self.state = ObjectiveState.prepared(config, data)
         self.config, self.folder, self.processes = config, folder, processes
         self.device = processes.device
         self.validation, self.threads, self.quiet = validation, threads, quiet

@@ -66,7 +66,7 @@ def ids_of(tokenizer, *texts: str) -> torch.Tensor:
 
 def rewards_of(config, data):
     """Rewards of the caption task in a run."""
-    state = ObjectiveState.of(config, torch.device("cpu"), data)
+    state = ObjectiveState.prepared(config, data)
     return state.trainings["caption"].rewards
 
 

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 from . import task as tasks
-from .task import SIZE, Epoch, Task
+from .task import SIZE, Epoch, PeerTask
 
 #: Mean and standard deviation of values in [0, 255], in channel order.
 _COARSE = ([m * 255 for m in tasks.MEAN], [s * 255 for s in tasks.STD])
@@ -23,7 +23,7 @@ _FINE = (tasks.FINE_MEAN[::-1], tasks.FINE_STD[::-1])
 _kept = threading.local()
 
 
-def open_peer(task: Task) -> Epoch:
+def open_peer(task: PeerTask) -> Epoch:
     """Start threads that decode, resize, flip and normalize images into a reused batch."""
     cv2.setNumThreads(1)
     pool = ThreadPoolExecutor(task.threads)
@@ -92,7 +92,7 @@ def _normalize(pixels: np.ndarray, place: np.ndarray, numbers: Any) -> None:
         plane[:height, width:] = 0
 
 
-def _fine_pixels(task: Task, index: int) -> tuple[np.ndarray, np.ndarray]:
+def _fine_pixels(task: PeerTask, index: int) -> tuple[np.ndarray, np.ndarray]:
     pixels = _read(task.files[index], cv2.IMREAD_COLOR_BGR)
     boxes = np.asarray(task.boxes[index], np.float32)
     old_height, old_width = pixels.shape[:2]

@@ -41,7 +41,7 @@ def main() -> None:
     sys.modules[PACKAGE] = package
     try:
         order = json.loads(sys.stdin.readline())
-        task = importlib.import_module(f"{PACKAGE}.task").Task(**order["task"])
+        task = importlib.import_module(f"{PACKAGE}.task").PeerTask(**order["task"])
         epoch = importlib.import_module(f"{PACKAGE}.{order['module']}").open_peer(task)
         answer(versions=versions(order["distributions"]))
         for line in sys.stdin:

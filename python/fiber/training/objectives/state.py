@@ -23,24 +23,23 @@ class ObjectiveState:
         self.trainings = dict(trainings or {})
 
     @classmethod
-    def of(
-        cls, config: RunConfig, device: torch.device, data: TrainingData | None = None
-    ) -> ObjectiveState:
-        """Create the state of a new run on a device. `data` is needed by rewards of captions.
+    def of(cls, config: RunConfig, device: torch.device) -> ObjectiveState:
+        """Create the state of a new run on a device, without what is computed of the data."""
+        state = cls(trainings_of(config.tasks.active()))
+        state.start(config, device)
+        return state
+
+    @classmethod
+    def prepared(cls, config: RunConfig, data: TrainingData) -> ObjectiveState:
+        """Compute what the tasks of a new run need of the data; `start` allocates the rest.
 
         Raises:
             ValueError: if a task cannot be trained on the data.
         """
         state = cls(trainings_of(config.tasks.active()))
-        if data is not None:
-            state.prepare(config, data)
-        state.start(config, device)
-        return state
-
-    def prepare(self, config: RunConfig, data: TrainingData) -> None:
-        """See `TaskTraining.prepare`."""
-        for training in self.trainings.values():
+        for training in state.trainings.values():
             training.prepare(config, data)
+        return state
 
     def start(self, config: RunConfig, device: torch.device) -> None:
         """See `TaskTraining.start`."""
