@@ -285,7 +285,9 @@ class TestEval:
 
     def test_ctrl_c_leaves_no_predictions(self, desk, capsys, monkeypatch):
         generate("runs/scenes", train=0, val=4, novel=0)
-        monkeypatch.setattr("fiber.evaluation.grounding._ground", stop_with(KeyboardInterrupt()))
+        monkeypatch.setattr(
+            "fiber.tasks.grounding.evaluate._ground", stop_with(KeyboardInterrupt())
+        )
         arguments = ["eval", "runs/demo/fine", "refcoco", "--data", "runs/scenes"]
         Path("out").mkdir()
         assert main([*arguments, "--output", "out/found.json"]) == 130

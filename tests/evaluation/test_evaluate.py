@@ -7,9 +7,9 @@ import torch
 from fiber.data import load_image
 from fiber.data.record import Record
 from fiber.evaluation.evaluate import evaluate
-from fiber.evaluation.image_text import wrong_texts
 from fiber.evaluation.tasks import PermutedImages, fusion_off
 from fiber.tasks import all_evaluations
+from fiber.tasks.image_text.evaluate import wrong_texts
 from tests.evaluation.measured import (
     assert_close,
     detection_records,

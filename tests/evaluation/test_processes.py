@@ -13,11 +13,11 @@ from fiber.checkpoints.model_dir import StoredModel
 from fiber.config_io import replace_fields
 from fiber.data import Tokenizer
 from fiber.data.datasets.snli_ve import ENTAILMENT
-from fiber.evaluation import retrieval
 from fiber.evaluation.evaluate import evaluate
 from fiber.evaluation.processes import ONE_PROCESS, EvalProcesses
 from fiber.models.registry import build_model
 from fiber.tasks import all_evaluations, find_evaluation
+from fiber.tasks.image_text import retrieval
 from tests.evaluation.measured import detection_records, new_models, records_for
 from tests.losses.two_ranks import run_on_ranks
 from tests.models.encoders.test_swin import randomise

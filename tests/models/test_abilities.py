@@ -8,7 +8,6 @@ import torch
 
 from fiber.config import preset
 from fiber.evaluation.context import EvalContext
-from fiber.evaluation.image_text import vqa
 from fiber.inference import Model
 from fiber.models.abilities import (
     ClassifiesEntailment,
@@ -23,6 +22,7 @@ from fiber.models.abilities import (
 from fiber.models.heads import MissingHeadError
 from fiber.models.meter.config import METER_HEADS
 from fiber.models.registry import Network, build_empty
+from fiber.tasks.question.evaluate import vqa
 from fiber.training.config.run import load_recipe
 
 FIBER = build_empty(preset("micro"))

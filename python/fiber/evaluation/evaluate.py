@@ -19,7 +19,6 @@ from fiber.evaluation.classes import GivenClasses, classes_of_sets, listed_class
 from fiber.evaluation.context import EvalContext, EvalModel, EvalStages
 from fiber.evaluation.odinw import evaluate_odinw
 from fiber.evaluation.processes import ONE_PROCESS, EvalProcesses
-from fiber.evaluation.retrieval import choose_ranking_heads
 from fiber.evaluation.tasks import (
     check_classes,
     needed_head,
@@ -27,6 +26,7 @@ from fiber.evaluation.tasks import (
     run_task,
 )
 from fiber.models.heads import need_head
+from fiber.models.ranking_heads import choose_ranking_heads
 from fiber.models.registry import ModelConfig
 from fiber.tasks import find_evaluation
 

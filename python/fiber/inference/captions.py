@@ -7,10 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fiber.evaluation.image_text import CAPTION_BEAMS
 from fiber.messages import shown
 from fiber.models.abilities import WritesCaptions
-from fiber.models.fiber.captioner import beam_search, sample_captions
+from fiber.models.fiber.captioner import CAPTION_BEAMS, beam_search, sample_captions
 
 
 def caption_writer(

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from fiber.checkpoints.model_dir import NO_ANSWERS, NO_TOKENIZER
 from fiber.data.datasets.snli_ve import ENTAILMENT
-from fiber.evaluation.retrieval import choose_ranking_heads
 from fiber.inference.captions import caption_writer
 from fiber.inference.inputs import (
     ImageInput,
@@ -38,6 +37,7 @@ from fiber.models.abilities import (
     need_ability,
 )
 from fiber.models.fiber.captioner import written_tokens
+from fiber.models.ranking_heads import choose_ranking_heads
 from fiber.models.registry import ModelConfig, Network
 
 

@@ -28,6 +28,9 @@ _FORBIDDEN_LOGIT = -10000.0
 #: Added to lengths before dividing by them, as in the published code.
 _LENGTH_EPS = 1e-9
 
+#: Beam size of captioning in the published code.
+CAPTION_BEAMS = 5
+
 
 class Captions(NamedTuple):
     """One caption per image."""

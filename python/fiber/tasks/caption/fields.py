@@ -80,7 +80,7 @@ TASK = Task(
             heads=("caption",),
             source="captions",
             chosen_by=("cider_d",),
-            run="fiber.evaluation.image_text:caption",
+            run="fiber.tasks.caption.evaluate:caption",
             # Captions are references.
             reads_texts=False,
         ),

@@ -32,7 +32,7 @@ TASK = Task(
             heads=("snli",),
             source="entailment",
             chosen_by=("accuracy",),
-            run="fiber.evaluation.image_text:entailment",
+            run="fiber.tasks.entailment.evaluate:entailment",
         ),
     },
 )

@@ -79,7 +79,7 @@ TASK = Task(
             heads=("grounding",),
             source="referring",
             chosen_by=("accuracy_at_1",),
-            run="fiber.evaluation.grounding:refcoco",
+            run="fiber.tasks.grounding.evaluate:refcoco",
             # The reader reports prompts that do not fit.
             reads_texts=False,
             split_hint="Pass the folder instead of the file",
@@ -88,7 +88,7 @@ TASK = Task(
             heads=("grounding",),
             source="phrases",
             chosen_by=("any_recall_at_1",),
-            run="fiber.evaluation.grounding:flickr",
+            run="fiber.tasks.grounding.evaluate:flickr",
             # The reader reports prompts that do not fit.
             reads_texts=False,
             split_hint="Pass the folder instead of the file",
@@ -97,7 +97,7 @@ TASK = Task(
             heads=("grounding",),
             source="detection",
             chosen_by=("ap",),
-            run="fiber.evaluation.detection:coco",
+            run="fiber.tasks.grounding.detection:coco",
             # The reader reports prompts that do not fit.
             reads_texts=False,
             split_hint="Pass the folder instead of the file",
@@ -106,7 +106,7 @@ TASK = Task(
             heads=("grounding",),
             source="detection",
             chosen_by=("ap",),
-            run="fiber.evaluation.detection:lvis",
+            run="fiber.tasks.grounding.detection:lvis",
             # The reader reports prompts that do not fit.
             reads_texts=False,
             split_hint="Pass the folder instead of the file",

@@ -32,7 +32,7 @@ TASK = Task(
             heads=("vqa",),
             source="questions",
             chosen_by=("accuracy",),
-            run="fiber.evaluation.image_text:vqa",
+            run="fiber.tasks.question.evaluate:vqa",
         ),
     },
 )

@@ -33,7 +33,7 @@ TASK = Task(
             heads=("nlvr2",),
             source="reasoning",
             chosen_by=("accuracy",),
-            run="fiber.evaluation.image_text:nlvr2",
+            run="fiber.tasks.reasoning.evaluate:nlvr2",
         ),
     },
 )

@@ -5,7 +5,6 @@ Dimension letters: P images, T texts, D embed dim, k candidates per query.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from itertools import chain
 from typing import Any, NamedTuple
@@ -20,27 +19,14 @@ from fiber.evaluation.context import EvalContext, EvalResult, by_image
 from fiber.evaluation.processes import EvalProcesses
 from fiber.metrics.retrieval import recall_of_ranks, reranked, wrong_before
 from fiber.models.abilities import EmbedsAlone, ScoresPairs
-from fiber.models.heads import HintsAtHeads, need_head
 from fiber.models.pair_scoring import TextFeatureStore, ranking_head, run_pairs
-from fiber.models.registry import ModelConfig
 
 #: Name in messages.
 TASK = "task 'retrieval'"
 #: Number of images listed per text in a prediction file.
 LISTED = 10
-#: Default number of candidates that ITM reranks.
-RERANKED = 32
 #: Number of queries to compare with all candidates at once.
 QUERIES_AT_ONCE = 256
-
-
-class RankingHeads(NamedTuple):
-    """Heads that rank images and texts."""
-
-    #: ("itc",), ("itm",), ("rank",), or ("itc", "itm") to rerank the best ITC candidates with ITM.
-    heads: tuple[str, ...]
-    #: Number of candidates per query to rerank; 0 if only one head ranks.
-    candidates: int
 
 
 class Ranking(NamedTuple):
@@ -229,60 +215,3 @@ def match_candidates(
         own = order[starts[number] : starts[number + 1]]
         text_scores.ravel()[own] = scores[image_candidates.shape[1] :]
     return image_scores, text_scores
-
-
-def choose_ranking_heads(
-    config: ModelConfig,
-    rerank: bool | None,
-    candidates: int | None,
-    caller: str,
-    *,
-    stacklevel: int = 3,
-) -> RankingHeads:
-    """Choose the heads that rank images and texts.
-
-    Warns if ITM ranks alone, or if requested reranking is not possible.
-
-    Args:
-        config: model configuration.
-        rerank: rerank the best ITC candidates with ITM. None means True if the model has both
-            heads.
-        candidates: number of candidates per query to rerank, at least 1. None means `RERANKED`.
-        caller: name of the method or task, for messages.
-        stacklevel: stack level of the warnings.
-
-    Raises:
-        MissingHeadError: if the model has neither head, or no ITC head while `rerank` is False.
-        TypeError: if `rerank` is neither bool nor None.
-        ValueError: if `candidates` is below 1.
-    """
-    if rerank is not None and not isinstance(rerank, (bool, np.bool_)):
-        raise TypeError(
-            f"{caller}: rerank is {rerank!r}; expected True, False or None (use `candidates` to set"
-            " the number of candidates to rerank)"
-        )
-    if candidates is not None and candidates < 1:
-        raise ValueError(f"{caller}: candidates is {candidates}; expected 1 or more")
-    wanted = rerank is None or bool(rerank)
-    if wanted and isinstance(config, HintsAtHeads):
-        # METER has no ITC, and scores every pair.
-        need_head(config, config.pair_heads, caller)
-        best = next(head for head in config.pair_heads if head in config.heads)
-        return RankingHeads((best,), 0)
-    if not wanted or "itm" not in config.heads:
-        need_head(config, "itc", caller)
-        if wanted and not (rerank is None and candidates is None):
-            warnings.warn(
-                f"{caller}: the model has no head 'itm' to rerank candidates; ranking with 'itc'"
-                " only",
-                stacklevel=stacklevel,
-            )
-        return RankingHeads(("itc",), 0)
-    if "itc" not in config.heads:
-        warnings.warn(
-            f"{caller}: the model has no head 'itc' to select candidates; ranking with 'itm' only,"
-            " by scoring every pair",
-            stacklevel=stacklevel,
-        )
-        return RankingHeads(("itm",), 0)
-    return RankingHeads(("itc", "itm"), RERANKED if candidates is None else candidates)

@@ -12,12 +12,12 @@ from torch import Tensor
 from fiber.data.prompts.classes import class_prompts
 from fiber.data.record import Record
 from fiber.evaluation.context import EvalContext, EvalResult, entry_id
-from fiber.evaluation.grounding import ASKED, label_tokens, run_same_sized
 from fiber.messages import shown
 from fiber.metrics.detection import ScoredBoxes, TrueBoxes, average_precision
 from fiber.metrics.lvis import BestOfClasses, FederatedTruth, fixed_average_precision
 from fiber.models.abilities import FindsBoxes
 from fiber.postprocess import FoundBoxes, detect_boxes, join_chunks
+from fiber.tasks.grounding.evaluate import ASKED, label_tokens, run_same_sized
 
 #: Maximum detections per image in COCO's protocol.
 COCO_DETECTIONS = 100
