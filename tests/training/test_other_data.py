@@ -240,7 +240,9 @@ def test_metrics_that_are_no_text_are_named(pictures, tmp_path, stopped):
     shutil.copytree(stopped[0], tmp_path / "r")
     path = tmp_path / "r" / "metrics.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
-    for wrong in (b"\xff\xfe{\n", b"{\n", b"[1]\n", b'{"step": "2"}\n', b"[" * 100_000 + b"\n"):
+    times = (b'{"step": 2}\n', b'{"step": 2, "performance": {"wall_seconds": "2", "goodput": 1}}\n')
+    texts = (b"\xff\xfe{\n", b"{\n", b"[1]\n", b'{"step": "2"}\n', b"[" * 100_000 + b"\n")
+    for wrong in (*times, *texts):
         path.write_bytes(b"".join([lines[0], wrong, *lines[1:]]))
         with pytest.raises(ValueError, match=r"metrics\.jsonl: line 2 .*deleted"):
             run(CONFIG, pictures, tmp_path / "r", resume=True)

@@ -201,12 +201,12 @@ def not_installed(peers: Iterable[Peer], pythons: Mapping[str, str]) -> dict[str
             text=True,
             check=False,
         )
-        found = json.loads(done.stdout) if done.returncode == 0 else {}
+        installed = json.loads(done.stdout) if done.returncode == 0 else {}
         for peer in some:
             first = peer.distributions[0]
             install = peer.install or f"pip install {first}"
             # fiber runs from where this process imported it, whether installed or not.
-            if peer is not OURS and first not in found:
+            if peer is not OURS and first not in installed:
                 reasons[peer.name] = f"{first} is not installed: {install}"
             elif peer.preload and not _library(peer.preload):
                 reasons[peer.name] = f"{peer.preload} is not installed: {install}"

@@ -215,8 +215,8 @@ def read_tensor_part(mapped: MappedFile, first: int, size: int) -> Tensor:
             content, storages = read_archive(parts[0], size, parts[1])
         if not isinstance(content, TensorRecord):
             raise ValueError(f"expected a tensor at byte {first}, got {_kind(content)}")
-        places = {key: (first + start, length) for key, (start, length) in storages.items()}
-        torch_file = _TorchFile(mapped.path, content, places)
+        absolute = {key: (first + start, length) for key, (start, length) in storages.items()}
+        torch_file = _TorchFile(mapped.path, content, absolute)
         return _make_tensors(torch_file, mapped, {"the tensor": content})["the tensor"]
 
 

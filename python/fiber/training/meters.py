@@ -125,22 +125,22 @@ class PriorWatch:
             self._first[name] = step, losses[name]
         if step < self.first_step:
             return []
-        found = []
+        texts = []
         for name, prior in list(self.priors.items()):
             if losses.get(name, 0.0) >= STUCK * prior:
                 del self.priors[name]
-                found.append(
+                texts.append(
                     f"step {step}: {name} is {losses[name]:.3f}; a model that ignores inputs has"
                     f" {prior:.3f}. Usual cause: {self._cause(name)}"
                 )
         for name, (began, first) in list(self._first.items()):
             if step > began and losses.get(name, 0.0) >= STUCK * first:
                 del self._first[name]
-                found.append(
+                texts.append(
                     f"step {step}: {name} is {losses[name]:.3f}; it was {first:.3f} at step"
                     f" {began}. Usual cause: {self._cause(name)}"
                 )
-        return found
+        return texts
 
     def _cause(self, name: str) -> str:
         return self._causes.get(name, "optim.lr is too low, or too few steps")

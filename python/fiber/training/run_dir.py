@@ -220,8 +220,8 @@ class RunFolder:
     def vocabulary_sha256(self) -> str:
         """Return a SHA-256 checksum of the run's tokenizer, answers and classes."""
         files = [self.path / name for name in VOCABULARY_FILES]
-        found = [f"{sha256(file)}  {file.name}\n" for file in files if file.is_file()]
-        return hashlib.sha256("".join(found).encode()).hexdigest()
+        lines = [f"{sha256(file)}  {file.name}\n" for file in files if file.is_file()]
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
 
     def check_vocabulary(self, stored: str, checkpoint: Path) -> None:
         """Check that the vocabulary is the one of a checkpoint, which has its checksum `stored`.

@@ -300,9 +300,9 @@ class Trainer:
         validation, done = self.validation, self.steps_done
         with self.strategy.whole_model(self.model, self._weights()) as model:
             with self._autocast():
-                found = validation.evaluate(model, self.threads, self.processes)
+                local_metrics = validation.evaluate(model, self.threads, self.processes)
             wait_for_work(self.processes)  # Metrics of many boxes take long.
-            metrics = broadcast_object(found, self.processes)
+            metrics = broadcast_object(local_metrics, self.processes)
             score = metrics["score"]
             # Ties keep the later step.
             if not self.best_step or score >= self.best_score:

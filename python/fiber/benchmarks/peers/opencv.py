@@ -41,14 +41,14 @@ def open_peer(task: PeerTask) -> Epoch:
     def fine(number: int) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
         for start in starts:
             places = range(start, min(start + task.batch_size, len(task.files)))
-            found = list(pool.map(lambda index: _fine_pixels(task, index), places))
-            pixels = [pixels for pixels, _ in found]
+            results = list(pool.map(lambda index: _fine_pixels(task, index), places))
+            pixels = [pixels for pixels, _ in results]
             height = tasks.padded_side(max(one.shape[0] for one in pixels))
             width = tasks.padded_side(max(one.shape[1] for one in pixels))
-            shape = (len(found), 3, height, width)
+            shape = (len(results), 3, height, width)
             batch = memory[: np.prod(shape)].reshape(shape)
-            list(pool.map(_normalize, pixels, batch, [_FINE] * len(found)))
-            yield batch, [boxes for _, boxes in found]
+            list(pool.map(_normalize, pixels, batch, [_FINE] * len(results)))
+            yield batch, [boxes for _, boxes in results]
 
     return fine if task.work == "fine" else coarse
 
@@ -60,7 +60,7 @@ def _read(path: str, color: int = cv2.IMREAD_COLOR_RGB) -> np.ndarray:
     return pixels
 
 
-def _coarse(path: str, place: np.ndarray, work: str) -> None:
+def _coarse(path: str, slot: np.ndarray, work: str) -> None:
     pixels = _read(path)
     if work == "crop":
         height, width = pixels.shape[:2]
@@ -71,10 +71,10 @@ def _coarse(path: str, place: np.ndarray, work: str) -> None:
     pixels = cv2.resize(pixels, (SIZE, SIZE), interpolation=cv2.INTER_CUBIC)
     if work == "crop" and random.random() < 0.5:
         pixels = cv2.flip(pixels, 1)
-    _normalize(pixels, place, _COARSE)
+    _normalize(pixels, slot, _COARSE)
 
 
-def _normalize(pixels: np.ndarray, place: np.ndarray, numbers: Any) -> None:
+def _normalize(pixels: np.ndarray, slot: np.ndarray, numbers: Any) -> None:
     """Normalize (h, w, 3) pixels into the top left corner of a (3, H, W) slot; zero the rest."""
     mean, std = numbers
     height, width = pixels.shape[:2]
@@ -86,7 +86,7 @@ def _normalize(pixels: np.ndarray, place: np.ndarray, numbers: Any) -> None:
     times: Any = (*(1 / s for s in std), 0)
     cv2.subtract(pixels, less, dst=values, dtype=cv2.CV_32F)
     cv2.multiply(values, times, dst=values)
-    for channel, plane in enumerate(place):
+    for channel, plane in enumerate(slot):
         cv2.extractChannel(values, channel, plane[:height, :width])
         plane[height:] = 0
         plane[:height, width:] = 0

@@ -78,8 +78,8 @@ def pad_images(images: Sequence[Tensor]) -> Tensor:
     height = padded_side(max(image.shape[1] for image in images))
     width = padded_side(max(image.shape[2] for image in images))
     batch = images[0].new_zeros(len(images), 3, height, width)
-    for place, image in zip(batch, images, strict=True):
-        place[:, : image.shape[1], : image.shape[2]].copy_(image)
+    for padded, image in zip(batch, images, strict=True):
+        padded[:, : image.shape[1], : image.shape[2]].copy_(image)
     return batch
 
 

@@ -54,11 +54,11 @@ def main() -> None:
 
 def versions(distributions: list[str]) -> dict[str, str]:
     """Return the versions of the given distributions that are installed."""
-    found = {}
+    installed = {}
     for name in distributions:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
+            installed[name] = importlib.metadata.version(name)
+    return installed
 
 
 def _run(epoch: Any, repeats: int, number: int, sample: str) -> int:

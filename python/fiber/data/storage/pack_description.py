@@ -83,39 +83,41 @@ def parse_description(content: bytes, name: str) -> dict[str, Any]:
         )
     try:
         text = content.decode()
-        found = json.loads(text)
-        if not isinstance(found, dict):
-            raise ValueError(f"it contains {shown(found)}; expected an object")
-        if may_have_surrogates(text) and (text := find_surrogate(found)) is not None:
+        description = json.loads(text)
+        if not isinstance(description, dict):
+            raise ValueError(f"it contains {shown(description)}; expected an object")
+        if may_have_surrogates(text) and (text := find_surrogate(description)) is not None:
             raise ValueError(f"it has a lone surrogate in {shown(text)}")
-        form, version = found.get("format"), found.get("version")
+        form, version = description.get("format"), description.get("version")
         if form != FORMAT or not is_integer(version, VERSION, VERSION):
             raise ValueError(f"unsupported format {shown(form)}, version {shown(version)}")
-        _check_description(found)
-        stored, own = found["fingerprint"], fingerprint_of_content(found)
+        _check_description(description)
+        stored, computed = description["fingerprint"], fingerprint_of_content(description)
     except JSON_ERRORS as problem:
         raise ValueError(
             f"{name} does not describe a packed folder ({problem}); expected format {FORMAT!r},"
             f" version {VERSION}"
         ) from None
-    if stored != own:
+    if stored != computed:
         raise ValueError(f"{name} does not have the hash {shown(stored)} and {NOT_PACKED}")
-    return found
+    return description
 
 
-def _check_description(found: dict[str, Any]) -> None:
+def _check_description(description: dict[str, Any]) -> None:
     """Check the types of the fields that are read, and that splits are parts of file names."""
-    _check_fields(DESCRIPTION, found, _FIELDS)
+    _check_fields(DESCRIPTION, description, _FIELDS)
     # A block is held in memory when it is downloaded.
-    if not 1 <= found["block_bytes"] <= MAX_BLOCK_BYTES:
-        raise ValueError(f"block_bytes is {found['block_bytes']}; expected 1 to {MAX_BLOCK_BYTES}")
+    if not 1 <= description["block_bytes"] <= MAX_BLOCK_BYTES:
+        raise ValueError(
+            f"block_bytes is {description['block_bytes']}; expected 1 to {MAX_BLOCK_BYTES}"
+        )
     for name, fields in _ENTRY_FIELDS.items():
-        for index, entry in enumerate(found[name]):
+        for index, entry in enumerate(description[name]):
             where = f"{name}[{index}]"
             _check_fields(where, entry, fields)
             _check_name(where, entry["file"], entry.get("split", ""))
-            _check_blocks(where, entry, found["block_bytes"])
-    for index, part in enumerate(found["parts"]):
+            _check_blocks(where, entry, description["block_bytes"])
+    for index, part in enumerate(description["parts"]):
         _check_part(f"parts[{index}]", part)
 
 

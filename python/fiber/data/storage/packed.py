@@ -144,7 +144,7 @@ class PackedRecords(RecordSequence):
 
     def _record(self, index: int) -> Record:
         line = self.lines[index]
-        found, data = self._line(line)
+        location, data = self._line(line)
         try:
             text = data.decode()
             entry = json.loads(text)
@@ -159,8 +159,8 @@ class PackedRecords(RecordSequence):
                 )
             if not isinstance(numbers, list) or not numbers or not all(map(is_integer, numbers)):
                 raise ValueError(f"images is {shown(numbers)}; expected one or two integers")
-            if found.number != numbers[0]:
-                raise ValueError(f"its first image is {numbers[0]}; expected {found.number}")
+            if location.number != numbers[0]:
+                raise ValueError(f"its first image is {numbers[0]}; expected {location.number}")
             if not self._objects:
                 entry.pop("objects", None)
             images = LazyImages(self.image, tuple(numbers))
@@ -208,7 +208,7 @@ class PackedRecords(RecordSequence):
             raise ValueError(
                 f"{self._text.path} refers to image {number}; expected 0 to {len(self._images) - 1}"
             )
-        shard, entry = self._place(number)
+        shard, entry = self._location(number)
         data = shard.read(entry.start, entry.size)
         if zlib.crc32(data) == entry.crc32:
             return data
@@ -223,7 +223,7 @@ class PackedRecords(RecordSequence):
             )
         return data
 
-    def _place(self, number: int) -> tuple[ShardFile, IndexEntry]:
+    def _location(self, number: int) -> tuple[ShardFile, IndexEntry]:
         """Return the shard of an image and its location there."""
         entry = self._images[number]
         if entry.number >= len(self._shards):
@@ -239,17 +239,17 @@ class PackedRecords(RecordSequence):
         Raises:
             FileNotFoundError, ValueError: see `image`.
         """
-        file, entry = self._place(number)
-        place = entry.start - TAR_BLOCK
+        file, entry = self._location(number)
+        header_start = entry.start - TAR_BLOCK
         try:
-            header = tarfile.TarInfo.frombuf(file.read(place, TAR_BLOCK), "utf-8", "strict")
-            found = (header.name.partition(".")[0], header.size)
+            header = tarfile.TarInfo.frombuf(file.read(header_start, TAR_BLOCK), "utf-8", "strict")
+            header_name_and_size = (header.name.partition(".")[0], header.size)
         except (tarfile.HeaderError, UnicodeDecodeError) as problem:
-            found = str(problem)
-        if found != (f"{number:09d}", entry.size):
+            header_name_and_size = str(problem)
+        if header_name_and_size != (f"{number:09d}", entry.size):
             raise ChangedFileError(
-                f"{file.path}: the tar header at byte {place} is not that of image {number}"
-                f" ({shown(found)}); the shard {NOT_PACKED}"
+                f"{file.path}: the tar header at byte {header_start} is not that of image {number}"
+                f" ({shown(header_name_and_size)}); the shard {NOT_PACKED}"
             )
         self.image(number)
 
@@ -321,15 +321,15 @@ def open_pack(
     """
     parts = read_description(folder)["parts"]
     names = (source, OTHER_NAMES.get(source, source))
-    found = [
+    matching = [
         part for name in names for part in parts if (part["source"], part["split"]) == (name, split)
     ]
-    if not found:
+    if not matching:
         have = shown_names([f"{part['source']} for split {part['split']}" for part in parts])
         raise FileNotFoundError(
             f"packed folder {folder} has no {source} for split {shown(split)}; it has {have}"
         )
-    records = PackedRecords(folder, found[0], objects=objects, whole=whole_expression)
+    records = PackedRecords(folder, matching[0], objects=objects, whole=whole_expression)
     if shots:
         records.lines = _choose_shots(records, shots)
     return records

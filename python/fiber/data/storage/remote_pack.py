@@ -165,16 +165,16 @@ def _remote_file(mirror: Path) -> Path:
 def _stored_remote(folder: Path) -> dict[str, Any] | None:
     path = _remote_file(folder.absolute())
     try:
-        found = read_json(path, _MAX_NOTE_BYTES)
+        note = read_json(path, _MAX_NOTE_BYTES)
     except FileNotFoundError:
         return None
     except ValueError as error:
         raise ValueError(f"{error}; delete it") from None
-    if not isinstance(found, dict) or not is_url(found.get("url")):
+    if not isinstance(note, dict) or not is_url(note.get("url")):
         raise ValueError(f"{path} has no URL; delete it")
-    if not is_integer(found.get("limit_bytes"), 1):
+    if not is_integer(note.get("limit_bytes"), 1):
         raise ValueError(f"{path} has no integer limit_bytes; delete it")
-    return found
+    return note
 
 
 def _write_shared(path: Path, content: bytes) -> None:

@@ -47,8 +47,8 @@ def verify_files(folder: Path, splits: Sequence[str] = ()) -> tuple[int, list[st
     ]
     with ThreadPoolExecutor() as pool:
         # Hashing releases the GIL.
-        found = pool.map(lambda entry: _changed(folder, entry), entries)
-        changed = [problem for problem in found if problem]
+        problems = pool.map(lambda entry: _changed(folder, entry), entries)
+        changed = [problem for problem in problems if problem]
     return len(entries), changed
 
 

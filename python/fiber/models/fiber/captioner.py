@@ -206,7 +206,7 @@ def is_written(token_ids: Tensor) -> Tensor:
 
 def written_tokens(token_ids: Sequence[int]) -> list[int]:
     """Truncate a caption before its first </s> or <pad>."""
-    ends = (place for place, token in enumerate(token_ids) if token in (END_ID, PAD_ID))
+    ends = (index for index, token in enumerate(token_ids) if token in (END_ID, PAD_ID))
     return list(token_ids[: next(ends, len(token_ids))])
 
 

@@ -296,13 +296,18 @@ class FiberDetector(Network):
                 padded.append(whole.flatten(1, 2))
             return padded
 
-        found = [output for _, _, output in outputs]
+        outputs_of_groups = [output for _, _, output in outputs]
         lowest = -MAX_TOKEN_LOGIT
-        valid = [[torch.ones_like(c, dtype=torch.bool) for c in f.centerness_logits] for f in found]
+        valid = [
+            [torch.ones_like(c, dtype=torch.bool) for c in f.centerness_logits]
+            for f in outputs_of_groups
+        ]
         return DetectorOutput(
-            token_logits=pad([output.token_logits for output in found], lowest),
-            box_deltas=pad([output.box_deltas for output in found], 0.0),
-            centerness_logits=pad([output.centerness_logits for output in found], lowest),
+            token_logits=pad([output.token_logits for output in outputs_of_groups], lowest),
+            box_deltas=pad([output.box_deltas for output in outputs_of_groups], 0.0),
+            centerness_logits=pad(
+                [output.centerness_logits for output in outputs_of_groups], lowest
+            ),
             anchors=self._anchors(sizes, text_mask.device),
             text_mask=text_mask,
             inside=torch.cat(pad(valid, False), dim=1),

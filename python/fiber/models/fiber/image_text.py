@@ -74,7 +74,7 @@ class FiberImageText(ImageTextModel):
         if "caption" in heads:
             # Captioning attends to the last stage in all layers. Text layers paired with stage 3
             # expect that stage's channels, so each of them has a projection.
-            stages = [place[0] for place in self.backbone.image.places]
+            stages = [stage for stage, _ in self.backbone.image.places]
             paired = stages[self.backbone.first_fused_block :].count(len(channels) - 2)
             self.caption_projections = nn.ModuleList(
                 nn.Linear(channels[-1], channels[-2]) for _ in range(paired)

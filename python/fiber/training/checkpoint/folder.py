@@ -97,17 +97,17 @@ class RunCheckpoint:
             ValueError: if a field of data.json is invalid (the message names it), or if it was
                 written for other records.
         """
-        found = self.read_position()
+        position = self.read_position()
         changed = [
-            f"{_named(name)} had {shown(found.records.get(name, 0))} records and now has"
+            f"{_named(name)} had {shown(position.records.get(name, 0))} records and now has"
             f" {records.get(name, 0)}"
-            for name in dict.fromkeys((*found.records, *records))
-            if found.records.get(name) != records.get(name)
+            for name in dict.fromkeys((*position.records, *records))
+            if position.records.get(name) != records.get(name)
         ] or [
             f"the data of {_named(name)} has changed, although it still has {records[name]} records"
-            f" (fingerprint {shown(found.fingerprints.get(name))}, now {shown(own)})"
-            for name, own in fingerprints.items()
-            if found.fingerprints.get(name) != own
+            f" (fingerprint {shown(position.fingerprints.get(name))}, now {shown(current)})"
+            for name, current in fingerprints.items()
+            if position.fingerprints.get(name) != current
         ]
         if changed:
             than = f" than is in {data} now" if data else ""
@@ -115,7 +115,7 @@ class RunCheckpoint:
                 f"{self.folder} was saved with different data{than}: {'; '.join(changed)}. Resume"
                 " with the data of the run, or start a new run in another folder"
             )
-        return found
+        return position
 
     def damage(self, *, with_best: bool = True) -> str | None:
         """Describe the damaged file, or return None if the checkpoint is intact.
@@ -169,25 +169,25 @@ class RunCheckpoint:
         try:
             if not isinstance(values, dict):
                 raise ValueError(f"expected an object, got {shown(values)}")
-            found = from_dict(Position, values)
+            position = from_dict(Position, values)
         except (TypeError, ValueError) as error:
             raise self._invalid("data.json", f"is invalid: {error}") from None
-        tasks = sorted(found.records.keys() - {VALIDATION})
-        if sorted(found.consumed) != tasks:
-            consumed = shown_names(sorted(found.consumed))
+        tasks = sorted(position.records.keys() - {VALIDATION})
+        if sorted(position.consumed) != tasks:
+            consumed = shown_names(sorted(position.consumed))
             problem = f"has consumed samples of {consumed}; expected {shown_names(tasks)}"
             raise self._invalid("data.json", problem)
-        counts = {f"consumed.{name}": count for name, count in found.consumed.items()}
-        counts |= {"images": found.images, "seconds": found.seconds}
+        counts = {f"consumed.{name}": count for name, count in position.consumed.items()}
+        counts |= {"images": position.images, "seconds": position.seconds}
         limits = {name: (value, 0, math.inf) for name, value in counts.items()}
-        limits["step"] = (found.step, self.step, self.step + 1)
-        limits["best_step"] = (found.best_step, 0, self.step + 1)
+        limits["step"] = (position.step, self.step, self.step + 1)
+        limits["best_step"] = (position.best_step, 0, self.step + 1)
         for name, (value, least, end) in limits.items():
             if not least <= value < end:
                 expected = least if end == least + 1 else f"at least {least}"
                 expected = f"0 to {self.step}" if name == "best_step" else expected
                 raise self._invalid("data.json", f"has {name} {shown(value)}; expected {expected}")
-        return found
+        return position
 
     def _invalid(self, name: str, problem: str) -> ValueError:
         return ValueError(f"{self.folder / name} {problem}. {self._hint()}")
@@ -271,18 +271,20 @@ def newest_intact(checkpoints: Path) -> RunCheckpoint | None:
 
 def checkpoints_in(checkpoints: Path) -> list[RunCheckpoint]:
     """List a run's complete checkpoints, oldest first."""
-    found = _folders_in(checkpoints)
-    return [each for each in found if all((each.folder / name).is_file() for name in each.files())]
+    folders = _folders_in(checkpoints)
+    return [
+        each for each in folders if all((each.folder / name).is_file() for name in each.files())
+    ]
 
 
 def _folders_in(checkpoints: Path) -> list[RunCheckpoint]:
     """List the folders of a run's checkpoints, also of incomplete ones, oldest first."""
-    found = [
+    folders = [
         RunCheckpoint(folder=folder, step=int(folder.name.removeprefix(STEP)))
         for folder in (checkpoints.glob(f"{STEP}*") if checkpoints.is_dir() else ())
         if folder.name.removeprefix(STEP).isdecimal() and folder.is_dir()
     ]
-    return sorted(found, key=lambda checkpoint: checkpoint.step)
+    return sorted(folders, key=lambda checkpoint: checkpoint.step)
 
 
 def best_file(checkpoints: Path, step: int) -> Path:
@@ -310,10 +312,10 @@ def remove_checkpoint(checkpoint: RunCheckpoint) -> None:
     shutil.rmtree(doomed, ignore_errors=True)
 
 
-def _wrong_checksum(folder: Path, found: str) -> str:
+def _wrong_checksum(folder: Path, content: str) -> str:
     """Describe how the content of `CHECKSUMS` differs from what it must be."""
     stored = {
-        name: digest for digest, _, name in (line.partition("  ") for line in found.split("\n"))
+        name: digest for digest, _, name in (line.partition("  ") for line in content.split("\n"))
     }
     names = RunCheckpoint(folder=folder, step=0).files()
     for name in names:

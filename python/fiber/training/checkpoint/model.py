@@ -65,8 +65,8 @@ def read_checkpoint_model(
             tensors[name] = tensors[name].reshape(())
     load_tensors(model, folder, tensors, resize=image_size is not None, device="cpu")
     vocabulary = run.vocabulary()
-    own: dict[str, Any] = vocabulary._asdict() if vocabulary is not None else {}
-    stored = StoredModel(network=model.eval(), path=folder, **own)
+    parts: dict[str, Any] = vocabulary._asdict() if vocabulary is not None else {}
+    stored = StoredModel(network=model.eval(), path=folder, **parts)
     return CheckpointModel(stored, "ema" if is_average else "raw")
 
 

@@ -21,7 +21,7 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> list[str]:
         ValueError: if a pattern matches nothing (the message suggests the nearest names), or if
             every parameter is frozen.
     """
-    parameters, found = dict(model.named_parameters()), set[str]()
+    parameters, matched = dict(model.named_parameters()), set[str]()
     for pattern in patterns:
         frozen = [
             name
@@ -37,10 +37,10 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> list[str]:
             )
         for name in frozen:
             parameters[name].requires_grad_(False)
-        found.update(frozen)
+        matched.update(frozen)
     if not any(parameter.requires_grad for parameter in parameters.values()):
         raise ValueError(
             f"optim.frozen: {', '.join(patterns)} freezes every parameter; expected at least one"
             " trainable parameter"
         )
-    return [name for name in parameters if name in found]
+    return [name for name in parameters if name in matched]

@@ -71,9 +71,9 @@ class MuonAdamW(torch.optim.AdamW):
         # Nesterov's form of the momentum.
         updates = torch._foreach_lerp(gradients, momenta, _MUON_MOMENTUM)
         directions = _orthogonalized_by_ranks([full_tensor(update) for update in updates])
-        own = [shard_like(*pair) for pair in zip(directions, parameters, strict=True)]
+        shards = [shard_like(*pair) for pair in zip(directions, parameters, strict=True)]
         by_rate: dict[tuple[float, float], tuple[list[Tensor], list[Tensor]]] = {}
-        for (parameter, group), direction in zip(matrices, own, strict=True):
+        for (parameter, group), direction in zip(matrices, shards, strict=True):
             changed = by_rate.setdefault((group["lr"], group["weight_decay"]), ([], []))
             changed[0].append(parameter)
             changed[1].append(direction)
@@ -144,10 +144,10 @@ def _exchanged(
     sent = matrices[0].new_zeros(max(counts))
     for index, matrix in own.items():
         sent[starts[index] :][: matrix.numel()] = matrix.flatten()
-    found = sent.new_empty((ranks, len(sent)))
-    dist.all_gather(list(found.unbind()), sent)
+    gathered = sent.new_empty((ranks, len(sent)))
+    dist.all_gather(list(gathered.unbind()), sent)
     return [
-        found[owner, start:][: matrix.numel()].view_as(matrix)
+        gathered[owner, start:][: matrix.numel()].view_as(matrix)
         for matrix, owner, start in zip(matrices, owners, starts, strict=True)
     ]
 
