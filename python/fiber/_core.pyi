@@ -510,31 +510,27 @@ class Tokenizer:
 
 @final
 class LoaderRecord:
-    """A `fiber.data.Record` whose fields are converted for `Session`.
+    """A record that is converted for `Session`."""
 
-    Its random numbers depend on `epoch` and `index`. `answers` are (answer index, score) pairs, and
-    `image_size` is the annotated (height, width).
-
-    Raises:
-        TypeError: if a field has the wrong type; the error gives the key and the field.
-        ValueError: if a text has a surrogate; the error gives the key and the field.
-    """
-
-    def __new__(
-        cls,
+    @staticmethod
+    def from_record(
+        record: object,
         *,
-        key: str,
         epoch: int,
         index: int,
         images: Sequence[str | PathLike[str] | bytes],
-        text: str,
-        image_id: str,
-        boxes_xyxy: Sequence[tuple[float, float, float, float]],
-        char_spans: Sequence[Sequence[tuple[int, int]]],
         answers: Sequence[tuple[int, float]] | None,
-        truth: bool | None,
-        image_size: tuple[int, int] | None,
-    ) -> LoaderRecord: ...
+    ) -> LoaderRecord:
+        """Convert the attributes of a `fiber.data.Record` that batches need, by their names.
+
+        `images` are its images, read if they are lazy, and `answers` are pairs of (answer index,
+        score). Random numbers depend on `epoch` and `index`.
+
+        Raises:
+            TypeError: if a field has the wrong type; the error gives the key and the field.
+            ValueError: if a text has a surrogate; the error gives the key and the field.
+        """
+
     @property
     def key(self) -> str:
         """Key of the record."""

@@ -5,13 +5,16 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use pyo3::exceptions::PyTypeError;
+use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
-use pyo3::types::PyBytes;
+use pyo3::types::{PyBytes, PyTuple, PyTupleMethods};
 
 use super::text::named_text;
+use crate::boxes::BoxXyxy;
 use crate::error::shown;
 use crate::loader::record::{Record, StoredImage};
+use crate::tokenizer::spans::CharSpan;
 
 /// A record whose fields are converted, with the epoch and index that determine its random
 /// numbers.
@@ -23,7 +26,7 @@ pub struct LoaderRecord {
 /// Name of a field in an error.
 struct FieldName<'k> {
     key: &'k str,
-    name: &'static str,
+    name: &'k str,
 }
 
 impl Display for FieldName<'_> {
@@ -34,7 +37,10 @@ impl Display for FieldName<'_> {
 
 impl FieldName<'_> {
     fn text(&self, value: &Bound<'_, PyAny>) -> PyResult<String> {
-        Ok(named_text(self, value)?.to_string())
+        // The conversion that names the field is for what cannot be converted.
+        value
+            .extract()
+            .or_else(|_| Ok(named_text(self, value)?.to_string()))
     }
 
     fn convert<'a, 'py, T>(&self, value: &'a Bound<'py, PyAny>) -> PyResult<T>
@@ -48,51 +54,77 @@ impl FieldName<'_> {
             named
         })
     }
+
+    /// Convert boxes; tuples of floats, as of most records, are converted faster than by
+    /// [`Self::convert`].
+    fn boxes(&self, value: &Bound<'_, PyAny>) -> PyResult<Vec<BoxXyxy>> {
+        let of_tuple = |row: Bound<'_, PyAny>| row.extract::<(f64, f64, f64, f64)>().ok();
+        let rows = value.cast::<PyTuple>().ok();
+        let boxes = rows.and_then(|rows| rows.iter().map(of_tuple).collect::<Option<Vec<_>>>());
+        match boxes {
+            Some(boxes) => Ok(boxes.into_iter().map(BoxXyxy::from).collect()),
+            None => self.convert(value),
+        }
+    }
+
+    /// Convert spans; no spans, as of most records without boxes, are converted faster.
+    fn spans(&self, value: &Bound<'_, PyAny>) -> PyResult<Vec<Vec<CharSpan>>> {
+        if value.cast::<PyTuple>().is_ok_and(PyTupleMethods::is_empty) {
+            return Ok(Vec::new());
+        }
+        self.convert(value)
+    }
+
+    fn images(&self, value: &Bound<'_, PyAny>) -> PyResult<Vec<StoredImage>> {
+        if let Ok(images) = value.cast::<PyTuple>() {
+            return images.iter().map(|image| to_stored(self, &image)).collect();
+        }
+        let images: Vec<Bound<'_, PyAny>> = self.convert(value)?;
+        images.iter().map(|image| to_stored(self, image)).collect()
+    }
 }
 
 #[pymethods]
 impl LoaderRecord {
-    #[new]
-    #[pyo3(signature = (*, key, epoch, index, images, text, image_id, boxes_xyxy, char_spans, answers, truth, image_size))]
-    #[allow(clippy::too_many_arguments)] // Keyword arguments in Python.
-    fn new(
-        key: &Bound<'_, PyAny>,
+    /// Convert the attributes of a record; `images` and `answers` are in the place of its own.
+    #[staticmethod]
+    #[pyo3(signature = (record, *, epoch, index, images, answers))]
+    fn from_record(
+        record: &Bound<'_, PyAny>,
         epoch: u64,
         index: u64,
         images: &Bound<'_, PyAny>,
-        text: &Bound<'_, PyAny>,
-        image_id: &Bound<'_, PyAny>,
-        boxes_xyxy: &Bound<'_, PyAny>,
-        char_spans: &Bound<'_, PyAny>,
         answers: &Bound<'_, PyAny>,
-        truth: &Bound<'_, PyAny>,
-        image_size: &Bound<'_, PyAny>,
     ) -> PyResult<Self> {
-        let key = named_text("key", key).or_else(|_| {
-            let name = "key";
-            let key_text = key.to_string();
-            let field = FieldName {
-                key: &key_text,
-                name,
-            };
-            named_text(field, key)
-        })?;
+        let py = record.py();
+        let own_key = record.getattr(intern!(py, "key"))?;
+        let key: String = match own_key.extract() {
+            Ok(key) => key,
+            Err(_) => FieldName {
+                key: &own_key.to_string(),
+                name: "key",
+            }
+            .text(&own_key)?,
+        };
         let named = |name| FieldName { key: &key, name };
-        let field = named("images");
-        let images: Vec<Bound<'_, PyAny>> = field.convert(images)?;
-        let images = images.iter().map(|image| to_stored(&field, image));
+        /// Convert an attribute with a method of [`FieldName`].
+        macro_rules! attribute {
+            ($name:literal, $method:ident) => {
+                named($name).$method(&record.getattr(intern!(py, $name))?)?
+            };
+        }
         let record = Record {
-            images: images.collect::<PyResult<_>>()?,
-            text: named("text").text(text)?,
-            image_id: named("image_id").text(image_id)?,
-            boxes_xyxy: named("boxes_xyxy").convert(boxes_xyxy)?,
-            char_spans: named("char_spans").convert(char_spans)?,
-            answers: named("answers").convert(answers)?,
-            truth: named("truth").convert(truth)?,
-            image_size: named("image_size").convert(image_size)?,
-            key: key.to_string(),
             epoch,
             index,
+            images: named("images").images(images)?,
+            text: attribute!("text", text),
+            image_id: attribute!("image_id", text),
+            boxes_xyxy: attribute!("boxes_xyxy", boxes),
+            char_spans: attribute!("char_spans", spans),
+            answers: named("answers").convert(answers)?,
+            truth: attribute!("truth", convert),
+            image_size: attribute!("image_size", convert),
+            key,
         };
         Ok(Self {
             inner: Arc::new(record),

@@ -125,19 +125,10 @@ class Collator:
         known, answers = self._answer_index, record.answers
         if answers is not None:
             answers = [(known[a], score) for a, score in answers.items() if a in known]
-        return _core.LoaderRecord(
-            key=record.key,
-            epoch=epoch,
-            index=index,
-            # Lazy images are read here, so that errors name this record.
-            images=tuple(record.images),
-            text=record.text,
-            image_id=record.image_id,
-            boxes_xyxy=record.boxes_xyxy,
-            char_spans=record.char_spans,
-            answers=answers,
-            truth=record.truth,
-            image_size=record.image_size,
+        # Lazy images are read here, so that errors name this record.
+        images = tuple(record.images)
+        return _core.LoaderRecord.from_record(
+            record, epoch=epoch, index=index, images=images, answers=answers
         )
 
     def finish(self, fields: dict[str, Any], *, pin_memory: bool = False) -> Batch:
