@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fiber.checkpoints.model_dir import Vocabulary
 from fiber.data import Tokenizer
 from fiber.data.record import RecordSet
+from fiber.models.abilities import need_ability
 from fiber.tasks import find_task
 from fiber.tasks.fields import TaskConfig
 from fiber.tasks.task import Task
@@ -45,6 +46,8 @@ class TaskTraining:
     Everything else has a default. State of a run, such as a queue, is kept in attributes.
     """
 
+    #: What a model must be able to do: protocols of `fiber.models.abilities`.
+    abilities: ClassVar[tuple[type, ...]] = ()
     #: Usual cause of a loss that stays at its prior value, by loss.
     causes: ClassVar[Mapping[str, str]] = {}
     #: Losses of a random model that soon fall, if only because it learns which tokens are frequent.
@@ -53,6 +56,20 @@ class TaskTraining:
     def __init__(self, task: Task, options: Any) -> None:
         """Keep the entry of the task and its options in the run, a `TaskConfig`."""
         self.task, self.options = task, options
+
+    def check_model(self, model: Any) -> None:
+        """Check that a model can be trained on the task.
+
+        Raises:
+            MissingHeadError: if it lacks a head or a method; the message names what is missing and
+                a recipe that trains it.
+        """
+        for ability in self.needed_abilities():
+            need_ability(model, ability, f"tasks.{self.task.name}")
+
+    def needed_abilities(self) -> Sequence[type]:
+        """Return the abilities that the options need."""
+        return self.abilities
 
     # Records
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fiber.data.batch import ImageTextBatch
+from fiber.models.abilities import WritesCaptions
 from fiber.models.registry import build_model
 from fiber.tasks.caption.branches import caption_losses, self_critical_losses
 from fiber.tasks.caption.rewards import CaptionRewards
@@ -23,7 +24,8 @@ from fiber.training.training_data import TrainingData
 class CaptionTraining(TaskTraining):
     """The next token of a caption; a frozen copy of the model for GOLD; rewards of samples."""
 
-    causes: ClassVar[dict[str, str]] = {
+    abilities: ClassVar[tuple[type, ...]] = (WritesCaptions,)
+    causes: ClassVar[Mapping[str, str]] = {
         "caption": "optim.lr is too low, or the texts have nothing in common"
     }
     fall_soon: ClassVar[tuple[str, ...]] = ("caption",)

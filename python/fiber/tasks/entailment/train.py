@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch import Tensor
 from fiber.data.batch import QuestionBatch
 from fiber.data.datasets.snli_ve import ENTAILMENT
 from fiber.losses.language import entailment_loss
+from fiber.models.abilities import ClassifiesEntailment
 from fiber.training.config.run import RunConfig
 from fiber.training.objectives.split_backward import SplitGraph
 from fiber.training.task_training import TaskTraining
@@ -20,7 +21,8 @@ from fiber.training.training_data import TrainingData
 class EntailmentTraining(TaskTraining):
     """SNLI-VE by a classifier of three classes, which are the answers of the records."""
 
-    causes: ClassVar[dict[str, str]] = {
+    abilities: ClassVar[tuple[type, ...]] = (ClassifiesEntailment,)
+    causes: ClassVar[Mapping[str, str]] = {
         "snli": "too few steps, or a start without pre-training (--init)"
     }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -16,6 +16,7 @@ from fiber.data.record import ConcatRecords, RecordSet
 from fiber.data.skip_report import classes_of
 from fiber.losses.grounding import grounding_losses, num_assigned
 from fiber.messages import shown
+from fiber.models.abilities import FindsBoxes
 from fiber.tasks.fields import CLASS_SOURCES, split_source
 from fiber.training.config.run import RunConfig
 from fiber.training.objectives.draw import Draw, Place
@@ -30,7 +31,8 @@ BOXLESS_RECORDS = 1000
 class GroundingTraining(TaskTraining):
     """Boxes with the alignment of each to the words of the prompt."""
 
-    causes: ClassVar[dict[str, str]] = {
+    abilities: ClassVar[tuple[type, ...]] = (FindsBoxes,)
+    causes: ClassVar[Mapping[str, str]] = {
         "alignment": "optim.lr is too low, or boxes do not belong to their texts"
     }
     fall_soon: ClassVar[tuple[str, ...]] = ("alignment",)
@@ -78,8 +80,8 @@ class GroundingTraining(TaskTraining):
     ) -> Iterator[dict[str, Tensor]]:
         whole = None
         if passes.count > 1:
-            locations = model.locations(batch.images, batch.image_sizes)
-            whole = passes.whole(num_assigned(*locations, batch, model.config))
+            anchors, inside = model.locations(batch.images, batch.image_sizes)
+            whole = passes.whole(num_assigned(anchors, inside, batch, model.config))
         rows = passes.parts(draw.rows(batch))
         for part, (own_rows,) in zip(passes.batches(batch), rows, strict=True):
             with draw.dropout(Place.PAIR, own_rows):

@@ -13,7 +13,7 @@ from fiber.data.batch import ImageTextBatch
 from fiber.data.record import RecordSet
 from fiber.losses.bernoulli import entropy
 from fiber.losses.itc_queue import PairQueue
-from fiber.models.abilities import CentersEmbeddings
+from fiber.models.abilities import CentersEmbeddings, EmbedsAlone, ScoresPairs
 from fiber.models.features import ImagePrefix
 from fiber.tasks.image_text.branches import image_text_branches
 from fiber.tasks.image_text.fields import ImageTextTask
@@ -37,7 +37,7 @@ from fiber.training.training_data import TrainingData
 class ImageTextTraining(TaskTraining):
     """ITC, ITM and MLM, and the queue of ITC."""
 
-    causes: ClassVar[dict[str, str]] = {
+    causes: ClassVar[Mapping[str, str]] = {
         "itc": "the embeddings have collapsed, since optim.lr is too high or"
         " optim.warmup_fraction too low (or optim.lr is far too low)",
         "itm": "hard negatives are too hard before ITC has learned: try"
@@ -48,6 +48,10 @@ class ImageTextTraining(TaskTraining):
 
     #: Older pairs, for ITC with a queue. Each rank holds a part of the images.
     queue: PairQueue | None = None
+
+    def needed_abilities(self) -> list[type]:
+        scores = [ScoresPairs] if self.options.itm > 0 or self.options.mlm > 0 else []
+        return [*scores, *([EmbedsAlone] if self.options.has_contrast else [])]
 
     @property
     def has_queue(self) -> bool:

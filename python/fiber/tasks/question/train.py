@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -17,7 +17,7 @@ from fiber.data.skip_report import counted
 from fiber.losses.bernoulli import entropy
 from fiber.losses.language import vqa_loss
 from fiber.messages import shown, shown_names
-from fiber.models.abilities import StartsAtAnswerPriors
+from fiber.models.abilities import ScoresPairs, StartsAtAnswerPriors
 from fiber.training.config.run import RunConfig
 from fiber.training.objectives.split_backward import SplitGraph
 from fiber.training.task_training import TaskTraining
@@ -27,7 +27,8 @@ from fiber.training.training_data import TrainingData
 class QuestionTraining(TaskTraining):
     """VQA by a classifier of answers, with soft scores as targets."""
 
-    causes: ClassVar[dict[str, str]] = {
+    abilities: ClassVar[tuple[type, ...]] = (ScoresPairs,)
+    causes: ClassVar[Mapping[str, str]] = {
         "vqa": "too few steps or a low optim.lr, or images do not determine the answers"
     }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, ClassVar
 
@@ -16,6 +16,7 @@ from fiber.data.record import RecordSet
 from fiber.data.texts.false_texts import FalseTexts
 from fiber.losses.bernoulli import entropy
 from fiber.losses.language import ranking_loss
+from fiber.models.abilities import RanksCaptions
 from fiber.models.features import ImagePrefix
 from fiber.training.config.run import RunConfig
 from fiber.training.data import check_negatives
@@ -31,7 +32,8 @@ from fiber.training.training_data import TrainingData
 class RankingTraining(TaskTraining):
     """Each image ranks its caption among K false ones, drawn anew every epoch."""
 
-    causes: ClassVar[dict[str, str]] = {
+    abilities: ClassVar[tuple[type, ...]] = (RanksCaptions,)
+    causes: ClassVar[Mapping[str, str]] = {
         "rank": "too few steps, or a start without pre-training (--init)"
     }
 

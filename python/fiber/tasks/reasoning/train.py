@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 from torch import Tensor
 
 from fiber.data.batch import ReasoningBatch
 from fiber.losses.language import nlvr2_loss
+from fiber.models.abilities import ScoresPairs
 from fiber.training.config.run import RunConfig
 from fiber.training.objectives.split_backward import SplitGraph
 from fiber.training.task_training import TaskTraining
@@ -19,7 +20,8 @@ from fiber.training.training_data import TrainingData
 class ReasoningTraining(TaskTraining):
     """NLVR2 by a classifier of both pairs' features."""
 
-    causes: ClassVar[dict[str, str]] = {
+    abilities: ClassVar[tuple[type, ...]] = (ScoresPairs,)
+    causes: ClassVar[Mapping[str, str]] = {
         "nlvr2": "too few steps, or a start without pre-training (--init)"
     }
 

@@ -40,11 +40,16 @@ class TrainStep(nn.Module):
         """Wrap the model of a run.
 
         `state` has the tasks' own state, such as a queue, and is required by those that have any.
+
+        Raises:
+            MissingHeadError: if the model lacks what a task needs.
         """
         super().__init__()
         self.model = model
         self.tasks = tasks
         self.state = state or ObjectiveState(trainings_of(tasks.active()))
+        for training in self.state.trainings.values():
+            training.check_model(model)
 
     def forward(self, task: str, batch: Any, draw: Draw) -> dict[str, Tensor]:
         """Compute the losses of one task; see `branches` for the arguments.
