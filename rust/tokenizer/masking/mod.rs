@@ -6,14 +6,14 @@
 mod config;
 mod corruption;
 mod positions;
-mod words;
+mod whole_words;
 
 use crate::Error;
 use crate::rng::{Purpose, Rng};
 pub use crate::tokenizer::masking::config::{MaskingConfig, MlmUnit, TextPlace};
 use crate::tokenizer::masking::corruption::{Corruption, corruption};
 use crate::tokenizer::masking::positions::Positions;
-use crate::tokenizer::masking::words::Words;
+use crate::tokenizer::masking::whole_words::Words;
 use crate::tokenizer::{SpecialTokens, Tokenizer};
 
 /// Label of a token that was not picked.
