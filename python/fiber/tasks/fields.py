@@ -67,6 +67,8 @@ class TaskConfig:
 
     #: Number of steps of this task in each rotation of tasks; 0 disables the task.
     share: int = 0
+    #: Samples of a step, over all ranks and accumulated micro-batches; 0 means `data.batch_size`.
+    batch_size: int = 0
     #: Entries of `SOURCES` to concatenate; a repeated name counts twice. "referring:relation" takes
     #: the records of a source whose `Record.group` is "relation".
     sources: tuple[str, ...] = ()
@@ -89,7 +91,9 @@ class TaskConfig:
         Raises:
             ValueError: if an option is out of range; the message gives its dotted name.
         """
-        require(self.share >= 0, f"{where}.share must be 0 or more, got {self.share}")
+        for name in ("share", "batch_size"):
+            value = getattr(self, name)
+            require(value >= 0, f"{where}.{name} must be 0 or more, got {value}")
         require(
             bool(self.sources) or not self.share,
             f"{where}.sources: expected at least one source, got none",
@@ -116,11 +120,11 @@ class TaskConfig:
         """
 
 
-def check_pairs(losses: str, run: Any) -> None:
-    """Check that a micro-batch has a negative for each pair, for `losses` that need one."""
+def check_pairs(task: str, losses: str, run: Any) -> None:
+    """Check that a task's micro-batch has a negative for each pair, which `losses` need."""
     require(
-        run.micro_batch_size > 1,
-        f"data.batch_size {run.data.batch_size} in {run.train.accumulation} micro-batches"
+        run.micro_batch_size(task) > 1,
+        f"{run.batch_size_field(task)} in {run.train.accumulation} micro-batches"
         " (train.accumulation) leaves one pair per micro-batch; tasks."
         f"{losses} need 2 or more, since negatives come from the other pairs",
     )

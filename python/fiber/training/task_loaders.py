@@ -64,7 +64,7 @@ def mlm_options(config: RunConfig, name: str) -> MlmOptions:
 class TaskLoaders:
     """Infinite stream of batches for each task.
 
-    Each step takes `data.batch_size` samples of one task over all ranks, split into
+    Each step takes `RunConfig.batch_size` samples of a task over all ranks, split into
     `train.accumulation` micro-batches. The ranks split each of them as evenly as possible.
     """
 
@@ -82,16 +82,20 @@ class TaskLoaders:
         Raises:
             ValueError: if there are fewer samples in a micro-batch than ranks.
         """
-        self.micro_batch_size = config.data.batch_size // config.train.accumulation
-        if self.micro_batch_size < processes.world_size:
-            raise ValueError(
-                f"data.batch_size {config.data.batch_size} in {config.train.accumulation}"
-                f" micro-batches (train.accumulation) leaves {self.micro_batch_size} samples for"
-                f" {processes.world_size} processes; expected one or more for each"
-            )
+        #: Samples of a micro-batch of each task, over all ranks.
+        self.micro_batch_sizes = {
+            name: config.micro_batch_size(name) for name in config.tasks.active()
+        }
+        for name, size in self.micro_batch_sizes.items():
+            if size < processes.world_size:
+                raise ValueError(
+                    f"{config.batch_size_field(name)} in {config.train.accumulation} micro-batches"
+                    f" (train.accumulation) leaves {size} samples for {processes.world_size}"
+                    " processes; expected one or more for each"
+                )
         #: Samples that each task takes from the records of its first steps.
         self._first_samples = {
-            name: task.first_steps * config.data.batch_size
+            name: task.first_steps * config.batch_size(name)
             for name, task in config.tasks.active().items()
         }
         #: Consumed samples of each task, and of the records of its first steps, over all ranks.
@@ -105,7 +109,7 @@ class TaskLoaders:
                 tasks[task_of(name)].task.layout,
                 tokenizer=tokenizer,
                 transform=training_transform(config.model, config.data.transform),
-                batch_size=self.micro_batch_size,
+                batch_size=self.micro_batch_sizes[task_of(name)],
                 split_batches=True,
                 max_tokens=max_tokens,
                 answers=tasks[task_of(name)].labels(data.vocabulary.answers),
@@ -178,7 +182,7 @@ class TaskLoaders:
             raise FileNotFoundError(f"{error.strerror}: {error.filename!r}; {_SKIP}") from None
         if task in self._completions:
             batch = self._completions[task](batch)
-        self.consumed[name] += self.micro_batch_size
+        self.consumed[name] += self.micro_batch_sizes[task]
         return batch
 
 

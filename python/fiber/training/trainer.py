@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -216,7 +216,8 @@ class Trainer:
             checkpoint.restore(self.restorable)
 
     def _split_micro_batches(self) -> MicroBatches:
-        largest = -(-self.loaders.micro_batch_size // self.processes.world_size)
+        samples = max(self.loaders.micro_batch_sizes.values())
+        largest = -(-samples // self.processes.world_size)
         return MicroBatches(
             self.step,
             self.strategy,
@@ -232,7 +233,7 @@ class Trainer:
             FloatingPointError: if a loss or the gradient is not finite.
             Preempted: if a signal asked the run to stop; a checkpoint is saved first.
         """
-        settings, rotation = self.config.train, self.config.tasks.rotation()
+        settings = self.config.train
         stop_after = self.config.validation.stop_after
         monitored = self.monitor.running(self._context())
         with StopSignal() as stop, self.progress, monitored, self.writer:
@@ -241,11 +242,12 @@ class Trainer:
                     self.progress.say(f"no improvement in {stop_after} validations; stopping")
                     break
                 self._prepare_step()
-                task = rotation[self.steps_done % len(rotation)]
-                batches = (self.loaders.next_batch(task) for _ in range(settings.accumulation))
+                tasks = self.config.tasks.of_step(self.steps_done)
+                order = [task for task in tasks for _ in range(settings.accumulation)]
+                batches = map(self.loaders.next_batch, order)
                 timed = self.monitor.clock.iterate("data", batches)
                 with self.compiled.active() if self.compiled else nullcontext():
-                    gradient_norm = self.train_step(task, timed)
+                    gradient_norm = self.train_step(tasks, timed)
                 self.progress.advance()
                 self._report_saved()
                 is_stopped = stop.arrived(self.processes) and self.steps_done < settings.steps
@@ -258,8 +260,12 @@ class Trainer:
             # Signals do not end a run that is writing its model.
             self._finish()
 
-    def train_step(self, task: str, batches: Iterable[Any]) -> Tensor:
-        """Run one optimizer step on the mean gradient of `accumulation` micro-batches.
+    def train_step(self, tasks: Sequence[str], batches: Iterable[Any]) -> Tensor:
+        """Run one optimizer step on the sum over tasks of the mean gradient of micro-batches.
+
+        Args:
+            tasks: tasks of the step.
+            batches: `accumulation` micro-batches of the first task, then those of the next one.
 
         Returns:
             L2 norm of the gradient before clipping.
@@ -267,14 +273,15 @@ class Trainer:
         settings = self.config.train
         count, seed, by_row = settings.accumulation, settings.seed, settings.draws == "row"
         self.optimizer.zero_grad(set_to_none=True)
-        self.strategy.begin_step(task)
-        for number, batch in enumerate(batches, start=1):
-            batch = batch.to(self.device)
-            draw = Draw(seed, self.steps_done * count + number - 1, by_row)
-            losses = self.micro_batches.backward(task, batch, draw, is_last=number == count)
+        self.strategy.begin_step("+".join(tasks))
+        for number, batch in enumerate(batches):
+            task, batch = tasks[number // count], batch.to(self.device)
+            draw = Draw(seed, self.steps_done * count + number % count, by_row)
+            is_last = number + 1 == count * len(tasks)
+            losses = self.micro_batches.backward(task, batch, draw, is_last=is_last)
             self.meter.add(losses)
             images_of_each = math.prod(batch.images.shape[1:-3])
-            self.meter.images += self.loaders.micro_batch_size * images_of_each
+            self.meter.images += self.loaders.micro_batch_sizes[task] * images_of_each
             self.monitor.count(task, batch)
 
         with self.monitor.clock.measure("reduce"):

@@ -47,7 +47,7 @@ class ImageTextTask(TaskConfig):
         require(length >= 1, f"{where}.queue_length must be 1 or more, got {length}")
 
     def check_run(self, where: str, run: Any) -> None:
-        pairs, has_queue = run.micro_batch_size, self.itc_form == "queue"
+        pairs, has_queue = run.micro_batch_size(TASK.name), self.itc_form == "queue"
         if self.has_contrast and has_queue:
             require(
                 run.data.transform.kind != "shorter_side",
@@ -61,7 +61,7 @@ class ImageTextTask(TaskConfig):
             )
         # The queue provides negatives.
         if (self.itc or self.itm) and (not has_queue or self.itm_negatives == "random"):
-            check_pairs("image_text.itc and itm", run)
+            check_pairs(TASK.name, "image_text.itc and itm", run)
 
 
 TASK = Task(

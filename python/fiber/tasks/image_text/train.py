@@ -114,7 +114,7 @@ class ImageTextTraining(TaskTraining):
     def priors(self, config: RunConfig, data: TrainingData) -> dict[str, float]:
         found, task = {}, self.options
         if task.itc > 0 and task.itc_form == "gather":
-            found["itc"] = math.log(config.micro_batch_size)
+            found["itc"] = math.log(config.micro_batch_size(self.task.name))
         if task.itm > 0:
             found["itm"] = entropy(1 / 3 if task.itm_negatives == "both" else 1 / 2)
         return found
@@ -165,7 +165,7 @@ class ImageTextTraining(TaskTraining):
             yield model.itm_logits(model.pooled(fused)).sum()
 
     def traffic(self, config: RunConfig, gpus: int, tokens: int, image_size: ImageSize) -> Traffic:
-        task, samples = self.options, config.data.batch_size
+        task, samples = self.options, config.batch_size(self.task.name)
         contrast = ring(gpus) * samples * self._pair_bytes(config)
         # Images go to the rank that holds their slots, or that encodes them as negatives.
         images = ring(gpus) * samples / gpus * queue_image_bytes(config)
@@ -176,7 +176,9 @@ class ImageTextTraining(TaskTraining):
         is_random = task.itm_negatives == "random" or not task.has_contrast
         if self.has_queue and not is_random:
             return Traffic(contrast, images)
-        rows = negatives_traffic(config, gpus, tokens, image_size, texts=not is_random)
+        rows = negatives_traffic(
+            config, self.task.name, gpus, tokens, image_size, texts=not is_random
+        )
         return Traffic(contrast, rows)
 
     def _pair_bytes(self, config: RunConfig) -> float:

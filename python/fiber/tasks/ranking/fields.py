@@ -42,7 +42,7 @@ class RankingTask(TaskConfig):
 
     def check_run(self, where: str, run: Any) -> None:
         if self.itm:
-            check_pairs("ranking.itm", run)
+            check_pairs(TASK.name, "ranking.itm", run)
 
 
 TASK = Task(

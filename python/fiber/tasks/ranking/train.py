@@ -133,4 +133,6 @@ class RankingTraining(TaskTraining):
     def traffic(self, config: RunConfig, gpus: int, tokens: int, image_size: ImageSize) -> Traffic:
         if self.options.itm == 0:
             return Traffic()
-        return Traffic(0.0, negatives_traffic(config, gpus, tokens, image_size, texts=False))
+        return Traffic(
+            0.0, negatives_traffic(config, self.task.name, gpus, tokens, image_size, texts=False)
+        )

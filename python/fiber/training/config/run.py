@@ -271,17 +271,29 @@ class RunConfig:
             "train.draws 'row' is not for merged attention (model.cross.kind), whose attention"
             " weights have other places in texts of other lengths",
         )
-        batch_size, accumulation = self.data.batch_size, self.train.accumulation
-        require(
-            batch_size % accumulation == 0,
-            f"data.batch_size {batch_size} is not a multiple of train.accumulation {accumulation}",
-        )
+        accumulation = self.train.accumulation
+        for name in self.tasks.active():
+            require(
+                self.batch_size(name) % accumulation == 0,
+                f"{self.batch_size_field(name)} is not a multiple of train.accumulation"
+                f" {accumulation}",
+            )
         self._check_length()
 
-    @property
-    def micro_batch_size(self) -> int:
-        """Samples of a micro-batch over all ranks."""
-        return self.data.batch_size // self.train.accumulation
+    def batch_size(self, task: str) -> int:
+        """Return the samples of a step of a task, over all ranks and micro-batches."""
+        return getattr(self.tasks, task).batch_size or self.data.batch_size
+
+    def micro_batch_size(self, task: str) -> int:
+        """Return the samples of a micro-batch of a task, over all ranks."""
+        return self.batch_size(task) // self.train.accumulation
+
+    def batch_size_field(self, task: str) -> str:
+        """Return the field that sets the samples of a step of a task, and its value."""
+        own = getattr(self.tasks, task).batch_size
+        return (
+            f"tasks.{task}.batch_size {own}" if own else f"data.batch_size {self.data.batch_size}"
+        )
 
     def _check_length(self) -> None:
         """Check the fields that depend on epochs or evaluations."""
@@ -307,7 +319,8 @@ class RunConfig:
     def with_length(self, records: int) -> RunConfig:
         """Convert `epochs` and `checkpoint_epochs` to steps for the given number of records."""
         train = self.train
-        steps_of_epoch = records / self.data.batch_size
+        # Epochs are of a run's only task.
+        steps_of_epoch = records / self.batch_size(next(iter(self.tasks.active())))
         steps, every = train.steps, train.checkpoint_every
         if train.epochs > 0:
             steps = min(steps, max(1, math.ceil(train.epochs * steps_of_epoch)))

@@ -40,6 +40,9 @@ __all__ = [
 class TasksConfig:
     """All tasks. Each step trains one task with a share above 0, in a fixed rotation."""
 
+    #: Train all tasks with a share above 0 in each step, on the sum of their losses.
+    together: bool = False
+
     image_text: ImageTextTask = field(default_factory=ImageTextTask)
     question: QuestionTask = field(default_factory=QuestionTask)
     reasoning: ReasoningTask = field(default_factory=ReasoningTask)
@@ -50,12 +53,24 @@ class TasksConfig:
 
     def __post_init__(self) -> None:
         for name, task in vars(self).items():
-            task.check(f"tasks.{name}")
+            if isinstance(task, TaskConfig):
+                task.check(f"tasks.{name}")
         require(bool(self.active()), "tasks: every share is 0; at least one must be above 0")
+        for name, task in self.active().items():
+            require(
+                not self.together or task.share == 1,
+                f"tasks.{name}.share must be 1 with tasks.together, got {task.share}",
+            )
 
     def active(self) -> dict[str, TaskConfig]:
         """Return the tasks with a share above 0, by name."""
-        return {name: task for name, task in vars(self).items() if task.share > 0}
+        tasks = {name: task for name, task in vars(self).items() if isinstance(task, TaskConfig)}
+        return {name: task for name, task in tasks.items() if task.share > 0}
+
+    def of_step(self, step: int) -> tuple[str, ...]:
+        """Return the tasks that a step trains, counted from 0."""
+        rotation = self.rotation()
+        return tuple(self.active()) if self.together else (rotation[step % len(rotation)],)
 
     def rotation(self) -> tuple[str, ...]:
         """Return the task of each step in one rotation, with the steps of a task evenly spaced.

@@ -146,13 +146,21 @@ def plan_run(config: RunConfig, cluster: Cluster) -> ClusterPlan:
     samples = samples_of(config, cluster.gpus)
     gpu, precision = find_gpu(cluster.gpu), config.train.precision
     tokens, size = config.model.max_tokens, largest_image(config)
-    rotation = Counter(config.tasks.rotation())
-    share = {task: count / rotation.total() for task, count in rotation.items()}
+    # Steps of each task, of a step of the run.
+    share = dict.fromkeys(config.tasks.active(), 1.0)
+    if not config.tasks.together:
+        rotation = Counter(config.tasks.rotation())
+        share = {task: count / rotation.total() for task, count in rotation.items()}
+    # Samples of each task in a step of the run, in batches of `data.batch_size`.
+    weight = {
+        task: part * (config.batch_size(task) / config.data.batch_size)
+        for task, part in share.items()
+    }
     passes = ForwardPasses.of(samples, config.train.samples_per_pass).count
     of_a_pass = -(-samples // passes)
     costs = {task: _cost(config, task, of_a_pass, tokens, size) for task in share}
     traffic = {task: loss_traffic(config, task, cluster.gpus, tokens, size) for task in share}
-    flops = sum(share[task] * cost[0] for task, cost in costs.items())
+    flops = sum(weight[task] * cost[0] for task, cost in costs.items())
     activations = max(cost[1] for cost in costs.values())
     contrast = sum(share[task] * each.contrast for task, each in traffic.items())
     negatives = sum(share[task] * each.negatives for task, each in traffic.items())
@@ -163,7 +171,7 @@ def plan_run(config: RunConfig, cluster: Cluster) -> ClusterPlan:
         compute = config.data.batch_size * flops / (cluster.gpus * peak * cluster.utilization)
     images = None
     if compute is not None:
-        per_sample = sum(part * find_task(task).images for task, part in share.items())
+        per_sample = sum(part * find_task(task).images for task, part in weight.items())
         images = config.data.batch_size * per_sample / compute / cluster.nodes
     kept = _objective_bytes(config, parameters, cluster.gpus)
     average = 4 * parameters if config.train.ema_decay > 0 else 0
@@ -190,13 +198,13 @@ def plan_run(config: RunConfig, cluster: Cluster) -> ClusterPlan:
         cluster=cluster,
         parameters=parameters,
         trained_parameters=trained,
-        batch_size=config.data.batch_size,
+        batch_size=max(config.batch_size(task) for task in config.tasks.active()),
         accumulation=config.train.accumulation,
         samples_per_gpu=samples,
         passes=passes,
         tokens=tokens,
         image_size=size,
-        flops_per_sample=flops,
+        flops_per_sample=flops / sum(weight.values()),
         compute_seconds=compute,
         activation_bytes=activations,
         objective_bytes=kept,
@@ -216,19 +224,20 @@ def plan_run(config: RunConfig, cluster: Cluster) -> ClusterPlan:
 
 
 def samples_of(config: RunConfig, gpus: int) -> int:
-    """Return the samples of a micro-batch on a GPU; if it is no multiple of the GPUs, the most.
+    """Return the samples of a micro-batch on a GPU; the most, if tasks or GPUs differ.
 
     Raises:
         ValueError: if there are fewer samples than GPUs.
     """
-    batch, accumulation = config.data.batch_size, config.train.accumulation
-    samples = batch // accumulation
-    require(
-        gpus <= samples,
-        f"data.batch_size {batch} in {accumulation} micro-batches (train.accumulation) leaves"
-        f" {samples} samples for {gpus} GPUs; expected one or more for each",
-    )
-    return -(-samples // gpus)
+    for task in config.tasks.active():
+        samples = config.micro_batch_size(task)
+        require(
+            gpus <= samples,
+            f"{config.batch_size_field(task)} in {config.train.accumulation} micro-batches"
+            f" (train.accumulation) leaves {samples} samples for {gpus} GPUs; expected one or more"
+            " for each",
+        )
+    return max(-(-config.micro_batch_size(task) // gpus) for task in config.tasks.active())
 
 
 def _cost(
@@ -315,6 +324,15 @@ def _notes(config: RunConfig, cluster: Cluster, passes: int, *, has_peak: bool) 
             f"{cluster.gpu} has no tensor cores for train.precision {config.train.precision!r}; no"
             " times"
         )
+    sizes = {task: config.batch_size(task) for task in config.tasks.active()}
+    if len(set(sizes.values())) > 1:
+        notes.append(
+            "tasks have batches of their own ("
+            + ", ".join(f"{task} {size}" for task, size in sizes.items())
+            + "); memory is that of the largest one"
+        )
+    if config.tasks.together and len(sizes) > 1:
+        notes.append("each step trains all tasks, one after the other")
     for training in trainings_of(config.tasks.active()).values():
         if not training.is_counted(config):
             notes.append(training.cost_note)

@@ -60,13 +60,13 @@ def loss_traffic(
 
 
 def negatives_traffic(
-    config: RunConfig, gpus: int, tokens: int, image_size: ImageSize, *, texts: bool
+    config: RunConfig, task: str, gpus: int, tokens: int, image_size: ImageSize, *, texts: bool
 ) -> float:
     """Return the bytes of ITM's negatives that other ranks encode: images, and maybe `texts`."""
     image, text = prefix_bytes(config, tokens, image_size)
     row = image + text if texts else image
     # Each row arrives in the forward pass; its gradient goes back.
-    return 2.0 * config.data.batch_size / gpus * row
+    return 2.0 * config.batch_size(task) / gpus * row
 
 
 def queue_pair_bytes(config: RunConfig) -> int:
