@@ -5,11 +5,14 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from fiber.data.loader_config import BatchType
 from fiber.tasks.fields import TaskConfig
 from fiber.tasks.lazy import load
+
+if TYPE_CHECKING:
+    # Imports NumPy, which the table of commands does not need.
+    from fiber.data.loader_config import BatchType
 
 
 @dataclass(frozen=True, kw_only=True)
