@@ -4,7 +4,8 @@
 
 - `fields.py`: options of a run and their checks, and the entry `TASK`; imports no torch;
 - `train.py`: records, batches, losses in branches, priors and cost;
-- `evaluate.py`: metrics on a split.
+- `evaluate.py`: metrics on a split;
+- `command.py`: commands that ask a model, if the task has any.
 
 Another package adds a task by an entry point of the group "fiber.tasks", whose value has the form
 of those of `TASKS`.

@@ -75,6 +75,7 @@ TASK = Task(
     layout="image_text",
     stream=4,
     training="fiber.tasks.caption.train:CaptionTraining",
+    command="fiber.tasks.caption.command:add_command",
     evaluations={
         "caption": Evaluation(
             heads=("caption",),

@@ -27,6 +27,7 @@ TASK = Task(
     layout="question",
     stream=3,
     training="fiber.tasks.entailment.train:EntailmentTraining",
+    command="fiber.tasks.entailment.command:add_command",
     evaluations={
         "snli": Evaluation(
             heads=("snli",),

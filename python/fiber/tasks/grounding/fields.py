@@ -74,6 +74,7 @@ TASK = Task(
     layout="grounding",
     stream=5,
     training="fiber.tasks.grounding.train:GroundingTraining",
+    command="fiber.tasks.grounding.command:add_command",
     evaluations={
         "refcoco": Evaluation(
             heads=("grounding",),

@@ -70,6 +70,7 @@ TASK = Task(
     layout="image_text",
     stream=0,
     training="fiber.tasks.image_text.train:ImageTextTraining",
+    command="fiber.tasks.image_text.command:add_command",
     evaluations={
         "retrieval": Evaluation(
             heads=("itc", "rank", "itm"),

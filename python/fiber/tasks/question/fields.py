@@ -27,6 +27,7 @@ TASK = Task(
     layout="question",
     stream=1,
     training="fiber.tasks.question.train:QuestionTraining",
+    command="fiber.tasks.question.command:add_command",
     evaluations={
         "vqa": Evaluation(
             heads=("vqa",),

@@ -28,6 +28,7 @@ TASK = Task(
     stream=2,
     images=2,
     training="fiber.tasks.reasoning.train:ReasoningTraining",
+    command="fiber.tasks.reasoning.command:add_command",
     evaluations={
         "nlvr2": Evaluation(
             heads=("nlvr2",),
