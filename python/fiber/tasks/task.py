@@ -5,11 +5,14 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from fiber.data.loader_config import BatchType
 from fiber.tasks.fields import TaskConfig
 from fiber.tasks.lazy import load
+
+if TYPE_CHECKING:
+    # Imports NumPy, which the table of commands does not need.
+    from fiber.data.loader_config import BatchType
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +51,12 @@ class Task:
     training: str
     #: Evaluations by name.
     evaluations: Mapping[str, Evaluation] = field(default_factory=dict)
+    #: Function that adds the commands that ask a model for this task to the table of commands, as
+    #: "module:add_command". It takes what `ArgumentParser.add_subparsers` returns; every parser
+    #: sets `run`, a function from the parsed options to an exit code.
+    command: str | None = None
+    #: Functions of (model, *arguments), as "module:name"; `fiber.Model` has them as methods.
+    methods: tuple[str, ...] = ()
     #: Number that seeds the order of the data, so that tasks that share records visit them in other
     #: orders. It is part of every run: it never changes. Default: a checksum of the name.
     stream: int = -1

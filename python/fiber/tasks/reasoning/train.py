@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -11,7 +10,6 @@ from torch import Tensor
 from fiber.data.batch import ReasoningBatch
 from fiber.losses.language import nlvr2_loss
 from fiber.training.config.run import RunConfig
-from fiber.training.objectives.split_backward import SplitGraph
 from fiber.training.task_training import TaskTraining
 from fiber.training.training_data import TrainingData
 
@@ -29,14 +27,3 @@ class ReasoningTraining(TaskTraining):
 
     def priors(self, config: RunConfig, data: TrainingData) -> dict[str, float]:
         return {"nlvr2": math.log(2)}
-
-    def cost_passes(
-        self,
-        model: Any,
-        config: RunConfig,
-        images: Tensor,
-        ids: Tensor,
-        mask: Tensor,
-        split: SplitGraph,
-    ) -> Iterator[Tensor]:
-        yield model.statement_logits(images, ids, mask).sum()
