@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import fiber
-from fiber import _core
+from fiber import _core, tasks
 from fiber.env import usable_cores
 from fiber.messages import printable
 from fiber.models import families
@@ -115,6 +115,9 @@ def main() -> int:
     print("\nmodel families")
     problems += _family_rows()
 
+    print("\ntasks")
+    problems += _task_rows()
+
     print("\nextras")
     _extra_rows()
 
@@ -181,6 +184,16 @@ def _family_rows() -> list[str]:
         text = f"{each.package} ({each.target}){f': {each.error}' if each.error else ''}"
         _row(printable(each.name, 60), text, not each.error)
     return [f"model family {each}: {each.error}" for each in found if each.error]
+
+
+def _task_rows() -> list[str]:
+    """Print the tasks, and describe those of other packages that cannot be used."""
+    _row("built in", ", ".join(tasks.TASKS))
+    found = tasks.installed_tasks()
+    for each in found:
+        text = f"{each.package} ({each.target}){f': {each.error}' if each.error else ''}"
+        _row(printable(each.name, 60), text, not each.error)
+    return [f"task {each}: {each.error}" for each in found if each.error]
 
 
 def _extra_rows() -> None:

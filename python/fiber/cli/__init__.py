@@ -24,7 +24,7 @@ from fiber.cli import bench, convert, data, launched, plan, runs, tune
 from fiber.cli.arguments import MAX_MESSAGE, CommandParser
 from fiber.data.storage.remote import RemoteError
 from fiber.messages import printable
-from fiber.tasks import TASKS, find_task
+from fiber.tasks import TASKS, find_task, installed_tasks
 from fiber.tasks.lazy import load
 from fiber.terminal import escaping
 
@@ -50,6 +50,7 @@ def parser() -> argparse.ArgumentParser:
         "doctor", help="report installed packages, kernel backend and devices"
     )
     doctor.set_defaults(run=_doctor)
+    _add_commands_of_others(commands)
     return root
 
 
@@ -72,6 +73,34 @@ def _add_task_commands(commands: argparse._SubParsersAction) -> None:
     commands.choices.update(parsers)
 
 
+def _add_commands_of_others(commands: argparse._SubParsersAction) -> None:
+    """Add the commands of tasks of other packages; warn of those that cannot be used.
+
+    A name that is taken, by a command of this package or of another task, is an error of argparse.
+    """
+    for each in installed_tasks():
+        if each.task is None or each.task.command is None:
+            continue
+        before = set(commands.choices)
+        try:
+            load(each.task.command)(commands)
+        # Code of another package may fail in any way, and must not end other commands.
+        except (Exception, SystemExit) as error:
+            _remove_commands(commands, set(commands.choices) - before)
+            text = printable(f"{type(error).__name__}: {error}", MAX_MESSAGE)
+            warnings.warn(
+                f"the command of the task {each} is skipped: {text}", RuntimeWarning, stacklevel=2
+            )
+
+
+def _remove_commands(commands: argparse._SubParsersAction, names: set[str]) -> None:
+    for name in names:
+        del commands.choices[name]
+    # What `--help` lists.
+    listed = commands._choices_actions
+    listed[:] = [each for each in listed if each.dest not in names]
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command, by default the one in `sys.argv`, and return its exit code."""
     # torch's idle OpenMP threads spin for milliseconds, which takes cores from other processes and
@@ -80,9 +109,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # OpenMP reads this when torch is first imported. The user's own setting takes precedence.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+    warnings.showwarning, sys.excepthook = _warn, _print_traceback
     options = parser().parse_args(arguments)
     options.arguments = list(sys.argv[1:] if arguments is None else arguments)
-    warnings.showwarning, sys.excepthook = _warn, _print_traceback
     if (code := launched.final_code()) is not None:
         return code
     with escaping():

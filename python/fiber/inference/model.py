@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from types import MethodType
 from typing import TYPE_CHECKING, Any, Unpack, overload
 
 import torch
@@ -32,6 +33,8 @@ from fiber.models.abilities import FindsBoxes, need_ability
 from fiber.models.heads import need_head
 from fiber.models.registry import ModelConfig, Network, architecture_of, inference_transform
 from fiber.postprocess import Detections
+from fiber.tasks import methods_of_others
+from fiber.tasks.lazy import load
 
 #: Default minimum score of a detected object.
 SCORE_THRESHOLD = 0.3
@@ -44,6 +47,7 @@ class Model(ImageTextMethods):
     An image is a path, bytes, a file opened in binary mode, a PIL image or a uint8 array (H, W, 3)
     or, with alpha, (H, W, 4); see `fiber.data.load_image`. URLs are not fetched.
     Methods return a single result for one image, and a list of results for a list of images.
+    Tasks of other packages add methods (`fiber.tasks.task.Task.methods`).
 
     Args:
         network: network to run. It is set to evaluation mode and stays on its device; see `to`.
@@ -223,6 +227,8 @@ class Model(ImageTextMethods):
     if not TYPE_CHECKING:
         # Hidden from type checkers, which report unknown attributes themselves.
         def __getattr__(self, name: str) -> Any:
+            if path := methods_of_others().get(name):
+                return MethodType(load(path), self)
             raise unknown_attribute(self, name)
 
     def _finds_boxes(self, asked: str) -> FindsBoxes:

@@ -355,7 +355,8 @@ def need_ability(
         network: network of any family.
         ability: protocol of this module.
         asked: task or method, for messages.
-        head: head to use. Default: any of those that the ability needs.
+        head: head to use. Default: any of those that the ability needs; an ability of another
+            package has none.
 
     Raises:
         MissingHeadError: if the model lacks the head; see `need_head`.
@@ -390,6 +391,6 @@ def need_ability(
 
 def _members(ability: type) -> list[str]:
     """Return the names of a protocol's methods and properties."""
-    protocols = [base for base in ability.__mro__ if base.__module__ == __name__]
+    protocols = [base for base in ability.__mro__ if getattr(base, "_is_protocol", False)]
     names = {name for base in protocols for name in vars(base) if not name.startswith("_")}
     return sorted(names)

@@ -4,83 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Container, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
 from fiber.data import ImageTransform, Tokenizer
 from fiber.models.encoders.keys import EncoderFormat, KeyMap
+from fiber.models.model_config import ModelConfig
 
-
-class ModelConfig(Protocol):
-    """Config of a network of any family: a frozen dataclass with these fields or properties.
-
-    A family other than FIBER also has a field `family`, whose default is its name. Sections and
-    fields besides these are the family's own.
-    """
-
-    __dataclass_fields__: ClassVar[dict[str, Any]]
-
-    @property
-    def heads(self) -> tuple[str, ...]:
-        """Names of the heads, which decide what tasks and methods a model is for."""
-        ...
-
-    @property
-    def channel_order(self) -> Literal["rgb", "bgr"]:
-        """Input channel order."""
-        ...
-
-    @property
-    def max_tokens(self) -> int:
-        """Maximum text length in tokens, including <s> and </s>."""
-        ...
-
-    @property
-    def vocab_size(self) -> int:
-        """Vocabulary size of the text encoder."""
-        ...
-
-    @property
-    def num_answers(self) -> int:
-        """Number of answers of the VQA head."""
-        ...
-
-    @property
-    def image_size(self) -> int:
-        """Input height and width in pixels."""
-        ...
-
-    @property
-    def weight_start(self) -> str:
-        """Initialization of linear weights; with "fan_in", heads also start from the data."""
-        ...
-
-    @property
-    def mlm_units(self) -> tuple[str, ...]:
-        """Units that MLM may mask: "token", "word", "position"."""
-        ...
-
-    @property
-    def has_row_draws(self) -> bool:
-        """True if dropout may be drawn by row."""
-        ...
-
-    def with_image_size(self, image_size: int) -> Any:
-        """Return a copy of the config with a new input size; raise ValueError if it cannot be."""
-        ...
-
-    def with_vocabulary(self, vocab_size: int) -> Any:
-        """Return a copy of the config with a new vocabulary size."""
-        ...
-
-    def with_answers(self, count: int) -> Any:
-        """Return a copy of the config with a new number of answers of the VQA head."""
-        ...
-
-    def check_published(self, prefix: str = "") -> None:
-        """Raise ValueError if a published run cannot have the config; see `MeterConfig`."""
-        ...
+__all__ = ["Architecture", "ModelConfig", "Network"]
 
 
 class Network(nn.Module):
@@ -111,9 +43,9 @@ class Architecture:
     #: Recognizes keys of the architecture's published checkpoints.
     recognizes: Callable[[Collection[str]], bool]
     #: Key of the state dict in published files.
-    published_key: Literal["state_dict", "model"]
+    published_key: Literal["state_dict", "model"] = "model"
     #: Input channel order of published files, and our key of the weight that depends on it.
-    published_channel_order: Literal["rgb", "bgr"]
+    published_channel_order: Literal["rgb", "bgr"] = "rgb"
     first_convolution: str
     #: Infers the config from published tensors and the stored config.
     infer_config: Callable[[Mapping[str, Tensor], Mapping[str, Any]], Any]
@@ -124,7 +56,7 @@ class Architecture:
     #: Returns the config fields that shapes of our tensors determine, by dotted name.
     stored_sizes: Callable[[Mapping[str, tuple[int, ...]]], dict[str, Any]] = lambda shapes: {}
     #: Returns why a published key outside `keys` is ignored, or None if it is unknown.
-    ignored_key: Callable[[str, Any], str | None]
+    ignored_key: Callable[[str, Any], str | None] = lambda name, config: None
     #: Default values of tensors that a published file may lack, by our keys.
     default_values: Callable[[Any, Container[str]], dict[str, float]] = lambda config, names: {}
     #: Converts published tensors before `keys` is applied.
@@ -132,9 +64,11 @@ class Architecture:
     #: Inverse of `from_published`; adds published buffers.
     to_published: Callable[[Any, Any], dict[str, Tensor]] = lambda state, config: state
     #: Encoders that can be loaded from and written to standalone files.
-    encoders: tuple[EncoderFormat, ...]
+    encoders: tuple[EncoderFormat, ...] = ()
     #: Resizes tensors that depend on the image size, with our keys or published keys.
-    resize: Callable[[Mapping[str, Tensor], Any], Mapping[str, Tensor]]
+    resize: Callable[[Mapping[str, Tensor], Any], Mapping[str, Tensor]] = lambda state, config: (
+        state
+    )
     #: Hyperparameters that determine most tensor shapes, by display name.
     main_sizes: Callable[[Any], dict[str, Any]]
     #: Image preprocessing at inference.

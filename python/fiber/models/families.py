@@ -10,17 +10,21 @@ Modules are imported when they are needed, so this one needs no torch.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import importlib.metadata
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+from fiber.config_io import from_dict
 from fiber.messages import caller_level, printable, shown
 
 if TYPE_CHECKING:
     from fiber.models.architecture import Architecture
+    from fiber.models.model_config import ModelConfig
 
 #: Group of the entry points.
 GROUP = "fiber.families"
@@ -30,6 +34,12 @@ FAMILIES = {
     # Before FIBER, whose keys of the image encoder have the same prefix.
     "meter": "fiber.models.meter.architectures:ARCHITECTURES",
     "fiber": "fiber.models.fiber.architectures:ARCHITECTURES",
+}
+
+#: Their configs, in modules that need no torch.
+CONFIGS = {
+    "meter": "fiber.models.meter.config:MeterConfig",
+    "fiber": "fiber.config:FiberConfig",
 }
 
 #: Maximum number of characters of an error in a message.
@@ -56,8 +66,48 @@ class InstalledFamily:
 
 def own_architectures(family: str) -> tuple[Architecture, ...]:
     """Import the entries of a family of this package."""
-    module, _, name = FAMILIES[family].partition(":")
+    return _load(FAMILIES[family])
+
+
+def _load(target: str) -> Any:
+    module, _, name = target.partition(":")
     return getattr(importlib.import_module(module), name)
+
+
+def read_config(value: Any, where: str = "") -> ModelConfig:
+    """Build the config of a model of any family from a dict of its fields, or return a config.
+
+    Args:
+        value: fields; those of FIBER's configs have no `family`.
+        where: name of the field that has the config, as in "model", for messages.
+
+    Raises:
+        ValueError: if the family is unknown or a field is invalid; the message names the family or
+            field, and the families that are installed.
+    """
+    prefix = f"{where}." if where else ""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return cast(Any, value)
+    if not isinstance(value, dict):
+        raise ValueError(f"{where or 'model'}: expected fields of a model, got {shown(value)}")
+    family = value.get("family", "fiber")
+    if isinstance(family, str):
+        found = _load(CONFIGS[family]) if family in CONFIGS else None
+        for entry in () if found else _installed():
+            found = entry.config_class if entry.family == family else found
+        if found is not None:
+            return from_dict(found, value, where=prefix)
+    known = " or ".join(map(shown, dict.fromkeys([*CONFIGS, *(e.family for e in _installed())])))
+    skipped = "".join(f"; skipped: {each}" for each in installed_families() if each.error)
+    raise ValueError(
+        f"{prefix}family: unknown family {shown(family)}; expected {known}; no package with it is"
+        f" installed (entry point of the group {GROUP!r}){skipped}"
+    )
+
+
+def _installed() -> Iterator[Architecture]:
+    for each in installed_families():
+        yield from each.architectures
 
 
 def entry_points() -> list[importlib.metadata.EntryPoint]:

@@ -11,16 +11,19 @@ a config has.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from typing import Any
 
 import torch
 
-from fiber.config_io import from_dict
 from fiber.data import ImageTransform, Tokenizer
-from fiber.messages import shown, shown_names
+from fiber.messages import shown_names
 from fiber.models.architecture import Architecture, ModelConfig, Network
 from fiber.models.encoders.keys import EncoderFormat
-from fiber.models.families import FAMILIES, installed_families, own_architectures
+from fiber.models.families import (
+    FAMILIES,
+    installed_families,
+    own_architectures,
+    read_config,
+)
 from fiber.models.init import WithoutInit
 
 __all__ = [
@@ -104,24 +107,6 @@ def check_tokenizer(tokenizer: Tokenizer, config: ModelConfig | None = None) -> 
         tokenizer.check_for_models()
     else:
         architecture_of(config).check_tokenizer(tokenizer, config)
-
-
-def read_config(values: dict[str, Any]) -> ModelConfig:
-    """Build a config of any family from a dict of its fields.
-
-    Raises:
-        ValueError: if the family is unknown or a field is invalid; the message names the family or
-            field.
-    """
-    family = values.get("family", "fiber")
-    if isinstance(family, str):
-        for entry in _of_family(family):
-            if entry.family == family:
-                return from_dict(entry.config_class, values)
-    others = dict.fromkeys(entry.family for entry in _installed())
-    known = " or ".join(map(shown, [*FAMILIES, *others]))
-    skipped = "".join(f"; skipped: {each}" for each in installed_families() if each.error)
-    raise ValueError(f"unknown family {shown(family)}; expected {known}{skipped}")
 
 
 def encoder_format(names: Collection[str]) -> EncoderFormat | None:

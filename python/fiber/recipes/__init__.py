@@ -13,6 +13,8 @@ from collections.abc import Callable
 from typing import Any
 
 from fiber.config_io import nearest
+from fiber.messages import shown
+from fiber.tasks.lazy import load
 
 #: Recipes by module. `small` recipes train on two CPU cores in minutes; the others use
 #: the published model size.
@@ -82,13 +84,21 @@ def names() -> list[str]:
 def get(name: str) -> Callable[[], Any]:
     """Look up a recipe, which is a function that returns a `RunConfig`.
 
+    Args:
+        name: one of `names`, or a function of another package as "package.module:function".
+
     Raises:
         ValueError: if there is no such recipe; the message suggests the nearest names.
     """
+    if ":" in name:
+        try:
+            return load(name)
+        except (ImportError, ValueError) as error:
+            raise ValueError(f"recipe {shown(name)} does not exist: {error}") from error
     for family, recipes in _FAMILIES.items():
         if name in recipes:
             return getattr(importlib.import_module(f"fiber.recipes.{family}"), name)
-    raise ValueError(f"recipe {name!r} does not exist; {nearest(name, names())}")
+    raise ValueError(f"recipe {shown(name)} does not exist; {nearest(name, names())}")
 
 
 def describe(name: str) -> str:

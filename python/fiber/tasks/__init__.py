@@ -8,18 +8,21 @@
 - `command.py`: commands that ask a model, if the task has any.
 
 Another package adds a task by an entry point of the group "fiber.tasks", whose value has the form
-of those of `TASKS`.
+of those of `TASKS`; `tests/examples/outside` is one.
 """
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import entry_points
+from keyword import iskeyword
 from typing import TYPE_CHECKING, Any
 
 from fiber.config_io import nearest
-from fiber.messages import printable, shown
+from fiber.messages import caller_level, printable, shown
 from fiber.tasks.lazy import load
 
 if TYPE_CHECKING:
@@ -38,7 +41,27 @@ TASKS = {
 #: Group of entry points of other packages.
 GROUP = "fiber.tasks"
 #: Maximum number of characters of an error in a message.
-_MAX_ERROR = 300
+_MAX_ERROR = 200
+#: Names of `TasksConfig` that are no tasks.
+RESERVED = ("active", "rotation")
+
+
+@dataclass(frozen=True, kw_only=True)
+class InstalledTask:
+    """Entry point of another package, loaded."""
+
+    name: str
+    #: Module and attribute, "fiber_counting.task.fields:TASK".
+    target: str
+    #: Name and version of the package.
+    package: str
+    #: None if the entry point cannot be used.
+    task: Task | None = None
+    #: Why it cannot be used, in one line, or "".
+    error: str = ""
+
+    def __str__(self) -> str:
+        return f"{shown(self.name)} of {self.package} ({self.target})"
 
 
 @cache
@@ -47,38 +70,72 @@ def all_tasks() -> dict[str, Task]:
 
     Warns once of each entry of another package that cannot be used.
     """
-    tasks = {name: load(path) for name, path in TASKS.items()}
-    for entry in entry_points(group=GROUP):
-        task, problem = _of_entry(entry)
-        if problem:
-            warnings.warn(problem, RuntimeWarning, stacklevel=2)
+    tasks = _own_tasks()
+    for each in installed_tasks():
+        if each.task is None:
+            text = f"task {each} is skipped: {each.error}"
+            warnings.warn(text, RuntimeWarning, stacklevel=caller_level())
         else:
-            tasks[entry.name] = task
+            tasks[each.name] = each.task
     return tasks
 
 
-def _of_entry(entry: EntryPoint) -> tuple[Any, str]:
-    """Load the task of an entry point; return None and what is wrong with it if that fails."""
+def _own_tasks() -> dict[str, Task]:
+    return {name: load(path) for name, path in TASKS.items()}
+
+
+@cache
+def installed_tasks() -> tuple[InstalledTask, ...]:
+    """Import the tasks of other packages, once, those that cannot be used among them."""
+    found: list[InstalledTask] = []
+    taken = _own_tasks()
+    for entry in sorted(entry_points(group=GROUP), key=lambda each: (each.name, each.value)):
+        dist = entry.dist
+        description: dict[str, Any] = {
+            "name": entry.name,
+            "target": printable(entry.value, _MAX_ERROR),
+            "package": printable(
+                f"{dist.name} {dist.version}" if dist else "an unknown package", _MAX_ERROR
+            ),
+        }
+        try:
+            task = _checked(entry.name, load(entry.value), taken)
+        # Code of another package may fail in any way, and must not end a command.
+        except (Exception, SystemExit) as error:
+            text = printable(" ".join(f"{type(error).__name__}: {error}".split()), _MAX_ERROR)
+            found.append(InstalledTask(**description, error=text))
+        else:
+            found.append(InstalledTask(**description, task=task))
+            taken[task.name] = task
+    return tuple(found)
+
+
+def _checked(name: str, task: Any, taken: Mapping[str, Task]) -> Task:
+    """Check that an entry point is a new task, whose name and options can be fields of a config."""
+    from fiber.tasks.fields import TaskConfig
     from fiber.tasks.task import Task
 
-    where = f"entry point {shown(entry.name)} = {shown(entry.value)} of the group {GROUP!r}"
-    if entry.name in TASKS:
-        return None, f"{where}: the task {entry.name!r} is one of fiber's own; use another name"
-    try:
-        task = load(entry.value)
-    # Code of another package may fail in any way.
-    except Exception as error:
-        return None, f"{where}: {type(error).__name__}: {printable(str(error), _MAX_ERROR)}"
     if not isinstance(task, Task):
-        return None, f"{where}: expected a fiber.tasks.task.Task, got {type(task).__name__}"
-    if task.name != entry.name or not task.name.isidentifier():
-        return None, f"{where}: expected the name of the task, {task.name!r}, an identifier"
-    return task, ""
-
-
-def entry_problems() -> dict[str, str]:
-    """Return the entry points of other packages by name, with what is wrong with each, or ""."""
-    return {entry.name: _of_entry(entry)[1] for entry in entry_points(group=GROUP)}
+        raise TypeError(f"expected a fiber.tasks.task.Task, got {shown(task)}")
+    if name in taken:
+        raise ValueError(f"the task {shown(name)} exists already")
+    if task.name != name:
+        raise ValueError(f"the name of the task is {shown(task.name)}; expected {shown(name)}")
+    if not name.isidentifier() or iskeyword(name) or name.startswith("_") or name in RESERVED:
+        raise ValueError(
+            f"expected a name that can be a field beside {', '.join(RESERVED)}, got {shown(name)}"
+        )
+    if not (isinstance(task.config, type) and issubclass(task.config, TaskConfig)):
+        raise TypeError(f"config: expected a subclass of TaskConfig, got {shown(task.config)}")
+    # Every run has the options of all tasks, most of them inactive.
+    options = task.config()
+    options.check(f"tasks.{name}")
+    if options.share:
+        raise ValueError(f"config: expected a share of 0 by default, got {shown(options.share)}")
+    evaluations = {each for other in taken.values() for each in other.evaluations}
+    if both := sorted(evaluations.intersection(task.evaluations)):
+        raise ValueError(f"the evaluation {shown(both[0])} exists already")
+    return task
 
 
 def find_task(name: str) -> Task:
@@ -90,6 +147,13 @@ def find_task(name: str) -> Task:
     if name not in all_tasks():
         raise ValueError(f"task {shown(name)} does not exist; {nearest(name, all_tasks())}")
     return all_tasks()[name]
+
+
+@cache
+def methods_of_others() -> dict[str, str]:
+    """Return the methods that tasks of other packages add to models, by name, as "module:name"."""
+    paths = [path for each in installed_tasks() if each.task for path in each.task.methods]
+    return {path.partition(":")[2]: path for path in paths}
 
 
 @cache

@@ -16,6 +16,7 @@ from fiber.tasks import find_task
 from fiber.tasks.fields import TaskConfig
 from fiber.tasks.task import Task
 from fiber.training.config.run import RunConfig
+from fiber.training.fake_batch import fake_batch
 from fiber.training.objectives.draw import Draw, Place
 from fiber.training.objectives.forward_passes import ONE_PASS, ForwardPasses
 from fiber.training.objectives.split_backward import SplitGraph
@@ -228,7 +229,9 @@ class TaskTraining:
     ) -> Iterator[Tensor]:
         """Yield a scalar for each branch, computed by the same layers as in `branches`.
 
-        Tensors are fake: they have shapes, but no values. See `fiber.training.plan.step_cost`.
+        Tensors are fake: they have shapes, but no values. See `fiber.training.plan.step_cost`. The
+        default runs `branches` on the batch of `fake_batch`. A task whose branches depend on values
+        or on its state, such as a number of masked tokens or a queue, has passes of its own.
 
         Args:
             model: network of the run.
@@ -238,7 +241,26 @@ class TaskTraining:
             mask: (B, L) bool, all True.
             split: as for `branches`.
         """
-        raise NotImplementedError
+        batch = self.fake_batch(config, images, ids, mask)
+        for losses in self.branches(model, batch, Draw(seed=0, number=0), split):
+            yield torch.stack(list(losses.values())).sum()
+
+    def fake_batch(self, config: RunConfig, images: Tensor, ids: Tensor, mask: Tensor) -> Any:
+        """Make a batch of the task's layout from fake tensors; arguments as for `cost_passes`.
+
+        A task with a `completion` adds its fields.
+        """
+        samples, sizes = len(ids), torch.tensor(images.shape[-2:]).repeat(len(ids), 1)
+        common = {
+            "keys": tuple(map(str, range(samples))),
+            "images": images,
+            "image_sizes": sizes,
+            "original_sizes": sizes,
+            "token_ids": ids,
+            "text_mask": mask,
+        }
+        labels = len(self.labels([""] * config.model.num_answers))
+        return fake_batch(self.task.layout, config, common, labels)
 
     def traffic(self, config: RunConfig, gpus: int, tokens: int, image_size: ImageSize) -> Traffic:
         """Return the bytes that the losses of a step exchange among two or more GPUs."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -13,7 +13,6 @@ from fiber.data.datasets.snli_ve import ENTAILMENT
 from fiber.losses.language import entailment_loss
 from fiber.models.abilities import ClassifiesEntailment
 from fiber.training.config.run import RunConfig
-from fiber.training.objectives.split_backward import SplitGraph
 from fiber.training.task_training import TaskTraining
 from fiber.training.training_data import TrainingData
 
@@ -38,15 +37,3 @@ class EntailmentTraining(TaskTraining):
 
     def priors(self, config: RunConfig, data: TrainingData) -> dict[str, float]:
         return {"snli": math.log(len(ENTAILMENT))}
-
-    def cost_passes(
-        self,
-        model: Any,
-        config: RunConfig,
-        images: Tensor,
-        ids: Tensor,
-        mask: Tensor,
-        split: SplitGraph,
-    ) -> Iterator[Tensor]:
-        pooled = model.pooled(model.backbone.encode_pair(images, ids, mask, wanted="pooled"))
-        yield model.snli_logits(pooled).sum()

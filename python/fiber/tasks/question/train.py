@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -19,7 +19,6 @@ from fiber.losses.language import vqa_loss
 from fiber.messages import shown, shown_names
 from fiber.models.abilities import ScoresPairs, StartsAtAnswerPriors
 from fiber.training.config.run import RunConfig
-from fiber.training.objectives.split_backward import SplitGraph
 from fiber.training.task_training import TaskTraining
 from fiber.training.training_data import TrainingData
 
@@ -72,18 +71,6 @@ class QuestionTraining(TaskTraining):
 
     def priors(self, config: RunConfig, data: TrainingData) -> dict[str, float]:
         return {"vqa": sum(map(entropy, data.answer_priors))}
-
-    def cost_passes(
-        self,
-        model: Any,
-        config: RunConfig,
-        images: Tensor,
-        ids: Tensor,
-        mask: Tensor,
-        split: SplitGraph,
-    ) -> Iterator[Tensor]:
-        pooled = model.pooled(model.backbone.encode_pair(images, ids, mask, wanted="pooled"))
-        yield model.vqa_logits(pooled).sum()
 
 
 def answerable(records: RecordSet, answers: Sequence[str]) -> RecordSet:

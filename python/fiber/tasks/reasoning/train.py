@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -12,7 +12,6 @@ from fiber.data.batch import ReasoningBatch
 from fiber.losses.language import nlvr2_loss
 from fiber.models.abilities import ScoresPairs
 from fiber.training.config.run import RunConfig
-from fiber.training.objectives.split_backward import SplitGraph
 from fiber.training.task_training import TaskTraining
 from fiber.training.training_data import TrainingData
 
@@ -31,14 +30,3 @@ class ReasoningTraining(TaskTraining):
 
     def priors(self, config: RunConfig, data: TrainingData) -> dict[str, float]:
         return {"nlvr2": math.log(2)}
-
-    def cost_passes(
-        self,
-        model: Any,
-        config: RunConfig,
-        images: Tensor,
-        ids: Tensor,
-        mask: Tensor,
-        split: SplitGraph,
-    ) -> Iterator[Tensor]:
-        yield model.statement_logits(images, ids, mask).sum()

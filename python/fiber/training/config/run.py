@@ -10,15 +10,17 @@ import importlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from operator import attrgetter
 from typing import Any, Literal
 
 from fiber.config import FiberConfig
-from fiber.config_io import field_names, nearest, require
+from fiber.config_io import READ, field_names, nearest, require
 from fiber.messages import shown
-from fiber.models.meter.config import MeterConfig
+from fiber.models.families import read_config
+from fiber.models.model_config import ModelConfig
 from fiber.tasks import all_evaluations
-from fiber.training.config.tasks import TasksConfig
+from fiber.training.config.tasks import TasksConfig, read_tasks
 from fiber.training.config.transforms import TransformConfig
 
 
@@ -234,8 +236,9 @@ class ValidationConfig:
 class RunConfig:
     """Complete configuration of a run, as returned by a recipe and stored in `config.json`."""
 
-    tasks: TasksConfig
-    model: FiberConfig | MeterConfig = field(default_factory=FiberConfig)
+    tasks: TasksConfig = field(metadata={READ: read_tasks})
+    #: The config of a model of any family.
+    model: ModelConfig = field(default_factory=FiberConfig, metadata={READ: read_config})
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -248,7 +251,7 @@ class RunConfig:
             require(
                 not missing,
                 f"tasks.{name}: the {f'{stage}-stage ' if stage else ''}model lacks"
-                f" {', '.join(missing)}; its heads (model.image_text.heads) are"
+                f" {', '.join(missing)}; its heads{self._heads_field} are"
                 f" {', '.join(self.model.heads)}"
                 + ("; boxes need model.stage 'fine', other tasks 'coarse'" if stage else ""),
             )
@@ -279,6 +282,11 @@ class RunConfig:
                 f" {accumulation}",
             )
         self._check_length()
+
+    @property
+    def _heads_field(self) -> str:
+        """Name of the field that lists the heads, for messages."""
+        return " (model.image_text.heads)" if hasattr(self.model, "image_text") else ""
 
     def batch_size(self, task: str) -> int:
         """Return the samples of a step of a task, over all ranks and micro-batches."""
@@ -362,7 +370,11 @@ def differences(old: RunConfig, new: RunConfig) -> list[str]:
     lines, how = [], HOW
     if old.validation.task is None and new.validation.task is None:
         how = (*HOW, "train.checkpoint_every")
-    for name in [name for name in field_names(new) if name not in how]:
+    if type(old.model) is not type(new.model):
+        kinds = [type(config.model).__name__ for config in (old, new)]
+        return [f"model: {' -> '.join(kinds)}"]
+    stored = (field_names(config, only_stored=True) for config in (old, new))
+    for name in [name for name in dict.fromkeys(chain(*stored)) if name not in how]:
         before, after = (attrgetter(name)(config) for config in (old, new))
         if before != after and not dataclasses.is_dataclass(after):
             lines.append(f"{name}: {shown(before)} -> {shown(after)}")

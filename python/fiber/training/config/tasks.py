@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from fiber.config_io import require
-from fiber.tasks import TASKS, all_tasks
+from fiber.config_io import IS_STORED, from_dict, nearest, require
+from fiber.messages import shown
+from fiber.tasks import GROUP, TASKS, all_tasks, installed_tasks
 from fiber.tasks.caption.fields import CaptionTask
 from fiber.tasks.entailment.fields import EntailmentTask
 from fiber.tasks.fields import TaskConfig, first_part, split_source, task_of
@@ -31,6 +32,7 @@ __all__ = [
     "TaskConfig",
     "TasksConfig",
     "first_part",
+    "read_tasks",
     "split_source",
     "task_of",
 ]
@@ -94,14 +96,46 @@ class TasksConfig:
 
 
 if not TYPE_CHECKING:
-    #: Tasks of other packages are fields, too.
+    #: Tasks of other packages are fields, too, which are written only if the run trains them: other
+    #: runs are read without the package.
     _OTHERS = [(name, task) for name, task in all_tasks().items() if name not in TASKS]
     if _OTHERS:
         TasksConfig = dataclasses.make_dataclass(
             "TasksConfig",
-            [(name, task.config, field(default_factory=task.config)) for name, task in _OTHERS],
+            [
+                (
+                    name,
+                    task.config,
+                    field(
+                        default_factory=task.config,
+                        metadata={IS_STORED: lambda options: options.share > 0},
+                    ),
+                )
+                for name, task in _OTHERS
+            ],
             bases=(TasksConfig,),
             frozen=True,
             kw_only=True,
             module=__name__,
         )
+
+
+def read_tasks(value: Any, where: str = "tasks") -> TasksConfig:
+    """Build the tasks of a run from a dict of their options, or return a `TasksConfig`.
+
+    Raises:
+        ValueError: if a task is not installed or an option is invalid; the message names it.
+    """
+    if isinstance(value, TasksConfig):
+        return value
+    if not isinstance(value, dict):
+        raise ValueError(f"{where}: expected options of tasks, got {shown(value)}")
+    known = all_tasks()
+    for name in value:
+        if isinstance(name, str) and name not in known:
+            skipped = "".join(f"; skipped: {each}" for each in installed_tasks() if each.error)
+            raise ValueError(
+                f"unknown field {shown(f'{where}.{name}')}: {nearest(name, known)}; no package with"
+                f" this task is installed (entry point of the group {GROUP!r}){skipped}"
+            )
+    return from_dict(TasksConfig, value, where=f"{where}.")

@@ -1,9 +1,10 @@
 """Count FLOPs and activations of a task's forward and backward passes, without running them.
 
 The passes are `TaskTraining.cost_passes` of the task, on fake tensors, which have shapes but no
-memory, so a model of any size is counted on a laptop. Values are unknown, too: losses are replaced
-by sums, and negatives by rows of the same number. `tests/training/plan/test_step_cost.py` compares
-the counts with those of real training steps.
+memory, so a model of any size is counted on a laptop. By default they are the branches of a step.
+Values are unknown, so tasks whose branches depend on them replace losses by sums, and negatives by
+rows of the same number. `tests/training/plan/test_step_cost.py` compares the counts with those of
+real training steps.
 """
 
 from __future__ import annotations
