@@ -372,6 +372,17 @@ class TestBadInput:
         assert "run `fiber train vqav2` (see also `fiber recipes`)" in message
 
     @pytest.mark.parametrize(
+        ("arguments", "head"),
+        [(["reason", "a.jpg", "b.jpg", "a dog"], "nlvr2"), (["entail", "a.jpg", "a dog"], "snli")],
+    )
+    def test_no_model_with_the_head(self, desk, capsys, arguments, head):
+        shutil.rmtree("runs/demo/coarse")
+        assert main(arguments) == 2
+        message = error_line(capsys)
+        assert "pass --model" in message
+        assert f"'{head}'" in message
+
+    @pytest.mark.parametrize(
         ("arguments", "message"),
         [
             (["ground", "--phrases", "dog"], "IMAGE"),
