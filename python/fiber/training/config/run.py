@@ -258,8 +258,9 @@ class RunConfig:
             task.check_run(f"tasks.{name}", self)
         require(
             self.data.mlm_unit in self.model.mlm_units,
-            f"data.mlm_unit {shown(self.data.mlm_unit)} is not for the model's text encoder;"
-            f" expected {' or '.join(map(repr, self.model.mlm_units))}",
+            f"data.mlm_unit {shown(self.data.mlm_unit)} is for byte-level BPEs; the text encoder"
+            f" {getattr(self.model, 'text_encoder', '')!r} needs"
+            f" {' or '.join(map(repr, self.model.mlm_units))}",
         )
         seen = set(self.data.split.split("+")) & set(self.validation.split.split("+"))
         require(

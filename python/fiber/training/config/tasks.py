@@ -130,7 +130,7 @@ def read_tasks(value: Any, where: str = "tasks") -> TasksConfig:
         return value
     if not isinstance(value, dict):
         raise ValueError(f"{where}: expected options of tasks, got {shown(value)}")
-    known = all_tasks()
+    known = [each.name for each in dataclasses.fields(TasksConfig)]
     for name in value:
         if isinstance(name, str) and name not in known:
             skipped = "".join(f"; skipped: {each}" for each in installed_tasks() if each.error)
