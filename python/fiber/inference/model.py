@@ -87,6 +87,11 @@ class Model(ImageTextMethods):
         self._text_prefixes: TextPrefixes | None = None
 
     @property
+    def inputs(self) -> Inputs:
+        """Preprocessing of images and texts, for methods of other packages."""
+        return self._inputs
+
+    @property
     def heads(self) -> tuple[str, ...]:
         """Names of the model's heads."""
         return self.config.heads
