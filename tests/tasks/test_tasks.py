@@ -68,7 +68,7 @@ class Loud:
 
 
 METRIC = Evaluation(heads=("vqa",), source="questions", chosen_by=("accuracy",), run="none:None")
-GOOD = task("good", evaluations={"good": METRIC}, methods=("builtins:callable",))
+GOOD = task("good", evaluations={"good": METRIC}, methods={"is_callable": "builtins:callable"})
 LOUD = Loud()
 QUESTION = task("question")
 RENAMED = task("another")
@@ -163,7 +163,7 @@ def test_a_task_of_another_package_is_found(install):
         f"{__name__}:GOOD",
         "",
     )
-    assert tasks.methods_of_others() == {"callable": "builtins:callable"}
+    assert tasks.methods_of_others() == {"is_callable": GOOD}
 
 
 def test_tasks_that_cannot_be_used_are_named_and_break_nothing(install):

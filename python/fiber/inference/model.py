@@ -232,8 +232,8 @@ class Model(ImageTextMethods):
     if not TYPE_CHECKING:
         # Hidden from type checkers, which report unknown attributes themselves.
         def __getattr__(self, name: str) -> Any:
-            if path := methods_of_others().get(name):
-                return MethodType(load(path), self)
+            if task := methods_of_others().get(name):
+                return MethodType(load(task.methods[name]), self)
             raise unknown_attribute(self, name)
 
     def _finds_boxes(self, asked: str) -> FindsBoxes:

@@ -41,16 +41,15 @@ print(json.dumps(ends))
 """
 #: Trains, stops after a step, resumes, and asks.
 JOB = """
-import json, sys
+import json, pickle, sys
 from pathlib import Path
 
 import fiber
 from fiber.config_io import replace_fields, to_dict
-from fiber.inference.model import Model
+from fiber.inference.stages import StagedModel
 from fiber.models.heads import MissingHeadError
 from fiber.training.config.run import differences, load_recipe
 from fiber.training.plan.cluster import Cluster, plan_run
-from fiber_counting.counting.fields import CountingTask
 from fiber_counting.recipes import scenes_counting
 
 given = json.loads(sys.argv[1])
@@ -73,12 +72,16 @@ except KeyboardInterrupt:
 
 model = fiber.load(output / "whole", device="cpu")
 images = given["images"]
-other = fiber.load("scenes", device="cpu").stages["coarse"]
-try:
-    other.count(images[0])
-    refused = ""
-except MissingHeadError as error:
-    refused = str(error)
+scenes = fiber.load("scenes", device="cpu")
+refused = []
+for other in (scenes, scenes.stages["coarse"]):
+    try:
+        other.count(images[0])
+    except MissingHeadError as error:
+        refused.append(str(error))
+both = StagedModel({**scenes.stages, "toy": model})
+assert both.count(images) == model.count(images)
+assert pickle.loads(pickle.dumps(config)) == config
 plan = plan_run(config, Cluster(gpus=1, gpu="h100"))
 question = load_recipe("small_vqa")
 changed = replace_fields(question, {"tasks.counting.count": 2.0})
@@ -172,8 +175,9 @@ def test_a_model_is_asked_by_the_method_of_the_task(job, images):
     assert len(counts) == len(images)
     assert count == counts[0]
     assert all(0 <= each <= 7 for each in counts)
-    # A model of this package has the method, but not the head.
-    assert "count" in job[1]["refused"]
+    # Models of this package have the method, but not the head.
+    assert len(job[1]["refused"]) == 2
+    assert all("'count'" in each for each in job[1]["refused"])
 
 
 @pytest.mark.slow
@@ -259,7 +263,7 @@ def test_entries_that_fail_break_nothing(site, tmp_path):
         "command": (
             "import dataclasses\n"
             "from fiber_counting.counting.fields import TASK as OTHER\n"
-            "TASK = dataclasses.replace(OTHER, name='command', evaluations={}, methods=(),\n"
+            "TASK = dataclasses.replace(OTHER, name='command', evaluations={}, methods={},\n"
             "    command='broken_package.command:add_command')\n"
             "def add_command(commands):\n"
             "    commands.add_parser('unfinished', help='unfinished')\n"

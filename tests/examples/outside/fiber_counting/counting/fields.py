@@ -42,6 +42,6 @@ TASK = Task(
         ),
     },
     # `model.count(images)` and `fiber count MODEL IMAGE...`.
-    methods=("fiber_counting.counting.ask:count",),
+    methods={"count": "fiber_counting.counting.ask:count"},
     command="fiber_counting.counting.command:add_command",
 )
