@@ -226,6 +226,20 @@ def test_entry_points_are_not_read_for_models_of_this_package(tmp_path, monkeypa
     assert encoder_format(fine_keys("v3")) is None
 
 
+def test_configs_of_this_package_are_read_without_their_networks(toy):
+    assert list(families.CONFIGS) == list(families.FAMILIES)
+    for name in families.FAMILIES:
+        for entry in families.own_architectures(name):
+            assert entry.family == name
+            config = families.read_config({} if name == "fiber" else {"family": name})
+            assert type(config) is entry.config_class
+    assert families.read_config(to_dict(toy.config)) == toy.config
+    assert families.read_config(toy.config) is toy.config
+    for value, shown in ((7, "7"), ("toy", "'toy'"), (ToyConfig, "<type>")):
+        with pytest.raises(ValueError, match=rf"run\.model: .*{shown}"):
+            families.read_config(value, "run.model")
+
+
 def test_unknown_family_is_rejected(toy, tmp_path, monkeypatch):
     save_model(toy, tmp_path / "toy")
     monkeypatch.undo()

@@ -40,6 +40,25 @@ def test_unknown_recipe():
         recipes.get("scenes_corse")
 
 
+def no_recipe() -> int:
+    return 3
+
+
+def test_recipes_of_other_packages_are_named_by_their_place():
+    assert load_recipe("fiber.recipes.small:small_vqa") == load_recipe("small_vqa")
+    assert recipes.describe("fiber.recipes.small:small_vqa") == recipes.describe("small_vqa")
+    for name, reason in {
+        "no_such_package.recipes:mine": "no_such_package",
+        f"{__name__}:absent": "absent",
+        f"{__name__}:__name__": "expected a function",
+        ":mine": "module",
+    }.items():
+        with pytest.raises(ValueError, match=rf"'{name}'.*{reason}"):
+            recipes.get(name)
+    with pytest.raises(ValueError, match=rf"'{__name__}:no_recipe'.*RunConfig.*3"):
+        load_recipe(f"{__name__}:no_recipe")
+
+
 def test_only_the_family_of_a_recipe_is_imported():
     code = (
         "import sys; from fiber import recipes; recipes.get('scenes_fine')();"

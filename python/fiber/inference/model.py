@@ -87,6 +87,11 @@ class Model(ImageTextMethods):
         self._text_prefixes: TextPrefixes | None = None
 
     @property
+    def inputs(self) -> Inputs:
+        """Preprocessing of images and texts, for methods of other packages."""
+        return self._inputs
+
+    @property
     def heads(self) -> tuple[str, ...]:
         """Names of the model's heads."""
         return self.config.heads
@@ -227,8 +232,8 @@ class Model(ImageTextMethods):
     if not TYPE_CHECKING:
         # Hidden from type checkers, which report unknown attributes themselves.
         def __getattr__(self, name: str) -> Any:
-            if path := methods_of_others().get(name):
-                return MethodType(load(path), self)
+            if task := methods_of_others().get(name):
+                return MethodType(load(task.methods[name]), self)
             raise unknown_attribute(self, name)
 
     def _finds_boxes(self, asked: str) -> FindsBoxes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Container, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -13,6 +13,9 @@ from fiber.models.encoders.keys import EncoderFormat, KeyMap
 from fiber.models.model_config import ModelConfig
 
 __all__ = ["Architecture", "ModelConfig", "Network"]
+
+#: Part of a network: an encoder, cross-modal layers, or a head.
+Part = Literal["encoder", "cross_modal", "head"]
 
 
 class Network(nn.Module):
@@ -25,6 +28,9 @@ class Network(nn.Module):
     config: Any
     #: The encoders with their fusion.
     backbone: Any
+    #: Parts of modules by prefix, which choose learning rates, if their names are not those of this
+    #: package (`fiber.training.optim.parameter_groups`).
+    parts: ClassVar[Mapping[str, Part]] = {}
 
 
 @dataclass(frozen=True, kw_only=True)

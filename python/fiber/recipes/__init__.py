@@ -2,7 +2,7 @@
 
 A recipe's docstring gives the command, the data, the hardware, and the expected metric with its
 source. Each family of recipes is a module, imported on first use. To add a recipe, write the
-function and list it in `_FAMILIES`.
+function and list it in `_FAMILIES`; those of other packages are named "package.module:function".
 """
 
 from __future__ import annotations
@@ -92,9 +92,12 @@ def get(name: str) -> Callable[[], Any]:
     """
     if ":" in name:
         try:
-            return load(name)
+            found = load(name)
         except (ImportError, ValueError) as error:
             raise ValueError(f"recipe {shown(name)} does not exist: {error}") from error
+        if not callable(found):
+            raise ValueError(f"recipe {shown(name)}: expected a function, got {shown(found)}")
+        return found
     for family, recipes in _FAMILIES.items():
         if name in recipes:
             return getattr(importlib.import_module(f"fiber.recipes.{family}"), name)

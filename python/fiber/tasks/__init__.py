@@ -150,10 +150,10 @@ def find_task(name: str) -> Task:
 
 
 @cache
-def methods_of_others() -> dict[str, str]:
-    """Return the methods that tasks of other packages add to models, by name, as "module:name"."""
-    paths = [path for each in installed_tasks() if each.task for path in each.task.methods]
-    return {path.partition(":")[2]: path for path in paths}
+def methods_of_others() -> dict[str, Task]:
+    """Return the tasks of other packages by the names of the methods that they add to models."""
+    found = [each.task for each in installed_tasks() if each.task is not None]
+    return {name: task for task in found for name in task.methods}
 
 
 @cache

@@ -45,6 +45,19 @@ def test_unknown_parameter_is_refused():
         part_of("new_head.weight")
 
 
+def test_networks_of_other_packages_name_their_parts():
+    others = {"new_head": "head", "backbone.image.mixed": "cross_modal"}
+    assert part_of("new_head.weight", others) == "head"
+    assert part_of("backbone.image.mixed.weight", others) == "cross_modal"
+    assert part_of("backbone.image.mixed_too.weight", others) == "encoder"
+    with pytest.raises(ValueError, match=r"'new_head_too\.weight' is not in"):
+        part_of("new_head_too.weight", others)
+    network = torch.nn.ModuleDict({"new_head": torch.nn.Linear(2, 2, bias=False)})
+    network.parts = others
+    (group,) = build_optimizer(network, OptimConfig(head_lr_multiplier=7.0)).param_groups
+    assert group["lr_factor"] == 7.0
+
+
 @pytest.mark.parametrize(
     ("name", "part"),
     [

@@ -346,13 +346,18 @@ class RunConfig:
 
 
 def load_recipe(name: str) -> RunConfig:
-    """Build the configuration of a recipe in `fiber.recipes`.
+    """Build the configuration of a recipe in `fiber.recipes`, or of another package.
 
     Raises:
         ValueError: if there is no such recipe; the message suggests the nearest names.
     """
     # Imported lazily, because recipes import this package.
-    return importlib.import_module("fiber.recipes").get(name)()
+    config = importlib.import_module("fiber.recipes").get(name)()
+    require(
+        isinstance(config, RunConfig),
+        f"recipe {shown(name)}: expected a function that returns a RunConfig, got {shown(config)}",
+    )
+    return config
 
 
 #: Fields that say how a run is trained, not what, so a resumed run may change them.

@@ -116,8 +116,9 @@ if not TYPE_CHECKING:
             bases=(TasksConfig,),
             frozen=True,
             kw_only=True,
-            module=__name__,
         )
+        # Pickles name it.
+        TasksConfig.__module__ = __name__
 
 
 def read_tasks(value: Any, where: str = "tasks") -> TasksConfig:

@@ -23,7 +23,7 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
         if parameter.requires_grad:
             by_muon = config.muon_lr_multiplier > 0 and is_backbone_matrix(name, parameter)
             factor, decayed = (
-                factor_of(name, parameter, config),
+                factor_of(name, parameter, config, getattr(model, "parts", None)),
                 is_decayed(name, parameter, config),
             )
             group: dict[str, Any] = {

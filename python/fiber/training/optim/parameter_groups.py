@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Literal
 
 from torch import Tensor
 
 from fiber.messages import shown
+from fiber.models.architecture import Part
 from fiber.training.config.run import OptimConfig
 
 #: Kind of a parameter: biases (and relative position bias tables) are never decayed; vectors (norm
 #: weights, temperatures) and gates are decayed only with `decay_vectors`.
 Kind = Literal["weight", "bias", "vector", "gate"]
-#: Part of the model: an encoder, cross-modal layers, or a head.
-Part = Literal["encoder", "cross_modal", "head"]
 
 #: Maps the first component of a name inside the backbone to its part. `image_norm` and
 #: `token_types` are METER's, whose published groups count them as encoders.
@@ -76,19 +76,27 @@ DECAYED_AS_PUBLISHED = (
 _CLIP_BLOCK_NORMS = re.compile(r"backbone\.image\.blocks\.\d+\.(attention|mlp)_norm\.weight")
 
 
-def part_of(name: str) -> Part:
+def part_of(name: str, others: Mapping[str, Part] | None = None) -> Part:
     """Return the part of the model that a parameter belongs to.
+
+    Args:
+        name: name of the parameter.
+        others: `Network.parts` of the model.
 
     Raises:
         ValueError: if the name is unknown; new modules must be added to `PARTS`.
     """
+    for prefix, part in (others or {}).items():
+        if f"{name}.".startswith(f"{prefix}."):
+            return part
     parts = name.split(".")
     if parts[0] == "backbone" and parts[1] in BACKBONE_PARTS:
         return BACKBONE_PARTS[parts[1]]
     if parts[0] not in PARTS:
         raise ValueError(
             f"parameter {shown(name)} is not in a known part of the model; add {shown(parts[0])} to"
-            " fiber.training.optim.parameter_groups.PARTS"
+            " fiber.training.optim.parameter_groups.PARTS, or to `parts` of a network of another"
+            " package"
         )
     return PARTS[parts[0]]
 
@@ -103,14 +111,16 @@ def kind_of(name: str, parameter: Tensor) -> Kind:
     return "vector" if parameter.ndim < 2 else "weight"
 
 
-def factor_of(name: str, parameter: Tensor, config: OptimConfig) -> float:
-    """Return a parameter's learning rate multiplier."""
+def factor_of(
+    name: str, parameter: Tensor, config: OptimConfig, others: Mapping[str, Part] | None = None
+) -> float:
+    """Return a parameter's learning rate multiplier; `others` as in `part_of`."""
     kind = kind_of(name, parameter)
     factor = {
         "encoder": 1.0,
         "cross_modal": config.cross_modal_lr_multiplier,
         "head": config.head_lr_multiplier,
-    }[part_of(name)]
+    }[part_of(name, others)]
     # As in the published fine stage, the text multiplier also covers the text's cross-attention.
     if name.startswith("backbone.text.") or ".text_to_image." in name:
         factor *= config.text_lr_multiplier
