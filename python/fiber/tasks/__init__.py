@@ -43,7 +43,7 @@ GROUP = "fiber.tasks"
 #: Maximum number of characters of an error in a message.
 _MAX_ERROR = 200
 #: Names of `TasksConfig` that are no tasks.
-RESERVED = ("active", "rotation")
+RESERVED = ("active", "of_step", "rotation", "together")
 
 
 @dataclass(frozen=True, kw_only=True)

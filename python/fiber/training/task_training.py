@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from fiber.checkpoints.model_dir import Vocabulary
 from fiber.data import Tokenizer
+from fiber.data.fake_batch import fake_batch
 from fiber.data.record import RecordSet
 from fiber.models.abilities import need_ability
 from fiber.tasks import find_task
 from fiber.tasks.fields import TaskConfig
 from fiber.tasks.task import Task
 from fiber.training.config.run import RunConfig
-from fiber.training.fake_batch import fake_batch
 from fiber.training.objectives.draw import Draw, Place
 from fiber.training.objectives.forward_passes import ONE_PASS, ForwardPasses
 from fiber.training.objectives.split_backward import SplitGraph
@@ -260,7 +260,7 @@ class TaskTraining:
             "text_mask": mask,
         }
         labels = len(self.labels([""] * config.model.num_answers))
-        return fake_batch(self.task.layout, config, common, labels)
+        return fake_batch(self.task.layout, common, labels)
 
     def traffic(self, config: RunConfig, gpus: int, tokens: int, image_size: ImageSize) -> Traffic:
         """Return the bytes that the losses of a step exchange among two or more GPUs."""

@@ -146,16 +146,7 @@ def plan_run(config: RunConfig, cluster: Cluster) -> ClusterPlan:
     samples = samples_of(config, cluster.gpus)
     gpu, precision = find_gpu(cluster.gpu), config.train.precision
     tokens, size = config.model.max_tokens, largest_image(config)
-    # Steps of each task, of a step of the run.
-    share = dict.fromkeys(config.tasks.active(), 1.0)
-    if not config.tasks.together:
-        rotation = Counter(config.tasks.rotation())
-        share = {task: count / rotation.total() for task, count in rotation.items()}
-    # Samples of each task in a step of the run, in batches of `data.batch_size`.
-    weight = {
-        task: part * (config.batch_size(task) / config.data.batch_size)
-        for task, part in share.items()
-    }
+    share, weight = _shares(config)
     passes = ForwardPasses.of(samples, config.train.samples_per_pass).count
     of_a_pass = -(-samples // passes)
     costs = {task: _cost(config, task, of_a_pass, tokens, size) for task in share}
@@ -221,6 +212,16 @@ def plan_run(config: RunConfig, cluster: Cluster) -> ClusterPlan:
         checkpoint_minutes=math.sqrt(2 * seconds * 3600 * hours) / 60,
         notes=tuple(_notes(config, cluster, passes, has_peak=peak is not None)),
     )
+
+
+def _shares(config: RunConfig) -> tuple[dict[str, float], dict[str, float]]:
+    """Return the steps of each task in a step of the run, and its batches of `data.batch_size`."""
+    steps = dict.fromkeys(config.tasks.active(), 1.0)
+    if not config.tasks.together:
+        rotation = Counter(config.tasks.rotation())
+        steps = {task: count / rotation.total() for task, count in rotation.items()}
+    whole = config.data.batch_size
+    return steps, {task: part * (config.batch_size(task) / whole) for task, part in steps.items()}
 
 
 def samples_of(config: RunConfig, gpus: int) -> int:

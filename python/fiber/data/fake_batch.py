@@ -14,15 +14,13 @@ from fiber.data.batch import (
     ReasoningBatch,
 )
 from fiber.data.loader_config import BatchType
-from fiber.training.config.run import RunConfig
 
 
-def fake_batch(layout: BatchType, config: RunConfig, common: dict[str, Any], labels: int) -> Batch:
+def fake_batch(layout: BatchType, common: dict[str, Any], labels: int) -> Batch:
     """Make a batch of a layout; with fake tensors, only their shapes are of use.
 
     Args:
         layout: layout of the batch, as in `DataLoader`.
-        config: configuration of the run.
         common: fields of `Batch`.
         labels: number of columns of `QuestionBatch.targets`.
 
