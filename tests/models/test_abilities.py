@@ -1,6 +1,7 @@
 """What a network can do is asked for once, and what it lacks is named."""
 
 from dataclasses import replace
+from typing import Protocol
 
 import numpy as np
 import pytest
@@ -91,3 +92,16 @@ def test_a_head_without_its_methods_is_named_with_recipes():
     context = EvalContext(network=model.network, tokenizer=None, answers=("a", "b"))
     with pytest.raises(MissingAbilityError, match=f"task 'vqa' .*{lacking}"):
         vqa(context, [])
+
+
+class Counts(ScoresPairs, Protocol):
+    """An ability of another package."""
+
+    def count_logits(self, images): ...
+
+
+def test_abilities_of_other_packages_are_checked():
+    with pytest.raises(MissingAbilityError, match=r"Counts;.* the head 'vqa', but lacks count_l"):
+        need_ability(FIBER, Counts, "a test", "vqa")
+    with pytest.raises(MissingHeadError, match="a test needs the head 'count'"):
+        need_ability(FIBER, Counts, "a test", "count")

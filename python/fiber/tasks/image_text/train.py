@@ -25,6 +25,7 @@ from fiber.training.objectives.forward_passes import ONE_PASS, ForwardPasses
 from fiber.training.objectives.split_backward import SplitGraph
 from fiber.training.plan.traffic import (
     embedding_bytes,
+    embedding_width,
     negatives_traffic,
     queue_image_bytes,
     queue_pair_bytes,
@@ -66,7 +67,7 @@ class ImageTextTraining(TaskTraining):
         if self.has_queue:
             self.queue = PairQueue(
                 self.options.queue_length,
-                width=config.model.roberta.width,
+                width=embedding_width(config),
                 image_size=(config.model.image_size, config.model.image_size),
                 max_tokens=config.model.max_tokens,
                 device=device,

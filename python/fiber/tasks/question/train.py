@@ -38,7 +38,7 @@ class QuestionTraining(TaskTraining):
         fixed: tuple[str, ...] | None,
         known: Vocabulary | None,
     ) -> tuple[str, ...]:
-        return choose_answers(records, config.model.image_text.num_answers, fixed, known)
+        return choose_answers(records, config.model.num_answers, fixed, known)
 
     def usable_records(
         self, records: RecordSet, answers: Sequence[str]

@@ -7,6 +7,8 @@ them with the collectives of real steps.
 
 from __future__ import annotations
 
+from fiber.models.abilities import EmbedsAlone, need_ability
+from fiber.models.registry import build_empty
 from fiber.training.config.run import RunConfig
 from fiber.training.plan.step_cost import prefix_bytes
 from fiber.training.task_training import ImageSize, Traffic, trainings_of
@@ -83,7 +85,12 @@ def queue_image_bytes(config: RunConfig) -> int:
 
 def embedding_bytes(config: RunConfig) -> int:
     """Return the bytes of the two embeddings of a pair."""
-    return 2 * config.model.roberta.width * _FLOAT32
+    return 2 * embedding_width(config) * _FLOAT32
+
+
+def embedding_width(config: RunConfig) -> int:
+    """Return the number of channels of an embedding of ITC."""
+    return need_ability(build_empty(config.model), EmbedsAlone, "ITC").embedding_width
 
 
 def ring(gpus: int) -> float:

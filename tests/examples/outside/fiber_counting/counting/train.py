@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -21,7 +22,7 @@ class CountingTraining(TaskTraining):
     Everything but the loss has a default: batches of the layout, forward passes, cost.
     """
 
-    causes: ClassVar[dict[str, str]] = {"count": "too few steps or a low optim.lr"}
+    causes: ClassVar[Mapping[str, str]] = {"count": "too few steps or a low optim.lr"}
 
     def losses(self, model: Any, batch: GroundingBatch, whole: Tensor | None) -> dict[str, Tensor]:
         """Compute the cross entropy."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 from fiber_counting.toy.config import PATCH, ToyConfig
@@ -33,7 +34,7 @@ class ToyNetwork(Network):
     """Network of the family; it has the ability `CountsObjects` of the task."""
 
     #: `optim.head_lr_multiplier` is for the head.
-    parts: ClassVar[dict[str, Part]] = {"backbone": "encoder", "count_head": "head"}
+    parts: ClassVar[Mapping[str, Part]] = {"backbone": "encoder", "count_head": "head"}
 
     def __init__(self, config: ToyConfig) -> None:
         super().__init__()
